@@ -1,0 +1,126 @@
+// Package discovery finds the endpoints of a service.
+//
+// A [Resolver] watches one service and yields its endpoints whenever they change. The package has three: [Memory], a
+// registry in the process; [Static], a fixed table; and [DNS]. Resolvers that need a client of their own live in
+// folders below this one.
+package discovery
+
+import (
+	"context"
+	"iter"
+	"net"
+	"strconv"
+)
+
+// Endpoint is one instance of a service: where it listens and what is known of it. Endpoints are values; the Labels map
+// and the Ports slice are shared and must not be changed once published.
+type Endpoint struct {
+	// Address is an IP address or a host name, without port.
+	Address string
+
+	// Port is dialled for every service port that Ports does not name. 0 means the port the caller asked for.
+	Port int
+
+	// Ports says, for services with several ports, where each is served.
+	Ports []Port
+
+	// Labels select the endpoint into subsets.
+	Labels map[string]string
+
+	// Locality is where the endpoint runs. The zero value is an unknown place.
+	Locality Locality
+
+	// Weight is the endpoint's share of the traffic, relative to its peers. 0 means 1.
+	Weight uint32
+
+	// Draining keeps the endpoint known, with its calls in flight, but gives it no new ones.
+	Draining bool
+
+	// ServiceAccount is the identity the endpoint runs as ("order-service", or "namespace/order-service"). Empty means
+	// unknown.
+	ServiceAccount string
+}
+
+// Port maps one port of a service to the port an endpoint listens on.
+type Port struct {
+	Name   string // such as "http"; may be empty
+	Number int    // the service's port, the one callers and documents name
+	Target int    // the endpoint's port; 0 means Number
+}
+
+// Locality is a place, from coarse to fine. Empty parts are unknown.
+type Locality struct {
+	Region, Zone, SubZone string
+}
+
+// String returns "region/zone/subzone", the form documents use, cut after the last part that is known.
+func (l Locality) String() string {
+	switch {
+	case l.SubZone != "":
+		return l.Region + "/" + l.Zone + "/" + l.SubZone
+	case l.Zone != "":
+		return l.Region + "/" + l.Zone
+	}
+	return l.Region
+}
+
+// DialPort returns the port to dial for the service port number, and for 0 the endpoint's only or first port. It
+// returns 0 if the endpoint does not say.
+func (e *Endpoint) DialPort(number int) int {
+	for _, p := range e.Ports {
+		if p.Number == number || number == 0 {
+			if p.Target != 0 {
+				return p.Target
+			}
+			return p.Number
+		}
+	}
+	if e.Port != 0 {
+		return e.Port
+	}
+	return number
+}
+
+// ID identifies the endpoint among those of its service: its address and port. State kept for an endpoint (requests in
+// flight, ejections, connections) follows the ID across updates.
+func (e *Endpoint) ID() string {
+	return net.JoinHostPort(e.Address, strconv.Itoa(e.DialPort(0)))
+}
+
+// Service is what a resolver looks up.
+type Service struct {
+	// Host is the canonical name: "user-service.default.svc.cluster.local", "api.example.com" or "10.0.0.7".
+	Host string
+
+	// Name and Namespace are the parts of a Host inside the cluster domain; both are empty otherwise.
+	Name, Namespace string
+
+	// Local says that the caller lives in the same namespace and so may use Name alone.
+	Local bool
+}
+
+// Names returns the names s may be registered under, most specific first: the host itself and, for a service of the
+// cluster, name.namespace.svc, name.namespace and, from the same namespace, the bare name.
+func (s Service) Names() []string {
+	names := []string{s.Host}
+	if s.Name == "" {
+		return names
+	}
+	short := s.Name + "." + s.Namespace
+	names = append(names, short+".svc", short)
+	if s.Local {
+		names = append(names, s.Name)
+	}
+	return names
+}
+
+// Resolver finds endpoints. Implementations must be safe for concurrent use.
+type Resolver interface {
+	// Watch yields the endpoints of the service now and after every change, until ctx ends or the caller stops. It
+	// blocks between changes and starts no goroutine that outlives the iteration.
+	//
+	// An empty set is an answer: the service has no endpoints now. An error is not: the caller keeps the last set it
+	// got, and Watch goes on trying at a pace of its own. [ErrUnknownService] says that this resolver has never heard of
+	// the service; it may still appear later. The yielded slice must not be changed by either side.
+	Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error]
+}
