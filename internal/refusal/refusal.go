@@ -1,0 +1,28 @@
+// Package refusal marks the errors with which a layer refuses a call before anything was sent.
+//
+// Whoever looks at the outcome of a call must tell a refusal of ours from a failure of the peer: a refusal is not held
+// against an endpoint and is not retried, because the layer that refused would refuse again.
+package refusal
+
+import "errors"
+
+// Error is a refusal. Layers publish their sentinels as values of this type.
+type Error struct {
+	text string
+}
+
+// New returns a refusal with the given text. Like errors.New, it returns a distinct value each time.
+func New(text string) error {
+	return &Error{text: text}
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	return e.text
+}
+
+// Is reports whether err is or wraps a refusal.
+func Is(err error) bool {
+	var refused *Error
+	return errors.As(err, &refused)
+}
