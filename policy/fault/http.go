@@ -1,0 +1,151 @@
+package fault
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+)
+
+const abortText = "fault filter abort" // Envoy's
+
+// Transport is an http.RoundTripper that makes some of the calls through it meet faults. It must not be changed after
+// its first use.
+type Transport struct {
+	// Base makes the calls. Nil means http.DefaultTransport.
+	Base http.RoundTripper
+
+	// Config is the faults. The zero value has none. Every call fails if it is not valid.
+	Config Config
+
+	// Rand returns an integer in [0, n). Nil means math/rand/v2.
+	Rand func(n uint32) uint32
+
+	once    sync.Once
+	invalid error
+}
+
+// RoundTrip implements http.RoundTripper. If the request's context ends during a delay, it returns the cause.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	t.once.Do(func() { t.invalid = t.Config.Validate() })
+	if t.invalid != nil {
+		closeBody(req)
+		return nil, t.invalid
+	}
+	d := t.Config.Decide(t.Rand)
+	if err := d.Wait(req.Context()); err != nil {
+		closeBody(req)
+		return nil, err
+	}
+	if d.Abort {
+		closeBody(req)
+		return d.Response(req), nil
+	}
+	return t.base().RoundTrip(req)
+}
+
+// CloseIdleConnections closes the idle connections of the base.
+func (t *Transport) CloseIdleConnections() {
+	if closer, ok := t.base().(interface{ CloseIdleConnections() }); ok {
+		closer.CloseIdleConnections()
+	}
+}
+
+func (t *Transport) base() http.RoundTripper {
+	if t.Base == nil {
+		return http.DefaultTransport
+	}
+	return t.Base
+}
+
+// Wait holds the call back for the delay, and returns the cause if ctx ends first.
+func (d *Decision) Wait(ctx context.Context) error {
+	if d.Delay <= 0 {
+		return nil
+	}
+	timer := time.NewTimer(d.Delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Response returns the answer to an aborted call. A gRPC call (by its content type) gets a response without body whose
+// header is also its trailer, as gRPC has it; for an HTTPStatus, with the code that gRPC gives that status. Any other
+// call gets HTTPStatus, or 200 where the abort is a gRPC status, and a text.
+func (d *Decision) Response(req *http.Request) *http.Response {
+	resp := &http.Response{
+		StatusCode: http.StatusOK,
+		Proto:      "HTTP/1.1",
+		ProtoMajor: 1,
+		ProtoMinor: 1,
+		Request:    req,
+		Body:       http.NoBody,
+	}
+	if isGRPC(req) {
+		code := d.GRPCStatus
+		if !d.IsGRPC {
+			code = codeOf(d.HTTPStatus)
+		}
+		resp.Proto, resp.ProtoMajor, resp.ProtoMinor = "HTTP/2.0", 2, 0
+		resp.Header = http.Header{
+			"Content-Type": {"application/grpc"},
+			"Grpc-Status":  {strconv.FormatUint(uint64(code), 10)},
+			"Grpc-Message": {abortText},
+		}
+	} else {
+		if !d.IsGRPC {
+			resp.StatusCode = d.HTTPStatus
+		}
+		resp.Header = http.Header{"Content-Type": {"text/plain"}}
+		if hasBody(req.Method, resp.StatusCode) {
+			resp.Header["Content-Length"] = []string{strconv.Itoa(len(abortText))}
+			resp.ContentLength = int64(len(abortText))
+			resp.Body = io.NopCloser(strings.NewReader(abortText))
+		}
+	}
+	resp.Status = strconv.Itoa(resp.StatusCode)
+	if text := http.StatusText(resp.StatusCode); text != "" {
+		resp.Status += " " + text
+	}
+	return resp
+}
+
+func hasBody(method string, status int) bool {
+	return method != http.MethodHead && status != http.StatusNoContent && status != http.StatusNotModified
+}
+
+// isGRPC reports whether the request is a gRPC call: application/grpc, also with a suffix such as "+proto".
+func isGRPC(req *http.Request) bool {
+	rest, ok := strings.CutPrefix(req.Header.Get("Content-Type"), "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
+}
+
+// codeOf maps an HTTP status to a gRPC code, by the table of gRPC's "HTTP to gRPC Status Code Mapping".
+func codeOf(status int) uint32 {
+	switch status {
+	case http.StatusBadRequest:
+		return 13 // INTERNAL
+	case http.StatusUnauthorized:
+		return 16 // UNAUTHENTICATED
+	case http.StatusForbidden:
+		return 7 // PERMISSION_DENIED
+	case http.StatusNotFound:
+		return 12 // UNIMPLEMENTED
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return 14 // UNAVAILABLE
+	}
+	return 2 // UNKNOWN
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		req.Body.Close()
+	}
+}

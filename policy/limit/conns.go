@@ -1,0 +1,385 @@
+package limit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"math"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// idlePerEndpoint is how many idle connections to an endpoint are kept. net/http's own 2 makes every burst of calls
+	// dial anew; a number beyond any burst keeps the pool as large as the calls in flight made it, as Envoy's is.
+	idlePerEndpoint = 4096
+
+	// A peer that vanished is noticed by an HTTP/2 connection only through a ping.
+	pingAfter   = 30 * time.Second
+	pingTimeout = 15 * time.Second
+
+	// roomCheck is how often a dial that waits for room looks for idle connections, which come up without notice.
+	roomCheck = 20 * time.Millisecond
+)
+
+// links are the open connections of a pool, over all its endpoints.
+type links struct {
+	mu    sync.Mutex
+	open  int
+	conns []*Conns
+	next  int           // in conns: whose idle connections are closed next to make room
+	room  chan struct{} // closed when a connection closes; nil if no dial waits
+}
+
+func (l *links) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open
+}
+
+// Conns is the connections of a [Pool] to one endpoint: an http.RoundTripper over a clone of a template, to which the
+// pool's settings were applied. It is safe for concurrent use.
+type Conns struct {
+	pool      *Pool
+	transport *http.Transport
+	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
+	counts    bool // every call must be counted on its connection
+
+	open int // guarded by pool.links.mu
+}
+
+// Conns returns a new set of connections, to which the pool's settings apply and which count against its
+// MaxConnections. The caller closes it.
+//
+// The template is cloned, and keeps its TLS configuration, proxy and dialer, inside a dial function that applies
+// ConnectTimeout, Keepalive and MaxConnections. The clone speaks HTTP/2 where the endpoint does, unless
+// template.Protocols or template.TLSNextProto say otherwise: that a TLSClientConfig or a dialer is set does not turn it
+// off. It pings HTTP/2 peers that fall silent and keeps as many idle connections as there were calls at once, unless the
+// template has settings of its own.
+//
+// A nil *Pool applies the defaults of [PoolConfig].
+//
+// It is an error if the template dials TLS itself, since then neither timeouts nor limits can be enforced, or if it sets
+// MaxConnsPerHost, which MaxConnections replaces.
+func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
+	switch {
+	case template.DialTLSContext != nil || template.DialTLS != nil: //nolint:staticcheck // deprecated, but still honoured
+		return nil, errors.New("limit: the template transport has a DialTLS function; set TLSClientConfig and DialContext")
+	case template.MaxConnsPerHost != 0:
+		// With HTTP/2 it makes calls wait that could share a connection.
+		return nil, errors.New("limit: the template transport sets MaxConnsPerHost; set PoolConfig.MaxConnections")
+	}
+	if p == nil {
+		p = &Pool{}
+	}
+	config := p.config
+
+	t := template.Clone()
+	c := &Conns{
+		pool:      p,
+		transport: t,
+		dial:      t.DialContext,
+		counts:    config.MaxRequestsPerConnection > 1 || config.MaxConnectionDuration > 0,
+	}
+	if c.dial == nil {
+		c.dial = contextDial(t)
+	}
+	t.DialContext, t.Dial = c.dialContext, nil //nolint:staticcheck // DialContext stands in for it
+	t.ForceAttemptHTTP2 = true
+
+	if config.ConnectTimeout > 0 {
+		t.TLSHandshakeTimeout = config.ConnectTimeout
+	} else if t.TLSHandshakeTimeout == 0 {
+		t.TLSHandshakeTimeout = defaultConnectTimeout
+	}
+	switch {
+	case config.IdleTimeout > 0:
+		t.IdleConnTimeout = config.IdleTimeout
+	case config.IdleTimeout < 0:
+		t.IdleConnTimeout = 0
+	default:
+		t.IdleConnTimeout = defaultIdleTimeout
+	}
+	t.MaxIdleConns = 0 // a limit over all hosts of a template says nothing of one endpoint
+	if t.MaxIdleConnsPerHost == 0 {
+		t.MaxIdleConnsPerHost = idlePerEndpoint
+	}
+	if config.MaxRequestsPerConnection == 1 {
+		t.DisableKeepAlives = true
+	}
+	if t.HTTP2 == nil {
+		t.HTTP2 = &http.HTTP2Config{}
+	}
+	if t.HTTP2.SendPingTimeout == 0 {
+		t.HTTP2.SendPingTimeout = pingAfter
+	}
+	if t.HTTP2.PingTimeout == 0 {
+		t.HTTP2.PingTimeout = pingTimeout
+	}
+
+	p.links.mu.Lock()
+	p.links.conns = append(p.links.conns, c)
+	p.links.mu.Unlock()
+	return c, nil
+}
+
+// contextDial returns the dial function of a transport that has no DialContext.
+func contextDial(t *http.Transport) func(context.Context, string, string) (net.Conn, error) {
+	if dial := t.Dial; dial != nil { //nolint:staticcheck // deprecated, but still honoured
+		return func(_ context.Context, network, addr string) (net.Conn, error) { return dial(network, addr) }
+	}
+	return new(net.Dialer).DialContext
+}
+
+// RoundTrip implements http.RoundTripper. It does not take a slot of the pool; see [Pool.Acquire].
+func (c *Conns) RoundTrip(req *http.Request) (*http.Response, error) {
+	if !c.counts {
+		return c.transport.RoundTrip(req)
+	}
+	call := &countedCall{conns: c}
+	call.trace.GotConn = call.gotConn
+	// The call may turn out to be the last on its connection, so it needs a header of its own to say so.
+	call.req = req.WithContext(httptrace.WithClientTrace(req.Context(), &call.trace))
+	call.req.Header = maps.Clone(req.Header)
+	resp, err := c.transport.RoundTrip(call.req)
+	if resp != nil {
+		resp.Request = req
+	}
+	return resp, err
+}
+
+// CloseIdleConnections closes the connections that serve no call.
+func (c *Conns) CloseIdleConnections() {
+	c.transport.CloseIdleConnections()
+}
+
+// Open returns how many connections are open or being opened.
+func (c *Conns) Open() int {
+	c.pool.links.mu.Lock()
+	defer c.pool.links.mu.Unlock()
+	return c.open
+}
+
+// Close closes the idle connections and makes the pool forget c. Connections in use count against the pool until they
+// close, which they do on IdleTimeout or the next CloseIdleConnections. Close is idempotent.
+func (c *Conns) Close() {
+	l := &c.pool.links
+	l.mu.Lock()
+	l.conns = slices.DeleteFunc(l.conns, func(other *Conns) bool { return other == c })
+	l.mu.Unlock()
+	c.transport.CloseIdleConnections()
+}
+
+// countedCall is a call that is counted on the connection it is sent over.
+type countedCall struct {
+	conns *Conns
+	trace httptrace.ClientTrace
+	req   *http.Request
+}
+
+// gotConn runs on the goroutine of RoundTrip, after the connection is chosen and before the request is written.
+func (call *countedCall) gotConn(info httptrace.GotConnInfo) {
+	nc := info.Conn
+	for {
+		if conn, ok := nc.(*conn); ok {
+			if conn.last(time.Now()) && !call.req.Close {
+				// HTTP/1 looks at the header, since it may have copied the request; HTTP/2 at either, and takes no
+				// further calls on the connection.
+				call.req.Close = true
+				call.req.Header.Set("Connection", "close")
+			}
+			return
+		}
+		layer, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			return
+		}
+		nc = layer.NetConn()
+	}
+}
+
+func (c *Conns) dialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	timeout := c.pool.config.ConnectTimeout
+	if timeout == 0 {
+		timeout = defaultConnectTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	if err := c.reserve(ctx); err != nil {
+		return nil, err
+	}
+	returned := false
+	defer func() {
+		if !returned {
+			c.unreserve() // the dial failed, or panicked
+		}
+	}()
+	nc, err := c.dial(ctx, network, addr)
+	if err != nil {
+		// Whatever dialled, a failure to connect says so: it is retried where nothing else would be.
+		if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" {
+			err = &net.OpError{Op: "dial", Net: network, Err: err}
+		}
+		return nil, err
+	}
+	if err := c.setKeepalive(nc); err != nil {
+		nc.Close()
+		return nil, &net.OpError{Op: "dial", Net: network, Addr: nc.RemoteAddr(), Err: err}
+	}
+	returned = true
+	return &conn{Conn: nc, owner: c, born: time.Now()}, nil
+}
+
+// setKeepalive applies Keepalive to a TCP connection. There is nothing to probe on others.
+func (c *Conns) setKeepalive(nc net.Conn) error {
+	keepalive := c.pool.config.Keepalive
+	if keepalive == (Keepalive{}) {
+		return nil
+	}
+	tcp, ok := nc.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	})
+	if !ok {
+		return nil
+	}
+	// In net.KeepAliveConfig, unlike here, it is a negative value that leaves the system's default alone.
+	config := net.KeepAliveConfig{Enable: true, Count: -1, Idle: -1, Interval: -1}
+	if keepalive.Probes > 0 {
+		config.Count = keepalive.Probes
+	}
+	if keepalive.Time > 0 {
+		config.Idle = keepalive.Time
+	}
+	if keepalive.Interval > 0 {
+		config.Interval = keepalive.Interval
+	}
+	return tcp.SetKeepAliveConfig(config)
+}
+
+// reserve counts one connection in. At MaxConnections it first closes idle connections to other endpoints and then
+// waits for a connection to close. The call that wants the connection holds a slot, so unless an HTTP/2 connection is
+// out of streams the wait is for a connection that is just being given up.
+func (c *Conns) reserve(ctx context.Context) error {
+	limit := c.pool.config.MaxConnections
+	if limit == 0 {
+		limit = math.MaxInt
+	}
+	var timer *time.Timer
+	l := &c.pool.links
+	for {
+		l.mu.Lock()
+		if l.open < limit || c.open == 0 {
+			l.open++
+			c.open++
+			l.mu.Unlock()
+			return nil
+		}
+		if l.room == nil {
+			l.room = make(chan struct{})
+		}
+		room := l.room
+		others := len(l.conns)
+		l.mu.Unlock()
+
+		for range others {
+			if !c.evict(limit) {
+				break
+			}
+		}
+		if c.hasRoom(limit) {
+			continue
+		}
+		if timer == nil {
+			timer = time.NewTimer(roomCheck)
+			defer timer.Stop()
+		} else {
+			timer.Reset(roomCheck)
+		}
+		select {
+		case <-room:
+		case <-timer.C:
+		case <-ctx.Done():
+			c.pool.overflows.Add(1)
+			return fmt.Errorf("%w: %w", ErrOverflow, context.Cause(ctx))
+		}
+	}
+}
+
+// evict closes the idle connections to the next other endpoint. It reports whether that may have to be repeated.
+func (c *Conns) evict(limit int) bool {
+	l := &c.pool.links
+	l.mu.Lock()
+	if l.open < limit || len(l.conns) == 0 {
+		l.mu.Unlock()
+		return false
+	}
+	l.next = (l.next + 1) % len(l.conns)
+	victim := l.conns[l.next]
+	l.mu.Unlock()
+	if victim != c {
+		victim.transport.CloseIdleConnections()
+	}
+	return true
+}
+
+func (c *Conns) hasRoom(limit int) bool {
+	l := &c.pool.links
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open < limit || c.open == 0
+}
+
+func (c *Conns) unreserve() {
+	l := &c.pool.links
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open--
+	c.open--
+	if l.room != nil {
+		close(l.room)
+		l.room = nil
+	}
+}
+
+// conn is an open connection.
+type conn struct {
+	net.Conn
+	owner *Conns
+	born  time.Time
+
+	calls  atomic.Int64
+	closed atomic.Bool
+}
+
+// last counts a call and reports whether the connection must be closed after it.
+func (c *conn) last(now time.Time) bool {
+	config := &c.owner.pool.config
+	calls := c.calls.Add(1)
+	return config.MaxRequestsPerConnection > 0 && calls >= int64(config.MaxRequestsPerConnection) ||
+		config.MaxConnectionDuration > 0 && now.Sub(c.born) >= config.MaxConnectionDuration
+}
+
+// Close implements net.Conn.
+func (c *conn) Close() error {
+	if c.closed.CompareAndSwap(false, true) {
+		defer c.owner.unreserve()
+	}
+	return c.Conn.Close()
+}
+
+// NetConn returns the connection beneath, as that of tls.Conn does.
+func (c *conn) NetConn() net.Conn {
+	return c.Conn
+}
+
+// ReadFrom lets the connection beneath copy without a buffer, as for a file.
+func (c *conn) ReadFrom(r io.Reader) (int64, error) {
+	return io.Copy(c.Conn, r)
+}

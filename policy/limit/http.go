@@ -1,0 +1,199 @@
+package limit
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/nosidecar/mesh/internal/body"
+)
+
+// OverflowResponse returns the answer to a call that was refused with [ErrOverflow]: 503, as Envoy words it.
+func OverflowResponse(req *http.Request) *http.Response {
+	return refuse(req, http.StatusServiceUnavailable, "X-Envoy-Overloaded",
+		"upstream connect error or disconnect/reset before headers. reset reason: overflow")
+}
+
+// RateLimitedResponse returns the answer to a call that was refused with [ErrRateLimited]: 429, as Envoy words it.
+func RateLimitedResponse(req *http.Request) *http.Response {
+	return refuse(req, http.StatusTooManyRequests, "X-Envoy-Ratelimited", "local_rate_limited")
+}
+
+func refuse(req *http.Request, status int, reason, text string) *http.Response {
+	resp := &http.Response{
+		Status:     strconv.Itoa(status) + " " + http.StatusText(status),
+		StatusCode: status,
+		Proto:      "HTTP/1.1",
+		ProtoMajor: 1,
+		ProtoMinor: 1,
+		Header: http.Header{
+			"Content-Type":   {"text/plain"},
+			"Content-Length": {strconv.Itoa(len(text))},
+			reason:           {"true"},
+		},
+		ContentLength: int64(len(text)),
+		Body:          http.NoBody,
+		Request:       req,
+	}
+	if req.Method != http.MethodHead {
+		resp.Body = io.NopCloser(strings.NewReader(text))
+	}
+	return resp
+}
+
+// Transport is an http.RoundTripper that keeps the calls through it within one connection pool. It answers those beyond
+// with [OverflowResponse]. It must not be copied or changed after its first use.
+type Transport struct {
+	// Base makes the calls. Where it is an *http.Transport, a clone is used, to which Config applies; any other
+	// RoundTripper has connections of its own, and then every call fails if Config has settings for connections. Nil means
+	// http.DefaultTransport.
+	Base http.RoundTripper
+
+	// Config is the pool. The zero value limits nothing.
+	Config PoolConfig
+
+	// Multiplexed says that the calls share connections, because the destination speaks HTTP/2: then MaxConnections does
+	// not bound the calls.
+	Multiplexed bool
+
+	once  sync.Once
+	base  http.RoundTripper
+	pool  *Pool
+	fault error // what is wrong with Config or Base
+}
+
+// RoundTrip implements http.RoundTripper. A call counts until its response body is read to the end or closed.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	t.once.Do(t.start)
+	if t.fault != nil {
+		closeBody(req)
+		return nil, t.fault
+	}
+	slot, err := t.pool.Acquire(req.Context(), t.Multiplexed)
+	if err != nil {
+		closeBody(req)
+		if err == ErrOverflow {
+			return OverflowResponse(req), nil
+		}
+		return nil, err
+	}
+	c := &call{slot: slot}
+	defer func() {
+		if !c.sent {
+			c.slot.Release() // an error, a panic or a Goexit
+		}
+	}()
+	resp, err := t.base.RoundTrip(req)
+	if err != nil {
+		if errors.Is(err, ErrOverflow) {
+			return OverflowResponse(req), nil
+		}
+		return resp, err
+	}
+	c.sent = true
+	c.body.Attach(resp, c)
+	return resp, nil
+}
+
+func (t *Transport) start() {
+	if t.pool, t.fault = NewPool(t.Config); t.fault != nil {
+		return
+	}
+	t.base = t.Base
+	if t.base == nil {
+		t.base = http.DefaultTransport
+	}
+	if template, ok := t.base.(*http.Transport); ok {
+		conns, err := t.pool.Conns(template)
+		if err != nil {
+			t.fault = err
+			return
+		}
+		t.base = conns
+		return
+	}
+	calls := t.Config
+	calls.MaxConnections, calls.MaxPendingRequests, calls.MaxRequests = 0, 0, 0
+	if calls != (PoolConfig{}) {
+		t.fault = errors.New("limit: Config has settings for connections, which need an *http.Transport as Base")
+	}
+}
+
+// Stats returns the counters of the pool.
+func (t *Transport) Stats() Stats {
+	t.once.Do(t.start)
+	return t.pool.Stats()
+}
+
+// CloseIdleConnections closes the idle connections of the base.
+func (t *Transport) CloseIdleConnections() {
+	t.once.Do(t.start)
+	closeIdle(t.base)
+}
+
+// call is one call that holds a slot.
+type call struct {
+	body body.Reader
+	slot Slot
+	sent bool
+}
+
+// End implements body.Ender.
+func (c *call) End(error) {
+	c.slot.Release()
+}
+
+// RateTransport is an http.RoundTripper that keeps the calls through it within a rate. It answers those beyond with
+// [RateLimitedResponse]. It must not be copied or changed after its first use.
+type RateTransport struct {
+	// Base makes the calls. Nil means http.DefaultTransport.
+	Base http.RoundTripper
+
+	// Config is the rate. The zero value limits nothing.
+	Config RateConfig
+
+	once  sync.Once
+	rate  *Rate
+	fault error // what is wrong with Config
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *RateTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	t.once.Do(func() { t.rate, t.fault = NewRate(t.Config) })
+	if t.fault != nil {
+		closeBody(req)
+		return nil, t.fault
+	}
+	if !t.rate.Allow() {
+		closeBody(req)
+		return RateLimitedResponse(req), nil
+	}
+	return t.base().RoundTrip(req)
+}
+
+// CloseIdleConnections closes the idle connections of the base.
+func (t *RateTransport) CloseIdleConnections() {
+	closeIdle(t.base())
+}
+
+func (t *RateTransport) base() http.RoundTripper {
+	if t.Base == nil {
+		return http.DefaultTransport
+	}
+	return t.Base
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		req.Body.Close()
+	}
+}
+
+func closeIdle(rt http.RoundTripper) {
+	if closer, ok := rt.(interface{ CloseIdleConnections() }); ok {
+		closer.CloseIdleConnections()
+	}
+}

@@ -1,0 +1,16 @@
+// Package limit bounds what this process sends to a destination: how many calls at once, over how many connections and
+// at what rate.
+//
+// [Pool] is a destination's connection pool, as Envoy reads the connectionPool of a DestinationRule: its slots bound the
+// calls, its [Conns] the connections to each endpoint. [Rate] is a token bucket. Both only decide; [Transport] and
+// [RateTransport] apply them to an http.Client, and [OverflowResponse] and [RateLimitedResponse] are the answers Envoy
+// gives to a call that is refused.
+package limit
+
+import "github.com/nosidecar/mesh/internal/refusal"
+
+// ErrOverflow refuses a call that a [Pool] has no room for. The call was not sent, and is not retried.
+var ErrOverflow = refusal.New("limit: connection pool overflow")
+
+// ErrRateLimited refuses a call that a [Rate] has no token for. The call was not sent.
+var ErrRateLimited = refusal.New("limit: rate limited")

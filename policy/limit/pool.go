@@ -1,0 +1,278 @@
+package limit
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	defaultConnectTimeout = 10 * time.Second
+	defaultIdleTimeout    = time.Hour
+)
+
+// PoolConfig bounds the calls and connections of one destination. Values are comparable. The zero value limits nothing
+// and has Envoy's timeouts.
+type PoolConfig struct {
+	// MaxConnections is how many connections to all endpoints of the destination may be open at once. An HTTP/1 call
+	// has a connection to itself, so this also bounds the HTTP/1 calls in flight; those beyond it wait their turn. An
+	// endpoint that has no connection may always open one. 0 means no limit.
+	MaxConnections int
+
+	// MaxPendingRequests is how many HTTP/1 calls may wait for one of MaxConnections. Those beyond it are refused. 0
+	// means no limit. Without MaxConnections nothing waits.
+	MaxPendingRequests int
+
+	// MaxRequests is how many calls may be in flight at once, over HTTP/1 and HTTP/2. Those beyond it are refused. 0
+	// means no limit.
+	MaxRequests int
+
+	// MaxRequestsPerConnection is how many calls a connection serves before it is closed. 1 means no keep-alive, 0 no
+	// limit.
+	MaxRequestsPerConnection int
+
+	// ConnectTimeout bounds the wait for a connection, and again the TLS handshake on it. 0 means 10 seconds for the
+	// first and what the template says for the second.
+	ConnectTimeout time.Duration
+
+	// IdleTimeout is how long a connection may be without calls before it is closed. 0 means one hour; a negative value
+	// means for ever.
+	IdleTimeout time.Duration
+
+	// MaxConnectionDuration is the age from which on a connection takes one last call and is then closed. 0 means no
+	// limit.
+	MaxConnectionDuration time.Duration
+
+	// Keepalive is how TCP connections are probed. The zero value means what the template's dialer does.
+	Keepalive Keepalive
+}
+
+// Keepalive is how often the kernel probes a silent TCP connection. Where any field is set, the zero value of another
+// means the system's default.
+type Keepalive struct {
+	// Probes is how many probes may go unanswered before the connection is taken for dead.
+	Probes int
+
+	// Time is how long the connection is silent before the first probe.
+	Time time.Duration
+
+	// Interval is the time between probes.
+	Interval time.Duration
+}
+
+// Pool is the connection pool of one destination: it hands out slots to calls, and through its [Conns] opens the
+// connections to the endpoints. A nil *Pool and the zero value limit nothing. It is safe for concurrent use.
+type Pool struct {
+	config PoolConfig
+
+	active    atomic.Int64 // calls that hold a slot
+	overflows atomic.Uint64
+
+	mu      sync.Mutex
+	busy    int     // HTTP/1 calls that hold a slot, if MaxConnections is set
+	pending int     // length of the list of waiters
+	head    *waiter // first come
+	tail    *waiter
+
+	links links
+}
+
+// waiter is a call in line for a connection. Its fields are guarded by Pool.mu, but for ready, which is closed to hand
+// over the slot.
+type waiter struct {
+	ready      chan struct{}
+	granted    bool
+	prev, next *waiter
+}
+
+// NewPool returns a pool with nothing in flight, or an error if a value is out of range.
+func NewPool(config PoolConfig) (*Pool, error) {
+	for _, field := range []struct {
+		name  string
+		value int64
+	}{
+		{"MaxConnections", int64(config.MaxConnections)},
+		{"MaxPendingRequests", int64(config.MaxPendingRequests)},
+		{"MaxRequests", int64(config.MaxRequests)},
+		{"MaxRequestsPerConnection", int64(config.MaxRequestsPerConnection)},
+		{"ConnectTimeout", int64(config.ConnectTimeout)},
+		{"MaxConnectionDuration", int64(config.MaxConnectionDuration)},
+		{"Keepalive.Probes", int64(config.Keepalive.Probes)},
+		{"Keepalive.Time", int64(config.Keepalive.Time)},
+		{"Keepalive.Interval", int64(config.Keepalive.Interval)},
+	} {
+		if field.value < 0 {
+			return nil, fmt.Errorf("limit: %s is %d, want 0 or more", field.name, field.value)
+		}
+	}
+	return &Pool{config: config}, nil
+}
+
+// Slot is the right to one call. The zero value is a slot of a nil pool.
+type Slot struct {
+	pool        *Pool
+	multiplexed bool
+}
+
+// Acquire takes a slot for a call, which the caller must release exactly once, when the call is over.
+//
+// It returns [ErrOverflow] at once if there is no room. An HTTP/1 call for which only a connection is missing waits for
+// one, first come, first served; if ctx ends first, Acquire returns the cause. A multiplexed (HTTP/2) call shares its
+// connection and never waits.
+func (p *Pool) Acquire(ctx context.Context, multiplexed bool) (Slot, error) {
+	if p == nil {
+		return Slot{}, nil
+	}
+	slot := Slot{p, multiplexed}
+	if multiplexed || p.config.MaxConnections == 0 {
+		if !p.enter() {
+			p.overflows.Add(1)
+			return Slot{}, ErrOverflow
+		}
+		return slot, nil
+	}
+
+	p.mu.Lock()
+	if p.busy < p.config.MaxConnections {
+		if !p.enter() {
+			p.mu.Unlock()
+			p.overflows.Add(1)
+			return Slot{}, ErrOverflow
+		}
+		p.busy++
+		p.mu.Unlock()
+		return slot, nil
+	}
+	if limit := p.config.MaxPendingRequests; p.full() || limit > 0 && p.pending >= limit {
+		p.mu.Unlock()
+		p.overflows.Add(1)
+		return Slot{}, ErrOverflow
+	}
+	w := &waiter{ready: make(chan struct{})}
+	p.pushLocked(w)
+	p.mu.Unlock()
+
+	select {
+	case <-w.ready:
+		return slot, nil
+	case <-ctx.Done():
+	}
+	p.mu.Lock()
+	granted := w.granted
+	if !granted {
+		p.removeLocked(w)
+	}
+	p.mu.Unlock()
+	if granted {
+		// The slot and the end of ctx came together; the slot goes to the next in line.
+		slot.Release()
+	}
+	return Slot{}, context.Cause(ctx)
+}
+
+// Release gives the slot back.
+func (s Slot) Release() {
+	p := s.pool
+	if p == nil {
+		return
+	}
+	if s.multiplexed || p.config.MaxConnections == 0 {
+		p.active.Add(-1)
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if w := p.head; w != nil {
+		// The slot changes hands: neither busy nor active change.
+		p.removeLocked(w)
+		w.granted = true
+		close(w.ready)
+		return
+	}
+	p.busy--
+	p.active.Add(-1)
+}
+
+// enter counts a call in, unless that would exceed MaxRequests. A refused call is never counted, not even for a moment,
+// or it could push out another.
+func (p *Pool) enter() bool {
+	limit := int64(p.config.MaxRequests)
+	if limit == 0 {
+		p.active.Add(1)
+		return true
+	}
+	for {
+		n := p.active.Load()
+		if n >= limit {
+			return false
+		}
+		if p.active.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (p *Pool) full() bool {
+	limit := int64(p.config.MaxRequests)
+	return limit > 0 && p.active.Load() >= limit
+}
+
+func (p *Pool) pushLocked(w *waiter) {
+	p.pending++
+	w.prev = p.tail
+	if p.tail == nil {
+		p.head = w
+	} else {
+		p.tail.next = w
+	}
+	p.tail = w
+}
+
+func (p *Pool) removeLocked(w *waiter) {
+	p.pending--
+	if w.prev == nil {
+		p.head = w.next
+	} else {
+		w.prev.next = w.next
+	}
+	if w.next == nil {
+		p.tail = w.prev
+	} else {
+		w.next.prev = w.prev
+	}
+	w.prev, w.next = nil, nil
+}
+
+// Config returns what the pool was made with.
+func (p *Pool) Config() PoolConfig {
+	if p == nil {
+		return PoolConfig{}
+	}
+	return p.config
+}
+
+// Stats are the counters of a [Pool].
+type Stats struct {
+	Active      int    // calls that hold a slot
+	Pending     int    // calls that wait for one
+	Connections int    // connections open or being opened
+	Overflows   uint64 // calls refused so far
+}
+
+// Stats returns the counters. They are read one after the other, and so may be a call apart.
+func (p *Pool) Stats() Stats {
+	if p == nil {
+		return Stats{}
+	}
+	p.mu.Lock()
+	pending := p.pending
+	p.mu.Unlock()
+	return Stats{
+		Active:      int(p.active.Load()),
+		Pending:     pending,
+		Connections: p.links.count(),
+		Overflows:   p.overflows.Load(),
+	}
+}
