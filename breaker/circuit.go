@@ -1,0 +1,394 @@
+package breaker
+
+import (
+	"errors"
+	"fmt"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+
+	"github.com/nosidecar/mesh/internal/refusal"
+)
+
+// ErrOpen refuses a call: the circuit is open, or half-open with all its probes under way. Nothing was sent. Test for it
+// with errors.Is.
+var ErrOpen = refusal.New("breaker: open")
+
+// Config says when a circuit opens and how it closes again. The zero Config opens after 5 consecutive failures and
+// probes with one call every 30 seconds. Configs can be compared with ==.
+type Config struct {
+	// ConsecutiveFailures opens the circuit after this many failures with no success between them, however far apart.
+	// 0 means 5; negative switches the rule off.
+	ConsecutiveFailures int
+
+	// FailureRate opens the circuit when a call fails and at least this share of the calls that ended within Window have
+	// failed. It lies between 0 and 1; 0 switches the rule off.
+	FailureRate float64
+
+	// SlowCallRate opens the circuit when a call fails or is slow and at least this share of the calls that ended within
+	// Window were slow, failed or not. It lies between 0 and 1; 0 switches the rule off. It requires SlowCall.
+	//
+	// A slow call that succeeded counts as a success for the two rules above. In a half-open circuit with a SlowCallRate,
+	// it counts as a failure: the circuit may have opened for slowness.
+	SlowCallRate float64
+
+	// SlowCall is the time to respond from which a call is slow. 0 means no call is. It requires SlowCallRate.
+	SlowCall time.Duration
+
+	// MinRequests is the number of calls that must have ended within Window before a rate is looked at. 0 means 20.
+	MinRequests int
+
+	// Window is the time over which the rates are taken. 0 means 10 seconds.
+	Window time.Duration
+
+	// Buckets is the number of parts in which Window moves on. 0 means 10; at most 1000.
+	Buckets int
+
+	// OpenDuration is how long the circuit refuses every call before it lets probes through. 0 means 30 seconds.
+	OpenDuration time.Duration
+
+	// Probes is the number of calls that a half-open circuit lets through. The circuit closes when so many have
+	// succeeded, and opens again when one fails. 0 means 1.
+	Probes int
+
+	// ProbeTimeout is how long a probe may take to end. After that its place goes to the next caller, and its outcome no
+	// longer matters: a probe that hangs or is never reported does not keep the circuit half-open. 0 means 30 seconds.
+	ProbeTimeout time.Duration
+}
+
+const (
+	defaultConsecutiveFailures = 5
+	defaultMinRequests         = 20
+	defaultWindow              = 10 * time.Second
+	defaultBuckets             = 10
+	maxBuckets                 = 1000
+	defaultOpenDuration        = 30 * time.Second
+	defaultProbes              = 1
+	defaultProbeTimeout        = 30 * time.Second
+	maxProbes                  = 1 << 16
+)
+
+// withDefaults returns c with every zero that stands for something else replaced, or an error for what no circuit can
+// honour.
+func (c Config) withDefaults() (Config, error) {
+	isRate := func(r float64) bool { return r >= 0 && r <= 1 } // false for NaN
+	switch {
+	case !isRate(c.FailureRate):
+		return c, fmt.Errorf("breaker: FailureRate %v is not between 0 and 1", c.FailureRate)
+	case !isRate(c.SlowCallRate):
+		return c, fmt.Errorf("breaker: SlowCallRate %v is not between 0 and 1", c.SlowCallRate)
+	case c.SlowCall < 0:
+		return c, fmt.Errorf("breaker: SlowCall %v is negative", c.SlowCall)
+	case (c.SlowCallRate > 0) != (c.SlowCall > 0):
+		return c, errors.New("breaker: SlowCallRate and SlowCall work only together")
+	case c.MinRequests < 0:
+		return c, fmt.Errorf("breaker: MinRequests %d is negative", c.MinRequests)
+	case c.Window < 0:
+		return c, fmt.Errorf("breaker: Window %v is negative", c.Window)
+	case c.Buckets < 0 || c.Buckets > maxBuckets:
+		return c, fmt.Errorf("breaker: Buckets %d is not between 0 and %d", c.Buckets, maxBuckets)
+	case c.OpenDuration < 0:
+		return c, fmt.Errorf("breaker: OpenDuration %v is negative", c.OpenDuration)
+	case c.Probes < 0 || c.Probes > maxProbes:
+		return c, fmt.Errorf("breaker: Probes %d is not between 0 and %d", c.Probes, maxProbes)
+	case c.ProbeTimeout < 0:
+		return c, fmt.Errorf("breaker: ProbeTimeout %v is negative", c.ProbeTimeout)
+	case c.ConsecutiveFailures < 0 && c.FailureRate == 0 && c.SlowCallRate == 0:
+		return c, errors.New("breaker: all rules are off, the circuit would never open")
+	}
+	orDefault(&c.ConsecutiveFailures, defaultConsecutiveFailures)
+	orDefault(&c.MinRequests, defaultMinRequests)
+	orDefault(&c.Window, defaultWindow)
+	orDefault(&c.Buckets, defaultBuckets)
+	orDefault(&c.OpenDuration, defaultOpenDuration)
+	orDefault(&c.Probes, defaultProbes)
+	orDefault(&c.ProbeTimeout, defaultProbeTimeout)
+	if c.Window/time.Duration(c.Buckets) <= 0 {
+		return c, fmt.Errorf("breaker: Window %v is too short for %d buckets", c.Window, c.Buckets)
+	}
+	if c.OpenDuration < time.Microsecond {
+		return c, fmt.Errorf("breaker: OpenDuration %v is under a microsecond", c.OpenDuration)
+	}
+	return c, nil
+}
+
+func orDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// State is what a circuit does with calls.
+type State uint8
+
+const (
+	Closed   State = iota // calls pass
+	HalfOpen              // a few probes pass, other calls are refused
+	Open                  // calls are refused
+)
+
+// String returns "closed", "half-open" or "open".
+func (s State) String() string {
+	switch s {
+	case Closed:
+		return "closed"
+	case HalfOpen:
+		return "half-open"
+	case Open:
+		return "open"
+	}
+	return "State(" + strconv.Itoa(int(s)) + ")"
+}
+
+// Outcome is how a call ended, as far as a circuit cares.
+type Outcome uint8
+
+const (
+	Success Outcome = iota // the destination did its work
+	Failure                // it did not
+	Ignored                // the call says nothing about the destination, as when the caller gave up
+)
+
+// Change is a change of a circuit's state.
+type Change struct {
+	From, To State
+	At       time.Time
+}
+
+// Circuit decides whether calls to one destination may be made. It is safe for concurrent use. Use [New].
+type Circuit struct {
+	// breaker is the state machine: generations of results, the open period, the number of probes. The rest of this type
+	// adds what it lacks: it drops results of calls that outlast its window, forgets consecutive failures with the
+	// window, calls back with its lock held, and waits for ever for a probe that does not end.
+	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
+	cfg     Config // with defaults
+	state   atomic.Uint32
+	changes mailbox[Change]
+
+	// Guarded by the lock of breaker: used only in the callbacks that it runs, which are record, trips and changed.
+	consecutive int
+	window      window
+
+	mu     sync.Mutex // never taken in the callbacks of breaker
+	probes []*probe   // not yet ended, or not yet known to have
+}
+
+// New returns a closed circuit. onChange, if not nil, is told of every change of state, in order, by one of the
+// goroutines that use the circuit, with no lock held: it may use the circuit itself. It delays the call that caused it,
+// so it should be quick.
+func New(cfg Config, onChange func(Change)) (*Circuit, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	c := &Circuit{cfg: cfg}
+	c.changes.handler = onChange
+	if cfg.FailureRate > 0 || cfg.SlowCallRate > 0 {
+		c.window = newWindow(cfg.Window, cfg.Buckets)
+	}
+	c.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		MaxRequests:   uint32(cfg.Probes),
+		Timeout:       cfg.OpenDuration - 1, // gobreaker waits for more than Timeout to pass, not for Timeout
+		IsExcluded:    func(err error) bool { return err == errIgnored },
+		IsSuccessful:  c.record,
+		ReadyToTrip:   func(gobreaker.Counts) bool { return c.trips() },
+		OnStateChange: func(_ string, from, to gobreaker.State) { c.changed(from, to) },
+	})
+	return c, nil
+}
+
+// Config returns the configuration of the circuit, with defaults filled in.
+func (c *Circuit) Config() Config {
+	return c.cfg
+}
+
+// State returns the current state.
+func (c *Circuit) State() State {
+	state := fromGobreaker(c.breaker.State())
+	c.changes.deliver()
+	return state
+}
+
+// Allow returns a Lease for one call, or [ErrOpen]. The caller must call Done on the lease when the call has ended.
+func (c *Circuit) Allow() (Lease, error) {
+	done, err := c.breaker.Allow()
+	if err == gobreaker.ErrTooManyRequests && c.reclaim(time.Now()) {
+		done, err = c.breaker.Allow()
+	}
+	if err != nil {
+		c.changes.deliver()
+		return Lease{}, ErrOpen
+	}
+	lease := Lease{circuit: c, done: done}
+	if c.cfg.SlowCall > 0 {
+		lease.began = time.Now()
+	}
+	// If the state has changed since breaker let the call pass, the result belongs to a generation that is over, and it
+	// does not matter which kind of lease this is.
+	if State(c.state.Load()) == HalfOpen {
+		lease.probe = c.newProbe(done, time.Now())
+	}
+	c.changes.deliver()
+	return lease, nil
+}
+
+// Lease is the permission to make one call. The zero Lease does nothing. A Lease must not be copied once its methods are
+// used, nor used by several goroutines at once.
+type Lease struct {
+	circuit *Circuit
+	done    func(error)
+	probe   *probe // nil unless the circuit was half-open
+	began   time.Time
+	took    time.Duration // 0 until Answered
+}
+
+// Answered says that the response has begun. What follows, such as a long body, does not make the call a slow one.
+func (l *Lease) Answered() {
+	if !l.began.IsZero() {
+		l.took = time.Since(l.began)
+	}
+}
+
+// Done says that the call has ended. Calls after the first do nothing. An outcome that comes after the circuit has
+// changed state, or after the lease of a probe has run out, is not counted.
+func (l *Lease) Done(outcome Outcome) {
+	done := l.done
+	if done == nil {
+		return
+	}
+	l.done = nil
+	if l.probe != nil && !l.probe.end() {
+		return
+	}
+	done(l.result(outcome))
+	l.circuit.changes.deliver()
+}
+
+// result translates outcome for gobreaker, which takes an error.
+func (l *Lease) result(outcome Outcome) error {
+	if outcome == Ignored {
+		return errIgnored
+	}
+	slow := false
+	if !l.began.IsZero() {
+		if l.took == 0 {
+			l.took = time.Since(l.began)
+		}
+		slow = l.took >= l.circuit.cfg.SlowCall
+	}
+	switch {
+	case outcome == Success && !slow:
+		return nil
+	case outcome == Success:
+		return errSlow
+	case !slow:
+		return errFailed
+	}
+	return errSlowFailed
+}
+
+// What gobreaker is told of a call. Success is nil.
+var (
+	errIgnored    = errors.New("ignored")
+	errFailed     = errors.New("failed")
+	errSlow       = errors.New("slow")
+	errSlowFailed = errors.New("slow and failed")
+)
+
+// record counts the result of a call and reports whether it was good. gobreaker calls it, with its lock held, for every
+// result that belongs to the current state.
+func (c *Circuit) record(result error) bool {
+	if State(c.state.Load()) != Closed {
+		return result == nil
+	}
+	failed := result == errFailed || result == errSlowFailed
+	if failed {
+		c.consecutive++
+	} else {
+		c.consecutive = 0
+	}
+	if c.window.buckets != nil {
+		c.window.add(time.Now(), failed, result == errSlow || result == errSlowFailed)
+	}
+	return result == nil
+}
+
+// trips reports whether the circuit must open. gobreaker calls it, with its lock held, after each result that was not
+// good.
+func (c *Circuit) trips() bool {
+	if c.cfg.ConsecutiveFailures > 0 && c.consecutive >= c.cfg.ConsecutiveFailures {
+		return true
+	}
+	sum := c.window.sum
+	if c.window.buckets == nil || sum.calls < c.cfg.MinRequests {
+		return false
+	}
+	calls := float64(sum.calls)
+	return c.cfg.FailureRate > 0 && sum.failed > 0 && float64(sum.failed) >= c.cfg.FailureRate*calls ||
+		c.cfg.SlowCallRate > 0 && sum.slow > 0 && float64(sum.slow) >= c.cfg.SlowCallRate*calls
+}
+
+// changed notes a change of state. gobreaker calls it with its lock held.
+func (c *Circuit) changed(from, to gobreaker.State) {
+	change := Change{From: fromGobreaker(from), To: fromGobreaker(to), At: time.Now()}
+	c.state.Store(uint32(change.To))
+	c.consecutive = 0
+	c.window.reset()
+	c.changes.post(change)
+}
+
+func fromGobreaker(s gobreaker.State) State {
+	switch s {
+	case gobreaker.StateOpen:
+		return Open
+	case gobreaker.StateHalfOpen:
+		return HalfOpen
+	}
+	return Closed
+}
+
+// probe is a call that a half-open circuit has let through.
+type probe struct {
+	done    func(error)
+	expires time.Time
+	ended   atomic.Bool
+}
+
+// end reports whether the probe was still under way.
+func (p *probe) end() bool {
+	return p.ended.CompareAndSwap(false, true)
+}
+
+func (c *Circuit) newProbe(done func(error), now time.Time) *probe {
+	c.reclaim(now) // keeps the list short
+	p := &probe{done: done, expires: now.Add(c.cfg.ProbeTimeout)}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.probes = append(c.probes, p)
+	return p
+}
+
+// reclaim gives the places of probes that have run out to others. It reports whether there was one.
+func (c *Circuit) reclaim(now time.Time) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	reclaimed := false
+	kept := c.probes[:0]
+	for _, p := range c.probes {
+		switch {
+		case p.ended.Load():
+		case now.Before(p.expires):
+			kept = append(kept, p)
+		case p.end():
+			p.done(errIgnored)
+			reclaimed = true
+		}
+	}
+	clear(c.probes[len(kept):])
+	c.probes = kept
+	return reclaimed
+}

@@ -1,0 +1,70 @@
+package breaker
+
+import (
+	"sync"
+	"sync/atomic"
+)
+
+// mailbox keeps events that happen under a lock until they can be delivered without it. Events are delivered in the
+// order they were posted, one at a time; the handler may do whatever causes further events.
+type mailbox[T any] struct {
+	handler func(T) // nil: nobody wants to know
+	waiting atomic.Bool
+
+	mu    sync.Mutex // may be taken with other locks held; never held while handler runs
+	queue []T
+	busy  bool // a goroutine is delivering; it will deliver what is posted meanwhile
+}
+
+func (m *mailbox[T]) post(event T) {
+	if m.handler == nil {
+		return
+	}
+	m.mu.Lock()
+	m.queue = append(m.queue, event)
+	m.waiting.Store(true)
+	m.mu.Unlock()
+}
+
+// deliver must be called without locks after anything that may have posted.
+func (m *mailbox[T]) deliver() {
+	if m.waiting.Load() {
+		m.drain()
+	}
+}
+
+func (m *mailbox[T]) drain() {
+	m.mu.Lock()
+	if m.busy {
+		m.mu.Unlock()
+		return
+	}
+	m.busy = true
+	m.mu.Unlock()
+
+	// Deferred, so that a handler that panics or exits the goroutine does not silence the mailbox.
+	defer func() {
+		m.mu.Lock()
+		m.busy = false
+		m.mu.Unlock()
+	}()
+	for {
+		event, ok := m.next()
+		if !ok {
+			return
+		}
+		m.handler(event)
+	}
+}
+
+func (m *mailbox[T]) next() (event T, ok bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if len(m.queue) == 0 {
+		m.waiting.Store(false)
+		return event, false
+	}
+	event = m.queue[0]
+	m.queue = m.queue[1:]
+	return event, true
+}

@@ -1,0 +1,605 @@
+package breaker
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// OutlierConfig says when an endpoint is ejected and for how long. The zero OutlierConfig ejects after 5 consecutive 5xx
+// responses or local failures. The rules and defaults are those of Envoy's outlier detection. OutlierConfigs can be
+// compared with ==.
+type OutlierConfig struct {
+	// Consecutive5xx ejects an endpoint after this many errors with no success between them. An error is a response with
+	// one of ErrorCodes or, unless SplitLocalOrigin is set, a failure that we saw ourselves: a connection that could not
+	// be made (counted as 503), a timeout (504) or a reset (503). 0 means 5; negative switches the rule off.
+	Consecutive5xx int
+
+	// ConsecutiveGateway does the same, but counts only the errors that are 502, 503 or 504; any other response starts the
+	// count again. 0 or negative switches the rule off.
+	ConsecutiveGateway int
+
+	// SplitLocalOrigin counts failures that we saw ourselves apart from what the endpoint answered.
+	SplitLocalOrigin bool
+
+	// ConsecutiveLocalOrigin ejects an endpoint after this many failures that we saw ourselves with no response between
+	// them. It requires SplitLocalOrigin. 0 means 5; negative switches the rule off.
+	ConsecutiveLocalOrigin int
+
+	// ErrorCodes are the statuses that are errors. One below 500 counts like a 500. The zero value means 500 to 599.
+	ErrorCodes Codes
+
+	// Interval is the time between two sweeps. A sweep readmits endpoints, and applies the two rules that compare
+	// endpoints. 0 means 10 seconds.
+	Interval time.Duration
+
+	// BaseEjection is how long an endpoint is ejected for the first time. The duration grows by as much with each
+	// further ejection, and shrinks by as much with each sweep that finds the endpoint healthy. 0 means 30 seconds.
+	BaseEjection time.Duration
+
+	// MaxEjection bounds the duration, before Jitter. 0 means 300 seconds, or BaseEjection if that is longer.
+	MaxEjection time.Duration
+
+	// Jitter is the most that is added at random to each ejection, so that endpoints do not come back all at once. 0
+	// means none.
+	Jitter time.Duration
+
+	// MaxEjectionPercent is the share of the endpoints that may be ejected at a time. An ejection that would exceed it
+	// does not happen, except that one endpoint may always be ejected. The last endpoint is never ejected. 0 means 10.
+	MaxEjectionPercent int
+
+	// SuccessRate ejects, at each sweep, the endpoints whose share of successes since the last sweep lies far below the
+	// mean of all: by more than SuccessRateFactor standard deviations. With SplitLocalOrigin it looks at responses only.
+	SuccessRate bool
+
+	// SuccessRateMinHosts is the number of endpoints with enough calls that the rule needs. 0 means 5.
+	SuccessRateMinHosts int
+
+	// SuccessRateVolume is the number of calls since the last sweep that an endpoint needs to be looked at. 0 means 100.
+	SuccessRateVolume int
+
+	// SuccessRateFactor is in thousandths of the population's standard deviation. 0 means 1900.
+	SuccessRateFactor int
+
+	// FailurePercentage ejects, at each sweep, the endpoints of whose calls since the last sweep at least this percentage
+	// failed. With SplitLocalOrigin it looks at responses only. 0 switches the rule off.
+	FailurePercentage int
+
+	// FailurePercentageMinHosts is the number of endpoints with enough calls that the rule needs. 0 means 5.
+	FailurePercentageMinHosts int
+
+	// FailurePercentageVolume is the number of calls since the last sweep that an endpoint needs to be looked at. 0 means
+	// 50.
+	FailurePercentageVolume int
+}
+
+const (
+	defaultConsecutive5xx         = 5
+	defaultConsecutiveLocalOrigin = 5
+	defaultInterval               = 10 * time.Second
+	defaultBaseEjection           = 30 * time.Second
+	defaultMaxEjection            = 300 * time.Second
+	defaultMaxEjectionPercent     = 10
+	defaultMinHosts               = 5
+	defaultSuccessRateVolume      = 100
+	defaultSuccessRateFactor      = 1900
+	defaultFailureVolume          = 50
+	maxConsecutive                = 1<<streakBits - 1
+	maxDuration                   = 10 * 365 * 24 * time.Hour // leaves room to add some up
+)
+
+func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
+	for _, f := range []struct {
+		name     string
+		value    int
+		min, max int
+	}{
+		{"Consecutive5xx", c.Consecutive5xx, math.MinInt, maxConsecutive},
+		{"ConsecutiveGateway", c.ConsecutiveGateway, math.MinInt, maxConsecutive},
+		{"ConsecutiveLocalOrigin", c.ConsecutiveLocalOrigin, math.MinInt, maxConsecutive},
+		{"MaxEjectionPercent", c.MaxEjectionPercent, 0, 100},
+		{"SuccessRateMinHosts", c.SuccessRateMinHosts, 0, math.MaxInt},
+		{"SuccessRateVolume", c.SuccessRateVolume, 0, math.MaxInt},
+		{"SuccessRateFactor", c.SuccessRateFactor, 0, math.MaxInt},
+		{"FailurePercentage", c.FailurePercentage, 0, 100},
+		{"FailurePercentageMinHosts", c.FailurePercentageMinHosts, 0, math.MaxInt},
+		{"FailurePercentageVolume", c.FailurePercentageVolume, 0, math.MaxInt},
+	} {
+		if f.value < f.min || f.value > f.max {
+			return c, fmt.Errorf("breaker: %s %d is out of range", f.name, f.value)
+		}
+	}
+	for _, f := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"Interval", c.Interval},
+		{"BaseEjection", c.BaseEjection},
+		{"MaxEjection", c.MaxEjection},
+		{"Jitter", c.Jitter},
+	} {
+		if f.value < 0 || f.value > maxDuration {
+			return c, fmt.Errorf("breaker: %s %v is not between 0 and %v", f.name, f.value, maxDuration)
+		}
+	}
+	if c.ErrorCodes.invalid != 0 {
+		return c, fmt.Errorf("breaker: ErrorCodes: %d is not between %d and %d", c.ErrorCodes.invalid, minCode, maxCode)
+	}
+	if c.ConsecutiveLocalOrigin != 0 && !c.SplitLocalOrigin {
+		return c, errors.New("breaker: ConsecutiveLocalOrigin requires SplitLocalOrigin")
+	}
+	orDefault(&c.Consecutive5xx, defaultConsecutive5xx)
+	if c.SplitLocalOrigin {
+		orDefault(&c.ConsecutiveLocalOrigin, defaultConsecutiveLocalOrigin)
+	}
+	orDefault(&c.ErrorCodes, Codes{}.With(500, 599))
+	orDefault(&c.Interval, defaultInterval)
+	orDefault(&c.BaseEjection, defaultBaseEjection)
+	orDefault(&c.MaxEjection, max(defaultMaxEjection, c.BaseEjection))
+	orDefault(&c.MaxEjectionPercent, defaultMaxEjectionPercent)
+	orDefault(&c.SuccessRateMinHosts, defaultMinHosts)
+	orDefault(&c.SuccessRateVolume, defaultSuccessRateVolume)
+	orDefault(&c.SuccessRateFactor, defaultSuccessRateFactor)
+	orDefault(&c.FailurePercentageMinHosts, defaultMinHosts)
+	orDefault(&c.FailurePercentageVolume, defaultFailureVolume)
+	if c.MaxEjection < c.BaseEjection {
+		return c, fmt.Errorf("breaker: MaxEjection %v is shorter than BaseEjection %v", c.MaxEjection, c.BaseEjection)
+	}
+	return c, nil
+}
+
+// Codes is a set of HTTP statuses. The zero Codes is empty. Codes can be compared with ==.
+type Codes struct {
+	bits    [8]uint64 // from minCode on
+	invalid int       // a status that the set cannot hold, for NewOutlier to complain of
+}
+
+const minCode, maxCode = 100, 599
+
+// With returns c with the statuses from first to last added to it. They must lie between 100 and 599.
+func (c Codes) With(first, last int) Codes {
+	switch {
+	case first < minCode || first > maxCode:
+		c.invalid = first
+	case last < first || last > maxCode:
+		c.invalid = last
+	default:
+		for bit := first - minCode; bit <= last-minCode; bit++ {
+			c.bits[bit/64] |= 1 << (bit % 64)
+		}
+	}
+	return c
+}
+
+// Has reports whether code is in the set.
+func (c Codes) Has(code int) bool {
+	bit := code - minCode
+	return code >= minCode && code <= maxCode && c.bits[bit/64]&(1<<(bit%64)) != 0
+}
+
+// Result is how a call to an endpoint ended: an HTTP status, or one of the constants.
+type Result int
+
+const (
+	// NoResult counts for nothing: the caller gave up, or nothing was sent.
+	NoResult Result = -iota
+	// ConnectFailure is a connection that could not be made. Counts as 503.
+	ConnectFailure
+	// Timeout is a response that did not come, or did not end, in time. Counts as 504.
+	Timeout
+	// Reset is a connection or stream that broke. Counts as 503.
+	Reset
+)
+
+// Reason is why an endpoint was ejected, in Envoy's words.
+type Reason string
+
+const (
+	Consecutive5xx         Reason = "consecutive_5xx"
+	ConsecutiveGateway     Reason = "consecutive_gateway_failure"
+	ConsecutiveLocalOrigin Reason = "consecutive_local_origin_failure"
+	SuccessRate            Reason = "success_rate"
+	FailurePercentage      Reason = "failure_percentage"
+)
+
+// Event is an ejection or a readmission.
+type Event struct {
+	Endpoint string
+	Ejected  bool // false: readmitted
+	At       time.Time
+
+	// Of an ejection: why, and the earliest time it can end.
+	Reason Reason
+	Until  time.Time
+}
+
+// EndpointStatus is what an Outlier knows of an endpoint.
+type EndpointStatus struct {
+	ID      string
+	Ejected bool
+
+	// Of the current ejection.
+	Reason Reason
+	Until  time.Time
+
+	// Multiplier is how many times BaseEjection the last ejection lasted, less one for each healthy sweep since.
+	Multiplier int
+}
+
+// Outlier ejects endpoints of one destination that fail while others do not. It is safe for concurrent use. Use
+// [NewOutlier].
+//
+// A caller that knows the set of endpoints calls [Outlier.Track] and [Outlier.Forget] as it changes, keeps the [Tracker]
+// with the endpoint, and calls [Outlier.Sweep] as calls are made. One that does not uses [Outlier.Report] and
+// [Outlier.Ejected], which see to the rest.
+type Outlier struct {
+	cfg    OutlierConfig // with defaults
+	rates  bool          // whether a rule needs Tracker.rate
+	start  time.Time     // sweeps are due at whole multiples of cfg.Interval from here
+	due    atomic.Int64  // when the next sweep is, in nanoseconds from start
+	events mailbox[Event]
+
+	mu       sync.RWMutex
+	trackers map[string]*Tracker
+	ejected  atomic.Int32 // number of ejected trackers; written with mu held
+}
+
+// NewOutlier returns an Outlier that knows no endpoint. onEvent, if not nil, is told of every ejection and readmission,
+// in order, by one of the goroutines that use the Outlier, with no lock held: it may use the Outlier itself.
+func NewOutlier(cfg OutlierConfig, onEvent func(Event)) (*Outlier, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	o := &Outlier{
+		cfg:      cfg,
+		rates:    cfg.SuccessRate || cfg.FailurePercentage > 0,
+		start:    time.Now(),
+		trackers: make(map[string]*Tracker),
+	}
+	o.due.Store(int64(cfg.Interval))
+	o.events.handler = onEvent
+	return o, nil
+}
+
+// Track returns the Tracker of the endpoint with the given ID, the same until the endpoint is forgotten.
+func (o *Outlier) Track(id string) *Tracker {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	t := o.trackLocked(id)
+	t.kept = true
+	return t
+}
+
+func (o *Outlier) trackLocked(id string) *Tracker {
+	t := o.trackers[id]
+	if t == nil {
+		t = &Tracker{outlier: o, id: id}
+		o.trackers[id] = t
+	}
+	return t
+}
+
+// Forget drops the endpoint with the given ID. It no longer counts among the endpoints or the ejected ones, and its
+// Tracker does nothing any more.
+func (o *Outlier) Forget(id string) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if t := o.trackers[id]; t != nil {
+		o.forgetLocked(t)
+	}
+}
+
+func (o *Outlier) forgetLocked(t *Tracker) {
+	delete(o.trackers, t.id)
+	t.forgotten = true
+	if t.out.Swap(false) {
+		o.ejected.Add(-1)
+	}
+}
+
+// Endpoints returns the status of every endpoint, sorted by ID.
+func (o *Outlier) Endpoints() []EndpointStatus {
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	list := make([]EndpointStatus, 0, len(o.trackers))
+	for id, t := range o.trackers {
+		s := EndpointStatus{ID: id, Ejected: t.Ejected(), Multiplier: t.multiplier}
+		if s.Ejected {
+			s.Reason, s.Until = t.reason, t.until
+		}
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b EndpointStatus) int { return strings.Compare(a.ID, b.ID) })
+	return list
+}
+
+// Tracker watches one endpoint. Its methods are safe for concurrent use and do not allocate unless they eject.
+type Tracker struct {
+	outlier *Outlier
+	id      string
+
+	out    atomic.Bool   // ejected; written with outlier.mu held
+	streak atomic.Uint64 // three counts of consecutive failures: see streakOf
+	rate   atomic.Uint64 // since the last sweep: calls in the upper half, successes in the lower
+	used   atomic.Bool   // by Outlier.Report or Outlier.Ejected, since the last sweep
+
+	// Guarded by outlier.mu.
+	kept       bool // until Forget
+	forgotten  bool
+	idle       int // sweeps without use
+	multiplier int
+	reason     Reason
+	until      time.Time
+}
+
+// Ejected reports whether the endpoint is ejected.
+func (t *Tracker) Ejected() bool {
+	return t.out.Load()
+}
+
+// A streak holds the numbers of consecutive failures that each rule counts.
+const streakBits = 21
+
+type streak struct {
+	any, gateway, local uint64
+}
+
+func streakOf(bits uint64) streak {
+	const mask = 1<<streakBits - 1
+	return streak{bits & mask, bits >> streakBits & mask, bits >> (2 * streakBits)}
+}
+
+func (s streak) bits() uint64 {
+	const limit = 1<<streakBits - 1
+	return min(s.any, limit) | min(s.gateway, limit)<<streakBits | min(s.local, limit)<<(2*streakBits)
+}
+
+// Report says how a call to the endpoint ended. It ejects the endpoint if that was one failure too many.
+//
+// Results that come while the endpoint is ejected are not counted, and it is readmitted with all counts at zero: it
+// takes a full run of failures to eject it again, though failures of calls that began before count among them.
+func (t *Tracker) Report(r Result) {
+	if r == NoResult || t.out.Load() {
+		return
+	}
+	o := t.outlier
+	local := r < 0
+	code := int(r)
+	switch r {
+	case ConnectFailure, Reset:
+		code = 503
+	case Timeout:
+		code = 504
+	}
+	if local && o.cfg.SplitLocalOrigin {
+		t.fail(func(s streak) streak { s.local++; return s })
+		return
+	}
+	failed := local || o.cfg.ErrorCodes.Has(code)
+	if o.rates {
+		add := uint64(1) << 32
+		if !failed {
+			add++
+		}
+		t.rate.Add(add)
+	}
+	switch {
+	case failed && code >= 502 && code <= 504:
+		t.fail(func(s streak) streak { return streak{any: s.any + 1, gateway: s.gateway + 1} })
+	case failed:
+		t.fail(func(s streak) streak { return streak{any: s.any + 1} })
+	case t.streak.Load() != 0:
+		t.streak.Store(0)
+	}
+}
+
+func (t *Tracker) fail(next func(streak) streak) {
+	var s streak
+	for {
+		old := t.streak.Load()
+		s = next(streakOf(old))
+		if t.streak.CompareAndSwap(old, s.bits()) {
+			break
+		}
+	}
+	reached := func(count uint64, limit int) bool { return limit > 0 && count >= uint64(limit) }
+	cfg := &t.outlier.cfg
+	switch {
+	case reached(s.any, cfg.Consecutive5xx):
+		t.outlier.ejectNow(t, Consecutive5xx)
+	case reached(s.gateway, cfg.ConsecutiveGateway):
+		t.outlier.ejectNow(t, ConsecutiveGateway)
+	case reached(s.local, cfg.ConsecutiveLocalOrigin):
+		t.outlier.ejectNow(t, ConsecutiveLocalOrigin)
+	}
+}
+
+func (o *Outlier) ejectNow(t *Tracker, reason Reason) {
+	now := time.Now()
+	o.mu.Lock()
+	o.sweepLocked(now) // whom this sweep readmits makes room for t
+	// Whether or not the ejection happens, the run of failures has had its effect.
+	t.streak.Store(0)
+	o.ejectLocked(t, reason, now)
+	o.mu.Unlock()
+	o.events.deliver()
+}
+
+func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time) {
+	if t.forgotten || t.out.Load() || !o.mayEjectLocked() {
+		return
+	}
+	// Like Envoy's, the multiplier stops growing one past the point where the duration does.
+	if t.multiplier <= int((o.cfg.MaxEjection-1)/o.cfg.BaseEjection)+1 {
+		t.multiplier++
+	}
+	d := o.cfg.MaxEjection
+	if t.multiplier <= int(o.cfg.MaxEjection/o.cfg.BaseEjection) {
+		d = time.Duration(t.multiplier) * o.cfg.BaseEjection
+	}
+	if o.cfg.Jitter > 0 {
+		d += time.Duration(rand.Int64N(int64(o.cfg.Jitter) + 1))
+	}
+	t.reason, t.until = reason, now.Add(d)
+	t.out.Store(true)
+	o.ejected.Add(1)
+	o.events.post(Event{Endpoint: t.id, Ejected: true, At: now, Reason: reason, Until: t.until})
+}
+
+func (o *Outlier) mayEjectLocked() bool {
+	total, ejected := len(o.trackers), int(o.ejected.Load())
+	if total-ejected < 2 {
+		return false
+	}
+	return ejected == 0 || (ejected+1)*100 <= o.cfg.MaxEjectionPercent*total
+}
+
+// Sweep readmits the endpoints whose ejection is over and applies the rules that compare endpoints, if a sweep is due
+// at now. It costs next to nothing when none is, so it may be called for every call. Sweeps that were missed because
+// nothing was called are made up for.
+func (o *Outlier) Sweep(now time.Time) {
+	if int64(now.Sub(o.start)) < o.due.Load() {
+		return
+	}
+	o.mu.Lock()
+	o.sweepLocked(now)
+	o.mu.Unlock()
+	o.events.deliver()
+}
+
+func (o *Outlier) sweepLocked(now time.Time) {
+	elapsed := now.Sub(o.start)
+	due := time.Duration(o.due.Load())
+	if elapsed < due {
+		return
+	}
+	last := elapsed / o.cfg.Interval * o.cfg.Interval // the latest of the sweeps to make
+	sweeps := int((last-due)/o.cfg.Interval) + 1
+	o.due.Store(int64(last + o.cfg.Interval))
+
+	for _, id := range sortedIDs(o.trackers) {
+		t := o.trackers[id]
+		if o.expiredLocked(t, sweeps) {
+			o.forgetLocked(t)
+			continue
+		}
+		healthy := sweeps
+		if t.out.Load() {
+			if now.Before(t.until) {
+				continue
+			}
+			// The sweep that readmits is the first at or after until; those that follow it found t healthy.
+			readmits := (t.until.Sub(o.start) + o.cfg.Interval - 1) / o.cfg.Interval * o.cfg.Interval
+			if last < readmits {
+				continue
+			}
+			healthy = int((last - readmits) / o.cfg.Interval)
+			o.readmitLocked(t, now)
+		}
+		t.multiplier = max(0, t.multiplier-healthy)
+	}
+	if o.rates {
+		o.compareLocked(now)
+	}
+}
+
+func sortedIDs(trackers map[string]*Tracker) []string {
+	ids := make([]string, 0, len(trackers))
+	for id := range trackers {
+		ids = append(ids, id)
+	}
+	slices.Sort(ids)
+	return ids
+}
+
+func (o *Outlier) readmitLocked(t *Tracker, now time.Time) {
+	t.streak.Store(0)
+	t.rate.Store(0)
+	t.out.Store(false)
+	o.ejected.Add(-1)
+	o.events.post(Event{Endpoint: t.id, At: now})
+}
+
+// expiredLocked reports whether t was only ever seen by Report or Ejected, and not for so long that its endpoint must
+// be gone.
+func (o *Outlier) expiredLocked(t *Tracker, sweeps int) bool {
+	if t.kept || t.used.Swap(false) {
+		t.idle = 0
+		return false
+	}
+	t.idle += sweeps
+	return time.Duration(t.idle) > (minIdle+o.cfg.MaxEjection+o.cfg.Jitter)/o.cfg.Interval
+}
+
+// compareLocked applies the rules that compare endpoints to what was counted since the last sweep.
+func (o *Outlier) compareLocked(now time.Time) {
+	type share struct {
+		tracker *Tracker
+		calls   int
+		success float64 // percent
+	}
+	var shares []share
+	for _, t := range o.trackers {
+		counts := t.rate.Swap(0)
+		calls, successes := counts>>32, counts&(1<<32-1)
+		if calls > 0 && !t.out.Load() {
+			shares = append(shares, share{t, int(calls), 100 * float64(successes) / float64(calls)})
+		}
+	}
+	// Worst first, so that they are the ones to go if not all may.
+	slices.SortFunc(shares, func(a, b share) int {
+		if a.success != b.success {
+			if a.success < b.success {
+				return -1
+			}
+			return 1
+		}
+		return strings.Compare(a.tracker.id, b.tracker.id)
+	})
+	// apply ejects what is out of line among the endpoints with enough calls, if those are enough.
+	apply := func(reason Reason, volume, minHosts int, outOfLine func(among []share) func(share) bool) {
+		var among []share
+		for _, s := range shares {
+			if s.calls >= volume {
+				among = append(among, s)
+			}
+		}
+		if len(among) < minHosts || len(among) == 0 {
+			return
+		}
+		test := outOfLine(among)
+		for _, s := range among {
+			if test(s) {
+				o.ejectLocked(s.tracker, reason, now)
+			}
+		}
+	}
+	if o.cfg.SuccessRate {
+		apply(SuccessRate, o.cfg.SuccessRateVolume, o.cfg.SuccessRateMinHosts, func(among []share) func(share) bool {
+			var sum, squares float64
+			for _, s := range among {
+				sum += s.success
+			}
+			mean := sum / float64(len(among))
+			for _, s := range among {
+				squares += (s.success - mean) * (s.success - mean)
+			}
+			deviation := math.Sqrt(squares / float64(len(among)))
+			limit := mean - deviation*float64(o.cfg.SuccessRateFactor)/1000
+			return func(s share) bool { return s.success < limit }
+		})
+	}
+	if o.cfg.FailurePercentage > 0 {
+		apply(FailurePercentage, o.cfg.FailurePercentageVolume, o.cfg.FailurePercentageMinHosts,
+			func([]share) func(share) bool {
+				return func(s share) bool { return 100-s.success >= float64(o.cfg.FailurePercentage) }
+			})
+	}
+}

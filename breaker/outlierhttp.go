@@ -1,0 +1,78 @@
+package breaker
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/refusal"
+)
+
+// ResultOf returns the result of an HTTP call that ended with resp and err: the error of RoundTrip, or the one that
+// reading the body of resp ended with, or nil.
+func ResultOf(resp *http.Response, err error) Result {
+	if err != nil {
+		return resultOfError(err)
+	}
+	if resp == nil {
+		return NoResult
+	}
+	return Result(resp.StatusCode)
+}
+
+func resultOfError(err error) Result {
+	var timeout net.Error
+	var op *net.OpError
+	switch {
+	case refusal.Is(err):
+		return NoResult
+	// Before Canceled: a timer may have cancelled the call and say so only in the cause.
+	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+		return Timeout
+	case errors.Is(err, context.Canceled):
+		return NoResult
+	case errors.As(err, &op) && op.Op == "dial":
+		return ConnectFailure
+	}
+	return Reset
+}
+
+// Report says how an HTTP call to an endpoint ended. An endpoint that is not tracked is, from now on, until it has not
+// been heard of for some minutes.
+func (o *Outlier) Report(endpoint string, resp *http.Response, err error) {
+	t := o.seen(endpoint)
+	if o.rates {
+		o.Sweep(time.Now())
+	}
+	t.Report(ResultOf(resp, err))
+}
+
+// Ejected reports whether an endpoint is ejected now. An endpoint that is not tracked is, from now on, until it has not
+// been heard of for some minutes.
+func (o *Outlier) Ejected(endpoint string) bool {
+	t := o.seen(endpoint)
+	if o.ejected.Load() > 0 {
+		o.Sweep(time.Now())
+	}
+	return t.Ejected()
+}
+
+// seen returns the tracker of an endpoint that is in use.
+func (o *Outlier) seen(endpoint string) *Tracker {
+	o.mu.RLock()
+	t := o.trackers[endpoint]
+	o.mu.RUnlock()
+	if t == nil {
+		// Time to forget endpoints that are gone: this is when others come.
+		o.Sweep(time.Now())
+		o.mu.Lock()
+		t = o.trackLocked(endpoint)
+		o.mu.Unlock()
+	}
+	if !t.used.Load() {
+		t.used.Store(true)
+	}
+	return t
+}
