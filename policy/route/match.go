@@ -1,0 +1,375 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"net/textproto"
+	"net/url"
+	"regexp"
+	"strconv"
+	"strings"
+)
+
+// Request is what a [Table] sees of a request. [NewRequest] makes one of an HTTP request; a gRPC adapter fills it in.
+// It may share memory with the request it was made of, and is valid until that changes.
+type Request struct {
+	Method string // in upper case, as sent
+	Scheme string // http or https
+
+	// Authority is the Host header or :authority, with a port only if the caller sends one.
+	Authority string
+
+	// Path is escaped, as sent, without the query. It starts with a slash.
+	Path string
+
+	// RawQuery is encoded, as sent, without the question mark.
+	RawQuery string
+
+	// Header holds the request's headers, by canonical keys (http.Header) or lower-case ones (gRPC metadata).
+	Header map[string][]string
+
+	// Port is the port the caller dialled.
+	Port int
+}
+
+// NewRequest returns the view of an outgoing request. It allocates only if the path has to be escaped.
+func NewRequest(req *http.Request) Request {
+	r := Request{Method: req.Method, Authority: req.Host, Path: "/", Header: req.Header}
+	if r.Method == "" {
+		r.Method = http.MethodGet
+	}
+	if u := req.URL; u != nil {
+		r.Scheme, r.Path, r.RawQuery, r.Port = u.Scheme, escapedPath(u), u.RawQuery, dialledPort(u)
+		if r.Authority == "" {
+			r.Authority = u.Host
+		}
+	}
+	return r
+}
+
+// escapedPath is the path that net/http puts on the wire for u.
+func escapedPath(u *url.URL) string {
+	path := u.EscapedPath()
+	if u.Opaque != "" {
+		path, _, _ = strings.Cut(u.Opaque, "?")
+		if rest, ok := strings.CutPrefix(path, "//"); ok { // an authority comes first
+			_, path, _ = strings.Cut(rest, "/")
+			path = "/" + path
+		}
+	}
+	if path == "" {
+		return "/"
+	}
+	return path
+}
+
+func dialledPort(u *url.URL) int {
+	if port := u.Port(); port != "" {
+		n, err := strconv.Atoi(port)
+		if err == nil {
+			return n
+		}
+	}
+	return defaultPort(u.Scheme)
+}
+
+func defaultPort(scheme string) int {
+	switch scheme {
+	case "http":
+		return 80
+	case "https":
+		return 443
+	}
+	return 0
+}
+
+// target is ":path" as Envoy has it: with the query.
+func (r *Request) target() string {
+	if r.RawQuery == "" {
+		return r.Path
+	}
+	return r.Path + "?" + r.RawQuery
+}
+
+// headerKey is the name of a header, spelled in the ways it is looked up by.
+type headerKey struct {
+	canonical string // or the pseudo-header
+	lower     string
+}
+
+// newHeaderKey accepts a header's name or, if pseudo is set, one of the request's pseudo-headers.
+func newHeaderKey(name string, pseudo bool) (headerKey, error) {
+	lower := strings.ToLower(name)
+	if pseudo {
+		switch lower {
+		case "host":
+			lower = ":authority"
+			fallthrough
+		case ":authority", ":method", ":path", ":scheme":
+			return headerKey{canonical: lower, lower: lower}, nil
+		}
+	}
+	if !validToken(name) {
+		return headerKey{}, fmt.Errorf("%q is not a header name", name)
+	}
+	return headerKey{canonical: textproto.CanonicalMIMEHeaderKey(name), lower: lower}, nil
+}
+
+// in returns the values of the header in h, whichever way its keys are spelled.
+func (k *headerKey) in(h map[string][]string) []string {
+	if values, ok := h[k.canonical]; ok {
+		return values
+	}
+	return h[k.lower]
+}
+
+// of returns the header's value in r and whether there is one. Several values are joined, as Envoy does; that is the one
+// case in which matching allocates.
+func (k *headerKey) of(r *Request) (value string, present bool) {
+	if k.canonical[0] == ':' {
+		switch k.canonical {
+		case ":authority":
+			return r.Authority, r.Authority != ""
+		case ":method":
+			return r.Method, true
+		case ":path":
+			return r.target(), true
+		case ":scheme":
+			return r.Scheme, r.Scheme != ""
+		}
+	}
+	switch values := k.in(r.Header); len(values) {
+	case 0:
+		return "", false
+	case 1:
+		return values[0], true
+	default:
+		return strings.Join(values, ","), true
+	}
+}
+
+// matcher is a compiled [Match].
+type matcher struct {
+	port                           int
+	method, scheme, authority, uri stringMatcher
+	headers                        []headerMatcher
+	query                          []queryMatcher
+
+	// span is the length of the path's start that a rewrite replaces, or whole.
+	span int
+}
+
+const whole = -1
+
+// defaultSpan belongs to a match that says nothing of the path: to Istio, it matched the prefix "/".
+const defaultSpan = len("/")
+
+func (m *matcher) match(r *Request) bool {
+	if m.port != 0 && m.port != r.Port {
+		return false
+	}
+	if !m.method.match(r.Method) || !m.uri.match(r.Path) || !m.authority.match(r.Authority) || !m.scheme.match(r.Scheme) {
+		return false
+	}
+	for i := range m.headers {
+		if !m.headers[i].match(r) {
+			return false
+		}
+	}
+	for i := range m.query {
+		if !m.query[i].match(r.RawQuery) {
+			return false
+		}
+	}
+	return true
+}
+
+func compileMatch(m *Match, report func(field string, err error)) matcher {
+	c := matcher{port: m.Port}
+	if m.Port < 0 || m.Port > 65535 {
+		report("Port", fmt.Errorf("%d is not a port", m.Port))
+	}
+	for _, f := range []struct {
+		name string
+		from StringMatch
+		to   *stringMatcher
+	}{
+		{"URI", m.URI, &c.uri}, {"Scheme", m.Scheme, &c.scheme},
+		{"Method", m.Method, &c.method}, {"Authority", m.Authority, &c.authority},
+	} {
+		var err error
+		if f.from.Kind == Present {
+			err = errors.New("Present is for headers and query parameters")
+		} else {
+			*f.to, err = compileString(f.from)
+		}
+		if err != nil {
+			report(f.name, err)
+		}
+	}
+	switch m.URI.Kind {
+	case Any:
+		c.span = defaultSpan
+	case Prefix:
+		c.span = len(m.URI.Value)
+	default:
+		c.span = whole
+	}
+	c.headers = make([]headerMatcher, 0, len(m.Headers)+len(m.WithoutHeaders))
+	for i, h := range m.Headers {
+		hm, err := compileHeader(h, false)
+		if err != nil {
+			report(fmt.Sprintf("Headers[%d]", i), err)
+		}
+		c.headers = append(c.headers, hm)
+	}
+	for i, h := range m.WithoutHeaders {
+		hm, err := compileHeader(h, true)
+		if err != nil {
+			report(fmt.Sprintf("WithoutHeaders[%d]", i), err)
+		}
+		c.headers = append(c.headers, hm)
+	}
+	for i, q := range m.Query {
+		value, err := compileString(q.Value)
+		if err == nil && q.Key == "" {
+			err = errors.New("Key is empty")
+		}
+		if err != nil {
+			report(fmt.Sprintf("Query[%d]", i), err)
+		}
+		c.query = append(c.query, queryMatcher{key: q.Key, value: value})
+	}
+	return c
+}
+
+// headerMatcher is a compiled member of [Match.Headers] or, inverted, of [Match.WithoutHeaders].
+type headerMatcher struct {
+	key     headerKey
+	value   stringMatcher
+	without bool
+}
+
+func compileHeader(m KeyMatch, without bool) (headerMatcher, error) {
+	key, err := newHeaderKey(m.Key, true)
+	if err != nil {
+		return headerMatcher{}, err
+	}
+	value, err := compileString(m.Value)
+	if err != nil {
+		return headerMatcher{}, err
+	}
+	if without && value.kind == Any {
+		return headerMatcher{}, errors.New("Any never fails to match; Present asks for the header to be absent")
+	}
+	return headerMatcher{key: key, value: value, without: without}, nil
+}
+
+func (m *headerMatcher) match(r *Request) bool {
+	if m.value.kind == Any {
+		return true
+	}
+	value, present := m.key.of(r)
+	switch {
+	case m.value.kind == Present:
+		return present != m.without
+	case m.without: // Envoy's treat_missing_header_as_empty
+		return !m.value.match(value)
+	}
+	return present && m.value.match(value)
+}
+
+type queryMatcher struct {
+	key   string
+	value stringMatcher
+}
+
+// match looks at the first parameter named key. Like Envoy, it compares keys and values as they are encoded.
+func (m *queryMatcher) match(query string) bool {
+	if m.value.kind == Any {
+		return true
+	}
+	for query != "" {
+		var param string
+		param, query, _ = strings.Cut(query, "&")
+		if key, value, _ := strings.Cut(param, "="); key == m.key {
+			return m.value.match(value)
+		}
+	}
+	return false
+}
+
+// stringMatcher is a compiled [StringMatch].
+type stringMatcher struct {
+	kind  MatchKind
+	fold  bool
+	line  bool // Prefix only: the rest must not hold a newline
+	value string
+	re    *regexp.Regexp
+}
+
+func compileString(m StringMatch) (stringMatcher, error) {
+	switch m.Kind {
+	case Any, Present:
+		if m.Value != "" || m.IgnoreCase {
+			return stringMatcher{}, errors.New("Value or IgnoreCase is set, but Kind does not compare")
+		}
+		return stringMatcher{kind: m.Kind}, nil
+	case Exact, Prefix:
+		return stringMatcher{kind: m.Kind, fold: m.IgnoreCase, value: m.Value}, nil
+	case Regex:
+		return compileRegex(m.Value)
+	}
+	return stringMatcher{}, fmt.Errorf("%d is not a kind of match", m.Kind)
+}
+
+// compileRegex compiles a regular expression that has to match the whole string. Many in documents are no more than a
+// literal, or a literal followed by ".*": comparing strings is an order of magnitude cheaper.
+func compileRegex(expr string) (stringMatcher, error) {
+	re, err := regexp.Compile(expr) // by itself, so that "a)|(b" is an error
+	if err != nil {
+		return stringMatcher{}, err
+	}
+	literal, complete := re.LiteralPrefix()
+	switch {
+	case complete:
+		return stringMatcher{kind: Exact, value: literal}, nil
+	case expr == regexp.QuoteMeta(literal)+".*":
+		return stringMatcher{kind: Prefix, value: literal, line: true}, nil
+	}
+	re, err = regexp.Compile(`\A(?:` + expr + `)\z`)
+	return stringMatcher{kind: Regex, re: re}, err
+}
+
+// match reports whether m holds for s, which is there.
+func (m *stringMatcher) match(s string) bool {
+	switch m.kind {
+	case Exact:
+		return s == m.value || m.fold && strings.EqualFold(s, m.value)
+	case Prefix:
+		if len(s) < len(m.value) {
+			return false
+		}
+		start, rest := s[:len(m.value)], s[len(m.value):]
+		return (start == m.value || m.fold && strings.EqualFold(start, m.value)) &&
+			!(m.line && strings.Contains(rest, "\n"))
+	case Regex:
+		return m.re.MatchString(s)
+	}
+	return true
+}
+
+// validToken reports whether s is a token of RFC 9110, section 5.6.2: what names a header.
+func validToken(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return s != ""
+}

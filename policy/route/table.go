@@ -1,0 +1,322 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Table is a list of routes, compiled. It is immutable and safe for concurrent use. A nil *Table matches nothing.
+type Table struct {
+	entries []Entry
+}
+
+// Entry is a compiled [Route]. It is immutable, and its address identifies it within its table.
+type Entry struct {
+	// Route is what the entry was compiled from. It must not be changed.
+	Route *Route
+
+	// Index is the entry's place in the table.
+	Index int
+
+	// Retry is Route.Retry, compiled.
+	Retry *retry.Policy
+
+	matches  []matcher
+	path     pathRewrite
+	response *HeaderEdits // of the route alone, for its own responses
+	backends []Backend
+	total    uint32 // of the weights
+}
+
+// Backend is a compiled [Destination]: where a request goes, and what changes on the way there and back.
+type Backend struct {
+	Target
+
+	// Index is the destination's place in its route.
+	Index int
+
+	// Authority replaces the request's Host header, unless it is empty.
+	Authority string
+
+	// Request and Response edit the headers. They are nil if there is nothing to edit.
+	Request, Response *HeaderEdits
+
+	entry          *Entry
+	upTo           uint32 // the sum of the weights up to and including this one
+	dropsUserAgent bool
+}
+
+// NewTable checks and compiles routes. The error names each route and field that is wrong. The table keeps the slices
+// that the routes refer to.
+//
+// A header value is a format string, of which this much is supported:
+//
+//	%%                      a percent sign
+//	%REQ(NAME)%             a header of the request; also :authority, :method, :path (with the query) and :scheme
+//	%RESP(NAME)%            a header of the response, in response headers
+//	%REQ(NAME?OTHER):20%    the other header if the first is absent; at most 20 bytes
+//
+// A header whose value comes out empty is neither set nor added.
+func NewTable(routes []Route) (*Table, error) {
+	t := &Table{entries: make([]Entry, len(routes))}
+	routes = slices.Clone(routes)
+	var errs []error
+	for i := range routes {
+		name := fmt.Sprintf("routes[%d]", i)
+		t.entries[i].compile(&routes[i], i, func(field string, err error) {
+			errs = append(errs, fmt.Errorf("route: %s.%s: %w", name, field, err))
+		})
+	}
+	if errs != nil {
+		return nil, errors.Join(errs...)
+	}
+	return t, nil
+}
+
+// Len returns the number of routes.
+func (t *Table) Len() int {
+	if t == nil {
+		return 0
+	}
+	return len(t.entries)
+}
+
+// Entry returns the compiled route at index i.
+func (t *Table) Entry(i int) *Entry {
+	return &t.entries[i]
+}
+
+// Match returns the first route that applies to the request, and which of its matches it was: an index of
+// [Route.Matches], or -1 if the route has none. It does not allocate, except to join several values of a header that
+// a route looks at.
+func (t *Table) Match(r *Request) (e *Entry, match int, ok bool) {
+	if t == nil {
+		return nil, -1, false
+	}
+	for i := range t.entries {
+		e := &t.entries[i]
+		if len(e.matches) == 0 {
+			return e, -1, true
+		}
+		for j := range e.matches {
+			if e.matches[j].match(r) {
+				return e, j, true
+			}
+		}
+	}
+	return nil, -1, false
+}
+
+// Pick returns the destination of one request, by weight. The function random returns an integer in [0, n), as
+// [rand.Uint32N] does, which nil stands for. Retries of the request go to the same destination. It returns nil if the
+// route answers by itself; see [Entry.Respond].
+func (e *Entry) Pick(random func(n uint32) uint32) *Backend {
+	switch len(e.backends) {
+	case 0:
+		return nil
+	case 1:
+		return &e.backends[0]
+	}
+	var n uint32
+	if random == nil {
+		n = rand.Uint32N(e.total)
+	} else {
+		n = random(e.total)
+	}
+	for i := range e.backends {
+		if n < e.backends[i].upTo {
+			return &e.backends[i]
+		}
+	}
+	panic(fmt.Sprintf("route: random returned %d, want less than %d", n, e.total))
+}
+
+// Backends returns how many destinations the route has.
+func (e *Entry) Backends() int {
+	return len(e.backends)
+}
+
+// Backend returns the compiled destination at index i.
+func (e *Entry) Backend(i int) *Backend {
+	return &e.backends[i]
+}
+
+// span is how much of the path a match has covered.
+func (e *Entry) span(match int) int {
+	if match < 0 {
+		return defaultSpan
+	}
+	return e.matches[match].span
+}
+
+func (e *Entry) compile(r *Route, index int, report func(field string, err error)) {
+	e.Route, e.Index = r, index
+	within := func(prefix string) func(string, error) {
+		return func(field string, err error) { report(prefix+"."+field, err) }
+	}
+
+	for i := range r.Matches {
+		e.matches = append(e.matches, compileMatch(&r.Matches[i], within(fmt.Sprintf("Matches[%d]", i))))
+	}
+	e.path = compileRewrite(&r.Rewrite, within("Rewrite"))
+	request, authority := compileLevel(&r.Headers.Request, false, within("Headers.Request"))
+	response, _ := compileLevel(&r.Headers.Response, true, within("Headers.Response"))
+	e.response = newHeaderEdits(response)
+	if r.Rewrite.Authority != "" {
+		authority = r.Rewrite.Authority
+	}
+
+	switch answers := r.Redirect != nil || r.Direct != nil; {
+	case r.Redirect != nil && r.Direct != nil:
+		report("Direct", errors.New("Redirect is set too"))
+	case answers && len(r.Destinations) > 0:
+		report("Destinations", errors.New("Redirect or Direct is set too"))
+	case answers && r.Rewrite != Rewrite{}:
+		report("Rewrite", errors.New("nothing is sent that could be rewritten"))
+	case answers && r.Fault.Validate() == nil && (r.Fault.Delay.PerMillion > 0 || r.Fault.Abort.PerMillion > 0):
+		report("Fault", errors.New("nothing is sent that could fail"))
+	case !answers && len(r.Destinations) == 0:
+		report("Destinations", errors.New("neither Destinations nor Redirect nor Direct is set"))
+	}
+	if r.Redirect != nil {
+		r.Redirect.check(within("Redirect"))
+	}
+	if r.Direct != nil {
+		r.Direct.check(within("Direct"))
+	}
+
+	var total uint64
+	e.backends = make([]Backend, len(r.Destinations))
+	for i := range r.Destinations {
+		d, b := &r.Destinations[i], &e.backends[i]
+		at := fmt.Sprintf("Destinations[%d]", i)
+		in := within(at)
+		d.check(in)
+		if d.Weight < 0 {
+			in("Weight", fmt.Errorf("%d is negative", d.Weight))
+		}
+		total += uint64(max(d.Weight, 0))
+		ownRequest, ownAuthority := compileLevel(&d.Headers.Request, false, within(at+".Headers.Request"))
+		ownResponse, _ := compileLevel(&d.Headers.Response, true, within(at+".Headers.Response"))
+		*b = Backend{
+			Target:    d.Target,
+			Index:     i,
+			Authority: authority,
+			Request:   newHeaderEdits(ownRequest, request),
+			Response:  newHeaderEdits(ownResponse, response),
+			entry:     e,
+			upTo:      uint32(min(total, math.MaxUint32)),
+		}
+		if authority == "" {
+			b.Authority = ownAuthority
+		}
+		b.dropsUserAgent = b.Request.removes("User-Agent")
+	}
+	switch e.total = uint32(min(total, math.MaxUint32)); {
+	case total > math.MaxUint32:
+		report("Destinations", errors.New("the sum of the weights is too large"))
+	case total == 0 && len(r.Destinations) > 1:
+		report("Destinations", errors.New("the sum of the weights is 0"))
+	}
+
+	if r.Timeout < 0 {
+		report("Timeout", fmt.Errorf("%v is negative", r.Timeout))
+	}
+	if err := r.Fault.Validate(); err != nil {
+		report("Fault", err)
+	}
+	var err error
+	if e.Retry, err = retry.Compile(r.Retry); err != nil {
+		report("Retry", err)
+	}
+	for i := range r.Mirrors {
+		in := within(fmt.Sprintf("Mirrors[%d]", i))
+		r.Mirrors[i].check(in)
+		if n := r.Mirrors[i].PerMillion; n > million {
+			in("PerMillion", fmt.Errorf("%d is more than %d", n, million))
+		}
+	}
+}
+
+const million = 1_000_000
+
+func (t *Target) check(report func(field string, err error)) {
+	if strings.ContainsAny(t.Host, "/?#@[]% \t\r\n") {
+		report("Host", fmt.Errorf("%q is not a host name", t.Host))
+	}
+	if t.Port < 0 || t.Port > math.MaxUint16 {
+		report("Port", fmt.Errorf("%d is not a port", t.Port))
+	}
+}
+
+func (d *Redirect) check(report func(field string, err error)) {
+	switch d.Status {
+	case 0, http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+	default:
+		report("Status", fmt.Errorf("%d is not one of 301, 302, 303, 307 and 308", d.Status))
+	}
+	if d.Scheme != "" && d.Scheme != "http" && d.Scheme != "https" {
+		report("Scheme", fmt.Errorf("%q is neither http nor https", d.Scheme))
+	}
+	if d.Authority != "" && !validAuthority(d.Authority) {
+		report("Authority", fmt.Errorf("%q is not an authority", d.Authority))
+	}
+	if d.Port < 0 || d.Port > math.MaxUint16 {
+		report("Port", fmt.Errorf("%d is not a port", d.Port))
+	}
+	if d.DerivePort > FromRequest {
+		report("DerivePort", fmt.Errorf("%d is not a source of ports", d.DerivePort))
+	}
+	_, own := splitPort(d.Authority)
+	switch {
+	case d.Port != 0 && d.DerivePort != KeepPort:
+		report("Port", errors.New("DerivePort is set too"))
+	case own != "" && (d.Port != 0 || d.DerivePort != KeepPort):
+		report("Authority", errors.New("it has a port, and Port or DerivePort is set too"))
+	}
+	path, _, _ := strings.Cut(d.URI, "?")
+	switch {
+	case d.URI != "" && d.PrefixRewrite != "":
+		report("PrefixRewrite", errors.New("URI is set too"))
+	case d.URI != "":
+		if err := checkPath(path); err != nil {
+			report("URI", err)
+		}
+	case d.PrefixRewrite != "":
+		if err := checkPath(d.PrefixRewrite); err != nil {
+			report("PrefixRewrite", err)
+		}
+	}
+}
+
+func (d *DirectResponse) check(report func(field string, err error)) {
+	if d.Status < 200 || d.Status > 599 {
+		report("Status", fmt.Errorf("%d is not one of 200 to 599", d.Status))
+	}
+	if len(d.Body) > 0 && (d.Status == http.StatusNoContent || d.Status == http.StatusNotModified) {
+		report("Body", fmt.Errorf("a response with status %d has none", d.Status))
+	}
+}
+
+// removes reports whether some level removes the header.
+func (e *HeaderEdits) removes(canonical string) bool {
+	if e == nil {
+		return false
+	}
+	for i := range e.levels {
+		for j := range e.levels[i].remove {
+			if e.levels[i].remove[j].canonical == canonical {
+				return true
+			}
+		}
+	}
+	return false
+}
