@@ -1,0 +1,274 @@
+// Package balancer chooses the endpoint of a call.
+//
+// A [Balancer] serves one set of endpoints, the members of a service or of one of its subsets. It knows the calls in
+// flight on each endpoint, which endpoints are ejected and which are near; with [Config] it picks by least request (the
+// default), round robin, at random, by latency, or by consistent hash. A pick takes no lock and allocates nothing.
+//
+// [Transport] is the balancer as an http.RoundTripper that works alone.
+package balancer
+
+import (
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/refusal"
+)
+
+var (
+	// ErrNoEndpoints says that the set has no endpoint that takes calls: it is empty, or all in it are draining.
+	ErrNoEndpoints = refusal.New("balancer: no endpoints")
+
+	// ErrNoHealthy says that every endpoint is ejected and [Config.PanicPercent] is 0.
+	ErrNoHealthy = refusal.New("balancer: no healthy endpoint")
+)
+
+// Hooks tell the owner of a [Balancer] about its hosts. Each may be nil. They are called with no lock held.
+type Hooks struct {
+	// Attach makes what [Host.Value] returns, such as a connection pool. It runs inside [Balancer.Update], before the
+	// host can be picked, and may call the host's Endpoint, ID and SetEjected. Where two Updates that run at once both
+	// bring a new endpoint, one of the two hosts is dropped unused, through Removed and Drained.
+	Attach func(*Host) any
+
+	// Removed is told that no pick returns the host any more. Calls may still be in flight on it. It runs inside Update.
+	Removed func(*Host)
+
+	// Drained is told, once and after Removed, that the last call of a removed host ended: its connections may be
+	// closed. It runs inside Update, or on the goroutine that released the last call.
+	Drained func(*Host)
+}
+
+// Balancer picks endpoints out of one set. It is safe for concurrent use. It starts no goroutine and needs no Close; an
+// Update with no endpoints gives up its hosts.
+type Balancer struct {
+	cfg    settings
+	hooks  Hooks
+	rand   func() uint64
+	start  time.Time // of the clock that hosts keep their times in
+	picks  atomic.Pointer[snapshot]
+	change atomic.Uint64 // counts what the picks must take notice of
+	busy   atomic.Int64  // calls in flight on all hosts; kept only for bounded loads
+
+	mu    sync.Mutex
+	seen  uint64 // the change that picks is up to date with
+	hosts map[address]*Host
+	pools []*pool
+}
+
+// address is what [discovery.Endpoint.ID] says, without the work of printing it.
+type address struct {
+	host string
+	port int
+}
+
+// New returns a Balancer without endpoints. It returns an error for settings that cannot be honoured.
+func New(cfg Config, hooks Hooks) (*Balancer, error) {
+	set, err := cfg.compile()
+	if err != nil {
+		return nil, err
+	}
+	b := &Balancer{cfg: set, hooks: hooks, rand: rand.Uint64, start: time.Now(), hosts: map[address]*Host{}}
+	b.picks.Store(&snapshot{refusal: ErrNoEndpoints})
+	return b, nil
+}
+
+// PickInfo is what a pick depends on. The zero value is a first attempt without hash key.
+type PickInfo struct {
+	// Hash is the hash of the call's key, from [Hash]. It counts only with HasHash, and only for the algorithms that
+	// hash; without it they pick at random.
+	Hash    uint64
+	HasHash bool
+
+	// Tried holds the IDs of the endpoints that earlier attempts of the same call were sent to. They are avoided while
+	// another endpoint is available.
+	Tried []string
+}
+
+// Pick chooses a host and counts a call in flight on it. The caller calls [Host.Release] when that call is over. The
+// error is [ErrNoEndpoints] or [ErrNoHealthy].
+func (b *Balancer) Pick(info PickInfo) (*Host, error) {
+	for {
+		s := b.picks.Load()
+		if s.refusal != nil {
+			return nil, s.refusal
+		}
+		h := s.choose(b, info)
+		if h == nil {
+			return nil, ErrNoHealthy
+		}
+		if h.enter() {
+			return h, nil
+		}
+		// The host was removed since the snapshot was loaded; a newer one is there already.
+	}
+}
+
+// Update replaces the set of endpoints. State (calls in flight, latency, ejection) stays with the endpoints whose ID
+// was there before. The Balancer keeps the slice, which must not be changed any more. Of several endpoints with the
+// same ID the first counts.
+func (b *Balancer) Update(endpoints []discovery.Endpoint) {
+	var fresh map[address]*Host
+	b.mu.Lock()
+	for {
+		missing := b.missingLocked(endpoints, fresh)
+		if len(missing) == 0 {
+			break
+		}
+		b.mu.Unlock() // Attach is not ours
+		if fresh == nil {
+			fresh = make(map[address]*Host, len(missing))
+		}
+		for _, i := range missing {
+			fresh[addressOf(&endpoints[i])] = b.newHost(&endpoints[i])
+		}
+		b.mu.Lock()
+	}
+	removed := b.replaceLocked(endpoints, fresh)
+	b.mu.Unlock()
+
+	for _, h := range removed {
+		if b.hooks.Removed != nil {
+			b.hooks.Removed(h)
+		}
+		h.remove()
+	}
+}
+
+// Hosts returns the hosts of the set, in no particular order, those that drain included.
+func (b *Balancer) Hosts() []*Host {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	hosts := make([]*Host, 0, len(b.hosts))
+	for _, h := range b.hosts {
+		hosts = append(hosts, h)
+	}
+	return hosts
+}
+
+// missingLocked returns the indices of the endpoints that have no host yet.
+func (b *Balancer) missingLocked(endpoints []discovery.Endpoint, fresh map[address]*Host) []int {
+	var missing []int
+	var twice map[address]bool
+	for i := range endpoints {
+		a := addressOf(&endpoints[i])
+		if b.hosts[a] != nil || fresh[a] != nil || twice[a] {
+			continue
+		}
+		if twice == nil {
+			twice = map[address]bool{}
+		}
+		twice[a] = true
+		missing = append(missing, i)
+	}
+	return missing
+}
+
+// replaceLocked makes endpoints the set and returns the hosts that are no longer in it.
+func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, fresh map[address]*Host) (removed []*Host) {
+	changed := false
+	var arrived []*Host
+	hosts := make(map[address]*Host, len(endpoints))
+	for i := range endpoints {
+		e := &endpoints[i]
+		a := addressOf(e)
+		if hosts[a] != nil {
+			continue
+		}
+		h := b.hosts[a]
+		if h == nil {
+			h = fresh[a]
+			delete(fresh, a)
+			arrived = append(arrived, h)
+			changed = true
+		}
+		hosts[a] = h
+		h.endpoint.Store(e)
+		if weight, place := weightOf(e), b.cfg.topology.place(e); weight != h.weight || place != h.place {
+			h.weight, h.place = weight, place
+			changed = true
+		}
+	}
+	for a, h := range b.hosts {
+		if hosts[a] == nil {
+			removed = append(removed, h)
+			changed = true
+		}
+	}
+	b.hosts = hosts
+	for _, h := range fresh { // lost to an Update that ran at the same time
+		removed = append(removed, h)
+	}
+	if changed {
+		b.warmUpLocked(arrived)
+		b.poolLocked()
+		b.publishLocked()
+	}
+	return removed
+}
+
+// poolLocked divides the hosts into pools, from the nearest to the farthest.
+func (b *Balancer) poolLocked() {
+	places := map[int]*pool{}
+	b.pools = nil
+	for _, h := range b.hosts {
+		if h.weight == 0 || h.place == nowhere {
+			continue
+		}
+		p := places[h.place]
+		if p == nil {
+			p = &pool{place: h.place}
+			p.turn.Store(b.rand()) // or all clients would begin with the same endpoint
+			places[h.place] = p
+			b.pools = append(b.pools, p)
+		}
+		p.members = append(p.members, h)
+	}
+	slices.SortFunc(b.pools, func(x, y *pool) int { return x.place - y.place })
+	for _, p := range b.pools {
+		// The order must not depend on the process: hashing builds on it.
+		slices.SortFunc(p.members, func(x, y *Host) int { return compareAddress(x.address, y.address) })
+	}
+}
+
+// noticeEjections brings the picks up to date. Calls that arrive while another builds share the next build.
+func (b *Balancer) noticeEjections() {
+	want := b.change.Add(1)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.seen < want {
+		b.publishLocked()
+	}
+}
+
+func (b *Balancer) publishLocked() {
+	b.seen = b.change.Load()
+	b.picks.Store(b.snapshotLocked())
+}
+
+// now is the time of the clock that hosts keep their times in. It is never 0.
+func (b *Balancer) now() int64 {
+	return int64(time.Since(b.start)) + 1
+}
+
+// float returns a random number in [0, 1).
+func (b *Balancer) float() float64 {
+	return float64(b.rand()>>11) / (1 << 53)
+}
+
+func addressOf(e *discovery.Endpoint) address {
+	return address{e.Address, e.DialPort(0)}
+}
+
+// weightOf returns the weight of e for the picks; 0 means that it drains.
+func weightOf(e *discovery.Endpoint) uint32 {
+	switch {
+	case e.Draining:
+		return 0
+	case e.Weight == 0:
+		return 1
+	}
+	return e.Weight
+}

@@ -1,0 +1,78 @@
+package balancer_test
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/discovery"
+)
+
+var algorithms = []balancer.Algorithm{
+	balancer.LeastRequest, balancer.RoundRobin, balancer.Random, balancer.PeakEWMA, balancer.RingHash, balancer.Maglev,
+}
+
+func BenchmarkPick(b *testing.B) {
+	type variant struct {
+		name    string
+		weights uint32 // weights go from 1 to this
+		eject   int    // every how many endpoints is ejected, 0 for none
+	}
+	for _, v := range []variant{{"plain", 1, 0}, {"weighted", 5, 0}, {"half_ejected", 1, 2}} {
+		for _, algorithm := range algorithms {
+			for _, n := range []int{3, 100, 10_000} {
+				bal := newBalancer(b, balancer.Config{Algorithm: algorithm})
+				endpoints := endpoints(n)
+				for i := range endpoints {
+					endpoints[i].Weight = 1 + uint32(i)%v.weights
+				}
+				bal.Update(endpoints)
+				if v.eject > 0 && n == 10_000 && algorithm == balancer.Maglev {
+					continue // its table is built anew for each ejection
+				}
+				for i, h := range bal.Hosts() {
+					if v.eject > 0 && i%v.eject == 0 {
+						h.SetEjected(true)
+					}
+				}
+				name := fmt.Sprintf("%v/%v/%d", v.name, algorithm, n)
+				b.Run(name, func(b *testing.B) {
+					b.ReportAllocs()
+					for i := range b.N {
+						h, err := bal.Pick(balancer.PickInfo{Hash: uint64(i) * 0x9e3779b97f4a7c15, HasHash: true})
+						if err != nil {
+							b.Fatal(err)
+						}
+						h.Release(time.Millisecond, false)
+					}
+				})
+				b.Run(name+"/parallel", func(b *testing.B) {
+					b.ReportAllocs()
+					b.RunParallel(func(pb *testing.PB) {
+						for i := uint64(0); pb.Next(); i++ {
+							h, err := bal.Pick(balancer.PickInfo{Hash: i * 0x9e3779b97f4a7c15, HasHash: true})
+							if err != nil {
+								b.Fatal(err)
+							}
+							h.Release(time.Millisecond, false)
+						}
+					})
+				})
+			}
+		}
+	}
+}
+
+func BenchmarkUpdate(b *testing.B) {
+	for _, algorithm := range []balancer.Algorithm{balancer.LeastRequest, balancer.RingHash, balancer.Maglev} {
+		b.Run(fmt.Sprintf("%v/10000", algorithm), func(b *testing.B) {
+			bal := newBalancer(b, balancer.Config{Algorithm: algorithm})
+			sets := [2][]discovery.Endpoint{endpoints(10_000), endpoints(9_999)}
+			b.ReportAllocs()
+			for i := range b.N {
+				bal.Update(sets[i%2])
+			}
+		})
+	}
+}

@@ -1,0 +1,206 @@
+package balancer
+
+import (
+	"fmt"
+	"math"
+	"time"
+)
+
+// Algorithm is a way to pick.
+type Algorithm uint8
+
+const (
+	// LeastRequest compares two endpoints drawn by weight and takes the one with fewer calls in flight for its weight.
+	LeastRequest Algorithm = iota
+
+	// RoundRobin takes the endpoints in turn, as often as their weights say.
+	RoundRobin
+
+	// Random draws an endpoint by weight.
+	Random
+
+	// PeakEWMA compares two endpoints drawn by weight and takes the one with the lower product of latency and calls in
+	// flight. Latency is a moving average that follows a rise at once and a fall slowly.
+	PeakEWMA
+
+	// RingHash sends equal keys to the same endpoint. When an endpoint comes or goes, only its own keys move.
+	RingHash
+
+	// Maglev sends equal keys to the same endpoint, with a more even share and a cheaper lookup than RingHash; a few
+	// more keys move when an endpoint comes or goes.
+	Maglev
+)
+
+// String returns the name of a.
+func (a Algorithm) String() string {
+	switch a {
+	case LeastRequest:
+		return "least request"
+	case RoundRobin:
+		return "round robin"
+	case Random:
+		return "random"
+	case PeakEWMA:
+		return "peak EWMA"
+	case RingHash:
+		return "ring hash"
+	case Maglev:
+		return "maglev"
+	}
+	return fmt.Sprintf("Algorithm(%d)", uint8(a))
+}
+
+// Config says how a [Balancer] picks. The zero value is least request over all endpoints that are not ejected. Configs
+// are data, and equal ones (==) mean the same.
+type Config struct {
+	// Algorithm is the way to pick. The zero value is [LeastRequest].
+	Algorithm Algorithm
+
+	// Choices is the number of endpoints that LeastRequest and PeakEWMA compare, 2 to 10. 0 means 2.
+	Choices int
+
+	// Decay is the time after which PeakEWMA has forgotten 63% of a latency. 0 means 1s.
+	Decay time.Duration
+
+	// MinRingSize and MaxRingSize bound the entries of the RingHash ring, up to 8,388,608. 0 means 1,024 and 8,388,608.
+	// The ring grows with the number of endpoints, so that none is without keys; it passes MaxRingSize only to give
+	// each endpoint one entry.
+	MinRingSize, MaxRingSize int
+
+	// TableSize is the size of the Maglev table, a prime up to 5,000,011. 0 means 65,537. With more endpoints than that
+	// the table grows, so that none is without keys.
+	TableSize int
+
+	// BoundedLoad is the most calls in flight an endpoint may have, as a multiple of its fair share by weight; 1.25 is
+	// usual. A call that would exceed it goes to another endpoint, for a hash key always to the same others. 0 means no
+	// bound; values from 0 to 1 are errors.
+	BoundedLoad float64
+
+	// SlowStart spares endpoints that are new.
+	SlowStart SlowStart
+
+	// PanicPercent is the share of healthy endpoints, in percent, below which ejections are not believed and all
+	// endpoints are picked. It is Istio's minHealthPercent. 0 means never: when all are ejected, Pick refuses.
+	PanicPercent int
+
+	// Locality prefers near endpoints.
+	Locality Locality
+
+	// HashKey is where RingHash and Maglev find the key of a call.
+	HashKey HashKey
+}
+
+// SlowStart raises the traffic of a new endpoint over a time. Endpoints that come when more than half of the set would
+// be new get their full share at once. It does not go with RingHash and Maglev. The zero value is off.
+type SlowStart struct {
+	// Window is the time until an endpoint has its full share. 0 means no slow start.
+	Window time.Duration
+
+	// MinPercent is the least share, in percent of the full one. 0 means 10.
+	MinPercent float64
+
+	// Aggression bends the rise: the share is (time/Window)^(1/Aggression). 0 means 1, a straight line.
+	Aggression float64
+}
+
+const (
+	defaultDecay     = time.Second
+	defaultMinRing   = 1024
+	maxRing          = 8 << 20
+	defaultTableSize = 65537
+	maxTableSize     = 5000011
+)
+
+// settings is a Config with the defaults filled in and the texts read.
+type settings struct {
+	Config
+	topology topology
+}
+
+func (c Config) compile() (settings, error) {
+	set := settings{Config: c}
+	fail := func(format string, args ...any) (settings, error) {
+		return settings{}, fmt.Errorf("balancer: "+format, args...)
+	}
+	compares := c.Algorithm == LeastRequest || c.Algorithm == PeakEWMA
+	hashes := c.Algorithm == RingHash || c.Algorithm == Maglev
+	switch {
+	case c.Algorithm > Maglev:
+		return fail("unknown algorithm %d", c.Algorithm)
+	case c.Choices != 0 && (c.Choices < 2 || c.Choices > 10):
+		return fail("Choices is %d, want 2 to 10", c.Choices)
+	case c.Choices != 0 && !compares:
+		return fail("Choices does not go with %v", c.Algorithm)
+	case c.Decay < 0:
+		return fail("Decay is negative: %v", c.Decay)
+	case c.Decay != 0 && c.Algorithm != PeakEWMA:
+		return fail("Decay does not go with %v", c.Algorithm)
+	case (c.MinRingSize != 0 || c.MaxRingSize != 0) && c.Algorithm != RingHash:
+		return fail("MinRingSize and MaxRingSize do not go with %v", c.Algorithm)
+	case c.MinRingSize < 0 || c.MinRingSize > maxRing:
+		return fail("MinRingSize is %d, want 1 to %d", c.MinRingSize, maxRing)
+	case c.MaxRingSize < 0 || c.MaxRingSize > maxRing:
+		return fail("MaxRingSize is %d, want 1 to %d", c.MaxRingSize, maxRing)
+	case c.TableSize != 0 && c.Algorithm != Maglev:
+		return fail("TableSize does not go with %v", c.Algorithm)
+	case c.TableSize != 0 && (c.TableSize > maxTableSize || !isPrime(c.TableSize)):
+		return fail("TableSize is %d, want a prime up to %d", c.TableSize, maxTableSize)
+	case c.BoundedLoad != 0 && !(c.BoundedLoad >= 1 && c.BoundedLoad <= math.MaxInt32):
+		return fail("BoundedLoad is %v, want 1 or more", c.BoundedLoad)
+	case c.PanicPercent < 0 || c.PanicPercent > 100:
+		return fail("PanicPercent is %d, want 0 to 100", c.PanicPercent)
+	case c.SlowStart.Window < 0:
+		return fail("SlowStart.Window is negative: %v", c.SlowStart.Window)
+	case c.SlowStart.Window == 0 && c.SlowStart != SlowStart{}:
+		return fail("SlowStart has no Window")
+	case c.SlowStart.Window != 0 && hashes:
+		return fail("SlowStart does not go with %v", c.Algorithm)
+	case !(c.SlowStart.MinPercent >= 0 && c.SlowStart.MinPercent <= 100):
+		return fail("SlowStart.MinPercent is %v, want 0 to 100", c.SlowStart.MinPercent)
+	case !(c.SlowStart.Aggression >= 0 && c.SlowStart.Aggression <= math.MaxFloat64):
+		return fail("SlowStart.Aggression is %v, want more than 0", c.SlowStart.Aggression)
+	case c.HashKey != HashKey{} && !hashes:
+		return fail("HashKey does not go with %v", c.Algorithm)
+	}
+	if err := c.HashKey.check(); err != nil {
+		return fail("HashKey: %w", err)
+	}
+	var err error
+	if set.topology, err = c.Locality.compile(); err != nil {
+		return fail("Locality: %w", err)
+	}
+
+	orDefault(&set.Choices, 2)
+	orDefault(&set.Decay, defaultDecay)
+	orDefault(&set.MinRingSize, defaultMinRing)
+	orDefault(&set.MaxRingSize, maxRing)
+	orDefault(&set.TableSize, defaultTableSize)
+	orDefault(&set.SlowStart.MinPercent, 10)
+	orDefault(&set.SlowStart.Aggression, 1)
+	if c.MinRingSize == 0 {
+		set.MinRingSize = min(set.MinRingSize, set.MaxRingSize)
+	}
+	if set.MinRingSize > set.MaxRingSize {
+		return fail("MinRingSize %d is above MaxRingSize %d", set.MinRingSize, set.MaxRingSize)
+	}
+	return set, nil
+}
+
+func orDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+func isPrime(n int) bool {
+	if n < 2 {
+		return false
+	}
+	for d := 2; d*d <= n; d++ {
+		if n%d == 0 {
+			return false
+		}
+	}
+	return true
+}

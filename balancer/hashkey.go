@@ -1,0 +1,147 @@
+package balancer
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// KeySource is where the key of a call comes from.
+type KeySource uint8
+
+const (
+	NoKey       KeySource = iota // the caller of Pick brings hashes of its own, or none
+	HeaderKey                    // a request header; several values count together
+	CookieKey                    // a cookie of the request
+	SourceIPKey                  // the IP address of the caller
+	QueryKey                     // the first value of a query parameter, whose name is matched with case
+)
+
+// HashKey says where the key of a call is found. A call without key goes to a random endpoint. The zero value is no key.
+type HashKey struct {
+	// Source is where the key comes from. The zero value is [NoKey].
+	Source KeySource
+
+	// Name is the name of the header, the cookie or the query parameter.
+	Name string
+
+	// SourceIP is the address of this process. It is the key of requests that do not have one of their own: a request
+	// that a server received and sends on has its sender's in RemoteAddr. It goes with SourceIPKey only. Empty means
+	// that such requests have no key.
+	SourceIP string
+
+	// Generate makes a cookie for calls that come without, and sets it on the response. Without it, such calls have no
+	// key. It goes with CookieKey only, and so do TTL, Path and Attributes with it.
+	Generate bool
+
+	// TTL is how long the generated cookie is kept, in whole seconds. 0 means until the end of the session.
+	TTL time.Duration
+
+	// Path is the path of the generated cookie. Empty means none is set.
+	Path string
+
+	// Attributes are further attributes of the generated cookie, as in Set-Cookie: "SameSite=Strict; Secure".
+	Attributes string
+}
+
+func (k HashKey) check() error {
+	named := k.Source == HeaderKey || k.Source == CookieKey || k.Source == QueryKey
+	switch {
+	case k.Source > QueryKey:
+		return fmt.Errorf("unknown source %d", k.Source)
+	case named && k.Name == "":
+		return errors.New("no name")
+	case !named && k.Name != "":
+		return fmt.Errorf("name %q is of nothing", k.Name)
+	case k.SourceIP != "" && k.Source != SourceIPKey:
+		return errors.New("SourceIP is only for SourceIPKey")
+	case k.SourceIP != "" && net.ParseIP(k.SourceIP) == nil:
+		return fmt.Errorf("SourceIP %q is not an IP address", k.SourceIP)
+	case k.Generate && k.Source != CookieKey:
+		return errors.New("only cookies can be generated")
+	case !k.Generate && (k.TTL != 0 || k.Path != "" || k.Attributes != ""):
+		return errors.New("TTL, Path and Attributes are only for generated cookies")
+	case k.TTL < 0 || k.TTL%time.Second != 0:
+		return fmt.Errorf("TTL %v is not in whole seconds", k.TTL)
+	case k.Source == CookieKey && (&http.Cookie{Name: k.Name, Value: "x"}).Valid() != nil:
+		return fmt.Errorf("%q is not the name of a cookie", k.Name)
+	case strings.ContainsFunc(k.Path+k.Attributes, func(r rune) bool { return r < ' ' || r > '~' }),
+		strings.Contains(k.Path, ";"):
+		return errors.New("Path or Attributes have characters that cannot be sent")
+	}
+	return nil
+}
+
+// Of returns the key of r, and false if r has none. It does not look at the body.
+func (k HashKey) Of(r *http.Request) (key string, ok bool) {
+	switch k.Source {
+	case HeaderKey:
+		values := r.Header.Values(k.Name)
+		switch {
+		case strings.EqualFold(k.Name, "Host"): // net/http keeps it apart
+			if r.Host != "" {
+				return r.Host, true
+			}
+			return r.URL.Host, r.URL.Host != ""
+		case len(values) == 1:
+			return values[0], true
+		}
+		return strings.Join(values, ","), len(values) > 0
+	case CookieKey:
+		c, err := r.Cookie(k.Name)
+		if err != nil {
+			return "", false
+		}
+		return c.Value, true
+	case SourceIPKey:
+		if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+			return host, true
+		}
+		return k.SourceIP, k.SourceIP != ""
+	case QueryKey:
+		return queryValue(r.URL.RawQuery, k.Name)
+	}
+	return "", false
+}
+
+// queryValue is url.ParseQuery for one parameter, without the map.
+func queryValue(query, name string) (string, bool) {
+	for pair := range strings.SplitSeq(query, "&") {
+		key, value, _ := strings.Cut(pair, "=")
+		if k, err := url.QueryUnescape(key); err != nil || k != name || pair == "" {
+			continue
+		}
+		if v, err := url.QueryUnescape(value); err == nil {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// NewCookie returns a new cookie for a call that came without, as the key of that call and as the Set-Cookie header of
+// its response. It returns false unless Generate is set.
+func (k HashKey) NewCookie() (key, setCookie string, ok bool) {
+	if !k.Generate {
+		return "", "", false
+	}
+	key = rand.Text()
+	var b strings.Builder
+	b.WriteString(k.Name + "=" + key)
+	if k.TTL > 0 {
+		b.WriteString("; Max-Age=" + strconv.FormatInt(int64(k.TTL/time.Second), 10))
+	}
+	if k.Path != "" {
+		b.WriteString("; Path=" + k.Path)
+	}
+	if k.Attributes != "" {
+		b.WriteString("; " + k.Attributes)
+	}
+	b.WriteString("; HttpOnly")
+	return key, b.String(), true
+}

@@ -1,0 +1,36 @@
+package balancer
+
+// leastRequest is the power of two choices. The two are different endpoints: drawn with replacement, a stuck endpoint of
+// two would go on getting a quarter of the calls.
+type leastRequest struct{ *sampler }
+
+func (l *leastRequest) next(PickInfo, int) *Host {
+	if len(l.entries) == 1 {
+		return l.entries[0].host
+	}
+	best := l.draw()
+	for range l.balancer.cfg.Choices - 1 {
+		if other := l.drawOther(best); l.lighter(other, best) {
+			best = other
+		}
+	}
+	return l.entries[best].host
+}
+
+func (l *leastRequest) lighter(b, a int) bool {
+	x, y := &l.entries[b], &l.entries[a]
+	callsB, weightB := x.load()
+	callsA, weightA := y.load()
+	return lighter(callsB, weightB, 1, callsA, weightA, 1)
+}
+
+// lighter reports whether a call drawn for host a is better sent to host b, of which calls in flight, weights and
+// costs of a call are given.
+//
+// With equal weights this is cost*(calls+1), compared. With unequal weights (calls+1)/weight alone would never send an
+// idle light host a call while a heavy one is idle too, and calls/weight would send it too many; so within one call of
+// balance the draw by weight stands. At rest the shares are then exactly the weights, and under load the calls in
+// flight are in proportion to them.
+func lighter(callsB, weightB, costB, callsA, weightA, costA float64) bool {
+	return costB*(callsB+1)*weightA < costA*(callsA*weightB+min(weightA, weightB))
+}

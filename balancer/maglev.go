@@ -1,0 +1,68 @@
+package balancer
+
+import (
+	"github.com/cespare/xxhash/v2"
+)
+
+// maglev sends a key to the host that a table, filled by the hosts in turn, has for it.
+type maglev struct {
+	*sampler
+	table []uint32
+}
+
+func (m *maglev) next(info PickInfo, try int) *Host {
+	if !info.HasHash {
+		return m.entries[m.draw()].host
+	}
+	return m.entries[m.table[rehash(info.Hash, try)%uint64(len(m.table))]].host
+}
+
+// newMaglevTable returns the table of entries, which are in order. Each host walks through the table in its own order
+// and takes the first place that is free when its turn comes, as often as its weight says (Maglev, NSDI 2016, 3.4).
+func newMaglevTable(entries []entry, size int) []uint32 {
+	if len(entries) == 0 {
+		return nil
+	}
+	for size < len(entries) || !isPrime(size) {
+		size = max(size+1, len(entries))
+	}
+	type walk struct {
+		place, step uint64
+		credit      float64
+	}
+	walks := make([]walk, len(entries))
+	heaviest := 0.0
+	second := xxhash.NewWithSeed(1)
+	for i, e := range entries {
+		second.ResetWithSeed(1)
+		second.WriteString(e.host.id)
+		walks[i] = walk{
+			place:  Hash(e.host.id) % uint64(size),
+			step:   second.Sum64()%uint64(size-1) + 1,
+			credit: 1, // everyone has a first turn, so that nobody is without keys
+		}
+		heaviest = max(heaviest, e.weight)
+	}
+	const free = 1<<32 - 1
+	table := make([]uint32, size)
+	for i := range table {
+		table[i] = free
+	}
+	for left := size; ; {
+		for i := range walks {
+			w := &walks[i]
+			if w.credit < 1 {
+				w.credit += entries[i].weight / heaviest
+				continue
+			}
+			w.credit += entries[i].weight/heaviest - 1
+			for table[w.place] != free {
+				w.place = (w.place + w.step) % uint64(size)
+			}
+			table[w.place] = uint32(i)
+			if left--; left == 0 {
+				return table
+			}
+		}
+	}
+}

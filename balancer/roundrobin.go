@@ -1,0 +1,29 @@
+package balancer
+
+import "sync/atomic"
+
+// roundRobin takes the hosts in turn. With unequal weights the turns step through the alias table by the golden ratio,
+// which spreads the turns of each host evenly: no schedule to keep, no lock, and constant time for any weights.
+type roundRobin struct {
+	*sampler
+	turn *atomic.Uint64
+}
+
+const goldenRatio = 0x9e3779b97f4a7c15 // of 1<<64
+
+func (r *roundRobin) next(PickInfo, int) *Host {
+	n := len(r.entries)
+	i := 0
+	for range redraws {
+		turn := r.turn.Add(1)
+		if r.alias == nil {
+			i = int(turn % uint64(n))
+		} else {
+			i = r.alias.at(turn*goldenRatio, n)
+		}
+		if r.ripe(i) { // a turn that slow start forgoes is nobody's, so that it favours nobody
+			break
+		}
+	}
+	return r.entries[i].host
+}
