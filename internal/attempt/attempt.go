@@ -1,0 +1,58 @@
+// Package attempt carries the number of a try in contexts: towards the server, so that nobody retries a retry, and back
+// to the caller, so that the number survives every wrapper.
+package attempt
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+)
+
+// Header tells a server which try of a call a request is, counted from 1.
+const Header = "X-Envoy-Attempt-Count"
+
+type (
+	currentKey struct{}
+	totalKey   struct{}
+)
+
+// Mark returns a context for the n-th try of a call.
+func Mark(ctx context.Context, n int) context.Context {
+	return context.WithValue(ctx, currentKey{}, n)
+}
+
+// IsRetry reports whether req is a retry already: it says so, or it is made within one.
+func IsRetry(req *http.Request) bool {
+	if v := req.Header[Header]; len(v) > 0 {
+		if n, err := strconv.Atoi(v[0]); err == nil && n > 1 {
+			return true
+		}
+	}
+	return req.Context().Value(currentKey{}) != nil
+}
+
+// Total returns the number of tries that led to resp.
+func Total(resp *http.Response) int {
+	if resp.Request == nil {
+		return 1
+	}
+	if n, ok := resp.Request.Context().Value(totalKey{}).(int); ok {
+		return n
+	}
+	return 1
+}
+
+// Restore makes resp.Request the caller's request again, after a try with a copy of it. The number of tries is kept: it
+// is n, or what the layers below said if n is 1.
+func Restore(resp *http.Response, req *http.Request, n int) {
+	if n <= 1 {
+		if resp.Request == req {
+			return
+		}
+		n = Total(resp)
+	}
+	if n > 1 {
+		req = req.WithContext(context.WithValue(req.Context(), totalKey{}, n))
+	}
+	resp.Request = req
+}

@@ -1,0 +1,128 @@
+package deadline
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/body"
+)
+
+// Limits are the limits of a call. 0 means none.
+type Limits struct {
+	// Request bounds the whole call, its response body included.
+	Request time.Duration
+	// BodyIdle bounds each wait for more of the response body. Time in which nobody reads does not count.
+	BodyIdle time.Duration
+}
+
+// Call holds a call to its Limits. It is a value to embed in what is allocated per call, and is used in this order:
+// Begin, then Failed or Watch. The zero value is ready for Begin; a Call serves once.
+type Call struct {
+	ctx     Context
+	began   bool
+	body    body.Reader
+	idle    time.Duration
+	timer   *time.Timer // idle timer, running only inside Read
+	stalled Error
+}
+
+// Begin returns the context to make the call with: parent itself if the limits ask for nothing more than parent's
+// deadline does.
+func (c *Call) Begin(parent context.Context, limits Limits) context.Context {
+	request := limits.Request
+	if request > 0 {
+		// The caller's earlier deadline stays the caller's: it is no timeout of ours.
+		if at, ok := parent.Deadline(); ok && time.Until(at) <= request {
+			request = 0
+		}
+	}
+	if request <= 0 && limits.BodyIdle <= 0 {
+		return parent
+	}
+	c.began = true
+	c.idle = limits.BodyIdle
+	c.ctx.Start(parent, Request, request, true)
+	return &c.ctx
+}
+
+// Failed ends a call that got no response, or that panicked. It returns the error for the caller: the *Error if a limit
+// caused err, and err itself otherwise.
+func (c *Call) Failed(err error) error {
+	if !c.began {
+		return err
+	}
+	defer c.ctx.Cancel()
+	if exceeded := c.ctx.Exceeded(); exceeded != nil && err != nil {
+		return exceeded
+	}
+	return err
+}
+
+// Watch holds the body of resp to the limits and ends the call with it. An upgraded connection (101) has no end to wait
+// for and is idle when it pleases: it is bound no longer.
+func (c *Call) Watch(resp *http.Response) {
+	if !c.began {
+		return
+	}
+	if resp.StatusCode == http.StatusSwitchingProtocols {
+		c.ctx.Stop()
+		c.body.Attach(resp, c)
+		return
+	}
+	if c.idle > 0 {
+		c.stalled = Error{Kind: BodyIdle, Limit: c.idle}
+		c.timer = time.AfterFunc(c.idle, c.stall)
+		c.timer.Stop()
+	}
+	c.body.Attach(resp, c)
+	if resp.Body == io.ReadCloser(&c.body) {
+		resp.Body = (*watched)(c)
+	}
+}
+
+func (c *Call) stall() {
+	c.ctx.cancel(&c.stalled)
+}
+
+// End implements body.Ender.
+func (c *Call) End(error) {
+	c.ctx.Cancel()
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+}
+
+// watched is the response body of a Call.
+type watched Call
+
+func (w *watched) Read(p []byte) (int, error) {
+	if w.timer != nil {
+		w.timer.Reset(w.idle)
+	}
+	n, err := w.body.Read(p)
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+	if err != nil && err != io.EOF {
+		// Transports report a context that ended in different words.
+		if cause := context.Cause(w.ctx.Context); cause == error(&w.ctx.exceeded) || cause == error(&w.stalled) {
+			err = cause
+		}
+	}
+	return n, err
+}
+
+func (w *watched) Close() error {
+	return w.body.Close()
+}
+
+// Header tells a server how long the caller will wait, in milliseconds.
+const Header = "X-Envoy-Expected-Rq-Timeout-Ms"
+
+// SetHeader sets Header in h to the time left until at: whole milliseconds, at least 1.
+func SetHeader(h http.Header, at time.Time) {
+	h[Header] = []string{strconv.FormatInt(max(1, time.Until(at).Milliseconds()), 10)}
+}

@@ -1,0 +1,147 @@
+package retry
+
+import (
+	"fmt"
+	"math"
+	"sync"
+	"time"
+)
+
+// Defaults of BudgetConfig.
+const (
+	DefaultBudgetRatio        = 0.2
+	DefaultBudgetMinPerSecond = 10
+	DefaultBudgetWindow       = 10 * time.Second
+)
+
+// BudgetConfig says what share of the traffic may be retries. It is comparable. The zero value is a budget of 20% of the
+// calls of the last 10 s and 10 retries a second on top: enough for a service with little traffic, and no multiple of
+// the load for one that is down.
+type BudgetConfig struct {
+	// Off permits every retry.
+	Off bool
+
+	// Ratio is the number of retries permitted per call within Window. 0: 0.2. Negative: none but MinPerSecond.
+	Ratio float64
+
+	// MinPerSecond is the number of retries a second permitted whatever the traffic. 0: 10. Negative: none.
+	MinPerSecond float64
+
+	// Window is how long a call counts. 0: 10 s. At least 10 ms.
+	Window time.Duration
+}
+
+const slots = 10
+
+// Budget limits the retries of a destination to a share of its calls. A nil Budget permits every retry. A Budget is safe
+// for concurrent use and needs no goroutine.
+type Budget struct {
+	ratio     float64
+	perSecond float64
+	burst     float64
+	slot      time.Duration // a tenth of the window
+	start     time.Time
+
+	mu       sync.Mutex
+	calls    [slots]int64 // by slot of time, modulo slots
+	retries  [slots]int64
+	newest   int64 // number of the newest slot
+	sumCalls int64
+	sumRetry int64
+	tokens   float64 // for perSecond
+	filled   time.Duration
+}
+
+// NewBudget returns a Budget, or nil if config is Off.
+func NewBudget(config BudgetConfig) (*Budget, error) {
+	return newBudget(config, time.Now())
+}
+
+func newBudget(config BudgetConfig, now time.Time) (*Budget, error) {
+	switch {
+	case math.IsNaN(config.Ratio) || math.IsInf(config.Ratio, 0):
+		return nil, fmt.Errorf("retry: budget Ratio %v is not a number", config.Ratio)
+	case math.IsNaN(config.MinPerSecond) || math.IsInf(config.MinPerSecond, 0):
+		return nil, fmt.Errorf("retry: budget MinPerSecond %v is not a number", config.MinPerSecond)
+	case config.Window != 0 && config.Window < 10*time.Millisecond:
+		return nil, fmt.Errorf("retry: budget Window %v is less than 10ms", config.Window)
+	}
+	if config.Off {
+		return nil, nil
+	}
+	orDefault := func(v, d float64) float64 {
+		if v == 0 {
+			return d
+		}
+		return max(v, 0)
+	}
+	b := &Budget{
+		ratio:     orDefault(config.Ratio, DefaultBudgetRatio),
+		perSecond: orDefault(config.MinPerSecond, DefaultBudgetMinPerSecond),
+		slot:      DefaultBudgetWindow / slots,
+		start:     now,
+	}
+	if config.Window != 0 {
+		b.slot = config.Window / slots
+	}
+	if b.perSecond > 0 {
+		b.burst = max(1, b.perSecond) // one second's worth, but a whole retry
+	}
+	b.tokens = b.burst
+	return b, nil
+}
+
+// Deposit counts a call: the original one, not its retries.
+func (b *Budget) Deposit() {
+	if b != nil {
+		b.deposit(time.Now())
+	}
+}
+
+func (b *Budget) deposit(now time.Time) {
+	b.mu.Lock()
+	i := b.advanceLocked(now)
+	b.calls[i]++
+	b.sumCalls++
+	b.mu.Unlock()
+}
+
+// Reserve takes a retry from the budget, and reports false if there is none left.
+func (b *Budget) Reserve() bool {
+	return b == nil || b.reserve(time.Now())
+}
+
+func (b *Budget) reserve(now time.Time) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	i := b.advanceLocked(now)
+	if float64(b.sumRetry+1) <= b.ratio*float64(b.sumCalls) {
+		b.retries[i]++
+		b.sumRetry++
+		return true
+	}
+	at := now.Sub(b.start)
+	b.tokens = min(b.burst, b.tokens+b.perSecond*max(0, at-b.filled).Seconds())
+	b.filled = max(at, b.filled)
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// advanceLocked forgets the slots that have left the window and returns the index of the current one.
+func (b *Budget) advanceLocked(now time.Time) int64 {
+	n := int64(now.Sub(b.start) / b.slot)
+	for ; b.newest < n; b.newest++ {
+		if b.sumCalls == 0 && b.sumRetry == 0 {
+			b.newest = n
+			break
+		}
+		i := (b.newest + 1) % slots
+		b.sumCalls -= b.calls[i]
+		b.sumRetry -= b.retries[i]
+		b.calls[i], b.retries[i] = 0, 0
+	}
+	return b.newest % slots
+}

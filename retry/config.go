@@ -1,0 +1,133 @@
+package retry
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+)
+
+// Defaults of Config.
+const (
+	DefaultBackoff       = 25 * time.Millisecond
+	DefaultMaxRetryAfter = 10 * time.Second
+	DefaultBodyLimit     = 64 << 10
+)
+
+// Config is what a policy can say about retries. It is comparable. For every field 0 means the default, and where a
+// mechanism can be switched off there is a way to say so. The zero Config retries nothing.
+type Config struct {
+	// Retries is how often a call is tried again after the first try. 0: never. With 2, a server sees a call at most
+	// three times.
+	Retries int
+
+	// On says what is retried. The zero value means GatewayError|ConnectFailure|RefusedStream: the server, or something
+	// on the way to it, was not there.
+	On On
+
+	// RetriableHeaders names the response headers that the condition RetriableHeaders looks for, separated by commas.
+	RetriableHeaders string
+
+	// PerTryTimeout bounds the wait of each try for response headers; a body may take longer. 0: no limit. It is ignored
+	// where the context's deadline comes first.
+	PerTryTimeout time.Duration
+
+	// Backoff is the base of the wait before a retry: the n-th waits between 0 and min((2^n-1)*Backoff, MaxBackoff),
+	// chosen at random. 0: 25 ms. Negative: no wait.
+	Backoff time.Duration
+
+	// MaxBackoff is the longest wait. 0: ten times Backoff.
+	MaxBackoff time.Duration
+
+	// MaxRetryAfter is the longest Retry-After of a response that is waited for; a response that asks for a longer wait
+	// is returned at once. 0: 10 s. Negative: the header is not looked at.
+	MaxRetryAfter time.Duration
+
+	// BodyLimit is how many bytes of a request body without GetBody are kept for a replay. A request that has sent more
+	// is not retried. 0: 64 KiB. Negative: nothing is kept, so that only an untouched body is sent again.
+	BodyLimit int
+
+	// AnyMethod retries every method alike, as Envoy does. Without it a request that is neither idempotent by its method
+	// nor has an Idempotency-Key is retried only when the server provably did not process it: the connection could
+	// not be made, or the stream was refused.
+	AnyMethod bool
+
+	// NestedRetries retries also a request that is itself a retry, by its x-envoy-attempt-count or because it is made
+	// within one. Without it three layers of three tries make 7 calls at worst, with it 27.
+	NestedRetries bool
+}
+
+// Policy is a compiled Config. It is immutable and safe for concurrent use.
+type Policy struct {
+	config  Config // defaults filled in
+	headers []string
+	trace   bool // whether to find out if a request was begun to be written
+}
+
+// Compile checks config and fills in its defaults.
+func Compile(config Config) (*Policy, error) {
+	p := &Policy{config: config}
+	c := &p.config
+	switch {
+	case c.Retries < 0:
+		return nil, fmt.Errorf("retry: negative Retries %d", c.Retries)
+	case c.PerTryTimeout < 0:
+		return nil, fmt.Errorf("retry: negative PerTryTimeout %v", c.PerTryTimeout)
+	case c.MaxBackoff < 0:
+		return nil, fmt.Errorf("retry: negative MaxBackoff %v", c.MaxBackoff)
+	case c.On.Conditions&^allConditions != 0:
+		return nil, fmt.Errorf("retry: unknown conditions %#x", uint32(c.On.Conditions&^allConditions))
+	}
+	if c.On == (On{}) {
+		c.On.Conditions = GatewayError | ConnectFailure | RefusedStream
+	}
+	if c.Backoff == 0 {
+		c.Backoff = DefaultBackoff
+	}
+	switch {
+	case c.MaxBackoff > 0 && c.MaxBackoff < c.Backoff:
+		return nil, fmt.Errorf("retry: MaxBackoff %v is less than Backoff %v", c.MaxBackoff, c.Backoff)
+	case c.MaxBackoff == 0 && c.Backoff > 0:
+		c.MaxBackoff = 10 * c.Backoff
+		if c.MaxBackoff/10 != c.Backoff {
+			c.MaxBackoff = 1<<63 - 1
+		}
+	}
+	if c.MaxRetryAfter == 0 {
+		c.MaxRetryAfter = DefaultMaxRetryAfter
+	}
+	if c.BodyLimit == 0 {
+		c.BodyLimit = DefaultBodyLimit
+	}
+	if c.RetriableHeaders != "" {
+		if c.On.Conditions&RetriableHeaders == 0 {
+			return nil, fmt.Errorf("retry: RetriableHeaders %q without that condition in On", c.RetriableHeaders)
+		}
+		for name := range strings.SplitSeq(c.RetriableHeaders, ",") {
+			name = strings.TrimSpace(name)
+			if !token(name) {
+				return nil, fmt.Errorf("retry: bad header name %q in RetriableHeaders", name)
+			}
+			p.headers = append(p.headers, http.CanonicalHeaderKey(name))
+		}
+	}
+	// Only where it makes a difference: finding out costs a context and a callback a try.
+	p.trace = c.On.Conditions&ResetBeforeRequest != 0 && c.On.Conditions&anyFailure == 0
+	return p, nil
+}
+
+// Config returns the configuration with its defaults filled in.
+func (p *Policy) Config() Config {
+	return p.config
+}
+
+// token reports whether s can be a header name (RFC 9110, section 5.6.2).
+func token(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.Contains("!#$%&'*+-.^_`|~", s[i:i+1]) {
+			return false
+		}
+	}
+	return s != ""
+}

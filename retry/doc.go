@@ -1,0 +1,8 @@
+// Package retry tries calls again that failed in a way that a second try may mend.
+//
+// [Transport] does it for an http.Client. [Loop] is the same without a RoundTripper around it, for who makes tries of
+// another kind; [Policy], [Budget] and [Limiter] are its parts. Used alone, the defaults are careful: idempotent requests
+// only, full jitter, at most 20% more calls, no retries of retries.
+//
+// A per-try timeout is reported as a *timeout.Error of package timeout.
+package retry

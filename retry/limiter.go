@@ -1,0 +1,102 @@
+package retry
+
+import (
+	"fmt"
+	"math"
+	"sync/atomic"
+)
+
+// DefaultMinConcurrency is the default of [LimiterConfig.MinConcurrency], Envoy's.
+const DefaultMinConcurrency = 3
+
+// LimiterConfig bounds how many retries are under way at a time, waiting ones included. It is comparable. The zero value
+// sets no bound.
+type LimiterConfig struct {
+	// MaxRetries is the bound. 0: none. It is not used together with Percent.
+	MaxRetries int
+
+	// Percent bounds the retries to this share of the calls under way, 0 to 100. 0: MaxRetries holds.
+	Percent float64
+
+	// MinConcurrency is the number of retries that Percent always leaves. 0: 3.
+	MinConcurrency int
+}
+
+// Limiter bounds the retries of a destination that are under way. A nil Limiter sets no bound. A Limiter is safe for
+// concurrent use.
+type Limiter struct {
+	max     int64
+	ratio   float64 // > 0: max is the minimum
+	active  func() int64
+	calls   atomic.Int64 // calls under way, if active is nil
+	retries atomic.Int64
+}
+
+// NewLimiter returns a Limiter, or nil if config sets no bound. Percent is taken of what active returns; it must be cheap
+// and safe for concurrent use. If active is nil, it is taken of the calls inside [Loop.Do], which end with the response
+// headers.
+func NewLimiter(config LimiterConfig, active func() int64) (*Limiter, error) {
+	switch {
+	case config.MaxRetries < 0:
+		return nil, fmt.Errorf("retry: negative MaxRetries %d", config.MaxRetries)
+	case config.MinConcurrency < 0:
+		return nil, fmt.Errorf("retry: negative MinConcurrency %d", config.MinConcurrency)
+	case math.IsNaN(config.Percent) || config.Percent < 0 || config.Percent > 100:
+		return nil, fmt.Errorf("retry: limiter Percent %v is not from 0 to 100", config.Percent)
+	case config.Percent > 0 && config.MaxRetries > 0:
+		return nil, fmt.Errorf("retry: limiter has both Percent and MaxRetries")
+	case config.Percent == 0 && config.MinConcurrency > 0:
+		return nil, fmt.Errorf("retry: limiter has MinConcurrency without Percent")
+	}
+	if config.Percent > 0 {
+		least := config.MinConcurrency
+		if least == 0 {
+			least = DefaultMinConcurrency
+		}
+		return &Limiter{max: int64(least), ratio: config.Percent / 100, active: active}, nil
+	}
+	if config.MaxRetries == 0 {
+		return nil, nil
+	}
+	return &Limiter{max: int64(config.MaxRetries)}, nil
+}
+
+// Acquire takes a slot for a retry, and reports false if there is none. Who got one must Release it.
+func (l *Limiter) Acquire() bool {
+	if l == nil {
+		return true
+	}
+	limit := l.max
+	if l.ratio > 0 {
+		calls := l.calls.Load()
+		if l.active != nil {
+			calls = l.active()
+		}
+		limit = max(limit, int64(l.ratio*float64(calls)))
+	}
+	if l.retries.Add(1) > limit {
+		l.retries.Add(-1)
+		return false
+	}
+	return true
+}
+
+// Release gives back a slot.
+func (l *Limiter) Release() {
+	if l != nil {
+		l.retries.Add(-1)
+	}
+}
+
+// enter counts a call under way. It reports whether there is anything to count, and so a leave to do.
+func (l *Limiter) enter() bool {
+	if l == nil || l.ratio == 0 || l.active != nil {
+		return false
+	}
+	l.calls.Add(1)
+	return true
+}
+
+func (l *Limiter) leave() {
+	l.calls.Add(-1)
+}

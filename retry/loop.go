@@ -1,0 +1,411 @@
+package retry
+
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptrace"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/failure"
+)
+
+// Attempter makes one try of a call. Like http.RoundTripper it closes the request's body and does not change the
+// request, which is the caller's own on the first try. n counts the tries from 1.
+type Attempter interface {
+	Attempt(req *http.Request, n int) (*http.Response, error)
+}
+
+// Reason says why there was no further try.
+type Reason uint8
+
+const (
+	// Succeeded means that the server answered with nothing that is to be retried.
+	Succeeded Reason = iota
+	// NotRetriable means that the policy does not retry this failure, or not this response for this method.
+	NotRetriable
+	// LimitReached means that Retries tries were made after the first.
+	LimitReached
+	// BudgetRefused means that the Budget had no retry left.
+	BudgetRefused
+	// LimiterRefused means that the Limiter had no slot left.
+	LimiterRefused
+	// DeadlineNear means that the wait before the next try would not have ended before the context's deadline, or that the
+	// server asked for a wait longer than MaxRetryAfter.
+	DeadlineNear
+	// BodyCommitted means that the request body could not be sent again.
+	BodyCommitted
+	// Nested means that the request was itself a retry.
+	Nested
+	// CallerGone means that the context of the call ended.
+	CallerGone
+)
+
+// String returns the reason in words.
+func (r Reason) String() string {
+	switch r {
+	case Succeeded:
+		return "succeeded"
+	case NotRetriable:
+		return "not retriable"
+	case LimitReached:
+		return "retry limit reached"
+	case BudgetRefused:
+		return "retry budget exhausted"
+	case LimiterRefused:
+		return "too many retries under way"
+	case DeadlineNear:
+		return "no time left to retry"
+	case BodyCommitted:
+		return "request body cannot be replayed"
+	case Nested:
+		return "request is itself a retry"
+	case CallerGone:
+		return "caller gone"
+	}
+	return "unknown"
+}
+
+// Summary is what [Loop.Do] did.
+type Summary struct {
+	Attempts int    // tries made, at least 1
+	Stopped  Reason // why there were no more
+}
+
+// Loop makes the tries of calls. Policy must be set; the other fields may be nil, for no budget, no limit, and the global
+// random source. A Loop is a value that may be made for a call; what it points to lives longer. It is safe for
+// concurrent use.
+type Loop struct {
+	Policy  *Policy
+	Budget  *Budget
+	Limiter *Limiter
+
+	// Rand returns random numbers in [0, 1) for the backoff. It must be safe for concurrent use.
+	Rand func() float64
+}
+
+// Do makes a call with as many tries as the policy permits. It returns the response or the error of the last one; an
+// error after a retry is an *Error. Like http.RoundTripper, it closes the body of req and does not change req. The
+// response's Request is req, or a copy of it that knows the number of tries (see [Attempts]).
+func (l *Loop) Do(req *http.Request, a Attempter) (*http.Response, Summary, error) {
+	l.Budget.Deposit()
+	if l.Limiter.enter() {
+		defer l.Limiter.leave()
+	}
+	config := &l.Policy.config
+	if config.Retries > 0 && req.Body != nil && req.Body != http.NoBody && req.GetBody == nil {
+		limit := config.BodyLimit
+		if req.ContentLength > int64(limit) {
+			limit = 0 // it will not fit, so do not begin
+		}
+		return l.doReplayed(req, a, newReplay(req.Body, limit))
+	}
+	return l.do(req, a, nil)
+}
+
+func (l *Loop) doReplayed(req *http.Request, a Attempter, r *replay) (_ *http.Response, _ Summary, err error) {
+	abort := true // by a panic
+	defer func() { r.finish(abort) }()
+	resp, summary, err := l.do(req, a, r)
+	// Without a response nobody reads the body any more; with one, a transport may still be sending it.
+	abort = err != nil
+	return resp, summary, err
+}
+
+func (l *Loop) do(req *http.Request, a Attempter, r *replay) (*http.Response, Summary, error) {
+	resp, err := l.try(req, a, 1, r)
+	wait, reason := l.next(req, r, 1, resp, err)
+	if reason == retryNow {
+		return l.again(req, a, r, resp, err, wait)
+	}
+	if resp != nil {
+		attempt.Restore(resp, req, 1)
+	}
+	return resp, Summary{Attempts: 1, Stopped: reason}, err
+}
+
+// again makes the second and further tries. A slot of the limiter is held on entry, and for each retry from the decision
+// to the response headers.
+func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Response, err error, wait time.Duration) (
+	_ *http.Response, _ Summary, _ error) {
+	held := true
+	defer func() {
+		if held {
+			l.Limiter.Release()
+		}
+	}()
+	for n := 2; ; n++ {
+		if resp != nil {
+			discard(resp)
+		}
+		if cause := sleep(req.Context(), wait); cause != nil {
+			return nil, Summary{Attempts: n - 1, Stopped: CallerGone}, wrap(n-1, cause)
+		}
+		resp, err = l.try(req, a, n, r)
+		l.Limiter.Release()
+		held = false
+		var reason Reason
+		wait, reason = l.next(req, r, n, resp, err)
+		if reason != retryNow {
+			if resp != nil {
+				attempt.Restore(resp, req, n)
+			}
+			return resp, Summary{Attempts: n, Stopped: reason}, wrap(n, err)
+		}
+		held = true
+	}
+}
+
+// retryNow is what next returns in place of a reason to stop.
+const retryNow Reason = 255
+
+// next decides, after the n-th try, whether there is another one, and how long to wait before. Without a further try the
+// caller gets this one's response or error, so what may refuse is asked first and what takes from others last. If it
+// returns retryNow, a slot of the limiter is held.
+func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, err error) (time.Duration, Reason) {
+	p := l.Policy
+	ctx := req.Context()
+	var kind failure.Kind
+	if err != nil {
+		kind = failure.Of(ctx, err)
+		switch {
+		case kind == failure.Canceled || kind == failure.RequestTimeout:
+			return 0, CallerGone
+		case p.config.Retries == 0 || !p.config.On.failure(kind):
+			return 0, NotRetriable
+		case r != nil && r.failed() != nil:
+			return 0, NotRetriable // it is the request's body that failed
+		}
+	} else if p.config.Retries == 0 || !p.config.On.response(resp, p.headers) {
+		return 0, Succeeded
+	}
+
+	switch {
+	case !p.config.AnyMethod && !kind.Unprocessed() && !idempotent(req):
+		return 0, NotRetriable
+	case !p.config.NestedRetries && attempt.IsRetry(req):
+		return 0, Nested
+	case n > p.config.Retries:
+		return 0, LimitReached
+	case r != nil && !r.replayable():
+		return 0, BodyCommitted
+	case ctx.Err() != nil:
+		return 0, CallerGone
+	}
+
+	wait := delay(n, p.config.Backoff, p.config.MaxBackoff, l.random())
+	if resp != nil && p.config.MaxRetryAfter > 0 {
+		if asked, ok := retryAfter(resp.Header, time.Now()); ok {
+			if asked > p.config.MaxRetryAfter {
+				return 0, DeadlineNear
+			}
+			wait = max(wait, asked)
+		}
+	}
+	if at, ok := ctx.Deadline(); ok && time.Until(at) <= wait {
+		return 0, DeadlineNear
+	}
+	if !l.Limiter.Acquire() {
+		return 0, LimiterRefused
+	}
+	if !l.Budget.Reserve() {
+		l.Limiter.Release()
+		return 0, BudgetRefused
+	}
+	return wait, retryNow
+}
+
+func (l *Loop) random() float64 {
+	if l.Rand != nil {
+		return l.Rand()
+	}
+	return rand.Float64()
+}
+
+// idempotent reports whether sending req twice is as good as once (RFC 9110, section 9.2.2). net/http, too, takes the
+// keys for the client's word.
+func idempotent(req *http.Request) bool {
+	switch req.Method {
+	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:
+		return true
+	}
+	return req.Header["Idempotency-Key"] != nil || req.Header["X-Idempotency-Key"] != nil
+}
+
+// try makes one try: with req itself where nothing has to differ from it, else with one copy.
+func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay) (*http.Response, error) {
+	limit := l.Policy.config.PerTryTimeout
+	if limit > 0 {
+		if at, ok := req.Context().Deadline(); ok && time.Until(at) <= limit {
+			limit = 0
+		}
+	}
+	if limit <= 0 && !l.Policy.trace {
+		if n == 1 && r == nil {
+			return a.Attempt(req, 1)
+		}
+		out, err := prepare(req, req.Context(), n, r)
+		if err != nil {
+			return nil, err
+		}
+		return a.Attempt(out, n)
+	}
+
+	t := &try{traced: l.Policy.trace}
+	t.ctx.Start(req.Context(), deadline.PerTry, limit, false)
+	attached := false
+	defer func() {
+		if !attached {
+			t.ctx.Cancel()
+		}
+	}()
+	out, err := prepare(req, t.context(), n, r)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := a.Attempt(out, n)
+	inTime := t.ctx.Stop()
+	switch {
+	case err == nil && inTime:
+		attached = true
+		t.body.Attach(resp, t)
+		attempt.Restore(resp, req, 1) // of the layers below; do knows the rest
+		return resp, nil
+	case err == nil:
+		// The headers came while the timer fired. The body would break off.
+		if resp.Body != nil {
+			resp.Body.Close()
+		}
+		return nil, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
+	}
+	if t.ctx.Exceeded() != nil {
+		return nil, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
+	}
+	if t.traced && !t.begun.Load() {
+		return nil, failure.MarkUnsent(err)
+	}
+	return nil, err
+}
+
+// try is a try with a limit, or with a trace.
+type try struct {
+	ctx    deadline.Context
+	body   body.Reader
+	traced bool
+	begun  atomic.Bool // the transport began to write the request
+}
+
+// End implements body.Ender.
+func (t *try) End(error) { t.ctx.Cancel() }
+
+func (t *try) context() context.Context {
+	if !t.traced {
+		return &t.ctx
+	}
+	// The first header is written to a buffer before anything can be sent, in HTTP/1 and HTTP/2 alike.
+	return httptrace.WithClientTrace(&t.ctx, &httptrace.ClientTrace{
+		WroteHeaderField: func(string, []string) { t.begun.Store(true) },
+	})
+}
+
+// prepare returns the request of the n-th try.
+func prepare(req *http.Request, ctx context.Context, n int, r *replay) (*http.Request, error) {
+	if n > 1 {
+		ctx = attempt.Mark(ctx, n)
+	}
+	out := req.WithContext(ctx)
+	switch {
+	case r != nil:
+		b, err := r.next()
+		if err != nil {
+			return nil, err
+		}
+		// With GetBody a transport can replay by itself what it must: on a stale connection, on GOAWAY.
+		out.Body, out.GetBody = b, r.next
+	case n > 1 && req.GetBody != nil && req.Body != nil && req.Body != http.NoBody:
+		b, err := req.GetBody()
+		if err != nil {
+			return nil, err
+		}
+		out.Body = b
+	}
+	if n > 1 {
+		out.Header = req.Header.Clone()
+		if out.Header == nil {
+			out.Header = make(http.Header)
+		}
+		out.Header[attempt.Header] = []string{strconv.Itoa(n)}
+	}
+	return out, nil
+}
+
+// sleep waits, and returns the context's cause if the context ends first.
+func sleep(ctx context.Context, d time.Duration) error {
+	if d <= 0 {
+		return context.Cause(ctx)
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// What is read of a response that nobody wants, so that its connection can be used again.
+const (
+	drainBytes = 64 << 10
+	drainTime  = 100 * time.Millisecond
+)
+
+// discard drains and closes the body of resp. What is too long, or too slow, costs the connection.
+func discard(resp *http.Response) {
+	b := resp.Body
+	if b == nil || b == http.NoBody {
+		return
+	}
+	defer b.Close()
+	// A body that the transport decompresses cannot be closed while its first bytes are waited for.
+	if resp.ContentLength > drainBytes || resp.Uncompressed || resp.StatusCode == http.StatusSwitchingProtocols {
+		return
+	}
+	timer := time.AfterFunc(drainTime, func() { b.Close() })
+	defer timer.Stop()
+	_, _ = io.CopyN(io.Discard, b, drainBytes)
+}
+
+// Error is returned by a call whose last try ended in an error after at least one retry.
+type Error struct {
+	Attempts int   // tries made
+	Last     error // how the last one ended
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	return "retry: after " + strconv.Itoa(e.Attempts) + " attempts: " + e.Last.Error()
+}
+
+// Unwrap returns the error of the last try.
+func (e *Error) Unwrap() error { return e.Last }
+
+// Timeout reports whether the last try ended in a timeout. *url.Error asks for it by assertion.
+func (e *Error) Timeout() bool {
+	var t interface{ Timeout() bool }
+	return errors.As(e.Last, &t) && t.Timeout()
+}
+
+func wrap(n int, err error) error {
+	if err == nil || n <= 1 {
+		return err
+	}
+	return &Error{Attempts: n, Last: err}
+}

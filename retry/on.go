@@ -1,0 +1,221 @@
+package retry
+
+import (
+	"fmt"
+	"math/bits"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/failure"
+)
+
+// Condition is a set of the conditions under which a call is retried, with the meaning Envoy gives them. A failure is an
+// error of the transport; a response is one the server sent.
+type Condition uint32
+
+const (
+	// ServerError ("5xx") is any response of 500 and above, and any failure: reset, per-try timeout, connect failure,
+	// refused stream.
+	ServerError Condition = 1 << iota
+	// GatewayError ("gateway-error") is a 502, 503 or 504, and any failure.
+	GatewayError
+	// Reset ("reset") is any failure.
+	Reset
+	// ResetBeforeRequest ("reset-before-request") is a failure before any of the request was written, connect failures
+	// included.
+	ResetBeforeRequest
+	// ConnectFailure ("connect-failure") is a failure of name lookup, dial, proxy or TLS handshake.
+	ConnectFailure
+	// RefusedStream ("refused-stream") is an HTTP/2 request that the server said it did not process.
+	RefusedStream
+	// Retriable4xx ("retriable-4xx") is a 409.
+	Retriable4xx
+	// RetriableStatusCodes ("retriable-status-codes") stands for the codes in On.Status and adds nothing to them.
+	RetriableStatusCodes
+	// RetriableHeaders ("retriable-headers") is a response with one of Config.RetriableHeaders.
+	RetriableHeaders
+	// RateLimited ("envoy-ratelimited") is a response with the header x-envoy-ratelimited. Without this condition such a
+	// response is never retried.
+	RateLimited
+	// Cancelled ("cancelled") is a gRPC response whose headers say status 1. A status in the trailers, after messages,
+	// is too late to retry; so for the four below.
+	Cancelled
+	// DeadlineExceeded ("deadline-exceeded") is gRPC status 4.
+	DeadlineExceeded
+	// ResourceExhausted ("resource-exhausted") is gRPC status 8.
+	ResourceExhausted
+	// Internal ("internal") is gRPC status 13.
+	Internal
+	// Unavailable ("unavailable") is gRPC status 14.
+	Unavailable
+
+	allConditions = Unavailable<<1 - 1
+)
+
+// anyFailure holds the conditions that every failure meets.
+const anyFailure = ServerError | GatewayError | Reset
+
+// conditionNames are the names in the order of their bits.
+var conditionNames = [...]string{
+	"5xx", "gateway-error", "reset", "reset-before-request", "connect-failure", "refused-stream", "retriable-4xx",
+	"retriable-status-codes", "retriable-headers", "envoy-ratelimited",
+	"cancelled", "deadline-exceeded", "resource-exhausted", "internal", "unavailable",
+}
+
+const (
+	minStatus = 100
+	maxStatus = 599
+)
+
+// StatusSet is a set of HTTP status codes from 100 to 599. The zero value is empty.
+type StatusSet struct {
+	bits [(maxStatus - minStatus + 64) / 64]uint64
+}
+
+// Codes returns the set of the given codes. Codes outside 100 to 599, which no response has, are dropped.
+func Codes(codes ...int) StatusSet {
+	var s StatusSet
+	for _, code := range codes {
+		if i := code - minStatus; i >= 0 && code <= maxStatus {
+			s.bits[i/64] |= 1 << (i % 64)
+		}
+	}
+	return s
+}
+
+// Has reports whether code is in the set.
+func (s StatusSet) Has(code int) bool {
+	i := code - minStatus
+	return i >= 0 && code <= maxStatus && s.bits[i/64]&(1<<(i%64)) != 0
+}
+
+// On says what is retried: any of its conditions and status codes. It is comparable. The zero value means the default
+// of [Config.On].
+type On struct {
+	// Conditions are the conditions, joined by |.
+	Conditions Condition
+	// Status holds further status codes. They match responses of the server only, never a failure.
+	Status StatusSet
+}
+
+// ParseOn reads the comma-separated list that retryOn of a VirtualService and retry_on of Envoy hold: names of
+// conditions and status codes, such as "gateway-error,connect-failure,429". Spaces around an item are ignored. The empty
+// list is the zero On. Conditions that cannot be honoured here are an error.
+func ParseOn(list string) (On, error) {
+	var on On
+	if strings.TrimSpace(list) == "" {
+		return on, nil
+	}
+next:
+	for item := range strings.SplitSeq(list, ",") {
+		item = strings.TrimSpace(item)
+		for i, name := range conditionNames {
+			if item == name {
+				on.Conditions |= 1 << i
+				continue next
+			}
+		}
+		switch {
+		case item == "":
+			return On{}, fmt.Errorf("retry: empty condition in %q", list)
+		case item == "http3-post-connect-failure":
+			return On{}, fmt.Errorf("retry: condition %q cannot be honoured: there is no HTTP/3 here", item)
+		case item[0] < '0' || item[0] > '9':
+			return On{}, fmt.Errorf("retry: unknown condition %q", item)
+		}
+		code, err := strconv.Atoi(item)
+		if err != nil || len(item) != 3 || http.StatusText(code) == "" {
+			return On{}, fmt.Errorf("retry: unknown status code %q", item)
+		}
+		on.Status.bits[(code-minStatus)/64] |= 1 << ((code - minStatus) % 64)
+	}
+	if on.Status != (StatusSet{}) {
+		on.Conditions &^= RetriableStatusCodes // the codes say it
+	}
+	return on, nil
+}
+
+// String returns the canonical list: conditions in the order of their declaration, then codes in ascending order. ParseOn
+// reads it back.
+func (o On) String() string {
+	var b []byte
+	for i, name := range conditionNames {
+		if o.Conditions&(1<<i) != 0 {
+			b = append(append(b, name...), ',')
+		}
+	}
+	for i, word := range o.Status.bits {
+		for ; word != 0; word &= word - 1 {
+			b = append(strconv.AppendInt(b, int64(minStatus+i*64+bits.TrailingZeros64(word)), 10), ',')
+		}
+	}
+	if len(b) == 0 {
+		return ""
+	}
+	return string(b[:len(b)-1])
+}
+
+// failure reports whether a failure of this kind is to be retried.
+func (o On) failure(kind failure.Kind) bool {
+	switch kind {
+	case failure.TryTimeout, failure.Reset:
+		return o.Conditions&anyFailure != 0
+	case failure.Connect:
+		return o.Conditions&(anyFailure|ConnectFailure|ResetBeforeRequest) != 0
+	case failure.RefusedStream:
+		return o.Conditions&(anyFailure|RefusedStream) != 0
+	case failure.Unsent:
+		return o.Conditions&(anyFailure|ResetBeforeRequest) != 0
+	}
+	// Our own refusals would be repeated; the caller, or the time for the call, is gone.
+	return false
+}
+
+// response reports whether resp is to be retried. headers are the canonical names for RetriableHeaders.
+func (o On) response(resp *http.Response, headers []string) bool {
+	if resp.Header["X-Envoy-Overloaded"] != nil {
+		return false
+	}
+	if resp.Header["X-Envoy-Ratelimited"] != nil {
+		return o.Conditions&RateLimited != 0
+	}
+	code := resp.StatusCode
+	switch {
+	case o.Conditions&ServerError != 0 && code >= 500,
+		o.Conditions&GatewayError != 0 && code >= 502 && code <= 504,
+		o.Conditions&Retriable4xx != 0 && code == http.StatusConflict,
+		o.Status.Has(code):
+		return true
+	}
+	if o.Conditions&RetriableHeaders != 0 {
+		for _, name := range headers {
+			if resp.Header[name] != nil {
+				return true
+			}
+		}
+	}
+	return o.Conditions&grpcStatuses != 0 && o.grpc(resp)
+}
+
+const grpcStatuses = Cancelled | DeadlineExceeded | ResourceExhausted | Internal | Unavailable
+
+// grpc reports whether the headers of resp carry a gRPC status that is to be retried.
+func (o On) grpc(resp *http.Response) bool {
+	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/grpc") {
+		return false
+	}
+	switch resp.Header.Get("Grpc-Status") {
+	case "1":
+		return o.Conditions&Cancelled != 0
+	case "4":
+		return o.Conditions&DeadlineExceeded != 0
+	case "8":
+		return o.Conditions&ResourceExhausted != 0
+	case "13":
+		return o.Conditions&Internal != 0
+	case "14":
+		return o.Conditions&Unavailable != 0
+	}
+	return false
+}

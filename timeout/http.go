@@ -1,0 +1,76 @@
+package timeout
+
+import (
+	"net/http"
+
+	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/deadline"
+)
+
+// Transport is an http.RoundTripper that bounds calls in time. The zero value only tells servers of the callers'
+// deadlines. A Transport is safe for concurrent use; its fields must not be changed after the first call. Put it around
+// retry.Transport for the limit to hold for all tries together.
+type Transport struct {
+	// Base makes the calls. nil: http.DefaultTransport.
+	Base http.RoundTripper
+
+	// Config holds the limits. If it is invalid, every call fails.
+	Config Config
+}
+
+var _ http.RoundTripper = (*Transport)(nil)
+
+// RoundTrip makes a call within the limits. If a limit is exceeded, the error, or the one of reading the response body,
+// is an *Error.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if err := t.Config.Validate(); err != nil {
+		if req.Body != nil {
+			req.Body.Close()
+		}
+		return nil, err
+	}
+	call := new(deadline.Call)
+	ctx := call.Begin(req.Context(), deadline.Limits{Request: t.Config.Request, BodyIdle: t.Config.BodyIdle})
+	at, bounded := ctx.Deadline()
+	tell := bounded && !t.Config.NoPropagation
+	if ctx == req.Context() && !tell {
+		return t.base().RoundTrip(req)
+	}
+
+	watching := false
+	defer func() {
+		if !watching {
+			call.Failed(nil)
+		}
+	}()
+	out := req.WithContext(ctx)
+	if tell {
+		out.Header = req.Header.Clone()
+		if out.Header == nil {
+			out.Header = make(http.Header)
+		}
+		deadline.SetHeader(out.Header, at)
+	}
+	resp, err := t.base().RoundTrip(out)
+	if err != nil {
+		return nil, call.Failed(err)
+	}
+	watching = true
+	call.Watch(resp)
+	attempt.Restore(resp, req, 1)
+	return resp, nil
+}
+
+// CloseIdleConnections closes the idle connections of Base, if it can.
+func (t *Transport) CloseIdleConnections() {
+	if c, ok := t.base().(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+func (t *Transport) base() http.RoundTripper {
+	if t.Base == nil {
+		return http.DefaultTransport
+	}
+	return t.Base
+}

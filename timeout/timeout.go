@@ -1,0 +1,55 @@
+// Package timeout bounds calls in time: as a whole, and in the silence of a response body. A server is told how long its
+// caller will wait.
+//
+// The limit on a single try belongs to the retries: see package retry.
+package timeout
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/deadline"
+)
+
+// Config says how long calls may take. It is comparable. The zero Config sets no limit of its own, and tells servers of
+// the deadline that a caller set.
+type Config struct {
+	// Request bounds a whole call: all tries, the waits between them and the response body. 0: no limit. Where the
+	// caller's own deadline comes first, that one holds.
+	Request time.Duration
+
+	// BodyIdle bounds the silence in a response body: one wait for more of it. Only time spent in Read counts, so that a
+	// slow reader is not punished. 0: no limit.
+	BodyIdle time.Duration
+
+	// NoPropagation leaves out the header that tells the server the time left.
+	NoPropagation bool
+}
+
+// Validate returns an error if c cannot be honoured.
+func (c Config) Validate() error {
+	switch {
+	case c.Request < 0:
+		return fmt.Errorf("timeout: negative Request %v", c.Request)
+	case c.BodyIdle < 0:
+		return fmt.Errorf("timeout: negative BodyIdle %v", c.BodyIdle)
+	}
+	return nil
+}
+
+// Error is returned when a limit was exceeded that was not the caller's. errors.Is(err, context.DeadlineExceeded) holds
+// for it, and Timeout reports true.
+type Error = deadline.Error
+
+// Kind says which limit an Error is about.
+type Kind = deadline.Kind
+
+// The limits.
+const (
+	Request  = deadline.Request  // Config.Request
+	PerTry   = deadline.PerTry   // PerTryTimeout of package retry
+	BodyIdle = deadline.BodyIdle // Config.BodyIdle
+)
+
+// Header tells the server how many milliseconds the caller will wait, at least 1.
+const Header = deadline.Header
