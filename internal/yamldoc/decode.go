@@ -1,0 +1,554 @@
+package yamldoc
+
+import (
+	"encoding/base64"
+	"math"
+	"reflect"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// A Decoder fills Go structs from documents. Its zero value is ready; it remembers the struct types it has met, so
+// using one for many documents is faster. It is not safe for concurrent use.
+//
+// A field is filled from the key its yaml tag names; fields without one are left alone. The tag may go on with
+// "required" (the key must be there) and "nullable" (a null is the same as no key). Further tags:
+//
+//	mesh:"refused: REASON"      an error where the field is used
+//	mesh:"meaningless: REASON"  a warning where the field is used
+//	mesh:"unused: REASON"       accepted: it never affects traffic
+//	enum:"A,B"                  the strings that are allowed
+//	oneof:"GROUP"               at most one field of the group may be set
+//
+// Without a mesh tag the field is enforced. Fields may be strings, booleans, numbers, [Duration], []byte (base64), [Any],
+// structs, slices and maps with string keys of those, and pointers to them, which stay nil if the document does not
+// set the field. Keys are compared as they are written: camelCase only.
+type Decoder struct {
+	types map[reflect.Type]*structType
+}
+
+// Any takes a value of whatever type, unread.
+type Any struct{}
+
+// State says what this library does with a field.
+type State string
+
+// The states of a field.
+const (
+	Enforced    State = "enforced"
+	Refused     State = "refused"
+	Meaningless State = "meaningless"
+	Unused      State = "unused"
+)
+
+type structType struct {
+	fields []field
+	byName map[string]int
+	groups bool // there are oneofs
+	must   bool // there are required fields
+}
+
+type field struct {
+	name               string
+	index              int
+	required, nullable bool
+	state              State
+	reason             string
+	enum               []string
+	oneof              string
+}
+
+var (
+	durationType = reflect.TypeFor[Duration]()
+	anyType      = reflect.TypeFor[Any]()
+	bytesType    = reflect.TypeFor[[]byte]()
+)
+
+// Decode fills the struct that into points to and reports what is wrong to the document. It returns false if the
+// document has an error, be it from before.
+func (dec *Decoder) Decode(d *Document, into any) bool {
+	if d.root == nil {
+		return false
+	}
+	w := walk{dec: dec, doc: d}
+	w.structure(d.root, reflect.ValueOf(into).Elem())
+	return !d.failed
+}
+
+// walk is one run over a document.
+type walk struct {
+	dec     *Decoder
+	doc     *Document
+	path    []part // where the walk is; rendered only for a problem
+	aliases int    // aliases around the current node
+	aliased int    // nodes reached through aliases
+}
+
+type part struct {
+	key   string
+	index int // if key is empty
+}
+
+func (w *walk) render(parts []part) string {
+	path := ""
+	for _, p := range parts {
+		if p.key != "" {
+			path = Key(path, p.key)
+		} else {
+			path = Index(path, p.index)
+		}
+	}
+	return path
+}
+
+func (w *walk) errorf(node *yaml.Node, format string, args ...any) {
+	w.report(node, false, format, args...)
+}
+
+func (w *walk) report(node *yaml.Node, warning bool, format string, args ...any) {
+	w.doc.report(w.doc.offset+node.Line, w.render(w.path), warning, format, args...)
+}
+
+// value fills v from a node. f holds the tags of the field that the node belongs to.
+func (w *walk) value(node *yaml.Node, v reflect.Value, f *field) {
+	if node.Kind == yaml.AliasNode {
+		w.aliases++
+		defer func() { w.aliases-- }()
+		node = target(node)
+	}
+	if w.aliases > 0 {
+		if w.aliased++; w.aliased > maxAliased {
+			if w.aliased == maxAliased+1 {
+				w.errorf(node, "aliases expand to more than %d values: write them out", maxAliased)
+			}
+			return
+		}
+	}
+	if len(w.path) > maxDepth {
+		w.errorf(node, "nested more than %d levels deep", maxDepth)
+		return
+	}
+	if null(node) {
+		if !f.nullable && v.Type() != anyType {
+			w.errorf(node, "has no value: give it one or remove it")
+		}
+		return
+	}
+	if v.Kind() == reflect.Pointer {
+		v.Set(reflect.New(v.Type().Elem()))
+		v = v.Elem()
+	}
+	switch t := v.Type(); {
+	case t == anyType:
+	case t == durationType:
+		w.duration(node, v)
+	case t == bytesType:
+		w.bytes(node, v)
+	case t.Kind() == reflect.Struct:
+		w.structure(node, v)
+	case t.Kind() == reflect.Slice:
+		w.list(node, v, f)
+	case t.Kind() == reflect.Map:
+		w.object(node, v, f)
+	case t.Kind() == reflect.String:
+		w.text(node, v, f)
+	case t.Kind() == reflect.Bool:
+		w.boolean(node, v)
+	case v.CanFloat():
+		w.float(node, v)
+	case v.CanInt() || v.CanUint():
+		w.integer(node, v)
+	default:
+		panic("yamldoc: cannot decode into " + t.String())
+	}
+}
+
+func (w *walk) structure(node *yaml.Node, v reflect.Value) {
+	if node.Kind != yaml.MappingNode {
+		w.errorf(node, "must be an object, not %s", describe(node))
+		return
+	}
+	st := w.dec.structOf(v.Type())
+	seen := make([]int, len(st.fields)) // the line each field is set at
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key, value := node.Content[i], node.Content[i+1]
+		if !w.key(key) {
+			continue
+		}
+		n, known := st.byName[key.Value]
+		if !known {
+			w.unknown(key, st)
+			continue
+		}
+		f := &st.fields[n]
+		w.path = append(w.path, part{key: f.name})
+		if seen[n] != 0 {
+			w.errorf(key, "set twice, first in line %d: remove one", w.doc.offset+seen[n])
+		} else {
+			seen[n] = key.Line
+			switch f.state {
+			case Refused:
+				w.errorf(key, "%s", f.reason)
+			case Meaningless:
+				w.report(key, true, "%s", f.reason)
+			}
+			w.value(value, v.Field(f.index), f)
+		}
+		w.path = w.path[:len(w.path)-1]
+	}
+	if st.must || st.groups {
+		w.complete(node, st, seen)
+	}
+}
+
+// complete checks what concerns several fields of a struct: those required and those that exclude each other.
+func (w *walk) complete(node *yaml.Node, st *structType, seen []int) {
+	for i := range st.fields {
+		f := &st.fields[i]
+		if f.required && seen[i] == 0 {
+			w.path = append(w.path, part{key: f.name})
+			w.errorf(node, "missing: it is required")
+			w.path = w.path[:len(w.path)-1]
+		}
+		if f.oneof == "" || seen[i] == 0 {
+			continue
+		}
+		for j := range i {
+			if g := &st.fields[j]; g.oneof == f.oneof && seen[j] != 0 {
+				w.doc.report(w.doc.offset+max(seen[i], seen[j]), w.render(w.path), false,
+					"%s and %s exclude each other: set only one of them", g.name, f.name)
+			}
+		}
+	}
+}
+
+// key reports whether a node can be a key.
+func (w *walk) key(key *yaml.Node) bool {
+	switch {
+	case key.Kind == yaml.AliasNode:
+		w.errorf(key, "an alias cannot be a key: write it out")
+	case key.Kind != yaml.ScalarNode:
+		w.errorf(key, "a key must be a string, not %s", describe(key))
+	case len(key.Value) > maxKey:
+		w.errorf(key, "a key is longer than %d bytes", maxKey)
+	case key.Value == "<<" && key.Tag == "!!merge":
+		w.errorf(key, "merge keys (<<) are not read: write the fields out")
+	default:
+		return true
+	}
+	return false
+}
+
+func (w *walk) unknown(key *yaml.Node, st *structType) {
+	hint := ""
+	if name := st.closest(key.Value); name != "" {
+		hint = ", did you mean " + strconv.Quote(name) + "?"
+	}
+	w.path = append(w.path, part{key: clip(key.Value)})
+	if key.Value == "" {
+		w.path[len(w.path)-1].key = `""`
+	}
+	w.errorf(key, "unknown field %q%s", clip(key.Value), hint)
+	w.path = w.path[:len(w.path)-1]
+}
+
+func (w *walk) list(node *yaml.Node, v reflect.Value, f *field) {
+	if node.Kind != yaml.SequenceNode {
+		w.errorf(node, "must be a list, not %s: start each element with \"- \"", describe(node))
+		return
+	}
+	if len(node.Content) > maxList {
+		w.errorf(node, "more than %d elements", maxList)
+		return
+	}
+	v.Set(reflect.MakeSlice(v.Type(), len(node.Content), len(node.Content)))
+	of := *f
+	of.nullable = false
+	for i, element := range node.Content {
+		w.path = append(w.path, part{index: i})
+		w.value(element, v.Index(i), &of)
+		w.path = w.path[:len(w.path)-1]
+	}
+}
+
+func (w *walk) object(node *yaml.Node, v reflect.Value, f *field) {
+	if node.Kind != yaml.MappingNode {
+		w.errorf(node, "must be an object, not %s", describe(node))
+		return
+	}
+	m := reflect.MakeMapWithSize(v.Type(), len(node.Content)/2)
+	v.Set(m)
+	of := *f
+	of.nullable = false
+	element := v.Type().Elem()
+	lines := make(map[string]int, len(node.Content)/2)
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		key, value := node.Content[i], node.Content[i+1]
+		if !w.key(key) {
+			continue
+		}
+		name := key.Value
+		w.path = append(w.path, part{key: name})
+		if name == "" {
+			w.path[len(w.path)-1].key = `""`
+			w.errorf(key, "a key must not be empty")
+		} else if first, twice := lines[name]; twice {
+			w.errorf(key, "set twice, first in line %d: remove one", w.doc.offset+first)
+		} else {
+			lines[name] = key.Line
+			e := reflect.New(element).Elem()
+			w.value(value, e, &of)
+			m.SetMapIndex(reflect.ValueOf(name), e)
+		}
+		w.path = w.path[:len(w.path)-1]
+	}
+}
+
+// text fills a string. Plain words that YAML 1.1, and with it Kubernetes, takes for booleans must be quoted: whether
+// "method: on" is a string would else depend on who reads it.
+func (w *walk) text(node *yaml.Node, v reflect.Value, f *field) {
+	if node.Kind != yaml.ScalarNode {
+		w.errorf(node, "must be a string, not %s", describe(node))
+		return
+	}
+	switch node.ShortTag() {
+	case "!!str", "!!timestamp":
+	case "!!int", "!!float", "!!bool":
+		w.errorf(node, "must be a string, not %s: quote it", describe(node))
+		return
+	default:
+		w.errorf(node, "must be a string, not %s", describe(node))
+		return
+	}
+	if node.Style == 0 && yaml11Bool(node.Value) {
+		w.errorf(node, "%s is a boolean to Kubernetes: quote it", node.Value)
+		return
+	}
+	if f.enum != nil && !slices.Contains(f.enum, node.Value) {
+		hint := ""
+		if near := closest(node.Value, f.enum); near != "" {
+			hint = ", did you mean " + near + "?"
+		}
+		w.errorf(node, "%q is not one of %s%s", clip(node.Value), strings.Join(f.enum, ", "), hint)
+		return
+	}
+	v.SetString(node.Value)
+}
+
+func yaml11Bool(s string) bool {
+	switch s {
+	case "yes", "Yes", "YES", "no", "No", "NO", "on", "On", "ON", "off", "Off", "OFF":
+		return true
+	}
+	return false
+}
+
+func (w *walk) boolean(node *yaml.Node, v reflect.Value) {
+	switch {
+	case node.Kind == yaml.ScalarNode && node.ShortTag() == "!!bool":
+		v.SetBool(strings.EqualFold(node.Value, "true"))
+	case node.Kind == yaml.ScalarNode && node.Style == 0 && yaml11Bool(node.Value):
+		w.errorf(node, "must be true or false, not %s", node.Value)
+	default:
+		w.errorf(node, "must be true or false, not %s", describe(node))
+	}
+}
+
+func (w *walk) integer(node *yaml.Node, v reflect.Value) {
+	if node.Kind != yaml.ScalarNode || node.ShortTag() != "!!int" {
+		w.errorf(node, "must be a whole number, not %s", describe(node))
+		return
+	}
+	digits := strings.TrimPrefix(node.Value, "+")
+	if v.CanInt() {
+		n, err := strconv.ParseInt(digits, 10, 64)
+		if err == nil && !v.OverflowInt(n) && !octal(digits) {
+			v.SetInt(n)
+			return
+		}
+	} else {
+		n, err := strconv.ParseUint(digits, 10, 64)
+		if err == nil && !v.OverflowUint(n) && !octal(digits) {
+			v.SetUint(n)
+			return
+		}
+		if strings.HasPrefix(digits, "-") {
+			w.errorf(node, "must not be negative: %s", clip(node.Value))
+			return
+		}
+	}
+	if _, err := strconv.ParseFloat(digits, 64); err == nil && !octal(digits) {
+		w.errorf(node, "%s is out of range", clip(node.Value))
+		return
+	}
+	w.errorf(node, "%s must be written in decimal", clip(node.Value))
+}
+
+// octal says that digits start with a zero, which YAML 1.1 and 1.2 read differently.
+func octal(digits string) bool {
+	digits = strings.TrimPrefix(digits, "-")
+	return len(digits) > 1 && digits[0] == '0'
+}
+
+func (w *walk) float(node *yaml.Node, v reflect.Value) {
+	tag := node.ShortTag()
+	if node.Kind != yaml.ScalarNode || tag != "!!int" && tag != "!!float" {
+		w.errorf(node, "must be a number, not %s", describe(node))
+		return
+	}
+	n, err := strconv.ParseFloat(node.Value, 64)
+	if err != nil || math.IsInf(n, 0) || math.IsNaN(n) || tag == "!!int" && octal(node.Value) {
+		w.errorf(node, "%s must be a finite number, written in decimal", clip(node.Value))
+		return
+	}
+	v.SetFloat(n)
+}
+
+func (w *walk) duration(node *yaml.Node, v reflect.Value) {
+	tag := node.ShortTag()
+	if node.Kind == yaml.ScalarNode && (tag == "!!int" || tag == "!!float") {
+		w.errorf(node, "must be a duration with a unit: write \"%ss\" for seconds", clip(node.Value))
+		return
+	}
+	if node.Kind != yaml.ScalarNode || tag != "!!str" {
+		w.errorf(node, "must be a duration such as \"1.5s\", not %s", describe(node))
+		return
+	}
+	d, err := time.ParseDuration(node.Value)
+	if err != nil {
+		w.errorf(node, "%q is not a duration: write it like 100ms, 1.5s or 1h30m", clip(node.Value))
+		return
+	}
+	v.Set(reflect.ValueOf(Duration{Duration: d, Set: true}))
+}
+
+func (w *walk) bytes(node *yaml.Node, v reflect.Value) {
+	if node.Kind != yaml.ScalarNode || node.ShortTag() != "!!str" {
+		w.errorf(node, "must be base64 text, not %s", describe(node))
+		return
+	}
+	b, err := base64.StdEncoding.DecodeString(node.Value)
+	if err != nil {
+		w.errorf(node, "not valid base64")
+		return
+	}
+	v.SetBytes(b)
+}
+
+// structOf returns what the tags of a struct type say.
+func (dec *Decoder) structOf(t reflect.Type) *structType {
+	if st := dec.types[t]; st != nil {
+		return st
+	}
+	if dec.types == nil {
+		dec.types = make(map[reflect.Type]*structType)
+	}
+	st := &structType{byName: make(map[string]int)}
+	for i := range t.NumField() {
+		sf := t.Field(i)
+		tag := sf.Tag.Get("yaml")
+		if tag == "" {
+			continue
+		}
+		options := strings.Split(tag, ",")
+		f := field{name: options[0], index: i, state: Enforced, oneof: sf.Tag.Get("oneof")}
+		f.required = slices.Contains(options, "required")
+		f.nullable = slices.Contains(options, "nullable")
+		if state, reason, ok := strings.Cut(sf.Tag.Get("mesh"), ": "); ok {
+			f.state, f.reason = State(state), reason
+		}
+		if enum := sf.Tag.Get("enum"); enum != "" {
+			f.enum = strings.Split(enum, ",")
+		}
+		st.must = st.must || f.required
+		st.groups = st.groups || f.oneof != ""
+		st.byName[f.name] = len(st.fields)
+		st.fields = append(st.fields, f)
+	}
+	dec.types[t] = st
+	return st
+}
+
+// Field describes a field of a document, for lists of what is supported.
+type Field struct {
+	Path   string // "spec.http[].timeout"; maps as "spec.http[].match[].headers{}"
+	State  State
+	Reason string // empty if State is Enforced
+}
+
+// Fields lists the fields of a struct type, in the order of its declaration, and those inside of them.
+func Fields(t reflect.Type) []Field {
+	return new(Decoder).fields(nil, "", t)
+}
+
+func (dec *Decoder) fields(list []Field, path string, t reflect.Type) []Field {
+	switch {
+	case t.Kind() == reflect.Pointer:
+		return dec.fields(list, path, t.Elem())
+	case t.Kind() == reflect.Slice && t != bytesType:
+		return dec.fields(list, path+"[]", t.Elem())
+	case t.Kind() == reflect.Map:
+		return dec.fields(list, path+"{}", t.Elem())
+	case t.Kind() != reflect.Struct || t == durationType || t == anyType:
+		return list
+	}
+	for _, f := range dec.structOf(t).fields {
+		at := strings.TrimPrefix(path+"."+f.name, ".")
+		list = append(list, Field{Path: at, State: f.state, Reason: f.reason})
+		list = dec.fields(list, at, t.Field(f.index).Type)
+	}
+	return list
+}
+
+// closest returns the field that a misspelt name was probably meant to be, or "".
+func (st *structType) closest(name string) string {
+	names := make([]string, len(st.fields))
+	for i := range st.fields {
+		names[i] = st.fields[i].name
+	}
+	return closest(name, names)
+}
+
+// closest returns the name that differs least, if that is little. Case and separators do not count.
+func closest(name string, names []string) string {
+	if len(name) > 64 {
+		return ""
+	}
+	folded := fold(name)
+	best, least := "", 1+len(folded)/4
+	for _, candidate := range names {
+		if d := distance(folded, fold(candidate)); d < least || d == least && best == "" {
+			best, least = candidate, d
+		}
+	}
+	return best
+}
+
+func fold(s string) string {
+	return strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(s))
+}
+
+// distance counts the letters to insert, delete or replace to turn a into b (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
+}
