@@ -55,7 +55,7 @@ type DNS struct {
 }
 
 // Watch implements [Resolver]. It makes one lookup at a time.
-func (d *DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error] {
+func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error] {
 	return func(yield func([]Endpoint, error) bool) {
 		if ctx.Err() != nil {
 			return
@@ -117,7 +117,7 @@ func (d *DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, 
 
 // lookup returns the endpoints, sorted, of the first name that exists. A nil slice means that there is no answer. The
 // error may come with an answer of which a part was unusable.
-func (d *DNS) lookup(ctx context.Context, service Service) ([]Endpoint, error) {
+func (d DNS) lookup(ctx context.Context, service Service) ([]Endpoint, error) {
 	var notFound error
 	for _, name := range service.Names() {
 		endpoints, err := d.lookupName(ctx, name)
@@ -132,7 +132,7 @@ func (d *DNS) lookup(ctx context.Context, service Service) ([]Endpoint, error) {
 	return nil, notFound
 }
 
-func (d *DNS) lookupName(ctx context.Context, name string) ([]Endpoint, error) {
+func (d DNS) lookupName(ctx context.Context, name string) ([]Endpoint, error) {
 	ctx, cancel := context.WithTimeout(ctx, dnsLookupTimeout)
 	defer cancel()
 	var resolver Lookup = net.DefaultResolver
@@ -156,15 +156,13 @@ func (d *DNS) lookupName(ctx context.Context, name string) ([]Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	for i := range addrs {
-		addrs[i] = addrs[i].Unmap()
-	}
-	if d.Network == "" && slices.ContainsFunc(addrs, netip.Addr.Is4) {
-		addrs = slices.DeleteFunc(addrs, netip.Addr.Is6)
-	}
+	is4 := func(addr netip.Addr) bool { return addr.Unmap().Is4() }
+	only4 := d.Network == "" && slices.ContainsFunc(addrs, is4)
 	endpoints := make([]Endpoint, 0, len(addrs))
 	for _, addr := range addrs {
-		endpoints = append(endpoints, Endpoint{Address: addr.String()})
+		if !only4 || is4(addr) {
+			endpoints = append(endpoints, Endpoint{Address: addr.Unmap().String()})
+		}
 	}
 	return tidy(endpoints), nil
 }
