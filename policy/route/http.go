@@ -1,0 +1,206 @@
+package route
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync"
+
+	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/policy/fault"
+	"github.com/nosidecar/mesh/retry"
+	"github.com/nosidecar/mesh/timeout"
+)
+
+// Transport is an http.RoundTripper that does with a request what the first route that applies to it says: rewrites,
+// header edits, redirects, direct responses and mirrors, and, in this order around the destination, timeout, faults and
+// retries. A request that no route applies to is answered with 404.
+//
+// Each destination of a route that retries has a retry budget of its own, with the defaults of [retry.Transport].
+//
+// A Transport is safe for concurrent use. It must not be copied, nor changed after its first use. Close it if the table
+// has mirrors.
+type Transport struct {
+	// Table says where requests go. A nil Table matches nothing.
+	Table *Table
+
+	// Destination returns what sends the requests of a target, which is one of the table's. It may be called often. If
+	// Destination or what it returns is nil, http.DefaultTransport sends them, unless the target is a subset: then the
+	// request fails.
+	//
+	// The URL of a request that is sent has the target's host and port, as far as the target says them; its Host is the
+	// one of the original, unless rewritten.
+	Destination func(Target) http.RoundTripper
+
+	// Mirrors sends copies of requests. Its zero value works; if Send is nil, copies go where Destination says.
+	Mirrors Mirrorer
+
+	// Rand chooses among destinations: it returns an integer in [0, n). Nil means math/rand/v2.
+	Rand func(n uint32) uint32
+
+	layers sync.Map // *Backend to http.RoundTripper, where a route has timeout, faults or retries
+}
+
+var _ http.RoundTripper = (*Transport)(nil)
+
+// RoundTrip implements http.RoundTripper.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL == nil {
+		closeBody(req)
+		return nil, errors.New("route: request without URL")
+	}
+	view := NewRequest(req)
+	e, match, ok := t.Table.Match(&view)
+	if !ok {
+		closeBody(req)
+		return localResponse(req, http.StatusNotFound, nil), nil
+	}
+	if resp := e.Respond(req, match); resp != nil {
+		closeBody(req)
+		return resp, nil
+	}
+
+	b := e.Pick(t.Rand)
+	out := req.WithContext(req.Context()) // a shallow copy
+	u := *req.URL
+	out.URL, out.Host = &u, view.Authority
+	if b.Request != nil {
+		out.Header = req.Header.Clone()
+	}
+	if err := b.Rewrite(out, match); err != nil {
+		closeBody(req)
+		return nil, err
+	}
+	send := t.Mirrors.Send
+	if send == nil {
+		send = t.mirror
+	}
+	t.Mirrors.fork(out, e, send)
+	b.address(out.URL)
+
+	resp, err := t.layered(b).RoundTrip(out)
+	if err != nil {
+		return nil, err
+	}
+	if b.Response != nil {
+		if resp.Header == nil {
+			resp.Header = make(http.Header)
+		}
+		sent := NewRequest(out)
+		b.Response.Apply(resp.Header, &sent)
+	}
+	attempt.Restore(resp, req, 1)
+	return resp, nil
+}
+
+// layered returns what sends the requests of b, with the layers that its route asks for.
+func (t *Transport) layered(b *Backend) http.RoundTripper {
+	r := b.entry.Route
+	if r.Timeout == 0 && r.Fault == (fault.Config{}) && r.Retry == (retry.Config{}) {
+		return &destination{t, b.Target}
+	}
+	if rt, ok := t.layers.Load(b); ok {
+		return rt.(http.RoundTripper)
+	}
+	var rt http.RoundTripper = &destination{t, b.Target}
+	if r.Retry != (retry.Config{}) {
+		rt = &retry.Transport{Base: rt, Config: r.Retry}
+	}
+	if r.Fault != (fault.Config{}) { // outside the retries: once a request, and never retried
+		rt = &fault.Transport{Base: rt, Config: r.Fault, Rand: t.Rand}
+	}
+	if r.Timeout > 0 { // bounds all tries and waits
+		rt = &timeout.Transport{Base: rt, Config: timeout.Config{Request: r.Timeout}}
+	}
+	kept, _ := t.layers.LoadOrStore(b, rt) // the first one, since it has a budget
+	return kept.(http.RoundTripper)
+}
+
+// destination sends requests, already rewritten, to a target.
+type destination struct {
+	t      *Transport
+	target Target
+}
+
+func (d *destination) RoundTrip(req *http.Request) (*http.Response, error) {
+	base, err := d.t.base(d.target)
+	if err != nil {
+		closeBody(req)
+		return nil, err
+	}
+	return base.RoundTrip(req)
+}
+
+// Close ends mirroring; see [Mirrorer.Close]. The Transport can still be used, without it.
+func (t *Transport) Close() error {
+	return t.Mirrors.Close()
+}
+
+// CloseIdleConnections closes the idle connections of the table's targets.
+func (t *Transport) CloseIdleConnections() {
+	for i := range t.Table.Len() {
+		r := t.Table.Entry(i).Route
+		for j := range r.Destinations {
+			t.closeIdle(r.Destinations[j].Target)
+		}
+		for j := range r.Mirrors {
+			t.closeIdle(r.Mirrors[j].Target)
+		}
+	}
+}
+
+func (t *Transport) closeIdle(target Target) {
+	base, _ := t.base(target)
+	if closer, ok := base.(interface{ CloseIdleConnections() }); ok {
+		closer.CloseIdleConnections()
+	}
+}
+
+func (t *Transport) base(target Target) (http.RoundTripper, error) {
+	if t.Destination != nil {
+		if base := t.Destination(target); base != nil {
+			return base, nil
+		}
+	}
+	if target.Subset != "" {
+		return nil, fmt.Errorf("route: nothing sends requests to subset %q of %q", target.Subset, target.Host)
+	}
+	return http.DefaultTransport, nil
+}
+
+func (t *Transport) mirror(target Target, req *http.Request) (*http.Response, error) {
+	target.address(req.URL)
+	return (&destination{t, target}).RoundTrip(req)
+}
+
+// address makes u point to the target. What the target does not say stays.
+func (t *Target) address(u *url.URL) {
+	host, port := u.Hostname(), u.Port()
+	switch {
+	case t.Host != "":
+		host = t.Host
+	case t.Port == 0:
+		return
+	}
+	if t.Port != 0 {
+		port = strconv.Itoa(t.Port)
+	}
+	switch {
+	case port != "":
+		u.Host = net.JoinHostPort(host, port)
+	case strings.Contains(host, ":"): // IPv6
+		u.Host = "[" + host + "]"
+	default:
+		u.Host = host
+	}
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		req.Body.Close()
+	}
+}
