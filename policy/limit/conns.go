@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 	"net"
 	"net/http"
 	"net/http/httptrace"
@@ -34,7 +33,7 @@ type links struct {
 	mu    sync.Mutex
 	open  int
 	conns []*Conns
-	next  int           // in conns: whose idle connections are closed next to make room
+	next  int           // where in conns to begin when idle connections must make room
 	room  chan struct{} // closed when a connection closes; nil if no dial waits
 }
 
@@ -140,17 +139,18 @@ func contextDial(t *http.Transport) func(context.Context, string, string) (net.C
 
 // RoundTrip implements http.RoundTripper. It does not take a slot of the pool; see [Pool.Acquire].
 func (c *Conns) RoundTrip(req *http.Request) (*http.Response, error) {
-	if !c.counts {
-		return c.transport.RoundTrip(req)
+	sent := req
+	if c.counts {
+		call := &countedCall{conns: c}
+		call.trace.GotConn = call.gotConn
+		// The call may turn out to be the last on its connection, so it needs a header of its own to say so.
+		sent = req.WithContext(httptrace.WithClientTrace(req.Context(), &call.trace))
+		sent.Header = maps.Clone(req.Header)
+		call.req = sent
 	}
-	call := &countedCall{conns: c}
-	call.trace.GotConn = call.gotConn
-	// The call may turn out to be the last on its connection, so it needs a header of its own to say so.
-	call.req = req.WithContext(httptrace.WithClientTrace(req.Context(), &call.trace))
-	call.req.Header = maps.Clone(req.Header)
-	resp, err := c.transport.RoundTrip(call.req)
+	resp, err := c.transport.RoundTrip(sent)
 	if resp != nil {
-		resp.Request = req
+		resp.Request = req // over HTTP/2 net/http sets a copy, where there is a request body
 	}
 	return resp, err
 }
@@ -264,47 +264,24 @@ func (c *Conns) setKeepalive(nc net.Conn) error {
 }
 
 // reserve counts one connection in. At MaxConnections it first closes idle connections to other endpoints and then
-// waits for a connection to close. The call that wants the connection holds a slot, so unless an HTTP/2 connection is
-// out of streams the wait is for a connection that is just being given up.
+// waits for a connection to close, unless this would be the endpoint's only one. The call that wants the connection
+// holds a slot, so unless an HTTP/2 connection is out of streams the wait is for one that is just being given up.
 func (c *Conns) reserve(ctx context.Context) error {
-	limit := c.pool.config.MaxConnections
-	if limit == 0 {
-		limit = math.MaxInt
+	if _, ok := c.take(false); ok {
+		return nil
 	}
-	var timer *time.Timer
-	l := &c.pool.links
+	timer := time.NewTimer(roomCheck)
+	defer timer.Stop()
 	for {
-		l.mu.Lock()
-		if l.open < limit || c.open == 0 {
-			l.open++
-			c.open++
-			l.mu.Unlock()
+		c.evict()
+		room, ok := c.take(true)
+		if ok {
 			return nil
-		}
-		if l.room == nil {
-			l.room = make(chan struct{})
-		}
-		room := l.room
-		others := len(l.conns)
-		l.mu.Unlock()
-
-		for range others {
-			if !c.evict(limit) {
-				break
-			}
-		}
-		if c.hasRoom(limit) {
-			continue
-		}
-		if timer == nil {
-			timer = time.NewTimer(roomCheck)
-			defer timer.Stop()
-		} else {
-			timer.Reset(roomCheck)
 		}
 		select {
 		case <-room:
 		case <-timer.C:
+			timer.Reset(roomCheck)
 		case <-ctx.Done():
 			c.pool.overflows.Add(1)
 			return fmt.Errorf("%w: %w", ErrOverflow, context.Cause(ctx))
@@ -312,28 +289,40 @@ func (c *Conns) reserve(ctx context.Context) error {
 	}
 }
 
-// evict closes the idle connections to the next other endpoint. It reports whether that may have to be repeated.
-func (c *Conns) evict(limit int) bool {
-	l := &c.pool.links
-	l.mu.Lock()
-	if l.open < limit || len(l.conns) == 0 {
-		l.mu.Unlock()
-		return false
-	}
-	l.next = (l.next + 1) % len(l.conns)
-	victim := l.conns[l.next]
-	l.mu.Unlock()
-	if victim != c {
-		victim.transport.CloseIdleConnections()
-	}
-	return true
-}
-
-func (c *Conns) hasRoom(limit int) bool {
+// take counts one connection in if there is room, or if it is the endpoint's only one and that will do. Otherwise it
+// returns a channel that is closed when the next connection closes.
+func (c *Conns) take(only bool) (<-chan struct{}, bool) {
+	limit := c.pool.config.MaxConnections
 	l := &c.pool.links
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.open < limit || c.open == 0
+	if limit == 0 || l.open < limit || only && c.open == 0 {
+		l.open++
+		c.open++
+		return nil, true
+	}
+	if l.room == nil {
+		l.room = make(chan struct{})
+	}
+	return l.room, false
+}
+
+// evict closes idle connections to other endpoints, one endpoint after the other, until there is room.
+func (c *Conns) evict() {
+	l := &c.pool.links
+	l.mu.Lock()
+	conns := slices.Clone(l.conns)
+	next := l.next
+	l.next++
+	l.mu.Unlock()
+	for i := range conns {
+		if l.count() < c.pool.config.MaxConnections {
+			return
+		}
+		if other := conns[(next+i)%len(conns)]; other != c {
+			other.CloseIdleConnections()
+		}
+	}
 }
 
 func (c *Conns) unreserve() {

@@ -1,0 +1,545 @@
+package limit_test
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/policy/limit"
+)
+
+// server is a loopback server that counts the connections made to it.
+type server struct {
+	*httptest.Server
+	template *http.Transport // one that may call it
+
+	conns atomic.Int64
+}
+
+// protocols a server may speak.
+const (
+	plain    = "HTTP/1.1"
+	overTLS  = "HTTP/2 over TLS"
+	overTLS1 = "HTTP/1.1 over TLS"
+	clear    = "HTTP/2 in the clear"
+)
+
+func serve(t *testing.T, protocol string, handler http.HandlerFunc) *server {
+	s := &server{template: &http.Transport{}}
+	s.Server = httptest.NewUnstartedServer(handler)
+	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			s.conns.Add(1)
+		}
+	}
+	switch protocol {
+	case plain:
+		s.Start()
+	case overTLS, overTLS1:
+		s.EnableHTTP2 = protocol == overTLS
+		s.StartTLS()
+		// Without ForceAttemptHTTP2, on purpose.
+		s.template.TLSClientConfig = s.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+		s.template.TLSClientConfig.NextProtos = nil
+	case clear:
+		s.Config.Protocols = new(http.Protocols)
+		s.Config.Protocols.SetUnencryptedHTTP2(true)
+		s.template.Protocols = new(http.Protocols)
+		s.template.Protocols.SetUnencryptedHTTP2(true)
+		s.Start()
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func hello(w http.ResponseWriter, req *http.Request) {
+	io.Copy(io.Discard, req.Body)
+	io.WriteString(w, req.Proto)
+}
+
+// conns returns connections of the pool made from the template, which are closed, and seen to be, after the test.
+func conns(t *testing.T, pool *limit.Pool, template *http.Transport) *limit.Conns {
+	t.Helper()
+	c, err := pool.Conns(template)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
+// get makes a call and returns what it answers.
+func get(t *testing.T, rt http.RoundTripper, url string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader("a body"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := rt.RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.Request != req {
+		t.Error("resp.Request is not the caller's")
+	}
+	if req.Close || req.Header.Get("Connection") != "" {
+		t.Error("the caller's request was changed")
+	}
+	return string(text)
+}
+
+func TestTrap28_IdlePool(t *testing.T) {
+	for _, config := range []limit.PoolConfig{{}, {MaxConnections: 48}} {
+		s := serve(t, plain, hello)
+		pool := newPool(t, config)
+		c := conns(t, pool, s.template)
+		var workers sync.WaitGroup
+		for range 48 {
+			workers.Go(func() {
+				for range 100 {
+					slot, err := pool.Acquire(t.Context(), http1)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					get(t, c, s.URL)
+					slot.Release()
+				}
+			})
+		}
+		workers.Wait()
+		// net/http dials as soon as no connection is idle and then takes what comes first, so there may be some more
+		// connections than workers; with a limit there are not.
+		n, most := s.conns.Load(), int64(96)
+		if config.MaxConnections > 0 {
+			most = int64(config.MaxConnections)
+		}
+		if n > most {
+			t.Errorf("%+v: 4800 calls by 48 workers opened %d connections, want at most %d", config, n, most)
+		}
+	}
+}
+
+func TestTrap28_HTTP2IsKept(t *testing.T) {
+	for _, tt := range []struct {
+		protocol, want string
+	}{
+		{plain, "HTTP/1.1"},
+		{overTLS, "HTTP/2.0"}, // by a template with a TLSClientConfig, which alone would mean HTTP/1.1
+		{overTLS1, "HTTP/1.1"},
+		{clear, "HTTP/2.0"},
+	} {
+		t.Run(tt.protocol, func(t *testing.T) {
+			s := serve(t, tt.protocol, hello)
+			pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
+			c := conns(t, pool, s.template)
+			if got := get(t, c, s.URL); got != tt.want {
+				t.Errorf("the server saw %s, want %s", got, tt.want)
+			}
+		})
+	}
+	t.Run("unless the template says no", func(t *testing.T) {
+		s := serve(t, overTLS, hello)
+		s.template.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
+		if got := get(t, conns(t, nil, s.template), s.URL); got != "HTTP/1.1" {
+			t.Errorf("the server saw %s, want HTTP/1.1", got)
+		}
+	})
+}
+
+// Calls that share an HTTP/2 connection never wait for one another, whatever MaxConnections is.
+func TestTrap28_HTTP2SharesOneConnection(t *testing.T) {
+	const calls = 20
+	var together sync.WaitGroup
+	together.Add(calls)
+	s := serve(t, overTLS, func(_ http.ResponseWriter, req *http.Request) {
+		if req.URL.Path == "/together" {
+			together.Done()
+			together.Wait()
+		}
+	})
+	pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
+	c := conns(t, pool, s.template)
+	get(t, c, s.URL)
+	var workers sync.WaitGroup
+	for range calls {
+		workers.Go(func() { get(t, c, s.URL+"/together") })
+	}
+	workers.Wait()
+	if n := s.conns.Load(); n != 1 {
+		t.Errorf("%d connections, want 1", n)
+	}
+}
+
+func TestConns_MaxRequestsPerConnection(t *testing.T) {
+	for _, protocol := range []string{plain, overTLS, overTLS1, clear} {
+		for _, tt := range []struct {
+			limit int
+			conns int64 // after 12 calls
+		}{{0, 1}, {1, 12}, {2, 6}, {5, 3}} {
+			t.Run(protocol, func(t *testing.T) {
+				s := serve(t, protocol, hello)
+				pool := newPool(t, limit.PoolConfig{MaxRequestsPerConnection: tt.limit})
+				c := conns(t, pool, s.template)
+				for range 12 {
+					get(t, c, s.URL)
+				}
+				if n := s.conns.Load(); n != tt.conns {
+					t.Errorf("12 calls with %d to a connection opened %d, want %d", tt.limit, n, tt.conns)
+				}
+			})
+		}
+	}
+}
+
+// open waits until the pool has n connections: net/http closes some of them on goroutines of its own.
+func open(t *testing.T, pool *limit.Pool, n int) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); pool.Stats().Connections != n; {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d connections open, want %d", pool.Stats().Connections, n)
+		}
+	}
+}
+
+func TestConns_MaxConnectionsOverEndpoints(t *testing.T) {
+	for _, protocol := range []string{plain, overTLS} {
+		t.Run(protocol, func(t *testing.T) {
+			pool := newPool(t, limit.PoolConfig{MaxConnections: 2})
+			var endpoints []*limit.Conns
+			var servers []*server
+			for range 4 {
+				s := serve(t, protocol, hello)
+				servers = append(servers, s)
+				endpoints = append(endpoints, conns(t, pool, s.template))
+			}
+			for range 3 {
+				for i, c := range endpoints {
+					get(t, c, servers[i].URL)
+					if n := pool.Stats().Connections; n > 2 || c.Open() != 1 {
+						t.Fatalf("%d connections open, %d of them to the endpoint just called; want at most 2 and 1", n, c.Open())
+					}
+				}
+			}
+			for _, c := range endpoints {
+				c.Close()
+				c.Close()
+			}
+			open(t, pool, 0)
+		})
+	}
+}
+
+// When the connections of other endpoints are busy, an endpoint without one still gets one.
+func TestConns_EveryEndpointMayHaveOne(t *testing.T) {
+	release := make(chan struct{})
+	busy := serve(t, plain, func(w http.ResponseWriter, _ *http.Request) {
+		w.(http.Flusher).Flush()
+		<-release
+	})
+	free := serve(t, plain, hello)
+	pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
+	held, err := conns(t, pool, busy.template).RoundTrip(httptest.NewRequest(http.MethodGet, busy.URL, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	get(t, conns(t, pool, free.template), free.URL)
+	close(release)
+	held.Body.Close()
+}
+
+func TestPoolConns_Errors(t *testing.T) {
+	dial := func(context.Context, string, string) (net.Conn, error) { return nil, io.EOF }
+	for name, template := range map[string]*http.Transport{
+		"DialTLSContext":  {DialTLSContext: dial},
+		"MaxConnsPerHost": {MaxConnsPerHost: 1},
+	} {
+		if _, err := newPool(t, limit.PoolConfig{}).Conns(template); err == nil || !strings.Contains(err.Error(), name[:7]) {
+			t.Errorf("%s: Conns = %v, want an error that names it", name, err)
+		}
+	}
+}
+
+// listener is a network in memory, so that tests with timers can run in a synctest bubble.
+type listener struct {
+	accept chan net.Conn
+	closed chan struct{}
+	dials  atomic.Int64
+}
+
+// serveInMemory returns a template that calls the handler through a network in memory.
+func serveInMemory(t *testing.T, handler http.HandlerFunc) (*listener, *http.Transport) {
+	l := &listener{accept: make(chan net.Conn), closed: make(chan struct{})}
+	s := &http.Server{Handler: handler}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		s.Serve(l)
+	}()
+	t.Cleanup(func() {
+		s.Close()
+		<-served
+	})
+	return l, &http.Transport{DialContext: l.dial}
+}
+
+func (l *listener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
+	client, server := net.Pipe()
+	select {
+	case l.accept <- server:
+		l.dials.Add(1)
+		return client, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.accept:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *listener) Close() error {
+	close(l.closed)
+	return nil
+}
+
+func (l *listener) Addr() net.Addr {
+	return &net.TCPAddr{}
+}
+
+func TestConns_ConnectTimeout(t *testing.T) {
+	for _, tt := range []struct {
+		config limit.PoolConfig
+		want   time.Duration
+	}{
+		{limit.PoolConfig{}, 10 * time.Second},
+		{limit.PoolConfig{ConnectTimeout: 50 * time.Millisecond}, 50 * time.Millisecond},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			pool := newPool(t, tt.config)
+			c := conns(t, pool, &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+				<-ctx.Done()
+				return nil, ctx.Err()
+			}})
+			begin := time.Now()
+			_, err := c.RoundTrip(httptest.NewRequest(http.MethodGet, "http://orders", nil))
+			if took := time.Since(begin); took != tt.want {
+				t.Errorf("%+v: failed after %v, want %v", tt.config, took, tt.want)
+			}
+			op, ok := errors.AsType[*net.OpError](err)
+			if !ok || op.Op != "dial" || !op.Timeout() || !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("RoundTrip = %v, want a dial error that is a timeout", err)
+			}
+			if n := pool.Stats().Connections; n != 0 {
+				t.Errorf("%d connections counted after a failed dial", n)
+			}
+		})
+	}
+}
+
+func TestConns_DialErrorsKeepTheirType(t *testing.T) {
+	own, custom := &net.OpError{Op: "dial", Net: "tcp", Err: io.EOF}, errors.New("custom")
+	for _, dialErr := range []error{own, custom} {
+		c := conns(t, nil, &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+			return nil, dialErr
+		}})
+		_, err := c.RoundTrip(httptest.NewRequest(http.MethodGet, "http://orders", nil))
+		op, ok := errors.AsType[*net.OpError](err)
+		if !ok || op.Op != "dial" || !errors.Is(err, dialErr) {
+			t.Errorf("RoundTrip = %v, want a dial error with %v", err, dialErr)
+		}
+		if dialErr == own && op != own {
+			t.Errorf("%v was wrapped again", own)
+		}
+	}
+}
+
+func TestConns_IdleTimeout(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		idle   time.Duration
+		wait   time.Duration
+		closed bool
+	}{
+		{"default: before", 0, 59 * time.Minute, false},
+		{"default: after", 0, 61 * time.Minute, true},
+		{"set: after", time.Second, 2 * time.Second, true},
+		{"off", -1, 24 * time.Hour, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, template := serveInMemory(t, hello)
+				template.IdleConnTimeout = 90 * time.Second // the pool's wins
+				pool := newPool(t, limit.PoolConfig{IdleTimeout: tt.idle})
+				c := conns(t, pool, template)
+				get(t, c, "http://orders")
+				time.Sleep(tt.wait)
+				synctest.Wait()
+				if closed := c.Open() == 0; closed != tt.closed {
+					t.Errorf("closed after %v without calls: %t, want %t", tt.wait, closed, tt.closed)
+				}
+			})
+		})
+	}
+}
+
+func TestConns_MaxConnectionDuration(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, template := serveInMemory(t, hello)
+		pool := newPool(t, limit.PoolConfig{MaxConnectionDuration: time.Minute})
+		c := conns(t, pool, template)
+		for _, step := range []struct {
+			after time.Duration
+			dials int64
+		}{
+			{0, 1}, {59 * time.Second, 1},
+			{time.Second, 1}, // the last call
+			{0, 2},
+			{30 * time.Minute, 2}, {0, 3},
+		} {
+			time.Sleep(step.after)
+			get(t, c, "http://orders")
+			synctest.Wait()
+			if n := l.dials.Load(); n != step.dials {
+				t.Fatalf("%d dials at %v, want %d", n, step, step.dials)
+			}
+		}
+	})
+}
+
+func TestConns_WaitsForRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, template := serveInMemory(t, func(w http.ResponseWriter, req *http.Request) {
+			w.(http.Flusher).Flush()
+			<-req.Context().Done() // until the client closes the connection
+		})
+		pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
+		c := conns(t, pool, template)
+		call := func() (*http.Response, error) {
+			return c.RoundTrip(httptest.NewRequest(http.MethodGet, "http://orders", nil))
+		}
+		first, err := call()
+		if err != nil {
+			t.Fatal(err)
+		}
+
+		begin := time.Now()
+		_, err = call()
+		if !errors.Is(err, limit.ErrOverflow) || !refusal.Is(err) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("RoundTrip = %v, want ErrOverflow and the deadline", err)
+		}
+		if took := time.Since(begin); took != 10*time.Second {
+			t.Errorf("waited %v, want the connect timeout", took)
+		}
+		if n := pool.Stats().Overflows; n != 1 {
+			t.Errorf("%d overflows, want 1", n)
+		}
+
+		time.AfterFunc(time.Second, func() { first.Body.Close() })
+		begin = time.Now()
+		second, err := call()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(begin); took != time.Second {
+			t.Errorf("waited %v, want until the other connection closed", took)
+		}
+		second.Body.Close()
+		synctest.Wait()
+		if n := pool.Stats().Connections; n != 0 {
+			t.Errorf("%d connections in the end", n)
+		}
+	})
+}
+
+// tcp is a connection that notes how keepalive was set.
+type tcp struct {
+	net.Conn
+	config *net.KeepAliveConfig
+	err    error
+}
+
+func (c tcp) SetKeepAliveConfig(config net.KeepAliveConfig) error {
+	*c.config = config
+	return c.err
+}
+
+func TestConns_Keepalive(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		keepalive limit.Keepalive
+		err       error
+		want      net.KeepAliveConfig
+	}{
+		{"unset", limit.Keepalive{}, nil, net.KeepAliveConfig{}},
+		{"all", limit.Keepalive{Probes: 3, Time: time.Minute, Interval: time.Second}, nil,
+			net.KeepAliveConfig{Enable: true, Count: 3, Idle: time.Minute, Interval: time.Second}},
+		{"some", limit.Keepalive{Time: time.Minute}, nil,
+			net.KeepAliveConfig{Enable: true, Count: -1, Idle: time.Minute, Interval: -1}},
+		{"refused", limit.Keepalive{Probes: 3}, errors.New("no"),
+			net.KeepAliveConfig{Enable: true, Count: 3, Idle: -1, Interval: -1}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				l, template := serveInMemory(t, hello)
+				var got net.KeepAliveConfig
+				template.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+					c, err := l.dial(ctx, network, addr)
+					return tcp{c, &got, tt.err}, err
+				}
+				pool := newPool(t, limit.PoolConfig{Keepalive: tt.keepalive})
+				c := conns(t, pool, template)
+				resp, err := c.RoundTrip(httptest.NewRequest(http.MethodGet, "http://orders", nil))
+				if !errors.Is(err, tt.err) {
+					t.Fatalf("RoundTrip = %v, want %v", err, tt.err)
+				}
+				if err == nil {
+					resp.Body.Close()
+				}
+				if got != tt.want {
+					t.Errorf("keepalive %+v, want %+v", got, tt.want)
+				}
+				if tt.err != nil && c.Open() != 0 {
+					t.Error("a connection that could not be set up counts as open")
+				}
+			})
+		})
+	}
+}
+
+// The deprecated Dial of a template is kept, inside what the pool adds.
+func TestConns_KeepsDial(t *testing.T) {
+	s := serve(t, plain, hello)
+	var dialled []string
+	template := &http.Transport{Dial: func(network, addr string) (net.Conn, error) { //nolint:staticcheck // the point
+		dialled = append(dialled, addr)
+		return net.Dial(network, addr)
+	}}
+	c := conns(t, nil, template)
+	get(t, c, s.URL)
+	if want := []string{s.Listener.Addr().String()}; !slices.Equal(dialled, want) || c.Open() != 1 {
+		t.Errorf("dialled %q with %d open, want %q and 1", dialled, c.Open(), want)
+	}
+}
