@@ -52,10 +52,12 @@ type Balancer struct {
 	change atomic.Uint64 // counts what the picks must take notice of
 	busy   atomic.Int64  // calls in flight on all hosts; kept only for bounded loads
 
-	mu    sync.Mutex
-	seen  uint64 // the change that picks is up to date with
-	hosts map[address]*Host
-	pools []*pool
+	mu      sync.Mutex
+	seen    uint64 // the change that picks is up to date with
+	updates uint64
+	hosts   map[address]*Host
+	order   []*Host // hosts as the latest Update gave them
+	pools   []*pool
 }
 
 // address is what [discovery.Endpoint.ID] says, without the work of printing it.
@@ -95,14 +97,19 @@ func (b *Balancer) Pick(info PickInfo) (*Host, error) {
 		if s.refusal != nil {
 			return nil, s.refusal
 		}
-		h := s.choose(b, info)
-		if h == nil {
+		g, i := s.choose(b, info)
+		if g == nil {
 			return nil, ErrNoHealthy
 		}
-		if h.enter() {
-			return h, nil
+		h := g.hosts[i]
+		if g.states[i].Add(1)&gone != 0 {
+			h.exit() // removed since the snapshot was loaded; a newer one is there already
+			continue
 		}
-		// The host was removed since the snapshot was loaded; a newer one is there already.
+		if b.cfg.BoundedLoad > 0 {
+			b.busy.Add(1)
+		}
+		return h, nil
 	}
 }
 
@@ -117,12 +124,13 @@ func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 		if len(missing) == 0 {
 			break
 		}
+		states := newStates(len(missing), len(endpoints))
 		b.mu.Unlock() // Attach is not ours
 		if fresh == nil {
 			fresh = make(map[address]*Host, len(missing))
 		}
-		for _, i := range missing {
-			fresh[addressOf(&endpoints[i])] = b.newHost(&endpoints[i])
+		for k, i := range missing {
+			fresh[addressOf(&endpoints[i])] = b.newHost(&endpoints[i], states[k])
 		}
 		b.mu.Lock()
 	}
@@ -137,15 +145,11 @@ func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 	}
 }
 
-// Hosts returns the hosts of the set, in no particular order, those that drain included.
+// Hosts returns the hosts of the set in the order of the latest Update, those that drain included.
 func (b *Balancer) Hosts() []*Host {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	hosts := make([]*Host, 0, len(b.hosts))
-	for _, h := range b.hosts {
-		hosts = append(hosts, h)
-	}
-	return hosts
+	return slices.Clone(b.order)
 }
 
 // missingLocked returns the indices of the endpoints that have no host yet.
@@ -168,36 +172,41 @@ func (b *Balancer) missingLocked(endpoints []discovery.Endpoint, fresh map[addre
 
 // replaceLocked makes endpoints the set and returns the hosts that are no longer in it.
 func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, fresh map[address]*Host) (removed []*Host) {
+	b.updates++
 	changed := false
 	var arrived []*Host
-	hosts := make(map[address]*Host, len(endpoints))
+	b.order = b.order[:0]
 	for i := range endpoints {
 		e := &endpoints[i]
 		a := addressOf(e)
-		if hosts[a] != nil {
-			continue
-		}
 		h := b.hosts[a]
 		if h == nil {
 			h = fresh[a]
 			delete(fresh, a)
+			b.hosts[a] = h
 			arrived = append(arrived, h)
 			changed = true
 		}
-		hosts[a] = h
+		if h.update == b.updates {
+			continue // twice in the set
+		}
+		h.update = b.updates
 		h.endpoint.Store(e)
+		b.order = append(b.order, h)
 		if weight, place := weightOf(e), b.cfg.topology.place(e); weight != h.weight || place != h.place {
 			h.weight, h.place = weight, place
 			changed = true
 		}
 	}
-	for a, h := range b.hosts {
-		if hosts[a] == nil {
-			removed = append(removed, h)
-			changed = true
+	if len(b.order) < len(b.hosts) {
+		changed = true
+		for a, h := range b.hosts {
+			if h.update != b.updates {
+				removed = append(removed, h)
+				delete(b.hosts, a)
+			}
 		}
 	}
-	b.hosts = hosts
 	for _, h := range fresh { // lost to an Update that ran at the same time
 		removed = append(removed, h)
 	}
@@ -213,7 +222,7 @@ func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, fresh map[addre
 func (b *Balancer) poolLocked() {
 	places := map[int]*pool{}
 	b.pools = nil
-	for _, h := range b.hosts {
+	for _, h := range b.order {
 		if h.weight == 0 || h.place == nowhere {
 			continue
 		}
@@ -227,9 +236,11 @@ func (b *Balancer) poolLocked() {
 		p.members = append(p.members, h)
 	}
 	slices.SortFunc(b.pools, func(x, y *pool) int { return x.place - y.place })
-	for _, p := range b.pools {
-		// The order must not depend on the process: hashing builds on it.
-		slices.SortFunc(p.members, func(x, y *Host) int { return compareAddress(x.address, y.address) })
+	if b.cfg.Algorithm == RingHash || b.cfg.Algorithm == Maglev {
+		// All processes must agree, in whatever order their endpoints came.
+		for _, p := range b.pools {
+			slices.SortFunc(p.members, func(x, y *Host) int { return compareAddress(x.address, y.address) })
+		}
 	}
 }
 

@@ -11,33 +11,59 @@ import (
 
 // Host is one endpoint in a [Balancer], with its state. Its methods are safe for concurrent use.
 type Host struct {
-	// What a pick touches comes first, in one cache line.
-	state    atomic.Uint64 // calls in flight, with the bits below
-	warm     atomic.Int64  // when slow start began; 0 means it is over
-	cost     atomic.Uint64 // float64 bits of the latency in ns; 0 means not known
-	observed atomic.Int64  // when cost was valid
-	ejected  atomic.Bool
+	state    *atomic.Uint64
 	balancer *Balancer
-
-	address  address
 	id       string
 	value    any
 	endpoint atomic.Pointer[discovery.Endpoint]
+	address  address
 
-	observing sync.Mutex // held to write cost and observed
+	warmed    atomic.Int64  // when slow start began, if warming
+	cost      atomic.Uint64 // float64 bits of the latency in ns; 0 means not known
+	observed  atomic.Int64  // when cost was valid
+	observing sync.Mutex    // held to write cost and observed
 
 	// Guarded by Balancer.mu.
+	update uint64 // the last Update that had the host
 	weight uint32
 	place  int
 }
 
+// The state of a host is the number of calls in flight and these bits. All that a pick must know is in one word, and the
+// words of large sets lie close together: to look at two of 10,000 hosts is then to look at 80 KiB of memory, not at
+// megabytes.
 const (
-	gone    = 1 << 62 // removed: no new calls
-	drained = 1 << 63 // removed, and Drained has been told
+	ejected = 1 << (60 + iota)
+	warming // in slow start
+	gone    // removed: no new calls
+	drained // removed, and Drained has been told
+
+	calls = ejected - 1
 )
 
-func (b *Balancer) newHost(e *discovery.Endpoint) *Host {
-	h := &Host{balancer: b, address: addressOf(e), id: e.ID()}
+// newStates returns the states of n new hosts in a set of the given size. The hosts of a small set get a cache line each,
+// because processors would wait for one another there.
+func newStates(n, size int) []*atomic.Uint64 {
+	states := make([]*atomic.Uint64, n)
+	if size > 256 {
+		dense := make([]atomic.Uint64, n)
+		for i := range states {
+			states[i] = &dense[i]
+		}
+		return states
+	}
+	type line struct {
+		state atomic.Uint64
+		_     [56]byte
+	}
+	for i := range states {
+		states[i] = &new(line).state
+	}
+	return states
+}
+
+func (b *Balancer) newHost(e *discovery.Endpoint, state *atomic.Uint64) *Host {
+	h := &Host{state: state, balancer: b, address: addressOf(e), id: e.ID()}
 	h.endpoint.Store(e)
 	if b.hooks.Attach != nil {
 		h.value = b.hooks.Attach(h)
@@ -55,15 +81,22 @@ func (h *Host) Endpoint() discovery.Endpoint { return *h.endpoint.Load() }
 func (h *Host) Value() any { return h.value }
 
 // InFlight returns the number of picks not yet released.
-func (h *Host) InFlight() int { return int(h.state.Load() &^ (gone | drained)) }
+func (h *Host) InFlight() int { return int(h.state.Load() & calls) }
 
 // Ejected reports whether the host is ejected.
-func (h *Host) Ejected() bool { return h.ejected.Load() }
+func (h *Host) Ejected() bool { return h.state.Load()&ejected != 0 }
 
 // SetEjected takes the host out of the picks or brings it back. No Pick that begins after SetEjected(true) returned
-// gives the host, unless so many are ejected that [Config.PanicPercent] applies.
-func (h *Host) SetEjected(ejected bool) {
-	if h.ejected.Swap(ejected) != ejected {
+// gives the host, unless so many are ejected that [Config.PanicPercent] applies. It builds the picks anew, which takes
+// time in proportion to the size of the set.
+func (h *Host) SetEjected(eject bool) {
+	var before uint64
+	if eject {
+		before = h.state.Or(ejected)
+	} else {
+		before = h.state.And(^uint64(ejected))
+	}
+	if eject != (before&ejected != 0) {
 		h.balancer.noticeEjections()
 	}
 }
@@ -75,44 +108,38 @@ func (h *Host) Release(latency time.Duration, failed bool) {
 	if latency > 0 && h.balancer.cfg.Algorithm == PeakEWMA {
 		h.observe(h.balancer.now(), latency, failed)
 	}
-	h.leave()
-}
-
-// enter counts a call in, and reports false if the host is removed.
-func (h *Host) enter() bool {
-	if h.state.Add(1)&gone != 0 {
-		h.exit()
-		return false
-	}
-	if h.balancer.cfg.BoundedLoad > 0 {
-		h.balancer.busy.Add(1)
-	}
-	return true
-}
-
-func (h *Host) leave() {
 	if h.balancer.cfg.BoundedLoad > 0 {
 		h.balancer.busy.Add(-1)
 	}
 	h.exit()
 }
 
+// exit counts a call out.
 func (h *Host) exit() {
-	if h.state.Add(^uint64(0)) == gone {
+	if state := h.state.Add(^uint64(0)); state&gone != 0 {
 		h.drain()
 	}
 }
 
 // remove closes the host to new calls. No snapshot has it any more.
 func (h *Host) remove() {
-	if h.state.Or(gone) == 0 {
-		h.drain()
-	}
+	h.state.Or(gone)
+	h.drain()
 }
 
-// drain tells Drained. Late picks may bring a removed host to zero calls more than once; only one of them tells.
+// drain tells Drained, if no call is in flight. Late picks may bring a removed host to zero calls more than once; only
+// one of them tells.
 func (h *Host) drain() {
-	if h.state.CompareAndSwap(gone, gone|drained) && h.balancer.hooks.Drained != nil {
+	for {
+		state := h.state.Load()
+		if state&(calls|drained) != 0 {
+			return
+		}
+		if h.state.CompareAndSwap(state, state|drained) {
+			break
+		}
+	}
+	if h.balancer.hooks.Drained != nil {
 		h.balancer.hooks.Drained(h)
 	}
 }

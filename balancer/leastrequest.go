@@ -4,23 +4,26 @@ package balancer
 // two would go on getting a quarter of the calls.
 type leastRequest struct{ *sampler }
 
-func (l *leastRequest) next(PickInfo, int) *Host {
-	if len(l.entries) == 1 {
-		return l.entries[0].host
-	}
-	best := l.draw()
-	for range l.balancer.cfg.Choices - 1 {
-		if other := l.drawOther(best); l.lighter(other, best) {
+func (l *leastRequest) next(PickInfo, int) int {
+	best, other := l.drawTwo()
+	for k := 1; ; k++ {
+		if l.lighter(other, best) {
 			best = other
 		}
+		if k == l.balancer.cfg.Choices-1 {
+			return best
+		}
+		other = l.drawOther(best)
 	}
-	return l.entries[best].host
 }
 
 func (l *leastRequest) lighter(b, a int) bool {
-	x, y := &l.entries[b], &l.entries[a]
-	callsB, weightB := x.load()
-	callsA, weightA := y.load()
+	stateB, stateA := l.states[b].Load(), l.states[a].Load()
+	if l.weights == nil && (stateB|stateA)&warming == 0 {
+		return stateB&calls < stateA&calls // what the below comes to
+	}
+	callsB, weightB := l.load(b)
+	callsA, weightA := l.load(a)
 	return lighter(callsB, weightB, 1, callsA, weightA, 1)
 }
 

@@ -10,38 +10,38 @@ type maglev struct {
 	table []uint32
 }
 
-func (m *maglev) next(info PickInfo, try int) *Host {
+func (m *maglev) next(info PickInfo, try int) int {
 	if !info.HasHash {
-		return m.entries[m.draw()].host
+		return m.draw()
 	}
-	return m.entries[m.table[rehash(info.Hash, try)%uint64(len(m.table))]].host
+	return int(m.table[rehash(info.Hash, try)%uint64(len(m.table))])
 }
 
-// newMaglevTable returns the table of entries, which are in order. Each host walks through the table in its own order
+// newMaglevTable returns the table of hosts that are in order. Each host walks through the table in its own order
 // and takes the first place that is free when its turn comes, as often as its weight says (Maglev, NSDI 2016, 3.4).
-func newMaglevTable(entries []entry, size int) []uint32 {
-	if len(entries) == 0 {
+func newMaglevTable(hosts []*Host, size int) []uint32 {
+	if len(hosts) == 0 {
 		return nil
 	}
-	for size < len(entries) || !isPrime(size) {
-		size = max(size+1, len(entries))
+	for size < len(hosts) || !isPrime(size) {
+		size = max(size+1, len(hosts))
 	}
 	type walk struct {
 		place, step uint64
 		credit      float64
 	}
-	walks := make([]walk, len(entries))
+	walks := make([]walk, len(hosts))
 	heaviest := 0.0
 	second := xxhash.NewWithSeed(1)
-	for i, e := range entries {
+	for i, h := range hosts {
 		second.ResetWithSeed(1)
-		second.WriteString(e.host.id)
+		second.WriteString(h.id)
 		walks[i] = walk{
-			place:  Hash(e.host.id) % uint64(size),
+			place:  Hash(h.id) % uint64(size),
 			step:   second.Sum64()%uint64(size-1) + 1,
 			credit: 1, // everyone has a first turn, so that nobody is without keys
 		}
-		heaviest = max(heaviest, e.weight)
+		heaviest = max(heaviest, float64(h.weight))
 	}
 	const free = 1<<32 - 1
 	table := make([]uint32, size)
@@ -52,10 +52,10 @@ func newMaglevTable(entries []entry, size int) []uint32 {
 		for i := range walks {
 			w := &walks[i]
 			if w.credit < 1 {
-				w.credit += entries[i].weight / heaviest
+				w.credit += float64(hosts[i].weight) / heaviest
 				continue
 			}
-			w.credit += entries[i].weight/heaviest - 1
+			w.credit += float64(hosts[i].weight)/heaviest - 1
 			for table[w.place] != free {
 				w.place = (w.place + w.step) % uint64(size)
 			}

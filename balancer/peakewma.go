@@ -10,25 +10,24 @@ import (
 // turn into load.
 type peakEWMA struct{ *sampler }
 
-func (p *peakEWMA) next(PickInfo, int) *Host {
-	if len(p.entries) == 1 {
-		return p.entries[0].host
-	}
+func (p *peakEWMA) next(PickInfo, int) int {
 	now := p.balancer.now()
-	best := p.draw()
-	for range p.balancer.cfg.Choices - 1 {
-		if other := p.drawOther(best); p.lighter(now, other, best) {
+	best, other := p.drawTwo()
+	for k := 1; ; k++ {
+		if p.lighter(now, other, best) {
 			best = other
 		}
+		if k == p.balancer.cfg.Choices-1 {
+			return best
+		}
+		other = p.drawOther(best)
 	}
-	return p.entries[best].host
 }
 
 func (p *peakEWMA) lighter(now int64, b, a int) bool {
-	x, y := &p.entries[b], &p.entries[a]
-	callsB, weightB := x.load()
-	callsA, weightA := y.load()
-	costB, costA := x.host.latency(now), y.host.latency(now)
+	callsB, weightB := p.load(b)
+	callsA, weightA := p.load(a)
+	costB, costA := p.hosts[b].latency(now), p.hosts[a].latency(now)
 	if costB == 0 || costA == 0 {
 		// One is unknown: neither a herd to it nor a penalty, its calls in flight decide.
 		costB, costA = 1, 1

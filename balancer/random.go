@@ -3,6 +3,4 @@ package balancer
 // random draws by weight.
 type random struct{ *sampler }
 
-func (r *random) next(PickInfo, int) *Host {
-	return r.entries[r.draw()].host
-}
+func (r *random) next(PickInfo, int) int { return r.draw() }

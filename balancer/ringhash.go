@@ -16,11 +16,11 @@ type ringHash struct {
 	ring *ring
 }
 
-func (r *ringHash) next(info PickInfo, try int) *Host {
+func (r *ringHash) next(info PickInfo, try int) int {
 	if !info.HasHash {
-		return r.entries[r.draw()].host
+		return r.draw()
 	}
-	return r.entries[r.ring.owner(rehash(info.Hash, try))].host
+	return r.ring.owner(rehash(info.Hash, try))
 }
 
 // ring is a hash ring. Entry k of a host is at xxHash64 of its ID, "_" and k, as in Envoy.
@@ -36,7 +36,7 @@ type point struct {
 }
 
 // entriesAtRest is how many entries a ring has before hosts get fewer of them.
-const entriesAtRest = 1 << 20
+const entriesAtRest = 1 << 19
 
 // newRing returns the ring of hosts that are in order and have weights.
 func newRing(hosts []*Host, minSize, maxSize int) *ring {
@@ -53,7 +53,7 @@ func newRing(hosts []*Host, minSize, maxSize int) *ring {
 	}
 
 	// The number of entries of a host must not depend on how many hosts there are, or keys would move between hosts
-	// that stay. It does so only below four hosts, where the least size asks for more, and beyond a million entries,
+	// that stay. It does so only below four hosts, where the least size asks for more, and beyond half a million entries,
 	// where it halves.
 	each := max((minSize+3)/4, (minSize+len(hosts)-1)/len(hosts))
 	for each > 1 {
@@ -75,7 +75,11 @@ func newRing(hosts []*Host, minSize, maxSize int) *ring {
 }
 
 func ringPoints(hosts []*Host, count func(*Host) int) []point {
-	var points []point
+	size := 0
+	for _, h := range hosts {
+		size += count(h)
+	}
+	points := make([]point, 0, size)
 	var key []byte
 	for i, h := range hosts {
 		key = append(append(key[:0], h.id...), '_')
@@ -91,7 +95,7 @@ func ringPoints(hosts []*Host, count func(*Host) int) []point {
 // index sorts points, given in the order of their hosts. Hashes are evenly spread, so that one distribution by their
 // high bits leaves next to nothing to sort, and finds a key's place without a search.
 func index(points []point) *ring {
-	width := max(1, bits.Len(uint(len(points))))
+	width := max(1, bits.Len(uint(len(points)))-1)
 	r := &ring{points: make([]point, len(points)), starts: make([]uint32, 1<<width+1), shift: 64 - width}
 	for _, p := range points {
 		r.starts[p.hash>>r.shift+1]++
@@ -127,16 +131,16 @@ func (r *ring) owner(hash uint64) int {
 	return int(r.points[i].owner)
 }
 
-// only returns the ring without the entries of those members that are not in entries.
-func (r *ring) only(entries []entry, members []*Host) *ring {
-	if len(entries) == len(members) {
+// only returns the ring without the entries of those members that are not among hosts.
+func (r *ring) only(hosts, members []*Host) *ring {
+	if len(hosts) == len(members) {
 		return r
 	}
-	place := make([]int, len(members)) // in entries; both are in the same order
+	place := make([]int, len(members)) // in hosts; both are in the same order
 	kept := 0
 	for i, h := range members {
 		place[i] = -1
-		if kept < len(entries) && entries[kept].host == h {
+		if kept < len(hosts) && hosts[kept] == h {
 			place[i] = kept
 			kept++
 		}

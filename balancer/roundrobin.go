@@ -11,8 +11,8 @@ type roundRobin struct {
 
 const goldenRatio = 0x9e3779b97f4a7c15 // of 1<<64
 
-func (r *roundRobin) next(PickInfo, int) *Host {
-	n := len(r.entries)
+func (r *roundRobin) next(PickInfo, int) int {
+	n := len(r.hosts)
 	i := 0
 	for range redraws {
 		turn := r.turn.Add(1)
@@ -25,5 +25,5 @@ func (r *roundRobin) next(PickInfo, int) *Host {
 			break
 		}
 	}
-	return r.entries[i].host
+	return i
 }

@@ -1,21 +1,24 @@
 package balancer
 
-// sampler draws hosts by weight. In slow start, a host is drawn in proportion to its reduced weight.
+import (
+	"math/bits"
+	"sync/atomic"
+)
+
+// sampler draws hosts by weight. A host in slow start is drawn in proportion to its reduced weight.
 type sampler struct {
 	balancer *Balancer
-	entries  []entry
-	alias    alias
-}
-
-type entry struct {
-	host   *Host
-	weight float64
+	hosts    []*Host
+	states   []*atomic.Uint64 // of hosts: a pick need not touch the hosts it does not choose
+	weights  []float64        // nil if all are equal
+	alias    alias            // nil if all are equal
+	total    float64          // weight
 }
 
 // draw returns the index of a host.
 func (s *sampler) draw() int {
-	i := s.alias.at(s.balancer.rand(), len(s.entries))
-	if s.entries[i].host.warm.Load() == 0 {
+	i := s.alias.at(s.balancer.rand(), len(s.hosts))
+	if s.states[i].Load()&warming == 0 {
 		return i
 	}
 	return s.drawRipe(i)
@@ -28,30 +31,53 @@ func (s *sampler) drawRipe(i int) int {
 		if s.ripe(i) {
 			break
 		}
-		i = s.alias.at(s.balancer.rand(), len(s.entries))
+		i = s.alias.at(s.balancer.rand(), len(s.hosts))
 	}
 	return i
 }
 
 func (s *sampler) ripe(i int) bool {
-	h := s.entries[i].host
-	return h.warm.Load() == 0 || s.balancer.float() < h.ramp()
+	return s.states[i].Load()&warming == 0 || s.balancer.float() < s.hosts[i].ramp()
 }
 
-// drawOther returns the index of a host that is not i. There must be two or more.
-func (s *sampler) drawOther(i int) int {
-	n := len(s.entries)
-	if n == 2 {
-		return 1 - i
+// drawTwo returns the indices of two different hosts, or twice the only one.
+func (s *sampler) drawTwo() (int, int) {
+	n := uint64(len(s.hosts))
+	if n == 1 {
+		return 0, 0
 	}
 	if s.alias != nil {
-		for range 4 {
-			if j := s.draw(); j != i {
-				return j
-			}
-		}
-		// i has nearly all the weight; any other will do for the comparison.
+		i := s.draw()
+		return i, s.drawOther(i)
 	}
+	// One number is enough: what is left of it after the first draw is as even.
+	i, rest := bits.Mul64(s.balancer.rand(), n)
+	j, _ := bits.Mul64(rest, n-1)
+	if j >= i {
+		j++
+	}
+	if (s.states[i].Load()|s.states[j].Load())&warming != 0 {
+		i := s.drawRipe(int(i))
+		return i, s.drawOther(i)
+	}
+	return int(i), int(j)
+}
+
+// drawOther returns the index of a host that is not i, unless there is only one.
+func (s *sampler) drawOther(i int) int {
+	n := len(s.hosts)
+	switch {
+	case n == 1:
+		return i
+	case n == 2:
+		return 1 - i
+	}
+	for range 4 {
+		if j := s.draw(); j != i {
+			return j
+		}
+	}
+	// i has nearly all the weight; any other will do for the comparison.
 	j := alias(nil).at(s.balancer.rand(), n-1)
 	if j >= i {
 		j++
@@ -59,11 +85,20 @@ func (s *sampler) drawOther(i int) int {
 	return j
 }
 
-// weight returns the weight of a host, reduced by its slow start.
-func (e *entry) load() (inFlight, weight float64) {
-	weight = e.weight
-	if e.host.warm.Load() != 0 {
-		weight *= e.host.ramp()
+// weight returns the weight of host i.
+func (s *sampler) weight(i int) float64 {
+	if s.weights == nil {
+		return s.total / float64(len(s.hosts))
 	}
-	return float64(e.host.InFlight()), weight
+	return s.weights[i]
+}
+
+// load returns the calls in flight on host i and its weight, reduced by slow start.
+func (s *sampler) load(i int) (inFlight, weight float64) {
+	state := s.states[i].Load()
+	weight = s.weight(i)
+	if state&warming != 0 {
+		weight *= s.hosts[i].ramp()
+	}
+	return float64(state & calls), weight
 }

@@ -11,30 +11,27 @@ func (b *Balancer) warmUpLocked(arrived []*Host) {
 	if b.cfg.SlowStart.Window == 0 {
 		return
 	}
-	now, warming := b.now(), len(arrived)
+	now, slow := b.now(), len(arrived)
 	for _, h := range b.hosts {
-		if start := h.warm.Load(); start != 0 && now-start < int64(b.cfg.SlowStart.Window) {
-			warming++
+		if h.state.Load()&warming != 0 && h.ramp() < 1 {
+			slow++
 		}
 	}
-	if 2*warming > len(b.hosts) {
+	if 2*slow > len(b.hosts) {
 		return
 	}
 	for _, h := range arrived {
-		h.warm.Store(now)
+		h.warmed.Store(now)
+		h.state.Or(warming)
 	}
 }
 
-// ramp returns the part of its weight that a host gets, 1 after its slow start.
+// ramp returns the part of its weight that a host in slow start gets, 1 when that is over.
 func (h *Host) ramp() float64 {
-	start := h.warm.Load()
-	if start == 0 {
-		return 1
-	}
 	slow := &h.balancer.cfg.SlowStart
-	age := time.Duration(h.balancer.now() - start)
+	age := time.Duration(h.balancer.now() - h.warmed.Load())
 	if age >= slow.Window {
-		h.warm.Store(0)
+		h.state.And(^uint64(warming))
 		return 1
 	}
 	part := float64(max(age, time.Millisecond)) / float64(slow.Window)

@@ -27,15 +27,14 @@ type snapshot struct {
 type group struct {
 	sampler
 	picker
-	panicking bool    // ejected hosts count as healthy
-	weight    float64 // sum
+	panicking bool // ejected hosts count as healthy
 }
 
 // picker is an algorithm.
 type picker interface {
-	// next returns a candidate. try counts the candidates of one pick that were not fit, so that an algorithm that
+	// next returns the index of a candidate. try counts the candidates of one pick that were not fit, so that an algorithm that
 	// would choose the same again can choose another.
-	next(info PickInfo, try int) *Host
+	next(info PickInfo, try int) int
 }
 
 // redraws is how many candidates of the algorithm are looked at, before the first that is fit is taken.
@@ -73,7 +72,7 @@ func (b *Balancer) trafficLocked() (shares []float64, panics []bool) {
 	allHealthy, all := 0, 0
 	for i, p := range b.pools {
 		for _, h := range p.members {
-			if !h.ejected.Load() {
+			if !h.Ejected() {
 				healthy[i]++
 			}
 		}
@@ -102,7 +101,9 @@ func (b *Balancer) trafficLocked() (shares []float64, panics []bool) {
 		left := 1.0
 		for i := range able {
 			shares[i] = min(left, able[i])
-			left -= shares[i]
+			if left -= shares[i]; left < 1e-9 {
+				left = 0 // but for rounding
+			}
 		}
 		return shares, panics
 	}
@@ -123,17 +124,24 @@ func (b *Balancer) trafficLocked() (shares []float64, panics []bool) {
 // group returns the picks of a pool.
 func (b *Balancer) group(p *pool, panicking bool) *group {
 	g := &group{panicking: panicking, sampler: sampler{balancer: b}}
-	g.entries = make([]entry, 0, len(p.members))
-	weights := make([]float64, 0, len(p.members))
+	g.hosts = make([]*Host, 0, len(p.members))
+	g.states = make([]*atomic.Uint64, 0, len(p.members))
+	equal := true
 	for _, h := range p.members {
-		if panicking || !h.ejected.Load() {
-			w := float64(h.weight)
-			g.entries = append(g.entries, entry{h, w})
-			g.weight += w
-			weights = append(weights, w)
+		if panicking || !h.Ejected() {
+			g.hosts = append(g.hosts, h)
+			g.states = append(g.states, h.state)
+			g.total += float64(h.weight)
+			equal = equal && h.weight == g.hosts[0].weight
 		}
 	}
-	g.alias = newAlias(weights)
+	if !equal {
+		g.weights = make([]float64, len(g.hosts))
+		for i, h := range g.hosts {
+			g.weights[i] = float64(h.weight)
+		}
+		g.alias = newAlias(g.weights)
+	}
 	switch b.cfg.Algorithm {
 	case LeastRequest:
 		g.picker = &leastRequest{&g.sampler}
@@ -147,15 +155,16 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 		if p.ring == nil {
 			p.ring = newRing(p.members, b.cfg.MinRingSize, b.cfg.MaxRingSize)
 		}
-		g.picker = &ringHash{&g.sampler, p.ring.only(g.entries, p.members)}
+		g.picker = &ringHash{&g.sampler, p.ring.only(g.hosts, p.members)}
 	case Maglev:
-		g.picker = &maglev{&g.sampler, newMaglevTable(g.entries, b.cfg.TableSize)}
+		g.picker = &maglev{&g.sampler, newMaglevTable(g.hosts, b.cfg.TableSize)}
 	}
 	return g
 }
 
-// choose returns the host of a pick, or nil if all were ejected since the snapshot was made.
-func (s *snapshot) choose(b *Balancer, info PickInfo) *Host {
+// choose returns the host of a pick, as its place in a group. It returns no group if all hosts were ejected since the
+// snapshot was made.
+func (s *snapshot) choose(b *Balancer, info PickInfo) (*group, int) {
 	g := s.groups[0]
 	if len(s.groups) > 1 {
 		r := mix(info.Hash) // not the hash itself: the algorithm uses its high bits too
@@ -165,74 +174,73 @@ func (s *snapshot) choose(b *Balancer, info PickInfo) *Host {
 		g = s.groups[s.shares.at(r, len(s.groups))]
 	}
 	for try := range redraws {
-		if h := g.next(info, try); g.fit(h, info.Tried, true) {
-			return h
+		if i := g.next(info, try); g.fit(i, info.Tried, true) {
+			return g, i
 		}
 	}
 	return s.sweep(b, g, info)
 }
 
 // sweep looks at all hosts for the most fit, beginning with the group g.
-func (s *snapshot) sweep(b *Balancer, g *group, info PickInfo) *Host {
-	r := mix(info.Hash + redraws)
+func (s *snapshot) sweep(b *Balancer, g *group, info PickInfo) (*group, int) {
+	r := rehash(info.Hash, redraws)
 	if !info.HasHash {
 		r = b.rand()
 	}
-	search := func(tried []string, bounded bool) *Host {
-		if h := g.first(r, tried, bounded); h != nil {
-			return h
+	search := func(tried []string, bounded bool) (*group, int) {
+		if i := g.first(r, tried, bounded); i >= 0 {
+			return g, i
 		}
 		for _, other := range s.groups {
-			if h := other.first(r, tried, bounded); h != nil {
-				return h
+			if i := other.first(r, tried, bounded); i >= 0 {
+				return other, i
 			}
 		}
-		return nil
+		return nil, 0
 	}
 	if b.cfg.BoundedLoad > 0 {
-		if h := search(info.Tried, true); h != nil {
-			return h
+		if g, i := search(info.Tried, true); g != nil {
+			return g, i
 		}
 	}
-	if h := search(info.Tried, false); h != nil {
-		return h
+	if g, i := search(info.Tried, false); g != nil {
+		return g, i
 	}
-	if len(info.Tried) > 0 {
-		if h := search(nil, false); h != nil {
-			return h
-		}
+	if g, i := search(nil, false); g != nil {
+		return g, i
 	}
 	if b.cfg.PanicPercent > 0 { // all ejected is below any threshold
-		return g.next(info, 0)
+		return g, g.next(info, 0)
 	}
-	return nil
+	return nil, 0
 }
 
-// first returns the first host from place r on that is fit, or nil.
-func (g *group) first(r uint64, tried []string, bounded bool) *Host {
-	n := uint64(len(g.entries))
-	for i := range n {
-		if h := g.entries[(r%n+i)%n].host; g.fit(h, tried, bounded) {
-			return h
+// first returns the first host that is fit, in a circle from a place that r says, or -1.
+func (g *group) first(r uint64, tried []string, bounded bool) int {
+	n := len(g.hosts)
+	from := alias(nil).at(r, n)
+	for k := range n {
+		if i := (from + k) % n; g.fit(i, tried, bounded) {
+			return i
 		}
 	}
-	return nil
+	return -1
 }
 
-// fit reports whether the call may go to h.
-func (g *group) fit(h *Host, tried []string, bounded bool) bool {
-	if h.ejected.Load() && !g.panicking {
+// fit reports whether the call may go to host i.
+func (g *group) fit(i int, tried []string, bounded bool) bool {
+	if g.states[i].Load()&ejected != 0 && !g.panicking {
 		return false // ejected since the snapshot was made
 	}
-	if len(tried) > 0 && slices.Contains(tried, h.id) {
+	if len(tried) > 0 && slices.Contains(tried, g.hosts[i].id) {
 		return false
 	}
-	return !bounded || g.balancer.cfg.BoundedLoad == 0 || !g.full(h)
+	return !bounded || g.balancer.cfg.BoundedLoad == 0 || !g.full(i)
 }
 
-// full reports whether h has as many calls in flight as a bounded load allows, one more call counted in.
-func (g *group) full(h *Host) bool {
-	calls := float64(g.balancer.busy.Load() + 1)
-	share := float64(weightOf(h.endpoint.Load())) / g.weight
-	return float64(h.InFlight()) >= math.Ceil(g.balancer.cfg.BoundedLoad*calls*share)
+// full reports whether host i has as many calls in flight as a bounded load allows, the new call counted in the whole.
+func (g *group) full(i int) bool {
+	share := g.weight(i) / g.total
+	bound := math.Ceil(g.balancer.cfg.BoundedLoad * share * float64(g.balancer.busy.Load()+1))
+	return float64(g.states[i].Load()&calls) >= bound
 }
