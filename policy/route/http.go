@@ -65,6 +65,11 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 
 	b := e.Pick(t.Rand)
+	next, err := t.layered(b)
+	if err != nil {
+		closeBody(req)
+		return nil, err
+	}
 	out := req.WithContext(req.Context()) // a shallow copy
 	u := *req.URL
 	out.URL, out.Host = &u, view.Authority
@@ -82,7 +87,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.Mirrors.fork(out, e, send)
 	b.address(out.URL)
 
-	resp, err := t.layered(b).RoundTrip(out)
+	resp, err := next.RoundTrip(out)
 	if err != nil {
 		return nil, err
 	}
@@ -98,13 +103,13 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // layered returns what sends the requests of b, with the layers that its route asks for.
-func (t *Transport) layered(b *Backend) http.RoundTripper {
+func (t *Transport) layered(b *Backend) (http.RoundTripper, error) {
 	r := b.entry.Route
 	if r.Timeout == 0 && r.Fault == (fault.Config{}) && r.Retry == (retry.Config{}) {
-		return &destination{t, b.Target}
+		return t.base(b.Target)
 	}
 	if rt, ok := t.layers.Load(b); ok {
-		return rt.(http.RoundTripper)
+		return rt.(http.RoundTripper), nil
 	}
 	var rt http.RoundTripper = &destination{t, b.Target}
 	if r.Retry != (retry.Config{}) {
@@ -117,7 +122,7 @@ func (t *Transport) layered(b *Backend) http.RoundTripper {
 		rt = &timeout.Transport{Base: rt, Config: timeout.Config{Request: r.Timeout}}
 	}
 	kept, _ := t.layers.LoadOrStore(b, rt) // the first one, since it has a budget
-	return kept.(http.RoundTripper)
+	return kept.(http.RoundTripper), nil
 }
 
 // destination sends requests, already rewritten, to a target.
