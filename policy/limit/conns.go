@@ -51,7 +51,11 @@ type Conns struct {
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
 	counts    bool // every call must be counted on its connection
 
-	open int // guarded by pool.links.mu
+	// The rest is guarded by pool.links.mu.
+
+	open   int                // connections open or being opened
+	live   map[*conn]struct{} // those that are open
+	closed bool
 }
 
 // Conns returns a new set of connections, to which the pool's settings apply and which count against its
@@ -69,7 +73,8 @@ type Conns struct {
 // MaxConnsPerHost, which MaxConnections replaces.
 func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	switch {
-	case template.DialTLSContext != nil || template.DialTLS != nil: //nolint:staticcheck // deprecated, but still honoured
+	//lint:ignore SA1019 DialTLS is deprecated, but still honoured by net/http
+	case template.DialTLSContext != nil || template.DialTLS != nil:
 		return nil, errors.New("limit: the template transport has a DialTLS function; set TLSClientConfig and DialContext")
 	case template.MaxConnsPerHost != 0:
 		// With HTTP/2 it makes calls wait that could share a connection.
@@ -86,11 +91,12 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 		transport: t,
 		dial:      t.DialContext,
 		counts:    config.MaxRequestsPerConnection > 1 || config.MaxConnectionDuration > 0,
+		live:      make(map[*conn]struct{}),
 	}
 	if c.dial == nil {
 		c.dial = contextDial(t)
 	}
-	t.DialContext, t.Dial = c.dialContext, nil //nolint:staticcheck // DialContext stands in for it
+	t.DialContext = c.dialContext // goes before Dial, if that is set
 	t.ForceAttemptHTTP2 = true
 
 	if config.ConnectTimeout > 0 {
@@ -131,7 +137,8 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 
 // contextDial returns the dial function of a transport that has no DialContext.
 func contextDial(t *http.Transport) func(context.Context, string, string) (net.Conn, error) {
-	if dial := t.Dial; dial != nil { //nolint:staticcheck // deprecated, but still honoured
+	//lint:ignore SA1019 Dial is deprecated, but still honoured by net/http
+	if dial := t.Dial; dial != nil {
 		return func(_ context.Context, network, addr string) (net.Conn, error) { return dial(network, addr) }
 	}
 	return new(net.Dialer).DialContext
@@ -167,14 +174,20 @@ func (c *Conns) Open() int {
 	return c.open
 }
 
-// Close closes the idle connections and makes the pool forget c. Connections in use count against the pool until they
-// close, which they do on IdleTimeout or the next CloseIdleConnections. Close is idempotent.
+// Close closes all connections, and fails what is still sent over them: wait for the calls to end first. It is
+// idempotent.
 func (c *Conns) Close() {
 	l := &c.pool.links
 	l.mu.Lock()
+	c.closed = true
 	l.conns = slices.DeleteFunc(l.conns, func(other *Conns) bool { return other == c })
+	live := slices.Collect(maps.Keys(c.live))
 	l.mu.Unlock()
 	c.transport.CloseIdleConnections()
+	// An HTTP/2 connection is not idle as soon as its last call is over, and nobody would come to close it later.
+	for _, nc := range live {
+		nc.Close()
+	}
 }
 
 // countedCall is a call that is counted on the connection it is sent over.
@@ -215,9 +228,9 @@ func (c *Conns) dialContext(ctx context.Context, network, addr string) (net.Conn
 	if err := c.reserve(ctx); err != nil {
 		return nil, err
 	}
-	returned := false
+	opened := false
 	defer func() {
-		if !returned {
+		if !opened {
 			c.unreserve() // the dial failed, or panicked
 		}
 	}()
@@ -229,12 +242,29 @@ func (c *Conns) dialContext(ctx context.Context, network, addr string) (net.Conn
 		}
 		return nil, err
 	}
-	if err := c.setKeepalive(nc); err != nil {
-		nc.Close()
-		return nil, &net.OpError{Op: "dial", Net: network, Addr: nc.RemoteAddr(), Err: err}
+	err = c.setKeepalive(nc)
+	if err == nil {
+		var wrapped *conn
+		if wrapped, err = c.add(nc); err == nil {
+			opened = true
+			return wrapped, nil
+		}
 	}
-	returned = true
-	return &conn{Conn: nc, owner: c, born: time.Now()}, nil
+	nc.Close()
+	return nil, &net.OpError{Op: "dial", Net: network, Addr: nc.RemoteAddr(), Err: err}
+}
+
+// add makes nc one of the open connections.
+func (c *Conns) add(nc net.Conn) (*conn, error) {
+	wrapped := &conn{Conn: nc, owner: c, born: time.Now()}
+	l := &c.pool.links
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.closed {
+		return nil, net.ErrClosed
+	}
+	c.live[wrapped] = struct{}{}
+	return wrapped, nil
 }
 
 // setKeepalive applies Keepalive to a TCP connection. There is nothing to probe on others.
@@ -325,10 +355,23 @@ func (c *Conns) evict() {
 	}
 }
 
+func (c *Conns) remove(nc *conn) {
+	l := &c.pool.links
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(c.live, nc)
+	c.unreserveLocked()
+}
+
 func (c *Conns) unreserve() {
 	l := &c.pool.links
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	c.unreserveLocked()
+}
+
+func (c *Conns) unreserveLocked() {
+	l := &c.pool.links
 	l.open--
 	c.open--
 	if l.room != nil {
@@ -358,7 +401,7 @@ func (c *conn) last(now time.Time) bool {
 // Close implements net.Conn.
 func (c *conn) Close() error {
 	if c.closed.CompareAndSwap(false, true) {
-		defer c.owner.unreserve()
+		defer c.owner.remove(c)
 	}
 	return c.Conn.Close()
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -39,6 +40,7 @@ const (
 func serve(t *testing.T, protocol string, handler http.HandlerFunc) *server {
 	s := &server{template: &http.Transport{}}
 	s.Server = httptest.NewUnstartedServer(handler)
+	s.Config.ErrorLog = log.New(io.Discard, "", 0) // connections that are dialled and not needed
 	s.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateNew {
 			s.conns.Add(1)
@@ -209,40 +211,45 @@ func TestConns_MaxRequestsPerConnection(t *testing.T) {
 	}
 }
 
-// open waits until the pool has n connections: net/http closes some of them on goroutines of its own.
-func open(t *testing.T, pool *limit.Pool, n int) {
-	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); pool.Stats().Connections != n; {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d connections open, want %d", pool.Stats().Connections, n)
+func TestConns_MaxConnectionsOverEndpoints(t *testing.T) {
+	pool := newPool(t, limit.PoolConfig{MaxConnections: 2})
+	var endpoints []*limit.Conns
+	var servers []*server
+	for range 4 {
+		s := serve(t, plain, hello)
+		servers = append(servers, s)
+		endpoints = append(endpoints, conns(t, pool, s.template))
+	}
+	for range 3 {
+		for i, c := range endpoints {
+			get(t, c, servers[i].URL)
+			if n := pool.Stats().Connections; n > 2 || c.Open() != 1 {
+				t.Fatalf("%d connections open, %d of them to the endpoint just called; want at most 2 and 1", n, c.Open())
+			}
 		}
 	}
 }
 
-func TestConns_MaxConnectionsOverEndpoints(t *testing.T) {
-	for _, protocol := range []string{plain, overTLS} {
+func TestConns_Close(t *testing.T) {
+	for _, protocol := range []string{plain, overTLS, overTLS1, clear} {
 		t.Run(protocol, func(t *testing.T) {
-			pool := newPool(t, limit.PoolConfig{MaxConnections: 2})
-			var endpoints []*limit.Conns
-			var servers []*server
-			for range 4 {
-				s := serve(t, protocol, hello)
-				servers = append(servers, s)
-				endpoints = append(endpoints, conns(t, pool, s.template))
+			s := serve(t, protocol, hello)
+			pool := newPool(t, limit.PoolConfig{})
+			c, other := conns(t, pool, s.template), conns(t, pool, s.template)
+			get(t, other, s.URL)
+			for range 10 {
+				get(t, c, s.URL)
 			}
-			for range 3 {
-				for i, c := range endpoints {
-					get(t, c, servers[i].URL)
-					if n := pool.Stats().Connections; n > 2 || c.Open() != 1 {
-						t.Fatalf("%d connections open, %d of them to the endpoint just called; want at most 2 and 1", n, c.Open())
-					}
-				}
+			c.Close()
+			c.Close()
+			if c.Open() != 0 || other.Open() != 1 || pool.Stats().Connections != 1 {
+				t.Errorf("%d, %d and in all %d connections open, want 0, 1 and 1",
+					c.Open(), other.Open(), pool.Stats().Connections)
 			}
-			for _, c := range endpoints {
-				c.Close()
-				c.Close()
+			_, err := c.RoundTrip(httptest.NewRequest(http.MethodGet, s.URL, nil))
+			if !errors.Is(err, net.ErrClosed) || c.Open() != 0 {
+				t.Errorf("RoundTrip = %v with %d open, want net.ErrClosed and 0", err, c.Open())
 			}
-			open(t, pool, 0)
 		})
 	}
 }
@@ -268,10 +275,10 @@ func TestConns_EveryEndpointMayHaveOne(t *testing.T) {
 func TestPoolConns_Errors(t *testing.T) {
 	dial := func(context.Context, string, string) (net.Conn, error) { return nil, io.EOF }
 	for name, template := range map[string]*http.Transport{
-		"DialTLSContext":  {DialTLSContext: dial},
+		"DialTLS":         {DialTLSContext: dial},
 		"MaxConnsPerHost": {MaxConnsPerHost: 1},
 	} {
-		if _, err := newPool(t, limit.PoolConfig{}).Conns(template); err == nil || !strings.Contains(err.Error(), name[:7]) {
+		if _, err := newPool(t, limit.PoolConfig{}).Conns(template); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s: Conns = %v, want an error that names it", name, err)
 		}
 	}
@@ -533,7 +540,8 @@ func TestConns_Keepalive(t *testing.T) {
 func TestConns_KeepsDial(t *testing.T) {
 	s := serve(t, plain, hello)
 	var dialled []string
-	template := &http.Transport{Dial: func(network, addr string) (net.Conn, error) { //nolint:staticcheck // the point
+	//lint:ignore SA1019 that it still works is the point
+	template := &http.Transport{Dial: func(network, addr string) (net.Conn, error) {
 		dialled = append(dialled, addr)
 		return net.Dial(network, addr)
 	}}
