@@ -1,0 +1,97 @@
+package imports
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/nosidecar/mesh"
+
+// Names for what is allowed below: each third-party module with the reason why it may be reached.
+const (
+	gobreaker = "github.com/sony/gobreaker/v2" // the state machine of the circuit
+	xrate     = "golang.org/x/time"            // the token bucket of the local rate limit
+	xxhash    = "github.com/cespare/xxhash/v2" // the hash of ring and Maglev, shared with Envoy
+	yaml      = "go.yaml.in/yaml/v3"           // the document syntax
+)
+
+// layers may be reached by what stands above them. Every list names all packages of this module and all third-party
+// modules that a package may link, itself excepted. The standard library is always allowed.
+var (
+	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt", "/internal/tried"}
+
+	limits = list(shared, xrate)
+	layers = list(shared, "/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault",
+		gobreaker, xrate, xxhash, "/internal/endpointpool")
+	plan = list(layers, "/policy/route", "/policy/istio", "/internal/yamldoc", yaml)
+
+	allowed = map[string][]string{
+		"/internal/body":         nil,
+		"/internal/refusal":      nil,
+		"/internal/reply":        nil,
+		"/internal/deadline":     shared,
+		"/internal/failure":      shared,
+		"/internal/attempt":      nil,
+		"/internal/tried":        nil,
+		"/internal/endpointpool": list(limits, "/discovery", "/policy/limit"),
+		"/internal/yamldoc":      {yaml},
+
+		"/discovery":    nil,
+		"/retry":        shared,
+		"/timeout":      shared,
+		"/breaker":      list(shared, gobreaker),
+		"/balancer":     list(limits, "/discovery", xxhash, "/internal/endpointpool", "/policy/limit"),
+		"/policy/limit": limits,
+		"/policy/fault": list(shared),
+		"/policy/route": list(limits, "/retry", "/timeout", "/policy/fault"),
+
+		"/policy/istio": list(layers, "/policy/route", "/internal/yamldoc", yaml),
+		"/policy":       plan,
+		"":              list(plan, "/policy"),
+	}
+)
+
+func list(base []string, more ...string) []string {
+	return append(slices.Clone(base), more...)
+}
+
+// TestImports asserts, package by package, what a program that imports it links.
+func TestImports(t *testing.T) {
+	for _, pkg := range goList(t, module+"/...") {
+		name := strings.TrimPrefix(pkg, module)
+		if name == "/internal/imports" || strings.HasPrefix(name, "/examples/") {
+			continue // programs, and this test
+		}
+		want, listed := allowed[name]
+		if !listed {
+			t.Errorf("%s is not in the list of packages: add it with what it may reach", pkg)
+			continue
+		}
+		for _, dep := range goList(t, "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", pkg) {
+			if dep == pkg || slices.ContainsFunc(want, func(entry string) bool { return permits(entry, dep) }) {
+				continue
+			}
+			t.Errorf("%s reaches %s, which its list does not allow", pkg, dep)
+		}
+	}
+}
+
+// permits reports whether an entry of a list allows the package dep: entries of this module name one package, others a
+// module with all its packages.
+func permits(entry, dep string) bool {
+	if strings.HasPrefix(entry, "/") {
+		return dep == module+entry
+	}
+	return dep == entry || strings.HasPrefix(dep, entry+"/")
+}
+
+func goList(t *testing.T, args ...string) []string {
+	t.Helper()
+	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
+	if err != nil {
+		t.Fatalf("go list %s: %v", strings.Join(args, " "), err)
+	}
+	return strings.Fields(string(out))
+}

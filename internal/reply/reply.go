@@ -1,0 +1,37 @@
+// Package reply makes the responses that no server sent: refusals, injected faults, redirects.
+package reply
+
+import (
+	"bytes"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+// New returns a response to req with the given status, and a text as its body unless that is empty. The caller may go on
+// to set headers. It leaves req and its body alone.
+func New(req *http.Request, status int, text []byte) *http.Response {
+	resp := &http.Response{
+		Status:     strings.TrimSpace(strconv.Itoa(status) + " " + http.StatusText(status)),
+		StatusCode: status,
+		Proto:      "HTTP/1.1",
+		ProtoMajor: 1,
+		ProtoMinor: 1,
+		Header:     make(http.Header),
+		Body:       http.NoBody,
+		Request:    req,
+	}
+	if status == http.StatusNoContent || status == http.StatusNotModified {
+		return resp // which have no body (RFC 9110, section 6.4.1)
+	}
+	resp.Header["Content-Length"] = []string{strconv.Itoa(len(text))}
+	resp.ContentLength = int64(len(text))
+	if len(text) > 0 {
+		resp.Header["Content-Type"] = []string{"text/plain"} // as Envoy answers
+		if req.Method != http.MethodHead {
+			resp.Body = io.NopCloser(bytes.NewReader(text))
+		}
+	}
+	return resp
+}
