@@ -7,6 +7,7 @@ package fault
 
 import (
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"time"
 )
@@ -43,8 +44,11 @@ type Abort struct {
 }
 
 // PerMillion returns a percentage, 0 to 100, as calls in a million. It cuts off what is left, as Istio does with float64
-// values: 0.29 becomes 2899.
+// values: 0.29 becomes 2899. What is not a percentage becomes a value that [Config.Validate] rejects.
 func PerMillion(percent float64) uint32 {
+	if !(percent >= 0 && percent <= 100) { // also NaN
+		return math.MaxUint32
+	}
 	return uint32(percent * 10_000)
 }
 
