@@ -148,8 +148,9 @@ func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 // Hosts returns the hosts of the set in the order of the latest Update, those that drain included.
 func (b *Balancer) Hosts() []*Host {
 	b.mu.Lock()
-	defer b.mu.Unlock()
-	return slices.Clone(b.order)
+	order := b.order // never written to again
+	b.mu.Unlock()
+	return slices.Clone(order)
 }
 
 // missingLocked returns the indices of the endpoints that have no host yet.
@@ -158,7 +159,7 @@ func (b *Balancer) missingLocked(endpoints []discovery.Endpoint, fresh map[addre
 	var twice map[address]bool
 	for i := range endpoints {
 		a := addressOf(&endpoints[i])
-		if b.hosts[a] != nil || fresh[a] != nil || twice[a] {
+		if b.findLocked(b.order, i, a) != nil || fresh[a] != nil || twice[a] {
 			continue
 		}
 		if twice == nil {
@@ -170,16 +171,26 @@ func (b *Balancer) missingLocked(endpoints []discovery.Endpoint, fresh map[addre
 	return missing
 }
 
+// findLocked returns the host at an address, or nil. Most updates change little: the host is likely to be in the place
+// where it was before.
+func (b *Balancer) findLocked(order []*Host, place int, a address) *Host {
+	if place < len(order) && order[place].address == a {
+		return order[place]
+	}
+	return b.hosts[a]
+}
+
 // replaceLocked makes endpoints the set and returns the hosts that are no longer in it.
 func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, fresh map[address]*Host) (removed []*Host) {
 	b.updates++
 	changed := false
 	var arrived []*Host
-	b.order = b.order[:0]
+	before := b.order
+	b.order = make([]*Host, 0, len(endpoints))
 	for i := range endpoints {
 		e := &endpoints[i]
 		a := addressOf(e)
-		h := b.hosts[a]
+		h := b.findLocked(before, i, a)
 		if h == nil {
 			h = fresh[a]
 			delete(fresh, a)

@@ -2,3 +2,6 @@ package balancer
 
 // SetRand makes the picks of b draw from rand. It must be called before b is used.
 func SetRand(b *Balancer, rand func() uint64) { b.rand = rand }
+
+// Warming reports whether h is in slow start.
+func Warming(h *Host) bool { return h.state.Load()&warming != 0 && h.ramp() < 1 }

@@ -240,7 +240,7 @@ func (g *group) fit(i int, tried []string, bounded bool) bool {
 
 // full reports whether host i has as many calls in flight as a bounded load allows, the new call counted in the whole.
 func (g *group) full(i int) bool {
-	share := g.weight(i) / g.total
-	bound := math.Ceil(g.balancer.cfg.BoundedLoad * share * float64(g.balancer.busy.Load()+1))
-	return float64(g.states[i].Load()&calls) >= bound
+	share := g.balancer.cfg.BoundedLoad * float64(g.balancer.busy.Load()+1) * g.weight(i) / g.total
+	const rounding = 1e-9
+	return float64(g.states[i].Load()&calls) >= math.Ceil(share-rounding)
 }

@@ -1,0 +1,94 @@
+package balancer
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+)
+
+// connections are the connections to one endpoint. They have a transport of their own, which dials the endpoint whatever
+// the URL says: the request can stay as the caller made it.
+type connections struct {
+	template *http.Transport
+	host     *Host
+
+	mu  sync.Mutex
+	own *http.Transport // nil until the first call: most of 10,000 endpoints may never get one
+}
+
+func (c *connections) transport() *http.Transport {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.own == nil {
+		c.own = c.template.Clone()
+		dial := c.own.DialContext
+		c.own.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			return dial(ctx, network, c.dialAddress(address))
+		}
+	}
+	return c.own
+}
+
+// dialAddress returns where the endpoint serves the port that the caller asked for.
+func (c *connections) dialAddress(asked string) string {
+	_, service, err := net.SplitHostPort(asked)
+	if err != nil {
+		return asked // net/http always adds the port
+	}
+	port, err := strconv.Atoi(service)
+	if err != nil {
+		return asked
+	}
+	endpoint := c.host.Endpoint()
+	return net.JoinHostPort(endpoint.Address, strconv.Itoa(endpoint.DialPort(port)))
+}
+
+func (c *connections) closeIdle() {
+	c.mu.Lock()
+	own := c.own
+	c.mu.Unlock()
+	if own != nil {
+		own.CloseIdleConnections()
+	}
+}
+
+// newTemplate returns a copy of base that is fit to be copied for each endpoint.
+func newTemplate(base *http.Transport) (*http.Transport, error) {
+	if base == nil {
+		standard, ok := http.DefaultTransport.(*http.Transport)
+		if !ok {
+			return nil, errors.New("balancer: http.DefaultTransport is not an *http.Transport; Base must be set")
+		}
+		base = standard
+	}
+	if base.DialTLSContext != nil || base.DialTLS != nil {
+		return nil, errors.New("balancer: Base must not have DialTLS or DialTLSContext; TLSClientConfig does")
+	}
+	t := base.Clone()
+	t.Proxy = nil
+	if dial := t.Dial; dial != nil && t.DialContext == nil {
+		t.DialContext = func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) }
+	}
+	if t.DialContext == nil {
+		t.DialContext = new(net.Dialer).DialContext
+	}
+	t.Dial = nil
+	if t.MaxIdleConnsPerHost == 0 {
+		// The default of 2 would open a new connection for nearly every call under load.
+		t.MaxIdleConnsPerHost = 100
+	}
+	switch {
+	case t.MaxConnsPerHost > 0:
+		// net/http counts HTTP/2 connections wrongly against the limit.
+		t.ForceAttemptHTTP2 = false
+		t.Protocols = new(http.Protocols)
+		t.Protocols.SetHTTP1(true)
+	case t.Protocols == nil && t.TLSNextProto == nil:
+		// With a dial function, net/http would silently leave HTTP/2 out.
+		t.ForceAttemptHTTP2 = true
+	}
+	return t, nil
+}

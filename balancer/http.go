@@ -1,0 +1,320 @@
+package balancer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/internal/tried"
+)
+
+// ErrClosed says that the [Transport] is closed.
+var ErrClosed = refusal.New("balancer: transport closed")
+
+// Outlier finds the endpoints that fail. *breaker.Outlier is one. Endpoints are named by their IDs. It must be safe for
+// concurrent use, and Ejected must be fast.
+type Outlier interface {
+	// Report says how a call ended: with an error of the connection; or with a response, and the error that reading its
+	// body ended with, if any.
+	Report(endpoint string, resp *http.Response, err error)
+
+	// Ejected reports whether the endpoint should get no calls now.
+	Ejected(endpoint string) bool
+}
+
+// Transport is an http.RoundTripper that sends each request to one of the endpoints of the service that its URL names.
+// It has connections to each endpoint of its own; Host header and TLS server name stay the service's. Set the fields
+// before the first use, and [Transport.Close] it at the end. It is safe for concurrent use.
+//
+// The first request to a service begins to watch it, and waits for its endpoints as long as its context lasts. A
+// service is then watched until Close, unless the resolver does not know it.
+//
+// A call is over, and counts no more as in flight, when its response body is read to the end, fails or is closed.
+type Transport struct {
+	// Base is the template of the connections' transports; it is copied for each endpoint. nil means
+	// http.DefaultTransport, if that is an *http.Transport. Endpoints are dialled directly, whatever Proxy says.
+	//
+	// HTTP/2 is tried whenever TLS is used, unless Base rules it out: with Protocols, with TLSNextProto, or with
+	// MaxConnsPerHost, which HTTP/2 connections do not keep to. MaxIdleConnsPerHost 0 means 100. DialTLS and
+	// DialTLSContext are errors: they would not know which name to verify.
+	Base *http.Transport
+
+	// Resolver finds the endpoints of the services. It must be set.
+	Resolver discovery.Resolver
+
+	// Config says how to pick. If it is invalid, every call fails.
+	Config Config
+
+	// Outlier ejects endpoints. nil means that none is ejected.
+	Outlier Outlier
+
+	setup    sync.Once
+	setupErr error
+	template *http.Transport
+	watcher  *discovery.Watcher
+
+	mu       sync.RWMutex
+	closed   bool
+	services map[string]*service // by host name in lower case
+}
+
+// service is a service that is called.
+type service struct {
+	balancer     *Balancer
+	subscription *discovery.Subscription
+	outlier      Outlier
+	ejected      atomic.Bool  // there may be hosts to readmit
+	checked      atomic.Int64 // when that was looked at, on the balancer's clock
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	s, err := t.service(req)
+	if err != nil {
+		closeBody(req)
+		return nil, err
+	}
+	key, setCookie, hasKey := "", "", false
+	if t.Config.HashKey.Source != NoKey {
+		if key, hasKey = t.Config.HashKey.Of(req); !hasKey {
+			key, setCookie, hasKey = t.Config.HashKey.NewCookie()
+		}
+	}
+	attempts := tried.From(req.Context())
+	info := PickInfo{HasHash: hasKey, Tried: attempts.IDs()}
+	if hasKey {
+		info.Hash = Hash(key)
+	}
+	host, err := s.pick(info)
+	if err != nil {
+		closeBody(req)
+		return nil, fmt.Errorf("%w of %q", err, req.URL.Hostname())
+	}
+	attempts.Add(host.ID())
+
+	c := &call{service: s, host: host, req: req}
+	if t.Config.Algorithm == PeakEWMA {
+		c.began = time.Now()
+	}
+	defer c.unwind()
+	resp, err := host.Value().(*connections).transport().RoundTrip(req)
+	c.answered(resp)
+	if err != nil {
+		c.End(err)
+		return nil, err
+	}
+	if setCookie != "" {
+		resp.Header.Add("Set-Cookie", setCookie)
+	}
+	c.body.Attach(resp, c)
+	return resp, nil
+}
+
+// CloseIdleConnections closes the connections that serve no call.
+func (t *Transport) CloseIdleConnections() {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	for _, s := range t.services {
+		for _, h := range s.balancer.Hosts() {
+			h.Value().(*connections).closeIdle()
+		}
+	}
+}
+
+// Close stops watching and closes idle connections. Calls in flight go on, and their connections close when they are
+// over. Later calls fail with [ErrClosed]. It is idempotent.
+func (t *Transport) Close() error {
+	t.mu.Lock()
+	services := t.services
+	t.services, t.closed = nil, true
+	watcher := t.watcher
+	t.mu.Unlock()
+	if watcher != nil {
+		watcher.Close()
+	}
+	for _, s := range services {
+		s.balancer.Update(nil)
+	}
+	return nil
+}
+
+// service returns the service of req, once its endpoints are known.
+func (t *Transport) service(req *http.Request) (*service, error) {
+	if req.URL == nil || req.URL.Host == "" {
+		return nil, errors.New("balancer: request without host")
+	}
+	name := strings.ToLower(strings.TrimSuffix(req.URL.Hostname(), "."))
+	t.mu.RLock()
+	s, closed := t.services[name], t.closed
+	t.mu.RUnlock()
+	if closed {
+		return nil, ErrClosed
+	}
+	if s == nil {
+		var err error
+		if s, err = t.open(name); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.subscription.Wait(req.Context()); err != nil {
+		if errors.Is(err, discovery.ErrUnknownService) {
+			t.forget(name, s)
+			return nil, fmt.Errorf("%w of %q: %w", ErrNoEndpoints, name, err)
+		}
+		return nil, fmt.Errorf("balancer: waiting for the endpoints of %q: %w", name, err)
+	}
+	return s, nil
+}
+
+// open begins to watch a service.
+func (t *Transport) open(name string) (*service, error) {
+	t.setup.Do(func() { t.setupErr = t.prepare() })
+	if t.setupErr != nil {
+		return nil, t.setupErr
+	}
+	b, err := New(t.Config, Hooks{Attach: t.connect, Drained: func(h *Host) { h.Value().(*connections).closeIdle() }})
+	if err != nil {
+		return nil, err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, ErrClosed
+	}
+	if s := t.services[name]; s != nil {
+		return s, nil
+	}
+	s := &service{balancer: b, outlier: t.Outlier}
+	s.subscription = t.watcher.Subscribe(discovery.Service{Host: name}, b.Update)
+	if t.services == nil {
+		t.services = map[string]*service{}
+	}
+	t.services[name] = s
+	return s, nil
+}
+
+// forget stops watching a service that the resolver does not know, so that callers who make up names cost nothing.
+func (t *Transport) forget(name string, s *service) {
+	t.mu.Lock()
+	if t.services[name] == s {
+		delete(t.services, name)
+	}
+	t.mu.Unlock()
+	s.subscription.Close()
+}
+
+func (t *Transport) prepare() error {
+	if t.Resolver == nil {
+		return errors.New("balancer: Transport has no Resolver")
+	}
+	template, err := newTemplate(t.Base)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.template, t.watcher = template, discovery.NewWatcher(t.Resolver, nil)
+	return nil
+}
+
+func (t *Transport) connect(h *Host) any {
+	return &connections{template: t.template, host: h}
+}
+
+// readmission is how often ejected hosts are looked at, to see whether they are to come back.
+const readmission = 100 * time.Millisecond
+
+// pick picks a host that the outlier detection does not eject.
+func (s *service) pick(info PickInfo) (*Host, error) {
+	if s.outlier == nil {
+		return s.balancer.Pick(info)
+	}
+	if s.ejected.Load() {
+		now := s.balancer.now()
+		if last := s.checked.Load(); now-last >= int64(readmission) && s.checked.CompareAndSwap(last, now) {
+			s.readmit()
+		}
+	}
+	looked := false
+	for {
+		h, err := s.balancer.Pick(info)
+		if err == ErrNoHealthy && !looked {
+			looked = true
+			s.readmit()
+			continue
+		}
+		if err != nil || h.Ejected() || !s.outlier.Ejected(h.ID()) {
+			return h, err // an ejected host is picked in panic
+		}
+		h.SetEjected(true)
+		s.ejected.Store(true)
+		h.Release(0, false)
+	}
+}
+
+func (s *service) readmit() {
+	s.ejected.Store(false)
+	for _, h := range s.balancer.Hosts() {
+		if !h.Ejected() {
+			continue
+		}
+		if s.outlier.Ejected(h.ID()) {
+			s.ejected.Store(true)
+		} else {
+			h.SetEjected(false)
+		}
+	}
+}
+
+// call is one call under way.
+type call struct {
+	body     body.Reader
+	service  *service
+	host     *Host
+	req      *http.Request
+	resp     *http.Response
+	began    time.Time     // if latency is of interest
+	latency  time.Duration // until the answer
+	returned bool
+}
+
+func (c *call) answered(resp *http.Response) {
+	c.resp, c.returned = resp, true
+	if !c.began.IsZero() {
+		c.latency = time.Since(c.began)
+	}
+}
+
+// End implements body.Ender.
+func (c *call) End(err error) {
+	failed := err != nil || c.resp.StatusCode >= 500
+	if ctx := c.req.Context(); err != nil && ctx.Err() == context.Canceled &&
+		!errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
+		c.latency, failed = 0, false // the caller gave up; the endpoint may be well
+	}
+	c.host.Release(c.latency, failed)
+	if c.service.outlier != nil {
+		c.service.outlier.Report(c.host.ID(), c.resp, err)
+	}
+}
+
+// unwind ends the call if the transport panicked or exited the goroutine.
+func (c *call) unwind() {
+	if !c.returned {
+		c.host.Release(0, true)
+	}
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		req.Body.Close()
+	}
+}
