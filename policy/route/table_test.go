@@ -364,26 +364,3 @@ func TestNewTableReportsEveryError(t *testing.T) {
 		t.Errorf("NewTable = %q, want 3 errors", got)
 	}
 }
-
-func TestMatchAllocs(t *testing.T) {
-	routes := bigTable(t, 100)
-	req := get(t, "http://a/last/user%2F7?q=1", "X-User", "jo")
-	if n := testing.AllocsPerRun(100, func() {
-		view := route.NewRequest(req)
-		e, _, ok := routes.Match(&view)
-		if !ok || e.Index != 99 {
-			t.Fatal("no match")
-		}
-		e.Pick(nil)
-	}); n > 1 { // url.URL unescapes an escaped path to check it
-		t.Errorf("%v allocations with an escaped path, want 1", n)
-	}
-	req = get(t, "http://a/last/user?q=1", "X-User", "jo")
-	if n := testing.AllocsPerRun(100, func() {
-		view := route.NewRequest(req)
-		e, _, _ := routes.Match(&view)
-		e.Pick(nil)
-	}); n != 0 {
-		t.Errorf("%v allocations, want 0", n)
-	}
-}
