@@ -26,7 +26,9 @@ type Lookup interface {
 }
 
 // DNS is a [Resolver] that polls the domain name system: the addresses of a service, on the port the caller asks for, or
-// with SRV its targets, each with a port and a weight. It tries [Service.Names] in order until one exists.
+// with SRV its targets, each with a port and a weight. It tries [Service.Names] in order until one exists, and stays with
+// that one. Of the names of a service of the cluster it leaves out name.namespace, which outside the cluster is anybody's:
+// "orders.shop" is a domain that can be bought.
 //
 // It yields when the set changes, whatever the order of the answers, and each time in a random order, so that the
 // clients of a service do not all begin with the same endpoint. When a lookup fails it yields the error and tries again
@@ -35,7 +37,7 @@ type Lookup interface {
 //
 // The zero value is ready. It is safe for concurrent use and must not be changed while in use.
 type DNS struct {
-	// Interval is the time between lookups, give or take a tenth at random. 0 means 30 seconds.
+	// Interval is the time between lookups, give or take a tenth at random. 0 or less means 30 seconds.
 	Interval time.Duration
 
 	// Network is "ip4" for A records, "ip6" for AAAA records and "ip" for both. Empty means A, and AAAA for a name that
@@ -69,6 +71,7 @@ func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, e
 		if interval <= 0 {
 			interval = defaultDNSInterval
 		}
+		names := dnsNames(service)
 		var (
 			last     []Endpoint // sorted
 			known    bool       // whether there ever was an answer
@@ -76,7 +79,7 @@ func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, e
 			failures int
 		)
 		for {
-			now, err := d.lookup(ctx, service)
+			name, now, err := d.lookup(ctx, names)
 			if ctx.Err() != nil {
 				return
 			}
@@ -107,6 +110,7 @@ func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, e
 					return
 				}
 			}
+			names = []string{name}
 			last, known, missing, failures = now, true, false, 0
 			if !sleep(ctx, interval*9/10+rand.N(interval/5+1)) {
 				return
@@ -115,21 +119,30 @@ func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, e
 	}
 }
 
-// lookup returns the endpoints, sorted, of the first name that exists. A nil slice means that there is no answer. The
+// dnsNames returns the names to look up for the service, in order.
+func dnsNames(service Service) []string {
+	names := service.Names()
+	if service.Name == "" {
+		return names
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return name == service.Name+"."+service.Namespace })
+}
+
+// lookup returns the first name that exists, and its endpoints, sorted. A nil slice means that there is no answer. The
 // error may come with an answer of which a part was unusable.
-func (d DNS) lookup(ctx context.Context, service Service) ([]Endpoint, error) {
+func (d DNS) lookup(ctx context.Context, names []string) (string, []Endpoint, error) {
 	var notFound error
-	for _, name := range service.Names() {
+	for _, name := range names {
 		endpoints, err := d.lookupName(ctx, name)
-		if err != nil && endpoints == nil && isNotFound(err) {
+		if endpoints == nil && isNotFound(err) {
 			if notFound == nil {
 				notFound = err // the host's own says more than those of its short forms
 			}
 			continue
 		}
-		return endpoints, err
+		return name, endpoints, err
 	}
-	return nil, notFound
+	return "", nil, notFound
 }
 
 func (d DNS) lookupName(ctx context.Context, name string) ([]Endpoint, error) {

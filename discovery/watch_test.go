@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"iter"
+	"net"
 	"slices"
 	"strings"
 	"sync"
@@ -229,6 +230,47 @@ func TestResolvers_HonourContext(t *testing.T) {
 				}
 				for range r.Watch(ctx, orders) {
 					t.Error("yielded after ctx ended")
+				}
+			})
+		})
+	}
+}
+
+// Every resolver ends its iteration when the caller stops, whatever was yielded last.
+func TestResolvers_StopWhenTold(t *testing.T) {
+	var known, gone discovery.Memory
+	known.Set("orders", at("10.0.0.1", 80))
+	gone.Set("orders", at("10.0.0.1", 80))
+	down := newZone()
+	down.err = errors.New("down")
+	partial := newZone()
+	partial.srv[orders.Host] = []*net.SRV{{Target: "a.", Port: 1}}
+	partial.srvErr = errors.New("records with invalid names")
+	for _, tt := range []struct {
+		name     string
+		resolver discovery.Resolver
+		after    int // how many times the resolver yields before the caller stops
+	}{
+		{"memory: set", &known, 1},
+		{"memory: unknown", &discovery.Memory{}, 1},
+		{"memory: removed", &gone, 2},
+		{"static: unknown", discovery.Static{}, 1},
+		{"dns: unknown", discovery.DNS{Resolver: newZone()}, 1},
+		{"dns: error", discovery.DNS{Resolver: down}, 1},
+		{"dns: partial answer", discovery.DNS{Resolver: partial, SRV: true}, 1},
+		{"dns: set", discovery.DNS{Resolver: partial, SRV: true}, 2},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				n := 0
+				for range tt.resolver.Watch(t.Context(), orders) {
+					if n++; n == tt.after {
+						break
+					}
+					gone.Remove("orders")
+				}
+				if n != tt.after {
+					t.Errorf("yielded %d times, want %d", n, tt.after)
 				}
 			})
 		})

@@ -224,6 +224,8 @@ func TestWatcher_RestartsAWatchThatEnds(t *testing.T) {
 		if lines := l.next(); lines[len(lines)-1] != "set 10.0.0.2:80" {
 			t.Errorf("got %q, want the new set in the end", lines)
 		}
+		r.steps <- event{}
+		defer synctest.Wait() // Close need not wait for the backoff
 		// Ten waits of 0.5 s, 0.5 s, 1 s, 2 s ... 30 s, each between half of that and all.
 		if took := time.Since(begin); took < 60*time.Second || took > 154*time.Second {
 			t.Errorf("ten restarts took %v", took)
@@ -293,6 +295,34 @@ func TestWatcher_UpdateMayReenter(t *testing.T) {
 		if lines := nested.next(); lines[len(lines)-1] != "set 10.0.0.1:4" {
 			t.Errorf("the nested subscriber got %q, want it to end at 4", lines)
 		}
+	})
+}
+
+// What comes while a subscriber is busy waits for it, and only the latest does. The others do not wait.
+func TestWatcher_SlowSubscriberGetsTheLatest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var m discovery.Memory
+		m.Set("orders", at("10.0.0.1", 1))
+		w := discovery.NewWatcher(&m, nil)
+		defer w.Close()
+		var quick, slow log
+		w.Subscribe(orders, quick.update)
+		quick.want(t, "set 10.0.0.1:1")
+
+		busy := make(chan struct{})
+		go w.Subscribe(orders, func(endpoints []discovery.Endpoint) {
+			slow.update(endpoints)
+			<-busy
+		})
+		slow.want(t, "set 10.0.0.1:1")
+		for port := 2; port <= 4; port++ {
+			m.Set("orders", at("10.0.0.1", port))
+			synctest.Wait()
+		}
+		quick.want(t, "set 10.0.0.1:2", "set 10.0.0.1:3", "set 10.0.0.1:4")
+		slow.want(t)
+		close(busy)
+		slow.want(t, "set 10.0.0.1:4")
 	})
 }
 

@@ -44,7 +44,7 @@ type Abort struct {
 }
 
 // PerMillion returns a percentage, 0 to 100, as calls in a million. It cuts off what is left, as Istio does with float64
-// values: 0.29 becomes 2899. What is not a percentage becomes a value that [Config.Validate] rejects.
+// values: 0.57 becomes 5699. What is not a percentage becomes a value that [Config.Validate] rejects.
 func PerMillion(percent float64) uint32 {
 	if !(percent >= 0 && percent <= 100) { // also NaN
 		return math.MaxUint32

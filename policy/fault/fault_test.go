@@ -17,7 +17,8 @@ func TestPerMillion(t *testing.T) {
 		{0, 0},
 		{0.1, 1000}, // a tenth of a percent, not ten percent
 		{0.01, 100},
-		{0.29, 2899}, // cut off, as float64 has it
+		{0.57, 5699}, // cut off: as a float64 it is 5699.999...
+		{0.29, 2900},
 		{0.0001, 1},
 		{0.00009, 0},
 		{10, 100_000},

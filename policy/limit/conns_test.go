@@ -4,11 +4,15 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httptrace"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -108,34 +112,43 @@ func get(t *testing.T, rt http.RoundTripper, url string) string {
 }
 
 func TestTrap28_IdlePool(t *testing.T) {
-	for _, config := range []limit.PoolConfig{{}, {MaxConnections: 48}} {
-		s := serve(t, plain, hello)
-		pool := newPool(t, config)
-		c := conns(t, pool, s.template)
-		var workers sync.WaitGroup
-		for range 48 {
-			workers.Go(func() {
-				for range 100 {
-					slot, err := pool.Acquire(t.Context(), http1)
-					if err != nil {
-						t.Error(err)
-						return
+	const workers = 48
+	for _, tt := range []struct {
+		name   string
+		config limit.PoolConfig
+		calls  int // per worker
+	}{
+		{"no limit", limit.PoolConfig{}, 100},
+		{"limit", limit.PoolConfig{MaxConnections: workers}, 20},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := serve(t, plain, hello)
+			pool := newPool(t, tt.config)
+			c := conns(t, pool, s.template)
+			var wg sync.WaitGroup
+			for range workers {
+				wg.Go(func() {
+					for range tt.calls {
+						slot, err := pool.Acquire(t.Context(), http1)
+						if err != nil {
+							t.Error(err)
+							return
+						}
+						get(t, c, s.URL)
+						if n := c.Open(); tt.config.MaxConnections > 0 && n > workers {
+							t.Errorf("%d connections open, want at most %d", n, workers)
+						}
+						slot.Release()
 					}
-					get(t, c, s.URL)
-					slot.Release()
-				}
-			})
-		}
-		workers.Wait()
-		// net/http dials as soon as no connection is idle and then takes what comes first, so there may be some more
-		// connections than workers; with a limit there are not.
-		n, most := s.conns.Load(), int64(96)
-		if config.MaxConnections > 0 {
-			most = int64(config.MaxConnections)
-		}
-		if n > most {
-			t.Errorf("%+v: 4800 calls by 48 workers opened %d connections, want at most %d", config, n, most)
-		}
+				})
+			}
+			wg.Wait()
+			// net/http dials as soon as no connection is idle and then takes what comes first, so there are some more
+			// connections than workers. A pool that does not keep them opens thousands.
+			if n := s.conns.Load(); n > 2*workers {
+				t.Errorf("%d calls by %d workers opened %d connections", workers*tt.calls, workers, n)
+			}
+		})
 	}
 }
 
@@ -549,5 +562,56 @@ func TestConns_KeepsDial(t *testing.T) {
 	get(t, c, s.URL)
 	if want := []string{s.Listener.Addr().String()}; !slices.Equal(dialled, want) || c.Open() != 1 {
 		t.Errorf("dialled %q with %d open, want %q and 1", dialled, c.Open(), want)
+	}
+}
+
+// The connection that traces get to see leads to the one that was dialled.
+func TestConns_TraceSeesTheConnection(t *testing.T) {
+	s := serve(t, plain, hello)
+	c := conns(t, newPool(t, limit.PoolConfig{MaxRequestsPerConnection: 2}), s.template)
+	var seen net.Conn
+	ctx := httptrace.WithClientTrace(t.Context(), &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) { seen = info.Conn },
+	})
+	resp, err := c.RoundTrip(httptest.NewRequestWithContext(ctx, http.MethodGet, s.URL, nil))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	wrapper, ok := seen.(interface{ NetConn() net.Conn })
+	if !ok {
+		t.Fatalf("the trace saw a %T without NetConn", seen)
+	}
+	if _, ok := wrapper.NetConn().(*net.TCPConn); !ok {
+		t.Errorf("NetConn is a %T, want *net.TCPConn", wrapper.NetConn())
+	}
+}
+
+func TestConns_SendsAFile(t *testing.T) {
+	const size = 1 << 20
+	s := serve(t, plain, func(w http.ResponseWriter, req *http.Request) {
+		n, err := io.Copy(io.Discard, req.Body)
+		fmt.Fprint(w, n, err)
+	})
+	name := filepath.Join(t.TempDir(), "body")
+	if err := os.WriteFile(name, make([]byte, size), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file, err := os.Open(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, s.URL, file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.ContentLength = size
+	resp, err := conns(t, nil, s.template).RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if got, _ := io.ReadAll(resp.Body); string(got) != fmt.Sprint(size, nil) {
+		t.Errorf("the server read %s, want %d bytes", got, size)
 	}
 }
