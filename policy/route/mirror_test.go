@@ -152,14 +152,16 @@ func TestMirrorBodies(t *testing.T) {
 
 // The original's body is read as if there were no mirror.
 func TestMirrorPrimaryBody(t *testing.T) {
-	s := newShadow()
-	defer s.Close()
-	body := strings.Repeat("0123456789", 10000)
-	out := post(t, stream(strings.NewReader(body)))
-	s.Fork(out, table(t, mirrored(1e6)).Entry(0))
-	if err := iotest.TestReader(out.Body, []byte(body)); err != nil {
-		t.Error(err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := newShadow()
+		defer s.Close()
+		body := strings.Repeat("0123456789", 10000)
+		out := post(t, stream(strings.NewReader(body)))
+		s.Fork(out, table(t, mirrored(1e6)).Entry(0))
+		if err := iotest.TestReader(out.Body, []byte(body)); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 func TestMirrorRequest(t *testing.T) {
@@ -181,21 +183,23 @@ func TestMirrorRequest(t *testing.T) {
 }
 
 func TestShadowHost(t *testing.T) {
-	for host, want := range map[string]string{
-		"cluster.local":    "cluster.local-shadow",
-		"cluster.local:80": "cluster.local-shadow:80",
-		"[::1]:80":         "[::1]-shadow:80",
-		"[::1]":            "[::1]-shadow",
-	} {
-		s := newShadow()
-		out := get(t, "http://a/")
-		out.Host = host
-		s.Fork(out, table(t, mirrored()).Entry(0))
-		if got := (<-s.got).req.Host; got != want {
-			t.Errorf("Host of a copy of %s = %s, want %s", host, got, want)
+	synctest.Test(t, func(t *testing.T) {
+		for host, want := range map[string]string{
+			"cluster.local":    "cluster.local-shadow",
+			"cluster.local:80": "cluster.local-shadow:80",
+			"[::1]:80":         "[::1]-shadow:80",
+			"[::1]":            "[::1]-shadow",
+		} {
+			s := newShadow()
+			out := get(t, "http://a/")
+			out.Host = host
+			s.Fork(out, table(t, mirrored()).Entry(0))
+			if got := (<-s.got).req.Host; got != want {
+				t.Errorf("Host of a copy of %s = %s, want %s", host, got, want)
+			}
+			s.Close()
 		}
-		s.Close()
-	}
+	})
 }
 
 func TestMirrorShare(t *testing.T) {
@@ -348,22 +352,24 @@ func (e *endless) Read(p []byte) (int, error) { e.read += len(p); return len(p),
 func (e *endless) Close() error               { close(e.closed); return nil }
 
 func TestMirrorDrainsWithinBounds(t *testing.T) {
-	for _, c := range []struct{ status, max int }{{200, 128 << 10}, {101, 0}} {
-		s := newShadow()
-		body := &endless{closed: make(chan struct{})}
-		s.Send = func(route.Target, *http.Request) (*http.Response, error) {
-			return &http.Response{StatusCode: c.status, Body: body}, nil
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct{ status, max int }{{200, 128 << 10}, {101, 0}} {
+			s := newShadow()
+			body := &endless{closed: make(chan struct{})}
+			s.Send = func(route.Target, *http.Request) (*http.Response, error) {
+				return &http.Response{StatusCode: c.status, Body: body}, nil
+			}
+			s.Fork(get(t, "http://a/"), table(t, mirrored()).Entry(0))
+			<-body.closed
+			if err := <-s.done; err != nil {
+				t.Errorf("Done(%v), want nil", err)
+			}
+			if body.read > c.max {
+				t.Errorf("%d bytes of a %d were read, want at most %d", body.read, c.status, c.max)
+			}
+			s.Close()
 		}
-		s.Fork(get(t, "http://a/"), table(t, mirrored()).Entry(0))
-		<-body.closed
-		if err := <-s.done; err != nil {
-			t.Errorf("Done(%v), want nil", err)
-		}
-		if body.read > c.max {
-			t.Errorf("%d bytes of a %d were read, want at most %d", body.read, c.status, c.max)
-		}
-		s.Close()
-	}
+	})
 }
 
 // A copy is sent once, whatever becomes of it.

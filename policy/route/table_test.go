@@ -2,6 +2,7 @@ package route_test
 
 import (
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -363,4 +364,30 @@ func TestNewTableReportsEveryError(t *testing.T) {
 	if len(got) != 3 {
 		t.Errorf("NewTable = %q, want 3 errors", got)
 	}
+}
+
+// FuzzRegex compares with package regexp, which cannot be told to match the whole string otherwise.
+func FuzzRegex(f *testing.F) {
+	for _, seed := range [][2]string{
+		{"/a/.*", "/a/\n"}, {"abc", "abcd"}, {"a|b", "ab"}, {"", "x"}, {"(?i)A", "a"}, {"^a$", "a"}, {`a\.b.*`, "a.bc"},
+		{"(?s).*", "a\nb"}, {`\Qa.`, "a."}, {"a??", "a"}, {"^a", "a"}, {"(?m)^a$", "a\nb"},
+	} {
+		f.Add(seed[0], seed[1])
+	}
+	f.Fuzz(func(t *testing.T, expr, s string) {
+		if _, err := regexp.Compile(expr); err != nil {
+			return
+		}
+		want, err := regexp.Compile(`\A(?:` + expr + `)\z`)
+		if err != nil {
+			return
+		}
+		routes, err := route.NewTable([]route.Route{to("b", route.Match{Authority: regex(expr)})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, _, got := routes.Match(&route.Request{Authority: s}); got != want.MatchString(s) {
+			t.Errorf("regex %q matches %q: %v, want %v", expr, s, got, !got)
+		}
+	})
 }
