@@ -166,6 +166,7 @@ type Circuit struct {
 	// window, calls back with its lock held, and waits for ever for a probe that does not end.
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
 	cfg     Config // with defaults
+	created time.Time
 	state   atomic.Uint32
 	changes mailbox[Change]
 
@@ -185,7 +186,7 @@ func New(cfg Config, onChange func(Change)) (*Circuit, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Circuit{cfg: cfg}
+	c := &Circuit{cfg: cfg, created: time.Now()}
 	c.changes.handler = onChange
 	if cfg.FailureRate > 0 || cfg.SlowCallRate > 0 {
 		c.window = newWindow(cfg.Window, cfg.Buckets)
@@ -225,7 +226,7 @@ func (c *Circuit) Allow() (Lease, error) {
 	}
 	lease := Lease{circuit: c, done: done}
 	if c.cfg.SlowCall > 0 {
-		lease.began = time.Now()
+		lease.began = time.Since(c.created)
 	}
 	// If the state has changed since breaker let the call pass, the result belongs to a generation that is over, and it
 	// does not matter which kind of lease this is.
@@ -239,17 +240,19 @@ func (c *Circuit) Allow() (Lease, error) {
 // Lease is the permission to make one call. The zero Lease does nothing. A Lease must not be copied once its methods are
 // used, nor used by several goroutines at once.
 type Lease struct {
-	circuit *Circuit
-	done    func(error)
-	probe   *probe // nil unless the circuit was half-open
-	began   time.Time
-	took    time.Duration // 0 until Answered
+	circuit  *Circuit
+	done     func(error)
+	probe    *probe        // nil unless the circuit was half-open
+	began    time.Duration // from circuit.created; set if slow calls count
+	took     time.Duration // set if answered
+	answered bool
 }
 
 // Answered says that the response has begun. What follows, such as a long body, does not make the call a slow one.
 func (l *Lease) Answered() {
-	if !l.began.IsZero() {
-		l.took = time.Since(l.began)
+	if l.done != nil && l.circuit.cfg.SlowCall > 0 && !l.answered {
+		l.took = time.Since(l.circuit.created) - l.began
+		l.answered = true
 	}
 }
 
@@ -274,11 +277,12 @@ func (l *Lease) result(outcome Outcome) error {
 		return errIgnored
 	}
 	slow := false
-	if !l.began.IsZero() {
-		if l.took == 0 {
-			l.took = time.Since(l.began)
+	if limit := l.circuit.cfg.SlowCall; limit > 0 {
+		took := l.took
+		if !l.answered {
+			took = time.Since(l.circuit.created) - l.began
 		}
-		slow = l.took >= l.circuit.cfg.SlowCall
+		slow = took >= limit
 	}
 	switch {
 	case outcome == Success && !slow:
