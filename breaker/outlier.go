@@ -128,8 +128,8 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 			return c, fmt.Errorf("breaker: %s %v is not between 0 and %v", f.name, f.value, maxDuration)
 		}
 	}
-	if c.ErrorCodes.invalid != 0 {
-		return c, fmt.Errorf("breaker: ErrorCodes: %d is not between %d and %d", c.ErrorCodes.invalid, minCode, maxCode)
+	if c.ErrorCodes.invalid {
+		return c, fmt.Errorf("breaker: ErrorCodes has a range that is empty or not within %d to %d", minCode, maxCode)
 	}
 	if c.ConsecutiveLocalOrigin != 0 && !c.SplitLocalOrigin {
 		return c, errors.New("breaker: ConsecutiveLocalOrigin requires SplitLocalOrigin")
@@ -157,22 +157,20 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 // Codes is a set of HTTP statuses. The zero Codes is empty. Codes can be compared with ==.
 type Codes struct {
 	bits    [8]uint64 // from minCode on
-	invalid int       // a status that the set cannot hold, for NewOutlier to complain of
+	invalid bool      // With got a range that it could not add; NewOutlier complains
 }
 
 const minCode, maxCode = 100, 599
 
-// With returns c with the statuses from first to last added to it. They must lie between 100 and 599.
+// With returns c with the statuses from first to last added to it. 100 <= first <= last <= 599 must
+// hold, or [NewOutlier] rejects the set.
 func (c Codes) With(first, last int) Codes {
-	switch {
-	case first < minCode || first > maxCode:
-		c.invalid = first
-	case last < first || last > maxCode:
-		c.invalid = last
-	default:
-		for bit := first - minCode; bit <= last-minCode; bit++ {
-			c.bits[bit/64] |= 1 << (bit % 64)
-		}
+	if first < minCode || last > maxCode || first > last {
+		c.invalid = true
+		return c
+	}
+	for bit := first - minCode; bit <= last-minCode; bit++ {
+		c.bits[bit/64] |= 1 << (bit % 64)
 	}
 	return c
 }
