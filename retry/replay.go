@@ -120,12 +120,11 @@ func (c *cursor) Read(p []byte) (int, error) {
 // readLocked reads from the source. It lets go of the lock meanwhile.
 func (c *cursor) readLocked(p []byte) (int, error) {
 	r := c.r
-	room := r.limit - len(r.kept)
-	if room > 0 {
+	room, lost := r.limit-len(r.kept), r.committed
+	if room > 0 && !lost {
 		p = p[:min(len(p), room)]
 	} else {
-		// Nobody can be told later that these bytes existed, so from here on there is no way back, unless the source
-		// turns out to be at its end.
+		// What comes now is not kept, so from here on there is no way back, unless the source turns out to be at its end.
 		r.committed = true
 	}
 	r.busy = true
@@ -133,10 +132,10 @@ func (c *cursor) readLocked(p []byte) (int, error) {
 	r.busy = false
 	r.err = err
 	switch {
-	case room > 0:
+	case !r.committed:
 		r.kept = append(r.kept, p[:n]...)
 		c.at += n
-	case n == 0 && err == io.EOF:
+	case n == 0 && err == io.EOF && !lost:
 		r.committed = false
 	default:
 		r.kept, c.at = nil, 0

@@ -1,0 +1,123 @@
+package retry
+
+import (
+	"math"
+	"net/http"
+	"testing"
+	"time"
+)
+
+func TestTrap08_DelayBounds(t *testing.T) {
+	const huge = time.Duration(math.MaxInt64)
+	for _, base := range []time.Duration{0, -1, 1, time.Millisecond, DefaultBackoff, time.Hour, huge} {
+		for _, limit := range []time.Duration{0, 1, 10 * DefaultBackoff, huge} {
+			for _, r := range []float64{0, 1e-300, 0.5, math.Nextafter(1, 0)} {
+				for n := range 2001 {
+					if d := delay(n, base, limit, r); d < 0 || d > max(limit, 0) {
+						t.Fatalf("delay(%d, %v, %v, %v) = %v, want 0 to %v", n, base, limit, r, d, limit)
+					}
+				}
+			}
+		}
+	}
+	for n, want := range []time.Duration{0, 25, 75, 175, 250, 250} {
+		if got := delay(n, 25, 250, math.Nextafter(1, 0)); want-got > 1 || got > want {
+			t.Errorf("delay(%d) = %d, want just below %d", n, got, want)
+		}
+	}
+}
+
+func FuzzRetryAfter(f *testing.F) {
+	for _, seed := range []string{
+		"", "0", "120", "-1", "9223372036", "9223372037", "99999999999999999999", "Sun, 06 Nov 1994 08:49:37 GMT",
+		"Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994", "Fri, 31 Dec 9999 23:59:59 GMT", "1e3", " 5",
+	} {
+		f.Add(seed)
+	}
+	now := time.Unix(784111770, 0)
+	f.Fuzz(func(t *testing.T, value string) {
+		d, ok := retryAfter(http.Header{"Retry-After": {value}}, now)
+		if d < 0 && ok {
+			t.Fatalf("retryAfter(%q) = %v", value, d)
+		}
+	})
+}
+
+func TestBudgetWindow(t *testing.T) {
+	start := time.Unix(1000, 0)
+	b, err := newBudget(BudgetConfig{Ratio: 0.5, MinPerSecond: -1, Window: 10 * time.Second}, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	take := func(at time.Duration, want int) {
+		t.Helper()
+		got := 0
+		for b.reserve(start.Add(at)) {
+			got++
+		}
+		if got != want {
+			t.Errorf("at %v: %d retries, want %d", at, got, want)
+		}
+	}
+	deposit := func(at time.Duration, n int) {
+		for range n {
+			b.deposit(start.Add(at))
+		}
+	}
+	take(0, 0)
+	deposit(0, 10)
+	take(0, 5)
+	deposit(5*time.Second, 10)
+	take(5*time.Second, 5)
+	take(9999*time.Millisecond, 0)
+	deposit(10*time.Second, 2) // calls and retries of second 0 are gone: 12 calls, 5 retries
+	take(10*time.Second, 1)
+	take(time.Hour, 0)
+	deposit(time.Hour, 4)
+	take(time.Hour, 2)
+	take(time.Minute, 0) // a clock that goes back changes nothing
+}
+
+func TestBudgetMinPerSecond(t *testing.T) {
+	start := time.Unix(1000, 0)
+	b, err := newBudget(BudgetConfig{Ratio: -1, MinPerSecond: 0.5}, start)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		at   time.Duration
+		want bool
+	}{{0, true}, {0, false}, {time.Second, false}, {2 * time.Second, true}, {time.Hour, true}, {time.Hour, false}} {
+		if got := b.reserve(start.Add(step.at)); got != step.want {
+			t.Errorf("reserve at %v = %v, want %v", step.at, got, step.want)
+		}
+	}
+}
+
+func TestNewBudget(t *testing.T) {
+	for name, config := range map[string]BudgetConfig{
+		"ratio":  {Ratio: math.NaN()},
+		"floor":  {MinPerSecond: math.Inf(1)},
+		"window": {Window: time.Millisecond},
+		"past":   {Window: -time.Second},
+	} {
+		if _, err := NewBudget(config); err == nil {
+			t.Errorf("%s: NewBudget(%+v) gave no error", name, config)
+		}
+	}
+	b, err := NewBudget(BudgetConfig{Off: true})
+	if b != nil || err != nil || !b.Reserve() {
+		t.Errorf("NewBudget(off) = %v, %v", b, err)
+	}
+	b.Deposit()
+}
+
+func TestBudgetAllocations(t *testing.T) {
+	b, err := NewBudget(BudgetConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := testing.AllocsPerRun(100, func() { b.Deposit(); b.Reserve() }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
