@@ -1,0 +1,263 @@
+package istio
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+)
+
+// What follows checks single values. Each function returns what is wrong, or "".
+
+// wrongHost checks a host name as Istio does: letters, digits and hyphens in labels joined by dots; perhaps a trailing
+// dot; perhaps a wildcard at the start.
+func wrongHost(host string) string {
+	if host == "" {
+		return "a host name must not be empty"
+	}
+	if len(host) > 255 {
+		return "a host name has at most 255 characters"
+	}
+	first, rest, dotted := strings.Cut(host, ".")
+	if bare, wild := strings.CutPrefix(first, "*"); wild {
+		first = strings.TrimPrefix(bare, "-")
+		if bare == "" {
+			first = "wildcard"
+		}
+	}
+	if !isLabel(first) {
+		return fmt.Sprintf("%q is not a host name: %q is not a DNS label", host, first)
+	}
+	if !dotted {
+		return ""
+	}
+	labels := strings.Split(rest, ".")
+	last := labels[len(labels)-1]
+	if _, err := strconv.Atoi(last); err == nil {
+		return fmt.Sprintf("%q is not a host name: its last label is a number", host)
+	}
+	for i, label := range labels {
+		if label == "" && i == len(labels)-1 {
+			break
+		}
+		if !isLabel(label) {
+			return fmt.Sprintf("%q is not a host name: %q is not a DNS label", host, label)
+		}
+	}
+	return ""
+}
+
+// isLabel says that s can be part of a host name (RFC 1123).
+func isLabel(s string) bool {
+	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; !alphanumeric(c) && c != '-' {
+			return false
+		}
+	}
+	return true
+}
+
+func alphanumeric(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+}
+
+func isIP(s string) bool {
+	_, err := netip.ParseAddr(s)
+	return err == nil
+}
+
+// wrongName checks the name of a Kubernetes object: labels in lower case, joined by dots.
+func wrongName(name string) string {
+	if len(name) <= 253 && name == strings.ToLower(name) {
+		if !slices.ContainsFunc(strings.Split(name, "."), func(label string) bool { return !isLabel(label) }) {
+			return ""
+		}
+	}
+	return fmt.Sprintf("%q is not a name of Kubernetes: use lower-case letters, digits, hyphens and dots", name)
+}
+
+// wrongDuration checks a duration that Istio wants to be at least a millisecond, and a whole number of them.
+func wrongDuration(d yamldoc.Duration) string {
+	switch {
+	case !d.Set:
+		return ""
+	case d.Duration < time.Millisecond:
+		return fmt.Sprintf("%v is less than 1ms: leave the field out to have no limit", d.Duration)
+	case d.Duration%time.Millisecond != 0:
+		return fmt.Sprintf("%v is not a whole number of milliseconds", d.Duration)
+	}
+	return ""
+}
+
+// wrongRegex checks a regular expression as Istio does.
+func wrongRegex(expr string) string {
+	if len(expr) > 1024 {
+		return "a regular expression has at most 1024 characters"
+	}
+	if _, err := regexp.Compile(expr); err != nil {
+		return fmt.Sprintf("%v; the syntax is RE2, https://github.com/google/re2/wiki/Syntax", err)
+	}
+	return ""
+}
+
+// wrongPercentage checks the percentage of a fault or mirror.
+func wrongPercentage(value float64) string {
+	if value < 0 || value > 100 {
+		return fmt.Sprintf("%v is not a percentage: it must be from 0 to 100", value)
+	}
+	return ""
+}
+
+// smallPercentage says what to mind if a percentage is probably meant as a fraction.
+func smallPercentage(value float64) string {
+	if value <= 0 || value >= 1 {
+		return ""
+	}
+	return fmt.Sprintf("percentages go from 0 to 100, so %v is %v%% of the requests, not %v%%",
+		value, value, strconv.FormatFloat(value*100, 'g', 6, 64))
+}
+
+func wrongPort(port uint32) string {
+	if port < 1 || port > 65535 {
+		return fmt.Sprintf("%d is not a port: it must be from 1 to 65535", port)
+	}
+	return ""
+}
+
+// wrongLabels checks labels by the rules of Kubernetes; it returns the key of the first that is wrong.
+func wrongLabels(labels map[string]string) (key, message string) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		prefix, name, prefixed := strings.Cut(key, "/")
+		if !prefixed {
+			name = key
+		}
+		switch {
+		case prefixed && wrongName(prefix) != "", !isLabelName(name) || name == "":
+			return key, fmt.Sprintf("%q is not the name of a label", key)
+		case !isLabelName(labels[key]):
+			return key, fmt.Sprintf("%q is not the value of a label: at most 63 letters, digits, hyphens, underscores and "+
+				"dots, with a letter or digit at both ends", labels[key])
+		}
+	}
+	return "", ""
+}
+
+func isLabelName(s string) bool {
+	if s == "" {
+		return true
+	}
+	if len(s) > 63 || !alphanumeric(s[0]) || !alphanumeric(s[len(s)-1]) {
+		return false
+	}
+	for i := range len(s) {
+		if c := s[i]; !alphanumeric(c) && strings.IndexByte("-_.", c) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// check is a document under examination.
+type check struct {
+	*yamldoc.Document
+}
+
+// that reports a message, unless it is empty, as an error in the field at base + field.
+func (c check) that(message, base, field string) bool {
+	if message != "" {
+		c.Errorf(base+field, "%s", message)
+	}
+	return message == ""
+}
+
+// warn reports a message, unless it is empty, as a warning.
+func (c check) warn(message, base, field string) {
+	if message != "" {
+		c.Warnf(base+field, "%s", message)
+	}
+}
+
+func (c check) duration(d yamldoc.Duration, base, field string) {
+	c.that(wrongDuration(d), base, field)
+}
+
+func (c check) labels(labels map[string]string, base, field string) {
+	if key, message := wrongLabels(labels); message != "" {
+		c.Errorf(yamldoc.Key(base+field, key), "%s", message)
+	}
+}
+
+func (c check) metadata(m *Metadata) {
+	c.that(wrongName(m.Name), "metadata.name", "")
+	if m.Namespace != "" && (!isLabel(m.Namespace) || m.Namespace != strings.ToLower(m.Namespace)) {
+		c.Errorf("metadata.namespace", "%q is not a namespace: use lower-case letters, digits and hyphens", m.Namespace)
+	}
+}
+
+// exportTo checks the namespaces that see a document.
+func (c check) exportTo(list []string, namespace string, selects bool) {
+	seen := make(map[string]bool)
+	for i, entry := range list {
+		at := yamldoc.Index("spec.exportTo", i)
+		key := entry
+		if entry == "." {
+			key = namespace
+		}
+		switch {
+		case seen[key]:
+			c.Errorf(at, "%q is listed twice", entry)
+		case entry == "~":
+			c.Errorf(at, `"~" is for ServiceEntries only`)
+		case entry != "*" && entry != "." && !isLabel(entry):
+			c.Errorf(at, `%q is neither a namespace nor "." nor "*"`, entry)
+		case entry == "*" && len(list) > 1:
+			c.Errorf(at, `"*" goes with no other entry`)
+		case selects && key != namespace:
+			c.Errorf(at, "a rule with a workloadSelector acts in its own namespace only")
+		}
+		seen[key] = true
+	}
+}
+
+// VisibleFrom says whether a document of a namespace that is exported to a list of namespaces is seen from another. The
+// answer for one that is public is less sure than for one that names the namespace: Istio looks at those first.
+func VisibleFrom(client, namespace string, exportTo []string) (visible, public bool) {
+	if len(exportTo) == 0 {
+		return true, true
+	}
+	for _, entry := range exportTo {
+		switch {
+		case entry == "*":
+			return true, true
+		case entry == client, entry == "." && namespace == client:
+			return true, false
+		}
+	}
+	return false, false
+}
+
+// Resolve returns the full name, in lower case, of a host that a document in the given namespace names.
+func Resolve(host, namespace, clusterDomain string) string {
+	host = strings.ToLower(host)
+	if host == "*" || strings.Contains(host, ".") || isIP(host) {
+		return strings.TrimSuffix(host, ".")
+	}
+	return host + "." + namespace + ".svc." + clusterDomain
+}
+
+// Matches says whether a host, "*" and the end of names included, covers another.
+func Matches(host, other string) bool {
+	if end, wild := strings.CutPrefix(host, "*"); wild {
+		return strings.HasSuffix(strings.TrimPrefix(other, "*"), end)
+	}
+	return host == other
+}

@@ -1,0 +1,374 @@
+package istio
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/fault"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Client is the workload whose calls the documents are read for.
+type Client struct {
+	Namespace     string
+	Labels        map[string]string
+	ClusterDomain string
+}
+
+// DefaultRetry is the retry policy of calls that no document says anything about.
+func DefaultRetry() retry.Config {
+	return retries(&HTTPRetry{Attempts: 2})
+}
+
+const defaultRetryOn = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
+
+// retries translates a retry policy. What no document can ask for is off: Envoy does not look at Retry-After, retries
+// every method, and does not know of retries within retries.
+func retries(r *HTTPRetry) retry.Config {
+	if r == nil {
+		return DefaultRetry()
+	}
+	if r.Attempts == 0 {
+		return retry.Config{}
+	}
+	list := r.RetryOn
+	if list == "" {
+		list = defaultRetryOn
+	}
+	on, err := retry.ParseOn(list)
+	if err != nil {
+		panic(err) // Check let it pass
+	}
+	return retry.Config{
+		Retries:       int(r.Attempts),
+		On:            on,
+		PerTryTimeout: r.PerTryTimeout.Duration,
+		Backoff:       r.Backoff.Duration,
+		MaxRetryAfter: -1,
+		AnyMethod:     true,
+		NestedRetries: true,
+	}
+}
+
+// never is a match for the requests of other workloads: no method has a parenthesis. Routes and matches keep their
+// places, so that what is said of them names the place in the document.
+var never = route.Match{Method: route.StringMatch{Kind: route.Exact, Value: "(none)"}}
+
+// Routes translates the document, which Check found to be right, as it concerns the calls of a workload.
+func (vs *VirtualService) Routes(client Client) []route.Route {
+	routes := make([]route.Route, len(vs.Spec.HTTP))
+	for i := range vs.Spec.HTTP {
+		routes[i] = vs.route(&vs.Spec.HTTP[i], client)
+	}
+	return routes
+}
+
+func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
+	out := route.Route{
+		Name:    r.Name,
+		Headers: r.Headers.translate(),
+	}
+	for i := range r.Match {
+		out.Matches = append(out.Matches, r.Match[i].translate(client))
+	}
+	if d := r.Redirect; d != nil {
+		out.Redirect = d.translate()
+		return out
+	}
+	if d := r.DirectResponse; d != nil {
+		out.Direct = &route.DirectResponse{Status: int(d.Status), Body: d.Body.bytes()}
+		return out
+	}
+	target := func(d *Destination) route.Target {
+		t := route.Target{Host: Resolve(d.Host, vs.Namespace(), client.ClusterDomain)}
+		if d.Subset != nil {
+			t.Subset = *d.Subset
+		}
+		if d.Port != nil {
+			t.Port = int(d.Port.Number)
+		}
+		return t
+	}
+	for _, d := range r.Route {
+		out.Destinations = append(out.Destinations, route.Destination{
+			Target:  target(d.Destination),
+			Weight:  int(d.Weight),
+			Headers: d.Headers.translate(),
+		})
+	}
+	if w := r.Rewrite; w != nil {
+		out.Rewrite = route.Rewrite{URI: w.URI, Authority: w.Authority}
+		if x := w.URIRegexRewrite; x != nil {
+			out.Rewrite.Pattern, out.Rewrite.Substitution = x.Match, x.Rewrite
+		}
+	}
+	out.Timeout = r.Timeout.Duration
+	out.Retry = retries(r.Retries)
+	out.Fault = r.Fault.translate()
+	mirror := func(d *Destination, percentage float64) {
+		if share := fault.PerMillion(percentage); share > 0 {
+			out.Mirrors = append(out.Mirrors, route.Mirror{Target: target(d), PerMillion: share})
+		}
+	}
+	if r.Mirror != nil {
+		switch {
+		case r.MirrorPercentage != nil:
+			mirror(r.Mirror, r.MirrorPercentage.Value)
+		case r.MirrorPercent != nil:
+			mirror(r.Mirror, float64(*r.MirrorPercent))
+		default:
+			mirror(r.Mirror, 100)
+		}
+	}
+	for _, m := range r.Mirrors {
+		percentage := 100.0
+		if m.Percentage != nil {
+			percentage = m.Percentage.Value
+		}
+		mirror(m.Destination, percentage)
+	}
+	return out
+}
+
+// translate returns a match. What concerns the client and not the request is decided here.
+func (m *HTTPMatchRequest) translate(client Client) route.Match {
+	if len(m.Gateways) > 0 {
+		if !slices.Contains(m.Gateways, "mesh") {
+			return never
+		}
+	} else if m.SourceNamespace != "" && m.SourceNamespace != client.Namespace || !within(m.SourceLabels, client.Labels) {
+		return never
+	}
+	out := route.Match{
+		Name:           m.Name,
+		URI:            m.URI.translate(m.IgnoreURICase),
+		Scheme:         m.Scheme.translate(false),
+		Method:         m.Method.translate(false),
+		Authority:      m.Authority.translate(false),
+		Headers:        named(m.Headers),
+		WithoutHeaders: named(m.WithoutHeaders),
+		Query:          named(m.QueryParams),
+	}
+	if m.Port != nil {
+		out.Port = int(*m.Port)
+	}
+	return out
+}
+
+// within says whether a set of labels has all of a selector.
+func within(selector, labels map[string]string) bool {
+	for name, value := range selector {
+		if has, ok := labels[name]; !ok || has != value {
+			return false
+		}
+	}
+	return true
+}
+
+func (s *StringMatch) translate(ignoreCase bool) route.StringMatch {
+	switch {
+	case s == nil:
+		return route.StringMatch{}
+	case s.Exact != nil:
+		return route.StringMatch{Kind: route.Exact, Value: *s.Exact, IgnoreCase: ignoreCase}
+	case s.Prefix != nil:
+		return route.StringMatch{Kind: route.Prefix, Value: *s.Prefix, IgnoreCase: ignoreCase}
+	case s.Regex != nil:
+		return route.StringMatch{Kind: route.Regex, Value: *s.Regex}
+	}
+	return route.StringMatch{}
+}
+
+func named(matches map[string]StringMatch) []route.KeyMatch {
+	var out []route.KeyMatch
+	for _, name := range slices.Sorted(maps.Keys(matches)) {
+		s := matches[name]
+		value := s.translate(false)
+		if value.Kind == route.Any || value.Kind == route.Regex && value.Value == "*" {
+			value = route.StringMatch{Kind: route.Present}
+		}
+		out = append(out, route.KeyMatch{Key: name, Value: value})
+	}
+	return out
+}
+
+func (h *Headers) translate() route.Headers {
+	if h == nil {
+		return route.Headers{}
+	}
+	return route.Headers{Request: h.Request.translate(), Response: h.Response.translate()}
+}
+
+func (o *HeaderOperations) translate() route.HeaderOps {
+	return route.HeaderOps{Set: headers(o.Set), Add: headers(o.Add), Remove: o.Remove}
+}
+
+func headers(values map[string]string) []route.Header {
+	var out []route.Header
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		out = append(out, route.Header{Name: name, Value: values[name]})
+	}
+	return out
+}
+
+func (r *HTTPRedirect) translate() *route.Redirect {
+	out := &route.Redirect{
+		URI:           r.URI,
+		PrefixRewrite: r.PrefixRewrite,
+		Authority:     r.Authority,
+		Scheme:        r.Scheme,
+		Status:        int(r.RedirectCode),
+	}
+	if r.RedirectCode == 0 {
+		out.Status = http.StatusMovedPermanently
+	}
+	switch {
+	case r.Port != nil:
+		out.Port = int(*r.Port)
+	case r.DerivePort != nil && *r.DerivePort == "FROM_REQUEST_PORT":
+		out.DerivePort = route.FromRequest
+	case r.DerivePort != nil:
+		out.DerivePort = route.FromProtocol
+	}
+	return out
+}
+
+func (b *HTTPBody) bytes() []byte {
+	switch {
+	case b == nil:
+		return nil
+	case b.String != nil:
+		return []byte(*b.String)
+	case b.Bytes != nil:
+		return *b.Bytes
+	}
+	return nil
+}
+
+func (f *HTTPFaultInjection) translate() fault.Config {
+	var out fault.Config
+	if f == nil {
+		return out
+	}
+	if d := f.Delay; d != nil && d.FixedDelay.Set {
+		percentage := float64(d.Percent)
+		if d.Percentage != nil {
+			percentage = d.Percentage.Value
+		}
+		out.Delay = fault.Delay{PerMillion: fault.PerMillion(percentage), Fixed: d.FixedDelay.Duration}
+	}
+	if a := f.Abort; a != nil && (a.HTTPStatus != nil || a.GRPCStatus != nil) {
+		if a.Percentage != nil {
+			out.Abort.PerMillion = fault.PerMillion(a.Percentage.Value)
+		}
+		if a.HTTPStatus != nil {
+			out.Abort.HTTPStatus = int(*a.HTTPStatus)
+		} else {
+			out.Abort.GRPCStatus, out.Abort.IsGRPC = uint32(grpcCode(*a.GRPCStatus)), true
+		}
+	}
+	return out
+}
+
+// Table compiles what Routes returns. What the table finds wrong is reported in the document.
+func (vs *VirtualService) Table(doc *yamldoc.Document, client Client) *route.Table {
+	routes := vs.Routes(client)
+	table, err := route.NewTable(routes)
+	if err == nil {
+		return table
+	}
+	wrapped, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		doc.Errorf("spec.http", "%v", err)
+		return nil
+	}
+	for _, err := range wrapped.Unwrap() {
+		text := strings.TrimPrefix(err.Error(), "route: ")
+		field, message, _ := strings.Cut(text, ": ")
+		doc.Errorf(vs.path(field), "%s", message)
+	}
+	return nil
+}
+
+// path returns the field of the document that a field of the routes, as "routes[0].Matches[1].Headers[0]", comes from.
+func (vs *VirtualService) path(field string) string {
+	at := "spec.http"
+	var r *HTTPRoute
+	var match *HTTPMatchRequest
+	var headers *Headers
+	var operations *HeaderOperations
+	key := func(name string, keys []string, i int) {
+		if at += name; i >= 0 && i < len(keys) {
+			at = yamldoc.Key(at, keys[i])
+		}
+	}
+	within := ""
+	for part := range strings.SplitSeq(field, ".") {
+		name, index, _ := strings.Cut(strings.TrimSuffix(part, "]"), "[")
+		i, err := strconv.Atoi(index)
+		if err != nil {
+			i = -1
+		}
+		switch {
+		case name == "routes" && i >= 0 && i < len(vs.Spec.HTTP):
+			r = &vs.Spec.HTTP[i]
+			at = yamldoc.Index(at, i)
+			headers = r.Headers
+		case r == nil:
+			return at
+		case name == "Matches" && i >= 0 && i < len(r.Match):
+			at, match = yamldoc.Index(at+".match", i), &r.Match[i]
+		case match != nil && name == "Headers":
+			key(".headers", slices.Sorted(maps.Keys(match.Headers)), i)
+		case match != nil && name == "WithoutHeaders":
+			key(".withoutHeaders", slices.Sorted(maps.Keys(match.WithoutHeaders)), i)
+		case match != nil && name == "Query":
+			key(".queryParams", slices.Sorted(maps.Keys(match.QueryParams)), i)
+		case name == "Destinations" && i >= 0 && i < len(r.Route):
+			at, headers = yamldoc.Index(at+".route", i), r.Route[i].Headers
+		case name == "Headers":
+			at += ".headers"
+		case headers != nil && name == "Request":
+			at, operations = at+".request", &headers.Request
+		case headers != nil && name == "Response":
+			at, operations = at+".response", &headers.Response
+		case operations != nil && name == "Set":
+			key(".set", slices.Sorted(maps.Keys(operations.Set)), i)
+		case operations != nil && name == "Add":
+			key(".add", slices.Sorted(maps.Keys(operations.Add)), i)
+		case operations != nil && name == "Remove":
+			at = yamldoc.Index(at+".remove", i)
+		case name == "Mirrors" && r.Mirror != nil:
+			at += ".mirror"
+		case name == "Mirrors":
+			at += ".mirrors"
+		case name == "Redirect", name == "Rewrite", name == "Fault":
+			within = name
+			at += "." + strings.ToLower(name)
+		case name == "Direct":
+			at += ".directResponse"
+		case name == "Retry":
+			at += ".retries"
+		case name == "Destinations":
+			at += ".route"
+		case name == "Pattern":
+			at += ".uriRegexRewrite.match"
+		case name == "Substitution":
+			at += ".uriRegexRewrite.rewrite"
+		case name == "PrefixRewrite", name == "DerivePort":
+			at += "." + strings.ToLower(name[:1]) + name[1:]
+		case name == "Status" && within == "Redirect":
+			at += ".redirectCode"
+		case i < 0:
+			at += "." + strings.ToLower(name)
+		default:
+			return at
+		}
+	}
+	return at
+}

@@ -1,0 +1,271 @@
+package istio
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Settings are what a DestinationRule says of one target, as the layers take it.
+type Settings struct {
+	Balancer     balancer.Config
+	Passthrough  bool
+	Eject        bool
+	Outlier      breaker.OutlierConfig
+	Pool         limit.PoolConfig
+	RetryLimit   retry.LimiterConfig
+	UpgradeHTTP2 bool
+}
+
+// Merge returns the policy of one port of a subset: that of the rule, with the blocks of the subset in place of its own,
+// and with those for the port in place of both. Blocks are never mixed. Either may be nil.
+func Merge(rule, subset *TrafficPolicy, port int) TrafficPolicy {
+	var merged TrafficPolicy
+	for _, p := range []*TrafficPolicy{rule, subset} {
+		if p == nil {
+			continue
+		}
+		override(&merged.LoadBalancer, p.LoadBalancer)
+		override(&merged.ConnectionPool, p.ConnectionPool)
+		override(&merged.OutlierDetection, p.OutlierDetection)
+		override(&merged.TLS, p.TLS)
+		override(&merged.RetryBudget, p.RetryBudget)
+		for i := range p.PortLevelSettings {
+			// What the settings of a port leave out has its default; it is not inherited.
+			if s := &p.PortLevelSettings[i]; s.Port != nil && int(s.Port.Number) == port {
+				merged.LoadBalancer, merged.ConnectionPool = s.LoadBalancer, s.ConnectionPool
+				merged.OutlierDetection, merged.TLS = s.OutlierDetection, s.TLS
+				break
+			}
+		}
+	}
+	return merged
+}
+
+func override[T any](block **T, by *T) {
+	if by != nil {
+		*block = by
+	}
+}
+
+// Settings translates a policy, which Check found to be right, for callers at the given place with the given labels.
+func (p *TrafficPolicy) Settings(own discovery.Locality, labels map[string]string) Settings {
+	var s Settings
+	s.balancer(p.LoadBalancer)
+	s.outliers(p.OutlierDetection)
+	if p.OutlierDetection != nil && own != (discovery.Locality{}) {
+		var setting *LocalityLoadBalancerSetting
+		if p.LoadBalancer != nil {
+			setting = p.LoadBalancer.LocalityLbSetting
+		}
+		s.Balancer.Locality = setting.translate(own, labels)
+	}
+	s.pool(p.ConnectionPool)
+	s.retries(p)
+	return s
+}
+
+func (s *Settings) balancer(lb *LoadBalancerSettings) {
+	if lb == nil {
+		return
+	}
+	b := &s.Balancer
+	if lb.Simple != nil {
+		switch *lb.Simple {
+		case "ROUND_ROBIN":
+			b.Algorithm = balancer.RoundRobin
+		case "RANDOM":
+			b.Algorithm = balancer.Random
+		case "PASSTHROUGH":
+			s.Passthrough = true
+		}
+	}
+	if h := lb.ConsistentHash; h != nil {
+		b.Algorithm = balancer.RingHash
+		b.MinRingSize = int(max(h.MinimumRingSize, h.RingHash.size()))
+		if h.Maglev != nil {
+			b.Algorithm, b.MinRingSize, b.TableSize = balancer.Maglev, 0, int(h.Maglev.TableSize)
+		}
+		b.HashKey = h.key()
+	}
+	if !lb.warmsUp() {
+		return
+	}
+	b.SlowStart.Window = lb.WarmupDurationSecs.Duration
+	if w := lb.Warmup; w != nil {
+		b.SlowStart.Window = w.Duration.Duration
+		if w.MinimumPercent != nil {
+			b.SlowStart.MinPercent = max(*w.MinimumPercent, leastPercent)
+		}
+		if w.Aggression != nil {
+			b.SlowStart.Aggression = *w.Aggression
+		}
+	}
+}
+
+// leastPercent stands for 0 where 0 means a default.
+const leastPercent = 1e-6
+
+func (h *ConsistentHashLB) key() balancer.HashKey {
+	switch {
+	case h.HTTPHeaderName != nil:
+		return balancer.HashKey{Source: balancer.HeaderKey, Name: *h.HTTPHeaderName}
+	case h.HTTPQueryParameterName != nil:
+		return balancer.HashKey{Source: balancer.QueryKey, Name: *h.HTTPQueryParameterName}
+	case h.UseSourceIP != nil && *h.UseSourceIP:
+		return balancer.HashKey{Source: balancer.SourceIPKey}
+	case h.HTTPCookie == nil:
+		return balancer.HashKey{}
+	}
+	cookie := h.HTTPCookie
+	key := balancer.HashKey{Source: balancer.CookieKey, Name: cookie.Name}
+	if cookie.TTL.Set {
+		var attributes []string
+		for _, a := range cookie.Attributes {
+			if a.Value == "" {
+				attributes = append(attributes, a.Name)
+			} else {
+				attributes = append(attributes, a.Name+"="+a.Value)
+			}
+		}
+		key.Generate, key.TTL, key.Path = true, cookie.TTL.Duration, cookie.Path
+		key.Attributes = strings.Join(attributes, "; ")
+	}
+	return key
+}
+
+// translate returns the preference for near endpoints, which is on unless it is turned off.
+func (l *LocalityLoadBalancerSetting) translate(own discovery.Locality, labels map[string]string) balancer.Locality {
+	out := balancer.Locality{Enabled: true, Own: own}
+	if l == nil {
+		return out
+	}
+	if l.Enabled != nil && !*l.Enabled {
+		return balancer.Locality{}
+	}
+	var rules []string
+	for _, d := range l.Distribute {
+		var to []string
+		for _, place := range slices.Sorted(maps.Keys(d.To)) {
+			to = append(to, place+"="+strconv.FormatUint(uint64(d.To[place]), 10))
+		}
+		rules = append(rules, d.From+" => "+strings.Join(to, ", "))
+	}
+	out.Distribute = strings.Join(rules, "; ")
+	var failover []string
+	for _, f := range l.Failover {
+		failover = append(failover, f.From+"="+f.To)
+	}
+	out.Failover = strings.Join(failover, ", ")
+	var priority []string
+	for _, label := range l.FailoverPriority {
+		name, value, given := strings.Cut(label, "=")
+		if !given {
+			if value = ownLabel(name, own, labels); value == "" {
+				// Nothing can be compared with a label that the caller lacks, nor with those that come after it.
+				break
+			}
+		}
+		priority = append(priority, name+"="+value)
+	}
+	out.FailoverPriority = strings.Join(priority, ", ")
+	if len(l.FailoverPriority) > 0 && len(priority) == 0 {
+		return balancer.Locality{}
+	}
+	return out
+}
+
+func ownLabel(name string, own discovery.Locality, labels map[string]string) string {
+	if value := labels[name]; value != "" {
+		return value
+	}
+	switch name {
+	case "topology.kubernetes.io/region":
+		return own.Region
+	case "topology.kubernetes.io/zone":
+		return own.Zone
+	case "topology.istio.io/subzone":
+		return own.SubZone
+	}
+	return ""
+}
+
+func (s *Settings) outliers(o *OutlierDetection) {
+	if o == nil {
+		return
+	}
+	// Where a count of 0 means a default, the layer takes a negative one for never.
+	count := func(n *uint32) int {
+		switch {
+		case n == nil:
+			return 0
+		case *n == 0:
+			return -1
+		}
+		return int(*n)
+	}
+	s.Eject = true
+	s.Outlier = breaker.OutlierConfig{
+		Consecutive5xx:     int(o.ConsecutiveErrors),
+		ConsecutiveGateway: max(0, count(o.ConsecutiveGatewayErrors)),
+		SplitLocalOrigin:   o.SplitExternalLocalOriginErrors,
+		Interval:           o.Interval.Duration,
+		BaseEjection:       o.BaseEjectionTime.Duration,
+		MaxEjectionPercent: int(o.MaxEjectionPercent),
+	}
+	if o.Consecutive5xxErrors != nil {
+		s.Outlier.Consecutive5xx = count(o.Consecutive5xxErrors)
+	}
+	if s.Outlier.SplitLocalOrigin {
+		s.Outlier.ConsecutiveLocalOrigin = count(o.ConsecutiveLocalOriginFailures)
+	}
+	for _, code := range o.HTTPErrorCodes {
+		s.Outlier.ErrorCodes = s.Outlier.ErrorCodes.With(int(code), int(code))
+	}
+	s.Balancer.PanicPercent = int(o.MinHealthPercent)
+}
+
+func (s *Settings) pool(p *ConnectionPoolSettings) {
+	if p == nil {
+		return
+	}
+	if t := p.TCP; t != nil {
+		s.Pool.MaxConnections = int(t.MaxConnections)
+		s.Pool.ConnectTimeout = t.ConnectTimeout.Duration
+		s.Pool.MaxConnectionDuration = t.MaxConnectionDuration.Duration
+		s.Pool.IdleTimeout = t.IdleTimeout.Duration
+		if t.IdleTimeout.Set && t.IdleTimeout.Duration == 0 {
+			s.Pool.IdleTimeout = -1
+		}
+		if k := t.TCPKeepalive; k != nil {
+			s.Pool.Keepalive = limit.Keepalive{
+				Probes: int(k.Probes), Time: k.Time.Duration, Interval: k.Interval.Duration,
+			}
+		}
+	}
+	if h := p.HTTP; h != nil {
+		s.Pool.MaxPendingRequests = int(h.HTTP1MaxPendingRequests)
+		s.Pool.MaxRequests = int(h.HTTP2MaxRequests)
+		s.Pool.MaxRequestsPerConnection = int(h.MaxRequestsPerConnection)
+		s.Pool.IdleTimeout = h.IdleTimeout.Or(s.Pool.IdleTimeout)
+		s.UpgradeHTTP2 = h.H2UpgradePolicy == "UPGRADE"
+	}
+}
+
+func (s *Settings) retries(p *TrafficPolicy) {
+	if b := p.RetryBudget; b != nil {
+		s.RetryLimit = retry.LimiterConfig{Percent: 20, MinConcurrency: int(b.MinRetryConcurrency)}
+		if b.Percent != nil {
+			s.RetryLimit.Percent = max(*b.Percent, leastPercent)
+		}
+	} else if p.ConnectionPool != nil && p.ConnectionPool.HTTP != nil {
+		s.RetryLimit.MaxRetries = int(p.ConnectionPool.HTTP.MaxRetries)
+	}
+}

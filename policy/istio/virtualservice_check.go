@@ -1,0 +1,441 @@
+package istio
+
+import (
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
+func (vs *VirtualService) Check(doc *yamldoc.Document) {
+	c := check{doc}
+	c.metadata(&vs.Metadata)
+	spec := &vs.Spec
+	if len(spec.Hosts) == 0 {
+		c.Errorf("spec.hosts", "delegates are not enforced yet: name the hosts whose requests are routed")
+	}
+	for i, gateway := range spec.Gateways {
+		c.gateway(gateway, yamldoc.Index("spec.gateways", i))
+	}
+	c.hosts(spec)
+	c.exportTo(spec.ExportTo, vs.Namespace(), false)
+
+	if len(spec.HTTP) == 0 {
+		c.Errorf("spec.http", "missing: a VirtualService needs at least one route")
+	}
+	catchAll := -1
+	for i := range spec.HTTP {
+		at := yamldoc.Index("spec.http", i)
+		c.route(&spec.HTTP[i], at)
+		if catchAll >= 0 {
+			c.Warnf(at, "never reached: spec.http[%d] takes every request", catchAll)
+		} else if spec.HTTP[i].takesAll() {
+			catchAll = i
+		}
+	}
+}
+
+// Namespace returns the document's namespace.
+func (vs *VirtualService) Namespace() string { return vs.Metadata.namespace() }
+
+func (m *Metadata) namespace() string {
+	if m.Namespace == "" {
+		return "default"
+	}
+	return m.Namespace
+}
+
+// InMesh says that the document is about calls inside the mesh and not only about those that come in by a gateway.
+func (vs *VirtualService) InMesh() bool {
+	return len(vs.Spec.Gateways) == 0 || slices.Contains(vs.Spec.Gateways, "mesh")
+}
+
+func (c check) gateway(name, at string) {
+	namespace, gateway, ok := strings.Cut(name, "/")
+	switch {
+	case !ok && wrongHost(name) != "", ok && (!isLabel(namespace) || !isLabel(gateway)):
+		c.Errorf(at, `%q is not the name of a gateway: write namespace/name, or "mesh"`, name)
+	}
+}
+
+func (c check) hosts(spec *VirtualServiceSpec) {
+	for i, host := range spec.Hosts {
+		at := yamldoc.Index("spec.hosts", i)
+		if isIP(host) {
+			continue
+		}
+		if !c.that(wrongHost(host), at, "") {
+			continue
+		}
+		if host == "*" && (len(spec.Gateways) == 0 || !slices.ContainsFunc(spec.Gateways, notMesh)) {
+			c.Errorf(at, `"*" is for gateways only: name the hosts`)
+			continue
+		}
+		for _, other := range spec.Hosts[:i] {
+			if Matches(other, host) || Matches(host, other) {
+				c.Errorf(at, "%s and %s overlap: remove one", other, host)
+			}
+		}
+	}
+}
+
+func notMesh(gateway string) bool { return gateway != "mesh" }
+
+// takesAll says that a route applies to every request.
+func (r *HTTPRoute) takesAll() bool {
+	if len(r.Match) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(r.Match, func(m HTTPMatchRequest) bool {
+		return m.URI.any() && m.Scheme.any() && m.Method.any() && m.Authority.any() && len(m.Headers) == 0 &&
+			len(m.WithoutHeaders) == 0 && len(m.QueryParams) == 0 && m.Port == nil && len(m.SourceLabels) == 0 &&
+			m.SourceNamespace == "" && len(m.Gateways) == 0
+	})
+}
+
+func (s *StringMatch) any() bool {
+	return s == nil || *s == StringMatch{}
+}
+
+func (c check) route(r *HTTPRoute, at string) {
+	for i := range r.Match {
+		c.match(&r.Match[i], yamldoc.Index(at+".match", i))
+	}
+	c.action(r, at)
+
+	total := int64(0)
+	for i := range r.Route {
+		d, at := &r.Route[i], yamldoc.Index(at+".route", i)
+		c.destination(d.Destination, at+".destination")
+		if d.Weight < 0 {
+			c.Errorf(at+".weight", "%d is negative", d.Weight)
+		}
+		if d.Weight == 0 && len(r.Route) > 1 {
+			c.Warnf(at+".weight", "a destination without weight gets no requests when there are several")
+		}
+		total += int64(d.Weight)
+	}
+	if len(r.Route) > 1 && total == 0 {
+		c.Errorf(at+".route", "the weights add up to 0: give at least one destination a weight")
+	}
+
+	c.duration(r.Timeout, at, ".timeout")
+	c.retries(r, at)
+	c.fault(r.Fault, at+".fault")
+	c.mirrors(r, at)
+	c.redirect(r.Redirect, at+".redirect")
+	if d := r.DirectResponse; d != nil {
+		if d.Status < 200 || d.Status > 599 {
+			c.Errorf(at+".directResponse.status", "%d is not a status of a response: it must be from 200 to 599", d.Status)
+		}
+		if d.Body.size() > 1<<20 {
+			c.Errorf(at+".directResponse.body", "larger than 1 MiB")
+		}
+	}
+	c.rewrite(r, at)
+}
+
+func (b *HTTPBody) size() int {
+	switch {
+	case b == nil:
+		return 0
+	case b.String != nil:
+		return len(*b.String)
+	case b.Bytes != nil:
+		return len(*b.Bytes)
+	}
+	return 0
+}
+
+// action checks that the route does exactly one thing with a request.
+func (c check) action(r *HTTPRoute, at string) {
+	exclude := func(name, other string, set bool) {
+		if set {
+			c.Errorf(at+"."+other, "%s and %s exclude each other: set only one of them", name, other)
+		}
+	}
+	name := ""
+	switch {
+	case r.Delegate != nil:
+		return
+	case r.Redirect != nil:
+		name = "redirect"
+		exclude(name, "directResponse", r.DirectResponse != nil)
+	case r.DirectResponse != nil:
+		name = "directResponse"
+	case len(r.Route) == 0:
+		c.Errorf(at, "no route, redirect or directResponse: set one of them")
+		return
+	default:
+		return
+	}
+	exclude(name, "route", len(r.Route) > 0)
+	exclude(name, "fault", r.Fault != nil)
+	exclude(name, "rewrite", r.Rewrite != nil)
+	pointless := func(field string, set bool) {
+		if set {
+			c.Warnf(at+"."+field, "has no effect: a route with %s sends no request on", name)
+		}
+	}
+	pointless("timeout", r.Timeout.Set)
+	pointless("retries", r.Retries != nil)
+	pointless("mirror", r.Mirror != nil)
+	pointless("mirrors", r.Mirrors != nil)
+	pointless("headers.request", r.Headers != nil && !r.Headers.Request.empty())
+}
+
+func (o *HeaderOperations) empty() bool {
+	return len(o.Set)+len(o.Add)+len(o.Remove) == 0
+}
+
+func (c check) match(m *HTTPMatchRequest, at string) {
+	for _, s := range []struct {
+		field string
+		match *StringMatch
+	}{{".uri", m.URI}, {".scheme", m.Scheme}, {".method", m.Method}, {".authority", m.Authority}} {
+		if s.match != nil && s.match.Regex != nil {
+			c.that(wrongRegex(*s.match.Regex), at, s.field+".regex")
+		}
+	}
+	if m.IgnoreURICase && (m.URI == nil || m.URI.Exact == nil && m.URI.Prefix == nil) {
+		c.Warnf(at+".ignoreUriCase", "has no effect: it concerns uri.exact and uri.prefix only")
+	}
+	c.named(m.Headers, at+".headers", "")
+	c.named(m.WithoutHeaders, at+".withoutHeaders", "*")
+	c.named(m.QueryParams, at+".queryParams", "")
+	if m.Port != nil && *m.Port != 0 {
+		c.that(wrongPort(*m.Port), at, ".port")
+	}
+	c.labels(m.SourceLabels, at, ".sourceLabels")
+	if m.SourceNamespace != "" && !isLabel(m.SourceNamespace) {
+		c.Errorf(at+".sourceNamespace", "%q is not a namespace", m.SourceNamespace)
+	}
+	for i, gateway := range m.Gateways {
+		c.gateway(gateway, yamldoc.Index(at+".gateways", i))
+	}
+	if len(m.Gateways) > 0 && (len(m.SourceLabels) > 0 || m.SourceNamespace != "") {
+		c.Warnf(at+".gateways", "Istio ignores sourceLabels and sourceNamespace of a match with gateways, and so do we")
+	}
+}
+
+// named checks matches of headers or query parameters. One expression may mean presence although it is none.
+func (c check) named(matches map[string]StringMatch, at, presence string) {
+	for _, name := range slices.Sorted(maps.Keys(matches)) {
+		at := yamldoc.Key(at, name)
+		if strings.HasPrefix(name, "@request.auth.") {
+			c.Errorf(at, "matching JWT claims works at gateways only")
+		} else if expr := matches[name].Regex; expr != nil && (presence == "" || *expr != presence) {
+			c.that(wrongRegex(*expr), at, ".regex")
+		}
+	}
+}
+
+func (c check) destination(d *Destination, at string) {
+	if d == nil {
+		return
+	}
+	if c.that(wrongHost(d.Host), at, ".host") && strings.HasPrefix(d.Host, "*") {
+		c.Errorf(at+".host", "a destination is one service: %q has a wildcard", d.Host)
+	}
+	if d.Subset != nil && !isLabel(*d.Subset) {
+		c.Errorf(at+".subset", "%q is not the name of a subset: use letters, digits and hyphens", *d.Subset)
+	}
+	if d.Port != nil {
+		c.that(wrongPort(d.Port.Number), at, ".port.number")
+	}
+}
+
+func (c check) retries(route *HTTPRoute, at string) {
+	r := route.Retries
+	if r == nil {
+		return
+	}
+	at += ".retries"
+	if r.Attempts < 0 {
+		c.Errorf(at+".attempts", "%d is negative", r.Attempts)
+	}
+	if r.Attempts == 0 && (r.PerTryTimeout.Set || r.RetryOn != "" || r.RetryRemoteLocalities != nil) {
+		c.Errorf(at+".attempts", "missing or 0, which means no retries, but retries are configured: "+
+			"set attempts, or remove the other fields")
+	}
+	c.duration(r.PerTryTimeout, at, ".perTryTimeout")
+	c.duration(r.Backoff, at, ".backoff")
+	if r.PerTryTimeout.Set && route.Timeout.Set && r.PerTryTimeout.Duration >= route.Timeout.Duration {
+		c.Warnf(at+".perTryTimeout", "has no effect: the timeout of the route, %v, is not longer", route.Timeout.Duration)
+	}
+	c.retryOn(r.RetryOn, at+".retryOn")
+	if remote := r.RetryRemoteLocalities; remote != nil && *remote {
+		c.Errorf(at+".retryRemoteLocalities", "preferring other localities for retries is not enforced yet")
+	}
+	if ignore := r.RetryIgnorePreviousHost; ignore != nil && !*ignore {
+		c.Errorf(at+".retryIgnorePreviousHosts", "a retry always prefers an endpoint that was not tried: false is not enforced")
+	}
+}
+
+func (c check) retryOn(list, at string) {
+	if list == "" {
+		return
+	}
+	for item := range strings.SplitSeq(list, ",") {
+		switch _, err := retry.ParseOn(item); {
+		case item == "":
+			c.Errorf(at, "%q has an empty item", list)
+		case strings.TrimSpace(item) != item:
+			c.Errorf(at, "%q has spaces, which Istio rejects: write the items joined by commas alone", list)
+		case err != nil:
+			c.Errorf(at, "%s", strings.TrimPrefix(err.Error(), "retry: "))
+		case item == "retriable-headers":
+			c.Warnf(at, "retriable-headers has no effect: a VirtualService cannot name the headers")
+		}
+	}
+}
+
+func (c check) fault(f *HTTPFaultInjection, at string) {
+	if f == nil {
+		return
+	}
+	if f.Delay == nil && f.Abort == nil {
+		c.Errorf(at, "neither delay nor abort: set one or both")
+	}
+	if d := f.Delay; d != nil {
+		at := at + ".delay"
+		c.duration(d.FixedDelay, at, ".fixedDelay")
+		if !d.FixedDelay.Set && !d.ExponentialDelay.Set {
+			c.Warnf(at, "has no effect: set fixedDelay")
+		}
+		if d.Percent != 0 {
+			c.Warnf(at+".percent", "deprecated: use percentage")
+			c.that(wrongPercentage(float64(d.Percent)), at, ".percent")
+		}
+		if d.Percent == 0 || d.Percentage != nil {
+			c.faultPercentage(d.Percentage, at)
+		}
+	}
+	if a := f.Abort; a != nil {
+		at := at + ".abort"
+		switch {
+		case a.HTTPStatus != nil && (*a.HTTPStatus < 200 || *a.HTTPStatus > 599):
+			c.Errorf(at+".httpStatus", "%d is not a status of a response: it must be from 200 to 599", *a.HTTPStatus)
+		case a.GRPCStatus != nil && grpcCode(*a.GRPCStatus) < 0:
+			c.Errorf(at+".grpcStatus", "%q is not the name of a gRPC status such as UNAVAILABLE", *a.GRPCStatus)
+		case a.HTTPStatus == nil && a.GRPCStatus == nil && a.HTTP2Error == nil:
+			c.Warnf(at, "has no effect: set httpStatus or grpcStatus")
+		}
+		c.faultPercentage(a.Percentage, at)
+	}
+}
+
+func (c check) faultPercentage(p *Percent, at string) {
+	switch {
+	case p == nil:
+		c.Warnf(at+".percentage", "missing, which means 0: no request meets this fault")
+	case p.Value > 0 && p.Value < 0.0001:
+		c.Errorf(at+".percentage.value", "%v is too small: the least percentage is 0.0001", p.Value)
+	case c.that(wrongPercentage(p.Value), at, ".percentage.value"):
+		c.warn(smallPercentage(p.Value), at, ".percentage.value")
+	}
+}
+
+// grpcCode returns the number of a gRPC status by its name, or -1.
+func grpcCode(name string) int {
+	return slices.Index([]string{
+		"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+		"PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+		"INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+	}, name)
+}
+
+func (c check) mirrors(r *HTTPRoute, at string) {
+	if r.Mirror != nil && len(r.Mirrors) > 0 {
+		c.Errorf(at+".mirrors", "mirror and mirrors exclude each other: set only one of them")
+	}
+	c.destination(r.Mirror, at+".mirror")
+	if p := r.MirrorPercentage; p != nil {
+		c.mirrorPercentage(p, at+".mirrorPercentage")
+		if r.Mirror == nil {
+			c.Warnf(at+".mirrorPercentage", "has no effect without mirror")
+		}
+	}
+	if p := r.MirrorPercent; p != nil {
+		c.Warnf(at+".mirrorPercent", "deprecated: use mirrorPercentage")
+		c.that(wrongPercentage(float64(*p)), at, ".mirrorPercent")
+		if r.Mirror == nil {
+			c.Warnf(at+".mirrorPercent", "has no effect without mirror")
+		}
+	}
+	for i, m := range r.Mirrors {
+		at := yamldoc.Index(at+".mirrors", i)
+		c.destination(m.Destination, at+".destination")
+		if m.Percentage != nil {
+			c.mirrorPercentage(m.Percentage, at+".percentage")
+		}
+	}
+}
+
+func (c check) mirrorPercentage(p *Percent, at string) {
+	if c.that(wrongPercentage(p.Value), at, ".value") {
+		c.warn(smallPercentage(p.Value), at, ".value")
+	}
+}
+
+func (c check) redirect(r *HTTPRedirect, at string) {
+	if r == nil {
+		return
+	}
+	if r.URI == "" && r.Authority == "" && r.Port == nil && r.DerivePort == nil && r.Scheme == "" {
+		c.Errorf(at, "must set uri, authority, port, derivePort or scheme")
+	}
+	if r.URI != "" && r.PrefixRewrite != "" {
+		c.Errorf(at+".prefixRewrite", "uri and prefixRewrite exclude each other: set only one of them")
+	}
+	switch r.RedirectCode {
+	case 0, http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect,
+		http.StatusPermanentRedirect:
+	default:
+		c.Errorf(at+".redirectCode", "%d is not one of 301, 302, 303, 307 and 308", r.RedirectCode)
+	}
+	if r.Scheme != "" && r.Scheme != "http" && r.Scheme != "https" {
+		c.Errorf(at+".scheme", "%q is neither http nor https", r.Scheme)
+	}
+	if r.Port != nil {
+		c.that(wrongPort(*r.Port), at, ".port")
+	}
+}
+
+func (c check) rewrite(r *HTTPRoute, at string) {
+	authorities := 0
+	if w := r.Rewrite; w != nil {
+		at := at + ".rewrite"
+		if w.URI != "" && w.URIRegexRewrite != nil {
+			c.Errorf(at+".uriRegexRewrite", "uri and uriRegexRewrite exclude each other: set only one of them")
+		}
+		if w.URI == "" && w.URIRegexRewrite == nil && w.Authority == "" {
+			c.Errorf(at, "must set uri, uriRegexRewrite or authority")
+		}
+		if x := w.URIRegexRewrite; x != nil {
+			if x.Match == "" || x.Rewrite == "" {
+				c.Errorf(at+".uriRegexRewrite", "must set both match and rewrite")
+			}
+			c.that(wrongRegex(x.Match), at, ".uriRegexRewrite.match")
+		}
+		if w.Authority != "" {
+			authorities++
+		}
+	}
+	if h := r.Headers; h != nil {
+		for _, values := range []map[string]string{h.Request.Set, h.Request.Add} {
+			for name := range values {
+				if strings.EqualFold(name, "host") || strings.EqualFold(name, ":authority") {
+					authorities++
+				}
+			}
+		}
+	}
+	if authorities > 1 {
+		c.Errorf(at, "the authority is rewritten %d times: do it once, in rewrite.authority", authorities)
+	}
+}
