@@ -340,6 +340,41 @@ func TestTransportRetries(t *testing.T) {
 	}
 }
 
+// The retries of a destination share a budget, from call to call.
+func TestTransportRetryBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := to("b")
+		r.Retry = retry.Config{Retries: 1, Backoff: -1}
+		sent := 0
+		rt := always(t, func(req *http.Request) (*http.Response, error) {
+			sent++
+			resp, err := ok(req)
+			resp.StatusCode = 503
+			return resp, err
+		}, r)
+		for range 100 {
+			if _, err := rt.RoundTrip(get(t, "http://a/")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if sent <= 100 || sent > 150 {
+			t.Errorf("100 calls became %d requests, want some retries, but far from one for each", sent)
+		}
+	})
+}
+
+// A request made by hand may have no Host.
+func TestTransportKeepsAuthority(t *testing.T) {
+	var host string
+	rt := always(t, func(req *http.Request) (*http.Response, error) { host = req.Host; return ok(req) }, to("b"))
+	if _, err := rt.RoundTrip(&http.Request{URL: &url.URL{Scheme: "http", Host: "a:81", Path: "/"}}); err != nil {
+		t.Fatal(err)
+	}
+	if host != "a:81" {
+		t.Errorf("Host = %q, want a:81", host)
+	}
+}
+
 func TestTransportFaults(t *testing.T) {
 	r := to("b")
 	r.Retry = retry.Config{Retries: 2, On: retry.On{Conditions: retry.ServerError}}

@@ -90,6 +90,8 @@ func (m *Mirrorer) fork(out *http.Request, e *Entry, send sendFunc) {
 			}
 			c.req.Body, c.req.ContentLength = rc, out.ContentLength
 			m.start(c)
+		case out.ContentLength > mirrorBodyLimit:
+			m.done(c.target, ErrMirrorBody)
 		default:
 			if tee == nil {
 				tee = &teeBody{rc: out.Body, m: m, length: out.ContentLength}
@@ -291,7 +293,7 @@ func (t *teeBody) observe(p []byte, err error) {
 		t.mu.Unlock()
 		return
 	}
-	fits := len(t.kept)+len(p) <= mirrorBodyLimit && t.length <= mirrorBodyLimit
+	fits := len(t.kept)+len(p) <= mirrorBodyLimit
 	if fits {
 		t.kept = append(t.kept, p...)
 	}

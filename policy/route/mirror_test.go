@@ -95,10 +95,7 @@ func TestMirrorBodies(t *testing.T) {
 		{"stream, empty", post(t, stream(strings.NewReader(""))), readAll, "", nil},
 		{"stream, just not too large", post(t, stream(strings.NewReader(large[1:]))), readAll, large[1:], nil},
 		{"stream, too large", post(t, stream(strings.NewReader(large))), readAll, "", route.ErrMirrorBody},
-		{"announced too large", withLength(64<<10+1, stream(strings.NewReader(large))), func(r io.ReadCloser) {
-			r.Read(make([]byte, 1))
-			r.Close()
-		}, "", route.ErrMirrorBody},
+		{"announced too large", withLength(64<<10+1, stream(strings.NewReader(large))), nil, "", route.ErrMirrorBody},
 		{"length known, not read to EOF", withLength(5, stream(strings.NewReader("hello"))), func(r io.ReadCloser) {
 			io.ReadFull(r, make([]byte, 5))
 			r.Close()

@@ -72,6 +72,17 @@ func TestRewritePath(t *testing.T) {
 	}
 }
 
+func TestRewriteOpaque(t *testing.T) {
+	r := to("b", route.Match{URI: prefix("/a/")})
+	r.Rewrite.URI = "/b/"
+	req := get(t, "http://a/?q")
+	req.URL.Opaque = "/a/x%2Fy"
+	out, err := outgoing(t, r, req)
+	if err != nil || out.URL.RequestURI() != "/b/x%2Fy?q" {
+		t.Errorf("becomes %s, %v, want /b/x%%2Fy?q", out.URL.RequestURI(), err)
+	}
+}
+
 func TestRewritePathErrors(t *testing.T) {
 	for _, c := range []struct{ name, pattern, substitution, url string }{
 		{"no slash", "^/", "x", "http://a/b"},
