@@ -1,6 +1,7 @@
 package limit_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -86,21 +87,23 @@ func conns(t *testing.T, pool *limit.Pool, template *http.Transport) *limit.Conn
 	return c
 }
 
-// get makes a call and returns what it answers.
+// get makes a call and returns what it answers. It may be called from any goroutine.
 func get(t *testing.T, rt http.RoundTripper, url string) string {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url, strings.NewReader("a body"))
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return ""
 	}
 	resp, err := rt.RoundTrip(req)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return ""
 	}
 	defer resp.Body.Close()
 	text, err := io.ReadAll(resp.Body)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	if resp.Request != req {
 		t.Error("resp.Request is not the caller's")
@@ -184,15 +187,18 @@ func TestTrap28_HTTP2SharesOneConnection(t *testing.T) {
 	const calls = 20
 	var together sync.WaitGroup
 	together.Add(calls)
-	s := serve(t, overTLS, func(_ http.ResponseWriter, req *http.Request) {
+	s := serve(t, overTLS, func(w http.ResponseWriter, req *http.Request) {
 		if req.URL.Path == "/together" {
 			together.Done()
 			together.Wait()
 		}
+		hello(w, req)
 	})
 	pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
 	c := conns(t, pool, s.template)
-	get(t, c, s.URL)
+	if got := get(t, c, s.URL); got != "HTTP/2.0" {
+		t.Fatalf("the server saw %s, want HTTP/2.0", got)
+	}
 	var workers sync.WaitGroup
 	for range calls {
 		workers.Go(func() { get(t, c, s.URL+"/together") })
@@ -222,6 +228,41 @@ func TestConns_MaxRequestsPerConnection(t *testing.T) {
 			})
 		}
 	}
+}
+
+// A server that goes on with a connection after it was asked not to is not followed.
+func TestConns_MaxRequestsPerConnectionIsEnforced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var servers sync.WaitGroup
+		defer servers.Wait()
+		dials := 0
+		pool := newPool(t, limit.PoolConfig{MaxRequestsPerConnection: 2})
+		c := conns(t, pool, &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+			dials++
+			client, server := net.Pipe()
+			servers.Go(func() {
+				requests := bufio.NewReader(server)
+				for {
+					if _, err := http.ReadRequest(requests); err != nil {
+						return
+					}
+					io.WriteString(server, "HTTP/1.1 204 No Content\r\nConnection: keep-alive\r\n\r\n")
+				}
+			})
+			return client, nil
+		}})
+		defer c.Close()
+		for range 6 {
+			resp, err := c.RoundTrip(httptest.NewRequest(http.MethodGet, "http://orders", nil))
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+		}
+		if dials != 3 {
+			t.Errorf("6 calls with 2 to a connection dialled %d times, want 3", dials)
+		}
+	})
 }
 
 func TestConns_MaxConnectionsOverEndpoints(t *testing.T) {
