@@ -1,0 +1,106 @@
+package bench
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+)
+
+// Caller is a way to call a Server.
+type Caller struct {
+	Name string
+	URL  string
+
+	http.RoundTripper
+	Close func()
+}
+
+// documents turn on what a careful operator asks for. The first route is there to be looked at and passed over.
+const documents = `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: user-service}
+spec:
+  hosts: [user-service]
+  http:
+  - name: admin
+    match:
+    - uri: {prefix: /admin}
+      headers: {x-role: {exact: operator}}
+    route:
+    - destination: {host: user-service}
+  - name: users
+    match:
+    - uri: {prefix: /users}
+    route:
+    - destination: {host: user-service}
+    retries: {attempts: 2, retryOn: "connect-failure,refused-stream,503"%s}
+    %s
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: user-service}
+spec:
+  host: user-service
+  trafficPolicy:
+    loadBalancer: {simple: LEAST_REQUEST}
+    outlierDetection: {consecutive5xxErrors: 5, interval: 10s, baseEjectionTime: 30s}
+    connectionPool:
+      http: {http1MaxPendingRequests: 1024, http2MaxRequests: 4096, maxRetries: 64}
+`
+
+// NewMesh returns a mesh that knows the endpoints of s, with all its layers at work. Timeouts are an option: they are what
+// costs most.
+func NewMesh(s *Server, timeouts bool) (*mesh.Mesh, error) {
+	known := make([]discovery.Endpoint, len(s.addresses))
+	for i, address := range s.addresses {
+		host, port, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		known[i].Address = host
+		if known[i].Port, err = strconv.Atoi(port); err != nil {
+			return nil, err
+		}
+	}
+	var registry discovery.Memory
+	registry.Set("user-service", known...)
+	var perTry, whole string
+	if timeouts {
+		perTry, whole = ", perTryTimeout: 2s", "timeout: 5s"
+	}
+	return mesh.New(context.Background(),
+		mesh.WithPolicy(policy.Source{Name: "bench.yaml", Data: fmt.Appendf(nil, documents, perTry, whole)}),
+		mesh.WithDiscovery(&registry),
+		mesh.WithTransport(s.Transport()),
+		mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{}}),
+	)
+}
+
+// Callers returns every way to call s that is compared. The first is the bare transport. The caller closes them.
+func Callers(s *Server) ([]Caller, error) {
+	var callers []Caller
+	for _, peer := range []Peer{Bare, Failsafe, FailsafeTimeout} {
+		t := s.Transport()
+		callers = append(callers, Caller{peer.Name, s.url(s.addresses[0]), peer.Wrap(t), t.CloseIdleConnections})
+	}
+	for _, timeouts := range []bool{false, true} {
+		name := "whole mesh"
+		if timeouts {
+			name += " with timeouts"
+		}
+		m, err := NewMesh(s, timeouts)
+		if err != nil {
+			return nil, err
+		}
+		callers = append(callers, Caller{name, s.url("user-service"), m.Transport(), func() { m.Close() }})
+	}
+	return callers, nil
+}

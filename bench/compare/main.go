@@ -1,0 +1,185 @@
+// Command compare runs this library and its peers in turn, several times over, and prints how they compare, in Markdown.
+//
+//	go run ./compare > results.md
+//
+// Every figure is the median of all rounds, and every ratio the median of the ratios within a round: whatever else the
+// machine does meanwhile then weighs on all sides alike.
+package main
+
+import (
+	"flag"
+	"fmt"
+	"net/http"
+	"os"
+	"runtime"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/bench"
+)
+
+func main() {
+	bench.ServeProcess()
+	rounds := flag.Int("rounds", 9, "number of `rounds`")
+	span := flag.Duration("time", 400*time.Millisecond, "how long each side runs in a round")
+	flag.Parse()
+	if flag.NArg() > 0 || *rounds < 1 || *span <= 0 {
+		flag.Usage()
+		os.Exit(2)
+	}
+	fmt.Printf("%s, %s/%s, %d processors; median of %d rounds of %v.\n",
+		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), *rounds, *span)
+	if err := compare(*rounds, *span); err != nil {
+		fmt.Fprintln(os.Stderr, "compare:", err)
+		os.Exit(1)
+	}
+}
+
+func compare(rounds int, span time.Duration) error {
+	if err := layers(rounds, span); err != nil {
+		return err
+	}
+	fmt.Print("\nOver loopback, in calls a second and CPU time a call, each with its ratio to a bare http.Transport:\n\n" +
+		"| protocol | in flight | | calls/s | | CPU, both ends | | CPU, client alone | |\n" +
+		"|---|--:|---|--:|--:|--:|--:|--:|--:|\n")
+	for _, protocol := range bench.Protocols {
+		for _, inFlight := range []int{8, 64} {
+			if err := loopback(protocol, inFlight, rounds, span); err != nil {
+				return fmt.Errorf("%s, %d in flight: %w", protocol, inFlight, err)
+			}
+		}
+	}
+	return nil
+}
+
+// layers prints the table of what is added to a RoundTripper that does nothing.
+func layers(rounds int, span time.Duration) error {
+	peers := append([]bench.Peer{bench.Bare}, bench.Layers()...)
+	transports := make([]http.RoundTripper, len(peers))
+	for i, p := range peers {
+		transports[i] = p.Wrap(bench.Noop{})
+	}
+	times, allocs, err := inTurn(len(peers), rounds, func(i int) (float64, float64, error) {
+		return perCall(transports[i], span)
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Print("\nAround a RoundTripper that does nothing:\n\n" +
+		"| | time a call | beyond bare | allocations | beyond bare |\n|---|--:|--:|--:|--:|\n")
+	for i, p := range peers {
+		fmt.Printf("| %s | %.0f ns | %+.0f ns | %.0f | %+.0f |\n", p.Name,
+			median(times[i]), median(pairwise(times[i], times[0], minus)),
+			median(allocs[i]), median(pairwise(allocs[i], allocs[0], minus)))
+	}
+	return nil
+}
+
+// perCall calls rt for a while and returns the time in nanoseconds and the allocations of a call.
+func perCall(rt http.RoundTripper, span time.Duration) (ns, allocs float64, err error) {
+	req, err := http.NewRequest(http.MethodGet, "http://user-service/users/42", nil)
+	if err != nil {
+		return 0, 0, err
+	}
+	buf := make([]byte, 512)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	calls, start := 0, time.Now()
+	for time.Since(start) < span {
+		for range 1000 {
+			if err := bench.Call(rt, req, buf); err != nil {
+				return 0, 0, err
+			}
+		}
+		calls += 1000
+	}
+	elapsed := time.Since(start)
+	runtime.ReadMemStats(&after)
+	return float64(elapsed.Nanoseconds()) / float64(calls), float64(after.Mallocs-before.Mallocs) / float64(calls), nil
+}
+
+// loopback prints the rows of a protocol and a number of calls in flight.
+func loopback(protocol bench.Protocol, inFlight, rounds int, span time.Duration) error {
+	names, rate, both, err := throughput(bench.NewServer, protocol, inFlight, rounds, span)
+	if err != nil {
+		return err
+	}
+	_, _, client, err := throughput(bench.StartServer, protocol, inFlight, rounds, span)
+	if err != nil {
+		return err
+	}
+	for i, name := range names {
+		fmt.Printf("| %s | %d | %s | %.0f | %.2f | %.1f µs | %.2f | %.1f µs | %.2f |\n", protocol, inFlight, name,
+			median(rate[i]), median(pairwise(rate[i], rate[0], over)),
+			median(both[i]), median(pairwise(both[i], both[0], over)),
+			median(client[i]), median(pairwise(client[i], client[0], over)))
+	}
+	return nil
+}
+
+// throughput returns, for each caller and round, the calls a second and the CPU time of a call in this process.
+func throughput(start func(bench.Protocol) (*bench.Server, error), protocol bench.Protocol, inFlight, rounds int,
+	span time.Duration) (names []string, rate, cpu [][]float64, err error) {
+	server, err := start(protocol)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	defer server.Close()
+	callers, err := bench.Callers(server)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	for _, c := range callers {
+		defer c.Close()
+		names = append(names, c.Name)
+	}
+	rate, cpu, err = inTurn(len(callers), rounds, func(i int) (float64, float64, error) {
+		var ended atomic.Bool
+		defer time.AfterFunc(span, func() { ended.Store(true) }).Stop()
+		c := callers[i]
+		result, err := bench.Run(c, c.URL, inFlight, func() bool { return !ended.Load() })
+		return result.PerSecond(), result.CPUPerCall(), err
+	})
+	return names, rate, cpu, err
+}
+
+// inTurn measures each of n sides in each round, and one round more that does not count. A round begins one side further
+// than the last, so that no side always runs after the same one.
+func inTurn(n, rounds int, measure func(int) (float64, float64, error)) (first, second [][]float64, err error) {
+	first, second = make([][]float64, n), make([][]float64, n)
+	for round := range rounds + 1 {
+		for k := range n {
+			i := (round + k) % n
+			runtime.GC() // what one side leaves is not for the next to clean up
+			a, b, err := measure(i)
+			if err != nil {
+				return nil, nil, err
+			}
+			if round > 0 {
+				first[i], second[i] = append(first[i], a), append(second[i], b)
+			}
+		}
+	}
+	return first, second, nil
+}
+
+func median(values []float64) float64 {
+	sorted := slices.Sorted(slices.Values(values))
+	middle := len(sorted) / 2
+	if len(sorted)%2 == 0 {
+		return (sorted[middle-1] + sorted[middle]) / 2
+	}
+	return sorted[middle]
+}
+
+func pairwise(a, b []float64, f func(a, b float64) float64) []float64 {
+	out := make([]float64, len(a))
+	for i := range a {
+		out[i] = f(a[i], b[i])
+	}
+	return out
+}
+
+func minus(a, b float64) float64 { return a - b }
+func over(a, b float64) float64  { return a / b }

@@ -1,0 +1,20 @@
+// Benchmarks beside other libraries. They have a go.mod of their own so that users of the library inherit none of it.
+module github.com/nosidecar/mesh/bench
+
+go 1.26.0
+
+require (
+	github.com/failsafe-go/failsafe-go v0.9.8
+	github.com/nosidecar/mesh v0.0.0
+	github.com/sony/gobreaker/v2 v2.4.0
+)
+
+require (
+	github.com/bits-and-blooms/bitset v1.24.4 // indirect
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
+	github.com/influxdata/tdigest v0.0.1 // indirect
+	go.yaml.in/yaml/v3 v3.0.6 // indirect
+	golang.org/x/time v0.16.0 // indirect
+)
+
+replace github.com/nosidecar/mesh => ../

@@ -1,0 +1,76 @@
+package bench
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Result is what a load was served.
+type Result struct {
+	Calls   int
+	Elapsed time.Duration
+	CPU     time.Duration // of this process, user and system time
+}
+
+// PerSecond returns the calls served in a second.
+func (r Result) PerSecond() float64 { return float64(r.Calls) / r.Elapsed.Seconds() }
+
+// CPUPerCall returns the CPU time of a call, in microseconds.
+func (r Result) CPUPerCall() float64 { return r.CPU.Seconds() * 1e6 / float64(r.Calls) }
+
+// Run lets as many callers as there are to be calls in flight call url, each again as soon as it has read its response,
+// while more returns true. The first failure ends the run.
+func Run(rt http.RoundTripper, url string, inFlight int, more func() bool) (Result, error) {
+	ctx, stop := context.WithCancelCause(context.Background())
+	defer stop(nil)
+	client := &http.Client{Transport: rt}
+	var calls atomic.Int64
+	var callers sync.WaitGroup
+	start, cpu := time.Now(), cpuTime()
+	for range inFlight {
+		callers.Go(func() {
+			n := 0
+			for buf := make([]byte, 1024); more() && ctx.Err() == nil; n++ {
+				if err := get(ctx, client, url, buf); err != nil {
+					stop(err)
+					return
+				}
+			}
+			calls.Add(int64(n))
+		})
+	}
+	callers.Wait()
+	return Result{int(calls.Load()), time.Since(start), cpuTime() - cpu}, context.Cause(ctx)
+}
+
+func get(ctx context.Context, client *http.Client, url string, buf []byte) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	for err == nil {
+		_, err = resp.Body.Read(buf)
+	}
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+func cpuTime() time.Duration {
+	var usage syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
+		panic(err) // the arguments are right
+	}
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}

@@ -1,0 +1,170 @@
+package bench
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+)
+
+// Protocol is what is spoken on the loopback interface.
+type Protocol string
+
+// The protocols.
+const (
+	HTTP  Protocol = "http"  // HTTP/1.1
+	HTTPS Protocol = "https" // HTTP/1.1 over TLS
+	HTTP2 Protocol = "h2"    // HTTP/2 over TLS
+)
+
+// Protocols lists all protocols.
+var Protocols = []Protocol{HTTP, HTTPS, HTTP2}
+
+// endpoints is the number of instances of the service. The bare transport, which knows no instances, calls the first.
+const endpoints = 3
+
+// answer is what a small service says.
+const answer = `{"id":42,"name":"Ada Lovelace","email":"ada@example.com","roles":["admin","author"],"active":true,` +
+	`"created":"2024-02-29T12:00:00Z","quota":{"used":1201,"limit":5000}}`
+
+// Server is a service with several instances on 127.0.0.1.
+type Server struct {
+	protocol  Protocol
+	addresses []string
+	roots     *x509.CertPool
+	close     func()
+}
+
+// greeting is what a server process tells the process that started it.
+type greeting struct {
+	Addresses   []string
+	Certificate []byte // DER; empty without TLS
+}
+
+// NewServer starts a service in this process: its part in the CPU time of a call is measured, too.
+func NewServer(protocol Protocol) (*Server, error) {
+	instances, hello := listen(protocol)
+	return newServer(protocol, hello, func() {
+		for _, instance := range instances {
+			instance.Close()
+		}
+	})
+}
+
+func listen(protocol Protocol) ([]*httptest.Server, greeting) {
+	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, answer) // a client that is gone needs no answer
+	})
+	var hello greeting
+	instances := make([]*httptest.Server, endpoints)
+	for i := range instances {
+		s := httptest.NewUnstartedServer(handler)
+		if protocol == HTTP {
+			s.Start()
+		} else {
+			s.EnableHTTP2 = protocol == HTTP2
+			s.StartTLS()
+			hello.Certificate = s.Certificate().Raw
+		}
+		instances[i] = s
+		hello.Addresses = append(hello.Addresses, s.Listener.Addr().String())
+	}
+	return instances, hello
+}
+
+func newServer(protocol Protocol, hello greeting, close func()) (*Server, error) {
+	s := &Server{protocol: protocol, addresses: hello.Addresses, close: close}
+	if len(hello.Certificate) > 0 {
+		cert, err := x509.ParseCertificate(hello.Certificate)
+		if err != nil {
+			close()
+			return nil, err
+		}
+		s.roots = x509.NewCertPool()
+		s.roots.AddCert(cert)
+	}
+	return s, nil
+}
+
+// Close stops the service.
+func (s *Server) Close() { s.close() }
+
+// Transport returns a transport that trusts the service. It keeps every idle connection, as the mesh does: with net/http's
+// two, the callers of a bare transport would dial all the time.
+func (s *Server) Transport() *http.Transport {
+	t := &http.Transport{MaxIdleConnsPerHost: 4096, ForceAttemptHTTP2: s.protocol == HTTP2}
+	if s.roots != nil {
+		t.TLSClientConfig = &tls.Config{RootCAs: s.roots, ServerName: "example.com"}
+	}
+	return t
+}
+
+// url returns a URL of the service at host.
+func (s *Server) url(host string) string {
+	scheme := "http"
+	if s.protocol != HTTP {
+		scheme = "https"
+	}
+	return scheme + "://" + host + "/users/42"
+}
+
+// processVariable makes a program that calls ServeProcess a server.
+const processVariable = "MESH_BENCH_SERVER"
+
+// StartServer starts a service in a process of its own, which ends with [Server.Close] or with this process. The
+// program must call [ServeProcess] first of all.
+func StartServer(protocol Protocol) (_ *Server, err error) {
+	program, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(program)
+	cmd.Env = append(os.Environ(), processVariable+"="+string(protocol))
+	cmd.Stderr = os.Stderr
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	stop := func() {
+		stdin.Close()
+		_ = cmd.Wait() // how it ended changes nothing
+	}
+	var hello greeting
+	if err := json.NewDecoder(stdout).Decode(&hello); err != nil {
+		stop()
+		return nil, fmt.Errorf("the server process does not say where it listens: %w", err)
+	}
+	return newServer(protocol, hello, stop)
+}
+
+// ServeProcess returns at once, unless the process was started by [StartServer]: then it serves until its standard input
+// ends, and exits.
+func ServeProcess() {
+	protocol := Protocol(os.Getenv(processVariable))
+	if protocol == "" {
+		return
+	}
+	_, hello := listen(protocol)
+	err := json.NewEncoder(os.Stdout).Encode(hello)
+	if err == nil {
+		_, err = io.Copy(io.Discard, os.Stdin)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
