@@ -161,21 +161,36 @@ type Change struct {
 
 // Circuit decides whether calls to one destination may be made. It is safe for concurrent use. Use [New].
 type Circuit struct {
-	// breaker is the state machine: generations of results, the open period, the number of probes. The rest of this type
-	// adds what it lacks: it drops results of calls that outlast its window, forgets consecutive failures with the
-	// window, calls back with its lock held, and waits for ever for a probe that does not end.
-	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
 	cfg     Config // with defaults
 	created time.Time
-	state   atomic.Uint32
 	changes mailbox[Change]
 
-	// Guarded by the lock of breaker: used only in the callbacks that it runs, which are record, trips and changed.
-	consecutive int
-	window      window
+	// breaker is the state machine: it keeps the open period, and lets the probes through and judges them. It has no
+	// part in calls that pass a closed circuit, except for the one that trips it: it would cost two looks at the clock
+	// and an allocation, and it drops the results of calls that outlast its window.
+	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
+	phase   atomic.Uint64 // see phase; written with the lock of breaker held
 
-	mu     sync.Mutex // never taken in the callbacks of breaker
+	consecutive atomic.Int64 // failures; written with mu held
+
+	mu     sync.Mutex // may be held when breaker is used, never taken in its callbacks
+	window window     // has no buckets if no rate is looked at
 	probes []*probe   // not yet ended, or not yet known to have
+}
+
+// A phase is the time between two changes of state. Its lower two bits are the State.
+type phase uint64
+
+func (p phase) state() State {
+	return State(p & 3)
+}
+
+func (p phase) next(s State) phase {
+	return (p>>2+1)<<2 | phase(s)
+}
+
+func (c *Circuit) current() phase {
+	return phase(c.phase.Load())
 }
 
 // New returns a closed circuit. onChange, if not nil, is told of every change of state, in order, by one of the
@@ -195,8 +210,7 @@ func New(cfg Config, onChange func(Change)) (*Circuit, error) {
 		MaxRequests:   uint32(cfg.Probes),
 		Timeout:       cfg.OpenDuration - 1, // gobreaker waits for more than Timeout to pass, not for Timeout
 		IsExcluded:    func(err error) bool { return err == errIgnored },
-		IsSuccessful:  c.record,
-		ReadyToTrip:   func(gobreaker.Counts) bool { return c.trips() },
+		ReadyToTrip:   func(gobreaker.Counts) bool { return true }, // a closed breaker hears only of what trips it
 		OnStateChange: func(_ string, from, to gobreaker.State) { c.changed(from, to) },
 	})
 	return c, nil
@@ -209,40 +223,45 @@ func (c *Circuit) Config() Config {
 
 // State returns the current state.
 func (c *Circuit) State() State {
-	state := fromGobreaker(c.breaker.State())
+	if c.current().state() == Closed {
+		return Closed
+	}
+	state := fromGobreaker(c.breaker.State()) // may find that the open period is over
 	c.changes.deliver()
 	return state
 }
 
 // Allow returns a Lease for one call, or [ErrOpen]. The caller must call Done on the lease when the call has ended.
 func (c *Circuit) Allow() (Lease, error) {
-	done, err := c.breaker.Allow()
-	if err == gobreaker.ErrTooManyRequests && c.reclaim(time.Now()) {
-		done, err = c.breaker.Allow()
-	}
-	if err != nil {
+	lease := Lease{circuit: c, phase: c.current()}
+	if lease.phase.state() != Closed {
+		done, err := c.breaker.Allow()
+		if err == gobreaker.ErrTooManyRequests && c.reclaim(time.Now()) {
+			done, err = c.breaker.Allow()
+		}
+		if err != nil {
+			c.changes.deliver()
+			return Lease{}, ErrOpen
+		}
+		// If the phase changed once more since breaker let the call pass, it passes, but its outcome is either that of
+		// an ordinary call or belongs to a phase that is over; done knows if so.
+		if lease.phase = c.current(); lease.phase.state() != Closed {
+			lease.probe = c.newProbe(done, time.Now())
+		}
 		c.changes.deliver()
-		return Lease{}, ErrOpen
 	}
-	lease := Lease{circuit: c, done: done}
 	if c.cfg.SlowCall > 0 {
 		lease.began = time.Since(c.created)
 	}
-	// If the state has changed since breaker let the call pass, the result belongs to a generation that is over, and it
-	// does not matter which kind of lease this is.
-	if State(c.state.Load()) == HalfOpen {
-		lease.probe = c.newProbe(done, time.Now())
-	}
-	c.changes.deliver()
 	return lease, nil
 }
 
 // Lease is the permission to make one call. The zero Lease does nothing. A Lease must not be copied once its methods are
 // used, nor used by several goroutines at once.
 type Lease struct {
-	circuit  *Circuit
-	done     func(error)
-	probe    *probe        // nil unless the circuit was half-open
+	circuit  *Circuit // nil once done
+	phase    phase
+	probe    *probe        // nil if the circuit was closed
 	began    time.Duration // from circuit.created; set if slow calls count
 	took     time.Duration // set if answered
 	answered bool
@@ -250,7 +269,7 @@ type Lease struct {
 
 // Answered says that the response has begun. What follows, such as a long body, does not make the call a slow one.
 func (l *Lease) Answered() {
-	if l.done != nil && l.circuit.cfg.SlowCall > 0 && !l.answered {
+	if l.circuit != nil && l.circuit.cfg.SlowCall > 0 && !l.answered {
 		l.took = time.Since(l.circuit.created) - l.began
 		l.answered = true
 	}
@@ -259,72 +278,55 @@ func (l *Lease) Answered() {
 // Done says that the call has ended. Calls after the first do nothing. An outcome that comes after the circuit has
 // changed state, or after the lease of a probe has run out, is not counted.
 func (l *Lease) Done(outcome Outcome) {
-	done := l.done
-	if done == nil {
+	c := l.circuit
+	if c == nil {
 		return
-	}
-	l.done = nil
-	if l.probe != nil && !l.probe.end() {
-		return
-	}
-	done(l.result(outcome))
-	l.circuit.changes.deliver()
-}
-
-// result translates outcome for gobreaker, which takes an error.
-func (l *Lease) result(outcome Outcome) error {
-	if outcome == Ignored {
-		return errIgnored
 	}
 	slow := false
-	if limit := l.circuit.cfg.SlowCall; limit > 0 {
-		took := l.took
-		if !l.answered {
-			took = time.Since(l.circuit.created) - l.began
-		}
-		slow = took >= limit
+	if c.cfg.SlowCall > 0 {
+		l.Answered()
+		slow = l.took >= c.cfg.SlowCall
 	}
+	l.circuit = nil
 	switch {
-	case outcome == Success && !slow:
-		return nil
-	case outcome == Success:
-		return errSlow
-	case !slow:
-		return errFailed
+	case l.probe != nil:
+		l.probe.end(outcome, slow)
+	case outcome != Ignored && c.current() == l.phase:
+		c.record(l.phase, outcome == Failure, slow)
 	}
-	return errSlowFailed
+	c.changes.deliver()
 }
 
-// What gobreaker is told of a call. Success is nil.
-var (
-	errIgnored    = errors.New("ignored")
-	errFailed     = errors.New("failed")
-	errSlow       = errors.New("slow")
-	errSlowFailed = errors.New("slow and failed")
-)
-
-// record counts the result of a call and reports whether it was good. gobreaker calls it, with its lock held, for every
-// result that belongs to the current state.
-func (c *Circuit) record(result error) bool {
-	if State(c.state.Load()) != Closed {
-		return result == nil
+// record counts a call that passed the closed circuit in phase p, and trips the circuit if it must.
+func (c *Circuit) record(p phase, failed, slow bool) {
+	if !failed && c.window.buckets == nil && c.consecutive.Load() == 0 {
+		return // nothing to count: the usual case costs no lock
 	}
-	failed := result == errFailed || result == errSlowFailed
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.current() != p { // a closed circuit changes state only below, with mu held
+		return
+	}
 	if failed {
-		c.consecutive++
+		c.consecutive.Add(1)
 	} else {
-		c.consecutive = 0
+		c.consecutive.Store(0)
 	}
 	if c.window.buckets != nil {
-		c.window.add(time.Now(), failed, result == errSlow || result == errSlowFailed)
+		c.window.add(time.Now(), failed, slow)
 	}
-	return result == nil
+	if !failed && !slow || !c.tripsLocked() {
+		return
+	}
+	c.consecutive.Store(0)
+	c.window.reset()
+	if done, err := c.breaker.Allow(); err == nil {
+		done(errFailed)
+	}
 }
 
-// trips reports whether the circuit must open. gobreaker calls it, with its lock held, after each result that was not
-// good.
-func (c *Circuit) trips() bool {
-	if c.cfg.ConsecutiveFailures > 0 && c.consecutive >= c.cfg.ConsecutiveFailures {
+func (c *Circuit) tripsLocked() bool {
+	if c.cfg.ConsecutiveFailures > 0 && c.consecutive.Load() >= int64(c.cfg.ConsecutiveFailures) {
 		return true
 	}
 	sum := c.window.sum
@@ -339,9 +341,7 @@ func (c *Circuit) trips() bool {
 // changed notes a change of state. gobreaker calls it with its lock held.
 func (c *Circuit) changed(from, to gobreaker.State) {
 	change := Change{From: fromGobreaker(from), To: fromGobreaker(to), At: time.Now()}
-	c.state.Store(uint32(change.To))
-	c.consecutive = 0
-	c.window.reset()
+	c.phase.Store(uint64(c.current().next(change.To)))
 	c.changes.post(change)
 }
 
@@ -355,16 +355,33 @@ func fromGobreaker(s gobreaker.State) State {
 	return Closed
 }
 
+// What gobreaker is told of a call. Success is nil.
+var (
+	errFailed  = errors.New("failed")
+	errIgnored = errors.New("ignored")
+)
+
 // probe is a call that a half-open circuit has let through.
 type probe struct {
-	done    func(error)
+	done    func(error) // of gobreaker
 	expires time.Time
 	ended   atomic.Bool
 }
 
-// end reports whether the probe was still under way.
-func (p *probe) end() bool {
-	return p.ended.CompareAndSwap(false, true)
+// end ends the probe, unless it has ended. It reports whether it did.
+func (p *probe) end(outcome Outcome, slow bool) bool {
+	if !p.ended.CompareAndSwap(false, true) {
+		return false
+	}
+	switch {
+	case outcome == Ignored:
+		p.done(errIgnored) // its place is free again
+	case outcome == Failure || slow:
+		p.done(errFailed)
+	default:
+		p.done(nil)
+	}
+	return true
 }
 
 func (c *Circuit) newProbe(done func(error), now time.Time) *probe {
@@ -387,8 +404,7 @@ func (c *Circuit) reclaim(now time.Time) bool {
 		case p.ended.Load():
 		case now.Before(p.expires):
 			kept = append(kept, p)
-		case p.end():
-			p.done(errIgnored)
+		case p.end(Ignored, false):
 			reclaimed = true
 		}
 	}

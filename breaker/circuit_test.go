@@ -521,6 +521,26 @@ func TestLease_DoneCountsOnce(t *testing.T) {
 	zero.Done(fail)
 }
 
+func TestCircuit_Allocations(t *testing.T) {
+	c := newCircuit(t, breaker.Config{FailureRate: 1, SlowCallRate: 1, SlowCall: time.Hour})
+	open := newCircuit(t, breaker.Config{ConsecutiveFailures: 1})
+	report(t, open, fail)
+	if got := testing.AllocsPerRun(1000, func() {
+		for _, outcome := range []breaker.Outcome{ok, fail, ignored} {
+			lease, err := c.Allow()
+			if err != nil {
+				t.Fatal(err)
+			}
+			lease.Done(outcome)
+		}
+		if _, err := open.Allow(); err == nil {
+			t.Fatal("not open")
+		}
+	}); got != 0 {
+		t.Errorf("%v allocations, want none", got)
+	}
+}
+
 func TestNew_Rejects(t *testing.T) {
 	for _, test := range []struct {
 		name string

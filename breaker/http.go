@@ -21,7 +21,7 @@ import (
 // A call ends, and its outcome counts, when the response body reaches EOF, fails or is closed. A call that the circuit
 // refuses fails with an error that wraps [ErrOpen] and names the destination.
 //
-// At most 1000 circuits are kept. One that has not been used for a while (at least five minutes, and longer than its
+// At most 1000 circuits are kept for http and as many for https. One that has not been used for a while (at least five minutes, and longer than its
 // window and open duration) is forgotten, as is, at the limit, one of those used least recently.
 type Transport struct {
 	// Base makes the calls. nil means http.DefaultTransport.
@@ -43,7 +43,7 @@ type Transport struct {
 	// OnChange, if not nil, is told of every change of a circuit's state, as described at [New].
 	OnChange func(key string, change Change)
 
-	circuits registry
+	plain, secure registry // for http and everything else, and for https
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -82,8 +82,10 @@ func (t *Transport) CloseIdleConnections() {
 // States returns the state of every circuit by key.
 func (t *Transport) States() map[string]State {
 	states := make(map[string]State)
-	for _, d := range t.circuits.all() {
-		states[d.key] = d.circuit.State()
+	for _, r := range []*registry{&t.plain, &t.secure} {
+		for _, d := range r.all() {
+			states[d.key] = d.circuit.State()
+		}
 	}
 	return states
 }
@@ -96,18 +98,30 @@ func (t *Transport) base() http.RoundTripper {
 }
 
 func (t *Transport) destination(req *http.Request) (*destination, error) {
-	var id destinationID
+	// Two registries instead of names with a scheme: to join them would allocate.
+	r, prefix, name := &t.plain, "", ""
 	switch {
 	case t.Key != nil:
-		id.name = t.Key(req)
-	case req.URL != nil:
-		// Kept in two parts: to join them would allocate.
-		id.scheme, id.name = req.URL.Scheme, strings.ToLower(req.URL.Host)
+		name = t.Key(req)
+	case req.URL == nil:
+		// Base will say what it thinks of that.
+	case req.URL.Scheme == "https":
+		r, prefix, name = &t.secure, "https://", req.URL.Host
+	case req.URL.Scheme == "http":
+		prefix, name = "http://", req.URL.Host
+	default:
+		name = req.URL.Scheme + "://" + req.URL.Host
 	}
-	if d := t.circuits.get(id); d != nil {
+	if d := r.get(name); d != nil {
 		return d, nil
 	}
-	return t.circuits.add(id, t.Config, t.OnChange, time.Now())
+	if t.Key == nil {
+		name = strings.ToLower(name)
+		if d := r.get(name); d != nil {
+			return d, nil
+		}
+	}
+	return r.add(name, prefix+name, t.Config, t.OnChange, time.Now())
 }
 
 // call is one call under way: the only allocation of ours on its path.
@@ -155,20 +169,16 @@ func closeBody(req *http.Request) {
 	}
 }
 
-// registry holds the circuits of a Transport. The zero registry is empty.
+// registry holds circuits by name. The zero registry is empty.
 type registry struct {
-	byID atomic.Pointer[map[destinationID]*destination] // copied on write
+	byName atomic.Pointer[map[string]*destination] // copied on write
 
-	mu    sync.Mutex // guards writing byID
+	mu    sync.Mutex // guards writing byName
 	swept time.Time
 }
 
-type destinationID struct {
-	scheme, name string // scheme is empty if the name comes from Transport.Key
-}
-
 type destination struct {
-	key     string
+	key     string // what users see
 	circuit *Circuit
 	refused error       // wraps ErrOpen
 	used    atomic.Bool // since the last sweep
@@ -179,31 +189,30 @@ const (
 	minIdle     = 5 * time.Minute
 )
 
-func (r *registry) all() map[destinationID]*destination {
-	if m := r.byID.Load(); m != nil {
+func (r *registry) all() map[string]*destination {
+	if m := r.byName.Load(); m != nil {
 		return *m
 	}
 	return nil
 }
 
-func (r *registry) get(id destinationID) *destination {
-	d := r.all()[id]
+func (r *registry) get(name string) *destination {
+	d := r.all()[name]
 	if d != nil && !d.used.Load() {
 		d.used.Store(true)
 	}
 	return d
 }
 
-func (r *registry) add(id destinationID, cfg Config, onChange func(string, Change), now time.Time) (*destination, error) {
+func (r *registry) add(
+	name, key string, cfg Config, onChange func(string, Change), now time.Time,
+) (*destination, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if d := r.get(id); d != nil {
+	if d := r.get(name); d != nil {
 		return d, nil
 	}
-	d := &destination{key: id.name}
-	if id.scheme != "" {
-		d.key = id.scheme + "://" + id.name
-	}
+	d := &destination{key: key}
 	var tell func(Change)
 	if onChange != nil {
 		tell = func(c Change) { onChange(d.key, c) }
@@ -217,29 +226,29 @@ func (r *registry) add(id destinationID, cfg Config, onChange func(string, Chang
 
 	kept := maps.Clone(r.all())
 	if kept == nil {
-		kept = make(map[destinationID]*destination)
+		kept = make(map[string]*destination)
 	}
 	r.forget(kept, d.circuit.Config(), now)
-	kept[id] = d
-	r.byID.Store(&kept)
+	kept[name] = d
+	r.byName.Store(&kept)
 	return d, nil
 }
 
 // forget removes from m what has not been used since the sweep before the last one and, if there is no room for one
 // more, a tenth of the rest: first what is closed and has not been used since the last sweep.
-func (r *registry) forget(m map[destinationID]*destination, cfg Config, now time.Time) {
+func (r *registry) forget(m map[string]*destination, cfg Config, now time.Time) {
 	if now.Sub(r.swept) >= max(minIdle, 2*cfg.OpenDuration, 2*cfg.Window) {
 		r.swept = now
-		maps.DeleteFunc(m, func(_ destinationID, d *destination) bool { return !d.used.Swap(false) })
+		maps.DeleteFunc(m, func(_ string, d *destination) bool { return !d.used.Swap(false) })
 	}
 	for rank := 0; len(m) >= maxCircuits; rank++ {
-		for id, d := range m {
+		for name, d := range m {
 			if len(m) <= maxCircuits*9/10 {
 				break
 			}
-			closed := State(d.circuit.state.Load()) == Closed
+			closed := d.circuit.current().state() == Closed
 			if rank == 0 && closed && !d.used.Load() || rank == 1 && closed || rank == 2 {
-				delete(m, id)
+				delete(m, name)
 			}
 		}
 	}
