@@ -5,3 +5,13 @@ func SetRand(b *Balancer, rand func() uint64) { b.rand = rand }
 
 // Warming reports whether h is in slow start.
 func Warming(h *Host) bool { return h.state.Load()&warming != 0 && h.ramp() < 1 }
+
+// TransportHosts returns the hosts of a service of t.
+func TransportHosts(t *Transport, name string) []*Host {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	if s := t.services[name]; s != nil {
+		return s.balancer.Hosts()
+	}
+	return nil
+}
