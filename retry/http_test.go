@@ -17,6 +17,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -227,6 +228,46 @@ func TestTrap05_StaleConnectionReplayedByNetHTTP(t *testing.T) {
 	<-closed
 	if fmt.Sprint(got) != "[one two two]" {
 		t.Errorf("server got %v", got)
+	}
+}
+
+// TestReplay_EarlyAnswers has a server that answers first tries without reading them, while the client still sends.
+func TestReplay_EarlyAnswers(t *testing.T) {
+	const size = 60_000
+	want := strings.Repeat("0123456789", size/10)
+	var retried atomic.Int32
+	srv, tr := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(retry.AttemptHeader) == "" {
+			w.WriteHeader(503)
+			return
+		}
+		retried.Add(1)
+		if got, err := io.ReadAll(r.Body); string(got) != want || err != nil {
+			t.Errorf("a second try had %d bytes, %v, want %d", len(got), err, size)
+		}
+	})
+	rt := &retry.Transport{Base: tr, Config: retry.Config{Retries: 1, Backoff: -1}, Budget: retry.BudgetConfig{Off: true}}
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() {
+			for range 25 {
+				body := &bodyOf{Reader: iotest.HalfReader(strings.NewReader(want))}
+				resp, err := rt.RoundTrip(newRequest(t, "PUT", srv.URL, body))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				// A body that is closed during a read is committed.
+				if n := retry.Attempts(resp); (n == 2) != (resp.StatusCode == 200) {
+					t.Errorf("status %d after %d tries", resp.StatusCode, n)
+				}
+				resp.Body.Close()
+			}
+		})
+	}
+	wg.Wait()
+	if retried.Load() == 0 {
+		t.Error("nothing was retried")
 	}
 }
 

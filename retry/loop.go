@@ -37,14 +37,14 @@ const (
 	BudgetRefused
 	// LimiterRefused means that the Limiter had no slot left.
 	LimiterRefused
-	// DeadlineNear means that the wait before the next try would not have ended before the context's deadline, or that the
-	// server asked for a wait longer than MaxRetryAfter.
-	DeadlineNear
+	// OutOfTime means that the deadline of the call came, or would have come before the end of the wait for the next try,
+	// or that the server asked for a wait longer than MaxRetryAfter.
+	OutOfTime
 	// BodyCommitted means that the request body could not be sent again.
 	BodyCommitted
 	// Nested means that the request was itself a retry.
 	Nested
-	// CallerGone means that the context of the call ended.
+	// CallerGone means that the caller canceled the call.
 	CallerGone
 )
 
@@ -61,7 +61,7 @@ func (r Reason) String() string {
 		return "retry budget exhausted"
 	case LimiterRefused:
 		return "too many retries under way"
-	case DeadlineNear:
+	case OutOfTime:
 		return "no time left to retry"
 	case BodyCommitted:
 		return "request body cannot be replayed"
@@ -110,12 +110,11 @@ func (l *Loop) Do(req *http.Request, a Attempter) (*http.Response, Summary, erro
 	return l.do(req, a, nil)
 }
 
-func (l *Loop) doReplayed(req *http.Request, a Attempter, r *replay) (_ *http.Response, _ Summary, err error) {
-	abort := true // by a panic
-	defer func() { r.finish(abort) }()
+func (l *Loop) doReplayed(req *http.Request, a Attempter, r *replay) (*http.Response, Summary, error) {
+	panicked := true
+	defer func() { r.finish(panicked) }()
 	resp, summary, err := l.do(req, a, r)
-	// Without a response nobody reads the body any more; with one, a transport may still be sending it.
-	abort = err != nil
+	panicked = false // but the transport may still be sending the body
 	return resp, summary, err
 }
 
@@ -146,7 +145,7 @@ func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Respo
 			discard(resp)
 		}
 		if cause := sleep(req.Context(), wait); cause != nil {
-			return nil, Summary{Attempts: n - 1, Stopped: CallerGone}, wrap(n-1, cause)
+			return nil, Summary{Attempts: n - 1, Stopped: ended(req.Context())}, wrap(n-1, cause)
 		}
 		resp, err = l.try(req, a, n, r)
 		l.Limiter.Release()
@@ -176,8 +175,10 @@ func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, er
 	if err != nil {
 		kind = failure.Of(ctx, err)
 		switch {
-		case kind == failure.Canceled || kind == failure.RequestTimeout:
+		case kind == failure.Canceled:
 			return 0, CallerGone
+		case kind == failure.RequestTimeout:
+			return 0, OutOfTime
 		case p.config.Retries == 0 || !p.config.On.failure(kind):
 			return 0, NotRetriable
 		case r != nil && r.failed() != nil:
@@ -197,20 +198,20 @@ func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, er
 	case r != nil && !r.replayable():
 		return 0, BodyCommitted
 	case ctx.Err() != nil:
-		return 0, CallerGone
+		return 0, ended(ctx)
 	}
 
 	wait := delay(n, p.config.Backoff, p.config.MaxBackoff, l.random())
 	if resp != nil && p.config.MaxRetryAfter > 0 {
 		if asked, ok := retryAfter(resp.Header, time.Now()); ok {
 			if asked > p.config.MaxRetryAfter {
-				return 0, DeadlineNear
+				return 0, OutOfTime
 			}
 			wait = max(wait, asked)
 		}
 	}
 	if at, ok := ctx.Deadline(); ok && time.Until(at) <= wait {
-		return 0, DeadlineNear
+		return 0, OutOfTime
 	}
 	if !l.Limiter.Acquire() {
 		return 0, LimiterRefused
@@ -220,6 +221,14 @@ func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, er
 		return 0, BudgetRefused
 	}
 	return wait, retryNow
+}
+
+// ended says why a context that has ended did.
+func ended(ctx context.Context) Reason {
+	if failure.Of(ctx, ctx.Err()) == failure.RequestTimeout {
+		return OutOfTime
+	}
+	return CallerGone
 }
 
 func (l *Loop) random() float64 {

@@ -294,11 +294,11 @@ func TestTrap07_RetryAfterForms(t *testing.T) {
 			{name: "beyond int64", value: "99999999999999999999"},
 			{name: "beyond Duration", value: "9223372037"},
 			{name: "at the cap", value: "10", want: 10 * time.Second},
-			{name: "beyond the cap", value: "11", stopped: retry.DeadlineNear},
+			{name: "beyond the cap", value: "11", stopped: retry.OutOfTime},
 			{name: "own cap", value: "60", config: retry.Config{MaxRetryAfter: time.Minute}, want: time.Minute},
-			{name: "beyond own cap", value: "2", config: retry.Config{MaxRetryAfter: time.Second}, stopped: retry.DeadlineNear},
-			{name: "date beyond the cap", value: "Sun, 02 Jan 2000 00:00:00 GMT", stopped: retry.DeadlineNear},
-			{name: "beyond the deadline", value: "3", timeout: 2 * time.Second, stopped: retry.DeadlineNear},
+			{name: "beyond own cap", value: "2", config: retry.Config{MaxRetryAfter: time.Second}, stopped: retry.OutOfTime},
+			{name: "date beyond the cap", value: "Sun, 02 Jan 2000 00:00:00 GMT", stopped: retry.OutOfTime},
+			{name: "beyond the deadline", value: "3", timeout: 2 * time.Second, stopped: retry.OutOfTime},
 			{name: "before the deadline", value: "3", timeout: 4 * time.Second, want: 3 * time.Second},
 			{name: "off", value: "3", config: retry.Config{MaxRetryAfter: -1}},
 		} {
@@ -399,7 +399,7 @@ func TestTrap08_BackoffBeyondDeadlineNotBegun(t *testing.T) {
 		}
 		began := time.Now()
 		resp, summary, err := loop.Do(newRequest(t, "GET", "http://service/", nil).WithContext(ctx), &statuses{codes: []int{503}})
-		if err != nil || resp.StatusCode != 503 || summary != (retry.Summary{Attempts: 1, Stopped: retry.DeadlineNear}) {
+		if err != nil || resp.StatusCode != 503 || summary != (retry.Summary{Attempts: 1, Stopped: retry.OutOfTime}) {
 			t.Errorf("%v, %+v, %v, want the first response at once", resp, summary, err)
 		}
 		if d := time.Since(began); d != 0 {
@@ -703,7 +703,7 @@ func TestTrap15_CallerCancelIsNotRetried(t *testing.T) {
 		ctx, cancel = context.WithTimeout(t.Context(), 150*time.Millisecond)
 		defer cancel()
 		_, summary, err = loop.Do(newRequest(t, "GET", "http://service/", nil).WithContext(ctx), hang)
-		if summary != (retry.Summary{Attempts: 2, Stopped: retry.CallerGone}) || !errors.Is(err, context.DeadlineExceeded) {
+		if summary != (retry.Summary{Attempts: 2, Stopped: retry.OutOfTime}) || !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("caller's deadline in the second try: %+v, %v", summary, err)
 		}
 

@@ -29,14 +29,16 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		return nil, err
 	}
-	call := new(deadline.Call)
-	ctx := call.Begin(req.Context(), deadline.Limits{Request: t.Config.Request, BodyIdle: t.Config.BodyIdle})
-	at, bounded := ctx.Deadline()
-	tell := bounded && !t.Config.NoPropagation
-	if ctx == req.Context() && !tell {
-		return t.base().RoundTrip(req)
+	limits := deadline.Limits{Request: t.Config.Request, BodyIdle: t.Config.BodyIdle}
+	if limits == (deadline.Limits{}) {
+		if _, bounded := req.Context().Deadline(); !bounded || t.Config.NoPropagation {
+			return t.base().RoundTrip(req)
+		}
 	}
 
+	call := new(deadline.Call)
+	ctx := call.Begin(req.Context(), limits)
+	at, bounded := ctx.Deadline()
 	watching := false
 	defer func() {
 		if !watching {
@@ -44,7 +46,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}()
 	out := req.WithContext(ctx)
-	if tell {
+	if bounded && !t.Config.NoPropagation {
 		out.Header = req.Header.Clone()
 		if out.Header == nil {
 			out.Header = make(http.Header)
