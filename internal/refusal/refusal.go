@@ -8,12 +8,26 @@ import "errors"
 
 // Error is a refusal. Layers publish their sentinels as values of this type.
 type Error struct {
-	text string
+	text  string
+	cause error
 }
 
 // New returns a refusal with the given text. Like errors.New, it returns a distinct value each time.
 func New(text string) error {
 	return &Error{text: text}
+}
+
+// Because returns a refusal with err as its cause, or err itself if that is a refusal already.
+func Because(err error) error {
+	if Is(err) {
+		return err
+	}
+	return &Error{text: err.Error(), cause: err}
+}
+
+// Unwrap returns the cause, nil if the refusal has none.
+func (e *Error) Unwrap() error {
+	return e.cause
 }
 
 // Error implements error.

@@ -17,7 +17,7 @@ import (
 )
 
 // Transport is an http.RoundTripper that does with a request what the first route that applies to it says: rewrites,
-// header edits, redirects, direct responses and mirrors, and, in this order around the destination, timeout, faults and
+// header edits, redirects, direct responses and mirrors, and, in this order around the destination, faults, timeout and
 // retries. A request that no route applies to is answered with 404.
 //
 // Each destination of a route that retries has a retry budget of its own, with the defaults of [retry.Transport].
@@ -115,11 +115,11 @@ func (t *Transport) layered(b *Backend) (http.RoundTripper, error) {
 	if r.Retry != (retry.Config{}) {
 		rt = &retry.Transport{Base: rt, Config: r.Retry}
 	}
-	if r.Fault != (fault.Config{}) { // outside the retries: once a request, and never retried
-		rt = &fault.Transport{Base: rt, Config: r.Fault, Rand: t.Rand}
-	}
 	if r.Timeout > 0 { // bounds all tries and waits
 		rt = &timeout.Transport{Base: rt, Config: timeout.Config{Request: r.Timeout}}
+	}
+	if r.Fault != (fault.Config{}) { // outside both: once a request, never retried, and no part of the timeout
+		rt = &fault.Transport{Base: rt, Config: r.Fault, Rand: t.Rand}
 	}
 	kept, _ := t.layers.LoadOrStore(b, rt) // the first one, since it has a budget
 	return kept.(http.RoundTripper), nil

@@ -2,6 +2,7 @@ package route_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -387,18 +388,21 @@ func TestTransportFaults(t *testing.T) {
 	}
 }
 
-// The timeout is outside the fault: it ends a delay.
+// An injected delay is no part of the timeout, as in Envoy.
 func TestTransportTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := to("b")
 		r.Timeout = time.Second
 		r.Fault.Delay = fault.Delay{PerMillion: fault.Million, Fixed: time.Minute}
-		rt := always(t, ok, r)
+		rt := always(t, func(req *http.Request) (*http.Response, error) {
+			<-req.Context().Done()
+			return nil, context.Cause(req.Context())
+		}, r)
 		start := time.Now()
 		_, err := rt.RoundTrip(get(t, "http://a/"))
 		var timeout interface{ Timeout() bool }
-		if !errors.As(err, &timeout) || !timeout.Timeout() || time.Since(start) != time.Second {
-			t.Errorf("RoundTrip = %v after %v, want a timeout after 1s", err, time.Since(start))
+		if took := time.Since(start); !errors.As(err, &timeout) || !timeout.Timeout() || took != time.Minute+time.Second {
+			t.Errorf("RoundTrip = %v after %v, want a timeout 1s after the delay", err, took)
 		}
 	})
 }

@@ -1,0 +1,387 @@
+package mesh
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// clusterConfig is everything that decides how a target is treated. It is comparable: a cluster outlives a reload that
+// leaves it as it is.
+type clusterConfig struct {
+	policy.Cluster
+	service discovery.Service
+
+	circuit    breaker.Config
+	hasCircuit bool
+	budget     retry.BudgetConfig
+	rate       limit.RateConfig
+	bodyIdle   time.Duration
+}
+
+func (m *Mesh) clusterConfig(plan *policy.Plan, target route.Target) clusterConfig {
+	h := plan.Host(target.Host)
+	config := clusterConfig{Cluster: plan.Cluster(target), service: h.Service, budget: retry.BudgetConfig{Off: true}}
+	if p := m.protection(plan, h); p != nil {
+		if p.Circuit != nil {
+			config.circuit, config.hasCircuit = *p.Circuit, true
+		}
+		if p.RetryBudget != nil {
+			config.budget = *p.RetryBudget
+		}
+		config.rate = p.RateLimit
+		config.bodyIdle = p.BodyIdle
+	}
+	return config
+}
+
+// timesAnswers says whether it matters how long the endpoints take to answer.
+func (c *clusterConfig) timesAnswers() bool {
+	return c.Balancer.Algorithm == balancer.PeakEWMA || c.circuit.SlowCall > 0
+}
+
+// protection returns the last of the protections that apply to h, nil if there is none.
+func (m *Mesh) protection(plan *policy.Plan, h policy.Host) *Protection {
+	for _, p := range slices.Backward(m.protections) {
+		if len(p.hosts) == 0 || slices.ContainsFunc(p.hosts, func(name string) bool {
+			return plan.Host(name).Service.Host == h.Service.Host
+		}) {
+			return &p.Protection
+		}
+	}
+	return nil
+}
+
+// checkProtections builds once what the protections describe, so that a mistake is an error of New and not of a call.
+func (m *Mesh) checkProtections() error {
+	for _, p := range m.protections {
+		var errs [3]error
+		if p.Circuit != nil {
+			_, errs[0] = breaker.New(*p.Circuit, nil)
+		}
+		if p.RetryBudget != nil {
+			_, errs[1] = retry.NewBudget(*p.RetryBudget)
+		}
+		_, errs[2] = limit.NewRate(p.RateLimit)
+		if err := errors.Join(errs[:]...); err != nil {
+			return fmt.Errorf("mesh: protection of %s: %w", cmp.Or(strings.Join(p.hosts, ", "), "all hosts"), err)
+		}
+		if p.BodyIdle < 0 {
+			return fmt.Errorf("mesh: protection of %s: BodyIdle is negative", cmp.Or(strings.Join(p.hosts, ", "), "all hosts"))
+		}
+	}
+	return nil
+}
+
+// cluster is the state of one target: its endpoints and what was learned about them. What Envoy calls a cluster.
+type cluster struct {
+	mesh   *Mesh
+	target route.Target
+	config clusterConfig
+
+	// Each part is handed on to the next cluster of the target if a reload leaves its settings alone.
+	balancer *balancer.Balancer
+	conns    *connections
+	outlier  *outlierDetector // nil if endpoints are never ejected
+	circuit  *breaker.Circuit // nil if there is none
+	limiter  *retry.Limiter
+	budget   *retry.Budget
+	rate     *limit.Rate // nil if there is none
+
+	calls atomic.Int64 // under way, with the bit below
+	used  atomic.Int64 // when the last call began, in Unix seconds
+
+	starting sync.Once
+	updated  chan struct{} // closed when the first set of endpoints is in place
+	answered sync.Once
+
+	mu     sync.Mutex
+	sub    *discovery.Subscription
+	closed bool
+}
+
+// clusterGone is set in cluster.calls when the cluster is closed and no call is left.
+const clusterGone = 1 << 62
+
+// newCluster builds the state of a target. Parts of the previous cluster of the same target, which may be nil, are taken
+// over where their settings are the same.
+func newCluster(m *Mesh, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
+	c := &cluster{mesh: m, target: target, config: config, updated: make(chan struct{})}
+	if previous == nil {
+		previous = &cluster{}
+	}
+	var err error
+	if c.balancer, err = balancer.New(config.Balancer, balancer.Hooks{
+		Attach: c.attach, Removed: c.removed, Drained: c.drained,
+	}); err != nil {
+		return nil, err
+	}
+
+	if p := previous.conns; p != nil && previous.config.Pool == config.Pool && previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 {
+		c.conns = p
+	} else if c.conns, err = newConnections(m.template, config.Pool, config.UpgradeHTTP2); err != nil {
+		return nil, err
+	}
+
+	if config.Eject {
+		if p := previous.outlier; p != nil && previous.config.Outlier == config.Outlier {
+			c.outlier = p
+		} else if c.outlier, err = newOutlierDetector(config.Outlier); err != nil {
+			return nil, err
+		}
+	}
+
+	if config.hasCircuit {
+		if p := previous.circuit; p != nil && previous.config.circuit == config.circuit {
+			c.circuit = p
+		} else if c.circuit, err = breaker.New(config.circuit, func(change breaker.Change) {
+			m.stateChanged(StateChange{Target: target, Kind: CircuitChanged, Detail: change.To.String()})
+		}); err != nil {
+			return nil, err
+		}
+	}
+
+	if previous.mesh != nil && previous.config.RetryLimit == config.RetryLimit && c.conns == previous.conns {
+		c.limiter = previous.limiter
+	} else if c.limiter, err = retry.NewLimiter(config.RetryLimit, c.conns.active); err != nil {
+		return nil, err
+	}
+
+	if previous.mesh != nil && previous.config.budget == config.budget {
+		c.budget = previous.budget
+	} else if c.budget, err = retry.NewBudget(config.budget); err != nil {
+		return nil, err
+	}
+
+	if config.rate != (limit.RateConfig{}) {
+		if p := previous.rate; p != nil && previous.config.rate == config.rate {
+			c.rate = p
+		} else if c.rate, err = limit.NewRate(config.rate); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// enter counts a call in. It reports false if the cluster is closed and has given up its endpoints: there is a newer
+// view then.
+func (c *cluster) enter(now time.Time) bool {
+	if c.calls.Add(1)&clusterGone != 0 {
+		c.calls.Add(-1)
+		return false
+	}
+	if second := now.Unix(); c.used.Load() != second {
+		c.used.Store(second)
+	}
+	c.starting.Do(c.start)
+	return true
+}
+
+// leave counts a call out. The last one of a closed cluster gives up its endpoints.
+func (c *cluster) leave() {
+	if c.calls.Add(-1) == 0 {
+		c.giveUp()
+	}
+}
+
+// idleSince reports whether there has been no call since then.
+func (c *cluster) idleSince(then time.Time) bool {
+	return c.calls.Load() == 0 && c.used.Load() < then.Unix()
+}
+
+// start subscribes to the endpoints. It is not part of newCluster because it tells observers, which must not happen
+// while the mesh is locked.
+func (c *cluster) start() {
+	if c.config.Missing {
+		return // a subset that nobody defines has no endpoints
+	}
+	if c.config.Passthrough {
+		c.balancer.Update([]discovery.Endpoint{{Address: c.target.Host, Port: c.target.Port}})
+		return
+	}
+	sub := c.mesh.watcher.Subscribe(c.config.service, c.update)
+	c.mu.Lock()
+	c.sub = sub
+	closed := c.closed
+	c.mu.Unlock()
+	if closed {
+		sub.Close()
+	}
+}
+
+// close makes the cluster end with the last of its calls. It may be called more than once.
+func (c *cluster) close() {
+	c.mu.Lock()
+	c.closed = true
+	sub := c.sub
+	c.mu.Unlock()
+	if sub != nil {
+		sub.Close()
+	}
+	c.giveUp()
+}
+
+func (c *cluster) giveUp() {
+	c.mu.Lock()
+	closed := c.closed
+	c.mu.Unlock()
+	if closed && c.calls.CompareAndSwap(0, clusterGone) {
+		c.balancer.Update(nil)
+	}
+}
+
+// wait waits until discovery has said something about the endpoints, for as long as a connection would be waited for.
+func (c *cluster) wait(ctx context.Context) error {
+	c.mu.Lock()
+	sub := c.sub
+	c.mu.Unlock()
+	if sub == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, c.conns.connectTimeout(), errDiscoverySlow)
+	defer cancel()
+	if err := sub.Wait(ctx); err != nil {
+		return err
+	}
+	select {
+	case <-c.updated:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+var errDiscoverySlow = errors.New("discovery has not answered in time")
+
+// update takes a set of endpoints from discovery.
+func (c *cluster) update(endpoints []discovery.Endpoint) {
+	chosen := make([]discovery.Endpoint, 0, len(endpoints))
+	for _, e := range endpoints {
+		if !hasLabels(e.Labels, c.config.Subset) {
+			continue
+		}
+		// From here on the endpoint is where this cluster dials it: that is what it is told apart by.
+		e.Port, e.Ports = e.DialPort(c.target.Port), nil
+		chosen = append(chosen, e)
+	}
+	c.balancer.Update(chosen)
+	c.answered.Do(func() { close(c.updated) })
+	c.mesh.stateChanged(StateChange{
+		Target: c.target, Kind: EndpointsChanged, Detail: fmt.Sprintf("%d endpoints", len(chosen)),
+	})
+}
+
+// hasLabels reports whether labels has every "key=value" of the comma-separated subset.
+func hasLabels(labels map[string]string, subset string) bool {
+	for subset != "" {
+		var pair string
+		pair, subset, _ = strings.Cut(subset, ",")
+		key, value, _ := strings.Cut(pair, "=")
+		if got, ok := labels[key]; !ok || got != value {
+			return false
+		}
+	}
+	return true
+}
+
+// endpoint is what a cluster attaches to a host of its balancer.
+type endpoint struct {
+	conns   *endpointConns
+	send    http.RoundTripper // conns, but for benchmarks
+	tracker *breaker.Tracker  // nil if endpoints are never ejected
+}
+
+func (c *cluster) attach(h *balancer.Host) any {
+	e := &endpoint{conns: c.conns.open(h.ID())}
+	e.send = e.conns
+	if c.mesh.replaced != nil {
+		e.send = c.mesh.replaced
+	}
+	if c.outlier != nil {
+		e.tracker = c.outlier.Track(h.ID())
+		c.outlier.follow(c, h, e.tracker)
+	}
+	return e
+}
+
+func (c *cluster) removed(h *balancer.Host) {
+	if c.outlier != nil {
+		c.outlier.unfollow(h)
+	}
+}
+
+func (c *cluster) drained(h *balancer.Host) {
+	c.conns.close(h.Value().(*endpoint).conns)
+}
+
+// outlierDetector links the outlier detection of a target with the hosts it ejects. It may outlive the cluster that made
+// it, and its hosts then are those of the next.
+type outlierDetector struct {
+	*breaker.Outlier
+
+	mu    sync.Mutex
+	hosts map[string]followed
+}
+
+type followed struct {
+	cluster *cluster
+	host    *balancer.Host
+	tracker *breaker.Tracker
+}
+
+func newOutlierDetector(config breaker.OutlierConfig) (*outlierDetector, error) {
+	d := &outlierDetector{hosts: make(map[string]followed)}
+	var err error
+	d.Outlier, err = breaker.NewOutlier(config, d.event)
+	return d, err
+}
+
+func (d *outlierDetector) follow(c *cluster, h *balancer.Host, t *breaker.Tracker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hosts[h.ID()] = followed{c, h, t}
+	h.SetEjected(t.Ejected())
+}
+
+// unfollow forgets an endpoint, unless the host of a newer cluster has taken its place.
+func (d *outlierDetector) unfollow(h *balancer.Host) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hosts[h.ID()].host == h {
+		delete(d.hosts, h.ID())
+		d.Forget(h.ID())
+	}
+}
+
+func (d *outlierDetector) event(e breaker.Event) {
+	d.mu.Lock()
+	f, ok := d.hosts[e.Endpoint]
+	if ok {
+		// What counts is the state now: events and attachments may overtake one another.
+		f.host.SetEjected(f.tracker.Ejected())
+	}
+	d.mu.Unlock()
+	if !ok {
+		return
+	}
+	change := StateChange{Target: f.cluster.target, Endpoint: e.Endpoint, Kind: EndpointReadmitted}
+	if e.Ejected {
+		change.Kind, change.Detail = EndpointEjected, string(e.Reason)
+	}
+	f.cluster.mesh.stateChanged(change)
+}

@@ -1,0 +1,122 @@
+package mesh
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/policy/limit"
+)
+
+// connections are the connections to the endpoints of a target, within one pool.
+type connections struct {
+	pool     *limit.Pool
+	template *http.Transport
+
+	// multiplexed says that the endpoints speak HTTP/2, so that calls share connections.
+	multiplexed atomic.Bool
+
+	mu   sync.Mutex
+	byID map[string]*endpointConns
+}
+
+// endpointConns are the connections to one endpoint. Two clusters that follow one another share them.
+type endpointConns struct {
+	*limit.Conns
+	id   string
+	refs int // guarded by connections.mu
+}
+
+func newConnections(template *http.Transport, config limit.PoolConfig, upgrade bool) (*connections, error) {
+	pool, err := limit.NewPool(config)
+	if err != nil {
+		return nil, err
+	}
+	template = template.Clone()
+	template.Proxy = nil // an endpoint is dialled directly
+	if upgrade {
+		template.Protocols = new(http.Protocols)
+		template.Protocols.SetHTTP2(true)
+		template.Protocols.SetUnencryptedHTTP2(true)
+	}
+	// Whatever can be wrong with the template is so for every endpoint.
+	probe, err := pool.Conns(template)
+	if err != nil {
+		return nil, err
+	}
+	probe.Close()
+	c := &connections{pool: pool, template: template, byID: make(map[string]*endpointConns)}
+	c.multiplexed.Store(upgrade)
+	return c, nil
+}
+
+// open returns the connections to the endpoint at address, which is also its ID. The caller closes them.
+func (c *connections) open(address string) *endpointConns {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.byID[address]
+	if e == nil {
+		conns, err := c.pool.Conns(dialling(c.template, address))
+		if err != nil {
+			panic("mesh: a template that was checked is refused: " + err.Error())
+		}
+		e = &endpointConns{Conns: conns, id: address}
+		c.byID[address] = e
+	}
+	e.refs++
+	return e
+}
+
+func (c *connections) close(e *endpointConns) {
+	c.mu.Lock()
+	e.refs--
+	last := e.refs == 0
+	if last {
+		delete(c.byID, e.id)
+	}
+	c.mu.Unlock()
+	if last {
+		e.Conns.Close()
+	}
+}
+
+func (c *connections) closeIdle() {
+	c.mu.Lock()
+	all := make([]*endpointConns, 0, len(c.byID))
+	for _, e := range c.byID {
+		all = append(all, e)
+	}
+	c.mu.Unlock()
+	for _, e := range all {
+		e.CloseIdleConnections()
+	}
+}
+
+// active returns the number of calls in flight.
+func (c *connections) active() int64 {
+	return int64(c.pool.Stats().Active)
+}
+
+func (c *connections) connectTimeout() time.Duration {
+	if d := c.pool.Config().ConnectTimeout; d > 0 {
+		return d
+	}
+	return 10 * time.Second
+}
+
+// dialling returns a copy of template that dials address, whatever the URL says. Host header and TLS server name thus
+// stay the service's, and the request stays the caller's.
+func dialling(template *http.Transport, address string) *http.Transport {
+	t := template.Clone()
+	dial := t.DialContext
+	if dial == nil {
+		dial = new(net.Dialer).DialContext
+	}
+	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return dial(ctx, network, address)
+	}
+	return t
+}

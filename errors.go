@@ -1,0 +1,100 @@
+package mesh
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// Errors a caller may want to tell apart with errors.Is. Those of the layers (breaker.ErrOpen, balancer.ErrNoEndpoints,
+// retry.Error, timeout.Error, ...) are found through an [Error] in the same way.
+var (
+	// ErrClosed is returned for calls made after [Mesh.Close].
+	ErrClosed = refusal.New("closed")
+
+	// ErrNotInMesh is returned for a host that neither a document nor discovery knows, under [RegistryOnly].
+	ErrNotInMesh = refusal.New("host is not part of the mesh")
+
+	// ErrUnknownSubset is returned for a subset that no DestinationRule defines.
+	ErrUnknownSubset = refusal.New("no DestinationRule defines the subset")
+)
+
+// Layer names the part of the mesh in which a call failed.
+type Layer string
+
+// The layers, in the order in which a request passes them.
+const (
+	LayerRoute     Layer = "route"
+	LayerTimeout   Layer = "timeout"
+	LayerLimit     Layer = "limit"
+	LayerFault     Layer = "fault"
+	LayerRetry     Layer = "retry"
+	LayerBreaker   Layer = "breaker"
+	LayerDiscovery Layer = "discovery"
+	LayerBalancer  Layer = "balancer"
+	LayerEndpoint  Layer = "endpoint"
+)
+
+// Error is how a call of the mesh fails. It says where the call was going, which layer ended it, and why.
+//
+// The cause stays visible to errors.Is and errors.As. An error that stems from the caller's own context is returned as
+// net/http would return it, not as an Error.
+type Error struct {
+	// Layer ended the call. LayerEndpoint means that the endpoint, or the way to it, failed; every other layer is a
+	// decision of this process.
+	Layer Layer
+
+	// Target is where the call was going.
+	Target route.Target
+
+	// Flags are the response flags of the call.
+	Flags Flags
+
+	// Attempts is how often the call was tried. 0 means that it was refused before the first try.
+	Attempts int
+
+	// Err is the cause.
+	Err error
+}
+
+// Error returns the whole story in one line.
+func (e *Error) Error() string {
+	var b strings.Builder
+	b.WriteString("mesh: ")
+	b.WriteString(targetName(e.Target))
+	fmt.Fprintf(&b, ": %s: %v", e.Layer, e.Err)
+	if e.Attempts > 1 {
+		fmt.Fprintf(&b, " (after %d attempts)", e.Attempts)
+	}
+	if e.Flags != 0 {
+		fmt.Fprintf(&b, " [%s]", e.Flags)
+	}
+	return b.String()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error {
+	return e.Err
+}
+
+// Timeout reports whether the call failed for lack of time. It makes Error a net.Error's equal for http.Client, which
+// asks its errors this question.
+func (e *Error) Timeout() bool {
+	var t interface{ Timeout() bool }
+	return errors.As(e.Err, &t) && t.Timeout()
+}
+
+// targetName prints a target the way people say it: host, port and subset where they are known.
+func targetName(t route.Target) string {
+	name := t.Host
+	if t.Port != 0 {
+		name = fmt.Sprintf("%s:%d", name, t.Port)
+	}
+	if t.Subset != "" {
+		name += " subset " + t.Subset
+	}
+	return name
+}

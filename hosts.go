@@ -1,0 +1,158 @@
+package mesh
+
+import (
+	"maps"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+const (
+	// hostsCached bounds the cache of hosts: its keys come from callers.
+	hostsCached = 1024
+
+	// outsideFor is how long a host that discovery does not know is taken to be outside the mesh before it is asked again.
+	outsideFor = 10 * time.Second
+)
+
+// host is what a plan says about the host of a URL, worked out once.
+type host struct {
+	policy.Host
+
+	// port is the one the URL names, 0 if it names none.
+	port int
+
+	// mine says that the host belongs to the mesh if discovery knows it; a host that is Known belongs in any case.
+	mine bool
+
+	// confirmed says that discovery knows the host.
+	confirmed atomic.Bool
+
+	// protection is what the program asked for, beside the documents; nil for nothing. The retry policies that it changes
+	// are kept by the route they belong to.
+	protection *Protection
+	policies   sync.Map
+
+	// outsideUntil is the end, in Unix nanoseconds, of the time for which discovery did not know the host.
+	outsideUntil atomic.Int64
+}
+
+// dialled returns the port that the caller of u asked for.
+func (h *host) dialled(u *url.URL) int {
+	switch {
+	case h.port != 0:
+		return h.port
+	case u.Scheme == "https":
+		return 443
+	}
+	return 80
+}
+
+// policy returns the retry policy of a route, with what the host's protection adds.
+func (h *host) policy(entry *route.Entry) *retry.Policy {
+	p := h.protection
+	if p == nil || !p.RetryAfter && !p.StopNestedRetries {
+		return entry.Retry
+	}
+	if policy, ok := h.policies.Load(entry); ok {
+		return policy.(*retry.Policy)
+	}
+	config := entry.Route.Retry
+	if p.RetryAfter {
+		config.MaxRetryAfter = 0 // the default
+	}
+	if p.StopNestedRetries {
+		config.NestedRetries = false
+	}
+	policy, err := retry.Compile(config)
+	if err != nil {
+		policy = entry.Retry // cannot be: neither change can make a good policy bad
+	}
+	h.policies.Store(entry, policy)
+	return policy
+}
+
+func (h *host) outside(now time.Time) bool {
+	return !h.Known && (!h.mine || now.UnixNano() < h.outsideUntil.Load())
+}
+
+// hostCache remembers the hosts of a plan by the way callers write them. Reading takes no lock.
+type hostCache struct {
+	mesh *Mesh
+	plan *policy.Plan
+
+	hosts atomic.Pointer[map[string]*host]
+
+	mu sync.Mutex // held while hosts is replaced
+}
+
+func newHostCache(m *Mesh, plan *policy.Plan) *hostCache {
+	return &hostCache{mesh: m, plan: plan}
+}
+
+// lookup returns the host that decides over req. That is the one its Host header names, if a document does too, and else
+// the one its URL does.
+func (c *hostCache) lookup(req *http.Request) *host {
+	if req.Host != "" && req.Host != req.URL.Host {
+		if h := c.get(req, req.Host); h.Known {
+			return h
+		}
+	}
+	return c.get(req, req.URL.Host)
+}
+
+func (c *hostCache) get(req *http.Request, authority string) *host {
+	if known := c.hosts.Load(); known != nil {
+		if h := (*known)[authority]; h != nil {
+			return h
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var hosts map[string]*host
+	if known := c.hosts.Load(); known != nil {
+		if h := (*known)[authority]; h != nil {
+			return h
+		}
+		if len(*known) < hostsCached {
+			hosts = maps.Clone(*known)
+		}
+	}
+	if hosts == nil {
+		hosts = make(map[string]*host)
+	}
+	h := &host{Host: c.plan.Host(authority)}
+	if _, port, err := net.SplitHostPort(authority); err == nil {
+		h.port, _ = strconv.Atoi(port)
+	}
+	h.protection = c.mesh.protection(c.plan, h.Host)
+	h.mine = h.Known || c.mesh.mayOwn(req)
+	hosts[authority] = h
+	c.hosts.Store(&hosts)
+	return h
+}
+
+// mayOwn reports whether the host of req, which no document names, is part of the mesh if discovery knows it.
+func (m *Mesh) mayOwn(req *http.Request) bool {
+	if m.resolver != nil {
+		return true
+	}
+	// DNS knows the whole world. What RegistryOnly calls the registry are then the documents, and a host behind a proxy
+	// is best left to it.
+	if m.outbound == RegistryOnly {
+		return false
+	}
+	if m.template.Proxy == nil {
+		return true
+	}
+	proxy, err := m.template.Proxy(req)
+	return proxy == nil && err == nil
+}

@@ -1,0 +1,222 @@
+package mesh
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Observer is the seam through which traces, metrics and logs attach: a set of functions that are told what the mesh
+// does. Functions that are nil are skipped; a mesh without observers pays nothing for them.
+//
+// The functions run on the goroutine of the call, or on one of the mesh's own for StateChange and PolicyLoad, and may
+// run at the same time on several. They must return quickly and must not keep what they are given: a [Call] or
+// [Attempt] is valid until its End function returns.
+type Observer struct {
+	// CallStart is called when a request enters the mesh, before it is routed. The context it returns, derived from ctx,
+	// is the one the call goes on with; a tracer puts its span there.
+	CallStart func(ctx context.Context, c *Call) context.Context
+
+	// CallEnd is called exactly once for each CallStart: when the response body ends, or when the call fails.
+	CallEnd func(ctx context.Context, c *Call)
+
+	// AttemptStart is called when an endpoint has been chosen, before the request is sent to it. It may change
+	// Attempt.Header, which belongs to this attempt alone.
+	AttemptStart func(ctx context.Context, a *Attempt) context.Context
+
+	// AttemptEnd is called exactly once for each AttemptStart.
+	AttemptEnd func(ctx context.Context, a *Attempt)
+
+	// StateChange is called when the state of a destination changes.
+	StateChange func(StateChange)
+
+	// PolicyLoad is called after every attempt to load documents.
+	PolicyLoad func(PolicyLoad)
+}
+
+// Call is one request through the mesh, with all its attempts.
+type Call struct {
+	// Request is the caller's. It must not be changed.
+	Request *http.Request
+
+	// Start is when the request entered the mesh.
+	Start time.Time
+
+	// Mirror says that the call is a copy of another one, whose response nobody waits for.
+	Mirror bool
+
+	// Document and Route say what routed the call. Both may be empty.
+	Document, Route string
+
+	// Target is where the call went. It is zero if the call was answered or refused before a destination was chosen.
+	Target route.Target
+
+	// The fields below are set when the call ends.
+
+	// Status is the response's status code, 0 if there was no response.
+	Status int
+
+	// Err is what the caller was given, or what broke the response body.
+	Err error
+
+	// Flags say why the call ended as it did.
+	Flags Flags
+
+	// Attempts counts the requests that were made, Stopped says why there were no more.
+	Attempts int
+	Stopped  retry.Reason
+
+	// Duration is the time from Start to the end of the response body.
+	Duration time.Duration
+}
+
+// Attempt is one try of a [Call].
+type Attempt struct {
+	Call *Call
+
+	// Number counts from 1.
+	Number int
+
+	// Endpoint is the address, with port, that the attempt goes to.
+	Endpoint string
+
+	// Header is what is sent.
+	Header http.Header
+
+	// Start is when the endpoint had been chosen.
+	Start time.Time
+
+	// The fields below are set when the attempt ends.
+
+	// Status is the endpoint's status code, 0 if it sent none.
+	Status int
+
+	// Err is how the attempt failed.
+	Err error
+
+	// Duration is the time from Start to the end of the attempt's response body.
+	Duration time.Duration
+}
+
+// StateChange is an event in the life of a destination.
+type StateChange struct {
+	Target route.Target
+
+	// Kind says what happened.
+	Kind StateKind
+
+	// Endpoint is the ID of the endpoint concerned, for Ejected and Readmitted.
+	Endpoint string
+
+	// Detail says it in words, such as why an endpoint was ejected or which state a circuit went to.
+	Detail string
+
+	// Err is set for DiscoveryFailed.
+	Err error
+}
+
+// StateKind says what a [StateChange] is about.
+type StateKind uint8
+
+// The kinds of state changes.
+const (
+	EndpointEjected    StateKind = iota + 1 // outlier detection took an endpoint out
+	EndpointReadmitted                      // outlier detection gave it another chance
+	CircuitChanged                          // the destination's circuit opened, half-opened or closed
+	EndpointsChanged                        // discovery delivered a set of endpoints
+	DiscoveryFailed                         // discovery failed; the last known endpoints stay
+	MirrorDropped                           // a copy was not sent
+)
+
+// String returns the kind in words.
+func (k StateKind) String() string {
+	switch k {
+	case EndpointEjected:
+		return "endpoint ejected"
+	case EndpointReadmitted:
+		return "endpoint readmitted"
+	case CircuitChanged:
+		return "circuit changed"
+	case EndpointsChanged:
+		return "endpoints changed"
+	case DiscoveryFailed:
+		return "discovery failed"
+	case MirrorDropped:
+		return "mirror dropped"
+	}
+	return "unknown"
+}
+
+// PolicyLoad is the result of loading documents.
+type PolicyLoad struct {
+	// Findings are the errors and warnings, in the order of the documents.
+	Findings policy.Findings
+
+	// Err is nil if the documents are in force now. Otherwise the last good ones still are.
+	Err error
+}
+
+// observeStart tells the observers that the call begins. It returns the context to go on with.
+func (c *call) observeStart(ctx context.Context) context.Context {
+	c.observed = &Call{Request: c.req, Start: c.start, Mirror: c.copied}
+	c.watched = ctx
+	for i := range c.mesh.observers {
+		if f := c.mesh.observers[i].CallStart; f != nil {
+			ctx = f(ctx, c.observed)
+			c.watched = ctx
+		}
+	}
+	return ctx
+}
+
+func (c *call) observeEnd(err error) {
+	o := c.observed
+	if c.host != nil {
+		o.Document = c.host.Document
+	}
+	if c.entry != nil {
+		o.Route = c.entry.Route.Name
+	}
+	o.Target, o.Status, o.Err, o.Flags = c.target, c.status, err, c.flags
+	o.Attempts, o.Stopped, o.Duration = c.attempts, c.stopped, time.Since(c.start)
+	for i := range c.mesh.observers {
+		if f := c.mesh.observers[i].CallEnd; f != nil {
+			f(c.watched, o)
+		}
+	}
+}
+
+// observeStart tells the observers that the attempt begins. It returns the request to send, whose header is its own.
+func (a *attempted) observeStart(req *http.Request, n int) *http.Request {
+	c := a.call
+	ctx := req.Context()
+	header := req.Header.Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	a.observed = &Attempt{Call: c.observed, Number: n, Endpoint: a.host.ID(), Header: header, Start: a.sent}
+	a.watched = ctx
+	for i := range c.mesh.observers {
+		if f := c.mesh.observers[i].AttemptStart; f != nil {
+			ctx = f(ctx, a.observed)
+			a.watched = ctx
+		}
+	}
+	out := req.WithContext(ctx)
+	out.Header = header
+	return out
+}
+
+func (a *attempted) observeEnd(err error) {
+	o := a.observed
+	o.Status, o.Err, o.Duration = a.status, err, time.Since(a.sent)
+	for i := range a.call.mesh.observers {
+		if f := a.call.mesh.observers[i].AttemptEnd; f != nil {
+			f(a.watched, o)
+		}
+	}
+}

@@ -1,0 +1,145 @@
+package mesh
+
+import (
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Option configures a [Mesh] in [New].
+type Option func(*options) error
+
+type options struct {
+	sources     []policy.Source
+	workload    policy.Workload
+	resolver    discovery.Resolver
+	template    *http.Transport
+	outbound    Outbound
+	protections []hostProtection
+	observers   []Observer
+}
+
+// hostProtection is a Protection for some hosts, as they were named; none means all.
+type hostProtection struct {
+	hosts []string
+	Protection
+}
+
+// WithPolicyDir loads the documents of a folder: its .yaml and .yml files, each with any number of documents. The path
+// may also name a single file. It may be given several times.
+func WithPolicyDir(path string) Option {
+	return func(o *options) error {
+		sources, err := policy.ReadDir(path)
+		if err != nil {
+			return err
+		}
+		o.sources = append(o.sources, sources...)
+		return nil
+	}
+}
+
+// WithPolicy adds documents that the program has at hand, such as embedded ones. It may be given several times.
+func WithPolicy(sources ...policy.Source) Option {
+	return func(o *options) error {
+		o.sources = append(o.sources, sources...)
+		return nil
+	}
+}
+
+// WithDiscovery finds endpoints with r. Every service that r knows belongs to the mesh.
+//
+// Without it endpoints are looked up with [discovery.DNS], and a host that the template's Proxy sends to a proxy is
+// outside the mesh.
+func WithDiscovery(r discovery.Resolver) Option {
+	return func(o *options) error {
+		o.resolver = r
+		return nil
+	}
+}
+
+// WithTransport makes t the template of the transports that the mesh keeps for each endpoint: TLS configuration, dialer,
+// buffer sizes, timeouts. It is cloned and never used for calls itself, except for hosts outside the mesh, which get a
+// plain clone. The default is a clone of [http.DefaultTransport].
+//
+// Endpoints are dialled directly: the template's Proxy only counts for hosts outside the mesh.
+func WithTransport(t *http.Transport) Option {
+	return func(o *options) error {
+		o.template = t
+		return nil
+	}
+}
+
+// WithWorkload says which workload the process is: documents select by its namespace and labels, and nearness is
+// judged from its locality. The default is the namespace "default" with no labels in "cluster.local".
+func WithWorkload(w policy.Workload) Option {
+	return func(o *options) error {
+		o.workload = w
+		return nil
+	}
+}
+
+// WithOutbound says what happens to calls to hosts outside the mesh. The default is [AllowAny].
+func WithOutbound(outbound Outbound) Option {
+	return func(o *options) error {
+		o.outbound = outbound
+		return nil
+	}
+}
+
+// WithObserver attaches an observer. It may be given several times; the observers are told in that order.
+func WithObserver(observer Observer) Option {
+	return func(o *options) error {
+		o.observers = append(o.observers, observer)
+		return nil
+	}
+}
+
+// WithProtection turns on what no document can ask for, for the named hosts, or for all if none is named. Where several
+// apply to a host, the last one given counts.
+func WithProtection(p Protection, hosts ...string) Option {
+	return func(o *options) error {
+		o.protections = append(o.protections, hostProtection{slices.Clone(hosts), p})
+		return nil
+	}
+}
+
+// Outbound is what happens to calls to hosts outside the mesh: those that no document names and discovery does not know.
+// It is Istio's outboundTrafficPolicy.
+type Outbound uint8
+
+const (
+	// AllowAny sends them with a plain transport, without any policy.
+	AllowAny Outbound = iota
+
+	// RegistryOnly refuses them with [ErrNotInMesh]. Without [WithDiscovery] only hosts that documents name are part of
+	// the mesh.
+	RegistryOnly
+)
+
+// Protection is what no document asks for and Envoy, configured by documents, does not do either. Its zero value is
+// off; each part works by itself.
+type Protection struct {
+	// Circuit stops calls to a destination that fails as a whole. nil is off.
+	Circuit *breaker.Config
+
+	// RetryBudget bounds retries to a share of the requests. nil is off.
+	RetryBudget *retry.BudgetConfig
+
+	// RetryAfter waits as long as a response's Retry-After asks for.
+	RetryAfter bool
+
+	// StopNestedRetries does not retry a request that is itself a retry.
+	StopNestedRetries bool
+
+	// RateLimit bounds the requests per second. Its zero value is off.
+	RateLimit limit.RateConfig
+
+	// BodyIdle bounds the wait for the next bytes of a response body. 0 means no bound.
+	BodyIdle time.Duration
+}

@@ -1,0 +1,78 @@
+// Package policy turns documents into a plan.
+//
+// Documents are read by the packages below this one, one for each dialect. [Compile] checks them all, reports every
+// error with its file, line and field, and returns a [Plan] only if there are none: a bad document never takes effect.
+package policy
+
+import (
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Workload is the process that a plan is compiled for: what documents select callers by.
+type Workload struct {
+	// Namespace resolves short host names. Empty means "default".
+	Namespace string
+
+	// Labels are matched by sourceLabels and workloadSelector.
+	Labels map[string]string
+
+	// ClusterDomain ends the names of the cluster's services. Empty means "cluster.local".
+	ClusterDomain string
+
+	// Locality is where the process runs; it decides which endpoints are near.
+	Locality discovery.Locality
+}
+
+// Plan is a set of documents, compiled for one workload. It is immutable and safe for concurrent use.
+type Plan struct {
+	// unexported: see compile.go
+}
+
+// Host is what a plan says about the host of a request.
+type Host struct {
+	// Service is what discovery is asked for.
+	Service discovery.Service
+
+	// Document names the document whose routes apply, as "VirtualService default/user-service". Empty if there is none.
+	Document string
+
+	// Routes are the routes of that document. nil means that no document routes the host: the request goes to the host
+	// itself with the plan's defaults. A table that matches nothing is a 404.
+	Routes *route.Table
+
+	// Known says that some document names the host, so that it belongs to the mesh.
+	Known bool
+}
+
+// Cluster is the policy of one [route.Target]: how its endpoints are chosen, connected to and watched. It is
+// comparable: a reload keeps the state of a target whose Cluster did not change.
+type Cluster struct {
+	// Subset selects the target's endpoints by their labels, in the form "key=value,key=value" sorted by key. Empty
+	// selects all. Missing says that the target names a subset that no document defines: it has no endpoints.
+	Subset  string
+	Missing bool
+
+	Balancer balancer.Config
+	HashKey  balancer.HashKey
+
+	// Passthrough dials what the caller asked for (loadBalancer.simple PASSTHROUGH).
+	Passthrough bool
+
+	// Outlier ejects endpoints that fail; Eject says whether it does at all.
+	Eject   bool
+	Outlier breaker.OutlierConfig
+
+	// Pool bounds connections and requests.
+	Pool limit.PoolConfig
+
+	// RetryLimit bounds the retries under way at once. Its zero value does not.
+	RetryLimit retry.LimiterConfig
+
+	// UpgradeHTTP2 speaks HTTP/2 to plaintext endpoints (h2UpgradePolicy UPGRADE).
+	UpgradeHTTP2 bool
+}

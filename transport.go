@@ -1,0 +1,607 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/internal/reply"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Transport sends requests through a [Mesh], whose Transport method returns it. It is safe for concurrent use.
+type Transport Mesh
+
+var _ http.RoundTripper = (*Transport)(nil)
+
+// RoundTrip sends req through the mesh: the stages are told in the package documentation. Like every http.RoundTripper it
+// does not change req and closes its body. It fails with an [*Error], or with the context's error if the caller gave up.
+//
+// The response's Request is req, or, after retries, a copy of it that knows their number (see [retry.Attempts]).
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	m := (*Mesh)(t)
+	if req.URL == nil || req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
+		return m.outside.RoundTrip(req) // which knows best what to say
+	}
+	c := &call{mesh: m, req: req, start: time.Now()}
+	return c.run((*call).serve)
+}
+
+// CloseIdleConnections closes the connections that serve no call.
+func (t *Transport) CloseIdleConnections() {
+	for _, c := range t.view.Load().clusters {
+		c.conns.closeIdle()
+	}
+	t.outside.CloseIdleConnections()
+}
+
+// mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
+func (m *Mesh) mirror(target route.Target, req *http.Request) (*http.Response, error) {
+	c := &call{mesh: m, req: req, start: time.Now(), target: target, copied: true}
+	return c.run((*call).serveCopy)
+}
+
+// call is one request on its way through the mesh. It is the one allocation that every request costs, and holds the first
+// attempt, which usually is the only one.
+type call struct {
+	mesh  *Mesh
+	req   *http.Request // the caller's
+	out   *http.Request // what is sent: a copy, or req itself
+	start time.Time
+	ctx   context.Context // of the whole call, its deadline included
+
+	// What the route decided.
+	view    *view
+	host    *host
+	entry   *route.Entry
+	backend *route.Backend
+	match   int
+	target  route.Target
+	cluster *cluster
+
+	limits deadline.Call
+	body   body.Reader
+
+	// The key of consistent hashing, and the cookie that is set if the call came without one.
+	key       uint64
+	hasKey    bool
+	setCookie string
+
+	// How it went.
+	layer    Layer
+	flags    Flags // of the whole call
+	tryFlags Flags // of the latest attempt
+	attempts int
+	stopped  retry.Reason
+	status   int
+	entered  bool // the cluster counts the call
+	copied   bool // a mirrored copy
+
+	first attempted
+	tried [4]string // endpoints; further ones are on the heap
+	avoid []string
+
+	observed *Call
+	watched  context.Context // for observers
+}
+
+// run makes the call with serve, and ends it exactly once: here if there is no response, and else with its body.
+func (c *call) run(serve func(*call, context.Context) (*http.Response, error)) (*http.Response, error) {
+	ctx := c.req.Context()
+	if c.mesh.observers != nil {
+		ctx = c.observeStart(ctx)
+	}
+	c.ctx = ctx
+	returned := false
+	defer func() {
+		if !returned { // a panic or Goexit of the transport below, or of an observer
+			c.limits.Failed(nil)
+			c.finish(nil)
+		}
+	}()
+	resp, err := serve(c, ctx)
+	returned = true
+	if err != nil {
+		err = c.failed(err)
+		c.finish(err)
+		return nil, err
+	}
+	c.status = resp.StatusCode
+	attempt.Restore(resp, c.req, c.attempts)
+	if c.backend != nil && c.backend.Response != nil && c.attempts > 0 {
+		sent := route.NewRequest(c.out)
+		c.backend.Response.Apply(resp.Header, &sent)
+	}
+	if c.setCookie != "" {
+		resp.Header.Add("Set-Cookie", c.setCookie)
+	}
+	c.limits.Watch(resp)
+	c.body.Attach(resp, c)
+	return resp, nil
+}
+
+// End implements body.Ender: the call is over when its body is.
+func (c *call) End(err error) {
+	if err != nil {
+		c.flags |= flagsOf(failure.Of(c.ctx, err), c.timedOut())
+	}
+	c.finish(err)
+}
+
+// finish releases what the call held and tells the observers. It runs once for each call.
+func (c *call) finish(err error) {
+	if c.entered {
+		c.cluster.leave()
+	}
+	if c.observed != nil {
+		c.observeEnd(err)
+	}
+}
+
+// serve is the way of a request, stage by stage.
+func (c *call) serve(ctx context.Context) (*http.Response, error) {
+	resp, err := c.route()
+	if resp != nil || err != nil {
+		closeBody(c.req)
+		return resp, err
+	}
+	if c.cluster == nil {
+		return c.mesh.outside.RoundTrip(c.request(ctx))
+	}
+	return c.send(ctx)
+}
+
+// route finds out where the request goes: it sets cluster, or leaves it nil if the host is outside the mesh. A response
+// is the document's own answer.
+func (c *call) route() (*http.Response, error) {
+	for {
+		c.view = c.mesh.view.Load()
+		c.host = c.view.hosts.lookup(c.req)
+		if c.host.outside(c.start) {
+			return nil, c.leaveMesh()
+		}
+		table := c.host.Routes
+		if table == nil {
+			table = c.view.plain
+		}
+		// The view of the request is the caller's: routing is by what was asked, not by what it is rewritten to.
+		request := route.NewRequest(c.req)
+		entry, match, ok := table.Match(&request)
+		if !ok {
+			c.layer, c.flags = LayerRoute, FlagNoRoute
+			return reply.New(c.req, http.StatusNotFound, nil), nil
+		}
+		c.entry, c.match = entry, match
+		if resp := entry.Respond(c.req, match); resp != nil {
+			c.layer = LayerRoute
+			return resp, nil
+		}
+		c.backend = entry.Pick(nil)
+		c.target = c.resolve(c.backend.Target)
+
+		cluster, err := c.mesh.cluster(c.view, c.target)
+		if err != nil {
+			return nil, c.refuse(LayerRoute, 0, err)
+		}
+		if cluster == nil || !cluster.enter(c.start) {
+			continue // the documents changed meanwhile; nothing was sent yet, so begin again with the new ones
+		}
+		c.cluster, c.entered = cluster, true
+		if c.host.Known || c.host.confirmed.Load() {
+			break
+		}
+		// No document names the host: it belongs to the mesh only if discovery knows it.
+		if err := cluster.wait(c.ctx); errors.Is(err, discovery.ErrUnknownService) {
+			c.host.outsideUntil.Store(time.Now().Add(outsideFor).UnixNano())
+			c.cluster, c.entered = nil, false
+			c.mesh.drop(cluster)
+			cluster.leave()
+			return nil, c.leaveMesh()
+		} else if err != nil {
+			return nil, c.undiscovered(c.ctx, err)
+		}
+		c.host.confirmed.Store(true)
+		break
+	}
+	if c.cluster.config.Missing {
+		return nil, c.refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
+	}
+	return nil, nil
+}
+
+// resolve fills in what a document left to the request.
+func (c *call) resolve(target route.Target) route.Target {
+	if target.Host == "" {
+		target.Host = c.host.Service.Host
+	}
+	if target.Port == 0 {
+		target.Port = c.host.dialled(c.req.URL)
+	}
+	return target
+}
+
+// leaveMesh says what becomes of a call to a host outside the mesh.
+func (c *call) leaveMesh() error {
+	c.entry, c.backend = nil, nil
+	c.target = route.Target{Host: c.host.Service.Host}
+	if c.mesh.closing.Err() != nil {
+		return c.refuse(LayerRoute, 0, ErrClosed)
+	}
+	if c.mesh.outbound == RegistryOnly {
+		return c.refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
+	}
+	c.layer = LayerEndpoint
+	return nil
+}
+
+// serveCopy is the way of a mirrored copy: it is routed already, and tried once.
+func (c *call) serveCopy(ctx context.Context) (*http.Response, error) {
+	for !c.entered {
+		c.view = c.mesh.view.Load()
+		c.host = c.view.hosts.get(c.req, c.req.URL.Host)
+		c.target = c.resolve(c.target)
+		cluster, err := c.mesh.cluster(c.view, c.target)
+		if err != nil {
+			closeBody(c.req)
+			return nil, c.refuse(LayerRoute, 0, err)
+		}
+		if cluster != nil && cluster.enter(c.start) {
+			c.cluster, c.entered = cluster, true
+		}
+	}
+	if c.cluster.config.Missing {
+		closeBody(c.req)
+		return nil, c.refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
+	}
+	return c.Attempt(c.request(ctx), 1)
+}
+
+// request returns the caller's request with the context ctx: the request itself if that is the one it has.
+func (c *call) request(ctx context.Context) *http.Request {
+	if ctx == c.req.Context() {
+		return c.req
+	}
+	return c.req.WithContext(ctx)
+}
+
+// send takes the request to its cluster: stages 3 to 11.
+func (c *call) send(ctx context.Context) (*http.Response, error) {
+	// Both once per request and outside the retries: what is refused or injected here is an answer.
+	if rate := c.cluster.rate; rate != nil && !rate.Allow() {
+		closeBody(c.req)
+		c.layer, c.flags = LayerLimit, FlagRateLimited
+		return limit.RateLimitedResponse(c.req), nil
+	}
+	if resp, err := c.injectFault(ctx); resp != nil || err != nil {
+		closeBody(c.req)
+		return resp, err
+	}
+
+	// The deadline covers all that follows. It is the route's, unless the caller's comes first.
+	c.ctx = c.limits.Begin(ctx, deadline.Limits{Request: c.entry.Route.Timeout, BodyIdle: c.cluster.config.bodyIdle})
+	if err := c.prepare(); err != nil {
+		closeBody(c.req)
+		return nil, err
+	}
+
+	// What gets this far is copied, whatever becomes of it now.
+	if len(c.entry.Route.Mirrors) > 0 {
+		c.mesh.mirrors.Fork(c.out, c.entry)
+	}
+
+	loop := retry.Loop{Policy: c.host.policy(c.entry), Budget: c.cluster.budget, Limiter: c.cluster.limiter}
+	resp, summary, err := loop.Do(c.out, c)
+	c.attempts, c.stopped = summary.Attempts, summary.Stopped
+	c.flags |= c.tryFlags
+	switch summary.Stopped {
+	case retry.LimitReached, retry.BudgetRefused, retry.LimiterRefused:
+		c.flags |= FlagRetriesExhausted
+	}
+	return resp, err
+}
+
+// injectFault delays the call or answers it, if the route asks for that and chance has it so.
+func (c *call) injectFault(ctx context.Context) (*http.Response, error) {
+	injected := c.entry.Route.Fault.Decide(nil)
+	if injected.Delay > 0 {
+		c.flags |= FlagDelayInjected
+		if err := injected.Wait(ctx); err != nil {
+			c.layer = LayerFault
+			return nil, err
+		}
+	}
+	if injected.Abort {
+		c.layer = LayerFault
+		c.flags |= FlagFaultInjected
+		return injected.Response(c.req), nil
+	}
+	return nil, nil
+}
+
+// prepare makes the request that is sent. It is the caller's own if nothing about it changes, and else a copy, made here,
+// once.
+func (c *call) prepare() error {
+	at, bounded := c.ctx.Deadline()
+	rewrites := c.backend.Rewrites()
+	out := c.request(c.ctx)
+	if out == c.req && (rewrites || bounded || len(c.entry.Route.Mirrors) > 0) {
+		copied := *c.req
+		out = &copied
+	}
+	if rewrites || bounded {
+		out.Header = c.req.Header.Clone()
+		if out.Header == nil {
+			out.Header = make(http.Header)
+		}
+	}
+	if bounded {
+		deadline.SetHeader(out.Header, at)
+	}
+	if rewrites {
+		out.URL = cloneURL(c.req.URL)
+		if err := c.backend.Rewrite(out, c.match); err != nil {
+			return c.refuse(LayerRoute, FlagNoRoute, err)
+		}
+	}
+	if hash := &c.cluster.config.Balancer.HashKey; hash.Source != balancer.NoKey {
+		key, ok := hash.Of(out)
+		if !ok {
+			key, c.setCookie, ok = hash.NewCookie()
+		}
+		if ok {
+			c.key, c.hasKey = balancer.Hash(key), true
+		}
+	}
+	c.out = out
+	return nil
+}
+
+func cloneURL(u *url.URL) *url.URL {
+	clone := *u
+	return &clone
+}
+
+// attempted is one try. It ends with its response body, and then, exactly once, gives back its slots and says how the
+// endpoint did.
+type attempted struct {
+	body     body.Reader
+	call     *call
+	host     *balancer.Host
+	slot     limit.Slot
+	lease    breaker.Lease
+	status   int
+	sent     time.Time
+	latency  time.Duration
+	observed *Attempt
+	watched  context.Context
+}
+
+var _ retry.Attempter = (*call)(nil)
+
+// Attempt implements retry.Attempter: it makes one try, stages 7 to 11.
+func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
+	c.attempts, c.tryFlags, c.layer = n, 0, LayerEndpoint
+	a := &c.first
+	if n > 1 {
+		a = new(attempted)
+	}
+	a.call = c
+	cluster := c.cluster
+
+	// Limits come before the circuit: that a queue is full says nothing about the destination.
+	slot, err := cluster.conns.pool.Acquire(req.Context(), cluster.conns.multiplexed.Load())
+	if err != nil {
+		closeBody(req)
+		c.layer = LayerLimit
+		if err == limit.ErrOverflow {
+			c.tryFlags = FlagOverflow
+			return limit.OverflowResponse(c.req), nil
+		}
+		return nil, err
+	}
+	a.slot = slot
+
+	// The circuit is the destination's, so a try that it refuses is not worth another one.
+	if cluster.circuit != nil {
+		if a.lease, err = cluster.circuit.Allow(); err != nil {
+			a.slot.Release()
+			closeBody(req)
+			return nil, c.refuse(LayerBreaker, FlagOverflow, err)
+		}
+	}
+
+	sent := false
+	defer func() {
+		if !sent { // no endpoint, a panic or a Goexit
+			a.release(breaker.NoResult, breaker.Ignored)
+			if a.observed != nil {
+				a.observeEnd(nil)
+			}
+		}
+	}()
+	if a.host, err = c.pick(req.Context(), n); err != nil {
+		closeBody(req)
+		return nil, err
+	}
+	endpoint := a.host.Value().(*endpoint)
+	if cluster.config.timesAnswers() || c.observed != nil {
+		a.sent = time.Now()
+	}
+	if c.observed != nil {
+		req = a.observeStart(req, n)
+	}
+	resp, err := endpoint.send.RoundTrip(req)
+	sent = true
+	if err != nil {
+		a.End(err)
+		return nil, err
+	}
+	a.status = resp.StatusCode
+	if resp.ProtoMajor == 2 && !cluster.conns.multiplexed.Load() {
+		cluster.conns.multiplexed.Store(true)
+	}
+	if !a.sent.IsZero() {
+		a.latency = time.Since(a.sent)
+		a.lease.Answered()
+	}
+	a.body.Attach(resp, a)
+	return resp, nil
+}
+
+// pick chooses the endpoint of the n-th try.
+func (c *call) pick(ctx context.Context, n int) (*balancer.Host, error) {
+	cluster := c.cluster
+	if cluster.outlier != nil {
+		now := c.start
+		if n > 1 {
+			now = time.Now()
+		}
+		cluster.outlier.Sweep(now)
+	}
+	info := balancer.PickInfo{Hash: c.key, HasHash: c.hasKey, Tried: c.avoid}
+	h, err := cluster.balancer.Pick(info)
+	if err == balancer.ErrNoEndpoints {
+		// There may be none, or none yet.
+		if err := cluster.wait(ctx); err != nil {
+			return nil, c.undiscovered(ctx, err)
+		}
+		h, err = cluster.balancer.Pick(info)
+	}
+	if err != nil {
+		return nil, c.refuse(LayerBalancer, FlagNoHealthyUpstream, err)
+	}
+	// A key that leads to one endpoint, with nowhere else to go, leads there again.
+	if !c.hasKey || c.entry != nil && c.entry.Backends() > 1 {
+		if c.avoid == nil {
+			c.avoid = c.tried[:0]
+		}
+		c.avoid = append(c.avoid, h.ID())
+	}
+	return h, nil
+}
+
+// End implements body.Ender: it reports the outcome of the try.
+func (a *attempted) End(err error) {
+	result, outcome := breaker.Result(a.status), breaker.Success
+	if err != nil {
+		result, outcome = a.judge(err)
+	} else if a.status >= http.StatusInternalServerError {
+		outcome = breaker.Failure
+	}
+	a.release(result, outcome)
+	if a.observed != nil {
+		a.observeEnd(err)
+	}
+}
+
+// judge says what an error means for the endpoint and for the destination.
+func (a *attempted) judge(err error) (breaker.Result, breaker.Outcome) {
+	c := a.call
+	kind, ours := failure.Of(c.ctx, err), c.timedOut()
+	c.tryFlags = flagsOf(kind, ours)
+	switch kind {
+	case failure.Refused, failure.Canceled:
+		return breaker.NoResult, breaker.Ignored
+	case failure.RequestTimeout:
+		if !ours {
+			return breaker.NoResult, breaker.Ignored
+		}
+		return breaker.Timeout, breaker.Failure
+	case failure.TryTimeout:
+		return breaker.Timeout, breaker.Failure
+	case failure.Connect:
+		return breaker.ConnectFailure, breaker.Failure
+	}
+	return breaker.Reset, breaker.Failure
+}
+
+// timedOut reports whether the call ended because of a limit of ours, and not of the caller's.
+func (c *call) timedOut() bool {
+	var exceeded *deadline.Error
+	return errors.As(context.Cause(c.ctx), &exceeded)
+}
+
+// release gives everything back that the try holds. Nothing of the try is used after it.
+func (a *attempted) release(result breaker.Result, outcome breaker.Outcome) {
+	if a.host != nil {
+		if tracker := a.host.Value().(*endpoint).tracker; tracker != nil {
+			tracker.Report(result)
+		}
+		a.host.Release(a.latency, outcome == breaker.Failure)
+	}
+	a.lease.Done(outcome)
+	a.slot.Release()
+}
+
+// refuse notes that a layer of ours ends the call. Its error is not taken for one of the endpoint, nor retried.
+func (c *call) refuse(layer Layer, flags Flags, err error) error {
+	c.layer = layer
+	c.tryFlags |= flags
+	c.flags |= flags
+	return refusal.Because(err)
+}
+
+// undiscovered is refuse for a wait for endpoints that ended with err, unless it was ctx that ended.
+func (c *call) undiscovered(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		c.layer = LayerDiscovery
+		return context.Cause(ctx)
+	}
+	return c.refuse(LayerDiscovery, FlagNoHealthyUpstream, err)
+}
+
+// failed returns err as the caller gets it.
+func (c *call) failed(err error) error {
+	kind := failure.Of(c.ctx, err) // before the limits end the context
+	err = c.limits.Failed(err)
+	var exceeded *deadline.Error
+	ours := errors.As(err, &exceeded)
+	c.flags |= flagsOf(kind, ours)
+	if kind == failure.Canceled || kind == failure.RequestTimeout && !ours {
+		return err // the caller gave up, and gets what net/http would give
+	}
+	if ours {
+		c.layer = LayerTimeout
+	}
+	return &Error{Layer: c.layer, Target: c.target, Flags: c.flags, Attempts: c.attempts, Err: err}
+}
+
+// flagsOf returns the response flags of a failure. A timeout of the whole call is ours or the caller's.
+func flagsOf(kind failure.Kind, ours bool) Flags {
+	switch kind {
+	case failure.Canceled:
+		return FlagCallerGone
+	case failure.RequestTimeout:
+		if !ours {
+			return FlagCallerGone
+		}
+		return FlagUpstreamTimeout
+	case failure.TryTimeout:
+		return FlagUpstreamTimeout
+	case failure.Connect:
+		return FlagConnectFailure
+	case failure.RefusedStream:
+		return FlagRemoteReset
+	case failure.Unsent, failure.Reset:
+		return FlagConnectionTerminated
+	}
+	return 0 // a refusal has set its own
+}
+
+func closeBody(req *http.Request) {
+	if req.Body != nil {
+		req.Body.Close()
+	}
+}
