@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"sync"
 )
@@ -86,6 +87,9 @@ func newTemplate(base *http.Transport) (*http.Transport, error) {
 		t.ForceAttemptHTTP2 = false
 		t.Protocols = new(http.Protocols)
 		t.Protocols.SetHTTP1(true)
+		if c := t.TLSClientConfig; c != nil { // a copy; Clone has HTTP/2 put its name there
+			c.NextProtos = slices.DeleteFunc(slices.Clone(c.NextProtos), func(p string) bool { return p == "h2" })
+		}
 	case t.Protocols == nil && t.TLSNextProto == nil:
 		// With a dial function, net/http would silently leave HTTP/2 out.
 		t.ForceAttemptHTTP2 = true
