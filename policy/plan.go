@@ -30,7 +30,12 @@ type Workload struct {
 
 // Plan is a set of documents, compiled for one workload. It is immutable and safe for concurrent use.
 type Plan struct {
-	// unexported: see compile.go
+	workload Workload // with its defaults filled in
+
+	names   map[string]bool // the hosts, without wildcards, that documents name
+	claims  hostMap[claim]  // the VirtualService of each host
+	rules   map[string]*hostMap[rules]
+	retries retry.Config
 }
 
 // Host is what a plan says about the host of a request.

@@ -330,7 +330,7 @@ func (w *walk) text(node *yaml.Node, v reflect.Value, f *field) {
 	}
 	if f.enum != nil && !slices.Contains(f.enum, node.Value) {
 		hint := ""
-		if near := closest(node.Value, f.enum); near != "" {
+		if near := Closest(node.Value, f.enum); near != "" {
 			hint = ", did you mean " + near + "?"
 		}
 		w.errorf(node, "%q is not one of %s%s", clip(node.Value), strings.Join(f.enum, ", "), hint)
@@ -510,11 +510,11 @@ func (st *structType) closest(name string) string {
 	for i := range st.fields {
 		names[i] = st.fields[i].name
 	}
-	return closest(name, names)
+	return Closest(name, names)
 }
 
-// closest returns the name that differs least, if that is little. Case and separators do not count.
-func closest(name string, names []string) string {
+// Closest returns the name that differs least, if that is little. Case and separators do not count.
+func Closest(name string, names []string) string {
 	if len(name) > 64 {
 		return ""
 	}

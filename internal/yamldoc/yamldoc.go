@@ -228,8 +228,8 @@ func child(node *yaml.Node, key string, index int) (line int, value *yaml.Node) 
 	return 0, nil
 }
 
-// String returns the text of the scalar at path, or "" if there is none.
-func (d *Document) String(path string) string {
+// Text returns the text of the scalar at path, or "" if there is none.
+func (d *Document) Text(path string) string {
 	node := d.root
 	for path != "" && node != nil {
 		var key string

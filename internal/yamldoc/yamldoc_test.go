@@ -254,11 +254,11 @@ func TestDocument_LineOf(t *testing.T) {
 			t.Errorf("LineOf(%q) = %d, want %d", tt.path, got, tt.want)
 		}
 	}
-	if got := doc.String("spec.http[1].name"); got != "b" {
-		t.Errorf("String = %q, want b", got)
+	if got := doc.Text("spec.http[1].name"); got != "b" {
+		t.Errorf("Text = %q, want b", got)
 	}
-	if got := doc.String("spec.http"); got != "" {
-		t.Errorf("String of a list = %q, want none", got)
+	if got := doc.Text("spec.http"); got != "" {
+		t.Errorf("Text of a list = %q, want none", got)
 	}
 }
 

@@ -269,3 +269,8 @@ func (s *Settings) retries(p *TrafficPolicy) {
 		s.RetryLimit.MaxRetries = int(p.ConnectionPool.HTTP.MaxRetries)
 	}
 }
+
+// Selects says whether the selector chooses a workload with the given labels.
+func (s *WorkloadSelector) Selects(labels map[string]string) bool {
+	return within(s.MatchLabels, labels)
+}

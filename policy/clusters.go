@@ -1,0 +1,167 @@
+package policy
+
+import (
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// rules are the DestinationRules of one host in one namespace: at most one that selects the workload by its labels, and
+// one for all workloads.
+type rules struct {
+	selected, general *rule
+}
+
+// rule is a DestinationRule, with those merged into it that have the same host, namespace and selector.
+type rule struct {
+	document *document
+	policy   *istio.TrafficPolicy
+	subsets  map[string]*istio.Subset
+}
+
+// Cluster returns the policy of a target. A target without host has the mesh's defaults. Rules for ports apply if the
+// target has a port.
+func (p *Plan) Cluster(t route.Target) Cluster {
+	r := p.rule(p.canonical(hostname(t.Host)))
+	if r == nil {
+		return Cluster{Missing: t.Subset != ""}
+	}
+	var subset *istio.Subset
+	if t.Subset != "" {
+		if subset = r.subsets[t.Subset]; subset == nil {
+			return Cluster{Missing: true}
+		}
+	}
+	return p.cluster(r.policy, subset, t.Port)
+}
+
+// rule returns the DestinationRule of a host. The workload's own namespace is asked first, then that of the service, then
+// the root's; the first that has a rule for the host counts.
+func (p *Plan) rule(host string) *rule {
+	for _, namespace := range []string{p.workload.Namespace, p.service(host).Namespace, rootNamespace} {
+		if found := p.rules[namespace].find(host); found != nil {
+			if found.selected != nil {
+				return found.selected
+			}
+			return found.general
+		}
+	}
+	return nil
+}
+
+func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port int) Cluster {
+	var c Cluster
+	var own *istio.TrafficPolicy
+	if subset != nil {
+		own = subset.TrafficPolicy
+		labels := make([]string, 0, len(subset.Labels))
+		for _, name := range slices.Sorted(maps.Keys(subset.Labels)) {
+			labels = append(labels, name+"="+subset.Labels[name])
+		}
+		c.Subset = strings.Join(labels, ",")
+	}
+	merged := istio.Merge(policy, own, port)
+	s := merged.Settings(p.workload.Locality, p.workload.Labels)
+	c.Balancer, c.HashKey, c.Passthrough = s.Balancer, s.Balancer.HashKey, s.Passthrough
+	c.Eject, c.Outlier = s.Eject, s.Outlier
+	c.Pool, c.RetryLimit, c.UpgradeHTTP2 = s.Pool, s.RetryLimit, s.UpgradeHTTP2
+	return c
+}
+
+// check says what the layers cannot honour.
+func (c *Cluster) check() error {
+	var errs [4]error
+	_, errs[0] = balancer.New(c.Balancer, balancer.Hooks{})
+	if c.Eject {
+		_, errs[1] = breaker.NewOutlier(c.Outlier, nil)
+	}
+	_, errs[2] = limit.NewPool(c.Pool)
+	_, errs[3] = retry.NewLimiter(c.RetryLimit, nil)
+	return errors.Join(errs[:]...)
+}
+
+// destinationRules puts the rules that the workload sees into the plan.
+func (c *compiler) destinationRules() {
+	p := c.plan
+	for _, dr := range c.rules {
+		if dr.Failed() {
+			continue
+		}
+		c.enforceable(dr)
+		visible, _ := istio.VisibleFrom(p.workload.Namespace, dr.namespace, dr.Spec.ExportTo)
+		selector := dr.Spec.WorkloadSelector
+		if !visible || selector != nil && (dr.namespace != p.workload.Namespace || !selector.Selects(p.workload.Labels)) {
+			continue
+		}
+		host := istio.Resolve(dr.Spec.Host, dr.namespace, p.workload.ClusterDomain)
+		p.name(host)
+		if p.rules[dr.namespace] == nil {
+			p.rules[dr.namespace] = new(hostMap[rules])
+		}
+		found, _ := p.rules[dr.namespace].add(host, new(rules))
+		slot := &found.general
+		if selector != nil {
+			slot = &found.selected
+		}
+		if *slot == nil {
+			*slot = &rule{document: dr.document, subsets: make(map[string]*istio.Subset)}
+		}
+		dr.mergeInto(*slot)
+	}
+}
+
+// mergeInto adds a rule to those before it for the same host: its subsets, and its policy if there is none yet.
+func (dr destinationRule) mergeInto(r *rule) {
+	first := r.document
+	switch spec := &dr.Spec; {
+	case r.policy == nil:
+		r.policy = spec.TrafficPolicy
+	case spec.TrafficPolicy != nil:
+		dr.Warnf("spec.trafficPolicy", "has no effect: %s is for the same host and has one already (%s:%d)",
+			first.identity, first.file, first.Line)
+	}
+	for i := range dr.Spec.Subsets {
+		s := &dr.Spec.Subsets[i]
+		if r.subsets[s.Name] != nil {
+			dr.Warnf(yamldoc.Index("spec.subsets", i), "has no effect: %s is for the same host and has a subset %s already (%s:%d)",
+				first.identity, s.Name, first.file, first.Line)
+			continue
+		}
+		r.subsets[s.Name] = s
+	}
+}
+
+// enforceable has the layers look at everything that a rule asks of them. What they refuse must not come up with the
+// first request.
+func (c *compiler) enforceable(dr destinationRule) {
+	try := func(at string, policy *istio.TrafficPolicy, subset *istio.Subset, port int) {
+		cluster := c.plan.cluster(policy, subset, port)
+		if err := cluster.check(); err != nil {
+			dr.Errorf(at, "cannot be enforced: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
+		}
+	}
+	ports := func(at string, policy *istio.TrafficPolicy, subset *istio.Subset, own *istio.TrafficPolicy) {
+		if own == nil {
+			return
+		}
+		try(at, policy, subset, 0)
+		for i, s := range own.PortLevelSettings {
+			try(yamldoc.Index(at+".portLevelSettings", i), policy, subset, int(s.Port.Number))
+		}
+	}
+	spec := &dr.Spec
+	ports("spec.trafficPolicy", spec.TrafficPolicy, nil, spec.TrafficPolicy)
+	for i := range spec.Subsets {
+		s := &spec.Subsets[i]
+		ports(yamldoc.Index("spec.subsets", i)+".trafficPolicy", spec.TrafficPolicy, s, s.TrafficPolicy)
+	}
+}

@@ -1,0 +1,230 @@
+package policy
+
+import (
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// hostMap finds values by host. Hosts may begin with a wildcard; the most specific one counts.
+type hostMap[T any] struct {
+	exact map[string]*T
+	wild  []wildcard[T] // longest first
+}
+
+type wildcard[T any] struct {
+	host  string
+	value *T
+}
+
+// add adds a value unless the host has one, which it returns.
+func (m *hostMap[T]) add(host string, value *T) (has *T, added bool) {
+	if !strings.HasPrefix(host, "*") {
+		if has := m.exact[host]; has != nil {
+			return has, false
+		}
+		if m.exact == nil {
+			m.exact = make(map[string]*T)
+		}
+		m.exact[host] = value
+		return value, true
+	}
+	at, found := slices.BinarySearchFunc(m.wild, host, func(w wildcard[T], host string) int {
+		if len(w.host) != len(host) {
+			return len(host) - len(w.host)
+		}
+		return strings.Compare(w.host, host)
+	})
+	if found {
+		return m.wild[at].value, false
+	}
+	m.wild = slices.Insert(m.wild, at, wildcard[T]{host, value})
+	return value, true
+}
+
+// find returns the value of the most specific host that covers name, and nil if there is none.
+func (m *hostMap[T]) find(name string) *T {
+	if m == nil {
+		return nil
+	}
+	if value := m.exact[name]; value != nil {
+		return value
+	}
+	for _, w := range m.wild {
+		if istio.Matches(w.host, name) {
+			return w.value
+		}
+	}
+	return nil
+}
+
+// claim is what a document says of the requests to a host.
+type claim struct {
+	document *document
+	name     string // of the document, with its kind
+	routes   *route.Table
+}
+
+// Host returns what the plan says about a host as requests name it: "name" or "name:port" in any case, where name is a
+// DNS name, with or without a dot at its end, or an IP address. A service of the cluster has several names: its full
+// one, name.namespace.svc, name.namespace and, in its own namespace, the bare one.
+func (p *Plan) Host(authority string) Host {
+	name := p.canonical(hostname(authority))
+	h := Host{Service: p.service(name), Known: p.names[name]}
+	if c := p.claims.find(name); c != nil {
+		h.Document, h.Routes = c.name, c.routes
+		h.Known = true
+	}
+	return h
+}
+
+// hostname takes the port off an authority and brings the rest into the form that documents are kept in.
+func hostname(authority string) string {
+	host := authority
+	if h, _, err := net.SplitHostPort(authority); err == nil {
+		host = h
+	} else if inner, ok := strings.CutPrefix(authority, "["); ok {
+		host = strings.TrimSuffix(inner, "]")
+	}
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return ip.String()
+	}
+	return strings.TrimSuffix(strings.ToLower(host), ".")
+}
+
+// canonical returns the full name of a host. A name with one dot may be that of a service with its namespace or one from
+// outside of the cluster: it is what a document names, and else the latter.
+func (p *Plan) canonical(name string) string {
+	cluster := "." + p.workload.ClusterDomain
+	_, rest, dotted := strings.Cut(name, ".")
+	full := ""
+	switch {
+	case name == "":
+		return ""
+	case !dotted && !strings.Contains(name, ":"):
+		return name + "." + p.workload.Namespace + ".svc" + cluster
+	case !dotted:
+		return name // an IPv6 address
+	case strings.Count(rest, ".") == 1 && strings.HasSuffix(rest, ".svc"):
+		full = name + cluster
+		if p.names[name] && !p.names[full] {
+			return name
+		}
+		return full
+	case strings.Contains(rest, "."):
+		return name
+	}
+	full = name + ".svc" + cluster
+	switch {
+	case p.names[name]:
+		return name
+	case p.names[full]:
+		return full
+	case p.claims.find(name) == nil && p.claims.find(full) != nil:
+		return full
+	}
+	return name
+}
+
+// service returns what discovery is asked for the full name of a host.
+func (p *Plan) service(host string) discovery.Service {
+	s := discovery.Service{Host: host}
+	if short, ok := strings.CutSuffix(host, ".svc."+p.workload.ClusterDomain); ok {
+		if name, namespace, ok := strings.Cut(short, "."); ok && name != "" && namespace != "" && !strings.Contains(namespace, ".") {
+			s.Name, s.Namespace = name, namespace
+			s.Local = namespace == p.workload.Namespace
+		}
+	}
+	return s
+}
+
+// virtualServices gives every host to the first document that claims it. Documents that are exported to the workload's
+// namespace by name come before those that are exported to all.
+func (c *compiler) virtualServices() {
+	client := istio.Client{
+		Namespace:     c.plan.workload.Namespace,
+		Labels:        c.plan.workload.Labels,
+		ClusterDomain: c.plan.workload.ClusterDomain,
+	}
+	for _, publicly := range []bool{false, true} {
+		for _, vs := range c.virtual {
+			visible, public := istio.VisibleFrom(client.Namespace, vs.namespace, vs.Spec.ExportTo)
+			switch {
+			case vs.Failed() || public != publicly:
+			case !vs.InMesh():
+				vs.Warnf("spec.gateways", "applies to gateways only, which do not exist in-process: it is skipped")
+			default:
+				table := vs.Table(vs.document.Document, client)
+				if visible && table != nil {
+					c.claim(vs, claim{vs.document, vs.identity.String(), table})
+				}
+			}
+		}
+	}
+	if c.failed() {
+		return // what the documents say together is not known
+	}
+	for _, vs := range c.virtual {
+		if vs.InMesh() {
+			c.subsets(vs)
+		}
+	}
+}
+
+// claim gives the hosts of a document to it.
+func (c *compiler) claim(vs virtualService, own claim) {
+	p := c.plan
+	for i, host := range vs.Spec.Hosts {
+		host = istio.Resolve(host, vs.namespace, p.workload.ClusterDomain)
+		if has, added := p.claims.add(host, &own); !added && has != &own {
+			vs.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
+				has.name, host, has.document.file, has.document.Line)
+		}
+		p.name(host)
+	}
+	for i := range own.routes.Len() {
+		r := own.routes.Entry(i).Route
+		for _, d := range r.Destinations {
+			p.name(d.Host)
+		}
+		for _, m := range r.Mirrors {
+			p.name(m.Host)
+		}
+	}
+}
+
+// name remembers a host that a document names.
+func (p *Plan) name(host string) {
+	if !strings.HasPrefix(host, "*") {
+		p.names[host] = true
+	}
+}
+
+// subsets warns of destinations that have no endpoints, because no document defines their subset.
+func (c *compiler) subsets(vs virtualService) {
+	missing := func(d *istio.Destination, at string) {
+		if d == nil || d.Subset == nil {
+			return
+		}
+		host := istio.Resolve(d.Host, vs.namespace, c.plan.workload.ClusterDomain)
+		if c.plan.Cluster(route.Target{Host: host, Subset: *d.Subset}).Missing {
+			vs.Warnf(at+".subset", "no DestinationRule defines the subset %s of %s: requests to it fail", *d.Subset, host)
+		}
+	}
+	for i := range vs.Spec.HTTP {
+		r, at := &vs.Spec.HTTP[i], yamldoc.Index("spec.http", i)
+		for j := range r.Route {
+			missing(r.Route[j].Destination, yamldoc.Index(at+".route", j)+".destination")
+		}
+		missing(r.Mirror, at+".mirror")
+		for j := range r.Mirrors {
+			missing(r.Mirrors[j].Destination, yamldoc.Index(at+".mirrors", j)+".destination")
+		}
+	}
+}

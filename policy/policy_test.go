@@ -1,0 +1,232 @@
+package policy_test
+
+import (
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+// workload is what the documents of testdata are compiled for.
+var workload = policy.Workload{
+	Namespace: "default",
+	Labels:    map[string]string{"app": "order-service", "version": "v1"},
+	Locality:  discovery.Locality{Region: "eu", Zone: "eu-a", SubZone: "1"},
+}
+
+// TestGolden compiles every file of testdata and compares what was found and what came out with the golden file beside
+// it. Run it with -update to rewrite those, and read the difference.
+func TestGolden(t *testing.T) {
+	for _, dialect := range []string{"seed", "istio"} {
+		paths, err := filepath.Glob(filepath.Join("testdata", dialect, "*.yaml"))
+		if err != nil || len(paths) == 0 {
+			t.Fatalf("no documents: %v", err)
+		}
+		for _, path := range paths {
+			t.Run(dialect+"/"+strings.TrimSuffix(filepath.Base(path), ".yaml"), func(t *testing.T) {
+				data, err := os.ReadFile(path)
+				if err != nil {
+					t.Fatal(err)
+				}
+				plan, findings := policy.Compile([]policy.Source{{Name: filepath.Base(path), Data: data}}, workload)
+				got := dump(plan, findings, hostsOf(string(data)))
+				golden := strings.TrimSuffix(path, ".yaml") + ".golden"
+				if *update {
+					if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+						t.Fatal(err)
+					}
+				}
+				want, err := os.ReadFile(golden)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got != string(want) {
+					t.Errorf("got:\n%s\nwant:\n%s", got, want)
+				}
+			})
+		}
+	}
+}
+
+// hostsOf returns the hosts that a file asks the plan about, in comments that start with "# host: ", and those that
+// stand in a list of hosts.
+func hostsOf(data string) (hosts []string) {
+	in := false
+	for line := range strings.Lines(data) {
+		text := strings.TrimSpace(line)
+		if host, ok := strings.CutPrefix(text, "# host: "); ok {
+			hosts = append(hosts, host)
+		}
+		if host, ok := strings.CutPrefix(text, "- "); ok && in && !strings.Contains(host, "*") {
+			hosts = append(hosts, strings.Trim(host, `"`))
+		} else {
+			in = text == "hosts:"
+		}
+		if host, ok := strings.CutPrefix(text, "hosts: ["); ok {
+			for _, host := range strings.Split(strings.TrimSuffix(host, "]"), ", ") {
+				if !strings.Contains(host, "*") {
+					hosts = append(hosts, host)
+				}
+			}
+		}
+		if host, ok := strings.CutPrefix(line, "  host: "); ok && !strings.Contains(host, "*") {
+			hosts = append(hosts, strings.TrimSpace(host))
+		}
+	}
+	return hosts
+}
+
+// dump renders findings and plan for people.
+func dump(plan *policy.Plan, findings policy.Findings, hosts []string) string {
+	var b strings.Builder
+	for _, f := range findings {
+		fmt.Fprintln(&b, f)
+	}
+	if plan == nil {
+		return b.String()
+	}
+	seen := make(map[string]bool)
+	targets := make(map[route.Target]bool)
+	var order []route.Target
+	target := func(t route.Target) {
+		if !targets[t] {
+			targets[t] = true
+			order = append(order, t)
+		}
+	}
+	for _, authority := range hosts {
+		if seen[authority] {
+			continue
+		}
+		seen[authority] = true
+		h := plan.Host(authority)
+		fmt.Fprintf(&b, "\nhost %s: %s", authority, h.Service.Host)
+		if h.Service.Name != "" {
+			fmt.Fprintf(&b, " (%s in %s)", h.Service.Name, h.Service.Namespace)
+		}
+		if !h.Known {
+			b.WriteString(", unknown")
+		}
+		if h.Document != "" {
+			fmt.Fprintf(&b, ", routed by %s", h.Document)
+		}
+		b.WriteString("\n")
+		for i := range h.Routes.Len() {
+			r := h.Routes.Entry(i).Route
+			fmt.Fprintf(&b, "  route %d: %s\n", i, fields(*r))
+			for _, d := range r.Destinations {
+				target(d.Target)
+			}
+			for _, m := range r.Mirrors {
+				target(m.Target)
+			}
+		}
+		if h.Routes == nil {
+			target(route.Target{Host: h.Service.Host})
+		}
+	}
+	for _, t := range order {
+		fmt.Fprintf(&b, "\ncluster %s: %s\n", fields(t), fields(plan.Cluster(t)))
+	}
+	return b.String()
+}
+
+// fields renders a value without its zero fields.
+func fields(v any) string {
+	var b strings.Builder
+	write(&b, reflect.ValueOf(v))
+	return b.String()
+}
+
+func write(b *strings.Builder, v reflect.Value) {
+	if v.CanInterface() {
+		if s, ok := v.Interface().(fmt.Stringer); ok && v.Kind() != reflect.Pointer {
+			b.WriteString(s.String())
+			return
+		}
+	}
+	switch v.Kind() {
+	case reflect.Pointer:
+		write(b, v.Elem())
+	case reflect.Struct:
+		b.WriteByte('{')
+		space := ""
+		for i := range v.NumField() {
+			if f := v.Field(i); !f.IsZero() {
+				b.WriteString(space)
+				if f, name := v.Field(i), v.Type().Field(i); !name.Anonymous {
+					b.WriteString(name.Name + ":")
+					write(b, f)
+				} else {
+					write(b, f)
+				}
+				space = " "
+			}
+		}
+		b.WriteByte('}')
+	case reflect.Slice:
+		if v.Type().Elem().Kind() == reflect.Uint8 {
+			fmt.Fprintf(b, "%q", v.Bytes())
+			return
+		}
+		b.WriteByte('[')
+		for i := range v.Len() {
+			if i > 0 {
+				b.WriteByte(' ')
+			}
+			write(b, v.Index(i))
+		}
+		b.WriteByte(']')
+	case reflect.String:
+		fmt.Fprintf(b, "%q", v.String())
+	default:
+		fmt.Fprint(b, v)
+	}
+}
+
+func compile(t *testing.T, documents string) *policy.Plan {
+	t.Helper()
+	plan, findings := policy.Compile([]policy.Source{{Name: "test.yaml", Data: []byte(documents)}}, workload)
+	if err := findings.Err(); err != nil {
+		t.Fatal(err)
+	}
+	return plan
+}
+
+func TestFindings(t *testing.T) {
+	f := policy.Finding{
+		File: "a.yaml", Line: 7, Kind: "VirtualService", Namespace: "default", Name: "x",
+		Field: "spec.http[0].timeout", Severity: policy.Error, Message: "no good",
+	}
+	if got, want := f.String(), "a.yaml:7: VirtualService default/x: spec.http[0].timeout: error: no good"; got != want {
+		t.Errorf("String() = %q, want %q", got, want)
+	}
+	text, err := json.Marshal(f)
+	want := `{"file":"a.yaml","line":7,"kind":"VirtualService","namespace":"default","name":"x",` +
+		`"field":"spec.http[0].timeout","severity":"error","message":"no good"}`
+	if err != nil || string(text) != want {
+		t.Errorf("JSON = %s, %v, want %s", text, err, want)
+	}
+	if err := (policy.Findings{{Severity: policy.Warning}}).Err(); err != nil {
+		t.Errorf("Err() of a warning = %v", err)
+	}
+	err = fmt.Errorf("loading: %w", policy.Findings{{Severity: policy.Warning}, f}.Err())
+	var findings policy.Findings
+	if !errors.As(err, &findings) || len(findings) != 1 || findings[0] != f {
+		t.Errorf("errors.As = %v, want the one error", findings)
+	}
+	if !strings.HasSuffix(err.Error(), "loading: "+f.String()) {
+		t.Errorf("Error() = %q", err)
+	}
+}
