@@ -26,26 +26,25 @@ func delay(n int, base, limit time.Duration, r float64) time.Duration {
 }
 
 // retryAfter returns the wait that the Retry-After header of a response asks for: a number of seconds or a date in any
-// of HTTP's three forms (RFC 9110, section 10.2.3). What is malformed, past or beyond a Duration is no wish at all.
-func retryAfter(h http.Header, now time.Time) (time.Duration, bool) {
+// of HTTP's three forms (RFC 9110, section 10.2.3). What is malformed, past or beyond a Duration is no wish at all: 0.
+func retryAfter(h http.Header, now time.Time) time.Duration {
 	values := h["Retry-After"]
 	if len(values) == 0 {
-		return 0, false
+		return 0
 	}
 	v := values[0]
 	if digits(v) {
 		seconds, err := strconv.ParseInt(v, 10, 64)
 		if err != nil || seconds > int64(math.MaxInt64/time.Second) {
-			return 0, false
+			return 0
 		}
-		return time.Duration(seconds) * time.Second, true
+		return time.Duration(seconds) * time.Second
 	}
 	at, err := http.ParseTime(v)
 	if err != nil {
-		return 0, false
+		return 0
 	}
-	d := at.Sub(now)
-	return d, d > 0
+	return max(0, at.Sub(now))
 }
 
 func digits(s string) bool {

@@ -103,3 +103,30 @@ func TestTransport_NoAllocationsOnTheHappyPath(t *testing.T) {
 		})
 	}
 }
+
+// A loop may be put together for a call, as one does who keeps budgets by destination and policies by route.
+func TestLoop_NoAllocationsOnTheHappyPath(t *testing.T) {
+	req, err := http.NewRequest("GET", "http://service/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	budget, err := retry.NewBudget(retry.BudgetConfig{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	limiter, err := retry.NewLimiter(retry.LimiterConfig{Percent: 20}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := policy(t, retry.Config{Retries: 2})
+	resp := response(200)
+	var a retry.Attempter = tries(func(*http.Request, int) (*http.Response, error) { return resp, nil })
+	if n := testing.AllocsPerRun(100, func() {
+		loop := retry.Loop{Policy: p, Budget: budget, Limiter: limiter}
+		if _, _, err := loop.Do(req, a); err != nil {
+			t.Fatal(err)
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}

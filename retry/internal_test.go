@@ -3,6 +3,7 @@ package retry
 import (
 	"math"
 	"net/http"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -11,7 +12,8 @@ func TestTrap08_DelayBounds(t *testing.T) {
 	const huge = time.Duration(math.MaxInt64)
 	for _, base := range []time.Duration{0, -1, 1, time.Millisecond, DefaultBackoff, time.Hour, huge} {
 		for _, limit := range []time.Duration{0, 1, 10 * DefaultBackoff, huge} {
-			for _, r := range []float64{0, 1e-300, 0.5, math.Nextafter(1, 0)} {
+			// The last ones are what no random source should return.
+			for _, r := range []float64{0, 1e-300, 0.5, math.Nextafter(1, 0), 1, 2, -1, math.NaN(), math.Inf(1)} {
 				for n := range 2001 {
 					if d := delay(n, base, limit, r); d < 0 || d > max(limit, 0) {
 						t.Fatalf("delay(%d, %v, %v, %v) = %v, want 0 to %v", n, base, limit, r, d, limit)
@@ -36,9 +38,12 @@ func FuzzRetryAfter(f *testing.F) {
 	}
 	now := time.Unix(784111770, 0)
 	f.Fuzz(func(t *testing.T, value string) {
-		d, ok := retryAfter(http.Header{"Retry-After": {value}}, now)
-		if d < 0 && ok {
+		d := retryAfter(http.Header{"Retry-After": {value}}, now)
+		if d < 0 {
 			t.Fatalf("retryAfter(%q) = %v", value, d)
+		}
+		if n, err := strconv.ParseUint(value, 10, 32); err == nil && value[0] != '+' && d != time.Duration(n)*time.Second {
+			t.Fatalf("retryAfter(%q) = %v, want %d s", value, d, n)
 		}
 	})
 }

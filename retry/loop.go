@@ -165,20 +165,20 @@ func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Respo
 // retryNow is what next returns in place of a reason to stop.
 const retryNow Reason = 255
 
-// next decides, after the n-th try, whether there is another one, and how long to wait before. Without a further try the
-// caller gets this one's response or error, so what may refuse is asked first and what takes from others last. If it
-// returns retryNow, a slot of the limiter is held.
+// next decides, after the n-th try, whether there is another one, and how long to wait before. If it returns retryNow, a
+// slot of the limiter is held.
 func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, err error) (time.Duration, Reason) {
 	p := l.Policy
 	ctx := req.Context()
 	var kind failure.Kind
 	if err != nil {
 		kind = failure.Of(ctx, err)
+		if kind == failure.RequestTimeout && !over(ctx) {
+			kind = failure.TryTimeout // of a timeout.Transport below, so what it bounds is a try
+		}
 		switch {
-		case kind == failure.Canceled:
-			return 0, CallerGone
-		case kind == failure.RequestTimeout:
-			return 0, OutOfTime
+		case over(ctx):
+			return 0, ended(ctx)
 		case p.config.Retries == 0 || !p.config.On.failure(kind):
 			return 0, NotRetriable
 		case r != nil && r.failed() != nil:
@@ -193,42 +193,71 @@ func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, er
 		return 0, NotRetriable
 	case !p.config.NestedRetries && attempt.IsRetry(req):
 		return 0, Nested
-	case n > p.config.Retries:
-		return 0, LimitReached
 	case r != nil && !r.replayable():
 		return 0, BodyCommitted
-	case ctx.Err() != nil:
-		return 0, ended(ctx)
 	}
-
-	wait := delay(n, p.config.Backoff, p.config.MaxBackoff, l.random())
-	if resp != nil && p.config.MaxRetryAfter > 0 {
-		if asked, ok := retryAfter(resp.Header, time.Now()); ok {
-			if asked > p.config.MaxRetryAfter {
-				return 0, OutOfTime
-			}
-			wait = max(wait, asked)
-		}
+	var asked time.Duration
+	if resp != nil {
+		asked = retryAfter(resp.Header, time.Now())
 	}
-	if at, ok := ctx.Deadline(); ok && time.Until(at) <= wait {
-		return 0, OutOfTime
-	}
-	if !l.Limiter.Acquire() {
-		return 0, LimiterRefused
-	}
-	if !l.Budget.Reserve() {
-		l.Limiter.Release()
-		return 0, BudgetRefused
+	wait, stopped, ok := l.Next(ctx, n, asked)
+	if !ok {
+		return 0, stopped
 	}
 	return wait, retryNow
 }
 
-// ended says why a context that has ended did.
-func ended(ctx context.Context) Reason {
-	if failure.Of(ctx, ctx.Err()) == failure.RequestTimeout {
-		return OutOfTime
+// Next is the part of Do that knows nothing of HTTP, for who makes calls of another kind. It decides, after the n-th try
+// of a call that is to be retried, whether there is another one and how long to wait before. asked is the wait that the
+// server asked for, 0 if it did not.
+//
+// If ok, a retry was taken from the Budget, and a slot of the Limiter is held: the caller gives it back by
+// Limiter.Release when the next try has got its answer, or does not take place. If not, stopped says why, and the caller
+// keeps the outcome it has.
+func (l *Loop) Next(ctx context.Context, n int, asked time.Duration) (wait time.Duration, stopped Reason, ok bool) {
+	config := &l.Policy.config
+	switch {
+	case n > config.Retries:
+		return 0, LimitReached, false
+	case ctx.Err() != nil:
+		return 0, ended(ctx), false
 	}
-	return CallerGone
+	wait = delay(n, config.Backoff, config.MaxBackoff, l.random())
+	if config.MaxRetryAfter > 0 {
+		if asked > config.MaxRetryAfter {
+			return 0, OutOfTime, false
+		}
+		wait = max(wait, asked)
+	}
+	// What takes from others comes last.
+	if at, bounded := ctx.Deadline(); bounded && time.Until(at) <= wait {
+		return 0, OutOfTime, false
+	}
+	if !l.Limiter.Acquire() {
+		return 0, LimiterRefused, false
+	}
+	if !l.Budget.Reserve() {
+		l.Limiter.Release()
+		return 0, BudgetRefused, false
+	}
+	return wait, Succeeded, true
+}
+
+// over reports whether ctx has ended, or is due to.
+func over(ctx context.Context) bool {
+	if ctx.Err() != nil {
+		return true
+	}
+	at, bounded := ctx.Deadline()
+	return bounded && !time.Now().Before(at)
+}
+
+// ended says why a context that is over is.
+func ended(ctx context.Context) Reason {
+	if ctx.Err() != nil && failure.Of(ctx, ctx.Err()) == failure.Canceled {
+		return CallerGone
+	}
+	return OutOfTime
 }
 
 func (l *Loop) random() float64 {

@@ -205,16 +205,22 @@ func (o On) grpc(resp *http.Response) bool {
 	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/grpc") {
 		return false
 	}
-	switch resp.Header.Get("Grpc-Status") {
-	case "1":
+	code, err := strconv.ParseUint(resp.Header.Get("Grpc-Status"), 10, 32)
+	return err == nil && o.GRPC(uint32(code))
+}
+
+// GRPC reports whether a gRPC status is to be retried by its code. It must be one that came without messages before it.
+func (o On) GRPC(code uint32) bool {
+	switch code {
+	case 1:
 		return o.Conditions&Cancelled != 0
-	case "4":
+	case 4:
 		return o.Conditions&DeadlineExceeded != 0
-	case "8":
+	case 8:
 		return o.Conditions&ResourceExhausted != 0
-	case "13":
+	case 13:
 		return o.Conditions&Internal != 0
-	case "14":
+	case 14:
 		return o.Conditions&Unavailable != 0
 	}
 	return false

@@ -16,6 +16,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/retry"
+	"github.com/nosidecar/mesh/timeout"
 )
 
 // statuses answers with the statuses in turn, the last one for ever, and counts.
@@ -721,6 +722,89 @@ func TestTrap15_CallerCancelIsNotRetried(t *testing.T) {
 	})
 }
 
+func TestCallerGoneWithAResponse(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1})}
+	resp, summary, err := loop.Do(newRequest(t, "GET", "http://service/", nil).WithContext(ctx),
+		tries(func(*http.Request, int) (*http.Response, error) {
+			cancel()
+			return response(503), nil
+		}))
+	if err != nil || resp.StatusCode != 503 || summary != (retry.Summary{Attempts: 1, Stopped: retry.CallerGone}) {
+		t.Errorf("%v, %+v, %v, want the response as it is", resp, summary, err)
+	}
+}
+
+func TestNilHeader(t *testing.T) {
+	req := newRequest(t, "GET", "http://service/", nil)
+	req.Header = nil
+	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1})}
+	_, _, err := loop.Do(req, tries(func(r *http.Request, n int) (*http.Response, error) {
+		if got := r.Header.Get(retry.AttemptHeader); n == 2 && got != "2" {
+			t.Errorf("%s = %q", retry.AttemptHeader, got)
+		}
+		return response(503), nil
+	}))
+	if err != nil || req.Header != nil {
+		t.Errorf("%v, header %v", err, req.Header)
+	}
+}
+
+func TestPerTryTimeout_LateHeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		late := newBody("late")
+		loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1, PerTryTimeout: time.Second})}
+		resp, summary, err := loop.Do(newRequest(t, "GET", "http://service/", nil),
+			tries(func(r *http.Request, n int) (*http.Response, error) {
+				resp := response(200)
+				if n == 1 {
+					<-r.Context().Done()
+					resp.Body = late
+				}
+				return resp, nil
+			}))
+		if err != nil || resp.StatusCode != 200 || summary.Attempts != 2 {
+			t.Errorf("%v, %+v, %v, want the second try's response", resp, summary, err)
+		}
+		if late.closed.Load() != 1 {
+			t.Errorf("late body closed %d times", late.closed.Load())
+		}
+	})
+}
+
+func TestTimeoutBelowBoundsATry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hang := roundTrip(func(r *http.Request) (*http.Response, error) {
+			<-r.Context().Done()
+			return nil, context.Cause(r.Context())
+		})
+		rt := &retry.Transport{
+			Base:   &timeout.Transport{Base: hang, Config: timeout.Config{Request: time.Second}},
+			Config: retry.Config{Retries: 2, Backoff: -1},
+		}
+		_, err := rt.RoundTrip(newRequest(t, "GET", "http://service/", nil))
+		var e *retry.Error
+		if !errors.As(err, &e) || e.Attempts != 3 {
+			t.Errorf("%v, want three tries", err)
+		}
+
+		// The other way round it bounds them all.
+		calls := 0
+		all := &timeout.Transport{Config: timeout.Config{Request: time.Second}, Base: &retry.Transport{
+			Base: roundTrip(func(r *http.Request) (*http.Response, error) {
+				calls++
+				return hang(r)
+			}),
+			Config: retry.Config{Retries: 2, Backoff: -1, PerTryTimeout: 600 * time.Millisecond},
+		}}
+		_, err = all.RoundTrip(newRequest(t, "GET", "http://service/", nil))
+		var limit *timeout.Error
+		if !errors.As(err, &limit) || limit.Kind != timeout.Request || calls != 2 {
+			t.Errorf("%v after %d tries, want the request timeout in the second", err, calls)
+		}
+	})
+}
+
 func TestPerTryTimeoutBeyondTheDeadlineIsIgnored(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -851,6 +935,62 @@ func TestReplay(t *testing.T) {
 				t.Errorf("body closed %d times", n)
 			}
 		})
+	}
+}
+
+// TestReplay_EarlierTry has a transport that goes on with the body of a try that is over.
+func TestReplay_EarlierTry(t *testing.T) {
+	var earlier io.ReadCloser
+	body := newBody("payload")
+	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1})}
+	_, _, err := loop.Do(newRequest(t, "PUT", "http://service/", body), retryAttempt(func(r *http.Request, n int) (*http.Response, error) {
+		if n == 1 {
+			earlier = r.Body
+			return response(503), nil
+		}
+		if n, err := earlier.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("read for the earlier try = %d, %v, want an error", n, err)
+		}
+		earlier.Close()
+		if n, err := earlier.Read(make([]byte, 1)); n != 0 || err == nil {
+			t.Errorf("read after Close = %d, %v, want an error", n, err)
+		}
+		if n, err := r.Body.Read(nil); n != 0 || err != nil {
+			t.Errorf("empty read = %d, %v", n, err)
+		}
+		if got, err := io.ReadAll(r.Body); string(got) != "payload" || err != nil {
+			t.Errorf("the second try got %q, %v", got, err)
+		}
+		if body.closed.Load() != 0 {
+			t.Error("the earlier try closed the body")
+		}
+		r.Body.Close()
+		return response(200), nil
+	}))
+	if err != nil || body.closed.Load() != 1 {
+		t.Errorf("%v, body closed %d times", err, body.closed.Load())
+	}
+}
+
+// TestReplay_BodyOutlivesTheCall has a transport that answers before it has sent all of the body, as in a dialogue.
+func TestReplay_BodyOutlivesTheCall(t *testing.T) {
+	body := newBody("payload")
+	var sent io.ReadCloser
+	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1})}
+	_, _, err := loop.Do(newRequest(t, "PUT", "http://service/", body), retryAttempt(func(r *http.Request, _ int) (*http.Response, error) {
+		sent = r.Body
+		return response(200), nil
+	}))
+	if err != nil || body.closed.Load() != 0 {
+		t.Fatalf("%v, body closed %d times with the response", err, body.closed.Load())
+	}
+	if got, err := io.ReadAll(sent); string(got) != "payload" || err != nil {
+		t.Errorf("rest of the body %q, %v", got, err)
+	}
+	sent.Close()
+	sent.Close()
+	if n := body.closed.Load(); n != 1 {
+		t.Errorf("body closed %d times", n)
 	}
 }
 

@@ -211,6 +211,8 @@ func ofHTTP2(err error) Kind {
 			return Reset
 		}
 		switch {
+		case strings.HasPrefix(text, "stream error: stream ID ") && strings.Contains(text, "; REFUSED_STREAM"):
+			return RefusedStream // of golang.org/x/net/http2
 		case text == gotGoAway, strings.HasPrefix(text, "http2: Transport received GOAWAY from server ErrCode:"):
 			return RefusedStream
 		case text == "http2: client conn not usable", text == "http2: client conn could not be established",

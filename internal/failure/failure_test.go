@@ -56,6 +56,9 @@ func TestOf(t *testing.T) {
 		{"alert of a broken stream", live, &net.OpError{Op: "remote error", Err: boom}, failure.Reset},
 		{"EOF", live, io.EOF, failure.Reset},
 		{"other", live, boom, failure.Reset},
+		{"stream error of x/net", live, errors.New("stream error: stream ID 3; REFUSED_STREAM; received from peer"), failure.RefusedStream},
+		{"other stream error of x/net", live, errors.New("stream error: stream ID 3; CANCEL; received from peer"), failure.Reset},
+		{"connection unusable", live, errors.New("http2: client conn not usable"), failure.Unsent},
 		{"marked", live, fmt.Errorf("x: %w", failure.MarkUnsent(boom)), failure.Unsent},
 	} {
 		if got := failure.Of(test.ctx, test.err); got != test.want {
