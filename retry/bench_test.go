@@ -49,20 +49,27 @@ func BenchmarkTransport(b *testing.B) {
 	}
 }
 
-func BenchmarkTransportParallel(b *testing.B) {
-	rt := &retry.Transport{Base: newNoop(), Config: retry.Config{Retries: 2}}
+// BenchmarkLoopParallel has all goroutines share a policy and a budget.
+func BenchmarkLoopParallel(b *testing.B) {
+	budget, err := retry.NewBudget(retry.BudgetConfig{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	loop := retry.Loop{Policy: policy(b, retry.Config{Retries: 2}), Budget: budget}
 	b.ReportAllocs()
 	b.RunParallel(func(pb *testing.PB) {
 		req, err := http.NewRequest("GET", "http://service/", nil)
 		if err != nil {
-			b.Fatal(err)
+			b.Error(err)
+			return
 		}
+		resp := response(200)
+		var a retry.Attempter = tries(func(*http.Request, int) (*http.Response, error) { return resp, nil })
 		for pb.Next() {
-			resp, err := rt.RoundTrip(req)
-			if err != nil {
-				b.Fatal(err)
+			if _, _, err := loop.Do(req, a); err != nil {
+				b.Error(err)
+				return
 			}
-			resp.Body.Close()
 		}
 	})
 }

@@ -411,6 +411,7 @@ func TestTrap12_AsWithTheBareTransport(t *testing.T) {
 		Retries: 2, PerTryTimeout: time.Minute,
 		On: retry.On{Conditions: retry.ResetBeforeRequest | retry.Retriable4xx},
 	}}
+	expect := http.Header{"Expect": {"100-continue"}}
 	for _, test := range []struct {
 		name, method, path string
 		header             http.Header
@@ -422,8 +423,8 @@ func TestTrap12_AsWithTheBareTransport(t *testing.T) {
 		{name: "HEAD", method: "HEAD", path: "/"},
 		{name: "204", method: "GET", path: "/204"},
 		{name: "304", method: "GET", path: "/304"},
-		{name: "expect continue", method: "PUT", path: "/continue", header: http.Header{"Expect": {"100-continue"}}, body: "payload"},
-		{name: "expect rejected", method: "PUT", path: "/reject", header: http.Header{"Expect": {"100-continue"}}, body: "payload"},
+		{name: "expect continue", method: "PUT", path: "/continue", header: expect, body: "payload"},
+		{name: "expect rejected", method: "PUT", path: "/reject", header: expect, body: "payload"},
 		{name: "server-sent events", method: "GET", path: "/sse"},
 		{name: "compression", method: "GET", path: "/gzip"},
 		{name: "body", method: "POST", path: "/continue", body: "payload"},

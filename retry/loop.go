@@ -91,9 +91,9 @@ type Loop struct {
 	Rand func() float64
 }
 
-// Do makes a call with as many tries as the policy permits. It returns the response or the error of the last one; an
-// error after a retry is an *Error. Like http.RoundTripper, it closes the body of req and does not change req. The
-// response's Request is req, or a copy of it that knows the number of tries (see [Attempts]).
+// Do makes a call with as many tries as the policy permits, and counts it in the Budget. It returns the response or the
+// error of the last try; an error after a retry is an *Error. Like http.RoundTripper, it closes the body of req and does
+// not change req. The response's Request is req, or a copy of it that knows the number of tries (see [Attempts]).
 func (l *Loop) Do(req *http.Request, a Attempter) (*http.Response, Summary, error) {
 	l.Budget.Deposit()
 	if l.Limiter.enter() {

@@ -3,11 +3,12 @@ package retry
 import (
 	"errors"
 	"io"
+	"net/http"
 	"sync"
 )
 
 // errCommitted is what a transport gets that asks for the body of a request again when it is too late.
-var errCommitted = errors.New("retry: more of the request body was sent than is kept for a replay")
+var errCommitted = errors.New("retry: request body cannot be sent again")
 
 // errDetached is what a transport gets that reads the body of a try that is over.
 var errDetached = errors.New("retry: read of the request body of an earlier try")
@@ -99,7 +100,7 @@ func (c *cursor) Read(p []byte) (int, error) {
 	for {
 		switch {
 		case c.closed:
-			return 0, errors.New("retry: read of a closed request body")
+			return 0, http.ErrBodyReadAfterClose
 		case c != r.current:
 			return 0, errDetached
 		case c.at < len(r.kept):

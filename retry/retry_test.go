@@ -205,13 +205,14 @@ func TestPanicAndGoexitPassThrough(t *testing.T) {
 				t.Errorf("recovered %v, want the panic of the try", got)
 			}
 		}()
-		_, _, _ = loop.Do(newRequest(t, "PUT", "http://service/", body), tries(func(r *http.Request, n int) (*http.Response, error) {
-			ctx = r.Context()
-			if n == 2 {
-				panic(errBoom)
-			}
-			return response(503), nil
-		}))
+		_, _, _ = loop.Do(newRequest(t, "PUT", "http://service/", body),
+			tries(func(r *http.Request, n int) (*http.Response, error) {
+				ctx = r.Context()
+				if n == 2 {
+					panic(errBoom)
+				}
+				return response(503), nil
+			}))
 	}()
 	if !limiter.Acquire() {
 		t.Error("the slot of the limiter was not released")
@@ -354,7 +355,7 @@ func TestTrap08_BackoffWaits(t *testing.T) {
 			want   []time.Duration // between the tries
 		}{
 			{"upper end", retry.Config{Retries: 5, Backoff: 10 * time.Millisecond}, 1 - 1e-12,
-				[]time.Duration{10 * time.Millisecond, 30 * time.Millisecond, 70 * time.Millisecond, 100 * time.Millisecond, 100 * time.Millisecond}},
+				[]time.Duration{10e6, 30e6, 70e6, 100e6, 100e6}},
 			{"middle", retry.Config{Retries: 2, Backoff: 10 * time.Millisecond}, 0.5,
 				[]time.Duration{5 * time.Millisecond, 15 * time.Millisecond}},
 			{"lower end", retry.Config{Retries: 2, Backoff: 10 * time.Millisecond}, 0, []time.Duration{0, 0}},
@@ -365,10 +366,11 @@ func TestTrap08_BackoffWaits(t *testing.T) {
 		} {
 			var at []time.Time
 			loop := retry.Loop{Policy: policy(t, test.config), Rand: func() float64 { return test.rand }}
-			_, _, err := loop.Do(newRequest(t, "GET", "http://service/", nil), tries(func(*http.Request, int) (*http.Response, error) {
-				at = append(at, time.Now())
-				return response(503), nil
-			}))
+			_, _, err := loop.Do(newRequest(t, "GET", "http://service/", nil),
+				tries(func(*http.Request, int) (*http.Response, error) {
+					at = append(at, time.Now())
+					return response(503), nil
+				}))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -399,7 +401,8 @@ func TestTrap08_BackoffBeyondDeadlineNotBegun(t *testing.T) {
 			Rand:   func() float64 { return 0.5 },
 		}
 		began := time.Now()
-		resp, summary, err := loop.Do(newRequest(t, "GET", "http://service/", nil).WithContext(ctx), &statuses{codes: []int{503}})
+		resp, summary, err := loop.Do(newRequest(t, "GET", "http://service/", nil).WithContext(ctx),
+			&statuses{codes: []int{503}})
 		if err != nil || resp.StatusCode != 503 || summary != (retry.Summary{Attempts: 1, Stopped: retry.OutOfTime}) {
 			t.Errorf("%v, %+v, %v, want the first response at once", resp, summary, err)
 		}
@@ -555,10 +558,11 @@ func TestLimiterBoundsRetriesUnderWay(t *testing.T) {
 		var stopped [calls]retry.Reason
 		for i := range calls {
 			go func() {
-				_, s, _ := loop.Do(newRequest(t, "GET", "http://service/", nil), tries(func(*http.Request, int) (*http.Response, error) {
-					time.Sleep(time.Second)
-					return response(503), nil
-				}))
+				_, s, _ := loop.Do(newRequest(t, "GET", "http://service/", nil),
+					tries(func(*http.Request, int) (*http.Response, error) {
+						time.Sleep(time.Second)
+						return response(503), nil
+					}))
 				stopped[i] = s.Stopped
 			}()
 		}
@@ -633,17 +637,18 @@ func TestTrap11_EndlessAndStalledBodies(t *testing.T) {
 		bodies := []*countingBody{endless, stalled, long}
 		loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 3})}
 		began := time.Now()
-		resp, summary, err := loop.Do(newRequest(t, "GET", "http://service/", nil), tries(func(_ *http.Request, n int) (*http.Response, error) {
-			if n > len(bodies) {
-				return response(200), nil
-			}
-			resp := response(503)
-			resp.Body, resp.ContentLength = bodies[n-1], -1
-			if bodies[n-1] == long {
-				resp.ContentLength = 1 << 30
-			}
-			return resp, nil
-		}))
+		resp, summary, err := loop.Do(newRequest(t, "GET", "http://service/", nil),
+			tries(func(_ *http.Request, n int) (*http.Response, error) {
+				if n > len(bodies) {
+					return response(200), nil
+				}
+				resp := response(503)
+				resp.Body, resp.ContentLength = bodies[n-1], -1
+				if bodies[n-1] == long {
+					resp.ContentLength = 1 << 30
+				}
+				return resp, nil
+			}))
 		if err != nil || resp.StatusCode != 200 || summary.Attempts != 4 {
 			t.Fatalf("%v, %+v, %v", resp, summary, err)
 		}
@@ -828,7 +833,8 @@ func TestTrap20_RefusalFailsAtOnce(t *testing.T) {
 		began := time.Now()
 		_, summary, err := loop.Do(newRequest(t, "GET", "http://service/", nil),
 			tries(func(*http.Request, int) (*http.Response, error) { return nil, fmt.Errorf("cluster: %w", open) }))
-		if summary != (retry.Summary{Attempts: 1, Stopped: retry.NotRetriable}) || !errors.Is(err, open) || time.Since(began) != 0 {
+		if summary != (retry.Summary{Attempts: 1, Stopped: retry.NotRetriable}) || !errors.Is(err, open) ||
+			time.Since(began) != 0 {
 			t.Errorf("%+v, %v after %v, want one try and no wait", summary, err, time.Since(began))
 		}
 	})
@@ -862,10 +868,11 @@ func TestGetBodyFails(t *testing.T) {
 func TestBrokenRequestBodyIsNotRetried(t *testing.T) {
 	body := &bodyOf{Reader: io.MultiReader(strings.NewReader("x"), errReader{})}
 	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 3, On: retry.On{Conditions: retry.Reset}})}
-	_, summary, err := loop.Do(newRequest(t, "PUT", "http://service/", body), tries(func(r *http.Request, _ int) (*http.Response, error) {
-		_, err := io.Copy(io.Discard, r.Body)
-		return nil, err
-	}))
+	_, summary, err := loop.Do(newRequest(t, "PUT", "http://service/", body),
+		tries(func(r *http.Request, _ int) (*http.Response, error) {
+			_, err := io.Copy(io.Discard, r.Body)
+			return nil, err
+		}))
 	if !errors.Is(err, errBoom) || summary != (retry.Summary{Attempts: 1, Stopped: retry.NotRetriable}) {
 		t.Errorf("%+v, %v, want the body's error at once", summary, err)
 	}
@@ -943,30 +950,31 @@ func TestReplay_EarlierTry(t *testing.T) {
 	var earlier io.ReadCloser
 	body := newBody("payload")
 	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1})}
-	_, _, err := loop.Do(newRequest(t, "PUT", "http://service/", body), retryAttempt(func(r *http.Request, n int) (*http.Response, error) {
-		if n == 1 {
-			earlier = r.Body
-			return response(503), nil
-		}
-		if n, err := earlier.Read(make([]byte, 1)); n != 0 || err == nil {
-			t.Errorf("read for the earlier try = %d, %v, want an error", n, err)
-		}
-		earlier.Close()
-		if n, err := earlier.Read(make([]byte, 1)); n != 0 || err == nil {
-			t.Errorf("read after Close = %d, %v, want an error", n, err)
-		}
-		if n, err := r.Body.Read(nil); n != 0 || err != nil {
-			t.Errorf("empty read = %d, %v", n, err)
-		}
-		if got, err := io.ReadAll(r.Body); string(got) != "payload" || err != nil {
-			t.Errorf("the second try got %q, %v", got, err)
-		}
-		if body.closed.Load() != 0 {
-			t.Error("the earlier try closed the body")
-		}
-		r.Body.Close()
-		return response(200), nil
-	}))
+	_, _, err := loop.Do(newRequest(t, "PUT", "http://service/", body),
+		retryAttempt(func(r *http.Request, n int) (*http.Response, error) {
+			if n == 1 {
+				earlier = r.Body
+				return response(503), nil
+			}
+			if n, err := earlier.Read(make([]byte, 1)); n != 0 || err == nil {
+				t.Errorf("read for the earlier try = %d, %v, want an error", n, err)
+			}
+			earlier.Close()
+			if n, err := earlier.Read(make([]byte, 1)); n != 0 || err == nil {
+				t.Errorf("read after Close = %d, %v, want an error", n, err)
+			}
+			if n, err := r.Body.Read(nil); n != 0 || err != nil {
+				t.Errorf("empty read = %d, %v", n, err)
+			}
+			if got, err := io.ReadAll(r.Body); string(got) != "payload" || err != nil {
+				t.Errorf("the second try got %q, %v", got, err)
+			}
+			if body.closed.Load() != 0 {
+				t.Error("the earlier try closed the body")
+			}
+			r.Body.Close()
+			return response(200), nil
+		}))
 	if err != nil || body.closed.Load() != 1 {
 		t.Errorf("%v, body closed %d times", err, body.closed.Load())
 	}
@@ -977,10 +985,11 @@ func TestReplay_BodyOutlivesTheCall(t *testing.T) {
 	body := newBody("payload")
 	var sent io.ReadCloser
 	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1})}
-	_, _, err := loop.Do(newRequest(t, "PUT", "http://service/", body), retryAttempt(func(r *http.Request, _ int) (*http.Response, error) {
-		sent = r.Body
-		return response(200), nil
-	}))
+	_, _, err := loop.Do(newRequest(t, "PUT", "http://service/", body),
+		retryAttempt(func(r *http.Request, _ int) (*http.Response, error) {
+			sent = r.Body
+			return response(200), nil
+		}))
 	if err != nil || body.closed.Load() != 0 {
 		t.Fatalf("%v, body closed %d times with the response", err, body.closed.Load())
 	}
@@ -1029,17 +1038,18 @@ func TestReplay_CloseUnblocksRead(t *testing.T) {
 		pr, pw := io.Pipe()
 		defer pw.Close()
 		loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1, On: retry.On{Conditions: retry.Reset}})}
-		_, summary, err := loop.Do(newRequest(t, "PUT", "http://service/", pr), retryAttempt(func(r *http.Request, n int) (*http.Response, error) {
-			done := make(chan struct{})
-			go func() {
-				_, _ = io.ReadAll(r.Body)
-				close(done)
-			}()
-			synctest.Wait()
-			r.Body.Close()
-			<-done
-			return nil, errReset
-		}))
+		_, summary, err := loop.Do(newRequest(t, "PUT", "http://service/", pr),
+			retryAttempt(func(r *http.Request, n int) (*http.Response, error) {
+				done := make(chan struct{})
+				go func() {
+					_, _ = io.ReadAll(r.Body)
+					close(done)
+				}()
+				synctest.Wait()
+				r.Body.Close()
+				<-done
+				return nil, errReset
+			}))
 		if !errors.Is(err, errReset) || summary.Attempts != 1 {
 			t.Errorf("%+v, %v, want the error of the first try", summary, err)
 		}

@@ -19,7 +19,8 @@ func BenchmarkTransport(b *testing.B) {
 		{"none", &timeout.Transport{Base: base}},
 		{"request", &timeout.Transport{Base: base, Config: timeout.Config{Request: time.Second, NoPropagation: true}}},
 		{"request_header", &timeout.Transport{Base: base, Config: timeout.Config{Request: time.Second}}},
-		{"request_header_idle", &timeout.Transport{Base: base, Config: timeout.Config{Request: time.Second, BodyIdle: time.Second}}},
+		{"request_header_idle", &timeout.Transport{Base: base,
+			Config: timeout.Config{Request: time.Second, BodyIdle: time.Second}}},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			req, err := http.NewRequest("GET", "http://service/", nil)

@@ -112,11 +112,13 @@ func TestTrap13_Limits(t *testing.T) {
 		{name: "no headers", handler: func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() },
 			config: timeout.Config{Request: 200 * ms}, kind: timeout.Request, at: 200 * ms},
 		{name: "request limit holds for the body", handler: stream(9, 100*ms, false),
-			config: timeout.Config{Request: 250 * ms, BodyIdle: time.Second}, body: "tick tick tick ", kind: timeout.Request, at: 250 * ms},
+			config: timeout.Config{Request: 250 * ms, BodyIdle: time.Second},
+			body:   "tick tick tick ", kind: timeout.Request, at: 250 * ms},
 		{name: "stalled body", handler: stream(2, 100*ms, true), config: timeout.Config{BodyIdle: 150 * ms},
 			body: "tick tick ", kind: timeout.BodyIdle, at: 250 * ms},
 		{name: "stalled body, request limit far", handler: stream(2, 100*ms, true),
-			config: timeout.Config{Request: time.Hour, BodyIdle: 150 * ms}, body: "tick tick ", kind: timeout.BodyIdle, at: 250 * ms},
+			config: timeout.Config{Request: time.Hour, BodyIdle: 150 * ms},
+			body:   "tick tick ", kind: timeout.BodyIdle, at: 250 * ms},
 		{name: "slow reader", handler: stream(3, 1, false), config: timeout.Config{BodyIdle: 150 * ms}, reader: time.Minute,
 			body: "tick tick tick ", at: 4 * time.Minute},
 		{name: "the caller's deadline comes first", handler: stream(9, 100*ms, false),
@@ -172,12 +174,14 @@ func TestTrap13_Limits(t *testing.T) {
 
 func TestTrap15_Error(t *testing.T) {
 	for kind, word := range map[timeout.Kind]string{
-		timeout.Request: "request timeout", timeout.PerTry: "per-try timeout", timeout.BodyIdle: "body idle timeout", 0: "timeout",
+		timeout.Request: "request timeout", timeout.PerTry: "per-try timeout", timeout.BodyIdle: "body idle timeout",
+		0: "timeout",
 	} {
 		var err error = &timeout.Error{Kind: kind, Limit: 1500 * time.Millisecond}
 		wrapped := &url.Error{Op: "Get", URL: "http://service/", Err: err}
 		var netErr net.Error
-		if !errors.Is(wrapped, context.DeadlineExceeded) || !wrapped.Timeout() || !errors.As(err, &netErr) || !netErr.Timeout() {
+		if !errors.Is(wrapped, context.DeadlineExceeded) || !wrapped.Timeout() ||
+			!errors.As(err, &netErr) || !netErr.Timeout() {
 			t.Errorf("%v is not a timeout for everybody", err)
 		}
 		if !strings.Contains(err.Error(), word) || !strings.Contains(err.Error(), "1.5s") || kind.String() != word {
@@ -211,13 +215,14 @@ func TestCallersCancelStaysTheCallers(t *testing.T) {
 // TestErrContextLostCause has a transport that reports only ctx.Err.
 func TestErrContextLostCause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		rt := &timeout.Transport{Config: timeout.Config{Request: time.Second}, Base: roundTrip(func(r *http.Request) (*http.Response, error) {
-			<-r.Context().Done()
-			if err := r.Context().Err(); err != context.DeadlineExceeded {
-				t.Errorf("Err = %v", err)
-			}
-			return nil, errors.New("canceled")
-		})}
+		rt := &timeout.Transport{Config: timeout.Config{Request: time.Second},
+			Base: roundTrip(func(r *http.Request) (*http.Response, error) {
+				<-r.Context().Done()
+				if err := r.Context().Err(); err != context.DeadlineExceeded {
+					t.Errorf("Err = %v", err)
+				}
+				return nil, errors.New("canceled")
+			})}
 		_, err := rt.RoundTrip(newRequest(t, nil))
 		var ours *timeout.Error
 		if !errors.As(err, &ours) || ours.Kind != timeout.Request || ours.Limit != time.Second {
@@ -238,7 +243,8 @@ func TestHeader(t *testing.T) {
 			{name: "ours", config: timeout.Config{Request: 1500 * time.Millisecond}, want: "1500"},
 			{name: "the caller's", caller: 2 * time.Second, want: "2000"},
 			{name: "the lesser", config: timeout.Config{Request: time.Second}, caller: 2 * time.Second, want: "1000"},
-			{name: "the lesser is the caller's", config: timeout.Config{Request: 2 * time.Second}, caller: time.Second, want: "1000"},
+			{name: "the lesser is the caller's", config: timeout.Config{Request: 2 * time.Second},
+				caller: time.Second, want: "1000"},
 			{name: "at least 1", config: timeout.Config{Request: 10 * time.Microsecond}, want: "1"},
 			{name: "whole milliseconds", config: timeout.Config{Request: 2999 * time.Microsecond}, want: "2"},
 			{name: "off", config: timeout.Config{Request: time.Second, NoPropagation: true}},
@@ -304,10 +310,11 @@ func TestTrap14_ContextEndsWithTheBody(t *testing.T) {
 
 func TestPanicPassesThrough(t *testing.T) {
 	var ctx context.Context
-	rt := &timeout.Transport{Config: timeout.Config{Request: time.Hour}, Base: roundTrip(func(r *http.Request) (*http.Response, error) {
-		ctx = r.Context()
-		panic("boom")
-	})}
+	rt := &timeout.Transport{Config: timeout.Config{Request: time.Hour},
+		Base: roundTrip(func(r *http.Request) (*http.Response, error) {
+			ctx = r.Context()
+			panic("boom")
+		})}
 	defer func() {
 		if got := recover(); got != "boom" || ctx.Err() == nil {
 			t.Errorf("recovered %v, context %v", got, ctx.Err())
@@ -432,9 +439,10 @@ func (endless) Read(p []byte) (int, error) { return len(p), nil }
 func (endless) Close() error               { return nil }
 
 func TestBodyIdle_NoAllocationsToRead(t *testing.T) {
-	rt := &timeout.Transport{Config: timeout.Config{BodyIdle: time.Hour}, Base: roundTrip(func(*http.Request) (*http.Response, error) {
-		return &http.Response{StatusCode: 200, Body: endless{}}, nil
-	})}
+	rt := &timeout.Transport{Config: timeout.Config{BodyIdle: time.Hour},
+		Base: roundTrip(func(*http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: 200, Body: endless{}}, nil
+		})}
 	resp, err := rt.RoundTrip(newRequest(t, nil))
 	if err != nil {
 		t.Fatal(err)

@@ -48,7 +48,8 @@ func TestOf(t *testing.T) {
 		{"request limit as cause", ended(&deadline.Error{Kind: deadline.Request}), context.Canceled, failure.RequestTimeout},
 		{"canceled below", live, context.Canceled, failure.Canceled},
 		{"timeout below", live, context.DeadlineExceeded, failure.TryTimeout},
-		{"deadline of a connection just before the context's", almostOver{live}, context.DeadlineExceeded, failure.RequestTimeout},
+		{"deadline of a connection just before the context's", almostOver{live},
+			context.DeadlineExceeded, failure.RequestTimeout},
 		{"name lookup", live, &net.DNSError{Err: "no such host", IsNotFound: true}, failure.Connect},
 		{"dial timeout", live, &net.OpError{Op: "dial", Err: context.DeadlineExceeded}, failure.Connect},
 		{"proxy", live, &net.OpError{Op: "proxyconnect", Err: boom}, failure.Connect},
@@ -56,8 +57,10 @@ func TestOf(t *testing.T) {
 		{"alert of a broken stream", live, &net.OpError{Op: "remote error", Err: boom}, failure.Reset},
 		{"EOF", live, io.EOF, failure.Reset},
 		{"other", live, boom, failure.Reset},
-		{"stream error of x/net", live, errors.New("stream error: stream ID 3; REFUSED_STREAM; received from peer"), failure.RefusedStream},
-		{"other stream error of x/net", live, errors.New("stream error: stream ID 3; CANCEL; received from peer"), failure.Reset},
+		{"stream error of x/net", live,
+			errors.New("stream error: stream ID 3; REFUSED_STREAM; received from peer"), failure.RefusedStream},
+		{"other stream error of x/net", live,
+			errors.New("stream error: stream ID 3; CANCEL; received from peer"), failure.Reset},
 		{"connection unusable", live, errors.New("http2: client conn not usable"), failure.Unsent},
 		{"marked", live, fmt.Errorf("x: %w", failure.MarkUnsent(boom)), failure.Unsent},
 	} {
@@ -130,7 +133,8 @@ func TestOf_NetHTTP(t *testing.T) {
 		{"connection refused", &http.Transport{}, nobody, failure.Connect},
 		{"unknown authority", &http.Transport{}, secure.URL, failure.Connect},
 		{"plain server", &http.Transport{}, strings.Replace(plain.URL, "http:", "https:", 1), failure.Connect},
-		{"protocol version", &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}},
+		{"protocol version",
+			&http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}},
 			picky.URL, failure.Connect},
 		{"certificate required", &http.Transport{TLSClientConfig: trusting}, picky.URL, failure.Connect},
 		{"dropped", &http.Transport{}, plain.URL + "/drop", failure.Reset},
@@ -192,7 +196,8 @@ func TestOf_HTTP2(t *testing.T) {
 			tr := &http.Transport{Protocols: new(http.Protocols)}
 			tr.Protocols.SetUnencryptedHTTP2(true)
 			defer tr.CloseIdleConnections()
-			req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+ln.Addr().String(), io.MultiReader(strings.NewReader("x")))
+			req, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+ln.Addr().String(),
+				io.MultiReader(strings.NewReader("x")))
 			if err != nil {
 				t.Fatal(err)
 			}
