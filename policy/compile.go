@@ -23,7 +23,6 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 	c := &compiler{
 		plan: &Plan{
 			workload: w,
-			names:    make(map[string]bool),
 			rules:    make(map[string]*hostMap[rules]),
 			retries:  istio.DefaultRetry(),
 		},

@@ -76,7 +76,7 @@ type claim struct {
 // one, name.namespace.svc, name.namespace and, in its own namespace, the bare one.
 func (p *Plan) Host(authority string) Host {
 	name := p.canonical(hostname(authority))
-	h := Host{Service: p.service(name), Known: p.names[name]}
+	h := Host{Service: p.service(name), Known: p.named.find(name) != nil}
 	if c := p.claims.find(name); c != nil {
 		h.Document, h.Routes = c.name, c.routes
 		h.Known = true
@@ -113,7 +113,7 @@ func (p *Plan) canonical(name string) string {
 		return name // an IPv6 address
 	case strings.Count(rest, ".") == 1 && strings.HasSuffix(rest, ".svc"):
 		full = name + cluster
-		if p.names[name] && !p.names[full] {
+		if p.named.exact[name] != nil && p.named.exact[full] == nil {
 			return name
 		}
 		return full
@@ -122,11 +122,9 @@ func (p *Plan) canonical(name string) string {
 	}
 	full = name + ".svc" + cluster
 	switch {
-	case p.names[name]:
+	case p.named.exact[name] != nil:
 		return name
-	case p.names[full]:
-		return full
-	case p.claims.find(name) == nil && p.claims.find(full) != nil:
+	case p.named.exact[full] != nil, p.named.find(name) == nil && p.named.find(full) != nil:
 		return full
 	}
 	return name
@@ -199,10 +197,10 @@ func (c *compiler) claim(vs virtualService, own claim) {
 	}
 }
 
-// name remembers a host that a document names.
+// name remembers a host that a document names. A wildcard for everything names nothing.
 func (p *Plan) name(host string) {
-	if !strings.HasPrefix(host, "*") {
-		p.names[host] = true
+	if host != "*" {
+		p.named.add(host, new(struct{}))
 	}
 }
 

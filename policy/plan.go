@@ -32,9 +32,9 @@ type Workload struct {
 type Plan struct {
 	workload Workload // with its defaults filled in
 
-	names   map[string]bool // the hosts, without wildcards, that documents name
-	claims  hostMap[claim]  // the VirtualService of each host
-	rules   map[string]*hostMap[rules]
+	named   hostMap[struct{}]          // the hosts that documents name
+	claims  hostMap[claim]             // the VirtualService of each host
+	rules   map[string]*hostMap[rules] // the DestinationRules of each namespace
 	retries retry.Config
 }
 

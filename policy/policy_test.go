@@ -97,6 +97,7 @@ func dump(plan *policy.Plan, findings policy.Findings, hosts []string) string {
 		return b.String()
 	}
 	seen := make(map[string]bool)
+	routed := make(map[string]bool)
 	targets := make(map[route.Target]bool)
 	var order []route.Target
 	target := func(t route.Target) {
@@ -122,6 +123,11 @@ func dump(plan *policy.Plan, findings policy.Findings, hosts []string) string {
 			fmt.Fprintf(&b, ", routed by %s", h.Document)
 		}
 		b.WriteString("\n")
+		if h.Routes != nil && routed[h.Document] {
+			b.WriteString("  as above\n")
+			continue
+		}
+		routed[h.Document] = true
 		for i := range h.Routes.Len() {
 			r := h.Routes.Entry(i).Route
 			fmt.Fprintf(&b, "  route %d: %s\n", i, fields(*r))

@@ -68,15 +68,16 @@ var (
 	bytesType    = reflect.TypeFor[[]byte]()
 )
 
-// Decode fills the struct that into points to and reports what is wrong to the document. It returns false if the
-// document has an error, be it from before.
+// Decode fills the struct that into points to and reports what is wrong to the document. It returns true if the document
+// has the shape of the struct, so that a closer look makes sense. Fields that are refused do not count here; see
+// [Document.Failed].
 func (dec *Decoder) Decode(d *Document, into any) bool {
 	if d.root == nil {
 		return false
 	}
 	w := walk{dec: dec, doc: d}
 	w.structure(d.root, reflect.ValueOf(into).Elem())
-	return !d.failed
+	return !w.malformed
 }
 
 // walk is one run over a document.
@@ -86,6 +87,8 @@ type walk struct {
 	path    []part // where the walk is; rendered only for a problem
 	aliases int    // aliases around the current node
 	aliased int    // nodes reached through aliases
+
+	malformed bool // there is an error other than a field that is refused
 }
 
 type part struct {
@@ -106,6 +109,7 @@ func (w *walk) render(parts []part) string {
 }
 
 func (w *walk) errorf(node *yaml.Node, format string, args ...any) {
+	w.malformed = true
 	w.report(node, false, format, args...)
 }
 
@@ -192,7 +196,7 @@ func (w *walk) structure(node *yaml.Node, v reflect.Value) {
 			seen[n] = key.Line
 			switch f.state {
 			case Refused:
-				w.errorf(key, "%s", f.reason)
+				w.report(key, false, "%s", f.reason)
 			case Meaningless:
 				w.report(key, true, "%s", f.reason)
 			}
@@ -219,6 +223,7 @@ func (w *walk) complete(node *yaml.Node, st *structType, seen []int) {
 		}
 		for j := range i {
 			if g := &st.fields[j]; g.oneof == f.oneof && seen[j] != 0 {
+				w.malformed = true
 				w.doc.report(w.doc.offset+max(seen[i], seen[j]), w.render(w.path), false,
 					"%s and %s exclude each other: set only one of them", g.name, f.name)
 			}

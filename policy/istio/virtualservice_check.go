@@ -24,7 +24,7 @@ func (vs *VirtualService) Check(doc *yamldoc.Document) {
 	c.hosts(spec)
 	c.exportTo(spec.ExportTo, vs.Namespace(), false)
 
-	if len(spec.HTTP) == 0 {
+	if len(spec.HTTP) == 0 && len(spec.TLS) == 0 && len(spec.TCP) == 0 {
 		c.Errorf("spec.http", "missing: a VirtualService needs at least one route")
 	}
 	catchAll := -1
@@ -264,7 +264,7 @@ func (c check) retries(route *HTTPRoute, at string) {
 	}
 	c.duration(r.PerTryTimeout, at, ".perTryTimeout")
 	c.duration(r.Backoff, at, ".backoff")
-	if r.PerTryTimeout.Set && route.Timeout.Set && r.PerTryTimeout.Duration >= route.Timeout.Duration {
+	if route.Timeout.Duration > 0 && r.PerTryTimeout.Duration >= route.Timeout.Duration {
 		c.Warnf(at+".perTryTimeout", "has no effect: the timeout of the route, %v, is not longer", route.Timeout.Duration)
 	}
 	c.retryOn(r.RetryOn, at+".retryOn")
