@@ -51,7 +51,8 @@ type OutlierConfig struct {
 	Jitter time.Duration
 
 	// MaxEjectionPercent is the share of the endpoints that may be ejected at a time. An ejection that would exceed it
-	// does not happen, except that one endpoint may always be ejected. The last endpoint is never ejected. 0 means 10.
+	// does not happen, except that one of at least two endpoints may always be ejected. The last endpoint is ejected only
+	// by 100: then calls fail at once. 0 means 10.
 	MaxEjectionPercent int
 
 	// SuccessRate ejects, at each sweep, the endpoints whose share of successes since the last sweep lies far below the
@@ -453,10 +454,7 @@ func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time) {
 
 func (o *Outlier) mayEjectLocked() bool {
 	total, ejected := len(o.trackers), int(o.ejected.Load())
-	if total-ejected < 2 {
-		return false
-	}
-	return ejected == 0 || (ejected+1)*100 <= o.cfg.MaxEjectionPercent*total
+	return ejected == 0 && total >= 2 || (ejected+1)*100 <= o.cfg.MaxEjectionPercent*total
 }
 
 // Sweep readmits the endpoints whose ejection is over and applies the rules that compare endpoints, if a sweep is due

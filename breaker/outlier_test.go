@@ -156,7 +156,9 @@ func TestOutlier_MaxEjectionPercent(t *testing.T) {
 		{"one of nineteen", 0, 19, 1, 1},
 		{"two of twenty", 0, 20, 2, 1},
 		{"half of five", 50, 5, 2, 1},
-		{"all but the last", 100, 4, 3, 0},
+		{"all of four", 100, 4, 4, 0},
+		{"99 percent of four", 99, 4, 3, 0},
+		{"the only one goes", 100, 1, 1, 0},
 		{"99 percent of a hundred", 99, 100, 99, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
