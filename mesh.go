@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,6 +20,8 @@ import (
 // Mesh enforces a set of documents on the calls of a process. [New] makes one; it is safe for concurrent use.
 type Mesh struct {
 	options
+
+	watchesAttempts bool // some observer wants to know of attempts
 
 	watcher  *discovery.Watcher
 	mirrors  route.Mirrorer
@@ -64,6 +67,9 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 			return nil, err
 		}
 	}
+	m.watchesAttempts = slices.ContainsFunc(m.observers, func(o Observer) bool {
+		return o.AttemptStart != nil || o.AttemptEnd != nil
+	})
 	if m.template == nil {
 		m.template = http.DefaultTransport.(*http.Transport)
 	}

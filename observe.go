@@ -160,10 +160,16 @@ type PolicyLoad struct {
 	Err error
 }
 
+// records are what observers are told of a call: the call, and its first attempt, which usually is the only one.
+type records struct {
+	call  Call
+	first Attempt
+}
+
 // observeStart tells the observers that the call begins. It returns the context to go on with.
 func (c *call) observeStart(ctx context.Context) context.Context {
-	c.observed = &Call{Request: c.req, Start: c.start, Mirror: c.copied}
-	c.watched = ctx
+	c.records = &records{call: Call{Request: c.req, Start: c.start, Mirror: c.copied}}
+	c.observed, c.watched = &c.records.call, ctx
 	for i := range c.mesh.observers {
 		if f := c.mesh.observers[i].CallStart; f != nil {
 			ctx = f(ctx, c.observed)
@@ -198,7 +204,11 @@ func (a *attempted) observeStart(req *http.Request, n int) *http.Request {
 	if header == nil {
 		header = make(http.Header)
 	}
-	a.observed = &Attempt{Call: c.observed, Number: n, Endpoint: a.host.ID(), Header: header, Start: a.sent}
+	a.observed = &c.records.first
+	if n > 1 {
+		a.observed = new(Attempt)
+	}
+	*a.observed = Attempt{Call: c.observed, Number: n, Endpoint: a.host.ID(), Header: header, Start: a.sent}
 	a.watched = ctx
 	for i := range c.mesh.observers {
 		if f := c.mesh.observers[i].AttemptStart; f != nil {

@@ -93,6 +93,7 @@ type call struct {
 	tried [4]string // endpoints; further ones are on the heap
 	avoid []string
 
+	records  *records // nil without observers
 	observed *Call
 	watched  context.Context // for observers
 }
@@ -404,11 +405,10 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	slot, err := cluster.conns.pool.Acquire(req.Context(), cluster.conns.multiplexed.Load())
 	if err != nil {
 		closeBody(req)
-		c.layer = LayerLimit
 		if err == limit.ErrOverflow {
-			c.tryFlags = FlagOverflow
-			return limit.OverflowResponse(c.req), nil
+			return c.overflowed(), nil
 		}
+		c.layer = LayerLimit // the call ended while it waited for its turn
 		return nil, err
 	}
 	a.slot = slot
@@ -436,16 +436,19 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		return nil, err
 	}
 	endpoint := a.host.Value().(*endpoint)
-	if cluster.config.timesAnswers() || c.observed != nil {
+	if cluster.config.timesAnswers() || c.mesh.watchesAttempts {
 		a.sent = time.Now()
 	}
-	if c.observed != nil {
+	if c.mesh.watchesAttempts {
 		req = a.observeStart(req, n)
 	}
 	resp, err := endpoint.send.RoundTrip(req)
 	sent = true
 	if err != nil {
 		a.End(err)
+		if errors.Is(err, limit.ErrOverflow) { // there was no room for another connection
+			return c.overflowed(), nil
+		}
 		return nil, err
 	}
 	a.status = resp.StatusCode
@@ -458,6 +461,12 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	}
 	a.body.Attach(resp, a)
 	return resp, nil
+}
+
+// overflowed returns the answer to a call for which the pool has no room.
+func (c *call) overflowed() *http.Response {
+	c.layer, c.tryFlags = LayerLimit, FlagOverflow
+	return limit.OverflowResponse(c.req)
 }
 
 // pick chooses the endpoint of the n-th try.
