@@ -29,12 +29,16 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 		first: make(map[identity]*document),
 	}
 	order := make(map[string]int, len(sources))
+	streams := make([][]byte, len(sources))
 	for i, source := range sources {
 		if _, twice := order[source.Name]; !twice {
 			order[source.Name] = i
 		}
-		for _, doc := range yamldoc.Parse(source.Data) {
-			c.read(source.Name, doc)
+		streams[i] = source.Data
+	}
+	for i, docs := range yamldoc.Parse(streams...) {
+		for _, doc := range docs {
+			c.read(sources[i].Name, doc)
 		}
 	}
 	c.destinationRules()

@@ -211,7 +211,7 @@ func (c *compiler) subsets(vs virtualService) {
 			return
 		}
 		host := istio.Resolve(d.Host, vs.namespace, c.plan.workload.ClusterDomain)
-		if c.plan.Cluster(route.Target{Host: host, Subset: *d.Subset}).Missing {
+		if r := c.plan.rule(c.plan.canonical(host)); r == nil || r.subsets[*d.Subset] == nil {
 			vs.Warnf(at+".subset", "no DestinationRule defines the subset %s of %s: requests to it fail", *d.Subset, host)
 		}
 	}

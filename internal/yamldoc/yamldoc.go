@@ -10,8 +10,11 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"runtime"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -49,27 +52,61 @@ type Document struct {
 	failed bool       // a problem is not just a warning
 }
 
-// Parse splits a stream into its documents and parses each by itself: a broken one does not hide the others. Documents
-// without content are left out.
-func Parse(data []byte) []*Document {
-	if len(data) > maxStream {
-		return []*Document{broken(1, "larger than %d MiB: split it into several files", maxStream>>20)}
+// Parse splits streams into their documents and parses each by itself: a broken one does not hide the others. It returns
+// the documents of each stream; those without content are left out. It uses all processors.
+func Parse(streams ...[]byte) [][]*Document {
+	var chunks []chunk
+	for i, data := range streams {
+		chunks = split(chunks, i, data)
 	}
-	if bytes.HasPrefix(data, []byte{0xFE, 0xFF}) || bytes.HasPrefix(data, []byte{0xFF, 0xFE}) {
-		return []*Document{broken(1, "UTF-16 text: save the file as UTF-8")}
-	}
-	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
-
-	var docs []*Document
-	for start, line := 0, 1; start < len(data); {
-		end, next, lines := cut(data[start:])
-		if d := parse(data[start:start+end], line); d != nil {
-			docs = append(docs, d)
+	var next atomic.Int64
+	parse := func() {
+		for i := next.Add(1) - 1; i < int64(len(chunks)); i = next.Add(1) - 1 {
+			chunks[i].parse()
 		}
-		start += next
-		line += lines
+	}
+	var helpers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(chunks)/8) - 1 {
+		helpers.Go(parse)
+	}
+	parse()
+	helpers.Wait()
+
+	docs := make([][]*Document, len(streams))
+	for i := range chunks {
+		if c := &chunks[i]; c.doc != nil {
+			docs[c.stream] = append(docs[c.stream], c.doc)
+		}
 	}
 	return docs
+}
+
+// chunk is a part of a stream that may be a document.
+type chunk struct {
+	stream int
+	data   []byte
+	line   int
+	doc    *Document
+}
+
+func split(chunks []chunk, stream int, data []byte) []chunk {
+	refuse := func(format string, args ...any) []chunk {
+		return append(chunks, chunk{stream: stream, doc: broken(1, format, args...)})
+	}
+	if len(data) > maxStream {
+		return refuse("larger than %d MiB: split it into several files", maxStream>>20)
+	}
+	if bytes.HasPrefix(data, []byte{0xFE, 0xFF}) || bytes.HasPrefix(data, []byte{0xFF, 0xFE}) {
+		return refuse("UTF-16 text: save the file as UTF-8")
+	}
+	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
+	for line := 1; len(data) > 0; {
+		end, next, lines := cut(data)
+		chunks = append(chunks, chunk{stream: stream, data: data[:end], line: line})
+		data = data[next:]
+		line += lines
+	}
+	return chunks
 }
 
 // cut finds the end of the document that data begins with, where the next one begins, and how many lines lie between.
@@ -101,31 +138,32 @@ func marker(line []byte, mark string) bool {
 	return len(line) == len(mark) || strings.IndexByte(" \t\r\n", line[len(mark)]) >= 0
 }
 
-// parse parses one document that starts at the given line. It returns nil if there is nothing in it.
-func parse(data []byte, line int) *Document {
-	offset := line - 1
-	skip, empty := blank(data)
-	line += skip
-	switch {
-	case empty:
-		return nil
-	case len(data) > maxDocument:
-		return broken(line, "larger than %d KiB: split it into several documents", maxDocument>>10)
+// parse parses the chunk, unless there is nothing in it.
+func (c *chunk) parse() {
+	skip, empty := blank(c.data)
+	if c.doc != nil || empty {
+		return
+	}
+	line := c.line + skip // of the first content
+	if len(c.data) > maxDocument {
+		c.doc = broken(line, "larger than %d KiB: split it into several documents", maxDocument>>10)
+		return
 	}
 	var node, second yaml.Node
-	dec := yaml.NewDecoder(bytes.NewReader(data))
+	dec := yaml.NewDecoder(bytes.NewReader(c.data))
 	if err := dec.Decode(&node); err != nil {
 		at, message := syntaxError(err)
-		return broken(max(line, offset+at), "not valid YAML: %s", message)
+		c.doc = broken(max(line, c.line-1+at), "not valid YAML: %s", message)
+		return
 	}
 	// YAML has line breaks that cut does not look for, such as a lone CR. What follows them must not get lost.
 	if err := dec.Decode(&second); err != io.EOF {
-		return broken(line, "a second document begins after an unusual line break: end lines with LF or CRLF")
+		c.doc = broken(line, "a second document begins after an unusual line break: end lines with LF or CRLF")
+		return
 	}
-	if len(node.Content) == 0 || null(node.Content[0]) {
-		return nil
+	if len(node.Content) > 0 && !null(node.Content[0]) {
+		c.doc = document(node.Content[0], c.line-1)
 	}
-	return document(node.Content[0], offset)
 }
 
 func document(root *yaml.Node, offset int) *Document {

@@ -45,7 +45,7 @@ type object struct {
 func read(data string) (objects []object, problems string) {
 	var dec yamldoc.Decoder
 	var b strings.Builder
-	for _, doc := range yamldoc.Parse([]byte(data)) {
+	for _, doc := range yamldoc.Parse([]byte(data))[0] {
 		var o object
 		dec.Decode(doc, &o)
 		objects = append(objects, o)
@@ -218,7 +218,7 @@ func TestParse_Bounds(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			doc := yamldoc.Parse([]byte(tt.yaml))[0]
+			doc := yamldoc.Parse([]byte(tt.yaml))[0][0]
 			var dec yamldoc.Decoder
 			if dec.Decode(doc, tt.into) {
 				t.Fatal("Decode succeeded")
@@ -234,7 +234,7 @@ func TestParse_Bounds(t *testing.T) {
 }
 
 func TestDocument_LineOf(t *testing.T) {
-	doc := yamldoc.Parse([]byte("# comment\n---\nspec:\n  http:\n  - name: a\n    labels:\n      a.b/c: x\n  - name: b\n"))[0]
+	doc := yamldoc.Parse([]byte("# comment\n---\nspec:\n  http:\n  - name: a\n    labels:\n      a.b/c: x\n  - name: b\n"))[0][0]
 	tests := []struct {
 		path string
 		want int
@@ -263,7 +263,7 @@ func TestDocument_LineOf(t *testing.T) {
 }
 
 func TestDocument_Items(t *testing.T) {
-	doc := yamldoc.Parse([]byte("kind: List\nitems:\n- kind: a\n- 5\n- kid: b\n"))[0]
+	doc := yamldoc.Parse([]byte("kind: List\nitems:\n- kind: a\n- 5\n- kid: b\n"))[0][0]
 	items := doc.Items("items")
 	if len(items) != 3 {
 		t.Fatalf("%d items, want 3", len(items))
@@ -315,7 +315,7 @@ func FuzzDecode(f *testing.F) {
 		lines := 1 + strings.Count(data, "\n") + strings.Count(data, "\r") + strings.Count(data, "\u0085") +
 			strings.Count(data, "\u2028") + strings.Count(data, "\u2029")
 		var dec yamldoc.Decoder
-		for _, doc := range yamldoc.Parse([]byte(data)) {
+		for _, doc := range yamldoc.Parse([]byte(data))[0] {
 			ok := dec.Decode(doc, new(object))
 			for _, item := range doc.Items("items") {
 				dec.Decode(item, new(object))
@@ -356,7 +356,7 @@ spec:
 	b.Run("decode", func(b *testing.B) {
 		b.ReportAllocs()
 		var dec yamldoc.Decoder
-		doc := yamldoc.Parse(data)[0]
+		doc := yamldoc.Parse(data)[0][0]
 		for b.Loop() {
 			dec.Decode(doc, new(object))
 		}
