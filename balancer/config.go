@@ -72,15 +72,16 @@ type Config struct {
 	TableSize int
 
 	// BoundedLoad is the most calls in flight an endpoint may have, as a multiple of its fair share by weight; 1.25 is
-	// usual. A call that would exceed it goes to another endpoint, for a hash key always to the same others. 0 means no
-	// bound; values from 0 to 1 are errors.
+	// usual. A call that would exceed it goes to another endpoint, and one with a hash key always to the same others. 0
+	// means no bound; other values below 1 are errors.
 	BoundedLoad float64
 
 	// SlowStart spares endpoints that are new.
 	SlowStart SlowStart
 
 	// PanicPercent is the share of healthy endpoints, in percent, below which ejections are not believed and all
-	// endpoints are picked. It is Istio's minHealthPercent. 0 means never: when all are ejected, Pick refuses.
+	// endpoints are picked. It is Istio's minHealthPercent. 0 means never: when all are ejected, Pick refuses. With
+	// Locality, it is the share in one place, and counts only when all places together cannot carry the calls.
 	PanicPercent int
 
 	// Locality prefers near endpoints.

@@ -42,25 +42,31 @@ func (s *sampler) ripe(i int) bool {
 
 // drawTwo returns the indices of two different hosts, or twice the only one.
 func (s *sampler) drawTwo() (int, int) {
-	n := uint64(len(s.hosts))
+	n := len(s.hosts)
 	if n == 1 {
 		return 0, 0
 	}
-	if s.alias != nil {
-		i := s.draw()
-		return i, s.drawOther(i)
-	}
-	// One number is enough: what is left of it after the first draw is as even.
-	i, rest := bits.Mul64(s.balancer.rand(), n)
-	j, _ := bits.Mul64(rest, n-1)
-	if j >= i {
-		j++
+	// One random number is enough for both: what is left of it after the first draw is still even, and with weights each
+	// draw lives on one half of its bits.
+	r := s.balancer.rand()
+	var i, j int
+	if s.alias == nil {
+		first, rest := bits.Mul64(r, uint64(n))
+		i, j = int(first), alias(nil).at(rest, n-1)
+		if j >= i {
+			j++
+		}
+	} else {
+		i, j = s.alias.at(r, n), s.alias.at(bits.RotateLeft64(r, 32), n)
+		if j == i {
+			j = s.drawOther(i)
+		}
 	}
 	if (s.states[i].Load()|s.states[j].Load())&warming != 0 {
-		i := s.drawRipe(int(i))
-		return i, s.drawOther(i)
+		i = s.drawRipe(i)
+		j = s.drawOther(i)
 	}
-	return int(i), int(j)
+	return i, j
 }
 
 // drawOther returns the index of a host that is not i, unless there is only one.
