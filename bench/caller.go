@@ -15,11 +15,10 @@ import (
 
 // Caller is a way to call a Server.
 type Caller struct {
-	Name string
-	URL  string
-
-	http.RoundTripper
-	Close func()
+	Name   string
+	URL    string
+	Client *http.Client
+	Close  func()
 }
 
 // documents turn on what a careful operator asks for. The first route is there to be looked at and passed over.
@@ -74,7 +73,7 @@ func NewMesh(s *Server, timeouts bool) (*mesh.Mesh, error) {
 	registry.Set("user-service", known...)
 	var perTry, whole string
 	if timeouts {
-		perTry, whole = ", perTryTimeout: 2s", "timeout: 5s"
+		perTry, whole = fmt.Sprintf(", perTryTimeout: %v", perTryTimeout), fmt.Sprintf("timeout: %v", callTimeout)
 	}
 	return mesh.New(context.Background(),
 		mesh.WithPolicy(policy.Source{Name: "bench.yaml", Data: fmt.Appendf(nil, documents, perTry, whole)}),
@@ -84,23 +83,31 @@ func NewMesh(s *Server, timeouts bool) (*mesh.Mesh, error) {
 	)
 }
 
-// Callers returns every way to call s that is compared. The first is the bare transport. The caller closes them.
+// Callers returns every way to call s that is compared: first the bare transport, then, without timeouts and with them,
+// the bare transport, failsafe-go and the mesh. The caller closes them.
 func Callers(s *Server) ([]Caller, error) {
 	var callers []Caller
-	for _, peer := range []Peer{Bare, Failsafe, FailsafeTimeout} {
-		t := s.Transport()
-		callers = append(callers, Caller{peer.Name, s.url(s.addresses[0]), peer.Wrap(t), t.CloseIdleConnections})
-	}
 	for _, timeouts := range []bool{false, true} {
-		name := "whole mesh"
+		bare, failsafe, suffix := &http.Client{}, Failsafe, ""
 		if timeouts {
-			name += " with timeouts"
+			bare.Timeout, failsafe, suffix = callTimeout, FailsafeTimeout, ", timeouts"
 		}
+		t := s.Transport()
+		bare.Transport = t
+		callers = append(callers, Caller{"bare" + suffix, s.url(s.addresses[0]), bare, t.CloseIdleConnections})
+
+		t = s.Transport()
+		client := &http.Client{Transport: failsafe.Wrap(t)}
+		callers = append(callers, Caller{"failsafe-go" + suffix, s.url(s.addresses[0]), client, t.CloseIdleConnections})
+
 		m, err := NewMesh(s, timeouts)
 		if err != nil {
+			for _, c := range callers {
+				c.Close()
+			}
 			return nil, err
 		}
-		callers = append(callers, Caller{name, s.url("user-service"), m.Transport(), func() { m.Close() }})
+		callers = append(callers, Caller{"whole mesh" + suffix, s.url("user-service"), m.Client(), func() { m.Close() }})
 	}
 	return callers, nil
 }

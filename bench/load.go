@@ -25,10 +25,9 @@ func (r Result) CPUPerCall() float64 { return r.CPU.Seconds() * 1e6 / float64(r.
 
 // Run lets as many callers as there are to be calls in flight call url, each again as soon as it has read its response,
 // while more returns true. The first failure ends the run.
-func Run(rt http.RoundTripper, url string, inFlight int, more func() bool) (Result, error) {
+func Run(client *http.Client, url string, inFlight int, more func() bool) (Result, error) {
 	ctx, stop := context.WithCancelCause(context.Background())
 	defer stop(nil)
-	client := &http.Client{Transport: rt}
 	var calls atomic.Int64
 	var callers sync.WaitGroup
 	start, cpu := time.Now(), cpuTime()

@@ -29,7 +29,7 @@ func benchmarkLoopback(b *testing.B, start func(Protocol) (*Server, error)) {
 				b.Run(fmt.Sprintf("%s/%d/%s", protocol, inFlight, caller.Name), func(b *testing.B) {
 					b.ReportAllocs()
 					var begun atomic.Int64
-					result, err := Run(caller, caller.URL, inFlight, func() bool { return begun.Add(1) <= int64(b.N) })
+					result, err := Run(caller.Client, caller.URL, inFlight, func() bool { return begun.Add(1) <= int64(b.N) })
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -67,11 +67,7 @@ func TestCallers(t *testing.T) {
 		for _, protocol := range Protocols {
 			for _, c := range newCallers(t, protocol, start.f) {
 				t.Run(fmt.Sprintf("%s/%s/%s", start.name, protocol, c.Name), func(t *testing.T) {
-					req, err := http.NewRequest(http.MethodGet, c.URL, nil)
-					if err != nil {
-						t.Fatal(err)
-					}
-					resp, err := c.RoundTrip(req)
+					resp, err := c.Client.Get(c.URL)
 					if err != nil {
 						t.Fatal(err)
 					}

@@ -23,6 +23,7 @@ type Peer struct {
 const (
 	retries       = 2
 	perTryTimeout = 2 * time.Second
+	callTimeout   = 5 * time.Second // all tries together
 )
 
 // Bare adds nothing: what the others are measured by.
@@ -43,23 +44,23 @@ func Layers() []Peer {
 		{"retry, breaker", func(base http.RoundTripper) http.RoundTripper {
 			return &retry.Transport{Base: &breaker.Transport{Base: base}, Config: retry.Config{Retries: retries}}
 		}},
-		{"failsafe-go: retry, breaker", Failsafe.Wrap},
+		Failsafe,
 		{"retry with a per-try timeout, breaker", func(base http.RoundTripper) http.RoundTripper {
 			return &retry.Transport{
 				Base:   &breaker.Transport{Base: base},
 				Config: retry.Config{Retries: retries, PerTryTimeout: perTryTimeout},
 			}
 		}},
-		{"failsafe-go: retry, breaker, timeout", FailsafeTimeout.Wrap},
+		FailsafeTimeout,
 	}
 }
 
 // Failsafe is failsafe-go with a retry policy and a circuit breaker, FailsafeTimeout the same with a timeout on each try.
 var (
-	Failsafe = Peer{"failsafe-go", func(base http.RoundTripper) http.RoundTripper {
+	Failsafe = Peer{"failsafe-go: retry, breaker", func(base http.RoundTripper) http.RoundTripper {
 		return failsafehttp.NewRoundTripper(base, failsafehttp.NewRetryPolicyBuilder().Build(), failsafeBreaker())
 	}}
-	FailsafeTimeout = Peer{"failsafe-go with a timeout", func(base http.RoundTripper) http.RoundTripper {
+	FailsafeTimeout = Peer{"failsafe-go: retry with a per-try timeout, breaker", func(base http.RoundTripper) http.RoundTripper {
 		return failsafehttp.NewRoundTripper(base, failsafehttp.NewRetryPolicyBuilder().Build(), failsafeBreaker(),
 			failsafetimeout.New[*http.Response](perTryTimeout))
 	}}

@@ -2,8 +2,8 @@
 //
 //	go run ./compare > results.md
 //
-// Every figure is the median of all rounds, and every ratio the median of the ratios within a round: whatever else the
-// machine does meanwhile then weighs on all sides alike.
+// Every figure is the median of all rounds, and every ratio the median of the ratios within a round. Rounds are short and
+// many, so that whatever else the machine does meanwhile weighs on all sides alike.
 package main
 
 import (
@@ -21,8 +21,8 @@ import (
 
 func main() {
 	bench.ServeProcess()
-	rounds := flag.Int("rounds", 9, "number of `rounds`")
-	span := flag.Duration("time", 400*time.Millisecond, "how long each side runs in a round")
+	rounds := flag.Int("rounds", 41, "number of `rounds`")
+	span := flag.Duration("time", 100*time.Millisecond, "how long each side runs in a round")
 	flag.Parse()
 	if flag.NArg() > 0 || *rounds < 1 || *span <= 0 {
 		flag.Usage()
@@ -138,7 +138,7 @@ func throughput(start func(bench.Protocol) (*bench.Server, error), protocol benc
 		var ended atomic.Bool
 		defer time.AfterFunc(span, func() { ended.Store(true) }).Stop()
 		c := callers[i]
-		result, err := bench.Run(c, c.URL, inFlight, func() bool { return !ended.Load() })
+		result, err := bench.Run(c.Client, c.URL, inFlight, func() bool { return !ended.Load() })
 		return result.PerSecond(), result.CPUPerCall(), err
 	})
 	return names, rate, cpu, err
