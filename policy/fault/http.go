@@ -2,12 +2,13 @@ package fault
 
 import (
 	"context"
-	"io"
 	"net/http"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/reply"
 )
 
 const abortText = "fault filter abort" // Envoy's
@@ -80,45 +81,25 @@ func (d *Decision) Wait(ctx context.Context) error {
 // header is also its trailer, as gRPC has it; for an HTTPStatus, with the code that gRPC gives that status. Any other
 // call gets HTTPStatus, or 200 where the abort is a gRPC status, and a text.
 func (d *Decision) Response(req *http.Request) *http.Response {
-	resp := &http.Response{
-		StatusCode: http.StatusOK,
-		Proto:      "HTTP/1.1",
-		ProtoMajor: 1,
-		ProtoMinor: 1,
-		Request:    req,
-		Body:       http.NoBody,
-	}
-	if isGRPC(req) {
-		code := d.GRPCStatus
+	if !isGRPC(req) {
+		status := http.StatusOK
 		if !d.IsGRPC {
-			code = codeOf(d.HTTPStatus)
+			status = d.HTTPStatus
 		}
-		resp.Proto, resp.ProtoMajor, resp.ProtoMinor = "HTTP/2.0", 2, 0
-		resp.Header = http.Header{
-			"Content-Type": {"application/grpc"},
-			"Grpc-Status":  {strconv.FormatUint(uint64(code), 10)},
-			"Grpc-Message": {abortText},
-		}
-	} else {
-		if !d.IsGRPC {
-			resp.StatusCode = d.HTTPStatus
-		}
-		resp.Header = http.Header{"Content-Type": {"text/plain"}}
-		if hasBody(req.Method, resp.StatusCode) {
-			resp.Header["Content-Length"] = []string{strconv.Itoa(len(abortText))}
-			resp.ContentLength = int64(len(abortText))
-			resp.Body = io.NopCloser(strings.NewReader(abortText))
-		}
+		return reply.New(req, status, []byte(abortText))
 	}
-	resp.Status = strconv.Itoa(resp.StatusCode)
-	if text := http.StatusText(resp.StatusCode); text != "" {
-		resp.Status += " " + text
+	code := d.GRPCStatus
+	if !d.IsGRPC {
+		code = codeOf(d.HTTPStatus)
+	}
+	resp := reply.New(req, http.StatusOK, nil)
+	resp.Proto, resp.ProtoMajor, resp.ProtoMinor = "HTTP/2.0", 2, 0
+	resp.Header = http.Header{
+		"Content-Type": {"application/grpc"},
+		"Grpc-Status":  {strconv.FormatUint(uint64(code), 10)},
+		"Grpc-Message": {abortText},
 	}
 	return resp
-}
-
-func hasBody(method string, status int) bool {
-	return method != http.MethodHead && status != http.StatusNoContent && status != http.StatusNotModified
 }
 
 // isGRPC reports whether the request is a gRPC call: application/grpc, also with a suffix such as "+proto".

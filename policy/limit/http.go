@@ -2,13 +2,11 @@ package limit
 
 import (
 	"errors"
-	"io"
 	"net/http"
-	"strconv"
-	"strings"
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/reply"
 )
 
 // OverflowResponse returns the answer to a call that was refused with [ErrOverflow]: 503, as Envoy words it.
@@ -23,24 +21,8 @@ func RateLimitedResponse(req *http.Request) *http.Response {
 }
 
 func refuse(req *http.Request, status int, reason, text string) *http.Response {
-	resp := &http.Response{
-		Status:     strconv.Itoa(status) + " " + http.StatusText(status),
-		StatusCode: status,
-		Proto:      "HTTP/1.1",
-		ProtoMajor: 1,
-		ProtoMinor: 1,
-		Header: http.Header{
-			"Content-Type":   {"text/plain"},
-			"Content-Length": {strconv.Itoa(len(text))},
-			reason:           {"true"},
-		},
-		ContentLength: int64(len(text)),
-		Body:          http.NoBody,
-		Request:       req,
-	}
-	if req.Method != http.MethodHead {
-		resp.Body = io.NopCloser(strings.NewReader(text))
-	}
+	resp := reply.New(req, status, []byte(text))
+	resp.Header[reason] = []string{"true"}
 	return resp
 }
 

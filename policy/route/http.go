@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/timeout"
@@ -57,7 +58,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	e, match, ok := t.Table.Match(&view)
 	if !ok {
 		closeBody(req)
-		return localResponse(req, http.StatusNotFound, nil), nil
+		return reply.New(req, http.StatusNotFound, nil), nil
 	}
 	if resp := e.Respond(req, match); resp != nil {
 		closeBody(req)

@@ -1,11 +1,9 @@
 package route
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/url"
 	"regexp"
@@ -13,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/internal/reply"
 )
 
 // ErrPath is wrapped by the error of a request whose path is not valid once it is rewritten. The request is not sent.
@@ -182,39 +181,14 @@ func (e *Entry) Respond(req *http.Request, match int) *http.Response {
 	view := NewRequest(req)
 	switch {
 	case e.Route.Redirect != nil:
-		resp = localResponse(req, cmp.Or(e.Route.Redirect.Status, http.StatusMovedPermanently), nil)
+		resp = reply.New(req, cmp.Or(e.Route.Redirect.Status, http.StatusMovedPermanently), nil)
 		resp.Header["Location"] = []string{e.Route.Redirect.location(&view, e.span(match))}
 	case e.Route.Direct != nil:
-		resp = localResponse(req, e.Route.Direct.Status, e.Route.Direct.Body)
+		resp = reply.New(req, e.Route.Direct.Status, e.Route.Direct.Body)
 	default:
 		return nil
 	}
 	e.response.Apply(resp.Header, &view)
-	return resp
-}
-
-// localResponse returns a response that nobody sent.
-func localResponse(req *http.Request, status int, body []byte) *http.Response {
-	resp := &http.Response{
-		Status:     strings.TrimSpace(strconv.Itoa(status) + " " + http.StatusText(status)),
-		StatusCode: status,
-		Proto:      "HTTP/1.1",
-		ProtoMajor: 1,
-		ProtoMinor: 1,
-		Header:     make(http.Header),
-		Body:       http.NoBody,
-		Request:    req,
-	}
-	if status != http.StatusNoContent && status != http.StatusNotModified {
-		resp.Header["Content-Length"] = []string{strconv.Itoa(len(body))}
-		resp.ContentLength = int64(len(body))
-	}
-	if len(body) > 0 {
-		resp.Header["Content-Type"] = []string{"text/plain"} // as Envoy answers
-		if req.Method != http.MethodHead {
-			resp.Body = io.NopCloser(bytes.NewReader(body))
-		}
-	}
 	return resp
 }
 

@@ -1,0 +1,65 @@
+package mesh_test
+
+import (
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"testing"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Without a resolver endpoints come from DNS, and a client works like any other.
+func TestWithoutDiscovery(t *testing.T) {
+	noLeaks(t)
+	api := serve(t, func(w http.ResponseWriter, r *http.Request) { w.Write([]byte(r.Host)) })
+	_, port, _ := net.SplitHostPort(api.ID())
+	c := newMesh(t, "").Client()
+	for _, host := range []string{"localhost:" + port, "127.0.0.1:" + port, "LOCALHOST:" + port} {
+		if a := get(t, c, "http://"+host+"/"); a.status != http.StatusOK || a.body != host {
+			t.Errorf("%s: %d %q", host, a.status, a.body)
+		}
+	}
+}
+
+// Documents apply to what DNS finds.
+func TestWithoutDiscoveryDocumentsApply(t *testing.T) {
+	noLeaks(t)
+	calls := 0
+	api := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		calls++
+		w.WriteHeader(http.StatusServiceUnavailable)
+	})
+	_, port, _ := net.SplitHostPort(api.ID())
+	c := newMesh(t, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: local}
+spec:
+  hosts: [localhost]
+  http:
+  - route: [{destination: {host: localhost}}]
+    retries: {attempts: 2, retryOn: "5xx"}
+`).Client()
+	if a := get(t, c, "http://localhost:"+port+"/"); a.status != http.StatusServiceUnavailable || retry.Attempts(a.resp) != 3 || calls != 3 {
+		t.Errorf("status %d after %d calls, want 503 after 3", a.status, calls)
+	}
+}
+
+// A host that the template leaves to a proxy, and no document names, is outside the mesh.
+func TestProxyIsForHostsOutside(t *testing.T) {
+	noLeaks(t)
+	proxied := make(chan string, 1)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { proxied <- r.URL.String() }))
+	t.Cleanup(proxy.Close)
+	proxyURL, _ := url.Parse(proxy.URL)
+	c := newMesh(t, "", mesh.WithTransport(&http.Transport{Proxy: http.ProxyURL(proxyURL)})).Client()
+	if a := get(t, c, "http://outside.invalid/x"); a.status != http.StatusOK {
+		t.Fatalf("status %d", a.status)
+	}
+	if got := <-proxied; got != "http://outside.invalid/x" {
+		t.Errorf("the proxy saw %s", got)
+	}
+}
