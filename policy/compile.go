@@ -26,6 +26,7 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 			rules:    make(map[string]*hostMap[rules]),
 			retries:  istio.DefaultRetry(),
 		},
+		apis:  apis(),
 		first: make(map[identity]*document),
 	}
 	order := make(map[string]int, len(sources))
@@ -56,6 +57,7 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 type compiler struct {
 	plan *Plan
 	dec  yamldoc.Decoder
+	apis map[string]api
 
 	documents []*document
 	first     map[identity]*document // the first document of each identity
@@ -121,7 +123,7 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 		}
 		return
 	}
-	state, message := lookUp(group, version, d.kind)
+	state, message := lookUp(c.apis, group, version, d.kind)
 	switch state {
 	case unknown:
 		doc.Errorf("kind", "%s", message)

@@ -169,7 +169,7 @@ func (c *compiler) virtualServices() {
 		return // what the documents say together is not known
 	}
 	for _, vs := range c.virtual {
-		if vs.InMesh() {
+		if visible, _ := istio.VisibleFrom(client.Namespace, vs.namespace, vs.Spec.ExportTo); visible && vs.InMesh() {
 			c.subsets(vs)
 		}
 	}

@@ -20,14 +20,14 @@ const (
 	meaningless       // it does not concern traffic between processes that use this library
 )
 
-// api is what is known of an API group.
+// api is what is known of an API group. Without versions, every version has the kinds.
 type api struct {
 	versions []string
 	kinds    map[string]state
 }
 
-// apis lists the groups of the documents that a mesh knows, by name.
-func apis(group string) (api, bool) {
+// apis returns the groups that have to do with a mesh, by name.
+func apis() map[string]api {
 	kinds := func(s state, names ...string) map[string]state {
 		m := make(map[string]state, len(names))
 		for _, name := range names {
@@ -35,46 +35,43 @@ func apis(group string) (api, bool) {
 		}
 		return m
 	}
-	switch group {
-	case istio.Group:
-		k := kinds(refused, "ServiceEntry", "Sidecar", "WorkloadEntry", "WorkloadGroup", "EnvoyFilter", "ProxyConfig")
-		k["VirtualService"], k["DestinationRule"] = enforced, enforced
-		k["Gateway"] = meaningless
-		return api{[]string{"v1alpha3", "v1beta1", "v1"}, k}, true
-	case "security.istio.io":
-		return api{kinds: kinds(refused, "PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication")}, true
-	case "telemetry.istio.io":
-		return api{kinds: kinds(refused, "Telemetry")}, true
-	case "extensions.istio.io":
-		return api{kinds: kinds(refused, "WasmPlugin")}, true
-	case "linkerd.io":
-		return api{kinds: kinds(refused, "ServiceProfile")}, true
-	case "policy.linkerd.io":
-		return api{kinds: kinds(refused, "Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication",
-			"NetworkAuthentication", "HTTPRoute", "HTTPLocalRateLimitPolicy", "EgressNetwork")}, true
-	case "split.smi-spec.io":
-		return api{kinds: kinds(refused, "TrafficSplit")}, true
-	case "specs.smi-spec.io":
-		return api{kinds: kinds(refused, "HTTPRouteGroup", "TCPRoute", "UDPRoute")}, true
-	case "access.smi-spec.io":
-		return api{kinds: kinds(refused, "TrafficTarget")}, true
-	case "gateway.networking.k8s.io":
-		k := kinds(refused, "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "ReferenceGrant")
-		k["Gateway"], k["GatewayClass"] = meaningless, meaningless
-		return api{kinds: k}, true
+	traffic := kinds(refused, "ServiceEntry", "Sidecar", "WorkloadEntry", "WorkloadGroup", "EnvoyFilter", "ProxyConfig")
+	traffic["VirtualService"], traffic["DestinationRule"] = enforced, enforced
+	traffic["Gateway"] = meaningless
+	gateway := kinds(refused, "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "ReferenceGrant")
+	gateway["Gateway"], gateway["GatewayClass"] = meaningless, meaningless
+	return map[string]api{
+		istio.Group:           {[]string{"v1alpha3", "v1beta1", "v1"}, traffic},
+		"security.istio.io":   {kinds: kinds(refused, "PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication")},
+		"telemetry.istio.io":  {kinds: kinds(refused, "Telemetry")},
+		"extensions.istio.io": {kinds: kinds(refused, "WasmPlugin")},
+		"linkerd.io":          {kinds: kinds(refused, "ServiceProfile")},
+		"policy.linkerd.io": {kinds: kinds(refused, "Server", "ServerAuthorization", "AuthorizationPolicy",
+			"MeshTLSAuthentication", "NetworkAuthentication", "HTTPRoute", "HTTPLocalRateLimitPolicy", "EgressNetwork")},
+		"split.smi-spec.io":         {kinds: kinds(refused, "TrafficSplit")},
+		"specs.smi-spec.io":         {kinds: kinds(refused, "HTTPRouteGroup", "TCPRoute", "UDPRoute")},
+		"access.smi-spec.io":        {kinds: kinds(refused, "TrafficTarget")},
+		"gateway.networking.k8s.io": {kinds: gateway},
 	}
-	return api{}, false
 }
 
 // lookUp says what becomes of a kind and, if it is not compiled, why.
-func lookUp(group, version, kind string) (state, string) {
-	a, known := apis(group)
-	switch {
-	case !known && kubernetes(group):
-		return meaningless, fmt.Sprintf("a %s has no meaning in-process: it is skipped", kind)
-	case !known:
+func lookUp(apis map[string]api, group, version, kind string) (state, string) {
+	skipped := fmt.Sprintf("a %s has no meaning in-process: it is skipped", kind)
+	a, known := apis[group]
+	if !known {
+		// A document that is to be enforced must not be skipped because of a mistake in its apiVersion.
+		for _, other := range slices.Sorted(maps.Keys(apis)) {
+			if s := apis[other].kinds[kind]; s == enforced || s == refused {
+				return unknown, fmt.Sprintf("a %s belongs to %s: correct apiVersion", kind, other)
+			}
+		}
+		if kubernetes(group) {
+			return meaningless, skipped
+		}
 		return unknown, fmt.Sprintf("unknown API %q: check apiVersion and kind", group+"/"+version)
-	case a.versions != nil && !slices.Contains(a.versions, version):
+	}
+	if a.versions != nil && !slices.Contains(a.versions, version) {
 		return unknown, fmt.Sprintf("unknown version %q of %s: use one of %s", version, group, strings.Join(a.versions, ", "))
 	}
 	switch a.kinds[kind] {
@@ -83,7 +80,7 @@ func lookUp(group, version, kind string) (state, string) {
 	case refused:
 		return refused, kind + " is not enforced yet"
 	case meaningless:
-		return meaningless, fmt.Sprintf("a %s has no meaning in-process: it is skipped", kind)
+		return meaningless, skipped
 	}
 	hint := ""
 	if near := yamldoc.Closest(kind, slices.Sorted(maps.Keys(a.kinds))); near != "" {
@@ -92,8 +89,11 @@ func lookUp(group, version, kind string) (state, string) {
 	return unknown, fmt.Sprintf("unknown kind %q of %s%s", kind, group, hint)
 }
 
-// kubernetes says that a group belongs to Kubernetes itself: its core and those without a domain of their own or with
-// one of its project.
+// kubernetes says that a group belongs to Kubernetes itself.
 func kubernetes(group string) bool {
-	return !strings.Contains(group, ".") || strings.HasSuffix(group, ".k8s.io")
+	switch group {
+	case "", "apps", "autoscaling", "batch", "extensions", "policy":
+		return true
+	}
+	return strings.HasSuffix(group, ".k8s.io")
 }

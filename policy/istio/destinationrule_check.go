@@ -57,6 +57,7 @@ func (c check) policy(p *TrafficPolicy, at string) {
 	if b := p.RetryBudget; b != nil {
 		if b.Percent != nil {
 			c.that(wrongPercentage(*b.Percent), at, ".retryBudget.percent")
+			c.warn(smallPercentage(*b.Percent), at, ".retryBudget.percent")
 		}
 		if b.MinRetryConcurrency > math.MaxInt32 {
 			c.Errorf(at+".retryBudget.minRetryConcurrency", "%d is out of range", b.MinRetryConcurrency)
