@@ -81,6 +81,8 @@ func TestBudgetWindow(t *testing.T) {
 	deposit(time.Hour, 4)
 	take(time.Hour, 2)
 	take(time.Minute, 0) // a clock that goes back changes nothing
+	deposit(time.Hour+9*time.Second, 10)
+	take(time.Hour+15*time.Second, 5) // what left the window long ago does not leave it again
 }
 
 func TestBudgetMinPerSecond(t *testing.T) {
@@ -92,7 +94,8 @@ func TestBudgetMinPerSecond(t *testing.T) {
 	for _, step := range []struct {
 		at   time.Duration
 		want bool
-	}{{0, true}, {0, false}, {time.Second, false}, {2 * time.Second, true}, {time.Hour, true}, {time.Hour, false}} {
+	}{{0, true}, {0, false}, {time.Second, false}, {2 * time.Second, true}, {time.Hour, true}, {time.Hour, false},
+		{time.Minute, false}, {time.Hour + 2*time.Second, true}} { // a clock that goes back takes nothing
 		if got := b.reserve(start.Add(step.at)); got != step.want {
 			t.Errorf("reserve at %v = %v, want %v", step.at, got, step.want)
 		}

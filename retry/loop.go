@@ -314,7 +314,6 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay) (*http.Resp
 	case err == nil && inTime:
 		attached = true
 		t.body.Attach(resp, t)
-		attempt.Restore(resp, req, 1) // of the layers below; do knows the rest
 		return resp, nil
 	case err == nil:
 		// The headers came while the timer fired. The body would break off.

@@ -415,11 +415,15 @@ func TestTrap08_BackoffBeyondDeadlineNotBegun(t *testing.T) {
 func TestBackoffEndsWithTheCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, codes := range [][]int{{503}, {503, 503}} {
+			limiter, err := retry.NewLimiter(retry.LimiterConfig{MaxRetries: 1}, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
 			ctx, cancel := context.WithCancelCause(t.Context())
 			stop := time.AfterFunc(time.Duration(len(codes))*time.Second-time.Millisecond, func() { cancel(errBoom) })
 			loop := retry.Loop{
 				Policy: policy(t, retry.Config{Retries: len(codes), Backoff: time.Second, MaxBackoff: time.Second}),
-				Rand:   func() float64 { return 0.999999999999 },
+				Rand:   func() float64 { return 0.999999999999 }, Limiter: limiter,
 			}
 			_, summary, err := loop.Do(newRequest(t, "GET", "http://service/", nil).WithContext(ctx), &statuses{codes: codes})
 			if !errors.Is(err, errBoom) || summary != (retry.Summary{Attempts: len(codes), Stopped: retry.CallerGone}) {
@@ -428,6 +432,9 @@ func TestBackoffEndsWithTheCaller(t *testing.T) {
 			var e *retry.Error
 			if errors.As(err, &e) != (len(codes) > 1) {
 				t.Errorf("after %d tries the error is %#v", len(codes), err)
+			}
+			if !limiter.Acquire() {
+				t.Errorf("after %d tries the slot of the limiter was not released", len(codes))
 			}
 			stop.Stop()
 			cancel(nil)
@@ -621,6 +628,41 @@ func TestTrap10_NestedLayers(t *testing.T) {
 		}
 		if base.calls != test.want {
 			t.Errorf("%s: %d calls, want %d", test.name, base.calls, test.want)
+		}
+	}
+}
+
+func TestTrap10_NewRequestWithinARetry(t *testing.T) {
+	calls := 0
+	inner := retry.Loop{Policy: policy(t, retry.Config{Retries: 2})}
+	outer := retry.Loop{Policy: policy(t, retry.Config{Retries: 2})}
+	_, _, err := outer.Do(newRequest(t, "GET", "http://a/", nil), tries(func(r *http.Request, _ int) (*http.Response, error) {
+		resp, _, err := inner.Do(newRequest(t, "GET", "http://b/", nil).WithContext(r.Context()),
+			tries(func(*http.Request, int) (*http.Response, error) {
+				calls++
+				return response(503), nil
+			}))
+		return resp, err
+	}))
+	if err != nil || calls != 5 {
+		t.Errorf("%d calls, %v, want 3 within the first try and 1 within each retry", calls, err)
+	}
+}
+
+func TestLimiterSlotOfARefusedBudget(t *testing.T) {
+	budget, err := retry.NewBudget(retry.BudgetConfig{Ratio: -1, MinPerSecond: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	limiter, err := retry.NewLimiter(retry.LimiterConfig{MaxRetries: 1}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1}), Budget: budget, Limiter: limiter}
+	for range 2 {
+		_, summary, _ := loop.Do(newRequest(t, "GET", "http://service/", nil), &statuses{codes: []int{503}})
+		if summary.Stopped != retry.BudgetRefused {
+			t.Errorf("stopped with %v, want the budget's refusal", summary.Stopped)
 		}
 	}
 }
