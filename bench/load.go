@@ -30,7 +30,7 @@ func Run(client *http.Client, url string, inFlight int, more func() bool) (Resul
 	defer stop(nil)
 	var calls atomic.Int64
 	var callers sync.WaitGroup
-	start, cpu := time.Now(), cpuTime()
+	start, cpu := time.Now(), CPUTime()
 	for range inFlight {
 		callers.Go(func() {
 			n := 0
@@ -44,7 +44,7 @@ func Run(client *http.Client, url string, inFlight int, more func() bool) (Resul
 		})
 	}
 	callers.Wait()
-	return Result{int(calls.Load()), time.Since(start), cpuTime() - cpu}, context.Cause(ctx)
+	return Result{int(calls.Load()), time.Since(start), CPUTime() - cpu}, context.Cause(ctx)
 }
 
 func get(ctx context.Context, client *http.Client, url string, buf []byte) error {
@@ -66,7 +66,8 @@ func get(ctx context.Context, client *http.Client, url string, buf []byte) error
 	return err
 }
 
-func cpuTime() time.Duration {
+// CPUTime returns the CPU time that this process has used.
+func CPUTime() time.Duration {
 	var usage syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &usage); err != nil {
 		panic(err) // the arguments are right
