@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
@@ -152,7 +153,7 @@ func (c *chunk) parse() {
 	var node, second yaml.Node
 	dec := yaml.NewDecoder(bytes.NewReader(c.data))
 	if err := dec.Decode(&node); err != nil {
-		at, message := syntaxError(err)
+		at, message := syntaxError(err, c.data)
 		c.doc = broken(max(line, c.line-1+at), "not valid YAML: %s", message)
 		return
 	}
@@ -189,17 +190,46 @@ func blank(data []byte) (lines int, empty bool) {
 	return 0, true
 }
 
-// syntaxError takes line and message out of an error of the YAML parser.
-func syntaxError(err error) (line int, message string) {
+// syntaxError takes line and message out of an error of the YAML parser. The parser often names the line where the
+// broken object begins. For documents of a usual size, the line after the longest part that is valid by itself is closer.
+func syntaxError(err error, data []byte) (line int, message string) {
 	message = strings.TrimPrefix(err.Error(), "yaml: ")
 	if rest, ok := strings.CutPrefix(message, "line "); ok {
 		if number, text, ok := strings.Cut(rest, ": "); ok {
 			if n, err := strconv.Atoi(number); err == nil {
-				return n, text
+				line, message = n, text
 			}
 		}
 	}
-	return 0, message
+	const usual = 16 << 10
+	if len(data) > usual {
+		return line, message
+	}
+	var ends []int // of the lines
+	for i, b := range data {
+		if b == '\n' {
+			ends = append(ends, i+1)
+		}
+	}
+	valid := func(lines int) bool {
+		var node yaml.Node
+		return lines == 0 || yaml.Unmarshal(data[:ends[lines-1]], &node) == nil
+	}
+	// A part may be broken only because it ends within brackets or quotes. So look a little further before a line is
+	// taken for the culprit, but not for ever.
+	good := 0
+	for range 8 {
+		good += sort.Search(len(ends)-good, func(n int) bool { return !valid(good + n + 1) })
+		next := good + 1
+		for next <= len(ends) && next <= good+8 && !valid(next) {
+			next++
+		}
+		if next > len(ends) || next > good+8 {
+			break
+		}
+		good = next
+	}
+	return max(line, good+1), message
 }
 
 func broken(line int, format string, args ...any) *Document {

@@ -167,6 +167,10 @@ func TestParse_Stream(t *testing.T) {
 			"1: : error: not valid YAML: did not find expected node content\n" +
 				"3: kid: error: unknown field \"kid\", did you mean \"kind\"?\n" +
 				"7: spec.htp: error: unknown field \"htp\", did you mean \"http\"?\n", 4},
+		{"place of the mistake", "kind: x\nspec:\n  http: [\n    {name: a},\n    {name: b}]\nmeta:\n  name: x\n kind: y\n",
+			"8: : error: not valid YAML: did not find expected key\n", 1},
+		{"unclosed bracket", "kind: x\nspec: {http: [{name: a}\nmeta: x\n",
+			"2: : error: not valid YAML: did not find expected ',' or ']'\n", 1},
 		{"empty documents", "---\n# nothing\n---\n\n---\nkind: x\n---\n", "", 1},
 		{"CRLF", "---\r\nkind: x\r\n---\r\nkid: x\r\n",
 			"4: kid: error: unknown field \"kid\", did you mean \"kind\"?\n", 2},
