@@ -33,7 +33,7 @@ spec:
   - name: v1
     labels: {version: v1}
 `)}
-	plan, findings := policy.Compile([]policy.Source{documents}, policy.Workload{Namespace: "shop"})
+	plan, findings := policy.Compile([]policy.Source{documents}, policy.Workload{})
 	if err := findings.Err(); err != nil {
 		fmt.Println(err)
 		return
@@ -46,7 +46,7 @@ spec:
 	fmt.Println(cluster.Subset, cluster.Outlier.Consecutive5xx)
 	fmt.Println(plan.Cluster(route.Target{Host: "order-service", Subset: "v9"}).Missing)
 	// Output:
-	// user-service.shop.svc.cluster.local
+	// user-service.default.svc.cluster.local
 	// 10s 3 5xx,reset
 	// version=v1 7
 	// true
