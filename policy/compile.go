@@ -18,7 +18,7 @@ const rootNamespace = "istio-system"
 // of it is an error, the plan is nil. Without documents the plan has the defaults of the mesh.
 func Compile(sources []Source, w Workload) (*Plan, Findings) {
 	w.Namespace = cmp.Or(w.Namespace, "default")
-	w.ClusterDomain = strings.ToLower(cmp.Or(w.ClusterDomain, "cluster.local"))
+	w.ClusterDomain = strings.ToLower(cmp.Or(strings.Trim(w.ClusterDomain, "."), "cluster.local"))
 	w.Labels = maps.Clone(w.Labels)
 	c := &compiler{
 		plan: &Plan{
@@ -27,7 +27,7 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 			retries:  istio.DefaultRetry(),
 		},
 		apis:  apis(),
-		first: make(map[identity]*document),
+		first: make(map[groupIdentity]*document),
 	}
 	order := make(map[string]int, len(sources))
 	streams := make([][]byte, len(sources))
@@ -60,7 +60,7 @@ type compiler struct {
 	apis map[string]api
 
 	documents []*document
-	first     map[identity]*document // the first document of each identity
+	first     map[groupIdentity]*document // the first document of each identity
 	virtual   []virtualService
 	rules     []destinationRule
 }
@@ -79,6 +79,12 @@ type identity struct {
 
 func (id identity) String() string {
 	return id.kind + " " + id.namespace + "/" + id.name
+}
+
+// groupIdentity tells kinds of different groups apart.
+type groupIdentity struct {
+	group string
+	identity
 }
 
 type virtualService struct {
@@ -117,8 +123,11 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 		doc.Errorf("apiVersion", "missing: say which API the document belongs to, such as %s/v1", istio.Group)
 		return
 	case d.kind == "List" && group == "":
-		c.documents = c.documents[:len(c.documents)-1] // it is no document itself
-		for _, item := range doc.Items("items") {
+		items, ok := doc.Items("items")
+		if !ok {
+			doc.Errorf("items", "must be a list of documents")
+		}
+		for _, item := range items {
 			c.read(file, item)
 		}
 		return
@@ -134,8 +143,9 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 		doc.Warnf("kind", "%s", message)
 		return
 	}
-	if first := c.first[d.identity]; first == nil {
-		c.first[d.identity] = d
+	key := groupIdentity{group, d.identity}
+	if first := c.first[key]; first == nil {
+		c.first[key] = d
 	} else if d.name != "" {
 		doc.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them", d, first.file, first.Line)
 	}

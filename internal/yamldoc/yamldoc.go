@@ -314,20 +314,20 @@ func (d *Document) Text(path string) string {
 	return node.Value
 }
 
-// Items returns the members of the sequence under a key of the document as documents of their own.
-func (d *Document) Items(key string) []*Document {
+// Items returns the elements of the list under a key of the document as documents of their own, and false if there is no
+// such list.
+func (d *Document) Items(key string) (items []*Document, ok bool) {
 	if d.root == nil {
-		return nil
+		return nil, false
 	}
 	_, list := child(d.root, key, -1)
 	if list == nil || target(list).Kind != yaml.SequenceNode {
-		return nil
+		return nil, false
 	}
-	var docs []*Document
 	for _, node := range target(list).Content {
-		docs = append(docs, document(node, d.offset))
+		items = append(items, document(node, d.offset))
 	}
-	return docs
+	return items, true
 }
 
 // target follows an alias.

@@ -268,9 +268,12 @@ func TestDocument_LineOf(t *testing.T) {
 
 func TestDocument_Items(t *testing.T) {
 	doc := yamldoc.Parse([]byte("kind: List\nitems:\n- kind: a\n- 5\n- kid: b\n"))[0][0]
-	items := doc.Items("items")
-	if len(items) != 3 {
-		t.Fatalf("%d items, want 3", len(items))
+	items, ok := doc.Items("items")
+	if len(items) != 3 || !ok {
+		t.Fatalf("%d items, %v, want 3", len(items), ok)
+	}
+	if _, ok := doc.Items("kind"); ok {
+		t.Error("items of a string")
 	}
 	var dec yamldoc.Decoder
 	for i, want := range []struct {
@@ -321,7 +324,8 @@ func FuzzDecode(f *testing.F) {
 		var dec yamldoc.Decoder
 		for _, doc := range yamldoc.Parse([]byte(data))[0] {
 			ok := dec.Decode(doc, new(object))
-			for _, item := range doc.Items("items") {
+			items, _ := doc.Items("items")
+			for _, item := range items {
 				dec.Decode(item, new(object))
 			}
 			for _, p := range doc.Problems {
