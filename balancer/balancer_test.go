@@ -621,9 +621,9 @@ func TestTrap33_ManyEndpointsManyUpdates(t *testing.T) {
 		algorithm  balancer.Algorithm
 		n, updates int
 	}{
-		{balancer.LeastRequest, 10_000, 20},
-		{balancer.RoundRobin, 10_000, 10},
-		{balancer.LeastRequest, 100, 600},
+		{balancer.LeastRequest, 10_000, 12},
+		{balancer.RoundRobin, 10_000, 6},
+		{balancer.LeastRequest, 100, 500},
 		{balancer.RingHash, 100, 50},
 	} {
 		algorithm, n := c.algorithm, c.n

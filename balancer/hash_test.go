@@ -91,7 +91,7 @@ func TestTrap25_OrderAndHistoryDoNotMatter(t *testing.T) {
 }
 
 func TestTrap25_FewKeysMove(t *testing.T) {
-	const keys = 10_000
+	const keys = 5_000
 	for _, c := range []struct {
 		algorithm balancer.Algorithm
 		from, to  int
