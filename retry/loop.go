@@ -122,7 +122,7 @@ func (l *Loop) do(req *http.Request, a Attempter, r *replay) (*http.Response, Su
 	resp, err := l.try(req, a, 1, r)
 	wait, reason := l.next(req, r, 1, resp, err)
 	if reason == retryNow {
-		return l.again(req, a, r, resp, err, wait)
+		return l.again(req, a, r, resp, wait)
 	}
 	if resp != nil {
 		attempt.Restore(resp, req, 1)
@@ -132,7 +132,7 @@ func (l *Loop) do(req *http.Request, a Attempter, r *replay) (*http.Response, Su
 
 // again makes the second and further tries. A slot of the limiter is held on entry, and for each retry from the decision
 // to the response headers.
-func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Response, err error, wait time.Duration) (
+func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Response, wait time.Duration) (
 	_ *http.Response, _ Summary, _ error) {
 	held := true
 	defer func() {
@@ -147,6 +147,7 @@ func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Respo
 		if cause := sleep(req.Context(), wait); cause != nil {
 			return nil, Summary{Attempts: n - 1, Stopped: ended(req.Context())}, wrap(n-1, cause)
 		}
+		var err error
 		resp, err = l.try(req, a, n, r)
 		l.Limiter.Release()
 		held = false

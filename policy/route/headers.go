@@ -110,7 +110,7 @@ func compileLevel(ops *HeaderOps, response bool, report func(field string, err e
 		if err == nil {
 			switch k.lower {
 			case "host":
-				err = errors.New("Host can only be set or added, on a request")
+				err = errors.New("the Host can only be set or added, on a request")
 			case "content-length", "transfer-encoding", "trailer", "connection", "upgrade":
 				if !removing || !response {
 					err = errFraming

@@ -200,7 +200,7 @@ func compileMatch(m *Match, report func(field string, err error)) matcher {
 	} {
 		var err error
 		if f.from.Kind == Present {
-			err = errors.New("Present is for headers and query parameters")
+			err = errors.New("kind Present is for headers and query parameters")
 		} else {
 			*f.to, err = compileString(f.from)
 		}
@@ -234,7 +234,7 @@ func compileMatch(m *Match, report func(field string, err error)) matcher {
 	for i, q := range m.Query {
 		value, err := compileString(q.Value)
 		if err == nil && q.Key == "" {
-			err = errors.New("Key is empty")
+			err = errors.New("the Key is empty")
 		}
 		if err != nil {
 			report(fmt.Sprintf("Query[%d]", i), err)
@@ -261,7 +261,7 @@ func compileHeader(m KeyMatch, without bool) (headerMatcher, error) {
 		return headerMatcher{}, err
 	}
 	if without && value.kind == Any {
-		return headerMatcher{}, errors.New("Any never fails to match; Present asks for the header to be absent")
+		return headerMatcher{}, errors.New("kind Any never fails to match; Present asks for the header to be absent")
 	}
 	return headerMatcher{key: key, value: value, without: without}, nil
 }

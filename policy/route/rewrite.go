@@ -60,7 +60,7 @@ func compileRewrite(r *Rewrite, report func(field string, err error)) pathRewrit
 	case r.URI != "":
 		report("Pattern", errors.New("URI is set too"))
 	case r.Pattern == "" || r.Substitution == "":
-		report("Pattern", errors.New("Pattern and Substitution go together"))
+		report("Pattern", errors.New("only Pattern and Substitution together make sense"))
 	default:
 		var err error
 		if w.pattern, err = regexp.Compile(r.Pattern); err != nil {

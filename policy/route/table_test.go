@@ -274,7 +274,7 @@ func TestNewTableErrors(t *testing.T) {
 
 		{match(route.Match{URI: regex("(")}), "Matches[0].URI: error parsing regexp"},
 		{match(route.Match{URI: regex("a)|(b")}), "Matches[0].URI: error parsing regexp"},
-		{match(route.Match{URI: present()}), "Matches[0].URI: Present"},
+		{match(route.Match{URI: present()}), "Matches[0].URI: kind Present"},
 		{match(route.Match{URI: route.StringMatch{Value: "/"}}), "Matches[0].URI: Value"},
 		{match(route.Match{Method: route.StringMatch{Kind: 9}}), "Matches[0].Method: 9"},
 		{match(route.Match{Scheme: regex("*")}), "Matches[0].Scheme: error"},
@@ -284,8 +284,8 @@ func TestNewTableErrors(t *testing.T) {
 		{match(route.Match{Headers: keys("@request.auth.claims.a", exact(""))}), "Matches[0].Headers[0]: "},
 		{match(route.Match{Headers: keys(":status", exact(""))}), "Matches[0].Headers[0]: "},
 		{match(route.Match{Headers: keys("a", regex("*"))}), "Matches[0].Headers[0]: error parsing regexp"},
-		{match(route.Match{WithoutHeaders: keys("a", route.StringMatch{})}), "Matches[0].WithoutHeaders[0]: Any"},
-		{match(route.Match{Query: keys("", exact(""))}), "Matches[0].Query[0]: Key"},
+		{match(route.Match{WithoutHeaders: keys("a", route.StringMatch{})}), "Matches[0].WithoutHeaders[0]: kind Any"},
+		{match(route.Match{Query: keys("", exact(""))}), "Matches[0].Query[0]: the Key"},
 		{match(route.Match{Query: keys("a", regex("*"))}), "Matches[0].Query[0]: error parsing regexp"},
 
 		{redirect(route.Redirect{Status: 304}), "Redirect.Status: 304"},
@@ -337,10 +337,10 @@ func TestNewTableErrors(t *testing.T) {
 		{with(func(r *route.Route) { r.Headers = headers(":path", "/") }), "Headers.Request.Set[0]"},
 		{with(func(r *route.Route) { r.Headers = headers("host", "a/b") }), "Headers.Request.Set[0]"},
 		{with(func(r *route.Route) { r.Headers = headers("content-length", "1") }), "Headers.Request.Set[0]: the header frames"},
-		{with(func(r *route.Route) { r.Headers.Request.Remove = []string{"Host"} }), "Headers.Request.Remove[0]: Host"},
+		{with(func(r *route.Route) { r.Headers.Request.Remove = []string{"Host"} }), "Headers.Request.Remove[0]: the Host"},
 		{with(func(r *route.Route) { r.Headers.Response.Remove = []string{":status"} }), "Headers.Response.Remove[0]"},
 		{with(func(r *route.Route) { r.Headers.Response.Add = []route.Header{{Name: "host", Value: "a"}} }),
-			"Headers.Response.Add[0]: Host"},
+			"Headers.Response.Add[0]: the Host"},
 
 		{with(func(r *route.Route) { r.Timeout = -time.Second }), "Timeout"},
 		{with(func(r *route.Route) { r.Retry = retry.Config{Retries: -1} }), "Retry"},
