@@ -24,6 +24,7 @@ type rules struct {
 // rule is a DestinationRule, with those merged into it that have the same host, namespace and selector.
 type rule struct {
 	document *document
+	selector map[string]string
 	policy   *istio.TrafficPolicy
 	subsets  map[string]*istio.Subset
 }
@@ -108,12 +109,17 @@ func (c *compiler) destinationRules() {
 			p.rules[dr.namespace] = new(hostMap[rules])
 		}
 		found, _ := p.rules[dr.namespace].add(host, new(rules))
-		slot := &found.general
+		slot, labels := &found.general, map[string]string(nil)
 		if selector != nil {
-			slot = &found.selected
+			slot, labels = &found.selected, selector.MatchLabels
 		}
 		if *slot == nil {
-			*slot = &rule{document: dr.document, subsets: make(map[string]*istio.Subset)}
+			*slot = &rule{document: dr.document, selector: labels, subsets: make(map[string]*istio.Subset)}
+		}
+		if first := (*slot).document; !maps.Equal((*slot).selector, labels) {
+			dr.Warnf("spec.workloadSelector", "has no effect: %s selects the same workload and host already (%s:%d)",
+				first.identity, first.file, first.Line)
+			continue
 		}
 		dr.mergeInto(*slot)
 	}
@@ -132,8 +138,8 @@ func (dr destinationRule) mergeInto(r *rule) {
 	for i := range dr.Spec.Subsets {
 		s := &dr.Spec.Subsets[i]
 		if r.subsets[s.Name] != nil {
-			dr.Warnf(yamldoc.Index("spec.subsets", i), "has no effect: %s is for the same host and has a subset %s already (%s:%d)",
-				first.identity, s.Name, first.file, first.Line)
+			dr.Warnf(yamldoc.Index("spec.subsets", i), "has no effect: %s is for the same host and has a subset %s already "+
+				"(%s:%d)", first.identity, s.Name, first.file, first.Line)
 			continue
 		}
 		r.subsets[s.Name] = s

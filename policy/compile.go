@@ -147,7 +147,8 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 	if first := c.first[key]; first == nil {
 		c.first[key] = d
 	} else if d.name != "" {
-		doc.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them", d, first.file, first.Line)
+		doc.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them",
+			d, first.file, first.Line)
 	}
 	if state != enforced {
 		return
