@@ -16,7 +16,6 @@ import (
 // Caller is a way to call a Server.
 type Caller struct {
 	Name   string
-	URL    string
 	Client *http.Client
 	Close  func()
 }
@@ -92,13 +91,13 @@ func Callers(s *Server) ([]Caller, error) {
 		if timeouts {
 			bare.Timeout, failsafe, suffix = callTimeout, FailsafeTimeout, ", timeouts"
 		}
-		t := s.Transport()
+		t := s.Spread()
 		bare.Transport = t
-		callers = append(callers, Caller{"bare" + suffix, s.url(s.addresses[0]), bare, t.CloseIdleConnections})
+		callers = append(callers, Caller{"bare" + suffix, bare, t.CloseIdleConnections})
 
-		t = s.Transport()
+		t = s.Spread()
 		client := &http.Client{Transport: failsafe.Wrap(t)}
-		callers = append(callers, Caller{"failsafe-go" + suffix, s.url(s.addresses[0]), client, t.CloseIdleConnections})
+		callers = append(callers, Caller{"failsafe-go" + suffix, client, t.CloseIdleConnections})
 
 		m, err := NewMesh(s, timeouts)
 		if err != nil {
@@ -107,7 +106,7 @@ func Callers(s *Server) ([]Caller, error) {
 			}
 			return nil, err
 		}
-		callers = append(callers, Caller{"whole mesh" + suffix, s.url("user-service"), m.Client(), func() { m.Close() }})
+		callers = append(callers, Caller{"whole mesh" + suffix, m.Client(), func() { m.Close() }})
 	}
 	return callers, nil
 }

@@ -23,13 +23,13 @@ func BenchmarkLoopbackClient(b *testing.B) { benchmarkLoopback(b, StartServer) }
 
 func benchmarkLoopback(b *testing.B, start func(Protocol) (*Server, error)) {
 	for _, protocol := range Protocols {
-		callers := newCallers(b, protocol, start)
+		url, callers := newCallers(b, protocol, start)
 		for _, inFlight := range []int{8, 64} {
 			for _, caller := range callers {
 				b.Run(fmt.Sprintf("%s/%d/%s", protocol, inFlight, caller.Name), func(b *testing.B) {
 					b.ReportAllocs()
 					var begun atomic.Int64
-					result, err := Run(caller.Client, caller.URL, inFlight, func() bool { return begun.Add(1) <= int64(b.N) })
+					result, err := Run(caller.Client, url, inFlight, func() bool { return begun.Add(1) <= int64(b.N) })
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -41,7 +41,7 @@ func benchmarkLoopback(b *testing.B, start func(Protocol) (*Server, error)) {
 	}
 }
 
-func newCallers(tb testing.TB, protocol Protocol, start func(Protocol) (*Server, error)) []Caller {
+func newCallers(tb testing.TB, protocol Protocol, start func(Protocol) (*Server, error)) (url string, _ []Caller) {
 	s, err := start(protocol)
 	if err != nil {
 		tb.Fatal(err)
@@ -54,7 +54,7 @@ func newCallers(tb testing.TB, protocol Protocol, start func(Protocol) (*Server,
 	for _, c := range callers {
 		tb.Cleanup(c.Close)
 	}
-	return callers
+	return s.URL(), callers
 }
 
 // TestCallers checks that what is measured is what was meant: every caller gets the answer, in the protocol, at the first
@@ -65,9 +65,10 @@ func TestCallers(t *testing.T) {
 		f    func(Protocol) (*Server, error)
 	}{{"same process", NewServer}, {"own process", StartServer}} {
 		for _, protocol := range Protocols {
-			for _, c := range newCallers(t, protocol, start.f) {
+			url, callers := newCallers(t, protocol, start.f)
+			for _, c := range callers {
 				t.Run(fmt.Sprintf("%s/%s/%s", start.name, protocol, c.Name), func(t *testing.T) {
-					resp, err := c.Client.Get(c.URL)
+					resp, err := c.Client.Get(url)
 					if err != nil {
 						t.Fatal(err)
 					}

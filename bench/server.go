@@ -1,15 +1,19 @@
 package bench
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
+	"sync/atomic"
+	"time"
 )
 
 // Protocol is what is spoken on the loopback interface.
@@ -25,7 +29,7 @@ const (
 // Protocols lists all protocols.
 var Protocols = []Protocol{HTTP, HTTPS, HTTP2}
 
-// endpoints is the number of instances of the service. The bare transport, which knows no instances, calls the first.
+// endpoints is the number of instances of the service.
 const endpoints = 3
 
 // answer is what a small service says.
@@ -95,23 +99,37 @@ func newServer(protocol Protocol, hello greeting, close func()) (*Server, error)
 // Close stops the service.
 func (s *Server) Close() { s.close() }
 
-// Transport returns a transport that trusts the service. It keeps every idle connection, as the mesh does: with net/http's
-// two, the callers of a bare transport would dial all the time.
+// Transport returns a transport that trusts the service. Like the mesh, and other than net/http's default, it keeps every
+// connection for the next call.
 func (s *Server) Transport() *http.Transport {
-	t := &http.Transport{MaxIdleConnsPerHost: 4096, ForceAttemptHTTP2: s.protocol == HTTP2}
+	t := &http.Transport{
+		MaxIdleConnsPerHost: 4096,
+		IdleConnTimeout:     90 * time.Second,
+		ForceAttemptHTTP2:   s.protocol == HTTP2,
+	}
 	if s.roots != nil {
 		t.TLSClientConfig = &tls.Config{RootCAs: s.roots, ServerName: "example.com"}
 	}
 	return t
 }
 
-// url returns a URL of the service at host.
-func (s *Server) url(host string) string {
-	scheme := "http"
-	if s.protocol != HTTP {
-		scheme = "https"
+// Spread returns a transport that knows the service by one address, behind which every new connection goes to the next
+// instance, as with a Kubernetes Service: without a mesh that is what a client has.
+func (s *Server) Spread() *http.Transport {
+	t := s.Transport()
+	var dials atomic.Uint64
+	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, s.addresses[dials.Add(1)%uint64(len(s.addresses))])
 	}
-	return scheme + "://" + host + "/users/42"
+	return t
+}
+
+// URL is what is called.
+func (s *Server) URL() string {
+	if s.protocol == HTTP {
+		return "http://user-service/users/42"
+	}
+	return "https://user-service/users/42"
 }
 
 // processVariable makes a program that calls ServeProcess a server.

@@ -42,7 +42,7 @@ func compare(rounds int, span time.Duration) error {
 	if err := layers(rounds, span); err != nil {
 		return err
 	}
-	fmt.Print("\nOver loopback, in calls a second and CPU time a call, each with its ratio to a bare http.Transport:\n\n" +
+	fmt.Print("\nOver loopback, in calls a second and CPU time a call, each with its ratio to a bare http.Client:\n\n" +
 		"| protocol | in flight | | calls/s | | CPU, both ends | | CPU, client alone | |\n" +
 		"|---|--:|---|--:|--:|--:|--:|--:|--:|\n")
 	for _, protocol := range bench.Protocols {
@@ -139,8 +139,7 @@ func throughput(start func(bench.Protocol) (*bench.Server, error), protocol benc
 	rate, cpu, err = inTurn(len(callers), rounds, func(i int) (float64, float64, error) {
 		var ended atomic.Bool
 		defer time.AfterFunc(span, func() { ended.Store(true) }).Stop()
-		c := callers[i]
-		result, err := bench.Run(c.Client, c.URL, inFlight, func() bool { return !ended.Load() })
+		result, err := bench.Run(callers[i].Client, server.URL(), inFlight, func() bool { return !ended.Load() })
 		return result.PerSecond(), result.CPUPerCall(), err
 	})
 	return names, rate, cpu, err
