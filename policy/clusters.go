@@ -72,7 +72,10 @@ func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port i
 	}
 	merged := istio.Merge(policy, own, port)
 	s := merged.Settings(p.workload.Locality, p.workload.Labels)
-	c.Balancer, c.HashKey, c.Passthrough = s.Balancer, s.Balancer.HashKey, s.Passthrough
+	c.Balancer, c.Passthrough = s.Balancer, s.Passthrough
+	if key := &c.Balancer.HashKey; key.Source == balancer.SourceIPKey {
+		key.SourceIP = p.workload.Address
+	}
 	c.Eject, c.Outlier = s.Eject, s.Outlier
 	c.Pool, c.RetryLimit, c.UpgradeHTTP2 = s.Pool, s.RetryLimit, s.UpgradeHTTP2
 	return c

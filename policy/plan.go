@@ -26,6 +26,10 @@ type Workload struct {
 
 	// Locality is where the process runs; it decides which endpoints are near.
 	Locality discovery.Locality
+
+	// Address is the IP address of the process, the key of its requests where a document hashes by source. Empty means
+	// that they have none.
+	Address string
 }
 
 // Plan is a set of documents, compiled for one workload. It is immutable and safe for concurrent use.
@@ -63,7 +67,6 @@ type Cluster struct {
 	Missing bool
 
 	Balancer balancer.Config
-	HashKey  balancer.HashKey
 
 	// Passthrough dials what the caller asked for (loadBalancer.simple PASSTHROUGH).
 	Passthrough bool

@@ -149,7 +149,6 @@ func TestSeed_CompleteSetup(t *testing.T) {
 	key := balancer.HashKey{Source: balancer.HeaderKey, Name: "x-user-id"}
 	want := policy.Cluster{
 		Balancer: balancer.Config{Algorithm: balancer.RingHash, HashKey: key},
-		HashKey:  key,
 		Eject:    true,
 		Outlier:  breaker.OutlierConfig{Consecutive5xx: 5, Interval: 10 * time.Second, BaseEjection: 30 * time.Second},
 		Pool: limit.PoolConfig{

@@ -119,8 +119,8 @@ func (c check) consistentHash(h *ConsistentHashLB, at string) {
 	case h.UseSourceIP != nil && !*h.UseSourceIP:
 		c.Warnf(at+".useSourceIp", "false leaves requests without a key, so that they go to random endpoints")
 	case h.UseSourceIP != nil:
-		c.Warnf(at+".useSourceIp", "the source is the sender of the request that the process serves and passes on; "+
-			"requests of the process's own have no key and go to random endpoints")
+		c.Warnf(at+".useSourceIp", "the source is the sender of a request that the process serves and passes on; "+
+			"all requests of the process's own have its own address, and go to one endpoint")
 	}
 	if cookie := h.HTTPCookie; cookie != nil {
 		c.cookie(cookie, at+".httpCookie")
