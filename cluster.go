@@ -210,11 +210,11 @@ func (c *cluster) start() {
 	if c.config.Missing {
 		return // a subset that nobody defines has no endpoints
 	}
+	watcher := c.mesh.watcher
 	if c.config.Passthrough {
-		c.balancer.Update([]discovery.Endpoint{{Address: c.target.Host, Port: c.target.Port}})
-		return
+		watcher = c.mesh.names // where the caller would go without a mesh
 	}
-	sub := c.mesh.watcher.Subscribe(c.config.service, c.update)
+	sub := watcher.Subscribe(c.config.service, c.update)
 	c.mu.Lock()
 	c.sub = sub
 	closed := c.closed

@@ -1,9 +1,11 @@
 package mesh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -81,6 +83,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	}
 	m.outside = outside
 
+	m.workload.Address = cmp.Or(m.workload.Address, ownAddress())
 	plan, findings := policy.Compile(m.sources, m.workload)
 	m.policyLoaded(findings, findings.Err())
 	if err := findings.Err(); err != nil {
@@ -96,14 +99,29 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	m.view.Store(first)
 
 	m.closing, m.cancel = context.WithCancel(context.Background())
-	var resolver discovery.Resolver = &discovery.DNS{}
+	var resolver discovery.Resolver = discovery.DNS{}
 	if m.resolver != nil {
 		resolver = m.resolver
 	}
 	m.watcher = discovery.NewWatcher(resolver, m.discoveryFailed)
+	m.names = discovery.NewWatcher(discovery.DNS{}, m.discoveryFailed)
 	m.mirrors.Send = m.mirror
 	m.mirrors.Done = m.mirrorDone
 	return m, nil
+}
+
+// ownAddress returns the address of the first interface that others can reach, and "" if there is none.
+func ownAddress() string {
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return ""
+	}
+	for _, a := range addresses {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.IsGlobalUnicast() {
+			return ip.IP.String()
+		}
+	}
+	return ""
 }
 
 // Apply replaces the documents of a running mesh. Calls in flight end under the documents they began with. Whatever a
@@ -253,6 +271,7 @@ func (m *Mesh) Close() error {
 	m.cancel()
 	m.mirrors.Close()
 	m.watcher.Close()
+	m.names.Close()
 	for _, c := range last.clusters {
 		c.close()
 		c.conns.closeIdle()

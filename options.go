@@ -76,7 +76,8 @@ func WithTransport(t *http.Transport) Option {
 }
 
 // WithWorkload says which workload the process is: documents select by its namespace and labels, and nearness is
-// judged from its locality. The default is the namespace "default" with no labels in "cluster.local".
+// judged from its locality. The default is the namespace "default" with no labels in "cluster.local". An empty Address
+// means the first address of the machine's interfaces that is not a loopback.
 func WithWorkload(w policy.Workload) Option {
 	return func(o *options) error {
 		o.workload = w

@@ -1,0 +1,561 @@
+package mesh_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// virtualService is a document that routes api, with fields of its one route.
+func virtualService(fields string) string {
+	return `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: api}
+spec:
+  hosts: [api]
+  http:
+  - route: [{destination: {host: api}}]
+` + indent(fields)
+}
+
+// destinationRule is a document about api, with the fields of its traffic policy.
+func destinationRule(fields string) string {
+	return `
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: api}
+spec:
+  host: api
+  trafficPolicy:
+` + indent(fields)
+}
+
+func indent(fields string) string {
+	return "    " + strings.ReplaceAll(strings.TrimSpace(fields), "\n", "\n    ") + "\n"
+}
+
+func source(documents string) policy.Source {
+	return policy.Source{Name: "new.yaml", Data: []byte(documents)}
+}
+
+func TestErrorsSayWhoAndWhy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		f.service("api", discovery.Endpoint{Address: "10.9.9.9", Port: 80})
+		f.service("empty")
+		f.service("failing", f.add(fails(500)))
+		f.service("cut", f.add(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+		m := f.mesh(t, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: subset}
+spec:
+  hosts: [subset]
+  http:
+  - route: [{destination: {host: api, subset: v9}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: cut}
+spec:
+  hosts: [cut]
+  http:
+  - route: [{destination: {host: cut}}]
+    retries: {attempts: 0}
+`, mesh.WithOutbound(mesh.RegistryOnly), mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 2}}, "failing"))
+		c := m.Client()
+		for range 2 {
+			get(t, c, "http://failing/")
+		}
+		for _, test := range []struct {
+			url, flags, target string
+			layer              mesh.Layer
+			attempts           int
+			is                 error
+		}{
+			{"http://api/", "UF,URX", "api.default.svc.cluster.local:80", mesh.LayerEndpoint, 3, errNoServer},
+			{"http://empty/", "UH", "empty.default.svc.cluster.local:80", mesh.LayerBalancer, 1, balancer.ErrNoEndpoints},
+			{"http://failing/", "UO", "failing.default.svc.cluster.local:80", mesh.LayerBreaker, 1, breaker.ErrOpen},
+			{"http://subset/", "NC", "api.default.svc.cluster.local:80 subset v9", mesh.LayerRoute, 0, mesh.ErrUnknownSubset},
+			{"http://elsewhere/", "NR", "elsewhere.default.svc.cluster.local", mesh.LayerRoute, 0, mesh.ErrNotInMesh},
+			{"http://cut/", "UC", "cut.default.svc.cluster.local:80", mesh.LayerEndpoint, 1, io.EOF},
+		} {
+			_, err := try(c, test.url)
+			var failure *mesh.Error
+			if !errors.As(err, &failure) {
+				t.Errorf("%s: %v, want a *mesh.Error", test.url, err)
+				continue
+			}
+			if failure.Layer != test.layer || failure.Flags.String() != test.flags || failure.Attempts != test.attempts ||
+				!errors.Is(err, test.is) || !strings.Contains(err.Error(), test.target) || !strings.Contains(err.Error(), test.flags) {
+				t.Errorf("%s: %v\nlayer %s, flags %s, attempts %d, is %v; want %s, %s, %d, true", test.url, err, failure.Layer,
+					failure.Flags, failure.Attempts, errors.Is(err, test.is), test.layer, test.flags, test.attempts)
+			}
+		}
+	})
+}
+
+func TestBadDocumentsAreAllTold(t *testing.T) {
+	_, err := mesh.New(context.Background(), mesh.WithPolicy(
+		policy.Source{Name: "a.yaml", Data: []byte(virtualService("retires: {attempts: 3}"))},
+		policy.Source{Name: "b.yaml", Data: []byte("kind: [")},
+		policy.Source{Name: "c.yaml", Data: []byte("apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\nmetadata: {name: x}\n")},
+	))
+	if err == nil {
+		t.Fatal("New took bad documents")
+	}
+	for _, want := range []string{"a.yaml:9", "spec.http[0].retires", `did you mean "retries"`, "b.yaml:1", "c.yaml:", "ServiceProfile"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("the error does not say %q:\n%v", want, err)
+		}
+	}
+}
+
+func TestApply(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		bad := f.add(fails(500))
+		f.service("api", f.add(says("good")), bad)
+		var loads []error
+		m := f.mesh(t, virtualService("timeout: 1s")+destinationRule("outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 1h, maxEjectionPercent: 50}"),
+			mesh.WithObserver(mesh.Observer{PolicyLoad: func(l mesh.PolicyLoad) { loads = append(loads, l.Err) }}))
+		c := m.Client()
+		for range 50 {
+			get(t, c, "http://api/")
+		}
+		dials := f.dialled()
+
+		// A bad document changes nothing.
+		if err := m.Apply(source("kind: [")); err == nil {
+			t.Error("Apply took a bad document")
+		}
+		// What is learned stays where the settings stay: the ejection through a change of the balancing, and the connections
+		// through a change of the ejections.
+		for _, documents := range []string{
+			virtualService("headers: {response: {set: {x-plan: two}}}") + destinationRule("loadBalancer: {simple: RANDOM}\noutlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 1h, maxEjectionPercent: 50}"),
+			virtualService("headers: {response: {set: {x-plan: two}}}") + destinationRule("loadBalancer: {simple: ROUND_ROBIN}\noutlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 1h, maxEjectionPercent: 50}"),
+		} {
+			if err := m.Apply(source(documents)); err != nil {
+				t.Fatal(err)
+			}
+			for range 50 {
+				a := get(t, c, "http://api/")
+				if a.status != http.StatusOK || a.header.Get("x-plan") != "two" {
+					t.Fatalf("after the reload: status %d, x-plan %q", a.status, a.header.Get("x-plan"))
+				}
+			}
+		}
+		if n := f.dialled(); n != dials {
+			t.Errorf("%d new connections after reloads that left the pool alone", n-dials)
+		}
+		// With other settings the endpoint gets a new chance.
+		if err := m.Apply(source(virtualService("timeout: 1s"))); err != nil {
+			t.Fatal(err)
+		}
+		failed := 0
+		for range 50 {
+			if get(t, c, "http://api/").status != http.StatusOK {
+				failed++
+			}
+		}
+		if failed == 0 {
+			t.Error("without outlier detection the failing endpoint is still ejected")
+		}
+		if len(loads) != 5 || loads[0] != nil || loads[1] == nil || loads[4] != nil {
+			t.Errorf("loads told: %v", loads)
+		}
+	})
+}
+
+// TestApplyDropsNoCall reloads all the time while calls are made.
+func TestApplyDropsNoCall(t *testing.T) {
+	noLeaks(t)
+	api := serve(t, func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Header.Get("x-plan")) })
+	plan := func(n int) string {
+		return virtualService(fmt.Sprintf("headers: {request: {set: {x-plan: '%d'}}, response: {set: {x-plan: '%d'}}}", n, n)) +
+			destinationRule(fmt.Sprintf("connectionPool: {http: {http2MaxRequests: %d}}", 100+n%2))
+	}
+	m := newMesh(t, plan(0), mesh.WithDiscovery(discovery.Static{"api": {api}}))
+	c := m.Client()
+	var reloads sync.WaitGroup
+	done := make(chan struct{})
+	reloads.Go(func() {
+		for n := 1; ; n++ {
+			select {
+			case <-done:
+				return
+			default:
+				if err := m.Apply(source(plan(n))); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+	})
+	var callers sync.WaitGroup
+	for range 8 {
+		callers.Go(func() {
+			for range 200 {
+				a, err := try(c, "http://api/")
+				if err != nil || a.status != http.StatusOK {
+					t.Errorf("%d, %v", a.status, err)
+				} else if a.body != a.header.Get("x-plan") {
+					t.Errorf("one call saw plan %s going out and plan %s coming back", a.body, a.header.Get("x-plan"))
+				}
+			}
+		})
+	}
+	callers.Wait()
+	close(done)
+	reloads.Wait()
+}
+
+func TestClose(t *testing.T) {
+	noLeaks(t)
+	finish := make(chan struct{})
+	entered := make(chan struct{}, 1)
+	api := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/slow" {
+			entered <- struct{}{}
+			<-finish
+		}
+		io.WriteString(w, "ok")
+	})
+	outside := serve(t, says("outside"))
+	m := newMesh(t, "", mesh.WithDiscovery(discovery.Static{"api": {api}}))
+	c := m.Client()
+	get(t, c, "http://api/")
+	get(t, c, "http://"+outside.ID()+"/")
+	slow := make(chan answer)
+	go func() {
+		a, _ := try(c, "http://api/slow")
+		slow <- a
+	}()
+	<-entered
+	var closers sync.WaitGroup
+	for range 3 {
+		closers.Go(func() {
+			if err := m.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	closers.Wait()
+	for _, url := range []string{"http://api/", "http://new/", "http://" + outside.ID() + "/"} {
+		if _, err := try(c, url); !errors.Is(err, mesh.ErrClosed) {
+			t.Errorf("%s after Close: %v, want ErrClosed", url, err)
+		}
+	}
+	if err := m.Apply(); !errors.Is(err, mesh.ErrClosed) {
+		t.Errorf("Apply after Close: %v", err)
+	}
+	close(finish)
+	if a := <-slow; a.body != "ok" {
+		t.Errorf("the call in flight got %q", a.body)
+	}
+}
+
+func TestOutboundPolicy(t *testing.T) {
+	noLeaks(t)
+	outside := serve(t, says("outside"))
+	inside := discovery.Static{"api": {serve(t, says("inside"))}}
+	for _, test := range []struct {
+		name     string
+		outbound mesh.Outbound
+		refused  bool
+	}{{"AllowAny", mesh.AllowAny, false}, {"RegistryOnly", mesh.RegistryOnly, true}} {
+		t.Run(test.name, func(t *testing.T) {
+			m := newMesh(t, "", mesh.WithDiscovery(inside), mesh.WithOutbound(test.outbound))
+			c := m.Client()
+			if got := get(t, c, "http://api/").body; got != "inside" {
+				t.Errorf("inside: %q", got)
+			}
+			for range 3 {
+				a, err := try(c, "http://"+outside.ID()+"/")
+				if test.refused && !errors.Is(err, mesh.ErrNotInMesh) || !test.refused && a.body != "outside" {
+					t.Errorf("outside: %q, %v", a.body, err)
+				}
+			}
+			if n := mesh.Clusters(m); n != 1 {
+				t.Errorf("state is kept for %d targets, want 1", n)
+			}
+		})
+	}
+}
+
+func TestWrapKeepsTheClientsOwn(t *testing.T) {
+	noLeaks(t)
+	api := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/login" {
+			http.SetCookie(w, &http.Cookie{Name: "session", Value: "1"})
+			http.Redirect(w, r, "/home", http.StatusFound)
+			return
+		}
+		_, err := r.Cookie("session")
+		fmt.Fprint(w, err == nil)
+	})
+	jar, _ := cookiejar.New(nil)
+	redirects := 0
+	mine := &http.Client{Jar: jar, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { redirects++; return nil }}
+	m := newMesh(t, "", mesh.WithDiscovery(discovery.Static{"api": {api}}))
+	c := m.Wrap(mine)
+	if got := get(t, c, "http://api/login").body; got != "true" || redirects != 1 || c.Timeout != time.Minute || mine.Transport != nil {
+		t.Errorf("body %q, %d redirects, timeout %v, own transport %v", got, redirects, c.Timeout, mine.Transport)
+	}
+}
+
+func TestProtectionCircuit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		var broken atomic.Bool
+		broken.Store(true)
+		var calls atomic.Int32
+		f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) {
+			calls.Add(1)
+			if broken.Load() {
+				w.WriteHeader(http.StatusBadGateway)
+			}
+		}))
+		var states []string
+		c := f.mesh(t, virtualService("retries: {attempts: 3, retryOn: 5xx}"),
+			mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 6, OpenDuration: time.Minute}}, "api"),
+			mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) {
+				if s.Kind == mesh.CircuitChanged {
+					states = append(states, s.Detail)
+				}
+			}})).Client()
+		get(t, c, "http://api/")
+		start := time.Now()
+		_, err := try(c, "http://api/") // the third of its tries is refused, and there is no fourth
+		if !errors.Is(err, breaker.ErrOpen) || calls.Load() != 6 || time.Since(start) > time.Second {
+			t.Errorf("%v after %d calls", err, calls.Load())
+		}
+		start = time.Now()
+		if _, err := try(c, "http://api/"); !errors.Is(err, breaker.ErrOpen) || time.Since(start) != 0 || calls.Load() != 6 {
+			t.Errorf("with the circuit open: %v after %v and %d calls, want a refusal at once", err, time.Since(start), calls.Load())
+		}
+		broken.Store(false)
+		advance(time.Minute)
+		if a := get(t, c, "http://api/"); a.status != http.StatusOK {
+			t.Errorf("the probe got %d", a.status)
+		}
+		if got := fmt.Sprint(states); got != "[open half-open closed]" {
+			t.Errorf("states %v", got)
+		}
+	})
+}
+
+func TestProtectionRetries(t *testing.T) {
+	for _, test := range []struct {
+		name       string
+		protection mesh.Protection
+		host       string
+		calls      int
+		header     []string
+		low, high  int           // requests that the server sees
+		took       time.Duration // at least; at most half as much again
+	}{
+		{name: "off without being asked for", host: "other", calls: 100, header: []string{"x-envoy-attempt-count", "2"}, low: 400, high: 400},
+		{name: "budget", protection: mesh.Protection{RetryBudget: &retry.BudgetConfig{}}, host: "api", calls: 100, low: 110, high: 160},
+		{name: "Retry-After", protection: mesh.Protection{RetryAfter: true}, host: "api.default", calls: 1, low: 4, high: 4, took: 6 * time.Second},
+		{name: "no retries of retries", protection: mesh.Protection{StopNestedRetries: true}, host: "api.default.svc.cluster.local",
+			calls: 1, header: []string{"x-envoy-attempt-count", "2"}, low: 1, high: 1},
+		{name: "for another host", protection: mesh.Protection{StopNestedRetries: true}, host: "other",
+			calls: 1, header: []string{"x-envoy-attempt-count", "2"}, low: 4, high: 4},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t)
+				var seen atomic.Int32
+				f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) {
+					seen.Add(1)
+					w.Header().Set("Retry-After", "2")
+					w.WriteHeader(http.StatusServiceUnavailable)
+				}))
+				c := f.mesh(t, virtualService("retries: {attempts: 3, retryOn: 5xx}"), mesh.WithProtection(test.protection, test.host)).Client()
+				start := time.Now()
+				for range test.calls {
+					get(t, c, "http://api/", test.header...)
+				}
+				between(t, "requests", int(seen.Load()), test.low, test.high)
+				if took := time.Since(start); test.took > 0 && (took < test.took || took > test.took*3/2) {
+					t.Errorf("took %v, want %v and a little", took, test.took)
+				}
+			})
+		})
+	}
+}
+
+func TestProtectionRateLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		f.service("api", f.add(says("ok")))
+		c := f.mesh(t, "", mesh.WithProtection(mesh.Protection{RateLimit: limit.RateConfig{PerSecond: 10, Burst: 5}})).Client()
+		served := 0
+		for range 20 {
+			a := get(t, c, "http://api/")
+			switch {
+			case a.status == http.StatusOK:
+				served++
+			case a.status != http.StatusTooManyRequests || a.header.Get("x-envoy-ratelimited") != "true":
+				t.Errorf("status %d, header %v", a.status, a.header)
+			}
+		}
+		if served != 5 {
+			t.Errorf("%d calls at once were served, want the burst of 5", served)
+		}
+		advance(time.Second)
+		if a := get(t, c, "http://api/"); a.status != http.StatusOK {
+			t.Errorf("a second later: %d", a.status)
+		}
+	})
+}
+
+func TestProtectionBodyIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) {
+			for range 3 {
+				io.WriteString(w, "part ")
+				http.NewResponseController(w).Flush()
+				advance(2 * time.Second)
+			}
+			<-r.Context().Done()
+		}))
+		c := f.mesh(t, "", mesh.WithProtection(mesh.Protection{BodyIdle: 5 * time.Second})).Client()
+		start := time.Now()
+		a, err := try(c, "http://api/")
+		if a.body != "part part part " || !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 9*time.Second {
+			t.Errorf("%q, %v after %v; want what came in 4s and a timeout 5s later", a.body, err, time.Since(start))
+		}
+	})
+}
+
+func TestProtectionIsChecked(t *testing.T) {
+	for _, p := range []mesh.Protection{
+		{Circuit: &breaker.Config{FailureRate: 2}},
+		{RetryBudget: &retry.BudgetConfig{Window: 1}},
+		{RateLimit: limit.RateConfig{PerSecond: -1}},
+		{BodyIdle: -1},
+	} {
+		if _, err := mesh.New(context.Background(), mesh.WithProtection(p, "api")); err == nil || !strings.Contains(err.Error(), "protection of api") {
+			t.Errorf("%+v: %v, want an error that names the host", p, err)
+		}
+	}
+}
+
+func TestCookieOfConsistentHash(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		f.service("api", f.add(says("a")), f.add(says("b")), f.add(says("c")))
+		m := f.mesh(t, virtualService("timeout: 1s")+destinationRule("loadBalancer: {consistentHash: {httpCookie: {name: user, path: /, ttl: 60s}}}"))
+		jar, _ := cookiejar.New(nil)
+		c := m.Wrap(&http.Client{Jar: jar})
+		first := get(t, c, "http://api/")
+		if set := first.header.Get("Set-Cookie"); !strings.HasPrefix(set, "user=") || !strings.Contains(set, "Max-Age=60") || !strings.Contains(set, "Path=/") {
+			t.Errorf("Set-Cookie: %q", set)
+		}
+		for range 30 {
+			a := get(t, c, "http://api/")
+			if a.body != first.body || a.header.Get("Set-Cookie") != "" {
+				t.Fatalf("with the cookie the call went to %s, first to %s; Set-Cookie %q", a.body, first.body, a.header.Get("Set-Cookie"))
+			}
+		}
+	})
+}
+
+func TestPassthroughDialsWhatWasAsked(t *testing.T) {
+	noLeaks(t)
+	api := serve(t, says("original"))
+	elsewhere := serve(t, says("discovered"))
+	m := newMesh(t, strings.ReplaceAll(destinationRule("loadBalancer: {simple: PASSTHROUGH}"), "host: api", "host: localhost"),
+		mesh.WithDiscovery(discovery.Static{"localhost": {elsewhere}}))
+	if got := get(t, m.Client(), fmt.Sprintf("http://localhost:%d/", api.Port)).body; got != "original" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestObserver(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		var n atomic.Int32
+		one := f.add(func(w http.ResponseWriter, r *http.Request) {
+			if n.Add(1) == 1 {
+				w.WriteHeader(http.StatusServiceUnavailable)
+			}
+			fmt.Fprintf(w, "%s", r.Header.Get("x-span"))
+		})
+		f.service("api", one)
+		type key struct{}
+		var events []string
+		say := func(format string, args ...any) { events = append(events, fmt.Sprintf(format, args...)) }
+		c := f.mesh(t, strings.Replace(virtualService("retries: {attempts: 1, retryOn: 5xx}"), "- route", "- name: all\n    route", 1), mesh.WithObserver(mesh.Observer{
+			CallStart: func(ctx context.Context, c *mesh.Call) context.Context {
+				say("start %s", c.Request.URL)
+				return context.WithValue(ctx, key{}, "call")
+			},
+			CallEnd: func(ctx context.Context, c *mesh.Call) {
+				say("end %v %s %s %+v %d %v %s %d %s", ctx.Value(key{}), c.Document, c.Route, c.Target, c.Status, c.Err, c.Flags, c.Attempts, c.Stopped)
+			},
+			AttemptStart: func(ctx context.Context, a *mesh.Attempt) context.Context {
+				a.Header.Set("x-span", fmt.Sprint(a.Number))
+				return context.WithValue(ctx, key{}, fmt.Sprint("attempt ", a.Number))
+			},
+			AttemptEnd: func(ctx context.Context, a *mesh.Attempt) {
+				say("%v at %s: %d %v", ctx.Value(key{}), a.Endpoint, a.Status, a.Err)
+			},
+		})).Client()
+		req, _ := http.NewRequest(http.MethodGet, "http://api/x", nil)
+		resp, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(events) != 2 {
+			t.Errorf("before the body was read: %q", events)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if string(body) != "2" || req.Header.Get("x-span") != "" {
+			t.Errorf("the server saw span %s; the caller's request has %q", body, req.Header.Get("x-span"))
+		}
+		want := []string{
+			"start http://api/x",
+			"attempt 1 at 10.0.0.1:80: 503 <nil>",
+			"attempt 2 at 10.0.0.1:80: 200 <nil>",
+			"end call VirtualService default/api all {Host:api.default.svc.cluster.local Subset: Port:80} 200 <nil> - 2 succeeded",
+		}
+		if fmt.Sprint(events) != fmt.Sprint(want) {
+			t.Errorf("events:\n%s\nwant:\n%s", strings.Join(events, "\n"), strings.Join(want, "\n"))
+		}
+	})
+}
+
+func TestFlagsString(t *testing.T) {
+	for flags, want := range map[mesh.Flags]string{
+		0:                       "-",
+		mesh.FlagConnectFailure: "UF",
+		mesh.FlagRetriesExhausted | mesh.FlagUpstreamTimeout | mesh.FlagDelayInjected: "UT,DI,URX",
+	} {
+		if got := flags.String(); got != want {
+			t.Errorf("%#x is %q, want %q", uint32(flags), got, want)
+		}
+	}
+}
