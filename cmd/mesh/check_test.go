@@ -1,0 +1,114 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// TestCheckSeed pins what is found in the seed's files, but not the words.
+func TestCheckSeed(t *testing.T) {
+	const (
+		errors  = "spec.trafficPolicy.outlierDetection.consecutiveErrors"
+		delayed = "spec.http[0].fault.delay.percentage.value"
+		aborted = "spec.http[0].fault.abort.percentage.value"
+		subset  = "spec.http[%d].route[%d].destination.subset"
+	)
+	for _, test := range []struct {
+		file      string
+		documents int
+		warnings  []string // their fields
+		refused   []string // kinds
+	}{
+		{"01-istio-routing-destination-retry-timeout", 4, []string{errors}, nil},
+		{"03-canary", 1, []string{fmt.Sprintf(subset, 0, 0), fmt.Sprintf(subset, 0, 1)}, nil},
+		{"04-ab-testing", 1, []string{fmt.Sprintf(subset, 0, 0), fmt.Sprintf(subset, 1, 0), fmt.Sprintf(subset, 2, 0)}, nil},
+		{"05-mirroring", 1, []string{fmt.Sprintf(subset, 0, 0), "spec.http[0].mirror.subset"}, nil},
+		{"08-circuit-breaking", 1, []string{errors}, nil},
+		{"09-retries", 1, nil, nil},
+		// Refused as long as they are not enforced.
+		{"02-linkerd-serviceprofile-trafficsplit", 2, nil, []string{"ServiceProfile", "TrafficSplit"}},
+		{"06-peer-authentication", 1, nil, []string{"PeerAuthentication"}},
+		{"07-authorization-policies", 2, nil, []string{"AuthorizationPolicy", "AuthorizationPolicy"}},
+		{"10-complete-setup", 9, []string{"kind", "kind", "kind", "kind", "kind", delayed, aborted, errors},
+			[]string{"PeerAuthentication", "AuthorizationPolicy"}},
+	} {
+		t.Run(test.file, func(t *testing.T) {
+			path := filepath.Join(seed, test.file+".yaml")
+			code, stdout, stderr := mesh("check", "-o", "json", path)
+			var got report
+			if err := json.Unmarshal([]byte(stdout), &got); err != nil {
+				t.Fatal(err)
+			}
+			var warnings, refused []string
+			for _, f := range got.Findings {
+				if f.File != path || f.Line == 0 || f.Kind == "" || f.Namespace == "" || f.Name == "" || f.Message == "" {
+					t.Errorf("incomplete finding %+v", f)
+				}
+				if f.Severity == "warning" {
+					warnings = append(warnings, f.Field)
+				} else {
+					refused = append(refused, f.Kind)
+				}
+			}
+			want := 0
+			if test.refused != nil {
+				want = 1
+			}
+			if code != want || stderr != "" || got.Documents != test.documents {
+				t.Errorf("exit status %d, %d documents, errors %q; want %d and %d", code, got.Documents, stderr, want, test.documents)
+			}
+			if !slices.Equal(warnings, test.warnings) || !slices.Equal(refused, test.refused) {
+				t.Errorf("warnings for %q and errors for %q, want %q and %q", warnings, refused, test.warnings, test.refused)
+			}
+			textCode, text, _ := mesh("check", path)
+			if lines := strings.Count(text, "\n"); textCode != want || lines != len(got.Findings) {
+				t.Errorf("as text: exit status %d and %d lines for %d findings", textCode, lines, len(got.Findings))
+			}
+		})
+	}
+}
+
+// TestCheckFolder: a folder is read as the library reads it.
+func TestCheckFolder(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"b.yaml":        "kind: [",
+		"a/c.yml":       "a: b",
+		"README.md":     "not: [a document",
+		".hidden/d.yml": "not: [a document",
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o777); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, stdout, _ := mesh("check", "-o", "json", dir)
+	var got report
+	if err := json.Unmarshal([]byte(stdout), &got); err != nil {
+		t.Fatal(err)
+	}
+	var files []string
+	for _, f := range got.Findings {
+		files = append(files, f.File)
+	}
+	want := []string{filepath.Join(dir, "a/c.yml"), filepath.Join(dir, "b.yaml")}
+	if code != 1 || got.Documents != 2 || !slices.Equal(slices.Compact(files), want) {
+		t.Errorf("exit status %d, %d documents, findings in %q; want 1, 2 and %q", code, got.Documents, files, want)
+	}
+}
+
+// TestCheckNothing: no findings are an empty list, not null.
+func TestCheckNothing(t *testing.T) {
+	code, stdout, stderr := mesh("check", "-o", "json", t.TempDir())
+	if want := "{\n  \"documents\": 0,\n  \"findings\": []\n}\n"; code != 0 || stdout != want || stderr != "" {
+		t.Errorf("check of an empty folder = %d, printed %q and as errors %q", code, stdout, stderr)
+	}
+}

@@ -1,0 +1,208 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+var update = flag.Bool("update", false, "rewrite the transcripts in testdata")
+
+// mesh runs the command and returns its exit status and what it printed.
+func mesh(args ...string) (code int, stdout, stderr string) {
+	var out, errs bytes.Buffer
+	code = run(args, &out, &errs)
+	return code, out.String(), errs.String()
+}
+
+// TestTranscripts runs the commands of testdata/*.txt, which stand in lines that begin with "$ ". What follows is what
+// they print, errors after "! ", and the exit status if it is not 0. Lines that begin with "# " explain.
+func TestTranscripts(t *testing.T) {
+	names, err := filepath.Glob("testdata/*.txt")
+	if err != nil || len(names) == 0 {
+		t.Fatalf("no transcripts: %v", err)
+	}
+	vars := strings.NewReplacer("$SEED", seed, "$ENFORCEABLE", enforceable(t))
+	values := strings.NewReplacer(seed, "$SEED")
+	for _, name := range names {
+		t.Run(strings.TrimSuffix(filepath.Base(name), ".txt"), func(t *testing.T) {
+			data, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want, got := string(data), ""
+			for line := range strings.Lines(want) {
+				switch {
+				case strings.HasPrefix(line, "# "), line == "\n":
+					got += line
+				case strings.HasPrefix(line, "$ mesh "):
+					got += line + values.Replace(transcript(words(vars.Replace(strings.TrimSpace(line)))[2:]))
+				}
+			}
+			if got == want {
+				return
+			}
+			if !*update {
+				t.Fatalf("%s differs (-update rewrites it); got:\n%s", name, got)
+			}
+			if err := os.WriteFile(name, []byte(got), 0o666); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}
+
+func transcript(args []string) string {
+	code, stdout, stderr := mesh(args...)
+	text := stdout
+	for line := range strings.Lines(stderr) {
+		if line == "\n" {
+			break // the usage follows
+		}
+		text += "! " + line
+	}
+	if code != 0 {
+		text += fmt.Sprintf("exit status %d\n", code)
+	}
+	return text
+}
+
+// words splits a command as a shell does, as far as spaces and single quotes go.
+func words(command string) []string {
+	var words []string
+	quoted := false
+	word, begun := "", false
+	for _, c := range command + " " {
+		switch {
+		case c == '\'':
+			quoted, begun = !quoted, true
+		case c != ' ' || quoted:
+			word, begun = word+string(c), true
+		case begun:
+			words = append(words, word)
+			word, begun = "", false
+		}
+	}
+	return words
+}
+
+const seed = "../../policy/testdata/seed"
+
+// enforceable returns a folder with the seed's last file less its security documents, which are refused as yet.
+func enforceable(t *testing.T) string {
+	t.Helper()
+	const name = "10-complete-setup.yaml"
+	data, err := os.ReadFile(filepath.Join(seed, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kept []string
+	for document := range strings.SplitSeq(string(data), "\n---\n") {
+		if !strings.Contains(document, "security.istio.io") {
+			kept = append(kept, document)
+		}
+	}
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.Join(kept, "\n---\n")), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func TestUsage(t *testing.T) {
+	const doc = "testdata/shop.yaml"
+	for _, test := range []struct {
+		name string
+		args []string
+		want string // in the errors
+	}{
+		{"no command", nil, "Usage:"},
+		{"unknown command", []string{"rout"}, `unknown command "rout"`},
+		{"check without path", []string{"check"}, "name the files or folders"},
+		{"check, unknown flag", []string{"check", "-f", doc}, "-f"},
+		{"check, unknown format", []string{"check", "-o", "yaml", doc}, `"yaml"`},
+		{"check, format without value", []string{"check", "-o"}, "-o"},
+		{"route without documents", []string{"route", "http://shop/"}, "-f"},
+		{"route without URL", []string{"route", "-f", doc}, "name the URL"},
+		{"route, flags after the URL", []string{"route", "-f", doc, "http://shop/", "-n", "default"}, "flags come before"},
+		{"route, unknown flag", []string{"route", "-z", "-f", doc, "http://shop/"}, "-z"},
+		{"route, URL without scheme", []string{"route", "-f", doc, "shop/cart"}, `"shop/cart" has no scheme`},
+		{"route, host and port only", []string{"route", "-f", doc, "shop:8080"}, `"shop:8080" has no scheme`},
+		{"route, path only", []string{"route", "-f", doc, "/cart"}, "has no scheme"},
+		{"route, other scheme", []string{"route", "-f", doc, "ftp://shop/"}, "neither http nor https"},
+		{"route, no host", []string{"route", "-f", doc, "http:///cart"}, "no host"},
+		{"route, broken URL", []string{"route", "-f", doc, "http://shop/%zz"}, "%zz"},
+		{"route, broken method", []string{"route", "-f", doc, "-X", "G T", "http://shop/"}, `"G T"`},
+		{"route, header without colon", []string{"route", "-f", doc, "-H", "version", "http://shop/"}, "NAME: VALUE"},
+		{"route, header without name", []string{"route", "-f", doc, "-H", ": v2", "http://shop/"}, "NAME: VALUE"},
+		{"route, broken header name", []string{"route", "-f", doc, "-H", "a b: v2", "http://shop/"}, "NAME: VALUE"},
+		{"route, broken header value", []string{"route", "-f", doc, "-H", "a: b\r\nc: d", "http://shop/"}, "control character"},
+		{"route, empty Host", []string{"route", "-f", doc, "-H", "Host:", "http://shop/"}, "not an authority"},
+		{"route, broken Host", []string{"route", "-f", doc, "-H", "Host: shop/cart", "http://shop/"}, "not an authority"},
+		{"route, label without value", []string{"route", "-f", doc, "-l", "app", "http://shop/"}, "KEY=VALUE"},
+		{"route, label without key", []string{"route", "-f", doc, "-l", "app=a,=b", "http://shop/"}, "KEY=VALUE"},
+		{"route, label twice", []string{"route", "-f", doc, "-l", "app=a,app=b", "http://shop/"}, "app is given twice"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			code, stdout, stderr := mesh(test.args...)
+			if code != 2 || stdout != "" || !strings.Contains(stderr, test.want) || !strings.Contains(stderr, "mesh check") {
+				t.Errorf("mesh %q = %d, printed %q and as errors %q; want 2, with %q and the usage", test.args, code, stdout, stderr, test.want)
+			}
+		})
+	}
+}
+
+func TestHelp(t *testing.T) {
+	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}, {"check", "-h"}, {"route", "--help"}} {
+		code, stdout, stderr := mesh(args...)
+		if code != 0 || stdout != usage || stderr != "" {
+			t.Errorf("mesh %q = %d, printed %q and as errors %q; want the usage", args, code, stdout, stderr)
+		}
+	}
+}
+
+func TestAuthz(t *testing.T) {
+	code, stdout, stderr := mesh("authz", "-f", "testdata/shop.yaml", "http://shop/")
+	if code != 2 || stdout != "" || stderr != "authz is not available yet\n" {
+		t.Errorf("mesh authz = %d, printed %q and as errors %q", code, stdout, stderr)
+	}
+}
+
+// TestUnreadable: documents that cannot be read are no documents without mistakes.
+func TestUnreadable(t *testing.T) {
+	for _, args := range [][]string{
+		{"check", "testdata/shop.yaml", "testdata/missing.yaml"},
+		{"check", "-o", "json", "testdata/missing.yaml"},
+		{"route", "-f", "testdata/missing.yaml", "http://shop/"},
+	} {
+		code, stdout, stderr := mesh(args...)
+		if code != 2 || stdout != "" || !strings.Contains(stderr, "testdata/missing.yaml") || strings.Contains(stderr, "Usage") {
+			t.Errorf("mesh %q = %d, printed %q and as errors %q; want 2 and the path", args, code, stdout, stderr)
+		}
+	}
+}
+
+// TestUnwritable: an answer that nobody gets is none.
+func TestUnwritable(t *testing.T) {
+	for _, args := range [][]string{
+		{"check", "testdata/broken.yaml"},
+		{"check", "-o", "json", "testdata/shop.yaml"},
+		{"route", "-f", "testdata/shop.yaml", "http://shop/"},
+	} {
+		var stderr bytes.Buffer
+		if code := run(args, full{}, &stderr); code != 2 || !strings.Contains(stderr.String(), errFull.Error()) {
+			t.Errorf("mesh %q on a full disk = %d with errors %q, want 2", args, code, &stderr)
+		}
+	}
+}
+
+type full struct{}
+
+var errFull = errors.New("no space left on device")
+
+func (full) Write([]byte) (int, error) { return 0, errFull }

@@ -1,0 +1,332 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/fault"
+	router "github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// answer is what route prints: what becomes of a request. What does not apply is left out.
+type answer struct {
+	Host     string `json:"host"`   // the full name
+	Action   string `json:"action"` // route, redirect, directResponse or notFound
+	Document string `json:"document,omitempty"`
+
+	// The places in the document, from 0. A route without matches has no match.
+	Route     *int    `json:"route,omitempty"`
+	RouteName *string `json:"routeName,omitempty"`
+	Match     *int    `json:"match,omitempty"`
+
+	Destinations []destination   `json:"destinations,omitempty"`
+	Timeout      string          `json:"timeout,omitempty"`
+	Retry        *retries        `json:"retry,omitempty"`
+	Fault        *faults         `json:"fault,omitempty"`
+	Mirrors      []mirror        `json:"mirrors,omitempty"`
+	Path         string          `json:"path,omitempty"`      // escaped, without query; if it is rewritten
+	Authority    string          `json:"authority,omitempty"` // if it is rewritten, for all destinations alike
+	Redirect     *redirect       `json:"redirect,omitempty"`
+	Direct       *directResponse `json:"directResponse,omitempty"`
+}
+
+type destination struct {
+	Host      string `json:"host"`
+	Subset    string `json:"subset,omitempty"`
+	Port      int    `json:"port"` // 0: the port of the request
+	Weight    int    `json:"weight"`
+	Authority string `json:"authority,omitempty"` // if the destinations rewrite it differently
+}
+
+type retries struct {
+	Attempts      int      `json:"attempts"` // beyond the first
+	PerTryTimeout string   `json:"perTryTimeout,omitempty"`
+	On            []string `json:"on"`
+}
+
+type faults struct {
+	Delay *delay `json:"delay,omitempty"`
+	Abort *abort `json:"abort,omitempty"`
+}
+
+type delay struct {
+	Percent    float64 `json:"percent"`
+	FixedDelay string  `json:"fixedDelay"`
+}
+
+type abort struct {
+	Percent    float64 `json:"percent"`
+	HTTPStatus int     `json:"httpStatus,omitempty"`
+	GRPCStatus string  `json:"grpcStatus,omitempty"` // by its name
+}
+
+type mirror struct {
+	Host    string  `json:"host"`
+	Subset  string  `json:"subset,omitempty"`
+	Port    int     `json:"port,omitempty"`
+	Percent float64 `json:"percent"`
+}
+
+type redirect struct {
+	Status   int    `json:"status"`
+	Location string `json:"location"`
+}
+
+type directResponse struct {
+	Status int    `json:"status"`
+	Body   string `json:"body,omitempty"`
+}
+
+// route says what an outbound request gets.
+func route(args []string, stdout io.Writer) error {
+	var paths []string
+	workload := policy.Workload{Labels: make(map[string]string)}
+	header := make(http.Header)
+	flags := flag.NewFlagSet("route", flag.ContinueOnError)
+	flags.Func("f", "", func(path string) error {
+		paths = append(paths, path)
+		return nil
+	})
+	flags.StringVar(&workload.Namespace, "n", "default", "")
+	flags.Func("l", "", func(list string) error { return addLabels(workload.Labels, list) })
+	method := flags.String("X", http.MethodGet, "")
+	flags.Func("H", "", func(line string) error { return addHeader(header, line) })
+	if err := parse(flags, args); err != nil {
+		return err
+	}
+	switch {
+	case len(paths) == 0:
+		return usagef("name the documents with -f")
+	case flags.NArg() == 0:
+		return usagef("name the URL of the request")
+	case flags.NArg() > 1:
+		return usagef("there is more than one URL in %q: flags come before it", flags.Args())
+	}
+	req, err := newRequest(*method, flags.Arg(0), header)
+	if err != nil {
+		return &usageError{err}
+	}
+
+	sources, err := read(paths)
+	if err != nil {
+		return err
+	}
+	plan, findings := policy.Compile(sources, workload)
+	if err := findings.Err(); err != nil {
+		return fmt.Errorf("the documents are not valid:\n%w", err)
+	}
+	a, err := answerTo(plan, req)
+	if err != nil {
+		return err
+	}
+	return printJSON(stdout, a)
+}
+
+// addLabels adds the labels of a list "key=value,key=value".
+func addLabels(labels map[string]string, list string) error {
+	for item := range strings.SplitSeq(list, ",") {
+		key, value, ok := strings.Cut(strings.TrimSpace(item), "=")
+		if !ok || key == "" {
+			return fmt.Errorf("%q is not KEY=VALUE", item)
+		}
+		if has, twice := labels[key]; twice && has != value {
+			return fmt.Errorf("%s is given twice, as %q and as %q", key, has, value)
+		}
+		labels[key] = value
+	}
+	return nil
+}
+
+// addHeader adds the header of a line "Name: value".
+func addHeader(header http.Header, line string) error {
+	name, value, ok := strings.Cut(line, ":")
+	if !ok || name == "" || strings.ContainsFunc(name, notInName) {
+		return errors.New("it is not NAME: VALUE")
+	}
+	value = strings.TrimSpace(value)
+	if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) {
+		return errors.New("the value has a control character")
+	}
+	header.Add(name, value)
+	return nil
+}
+
+// notInName says that c cannot be in the name of a header (RFC 9110, section 5.6.2).
+func notInName(c rune) bool {
+	return c <= ' ' || c >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c)
+}
+
+// newRequest returns the request as a program would give it to its client.
+func newRequest(method, target string, header http.Header) (*http.Request, error) {
+	u, err := url.Parse(target)
+	switch {
+	case !strings.Contains(target, "://"):
+		return nil, fmt.Errorf("the URL %q has no scheme: it begins with http:// or https://", target)
+	case err != nil:
+		return nil, err
+	case u.Scheme != "http" && u.Scheme != "https":
+		return nil, fmt.Errorf("the URL %q is neither http nor https", target)
+	case u.Hostname() == "":
+		return nil, fmt.Errorf("the URL %q has no host", target)
+	}
+	req, err := http.NewRequest(method, target, nil)
+	if err != nil {
+		return nil, err
+	}
+	if hosts := header["Host"]; hosts != nil {
+		req.Host = hosts[len(hosts)-1]
+		if u, err := url.Parse("http://" + req.Host); err != nil || u.Host != req.Host || req.Host == "" {
+			return nil, fmt.Errorf("the Host %q is not an authority", req.Host)
+		}
+		header.Del("Host")
+	}
+	req.Header = header
+	return req, nil
+}
+
+// answerTo asks the plan as the transport of a mesh does.
+func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
+	// The Host header decides if a document names it, and else the URL.
+	host := plan.Host(req.Host)
+	if !host.Known {
+		host = plan.Host(req.URL.Host)
+	}
+	a := &answer{Host: host.Service.Host, Document: host.Document}
+	table := host.Routes
+	if table == nil {
+		var err error
+		defaults := router.Route{Destinations: make([]router.Destination, 1), Retry: plan.DefaultRetry()}
+		if table, err = router.NewTable([]router.Route{defaults}); err != nil {
+			return nil, err
+		}
+	}
+	view := router.NewRequest(req)
+	entry, match, ok := table.Match(&view)
+	if !ok {
+		a.Action = "notFound"
+		return a, nil
+	}
+	if host.Document != "" {
+		a.Route, a.RouteName = &entry.Index, &entry.Route.Name
+		if match >= 0 {
+			a.Match = &match
+		}
+	}
+	if resp := entry.Respond(req, match); resp != nil {
+		return a, a.respond(entry, resp)
+	}
+	a.Action = "route"
+	a.policies(entry)
+	return a, a.rewrite(entry, match, req)
+}
+
+// respond fills in the answer of a route that sends nothing.
+func (a *answer) respond(entry *router.Entry, resp *http.Response) error {
+	if entry.Route.Redirect != nil {
+		a.Action = "redirect"
+		a.Redirect = &redirect{Status: resp.StatusCode, Location: resp.Header.Get("Location")}
+		return nil
+	}
+	body, err := io.ReadAll(resp.Body)
+	a.Action = "directResponse"
+	a.Direct = &directResponse{Status: resp.StatusCode, Body: string(body)}
+	return err
+}
+
+// policies fills in what a route does with the requests that it sends.
+func (a *answer) policies(entry *router.Entry) {
+	r := entry.Route
+	for _, d := range r.Destinations {
+		shown := destination{Host: d.Host, Subset: d.Subset, Port: d.Port, Weight: d.Weight}
+		if shown.Host == "" {
+			shown.Host = a.Host
+		}
+		if len(r.Destinations) == 1 {
+			shown.Weight = 100 // it gets everything, whatever its weight
+		}
+		a.Destinations = append(a.Destinations, shown)
+	}
+	if r.Timeout > 0 {
+		a.Timeout = r.Timeout.String()
+	}
+	if config := entry.Retry.Config(); config.Retries > 0 {
+		a.Retry = showRetries(config)
+	}
+	a.Fault = showFaults(r.Fault)
+	for _, m := range r.Mirrors {
+		a.Mirrors = append(a.Mirrors, mirror{Host: m.Host, Subset: m.Subset, Port: m.Port, Percent: percent(m.PerMillion)})
+	}
+}
+
+func showRetries(config retry.Config) *retries {
+	shown := &retries{Attempts: config.Retries, On: strings.Split(config.On.String(), ",")}
+	if config.PerTryTimeout > 0 {
+		shown.PerTryTimeout = config.PerTryTimeout.String()
+	}
+	return shown
+}
+
+// showFaults leaves out the faults that no request meets.
+func showFaults(config fault.Config) *faults {
+	var shown faults
+	if d := config.Delay; d.PerMillion > 0 {
+		shown.Delay = &delay{Percent: percent(d.PerMillion), FixedDelay: d.Fixed.String()}
+	}
+	if f := config.Abort; f.PerMillion > 0 {
+		shown.Abort = &abort{Percent: percent(f.PerMillion), HTTPStatus: f.HTTPStatus}
+		if f.IsGRPC {
+			shown.Abort.GRPCStatus = grpcStatuses[f.GRPCStatus]
+		}
+	}
+	if shown == (faults{}) {
+		return nil
+	}
+	return &shown
+}
+
+// grpcStatuses are the names that documents write, by code.
+var grpcStatuses = [...]string{
+	"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
+	"PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
+	"INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
+}
+
+// percent returns parts per million as documents write a share.
+func percent(perMillion uint32) float64 {
+	return float64(perMillion) / (fault.Million / 100)
+}
+
+// rewrite fills in the path and the authority that the destinations see, if they are not those of the request.
+func (a *answer) rewrite(entry *router.Entry, match int, req *http.Request) error {
+	before := router.NewRequest(req)
+	differ := false
+	for i := range a.Destinations {
+		out := req.Clone(req.Context())
+		if err := entry.Backend(i).Rewrite(out, match); err != nil {
+			return fmt.Errorf("the request fails: %w", err)
+		}
+		after := router.NewRequest(out)
+		if after.Path != before.Path {
+			a.Path = after.Path
+		}
+		if after.Authority != before.Authority {
+			a.Destinations[i].Authority = after.Authority
+		}
+		differ = differ || a.Destinations[i].Authority != a.Destinations[0].Authority
+	}
+	if differ {
+		return nil // they keep their own
+	}
+	a.Authority = a.Destinations[0].Authority
+	for i := range a.Destinations {
+		a.Destinations[i].Authority = ""
+	}
+	return nil
+}
