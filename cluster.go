@@ -110,6 +110,8 @@ type cluster struct {
 	updated  chan struct{} // closed when the first set of endpoints is in place
 	answered sync.Once
 
+	updating sync.Mutex // held while the endpoints change, so that none come after the end
+
 	mu     sync.Mutex
 	sub    *discovery.Subscription
 	closed bool
@@ -217,32 +219,35 @@ func (c *cluster) start() {
 	sub := watcher.Subscribe(c.config.service, c.update)
 	c.mu.Lock()
 	c.sub = sub
-	closed := c.closed
 	c.mu.Unlock()
-	if closed {
-		sub.Close()
+	if c.calls.Load()&clusterGone != 0 {
+		sub.Close() // it ended before it began
 	}
 }
 
-// close makes the cluster end with the last of its calls. It may be called more than once.
+// close makes the cluster end with the last of its calls: until then they may still wait for endpoints. It may be called
+// more than once.
 func (c *cluster) close() {
 	c.mu.Lock()
 	c.closed = true
-	sub := c.sub
 	c.mu.Unlock()
-	if sub != nil {
-		sub.Close()
-	}
 	c.giveUp()
 }
 
+// giveUp ends a closed cluster that no call is left in.
 func (c *cluster) giveUp() {
 	c.mu.Lock()
-	closed := c.closed
+	closed, sub := c.closed, c.sub
 	c.mu.Unlock()
-	if closed && c.calls.CompareAndSwap(0, clusterGone) {
-		c.balancer.Update(nil)
+	if !closed || !c.calls.CompareAndSwap(0, clusterGone) {
+		return
 	}
+	if sub != nil {
+		sub.Close()
+	}
+	c.updating.Lock()
+	defer c.updating.Unlock()
+	c.balancer.Update(nil)
 }
 
 // wait waits until discovery has said something about the endpoints, for as long as a connection would be waited for.
@@ -263,6 +268,8 @@ func (c *cluster) wait(ctx context.Context) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
+	case <-c.mesh.closing.Done():
+		return ErrClosed
 	}
 }
 
@@ -279,7 +286,11 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 		e.Port, e.Ports = e.DialPort(c.target.Port), nil
 		chosen = append(chosen, e)
 	}
-	c.balancer.Update(chosen)
+	c.updating.Lock()
+	if c.calls.Load()&clusterGone == 0 {
+		c.balancer.Update(chosen)
+	}
+	c.updating.Unlock()
 	c.answered.Do(func() { close(c.updated) })
 	c.mesh.stateChanged(StateChange{
 		Target: c.target, Kind: EndpointsChanged, Detail: fmt.Sprintf("%d endpoints", len(chosen)),

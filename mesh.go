@@ -26,6 +26,7 @@ type Mesh struct {
 	watchesAttempts bool // some observer wants to know of attempts
 
 	watcher  *discovery.Watcher
+	names    *discovery.Watcher // of DNS, whatever finds the endpoints
 	mirrors  route.Mirrorer
 	outside  *limit.Conns      // for hosts outside the mesh; unlimited, with the template's proxy
 	replaced http.RoundTripper // in place of all connections, for benchmarks
