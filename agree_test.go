@@ -77,6 +77,7 @@ func chain(t *testing.T, f *fleet, aborted bool) http.RoundTripper {
 			Base:   &limit.Transport{Config: limit.PoolConfig{MaxRequests: 4}, Base: endpoints},
 		},
 	}
+	rt = remembering{rt}
 	if aborted {
 		rt = &fault.Transport{Base: rt, Config: fault.Config{
 			Delay: fault.Delay{PerMillion: fault.Million, Fixed: 2 * time.Second},
@@ -84,6 +85,13 @@ func chain(t *testing.T, f *fleet, aborted bool) http.RoundTripper {
 		}}
 	}
 	return rt
+}
+
+// remembering has the attempts of a call go to different endpoints, as the mesh does by itself.
+type remembering struct{ base http.RoundTripper }
+
+func (r remembering) RoundTrip(req *http.Request) (*http.Response, error) {
+	return r.base.RoundTrip(req.WithContext(balancer.WithTried(req.Context())))
 }
 
 // TestLayersAndPlanAgree runs the same calls against layers chained by hand and against a compiled plan with the same

@@ -65,17 +65,20 @@ func newTemplate(base *http.Transport) (*http.Transport, error) {
 		}
 		base = standard
 	}
+	//lint:ignore SA1019 deprecated, but net/http still honours it
 	if base.DialTLSContext != nil || base.DialTLS != nil {
 		return nil, errors.New("balancer: Base must not have DialTLS or DialTLSContext; TLSClientConfig does")
 	}
 	t := base.Clone()
 	t.Proxy = nil
+	//lint:ignore SA1019 deprecated, but net/http still honours it
 	if dial := t.Dial; dial != nil && t.DialContext == nil {
 		t.DialContext = func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) }
 	}
 	if t.DialContext == nil {
 		t.DialContext = new(net.Dialer).DialContext
 	}
+	//lint:ignore SA1019 DialContext stands in for it
 	t.Dial = nil
 	if t.MaxIdleConnsPerHost == 0 {
 		// The default of 2 would open a new connection for nearly every call under load.

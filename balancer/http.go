@@ -13,7 +13,6 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/refusal"
-	"github.com/nosidecar/mesh/internal/tried"
 )
 
 // ErrClosed says that the [Transport] is closed.
@@ -89,8 +88,8 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			key, setCookie, hasKey = t.Config.HashKey.NewCookie()
 		}
 	}
-	attempts := tried.From(req.Context())
-	info := PickInfo{HasHash: hasKey, Tried: attempts.IDs()}
+	attempts := triedOf(req.Context())
+	info := PickInfo{HasHash: hasKey, Tried: attempts.all()}
 	if hasKey {
 		info.Hash = Hash(key)
 	}
@@ -99,7 +98,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		closeBody(req)
 		return nil, fmt.Errorf("%w of %q", err, req.URL.Hostname())
 	}
-	attempts.Add(host.ID())
+	attempts.add(host.ID())
 
 	c := &call{service: s, host: host, req: req}
 	if t.Config.Algorithm == PeakEWMA {

@@ -27,7 +27,6 @@ import (
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/tried"
 )
 
 // backend is a server, with what it saw.
@@ -456,11 +455,11 @@ func TestTransportAvoidsTried(t *testing.T) {
 	tr := &balancer.Transport{Config: balancer.Config{Algorithm: balancer.Random}}
 	newTransport(t, tr, a, b)
 	for range 20 {
-		ctx := tried.With(t.Context())
+		ctx := balancer.WithTried(t.Context())
 		do(t, tr, get(t, "http://svc/").WithContext(ctx))
 		do(t, tr, get(t, "http://svc/").WithContext(ctx))
-		if list := tried.From(ctx); !list.Contains(a.endpoint.ID()) || !list.Contains(b.endpoint.ID()) {
-			t.Fatalf("two attempts went to %v", list.IDs())
+		if ids := balancer.Tried(ctx); !slices.Contains(ids, a.endpoint.ID()) || !slices.Contains(ids, b.endpoint.ID()) {
+			t.Fatalf("two attempts went to %v", ids)
 		}
 	}
 }
@@ -555,7 +554,7 @@ func TestTransportCookie(t *testing.T) {
 	}}}
 	newTransport(t, tr, backends...)
 	for range 10 {
-		first := tried.With(t.Context())
+		first := balancer.WithTried(t.Context())
 		resp := do(t, tr, get(t, "http://svc/").WithContext(first))
 		cookies := resp.Cookies()
 		if len(cookies) != 1 || cookies[0].Name != "sticky" || cookies[0].MaxAge != 60 {
@@ -563,11 +562,11 @@ func TestTransportCookie(t *testing.T) {
 		}
 		req := get(t, "http://svc/")
 		req.AddCookie(&http.Cookie{Name: "sticky", Value: cookies[0].Value})
-		second := tried.With(t.Context())
+		second := balancer.WithTried(t.Context())
 		if resp := do(t, tr, req.WithContext(second)); len(resp.Cookies()) != 0 {
 			t.Errorf("a request with the cookie got %v", resp.Cookies())
 		}
-		if a, b := tried.From(first).IDs(), tried.From(second).IDs(); !slices.Equal(a, b) {
+		if a, b := balancer.Tried(first), balancer.Tried(second); !slices.Equal(a, b) {
 			t.Errorf("the cookie led to %v, then to %v", a, b)
 		}
 	}

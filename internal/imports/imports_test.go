@@ -15,12 +15,14 @@ const (
 	xrate     = "golang.org/x/time"            // the token bucket of the local rate limit
 	xxhash    = "github.com/cespare/xxhash/v2" // the hash of ring and Maglev, shared with Envoy
 	yaml      = "go.yaml.in/yaml/v3"           // the document syntax
+	fsnotify  = "github.com/fsnotify/fsnotify" // notice of changed files
+	xsys      = "golang.org/x/sys"             // what fsnotify calls the kernel with
 )
 
 // layers may be reached by what stands above them. Every list names all packages of this module and all third-party
 // modules that a package may link, itself excepted. The standard library is always allowed.
 var (
-	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt", "/internal/tried"}
+	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt"}
 
 	limits = list(shared, xrate)
 	layers = list(shared, "/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault",
@@ -34,7 +36,6 @@ var (
 		"/internal/deadline":     shared,
 		"/internal/failure":      shared,
 		"/internal/attempt":      nil,
-		"/internal/tried":        nil,
 		"/internal/endpointpool": list(limits, "/discovery", "/policy/limit"),
 		"/internal/yamldoc":      {yaml},
 
@@ -49,7 +50,9 @@ var (
 
 		"/policy/istio": list(layers, "/policy/route", "/internal/yamldoc", yaml),
 		"/policy":       plan,
+		"/policy/file":  list(plan, "/policy", fsnotify, xsys),
 		"":              list(plan, "/policy"),
+		"/cmd/mesh":     list(plan, "/policy"),
 	}
 )
 
@@ -61,7 +64,7 @@ func list(base []string, more ...string) []string {
 func TestImports(t *testing.T) {
 	for _, pkg := range goList(t, module+"/...") {
 		name := strings.TrimPrefix(pkg, module)
-		if name == "/internal/imports" || strings.HasPrefix(name, "/examples/") {
+		if name == "/internal/imports" || strings.HasPrefix(name, "/examples") {
 			continue // programs, and this test
 		}
 		want, listed := allowed[name]
