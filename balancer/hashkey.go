@@ -73,7 +73,7 @@ func (k HashKey) check() error {
 		return fmt.Errorf("%q is not the name of a cookie", k.Name)
 	case strings.ContainsFunc(k.Path+k.Attributes, func(r rune) bool { return r < ' ' || r > '~' }),
 		strings.Contains(k.Path, ";"):
-		return errors.New("Path or Attributes have characters that cannot be sent")
+		return errors.New("the Path or the Attributes have characters that cannot be sent")
 	}
 	return nil
 }
