@@ -36,12 +36,12 @@ func (r *report) asked() bool { return len(r.unmet) == 0 }
 func (r *report) share(what string, n int, percent float64, got int) {
 	low, high := plausible(n, percent/100)
 	r.row(what, n, fmt.Sprintf("%g%%", percent), fmt.Sprintf("%.1f%%", 100*float64(got)/float64(n)))
-	r.expect(low <= got && got <= high, "%s: %g%% of %d calls, which is %d to %d; got %d", what, percent, n, low, high, got)
+	r.expect(low <= got && got <= high, "%s: %g%% of %d calls, so %d to %d of them; it was %d", what, percent, n, low, high, got)
 }
 
-// plausible returns the range of how often a thing of probability p happens in n trials. It happens less or more often
-// by chance in one of 50 million runs. With the handful of shares that are measured here, the program fails without
-// reason less than once in a million runs.
+// plausible returns how often, from low to high, a thing of probability p happens in n trials. That it happens less or
+// more often is a chance of one in 50 million. With the few shares that are measured here, the program fails without
+// reason in less than one of a million runs.
 func plausible(n int, p float64) (low, high int) {
 	if p <= 0 || p >= 1 {
 		always := int(math.Round(p * float64(n)))
@@ -90,9 +90,9 @@ func (s *scene) String() string {
 	return b.String()
 }
 
-// printFindings prints what loading the documents said: none of it is an error, or no scene would have begun.
+// printFindings prints what was found in the documents. There are no errors among it, or the scenes would not have begun.
 func printFindings(scenes []*scene) {
-	fmt.Println("What loading the documents said, as far as they differ from what their authors may have meant:")
+	fmt.Println("What the mesh remarked when it loaded the documents:")
 	said := make(map[string]bool)
 	for _, s := range scenes {
 		for _, finding := range s.findings {
