@@ -39,7 +39,7 @@ func TestCheckSeed(t *testing.T) {
 	} {
 		t.Run(test.file, func(t *testing.T) {
 			path := filepath.Join(seed, test.file+".yaml")
-			code, stdout, stderr := mesh("check", "-o", "json", path)
+			code, stdout, stderr := command("check", "-o", "json", path)
 			var got report
 			if err := json.Unmarshal([]byte(stdout), &got); err != nil {
 				t.Fatal(err)
@@ -65,7 +65,7 @@ func TestCheckSeed(t *testing.T) {
 			if !slices.Equal(warnings, test.warnings) || !slices.Equal(refused, test.refused) {
 				t.Errorf("warnings for %q and errors for %q, want %q and %q", warnings, refused, test.warnings, test.refused)
 			}
-			textCode, text, _ := mesh("check", path)
+			textCode, text, _ := command("check", path)
 			if lines := strings.Count(text, "\n"); textCode != want || lines != len(got.Findings) {
 				t.Errorf("as text: exit status %d and %d lines for %d findings", textCode, lines, len(got.Findings))
 			}
@@ -90,7 +90,7 @@ func TestCheckFolder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	code, stdout, _ := mesh("check", "-o", "json", dir)
+	code, stdout, _ := command("check", "-o", "json", dir)
 	var got report
 	if err := json.Unmarshal([]byte(stdout), &got); err != nil {
 		t.Fatal(err)
@@ -107,7 +107,7 @@ func TestCheckFolder(t *testing.T) {
 
 // TestCheckNothing: no findings are an empty list, not null.
 func TestCheckNothing(t *testing.T) {
-	code, stdout, stderr := mesh("check", "-o", "json", t.TempDir())
+	code, stdout, stderr := command("check", "-o", "json", t.TempDir())
 	if want := "{\n  \"documents\": 0,\n  \"findings\": []\n}\n"; code != 0 || stdout != want || stderr != "" {
 		t.Errorf("check of an empty folder = %d, printed %q and as errors %q", code, stdout, stderr)
 	}

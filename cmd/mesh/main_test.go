@@ -13,8 +13,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the transcripts in testdata")
 
-// mesh runs the command and returns its exit status and what it printed.
-func mesh(args ...string) (code int, stdout, stderr string) {
+// command runs the command and returns its exit status and what it printed.
+func command(args ...string) (code int, stdout, stderr string) {
 	var out, errs bytes.Buffer
 	code = run(args, &out, &errs)
 	return code, out.String(), errs.String()
@@ -58,7 +58,7 @@ func TestTranscripts(t *testing.T) {
 }
 
 func transcript(args []string) string {
-	code, stdout, stderr := mesh(args...)
+	code, stdout, stderr := command(args...)
 	text := stdout
 	for line := range strings.Lines(stderr) {
 		if line == "\n" {
@@ -149,7 +149,7 @@ func TestUsage(t *testing.T) {
 		{"route, label twice", []string{"route", "-f", doc, "-l", "app=a,app=b", "http://shop/"}, "app is given twice"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			code, stdout, stderr := mesh(test.args...)
+			code, stdout, stderr := command(test.args...)
 			if code != 2 || stdout != "" || !strings.Contains(stderr, test.want) || !strings.Contains(stderr, "mesh check") {
 				t.Errorf("mesh %q = %d, printed %q and as errors %q; want 2, with %q and the usage", test.args, code, stdout, stderr, test.want)
 			}
@@ -159,7 +159,7 @@ func TestUsage(t *testing.T) {
 
 func TestHelp(t *testing.T) {
 	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}, {"check", "-h"}, {"route", "--help"}} {
-		code, stdout, stderr := mesh(args...)
+		code, stdout, stderr := command(args...)
 		if code != 0 || stdout != usage || stderr != "" {
 			t.Errorf("mesh %q = %d, printed %q and as errors %q; want the usage", args, code, stdout, stderr)
 		}
@@ -167,7 +167,7 @@ func TestHelp(t *testing.T) {
 }
 
 func TestAuthz(t *testing.T) {
-	code, stdout, stderr := mesh("authz", "-f", "testdata/shop.yaml", "http://shop/")
+	code, stdout, stderr := command("authz", "-f", "testdata/shop.yaml", "http://shop/")
 	if code != 2 || stdout != "" || stderr != "authz is not available yet\n" {
 		t.Errorf("mesh authz = %d, printed %q and as errors %q", code, stdout, stderr)
 	}
@@ -180,7 +180,7 @@ func TestUnreadable(t *testing.T) {
 		{"check", "-o", "json", "testdata/missing.yaml"},
 		{"route", "-f", "testdata/missing.yaml", "http://shop/"},
 	} {
-		code, stdout, stderr := mesh(args...)
+		code, stdout, stderr := command(args...)
 		if code != 2 || stdout != "" || !strings.Contains(stderr, "testdata/missing.yaml") || strings.Contains(stderr, "Usage") {
 			t.Errorf("mesh %q = %d, printed %q and as errors %q; want 2 and the path", args, code, stdout, stderr)
 		}
