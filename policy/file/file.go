@@ -1,0 +1,261 @@
+// Package file watches folders and files of policy documents and yields their content whenever it changes.
+//
+// Which files count is what [policy.ReadDir] says: of a folder and the folders in it those whose names end in .yaml or
+// .yml, hidden ones left out. A mounted ConfigMap or Secret, in the folder or deeper, is read through its ..data link as
+// one set: never some files of one version and some of another.
+//
+// The kernel's notifications (fsnotify) tell of changes at once. Network file systems send none, and the folders they
+// are asked of can be too many, so the watcher also looks by itself now and then.
+package file
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/nosidecar/mesh/policy"
+)
+
+const (
+	defaultDebounce = 100 * time.Millisecond
+	defaultPoll     = 30 * time.Second
+	defaultMaxFiles = 10_000
+	defaultMaxBytes = 64 << 20
+
+	// patience is how many times Debounce a change waits for the writing to stop.
+	patience = 10
+)
+
+// Watcher watches policy documents. Its fields must not change once it is used; then it is safe for concurrent use.
+type Watcher struct {
+	// Paths are the folders and files to watch, in the order in which their documents are yielded. They need not exist
+	// yet. Relative ones are taken from the working directory at the time of the call to Watch. There must be one.
+	Paths []string
+
+	// Debounce is how long nothing must change before the files are read again, so that what is half written is not
+	// read. Where the writing never stops they are read after ten times as long. 0 means 100 ms.
+	Debounce time.Duration
+
+	// Poll is how often the watcher looks by itself for changes that the kernel did not tell of. 0 means 30 s.
+	Poll time.Duration
+
+	// MaxFiles is how many entries the watched folders may hold together, documents or not, those of hidden folders
+	// not counted. 0 means 10,000.
+	MaxFiles int
+
+	// MaxBytes is how large the documents may be together, and so also each. 0 means 64 MiB.
+	MaxBytes int64
+
+	notify func() (*fsnotify.Watcher, error) // nil means fsnotify.NewWatcher
+}
+
+// New returns a watcher of the folders and files at paths, with the defaults.
+func New(paths ...string) *Watcher {
+	return &Watcher{Paths: slices.Clone(paths)}
+}
+
+// Watch yields every document there is, first at once and then again after every change of a name or of content, until
+// ctx ends. Sources are named by their path as given, joined with the path in that folder, and are the caller's.
+//
+// It yields an error instead, with no sources, when the documents cannot be read or are too many or too large, and goes
+// on watching: the documents are yielded again once they can be read, the same as before or not. Nothing is yielded
+// twice in a row, neither documents nor error. When the kernel's notifications cannot be had, that is yielded as an
+// error once, after the documents, and changes are found by polling. Only a Watcher whose fields make no sense ends the
+// sequence with its error.
+//
+// Everything Watch starts has ended when the loop over it ends.
+func (w *Watcher) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
+	return func(yield func([]policy.Source, error) bool) {
+		s, err := w.begin()
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		defer s.notifier.close()
+
+		last, deaf := "", false
+		for found, ok := told, ctx.Err() == nil; ok; found, ok = s.wait(ctx) {
+			now := s.look()
+			if found == polled && now.mark != last {
+				// The kernel did not tell of the writing, so neither will it tell of its end.
+				now = s.calm(ctx, now)
+			}
+			if now.mark != last {
+				last = now.mark
+				if !yield(now.sources, now.err) {
+					return
+				}
+			}
+			if s.notifier.err != nil && !deaf && !yield(nil, s.deafness()) {
+				return
+			}
+			deaf = s.notifier.err != nil
+		}
+	}
+}
+
+// session is one run of Watch.
+type session struct {
+	reader
+	notifier
+	debounce, poll time.Duration
+}
+
+func (w *Watcher) begin() (*session, error) {
+	switch {
+	case len(w.Paths) == 0:
+		return nil, errors.New("file: no Paths to watch")
+	case w.Debounce < 0 || w.Poll < 0 || w.MaxFiles < 0 || w.MaxBytes < 0:
+		return nil, errors.New("file: Debounce, Poll, MaxFiles and MaxBytes must not be negative")
+	}
+	s := &session{
+		debounce: orDefault(w.Debounce, defaultDebounce),
+		poll:     orDefault(w.Poll, defaultPoll),
+		reader: reader{
+			maxFiles: orDefault(w.MaxFiles, defaultMaxFiles),
+			maxBytes: orDefault(w.MaxBytes, defaultMaxBytes),
+		},
+		notifier: notifier{open: w.notify},
+	}
+	if s.open == nil {
+		s.open = fsnotify.NewWatcher
+	}
+	for _, path := range w.Paths {
+		if path == "" {
+			return nil, errors.New("file: an empty path in Paths")
+		}
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return nil, fmt.Errorf("file: %s: %w", path, err)
+		}
+		s.roots = append(s.roots, place{name: path, path: abs})
+	}
+	return s, nil
+}
+
+func orDefault[T int | int64 | time.Duration](value, otherwise T) T {
+	if value == 0 {
+		return otherwise
+	}
+	return value
+}
+
+func (s *session) deafness() error {
+	return fmt.Errorf("file: no notification of changes, looking for them every %v instead: %w", s.poll, s.notifier.err)
+}
+
+// finding is how wait came to think that there may be a change.
+type finding uint8
+
+const (
+	told   finding = iota // by the kernel; the writing has stopped since
+	polled                // by the clock
+)
+
+// wait returns when it is time to look again, or false once ctx ends.
+func (s *session) wait(ctx context.Context) (finding, bool) {
+	poll := time.NewTimer(s.poll)
+	defer poll.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return 0, false
+		case <-poll.C:
+			return polled, true
+		case event, open := <-s.events:
+			if !s.changed(event, open) {
+				continue
+			}
+		case err, open := <-s.errors:
+			s.failed(err, open)
+		}
+		return told, s.settle(ctx)
+	}
+}
+
+// settle returns once no change has been told of for as long as debounce, or patience is at its end, or, with false,
+// ctx is.
+func (s *session) settle(ctx context.Context) bool {
+	limit := time.NewTimer(patience * s.debounce)
+	defer limit.Stop()
+	quiet := time.NewTimer(s.debounce)
+	defer quiet.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-limit.C:
+			return true
+		case <-quiet.C:
+			return true
+		case event, open := <-s.events:
+			if s.changed(event, open) {
+				quiet.Reset(s.debounce)
+			}
+		case err, open := <-s.errors:
+			s.failed(err, open)
+		}
+	}
+}
+
+// calm looks until two looks, debounce apart, find the same, or until patience is at its end.
+func (s *session) calm(ctx context.Context, now state) state {
+	limit := time.NewTimer(patience * s.debounce)
+	defer limit.Stop()
+	again := time.NewTicker(s.debounce)
+	defer again.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return now
+		case <-limit.C:
+			return now
+		case <-again.C:
+			before := now.mark
+			if now = s.look(); now.mark == before {
+				return now
+			}
+		}
+	}
+}
+
+// attempts is how often a look begins anew because folders or links moved meanwhile.
+const attempts = 20
+
+var errMoving = errors.New("its folders and links are replaced faster than they can be read; " +
+	"it is read once they stay for a moment")
+
+// look reads the documents as they are now. Whatever changes later, the notifier tells of.
+func (s *session) look() state {
+	for try := 1; ; try++ {
+		before, err := s.locate()
+		// Follow first and read then: a change is either read or told of.
+		fresh := s.follow(before.interests)
+		if err == nil {
+			var sources []policy.Source
+			if sources, err = s.read(before); err == nil {
+				after, moved := s.locate()
+				switch {
+				case moved != nil:
+					err = moved
+				case after.same(before):
+					return good(sources)
+				case try == attempts:
+					return bad(fmt.Errorf("file: %s: %w", s.roots[0].name, errMoving))
+				default:
+					continue
+				}
+			}
+		}
+		// What is missing may be about to be renamed into place, and may have been before it was followed.
+		if try == attempts || !fresh && (try >= 5 || !missing(err)) {
+			return bad(err)
+		}
+	}
+}
