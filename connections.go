@@ -2,8 +2,10 @@ package mesh
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,15 +21,37 @@ type connections struct {
 	// multiplexed says that the endpoints speak HTTP/2, so that calls share connections.
 	multiplexed atomic.Bool
 
-	mu   sync.Mutex
-	byID map[string]*endpointConns
+	mu        sync.Mutex
+	byAddress map[string]*endpointConns
 }
 
-// endpointConns are the connections to one endpoint. Two clusters that follow one another share them.
+// endpointConns are the connections to one endpoint. Two clusters that follow one another share them. They come about with
+// the first call: most of ten thousand endpoints may never get one.
 type endpointConns struct {
-	*limit.Conns
-	id   string
-	refs int // guarded by connections.mu
+	owner   *connections
+	address string
+	refs    int // guarded by connections.mu
+
+	opening sync.Once
+	conns   atomic.Pointer[limit.Conns]
+}
+
+// RoundTrip implements http.RoundTripper.
+func (e *endpointConns) RoundTrip(req *http.Request) (*http.Response, error) {
+	e.opening.Do(func() {
+		conns, err := e.owner.pool.Conns(dialling(e.owner.template, e.address))
+		if err != nil {
+			panic("mesh: a template that was checked is refused: " + err.Error())
+		}
+		e.conns.Store(conns)
+	})
+	return e.conns.Load().RoundTrip(req)
+}
+
+func (e *endpointConns) closeIdle() {
+	if conns := e.conns.Load(); conns != nil {
+		conns.CloseIdleConnections()
+	}
 }
 
 func newConnections(template *http.Transport, config limit.PoolConfig, upgrade bool) (*connections, error) {
@@ -48,23 +72,19 @@ func newConnections(template *http.Transport, config limit.PoolConfig, upgrade b
 		return nil, err
 	}
 	probe.Close()
-	c := &connections{pool: pool, template: template, byID: make(map[string]*endpointConns)}
+	c := &connections{pool: pool, template: template, byAddress: make(map[string]*endpointConns)}
 	c.multiplexed.Store(upgrade)
 	return c, nil
 }
 
-// open returns the connections to the endpoint at address, which is also its ID. The caller closes them.
+// open returns the connections to the endpoint at address. The caller closes them.
 func (c *connections) open(address string) *endpointConns {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.byID[address]
+	e := c.byAddress[address]
 	if e == nil {
-		conns, err := c.pool.Conns(dialling(c.template, address))
-		if err != nil {
-			panic("mesh: a template that was checked is refused: " + err.Error())
-		}
-		e = &endpointConns{Conns: conns, id: address}
-		c.byID[address] = e
+		e = &endpointConns{owner: c, address: address}
+		c.byAddress[address] = e
 	}
 	e.refs++
 	return e
@@ -75,23 +95,20 @@ func (c *connections) close(e *endpointConns) {
 	e.refs--
 	last := e.refs == 0
 	if last {
-		delete(c.byID, e.id)
+		delete(c.byAddress, e.address)
 	}
 	c.mu.Unlock()
-	if last {
-		e.Conns.Close()
+	if conns := e.conns.Load(); last && conns != nil {
+		conns.Close()
 	}
 }
 
 func (c *connections) closeIdle() {
 	c.mu.Lock()
-	all := make([]*endpointConns, 0, len(c.byID))
-	for _, e := range c.byID {
-		all = append(all, e)
-	}
+	all := slices.Collect(maps.Values(c.byAddress))
 	c.mu.Unlock()
 	for _, e := range all {
-		e.CloseIdleConnections()
+		e.closeIdle()
 	}
 }
 
