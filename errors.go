@@ -7,6 +7,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
 )
 
 // Errors a caller may want to tell apart with errors.Is. Those of the layers (breaker.ErrOpen, balancer.ErrNoEndpoints,
@@ -53,7 +54,7 @@ type Error struct {
 	// Flags are the response flags of the call.
 	Flags Flags
 
-	// Attempts is how often the call was tried. 0 means that it was refused before the first try.
+	// Attempts is how many requests were sent. 0 means that the call was refused before the first.
 	Attempts int
 
 	// Err is the cause.
@@ -62,10 +63,17 @@ type Error struct {
 
 // Error returns the whole story in one line.
 func (e *Error) Error() string {
+	cause := e.Err
+	if retried, ok := cause.(*retry.Error); ok {
+		cause = retried.Last // the number of attempts is told below
+	}
 	var b strings.Builder
-	b.WriteString("mesh: ")
-	b.WriteString(targetName(e.Target))
-	fmt.Fprintf(&b, ": %s: %v", e.Layer, e.Err)
+	fmt.Fprintf(&b, "mesh: %s: ", targetName(e.Target))
+	if text := cause.Error(); strings.HasPrefix(text, string(e.Layer)+": ") {
+		b.WriteString(text)
+	} else {
+		fmt.Fprintf(&b, "%s: %s", e.Layer, text)
+	}
 	if e.Attempts > 1 {
 		fmt.Fprintf(&b, " (after %d attempts)", e.Attempts)
 	}

@@ -93,8 +93,8 @@ spec:
 			is                 error
 		}{
 			{"http://api/", "UF,URX", "api.default.svc.cluster.local:80", mesh.LayerEndpoint, 3, errNoServer},
-			{"http://empty/", "UH", "empty.default.svc.cluster.local:80", mesh.LayerBalancer, 1, balancer.ErrNoEndpoints},
-			{"http://failing/", "UO", "failing.default.svc.cluster.local:80", mesh.LayerBreaker, 1, breaker.ErrOpen},
+			{"http://empty/", "UH", "empty.default.svc.cluster.local:80", mesh.LayerBalancer, 0, balancer.ErrNoEndpoints},
+			{"http://failing/", "UO", "failing.default.svc.cluster.local:80", mesh.LayerBreaker, 0, breaker.ErrOpen},
 			{"http://subset/", "NC", "api.default.svc.cluster.local:80 subset v9", mesh.LayerRoute, 0, mesh.ErrUnknownSubset},
 			{"http://elsewhere/", "NR", "elsewhere.default.svc.cluster.local", mesh.LayerRoute, 0, mesh.ErrNotInMesh},
 			{"http://cut/", "UC", "cut.default.svc.cluster.local:80", mesh.LayerEndpoint, 1, io.EOF},
@@ -299,6 +299,37 @@ func TestOutboundPolicy(t *testing.T) {
 			}
 		})
 	}
+}
+
+// http.Client.Timeout ends a call through a channel beside the context, and sometimes a moment earlier.
+func TestClientTimeoutIsTheCallers(t *testing.T) {
+	noLeaks(t)
+	done := make(chan struct{})
+	api := serve(t, func(w http.ResponseWriter, r *http.Request) { <-done })
+	t.Cleanup(func() { close(done) })
+	var flags sync.Map
+	m := newMesh(t, "", mesh.WithDiscovery(discovery.Static{"api": {api}}), mesh.WithObserver(mesh.Observer{
+		CallEnd: func(_ context.Context, c *mesh.Call) { flags.Store(c.Flags.String(), true) },
+	}))
+	var callers sync.WaitGroup
+	for range 50 {
+		callers.Go(func() {
+			c := m.Client()
+			c.Timeout = 20 * time.Millisecond
+			_, err := try(c, "http://api/")
+			var failure *mesh.Error
+			if errors.As(err, &failure) || !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("%v, want the client's own timeout", err)
+			}
+		})
+	}
+	callers.Wait()
+	flags.Range(func(flag, _ any) bool {
+		if flag != "DC" {
+			t.Errorf("flag %s, want DC", flag)
+		}
+		return true
+	})
 }
 
 func TestWrapKeepsTheClientsOwn(t *testing.T) {

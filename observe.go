@@ -66,7 +66,7 @@ type Call struct {
 	// Flags say why the call ended as it did.
 	Flags Flags
 
-	// Attempts counts the requests that were made, Stopped says why there were no more.
+	// Attempts counts the requests that were sent, Stopped says why there were no more.
 	Attempts int
 	Stopped  retry.Reason
 

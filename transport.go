@@ -83,7 +83,8 @@ type call struct {
 	layer    Layer
 	flags    Flags // of the whole call
 	tryFlags Flags // of the latest attempt
-	attempts int
+	tries    int   // attempts begun
+	attempts int   // requests sent
 	stopped  retry.Reason
 	status   int
 	entered  bool // the cluster counts the call
@@ -120,7 +121,7 @@ func (c *call) run(serve func(*call, context.Context) (*http.Response, error)) (
 		return nil, err
 	}
 	c.status = resp.StatusCode
-	attempt.Restore(resp, c.req, c.attempts)
+	attempt.Restore(resp, c.req, c.tries)
 	if c.backend != nil && c.backend.Response != nil && c.attempts > 0 {
 		sent := route.NewRequest(c.out)
 		c.backend.Response.Apply(resp.Header, &sent)
@@ -304,7 +305,7 @@ func (c *call) send(ctx context.Context) (*http.Response, error) {
 
 	loop := retry.Loop{Policy: c.host.policy(c.entry), Budget: c.cluster.budget, Limiter: c.cluster.limiter}
 	resp, summary, err := loop.Do(c.out, c)
-	c.attempts, c.stopped = summary.Attempts, summary.Stopped
+	c.stopped = summary.Stopped
 	c.flags |= c.tryFlags
 	switch summary.Stopped {
 	case retry.LimitReached, retry.BudgetRefused, retry.LimiterRefused:
@@ -393,7 +394,7 @@ var _ retry.Attempter = (*call)(nil)
 
 // Attempt implements retry.Attempter: it makes one try, stages 7 to 11.
 func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
-	c.attempts, c.tryFlags, c.layer = n, 0, LayerEndpoint
+	c.tries, c.tryFlags, c.layer = n, 0, LayerEndpoint
 	a := &c.first
 	if n > 1 {
 		a = new(attempted)
@@ -442,6 +443,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	if c.mesh.watchesAttempts {
 		req = a.observeStart(req, n)
 	}
+	c.attempts++
 	resp, err := endpoint.send.RoundTrip(req)
 	sent = true
 	if err != nil {

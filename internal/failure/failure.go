@@ -104,20 +104,25 @@ func Of(ctx context.Context, err error) Kind {
 		return Canceled
 	case isLimit:
 		return TryTimeout
+	case overdue(ctx):
+		return RequestTimeout
 	case isConnect(err):
 		return Connect
 	case isUnsent(err):
 		return Unsent
 	case isTimeout(err):
-		// A connection's own deadline, derived from the context's, can fire a moment before the context ends.
-		if at, ok := ctx.Deadline(); ok && !time.Now().Before(at) {
-			return RequestTimeout
-		}
 		return TryTimeout
 	case errors.Is(err, context.Canceled):
 		return Canceled
 	}
 	return ofHTTP2(err)
+}
+
+// overdue reports whether the time of ctx is up. What derives from the same deadline can end a call a moment before the
+// context does: a connection's own deadline, or the Cancel channel that http.Client.Timeout sets.
+func overdue(ctx context.Context) bool {
+	at, ok := ctx.Deadline()
+	return ok && !time.Now().Before(at)
 }
 
 func isUnsent(err error) bool {
