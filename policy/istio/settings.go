@@ -182,16 +182,23 @@ func (l *LocalityLoadBalancerSetting) translate(own discovery.Locality, labels m
 	return out
 }
 
+// The labels that say where an endpoint is.
+const (
+	regionLabel  = "topology.kubernetes.io/region"
+	zoneLabel    = "topology.kubernetes.io/zone"
+	subZoneLabel = "topology.istio.io/subzone"
+)
+
 func ownLabel(name string, own discovery.Locality, labels map[string]string) string {
 	if value := labels[name]; value != "" {
 		return value
 	}
 	switch name {
-	case "topology.kubernetes.io/region":
+	case regionLabel:
 		return own.Region
-	case "topology.kubernetes.io/zone":
+	case zoneLabel:
 		return own.Zone
-	case "topology.istio.io/subzone":
+	case subZoneLabel:
 		return own.SubZone
 	}
 	return ""

@@ -1,0 +1,207 @@
+package istio
+
+import (
+	"maps"
+	"net/netip"
+	"strings"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/yamldoc"
+)
+
+// ServiceEntry adds hosts to the mesh and says where their endpoints are.
+type ServiceEntry struct {
+	APIVersion string           `yaml:"apiVersion,required"`
+	Kind       string           `yaml:"kind,required"`
+	Metadata   Metadata         `yaml:"metadata,required"`
+	Spec       ServiceEntrySpec `yaml:"spec,required"`
+	Status     yamldoc.Any      `yaml:"status" mesh:"unused: written by the control plane"`
+}
+
+// ServiceEntrySpec is the spec of a [ServiceEntry].
+type ServiceEntrySpec struct {
+	Hosts            []string        `yaml:"hosts,required"`
+	Addresses        []string        `yaml:"addresses"`
+	Ports            []ServicePort   `yaml:"ports"`
+	Location         string          `yaml:"location" enum:"MESH_EXTERNAL,MESH_INTERNAL" mesh:"unused: it decides about mutual TLS, and nothing else that concerns calls"`
+	Resolution       string          `yaml:"resolution" enum:"NONE,STATIC,DNS,DNS_ROUND_ROBIN,DYNAMIC_DNS"`
+	Endpoints        []WorkloadEntry `yaml:"endpoints"`
+	WorkloadSelector *EntrySelector  `yaml:"workloadSelector" mesh:"refused: selecting pods and WorkloadEntries needs an API server and is not enforced: list the endpoints"`
+	ExportTo         []string        `yaml:"exportTo"`
+	SubjectAltNames  []string        `yaml:"subjectAltNames" mesh:"refused: checking the names in the endpoints' certificates is not enforced yet"`
+}
+
+// ServicePort is a port of a service.
+type ServicePort struct {
+	Number     uint32  `yaml:"number,required"`
+	Protocol   string  `yaml:"protocol"`
+	Name       string  `yaml:"name,required"`
+	TargetPort *uint32 `yaml:"targetPort"`
+}
+
+// WorkloadEntry is an endpoint.
+type WorkloadEntry struct {
+	Address        string            `yaml:"address"`
+	Ports          map[string]uint32 `yaml:"ports"`
+	Labels         map[string]string `yaml:"labels"`
+	Network        string            `yaml:"network" mesh:"meaningless: there are no gateways between networks here: the address is dialled as it is"`
+	Locality       string            `yaml:"locality"`
+	Weight         uint32            `yaml:"weight"`
+	ServiceAccount string            `yaml:"serviceAccount"`
+}
+
+// EntrySelector selects workloads by their labels.
+type EntrySelector struct {
+	Labels map[string]string `yaml:"labels"`
+}
+
+// Namespace returns the document's namespace.
+func (se *ServiceEntry) Namespace() string { return se.Metadata.namespace() }
+
+// Names returns the hosts of the entry, in lower case, which may begin with a wildcard, and after them the IP addresses
+// that requests can name it by. Unlike those of other documents, the hosts are never short for a service of the cluster.
+func (se *ServiceEntry) Names() []string {
+	names := make([]string, 0, len(se.Spec.Hosts))
+	for _, host := range se.Spec.Hosts {
+		names = append(names, strings.TrimSuffix(strings.ToLower(host), "."))
+	}
+	for _, address := range se.Spec.Addresses {
+		if ip, ok := singleIP(address); ok {
+			names = append(names, ip.String())
+		}
+	}
+	return names
+}
+
+// singleIP returns the address that s is, or the only one of the network that s is.
+func singleIP(s string) (netip.Addr, bool) {
+	if prefix, err := netip.ParsePrefix(s); err == nil {
+		return prefix.Addr(), prefix.IsSingleIP()
+	}
+	ip, err := netip.ParseAddr(s)
+	return ip, err == nil
+}
+
+// The ways to turn the endpoints of a [ServiceEntry] into addresses.
+const (
+	// ResolutionNone dials what the request names. There is one endpoint: the host itself.
+	ResolutionNone = "NONE"
+
+	// ResolutionStatic takes the addresses, which are all IP addresses, as they are.
+	ResolutionStatic = "STATIC"
+
+	// ResolutionDNS looks up the addresses that are host names. Each address that is found is an endpoint.
+	ResolutionDNS = "DNS"
+
+	// ResolutionDNSRoundRobin leaves the look-up to each new connection. The host name stays one endpoint.
+	ResolutionDNSRoundRobin = "DNS_ROUND_ROBIN"
+)
+
+// Resolution returns how the addresses of Endpoints are resolved.
+func (se *ServiceEntry) Resolution() string {
+	if se.Spec.Resolution == "" {
+		return ResolutionNone
+	}
+	return se.Spec.Resolution
+}
+
+// Endpoints returns the endpoints of one of the names of the entry. An entry without resolution has one: the host that
+// the request names, which for a wildcard must be given instead of it. So has one that is resolved by DNS and lists no
+// endpoints.
+func (se *ServiceEntry) Endpoints(host string) []discovery.Endpoint {
+	spec := &se.Spec
+	if _, err := netip.ParseAddr(host); err == nil && se.Resolution() != ResolutionNone {
+		host = se.Names()[0] // an address of the service is not one of its endpoints
+	}
+	switch se.Resolution() {
+	case ResolutionNone:
+		return []discovery.Endpoint{{Address: host, Ports: spec.ports(nil)}}
+	case ResolutionDNS, ResolutionDNSRoundRobin:
+		if len(spec.Endpoints) == 0 {
+			return []discovery.Endpoint{{Address: host, Ports: spec.ports(nil)}}
+		}
+	}
+	endpoints := make([]discovery.Endpoint, len(spec.Endpoints))
+	for i := range spec.Endpoints {
+		e := &spec.Endpoints[i]
+		place := e.locality()
+		endpoints[i] = discovery.Endpoint{
+			Address:        e.Address,
+			Ports:          spec.ports(e.Ports),
+			Labels:         located(e.Labels, place),
+			Locality:       place,
+			Weight:         e.Weight,
+			ServiceAccount: e.serviceAccount(se.Namespace()),
+		}
+	}
+	return endpoints
+}
+
+// ports returns where the ports of the service are served: where the endpoint says, else at the target port.
+func (spec *ServiceEntrySpec) ports(own map[string]uint32) []discovery.Port {
+	ports := make([]discovery.Port, len(spec.Ports))
+	for i, p := range spec.Ports {
+		ports[i] = discovery.Port{Name: p.Name, Number: int(p.Number)}
+		if p.TargetPort != nil {
+			ports[i].Target = int(*p.TargetPort)
+		}
+		if n := own[p.Name]; n != 0 {
+			ports[i].Target = int(n)
+		}
+	}
+	return ports
+}
+
+// localityLabel holds the place of an endpoint that has no locality of its own, with dots in place of slashes.
+const localityLabel = "istio-locality"
+
+func (e *WorkloadEntry) locality() discovery.Locality {
+	text := e.Locality
+	if label := e.Labels[localityLabel]; text == "" && label != "" {
+		text = label
+		if !strings.Contains(text, "/") {
+			text = strings.ReplaceAll(text, ".", "/")
+		}
+	}
+	var l discovery.Locality
+	l.Region, text, _ = strings.Cut(text, "/")
+	l.Zone, l.SubZone, _ = strings.Cut(text, "/")
+	return l
+}
+
+// located adds the labels of a place, by which subsets may select too.
+func located(labels map[string]string, place discovery.Locality) map[string]string {
+	if place == (discovery.Locality{}) {
+		return labels
+	}
+	with := make(map[string]string, len(labels)+3)
+	for name, value := range map[string]string{
+		regionLabel: place.Region, zoneLabel: place.Zone, subZoneLabel: place.SubZone,
+	} {
+		if value != "" {
+			with[name] = value
+		}
+	}
+	maps.Copy(with, labels)
+	return with
+}
+
+func (e *WorkloadEntry) serviceAccount(namespace string) string {
+	if e.ServiceAccount == "" {
+		return ""
+	}
+	return namespace + "/" + e.ServiceAccount
+}
+
+// HTTP2 says that the endpoints speak HTTP/2 at a port, also without TLS. The others speak HTTP/1.1.
+func (se *ServiceEntry) HTTP2(port int) bool {
+	for _, p := range se.Spec.Ports {
+		if int(p.Number) == port {
+			switch strings.ToUpper(p.Protocol) {
+			case "HTTP2", "GRPC", "GRPC-WEB":
+				return true
+			}
+		}
+	}
+	return false
+}
