@@ -37,7 +37,7 @@ func (n *notifier) follow(interests map[string]*interest) (fresh bool) {
 			n.err = explained(err)
 			return false
 		}
-		n.watcher, n.events, n.errors = watcher, watcher.Events, watcher.Errors
+		n.watcher, n.events, n.errors = watcher, watcher.Events, drain(watcher.Errors)
 		n.followed = make(map[string]fs.FileInfo)
 	}
 	n.interests = interests
@@ -123,9 +123,30 @@ func (n *notifier) failed(err error, open bool) {
 	n.err = explained(err)
 }
 
+// drain passes errors on until the watcher is closed. Somebody must receive them at all times: the watcher sends some
+// with its lock held, the one that Add, Remove and Close wait for. One that waits is enough, so others are dropped.
+func drain(errs <-chan error) <-chan error {
+	first := make(chan error, 1)
+	go func() {
+		defer close(first)
+		for err := range errs {
+			select {
+			case first <- err:
+			default:
+			}
+		}
+	}()
+	return first
+}
+
+// close returns when the goroutines of the watcher and of drain have ended.
 func (n *notifier) close() {
 	if n.watcher != nil {
 		n.watcher.Close()
+		for range n.errors {
+		}
+		for range n.events {
+		}
 	}
 	n.watcher, n.events, n.errors = nil, nil, nil
 }

@@ -286,3 +286,31 @@ func TestNotificationsComeBack(t *testing.T) {
 		t.Errorf("err = %v, want EMFILE", s.notifier.err)
 	}
 }
+
+// fsnotify sends errors with a lock held that Add, Remove and Close need, as when a folder is renamed and then removed.
+func TestErrorsAreReceivedAtAllTimes(t *testing.T) {
+	var opened *fsnotify.Watcher
+	w := &Watcher{Paths: []string{t.TempDir()}, notify: func() (w *fsnotify.Watcher, err error) {
+		opened, err = fsnotify.NewWatcher()
+		return opened, err
+	}}
+	s, err := w.begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.notifier.close()
+	s.look()
+	for range 3 {
+		select {
+		case opened.Errors <- syscall.EINVAL:
+		case <-time.After(20 * second):
+			t.Fatal("nobody receives errors")
+		}
+	}
+	if found, ok := s.wait(t.Context()); found != told || !ok {
+		t.Errorf("wait() = %v, %v, want a look because of the error", found, ok)
+	}
+	if state := s.look(); state.err != nil || s.notifier.err != nil || s.events == nil {
+		t.Errorf("after the error: %v, %v", state.err, s.notifier.err)
+	}
+}
