@@ -22,7 +22,7 @@ const (
 // layers may be reached by what stands above them. Every list names all packages of this module and all third-party
 // modules that a package may link, itself excepted. The standard library is always allowed.
 var (
-	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt"}
+	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt", "/internal/response"}
 
 	limits = list(shared, xrate)
 	layers = list(shared, "/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault",
@@ -36,6 +36,7 @@ var (
 		"/internal/deadline":     shared,
 		"/internal/failure":      shared,
 		"/internal/attempt":      nil,
+		"/internal/response":     nil,
 		"/internal/endpointpool": list(limits, "/discovery", "/policy/limit"),
 		"/internal/yamldoc":      {yaml},
 

@@ -1,0 +1,34 @@
+package response
+
+import (
+	"bufio"
+	"io"
+	"net"
+	"net/http"
+)
+
+// The types below are only used with a ResponseWriter that has their method.
+
+type flusher struct{ r *Recorder }
+
+func (f flusher) Flush() {
+	f.r.begin(http.StatusOK)
+	f.r.w.(http.Flusher).Flush()
+}
+
+type hijacker struct{ r *Recorder }
+
+func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, rw, err := h.r.w.(http.Hijacker).Hijack()
+	if err == nil {
+		h.r.begin(http.StatusSwitchingProtocols)
+	}
+	return conn, rw, err
+}
+
+type readerFrom struct{ r *Recorder }
+
+func (f readerFrom) ReadFrom(src io.Reader) (int64, error) {
+	f.r.begin(http.StatusOK)
+	return f.r.w.(io.ReaderFrom).ReadFrom(src)
+}
