@@ -25,6 +25,9 @@ func wrongHost(host string) string {
 		return "a host name has at most 255 characters"
 	}
 	first, rest, dotted := strings.Cut(host, ".")
+	if len(first) > 63 {
+		return fmt.Sprintf("%q is not a host name: a DNS label has at most 63 characters", host)
+	}
 	if bare, wild := strings.CutPrefix(first, "*"); wild {
 		first = strings.TrimPrefix(bare, "-")
 		if bare == "" {
@@ -87,19 +90,28 @@ func wrongName(name string) string {
 
 // wrongDuration checks a duration that Istio wants to be at least a millisecond, and a whole number of them.
 func wrongDuration(d yamldoc.Duration) string {
-	switch {
-	case !d.Set:
-		return ""
-	case d.Duration < time.Millisecond:
-		return fmt.Sprintf("%v is less than 1ms: leave the field out to have no limit", d.Duration)
-	case d.Duration%time.Millisecond != 0:
+	if message := shortDuration(d); message != "" {
+		return message
+	}
+	if d.Duration%time.Millisecond != 0 {
 		return fmt.Sprintf("%v is not a whole number of milliseconds", d.Duration)
+	}
+	return ""
+}
+
+// shortDuration checks a duration that only Istio's Kubernetes schema looks at: at least a millisecond.
+func shortDuration(d yamldoc.Duration) string {
+	if d.Set && d.Duration < time.Millisecond {
+		return fmt.Sprintf("%v is less than 1ms: leave the field out to have no limit", d.Duration)
 	}
 	return ""
 }
 
 // wrongRegex checks a regular expression as Istio does.
 func wrongRegex(expr string) string {
+	if expr == "" {
+		return "a regular expression must not be empty"
+	}
 	if len(expr) > 1024 {
 		return "a regular expression has at most 1024 characters"
 	}
@@ -133,29 +145,40 @@ func wrongPort(port uint32) string {
 	return ""
 }
 
-// wrongLabels checks labels by the rules of Kubernetes; it returns the key of the first that is wrong.
+// wrongIPBlock checks an IP address, or a network of them in CIDR notation.
+func wrongIPBlock(s string) string {
+	if _, err := netip.ParsePrefix(s); err != nil && !isIP(s) {
+		return fmt.Sprintf("%q is neither an IP address nor a network such as 10.0.0.0/8", s)
+	}
+	return ""
+}
+
+// wrongLabels checks labels as Istio does; it returns the key of the first that is wrong. The length of values does not
+// count: no workload has such a label.
 func wrongLabels(labels map[string]string) (key, message string) {
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		prefix, name, prefixed := strings.Cut(key, "/")
 		if !prefixed {
 			name = key
 		}
-		switch {
-		case prefixed && wrongName(prefix) != "", !isLabelName(name) || name == "":
+		switch value := labels[key]; {
+		case prefixed && !isPrefix(prefix), !isLabelText(name), len(name) > 63:
 			return key, fmt.Sprintf("%q is not the name of a label", key)
-		case !isLabelName(labels[key]):
-			return key, fmt.Sprintf("%q is not the value of a label: at most 63 letters, digits, hyphens, underscores and "+
-				"dots, with a letter or digit at both ends", labels[key])
+		case value != "" && !isLabelText(value):
+			return key, fmt.Sprintf("%q is not the value of a label: letters, digits, hyphens, underscores and dots, with a "+
+				"letter or digit at both ends", value)
 		}
 	}
 	return "", ""
 }
 
-func isLabelName(s string) bool {
-	if s == "" {
-		return true
-	}
-	if len(s) > 63 || !alphanumeric(s[0]) || !alphanumeric(s[len(s)-1]) {
+// isPrefix says that s, the name of a domain, can begin the name of a label.
+func isPrefix(s string) bool {
+	return len(s) <= 253 && !slices.ContainsFunc(strings.Split(s, "."), func(label string) bool { return !isLabel(label) })
+}
+
+func isLabelText(s string) bool {
+	if s == "" || !alphanumeric(s[0]) || !alphanumeric(s[len(s)-1]) {
 		return false
 	}
 	for i := range len(s) {
@@ -196,32 +219,86 @@ func (c check) labels(labels map[string]string, base, field string) {
 	}
 }
 
+// selector checks labels that select workloads.
+func (c check) selector(s *WorkloadSelector, at string) {
+	if s == nil {
+		return
+	}
+	if len(s.MatchLabels) == 0 {
+		c.Warnf(at, "selects every workload of the namespace: it has no labels")
+	}
+	c.atMost(len(s.MatchLabels), 4096, at+".matchLabels")
+	c.selectorLabels(s.MatchLabels, at+".matchLabels")
+}
+
+func (c check) selectorLabels(labels map[string]string, at string) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		at, value := yamldoc.Key(at, key), labels[key]
+		switch {
+		case strings.Contains(key, "*") || strings.Contains(value, "*"):
+			c.Errorf(at, "%s=%s has a wildcard, which selectors cannot have", key, value)
+		case len(value) > 63:
+			c.Errorf(at, "the value of a label has at most 63 characters")
+		default:
+			if _, message := wrongLabels(map[string]string{key: value}); message != "" {
+				c.Warnf(at, "selects no workload: %s", message)
+			}
+		}
+	}
+}
+
+func (c check) atMost(n, most int, at string) {
+	if n > most {
+		c.Errorf(at, "is too long: the most is %d", most)
+	}
+}
+
+// dryRun is the annotation of an AuthorizationPolicy that is only to be tried out.
+const dryRun = "istio.io/dry-run"
+
 func (c check) metadata(m *Metadata) {
+	c.object(m)
+	if _, set := m.Annotations[dryRun]; set {
+		c.Errorf(yamldoc.Key("metadata.annotations", dryRun), "goes with an AuthorizationPolicy only: remove it")
+	}
+}
+
+func (c check) object(m *Metadata) {
 	c.that(wrongName(m.Name), "metadata.name", "")
 	if m.Namespace != "" && (!isLabel(m.Namespace) || m.Namespace != strings.ToLower(m.Namespace)) {
 		c.Errorf("metadata.namespace", "%q is not a namespace: use lower-case letters, digits and hyphens", m.Namespace)
 	}
 }
 
+// exporter is a document with an exportTo.
+type exporter struct {
+	namespace string
+	services  bool // it is a ServiceEntry
+	selects   bool // it has a workloadSelector
+}
+
 // exportTo checks the namespaces that see a document.
-func (c check) exportTo(list []string, namespace string, selects bool) {
+func (c check) exportTo(list []string, by exporter) {
 	seen := make(map[string]bool)
 	for i, entry := range list {
 		at := yamldoc.Index("spec.exportTo", i)
 		key := entry
 		if entry == "." {
-			key = namespace
+			key = by.namespace
 		}
 		switch {
 		case seen[key]:
 			c.Errorf(at, "%q is listed twice", entry)
-		case entry == "~":
+		case entry == "~" && !by.services:
 			c.Errorf(at, `"~" is for ServiceEntries only`)
+		case entry == "~" && len(list) > 1:
+			c.Errorf(at, `"~" goes with no other entry`)
+		case entry == "~":
 		case entry != "*" && entry != "." && !isLabel(entry):
 			c.Errorf(at, `%q is neither a namespace nor "." nor "*"`, entry)
 		case entry == "*" && len(list) > 1:
 			c.Errorf(at, `"*" goes with no other entry`)
-		case selects && key != namespace:
+		case by.selects && key != by.namespace:
 			c.Errorf(at, "a rule with a workloadSelector acts in its own namespace only")
 		}
 		seen[key] = true

@@ -1,21 +1,31 @@
 package istio
 
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
 // IsDelegate says that the document has no hosts of its own: others hand requests to it.
 func (vs *VirtualService) IsDelegate() bool { return len(vs.Spec.Hosts) == 0 }
 
 // Expansion is a VirtualService with the routes of its delegates in place of the routes that name them.
 type Expansion struct {
-	// VirtualService is the root. It is the original if no route names a delegate.
+	// VirtualService is the root, with other routes. It is the original if no route names a delegate.
 	*VirtualService
 
-	// Origins say, for each element of Spec.HTTP, where it comes from.
+	// Origins say, for each of its routes, where it comes from.
 	Origins []Origin
 
-	// Missing are the indices of the root's routes whose delegate does not exist or is not visible. Requests that
-	// match them meet the routes that follow, as if those were not there.
+	// Missing are the indices of the root's routes whose delegate is not there, or not exported to the root's namespace.
+	// What they match goes to the routes that follow.
 	Missing []int
 
-	// Dropped are routes of delegates that no request can reach, because every match of theirs contradicts the root's.
+	// Dropped are the routes of delegates that contradict the root's route: no request can match both.
 	Dropped []Origin
 }
 
@@ -24,19 +34,248 @@ type Origin struct {
 	// Route is the index of the root's route.
 	Route int
 
-	// Delegate is the document it hands requests to, and DelegateRoute the index of the route there. Delegate is nil for
-	// the routes of the root's own.
+	// Delegate is the document that the route comes from, and DelegateRoute its index there. Delegate is nil for a
+	// route of the root's own.
 	Delegate      *VirtualService
 	DelegateRoute int
 }
 
-// Expand merges the routes of delegates into the VirtualService that names them, one level deep. lookup returns a
-// delegate by namespace and name; it is not asked for documents with hosts in vain, Expand ignores them. The documents
-// are not changed. Call Check for all of them before, and Table of the result after.
+// Expand puts the routes of delegates in place of the routes that name them. lookup finds a document by namespace and
+// name; one with hosts is no delegate. No document is changed. All of them must have passed Check; that a delegate can be
+// compiled by itself says its Table.
 func (vs *VirtualService) Expand(lookup func(namespace, name string) (*VirtualService, bool)) Expansion {
-	e := Expansion{VirtualService: vs, Origins: make([]Origin, len(vs.Spec.HTTP))}
-	for i := range e.Origins {
-		e.Origins[i] = Origin{Route: i}
+	e := Expansion{VirtualService: vs}
+	var routes []HTTPRoute
+	for i := range vs.Spec.HTTP {
+		r := &vs.Spec.HTTP[i]
+		if r.Delegate == nil {
+			routes = append(routes, *r)
+			e.Origins = append(e.Origins, Origin{Route: i})
+			continue
+		}
+		delegate, ok := lookup(cmp.Or(r.Delegate.Namespace, vs.Namespace()), r.Delegate.Name)
+		if ok = ok && delegate.IsDelegate(); ok {
+			ok, _ = VisibleFrom(vs.Namespace(), delegate.Namespace(), delegate.Spec.ExportTo)
+		}
+		if !ok {
+			e.Missing = append(e.Missing, i)
+			continue
+		}
+		for j := range delegate.Spec.HTTP {
+			origin := Origin{Route: i, Delegate: delegate, DelegateRoute: j}
+			merged, ok := r.merge(&delegate.Spec.HTTP[j], vs.Namespace(), delegate.Namespace())
+			if !ok {
+				e.Dropped = append(e.Dropped, origin)
+				continue
+			}
+			routes = append(routes, merged)
+			e.Origins = append(e.Origins, origin)
+		}
+	}
+	if slices.ContainsFunc(vs.Spec.HTTP, func(r HTTPRoute) bool { return r.Delegate != nil }) {
+		root := *vs
+		root.Spec.HTTP = routes
+		e.VirtualService = &root
 	}
 	return e
+}
+
+// Table compiles the routes, one after another as Origins has them. doc is the root's: what is wrong with a route that
+// comes from a delegate is reported where the root names it.
+func (e *Expansion) Table(doc *yamldoc.Document, client Client) *route.Table {
+	return e.table(doc, client, func(i int) (route int, own bool) {
+		return e.Origins[i].Route, e.Origins[i].Delegate == nil
+	})
+}
+
+// merge returns a route of a delegate within the root's route that names it, unless they contradict each other. What the
+// delegate leaves out it takes from the root.
+func (r *HTTPRoute) merge(leaf *HTTPRoute, namespace, leafNamespace string) (merged HTTPRoute, ok bool) {
+	merged = *leaf
+	if merged.Match, ok = mergeMatches(r.Match, leaf.Match, namespace, leafNamespace); !ok {
+		return merged, false
+	}
+	merged.Name = joinNames(r.Name, leaf.Name)
+	merged.Route = slices.Clone(leaf.Route)
+	for i := range merged.Route {
+		merged.Route[i].Destination = merged.Route[i].Destination.in(leafNamespace)
+	}
+	merged.Mirror = leaf.Mirror.in(leafNamespace)
+	merged.Mirrors = slices.Clone(leaf.Mirrors)
+	for i := range merged.Mirrors {
+		merged.Mirrors[i].Destination = merged.Mirrors[i].Destination.in(leafNamespace)
+	}
+	inherit(&merged.Rewrite, r.Rewrite)
+	inherit(&merged.DirectResponse, r.DirectResponse)
+	inherit(&merged.Retries, r.Retries)
+	inherit(&merged.Fault, r.Fault)
+	inherit(&merged.Mirror, r.Mirror)
+	inherit(&merged.MirrorPercentage, r.MirrorPercentage)
+	inherit(&merged.CorsPolicy, r.CorsPolicy)
+	inherit(&merged.Headers, r.Headers)
+	if !merged.Timeout.Set {
+		merged.Timeout = r.Timeout
+	}
+	if merged.mirrorPercent() == nil {
+		merged.MirrorPercent = r.mirrorPercent()
+	}
+	if merged.Mirrors == nil {
+		merged.Mirrors = r.Mirrors
+	}
+	return merged, true
+}
+
+func inherit[T any](field **T, from *T) {
+	if *field == nil {
+		*field = from
+	}
+}
+
+// joinNames names what comes of a root and a delegate.
+func joinNames(root, leaf string) string {
+	if root == "" || leaf == "" {
+		return root + leaf
+	}
+	return root + "-" + leaf
+}
+
+// in returns the destination as a document in the given namespace means it.
+func (d *Destination) in(namespace string) *Destination {
+	if d == nil {
+		return nil
+	}
+	here := *d
+	here.namespace = namespace
+	return &here
+}
+
+// mergeMatches returns the matches of a delegate's route within those of the root's. Each must lie within one of the
+// root's at least.
+func mergeMatches(root, leaf []HTTPMatchRequest, namespace, leafNamespace string) (merged []HTTPMatchRequest, ok bool) {
+	if len(root) == 0 || len(leaf) == 0 {
+		return append(slices.Clone(root), leaf...), true
+	}
+	for i := range leaf {
+		found := false
+		for j := range root {
+			if !contradict(&root[j], &leaf[i], namespace, leafNamespace) {
+				merged = append(merged, root[j].merge(&leaf[i]))
+				found = true
+			}
+		}
+		if !found {
+			return nil, false
+		}
+	}
+	return merged, true
+}
+
+func (m *HTTPMatchRequest) merge(leaf *HTTPMatchRequest) HTTPMatchRequest {
+	merged := *leaf
+	merged.Name = joinNames(m.Name, leaf.Name)
+	inherit(&merged.URI, m.URI)
+	inherit(&merged.Scheme, m.Scheme)
+	inherit(&merged.Method, m.Method)
+	inherit(&merged.Authority, m.Authority)
+	merged.Headers = mergeMaps(m.Headers, leaf.Headers)
+	merged.WithoutHeaders = mergeMaps(m.WithoutHeaders, leaf.WithoutHeaders)
+	merged.QueryParams = mergeMaps(m.QueryParams, leaf.QueryParams)
+	merged.SourceLabels = mergeMaps(m.SourceLabels, leaf.SourceLabels)
+	if merged.Port == nil || *merged.Port == 0 {
+		merged.Port = m.Port
+	}
+	merged.SourceNamespace = cmp.Or(leaf.SourceNamespace, m.SourceNamespace)
+	merged.StatPrefix = cmp.Or(leaf.StatPrefix, m.StatPrefix)
+	if len(merged.Gateways) == 0 {
+		merged.Gateways = m.Gateways
+	}
+	return merged
+}
+
+func mergeMaps[V any](root, leaf map[string]V) map[string]V {
+	if len(root) == 0 {
+		return leaf
+	}
+	merged := maps.Clone(root)
+	maps.Copy(merged, leaf)
+	return merged
+}
+
+// contradict says that a match of a delegate does not lie within one of the root's, as far as Istio looks.
+func contradict(root, leaf *HTTPMatchRequest, namespace, leafNamespace string) bool {
+	if root.URI.excludes(leaf.URI) || root.Scheme.excludes(leaf.Scheme) || root.Method.excludes(leaf.Method) ||
+		root.Authority.excludes(leaf.Authority) {
+		return true
+	}
+	if exclude(root.Headers, leaf.Headers) || exclude(root.WithoutHeaders, leaf.WithoutHeaders) ||
+		exclude(root.QueryParams, leaf.QueryParams) {
+		return true
+	}
+	if root.IgnoreURICase != leaf.IgnoreURICase {
+		return true
+	}
+	if root.Port != nil && leaf.Port != nil && *root.Port != 0 && *leaf.Port != 0 && *root.Port != *leaf.Port {
+		return true
+	}
+	if root.SourceNamespace != "" && root.SourceNamespace != leaf.SourceNamespace {
+		return true
+	}
+	for name, value := range leaf.SourceLabels {
+		if has, ok := root.SourceLabels[name]; ok && has != value {
+			return true
+		}
+	}
+	if len(root.Gateways) == 0 || len(leaf.Gateways) == 0 {
+		return false
+	}
+	gateways := make(map[string]bool)
+	for _, name := range root.Gateways {
+		gateways[gatewayName(name, namespace)] = true
+	}
+	return len(root.Gateways) < len(leaf.Gateways) || slices.ContainsFunc(leaf.Gateways, func(name string) bool {
+		return !gateways[gatewayName(name, leafNamespace)]
+	})
+}
+
+func exclude(root, leaf map[string]StringMatch) bool {
+	for name, match := range leaf {
+		if of, ok := root[name]; ok && of.excludes(&match) {
+			return true
+		}
+	}
+	return false
+}
+
+// excludes says that a string that other matches may not match s. Expressions are not compared: two of them exclude each
+// other.
+func (s *StringMatch) excludes(other *StringMatch) bool {
+	if s == nil || other == nil {
+		return false
+	}
+	text := func(s *string) string {
+		if s == nil {
+			return ""
+		}
+		return *s
+	}
+	exact, prefix := text(other.Exact), text(other.Prefix)
+	switch {
+	case text(s.Exact) != "":
+		return exact != text(s.Exact)
+	case text(s.Prefix) != "":
+		return exact+prefix == "" || !strings.HasPrefix(exact+prefix, text(s.Prefix))
+	}
+	return true
+}
+
+// gatewayName returns the full name of a gateway, namespace/name, that a document in the given namespace names.
+func gatewayName(name, namespace string) string {
+	if name == "mesh" || strings.Contains(name, "/") {
+		return name
+	}
+	short, rest, dotted := strings.Cut(name, ".")
+	if dotted {
+		namespace, _, _ = strings.Cut(rest, ".")
+	}
+	return namespace + "/" + short
 }

@@ -2,7 +2,6 @@ package istio
 
 import (
 	"maps"
-	"math"
 	"slices"
 	"strings"
 	"time"
@@ -30,13 +29,8 @@ func (dr *DestinationRule) Check(doc *yamldoc.Document) {
 		c.labels(s.Labels, at, ".labels")
 		c.policy(s.TrafficPolicy, at+".trafficPolicy")
 	}
-	c.exportTo(spec.ExportTo, dr.Namespace(), spec.WorkloadSelector != nil)
-	if w := spec.WorkloadSelector; w != nil {
-		if len(w.MatchLabels) == 0 {
-			c.Warnf("spec.workloadSelector", "selects every workload of the namespace: it has no labels")
-		}
-		c.labels(w.MatchLabels, "spec.workloadSelector", ".matchLabels")
-	}
+	c.exportTo(spec.ExportTo, exporter{namespace: dr.Namespace(), selects: spec.WorkloadSelector != nil})
+	c.selector(spec.WorkloadSelector, "spec.workloadSelector")
 }
 
 // Namespace returns the document's namespace.
@@ -47,8 +41,15 @@ func (c check) policy(p *TrafficPolicy, at string) {
 		return
 	}
 	if p.LoadBalancer == nil && p.ConnectionPool == nil && p.OutlierDetection == nil && p.TLS == nil &&
-		len(p.PortLevelSettings) == 0 && p.Tunnel == nil && p.ProxyProtocol == nil && p.RetryBudget == nil {
-		c.Errorf(at, "is empty: set a field or remove it")
+		len(p.PortLevelSettings) == 0 && p.Tunnel == nil && p.ProxyProtocol == nil {
+		if p.RetryBudget == nil {
+			c.Errorf(at, "is empty: set a field or remove it")
+		} else {
+			c.Errorf(at, "has only a retryBudget, which Istio rejects: set another field too, such as loadBalancer")
+		}
+	}
+	if p.Tunnel != nil && p.ProxyProtocol != nil {
+		c.Errorf(at, "tunnel and proxyProtocol exclude each other: set only one of them")
 	}
 	c.loadBalancer(p.LoadBalancer, p.OutlierDetection != nil, at+".loadBalancer")
 	c.connectionPool(p.ConnectionPool, at+".connectionPool")
@@ -58,9 +59,6 @@ func (c check) policy(p *TrafficPolicy, at string) {
 		if b.Percent != nil {
 			c.that(wrongPercentage(*b.Percent), at, ".retryBudget.percent")
 			c.warn(smallPercentage(*b.Percent), at, ".retryBudget.percent")
-		}
-		if b.MinRetryConcurrency > math.MaxInt32 {
-			c.Errorf(at+".retryBudget.minRetryConcurrency", "%d is out of range", b.MinRetryConcurrency)
 		}
 		if pool := p.ConnectionPool; pool != nil && pool.HTTP != nil && pool.HTTP.MaxRetries > 0 {
 			c.Warnf(at+".connectionPool.http.maxRetries", "has no effect: retryBudget takes its place")
@@ -75,7 +73,9 @@ func (c check) policy(p *TrafficPolicy, at string) {
 		if s.Port == nil {
 			c.Errorf(at+".port", "missing: it is required")
 		} else {
-			c.that(wrongPort(s.Port.Number), at, ".port.number")
+			if message := wrongPort(s.Port.Number); message != "" {
+				c.Warnf(at+".port.number", "has no effect: %s", message)
+			}
 			for _, other := range p.PortLevelSettings[:i] {
 				if other.Port != nil && *other.Port == *s.Port {
 					c.Warnf(at+".port.number", "has no effect: there are settings for port %d already", s.Port.Number)
@@ -151,21 +151,24 @@ func (r *RingHash) size() uint64 {
 	return r.MinimumRingSize
 }
 
+// prime says that n is a prime or, as Envoy sees it, 1.
 func prime(n uint64) bool {
 	for d := uint64(2); d*d <= n; d++ {
 		if n%d == 0 {
 			return false
 		}
 	}
-	return n > 1
+	return n > 0
 }
 
 func (c check) cookie(cookie *HTTPCookie, at string) {
 	switch {
 	case !token(cookie.Name):
 		c.Errorf(at+".name", "%q is not the name of a cookie", cookie.Name)
-	case cookie.TTL.Duration < 0 || cookie.TTL.Duration%time.Second != 0:
-		c.Errorf(at+".ttl", "%v is not a whole number of seconds", cookie.TTL.Duration)
+	case cookie.TTL.Duration < 0:
+		c.Errorf(at+".ttl", "%v is negative, which cannot be enforced", cookie.TTL.Duration)
+	case cookie.TTL.Duration%time.Second != 0:
+		c.Warnf(at+".ttl", "counts as %v: cookies live for whole seconds", cookie.TTL.Truncate(time.Second))
 	case !cookie.TTL.Set && (cookie.Path != "" || len(cookie.Attributes) > 0):
 		c.Warnf(at, "path and attributes have no effect: without ttl no cookie is made. 0s makes one for the session")
 	}
@@ -207,7 +210,7 @@ func (c check) warmup(lb *LoadBalancerSettings, at string) {
 	case lb.WarmupDurationSecs.Set:
 		field = ".warmupDurationSecs"
 		c.Warnf(at+field, "deprecated: use warmup")
-		c.duration(lb.WarmupDurationSecs, at, field)
+		c.that(shortDuration(lb.WarmupDurationSecs), at, field)
 	default:
 		return
 	}
@@ -252,9 +255,9 @@ func (c check) locality(l *LocalityLoadBalancerSetting, ejects bool, at string) 
 		if total != 100 {
 			c.Errorf(at+".to", "the weights add up to %d, not to 100", total)
 		}
-		c.overlap(places, at+".to")
+		c.overlap(places, false, at+".to")
 	}
-	c.overlap(from, at+".distribute")
+	c.overlap(from, true, at+".distribute")
 	regions := make(map[string]bool)
 	for i, f := range l.Failover {
 		at := yamldoc.Index(at+".failover", i)
@@ -264,7 +267,7 @@ func (c check) locality(l *LocalityLoadBalancerSetting, ejects bool, at string) 
 		case !placeName(f.From), !placeName(f.To):
 			c.Errorf(at, "from and to must each name a region, without / and *")
 		case regions[f.From]:
-			c.Errorf(at+".from", "there is a failover for %s already", f.From)
+			c.Errorf(at+".from", "there is a failover for %s already, and a second one is not enforced", f.From)
 		}
 		regions[f.From] = true
 	}
@@ -295,12 +298,16 @@ func placeName(s string) bool {
 	return s != "" && printable(s) && !strings.ContainsAny(s, "/*,;=> ")
 }
 
-// overlap checks that no place lies within another.
-func (c check) overlap(places []string, at string) {
+// overlap checks that no place lies within another. Where their order counts, a place with a wildcard may stand for
+// what those before it leave.
+func (c check) overlap(places []string, ordered bool, at string) {
+	within := func(place, other string) bool {
+		return other == "*" || strings.HasPrefix(strings.TrimSuffix(place, "/*")+"/", strings.TrimSuffix(other, "/*")+"/")
+	}
 	for i, place := range places {
 		for _, other := range places[:i] {
-			p, o := strings.TrimSuffix(place, "/*")+"/", strings.TrimSuffix(other, "/*")+"/"
-			if place == "*" || other == "*" || strings.HasPrefix(p, o) || strings.HasPrefix(o, p) {
+			rest := ordered && strings.HasSuffix(place, "*") && place != other
+			if within(place, other) || within(other, place) && !rest {
 				c.Errorf(at, "the places %s and %s overlap", other, place)
 			}
 		}
@@ -323,15 +330,12 @@ func (c check) connectionPool(p *ConnectionPoolSettings, at string) {
 		natural(t.MaxConnections, ".tcp.maxConnections")
 		c.duration(t.ConnectTimeout, at, ".tcp.connectTimeout")
 		c.duration(t.MaxConnectionDuration, at, ".tcp.maxConnectionDuration")
-		if t.IdleTimeout.Duration != 0 { // 0s has a meaning: never
+		if t.IdleTimeout.Milliseconds() != 0 { // 0s has a meaning: never
 			c.duration(t.IdleTimeout, at, ".tcp.idleTimeout")
 		}
 		if k := t.TCPKeepalive; k != nil {
 			c.duration(k.Time, at, ".tcp.tcpKeepalive.time")
 			c.duration(k.Interval, at, ".tcp.tcpKeepalive.interval")
-			if k.Probes > math.MaxInt32 {
-				c.Errorf(at+".tcp.tcpKeepalive.probes", "%d is out of range", k.Probes)
-			}
 		}
 	}
 	if h := p.HTTP; h != nil {
@@ -364,7 +368,7 @@ func (c check) outliers(o *OutlierDetection, at string) {
 	}
 	switch n := o.ConsecutiveErrors; {
 	case n < 0:
-		c.Errorf(at+".consecutiveErrors", "%d is negative", n)
+		c.Warnf(at+".consecutiveErrors", "deprecated, and without effect: %d is negative", n)
 	case n > 0 && o.Consecutive5xxErrors != nil:
 		c.Warnf(at+".consecutiveErrors", "deprecated, and without effect beside consecutive5xxErrors: remove it")
 	case n > 0:
@@ -373,18 +377,6 @@ func (c check) outliers(o *OutlierDetection, at string) {
 	}
 	if n := o.ConsecutiveLocalOriginFailures; n != nil && *n > 0 && !o.SplitExternalLocalOriginErrors {
 		c.Errorf(at+".consecutiveLocalOriginFailures", "works only with splitExternalLocalOriginErrors: set that to true")
-	}
-	for _, count := range []struct {
-		field string
-		n     *uint32
-	}{
-		{".consecutiveLocalOriginFailures", o.ConsecutiveLocalOriginFailures},
-		{".consecutiveGatewayErrors", o.ConsecutiveGatewayErrors},
-		{".consecutive5xxErrors", o.Consecutive5xxErrors},
-	} {
-		if count.n != nil && *count.n > math.MaxInt32 {
-			c.Errorf(at+count.field, "%d is out of range", *count.n)
-		}
 	}
 	c.duration(o.Interval, at, ".interval")
 	c.duration(o.BaseEjectionTime, at, ".baseEjectionTime")
@@ -405,9 +397,22 @@ func (c check) tls(t *ClientTLSSettings, at string) {
 	case "", "DISABLE":
 		if t.ClientCertificate != "" || t.PrivateKey != "" || t.CaCertificates != "" || t.CredentialName != "" ||
 			len(t.SubjectAltNames) > 0 || t.SNI != "" || t.InsecureSkipVerify != nil || t.CaCRL != "" {
-			c.Errorf(at, "mode DISABLE sends plaintext, but there are settings for TLS: remove them or choose a mode")
+			c.Warnf(at, "mode DISABLE, the default, sends plaintext: the other settings have no effect")
 		}
-	default:
-		c.Errorf(at+".mode", "%s is not enforced yet", t.Mode)
+		return
+	}
+	c.Errorf(at+".mode", "%s is not enforced yet", t.Mode)
+	if t.Mode == "ISTIO_MUTUAL" {
+		return
+	}
+	insecure := t.InsecureSkipVerify != nil && *t.InsecureSkipVerify
+	if insecure && (t.CaCertificates != "" || t.SubjectAltNames != nil || t.CredentialName != "" && t.Mode == "SIMPLE") {
+		c.Errorf(at+".insecureSkipVerify", "checks nothing, but there are settings for checks: set only one of them")
+	}
+	switch own := t.ClientCertificate != "" || t.PrivateKey != "" || t.CaCertificates != "" || t.CaCRL != ""; {
+	case t.CredentialName != "" && own:
+		c.Errorf(at+".credentialName", "credentialName and files exclude each other: set only one of them")
+	case t.CredentialName == "" && t.Mode == "MUTUAL" && (t.ClientCertificate == "" || t.PrivateKey == ""):
+		c.Errorf(at, "mode MUTUAL needs clientCertificate and privateKey")
 	}
 }

@@ -1,6 +1,7 @@
 package istio
 
 import (
+	"cmp"
 	"maps"
 	"net/http"
 	"slices"
@@ -85,7 +86,7 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 		return out
 	}
 	target := func(d *Destination) route.Target {
-		t := route.Target{Host: Resolve(d.Host, vs.Namespace(), client.ClusterDomain)}
+		t := route.Target{Host: Resolve(d.Host, cmp.Or(d.namespace, vs.Namespace()), client.ClusterDomain)}
 		if d.Subset != nil {
 			t.Subset = *d.Subset
 		}
@@ -119,8 +120,8 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 		switch {
 		case r.MirrorPercentage != nil:
 			mirror(r.Mirror, r.MirrorPercentage.Value)
-		case r.MirrorPercent != nil:
-			mirror(r.Mirror, float64(*r.MirrorPercent))
+		case r.mirrorPercent() != nil:
+			mirror(r.Mirror, float64(*r.mirrorPercent()))
 		default:
 			mirror(r.Mirror, 100)
 		}
@@ -256,7 +257,7 @@ func (f *HTTPFaultInjection) translate() fault.Config {
 		return out
 	}
 	if d := f.Delay; d != nil && d.FixedDelay.Set {
-		percentage := float64(d.Percent)
+		percentage := float64(min(d.Percent, 100))
 		if d.Percentage != nil {
 			percentage = d.Percentage.Value
 		}
@@ -277,6 +278,11 @@ func (f *HTTPFaultInjection) translate() fault.Config {
 
 // Table compiles what Routes returns. What the table finds wrong is reported in the document.
 func (vs *VirtualService) Table(doc *yamldoc.Document, client Client) *route.Table {
+	return vs.table(doc, client, func(i int) (int, bool) { return i, true })
+}
+
+// table compiles routes of which origin says the index in the document and whether they stand there themselves.
+func (vs *VirtualService) table(doc *yamldoc.Document, client Client, origin func(int) (route int, own bool)) *route.Table {
 	routes := vs.Routes(client)
 	table, err := route.NewTable(routes)
 	if err == nil {
@@ -290,13 +296,13 @@ func (vs *VirtualService) Table(doc *yamldoc.Document, client Client) *route.Tab
 	for _, err := range wrapped.Unwrap() {
 		text := strings.TrimPrefix(err.Error(), "route: ")
 		field, message, _ := strings.Cut(text, ": ")
-		doc.Errorf(vs.path(field), "%s", message)
+		doc.Errorf(vs.path(field, origin), "%s", message)
 	}
 	return nil
 }
 
 // path returns the field of the document that a field of the routes, as "routes[0].Matches[1].Headers[0]", comes from.
-func (vs *VirtualService) path(field string) string {
+func (vs *VirtualService) path(field string, origin func(int) (route int, own bool)) string {
 	at := "spec.http"
 	var r *HTTPRoute
 	var match *HTTPMatchRequest
@@ -317,7 +323,10 @@ func (vs *VirtualService) path(field string) string {
 		switch {
 		case name == "routes" && i >= 0 && i < len(vs.Spec.HTTP):
 			r = &vs.Spec.HTTP[i]
-			at = yamldoc.Index(at, i)
+			number, own := origin(i)
+			if at = yamldoc.Index(at, number); !own {
+				return at + ".delegate"
+			}
 			headers = r.Headers
 		case r == nil:
 			return at

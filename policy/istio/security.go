@@ -140,7 +140,7 @@ type JWTRule struct {
 	Issuer                string           `yaml:"issuer"`
 	Audiences             []string         `yaml:"audiences"`
 	JWKSURI               string           `yaml:"jwksUri" oneof:"keys"`
-	JWKSURIOld            string           `yaml:"jwks_uri" oneof:"keys" mesh:"refused: the old spelling of jwksUri: use that"`
+	JWKSURIOld            string           `yaml:"jwks_uri" oneof:"keys"`
 	JWKS                  string           `yaml:"jwks" oneof:"keys"`
 	FromHeaders           []JWTHeader      `yaml:"fromHeaders"`
 	FromParams            []string         `yaml:"fromParams"`

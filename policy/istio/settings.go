@@ -2,9 +2,11 @@ package istio
 
 import (
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
@@ -135,7 +137,7 @@ func (h *ConsistentHashLB) key() balancer.HashKey {
 				attributes = append(attributes, a.Name+"="+a.Value)
 			}
 		}
-		key.Generate, key.TTL, key.Path = true, cookie.TTL.Duration, cookie.Path
+		key.Generate, key.TTL, key.Path = true, cookie.TTL.Truncate(time.Second), cookie.Path
 		key.Attributes = strings.Join(attributes, "; ")
 	}
 	return key
@@ -216,11 +218,11 @@ func (s *Settings) outliers(o *OutlierDetection) {
 		case *n == 0:
 			return -1
 		}
-		return int(*n)
+		return clamp(*n)
 	}
 	s.Eject = true
 	s.Outlier = breaker.OutlierConfig{
-		Consecutive5xx:     int(o.ConsecutiveErrors),
+		Consecutive5xx:     max(0, int(o.ConsecutiveErrors)),
 		ConsecutiveGateway: max(0, count(o.ConsecutiveGatewayErrors)),
 		SplitLocalOrigin:   o.SplitExternalLocalOriginErrors,
 		Interval:           o.Interval.Duration,
@@ -253,7 +255,7 @@ func (s *Settings) pool(p *ConnectionPoolSettings) {
 		}
 		if k := t.TCPKeepalive; k != nil {
 			s.Pool.Keepalive = limit.Keepalive{
-				Probes: int(k.Probes), Time: k.Time.Duration, Interval: k.Interval.Duration,
+				Probes: clamp(k.Probes), Time: k.Time.Duration, Interval: k.Interval.Duration,
 			}
 		}
 	}
@@ -268,13 +270,18 @@ func (s *Settings) pool(p *ConnectionPoolSettings) {
 
 func (s *Settings) retries(p *TrafficPolicy) {
 	if b := p.RetryBudget; b != nil {
-		s.RetryLimit = retry.LimiterConfig{Percent: 20, MinConcurrency: int(b.MinRetryConcurrency)}
+		s.RetryLimit = retry.LimiterConfig{Percent: 20, MinConcurrency: clamp(b.MinRetryConcurrency)}
 		if b.Percent != nil {
 			s.RetryLimit.Percent = max(*b.Percent, leastPercent)
 		}
 	} else if p.ConnectionPool != nil && p.ConnectionPool.HTTP != nil {
 		s.RetryLimit.MaxRetries = int(p.ConnectionPool.HTTP.MaxRetries)
 	}
+}
+
+// clamp makes an int of a count. What an int of 32 bits cannot hold is never reached.
+func clamp(n uint32) int {
+	return int(min(n, math.MaxInt32))
 }
 
 // Selects says whether the selector chooses a workload with the given labels.

@@ -28,15 +28,15 @@ type HTTPRoute struct {
 	Route            []HTTPRouteDestination `yaml:"route"`
 	Redirect         *HTTPRedirect          `yaml:"redirect"`
 	DirectResponse   *HTTPDirectResponse    `yaml:"directResponse"`
-	Delegate         *Delegate              `yaml:"delegate" mesh:"refused: delegates are not enforced yet: write the routes into this document"`
+	Delegate         *Delegate              `yaml:"delegate"`
 	Rewrite          *HTTPRewrite           `yaml:"rewrite"`
 	Timeout          yamldoc.Duration       `yaml:"timeout"`
 	Retries          *HTTPRetry             `yaml:"retries"`
 	Fault            *HTTPFaultInjection    `yaml:"fault"`
 	Mirror           *Destination           `yaml:"mirror"`
 	Mirrors          []HTTPMirrorPolicy     `yaml:"mirrors"`
-	MirrorPercent    *uint32                `yaml:"mirrorPercent,nullable"`
-	MirrorPercentOld *uint32                `yaml:"mirror_percent,nullable" mesh:"refused: the old spelling of mirrorPercentage: use that"`
+	MirrorPercent    *uint32                `yaml:"mirrorPercent,nullable" oneof:"mirrorPercent"`
+	MirrorPercentOld *uint32                `yaml:"mirror_percent,nullable" oneof:"mirrorPercent"`
 	MirrorPercentage *Percent               `yaml:"mirrorPercentage"`
 	CorsPolicy       *CorsPolicy            `yaml:"corsPolicy" mesh:"refused: a CORS policy acts where requests arrive and is not enforced yet"`
 	Headers          *Headers               `yaml:"headers"`
@@ -79,6 +79,8 @@ type Destination struct {
 	Host   string        `yaml:"host,required"`
 	Subset *string       `yaml:"subset"`
 	Port   *PortSelector `yaml:"port"`
+
+	namespace string // resolves a short host; empty means that of the document
 }
 
 // PortSelector names a port.

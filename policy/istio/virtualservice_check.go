@@ -15,14 +15,14 @@ func (vs *VirtualService) Check(doc *yamldoc.Document) {
 	c := check{doc}
 	c.metadata(&vs.Metadata)
 	spec := &vs.Spec
-	if len(spec.Hosts) == 0 {
-		c.Errorf("spec.hosts", "delegates are not enforced yet: name the hosts whose requests are routed")
+	if vs.IsDelegate() {
+		c.delegate(spec)
 	}
 	for i, gateway := range spec.Gateways {
 		c.gateway(gateway, yamldoc.Index("spec.gateways", i))
 	}
 	c.hosts(spec)
-	c.exportTo(spec.ExportTo, vs.Namespace(), false)
+	c.exportTo(spec.ExportTo, exporter{namespace: vs.Namespace()})
 
 	if len(spec.HTTP) == 0 && len(spec.TLS) == 0 && len(spec.TCP) == 0 {
 		c.Errorf("spec.http", "missing: a VirtualService needs at least one route")
@@ -31,6 +31,9 @@ func (vs *VirtualService) Check(doc *yamldoc.Document) {
 	for i := range spec.HTTP {
 		at := yamldoc.Index("spec.http", i)
 		c.route(&spec.HTTP[i], at)
+		for j := range spec.HTTP[i].Match {
+			c.match(&spec.HTTP[i].Match[j], vs.InMesh(), yamldoc.Index(at+".match", j))
+		}
 		if catchAll >= 0 {
 			c.Warnf(at, "never reached: spec.http[%d] takes every request", catchAll)
 		} else if spec.HTTP[i].takesAll() {
@@ -51,13 +54,33 @@ func (m *Metadata) namespace() string {
 
 // InMesh says that the document is about calls inside the mesh and not only about those that come in by a gateway.
 func (vs *VirtualService) InMesh() bool {
-	return len(vs.Spec.Gateways) == 0 || slices.Contains(vs.Spec.Gateways, "mesh")
+	return vs.Spec.inMesh()
+}
+
+func (spec *VirtualServiceSpec) inMesh() bool {
+	return len(spec.Gateways) == 0 || slices.Contains(spec.Gateways, "mesh")
+}
+
+// delegate checks what a document cannot have whose routes are part of others'.
+func (c check) delegate(spec *VirtualServiceSpec) {
+	for field, set := range map[string]bool{
+		"spec.gateways": len(spec.Gateways) > 0, "spec.tls": len(spec.TLS) > 0, "spec.tcp": len(spec.TCP) > 0,
+	} {
+		if set {
+			c.Errorf(field, "a VirtualService without hosts is a delegate, which cannot have it: remove it or name hosts")
+		}
+	}
+	for i := range spec.HTTP {
+		if spec.HTTP[i].Delegate != nil {
+			c.Errorf(yamldoc.Index("spec.http", i)+".delegate", "a delegate cannot delegate further")
+		}
+	}
 }
 
 func (c check) gateway(name, at string) {
 	namespace, gateway, ok := strings.Cut(name, "/")
 	switch {
-	case !ok && wrongHost(name) != "", ok && (!isLabel(namespace) || !isLabel(gateway)):
+	case !ok && (wrongHost(name) != "" || strings.HasPrefix(name, "*")), ok && (!isLabel(namespace) || !isLabel(gateway)):
 		c.Errorf(at, `%q is not the name of a gateway: write namespace/name, or "mesh"`, name)
 	}
 }
@@ -65,13 +88,10 @@ func (c check) gateway(name, at string) {
 func (c check) hosts(spec *VirtualServiceSpec) {
 	for i, host := range spec.Hosts {
 		at := yamldoc.Index("spec.hosts", i)
-		if isIP(host) {
+		if !isIP(host) && !c.that(wrongHost(host), at, "") {
 			continue
 		}
-		if !c.that(wrongHost(host), at, "") {
-			continue
-		}
-		if host == "*" && (len(spec.Gateways) == 0 || !slices.ContainsFunc(spec.Gateways, notMesh)) {
+		if host == "*" && spec.inMesh() {
 			c.Errorf(at, `"*" is for gateways only: name the hosts`)
 			continue
 		}
@@ -83,10 +103,11 @@ func (c check) hosts(spec *VirtualServiceSpec) {
 	}
 }
 
-func notMesh(gateway string) bool { return gateway != "mesh" }
-
 // takesAll says that a route applies to every request.
 func (r *HTTPRoute) takesAll() bool {
+	if r.Delegate != nil {
+		return false // the delegate may
+	}
 	if len(r.Match) == 0 {
 		return true
 	}
@@ -102,9 +123,6 @@ func (s *StringMatch) any() bool {
 }
 
 func (c check) route(r *HTTPRoute, at string) {
-	for i := range r.Match {
-		c.match(&r.Match[i], yamldoc.Index(at+".match", i))
-	}
 	c.action(r, at)
 
 	total := int64(0)
@@ -161,6 +179,8 @@ func (c check) action(r *HTTPRoute, at string) {
 	name := ""
 	switch {
 	case r.Delegate != nil:
+		exclude("delegate", "redirect", r.Redirect != nil)
+		exclude("delegate", "route", r.Route != nil)
 		return
 	case r.Redirect != nil:
 		name = "redirect"
@@ -192,21 +212,24 @@ func (o *HeaderOperations) empty() bool {
 	return len(o.Set)+len(o.Add)+len(o.Remove) == 0
 }
 
-func (c check) match(m *HTTPMatchRequest, at string) {
+func (c check) match(m *HTTPMatchRequest, mesh bool, at string) {
 	for _, s := range []struct {
 		field string
 		match *StringMatch
 	}{{".uri", m.URI}, {".scheme", m.Scheme}, {".method", m.Method}, {".authority", m.Authority}} {
-		if s.match != nil && s.match.Regex != nil {
-			c.that(wrongRegex(*s.match.Regex), at, s.field+".regex")
+		if s.match != nil && (s.match != m.URI || s.match.Prefix == nil) {
+			c.stringMatch(s.match, at+s.field)
 		}
 	}
 	if m.IgnoreURICase && (m.URI == nil || m.URI.Exact == nil && m.URI.Prefix == nil) {
 		c.Warnf(at+".ignoreUriCase", "has no effect: it concerns uri.exact and uri.prefix only")
 	}
-	c.named(m.Headers, at+".headers", "")
-	c.named(m.WithoutHeaders, at+".withoutHeaders", "*")
-	c.named(m.QueryParams, at+".queryParams", "")
+	c.headerMatches(m.Headers, mesh, at+".headers", false)
+	c.headerMatches(m.WithoutHeaders, mesh, at+".withoutHeaders", true)
+	for _, name := range slices.Sorted(maps.Keys(m.QueryParams)) {
+		s := m.QueryParams[name]
+		c.stringMatch(&s, yamldoc.Key(at+".queryParams", name))
+	}
 	if m.Port != nil && *m.Port != 0 {
 		c.that(wrongPort(*m.Port), at, ".port")
 	}
@@ -222,16 +245,45 @@ func (c check) match(m *HTTPMatchRequest, at string) {
 	}
 }
 
-// named checks matches of headers or query parameters. One expression may mean presence although it is none.
-func (c check) named(matches map[string]StringMatch, at, presence string) {
+// stringMatch checks a match of anything but a path, which may have an empty prefix.
+func (c check) stringMatch(s *StringMatch, at string) {
+	switch {
+	case s.Prefix != nil && *s.Prefix == "":
+		c.Errorf(at+".prefix", "must not be empty")
+	case s.Regex != nil:
+		c.that(wrongRegex(*s.Regex), at, ".regex")
+	}
+}
+
+// headerMatches checks matches of headers. Inverted, "*" means presence although it is no expression.
+func (c check) headerMatches(matches map[string]StringMatch, mesh bool, at string, inverted bool) {
 	for _, name := range slices.Sorted(maps.Keys(matches)) {
-		at := yamldoc.Key(at, name)
-		if strings.HasPrefix(name, "@request.auth.") {
-			c.Errorf(at, "matching JWT claims works at gateways only")
-		} else if expr := matches[name].Regex; expr != nil && (presence == "" || *expr != presence) {
-			c.that(wrongRegex(*expr), at, ".regex")
+		at, s := yamldoc.Key(at, name), matches[name]
+		switch {
+		case isClaim(name):
+			if mesh {
+				c.Errorf(at, "matching JWT claims works at gateways only")
+			}
+		case !token(name) && !slices.Contains(pseudoHeaders, name):
+			c.Errorf(at, "%q is not a header name", name)
+		}
+		if !inverted || s.Regex == nil || *s.Regex != "*" {
+			c.stringMatch(&s, at)
 		}
 	}
+}
+
+var pseudoHeaders = []string{":method", ":scheme", ":authority", ":path", ":status"}
+
+// isClaim says that the name of a header stands for a claim of a token: @request.auth.claims.name or, for names with
+// dots and for those inside of objects, @request.auth.claims[name][name].
+func isClaim(name string) bool {
+	const prefix = "@request.auth.claims"
+	if len(name) <= len(prefix) || !strings.EqualFold(name[:len(prefix)], prefix) {
+		return false
+	}
+	rest := name[len(prefix):]
+	return rest[0] == '.' || rest[0] == '[' && strings.HasSuffix(rest, "]")
 }
 
 func (c check) destination(d *Destination, at string) {
@@ -239,9 +291,9 @@ func (c check) destination(d *Destination, at string) {
 		return
 	}
 	if c.that(wrongHost(d.Host), at, ".host") && strings.HasPrefix(d.Host, "*") {
-		c.Errorf(at+".host", "a destination is one service: %q has a wildcard", d.Host)
+		c.Errorf(at+".host", "a destination is one service: %q has a wildcard, which cannot be enforced", d.Host)
 	}
-	if d.Subset != nil && !isLabel(*d.Subset) {
+	if d.Subset != nil && *d.Subset != "" && !isLabel(*d.Subset) {
 		c.Errorf(at+".subset", "%q is not the name of a subset: use letters, digits and hyphens", *d.Subset)
 	}
 	if d.Port != nil {
@@ -309,7 +361,12 @@ func (c check) fault(f *HTTPFaultInjection, at string) {
 		}
 		if d.Percent != 0 {
 			c.Warnf(at+".percent", "deprecated: use percentage")
-			c.that(wrongPercentage(float64(d.Percent)), at, ".percent")
+			switch {
+			case d.Percent < 0:
+				c.Errorf(at+".percent", "%d is negative, which cannot be enforced", d.Percent)
+			case d.Percent > 100:
+				c.Warnf(at+".percent", "%d is more than 100, and counts as that", d.Percent)
+			}
 		}
 		if d.Percent == 0 || d.Percentage != nil {
 			c.faultPercentage(d.Percentage, at)
@@ -350,7 +407,7 @@ func grpcCode(name string) int {
 }
 
 func (c check) mirrors(r *HTTPRoute, at string) {
-	if r.Mirror != nil && len(r.Mirrors) > 0 {
+	if r.Mirror != nil && len(r.Mirrors) > 0 && r.Delegate == nil {
 		c.Errorf(at+".mirrors", "mirror and mirrors exclude each other: set only one of them")
 	}
 	c.destination(r.Mirror, at+".mirror")
@@ -360,11 +417,18 @@ func (c check) mirrors(r *HTTPRoute, at string) {
 			c.Warnf(at+".mirrorPercentage", "has no effect without mirror")
 		}
 	}
-	if p := r.MirrorPercent; p != nil {
-		c.Warnf(at+".mirrorPercent", "deprecated: use mirrorPercentage")
-		c.that(wrongPercentage(float64(*p)), at, ".mirrorPercent")
-		if r.Mirror == nil {
-			c.Warnf(at+".mirrorPercent", "has no effect without mirror")
+	if p := r.mirrorPercent(); p != nil {
+		at := at + ".mirrorPercent"
+		if r.MirrorPercent == nil {
+			at = strings.TrimSuffix(at, "Percent") + "_percent"
+		}
+		c.Warnf(at, "deprecated: use mirrorPercentage")
+		c.that(wrongPercentage(float64(*p)), at, "")
+		switch {
+		case r.Mirror == nil:
+			c.Warnf(at, "has no effect without mirror")
+		case r.MirrorPercentage != nil:
+			c.Warnf(at, "has no effect: mirrorPercentage takes its place")
 		}
 	}
 	for i, m := range r.Mirrors {
@@ -396,14 +460,22 @@ func (c check) redirect(r *HTTPRedirect, at string) {
 	case 0, http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect,
 		http.StatusPermanentRedirect:
 	default:
-		c.Errorf(at+".redirectCode", "%d is not one of 301, 302, 303, 307 and 308", r.RedirectCode)
+		c.Errorf(at+".redirectCode", "%d cannot be enforced, nor does Envoy: use 301, 302, 303, 307 or 308", r.RedirectCode)
 	}
 	if r.Scheme != "" && r.Scheme != "http" && r.Scheme != "https" {
 		c.Errorf(at+".scheme", "%q is neither http nor https", r.Scheme)
 	}
-	if r.Port != nil {
+	if r.Port != nil && *r.Port != 0 { // 0 keeps the port
 		c.that(wrongPort(*r.Port), at, ".port")
 	}
+}
+
+// mirrorPercent returns the share to mirror as old documents give it, in either spelling.
+func (r *HTTPRoute) mirrorPercent() *uint32 {
+	if r.MirrorPercent == nil {
+		return r.MirrorPercentOld
+	}
+	return r.MirrorPercent
 }
 
 func (c check) rewrite(r *HTTPRoute, at string) {
