@@ -160,38 +160,43 @@ type PolicyLoad struct {
 	Err error
 }
 
-// records are what observers are told of a call: the call, and its first attempt, which usually is the only one.
-type records struct {
-	call  Call
-	first Attempt
+// callRecord is what observers are told of a call, with its first attempt, which usually is the only one.
+type callRecord struct {
+	Call
+	ctx   context.Context
+	first attemptRecord
+}
+
+type attemptRecord struct {
+	Attempt
+	ctx context.Context
 }
 
 // observeStart tells the observers that the call begins. It returns the context to go on with.
 func (c *call) observeStart(ctx context.Context) context.Context {
-	c.records = &records{call: Call{Request: c.req, Start: c.start, Mirror: c.copied}}
-	c.observed, c.watched = &c.records.call, ctx
+	r := &callRecord{Call: Call{Request: c.req, Start: c.start, Mirror: c.copied}, ctx: ctx}
+	c.record = r
 	for i := range c.mesh.observers {
 		if f := c.mesh.observers[i].CallStart; f != nil {
-			ctx = f(ctx, c.observed)
-			c.watched = ctx
+			r.ctx = f(r.ctx, &r.Call)
 		}
 	}
-	return ctx
+	return r.ctx
 }
 
 func (c *call) observeEnd(err error) {
-	o := c.observed
+	r := c.record
 	if c.host != nil {
-		o.Document = c.host.Document
+		r.Document = c.host.Document
 	}
 	if c.entry != nil {
-		o.Route = c.entry.Route.Name
+		r.Route = c.entry.Route.Name
 	}
-	o.Target, o.Status, o.Err, o.Flags = c.target, c.status, err, c.flags
-	o.Attempts, o.Stopped, o.Duration = c.attempts, c.stopped, time.Since(c.start)
+	r.Target, r.Status, r.Err, r.Flags = c.target, c.status, err, c.flags
+	r.Attempts, r.Stopped, r.Duration = c.attempts, c.stopped, time.Since(c.start)
 	for i := range c.mesh.observers {
 		if f := c.mesh.observers[i].CallEnd; f != nil {
-			f(c.watched, o)
+			f(r.ctx, &r.Call)
 		}
 	}
 }
@@ -199,34 +204,34 @@ func (c *call) observeEnd(err error) {
 // observeStart tells the observers that the attempt begins. It returns the request to send, whose header is its own.
 func (a *attempted) observeStart(req *http.Request, n int) *http.Request {
 	c := a.call
-	ctx := req.Context()
 	header := req.Header.Clone()
 	if header == nil {
 		header = make(http.Header)
 	}
-	a.observed = &c.records.first
+	r := &c.record.first
 	if n > 1 {
-		a.observed = new(Attempt)
+		r = new(attemptRecord)
 	}
-	*a.observed = Attempt{Call: c.observed, Number: n, Endpoint: a.host.ID(), Header: header, Start: a.sent}
-	a.watched = ctx
+	*r = attemptRecord{
+		Attempt{Call: &c.record.Call, Number: n, Endpoint: a.host.ID(), Header: header, Start: a.sent}, req.Context(),
+	}
+	a.record = r
 	for i := range c.mesh.observers {
 		if f := c.mesh.observers[i].AttemptStart; f != nil {
-			ctx = f(ctx, a.observed)
-			a.watched = ctx
+			r.ctx = f(r.ctx, &r.Attempt)
 		}
 	}
-	out := req.WithContext(ctx)
+	out := req.WithContext(r.ctx)
 	out.Header = header
 	return out
 }
 
 func (a *attempted) observeEnd(err error) {
-	o := a.observed
-	o.Status, o.Err, o.Duration = a.status, err, time.Since(a.sent)
+	r := a.record
+	r.Status, r.Err, r.Duration = a.status, err, time.Since(a.sent)
 	for i := range a.call.mesh.observers {
 		if f := a.call.mesh.observers[i].AttemptEnd; f != nil {
-			f(a.watched, o)
+			f(r.ctx, &r.Attempt)
 		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/internal/reply"
+	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -71,7 +72,7 @@ type call struct {
 	target  route.Target
 	cluster *cluster
 
-	limits deadline.Call
+	limits *deadline.Call // nil if nothing is limited
 	body   body.Reader
 
 	// The key of consistent hashing, and the cookie that is set if the call came without one.
@@ -91,12 +92,10 @@ type call struct {
 	copied   bool // a mirrored copy
 
 	first attempted
-	tried [4]string // endpoints; further ones are on the heap
+	tried [2]string // endpoints; further ones are on the heap
 	avoid []string
 
-	records  *records // nil without observers
-	observed *Call
-	watched  context.Context // for observers
+	record *callRecord // nil without observers
 }
 
 // run makes the call with serve, and ends it exactly once: here if there is no response, and else with its body.
@@ -109,7 +108,7 @@ func (c *call) run(serve func(*call, context.Context) (*http.Response, error)) (
 	returned := false
 	defer func() {
 		if !returned { // a panic or Goexit of the transport below, or of an observer
-			c.limits.Failed(nil)
+			c.end(nil)
 			c.finish(nil)
 		}
 	}()
@@ -129,7 +128,9 @@ func (c *call) run(serve func(*call, context.Context) (*http.Response, error)) (
 	if c.setCookie != "" {
 		resp.Header.Add("Set-Cookie", c.setCookie)
 	}
-	c.limits.Watch(resp)
+	if c.limits != nil {
+		c.limits.Watch(resp)
+	}
 	c.body.Attach(resp, c)
 	return resp, nil
 }
@@ -147,7 +148,7 @@ func (c *call) finish(err error) {
 	if c.entered {
 		c.cluster.leave()
 	}
-	if c.observed != nil {
+	if c.record != nil {
 		c.observeEnd(err)
 	}
 }
@@ -292,7 +293,11 @@ func (c *call) send(ctx context.Context) (*http.Response, error) {
 	}
 
 	// The deadline covers all that follows. It is the route's, unless the caller's comes first.
-	c.ctx = c.limits.Begin(ctx, deadline.Limits{Request: c.entry.Route.Timeout, BodyIdle: c.cluster.config.bodyIdle})
+	limits := deadline.Limits{Request: c.entry.Route.Timeout, BodyIdle: c.cluster.config.bodyIdle}
+	if limits != (deadline.Limits{}) {
+		c.limits = new(deadline.Call)
+		c.ctx = c.limits.Begin(ctx, limits)
+	}
 	if err := c.prepare(); err != nil {
 		closeBody(c.req)
 		return nil, err
@@ -316,6 +321,9 @@ func (c *call) send(ctx context.Context) (*http.Response, error) {
 
 // injectFault delays the call or answers it, if the route asks for that and chance has it so.
 func (c *call) injectFault(ctx context.Context) (*http.Response, error) {
+	if c.entry.Route.Fault == (fault.Config{}) {
+		return nil, nil
+	}
 	injected := c.entry.Route.Fault.Decide(nil)
 	if injected.Delay > 0 {
 		c.flags |= FlagDelayInjected
@@ -378,16 +386,15 @@ func cloneURL(u *url.URL) *url.URL {
 // attempted is one try. It ends with its response body, and then, exactly once, gives back its slots and says how the
 // endpoint did.
 type attempted struct {
-	body     body.Reader
-	call     *call
-	host     *balancer.Host
-	slot     limit.Slot
-	lease    breaker.Lease
-	status   int
-	sent     time.Time
-	latency  time.Duration
-	observed *Attempt
-	watched  context.Context
+	body    body.Reader
+	call    *call
+	host    *balancer.Host
+	slot    limit.Slot
+	lease   breaker.Lease
+	status  int
+	sent    time.Time
+	latency time.Duration
+	record  *attemptRecord // nil without observers of attempts
 }
 
 var _ retry.Attempter = (*call)(nil)
@@ -427,7 +434,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	defer func() {
 		if !sent { // no endpoint, a panic or a Goexit
 			a.release(breaker.NoResult, breaker.Ignored)
-			if a.observed != nil {
+			if a.record != nil {
 				a.observeEnd(nil)
 			}
 		}
@@ -512,7 +519,7 @@ func (a *attempted) End(err error) {
 		outcome = breaker.Failure
 	}
 	a.release(result, outcome)
-	if a.observed != nil {
+	if a.record != nil {
 		a.observeEnd(err)
 	}
 }
@@ -573,10 +580,18 @@ func (c *call) undiscovered(ctx context.Context, err error) error {
 	return c.refuse(LayerDiscovery, FlagNoHealthyUpstream, err)
 }
 
+// end ends the limits of a call that got no response. It returns their error if it was they that ended it, and else err.
+func (c *call) end(err error) error {
+	if c.limits == nil {
+		return err
+	}
+	return c.limits.Failed(err)
+}
+
 // failed returns err as the caller gets it.
 func (c *call) failed(err error) error {
 	kind := failure.Of(c.ctx, err) // before the limits end the context
-	err = c.limits.Failed(err)
+	err = c.end(err)
 	var exceeded *deadline.Error
 	ours := errors.As(err, &exceeded)
 	c.flags |= flagsOf(kind, ours)

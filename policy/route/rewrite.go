@@ -177,16 +177,21 @@ func (e *Entry) RewritePath(path string, match int) string {
 // Respond returns the response of a route that answers by itself, with [Route.Redirect] or [Route.Direct], and nil for
 // any other route. The match is the one that [Table.Match] returned for req. It leaves req and its body alone.
 func (e *Entry) Respond(req *http.Request, match int) *http.Response {
-	var resp *http.Response
-	view := NewRequest(req)
-	switch {
-	case e.Route.Redirect != nil:
-		resp = reply.New(req, cmp.Or(e.Route.Redirect.Status, http.StatusMovedPermanently), nil)
-		resp.Header["Location"] = []string{e.Route.Redirect.location(&view, e.span(match))}
-	case e.Route.Direct != nil:
-		resp = reply.New(req, e.Route.Direct.Status, e.Route.Direct.Body)
-	default:
+	if e.Route.Redirect == nil && e.Route.Direct == nil {
 		return nil
+	}
+	return e.answer(req, match)
+}
+
+// answer is apart from Respond so that a request that is sent on does not pay for its view.
+func (e *Entry) answer(req *http.Request, match int) *http.Response {
+	view := NewRequest(req)
+	var resp *http.Response
+	if redirect := e.Route.Redirect; redirect != nil {
+		resp = reply.New(req, cmp.Or(redirect.Status, http.StatusMovedPermanently), nil)
+		resp.Header["Location"] = []string{redirect.location(&view, e.span(match))}
+	} else {
+		resp = reply.New(req, e.Route.Direct.Status, e.Route.Direct.Body)
 	}
 	e.response.Apply(resp.Header, &view)
 	return resp
