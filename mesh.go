@@ -36,6 +36,9 @@ type Mesh struct {
 	// view is what calls look at: one load at the start of a call fixes its plan.
 	view atomic.Pointer[view]
 
+	documents documents
+	running   sync.WaitGroup // what follows feeds
+
 	mu     sync.Mutex // held while the view changes; calls do not take it unless they need a new cluster
 	closed bool
 }
@@ -85,19 +88,9 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	m.outside = outside
 
 	m.workload.Address = cmp.Or(m.workload.Address, ownAddress())
-	plan, findings := policy.Compile(m.sources, m.workload)
-	m.policyLoaded(findings, findings.Err())
-	if err := findings.Err(); err != nil {
-		return nil, err
-	}
 	if err := m.checkProtections(); err != nil {
 		return nil, err
 	}
-	first, err := m.newView(plan)
-	if err != nil {
-		return nil, err
-	}
-	m.view.Store(first)
 
 	m.closing, m.cancel = context.WithCancel(context.Background())
 	var resolver discovery.Resolver = discovery.DNS{}
@@ -108,6 +101,11 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	m.names = discovery.NewWatcher(discovery.DNS{}, m.discoveryFailed)
 	m.mirrors.Send = m.mirror
 	m.mirrors.Done = m.mirrorDone
+	m.view.Store(&view{})
+	if err := m.begin(ctx); err != nil {
+		m.Close()
+		return nil, err
+	}
 	return m, nil
 }
 
@@ -125,28 +123,9 @@ func ownAddress() string {
 	return ""
 }
 
-// Apply replaces the documents of a running mesh. Calls in flight end under the documents they began with. Whatever a
-// destination has learned (ejections, circuits, budgets, connections) is kept where its settings did not change.
-//
-// If any document has an error, nothing changes and the error lists all findings.
-func (m *Mesh) Apply(sources ...policy.Source) error {
-	plan, findings := policy.Compile(sources, m.workload)
-	err := findings.Err()
-	if err == nil {
-		var replaced map[*cluster]*cluster
-		replaced, err = m.swap(plan)
-		for successor, c := range replaced {
-			// In this order, so that the watch of the service and its last good endpoints pass on.
-			successor.starting.Do(successor.start)
-			c.close()
-		}
-	}
-	m.policyLoaded(findings, err)
-	return err
-}
-
-// swap makes plan the one in force and returns the clusters that others took the place of, by their successors.
-func (m *Mesh) swap(plan *policy.Plan) (map[*cluster]*cluster, error) {
+// replaceView makes the view of a plan the one in force, and returns the clusters that others took the place of, by their
+// successors.
+func (m *Mesh) replaceView(plan *policy.Plan) (map[*cluster]*cluster, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
@@ -270,6 +249,7 @@ func (m *Mesh) Close() error {
 	m.mu.Unlock()
 
 	m.cancel()
+	m.running.Wait()
 	m.mirrors.Close()
 	m.watcher.Close()
 	m.names.Close()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/http/cookiejar"
 	"strings"
@@ -118,12 +119,12 @@ func TestBadDocumentsAreAllTold(t *testing.T) {
 	_, err := mesh.New(context.Background(), mesh.WithPolicy(
 		policy.Source{Name: "a.yaml", Data: []byte(virtualService("retires: {attempts: 3}"))},
 		policy.Source{Name: "b.yaml", Data: []byte("kind: [")},
-		policy.Source{Name: "c.yaml", Data: []byte("apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\nmetadata: {name: x}\n")},
+		policy.Source{Name: "c.yaml", Data: []byte("apiVersion: networking.istio.io/v1\nkind: EnvoyFilter\nmetadata: {name: x}\n")},
 	))
 	if err == nil {
 		t.Fatal("New took bad documents")
 	}
-	for _, want := range []string{"a.yaml:9", "spec.http[0].retires", `did you mean "retries"`, "b.yaml:1", "c.yaml:", "ServiceProfile"} {
+	for _, want := range []string{"a.yaml:9", "spec.http[0].retires", `did you mean "retries"`, "b.yaml:1", "c.yaml:2: EnvoyFilter default/x"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("the error does not say %q:\n%v", want, err)
 		}
@@ -182,6 +183,88 @@ func TestApply(t *testing.T) {
 		}
 		if len(loads) != 5 || loads[0] != nil || loads[1] == nil || loads[4] != nil {
 			t.Errorf("loads told: %v", loads)
+		}
+	})
+}
+
+// fed is a feed whose sets the test gives.
+type fed chan any // string or error
+
+func (f fed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
+	return func(yield func([]policy.Source, error) bool) {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case next := <-f:
+				err, _ := next.(error)
+				documents, _ := next.(string)
+				if !yield([]policy.Source{source(documents)}, err) {
+					return
+				}
+			}
+		}
+	}
+}
+
+func TestFeeds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		f.service("api", f.add(says("ok")))
+		f.service("other", f.add(says("ok")))
+		tagged := func(plan string) string {
+			return virtualService("headers: {response: {set: {x-plan: " + plan + "}}}")
+		}
+		other := func(plan string) string {
+			return strings.NewReplacer("name: api", "name: other", "[api]", "[other]", "host: api", "host: other").Replace(tagged(plan))
+		}
+		one, two := make(fed, 1), make(fed, 1)
+		one <- tagged("first")
+		two <- other("second")
+		var loads []bool
+		m := f.mesh(t, "", mesh.WithPolicyFeed(one), mesh.WithPolicyFeed(two), mesh.WithObserver(mesh.Observer{
+			PolicyLoad: func(l mesh.PolicyLoad) { loads = append(loads, l.Err == nil) },
+		}))
+		c := m.Client()
+		plans := func() string {
+			synctest.Wait()
+			return get(t, c, "http://api/").header.Get("x-plan") + " " + get(t, c, "http://other/").header.Get("x-plan")
+		}
+		for _, step := range []struct {
+			name string
+			feed fed
+			set  any
+			want string
+		}{
+			{"as New found them", nil, nil, "first second"},
+			{"one changes", one, tagged("third"), "third second"},
+			{"an error of the feed", one, errors.New("folder is gone"), "third second"},
+			{"a bad document", two, "kind: [", "third second"},
+			{"while one is bad nothing changes", one, tagged("fourth"), "third second"},
+			{"once it is mended all do", two, other("fifth"), "fourth fifth"},
+			{"the same document twice is bad", two, tagged("sixth"), "fourth fifth"},
+		} {
+			if step.feed != nil {
+				step.feed <- step.set
+			}
+			if got := plans(); got != step.want {
+				t.Errorf("%s: plans %s, want %s", step.name, got, step.want)
+			}
+		}
+		if got := fmt.Sprint(loads); got != "[true true false false false true false]" {
+			t.Errorf("loads %s", got)
+		}
+
+		// A feed whose first set is bad keeps New from returning a mesh, and so does one that has none in time.
+		bad, silent := make(fed, 1), make(fed)
+		bad <- "kind: ["
+		if _, err := mesh.New(t.Context(), mesh.WithPolicyFeed(bad)); err == nil {
+			t.Error("New took a bad first set")
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := mesh.New(ctx, mesh.WithPolicyFeed(silent)); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("New with a silent feed: %v", err)
 		}
 	})
 }

@@ -17,6 +17,7 @@ type Option func(*options) error
 
 type options struct {
 	sources     []policy.Source
+	feeds       []Feed
 	workload    policy.Workload
 	resolver    discovery.Resolver
 	template    *http.Transport
@@ -48,6 +49,18 @@ func WithPolicyDir(path string) Option {
 func WithPolicy(sources ...policy.Source) Option {
 	return func(o *options) error {
 		o.sources = append(o.sources, sources...)
+		return nil
+	}
+}
+
+// WithPolicyFeed follows documents that change while the mesh runs, such as those of a folder (policy/file). [New] waits
+// for the first set. Later ones take effect as they come, if they are good; the observers' PolicyLoad is told of each. It
+// may be given several times. All documents together make one load: the same kind, namespace and name twice is an error
+// across feeds too, and where two documents claim a host, that of [WithPolicy] and [WithPolicyDir] comes before those of
+// feeds, and these are in the order of the options.
+func WithPolicyFeed(feed Feed) Option {
+	return func(o *options) error {
+		o.feeds = append(o.feeds, feed)
 		return nil
 	}
 }
