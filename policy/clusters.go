@@ -32,17 +32,20 @@ type rule struct {
 // Cluster returns the policy of a target. A target without host has the mesh's defaults. Rules for ports apply if the
 // target has a port.
 func (p *Plan) Cluster(t route.Target) Cluster {
-	r := p.rule(p.canonical(hostname(t.Host)))
-	if r == nil {
-		return Cluster{Missing: t.Subset != ""}
-	}
-	var subset *istio.Subset
-	if t.Subset != "" {
-		if subset = r.subsets[t.Subset]; subset == nil {
-			return Cluster{Missing: true}
+	host := p.canonical(hostname(t.Host))
+	r := p.rule(host)
+	c := Cluster{Missing: t.Subset != ""}
+	if r != nil {
+		if subset := r.subsets[t.Subset]; subset != nil || t.Subset == "" {
+			c = p.cluster(r.policy, subset, t.Port)
 		}
 	}
-	return p.cluster(r.policy, subset, t.Port)
+	var budgeted bool
+	if c.RetryBudget, budgeted = p.budgets[host]; !budgeted {
+		c.RetryBudget.Off = true
+	}
+	c.UpgradeHTTP2 = c.UpgradeHTTP2 || p.http2(host, t.Port)
+	return c
 }
 
 // rule returns the DestinationRule of a host. The workload's own namespace is asked first, then that of the service, then
@@ -101,13 +104,14 @@ func (c *compiler) destinationRules() {
 			continue
 		}
 		c.enforceable(dr)
-		visible, _ := istio.VisibleFrom(p.workload.Namespace, dr.namespace, dr.Spec.ExportTo)
-		selector := dr.Spec.WorkloadSelector
+		visible, _ := istio.VisibleFrom(p.workload.Namespace, dr.namespace, dr.is.Spec.ExportTo)
+		selector := dr.is.Spec.WorkloadSelector
 		if !visible || selector != nil && (dr.namespace != p.workload.Namespace || !selector.Selects(p.workload.Labels)) {
 			continue
 		}
-		host := istio.Resolve(dr.Spec.Host, dr.namespace, p.workload.ClusterDomain)
+		host := istio.Resolve(dr.is.Spec.Host, dr.namespace, p.workload.ClusterDomain)
 		p.name(host)
+		c.selecting(dr, host)
 		if p.rules[dr.namespace] == nil {
 			p.rules[dr.namespace] = new(hostMap[rules])
 		}
@@ -124,22 +128,22 @@ func (c *compiler) destinationRules() {
 				first.identity, first.file, first.Line)
 			continue
 		}
-		dr.mergeInto(*slot)
+		mergeInto(*slot, dr)
 	}
 }
 
 // mergeInto adds a rule to those before it for the same host: its subsets, and its policy if there is none yet.
-func (dr destinationRule) mergeInto(r *rule) {
+func mergeInto(r *rule, dr decoded[istio.DestinationRule]) {
 	first := r.document
-	switch spec := &dr.Spec; {
+	switch spec := &dr.is.Spec; {
 	case r.policy == nil:
 		r.policy = spec.TrafficPolicy
 	case spec.TrafficPolicy != nil:
 		dr.Warnf("spec.trafficPolicy", "has no effect: %s is for the same host and has one already (%s:%d)",
 			first.identity, first.file, first.Line)
 	}
-	for i := range dr.Spec.Subsets {
-		s := &dr.Spec.Subsets[i]
+	for i := range dr.is.Spec.Subsets {
+		s := &dr.is.Spec.Subsets[i]
 		if r.subsets[s.Name] != nil {
 			dr.Warnf(yamldoc.Index("spec.subsets", i), "has no effect: %s is for the same host and has a subset %s already "+
 				"(%s:%d)", first.identity, s.Name, first.file, first.Line)
@@ -151,7 +155,7 @@ func (dr destinationRule) mergeInto(r *rule) {
 
 // enforceable has the layers look at everything that a rule asks of them. What they refuse must not come up with the
 // first request.
-func (c *compiler) enforceable(dr destinationRule) {
+func (c *compiler) enforceable(dr decoded[istio.DestinationRule]) {
 	try := func(at string, policy *istio.TrafficPolicy, subset *istio.Subset, port int) {
 		cluster := c.plan.cluster(policy, subset, port)
 		if err := cluster.check(); err != nil {
@@ -167,7 +171,7 @@ func (c *compiler) enforceable(dr destinationRule) {
 			try(yamldoc.Index(at+".portLevelSettings", i), policy, subset, int(s.Port.Number))
 		}
 	}
-	spec := &dr.Spec
+	spec := &dr.is.Spec
 	ports("spec.trafficPolicy", spec.TrafficPolicy, nil, spec.TrafficPolicy)
 	for i := range spec.Subsets {
 		s := &spec.Subsets[i]

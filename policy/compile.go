@@ -8,6 +8,8 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/linkerd"
+	"github.com/nosidecar/mesh/policy/smi"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -17,6 +19,28 @@ const rootNamespace = "istio-system"
 // Compile reads the documents of all sources and compiles them for a workload. It reports everything it finds; if any
 // of it is an error, the plan is nil. Without documents the plan has the defaults of the mesh.
 func Compile(sources []Source, w Workload) (*Plan, Findings) {
+	c := compile(sources, w)
+	if c.failed() {
+		return nil, c.findings(sources)
+	}
+	return c.plan, c.findings(sources)
+}
+
+// Report is what there is to say about a set of documents.
+type Report struct {
+	// Documents is their number. A List is not a document itself; its items are.
+	Documents int
+
+	Findings Findings
+}
+
+// Check reads documents as [Compile] does, for a report about them.
+func Check(sources []Source, w Workload) Report {
+	c := compile(sources, w)
+	return Report{Documents: c.count, Findings: c.findings(sources)}
+}
+
+func compile(sources []Source, w Workload) *compiler {
 	w.Namespace = cmp.Or(w.Namespace, "default")
 	w.ClusterDomain = strings.ToLower(cmp.Or(strings.Trim(w.ClusterDomain, "."), "cluster.local"))
 	w.Labels = maps.Clone(w.Labels)
@@ -24,17 +48,17 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 		plan: &Plan{
 			workload: w,
 			rules:    make(map[string]*hostMap[rules]),
+			ports:    make(map[string][]servicePort),
+			budgets:  make(map[string]retry.BudgetConfig),
 			retries:  istio.DefaultRetry(),
 		},
-		apis:  apis(),
-		first: make(map[groupIdentity]*document),
+		apis:     apis(),
+		first:    make(map[groupIdentity]*document),
+		profiles: make(map[string]*profile),
+		splits:   make(map[string]*split),
 	}
-	order := make(map[string]int, len(sources))
 	streams := make([][]byte, len(sources))
 	for i, source := range sources {
-		if _, twice := order[source.Name]; !twice {
-			order[source.Name] = i
-		}
 		streams[i] = source.Data
 	}
 	for i, docs := range yamldoc.Parse(streams...) {
@@ -42,15 +66,15 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 			c.read(sources[i].Name, doc)
 		}
 	}
+	c.services()
+	c.serviceEntries()
 	c.destinationRules()
+	c.trafficSplits()
+	c.serviceProfiles()
 	c.virtualServices()
-
-	findings := c.findings()
-	findings.sort(order)
-	if c.failed() {
-		return nil, findings
-	}
-	return c.plan, findings
+	c.combine()
+	c.subsets()
+	return c
 }
 
 // compiler is one run of Compile.
@@ -59,10 +83,22 @@ type compiler struct {
 	dec  yamldoc.Decoder
 	apis map[string]api
 
+	count     int // of the documents, without Lists
 	documents []*document
 	first     map[groupIdentity]*document // the first document of each identity
-	virtual   []virtualService
-	rules     []destinationRule
+
+	// The documents of each kind, in their order.
+	virtual     []decoded[istio.VirtualService]
+	rules       []decoded[istio.DestinationRule]
+	entries     []decoded[istio.ServiceEntry]
+	linkerd     []decoded[linkerd.ServiceProfile]
+	smi         []decoded[smi.TrafficSplit]
+	routeGroups []decoded[smi.HTTPRouteGroup]
+	kubernetes  []decoded[service]
+
+	// What applies to the calls to a host, beside its VirtualService.
+	profiles map[string]*profile
+	splits   map[string]*split
 }
 
 // document is a document of a source.
@@ -87,14 +123,22 @@ type groupIdentity struct {
 	identity
 }
 
-type virtualService struct {
+// decoded is a document with what it says.
+type decoded[T any] struct {
 	*document
-	*istio.VirtualService
+	is *T
 }
 
-type destinationRule struct {
-	*document
-	*istio.DestinationRule
+// keep decodes a document and adds it to those of its kind, if it has their shape.
+func keep[T any, P interface {
+	*T
+	Check(*yamldoc.Document)
+}](c *compiler, d *document, list *[]decoded[T]) {
+	is := new(T)
+	if c.dec.Decode(d.Document, is) {
+		P(is).Check(d.Document)
+		*list = append(*list, decoded[T]{d, is})
+	}
 }
 
 // read sorts a document by its kind and decodes it.
@@ -106,6 +150,7 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 		d.namespace = cmp.Or(doc.Text("metadata.namespace"), "default")
 	}
 	c.documents = append(c.documents, d)
+	c.count++
 	if doc.Failed() {
 		return
 	}
@@ -126,6 +171,9 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 		items, ok := doc.Items("items")
 		if !ok {
 			doc.Errorf("items", "must be a list of documents")
+		}
+		if ok {
+			c.count--
 		}
 		for _, item := range items {
 			c.read(file, item)
@@ -150,22 +198,46 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 		doc.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them",
 			d, first.file, first.Line)
 	}
-	if state != enforced {
+	switch {
+	case state == refused && group != istio.SecurityGroup:
+		return
+	case state == refused:
+		c.security(d)
 		return
 	}
 	switch d.kind {
 	case "VirtualService":
-		var vs istio.VirtualService
-		if c.dec.Decode(doc, &vs) {
-			vs.Check(doc)
-			c.virtual = append(c.virtual, virtualService{d, &vs})
-		}
+		keep(c, d, &c.virtual)
 	case "DestinationRule":
-		var dr istio.DestinationRule
-		if c.dec.Decode(doc, &dr) {
-			dr.Check(doc)
-			c.rules = append(c.rules, destinationRule{d, &dr})
-		}
+		keep(c, d, &c.rules)
+	case "ServiceEntry":
+		keep(c, d, &c.entries)
+	case "ServiceProfile":
+		keep(c, d, &c.linkerd)
+	case "TrafficSplit":
+		keep(c, d, &c.smi)
+	case "HTTPRouteGroup":
+		keep(c, d, &c.routeGroups)
+	case "Service":
+		keep(c, d, &c.kubernetes)
+	}
+}
+
+// security checks a document that is not enforced, so that its mistakes come up now and not with its enforcement.
+func (c *compiler) security(d *document) {
+	var is interface{ Check(*yamldoc.Document) }
+	switch d.kind {
+	case "PeerAuthentication":
+		is = new(istio.PeerAuthentication)
+	case "AuthorizationPolicy":
+		is = new(istio.AuthorizationPolicy)
+	case "RequestAuthentication":
+		is = new(istio.RequestAuthentication)
+	default:
+		return
+	}
+	if c.dec.Decode(d.Document, is) {
+		is.Check(d.Document)
 	}
 }
 
@@ -174,8 +246,8 @@ func (c *compiler) failed() bool {
 	return slices.ContainsFunc(c.documents, func(d *document) bool { return d.Failed() })
 }
 
-// findings collects what the documents have been reported for.
-func (c *compiler) findings() Findings {
+// findings collects what the documents have been reported for, in the order of the sources.
+func (c *compiler) findings(sources []Source) Findings {
 	var findings Findings
 	for _, d := range c.documents {
 		for _, p := range d.Problems {
@@ -190,6 +262,13 @@ func (c *compiler) findings() Findings {
 			findings = append(findings, f)
 		}
 	}
+	order := make(map[string]int, len(sources))
+	for i, source := range sources {
+		if _, twice := order[source.Name]; !twice {
+			order[source.Name] = i
+		}
+	}
+	findings.sort(order)
 	return findings
 }
 

@@ -7,9 +7,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/istio"
-	"github.com/nosidecar/mesh/policy/route"
 )
 
 // hostMap finds values by host. Hosts may begin with a wildcard; the most specific one counts.
@@ -64,13 +62,6 @@ func (m *hostMap[T]) find(name string) *T {
 	return nil
 }
 
-// claim is what a document says of the requests to a host.
-type claim struct {
-	document *document
-	name     string // of the document, with its kind
-	routes   *route.Table
-}
-
 // Host returns what the plan says about a host as requests name it: "name" or "name:port" in any case, where name is a
 // DNS name, with or without a dot at its end, or an IP address. A service of the cluster has several names: its full
 // one, name.namespace.svc, name.namespace and, in its own namespace, the bare one.
@@ -78,8 +69,11 @@ func (p *Plan) Host(authority string) Host {
 	name := p.canonical(hostname(authority))
 	h := Host{Service: p.service(name), Known: p.named.find(name) != nil}
 	if c := p.claims.find(name); c != nil {
-		h.Document, h.Routes = c.name, c.routes
+		h.Document, h.Routes, h.claim = c.name, c.routes, c
 		h.Known = true
+	}
+	if e := p.entries.find(name); e != nil {
+		h.Entry = e.of(name)
 	}
 	return h
 }
@@ -142,87 +136,9 @@ func (p *Plan) service(host string) discovery.Service {
 	return s
 }
 
-// virtualServices gives every host to the first document that claims it. Documents that are exported to the workload's
-// namespace by name come before those that are exported to all.
-func (c *compiler) virtualServices() {
-	client := istio.Client{
-		Namespace:     c.plan.workload.Namespace,
-		Labels:        c.plan.workload.Labels,
-		ClusterDomain: c.plan.workload.ClusterDomain,
-	}
-	for _, publicly := range []bool{false, true} {
-		for _, vs := range c.virtual {
-			visible, public := istio.VisibleFrom(client.Namespace, vs.namespace, vs.Spec.ExportTo)
-			switch {
-			case vs.Failed() || public != publicly:
-			case !vs.InMesh():
-				vs.Warnf("spec.gateways", "applies to gateways only, which do not exist in-process: it is skipped")
-			default:
-				table := vs.Table(vs.document.Document, client)
-				if visible && table != nil {
-					c.claim(vs, claim{vs.document, vs.identity.String(), table})
-				}
-			}
-		}
-	}
-	if c.failed() {
-		return // what the documents say together is not known
-	}
-	for _, vs := range c.virtual {
-		if visible, _ := istio.VisibleFrom(client.Namespace, vs.namespace, vs.Spec.ExportTo); visible && vs.InMesh() {
-			c.subsets(vs)
-		}
-	}
-}
-
-// claim gives the hosts of a document to it.
-func (c *compiler) claim(vs virtualService, own claim) {
-	p := c.plan
-	for i, host := range vs.Spec.Hosts {
-		host = istio.Resolve(host, vs.namespace, p.workload.ClusterDomain)
-		if has, added := p.claims.add(host, &own); !added && has != &own {
-			vs.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
-				has.name, host, has.document.file, has.document.Line)
-		}
-		p.name(host)
-	}
-	for i := range own.routes.Len() {
-		r := own.routes.Entry(i).Route
-		for _, d := range r.Destinations {
-			p.name(d.Host)
-		}
-		for _, m := range r.Mirrors {
-			p.name(m.Host)
-		}
-	}
-}
-
 // name remembers a host that a document names. A wildcard for everything names nothing.
 func (p *Plan) name(host string) {
 	if host != "*" {
 		p.named.add(host, new(struct{}))
-	}
-}
-
-// subsets warns of destinations that have no endpoints, because no document defines their subset.
-func (c *compiler) subsets(vs virtualService) {
-	missing := func(d *istio.Destination, at string) {
-		if d == nil || d.Subset == nil {
-			return
-		}
-		host := istio.Resolve(d.Host, vs.namespace, c.plan.workload.ClusterDomain)
-		if r := c.plan.rule(c.plan.canonical(host)); r == nil || r.subsets[*d.Subset] == nil {
-			vs.Warnf(at+".subset", "no DestinationRule defines the subset %s of %s: requests to it fail", *d.Subset, host)
-		}
-	}
-	for i := range vs.Spec.HTTP {
-		r, at := &vs.Spec.HTTP[i], yamldoc.Index("spec.http", i)
-		for j := range r.Route {
-			missing(r.Route[j].Destination, yamldoc.Index(at+".route", j)+".destination")
-		}
-		missing(r.Mirror, at+".mirror")
-		for j := range r.Mirrors {
-			missing(r.Mirrors[j].Destination, yamldoc.Index(at+".mirrors", j)+".destination")
-		}
 	}
 }

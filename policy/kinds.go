@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -8,6 +9,8 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/linkerd"
+	"github.com/nosidecar/mesh/policy/smi"
 )
 
 // state says what becomes of a kind of document.
@@ -20,7 +23,8 @@ const (
 	meaningless       // it does not concern traffic between processes that use this library
 )
 
-// api is what is known of an API group. Without versions, every version has the kinds.
+// api is what is known of an API group. Without versions, every version has the kinds. Other kinds are mistakes, unless
+// the group is one of Kubernetes.
 type api struct {
 	versions []string
 	kinds    map[string]state
@@ -35,21 +39,25 @@ func apis() map[string]api {
 		}
 		return m
 	}
-	traffic := kinds(refused, "ServiceEntry", "Sidecar", "WorkloadEntry", "WorkloadGroup", "EnvoyFilter", "ProxyConfig")
-	traffic["VirtualService"], traffic["DestinationRule"] = enforced, enforced
+	traffic := kinds(refused, "Sidecar", "WorkloadEntry", "WorkloadGroup", "EnvoyFilter", "ProxyConfig")
+	traffic["VirtualService"], traffic["DestinationRule"], traffic["ServiceEntry"] = enforced, enforced, enforced
 	traffic["Gateway"] = meaningless
 	gateway := kinds(refused, "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "ReferenceGrant")
 	gateway["Gateway"], gateway["GatewayClass"] = meaningless, meaningless
+	specs := kinds(refused, "TCPRoute", "UDPRoute")
+	specs["HTTPRouteGroup"] = enforced
+	alpha := []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"}
 	return map[string]api{
+		"":                    {[]string{"v1"}, kinds(enforced, "Service")},
 		istio.Group:           {[]string{"v1alpha3", "v1beta1", "v1"}, traffic},
-		"security.istio.io":   {kinds: kinds(refused, "PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication")},
+		istio.SecurityGroup:   {[]string{"v1beta1", "v1"}, kinds(refused, "PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication")},
 		"telemetry.istio.io":  {kinds: kinds(refused, "Telemetry")},
 		"extensions.istio.io": {kinds: kinds(refused, "WasmPlugin")},
-		"linkerd.io":          {kinds: kinds(refused, "ServiceProfile")},
+		linkerd.Group:         {[]string{"v1alpha1", "v1alpha2"}, kinds(enforced, "ServiceProfile")},
 		"policy.linkerd.io": {kinds: kinds(refused, "Server", "ServerAuthorization", "AuthorizationPolicy",
 			"MeshTLSAuthentication", "NetworkAuthentication", "HTTPRoute", "HTTPLocalRateLimitPolicy", "EgressNetwork")},
-		"split.smi-spec.io":         {kinds: kinds(refused, "TrafficSplit")},
-		"specs.smi-spec.io":         {kinds: kinds(refused, "HTTPRouteGroup", "TCPRoute", "UDPRoute")},
+		smi.SplitGroup:              {alpha, kinds(enforced, "TrafficSplit")},
+		smi.SpecsGroup:              {alpha, specs},
 		"access.smi-spec.io":        {kinds: kinds(refused, "TrafficTarget")},
 		"gateway.networking.k8s.io": {kinds: gateway},
 	}
@@ -59,10 +67,11 @@ func apis() map[string]api {
 func lookUp(apis map[string]api, group, version, kind string) (state, string) {
 	skipped := fmt.Sprintf("a %s has no meaning in-process: it is skipped", kind)
 	a, known := apis[group]
-	if !known {
-		// A document that is to be enforced must not be skipped because of a mistake in its apiVersion.
+	if !known || a.kinds[kind] == unknown && kubernetes(group) {
+		// A document that is to be enforced must not be skipped because of a mistake in its apiVersion. Kubernetes' own
+		// kinds have names that others use too.
 		for _, other := range slices.Sorted(maps.Keys(apis)) {
-			if s := apis[other].kinds[kind]; s == enforced || s == refused {
+			if s := apis[other].kinds[kind]; other != "" && (s == enforced || s == refused) {
 				return unknown, fmt.Sprintf("a %s belongs to %s: correct apiVersion", kind, other)
 			}
 		}
@@ -72,7 +81,7 @@ func lookUp(apis map[string]api, group, version, kind string) (state, string) {
 		return unknown, fmt.Sprintf("unknown API %q: check apiVersion and kind", group+"/"+version)
 	}
 	if a.versions != nil && !slices.Contains(a.versions, version) {
-		return unknown, fmt.Sprintf("unknown version %q of %s: use one of %s", version, group, strings.Join(a.versions, ", "))
+		return unknown, fmt.Sprintf("unknown version %q of %s: use one of %s", version, cmp.Or(group, kind), strings.Join(a.versions, ", "))
 	}
 	switch a.kinds[kind] {
 	case enforced:

@@ -36,9 +36,12 @@ type Workload struct {
 type Plan struct {
 	workload Workload // with its defaults filled in
 
-	named   hostMap[struct{}]          // the hosts that documents name
-	claims  hostMap[claim]             // the VirtualService of each host
-	rules   map[string]*hostMap[rules] // the DestinationRules of each namespace
+	named   hostMap[struct{}]             // the hosts that documents name
+	claims  hostMap[claim]                // the routes of each host
+	entries hostMap[entry]                // the ServiceEntry of each host
+	rules   map[string]*hostMap[rules]    // the DestinationRules of each namespace
+	ports   map[string][]servicePort      // of the services of the cluster, by their full names
+	budgets map[string]retry.BudgetConfig // by host
 	retries retry.Config
 }
 
@@ -48,6 +51,7 @@ type Host struct {
 	Service discovery.Service
 
 	// Document names the document whose routes apply, as "VirtualService default/user-service". Empty if there is none.
+	// Others may have a part in them: see [Host.Origin].
 	Document string
 
 	// Routes are the routes of that document. nil means that no document routes the host: the request goes to the host
@@ -56,6 +60,11 @@ type Host struct {
 
 	// Known says that some document names the host, so that it belongs to the mesh.
 	Known bool
+
+	// Entry says where the endpoints of the host are, if a document does. nil leaves that to discovery.
+	Entry *Entry
+
+	claim *claim // where Routes come from
 }
 
 // Cluster is the policy of one [route.Target]: how its endpoints are chosen, connected to and watched. It is
@@ -80,6 +89,9 @@ type Cluster struct {
 
 	// RetryLimit bounds the retries under way at once. Its zero value does not.
 	RetryLimit retry.LimiterConfig
+
+	// RetryBudget bounds the retries by a share of the calls. It is Off unless a document asks for it.
+	RetryBudget retry.BudgetConfig
 
 	// UpgradeHTTP2 speaks HTTP/2 to plaintext endpoints (h2UpgradePolicy UPGRADE).
 	UpgradeHTTP2 bool

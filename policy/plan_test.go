@@ -29,8 +29,8 @@ func TestCompile_Nothing(t *testing.T) {
 	if h != want {
 		t.Errorf("Host = %+v, want %+v", h, want)
 	}
-	if c := plan.Cluster(route.Target{Host: h.Service.Host}); c != (policy.Cluster{}) {
-		t.Errorf("Cluster = %+v, want the zero value", c)
+	if c := plan.Cluster(route.Target{Host: h.Service.Host}); c != (policy.Cluster{RetryBudget: retry.BudgetConfig{Off: true}}) {
+		t.Errorf("Cluster = %+v, want nothing set", c)
 	}
 	on, err := retry.ParseOn("connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes")
 	if err != nil {
@@ -154,6 +154,7 @@ func TestSeed_CompleteSetup(t *testing.T) {
 		Pool: limit.PoolConfig{
 			MaxConnections: 100, MaxPendingRequests: 50, MaxRequests: 100, MaxRequestsPerConnection: 2,
 		},
+		RetryBudget: retry.BudgetConfig{Off: true},
 	}
 	if c := plan.Cluster(r.Destinations[0].Target); c != want {
 		t.Errorf("Cluster = %+v\nwant      %+v", c, want)
@@ -262,7 +263,7 @@ func unwrap(err error) error {
 // FuzzCompile feeds documents of all kinds. Whatever comes in, the answer is a plan whose clusters the layers accept, or
 // an error with a place.
 func FuzzCompile(f *testing.F) {
-	for _, pattern := range []string{"testdata/seed/*.yaml", "testdata/istio/*.yaml"} {
+	for _, pattern := range []string{"testdata/*/*.yaml"} {
 		paths, err := filepath.Glob(pattern)
 		if err != nil || len(paths) == 0 {
 			f.Fatalf("no seeds: %v", err)
@@ -307,6 +308,9 @@ func FuzzCompile(f *testing.F) {
 					t.Errorf("Cluster(%+v): %v", target, err)
 				}
 				if _, err := retry.NewLimiter(c.RetryLimit, nil); err != nil {
+					t.Errorf("Cluster(%+v): %v", target, err)
+				}
+				if _, err := retry.NewBudget(c.RetryBudget); err != nil {
 					t.Errorf("Cluster(%+v): %v", target, err)
 				}
 				if _, err := breaker.NewOutlier(c.Outlier, nil); err != nil {

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -14,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -28,7 +30,7 @@ var workload = policy.Workload{
 // TestGolden compiles every file of testdata and compares what was found and what came out with the golden file beside
 // it. Run it with -update to rewrite those, and read the difference.
 func TestGolden(t *testing.T) {
-	for _, dialect := range []string{"seed", "istio"} {
+	for _, dialect := range []string{"seed", "istio", "linkerd", "smi", "combined"} {
 		paths, err := filepath.Glob(filepath.Join("testdata", dialect, "*.yaml"))
 		if err != nil || len(paths) == 0 {
 			t.Fatalf("no documents: %v", err)
@@ -80,6 +82,9 @@ func hostsOf(data string) (hosts []string) {
 				}
 			}
 		}
+		if host, ok := strings.CutPrefix(line, "  service: "); ok {
+			hosts = append(hosts, strings.TrimSpace(host))
+		}
 		if host, ok := strings.CutPrefix(line, "  host: "); ok && !strings.Contains(host, "*") {
 			hosts = append(hosts, strings.TrimSpace(host))
 		}
@@ -97,7 +102,7 @@ func dump(plan *policy.Plan, findings policy.Findings, hosts []string) string {
 		return b.String()
 	}
 	seen := make(map[string]bool)
-	routed := make(map[string]bool)
+	routed := make(map[*route.Table]bool)
 	targets := make(map[route.Target]bool)
 	var order []route.Target
 	target := func(t route.Target) {
@@ -123,14 +128,24 @@ func dump(plan *policy.Plan, findings policy.Findings, hosts []string) string {
 			fmt.Fprintf(&b, ", routed by %s", h.Document)
 		}
 		b.WriteString("\n")
-		if h.Routes != nil && routed[h.Document] {
+		if e := h.Entry; e != nil {
+			fmt.Fprintf(&b, "  %s: %s\n", e.Document, e.Resolution)
+			for _, endpoint := range e.Endpoints {
+				fmt.Fprintf(&b, "    %s\n", fields(endpoint))
+			}
+		}
+		if h.Routes != nil && routed[h.Routes] {
 			b.WriteString("  as above\n")
 			continue
 		}
-		routed[h.Document] = true
+		routed[h.Routes] = true
 		for i := range h.Routes.Len() {
-			r := h.Routes.Entry(i).Route
+			e := h.Routes.Entry(i)
+			r := e.Route
 			fmt.Fprintf(&b, "  route %d: %s\n", i, fields(*r))
+			if o := h.Origin(e, -1); o.Document != h.Document || o.Route != i {
+				fmt.Fprintf(&b, "    from %s\n", cmp.Or(fields(o), "the defaults"))
+			}
 			for _, d := range r.Destinations {
 				target(d.Target)
 			}
@@ -143,7 +158,13 @@ func dump(plan *policy.Plan, findings policy.Findings, hosts []string) string {
 		}
 	}
 	for _, t := range order {
-		fmt.Fprintf(&b, "\ncluster %s: %s\n", fields(t), fields(plan.Cluster(t)))
+		c := plan.Cluster(t)
+		budget := c.RetryBudget
+		c.RetryBudget = retry.BudgetConfig{}
+		fmt.Fprintf(&b, "\ncluster %s: %s\n", fields(t), fields(c))
+		if !budget.Off {
+			fmt.Fprintf(&b, "  retry budget: %s\n", fields(budget))
+		}
 	}
 	return b.String()
 }

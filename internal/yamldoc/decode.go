@@ -16,7 +16,8 @@ import (
 // using one for many documents is faster. It is not safe for concurrent use.
 //
 // A field is filled from the key its yaml tag names; fields without one are left alone. The tag may go on with
-// "required" (the key must be there) and "nullable" (a null is the same as no key). Further tags:
+// "required" (the key must be there), "nullable" (a null is the same as no key) and "single" (a list may be written as its
+// only element, if that is an object). Further tags:
 //
 //	mesh:"refused: REASON"      an error where the field is used
 //	mesh:"meaningless: REASON"  a warning where the field is used
@@ -24,8 +25,8 @@ import (
 //	enum:"A,B"                  the strings that are allowed
 //	oneof:"GROUP"               at most one field of the group may be set
 //
-// Without a mesh tag the field is enforced. Fields may be strings, booleans, numbers, [Duration], []byte (base64), [Any],
-// structs, slices and maps with string keys of those, and pointers to them, which stay nil if the document does not
+// Without a mesh tag the field is enforced. Fields may be strings, booleans, numbers, [Duration], [Quantity], []byte (base64),
+// [Any], structs, slices and maps with string keys of those, and pointers to them, which stay nil if the document does not
 // set the field. Keys are compared as they are written: camelCase only.
 type Decoder struct {
 	types map[reflect.Type]*structType
@@ -56,6 +57,7 @@ type field struct {
 	name               string
 	index              int
 	required, nullable bool
+	single             bool
 	state              State
 	reason             string
 	enum               []string
@@ -64,6 +66,7 @@ type field struct {
 
 var (
 	durationType = reflect.TypeFor[Duration]()
+	quantityType = reflect.TypeFor[Quantity]()
 	anyType      = reflect.TypeFor[Any]()
 	bytesType    = reflect.TypeFor[[]byte]()
 )
@@ -150,6 +153,8 @@ func (w *walk) value(node *yaml.Node, v reflect.Value, f *field) {
 	case t == anyType:
 	case t == durationType:
 		w.duration(node, v)
+	case t == quantityType:
+		w.quantity(node, v)
 	case t == bytesType:
 		w.bytes(node, v)
 	case t.Kind() == reflect.Struct:
@@ -262,6 +267,11 @@ func (w *walk) unknown(key *yaml.Node, st *structType) {
 }
 
 func (w *walk) list(node *yaml.Node, v reflect.Value, f *field) {
+	if f.single && node.Kind == yaml.MappingNode {
+		v.Set(reflect.MakeSlice(v.Type(), 1, 1))
+		w.value(node, v.Index(0), &field{})
+		return
+	}
 	if node.Kind != yaml.SequenceNode {
 		w.errorf(node, "must be a list, not %s: start each element with \"- \"", describe(node))
 		return
@@ -272,7 +282,7 @@ func (w *walk) list(node *yaml.Node, v reflect.Value, f *field) {
 	}
 	v.Set(reflect.MakeSlice(v.Type(), len(node.Content), len(node.Content)))
 	of := *f
-	of.nullable = false
+	of.nullable, of.single = false, false
 	for i, element := range node.Content {
 		w.path = append(w.path, part{index: i})
 		w.value(element, v.Index(i), &of)
@@ -431,6 +441,23 @@ func (w *walk) duration(node *yaml.Node, v reflect.Value) {
 	v.Set(reflect.ValueOf(Duration{Duration: d, Set: true}))
 }
 
+func (w *walk) quantity(node *yaml.Node, v reflect.Value) {
+	tag := node.ShortTag()
+	if node.Kind != yaml.ScalarNode || tag != "!!int" && tag != "!!float" && tag != "!!str" {
+		w.errorf(node, "must be a number, not %s", describe(node))
+		return
+	}
+	milli, message := parseQuantity(node.Value)
+	if message == "" && tag == "!!int" && octal(node.Value) {
+		message = "must be written in decimal"
+	}
+	if message != "" {
+		w.errorf(node, "%s %s", clip(node.Value), message)
+		return
+	}
+	v.Set(reflect.ValueOf(Quantity{Milli: milli, Whole: tag == "!!int", Set: true}))
+}
+
 func (w *walk) bytes(node *yaml.Node, v reflect.Value) {
 	if node.Kind != yaml.ScalarNode || node.ShortTag() != "!!str" {
 		w.errorf(node, "must be base64 text, not %s", describe(node))
@@ -463,6 +490,7 @@ func (dec *Decoder) structOf(t reflect.Type) *structType {
 		f := field{name: options[0], index: i, state: Enforced, oneof: sf.Tag.Get("oneof")}
 		f.required = slices.Contains(options, "required")
 		f.nullable = slices.Contains(options, "nullable")
+		f.single = slices.Contains(options, "single")
 		if state, reason, ok := strings.Cut(sf.Tag.Get("mesh"), ": "); ok {
 			f.state, f.reason = State(state), reason
 		}
@@ -498,7 +526,7 @@ func (dec *Decoder) fields(list []Field, path string, t reflect.Type) []Field {
 		return dec.fields(list, path+"[]", t.Elem())
 	case t.Kind() == reflect.Map:
 		return dec.fields(list, path+"{}", t.Elem())
-	case t.Kind() != reflect.Struct || t == durationType || t == anyType:
+	case t.Kind() != reflect.Struct || t == durationType || t == quantityType || t == anyType:
 		return list
 	}
 	for _, f := range dec.structOf(t).fields {

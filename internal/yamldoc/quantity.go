@@ -1,0 +1,85 @@
+package yamldoc
+
+import (
+	"math/big"
+	"strconv"
+	"strings"
+)
+
+// Quantity is a number as Kubernetes writes quantities: 90, "90", "500m" (a half), "1.5k" or "2Ki".
+type Quantity struct {
+	// Milli is the number in thousandths, rounded up.
+	Milli int64
+
+	// Whole says that the document writes it as a whole number, without quotes and suffix.
+	Whole bool
+
+	// Set says that the document writes it at all.
+	Set bool
+}
+
+// maxQuantity bounds quantities so that sums and products of a few of them stay whole numbers.
+const maxQuantity = 1 << 40
+
+// scale returns what a suffix multiplies by, and nil for one that is unknown.
+func scale(suffix string) *big.Rat {
+	switch suffix {
+	case "":
+		return big.NewRat(1, 1)
+	case "n":
+		return big.NewRat(1, 1e9)
+	case "u":
+		return big.NewRat(1, 1e6)
+	case "m":
+		return big.NewRat(1, 1e3)
+	case "k":
+		return big.NewRat(1e3, 1)
+	case "M":
+		return big.NewRat(1e6, 1)
+	case "G":
+		return big.NewRat(1e9, 1)
+	case "T":
+		return big.NewRat(1e12, 1)
+	case "Ki":
+		return big.NewRat(1<<10, 1)
+	case "Mi":
+		return big.NewRat(1<<20, 1)
+	case "Gi":
+		return big.NewRat(1<<30, 1)
+	case "Ti":
+		return big.NewRat(1<<40, 1)
+	}
+	return nil
+}
+
+// parseQuantity returns the thousandths in s, and what is wrong if there is no such number.
+func parseQuantity(s string) (milli int64, message string) {
+	const form = "is not a quantity: write it like 90 or 500m"
+	digits := strings.TrimRight(s, "numkKMGTi")
+	factor := scale(s[len(digits):])
+	mantissa, exponent, scientific := strings.Cut(strings.ToLower(digits), "e")
+	switch {
+	case factor == nil, scientific && len(digits) < len(s):
+		return 0, form
+	case len(mantissa) > 32 || strings.Trim(mantissa, "+-.0123456789") != "":
+		return 0, form
+	case scientific:
+		// A short text must not become a huge number.
+		if n, err := strconv.Atoi(exponent); err != nil || n < -18 || n > 18 {
+			return 0, form
+		}
+	}
+	value, ok := new(big.Rat).SetString(digits)
+	if !ok {
+		return 0, form
+	}
+	value.Mul(value, factor).Mul(value, big.NewRat(1000, 1))
+	rounded, rest := new(big.Int).QuoRem(value.Num(), value.Denom(), new(big.Int))
+	if rest.Sign() > 0 {
+		rounded.Add(rounded, big.NewInt(1))
+	}
+	if !rounded.IsInt64() || rounded.Int64() > maxQuantity || rounded.Int64() < -maxQuantity {
+		return 0, "is out of range"
+	}
+	return rounded.Int64(), ""
+}

@@ -1,0 +1,141 @@
+package policy
+
+import (
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/istio"
+)
+
+// Resolution says how the addresses of an [Entry] become endpoints.
+type Resolution string
+
+// The resolutions.
+const (
+	// Static takes the addresses, which are IP addresses, as they are.
+	Static Resolution = "static"
+
+	// DNS looks up addresses that are host names. Each IP address that is found is an endpoint, with the labels and the rest
+	// of what the entry says.
+	DNS Resolution = "dns"
+
+	// Unresolved dials what is there, by name: the host itself, or the host names listed. The look-up is left to each new
+	// connection.
+	Unresolved Resolution = "none"
+)
+
+// Entry says where the endpoints of a host are. It is immutable.
+type Entry struct {
+	// Document names the document, as "ServiceEntry default/payments".
+	Document string
+
+	// Resolution says what is to be done with Endpoints.
+	Resolution Resolution
+
+	// Endpoints have at least an Address and, if the document lists any, Ports.
+	Endpoints []discovery.Endpoint
+}
+
+// Equal says whether two entries give the same endpoints, so that what is known of those can be kept. Either may be nil.
+func (e *Entry) Equal(other *Entry) bool {
+	if e == nil || other == nil || e == other {
+		return e == other
+	}
+	return e.Resolution == other.Resolution && slices.EqualFunc(e.Endpoints, other.Endpoints, func(a, b discovery.Endpoint) bool {
+		return a.Address == b.Address && a.Port == b.Port && slices.Equal(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels) &&
+			a.Locality == b.Locality && a.Weight == b.Weight && a.Draining == b.Draining && a.ServiceAccount == b.ServiceAccount
+	})
+}
+
+// entry is a ServiceEntry.
+type entry struct {
+	*document
+	is    *istio.ServiceEntry
+	ports []servicePort
+
+	exact map[string]*Entry // of the hosts without a wildcard
+}
+
+// of returns what the entry says of a host.
+func (e *entry) of(host string) *Entry {
+	if known := e.exact[host]; known != nil {
+		return known
+	}
+	return &Entry{
+		Document:   e.identity.String(),
+		Resolution: resolution(e.is.Resolution()),
+		Endpoints:  e.is.Endpoints(host),
+	}
+}
+
+func resolution(istioName string) Resolution {
+	switch istioName {
+	case istio.ResolutionStatic:
+		return Static
+	case istio.ResolutionDNS:
+		return DNS
+	}
+	return Unresolved
+}
+
+// serviceEntries gives every host to the first entry that claims it. Those of the workload's own namespace come first.
+func (c *compiler) serviceEntries() {
+	p := c.plan
+	for _, local := range []bool{true, false} {
+		for _, se := range c.entries {
+			visible, _ := istio.VisibleFrom(p.workload.Namespace, se.namespace, se.is.Spec.ExportTo)
+			if se.Failed() || !visible || (se.namespace == p.workload.Namespace) != local {
+				continue
+			}
+			e := &entry{document: se.document, is: se.is, exact: make(map[string]*Entry)}
+			for _, port := range se.is.Spec.Ports {
+				e.ports = append(e.ports, servicePort{int(port.Number), se.is.HTTP2(int(port.Number))})
+			}
+			for i, host := range se.is.Names() {
+				has, added := p.entries.add(host, e)
+				switch {
+				case added && !strings.HasPrefix(host, "*"):
+					e.exact[host] = e.of(host)
+				case !added && has != e && i < len(se.is.Spec.Hosts):
+					se.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
+						has.identity, host, has.file, has.Line)
+				}
+				p.name(host)
+			}
+		}
+	}
+}
+
+// selecting warns of the subsets of a rule that have no endpoints, where an entry says which ones there are.
+func (c *compiler) selecting(dr decoded[istio.DestinationRule], host string) {
+	e := c.plan.entries.exact[host]
+	if e == nil {
+		return
+	}
+	endpoints := e.exact[host].Endpoints
+	labelled := slices.ContainsFunc(endpoints, func(e discovery.Endpoint) bool { return len(e.Labels) > 0 })
+	for i := range dr.is.Spec.Subsets {
+		s := &dr.is.Spec.Subsets[i]
+		selected := slices.ContainsFunc(endpoints, func(e discovery.Endpoint) bool {
+			for name, value := range s.Labels {
+				if has, ok := e.Labels[name]; !ok || has != value {
+					return false
+				}
+			}
+			return true
+		})
+		at := yamldoc.Index("spec.subsets", i)
+		switch {
+		case selected:
+		case !labelled && e.is.Resolution() != istio.ResolutionStatic:
+			dr.Warnf(at, "the subset %s has no endpoints: those of %s are found by name and have no labels (%s, %s:%d)",
+				s.Name, host, e.identity, e.file, e.Line)
+		default:
+			dr.Warnf(at, "the subset %s selects none of the %d endpoints of %s (%s, %s:%d)",
+				s.Name, len(endpoints), host, e.identity, e.file, e.Line)
+		}
+	}
+}

@@ -1,0 +1,440 @@
+package linkerd
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/conjunction"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+const (
+	minStatus = 100
+	maxStatus = 599
+)
+
+// Profile is a [ServiceProfile], translated.
+type Profile struct {
+	Routes []ProfileRoute
+
+	// Budget bounds the retries of the service. It is Off where neither the document gives one nor a route needs one.
+	Budget retry.BudgetConfig
+
+	// Destinations share the requests to the service, whichever route they take. Empty means the service itself.
+	Destinations []route.Destination
+}
+
+// ProfileRoute is what a profile says of some of the requests. One that no route matches has the mesh's defaults.
+type ProfileRoute struct {
+	Name    string
+	Matches []route.Match // any of them; never empty
+	Timeout time.Duration // 0: none
+	Retry   retry.Config
+}
+
+// Profile translates the document, which Check found to be right.
+func (sp *ServiceProfile) Profile() Profile {
+	p := Profile{Budget: retry.BudgetConfig{Off: true}}
+	for i := range sp.Spec.Routes {
+		r := &sp.Spec.Routes[i]
+		matches, err := r.Condition.matches()
+		if err != nil {
+			panic(err) // Check let it pass
+		}
+		p.Routes = append(p.Routes, ProfileRoute{
+			Name:    r.Name,
+			Matches: matches,
+			Timeout: max(0, r.Timeout.Duration),
+			Retry:   r.retry(),
+		})
+		if r.limit() == unlimited {
+			p.Budget = retry.BudgetConfig{} // Linkerd's default: 20%, 10 a second, 10 s
+		}
+	}
+	if b := sp.Spec.RetryBudget; b != nil {
+		p.Budget = retry.BudgetConfig{Ratio: b.RetryRatio, MinPerSecond: float64(b.MinRetriesPerSecond), Window: b.TTL.Duration}
+		// To the budget, 0 is the default; a document means none.
+		if b.RetryRatio == 0 {
+			p.Budget.Ratio = -1
+		}
+		if b.MinRetriesPerSecond == 0 {
+			p.Budget.MinPerSecond = -1
+		}
+	}
+	sum := 0
+	for _, d := range sp.Spec.DstOverrides {
+		if d.Weight.Milli == 0 {
+			continue
+		}
+		host, port, _ := net.SplitHostPort(d.Authority)
+		n, _ := strconv.Atoi(port)
+		sum += int(d.Weight.Milli)
+		p.Destinations = append(p.Destinations, route.Destination{
+			Target: route.Target{Host: strings.TrimSuffix(strings.ToLower(host), "."), Port: n},
+			Weight: int(d.Weight.Milli),
+		})
+	}
+	if sum == 0 {
+		p.Destinations = nil
+	}
+	return p
+}
+
+// unlimited is how often a call is retried that only a budget bounds.
+const unlimited = 100
+
+// limit returns how often a call is retried.
+func (r *Route) limit() int {
+	switch retryable := r.IsRetryable != nil && *r.IsRetryable; {
+	case r.Retries != nil && r.Retries.Limit != nil:
+		return int(*r.Retries.Limit)
+	case retryable:
+		return unlimited
+	}
+	return 0
+}
+
+// retry returns when a call is retried: at once, like by Linkerd's proxy, and whatever its method.
+func (r *Route) retry() retry.Config {
+	on, failures := r.on()
+	if r.limit() == 0 || !failures {
+		return retry.Config{}
+	}
+	c := retry.Config{
+		Retries:       r.limit(),
+		On:            on,
+		Backoff:       -1,
+		MaxRetryAfter: -1,
+		AnyMethod:     true,
+		NestedRetries: true,
+	}
+	if r.Retries != nil {
+		c.PerTryTimeout = r.Retries.Timeout.Duration
+	}
+	return c
+}
+
+// on returns what is a failure, and false if nothing is. What happens without a response counts as the response that
+// Linkerd's proxy makes of it: 502, 503 or 504.
+func (r *Route) on() (retry.On, bool) {
+	var failures []int
+	server, gateway := true, false
+	for status := minStatus; status <= maxStatus; status++ {
+		_, failed := r.classify(status)
+		switch {
+		case failed:
+			failures = append(failures, status)
+		case status >= 500:
+			server = false
+		}
+		gateway = gateway || failed && status >= 502 && status <= 504
+	}
+	on := retry.On{Status: retry.Codes(failures...)}
+	switch {
+	case server:
+		on.Conditions = retry.ServerError
+		rest := failures[:len(failures)-100]
+		on.Status = retry.Codes(rest...)
+	case gateway:
+		on.Conditions = retry.Reset
+	}
+	if classified, _ := r.classify(200); !classified {
+		on.Conditions |= retry.DeadlineExceeded | retry.Internal | retry.Unavailable
+	}
+	return on, on != retry.On{}
+}
+
+// classify says whether one of the classes has the status, and whether it is a failure.
+func (r *Route) classify(status int) (classified, failed bool) {
+	for i := range r.ResponseClasses {
+		c := &r.ResponseClasses[i]
+		if holds, counts := c.Condition.holds(status); holds && counts {
+			return true, c.IsFailure
+		}
+	}
+	return false, status >= 500
+}
+
+// holds says whether the condition holds for a status. Conditions without content do not count: the proxy leaves them
+// out of what they are part of.
+func (m *ResponseMatch) holds(status int) (holds, counts bool) {
+	holds = true
+	and := func(part, partCounts bool) {
+		if partCounts {
+			holds, counts = holds && part, true
+		}
+	}
+	if s := m.Status; s != nil && (s.Min != 0 || s.Max != 0) {
+		low, high := int(s.Min), int(s.Max)
+		if low == 0 {
+			low = high
+		}
+		if high == 0 {
+			high = low
+		}
+		and(low <= status && status <= high, true)
+	}
+	for i := range m.All {
+		and(m.All[i].holds(status))
+	}
+	some, someCounts := false, false
+	for i := range m.Any {
+		part, partCounts := m.Any[i].holds(status)
+		some, someCounts = some || part && partCounts, someCounts || partCounts
+	}
+	and(some, someCounts)
+	if m.Not != nil {
+		part, partCounts := m.Not.holds(status)
+		and(!part, partCounts)
+	}
+	return holds, counts
+}
+
+// matches returns the condition as alternatives.
+func (m *RequestMatch) matches() ([]route.Match, error) {
+	terms, err := m.terms(false)
+	if err != nil {
+		return nil, err
+	}
+	if len(terms) == 0 {
+		return []route.Match{conjunction.Never}, nil
+	}
+	return terms, nil
+}
+
+// maxTerms bounds what a condition may grow to when it is written as alternatives.
+const maxTerms = 256
+
+var errTerms = errors.New("too complex: written out it has more than " + strconv.Itoa(maxTerms) + " alternatives")
+
+// terms returns the alternatives under which the condition holds or, negated, does not. None means that it never does.
+func (m *RequestMatch) terms(negated bool) ([]route.Match, error) {
+	all := []route.Match{{}} // one alternative without conditions: always
+	any := []route.Match{}
+	// The parts must all hold; for the negation it is enough that one does not.
+	part := func(terms []route.Match, err error) error {
+		if err != nil {
+			return err
+		}
+		if any = append(any, terms...); negated && len(any) > maxTerms {
+			return errTerms
+		}
+		if !negated {
+			all, err = and(all, terms)
+		}
+		return err
+	}
+	if m.Method != "" {
+		value := route.StringMatch{Kind: route.Exact, Value: strings.ToUpper(m.Method)}
+		term := route.Match{Method: value}
+		if negated {
+			term = route.Match{WithoutHeaders: []route.KeyMatch{{Key: ":method", Value: value}}}
+		}
+		if err := part([]route.Match{term}, nil); err != nil {
+			return nil, err
+		}
+	}
+	if m.PathRegex != "" {
+		expr, err := fullPath(m.PathRegex)
+		if err != nil {
+			return nil, err
+		}
+		value := route.StringMatch{Kind: route.Regex, Value: expr.text}
+		term := route.Match{URI: value}
+		if negated {
+			key, err := conjunction.Path(value)
+			if err != nil {
+				return nil, err
+			}
+			term = route.Match{WithoutHeaders: []route.KeyMatch{key}}
+		}
+		if err := part([]route.Match{term}, nil); err != nil {
+			return nil, err
+		}
+	}
+	for i := range m.All {
+		if err := part(m.All[i].terms(negated)); err != nil {
+			return nil, err
+		}
+	}
+	if m.Any != nil {
+		if err := part(alternatives(m.Any, negated)); err != nil {
+			return nil, err
+		}
+	}
+	if m.Not != nil {
+		if err := part(m.Not.terms(!negated)); err != nil {
+			return nil, err
+		}
+	}
+	if negated {
+		return any, nil
+	}
+	return all, nil
+}
+
+// alternatives returns the terms of a condition that holds if any of a list does.
+func alternatives(list []RequestMatch, negated bool) ([]route.Match, error) {
+	none := []route.Match{{}}
+	some := []route.Match{}
+	for i := range list {
+		terms, err := list[i].terms(negated)
+		if err != nil {
+			return nil, err
+		}
+		if !negated {
+			some = append(some, terms...)
+		} else if none, err = and(none, terms); err != nil {
+			return nil, err
+		}
+		if len(some) > maxTerms {
+			return nil, errTerms
+		}
+	}
+	if negated {
+		return none, nil
+	}
+	return some, nil
+}
+
+// and returns the alternatives under which one of a and one of b hold.
+func and(a, b []route.Match) ([]route.Match, error) {
+	if len(a)*len(b) > maxTerms {
+		return nil, errTerms
+	}
+	out := []route.Match{}
+	for _, x := range a {
+		for _, y := range b {
+			both, ok, err := conjunction.And(x, y, false)
+			if err != nil {
+				return nil, err
+			}
+			if ok && len(both.Headers)+len(both.WithoutHeaders) > maxTerms {
+				return nil, errTerms
+			}
+			if ok {
+				out = append(out, both)
+			}
+		}
+	}
+	return out, nil
+}
+
+// takesAll says that one of the alternatives has no conditions.
+func takesAll(terms []route.Match) bool {
+	for _, t := range terms {
+		if t.URI.Kind == route.Any && t.Method.Kind == route.Any && len(t.Headers) == 0 && len(t.WithoutHeaders) == 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// pathExpr is a pathRegex as a pattern for the whole path.
+type pathExpr struct {
+	text  string
+	loose bool // not all alternatives have to match the whole path
+}
+
+// fullPath returns the pattern that Linkerd's proxy makes of a pathRegex, which it puts between ^ and $. That anchors the
+// start of the first alternative and the end of the last one: the others match anywhere.
+func fullPath(expr string) (pathExpr, error) {
+	expr = strings.TrimSpace(expr)
+	if _, err := regexp.Compile(expr); err != nil {
+		return pathExpr{}, err
+	}
+	expr = strings.TrimPrefix(expr, "^")
+	if strings.HasSuffix(expr, "$") && !escaped(expr[:len(expr)-1]) {
+		expr = expr[:len(expr)-1]
+	}
+	parts := split(expr)
+	if len(parts) == 1 {
+		return pathExpr{text: expr}, nil
+	}
+	if flags.MatchString(expr) {
+		return pathExpr{}, errors.New("flags beside alternatives: put both in parentheses, as (?i:a|b)")
+	}
+	const anything = "(?s:.*)"
+	for i := range parts {
+		before, after := anything, anything
+		if i == 0 {
+			before = ""
+		}
+		if i == len(parts)-1 {
+			after = ""
+		}
+		parts[i] = fmt.Sprintf("%s(?:%s)%s", before, parts[i], after)
+	}
+	out := pathExpr{text: strings.Join(parts, "|"), loose: true}
+	if _, err := regexp.Compile(out.text); err != nil {
+		return pathExpr{}, fmt.Errorf("%q: put the alternatives in parentheses", expr)
+	}
+	return out, nil
+}
+
+// flags finds flags that are set for the rest of a pattern.
+var flags = regexp.MustCompile(`\(\?[a-zA-Z-]+\)`)
+
+// escaped says that what follows s is escaped by a backslash.
+func escaped(s string) bool {
+	return (len(s)-len(strings.TrimRight(s, `\`)))%2 == 1
+}
+
+// split cuts a regular expression, which is valid, at the bars that are not inside of parentheses or brackets.
+func split(expr string) []string {
+	var parts []string
+	depth, start := 0, 0
+	for i := 0; i < len(expr); i++ {
+		switch expr[i] {
+		case '\\':
+			if strings.HasPrefix(expr[i:], `\Q`) {
+				if end := strings.Index(expr[i:], `\E`); end >= 0 {
+					i += end
+				} else {
+					i = len(expr)
+				}
+			}
+			i++
+		case '[':
+			i = class(expr, i)
+		case '(':
+			depth++
+		case ')':
+			depth--
+		case '|':
+			if depth == 0 {
+				parts = append(parts, expr[start:i])
+				start = i + 1
+			}
+		}
+	}
+	return append(parts, expr[start:])
+}
+
+// class returns the index of the bracket that closes the character class that starts at i.
+func class(expr string, i int) int {
+	i++
+	if i < len(expr) && expr[i] == '^' {
+		i++
+	}
+	for first := true; i < len(expr); i++ {
+		switch {
+		case expr[i] == ']' && !first:
+			return i
+		case expr[i] == '\\':
+			i++
+		case strings.HasPrefix(expr[i:], "[:"):
+			if end := strings.Index(expr[i:], ":]"); end >= 0 {
+				i += end + 1
+			}
+		}
+		first = false
+	}
+	return i
+}

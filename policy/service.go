@@ -1,0 +1,167 @@
+package policy
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+)
+
+// service is a Service of Kubernetes. Its ports are all that matters here.
+type service struct {
+	APIVersion string           `yaml:"apiVersion,required"`
+	Kind       string           `yaml:"kind,required"`
+	Metadata   yamldoc.Metadata `yaml:"metadata,required"`
+	Spec       serviceSpec      `yaml:"spec"`
+	Status     yamldoc.Any      `yaml:"status" mesh:"unused: written by the control plane"`
+}
+
+type serviceSpec struct {
+	Type  string       `yaml:"type" enum:"ClusterIP,NodePort,LoadBalancer,ExternalName" mesh:"unused: only the ports of a Service matter here"`
+	Ports []servedPort `yaml:"ports"`
+
+	AllocateLoadBalancerNodePorts yamldoc.Any `yaml:"allocateLoadBalancerNodePorts" mesh:"unused: only the ports of a Service matter here"`
+	ClusterIP                     yamldoc.Any `yaml:"clusterIP" mesh:"unused: only the ports of a Service matter here"`
+	ClusterIPs                    yamldoc.Any `yaml:"clusterIPs" mesh:"unused: only the ports of a Service matter here"`
+	ExternalIPs                   yamldoc.Any `yaml:"externalIPs" mesh:"unused: only the ports of a Service matter here"`
+	ExternalName                  yamldoc.Any `yaml:"externalName" mesh:"unused: only the ports of a Service matter here"`
+	ExternalTrafficPolicy         yamldoc.Any `yaml:"externalTrafficPolicy" mesh:"unused: only the ports of a Service matter here"`
+	HealthCheckNodePort           yamldoc.Any `yaml:"healthCheckNodePort" mesh:"unused: only the ports of a Service matter here"`
+	InternalTrafficPolicy         yamldoc.Any `yaml:"internalTrafficPolicy" mesh:"unused: only the ports of a Service matter here"`
+	IPFamilies                    yamldoc.Any `yaml:"ipFamilies" mesh:"unused: only the ports of a Service matter here"`
+	IPFamilyPolicy                yamldoc.Any `yaml:"ipFamilyPolicy" mesh:"unused: only the ports of a Service matter here"`
+	LoadBalancerClass             yamldoc.Any `yaml:"loadBalancerClass" mesh:"unused: only the ports of a Service matter here"`
+	LoadBalancerIP                yamldoc.Any `yaml:"loadBalancerIP" mesh:"unused: only the ports of a Service matter here"`
+	LoadBalancerSourceRanges      yamldoc.Any `yaml:"loadBalancerSourceRanges" mesh:"unused: only the ports of a Service matter here"`
+	PublishNotReadyAddresses      yamldoc.Any `yaml:"publishNotReadyAddresses" mesh:"unused: only the ports of a Service matter here"`
+	Selector                      yamldoc.Any `yaml:"selector" mesh:"unused: only the ports of a Service matter here"`
+	SessionAffinity               yamldoc.Any `yaml:"sessionAffinity" mesh:"unused: only the ports of a Service matter here"`
+	SessionAffinityConfig         yamldoc.Any `yaml:"sessionAffinityConfig" mesh:"unused: only the ports of a Service matter here"`
+	TopologyKeys                  yamldoc.Any `yaml:"topologyKeys" mesh:"unused: only the ports of a Service matter here"`
+	TrafficDistribution           yamldoc.Any `yaml:"trafficDistribution" mesh:"unused: only the ports of a Service matter here"`
+}
+
+type servedPort struct {
+	Name        string      `yaml:"name"`
+	Port        uint32      `yaml:"port,required"`
+	TargetPort  yamldoc.Any `yaml:"targetPort"`
+	NodePort    yamldoc.Any `yaml:"nodePort" mesh:"unused: it is for callers outside of the cluster"`
+	Protocol    string      `yaml:"protocol" enum:"TCP,UDP,SCTP"`
+	AppProtocol string      `yaml:"appProtocol"`
+}
+
+// Check reports what Kubernetes would not accept.
+func (s *service) Check(doc *yamldoc.Document) {
+	s.Metadata.Check(doc)
+	if name := s.Metadata.Name; yamldoc.IsName(name) && (strings.Contains(name, ".") || name[0] <= '9') {
+		doc.Errorf("metadata.name", "%q is not the name of a Service: it starts with a letter and has no dots", name)
+	}
+	names := make(map[string]int)
+	numbers := make(map[string]int)
+	for i, p := range s.Spec.Ports {
+		at := yamldoc.Index("spec.ports", i)
+		if p.Port < 1 || p.Port > 65535 {
+			doc.Errorf(at+".port", "%d is not a port: it must be from 1 to 65535", p.Port)
+		}
+		switch first, twice := names[p.Name]; {
+		case p.Name == "" && len(s.Spec.Ports) > 1:
+			doc.Errorf(at+".name", "missing: a Service with several ports names them")
+		case p.Name != "" && !yamldoc.IsLabel(p.Name):
+			doc.Errorf(at+".name", "%q is not the name of a port: use lower-case letters, digits and hyphens", p.Name)
+		case twice:
+			doc.Errorf(at+".name", "%q is the name of spec.ports[%d] too", p.Name, first)
+		}
+		names[p.Name] = i
+		key := strconv.Itoa(int(p.Port)) + "/" + p.protocol()
+		if first, twice := numbers[key]; twice {
+			doc.Errorf(at+".port", "%s is spec.ports[%d] too", key, first)
+		}
+		numbers[key] = i
+		if target := doc.Text(at + ".targetPort"); target != "" {
+			if n, err := strconv.Atoi(target); err == nil && (n < 1 || n > 65535) {
+				doc.Errorf(at+".targetPort", "%d is not a port: it must be from 1 to 65535", n)
+			} else if err != nil && (len(target) > 15 || !yamldoc.IsLabel(target)) {
+				doc.Errorf(at+".targetPort", "%q is neither a port nor the name of one", target)
+			}
+		}
+	}
+}
+
+func (p *servedPort) protocol() string {
+	if p.Protocol == "" {
+		return "TCP"
+	}
+	return p.Protocol
+}
+
+// servicePort is a port that documents give to a service.
+type servicePort struct {
+	number int
+	http2  bool // it is spoken to in HTTP/2, without TLS too
+}
+
+// services remembers the ports of the cluster's services.
+func (c *compiler) services() {
+	for _, s := range c.kubernetes {
+		if s.Failed() {
+			continue
+		}
+		host := s.name + "." + s.namespace + ".svc." + c.plan.workload.ClusterDomain
+		ports := []servicePort{} // not nil: it is known that there are none
+		for _, p := range s.is.Spec.Ports {
+			if p.protocol() == "TCP" {
+				ports = append(ports, servicePort{int(p.Port), http2(p.Name, p.AppProtocol)})
+			}
+		}
+		c.plan.ports[host] = ports
+	}
+}
+
+// http2 says whether the protocol of a port is HTTP/2. Istio goes by appProtocol and else by the start of the name.
+func http2(name, appProtocol string) bool {
+	protocol := strings.ToLower(appProtocol)
+	if protocol == "" {
+		protocol, _, _ = strings.Cut(name, "-")
+		if strings.HasPrefix(name, "grpc-web") {
+			protocol = "grpc-web"
+		}
+	}
+	switch protocol {
+	case "http2", "grpc", "grpc-web", "kubernetes.io/h2c":
+		return true
+	}
+	return false
+}
+
+// servicePorts returns the ports of a host, and nil if no document says which they are.
+func (p *Plan) servicePorts(host string) []servicePort {
+	if ports := p.ports[host]; ports != nil {
+		return ports
+	}
+	if e := p.entries.exact[host]; e != nil {
+		return e.ports
+	}
+	return nil
+}
+
+// onlyPort returns the port of a host that has exactly one, and else 0.
+func (p *Plan) onlyPort(host string) int {
+	if ports := p.servicePorts(host); len(ports) == 1 {
+		return ports[0].number
+	}
+	return 0
+}
+
+// http2 says whether a port of a host is spoken to in HTTP/2.
+func (p *Plan) http2(host string, port int) bool {
+	ports := p.servicePorts(host)
+	if e := p.entries.find(host); ports == nil && e != nil {
+		ports = e.ports
+	}
+	for _, s := range ports {
+		if s.number == port {
+			return s.http2
+		}
+	}
+	return false
+}

@@ -1,0 +1,73 @@
+package smi
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/nosidecar/mesh/internal/conjunction"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// Weights returns the weights of the backends, in the smallest whole numbers of the same proportion, and false if all
+// are 0: then the requests go to the service itself.
+func (ts *TrafficSplit) Weights() (weights []int, ok bool) {
+	var divisor int64
+	for _, b := range ts.Spec.Backends {
+		divisor = gcd(divisor, b.Weight.Milli)
+	}
+	if divisor == 0 {
+		return nil, false
+	}
+	// Whole weights stay as they are written.
+	if divisor%1000 == 0 {
+		divisor = 1000
+	}
+	for _, b := range ts.Spec.Backends {
+		weights = append(weights, int(b.Weight.Milli/divisor))
+	}
+	return weights, true
+}
+
+func gcd(a, b int64) int64 {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
+
+func (g *HTTPRouteGroup) matches() []HTTPMatch {
+	if g.Spec != nil {
+		return g.Spec.Matches
+	}
+	return g.Matches
+}
+
+// Routes translates the matches, which Check found to be right. Without any the group has one that no request meets.
+func (g *HTTPRouteGroup) Routes() []route.Match {
+	var out []route.Match
+	for _, m := range g.matches() {
+		match := route.Match{Name: m.Name}
+		if m.PathRegex != "" {
+			// The specification anchors the pattern to the start of the path only.
+			match.URI = route.StringMatch{Kind: route.Regex, Value: "(?:" + m.PathRegex + ")(?s:.*)"}
+		}
+		for _, headers := range m.Headers {
+			for _, name := range slices.Sorted(maps.Keys(headers)) {
+				value := route.StringMatch{Kind: route.Regex, Value: headers[name]}
+				match.Headers = append(match.Headers, route.KeyMatch{Key: name, Value: value})
+			}
+		}
+		if len(m.Methods) == 0 || slices.Contains(m.Methods, "*") {
+			out = append(out, match)
+			continue
+		}
+		for _, method := range m.Methods {
+			match.Method = route.StringMatch{Kind: route.Exact, Value: method}
+			out = append(out, match)
+		}
+	}
+	if out == nil {
+		return []route.Match{conjunction.Never}
+	}
+	return out
+}

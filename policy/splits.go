@@ -1,0 +1,247 @@
+package policy
+
+import (
+	"math"
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/linkerd"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/policy/smi"
+)
+
+// split says how the requests to a service are divided.
+type split struct {
+	*document
+	parts []splitPart // the first that a request meets counts; without one it goes to the service itself
+}
+
+// splitPart is a division of some requests.
+type splitPart struct {
+	port     int           // that is dialled; 0: any
+	when     []route.Match // one must hold; nil: always
+	backends []route.Destination
+}
+
+// profile is a ServiceProfile, translated.
+type profile struct {
+	*document
+	linkerd.Profile
+}
+
+// trafficSplits puts the first split of each service in its place.
+func (c *compiler) trafficSplits() {
+	p := c.plan
+	groups := make(map[string]decoded[smi.HTTPRouteGroup])
+	for _, g := range c.routeGroups {
+		groups[g.namespace+"/"+g.name] = g
+	}
+	used := make(map[string]bool)
+	for _, ts := range c.smi {
+		if ts.Failed() {
+			continue
+		}
+		spec := &ts.is.Spec
+		var when []route.Match
+		for i, ref := range spec.Matches {
+			name := ts.namespace + "/" + ref.Name
+			group, ok := groups[name]
+			if !ok {
+				ts.Errorf(yamldoc.Index("spec.matches", i)+".name", "there is no HTTPRouteGroup %s", name)
+				continue
+			}
+			used[name] = true
+			if !group.Failed() {
+				when = append(when, group.is.Routes()...)
+			}
+		}
+		host := c.service(spec.Service, ts.namespace)
+		p.name(host)
+		if has := c.splits[host]; has != nil {
+			ts.Warnf("spec.service", "has no effect: %s splits %s already (%s:%d), and the first one counts",
+				has.identity, host, has.file, has.Line)
+			continue
+		}
+		weights, ok := ts.is.Weights()
+		if !ok {
+			continue
+		}
+		backends := make([]route.Destination, len(weights))
+		for i := range weights {
+			to := c.service(spec.Backends[i].Service, ts.namespace)
+			p.name(to)
+			backends[i] = route.Destination{Target: route.Target{Host: to}, Weight: weights[i]}
+		}
+		c.splits[host] = &split{ts.document, c.byPort(ts, host, when, backends)}
+	}
+	for _, g := range c.routeGroups {
+		if !used[g.namespace+"/"+g.name] && !g.Failed() {
+			g.Warnf("", "no TrafficSplit refers to it: it has no effect")
+		}
+	}
+}
+
+// service returns the full name of a service that a document names.
+func (c *compiler) service(name, namespace string) string {
+	return c.plan.canonical(istio.Resolve(name, namespace, c.plan.workload.ClusterDomain))
+}
+
+// byPort leaves backends out where they lack a port of the service. It knows the ports if the services are among the
+// documents.
+func (c *compiler) byPort(ts decoded[smi.TrafficSplit], host string, when []route.Match, backends []route.Destination) []splitPart {
+	var parts []splitPart
+	lacking := make([]bool, len(backends))
+	for _, port := range c.plan.servicePorts(host) {
+		part := splitPart{port: port.number, when: when}
+		sum := 0
+		for i, b := range backends {
+			known := c.plan.servicePorts(b.Host)
+			if known == nil || slices.ContainsFunc(known, func(p servicePort) bool { return p.number == port.number }) {
+				part.backends = append(part.backends, b)
+				sum += b.Weight
+			} else {
+				lacking[i] = true
+			}
+		}
+		if sum > 0 {
+			parts = append(parts, part)
+		}
+	}
+	if !slices.Contains(lacking, true) {
+		return []splitPart{{when: when, backends: backends}}
+	}
+	for i := range backends {
+		if lacking[i] {
+			ts.Warnf(yamldoc.Index("spec.backends", i)+".service", "lacks a port of %s: it gets none of the requests to that port", host)
+		}
+	}
+	return parts
+}
+
+// serviceProfiles puts the profile of each service in its place: the one in the caller's namespace, else that in the
+// service's.
+func (c *compiler) serviceProfiles() {
+	p := c.plan
+	for _, own := range []bool{true, false} {
+		for _, sp := range c.linkerd {
+			if sp.Failed() || (sp.namespace == p.workload.Namespace) != own {
+				continue
+			}
+			host := strings.TrimSuffix(strings.ToLower(sp.name), ".")
+			service := p.service(host)
+			switch has := c.profiles[host]; {
+			case service.Name == "" && strings.HasSuffix(p.canonical(host), ".svc."+p.workload.ClusterDomain):
+				sp.Warnf("metadata.name", "has no effect: a profile has the full name of its service, such as %s.%s.svc.%s",
+					"name", "namespace", p.workload.ClusterDomain)
+				continue
+			case !own && sp.namespace != service.Namespace:
+				sp.Warnf("metadata.namespace", "has no effect: callers in %s look for the profile there and in the namespace "+
+					"of the service", p.workload.Namespace)
+				continue
+			case has != nil:
+				sp.Warnf("metadata.name", "has no effect: %s is for the same service and in the caller's namespace (%s:%d)",
+					has.identity, has.file, has.Line)
+				continue
+			}
+			p.name(host)
+			profile := &profile{sp.document, sp.is.Profile()}
+			c.profiles[host] = profile
+			if len(profile.Destinations) == 0 {
+				continue
+			}
+			for i := range profile.Destinations {
+				d := &profile.Destinations[i]
+				d.Host = p.canonical(d.Host)
+				p.name(d.Host)
+			}
+			if has := c.splits[host]; has != nil {
+				sp.Warnf("spec.dstOverrides", "has no effect: %s splits the service (%s:%d)", has.identity, has.file, has.Line)
+				continue
+			}
+			c.splits[host] = &split{sp.document, []splitPart{{backends: reduced(profile.Destinations)}}}
+		}
+	}
+}
+
+// divide returns destinations with the one at index i divided among backends. Where those have no port, its own stays.
+func divide(destinations []route.Destination, i int, backends []route.Destination) []route.Destination {
+	whole := destinations[i]
+	total := 0
+	for _, b := range backends {
+		total += b.Weight
+	}
+	out := slices.Clone(destinations[:i])
+	out = append(out, backends...)
+	out = append(out, destinations[i+1:]...)
+	for j := range out {
+		d := &out[j]
+		if i <= j && j < i+len(backends) {
+			d.Headers = whole.Headers
+			if d.Port == 0 {
+				d.Port = whole.Port
+			}
+		}
+		switch {
+		case len(destinations) == 1:
+		case i <= j && j < i+len(backends):
+			d.Weight = times(d.Weight, whole.Weight)
+		default:
+			d.Weight = times(d.Weight, total)
+		}
+	}
+	return reduced(out)
+}
+
+// times multiplies weights. Products that do not fit are too large for a router in any case.
+func times(a, b int) int {
+	if a != 0 && b > math.MaxInt/a {
+		return math.MaxInt
+	}
+	return a * b
+}
+
+// reduced returns destinations with their weights in smaller numbers: in whole proportion, if the router can count that
+// far, else in parts of about a million.
+func reduced(destinations []route.Destination) []route.Destination {
+	sum := 0.0
+	for _, d := range destinations {
+		sum += float64(d.Weight)
+	}
+	if sum <= 100 {
+		return destinations
+	}
+	divisor := 0
+	for _, d := range destinations {
+		divisor = gcd(divisor, d.Weight)
+	}
+	out := slices.Clone(destinations)
+	for i := range out {
+		if w := &out[i].Weight; sum/float64(divisor) <= math.MaxUint32 {
+			*w /= divisor
+		} else if *w > 0 {
+			*w = max(1, int(float64(*w)/sum*1e6))
+		}
+	}
+	return out
+}
+
+func gcd(a, b int) int {
+	for b != 0 {
+		a, b = b, a%b
+	}
+	return a
+}
+
+// atPort returns matches that also ask for a port.
+func atPort(matches []route.Match, port int) []route.Match {
+	if matches == nil {
+		return []route.Match{{Port: port}}
+	}
+	out := slices.Clone(matches)
+	for i := range out {
+		out[i].Port = port
+	}
+	return out
+}
