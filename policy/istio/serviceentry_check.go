@@ -149,7 +149,6 @@ func (c check) endpoint(e *WorkloadEntry, resolution string, ports map[string]bo
 	case wrongHost(e.Address) != "" || strings.HasPrefix(e.Address, "*"):
 		c.Errorf(at+".address", "%q is neither an IP address nor a host name", e.Address)
 	}
-	c.atMost(len(e.Address), 256, at+".address")
 	c.atMost(len(e.Locality), 2048, at+".locality")
 	c.atMost(len(e.ServiceAccount), 253, at+".serviceAccount")
 	c.atMost(len(e.Ports), 128, at+".ports")

@@ -491,8 +491,9 @@ func (c check) rewrite(r *HTTPRoute, at string) {
 		if x := w.URIRegexRewrite; x != nil {
 			if x.Match == "" || x.Rewrite == "" {
 				c.Errorf(at+".uriRegexRewrite", "must set both match and rewrite")
+			} else {
+				c.that(wrongRegex(x.Match), at, ".uriRegexRewrite.match")
 			}
-			c.that(wrongRegex(x.Match), at, ".uriRegexRewrite.match")
 		}
 		if w.Authority != "" {
 			authorities++
