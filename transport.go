@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"errors"
+	"maps"
 	"net/http"
 	"net/url"
 	"time"
@@ -351,8 +352,8 @@ func (c *call) prepare() error {
 		out = &copied
 	}
 	if rewrites || bounded {
-		out.Header = c.req.Header.Clone()
-		if out.Header == nil {
+		// Values are only ever replaced as a whole, so the caller's can be shared.
+		if out.Header = maps.Clone(c.req.Header); out.Header == nil {
 			out.Header = make(http.Header)
 		}
 	}
