@@ -1,0 +1,225 @@
+package policy_test
+
+import (
+	"net/http"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// TestHost_Origin asks for calls to a host that documents of three kinds speak of.
+func TestHost_Origin(t *testing.T) {
+	data, err := os.ReadFile("testdata/combined/all.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plan := compile(t, string(data))
+	const (
+		virtual = "VirtualService default/shop"
+		profile = "ServiceProfile default/alone.default.svc.cluster.local"
+		split   = "TrafficSplit default/alone"
+	)
+	tests := []struct {
+		name, method, url string
+		header            string // that is set to 1
+		want              policy.Origin
+	}{
+		{"first match", "GET", "http://shop/decided", "", policy.Origin{Document: virtual, Route: 0, Match: 0}},
+		{"with a profile", "GET", "http://shop/api/a?b=c/d", "", policy.Origin{Document: virtual, Route: 1, Match: 0}},
+		{"beside a profile", "GET", "http://shop/api/a/b", "", policy.Origin{Document: virtual, Route: 1, Match: 0}},
+		{"second match with a profile", "POST", "http://shop/shares", "", policy.Origin{Document: virtual, Route: 3, Match: 1}},
+		{"first match of two", "DELETE", "http://shop:8080/shares", "", policy.Origin{Document: virtual, Route: 3, Match: 0}},
+		{"no match", "GET", "http://shop/", "", policy.Origin{Document: virtual, Route: 5, Match: -1}},
+		{"a profile", "POST", "http://alone/beta/post", "", policy.Origin{Document: profile, Route: 0, Match: -1}},
+		{"a profile and a split", "POST", "http://alone/beta/post", "X-Beta", policy.Origin{Document: profile, Route: 0, Match: -1}},
+		{"a split", "GET", "http://alone/beta", "X-Beta", policy.Origin{Document: split, Route: -1, Match: -1}},
+		{"defaults", "GET", "http://alone/", "X-Beta", policy.Origin{Route: -1, Match: -1}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			req, err := http.NewRequest(tt.method, tt.url, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.header != "" {
+				req.Header.Set(tt.header, "1")
+			}
+			h := plan.Host(req.Host)
+			view := route.NewRequest(req)
+			entry, match, ok := h.Routes.Match(&view)
+			if !ok {
+				t.Fatal("no route")
+			}
+			if got := h.Origin(entry, match); got != tt.want {
+				t.Errorf("Origin = %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+	if got := (policy.Host{}).Origin(nil, 0); got != (policy.Origin{Route: -1, Match: -1}) {
+		t.Errorf("Origin without documents = %+v", got)
+	}
+}
+
+// TestProfile_Namespace checks whose profile counts, as Linkerd looks for it.
+func TestProfile_Namespace(t *testing.T) {
+	const document = `
+apiVersion: linkerd.io/v1alpha2
+kind: ServiceProfile
+metadata: {name: web.prod.svc.cluster.local, namespace: NAMESPACE}
+spec: {retryBudget: {retryRatio: RATIO, minRetriesPerSecond: 1, ttl: 10s}}
+`
+	sources := []policy.Source{}
+	for ratio, namespace := range []string{"prod", "client", "other"} {
+		text := strings.NewReplacer("NAMESPACE", namespace, "RATIO", string(rune('1'+ratio))).Replace(document)
+		sources = append(sources, policy.Source{Name: namespace, Data: []byte(text)})
+	}
+	for namespace, want := range map[string]retry.BudgetConfig{
+		"client": {Ratio: 2, MinPerSecond: 1, Window: 10e9},
+		"prod":   {Ratio: 1, MinPerSecond: 1, Window: 10e9},
+		"third":  {Ratio: 1, MinPerSecond: 1, Window: 10e9},
+	} {
+		plan, findings := policy.Compile(sources, policy.Workload{Namespace: namespace})
+		if plan == nil {
+			t.Fatal(findings)
+		}
+		if got := plan.Cluster(route.Target{Host: "web.prod"}).RetryBudget; got != want {
+			t.Errorf("from %s: %+v, want %+v", namespace, got, want)
+		}
+	}
+}
+
+// TestBudget_Backends checks that a budget goes with the calls where they are split, unless the backend has its own.
+func TestBudget_Backends(t *testing.T) {
+	plan := compile(t, `
+apiVersion: linkerd.io/v1alpha2
+kind: ServiceProfile
+metadata: {name: a.default.svc.cluster.local}
+spec: {retryBudget: {retryRatio: 0.1, minRetriesPerSecond: 1, ttl: 10s}}
+---
+apiVersion: linkerd.io/v1alpha2
+kind: ServiceProfile
+metadata: {name: a2.default.svc.cluster.local}
+spec: {retryBudget: {retryRatio: 0.2, minRetriesPerSecond: 2, ttl: 20s}}
+---
+apiVersion: split.smi-spec.io/v1alpha2
+kind: TrafficSplit
+metadata: {name: a}
+spec: {service: a, backends: [{service: a1, weight: 1}, {service: a2, weight: 1}]}
+`)
+	for host, want := range map[string]float64{"a": 0.1, "a1": 0.1, "a2": 0.2} {
+		if got := plan.Cluster(route.Target{Host: host}).RetryBudget; got.Ratio != want || got.Off {
+			t.Errorf("budget of %s = %+v, want a ratio of %v", host, got, want)
+		}
+	}
+	if got := plan.Cluster(route.Target{Host: "b"}).RetryBudget; got != (retry.BudgetConfig{Off: true}) {
+		t.Errorf("budget of b = %+v, want none", got)
+	}
+}
+
+func TestCombine_Bounds(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("apiVersion: linkerd.io/v1alpha2\nkind: ServiceProfile\nmetadata: {name: a.default.svc.cluster.local}\nspec:\n  routes:\n")
+	for range 200 {
+		b.WriteString("  - {name: a, condition: {method: GET}}\n")
+	}
+	b.WriteString("---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: a}\nspec:\n  hosts: [a]\n  http:\n")
+	for range 200 {
+		b.WriteString("  - {match: [{uri: {exact: /a}}], route: [{destination: {host: a}}]}\n")
+	}
+	plan, findings := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(b.String())}}, workload)
+	if plan != nil || !strings.Contains(findings.Error(), "more than 10000 routes and matches together") {
+		t.Errorf("plan %v, findings:\n%s", plan != nil, findings)
+	}
+}
+
+func TestEntry_Equal(t *testing.T) {
+	document := func(endpoints string) string {
+		return `
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: a}
+spec:
+  hosts: [a.example.com]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: ` + endpoints
+	}
+	entry := func(endpoints string) *policy.Entry {
+		return compile(t, document(endpoints)).Host("a.example.com").Entry
+	}
+	first := entry("[{address: 10.0.0.1, labels: {a: b}, weight: 2}]")
+	if first == nil || len(first.Endpoints) != 1 || first.Resolution != policy.Static {
+		t.Fatalf("Entry = %+v", first)
+	}
+	if !first.Equal(entry("[{address: 10.0.0.1, labels: {a: b}, weight: 2}]")) {
+		t.Error("the same document gives another entry")
+	}
+	for _, other := range []string{
+		"[{address: 10.0.0.2, labels: {a: b}, weight: 2}]",
+		"[{address: 10.0.0.1, labels: {a: c}, weight: 2}]",
+		"[{address: 10.0.0.1, labels: {a: b}, weight: 3}]",
+		"[{address: 10.0.0.1, labels: {a: b}, weight: 2, ports: {http: 81}}]",
+		"[{address: 10.0.0.1, labels: {a: b}, weight: 2, locality: eu}]",
+		"[{address: 10.0.0.1, labels: {a: b}, weight: 2}, {address: 10.0.0.2}]",
+	} {
+		if first.Equal(entry(other)) {
+			t.Errorf("Equal does not see the difference of %s", other)
+		}
+	}
+	var none *policy.Entry
+	if first.Equal(nil) || none.Equal(first) || !none.Equal(nil) {
+		t.Error("Equal with nil is wrong")
+	}
+	want := discovery.Port{Name: "http", Number: 80}
+	if got := first.Endpoints[0].Ports; len(got) != 1 || got[0] != want {
+		t.Errorf("ports = %+v, want %+v", got, want)
+	}
+}
+
+func TestCheck(t *testing.T) {
+	const list = `
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Namespace, metadata: {name: a}}
+- {apiVersion: v1, kind: List, items: [{apiVersion: v1, kind: Service, metadata: {name: a}}]}
+---
+kind: [
+---
+apiVersion: v1
+kind: List
+`
+	r := policy.Check([]policy.Source{{Name: "a.yaml", Data: []byte(list)}}, policy.Workload{})
+	// The Namespace, the Service, the broken document and the List that is none.
+	if r.Documents != 4 || len(r.Findings) != 3 || r.Findings.Err() == nil {
+		t.Errorf("Check = %d documents and\n%s", r.Documents, r.Findings)
+	}
+	if r := policy.Check(nil, policy.Workload{}); r.Documents != 0 || r.Findings != nil {
+		t.Errorf("Check of nothing = %+v", r)
+	}
+}
+
+// TestSecurity checks that a document that is not enforced has exactly one error if it is right, and its own if not.
+func TestSecurity(t *testing.T) {
+	for kind, wrong := range map[string]string{
+		"PeerAuthentication":    "{mtls: {mode: SOMETIMES}}",
+		"AuthorizationPolicy":   "{rule: []}",
+		"RequestAuthentication": "{jwtRules: [{}]}",
+	} {
+		document := "apiVersion: security.istio.io/v1\nkind: " + kind + "\nmetadata: {name: a}\nspec: "
+		find := func(spec string) policy.Findings {
+			return policy.Check([]policy.Source{{Name: "a.yaml", Data: []byte(document + spec)}}, workload).Findings
+		}
+		if got := find("{}"); len(got) != 1 || got[0].Message != kind+" is not enforced yet" || got[0].Severity != policy.Error {
+			t.Errorf("%s:\n%s", kind, got)
+		}
+		if got := find(wrong); len(got) != 2 {
+			t.Errorf("%s with %s:\n%s", kind, wrong, got)
+		}
+	}
+}

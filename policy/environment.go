@@ -1,0 +1,133 @@
+package policy
+
+import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh/discovery"
+)
+
+// WorkloadFromEnv returns what the environment of the process says about it, by the variables and files that Istio's agent
+// goes by. What nothing is said of stays empty.
+//
+//	Namespace      POD_NAMESPACE, else the file in which Kubernetes puts the namespace of the service account
+//	Labels         ISTIO_METAJSON_LABELS, a JSON object, and over it the file /etc/istio/pod/labels of the downward API
+//	Address        INSTANCE_IP, else POD_IP
+//	ClusterDomain  the search list of /etc/resolv.conf, which in a pod holds "svc.cluster.local"
+//	Locality       the label istio-locality ("region.zone.subzone"), else the labels topology.kubernetes.io/region and
+//	               /zone and topology.istio.io/subzone
+//
+// The error names what is there but cannot be read.
+func WorkloadFromEnv() (Workload, error) {
+	return workloadFrom(os.Getenv, os.ReadFile)
+}
+
+// Or returns w with what it leaves empty taken from defaults. Labels are taken as a whole.
+func (w Workload) Or(defaults Workload) Workload {
+	w.Namespace = cmp.Or(w.Namespace, defaults.Namespace)
+	w.ClusterDomain = cmp.Or(w.ClusterDomain, defaults.ClusterDomain)
+	w.Locality = cmp.Or(w.Locality, defaults.Locality)
+	w.Address = cmp.Or(w.Address, defaults.Address)
+	if w.Labels == nil {
+		w.Labels = defaults.Labels
+	}
+	return w
+}
+
+func workloadFrom(getenv func(string) string, readFile func(string) ([]byte, error)) (Workload, error) {
+	var errs []error
+	read := func(path string) string {
+		text, err := readFile(path)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("policy: %w", err))
+		}
+		return string(text)
+	}
+	w := Workload{
+		Namespace: getenv("POD_NAMESPACE"),
+		Address:   cmp.Or(getenv("INSTANCE_IP"), getenv("POD_IP")),
+	}
+	if w.Namespace == "" {
+		w.Namespace = strings.TrimSpace(read("/var/run/secrets/kubernetes.io/serviceaccount/namespace"))
+	}
+	if text := getenv("ISTIO_METAJSON_LABELS"); text != "" {
+		if err := json.Unmarshal([]byte(text), &w.Labels); err != nil {
+			errs = append(errs, fmt.Errorf("policy: ISTIO_METAJSON_LABELS: %w", err))
+		}
+	}
+	const labelsFile = "/etc/istio/pod/labels"
+	labels, err := parseLabels(read(labelsFile))
+	if err != nil {
+		errs = append(errs, fmt.Errorf("policy: %s: %w", labelsFile, err))
+	}
+	if w.Labels == nil {
+		w.Labels = labels
+	} else {
+		maps.Copy(w.Labels, labels)
+	}
+	w.ClusterDomain = clusterDomain(read("/etc/resolv.conf"))
+	w.Locality = localityOf(w.Labels)
+	return w, errors.Join(errs...)
+}
+
+// parseLabels reads labels as the downward API writes them: a line of key="value" each, quoted as in Go.
+func parseLabels(text string) (map[string]string, error) {
+	var labels map[string]string
+	number := 0
+	for line := range strings.Lines(text) {
+		number++
+		if line = strings.TrimSpace(line); line == "" {
+			continue
+		}
+		key, quoted, ok := strings.Cut(line, "=")
+		value, err := strconv.Unquote(quoted)
+		if !ok || err != nil || key == "" {
+			return nil, fmt.Errorf(`line %d is not key="value"`, number)
+		}
+		if labels == nil {
+			labels = make(map[string]string)
+		}
+		labels[key] = value
+	}
+	return labels, nil
+}
+
+// clusterDomain returns the domain whose services a resolver's search list covers, and "" if there is none.
+func clusterDomain(resolvConf string) string {
+	for line := range strings.Lines(resolvConf) {
+		fields := strings.Fields(line)
+		if len(fields) == 0 || fields[0] != "search" {
+			continue
+		}
+		for _, name := range fields[1:] {
+			if domain, ok := strings.CutPrefix(strings.TrimSuffix(name, "."), "svc."); ok {
+				return domain
+			}
+		}
+	}
+	return ""
+}
+
+func localityOf(labels map[string]string) discovery.Locality {
+	if own := labels["istio-locality"]; own != "" {
+		if !strings.Contains(own, "/") {
+			own = strings.ReplaceAll(own, ".", "/")
+		}
+		var l discovery.Locality
+		l.Region, own, _ = strings.Cut(own, "/")
+		l.Zone, l.SubZone, _ = strings.Cut(own, "/")
+		return l
+	}
+	return discovery.Locality{
+		Region:  labels["topology.kubernetes.io/region"],
+		Zone:    labels["topology.kubernetes.io/zone"],
+		SubZone: labels["topology.istio.io/subzone"],
+	}
+}
