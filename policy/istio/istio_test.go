@@ -21,8 +21,12 @@ func TestFields(t *testing.T) {
 	want := strings.Split(strings.TrimSpace(string(data)), "\n")
 	var got []string
 	for kind, of := range map[string]reflect.Type{
-		"VirtualService":  reflect.TypeFor[istio.VirtualService](),
-		"DestinationRule": reflect.TypeFor[istio.DestinationRule](),
+		"VirtualService":        reflect.TypeFor[istio.VirtualService](),
+		"DestinationRule":       reflect.TypeFor[istio.DestinationRule](),
+		"ServiceEntry":          reflect.TypeFor[istio.ServiceEntry](),
+		"PeerAuthentication":    reflect.TypeFor[istio.PeerAuthentication](),
+		"AuthorizationPolicy":   reflect.TypeFor[istio.AuthorizationPolicy](),
+		"RequestAuthentication": reflect.TypeFor[istio.RequestAuthentication](),
 	} {
 		for _, f := range yamldoc.Fields(of) {
 			if strings.HasPrefix(f.Path, "spec.") {

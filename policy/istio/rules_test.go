@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/istio"
 )
@@ -784,4 +785,76 @@ func TestRules_SeveralFindings(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzCheck checks that no document makes Check, Expand or Table panic.
+func FuzzCheck(f *testing.F) {
+	for kind, specs := range map[string][]string{
+		"VirtualService": {
+			"{hosts: [a], http: [{match: [{uri: {prefix: /}, headers: {a: {regex: '*'}}}], route: [{destination: {host: a}}], retries: {attempts: 1, retryOn: 5xx}}]}",
+			"{hosts: [a], http: [{delegate: {name: x}, match: [{uri: {prefix: /}}], fault: {abort: {grpcStatus: OK}}}, {redirect: {uri: /}}]}",
+			"{http: [{match: [{uri: {prefix: /a}}], route: [{destination: {host: a}}], mirrors: [{destination: {host: b}}], rewrite: {uri: /}}]}",
+		},
+		"DestinationRule": {
+			"{host: a, subsets: [{name: v1, trafficPolicy: {portLevelSettings: [{port: {number: 1}, tls: {mode: SIMPLE}}]}}]}",
+			"{host: a, trafficPolicy: {outlierDetection: {}, loadBalancer: {localityLbSetting: {distribute: [{from: '*', to: {a/b: 100}}]}}}}",
+		},
+		"ServiceEntry": {
+			"{hosts: ['*.a', b], addresses: [10.0.0.0/8], ports: [{name: a, number: 1}], resolution: DNS, endpoints: [{address: a, ports: {a: 1}, locality: a/b/c/d}]}",
+		},
+		"PeerAuthentication":    {"{selector: {matchLabels: {a: b}}, portLevelMtls: {'1': {mode: STRICT}}}"},
+		"AuthorizationPolicy":   {"{rules: [{from: [{source: {principals: [a]}}], to: [{operation: {paths: ['/{**}']}}], when: [{key: 'request.headers[a]', values: [a]}]}]}"},
+		"RequestAuthentication": {`{jwtRules: [{issuer: a, jwks: '{"keys":[]}', outputClaimToHeaders: [{header: a, claim: b}]}]}`},
+	} {
+		for _, spec := range specs {
+			f.Add("kind: " + kind + "\napiVersion: x/v1\nmetadata: {name: x}\nspec: " + spec)
+		}
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		client := istio.Client{Namespace: "default", ClusterDomain: "cluster.local"}
+		var dec yamldoc.Decoder
+		for _, doc := range yamldoc.Parse([]byte(text))[0] {
+			switch doc.Text("kind") {
+			case "VirtualService":
+				vs := new(istio.VirtualService)
+				if dec.Decode(doc, vs) {
+					if vs.Check(doc); doc.Failed() {
+						continue
+					}
+					vs.Table(doc, client)
+					delegate := *vs
+					delegate.Spec.Hosts = nil
+					e := vs.Expand(func(string, string) (*istio.VirtualService, bool) { return &delegate, true })
+					e.Table(doc, client)
+				}
+			case "DestinationRule":
+				dr := new(istio.DestinationRule)
+				if dec.Decode(doc, dr) {
+					if dr.Check(doc); doc.Failed() {
+						continue
+					}
+					merged := istio.Merge(dr.Spec.TrafficPolicy, dr.Spec.TrafficPolicy, 1)
+					merged.Settings(discovery.Locality{Region: "a"}, nil)
+				}
+			case "ServiceEntry":
+				se := new(istio.ServiceEntry)
+				if dec.Decode(doc, se) {
+					if se.Check(doc); doc.Failed() {
+						continue
+					}
+					for _, name := range se.Names() {
+						se.Endpoints(name)
+					}
+				}
+			default:
+				for _, into := range []interface{ Check(*yamldoc.Document) }{
+					new(istio.PeerAuthentication), new(istio.AuthorizationPolicy), new(istio.RequestAuthentication),
+				} {
+					if dec.Decode(doc, into) {
+						into.Check(doc)
+					}
+				}
+			}
+		}
+	})
 }

@@ -1,0 +1,152 @@
+package istio_test
+
+import (
+	"math"
+	"net/http"
+	"testing"
+	"time"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// TestRetries compares what retries come to with what Istio says they mean.
+func TestRetries(t *testing.T) {
+	on := func(list string) retry.On {
+		o, err := retry.ParseOn(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	const byDefault = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
+	tests := []struct {
+		name, retries string
+		want          retry.Config
+	}{
+		{"none means the default of the mesh", "", retry.Config{Retries: 2, On: on(byDefault)}},
+		{"attempts 0 turns them off", "retries: {attempts: 0}", retry.Config{}},
+		{"empty turns them off", "retries: {}", retry.Config{}},
+		{"attempts beyond the first", "retries: {attempts: 3}", retry.Config{Retries: 3, On: on(byDefault)}},
+		{"all fields", "retries: {attempts: 1, perTryTimeout: 2s, retryOn: '5xx,429', backoff: 50ms}",
+			retry.Config{Retries: 1, On: on("5xx,429"), PerTryTimeout: 2 * time.Second, Backoff: 50 * time.Millisecond}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			all, _ := services(t, document("ns/a", "hosts: [a], ", "{route: [{destination: {host: a}}], "+tt.retries+"}"))
+			if tt.want.Retries > 0 { // Envoy looks at none of these
+				tt.want.MaxRetryAfter, tt.want.AnyMethod, tt.want.NestedRetries = -1, true, true
+			}
+			if got := all["ns/a"].Routes(istio.Client{})[0].Retry; got != tt.want {
+				t.Errorf("Retry = %+v, want %+v", got, tt.want)
+			}
+		})
+	}
+	if got := istio.DefaultRetry(); got.Retries != 2 || got.On != on(byDefault) {
+		t.Errorf("DefaultRetry() = %+v", got)
+	}
+}
+
+// TestHeaderMatches sends requests with and without a header through the forms that a match of it can have.
+func TestHeaderMatches(t *testing.T) {
+	absent, empty, a, b := http.Header{}, http.Header{"X": {""}}, http.Header{"X": {"a"}}, http.Header{"X": {"a", "b"}}
+	tests := []struct {
+		match                string
+		absent, empty, a, ab bool
+	}{
+		{"headers: {x: {}}", false, true, true, true},
+		{"headers: {x: {exact: ''}}", false, true, false, false},
+		{"headers: {x: {exact: a}}", false, false, true, false},
+		{"headers: {x: {exact: 'a,b'}}", false, false, false, true},
+		{"headers: {X: {prefix: a}}", false, false, true, true},
+		{"headers: {x: {regex: '.*'}}", false, true, true, true},
+		{"headers: {x: {regex: 'a'}}", false, false, true, false}, // the whole value
+		{"withoutHeaders: {x: {}}", true, false, false, false},
+		{"withoutHeaders: {x: {regex: '*'}}", true, false, false, false},
+		{"withoutHeaders: {x: {exact: a}}", true, true, false, true},
+		{"withoutHeaders: {x: {exact: ''}}", false, false, true, true},
+		{"withoutHeaders: {x: {regex: '.*'}}", false, false, false, false},
+		{"withoutHeaders: {x: {regex: '.+'}}", true, true, false, false},
+		{"withoutHeaders: {x: {prefix: a}}", true, true, false, false},
+	}
+	for _, tt := range tests {
+		all, docs := services(t, document("ns/a", "hosts: [a], ", "{match: [{"+tt.match+"}], route: [{destination: {host: a}}]}"))
+		table := all["ns/a"].Table(docs["ns/a"], istio.Client{})
+		if table == nil {
+			t.Fatal(docs["ns/a"].Problems)
+		}
+		for _, c := range []struct {
+			header http.Header
+			want   bool
+		}{{absent, tt.absent}, {empty, tt.empty}, {a, tt.a}, {b, tt.ab}} {
+			req := route.Request{Method: "GET", Scheme: "http", Authority: "a", Path: "/", Header: c.header, Port: 80}
+			if entry, _, _ := table.Match(&req); (entry != nil) != c.want {
+				t.Errorf("%s: %v matches: %v, want %v", tt.match, c.header, entry != nil, c.want)
+			}
+		}
+	}
+}
+
+// TestMirrorPercent checks the shares in all the spellings that documents have had.
+func TestMirrorPercent(t *testing.T) {
+	for share, want := range map[string]uint32{
+		"":                             1_000_000,
+		"mirrorPercentage: {value: 5}": 50_000,
+		"mirrorPercentage: {value: 5}, mirrorPercent: 50": 50_000,
+		"mirrorPercent: 50":  500_000,
+		"mirror_percent: 50": 500_000,
+	} {
+		all, _ := services(t, document("ns/a", "hosts: [a], ", "{route: [{destination: {host: a}}], mirror: {host: b}, "+share+"}"))
+		if got := all["ns/a"].Routes(istio.Client{})[0].Mirrors; len(got) != 1 || got[0].PerMillion != want {
+			t.Errorf("%s: mirrors = %+v, want %d per million", share, got, want)
+		}
+	}
+	all, _ := services(t, document("ns/a", "hosts: [a], ", "{route: [{destination: {host: a}}], mirror: {host: b}, mirrorPercent: 0}"))
+	if got := all["ns/a"].Routes(istio.Client{})[0].Mirrors; got != nil {
+		t.Errorf("mirrors of 0%% = %+v, want none", got)
+	}
+}
+
+// TestFaultPercent checks that a share above 100 counts as that.
+func TestFaultPercent(t *testing.T) {
+	all, _ := services(t, document("ns/a", "hosts: [a], ", "{route: [{destination: {host: a}}], fault: {delay: {fixedDelay: 1s, percent: 150}}}"))
+	if got := all["ns/a"].Routes(istio.Client{})[0].Fault.Delay.PerMillion; got != 1_000_000 {
+		t.Errorf("PerMillion = %d, want 1000000", got)
+	}
+}
+
+// TestSettings_Extremes checks values that Istio takes although they say little.
+func TestSettings_Extremes(t *testing.T) {
+	doc := yamldoc.Parse([]byte(`
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: x}
+spec:
+  host: a
+  trafficPolicy:
+    outlierDetection: {consecutiveErrors: -1, consecutiveGatewayErrors: 4294967295}
+    connectionPool: {tcp: {tcpKeepalive: {probes: 4294967295}}}
+    retryBudget: {minRetryConcurrency: 4294967295}
+    loadBalancer: {consistentHash: {httpCookie: {name: c, ttl: 900ms}}}
+`))[0][0]
+	var dr istio.DestinationRule
+	if new(yamldoc.Decoder).Decode(doc, &dr) {
+		dr.Check(doc)
+	}
+	if doc.Failed() {
+		t.Fatal(doc.Problems)
+	}
+	s := dr.Spec.TrafficPolicy.Settings(discovery.Locality{}, nil)
+	if s.Outlier.Consecutive5xx != 0 || s.Outlier.ConsecutiveGateway != math.MaxInt32 {
+		t.Errorf("Outlier = %+v", s.Outlier)
+	}
+	if s.Pool.Keepalive.Probes != math.MaxInt32 || s.RetryLimit.MinConcurrency != math.MaxInt32 {
+		t.Errorf("Pool = %+v, RetryLimit = %+v", s.Pool, s.RetryLimit)
+	}
+	if key := s.Balancer.HashKey; !key.Generate || key.TTL != 0 {
+		t.Errorf("HashKey = %+v, want a cookie for the session", key)
+	}
+}
