@@ -26,6 +26,7 @@ import (
 type clusterConfig struct {
 	policy.Cluster
 	service discovery.Service
+	entry   *policy.Entry // where the endpoints are, if a document says so
 
 	circuit    breaker.Config
 	hasCircuit bool
@@ -36,7 +37,8 @@ type clusterConfig struct {
 
 func (m *Mesh) clusterConfig(plan *policy.Plan, target route.Target) clusterConfig {
 	h := plan.Host(target.Host)
-	config := clusterConfig{Cluster: plan.Cluster(target), service: h.Service, budget: retry.BudgetConfig{Off: true}}
+	config := clusterConfig{Cluster: plan.Cluster(target), service: h.Service, entry: h.Entry}
+	config.budget = config.RetryBudget
 	if p := m.protection(plan, h); p != nil {
 		if p.Circuit != nil {
 			config.circuit, config.hasCircuit = *p.Circuit, true
@@ -48,6 +50,14 @@ func (m *Mesh) clusterConfig(plan *policy.Plan, target route.Target) clusterConf
 		config.bodyIdle = p.BodyIdle
 	}
 	return config
+}
+
+// same reports whether a cluster can stay as it is. What is not comparable is made so: equal entries become one.
+func (c *clusterConfig) same(other *clusterConfig) bool {
+	if c.entry.Equal(other.entry) {
+		c.entry = other.entry
+	}
+	return *c == *other
 }
 
 // timesAnswers says whether it matters how long the endpoints take to answer.
@@ -113,7 +123,7 @@ type cluster struct {
 	updating sync.Mutex // held while the endpoints change, so that none come after the end
 
 	mu     sync.Mutex
-	sub    *discovery.Subscription
+	subs   []*discovery.Subscription // one, unless a document lists several names
 	closed bool
 }
 
@@ -206,19 +216,51 @@ func (c *cluster) idleSince(then time.Time) bool {
 	return c.calls.Load() == 0 && c.used.Load() < then.Unix()
 }
 
-// start subscribes to the endpoints. It is not part of newCluster because it tells observers, which must not happen
-// while the mesh is locked.
+// start finds the endpoints, now and from now on. It is not part of newCluster because it tells observers, which must not
+// happen while the mesh is locked.
 func (c *cluster) start() {
-	if c.config.Missing {
-		return // a subset that nobody defines has no endpoints
+	entry := c.config.entry
+	switch {
+	case c.config.Missing: // a subset that nobody defines has no endpoints
+	case c.config.Passthrough: // to where the caller would go without a mesh
+		c.subscribe(c.mesh.names, c.config.service, c.update)
+	case entry == nil:
+		c.subscribe(c.mesh.watcher, c.config.service, c.update)
+	case entry.Resolution == policy.DNS:
+		named := namedEndpoints{found: make([][]discovery.Endpoint, len(entry.Endpoints))}
+		for i, e := range entry.Endpoints {
+			c.subscribe(c.mesh.names, discovery.Service{Host: e.Address}, func(found []discovery.Endpoint) {
+				named.mu.Lock()
+				defer named.mu.Unlock()
+				named.found[i] = at(e, found)
+				c.update(slices.Concat(named.found...))
+			})
+		}
+	default:
+		c.update(entry.Endpoints)
 	}
-	watcher := c.mesh.watcher
-	if c.config.Passthrough {
-		watcher = c.mesh.names // where the caller would go without a mesh
+}
+
+// namedEndpoints are the endpoints behind several names.
+type namedEndpoints struct {
+	mu    sync.Mutex // held while they are handed on, so that the latest come last
+	found [][]discovery.Endpoint
+}
+
+// at returns e once for each address that was found for its name.
+func at(e discovery.Endpoint, found []discovery.Endpoint) []discovery.Endpoint {
+	endpoints := make([]discovery.Endpoint, len(found))
+	for i := range found {
+		endpoints[i] = e
+		endpoints[i].Address = found[i].Address
 	}
-	sub := watcher.Subscribe(c.config.service, c.update)
+	return endpoints
+}
+
+func (c *cluster) subscribe(watcher *discovery.Watcher, service discovery.Service, update func([]discovery.Endpoint)) {
+	sub := watcher.Subscribe(service, update)
 	c.mu.Lock()
-	c.sub = sub
+	c.subs = append(c.subs, sub)
 	c.mu.Unlock()
 	if c.calls.Load()&clusterGone != 0 {
 		sub.Close() // it ended before it began
@@ -237,12 +279,12 @@ func (c *cluster) close() {
 // giveUp ends a closed cluster that no call is left in.
 func (c *cluster) giveUp() {
 	c.mu.Lock()
-	closed, sub := c.closed, c.sub
+	closed, subs := c.closed, c.subs
 	c.mu.Unlock()
 	if !closed || !c.calls.CompareAndSwap(0, clusterGone) {
 		return
 	}
-	if sub != nil {
+	for _, sub := range subs {
 		sub.Close()
 	}
 	c.updating.Lock()
@@ -253,14 +295,20 @@ func (c *cluster) giveUp() {
 // wait waits until discovery has said something about the endpoints, for as long as a connection would be waited for.
 func (c *cluster) wait(ctx context.Context) error {
 	c.mu.Lock()
-	sub := c.sub
+	subs := c.subs
 	c.mu.Unlock()
-	if sub == nil {
+	if len(subs) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, c.conns.connectTimeout(), errDiscoverySlow)
 	defer cancel()
-	if err := sub.Wait(ctx); err != nil {
+	var err error
+	for _, sub := range subs {
+		if err = sub.Wait(ctx); !errors.Is(err, discovery.ErrUnknownService) {
+			break
+		}
+	}
+	if err != nil {
 		return err
 	}
 	select {

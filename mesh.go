@@ -139,7 +139,7 @@ func (m *Mesh) replaceView(plan *policy.Plan) (map[*cluster]*cluster, error) {
 	replaced := make(map[*cluster]*cluster) // old by new
 	for target, c := range old.clusters {
 		config := m.clusterConfig(plan, target)
-		if config != c.config {
+		if !config.same(&c.config) {
 			successor, err := newCluster(m, target, config, c)
 			if err != nil {
 				return nil, err

@@ -187,6 +187,94 @@ func TestApply(t *testing.T) {
 	})
 }
 
+func TestServiceEntries(t *testing.T) {
+	noLeaks(t)
+	one, two := serve(t, says("one")), serve(t, says("two"))
+	entries := func(port int) string {
+		return fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: static}
+spec:
+  hosts: [static.example.com]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints:
+  - {address: 127.0.0.1, ports: {http: %d}, labels: {version: v1}}
+  - {address: 127.0.0.1, ports: {http: %d}, labels: {version: v2}}
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: named}
+spec:
+  hosts: [named.example.com]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: DNS
+  endpoints:
+  - {address: localhost, ports: {http: %d}}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: static}
+spec:
+  hosts: [static.example.com]
+  http:
+  - route: [{destination: {host: static.example.com, subset: v2}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: static}
+spec:
+  host: static.example.com
+  subsets:
+  - {name: v2, labels: {version: v2}}
+`, one.Port, port, port)
+	}
+	m := newMesh(t, entries(two.Port), mesh.WithDiscovery(discovery.Static{}), mesh.WithOutbound(mesh.RegistryOnly))
+	c := m.Client()
+	for range 5 {
+		for _, host := range []string{"static", "named"} {
+			if got := get(t, c, "http://"+host+".example.com/").body; got != "two" {
+				t.Errorf("%s: %q", host, got)
+			}
+		}
+	}
+	if err := m.Apply(source(entries(one.Port))); err != nil {
+		t.Fatal(err)
+	}
+	for _, host := range []string{"static", "named"} {
+		if got := get(t, c, "http://"+host+".example.com/").body; got != "one" {
+			t.Errorf("%s after the entry changed: %q", host, got)
+		}
+	}
+}
+
+func TestServiceProfileBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		var seen atomic.Int32
+		f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) {
+			seen.Add(1)
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}))
+		c := f.mesh(t, `
+apiVersion: linkerd.io/v1alpha2
+kind: ServiceProfile
+metadata: {name: api.default.svc.cluster.local, namespace: default}
+spec:
+  retryBudget: {retryRatio: 0.5, minRetriesPerSecond: 1, ttl: 10s}
+  routes:
+  - name: all
+    condition: {pathRegex: "/.*"}
+    isRetryable: true
+`).Client()
+		for range 100 {
+			get(t, c, "http://api/")
+		}
+		between(t, "requests", int(seen.Load()), 145, 160)
+	})
+}
+
 // fed is a feed whose sets the test gives.
 type fed chan any // string or error
 
