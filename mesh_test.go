@@ -276,7 +276,7 @@ spec:
 }
 
 // fed is a feed whose sets the test gives.
-type fed chan any // string or error
+type fed chan any // a string, sources or an error
 
 func (f fed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	return func(yield func([]policy.Source, error) bool) {
@@ -285,9 +285,12 @@ func (f fed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 			case <-ctx.Done():
 				return
 			case next := <-f:
+				sources, _ := next.([]policy.Source)
+				if documents, ok := next.(string); ok {
+					sources = []policy.Source{source(documents)}
+				}
 				err, _ := next.(error)
-				documents, _ := next.(string)
-				if !yield([]policy.Source{source(documents)}, err) {
+				if !yield(sources, err) {
 					return
 				}
 			}
