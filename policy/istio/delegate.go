@@ -31,8 +31,10 @@ type Expansion struct {
 
 // Origin is where a route of an [Expansion] comes from.
 type Origin struct {
-	// Route is the index of the root's route.
-	Route int
+	// Route is the index of the root's route. Matches say, for each match, the index of the root's match that it lies
+	// within, and -1 if the root's route has none.
+	Route   int
+	Matches []int
 
 	// Delegate is the document that the route comes from, and DelegateRoute its index there. Delegate is nil for a
 	// route of the root's own.
@@ -50,7 +52,11 @@ func (vs *VirtualService) Expand(lookup func(namespace, name string) (*VirtualSe
 		r := &vs.Spec.HTTP[i]
 		if r.Delegate == nil {
 			routes = append(routes, *r)
-			e.Origins = append(e.Origins, Origin{Route: i})
+			own := Origin{Route: i}
+			for j := range r.Match {
+				own.Matches = append(own.Matches, j)
+			}
+			e.Origins = append(e.Origins, own)
 			continue
 		}
 		delegate, ok := lookup(cmp.Or(r.Delegate.Namespace, vs.Namespace()), r.Delegate.Name)
@@ -63,11 +69,15 @@ func (vs *VirtualService) Expand(lookup func(namespace, name string) (*VirtualSe
 		}
 		for j := range delegate.Spec.HTTP {
 			origin := Origin{Route: i, Delegate: delegate, DelegateRoute: j}
-			merged, ok := r.merge(&delegate.Spec.HTTP[j], vs.Namespace(), delegate.Namespace())
+			leaf := &delegate.Spec.HTTP[j]
+			matches, within, ok := mergeMatches(r.Match, leaf.Match, vs.Namespace(), delegate.Namespace())
 			if !ok {
 				e.Dropped = append(e.Dropped, origin)
 				continue
 			}
+			origin.Matches = within
+			merged := r.merge(leaf, delegate.Namespace())
+			merged.Match = matches
 			routes = append(routes, merged)
 			e.Origins = append(e.Origins, origin)
 		}
@@ -88,22 +98,19 @@ func (e *Expansion) Table(doc *yamldoc.Document, client Client) *route.Table {
 	})
 }
 
-// merge returns a route of a delegate within the root's route that names it, unless they contradict each other. What the
-// delegate leaves out it takes from the root.
-func (r *HTTPRoute) merge(leaf *HTTPRoute, namespace, leafNamespace string) (merged HTTPRoute, ok bool) {
-	merged = *leaf
-	if merged.Match, ok = mergeMatches(r.Match, leaf.Match, namespace, leafNamespace); !ok {
-		return merged, false
-	}
+// merge returns a route of a delegate, which lives in the given namespace, with what it leaves out taken from the root's
+// route. The matches are left to mergeMatches.
+func (r *HTTPRoute) merge(leaf *HTTPRoute, namespace string) HTTPRoute {
+	merged := *leaf
 	merged.Name = joinNames(r.Name, leaf.Name)
 	merged.Route = slices.Clone(leaf.Route)
 	for i := range merged.Route {
-		merged.Route[i].Destination = merged.Route[i].Destination.in(leafNamespace)
+		merged.Route[i].Destination = merged.Route[i].Destination.in(namespace)
 	}
-	merged.Mirror = leaf.Mirror.in(leafNamespace)
+	merged.Mirror = leaf.Mirror.in(namespace)
 	merged.Mirrors = slices.Clone(leaf.Mirrors)
 	for i := range merged.Mirrors {
-		merged.Mirrors[i].Destination = merged.Mirrors[i].Destination.in(leafNamespace)
+		merged.Mirrors[i].Destination = merged.Mirrors[i].Destination.in(namespace)
 	}
 	inherit(&merged.Rewrite, r.Rewrite)
 	inherit(&merged.DirectResponse, r.DirectResponse)
@@ -122,7 +129,7 @@ func (r *HTTPRoute) merge(leaf *HTTPRoute, namespace, leafNamespace string) (mer
 	if merged.Mirrors == nil {
 		merged.Mirrors = r.Mirrors
 	}
-	return merged, true
+	return merged
 }
 
 func inherit[T any](field **T, from *T) {
@@ -149,25 +156,32 @@ func (d *Destination) in(namespace string) *Destination {
 	return &here
 }
 
-// mergeMatches returns the matches of a delegate's route within those of the root's. Each must lie within one of the
-// root's at least.
-func mergeMatches(root, leaf []HTTPMatchRequest, namespace, leafNamespace string) (merged []HTTPMatchRequest, ok bool) {
+// mergeMatches returns the matches of a delegate's route within those of the root's, and which of those each lies within.
+// Every one must lie within one of the root's at least.
+func mergeMatches(root, leaf []HTTPMatchRequest, namespace, leafNamespace string) (merged []HTTPMatchRequest, within []int, ok bool) {
 	if len(root) == 0 || len(leaf) == 0 {
-		return append(slices.Clone(root), leaf...), true
+		for i := range root {
+			within = append(within, i)
+		}
+		for range leaf {
+			within = append(within, -1)
+		}
+		return append(slices.Clone(root), leaf...), within, true
 	}
 	for i := range leaf {
 		found := false
 		for j := range root {
 			if !contradict(&root[j], &leaf[i], namespace, leafNamespace) {
 				merged = append(merged, root[j].merge(&leaf[i]))
+				within = append(within, j)
 				found = true
 			}
 		}
 		if !found {
-			return nil, false
+			return nil, nil, false
 		}
 	}
-	return merged, true
+	return merged, within, true
 }
 
 func (m *HTTPMatchRequest) merge(leaf *HTTPMatchRequest) HTTPMatchRequest {

@@ -3,6 +3,7 @@ package istio_test
 import (
 	"fmt"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -67,14 +68,18 @@ func TestExpand(t *testing.T) {
 	e := root.Expand(lookup(all))
 
 	cart := all["team/cart"]
-	wantOrigins := []istio.Origin{{Route: 0, Delegate: cart}, {Route: 0, Delegate: cart, DelegateRoute: 2}, {Route: 4}}
-	if !slices.Equal(e.Origins, wantOrigins) {
+	wantOrigins := []istio.Origin{
+		{Route: 0, Matches: []int{0}, Delegate: cart},
+		{Route: 0, Matches: []int{0}, Delegate: cart, DelegateRoute: 2},
+		{Route: 4},
+	}
+	if !reflect.DeepEqual(e.Origins, wantOrigins) {
 		t.Errorf("Origins = %v, want %v", e.Origins, wantOrigins)
 	}
 	if want := []int{1, 2, 3}; !slices.Equal(e.Missing, want) { // not there, not exported, no delegate
 		t.Errorf("Missing = %v, want %v", e.Missing, want)
 	}
-	if want := []istio.Origin{{Route: 0, Delegate: cart, DelegateRoute: 1}}; !slices.Equal(e.Dropped, want) {
+	if want := []istio.Origin{{Route: 0, Delegate: cart, DelegateRoute: 1}}; !reflect.DeepEqual(e.Dropped, want) {
 		t.Errorf("Dropped = %v, want %v", e.Dropped, want)
 	}
 	if root.Spec.HTTP[0].Delegate == nil || len(root.Spec.HTTP) != 5 || cart.Spec.HTTP[2].Timeout.Set {
@@ -129,7 +134,7 @@ func TestExpand_Nothing(t *testing.T) {
 		t.Error("lookup of a delegate")
 		return nil, false
 	})
-	if e.VirtualService != all["a/b"] || !slices.Equal(e.Origins, []istio.Origin{{Route: 0}, {Route: 1}}) {
+	if e.VirtualService != all["a/b"] || !reflect.DeepEqual(e.Origins, []istio.Origin{{Route: 0}, {Route: 1}}) {
 		t.Errorf("Expand = %+v", e)
 	}
 }
@@ -166,8 +171,30 @@ func TestExpand_Wrong(t *testing.T) {
 	}
 }
 
+// TestExpand_Within checks which match of the root each of a merged route lies within.
+func TestExpand_Within(t *testing.T) {
+	tests := []struct {
+		name, root, leaf string
+		want             []int
+	}{
+		{"none", "[]", "[]", nil},
+		{"root only", "[{uri: {exact: /a}}, {uri: {exact: /b}}]", "[]", []int{0, 1}},
+		{"leaf only", "[]", "[{uri: {exact: /a}}, {uri: {exact: /b}}]", []int{-1, -1}},
+		{"both", "[{uri: {prefix: /a}}, {uri: {prefix: /}}]", "[{uri: {exact: /b}}, {uri: {exact: /a}}]", []int{1, 0, 1}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			all, _ := services(t, document("a/root", "hosts: [b], ", "{match: "+tt.root+", delegate: {name: leaf}}")+
+				document("a/leaf", "", "{match: "+tt.leaf+", route: [{destination: {host: b}}]}"))
+			e := all["a/root"].Expand(lookup(all))
+			if got := e.Origins[0].Matches; !slices.Equal(got, tt.want) || len(e.Spec.HTTP[0].Match) != len(got) {
+				t.Errorf("Matches = %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
+
 // TestExpand_Matches has one case for each way in which the matches of root and delegate contradict each other or not.
-// want is the merged matches, "-" if the route is dropped.
 func TestExpand_Matches(t *testing.T) {
 	tests := []struct {
 		name, root, leaf string
