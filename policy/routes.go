@@ -75,6 +75,7 @@ func (c *compiler) virtualServices() {
 		ClusterDomain: c.plan.workload.ClusterDomain,
 	}
 	delegates := make(map[string]decoded[istio.VirtualService])
+	used := make(map[*document]bool)
 	for _, vs := range c.virtual {
 		if vs.is.IsDelegate() {
 			delegates[vs.namespace+"/"+vs.name] = vs
@@ -88,53 +89,69 @@ func (c *compiler) virtualServices() {
 			case !vs.is.InMesh():
 				vs.Warnf("spec.gateways", "applies to gateways only, which do not exist in-process: it is skipped")
 			default:
-				whole := c.expand(vs, delegates)
+				whole := expand(vs, delegates, used)
 				table := whole.Table(vs.document.Document, client)
 				if visible && table != nil {
-					c.claim(vs, c.steps(vs.identity.String(), whole, table))
+					c.claim(vs, table, steps(vs, whole, table))
 				}
 			}
+		}
+	}
+	for _, d := range delegates {
+		if !used[d.document] && !d.Failed() {
+			d.Warnf("", "has no hosts and no VirtualService delegates to it: it has no effect")
 		}
 	}
 }
 
 // expand puts the routes of delegates in their place.
-func (c *compiler) expand(vs decoded[istio.VirtualService], delegates map[string]decoded[istio.VirtualService]) istio.Expansion {
+func expand(vs decoded[istio.VirtualService], delegates map[string]decoded[istio.VirtualService], used map[*document]bool) istio.Expansion {
 	whole := vs.is.Expand(func(namespace, name string) (*istio.VirtualService, bool) {
 		d, ok := delegates[namespace+"/"+name]
 		if !ok {
 			return nil, false
 		}
-		visible, _ := istio.VisibleFrom(vs.namespace, namespace, d.is.Spec.ExportTo)
-		return d.is, visible && !d.Failed()
+		used[d.document] = true
+		return d.is, !d.Failed()
 	})
 	for _, i := range whole.Missing {
 		vs.Warnf(yamldoc.Index("spec.http", i)+".delegate",
-			"there is no such VirtualService, or %s does not see it: the route is left out", vs.namespace)
+			"there is no VirtualService without hosts of this name that %s sees: the route is left out", vs.namespace)
 	}
 	for _, o := range whole.Dropped {
-		if d, ok := delegates[o.Delegate.Namespace()+"/"+o.Delegate.Metadata.Name]; ok {
-			d.Warnf(yamldoc.Index("spec.http", o.DelegateRoute), "never reached from %s: its matches contradict those of "+
-				"spec.http[%d] there (%s:%d)", vs.identity, o.Route, vs.file, vs.Line)
-		}
+		d := delegates[o.Delegate.Namespace()+"/"+o.Delegate.Metadata.Name]
+		d.Warnf(yamldoc.Index("spec.http", o.DelegateRoute), "never reached from %s: it matches nothing that spec.http[%d] does "+
+			"(%s:%d)", vs.identity, o.Route, vs.file, vs.LineOf(yamldoc.Index("spec.http", o.Route)))
 	}
 	return whole
 }
 
 // steps returns the routes of a VirtualService.
-func (c *compiler) steps(name string, vs istio.Expansion, table *route.Table) []step {
+func steps(vs decoded[istio.VirtualService], whole istio.Expansion, table *route.Table) []step {
 	steps := make([]step, table.Len())
 	for i := range steps {
-		spec := &vs.Spec.HTTP[i]
+		spec, origin := &whole.Spec.HTTP[i], whole.Origins[i]
 		s := step{
 			Route:    *table.Entry(i).Route,
-			document: name,
-			index:    vs.Origins[i].Route,
+			document: vs.identity.String(),
+			index:    origin.Route,
 			timed:    spec.Timeout.Set,
 			retried:  spec.Retries != nil,
 		}
+		// Of a route with a delegate, what counts are the matches of the root.
+		own, inner := len(vs.is.Spec.HTTP[origin.Route].Match), 0
+		if origin.Delegate != nil {
+			inner = len(origin.Delegate.Spec.HTTP[origin.DelegateRoute].Match)
+		}
 		for j := range s.Matches {
-			s.matches = append(s.matches, j)
+			at := -1
+			switch {
+			case own == 1:
+				at = 0
+			case own > 1 && (inner == 0 || len(s.Matches) == own*inner):
+				at = j % own
+			}
+			s.matches = append(s.matches, at)
 		}
 		steps[i] = s
 	}
@@ -142,12 +159,13 @@ func (c *compiler) steps(name string, vs istio.Expansion, table *route.Table) []
 }
 
 // claim gives the hosts of a document to it.
-func (c *compiler) claim(vs decoded[istio.VirtualService], steps []step) {
+func (c *compiler) claim(vs decoded[istio.VirtualService], table *route.Table, steps []step) {
 	p := c.plan
+	changed := false
 	for i := range steps {
 		s := &steps[i]
 		for j := range s.Destinations {
-			c.target(&s.Destinations[j].Target)
+			changed = c.target(&s.Destinations[j].Target) || changed
 			if s.service == "" {
 				s.service = s.Destinations[j].Host
 			} else if s.service != s.Destinations[j].Host {
@@ -155,13 +173,16 @@ func (c *compiler) claim(vs decoded[istio.VirtualService], steps []step) {
 			}
 		}
 		for j := range s.Mirrors {
-			c.target(&s.Mirrors[j].Target)
+			changed = c.target(&s.Mirrors[j].Target) || changed
 		}
 	}
-	own, err := newClaim(vs.document, vs.identity.String(), steps)
-	if err != nil {
-		vs.Errorf("spec.http", "%v", err)
-		return
+	own := &claim{vs.document, vs.identity.String(), table, steps}
+	if changed {
+		var err error
+		if own, err = newClaim(vs.document, own.name, steps); err != nil {
+			vs.Errorf("spec.http", "%v", err)
+			return
+		}
 	}
 	for i, host := range vs.is.Spec.Hosts {
 		host = istio.Resolve(host, vs.namespace, p.workload.ClusterDomain)
@@ -173,12 +194,15 @@ func (c *compiler) claim(vs decoded[istio.VirtualService], steps []step) {
 	}
 }
 
-// target fills in the only port of a service where a document does not name one.
-func (c *compiler) target(t *route.Target) {
+// target names the host of a target, and fills in the only port of a service where the document names none. It reports
+// whether it did.
+func (c *compiler) target(t *route.Target) bool {
 	c.plan.name(t.Host)
-	if t.Port == 0 {
-		t.Port = c.plan.onlyPort(c.plan.canonical(t.Host))
+	if t.Port != 0 {
+		return false
 	}
+	t.Port = c.plan.onlyPort(c.plan.canonical(t.Host))
+	return t.Port != 0
 }
 
 // combine joins what TrafficSplits and ServiceProfiles say with the claims.
