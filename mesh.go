@@ -87,7 +87,12 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	}
 	m.outside = outside
 
-	m.workload.Address = cmp.Or(m.workload.Address, ownAddress())
+	environment, err := policy.WorkloadFromEnv()
+	if err != nil {
+		return nil, err
+	}
+	environment.Address = cmp.Or(environment.Address, ownAddress())
+	m.workload = m.workload.Or(environment)
 	if err := m.checkProtections(); err != nil {
 		return nil, err
 	}

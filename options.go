@@ -88,9 +88,10 @@ func WithTransport(t *http.Transport) Option {
 	}
 }
 
-// WithWorkload says which workload the process is: documents select by its namespace and labels, and nearness is
-// judged from its locality. The default is the namespace "default" with no labels in "cluster.local". An empty Address
-// means the first address of the machine's interfaces that is not a loopback.
+// WithWorkload says which workload the process is: documents select by its namespace and labels, and nearness is judged
+// from its locality. What w leaves empty is taken from the environment, see [policy.WorkloadFromEnv]; what is not known
+// then is the namespace "default" in "cluster.local", no labels, no locality, and the first address of the machine's
+// interfaces that others can reach.
 func WithWorkload(w policy.Workload) Option {
 	return func(o *options) error {
 		o.workload = w

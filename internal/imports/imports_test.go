@@ -27,7 +27,8 @@ var (
 	limits = list(shared, xrate)
 	layers = list(shared, "/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault",
 		gobreaker, xrate, xxhash, "/internal/endpointpool")
-	plan = list(layers, "/policy/route", "/policy/istio", "/internal/yamldoc", yaml)
+	plan = list(layers, "/policy/route", "/policy/istio", "/policy/linkerd", "/policy/smi", "/internal/conjunction",
+		"/internal/yamldoc", yaml)
 
 	allowed = map[string][]string{
 		"/internal/body":         nil,
@@ -49,11 +50,15 @@ var (
 		"/policy/fault": list(shared),
 		"/policy/route": list(limits, "/retry", "/timeout", "/policy/fault"),
 
-		"/policy/istio": list(layers, "/policy/route", "/internal/yamldoc", yaml),
-		"/policy":       plan,
-		"/policy/file":  list(plan, "/policy", fsnotify, xsys),
-		"":              list(plan, "/policy"),
-		"/cmd/mesh":     list(plan, "/policy"),
+		"/internal/conjunction": list(layers, "/policy/route"),
+
+		"/policy/istio":   list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
+		"/policy/linkerd": list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
+		"/policy/smi":     list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
+		"/policy":         plan,
+		"/policy/file":    list(plan, "/policy", fsnotify, xsys),
+		"":                list(plan, "/policy"),
+		"/cmd/mesh":       list(plan, "/policy"),
 	}
 )
 
