@@ -136,13 +136,27 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 	return out
 }
 
+// Applies says whether some route concerns a workload's requests to a port, or to any port if it is 0. If none does, Istio
+// acts as if the document was not there: the requests go where they would go without it, and are not answered with 404.
+func (vs *VirtualService) Applies(client Client, port int) bool {
+	return slices.ContainsFunc(vs.Spec.HTTP, func(r HTTPRoute) bool {
+		return len(r.Match) == 0 || slices.ContainsFunc(r.Match, func(m HTTPMatchRequest) bool {
+			return m.concerns(client) && (m.Port == nil || *m.Port == 0 || port == 0 || int(*m.Port) == port)
+		})
+	})
+}
+
+// concerns says whether the match is about the requests of a workload.
+func (m *HTTPMatchRequest) concerns(client Client) bool {
+	if len(m.Gateways) > 0 {
+		return slices.Contains(m.Gateways, "mesh")
+	}
+	return (m.SourceNamespace == "" || m.SourceNamespace == client.Namespace) && within(m.SourceLabels, client.Labels)
+}
+
 // translate returns a match. What concerns the client and not the request is decided here.
 func (m *HTTPMatchRequest) translate(client Client) route.Match {
-	if len(m.Gateways) > 0 {
-		if !slices.Contains(m.Gateways, "mesh") {
-			return never
-		}
-	} else if m.SourceNamespace != "" && m.SourceNamespace != client.Namespace || !within(m.SourceLabels, client.Labels) {
+	if !m.concerns(client) {
 		return never
 	}
 	out := route.Match{

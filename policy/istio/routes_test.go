@@ -150,3 +150,36 @@ spec:
 		t.Errorf("HashKey = %+v, want a cookie for the session", key)
 	}
 }
+
+func TestVirtualService_Applies(t *testing.T) {
+	client := istio.Client{Namespace: "ns", Labels: map[string]string{"app": "a"}}
+	tests := []struct {
+		name, match string
+		port        int
+		want        bool
+	}{
+		{"no match", "[]", 80, true},
+		{"empty match", "[{}]", 80, true},
+		{"a path", "[{uri: {exact: /never}}]", 80, true},
+		{"its port", "[{port: 80}]", 80, true},
+		{"another port", "[{port: 81}]", 80, false},
+		{"any port", "[{port: 81}]", 0, true},
+		{"no port", "[{port: 0}]", 80, true},
+		{"one of two ports", "[{port: 81}, {port: 80}]", 80, true},
+		{"its labels", "[{sourceLabels: {app: a}}]", 80, true},
+		{"other labels", "[{sourceLabels: {app: b}}]", 80, false},
+		{"its namespace", "[{sourceNamespace: ns}]", 80, true},
+		{"another namespace", "[{sourceNamespace: other}]", 80, false},
+		{"a gateway", "[{gateways: [g]}]", 80, false},
+		{"the mesh, whatever the labels", "[{gateways: [g, mesh], sourceLabels: {app: b}, sourceNamespace: other}]", 80, true},
+		{"its labels at another port", "[{sourceLabels: {app: a}, port: 81}, {sourceLabels: {app: b}}]", 80, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			all, _ := services(t, document("ns/a", "hosts: [a], ", "{match: "+tt.match+", route: [{destination: {host: a}}]}"))
+			if got := all["ns/a"].Applies(client, tt.port); got != tt.want {
+				t.Errorf("Applies = %v, want %v", got, tt.want)
+			}
+		})
+	}
+}
