@@ -88,6 +88,56 @@ func BenchmarkCompile(b *testing.B) {
 	}
 }
 
+// BenchmarkCompile_Combined compiles services that four kinds of documents speak of.
+func BenchmarkCompile_Combined(b *testing.B) {
+	var text bytes.Buffer
+	for i := range 250 {
+		fmt.Fprintf(&text, `---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: service-%[1]d}
+spec:
+  hosts: [service-%[1]d]
+  http:
+  - match: [{uri: {prefix: /v2/}}]
+    route: [{destination: {host: service-%[1]d}}]
+  - route: [{destination: {host: service-%[1]d}}]
+    timeout: 10s
+---
+apiVersion: linkerd.io/v1alpha2
+kind: ServiceProfile
+metadata: {name: service-%[1]d.default.svc.cluster.local}
+spec:
+  routes:
+  - {name: get, condition: {method: GET, pathRegex: "/users/[^/]*"}, isRetryable: true, timeout: 1s}
+  - {name: post, condition: {all: [{method: POST}, {not: {pathRegex: /login}}]}, timeout: 2s}
+---
+apiVersion: split.smi-spec.io/v1alpha4
+kind: TrafficSplit
+metadata: {name: service-%[1]d}
+spec:
+  service: service-%[1]d
+  backends: [{service: service-%[1]d-v1, weight: 90}, {service: service-%[1]d-v2, weight: 10}]
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: service-%[1]d}
+spec:
+  hosts: [service-%[1]d.example.com]
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: 10.0.0.1, labels: {version: v1}}, {address: 10.0.0.2}]
+`, i)
+	}
+	sources := []policy.Source{{Name: "many.yaml", Data: text.Bytes()}}
+	b.ReportAllocs()
+	for b.Loop() {
+		if plan, findings := policy.Compile(sources, workload); plan == nil || len(findings) > 0 {
+			b.Fatal(findings)
+		}
+	}
+}
+
 func BenchmarkHost(b *testing.B) {
 	plan, _ := policy.Compile(documents(1000), workload)
 	b.ReportAllocs()

@@ -4,8 +4,10 @@ package conjunction
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"regexp/syntax"
 	"slices"
+	"strings"
 	"unicode"
 
 	"github.com/nosidecar/mesh/policy/route"
@@ -82,54 +84,103 @@ func Path(m route.StringMatch) (route.KeyMatch, error) {
 	if err != nil {
 		return route.KeyMatch{}, err
 	}
-	if err := withoutQuestionMarks(re); err != nil {
+	var text strings.Builder
+	if err := write(&text, re); err != nil {
 		return route.KeyMatch{}, err
 	}
-	return key(route.StringMatch{Kind: route.Regex, Value: "(?:" + re.String() + `)(?:\?(?s:.*))?`})
+	return key(route.StringMatch{Kind: route.Regex, Value: text.String() + `(?:\?(?s:.*))?`})
 }
 
 var errAnchor = errors.New(`the pattern has "$" or a line anchor inside: it cannot be combined with other conditions on the path`)
 
-// withoutQuestionMarks makes a regular expression match only strings without a question mark, and those as before.
-func withoutQuestionMarks(re *syntax.Regexp) error {
-	const newline, question = '\n', '?'
-	set := func(runes ...rune) {
-		*re = syntax.Regexp{Op: syntax.OpCharClass, Rune: runes}
-	}
+// write writes a regular expression that matches what re does, except for strings with a question mark. It does not keep
+// what only matters to searches: groups and whether a repetition is greedy. The method String of re would take
+// milliseconds for each class of characters.
+func write(b *strings.Builder, re *syntax.Regexp) error {
+	const nothing = `[^\x00-\x{10FFFF}]`
 	switch re.Op {
 	case syntax.OpEndText, syntax.OpEndLine, syntax.OpBeginLine:
 		return errAnchor
+	case syntax.OpNoMatch:
+		b.WriteString(nothing)
+	case syntax.OpEmptyMatch:
+		b.WriteString("(?:)")
+	case syntax.OpBeginText:
+		b.WriteString(`\A`)
+	case syntax.OpWordBoundary:
+		b.WriteString(`\b`)
+	case syntax.OpNoWordBoundary:
+		b.WriteString(`\B`)
 	case syntax.OpLiteral:
-		if slices.Contains(re.Rune, question) {
-			*re = syntax.Regexp{Op: syntax.OpNoMatch}
+		text := regexp.QuoteMeta(string(re.Rune))
+		switch {
+		case slices.Contains(re.Rune, '?'):
+			text = nothing
+		case re.Flags&syntax.FoldCase != 0:
+			text = "(?i:" + text + ")"
+		default:
+			text = "(?:" + text + ")"
 		}
+		b.WriteString(text)
 	case syntax.OpAnyChar:
-		set(0, question-1, question+1, unicode.MaxRune)
+		writeClass(b, []rune{0, unicode.MaxRune})
 	case syntax.OpAnyCharNotNL:
-		set(0, newline-1, newline+1, question-1, question+1, unicode.MaxRune)
+		writeClass(b, []rune{0, '\n' - 1, '\n' + 1, unicode.MaxRune})
 	case syntax.OpCharClass:
-		var runes []rune
-		for i := 0; i < len(re.Rune); i += 2 {
-			lo, hi := re.Rune[i], re.Rune[i+1]
-			if question < lo || hi < question {
-				runes = append(runes, lo, hi)
-				continue
+		writeClass(b, re.Rune)
+	default:
+		b.WriteString("(?:")
+		for i, sub := range re.Sub {
+			if i > 0 && re.Op == syntax.OpAlternate {
+				b.WriteByte('|')
 			}
-			if lo < question {
-				runes = append(runes, lo, question-1)
-			}
-			if question < hi {
-				runes = append(runes, question+1, hi)
+			if err := write(b, sub); err != nil {
+				return err
 			}
 		}
-		if set(runes...); runes == nil {
-			*re = syntax.Regexp{Op: syntax.OpNoMatch}
-		}
-	}
-	for _, sub := range re.Sub {
-		if err := withoutQuestionMarks(sub); err != nil {
-			return err
+		b.WriteByte(')')
+		switch re.Op {
+		case syntax.OpStar:
+			b.WriteByte('*')
+		case syntax.OpPlus:
+			b.WriteByte('+')
+		case syntax.OpQuest:
+			b.WriteByte('?')
+		case syntax.OpRepeat:
+			fmt.Fprintf(b, "{%d,", re.Min)
+			if re.Max >= 0 {
+				fmt.Fprint(b, re.Max)
+			}
+			b.WriteByte('}')
 		}
 	}
 	return nil
+}
+
+// writeClass writes a class of characters, given by the ends of its ranges, without the question mark.
+func writeClass(b *strings.Builder, ranges []rune) {
+	empty := true
+	add := func(lo, hi rune) {
+		if lo > hi {
+			return
+		}
+		if empty {
+			b.WriteByte('[')
+		}
+		empty = false
+		fmt.Fprintf(b, `\x{%X}-\x{%X}`, lo, hi)
+	}
+	for i := 0; i < len(ranges); i += 2 {
+		lo, hi := ranges[i], ranges[i+1]
+		if lo <= '?' && '?' <= hi {
+			add(lo, '?'-1)
+			lo = '?' + 1
+		}
+		add(lo, hi)
+	}
+	if empty {
+		b.WriteString(`[^\x00-\x{10FFFF}]`)
+	} else {
+		b.WriteByte(']')
+	}
 }

@@ -448,7 +448,7 @@ func (w *walk) quantity(node *yaml.Node, v reflect.Value) {
 		return
 	}
 	milli, message := parseQuantity(node.Value)
-	if message == "" && tag != "!!str" && octal(node.Value) {
+	if message == "" && tag != "!!str" && !strings.Contains(node.Value, ".") && octal(node.Value) {
 		message = "must be written in decimal"
 	}
 	if message != "" {
