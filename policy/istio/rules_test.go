@@ -166,6 +166,9 @@ func TestRules_VirtualService(t *testing.T) {
 		{"directResponse status required", "{directResponse: {}}", "spec.http[0].directResponse.status: missing"},
 		{"directResponse body", "{directResponse: {status: 503, body: {string: x}}}", ""},
 		{"directResponse bytes", "{directResponse: {status: 503, body: {bytes: aGk=}}}", ""},
+		{"redirect with timeout", "{redirect: {uri: /x}, timeout: 1s}", "spec.http[0].timeout: warning: has no effect"},
+		{"redirect with request headers", "{redirect: {uri: /x}, headers: {request: {set: {a: b}}}}", "spec.http[0].headers.request: warning: "},
+		{"redirect with response headers", "{redirect: {uri: /x}, headers: {response: {set: {a: b}}}}", ""},
 		{"directResponse two bodies", "{directResponse: {status: 503, body: {string: x, bytes: aGk=}}}",
 			"spec.http[0].directResponse.body: string and bytes exclude"},
 	}, func(route string) string { return "{hosts: [a], http: [" + route + "]}" })
@@ -397,6 +400,23 @@ func TestRules_DestinationRule(t *testing.T) {
 		{"hash cookie for the session", "consistentHash: {httpCookie: {name: c, ttl: 0s}}", ""},
 		{"hash cookie below a second", "consistentHash: {httpCookie: {name: c, ttl: 1500ms}}",
 			"spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.ttl: warning: counts as 1s"},
+		{"hash cookie ttl negative", "consistentHash: {httpCookie: {name: c, ttl: -1s}}",
+			"spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.ttl: -1s is negative, which cannot be enforced"},
+		{"hash cookie without ttl", "consistentHash: {httpCookie: {name: c, path: /}}",
+			"spec.trafficPolicy.loadBalancer.consistentHash.httpCookie: warning: path and attributes have no effect"},
+		{"hash cookie path", "consistentHash: {httpCookie: {name: c, ttl: 1s, path: /;}}",
+			"spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.path: "},
+		{"hash cookie attributes", "consistentHash: {httpCookie: {name: c, ttl: 1s, attributes: [{name: SameSite, value: Lax}, {name: Secure}]}}", ""},
+		{"hash cookie attribute", "consistentHash: {httpCookie: {name: c, ttl: 1s, attributes: [{name: a, value: b;c}]}}",
+			"spec.trafficPolicy.loadBalancer.consistentHash.httpCookie.attributes[0]: "},
+		{"hash without key", "consistentHash: {}", "spec.trafficPolicy.loadBalancer.consistentHash: warning: names no key"},
+		{"hash header empty", "consistentHash: {httpHeaderName: ''}", "spec.trafficPolicy.loadBalancer.consistentHash.httpHeaderName: must not"},
+		{"hash query empty", "consistentHash: {httpQueryParameterName: ''}", "spec.trafficPolicy.loadBalancer.consistentHash.httpQueryParameterName: must"},
+		{"hash source", "consistentHash: {useSourceIp: true}", "spec.trafficPolicy.loadBalancer.consistentHash.useSourceIp: warning: "},
+		{"hash no source", "consistentHash: {useSourceIp: false}", "spec.trafficPolicy.loadBalancer.consistentHash.useSourceIp: warning: false"},
+		{"hash ring size", "consistentHash: {httpHeaderName: h, ringHash: {minimumRingSize: 8388609}}",
+			"spec.trafficPolicy.loadBalancer.consistentHash.ringHash.minimumRingSize: 8388609 is out of range"},
+		{"warmup of another algorithm", "simple: RANDOM, warmup: {duration: 1s}", "spec.trafficPolicy.loadBalancer.warmup: warning: has no effect"},
 		{"maglev size required", "consistentHash: {httpHeaderName: h, maglev: {}}",
 			"spec.trafficPolicy.loadBalancer.consistentHash.maglev.tableSize: 0 is not a prime"},
 		{"maglev size not prime", "consistentHash: {httpHeaderName: h, maglev: {tableSize: 9}}",
@@ -659,8 +679,9 @@ func TestRules_RequestAuthentication(t *testing.T) {
 	check(t, "RequestAuthentication", []rule{
 		{"empty", "{}", ""},
 		{"issuer or jwksUri", "{jwtRules: [{}]}", "spec.jwtRules[0].issuer: missing: set issuer or jwksUri"},
-		{"issuer and targetRefs", "{targetRefs: [{kind: Pod, name: a}]}", "spec.targetRefs: targetRefs attach a policy"},
-	}, func(spec string) string { return strings.Replace(spec, "kind: Pod", "kind: Service", 1) })
+		{"jwksUri without issuer", "{jwtRules: [{jwksUri: 'https://a'}]}", ""},
+		{"targetRefs not enforced", "{targetRefs: [{kind: Service, name: a}]}", "spec.targetRefs: targetRefs attach a policy"},
+	}, whole)
 
 	check(t, "RequestAuthentication", []rule{
 		{"jwksUri", "jwksUri: 'https://a.com/keys'", ""},
@@ -769,6 +790,19 @@ func TestRules_SeveralFindings(t *testing.T) {
 		{"endpoint of a network without address", "ServiceEntry", "{hosts: [a.com], resolution: STATIC, endpoints: [{network: n1}]}", []string{
 			"spec.endpoints[0].network: warning: there are no gateways",
 			"spec.endpoints[0].address: missing, which sends requests to the gateway of the network; that is not enforced",
+		}},
+		{"targetRefs and selector", "RequestAuthentication",
+			"{selector: {matchLabels: {a: b}}, targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: a}]}", []string{
+				"spec.targetRefs: targetRefs attach a policy", "spec: selector, targetRef and targetRefs exclude",
+			}},
+		{"targetRef kind", "AuthorizationPolicy", "{targetRef: {kind: Pod, name: a}}", []string{
+			"spec.targetRef: targetRef attaches a policy", `spec.targetRef.kind: a policy cannot belong to a Pod of ""`,
+		}},
+		{"targetRef group", "AuthorizationPolicy", "{targetRef: {kind: Service, group: apps, name: a}}", []string{
+			"spec.targetRef: targetRef attaches a policy", `spec.targetRef.kind: a policy cannot belong to a Service of "apps"`,
+		}},
+		{"targetRef name and namespace", "AuthorizationPolicy", "{targetRef: {kind: ServiceEntry, group: networking.istio.io, name: '', namespace: b}}", []string{
+			"spec.targetRef: targetRef attaches a policy", `spec.targetRef.name: "" is not a name`, "spec.targetRef.namespace: a policy belongs",
 		}},
 		{"selector and endpoints", "ServiceEntry",
 			"{hosts: [a.com], resolution: STATIC, workloadSelector: {labels: {a: b}}, endpoints: [{address: 10.0.0.1}]}", []string{
