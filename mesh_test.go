@@ -8,6 +8,7 @@ import (
 	"iter"
 	"net/http"
 	"net/http/cookiejar"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -761,6 +762,25 @@ func TestFlagsString(t *testing.T) {
 	} {
 		if got := flags.String(); got != want {
 			t.Errorf("%#x is %q, want %q", uint32(flags), got, want)
+		}
+	}
+}
+
+// h2UpgradePolicy speaks HTTP/2 to endpoints without TLS, and calls then share connections.
+func TestHTTP2Upgrade(t *testing.T) {
+	noLeaks(t)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.Proto) }))
+	srv.Config.Protocols = new(http.Protocols)
+	srv.Config.Protocols.SetUnencryptedHTTP2(true)
+	srv.Config.Protocols.SetHTTP1(true)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	api := endpointOf(t, srv.Listener.Addr().String())
+	for policy, want := range map[string]string{"UPGRADE": "HTTP/2.0", "DO_NOT_UPGRADE": "HTTP/1.1"} {
+		c := newMesh(t, virtualService("timeout: 5s")+destinationRule("connectionPool: {tcp: {maxConnections: 1}, http: {h2UpgradePolicy: "+policy+"}}"),
+			mesh.WithDiscovery(discovery.Static{"api": {api}})).Client()
+		if got := get(t, c, "http://api/").body; got != want {
+			t.Errorf("%s: the server was spoken to in %s", policy, got)
 		}
 	}
 }

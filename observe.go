@@ -190,7 +190,7 @@ func (c *call) observeEnd(err error) {
 		r.Document = c.host.Document
 	}
 	if c.entry != nil {
-		r.Route = c.entry.Route.Name
+		r.Document, r.Route = c.host.Origin(c.entry, c.match).Document, c.entry.Route.Name
 	}
 	r.Target, r.Status, r.Err, r.Flags = c.target, c.status, err, c.flags
 	r.Attempts, r.Stopped, r.Duration = c.attempts, c.stopped, time.Since(c.start)

@@ -4,9 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"strings"
 
-	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy"
 )
 
@@ -33,14 +31,15 @@ func check(args []string, stdout io.Writer) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	_, findings := policy.Compile(sources, policy.Workload{})
+	checked := policy.Check(sources, policy.Workload{})
+	findings := checked.Findings
 
 	switch {
 	case *format == "json":
 		if findings == nil {
 			findings = policy.Findings{}
 		}
-		err = printJSON(stdout, report{Documents: documents(sources), Findings: findings})
+		err = printJSON(stdout, report{Documents: checked.Documents, Findings: findings})
 	case len(findings) > 0:
 		_, err = fmt.Fprintln(stdout, findings)
 	}
@@ -48,31 +47,4 @@ func check(args []string, stdout io.Writer) (code int, err error) {
 		code = exitErrors
 	}
 	return code, err
-}
-
-// documents counts the documents of the sources. A List is not a document itself; its items are.
-func documents(sources []policy.Source) int {
-	streams := make([][]byte, len(sources))
-	for i := range sources {
-		streams[i] = sources[i].Data
-	}
-	n := 0
-	for _, docs := range yamldoc.Parse(streams...) {
-		n += count(docs)
-	}
-	return n
-}
-
-func count(docs []*yamldoc.Document) int {
-	n := 0
-	for _, doc := range docs {
-		if doc.Text("kind") == "List" && !strings.Contains(doc.Text("apiVersion"), "/") {
-			if items, ok := doc.Items("items"); ok {
-				n += count(items)
-				continue
-			}
-		}
-		n++
-	}
-	return n
 }

@@ -25,16 +25,16 @@ func TestCheckSeed(t *testing.T) {
 		refused   []string // kinds
 	}{
 		{"01-istio-routing-destination-retry-timeout", 4, []string{errors}, nil},
+		{"02-linkerd-serviceprofile-trafficsplit", 2, nil, nil},
 		{"03-canary", 1, []string{fmt.Sprintf(subset, 0, 0), fmt.Sprintf(subset, 0, 1)}, nil},
 		{"04-ab-testing", 1, []string{fmt.Sprintf(subset, 0, 0), fmt.Sprintf(subset, 1, 0), fmt.Sprintf(subset, 2, 0)}, nil},
 		{"05-mirroring", 1, []string{fmt.Sprintf(subset, 0, 0), "spec.http[0].mirror.subset"}, nil},
 		{"08-circuit-breaking", 1, []string{errors}, nil},
 		{"09-retries", 1, nil, nil},
 		// Refused as long as they are not enforced.
-		{"02-linkerd-serviceprofile-trafficsplit", 2, nil, []string{"ServiceProfile", "TrafficSplit"}},
 		{"06-peer-authentication", 1, nil, []string{"PeerAuthentication"}},
 		{"07-authorization-policies", 2, nil, []string{"AuthorizationPolicy", "AuthorizationPolicy"}},
-		{"10-complete-setup", 9, []string{"kind", "kind", "kind", "kind", "kind", delayed, aborted, errors},
+		{"10-complete-setup", 9, []string{"kind", "kind", "kind", delayed, aborted, errors},
 			[]string{"PeerAuthentication", "AuthorizationPolicy"}},
 	} {
 		t.Run(test.file, func(t *testing.T) {

@@ -21,7 +21,7 @@ type answer struct {
 	Action   string `json:"action"` // route, redirect, directResponse or notFound
 	Document string `json:"document,omitempty"`
 
-	// The places in the document, from 0. A route without matches has no match.
+	// The places in the document, from 0. A TrafficSplit has no routes, and a route without matches has no match.
 	Route     *int    `json:"route,omitempty"`
 	RouteName *string `json:"routeName,omitempty"`
 	Match     *int    `json:"match,omitempty"`
@@ -213,10 +213,14 @@ func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
 		a.Action = "notFound"
 		return a, nil
 	}
-	if host.Document != "" {
-		a.Route, a.RouteName = &entry.Index, &entry.Route.Name
-		if match >= 0 {
-			a.Match = &match
+	// What decided may be another document than the first, if several speak of the host.
+	if origin := host.Origin(entry, match); origin.Document != "" {
+		a.Document = origin.Document
+		if origin.Route >= 0 {
+			a.Route, a.RouteName = &origin.Route, &entry.Route.Name
+		}
+		if origin.Match >= 0 {
+			a.Match = &origin.Match
 		}
 	}
 	if resp := entry.Respond(req, match); resp != nil {
