@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"regexp"
+	"regexp/syntax"
 	"strconv"
 	"strings"
 	"time"
@@ -346,7 +347,7 @@ type pathExpr struct {
 // start of the first alternative and the end of the last one: the others match anywhere.
 func fullPath(expr string) (pathExpr, error) {
 	expr = strings.TrimSpace(expr)
-	if _, err := regexp.Compile(expr); err != nil {
+	if _, err := syntax.Parse(expr, syntax.Perl); err != nil {
 		return pathExpr{}, err
 	}
 	expr = strings.TrimPrefix(expr, "^")
@@ -372,7 +373,7 @@ func fullPath(expr string) (pathExpr, error) {
 		parts[i] = fmt.Sprintf("%s(?:%s)%s", before, parts[i], after)
 	}
 	out := pathExpr{text: strings.Join(parts, "|"), loose: true}
-	if _, err := regexp.Compile(out.text); err != nil {
+	if _, err := syntax.Parse(out.text, syntax.Perl); err != nil {
 		return pathExpr{}, fmt.Errorf("%q: put the alternatives in parentheses", expr)
 	}
 	return out, nil

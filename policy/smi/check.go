@@ -4,7 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"regexp"
+	"regexp/syntax"
 	"slices"
 	"strings"
 
@@ -128,7 +128,7 @@ func (g *HTTPRouteGroup) Check(doc *yamldoc.Document) {
 const tokenCharacters = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 func wrongRegex(expr string) string {
-	if _, err := regexp.Compile(expr); err != nil {
+	if _, err := syntax.Parse(expr, syntax.Perl); err != nil {
 		return fmt.Sprintf("%v; the syntax is RE2, https://github.com/google/re2/wiki/Syntax", err)
 	}
 	return ""
