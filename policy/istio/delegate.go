@@ -158,7 +158,9 @@ func (d *Destination) in(namespace string) *Destination {
 
 // mergeMatches returns the matches of a delegate's route within those of the root's, and which of those each lies within.
 // Every one must lie within one of the root's at least.
-func mergeMatches(root, leaf []HTTPMatchRequest, namespace, leafNamespace string) (merged []HTTPMatchRequest, within []int, ok bool) {
+func mergeMatches(root, leaf []HTTPMatchRequest, namespace, leafNamespace string) (
+	merged []HTTPMatchRequest, within []int, ok bool,
+) {
 	if len(root) == 0 || len(leaf) == 0 {
 		for i := range root {
 			within = append(within, i)

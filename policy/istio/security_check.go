@@ -2,6 +2,7 @@ package istio
 
 import (
 	"encoding/json"
+	"maps"
 	"net/url"
 	"slices"
 	"strconv"
@@ -26,7 +27,7 @@ func (pa *PeerAuthentication) Check(doc *yamldoc.Document) {
 	case !selects:
 		c.Errorf("spec.portLevelMtls", "ports belong to workloads: add a selector with labels")
 	}
-	for port := range spec.PortLevelMTLS {
+	for _, port := range slices.Sorted(maps.Keys(spec.PortLevelMTLS)) {
 		n, err := strconv.ParseUint(port, 10, 32)
 		if err != nil || n < 1 || n > 65535 {
 			c.Errorf(yamldoc.Key("spec.portLevelMtls", port), "%q is not a port: it must be from 1 to 65535", port)
@@ -215,7 +216,8 @@ func wrongPathTemplate(path string) string {
 		case strings.ContainsAny(segment, "{}"):
 			return strconv.Quote(path) + " has braces other than the segments {*} and {**}"
 		case template && (segment == "" || strings.ContainsFunc(segment, notInPath)):
-			return strconv.Quote(path) + " has operators, so that its other segments must be plain: " + strconv.Quote(segment) + " is not"
+			return strconv.Quote(path) + " has operators, so that its other segments must be plain: " +
+				strconv.Quote(segment) + " is not"
 		}
 	}
 	return ""
@@ -303,7 +305,8 @@ func (c check) targetRef(ref *PolicyTargetReference, at string) {
 		c.Errorf(at+".namespace", "a policy belongs to something in its own namespace: remove it")
 	}
 	switch ref.Group + "/" + ref.Kind {
-	case "/Service", "core/Service", Group + "/ServiceEntry", "gateway.networking.k8s.io/Gateway", "gateway.networking.k8s.io/GatewayClass":
+	case "/Service", "core/Service", Group + "/ServiceEntry",
+		"gateway.networking.k8s.io/Gateway", "gateway.networking.k8s.io/GatewayClass":
 	default:
 		c.Errorf(at+".kind", "a policy cannot belong to a %s of %q", ref.Kind, ref.Group)
 	}
@@ -326,12 +329,8 @@ func (c check) jwtRule(r *JWTRule, at string) {
 	if r.Issuer == "" && r.JWKSURI == "" && r.JWKSURIOld == "" {
 		c.Errorf(at+".issuer", "missing: set issuer or jwksUri")
 	}
-	for field, address := range map[string]string{".jwksUri": r.JWKSURI, ".jwks_uri": r.JWKSURIOld} {
-		u, err := url.Parse(address)
-		if address != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || len(address) > 2048) {
-			c.Errorf(at+field, "%q is not an http or https URL", address)
-		}
-	}
+	c.that(wrongKeySetURI(r.JWKSURI), at, ".jwksUri")
+	c.that(wrongKeySetURI(r.JWKSURIOld), at, ".jwks_uri")
 	if r.JWKS != "" && !isKeySet(r.JWKS) {
 		c.Errorf(at+".jwks", "is not a JSON Web Key Set")
 	}
@@ -352,11 +351,19 @@ func (c check) jwtRule(r *JWTRule, at string) {
 		if o.Claim == "" {
 			c.Errorf(at+".claim", "must not be empty")
 		}
-		if o.Header == "" || strings.ContainsFunc(o.Header, func(r rune) bool { return r > '~' || !alphanumeric(byte(r)) && r != '-' }) {
+		plain := func(r rune) bool { return r <= '~' && alphanumeric(byte(r)) || r == '-' }
+		if strings.TrimFunc(o.Header, plain) != "" || o.Header == "" {
 			c.Errorf(at+".header", "%q is not the name of a header: use letters, digits and hyphens", o.Header)
 		}
 	}
 	c.duration(r.Timeout, at, ".timeout")
+}
+
+func wrongKeySetURI(uri string) string {
+	if u, err := url.Parse(uri); uri != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || len(uri) > 2048) {
+		return strconv.Quote(uri) + " is not an http or https URL"
+	}
+	return ""
 }
 
 // isKeySet says that text is a set of JSON Web Keys, or one of them (RFC 7517).

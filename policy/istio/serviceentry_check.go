@@ -130,7 +130,8 @@ func (c check) protocol(protocol string, spec *ServiceEntrySpec, at string) {
 		return
 	}
 	if several {
-		c.Errorf(at, "several hosts can share a port only if the protocol tells them apart: set it to HTTP, HTTPS, HTTP2, GRPC or TLS")
+		c.Errorf(at, "several hosts can share a port only if the protocol tells them apart: set it to HTTP, HTTPS, HTTP2, "+
+			"GRPC or TLS")
 	}
 }
 
@@ -140,7 +141,8 @@ func (c check) endpoint(e *WorkloadEntry, resolution string, ports map[string]bo
 	case strings.HasPrefix(e.Address, "unix://"):
 		c.Errorf(at+".address", "connections to Unix sockets are not enforced: use an IP address")
 	case e.Address == "" && e.Network != "":
-		c.Errorf(at+".address", "missing, which sends requests to the gateway of the network; that is not enforced: give an address")
+		c.Errorf(at+".address", "missing, which sends requests to the gateway of the network; that is not enforced: "+
+			"give an address")
 	case e.Address == "":
 		c.Errorf(at+".address", "missing: it is required")
 	case err == nil:

@@ -63,13 +63,14 @@ func (spec *VirtualServiceSpec) inMesh() bool {
 
 // delegate checks what a document cannot have whose routes are part of others'.
 func (c check) delegate(spec *VirtualServiceSpec) {
-	for field, set := range map[string]bool{
-		"spec.gateways": len(spec.Gateways) > 0, "spec.tls": len(spec.TLS) > 0, "spec.tcp": len(spec.TCP) > 0,
-	} {
+	refuse := func(field string, set bool) {
 		if set {
 			c.Errorf(field, "a VirtualService without hosts is a delegate, which cannot have it: remove it or name hosts")
 		}
 	}
+	refuse("spec.gateways", len(spec.Gateways) > 0)
+	refuse("spec.tls", len(spec.TLS) > 0)
+	refuse("spec.tcp", len(spec.TCP) > 0)
 	for i := range spec.HTTP {
 		if spec.HTTP[i].Delegate != nil {
 			c.Errorf(yamldoc.Index("spec.http", i)+".delegate", "a delegate cannot delegate further")
