@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/balancer"
-	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/body"
@@ -158,7 +157,7 @@ func (c *call) finish(err error) {
 func (c *call) serve(ctx context.Context) (*http.Response, error) {
 	resp, err := c.route()
 	if resp != nil || err != nil {
-		closeBody(c.req)
+		body.CloseRequest(c.req)
 		return resp, err
 	}
 	if c.cluster == nil {
@@ -258,7 +257,7 @@ func (c *call) serveCopy(ctx context.Context) (*http.Response, error) {
 		c.target = c.resolve(c.target)
 		cluster, err := c.mesh.cluster(c.view, c.target)
 		if err != nil {
-			closeBody(c.req)
+			body.CloseRequest(c.req)
 			return nil, c.refuse(LayerRoute, 0, err)
 		}
 		if cluster != nil && cluster.enter(c.start) {
@@ -266,7 +265,7 @@ func (c *call) serveCopy(ctx context.Context) (*http.Response, error) {
 		}
 	}
 	if c.cluster.config.Missing {
-		closeBody(c.req)
+		body.CloseRequest(c.req)
 		return nil, c.refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
 	}
 	return c.Attempt(c.request(ctx), 1)
@@ -284,12 +283,12 @@ func (c *call) request(ctx context.Context) *http.Request {
 func (c *call) send(ctx context.Context) (*http.Response, error) {
 	// Both once per request and outside the retries: what is refused or injected here is an answer.
 	if rate := c.cluster.rate; rate != nil && !rate.Allow() {
-		closeBody(c.req)
+		body.CloseRequest(c.req)
 		c.layer, c.flags = LayerLimit, FlagRateLimited
 		return limit.RateLimitedResponse(c.req), nil
 	}
 	if resp, err := c.injectFault(ctx); resp != nil || err != nil {
-		closeBody(c.req)
+		body.CloseRequest(c.req)
 		return resp, err
 	}
 
@@ -300,7 +299,7 @@ func (c *call) send(ctx context.Context) (*http.Response, error) {
 		c.ctx = c.limits.Begin(ctx, limits)
 	}
 	if err := c.prepare(); err != nil {
-		closeBody(c.req)
+		body.CloseRequest(c.req)
 		return nil, err
 	}
 
@@ -384,184 +383,10 @@ func cloneURL(u *url.URL) *url.URL {
 	return &clone
 }
 
-// attempted is one try. It ends with its response body, and then, exactly once, gives back its slots and says how the
-// endpoint did.
-type attempted struct {
-	body    body.Reader
-	call    *call
-	host    *balancer.Host
-	slot    limit.Slot
-	lease   breaker.Lease
-	status  int
-	sent    time.Time
-	latency time.Duration
-	record  *attemptRecord // nil without observers of attempts
-}
-
-var _ retry.Attempter = (*call)(nil)
-
-// Attempt implements retry.Attempter: it makes one try, stages 7 to 11.
-func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
-	c.tries, c.tryFlags, c.layer = n, 0, LayerEndpoint
-	a := &c.first
-	if n > 1 {
-		a = new(attempted)
-	}
-	a.call = c
-	cluster := c.cluster
-
-	// Limits come before the circuit: that a queue is full says nothing about the destination.
-	slot, err := cluster.conns.pool.Acquire(req.Context(), cluster.conns.multiplexed.Load())
-	if err != nil {
-		closeBody(req)
-		if err == limit.ErrOverflow {
-			return c.overflowed(), nil
-		}
-		c.layer = LayerLimit // the call ended while it waited for its turn
-		return nil, err
-	}
-	a.slot = slot
-
-	// The circuit is the destination's, so a try that it refuses is not worth another one.
-	if cluster.circuit != nil {
-		if a.lease, err = cluster.circuit.Allow(); err != nil {
-			a.slot.Release()
-			closeBody(req)
-			return nil, c.refuse(LayerBreaker, FlagOverflow, err)
-		}
-	}
-
-	sent := false
-	defer func() {
-		if !sent { // no endpoint, a panic or a Goexit
-			a.release(breaker.NoResult, breaker.Ignored)
-			if a.record != nil {
-				a.observeEnd(nil)
-			}
-		}
-	}()
-	if a.host, err = c.pick(req.Context(), n); err != nil {
-		closeBody(req)
-		return nil, err
-	}
-	endpoint := a.host.Value().(*endpoint)
-	if cluster.config.timesAnswers() || c.mesh.watchesAttempts {
-		a.sent = time.Now()
-	}
-	if c.mesh.watchesAttempts {
-		req = a.observeStart(req, n)
-	}
-	c.attempts++
-	resp, err := endpoint.send.RoundTrip(req)
-	sent = true
-	if err != nil {
-		a.End(err)
-		if errors.Is(err, limit.ErrOverflow) { // there was no room for another connection
-			return c.overflowed(), nil
-		}
-		return nil, err
-	}
-	a.status = resp.StatusCode
-	if resp.ProtoMajor == 2 && !cluster.conns.multiplexed.Load() {
-		cluster.conns.multiplexed.Store(true)
-	}
-	if !a.sent.IsZero() {
-		a.latency = time.Since(a.sent)
-		a.lease.Answered()
-	}
-	a.body.Attach(resp, a)
-	return resp, nil
-}
-
-// overflowed returns the answer to a call for which the pool has no room.
-func (c *call) overflowed() *http.Response {
-	c.layer, c.tryFlags = LayerLimit, FlagOverflow
-	return limit.OverflowResponse(c.req)
-}
-
-// pick chooses the endpoint of the n-th try.
-func (c *call) pick(ctx context.Context, n int) (*balancer.Host, error) {
-	cluster := c.cluster
-	if cluster.outlier != nil {
-		now := c.start
-		if n > 1 {
-			now = time.Now()
-		}
-		cluster.outlier.Sweep(now)
-	}
-	info := balancer.PickInfo{Hash: c.key, HasHash: c.hasKey, Tried: c.avoid}
-	h, err := cluster.balancer.Pick(info)
-	if err == balancer.ErrNoEndpoints {
-		// There may be none, or none yet.
-		if err := cluster.wait(ctx); err != nil {
-			return nil, c.undiscovered(ctx, err)
-		}
-		h, err = cluster.balancer.Pick(info)
-	}
-	if err != nil {
-		return nil, c.refuse(LayerBalancer, FlagNoHealthyUpstream, err)
-	}
-	// A key that leads to one endpoint, with nowhere else to go, leads there again.
-	if !c.hasKey || c.entry != nil && c.entry.Backends() > 1 {
-		if c.avoid == nil {
-			c.avoid = c.tried[:0]
-		}
-		c.avoid = append(c.avoid, h.ID())
-	}
-	return h, nil
-}
-
-// End implements body.Ender: it reports the outcome of the try.
-func (a *attempted) End(err error) {
-	result, outcome := breaker.Result(a.status), breaker.Success
-	if err != nil {
-		result, outcome = a.judge(err)
-	} else if a.status >= http.StatusInternalServerError {
-		outcome = breaker.Failure
-	}
-	a.release(result, outcome)
-	if a.record != nil {
-		a.observeEnd(err)
-	}
-}
-
-// judge says what an error means for the endpoint and for the destination.
-func (a *attempted) judge(err error) (breaker.Result, breaker.Outcome) {
-	c := a.call
-	kind, ours := failure.Of(c.ctx, err), c.timedOut()
-	c.tryFlags = flagsOf(kind, ours)
-	switch kind {
-	case failure.Refused, failure.Canceled:
-		return breaker.NoResult, breaker.Ignored
-	case failure.RequestTimeout:
-		if !ours {
-			return breaker.NoResult, breaker.Ignored
-		}
-		return breaker.Timeout, breaker.Failure
-	case failure.TryTimeout:
-		return breaker.Timeout, breaker.Failure
-	case failure.Connect:
-		return breaker.ConnectFailure, breaker.Failure
-	}
-	return breaker.Reset, breaker.Failure
-}
-
 // timedOut reports whether the call ended because of a limit of ours, and not of the caller's.
 func (c *call) timedOut() bool {
 	var exceeded *deadline.Error
 	return errors.As(context.Cause(c.ctx), &exceeded)
-}
-
-// release gives everything back that the try holds. Nothing of the try is used after it.
-func (a *attempted) release(result breaker.Result, outcome breaker.Outcome) {
-	if a.host != nil {
-		if tracker := a.host.Value().(*endpoint).tracker; tracker != nil {
-			tracker.Report(result)
-		}
-		a.host.Release(a.latency, outcome == breaker.Failure)
-	}
-	a.lease.Done(outcome)
-	a.slot.Release()
 }
 
 // refuse notes that a layer of ours ends the call. Its error is not taken for one of the endpoint, nor retried.
@@ -625,10 +450,4 @@ func flagsOf(kind failure.Kind, ours bool) Flags {
 		return FlagConnectionTerminated
 	}
 	return 0 // a refusal has set its own
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		req.Body.Close()
-	}
 }

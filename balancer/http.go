@@ -79,7 +79,7 @@ type service struct {
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	s, err := t.service(req)
 	if err != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, err
 	}
 	key, setCookie, hasKey := "", "", false
@@ -95,7 +95,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	host, err := s.pick(info)
 	if err != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, fmt.Errorf("%w of %q", err, req.URL.Hostname())
 	}
 	attempts.add(host.ID())
@@ -332,11 +332,5 @@ func (c *call) End(err error) {
 func (c *call) unwind() {
 	if !c.returned {
 		c.host.Release(0, true)
-	}
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		req.Body.Close()
 	}
 }

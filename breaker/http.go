@@ -50,12 +50,12 @@ type Transport struct {
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	d, err := t.destination(req)
 	if err != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, err
 	}
 	lease, err := d.circuit.Allow()
 	if err != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, d.refused
 	}
 	c := &call{transport: t, req: req, lease: lease}
@@ -161,12 +161,6 @@ func (t *Transport) outcome(req *http.Request, resp *http.Response, err error) O
 // long. That holds, too, for a timer that cancels the context and says so in its cause.
 func cancelled(ctx context.Context) bool {
 	return ctx.Err() == context.Canceled && !errors.Is(context.Cause(ctx), context.DeadlineExceeded)
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		req.Body.Close()
-	}
 }
 
 // registry holds circuits by name. The zero registry is empty.

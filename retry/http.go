@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/body"
 )
 
 // AttemptHeader is the request header by which a retry says which try it is. A first try does not carry it.
@@ -47,9 +48,7 @@ var _ http.RoundTripper = (*Transport)(nil)
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(t.compile)
 	if t.err != nil {
-		if req.Body != nil {
-			req.Body.Close()
-		}
+		body.CloseRequest(req)
 		return nil, t.err
 	}
 	resp, summary, err := t.loop.Do(req, (*attempter)(t))

@@ -4,6 +4,7 @@ import (
 	"net/http"
 
 	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/deadline"
 )
 
@@ -24,9 +25,7 @@ var _ http.RoundTripper = (*Transport)(nil)
 // is an *Error.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := t.Config.Validate(); err != nil {
-		if req.Body != nil {
-			req.Body.Close()
-		}
+		body.CloseRequest(req)
 		return nil, err
 	}
 	limits := deadline.Limits{Request: t.Config.Request, BodyIdle: t.Config.BodyIdle}

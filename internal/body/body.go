@@ -1,4 +1,4 @@
-// Package body tells a layer when a call is over.
+// Package body tells a layer when a call is over, and closes the bodies of requests.
 //
 // A call does not end when RoundTrip returns: it ends when the response body reaches EOF, fails or is closed, whichever
 // is first. Slots are released, outcomes recorded and contexts cancelled there, exactly once.
@@ -70,4 +70,11 @@ func (r *Reader) finish(err error) {
 type upgraded struct {
 	*Reader
 	io.Writer
+}
+
+// CloseRequest closes the body of a request that is not sent, as every http.RoundTripper must.
+func CloseRequest(req *http.Request) {
+	if req.Body != nil {
+		req.Body.Close()
+	}
 }

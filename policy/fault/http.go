@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
@@ -33,16 +34,16 @@ type Transport struct {
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(func() { t.invalid = t.Config.Validate() })
 	if t.invalid != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, t.invalid
 	}
 	d := t.Config.Decide(t.Rand)
 	if err := d.Wait(req.Context()); err != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, err
 	}
 	if d.Abort {
-		closeBody(req)
+		body.CloseRequest(req)
 		return d.Response(req), nil
 	}
 	return t.base().RoundTrip(req)
@@ -123,10 +124,4 @@ func codeOf(status int) uint32 {
 		return 14 // UNAVAILABLE
 	}
 	return 2 // UNKNOWN
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		req.Body.Close()
-	}
 }

@@ -51,12 +51,12 @@ type Transport struct {
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(t.start)
 	if t.fault != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, t.fault
 	}
 	slot, err := t.pool.Acquire(req.Context(), t.Multiplexed)
 	if err != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		if err == ErrOverflow {
 			return OverflowResponse(req), nil
 		}
@@ -146,11 +146,11 @@ type RateTransport struct {
 func (t *RateTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(func() { t.rate, t.fault = NewRate(t.Config) })
 	if t.fault != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, t.fault
 	}
 	if !t.rate.Allow() {
-		closeBody(req)
+		body.CloseRequest(req)
 		return RateLimitedResponse(req), nil
 	}
 	return t.base().RoundTrip(req)
@@ -166,12 +166,6 @@ func (t *RateTransport) base() http.RoundTripper {
 		return http.DefaultTransport
 	}
 	return t.Base
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		req.Body.Close()
-	}
 }
 
 func closeIdle(rt http.RoundTripper) {

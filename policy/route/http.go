@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/retry"
@@ -51,24 +52,24 @@ var _ http.RoundTripper = (*Transport)(nil)
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL == nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, errors.New("route: request without URL")
 	}
 	view := NewRequest(req)
 	e, match, ok := t.Table.Match(&view)
 	if !ok {
-		closeBody(req)
+		body.CloseRequest(req)
 		return reply.New(req, http.StatusNotFound, nil), nil
 	}
 	if resp := e.Respond(req, match); resp != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return resp, nil
 	}
 
 	b := e.Pick(t.Rand)
 	next, err := t.layered(b)
 	if err != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, err
 	}
 	out := req.WithContext(req.Context()) // a shallow copy
@@ -78,7 +79,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		out.Header = req.Header.Clone()
 	}
 	if err := b.Rewrite(out, match); err != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, err
 	}
 	send := t.Mirrors.Send
@@ -135,7 +136,7 @@ type destination struct {
 func (d *destination) RoundTrip(req *http.Request) (*http.Response, error) {
 	base, err := d.t.base(d.target)
 	if err != nil {
-		closeBody(req)
+		body.CloseRequest(req)
 		return nil, err
 	}
 	return base.RoundTrip(req)
@@ -202,11 +203,5 @@ func (t *Target) address(u *url.URL) {
 		u.Host = "[" + host + "]"
 	default:
 		u.Host = host
-	}
-}
-
-func closeBody(req *http.Request) {
-	if req.Body != nil {
-		req.Body.Close()
 	}
 }

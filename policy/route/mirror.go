@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -138,7 +139,7 @@ type mirrored struct {
 func (m *Mirrorer) start(c mirrored) {
 	ctx, err := m.enter()
 	if err != nil {
-		closeBody(c.req)
+		body.CloseRequest(c.req)
 		m.done(c.target, err)
 		return
 	}

@@ -1,0 +1,189 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"time"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// attempted is one try. It ends with its response body, and then, exactly once, gives back its slots and says how the
+// endpoint did.
+type attempted struct {
+	body    body.Reader
+	call    *call
+	host    *balancer.Host
+	slot    limit.Slot
+	lease   breaker.Lease
+	status  int
+	sent    time.Time
+	latency time.Duration
+	record  *attemptRecord // nil without observers of attempts
+}
+
+var _ retry.Attempter = (*call)(nil)
+
+// Attempt implements retry.Attempter: it makes one try, stages 7 to 11.
+func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
+	c.tries, c.tryFlags, c.layer = n, 0, LayerEndpoint
+	a := &c.first
+	if n > 1 {
+		a = new(attempted)
+	}
+	a.call = c
+	cluster := c.cluster
+
+	// Limits come before the circuit: that a queue is full says nothing about the destination.
+	slot, err := cluster.conns.pool.Acquire(req.Context(), cluster.conns.multiplexed.Load())
+	if err != nil {
+		body.CloseRequest(req)
+		if err == limit.ErrOverflow {
+			return c.overflowed(), nil
+		}
+		c.layer = LayerLimit // the call ended while it waited for its turn
+		return nil, err
+	}
+	a.slot = slot
+
+	// The circuit is the destination's, so a try that it refuses is not worth another one.
+	if cluster.circuit != nil {
+		if a.lease, err = cluster.circuit.Allow(); err != nil {
+			a.slot.Release()
+			body.CloseRequest(req)
+			return nil, c.refuse(LayerBreaker, FlagOverflow, err)
+		}
+	}
+
+	sent := false
+	defer func() {
+		if !sent { // no endpoint, a panic or a Goexit
+			a.release(breaker.NoResult, breaker.Ignored)
+			if a.record != nil {
+				a.observeEnd(nil)
+			}
+		}
+	}()
+	if a.host, err = c.pick(req.Context(), n); err != nil {
+		body.CloseRequest(req)
+		return nil, err
+	}
+	endpoint := a.host.Value().(*endpoint)
+	if cluster.config.timesAnswers() || c.mesh.watchesAttempts {
+		a.sent = time.Now()
+	}
+	if c.mesh.watchesAttempts {
+		req = a.observeStart(req, n)
+	}
+	c.attempts++
+	resp, err := endpoint.send.RoundTrip(req)
+	sent = true
+	if err != nil {
+		a.End(err)
+		if errors.Is(err, limit.ErrOverflow) { // there was no room for another connection
+			return c.overflowed(), nil
+		}
+		return nil, err
+	}
+	a.status = resp.StatusCode
+	if resp.ProtoMajor == 2 && !cluster.conns.multiplexed.Load() {
+		cluster.conns.multiplexed.Store(true)
+	}
+	if !a.sent.IsZero() {
+		a.latency = time.Since(a.sent)
+		a.lease.Answered()
+	}
+	a.body.Attach(resp, a)
+	return resp, nil
+}
+
+// overflowed returns the answer to a call for which the pool has no room.
+func (c *call) overflowed() *http.Response {
+	c.layer, c.tryFlags = LayerLimit, FlagOverflow
+	return limit.OverflowResponse(c.req)
+}
+
+// pick chooses the endpoint of the n-th try.
+func (c *call) pick(ctx context.Context, n int) (*balancer.Host, error) {
+	cluster := c.cluster
+	if cluster.outlier != nil {
+		now := c.start
+		if n > 1 {
+			now = time.Now()
+		}
+		cluster.outlier.Sweep(now)
+	}
+	info := balancer.PickInfo{Hash: c.key, HasHash: c.hasKey, Tried: c.avoid}
+	h, err := cluster.balancer.Pick(info)
+	if err == balancer.ErrNoEndpoints {
+		// There may be none, or none yet.
+		if err := cluster.wait(ctx); err != nil {
+			return nil, c.undiscovered(ctx, err)
+		}
+		h, err = cluster.balancer.Pick(info)
+	}
+	if err != nil {
+		return nil, c.refuse(LayerBalancer, FlagNoHealthyUpstream, err)
+	}
+	// A key that leads to one endpoint, with nowhere else to go, leads there again.
+	if !c.hasKey || c.entry != nil && c.entry.Backends() > 1 {
+		if c.avoid == nil {
+			c.avoid = c.tried[:0]
+		}
+		c.avoid = append(c.avoid, h.ID())
+	}
+	return h, nil
+}
+
+// End implements body.Ender: it reports the outcome of the try.
+func (a *attempted) End(err error) {
+	result, outcome := breaker.Result(a.status), breaker.Success
+	if err != nil {
+		result, outcome = a.judge(err)
+	} else if a.status >= http.StatusInternalServerError {
+		outcome = breaker.Failure
+	}
+	a.release(result, outcome)
+	if a.record != nil {
+		a.observeEnd(err)
+	}
+}
+
+// judge says what an error means for the endpoint and for the destination.
+func (a *attempted) judge(err error) (breaker.Result, breaker.Outcome) {
+	c := a.call
+	kind, ours := failure.Of(c.ctx, err), c.timedOut()
+	c.tryFlags = flagsOf(kind, ours)
+	switch kind {
+	case failure.Refused, failure.Canceled:
+		return breaker.NoResult, breaker.Ignored
+	case failure.RequestTimeout:
+		if !ours {
+			return breaker.NoResult, breaker.Ignored
+		}
+		return breaker.Timeout, breaker.Failure
+	case failure.TryTimeout:
+		return breaker.Timeout, breaker.Failure
+	case failure.Connect:
+		return breaker.ConnectFailure, breaker.Failure
+	}
+	return breaker.Reset, breaker.Failure
+}
+
+// release gives everything back that the try holds. Nothing of the try is used after it.
+func (a *attempted) release(result breaker.Result, outcome breaker.Outcome) {
+	if a.host != nil {
+		if tracker := a.host.Value().(*endpoint).tracker; tracker != nil {
+			tracker.Report(result)
+		}
+		a.host.Release(a.latency, outcome == breaker.Failure)
+	}
+	a.lease.Done(outcome)
+	a.slot.Release()
+}
