@@ -1,7 +1,7 @@
 // Package mesh gives a process what a service mesh gives it, without the sidecar.
 //
-// It reads the documents that operators write for Istio and enforces them inside the process, behind an ordinary
-// [http.Client]:
+// It reads the documents that operators write for Istio, Linkerd and SMI and enforces them inside the process, behind an
+// ordinary [http.Client]:
 //
 //	m, err := mesh.New(ctx, mesh.WithPolicyDir("mesh.d"))
 //	if err != nil { ... }
