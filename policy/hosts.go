@@ -4,6 +4,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/nosidecar/mesh/discovery"
@@ -46,6 +47,20 @@ func (m *hostMap[T]) add(host string, value *T) (has *T, added bool) {
 	return value, true
 }
 
+// set replaces the value of a host.
+func (m *hostMap[T]) set(host string, value *T) {
+	for i := range m.wild {
+		if m.wild[i].host == host {
+			m.wild[i].value = value
+			return
+		}
+	}
+	if m.exact == nil {
+		m.exact = make(map[string]*T)
+	}
+	m.exact[host] = value
+}
+
 // find returns the value of the most specific host that covers name, and nil if there is none.
 func (m *hostMap[T]) find(name string) *T {
 	if m == nil {
@@ -68,7 +83,7 @@ func (m *hostMap[T]) find(name string) *T {
 func (p *Plan) Host(authority string) Host {
 	name := p.canonical(hostname(authority))
 	h := Host{Service: p.service(name), Known: p.named.find(name) != nil}
-	if c := p.claims.find(name); c != nil {
+	if c := p.claims.find(name).at(portOf(authority)); c != nil {
 		h.Document, h.Routes, h.claim = c.name, c.routes, c
 		h.Known = true
 	}
@@ -90,6 +105,16 @@ func hostname(authority string) string {
 		return ip.String()
 	}
 	return strings.TrimSuffix(strings.ToLower(host), ".")
+}
+
+// portOf returns the port of an authority, and 80 if it has none.
+func portOf(authority string) int {
+	if _, port, err := net.SplitHostPort(authority); err == nil {
+		if n, err := strconv.Atoi(port); err == nil {
+			return n
+		}
+	}
+	return 80
 }
 
 // canonical returns the full name of a host. A name with one dot may be that of a service with its namespace or one from

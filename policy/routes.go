@@ -17,6 +17,19 @@ type claim struct {
 	name     string    // of the document, with its kind
 	routes   *route.Table
 	steps    []step // one for each of routes
+
+	// ports are those that the document speaks of, if it does not speak of all: requests to others are treated as if it
+	// was not there.
+	ports     []int
+	otherwise *claim // what then counts; nil: nothing
+}
+
+// at returns the claim that counts for requests to a port.
+func (c *claim) at(port int) *claim {
+	for c != nil && c.ports != nil && !slices.Contains(c.ports, port) {
+		c = c.otherwise
+	}
+	return c
 }
 
 // step is a route on its way from the documents to a table.
@@ -91,8 +104,15 @@ func (c *compiler) virtualServices() {
 			default:
 				whole := expand(vs, delegates, used)
 				table := whole.Table(vs.document.Document, client)
-				if visible && table != nil {
-					c.claim(vs, table, steps(vs, whole, table))
+				ports, some := portsOf(whole.VirtualService, client)
+				switch {
+				case !visible || table == nil:
+				case some:
+					c.claim(vs, table, steps(vs, whole, table), ports)
+				default: // Istio acts as if it was not there
+					for _, host := range vs.is.Spec.Hosts {
+						c.plan.name(istio.Resolve(host, vs.namespace, client.ClusterDomain))
+					}
 				}
 			}
 		}
@@ -158,8 +178,34 @@ func steps(vs decoded[istio.VirtualService], whole istio.Expansion, table *route
 	return steps
 }
 
-// claim gives the hosts of a document to it.
-func (c *compiler) claim(vs decoded[istio.VirtualService], table *route.Table, steps []step) {
+// portsOf returns the ports that a document speaks of, nil for all, and false if it does not concern the workload.
+func portsOf(vs *istio.VirtualService, client istio.Client) (ports []int, some bool) {
+	named := make(map[int]bool)
+	for i := range vs.Spec.HTTP {
+		for _, m := range vs.Spec.HTTP[i].Match {
+			if m.Port != nil && *m.Port != 0 {
+				named[int(*m.Port)] = true
+			}
+		}
+	}
+	other := 1
+	for named[other] {
+		other++
+	}
+	if len(named) == 0 || vs.Applies(client, other) {
+		return nil, vs.Applies(client, 0)
+	}
+	for port := range named {
+		if vs.Applies(client, port) {
+			ports = append(ports, port)
+		}
+	}
+	slices.Sort(ports)
+	return ports, len(ports) > 0
+}
+
+// claim gives the hosts of a document to it, at the given ports.
+func (c *compiler) claim(vs decoded[istio.VirtualService], table *route.Table, steps []step, ports []int) {
 	p := c.plan
 	changed := false
 	for i := range steps {
@@ -176,7 +222,7 @@ func (c *compiler) claim(vs decoded[istio.VirtualService], table *route.Table, s
 			changed = c.target(&s.Mirrors[j].Target) || changed
 		}
 	}
-	own := &claim{vs.document, vs.identity.String(), table, steps}
+	own := &claim{document: vs.document, name: vs.identity.String(), routes: table, steps: steps}
 	if changed {
 		var err error
 		if own, err = newClaim(vs.document, own.name, steps); err != nil {
@@ -184,9 +230,15 @@ func (c *compiler) claim(vs decoded[istio.VirtualService], table *route.Table, s
 			return
 		}
 	}
+	own.ports = ports
 	for i, host := range vs.is.Spec.Hosts {
 		host = istio.Resolve(host, vs.namespace, p.workload.ClusterDomain)
-		if has, added := p.claims.add(host, own); !added && has != own {
+		has, added := p.claims.add(host, own)
+		switch {
+		case added || has.document == vs.document:
+		case has.ports != nil:
+			p.claims.set(host, has.before(own)) // for the ports that the first one leaves
+		default:
 			vs.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
 				has.name, host, has.document.file, has.document.Line)
 		}
@@ -203,6 +255,15 @@ func (c *compiler) target(t *route.Target) bool {
 	}
 	t.Port = c.plan.onlyPort(c.plan.canonical(t.Host))
 	return t.Port != 0
+}
+
+// before returns the claim with another one behind it.
+func (c *claim) before(other *claim) *claim {
+	first := *c
+	if first.otherwise = other; c.otherwise != nil {
+		first.otherwise = c.otherwise.before(other)
+	}
+	return &first
 }
 
 // combine joins what TrafficSplits and ServiceProfiles say with the claims.
@@ -228,15 +289,14 @@ func (c *compiler) combine() {
 	}
 	for _, host := range slices.Sorted(maps.Keys(hosts)) {
 		if both := c.combined(host, hosts[host]); both != hosts[host] {
-			if p.claims.exact == nil {
-				p.claims.exact = make(map[string]*claim)
-			}
-			p.claims.exact[host] = both
+			p.claims.set(host, both)
 		}
 	}
 	for i := range p.claims.wild {
 		w := &p.claims.wild[i]
-		w.value = c.combined(w.host, w.value)
+		if w.value != nil {
+			w.value = c.combined(w.host, w.value)
+		}
 	}
 }
 
@@ -255,8 +315,10 @@ func (c *compiler) combined(host string, own *claim) *claim {
 		name, steps, source = own.name, own.steps, own.document
 	} else if profile := c.profiles[host]; profile != nil {
 		name = profile.identity.String()
+	} else if split := c.splits[host]; split != nil {
+		name = split.identity.String()
 	} else {
-		name = c.splits[host].identity.String()
+		return nil
 	}
 
 	j := joiner{compiler: c, host: host, virtual: own != nil}
@@ -268,10 +330,17 @@ func (c *compiler) combined(host string, own *claim) *claim {
 	for i := range parts {
 		j.profile(parts[i])
 	}
-	if !j.changed {
+	var otherwise *claim
+	if own != nil && own.ports != nil {
+		otherwise = c.combined(host, own.otherwise)
+	}
+	if !j.changed && (own == nil || own.otherwise == otherwise) {
 		return own
 	}
 	both, err := newClaim(source, name, j.out)
+	if own != nil {
+		both.ports, both.otherwise = own.ports, otherwise
+	}
 	if j.err != nil {
 		err = j.err
 	}
