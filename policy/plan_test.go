@@ -294,9 +294,18 @@ func FuzzCompile(f *testing.F) {
 		for _, authority := range append(hostsOf(data), "a", "a.b:80", "[::1]:80", data) {
 			h := plan.Host(authority)
 			targets := []route.Target{{Host: authority}, {Host: h.Service.Host, Port: 8080}}
+			if h.Entry != nil && !h.Entry.Equal(plan.Host(authority).Entry) {
+				t.Errorf("Host(%q).Entry changes", authority)
+			}
 			for i := range h.Routes.Len() {
-				for _, d := range h.Routes.Entry(i).Route.Destinations {
+				e := h.Routes.Entry(i)
+				for _, d := range e.Route.Destinations {
 					targets = append(targets, d.Target)
+				}
+				for match := -1; match < len(e.Route.Matches); match++ {
+					if o := h.Origin(e, match); o.Route >= 0 && o.Document == "" || o.Route < -1 || o.Match < -1 {
+						t.Errorf("Host(%q).Origin(%d, %d) = %+v", authority, i, match, o)
+					}
 				}
 			}
 			for _, target := range targets {

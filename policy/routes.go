@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -88,10 +89,15 @@ func (c *compiler) virtualServices() {
 		ClusterDomain: c.plan.workload.ClusterDomain,
 	}
 	delegates := make(map[string]decoded[istio.VirtualService])
-	used := make(map[*document]bool)
+	named := make(map[string]bool)
 	for _, vs := range c.virtual {
 		if vs.is.IsDelegate() {
 			delegates[vs.namespace+"/"+vs.name] = vs
+		}
+		for i := range vs.is.Spec.HTTP {
+			if d := vs.is.Spec.HTTP[i].Delegate; d != nil {
+				named[cmp.Or(d.Namespace, vs.namespace)+"/"+d.Name] = true
+			}
 		}
 	}
 	for _, publicly := range []bool{false, true} {
@@ -102,7 +108,7 @@ func (c *compiler) virtualServices() {
 			case !vs.is.InMesh():
 				vs.Warnf("spec.gateways", "applies to gateways only, which do not exist in-process: it is skipped")
 			default:
-				whole := expand(vs, delegates, used)
+				whole := expand(vs, delegates)
 				table := whole.Table(vs.document.Document, client)
 				ports, some := portsOf(whole.VirtualService, client)
 				switch {
@@ -117,22 +123,18 @@ func (c *compiler) virtualServices() {
 			}
 		}
 	}
-	for _, d := range delegates {
-		if !used[d.document] && !d.Failed() {
+	for name, d := range delegates {
+		if !named[name] && !d.Failed() {
 			d.Warnf("", "has no hosts and no VirtualService delegates to it: it has no effect")
 		}
 	}
 }
 
 // expand puts the routes of delegates in their place.
-func expand(vs decoded[istio.VirtualService], delegates map[string]decoded[istio.VirtualService], used map[*document]bool) istio.Expansion {
+func expand(vs decoded[istio.VirtualService], delegates map[string]decoded[istio.VirtualService]) istio.Expansion {
 	whole := vs.is.Expand(func(namespace, name string) (*istio.VirtualService, bool) {
 		d, ok := delegates[namespace+"/"+name]
-		if !ok {
-			return nil, false
-		}
-		used[d.document] = true
-		return d.is, !d.Failed()
+		return d.is, ok && !d.Failed()
 	})
 	for _, i := range whole.Missing {
 		vs.Warnf(yamldoc.Index("spec.http", i)+".delegate",

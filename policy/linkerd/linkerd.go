@@ -3,6 +3,17 @@
 //
 // What this library does with a field stands in its mesh tag; see [github.com/nosidecar/mesh/internal/yamldoc]. Fields
 // without the tag are enforced.
+//
+// This is where it differs from Linkerd:
+//
+//   - A route may have retries, which bound the number of retries and the time of each try. Retries without such a limit
+//     are bounded by the budget, and end after 100 of them.
+//   - Of the gRPC statuses that are failures, unknown and data-loss are not retried, and the others only if they come in
+//     the headers of the response.
+//   - A call that got no response is retried if the status that the proxy would make of it, 502, 503 or 504, is a failure.
+//   - The budget counts for each destination: where requests are split, each backend has one of the same size.
+//   - An authority without a port, which Linkerd ignores, is an error. So are a budget that the proxy drops, a pattern of
+//     which it drops the route, and conditions that grow too large or cannot be combined.
 package linkerd
 
 import "github.com/nosidecar/mesh/internal/yamldoc"

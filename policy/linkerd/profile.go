@@ -217,13 +217,13 @@ var errTerms = errors.New("too complex: written out it has more than " + strconv
 // terms returns the alternatives under which the condition holds or, negated, does not. None means that it never does.
 func (m *RequestMatch) terms(negated bool) ([]route.Match, error) {
 	all := []route.Match{{}} // one alternative without conditions: always
-	any := []route.Match{}
+	some := []route.Match{}
 	// The parts must all hold; for the negation it is enough that one does not.
 	part := func(terms []route.Match, err error) error {
 		if err != nil {
 			return err
 		}
-		if any = append(any, terms...); negated && len(any) > maxTerms {
+		if some = append(some, terms...); negated && len(some) > maxTerms {
 			return errTerms
 		}
 		if !negated {
@@ -275,7 +275,7 @@ func (m *RequestMatch) terms(negated bool) ([]route.Match, error) {
 		}
 	}
 	if negated {
-		return any, nil
+		return some, nil
 	}
 	return all, nil
 }

@@ -3,6 +3,10 @@
 //
 // What this library does with a field stands in its mesh tag; see [github.com/nosidecar/mesh/internal/yamldoc]. Fields
 // without the tag are enforced.
+//
+// The specification leaves these to us: patterns for headers match the whole value; a service may be one of its own backends,
+// and what goes there is not split again; if several splits name a service, the first one counts; if all weights are 0,
+// the requests go to the service itself.
 package smi
 
 import "github.com/nosidecar/mesh/internal/yamldoc"
