@@ -131,14 +131,19 @@ func (c *call) pick(ctx context.Context, n int) (*balancer.Host, error) {
 	if err != nil {
 		return nil, c.refuse(LayerBalancer, FlagNoHealthyUpstream, err)
 	}
-	// A key that leads to one endpoint, with nowhere else to go, leads there again.
-	if !c.hasKey || c.entry != nil && c.entry.Backends() > 1 {
+	if c.avoidsTried() {
 		if c.avoid == nil {
 			c.avoid = c.tried[:0]
 		}
 		c.avoid = append(c.avoid, h.ID())
 	}
 	return h, nil
+}
+
+// avoidsTried says whether retries prefer endpoints that were not tried. A key that leads to one endpoint, with no other
+// destination to go to, leads there again, as in Istio.
+func (c *call) avoidsTried() bool {
+	return c.entry != nil && !c.entry.Route.RetryTried && (!c.hasKey || c.entry.Backends() > 1)
 }
 
 // End implements body.Ender: it reports the outcome of the try.

@@ -688,6 +688,34 @@ func TestCookieOfConsistentHash(t *testing.T) {
 	})
 }
 
+func TestRetriesPreferOtherEndpoints(t *testing.T) {
+	for fields, wantAgain := range map[string]bool{"": false, ", retryIgnorePreviousHosts: false": true} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFleet(t)
+			var again atomic.Int32
+			last := ""
+			var endpoints []discovery.Endpoint
+			for i := range 2 {
+				endpoints = append(endpoints, f.add(func(w http.ResponseWriter, r *http.Request) {
+					if r.Header.Get("x-envoy-attempt-count") != "" && last == fmt.Sprint(i) {
+						again.Add(1)
+					}
+					last = fmt.Sprint(i)
+					w.WriteHeader(http.StatusServiceUnavailable)
+				}))
+			}
+			f.service("api", endpoints...)
+			c := f.mesh(t, virtualService("retries: {attempts: 1, retryOn: 5xx"+fields+"}")).Client()
+			for range 50 {
+				get(t, c, "http://api/")
+			}
+			if got := again.Load() > 0; got != wantAgain {
+				t.Errorf("with %q, %d of 50 retries went to the endpoint that had just failed", fields, again.Load())
+			}
+		})
+	}
+}
+
 func TestPassthroughDialsWhatWasAsked(t *testing.T) {
 	noLeaks(t)
 	api := serve(t, says("original"))

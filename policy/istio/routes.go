@@ -110,6 +110,9 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 	}
 	out.Timeout = r.Timeout.Duration
 	out.Retry = retries(r.Retries)
+	if r.Retries != nil && r.Retries.RetryIgnorePreviousHost != nil {
+		out.RetryTried = !*r.Retries.RetryIgnorePreviousHost
+	}
 	out.Fault = r.Fault.translate()
 	mirror := func(d *Destination, percentage float64) {
 		if share := fault.PerMillion(percentage); share > 0 {

@@ -308,9 +308,6 @@ func (c check) retries(route *HTTPRoute, at string) {
 	if remote := r.RetryRemoteLocalities; remote != nil && *remote {
 		c.Errorf(at+".retryRemoteLocalities", "preferring other localities for retries is not enforced yet")
 	}
-	if ignore := r.RetryIgnorePreviousHost; ignore != nil && !*ignore {
-		c.Errorf(at+".retryIgnorePreviousHosts", "a retry always prefers an endpoint that was not tried: false is not enforced")
-	}
 }
 
 func (c check) retryOn(list, at string) {

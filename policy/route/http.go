@@ -22,6 +22,8 @@ import (
 // header edits, redirects, direct responses and mirrors, and, in this order around the destination, faults, timeout and
 // retries. A request that no route applies to is answered with 404.
 //
+// It knows nothing of endpoints: RetryTried is up to what sends the requests.
+//
 // Each destination of a route that retries has a retry budget of its own, with the defaults of [retry.Transport].
 //
 // A Transport is safe for concurrent use. It must not be copied, nor changed after its first use. Close it if the table

@@ -42,6 +42,9 @@ type Route struct {
 	// Retry says when and how often to try again. Its zero value retries nothing.
 	Retry retry.Config
 
+	// RetryTried lets retries go to endpoints that the call was sent to before. Else they prefer others.
+	RetryTried bool
+
 	// Fault delays or aborts a share of the requests.
 	Fault fault.Config
 
