@@ -74,7 +74,7 @@ func (r *Route) check(doc *yamldoc.Document, at string) bool {
 	if x := r.Retries; x != nil && x.Timeout.Set && x.Timeout.Duration <= 0 {
 		doc.Errorf(at+".retries.timeout", "%v is not positive: leave the field out to have no limit", x.Timeout.Duration)
 	}
-	if _, failures := r.on(); r.limit() > 0 && !failures {
+	if r.limit() > 0 && !r.canFail() {
 		doc.Warnf(at+".responseClasses", "no response is a failure, so that nothing is retried")
 	}
 	return good

@@ -103,13 +103,12 @@ func (r *Route) limit() int {
 
 // retry returns when a call is retried: at once, like by Linkerd's proxy, and whatever its method.
 func (r *Route) retry() retry.Config {
-	on, failures := r.on()
-	if r.limit() == 0 || !failures {
+	if r.limit() == 0 || !r.canFail() {
 		return retry.Config{}
 	}
 	c := retry.Config{
 		Retries:       r.limit(),
-		On:            on,
+		On:            r.on(),
 		Backoff:       -1,
 		MaxRetryAfter: -1,
 		AnyMethod:     true,
@@ -121,9 +120,18 @@ func (r *Route) retry() retry.Config {
 	return c
 }
 
-// on returns what is a failure, and false if nothing is. What happens without a response counts as the response that
-// Linkerd's proxy makes of it: 502, 503 or 504.
-func (r *Route) on() (retry.On, bool) {
+// canFail says that something is a failure.
+func (r *Route) canFail() bool {
+	return r.on() != retry.On{}
+}
+
+// on returns what is a failure. What happens without a response counts as the response that Linkerd's proxy makes of it:
+// 502, 503 or 504.
+func (r *Route) on() retry.On {
+	const grpc = retry.DeadlineExceeded | retry.Internal | retry.Unavailable
+	if len(r.ResponseClasses) == 0 {
+		return retry.On{Conditions: retry.ServerError | grpc}
+	}
 	var failures []int
 	server, gateway := true, false
 	for status := minStatus; status <= maxStatus; status++ {
@@ -146,9 +154,9 @@ func (r *Route) on() (retry.On, bool) {
 		on.Conditions = retry.Reset
 	}
 	if classified, _ := r.classify(200); !classified {
-		on.Conditions |= retry.DeadlineExceeded | retry.Internal | retry.Unavailable
+		on.Conditions |= grpc
 	}
-	return on, on != retry.On{}
+	return on
 }
 
 // classify says whether one of the classes has the status, and whether it is a failure.
