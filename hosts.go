@@ -4,8 +4,8 @@ import (
 	"maps"
 	"net"
 	"net/http"
-	"net/url"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -27,7 +27,7 @@ const (
 type host struct {
 	policy.Host
 
-	// port is the one the URL names, 0 if it names none.
+	// port is the one the caller asks for: that of the URL, or of its scheme.
 	port int
 
 	// mine says that the host belongs to the mesh if discovery knows it; a host that is Known belongs in any case.
@@ -43,17 +43,6 @@ type host struct {
 
 	// outsideUntil is the end, in Unix nanoseconds, of the time for which discovery did not know the host.
 	outsideUntil atomic.Int64
-}
-
-// dialled returns the port that the caller of u asked for.
-func (h *host) dialled(u *url.URL) int {
-	switch {
-	case h.port != 0:
-		return h.port
-	case u.Scheme == "https":
-		return 443
-	}
-	return 80
 }
 
 // policy returns the retry policy of a route, with what the host's protection adds.
@@ -89,9 +78,9 @@ type hostCache struct {
 	mesh *Mesh
 	plan *policy.Plan
 
-	hosts atomic.Pointer[map[string]*host]
+	plain, secure atomic.Pointer[map[string]*host] // of http and https, whose ports differ
 
-	mu sync.Mutex // held while hosts is replaced
+	mu sync.Mutex // held while one of them is replaced
 }
 
 func newHostCache(m *Mesh, plan *policy.Plan) *hostCache {
@@ -99,45 +88,64 @@ func newHostCache(m *Mesh, plan *policy.Plan) *hostCache {
 }
 
 // lookup returns the host that decides over req. That is the one its Host header names, if a document does too, and else
-// the one its URL does.
+// the one its URL does. The port is the URL's in any case.
 func (c *hostCache) lookup(req *http.Request) *host {
-	if req.Host != "" && req.Host != req.URL.Host {
-		if h := c.get(req, req.Host); h.Known {
-			return h
-		}
+	asked := c.get(req, req.URL.Host)
+	if req.Host == "" || req.Host == req.URL.Host {
+		return asked
 	}
-	return c.get(req, req.URL.Host)
+	name := req.Host
+	if host, _, err := net.SplitHostPort(name); err == nil {
+		name = host
+	}
+	if named := c.get(req, withPort(name, strconv.Itoa(asked.port))); named.Known {
+		return named
+	}
+	return asked
 }
 
 func (c *hostCache) get(req *http.Request, authority string) *host {
-	if known := c.hosts.Load(); known != nil {
+	hosts, port := &c.plain, "80"
+	if req.URL.Scheme == "https" {
+		hosts, port = &c.secure, "443"
+	}
+	if known := hosts.Load(); known != nil {
 		if h := (*known)[authority]; h != nil {
 			return h
 		}
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	var hosts map[string]*host
-	if known := c.hosts.Load(); known != nil {
+	var grown map[string]*host
+	if known := hosts.Load(); known != nil {
 		if h := (*known)[authority]; h != nil {
 			return h
 		}
 		if len(*known) < hostsCached {
-			hosts = maps.Clone(*known)
+			grown = maps.Clone(*known)
 		}
 	}
-	if hosts == nil {
-		hosts = make(map[string]*host)
+	if grown == nil {
+		grown = make(map[string]*host)
 	}
-	h := &host{Host: c.plan.Host(authority)}
-	if _, port, err := net.SplitHostPort(authority); err == nil {
-		h.port, _ = strconv.Atoi(port)
+	if _, own, err := net.SplitHostPort(authority); err == nil {
+		port = own
 	}
+	h := &host{Host: c.plan.Host(withPort(authority, port))}
+	h.port, _ = strconv.Atoi(port)
 	h.protection = c.mesh.protection(c.plan, h.Host)
 	h.mine = h.Known || c.mesh.mayOwn(req)
-	hosts[authority] = h
-	c.hosts.Store(&hosts)
+	grown[authority] = h
+	hosts.Store(&grown)
 	return h
+}
+
+// withPort returns an authority with a port: its own, or else the given one.
+func withPort(authority, port string) string {
+	if _, _, err := net.SplitHostPort(authority); err == nil {
+		return authority
+	}
+	return net.JoinHostPort(strings.Trim(authority, "[]"), port)
 }
 
 // mayOwn reports whether the host of req, which no document names, is part of the mesh if discovery knows it.

@@ -716,6 +716,28 @@ func TestRetriesPreferOtherEndpoints(t *testing.T) {
 	}
 }
 
+// The Host header decides over a request if a document names it; the port stays the URL's.
+func TestHostHeader(t *testing.T) {
+	noLeaks(t)
+	says := func(name string) discovery.Endpoint {
+		return serve(t, func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, name, " ", r.Host) })
+	}
+	api, other := says("api"), says("other")
+	mapped := discovery.Endpoint{Address: "127.0.0.1", Ports: []discovery.Port{{Number: 8080, Target: api.Port}, {Number: 80, Target: 1}}}
+	c := newMesh(t, virtualService("timeout: 5s"), mesh.WithDiscovery(discovery.Static{"api": {mapped}, "other": {other}, "unnamed": {api}})).Client()
+	for _, test := range []struct{ url, host, want string }{
+		{"http://other:8080/", "api", "api api"},
+		{"http://other:8080/", "api:99", "api api:99"},
+		{"http://other:8080/", "API.default", "api API.default"},
+		{"http://other/", "unnamed", "other unnamed"},
+		{"http://other/", "elsewhere.example.com", "other elsewhere.example.com"},
+	} {
+		if got := get(t, c, test.url, "Host", test.host).body; got != test.want {
+			t.Errorf("%s with Host %s went to %q, want %q", test.url, test.host, got, test.want)
+		}
+	}
+}
+
 func TestPassthroughDialsWhatWasAsked(t *testing.T) {
 	noLeaks(t)
 	api := serve(t, says("original"))

@@ -230,7 +230,7 @@ func (c *call) resolve(target route.Target) route.Target {
 		target.Host = c.host.Service.Host
 	}
 	if target.Port == 0 {
-		target.Port = c.host.dialled(c.req.URL)
+		target.Port = c.host.port
 	}
 	return target
 }

@@ -5,8 +5,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 
 	"github.com/nosidecar/mesh/policy"
@@ -193,10 +195,11 @@ func newRequest(method, target string, header http.Header) (*http.Request, error
 
 // answerTo asks the plan as the transport of a mesh does.
 func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
-	// The Host header decides if a document names it, and else the URL.
-	host := plan.Host(req.Host)
+	// The Host header decides if a document names it, and else the URL. The port is the URL's in any case.
+	port := strconv.Itoa(router.NewRequest(req).Port)
+	host := plan.Host(net.JoinHostPort((&url.URL{Host: req.Host}).Hostname(), port))
 	if !host.Known {
-		host = plan.Host(req.URL.Host)
+		host = plan.Host(net.JoinHostPort(req.URL.Hostname(), port))
 	}
 	a := &answer{Host: host.Service.Host, Document: host.Document}
 	table := host.Routes
