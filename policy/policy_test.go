@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -255,5 +256,48 @@ func TestFindings(t *testing.T) {
 	}
 	if !strings.HasSuffix(err.Error(), "loading: "+f.String()) {
 		t.Errorf("Error() = %q", err)
+	}
+}
+
+// A volume that Kubernetes mounts consists of links, and a release often is one.
+func TestReadDir_Links(t *testing.T) {
+	folder := t.TempDir()
+	write := func(name string) {
+		path := filepath.Join(folder, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte("kind: "+name), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := func(target, name string) {
+		if err := os.Symlink(target, filepath.Join(folder, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("v1/..2026/a.yaml")
+	write("v1/..2026/sub/b.yaml")
+	write("v1/c.yml")
+	write("v1/notes.txt")
+	link("..2026", "v1/..data")
+	link("..data/a.yaml", "v1/a.yaml")
+	link("..data/sub", "v1/sub")
+	link("..", "v1/circle")
+	link("v1", "current")
+	sources, err := policy.ReadDir(filepath.Join(folder, "current"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, source := range sources {
+		name, err := filepath.Rel(folder, source.Name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		names = append(names, filepath.ToSlash(name))
+	}
+	if want := []string{"current/a.yaml", "current/c.yml", "current/sub/b.yaml"}; !slices.Equal(names, want) {
+		t.Errorf("ReadDir found %q, want %q", names, want)
 	}
 }

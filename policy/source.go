@@ -24,37 +24,55 @@ func ReadDir(path string) ([]Source, error) {
 	if !info.IsDir() {
 		return readFiles([]string{path})
 	}
+	paths, err := list(path)
+	if err != nil {
+		return nil, fmt.Errorf("policy: %w", err)
+	}
+	return readFiles(paths)
+}
+
+// list returns the paths of the documents in a folder, which may be a link to one.
+func list(folder string) ([]string, error) {
 	var paths []string
-	err = filepath.WalkDir(path, func(at string, entry fs.DirEntry, err error) error {
+	root := folder + string(filepath.Separator) // or else a link would be taken for what it is
+	err := filepath.WalkDir(root, func(at string, entry fs.DirEntry, err error) error {
 		switch {
 		case err != nil:
 			return err
-		case at == path:
+		case at == root:
 			return nil
 		case strings.HasPrefix(entry.Name(), "."):
 			if entry.IsDir() {
 				return filepath.SkipDir
 			}
 			return nil
-		}
-		if ext := filepath.Ext(at); ext != ".yaml" && ext != ".yml" {
+		case entry.IsDir():
 			return nil
 		}
-		// A mounted ConfigMap consists of links, so what counts is what an entry leads to.
+		// A mounted volume of Kubernetes consists of links, so what counts is what an entry leads to. Other links to
+		// folders are left alone: they may lead in a circle.
 		info, err := os.Stat(at)
 		if err != nil {
 			return err
 		}
-		if info.Mode().IsRegular() {
+		if info.IsDir() {
+			if target, err := os.Readlink(at); err != nil || !strings.HasPrefix(target, volumeLink) {
+				return err
+			}
+			inner, err := list(at)
+			paths = append(paths, inner...)
+			return err
+		}
+		if ext := filepath.Ext(at); info.Mode().IsRegular() && (ext == ".yaml" || ext == ".yml") {
 			paths = append(paths, at)
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("policy: %w", err)
-	}
-	return readFiles(paths)
+	return paths, err
 }
+
+// volumeLink begins the links of a mounted ConfigMap or Secret.
+const volumeLink = "..data" + string(filepath.Separator)
 
 func readFiles(paths []string) ([]Source, error) {
 	sources := make([]Source, 0, len(paths))
