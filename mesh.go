@@ -49,15 +49,10 @@ type view struct {
 	plan     *policy.Plan
 	clusters map[route.Target]*cluster
 	hosts    *hostCache
-	plain    *route.Table // for hosts that no document routes
 }
 
-func (m *Mesh) newView(plan *policy.Plan) (*view, error) {
-	plain, err := route.NewTable([]route.Route{{Destinations: make([]route.Destination, 1), Retry: plan.DefaultRetry()}})
-	if err != nil {
-		return nil, err
-	}
-	return &view{plan: plan, clusters: make(map[route.Target]*cluster), hosts: newHostCache(m, plan), plain: plain}, nil
+func (m *Mesh) newView(plan *policy.Plan) *view {
+	return &view{plan: plan, clusters: make(map[route.Target]*cluster), hosts: newHostCache(m, plan)}
 }
 
 // New builds a mesh and loads its documents. ctx bounds the building only; the mesh lives until [Mesh.Close].
@@ -137,10 +132,7 @@ func (m *Mesh) replaceView(plan *policy.Plan) (map[*cluster]*cluster, error) {
 		return nil, ErrClosed
 	}
 	old := m.view.Load()
-	next, err := m.newView(plan)
-	if err != nil {
-		return nil, err
-	}
+	next := m.newView(plan)
 	replaced := make(map[*cluster]*cluster) // old by new
 	for target, c := range old.clusters {
 		config := m.clusterConfig(plan, target)

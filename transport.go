@@ -177,7 +177,7 @@ func (c *call) route() (*http.Response, error) {
 		}
 		table := c.host.Routes
 		if table == nil {
-			table = c.view.plain
+			table = c.view.plan.Defaults()
 		}
 		// The view of the request is the caller's: routing is by what was asked, not by what it is rewritten to.
 		request := route.NewRequest(c.req)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/policy/linkerd"
 	"github.com/nosidecar/mesh/policy/smi"
 	"github.com/nosidecar/mesh/retry"
@@ -51,6 +52,7 @@ func compile(sources []Source, w Workload) *compiler {
 			ports:    make(map[string][]servicePort),
 			budgets:  make(map[string]retry.BudgetConfig),
 			retries:  istio.DefaultRetry(),
+			defaults: defaults(istio.DefaultRetry()),
 		},
 		apis:     apis(),
 		first:    make(map[groupIdentity]*document),
@@ -272,7 +274,15 @@ func (c *compiler) findings(sources []Source) Findings {
 	return findings
 }
 
-// DefaultRetry is the retry policy of calls to hosts that no document routes: the mesh's default.
-func (p *Plan) DefaultRetry() retry.Config {
-	return p.retries
+// Defaults are the routes of a host that no document routes: to the host itself, with the mesh's default retries.
+func (p *Plan) Defaults() *route.Table {
+	return p.defaults
+}
+
+func defaults(retries retry.Config) *route.Table {
+	table, err := route.NewTable([]route.Route{{Destinations: make([]route.Destination, 1), Retry: retries}})
+	if err != nil {
+		panic("policy: the mesh's defaults are refused: " + err.Error())
+	}
+	return table
 }

@@ -43,6 +43,8 @@ type Plan struct {
 	ports   map[string][]servicePort      // of the services of the cluster, by their full names
 	budgets map[string]retry.BudgetConfig // by host
 	retries retry.Config
+
+	defaults *route.Table
 }
 
 // Host is what a plan says about the host of a request.

@@ -37,7 +37,7 @@ func TestCompile_Nothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantRetry := retry.Config{Retries: 2, On: on, MaxRetryAfter: -1, AnyMethod: true, NestedRetries: true}
-	if got := plan.DefaultRetry(); got != wantRetry {
+	if got := plan.Defaults().Entry(0).Route.Retry; got != wantRetry {
 		t.Errorf("DefaultRetry = %+v, want %+v", got, wantRetry)
 	}
 }
@@ -210,7 +210,7 @@ func TestCompile_Equal(t *testing.T) {
 				t.Fatalf("Cluster(%v) = %+v, then %+v", d.Target, a, b)
 			}
 		}
-		if h := again.Host("targets").Routes.Entry(0).Route; h.Retry != first.DefaultRetry() {
+		if h := again.Host("targets").Routes.Entry(0).Route; h.Retry != first.Defaults().Entry(0).Route.Retry {
 			t.Fatalf("retry = %+v", h.Retry)
 		}
 	}

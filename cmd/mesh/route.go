@@ -204,11 +204,7 @@ func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
 	a := &answer{Host: host.Service.Host, Document: host.Document}
 	table := host.Routes
 	if table == nil {
-		var err error
-		defaults := router.Route{Destinations: make([]router.Destination, 1), Retry: plan.DefaultRetry()}
-		if table, err = router.NewTable([]router.Route{defaults}); err != nil {
-			return nil, err
-		}
+		table = plan.Defaults()
 	}
 	view := router.NewRequest(req)
 	entry, match, ok := table.Match(&view)
