@@ -5,9 +5,11 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -45,6 +47,32 @@ spec:
 `).Client()
 	if a := get(t, c, "http://localhost:"+port+"/"); a.status != http.StatusServiceUnavailable || retry.Attempts(a.resp) != 3 || calls != 3 {
 		t.Errorf("status %d after %d calls, want 503 after 3", a.status, calls)
+	}
+}
+
+// DNS has no labels, so a subset has no endpoints. That is told when the documents are loaded.
+func TestSubsetsWithoutLabelsAreToldAtLoad(t *testing.T) {
+	documents := readSeed(t, "01-istio-routing-destination-retry-timeout.yaml")
+	for name, test := range map[string]struct {
+		opts []mesh.Option
+		want int
+	}{
+		"DNS":      {nil, 2},
+		"registry": {[]mesh.Option{mesh.WithDiscovery(discovery.Static{})}, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			told := 0
+			newMesh(t, documents, append(test.opts, mesh.WithObserver(mesh.Observer{PolicyLoad: func(l mesh.PolicyLoad) {
+				for _, f := range l.Findings {
+					if strings.HasPrefix(f.Field, "spec.subsets[") && strings.Contains(f.Message, "DNS, which has no labels") {
+						told++
+					}
+				}
+			}}))...)
+			if told != test.want {
+				t.Errorf("%d subsets were warned of, want %d", told, test.want)
+			}
+		})
 	}
 }
 

@@ -87,6 +87,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 		return nil, err
 	}
 	environment.Address = cmp.Or(environment.Address, ownAddress())
+	environment.Unlabelled = m.resolver == nil // which is DNS
 	m.workload = m.workload.Or(environment)
 	if err := m.checkProtections(); err != nil {
 		return nil, err

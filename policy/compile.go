@@ -8,8 +8,8 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/istio"
-	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/policy/linkerd"
+	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/policy/smi"
 	"github.com/nosidecar/mesh/retry"
 )

@@ -113,6 +113,12 @@ func (c *compiler) serviceEntries() {
 func (c *compiler) selecting(dr decoded[istio.DestinationRule], host string) {
 	e := c.plan.entries.exact[host]
 	if e == nil {
+		for i := range dr.is.Spec.Subsets {
+			if s := &dr.is.Spec.Subsets[i]; c.plan.workload.Unlabelled && len(s.Labels) > 0 {
+				dr.Warnf(yamldoc.Index("spec.subsets", i), "the subset %s has no endpoints: those of %s are found in DNS, which has no labels: "+
+					"give them in a ServiceEntry, or use a registry", s.Name, host)
+			}
+		}
 		return
 	}
 	endpoints := e.exact[host].Endpoints

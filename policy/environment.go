@@ -35,6 +35,7 @@ func (w Workload) Or(defaults Workload) Workload {
 	w.ClusterDomain = cmp.Or(w.ClusterDomain, defaults.ClusterDomain)
 	w.Locality = cmp.Or(w.Locality, defaults.Locality)
 	w.Address = cmp.Or(w.Address, defaults.Address)
+	w.Unlabelled = w.Unlabelled || defaults.Unlabelled
 	if w.Labels == nil {
 		w.Labels = defaults.Labels
 	}

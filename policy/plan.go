@@ -30,6 +30,10 @@ type Workload struct {
 	// Address is the IP address of the process, the key of its requests where a document hashes by source. Empty means
 	// that they have none.
 	Address string
+
+	// Unlabelled says that discovery finds endpoints without labels, as DNS does. Subsets that select by labels then have
+	// no endpoints, unless a ServiceEntry gives them, and are warned of.
+	Unlabelled bool
 }
 
 // Plan is a set of documents, compiled for one workload. It is immutable and safe for concurrent use.
