@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -129,6 +130,9 @@ func (c *call) pick(ctx context.Context, n int) (*balancer.Host, error) {
 		h, err = cluster.balancer.Pick(info)
 	}
 	if err != nil {
+		if n := cluster.unselected.Load(); n > 0 && err == balancer.ErrNoEndpoints {
+			err = fmt.Errorf("%w: none of the %d that there are has the labels %s", err, n, cluster.config.Subset)
+		}
 		return nil, c.refuse(LayerBalancer, FlagNoHealthyUpstream, err)
 	}
 	if c.avoidsTried() {

@@ -118,6 +118,9 @@ type cluster struct {
 
 	starting sync.Once
 	updated  chan struct{} // closed when the first set of endpoints is in place
+
+	unselected atomic.Int64 // endpoints that do not have the labels of the subset
+
 	answered sync.Once
 
 	updating sync.Mutex // held while the endpoints change, so that none come after the end
@@ -337,6 +340,7 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 	c.updating.Lock()
 	if c.calls.Load()&clusterGone == 0 {
 		c.balancer.Update(chosen)
+		c.unselected.Store(int64(len(endpoints) - len(chosen)))
 	}
 	c.updating.Unlock()
 	c.answered.Do(func() { close(c.updated) })

@@ -688,6 +688,17 @@ func TestCookieOfConsistentHash(t *testing.T) {
 	})
 }
 
+func TestSubsetThatSelectsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		f.service("myapp", f.add(says("unlabelled")), labeled(f.add(says("old")), "version", "v0"))
+		_, err := try(f.mesh(t, readSeed(t, "03-canary.yaml")+"\n---\n"+versions("myapp")).Client(), "http://myapp/")
+		if !errors.Is(err, balancer.ErrNoEndpoints) || !strings.Contains(err.Error(), "none of the 2 that there are has the labels version=v") {
+			t.Errorf("error %v, want one that says why", err)
+		}
+	})
+}
+
 func TestRetriesPreferOtherEndpoints(t *testing.T) {
 	for fields, wantAgain := range map[string]bool{"": false, ", retryIgnorePreviousHosts: false": true} {
 		synctest.Test(t, func(t *testing.T) {
