@@ -133,7 +133,7 @@ func (c check) route(r *HTTPRoute, at string) {
 		if d.Weight < 0 {
 			c.Errorf(at+".weight", "%d is negative", d.Weight)
 		}
-		if d.Weight == 0 && len(r.Route) > 1 {
+		if d.Weight == 0 && len(r.Route) > 1 && c.Text(at+".weight") == "" {
 			c.Warnf(at+".weight", "a destination without weight gets no requests when there are several")
 		}
 		total += int64(d.Weight)
