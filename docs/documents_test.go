@@ -1,0 +1,473 @@
+// Package docs generates documents.md from the tables that the loader goes by.
+package docs
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/linkerd"
+	"github.com/nosidecar/mesh/policy/smi"
+)
+
+var update = flag.Bool("update", false, "rewrite documents.md")
+
+// TestDocuments compares documents.md with what the code says now.
+func TestDocuments(t *testing.T) {
+	want := generate(t)
+	if *update {
+		if err := os.WriteFile("documents.md", want, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile("documents.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Equal(got, want) {
+		return
+	}
+	was, is := strings.Split(string(got), "\n"), strings.Split(string(want), "\n")
+	for i := range max(len(was), len(is)) {
+		if i >= len(was) || i >= len(is) || was[i] != is[i] {
+			t.Fatalf("documents.md is stale from line %d on: run go test ./docs -update", i+1)
+		}
+	}
+}
+
+// TestRecursiveTypes has a type listed that contains itself, as conditions do.
+func TestRecursiveTypes(t *testing.T) {
+	var b strings.Builder
+	type condition struct {
+		Name string       `yaml:"name"`
+		Any  []condition  `yaml:"any" mesh:"meaningless: it is a test"`
+		Not  []*condition `yaml:"not"`
+	}
+	newTable("spec", reflect.TypeFor[condition]()).write(&b, "spec", reflect.TypeFor[condition](), "enforced")
+	const want = "| object | enforced | not enforced |\n|---|---|---|\n" +
+		"| `spec` | `name` `not[]` (as `spec`) | `any[]`: **meaningless**: it is a test |\n"
+	if b.String() != want {
+		t.Errorf("fields wrote\n%s\nwant\n%s", b.String(), want)
+	}
+}
+
+func generate(t *testing.T) []byte {
+	var b strings.Builder
+	b.WriteString(introduction)
+	b.WriteString("\n## Kinds\n\n")
+	kindTable(&b, t)
+	b.WriteString(afterKinds)
+	metadata(&b, t)
+	for _, s := range sections {
+		s.write(&b, t)
+	}
+	differences, err := os.ReadFile("testdata/differences.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.WriteString("\n")
+	b.Write(differences)
+	return []byte(b.String())
+}
+
+// write writes what there is to say about a kind.
+func (s *section) write(b *strings.Builder, t *testing.T) {
+	fmt.Fprintf(b, "\n## %s\n\n%s", s.kind, s.text)
+	if s.of == nil {
+		return
+	}
+	list := newTable("", s.of)
+	for path, why := range s.checked {
+		list.except[path] = yamldoc.Field{State: "checked only", Reason: why}
+	}
+	var answers []string
+	for _, p := range s.probes {
+		finding := p.answer(t, s)
+		path := list.place(s.of, finding.Field)
+		switch {
+		case p.whole && finding.Severity == policy.Error:
+			list.except[path] = yamldoc.Field{State: yamldoc.Refused, Reason: finding.Message}
+			continue
+		case p.whole:
+			list.except[path] = yamldoc.Field{State: yamldoc.Meaningless, Reason: finding.Message}
+			continue
+		case finding.Severity == policy.Error:
+			list.marked[path] = true
+		}
+		answers = append(answers, fmt.Sprintf("| `%s` | %s: %s |\n",
+			strings.ReplaceAll(p.written, "|", `\|`), finding.Severity, strings.ReplaceAll(finding.Message, "|", `\|`)))
+	}
+	heading := "enforced"
+	if s.refused {
+		heading = "checked"
+	}
+	b.WriteString("\n")
+	list.write(b, "", s.of, heading)
+	for path := range list.except {
+		if !list.used[path] {
+			t.Errorf("%s has no field %q", s.kind, path)
+		}
+	}
+	for path := range list.marked {
+		if !list.used[path] {
+			t.Errorf("%s has no field %q", s.kind, path)
+		}
+	}
+	if len(answers) > 0 {
+		b.WriteString("\nWhat depends on the value (†: some are refused), with the answer of `mesh check`:\n\n| written | answer |\n|---|---|\n")
+		b.WriteString(strings.Join(answers, ""))
+	}
+}
+
+// kindTable asks the loader what becomes of each kind in each version.
+func kindTable(b *strings.Builder, t *testing.T) {
+	b.WriteString("| group | versions | kinds | what becomes of them |\n|---|---|---|---|\n")
+	for _, g := range groups {
+		type row struct{ versions, answer string }
+		var rows []row
+		members := make(map[row][]string)
+		for _, kind := range g.kinds {
+			var r row
+			var versions []string
+			for _, version := range []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4", "v1beta1", "v1", "any"} {
+				if answer := standing(t, g.name, version, kind); answer != "" {
+					versions, r.answer = append(versions, version), answer
+				}
+			}
+			if r.versions = strings.Join(versions, ", "); slices.Contains(versions, "any") {
+				r.versions = "any"
+			}
+			if members[r] == nil {
+				rows = append(rows, r)
+			}
+			members[r] = append(members[r], kind)
+		}
+		for _, r := range rows {
+			name := "`" + g.name + "`"
+			if g.name == "" {
+				name = "(core)"
+			}
+			fmt.Fprintf(b, "| %s | %s | %s | %s |\n", name, r.versions, strings.Join(members[r], ", "), r.answer)
+		}
+	}
+}
+
+// standing returns what becomes of a kind, and "" if the version does not exist.
+func standing(t *testing.T, group, version, kind string) string {
+	apiVersion := strings.TrimPrefix(group+"/"+version, "/")
+	for _, f := range check(fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: a}\n", apiVersion, kind)) {
+		switch {
+		case f.Field != "kind":
+		case strings.HasPrefix(f.Message, "unknown version"):
+			return ""
+		case strings.HasSuffix(f.Message, "is not enforced yet"):
+			return "refused: not enforced yet"
+		case strings.HasSuffix(f.Message, "it is skipped"):
+			return "skipped, with a warning"
+		default:
+			t.Errorf("%s %s: %s", apiVersion, kind, f.Message)
+		}
+	}
+	return "enforced"
+}
+
+func check(documents string) policy.Findings {
+	return policy.Check([]policy.Source{{Name: "document", Data: []byte(documents)}}, policy.Workload{}).Findings
+}
+
+// metadata describes what all kinds share.
+func metadata(b *strings.Builder, t *testing.T) {
+	var first reflect.Type
+	var names []string
+	for _, s := range sections {
+		if s.of == nil {
+			continue
+		}
+		f, _ := s.of.FieldByName("Metadata")
+		level, _ := one(f.Type)
+		var own []string
+		for _, f := range level {
+			own = append(own, fmt.Sprint(f))
+		}
+		if first == nil {
+			first, names = f.Type, own
+		} else if !slices.Equal(own, names) {
+			t.Errorf("the metadata of %s is another than that of %s", s.kind, sections[0].kind)
+		}
+	}
+	newTable("metadata", first).write(b, "metadata", first, "enforced")
+}
+
+// one returns the fields of a struct without those inside of them, and their types.
+func one(t reflect.Type) ([]yamldoc.Field, []reflect.Type) {
+	var flat []reflect.StructField
+	var types []reflect.Type
+	for i := range t.NumField() {
+		if f := t.Field(i); f.Tag.Get("yaml") != "" {
+			flat = append(flat, reflect.StructField{Name: f.Name, Type: reflect.TypeFor[yamldoc.Any](), Tag: f.Tag})
+			types = append(types, f.Type)
+		}
+	}
+	return yamldoc.Fields(reflect.StructOf(flat)), types
+}
+
+// table is a list of objects with their fields. Structs that occur several times are listed where they are nearest to
+// the top.
+type table struct {
+	places map[reflect.Type]string  // where each struct is listed
+	except map[string]yamldoc.Field // the fields that are not enforced although their tag says nothing
+	marked map[string]bool          // the fields of which some values are refused
+	used   map[string]bool          // the fields that were listed
+	rows   strings.Builder
+}
+
+// newTable finds the place of each struct in a type. At the top level only the spec counts, and what stands in its place.
+func newTable(path string, of reflect.Type) *table {
+	type object struct {
+		path string
+		is   reflect.Type
+	}
+	t := &table{
+		places: map[reflect.Type]string{of: path},
+		except: make(map[string]yamldoc.Field),
+		marked: make(map[string]bool),
+		used:   make(map[string]bool),
+	}
+	for queue := []object{{path, of}}; len(queue) > 0; queue = queue[1:] {
+		o := queue[0]
+		level, types := one(o.is)
+		for i, f := range level {
+			suffix, inner := elements(types[i])
+			if _, known := t.places[inner]; known || f.State != yamldoc.Enforced || !isObject(inner) || head(o.path, f.Path) {
+				continue
+			}
+			at := join(o.path, f.Path+suffix)
+			t.places[inner] = at
+			queue = append(queue, object{at, inner})
+		}
+	}
+	return t
+}
+
+// place returns where the field of a finding is listed.
+func (t *table) place(of reflect.Type, field string) string {
+	at, path := "", ""
+	parts := strings.Split(regexp.MustCompile(`\[[0-9]+\]`).ReplaceAllString(field, ""), ".")
+	for len(parts) > 0 {
+		level, types := one(of)
+		i := slices.IndexFunc(level, func(f yamldoc.Field) bool { return f.Path == parts[0] })
+		if i < 0 {
+			return ""
+		}
+		suffix, inner := elements(types[i])
+		at = join(path, parts[0]+suffix)
+		parts = parts[1:]
+		if len(parts) > 0 && strings.Contains(suffix, "{}") {
+			parts = parts[1:] // the key
+		}
+		path, of = t.places[inner], inner
+		if !isObject(inner) {
+			break
+		}
+	}
+	return at
+}
+
+// write writes a table of the fields of a type, a row for each object in it.
+func (t *table) write(b *strings.Builder, path string, of reflect.Type, heading string) {
+	t.object(path, of)
+	fmt.Fprintf(b, "| object | %s | not enforced |\n|---|---|---|\n%s", heading, t.rows.String())
+}
+
+// head says that a field is one of those that every document begins with.
+func head(path, name string) bool {
+	return path == "" && (name == "apiVersion" || name == "kind" || name == "metadata")
+}
+
+func join(path, name string) string { return strings.TrimPrefix(path+"."+name, ".") }
+
+// object adds the row of an object and those of the objects in it.
+func (t *table) object(path string, of reflect.Type) {
+	var enforced, not []string
+	level, types := one(of)
+	for i, f := range level {
+		if head(path, f.Path) {
+			continue
+		}
+		suffix, inner := elements(types[i])
+		at := join(path, f.Path+suffix)
+		t.used[at] = true
+		name := "`" + f.Path + suffix + "`"
+		if exception, ok := t.except[at]; ok {
+			f.State, f.Reason = exception.State, exception.Reason
+		}
+		if f.State != yamldoc.Enforced {
+			not = append(not, reason(name, f))
+			continue
+		}
+		if t.marked[at] {
+			name += "†"
+		}
+		if first, known := t.places[inner]; known && first != at {
+			name += " (as `" + strings.TrimPrefix(first, path+".") + "`)"
+		}
+		enforced = append(enforced, name)
+	}
+	at := "`" + path + "`"
+	if path == "" {
+		at = "(document)"
+	}
+	fmt.Fprintf(&t.rows, "| %s | %s | %s |\n", at, strings.Join(enforced, " "), strings.Join(merged(not), "<br>"))
+	for i, f := range level {
+		suffix, inner := elements(types[i])
+		if at := join(path, f.Path+suffix); t.places[inner] == at {
+			t.object(at, inner)
+		}
+	}
+}
+
+// reason says why a field is not enforced.
+func reason(name string, f yamldoc.Field) string {
+	state := string(f.State)
+	if f.State == yamldoc.Unused {
+		state = "no effect"
+	}
+	return fmt.Sprintf("%s: **%s**: %s", name, state, f.Reason)
+}
+
+// merged joins lines that differ only in the name before the colon.
+func merged(lines []string) []string {
+	var out, rests []string
+	for _, line := range lines {
+		name, rest, _ := strings.Cut(line, ": ")
+		if i := slices.Index(rests, rest); i >= 0 {
+			out[i] += " " + name
+		} else {
+			out, rests = append(out, name), append(rests, rest)
+		}
+	}
+	for i := range out {
+		out[i] += ": " + rests[i]
+	}
+	return out
+}
+
+// elements takes pointers, lists and maps off a type.
+func elements(t reflect.Type) (suffix string, inner reflect.Type) {
+	for {
+		switch {
+		case t.Kind() == reflect.Pointer:
+		case t.Kind() == reflect.Map:
+			suffix += "{}"
+		case t.Kind() == reflect.Slice && t.Elem().Kind() != reflect.Uint8:
+			suffix += "[]"
+		default:
+			return suffix, t
+		}
+		t = t.Elem()
+	}
+}
+
+func isObject(t reflect.Type) bool {
+	switch t {
+	case reflect.TypeFor[yamldoc.Any](), reflect.TypeFor[yamldoc.Duration](), reflect.TypeFor[yamldoc.Quantity]():
+		return false
+	}
+	return t.Kind() == reflect.Struct
+}
+
+// probe is a part of a document that is valid elsewhere, and that the loader has something to say about.
+type probe struct {
+	written string
+	in      string // the spec, with %s where the part goes
+	at      string // the end of the field that the answer is about
+	whole   bool   // there is no value that is enforced
+}
+
+// answer returns what the loader says, errors first.
+func (p probe) answer(t *testing.T, s *section) policy.Finding {
+	name := "a"
+	if s.kind == "ServiceProfile" {
+		name = "a.default.svc.cluster.local"
+	}
+	spec := strings.Replace(p.in, "%s", p.written, 1)
+	document := fmt.Sprintf("apiVersion: %s\nkind: %s\nmetadata: {name: %s}\nspec: {%s}\n", s.apiVersion, s.kind, name, spec)
+	findings := check(document)
+	for _, severity := range []policy.Severity{policy.Error, policy.Warning} {
+		for _, f := range findings {
+			if f.Severity == severity && (f.Field == p.at || strings.HasSuffix(f.Field, "."+p.at)) {
+				return f
+			}
+		}
+	}
+	t.Errorf("%s: nothing is said of %s, only:\n%v", p.written, p.at, findings)
+	return policy.Finding{}
+}
+
+// group is an API group with the kinds that the loader is asked about.
+type group struct {
+	name  string
+	kinds []string
+}
+
+// section describes a kind.
+type section struct {
+	apiVersion, kind string
+	text             string
+	of               reflect.Type
+	refused          bool // as a whole
+	probes           []probe
+	checked          map[string]string // fields that are only checked, with the reason
+}
+
+var groups = []group{
+	{istio.Group, []string{"VirtualService", "DestinationRule", "ServiceEntry", "Sidecar", "WorkloadEntry", "WorkloadGroup",
+		"EnvoyFilter", "ProxyConfig", "Gateway"}},
+	{istio.SecurityGroup, []string{"PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"}},
+	{"telemetry.istio.io", []string{"Telemetry"}},
+	{"extensions.istio.io", []string{"WasmPlugin"}},
+	{linkerd.Group, []string{"ServiceProfile"}},
+	{"policy.linkerd.io", []string{"Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication",
+		"NetworkAuthentication", "HTTPRoute", "HTTPLocalRateLimitPolicy", "EgressNetwork"}},
+	{smi.SplitGroup, []string{"TrafficSplit"}},
+	{smi.SpecsGroup, []string{"HTTPRouteGroup", "TCPRoute", "UDPRoute"}},
+	{"access.smi-spec.io", []string{"TrafficTarget"}},
+	{"gateway.networking.k8s.io", []string{"HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy",
+		"ReferenceGrant", "Gateway", "GatewayClass"}},
+	{"", []string{"Service", "ConfigMap", "Namespace"}},
+	{"apps", []string{"Deployment"}},
+}
+
+const introduction = `# What the documents mean here
+
+<!-- Generated by docs/documents_test.go. Change what it reads, then run: go test ./docs -update -->
+
+A document means what it means to a sidecar. This file lists, field by field, what is enforced and what is not, and at its end
+every difference. Nothing is silently ignored. A field or value is one of these:
+
+- **enforced**: it does what the documentation of its API says;
+- **refused**: an error at load, which names the field. The set of documents does not take effect; after a reload, the one before
+  stays in force;
+- **meaningless**: valid, but there is nothing in a process that it could act on. It is a warning;
+- **no effect**: it never affects how a call is handled here. Nothing is said about it.
+
+Fields that no table has are errors. Names are camelCase, durations have a unit (` + "`100ms`, `1m`, `0.5s`" + `). Of objects that occur
+several times, a table lists the fields once: "as" says where.
+`
+
+const afterKinds = `
+Any other kind or version of these groups is an error, and so is a group that is not known; kinds of the groups of Kubernetes
+itself (core, ` + "`apps`, `batch`, `autoscaling`, `policy`, `*.k8s.io`" + `) are skipped with a warning. A ` + "`List`" + ` stands for its items.
+
+All kinds have the metadata of Kubernetes, of which name and namespace count:
+
+`

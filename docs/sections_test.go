@@ -1,0 +1,161 @@
+package docs
+
+import (
+	"reflect"
+
+	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/linkerd"
+	"github.com/nosidecar/mesh/policy/smi"
+)
+
+// Where the parts that are probed go.
+const (
+	inRoute       = "hosts: [a], http: [{route: [{destination: {host: a}}], %s}]"
+	inMatch       = "hosts: [a], http: [{match: [{%s}], route: [{destination: {host: a}}]}]"
+	inDestination = "hosts: [a], http: [{route: [%s]}]"
+	inPolicy      = "host: a, trafficPolicy: {%s}"
+	inEntry       = "hosts: [a.example.com], ports: [{number: 80, name: http, protocol: HTTP}], %s"
+	inEndpoint    = "hosts: [a.example.com], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [%s]"
+	inProfile     = "routes: [{name: a, %s}]"
+	inSplit       = "service: a, backends: [%s]"
+)
+
+// ofTLS is why most settings for TLS are only checked.
+const ofTLS = "it goes with the modes that are refused"
+
+var sections = []section{
+	{
+		apiVersion: "networking.istio.io/v1", kind: "VirtualService", of: reflect.TypeFor[istio.VirtualService](),
+		text: "Routes calls, as it does for sidecars: documents for gateways only are skipped.\n",
+		probes: []probe{
+			{`retries: {attempts: 1, retryRemoteLocalities: true}`, inRoute, "retryRemoteLocalities", true},
+			{`retries: {attempts: 1, retryOn: retriable-headers}`, inRoute, "retryOn", false},
+			{`timeout: 1s, retries: {attempts: 1, perTryTimeout: 2s}`, inRoute, "perTryTimeout", false},
+			{`fault: {abort: {httpStatus: 500, percentage: {value: 0.1}}}`, inRoute, "percentage.value", false},
+			{`fault: {abort: {httpStatus: 500, percentage: {value: 0.00001}}}`, inRoute, "percentage.value", false},
+			{`fault: {abort: {httpStatus: 500}}`, inRoute, "percentage", false},
+			{`fault: {delay: {fixedDelay: 1s, percent: 5}}`, inRoute, "percent", false},
+			{`fault: {delay: {fixedDelay: 1s, percent: -5}}`, inRoute, "percent", false},
+			{`mirror: {host: b}, mirrorPercent: 5`, inRoute, "mirrorPercent", false},
+			{`mirror: {host: b, subset: v1}`, inRoute, "mirror.subset", false},
+			{`headers: {request: {set: {x-peer: '%DOWNSTREAM_REMOTE_ADDRESS%'}}}`, inRoute, "x-peer", false},
+			{`headers: {request: {set: {x-share: 5%}}}`, inRoute, "x-share", false},
+			{`headers: {request: {set: {content-length: '0'}}}`, inRoute, "content-length", false},
+			{`{destination: {host: '*.example.com'}}`, inDestination, "destination.host", false},
+			{`{destination: {host: a, subset: v1}}`, inDestination, "destination.subset", false},
+			{`{destination: {host: a}, weight: 1}, {destination: {host: b}}`, inDestination, "weight", false},
+			{`redirect: {uri: /b, redirectCode: 304}`, "hosts: [a], http: [{%s}]", "redirectCode", false},
+			{`redirect: {uri: /b}, timeout: 1s`, "hosts: [a], http: [{%s}]", "timeout", false},
+			{`gateways: [mesh], sourceLabels: {app: web}`, inMatch, "gateways", false},
+			{`uri: {regex: '/.*'}, ignoreUriCase: true`, inMatch, "ignoreUriCase", false},
+			{`{route: [{destination: {host: a}}]}, {route: [{destination: {host: b}}]}`, "hosts: [a], http: [%s]", "http[1]", false},
+			{`gateways: [edge]`, "hosts: [a], http: [{route: [{destination: {host: a}}]}], %s", "gateways", false},
+			{`{delegate: {name: b}}`, "hosts: [a], http: [%s]", "delegate", false},
+		},
+	},
+	{
+		apiVersion: "networking.istio.io/v1", kind: "DestinationRule", of: reflect.TypeFor[istio.DestinationRule](),
+		text: "Says how the endpoints of a host are chosen, connected to and watched.\n",
+		checked: map[string]string{
+			"spec.trafficPolicy.tls.clientCertificate":  ofTLS,
+			"spec.trafficPolicy.tls.privateKey":         ofTLS,
+			"spec.trafficPolicy.tls.caCertificates":     ofTLS,
+			"spec.trafficPolicy.tls.credentialName":     ofTLS,
+			"spec.trafficPolicy.tls.subjectAltNames[]":  ofTLS,
+			"spec.trafficPolicy.tls.sni":                ofTLS,
+			"spec.trafficPolicy.tls.insecureSkipVerify": ofTLS,
+			"spec.trafficPolicy.tls.caCrl":              ofTLS,
+		},
+		probes: []probe{
+			{`tls: {mode: ISTIO_MUTUAL}`, inPolicy, "tls.mode", false},
+			{`tls: {mode: SIMPLE}`, inPolicy, "tls.mode", false},
+			{`tls: {mode: DISABLE, sni: a}`, inPolicy, "tls", false},
+			{`connectionPool: {http: {maxConcurrentStreams: 5}}`, inPolicy, "maxConcurrentStreams", true},
+			{`connectionPool: {http: {useClientProtocol: true}}`, inPolicy, "useClientProtocol", true},
+			{`connectionPool: {http: {idleTimeout: 1s}, tcp: {idleTimeout: 2s}}`, inPolicy, "tcp.idleTimeout", false},
+			{`connectionPool: {http: {maxRetries: 5}}, retryBudget: {percent: 10}`, inPolicy, "maxRetries", false},
+			{`retryBudget: {percent: 0.2}, loadBalancer: {simple: RANDOM}`, inPolicy, "retryBudget.percent", false},
+			{`outlierDetection: {consecutiveErrors: 5}`, inPolicy, "consecutiveErrors", false},
+			{`outlierDetection: {consecutiveErrors: 5, consecutive5xxErrors: 3}`, inPolicy, "consecutiveErrors", false},
+			{`loadBalancer: {simple: LEAST_CONN}`, inPolicy, "simple", false},
+			{`loadBalancer: {simple: RANDOM, warmup: {duration: 1s}}`, inPolicy, "warmup", false},
+			{`loadBalancer: {warmupDurationSecs: 1s}`, inPolicy, "warmupDurationSecs", false},
+			{`loadBalancer: {localityLbSetting: {enabled: true}}`, inPolicy, "localityLbSetting", false},
+			{`loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}], failoverPriority: [version]}}, outlierDetection: {}`,
+				inPolicy, "failoverPriority", false},
+			{`loadBalancer: {localityLbSetting: {failover: [{from: eu, to: us}, {from: eu, to: ap}]}}, outlierDetection: {}`,
+				inPolicy, "failover[1].from", false},
+			{`loadBalancer: {consistentHash: {httpHeaderName: x, ringHash: {minimumRingSize: 9000000}}}`, inPolicy, "minimumRingSize", false},
+			{`workloadSelector: {matchLabels: {}}`, "host: a, %s", "workloadSelector", false},
+		},
+	},
+	{
+		apiVersion: "networking.istio.io/v1", kind: "ServiceEntry", of: reflect.TypeFor[istio.ServiceEntry](),
+		text: "Adds hosts, and is a source of endpoints: its addresses, labels, localities and weights take the place of discovery.\n",
+		probes: []probe{
+			{`resolution: DYNAMIC_DNS`, inEntry, "resolution", false},
+			{`resolution: STATIC`, inEntry, "endpoints", false},
+			{`addresses: [10.0.0.0/8]`, inEntry, "addresses[0]", false},
+			{`{address: 'unix:///run/a.sock'}`, inEndpoint, "address", false},
+			{`{network: east}`, inEndpoint, "address", false},
+			{`{address: 10.0.0.1, network: east}`, inEndpoint, "network", false},
+			{`ports: [{number: 27017, name: db, protocol: MONGO}]`, "hosts: [a.example.com], %s", "protocol", false},
+			{`hosts: [a]`, "%s, ports: [{number: 80, name: http, protocol: HTTP}]", "hosts[0]", false},
+			{`hosts: ['*a.example.com']`, "%s, ports: [{number: 80, name: http, protocol: HTTP}]", "hosts[0]", false},
+		},
+	},
+	{
+		apiVersion: "linkerd.io/v1alpha2", kind: "ServiceProfile", of: reflect.TypeFor[linkerd.ServiceProfile](),
+		text: "Adds timeouts, retries and a budget to the calls of a service. `retries` is an extension: Linkerd rejects it.\n",
+		probes: []probe{
+			{`condition: {pathRegex: '/a|/b'}`, inProfile, "pathRegex", false},
+			{`condition: {method: GET}, timeout: -1s`, inProfile, "timeout", false},
+			{`condition: {any: []}`, inProfile, "any", false},
+			{`condition: {method: GET}, isRetryable: true, responseClasses: [{condition: {status: {min: 200, max: 599}}, isFailure: false}]`,
+				inProfile, "responseClasses", false},
+			{`condition: {method: GET}, responseClasses: [{condition: {status: {}}, isFailure: true}]`, inProfile, "status", false},
+			{`condition: {method: GET}, retries: {timeout: 1s}`, inProfile, "retries.limit", false},
+			{`retryBudget: {retryRatio: 0.2, minRetriesPerSecond: 10, ttl: 2m}`, "%s", "ttl", false},
+			{`dstOverrides: [{authority: b, weight: 1}]`, "%s", "authority", false},
+			{`dstOverrides: [{authority: 'b:80', weight: 0}]`, "%s", "dstOverrides", false},
+		},
+	},
+	{
+		apiVersion: "split.smi-spec.io/v1alpha4", kind: "TrafficSplit", of: reflect.TypeFor[smi.TrafficSplit](),
+		text: "Divides the calls to a service. Weights are quantities (`500m`) in v1alpha1 and whole numbers later; `matches` exists from " +
+			"v1alpha3 on.\n",
+		probes: []probe{
+			{`{service: b, weight: 0}`, inSplit, "backends", false},
+			{`{service: a, weight: 1}`, inSplit, "service", false},
+			{`{service: b, weight: 1}, {service: b, weight: 2}`, inSplit, "service", false},
+			{`{service: b, weight: 5000000}`, inSplit, "weight", false},
+		},
+	},
+	{
+		apiVersion: "specs.smi-spec.io/v1alpha4", kind: "HTTPRouteGroup", of: reflect.TypeFor[smi.HTTPRouteGroup](),
+		text: "Names the calls that a TrafficSplit divides. Up to v1alpha2 `matches` stands beside the metadata, later in `spec`; headers " +
+			"exist from v1alpha2 on.\n",
+		probes: []probe{
+			{`matches: [{name: a, methods: []}]`, "%s", "methods", false},
+			{`matches: []`, "%s", "matches", false},
+		},
+	},
+	{
+		apiVersion: "v1", kind: "Service",
+		text: "Only `spec.ports` counts: `port` and its `name`, `appProtocol` and `protocol`. They say which port a destination without one " +
+			"means, which ports speak HTTP/2, and which backends of a TrafficSplit lack a port. The other fields of a Service have no " +
+			"effect; fields that a Service does not have are errors. Endpoints come from discovery or a ServiceEntry.\n",
+	},
+	{
+		apiVersion: "security.istio.io/v1", kind: "PeerAuthentication", of: reflect.TypeFor[istio.PeerAuthentication](), refused: true,
+		text: "Checked as Istio does, and then refused with one error: not enforced yet.\n",
+	},
+	{
+		apiVersion: "security.istio.io/v1", kind: "AuthorizationPolicy", of: reflect.TypeFor[istio.AuthorizationPolicy](), refused: true,
+		text: "Checked as Istio does, and then refused with one error: not enforced yet.\n",
+	},
+	{
+		apiVersion: "security.istio.io/v1", kind: "RequestAuthentication", of: reflect.TypeFor[istio.RequestAuthentication](), refused: true,
+		text: "Checked as Istio does, and then refused with one error: not enforced yet.\n",
+	},
+}
