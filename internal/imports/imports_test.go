@@ -59,6 +59,7 @@ var (
 		"/policy/file":    list(plan, "/policy", fsnotify, xsys),
 		"":                list(plan, "/policy"),
 		"/cmd/mesh":       list(plan, "/policy"),
+		"/docs":           nil, // documents.md, and the test that generates it
 	}
 )
 
