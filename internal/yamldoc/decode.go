@@ -513,26 +513,27 @@ type Field struct {
 	Reason string // empty if State is Enforced
 }
 
-// Fields lists the fields of a struct type, in the order of its declaration, and those inside of them.
+// Fields lists the fields of a struct type, in the order of its declaration, and those inside of them. Where a type
+// contains itself, it is not listed again inside of itself.
 func Fields(t reflect.Type) []Field {
-	return new(Decoder).fields(nil, "", t)
+	return new(Decoder).fields(nil, "", t, nil)
 }
 
-func (dec *Decoder) fields(list []Field, path string, t reflect.Type) []Field {
+func (dec *Decoder) fields(list []Field, path string, t reflect.Type, within []reflect.Type) []Field {
 	switch {
 	case t.Kind() == reflect.Pointer:
-		return dec.fields(list, path, t.Elem())
+		return dec.fields(list, path, t.Elem(), within)
 	case t.Kind() == reflect.Slice && t != bytesType:
-		return dec.fields(list, path+"[]", t.Elem())
+		return dec.fields(list, path+"[]", t.Elem(), within)
 	case t.Kind() == reflect.Map:
-		return dec.fields(list, path+"{}", t.Elem())
-	case t.Kind() != reflect.Struct || t == durationType || t == quantityType || t == anyType:
+		return dec.fields(list, path+"{}", t.Elem(), within)
+	case slices.Contains(within, t), t.Kind() != reflect.Struct || t == durationType || t == quantityType || t == anyType:
 		return list
 	}
 	for _, f := range dec.structOf(t).fields {
 		at := strings.TrimPrefix(path+"."+f.name, ".")
 		list = append(list, Field{Path: at, State: f.state, Reason: f.reason})
-		list = dec.fields(list, at, t.Field(f.index).Type)
+		list = dec.fields(list, at, t.Field(f.index).Type, append(within, t))
 	}
 	return list
 }

@@ -370,3 +370,17 @@ spec:
 		}
 	})
 }
+
+func TestFields_TypeThatContainsItself(t *testing.T) {
+	type condition struct {
+		Name string       `yaml:"name"`
+		All  []*condition `yaml:"all"`
+	}
+	var paths []string
+	for _, f := range yamldoc.Fields(reflect.TypeFor[condition]()) {
+		paths = append(paths, f.Path)
+	}
+	if got := strings.Join(paths, " "); got != "name all" {
+		t.Errorf("fields %q, want name and all", got)
+	}
+}
