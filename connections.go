@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -34,17 +35,21 @@ type endpointConns struct {
 
 	opening sync.Once
 	conns   atomic.Pointer[limit.Conns]
+	err     error // why there are none
 }
 
 // RoundTrip implements http.RoundTripper.
 func (e *endpointConns) RoundTrip(req *http.Request) (*http.Response, error) {
 	e.opening.Do(func() {
 		conns, err := e.owner.pool.Conns(dialling(e.owner.template, e.address))
-		if err != nil {
-			panic("mesh: a template that was checked is refused: " + err.Error())
+		if e.err = err; err == nil {
+			e.conns.Store(conns)
 		}
-		e.conns.Store(conns)
 	})
+	if e.err != nil {
+		body.CloseRequest(req)
+		return nil, e.err
+	}
 	return e.conns.Load().RoundTrip(req)
 }
 
