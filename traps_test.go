@@ -618,3 +618,25 @@ func TestTrap31_HostAndServerNameStayTheServices(t *testing.T) {
 		t.Errorf("the server saw %q", got)
 	}
 }
+
+// A peer that vanished sends no FIN. Over HTTP/2, where calls share a connection, only a ping finds out.
+func TestTrap32_DeadHTTP2PeerIsNoticed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			client, server := net.Pipe()
+			t.Cleanup(func() { server.Close() })
+			go io.Copy(io.Discard, server)                                    // all that the client says is lost,
+			go server.Write([]byte{0, 0, 0, 4 /* SETTINGS */, 0, 0, 0, 0, 0}) // after the server's first word
+			return client, nil
+		}
+		c := newMesh(t, virtualService("retries: {attempts: 0}")+destinationRule("connectionPool: {http: {h2UpgradePolicy: UPGRADE}}"),
+			mesh.WithDiscovery(discovery.Static{"api": {{Address: "10.0.0.1", Port: 80}}}),
+			mesh.WithTransport(&http.Transport{DialContext: dial})).Client()
+		start := time.Now()
+		_, err := try(c, "http://api/")
+		var failure *mesh.Error
+		if !errors.As(err, &failure) || failure.Layer != mesh.LayerEndpoint || time.Since(start) != 45*time.Second {
+			t.Errorf("%v after %v, want the connection given up after 30s of silence and 15s without an answer to a ping", err, time.Since(start))
+		}
+	})
+}
