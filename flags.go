@@ -10,7 +10,6 @@ type Flags uint32
 const (
 	FlagNoHealthyUpstream    Flags = 1 << iota // UH: no healthy endpoint
 	FlagUpstreamTimeout                        // UT: a try or the whole call took too long
-	FlagLocalReset                             // LR: the call was reset on this side
 	FlagRemoteReset                            // UR: the endpoint reset the call
 	FlagConnectFailure                         // UF: no connection could be had
 	FlagConnectionTerminated                   // UC: the endpoint closed the connection
@@ -22,10 +21,9 @@ const (
 	FlagCallerGone                             // DC: the caller gave up
 	FlagRetriesExhausted                       // URX: the limit or budget of retries was reached
 	FlagNoCluster                              // NC: the subset is not defined
-	FlagProtocolError                          // DPE: the endpoint broke the protocol
 )
 
-var flagNames = [...]string{"UH", "UT", "LR", "UR", "UF", "UC", "UO", "NR", "DI", "FI", "RL", "DC", "URX", "NC", "DPE"}
+var flagNames = [...]string{"UH", "UT", "UR", "UF", "UC", "UO", "NR", "DI", "FI", "RL", "DC", "URX", "NC"}
 
 // String returns the short codes joined with commas in Envoy's order, and "-" for none.
 func (f Flags) String() string {
