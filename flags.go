@@ -2,8 +2,8 @@ package mesh
 
 import "strings"
 
-// Flags say why a call ended as it did, with Envoy's response flags. Errors, metrics, logs and the admin page all carry
-// the same ones. The zero value says that nothing special happened.
+// Flags say why a call ended as it did, with Envoy's response flags. Errors and observers are given the same ones. The zero
+// value says that nothing special happened.
 type Flags uint32
 
 // The response flags, in the order in which several are printed.

@@ -444,7 +444,7 @@ func flagsOf(kind failure.Kind, ours bool) Flags {
 		return FlagUpstreamTimeout
 	case failure.Connect:
 		return FlagConnectFailure
-	case failure.RefusedStream:
+	case failure.RefusedStream, failure.StreamReset:
 		return FlagRemoteReset
 	case failure.Unsent, failure.Reset:
 		return FlagConnectionTerminated

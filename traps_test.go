@@ -640,3 +640,23 @@ func TestTrap32_DeadHTTP2PeerIsNoticed(t *testing.T) {
 		}
 	})
 }
+
+// A stream that the server resets is not the same as a connection that it closes.
+func TestRemoteResetHasItsFlag(t *testing.T) {
+	noLeaks(t)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+	srv.Config.Protocols = new(http.Protocols)
+	srv.Config.Protocols.SetUnencryptedHTTP2(true)
+	srv.Config.Protocols.SetHTTP1(true)
+	srv.Start()
+	t.Cleanup(srv.Close)
+	for upgrade, want := range map[string]string{"UPGRADE": "UR", "DO_NOT_UPGRADE": "UC"} {
+		c := newMesh(t, virtualService("retries: {attempts: 0}")+destinationRule("connectionPool: {http: {h2UpgradePolicy: "+upgrade+"}}"),
+			mesh.WithDiscovery(discovery.Static{"api": {endpointOf(t, srv.Listener.Addr().String())}})).Client()
+		_, err := try(c, "http://api/")
+		var failure *mesh.Error
+		if !errors.As(err, &failure) || failure.Flags.String() != want {
+			t.Errorf("%s: %v, want flag %s", upgrade, err, want)
+		}
+	}
+}

@@ -159,7 +159,7 @@ func (o On) String() string {
 // failure reports whether a failure of this kind is to be retried.
 func (o On) failure(kind failure.Kind) bool {
 	switch kind {
-	case failure.TryTimeout, failure.Reset:
+	case failure.TryTimeout, failure.StreamReset, failure.Reset:
 		return o.Conditions&anyFailure != 0
 	case failure.Connect:
 		return o.Conditions&(anyFailure|ConnectFailure|ResetBeforeRequest) != 0

@@ -37,6 +37,9 @@ const (
 	RefusedStream
 	// Unsent means that the connection was lost before any of the request was written to it.
 	Unsent
+	// StreamReset means that the server reset the HTTP/2 stream, for another reason than to refuse it. The request may have
+	// been processed.
+	StreamReset
 	// Reset is every other failure: the request may or may not have been processed.
 	Reset
 )
@@ -60,6 +63,8 @@ func (k Kind) String() string {
 		return "refused stream"
 	case Unsent:
 		return "unsent"
+	case StreamReset:
+		return "stream reset"
 	}
 	return "reset"
 }
@@ -203,7 +208,7 @@ func ofHTTP2(err error) Kind {
 		if stream.Code == refusedStream {
 			return RefusedStream
 		}
-		return Reset
+		return StreamReset
 	}
 	for e := err; e != nil; e = errors.Unwrap(e) {
 		text := e.Error()

@@ -174,7 +174,7 @@ func TestOf_HTTP2(t *testing.T) {
 		{"GOAWAY above the last stream", frame(goAway, 0, 0, 0, 0, 0, 0, 0, 0, 0), failure.RefusedStream},
 		{"GOAWAY above the last stream, with an error", frame(goAway, 0, 0, 0, 0, 0, 0, 0, 0, 11), failure.RefusedStream},
 		{"GOAWAY at the stream", frame(goAway, 0, 0, 0, 0, 1, 0, 0, 0, 0), failure.Reset},
-		{"INTERNAL_ERROR", frame(reset, 1, 0, 0, 0, 2), failure.Reset},
+		{"INTERNAL_ERROR", frame(reset, 1, 0, 0, 0, 2), failure.StreamReset},
 		{"connection closed", nil, failure.Reset},
 	} {
 		t.Run(test.name, func(t *testing.T) {
