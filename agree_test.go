@@ -201,8 +201,11 @@ func (l *serverLog) handler(script []string) http.HandlerFunc {
 		step := script[min(n, len(script)-1)]
 		n++
 		attempt, _ := strconv.Atoi(r.Header.Get("x-envoy-attempt-count"))
-		seen := fmt.Sprintf("%s %s %s %q, try %d, expected within %s ms", r.Method, r.Host, r.URL, body, max(attempt, 1),
-			r.Header.Get("x-envoy-expected-rq-timeout-ms")[:1])
+		seen := fmt.Sprintf("%s %s %s %q, try %d", r.Method, r.Host, r.URL, body, max(attempt, 1))
+		if limit, _ := strconv.Atoi(r.Header.Get("x-envoy-expected-rq-timeout-ms")); attempt == 0 {
+			// Later tries differ: the plan tells each the time that is left, a timeout around retries only that of the call.
+			seen += fmt.Sprintf(", expected within %v", time.Duration(limit)*time.Millisecond)
+		}
 		if l.counts == nil {
 			l.counts = map[string]int{}
 		}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"time"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/retry"
@@ -75,6 +77,9 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		body.CloseRequest(req)
 		return nil, err
 	}
+	if at, ok := c.ctx.Deadline(); ok {
+		req = c.withDeadline(req, at, n)
+	}
 	endpoint := a.host.Value().(*endpoint)
 	if cluster.config.timesAnswers() || c.mesh.watchesAttempts {
 		a.sent = time.Now()
@@ -102,6 +107,21 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	}
 	a.body.Attach(resp, a)
 	return resp, nil
+}
+
+// withDeadline returns the request of the n-th try with the header that tells the server how long its caller will wait.
+func (c *call) withDeadline(req *http.Request, at time.Time, n int) *http.Request {
+	if req == c.req || req == c.out {
+		copied := *req
+		req = &copied
+	}
+	if n == 1 { // the header of a retry is its own
+		if req.Header = maps.Clone(req.Header); req.Header == nil {
+			req.Header = make(http.Header)
+		}
+	}
+	deadline.SetHeader(req.Header, at)
+	return req
 }
 
 // overflowed returns the answer to a call for which the pool has no room.

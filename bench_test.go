@@ -93,7 +93,7 @@ func benchSides(tb testing.TB) []benchSide {
 		{"plan+circuit", 3, noopMesh(tb, plan, circuit)},
 		{"plan+circuit+calls observed", 9, noopMesh(tb, plan, circuit, calls)},
 		{"plan+circuit+calls and tries observed", 9, noopMesh(tb, plan, circuit, calls, tries)},
-		{"plan+circuit+timeouts", 21, noopMesh(tb, timeouts, circuit)},
+		{"plan+circuit+timeouts", 19, noopMesh(tb, timeouts, circuit)},
 	}
 }
 

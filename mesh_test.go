@@ -688,6 +688,41 @@ func TestCookieOfConsistentHash(t *testing.T) {
 	})
 }
 
+// Each try tells the server how long the caller will still wait.
+func TestDeadlineIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		var told []string
+		f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) {
+			told = append(told, r.Header.Get("x-envoy-expected-rq-timeout-ms"))
+			advance(time.Second)
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}))
+		c := f.mesh(t, virtualService("timeout: 10s\nretries: {attempts: 2, retryOn: 5xx, backoff: 1ms}")).Client()
+		get(t, c, "http://api/")
+		if len(told) != 3 || told[0] != "10000" || !strings.HasPrefix(told[1], "899") && told[1] != "9000" || !strings.HasPrefix(told[2], "79") && told[2] != "8000" {
+			t.Errorf("told %v, want 10s, 9s and 8s, less the waits", told)
+		}
+
+		// The caller's own deadline is told too, on a copy of the request.
+		told = nil
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		f.service("plain", f.add(func(w http.ResponseWriter, r *http.Request) {
+			told = append(told, r.Header.Get("x-envoy-expected-rq-timeout-ms"))
+		}))
+		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://plain/", nil)
+		resp, err := c.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if len(told) != 1 || told[0] != "5000" || len(req.Header) != 0 {
+			t.Errorf("told %v, the caller's header is %v", told, req.Header)
+		}
+	})
+}
+
 func TestSubsetThatSelectsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)

@@ -308,7 +308,9 @@ func (c *call) send(ctx context.Context) (*http.Response, error) {
 		c.mesh.mirrors.Fork(c.out, c.entry)
 	}
 
-	loop := retry.Loop{Policy: c.host.policy(c.entry), Budget: c.cluster.budget, Limiter: c.cluster.limiter}
+	loop := retry.Loop{
+		Policy: c.host.policy(c.entry), Budget: c.cluster.budget, Limiter: c.cluster.limiter, Context: c.ctx,
+	}
 	resp, summary, err := loop.Do(c.out, c)
 	c.stopped = summary.Stopped
 	c.flags |= c.tryFlags
@@ -340,26 +342,19 @@ func (c *call) injectFault(ctx context.Context) (*http.Response, error) {
 	return nil, nil
 }
 
-// prepare makes the request that is sent. It is the caller's own if nothing about it changes, and else a copy, made here,
-// once.
+// prepare makes the request that is sent. It is the caller's own if nothing about it changes, and else a copy.
 func (c *call) prepare() error {
-	at, bounded := c.ctx.Deadline()
 	rewrites := c.backend.Rewrites()
-	out := c.request(c.ctx)
-	if out == c.req && (rewrites || bounded || len(c.entry.Route.Mirrors) > 0) {
+	out := c.req
+	if rewrites || len(c.entry.Route.Mirrors) > 0 {
 		copied := *c.req
 		out = &copied
 	}
-	if rewrites || bounded {
+	if rewrites {
 		// Values are only ever replaced as a whole, so the caller's can be shared.
 		if out.Header = maps.Clone(c.req.Header); out.Header == nil {
 			out.Header = make(http.Header)
 		}
-	}
-	if bounded {
-		deadline.SetHeader(out.Header, at)
-	}
-	if rewrites {
 		out.URL = cloneURL(c.req.URL)
 		if err := c.backend.Rewrite(out, c.match); err != nil {
 			return c.refuse(LayerRoute, FlagNoRoute, err)

@@ -87,6 +87,9 @@ type Loop struct {
 	Budget  *Budget
 	Limiter *Limiter
 
+	// Context is that of the call, if it is not the request's: one that derives from it.
+	Context context.Context
+
 	// Rand returns random numbers in [0, 1) for the backoff. It must be safe for concurrent use.
 	Rand func() float64
 }
@@ -144,8 +147,8 @@ func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Respo
 		if resp != nil {
 			discard(resp)
 		}
-		if cause := sleep(req.Context(), wait); cause != nil {
-			return nil, Summary{Attempts: n - 1, Stopped: ended(req.Context())}, wrap(n-1, cause)
+		if cause := sleep(l.context(req), wait); cause != nil {
+			return nil, Summary{Attempts: n - 1, Stopped: ended(l.context(req))}, wrap(n-1, cause)
 		}
 		var err error
 		resp, err = l.try(req, a, n, r)
@@ -170,7 +173,7 @@ const retryNow Reason = 255
 // slot of the limiter is held.
 func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, err error) (time.Duration, Reason) {
 	p := l.Policy
-	ctx := req.Context()
+	ctx := l.context(req)
 	var kind failure.Kind
 	if err != nil {
 		kind = failure.Of(ctx, err)
@@ -261,6 +264,13 @@ func ended(ctx context.Context) Reason {
 	return OutOfTime
 }
 
+func (l *Loop) context(req *http.Request) context.Context {
+	if l.Context != nil {
+		return l.Context
+	}
+	return req.Context()
+}
+
 func (l *Loop) random() float64 {
 	if l.Rand != nil {
 		return l.Rand()
@@ -282,15 +292,15 @@ func idempotent(req *http.Request) bool {
 func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay) (*http.Response, error) {
 	limit := l.Policy.config.PerTryTimeout
 	if limit > 0 {
-		if at, ok := req.Context().Deadline(); ok && time.Until(at) <= limit {
+		if at, ok := l.context(req).Deadline(); ok && time.Until(at) <= limit {
 			limit = 0
 		}
 	}
 	if limit <= 0 && !l.Policy.trace {
-		if n == 1 && r == nil {
+		if n == 1 && r == nil && (l.Context == nil || l.Context == req.Context()) {
 			return a.Attempt(req, 1)
 		}
-		out, err := prepare(req, req.Context(), n, r)
+		out, err := prepare(req, l.context(req), n, r)
 		if err != nil {
 			return nil, err
 		}
@@ -298,7 +308,7 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay) (*http.Resp
 	}
 
 	t := &try{traced: l.Policy.trace}
-	t.ctx.Start(req.Context(), deadline.PerTry, limit, false)
+	t.ctx.Start(l.context(req), deadline.PerTry, limit, false)
 	attached := false
 	defer func() {
 		if !attached {
