@@ -114,12 +114,20 @@ func (c *hostCache) get(req *http.Request, authority string) *host {
 			return h
 		}
 	}
+	if _, own, err := net.SplitHostPort(authority); err == nil {
+		port = own
+	}
+	h := &host{Host: c.plan.Host(withPort(authority, port))}
+	h.port, _ = strconv.Atoi(port)
+	h.protection = c.mesh.protection(c.plan, h.Host)
+	h.mine = h.Known || c.mesh.mayOwn(req) // which may ask a Proxy function, so no lock is held yet
+
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var grown map[string]*host
 	if known := hosts.Load(); known != nil {
-		if h := (*known)[authority]; h != nil {
-			return h
+		if first := (*known)[authority]; first != nil {
+			return first
 		}
 		if len(*known) < hostsCached {
 			grown = maps.Clone(*known)
@@ -128,13 +136,6 @@ func (c *hostCache) get(req *http.Request, authority string) *host {
 	if grown == nil {
 		grown = make(map[string]*host)
 	}
-	if _, own, err := net.SplitHostPort(authority); err == nil {
-		port = own
-	}
-	h := &host{Host: c.plan.Host(withPort(authority, port))}
-	h.port, _ = strconv.Atoi(port)
-	h.protection = c.mesh.protection(c.plan, h.Host)
-	h.mine = h.Known || c.mesh.mayOwn(req)
 	grown[authority] = h
 	hosts.Store(&grown)
 	return h
