@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/istio"
@@ -125,14 +126,7 @@ func (c *compiler) selecting(dr decoded[istio.DestinationRule], host string) {
 	labelled := slices.ContainsFunc(endpoints, func(e discovery.Endpoint) bool { return len(e.Labels) > 0 })
 	for i := range dr.is.Spec.Subsets {
 		s := &dr.is.Spec.Subsets[i]
-		selected := slices.ContainsFunc(endpoints, func(e discovery.Endpoint) bool {
-			for name, value := range s.Labels {
-				if has, ok := e.Labels[name]; !ok || has != value {
-					return false
-				}
-			}
-			return true
-		})
+		selected := len(balancer.Subset(endpoints, s.Labels)) > 0
 		at := yamldoc.Index("spec.subsets", i)
 		switch {
 		case selected:
