@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"iter"
 	"slices"
 	"sync"
@@ -70,7 +71,7 @@ func (m *Mesh) follow(i int, feed Feed, first chan<- error) {
 	told := false
 	for sources, err := range feed.Watch(m.closing) {
 		if m.closing.Err() != nil {
-			return
+			break
 		}
 		if err != nil {
 			m.policyLoaded(nil, err)
@@ -86,7 +87,12 @@ func (m *Mesh) follow(i int, feed Feed, first chan<- error) {
 			told = true
 		}
 	}
+	if !told {
+		first <- errFeedEnded
+	}
 }
+
+var errFeedEnded = errors.New("mesh: a feed of documents ended without yielding any")
 
 // begin starts the feeds, waits for the first set of each, and puts all documents into force.
 func (m *Mesh) begin(ctx context.Context) error {

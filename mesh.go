@@ -72,7 +72,11 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 		return o.AttemptStart != nil || o.AttemptEnd != nil
 	})
 	if m.template == nil {
-		m.template = http.DefaultTransport.(*http.Transport)
+		standard, ok := http.DefaultTransport.(*http.Transport)
+		if !ok {
+			return nil, errors.New("mesh: http.DefaultTransport is not an *http.Transport: use WithTransport")
+		}
+		m.template = standard
 	}
 	m.template = m.template.Clone()
 	var unlimited *limit.Pool

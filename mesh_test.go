@@ -299,6 +299,27 @@ func (f fed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	}
 }
 
+// ended is a feed that yields nothing.
+type ended struct{}
+
+func (ended) Watch(context.Context) iter.Seq2[[]policy.Source, error] {
+	return func(func([]policy.Source, error) bool) {}
+}
+
+func TestDefaultTransportMayBeAnything(t *testing.T) {
+	standard := http.DefaultTransport
+	defer func() { http.DefaultTransport = standard }()
+	http.DefaultTransport = struct{ http.RoundTripper }{standard}
+	if _, err := mesh.New(t.Context()); err == nil || !strings.Contains(err.Error(), "WithTransport") {
+		t.Errorf("New: %v, want an error that names the remedy", err)
+	}
+	m, err := mesh.New(t.Context(), mesh.WithTransport(standard.(*http.Transport)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Close()
+}
+
 func TestFeeds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)
@@ -352,6 +373,9 @@ func TestFeeds(t *testing.T) {
 		bad <- "kind: ["
 		if _, err := mesh.New(t.Context(), mesh.WithPolicyFeed(bad)); err == nil {
 			t.Error("New took a bad first set")
+		}
+		if _, err := mesh.New(t.Context(), mesh.WithPolicyFeed(ended{})); err == nil {
+			t.Error("New took a feed that ended without documents")
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
