@@ -116,12 +116,8 @@ type cluster struct {
 	calls atomic.Int64 // under way, with the bit below
 	used  atomic.Int64 // when the last call began, in Unix seconds
 
-	starting sync.Once
-	updated  chan struct{} // closed when the first set of endpoints is in place
-
+	starting   sync.Once
 	unselected atomic.Int64 // endpoints that do not have the labels of the subset
-
-	answered sync.Once
 
 	updating sync.Mutex // held while the endpoints change, so that none come after the end
 
@@ -136,7 +132,7 @@ const clusterGone = 1 << 62
 // newCluster builds the state of a target. Parts of the previous cluster of the same target, which may be nil, are taken
 // over where their settings are the same.
 func newCluster(m *Mesh, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
-	c := &cluster{mesh: m, target: target, config: config, updated: make(chan struct{})}
+	c := &cluster{mesh: m, target: target, config: config}
 	if previous == nil {
 		previous = &cluster{}
 	}
@@ -311,17 +307,7 @@ func (c *cluster) wait(ctx context.Context) error {
 			break
 		}
 	}
-	if err != nil {
-		return err
-	}
-	select {
-	case <-c.updated:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-c.mesh.closing.Done():
-		return ErrClosed
-	}
+	return err
 }
 
 var errDiscoverySlow = errors.New("discovery has not answered in time")
@@ -343,7 +329,6 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 		c.unselected.Store(int64(len(endpoints) - len(chosen)))
 	}
 	c.updating.Unlock()
-	c.answered.Do(func() { close(c.updated) })
 	c.mesh.stateChanged(StateChange{
 		Target: c.target, Kind: EndpointsChanged, Detail: fmt.Sprintf("%d endpoints", len(chosen)),
 	})

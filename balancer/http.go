@@ -69,7 +69,6 @@ type Transport struct {
 type service struct {
 	balancer     *Balancer
 	subscription *discovery.Subscription
-	first        chan struct{} // closed when the balancer has its first set
 	outlier      Outlier
 	ejected      atomic.Bool  // there may be hosts to readmit
 	checked      atomic.Int64 // when that was looked at, on the balancer's clock
@@ -164,7 +163,7 @@ func (t *Transport) service(req *http.Request) (*service, error) {
 			return nil, err
 		}
 	}
-	if err := s.wait(req.Context()); err != nil {
+	if err := s.subscription.Wait(req.Context()); err != nil {
 		if errors.Is(err, discovery.ErrUnknownService) {
 			t.forget(name, s)
 			return nil, fmt.Errorf("%w of %q: %w", ErrNoEndpoints, name, err)
@@ -192,12 +191,8 @@ func (t *Transport) open(name string) (*service, error) {
 	if s := t.services[name]; s != nil {
 		return s, nil
 	}
-	s := &service{balancer: b, first: make(chan struct{}), outlier: t.Outlier}
-	first := sync.OnceFunc(func() { close(s.first) })
-	s.subscription = t.watcher.Subscribe(discovery.Service{Host: name}, func(endpoints []discovery.Endpoint) {
-		b.Update(endpoints)
-		first()
-	})
+	s := &service{balancer: b, outlier: t.Outlier}
+	s.subscription = t.watcher.Subscribe(discovery.Service{Host: name}, b.Update)
 	if t.services == nil {
 		t.services = map[string]*service{}
 	}
@@ -231,24 +226,6 @@ func (t *Transport) prepare() error {
 
 func (t *Transport) connect(h *Host) any {
 	return &connections{template: t.template, host: h}
-}
-
-// wait waits until the balancer knows the endpoints. The subscription has its answer a little before.
-func (s *service) wait(ctx context.Context) error {
-	select {
-	case <-s.first:
-		return nil
-	default:
-	}
-	if err := s.subscription.Wait(ctx); err != nil {
-		return err
-	}
-	select {
-	case <-s.first:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }
 
 // readmission is how often ejected hosts are looked at, to see whether they are to come back.

@@ -65,7 +65,7 @@ type watch struct {
 // watcher and close the subscription, but not close the watcher. Invalid endpoints are left out and reported. The slice
 // is shared and must not be changed.
 func (w *Watcher) Subscribe(service Service, update func(endpoints []Endpoint)) *Subscription {
-	sub := &Subscription{update: update}
+	sub := &Subscription{update: update, updated: make(chan struct{}), done: make(chan struct{})}
 	w.mu.Lock()
 	if w.closed {
 		w.mu.Unlock()
@@ -173,6 +173,9 @@ type Subscription struct {
 	watch  *watch // nil if the watcher was closed already
 	update func([]Endpoint)
 
+	updated chan struct{} // closed when the first update has returned
+	done    chan struct{} // closed with the subscription
+
 	mu         sync.Mutex
 	closed     bool
 	version    uint64 // of endpoints
@@ -206,27 +209,43 @@ func (s *Subscription) callUnlocked(endpoints []Endpoint) {
 	s.mu.Unlock()
 	defer s.mu.Lock()
 	s.update(endpoints)
+	select {
+	case <-s.updated:
+	default: // calls come one at a time
+		close(s.updated)
+	}
 }
 
-// Wait waits until the service has an answer. It returns nil if its endpoints are known, be it that there are none, and
-// an error that is [ErrUnknownService] while the resolver does not know the service. If ctx ends first, it returns the
-// cause, joined with the resolver's last error.
+// Wait waits until the service has an answer. It returns nil once update has returned from its first call, be it that
+// there are no endpoints, and an error that is [ErrUnknownService] while the resolver does not know the service. If ctx
+// ends first, it returns the cause, joined with the resolver's last error.
 func (s *Subscription) Wait(ctx context.Context) error {
 	w := s.watch
 	if w == nil {
 		return errClosed
 	}
 	select {
-	case <-w.answered:
-		return w.answer()
+	case <-s.updated: // and a service that was known stays so
+		return nil
 	default:
 	}
-	select {
-	case <-w.answered:
-		return w.answer()
-	case <-w.stopped:
-		return errClosed
-	case <-ctx.Done():
+	answered := w.answered
+	for {
+		select {
+		case <-s.updated:
+			return nil
+		case <-answered:
+			if err := w.answer(); err != nil {
+				return err
+			}
+			answered = nil // there is a set, and it is on its way
+			continue
+		case <-s.done:
+			return errClosed
+		case <-w.stopped:
+			return errClosed
+		case <-ctx.Done():
+		}
 		w.owner.mu.Lock()
 		lastErr := w.lastErr
 		w.owner.mu.Unlock()
@@ -257,7 +276,10 @@ func (s *Subscription) Err() error {
 // returns; one that is under way may still be. Close is idempotent.
 func (s *Subscription) Close() {
 	s.mu.Lock()
-	s.closed = true
+	if !s.closed {
+		s.closed = true
+		close(s.done)
+	}
 	s.mu.Unlock()
 	if s.watch == nil {
 		return

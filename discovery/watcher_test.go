@@ -359,3 +359,30 @@ func TestWatcher_OrderUnderRace(t *testing.T) {
 		}
 	})
 }
+
+// Who waited may use what update has stored.
+func TestSubscription_WaitIsForTheUpdate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := discovery.NewWatcher(discovery.Static{"a": {{Address: "10.0.0.1"}}}, nil)
+		defer w.Close()
+		updating := make(chan struct{})
+		sub := w.Subscribe(discovery.Service{Host: "a"}, func([]discovery.Endpoint) { <-updating })
+		waited := make(chan error, 1)
+		go func() { waited <- sub.Wait(t.Context()) }()
+		synctest.Wait()
+		select {
+		case err := <-waited:
+			t.Fatalf("Wait returned %v while the first update was under way", err)
+		default:
+		}
+		close(updating)
+		if err := <-waited; err != nil {
+			t.Errorf("Wait = %v", err)
+		}
+
+		closed := w.Subscribe(discovery.Service{Host: "unknown"}, func([]discovery.Endpoint) {})
+		if err := closed.Wait(t.Context()); !errors.Is(err, discovery.ErrUnknownService) {
+			t.Errorf("Wait for an unknown service = %v", err)
+		}
+	})
+}
