@@ -1,0 +1,67 @@
+package tlsid
+
+import (
+	"crypto/tls"
+	"time"
+)
+
+// protocols are what both ends of the mesh speak, as ALPN names them.
+func protocols() []string { return []string{"h2", "http/1.1"} }
+
+// Client returns the configuration of a client: it presents the identity in force, and talks only to a peer whose SPIFFE
+// ID is in expect; errors are those of [Keeper.Peer] and [*MismatchError]. Host names prove nothing here: a ServerName
+// only says what the client asks for. It may be changed where crypto/tls allows it, but for what verifies.
+//
+// A resumed session would skip what has been revoked since, so there is none.
+func (k *Keeper) Client(expect Expected) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: protocols(),
+
+		// crypto/tls verifies host names and pools all roots. VerifyConnection verifies SPIFFE IDs.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			peer, err := k.Peer(&state, time.Now())
+			if err != nil {
+				return err
+			}
+			return expect.Check(peer.ID)
+		},
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return k.certificate()
+		},
+
+		SessionTicketsDisabled: true,
+	}
+}
+
+// Server returns the configuration of a server: it presents the identity in force, and demands of the peer an SVID that
+// it verifies as [Keeper.Peer] does. Who that may be is for authorization to decide.
+//
+// A rotation needs no new configuration. A resumed session would skip what has been revoked since, so there is none.
+func (k *Keeper) Server() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: protocols(),
+
+		// RequireAndVerifyClientCert would pool all roots. VerifyConnection verifies SPIFFE IDs.
+		ClientAuth: tls.RequireAnyClientCert,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			_, err := k.Peer(&state, time.Now())
+			return err
+		},
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			return k.certificate()
+		},
+
+		SessionTicketsDisabled: true,
+	}
+}
+
+func (k *Keeper) certificate() (*tls.Certificate, error) {
+	identity, err := k.Identity()
+	if err != nil {
+		return nil, err
+	}
+	return identity.Certificate(), nil
+}

@@ -1,0 +1,68 @@
+package tlsid
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+var (
+	// ErrNoIdentity says that the source has not yielded an identity yet. The error that wraps it names what the source
+	// last failed with.
+	ErrNoIdentity = errors.New("tlsid: no identity")
+
+	// ErrNoPeer says that there is no peer certificate to verify: the connection is not TLS, or the peer presented none.
+	ErrNoPeer = errors.New("tlsid: peer presented no certificate")
+)
+
+// ExpiredError says that a certificate, or one it was issued by, has expired. By itself it is about the identity of this
+// process; inside a [*PeerError] it is about the peer.
+type ExpiredError struct {
+	ID       spiffeid.ID
+	NotAfter time.Time
+}
+
+func (e *ExpiredError) Error() string {
+	return fmt.Sprintf("tlsid: certificate of %s expired at %s", e.ID, e.NotAfter.UTC().Format(time.RFC3339))
+}
+
+// NotYetValidError says that a certificate, or one it was issued by, is not valid yet: the clock of this machine is
+// behind that of the issuer. By itself it is about the identity of this process; inside a [*PeerError] it is about the
+// peer.
+type NotYetValidError struct {
+	ID        spiffeid.ID
+	NotBefore time.Time
+	Skew      time.Duration // how far this machine's clock is before NotBefore
+}
+
+func (e *NotYetValidError) Error() string {
+	return fmt.Sprintf("tlsid: certificate of %s is not valid until %s, in %s: is a clock wrong?",
+		e.ID, e.NotBefore.UTC().Format(time.RFC3339), e.Skew)
+}
+
+// PeerError says why the certificate of a peer was refused.
+type PeerError struct {
+	ID  spiffeid.ID // who the certificate says the peer is; zero if it has no SPIFFE ID
+	Err error
+}
+
+func (e *PeerError) Error() string {
+	if e.ID.IsZero() {
+		return fmt.Sprintf("tlsid: peer refused: %v", e.Err)
+	}
+	return fmt.Sprintf("tlsid: peer %s refused: %v", e.ID, e.Err)
+}
+
+func (e *PeerError) Unwrap() error { return e.Err }
+
+// MismatchError says that a peer is who it says, but not who the destination is expected to be.
+type MismatchError struct {
+	Expected  Expected
+	Presented spiffeid.ID
+}
+
+func (e *MismatchError) Error() string {
+	return fmt.Sprintf("tlsid: peer is %s, expected %s", e.Presented, e.Expected)
+}

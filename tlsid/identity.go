@@ -1,0 +1,134 @@
+package tlsid
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+)
+
+// Identity is who this process is, and whom it trusts: an X.509-SVID with its key, and the bundles of the trust domains
+// it accepts peers from. It never changes and is safe for concurrent use; a rotation makes a new one.
+//
+// Bundles stay apart: the authorities of one trust domain say nothing about IDs of another.
+type Identity struct {
+	id                  spiffeid.ID
+	notBefore, notAfter time.Time // of the leaf and all it was issued by
+	certificate         tls.Certificate
+	trust               trust
+}
+
+// NewIdentity returns the identity of svid, which trusts the trust domains of bundles. Both are copied.
+//
+// It refuses an svid that a peer would refuse: without certificate, without key or with another one's, without exactly
+// one URI SAN that is a SPIFFE ID with a path, with the usages of an authority (X509-SVID, sections 4 and 5), or that the
+// bundle of its own trust domain, which must be there, does not vouch for. It does not refuse one that has expired or is
+// not valid yet: time passes anyway, and whoever uses the identity looks at the clock.
+func NewIdentity(svid *x509svid.SVID, bundles ...*x509bundle.Bundle) (*Identity, error) {
+	if svid == nil || len(svid.Certificates) == 0 || svid.Certificates[0] == nil {
+		return nil, errors.New("tlsid: no certificate")
+	}
+	leaf := svid.Certificates[0]
+	id, err := checkLeaf(leaf)
+	if err != nil {
+		return nil, fmt.Errorf("tlsid: own certificate: %w", err)
+	}
+	if err := checkKey(leaf, svid.PrivateKey); err != nil {
+		return nil, fmt.Errorf("tlsid: key of %s: %w", id, err)
+	}
+	trust, err := newTrust(bundles)
+	if err != nil {
+		return nil, err
+	}
+	if !trust.has(id.TrustDomain()) {
+		return nil, fmt.Errorf("tlsid: no bundle of %s's own trust domain %q", id, id.TrustDomain())
+	}
+
+	// Look at a moment when the leaf itself is valid: now, if it is.
+	at := time.Now()
+	if at.Before(leaf.NotBefore) {
+		at = leaf.NotBefore
+	} else if at.After(leaf.NotAfter) {
+		at = leaf.NotAfter
+	}
+	chain, err := trust.chain(id, svid.Certificates, at)
+	if err != nil {
+		return nil, fmt.Errorf("tlsid: own certificate %s: %w", id, err)
+	}
+	identity := &Identity{id: id, trust: trust}
+	identity.notBefore, identity.notAfter = validity(chain)
+	identity.certificate = tls.Certificate{PrivateKey: svid.PrivateKey, Leaf: leaf}
+	for _, c := range svid.Certificates {
+		identity.certificate.Certificate = append(identity.certificate.Certificate, c.Raw)
+	}
+	return identity, nil
+}
+
+// checkKey says whether key is the private half of the leaf's.
+func checkKey(leaf *x509.Certificate, key crypto.Signer) error {
+	if key == nil {
+		return errors.New("there is none")
+	}
+	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok {
+		return fmt.Errorf("%T is not supported", key)
+	}
+	if !public.Equal(leaf.PublicKey) {
+		return errors.New("it is not the key of the certificate")
+	}
+	return nil
+}
+
+// ID returns the SPIFFE ID.
+func (i *Identity) ID() spiffeid.ID { return i.id }
+
+// TrustDomain returns the trust domain of the ID.
+func (i *Identity) TrustDomain() spiffeid.TrustDomain { return i.id.TrustDomain() }
+
+// NotBefore returns when the identity begins to be valid: the latest NotBefore of the certificate and all it was issued
+// by.
+func (i *Identity) NotBefore() time.Time { return i.notBefore }
+
+// NotAfter returns when the identity expires: the earliest NotAfter of the certificate and all it was issued by.
+func (i *Identity) NotAfter() time.Time { return i.notAfter }
+
+// Certificate returns the certificate with its key, for crypto/tls. It is shared and must not be changed.
+func (i *Identity) Certificate() *tls.Certificate { return &i.certificate }
+
+// Bundles returns copies of the bundles, in the order of their trust domains.
+func (i *Identity) Bundles() []*x509bundle.Bundle {
+	var bundles []*x509bundle.Bundle
+	for _, b := range i.trust.bundles {
+		bundles = append(bundles, b.Clone())
+	}
+	slices.SortFunc(bundles, func(a, b *x509bundle.Bundle) int { return a.TrustDomain().Compare(b.TrustDomain()) })
+	return bundles
+}
+
+// valid returns an [*ExpiredError] or a [*NotYetValidError] unless the identity is valid at now.
+func (i *Identity) valid(now time.Time) error {
+	switch {
+	case now.After(i.notAfter):
+		return &ExpiredError{ID: i.id, NotAfter: i.notAfter}
+	case now.Before(i.notBefore):
+		return &NotYetValidError{ID: i.id, NotBefore: i.notBefore, Skew: i.notBefore.Sub(now)}
+	}
+	return nil
+}
+
+// equal reports whether there is nothing to rotate from one to the other.
+func (i *Identity) equal(other *Identity) bool {
+	if other == nil {
+		return false
+	}
+	return slices.EqualFunc(i.certificate.Certificate, other.certificate.Certificate, bytes.Equal) &&
+		slices.EqualFunc(i.Bundles(), other.Bundles(), (*x509bundle.Bundle).Equal)
+}

@@ -1,0 +1,246 @@
+package tlsid
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+)
+
+// Hooks are told of what happens to the identity of a [Keeper]. Nil ones are left out. They are called one at a time, on
+// the keeper's goroutine and with no lock held; a hook that blocks delays the next rotation. They must not call Close.
+type Hooks struct {
+	// Rotated is told of each new identity once it is in force, and of the one before it: nil for the first. This is the
+	// time to retire connections that were made with the old one.
+	Rotated func(old, new *Identity)
+
+	// Failed is told of each error of the source, of each identity refused because of the time, and with an
+	// [*ExpiredError] of the expiry of the identity in force. What is in force stays so.
+	Failed func(error)
+}
+
+// Keeper keeps the latest identity of a source, and makes TLS configurations that always use it. It is safe for
+// concurrent use.
+type Keeper struct {
+	hooks  Hooks
+	cancel context.CancelFunc
+	done   chan struct{} // closed when no goroutine is left
+
+	state atomic.Pointer[state] // never nil
+}
+
+// state is what is known at one time. It never changes.
+type state struct {
+	identity *Identity // in force; nil before the first
+	last     error     // what the source failed with since
+	none     error     // what Identity returns when identity is nil
+	over     bool      // nothing more will come
+	changed  chan struct{}
+}
+
+func newState(identity *Identity, last error) *state {
+	s := &state{identity: identity, last: last, none: ErrNoIdentity, changed: make(chan struct{})}
+	if last != nil {
+		s.none = fmt.Errorf("%w: %w", ErrNoIdentity, last)
+	}
+	return s
+}
+
+// Keep starts to keep the identity of source. It does not wait for the first: [Keeper.Wait] does. The caller closes the
+// keeper.
+//
+// An identity that is not valid yet comes into force when it is; one that has expired is refused.
+func Keep(source Source, hooks Hooks) *Keeper {
+	ctx, cancel := context.WithCancel(context.Background())
+	k := &Keeper{hooks: hooks, cancel: cancel, done: make(chan struct{})}
+	k.state.Store(newState(nil, nil))
+	go k.run(ctx, source)
+	return k
+}
+
+// Close stops following the source and waits until nothing runs any more. The identity in force stays so until it
+// expires. It may be called more than once.
+func (k *Keeper) Close() {
+	k.cancel()
+	<-k.done
+}
+
+// Wait waits until there is a valid identity, but no longer than ctx. The caller gives ctx a deadline: a source that
+// cannot be reached may say nothing for ever. The error joins the cause of ctx with what the source last failed with.
+func (k *Keeper) Wait(ctx context.Context) error {
+	for {
+		s := k.state.Load()
+		_, err := s.at(time.Now())
+		if err == nil {
+			return nil
+		}
+		if s.over {
+			return err
+		}
+		select {
+		case <-s.changed:
+		case <-ctx.Done():
+			return fmt.Errorf("%w (%w)", err, context.Cause(ctx))
+		}
+	}
+}
+
+// Identity returns the identity in force. It looks at the clock each time: the error is an [*ExpiredError] once the
+// identity has expired, and wraps [ErrNoIdentity] before the first has come.
+func (k *Keeper) Identity() (*Identity, error) {
+	return k.state.Load().at(time.Now())
+}
+
+// Latest returns the identity in force whether it has expired or not, nil before the first, and the last error of the
+// source if it failed since. It is for those who watch, not for those who decide.
+func (k *Keeper) Latest() (*Identity, error) {
+	s := k.state.Load()
+	return s.identity, s.last
+}
+
+// Peer returns who is at the other end of the connection of state, verified at now against the bundles in force.
+// It trusts nothing that the handshake concluded, so it may be asked about a connection whoever terminated TLS, and is
+// to be asked for each request: certificates expire and bundles change while a connection lives. What was verified once
+// with the identity in force costs a look-up and no allocation.
+//
+// The error is [ErrNoPeer], a [*PeerError] that says what is wrong with the peer's certificate, or that of
+// [Keeper.Identity]: who has no valid identity has no valid bundles.
+func (k *Keeper) Peer(state *tls.ConnectionState, now time.Time) (Peer, error) {
+	if state == nil || len(state.PeerCertificates) == 0 {
+		return Peer{}, ErrNoPeer
+	}
+	identity, err := k.state.Load().at(now)
+	if err != nil {
+		return Peer{}, err
+	}
+	return identity.Verify(state, now)
+}
+
+func (s *state) at(now time.Time) (*Identity, error) {
+	if s.identity == nil {
+		return nil, s.none
+	}
+	if err := s.identity.valid(now); err != nil {
+		return nil, err
+	}
+	return s.identity, nil
+}
+
+var errOver = errors.New("tlsid: the source of identities ended")
+
+// update is one step of a source.
+type update struct {
+	identity *Identity
+	err      error
+}
+
+// run follows the source until ctx ends. A goroutine of its own iterates over the source, so that this one can look at
+// the clock.
+func (k *Keeper) run(ctx context.Context, source Source) {
+	defer close(k.done)
+	updates := make(chan update)
+	go func() {
+		defer close(updates)
+		for identity, err := range source.Watch(ctx) {
+			select {
+			case updates <- update{identity, err}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+
+	alarm := time.NewTimer(time.Hour)
+	defer alarm.Stop()
+	incoming := (<-chan update)(updates) // nil once the source has ended
+	var next *Identity                   // has come, but is not valid yet
+	for {
+		current, now := k.state.Load().identity, time.Now()
+		var wake time.Time
+		if current != nil && !now.After(current.notAfter) {
+			wake = current.notAfter.Add(1)
+		}
+		if next != nil && (wake.IsZero() || next.notBefore.Before(wake)) {
+			wake = next.notBefore
+		}
+		if wake.IsZero() {
+			alarm.Stop()
+		} else {
+			alarm.Reset(wake.Sub(now))
+		}
+
+		select {
+		case <-ctx.Done():
+			for range updates { // until the source has noticed too
+			}
+			k.end()
+			return
+		case u, ok := <-incoming:
+			switch {
+			case !ok:
+				incoming = nil
+				k.end()
+			case u.err != nil:
+				k.fail(u.err)
+			case u.identity != nil:
+				next = k.take(u.identity)
+			}
+		case <-alarm.C:
+			if next != nil && !time.Now().Before(next.notBefore) {
+				next = k.take(next)
+			} else if err := current.valid(time.Now()); err != nil {
+				k.fail(err)
+			}
+		}
+	}
+}
+
+// take puts an identity in force, if now is the time for it, and returns it if the time is still to come.
+func (k *Keeper) take(identity *Identity) (next *Identity) {
+	before := k.state.Load()
+	var early *NotYetValidError
+	switch err := identity.valid(time.Now()); {
+	case errors.As(err, &early):
+		k.fail(err)
+		return identity
+	case err != nil:
+		k.fail(err)
+	case identity.equal(before.identity):
+		if before.last != nil {
+			k.publish(newState(before.identity, nil))
+		}
+	default:
+		k.publish(newState(identity, nil))
+		if k.hooks.Rotated != nil {
+			k.hooks.Rotated(before.identity, identity)
+		}
+	}
+	return nil
+}
+
+// fail notes an error, which changes nothing else.
+func (k *Keeper) fail(err error) {
+	k.publish(newState(k.state.Load().identity, err))
+	if k.hooks.Failed != nil {
+		k.hooks.Failed(err)
+	}
+}
+
+// end says that nothing more will come.
+func (k *Keeper) end() {
+	before := k.state.Load()
+	last := before.last
+	if before.identity == nil && last == nil {
+		last = errOver
+	}
+	s := newState(before.identity, last)
+	s.over = true
+	k.publish(s)
+}
+
+// publish replaces the state and wakes who waits for that. Only the keeper's goroutine calls it.
+func (k *Keeper) publish(s *state) {
+	close(k.state.Swap(s).changed)
+}

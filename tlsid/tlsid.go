@@ -1,0 +1,44 @@
+package tlsid
+
+import (
+	"context"
+	"iter"
+	"strconv"
+)
+
+// Source yields the identity of this process. Implementations must be safe for concurrent use.
+type Source interface {
+	// Watch yields the identity now and after each rotation, until ctx ends or the caller stops. It blocks between
+	// rotations and leaves no goroutine behind.
+	//
+	// An error changes nothing: the caller keeps the identity it has, and Watch goes on trying at a pace of its own. A
+	// Watch that ends before ctx does has nothing more to say.
+	Watch(ctx context.Context) iter.Seq2[*Identity, error]
+}
+
+// Mode is how a port of a server treats TLS, as PeerAuthentication says. The zero value is Permissive.
+type Mode uint8
+
+const (
+	// Permissive takes mutual TLS and plaintext on the same port. A plaintext peer has no identity.
+	Permissive Mode = iota
+
+	// Strict takes mutual TLS only.
+	Strict
+
+	// Disable takes plaintext only.
+	Disable
+)
+
+// String returns the mode as documents spell it, such as "STRICT".
+func (m Mode) String() string {
+	switch m {
+	case Permissive:
+		return "PERMISSIVE"
+	case Strict:
+		return "STRICT"
+	case Disable:
+		return "DISABLE"
+	}
+	return "Mode(" + strconv.Itoa(int(m)) + ")"
+}
