@@ -3,6 +3,7 @@ package tlsid
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -39,7 +40,7 @@ type NotYetValidError struct {
 
 func (e *NotYetValidError) Error() string {
 	return fmt.Sprintf("tlsid: certificate of %s is not valid until %s, in %s: is a clock wrong?",
-		e.ID, e.NotBefore.UTC().Format(time.RFC3339), e.Skew)
+		e.ID, e.NotBefore.UTC().Format(time.RFC3339), e.Skew.Round(time.Millisecond))
 }
 
 // PeerError says why the certificate of a peer was refused.
@@ -49,10 +50,11 @@ type PeerError struct {
 }
 
 func (e *PeerError) Error() string {
+	why := strings.TrimPrefix(e.Err.Error(), "tlsid: ")
 	if e.ID.IsZero() {
-		return fmt.Sprintf("tlsid: peer refused: %v", e.Err)
+		return "tlsid: peer refused: " + why
 	}
-	return fmt.Sprintf("tlsid: peer %s refused: %v", e.ID, e.Err)
+	return fmt.Sprintf("tlsid: peer %s refused: %s", e.ID, why)
 }
 
 func (e *PeerError) Unwrap() error { return e.Err }

@@ -2,37 +2,168 @@ package tlsid
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
+	"fmt"
 	"iter"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
 	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
-// Files is a [Source] that reads an identity from PEM files and follows their changes: the volumes of cert-manager (tls.crt,
-// tls.key, ca.crt) and Istio's /etc/certs (cert-chain.pem, key.pem, root-cert.pem), or any three files.
+// Files is a [Source] that reads an identity from PEM files and follows their changes: the volumes of cert-manager
+// (tls.crt, tls.key, ca.crt), Istio's /etc/certs (cert-chain.pem, key.pem, root-cert.pem), or any three files.
 //
-// Certificate, key and authorities are taken together: a set that was read while it was written, or whose key is not
-// that of the certificate, is an error that names the file, and the identity before stays in force until the set is good
-// again. Symbolic links are followed, so the ..data link of a Kubernetes volume may be swapped at any time.
+// Certificate, key and authorities are taken together. A set that does not belong together, or that is half written, is
+// an error that names the file, and changes nothing; it is tried again until it is good. Symbolic links are followed each
+// time, so the ..data link of a Kubernetes volume may be swapped while Files reads.
 //
 // The fields must not change once Watch is called.
 type Files struct {
-	// Dir is a folder in one of the layouts above. Empty means that Certificate, Key and CA are given.
+	// Dir is a folder in one of the two layouts. It need not be filled yet.
 	Dir string
 
-	// Certificate, Key and CA name the files if Dir does not, and override what Dir says. Certificate holds the SVID and
-	// after it any intermediates; Key its private key; CA the authorities of the SVID's own trust domain, one or more.
+	// Certificate, Key and CA name the files one by one, and come before those in Dir. Certificate holds the SVID and
+	// after it any intermediates; Key holds its private key; CA holds the authorities of the SVID's own trust domain.
 	Certificate, Key, CA string
 
-	// Federated names for each further trust domain the file with its authorities.
+	// Federated names, for each further trust domain to accept peers from, the file with its authorities.
 	Federated map[string]string
 
 	// Interval is how often to look for changes. 0 means 1 s.
 	Interval time.Duration
 }
 
-// Watch yields the identity in the files, and again after each change. See [Source].
+// Watch yields the identity in the files and again after each change, and an error once for each state of the files that
+// cannot be used. Only Files whose fields make no sense end the sequence with their error.
 func (f Files) Watch(ctx context.Context) iter.Seq2[*Identity, error] {
 	return func(yield func(*Identity, error) bool) {
-		yield(nil, errors.New("tlsid: not built yet"))
+		federated, err := f.check()
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		interval := f.Interval
+		if interval == 0 {
+			interval = time.Second
+		}
+		ticker := time.NewTicker(interval)
+		defer ticker.Stop()
+
+		var seen files // what was last yielded, or yielded as an error
+		for good, first := false, true; ctx.Err() == nil; first = false {
+			now := readTogether(f.paths(federated))
+			// What could not be used may become good by time alone.
+			if changed := first || !now.equal(seen); changed || !good {
+				identity, err := f.identity(now, federated)
+				if changed || err == nil {
+					if !yield(identity, err) {
+						return
+					}
+				}
+				seen, good = now, err == nil
+			}
+			select {
+			case <-ticker.C:
+			case <-ctx.Done():
+			}
+		}
 	}
+}
+
+// check returns the trust domains of Federated.
+func (f Files) check() ([]spiffeid.TrustDomain, error) {
+	if f.Dir == "" && (f.Certificate == "" || f.Key == "" || f.CA == "") {
+		return nil, errors.New("tlsid: Files needs Dir, or all of Certificate, Key and CA")
+	}
+	if f.Interval < 0 {
+		return nil, fmt.Errorf("tlsid: Files.Interval is negative: %s", f.Interval)
+	}
+	var federated []spiffeid.TrustDomain
+	for _, name := range slices.Sorted(maps.Keys(f.Federated)) {
+		domain, err := spiffeid.TrustDomainFromString(name)
+		if err == nil && domain.Name() != name {
+			err = fmt.Errorf("write it %q", domain.Name())
+		}
+		if err != nil {
+			return nil, fmt.Errorf("tlsid: Files.Federated: trust domain %q: %w", name, err)
+		}
+		if f.Federated[name] == "" {
+			return nil, fmt.Errorf("tlsid: Files.Federated: trust domain %q has no file", name)
+		}
+		federated = append(federated, domain)
+	}
+	return federated, nil
+}
+
+// paths returns the files to read: certificate, key, authorities, and those of the federated trust domains.
+func (f Files) paths(federated []spiffeid.TrustDomain) []string {
+	layout := []string{"tls.crt", "tls.key", "ca.crt"}
+	if _, err := os.Stat(filepath.Join(f.Dir, "cert-chain.pem")); err == nil && f.Dir != "" {
+		layout = []string{"cert-chain.pem", "key.pem", "root-cert.pem"}
+	}
+	paths := []string{f.Certificate, f.Key, f.CA}
+	for i, name := range layout {
+		if paths[i] == "" {
+			paths[i] = filepath.Join(f.Dir, name)
+		}
+	}
+	for _, domain := range federated {
+		paths = append(paths, f.Federated[domain.Name()])
+	}
+	return paths
+}
+
+// identity makes an identity of what the files hold.
+func (f Files) identity(read files, federated []spiffeid.TrustDomain) (*Identity, error) {
+	if read.err != nil {
+		return nil, fmt.Errorf("tlsid: %w", read.err)
+	}
+	certificates, err := parseCertificates(read.data[0])
+	if err != nil {
+		return nil, fmt.Errorf("tlsid: %s: %w", read.paths[0], err)
+	}
+	id, err := checkLeaf(certificates[0])
+	if err != nil {
+		return nil, fmt.Errorf("tlsid: %s: %w", read.paths[0], err)
+	}
+	key, err := parseKey(read.data[1])
+	if err == nil {
+		err = checkKey(certificates[0], key)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("tlsid: %s: %w", read.paths[1], err)
+	}
+	var bundles []*x509bundle.Bundle
+	for i, domain := range append([]spiffeid.TrustDomain{id.TrustDomain()}, federated...) {
+		authorities, err := parseAuthorities(read.data[2+i])
+		if err != nil {
+			return nil, fmt.Errorf("tlsid: %s: %w", read.paths[2+i], err)
+		}
+		bundles = append(bundles, x509bundle.FromX509Authorities(domain, authorities))
+	}
+	identity, err := NewIdentity(&x509svid.SVID{ID: id, Certificates: certificates, PrivateKey: key}, bundles...)
+	if err != nil {
+		return nil, fmt.Errorf("%w (files %s and %s)", err, read.paths[0], read.paths[2])
+	}
+	return identity, nil
+}
+
+func parseAuthorities(data []byte) ([]*x509.Certificate, error) {
+	authorities, err := parseCertificates(data)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range authorities {
+		if !c.IsCA {
+			return nil, fmt.Errorf("the certificate of %q is not that of an authority", c.Subject)
+		}
+	}
+	return authorities, nil
 }

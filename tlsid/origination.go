@@ -2,37 +2,217 @@ package tlsid
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
 )
 
 // OriginateConfig says how to begin TLS to a destination that is not of the mesh, as DestinationRule does with the modes
-// SIMPLE and MUTUAL. It is comparable.
+// SIMPLE and MUTUAL. It is comparable. The zero value is SIMPLE, verified by the authorities of the system.
 type OriginateConfig struct {
-	// ClientCertificate and PrivateKey are the PEM files to present to the server. Both or neither.
+	// ClientCertificate and PrivateKey are the PEM files of what to present to the server: both or neither.
 	ClientCertificate, PrivateKey string
 
 	// CACertificates is the PEM file of the authorities that may vouch for the server. Empty means those of the system.
 	CACertificates string
 
-	// SubjectAltNames are the names, joined by commas, of which the server's certificate must have one, as DNS name, URI
-	// or IP address. Empty means ServerName, or the host that is called.
+	// SubjectAltNames are names, joined by commas. The server's certificate must have one of them, as DNS name, URI or IP
+	// address. Empty means ServerName, or else the host that is called.
 	SubjectAltNames string
 
-	// ServerName is the name to ask for (SNI). Empty means the host that is called.
+	// ServerName is the name to ask the server for (SNI). Empty means the host that is called.
 	ServerName string
 }
 
 // Origination makes TLS configurations from an OriginateConfig. It is safe for concurrent use.
 type Origination struct {
-	cfg OriginateConfig
+	cfg   OriginateConfig
+	names []string // SubjectAltNames
+
+	mu     sync.Mutex
+	looked time.Time // when the files were last read
+	held   files     // what they held then
+	err    error     // why that is not used
+	used   originals
 }
 
-// NewOrigination reads the files of cfg. The error names the file that cannot be used.
+// originals is what the files of an Origination hold.
+type originals struct {
+	client *tls.Certificate // nil without one
+	roots  *x509.CertPool   // nil for those of the system
+}
+
+// NewOrigination reads the files of cfg. An error names the file that cannot be used.
 func NewOrigination(cfg OriginateConfig) (*Origination, error) {
-	return nil, errors.New("tlsid: not built yet")
+	if (cfg.ClientCertificate == "") != (cfg.PrivateKey == "") {
+		return nil, errors.New("tlsid: ClientCertificate and PrivateKey need each other")
+	}
+	o := &Origination{cfg: cfg}
+	if cfg.SubjectAltNames != "" {
+		o.names = strings.Split(cfg.SubjectAltNames, ",")
+		if slices.Contains(o.names, "") {
+			return nil, fmt.Errorf("tlsid: an empty name in SubjectAltNames %q", cfg.SubjectAltNames)
+		}
+	}
+	o.reload(time.Now())
+	if o.err != nil {
+		return nil, o.err
+	}
+	return o, nil
 }
 
-// Config returns the configuration for calls to host, without port. The files are read again when they have changed.
+// Config returns the configuration for calls to host, a DNS name or an IP address without port. Files that have changed
+// are read again at the next handshake, though at most once a second.
 func (o *Origination) Config(host string) *tls.Config {
-	return nil
+	name := o.cfg.ServerName
+	if name == "" {
+		name = host
+	}
+	c := &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: protocols(),
+		ServerName: name,
+
+		// crypto/tls knows neither SubjectAltNames nor authorities that change. VerifyConnection verifies both.
+		InsecureSkipVerify: true,
+		VerifyConnection: func(state tls.ConnectionState) error {
+			return o.verify(state.PeerCertificates, name, time.Now())
+		},
+		SessionTicketsDisabled: true,
+	}
+	if o.cfg.ClientCertificate != "" {
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			now := time.Now()
+			client := o.current(now).client
+			if now.After(client.Leaf.NotAfter) {
+				return nil, fmt.Errorf("tlsid: %s: the certificate expired at %s",
+					o.cfg.ClientCertificate, client.Leaf.NotAfter.UTC().Format(time.RFC3339))
+			}
+			return client, nil
+		}
+	}
+	return c
+}
+
+// Err returns why the files, as they were last read, are not used: what they held before is. It is nil when they are.
+func (o *Origination) Err() error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.err
+}
+
+// verify says whether the server is who name, or SubjectAltNames, say.
+func (o *Origination) verify(certificates []*x509.Certificate, name string, now time.Time) error {
+	if len(certificates) == 0 {
+		return ErrNoPeer
+	}
+	leaf, intermediates := certificates[0], x509.NewCertPool()
+	for _, c := range certificates[1:] {
+		intermediates.AddCert(c)
+	}
+	_, err := leaf.Verify(x509.VerifyOptions{
+		Roots:         o.current(now).roots,
+		Intermediates: intermediates,
+		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+		CurrentTime:   now,
+	})
+	if err != nil {
+		return fmt.Errorf("tlsid: server %s: %w", name, err)
+	}
+	if o.names == nil {
+		if err := leaf.VerifyHostname(name); err != nil {
+			return fmt.Errorf("tlsid: server %s: %w", name, err)
+		}
+		return nil
+	}
+	for _, want := range o.names {
+		if hasName(leaf, want) {
+			return nil
+		}
+	}
+	return fmt.Errorf("tlsid: server %s: certificate has none of the subjectAltNames %s", name, strings.Join(o.names, ", "))
+}
+
+// hasName reports whether c is valid for a name: a URI, a DNS name, for which c may have a wildcard, or an IP address.
+func hasName(c *x509.Certificate, name string) bool {
+	for _, uri := range c.URIs {
+		if uri.String() == name {
+			return true
+		}
+	}
+	return c.VerifyHostname(name) == nil
+}
+
+// current returns what to use at now, after a look at the files if the last is long enough ago.
+func (o *Origination) current(now time.Time) originals {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if now.Sub(o.looked) >= time.Second || now.Before(o.looked) {
+		o.reload(now)
+	}
+	return o.used
+}
+
+// reload reads the files and uses them if they are good.
+func (o *Origination) reload(now time.Time) {
+	o.looked = now
+	var paths []string
+	for _, path := range []string{o.cfg.ClientCertificate, o.cfg.PrivateKey, o.cfg.CACertificates} {
+		if path != "" {
+			paths = append(paths, path)
+		}
+	}
+	if len(paths) == 0 {
+		return
+	}
+	held := readTogether(paths)
+	if held.equal(o.held) {
+		return
+	}
+	o.held = held
+	used, err := o.parse(held)
+	if o.err = err; err == nil {
+		o.used = used
+	}
+}
+
+func (o *Origination) parse(held files) (originals, error) {
+	if held.err != nil {
+		return originals{}, fmt.Errorf("tlsid: %w", held.err)
+	}
+	var used originals
+	data := held.data
+	if o.cfg.ClientCertificate != "" {
+		certificates, err := parseCertificates(data[0])
+		if err != nil {
+			return originals{}, fmt.Errorf("tlsid: %s: %w", o.cfg.ClientCertificate, err)
+		}
+		key, err := parseKey(data[1])
+		if err == nil {
+			err = checkKey(certificates[0], key)
+		}
+		if err != nil {
+			return originals{}, fmt.Errorf("tlsid: %s: %w", o.cfg.PrivateKey, err)
+		}
+		used.client = &tls.Certificate{PrivateKey: key, Leaf: certificates[0]}
+		for _, c := range certificates {
+			used.client.Certificate = append(used.client.Certificate, c.Raw)
+		}
+		data = data[2:]
+	}
+	if o.cfg.CACertificates != "" {
+		authorities, err := parseCertificates(data[0])
+		if err != nil {
+			return originals{}, fmt.Errorf("tlsid: %s: %w", o.cfg.CACertificates, err)
+		}
+		used.roots = x509.NewCertPool()
+		for _, c := range authorities {
+			used.roots.AddCert(c)
+		}
+	}
+	return used, nil
 }

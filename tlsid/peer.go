@@ -27,6 +27,18 @@ type Peer struct {
 	known *verified // nil in a Peer that did not come from Verify
 }
 
+// NotAfter returns when the proof expires: the earliest NotAfter of the certificate and all it was issued by. A
+// connection to the peer should not outlive it.
+func (p Peer) NotAfter() time.Time {
+	switch {
+	case p.known != nil:
+		return p.known.notAfter
+	case p.Certificate != nil:
+		return p.Certificate.NotAfter
+	}
+	return time.Time{}
+}
+
 // Hash returns the SHA-256 of the certificate in hex, as x-forwarded-client-cert has it. It is computed once for each
 // certificate.
 func (p Peer) Hash() string {
