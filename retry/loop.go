@@ -183,7 +183,7 @@ func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, er
 		switch {
 		case over(ctx):
 			return 0, ended(ctx)
-		case p.config.Retries == 0 || !p.config.On.failure(kind):
+		case p.config.Retries == 0 || !p.config.On.Failure(kind):
 			return 0, NotRetriable
 		case r != nil && r.failed() != nil:
 			return 0, NotRetriable // it is the request's body that failed
@@ -220,18 +220,30 @@ func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, er
 // keeps the outcome it has.
 func (l *Loop) Next(ctx context.Context, n int, asked time.Duration) (wait time.Duration, stopped Reason, ok bool) {
 	config := &l.Policy.config
+	if config.MaxRetryAfter < 0 {
+		asked = 0
+	}
+	wait = delay(n, config.Backoff, config.MaxBackoff, l.random())
+	return l.reserve(ctx, n, asked, max(wait, asked))
+}
+
+// NextAfter is [Loop.Next] where the server says when to come back, neither earlier nor later, so that there is no
+// backoff. That is what gRPC's grpc-retry-pushback-ms means. A negative MaxRetryAfter sets no limit here.
+func (l *Loop) NextAfter(ctx context.Context, n int, asked time.Duration) (
+	wait time.Duration, stopped Reason, ok bool) {
+	return l.reserve(ctx, n, asked, asked)
+}
+
+// reserve takes what the retry after the n-th try needs, if there is to be one.
+func (l *Loop) reserve(ctx context.Context, n int, asked, wait time.Duration) (time.Duration, Reason, bool) {
+	config := &l.Policy.config
 	switch {
 	case n > config.Retries:
 		return 0, LimitReached, false
 	case ctx.Err() != nil:
 		return 0, ended(ctx), false
-	}
-	wait = delay(n, config.Backoff, config.MaxBackoff, l.random())
-	if config.MaxRetryAfter > 0 {
-		if asked > config.MaxRetryAfter {
-			return 0, OutOfTime, false
-		}
-		wait = max(wait, asked)
+	case config.MaxRetryAfter > 0 && asked > config.MaxRetryAfter:
+		return 0, OutOfTime, false
 	}
 	// What takes from others comes last.
 	if at, bounded := ctx.Deadline(); bounded && time.Until(at) <= wait {

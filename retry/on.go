@@ -156,8 +156,8 @@ func (o On) String() string {
 	return string(b[:len(b)-1])
 }
 
-// failure reports whether a failure of this kind is to be retried.
-func (o On) failure(kind failure.Kind) bool {
+// Failure reports whether a failure of this kind is to be retried. It is for the adapters in this module.
+func (o On) Failure(kind failure.Kind) bool {
 	switch kind {
 	case failure.TryTimeout, failure.StreamReset, failure.Reset:
 		return o.Conditions&anyFailure != 0
@@ -180,12 +180,7 @@ func (o On) response(resp *http.Response, headers []string) bool {
 	if resp.Header["X-Envoy-Ratelimited"] != nil {
 		return o.Conditions&RateLimited != 0
 	}
-	code := resp.StatusCode
-	switch {
-	case o.Conditions&ServerError != 0 && code >= 500,
-		o.Conditions&GatewayError != 0 && code >= 502 && code <= 504,
-		o.Conditions&Retriable4xx != 0 && code == http.StatusConflict,
-		o.Status.Has(code):
+	if o.HTTP(resp.StatusCode) {
 		return true
 	}
 	if o.Conditions&RetriableHeaders != 0 {
@@ -196,6 +191,14 @@ func (o On) response(resp *http.Response, headers []string) bool {
 		}
 	}
 	return o.Conditions&grpcStatuses != 0 && o.grpc(resp)
+}
+
+// HTTP reports whether an HTTP response is to be retried by its status.
+func (o On) HTTP(code int) bool {
+	return o.Conditions&ServerError != 0 && code >= 500 ||
+		o.Conditions&GatewayError != 0 && code >= 502 && code <= 504 ||
+		o.Conditions&Retriable4xx != 0 && code == http.StatusConflict ||
+		o.Status.Has(code)
 }
 
 const grpcStatuses = Cancelled | DeadlineExceeded | ResourceExhausted | Internal | Unavailable

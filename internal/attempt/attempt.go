@@ -28,7 +28,12 @@ func IsRetry(req *http.Request) bool {
 			return true
 		}
 	}
-	return req.Context().Value(currentKey{}) != nil
+	return Within(req.Context())
+}
+
+// Within reports whether a call made with ctx is made within a retry.
+func Within(ctx context.Context) bool {
+	return ctx.Value(currentKey{}) != nil
 }
 
 // Total returns the number of tries that led to resp.
