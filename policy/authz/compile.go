@@ -1,0 +1,323 @@
+package authz
+
+import (
+	"fmt"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Compile turns policies into an Authorizer. It reports the first thing that cannot be enforced, with the policy, rule and
+// field it stands in. It keeps nothing of policies.
+func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
+	if cfg.Normalization > DecodeAndMergeSlashes {
+		return nil, fmt.Errorf("authz: unknown normalization %d", cfg.Normalization)
+	}
+	a := &Authorizer{normalization: cfg.Normalization, present: len(policies) > 0}
+	for i := range policies {
+		p := &policies[i]
+		if p.Name == "" {
+			return nil, fmt.Errorf("authz: policy %d has no name", i)
+		}
+		if p.Action > Audit {
+			return nil, fmt.Errorf("authz: policy %s: unknown action %d", p.Name, p.Action)
+		}
+		if p.DryRun && p.Action != Audit {
+			a.hasShadow = true
+			a.hasShadowAllow = a.hasShadowAllow || p.Action == Allow
+		} else if p.Action == Allow {
+			a.hasAllow = true
+		}
+		for n := range p.Rules {
+			r, err := compileRule(&p.Rules[n])
+			if err != nil {
+				return nil, fmt.Errorf("authz: policy %s: rule %d: %w", p.Name, n, err)
+			}
+			r.name = Match{Policy: p.Name, Rule: n}
+			r.every = p.Action == Allow
+			a.escaped = a.escaped || r.escaped()
+			a.http.of(p).add(r)
+			if l4, ok := r.withoutHTTP(); ok {
+				a.l4.of(p).add(l4)
+			}
+		}
+	}
+	a.http.index()
+	a.l4.index()
+	return a, nil
+}
+
+// of returns the group that the rules of p belong to.
+func (s *ruleSet) of(p *Policy) *group {
+	switch {
+	case p.Action == Audit:
+		return &s.audit
+	case p.Action == Deny && p.DryRun:
+		return &s.shadowDeny
+	case p.Action == Deny:
+		return &s.deny
+	case p.DryRun:
+		return &s.shadowAllow
+	}
+	return &s.allow
+}
+
+func (s *ruleSet) index() {
+	for _, g := range []*group{&s.deny, &s.allow, &s.audit, &s.shadowDeny, &s.shadowAllow} {
+		g.index()
+	}
+}
+
+func compileRule(in *Rule) (*rule, error) {
+	out := new(rule)
+	for i := range in.From {
+		s, err := compileSource(&in.From[i])
+		if err != nil {
+			return nil, fmt.Errorf("from %d: %w", i, err)
+		}
+		out.from = append(out.from, s)
+	}
+	for i := range in.To {
+		o, err := compileOperation(&in.To[i])
+		if err != nil {
+			return nil, fmt.Errorf("to %d: %w", i, err)
+		}
+		out.to = append(out.to, o)
+	}
+	for i := range in.When {
+		c, err := compileCondition(&in.When[i])
+		if err != nil {
+			return nil, fmt.Errorf("when %d: %w", i, err)
+		}
+		out.when = append(out.when, c)
+	}
+	return out, nil
+}
+
+func compileSource(in *Source) (source, error) {
+	var out source
+	err := firstError(
+		compileTexts("principals", in.Principals, in.NotPrincipals, principalPattern, &out.principals),
+		compileTexts("namespaces", in.Namespaces, in.NotNamespaces, namespacePattern, &out.namespaces),
+		compileTexts("serviceAccounts", in.ServiceAccounts, in.NotServiceAccounts, accountPattern, &out.accounts),
+		compileTexts("trustDomains", in.TrustDomains, in.NotTrustDomains, textPattern, &out.trustDomains),
+		compilePrefixes("ipBlocks", in.IPBlocks, in.NotIPBlocks, &out.source),
+		compilePrefixes("remoteIpBlocks", in.RemoteIPBlocks, in.NotRemoteIPBlocks, &out.remote),
+	)
+	if err == nil && out.empty() {
+		err = fmt.Errorf("the source is empty")
+	}
+	return out, err
+}
+
+func compileOperation(in *Operation) (operation, error) {
+	var out operation
+	out.ports = ports{slices.Clone(in.Ports), slices.Clone(in.NotPorts)}
+	err := firstError(
+		compileTexts("hosts", in.Hosts, in.NotHosts, hostPattern, &out.hosts),
+		compileTexts("methods", in.Methods, in.NotMethods, textPattern, &out.methods),
+		compileTexts("paths", in.Paths, in.NotPaths, pathPattern, &out.paths),
+	)
+	if err == nil && out.empty() {
+		err = fmt.Errorf("the operation is empty")
+	}
+	return out, err
+}
+
+func compileCondition(in *Condition) (condition, error) {
+	var out condition
+	if len(in.Values) == 0 && len(in.NotValues) == 0 {
+		return out, fmt.Errorf("%s: neither values nor notValues", in.Key)
+	}
+	text := func(about attribute, parse func(string) (pattern, error)) (condition, error) {
+		out.attribute = about
+		err := compileTexts(in.Key, in.Values, in.NotValues, parse, &out.texts)
+		return out, err
+	}
+	address := func(about attribute) (condition, error) {
+		out.attribute = about
+		values, err := parsePrefixes(in.Key, in.Values)
+		if err != nil {
+			return out, err
+		}
+		notValues, err := parsePrefixes(in.Key, in.NotValues)
+		if err != nil {
+			return out, err
+		}
+		err = compilePrefixes(in.Key, values, notValues, &out.addresses)
+		return out, err
+	}
+	switch in.Key {
+	case "source.ip":
+		return address(sourceIP)
+	case "remote.ip":
+		return address(remoteIP)
+	case "destination.ip":
+		return address(destinationIP)
+	case "destination.port":
+		values, err := parsePorts(in.Values)
+		if err != nil {
+			return out, err
+		}
+		notValues, err := parsePorts(in.NotValues)
+		if err != nil {
+			return out, err
+		}
+		out.attribute, out.ports = destinationPort, ports{values, notValues}
+		return out, nil
+	case "source.principal":
+		return text(principal, principalPattern)
+	case "source.namespace":
+		return text(namespace, namespacePattern)
+	case "source.serviceAccount":
+		return text(account, accountPattern)
+	case "source.trustDomain":
+		return text(trustDomain, textPattern)
+	case "connection.sni":
+		return text(sni, hostPattern)
+	}
+	if name, ok := strings.CutPrefix(in.Key, "request.headers["); ok && strings.HasSuffix(name, "]") {
+		return compileHeader(in, strings.TrimSuffix(name, "]"))
+	}
+	if strings.HasPrefix(in.Key, "request.auth.") {
+		return out, fmt.Errorf("%s: needs the token of a RequestAuthentication, which is not supported", in.Key)
+	}
+	return out, fmt.Errorf("unknown key %q", in.Key)
+}
+
+// compileHeader compiles a condition on a header. Envoy knows some headers by two names, and net/http takes some out of
+// Request.Header.
+func compileHeader(in *Condition, name string) (condition, error) {
+	out := condition{attribute: header, header: http.CanonicalHeaderKey(name)}
+	parse := textPattern
+	switch strings.ToLower(name) {
+	case "":
+		return out, fmt.Errorf("%s: the header has no name", in.Key)
+	case "host", ":authority":
+		out.attribute, out.header, parse = host, "", hostPattern
+	case ":method":
+		out.attribute, out.header = method, ""
+	case "transfer-encoding", "trailer", "expect":
+		return out, fmt.Errorf("%s: net/http does not pass this header on", in.Key)
+	default:
+		if !isToken(name) {
+			return out, fmt.Errorf("%s: not the name of a header", in.Key)
+		}
+	}
+	err := compileTexts(in.Key, in.Values, in.NotValues, parse, &out.texts)
+	return out, err
+}
+
+// isToken reports whether s may be the name of a header (RFC 9110, section 5.6.2).
+func isToken(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return s != ""
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func notField(field string) string {
+	return "not" + strings.ToUpper(field[:1]) + field[1:]
+}
+
+func compileTexts(field string, values, notValues []string, parse func(string) (pattern, error), out *texts) error {
+	for i, list := range [][]string{values, notValues} {
+		if i == 1 {
+			field = notField(field)
+		}
+		for _, v := range list {
+			if v == "" {
+				return fmt.Errorf("%s: an empty value", field)
+			}
+			p, err := parse(v)
+			if err != nil {
+				return fmt.Errorf("%s: %q: %w", field, v, err)
+			}
+			if i == 0 {
+				out.values = append(out.values, p)
+			} else {
+				out.notValues = append(out.notValues, p)
+			}
+		}
+	}
+	return nil
+}
+
+func compilePrefixes(field string, values, notValues []netip.Prefix, out *addresses) error {
+	for i, list := range [][]netip.Prefix{values, notValues} {
+		for _, v := range list {
+			if !v.IsValid() {
+				return fmt.Errorf("%s: an invalid prefix", field)
+			}
+			if v.Addr().Is4In6() {
+				if v.Bits() < 96 {
+					return fmt.Errorf("%s: %v: not an IPv4 prefix", field, v)
+				}
+				v = netip.PrefixFrom(v.Addr().Unmap(), v.Bits()-96)
+			}
+			if i == 0 {
+				out.values = append(out.values, v.Masked())
+			} else {
+				out.notValues = append(out.notValues, v.Masked())
+			}
+		}
+	}
+	return nil
+}
+
+// parsePrefixes reads addresses and prefixes; an address stands for itself alone.
+func parsePrefixes(field string, texts []string) ([]netip.Prefix, error) {
+	var prefixes []netip.Prefix
+	for _, text := range texts {
+		p, err := ParsePrefix(text)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", field, err)
+		}
+		prefixes = append(prefixes, p)
+	}
+	return prefixes, nil
+}
+
+// ParsePrefix reads an address, or a prefix in CIDR notation, as ipBlocks has them. An address stands for itself alone.
+func ParsePrefix(text string) (netip.Prefix, error) {
+	if strings.Contains(text, "/") {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			return p, fmt.Errorf("%q is not an address prefix", text)
+		}
+		return p, nil
+	}
+	addr, err := netip.ParseAddr(text)
+	if err != nil || addr.Zone() != "" {
+		return netip.Prefix{}, fmt.Errorf("%q is not an address", text)
+	}
+	return netip.PrefixFrom(addr, addr.BitLen()), nil
+}
+
+func parsePorts(texts []string) ([]uint16, error) {
+	var ports []uint16
+	for _, text := range texts {
+		n, err := strconv.ParseUint(text, 10, 16)
+		if err != nil {
+			return nil, fmt.Errorf("destination.port: %q is not a port", text)
+		}
+		ports = append(ports, uint16(n))
+	}
+	return ports, nil
+}

@@ -1,0 +1,80 @@
+package authz
+
+var noMatch = Match{Rule: -1}
+
+// Authorizer holds compiled policies. It is immutable and safe for concurrent use. nil and the zero Authorizer have no
+// policies and allow everything.
+type Authorizer struct {
+	http, l4 ruleSet
+
+	hasAllow       bool // there is an enforced Allow policy
+	hasShadow      bool // there are policies with DryRun
+	hasShadowAllow bool
+	present        bool // there is any policy
+	escaped        bool // the text of a path is another once it is decoded
+	normalization  Normalization
+}
+
+// ruleSet is the rules of all policies by what they do.
+type ruleSet struct {
+	deny, allow, audit       group
+	shadowDeny, shadowAllow group
+}
+
+// Decide decides about r, which it does not keep or change.
+func (a *Authorizer) Decide(r *Request) Decision {
+	d := Decision{Match: noMatch, Audit: noMatch, Shadow: Shadow{Match: noMatch}}
+	if a == nil || !a.present {
+		d.Allowed, d.Reason = true, reasonNoAllow
+		return d
+	}
+	var one [2]reading
+	q := query{Request: r}
+	rules := &a.l4
+	if !r.L4 {
+		rules = &a.http
+		q.paths = a.read(r.Method, r.Target, one[:0])
+		if len(q.paths) == 0 {
+			d.BadRequest, d.Reason = true, reasonMalformed
+			if a.hasShadow {
+				d.Shadow = Shadow{Present: true, Match: noMatch, Reason: reasonMalformed}
+			}
+			return d
+		}
+	}
+	d.Audit = rules.audit.first(&q)
+	switch denied := rules.deny.first(&q); {
+	case denied != noMatch:
+		d.Match, d.Reason = denied, reasonDenied
+	case !a.hasAllow:
+		d.Allowed, d.Reason = true, reasonNoAllow
+	default:
+		d.Match = rules.allow.first(&q)
+		d.Allowed, d.Reason = d.Match != noMatch, reasonAllowed
+		if !d.Allowed {
+			d.Reason = reasonUnmatched
+		}
+	}
+	if a.hasShadow {
+		d.Shadow = a.shadow(rules, &q, &d)
+	}
+	return d
+}
+
+// shadow returns what d would be if the policies with DryRun were enforced, too.
+func (a *Authorizer) shadow(rules *ruleSet, q *query, d *Decision) Shadow {
+	same := Shadow{Present: true, Allowed: d.Allowed, Match: d.Match, Reason: d.Reason}
+	if d.Reason == reasonDenied {
+		return same
+	}
+	if m := rules.shadowDeny.first(q); m != noMatch {
+		return Shadow{Present: true, Match: m, Reason: reasonDenied}
+	}
+	if d.Reason == reasonAllowed || !a.hasShadowAllow {
+		return same
+	}
+	if m := rules.shadowAllow.first(q); m != noMatch {
+		return Shadow{Present: true, Allowed: true, Match: m, Reason: reasonAllowed}
+	}
+	return Shadow{Present: true, Match: noMatch, Reason: reasonUnmatched}
+}

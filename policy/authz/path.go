@@ -1,0 +1,319 @@
+package authz
+
+import (
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// reading is one way to read a path.
+type reading struct {
+	path    string
+	decoded bool // all escapes are decoded, as in URL.Path: compare with patterns that are, too
+}
+
+// maxOddPath bounds the paths that have several readings, so that a long one costs no more than a short one.
+const maxOddPath = 8 << 10
+
+// read appends the readings of a request target to buf, none if it is malformed.
+func (a *Authorizer) read(method, target string, buf []reading) []reading {
+	path, plain, ok := targetPath(method, target)
+	switch {
+	case !ok:
+		return nil
+	case plain:
+		buf = append(buf, reading{path: path})
+		if a.escaped {
+			buf = append(buf, reading{path: path, decoded: true})
+		}
+		return buf
+	case len(path) > maxOddPath || !valid(path):
+		return nil
+	}
+	return readings(path, a.normalization)
+}
+
+// targetPath returns the path of a request target with what follows it but for the query (RFC 9112, section 3.2). A plain path has
+// one reading only. The target of a CONNECT request has no path: it is "".
+func targetPath(method, target string) (path string, plain, ok bool) {
+	if target == "" {
+		return "", false, false
+	}
+	if target[0] == '/' {
+		path, plain = scan(target)
+		return path, plain, true
+	}
+	if target == "*" {
+		return target, true, true
+	}
+	if method == "CONNECT" {
+		return "", true, true
+	}
+	path, _, _ = strings.Cut(target, "?")
+	scheme, rest, ok := strings.Cut(path, "://")
+	if !ok || !isScheme(scheme) {
+		return "", false, false
+	}
+	authority, _, _ := strings.Cut(rest, "/")
+	if strings.ContainsAny(authority, `\#%`) {
+		return "", false, false
+	}
+	path = rest[len(authority):]
+	if path == "" {
+		return "/", true, true
+	}
+	path, plain = scan(path)
+	return path, plain, true
+}
+
+func isScheme(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z':
+		case i > 0 && ('0' <= c && c <= '9' || c == '+' || c == '-' || c == '.'):
+		default:
+			return false
+		}
+	}
+	return s != ""
+}
+
+// scan cuts the query off target, which begins with a slash, and reports whether what is left has one reading only.
+func scan(target string) (path string, plain bool) {
+	plain = true
+	for i := range len(target) {
+		switch c := target[i]; {
+		case c == '?':
+			return target[:i], plain
+		case c == '/':
+			plain = plain && !oddSegment(target[i+1:])
+		case c == '%', c == '\\', c == ';', c == '#', c <= ' ', c >= 0x7f:
+			plain = false
+		}
+	}
+	return target, plain
+}
+
+// oddSegment reports whether rest begins with a segment that is a dot segment, or empty without being the last.
+func oddSegment(rest string) bool {
+	if rest == "" {
+		return false
+	}
+	switch rest[0] {
+	case '/':
+		return true
+	case '.':
+		rest = strings.TrimPrefix(rest[1:], ".")
+		return rest == "" || rest[0] == '/' || rest[0] == '?'
+	}
+	return false
+}
+
+// valid reports whether path has only well-formed escapes, is UTF-8 once decoded, and has no NUL.
+func valid(path string) bool {
+	for i := 0; i < len(path); i++ {
+		if path[i] == '%' {
+			if !isEscape(path[i:]) {
+				return false
+			}
+			i += 2
+		}
+	}
+	decoded := decodeAll(path)
+	return utf8.ValidString(decoded) && strings.IndexByte(decoded, 0) < 0
+}
+
+// decoding says which escapes are decoded, beside those of unreserved characters.
+type decoding uint8
+
+const (
+	decodeNone    decoding = iota
+	decodeSlashes          // %2F and %5C
+	decodeEvery            // all, as URL.Path has it
+)
+
+// readings returns the ways to read a valid path that begins with a slash; the first is the one that mode means.
+//
+// What a reader does to a path, he does in this order: he decodes escapes, takes `\` for `/`, cuts parameters off segments, and
+// resolves dot segments. Slashes are merged after that, as Istio does, or before, as path.Clean does: `/a//../b` is
+// `/a/b` or `/b`. All combinations count that mode does not rule out.
+//
+// Two oddities count only where they may lead somewhere else altogether. net/http takes `#` for a part of the path: what
+// follows it matters if it has segments of its own. And it takes `\` for an ordinary character: that matters if there are
+// dot segments, which have then less to climb over.
+func readings(path string, mode Normalization) []reading {
+	var all []reading
+	add := func(r reading) {
+		if !slices.Contains(all, r) {
+			all = append(all, r)
+		}
+	}
+	cut, fragment, _ := strings.Cut(path, "#")
+	if mode == None {
+		add(reading{path: normalEscapes(path)})
+	}
+	starts := []string{cut}
+	if strings.ContainsAny(fragment, `/\%`) {
+		starts = append(starts, path)
+	}
+	decodings := []decoding{decodeNone, decodeSlashes, decodeEvery}
+	if mode == DecodeAndMergeSlashes {
+		decodings = decodings[1:]
+	}
+	for _, start := range starts {
+		for _, d := range decodings {
+			text := d.apply(start)
+			for _, literal := range []bool{false, true} {
+				if !literal {
+					readSegments(strings.ReplaceAll(text, `\`, "/"), d, mode, add)
+				} else if strings.Contains(text, `\`) && strings.Contains(text, "..") {
+					readSegments(text, d, mode, add)
+				}
+			}
+		}
+	}
+	return all
+}
+
+// readSegments adds the readings of a path whose escapes and backslashes are settled.
+func readSegments(path string, d decoding, mode Normalization, add func(reading)) {
+	texts := []string{path}
+	if strings.Contains(path, ";") {
+		texts = append(texts, cutParameters(path))
+	}
+	for _, text := range texts {
+		resolved := removeDots(text)
+		if mode == Base || mode == None {
+			add(reading{resolved, d == decodeEvery})
+		}
+		add(reading{mergeSlashes(resolved), d == decodeEvery})
+		add(reading{removeDots(mergeSlashes(text)), d == decodeEvery})
+	}
+}
+
+func (d decoding) apply(path string) string {
+	if strings.IndexByte(path, '%') < 0 {
+		return path
+	}
+	switch d {
+	case decodeEvery:
+		return decodeAll(path)
+	case decodeSlashes:
+		return decode(path, func(c byte) bool { return isUnreserved(c) || c == '/' || c == '\\' })
+	}
+	return normalEscapes(path)
+}
+
+// normalEscapes decodes the escapes of unreserved characters and writes the others in upper case (RFC 3986, section 6.2.2).
+func normalEscapes(s string) string { return decode(s, isUnreserved) }
+
+func decodeAll(s string) string { return decode(s, func(byte) bool { return true }) }
+
+// decode decodes the escapes of some characters. It leaves what is malformed as it is.
+func decode(s string, some func(byte) bool) string {
+	i := strings.IndexByte(s, '%')
+	if i < 0 {
+		return s
+	}
+	out := append(make([]byte, 0, len(s)), s[:i]...)
+	for ; i < len(s); i++ {
+		if s[i] != '%' || !isEscape(s[i:]) {
+			out = append(out, s[i])
+			continue
+		}
+		if c := unhex(s[i+1])<<4 | unhex(s[i+2]); some(c) {
+			out = append(out, c)
+		} else {
+			out = append(out, '%', upper(s[i+1]), upper(s[i+2]))
+		}
+		i += 2
+	}
+	return string(out)
+}
+
+func isEscape(s string) bool {
+	return len(s) >= 3 && s[0] == '%' && isHex(s[1]) && isHex(s[2])
+}
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
+}
+
+func unhex(c byte) byte {
+	if c <= '9' {
+		return c - '0'
+	}
+	return upper(c) - 'A' + 10
+}
+
+func upper(c byte) byte {
+	if 'a' <= c && c <= 'z' {
+		return c - 'a' + 'A'
+	}
+	return c
+}
+
+// isUnreserved reports whether c may be escaped or not without a difference (RFC 3986, section 2.3).
+func isUnreserved(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
+		c == '-' || c == '.' || c == '_' || c == '~'
+}
+
+// cutParameters cuts off each segment what follows a semicolon.
+func cutParameters(path string) string {
+	out := make([]byte, 0, len(path))
+	inside := false
+	for i := range len(path) {
+		switch path[i] {
+		case ';':
+			inside = true
+		case '/':
+			inside = false
+		}
+		if !inside {
+			out = append(out, path[i])
+		}
+	}
+	return string(out)
+}
+
+func mergeSlashes(path string) string {
+	if !strings.Contains(path, "//") {
+		return path
+	}
+	out := make([]byte, 0, len(path))
+	for i := range len(path) {
+		if path[i] != '/' || i == 0 || path[i-1] != '/' {
+			out = append(out, path[i])
+		}
+	}
+	return string(out)
+}
+
+// removeDots resolves the segments "." and ".." (RFC 3986, section 5.2.4). The path begins with a slash.
+func removeDots(path string) string {
+	if !strings.Contains(path, "/.") {
+		return path
+	}
+	out := make([]byte, 0, len(path))
+	for rest := path; rest != ""; {
+		end := strings.IndexByte(rest[1:], '/') + 1
+		if end == 0 {
+			end = len(rest)
+		}
+		segment := rest[:end] // with its slash
+		rest = rest[end:]
+		switch segment {
+		case "/.":
+		case "/..":
+			out = out[:max(0, strings.LastIndexByte(string(out), '/'))]
+		default:
+			out = append(out, segment...)
+			continue
+		}
+		if rest == "" {
+			out = append(out, '/')
+		}
+	}
+	return string(out)
+}

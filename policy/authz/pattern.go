@@ -1,0 +1,257 @@
+package authz
+
+import (
+	"errors"
+	"strings"
+)
+
+// pattern is one value of a field.
+type pattern struct {
+	kind    kind
+	text    string
+	decoded string // of a path: text with all escapes decoded, for readings that have them decoded
+}
+
+type kind uint8
+
+const (
+	exact    kind = iota
+	prefix        // text*
+	suffix        // *text
+	nonEmpty      // *
+	glob          // a namespace; text is a pattern for the whole principal, in which * is any text
+	serviceAccount
+	template // a path with {*} or {**}
+
+	foldedBit kind = 0x80 // compare without case; text is in lower case
+)
+
+func textPattern(v string) (pattern, error) {
+	p := pattern{kind: exact, text: v}
+	switch {
+	case v == "*":
+		p.kind, p.text = nonEmpty, ""
+	case v[0] == '*':
+		p.kind, p.text = suffix, v[1:]
+	case v[len(v)-1] == '*':
+		p.kind, p.text = prefix, v[:len(v)-1]
+	}
+	p.decoded = p.text
+	return p, nil
+}
+
+func principalPattern(v string) (pattern, error) {
+	if strings.HasPrefix(v, "spiffe://") {
+		return pattern{}, errors.New("write the identity without spiffe://")
+	}
+	return textPattern(v)
+}
+
+func hostPattern(v string) (pattern, error) {
+	p, err := textPattern(lower(v))
+	p.kind |= foldedBit
+	return p, err
+}
+
+func namespacePattern(v string) (pattern, error) {
+	return pattern{kind: glob, text: "*/ns/" + v + "/*"}, nil
+}
+
+func accountPattern(v string) (pattern, error) {
+	ns, name, ok := strings.Cut(v, "/")
+	if !ok || ns == "" || name == "" || strings.ContainsAny(v, "*") || strings.Contains(name, "/") {
+		return pattern{}, errors.New("want namespace/name, without stars")
+	}
+	return pattern{kind: serviceAccount, text: v}, nil
+}
+
+func pathPattern(v string) (pattern, error) {
+	if strings.Contains(v, "{*}") || strings.Contains(v, "{**}") {
+		if err := checkTemplate(v); err != nil {
+			return pattern{}, err
+		}
+		v = normalEscapes(v)
+		return pattern{kind: template, text: v, decoded: decodeAll(v)}, nil
+	}
+	p, err := textPattern(v)
+	p.text = normalEscapes(p.text)
+	p.decoded = decodeAll(p.text)
+	return p, err
+}
+
+// checkTemplate reports what is wrong with a path template.
+func checkTemplate(v string) error {
+	last := false
+	for segment := range strings.SplitSeq(v, "/") {
+		switch {
+		case segment == "{*}" && !last:
+		case segment == "{**}" && !last:
+			last = true
+		case segment == "{*}", segment == "{**}":
+			return errors.New("{**} must be the last operator")
+		case strings.ContainsAny(segment, "{}*"):
+			return errors.New("a segment of a template is {*}, {**} or plain text")
+		}
+	}
+	return nil
+}
+
+func matchAny(patterns []pattern, s string) bool {
+	for i := range patterns {
+		if patterns[i].match(s) {
+			return true
+		}
+	}
+	return false
+}
+
+// anyPresent is matchAny for a value that is there, and may be empty.
+func anyPresent(patterns []pattern, s string) bool {
+	for i := range patterns {
+		if patterns[i].kind == nonEmpty || patterns[i].match(s) {
+			return true
+		}
+	}
+	return false
+}
+
+func anyPath(patterns []pattern, r reading) bool {
+	for i := range patterns {
+		p := patterns[i]
+		if r.decoded {
+			p.text = p.decoded
+		}
+		if p.match(r.path) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p *pattern) match(s string) bool {
+	switch p.kind {
+	case exact:
+		return s == p.text
+	case prefix:
+		return strings.HasPrefix(s, p.text)
+	case suffix:
+		return strings.HasSuffix(s, p.text)
+	case nonEmpty, nonEmpty | foldedBit:
+		return s != ""
+	case glob:
+		return matchGlob(p.text, s)
+	case serviceAccount:
+		return matchAccount(p.text, s)
+	case template:
+		return matchTemplate(p.text, s)
+	case exact | foldedBit:
+		return len(s) == len(p.text) && equalFold(s, p.text)
+	case prefix | foldedBit:
+		return len(s) >= len(p.text) && equalFold(s[:len(p.text)], p.text)
+	case suffix | foldedBit:
+		return len(s) >= len(p.text) && equalFold(s[len(s)-len(p.text):], p.text)
+	}
+	return false
+}
+
+func lower(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
+}
+
+// equalFold reports whether s is lowercase but for the case of ASCII letters. Unlike strings.EqualFold it takes no other
+// letters for the same. The lengths are equal.
+func equalFold(s, lowercase string) bool {
+	for i := range len(s) {
+		c := s[i]
+		if 'A' <= c && c <= 'Z' {
+			c += 'a' - 'A'
+		}
+		if c != lowercase[i] {
+			return false
+		}
+	}
+	return true
+}
+
+// matchGlob reports whether s matches pattern, in which a star is any text.
+func matchGlob(pattern, s string) bool {
+	for {
+		literal, rest, star := strings.Cut(pattern, "*")
+		if !star {
+			return s == literal
+		}
+		if !strings.HasPrefix(s, literal) {
+			return false
+		}
+		s = s[len(literal):]
+		for pattern = rest; ; {
+			literal, rest, star = strings.Cut(pattern, "*")
+			if !star {
+				return strings.HasSuffix(s, literal)
+			}
+			i := strings.Index(s, literal)
+			if i < 0 {
+				return false
+			}
+			s, pattern = s[i+len(literal):], rest
+		}
+	}
+}
+
+// matchAccount reports whether principal has ".../ns/NAMESPACE/[.../]sa/NAME[/...]" for account NAMESPACE/NAME.
+func matchAccount(account, principal string) bool {
+	ns, name, _ := strings.Cut(account, "/")
+	for i := range len(principal) {
+		rest, ok := strings.CutPrefix(principal[i:], "/ns/")
+		if !ok || i == 0 {
+			continue
+		}
+		if rest, ok = strings.CutPrefix(rest, ns); !ok {
+			continue
+		}
+		for {
+			j := strings.Index(rest, "/sa/")
+			if j < 0 {
+				break
+			}
+			rest = rest[j:]
+			after, ok := strings.CutPrefix(rest[len("/sa/"):], name)
+			if ok && (after == "" || len(after) > 1 && after[0] == '/') {
+				return true
+			}
+			rest = rest[1:]
+		}
+	}
+	return false
+}
+
+// matchTemplate reports whether path matches a template that checkTemplate has found good.
+func matchTemplate(template, path string) bool {
+	for {
+		i := strings.IndexByte(template, '{')
+		if i < 0 {
+			return path == template
+		}
+		if !strings.HasPrefix(path, template[:i]) {
+			return false
+		}
+		path, template = path[i:], template[i:]
+		if after, ok := strings.CutPrefix(template, "{**}"); ok {
+			return strings.HasSuffix(path, after)
+		}
+		template = template[len("{*}"):]
+		n := strings.IndexByte(path, '/')
+		if n < 0 {
+			n = len(path)
+		}
+		if n == 0 {
+			return false
+		}
+		path = path[n:]
+	}
+}
