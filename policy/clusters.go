@@ -45,6 +45,7 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 		c.RetryBudget.Off = true
 	}
 	c.UpgradeHTTP2 = c.UpgradeHTTP2 || p.http2(host, t.Port)
+	p.entryTLS(&c.TLS, host)
 	return c
 }
 
@@ -67,11 +68,7 @@ func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port i
 	var own *istio.TrafficPolicy
 	if subset != nil {
 		own = subset.TrafficPolicy
-		labels := make([]string, 0, len(subset.Labels))
-		for _, name := range slices.Sorted(maps.Keys(subset.Labels)) {
-			labels = append(labels, name+"="+subset.Labels[name])
-		}
-		c.Subset = strings.Join(labels, ",")
+		c.Subset = joinLabels(subset.Labels)
 	}
 	merged := istio.Merge(policy, own, port)
 	s := merged.Settings(p.workload.Locality, p.workload.Labels)
@@ -81,7 +78,17 @@ func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port i
 	}
 	c.Eject, c.Outlier = s.Eject, s.Outlier
 	c.Pool, c.RetryLimit, c.UpgradeHTTP2 = s.Pool, s.RetryLimit, s.UpgradeHTTP2
+	c.TLS = tlsOf(merged.TLS)
 	return c
+}
+
+// joinLabels makes labels comparable: "key=value,key=value", sorted by key.
+func joinLabels(labels map[string]string) string {
+	list := make([]string, 0, len(labels))
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		list = append(list, name+"="+labels[name])
+	}
+	return strings.Join(list, ",")
 }
 
 // check says what the layers cannot honour.

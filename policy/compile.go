@@ -43,6 +43,7 @@ func Check(sources []Source, w Workload) Report {
 
 func compile(sources []Source, w Workload) *compiler {
 	w.Namespace = cmp.Or(w.Namespace, "default")
+	w.TrustDomain = cmp.Or(w.TrustDomain, istio.LocalTrustDomain)
 	w.ClusterDomain = strings.ToLower(cmp.Or(strings.Trim(w.ClusterDomain, "."), "cluster.local"))
 	w.Labels = maps.Clone(w.Labels)
 	c := &compiler{
@@ -51,6 +52,7 @@ func compile(sources []Source, w Workload) *compiler {
 			rules:    make(map[string]*hostMap[rules]),
 			ports:    make(map[string][]servicePort),
 			budgets:  make(map[string]retry.BudgetConfig),
+			peers:    make(map[string]*PeerRules),
 			retries:  istio.DefaultRetry(),
 			defaults: defaults(istio.DefaultRetry()),
 		},
@@ -76,6 +78,8 @@ func compile(sources []Source, w Workload) *compiler {
 	c.virtualServices()
 	c.combine()
 	c.subsets()
+	c.peerAuthentications()
+	c.authorizationPolicies()
 	return c
 }
 
@@ -97,6 +101,8 @@ type compiler struct {
 	smi         []decoded[smi.TrafficSplit]
 	routeGroups []decoded[smi.HTTPRouteGroup]
 	kubernetes  []decoded[service]
+	peers       []decoded[istio.PeerAuthentication]
+	access      []decoded[istio.AuthorizationPolicy]
 
 	// What applies to the calls to a host, beside its VirtualService.
 	profiles map[string]*profile
@@ -200,11 +206,10 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 		doc.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them",
 			d, first.file, first.Line)
 	}
-	switch {
-	case state == refused && group != istio.SecurityGroup:
-		return
-	case state == refused:
-		c.security(d)
+	if state == refused {
+		if group == istio.SecurityGroup {
+			c.refused(d)
+		}
 		return
 	}
 	switch d.kind {
@@ -222,22 +227,17 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 		keep(c, d, &c.routeGroups)
 	case "Service":
 		keep(c, d, &c.kubernetes)
+	case "PeerAuthentication":
+		keep(c, d, &c.peers)
+	case "AuthorizationPolicy":
+		keep(c, d, &c.access)
 	}
 }
 
-// security checks a document that is not enforced, so that its mistakes come up now and not with its enforcement.
-func (c *compiler) security(d *document) {
-	var is interface{ Check(*yamldoc.Document) }
-	switch d.kind {
-	case "PeerAuthentication":
-		is = new(istio.PeerAuthentication)
-	case "AuthorizationPolicy":
-		is = new(istio.AuthorizationPolicy)
-	case "RequestAuthentication":
-		is = new(istio.RequestAuthentication)
-	default:
-		return
-	}
+// refused checks a RequestAuthentication, which is not enforced, so that its mistakes come up now and not with its
+// enforcement.
+func (c *compiler) refused(d *document) {
+	is := new(istio.RequestAuthentication)
 	if c.dec.Decode(d.Document, is) {
 		is.Check(d.Document)
 	}

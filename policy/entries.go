@@ -56,6 +56,7 @@ type entry struct {
 	*document
 	is    *istio.ServiceEntry
 	ports []servicePort
+	names string // in the certificates of the endpoints, as in TLS
 
 	exact map[string]*Entry // of the hosts without a wildcard
 }
@@ -91,7 +92,7 @@ func (c *compiler) serviceEntries() {
 			if se.Failed() || !visible || (se.namespace == p.workload.Namespace) != local {
 				continue
 			}
-			e := &entry{document: se.document, is: se.is, exact: make(map[string]*Entry)}
+			e := &entry{document: se.document, is: se.is, names: joinNames(se.is.Spec.SubjectAltNames), exact: make(map[string]*Entry)}
 			for _, port := range se.is.Spec.Ports {
 				e.ports = append(e.ports, servicePort{int(port.Number), se.is.HTTP2(int(port.Number))})
 			}

@@ -20,6 +20,7 @@ import (
 //	Namespace      POD_NAMESPACE, else the file in which Kubernetes puts the namespace of the service account
 //	Labels         ISTIO_METAJSON_LABELS, a JSON object, and over it the file /etc/istio/pod/labels of the downward API
 //	Address        INSTANCE_IP, else POD_IP
+//	TrustDomain    TRUST_DOMAIN
 //	ClusterDomain  the search list of /etc/resolv.conf, which in a pod holds "svc.cluster.local"
 //	Locality       the label istio-locality ("region.zone.subzone"), else the labels topology.kubernetes.io/region and
 //	               /zone and topology.istio.io/subzone
@@ -33,6 +34,7 @@ func WorkloadFromEnv() (Workload, error) {
 func (w Workload) Or(defaults Workload) Workload {
 	w.Namespace = cmp.Or(w.Namespace, defaults.Namespace)
 	w.ClusterDomain = cmp.Or(w.ClusterDomain, defaults.ClusterDomain)
+	w.TrustDomain = cmp.Or(w.TrustDomain, defaults.TrustDomain)
 	w.Locality = cmp.Or(w.Locality, defaults.Locality)
 	w.Address = cmp.Or(w.Address, defaults.Address)
 	w.Unlabelled = w.Unlabelled || defaults.Unlabelled
@@ -52,8 +54,9 @@ func workloadFrom(getenv func(string) string, readFile func(string) ([]byte, err
 		return string(text)
 	}
 	w := Workload{
-		Namespace: getenv("POD_NAMESPACE"),
-		Address:   cmp.Or(getenv("INSTANCE_IP"), getenv("POD_IP")),
+		Namespace:   getenv("POD_NAMESPACE"),
+		TrustDomain: getenv("TRUST_DOMAIN"),
+		Address:     cmp.Or(getenv("INSTANCE_IP"), getenv("POD_IP")),
 	}
 	if w.Namespace == "" {
 		w.Namespace = strings.TrimSpace(read("/var/run/secrets/kubernetes.io/serviceaccount/namespace"))

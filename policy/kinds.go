@@ -42,6 +42,8 @@ func apis() map[string]api {
 	traffic := kinds(refused, "Sidecar", "WorkloadEntry", "WorkloadGroup", "EnvoyFilter", "ProxyConfig")
 	traffic["VirtualService"], traffic["DestinationRule"], traffic["ServiceEntry"] = enforced, enforced, enforced
 	traffic["Gateway"] = meaningless
+	security := kinds(refused, "RequestAuthentication")
+	security["PeerAuthentication"], security["AuthorizationPolicy"] = enforced, enforced
 	gateway := kinds(refused, "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "ReferenceGrant")
 	gateway["Gateway"], gateway["GatewayClass"] = meaningless, meaningless
 	specs := kinds(refused, "TCPRoute", "UDPRoute")
@@ -50,7 +52,7 @@ func apis() map[string]api {
 	return map[string]api{
 		"":                    {[]string{"v1"}, kinds(enforced, "Service")},
 		istio.Group:           {[]string{"v1alpha3", "v1beta1", "v1"}, traffic},
-		istio.SecurityGroup:   {[]string{"v1beta1", "v1"}, kinds(refused, "PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication")},
+		istio.SecurityGroup:   {[]string{"v1beta1", "v1"}, security},
 		"telemetry.istio.io":  {kinds: kinds(refused, "Telemetry")},
 		"extensions.istio.io": {kinds: kinds(refused, "WasmPlugin")},
 		linkerd.Group:         {[]string{"v1alpha1", "v1alpha2"}, kinds(enforced, "ServiceProfile")},

@@ -18,11 +18,15 @@ type Workload struct {
 	// Namespace resolves short host names. Empty means "default".
 	Namespace string
 
-	// Labels are matched by sourceLabels and workloadSelector.
+	// Labels are matched by the selectors of documents and by sourceLabels.
 	Labels map[string]string
 
 	// ClusterDomain ends the names of the cluster's services. Empty means "cluster.local".
 	ClusterDomain string
+
+	// TrustDomain is that of the workload's identity, for which "cluster.local" stands in documents. Empty means
+	// "cluster.local".
+	TrustDomain string
 
 	// Locality is where the process runs; it decides which endpoints are near.
 	Locality discovery.Locality
@@ -47,6 +51,9 @@ type Plan struct {
 	ports   map[string][]servicePort      // of the services of the cluster, by their full names
 	budgets map[string]retry.BudgetConfig // by host
 	retries retry.Config
+
+	peers   map[string]*PeerRules // by namespace, as far as there are rules
+	inbound *Inbound
 
 	defaults *route.Table
 }
@@ -98,6 +105,9 @@ type Cluster struct {
 
 	// RetryBudget bounds the retries by a share of the calls. It is Off unless a document asks for it.
 	RetryBudget retry.BudgetConfig
+
+	// TLS says how connections are secured.
+	TLS TLS
 
 	// UpgradeHTTP2 speaks HTTP/2 to plaintext endpoints (h2UpgradePolicy UPGRADE).
 	UpgradeHTTP2 bool

@@ -213,9 +213,12 @@ type ClientTLSSettings struct {
 	ClientCertificate  string   `yaml:"clientCertificate"`
 	PrivateKey         string   `yaml:"privateKey"`
 	CaCertificates     string   `yaml:"caCertificates"`
-	CredentialName     string   `yaml:"credentialName"`
+	CredentialName     string   `yaml:"credentialName" mesh:"refused: credentialName is a Secret of Kubernetes, which needs an API server: mount it and name its files"`
 	SubjectAltNames    []string `yaml:"subjectAltNames"`
 	SNI                string   `yaml:"sni"`
 	InsecureSkipVerify *bool    `yaml:"insecureSkipVerify,nullable"`
-	CaCRL              string   `yaml:"caCrl"`
+	CaCRL              string   `yaml:"caCrl" mesh:"refused: certificate revocation lists are not enforced yet"`
 }
+
+// SystemRoots stands in caCertificates for the roots of the system.
+const SystemRoots = "system"

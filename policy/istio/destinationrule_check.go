@@ -6,6 +6,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
@@ -393,26 +395,55 @@ func (c check) tls(t *ClientTLSSettings, at string) {
 	if t == nil {
 		return
 	}
+	if t.InsecureSkipVerify != nil && *t.InsecureSkipVerify {
+		c.Errorf(at+".insecureSkipVerify", "is not enforced: it accepts whoever answers; name what to trust in caCertificates "+
+			"and subjectAltNames")
+	}
+	own := t.ClientCertificate != "" || t.PrivateKey != ""
 	switch t.Mode {
 	case "", "DISABLE":
-		if t.ClientCertificate != "" || t.PrivateKey != "" || t.CaCertificates != "" || t.CredentialName != "" ||
-			len(t.SubjectAltNames) > 0 || t.SNI != "" || t.InsecureSkipVerify != nil || t.CaCRL != "" {
+		if own || t.CaCertificates != "" || len(t.SubjectAltNames) > 0 || t.SNI != "" {
 			c.Warnf(at, "mode DISABLE, the default, sends plaintext: the other settings have no effect")
 		}
 		return
+	case "ISTIO_MUTUAL":
+		for _, f := range []struct{ field, value string }{
+			{".clientCertificate", t.ClientCertificate}, {".privateKey", t.PrivateKey}, {".caCertificates", t.CaCertificates},
+		} {
+			if f.value != "" {
+				c.Errorf(at+f.field, "does not go with mode ISTIO_MUTUAL, which uses the identity of the workload: "+
+					"remove it or use mode MUTUAL")
+			}
+		}
+	case "SIMPLE":
+		if own {
+			c.Warnf(at, "mode SIMPLE presents no certificate: clientCertificate and privateKey have no effect")
+		}
+	case "MUTUAL":
+		if t.CredentialName == "" && (t.ClientCertificate == "" || t.PrivateKey == "") {
+			c.Errorf(at, "mode MUTUAL needs clientCertificate and privateKey")
+		}
 	}
-	c.Errorf(at+".mode", "%s is not enforced yet", t.Mode)
-	if t.Mode == "ISTIO_MUTUAL" {
+	if t.CredentialName != "" && t.Mode != "ISTIO_MUTUAL" && (own || t.CaCertificates != "" || t.CaCRL != "") {
+		c.Errorf(at+".credentialName", "credentialName and files exclude each other: set only one of them")
+	}
+	c.certificateNames(t.SubjectAltNames, at+".subjectAltNames")
+	if t.Mode != "ISTIO_MUTUAL" {
 		return
 	}
-	insecure := t.InsecureSkipVerify != nil && *t.InsecureSkipVerify
-	if insecure && (t.CaCertificates != "" || t.SubjectAltNames != nil || t.CredentialName != "" && t.Mode == "SIMPLE") {
-		c.Errorf(at+".insecureSkipVerify", "checks nothing, but there are settings for checks: set only one of them")
+	for i, name := range t.SubjectAltNames {
+		if _, err := spiffeid.FromString(name); err != nil {
+			c.Errorf(yamldoc.Index(at+".subjectAltNames", i), "%q is not a SPIFFE ID, which is what workloads have: write it as "+
+				"spiffe://cluster.local/ns/default/sa/name", name)
+		}
 	}
-	switch own := t.ClientCertificate != "" || t.PrivateKey != "" || t.CaCertificates != "" || t.CaCRL != ""; {
-	case t.CredentialName != "" && own:
-		c.Errorf(at+".credentialName", "credentialName and files exclude each other: set only one of them")
-	case t.CredentialName == "" && t.Mode == "MUTUAL" && (t.ClientCertificate == "" || t.PrivateKey == ""):
-		c.Errorf(at, "mode MUTUAL needs clientCertificate and privateKey")
+}
+
+// certificateNames checks names that a certificate can have.
+func (c check) certificateNames(names []string, at string) {
+	for i, name := range names {
+		if name == "" || strings.Contains(name, ",") || !printable(name) {
+			c.Errorf(yamldoc.Index(at, i), "%q is not a name in a certificate: use a DNS name, an IP address or a URI", name)
+		}
 	}
 }

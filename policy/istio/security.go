@@ -41,8 +41,8 @@ type AuthorizationPolicy struct {
 // AuthorizationPolicySpec is the spec of an [AuthorizationPolicy].
 type AuthorizationPolicySpec struct {
 	Selector   *WorkloadSelector       `yaml:"selector"`
-	TargetRef  *PolicyTargetReference  `yaml:"targetRef" mesh:"refused: targetRef attaches a policy to a gateway or waypoint, and those do not exist in-process: use selector"`
-	TargetRefs []PolicyTargetReference `yaml:"targetRefs" mesh:"refused: targetRefs attach a policy to gateways and waypoints, and those do not exist in-process: use selector"`
+	TargetRef  *PolicyTargetReference  `yaml:"targetRef"`
+	TargetRefs []PolicyTargetReference `yaml:"targetRefs"`
 	Rules      []AuthorizationRule     `yaml:"rules"`
 	Action     string                  `yaml:"action" enum:"ALLOW,DENY,AUDIT,CUSTOM"`
 	Provider   *ExtensionProvider      `yaml:"provider"`
@@ -82,8 +82,8 @@ type RuleTo struct {
 type Source struct {
 	Principals           []string `yaml:"principals"`
 	NotPrincipals        []string `yaml:"notPrincipals"`
-	RequestPrincipals    []string `yaml:"requestPrincipals"`
-	NotRequestPrincipals []string `yaml:"notRequestPrincipals"`
+	RequestPrincipals    []string `yaml:"requestPrincipals" mesh:"refused: JWT authentication is not enforced yet"`
+	NotRequestPrincipals []string `yaml:"notRequestPrincipals" mesh:"refused: JWT authentication is not enforced yet"`
 	Namespaces           []string `yaml:"namespaces"`
 	NotNamespaces        []string `yaml:"notNamespaces"`
 	ServiceAccounts      []string `yaml:"serviceAccounts"`

@@ -2,20 +2,26 @@ package istio
 
 import (
 	"encoding/json"
+	"iter"
 	"maps"
 	"net/url"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors. That the
-// document is not enforced yet is for the caller to say.
+// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
 func (pa *PeerAuthentication) Check(doc *yamldoc.Document) {
 	c := check{doc}
 	c.metadata(&pa.Metadata)
+	if text := doc.Text("metadata.creationTimestamp"); text != "" { // the oldest document counts
+		if _, err := time.Parse(time.RFC3339, text); err != nil {
+			c.Errorf("metadata.creationTimestamp", "%q is not a time such as 2026-01-31T12:00:00Z", text)
+		}
+	}
 	spec := &pa.Spec
 	c.selector(spec.Selector, "spec.selector")
 	if spec.PortLevelMTLS == nil {
@@ -29,14 +35,13 @@ func (pa *PeerAuthentication) Check(doc *yamldoc.Document) {
 	}
 	for _, port := range slices.Sorted(maps.Keys(spec.PortLevelMTLS)) {
 		n, err := strconv.ParseUint(port, 10, 32)
-		if err != nil || n < 1 || n > 65535 {
+		if err != nil || n < 1 || n > 65535 || port[0] == '0' {
 			c.Errorf(yamldoc.Key("spec.portLevelMtls", port), "%q is not a port: it must be from 1 to 65535", port)
 		}
 	}
 }
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors. That the
-// document is not enforced yet is for the caller to say.
+// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
 func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 	c := check{doc}
 	c.object(&ap.Metadata)
@@ -50,6 +55,13 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 		}
 	}
 	c.attachment(spec.Selector, spec.TargetRef, spec.TargetRefs)
+	for at, ref := range spec.targets() {
+		if ref.gateway() {
+			c.Warnf(at, "has no meaning in-process: the gateway checks requests before they get here")
+		} else {
+			c.Errorf(at, "is not enforced: it attaches the policy to a waypoint, and there is none in-process: use selector")
+		}
+	}
 	switch {
 	case len(spec.Rules) == 0 && (spec.Action == "DENY" || spec.Action == "CUSTOM"):
 		c.Errorf("spec.rules", "missing: a %s policy without rules has no effect; a rule {} matches every request", spec.Action)
@@ -57,12 +69,36 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 		c.Errorf("spec.provider.name", "missing: a CUSTOM policy needs a provider")
 	case spec.Action != "CUSTOM" && spec.Provider != nil:
 		c.Errorf("spec.provider", "goes with action CUSTOM only")
+	case spec.Action == "CUSTOM":
+		c.Errorf("spec.action", "CUSTOM is not enforced: it leaves the decision to an external authorizer")
 	}
 	c.atMost(len(spec.Rules), 512, "spec.rules")
 	for i := range spec.Rules {
 		c.rule(&spec.Rules[i], spec.Action == "CUSTOM", yamldoc.Index("spec.rules", i))
 	}
 }
+
+// targets yields what the policy is attached to, with its place.
+func (spec *AuthorizationPolicySpec) targets() iter.Seq2[string, *PolicyTargetReference] {
+	return func(yield func(string, *PolicyTargetReference) bool) {
+		if spec.TargetRef != nil && !yield("spec.targetRef", spec.TargetRef) {
+			return
+		}
+		for i := range spec.TargetRefs {
+			if !yield(yamldoc.Index("spec.targetRefs", i), &spec.TargetRefs[i]) {
+				return
+			}
+		}
+	}
+}
+
+// gateway says that the policy belongs to a gateway, not to a waypoint.
+func (ref *PolicyTargetReference) gateway() bool {
+	return ref.Kind == "Gateway" || ref.Kind == "GatewayClass" && ref.Name != waypointClass
+}
+
+// waypointClass is the GatewayClass of all waypoints.
+const waypointClass = "istio-waypoint"
 
 func (c check) rule(r *AuthorizationRule, custom bool, at string) {
 	if r.From != nil && len(r.From) == 0 {
@@ -245,8 +281,10 @@ func (c check) condition(w *Condition, custom bool, at string) {
 	case key == "source.serviceAccount":
 		wrong = wrongServiceAccount
 	case key == "source.namespace", key == "source.trustDomain", key == "connection.sni",
-		key == "request.auth.principal", key == "request.auth.audiences", key == "request.auth.presenter",
-		subscript("request.headers"), subscript("request.experimental.inline.headers"), subscript("request.auth.claims"):
+		subscript("request.headers"), subscript("request.experimental.inline.headers"):
+	case key == "request.auth.principal", key == "request.auth.audiences", key == "request.auth.presenter",
+		subscript("request.auth.claims"):
+		c.Errorf(at+".key", "%s is not enforced yet, and neither is JWT authentication", key)
 	case strings.HasPrefix(key, "request.headers"), strings.HasPrefix(key, "request.auth.claims"):
 		c.Errorf(at+".key", "%q is not complete: write it as request.headers[name] or request.auth.claims[name]", key)
 	case strings.HasPrefix(key, "experimental.envoy.filters."):

@@ -23,12 +23,12 @@ type ServiceEntrySpec struct {
 	Hosts            []string        `yaml:"hosts,required"`
 	Addresses        []string        `yaml:"addresses"`
 	Ports            []ServicePort   `yaml:"ports"`
-	Location         string          `yaml:"location" enum:"MESH_EXTERNAL,MESH_INTERNAL" mesh:"unused: it decides about mutual TLS, and nothing else that concerns calls"`
+	Location         string          `yaml:"location" enum:"MESH_EXTERNAL,MESH_INTERNAL"`
 	Resolution       string          `yaml:"resolution" enum:"NONE,STATIC,DNS,DNS_ROUND_ROBIN,DYNAMIC_DNS"`
 	Endpoints        []WorkloadEntry `yaml:"endpoints"`
 	WorkloadSelector *EntrySelector  `yaml:"workloadSelector" mesh:"refused: selecting pods and WorkloadEntries needs an API server and is not enforced: list the endpoints"`
 	ExportTo         []string        `yaml:"exportTo"`
-	SubjectAltNames  []string        `yaml:"subjectAltNames" mesh:"refused: checking the names in the endpoints' certificates is not enforced yet"`
+	SubjectAltNames  []string        `yaml:"subjectAltNames"`
 }
 
 // ServicePort is a port of a service.
@@ -57,6 +57,9 @@ type EntrySelector struct {
 
 // Namespace returns the document's namespace.
 func (se *ServiceEntry) Namespace() string { return se.Metadata.namespace() }
+
+// External says that the hosts are outside of the mesh, where workloads have no identities.
+func (se *ServiceEntry) External() bool { return se.Spec.Location != "MESH_INTERNAL" }
 
 // Names returns the hosts of the entry, in lower case, which may begin with a wildcard, and after them the IP addresses
 // that requests can name it by. Unlike those of other documents, the hosts are never short for a service of the cluster.

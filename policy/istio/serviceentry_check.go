@@ -69,6 +69,7 @@ func (se *ServiceEntry) Check(doc *yamldoc.Document) {
 		c.selectorLabels(s.Labels, "spec.workloadSelector.labels")
 	}
 	c.exportTo(spec.ExportTo, exporter{namespace: se.Namespace(), services: true})
+	c.certificateNames(spec.SubjectAltNames, "spec.subjectAltNames")
 }
 
 // addresses checks the virtual addresses of the hosts.

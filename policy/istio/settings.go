@@ -284,6 +284,14 @@ func clamp(n uint32) int {
 	return int(min(n, math.MaxInt32))
 }
 
+// Labels returns the labels that a workload needs, and nil if none are. The selector may be nil.
+func (s *WorkloadSelector) Labels() map[string]string {
+	if s == nil || len(s.MatchLabels) == 0 {
+		return nil
+	}
+	return s.MatchLabels
+}
+
 // Selects says whether the selector chooses a workload with the given labels.
 func (s *WorkloadSelector) Selects(labels map[string]string) bool {
 	return within(s.MatchLabels, labels)

@@ -1,0 +1,111 @@
+package policy
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// Inbound is what a plan says of the connections and requests to its workload. It is immutable and safe for concurrent
+// use.
+type Inbound struct {
+	mode       tlsid.Mode
+	ports      map[int]tlsid.Mode // those with a mode of their own
+	authorizer *authz.Authorizer
+}
+
+// Inbound returns what the plan says of the connections and requests to the workload. It is never nil.
+func (p *Plan) Inbound() *Inbound {
+	return p.inbound
+}
+
+// Mode returns the mode in which the workload takes connections at a port of its own: what PeerAuthentications say, and
+// [tlsid.Permissive] if none does.
+func (in *Inbound) Mode(port int) tlsid.Mode {
+	if mode, own := in.ports[port]; own {
+		return mode
+	}
+	return in.mode
+}
+
+// Authorize decides about a request, which it does not keep or change. The mode of the port that it arrived at comes first:
+// a peer without an identity is denied where it is [tlsid.Strict], and no peer has one where it is [tlsid.Disable]. Then
+// the AuthorizationPolicies are asked.
+func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
+	switch in.Mode(int(r.Destination.Port())) {
+	case tlsid.Strict:
+		if r.Principal == "" {
+			none := authz.Match{Rule: -1}
+			return authz.Decision{
+				Match: none, Audit: none, Shadow: authz.Shadow{Match: none},
+				Reason: "PeerAuthentication STRICT: the peer has no identity",
+			}
+		}
+	case tlsid.Disable:
+		if r.Principal != "" {
+			plain := *r
+			plain.Principal = ""
+			return in.authorizer.Decide(&plain)
+		}
+	}
+	return in.authorizer.Decide(r)
+}
+
+// authorizationPolicies compiles what is about the workload. The others are compiled too, for their mistakes.
+func (c *compiler) authorizationPolicies() {
+	p := c.plan
+	var own []authz.Policy
+	for _, ap := range c.access {
+		if ap.Failed() {
+			continue
+		}
+		policy := ap.is.Policy(p.workload.TrustDomain)
+		if _, err := authz.Compile([]authz.Policy{policy}, authz.Config{}); err != nil {
+			unenforceable(ap.document, policy, err)
+			continue
+		}
+		if ap.is.Selects(p.workload.Namespace, p.workload.Labels, rootNamespace) {
+			own = append(own, policy)
+		}
+	}
+	in := new(Inbound)
+	var mode peerMode
+	mode, in.ports = p.Peers(p.workload.Namespace).of(p.workload.Labels)
+	in.mode = mode.mode
+	var err error
+	if in.authorizer, err = authz.Compile(own, authz.Config{}); err != nil { // although each is right by itself
+		c.access[0].Errorf("spec", "cannot be enforced: %v", err)
+	}
+	p.inbound = in
+}
+
+// unenforceable reports why a policy cannot be compiled, in the part of it that cannot.
+func unenforceable(d *document, policy authz.Policy, err error) {
+	found := false
+	try := func(rule authz.Rule, at, part string) {
+		alone := authz.Policy{Name: policy.Name, Action: policy.Action, Rules: []authz.Rule{rule}}
+		if _, err := authz.Compile([]authz.Policy{alone}, authz.Config{}); err != nil {
+			prefix := fmt.Sprintf("authz: policy %s: rule 0: %s 0: ", policy.Name, part)
+			d.Errorf(at, "cannot be enforced: %s", strings.TrimPrefix(err.Error(), prefix))
+			found = true
+		}
+	}
+	for i, rule := range policy.Rules {
+		at := yamldoc.Index("spec.rules", i)
+		for j := range rule.From {
+			try(authz.Rule{From: rule.From[j : j+1]}, yamldoc.Index(at+".from", j)+".source", "from")
+		}
+		for j := range rule.To {
+			try(authz.Rule{To: rule.To[j : j+1]}, yamldoc.Index(at+".to", j)+".operation", "to")
+		}
+		for j := range rule.When {
+			try(authz.Rule{When: rule.When[j : j+1]}, yamldoc.Index(at+".when", j), "when")
+		}
+	}
+	if !found {
+		d.Errorf("spec", "cannot be enforced: %v", err)
+	}
+}

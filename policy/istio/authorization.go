@@ -1,0 +1,135 @@
+package istio
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh/policy/authz"
+)
+
+// LocalTrustDomain stands in the principals of documents for the trust domain of the workload.
+const LocalTrustDomain = "cluster.local"
+
+// Policy translates the policy, which Check found to be right, for workloads of a trust domain.
+func (ap *AuthorizationPolicy) Policy(trustDomain string) authz.Policy {
+	p := authz.Policy{
+		Name:   ap.Namespace() + "/" + ap.Metadata.Name,
+		Action: actions[ap.Spec.Action],
+		Rules:  make([]authz.Rule, len(ap.Spec.Rules)),
+	}
+	p.DryRun, _ = strconv.ParseBool(ap.Metadata.Annotations[dryRun])
+	t := translation{namespace: ap.Namespace(), trustDomain: trustDomain}
+	for i := range ap.Spec.Rules {
+		p.Rules[i] = t.rule(&ap.Spec.Rules[i])
+	}
+	return p
+}
+
+var actions = map[string]authz.Action{"": authz.Allow, "ALLOW": authz.Allow, "DENY": authz.Deny, "AUDIT": authz.Audit}
+
+// Selects says whether the policy is about a workload of a namespace, with the given labels. One in the root namespace is
+// about workloads of every namespace; one that is attached to something is about none.
+func (ap *AuthorizationPolicy) Selects(namespace string, labels map[string]string, rootNamespace string) bool {
+	for range ap.Spec.targets() {
+		return false
+	}
+	return (ap.Namespace() == namespace || ap.Namespace() == rootNamespace) && within(ap.Spec.Selector.Labels(), labels)
+}
+
+// translation is what the meaning of names depends on.
+type translation struct {
+	namespace, trustDomain string
+}
+
+func (t translation) rule(r *AuthorizationRule) authz.Rule {
+	var out authz.Rule
+	for _, from := range r.From {
+		s := from.Source
+		out.From = append(out.From, authz.Source{
+			Principals:         t.principals(s.Principals),
+			NotPrincipals:      t.principals(s.NotPrincipals),
+			Namespaces:         s.Namespaces,
+			NotNamespaces:      s.NotNamespaces,
+			ServiceAccounts:    t.serviceAccounts(s.ServiceAccounts),
+			NotServiceAccounts: t.serviceAccounts(s.NotServiceAccounts),
+			TrustDomains:       s.TrustDomains,
+			NotTrustDomains:    s.NotTrustDomains,
+			IPBlocks:           networks(s.IPBlocks),
+			NotIPBlocks:        networks(s.NotIPBlocks),
+			RemoteIPBlocks:     networks(s.RemoteIPBlocks),
+			NotRemoteIPBlocks:  networks(s.NotRemoteIPBlocks),
+		})
+	}
+	for _, to := range r.To {
+		o := to.Operation
+		out.To = append(out.To, authz.Operation{
+			Hosts:      o.Hosts,
+			NotHosts:   o.NotHosts,
+			Methods:    o.Methods,
+			NotMethods: o.NotMethods,
+			Paths:      o.Paths,
+			NotPaths:   o.NotPaths,
+			Ports:      ports(o.Ports),
+			NotPorts:   ports(o.NotPorts),
+		})
+	}
+	for _, w := range r.When {
+		values, notValues := w.Values, w.NotValues
+		switch w.Key {
+		case "source.principal":
+			values, notValues = t.principals(values), t.principals(notValues)
+		case "source.serviceAccount":
+			values, notValues = t.serviceAccounts(values), t.serviceAccounts(notValues)
+		}
+		out.When = append(out.When, authz.Condition{Key: w.Key, Values: values, NotValues: notValues})
+	}
+	return out
+}
+
+// principals puts the workload's trust domain in place of the one that stands for it, as Istio does: in what is a whole
+// identity. One with a wildcard in place of its trust domain or its first parts stays as it is.
+func (t translation) principals(values []string) []string {
+	return each(values, func(value string) string {
+		if rest, ok := strings.CutPrefix(value, LocalTrustDomain+"/"); ok && strings.Count(rest, "/") == 3 {
+			return t.trustDomain + "/" + rest
+		}
+		return value
+	})
+}
+
+// serviceAccounts completes names with the namespace of the policy.
+func (t translation) serviceAccounts(values []string) []string {
+	return each(values, func(value string) string {
+		if strings.Contains(value, "/") {
+			return value
+		}
+		return t.namespace + "/" + value
+	})
+}
+
+func networks(values []string) []netip.Prefix {
+	return each(values, func(value string) netip.Prefix {
+		if prefix, err := netip.ParsePrefix(value); err == nil {
+			return prefix.Masked()
+		}
+		ip, _ := netip.ParseAddr(value) // Check has seen to it
+		return netip.PrefixFrom(ip, ip.BitLen())
+	})
+}
+
+func ports(values []string) []uint16 {
+	return each(values, func(value string) uint16 {
+		n, _ := strconv.ParseUint(value, 10, 16) // Check has seen to it
+		return uint16(n)
+	})
+}
+
+// each applies f to the elements of a list.
+func each[T any](list []string, f func(string) T) []T {
+	var out []T
+	for _, value := range list {
+		out = append(out, f(value))
+	}
+	return out
+}

@@ -1,0 +1,204 @@
+package policy
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// PeerRules are what PeerAuthentications say of the workloads of a namespace: which connections they accept. They are
+// immutable and safe for concurrent use. A nil *PeerRules says nothing.
+type PeerRules struct {
+	general peerMode   // of all workloads
+	chosen  []peerRule // for some, the first of which counts
+}
+
+// peerRule is one PeerAuthentication.
+type peerRule struct {
+	labels map[string]string // which workloads
+	mode   peerMode
+	ports  map[int]tlsid.Mode // of the workload
+}
+
+// peerMode is a mode that may be unset.
+type peerMode struct {
+	mode tlsid.Mode
+	set  bool
+}
+
+// Peers returns what documents say of the workloads of a namespace, and nil if they say nothing.
+func (p *Plan) Peers(namespace string) *PeerRules {
+	if rules := p.peers[namespace]; rules != nil {
+		return rules
+	}
+	return p.peers[rootNamespace]
+}
+
+// Mode returns the mode in which a workload with the given labels takes connections at a port of its own, and whether any
+// document says so. Without one it is [tlsid.Permissive].
+func (r *PeerRules) Mode(labels map[string]string, port int) (mode tlsid.Mode, set bool) {
+	own, ports := r.of(labels)
+	if mode, set := ports[port]; set {
+		return mode, true
+	}
+	return own.mode, own.set
+}
+
+// of returns the mode of a workload, and of the ports that have another.
+func (r *PeerRules) of(labels map[string]string) (peerMode, map[int]tlsid.Mode) {
+	if r == nil {
+		return peerMode{}, nil
+	}
+	for i := range r.chosen {
+		if rule := &r.chosen[i]; rule.selects(labels) {
+			return rule.mode.or(r.general), rule.ports
+		}
+	}
+	return r.general, nil
+}
+
+func (r *peerRule) selects(labels map[string]string) bool {
+	for name, value := range r.labels {
+		if has, ok := labels[name]; !ok || has != value {
+			return false
+		}
+	}
+	return true
+}
+
+// Equal says whether two sets of rules say the same, so that connections made under one can be kept under the other.
+// Either may be nil.
+func (r *PeerRules) Equal(other *PeerRules) bool {
+	if r == nil || other == nil || r == other {
+		return r == other
+	}
+	return r.general == other.general && slices.EqualFunc(r.chosen, other.chosen, func(a, b peerRule) bool {
+		return a.mode == b.mode && maps.Equal(a.labels, b.labels) && maps.Equal(a.ports, b.ports)
+	})
+}
+
+// peerAuthentications puts the rules of each namespace into the plan. The mode of a workload's rule comes before that of
+// its namespace, and that before the mesh's; of several for the same, the oldest counts.
+func (c *compiler) peerAuthentications() {
+	sorted := slices.Clone(c.peers)
+	slices.SortStableFunc(sorted, func(a, b decoded[istio.PeerAuthentication]) int {
+		return created(a.document).Compare(created(b.document))
+	})
+	first := make(map[string]decoded[istio.PeerAuthentication]) // without a selector, by namespace
+	chosen := make(map[string][]decoded[istio.PeerAuthentication])
+	for _, pa := range sorted {
+		switch {
+		case pa.Failed():
+		case pa.is.Spec.Selector.Labels() == nil:
+			if before, twice := first[pa.namespace]; twice {
+				pa.Warnf("spec", "has no effect: %s applies to the same workloads and is older or stands before it (%s:%d)",
+					before.identity, before.file, before.Line)
+				continue
+			}
+			first[pa.namespace] = pa
+		case pa.namespace == rootNamespace:
+			pa.Warnf("spec.selector", "has no effect: in %s, the root namespace, only a policy without selector counts, "+
+				"and it applies to all of the mesh", rootNamespace)
+		default:
+			chosen[pa.namespace] = append(chosen[pa.namespace], pa)
+		}
+	}
+
+	general := make(map[string]peerMode)
+	mesh := peerMode{}
+	if pa, ok := first[rootNamespace]; ok {
+		mesh = modeOf(pa.is.Spec.MTLS)
+		general[rootNamespace] = mesh
+	}
+	for namespace, pa := range first {
+		general[namespace] = modeOf(pa.is.Spec.MTLS).or(mesh)
+	}
+	for namespace := range chosen {
+		if _, ok := general[namespace]; !ok {
+			general[namespace] = mesh
+		}
+	}
+	for namespace, mode := range general {
+		if mode.set || chosen[namespace] != nil {
+			c.plan.peers[namespace] = &PeerRules{general: mode, chosen: c.peerRules(chosen[namespace])}
+		}
+	}
+}
+
+// peerRules translates the rules for some workloads of a namespace, and warns of those that others come before.
+func (c *compiler) peerRules(policies []decoded[istio.PeerAuthentication]) []peerRule {
+	rules := make([]peerRule, 0, len(policies))
+	same := make(map[string]*document) // by labels
+	var own *document                  // the one that selects the workload of the plan
+	for _, pa := range policies {
+		selector := pa.is.Spec.Selector
+		rules = append(rules, translated(&pa.is.Spec))
+
+		key := joinLabels(selector.Labels())
+		before := same[key]
+		if before == nil {
+			same[key] = pa.document
+		}
+		if w := &c.plan.workload; pa.namespace == w.Namespace && selector.Selects(w.Labels) {
+			if before == nil {
+				before = own
+			}
+			if own == nil {
+				own = pa.document
+			}
+		}
+		if before != nil {
+			pa.Warnf("spec.selector", "has no effect: %s selects the same workload and is older or stands before it (%s:%d)",
+				before.identity, before.file, before.Line)
+		}
+	}
+	return rules
+}
+
+func translated(spec *istio.PeerAuthenticationSpec) peerRule {
+	rule := peerRule{labels: spec.Selector.Labels(), mode: modeOf(spec.MTLS)}
+	for port, mtls := range spec.PortLevelMTLS {
+		n, err := strconv.Atoi(port)
+		if mode := modeOf(&mtls); err == nil && mode.set {
+			if rule.ports == nil {
+				rule.ports = make(map[int]tlsid.Mode)
+			}
+			rule.ports[n] = mode.mode
+		}
+	}
+	return rule
+}
+
+func modeOf(mtls *istio.MutualTLS) peerMode {
+	if mtls == nil {
+		return peerMode{}
+	}
+	switch mtls.Mode {
+	case "PERMISSIVE":
+		return peerMode{tlsid.Permissive, true}
+	case "STRICT":
+		return peerMode{tlsid.Strict, true}
+	case "DISABLE":
+		return peerMode{tlsid.Disable, true}
+	}
+	return peerMode{}
+}
+
+// or returns m or, if it is unset, what it inherits.
+func (m peerMode) or(inherited peerMode) peerMode {
+	if m.set {
+		return m
+	}
+	return inherited
+}
+
+// created returns when a document was created, as far as it says so: a server adds that to what it stores. Check has seen
+// to its form.
+func created(d *document) time.Time {
+	at, _ := time.Parse(time.RFC3339, d.Text("metadata.creationTimestamp"))
+	return at
+}

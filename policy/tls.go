@@ -1,0 +1,113 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/policy/istio"
+)
+
+// TLS says how the connections to a target are secured. Its zero value leaves that to what is known of the endpoints.
+type TLS struct {
+	Mode TLSMode
+
+	// ClientCertificate and PrivateKey are the paths of the PEM files with which TLSMutual presents itself. They are not
+	// opened here: documents are checked on other machines too.
+	ClientCertificate string
+	PrivateKey        string
+
+	// CACertificates is the path of the PEM file with the roots that TLSSimple and TLSMutual trust. Empty means the roots
+	// of the system.
+	CACertificates string
+
+	// SubjectAltNames are the names of which the endpoint's certificate must have one, sorted and joined by commas: for
+	// TLSIstioMutual and TLSAuto SPIFFE IDs. Empty means those that are known of the endpoint or, for TLSSimple and
+	// TLSMutual, the host of the request.
+	SubjectAltNames string
+
+	// ServerName is sent as SNI. Empty means the host of the request.
+	ServerName string
+
+	// External says that the host is outside of the mesh, so that TLSAuto means plaintext: a ServiceEntry that is not
+	// MESH_INTERNAL names it.
+	External bool
+}
+
+// TLSMode is the kind of connection that a DestinationRule asks for.
+type TLSMode uint8
+
+// The modes.
+const (
+	// TLSAuto is the mode of targets that no document speaks of: mutual TLS with the workload's identity where endpoints
+	// take it, and else plaintext. See [Plan.Peers].
+	TLSAuto TLSMode = iota
+
+	// TLSDisable sends plaintext.
+	TLSDisable
+
+	// TLSSimple verifies the endpoint and presents nothing.
+	TLSSimple
+
+	// TLSMutual also presents a certificate from a file.
+	TLSMutual
+
+	// TLSIstioMutual is mutual TLS with the workload's identity.
+	TLSIstioMutual
+)
+
+// String returns the mode as documents spell it, and "AUTO" for TLSAuto.
+func (m TLSMode) String() string {
+	switch m {
+	case TLSDisable:
+		return "DISABLE"
+	case TLSSimple:
+		return "SIMPLE"
+	case TLSMutual:
+		return "MUTUAL"
+	case TLSIstioMutual:
+		return "ISTIO_MUTUAL"
+	}
+	return "AUTO"
+}
+
+// tlsOf translates the settings of a DestinationRule, which Check found to be right.
+func tlsOf(s *istio.ClientTLSSettings) TLS {
+	if s == nil {
+		return TLS{}
+	}
+	t := TLS{SubjectAltNames: joinNames(s.SubjectAltNames), ServerName: s.SNI}
+	switch s.Mode {
+	case "SIMPLE":
+		t.Mode = TLSSimple
+	case "MUTUAL":
+		t.Mode, t.ClientCertificate, t.PrivateKey = TLSMutual, s.ClientCertificate, s.PrivateKey
+	case "ISTIO_MUTUAL":
+		t.Mode = TLSIstioMutual
+		return t
+	default:
+		return TLS{Mode: TLSDisable}
+	}
+	if s.CaCertificates != istio.SystemRoots {
+		t.CACertificates = s.CaCertificates
+	}
+	return t
+}
+
+// joinNames makes a list of names comparable.
+func joinNames(names []string) string {
+	names = slices.Clone(names)
+	slices.Sort(names)
+	return strings.Join(slices.Compact(names), ",")
+}
+
+// entryTLS adds what the ServiceEntry of a host says of its endpoints. The names of a DestinationRule come first.
+func (p *Plan) entryTLS(t *TLS, host string) {
+	e := p.entries.find(host)
+	if e == nil {
+		return
+	}
+	t.External = e.is.External()
+	if t.SubjectAltNames == "" && t.Mode != TLSDisable {
+		t.SubjectAltNames = e.names
+	}
+}
