@@ -23,6 +23,7 @@ type attempted struct {
 	body    body.Reader
 	call    *call
 	host    *balancer.Host
+	link    *Link
 	slot    limit.Slot
 	lease   breaker.Lease
 	status  int
@@ -73,14 +74,13 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 			}
 		}
 	}()
-	if a.host, err = c.pick(req.Context(), n); err != nil {
+	if err = a.pick(req); err != nil {
 		body.CloseRequest(req)
 		return nil, err
 	}
 	if at, ok := c.ctx.Deadline(); ok {
 		req = c.withDeadline(req, at, n)
 	}
-	endpoint := a.host.Value().(*endpoint)
 	if cluster.config.timesAnswers() || c.mesh.watchesAttempts {
 		a.sent = time.Now()
 	}
@@ -88,7 +88,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		req = a.observeStart(req, n)
 	}
 	c.attempts++
-	resp, err := endpoint.send.RoundTrip(req)
+	resp, err := c.exchange(req, a)
 	sent = true
 	if err != nil {
 		a.End(err)
@@ -130,14 +130,38 @@ func (c *call) overflowed() *http.Response {
 	return limit.OverflowResponse(c.req)
 }
 
-// pick chooses the endpoint of the n-th try.
-func (c *call) pick(ctx context.Context, n int) (*balancer.Host, error) {
+// exchange sends the request of a try and waits for the answer.
+func (c *call) exchange(req *http.Request, a *attempted) (*http.Response, error) {
+	switch {
+	case c.sender != nil:
+		return c.sender(req, (*Try)(a))
+	case c.mesh.replaced != nil:
+		return c.mesh.replaced.RoundTrip(req)
+	}
+	return a.link.roundTrip(req)
+}
+
+// pick chooses the endpoint of a try, and the connections to it.
+func (a *attempted) pick(req *http.Request) error {
+	c, now := a.call, a.call.start
+	if c.tries > 1 {
+		now = time.Now()
+	}
+	host, err := c.pick(req.Context(), now)
+	if err != nil {
+		return err
+	}
+	a.host = host
+	if a.link, err = host.Value().(*endpoint).enter(c.mesh, req.URL.Scheme, now); err != nil {
+		return c.refuse(LayerIdentity, FlagConnectFailure, err)
+	}
+	return nil
+}
+
+// pick chooses an endpoint.
+func (c *call) pick(ctx context.Context, now time.Time) (*balancer.Host, error) {
 	cluster := c.cluster
 	if cluster.outlier != nil {
-		now := c.start
-		if n > 1 {
-			now = time.Now()
-		}
 		cluster.outlier.Sweep(now)
 	}
 	info := balancer.PickInfo{Hash: c.key, HasHash: c.hasKey, Tried: c.avoid}
@@ -207,12 +231,20 @@ func (a *attempted) judge(err error) (breaker.Result, breaker.Outcome) {
 
 // release gives everything back that the try holds. Nothing of the try is used after it.
 func (a *attempted) release(result breaker.Result, outcome breaker.Outcome) {
+	a.leave(result, outcome == breaker.Failure)
+	a.lease.Done(outcome)
+	a.slot.Release()
+}
+
+// leave says how the endpoint did, and leaves it.
+func (a *attempted) leave(result breaker.Result, failed bool) {
 	if a.host != nil {
 		if tracker := a.host.Value().(*endpoint).tracker; tracker != nil {
 			tracker.Report(result)
 		}
-		a.host.Release(a.latency, outcome == breaker.Failure)
+		a.host.Release(a.latency, failed)
 	}
-	a.lease.Done(outcome)
-	a.slot.Release()
+	if a.link != nil {
+		a.link.leave()
+	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -28,6 +27,9 @@ type clusterConfig struct {
 	service discovery.Service
 	entry   *policy.Entry // where the endpoints are, if a document says so
 
+	peers       *policy.PeerRules // what connections the endpoints take
+	trustDomain string            // of the identities the endpoints have
+
 	circuit    breaker.Config
 	hasCircuit bool
 	budget     retry.BudgetConfig
@@ -38,6 +40,10 @@ type clusterConfig struct {
 func (m *Mesh) clusterConfig(plan *policy.Plan, target route.Target) clusterConfig {
 	h := plan.Host(target.Host)
 	config := clusterConfig{Cluster: plan.Cluster(target), service: h.Service, entry: h.Entry}
+	if h.Service.Namespace != "" {
+		config.peers = plan.Peers(h.Service.Namespace)
+	}
+	config.trustDomain = cmp.Or(m.workload.TrustDomain, "cluster.local")
 	config.budget = config.RetryBudget
 	if p := m.protection(plan, h); p != nil {
 		if p.Circuit != nil {
@@ -56,6 +62,9 @@ func (m *Mesh) clusterConfig(plan *policy.Plan, target route.Target) clusterConf
 func (c *clusterConfig) same(other *clusterConfig) bool {
 	if c.entry.Equal(other.entry) {
 		c.entry = other.entry
+	}
+	if c.peers.Equal(other.peers) {
+		c.peers = other.peers
 	}
 	return *c == *other
 }
@@ -143,9 +152,10 @@ func newCluster(m *Mesh, target route.Target, config clusterConfig, previous *cl
 		return nil, err
 	}
 
-	if p := previous.conns; p != nil && previous.config.Pool == config.Pool && previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 {
+	if p := previous.conns; p != nil && previous.config.Pool == config.Pool &&
+		previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 && previous.config.TLS == config.TLS {
 		c.conns = p
-	} else if c.conns, err = newConnections(m.template, config.Pool, config.UpgradeHTTP2); err != nil {
+	} else if c.conns, err = newConnections(m.template, config); err != nil {
 		return nil, err
 	}
 
@@ -326,6 +336,9 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 	c.updating.Lock()
 	if c.calls.Load()&clusterGone == 0 {
 		c.balancer.Update(chosen)
+		for _, h := range c.balancer.Hosts() {
+			c.describe(h, h.Value().(*endpoint)) // one that was there before may have got another identity
+		}
 		c.unselected.Store(int64(len(endpoints) - len(chosen)))
 	}
 	c.updating.Unlock()
@@ -347,19 +360,9 @@ func hasLabels(labels map[string]string, subset string) bool {
 	return true
 }
 
-// endpoint is what a cluster attaches to a host of its balancer.
-type endpoint struct {
-	conns   *endpointConns
-	send    http.RoundTripper // conns, but for benchmarks
-	tracker *breaker.Tracker  // nil if endpoints are never ejected
-}
-
 func (c *cluster) attach(h *balancer.Host) any {
-	e := &endpoint{conns: c.conns.open(h.ID())}
-	e.send = e.conns
-	if c.mesh.replaced != nil {
-		e.send = c.mesh.replaced
-	}
+	e := &endpoint{plain: c.conns.open(h.ID(), security{}, nil)}
+	c.describe(h, e)
 	if c.outlier != nil {
 		e.tracker = c.outlier.Track(h.ID())
 		c.outlier.follow(c, h, e.tracker)
@@ -374,7 +377,7 @@ func (c *cluster) removed(h *balancer.Host) {
 }
 
 func (c *cluster) drained(h *balancer.Host) {
-	c.conns.close(h.Value().(*endpoint).conns)
+	h.Value().(*endpoint).close(c.conns)
 }
 
 // outlierDetector links the outlier detection of a target with the hosts it ejects. It may outlive the cluster that made

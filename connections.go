@@ -2,6 +2,8 @@ package mesh
 
 import (
 	"context"
+	"crypto/tls"
+	"errors"
 	"maps"
 	"net"
 	"net/http"
@@ -11,62 +13,48 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // connections are the connections to the endpoints of a target, within one pool.
 type connections struct {
-	pool     *limit.Pool
-	template *http.Transport
+	pool        *limit.Pool
+	template    *http.Transport
+	origination *tlsid.Origination // nil unless a document asks for TLS with certificates that it names
 
 	// multiplexed says that the endpoints speak HTTP/2, so that calls share connections.
 	multiplexed atomic.Bool
 
-	mu        sync.Mutex
-	byAddress map[string]*endpointConns
+	mu    sync.Mutex
+	lanes map[laneKey]*lane
 }
 
-// endpointConns are the connections to one endpoint. Two clusters that follow one another share them. They come about with
-// the first call: most of ten thousand endpoints may never get one.
-type endpointConns struct {
-	owner   *connections
-	address string
-	refs    int // guarded by connections.mu
-
-	opening sync.Once
-	conns   atomic.Pointer[limit.Conns]
-	err     error // why there are none
+// laneKey tells apart what must not share connections: who is dialled, and who is expected there.
+type laneKey struct {
+	address  string
+	security security
 }
 
-// RoundTrip implements http.RoundTripper.
-func (e *endpointConns) RoundTrip(req *http.Request) (*http.Response, error) {
-	e.opening.Do(func() {
-		conns, err := e.owner.pool.Conns(dialling(e.owner.template, e.address))
-		if e.err = err; err == nil {
-			e.conns.Store(conns)
-		}
-	})
-	if e.err != nil {
-		body.CloseRequest(req)
-		return nil, e.err
-	}
-	return e.conns.Load().RoundTrip(req)
-}
-
-func (e *endpointConns) closeIdle() {
-	if conns := e.conns.Load(); conns != nil {
-		conns.CloseIdleConnections()
-	}
-}
-
-func newConnections(template *http.Transport, config limit.PoolConfig, upgrade bool) (*connections, error) {
-	pool, err := limit.NewPool(config)
+func newConnections(template *http.Transport, config clusterConfig) (*connections, error) {
+	pool, err := limit.NewPool(config.Pool)
 	if err != nil {
 		return nil, err
 	}
+	var origination *tlsid.Origination
+	if config.TLS.Mode == policy.TLSSimple || config.TLS.Mode == policy.TLSMutual {
+		if origination, err = tlsid.NewOrigination(tlsid.OriginateConfig{
+			ClientCertificate: config.TLS.ClientCertificate, PrivateKey: config.TLS.PrivateKey,
+			CACertificates: config.TLS.CACertificates, SubjectAltNames: config.TLS.SubjectAltNames,
+			ServerName: config.TLS.ServerName,
+		}); err != nil {
+			return nil, err
+		}
+	}
 	template = template.Clone()
 	template.Proxy = nil // an endpoint is dialled directly
-	if upgrade {
+	if config.UpgradeHTTP2 {
 		template.Protocols = new(http.Protocols)
 		template.Protocols.SetHTTP2(true)
 		template.Protocols.SetUnencryptedHTTP2(true)
@@ -77,44 +65,64 @@ func newConnections(template *http.Transport, config limit.PoolConfig, upgrade b
 		return nil, err
 	}
 	probe.Close()
-	c := &connections{pool: pool, template: template, byAddress: make(map[string]*endpointConns)}
-	c.multiplexed.Store(upgrade)
+	c := &connections{pool: pool, template: template, origination: origination, lanes: make(map[laneKey]*lane)}
+	c.multiplexed.Store(config.UpgradeHTTP2)
 	return c, nil
 }
 
-// open returns the connections to the endpoint at address. The caller closes them.
-func (c *connections) open(address string) *endpointConns {
+// open returns the lane to the endpoint at address. The caller closes it.
+func (c *connections) open(address string, s security, config *tls.Config) *lane {
+	key := laneKey{address, s}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := c.byAddress[address]
-	if e == nil {
-		e = &endpointConns{owner: c, address: address}
-		c.byAddress[address] = e
+	l := c.lanes[key]
+	if l == nil {
+		l = &lane{owner: c, key: key, config: config}
+		l.link.Store(&Link{lane: l})
+		c.lanes[key] = l
 	}
-	e.refs++
-	return e
+	l.refs++
+	return l
 }
 
-func (c *connections) close(e *endpointConns) {
+func (c *connections) close(l *lane) {
 	c.mu.Lock()
-	e.refs--
-	last := e.refs == 0
+	l.refs--
+	last := l.refs == 0
 	if last {
-		delete(c.byAddress, e.address)
+		delete(c.lanes, l.key)
 	}
 	c.mu.Unlock()
-	if conns := e.conns.Load(); last && conns != nil {
-		conns.Close()
+	if last {
+		l.link.Swap(nil).retire()
+	}
+}
+
+// each calls f for each lane.
+func (c *connections) each(f func(*lane)) {
+	c.mu.Lock()
+	all := slices.Collect(maps.Values(c.lanes))
+	c.mu.Unlock()
+	for _, l := range all {
+		f(l)
 	}
 }
 
 func (c *connections) closeIdle() {
-	c.mu.Lock()
-	all := slices.Collect(maps.Values(c.byAddress))
-	c.mu.Unlock()
-	for _, e := range all {
-		e.closeIdle()
-	}
+	c.each(func(l *lane) {
+		if link := l.link.Load(); link != nil {
+			link.closeIdle()
+		}
+	})
+}
+
+// rotate makes new calls use new connections wherever our identity was presented.
+func (c *connections) rotate() {
+	c.each(func(l *lane) {
+		if l.key.security.kind == mutual {
+			l.renew(l.link.Load())
+		}
+	})
 }
 
 // active returns the number of calls in flight.
@@ -128,6 +136,198 @@ func (c *connections) connectTimeout() time.Duration {
 	}
 	return 10 * time.Second
 }
+
+// lane is the way to one endpoint under one security. Two clusters that follow one another share it. Its link is replaced
+// when certificates change.
+type lane struct {
+	owner  *connections
+	key    laneKey
+	config *tls.Config // nil for connections without TLS of ours
+	refs   int         // guarded by connections.mu
+
+	link atomic.Pointer[Link] // nil once the lane is closed
+}
+
+// enter counts a call in, over the link of now. It returns nil if the lane is closed.
+func (l *lane) enter(now time.Time) *Link {
+	for {
+		link := l.link.Load()
+		if link == nil {
+			return nil
+		}
+		if at := link.expires.Load(); at != 0 && now.UnixNano() >= at {
+			l.renew(link) // the peer's certificate is over, and with it what we know of the peer
+			continue
+		}
+		if link.enter() {
+			return link
+		}
+	}
+}
+
+// renew puts a new link in the place of old, unless that has happened already.
+func (l *lane) renew(old *Link) {
+	if old != nil && l.link.CompareAndSwap(old, &Link{lane: l}) {
+		old.retire()
+	}
+}
+
+// Link is the connections to one endpoint, all made under the same certificates. When these rotate another link takes its
+// place: the calls on it may end, new ones go over the other. It is safe for concurrent use.
+type Link struct {
+	lane    *lane
+	calls   atomic.Int64 // under way, with the bits below
+	expires atomic.Int64 // when the first certificate of a peer expires, in Unix nanoseconds; 0 if there is none
+
+	// The connections of net/http come about with the first call: most of ten thousand endpoints may never get one.
+	opening sync.Once
+	conns   atomic.Pointer[limit.Conns]
+	err     error // why there are none
+
+	mu      sync.Mutex
+	onClose []func()
+	closed  bool
+}
+
+const (
+	linkRetired = 1 << 61 // takes no new calls
+	linkClosed  = 1 << 62 // has no calls any more either
+)
+
+// Address is what is dialled, as "host:port".
+func (l *Link) Address() string {
+	return l.lane.key.address
+}
+
+// TLS returns the configuration for the handshake with the endpoint, and nil if it is spoken to without TLS. It checks the
+// identity of the endpoint, whatever server name it is used with. It must not be changed.
+func (l *Link) TLS() *tls.Config {
+	config := l.lane.config
+	if config == nil {
+		return nil
+	}
+	config = config.Clone()
+	verify := config.VerifyConnection
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		if err := verify(state); err != nil {
+			// Nothing was sent yet, and this type says so to all that read it.
+			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
+		}
+		l.expireBy(state.PeerCertificates[0].NotAfter)
+		return nil
+	}
+	return config
+}
+
+func (l *Link) expireBy(t time.Time) {
+	at := t.UnixNano()
+	for {
+		old := l.expires.Load()
+		if old != 0 && old <= at || l.expires.CompareAndSwap(old, at) {
+			return
+		}
+	}
+}
+
+// OnClose has f called once the link takes no new calls and the last one on it has ended: then its connections are to be
+// closed. If that is the case already, f is called at once.
+func (l *Link) OnClose(f func()) {
+	l.mu.Lock()
+	closed := l.closed
+	if !closed {
+		l.onClose = append(l.onClose, f)
+	}
+	l.mu.Unlock()
+	if closed {
+		f()
+	}
+}
+
+// enter counts a call in. It reports false if the link is retired.
+func (l *Link) enter() bool {
+	if l.calls.Add(1)&linkRetired != 0 {
+		l.leave()
+		return false
+	}
+	return true
+}
+
+// leave counts a call out. The last one of a retired link closes it.
+func (l *Link) leave() {
+	if l.calls.Add(-1) == linkRetired {
+		l.close()
+	}
+}
+
+func (l *Link) retire() {
+	l.closeIdle()
+	if l.calls.Or(linkRetired) == 0 {
+		l.close()
+	}
+}
+
+// close closes the connections of a retired link without calls, once.
+func (l *Link) close() {
+	if !l.calls.CompareAndSwap(linkRetired, linkRetired|linkClosed) {
+		return
+	}
+	l.mu.Lock()
+	l.closed = true
+	told := l.onClose
+	l.onClose = nil
+	l.mu.Unlock()
+	if conns := l.conns.Load(); conns != nil {
+		conns.Close()
+	}
+	for _, f := range told {
+		f()
+	}
+}
+
+func (l *Link) closeIdle() {
+	if conns := l.conns.Load(); conns != nil {
+		conns.CloseIdleConnections()
+	}
+}
+
+// open returns the connections of net/http, which the first call makes.
+func (l *Link) open() (*limit.Conns, error) {
+	l.opening.Do(func() {
+		t := dialling(l.lane.owner.template, l.Address())
+		if config := l.TLS(); config != nil {
+			t.TLSClientConfig = config
+		}
+		conns, err := l.lane.owner.pool.Conns(t)
+		if l.err = err; err == nil {
+			l.conns.Store(conns)
+		}
+	})
+	return l.conns.Load(), l.err
+}
+
+// RoundTrip implements http.RoundTripper.
+func (l *Link) roundTrip(req *http.Request) (*http.Response, error) {
+	conns, err := l.open()
+	if err != nil {
+		body.CloseRequest(req)
+		return nil, err
+	}
+	if l.lane.config != nil && req.URL.Scheme == "http" {
+		req = overTLS(req)
+	}
+	return conns.RoundTrip(req)
+}
+
+// overTLS returns the request as net/http sends it over TLS. Nobody else sees this copy.
+func overTLS(req *http.Request) *http.Request {
+	copied := *req
+	url := *req.URL
+	url.Scheme = "https"
+	copied.URL = &url
+	return &copied
+}
+
+var errLinkClosed = errors.New("the endpoint was removed meanwhile")
 
 // dialling returns a copy of template that dials address, whatever the URL says. Host header and TLS server name thus
 // stay the service's, and the request stays the caller's.

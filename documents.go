@@ -48,6 +48,9 @@ func (m *Mesh) load(change, undo func(*documents)) error {
 		successor.starting.Do(successor.start)
 		c.close()
 	}
+	if err == nil {
+		m.server.recheck()
+	}
 	m.policyLoaded(findings, err)
 	return err
 }

@@ -36,6 +36,7 @@ const (
 	LayerBreaker   Layer = "breaker"
 	LayerDiscovery Layer = "discovery"
 	LayerBalancer  Layer = "balancer"
+	LayerIdentity  Layer = "identity"
 	LayerEndpoint  Layer = "endpoint"
 )
 

@@ -17,6 +17,7 @@ import (
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // Mesh enforces a set of documents on the calls of a process. [New] makes one; it is safe for concurrent use.
@@ -24,10 +25,12 @@ type Mesh struct {
 	options
 
 	watchesAttempts bool // some observer wants to know of attempts
+	watchesInbound  bool // some observer wants to know of inbound requests
 
 	watcher  *discovery.Watcher
 	names    *discovery.Watcher // of DNS, whatever finds the endpoints
 	mirrors  route.Mirrorer
+	identity *tlsid.Keeper     // nil without one
 	outside  *limit.Conns      // for hosts outside the mesh; unlimited, with the template's proxy
 	replaced http.RoundTripper // in place of all connections, for benchmarks
 	closing  context.Context   // ends when Close begins
@@ -37,6 +40,7 @@ type Mesh struct {
 	view atomic.Pointer[view]
 
 	documents documents
+	server    server
 	running   sync.WaitGroup // what follows feeds
 
 	mu     sync.Mutex // held while the view changes; calls do not take it unless they need a new cluster
@@ -71,6 +75,12 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	m.watchesAttempts = slices.ContainsFunc(m.observers, func(o Observer) bool {
 		return o.AttemptStart != nil || o.AttemptEnd != nil
 	})
+	m.watchesInbound = slices.ContainsFunc(m.observers, func(o Observer) bool {
+		return o.InboundStart != nil || o.InboundEnd != nil
+	})
+	if err := m.server.init(m.inbound); err != nil {
+		return nil, err
+	}
 	if m.template == nil {
 		standard, ok := http.DefaultTransport.(*http.Transport)
 		if !ok {
@@ -107,6 +117,10 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	m.mirrors.Send = m.mirror
 	m.mirrors.Done = m.mirrorDone
 	m.view.Store(&view{})
+	if err := m.identify(ctx); err != nil {
+		m.Close()
+		return nil, err
+	}
 	if err := m.begin(ctx); err != nil {
 		m.Close()
 		return nil, err
@@ -251,6 +265,9 @@ func (m *Mesh) Close() error {
 	m.mu.Unlock()
 
 	m.cancel()
+	if m.identity != nil {
+		m.identity.Close()
+	}
 	m.running.Wait()
 	m.mirrors.Close()
 	m.watcher.Close()

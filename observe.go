@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -30,6 +31,13 @@ type Observer struct {
 
 	// AttemptEnd is called exactly once for each AttemptStart.
 	AttemptEnd func(ctx context.Context, a *Attempt)
+
+	// InboundStart is called when a request reaches [Mesh.Handler], before anything is decided about it. The context it
+	// returns is the one the request goes on with.
+	InboundStart func(ctx context.Context, in *Inbound) context.Context
+
+	// InboundEnd is called exactly once for each InboundStart, when the handler has returned or the request was refused.
+	InboundEnd func(ctx context.Context, in *Inbound)
 
 	// StateChange is called when the state of a destination changes.
 	StateChange func(StateChange)
@@ -102,20 +110,50 @@ type Attempt struct {
 	Duration time.Duration
 }
 
-// StateChange is an event in the life of a destination.
+// Inbound is one request to this process.
+type Inbound struct {
+	// Request is the one that arrived. It must not be changed.
+	Request *http.Request
+
+	// Start is when it reached the mesh.
+	Start time.Time
+
+	// The fields below are set when the request ends.
+
+	// Peer is the SPIFFE ID of who sent it, "" for a peer without an identity. PeerErr says what is wrong with the
+	// certificate of a peer that has presented one.
+	Peer    string
+	PeerErr error
+
+	// Decision is what was decided about it, with the policy, the rule and the reason, which the peer is not told; what
+	// AUDIT policies mark and what policies with a dry run would have decided is in it too.
+	Decision authz.Decision
+
+	// Status is the status that was answered, 0 if the request was cut off without an answer.
+	Status int
+
+	// Flags say why the request was refused by a limit.
+	Flags Flags
+
+	// Duration is the time from Start to the return of the handler.
+	Duration time.Duration
+}
+
+// StateChange is an event in the life of a destination or, with a zero Target, of this process.
 type StateChange struct {
 	Target route.Target
 
 	// Kind says what happened.
 	Kind StateKind
 
-	// Endpoint is the ID of the endpoint concerned, for Ejected and Readmitted.
+	// Endpoint is the ID of the endpoint concerned, for Ejected and Readmitted, and for ConnectionRefused the address of
+	// the peer.
 	Endpoint string
 
 	// Detail says it in words, such as why an endpoint was ejected or which state a circuit went to.
 	Detail string
 
-	// Err is set for DiscoveryFailed.
+	// Err says why, for DiscoveryFailed, MirrorDropped, IdentityFailed and ConnectionRefused.
 	Err error
 }
 
@@ -130,6 +168,9 @@ const (
 	EndpointsChanged                        // discovery delivered a set of endpoints
 	DiscoveryFailed                         // discovery failed; the last known endpoints stay
 	MirrorDropped                           // a copy was not sent
+	IdentityRotated                         // a new identity is in force
+	IdentityFailed                          // the source of the identity failed; the last one stays until it expires
+	ConnectionRefused                       // Listen refused an inbound connection
 )
 
 // String returns the kind in words.
@@ -147,6 +188,12 @@ func (k StateKind) String() string {
 		return "discovery failed"
 	case MirrorDropped:
 		return "mirror dropped"
+	case IdentityRotated:
+		return "identity rotated"
+	case IdentityFailed:
+		return "identity failed"
+	case ConnectionRefused:
+		return "connection refused"
 	}
 	return "unknown"
 }
@@ -232,6 +279,25 @@ func (a *attempted) observeEnd(err error) {
 	for i := range a.call.mesh.observers {
 		if f := a.call.mesh.observers[i].AttemptEnd; f != nil {
 			f(r.ctx, &r.Attempt)
+		}
+	}
+}
+
+// inboundStart tells the observers that a request arrived. It returns the context to go on with.
+func (m *Mesh) inboundStart(ctx context.Context, in *Inbound) context.Context {
+	for i := range m.observers {
+		if f := m.observers[i].InboundStart; f != nil {
+			ctx = f(ctx, in)
+		}
+	}
+	return ctx
+}
+
+func (m *Mesh) inboundEnd(ctx context.Context, in *Inbound) {
+	in.Duration = time.Since(in.Start)
+	for i := range m.observers {
+		if f := m.observers[i].InboundEnd; f != nil {
+			f(ctx, in)
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/retry"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // Option configures a [Mesh] in [New].
@@ -21,9 +22,12 @@ type options struct {
 	workload    policy.Workload
 	resolver    discovery.Resolver
 	template    *http.Transport
+	source      tlsid.Source // of the identity; nil for none
+	sourceLate  bool         // New does not wait for it
 	outbound    Outbound
 	protections []hostProtection
 	observers   []Observer
+	inbound     Server
 }
 
 // hostProtection is a Protection for some hosts, as they were named; none means all.
@@ -99,6 +103,30 @@ func WithWorkload(w policy.Workload) Option {
 	}
 }
 
+// WithIdentity gives the process an identity: that of a SPIFFE Workload API (tlsid/spiffe), of files ([tlsid.Files]), or of
+// a development CA ([tlsid.DevCA]). With it the mesh makes mTLS connections where documents or endpoints ask for them, and
+// accepts them ([Mesh.Listen]).
+//
+// [New] waits for the first identity until its context ends, but no longer than 30 seconds, and then fails with what the
+// source last said.
+func WithIdentity(source tlsid.Source) Option {
+	return func(o *options) error {
+		o.source, o.sourceLate = source, false
+		return nil
+	}
+}
+
+// WithLateIdentity is [WithIdentity] for a process that starts before its identity is there. New does not wait: until the
+// identity comes, calls that need it fail with an error that is [tlsid.ErrNoIdentity], TLS handshakes of [Mesh.Listen] do
+// too, and [Mesh.Identity] says so, which is what a readiness probe is to ask. Documents are compiled before the trust
+// domain of the identity is known: unless it is "cluster.local", name it in [WithWorkload].
+func WithLateIdentity(source tlsid.Source) Option {
+	return func(o *options) error {
+		o.source, o.sourceLate = source, true
+		return nil
+	}
+}
+
 // WithOutbound says what happens to calls to hosts outside the mesh. The default is [AllowAny].
 func WithOutbound(outbound Outbound) Option {
 	return func(o *options) error {
@@ -120,6 +148,15 @@ func WithObserver(observer Observer) Option {
 func WithProtection(p Protection, hosts ...string) Option {
 	return func(o *options) error {
 		o.protections = append(o.protections, hostProtection{slices.Clone(hosts), p})
+		return nil
+	}
+}
+
+// WithServer says what no document says about requests to this process: limits, trusted proxies, traces. Where it is given
+// several times, the last one counts.
+func WithServer(s Server) Option {
+	return func(o *options) error {
+		o.inbound = s
 		return nil
 	}
 }

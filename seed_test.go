@@ -219,7 +219,7 @@ func TestSeed10CompleteSetup(t *testing.T) {
 			endpoints = append(endpoints, e)
 		}
 		f.service("user-service.myapp", endpoints...)
-		m := f.mesh(t, enforceable(t, "10-complete-setup.yaml"), mesh.WithWorkload(policy.Workload{Namespace: "myapp"}))
+		m := f.mesh(t, outbound(t, "10-complete-setup.yaml"), mesh.WithWorkload(policy.Workload{Namespace: "myapp"}))
 		c := m.Client()
 
 		users := map[string]string{}
@@ -273,8 +273,9 @@ spec:
 `, "HOST", host)
 }
 
-// enforceable returns the documents of a seed file without those of the security kinds, which are refused as yet.
-func enforceable(t testing.TB, name string) string {
+// outbound returns the documents of a seed file without those of the security kinds: with STRICT, endpoints without TLS are
+// not called. Those have tests of their own.
+func outbound(t testing.TB, name string) string {
 	var kept []string
 	for document := range strings.SplitSeq(readSeed(t, name), "\n---\n") {
 		if !strings.Contains(document, "security.istio.io") {

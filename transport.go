@@ -50,18 +50,20 @@ func (t *Transport) CloseIdleConnections() {
 
 // mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
 func (m *Mesh) mirror(target route.Target, req *http.Request) (*http.Response, error) {
-	c := &call{mesh: m, req: req, start: time.Now(), target: target, copied: true}
+	sender, _ := req.Context().Value(senderKey{}).(Sender)
+	c := &call{mesh: m, req: req, start: time.Now(), target: target, sender: sender, copied: true}
 	return c.run((*call).serveCopy)
 }
 
 // call is one request on its way through the mesh. It is the one allocation that every request costs, and holds the first
 // attempt, which usually is the only one.
 type call struct {
-	mesh  *Mesh
-	req   *http.Request // the caller's
-	out   *http.Request // what is sent: a copy, or req itself
-	start time.Time
-	ctx   context.Context // of the whole call, its deadline included
+	mesh   *Mesh
+	sender Sender        // what makes the tries; nil for net/http
+	req    *http.Request // the caller's
+	out    *http.Request // what is sent: a copy, or req itself
+	start  time.Time
+	ctx    context.Context // of the whole call, its deadline included
 
 	// What the route decided.
 	view    *view
@@ -305,6 +307,7 @@ func (c *call) send(ctx context.Context) (*http.Response, error) {
 
 	// What gets this far is copied, whatever becomes of it now.
 	if len(c.entry.Route.Mirrors) > 0 {
+		c.out = c.mirrored(c.out)
 		c.mesh.mirrors.Fork(c.out, c.entry)
 	}
 

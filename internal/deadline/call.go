@@ -3,6 +3,7 @@ package deadline
 import (
 	"context"
 	"io"
+	"math"
 	"net/http"
 	"strconv"
 	"time"
@@ -125,4 +126,17 @@ const Header = "X-Envoy-Expected-Rq-Timeout-Ms"
 // SetHeader sets Header in h to the time left until at: whole milliseconds, at least 1.
 func SetHeader(h http.Header, at time.Time) {
 	h[Header] = []string{strconv.FormatInt(max(1, time.Until(at).Milliseconds()), 10)}
+}
+
+// FromHeader returns the time that Header leaves a server, and false without a valid one: whole milliseconds, more than 0.
+func FromHeader(h http.Header) (time.Duration, bool) {
+	values := h[Header]
+	if len(values) != 1 {
+		return 0, false // none, or several of which one may be true
+	}
+	ms, err := strconv.ParseInt(values[0], 10, 64)
+	if err != nil || ms <= 0 || ms > math.MaxInt64/int64(time.Millisecond) {
+		return 0, false
+	}
+	return time.Duration(ms) * time.Millisecond, true
 }

@@ -16,7 +16,20 @@ const (
 	xxhash    = "github.com/cespare/xxhash/v2" // the hash of ring and Maglev, shared with Envoy
 	yaml      = "go.yaml.in/yaml/v3"           // the document syntax
 	fsnotify  = "github.com/fsnotify/fsnotify" // notice of changed files
-	xsys      = "golang.org/x/sys"             // what fsnotify calls the kernel with
+	xsys      = "golang.org/x/sys"             // what fsnotify and gRPC call the kernel with
+
+	// What identities are: IDs, SVIDs and bundles. The client of the Workload API, which speaks gRPC, is not among them.
+	spiffeID     = "github.com/spiffe/go-spiffe/v2/spiffeid"
+	spiffeSVID   = "github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	spiffeBundle = "github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	spiffeInside = "github.com/spiffe/go-spiffe/v2/internal"
+
+	spiffe   = "github.com/spiffe/go-spiffe/v2" // with the client of the Workload API
+	grpc     = "google.golang.org/grpc"         // of the gRPC adapters
+	protobuf = "google.golang.org/protobuf"     // of gRPC
+	genproto = "google.golang.org/genproto"     // the status of gRPC
+	xnet     = "golang.org/x/net"               // HTTP/2 for gRPC
+	xtext    = "golang.org/x/text"              // of x/net
 )
 
 // layers may be reached by what stands above them. Every list names all packages of this module and all third-party
@@ -24,10 +37,12 @@ const (
 var (
 	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt", "/internal/response"}
 
-	limits = list(shared, xrate)
-	layers = list(shared, "/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault",
+	limits   = list(shared, xrate)
+	identity = []string{spiffeID, spiffeSVID, spiffeBundle, spiffeInside}
+	grpcs    = list(shared, grpc, protobuf, genproto, xnet, xtext, xsys)
+	layers   = list(shared, "/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault",
 		gobreaker, xrate, xxhash, "/internal/endpointpool")
-	plan = list(layers, "/policy/route", "/policy/istio", "/policy/linkerd", "/policy/smi", "/internal/conjunction",
+	plan = list(append(layers, identity...), "/tlsid", "/policy/authz", "/policy/route", "/policy/istio", "/policy/linkerd", "/policy/smi", "/internal/conjunction",
 		"/internal/yamldoc", yaml)
 
 	allowed = map[string][]string{
@@ -52,7 +67,15 @@ var (
 
 		"/internal/conjunction": list(layers, "/policy/route"),
 
-		"/policy/istio":   list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
+		"/tlsid":        identity,
+		"/tlsid/spiffe": list(grpcs, "/tlsid", spiffe),
+		"/policy/authz": nil,
+
+		"/internal/grpcstatus":  nil,
+		"/internal/grpctest":    grpcs,
+		"/internal/workloadapi": list(grpcs, spiffe),
+
+		"/policy/istio":   list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
 		"/policy/linkerd": list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
 		"/policy/smi":     list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
 		"/policy":         plan,

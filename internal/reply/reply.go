@@ -35,3 +35,12 @@ func New(req *http.Request, status int, text []byte) *http.Response {
 	}
 	return resp
 }
+
+// Write sends a response of New to the client of a server.
+func Write(w http.ResponseWriter, resp *http.Response) {
+	for name, values := range resp.Header {
+		w.Header()[name] = values
+	}
+	w.WriteHeader(resp.StatusCode)
+	_, _ = io.Copy(w, resp.Body) // an error is the client's loss
+}

@@ -1,0 +1,77 @@
+package mesh
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// identityWait is how long New waits for the first identity, if its context does not end before.
+const identityWait = 30 * time.Second
+
+var errIdentitySlow = errors.New("mesh: no identity in time")
+
+// Identity returns the identity of the process as it is now, with its expiry. The error says why there is none:
+// [tlsid.ErrNoIdentity] without [WithIdentity] or before the first has come, and a [*tlsid.ExpiredError] if the source has
+// not renewed it in time.
+func (m *Mesh) Identity() (*tlsid.Identity, error) {
+	if m.identity == nil {
+		return nil, tlsid.ErrNoIdentity
+	}
+	return m.identity.Identity()
+}
+
+// identify starts to keep the identity and, unless it may come late, waits for the first.
+func (m *Mesh) identify(ctx context.Context) error {
+	if m.source == nil {
+		return nil
+	}
+	m.identity = tlsid.Keep(m.source, tlsid.Hooks{Rotated: m.rotated, Failed: m.identityFailed})
+	if m.sourceLate {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, identityWait, errIdentitySlow)
+	defer cancel()
+	if err := m.identity.Wait(ctx); err != nil {
+		return err
+	}
+	id, err := m.identity.Identity()
+	if err != nil {
+		return err
+	}
+	m.workload.TrustDomain = cmp.Or(m.workload.TrustDomain, id.TrustDomain().Name())
+	return m.checkTrustDomain(id)
+}
+
+// checkTrustDomain returns an error if the identity is not of the trust domain that documents are compiled for: their
+// principals would mean other peers.
+func (m *Mesh) checkTrustDomain(id *tlsid.Identity) error {
+	if domain := cmp.Or(m.workload.TrustDomain, "cluster.local"); domain != id.TrustDomain().Name() {
+		return fmt.Errorf("mesh: the identity %s is not of the trust domain %s: correct TrustDomain in WithWorkload, or the "+
+			"variable TRUST_DOMAIN", id.ID(), domain)
+	}
+	return nil
+}
+
+// rotated is told of each new identity. The connections made with the one before take no new calls.
+func (m *Mesh) rotated(_, now *tlsid.Identity) {
+	for _, c := range m.view.Load().clusters {
+		c.conns.rotate()
+	}
+	m.server.certs.Store(new(forwardedCerts))
+	change := StateChange{
+		Kind: IdentityRotated, Detail: fmt.Sprintf("%s until %s", now.ID(), now.NotAfter().UTC().Format(time.RFC3339)),
+	}
+	if m.sourceLate {
+		change.Err = m.checkTrustDomain(now)
+	}
+	m.stateChanged(change)
+}
+
+func (m *Mesh) identityFailed(err error) {
+	m.stateChanged(StateChange{Kind: IdentityFailed, Err: err})
+}

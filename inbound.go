@@ -1,0 +1,283 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/reply"
+	"github.com/nosidecar/mesh/internal/response"
+	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/timeout"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// Server is what no document says about the requests to this process. Its zero value limits nothing, trusts no proxy and
+// has the defaults of [tlsid.ListenerConfig].
+type Server struct {
+	// MaxRequests is how many requests may be in their handlers at once. Those beyond it are answered with 503 and
+	// x-envoy-overloaded, which callers of a mesh do not retry. 0 means no limit.
+	MaxRequests int
+
+	// RateLimit bounds the requests per second. Those beyond it are answered with 429. Its zero value is off.
+	RateLimit limit.RateConfig
+
+	// TrustedHops is how many proxies before this process append to x-forwarded-for. The address that remoteIpBlocks are
+	// compared to is that many entries from its end; see [authz.RemoteAddr]. 0 means that of the peer.
+	TrustedHops int
+
+	// RestartTraces removes the trace headers (W3C and B3) of requests from outside the mesh, so that nobody out there decides
+	// what is sampled here. x-request-id is removed in any case.
+	RestartTraces bool
+
+	// HandshakeTimeout, MaxPending and MaxPendingPerIP bound what connections may cost before they are served: see
+	// [tlsid.ListenerConfig].
+	HandshakeTimeout            time.Duration
+	MaxPending, MaxPendingPerIP int
+}
+
+// server is the state of the inbound side.
+type server struct {
+	Server
+	pool  *limit.Pool
+	rate  *limit.Rate
+	certs atomic.Pointer[forwardedCerts]
+
+	mu        sync.Mutex
+	listeners []rechecker // not closed yet
+	retiring  atomic.Pointer[[]*tlsid.Listener]
+}
+
+func (s *server) init(config Server) error {
+	s.Server = config
+	var errs [2]error
+	s.pool, errs[0] = limit.NewPool(limit.PoolConfig{MaxRequests: config.MaxRequests})
+	s.rate, errs[1] = limit.NewRate(config.RateLimit)
+	if config.TrustedHops < 0 {
+		return errors.New("mesh: WithServer: TrustedHops is negative")
+	}
+	s.certs.Store(new(forwardedCerts))
+	return errors.Join(errs[:]...)
+}
+
+// Handler returns next behind the inbound side of the mesh. Each request passes, in this order: who the peer is, the
+// PeerAuthentication of the port, the AuthorizationPolicies, the removal of headers that the peer may not assert, limits,
+// and the deadline that the caller tells, which becomes the handler's context's.
+//
+// A peer is who its certificate says, verified anew for each request, whoever terminated TLS: serve over a listener of
+// [Mesh.Listen] to have the port's PeerAuthentication enforced for connections too. Without [WithIdentity] no peer has an
+// identity.
+//
+// What is denied is answered with 403 and "RBAC: access denied", a path that cannot be read with 400; why is for the
+// observers. A plaintext request to a port that is STRICT is cut off without an answer. Handlers see the path as it was
+// sent. Shutdown of the http.Server drains as ever.
+func (m *Mesh) Handler(next http.Handler) http.Handler {
+	return &handler{m, next}
+}
+
+type handler struct {
+	mesh *Mesh
+	next http.Handler
+}
+
+// ServeHTTP implements http.Handler. It is the way of an inbound request, stage by stage.
+func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	m := h.mesh
+	in := Inbound{Request: r, Start: time.Now()}
+	in.Decision.Rule = -1
+	if m.watchesInbound {
+		var answer response.Recorder
+		w, r = answer.Watch(w), r.WithContext(m.inboundStart(r.Context(), &in))
+		panicked := true
+		defer func() {
+			in.Status = answer.Status
+			if !panicked {
+				in.Status = answer.Code()
+			}
+			m.inboundEnd(r.Context(), &in)
+		}()
+		h.serve(w, r, &in)
+		panicked = false
+		return
+	}
+	h.serve(w, r, &in)
+}
+
+func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *Inbound) {
+	m, s := h.mesh, &h.mesh.server
+	rules := m.view.Load().plan.Inbound()
+	request := authz.NewRequest(r, "", s.TrustedHops)
+
+	// Identity. Certificates expire and bundles change while a connection lives, so this is asked each time.
+	mode := rules.Mode(int(request.Destination.Port()))
+	var peer tlsid.Peer
+	if mode != tlsid.Disable {
+		peer, in.PeerErr = m.peer(r, in.Start)
+		if in.PeerErr != nil || s.retires(r) {
+			w.Header().Set("Connection", "close") // over a new one it may be somebody
+		}
+	}
+	if !peer.ID.IsZero() {
+		in.Peer = peer.ID.String()
+		request.Principal = principal(peer)
+	}
+
+	in.Decision = rules.Authorize(&request)
+	switch {
+	case mode == tlsid.Strict && request.Principal == "":
+		panic(http.ErrAbortHandler) // as a connection that is refused: no answer
+	case !in.Decision.Allowed:
+		in.Decision.Refuse(w, r)
+		return
+	}
+
+	slot, err := s.pool.Acquire(r.Context(), true)
+	if err != nil {
+		in.Flags |= FlagOverflow
+		reply.Write(w, limit.OverflowResponse(r))
+		return
+	}
+	defer slot.Release()
+	if !s.rate.Allow() {
+		in.Flags |= FlagRateLimited
+		reply.Write(w, limit.RateLimitedResponse(r))
+		return
+	}
+
+	ctx := r.Context()
+	if in.Peer != "" {
+		ctx = context.WithValue(ctx, peerKey{}, in.Peer)
+		if left, ok := deadline.FromHeader(r.Header); ok {
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithTimeoutCause(ctx, left, &timeout.Error{Kind: timeout.Request, Limit: left})
+			defer cancel()
+		}
+	}
+	header := s.sanitised(r.Header, peer, m)
+	if ctx != r.Context() || header != nil {
+		r = r.WithContext(ctx)
+		if header != nil {
+			r.Header = header
+		}
+	}
+	h.next.ServeHTTP(w, r)
+}
+
+// peer returns who sent r: nobody, without an error, where no certificate was presented.
+func (m *Mesh) peer(r *http.Request, now time.Time) (tlsid.Peer, error) {
+	if m.identity == nil || r.TLS == nil {
+		return tlsid.Peer{}, nil
+	}
+	peer, err := m.identity.Peer(r.TLS, now)
+	if errors.Is(err, tlsid.ErrNoPeer) {
+		err = nil
+	}
+	return peer, err
+}
+
+// principal returns a peer's ID as documents write it.
+func principal(peer tlsid.Peer) string {
+	return strings.TrimPrefix(peer.ID.String(), "spiffe://")
+}
+
+// PeerID returns the SPIFFE ID of the peer of a request that [Mesh.Handler] let through, such as
+// "spiffe://cluster.local/ns/default/sa/web", and "" for a peer without an identity.
+func PeerID(ctx context.Context) string {
+	id, _ := ctx.Value(peerKey{}).(string)
+	return id
+}
+
+type peerKey struct{}
+
+// retires reports whether the connection of r is closed soon because a certificate expires.
+func (s *server) retires(r *http.Request) bool {
+	if listeners := s.retiring.Load(); listeners != nil {
+		for _, l := range *listeners {
+			if l.Retiring(r) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// The headers that say something about a peer or about its peers.
+const (
+	certHeader    = "X-Forwarded-Client-Cert"
+	requestHeader = "X-Request-Id"
+	envoyPrefix   = "X-Envoy-"
+)
+
+var traceHeaders = [...]string{
+	"Traceparent", "Tracestate", "Baggage", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
+}
+
+// sanitised returns the header that the handler is to see, nil if it is the one that arrived. What a peer without an
+// identity says about itself or the mesh is removed; a peer with one is named.
+func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh) http.Header {
+	if !peer.ID.IsZero() {
+		own, err := m.identity.Identity()
+		if err != nil {
+			return s.stripped(h) // it expired this moment, and nothing can be said of the peer
+		}
+		details := s.certs.Load().of(peer, own)
+		copied := maps.Clone(h)
+		if before := h[certHeader]; len(before) > 0 {
+			details = strings.Join(before, ",") + "," + details // of its own peers, as Istio has it (APPEND_FORWARD)
+		}
+		copied[certHeader] = []string{details}
+		return copied
+	}
+	return s.stripped(h)
+}
+
+func (s *server) stripped(h http.Header) http.Header {
+	var copied http.Header
+	remove := func(name string) {
+		if copied == nil {
+			copied = maps.Clone(h)
+		}
+		delete(copied, name)
+	}
+	for name := range h {
+		if name == certHeader || name == requestHeader || strings.HasPrefix(name, envoyPrefix) {
+			remove(name)
+		}
+	}
+	if s.RestartTraces {
+		for _, name := range traceHeaders {
+			if _, set := h[name]; set {
+				remove(name)
+			}
+		}
+	}
+	return copied
+}
+
+// forwardedCerts are the values of x-forwarded-client-cert for the peers met so far, under one identity of ours.
+type forwardedCerts struct {
+	known sync.Map // *x509.Certificate to string
+	count atomic.Int32
+}
+
+// forwardedKept bounds them.
+const forwardedKept = 4096
+
+func (f *forwardedCerts) of(peer tlsid.Peer, own *tlsid.Identity) string {
+	if details, ok := f.known.Load(peer.Certificate); ok {
+		return details.(string)
+	}
+	subject := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(peer.Certificate.Subject.String())
+	details := "By=" + own.ID().String() + ";Hash=" + peer.Hash() + `;Subject="` + subject + `";URI=` + peer.ID.String()
+	if f.count.Add(1) <= forwardedKept {
+		f.known.Store(peer.Certificate, details)
+	}
+	return details
+}

@@ -1,0 +1,221 @@
+package mesh
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// rechecker is a listener whose connections are looked at again when documents change.
+type rechecker interface{ Recheck() }
+
+// Listen returns a listener over inner whose connections have the TLS that PeerAuthentication demands of the port, which is
+// the one inner listens on: STRICT takes mTLS only and resets plaintext, PERMISSIVE takes both on one port, DISABLE
+// plaintext only; without a document it is PERMISSIVE. A change of the documents counts from the next connection on, and
+// closes those that it forbids.
+//
+// The listener is for http.Server.Serve, with [Mesh.Handler] as the handler: it says who may connect at all, the handler
+// says who may do what. HTTP/2 is spoken over TLS. Closing it closes inner. Probes and metrics that must be reached without a
+// certificate go on a listener of their own.
+//
+// Without [WithIdentity] every TLS connection is refused, and under STRICT so is everything. What is refused is told to
+// the observers' StateChange, as [ConnectionRefused].
+func (m *Mesh) Listen(inner net.Listener) net.Listener {
+	l := &listener{Listener: m.listen(inner), mesh: m}
+	m.server.add(l, l.Listener)
+	return l
+}
+
+func (m *Mesh) listen(inner net.Listener) *tlsid.Listener {
+	port := portOf(inner.Addr())
+	config := tlsid.ListenerConfig{
+		Mode:             func() tlsid.Mode { return m.view.Load().plan.Inbound().Mode(port) },
+		HandshakeTimeout: m.server.HandshakeTimeout,
+		MaxPending:       m.server.MaxPending,
+		MaxPendingPerIP:  m.server.MaxPendingPerIP,
+		Refused: func(r tlsid.Refusal) {
+			m.connectionRefused(r.RemoteAddr, inner.Addr(), r.Err)
+		},
+	}
+	if m.identity != nil {
+		config.TLS = m.identity.Server()
+	}
+	return tlsid.NewListener(inner, config)
+}
+
+// listener is what Listen returns.
+type listener struct {
+	*tlsid.Listener
+	mesh *Mesh
+}
+
+func (l *listener) Close() error {
+	l.mesh.server.remove(l, l.Listener)
+	return l.Listener.Close()
+}
+
+func portOf(addr net.Addr) int {
+	if tcp, ok := addr.(*net.TCPAddr); ok {
+		return tcp.Port
+	}
+	return 0
+}
+
+func (m *Mesh) connectionRefused(remote, local net.Addr, err error) {
+	change := StateChange{Kind: ConnectionRefused, Detail: "at " + local.String(), Err: err}
+	if remote != nil {
+		change.Endpoint = remote.String()
+	}
+	m.stateChanged(change)
+}
+
+// ListenTCP is [Mesh.Listen] for protocols other than HTTP: it also asks the AuthorizationPolicies about each connection,
+// and closes those that are denied. Rules that need HTTP (methods, paths, hosts, headers) never match in an ALLOW policy,
+// and match without these conditions in a DENY policy, as in Istio. A change of the documents closes the connections that
+// it denies.
+//
+// A server that speaks first, as that of MySQL does, needs STRICT or DISABLE: PERMISSIVE waits for the first byte.
+func (m *Mesh) ListenTCP(inner net.Listener) net.Listener {
+	l := &tcpListener{Listener: m.listen(inner), mesh: m, open: make(map[*tcpConn]authz.Request)}
+	m.server.add(l, l.Listener)
+	return l
+}
+
+// tcpListener is what ListenTCP returns.
+type tcpListener struct {
+	*tlsid.Listener
+	mesh *Mesh
+
+	mu   sync.Mutex
+	open map[*tcpConn]authz.Request
+}
+
+// Accept implements net.Listener.
+func (l *tcpListener) Accept() (net.Conn, error) {
+	for {
+		nc, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		c, request := &tcpConn{Conn: nc, owner: l}, l.request(nc)
+		l.mu.Lock()
+		l.open[c] = request // first, so that a change of the documents meanwhile is not missed
+		l.mu.Unlock()
+		if err := l.judge(&request); err != nil {
+			c.Close()
+			l.mesh.connectionRefused(nc.RemoteAddr(), nc.LocalAddr(), err)
+			continue
+		}
+		return c, nil
+	}
+}
+
+// request is what is known of a connection.
+func (l *tcpListener) request(nc net.Conn) authz.Request {
+	r := authz.Request{L4: true}
+	if remote, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
+		r.Source = remote.Addr().Unmap()
+		r.Remote = r.Source
+	}
+	if local, err := netip.ParseAddrPort(nc.LocalAddr().String()); err == nil {
+		r.Destination = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
+	}
+	if secure, ok := nc.(*tls.Conn); ok && l.mesh.identity != nil {
+		state := secure.ConnectionState()
+		r.SNI = state.ServerName
+		if peer, err := l.mesh.identity.Peer(&state, time.Now()); err == nil {
+			r.Principal = principal(peer)
+		}
+	}
+	return r
+}
+
+var errDenied = errors.New("denied by an AuthorizationPolicy")
+
+func (l *tcpListener) judge(r *authz.Request) error {
+	decision := l.mesh.view.Load().plan.Inbound().Authorize(r)
+	if decision.Allowed {
+		return nil
+	}
+	return fmt.Errorf("%w: %s", errDenied, decision.Reason)
+}
+
+// Recheck closes the connections that the documents of now deny.
+func (l *tcpListener) Recheck() {
+	l.Listener.Recheck()
+	var denied []*tcpConn
+	l.mu.Lock()
+	for c, request := range l.open {
+		if l.judge(&request) != nil {
+			denied = append(denied, c)
+		}
+	}
+	l.mu.Unlock()
+	for _, c := range denied {
+		c.Close()
+	}
+}
+
+// Close closes the listener. Connections that it accepted stay open.
+func (l *tcpListener) Close() error {
+	l.mesh.server.remove(l, l.Listener)
+	return l.Listener.Close()
+}
+
+// tcpConn is an accepted connection.
+type tcpConn struct {
+	net.Conn
+	owner *tcpListener
+}
+
+// Close implements net.Conn.
+func (c *tcpConn) Close() error {
+	c.owner.mu.Lock()
+	delete(c.owner.open, c)
+	c.owner.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// NetConn returns the connection beneath: a *tls.Conn for mTLS.
+func (c *tcpConn) NetConn() net.Conn {
+	return c.Conn
+}
+
+func (s *server) add(r rechecker, l *tlsid.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listeners = append(s.listeners, r)
+	retiring := []*tlsid.Listener{l}
+	if before := s.retiring.Load(); before != nil {
+		retiring = append(retiring, *before...)
+	}
+	s.retiring.Store(&retiring)
+}
+
+func (s *server) remove(r rechecker, l *tlsid.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.listeners = slices.DeleteFunc(s.listeners, func(other rechecker) bool { return other == r })
+	if before := s.retiring.Load(); before != nil {
+		retiring := slices.DeleteFunc(slices.Clone(*before), func(other *tlsid.Listener) bool { return other == l })
+		s.retiring.Store(&retiring)
+	}
+}
+
+// recheck has the listeners look at their connections again.
+func (s *server) recheck() {
+	s.mu.Lock()
+	listeners := slices.Clone(s.listeners)
+	s.mu.Unlock()
+	for _, l := range listeners {
+		l.Recheck()
+	}
+}

@@ -1,0 +1,31 @@
+package timeout
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/nosidecar/mesh/internal/deadline"
+)
+
+// Handler is an http.Handler that gives a handler's context the deadline its caller tells with [Header], so that nothing
+// is done for an answer that nobody waits for. A request without the header, or with one that is not a positive number,
+// passes as it is.
+//
+// A caller can only shorten its own call. Still, a server that is reached from outside should remove the header there:
+// the callers of a proxy in between may not know of it.
+type Handler struct {
+	// Next serves the requests. It must be set.
+	Next http.Handler
+}
+
+// ServeHTTP implements http.Handler. The cause of the context, when the time is up, is an *[Error] of kind [Request].
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	left, ok := deadline.FromHeader(r.Header)
+	if !ok {
+		h.Next.ServeHTTP(w, r)
+		return
+	}
+	ctx, cancel := context.WithTimeoutCause(r.Context(), left, &Error{Kind: Request, Limit: left})
+	defer cancel()
+	h.Next.ServeHTTP(w, r.WithContext(ctx))
+}
