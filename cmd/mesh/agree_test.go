@@ -28,7 +28,7 @@ func TestAgreement(t *testing.T) {
 	tiers := []string{filepath.Join(seed, "04-ab-testing.yaml"), "testdata/versions.yaml"}
 	mirroring := []string{filepath.Join(seed, "05-mirroring.yaml"), "testdata/versions.yaml"}
 	n := newNetwork(t)
-	complete := []string{enforceable(t)}
+	complete := []string{filepath.Join(seed, "10-complete-setup.yaml")}
 	for _, test := range []outbound{
 		{name: "redirect", documents: shop, url: "http://shop/old/cart?a=1&b=%20"},
 		{name: "redirect of the whole path", documents: shop, url: "http://shop:8080/older"},

@@ -22,3 +22,22 @@ func FuzzRoute(f *testing.F) {
 		}
 	})
 }
+
+// FuzzAuthz: whatever the request, it is allowed, denied, or a mistake in the arguments.
+func FuzzAuthz(f *testing.F) {
+	f.Add("GET", "X-Canary: yes", "cluster.local/ns/default/sa/web", "http://shop/public/a")
+	f.Add("POST", "Host: api.internal", "", "https://shop:8443//admin/..%2f;x?y#z")
+	f.Add("", "Content-Length: x", "spiffe://a", "http://[::1]:9000\\admin")
+	f.Add("CONNECT", "X-Forwarded-For: a, 1.2.3.4", "/", "HTTP://user@shop?\x00")
+	f.Fuzz(func(t *testing.T, method, header, principal, url string) {
+		args := []string{"authz", "-f", "testdata/access.yaml", "-l", "app=shop", "-X", method, "-H", header,
+			"--principal", principal, "--trusted-hops", "1", "--", url}
+		code, stdout, stderr := command(args...)
+		switch {
+		case (code == 0 || code == 3) && json.Valid([]byte(stdout)) && stderr == "":
+		case code == 2 && stdout == "" && stderr != "":
+		default:
+			t.Errorf("mesh %q = %d, printed %q and as errors %q", args, code, stdout, stderr)
+		}
+	})
+}

@@ -27,7 +27,7 @@ func TestTranscripts(t *testing.T) {
 	if err != nil || len(names) == 0 {
 		t.Fatalf("no transcripts: %v", err)
 	}
-	vars := strings.NewReplacer("$SEED", seed, "$ENFORCEABLE", enforceable(t))
+	vars := strings.NewReplacer("$SEED", seed)
 	values := strings.NewReplacer(seed, "$SEED")
 	for _, name := range names {
 		t.Run(strings.TrimSuffix(filepath.Base(name), ".txt"), func(t *testing.T) {
@@ -93,27 +93,6 @@ func words(command string) []string {
 
 const seed = "../../policy/testdata/seed"
 
-// enforceable returns a folder with the seed's last file less its security documents, which are refused as yet.
-func enforceable(t *testing.T) string {
-	t.Helper()
-	const name = "10-complete-setup.yaml"
-	data, err := os.ReadFile(filepath.Join(seed, name))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var kept []string
-	for document := range strings.SplitSeq(string(data), "\n---\n") {
-		if !strings.Contains(document, "security.istio.io") {
-			kept = append(kept, document)
-		}
-	}
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.Join(kept, "\n---\n")), 0o666); err != nil {
-		t.Fatal(err)
-	}
-	return dir
-}
-
 func TestUsage(t *testing.T) {
 	const doc = "testdata/shop.yaml"
 	for _, test := range []struct {
@@ -146,6 +125,19 @@ func TestUsage(t *testing.T) {
 		{"route, broken Host", []string{"route", "-f", doc, "-H", "Host: shop/cart", "http://shop/"}, "not an authority"},
 		{"route, label without value", []string{"route", "-f", doc, "-l", "app", "http://shop/"}, "KEY=VALUE"},
 		{"route, label without key", []string{"route", "-f", doc, "-l", "app=a,=b", "http://shop/"}, "KEY=VALUE"},
+		{"authz without documents", []string{"authz", "http://shop/"}, "-f"},
+		{"authz without URL", []string{"authz", "-f", doc}, "name the URL"},
+		{"authz, SPIFFE ID", []string{"authz", "-f", doc, "--principal", "spiffe://a/b", "http://shop/"}, "without spiffe://"},
+		{"authz, broken source", []string{"authz", "-f", doc, "--source-ip", "10.0.0.0/8", "http://shop/"}, "10.0.0.0/8"},
+		{"authz, broken port", []string{"authz", "-f", doc, "--port", "0", "http://shop/"}, `"0" is not a port`},
+		{"authz, negative hops", []string{"authz", "-f", doc, "--trusted-hops", "-1", "http://shop/"}, "not negative"},
+		{"authz, broken method", []string{"authz", "-f", doc, "-X", "G T", "http://shop/"}, `"G T"`},
+		{"authz, broken Host", []string{"authz", "-f", doc, "-H", "Host: shop/cart", "http://shop/"}, "not an authority"},
+		{"authz, URL without scheme", []string{"authz", "-f", doc, "/admin"}, "has no scheme"},
+		{"authz, other scheme", []string{"authz", "-f", doc, "ftp://shop/"}, "neither http nor https"},
+		{"authz, no host", []string{"authz", "-f", doc, "http:///admin"}, "no host"},
+		{"authz, broken authority", []string{"authz", "-f", doc, "http://sh%zzop/"}, "%zz"},
+		{"authz, port out of range", []string{"authz", "-f", doc, "http://shop:65536/"}, `"65536" is not a port`},
 		{"route, label twice", []string{"route", "-f", doc, "-l", "app=a,app=b", "http://shop/"}, "app is given twice"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -158,18 +150,11 @@ func TestUsage(t *testing.T) {
 }
 
 func TestHelp(t *testing.T) {
-	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}, {"check", "-h"}, {"route", "--help"}} {
+	for _, args := range [][]string{{"help"}, {"-h"}, {"--help"}, {"check", "-h"}, {"route", "--help"}, {"authz", "-h"}} {
 		code, stdout, stderr := command(args...)
 		if code != 0 || stdout != usage || stderr != "" {
 			t.Errorf("mesh %q = %d, printed %q and as errors %q; want the usage", args, code, stdout, stderr)
 		}
-	}
-}
-
-func TestAuthz(t *testing.T) {
-	code, stdout, stderr := command("authz", "-f", "testdata/shop.yaml", "http://shop/")
-	if code != 2 || stdout != "" || stderr != "authz is not available yet\n" {
-		t.Errorf("mesh authz = %d, printed %q and as errors %q", code, stdout, stderr)
 	}
 }
 
@@ -179,6 +164,7 @@ func TestUnreadable(t *testing.T) {
 		{"check", "testdata/shop.yaml", "testdata/missing.yaml"},
 		{"check", "-o", "json", "testdata/missing.yaml"},
 		{"route", "-f", "testdata/missing.yaml", "http://shop/"},
+		{"authz", "-f", "testdata/missing.yaml", "http://shop/"},
 	} {
 		code, stdout, stderr := command(args...)
 		if code != 2 || stdout != "" || !strings.Contains(stderr, "testdata/missing.yaml") || strings.Contains(stderr, "Usage") {
@@ -193,6 +179,7 @@ func TestUnwritable(t *testing.T) {
 		{"check", "testdata/broken.yaml"},
 		{"check", "-o", "json", "testdata/shop.yaml"},
 		{"route", "-f", "testdata/shop.yaml", "http://shop/"},
+		{"authz", "-f", "testdata/shop.yaml", "http://shop/"},
 	} {
 		var stderr bytes.Buffer
 		if code := run(args, full{}, &stderr); code != 2 || !strings.Contains(stderr.String(), errFull.Error()) {

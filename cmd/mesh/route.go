@@ -1,8 +1,6 @@
 package main
 
 import (
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -88,81 +86,24 @@ type directResponse struct {
 
 // route says what an outbound request gets.
 func route(args []string, stdout io.Writer) error {
-	var paths []string
-	workload := policy.Workload{Labels: make(map[string]string)}
-	header := make(http.Header)
-	flags := flag.NewFlagSet("route", flag.ContinueOnError)
-	flags.Func("f", "", func(path string) error {
-		paths = append(paths, path)
-		return nil
-	})
-	flags.StringVar(&workload.Namespace, "n", "default", "")
-	flags.Func("l", "", func(list string) error { return addLabels(workload.Labels, list) })
-	method := flags.String("X", http.MethodGet, "")
-	flags.Func("H", "", func(line string) error { return addHeader(header, line) })
-	if err := parse(flags, args); err != nil {
+	flags := newRequestFlags("route")
+	target, err := flags.parse(args)
+	if err != nil {
 		return err
 	}
-	switch {
-	case len(paths) == 0:
-		return usagef("name the documents with -f")
-	case flags.NArg() == 0:
-		return usagef("name the URL of the request")
-	case flags.NArg() > 1:
-		return usagef("there is more than one URL in %q: flags come before it", flags.Args())
-	}
-	req, err := newRequest(*method, flags.Arg(0), header)
+	req, err := newRequest(flags.method, target, flags.header)
 	if err != nil {
 		return &usageError{err}
 	}
-
-	sources, err := read(paths)
+	plan, err := flags.plan()
 	if err != nil {
 		return err
-	}
-	plan, findings := policy.Compile(sources, workload)
-	if err := findings.Err(); err != nil {
-		return fmt.Errorf("the documents are not valid:\n%w", err)
 	}
 	a, err := answerTo(plan, req)
 	if err != nil {
 		return err
 	}
 	return printJSON(stdout, a)
-}
-
-// addLabels adds the labels of a list "key=value,key=value".
-func addLabels(labels map[string]string, list string) error {
-	for item := range strings.SplitSeq(list, ",") {
-		key, value, ok := strings.Cut(strings.TrimSpace(item), "=")
-		if !ok || key == "" {
-			return fmt.Errorf("%q is not KEY=VALUE", item)
-		}
-		if has, twice := labels[key]; twice && has != value {
-			return fmt.Errorf("%s is given twice, as %q and as %q", key, has, value)
-		}
-		labels[key] = value
-	}
-	return nil
-}
-
-// addHeader adds the header of a line "Name: value".
-func addHeader(header http.Header, line string) error {
-	name, value, ok := strings.Cut(line, ":")
-	if !ok || name == "" || strings.ContainsFunc(name, notInName) {
-		return errors.New("it is not NAME: VALUE")
-	}
-	value = strings.TrimSpace(value)
-	if strings.ContainsFunc(value, func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }) {
-		return errors.New("the value has a control character")
-	}
-	header.Add(name, value)
-	return nil
-}
-
-// notInName says that c cannot be in the name of a header (RFC 9110, section 5.6.2).
-func notInName(c rune) bool {
-	return c <= ' ' || c >= 0x7f || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c)
 }
 
 // newRequest returns the request as a program would give it to its client.
@@ -182,12 +123,8 @@ func newRequest(method, target string, header http.Header) (*http.Request, error
 	if err != nil {
 		return nil, err
 	}
-	if hosts := header["Host"]; hosts != nil {
-		req.Host = hosts[len(hosts)-1]
-		if u, err := url.Parse("http://" + req.Host); err != nil || u.Host != req.Host || req.Host == "" {
-			return nil, fmt.Errorf("the Host %q is not an authority", req.Host)
-		}
-		header.Del("Host")
+	if req.Host, err = takeHost(header, req.Host); err != nil {
+		return nil, err
 	}
 	req.Header = header
 	return req, nil

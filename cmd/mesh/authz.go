@@ -1,0 +1,162 @@
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh/policy"
+	access "github.com/nosidecar/mesh/policy/authz"
+)
+
+// verdict is what authz prints: whether a request is allowed, and by which rule. Where none decided, it is left out.
+type verdict struct {
+	Decision string `json:"decision"` // ALLOW or DENY
+	Policy   string `json:"policy,omitempty"`
+	Rule     *int   `json:"rule,omitempty"` // from 0
+}
+
+// authz says whether an inbound request to the workload is allowed. The code counts if there is no error.
+func authz(args []string, stdout io.Writer) (code int, err error) {
+	flags := newRequestFlags("authz")
+	peer := inbound{source: netip.AddrFrom4([4]byte{127, 0, 0, 1})}
+	flags.Func("principal", "", func(name string) error {
+		if strings.Contains(name, "://") {
+			return errors.New("it is an identity as documents write it, without spiffe://")
+		}
+		peer.principal = name
+		return nil
+	})
+	flags.Func("source-ip", "", func(text string) (err error) {
+		peer.source, err = netip.ParseAddr(text)
+		return err
+	})
+	flags.Func("port", "", func(text string) (err error) {
+		peer.port, err = parsePort(text)
+		return err
+	})
+	flags.IntVar(&peer.trustedHops, "trusted-hops", 0, "")
+	target, err := flags.parse(args)
+	if err != nil {
+		return 0, err
+	}
+	if peer.trustedHops < 0 {
+		return 0, usagef("-trusted-hops is not negative")
+	}
+	raw, err := parseTarget(target)
+	if err != nil {
+		return 0, &usageError{err}
+	}
+	if raw.host, err = takeHost(flags.header, raw.host); err != nil {
+		return 0, &usageError{err}
+	}
+	raw.method, raw.header = cmp.Or(flags.method, http.MethodGet), flags.header
+	if strings.ContainsFunc(raw.method, notInName) {
+		return 0, usagef("%q is not a method", raw.method)
+	}
+	peer.port = cmp.Or(peer.port, raw.port)
+	plan, err := flags.plan()
+	if err != nil {
+		return 0, err
+	}
+
+	v, code := verdict{Decision: "DENY"}, exitDenied
+	if req, err := raw.receive(); err == nil { // else a server answers 400 itself
+		d := peer.decide(plan, req)
+		if d.Allowed {
+			v.Decision, code = "ALLOW", exitOK
+		}
+		if d.Policy != "" {
+			v.Policy, v.Rule = d.Policy, &d.Rule
+		}
+	}
+	return code, printJSON(stdout, v)
+}
+
+// inbound is where a request comes from and arrives.
+type inbound struct {
+	principal   string
+	source      netip.Addr
+	port        uint16
+	trustedHops int
+}
+
+// decide asks the plan as the handler of a mesh does.
+func (in *inbound) decide(plan *policy.Plan, req *http.Request) access.Decision {
+	req.RemoteAddr = net.JoinHostPort(in.source.String(), "0")
+	view := access.NewRequest(req, in.principal, in.trustedHops)
+	view.Destination = netip.AddrPortFrom(netip.Addr{}, in.port)
+	return plan.Inbound().Authorize(&view)
+}
+
+// rawRequest is a request as it is sent. The target is not cleaned: what a server makes of it is the question.
+type rawRequest struct {
+	method, host, target string
+	port                 uint16
+	header               http.Header
+}
+
+// parseTarget splits a URL at the end of its authority.
+func parseTarget(text string) (*rawRequest, error) {
+	scheme, rest, ok := strings.Cut(text, "://")
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("the URL %q has no scheme: it begins with http:// or https://", text)
+	case !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https"):
+		return nil, fmt.Errorf("the URL %q is neither http nor https", text)
+	}
+	end := len(rest)
+	if i := strings.IndexAny(rest, `/?#\`); i >= 0 {
+		end = i
+	}
+	u, err := url.Parse(scheme + "://" + rest[:end])
+	if err != nil {
+		return nil, err
+	}
+	if u.Hostname() == "" {
+		return nil, fmt.Errorf("the URL %q has no host", text)
+	}
+	r := &rawRequest{host: u.Host, target: rest[end:], port: 80}
+	if r.target == "" || r.target[0] == '?' {
+		r.target = "/" + r.target
+	}
+	if u.Scheme == "https" {
+		r.port = 443
+	}
+	if port := u.Port(); port != "" {
+		if r.port, err = parsePort(port); err != nil {
+			return nil, fmt.Errorf("the URL %q: %w", text, err)
+		}
+	}
+	return r, nil
+}
+
+func parsePort(text string) (uint16, error) {
+	port, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || port == 0 {
+		return 0, fmt.Errorf("%q is not a port: it must be from 1 to 65535", text)
+	}
+	return uint16(port), nil
+}
+
+// receive returns the request as a server reads it. The error is that of a server that answers 400.
+func (r *rawRequest) receive() (*http.Request, error) {
+	if strings.ContainsFunc(r.target, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		return nil, fmt.Errorf("the target %q ends within the line", r.target)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", r.method, r.target, r.host)
+	if err := r.header.Write(&b); err != nil {
+		return nil, err
+	}
+	b.WriteString("\r\n")
+	return http.ReadRequest(bufio.NewReader(strings.NewReader(b.String())))
+}
