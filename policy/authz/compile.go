@@ -232,53 +232,59 @@ func firstError(errs ...error) error {
 	return nil
 }
 
+// notField returns the name of the negation of a field of a source or operation; a condition names its key for both.
 func notField(field string) string {
+	if strings.Contains(field, ".") {
+		return field
+	}
 	return "not" + strings.ToUpper(field[:1]) + field[1:]
 }
 
 func compileTexts(field string, values, notValues []string, parse func(string) (pattern, error), out *texts) error {
-	for i, list := range [][]string{values, notValues} {
-		if i == 1 {
-			field = notField(field)
-		}
-		for _, v := range list {
-			if v == "" {
-				return fmt.Errorf("%s: an empty value", field)
-			}
-			p, err := parse(v)
-			if err != nil {
-				return fmt.Errorf("%s: %q: %w", field, v, err)
-			}
-			if i == 0 {
-				out.values = append(out.values, p)
-			} else {
-				out.notValues = append(out.notValues, p)
-			}
-		}
+	var err error
+	if out.values, err = compileList(field, values, parse); err != nil {
+		return err
 	}
-	return nil
+	out.notValues, err = compileList(notField(field), notValues, parse)
+	return err
+}
+
+func compileList(field string, values []string, parse func(string) (pattern, error)) (list, error) {
+	all := make([]pattern, 0, len(values))
+	for _, v := range values {
+		if v == "" {
+			return list{}, fmt.Errorf("%s: an empty value", field)
+		}
+		p, err := parse(v)
+		if err != nil {
+			return list{}, fmt.Errorf("%s: %q: %w", field, v, err)
+		}
+		all = append(all, p)
+	}
+	return newList(all), nil
 }
 
 func compilePrefixes(field string, values, notValues []netip.Prefix, out *addresses) error {
-	for i, list := range [][]netip.Prefix{values, notValues} {
-		for _, v := range list {
-			if !v.IsValid() {
-				return fmt.Errorf("%s: an invalid prefix", field)
-			}
-			if v.Addr().Is4In6() {
-				if v.Bits() < 96 {
-					return fmt.Errorf("%s: %v: not an IPv4 prefix", field, v)
-				}
-				v = netip.PrefixFrom(v.Addr().Unmap(), v.Bits()-96)
-			}
-			if i == 0 {
-				out.values = append(out.values, v.Masked())
-			} else {
-				out.notValues = append(out.notValues, v.Masked())
-			}
-		}
+	var err error
+	if out.values, err = maskPrefixes(field, values); err != nil {
+		return err
 	}
-	return nil
+	out.notValues, err = maskPrefixes(notField(field), notValues)
+	return err
+}
+
+func maskPrefixes(field string, in []netip.Prefix) ([]netip.Prefix, error) {
+	var out []netip.Prefix
+	for _, p := range in {
+		if p.Addr().Is4In6() && p.Bits() >= 96 {
+			p = netip.PrefixFrom(p.Addr().Unmap(), p.Bits()-96)
+		}
+		if !p.IsValid() || p.Addr().Is4In6() {
+			return nil, fmt.Errorf("%s: %v is not an address prefix", field, p)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
 }
 
 // parsePrefixes reads addresses and prefixes; an address stands for itself alone.

@@ -17,7 +17,7 @@ type Authorizer struct {
 
 // ruleSet is the rules of all policies by what they do.
 type ruleSet struct {
-	deny, allow, audit       group
+	deny, allow, audit      group
 	shadowDeny, shadowAllow group
 }
 
@@ -29,7 +29,7 @@ func (a *Authorizer) Decide(r *Request) Decision {
 		return d
 	}
 	var one [2]reading
-	q := query{Request: r}
+	q := query{Request: r, paths: one[:1]}
 	rules := &a.l4
 	if !r.L4 {
 		rules = &a.http

@@ -1,6 +1,8 @@
 package authz
 
 import (
+	"bytes"
+	"net/http"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -46,8 +48,9 @@ func targetPath(method, target string) (path string, plain, ok bool) {
 	if target == "*" {
 		return target, true, true
 	}
-	if method == "CONNECT" {
-		return "", true, true
+	if method == http.MethodConnect {
+		// net/http would take what follows the authority for a path, though there is nothing to follow it.
+		return "", true, !strings.ContainsAny(target, `/\?#%`)
 	}
 	path, _, _ = strings.Cut(target, "?")
 	scheme, rest, ok := strings.Cut(path, "://")
@@ -306,7 +309,7 @@ func removeDots(path string) string {
 		switch segment {
 		case "/.":
 		case "/..":
-			out = out[:max(0, strings.LastIndexByte(string(out), '/'))]
+			out = out[:max(0, bytes.LastIndexByte(out, '/'))]
 		default:
 			out = append(out, segment...)
 			continue

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"errors"
+	"slices"
 	"strings"
 )
 
@@ -57,6 +58,9 @@ func namespacePattern(v string) (pattern, error) {
 	return pattern{kind: glob, text: "*/ns/" + v + "/*"}, nil
 }
 
+// namespaceOf returns what namespacePattern made a pattern of.
+func namespaceOf(p pattern) string { return p.text[len("*/ns/") : len(p.text)-len("/*")] }
+
 func accountPattern(v string) (pattern, error) {
 	ns, name, ok := strings.Cut(v, "/")
 	if !ok || ns == "" || name == "" || strings.ContainsAny(v, "*") || strings.Contains(name, "/") {
@@ -89,67 +93,109 @@ func checkTemplate(v string) error {
 			last = true
 		case segment == "{*}", segment == "{**}":
 			return errors.New("{**} must be the last operator")
-		case strings.ContainsAny(segment, "{}*"):
+		case strings.ContainsAny(decodeAll(segment), "{}*"):
 			return errors.New("a segment of a template is {*}, {**} or plain text")
 		}
 	}
 	return nil
 }
 
-func matchAny(patterns []pattern, s string) bool {
-	for i := range patterns {
-		if patterns[i].match(s) {
+// list is the values of a field, any of which may match.
+type list struct {
+	all    []pattern
+	exact  map[string]struct{} // those that stand for themselves alone, if there are many
+	others []pattern           // those not in exact
+}
+
+// manyExact is the number of texts from which on a map is faster than to compare them all.
+const manyExact = 9
+
+func newList(all []pattern) list {
+	l := list{all: all, others: all}
+	plain := func(p pattern) bool { return p.kind == exact && p.text == p.decoded }
+	var texts map[string]struct{}
+	var others []pattern
+	for _, p := range all {
+		if !plain(p) {
+			others = append(others, p)
+			continue
+		}
+		if texts == nil {
+			texts = make(map[string]struct{})
+		}
+		texts[p.text] = struct{}{}
+	}
+	if len(texts) >= manyExact {
+		l.exact, l.others = texts, others
+	}
+	return l
+}
+
+func (l *list) empty() bool { return len(l.all) == 0 }
+
+func (l *list) match(s string) bool {
+	if l.exact != nil {
+		if _, ok := l.exact[s]; ok {
+			return true
+		}
+	}
+	for i := range l.others {
+		if l.others[i].match(s) {
 			return true
 		}
 	}
 	return false
 }
 
-// anyPresent is matchAny for a value that is there, and may be empty.
-func anyPresent(patterns []pattern, s string) bool {
-	for i := range patterns {
-		if patterns[i].kind == nonEmpty || patterns[i].match(s) {
+// matchPresent is match for the value of a header that is there, though it may be empty, for which "*" asks.
+func (l *list) matchPresent(s string) bool {
+	if l.match(s) {
+		return true
+	}
+	return s == "" && slices.ContainsFunc(l.others, func(p pattern) bool { return p.kind == nonEmpty })
+}
+
+func (l *list) matchPath(r *reading) bool {
+	if !r.decoded {
+		return l.match(r.path)
+	}
+	if l.exact != nil {
+		if _, ok := l.exact[r.path]; ok {
+			return true
+		}
+	}
+	for i := range l.others {
+		if match(l.others[i].kind, l.others[i].decoded, r.path) {
 			return true
 		}
 	}
 	return false
 }
 
-func anyPath(patterns []pattern, r reading) bool {
-	for i := range patterns {
-		p := patterns[i]
-		if r.decoded {
-			p.text = p.decoded
-		}
-		if p.match(r.path) {
-			return true
-		}
-	}
-	return false
-}
+func (p *pattern) match(s string) bool { return match(p.kind, p.text, s) }
 
-func (p *pattern) match(s string) bool {
-	switch p.kind {
+func match(kind kind, text, s string) bool {
+	switch kind {
 	case exact:
-		return s == p.text
+		return s == text
 	case prefix:
-		return strings.HasPrefix(s, p.text)
+		return strings.HasPrefix(s, text)
 	case suffix:
-		return strings.HasSuffix(s, p.text)
+		return strings.HasSuffix(s, text)
 	case nonEmpty, nonEmpty | foldedBit:
 		return s != ""
 	case glob:
-		return matchGlob(p.text, s)
+		return matchGlob(text, s)
 	case serviceAccount:
-		return matchAccount(p.text, s)
+		return matchAccount(text, s)
 	case template:
-		return matchTemplate(p.text, s)
+		return matchTemplate(text, s)
 	case exact | foldedBit:
-		return len(s) == len(p.text) && equalFold(s, p.text)
+		return len(s) == len(text) && equalFold(s, text)
 	case prefix | foldedBit:
-		return len(s) >= len(p.text) && equalFold(s[:len(p.text)], p.text)
+		return len(s) >= len(text) && equalFold(s[:len(text)], text)
 	case suffix | foldedBit:
-		return len(s) >= len(p.text) && equalFold(s[len(s)-len(p.text):], p.text)
+		return len(s) >= len(text) && equalFold(s[len(s)-len(text):], text)
 	}
 	return false
 }
@@ -178,29 +224,16 @@ func equalFold(s, lowercase string) bool {
 	return true
 }
 
-// matchGlob reports whether s matches pattern, in which a star is any text.
+// matchGlob reports whether s matches pattern, which begins and ends with a star. A star is any text.
 func matchGlob(pattern, s string) bool {
-	for {
-		literal, rest, star := strings.Cut(pattern, "*")
-		if !star {
-			return s == literal
-		}
-		if !strings.HasPrefix(s, literal) {
+	for literal := range strings.SplitSeq(pattern[1:len(pattern)-1], "*") {
+		i := strings.Index(s, literal)
+		if i < 0 {
 			return false
 		}
-		s = s[len(literal):]
-		for pattern = rest; ; {
-			literal, rest, star = strings.Cut(pattern, "*")
-			if !star {
-				return strings.HasSuffix(s, literal)
-			}
-			i := strings.Index(s, literal)
-			if i < 0 {
-				return false
-			}
-			s, pattern = s[i+len(literal):], rest
-		}
+		s = s[i+len(literal):]
 	}
+	return true
 }
 
 // matchAccount reports whether principal has ".../ns/NAMESPACE/[.../]sa/NAME[/...]" for account NAMESPACE/NAME.

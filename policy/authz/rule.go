@@ -6,29 +6,10 @@ import (
 	"strings"
 )
 
-// group is the rules of one kind of policy, in the order of the documents.
-type group struct {
-	rules []*rule
-}
-
-func (g *group) add(r *rule) { g.rules = append(g.rules, r) }
-
-func (g *group) index() {}
-
-// first returns the first rule that matches, or noMatch.
-func (g *group) first(q *query) Match {
-	for _, r := range g.rules {
-		if r.match(q) {
-			return r.name
-		}
-	}
-	return noMatch
-}
-
 // query is a request on its way through the rules.
 type query struct {
 	*Request
-	paths []reading // at least one, but for L4
+	paths []reading // at least one; of a raw TCP connection it means nothing
 }
 
 // rule is a compiled Rule.
@@ -76,13 +57,13 @@ type condition struct {
 	ports     ports
 }
 
-type texts struct{ values, notValues []pattern }
+type texts struct{ values, notValues list }
 
 type addresses struct{ values, notValues []netip.Prefix }
 
 type ports struct{ values, notValues []uint16 }
 
-func (t *texts) empty() bool     { return len(t.values) == 0 && len(t.notValues) == 0 }
+func (t *texts) empty() bool     { return t.values.empty() && t.notValues.empty() }
 func (a *addresses) empty() bool { return len(a.values) == 0 && len(a.notValues) == 0 }
 func (p *ports) empty() bool     { return len(p.values) == 0 && len(p.notValues) == 0 }
 
@@ -99,7 +80,7 @@ func (o *operation) empty() bool {
 func (r *rule) escaped() bool {
 	differs := func(p pattern) bool { return p.text != p.decoded }
 	return slices.ContainsFunc(r.to, func(o operation) bool {
-		return slices.ContainsFunc(o.paths.values, differs) || slices.ContainsFunc(o.paths.notValues, differs)
+		return slices.ContainsFunc(o.paths.values.all, differs) || slices.ContainsFunc(o.paths.notValues.all, differs)
 	})
 }
 
@@ -127,51 +108,72 @@ func (r *rule) withoutHTTP() (*rule, bool) {
 	return &l4, true
 }
 
+// match reports whether the rule matches, under every reading of the request or under any.
+//
+// Readings are those of the path, which only operations see, and those of each repeated header. The whole of the
+// operations is judged under one reading of the path at a time, so a path is never taken one way for a value and another way
+// for a negation, and each condition on a header is judged under one reading of that header at a time. That is what it
+// would be to judge the whole rule under each combination of readings: the parts are joined by AND, which "under
+// every" goes through, and so does "under any" where no two parts see the same thing. Where they do (two conditions on one
+// header) a Deny rule may match by two different readings: it is wider then, never narrower.
 func (r *rule) match(q *query) bool {
-	if len(r.from) > 0 && !slices.ContainsFunc(r.from, func(s source) bool { return s.match(q, r.every) }) {
-		return false
+	return r.matchFrom(q) && r.matchWhen(q) && r.matchTo(q)
+}
+
+func (r *rule) matchFrom(q *query) bool {
+	for i := range r.from {
+		if r.from[i].match(q, r.every) {
+			return true
+		}
 	}
+	return len(r.from) == 0
+}
+
+func (r *rule) matchWhen(q *query) bool {
 	for i := range r.when {
 		if !r.when[i].match(q, r.every) {
 			return false
 		}
 	}
-	return r.matchTo(q)
+	return true
 }
 
 func (r *rule) matchTo(q *query) bool {
 	if len(r.to) == 0 {
 		return true
 	}
-	under := func(p reading) bool {
-		return slices.ContainsFunc(r.to, func(o operation) bool { return o.match(q, p, r.every) })
-	}
-	if len(q.paths) == 0 {
-		return under(reading{})
-	}
-	for _, p := range q.paths {
-		if under(p) != r.every {
+	for i := range q.paths {
+		if r.matchPath(q, &q.paths[i]) != r.every {
 			return !r.every
 		}
 	}
 	return r.every
 }
 
+func (r *rule) matchPath(q *query, path *reading) bool {
+	for i := range r.to {
+		if r.to[i].match(q, path, r.every) {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *source) match(q *query, every bool) bool {
 	return s.principals.match(q.Principal) && s.namespaces.match(q.Principal) && s.accounts.match(q.Principal) &&
-		s.trustDomains.match(trustDomainOf(q.Principal)) &&
+		(s.trustDomains.empty() || s.trustDomains.match(trustDomainOf(q.Principal))) &&
 		s.source.match(q.Source, every) && s.remote.match(q.Remote, every)
 }
 
-func (o *operation) match(q *query, p reading, every bool) bool {
-	return o.ports.match(q.Destination.Port(), every) && o.methods.match(q.Method) && o.hosts.match(q.Host) &&
-		o.paths.matchPath(p)
+func (o *operation) match(q *query, path *reading, every bool) bool {
+	return o.ports.match(q.Destination.Port(), every) && o.methods.match(q.Method) && o.paths.matchPath(path) &&
+		o.hosts.match(q.Host)
 }
 
 func (c *condition) match(q *query, every bool) bool {
 	switch c.attribute {
 	case header:
-		return c.matchHeader(q.Header[c.header], every)
+		return c.texts.matchHeader(q.Header[c.header], every)
 	case host:
 		return c.texts.match(q.Host)
 	case method:
@@ -192,35 +194,32 @@ func (c *condition) match(q *query, every bool) bool {
 	return c.texts.match(q.Principal)
 }
 
-// matchHeader judges the values of a header. "*" asks only for the header to be there, though it be empty.
-func (c *condition) matchHeader(values []string, every bool) bool {
+func (t *texts) match(s string) bool {
+	return (t.values.empty() || t.values.match(s)) && !t.notValues.match(s)
+}
+
+func (t *texts) matchPath(r *reading) bool {
+	return (t.values.empty() || t.values.matchPath(r)) && !t.notValues.matchPath(r)
+}
+
+// matchHeader judges the values of a header, whose readings are all of them joined and each alone.
+func (t *texts) matchHeader(values []string, every bool) bool {
 	switch len(values) {
 	case 0:
-		return len(c.texts.values) == 0
+		return t.values.empty()
 	case 1:
-		return c.texts.matchPresent(values[0])
+		return t.matchPresent(values[0])
 	}
 	for _, v := range values {
-		if c.texts.matchPresent(v) != every {
+		if t.matchPresent(v) != every {
 			return !every
 		}
 	}
-	if c.texts.matchPresent(strings.Join(values, ",")) != every {
-		return !every
-	}
-	return every
-}
-
-func (t *texts) match(s string) bool {
-	return (len(t.values) == 0 || matchAny(t.values, s)) && !matchAny(t.notValues, s)
+	return t.matchPresent(strings.Join(values, ","))
 }
 
 func (t *texts) matchPresent(s string) bool {
-	return (len(t.values) == 0 || anyPresent(t.values, s)) && !anyPresent(t.notValues, s)
-}
-
-func (t *texts) matchPath(r reading) bool {
-	return (len(t.values) == 0 || anyPath(t.values, r)) && !anyPath(t.notValues, r)
+	return (t.values.empty() || t.values.matchPresent(s)) && !t.notValues.matchPresent(s)
 }
 
 func (a *addresses) match(addr netip.Addr, every bool) bool {
@@ -231,8 +230,16 @@ func (a *addresses) match(addr netip.Addr, every bool) bool {
 		return !every
 	}
 	addr = addr.Unmap().WithZone("")
-	in := func(p netip.Prefix) bool { return p.Contains(addr) }
-	return (len(a.values) == 0 || slices.ContainsFunc(a.values, in)) && !slices.ContainsFunc(a.notValues, in)
+	return (len(a.values) == 0 || contains(a.values, addr)) && !contains(a.notValues, addr)
+}
+
+func contains(prefixes []netip.Prefix, addr netip.Addr) bool {
+	for i := range prefixes {
+		if prefixes[i].Contains(addr) {
+			return true
+		}
+	}
+	return false
 }
 
 func (p *ports) match(port uint16, every bool) bool {

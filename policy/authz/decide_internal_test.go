@@ -1,0 +1,413 @@
+package authz
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// FuzzDecide holds the Authorizer, with its index and its short cuts, against a reference that walks all rules under all
+// combinations of readings, and matches with the regular expressions that Istio would make of the values.
+func FuzzDecide(f *testing.F) {
+	for seed := range uint64(40) {
+		f.Add(seed, seed*7, "/a/b", uint8(seed))
+	}
+	for i, path := range []string{"//a", "/a/../b", "/a%2Fb", "/a;x", "/a#/../b", `/a\..\b`, "/%61", "/a%3Ab", "/a:b", "/%"} {
+		f.Add(uint64(100+i), uint64(i), path, uint8(i))
+	}
+	f.Fuzz(func(t *testing.T, seed, request uint64, path string, mode uint8) {
+		cfg := Config{Normalization: Normalization(mode % 4)}
+		policies := randomPolicies(rand.New(rand.NewPCG(seed, 1)))
+		a, err := Compile(policies, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rng := rand.New(rand.NewPCG(request, 2))
+		for range 8 {
+			r := randomRequest(rng, path)
+			got, want := a.Decide(&r), refDecide(policies, cfg, &r)
+			if got != want {
+				t.Fatalf("Decide(%+v)\n of %+v\n = %+v,\nwant %+v", r, policies, got, want)
+			}
+		}
+	})
+}
+
+// TestDecideAgrees is what FuzzDecide does, for some hundred sets of policies.
+func TestDecideAgrees(t *testing.T) {
+	paths := []string{"a/b", "/a", "a/../b", "a%2Fb", "a;x", "a#/../b", `a\..`, "%61", "a%3Ab", "a%20b", "%00", "./a", "a/"}
+	allowed, denied := 0, 0
+	for seed := range uint64(600) {
+		rng := rand.New(rand.NewPCG(seed, 3))
+		cfg := Config{Normalization: Normalization(seed % 4)}
+		policies := randomPolicies(rng)
+		a, err := Compile(policies, cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			r := randomRequest(rng, pick(rng, paths...))
+			got, want := a.Decide(&r), refDecide(policies, cfg, &r)
+			if got != want {
+				t.Fatalf("Decide(%+v)\n of %+v\n = %+v,\nwant %+v", r, policies, got, want)
+			}
+			if got.Rule >= 0 && got.Allowed {
+				allowed++
+			} else if got.Rule >= 0 {
+				denied++
+			}
+		}
+	}
+	if allowed < 500 || denied < 500 {
+		t.Errorf("%d requests were allowed by a rule and %d denied: the policies test nothing", allowed, denied)
+	}
+}
+
+func pick[T any](r *rand.Rand, from ...T) T { return from[r.IntN(len(from))] }
+
+func some[T any](r *rand.Rand, p float64, from ...T) []T {
+	if r.Float64() > p {
+		return nil
+	}
+	list := make([]T, 1+r.IntN(3))
+	for i := range list {
+		list[i] = pick(r, from...)
+	}
+	return list
+}
+
+var (
+	somePrincipals = []string{"td/ns/a/sa/x", "td/ns/a/sa/y", "td/ns/b/sa/x", "td2/ns/a/sa/x", "td/ns/ns/sa/x", "td/spire/x",
+		"td/ns/a/k/v/sa/x/k/v"}
+	somePaths     = []string{"/", "/a", "/b", "/a/b", "/a:b", "/a/b/c", "/ab", "/a b"}
+	principalVals = append(slices.Clone(somePrincipals), "*", "td/*", "td/ns/a/*", "*/sa/x", "td2*")
+	namespaceVals = []string{"a", "b", "a*", "*", "ns", "sa", "*a*"}
+	accountVals   = []string{"a/x", "a/y", "b/x", "ns/x"}
+	pathVals      = append(slices.Clone(somePaths), "*", "/a*", "/a/*", "*/b", "/a%2Fb", "/a%3Ab", "/a%20b", "/{*}", "/a/{**}",
+		"/{*}/b", "/a/{*}/c", "/%61", "/a;x", "//a")
+	methodVals = []string{"GET", "POST", "*", "P*"}
+	hostVals   = []string{"h", "H.example", "*.example", "h:*", "*"}
+	prefixVals = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("10.0.0.1/32"),
+		netip.MustParsePrefix("fd00::/8")}
+	headerVals = []string{"1", "2", "1,2", "*", "1*", "*2"}
+)
+
+func randomPolicies(r *rand.Rand) []Policy {
+	var policies []Policy
+	for i := range r.IntN(8) {
+		p := Policy{Name: fmt.Sprint("ns/", i), Action: Action(r.IntN(3)), DryRun: r.IntN(4) == 0}
+		for range r.IntN(10) {
+			p.Rules = append(p.Rules, randomRule(r))
+		}
+		policies = append(policies, p)
+	}
+	return policies
+}
+
+func randomRule(r *rand.Rand) Rule {
+	var rule Rule
+	for range r.IntN(3) {
+		s := Source{
+			Principals: some(r, 0.5, principalVals...), NotPrincipals: some(r, 0.1, principalVals...),
+			Namespaces: some(r, 0.2, namespaceVals...), NotNamespaces: some(r, 0.1, namespaceVals...),
+			ServiceAccounts: some(r, 0.2, accountVals...), NotServiceAccounts: some(r, 0.1, accountVals...),
+			TrustDomains: some(r, 0.1, "td", "td2", "td*"), NotTrustDomains: some(r, 0.05, "td", "*2"),
+			IPBlocks: some(r, 0.1, prefixVals...), NotIPBlocks: some(r, 0.1, prefixVals...),
+			RemoteIPBlocks: some(r, 0.1, prefixVals...), NotRemoteIPBlocks: some(r, 0.1, prefixVals...),
+		}
+		if _, err := compileSource(&s); err == nil {
+			rule.From = append(rule.From, s)
+		}
+	}
+	for range r.IntN(3) {
+		o := Operation{
+			Hosts: some(r, 0.1, hostVals...), NotHosts: some(r, 0.05, hostVals...),
+			Methods: some(r, 0.3, methodVals...), NotMethods: some(r, 0.1, methodVals...),
+			Paths: some(r, 0.6, pathVals...), NotPaths: some(r, 0.2, pathVals...),
+			Ports: some(r, 0.1, uint16(80), 8080), NotPorts: some(r, 0.1, uint16(80), 8080),
+		}
+		if _, err := compileOperation(&o); err == nil {
+			rule.To = append(rule.To, o)
+		}
+	}
+	// One condition a key: see (*rule).match for two on one header.
+	for _, c := range []Condition{
+		{"request.headers[X-A]", some(r, 0.1, headerVals...), some(r, 0.1, headerVals...)},
+		{"request.headers[:method]", some(r, 0.05, methodVals...), nil},
+		{"source.principal", some(r, 0.1, principalVals...), nil},
+		{"source.namespace", nil, some(r, 0.05, namespaceVals...)},
+		{"source.ip", some(r, 0.05, "10.0.0.1", "10.0.0.0/8"), nil},
+		{"destination.port", some(r, 0.05, "80"), some(r, 0.05, "8080")},
+		{"connection.sni", some(r, 0.05, hostVals...), nil},
+	} {
+		if len(c.Values)+len(c.NotValues) > 0 {
+			rule.When = append(rule.When, c)
+		}
+	}
+	return rule
+}
+
+func randomRequest(r *rand.Rand, path string) Request {
+	addr := func() netip.Addr {
+		return pick(r, netip.Addr{}, netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1"),
+			netip.MustParseAddr("::ffff:10.1.1.1"))
+	}
+	req := Request{
+		Principal:   pick(r, append([]string{""}, somePrincipals...)...),
+		Source:      addr(),
+		Remote:      addr(),
+		Destination: netip.AddrPortFrom(addr(), pick(r, uint16(0), 80, 8080)),
+		SNI:         pick(r, "", "h", "x.EXAMPLE"),
+		L4:          r.IntN(6) == 0,
+	}
+	if !req.L4 {
+		req.Host = pick(r, "h", "H:80", "x.Example", "")
+		req.Method = pick(r, "GET", "POST")
+		req.Target = pick(r, append(somePaths, "/"+path, path)...)
+		req.Header = http.Header{"X-A": some(r, 0.5, "1", "2", "", "12")}
+	}
+	return req
+}
+
+// refRequest is a request under one combination of readings.
+type refRequest struct {
+	*Request
+	path   reading
+	header *string
+}
+
+func refDecide(policies []Policy, cfg Config, r *Request) Decision {
+	d := Decision{Allowed: true, Reason: reasonNoAllow, Match: noMatch, Audit: noMatch, Shadow: Shadow{Match: noMatch}}
+	if len(policies) == 0 {
+		return d
+	}
+	enforced := slices.DeleteFunc(slices.Clone(policies), func(p Policy) bool { return p.DryRun && p.Action != Audit })
+	shadow := len(enforced) != len(policies)
+	var views []refRequest
+	paths := map[reading]bool{{}: true}
+	if !r.L4 {
+		path, _, ok := targetPath(r.Method, r.Target)
+		if !ok || path != "" && path[0] == '/' && !valid(path) {
+			d.Allowed, d.BadRequest, d.Reason = false, true, reasonMalformed
+			if shadow {
+				d.Shadow = Shadow{Present: true, Match: noMatch, Reason: reasonMalformed}
+			}
+			return d
+		}
+		if path == "" || path[0] != '/' {
+			paths = map[reading]bool{{path: path}: true}
+		} else {
+			paths = refReadings(path, cfg.Normalization)
+		}
+	}
+	headers := []*string{nil}
+	if values := r.Header["X-A"]; len(values) > 0 {
+		joined := strings.Join(values, ",")
+		headers = []*string{&joined}
+		for _, v := range values {
+			headers = append(headers, &v)
+		}
+	}
+	for path := range paths {
+		for _, h := range headers {
+			views = append(views, refRequest{r, path, h})
+		}
+	}
+	verdict := func(policies []Policy) (bool, Match, string) {
+		if m := refFirst(policies, Deny, views); m != noMatch {
+			return false, m, reasonDenied
+		}
+		if !slices.ContainsFunc(policies, func(p Policy) bool { return p.Action == Allow }) {
+			return true, noMatch, reasonNoAllow
+		}
+		if m := refFirst(policies, Allow, views); m != noMatch {
+			return true, m, reasonAllowed
+		}
+		return false, noMatch, reasonUnmatched
+	}
+	d.Audit = refFirst(policies, Audit, views)
+	d.Allowed, d.Match, d.Reason = verdict(enforced)
+	if shadow {
+		d.Shadow.Present = true
+		d.Shadow.Allowed, d.Shadow.Match, d.Shadow.Reason = verdict(policies)
+		// Enforced policies come first, wherever they stand.
+		if d.Reason == reasonDenied || d.Reason == reasonAllowed && d.Shadow.Reason == reasonAllowed {
+			d.Shadow.Match = d.Match
+		}
+	}
+	return d
+}
+
+func refFirst(policies []Policy, action Action, views []refRequest) Match {
+	for _, p := range policies {
+		if p.Action != action {
+			continue
+		}
+		for i := range p.Rules {
+			under := func(v refRequest) bool { return refRule(&p.Rules[i], action, v) }
+			all := !slices.ContainsFunc(views, func(v refRequest) bool { return !under(v) })
+			if action == Allow && all || action != Allow && slices.ContainsFunc(views, under) {
+				return Match{p.Name, i}
+			}
+		}
+	}
+	return noMatch
+}
+
+// refRule judges one rule under one combination of readings.
+func refRule(rule *Rule, action Action, v refRequest) bool {
+	if v.L4 {
+		needsHTTP := func(o Operation) bool {
+			return len(o.Hosts)+len(o.NotHosts)+len(o.Methods)+len(o.NotMethods)+len(o.Paths)+len(o.NotPaths) > 0
+		}
+		headers := func(c Condition) bool { return strings.HasPrefix(c.Key, "request.") }
+		if action == Allow && (slices.ContainsFunc(rule.To, needsHTTP) || slices.ContainsFunc(rule.When, headers)) {
+			return false
+		}
+	}
+	from := len(rule.From) == 0 || slices.ContainsFunc(rule.From, func(s Source) bool {
+		id := func(values, not []string, expr func(string) string) bool {
+			return refTexts(values, not, expr, "spiffe://"+v.Principal, v.Principal != "")
+		}
+		return id(s.Principals, s.NotPrincipals, principalExpr) && id(s.Namespaces, s.NotNamespaces, namespaceExpr) &&
+			id(s.ServiceAccounts, s.NotServiceAccounts, accountExpr) &&
+			id(s.TrustDomains, s.NotTrustDomains, func(v string) string { return "spiffe://" + textExprIn(v, "[^/]") + "/.*" }) &&
+			refAddr(s.IPBlocks, s.NotIPBlocks, v.Source, action) && refAddr(s.RemoteIPBlocks, s.NotRemoteIPBlocks, v.Remote, action)
+	})
+	to := len(rule.To) == 0 || slices.ContainsFunc(rule.To, func(o Operation) bool {
+		if !refPort(o.Ports, o.NotPorts, v.Destination.Port(), action) {
+			return false
+		}
+		return v.L4 || refTexts(o.Methods, o.NotMethods, textExpr, v.Method, true) &&
+			refTexts(o.Hosts, o.NotHosts, hostExpr, v.Host, true) &&
+			refTexts(o.Paths, o.NotPaths, func(value string) string {
+				plain := unreserved.MatchString
+				if v.path.decoded {
+					plain = func(string) bool { return true }
+				}
+				return pathExpr(refUnescape(value, plain))
+			}, v.path.path, true)
+	})
+	return from && to && !slices.ContainsFunc(rule.When, func(c Condition) bool { return !refCondition(c, action, v) })
+}
+
+func refCondition(c Condition, action Action, v refRequest) bool {
+	switch c.Key {
+	case "request.headers[X-A]":
+		if v.L4 {
+			return true
+		}
+		value := ""
+		if v.header != nil {
+			value = *v.header
+		}
+		return refTexts(c.Values, c.NotValues, func(v string) string {
+			if v == "*" {
+				return ".*"
+			}
+			return textExpr(v)
+		}, value, v.header != nil)
+	case "request.headers[:method]":
+		return v.L4 || refTexts(c.Values, c.NotValues, textExpr, v.Method, true)
+	case "source.principal":
+		return refTexts(c.Values, c.NotValues, principalExpr, "spiffe://"+v.Principal, v.Principal != "")
+	case "source.namespace":
+		return refTexts(c.Values, c.NotValues, namespaceExpr, "spiffe://"+v.Principal, v.Principal != "")
+	case "connection.sni":
+		return refTexts(c.Values, c.NotValues, hostExpr, v.SNI, true)
+	case "source.ip":
+		var prefixes []netip.Prefix
+		for _, value := range c.Values {
+			if !strings.Contains(value, "/") {
+				value += "/32"
+			}
+			prefixes = append(prefixes, netip.MustParsePrefix(value))
+		}
+		return refAddr(prefixes, nil, v.Source, action)
+	case "destination.port":
+		ports := func(values []string) (ports []uint16) {
+			for _, value := range values {
+				var port uint16
+				fmt.Sscan(value, &port)
+				ports = append(ports, port)
+			}
+			return ports
+		}
+		return refPort(ports(c.Values), ports(c.NotValues), v.Destination.Port(), action)
+	}
+	panic(c.Key)
+}
+
+func refTexts(values, notValues []string, expr func(string) string, s string, present bool) bool {
+	in := func(value string) bool {
+		return present && compiled("(?s)^(?:" + expr(value) + ")$").MatchString(s)
+	}
+	return (len(values) == 0 || slices.ContainsFunc(values, in)) && !slices.ContainsFunc(notValues, in)
+}
+
+var compiledExprs sync.Map
+
+func compiled(expr string) *regexp.Regexp {
+	if e, ok := compiledExprs.Load(expr); ok {
+		return e.(*regexp.Regexp)
+	}
+	e := regexp.MustCompile(expr)
+	compiledExprs.Store(expr, e)
+	return e
+}
+
+func refAddr(values, notValues []netip.Prefix, addr netip.Addr, action Action) bool {
+	if len(values)+len(notValues) == 0 || !addr.IsValid() {
+		return len(values)+len(notValues) == 0 || action != Allow
+	}
+	in := func(p netip.Prefix) bool { return p.Contains(addr.Unmap()) }
+	return (len(values) == 0 || slices.ContainsFunc(values, in)) && !slices.ContainsFunc(notValues, in)
+}
+
+func refPort(values, notValues []uint16, port uint16, action Action) bool {
+	if len(values)+len(notValues) == 0 || port == 0 {
+		return len(values)+len(notValues) == 0 || action != Allow
+	}
+	return (len(values) == 0 || slices.Contains(values, port)) && !slices.Contains(notValues, port)
+}
+
+func textExpr(v string) string { return textExprIn(v, ".") }
+
+func textExprIn(v, char string) string {
+	switch {
+	case v == "*":
+		return char + "+"
+	case strings.HasPrefix(v, "*"):
+		return char + "*" + regexp.QuoteMeta(v[1:])
+	case strings.HasSuffix(v, "*"):
+		return regexp.QuoteMeta(v[:len(v)-1]) + char + "*"
+	}
+	return regexp.QuoteMeta(v)
+}
+
+func hostExpr(v string) string { return "(?i)" + textExpr(v) }
+
+func principalExpr(v string) string { return "spiffe://" + textExpr(v) }
+
+func namespaceExpr(v string) string {
+	return ".*/ns/" + strings.ReplaceAll(regexp.QuoteMeta(v), `\*`, ".*") + "/.*"
+}
+
+func accountExpr(v string) string {
+	ns, name, _ := strings.Cut(v, "/")
+	return "spiffe://.+/ns/" + regexp.QuoteMeta(ns) + "/(.+/|)sa/" + regexp.QuoteMeta(name) + "(/.+)?"
+}
+
+func pathExpr(v string) string {
+	if !strings.Contains(v, "{*}") && !strings.Contains(v, "{**}") {
+		return textExpr(v)
+	}
+	v = strings.ReplaceAll(regexp.QuoteMeta(v), `\{\*\*\}`, ".*")
+	return strings.ReplaceAll(v, `\{\*\}`, "[^/]+")
+}

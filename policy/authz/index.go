@@ -1,0 +1,343 @@
+package authz
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+)
+
+// group is the rules of one kind of policy, in the order of the documents, and an index of them.
+//
+// Each rule stands in the index under texts one of which a request must have to match it: principals, say, or paths. Of
+// the fields of a rule that offer such texts, the index uses the one that the rule shares with the fewest others. Rules
+// that offer none are tried for every request.
+type group struct {
+	rules []*rule
+
+	indexed    bool // there are enough rules for it; else what follows is not used
+	rest       []int32
+	principals lookup
+	paths      lookup
+	namespaces map[string][]int32
+	accounts   map[string][]int32
+	methods    map[string][]int32
+	identities []int32 // all of namespaces and accounts, for principals of another shape than Istio's
+}
+
+// minIndexed is the number of rules from which on an index is faster than to try them all.
+const minIndexed = 5
+
+func (g *group) add(r *rule) { g.rules = append(g.rules, r) }
+
+// first returns the first rule that matches, or noMatch.
+func (g *group) first(q *query) Match {
+	best := len(g.rules)
+	if !g.indexed {
+		for i, r := range g.rules {
+			if r.match(q) {
+				return g.rules[i].name
+			}
+		}
+		return noMatch
+	}
+	best = g.try(g.rest, best, q)
+	if q.Principal != "" {
+		best = g.lookup(&g.principals, q.Principal, best, q)
+		if len(g.identities) > 0 {
+			if ns, account, ok := splitPrincipal(q.Principal); ok {
+				best = g.try(g.namespaces[ns], best, q)
+				best = g.try(g.accounts[account], best, q)
+			} else {
+				best = g.try(g.identities, best, q)
+			}
+		}
+	}
+	for i := range q.paths {
+		best = g.lookup(&g.paths, q.paths[i].path, best, q)
+		if g.rules[0].every {
+			break // what matches under every reading matches under the first
+		}
+	}
+	best = g.try(g.methods[q.Method], best, q)
+	if best == len(g.rules) {
+		return noMatch
+	}
+	return g.rules[best].name
+}
+
+// try returns the first of the rules in list that matches, or best if none before it does.
+func (g *group) try(list []int32, best int, q *query) int {
+	for _, i := range list {
+		if int(i) >= best {
+			break
+		}
+		if g.rules[i].match(q) {
+			return int(i)
+		}
+	}
+	return best
+}
+
+func (g *group) lookup(l *lookup, text string, best int, q *query) int {
+	if len(l.exact) > 0 {
+		best = g.try(l.exact[text], best, q)
+	}
+	for i := l.longest(text); i >= 0; i = l.prefixes[i].parent {
+		if strings.HasPrefix(text, l.prefixes[i].text) {
+			best = g.try(l.prefixes[i].rules, best, q)
+		}
+	}
+	return best
+}
+
+// lookup finds rules by a text that a request has, or that what it has begins with.
+type lookup struct {
+	exact    map[string][]int32
+	prefixes []prefixed // sorted
+}
+
+type prefixed struct {
+	text   string
+	rules  []int32
+	parent int // the longest other prefix that text begins with, or -1
+}
+
+// longest returns the last prefix that is not behind text in the order of texts, or -1. If text begins with any prefix, it
+// begins with this one or with one of its parents: what is between a prefix and text begins with that prefix, too.
+func (l *lookup) longest(text string) int {
+	if len(l.prefixes) == 0 {
+		return -1
+	}
+	i, found := slices.BinarySearchFunc(l.prefixes, text, func(p prefixed, text string) int {
+		return cmp.Compare(p.text, text)
+	})
+	if !found {
+		i--
+	}
+	return i
+}
+
+// link sorts the prefixes and finds their parents.
+func (l *lookup) link() {
+	slices.SortFunc(l.prefixes, func(a, b prefixed) int { return cmp.Compare(a.text, b.text) })
+	for i := range l.prefixes {
+		parent := i - 1
+		for parent >= 0 && !strings.HasPrefix(l.prefixes[i].text, l.prefixes[parent].text) {
+			parent = l.prefixes[parent].parent
+		}
+		l.prefixes[i].parent = parent
+	}
+}
+
+// splitPrincipal splits "trust-domain/ns/NAMESPACE/sa/NAME" into the namespace and "NAMESPACE/sa/NAME". It refuses any other
+// shape, and a namespace "ns", which makes a second "/ns/".
+func splitPrincipal(principal string) (namespace, account string, ok bool) {
+	domain := strings.IndexByte(principal, '/')
+	if domain <= 0 {
+		return "", "", false
+	}
+	account, ok = strings.CutPrefix(principal[domain:], "/ns/")
+	if !ok {
+		return "", "", false
+	}
+	namespace, name, ok := strings.Cut(account, "/sa/")
+	if !ok || namespace == "ns" || name == "" || strings.IndexByte(namespace, '/') >= 0 || strings.IndexByte(name, '/') >= 0 {
+		return "", "", false
+	}
+	return namespace, account, true
+}
+
+// key is a text to stand under.
+type key struct {
+	kind keyKind
+	text string
+}
+
+// keyKind is the kinds of keys, the most telling first.
+type keyKind uint8
+
+const (
+	byPrincipal keyKind = iota
+	byAccount
+	byPath
+	byNamespace
+	byPrincipalPrefix
+	byPathPrefix
+	byMethod
+)
+
+// index builds the index.
+func (g *group) index() {
+	if len(g.rules) < minIndexed {
+		return
+	}
+	g.indexed = true
+	g.principals.exact = make(map[string][]int32)
+	g.paths.exact = make(map[string][]int32)
+	g.namespaces = make(map[string][]int32)
+	g.accounts = make(map[string][]int32)
+	g.methods = make(map[string][]int32)
+
+	choices := make([][][]key, len(g.rules))
+	shared := make(map[key]int)
+	for i, r := range g.rules {
+		choices[i] = r.keys()
+		for _, keys := range choices[i] {
+			for _, k := range keys {
+				shared[k]++
+			}
+		}
+	}
+	prefixes := make(map[key][]int32)
+	for i := range g.rules {
+		for _, k := range cheapest(choices[i], shared) {
+			g.insert(k, int32(i), prefixes)
+		}
+		if len(choices[i]) == 0 {
+			g.rest = append(g.rest, int32(i))
+		}
+	}
+	for k, rules := range prefixes {
+		l := &g.paths
+		if k.kind == byPrincipalPrefix {
+			l = &g.principals
+		}
+		l.prefixes = append(l.prefixes, prefixed{text: k.text, rules: rules})
+	}
+	g.principals.link()
+	g.paths.link()
+}
+
+func (g *group) insert(k key, i int32, prefixes map[key][]int32) {
+	put := func(m map[string][]int32) { m[k.text] = append(m[k.text], i) }
+	switch k.kind {
+	case byPrincipal:
+		put(g.principals.exact)
+	case byPath:
+		put(g.paths.exact)
+	case byMethod:
+		put(g.methods)
+	case byPrincipalPrefix, byPathPrefix:
+		prefixes[k] = append(prefixes[k], i)
+	case byAccount, byNamespace:
+		if k.kind == byAccount {
+			put(g.accounts)
+		} else {
+			put(g.namespaces)
+		}
+		if n := len(g.identities); n == 0 || g.identities[n-1] != i {
+			g.identities = append(g.identities, i)
+		}
+	}
+}
+
+// cheapest returns the choice whose keys lead to the fewest rules; of equal ones that of the most telling kind.
+func cheapest(choices [][]key, shared map[key]int) []key {
+	var best []key
+	bestCost, bestKind := 0, keyKind(0)
+	for _, keys := range choices {
+		cost, kind := 0, keyKind(0)
+		for _, k := range keys {
+			cost += shared[k]
+			kind = max(kind, k.kind)
+		}
+		if best == nil || cost < bestCost || cost == bestCost && kind < bestKind {
+			best, bestCost, bestKind = keys, cost, kind
+		}
+	}
+	return best
+}
+
+// keys returns the sets of keys that the rule may stand under. A request has to have a key of each set to match it.
+func (r *rule) keys() [][]key {
+	var choices [][]key
+	add := func(keys []key) {
+		if len(keys) > 0 {
+			slices.SortFunc(keys, func(a, b key) int {
+				return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.text, b.text))
+			})
+			choices = append(choices, slices.Compact(keys))
+		}
+	}
+	add(union(len(r.from), func(i int) []key {
+		s := &r.from[i]
+		return firstKeys(
+			textKeys(s.principals.values.all, principal),
+			textKeys(s.accounts.values.all, account),
+			textKeys(s.namespaces.values.all, namespace))
+	}))
+	add(union(len(r.to), func(i int) []key { return pathKeys(r.to[i].paths.values.all) }))
+	add(union(len(r.to), func(i int) []key { return textKeys(r.to[i].methods.values.all, method) }))
+	for i := range r.when {
+		add(textKeys(r.when[i].texts.values.all, r.when[i].attribute))
+	}
+	return choices
+}
+
+// union returns the keys of n alternatives, or nil if one of them has none.
+func union(n int, of func(int) []key) []key {
+	var all []key
+	for i := range n {
+		keys := of(i)
+		if len(keys) == 0 {
+			return nil
+		}
+		all = append(all, keys...)
+	}
+	return all
+}
+
+func firstKeys(choices ...[]key) []key {
+	for _, keys := range choices {
+		if len(keys) > 0 {
+			return keys
+		}
+	}
+	return nil
+}
+
+// textKeys returns a key for each value, or nil if there is a value that has none.
+func textKeys(values []pattern, about attribute) []key {
+	keys := make([]key, 0, len(values))
+	for _, v := range values {
+		switch {
+		case about == principal && v.kind == exact:
+			keys = append(keys, key{byPrincipal, v.text})
+		case about == principal && v.kind == prefix:
+			keys = append(keys, key{byPrincipalPrefix, v.text})
+		case about == account:
+			keys = append(keys, key{byAccount, strings.Replace(v.text, "/", "/sa/", 1)})
+		case about == namespace && !strings.ContainsAny(namespaceOf(v), "*/"):
+			keys = append(keys, key{byNamespace, namespaceOf(v)})
+		case about == method && v.kind == exact:
+			keys = append(keys, key{byMethod, v.text})
+		default:
+			return nil
+		}
+	}
+	return keys
+}
+
+// pathKeys is textKeys for paths, whose text may be another once it is decoded.
+func pathKeys(values []pattern) []key {
+	keys := make([]key, 0, len(values))
+	for _, v := range values {
+		kind, texts := byPath, [2]string{v.text, v.decoded}
+		switch v.kind {
+		case exact:
+		case prefix:
+			kind = byPathPrefix
+		case template:
+			kind = byPathPrefix
+			for i := range texts {
+				texts[i], _, _ = strings.Cut(texts[i], "{")
+			}
+		default:
+			return nil
+		}
+		for _, text := range texts {
+			keys = append(keys, key{kind, text})
+		}
+	}
+	return keys
+}
