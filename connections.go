@@ -333,12 +333,16 @@ var errLinkClosed = errors.New("the endpoint was removed meanwhile")
 // stay the service's, and the request stays the caller's.
 func dialling(template *http.Transport, address string) *http.Transport {
 	t := template.Clone()
-	dial := t.DialContext
-	if dial == nil {
-		dial = new(net.Dialer).DialContext
-	}
+	dial := contextDialer(t)
 	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return dial(ctx, network, address)
 	}
 	return t
+}
+
+func contextDialer(t *http.Transport) func(ctx context.Context, network, address string) (net.Conn, error) {
+	if t.DialContext != nil {
+		return t.DialContext
+	}
+	return new(net.Dialer).DialContext
 }

@@ -71,7 +71,7 @@ var (
 		"/tlsid/spiffe": list(grpcs, "/tlsid", spiffe),
 		"/policy/authz": nil,
 
-		"/internal/grpcstatus":  nil,
+		"/internal/grpcstatus":  grpcs,
 		"/internal/grpctest":    grpcs,
 		"/internal/workloadapi": list(grpcs, spiffe),
 

@@ -162,6 +162,12 @@ func (c *Conns) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
+// Dial makes a connection for a protocol other than HTTP, as the template dials them, and counts it against MaxConnections
+// until it is closed. It takes no slot of the pool. If there is no room, the error is [ErrOverflow].
+func (c *Conns) Dial(ctx context.Context) (net.Conn, error) {
+	return c.dialContext(ctx, "tcp", "")
+}
+
 // CloseIdleConnections closes the connections that serve no call.
 func (c *Conns) CloseIdleConnections() {
 	c.transport.CloseIdleConnections()

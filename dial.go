@@ -1,0 +1,280 @@
+package mesh
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// dialTries is how many endpoints a dial tries: as many as the mesh's default retries make of a call. A connection that
+// could not be made has carried nothing.
+const dialTries = 3
+
+// DialContext connects to a service for protocols other than HTTP, such as those of databases: it finds the endpoints,
+// picks one, and secures the connection as the documents ask. An endpoint that cannot be connected to counts against it in
+// outlier detection, and another one is tried, three in all. The DestinationRule's tcp settings apply (maxConnections,
+// connectTimeout, tcpKeepalive); what needs requests, such as retries and routes of HTTP, does not.
+//
+// network is "tcp"; address is "host:port". A host outside the mesh is dialled as it is, unless [RegistryOnly] refuses it. The
+// error is an [*Error], or that of ctx. An mTLS connection is closed when the first certificate it was made with expires.
+func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+	default:
+		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
+	}
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	d := &dial{mesh: m, start: time.Now(), address: address}
+	d.target.Port, err = strconv.Atoi(port)
+	if err != nil {
+		return nil, &net.AddrError{Err: "the port is not a number", Addr: address}
+	}
+	conn, err := d.run(ctx, network)
+	if err == nil {
+		return conn, nil
+	}
+	if kind := failure.Of(ctx, err); kind == failure.Canceled || kind == failure.RequestTimeout {
+		return nil, err // the caller gave up
+	} else if kind != failure.Refused {
+		d.flags |= flagsOf(kind, false)
+	}
+	return nil, &Error{Layer: d.layer, Target: d.target, Flags: d.flags, Attempts: d.attempts, Err: err}
+}
+
+// dial is one connection on its way.
+type dial struct {
+	mesh     *Mesh
+	start    time.Time
+	address  string
+	target   route.Target
+	cluster  *cluster
+	layer    Layer
+	flags    Flags
+	attempts int
+	tried    []string
+}
+
+func (d *dial) refuse(layer Layer, flags Flags, err error) error {
+	d.layer, d.flags = layer, d.flags|flags
+	return refusal.Because(err)
+}
+
+func (d *dial) run(ctx context.Context, network string) (net.Conn, error) {
+	inside, err := d.route(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !inside {
+		d.layer = LayerEndpoint
+		return contextDialer(d.mesh.template)(ctx, network, d.address)
+	}
+	defer d.cluster.leave() // a connection is no call: it does not keep the endpoints of a removed destination known
+	var conn net.Conn
+	for try := 1; try <= dialTries; try++ {
+		conn, err = d.attempt(ctx)
+		if err == nil || refusal.Is(err) || ctx.Err() != nil {
+			return conn, err
+		}
+	}
+	return nil, err
+}
+
+// route finds the cluster of the address, and enters it. It reports whether the address belongs to the mesh.
+func (d *dial) route(ctx context.Context) (inside bool, err error) {
+	m := d.mesh
+	for {
+		v := m.view.Load()
+		host := v.plan.Host(d.address)
+		d.target.Host = host.Service.Host
+		if !host.Known && m.resolver == nil && m.outbound == RegistryOnly {
+			return false, d.refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
+		}
+		c, err := m.cluster(v, d.target)
+		if err != nil {
+			return false, d.refuse(LayerRoute, 0, err)
+		}
+		if c == nil || !c.enter(d.start) {
+			continue // the documents changed meanwhile
+		}
+		d.cluster = c
+		if host.Known {
+			return true, nil
+		}
+		err = c.wait(ctx)
+		if err == nil {
+			return true, nil
+		}
+		c.leave()
+		switch {
+		case ctx.Err() != nil:
+			return false, context.Cause(ctx)
+		case !errors.Is(err, discovery.ErrUnknownService):
+			return false, d.refuse(LayerDiscovery, FlagNoHealthyUpstream, err)
+		}
+		m.drop(c)
+		if m.outbound == RegistryOnly {
+			return false, d.refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
+		}
+		return false, nil
+	}
+}
+
+// attempt connects to one endpoint.
+func (d *dial) attempt(ctx context.Context) (_ net.Conn, err error) {
+	c := d.cluster
+	var lease breaker.Lease
+	if c.circuit != nil {
+		if lease, err = c.circuit.Allow(); err != nil {
+			return nil, d.refuse(LayerBreaker, FlagOverflow, err)
+		}
+	}
+	outcome := breaker.Ignored
+	defer func() { lease.Done(outcome) }()
+
+	h, err := d.pick(ctx)
+	if err != nil {
+		return nil, err
+	}
+	e := h.Value().(*endpoint)
+	link, err := e.enter(d.mesh, "http", time.Now()) // it comes in plaintext, and leaves as the documents ask
+	if err != nil {
+		h.Release(0, false)
+		return nil, d.refuse(LayerIdentity, FlagConnectFailure, err)
+	}
+	d.layer = LayerEndpoint
+	d.attempts++
+	began := time.Now()
+	conn, err := link.dial(ctx)
+	result := breaker.Result(http.StatusOK)
+	switch {
+	case err == nil:
+		outcome = breaker.Success
+	case ctx.Err() != nil || refusal.Is(err): // not the endpoint's doing
+		result = breaker.NoResult
+	default:
+		result, outcome = breaker.ConnectFailure, breaker.Failure
+	}
+	if e.tracker != nil {
+		e.tracker.Report(result)
+	}
+	if err != nil {
+		h.Release(0, outcome == breaker.Failure)
+		link.leave()
+		if errors.Is(err, limit.ErrOverflow) {
+			d.layer, d.flags = LayerLimit, d.flags|FlagOverflow
+		}
+		return nil, err
+	}
+	took := time.Since(began)
+	raw := &rawConn{Conn: conn, left: func() {
+		h.Release(took, false)
+		link.leave()
+	}}
+	raw.expire(d.mesh, link)
+	return raw, nil
+}
+
+func (d *dial) pick(ctx context.Context) (*balancer.Host, error) {
+	c := d.cluster
+	if c.config.Missing {
+		return nil, d.refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
+	}
+	if c.outlier != nil {
+		c.outlier.Sweep(time.Now())
+	}
+	h, err := c.balancer.Pick(balancer.PickInfo{Tried: d.tried})
+	if err == balancer.ErrNoEndpoints {
+		if err := c.wait(ctx); err != nil {
+			if ctx.Err() != nil {
+				return nil, context.Cause(ctx)
+			}
+			return nil, d.refuse(LayerDiscovery, FlagNoHealthyUpstream, err)
+		}
+		h, err = c.balancer.Pick(balancer.PickInfo{Tried: d.tried})
+	}
+	if err != nil {
+		return nil, d.refuse(LayerBalancer, FlagNoHealthyUpstream, err)
+	}
+	d.tried = append(d.tried, h.ID())
+	return h, nil
+}
+
+// dial makes a connection for protocols other than HTTP.
+func (l *Link) dial(ctx context.Context) (net.Conn, error) {
+	conns, err := l.open()
+	if err != nil {
+		return nil, err
+	}
+	conn, err := conns.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	config := l.TLS()
+	if config == nil {
+		return conn, nil
+	}
+	config.NextProtos = nil // they are HTTP's
+	secure := tls.Client(conn, config)
+	ctx, cancel := context.WithTimeout(ctx, l.lane.owner.connectTimeout())
+	defer cancel()
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("TLS handshake with %s: %w", l.Address(), err)
+	}
+	return secure, nil
+}
+
+// rawConn is a connection of DialContext.
+type rawConn struct {
+	net.Conn
+	left   func()
+	once   sync.Once
+	expiry *time.Timer // nil without certificates
+}
+
+// expire closes the connection when the first certificate it was made with expires.
+func (c *rawConn) expire(m *Mesh, link *Link) {
+	at := link.expires.Load()
+	if at == 0 {
+		return
+	}
+	first := time.Unix(0, at)
+	if own, err := m.Identity(); err == nil && link.lane.key.security.kind == mutual && own.NotAfter().Before(first) {
+		first = own.NotAfter()
+	}
+	c.expiry = time.AfterFunc(math.MaxInt64, func() { c.Close() }) // which reads expiry, so not before that is set
+	c.expiry.Reset(time.Until(first))
+}
+
+// Close implements net.Conn.
+func (c *rawConn) Close() error {
+	if c.expiry != nil {
+		c.expiry.Stop()
+	}
+	err := c.Conn.Close()
+	c.once.Do(c.left)
+	return err
+}
+
+// NetConn returns the connection beneath: a *tls.Conn where there is TLS.
+func (c *rawConn) NetConn() net.Conn {
+	return c.Conn
+}
