@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nosidecar/mesh/balancer"
@@ -27,6 +29,7 @@ type attempted struct {
 	slot    limit.Slot
 	lease   breaker.Lease
 	status  int
+	grpc    *http.Response // of a gRPC call, whose status comes at its end
 	sent    time.Time
 	latency time.Duration
 	record  *attemptRecord // nil without observers of attempts
@@ -98,6 +101,9 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		return nil, err
 	}
 	a.status = resp.StatusCode
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/grpc") {
+		a.grpc = resp
+	}
 	if resp.ProtoMajor == 2 && !cluster.conns.multiplexed.Load() {
 		cluster.conns.multiplexed.Store(true)
 	}
@@ -197,15 +203,31 @@ func (c *call) avoidsTried() bool {
 // End implements body.Ender: it reports the outcome of the try.
 func (a *attempted) End(err error) {
 	result, outcome := breaker.Result(a.status), breaker.Success
+	if a.grpc != nil && err == nil {
+		result = grpcResult(a.grpc, result)
+	}
 	if err != nil {
 		result, outcome = a.judge(err)
-	} else if a.status >= http.StatusInternalServerError {
+	} else if result >= http.StatusInternalServerError {
 		outcome = breaker.Failure
 	}
 	a.release(result, outcome)
 	if a.record != nil {
 		a.observeEnd(err)
 	}
+}
+
+// grpcResult is what a gRPC call counts as that was answered with a status of HTTP, which is 200 whatever became of it.
+func grpcResult(resp *http.Response, status breaker.Result) breaker.Result {
+	text := resp.Header.Get("Grpc-Status") // where there is nothing else to say
+	if text == "" {
+		text = resp.Trailer.Get("Grpc-Status")
+	}
+	code, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return status
+	}
+	return breaker.GRPCResult(uint32(code))
 }
 
 // judge says what an error means for the endpoint and for the destination.

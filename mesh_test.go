@@ -904,3 +904,56 @@ func TestHTTP2Upgrade(t *testing.T) {
 		}
 	}
 }
+
+// A gRPC call is answered with 200 whatever became of it: its status says how the endpoint did.
+func TestGRPCStatusCounts(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		code    string
+		ejected bool
+		answer  func(http.ResponseWriter, string)
+	}{
+		{"unavailable in the header", "14", true, func(w http.ResponseWriter, code string) { w.Header().Set("Grpc-Status", code) }},
+		{"unavailable in the trailer", "14", true, inTrailer},
+		{"not found in the trailer", "5", false, inTrailer},
+		{"fine", "0", false, inTrailer},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFleet(t)
+				answer := func(w http.ResponseWriter, r *http.Request) {
+					w.Header().Set("Content-Type", "application/grpc")
+					test.answer(w, test.code)
+				}
+				f.service("orders", f.add(answer), f.add(answer))
+				ejected := 0
+				m := f.mesh(t, `
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: d, namespace: default}
+spec:
+  host: orders
+  trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3, maxEjectionPercent: 100}}
+`, mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) {
+					if s.Kind == mesh.EndpointEjected {
+						ejected++
+					}
+				}}))
+				for range 20 {
+					if _, err := try(m.Client(), "http://orders/"); err != nil && !test.ejected {
+						t.Fatal(err)
+					}
+				}
+				if (ejected > 0) != test.ejected {
+					t.Errorf("%d endpoints were ejected", ejected)
+				}
+			})
+		})
+	}
+}
+
+func inTrailer(w http.ResponseWriter, code string) {
+	w.Header().Set("Trailer", "Grpc-Status")
+	io.WriteString(w, "message")
+	w.Header().Set("Grpc-Status", code)
+}

@@ -1,0 +1,32 @@
+package breaker
+
+import "net/http"
+
+// GRPCResult returns what a gRPC status counts as: the HTTP status that Envoy takes it for.
+func GRPCResult(code uint32) Result {
+	switch code {
+	case 0: // OK
+		return http.StatusOK
+	case 1: // CANCELLED
+		return 499 // client closed request
+	case 3, 9, 11: // INVALID_ARGUMENT, FAILED_PRECONDITION, OUT_OF_RANGE
+		return http.StatusBadRequest
+	case 4: // DEADLINE_EXCEEDED
+		return http.StatusGatewayTimeout
+	case 5: // NOT_FOUND
+		return http.StatusNotFound
+	case 6, 10: // ALREADY_EXISTS, ABORTED
+		return http.StatusConflict
+	case 7: // PERMISSION_DENIED
+		return http.StatusForbidden
+	case 8: // RESOURCE_EXHAUSTED
+		return http.StatusTooManyRequests
+	case 12: // UNIMPLEMENTED
+		return http.StatusNotImplemented
+	case 14: // UNAVAILABLE
+		return http.StatusServiceUnavailable
+	case 16: // UNAUTHENTICATED
+		return http.StatusUnauthorized
+	}
+	return http.StatusInternalServerError // UNKNOWN, INTERNAL, DATA_LOSS, and what there is not yet
+}
