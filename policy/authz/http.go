@@ -68,7 +68,6 @@ func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	header["Content-Type"] = []string{"text/plain"}
-	header["X-Content-Type-Options"] = []string{"nosniff"}
 	header["Content-Length"] = []string{strconv.Itoa(len(text))}
 	w.WriteHeader(status)
 	_, _ = w.Write([]byte(text)) // a peer that has gone needs no answer
