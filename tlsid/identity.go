@@ -41,6 +41,9 @@ func NewIdentity(svid *x509svid.SVID, bundles ...*x509bundle.Bundle) (*Identity,
 	if err != nil {
 		return nil, fmt.Errorf("tlsid: own certificate: %w", err)
 	}
+	if !svid.ID.IsZero() && svid.ID != id {
+		return nil, fmt.Errorf("tlsid: own certificate is of %s, but the SVID says it is %s", id, svid.ID)
+	}
 	if err := checkKey(leaf, svid.PrivateKey); err != nil {
 		return nil, fmt.Errorf("tlsid: key of %s: %w", id, err)
 	}
@@ -49,7 +52,7 @@ func NewIdentity(svid *x509svid.SVID, bundles ...*x509bundle.Bundle) (*Identity,
 		return nil, err
 	}
 	if !trust.has(id.TrustDomain()) {
-		return nil, fmt.Errorf("tlsid: no bundle of %s's own trust domain %q", id, id.TrustDomain())
+		return nil, fmt.Errorf("tlsid: own certificate %s: no bundle of its own trust domain %q", id, id.TrustDomain())
 	}
 
 	// Look at a moment when the leaf itself is valid: now, if it is.

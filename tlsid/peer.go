@@ -44,16 +44,12 @@ func (p Peer) NotAfter() time.Time {
 func (p Peer) Hash() string {
 	switch {
 	case p.known != nil:
-		return p.known.hash()
+		return p.known.hash
 	case p.Certificate != nil:
-		return hash(p.Certificate)
+		sum := sha256.Sum256(p.Certificate.Raw)
+		return hex.EncodeToString(sum[:])
 	}
 	return ""
-}
-
-func hash(c *x509.Certificate) string {
-	sum := sha256.Sum256(c.Raw)
-	return hex.EncodeToString(sum[:])
 }
 
 // Verify returns who presented the certificates in state, verified at now against the bundles of this identity. It
@@ -65,8 +61,13 @@ func (i *Identity) Verify(state *tls.ConnectionState, now time.Time) (Peer, erro
 	if state == nil || len(state.PeerCertificates) == 0 {
 		return Peer{}, ErrNoPeer
 	}
-	leaf := state.PeerCertificates[0]
-	if v := i.trust.cache.load(leaf); v != nil && v.valid(now) {
+	leaf, cache := state.PeerCertificates[0], i.trust.cache
+	if v := cache.byAddress.load(leaf); v != nil && v.valid(now) {
+		return v.peer(), nil
+	}
+	sum := sha256.Sum256(leaf.Raw)
+	if v := cache.byHash.load(sum); v != nil && v.valid(now) {
+		cache.byAddress.store(leaf, v)
 		return v.peer(), nil
 	}
 	id, err := checkLeaf(leaf)
@@ -77,10 +78,10 @@ func (i *Identity) Verify(state *tls.ConnectionState, now time.Time) (Peer, erro
 	if err != nil {
 		return Peer{}, &PeerError{ID: id, Err: err}
 	}
-	v := &verified{id: id, leaf: leaf}
+	v := &verified{id: id, leaf: leaf, hash: hex.EncodeToString(sum[:])}
 	v.notBefore, v.notAfter = validity(chain)
-	v.hash = sync.OnceValue(func() string { return hash(leaf) })
-	i.trust.cache.store(v)
+	cache.byHash.store(sum, v)
+	cache.byAddress.store(leaf, v)
 	return v.peer(), nil
 }
 
@@ -233,7 +234,7 @@ type verified struct {
 	id                  spiffeid.ID
 	leaf                *x509.Certificate
 	notBefore, notAfter time.Time
-	hash                func() string // computed once
+	hash                string
 }
 
 func (v *verified) valid(now time.Time) bool {
@@ -242,41 +243,45 @@ func (v *verified) valid(now time.Time) bool {
 
 func (v *verified) peer() Peer { return Peer{ID: v.id, Certificate: v.leaf, known: v} }
 
+// cache remembers verified certificates. Only good ones are remembered: nothing that a peer sends keeps another out.
+type cache struct {
+	// byAddress finds those of the connections there are. What is remembered is not collected, so an address never comes
+	// to mean another certificate.
+	byAddress bounded[*x509.Certificate]
+
+	// byHash finds those that new connections come with: a server parses the same certificate anew for each.
+	byHash bounded[[sha256.Size]byte]
+}
+
 // maxVerified bounds the memory that peers can take by coming with ever new certificates.
 const maxVerified = 4096
 
-// cache remembers verified certificates by their address: connections share parsed certificates, and a certificate that
-// is remembered is not collected, so an address never comes to mean another.
-type cache struct {
+// bounded is a map that forgets everything when it has grown to maxVerified: what is in use soon returns.
+type bounded[K comparable] struct {
 	generation atomic.Pointer[generation]
 }
 
 type generation struct {
-	verified sync.Map // *x509.Certificate to *verified
-	size     atomic.Int32
+	entries sync.Map // K to *verified
+	size    atomic.Int32
 }
 
-func (c *cache) load(leaf *x509.Certificate) *verified {
-	if g := c.generation.Load(); g != nil {
-		if v, ok := g.verified.Load(leaf); ok {
+func (b *bounded[K]) load(key K) *verified {
+	if g := b.generation.Load(); g != nil {
+		if v, ok := g.entries.Load(key); ok {
 			return v.(*verified)
 		}
 	}
 	return nil
 }
 
-// store remembers v, and forgets all others when there are too many: those in use are back after their next request.
-func (c *cache) store(v *verified) {
-	g := c.generation.Load()
+func (b *bounded[K]) store(key K, v *verified) {
+	g := b.generation.Load()
 	if g == nil || g.size.Load() >= maxVerified {
-		fresh := new(generation)
-		if c.generation.CompareAndSwap(g, fresh) {
-			g = fresh
-		} else {
-			g = c.generation.Load()
-		}
+		b.generation.CompareAndSwap(g, new(generation))
+		g = b.generation.Load()
 	}
-	if _, loaded := g.verified.Swap(v.leaf, v); !loaded {
+	if _, loaded := g.entries.Swap(key, v); !loaded {
 		g.size.Add(1)
 	}
 }
