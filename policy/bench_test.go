@@ -138,6 +138,96 @@ spec:
 	}
 }
 
+// security returns n documents, half of them PeerAuthentications and half AuthorizationPolicies, of which every fourth is
+// about the workload.
+func security(n int) []policy.Source {
+	var b bytes.Buffer
+	for i := range n / 2 {
+		app := fmt.Sprintf("service-%d", i)
+		if i%4 == 0 {
+			app = "order-service"
+		}
+		fmt.Fprintf(&b, `---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata:
+  name: service-%[1]d
+spec:
+  selector:
+    matchLabels:
+      app: service-%[1]d
+  mtls:
+    mode: STRICT
+  portLevelMtls:
+    8080:
+      mode: PERMISSIVE
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: service-%[1]d
+spec:
+  selector:
+    matchLabels:
+      app: %[2]s
+  action: ALLOW
+  rules:
+  - from:
+    - source:
+        principals: ["cluster.local/ns/default/sa/caller-%[1]d", "cluster.local/ns/ops/sa/admin"]
+    to:
+    - operation:
+        methods: ["GET", "POST"]
+        paths: ["/api/%[1]d/*", "/users/{*}/orders"]
+  - from:
+    - source:
+        namespaces: ["monitoring"]
+    to:
+    - operation:
+        paths: ["/metrics"]
+    when:
+    - key: request.headers[x-team]
+      values: ["sre"]
+`, i, app)
+	}
+	return []policy.Source{{Name: "security.yaml", Data: b.Bytes()}}
+}
+
+// BenchmarkCompile_Security compiles as many documents as BenchmarkCompile, all of them about who may call whom.
+func BenchmarkCompile_Security(b *testing.B) {
+	sources := security(1000)
+	b.ReportAllocs()
+	for b.Loop() {
+		if plan, findings := policy.Compile(sources, workload); plan == nil || len(findings) > 0 {
+			b.Fatal(findings)
+		}
+	}
+}
+
+// BenchmarkCompile_Mixed compiles documents of four kinds.
+func BenchmarkCompile_Mixed(b *testing.B) {
+	sources := append(documents(500), security(500)...)
+	b.ReportAllocs()
+	for b.Loop() {
+		if plan, findings := policy.Compile(sources, workload); plan == nil || len(findings) > 0 {
+			b.Fatal(findings)
+		}
+	}
+}
+
+// BenchmarkAuthorize asks 125 policies, of which the last allows.
+func BenchmarkAuthorize(b *testing.B) {
+	plan, _ := policy.Compile(security(1000), workload)
+	in := plan.Inbound()
+	view := request{principal: "cluster.local/ns/default/sa/caller-496", port: 80, path: "/api/496/a"}.view()
+	b.ReportAllocs()
+	for b.Loop() {
+		if d := in.Authorize(view); !d.Allowed || d.Policy != "default/service-496" {
+			b.Fatal(d)
+		}
+	}
+}
+
 func BenchmarkHost(b *testing.B) {
 	plan, _ := policy.Compile(documents(1000), workload)
 	b.ReportAllocs()

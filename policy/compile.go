@@ -73,6 +73,7 @@ func compile(sources []Source, w Workload) *compiler {
 	c.services()
 	c.serviceEntries()
 	c.destinationRules()
+	c.certificateNames()
 	c.trafficSplits()
 	c.serviceProfiles()
 	c.virtualServices()

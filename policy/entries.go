@@ -33,6 +33,9 @@ type Entry struct {
 	// Document names the document, as "ServiceEntry default/payments".
 	Document string
 
+	// Namespace is that of the document: [Plan.Peers] of it are about the endpoints.
+	Namespace string
+
 	// Resolution says what is to be done with Endpoints.
 	Resolution Resolution
 
@@ -40,12 +43,12 @@ type Entry struct {
 	Endpoints []discovery.Endpoint
 }
 
-// Equal says whether two entries give the same endpoints, so that what is known of those can be kept. Either may be nil.
+// Equal says whether two entries give the same endpoints of the same namespace, so that what is known of those can be kept. Either may be nil.
 func (e *Entry) Equal(other *Entry) bool {
 	if e == nil || other == nil || e == other {
 		return e == other
 	}
-	return e.Resolution == other.Resolution && slices.EqualFunc(e.Endpoints, other.Endpoints, func(a, b discovery.Endpoint) bool {
+	return e.Namespace == other.Namespace && e.Resolution == other.Resolution && slices.EqualFunc(e.Endpoints, other.Endpoints, func(a, b discovery.Endpoint) bool {
 		return a.Address == b.Address && a.Port == b.Port && slices.Equal(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels) &&
 			a.Locality == b.Locality && a.Weight == b.Weight && a.Draining == b.Draining && a.ServiceAccount == b.ServiceAccount
 	})
@@ -56,7 +59,8 @@ type entry struct {
 	*document
 	is    *istio.ServiceEntry
 	ports []servicePort
-	names string // in the certificates of the endpoints, as in TLS
+	names string // in the certificates of the endpoints, as TLS has them
+	ids   string // those of them that are SPIFFE IDs
 
 	exact map[string]*Entry // of the hosts without a wildcard
 }
@@ -68,6 +72,7 @@ func (e *entry) of(host string) *Entry {
 	}
 	return &Entry{
 		Document:   e.identity.String(),
+		Namespace:  e.namespace,
 		Resolution: resolution(e.is.Resolution()),
 		Endpoints:  e.is.Endpoints(host),
 	}
@@ -92,7 +97,8 @@ func (c *compiler) serviceEntries() {
 			if se.Failed() || !visible || (se.namespace == p.workload.Namespace) != local {
 				continue
 			}
-			e := &entry{document: se.document, is: se.is, names: joinNames(se.is.Spec.SubjectAltNames), exact: make(map[string]*Entry)}
+			e := &entry{document: se.document, is: se.is, exact: make(map[string]*Entry)}
+			e.names, e.ids = joinNames(se.is.Spec.SubjectAltNames), joinNames(istio.SPIFFEIDs(se.is.Spec.SubjectAltNames))
 			for _, port := range se.is.Spec.Ports {
 				e.ports = append(e.ports, servicePort{int(port.Number), se.is.HTTP2(int(port.Number))})
 			}

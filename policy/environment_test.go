@@ -28,11 +28,11 @@ func TestWorkloadFromEnv(t *testing.T) {
 			name: "variables",
 			env: map[string]string{
 				"POD_NAMESPACE": "shop", "INSTANCE_IP": "10.0.0.1", "POD_IP": "10.0.0.2",
-				"ISTIO_METAJSON_LABELS": `{"app":"cart","istio-locality":"eu.eu-a.r1"}`,
+				"TRUST_DOMAIN": "corp.example", "ISTIO_METAJSON_LABELS": `{"app":"cart","istio-locality":"eu.eu-a.r1"}`,
 			},
 			files: map[string]string{namespaceFile: "other"},
 			want: Workload{
-				Namespace: "shop", Address: "10.0.0.1", Labels: map[string]string{"app": "cart", "istio-locality": "eu.eu-a.r1"},
+				Namespace: "shop", TrustDomain: "corp.example", Address: "10.0.0.1", Labels: map[string]string{"app": "cart", "istio-locality": "eu.eu-a.r1"},
 				Locality: discovery.Locality{Region: "eu", Zone: "eu-a", SubZone: "r1"},
 			},
 		},
@@ -96,19 +96,19 @@ func TestWorkloadFromEnv(t *testing.T) {
 
 func TestWorkload_Or(t *testing.T) {
 	env := Workload{
-		Namespace: "env", Labels: map[string]string{"app": "env"}, ClusterDomain: "env",
+		Namespace: "env", Labels: map[string]string{"app": "env"}, ClusterDomain: "env", TrustDomain: "env",
 		Locality: discovery.Locality{Region: "env"}, Address: "10.0.0.1",
 	}
 	all := Workload{
-		Namespace: "own", Labels: map[string]string{}, ClusterDomain: "own",
+		Namespace: "own", Labels: map[string]string{}, ClusterDomain: "own", TrustDomain: "own",
 		Locality: discovery.Locality{Region: "own"}, Address: "10.0.0.2",
 	}
 	if got := all.Or(env); got.Namespace != "own" || len(got.Labels) != 0 || got.ClusterDomain != "own" ||
-		got.Locality.Region != "own" || got.Address != "10.0.0.2" {
+		got.TrustDomain != "own" || got.Locality.Region != "own" || got.Address != "10.0.0.2" {
 		t.Errorf("Or = %+v, want what is set to win", got)
 	}
 	if got := (Workload{}).Or(env); got.Namespace != "env" || got.Labels["app"] != "env" || got.ClusterDomain != "env" ||
-		got.Locality.Region != "env" || got.Address != "10.0.0.1" {
+		got.TrustDomain != "env" || got.Locality.Region != "env" || got.Address != "10.0.0.1" {
 		t.Errorf("Or = %+v, want the defaults", got)
 	}
 }

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
@@ -23,7 +24,7 @@ func (p *Plan) Inbound() *Inbound {
 }
 
 // Mode returns the mode in which the workload takes connections at a port of its own: what PeerAuthentications say, and
-// [tlsid.Permissive] if none does.
+// [tlsid.Permissive] if none does. A port that is not known, 0, has the strictest of all.
 func (in *Inbound) Mode(port int) tlsid.Mode {
 	if mode, own := in.ports[port]; own {
 		return mode
@@ -71,10 +72,13 @@ func (c *compiler) authorizationPolicies() {
 			own = append(own, policy)
 		}
 	}
-	in := new(Inbound)
-	var mode peerMode
-	mode, in.ports = p.Peers(p.workload.Namespace).of(p.workload.Labels)
-	in.mode = mode.mode
+	mode, ports := p.Peers(p.workload.Namespace).of(p.workload.Labels)
+	in := &Inbound{mode: mode.mode, ports: maps.Clone(ports)}
+	for _, mode := range ports {
+		if mode == tlsid.Strict { // a port that is not known may be this one
+			in.ports[0] = tlsid.Strict
+		}
+	}
 	var err error
 	if in.authorizer, err = authz.Compile(own, authz.Config{}); err != nil { // although each is right by itself
 		c.access[0].Errorf("spec", "cannot be enforced: %v", err)

@@ -15,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 func TestCompile_Nothing(t *testing.T) {
@@ -117,20 +118,34 @@ func TestPlan_HostClusterDomain(t *testing.T) {
 	}
 }
 
-// TestSeed_CompleteSetup compiles the section of the seed that has all features, without the kinds that are not enforced
-// yet. Its comments take percentages for fractions and attempts for tries; what counts is what Istio does.
+// TestSeed_CompleteSetup compiles the section of the seed that has all features. Its comments take percentages for fractions
+// and attempts for tries; what counts is what Istio does.
 func TestSeed_CompleteSetup(t *testing.T) {
 	data, err := os.ReadFile("testdata/seed/10-complete-setup.yaml")
 	if err != nil {
 		t.Fatal(err)
 	}
-	documents := slices.DeleteFunc(strings.Split(string(data), "\n---\n"), func(doc string) bool {
-		return strings.Contains(doc, "security.istio.io/")
-	})
-	source := policy.Source{Name: "seed.yaml", Data: []byte(strings.Join(documents, "\n---\n"))}
-	plan, findings := policy.Compile([]policy.Source{source}, policy.Workload{Namespace: "myapp"})
+	source := policy.Source{Name: "seed.yaml", Data: data}
+	plan, findings := policy.Compile([]policy.Source{source}, policy.Workload{Namespace: "myapp", Labels: map[string]string{"app": "user-service"}})
 	if plan == nil {
 		t.Fatal(findings)
+	}
+	if mode, set := plan.Peers("myapp").Mode(nil, 3000); mode != tlsid.Strict || !set || plan.Inbound().Mode(3000) != tlsid.Strict {
+		t.Errorf("mode = %v, inbound %v, want STRICT", mode, plan.Inbound().Mode(3000))
+	}
+	for _, called := range []struct {
+		request
+		want bool
+	}{
+		{request{principal: "cluster.local/ns/myapp/sa/order-service"}, true},
+		{request{principal: "cluster.local/ns/myapp/sa/order-service", method: "POST"}, true},
+		{request{principal: "cluster.local/ns/myapp/sa/order-service", method: "DELETE"}, false},
+		{request{principal: "cluster.local/ns/myapp/sa/other"}, false},
+		{request{}, false},
+	} {
+		if d := plan.Inbound().Authorize(called.view()); d.Allowed != called.want {
+			t.Errorf("%+v: allowed %v (%s), want %v", called.request, d.Allowed, d.Reason, called.want)
+		}
 	}
 	h := plan.Host("user-service:3000")
 	if h.Document != "VirtualService myapp/user-service" || h.Routes.Len() != 1 {
@@ -290,6 +305,10 @@ func FuzzCompile(f *testing.F) {
 		}
 		if plan == nil {
 			return
+		}
+		plan.Inbound().Authorize(request{principal: data, path: "/" + data, header: "X: " + data}.view())
+		if rules := plan.Peers("default"); !rules.Equal(plan.Peers("default")) {
+			t.Error("Peers changes")
 		}
 		for _, authority := range append(hostsOf(data), "a", "a.b:80", "[::1]:80", data) {
 			h := plan.Host(authority)

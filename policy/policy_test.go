@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -43,7 +44,7 @@ func TestGolden(t *testing.T) {
 					t.Fatal(err)
 				}
 				plan, findings := policy.Compile([]policy.Source{{Name: filepath.Base(path), Data: data}}, workload)
-				got := dump(plan, findings, hostsOf(string(data)))
+				got := dump(plan, findings, hostsOf(string(data)), asked(string(data), "# peers: "))
 				golden := strings.TrimSuffix(path, ".yaml") + ".golden"
 				if *update {
 					if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
@@ -62,15 +63,23 @@ func TestGolden(t *testing.T) {
 	}
 }
 
+// asked returns what comments of a file that start with a mark ask the plan.
+func asked(data, mark string) (questions []string) {
+	for line := range strings.Lines(data) {
+		if question, ok := strings.CutPrefix(strings.TrimSpace(line), mark); ok {
+			questions = append(questions, question)
+		}
+	}
+	return questions
+}
+
 // hostsOf returns the hosts that a file asks the plan about, in comments that start with "# host: ", and those that
 // stand in a list of hosts.
-func hostsOf(data string) (hosts []string) {
+func hostsOf(data string) []string {
+	hosts := asked(data, "# host: ")
 	in := false
 	for line := range strings.Lines(data) {
 		text := strings.TrimSpace(line)
-		if host, ok := strings.CutPrefix(text, "# host: "); ok {
-			hosts = append(hosts, host)
-		}
 		if host, ok := strings.CutPrefix(text, "- "); ok && in && !strings.Contains(host, "*") {
 			hosts = append(hosts, strings.Trim(host, `"`))
 		} else {
@@ -94,13 +103,25 @@ func hostsOf(data string) (hosts []string) {
 }
 
 // dump renders findings and plan for people.
-func dump(plan *policy.Plan, findings policy.Findings, hosts []string) string {
+func dump(plan *policy.Plan, findings policy.Findings, hosts, peers []string) string {
 	var b strings.Builder
 	for _, f := range findings {
 		fmt.Fprintln(&b, f)
 	}
 	if plan == nil {
 		return b.String()
+	}
+	for _, asked := range peers {
+		namespace, rest, _ := strings.Cut(asked, " ")
+		list, port, _ := strings.Cut(rest, " ")
+		labels := make(map[string]string)
+		for label := range strings.SplitSeq(list, ",") {
+			name, value, _ := strings.Cut(label, "=")
+			labels[name] = value
+		}
+		number, _ := strconv.Atoi(port)
+		mode, set := plan.Peers(namespace).Mode(labels, number)
+		fmt.Fprintf(&b, "peers %s: %v, said: %v\n", asked, mode, set)
 	}
 	seen := make(map[string]bool)
 	routed := make(map[*route.Table]bool)

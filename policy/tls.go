@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -107,7 +108,64 @@ func (p *Plan) entryTLS(t *TLS, host string) {
 		return
 	}
 	t.External = e.is.External()
-	if t.SubjectAltNames == "" && t.Mode != TLSDisable {
+	switch {
+	case t.SubjectAltNames != "" || t.Mode == TLSDisable:
+	case t.Mode == TLSSimple || t.Mode == TLSMutual:
 		t.SubjectAltNames = e.names
+	default:
+		t.SubjectAltNames = cmp.Or(e.ids, e.names) // the names alone match nobody, rather than all
 	}
+}
+
+// certificateNames warns of the names of a ServiceEntry that no endpoint can have, or that nobody looks at.
+func (c *compiler) certificateNames() {
+	for _, se := range c.entries {
+		if se.Failed() || len(se.is.Spec.SubjectAltNames) == 0 {
+			continue
+		}
+		for _, host := range se.is.Names()[:len(se.is.Spec.Hosts)] {
+			e := c.plan.entries.find(host)
+			if e == nil || e.document != se.document {
+				continue // it is another's, or not visible
+			}
+			modes := c.plan.rule(host).modes()
+			identities := modes[TLSIstioMutual] || modes[TLSAuto] && !se.is.External()
+			switch {
+			case !identities && !modes[TLSSimple] && !modes[TLSMutual]:
+				se.Warnf("spec.subjectAltNames", "has no effect on %s: no DestinationRule secures the connections to it", host)
+			case identities && e.ids == "":
+				se.Warnf("spec.subjectAltNames", "connections to %s are refused: workloads have SPIFFE IDs, and none of these is one", host)
+			default:
+				continue
+			}
+			break
+		}
+	}
+}
+
+// modes are those that connections to the host of a rule can have, by subset and port. The rule may be nil.
+func (r *rule) modes() map[TLSMode]bool {
+	if r == nil {
+		return map[TLSMode]bool{TLSAuto: true}
+	}
+	modes := make(map[TLSMode]bool)
+	add := func(own *istio.TrafficPolicy) {
+		ports := []int{0}
+		for _, p := range []*istio.TrafficPolicy{r.policy, own} {
+			if p != nil {
+				for i := range p.PortLevelSettings {
+					ports = append(ports, int(p.PortLevelSettings[i].Port.Number))
+				}
+			}
+		}
+		for _, port := range ports {
+			merged := istio.Merge(r.policy, own, port)
+			modes[tlsOf(merged.TLS).Mode] = true
+		}
+	}
+	add(nil)
+	for _, s := range r.subsets {
+		add(s.TrafficPolicy)
+	}
+	return modes
 }

@@ -110,11 +110,8 @@ func (t translation) serviceAccounts(values []string) []string {
 
 func networks(values []string) []netip.Prefix {
 	return each(values, func(value string) netip.Prefix {
-		if prefix, err := netip.ParsePrefix(value); err == nil {
-			return prefix.Masked()
-		}
-		ip, _ := netip.ParseAddr(value) // Check has seen to it
-		return netip.PrefixFrom(ip, ip.BitLen())
+		prefix, _ := authz.ParsePrefix(value) // Check has seen to it
+		return prefix
 	})
 }
 

@@ -147,7 +147,7 @@ func wrongPort(port uint32) string {
 
 // wrongIPBlock checks an IP address, or a network of them in CIDR notation.
 func wrongIPBlock(s string) string {
-	if _, err := netip.ParsePrefix(s); err != nil && !isIP(s) {
+	if _, err := netip.ParsePrefix(s); err != nil && (!isIP(s) || strings.Contains(s, "%")) {
 		return fmt.Sprintf("%q is neither an IP address nor a network such as 10.0.0.0/8", s)
 	}
 	return ""

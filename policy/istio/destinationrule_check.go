@@ -432,11 +432,22 @@ func (c check) tls(t *ClientTLSSettings, at string) {
 		return
 	}
 	for i, name := range t.SubjectAltNames {
-		if _, err := spiffeid.FromString(name); err != nil {
+		if len(SPIFFEIDs([]string{name})) == 0 {
 			c.Errorf(yamldoc.Index(at+".subjectAltNames", i), "%q is not a SPIFFE ID, which is what workloads have: write it as "+
 				"spiffe://cluster.local/ns/default/sa/name", name)
 		}
 	}
+}
+
+// SPIFFEIDs returns those of the names that are SPIFFE IDs.
+func SPIFFEIDs(names []string) []string {
+	var ids []string
+	for _, name := range names {
+		if _, err := spiffeid.FromString(name); err == nil {
+			ids = append(ids, name)
+		}
+	}
+	return ids
 }
 
 // certificateNames checks names that a certificate can have.

@@ -650,6 +650,7 @@ func TestRules_AuthorizationPolicy(t *testing.T) {
 		{"source notRequestPrincipals not enforced", "notRequestPrincipals: ['*']",
 			"spec.rules[0].from[0].source.notRequestPrincipals: JWT authentication is not enforced yet"},
 		{"source ipBlocks", "ipBlocks: [10.0.0.1/33]", `spec.rules[0].from[0].source.ipBlocks[0]: "10.0.0.1/33" is neither`},
+		{"source ipBlocks with a zone", "ipBlocks: ['fe80::1%eth0']", `spec.rules[0].from[0].source.ipBlocks[0]: "fe80::1%eth0" is neither`},
 		{"source remoteIpBlocks", "remoteIpBlocks: [a]", `spec.rules[0].from[0].source.remoteIpBlocks[0]: "a" is neither`},
 		{"source serviceAccounts", "serviceAccounts: [a, ns/b]", ""},
 		{"source serviceAccounts wildcard", "serviceAccounts: [ns/*]", `spec.rules[0].from[0].source.serviceAccounts[0]: "ns/*" has a wildcard`},
@@ -914,6 +915,10 @@ func FuzzCheck(f *testing.F) {
 				} {
 					if dec.Decode(doc, into) {
 						into.Check(doc)
+					}
+					if ap, ok := into.(*istio.AuthorizationPolicy); ok && !doc.Failed() {
+						ap.Policy("corp")
+						ap.Selects("default", nil, "istio-system")
 					}
 				}
 			}

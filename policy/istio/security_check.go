@@ -281,7 +281,9 @@ func (c check) condition(w *Condition, custom bool, at string) {
 	case key == "source.serviceAccount":
 		wrong = wrongServiceAccount
 	case key == "source.namespace", key == "source.trustDomain", key == "connection.sni",
-		subscript("request.headers"), subscript("request.experimental.inline.headers"):
+		subscript("request.headers"):
+	case subscript("request.experimental.inline.headers"):
+		c.Errorf(at+".key", "%s is not enforced: use request.headers", key)
 	case key == "request.auth.principal", key == "request.auth.audiences", key == "request.auth.presenter",
 		subscript("request.auth.claims"):
 		c.Errorf(at+".key", "%s is not enforced yet, and neither is JWT authentication", key)
