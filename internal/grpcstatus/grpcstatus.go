@@ -1,0 +1,85 @@
+// Package grpcstatus has what the gRPC adapters share about statuses: errors that carry one and keep their cause, and
+// what a status says to those who think in HTTP.
+package grpcstatus
+
+import (
+	"net/http"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// Error is an error with a status. It unwraps to its cause, so that errors.Is finds a sentinel where status.Code finds
+// the code.
+type Error struct {
+	code  codes.Code
+	cause error
+}
+
+// Wrap returns err as an error with a status of the given code and err's text.
+func Wrap(code codes.Code, err error) error {
+	return &Error{code, err}
+}
+
+// Error implements error.
+func (e *Error) Error() string { return e.cause.Error() }
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.cause }
+
+// GRPCStatus makes Error known to package status.
+func (e *Error) GRPCStatus() *status.Status { return status.New(e.code, e.cause.Error()) }
+
+// TrailersOnly reports whether the trailer of an RPC is the whole of what the server said, its status in the headers: such
+// a reply is the only one that has a content type in what gRPC calls the trailer.
+func TrailersOnly(trailer metadata.MD) bool {
+	return len(trailer["content-type"]) > 0
+}
+
+// HTTP returns the HTTP status that Envoy takes a gRPC status for, as in its outlier detection.
+func HTTP(code codes.Code) int {
+	switch code {
+	case codes.OK:
+		return http.StatusOK
+	case codes.Canceled:
+		return 499 // client closed request
+	case codes.InvalidArgument, codes.FailedPrecondition, codes.OutOfRange:
+		return http.StatusBadRequest
+	case codes.DeadlineExceeded:
+		return http.StatusGatewayTimeout
+	case codes.NotFound:
+		return http.StatusNotFound
+	case codes.AlreadyExists, codes.Aborted:
+		return http.StatusConflict
+	case codes.PermissionDenied:
+		return http.StatusForbidden
+	case codes.ResourceExhausted:
+		return http.StatusTooManyRequests
+	case codes.Unimplemented:
+		return http.StatusNotImplemented
+	case codes.Unavailable:
+		return http.StatusServiceUnavailable
+	case codes.Unauthenticated:
+		return http.StatusUnauthorized
+	}
+	return http.StatusInternalServerError // Unknown, Internal, DataLoss and what there is not yet
+}
+
+// FromHTTP returns the code of a gRPC call that is answered with an HTTP status, by gRPC's "HTTP to gRPC Status Code
+// Mapping".
+func FromHTTP(code int) codes.Code {
+	switch code {
+	case http.StatusBadRequest:
+		return codes.Internal
+	case http.StatusUnauthorized:
+		return codes.Unauthenticated
+	case http.StatusForbidden:
+		return codes.PermissionDenied
+	case http.StatusNotFound:
+		return codes.Unimplemented
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return codes.Unavailable
+	}
+	return codes.Unknown
+}

@@ -1,0 +1,159 @@
+// Package grpctest has gRPC servers for tests: over loopback where the kernel's part matters, and in memory for tests in
+// a synctest bubble.
+package grpctest
+
+import (
+	"context"
+	"net"
+	"runtime"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/test/bufconn"
+)
+
+// Names of the messages and clients of the service, so that tests need only this package.
+type (
+	Request  = grpc_testing.SimpleRequest
+	Response = grpc_testing.SimpleResponse
+	In       = grpc_testing.StreamingOutputCallRequest
+	Out      = grpc_testing.StreamingOutputCallResponse
+	Upload   = grpc_testing.StreamingInputCallRequest
+	Sum      = grpc_testing.StreamingInputCallResponse
+	Client   = grpc_testing.TestServiceClient
+
+	BidiServer   = grpc_testing.TestService_FullDuplexCallServer
+	OutServer    = grpc_testing.TestService_StreamingOutputCallServer
+	UploadServer = grpc_testing.TestService_StreamingInputCallServer
+)
+
+// UnaryMethod is the full name of the unary call.
+const UnaryMethod = "/grpc.testing.TestService/UnaryCall"
+
+// Service is a server of grpc.testing.TestService. A call whose function is nil is not implemented.
+type Service struct {
+	grpc_testing.UnimplementedTestServiceServer
+	Unary  func(context.Context, *Request) (*Response, error)
+	Bidi   func(BidiServer) error
+	Output func(*In, OutServer) error
+	Input  func(UploadServer) error
+}
+
+// UnaryCall implements the service.
+func (s *Service) UnaryCall(ctx context.Context, in *Request) (*Response, error) {
+	if s.Unary == nil {
+		return s.UnimplementedTestServiceServer.UnaryCall(ctx, in)
+	}
+	return s.Unary(ctx, in)
+}
+
+// FullDuplexCall implements the service.
+func (s *Service) FullDuplexCall(stream BidiServer) error {
+	if s.Bidi == nil {
+		return s.UnimplementedTestServiceServer.FullDuplexCall(stream)
+	}
+	return s.Bidi(stream)
+}
+
+// StreamingOutputCall implements the service.
+func (s *Service) StreamingOutputCall(in *In, stream OutServer) error {
+	if s.Output == nil {
+		return s.UnimplementedTestServiceServer.StreamingOutputCall(in, stream)
+	}
+	return s.Output(in, stream)
+}
+
+// StreamingInputCall implements the service.
+func (s *Service) StreamingInputCall(stream UploadServer) error {
+	if s.Input == nil {
+		return s.UnimplementedTestServiceServer.StreamingInputCall(stream)
+	}
+	return s.Input(stream)
+}
+
+// Echo answers with the payload of the request.
+func Echo(_ context.Context, in *Request) (*Response, error) {
+	return &Response{Payload: in.GetPayload()}, nil
+}
+
+// Serve serves s on a loopback port until the test ends, and returns the address.
+func Serve(t testing.TB, s *Service, opts ...grpc.ServerOption) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	serve(t, listener, s, opts...)
+	return listener.Addr().String()
+}
+
+func serve(t testing.TB, listener net.Listener, s *Service, opts ...grpc.ServerOption) *grpc.Server {
+	server := grpc.NewServer(opts...)
+	grpc_testing.RegisterTestServiceServer(server, s)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = server.Serve(listener) // ends with Stop
+	}()
+	t.Cleanup(func() {
+		server.Stop()
+		<-done
+	})
+	return server
+}
+
+// Dial returns a connection that the test closes.
+func Dial(t testing.TB, target string, opts ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	opts = append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, opts...)
+	conn, err := grpc.NewClient(target, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// NewClient returns a client of the service.
+func NewClient(conn grpc.ClientConnInterface) Client {
+	return grpc_testing.NewTestServiceClient(conn)
+}
+
+// Connect serves s in memory and returns a client, for tests in a bubble. stop ends both; it must be called within.
+func Connect(t testing.TB, s *Service, opts ...grpc.DialOption) (client Client, stop func()) {
+	t.Helper()
+	listener := bufconn.Listen(1 << 20)
+	server := grpc.NewServer()
+	grpc_testing.RegisterTestServiceServer(server, s)
+	go func() { _ = server.Serve(listener) }()
+	opts = append([]grpc.DialOption{
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }),
+	}, opts...)
+	conn, err := grpc.NewClient("passthrough:///memory", opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return NewClient(conn), func() {
+		conn.Close()
+		server.Stop()
+	}
+}
+
+// CheckGoroutines fails the test if, when everything registered after it is cleaned up, more goroutines run than now.
+func CheckGoroutines(t testing.TB) {
+	t.Helper()
+	before := runtime.NumGoroutine()
+	t.Cleanup(func() {
+		for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
+			if time.Now().After(end) {
+				buf := make([]byte, 1<<20)
+				t.Errorf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
+				return
+			}
+		}
+	})
+}

@@ -1,0 +1,136 @@
+// Package retrygrpc retries gRPC calls.
+//
+// [Client] is a pair of interceptors for an ordinary grpc.ClientConn. [Invoke] and [NewStream] are what they consist of,
+// for who chooses the policy call by call.
+//
+// What is retried is what retry.On says, read as Envoy reads it: a status counts only if it came alone, as a reply that
+// consists of trailers only; once response headers have come, the reply is the caller's. Where the server sets
+// grpc-retry-pushback-ms, it has the last word. A retry carries grpc-previous-rpc-attempts.
+package retrygrpc
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Client retries the calls of a grpc.ClientConn. It is used as a literal:
+//
+//	retries := &retrygrpc.Client{Config: retry.Config{Retries: 2}}
+//	conn, err := grpc.NewClient(target, append(retries.DialOptions(), credentials)...)
+//
+// The zero Client retries nothing. A Client is safe for concurrent use; its fields must not be changed after the first
+// call, and it must not be copied. One Client has one budget: give each destination its own.
+type Client struct {
+	// Config says what is retried, how often and how fast. If it is invalid, every call fails. Three fields have a
+	// meaning of their own here:
+	//
+	// On: the zero value means GatewayError|ConnectFailure|RefusedStream|Unavailable.
+	//
+	// PerTryTimeout bounds, for a stream, the wait for response headers: a stream that has begun is never cut. For a
+	// unary call, which is done when it is answered, it bounds the try, and the server is told.
+	//
+	// AnyMethod: without it, a try that ended without a reply of the server, as when its connection broke, is retried
+	// only where the server provably did not process it, or where the call's metadata has an idempotency-key. A status
+	// that On names needs no such proof: the server has spoken.
+	Config retry.Config
+
+	// Budget limits the retries to a share of the calls: by default 20%, and 10 a second on top.
+	Budget retry.BudgetConfig
+
+	// Limiter bounds the retries that are under way at a time. Off by default.
+	Limiter retry.LimiterConfig
+
+	// Rand returns random numbers in [0, 1) for the backoff. It must be safe for concurrent use. nil: the global source.
+	Rand func() float64
+
+	// Observe, if set, is told what was done for a call: before a unary call returns, and when a stream is answered or
+	// given up. It runs on a goroutine that uses the stream, or on one of its own if the caller has just left.
+	Observe func(ctx context.Context, method string, s retry.Summary)
+
+	once   sync.Once
+	loop   retry.Loop
+	err    error
+	active atomic.Int64 // calls without an answer so far, if the limiter wants to know
+}
+
+// DialOptions returns the interceptors, and grpc.WithDisableRetry: retry policies of a service config are not followed.
+// gRPC's transparent retries, of calls that never left, stay.
+func (c *Client) DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{
+		grpc.WithDisableRetry(),
+		grpc.WithChainUnaryInterceptor(c.Unary),
+		grpc.WithChainStreamInterceptor(c.Stream),
+	}
+}
+
+// Unary is a grpc.UnaryClientInterceptor. If the tries are used up, the error is a *retry.Error with the status of the
+// last one.
+func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	c.once.Do(c.compile)
+	if c.err != nil {
+		return c.err
+	}
+	if c.Limiter.Percent > 0 {
+		c.active.Add(1)
+		defer c.active.Add(-1)
+	}
+	summary, err := Invoke(ctx, &c.loop, method, req, reply, cc, invoker, opts...)
+	if c.Observe != nil {
+		c.Observe(ctx, method, summary)
+	}
+	return err
+}
+
+// Stream is a grpc.StreamClientInterceptor. See [NewStream].
+func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	c.once.Do(c.compile)
+	if c.err != nil {
+		return nil, c.err
+	}
+	counted := c.Limiter.Percent > 0
+	if counted {
+		c.active.Add(1)
+	}
+	var settled func(retry.Summary)
+	if counted || c.Observe != nil {
+		settled = func(summary retry.Summary) {
+			if counted {
+				c.active.Add(-1)
+			}
+			if c.Observe != nil {
+				c.Observe(ctx, method, summary)
+			}
+		}
+	}
+	return NewStream(ctx, &c.loop, desc, cc, method, streamer, settled, opts...)
+}
+
+func (c *Client) compile() {
+	config := c.Config
+	if config.On == (retry.On{}) {
+		config.On.Conditions = retry.GatewayError | retry.ConnectFailure | retry.RefusedStream | retry.Unavailable
+	}
+	c.loop.Rand = c.Rand
+	var err error
+	defer func() {
+		if err != nil {
+			c.err = grpcstatus.Wrap(codes.Internal, err)
+		}
+	}()
+	if c.loop.Policy, err = retry.Compile(config); err != nil {
+		return
+	}
+	if c.loop.Budget, err = retry.NewBudget(c.Budget); err != nil {
+		return
+	}
+	c.loop.Limiter, err = retry.NewLimiter(c.Limiter, c.active.Load)
+}
