@@ -43,6 +43,16 @@ func (e *NotYetValidError) Error() string {
 		e.ID, e.NotBefore.UTC().Format(time.RFC3339), e.Skew.Round(time.Millisecond))
 }
 
+// noIdentityError is ErrNoIdentity, and why.
+type noIdentityError struct{ last error }
+
+func (e *noIdentityError) Error() string { return ErrNoIdentity.Error() + ": " + unprefixed(e.last) }
+
+func (e *noIdentityError) Unwrap() []error { return []error{ErrNoIdentity, e.last} }
+
+// unprefixed returns what an error says, for another of this package to wrap: the prefix comes once.
+func unprefixed(err error) string { return strings.TrimPrefix(err.Error(), "tlsid: ") }
+
 // PeerError says why the certificate of a peer was refused.
 type PeerError struct {
 	ID  spiffeid.ID // who the certificate says the peer is; zero if it has no SPIFFE ID
@@ -50,7 +60,7 @@ type PeerError struct {
 }
 
 func (e *PeerError) Error() string {
-	why := strings.TrimPrefix(e.Err.Error(), "tlsid: ")
+	why := unprefixed(e.Err)
 	if e.ID.IsZero() {
 		return "tlsid: peer refused: " + why
 	}

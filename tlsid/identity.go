@@ -33,7 +33,7 @@ type Identity struct {
 // bundle of its own trust domain, which must be there, does not vouch for. It does not refuse one that has expired or is
 // not valid yet: time passes anyway, and whoever uses the identity looks at the clock.
 func NewIdentity(svid *x509svid.SVID, bundles ...*x509bundle.Bundle) (*Identity, error) {
-	if svid == nil || len(svid.Certificates) == 0 || svid.Certificates[0] == nil {
+	if svid == nil || len(svid.Certificates) == 0 || slices.Contains(svid.Certificates, nil) {
 		return nil, errors.New("tlsid: no certificate")
 	}
 	leaf := svid.Certificates[0]

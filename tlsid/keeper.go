@@ -43,7 +43,7 @@ type state struct {
 func newState(identity *Identity, last error) *state {
 	s := &state{identity: identity, last: last, none: ErrNoIdentity, changed: make(chan struct{})}
 	if last != nil {
-		s.none = fmt.Errorf("%w: %w", ErrNoIdentity, last)
+		s.none = &noIdentityError{last}
 	}
 	return s
 }
@@ -128,7 +128,10 @@ func (s *state) at(now time.Time) (*Identity, error) {
 	return s.identity, nil
 }
 
-var errOver = errors.New("tlsid: the source of identities ended")
+var (
+	errEnded  = errors.New("tlsid: the source ended")
+	errClosed = errors.New("tlsid: the keeper is closed")
+)
 
 // update is one step of a source.
 type update struct {
@@ -175,13 +178,13 @@ func (k *Keeper) run(ctx context.Context, source Source) {
 		case <-ctx.Done():
 			for range updates { // until the source has noticed too
 			}
-			k.end()
+			k.end(errClosed)
 			return
 		case u, ok := <-incoming:
 			switch {
 			case !ok:
 				incoming = nil
-				k.end()
+				k.end(errEnded)
 			case u.err != nil:
 				k.fail(u.err)
 			case u.identity != nil:
@@ -228,14 +231,13 @@ func (k *Keeper) fail(err error) {
 	}
 }
 
-// end says that nothing more will come.
-func (k *Keeper) end() {
+// end says that nothing more will come, and why if the source did not.
+func (k *Keeper) end(why error) {
 	before := k.state.Load()
-	last := before.last
-	if before.identity == nil && last == nil {
-		last = errOver
+	if before.identity != nil || before.last != nil {
+		why = before.last
 	}
-	s := newState(before.identity, last)
+	s := newState(before.identity, why)
 	s.over = true
 	k.publish(s)
 }

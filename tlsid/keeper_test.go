@@ -159,7 +159,7 @@ func TestKeeperClose(t *testing.T) {
 		go func() { waited <- k.Wait(context.Background()) }()
 		synctest.Wait()
 		k.Close()
-		if err := <-waited; !errors.Is(err, tlsid.ErrNoIdentity) {
+		if err := <-waited; !errors.Is(err, tlsid.ErrNoIdentity) || err.Error() != "tlsid: no identity: the keeper is closed" {
 			t.Errorf("Wait = %v after Close", err)
 		}
 		k.Close()
@@ -203,7 +203,7 @@ func TestSourceEnds(t *testing.T) {
 			source watch
 			want   string
 		}{
-			{ending(), "tlsid: no identity: tlsid: the source of identities ended"},
+			{ending(), "tlsid: no identity: the source ended"},
 			{ending(errors.New("no such folder")), "tlsid: no identity: no such folder"},
 		} {
 			k := tlsid.Keep(tt.source, tlsid.Hooks{})
