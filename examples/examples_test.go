@@ -74,8 +74,7 @@ func TestReadme(t *testing.T) {
 	}
 }
 
-// TestDocuments checks that the quickstart's documents are those that the policy package is tested with, but for what
-// is not enforced yet.
+// TestDocuments checks that the quickstart's documents are those that the policy package is tested with.
 func TestDocuments(t *testing.T) {
 	originals, err := filepath.Glob("../policy/testdata/seed/*.yaml")
 	if err != nil {
@@ -89,13 +88,10 @@ func TestDocuments(t *testing.T) {
 		}
 		document, err := os.ReadFile(filepath.Join("quickstart/mesh.d", filepath.Base(path)))
 		if errors.Is(err, os.ErrNotExist) {
-			continue // all of it is of kinds that are not enforced
+			continue // another example has it
 		}
 		if err != nil {
 			t.Fatal(err)
-		}
-		if common, _, cut := bytes.Cut(document, []byte("# Left out here")); cut {
-			original, document = original[:min(len(common), len(original))], common
 		}
 		if !bytes.Equal(original, document) {
 			t.Errorf("%s is not what the quickstart has", path)

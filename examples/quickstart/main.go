@@ -82,6 +82,14 @@ func program() []*scene {
 			play:      stickySessions,
 		},
 
+		// identity.go: who may call whom.
+		{
+			title:     "Identity and authorization",
+			documents: []string{"10-complete-setup.yaml"},
+			story:     "Services talk mTLS only, and user-service takes GET and POST from order-service, nothing from others.",
+			play:      identities,
+		},
+
 		// failures.go: what callers notice when servers fail.
 		{
 			title:     "Retries",

@@ -7,9 +7,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/nosidecar/mesh"
-	"github.com/nosidecar/mesh/policy"
 )
 
 func trafficSplit(s *scene) {
@@ -112,10 +109,14 @@ func mirroring(s *scene) {
 
 func stickySessions(s *scene) {
 	const users = 50
+	// The documents are those of the namespace myapp. They want mTLS between services, and order-service as the caller.
+	ca := authority()
 	endpoints := []*server{serving("endpoint 1"), serving("endpoint 2"), serving("endpoint 3")}
+	for _, e := range endpoints {
+		e.mesh, e.account = s.member(ca, "user-service"), "user-service"
+	}
 	s.service("user-service", endpoints...)
-	// The documents are those of the namespace myapp, and so is this caller.
-	client := s.mesh(mesh.WithWorkload(policy.Workload{Namespace: "myapp"})).Client()
+	client := s.member(ca, "order-service").Client()
 
 	round := func() answers {
 		return times(users, users, func(user int) answer {

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"sync/atomic"
 
+	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 )
 
@@ -15,8 +16,11 @@ type server struct {
 	version string // which it answers with
 	handler http.HandlerFunc
 	http    *http.Server
+	mesh    *mesh.Mesh // behind which it serves; nil for none
+	account string     // whose identity it has then
 
-	requests atomic.Int64 // that have arrived
+	listening string       // its address
+	requests  atomic.Int64 // that have arrived
 }
 
 // serving returns a server that answers with its version.
@@ -45,17 +49,24 @@ func (s *server) start() discovery.Endpoint {
 	if err != nil {
 		log.Fatal(err)
 	}
-	s.http = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	var handler http.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.requests.Add(1)
 		s.handler(w, r)
-	})}
+	})
+	address := listener.Addr().(*net.TCPAddr)
+	s.listening = address.String()
+	if s.mesh != nil { // this is all that a server needs to be one of the mesh
+		handler, listener = s.mesh.Handler(handler), s.mesh.Listen(listener)
+	}
+	s.http = &http.Server{Handler: handler}
 	go s.http.Serve(listener)
 
-	address := listener.Addr().(*net.TCPAddr)
 	return discovery.Endpoint{
 		Address: address.IP.String(),
 		Port:    address.Port,
 		Labels:  map[string]string{"version": s.version},
+
+		ServiceAccount: s.account,
 	}
 }
 
