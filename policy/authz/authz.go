@@ -1,21 +1,22 @@
 // Package authz decides whether an inbound request is allowed, as Istio's AuthorizationPolicy has it.
 //
-// [Compile] turns policies, which are data, into an [Authorizer]; [Authorizer.Decide] judges a [Request], which is a view
-// of what arrived. [Handler] is the layer alone, for a net/http server; [NewRequest] makes the view that it uses.
+// [Compile] turns policies, which are data, into an [Authorizer]; [Authorizer.Decide] judges a [Request], which is a
+// view of what arrived. [Handler] is the layer alone, for a net/http server; [NewRequest] makes the view that it
+// uses.
 //
 // # Order
 //
-// A request that a rule of a [Deny] policy matches is denied. Otherwise it is allowed if there is no [Allow] policy at all, or
-// if a rule of one matches; else it is denied. [Audit] policies only mark. Policies with DryRun set decide nothing; what
-// they would have changed is in [Decision.Shadow].
+// A request that a rule of a [Deny] policy matches is denied. Otherwise it is allowed if there is no [Allow] policy
+// at all, or if a rule of one matches; else it is denied. [Audit] policies only mark. Policies with DryRun set decide
+// nothing; what they would have changed is in [Decision.Shadow].
 //
 // # Readings
 //
 // The application gets the path that was sent, and what it makes of `//admin`, `/x/..%2Fadmin` or `/admin;a=b` is its
-// business: another library, or a server behind it, reads them otherwise. So a path has several readings. An Allow rule
-// matches only if it does under every one of them, negations included; a Deny or Audit rule if it does under any.
-// A header that is repeated has readings, too: its values joined by commas, and each value alone. A path that cannot be read
-// at all is answered with 400.
+// business: another library, or a server behind it, reads them otherwise. So a path has several readings. An Allow
+// rule matches only if it does under every one of them, negations included; a Deny or Audit rule if it does under
+// any. A header that is repeated has readings, too: its values joined by commas, and each value alone. A path that
+// cannot be read at all is answered with 400.
 package authz
 
 import (
@@ -83,11 +84,11 @@ type Rule struct {
 	When []Condition
 }
 
-// Source describes a peer. A field matches if one of its values does, a field that begins with Not if none does; an empty
-// field matches everything; a source matches if all its fields do. A source without any field is an error.
+// Source describes a peer. A field matches if one of its values does, a field that begins with Not if none does; an
+// empty field matches everything; a source matches if all its fields do. A source without any field is an error.
 //
-// Text that is "*" matches what is there and not empty, "*x" what ends in x, "x*" what begins with x, and anything else
-// itself. Only one star is read: "*x*" is what ends in "x*".
+// Text that is "*" matches what is there and not empty, "*x" what ends in x, "x*" what begins with x, and anything
+// else itself. Only one star is read: "*x*" is what ends in "x*".
 //
 // What is said of identities needs a certificate: it never matches a plaintext peer. So NotPrincipals "*" does.
 type Source struct {
@@ -111,16 +112,16 @@ type Source struct {
 // Operation describes a request. Its fields combine, and its texts are read, as those of [Source]. All but ports need
 // HTTP: on a raw TCP connection an Allow rule that has one never matches, and a Deny or Audit rule matches without it.
 type Operation struct {
-	// Hosts are compared without case to the host as it was sent, port included, as Istio does: "example.com" does not match
-	// "example.com:8080", which "example.com:*" does.
+	// Hosts are compared without case to the host as it was sent, port included, as Istio does: "example.com" does not
+	// match "example.com:8080", which "example.com:*" does.
 	Hosts, NotHosts []string
 
 	// Methods are compared with case.
 	Methods, NotMethods []string
 
 	// Paths are compared to the path without its query. A path may also be a template: a segment {*} stands for one
-	// segment, and {**}, after which there is no other operator, for none or more. Percent-escapes are compared without case,
-	// and those of unreserved characters as if decoded.
+	// segment, and {**}, after which there is no other operator, for none or more. Percent-escapes are compared without
+	// case, and those of unreserved characters as if decoded.
 	Paths, NotPaths []string
 
 	// Ports are the port of the workload that the request arrived at.
@@ -128,9 +129,9 @@ type Operation struct {
 }
 
 // Condition is one more demand, by its documented key: request.headers[name], source.ip, remote.ip, source.namespace,
-// source.serviceAccount, source.trustDomain, source.principal, destination.ip, destination.port or connection.sni. It holds
-// if one of Values, unless empty, and none of NotValues matches. Any other key is an error, as are those that need a
-// token (request.auth...).
+// source.serviceAccount, source.trustDomain, source.principal, destination.ip, destination.port or connection.sni. It
+// holds if one of Values, unless empty, and none of NotValues matches. Any other key is an error, as are those that
+// need a token (request.auth...).
 type Condition struct {
 	Key               string
 	Values, NotValues []string
@@ -144,8 +145,8 @@ type Config struct {
 
 // Request is a view of one inbound request or connection. [NewRequest] makes it for net/http.
 //
-// An address or port that is not known (the zero value) might be any: what is said of it does not match in an Allow rule, and
-// does in a Deny or Audit rule.
+// An address or port that is not known (the zero value) might be any: what is said of it does not match in an Allow
+// rule, and does in a Deny or Audit rule.
 type Request struct {
 	Principal   string         // "trust-domain/ns/default/sa/x", without spiffe://; "" for a peer without a certificate
 	Source      netip.Addr     // the direct peer

@@ -159,8 +159,10 @@ func TestAuditAndDryRun(t *testing.T) {
 		{"DENY would not", []authz.Policy{dryRun(deny(never)), allow(rule{})}, true, authz.Match{Policy: "default/allow"}},
 		{"ALLOW would allow", []authz.Policy{dryRun(allow(rule{})), allow(never)}, true, authz.Match{Policy: "default/dry-allow"}},
 		{"ALLOW would deny the rest", []authz.Policy{dryRun(allow(never))}, false, authz.Match{Rule: -1}},
-		{"an enforced DENY stays", []authz.Policy{dryRun(allow(rule{})), deny(rule{})}, false, authz.Match{Policy: "default/deny"}},
-		{"an enforced ALLOW stays", []authz.Policy{dryRun(allow(never)), allow(rule{})}, true, authz.Match{Policy: "default/allow"}},
+		{"an enforced DENY stays", []authz.Policy{dryRun(allow(rule{})), deny(rule{})}, false,
+			authz.Match{Policy: "default/deny"}},
+		{"an enforced ALLOW stays", []authz.Policy{dryRun(allow(never)), allow(rule{})}, true,
+			authz.Match{Policy: "default/allow"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			s := compile(t, tt.policies...).Decide(&r).Shadow
@@ -207,7 +209,8 @@ func TestMatch(t *testing.T) {
 		{"when is AND", when(authz.Condition{Key: "request.headers[x-env]", Values: []string{"prod"}},
 			authz.Condition{Key: "destination.port", Values: []string{"80"}}), nil, false},
 		{"from AND to", rule{From: principals(web).From, To: methods("POST").To}, nil, false},
-		{"from AND to AND when", rule{From: principals(web).From, To: methods("GET").To, When: header("x-env", "prod").When}, nil, true},
+		{"from AND to AND when", rule{From: principals(web).From, To: methods("GET").To, When: header("x-env",
+			"prod").When}, nil, true},
 		{"fields of a source are AND", from(authz.Source{Principals: []string{web}, Namespaces: []string{"ops"}}), nil, false},
 		{"fields of an operation are AND", to(authz.Operation{Methods: []string{"GET"}, Ports: []uint16{80}}), nil, false},
 		{"values are OR", methods("POST", "GET"), nil, true},
@@ -225,7 +228,8 @@ func TestMatch(t *testing.T) {
 		{"only one star is read: the suffix", principals("*/sa/web*"), principal(web + "*"), true},
 		{"notPrincipals * catches plaintext", from(authz.Source{NotPrincipals: []string{"*"}}), plaintext, true},
 		{"notPrincipals * spares certificates", from(authz.Source{NotPrincipals: []string{"*"}}), nil, false},
-		{"a dot is a dot in a principal suffix", principals("*.local/ns/default/sa/web"), principal("x/local/ns/default/sa/web"), false},
+		{"a dot is a dot in a principal suffix", principals("*.local/ns/default/sa/web"),
+			principal("x/local/ns/default/sa/web"), false},
 		{"when source.principal", when(authz.Condition{Key: "source.principal", Values: []string{web}}), nil, true},
 
 		{"namespace", namespaces("default"), nil, true},
@@ -240,7 +244,8 @@ func TestMatch(t *testing.T) {
 		{"service account is not a prefix", accounts("default/we"), nil, false},
 		{"service account with more to its name", accounts("default/web"), principal("td/ns/default/k/v/sa/web/k/v"), true},
 		{"service account without trust domain", accounts("default/web"), principal("/ns/default/sa/web"), false},
-		{"when source.serviceAccount", when(authz.Condition{Key: "source.serviceAccount", Values: []string{"default/web"}}), nil, true},
+		{"when source.serviceAccount", when(authz.Condition{Key: "source.serviceAccount",
+			Values: []string{"default/web"}}), nil, true},
 		{"trust domain", from(authz.Source{TrustDomains: []string{"cluster.local"}}), nil, true},
 		{"trust domain is not a prefix", from(authz.Source{TrustDomains: []string{"cluster"}}), nil, false},
 		{"trust domain of a plaintext peer", from(authz.Source{TrustDomains: []string{"*"}}), plaintext, false},
@@ -339,7 +344,8 @@ func TestManyValues(t *testing.T) {
 	many = append(many, "/a%3Ab")
 	a := compile(t, allow(paths(many...)))
 	d := compile(t, deny(paths(many...)))
-	for path, want := range map[string]bool{"/p49": true, "/p50": false, "/q7/x": true, "/q77/x": false, "/a%3Ab": true, "/x": false} {
+	for path, want := range map[string]bool{"/p49": true, "/p50": false, "/q7/x": true, "/q77/x": false,
+		"/a%3Ab": true, "/x": false} {
 		r := request()
 		r.Target = path
 		if got := a.Decide(&r).Allowed; got != want {
@@ -416,7 +422,8 @@ func TestRawTCP(t *testing.T) {
 		{"a header and a principal", rule{From: []authz.Source{{Principals: []string{admin}}},
 			When: []authz.Condition{{Key: "request.headers[x]", Values: []string{"1"}}}}, false, false},
 		{"a server name", when(authz.Condition{Key: "connection.sni", Values: []string{"shop.example"}}), true, true},
-		{"remoteIpBlocks", from(authz.Source{RemoteIPBlocks: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}), true, true},
+		{"remoteIpBlocks",
+			from(authz.Source{RemoteIPBlocks: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}), true, true},
 	} {
 		r := request()
 		r.L4, r.Host, r.Method, r.Target, r.Header = true, "", "", "", nil
@@ -638,7 +645,8 @@ func TestCompileErrors(t *testing.T) {
 	}{
 		{"no name", authz.Policy{}, "policy 0 has no name"},
 		{"action", authz.Policy{Name: "a/b", Action: 9}, "policy a/b: unknown action 9"},
-		{"spiffe", allow(from(authz.Source{Principals: []string{"spiffe://td/x"}})), "policy default/allow: rule 0: from 0: principals: "},
+		{"spiffe", allow(from(authz.Source{Principals: []string{"spiffe://td/x"}})),
+			"policy default/allow: rule 0: from 0: principals: "},
 		{"empty source", allow(rule{}, from(authz.Source{})), "rule 1: from 0: the source is empty"},
 		{"empty operation", allow(to(authz.Operation{})), "to 0: the operation is empty"},
 		{"empty value", deny(to(authz.Operation{NotPaths: []string{""}})), "notPaths: an empty value"},

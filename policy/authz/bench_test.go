@@ -66,7 +66,8 @@ func BenchmarkDecide(b *testing.B) {
 
 // BenchmarkReadings is a request whose path has several readings.
 func BenchmarkReadings(b *testing.B) {
-	for name, target := range map[string]string{"escape": "/v1/caf%C3%A9", "dots": "/v1/a/../b", "all": `/v1//a%2F..%5C/b;c=d/..\e#/f`} {
+	for name, target := range map[string]string{"escape": "/v1/caf%C3%A9", "dots": "/v1/a/../b",
+		"all": `/v1//a%2F..%5C/b;c=d/..\e#/f`} {
 		b.Run(name, func(b *testing.B) {
 			a, err := authz.Compile([]authz.Policy{{Name: "default/bench", Rules: []authz.Rule{
 				{To: []authz.Operation{{Paths: []string{"/v1/*"}}}},

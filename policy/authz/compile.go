@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// Compile turns policies into an Authorizer. It reports the first thing that cannot be enforced, with the policy, rule and
-// field it stands in. It keeps nothing of policies.
+// Compile turns policies into an Authorizer. It reports the first thing that cannot be enforced, with the policy,
+// rule and field it stands in. It keeps nothing of policies.
 func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 	if cfg.Normalization > DecodeAndMergeSlashes {
 		return nil, fmt.Errorf("authz: unknown normalization %d", cfg.Normalization)

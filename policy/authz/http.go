@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// Handler is an http.Handler that passes on what its Authorizer allows. It answers the rest as [Decision.Refuse] does.
-// It belongs outside of what changes requests: it judges the request target as it was sent. Its fields must not be changed once it is
-// used.
+// Handler is an http.Handler that passes on what its Authorizer allows. It answers the rest as [Decision.Refuse]
+// does. It belongs outside of what changes requests: it judges the request target as it was sent. Its fields must not
+// be changed once it is used.
 type Handler struct {
 	// Next serves what is allowed. It must be set.
 	Next http.Handler
@@ -52,8 +52,8 @@ const (
 	badRequestText = "Bad Request"
 )
 
-// Refuse answers a request that is not allowed: 403 with Envoy's text, or 400 if the path cannot be read. A gRPC call gets
-// the code that stands for that status. Nothing in the answer says why.
+// Refuse answers a request that is not allowed: 403 with Envoy's text, or 400 if the path cannot be read. A gRPC call
+// gets the code that stands for that status. Nothing in the answer says why.
 func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 	status, text, code := http.StatusForbidden, deniedText, "7" // PERMISSION_DENIED
 	if d.BadRequest {
@@ -79,8 +79,8 @@ func isGRPC(r *http.Request) bool {
 	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
-// NewRequest returns the view of a request that a net/http server received, over HTTP/1 or HTTP/2, from a peer with the given
-// principal. trustedHops is as in [RemoteAddr].
+// NewRequest returns the view of a request that a net/http server received, over HTTP/1 or HTTP/2, from a peer with
+// the given principal. trustedHops is as in [RemoteAddr].
 func NewRequest(r *http.Request, principal string, trustedHops int) Request {
 	view := Request{
 		Principal: principal,
@@ -117,8 +117,8 @@ func parseAddr(s string) netip.AddrPort {
 }
 
 // RemoteAddr returns the address of the client by the values of x-forwarded-for. With n trusted hops (Istio's
-// numTrustedProxies) it is the nth address from the right, which the outermost trusted proxy wrote; what is left of it anyone
-// may have written. Without trusted hops, or if there is no address in that place, it is source.
+// numTrustedProxies) it is the nth address from the right, which the outermost trusted proxy wrote; what is left of
+// it anyone may have written. Without trusted hops, or if there is no address in that place, it is source.
 func RemoteAddr(source netip.Addr, xff []string, trustedHops int) netip.Addr {
 	if trustedHops <= 0 {
 		return source

@@ -31,16 +31,15 @@ func (g *group) add(r *rule) { g.rules = append(g.rules, r) }
 
 // first returns the first rule that matches, or noMatch.
 func (g *group) first(q *query) Match {
-	best := len(g.rules)
 	if !g.indexed {
-		for i, r := range g.rules {
+		for _, r := range g.rules {
 			if r.match(q) {
-				return g.rules[i].name
+				return r.name
 			}
 		}
 		return noMatch
 	}
-	best = g.try(g.rest, best, q)
+	best := g.try(g.rest, len(g.rules), q)
 	if q.Principal != "" {
 		best = g.lookup(&g.principals, q.Principal, best, q)
 		if len(g.identities) > 0 {
@@ -102,8 +101,9 @@ type prefixed struct {
 	parent int // the longest other prefix that text begins with, or -1
 }
 
-// longest returns the last prefix that is not behind text in the order of texts, or -1. If text begins with any prefix, it
-// begins with this one or with one of its parents: what is between a prefix and text begins with that prefix, too.
+// longest returns the last prefix that is not behind text in the order of texts, or -1. If text begins with any
+// prefix, it begins with this one or with one of its parents: what is between a prefix and text begins with that
+// prefix, too.
 func (l *lookup) longest(text string) int {
 	if len(l.prefixes) == 0 {
 		return -1
@@ -129,8 +129,8 @@ func (l *lookup) link() {
 	}
 }
 
-// splitPrincipal splits "trust-domain/ns/NAMESPACE/sa/NAME" into the namespace and "NAMESPACE/sa/NAME". It refuses any other
-// shape, and a namespace "ns", which makes a second "/ns/".
+// splitPrincipal splits "trust-domain/ns/NAMESPACE/sa/NAME" into the namespace and "NAMESPACE/sa/NAME". It refuses
+// any other shape, and a namespace "ns", which makes a second "/ns/".
 func splitPrincipal(principal string) (namespace, account string, ok bool) {
 	domain := strings.IndexByte(principal, '/')
 	if domain <= 0 {
@@ -141,7 +141,8 @@ func splitPrincipal(principal string) (namespace, account string, ok bool) {
 		return "", "", false
 	}
 	namespace, name, ok := strings.Cut(account, "/sa/")
-	if !ok || namespace == "ns" || name == "" || strings.IndexByte(namespace, '/') >= 0 || strings.IndexByte(name, '/') >= 0 {
+	more := strings.IndexByte(namespace, '/') >= 0 || strings.IndexByte(name, '/') >= 0
+	if !ok || more || namespace == "ns" || name == "" {
 		return "", "", false
 	}
 	return namespace, account, true

@@ -15,7 +15,7 @@ type reading struct {
 }
 
 // maxOddPath bounds the paths that have several readings, so that a long one costs no more than a short one.
-const maxOddPath = 8 << 10
+const maxOddPath = 4 << 10
 
 // read appends the readings of a request target to buf, none if it is malformed.
 func (a *Authorizer) read(method, target string, buf []reading) []reading {
@@ -32,11 +32,11 @@ func (a *Authorizer) read(method, target string, buf []reading) []reading {
 	case len(path) > maxOddPath || !valid(path):
 		return nil
 	}
-	return readings(path, a.normalization)
+	return readings(path, a.normalization, a.escaped)
 }
 
-// targetPath returns the path of a request target with what follows it but for the query (RFC 9112, section 3.2). A plain path has
-// one reading only. The target of a CONNECT request has no path: it is "".
+// targetPath returns the path of a request target with what follows it but for the query (RFC 9112, section 3.2). A
+// plain path has one reading only. The target of a CONNECT request has no path: it is "".
 func targetPath(method, target string) (path string, plain, ok bool) {
 	if target == "" {
 		return "", false, false
@@ -137,60 +137,81 @@ const (
 
 // readings returns the ways to read a valid path that begins with a slash; the first is the one that mode means.
 //
-// What a reader does to a path, he does in this order: he decodes escapes, takes `\` for `/`, cuts parameters off segments, and
-// resolves dot segments. Slashes are merged after that, as Istio does, or before, as path.Clean does: `/a//../b` is
-// `/a/b` or `/b`. All combinations count that mode does not rule out.
+// What a reader does to a path, he does in this order: he decodes escapes, takes `\` for `/`, cuts parameters off
+// segments, and resolves dot segments. Slashes are merged after that, as Istio does, or before, as path.Clean does:
+// `/a//../b` is `/a/b` or `/b`. All combinations count that mode does not rule out.
 //
-// Two oddities count only where they may lead somewhere else altogether. net/http takes `#` for a part of the path: what
-// follows it matters if it has segments of its own. And it takes `\` for an ordinary character: that matters if there are
-// dot segments, which have then less to climb over.
-func readings(path string, mode Normalization) []reading {
-	var all []reading
-	add := func(r reading) {
-		if !slices.Contains(all, r) {
-			all = append(all, r)
-		}
+// Two oddities count only where they may lead somewhere else altogether. net/http takes `#` for a part of the path:
+// what follows it matters if it has segments of its own. And it takes `\` for an ordinary character: that matters if
+// there are dot segments, which have then less to climb over.
+//
+// Readings with every escape decoded are for patterns that differ once decoded. Without any (escaped is false), they
+// are left out for a path that has no escapes either.
+func readings(path string, mode Normalization, escaped bool) []reading {
+	s := readingSet{mode: mode}
+	if mode == None {
+		s.add(normalEscapes(path))
 	}
 	cut, fragment, _ := strings.Cut(path, "#")
-	if mode == None {
-		add(reading{path: normalEscapes(path)})
-	}
-	starts := []string{cut}
+	s.addDecoded(cut, escaped)
 	if strings.ContainsAny(fragment, `/\%`) {
-		starts = append(starts, path)
+		s.addDecoded(path, escaped)
 	}
-	decodings := []decoding{decodeNone, decodeSlashes, decodeEvery}
-	if mode == DecodeAndMergeSlashes {
-		decodings = decodings[1:]
-	}
-	for _, start := range starts {
-		for _, d := range decodings {
-			text := d.apply(start)
-			for _, literal := range []bool{false, true} {
-				if !literal {
-					readSegments(strings.ReplaceAll(text, `\`, "/"), d, mode, add)
-				} else if strings.Contains(text, `\`) && strings.Contains(text, "..") {
-					readSegments(text, d, mode, add)
-				}
-			}
-		}
-	}
-	return all
+	return s.all
 }
 
-// readSegments adds the readings of a path whose escapes and backslashes are settled.
-func readSegments(path string, d decoding, mode Normalization, add func(reading)) {
-	texts := []string{path}
-	if strings.Contains(path, ";") {
-		texts = append(texts, cutParameters(path))
+// readingSet is the readings of a path, without duplicates.
+type readingSet struct {
+	mode    Normalization
+	decoded bool // of what is added
+	all     []reading
+}
+
+func (s *readingSet) add(path string) {
+	if r := (reading{path, s.decoded}); !slices.Contains(s.all, r) {
+		s.all = append(s.all, r)
 	}
-	for _, text := range texts {
-		resolved := removeDots(text)
-		if mode == Base || mode == None {
-			add(reading{resolved, d == decodeEvery})
-		}
-		add(reading{mergeSlashes(resolved), d == decodeEvery})
-		add(reading{removeDots(mergeSlashes(text)), d == decodeEvery})
+}
+
+// addDecoded adds the readings of a path by the escapes that are decoded.
+func (s *readingSet) addDecoded(path string, escaped bool) {
+	s.decoded = false
+	normal, slashes := decodeNone.apply(path), decodeSlashes.apply(path)
+	if s.mode != DecodeAndMergeSlashes {
+		s.addBackslashes(normal)
+	}
+	if s.mode == DecodeAndMergeSlashes || slashes != normal {
+		s.addBackslashes(slashes)
+	}
+	if escaped || strings.Contains(path, "%") {
+		s.decoded = true
+		s.addBackslashes(decodeEvery.apply(path))
+	}
+}
+
+// addBackslashes adds the readings of a path whose escapes are settled.
+func (s *readingSet) addBackslashes(path string) {
+	s.addParameters(strings.ReplaceAll(path, `\`, "/"))
+	if strings.Contains(path, `\`) && strings.Contains(path, "..") {
+		s.addParameters(path)
+	}
+}
+
+func (s *readingSet) addParameters(path string) {
+	s.addSegments(path)
+	if strings.Contains(path, ";") {
+		s.addSegments(cutParameters(path))
+	}
+}
+
+func (s *readingSet) addSegments(path string) {
+	resolved := removeDots(path)
+	if s.mode == Base || s.mode == None {
+		s.add(resolved)
+	}
+	s.add(mergeSlashes(resolved))
+	if strings.Contains(path, "//") {
+		s.add(removeDots(mergeSlashes(path)))
 	}
 }
 
@@ -207,7 +228,8 @@ func (d decoding) apply(path string) string {
 	return normalEscapes(path)
 }
 
-// normalEscapes decodes the escapes of unreserved characters and writes the others in upper case (RFC 3986, section 6.2.2).
+// normalEscapes decodes the escapes of unreserved characters and writes the others in upper case (RFC 3986, section
+// 6.2.2).
 func normalEscapes(s string) string { return decode(s, isUnreserved) }
 
 func decodeAll(s string) string { return decode(s, func(byte) bool { return true }) }

@@ -209,8 +209,8 @@ func lower(s string) string {
 	}, s)
 }
 
-// equalFold reports whether s is lowercase but for the case of ASCII letters. Unlike strings.EqualFold it takes no other
-// letters for the same. The lengths are equal.
+// equalFold reports whether s is lowercase but for the case of ASCII letters. Unlike strings.EqualFold it takes no
+// other letters for the same. The lengths are equal.
 func equalFold(s, lowercase string) bool {
 	for i := range len(s) {
 		c := s[i]

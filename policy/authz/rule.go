@@ -84,8 +84,9 @@ func (r *rule) escaped() bool {
 	})
 }
 
-// withoutHTTP returns the rule for raw TCP connections, or false if it never matches one. Any part that needs HTTP spoils a
-// rule of an Allow policy altogether, also when another operation would do without. From the others it is dropped.
+// withoutHTTP returns the rule for raw TCP connections, or false if it never matches one. Any part that needs HTTP
+// spoils a rule of an Allow policy altogether, also when another operation would do without. From the others it is
+// dropped.
 func (r *rule) withoutHTTP() (*rule, bool) {
 	l4 := *r
 	l4.to, l4.when = nil, nil
@@ -111,11 +112,11 @@ func (r *rule) withoutHTTP() (*rule, bool) {
 // match reports whether the rule matches, under every reading of the request or under any.
 //
 // Readings are those of the path, which only operations see, and those of each repeated header. The whole of the
-// operations is judged under one reading of the path at a time, so a path is never taken one way for a value and another way
-// for a negation, and each condition on a header is judged under one reading of that header at a time. That is what it
-// would be to judge the whole rule under each combination of readings: the parts are joined by AND, which "under
-// every" goes through, and so does "under any" where no two parts see the same thing. Where they do (two conditions on one
-// header) a Deny rule may match by two different readings: it is wider then, never narrower.
+// operations is judged under one reading of the path at a time, so a path is never taken one way for a value and
+// another way for a negation, and each condition on a header is judged under one reading of that header at a time.
+// That is what it would be to judge the whole rule under each combination of readings: the parts are joined by AND,
+// which "under every" goes through, and so does "under any" where no two parts see the same thing. Where they do (two
+// conditions on one header) a Deny rule may match by two different readings: it is wider then, never narrower.
 func (r *rule) match(q *query) bool {
 	return r.matchFrom(q) && r.matchWhen(q) && r.matchTo(q)
 }
