@@ -38,10 +38,34 @@
 //  9. Balance. An endpoint is picked: not one that is ejected, not one this call already tried.
 //
 //  10. Endpoint. The request goes out on the endpoint's own connections. Host header, TLS server name and the URL stay the
-//     service's; only the dial differs.
+//     service's; only the dial differs. Where documents or the endpoint ask for mTLS, the connection presents the identity
+//     of this process and is made only with the SPIFFE ID that the endpoint is expected to have; the URL still says http.
 //
 //  11. End. A call ends when its response body does: at EOF, at an error or at Close. Then, exactly once, outlier
 //     detection and circuit learn the outcome, slots are released and observers are told.
+//
+// # The life of one inbound request
+//
+//		ln, err := net.Listen("tcp", ":8080")
+//		srv := &http.Server{Handler: m.Handler(mux)}
+//		err = srv.Serve(m.Listen(ln))
+//
+//	 1. Connection. [Mesh.Listen] asks PeerAuthentication for the mode of the port: STRICT takes mTLS only, PERMISSIVE tells
+//	    mTLS from plaintext by the first byte, DISABLE takes plaintext. Handshakes are made beside Accept, within bounds, so
+//	    silent peers delay nobody.
+//
+//	 2. Identity. The peer's certificate is verified against the bundles of today, for each request: certificates expire and
+//	    bundles change while a connection lives. What was verified before costs a look-up.
+//
+//	 3. Authorization. AuthorizationPolicies see the request as it was sent. Where a path or a repeated header can be read in
+//	    several ways, an ALLOW rule must match under every reading, a DENY rule under any.
+//
+//	 4. Sanitising. What a peer outside the mesh says about itself or the mesh is removed, and one inside is named in
+//	    x-forwarded-client-cert. This comes after authorization, which sees what was sent, and before anything that believes.
+//
+//	 5. Limits. Concurrency, then rate: who is refused here was allowed to ask.
+//
+//	 6. Deadline. How long a caller in the mesh will wait becomes the deadline of the handler's context.
 //
 // # Answers and errors
 //
