@@ -20,6 +20,7 @@ var programs = map[string]string{
 	"errors":     "no connection could be had: the server has not seen the call",
 	"fault":      "an aborted call is never sent",
 	"limit":      "refused so far: 3",
+	"mtls":       "All of it was as the documents ask.",
 	"observer":   "route=orders status=200 flags=- attempts=2",
 	"quickstart": "All of it was as the documents ask.",
 	"retry":      "the caller gets 200; the server got 3 requests",
@@ -70,6 +71,23 @@ func TestReadme(t *testing.T) {
 	for name := range programs {
 		if !strings.Contains(string(readme), "`go run ./examples/"+name+"`") {
 			t.Errorf("README.md does not tell how to run %s", name)
+		}
+	}
+}
+
+// TestSecurityDocuments checks that the documents of mtls are those that the policy package is tested with.
+func TestSecurityDocuments(t *testing.T) {
+	for _, name := range []string{"06-peer-authentication.yaml", "07-authorization-policies.yaml"} {
+		original, err := os.ReadFile("../policy/testdata/seed/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		document, err := os.ReadFile("mtls/mesh.d/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(original, document) {
+			t.Errorf("%s is not what mtls has", name)
 		}
 	}
 }
