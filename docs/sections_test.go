@@ -18,10 +18,9 @@ const (
 	inEndpoint    = "hosts: [a.example.com], ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [%s]"
 	inProfile     = "routes: [{name: a, %s}]"
 	inSplit       = "service: a, backends: [%s]"
+	inSource      = "rules: [{from: [{source: {%s}}]}]"
+	inCondition   = "rules: [{when: [{%s, values: [a]}]}]"
 )
-
-// ofTLS is why most settings for TLS are only checked.
-const ofTLS = "it goes with the modes that are refused"
 
 var sections = []section{
 	{
@@ -56,19 +55,11 @@ var sections = []section{
 	{
 		apiVersion: "networking.istio.io/v1", kind: "DestinationRule", of: reflect.TypeFor[istio.DestinationRule](),
 		text: "Says how the endpoints of a host are chosen, connected to and watched.\n",
-		checked: map[string]string{
-			"spec.trafficPolicy.tls.clientCertificate":  ofTLS,
-			"spec.trafficPolicy.tls.privateKey":         ofTLS,
-			"spec.trafficPolicy.tls.caCertificates":     ofTLS,
-			"spec.trafficPolicy.tls.credentialName":     ofTLS,
-			"spec.trafficPolicy.tls.subjectAltNames[]":  ofTLS,
-			"spec.trafficPolicy.tls.sni":                ofTLS,
-			"spec.trafficPolicy.tls.insecureSkipVerify": ofTLS,
-			"spec.trafficPolicy.tls.caCrl":              ofTLS,
-		},
 		probes: []probe{
-			{`tls: {mode: ISTIO_MUTUAL}`, inPolicy, "tls.mode", false},
-			{`tls: {mode: SIMPLE}`, inPolicy, "tls.mode", false},
+			{`tls: {mode: SIMPLE, insecureSkipVerify: true}`, inPolicy, "insecureSkipVerify", false},
+			{`tls: {mode: SIMPLE, clientCertificate: /cert.pem}`, inPolicy, "tls", false},
+			{`tls: {mode: ISTIO_MUTUAL, caCertificates: /ca.pem}`, inPolicy, "caCertificates", false},
+			{`tls: {mode: ISTIO_MUTUAL, subjectAltNames: [a.example.com]}`, inPolicy, "subjectAltNames[0]", false},
 			{`tls: {mode: DISABLE, sni: a}`, inPolicy, "tls", false},
 			{`connectionPool: {http: {maxConcurrentStreams: 5}}`, inPolicy, "maxConcurrentStreams", true},
 			{`connectionPool: {http: {useClientProtocol: true}}`, inPolicy, "useClientProtocol", true},
@@ -93,6 +84,8 @@ var sections = []section{
 		apiVersion: "networking.istio.io/v1", kind: "ServiceEntry", of: reflect.TypeFor[istio.ServiceEntry](),
 		text: "Adds hosts, and is a source of endpoints: its addresses, labels, localities and weights take the place of discovery.\n",
 		probes: []probe{
+			{`subjectAltNames: [a.example.com]`, inEntry, "subjectAltNames", false},
+			{`location: MESH_INTERNAL, subjectAltNames: [a.example.com]`, inEntry, "subjectAltNames", false},
 			{`resolution: DYNAMIC_DNS`, inEntry, "resolution", false},
 			{`resolution: STATIC`, inEntry, "endpoints", false},
 			{`addresses: [10.0.0.0/8]`, inEntry, "addresses[0]", false},
@@ -147,12 +140,32 @@ var sections = []section{
 			"effect; fields that a Service does not have are errors. Endpoints come from discovery or a ServiceEntry.\n",
 	},
 	{
-		apiVersion: "security.istio.io/v1", kind: "PeerAuthentication", of: reflect.TypeFor[istio.PeerAuthentication](), refused: true,
-		text: "Checked as Istio does, and then refused with one error: not enforced yet.\n",
+		apiVersion: "security.istio.io/v1", kind: "PeerAuthentication", of: reflect.TypeFor[istio.PeerAuthentication](),
+		text: "Says which connections workloads accept. The mode of a port comes before that of its workload (`selector`), that before the " +
+			"namespace's and that before the mesh's (in `istio-system`, without `selector`). `UNSET` inherits; if nothing is said, the " +
+			"mode is `PERMISSIVE`. Callers secure their connections by it, too.\n",
+		probes: []probe{
+			{`selector: {}`, "%s", "selector", false},
+			{`portLevelMtls: {8080: {mode: STRICT}}`, "%s", "portLevelMtls", false},
+		},
 	},
 	{
-		apiVersion: "security.istio.io/v1", kind: "AuthorizationPolicy", of: reflect.TypeFor[istio.AuthorizationPolicy](), refused: true,
-		text: "Checked as Istio does, and then refused with one error: not enforced yet.\n",
+		apiVersion: "security.istio.io/v1", kind: "AuthorizationPolicy", of: reflect.TypeFor[istio.AuthorizationPolicy](),
+		text: "Says which requests workloads accept: those of its namespace or, in `istio-system`, of all, as far as `selector` selects them. " +
+			"A request that a `DENY` rule matches is denied; else it is allowed if there is no `ALLOW` policy, or if a rule of one matches. " +
+			"The annotation `istio.io/dry-run` has a policy tried out and not enforced.\n",
+		probes: []probe{
+			{`action: CUSTOM, provider: {name: opa}`, "rules: [{}], %s", "action", false},
+			{`targetRef: {kind: Service, group: '', name: a}`, "%s", "targetRef", false},
+			{`targetRefs: [{kind: GatewayClass, group: gateway.networking.k8s.io, name: istio-waypoint}]`, "%s", "targetRefs[0]", false},
+			{`targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: a}]`, "%s", "targetRefs[0]", false},
+			{`principals: [spiffe://cluster.local/ns/default/sa/a]`, inSource, "principals[0]", false},
+			{`key: 'request.auth.claims[groups]'`, inCondition, "key", false},
+			{`key: 'experimental.envoy.filters.a[b]'`, inCondition, "key", false},
+			{`key: 'request.experimental.inline.headers[a]'`, inCondition, "key", false},
+			{`key: 'request.headers[transfer-encoding]'`, inCondition, "when[0]", false},
+			{`selector: {}`, "%s", "selector", false},
+		},
 	},
 	{
 		apiVersion: "security.istio.io/v1", kind: "RequestAuthentication", of: reflect.TypeFor[istio.RequestAuthentication](), refused: true,
