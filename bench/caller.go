@@ -54,6 +54,11 @@ spec:
       http: {http1MaxPendingRequests: 1024, http2MaxRequests: 4096, maxRetries: 64}
 `
 
+// withSecurity returns the documents without timeouts, and with security.
+func withSecurity() string {
+	return fmt.Sprintf(documents, "", "") + security
+}
+
 // NewMesh returns a mesh that knows the endpoints of s, with all its layers at work. Timeouts are an option: they are what
 // costs most.
 func NewMesh(s *Server, timeouts bool) (*mesh.Mesh, error) {

@@ -60,15 +60,17 @@ func NewServer(protocol Protocol) (*Server, error) {
 	})
 }
 
+// serve is the handler of a small service.
+var serve = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = io.WriteString(w, answer) // a client that is gone needs no answer
+})
+
 func listen(protocol Protocol) ([]*httptest.Server, greeting) {
-	handler := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		_, _ = io.WriteString(w, answer) // a client that is gone needs no answer
-	})
 	var hello greeting
 	instances := make([]*httptest.Server, endpoints)
 	for i := range instances {
-		s := httptest.NewUnstartedServer(handler)
+		s := httptest.NewUnstartedServer(serve)
 		if protocol == HTTP {
 			s.Start()
 		} else {

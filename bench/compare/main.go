@@ -23,6 +23,7 @@ import (
 
 func main() {
 	bench.ServeProcess()
+	only := flag.Bool("mtls", false, "only the comparison with mTLS on both ends")
 	rounds := flag.Int("rounds", 41, "number of `rounds`")
 	span := flag.Duration("time", 100*time.Millisecond, "how long each side runs in a round")
 	flag.Parse()
@@ -32,7 +33,11 @@ func main() {
 	}
 	fmt.Printf("%s, %s/%s, %d processors; %d rounds of %v for each side in turn.\n",
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), *rounds, *span)
-	if err := compare(*rounds, *span); err != nil {
+	run := compare
+	if *only {
+		run = mutuals
+	}
+	if err := run(*rounds, *span); err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
 		os.Exit(1)
 	}
@@ -51,6 +56,42 @@ func compare(rounds int, span time.Duration) error {
 				return fmt.Errorf("%s, %d in flight: %w", protocol, inFlight, err)
 			}
 		}
+	}
+	return mutuals(rounds, span)
+}
+
+func mutuals(rounds int, span time.Duration) error {
+	fmt.Print("\nOver loopback with mTLS and HTTP/2, the whole mesh on both ends, with PeerAuthentication and AuthorizationPolicy:\n\n" +
+		"| in flight | | calls/s | | CPU, both ends | |\n|--:|---|--:|--:|--:|--:|\n")
+	for _, inFlight := range []int{8, 64} {
+		if err := mutual(inFlight, rounds, span); err != nil {
+			return fmt.Errorf("mTLS, %d in flight: %w", inFlight, err)
+		}
+	}
+	return nil
+}
+
+// mutual prints the rows of mTLS for a number of calls in flight.
+func mutual(inFlight, rounds int, span time.Duration) error {
+	callers, err := bench.MutualCallers()
+	if err != nil {
+		return err
+	}
+	for _, c := range callers {
+		defer c.Close()
+	}
+	rate, cpu, err := inTurn(len(callers), rounds, func(i int) (float64, float64, error) {
+		var ended atomic.Bool
+		defer time.AfterFunc(span, func() { ended.Store(true) }).Stop()
+		result, err := bench.Run(callers[i].Client, bench.MutualURL[i], inFlight, func() bool { return !ended.Load() })
+		return result.PerSecond(), result.CPUPerCall(), err
+	})
+	if err != nil {
+		return err
+	}
+	for i, c := range callers {
+		fmt.Printf("| %d | %s | %.0f | %.2f | %.1f µs | %.2f |\n", inFlight, c.Name,
+			median(rate[i]), median(ratios(rate[i], rate[0])), median(cpu[i]), median(ratios(cpu[i], cpu[0])))
 	}
 	return nil
 }

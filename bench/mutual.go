@@ -1,0 +1,167 @@
+package bench
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"net"
+	"net/http"
+	"strconv"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// security is what a careful operator asks for between services, added to documents.
+const security = `
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default}
+spec: {mtls: {mode: STRICT}}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: users}
+spec:
+  selector: {matchLabels: {app: user-service}}
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/default/sa/admin]}}]
+  - from: [{source: {principals: [cluster.local/ns/default/sa/web]}}]
+    to: [{operation: {methods: [GET], paths: [/users/*]}}]
+`
+
+// MutualURL is what the callers of [MutualCallers] call: the first with the mTLS of net/http, the second through the mesh.
+var MutualURL = [...]string{"https://user-service/users/42", "http://user-service/users/42"}
+
+// MutualCallers returns two ways to call a service over HTTP/2 with mTLS, in this process with both its ends: with nothing but
+// net/http, and with the whole mesh on both ends. The caller closes them.
+func MutualCallers() (_ []Caller, err error) {
+	var close closers
+	defer func() {
+		if err != nil {
+			close.all()
+		}
+	}()
+	ca, err := tlsid.NewDevCA("cluster.local")
+	if err != nil {
+		return nil, err
+	}
+
+	roots := x509.NewCertPool()
+	for _, root := range ca.Bundle().X509Authorities() {
+		roots.AddCert(root)
+	}
+	certificate := func(account string) (tls.Certificate, error) {
+		id, err := ca.Identity("default", account)
+		if err != nil {
+			return tls.Certificate{}, err
+		}
+		return *id.Certificate(), nil
+	}
+	own, err := certificate("user-service")
+	if err != nil {
+		return nil, err
+	}
+	addresses, err := close.serve(func(ln net.Listener) (net.Listener, http.Handler) {
+		return tls.NewListener(ln, &tls.Config{
+			Certificates: []tls.Certificate{own}, ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
+			NextProtos: []string{"h2"},
+		}), serve
+	})
+	if err != nil {
+		return nil, err
+	}
+	web, err := certificate("web")
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{protocol: HTTP2, addresses: addresses}
+	bare := s.Spread()
+	bare.TLSClientConfig = &tls.Config{
+		Certificates: []tls.Certificate{web}, RootCAs: roots,
+		InsecureSkipVerify: true, // host names prove nothing here; as in the mesh, the chain is verified instead
+		VerifyConnection: func(state tls.ConnectionState) error {
+			_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots})
+			return err
+		},
+	}
+	close.add(bare.CloseIdleConnections)
+
+	member := func(account string, registry discovery.Resolver) (*mesh.Mesh, error) {
+		m, err := mesh.New(context.Background(),
+			mesh.WithPolicy(policy.Source{Name: "bench.yaml", Data: []byte(withSecurity())}),
+			mesh.WithDiscovery(registry),
+			mesh.WithIdentity(ca.Source("default", account)),
+			mesh.WithWorkload(policy.Workload{Labels: map[string]string{"app": account}}),
+			mesh.WithServer(mesh.Server{MaxRequests: 10_000}),
+			mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{}}),
+		)
+		if err == nil {
+			close.add(func() { m.Close() })
+		}
+		return m, err
+	}
+	var registry discovery.Memory
+	server, err := member("user-service", &registry)
+	if err != nil {
+		return nil, err
+	}
+	if addresses, err = close.serve(func(ln net.Listener) (net.Listener, http.Handler) {
+		return server.Listen(ln), server.Handler(serve)
+	}); err != nil {
+		return nil, err
+	}
+	known := make([]discovery.Endpoint, len(addresses))
+	for i, address := range addresses {
+		host, port, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		n, err := strconv.Atoi(port)
+		if err != nil {
+			return nil, err
+		}
+		known[i] = discovery.Endpoint{Address: host, Port: n, ServiceAccount: "user-service"}
+	}
+	registry.Set("user-service", known...)
+	client, err := member("web", &registry)
+	if err != nil {
+		return nil, err
+	}
+	return []Caller{
+		{"bare, mTLS", &http.Client{Transport: bare}, func() {}},
+		{"whole mesh on both ends, mTLS", client.Client(), close.all},
+	}, nil
+}
+
+// closers are what must be closed, the last first.
+type closers []func()
+
+func (c *closers) add(f func()) { *c = append(*c, f) }
+
+func (c *closers) all() {
+	for i := len(*c) - 1; i >= 0; i-- {
+		(*c)[i]()
+	}
+}
+
+// serve starts the instances of a service, and returns where they listen.
+func (c *closers) serve(wrap func(net.Listener) (net.Listener, http.Handler)) ([]string, error) {
+	var addresses []string
+	for range endpoints {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		addresses = append(addresses, ln.Addr().String())
+		listener, handler := wrap(ln)
+		srv := &http.Server{Handler: handler}
+		go srv.Serve(listener)
+		c.add(func() { srv.Close() })
+	}
+	return addresses, nil
+}
