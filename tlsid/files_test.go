@@ -7,6 +7,7 @@ import (
 	"crypto/rsa"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -352,5 +353,26 @@ func TestFilesComeLater(t *testing.T) {
 		write(t, dir, volume(t, ca, order))
 		wait(t, k)
 		told.expect(t, "first "+order)
+	})
+}
+
+// TestFilesBecomeGood has an authority that is not valid yet: time alone makes the same files good.
+func TestFilesBecomeGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t, "cluster.local").below(t, lasting(10*time.Second, time.Hour))
+		dir := t.TempDir()
+		write(t, dir, volume(t, ca, order))
+		failed := 0
+		k := tlsid.Keep(tlsid.Files{Dir: dir}, tlsid.Hooks{Failed: func(error) { failed++ }})
+		defer k.Close()
+		time.Sleep(9 * time.Second)
+		if _, err := k.Identity(); !errors.Is(err, tlsid.ErrNoIdentity) || !strings.Contains(err.Error(), "not yet valid") {
+			t.Errorf("Identity = %v", err)
+		}
+		wait(t, k)
+		k.Close()
+		if failed != 1 {
+			t.Errorf("the same was reported %d times", failed)
+		}
 	})
 }

@@ -55,16 +55,14 @@ func NewIdentity(svid *x509svid.SVID, bundles ...*x509bundle.Bundle) (*Identity,
 		return nil, fmt.Errorf("tlsid: own certificate %s: no bundle of its own trust domain %q", id, id.TrustDomain())
 	}
 
-	// Look at a moment when the leaf itself is valid: now, if it is.
-	at := time.Now()
-	if at.Before(leaf.NotBefore) {
-		at = leaf.NotBefore
-	} else if at.After(leaf.NotAfter) {
-		at = leaf.NotAfter
-	}
-	chain, err := trust.chain(id, svid.Certificates, at)
+	// Time is not for here to judge: look at a moment when the leaf is valid, or else one when all that came with it is.
+	now := time.Now()
+	chain, err := trust.chain(id, svid.Certificates, within(now, svid.Certificates[:1]))
 	if err != nil {
-		return nil, fmt.Errorf("tlsid: own certificate %s: %w", id, err)
+		var again error
+		if chain, again = trust.chain(id, svid.Certificates, within(now, svid.Certificates)); again != nil {
+			return nil, fmt.Errorf("tlsid: own certificate %s: %w", id, err)
+		}
 	}
 	identity := &Identity{id: id, trust: trust}
 	identity.notBefore, identity.notAfter = validity(chain)
@@ -73,6 +71,18 @@ func NewIdentity(svid *x509svid.SVID, bundles ...*x509bundle.Bundle) (*Identity,
 		identity.certificate.Certificate = append(identity.certificate.Certificate, c.Raw)
 	}
 	return identity, nil
+}
+
+// within returns the moment nearest to now at which all certificates are valid, if there is one.
+func within(now time.Time, certificates []*x509.Certificate) time.Time {
+	notBefore, notAfter := validity(certificates)
+	switch {
+	case now.Before(notBefore):
+		return notBefore
+	case now.After(notAfter):
+		return notAfter
+	}
+	return now
 }
 
 // checkKey says whether key is the private half of the leaf's.

@@ -2,7 +2,9 @@ package tlsid_test
 
 import (
 	"crypto/x509"
+	"errors"
 	"net"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -128,6 +130,40 @@ func TestIdentity(t *testing.T) {
 	}
 	if identity.Bundles()[0].Empty() {
 		t.Error("a bundle that Bundles returned is not a copy")
+	}
+}
+
+// TestIdentityOfAnotherTime makes identities that are valid earlier or later: that is for those who use them to judge.
+func TestIdentityOfAnotherTime(t *testing.T) {
+	ca := newAuthority(t, "cluster.local")
+	for _, tt := range []struct {
+		name         string
+		middle, leaf func(*x509.Certificate)
+		want         error
+	}{
+		{"expired", lasting(-2*time.Hour, time.Hour), lasting(-2*time.Hour, -time.Hour), new(tlsid.ExpiredError)},
+		{"expired intermediate", lasting(-2*time.Hour, -time.Hour), lasting(-2*time.Hour, time.Hour), new(tlsid.ExpiredError)},
+		{"not yet valid", lasting(-2*time.Hour, time.Hour), lasting(30*time.Minute, time.Hour), new(tlsid.NotYetValidError)},
+		{"intermediate not yet valid", lasting(30*time.Minute, time.Hour), lasting(-2*time.Hour, time.Hour), new(tlsid.NotYetValidError)},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			middle := ca.below(t, tt.middle)
+			svid := middle.issue(t, order, tt.leaf)
+			svid.Certificates = append(svid.Certificates, middle.cert)
+			identity := newIdentity(t, svid, ca)
+
+			told := make(chan error, 1)
+			s := make(source, 1)
+			s <- identity
+			k := tlsid.Keep(s, tlsid.Hooks{Failed: func(err error) { told <- err }})
+			defer k.Close()
+			if err := <-told; reflect.TypeOf(err) != reflect.TypeOf(tt.want) {
+				t.Errorf("the keeper was told %v, want a %T", err, tt.want)
+			}
+			if _, err := k.Identity(); !errors.Is(err, tlsid.ErrNoIdentity) {
+				t.Errorf("Identity = %v", err)
+			}
+		})
 	}
 }
 

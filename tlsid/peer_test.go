@@ -73,7 +73,7 @@ func TestHandshake(t *testing.T) {
 		if _, _, clientErr, serverErr := handshake(t, old, server.Server()); clientErr == nil || serverErr == nil {
 			t.Errorf("server took TLS 1.1: %v, %v", clientErr, serverErr)
 		}
-		if _, _, clientErr, _ := handshake(t, client.Client(tlsid.Expect(userID)), old); clientErr == nil {
+		if _, _, clientErr, _ := handshake(t, client.Client(tlsid.Expect(orderID)), old); clientErr == nil {
 			t.Error("client took TLS 1.1")
 		}
 	})
@@ -223,6 +223,30 @@ func TestPeer(t *testing.T) {
 	expect := tlsid.Expect(userID, orderID)
 	if allocs := testing.AllocsPerRun(1000, func() { expect.Check(first.ID) }); allocs != 0 {
 		t.Errorf("Check: %v allocations", allocs)
+	}
+}
+
+// TestPeerCrossSigned has a peer with two chains: it is believed as long as one of them is valid.
+func TestPeerCrossSigned(t *testing.T) {
+	ca := newAuthority(t, "cluster.local")
+	k := keepOne(t, ca.identity(t, user))
+	long := ca.below(t, lasting(-time.Minute, 20*time.Minute))
+	short := *long.cert
+	short.NotAfter = time.Now().Add(10 * time.Minute)
+	crossed := create(t, &short, ca.cert, long.key.Public(), ca.key)
+	svid := long.issue(t, order, lasting(-time.Minute, 30*time.Minute))
+	for _, chain := range [][]*x509.Certificate{{crossed, long.cert}, {long.cert, crossed}} {
+		state := &tls.ConnectionState{PeerCertificates: append(svid.Certificates[:1:1], chain...)}
+		peer, err := newIdentity(t, ca.issue(t, user), ca).Verify(state, time.Now())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !peer.NotAfter().Equal(long.cert.NotAfter) {
+			t.Errorf("NotAfter = %s, want that of the longer chain, %s", peer.NotAfter(), long.cert.NotAfter)
+		}
+		if _, err := k.Peer(state, time.Now().Add(15*time.Minute)); err != nil {
+			t.Error(err)
+		}
 	}
 }
 
