@@ -14,7 +14,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// rootNamespace holds the DestinationRules for all of the mesh.
+// rootNamespace holds the documents that are about all of the mesh.
 const rootNamespace = "istio-system"
 
 // Compile reads the documents of all sources and compiles them for a workload. It reports everything it finds; if any

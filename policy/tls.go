@@ -117,55 +117,49 @@ func (p *Plan) entryTLS(t *TLS, host string) {
 	}
 }
 
-// certificateNames warns of the names of a ServiceEntry that no endpoint can have, or that nobody looks at.
+// certificateNames warns of the names of a ServiceEntry that nobody looks at, or that no endpoint can have. The rules of
+// all namespaces count: documents are also checked for workloads that nobody has named.
 func (c *compiler) certificateNames() {
 	for _, se := range c.entries {
 		if se.Failed() || len(se.is.Spec.SubjectAltNames) == 0 {
 			continue
 		}
 		for _, host := range se.is.Names()[:len(se.is.Spec.Hosts)] {
-			e := c.plan.entries.find(host)
-			if e == nil || e.document != se.document {
-				continue // it is another's, or not visible
-			}
-			modes := c.plan.rule(host).modes()
-			identities := modes[TLSIstioMutual] || modes[TLSAuto] && !se.is.External()
-			switch {
-			case !identities && !modes[TLSSimple] && !modes[TLSMutual]:
+			modes := c.modes(host)
+			secured := modes[TLSSimple] || modes[TLSMutual] || modes[TLSIstioMutual]
+			if se.is.External() && !secured {
 				se.Warnf("spec.subjectAltNames", "has no effect on %s: no DestinationRule secures the connections to it", host)
-			case identities && e.ids == "":
-				se.Warnf("spec.subjectAltNames", "connections to %s are refused: workloads have SPIFFE IDs, and none of these is one", host)
-			default:
-				continue
+				break
 			}
-			break
+			if (modes[TLSIstioMutual] || !secured) && len(istio.SPIFFEIDs(se.is.Spec.SubjectAltNames)) == 0 {
+				se.Warnf("spec.subjectAltNames", "connections to %s by mutual TLS between workloads are refused: those have SPIFFE IDs, "+
+					"and none of these is one", host)
+				break
+			}
 		}
 	}
 }
 
-// modes are those that connections to the host of a rule can have, by subset and port. The rule may be nil.
-func (r *rule) modes() map[TLSMode]bool {
-	if r == nil {
-		return map[TLSMode]bool{TLSAuto: true}
-	}
+// modes returns those that DestinationRules name for a host, whatever the subset and port.
+func (c *compiler) modes(host string) map[TLSMode]bool {
 	modes := make(map[TLSMode]bool)
-	add := func(own *istio.TrafficPolicy) {
-		ports := []int{0}
-		for _, p := range []*istio.TrafficPolicy{r.policy, own} {
-			if p != nil {
-				for i := range p.PortLevelSettings {
-					ports = append(ports, int(p.PortLevelSettings[i].Port.Number))
-				}
-			}
+	add := func(p *istio.TrafficPolicy) {
+		if p == nil {
+			return
 		}
-		for _, port := range ports {
-			merged := istio.Merge(r.policy, own, port)
-			modes[tlsOf(merged.TLS).Mode] = true
+		modes[tlsOf(p.TLS).Mode] = true
+		for i := range p.PortLevelSettings {
+			modes[tlsOf(p.PortLevelSettings[i].TLS).Mode] = true
 		}
 	}
-	add(nil)
-	for _, s := range r.subsets {
-		add(s.TrafficPolicy)
+	for _, dr := range c.rules {
+		if !istio.Matches(istio.Resolve(dr.is.Spec.Host, dr.namespace, c.plan.workload.ClusterDomain), host) {
+			continue
+		}
+		add(dr.is.Spec.TrafficPolicy)
+		for i := range dr.is.Spec.Subsets {
+			add(dr.is.Spec.Subsets[i].TrafficPolicy)
+		}
 	}
 	return modes
 }

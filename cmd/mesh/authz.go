@@ -150,7 +150,10 @@ func parsePort(text string) (uint16, error) {
 // receive returns the request as a server reads it. The error is that of a server that answers 400.
 func (r *rawRequest) receive() (*http.Request, error) {
 	if strings.ContainsFunc(r.target, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
-		return nil, fmt.Errorf("the target %q ends within the line", r.target)
+		return nil, fmt.Errorf("the target %q is not all of the line", r.target)
+	}
+	if strings.ContainsFunc(r.host, func(c rune) bool { return c > 0x7f || strings.ContainsRune(`"<>`, c) }) {
+		return nil, fmt.Errorf("the Host %q has characters that no host has", r.host)
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s HTTP/1.1\r\nHost: %s\r\n", r.method, r.target, r.host)

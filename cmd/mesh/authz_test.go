@@ -38,6 +38,9 @@ func TestAuthzAgreement(t *testing.T) {
 	defer server.Close()
 	address := server.Listener.Addr().String()
 
+	for _, host := range []string{"shop", "shop:80", "sh<op", `sh"op`, "shöp", "sh!op", "[::1]:80"} {
+		agree(t, documents, address, "GET", host, "/public/a", "10.0.0.1")
+	}
 	for _, target := range []string{
 		"/public/a", "/", "/admin", "//admin", "/x/../admin", "/%2e%2e/admin", "/public/..%2fadmin", "/public/..%5cadmin",
 		`/public\..\admin`, "/admin;x", "/admin#x", "/public/a#/../../admin", "/admin%00", "/public/%00", "/public/%zz",
@@ -46,24 +49,30 @@ func TestAuthzAgreement(t *testing.T) {
 	} {
 		for _, method := range []string{"GET", "POST", "OPTIONS", "CONNECT"} {
 			for _, client := range []string{"203.0.113.7", "10.0.0.1"} {
-				status, policy := send(t, address, method, target, client)
-				code, stdout, stderr := command("authz", "-f", documents, "-l", "app=shop", "-X", method,
-					"-H", "X-Forwarded-For: "+client, "--trusted-hops", "1", "http://"+address+target)
-				var got verdict
-				if err := json.Unmarshal([]byte(stdout), &got); err != nil {
-					t.Fatalf("%s %q: %v, %s", method, target, err, stderr)
-				}
-				allowed := status == http.StatusOK
-				if (code == 0) != allowed || (got.Decision == "ALLOW") != allowed || got.Policy != policy {
-					t.Errorf("%s %q from %s: authz says %d, %+v; the server answers %d by %q", method, target, client, code, got, status, policy)
-				}
+				agree(t, documents, address, method, address, target, client)
 			}
 		}
 	}
 }
 
+// agree compares what authz says of a request with what the server answers.
+func agree(t *testing.T, documents, address, method, host, target, client string) {
+	t.Helper()
+	status, policy := send(t, address, method, host, target, client)
+	code, stdout, stderr := command("authz", "-f", documents, "-l", "app=shop", "-X", method, "-H", "Host: "+host,
+		"-H", "X-Forwarded-For: "+client, "--trusted-hops", "1", "http://"+address+target)
+	var got verdict
+	if err := json.Unmarshal([]byte(stdout), &got); err != nil {
+		t.Fatalf("%s %q: %v, %s", method, target, err, stderr)
+	}
+	allowed := status == http.StatusOK
+	if (code == 0) != allowed || (got.Decision == "ALLOW") != allowed || got.Policy != policy {
+		t.Errorf("%s %q at %q from %s: authz says %d, %+v; the server answers %d by %q", method, target, host, client, code, got, status, policy)
+	}
+}
+
 // send sends a request as it stands and returns the status, and the policy that decided.
-func send(t *testing.T, address, method, target, client string) (status int, policy string) {
+func send(t *testing.T, address, method, host, target, client string) (status int, policy string) {
 	t.Helper()
 	if strings.HasPrefix(target, "?") {
 		target = "/" + target // as a client does
@@ -73,7 +82,7 @@ func send(t *testing.T, address, method, target, client string) (status int, pol
 		t.Fatal(err)
 	}
 	defer conn.Close()
-	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: %s\r\nX-Forwarded-For: %s\r\nConnection: close\r\n\r\n", method, target, address, client)
+	fmt.Fprintf(conn, "%s %s HTTP/1.1\r\nHost: %s\r\nX-Forwarded-For: %s\r\nConnection: close\r\n\r\n", method, target, host, client)
 	resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
 	if err != nil {
 		t.Fatal(err)
