@@ -8,11 +8,11 @@ import (
 // protocols are what both ends of the mesh speak, as ALPN names them.
 func protocols() []string { return []string{"h2", "http/1.1"} }
 
-// Client returns the configuration of a client: it presents the identity in force, and talks only to a peer whose SPIFFE
-// ID is in expect; errors are those of [Keeper.Peer] and [*MismatchError]. Host names prove nothing here: a ServerName
-// only says what the client asks for. It may be changed where crypto/tls allows it, but for what verifies.
+// Client returns the configuration of a client. It presents the identity in force, and talks only to a peer whose SPIFFE
+// ID is in expect: the errors of a handshake are those of [Keeper.Peer] and [*MismatchError]. A host name proves nothing
+// here; ServerName, which the caller may set, only says what the client asks for.
 //
-// A resumed session would skip what has been revoked since, so there is none.
+// A rotation needs no new configuration. Sessions are not resumed: what was decided for one may no longer hold.
 func (k *Keeper) Client(expect Expected) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
@@ -35,10 +35,11 @@ func (k *Keeper) Client(expect Expected) *tls.Config {
 	}
 }
 
-// Server returns the configuration of a server: it presents the identity in force, and demands of the peer an SVID that
-// it verifies as [Keeper.Peer] does. Who that may be is for authorization to decide.
+// Server returns the configuration of a server. It presents the identity in force, and demands of the peer an SVID, which
+// it verifies as [Keeper.Peer] does. Who the peer may be is for authorization to decide. The caller adds no Certificates:
+// crypto/tls would present them to clients that name no server.
 //
-// A rotation needs no new configuration. A resumed session would skip what has been revoked since, so there is none.
+// A rotation needs no new configuration. Sessions are not resumed: what was decided for one may no longer hold.
 func (k *Keeper) Server() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,

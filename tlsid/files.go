@@ -26,7 +26,7 @@ import (
 //
 // The fields must not change once Watch is called.
 type Files struct {
-	// Dir is a folder in one of the two layouts. It need not be filled yet.
+	// Dir is a folder in one of the two layouts; if it is in both, Istio's counts. It need not be filled yet.
 	Dir string
 
 	// Certificate, Key and CA name the files one by one, and come before those in Dir. Certificate holds the SVID and
