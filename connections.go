@@ -295,6 +295,7 @@ func (l *Link) open() (*limit.Conns, error) {
 	l.opening.Do(func() {
 		t := dialling(l.lane.owner.template, l.Address())
 		if config := l.TLS(); config != nil {
+			config.NextProtos = nil // net/http asks for what the template speaks: maybe HTTP/1.1 only
 			t.TLSClientConfig = config
 		}
 		conns, err := l.lane.owner.pool.Conns(t)
