@@ -24,6 +24,7 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 	if c.failed() {
 		return nil, c.findings(sources)
 	}
+	c.unselected()
 	return c.plan, c.findings(sources)
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
@@ -50,6 +51,45 @@ spec:
 	// 10s 3 5xx,reset
 	// version=v1 7
 	// true
+}
+
+func ExampleInbound_Authorize() {
+	documents := policy.Source{Name: "payment-service.yaml", Data: []byte(`
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata:
+  name: default
+spec:
+  mtls: {mode: STRICT}
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: payment-service
+spec:
+  selector:
+    matchLabels: {app: payment-service}
+  rules:
+  - from:
+    - source: {principals: [cluster.local/ns/default/sa/order-service]}
+    to:
+    - operation: {methods: [POST], paths: [/v1/charge]}
+`)}
+	plan, findings := policy.Compile([]policy.Source{documents}, policy.Workload{Labels: map[string]string{"app": "payment-service"}})
+	if err := findings.Err(); err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(plan.Inbound().Mode(8080))
+	for _, principal := range []string{"cluster.local/ns/default/sa/order-service", "cluster.local/ns/default/sa/web", ""} {
+		d := plan.Inbound().Authorize(&authz.Request{Principal: principal, Method: "POST", Target: "/v1/charge"})
+		fmt.Println(d.Allowed, d.Policy, d.Reason)
+	}
+	// Output:
+	// STRICT
+	// true default/payment-service matched an ALLOW policy
+	// false  no ALLOW policy matched
+	// false  PeerAuthentication STRICT: the peer has no identity
 }
 
 func ExampleCompile_findings() {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/istio"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -84,6 +85,32 @@ func (c *compiler) authorizationPolicies() {
 		c.access[0].Errorf("spec", "cannot be enforced: %v", err)
 	}
 	p.inbound = in
+}
+
+// unselected warns of a workload without labels, as a process has that was told of none: what selects by labels is about
+// others then, and a policy that was to deny something would not.
+func (c *compiler) unselected() {
+	w := &c.plan.workload
+	if len(w.Labels) > 0 {
+		return
+	}
+	warn := func(d *document, selector *istio.WorkloadSelector) bool {
+		if selector.Labels() == nil || d.namespace != w.Namespace {
+			return false
+		}
+		d.Warnf("spec.selector", "does not select this workload, and neither does any other with labels: it has none; tell it those of its Pod")
+		return true
+	}
+	for _, ap := range c.access {
+		if warn(ap.document, ap.is.Spec.Selector) {
+			return
+		}
+	}
+	for _, pa := range c.peers {
+		if warn(pa.document, pa.is.Spec.Selector) {
+			return
+		}
+	}
 }
 
 // unenforceable reports why a policy cannot be compiled, in the part of it that cannot.

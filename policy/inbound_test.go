@@ -278,3 +278,34 @@ func TestAuthorizationPolicy_OfOthers(t *testing.T) {
 		t.Errorf("plan %v, findings %v", plan, findings)
 	}
 }
+
+// A process that was not told its labels is warned once: policies that select by them are not enforced.
+func TestInbound_WorkloadWithoutLabels(t *testing.T) {
+	const selects = "{selector: {matchLabels: {app: order-service}}%s}"
+	access := authorizationPolicy("default", "b", fmt.Sprintf(selects, ", action: DENY, rules: [{}]"))
+	peers := peerAuthentication("default", "a", fmt.Sprintf(selects, ", mtls: {mode: STRICT}"))
+	for _, tt := range []struct {
+		name, documents string
+		labels          map[string]string
+		want            string // the document
+	}{
+		{"no labels", peers + access, nil, "AuthorizationPolicy default/b"},
+		{"PeerAuthentication alone", peers, nil, "PeerAuthentication default/a"},
+		{"other labels", peers + access, map[string]string{"app": "other"}, ""},
+		{"other namespace", strings.ReplaceAll(access, "namespace: default", "namespace: other"), nil, ""},
+		{"without selector", authorizationPolicy("default", "b", "{}") + peerAuthentication("default", "a", "{}"), nil, ""},
+	} {
+		source := []policy.Source{{Name: "a.yaml", Data: []byte(tt.documents)}}
+		_, findings := policy.Compile(source, policy.Workload{Labels: tt.labels})
+		var got string
+		for _, f := range findings {
+			got += f.Kind + " " + f.Namespace + "/" + f.Name
+		}
+		if got != tt.want || findings.Err() != nil {
+			t.Errorf("%s: %v, want a warning of %q", tt.name, findings, tt.want)
+		}
+		if r := policy.Check(source, policy.Workload{Labels: tt.labels}); r.Findings != nil {
+			t.Errorf("%s: Check found %v", tt.name, r.Findings)
+		}
+	}
+}
