@@ -109,10 +109,9 @@ func (c *compiler) peerAuthentications() {
 	}
 
 	general := make(map[string]peerMode)
-	mesh := peerMode{}
+	var mesh peerMode
 	if pa, ok := first[rootNamespace]; ok {
 		mesh = modeOf(pa.is.Spec.MTLS)
-		general[rootNamespace] = mesh
 	}
 	for namespace, pa := range first {
 		general[namespace] = modeOf(pa.is.Spec.MTLS).or(mesh)

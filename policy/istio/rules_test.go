@@ -700,6 +700,8 @@ func TestRules_AuthorizationPolicy(t *testing.T) {
 		{"condition presenter not enforced", "key: request.auth.presenter, values: [a]", "spec.rules[0].when[0].key: request.auth.presenter is not enforced yet"},
 		{"condition sni", "key: connection.sni, values: [a.com]", ""},
 		{"condition of old", "key: 'destination.labels[a]', values: [a]", "spec.rules[0].when[0].key: destination.labels[a] is not a key"},
+		{"condition inline header not enforced", "key: 'request.experimental.inline.headers[x-a]', values: [a]",
+			"spec.rules[0].when[0].key: request.experimental.inline.headers[x-a] is not enforced: use request.headers"},
 		{"condition of Envoy not enforced", "key: 'experimental.envoy.filters.a[b]', values: [a]", "spec.rules[0].when[0].key: experimental.envoy.filters.a[b] is what"},
 	}, func(when string) string { return "{rules: [{when: [{" + when + "}]}]}" })
 }
