@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,6 +24,12 @@ import (
 
 // TestMain fails the run if anything of the mesh, or of its connections, is left running at its end.
 func TestMain(m *testing.M) {
+	if description := os.Getenv(processVariable); description != "" { // process_test.go
+		if err := beProcess(description); err != nil {
+			log.Fatal(err)
+		}
+		os.Exit(0)
+	}
 	code := m.Run()
 	if left := leftRunning(); left != "" && code == 0 {
 		os.Stderr.WriteString("left running after the tests:\n" + left)
