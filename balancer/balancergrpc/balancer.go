@@ -1,0 +1,247 @@
+package balancergrpc
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	grpcbalancer "google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/internal/grpcconns"
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+)
+
+// builder is what gRPC knows by Name.
+type builder struct{}
+
+// Name implements balancer.Builder.
+func (builder) Name() string { return Name }
+
+// Build implements balancer.Builder.
+func (builder) Build(cc grpcbalancer.ClientConn, _ grpcbalancer.BuildOptions) grpcbalancer.Balancer {
+	return &connector{cc: cc}
+}
+
+// connector is the balancer of a ClientConn in gRPC's sense, from one idleness to the next: it keeps the connections.
+// gRPC calls it one call at a time.
+type connector struct {
+	cc      grpcbalancer.ClientConn
+	service *service // nil until the resolver has told
+	conns   *grpcconns.Set
+	picker  *picker
+}
+
+var errForeignResolver = errors.New("balancergrpc: " + Name + " works only with the options of a balancergrpc.Client")
+
+// UpdateClientConnState implements balancer.Balancer.
+func (c *connector) UpdateClientConnState(state grpcbalancer.ClientConnState) error {
+	s, _ := state.ResolverState.Attributes.Value(serviceKey{}).(*service)
+	if s == nil {
+		c.fail(errForeignResolver)
+		return grpcbalancer.ErrBadResolverState
+	}
+	s.seen.Store(true)
+	if c.service == nil {
+		c.service = s
+		c.conns = grpcconns.New(c.cc, grpcconns.Config{
+			Connections: s.client.Connections,
+			Attach:      func(conn *grpcconns.Conn) { c.attach(conn) },
+			Changed: func(e *grpcconns.Endpoint) {
+				s.connected(e)
+				c.publish()
+			},
+		})
+		c.picker = &picker{connector: c, service: s}
+	}
+	targets, err := s.targets()
+	err = errors.Join(err, c.conns.Update(targets))
+	for _, target := range targets {
+		if e := c.conns.Lookup(target.ID); e != nil {
+			target.Value.(*link).endpoint.Store(e)
+			s.connected(e)
+		}
+	}
+	c.picker.problem(err)
+	c.publish()
+	return nil
+}
+
+// attach prepares the end of the calls on a connection: one function for all, so that a pick allocates nothing.
+func (c *connector) attach(conn *grpcconns.Conn) {
+	s, host := c.service, conn.Endpoint.Target.Value.(*link).host
+	conn.Done = func(info grpcbalancer.DoneInfo) {
+		conn.Release()
+		s.done(host, &info, 0)
+	}
+}
+
+// ResolverError implements balancer.Balancer. What was known stays.
+func (c *connector) ResolverError(err error) {
+	if c.service == nil {
+		c.fail(err)
+	}
+}
+
+func (c *connector) fail(err error) {
+	c.cc.UpdateState(grpcbalancer.State{
+		ConnectivityState: connectivity.TransientFailure,
+		Picker:            failing{fmt.Errorf("balancergrpc: no endpoints yet: %w", err)},
+	})
+}
+
+// publish has all calls that wait for a connection look again.
+func (c *connector) publish() {
+	state, err := c.conns.State()
+	c.picker.connectivity(state, err)
+	c.cc.UpdateState(grpcbalancer.State{ConnectivityState: state, Picker: c.picker})
+}
+
+// UpdateSubConnState implements balancer.Balancer. Connections have listeners.
+func (c *connector) UpdateSubConnState(grpcbalancer.SubConn, grpcbalancer.SubConnState) {}
+
+// ExitIdle implements balancer.Balancer.
+func (c *connector) ExitIdle() {
+	if c.conns != nil {
+		c.conns.Connect()
+	}
+}
+
+// Close implements balancer.Balancer.
+func (c *connector) Close() {
+	if c.service == nil {
+		return
+	}
+	c.picker.close()
+	c.conns.Close()
+	c.service.disconnected()
+}
+
+// failing fails every pick.
+type failing struct{ err error }
+
+// Pick implements balancer.Picker.
+func (f failing) Pick(grpcbalancer.PickInfo) (grpcbalancer.PickResult, error) {
+	return grpcbalancer.PickResult{}, f.err
+}
+
+// picker makes the picks. All that changes from call to call is in the service; to give it to gRPC once more only wakes
+// those who wait.
+type picker struct {
+	connector *connector
+	service   *service
+
+	mu     sync.Mutex
+	state  connectivity.State
+	last   error       // why a connection could not be made
+	wrong  error       // what is wrong with the endpoints
+	alarm  *time.Timer // pending, unless nil
+	closed bool
+}
+
+// Pick implements balancer.Picker.
+func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, error) {
+	call := callOf(info.Ctx)
+	pick := call.pickInfo()
+	var passed []string // hosts that turned out not to be connected to
+	for {
+		h, err := p.service.pick(pick)
+		if err != nil {
+			return p.refuse(err, call)
+		}
+		if e := linkOf(h).endpoint.Load(); e != nil {
+			if conn := e.Pick(); conn != nil {
+				call.sentTo(h.ID())
+				return grpcbalancer.PickResult{SubConn: conn.SubConn, Done: p.done(conn, h, call)}, nil
+			}
+		}
+		h.Release(0, false)
+		if p.service.hashes || slices.Contains(passed, h.ID()) {
+			// Its connection is being made; when it is, or cannot be, the picker is renewed.
+			return grpcbalancer.PickResult{}, grpcbalancer.ErrNoSubConnAvailable
+		}
+		passed = append(passed, h.ID())
+		pick.Tried = append(pick.Tried, h.ID())
+	}
+}
+
+// done returns what ends the call.
+func (p *picker) done(conn *grpcconns.Conn, h *balancer.Host, call *call) func(grpcbalancer.DoneInfo) {
+	if p.service.client.Config.Algorithm != balancer.PeakEWMA || call == nil || !call.unary {
+		return conn.Done
+	}
+	began := time.Now()
+	return func(info grpcbalancer.DoneInfo) {
+		conn.Release()
+		p.service.done(h, &info, time.Since(began))
+	}
+}
+
+// refuse returns the error for a call for which the balancer has no host.
+func (p *picker) refuse(err error, call *call) (grpcbalancer.PickResult, error) {
+	p.mu.Lock()
+	last, wrong := p.last, p.wrong
+	p.mu.Unlock()
+	if err == balancer.ErrNoHealthy {
+		switch outlook := p.service.outlook(); {
+		case outlook == hopeful:
+			return grpcbalancer.PickResult{}, grpcbalancer.ErrNoSubConnAvailable
+		case outlook == disconnected && last != nil:
+			return grpcbalancer.PickResult{}, fmt.Errorf("balancergrpc: no connection to %q: %w", p.service.host, last)
+		}
+		p.wakeLater() // that an ejection ends is no event for gRPC
+	}
+	refusal := p.service.refusals[err]
+	if wrong != nil {
+		refusal = fmt.Errorf("%w: %w", refusal, wrong)
+	}
+	if call != nil && !call.waits {
+		// With a status, gRPC passes the error on as it is, but it would fail also calls that are to wait.
+		refusal = grpcstatus.Wrap(codes.Unavailable, refusal)
+	}
+	return grpcbalancer.PickResult{}, refusal
+}
+
+// wakeLater has calls that wait for an ejection to end look again in a while.
+func (p *picker) wakeLater() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.alarm == nil && !p.closed {
+		p.alarm = time.AfterFunc(readmission, p.wake)
+	}
+}
+
+func (p *picker) wake() {
+	p.mu.Lock()
+	p.alarm = nil
+	closed, state := p.closed, p.state
+	p.mu.Unlock()
+	if !closed {
+		p.connector.cc.UpdateState(grpcbalancer.State{ConnectivityState: state, Picker: p})
+	}
+}
+
+func (p *picker) connectivity(state connectivity.State, last error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.state, p.last = state, last
+}
+
+func (p *picker) problem(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.wrong = err
+}
+
+func (p *picker) close() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	if p.alarm != nil {
+		p.alarm.Stop()
+	}
+}

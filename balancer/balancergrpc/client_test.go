@@ -1,0 +1,582 @@
+package balancergrpc_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/balancer/balancergrpc"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/grpctest"
+)
+
+const target = "discovery:///orders.example.com:50051"
+
+// endpoint returns the endpoint at an address.
+func endpoint(t testing.TB, address string) discovery.Endpoint {
+	t.Helper()
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	number, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return discovery.Endpoint{Address: host, Port: number}
+}
+
+// fleet is a service of several servers over loopback that count their calls.
+type fleet struct {
+	memory    discovery.Memory
+	endpoints []discovery.Endpoint
+	calls     []*atomic.Int32
+	fail      []*atomic.Bool
+}
+
+func newFleet(t testing.TB, n int, opts ...grpc.ServerOption) *fleet {
+	t.Helper()
+	f := &fleet{}
+	for range n {
+		calls, fail := new(atomic.Int32), new(atomic.Bool)
+		address := grpctest.Serve(t, &grpctest.Service{
+			Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+				calls.Add(1)
+				if fail.Load() {
+					return nil, status.Error(codes.Internal, "broken")
+				}
+				return grpctest.Echo(ctx, in)
+			},
+			Bidi: func(s grpctest.BidiServer) error {
+				calls.Add(1)
+				if err := s.SendHeader(nil); err != nil {
+					return err
+				}
+				<-s.Context().Done()
+				return nil
+			},
+		}, opts...)
+		f.endpoints = append(f.endpoints, endpoint(t, address))
+		f.calls, f.fail = append(f.calls, calls), append(f.fail, fail)
+	}
+	f.memory.Set("orders.example.com", f.endpoints...)
+	return f
+}
+
+func (f *fleet) counts() []int32 {
+	var counts []int32
+	for _, calls := range f.calls {
+		counts = append(counts, calls.Swap(0))
+	}
+	return counts
+}
+
+func dial(t testing.TB, c *balancergrpc.Client, opts ...grpc.DialOption) grpctest.Client {
+	t.Helper()
+	return grpctest.NewClient(grpctest.Dial(t, target, append(c.DialOptions(), opts...)...))
+}
+
+func call(ctx context.Context, client grpctest.Client, opts ...grpc.CallOption) error {
+	_, err := client.UnaryCall(ctx, &grpctest.Request{}, opts...)
+	return err
+}
+
+// warm calls until every server was called, so that all are connected to.
+func (f *fleet) warm(t testing.TB, client grpctest.Client) {
+	t.Helper()
+	for i := 0; ; i++ {
+		if err := call(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+		missing := false
+		for _, calls := range f.calls {
+			missing = missing || calls.Load() == 0
+		}
+		if !missing {
+			f.counts()
+			return
+		}
+	}
+}
+
+func TestAlgorithms(t *testing.T) {
+	const n, calls = 3, 300
+	for _, algorithm := range []balancer.Algorithm{balancer.LeastRequest, balancer.RoundRobin, balancer.Random,
+		balancer.PeakEWMA, balancer.RingHash, balancer.Maglev} {
+		t.Run(algorithm.String(), func(t *testing.T) {
+			grpctest.CheckGoroutines(t)
+			f := newFleet(t, n)
+			client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Config: balancer.Config{Algorithm: algorithm}})
+			f.warm(t, client)
+			for range calls {
+				if err := call(t.Context(), client); err != nil {
+					t.Fatal(err)
+				}
+			}
+			counts := f.counts()
+			for i, count := range counts {
+				if algorithm == balancer.RoundRobin && count != calls/n {
+					t.Errorf("endpoint %d got %d calls of %v, want %d", i, count, counts, calls/n)
+				}
+				if count == 0 && algorithm != balancer.PeakEWMA { // which may find two that are faster
+					t.Errorf("endpoint %d got none of %v calls", i, counts)
+				}
+			}
+		})
+	}
+}
+
+func TestHashKey(t *testing.T) {
+	f := newFleet(t, 4)
+	client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Config: balancer.Config{
+		Algorithm: balancer.Maglev, HashKey: balancer.HashKey{Source: balancer.HeaderKey, Name: "X-User"},
+	}})
+	used := 0
+	for user := range 20 {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "x-user", fmt.Sprint(user))
+		for range 5 {
+			if err := call(ctx, client); err != nil {
+				t.Fatal(err)
+			}
+		}
+		servers := 0
+		for i, count := range f.counts() {
+			if count > 0 {
+				servers++
+				used |= 1 << i
+			}
+		}
+		if servers != 1 {
+			t.Errorf("the calls of user %d went to %d servers, want 1", user, servers)
+		}
+	}
+	if used != 0b1111 {
+		t.Errorf("servers used: %b, want all", used)
+	}
+}
+
+func TestUpdates(t *testing.T) {
+	grpctest.CheckGoroutines(t)
+	f := newFleet(t, 3)
+	f.memory.Set("orders.example.com", f.endpoints[0])
+	c := &balancergrpc.Client{Resolver: &f.memory, Config: balancer.Config{Algorithm: balancer.RoundRobin}}
+	client := dial(t, c)
+	if err := call(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	f.memory.Set("orders.example.com", f.endpoints[1], f.endpoints[2])
+	for f.calls[1].Load() == 0 || f.calls[2].Load() == 0 {
+		if err := call(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	f.counts()
+	for range 100 {
+		if err := call(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if counts := f.counts(); counts[0] != 0 || counts[1] != 50 || counts[2] != 50 {
+		t.Errorf("calls %v, want none to the endpoint that was removed", counts)
+	}
+	f.memory.Set("orders.example.com")
+	for {
+		err := call(t.Context(), client)
+		if err == nil {
+			continue
+		}
+		if !errors.Is(err, balancer.ErrNoEndpoints) || status.Code(err) != codes.Unavailable {
+			t.Errorf("error %v of an empty set, want ErrNoEndpoints with status Unavailable", err)
+		}
+		break
+	}
+}
+
+// TestRemovedEndpointDrains: a call in flight on an endpoint that is removed goes on to its end.
+func TestRemovedEndpointDrains(t *testing.T) {
+	grpctest.CheckGoroutines(t)
+	f := newFleet(t, 2)
+	f.memory.Set("orders.example.com", f.endpoints[0])
+	client := dial(t, &balancergrpc.Client{Resolver: &f.memory})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stream, err := client.FullDuplexCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Header(); err != nil {
+		t.Fatal(err)
+	}
+	f.memory.Set("orders.example.com", f.endpoints[1])
+	for f.calls[1].Load() == 0 {
+		if err := call(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := stream.Send(&grpctest.In{}); err != nil {
+		t.Errorf("the stream broke with the removal: %v", err)
+	}
+}
+
+// flaky is a resolver that fails at first.
+type flaky struct {
+	endpoints chan []discovery.Endpoint
+	failed    error
+}
+
+func (f *flaky) Watch(ctx context.Context, _ discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
+	return func(yield func([]discovery.Endpoint, error) bool) {
+		if !yield(nil, f.failed) {
+			return
+		}
+		for {
+			select {
+			case endpoints := <-f.endpoints:
+				if !yield(endpoints, nil) || !yield(nil, f.failed) {
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// TestResolverErrors: until there is a set, calls fail with what the resolver says, and those that wait do wait. After
+// that the last good set stays.
+func TestResolverErrors(t *testing.T) {
+	grpctest.CheckGoroutines(t)
+	f := newFleet(t, 1)
+	r := &flaky{endpoints: make(chan []discovery.Endpoint), failed: errors.New("no name server")}
+	client := dial(t, &balancergrpc.Client{Resolver: r})
+	if err := call(t.Context(), client); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "no name server") {
+		t.Errorf("error %v, want Unavailable with the resolver's words", err)
+	}
+	waited := make(chan error)
+	go func() { waited <- call(t.Context(), client, grpc.WaitForReady(true)) }()
+	r.endpoints <- f.endpoints
+	if err := <-waited; err != nil {
+		t.Errorf("a call that waited: %v", err)
+	}
+	if err := call(t.Context(), client); err != nil {
+		t.Errorf("after an error of the resolver: %v", err)
+	}
+}
+
+func TestInvalidClient(t *testing.T) {
+	for name, c := range map[string]*balancergrpc.Client{
+		"no resolver": {},
+		"connections": {Resolver: discovery.Static{}, Connections: -1},
+		"config":      {Resolver: discovery.Static{}, Config: balancer.Config{Choices: 99}},
+		"query key": {Resolver: discovery.Static{}, Config: balancer.Config{Algorithm: balancer.Maglev,
+			HashKey: balancer.HashKey{Source: balancer.QueryKey, Name: "user"}}},
+		"cookie": {Resolver: discovery.Static{}, Config: balancer.Config{Algorithm: balancer.Maglev,
+			HashKey: balancer.HashKey{Source: balancer.CookieKey, Name: "user", Generate: true}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if err := call(t.Context(), dial(t, c)); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "balancer") {
+				t.Errorf("error %v, want one that says what is wrong", err)
+			}
+		})
+	}
+}
+
+// TestConnectFailure: a call for which no connection can be made fails with the reason; one endpoint that is down is no
+// reason.
+func TestConnectFailure(t *testing.T) {
+	f := newFleet(t, 1)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := endpoint(t, listener.Addr().String())
+	listener.Close()
+
+	f.memory.Set("orders.example.com", dead)
+	client := dial(t, &balancergrpc.Client{Resolver: &f.memory})
+	if err := call(t.Context(), client); status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("error %v, want Unavailable with the reason", err)
+	}
+	f.memory.Set("orders.example.com", dead, f.endpoints[0])
+	for range 20 {
+		if err := call(t.Context(), client, grpc.WaitForReady(true)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if counts := f.counts(); counts[0] != 20 {
+		t.Errorf("%d calls, want 20", counts[0])
+	}
+}
+
+func newOutlier(t testing.TB, config breaker.OutlierConfig) *breaker.Outlier {
+	t.Helper()
+	o, err := breaker.NewOutlier(config, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func TestOutlier(t *testing.T) {
+	f := newFleet(t, 3)
+	outlier := newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 3, MaxEjectionPercent: 50})
+	client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Outlier: outlier,
+		Config: balancer.Config{Algorithm: balancer.RoundRobin}})
+	f.warm(t, client)
+	f.fail[1].Store(true)
+	failures := 0
+	for range 100 {
+		if call(t.Context(), client) != nil {
+			failures++
+		}
+	}
+	if counts := f.counts(); failures != 3 || counts[1] != 3 {
+		t.Errorf("%d failures, calls %v; want 3 to the endpoint that fails, then none", failures, counts)
+	}
+}
+
+// TestTrap36_Proxy: the environment of this package names a proxy that is not there. Endpoints are dialled directly.
+func TestTrap36_Proxy(t *testing.T) {
+	req, err := http.NewRequest("GET", "https://orders.example.com:50051", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if proxy, err := http.ProxyFromEnvironment(req); proxy == nil || err != nil {
+		t.Fatalf("no proxy in the environment: %v, %v", proxy, err)
+	}
+	f := newFleet(t, 1)
+	if err := call(t.Context(), dial(t, &balancergrpc.Client{Resolver: &f.memory})); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTrap37_TransparentRetry: what gRPC tries again by itself, below the interceptors, goes to another endpoint.
+func TestTrap37_TransparentRetry(t *testing.T) {
+	var mu sync.Mutex
+	var served []int // the servers that got the streams of a call
+	var memory discovery.Memory
+	var endpoints []discovery.Endpoint
+	for i := range 3 {
+		address := grpctest.ServeFrames(t, func(_ int, f *grpctest.Frames, stream uint32) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			served = append(served, i)
+			if len(served) == 1 {
+				f.Reset(stream, http2.ErrCodeRefusedStream)
+			} else {
+				f.Reply(stream)
+			}
+			return true
+		})
+		endpoints = append(endpoints, endpoint(t, address))
+	}
+	memory.Set("orders.example.com", endpoints...)
+	client := dial(t, &balancergrpc.Client{Resolver: &memory, Config: balancer.Config{Algorithm: balancer.Random}})
+	seen := map[int]bool{}
+	for i := 0; i < 40 || len(seen) < 3; i++ {
+		mu.Lock()
+		served = nil
+		mu.Unlock()
+		if err := call(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+		for _, server := range served {
+			seen[server] = true
+		}
+		if len(seen) > 1 && (len(served) != 2 || served[0] == served[1]) && i > 5 {
+			t.Fatalf("the streams of a call went to servers %v, want two different ones", served)
+		}
+	}
+}
+
+// memoryNet is a network in memory, for bubbles.
+type memoryNet struct {
+	listeners map[string]*bufconn.Listener
+	dials     atomic.Int32
+}
+
+func newMemoryNet(addresses ...string) *memoryNet {
+	n := &memoryNet{listeners: map[string]*bufconn.Listener{}}
+	for _, address := range addresses {
+		n.listeners[address] = bufconn.Listen(1 << 20)
+	}
+	return n
+}
+
+func (n *memoryNet) serve(address string, unary func(context.Context, *grpctest.Request) (*grpctest.Response, error)) (
+	stop func()) {
+	server := grpc.NewServer()
+	grpc_testing.RegisterTestServiceServer(server, &grpctest.Service{Unary: unary})
+	go func() { _ = server.Serve(n.listeners[address]) }()
+	return server.Stop
+}
+
+func (n *memoryNet) option() grpc.DialOption {
+	return grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+		n.dials.Add(1)
+		return n.listeners[address].DialContext(ctx)
+	})
+}
+
+// TestTrap39_Idle: an idle ClientConn forgets its balancer, but not what is known of the endpoints.
+func TestTrap39_Idle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := newMemoryNet("10.0.0.1:80", "10.0.0.2:80")
+		var good, bad atomic.Int32
+		defer network.serve("10.0.0.1:80", func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			good.Add(1)
+			return grpctest.Echo(ctx, in)
+		})()
+		defer network.serve("10.0.0.2:80", func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
+			bad.Add(1)
+			return nil, status.Error(codes.Internal, "broken")
+		})()
+		resolver := discovery.Static{"orders.example.com": {{Address: "10.0.0.1", Port: 80}, {Address: "10.0.0.2", Port: 80}}}
+		c := &balancergrpc.Client{Resolver: resolver, Config: balancer.Config{Algorithm: balancer.RoundRobin},
+			Outlier: newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 2, BaseEjection: 24 * time.Hour, MaxEjectionPercent: 50})}
+		options := append(c.DialOptions(), network.option(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient(target, options...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		client := grpctest.NewClient(conn)
+		for range 10 {
+			call(t.Context(), client)
+			synctest.Wait()
+		}
+		if bad.Load() != 2 || network.dials.Load() != 2 {
+			t.Fatalf("%d calls to the endpoint that fails, %d dials; want 2 and 2", bad.Load(), network.dials.Load())
+		}
+		time.Sleep(time.Hour)
+		good.Store(0)
+		for range 10 {
+			if err := call(t.Context(), client); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		if good.Load() != 10 || network.dials.Load() != 4 {
+			t.Errorf("%d calls to the good endpoint, %d dials; want 10, and 4 for the ClientConn was idle",
+				good.Load(), network.dials.Load())
+		}
+	})
+}
+
+// TestTrap40_BalancerReplaced: options that silently remove the balancer make calls fail.
+func TestTrap40_BalancerReplaced(t *testing.T) {
+	const roundRobin = `{"loadBalancingConfig":[{"round_robin":{}}]}`
+	for _, test := range []struct {
+		name string
+		opts []grpc.DialOption
+		ok   bool
+	}{
+		{"service config", []grpc.DialOption{grpc.WithDefaultServiceConfig(roundRobin)}, true},
+		{"disabled", []grpc.DialOption{grpc.WithDisableServiceConfig()}, true},
+		{"both", []grpc.DialOption{grpc.WithDisableServiceConfig(), grpc.WithDefaultServiceConfig(roundRobin)}, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			f := newFleet(t, 2)
+			err := call(t.Context(), dial(t, &balancergrpc.Client{Resolver: &f.memory}, test.opts...))
+			if test.ok && err != nil {
+				t.Error(err)
+			}
+			if !test.ok && (status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "balancer of the ClientConn was replaced")) {
+				t.Errorf("error %v, want one that says that the balancer was replaced", err)
+			}
+		})
+	}
+}
+
+// ejector ejects what it is told to.
+type ejector struct{ all atomic.Bool }
+
+func (e *ejector) Report(string, *http.Response, error) {}
+func (e *ejector) Ejected(string) bool                  { return e.all.Load() }
+
+// TestTrap41_AllEjected: calls fail at once when all endpoints are ejected; those that are to wait go on when one comes
+// back, though gRPC sees no reason to.
+func TestTrap41_AllEjected(t *testing.T) {
+	grpctest.CheckGoroutines(t)
+	f := newFleet(t, 2)
+	outlier := &ejector{}
+	client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Outlier: outlier})
+	f.warm(t, client)
+	outlier.all.Store(true)
+	if err := call(t.Context(), client); !errors.Is(err, balancer.ErrNoHealthy) || status.Code(err) != codes.Unavailable {
+		t.Errorf("error %v, want ErrNoHealthy with status Unavailable", err)
+	}
+	waited := make(chan error)
+	go func() { waited <- call(t.Context(), client, grpc.WaitForReady(true)) }()
+	select {
+	case err := <-waited:
+		t.Fatalf("the call did not wait: %v", err)
+	case <-time.After(3 * 100 * time.Millisecond): // a few looks of the picker
+	}
+	outlier.all.Store(false)
+	if err := <-waited; err != nil {
+		t.Errorf("a call that waited: %v", err)
+	}
+}
+
+// TestTrap42_ConcurrentStreams: with several connections an endpoint, a full one holds up nobody.
+func TestTrap42_ConcurrentStreams(t *testing.T) {
+	for connections, want := range map[int]codes.Code{1: codes.DeadlineExceeded, 2: codes.OK} {
+		f := newFleet(t, 1, grpc.MaxConcurrentStreams(1))
+		client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Connections: connections})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		stream, err := client.FullDuplexCall(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Header(); err != nil {
+			t.Fatal(err)
+		}
+		err = errors.New("not called")
+		for tries := 0; tries < 5 && err != nil; tries++ { // the second connection may take a moment
+			limited, stop := context.WithTimeout(t.Context(), 100*time.Millisecond)
+			err = call(limited, client)
+			stop()
+		}
+		if status.Code(err) != want {
+			t.Errorf("%d connections: %v, want %v", connections, err, want)
+		}
+	}
+}
+
+// TestTrap44_InstancesAreApart: all clients share a name in gRPC's table, and nothing else.
+func TestTrap44_InstancesAreApart(t *testing.T) {
+	one, other := newFleet(t, 1), newFleet(t, 1)
+	first := dial(t, &balancergrpc.Client{Resolver: &one.memory})
+	second := dial(t, &balancergrpc.Client{Resolver: &other.memory, Config: balancer.Config{Algorithm: balancer.Random}})
+	for range 3 {
+		if err := errors.Join(call(t.Context(), first), call(t.Context(), second), call(t.Context(), second)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if one.counts()[0] != 3 || other.counts()[0] != 6 {
+		t.Error("calls went to the endpoints of another client")
+	}
+}

@@ -1,0 +1,240 @@
+package balancergrpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	grpcbalancer "google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/internal/grpcconns"
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+)
+
+// service is the state of a service for one ClientConn. It lives longer than the balancers that gRPC makes for it.
+type service struct {
+	client     *Client
+	target     string
+	host       string
+	port       int
+	balancer   *balancer.Balancer
+	hashes     bool // the algorithm wants a call where its key belongs, be it that it must wait
+	refusals   map[error]error
+	answered   *http.Response // what the outlier detection is told of a call that went well
+	told, seen atomic.Bool    // the resolver has told gRPC; our balancer got the latest that it told
+	spareSince time.Time      // guarded by Client.mu
+
+	ejected atomic.Bool  // there may be endpoints to readmit
+	checked atomic.Int64 // when that was looked at, from start
+	start   time.Time
+}
+
+func newService(c *Client, target, endpoint string) (*service, error) {
+	host, port, err := splitTarget(endpoint)
+	if err != nil {
+		return nil, err
+	}
+	s := &service{client: c, target: target, host: host, port: port, start: time.Now()}
+	s.answered = &http.Response{StatusCode: http.StatusOK}
+	s.hashes = c.Config.Algorithm == balancer.RingHash || c.Config.Algorithm == balancer.Maglev
+	s.refusals = map[error]error{}
+	for _, err := range []error{balancer.ErrNoEndpoints, balancer.ErrNoHealthy} {
+		s.refusals[err] = fmt.Errorf("%w of %q", err, host)
+	}
+	s.balancer, err = balancer.New(c.Config, balancer.Hooks{Attach: s.attach})
+	return s, err
+}
+
+// link is what the service keeps for a host of its balancer: the connections of the host, and why it is not picked.
+type link struct {
+	host     *balancer.Host
+	endpoint atomic.Pointer[grpcconns.Endpoint] // nil while gRPC has no balancer
+
+	mu   sync.Mutex  // held to change what follows
+	down bool        // not connected to
+	out  atomic.Bool // ejected by the outlier detection
+}
+
+// attach is called for each new host, which cannot be picked yet.
+func (s *service) attach(h *balancer.Host) any {
+	l := &link{host: h, down: !s.hashes} // until it is connected to
+	if s.client.Outlier != nil {
+		// To ask makes the endpoint known: what share of them may be ejected counts all, not only those called so far.
+		if s.client.Outlier.Ejected(h.ID()) {
+			l.out.Store(true)
+			s.ejected.Store(true)
+		}
+	}
+	h.SetEjected(l.down || l.out.Load())
+	return l
+}
+
+func linkOf(h *balancer.Host) *link { return h.Value().(*link) }
+
+// set applies change to the reasons for which the host is not picked.
+func (l *link) set(change func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	change()
+	l.host.SetEjected(l.down || l.out.Load())
+}
+
+// connected notes the state of the connections to an endpoint.
+func (s *service) connected(e *grpcconns.Endpoint) {
+	l := e.Target.Value.(*link)
+	down := !e.Ready()
+	if s.hashes {
+		down = e.Failing()
+	}
+	l.set(func() { l.down = down })
+}
+
+// disconnected notes that gRPC has closed all connections.
+func (s *service) disconnected() {
+	for _, h := range s.balancer.Hosts() {
+		l := linkOf(h)
+		l.endpoint.Store(nil)
+		l.set(func() { l.down = !s.hashes })
+	}
+}
+
+// outlook is what a call can hope for that finds no host.
+type outlook uint8
+
+const (
+	ejected      outlook = iota // there are connections, but to hosts that are ejected
+	disconnected                // there are none, and none can be made
+	hopeful                     // a host is being connected to
+)
+
+func (s *service) outlook() outlook {
+	best := disconnected
+	for _, h := range s.balancer.Hosts() {
+		l := linkOf(h)
+		e := l.endpoint.Load()
+		switch {
+		case h.Endpoint().Draining:
+		case l.out.Load():
+			if e != nil && e.Ready() {
+				best = ejected
+			}
+		case e == nil || !e.Failing():
+			return hopeful
+		}
+	}
+	return best
+}
+
+// targets returns what to connect to.
+func (s *service) targets() ([]grpcconns.Target, error) {
+	var failed error
+	hosts := s.balancer.Hosts()
+	targets := make([]grpcconns.Target, 0, len(hosts))
+	for _, h := range hosts {
+		e := h.Endpoint()
+		port := e.DialPort(s.port)
+		if port == 0 {
+			failed = fmt.Errorf("balancergrpc: neither the target nor the endpoint %s has a port", e.Address)
+			continue
+		}
+		address := resolver.Address{Addr: net.JoinHostPort(e.Address, strconv.Itoa(port))}
+		targets = append(targets, grpcconns.Target{ID: h.ID(), Address: address, Value: linkOf(h)})
+	}
+	return targets, failed
+}
+
+// readmission is how often ejected hosts are looked at, to see whether they are to come back.
+const readmission = 100 * time.Millisecond
+
+// pick picks a host that the outlier detection does not eject.
+func (s *service) pick(info balancer.PickInfo) (*balancer.Host, error) {
+	outlier := s.client.Outlier
+	if outlier == nil {
+		return s.balancer.Pick(info)
+	}
+	if s.ejected.Load() {
+		now := int64(time.Since(s.start))
+		if last := s.checked.Load(); now-last >= int64(readmission) && s.checked.CompareAndSwap(last, now) {
+			s.readmit()
+		}
+	}
+	looked := false
+	for {
+		h, err := s.balancer.Pick(info)
+		if err == balancer.ErrNoHealthy && !looked && s.ejected.Load() {
+			looked = true
+			s.readmit()
+			continue
+		}
+		if err != nil || h.Ejected() || !outlier.Ejected(h.ID()) {
+			return h, err // an ejected host is picked in panic
+		}
+		l := linkOf(h)
+		l.set(func() { l.out.Store(true) })
+		s.ejected.Store(true)
+		h.Release(0, false)
+	}
+}
+
+func (s *service) readmit() {
+	s.ejected.Store(false)
+	for _, h := range s.balancer.Hosts() {
+		l := linkOf(h)
+		if !l.out.Load() {
+			continue
+		}
+		if s.client.Outlier.Ejected(h.ID()) {
+			s.ejected.Store(true)
+		} else {
+			l.set(func() { l.out.Store(false) })
+		}
+	}
+}
+
+// result returns how a call ended, for the outlier detection: with a response, or with a failure that only we saw.
+// Neither means that the call says nothing about the endpoint.
+func (s *service) result(info *grpcbalancer.DoneInfo) (*http.Response, error) {
+	if info.Err == nil {
+		if !info.BytesReceived {
+			return nil, nil // gRPC did not use the pick
+		}
+		return s.answered, nil
+	}
+	code := status.Code(info.Err)
+	if len(info.Trailer) == 0 {
+		switch {
+		case code == codes.Canceled, !info.BytesSent:
+			return nil, nil
+		case code == codes.DeadlineExceeded:
+			return nil, context.DeadlineExceeded
+		case code == codes.Unavailable:
+			return nil, errReset
+		}
+	}
+	return &http.Response{StatusCode: grpcstatus.HTTP(code)}, nil
+}
+
+var errReset = errors.New("balancergrpc: connection or stream broken")
+
+// done ends a call. latency is 0 if there was nothing to learn.
+func (s *service) done(h *balancer.Host, info *grpcbalancer.DoneInfo, latency time.Duration) {
+	resp, err := s.result(info)
+	if resp == nil && err == nil {
+		h.Release(0, false)
+		return
+	}
+	h.Release(latency, err != nil || resp.StatusCode >= http.StatusInternalServerError)
+	if s.client.Outlier != nil {
+		s.client.Outlier.Report(h.ID(), resp, err)
+	}
+}
