@@ -40,7 +40,9 @@ type clusterConfig struct {
 func (m *Mesh) clusterConfig(plan *policy.Plan, target route.Target) clusterConfig {
 	h := plan.Host(target.Host)
 	config := clusterConfig{Cluster: plan.Cluster(target), service: h.Service, entry: h.Entry}
-	if h.Service.Namespace != "" {
+	if h.Entry != nil {
+		config.peers = plan.Peers(h.Entry.Namespace)
+	} else if h.Service.Namespace != "" {
 		config.peers = plan.Peers(h.Service.Namespace)
 	}
 	config.trustDomain = cmp.Or(m.workload.TrustDomain, "cluster.local")

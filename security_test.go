@@ -20,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -662,5 +663,61 @@ spec:
 	strictest := newMesh(t, "", mesh.WithDiscovery(&w.registry), mesh.WithOutbound(mesh.RegistryOnly))
 	if _, err := strictest.DialContext(t.Context(), "tcp", "nowhere.example:1"); !errors.Is(err, mesh.ErrNotInMesh) {
 		t.Errorf("a host outside the mesh: %v, want ErrNotInMesh", err)
+	}
+}
+
+// Nothing rewrites the path on its way to the application, so it is told how that reads paths.
+func TestPathsAsTheApplicationReadsThem(t *testing.T) {
+	noLeaks(t)
+	const health = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: health, namespace: default}
+spec: {action: ALLOW, rules: [{to: [{operation: {paths: [/healthz]}}]}]}
+`
+	for _, test := range []struct {
+		name  string
+		paths authz.Normalization
+		want  string
+	}{{"a mux that cleans", authz.Base, "200"}, {"a router that does not", authz.None, "403"}} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newTown(t)
+			m := w.member(t, "app", health, mesh.WithWorkload(policy.Workload{Paths: test.paths}))
+			e := w.serve(t, m, "app", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, r.URL.Path) })
+			for path, want := range map[string]string{"/healthz": "200", "/admin/../healthz": test.want, "/admin": "403"} {
+				conn, err := net.Dial("tcp", addressOf(e))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: app\r\nConnection: close\r\n\r\n", path)
+				if answer, err := io.ReadAll(conn); err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 "+want) {
+					t.Errorf("%s: %.40q, %v; want %s", path, answer, err, want)
+				}
+			}
+		})
+	}
+}
+
+// A service outside the cluster domain whose ServiceEntry is of the mesh takes what its namespace's PeerAuthentication says.
+func TestServiceEntryInTheMesh(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	e := w.serve(t, w.member(t, "vm", strict), "vm", whoCalls)
+	for location, want := range map[string]string{"MESH_INTERNAL": "order-service", "MESH_EXTERNAL": "EOF"} {
+		a, err := try(w.member(t, "order-service", strict+fmt.Sprintf(`---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: vm, namespace: default}
+spec:
+  hosts: [vm.example.com]
+  location: %s
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  resolution: STATIC
+  endpoints: [{address: %s, ports: {http: %d}, serviceAccount: vm}]
+`, location, e.Address, e.Port)).Client(), "http://vm.example.com/")
+		if got := fmt.Sprint(a.body, err); !strings.Contains(got, want) && !strings.Contains(got, "reset") {
+			t.Errorf("%s: %s, want %q", location, got, want)
+		}
 	}
 }

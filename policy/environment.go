@@ -35,6 +35,7 @@ func (w Workload) Or(defaults Workload) Workload {
 	w.Namespace = cmp.Or(w.Namespace, defaults.Namespace)
 	w.ClusterDomain = cmp.Or(w.ClusterDomain, defaults.ClusterDomain)
 	w.TrustDomain = cmp.Or(w.TrustDomain, defaults.TrustDomain)
+	w.Paths = cmp.Or(w.Paths, defaults.Paths)
 	w.Locality = cmp.Or(w.Locality, defaults.Locality)
 	w.Address = cmp.Or(w.Address, defaults.Address)
 	w.Unlabelled = w.Unlabelled || defaults.Unlabelled

@@ -81,7 +81,7 @@ func (c *compiler) authorizationPolicies() {
 		}
 	}
 	var err error
-	if in.authorizer, err = authz.Compile(own, authz.Config{}); err != nil { // although each is right by itself
+	if in.authorizer, err = authz.Compile(own, authz.Config{Normalization: p.workload.Paths}); err != nil { // although each is right by itself
 		c.access[0].Errorf("spec", "cannot be enforced: %v", err)
 	}
 	p.inbound = in

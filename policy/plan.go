@@ -8,6 +8,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -27,6 +28,12 @@ type Workload struct {
 	// TrustDomain is that of the workload's identity, for which "cluster.local" stands in documents. Empty means
 	// "cluster.local".
 	TrustDomain string
+
+	// Paths says which spellings of a path the application takes for the same, for AuthorizationPolicies. It is the
+	// pathNormalization of Istio's mesh configuration, which is no document. The zero value is Istio's default, under which
+	// /admin/../healthz is /healthz, as it is to http.ServeMux; behind a router that does not clean paths choose
+	// [authz.None].
+	Paths authz.Normalization
 
 	// Locality is where the process runs; it decides which endpoints are near.
 	Locality discovery.Locality
