@@ -341,8 +341,11 @@ func (l *Listener) take(inner net.Conn) {
 	}
 	go func() {
 		defer l.running.Done()
-		defer l.release(c, ip)
-		l.admit(c)
+		refusal := l.admit(c)
+		l.release(c, ip)
+		if refusal.Err != nil {
+			l.refuse(refusal)
+		}
 	}()
 }
 
@@ -356,8 +359,8 @@ func (l *Listener) release(c *conn, ip netip.Addr) {
 	}
 }
 
-// admit makes the connection ready for Accept, or refuses it.
-func (l *Listener) admit(c *conn) {
+// admit makes the connection ready for Accept, or closes it and returns why. Those that Close cuts are not refused.
+func (l *Listener) admit(c *conn) Refusal {
 	mode := l.config.Mode()
 	err := l.secure(c, mode)
 	if err == nil {
@@ -369,7 +372,7 @@ func (l *Listener) admit(c *conn) {
 	if err == nil {
 		select {
 		case l.ready <- c.outer():
-			return
+			return Refusal{}
 		case <-l.closed:
 			err = net.ErrClosed
 		}
@@ -380,8 +383,9 @@ func (l *Listener) admit(c *conn) {
 	c.Close()
 	select {
 	case <-l.closed:
+		return Refusal{}
 	default:
-		l.refuse(Refusal{RemoteAddr: c.RemoteAddr(), Mode: mode, Err: err})
+		return Refusal{RemoteAddr: c.RemoteAddr(), Mode: mode, Err: err}
 	}
 }
 

@@ -2,6 +2,7 @@ package tlsid_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -89,9 +90,7 @@ func listen(t testing.TB, config tlsid.ListenerConfig) *tlsid.Listener {
 	l := tlsid.NewListener(inner, config)
 	t.Cleanup(func() {
 		l.Close()
-		if left := listenerStacks(); left != "" {
-			t.Errorf("left running after Close:\n%s", left)
-		}
+		waitFor(t, func() bool { return listenerStacks() == "" }) // of this one: these tests are not parallel
 	})
 	return l
 }
@@ -210,14 +209,16 @@ func TestListener_StrictResetsPlaintext(t *testing.T) {
 	refused := newRefusals()
 	l := listen(t, tlsid.ListenerConfig{TLS: newEnds(t, time.Hour, time.Hour).server, Refused: refused.note})
 	serveHTTP(t, l, http.HandlerFunc(whoami))
-	c := dial(t, l.Addr(), "127.0.0.1")
-	io.WriteString(c, "GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-	got, err := io.ReadAll(c)
-	if len(got) > 0 || !errors.Is(err, syscall.ECONNRESET) {
-		t.Errorf("read %q, %v; want a connection reset", got, err)
-	}
-	if r := refused.next(t); r.RemoteAddr.String() != c.LocalAddr().String() || !errors.Is(r.Err, tlsid.ErrPlaintext) {
-		t.Errorf("refusal %+v, want that of %v for ErrPlaintext", r, c.LocalAddr())
+	for _, sent := range []string{"GET / HTTP/1.1\r\nHost: a\r\n\r\n", "G"} { // an unread byte alone would bring a reset
+		c := dial(t, l.Addr(), "127.0.0.1")
+		io.WriteString(c, sent)
+		got, err := io.ReadAll(c)
+		if len(got) > 0 || !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("sent %q, read %q, %v; want a connection reset", sent, got, err)
+		}
+		if r := refused.next(t); r.RemoteAddr.String() != c.LocalAddr().String() || !errors.Is(r.Err, tlsid.ErrPlaintext) {
+			t.Errorf("refusal %+v, want that of %v for ErrPlaintext", r, c.LocalAddr())
+		}
 	}
 }
 
@@ -878,6 +879,116 @@ func TestTrap47_ConnectionsEndWithTheirCertificates(t *testing.T) {
 	}
 }
 
+// A resumed session has no certificate of the server, but that of the client.
+func TestTrap47_ResumedSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca := newAuthority(t, "example.org")
+		server, client := issueFor(t, ca, "server", 24*time.Hour).Certificate(), issueFor(t, ca, "client", time.Hour).Certificate()
+		_, inner, accepted := listenPipes(t, tlsid.ListenerConfig{
+			TLS: &tls.Config{Certificates: []tls.Certificate{*server}, ClientAuth: tls.RequireAnyClientCert}})
+		config := &tls.Config{InsecureSkipVerify: true, ServerName: "server", Certificates: []tls.Certificate{*client},
+			ClientSessionCache: tls.NewLRUClientSessionCache(1)}
+		for _, resumed := range []bool{false, true} {
+			c := tls.Client(newQueue(t, inner.dial(t)), config)
+			read := make(chan error, 1)
+			go func() {
+				_, err := c.Read(make([]byte, 1)) // and the ticket
+				read <- err
+			}()
+			s := (<-accepted).(*tls.Conn)
+			if got := s.ConnectionState().DidResume; got != resumed {
+				t.Fatalf("resumed = %v, want %v", got, resumed)
+			}
+			if !resumed {
+				synctest.Wait()
+				s.Close()
+				<-read
+				continue
+			}
+			if err := <-read; err != io.EOF {
+				t.Errorf("the client reads %v, want io.EOF", err)
+			}
+			if now := time.Now(); !now.Equal(client.Leaf.NotAfter) {
+				t.Errorf("closed at %v, want %v", now, client.Leaf.NotAfter)
+			}
+		}
+	})
+}
+
+// queue is a connection that does not wait for the other end to read: to resume a session both write at once.
+type queue struct {
+	net.Conn
+	out chan []byte
+}
+
+func newQueue(t testing.TB, c net.Conn) net.Conn {
+	q := queue{c, make(chan []byte, 100)}
+	t.Cleanup(func() { close(q.out) })
+	go func() {
+		for b := range q.out {
+			c.Write(b)
+		}
+	}()
+	return q
+}
+
+func (q queue) Write(b []byte) (int, error) {
+	q.out <- bytes.Clone(b)
+	return len(b), nil
+}
+
+// The certificate is the one that crypto/tls would choose.
+func TestListener_ChoosesAsTLS(t *testing.T) {
+	ca := newAuthority(t, "example.org")
+	issue := func(names ...string) tls.Certificate {
+		return *issueFor(t, ca, "server", time.Hour, func(c *x509.Certificate) { c.DNSNames = names }).Certificate()
+	}
+	a, b, got := issue("a"), issue("b"), issue("got")
+	returns := func(c *tls.Certificate, err error) func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+		return func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c, err }
+	}
+	both := []tls.Certificate{a, b}
+	for name, config := range map[string]*tls.Config{
+		"Certificates":                   {Certificates: both},
+		"one certificate":                {Certificates: both[:1]},
+		"GetCertificate":                 {GetCertificate: returns(&got, nil)},
+		"GetCertificate has none":        {GetCertificate: returns(nil, nil)},
+		"GetCertificate fails":           {GetCertificate: returns(nil, errors.New("broken"))},
+		"both":                           {Certificates: both, GetCertificate: returns(&got, nil)},
+		"both, GetCertificate has none":  {Certificates: both, GetCertificate: returns(nil, nil)},
+		"both, GetCertificate fails":     {Certificates: both, GetCertificate: returns(nil, errors.New("broken"))},
+		"neither":                        {},
+		"GetConfigForClient":             {GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return &tls.Config{Certificates: both}, nil }},
+		"GetConfigForClient has none":    {Certificates: both, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, nil }},
+		"GetConfigForClient fails":       {Certificates: both, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return nil, errors.New("broken") }},
+		"GetConfigForClient has nothing": {Certificates: both, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return &tls.Config{}, nil }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := listen(t, tlsid.ListenerConfig{TLS: config})
+			go l.Accept()
+			for _, serverName := range []string{"", "a", "b", "c"} {
+				chosen := func(c *tls.Conn) string {
+					if c.Handshake() != nil {
+						return "none"
+					}
+					return c.ConnectionState().PeerCertificates[0].DNSNames[0]
+				}
+				client := &tls.Config{InsecureSkipVerify: true, ServerName: serverName}
+				near, far := net.Pipe()
+				go func() {
+					tls.Server(far, config).Handshake()
+					far.Close()
+				}()
+				want := chosen(tls.Client(near, client))
+				near.Close()
+				if got := chosen(tls.Client(dial(t, l.Addr(), "127.0.0.1"), client)); got != want {
+					t.Errorf("for %q the certificate of %s, want that of %s", serverName, got, want)
+				}
+			}
+		})
+	}
+}
+
 // Shortly before its end a connection is retiring: a handler can say so, and no request is lost.
 func TestTrap47_Retiring(t *testing.T) {
 	for _, proto := range []string{"http/1.1", "h2"} {
@@ -930,6 +1041,51 @@ func TestTrap47_Retiring(t *testing.T) {
 			})
 		}
 	}
+}
+
+// What is known of a connection that is retiring is forgotten with it: another may get its address.
+func TestListener_RetiringIsForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := newEnds(t, time.Hour, time.Hour)
+		l, inner, accepted := listenPipes(t, tlsid.ListenerConfig{TLS: e.server})
+		c := tls.Client(inner.dial(t), e.client)
+		go c.Handshake()
+		s := <-accepted
+		r := &http.Request{RemoteAddr: s.RemoteAddr().String()}
+		r = r.WithContext(context.WithValue(t.Context(), http.LocalAddrContextKey, s.LocalAddr()))
+		for _, step := range []struct {
+			until time.Duration // before the end
+			want  bool
+		}{{2 * time.Minute, false}, {time.Second, true}, {-time.Second, false}} {
+			if step.until < 0 {
+				go io.Copy(io.Discard, c)
+			}
+			time.Sleep(time.Until(s.(*tls.Conn).ConnectionState().PeerCertificates[0].NotAfter) - step.until)
+			synctest.Wait()
+			if got := l.Retiring(r); got != step.want {
+				t.Errorf("%v before the end Retiring = %v, want %v", step.until, got, step.want)
+			}
+		}
+		if l.Retiring(&http.Request{RemoteAddr: r.RemoteAddr}) {
+			t.Error("a request that came over no listener is retiring")
+		}
+	})
+}
+
+// A listener does not hold on to connections that were closed.
+func TestListener_ForgetsClosedConnections(t *testing.T) {
+	l := listen(t, tlsid.ListenerConfig{Mode: always(tlsid.Permissive)})
+	var collected atomic.Bool
+	func() {
+		dial(t, l.Addr(), "127.0.0.1").Write([]byte{'a'})
+		c, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		runtime.SetFinalizer(c, func(net.Conn) { collected.Store(true) })
+	}()
+	waitFor(t, func() bool { runtime.GC(); return collected.Load() })
 }
 
 func TestListener_Recheck(t *testing.T) {
