@@ -72,8 +72,13 @@ var (
 		"/policy/authz": nil,
 
 		"/internal/grpcstatus":  grpcs,
+		"/internal/grpcconns":   list(grpcs, "/internal/grpcstatus"),
 		"/internal/grpctest":    grpcs,
 		"/internal/workloadapi": list(grpcs, spiffe),
+
+		"/retry/retrygrpc":       list(grpcs, "/retry", "/internal/grpcstatus"),
+		"/breaker/breakergrpc":   list(grpcs, "/breaker", gobreaker, "/internal/grpcstatus"),
+		"/balancer/balancergrpc": list(layers, append(grpcs, "/internal/grpcstatus", "/internal/grpcconns")...),
 
 		"/policy/istio":   list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
 		"/policy/linkerd": list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
@@ -82,7 +87,9 @@ var (
 		"/policy/file":    list(plan, "/policy", fsnotify, xsys),
 		"":                list(plan, "/policy"),
 		"/cmd/mesh":       list(plan, "/policy"),
-		"/docs":           nil, // documents.md, and the test that generates it
+		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/grpcstatus", "/internal/grpcconns",
+			"/retry/retrygrpc", "/balancer/balancergrpc", "/breaker/breakergrpc")...),
+		"/docs": nil, // documents.md, and the test that generates it
 	}
 )
 
@@ -114,7 +121,7 @@ func TestImports(t *testing.T) {
 // permits reports whether an entry of a list allows the package dep: entries of this module name one package, others a
 // module with all its packages.
 func permits(entry, dep string) bool {
-	if strings.HasPrefix(entry, "/") {
+	if entry == "" || strings.HasPrefix(entry, "/") {
 		return dep == module+entry
 	}
 	return dep == entry || strings.HasPrefix(dep, entry+"/")
