@@ -62,21 +62,29 @@ func newPicker(t testing.TB, c *Client, n int) grpcbalancer.Picker {
 
 var ended = grpcbalancer.DoneInfo{BytesSent: true, BytesReceived: true}
 
-// BenchmarkPick is a pick and the end of its call, as gRPC makes them.
+// BenchmarkPick is a pick, alone and with the end of its call, as gRPC makes them.
 func BenchmarkPick(b *testing.B) {
 	for _, n := range []int{3, 100, 1000} {
-		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			p := newPicker(b, &Client{}, n)
-			info := grpcbalancer.PickInfo{Ctx: context.Background()}
-			b.ReportAllocs()
-			for b.Loop() {
-				result, err := p.Pick(info)
-				if err != nil {
-					b.Fatal(err)
-				}
-				result.Done(ended)
+		for _, done := range []bool{false, true} {
+			name := fmt.Sprint(n)
+			if done {
+				name += "/done"
 			}
-		})
+			b.Run(name, func(b *testing.B) {
+				p := newPicker(b, &Client{}, n)
+				info := grpcbalancer.PickInfo{Ctx: context.Background()}
+				b.ReportAllocs()
+				for b.Loop() {
+					result, err := p.Pick(info)
+					if err != nil {
+						b.Fatal(err)
+					}
+					if done {
+						result.Done(ended)
+					}
+				}
+			})
+		}
 	}
 }
 
@@ -87,7 +95,7 @@ func BenchmarkPickOfCall(b *testing.B) {
 	info := grpcbalancer.PickInfo{Ctx: c.newCall(context.Background(), true, nil)}
 	b.ReportAllocs()
 	for b.Loop() {
-		info.Ctx.(*call).tried = info.Ctx.(*call).tried[:0]
+		reuse(info.Ctx)
 		result, err := p.Pick(info)
 		if err != nil {
 			b.Fatal(err)
@@ -96,13 +104,20 @@ func BenchmarkPickOfCall(b *testing.B) {
 	}
 }
 
+// reuse makes the call in ctx one that was not picked for.
+func reuse(ctx context.Context) {
+	c := callOf(ctx)
+	c.tried = c.tried[:0]
+	c.picked.Store(false)
+}
+
 func TestPickDoesNotAllocate(t *testing.T) {
 	for _, algorithm := range []balancer.Algorithm{balancer.LeastRequest, balancer.RoundRobin, balancer.Random} {
 		c := &Client{Config: balancer.Config{Algorithm: algorithm}}
 		p := newPicker(t, c, 100)
 		info := grpcbalancer.PickInfo{Ctx: c.newCall(context.Background(), true, nil)}
 		if allocs := testing.AllocsPerRun(100, func() {
-			info.Ctx.(*call).tried = info.Ctx.(*call).tried[:0]
+			reuse(info.Ctx)
 			result, err := p.Pick(info)
 			if err != nil {
 				t.Fatal(err)

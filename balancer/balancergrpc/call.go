@@ -66,11 +66,12 @@ func (c *call) pickInfo() balancer.PickInfo {
 	if c == nil {
 		return balancer.PickInfo{}
 	}
-	c.picked.Store(true)
 	info := c.info
-	c.mu.Lock()
-	info.Tried = c.tried[:len(c.tried):len(c.tried)]
-	c.mu.Unlock()
+	if c.picked.Swap(true) { // it is not the first
+		c.mu.Lock()
+		info.Tried = c.tried[:len(c.tried):len(c.tried)]
+		c.mu.Unlock()
+	}
 	return info
 }
 

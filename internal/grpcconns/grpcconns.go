@@ -131,6 +131,7 @@ func (s *Set) newEndpoint(target Target) (*Endpoint, error) {
 
 // shutdown closes the connections of an endpoint. gRPC leaves them the calls that they have.
 func (s *Set) shutdown(e *Endpoint) {
+	e.first.Store(nil)
 	e.ready.Store(nil)
 	for _, c := range e.conns {
 		s.states.RecordTransition(c.state, connectivity.Shutdown)
@@ -146,12 +147,16 @@ type Endpoint struct {
 	set   *Set
 	conns []*Conn
 
-	ready   atomic.Pointer[[]*Conn] // nil if none is
+	first   atomic.Pointer[Conn]    // that is ready; nil if none is
+	ready   atomic.Pointer[[]*Conn] // all that are
 	failing atomic.Bool
 }
 
 // Pick returns a connection that is ready, the one with the fewest calls, and counts a call on it; nil if none is ready.
 func (e *Endpoint) Pick() *Conn {
+	if e.set.config.Connections == 1 {
+		return e.first.Load() // there is nothing to compare
+	}
 	ready := e.ready.Load()
 	if ready == nil {
 		return nil
@@ -168,7 +173,7 @@ func (e *Endpoint) Pick() *Conn {
 
 // Ready reports whether Pick would return a connection.
 func (e *Endpoint) Ready() bool {
-	return e.ready.Load() != nil
+	return e.first.Load() != nil
 }
 
 // Failing reports whether none of the connections could be made the last time that it was tried. If an endpoint is
@@ -197,8 +202,10 @@ func (e *Endpoint) publish() {
 	}
 	e.failing.Store(failing)
 	if ready == nil {
+		e.first.Store(nil)
 		e.ready.Store(nil)
 	} else {
+		e.first.Store(ready[0])
 		e.ready.Store(&ready)
 	}
 }
@@ -217,7 +224,9 @@ type Conn struct {
 
 // Release ends a call that Pick began.
 func (c *Conn) Release() {
-	c.calls.Add(-1)
+	if c.Endpoint.set.config.Connections > 1 {
+		c.calls.Add(-1)
+	}
 }
 
 // changed is the listener of the connection.
