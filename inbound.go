@@ -87,29 +87,36 @@ type handler struct {
 	next http.Handler
 }
 
-// ServeHTTP implements http.Handler. It is the way of an inbound request, stage by stage.
+// ServeHTTP implements http.Handler.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	m := h.mesh
-	in := Inbound{Request: r, Start: time.Now()}
-	in.Decision.Rule = -1
-	if m.watchesInbound {
-		var answer response.Recorder
-		w, r = answer.Watch(w), r.WithContext(m.inboundStart(r.Context(), &in))
-		panicked := true
-		defer func() {
-			in.Status = answer.Status
-			if !panicked {
-				in.Status = answer.Code()
-			}
-			m.inboundEnd(r.Context(), &in)
-		}()
-		h.serve(w, r, &in)
-		panicked = false
+	if h.mesh.watchesInbound {
+		h.observed(w, r)
 		return
 	}
+	var in Inbound // on the stack: nobody keeps it
+	in.Start = time.Now()
 	h.serve(w, r, &in)
 }
 
+// observed is ServeHTTP with observers.
+func (h *handler) observed(w http.ResponseWriter, r *http.Request) {
+	in := &Inbound{Request: r, Start: time.Now()}
+	in.Decision.Rule = -1
+	var answer response.Recorder
+	w, r = answer.Watch(w), r.WithContext(h.mesh.inboundStart(r.Context(), in))
+	panicked := true
+	defer func() {
+		in.Status = answer.Status
+		if !panicked {
+			in.Status = answer.Code()
+		}
+		h.mesh.inboundEnd(r.Context(), in)
+	}()
+	h.serve(w, r, in)
+	panicked = false
+}
+
+// serve is the way of an inbound request, stage by stage.
 func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *Inbound) {
 	m, s := h.mesh, &h.mesh.server
 	rules := m.view.Load().plan.Inbound()
