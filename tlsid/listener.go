@@ -230,9 +230,11 @@ func (l *Listener) Recheck() {
 		}
 	}
 	l.mu.Unlock()
+	var closing sync.WaitGroup // side by side: crypto/tls gives a peer that does not read 5 s to take the alert
 	for _, c := range forbidden {
-		c.Close()
+		closing.Go(func() { c.Close() })
 	}
+	closing.Wait()
 }
 
 // Retiring reports whether the connection that an inbound request came over will soon be closed because a certificate it
