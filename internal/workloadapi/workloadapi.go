@@ -1,0 +1,203 @@
+// Package workloadapi is a SPIFFE Workload API on a unix socket, for tests.
+package workloadapi
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// Server is a running Workload API. Its methods are for the goroutine of the test.
+type Server struct {
+	t       testing.TB
+	socket  string
+	sources []tlsid.Source
+	server  *grpc.Server // nil: stopped
+	serving sync.WaitGroup
+
+	mu      sync.Mutex
+	edit    func(*workload.X509SVIDResponse) // nil: responses stay as they are
+	failure error                            // what streams end with; nil: they are served
+	changed chan struct{}                    // closed when edit or failure changes
+}
+
+// Start starts a Workload API, which stops at the end of the test. Each client gets what the sources yield for it, each
+// time one of them yields: the first is the default identity.
+func Start(t testing.TB, sources ...tlsid.Source) *Server {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "spiffe") // t.TempDir is too long for the address of a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &Server{t: t, socket: filepath.Join(dir, "api.sock"), sources: sources, changed: make(chan struct{})}
+	t.Cleanup(func() {
+		s.Stop()
+		os.RemoveAll(dir)
+	})
+	s.Restart()
+	return s
+}
+
+// Addr returns the address for SPIFFE_ENDPOINT_SOCKET.
+func (s *Server) Addr() string { return "unix://" + s.socket }
+
+// Stop ends all streams and removes the socket.
+func (s *Server) Stop() {
+	if s.server != nil {
+		s.server.Stop()
+		s.serving.Wait()
+		s.server = nil
+	}
+}
+
+// Restart starts a server that was stopped.
+func (s *Server) Restart() {
+	s.t.Helper()
+	l, err := net.Listen("unix", s.socket)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.server = grpc.NewServer(grpc.WaitForHandlers(true))
+	workload.RegisterSpiffeWorkloadAPIServer(s.server, &service{Server: s})
+	server := s.server
+	s.serving.Go(func() { server.Serve(l) })
+}
+
+// Fail ends all streams with err, and new ones at once, until it is called with nil.
+func (s *Server) Fail(err error) {
+	s.change(func() { s.failure = err })
+}
+
+// Deny is Fail with what an agent says to a workload that it has no identity for.
+func (s *Server) Deny() {
+	s.Fail(status.Error(codes.PermissionDenied, "no identity issued"))
+}
+
+// Edit has f change each response before it is sent, and sends the last again, changed. f is called from several goroutines.
+func (s *Server) Edit(f func(*workload.X509SVIDResponse)) {
+	s.change(func() { s.edit = f })
+}
+
+func (s *Server) change(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+func (s *Server) state() (edit func(*workload.X509SVIDResponse), failure error, changed <-chan struct{}) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.edit, s.failure, s.changed
+}
+
+// service is the part of the Workload API that is there: X.509-SVIDs.
+type service struct {
+	workload.UnimplementedSpiffeWorkloadAPIServer
+	*Server
+}
+
+// FetchX509SVID is section 5.2.1 of the SPIFFE Workload API.
+func (s *service) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
+	// SPIFFE Workload Endpoint, section 3: a server that was made to send requests for others cannot send it.
+	header, _ := metadata.FromIncomingContext(stream.Context())
+	if !slices.Equal(header.Get("workload.spiffe.io"), []string{"true"}) {
+		return status.Error(codes.InvalidArgument, "security header missing from request")
+	}
+
+	ctx, cancel := context.WithCancel(stream.Context())
+	var watching sync.WaitGroup
+	defer watching.Wait()
+	defer cancel()
+	type update struct {
+		of       int
+		identity *tlsid.Identity
+		err      error
+	}
+	updates := make(chan update)
+	for i, source := range s.sources {
+		watching.Go(func() {
+			for identity, err := range source.Watch(ctx) {
+				select {
+				case updates <- update{i, identity, err}:
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+	}
+	identities, missing := make([]*tlsid.Identity, len(s.sources)), len(s.sources)
+	for {
+		edit, failure, changed := s.state()
+		if failure != nil {
+			return failure
+		}
+		if missing == 0 {
+			response, err := respond(identities)
+			if err != nil {
+				return err
+			}
+			if edit != nil {
+				edit(response)
+			}
+			if err := stream.Send(response); err != nil {
+				return err
+			}
+		}
+		select {
+		case u := <-updates:
+			if u.err != nil {
+				return u.err
+			}
+			if identities[u.of] == nil {
+				missing--
+			}
+			identities[u.of] = u.identity
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func respond(identities []*tlsid.Identity) (*workload.X509SVIDResponse, error) {
+	response := &workload.X509SVIDResponse{FederatedBundles: make(map[string][]byte)}
+	for _, identity := range identities {
+		key, err := x509.MarshalPKCS8PrivateKey(identity.Certificate().PrivateKey)
+		if err != nil {
+			return nil, err
+		}
+		svid := &workload.X509SVID{
+			SpiffeId: identity.ID().String(), X509SvidKey: key,
+			X509Svid: bytes.Join(identity.Certificate().Certificate, nil),
+		}
+		for _, bundle := range identity.Bundles() {
+			var authorities []byte
+			for _, c := range bundle.X509Authorities() {
+				authorities = append(authorities, c.Raw...)
+			}
+			if bundle.TrustDomain() == identity.TrustDomain() {
+				svid.Bundle = authorities
+			} else {
+				response.FederatedBundles[bundle.TrustDomain().IDString()] = authorities
+			}
+		}
+		response.Svids = append(response.Svids, svid)
+	}
+	return response, nil
+}

@@ -1,0 +1,166 @@
+package spiffe_test
+
+import (
+	"crypto/x509"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/workloadapi"
+	"github.com/nosidecar/mesh/tlsid"
+	"github.com/nosidecar/mesh/tlsid/spiffe"
+)
+
+// TestTrap47_RotationUnderLoad calls a server while the certificates of both ends are replaced every second and expire soon
+// after, and while the Workload API dies and returns again and again. No request may fail, and no connection may outlive
+// its certificates. It runs for 5 s, or for as long as MESH_ROTATE says.
+func TestTrap47_RotationUnderLoad(t *testing.T) {
+	const (
+		ttl    = 4 * time.Second
+		every  = time.Second
+		outage = 300 * time.Millisecond // with the time to reconnect much less than what the certificates have left
+		slack  = time.Second            // a busy machine closes late
+	)
+	noLeaks(t)
+	limit := 5 * time.Second
+	if s := os.Getenv("MESH_ROTATE"); s != "" {
+		var err error
+		if limit, err = time.ParseDuration(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ca := newCA(t, "example.org", ttl, every)
+	api := workloadapi.Start(t, ca.Source("default", "service"))
+	clientAPI := workloadapi.Start(t, ca.Source("default", "web"))
+
+	var rotations atomic.Int64
+	keep := func(api *workloadapi.Server) *tlsid.Keeper {
+		k := tlsid.Keep(spiffe.Source{Addr: api.Addr()}, tlsid.Hooks{
+			Rotated: func(_, now *tlsid.Identity) { rotations.Add(1) },
+		})
+		t.Cleanup(k.Close)
+		if err := waitShortly(t, k, 20*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		return k
+	}
+	server, client := keep(api), keep(clientAPI)
+	own, err := server.Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	watched := &watchedListener{Listener: inner}
+	listener := tlsid.NewListener(watched, tlsid.ListenerConfig{
+		TLS:     server.Server(),
+		Refused: func(r tlsid.Refusal) { t.Errorf("%v was refused: %v", r.RemoteAddr, r.Err) },
+	})
+	fresh := func(what string, c *x509.Certificate) {
+		if late := time.Since(c.NotAfter); late > slack {
+			t.Errorf("a connection is used %v after the certificate of its %s expired", late, what)
+		}
+	}
+	var certificates sync.Map // serial numbers of the client's
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if listener.Retiring(r) {
+			w.Header().Set("Connection", "close")
+		}
+		peer := r.TLS.PeerCertificates[0]
+		fresh("client", peer)
+		certificates.Store(peer.SerialNumber.String(), true)
+		io.WriteString(w, "ok")
+	})}
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(listener) }()
+
+	var calls atomic.Int64
+	var callers sync.WaitGroup
+	end := time.Now().Add(limit)
+	for _, http2 := range []bool{false, true} {
+		transport := &http.Transport{TLSClientConfig: client.Client(tlsid.Expect(own.ID())), ForceAttemptHTTP2: http2,
+			MaxIdleConnsPerHost: 8}
+		if !http2 {
+			transport.TLSClientConfig.NextProtos = []string{"http/1.1"}
+		}
+		defer transport.CloseIdleConnections()
+		c := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+		for range 4 {
+			callers.Go(func() {
+				for time.Now().Before(end) && !t.Failed() {
+					resp, err := call(c, "https://"+inner.Addr().String()+"/")
+					if err != nil {
+						t.Errorf("call %d (HTTP/2: %v): %v", calls.Load(), http2, err)
+						return
+					}
+					fresh("server", resp.TLS.PeerCertificates[0])
+					calls.Add(1)
+				}
+			})
+		}
+	}
+	tick := time.NewTicker(every * 3 / 2)
+	defer tick.Stop()
+	outages := 0
+	for ; time.Now().Add(every).Before(end) && !t.Failed(); outages++ {
+		<-tick.C
+		down := time.NewTimer(outage)
+		api.Stop()
+		clientAPI.Stop()
+		<-down.C
+		api.Restart()
+		clientAPI.Restart()
+	}
+	callers.Wait()
+	srv.Close()
+	<-served
+
+	conns, seen := watched.conns.Load(), 0
+	certificates.Range(func(any, any) bool { seen++; return true })
+	t.Logf("%d calls over %d connections in %v, %d rotations, %d outages, %d client certificates seen",
+		calls.Load(), conns, limit, rotations.Load(), outages, seen)
+	if outages == 0 || rotations.Load() < 6 || seen < 2 {
+		t.Error("nothing changed: the test proves nothing")
+	}
+	if most := 16 + 8*limit.Seconds(); float64(conns) > most {
+		t.Errorf("%d connections: they do not live as long as they could", conns)
+	}
+}
+
+func call(c *http.Client, url string) (*http.Response, error) {
+	resp, err := c.Get(url)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("status %s", resp.Status)
+	}
+	return resp, nil
+}
+
+// watchedListener counts connections.
+type watchedListener struct {
+	net.Listener
+	conns atomic.Int64
+}
+
+func (l *watchedListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err == nil {
+		l.conns.Add(1)
+	}
+	return c, err
+}

@@ -1,0 +1,183 @@
+// Package spiffe gets the identity of this process from the SPIFFE Workload API, such as that of a SPIRE agent.
+//
+// It is the one package of identities that links gRPC.
+package spiffe
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	grpcbackoff "google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// Source is a [tlsid.Source] that follows a Workload API. The zero value takes the default identity from the API that
+// SPIFFE_ENDPOINT_SOCKET names.
+//
+// All authorities that the API hands out are trusted, each for its own trust domain: that of the identity, and those it
+// is federated with.
+type Source struct {
+	// Addr is the address of the API, such as "unix:///run/spire/agent/public/api.sock" or "tcp://127.0.0.1:8000".
+	// Empty: the value of SPIFFE_ENDPOINT_SOCKET.
+	Addr string
+
+	// ID and Hint choose one of several identities, by its SPIFFE ID, by the hint that its operator gave it, or by both.
+	// Zero: the first, which is the default (SPIFFE Workload API, section 5.3). If none is as asked for, that is an error;
+	// another is not taken.
+	ID   spiffeid.ID
+	Hint string
+}
+
+var _ tlsid.Source = Source{}
+
+// Watch yields the identity now and after each rotation. An API that cannot be reached, that has no identity for this
+// process (yet), or that sends what is no identity, is an error each time, and is asked again after 0.25 s at first, with
+// 10 s at most between. Two errors end the sequence, since they do not go away: an address that is none, and
+// InvalidArgument from the API (SPIFFE Workload Endpoint, section 6).
+//
+// An API that denies an identity it has issued before (PermissionDenied) is an error like others: a restarted agent says
+// so for a while too. Who is to lose an identity before it expires must have it removed from what others trust.
+func (s Source) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
+	return func(yield func(*tlsid.Identity, error) bool) {
+		addr := s.Addr
+		if addr == "" {
+			addr, _ = workloadapi.GetDefaultAddress()
+		}
+		if addr == "" {
+			yield(nil, fmt.Errorf("spiffe: no address of the Workload API: %s is not set", workloadapi.SocketEnv))
+			return
+		}
+		ctx, stop := context.WithCancel(ctx)
+		defer stop()
+		pace := new(backoff)
+		client, err := workloadapi.New(ctx, workloadapi.WithAddr(addr), workloadapi.WithBackoffStrategy(pace),
+			workloadapi.WithDialOptions(
+				grpc.WithNoProxy(), // keys do not go through a proxy
+				grpc.WithConnectParams(grpc.ConnectParams{Backoff: reconnect, MinConnectTimeout: 5 * time.Second}),
+			))
+		if err != nil {
+			yield(nil, fmt.Errorf("spiffe: address %q of the Workload API: %w", addr, err))
+			return
+		}
+		defer client.Close()
+
+		w := &watcher{source: s, addr: addr, yield: yield, ctx: ctx, stop: stop}
+		for {
+			// It calls w from this goroutine, and tries again by itself except when the API says InvalidArgument or Canceled.
+			err := client.WatchX509Context(ctx, w)
+			if ctx.Err() != nil || status.Code(err) == codes.InvalidArgument {
+				return
+			}
+			timer := time.NewTimer(pace.Next())
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				timer.Stop()
+				return
+			}
+		}
+	}
+}
+
+// watcher hands on what comes from the API.
+type watcher struct {
+	source Source
+	addr   string
+	yield  func(*tlsid.Identity, error) bool
+	ctx    context.Context // once it ended, nothing is handed on
+	stop   context.CancelFunc
+}
+
+// OnX509ContextUpdate implements workloadapi.X509ContextWatcher.
+func (w *watcher) OnX509ContextUpdate(x *workloadapi.X509Context) {
+	w.hand(w.source.identity(x))
+}
+
+// OnX509ContextWatchError implements workloadapi.X509ContextWatcher.
+func (w *watcher) OnX509ContextWatchError(err error) {
+	w.hand(nil, err)
+}
+
+func (w *watcher) hand(identity *tlsid.Identity, err error) {
+	if w.ctx.Err() != nil {
+		return
+	}
+	if err != nil {
+		err = fmt.Errorf("spiffe: Workload API at %s: %w", w.addr, err)
+	}
+	if !w.yield(identity, err) {
+		w.stop()
+	}
+}
+
+// identity returns the identity that is asked for.
+func (s Source) identity(x *workloadapi.X509Context) (*tlsid.Identity, error) {
+	svid, err := s.choose(x.SVIDs)
+	if err != nil {
+		return nil, err
+	}
+	var bundles []*x509bundle.Bundle
+	for _, b := range x.Bundles.Bundles() {
+		// A federated trust domain without authorities is one that is not trusted; no reason to go without an identity.
+		if !b.Empty() || b.TrustDomain() == svid.ID.TrustDomain() {
+			bundles = append(bundles, b)
+		}
+	}
+	return tlsid.NewIdentity(svid, bundles...)
+}
+
+func (s Source) choose(svids []*x509svid.SVID) (*x509svid.SVID, error) {
+	var others []string
+	for _, svid := range svids {
+		if (s.ID.IsZero() || svid.ID == s.ID) && (s.Hint == "" || svid.Hint == s.Hint) {
+			return svid, nil
+		}
+		others = append(others, fmt.Sprintf("%s (hint %q)", svid.ID, svid.Hint))
+	}
+	if len(others) == 0 {
+		return nil, errors.New("it has no identity")
+	}
+	var wanted []string
+	if !s.ID.IsZero() {
+		wanted = append(wanted, "ID "+s.ID.String())
+	}
+	if s.Hint != "" {
+		wanted = append(wanted, fmt.Sprintf("hint %q", s.Hint))
+	}
+	return nil, fmt.Errorf("no identity has %s, there is %s", strings.Join(wanted, " and "), strings.Join(others, ", "))
+}
+
+const (
+	firstDelay = 250 * time.Millisecond
+	maxDelay   = 10 * time.Second
+)
+
+// reconnect is the pace of gRPC below that of the watch. Its default, 2 minutes at most, would keep a process long without
+// an API that is back; the API is on the same machine.
+var reconnect = grpcbackoff.Config{BaseDelay: firstDelay, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
+
+// backoff doubles the delay up to maxDelay; a quarter of each is random, so that the processes of a machine do not all come
+// at once after a restart of its agent. It is its own strategy: a watch has only one.
+type backoff struct{ delay time.Duration }
+
+func (b *backoff) NewBackoff() workloadapi.Backoff { return b }
+
+func (b *backoff) Reset() { b.delay = 0 }
+
+func (b *backoff) Next() time.Duration {
+	b.delay = min(max(2*b.delay, firstDelay), maxDelay)
+	return b.delay*3/4 + rand.N(b.delay/4)
+}
