@@ -25,6 +25,7 @@ const (
 	spiffeInside = "github.com/spiffe/go-spiffe/v2/internal"
 
 	spiffe   = "github.com/spiffe/go-spiffe/v2" // with the client of the Workload API
+	jose     = "github.com/go-jose/go-jose/v4"  // of the Workload API client: JWT-SVIDs and bundles
 	grpc     = "google.golang.org/grpc"         // of the gRPC adapters
 	protobuf = "google.golang.org/protobuf"     // of gRPC
 	genproto = "google.golang.org/genproto"     // the status of gRPC
@@ -68,13 +69,13 @@ var (
 		"/internal/conjunction": list(layers, "/policy/route"),
 
 		"/tlsid":        identity,
-		"/tlsid/spiffe": list(grpcs, "/tlsid", spiffe),
+		"/tlsid/spiffe": list(grpcs, "/tlsid", spiffe, jose),
 		"/policy/authz": nil,
 
 		"/internal/grpcstatus":  grpcs,
 		"/internal/grpcconns":   list(grpcs, "/internal/grpcstatus"),
 		"/internal/grpctest":    grpcs,
-		"/internal/workloadapi": list(grpcs, spiffe),
+		"/internal/workloadapi": list(grpcs, "/tlsid", spiffe, jose),
 
 		"/retry/retrygrpc":       list(grpcs, "/retry", "/internal/grpcstatus"),
 		"/breaker/breakergrpc":   list(grpcs, "/breaker", gobreaker, "/internal/grpcstatus"),
