@@ -40,6 +40,9 @@ type Service struct {
 	Bidi   func(BidiServer) error
 	Output func(*In, OutServer) error
 	Input  func(UploadServer) error
+
+	// Options are those of the server.
+	Options []grpc.ServerOption
 }
 
 // UnaryCall implements the service.
@@ -91,7 +94,7 @@ func Serve(t testing.TB, s *Service, opts ...grpc.ServerOption) string {
 }
 
 func serve(t testing.TB, listener net.Listener, s *Service, opts ...grpc.ServerOption) *grpc.Server {
-	server := grpc.NewServer(opts...)
+	server := grpc.NewServer(append(opts, s.Options...)...)
 	grpc_testing.RegisterTestServiceServer(server, s)
 	done := make(chan struct{})
 	go func() {
@@ -126,7 +129,7 @@ func NewClient(conn grpc.ClientConnInterface) Client {
 func Connect(t testing.TB, s *Service, opts ...grpc.DialOption) (client Client, stop func()) {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)
-	server := grpc.NewServer()
+	server := grpc.NewServer(s.Options...)
 	grpc_testing.RegisterTestServiceServer(server, s)
 	go func() { _ = server.Serve(listener) }()
 	opts = append([]grpc.DialOption{

@@ -1,0 +1,288 @@
+package breakergrpc_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"maps"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/breaker/breakergrpc"
+	"github.com/nosidecar/mesh/internal/grpctest"
+)
+
+// switchable is a service that fails with a code that can be changed.
+func switchable(code *atomic.Uint32, calls *atomic.Int32) *grpctest.Service {
+	fail := func() error {
+		calls.Add(1)
+		return status.Error(codes.Code(code.Load()), "as told")
+	}
+	return &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			if err := fail(); err != nil {
+				return nil, err
+			}
+			return grpctest.Echo(ctx, in)
+		},
+		Bidi: func(grpctest.BidiServer) error { return fail() },
+	}
+}
+
+func unary(ctx context.Context, client grpctest.Client) error {
+	_, err := client.UnaryCall(ctx, &grpctest.Request{})
+	return err
+}
+
+func streaming(ctx context.Context, client grpctest.Client) error {
+	stream, err := client.FullDuplexCall(ctx)
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if err == io.EOF {
+		return nil
+	}
+	return err
+}
+
+var kinds = map[string]func(context.Context, grpctest.Client) error{"unary": unary, "stream": streaming}
+
+// TestTrap17_Codes: by default five failures in a row open the circuit, and which codes are failures is Envoy's word.
+func TestTrap17_Codes(t *testing.T) {
+	failures := map[codes.Code]bool{codes.Unknown: true, codes.DeadlineExceeded: true, codes.Unimplemented: true,
+		codes.Internal: true, codes.Unavailable: true, codes.DataLoss: true}
+	for kind, call := range kinds {
+		for code := codes.OK; code <= codes.Unauthenticated; code++ {
+			var says atomic.Uint32
+			var calls atomic.Int32
+			says.Store(uint32(code))
+			address := grpctest.Serve(t, switchable(&says, &calls))
+			client := grpctest.NewClient(grpctest.Dial(t, address, (&breakergrpc.Client{}).DialOptions()...))
+			var err error
+			for range 6 {
+				err = call(t.Context(), client)
+			}
+			if failures[code] != errors.Is(err, breaker.ErrOpen) {
+				t.Errorf("%s: after 5 times %v: %v", kind, code, err)
+			}
+			if failures[code] && (status.Code(err) != codes.Unavailable || calls.Load() != 5) {
+				t.Errorf("%s: refused with %v after %d calls, want Unavailable after 5", kind, status.Code(err), calls.Load())
+			}
+		}
+	}
+}
+
+// TestTrap16_CallerCancels: callers that leave say nothing about the destination.
+func TestTrap16_CallerCancels(t *testing.T) {
+	for kind, call := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				circuits := &breakergrpc.Client{Config: breaker.Config{ConsecutiveFailures: 3}}
+				client, stop := grpctest.Connect(t, &grpctest.Service{
+					Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+						<-ctx.Done()
+						return nil, ctx.Err()
+					},
+					Bidi: func(s grpctest.BidiServer) error { <-s.Context().Done(); return s.Context().Err() },
+				}, circuits.DialOptions()...)
+				defer stop()
+				for range 5 {
+					ctx, cancel := context.WithCancel(t.Context())
+					time.AfterFunc(time.Second, cancel)
+					if err := call(ctx, client); status.Code(err) != codes.Canceled {
+						t.Errorf("error %v, want Canceled", err)
+					}
+				}
+				for key, state := range circuits.States() {
+					if state != breaker.Closed {
+						t.Errorf("%s is %v after callers left", key, state)
+					}
+				}
+				for range 3 {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+					call(ctx, client)
+					cancel()
+				}
+				for key, state := range circuits.States() {
+					if state != breaker.Open {
+						t.Errorf("%s is %v after three deadlines passed", key, state)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestTrap18_ProbeIsLeft: a stream that is the probe and is cancelled gives the place to the next.
+func TestTrap18_ProbeIsLeft(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var code atomic.Uint32
+		var calls atomic.Int32
+		service := switchable(&code, &calls)
+		service.Bidi = func(s grpctest.BidiServer) error { <-s.Context().Done(); return nil }
+		circuits := &breakergrpc.Client{Config: breaker.Config{ConsecutiveFailures: 1, OpenDuration: time.Minute}}
+		client, stop := grpctest.Connect(t, service, circuits.DialOptions()...)
+		defer stop()
+		code.Store(uint32(codes.Internal))
+		unary(t.Context(), client)
+		code.Store(0)
+		time.Sleep(time.Minute)
+
+		ctx, cancel := context.WithCancel(t.Context())
+		if _, err := client.FullDuplexCall(ctx); err != nil {
+			t.Fatalf("the probe: %v", err)
+		}
+		if err := unary(t.Context(), client); !errors.Is(err, breaker.ErrOpen) {
+			t.Errorf("beside the probe: %v, want ErrOpen", err)
+		}
+		cancel() // and leave
+		synctest.Wait()
+		if err := unary(t.Context(), client); err != nil {
+			t.Errorf("after the probe was left: %v", err)
+		}
+	})
+}
+
+// TestSlowCalls: a stream is as slow as its response headers.
+func TestSlowCalls(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		delay time.Duration
+		want  breaker.State
+	}{{"slow", time.Second, breaker.Open}, {"long, but not slow", 0, breaker.Closed}} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				circuits := &breakergrpc.Client{Config: breaker.Config{
+					SlowCallRate: 0.5, SlowCall: time.Second, MinRequests: 2, Window: time.Hour,
+				}}
+				client, stop := grpctest.Connect(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
+					time.Sleep(test.delay)
+					s.SendHeader(nil)
+					time.Sleep(time.Minute)
+					return nil
+				}}, circuits.DialOptions()...)
+				defer stop()
+				for range 2 {
+					streaming(t.Context(), client)
+				}
+				for key, state := range circuits.States() {
+					if state != test.want {
+						t.Errorf("%s is %v, want %v", key, state, test.want)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestKeyAndHooks(t *testing.T) {
+	var code atomic.Uint32
+	var calls atomic.Int32
+	code.Store(uint32(codes.NotFound))
+	address := grpctest.Serve(t, switchable(&code, &calls))
+	var changed []string
+	circuits := &breakergrpc.Client{
+		Config:    breaker.Config{ConsecutiveFailures: 1},
+		Key:       func(_ context.Context, method string, _ *grpc.ClientConn) string { return method },
+		IsFailure: func(err error) bool { return status.Code(err) == codes.NotFound },
+		OnChange:  func(key string, c breaker.Change) { changed = append(changed, key+" "+c.To.String()) },
+	}
+	client := grpctest.NewClient(grpctest.Dial(t, address, circuits.DialOptions()...))
+	unary(t.Context(), client)
+	if err := streaming(t.Context(), client); status.Code(err) != codes.NotFound {
+		t.Errorf("another method: %v", err)
+	}
+	const stream = "/grpc.testing.TestService/FullDuplexCall"
+	want := map[string]breaker.State{grpctest.UnaryMethod: breaker.Open, stream: breaker.Open}
+	if !maps.Equal(circuits.States(), want) || len(changed) != 2 || changed[0] != grpctest.UnaryMethod+" open" {
+		t.Errorf("states %v, changes %v", circuits.States(), changed)
+	}
+}
+
+func TestInvalidConfig(t *testing.T) {
+	config := breaker.Config{MinRequests: -1}
+	circuits, server := &breakergrpc.Client{Config: config}, &breakergrpc.Server{Config: config}
+	address := grpctest.Serve(t, &grpctest.Service{Unary: grpctest.Echo}, server.ServerOptions()...)
+	for _, client := range []grpctest.Client{
+		grpctest.NewClient(grpctest.Dial(t, address, circuits.DialOptions()...)),
+		grpctest.NewClient(grpctest.Dial(t, address)),
+	} {
+		for kind, call := range kinds {
+			if err := call(t.Context(), client); status.Code(err) != codes.Internal {
+				t.Errorf("%s: error %v, want Internal", kind, err)
+			}
+		}
+	}
+}
+
+// TestServer: what is refused says that it is not to be retried, and the circuit closes again.
+func TestServer(t *testing.T) {
+	for kind, call := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var code atomic.Uint32
+				var calls atomic.Int32
+				server := &breakergrpc.Server{Config: breaker.Config{ConsecutiveFailures: 2, OpenDuration: time.Minute}}
+				service := switchable(&code, &calls)
+				service.Options = server.ServerOptions()
+				var trailer metadata.MD
+				client, stop := grpctest.Connect(t, service, grpc.WithDefaultCallOptions(grpc.Trailer(&trailer)))
+				defer stop()
+				code.Store(uint32(codes.Internal))
+				for range 2 {
+					call(t.Context(), client)
+				}
+				err := call(t.Context(), client)
+				if status.Code(err) != codes.Unavailable || calls.Load() != 2 || server.State() != breaker.Open {
+					t.Errorf("error %v after %d calls, and the circuit is %v", err, calls.Load(), server.State())
+				}
+				if got := trailer.Get("grpc-retry-pushback-ms"); len(got) != 1 || got[0] != "-1" {
+					t.Errorf("trailer %v does not say that a retry is no use", trailer)
+				}
+				code.Store(0)
+				time.Sleep(time.Minute)
+				if err := call(t.Context(), client); err != nil || server.State() != breaker.Closed {
+					t.Errorf("the probe: %v, and the circuit is %v", err, server.State())
+				}
+			})
+		})
+	}
+}
+
+// TestServer_Outcomes of handlers that do not return a status.
+func TestServer_Outcomes(t *testing.T) {
+	canceled, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, test := range []struct {
+		name    string
+		ctx     context.Context
+		handler func() error
+		want    breaker.State
+	}{
+		{"well", t.Context(), func() error { return nil }, breaker.Closed},
+		{"no status", t.Context(), func() error { return errors.New("oops") }, breaker.Open},
+		{"deadline", t.Context(), func() error { return context.DeadlineExceeded }, breaker.Open},
+		{"canceled below", t.Context(), func() error { return context.Canceled }, breaker.Closed},
+		{"client left", canceled, func() error { return errors.New("oops") }, breaker.Closed},
+		{"panic", t.Context(), func() error { panic("oops") }, breaker.Open},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			server := &breakergrpc.Server{Config: breaker.Config{ConsecutiveFailures: 1}}
+			func() {
+				defer func() { _ = recover() }()
+				server.Unary(test.ctx, nil, nil, func(context.Context, any) (any, error) { return nil, test.handler() })
+			}()
+			if server.State() != test.want {
+				t.Errorf("the circuit is %v, want %v", server.State(), test.want)
+			}
+		})
+	}
+}

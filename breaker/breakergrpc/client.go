@@ -1,0 +1,193 @@
+// Package breakergrpc puts circuits in front of gRPC calls: [Client] on the side that calls, one for each destination,
+// and [Server] on the side that serves.
+//
+// Whether a call failed is told by its status as the HTTP status that Envoy takes it for: Unknown, DeadlineExceeded,
+// Unimplemented, Internal, Unavailable and DataLoss are failures.
+package breakergrpc
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/refusal"
+)
+
+// Client has a circuit for each destination. A call that it refuses fails with status Unavailable and an error that
+// wraps breaker.ErrOpen and names the destination. The zero Client is ready to use, as a literal:
+//
+//	circuits := &breakergrpc.Client{}
+//	conn, err := grpc.NewClient(target, append(circuits.DialOptions(), credentials)...)
+//
+// A call ends, and its outcome counts, when its stream ends. It is safe for concurrent use; its fields must not be
+// changed once it is used, and it must not be copied. Where it is used with retries, its options come after theirs.
+type Client struct {
+	// Config is the configuration of every circuit. If it is invalid, every call fails. A call responds, for SlowCall,
+	// when its response headers come, or without SlowCallRate when it ends.
+	Config breaker.Config
+
+	// Key names the destination of a call: calls with the same key share a circuit. nil means the target of the
+	// ClientConn.
+	Key func(ctx context.Context, method string, cc *grpc.ClientConn) string
+
+	// IsFailure says whether a call failed that ended with err. nil means what the package says. It is not asked about
+	// calls that count for nothing: the caller cancelled them, or a layer below refused them before anything was sent.
+	IsFailure func(err error) bool
+
+	// OnChange, if not nil, is told of every change of a circuit's state, as described at breaker.New.
+	OnChange func(key string, change breaker.Change)
+
+	once  sync.Once
+	group breaker.Group
+}
+
+// DialOptions returns the interceptors.
+func (c *Client) DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.Unary), grpc.WithChainStreamInterceptor(c.Stream)}
+}
+
+// States returns the state of every circuit by key.
+func (c *Client) States() map[string]breaker.State {
+	c.once.Do(c.setup)
+	return c.group.States()
+}
+
+// Unary is a grpc.UnaryClientInterceptor.
+func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	lease, err := c.allow(ctx, method, cc)
+	if err != nil {
+		return err
+	}
+	result := breaker.Failure // of an invoker that panics or exits
+	defer func() { lease.Done(result) }()
+	err = invoker(ctx, method, req, reply, cc, opts...)
+	result = c.outcome(ctx, err)
+	return err
+}
+
+// Stream is a grpc.StreamClientInterceptor.
+func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	lease, err := c.allow(ctx, method, cc)
+	if err != nil {
+		return nil, err
+	}
+	s := &stream{lease: lease}
+	returned := false
+	defer func() {
+		if !returned {
+			s.end(breaker.Failure)
+		}
+	}()
+	// gRPC calls it when the stream ends, also if the caller just cancels.
+	finish := grpc.OnFinish(func(err error) { s.end(c.outcome(ctx, err)) })
+	s.ClientStream, err = streamer(ctx, desc, cc, method, append(opts[:len(opts):len(opts)], finish)...)
+	returned = true
+	if err != nil {
+		s.end(c.outcome(ctx, err)) // a layer below may have refused
+		return nil, err
+	}
+	if c.Config.SlowCall == 0 {
+		return s.ClientStream, nil
+	}
+	return s, nil
+}
+
+func (c *Client) setup() {
+	c.group.Config, c.group.OnChange = c.Config, c.OnChange
+}
+
+func (c *Client) allow(ctx context.Context, method string, cc *grpc.ClientConn) (breaker.Lease, error) {
+	c.once.Do(c.setup)
+	key := ""
+	if c.Key != nil {
+		key = c.Key(ctx, method, cc)
+	} else {
+		key = cc.Target()
+	}
+	lease, err := c.group.Allow(key)
+	switch {
+	case err == nil:
+		return lease, nil
+	case errors.Is(err, breaker.ErrOpen):
+		return lease, grpcstatus.Wrap(codes.Unavailable, err)
+	}
+	return lease, grpcstatus.Wrap(codes.Internal, err)
+}
+
+func (c *Client) outcome(ctx context.Context, err error) breaker.Outcome {
+	switch {
+	case err == nil:
+		return breaker.Success
+	case refusal.Is(err) || cancelled(ctx):
+		return breaker.Ignored
+	case c.IsFailure != nil && c.IsFailure(err), c.IsFailure == nil && failed(err):
+		return breaker.Failure
+	}
+	return breaker.Success
+}
+
+// cancelled reports whether the caller gave up. A deadline that has passed is not giving up, nor is a timer that cancels
+// the context and says so in its cause.
+func cancelled(ctx context.Context) bool {
+	return ctx.Err() == context.Canceled && !errors.Is(context.Cause(ctx), context.DeadlineExceeded)
+}
+
+func failed(err error) bool {
+	s, ok := status.FromError(err)
+	if !ok {
+		s = status.FromContextError(err)
+	}
+	return grpcstatus.HTTP(s.Code()) >= http.StatusInternalServerError
+}
+
+// stream is a stream that a circuit has let through.
+type stream struct {
+	grpc.ClientStream
+
+	headers sync.Once
+
+	mu    sync.Mutex // guards lease while the stream lasts
+	lease breaker.Lease
+	ended bool
+}
+
+func (s *stream) end(outcome breaker.Outcome) {
+	s.mu.Lock()
+	ended := s.ended
+	s.ended = true
+	s.mu.Unlock()
+	if !ended {
+		s.lease.Done(outcome)
+	}
+}
+
+func (s *stream) answered() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ended {
+		s.lease.Answered()
+	}
+}
+
+// Header implements grpc.ClientStream.
+func (s *stream) Header() (metadata.MD, error) {
+	md, err := s.ClientStream.Header()
+	s.answered()
+	return md, err
+}
+
+// RecvMsg implements grpc.ClientStream.
+func (s *stream) RecvMsg(m any) error {
+	s.headers.Do(func() { _, _ = s.Header() }) // the first message may come much later
+	return s.ClientStream.RecvMsg(m)
+}

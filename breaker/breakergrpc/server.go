@@ -1,0 +1,105 @@
+package breakergrpc
+
+import (
+	"context"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+)
+
+// Server stops serving for a while when what it serves keeps failing: a server whose database is gone does better to
+// refuse at once than to have all its callers wait. It answers what it refuses with status Unavailable and asks, by
+// grpc-retry-pushback-ms and x-envoy-overloaded, not to be called again at once; gRPC's clients and those of this library
+// comply.
+//
+// A call counts as failed by its status, or when the handler panics; a call that its client cancelled counts neither
+// way. It must not be copied or changed after its first use.
+type Server struct {
+	// Config is the circuit. If it is invalid, every call is answered with Internal.
+	Config breaker.Config
+
+	// IsFailure says whether a call failed that the handler ended with err. nil means what the package says.
+	IsFailure func(err error) bool
+
+	// OnChange is told of every change of state, as described at breaker.New. nil tells nobody.
+	OnChange func(breaker.Change)
+
+	once    sync.Once
+	circuit *breaker.Circuit
+	invalid error
+}
+
+// ServerOptions returns the interceptors.
+func (s *Server) ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.Unary), grpc.ChainStreamInterceptor(s.Stream)}
+}
+
+// State returns the state of the circuit.
+func (s *Server) State() breaker.State {
+	s.once.Do(s.setup)
+	if s.invalid != nil {
+		return breaker.Closed
+	}
+	return s.circuit.State()
+}
+
+// Unary is a grpc.UnaryServerInterceptor.
+func (s *Server) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	lease, err := s.allow(func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
+	if err != nil {
+		return nil, err
+	}
+	result := breaker.Failure // of a handler that panics or exits
+	defer func() { lease.Done(result) }()
+	resp, err := handler(ctx, req)
+	result = s.outcome(ctx, err)
+	return resp, err
+}
+
+// Stream is a grpc.StreamServerInterceptor.
+func (s *Server) Stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	lease, err := s.allow(ss.SetTrailer)
+	if err != nil {
+		return err
+	}
+	result := breaker.Failure
+	defer func() { lease.Done(result) }()
+	err = handler(srv, ss)
+	result = s.outcome(ss.Context(), err)
+	return err
+}
+
+func (s *Server) setup() {
+	s.circuit, s.invalid = breaker.New(s.Config, s.OnChange)
+}
+
+func (s *Server) allow(setTrailer func(metadata.MD)) (breaker.Lease, error) {
+	s.once.Do(s.setup)
+	if s.invalid != nil {
+		return breaker.Lease{}, grpcstatus.Wrap(codes.Internal, s.invalid)
+	}
+	lease, err := s.circuit.Allow()
+	if err != nil {
+		setTrailer(metadata.Pairs("grpc-retry-pushback-ms", "-1", "x-envoy-overloaded", "true"))
+		return lease, status.Error(codes.Unavailable, "circuit open")
+	}
+	return lease, nil
+}
+
+func (s *Server) outcome(ctx context.Context, err error) breaker.Outcome {
+	switch {
+	case ctx.Err() == context.Canceled:
+		return breaker.Ignored
+	case err == nil:
+		return breaker.Success
+	case s.IsFailure != nil && s.IsFailure(err), s.IsFailure == nil && failed(err):
+		return breaker.Failure
+	}
+	return breaker.Success
+}
