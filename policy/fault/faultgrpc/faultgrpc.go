@@ -1,0 +1,80 @@
+// Package faultgrpc delays and aborts gRPC calls on purpose, to test what depends on them.
+package faultgrpc
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/policy/fault"
+)
+
+// abortText is Envoy's.
+const abortText = "fault filter abort"
+
+// Client makes some of the calls of a grpc.ClientConn meet faults. An abort with an HTTP status fails a call with the
+// code that gRPC gives that status. A fault comes once a call: where it is used with retries, its options come before
+// theirs. The zero Client has no faults. Its fields must not be changed after its first use.
+type Client struct {
+	// Config is the faults. Every call fails if it is not valid.
+	Config fault.Config
+
+	// Rand returns an integer in [0, n). Nil means math/rand/v2.
+	Rand func(n uint32) uint32
+
+	once    sync.Once
+	invalid error
+}
+
+// DialOptions returns the interceptors.
+func (c *Client) DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.Unary), grpc.WithChainStreamInterceptor(c.Stream)}
+}
+
+// Unary is a grpc.UnaryClientInterceptor.
+func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if err := c.meet(ctx); err != nil {
+		return err
+	}
+	return invoker(ctx, method, req, reply, cc, opts...)
+}
+
+// Stream is a grpc.StreamClientInterceptor.
+func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if err := c.meet(ctx); err != nil {
+		return nil, err
+	}
+	return streamer(ctx, desc, cc, method, opts...)
+}
+
+// meet returns the error of a call that is aborted, or whose context ends while it is delayed.
+func (c *Client) meet(ctx context.Context) error {
+	c.once.Do(func() { c.invalid = c.Config.Validate() })
+	if c.invalid != nil {
+		return grpcstatus.Wrap(codes.Internal, c.invalid)
+	}
+	d := c.Config.Decide(c.Rand)
+	if err := d.Wait(ctx); err != nil {
+		code := codes.Canceled
+		if errors.Is(err, context.DeadlineExceeded) || ctx.Err() == context.DeadlineExceeded {
+			code = codes.DeadlineExceeded
+		}
+		return grpcstatus.Wrap(code, err)
+	}
+	switch {
+	case !d.Abort:
+		return nil
+	case d.IsGRPC && d.GRPCStatus == 0:
+		return status.Error(codes.Internal, abortText+": a call that ends well, but without a reply") // as gRPC sees it
+	case d.IsGRPC:
+		return status.Error(codes.Code(d.GRPCStatus), abortText)
+	}
+	return status.Error(grpcstatus.FromHTTP(d.HTTPStatus), abortText)
+}

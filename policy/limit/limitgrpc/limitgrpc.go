@@ -1,0 +1,181 @@
+// Package limitgrpc bounds how many gRPC calls are in flight and how many begin in a second: [Client] on the side that
+// calls, [Server] on the side that serves.
+//
+// A call that finds no room fails with status Unavailable, as behind Envoy, and one that comes too early with
+// ResourceExhausted. The errors of a Client wrap limit.ErrOverflow and limit.ErrRateLimited: nothing was sent.
+package limitgrpc
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/policy/limit"
+)
+
+// limits is what both sides do.
+type limits struct {
+	once  sync.Once
+	pool  *limit.Pool
+	rate  *limit.Rate
+	fault error // what is wrong with the configuration
+}
+
+func (l *limits) start(pool limit.PoolConfig, rate limit.RateConfig) {
+	if pool != (limit.PoolConfig{MaxRequests: pool.MaxRequests}) {
+		l.fault = errors.New("limitgrpc: only MaxRequests of a pool can be honoured: gRPC keeps the connections")
+		return
+	}
+	if l.pool, l.fault = limit.NewPool(pool); l.fault == nil {
+		l.rate, l.fault = limit.NewRate(rate)
+	}
+}
+
+// acquire takes a slot for a call, which is over when the slot is released.
+func (l *limits) acquire(ctx context.Context) (limit.Slot, error) {
+	if l.fault != nil {
+		return limit.Slot{}, l.fault
+	}
+	if !l.rate.Allow() {
+		return limit.Slot{}, limit.ErrRateLimited
+	}
+	return l.pool.Acquire(ctx, true)
+}
+
+func codeOf(err error) codes.Code {
+	switch err {
+	case limit.ErrOverflow:
+		return codes.Unavailable
+	case limit.ErrRateLimited:
+		return codes.ResourceExhausted
+	}
+	return codes.Internal
+}
+
+// Client bounds the calls of the grpc.ClientConns that are made with its DialOptions. The zero Client limits nothing. It
+// is safe for concurrent use; its fields must not be changed after the first call, and it must not be copied.
+type Client struct {
+	// Pool bounds the calls in flight, by MaxRequests. If another field is set, or Rate is invalid, every call fails. A
+	// stream is in flight until it ends.
+	Pool limit.PoolConfig
+
+	// Rate bounds the calls that begin.
+	Rate limit.RateConfig
+
+	limits limits
+}
+
+// DialOptions returns the interceptors.
+func (c *Client) DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.Unary), grpc.WithChainStreamInterceptor(c.Stream)}
+}
+
+// Stats returns the counters of the pool.
+func (c *Client) Stats() limit.Stats {
+	c.limits.once.Do(c.start)
+	return c.limits.pool.Stats()
+}
+
+func (c *Client) start() { c.limits.start(c.Pool, c.Rate) }
+
+// Unary is a grpc.UnaryClientInterceptor.
+func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	c.limits.once.Do(c.start)
+	slot, err := c.limits.acquire(ctx)
+	if err != nil {
+		return grpcstatus.Wrap(codeOf(err), err)
+	}
+	defer slot.Release()
+	return invoker(ctx, method, req, reply, cc, opts...)
+}
+
+// Stream is a grpc.StreamClientInterceptor.
+func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	c.limits.once.Do(c.start)
+	slot, err := c.limits.acquire(ctx)
+	if err != nil {
+		return nil, grpcstatus.Wrap(codeOf(err), err)
+	}
+	release := sync.OnceFunc(slot.Release)
+	made := false
+	defer func() {
+		if !made {
+			release()
+		}
+	}()
+	// gRPC calls it when the stream ends, also if the caller just cancels.
+	opts = append(opts[:len(opts):len(opts)], grpc.OnFinish(func(error) { release() }))
+	stream, err := streamer(ctx, desc, cc, method, opts...)
+	made = err == nil
+	return stream, err
+}
+
+// Server bounds the calls that a grpc.Server serves. It tells clients that a call which found no room is not to be
+// retried at once. The zero Server limits nothing. It is safe for concurrent use; its fields must not be changed after
+// the first call, and it must not be copied.
+type Server struct {
+	// Pool bounds the calls in flight, by MaxRequests. If another field is set, or Rate is invalid, every call fails.
+	Pool limit.PoolConfig
+
+	// Rate bounds the calls that begin.
+	Rate limit.RateConfig
+
+	limits limits
+}
+
+// ServerOptions returns the interceptors.
+func (s *Server) ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.Unary), grpc.ChainStreamInterceptor(s.Stream)}
+}
+
+// Stats returns the counters of the pool.
+func (s *Server) Stats() limit.Stats {
+	s.limits.once.Do(s.start)
+	return s.limits.pool.Stats()
+}
+
+func (s *Server) start() { s.limits.start(s.Pool, s.Rate) }
+
+// Unary is a grpc.UnaryServerInterceptor.
+func (s *Server) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	slot, err := s.acquire(ctx, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
+	if err != nil {
+		return nil, err
+	}
+	defer slot.Release()
+	return handler(ctx, req)
+}
+
+// Stream is a grpc.StreamServerInterceptor.
+func (s *Server) Stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	slot, err := s.acquire(ss.Context(), ss.SetTrailer)
+	if err != nil {
+		return err
+	}
+	defer slot.Release()
+	return handler(srv, ss)
+}
+
+func (s *Server) acquire(ctx context.Context, setTrailer func(metadata.MD)) (limit.Slot, error) {
+	s.limits.once.Do(s.start)
+	slot, err := s.limits.acquire(ctx)
+	switch err {
+	case nil:
+		return slot, nil
+	case limit.ErrOverflow:
+		setTrailer(metadata.Pairs("grpc-retry-pushback-ms", "-1", "x-envoy-overloaded", "true"))
+		return slot, status.Error(codes.Unavailable, "overloaded")
+	case limit.ErrRateLimited:
+		setTrailer(metadata.Pairs("x-envoy-ratelimited", "true"))
+		return slot, status.Error(codes.ResourceExhausted, "too many calls")
+	}
+	return slot, grpcstatus.Wrap(codes.Internal, err)
+}

@@ -1,0 +1,162 @@
+// Package timeoutgrpc bounds gRPC calls in time: as a whole, and in the silence of a stream. The server of a bounded call
+// knows how long its caller will wait, because gRPC tells it.
+//
+// The limit on a single try belongs to the retries: see package retrygrpc.
+package timeoutgrpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/timeout"
+)
+
+// Client bounds the calls of a grpc.ClientConn. A call that exceeds a limit fails with status DeadlineExceeded and an
+// error that is a *timeout.Error. The zero Client sets no limit. It is safe for concurrent use; its fields must not be
+// changed after the first call. Where it is used with retries, its options come before theirs, for the limit to hold for
+// all tries together.
+type Client struct {
+	// Config holds the limits. If it is invalid, every call fails. Request bounds a stream from its beginning to its
+	// end. BodyIdle bounds each wait for a message of a stream that has begun; time in which nobody receives does not
+	// count. NoPropagation is an error: gRPC always tells servers of the deadline.
+	Config timeout.Config
+}
+
+// DialOptions returns the interceptors.
+func (c *Client) DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.Unary), grpc.WithChainStreamInterceptor(c.Stream)}
+}
+
+func (c *Client) check() error {
+	err := c.Config.Validate()
+	if err == nil && c.Config.NoPropagation {
+		err = errors.New("timeoutgrpc: NoPropagation cannot be honoured")
+	}
+	if err != nil {
+		return grpcstatus.Wrap(codes.Internal, err)
+	}
+	return nil
+}
+
+// request returns the limit of a call, 0 if there is none or the caller's deadline comes first.
+func (c *Client) request(ctx context.Context) time.Duration {
+	if at, ok := ctx.Deadline(); ok && time.Until(at) <= c.Config.Request {
+		return 0
+	}
+	return c.Config.Request
+}
+
+// Unary is a grpc.UnaryClientInterceptor.
+func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if err := c.check(); err != nil {
+		return err
+	}
+	limit := c.request(ctx)
+	if limit == 0 {
+		return invoker(ctx, method, req, reply, cc, opts...)
+	}
+	bounded := new(deadline.Context)
+	bounded.Start(ctx, deadline.Request, limit, true)
+	defer bounded.Cancel()
+	err := invoker(bounded, method, req, reply, cc, opts...)
+	if exceeded := bounded.Exceeded(); exceeded != nil && err != nil {
+		return grpcstatus.Wrap(codes.DeadlineExceeded, exceeded)
+	}
+	return err
+}
+
+// Stream is a grpc.StreamClientInterceptor.
+func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if err := c.check(); err != nil {
+		return nil, err
+	}
+	limit := c.request(ctx)
+	if limit == 0 && c.Config.BodyIdle == 0 {
+		return streamer(ctx, desc, cc, method, opts...)
+	}
+	s := &stream{idle: c.Config.BodyIdle}
+	ctx, s.cancel = context.WithCancelCause(ctx)
+	s.call.Start(ctx, deadline.Request, limit, true)
+	if s.idle > 0 {
+		s.silent = deadline.Error{Kind: deadline.BodyIdle, Limit: s.idle}
+		s.timer = time.AfterFunc(s.idle, func() { s.cancel(&s.silent) })
+		s.timer.Stop()
+	}
+	made := false
+	defer func() {
+		if !made {
+			s.end(nil)
+		}
+	}()
+	// gRPC calls it when the stream ends, also if the caller just cancels.
+	var err error
+	s.ClientStream, err = streamer(&s.call, desc, cc, method, append(opts[:len(opts):len(opts)], grpc.OnFinish(s.end))...)
+	if err != nil {
+		return nil, s.explain(err)
+	}
+	made = true
+	return s, nil
+}
+
+// stream is a stream with limits.
+type stream struct {
+	grpc.ClientStream
+	call    deadline.Context
+	cancel  context.CancelCauseFunc // of the parent of call
+	idle    time.Duration
+	timer   *time.Timer // runs only inside RecvMsg; nil without idle
+	silent  deadline.Error
+	headers sync.Once
+}
+
+func (s *stream) end(error) {
+	s.call.Cancel()
+	s.cancel(nil)
+}
+
+// explain returns the error for the caller: the limit, if one caused err.
+func (s *stream) explain(err error) error {
+	if err == nil || err == io.EOF {
+		return err
+	}
+	switch cause := context.Cause(&s.call); {
+	case s.call.Exceeded() != nil:
+		return grpcstatus.Wrap(codes.DeadlineExceeded, s.call.Exceeded())
+	case cause == error(&s.silent):
+		return grpcstatus.Wrap(codes.DeadlineExceeded, cause)
+	}
+	return err
+}
+
+// Header implements grpc.ClientStream.
+func (s *stream) Header() (metadata.MD, error) {
+	md, err := s.ClientStream.Header()
+	return md, s.explain(err)
+}
+
+// SendMsg implements grpc.ClientStream.
+func (s *stream) SendMsg(m any) error {
+	return s.explain(s.ClientStream.SendMsg(m))
+}
+
+// RecvMsg implements grpc.ClientStream.
+func (s *stream) RecvMsg(m any) error {
+	if s.timer == nil {
+		return s.explain(s.ClientStream.RecvMsg(m))
+	}
+	s.headers.Do(func() { _, _ = s.ClientStream.Header() }) // the wait for them is not silence
+	s.timer.Reset(s.idle)
+	defer s.timer.Stop()
+	return s.explain(s.ClientStream.RecvMsg(m))
+}
