@@ -252,11 +252,12 @@ type rawConn struct {
 
 // expire closes the connection when the first certificate it was made with expires.
 func (c *rawConn) expire(m *Mesh, link *Link) {
-	at := link.expires.Load()
-	if at == 0 {
+	secure, ok := c.Conn.(*tls.Conn)
+	if !ok {
 		return
 	}
-	first := time.Unix(0, at)
+	// Not link.expires: an earlier connection of the link may have met an earlier certificate.
+	first := secure.ConnectionState().PeerCertificates[0].NotAfter
 	if own, err := m.Identity(); err == nil && link.lane.key.security.kind == mutual && own.NotAfter().Before(first) {
 		first = own.NotAfter()
 	}
