@@ -156,7 +156,7 @@ func (l *lane) enter(now time.Time) *Link {
 			return nil
 		}
 		if at := link.expires.Load(); at != 0 && now.UnixNano() >= at {
-			l.renew(link) // the peer's certificate is over, and with it what we know of the peer
+			l.renew(link) // the peer's certificate is nearly over, and with it what we know of the peer
 			continue
 		}
 		if link.enter() {
@@ -177,7 +177,7 @@ func (l *lane) renew(old *Link) {
 type Link struct {
 	lane    *lane
 	calls   atomic.Int64 // under way, with the bits below
-	expires atomic.Int64 // when the first certificate of a peer expires, in Unix nanoseconds; 0 if there is none
+	expires atomic.Int64 // shortly before the first certificate of a peer expires, in Unix nanoseconds; 0 if there is none
 
 	// The connections of net/http come about with the first call: most of ten thousand endpoints may never get one.
 	opening sync.Once
@@ -213,7 +213,9 @@ func (l *Link) TLS() *tls.Config {
 			// Nothing was sent yet, and this type says so to all that read it.
 			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
 		}
-		l.expireBy(state.PeerCertificates[0].NotAfter)
+		// Somewhat earlier than the certificate, for calls under way then: the peer cuts them when it expires.
+		notAfter := state.PeerCertificates[0].NotAfter
+		l.expireBy(notAfter.Add(-min(time.Until(notAfter)/10, time.Minute)))
 		return nil
 	}
 	return config
