@@ -1,0 +1,504 @@
+package meshgrpc
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/resolver"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/refusal"
+)
+
+// BalancerName is the load balancer of [DialOptions] in a service config. It works only with calls of these options.
+const BalancerName = "nosidecar_mesh"
+
+// gRPC knows load balancers only by their names, in a table that may be written to only by init functions. The balancer has
+// no state of its own: which connection a call gets is found in the call.
+func init() { balancer.Register(balancerBuilder{}) }
+
+type balancerBuilder struct{}
+
+func (balancerBuilder) Name() string { return BalancerName }
+
+func (balancerBuilder) Build(cc balancer.ClientConn, _ balancer.BuildOptions) balancer.Balancer {
+	return &connections{cc: cc}
+}
+
+// connections are the connections of a ClientConn: the balancer of gRPC, and its picker. There is nothing to balance, since
+// the mesh has chosen the endpoint of a try before it begins. So connections are made when a try first needs them, and
+// all that is known of endpoints outlives them: a ClientConn that goes idle loses its balancer.
+type connections struct {
+	cc     balancer.ClientConn
+	groups sync.Map // *mesh.Link to *group
+
+	mu     sync.Mutex
+	closed bool
+	count  [connectivity.Shutdown + 1]int // of connections, by state; those that are idle or shut down do not matter
+}
+
+var (
+	_ balancer.Balancer = (*connections)(nil)
+	_ balancer.Picker   = (*connections)(nil)
+)
+
+// Pick implements balancer.Picker.
+func (b *connections) Pick(info balancer.PickInfo) (balancer.PickResult, error) {
+	t, _ := info.Ctx.Value(tryKey{}).(*try)
+	if t == nil {
+		return balancer.PickResult{}, status.Error(codes.Internal,
+			"the call did not pass the interceptors of meshgrpc.DialOptions")
+	}
+	return t.pick(b)
+}
+
+// choose returns a connection of link, counted, or the one that is being made. waits is the one that the call waited for.
+func (b *connections) choose(link *mesh.Link, c *client, waits *conn) (ready, dialling *conn, err error) {
+	for {
+		known, ok := b.groups.Load(link)
+		if !ok {
+			if known, err = b.open(link, c); err != nil {
+				return nil, nil, err
+			}
+		}
+		g := known.(*group)
+		if ready = g.pick(); ready != nil {
+			return ready, nil, nil
+		}
+		if waits != nil {
+			if err := waits.failure.Load(); err != nil {
+				return nil, nil, *err
+			}
+		}
+		if dialling, err = g.dial(true); err != errGroupClosed {
+			return nil, dialling, err
+		}
+		b.groups.CompareAndDelete(link, g)
+	}
+}
+
+// open returns the group of a link that had none.
+func (b *connections) open(link *mesh.Link, c *client) (*group, error) {
+	limits := link.Limits()
+	g := &group{
+		owner: b, link: link,
+		streams: streamsPerConnection, calls: int64(limits.MaxRequestsPerConnection),
+		age: limits.MaxConnectionDuration, idle: idleTimeout(limits.IdleTimeout),
+	}
+	b.mu.Lock()
+	closed := b.closed
+	known, loaded := g, false
+	if !closed {
+		var k any
+		k, loaded = b.groups.LoadOrStore(link, g)
+		known = k.(*group)
+	}
+	b.mu.Unlock()
+	switch {
+	case closed:
+		return nil, errBalancerClosed
+	case !loaded && !c.watch(g):
+		g.close()
+		return nil, errBalancerClosed // the link is in use, so this cannot be
+	}
+	return known, nil
+}
+
+var errBalancerClosed = refusal.New("the ClientConn is closing")
+
+// changed counts the change of a connection's state, and has the calls that wait for connections look again: nothing else
+// does.
+func (b *connections) changed(from, to connectivity.State) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return
+	}
+	b.count[from]--
+	b.count[to]++
+	b.cc.UpdateState(balancer.State{ConnectivityState: b.stateLocked(), Picker: b})
+}
+
+func (b *connections) stateLocked() connectivity.State {
+	switch {
+	case b.count[connectivity.Ready] > 0:
+		return connectivity.Ready
+	case b.count[connectivity.Connecting] > 0:
+		return connectivity.Connecting
+	}
+	return connectivity.Idle // the next call connects
+}
+
+// UpdateClientConnState implements balancer.Balancer.
+func (b *connections) UpdateClientConnState(balancer.ClientConnState) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.cc.UpdateState(balancer.State{ConnectivityState: b.stateLocked(), Picker: b})
+	return nil
+}
+
+// ResolverError implements balancer.Balancer. What a resolver finds is of no interest.
+func (b *connections) ResolverError(error) {
+	_ = b.UpdateClientConnState(balancer.ClientConnState{})
+}
+
+// UpdateSubConnState implements balancer.Balancer.
+func (b *connections) UpdateSubConnState(balancer.SubConn, balancer.SubConnState) {}
+
+// ExitIdle implements balancer.Balancer.
+func (b *connections) ExitIdle() {}
+
+// Close implements balancer.Balancer.
+func (b *connections) Close() {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.groups.Range(func(_, g any) bool {
+		g.(*group).close()
+		return true
+	})
+}
+
+// membership is the groups of a link: one for each ClientConn that uses it.
+type membership struct {
+	mu     sync.Mutex
+	closed bool
+	groups map[*group]struct{}
+}
+
+// watch has g closed with its link. It reports false if that is closed already.
+func (c *client) watch(g *group) bool {
+	known, loaded := c.links.LoadOrStore(g.link, &membership{groups: make(map[*group]struct{})})
+	m := known.(*membership)
+	m.mu.Lock()
+	if m.closed {
+		m.mu.Unlock()
+		return false
+	}
+	m.groups[g] = struct{}{}
+	m.mu.Unlock()
+	g.mu.Lock()
+	g.members = m
+	g.mu.Unlock()
+	if !loaded {
+		g.link.OnClose(func() {
+			c.links.Delete(g.link)
+			m.close()
+		})
+	}
+	return true
+}
+
+func (m *membership) close() {
+	m.mu.Lock()
+	m.closed = true
+	groups := m.groups
+	m.groups = nil
+	m.mu.Unlock()
+	for g := range groups {
+		g.close()
+	}
+}
+
+func (m *membership) remove(g *group) {
+	m.mu.Lock()
+	delete(m.groups, g)
+	m.mu.Unlock()
+}
+
+// streamsPerConnection is how many calls a connection has before another one is made beside it. A server limits the streams
+// of a connection, at 100 or more (RFC 9113, section 6.5.2), and gRPC has calls beyond wait without a word.
+const streamsPerConnection = 100
+
+// group is the connections of a ClientConn over one link. Usually it is one.
+type group struct {
+	owner   *connections
+	link    *mesh.Link
+	streams int64         // per connection
+	calls   int64         // per connection, in all; 0 for no limit
+	age     time.Duration // of a connection; 0 for no limit
+	idle    time.Duration // 0 for ever
+	ready   atomic.Pointer[[]*conn]
+
+	mu       sync.Mutex
+	closed   bool
+	dialling *conn     // nil if none is
+	later    time.Time // when an additional connection may be tried
+	all      []*conn
+	members  *membership
+}
+
+var errGroupClosed = errors.New("closed")
+
+// pick returns a connection for a call, and nil if there is none. The call is counted.
+func (g *group) pick() *conn {
+	ready := g.ready.Load()
+	if ready == nil {
+		return nil
+	}
+	best := (*ready)[0]
+	for _, c := range (*ready)[1:] {
+		if c.inFlight.Load() < best.inFlight.Load() {
+			best = c
+		}
+	}
+	if best.inFlight.Add(1) > g.streams {
+		_, _ = g.dial(false)
+	}
+	if g.calls > 0 || g.age > 0 || g.idle > 0 {
+		n := best.served.Add(1)
+		if g.calls > 0 && n >= g.calls || g.age > 0 && time.Since(best.born) >= g.age {
+			best.retire() // this is its last call
+		}
+	}
+	return best
+}
+
+// dial has a connection made, unless one is already. Without first, it is an additional one.
+func (g *group) dial(first bool) (*conn, error) {
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		return nil, errGroupClosed
+	}
+	if g.dialling != nil || !first && time.Now().Before(g.later) {
+		defer g.mu.Unlock()
+		return g.dialling, nil
+	}
+	c := &conn{group: g, state: connectivity.Idle, extra: !first}
+	g.dialling = c
+	g.all = append(g.all, c)
+	g.mu.Unlock()
+
+	sub, err := g.owner.cc.NewSubConn(
+		[]resolver.Address{{Addr: g.link.Address(), Attributes: attributesOf(c)}},
+		balancer.NewSubConnOptions{StateListener: c.changed},
+	)
+	if err != nil {
+		c.shutdown(errBalancerClosed) // there is no other reason
+		return nil, errBalancerClosed
+	}
+	g.mu.Lock()
+	c.sub = sub
+	over := c.over
+	g.mu.Unlock()
+	if over {
+		sub.Shutdown()
+		return nil, errGroupClosed
+	}
+	sub.Connect()
+	return c, nil
+}
+
+// remove forgets a connection and reports whether it was known.
+func (g *group) remove(c *conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c.over {
+		return false
+	}
+	c.over = true
+	g.all = slices.DeleteFunc(g.all, func(other *conn) bool { return other == c })
+	if g.dialling == c {
+		g.dialling = nil
+		if c.extra {
+			const patience = 10 * time.Second
+			g.later = time.Now().Add(patience)
+		}
+	}
+	g.publishLocked()
+	return true
+}
+
+// publishLocked tells pick which connections are ready.
+func (g *group) publishLocked() {
+	var ready []*conn
+	for _, c := range g.all {
+		if c.state == connectivity.Ready && !c.retired {
+			ready = append(ready, c)
+		}
+	}
+	if len(ready) == 0 {
+		g.ready.Store(nil)
+		return
+	}
+	g.ready.Store(&ready)
+}
+
+// close closes the connections. gRPC leaves them the calls that they have.
+func (g *group) close() {
+	g.mu.Lock()
+	g.closed = true
+	all, members := slices.Clone(g.all), g.members
+	g.mu.Unlock()
+	g.owner.groups.CompareAndDelete(g.link, g)
+	if members != nil {
+		members.remove(g)
+	}
+	for _, c := range all {
+		c.shutdown(nil)
+	}
+}
+
+// conn is one connection.
+type conn struct {
+	group    *group
+	inFlight atomic.Int64
+	served   atomic.Int64          // calls, where somebody wants to know
+	secured  atomic.Bool           // by our credentials
+	failure  atomic.Pointer[error] // why it could not be made
+
+	// Guarded by group.mu, except that sub and born do not change once calls are given the connection.
+	sub     balancer.SubConn
+	born    time.Time
+	state   connectivity.State
+	extra   bool        // beside others
+	retired bool        // takes no more calls
+	over    bool        // forgotten by the group
+	idle    *time.Timer // nil if it may be idle for ever
+}
+
+// fail notes why the connection cannot be made, if nobody has yet.
+func (c *conn) fail(err error) {
+	c.failure.CompareAndSwap(nil, &err)
+}
+
+// changed is the listener of gRPC, called for one connection at a time.
+func (c *conn) changed(s balancer.SubConnState) {
+	switch s.ConnectivityState {
+	case connectivity.Ready:
+		if !c.secured.Load() {
+			c.fail(errCredentials)
+			c.shutdown(nil)
+			return
+		}
+		c.ready()
+	case connectivity.Connecting:
+		c.move(connectivity.Connecting)
+	case connectivity.TransientFailure:
+		err := s.ConnectionError
+		if err == nil {
+			err = errors.New("no connection")
+		}
+		c.shutdown(connectError(c.group.link.Address(), err))
+	case connectivity.Idle:
+		// It was lost. The next call makes another one.
+		c.shutdown(connectError(c.group.link.Address(), errors.New("the connection was lost")))
+	}
+}
+
+func (c *conn) move(to connectivity.State) (moved bool) {
+	g := c.group
+	g.mu.Lock()
+	from := c.state
+	if !c.over {
+		moved = true
+		c.state = to
+		g.publishLocked()
+	}
+	g.mu.Unlock()
+	if moved {
+		g.owner.changed(from, to)
+	}
+	return moved
+}
+
+func (c *conn) ready() {
+	g := c.group
+	g.mu.Lock()
+	c.born = time.Now()
+	if g.dialling == c {
+		g.dialling = nil
+	}
+	if g.idle > 0 && !c.over {
+		c.idle = time.AfterFunc(g.idle, func() { c.expire(-1) })
+	}
+	g.mu.Unlock()
+	c.move(connectivity.Ready)
+}
+
+// expire closes the connection if it was idle since served was what it is now.
+func (c *conn) expire(served int64) {
+	now := c.served.Load()
+	if now == served && c.inFlight.Load() == 0 {
+		c.shutdown(nil)
+		return
+	}
+	g := c.group
+	g.mu.Lock()
+	if !c.over {
+		c.idle = time.AfterFunc(g.idle, func() { c.expire(now) })
+	}
+	g.mu.Unlock()
+}
+
+// retire gives the connection no further calls. It is closed with its last one.
+func (c *conn) retire() {
+	g := c.group
+	g.mu.Lock()
+	c.retired = true
+	g.publishLocked()
+	g.mu.Unlock()
+}
+
+// release ends a call that pick counted.
+func (c *conn) release() {
+	if c.inFlight.Add(-1) > 0 {
+		return
+	}
+	g := c.group
+	if g.calls == 0 && g.age == 0 && !c.extra {
+		return
+	}
+	g.mu.Lock()
+	retired := c.retired
+	g.mu.Unlock()
+	if retired {
+		c.shutdown(nil)
+	}
+}
+
+// shutdown closes the connection, once. err, if not nil, is for those who wait for it.
+func (c *conn) shutdown(err error) {
+	g := c.group
+	if err != nil {
+		c.fail(err)
+	}
+	g.mu.Lock()
+	from, sub := c.state, c.sub
+	if c.idle != nil {
+		c.idle.Stop()
+	}
+	g.mu.Unlock()
+	if !g.remove(c) {
+		return
+	}
+	if sub != nil {
+		sub.Shutdown()
+	}
+	g.owner.changed(from, connectivity.Shutdown)
+}
+
+// connectError is the failure of a connection as the mesh knows it.
+func connectError(address string, err error) error {
+	return &net.OpError{Op: "dial", Net: "tcp", Err: fmt.Errorf("%s: %w", address, err)}
+}
+
+func idleTimeout(d time.Duration) time.Duration {
+	switch {
+	case d > 0:
+		return d
+	case d < 0:
+		return 0
+	}
+	return time.Hour
+}

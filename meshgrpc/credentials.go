@@ -1,0 +1,136 @@
+package meshgrpc
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"google.golang.org/grpc/attributes"
+	"google.golang.org/grpc/credentials"
+)
+
+type connKey struct{}
+
+// connOf returns the connection that gRPC is making with ctx.
+func connOf(ctx context.Context) *conn {
+	info := credentials.ClientHandshakeInfoFromContext(ctx)
+	if info.Attributes == nil {
+		return nil
+	}
+	c, _ := info.Attributes.Value(connKey{}).(*conn)
+	return c
+}
+
+func attributesOf(c *conn) *attributes.Attributes {
+	return attributes.New(connKey{}, c)
+}
+
+// dial is the dialer of gRPC: the mesh knows how its endpoints are dialled.
+func dial(ctx context.Context, address string) (net.Conn, error) {
+	c := connOf(ctx)
+	if c == nil {
+		return nil, errBalancer // which alone makes connections without one
+	}
+	nc, err := c.group.link.Dial(ctx)
+	if err != nil {
+		c.fail(err)
+		return nil, err
+	}
+	return nc, nil
+}
+
+// clientCredentials secure each connection as the mesh has it: with mTLS, with TLS, or not at all.
+type clientCredentials struct{}
+
+var errALPN = errors.New(`the server does not speak HTTP/2: it has not chosen "h2"`)
+
+func (clientCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (
+	net.Conn, credentials.AuthInfo, error) {
+	c := connOf(ctx)
+	if c == nil {
+		return nil, nil, errBalancer
+	}
+	config := c.group.link.TLS()
+	if config == nil {
+		c.secured.Store(true)
+		return raw, plaintext{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}, nil
+	}
+	config = config.Clone()
+	config.NextProtos = []string{"h2"}
+	if config.ServerName == "" {
+		config.ServerName = hostOf(authority)
+	}
+	secure := tls.Client(raw, config)
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout(c.group.link.Limits().ConnectTimeout))
+	defer cancel()
+	err := secure.HandshakeContext(ctx)
+	if err == nil && secure.ConnectionState().NegotiatedProtocol != "h2" {
+		err = errALPN
+	}
+	if err != nil {
+		err = &net.OpError{Op: "dial", Net: "tcp", Addr: raw.RemoteAddr(), Err: fmt.Errorf("TLS handshake: %w", err)}
+		c.fail(err)
+		return nil, nil, err
+	}
+	c.secured.Store(true)
+	return secure, verified{tlsInfo(secure.ConnectionState())}, nil
+}
+
+func connectTimeout(d time.Duration) time.Duration {
+	if d > 0 {
+		return d
+	}
+	return 10 * time.Second // as for HTTP
+}
+
+func hostOf(authority string) string {
+	if host, _, err := net.SplitHostPort(authority); err == nil {
+		return host
+	}
+	return authority
+}
+
+func (clientCredentials) ServerHandshake(net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("meshgrpc: these are the credentials of a client")
+}
+
+func (clientCredentials) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "mesh"}
+}
+
+func (c clientCredentials) Clone() credentials.TransportCredentials { return c }
+
+func (clientCredentials) OverrideServerName(string) error {
+	return errors.New("meshgrpc: the server name is the mesh's")
+}
+
+// verified is the security of a TLS connection of a client. The peer is who the mesh expected; the authority of a call,
+// which documents may rewrite, is not what its identity hangs on.
+type verified struct{ credentials.TLSInfo }
+
+func (verified) ValidateAuthority(string) error { return nil }
+
+// plaintext is the absence of security.
+type plaintext struct{ credentials.CommonAuthInfo }
+
+func (plaintext) AuthType() string               { return "plaintext" }
+func (plaintext) ValidateAuthority(string) error { return nil }
+
+// tlsInfo returns what gRPC knows of a TLS connection.
+func tlsInfo(state tls.ConnectionState) credentials.TLSInfo {
+	info := credentials.TLSInfo{
+		State:          state,
+		CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity},
+	}
+	if len(state.PeerCertificates) > 0 {
+		for _, uri := range state.PeerCertificates[0].URIs {
+			if uri.Scheme == "spiffe" {
+				info.SPIFFEID = uri
+			}
+		}
+	}
+	return info
+}

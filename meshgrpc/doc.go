@@ -1,0 +1,23 @@
+// Package meshgrpc takes gRPC calls through a mesh, in both directions, with grpc-go's own clients and servers:
+//
+//	conn, err := grpc.NewClient("mesh:///order-service:8080", meshgrpc.DialOptions(m)...)
+//
+//	server := grpc.NewServer(meshgrpc.ServerOptions(m)...)
+//	err := server.Serve(m.Listen(listener))
+//
+// A gRPC call is an HTTP/2 request: a POST of "/package.Service/Method" with its metadata as headers. So the documents
+// mean what they mean for HTTP, and it is the mesh that enforces them, with the state it also has for HTTP. What gRPC adds:
+//
+//   - Timeouts are told to servers as grpc-timeout. The limit of a try bounds the wait for response headers; a stream that
+//     was answered is never cut by it. For unary calls it bounds the whole try.
+//   - A call is retried as long as no response headers came: a status that is the whole reply, a "trailers-only" response, is
+//     what retryOn looks at. A server may say when to come back, or never to, with grpc-retry-pushback-ms. Retries carry
+//     grpc-previous-rpc-attempts.
+//   - Streams keep what was sent for a retry, up to [DefaultBufferLimit], until they are answered.
+//   - A wait-for-ready call whose destination has no endpoint, or none that can be connected to, is made anew until its
+//     context ends.
+//   - Unary calls are mirrored, streams are not: an observer's StateChange is told.
+//   - Outlier detection takes a status for the HTTP status that Envoy takes it for.
+//
+// Errors are status errors. The status of a server is passed on as it came; every other failure unwraps to a [mesh.Error].
+package meshgrpc

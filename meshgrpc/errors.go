@@ -1,0 +1,179 @@
+package meshgrpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/policy/limit"
+)
+
+var (
+	errBalancer = refusal.New("the load balancer of the mesh is not in use: the ClientConn has another default service config " +
+		"(grpc.WithDefaultServiceConfig must name \"" + BalancerName + "\" as its load balancer)")
+	errCredentials = refusal.New("the credentials of the mesh are not in use: the ClientConn has others " +
+		"(grpc.WithTransportCredentials or grpc.WithCredentialsBundle after meshgrpc.DialOptions)")
+	errStreamMirror = refusal.New("streams are not mirrored")
+	errEnded        = errors.New("the try is over")
+)
+
+// neverReady is the end of a wait-for-ready call that could not be sent.
+type neverReady struct {
+	cause error // of the end of its context
+	last  error
+}
+
+func (e *neverReady) Error() string   { return e.cause.Error() + "; latest error: " + e.last.Error() }
+func (e *neverReady) Unwrap() []error { return []error{e.cause, e.last} }
+
+// unready reports whether a call failed because there was no endpoint to send it to.
+func unready(err error) bool {
+	var failed *mesh.Error
+	if !errors.As(err, &failed) {
+		return false
+	}
+	switch failed.Layer {
+	case mesh.LayerBalancer, mesh.LayerDiscovery:
+		return true
+	}
+	return failed.Flags&mesh.FlagConnectFailure != 0
+}
+
+// failed returns an error of the mesh as the caller of a gRPC call gets it.
+func failed(ctx context.Context, err error) error {
+	return grpcstatus.Wrap(codeOf(ctx, err), err)
+}
+
+func codeOf(ctx context.Context, err error) codes.Code {
+	switch {
+	case ctx.Err() == nil:
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return codes.DeadlineExceeded
+	default:
+		return codes.Canceled
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return codes.DeadlineExceeded
+	}
+	if s, ok := errors.AsType[interface {
+		error
+		GRPCStatus() *status.Status
+	}](err); ok {
+		return s.GRPCStatus().Code()
+	}
+	if errors.Is(err, context.Canceled) {
+		return codes.Canceled
+	}
+	return codes.Unavailable
+}
+
+// answered returns the error of a response that the mesh itself gave: a fault, a limit, a redirect.
+func answered(resp *http.Response) error {
+	if code, err := strconv.ParseUint(resp.Header.Get("Grpc-Status"), 10, 32); err == nil {
+		return status.Error(codes.Code(code), resp.Header.Get("Grpc-Message"))
+	}
+	code := grpcstatus.FromHTTP(resp.StatusCode)
+	switch {
+	case resp.Header["X-Envoy-Overloaded"] != nil:
+		return grpcstatus.Wrap(code, limit.ErrOverflow)
+	case resp.Header["X-Envoy-Ratelimited"] != nil:
+		return grpcstatus.Wrap(code, limit.ErrRateLimited)
+	}
+	const enough = 1 << 10
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, enough))
+	message := strings.TrimSpace(string(text))
+	if message == "" {
+		message = http.StatusText(resp.StatusCode)
+	}
+	return status.Error(code, "the mesh answered "+strconv.Itoa(resp.StatusCode)+": "+message)
+}
+
+// What gRPC says of a stream that was reset, and of a response that is not gRPC's. There is nothing but the text to tell
+// them by.
+const (
+	resetText    = "stream terminated by RST_STREAM with error code: "
+	httpText     = "unexpected HTTP status code received from server: "
+	drainingText = "server is draining the connection"
+)
+
+// lost returns the error of a try whose stream was reset, or whose connection broke, and nil if err is none of that.
+func lost(err error) error {
+	s := status.Convert(err)
+	text := s.Message()
+	if code, ok := strings.CutPrefix(text, resetText); ok {
+		return &resetError{err: err, code: resetCode(code)}
+	}
+	if s.Code() != codes.Unavailable {
+		return nil
+	}
+	if strings.Contains(text, drainingText) {
+		return &resetError{err: err, code: refusedStream}
+	}
+	for _, sign := range [...]string{
+		"error reading from server", "error reading server preface", "connection error", "closing transport",
+		"transport is closing", "connection is draining", "keepalive ping failed",
+	} {
+		if strings.Contains(text, sign) {
+			return err
+		}
+	}
+	return nil
+}
+
+// httpStatus returns the HTTP status of a response that was no gRPC response, as proxies give, and 0 if err is not of one.
+func httpStatus(err error) int {
+	text, ok := strings.CutPrefix(status.Convert(err).Message(), httpText)
+	if !ok || len(text) < 3 {
+		return 0
+	}
+	code, _ := strconv.Atoi(text[:3])
+	return code
+}
+
+// The codes of RST_STREAM frames: RFC 9113, section 7. Only the one matters.
+const (
+	refusedStream = 0x7
+	otherReset    = 0x2
+)
+
+func resetCode(name string) uint32 {
+	if name == "REFUSED_STREAM" {
+		return refusedStream
+	}
+	return otherReset
+}
+
+// resetError is the end of a stream that the server reset. The rest of the mesh knows such errors by their shape.
+type resetError struct {
+	err  error
+	code uint32
+}
+
+func (e *resetError) Error() string { return e.err.Error() }
+func (e *resetError) Unwrap() error { return e.err }
+
+// As fills in a stream error, as that of net/http does: a struct of a stream ID, a code, and a cause.
+func (e *resetError) As(target any) bool {
+	v := reflect.ValueOf(target).Elem()
+	if v.Kind() != reflect.Struct || v.NumField() != 3 {
+		return false
+	}
+	t := v.Type()
+	if t.Field(0).Name != "StreamID" || t.Field(1).Name != "Code" || t.Field(2).Name != "Cause" ||
+		t.Field(1).Type.Kind() != reflect.Uint32 {
+		return false
+	}
+	v.Field(1).SetUint(uint64(e.code))
+	v.Field(2).Set(reflect.ValueOf(e.err))
+	return true
+}

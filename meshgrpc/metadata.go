@@ -1,0 +1,150 @@
+package meshgrpc
+
+import (
+	"context"
+	"maps"
+	"net/http"
+	"net/textproto"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/deadline"
+)
+
+// authority returns the host, with its port, that a ClientConn is for.
+func authority(cc *grpc.ClientConn) string {
+	target := cc.Target()
+	if host, ok := strings.CutPrefix(target, Scheme+":///"); ok {
+		return host
+	}
+	if _, rest, ok := strings.Cut(target, "://"); ok {
+		_, rest, _ = strings.Cut(rest, "/")
+		return rest
+	}
+	_, rest, ok := strings.Cut(target, Scheme+":")
+	if ok {
+		return rest
+	}
+	return target
+}
+
+const contentType = "application/grpc"
+
+// plain is the header of a request without metadata. Nobody changes the header of a request.
+var plain = http.Header{"Content-Type": {contentType}}
+
+// previousAttempts is the metadata that tells a server that a call is a retry, and the how many-th (gRFC A6).
+const previousAttempts = "grpc-previous-rpc-attempts"
+
+// requestHeader returns the header of a call as the mesh sees it: its metadata.
+func requestHeader(ctx context.Context, kind string) http.Header {
+	md, ok := metadata.FromOutgoingContext(ctx)
+	if !ok || len(md) == 0 {
+		if kind == "" {
+			return plain
+		}
+		return http.Header{"Content-Type": {kind}}
+	}
+	h := httpHeader(md)
+	if kind == "" {
+		kind = contentType
+	}
+	h["Content-Type"] = []string{kind}
+	if values := md[previousAttempts]; len(values) > 0 && h[attempt.Header] == nil {
+		if n, err := strconv.Atoi(values[0]); err == nil && n > 0 {
+			h[attempt.Header] = []string{strconv.Itoa(n + 1)} // so that a retry is known as one
+		}
+	}
+	return h
+}
+
+// httpHeader returns metadata as the header of HTTP. The values are shared.
+func httpHeader(md metadata.MD) http.Header {
+	h := make(http.Header, len(md)+1)
+	for key, values := range md {
+		h[textproto.CanonicalMIMEHeaderKey(key)] = values
+	}
+	return h
+}
+
+// fromHTTP returns a header as metadata, without what is gRPC's or the connection's.
+func fromHTTP(h http.Header) metadata.MD {
+	md := make(metadata.MD, len(h))
+	for name, values := range h {
+		switch name {
+		case "Content-Type", "Content-Length", "Connection", "Te", deadline.Header:
+			continue // what the header tells of the deadline, grpc-timeout tells as well
+		}
+		md[strings.ToLower(name)] = values
+	}
+	return md
+}
+
+// fromReply returns the header of a response as metadata, without the status.
+func fromReply(h http.Header) metadata.MD {
+	md := make(metadata.MD, len(h))
+	for name, values := range h {
+		switch name {
+		case "Content-Length", "Grpc-Status", "Grpc-Message":
+			continue
+		}
+		md[strings.ToLower(name)] = values
+	}
+	return md
+}
+
+// unchanged reports whether h is what base is, but for what gRPC itself sends in its own way.
+func unchanged(h, base http.Header) bool {
+	if reflect.ValueOf(h).UnsafePointer() == reflect.ValueOf(base).UnsafePointer() {
+		return true
+	}
+	same := func(a, b []string) bool {
+		return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
+	}
+	n := 0
+	for name, values := range h {
+		if name == deadline.Header {
+			continue
+		}
+		before, ok := base[name]
+		if !ok || !same(values, before) {
+			return false
+		}
+		n++
+	}
+	if _, ok := base[deadline.Header]; ok {
+		n++
+	}
+	return n == len(base)
+}
+
+// outgoing returns the context of the n-th try of a call whose header was base, and is h now.
+func outgoing(ctx context.Context, h, base http.Header, n int) context.Context {
+	if unchanged(h, base) {
+		return ctx
+	}
+	md := fromHTTP(h)
+	if n > 1 {
+		md[previousAttempts] = []string{strconv.Itoa(n - 1)}
+	}
+	return metadata.NewOutgoingContext(ctx, md)
+}
+
+// incoming returns the metadata that a handler is to see, if the header of its call was before and is now after.
+func incoming(md metadata.MD, before, after http.Header) metadata.MD {
+	changed := maps.Clone(md)
+	for name := range before {
+		if _, ok := after[name]; !ok {
+			delete(changed, strings.ToLower(name))
+		}
+	}
+	for name, values := range after {
+		changed[strings.ToLower(name)] = values
+	}
+	return changed
+}

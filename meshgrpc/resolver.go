@@ -1,0 +1,27 @@
+package meshgrpc
+
+import (
+	"errors"
+
+	"google.golang.org/grpc/resolver"
+)
+
+var errTarget = errors.New(`meshgrpc: a target of the mesh is "mesh:///host:port"`)
+
+// resolverBuilder resolves targets of the scheme "mesh" to nothing: the mesh finds the endpoints, call by call.
+type resolverBuilder struct{}
+
+func (resolverBuilder) Scheme() string { return Scheme }
+
+func (resolverBuilder) Build(target resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
+	if target.URL.Host != "" || target.Endpoint() == "" {
+		return nil, errTarget
+	}
+	_ = cc.UpdateState(resolver.State{}) // another load balancer than ours may not like it: calls will tell
+	return noResolver{}, nil
+}
+
+type noResolver struct{}
+
+func (noResolver) ResolveNow(resolver.ResolveNowOptions) {}
+func (noResolver) Close()                                {}

@@ -1,0 +1,246 @@
+package meshgrpc
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/refusal"
+)
+
+// try is one try of a call. It is the context that gRPC makes it with, by which the picker finds it.
+type try struct {
+	context.Context // of the request, with the metadata to send
+	call            *call
+	mesh            *mesh.Try
+	req             *http.Request
+	done            func(balancer.DoneInfo) // ended, made once
+
+	// The picker's part. gRPC may pick again on its own, where it knows that nothing was sent.
+	mu      sync.Mutex
+	over    bool // no further pick
+	picked  bool // our picker was asked at all
+	given   bool // a connection was given
+	link    *mesh.Link
+	waits   *conn // that is being made
+	conn    *conn // that the try is counted on
+	failure error // why there is none
+
+	// What gRPC told at the end: whether there was a stream, whether anything came back, and the trailer. A reply that is
+	// all trailers has its header in there too.
+	begun, received bool
+	doneErr         error
+	trailer         metadata.MD
+
+	// What the caller or a document wants to see.
+	header metadata.MD
+	peer   peer.Peer
+	reads  bool // the mesh looks at the header
+
+	resp http.Response // what the mesh is told
+	err  error         // what the caller is told, if this is the last try
+	code codes.Code    // of err
+	rest error         // how the body of resp ends, if not with the status
+}
+
+type tryKey struct{}
+
+// Value implements context.Context.
+func (t *try) Value(key any) any {
+	if _, ok := key.(tryKey); ok {
+		return t
+	}
+	return t.Context.Value(key)
+}
+
+// begin makes t a try of c. It waits if the server asked for that, and fails if the context of the try ends meanwhile.
+func (t *try) begin(c *call, req *http.Request, mt *mesh.Try) error {
+	if !c.resume.IsZero() {
+		at := c.resume
+		c.resume = time.Time{}
+		if err := sleep(req.Context(), time.Until(at)); err != nil {
+			return err
+		}
+	}
+	t.Context = outgoing(req.Context(), req.Header, c.header, mt.Number())
+	t.call, t.mesh, t.req, t.link = c, mt, req, mt.Link()
+	t.done = t.ended
+	t.reads = mt.ReadsHeader()
+	return nil
+}
+
+// pick gives gRPC a connection of b.
+func (t *try) pick(b *connections) (balancer.PickResult, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.picked = true
+	if t.over {
+		return balancer.PickResult{}, status.Error(codes.Canceled, errEnded.Error())
+	}
+	if t.given {
+		// Nothing was sent over the connection given before, and gRPC begins anew. The mesh chooses another endpoint.
+		link, err := t.mesh.Again(t.req, false)
+		if err != nil {
+			return t.failLocked(err)
+		}
+		t.link, t.given, t.waits = link, false, nil
+	}
+	c, waits, err := b.choose(t.link, t.call.client, t.waits)
+	if err != nil {
+		return t.failLocked(err)
+	}
+	if t.waits = waits; c == nil {
+		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable // that one connection is being made
+	}
+	t.given, t.conn = true, c
+	return balancer.PickResult{SubConn: c.sub, Done: t.done}, nil
+}
+
+// failLocked ends the try: with a status, since for everything else gRPC has a wait-for-ready call wait.
+func (t *try) failLocked(err error) (balancer.PickResult, error) {
+	t.failure = err
+	return balancer.PickResult{}, status.Error(codes.Unavailable, err.Error())
+}
+
+// ended is told by gRPC how it went with a connection that pick gave. It must not call the stream, which may be locked.
+func (t *try) ended(info balancer.DoneInfo) {
+	t.mu.Lock()
+	c := t.conn
+	t.conn = nil
+	t.begun, t.received, t.trailer, t.doneErr = info.BytesSent, info.BytesReceived, info.Trailer, info.Err
+	t.mu.Unlock()
+	if c != nil {
+		c.release()
+	}
+}
+
+// outcome turns the way gRPC ended the try into what the mesh understands. If committed, no other try can follow, and what
+// the mesh is told is that a response began, and then failed.
+func (t *try) outcome(err error, committed bool) (*http.Response, error) {
+	t.mu.Lock()
+	t.over = true
+	t.mu.Unlock() // from here on nobody else writes
+
+	t.err, t.code = err, status.Code(err)
+	if err == nil {
+		return t.respond(http.StatusOK, t.header), nil
+	}
+	ctx := t.req.Context()
+	switch {
+	case t.failure != nil:
+		return nil, t.failure
+	case ctx.Err() != nil:
+		t.rest = context.Cause(ctx)
+	case grpcstatus.TrailersOnly(t.trailer):
+		if t.code == codes.DeadlineExceeded && due(ctx) {
+			t.rest = context.Cause(ctx) // the server was a moment ahead of us
+			break
+		}
+		if !committed {
+			return t.refused(), nil
+		}
+	case !t.picked && t.code == codes.Unavailable:
+		return nil, errBalancer
+	case !t.begun:
+		return nil, refusal.Because(err) // what is wrong is on our side: a message, credentials, metadata
+	case httpStatus(err) != 0 && !committed:
+		return t.respond(httpStatus(err), nil), nil
+	default:
+		t.rest = lost(err)
+		if t.rest == nil && !t.received {
+			t.rest = err
+		}
+		committed = committed || t.received
+	}
+	if !committed {
+		return nil, t.rest
+	}
+	resp := t.respond(http.StatusOK, t.header)
+	resp.Body = (*reply)(t)
+	return resp, nil
+}
+
+// due waits for the end of a context whose deadline has come, or is about to, and reports whether that is so.
+func due(ctx context.Context) bool {
+	const moment = 20 * time.Millisecond
+	at, ok := ctx.Deadline()
+	if !ok || time.Until(at) > moment {
+		return false
+	}
+	<-ctx.Done()
+	return true
+}
+
+// refused returns the response of a reply that consists of trailers only.
+func (t *try) refused() *http.Response {
+	resp := t.respond(http.StatusOK, t.trailer)
+	resp.Header["Grpc-Message"] = []string{status.Convert(t.err).Message()}
+	// A server may say when to come back. If it says never, or in words we do not know, the status is out of the sight
+	// of retries (gRFC A6).
+	if t.comeBack() {
+		resp.Header["Grpc-Status"] = []string{strconv.Itoa(int(t.code))}
+	}
+	resp.Body = (*reply)(t)
+	return resp
+}
+
+// comeBack reports whether the server would have the call retried, and notes when.
+func (t *try) comeBack() bool {
+	pushback := t.trailer["grpc-retry-pushback-ms"]
+	if len(pushback) == 0 {
+		return true
+	}
+	ms, err := strconv.ParseInt(pushback[0], 10, 32)
+	if err != nil || ms < 0 || len(pushback) > 1 {
+		return false
+	}
+	at := time.Now().Add(time.Duration(ms) * time.Millisecond)
+	if end, ok := t.req.Context().Deadline(); ok && !at.Before(end) {
+		return false
+	}
+	t.call.resume = at
+	return true
+}
+
+func (t *try) respond(status int, md metadata.MD) *http.Response {
+	t.resp = http.Response{
+		StatusCode: status, Proto: "HTTP/2.0", ProtoMajor: 2, Body: http.NoBody, Request: t.req,
+	}
+	if md != nil || t.reads {
+		t.resp.Header = httpHeader(md)
+	}
+	return &t.resp
+}
+
+// reply is the body of a response without messages. At its end the status becomes known.
+type reply try
+
+func (r *reply) Read([]byte) (int, error) {
+	return 0, (*try)(r).end()
+}
+
+func (r *reply) Close() error {
+	(*try)(r).end()
+	return nil
+}
+
+// end has outlier detection and circuit know of the status, and returns how the body ends.
+func (t *try) end() error {
+	if t.rest != nil {
+		return t.rest
+	}
+	t.mesh.Judge(int(breaker.GRPCResult(uint32(t.code))))
+	return io.EOF
+}

@@ -1,0 +1,222 @@
+package meshgrpc
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net/http"
+	"reflect"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/body"
+)
+
+// unary is a unary call. It is the one allocation that every call costs on our side, and holds the first try, which
+// usually is the only one.
+type unary struct {
+	call
+	message, reply any
+	invoker        grpc.UnaryInvoker
+	first          try
+	last           *try
+	encoded        []byte // message, for mirrors
+}
+
+// Value implements context.Context.
+func (u *unary) Value(key any) any {
+	if _, ok := key.(callerKey); ok {
+		return u
+	}
+	return u.Context.Value(key)
+}
+
+// unary is the grpc.UnaryClientInterceptor.
+func (c *client) unary(ctx context.Context, method string, message, reply any, cc *grpc.ClientConn,
+	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	u := &unary{
+		call:    call{Context: ctx, client: c, method: method, cc: cc},
+		message: message, reply: reply, invoker: invoker,
+	}
+	u.options.read(opts)
+	req := u.request(u)
+	req.GetBody = u.body
+	resp, err := u.roundTrip(req)
+	if err != nil {
+		err = failed(ctx, err)
+		u.results.end(nil, nil, nil, err)
+		return err
+	}
+	return u.finish(resp)
+}
+
+// finish ends the call with the response of the mesh.
+func (u *unary) finish(resp *http.Response) error {
+	t := u.last
+	if t == nil || resp != &t.resp {
+		err := answered(resp)
+		resp.Body.Close()
+		u.results.end(nil, fromReply(resp.Header), nil, err)
+		return err
+	}
+	if resp.Body != http.NoBody {
+		_, _ = resp.Body.Read(make([]byte, 1)) // it has no messages, only an end
+		resp.Body.Close()
+	}
+	if u.results != nil {
+		header, trailer := t.metadata()
+		u.results.end(header, trailer, &t.peer, t.err)
+	}
+	return t.err
+}
+
+// metadata returns the header and trailer as the caller is to see them: with what documents changed.
+func (t *try) metadata() (header, trailer metadata.MD) {
+	header, trailer = t.header, t.trailer
+	if t.reads {
+		changed := fromReply(t.resp.Header)
+		if t.header == nil && t.err != nil {
+			trailer = changed // the reply is all trailers
+		} else {
+			header = changed
+		}
+	}
+	return header, trailer
+}
+
+// attempt implements caller.
+func (u *unary) attempt(req *http.Request, mt *mesh.Try) (*http.Response, error) {
+	if mt.Mirror() {
+		return u.mirror(req, mt)
+	}
+	body.CloseRequest(req)
+	t := &u.first
+	if mt.Number() > 1 {
+		t = new(try)
+		u.reset()
+	}
+	u.last = t
+	if err := t.begin(&u.call, req, mt); err != nil {
+		return nil, err
+	}
+	return t.invoke(u.message, u.reply, u.invoker, u.results.wantHeader())
+}
+
+// invoke makes a unary try.
+func (t *try) invoke(message, reply any, invoker grpc.UnaryInvoker, header bool, more ...grpc.CallOption) (
+	*http.Response, error) {
+	c := t.call
+	opts := append(t.options(), more...)
+	if header || t.reads {
+		opts = append(opts, grpc.Header(&t.header))
+	}
+	err := invoker(t, t.req.URL.Path, message, reply, c.cc, opts...)
+	return t.outcome(err, false)
+}
+
+// options returns the options of the try, to which more may be appended.
+func (t *try) options() []grpc.CallOption {
+	c := t.call
+	opts := c.tries
+	if t.req.Host != c.authority {
+		opts = append(opts, grpc.CallAuthority(t.req.Host))
+	}
+	if c.results.wantPeer() {
+		opts = append(opts, grpc.Peer(&t.peer))
+	}
+	return opts
+}
+
+// reset removes from the reply what an earlier try may have put there. gRPC is done with the reply when a try returns.
+func (u *unary) reset() {
+	if !u.last.received {
+		return
+	}
+	if m, ok := u.reply.(proto.Message); ok {
+		proto.Reset(m)
+	} else if v := reflect.ValueOf(u.reply); v.Kind() == reflect.Pointer && !v.IsNil() {
+		v.Elem().SetZero()
+	}
+}
+
+// body returns the message as the body of a request, for the copies that mirrors get: these may be sent when the message
+// is the caller's again.
+func (u *unary) body() (io.ReadCloser, error) {
+	if u.encoded == nil {
+		data, err := u.wire().Marshal(u.message)
+		if err != nil {
+			return nil, err
+		}
+		u.encoded = append([]byte{}, data.Materialize()...)
+		data.Free()
+	}
+	return io.NopCloser(bytes.NewReader(u.encoded)), nil
+}
+
+// wire returns the codec of the call.
+func (u *unary) wire() encoding.CodecV2 {
+	name := "proto"
+	switch opt := u.codec.(type) {
+	case grpc.ForceCodecV2CallOption:
+		return opt.CodecV2
+	case grpc.ForceCodecCallOption:
+		return codecV1{opt.Codec}
+	case grpc.ContentSubtypeCallOption:
+		name = opt.ContentSubtype
+	}
+	if codec := encoding.GetCodecV2(name); codec != nil {
+		return codec
+	}
+	if codec := encoding.GetCodec(name); codec != nil {
+		return codecV1{codec}
+	}
+	return encoded{name}
+}
+
+// mirror sends a copy. Nothing of it reaches the caller.
+func (u *unary) mirror(req *http.Request, mt *mesh.Try) (*http.Response, error) {
+	message, err := io.ReadAll(req.Body)
+	body.CloseRequest(req)
+	if err != nil {
+		return nil, err
+	}
+	copied := u.call
+	copied.results = nil
+	t := new(try)
+	if err := t.begin(&copied, req, mt); err != nil {
+		return nil, err
+	}
+	var dropped []byte
+	return t.invoke(message, &dropped, u.invoker, false, grpc.ForceCodecV2(encoded{u.wire().Name()}))
+}
+
+// encoded is the codec of messages that are encoded already.
+type encoded struct{ name string }
+
+func (encoded) Marshal(v any) (mem.BufferSlice, error) {
+	return mem.BufferSlice{mem.SliceBuffer(v.([]byte))}, nil
+}
+
+func (encoded) Unmarshal(mem.BufferSlice, any) error { return nil }
+
+func (c encoded) Name() string { return c.name }
+
+// codecV1 is a codec of the older kind.
+type codecV1 struct{ encoding.Codec }
+
+func (c codecV1) Marshal(v any) (mem.BufferSlice, error) {
+	data, err := c.Codec.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	return mem.BufferSlice{mem.SliceBuffer(data)}, nil
+}
+
+func (c codecV1) Unmarshal(data mem.BufferSlice, v any) error {
+	return c.Codec.Unmarshal(data.Materialize(), v)
+}
