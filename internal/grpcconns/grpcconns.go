@@ -112,6 +112,7 @@ func (s *Set) newEndpoint(target Target) (*Endpoint, error) {
 	e := &Endpoint{Target: target, set: s}
 	for range s.config.Connections {
 		c := &Conn{Endpoint: e, state: connectivity.Idle}
+		//lint:ignore SA1019 only that it takes several addresses is deprecated
 		conn, err := s.cc.NewSubConn([]resolver.Address{target.Address}, balancer.NewSubConnOptions{
 			StateListener: func(state balancer.SubConnState) { c.changed(state) },
 		})

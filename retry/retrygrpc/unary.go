@@ -9,7 +9,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/deadline"
-	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -97,8 +96,8 @@ func (u *unary) try(ctx context.Context, n int) outcome {
 		return o
 	}
 	// The server knows the limit and may notice a moment before us that it is over.
-	o.late = bounded.Exceeded() != nil || status.Code(o.err) == codes.DeadlineExceeded && !over(ctx) &&
-		grpcstatus.TrailersOnly(o.trailer) && time.Since(began) >= limit-limit/10
+	o.late = bounded.Exceeded() != nil ||
+		status.Code(o.err) == codes.DeadlineExceeded && !over(ctx) && time.Since(began) >= limit-limit/10
 	if o.late {
 		o.err = tooLate(limit)
 	}

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
@@ -69,8 +70,18 @@ func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *g
 	bounded.Start(ctx, deadline.Request, limit, true)
 	defer bounded.Cancel()
 	err := invoker(bounded, method, req, reply, cc, opts...)
-	if exceeded := bounded.Exceeded(); exceeded != nil && err != nil {
-		return grpcstatus.Wrap(codes.DeadlineExceeded, exceeded)
+	return explain(bounded, limit, err)
+}
+
+// explain returns the error for the caller: the limit, if it caused err. The server knows the limit and may notice a
+// moment before us that it is over.
+func explain(bounded *deadline.Context, limit time.Duration, err error) error {
+	if err == nil || err == io.EOF || limit == 0 {
+		return err
+	}
+	at, _ := bounded.Deadline()
+	if bounded.Exceeded() != nil || status.Code(err) == codes.DeadlineExceeded && time.Until(at) <= limit/10 {
+		return grpcstatus.Wrap(codes.DeadlineExceeded, &deadline.Error{Kind: deadline.Request, Limit: limit})
 	}
 	return err
 }
@@ -85,7 +96,7 @@ func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	if limit == 0 && c.Config.BodyIdle == 0 {
 		return streamer(ctx, desc, cc, method, opts...)
 	}
-	s := &stream{idle: c.Config.BodyIdle}
+	s := &stream{limit: limit, idle: c.Config.BodyIdle}
 	ctx, s.cancel = context.WithCancelCause(ctx)
 	s.call.Start(ctx, deadline.Request, limit, true)
 	if s.idle > 0 {
@@ -113,6 +124,7 @@ func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 type stream struct {
 	grpc.ClientStream
 	call    deadline.Context
+	limit   time.Duration
 	cancel  context.CancelCauseFunc // of the parent of call
 	idle    time.Duration
 	timer   *time.Timer // runs only inside RecvMsg; nil without idle
@@ -127,16 +139,10 @@ func (s *stream) end(error) {
 
 // explain returns the error for the caller: the limit, if one caused err.
 func (s *stream) explain(err error) error {
-	if err == nil || err == io.EOF {
-		return err
+	if err != nil && err != io.EOF && context.Cause(&s.call) == error(&s.silent) {
+		return grpcstatus.Wrap(codes.DeadlineExceeded, &s.silent)
 	}
-	switch cause := context.Cause(&s.call); {
-	case s.call.Exceeded() != nil:
-		return grpcstatus.Wrap(codes.DeadlineExceeded, s.call.Exceeded())
-	case cause == error(&s.silent):
-		return grpcstatus.Wrap(codes.DeadlineExceeded, cause)
-	}
-	return err
+	return explain(&s.call, s.limit, err)
 }
 
 // Header implements grpc.ClientStream.
