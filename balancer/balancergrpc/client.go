@@ -79,8 +79,8 @@ type Client struct {
 	spare map[string][]*service // those whose ClientConn is idle or closed, by target
 }
 
-// DialOptions returns the options that make a grpc.ClientConn use the client. They include grpc.WithNoProxy: through a
-// proxy, gRPC would forget what is known of the endpoints. The interceptors among them should come before those of
+// DialOptions returns the options that make a grpc.ClientConn use the client. They include grpc.WithNoProxy: endpoints
+// are dialled directly, and what is known of them is not lost on the way. The interceptors among them should come before those of
 // retries: then all tries of a call know of one another and go to different endpoints.
 func (c *Client) DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{

@@ -14,7 +14,7 @@ import (
 
 func TestMain(m *testing.M) {
 	// Before anything reads it: it is read once. Whatever asks for a proxy in this package gets one that is not there.
-	os.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+	os.Setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
 
 	// TestTrap44: the balancer is there only for programs that ask for it.
 	c := &balancergrpc.Client{Resolver: discovery.Static{}}
