@@ -80,8 +80,8 @@ type Client struct {
 }
 
 // DialOptions returns the options that make a grpc.ClientConn use the client. They include grpc.WithNoProxy: endpoints
-// are dialled directly, and what is known of them is not lost on the way. The interceptors among them should come before those of
-// retries: then all tries of a call know of one another and go to different endpoints.
+// are dialled directly, and what is known of them is not lost on the way. The interceptors among them should come before
+// those of retries: then all tries of a call know of one another and go to different endpoints.
 func (c *Client) DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithResolvers((*resolvers)(c)),

@@ -239,6 +239,45 @@ func TestRemovedEndpointDrains(t *testing.T) {
 	}
 }
 
+// TestTrap33_Churn: endpoints come and go under load. As long as there is one, no call fails.
+func TestTrap33_Churn(t *testing.T) {
+	grpctest.CheckGoroutines(t)
+	f := newFleet(t, 4)
+	client := dial(t, &balancergrpc.Client{Resolver: &f.memory,
+		Outlier: newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 2, MaxEjectionPercent: 50})})
+	f.warm(t, client)
+	var running sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		running.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := call(t.Context(), client); err != nil {
+					t.Errorf("call: %v", err)
+				}
+			}
+		})
+	}
+	for i := range 300 {
+		// The first always stays; of the others one is away.
+		set := []discovery.Endpoint{f.endpoints[0]}
+		for k := 1; k < len(f.endpoints); k++ {
+			if k != 1+i%3 {
+				set = append(set, f.endpoints[k])
+			}
+		}
+		f.memory.Set("orders.example.com", set...)
+	}
+	close(stop)
+	running.Wait()
+	f.memory.Set("orders.example.com", f.endpoints...)
+	f.warm(t, client) // all are reachable
+}
+
 // flaky is a resolver that fails at first.
 type flaky struct {
 	endpoints chan []discovery.Endpoint

@@ -1,8 +1,6 @@
 package balancergrpc
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -12,13 +10,10 @@ import (
 	"time"
 
 	grpcbalancer "google.golang.org/grpc/balancer"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/resolver"
-	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/internal/grpcconns"
-	"github.com/nosidecar/mesh/internal/grpcstatus"
 )
 
 // service is the state of a service for one ClientConn. It lives longer than the balancers that gRPC makes for it.
@@ -30,7 +25,7 @@ type service struct {
 	balancer   *balancer.Balancer
 	hashes     bool // the algorithm wants a call where its key belongs, be it that it must wait
 	refusals   map[error]error
-	answered   *http.Response // what the outlier detection is told of a call that went well
+	well       *http.Response // what the outlier detection is told of a call that went well
 	told, seen atomic.Bool    // the resolver has told gRPC; our balancer got the latest that it told
 	spareSince time.Time      // guarded by Client.mu
 
@@ -45,7 +40,7 @@ func newService(c *Client, target, endpoint string) (*service, error) {
 		return nil, err
 	}
 	s := &service{client: c, target: target, host: host, port: port, start: time.Now()}
-	s.answered = &http.Response{StatusCode: http.StatusOK}
+	s.well = &http.Response{StatusCode: http.StatusOK}
 	s.hashes = c.Config.Algorithm == balancer.RingHash || c.Config.Algorithm == balancer.Maglev
 	s.refusals = map[error]error{}
 	for _, err := range []error{balancer.ErrNoEndpoints, balancer.ErrNoHealthy} {
@@ -201,40 +196,23 @@ func (s *service) readmit() {
 	}
 }
 
-// result returns how a call ended, for the outlier detection: with a response, or with a failure that only we saw.
-// Neither means that the call says nothing about the endpoint.
-func (s *service) result(info *grpcbalancer.DoneInfo) (*http.Response, error) {
-	if info.Err == nil {
-		if !info.BytesReceived {
-			return nil, nil // gRPC did not use the pick
-		}
-		return s.answered, nil
-	}
-	code := status.Code(info.Err)
-	if len(info.Trailer) == 0 {
-		switch {
-		case code == codes.Canceled, !info.BytesSent:
-			return nil, nil
-		case code == codes.DeadlineExceeded:
-			return nil, context.DeadlineExceeded
-		case code == codes.Unavailable:
-			return nil, errReset
-		}
-	}
-	return &http.Response{StatusCode: grpcstatus.HTTP(code)}, nil
-}
-
-var errReset = errors.New("balancergrpc: connection or stream broken")
-
 // done ends a call. latency is 0 if there was nothing to learn.
 func (s *service) done(h *balancer.Host, info *grpcbalancer.DoneInfo, latency time.Duration) {
-	resp, err := s.result(info)
-	if resp == nil && err == nil {
+	code, err := grpcconns.Result(info)
+	if code == 0 && err == nil {
 		h.Release(0, false)
 		return
 	}
-	h.Release(latency, err != nil || resp.StatusCode >= http.StatusInternalServerError)
-	if s.client.Outlier != nil {
-		s.client.Outlier.Report(h.ID(), resp, err)
+	h.Release(latency, err != nil || code >= http.StatusInternalServerError)
+	if s.client.Outlier == nil {
+		return
 	}
+	resp := s.well
+	switch {
+	case err != nil:
+		resp = nil
+	case code != http.StatusOK:
+		resp = &http.Response{StatusCode: code}
+	}
+	s.client.Outlier.Report(h.ID(), resp, err)
 }

@@ -1,0 +1,40 @@
+package grpcconns
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+)
+
+// ErrReset says that a connection or a stream broke.
+var ErrReset = errors.New("grpc: connection or stream broken")
+
+// Result returns what a call says about the endpoint that it was sent to, for outlier detection: the HTTP status that
+// Envoy takes the status of the reply for, or, with status 0, how the call failed on our side. With neither, it says
+// nothing: gRPC did not use the pick, or the caller gave up.
+func Result(info *balancer.DoneInfo) (code int, err error) {
+	if info.Err == nil {
+		if !info.BytesReceived {
+			return 0, nil
+		}
+		return http.StatusOK, nil
+	}
+	c := status.Code(info.Err)
+	if len(info.Trailer) == 0 { // not, or not for certain, a reply of the server
+		switch {
+		case c == codes.Canceled, !info.BytesSent:
+			return 0, nil
+		case c == codes.DeadlineExceeded:
+			return 0, context.DeadlineExceeded
+		case c == codes.Unavailable:
+			return 0, ErrReset
+		}
+	}
+	return grpcstatus.HTTP(c), nil
+}

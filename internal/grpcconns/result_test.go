@@ -1,0 +1,43 @@
+package grpcconns_test
+
+import (
+	"context"
+	"testing"
+
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/internal/grpcconns"
+)
+
+func TestResult(t *testing.T) {
+	trailer := metadata.Pairs("content-type", "application/grpc")
+	for _, test := range []struct {
+		name     string
+		code     codes.Code
+		trailer  metadata.MD
+		sent     bool
+		received bool
+		want     int
+		err      error
+	}{
+		{name: "pick not used"},
+		{name: "well", sent: true, received: true, want: 200},
+		{name: "status", code: codes.Unavailable, trailer: trailer, sent: true, received: true, want: 503},
+		{name: "status that is no failure", code: codes.NotFound, trailer: trailer, sent: true, received: true, want: 404},
+		{name: "status after headers", code: codes.NotFound, sent: true, received: true, want: 404},
+		{name: "server was canceled", code: codes.Canceled, trailer: trailer, sent: true, received: true, want: 499},
+		{name: "caller gave up", code: codes.Canceled, sent: true},
+		{name: "stream not made", code: codes.Unavailable},
+		{name: "connection lost", code: codes.Unavailable, sent: true, err: grpcconns.ErrReset},
+		{name: "out of time", code: codes.DeadlineExceeded, sent: true, err: context.DeadlineExceeded},
+	} {
+		info := balancer.DoneInfo{Err: status.Error(test.code, "x"), Trailer: test.trailer,
+			BytesSent: test.sent, BytesReceived: test.received}
+		if code, err := grpcconns.Result(&info); code != test.want || err != test.err {
+			t.Errorf("%s: %d, %v; want %d, %v", test.name, code, err, test.want, test.err)
+		}
+	}
+}
