@@ -215,7 +215,7 @@ func (l *Link) TLS() *tls.Config {
 		}
 		// Somewhat earlier than the certificate, for calls under way then: the peer cuts them when it expires.
 		notAfter := state.PeerCertificates[0].NotAfter
-		l.expireBy(notAfter.Add(-min(time.Until(notAfter)/10, time.Minute)))
+		l.expireBy(notAfter.Add(-min(time.Until(notAfter)/4, time.Minute)))
 		return nil
 	}
 	return config
