@@ -1,0 +1,371 @@
+package meshgrpc_test
+
+import (
+	"context"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/meshgrpc"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// town is a set of services that have identities of one development CA, over the loopback.
+type town struct {
+	*tlsid.DevCA
+	registry discovery.Memory
+}
+
+func newTown(t testing.TB) *town {
+	t.Helper()
+	ca, err := tlsid.NewDevCA("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca.RotateEvery = -1
+	return &town{DevCA: ca}
+}
+
+// member makes the mesh of a process that runs as a service account of the namespace default, with labels app=account.
+func (w *town) member(t testing.TB, account, documents string, opts ...mesh.Option) *mesh.Mesh {
+	t.Helper()
+	return newMesh(t, documents, append([]mesh.Option{
+		mesh.WithDiscovery(&w.registry),
+		mesh.WithIdentity(w.Source("default", account)),
+		mesh.WithWorkload(policy.Workload{Labels: map[string]string{"app": account}}),
+	}, opts...)...)
+}
+
+// serve starts a service of m, with health checks, and registers it under its account.
+func (w *town) serve(t testing.TB, m *mesh.Mesh, account string, s *grpctest.Service, opts ...grpc.ServerOption) (
+	*grpc.Server, discovery.Endpoint) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer(append(meshgrpc.ServerOptions(m), opts...)...)
+	grpc_testing.RegisterTestServiceServer(srv, s)
+	healthpb.RegisterHealthServer(srv, health.NewServer())
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = srv.Serve(m.Listen(ln)) })
+	t.Cleanup(func() {
+		srv.Stop()
+		serving.Wait()
+	})
+	e := endpointOf(t, ln.Addr().String())
+	e.ServiceAccount = account
+	w.registry.Set(account, e)
+	return srv, e
+}
+
+const strict = `
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: default, namespace: default}
+spec: {mtls: {mode: STRICT}}
+`
+
+// whoCalls answers with who the peer is.
+var whoCalls = &grpctest.Service{
+	Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+		p, _ := peer.FromContext(ctx)
+		name := mesh.PeerID(ctx) + " over " + p.AuthInfo.AuthType()
+		md, _ := metadata.FromIncomingContext(ctx)
+		for _, key := range []string{"x-forwarded-client-cert", "x-envoy-internal", "x-mine", "authority"} {
+			if v := md[key]; len(v) > 0 {
+				name += " " + key + "=" + v[0]
+			}
+		}
+		return &grpctest.Response{Username: name}, nil
+	},
+	Bidi: echoStreams.Bidi,
+}
+
+func TestServer_MutualTLS(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	w.serve(t, w.member(t, "payment", strict), "payment", whoCalls)
+	m := w.member(t, "order", strict)
+	conn := connect(t, m, "mesh:///payment")
+	client := grpctest.NewClient(conn)
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-mine", "kept", "x-envoy-internal", "true")
+	for range 2 {
+		var p peer.Peer
+		reply, err := client.UnaryCall(ctx, &grpctest.Request{}, grpc.Peer(&p))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "spiffe://cluster.local/ns/default/sa/order over tls x-forwarded-client-cert=By=spiffe://"; !strings.HasPrefix(reply.Username, want) {
+			t.Errorf("the service saw %q, want %q...", reply.Username, want)
+		}
+		if !strings.HasSuffix(reply.Username, " x-envoy-internal=true x-mine=kept") {
+			t.Errorf("metadata of a peer with an identity was changed: %q", reply.Username)
+		}
+		if p.AuthInfo == nil || p.AuthInfo.AuthType() != "tls" {
+			t.Errorf("peer of the client: %v", p)
+		}
+	}
+	answer, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
+	if err != nil || answer.Status != healthpb.HealthCheckResponse_SERVING {
+		t.Errorf("health: %v, %v", answer, err)
+	}
+}
+
+// A client that is not of the mesh gets nowhere where mTLS is demanded, and somewhere where it is not, as nobody.
+func TestServer_PlaintextClient(t *testing.T) {
+	for _, test := range []struct {
+		name, documents string
+		code            codes.Code
+	}{
+		{"STRICT", strict, codes.Unavailable},
+		{"PERMISSIVE", strings.Replace(strict, "STRICT", "PERMISSIVE", 1), codes.OK},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			noLeaks(t)
+			w := newTown(t)
+			_, e := w.serve(t, w.member(t, "payment", test.documents), "payment", whoCalls)
+			conn := grpctest.Dial(t, net.JoinHostPort(e.Address, strconv.Itoa(e.Port)))
+			ctx := metadata.AppendToOutgoingContext(t.Context(), "x-mine", "kept", "x-envoy-internal", "true",
+				"x-forwarded-client-cert", "URI=spiffe://cluster.local/ns/default/sa/order")
+			reply, err := grpctest.NewClient(conn).UnaryCall(ctx, &grpctest.Request{})
+			if status.Code(err) != test.code {
+				t.Fatalf("error %v, want %v", err, test.code)
+			}
+			if err == nil && reply.Username != " over plaintext x-mine=kept" {
+				t.Errorf("the service saw %q", reply.Username)
+			}
+		})
+	}
+}
+
+// Where the listener is another one, STRICT holds for calls: the connection is closed.
+func TestServer_StrictWithoutListener(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	m := w.member(t, "payment", strict)
+	srv := grpctest.Serve(t, whoCalls, meshgrpc.ServerOptions(m)...)
+	conn := grpctest.Dial(t, srv)
+	_, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{})
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("error %v, want Unavailable", err)
+	}
+}
+
+const unaryOnly = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: unary, namespace: default}
+spec:
+  selector: {matchLabels: {app: payment}}
+  action: ALLOW
+  rules:
+  - from: [{source: {principals: ["cluster.local/ns/default/sa/order"]}}]
+    to: [{operation: {paths: ["/grpc.testing.TestService/UnaryCall"], methods: [POST]}}]
+`
+
+func TestServer_Authorization(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	w.serve(t, w.member(t, "payment", strict+"---"+unaryOnly), "payment", whoCalls)
+	order := grpctest.NewClient(connect(t, w.member(t, "order", strict), "mesh:///payment"))
+	other := connect(t, w.member(t, "other", strict), "mesh:///payment")
+	if _, err := order.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+		t.Errorf("allowed call: %v", err)
+	}
+	denied := func(what string, err error) {
+		t.Helper()
+		if s := status.Convert(err); s.Code() != codes.PermissionDenied || s.Message() != "RBAC: access denied" {
+			t.Errorf("%s: %v, want PermissionDenied and RBAC: access denied", what, err)
+		}
+	}
+	_, err := order.EmptyCall(t.Context(), &grpc_testing.Empty{})
+	denied("another method", err)
+	_, err = grpctest.NewClient(other).UnaryCall(t.Context(), &grpctest.Request{})
+	denied("another principal", err)
+	stream, err := order.FullDuplexCall(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = stream.Recv()
+	denied("a stream", err)
+	denied("a method that does not exist", other.Invoke(t.Context(), "/no.Such/Method", &grpctest.Request{}, &grpctest.Response{}))
+}
+
+func TestServer_Limits(t *testing.T) {
+	for _, test := range []struct {
+		name   string
+		server mesh.Server
+		sign   string
+	}{
+		{"overload", mesh.Server{MaxRequests: 1}, "x-envoy-overloaded"},
+		{"rate", mesh.Server{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}, "x-envoy-ratelimited"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			noLeaks(t)
+			w := newTown(t)
+			begun, gate := make(chan struct{}, 2), make(chan struct{})
+			w.serve(t, w.member(t, "payment", "", mesh.WithServer(test.server)), "payment", &grpctest.Service{
+				Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+					begun <- struct{}{}
+					<-gate
+					return grpctest.Echo(ctx, in)
+				},
+			})
+			client := grpctest.NewClient(connect(t, w.member(t, "order", ""), "mesh:///payment"))
+			first := make(chan error, 1)
+			go func() {
+				_, err := client.UnaryCall(t.Context(), &grpctest.Request{})
+				first <- err
+			}()
+			<-begun
+			var trailer metadata.MD
+			_, err := client.UnaryCall(t.Context(), &grpctest.Request{}, grpc.Trailer(&trailer))
+			if status.Code(err) != codes.Unavailable || len(trailer[test.sign]) == 0 {
+				t.Errorf("second call: %v, trailer %v; want Unavailable with %s", err, trailer, test.sign)
+			}
+			close(gate)
+			if err := <-first; err != nil {
+				t.Errorf("first call: %v", err)
+			}
+		})
+	}
+}
+
+func TestServer_GracefulStop(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	srv, _ := w.serve(t, w.member(t, "payment", strict), "payment", echoStreams)
+	client := grpctest.NewClient(connect(t, w.member(t, "order", strict), "mesh:///payment"))
+	stream, err := client.FullDuplexCall(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	exchange := func() {
+		t.Helper()
+		if err := stream.Send(&grpctest.In{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	exchange()
+	stopped := make(chan struct{})
+	go func() {
+		srv.GracefulStop()
+		close(stopped)
+	}()
+	exchange() // the stream goes on
+	select {
+	case <-stopped:
+		t.Error("GracefulStop did not wait for the stream")
+	default:
+	}
+	stream.CloseSend()
+	if _, err := stream.Recv(); err == nil {
+		t.Error("no end of the stream")
+	}
+	<-stopped
+}
+
+// The peer must be who discovery says it is.
+func TestClient_ExpectedIdentity(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	_, e := w.serve(t, w.member(t, "payment", strict), "payment", whoCalls)
+	e.ServiceAccount = "somebody-else"
+	w.registry.Set("payment", e)
+	client := grpctest.NewClient(connect(t, w.member(t, "order", strict), "mesh:///payment"))
+	_, err := client.UnaryCall(t.Context(), &grpctest.Request{})
+	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), "expected spiffe://cluster.local/ns/default/sa/somebody-else") {
+		t.Errorf("error %v, want Unavailable, with the expected ID", err)
+	}
+}
+
+// A rewritten authority must not fail with certificates that name no hosts.
+func TestTrap43_AuthorityWithSPIFFE(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	var seen sync.Map
+	w.serve(t, w.member(t, "payment", strict), "payment", &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			md, _ := metadata.FromIncomingContext(ctx)
+			seen.Store(md[":authority"][0], true)
+			return grpctest.Echo(ctx, in)
+		},
+	})
+	client := grpctest.NewClient(connect(t, w.member(t, "order", strict+`---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: payment, namespace: default}
+spec:
+  hosts: [payment]
+  http: [{rewrite: {authority: payments.example.com}, route: [{destination: {host: payment}}]}]
+`), "mesh:///payment"))
+	if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := seen.Load("payments.example.com"); !ok {
+		t.Error("the authority was not rewritten")
+	}
+}
+
+// Certificates are replaced while calls are made, and no call fails.
+func TestRotationUnderLoad(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	w.RotateEvery = 40 * time.Millisecond
+	server := w.member(t, "payment", strict)
+	w.serve(t, server, "payment", echoStreams)
+	m := w.member(t, "order", strict)
+	client := grpctest.NewClient(connect(t, m, "mesh:///payment"))
+	stream, err := client.FullDuplexCall(t.Context()) // goes on through all of it
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, err := m.Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	last, rotations := first, 0
+	for rotations < 5 {
+		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+			t.Fatalf("after %d rotations: %v", rotations, err)
+		}
+		if err := stream.Send(&grpctest.In{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatalf("stream after %d rotations: %v", rotations, err)
+		}
+		if now, err := m.Identity(); err != nil {
+			t.Fatal(err)
+		} else if now != last {
+			last = now
+			rotations++
+		}
+	}
+	stream.CloseSend()
+	if _, err := stream.Recv(); err == nil {
+		t.Error("no end of the stream")
+	}
+}
+
