@@ -128,6 +128,24 @@ func httpStatus(err error) (int, bool) {
 	return code, err == nil
 }
 
+// idle reports whether there is nothing to do but to make calls.
+func idle(l *retry.Loop) bool {
+	config := l.Policy.Config()
+	return config.Retries == 0 && config.PerTryTimeout == 0
+}
+
+// once returns the summary of a call that was made without further ado.
+func once(ctx context.Context, err error) retry.Summary {
+	reason := retry.Succeeded
+	if err != nil {
+		reason = retry.NotRetriable
+		if over(ctx) {
+			reason = ended(ctx)
+		}
+	}
+	return retry.Summary{Attempts: 1, Stopped: reason}
+}
+
 // over reports whether ctx has ended, or is due to.
 func over(ctx context.Context) bool {
 	if ctx.Err() != nil {

@@ -37,6 +37,13 @@ const DefaultBufferLimit = 256 << 10
 func NewStream(ctx context.Context, l *retry.Loop, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, settled func(retry.Summary), opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	l.Budget.Deposit()
+	if idle(l) {
+		stream, err := streamer(ctx, desc, cc, method, opts...)
+		if settled != nil {
+			settled(once(ctx, err))
+		}
+		return stream, err
+	}
 	s := &stream{ctx: ctx, loop: l, desc: desc, cc: cc, method: method, streamer: streamer, settled: settled,
 		room: DefaultBufferLimit}
 	s.opts, s.results = split(make([]grpc.CallOption, 0, len(opts)+4), opts)
@@ -274,25 +281,25 @@ func (s *stream) commit(t *try, reason retry.Reason) {
 // again makes another try after t, which has ended without an answer, unless there is to be none. It reports whether
 // there is, or has been meanwhile.
 func (s *stream) again(t *try) bool {
-	s.mu.Lock()
-	if s.current != t {
-		s.mu.Unlock()
-		return true
-	}
-	if s.committed {
-		s.mu.Unlock()
-		return false
-	}
-	reason, ok := s.retryLocked()
-	if !ok {
-		s.committed, s.sent = true, nil
-	}
-	t = s.current
-	s.mu.Unlock()
-	if !ok {
-		s.settle(t, reason)
+	last, reason, ok := s.replace(t)
+	if last != nil {
+		s.settle(last, reason)
 	}
 	return ok
+}
+
+// replace is again without a word to the caller; last is the try that none is to follow, if that was decided here.
+func (s *stream) replace(t *try) (last *try, reason retry.Reason, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current != t || s.committed {
+		return nil, 0, s.current != t
+	}
+	if reason, ok = s.retryLocked(); ok {
+		return nil, 0, true
+	}
+	s.committed, s.sent = true, nil
+	return s.current, reason, false
 }
 
 // retryLocked makes tries until one has taken what was sent so far. If there is none, it returns why, and the call has

@@ -19,6 +19,10 @@ import (
 func Invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) (retry.Summary, error) {
 	l.Budget.Deposit()
+	if idle(l) {
+		err := invoker(ctx, method, req, reply, cc, opts...)
+		return once(ctx, err), err
+	}
 	u := &unary{loop: l, method: method, req: req, reply: reply, cc: cc, invoker: invoker}
 	common, results := split(u.room[:0], opts)
 	common = append(common, grpc.Header(&u.left.header), grpc.Trailer(&u.left.trailer))

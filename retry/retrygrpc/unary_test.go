@@ -142,6 +142,36 @@ func TestDefaultOn(t *testing.T) {
 	}
 }
 
+// TestZeroClient retries nothing, and costs next to nothing.
+func TestZeroClient(t *testing.T) {
+	var calls atomic.Int32
+	var summaries []retry.Summary
+	address := grpctest.Serve(t, &grpctest.Service{Unary: failing(9, codes.Unavailable, &calls), Bidi: unavailable})
+	retries := &retrygrpc.Client{Observe: func(_ context.Context, _ string, s retry.Summary) { summaries = append(summaries, s) }}
+	client := grpctest.NewClient(grpctest.Dial(t, address, retries.DialOptions()...))
+	if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); status.Code(err) != codes.Unavailable || calls.Load() != 1 {
+		t.Errorf("%d calls, error %v; want one call", calls.Load(), err)
+	}
+	stream, err := client.FullDuplexCall(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable {
+		t.Errorf("stream: %v", err)
+	}
+	want := []retry.Summary{{Attempts: 1, Stopped: retry.NotRetriable}, {Attempts: 1, Stopped: retry.Succeeded}}
+	if !slices.Equal(summaries, want) {
+		t.Errorf("summaries %+v, want %+v", summaries, want)
+	}
+
+	bare := &retrygrpc.Client{Budget: retry.BudgetConfig{Off: true}}
+	invoker := func(context.Context, string, any, any, *grpc.ClientConn, ...grpc.CallOption) error { return nil }
+	ctx := t.Context()
+	if allocs := testing.AllocsPerRun(100, func() { bare.Unary(ctx, "/m", nil, nil, nil, invoker) }); allocs > 0 {
+		t.Errorf("%v allocations a call, want none", allocs)
+	}
+}
+
 func TestInvalidConfig(t *testing.T) {
 	retries := &retrygrpc.Client{Config: retry.Config{Retries: -1}}
 	client := grpctest.NewClient(grpctest.Dial(t, "127.0.0.1:1", retries.DialOptions()...))
