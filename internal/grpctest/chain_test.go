@@ -97,8 +97,14 @@ func TestChain(t *testing.T) {
 			}
 		}
 	}
-	well := &grpctest.Service{Unary: grpctest.Echo, Bidi: echo}
-	c := newChain(serve(t, well), serve(t, well), serve(t, &grpctest.Service{
+	var connected [2]atomic.Bool
+	well := func(i int) *grpctest.Service {
+		return &grpctest.Service{Bidi: echo, Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			connected[i].Store(true)
+			return grpctest.Echo(ctx, in)
+		}}
+	}
+	c := newChain(serve(t, well(0)), serve(t, well(1)), serve(t, &grpctest.Service{
 		Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) { return nil, refuse() },
 		Bidi:  func(grpctest.BidiServer) error { return refuse() },
 	}))
@@ -107,6 +113,9 @@ func TestChain(t *testing.T) {
 	c.timeout.Config = timeout.Config{Request: time.Minute, BodyIdle: time.Minute}
 	c.breaker.Config = breaker.Config{ConsecutiveFailures: 1000}
 	client := grpctest.NewClient(grpctest.Dial(t, "discovery:///orders", c.options()...))
+	for !connected[0].Load() || !connected[1].Load() {
+		client.UnaryCall(t.Context(), &grpctest.Request{}) // where there is only one to try, there is no other
+	}
 	var running sync.WaitGroup
 	for range 8 {
 		running.Go(func() {
