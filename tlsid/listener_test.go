@@ -805,7 +805,6 @@ func TestListener_FailsForGood(t *testing.T) {
 
 // A connection is closed when the first of its certificates expires, wherever the server's comes from.
 func TestTrap47_ConnectionsEndWithTheirCertificates(t *testing.T) {
-	type configure func(*tls.Config, *tls.Certificate)
 	anyPeer := func(c *tls.Config) *tls.Config {
 		c.ClientAuth = tls.RequireAnyClientCert
 		return c

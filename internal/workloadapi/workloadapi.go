@@ -100,10 +100,10 @@ func (s *Server) change(f func()) {
 	s.changed = make(chan struct{})
 }
 
-func (s *Server) state() (edit func(*workload.X509SVIDResponse), failure error, changed <-chan struct{}) {
+func (s *Server) state() (edit func(*workload.X509SVIDResponse), changed <-chan struct{}, failure error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.edit, s.failure, s.changed
+	return s.edit, s.changed, s.failure
 }
 
 // service is the part of the Workload API that is there: X.509-SVIDs.
@@ -143,7 +143,7 @@ func (s *service) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerS
 	}
 	identities, missing := make([]*tlsid.Identity, len(s.sources)), len(s.sources)
 	for {
-		edit, failure, changed := s.state()
+		edit, changed, failure := s.state()
 		if failure != nil {
 			return failure
 		}
