@@ -227,7 +227,7 @@ func grpcResult(resp *http.Response, status breaker.Result) breaker.Result {
 	if err != nil {
 		return status
 	}
-	return breaker.GRPCResult(uint32(code))
+	return breaker.Result(failure.GRPCStatus(uint32(code)))
 }
 
 // judge says what an error means for the endpoint and for the destination.

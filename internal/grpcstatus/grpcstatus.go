@@ -8,6 +8,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/internal/failure"
 )
 
 // Error is an error with a status. It unwraps to its cause, so that errors.Is finds a sentinel where status.Code finds
@@ -39,31 +41,7 @@ func TrailersOnly(trailer metadata.MD) bool {
 
 // HTTP returns the HTTP status that Envoy takes a gRPC status for, as in its outlier detection.
 func HTTP(code codes.Code) int {
-	switch code {
-	case codes.OK:
-		return http.StatusOK
-	case codes.Canceled:
-		return 499 // client closed request
-	case codes.InvalidArgument, codes.FailedPrecondition, codes.OutOfRange:
-		return http.StatusBadRequest
-	case codes.DeadlineExceeded:
-		return http.StatusGatewayTimeout
-	case codes.NotFound:
-		return http.StatusNotFound
-	case codes.AlreadyExists, codes.Aborted:
-		return http.StatusConflict
-	case codes.PermissionDenied:
-		return http.StatusForbidden
-	case codes.ResourceExhausted:
-		return http.StatusTooManyRequests
-	case codes.Unimplemented:
-		return http.StatusNotImplemented
-	case codes.Unavailable:
-		return http.StatusServiceUnavailable
-	case codes.Unauthenticated:
-		return http.StatusUnauthorized
-	}
-	return http.StatusInternalServerError // Unknown, Internal, DataLoss and what there is not yet
+	return failure.GRPCStatus(uint32(code))
 }
 
 // FromHTTP returns the code of a gRPC call that is answered with an HTTP status, by gRPC's "HTTP to gRPC Status Code

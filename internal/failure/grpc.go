@@ -1,9 +1,9 @@
-package breaker
+package failure
 
 import "net/http"
 
-// GRPCResult returns what a gRPC status counts as: the HTTP status that Envoy takes it for.
-func GRPCResult(code uint32) Result {
+// GRPCStatus returns the HTTP status that Envoy takes a gRPC status for, as in its outlier detection.
+func GRPCStatus(code uint32) int {
 	switch code {
 	case 0: // OK
 		return http.StatusOK
