@@ -77,9 +77,12 @@ var (
 		"/internal/grpctest":    grpcs,
 		"/internal/workloadapi": list(grpcs, "/tlsid", spiffe, jose),
 
-		"/retry/retrygrpc":       list(grpcs, "/retry", "/internal/grpcstatus"),
-		"/breaker/breakergrpc":   list(grpcs, "/breaker", gobreaker, "/internal/grpcstatus"),
-		"/balancer/balancergrpc": list(layers, append(grpcs, "/internal/grpcstatus", "/internal/grpcconns")...),
+		"/retry/retrygrpc":        list(grpcs, "/retry", "/internal/grpcstatus"),
+		"/timeout/timeoutgrpc":    list(grpcs, "/timeout", "/internal/grpcstatus"),
+		"/policy/limit/limitgrpc": list(grpcs, "/policy/limit", xrate, "/internal/grpcstatus"),
+		"/policy/fault/faultgrpc": list(grpcs, "/policy/fault", "/internal/grpcstatus"),
+		"/breaker/breakergrpc":    list(grpcs, "/breaker", gobreaker, "/internal/grpcstatus"),
+		"/balancer/balancergrpc":  list(layers, append(grpcs, "/internal/grpcstatus", "/internal/grpcconns")...),
 
 		"/policy/istio":   list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
 		"/policy/linkerd": list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
