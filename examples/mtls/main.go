@@ -92,7 +92,7 @@ func show(ctx context.Context) (asked bool, err error) {
 	}
 	payment := launch("payment-service")
 	defer payment.stop()
-	// Somebody takes the address of ledger-service over: it is payment-service that answers there.
+	// Discovery is wrong about ledger-service: payment-service answers at its address.
 	ledger := &process{name: "ledger-service", address: payment.at()}
 	orders := launch("order-service", payment, ledger)
 	defer orders.stop()
