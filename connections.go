@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -323,11 +324,13 @@ func (l *Link) roundTrip(req *http.Request) (*http.Response, error) {
 
 // overTLS returns the request as net/http sends it over TLS. Nobody else sees this copy.
 func overTLS(req *http.Request) *http.Request {
-	copied := *req
-	url := *req.URL
-	url.Scheme = "https"
-	copied.URL = &url
-	return &copied
+	copied := &struct { // at once, since it is made for each try
+		req http.Request
+		url url.URL
+	}{*req, *req.URL}
+	copied.url.Scheme = "https"
+	copied.req.URL = &copied.url
+	return &copied.req
 }
 
 var errLinkClosed = errors.New("the endpoint was removed meanwhile")
