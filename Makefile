@@ -1,5 +1,5 @@
 # make test   everything that must hold before a change lands; installs what it needs
-# make quick  the same without fuzzing and the long churn test
+# make quick  the same without fuzzing and the long tests
 # make bench  benchmarks, beside the bare transport and failsafe-go
 
 GO        ?= go
@@ -11,6 +11,7 @@ STATIC     = $(GO) tool -modfile=tools/go.mod staticcheck
 test: vet
 	$(GO) test -race ./...
 	MESH_CHURN=60s $(GO) test -race -count=1 -run '^TestChurn$$' .
+	MESH_ROTATE=60s $(GO) test -race -count=1 -run '^TestTrap47_RotationUnderLoad$$' . ./tlsid/spiffe
 	cd internal/oracle && $(GO) vet ./... && $(GO) test ./...
 	cd bench && $(GO) vet ./... && $(GO) test ./...
 	$(MAKE) fuzz
