@@ -16,9 +16,9 @@ import (
 // Sender makes one try of a call in a protocol that net/http does not speak. Like an http.RoundTripper it does not change
 // the request and closes its body; it is told by try where the request goes.
 //
-// What it returns is judged as an HTTP response is: by its status, unless [Try.Judge] gives another one. Retries also read
-// the grpc-status of its header, if its Content-Type is application/grpc. The try ends with the response's body. An error of
-// connecting is a *net.OpError with Op "dial", so that retries and outlier detection know it.
+// What it returns is judged as an HTTP response is: by its status and, if its Content-Type is application/grpc, by the
+// grpc-status of its header or, at its end, of its Trailer. The try ends with the response's body. An error of connecting
+// is a *net.OpError with Op "dial", so that retries and outlier detection know it.
 type Sender func(req *http.Request, try *Try) (*http.Response, error)
 
 // Through returns a RoundTripper that takes requests through the mesh, stage by stage as [Mesh.Transport] does, and makes
@@ -96,12 +96,6 @@ func (t *Try) ReadsHeader() bool {
 	c := t.call
 	return c.setCookie != "" || c.backend != nil && c.backend.Response != nil ||
 		c.entry != nil && c.host.policy(c.entry).Config().RetriableHeaders != ""
-}
-
-// Judge has outlier detection and circuit judge the try by status, in place of the response's own. It is called before the
-// response's body ends, by what reads or closes that, and else has no effect.
-func (t *Try) Judge(status int) {
-	t.status = status
 }
 
 // Again chooses another endpoint for the same try, if there is another, and returns its link. It is for a protocol library
