@@ -368,4 +368,3 @@ func TestRotationUnderLoad(t *testing.T) {
 		t.Error("no end of the stream")
 	}
 }
-

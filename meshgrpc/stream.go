@@ -281,8 +281,12 @@ func (f *flow) conclusion() error {
 	if !f.judged {
 		f.judged = true
 		f.judgeLocked(f.finishErr)
+		f.conclude()
 	}
-	return f.try.end()
+	if f.rest != nil {
+		return f.rest
+	}
+	return io.EOF
 }
 
 func (f *flow) judgeLocked(err error) {

@@ -2,7 +2,6 @@ package meshgrpc
 
 import (
 	"context"
-	"io"
 	"net/http"
 	"strconv"
 	"sync"
@@ -15,7 +14,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh"
-	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
@@ -168,7 +166,10 @@ func (t *try) outcome(err error, committed bool) (*http.Response, error) {
 		return nil, t.rest
 	}
 	resp := t.respond(http.StatusOK, t.header)
-	resp.Body = (*reply)(t)
+	t.conclude()
+	if t.rest != nil {
+		resp.Body = broken{t.rest}
+	}
 	return resp, nil
 }
 
@@ -191,8 +192,9 @@ func (t *try) refused() *http.Response {
 	// of retries (gRFC A6).
 	if t.comeBack() {
 		resp.Header["Grpc-Status"] = []string{strconv.Itoa(int(t.code))}
+	} else {
+		t.conclude()
 	}
-	resp.Body = (*reply)(t)
 	return resp
 }
 
@@ -224,23 +226,19 @@ func (t *try) respond(status int, md metadata.MD) *http.Response {
 	return &t.resp
 }
 
-// reply is the body of a response without messages. At its end the status becomes known.
-type reply try
-
-func (r *reply) Read([]byte) (int, error) {
-	return 0, (*try)(r).end()
-}
-
-func (r *reply) Close() error {
-	(*try)(r).end()
-	return nil
-}
-
-// end has outlier detection and circuit know of the status, and returns how the body ends.
-func (t *try) end() error {
-	if t.rest != nil {
-		return t.rest
+// conclude has outlier detection and circuit know of a status that came at the end of the response's body.
+func (t *try) conclude() {
+	if t.code == codes.OK || t.rest != nil {
+		return
 	}
-	t.mesh.Judge(int(breaker.GRPCResult(uint32(t.code))))
-	return io.EOF
+	if t.resp.Header == nil {
+		t.resp.Header = http.Header{"Content-Type": {contentType}}
+	}
+	t.resp.Trailer = http.Header{"Grpc-Status": {strconv.Itoa(int(t.code))}}
 }
+
+// broken is the body of a response that broke off.
+type broken struct{ err error }
+
+func (b broken) Read([]byte) (int, error) { return 0, b.err }
+func (b broken) Close() error             { return nil }

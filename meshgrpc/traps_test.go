@@ -1,0 +1,514 @@
+package meshgrpc_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/meshgrpc"
+)
+
+// one registers the endpoints of the service "echo" and returns a connection through a mesh with the documents.
+func one(t testing.TB, documents string, endpoints []discovery.Endpoint, opts ...grpc.DialOption) (*mesh.Mesh, *grpc.ClientConn) {
+	t.Helper()
+	var registry discovery.Memory
+	registry.Set("echo", endpoints...)
+	m := newMesh(t, documents, mesh.WithDiscovery(&registry))
+	return m, connect(t, m, "mesh:///echo", opts...)
+}
+
+func route(settings string) string {
+	return `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: echo}
+spec:
+  hosts: [echo]
+  http:
+  - route: [{destination: {host: echo}}]
+` + settings
+}
+
+// A proxy of the environment would lose the identity that an endpoint is expected to have.
+func TestTrap36_NoProxy(t *testing.T) {
+	noLeaks(t)
+	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
+	w := newTown(t)
+	w.serve(t, w.member(t, "payment", strict), "payment", whoCalls)
+	client := grpctest.NewClient(connect(t, w.member(t, "order", strict), "mesh:///payment"))
+	if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// refusing is an HTTP/2 server that refuses every stream.
+func refusing(t testing.TB, seen *atomic.Int64) discovery.Endpoint {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	var mu sync.Mutex
+	var conns []net.Conn
+	serving.Go(func() {
+		for {
+			nc, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			mu.Lock()
+			conns = append(conns, nc)
+			mu.Unlock()
+			serving.Go(func() {
+				if _, err := io.ReadFull(nc, make([]byte, len(http2.ClientPreface))); err != nil {
+					return
+				}
+				f := http2.NewFramer(nc, nc)
+				f.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
+				_ = f.WriteSettings()
+				for {
+					frame, err := f.ReadFrame()
+					if err != nil {
+						return
+					}
+					switch frame := frame.(type) {
+					case *http2.SettingsFrame:
+						if !frame.IsAck() {
+							_ = f.WriteSettingsAck()
+						}
+					case *http2.MetaHeadersFrame:
+						seen.Add(1)
+						_ = f.WriteRSTStream(frame.StreamID, http2.ErrCodeRefusedStream)
+					}
+				}
+			})
+		}
+	})
+	t.Cleanup(func() {
+		ln.Close()
+		mu.Lock()
+		for _, nc := range conns {
+			nc.Close()
+		}
+		mu.Unlock()
+		serving.Wait()
+	})
+	return endpointOf(t, ln.Addr().String())
+}
+
+// gRPC begins anew by itself where a stream was refused, and asks for another connection: that is another endpoint's.
+func TestTrap37_TransparentRetryGoesElsewhere(t *testing.T) {
+	noLeaks(t)
+	var refused atomic.Int64
+	good := serve(t, echoStreams)
+	var sent atomic.Int64
+	var registry discovery.Memory
+	registry.Set("echo", refusing(t, &refused), good)
+	m := newMesh(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+		AttemptEnd: func(_ context.Context, a *mesh.Attempt) {
+			sent.Add(1)
+			if want := net.JoinHostPort(good.Address, strconv.Itoa(good.Port)); a.Endpoint != want {
+				t.Errorf("the try ended at %s, want %s", a.Endpoint, want)
+			}
+		},
+	}))
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	const calls = 40
+	for i := range calls {
+		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+			t.Fatal(err)
+		}
+		if i%4 > 0 {
+			continue
+		}
+		stream, err := client.FullDuplexCall(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.Send(&grpctest.In{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		stream.CloseSend()
+		if _, err := stream.Recv(); err != io.EOF {
+			t.Fatal(err)
+		}
+	}
+	if refused.Load() == 0 {
+		t.Error("no stream was refused")
+	}
+	if sent.Load() != calls*5/4 {
+		t.Errorf("%d tries of %d calls", sent.Load(), calls*5/4)
+	}
+}
+
+// A server that ends the call just before our own limit does, has not answered: it is a timeout of ours.
+func TestTrap38_ServerEndsFirst(t *testing.T) {
+	noLeaks(t)
+	bad := serve(t, &grpctest.Service{Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+		at, ok := ctx.Deadline()
+		if !ok {
+			return nil, status.Error(codes.Internal, "no deadline was told")
+		}
+		timer := time.NewTimer(time.Until(at) - 2*time.Millisecond)
+		defer timer.Stop()
+		<-timer.C
+		return nil, status.Error(codes.DeadlineExceeded, "too slow")
+	}})
+	_, conn := one(t, route("    timeout: 100ms\n    retries: {attempts: 3, retryOn: deadline-exceeded}\n"), []discovery.Endpoint{bad})
+	_, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{})
+	var failed *mesh.Error
+	if status.Code(err) != codes.DeadlineExceeded || !errors.As(err, &failed) || failed.Layer != mesh.LayerTimeout || failed.Attempts != 1 {
+		t.Errorf("error %v, want the timeout of the route after one try", err)
+	}
+}
+
+const ejecting = `
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: echo}
+spec:
+  host: echo
+  trafficPolicy:
+    loadBalancer: {simple: ROUND_ROBIN}
+    outlierDetection: {consecutive5xxErrors: 3, interval: 600s, baseEjectionTime: 600s, maxEjectionPercent: 50}
+`
+
+// A ClientConn that was idle has forgotten its balancer, but not what is known of endpoints.
+func TestTrap39_IdleAndBack(t *testing.T) {
+	noLeaks(t)
+	var seen atomic.Int64
+	bad := serve(t, &grpctest.Service{Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
+		seen.Add(1)
+		return nil, status.Error(codes.Internal, "broken")
+	}})
+	_, conn := one(t, route("    retries: {attempts: 0}\n")+ejecting, []discovery.Endpoint{serve(t, echoStreams), bad},
+		grpc.WithIdleTimeout(30*time.Millisecond))
+	client := grpctest.NewClient(conn)
+	call := func() {
+		_, _ = client.UnaryCall(t.Context(), &grpctest.Request{})
+	}
+	for range 20 {
+		call()
+	}
+	if seen.Load() != 3 {
+		t.Fatalf("the bad endpoint got %d calls before it was ejected, want 3", seen.Load())
+	}
+	for range 3 {
+		if !poll(5*time.Second, func() bool { return conn.GetState() == connectivity.Idle }) {
+			t.Fatal("the connection did not go idle")
+		}
+		for range 10 {
+			if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if seen.Load() != 3 {
+		t.Errorf("the bad endpoint got %d calls, want no more than 3: it is ejected", seen.Load())
+	}
+}
+
+func TestTrap40_ServiceConfigReplaced(t *testing.T) {
+	other := grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`)
+	for _, test := range []struct {
+		name string
+		opts []grpc.DialOption
+		want string // "" for calls that work
+	}{
+		{"another default", []grpc.DialOption{other}, "load balancer of the mesh is not in use"},
+		{"disabled, and another default", []grpc.DialOption{grpc.WithDisableServiceConfig(), other}, "load balancer of the mesh is not in use"},
+		{"disabled", []grpc.DialOption{grpc.WithDisableServiceConfig()}, ""},
+		{"another default that names us", []grpc.DialOption{grpc.WithDefaultServiceConfig(
+			`{"loadBalancingConfig":[{"` + meshgrpc.BalancerName + `":{}}],"methodConfig":[{"name":[{}],"waitForReady":true}]}`)}, ""},
+		{"other credentials", []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, "credentials of the mesh are not in use"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			noLeaks(t)
+			_, conn := one(t, "", []discovery.Endpoint{serve(t, echoStreams)}, test.opts...)
+			client := grpctest.NewClient(conn)
+			for _, opts := range [][]grpc.CallOption{nil, {grpc.WaitForReady(true)}} {
+				_, err := client.UnaryCall(t.Context(), &grpctest.Request{}, opts...)
+				if test.want == "" && err != nil || test.want != "" && (err == nil || !strings.Contains(err.Error(), test.want)) {
+					t.Errorf("error %v, want %q", err, test.want)
+				}
+			}
+		})
+	}
+}
+
+// A call fails at once when all endpoints are ejected or there are none, and waits only if it is to wait.
+func TestTrap41_NothingToPick(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	registry.Set("echo")
+	m := newMesh(t, "", mesh.WithDiscovery(&registry))
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); status.Code(err) != codes.Unavailable {
+		t.Errorf("error %v, want Unavailable", err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := client.UnaryCall(short, &grpctest.Request{}, grpc.WaitForReady(true)); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("error %v, want DeadlineExceeded", err)
+	}
+	waiting := make(chan error, 2)
+	go func() {
+		_, err := client.UnaryCall(t.Context(), &grpctest.Request{}, grpc.WaitForReady(true))
+		waiting <- err
+	}()
+	go func() {
+		stream, err := client.FullDuplexCall(t.Context(), grpc.WaitForReady(true))
+		if err == nil {
+			stream.CloseSend()
+			if _, err = stream.Recv(); err == io.EOF {
+				err = nil
+			}
+		}
+		waiting <- err
+	}()
+	registry.Set("echo", dead(t))
+	registry.Set("echo", serve(t, echoStreams))
+	for range 2 {
+		if err := <-waiting; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// A server allows 100 streams on a connection, and 250 go on at once.
+func TestTrap42_MaxConcurrentStreams(t *testing.T) {
+	noLeaks(t)
+	var conns sync.Map
+	var open atomic.Int64
+	gate := make(chan struct{})
+	_, conn := one(t, "", []discovery.Endpoint{serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			p, _ := peer.FromContext(ctx)
+			conns.Store(p.Addr.String(), true)
+			open.Add(1)
+			<-gate
+			return grpctest.Echo(ctx, in)
+		},
+	}, grpc.MaxConcurrentStreams(100))})
+	client := grpctest.NewClient(conn)
+	var callers sync.WaitGroup
+	const calls = 250
+	begin := func() {
+		callers.Go(func() {
+			if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for n := range int64(calls) {
+		begin()
+		if !poll(10*time.Second, func() bool { return open.Load() > n-5 }) {
+			t.Fatalf("%d calls begun, %d with the server", n, open.Load())
+		}
+	}
+	if !poll(10*time.Second, func() bool { return open.Load() >= calls-5 }) {
+		t.Errorf("%d of %d calls reached the server", open.Load(), calls)
+	}
+	close(gate)
+	callers.Wait()
+	n := 0
+	conns.Range(func(_, _ any) bool { n++; return true })
+	if n < 3 {
+		t.Errorf("%d connections, want at least 3", n)
+	}
+}
+
+// The call options by which a caller gets something back fire once a call, with what came of the last try.
+func TestTrap43_OptionsOnce(t *testing.T) {
+	noLeaks(t)
+	var tries atomic.Int64
+	fails := func(ctx context.Context) error {
+		n := tries.Add(1)
+		_ = grpc.SetTrailer(ctx, metadata.Pairs("x-try", strconv.FormatInt(n, 10)))
+		if n%3 != 0 {
+			return status.Error(codes.Unavailable, "not yet")
+		}
+		return grpc.SetHeader(ctx, metadata.Pairs("x-answer", strconv.FormatInt(n, 10)))
+	}
+	_, conn := one(t, threeTries, []discovery.Endpoint{serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			if err := fails(ctx); err != nil {
+				return nil, err
+			}
+			return grpctest.Echo(ctx, in)
+		},
+		Output: func(in *grpctest.In, stream grpctest.OutServer) error {
+			if err := fails(stream.Context()); err != nil {
+				return err
+			}
+			return stream.Send(&grpctest.Out{})
+		},
+	})})
+	client := grpctest.NewClient(conn)
+	for _, kind := range []string{"unary", "stream"} {
+		t.Run(kind, func(t *testing.T) {
+			tries.Store(0)
+			var header, trailer metadata.MD
+			var from peer.Peer
+			var ends []error
+			opts := []grpc.CallOption{grpc.Header(&header), grpc.Trailer(&trailer), grpc.Peer(&from),
+				grpc.OnFinish(func(err error) { ends = append(ends, err) })}
+			var err error
+			if kind == "unary" {
+				_, err = client.UnaryCall(t.Context(), &grpctest.Request{}, opts...)
+			} else {
+				var stream grpc.ServerStreamingClient[grpctest.Out]
+				if stream, err = client.StreamingOutputCall(t.Context(), &grpctest.In{}, opts...); err != nil {
+					t.Fatal(err)
+				}
+				if _, err = stream.Recv(); err == nil {
+					if _, err = stream.Recv(); err == io.EOF {
+						err = nil
+					}
+				}
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tries.Load() != 3 || len(ends) != 1 || ends[0] != nil {
+				t.Errorf("%d tries; OnFinish was called with %v, want once, with nil", tries.Load(), ends)
+			}
+			if got := header["x-answer"]; !slices.Equal(got, []string{"3"}) {
+				t.Errorf("header x-answer = %v, want [3]", got)
+			}
+			if got := trailer["x-try"]; !slices.Equal(got, []string{"3"}) {
+				t.Errorf("trailer x-try = %v, want [3]", got)
+			}
+			if from.Addr == nil {
+				t.Error("no peer")
+			}
+		})
+	}
+}
+
+// The balancer is known to gRPC by its name alone, from the start.
+func TestTrap44_Registered(t *testing.T) {
+	if b := balancer.Get(meshgrpc.BalancerName); b == nil || b.Name() != meshgrpc.BalancerName {
+		t.Errorf("balancer.Get(%q) = %v", meshgrpc.BalancerName, b)
+	}
+}
+
+// A stream is retried before it is answered, with what was sent; the limit of a try does not cut one that was answered.
+func TestTrap45_Streams(t *testing.T) {
+	noLeaks(t)
+	var tries atomic.Int64
+	var mode atomic.Value
+	_, conn := one(t, route("    retries: {attempts: 2, perTryTimeout: 100ms, retryOn: \"5xx,unavailable\"}\n"), []discovery.Endpoint{serve(t, &grpctest.Service{
+		Bidi: func(stream grpctest.BidiServer) error {
+			n := tries.Add(1)
+			switch mode.Load() {
+			case "retried":
+				if _, err := stream.Recv(); err != nil {
+					return err
+				}
+				if n < 3 {
+					return status.Error(codes.Unavailable, "not yet")
+				}
+				return stream.Send(&grpctest.Out{Payload: nil})
+			case "answered":
+				if err := stream.Send(&grpctest.Out{}); err != nil {
+					return err
+				}
+				return status.Error(codes.Unavailable, "after a message")
+			case "hangs first":
+				if n == 1 {
+					<-stream.Context().Done()
+					return nil
+				}
+			}
+			return echoStreams.Bidi(stream)
+		},
+	})})
+	client := grpctest.NewClient(conn)
+	open := func(t *testing.T, how string) grpc.BidiStreamingClient[grpctest.In, grpctest.Out] {
+		mode.Store(how)
+		tries.Store(0)
+		stream, err := client.FullDuplexCall(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return stream
+	}
+	t.Run("retried with its messages", func(t *testing.T) {
+		stream := open(t, "retried")
+		if err := stream.Send(&grpctest.In{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != io.EOF || tries.Load() != 3 {
+			t.Errorf("end %v after %d tries, want EOF after 3", err, tries.Load())
+		}
+	})
+	t.Run("not retried after a message", func(t *testing.T) {
+		stream := open(t, "answered")
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || tries.Load() != 1 {
+			t.Errorf("end %v after %d tries, want Unavailable after 1", err, tries.Load())
+		}
+	})
+	t.Run("a try that hangs is made anew", func(t *testing.T) {
+		stream := open(t, "hangs first")
+		if err := stream.Send(&grpctest.In{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil || tries.Load() != 2 {
+			t.Errorf("answer %v after %d tries, want one after 2", err, tries.Load())
+		}
+		stream.CloseSend()
+		if _, err := stream.Recv(); err != io.EOF {
+			t.Error(err)
+		}
+	})
+	t.Run("a healthy stream is not cut", func(t *testing.T) {
+		stream := open(t, "echo")
+		for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); {
+			if err := stream.Send(&grpctest.In{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		stream.CloseSend()
+		if _, err := stream.Recv(); err != io.EOF || tries.Load() != 1 {
+			t.Errorf("end %v after %d tries, want EOF after 1", err, tries.Load())
+		}
+	})
+}
