@@ -19,9 +19,9 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// Server is what no document says about the requests to this process. Its zero value limits nothing, trusts no proxy and
+// ServerConfig is what no document says about the requests to this process. Its zero value limits nothing, trusts no proxy and
 // has the defaults of [tlsid.ListenerConfig].
-type Server struct {
+type ServerConfig struct {
 	// MaxRequests is how many requests may be in their handlers at once. Those beyond it are answered with 503 and
 	// x-envoy-overloaded, which callers of a mesh do not retry. 0 means no limit.
 	MaxRequests int
@@ -45,7 +45,7 @@ type Server struct {
 
 // server is the state of the inbound side.
 type server struct {
-	Server
+	ServerConfig
 	pool  *limit.Pool
 	rate  *limit.Rate
 	certs atomic.Pointer[forwardedCerts]
@@ -55,8 +55,8 @@ type server struct {
 	retiring  atomic.Pointer[[]*tlsid.Listener]
 }
 
-func (s *server) init(config Server) error {
-	s.Server = config
+func (s *server) init(config ServerConfig) error {
+	s.ServerConfig = config
 	var errs [2]error
 	s.pool, errs[0] = limit.NewPool(limit.PoolConfig{MaxRequests: config.MaxRequests})
 	s.rate, errs[1] = limit.NewRate(config.RateLimit)

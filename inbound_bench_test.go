@@ -46,7 +46,7 @@ func BenchmarkHandler(b *testing.B) {
 		{"bare", nil, next},
 		{"plaintext", nil, w.member(b, "payment-service", "").Handler(next)},
 		{"mTLS, authorized, limited", id.Certificate().Leaf, w.member(b, "payment-service", strict+"---"+allowOrders,
-			mesh.WithServer(mesh.Server{MaxRequests: 1000})).Handler(next)},
+			mesh.WithServer(mesh.ServerConfig{MaxRequests: 1000})).Handler(next)},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
 			r, w := inboundRequest(bm.peer), discard{make(http.Header)}

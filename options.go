@@ -27,7 +27,7 @@ type options struct {
 	outbound    Outbound
 	protections []hostProtection
 	observers   []Observer
-	inbound     Server
+	inbound     ServerConfig
 }
 
 // hostProtection is a Protection for some hosts, as they were named; none means all.
@@ -156,7 +156,7 @@ func WithProtection(p Protection, hosts ...string) Option {
 
 // WithServer says what no document says about requests to this process: limits, trusted proxies, traces. Where it is given
 // several times, the last one counts.
-func WithServer(s Server) Option {
+func WithServer(s ServerConfig) Option {
 	return func(o *options) error {
 		o.inbound = s
 		return nil

@@ -508,7 +508,7 @@ func TestIdentityOfAnotherTrustDomain(t *testing.T) {
 func TestTrap55_Sanitising(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
-	server := w.member(t, "payment-service", "", mesh.WithServer(mesh.Server{RestartTraces: true}))
+	server := w.member(t, "payment-service", "", mesh.WithServer(mesh.ServerConfig{RestartTraces: true}))
 	e := w.serve(t, server, "payment-service", func(w http.ResponseWriter, r *http.Request) {
 		for _, name := range []string{"X-Forwarded-Client-Cert", "X-Envoy-Attempt-Count", "X-Envoy-Peer-Metadata-Id",
 			"X-Request-Id", "Traceparent", "X-User"} {
@@ -550,7 +550,7 @@ func TestTrap55_Sanitising(t *testing.T) {
 func TestServerLimits(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
-	server := w.member(t, "payment-service", "", mesh.WithServer(mesh.Server{MaxRequests: 1}))
+	server := w.member(t, "payment-service", "", mesh.WithServer(mesh.ServerConfig{MaxRequests: 1}))
 	entered, leave := make(chan bool), make(chan bool)
 	e := w.serve(t, server, "payment-service", func(http.ResponseWriter, *http.Request) { entered <- true; <-leave })
 	plain := &http.Client{Transport: &http.Transport{}}

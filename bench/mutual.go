@@ -97,7 +97,7 @@ func MutualCallers() (_ []Caller, err error) {
 			mesh.WithDiscovery(registry),
 			mesh.WithIdentity(ca.Source("default", account)),
 			mesh.WithWorkload(policy.Workload{Labels: map[string]string{"app": account}}),
-			mesh.WithServer(mesh.Server{MaxRequests: 10_000}),
+			mesh.WithServer(mesh.ServerConfig{MaxRequests: 10_000}),
 			mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{}}),
 		)
 		if err == nil {

@@ -212,11 +212,11 @@ func TestServer_Authorization(t *testing.T) {
 func TestServer_Limits(t *testing.T) {
 	for _, test := range []struct {
 		name   string
-		server mesh.Server
+		server mesh.ServerConfig
 		sign   string
 	}{
-		{"overload", mesh.Server{MaxRequests: 1}, "x-envoy-overloaded"},
-		{"rate", mesh.Server{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}, "x-envoy-ratelimited"},
+		{"overload", mesh.ServerConfig{MaxRequests: 1}, "x-envoy-overloaded"},
+		{"rate", mesh.ServerConfig{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}, "x-envoy-ratelimited"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			noLeaks(t)
