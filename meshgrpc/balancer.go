@@ -17,6 +17,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/policy/limit"
 )
 
 // BalancerName is the load balancer of [DialOptions] in a service config. It works only with calls of these options.
@@ -71,8 +72,8 @@ func (b *connections) choose(link *mesh.Link, c *client, waits *conn) (ready, di
 			}
 		}
 		g := known.(*group)
-		if ready = g.pick(); ready != nil {
-			return ready, nil, nil
+		if ready, dialling = g.pick(); ready != nil || dialling != nil {
+			return ready, dialling, nil
 		}
 		if waits != nil {
 			if err := waits.failure.Load(); err != nil {
@@ -88,12 +89,7 @@ func (b *connections) choose(link *mesh.Link, c *client, waits *conn) (ready, di
 
 // open returns the group of a link that had none.
 func (b *connections) open(link *mesh.Link, c *client) (*group, error) {
-	limits := link.Limits()
-	g := &group{
-		owner: b, link: link,
-		streams: streamsPerConnection, calls: int64(limits.MaxRequestsPerConnection),
-		age: limits.MaxConnectionDuration, idle: idleTimeout(limits.IdleTimeout),
-	}
+	g := &group{owner: b, link: link, limits: limitsOf(link.Limits())}
 	b.mu.Lock()
 	closed := b.closed
 	known, loaded := g, false
@@ -215,19 +211,12 @@ func (m *membership) remove(g *group) {
 	m.mu.Unlock()
 }
 
-// streamsPerConnection is how many calls a connection has before another one is made beside it. A server limits the streams
-// of a connection, at 100 or more (RFC 9113, section 6.5.2), and gRPC has calls beyond wait without a word.
-const streamsPerConnection = 100
-
 // group is the connections of a ClientConn over one link. Usually it is one.
 type group struct {
-	owner   *connections
-	link    *mesh.Link
-	streams int64         // per connection
-	calls   int64         // per connection, in all; 0 for no limit
-	age     time.Duration // of a connection; 0 for no limit
-	idle    time.Duration // 0 for ever
-	ready   atomic.Pointer[[]*conn]
+	owner  *connections
+	link   *mesh.Link
+	limits limits
+	ready  atomic.Pointer[[]*conn]
 
 	mu       sync.Mutex
 	closed   bool
@@ -239,40 +228,73 @@ type group struct {
 
 var errGroupClosed = errors.New("closed")
 
-// pick returns a connection for a call, and nil if there is none. The call is counted.
-func (g *group) pick() *conn {
-	ready := g.ready.Load()
-	if ready == nil {
-		return nil
+// limits are those of the connections of a group. 0 means that there is none.
+type limits struct {
+	calls int64         // per connection
+	age   time.Duration // of a connection
+	idle  time.Duration
+	conns int
+}
+
+func limitsOf(config limit.PoolConfig) limits {
+	l := limits{
+		calls: int64(config.MaxRequestsPerConnection), age: config.MaxConnectionDuration, idle: config.IdleTimeout,
+		conns: config.MaxConnections,
 	}
-	best := (*ready)[0]
-	for _, c := range (*ready)[1:] {
+	switch {
+	case l.idle == 0:
+		l.idle = time.Hour
+	case l.idle < 0:
+		l.idle = 0
+	}
+	return l
+}
+
+// pick returns a connection for a call, which is counted on it, or the one that the call is to wait for, or neither if
+// there is none. A server that limits the streams of a connection lets those beyond wait without a word: they get another
+// connection.
+func (g *group) pick() (ready, dialling *conn) {
+	all := g.ready.Load()
+	if all == nil {
+		return nil, nil
+	}
+	best := (*all)[0]
+	for _, c := range (*all)[1:] {
 		if c.inFlight.Load() < best.inFlight.Load() {
 			best = c
 		}
 	}
-	if best.inFlight.Add(1) > g.streams {
-		_, _ = g.dial(false)
+	n := best.inFlight.Add(1)
+	if streams := best.streams.Load(); streams > 0 && n > streams {
+		if dialling, _ = g.dial(false); dialling != nil {
+			best.inFlight.Add(-1)
+			return nil, dialling
+		}
 	}
-	if g.calls > 0 || g.age > 0 || g.idle > 0 {
+	if l := &g.limits; l.calls > 0 || l.age > 0 || l.idle > 0 {
 		n := best.served.Add(1)
-		if g.calls > 0 && n >= g.calls || g.age > 0 && time.Since(best.born) >= g.age {
+		if l.calls > 0 && n >= l.calls || l.age > 0 && time.Since(best.born) >= l.age {
 			best.retire() // this is its last call
 		}
 	}
-	return best
+	return best, nil
 }
 
-// dial has a connection made, unless one is already. Without first, it is an additional one.
+// dial has a connection made, unless one is already, and returns it. Without first, it is an additional one, of which there
+// may be none.
 func (g *group) dial(first bool) (*conn, error) {
 	g.mu.Lock()
 	if g.closed {
 		g.mu.Unlock()
 		return nil, errGroupClosed
 	}
-	if g.dialling != nil || !first && time.Now().Before(g.later) {
-		defer g.mu.Unlock()
-		return g.dialling, nil
+	if c := g.dialling; c != nil {
+		g.mu.Unlock()
+		return c, nil
+	}
+	if !first && (g.limits.conns > 0 && len(g.all) >= g.limits.conns || time.Now().Before(g.later)) {
+		g.mu.Unlock()
+		return nil, nil
 	}
 	c := &conn{group: g, state: connectivity.Idle, extra: !first}
 	g.dialling = c
@@ -354,6 +376,7 @@ type conn struct {
 	group    *group
 	inFlight atomic.Int64
 	served   atomic.Int64          // calls, where somebody wants to know
+	streams  atomic.Int64          // how many the server allows at a time; 0 for any number
 	secured  atomic.Bool           // by our credentials
 	failure  atomic.Pointer[error] // why it could not be made
 
@@ -419,8 +442,8 @@ func (c *conn) ready() {
 	if g.dialling == c {
 		g.dialling = nil
 	}
-	if g.idle > 0 && !c.over {
-		c.idle = time.AfterFunc(g.idle, func() { c.expire(-1) })
+	if idle := g.limits.idle; idle > 0 && !c.over {
+		c.idle = time.AfterFunc(idle, func() { c.expire(-1) })
 	}
 	g.mu.Unlock()
 	c.move(connectivity.Ready)
@@ -436,7 +459,7 @@ func (c *conn) expire(served int64) {
 	g := c.group
 	g.mu.Lock()
 	if !c.over {
-		c.idle = time.AfterFunc(g.idle, func() { c.expire(now) })
+		c.idle = time.AfterFunc(g.limits.idle, func() { c.expire(now) })
 	}
 	g.mu.Unlock()
 }
@@ -456,7 +479,7 @@ func (c *conn) release() {
 		return
 	}
 	g := c.group
-	if g.calls == 0 && g.age == 0 && !c.extra {
+	if g.limits.calls == 0 && g.limits.age == 0 {
 		return
 	}
 	g.mu.Lock()
@@ -491,14 +514,4 @@ func (c *conn) shutdown(err error) {
 // connectError is the failure of a connection as the mesh knows it.
 func connectError(address string, err error) error {
 	return &net.OpError{Op: "dial", Net: "tcp", Err: fmt.Errorf("%s: %w", address, err)}
-}
-
-func idleTimeout(d time.Duration) time.Duration {
-	switch {
-	case d > 0:
-		return d
-	case d < 0:
-		return 0
-	}
-	return time.Hour
 }

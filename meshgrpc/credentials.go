@@ -3,9 +3,11 @@ package meshgrpc
 import (
 	"context"
 	"crypto/tls"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/attributes"
@@ -56,7 +58,7 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 	config := c.group.link.TLS()
 	if config == nil {
 		c.secured.Store(true)
-		return raw, plaintext{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}, nil
+		return &settingsReader{Conn: raw, conn: c}, plaintext{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}, nil
 	}
 	config = config.Clone()
 	config.NextProtos = []string{"h2"}
@@ -76,7 +78,7 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 		return nil, nil, err
 	}
 	c.secured.Store(true)
-	return secure, verified{tlsInfo(secure.ConnectionState())}, nil
+	return &settingsReader{Conn: secure, conn: c}, verified{tlsInfo(secure.ConnectionState())}, nil
 }
 
 func connectTimeout(d time.Duration) time.Duration {
@@ -133,4 +135,47 @@ func tlsInfo(state tls.ConnectionState) credentials.TLSInfo {
 		}
 	}
 	return info
+}
+
+// settingsReader reads along, in what a server sends first, how many streams it allows on the connection: gRPC does not tell.
+// The first frame is a SETTINGS frame (RFC 9113, section 3.4), and gRPC takes the connection for ready when it has read it.
+type settingsReader struct {
+	net.Conn
+	conn *conn
+	seen []byte
+	done bool
+}
+
+func (r *settingsReader) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	if !r.done {
+		r.look(p[:n])
+	}
+	return n, err
+}
+
+func (r *settingsReader) look(p []byte) {
+	const (
+		header   = 9
+		setting  = 6
+		settings = 0x4 // the type of the frame
+		streams  = 0x3 // SETTINGS_MAX_CONCURRENT_STREAMS
+		enough   = header + 64*setting
+	)
+	r.seen = append(r.seen, p[:min(len(p), enough-len(r.seen))]...)
+	if len(r.seen) < header {
+		return
+	}
+	size := int(r.seen[0])<<16 | int(r.seen[1])<<8 | int(r.seen[2])
+	if len(r.seen) < header+size && len(r.seen) < enough {
+		return
+	}
+	if r.seen[3] == settings {
+		for s := range slices.Chunk(r.seen[header:min(header+size, len(r.seen))], setting) {
+			if len(s) == setting && binary.BigEndian.Uint16(s) == streams {
+				r.conn.streams.Store(int64(max(1, binary.BigEndian.Uint32(s[2:]))))
+			}
+		}
+	}
+	r.done, r.seen = true, nil
 }

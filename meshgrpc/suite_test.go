@@ -174,9 +174,9 @@ func TestSuite(t *testing.T) {
 		{
 			name:  "split",
 			rule:  "\n  subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]",
-			calls: 1000, scripts: []string{"ok", "ok"},
+			calls: 400, scripts: []string{"ok", "ok"},
 			routes: "  - route: [{destination: {host: api, subset: v1}, weight: 90}, {destination: {host: api, subset: v2}, weight: 10}]\n",
-			want:   map[string][2]int{"v1": {850, 950}, "v2": {50, 150}},
+			want:   map[string][2]int{"v1": {330, 384}, "v2": {16, 70}},
 		},
 		{
 			name: "by header and path",
@@ -189,9 +189,9 @@ func TestSuite(t *testing.T) {
 		{
 			name:   "retries",
 			routes: "  - route: [{destination: {host: api}}]\n    retries: {attempts: 2, retryOn: \"5xx,unavailable\"}\n",
-			calls:  30, scripts: []string{"ok", "unavailable", "unavailable"},
-			want:     map[string][2]int{"v1": {30, 30}},
-			requests: [][2]int{{30, 30}, {10, 30}, {10, 30}},
+			calls:  12, scripts: []string{"ok", "unavailable", "unavailable"},
+			want:     map[string][2]int{"v1": {12, 12}},
+			requests: [][2]int{{12, 12}, {4, 12}, {4, 12}},
 		},
 		{
 			name:   "no retries",
@@ -204,8 +204,8 @@ func TestSuite(t *testing.T) {
 			name: "retries used up",
 			routes: "  - route: [{destination: {host: api}}]\n" +
 				"    retries: {attempts: 2, retryOn: \"5xx,unavailable\"}\n",
-			calls: 10, scripts: []string{"unavailable"},
-			want: map[string][2]int{"unavailable": {10, 10}}, requests: [][2]int{{30, 30}},
+			calls: 4, scripts: []string{"unavailable"},
+			want: map[string][2]int{"unavailable": {4, 4}}, requests: [][2]int{{12, 12}},
 		},
 		{
 			name: "ejection", rule: outlier,

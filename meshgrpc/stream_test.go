@@ -1,0 +1,398 @@
+package meshgrpc_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/policy"
+)
+
+// watched counts the calls and tries that the mesh has not seen the end of.
+type watched struct{ calls, tries, ends atomic.Int64 }
+
+func (w *watched) observer() mesh.Option {
+	return mesh.WithObserver(mesh.Observer{
+		CallStart:    func(ctx context.Context, _ *mesh.Call) context.Context { w.calls.Add(1); return ctx },
+		CallEnd:      func(context.Context, *mesh.Call) { w.calls.Add(-1); w.ends.Add(1) },
+		AttemptStart: func(ctx context.Context, _ *mesh.Attempt) context.Context { w.tries.Add(1); return ctx },
+		AttemptEnd:   func(context.Context, *mesh.Attempt) { w.tries.Add(-1) },
+	})
+}
+
+// settled fails the test unless everything that began has ended.
+func (w *watched) settled(t *testing.T) {
+	t.Helper()
+	if !poll(5*time.Second, func() bool { return w.calls.Load() == 0 && w.tries.Load() == 0 }) {
+		t.Errorf("%d calls and %d tries have no end", w.calls.Load(), w.tries.Load())
+	}
+}
+
+// A stream is ended, in one of several ways, at every point of its life. The mesh sees the end of each, once.
+func TestStreamLifecycle(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	registry.Set("echo", serve(t, echoStreams), serve(t, echoStreams))
+	var w watched
+	m := newMesh(t, threeTries, mesh.WithDiscovery(&registry), w.observer())
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	const points = 7
+	for _, way := range []string{"cancel", "deadline", "half-close", "caller's OnFinish"} {
+		for point := range points {
+			t.Run(fmt.Sprintf("%s at %d", way, point), func(t *testing.T) {
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				want := codes.Canceled
+				end := cancel
+				if way == "deadline" {
+					want = codes.DeadlineExceeded
+					var expire context.CancelFunc
+					ctx, expire = context.WithTimeout(ctx, 20*time.Millisecond)
+					defer expire()
+					end = func() { <-ctx.Done() }
+				}
+				finished := make(chan error, 2)
+				if point == 0 && way != "half-close" {
+					end()
+				}
+				stream, err := client.FullDuplexCall(ctx, grpc.OnFinish(func(err error) { finished <- err }))
+				if err != nil {
+					if status.Code(err) != want {
+						t.Errorf("new stream: %v, want %v", err, want)
+					}
+					if got := <-finished; status.Code(got) != want {
+						t.Errorf("OnFinish(%v), want %v", got, want)
+					}
+					return
+				}
+				ended := false
+				at := func(p int) {
+					if p == point && !ended {
+						ended = true
+						if way == "half-close" {
+							if err := stream.CloseSend(); err != nil {
+								t.Error(err)
+							}
+							want = codes.OK
+							return
+						}
+						end()
+					}
+				}
+				at(0)
+				at(1)
+				for i := range 2 {
+					if ended {
+						break
+					}
+					if err := stream.Send(&grpctest.In{}); err != nil && !ended {
+						break // the deadline came early on a slow machine; Recv says so
+					}
+					at(2 + 2*i)
+					if ended {
+						break
+					}
+					if _, err := stream.Recv(); err != nil {
+						break
+					}
+					at(3 + 2*i)
+				}
+				at(6)
+				if !ended {
+					end()
+				}
+				for err == nil {
+					_, err = stream.Recv()
+				}
+				if err == io.EOF {
+					err = nil
+				}
+				if status.Code(err) != want {
+					t.Errorf("end of stream: %v, want %v", err, want)
+				}
+				if got := <-finished; status.Code(got) != want {
+					t.Errorf("OnFinish(%v), want %v", got, want)
+				}
+				if len(finished) > 0 {
+					t.Error("OnFinish was called twice")
+				}
+			})
+		}
+	}
+	w.settled(t)
+}
+
+// A stream that its caller leaves without a word ends with its context, or with the connection.
+func TestStreamAbandoned(t *testing.T) {
+	for _, way := range []string{"cancel", "close"} {
+		t.Run(way, func(t *testing.T) {
+			noLeaks(t)
+			var registry discovery.Memory
+			registry.Set("echo", serve(t, echoStreams))
+			var w watched
+			m := newMesh(t, "", mesh.WithDiscovery(&registry), w.observer())
+			conn := connect(t, m, "mesh:///echo")
+			client := grpctest.NewClient(conn)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			for i := range 10 {
+				stream, err := client.FullDuplexCall(ctx)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if i%2 == 0 {
+					continue // not even answered
+				}
+				if err := stream.Send(&grpctest.In{}); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := stream.Recv(); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if way == "cancel" {
+				cancel()
+			} else {
+				conn.Close()
+			}
+			w.settled(t)
+			if n := w.ends.Load(); n != 10 {
+				t.Errorf("%d calls ended, want 10", n)
+			}
+		})
+	}
+}
+
+// What was sent beyond the bound cannot be sent again.
+func TestStreamBuffer(t *testing.T) {
+	noLeaks(t)
+	var tries atomic.Int64
+	var read atomic.Int64
+	_, conn := one(t, threeTries, []discovery.Endpoint{serve(t, &grpctest.Service{
+		Input: func(stream grpctest.UploadServer) error {
+			n := tries.Add(1)
+			for size := 0; ; {
+				in, err := stream.Recv()
+				if err == io.EOF {
+					read.Store(int64(size))
+					if n < 3 {
+						return status.Error(codes.Unavailable, "not yet")
+					}
+					return stream.SendAndClose(&grpctest.Sum{AggregatedPayloadSize: int32(size)})
+				}
+				if err != nil {
+					return err
+				}
+				size += len(in.GetPayload().GetBody())
+			}
+		},
+	})})
+	client := grpctest.NewClient(conn)
+	for _, test := range []struct {
+		name     string
+		messages int // of 1,000 bytes
+		opts     []grpc.CallOption
+		want     codes.Code
+		tries    int64
+	}{
+		{"within", 250, nil, codes.OK, 3},
+		{"beyond", 300, nil, codes.Unavailable, 1},
+		{"beyond the caller's bound", 20, []grpc.CallOption{grpc.MaxRetryRPCBufferSize(10_000)}, codes.Unavailable, 1},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			tries.Store(0)
+			stream, err := client.StreamingInputCall(t.Context(), test.opts...)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range test.messages {
+				if err := stream.Send(&grpctest.Upload{Payload: &grpc_testing.Payload{Body: make([]byte, 1000)}}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			sum, err := stream.CloseAndRecv()
+			if status.Code(err) != test.want || tries.Load() != test.tries {
+				t.Errorf("%v after %d tries, want %v after %d", err, tries.Load(), test.want, test.tries)
+			}
+			if err == nil && int(sum.AggregatedPayloadSize) != test.messages*1000 {
+				t.Errorf("the last try was sent %d bytes, want %d", sum.AggregatedPayloadSize, test.messages*1000)
+			}
+		})
+	}
+}
+
+// Endpoints come and go while calls of every kind are made. No call fails.
+func TestStreamChurn(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	var endpoints []discovery.Endpoint
+	for range 6 {
+		endpoints = append(endpoints, serve(t, echoStreams))
+	}
+	registry.Set("echo", endpoints[:3]...)
+	var w watched
+	m := newMesh(t, threeTries, mesh.WithDiscovery(&registry), w.observer())
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	stop := make(chan struct{})
+	var churn, callers sync.WaitGroup
+	churn.Go(func() {
+		for {
+			rand.Shuffle(len(endpoints), func(i, j int) { endpoints[i], endpoints[j] = endpoints[j], endpoints[i] })
+			registry.Set("echo", endpoints[:1+rand.IntN(len(endpoints))]...)
+			select {
+			case <-stop:
+				return
+			case <-time.After(time.Millisecond):
+			}
+		}
+	})
+	calls := []func() error{
+		func() error { _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); return err },
+		func() error {
+			stream, err := client.FullDuplexCall(t.Context())
+			for range 3 {
+				if err == nil {
+					if err = stream.Send(&grpctest.In{}); err == nil {
+						_, err = stream.Recv()
+					}
+				}
+			}
+			if err == nil {
+				stream.CloseSend()
+				if _, err = stream.Recv(); err == io.EOF {
+					err = nil
+				}
+			}
+			return err
+		},
+		func() error {
+			stream, err := client.StreamingInputCall(t.Context())
+			for range 3 {
+				if err == nil {
+					err = stream.Send(&grpctest.Upload{})
+				}
+			}
+			if err == nil {
+				var sum *grpctest.Sum
+				if sum, err = stream.CloseAndRecv(); err == nil && sum.AggregatedPayloadSize != 3 {
+					err = fmt.Errorf("%d messages arrived of 3", sum.AggregatedPayloadSize)
+				}
+			}
+			return err
+		},
+		func() error {
+			stream, err := client.StreamingOutputCall(t.Context(),
+				&grpctest.In{ResponseParameters: make([]*grpc_testing.ResponseParameters, 3)})
+			n := 0
+			for err == nil {
+				if _, err = stream.Recv(); err == nil {
+					n++
+				}
+			}
+			if err == io.EOF && n == 3 {
+				return nil
+			}
+			return fmt.Errorf("%d messages of 3, and %w", n, err)
+		},
+	}
+	for _, call := range calls {
+		for range 2 {
+			callers.Go(func() {
+				for range 150 {
+					if err := call(); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+	}
+	callers.Wait()
+	close(stop)
+	churn.Wait()
+	w.settled(t)
+}
+
+// A reload changes where the next call of a live connection goes; a stream stays where it is.
+func TestReload(t *testing.T) {
+	noLeaks(t)
+	named := func(name string) *grpctest.Service {
+		return &grpctest.Service{
+			Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
+				return &grpctest.Response{Username: name}, nil
+			},
+			Bidi: func(stream grpctest.BidiServer) error {
+				_ = stream.SetHeader(metadata.Pairs("x-version", name))
+				return echoStreams.Bidi(stream)
+			},
+		}
+	}
+	var registry discovery.Memory
+	var endpoints []discovery.Endpoint
+	for _, name := range []string{"v1", "v2"} {
+		e := serve(t, named(name))
+		e.Labels = map[string]string{"version": name}
+		endpoints = append(endpoints, e)
+	}
+	registry.Set("echo", endpoints...)
+	documents := func(subset string) string {
+		return `
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: echo}
+spec: {host: echo, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: echo}
+spec: {hosts: [echo], http: [{route: [{destination: {host: echo, subset: ` + subset + `}}]}]}
+`
+	}
+	m := newMesh(t, documents("v1"), mesh.WithDiscovery(&registry))
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	stream, err := client.FullDuplexCall(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&grpctest.In{}); err != nil {
+		t.Fatal(err)
+	}
+	if header, err := stream.Header(); err != nil || header["x-version"][0] != "v1" {
+		t.Fatalf("header %v, %v", header, err)
+	}
+	for i := range 10 {
+		subset := "v" + strconv.Itoa(1+i%2)
+		if err := m.Apply(policy.Source{Name: "test.yaml", Data: []byte(documents(subset))}); err != nil {
+			t.Fatal(err)
+		}
+		reply, err := client.UnaryCall(t.Context(), &grpctest.Request{})
+		if err != nil || reply.Username != subset {
+			t.Fatalf("reply %v, %v, want %s", reply, err, subset)
+		}
+		if err := stream.Send(&grpctest.In{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream.CloseSend()
+	_, _ = stream.Recv()
+	if _, err := stream.Recv(); err != io.EOF {
+		t.Errorf("end of stream: %v", err)
+	}
+}
