@@ -3,6 +3,7 @@ package meshgrpc
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -40,7 +41,7 @@ func (balancerBuilder) Build(cc balancer.ClientConn, _ balancer.BuildOptions) ba
 // all that is known of endpoints outlives them: a ClientConn that goes idle loses its balancer.
 type connections struct {
 	cc     balancer.ClientConn
-	groups sync.Map // *mesh.Link to *group
+	groups table
 
 	mu     sync.Mutex
 	closed bool
@@ -64,14 +65,12 @@ func (b *connections) Pick(info balancer.PickInfo) (balancer.PickResult, error) 
 
 // choose returns a connection of link, counted, or the one that is being made. waits is the one that the call waited for.
 func (b *connections) choose(link *mesh.Link, c *client, waits *conn) (ready, dialling *conn, err error) {
-	for {
-		known, ok := b.groups.Load(link)
-		if !ok {
-			if known, err = b.open(link, c); err != nil {
+	for g := b.groups.get(link); ; g = nil {
+		if g == nil {
+			if g, err = b.open(link, c); err != nil {
 				return nil, nil, err
 			}
 		}
-		g := known.(*group)
 		if ready, dialling = g.pick(); ready != nil || dialling != nil {
 			return ready, dialling, nil
 		}
@@ -83,7 +82,7 @@ func (b *connections) choose(link *mesh.Link, c *client, waits *conn) (ready, di
 		if dialling, err = g.dial(true); err != errGroupClosed {
 			return nil, dialling, err
 		}
-		b.groups.CompareAndDelete(link, g)
+		b.groups.remove(g)
 	}
 }
 
@@ -91,18 +90,13 @@ func (b *connections) choose(link *mesh.Link, c *client, waits *conn) (ready, di
 func (b *connections) open(link *mesh.Link, c *client) (*group, error) {
 	g := &group{owner: b, link: link, limits: limitsOf(link.Limits())}
 	b.mu.Lock()
-	closed := b.closed
-	known, loaded := g, false
-	if !closed {
-		var k any
-		k, loaded = b.groups.LoadOrStore(link, g)
-		known = k.(*group)
-	}
-	b.mu.Unlock()
-	switch {
-	case closed:
+	if b.closed {
+		b.mu.Unlock()
 		return nil, errBalancerClosed
-	case !loaded && !c.watch(g):
+	}
+	known := b.groups.add(g)
+	b.mu.Unlock()
+	if known == g && !c.watch(g) {
 		g.close()
 		return nil, errBalancerClosed // the link is in use, so this cannot be
 	}
@@ -158,10 +152,77 @@ func (b *connections) Close() {
 	b.mu.Lock()
 	b.closed = true
 	b.mu.Unlock()
-	b.groups.Range(func(_, g any) bool {
-		g.(*group).close()
-		return true
-	})
+	for _, g := range b.groups.list() {
+		g.close()
+	}
+}
+
+// table finds the groups of links. Links come and go seldom, and are looked up with every call: what is looked up often is in
+// a map that does not change.
+type table struct {
+	read atomic.Pointer[map[*mesh.Link]*group] // some of all, and some that are gone
+
+	mu     sync.Mutex
+	all    map[*mesh.Link]*group
+	missed int // lookups, since read is what it is
+	gone   int // of read
+}
+
+func (t *table) get(link *mesh.Link) *group {
+	if read := t.read.Load(); read != nil {
+		if g := (*read)[link]; g != nil {
+			return g
+		}
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	g := t.all[link]
+	if g != nil {
+		if t.missed++; t.missed > len(t.all) {
+			t.publishLocked()
+		}
+	}
+	return g
+}
+
+func (t *table) publishLocked() {
+	read := maps.Clone(t.all)
+	t.read.Store(&read)
+	t.missed, t.gone = 0, 0
+}
+
+// add adds g, unless its link has a group, and returns that or g.
+func (t *table) add(g *group) *group {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if known := t.all[g.link]; known != nil {
+		return known
+	}
+	if t.all == nil {
+		t.all = make(map[*mesh.Link]*group)
+	}
+	t.all[g.link] = g
+	return g
+}
+
+func (t *table) remove(g *group) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.all[g.link] != g {
+		return
+	}
+	delete(t.all, g.link)
+	if read := t.read.Load(); read != nil && (*read)[g.link] == g {
+		if t.gone++; 2*t.gone > len(*read) {
+			t.publishLocked()
+		}
+	}
+}
+
+func (t *table) list() []*group {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return slices.Collect(maps.Values(t.all))
 }
 
 // membership is the groups of a link: one for each ClientConn that uses it.
@@ -213,10 +274,11 @@ func (m *membership) remove(g *group) {
 
 // group is the connections of a ClientConn over one link. Usually it is one.
 type group struct {
+	only   atomic.Pointer[conn]    // the one in ready, if it is one
+	ready  atomic.Pointer[[]*conn] // nil if there is none
+	limits limits
 	owner  *connections
 	link   *mesh.Link
-	limits limits
-	ready  atomic.Pointer[[]*conn]
 
 	mu       sync.Mutex
 	closed   bool
@@ -254,14 +316,17 @@ func limitsOf(config limit.PoolConfig) limits {
 // there is none. A server that limits the streams of a connection lets those beyond wait without a word: they get another
 // connection.
 func (g *group) pick() (ready, dialling *conn) {
-	all := g.ready.Load()
-	if all == nil {
-		return nil, nil
-	}
-	best := (*all)[0]
-	for _, c := range (*all)[1:] {
-		if c.inFlight.Load() < best.inFlight.Load() {
-			best = c
+	best := g.only.Load()
+	if best == nil {
+		all := g.ready.Load()
+		if all == nil {
+			return nil, nil
+		}
+		best = (*all)[0]
+		for _, c := range (*all)[1:] {
+			if c.inFlight.Load() < best.inFlight.Load() {
+				best = c
+			}
 		}
 	}
 	n := best.inFlight.Add(1)
@@ -349,9 +414,13 @@ func (g *group) publishLocked() {
 			ready = append(ready, c)
 		}
 	}
-	if len(ready) == 0 {
+	g.only.Store(nil)
+	switch len(ready) {
+	case 0:
 		g.ready.Store(nil)
 		return
+	case 1:
+		g.only.Store(ready[0])
 	}
 	g.ready.Store(&ready)
 }
@@ -362,7 +431,7 @@ func (g *group) close() {
 	g.closed = true
 	all, members := slices.Clone(g.all), g.members
 	g.mu.Unlock()
-	g.owner.groups.CompareAndDelete(g.link, g)
+	g.owner.groups.remove(g)
 	if members != nil {
 		members.remove(g)
 	}
@@ -373,10 +442,10 @@ func (g *group) close() {
 
 // conn is one connection.
 type conn struct {
-	group    *group
 	inFlight atomic.Int64
-	served   atomic.Int64          // calls, where somebody wants to know
-	streams  atomic.Int64          // how many the server allows at a time; 0 for any number
+	served   atomic.Int64 // calls, where somebody wants to know
+	streams  atomic.Int64 // how many the server allows at a time; 0 for any number
+	group    *group
 	secured  atomic.Bool           // by our credentials
 	failure  atomic.Pointer[error] // why it could not be made
 

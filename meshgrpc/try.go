@@ -158,6 +158,9 @@ func (t *try) outcome(err error, committed bool) (*http.Response, error) {
 	default:
 		t.rest = lost(err)
 		if t.rest == nil && !t.received {
+			if t.code != codes.Unavailable {
+				return nil, refusal.Because(err) // of a message, again
+			}
 			t.rest = err
 		}
 		committed = committed || t.received

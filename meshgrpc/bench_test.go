@@ -1,0 +1,177 @@
+package meshgrpc
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/balancer"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/grpctest"
+)
+
+// loopback returns a server and n endpoints at which it can be reached.
+func loopback(t testing.TB, n int) (address string, endpoints []discovery.Endpoint) {
+	t.Helper()
+	address = grpctest.Serve(t, &grpctest.Service{Unary: grpctest.Echo})
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var number int
+	fmt.Sscan(port, &number)
+	for range n {
+		endpoints = append(endpoints, discovery.Endpoint{Address: "127.0.0.1", Port: number})
+	}
+	return address, endpoints
+}
+
+func through(t testing.TB, endpoints []discovery.Endpoint, opts ...grpc.DialOption) *grpc.ClientConn {
+	t.Helper()
+	var registry discovery.Memory
+	registry.Set("echo", endpoints...)
+	m, err := mesh.New(context.Background(), mesh.WithDiscovery(&registry))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	conn, err := grpc.NewClient("mesh:///echo", append(DialOptions(m), opts...)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// TestAllocations compares a call to one over a bare ClientConn. What server and connection allocate is in both.
+func TestAllocations(t *testing.T) {
+	address, endpoints := loopback(t, 1)
+	measure := func(conn *grpc.ClientConn) float64 {
+		request, reply := &grpctest.Request{}, &grpctest.Response{}
+		return testing.AllocsPerRun(500, func() {
+			if err := conn.Invoke(t.Context(), grpctest.UnaryMethod, request, reply); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	bare, meshed := measure(grpctest.Dial(t, address)), measure(through(t, endpoints))
+	t.Logf("%v allocations, %v of a bare ClientConn", meshed, bare)
+	if meshed > bare+8 {
+		t.Errorf("%v allocations, want at most 8 more than the %v of a bare ClientConn", meshed, bare)
+	}
+}
+
+func BenchmarkUnary(b *testing.B) {
+	address, endpoints := loopback(b, 1)
+	for _, test := range []struct {
+		name string
+		conn *grpc.ClientConn
+	}{{"bare", grpctest.Dial(b, address)}, {"mesh", through(b, endpoints)}} {
+		b.Run(test.name, func(b *testing.B) {
+			b.ReportAllocs()
+			request, reply := &grpctest.Request{}, &grpctest.Response{}
+			for b.Loop() {
+				if err := test.conn.Invoke(b.Context(), grpctest.UnaryMethod, request, reply); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// picks returns tries of a call that are about to be given connections, of n endpoints, which are there.
+func picks(t testing.TB, n int) []*try {
+	t.Helper()
+	ln, err := net.Listen("tcp", "0.0.0.0:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := grpc.NewServer()
+	srv.RegisterService(&grpc.ServiceDesc{ServiceName: "none", HandlerType: (*any)(nil)}, nil)
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = srv.Serve(ln) })
+	t.Cleanup(func() {
+		srv.Stop()
+		serving.Wait()
+	})
+	var endpoints []discovery.Endpoint
+	for i := range n {
+		endpoints = append(endpoints, discovery.Endpoint{
+			Address: fmt.Sprintf("127.1.%d.%d", i/250, 1+i%250), Port: ln.Addr().(*net.TCPAddr).Port,
+		})
+	}
+	seen := make(map[*mesh.Link]*try)
+	conn := through(t, endpoints, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any,
+		cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		err := invoker(ctx, method, in, out, cc, opts...)
+		used := ctx.Value(tryKey{}).(*try)
+		seen[used.link] = &try{Context: context.Background(), call: used.call, mesh: used.mesh, link: used.link}
+		return err
+	}))
+	for i := 0; len(seen) < n; i++ {
+		if i > 100*n {
+			t.Fatalf("%d of %d endpoints were called", len(seen), n)
+		}
+		_ = conn.Invoke(t.Context(), "/none/None", &grpctest.Request{}, &grpctest.Response{})
+	}
+	var tries []*try
+	for _, t := range seen {
+		t.done = t.ended
+		tries = append(tries, t)
+	}
+	return tries
+}
+
+// connectionsOf returns the picker that gives t its connections.
+func connectionsOf(t testing.TB, tr *try) *connections {
+	t.Helper()
+	var found *connections
+	tr.call.client.links.Range(func(_, m any) bool {
+		for g := range m.(*membership).groups {
+			found = g.owner
+		}
+		return false
+	})
+	return found
+}
+
+func TestPickAllocations(t *testing.T) {
+	tries := picks(t, 3)
+	picker := connectionsOf(t, tries[0])
+	if n := testing.AllocsPerRun(100, func() { pickOne(t, picker, tries[0]) }); n > 0 {
+		t.Errorf("%v allocations of a pick, want none", n)
+	}
+}
+
+func pickOne(t testing.TB, picker balancer.Picker, tr *try) {
+	result, err := picker.Pick(balancer.PickInfo{Ctx: tr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	result.Done(balancer.DoneInfo{})
+	tr.given = false
+}
+
+// BenchmarkPick is what gRPC asks for a connection and says that a call is over. The endpoint is chosen already.
+func BenchmarkPick(b *testing.B) {
+	for _, n := range []int{3, 100, 1000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			tries := picks(b, n)
+			picker := connectionsOf(b, tries[0])
+			b.ReportAllocs()
+			i, tr := 0, tries[0] // a try is new, and in reach of the processor; what it finds may not be
+			for b.Loop() {
+				tr.link = tries[i].link
+				pickOne(b, picker, tr)
+				if i++; i == n {
+					i = 0
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,349 @@
+package meshgrpc_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/policy/limit"
+)
+
+// What documents do to headers, path and authority reaches the wire, and the caller.
+func TestRewrites(t *testing.T) {
+	noLeaks(t)
+	var seen metadata.MD
+	var method string
+	_, conn := one(t, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: echo}
+spec:
+  hosts: [echo]
+  http:
+  - match: [{headers: {x-mode: {exact: rewritten}}, uri: {exact: /old.Service/OldMethod}}]
+    rewrite: {uri: /grpc.testing.TestService/UnaryCall, authority: other.example.com}
+    headers:
+      request: {set: {x-added: "1"}, remove: [x-removed]}
+      response: {set: {x-answer: changed}, remove: [x-secret]}
+    route: [{destination: {host: echo}}]
+  - route: [{destination: {host: echo}}]
+`, []discovery.Endpoint{serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			seen, _ = metadata.FromIncomingContext(ctx)
+			method, _ = grpc.Method(ctx)
+			return &grpctest.Response{}, grpc.SetHeader(ctx, metadata.Pairs("x-answer", "server's", "x-secret", "1", "x-kept", "2"))
+		},
+	})})
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "x-mode", "rewritten", "x-removed", "1", "x-data-bin", "\x00\xff")
+	var header metadata.MD
+	if err := conn.Invoke(ctx, "/old.Service/OldMethod", &grpctest.Request{}, &grpctest.Response{}, grpc.Header(&header)); err != nil {
+		t.Fatal(err)
+	}
+	if method != grpctest.UnaryMethod {
+		t.Errorf("method %q, want %q", method, grpctest.UnaryMethod)
+	}
+	for key, want := range map[string][]string{":authority": {"other.example.com"}, "x-added": {"1"}, "x-removed": nil,
+		"x-mode": {"rewritten"}, "x-data-bin": {"\x00\xff"}, "content-type": {"application/grpc"}} {
+		if !slices.Equal(seen[key], want) {
+			t.Errorf("the server saw %s: %q, want %q", key, seen[key], want)
+		}
+	}
+	for key, want := range map[string][]string{"x-answer": {"changed"}, "x-secret": nil, "x-kept": {"2"}} {
+		if !slices.Equal(header[key], want) {
+			t.Errorf("the caller saw %s: %q, want %q", key, header[key], want)
+		}
+	}
+}
+
+// Unary calls are mirrored: the copy is what the message was, whatever becomes of that. Streams are not.
+func TestMirror(t *testing.T) {
+	noLeaks(t)
+	copies := make(chan string, 100)
+	var registry discovery.Memory
+	registry.Set("echo", serve(t, echoStreams))
+	registry.Set("shadow", serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			md, _ := metadata.FromIncomingContext(ctx)
+			copies <- md[":authority"][0] + " " + string(in.Payload.Body)
+			return nil, status.Error(codes.Internal, "nobody is to see this")
+		},
+	}))
+	dropped := make(chan error, 1)
+	m := newMesh(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+		StateChange: func(change mesh.StateChange) {
+			if change.Kind == mesh.MirrorDropped {
+				dropped <- change.Err
+			}
+		},
+	}))
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	message := &grpctest.Request{Payload: &grpc_testing.Payload{}}
+	for i := range 20 {
+		want := bytes.Repeat([]byte{byte('a' + i)}, 10)
+		message.Payload.Body = want
+		reply, err := client.UnaryCall(t.Context(), message)
+		if err != nil {
+			t.Fatal(err)
+		}
+		message.Payload.Body = []byte("changed")
+		if got := reply.GetPayload().GetBody(); !bytes.Equal(got, want) {
+			t.Errorf("reply %q, want %q", got, want)
+		}
+		if got := <-copies; got != "echo-shadow "+string(want) {
+			t.Errorf("the mirror saw %q, want %q", got, want)
+		}
+	}
+	stream, err := client.FullDuplexCall(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	stream.CloseSend()
+	if _, err := stream.Recv(); err != io.EOF {
+		t.Error(err)
+	}
+	if err := <-dropped; !strings.Contains(err.Error(), "streams are not mirrored") {
+		t.Errorf("dropped: %v", err)
+	}
+}
+
+// The server says when to come back, or never to (gRFC A6); a retry says that it is one.
+func TestPushback(t *testing.T) {
+	noLeaks(t)
+	var tries atomic.Int64
+	var pushback, previous atomic.Value
+	answer := func(ctx context.Context) error {
+		md, _ := metadata.FromIncomingContext(ctx)
+		previous.Store(strings.Join(md["grpc-previous-rpc-attempts"], ","))
+		if tries.Add(1) == 1 {
+			if p := pushback.Load().(string); p != "" {
+				_ = grpc.SetTrailer(ctx, metadata.Pairs("grpc-retry-pushback-ms", p))
+			}
+			return status.Error(codes.Unavailable, "come back")
+		}
+		return nil
+	}
+	_, conn := one(t, threeTries, []discovery.Endpoint{serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			return &grpctest.Response{}, answer(ctx)
+		},
+		Bidi: func(stream grpctest.BidiServer) error { return answer(stream.Context()) },
+	})})
+	client := grpctest.NewClient(conn)
+	calls := map[string]func() error{
+		"unary": func() error { _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); return err },
+		"stream": func() error {
+			stream, err := client.FullDuplexCall(t.Context())
+			if err == nil {
+				if _, err = stream.Recv(); err == io.EOF {
+					err = nil
+				}
+			}
+			return err
+		},
+	}
+	for kind, call := range calls {
+		for _, test := range []struct {
+			pushback string
+			tries    int64
+			wait     time.Duration
+		}{{"", 2, 0}, {"300", 2, 300 * time.Millisecond}, {"-1", 1, 0}, {"soon", 1, 0}} {
+			t.Run(kind+" "+test.pushback, func(t *testing.T) {
+				tries.Store(0)
+				pushback.Store(test.pushback)
+				start := time.Now()
+				err := call()
+				if tries.Load() != test.tries || (err == nil) != (test.tries == 2) {
+					t.Errorf("%v after %d tries, want %d", err, tries.Load(), test.tries)
+				}
+				if took := time.Since(start); took < test.wait {
+					t.Errorf("it took %v, want at least %v", took, test.wait)
+				}
+				if test.tries == 2 && previous.Load() != "1" {
+					t.Errorf("grpc-previous-rpc-attempts: %q, want 1", previous.Load())
+				}
+			})
+		}
+	}
+}
+
+// Errors are status errors, and what they stem from can be found.
+func TestErrors(t *testing.T) {
+	noLeaks(t)
+	refuses, block := dead(t), make(chan struct{})
+	var registry discovery.Memory
+	registry.Set("dead", refuses)
+	registry.Set("empty")
+	gate := serve(t, &grpctest.Service{Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+		<-block
+		return grpctest.Echo(ctx, in)
+	}})
+	t.Cleanup(func() { close(block) })
+	registry.Set("slow", gate)
+	registry.Set("echo", serve(t, echoStreams))
+	registry.Set("other", serve(t, echoStreams))
+	m := newMesh(t, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: slow}
+spec: {hosts: [slow], http: [{timeout: 30ms, route: [{destination: {host: slow}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: unrouted}
+spec: {hosts: [unrouted], http: [{match: [{uri: {exact: /no}}], route: [{destination: {host: echo}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: subset}
+spec: {hosts: [subset], http: [{route: [{destination: {host: echo, subset: none}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: aborted}
+spec: {hosts: [aborted], http: [{fault: {abort: {grpcStatus: DATA_LOSS, percentage: {value: 100}}}, route: [{destination: {host: other}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: moved}
+spec: {hosts: [moved], http: [{redirect: {uri: /elsewhere}}]}
+`, mesh.WithDiscovery(&registry), mesh.WithProtection(mesh.Protection{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}, "echo"))
+	for _, test := range []struct {
+		target string
+		code   codes.Code
+		layer  mesh.Layer // "" where it is an answer
+		is     error
+	}{
+		{"dead", codes.Unavailable, mesh.LayerEndpoint, nil},
+		{"empty", codes.Unavailable, mesh.LayerBalancer, balancer.ErrNoEndpoints},
+		{"slow", codes.DeadlineExceeded, mesh.LayerTimeout, context.DeadlineExceeded},
+		{"unrouted", codes.Unimplemented, "", nil},
+		{"subset", codes.Unavailable, mesh.LayerRoute, mesh.ErrUnknownSubset},
+		{"unknown", codes.Unavailable, mesh.LayerRoute, mesh.ErrNotInMesh},
+		{"aborted", codes.DataLoss, "", nil},
+		{"moved", codes.Unknown, "", nil},
+		{"echo", codes.OK, "", nil},
+		{"echo", codes.Unavailable, "", limit.ErrRateLimited},
+	} {
+		conn := connect(t, m, "mesh:///"+test.target)
+		client := grpctest.NewClient(conn)
+		check := func(what string, err error) {
+			t.Helper()
+			var failed *mesh.Error
+			if status.Code(err) != test.code || errors.As(err, &failed) != (test.layer != "") {
+				t.Errorf("%s: %s: %v (%v), want %v of layer %q", test.target, what, err, status.Code(err), test.code, test.layer)
+			} else if failed != nil && failed.Layer != test.layer || test.is != nil && !errors.Is(err, test.is) {
+				t.Errorf("%s: %s: %v, want layer %q and %v", test.target, what, err, test.layer, test.is)
+			}
+		}
+		_, err := client.UnaryCall(t.Context(), &grpctest.Request{})
+		check("unary", err)
+		if test.code == codes.OK || test.target == "slow" {
+			continue
+		}
+		stream, err := client.FullDuplexCall(t.Context())
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		check("stream", err)
+	}
+}
+
+// A call that cannot be encoded is nobody's fault but the caller's.
+func TestLocalErrors(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	registry.Set("echo", serve(t, echoStreams))
+	m := newMesh(t, threeTries+strings.Replace(ejecting, "maxEjectionPercent: 50", "maxEjectionPercent: 100", 1),
+		mesh.WithDiscovery(&registry), mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 2}}))
+	conn := connect(t, m, "mesh:///echo")
+	for range 10 {
+		if err := conn.Invoke(t.Context(), grpctest.UnaryMethod, "no message", &grpctest.Response{}); status.Code(err) != codes.Internal {
+			t.Fatalf("error %v, want Internal", err)
+		}
+		stream, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, "/grpc.testing.TestService/FullDuplexCall")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := stream.SendMsg("no message"); status.Code(err) != codes.Internal {
+			t.Fatalf("error %v, want Internal", err)
+		}
+		if err := stream.RecvMsg(&grpctest.Out{}); status.Code(err) != codes.Internal {
+			t.Fatalf("error %v, want Internal", err)
+		}
+	}
+	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+		t.Error(err)
+	}
+}
+
+// The caller's message and reply are left alone: the message altogether, the reply but for the last try.
+func TestMessages(t *testing.T) {
+	noLeaks(t)
+	var tries atomic.Int64
+	_, conn := one(t, threeTries, []discovery.Endpoint{serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			if tries.Add(1) < 3 {
+				return nil, status.Error(codes.Unavailable, "not yet")
+			}
+			return &grpctest.Response{Payload: in.Payload}, nil
+		},
+	})})
+	message := &grpctest.Request{Payload: &grpc_testing.Payload{Body: []byte("text")}}
+	before := proto.Clone(message)
+	reply := &grpctest.Response{Username: "of an earlier call"}
+	if err := conn.Invoke(t.Context(), grpctest.UnaryMethod, message, reply); err != nil {
+		t.Fatal(err)
+	}
+	if !proto.Equal(message, before) {
+		t.Errorf("the message was changed: %v", message)
+	}
+	if reply.Username != "" || string(reply.Payload.Body) != "text" {
+		t.Errorf("reply %v", reply)
+	}
+}
+
+// A panic of an interceptor is its caller's, and leaves no slot behind.
+func TestPanic(t *testing.T) {
+	noLeaks(t)
+	var w watched
+	var registry discovery.Memory
+	registry.Set("echo", serve(t, echoStreams))
+	m := newMesh(t, "", mesh.WithDiscovery(&registry), w.observer())
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo",
+		grpc.WithChainUnaryInterceptor(func(context.Context, string, any, any, *grpc.ClientConn, grpc.UnaryInvoker, ...grpc.CallOption) error {
+			panic("unary")
+		}),
+		grpc.WithChainStreamInterceptor(func(context.Context, *grpc.StreamDesc, *grpc.ClientConn, string, grpc.Streamer, ...grpc.CallOption) (grpc.ClientStream, error) {
+			panic("stream")
+		})))
+	caught := func(call func()) (p any) {
+		defer func() { p = recover() }()
+		call()
+		return nil
+	}
+	if p := caught(func() { _, _ = client.UnaryCall(t.Context(), &grpctest.Request{}) }); p != "unary" {
+		t.Errorf("panic %v", p)
+	}
+	if p := caught(func() { _, _ = client.FullDuplexCall(t.Context()) }); p != "stream" {
+		t.Errorf("panic %v", p)
+	}
+	w.settled(t)
+}
