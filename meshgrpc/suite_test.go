@@ -188,7 +188,7 @@ func TestSuite(t *testing.T) {
 		},
 		{
 			name:   "retries",
-			routes: "  - route: [{destination: {host: api}}]\n    retries: {attempts: 2, retryOn: \"5xx,unavailable\"}\n",
+			routes: "  - route: [{destination: {host: api}}]\n    retries: {attempts: 2, retryOn: \"5xx,unavailable\", backoff: 1ms}\n",
 			calls:  12, scripts: []string{"ok", "unavailable", "unavailable"},
 			want:     map[string][2]int{"v1": {12, 12}},
 			requests: [][2]int{{12, 12}, {4, 12}, {4, 12}},
@@ -203,7 +203,7 @@ func TestSuite(t *testing.T) {
 		{
 			name: "retries used up",
 			routes: "  - route: [{destination: {host: api}}]\n" +
-				"    retries: {attempts: 2, retryOn: \"5xx,unavailable\"}\n",
+				"    retries: {attempts: 2, retryOn: \"5xx,unavailable\", backoff: 1ms}\n",
 			calls: 4, scripts: []string{"unavailable"},
 			want: map[string][2]int{"unavailable": {4, 4}}, requests: [][2]int{{12, 12}},
 		},
