@@ -3,6 +3,7 @@ package meshgrpc
 import (
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"testing"
@@ -77,6 +78,43 @@ func BenchmarkUnary(b *testing.B) {
 			request, reply := &grpctest.Request{}, &grpctest.Response{}
 			for b.Loop() {
 				if err := test.conn.Invoke(b.Context(), grpctest.UnaryMethod, request, reply); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkStream(b *testing.B) {
+	address := grpctest.Serve(b, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+		in, err := stream.Recv()
+		if err != nil {
+			return err
+		}
+		return stream.Send(&grpctest.Out{Payload: in.Payload})
+	}})
+	host, port, _ := net.SplitHostPort(address)
+	endpoint := discovery.Endpoint{Address: host}
+	fmt.Sscan(port, &endpoint.Port)
+	for _, test := range []struct {
+		name string
+		conn *grpc.ClientConn
+	}{{"bare", grpctest.Dial(b, address)}, {"mesh", through(b, []discovery.Endpoint{endpoint})}} {
+		b.Run(test.name, func(b *testing.B) {
+			b.ReportAllocs()
+			client := grpctest.NewClient(test.conn)
+			for b.Loop() {
+				stream, err := client.FullDuplexCall(b.Context())
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := stream.Send(&grpctest.In{}); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := stream.Recv(); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := stream.Recv(); err != io.EOF {
 					b.Fatal(err)
 				}
 			}

@@ -19,5 +19,6 @@
 //   - Unary calls are mirrored, streams are not: an observer's StateChange is told.
 //   - Outlier detection takes a status for the HTTP status that Envoy takes it for.
 //
-// Errors are status errors. The status of a server is passed on as it came; every other failure unwraps to a [mesh.Error].
+// Errors are status errors. The status of a server is passed on as it came. Where the mesh got no answer, the error unwraps to
+// a [mesh.Error]; what a document orders in place of an answer, such as an abort, is its status.
 package meshgrpc

@@ -22,15 +22,11 @@ func authority(cc *grpc.ClientConn) string {
 	if host, ok := strings.CutPrefix(target, Scheme+":///"); ok {
 		return host
 	}
-	if _, rest, ok := strings.Cut(target, "://"); ok {
-		_, rest, _ = strings.Cut(rest, "/")
-		return rest
+	if _, rest, ok := strings.Cut(target, "://"); ok { // of another scheme, whose resolver is not asked
+		_, host, _ := strings.Cut(rest, "/")
+		return host
 	}
-	_, rest, ok := strings.Cut(target, Scheme+":")
-	if ok {
-		return rest
-	}
-	return target
+	return strings.TrimPrefix(target, Scheme+":")
 }
 
 const contentType = "application/grpc"

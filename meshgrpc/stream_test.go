@@ -2,6 +2,7 @@ package meshgrpc_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -21,6 +22,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/timeout"
 )
 
 // watched counts the calls and tries that the mesh has not seen the end of.
@@ -394,5 +396,40 @@ spec: {hosts: [echo], http: [{route: [{destination: {host: echo, subset: ` + sub
 	_, _ = stream.Recv()
 	if _, err := stream.Recv(); err != io.EOF {
 		t.Errorf("end of stream: %v", err)
+	}
+}
+
+// The limits on bodies hold for streams: on the whole, and on each wait for a message.
+func TestStreamLimits(t *testing.T) {
+	for _, test := range []struct {
+		name, documents string
+		protection      mesh.Protection
+	}{
+		{"timeout", route("    timeout: 100ms\n"), mesh.Protection{}},
+		{"idle", "", mesh.Protection{BodyIdle: 50 * time.Millisecond}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			noLeaks(t)
+			var registry discovery.Memory
+			registry.Set("echo", serve(t, echoStreams))
+			var w watched
+			m := newMesh(t, test.documents, mesh.WithDiscovery(&registry), mesh.WithProtection(test.protection), w.observer())
+			stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := stream.Send(&grpctest.In{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+			_, err = stream.Recv() // nothing comes
+			var exceeded *timeout.Error
+			if status.Code(err) != codes.DeadlineExceeded || !errors.As(err, &exceeded) {
+				t.Errorf("end of stream: %v, want DeadlineExceeded and our own timeout", err)
+			}
+			w.settled(t)
+		})
 	}
 }

@@ -185,10 +185,10 @@ func (u *unary) mirror(req *http.Request, mt *mesh.Try) (*http.Response, error) 
 	if err != nil {
 		return nil, err
 	}
-	copied := u.call
+	copied := &call{Context: req.Context(), client: u.client, method: u.method, cc: u.cc, header: u.header, options: u.options}
 	copied.results = nil
 	t := new(try)
-	if err := t.begin(&copied, req, mt); err != nil {
+	if err := t.begin(copied, req, mt); err != nil {
 		return nil, err
 	}
 	var dropped []byte
