@@ -50,6 +50,8 @@ type server struct {
 	rate  *limit.Rate
 	certs atomic.Pointer[forwardedCerts]
 
+	requests sync.Pool // of *inbound
+
 	mu        sync.Mutex
 	listeners []rechecker // not closed yet
 	retiring  atomic.Pointer[[]*tlsid.Listener]
@@ -64,6 +66,7 @@ func (s *server) init(config ServerConfig) error {
 		return errors.New("mesh: WithServer: TrustedHops is negative")
 	}
 	s.certs.Store(new(forwardedCerts))
+	s.requests.New = func() any { return new(inbound) }
 	return errors.Join(errs[:]...)
 }
 
@@ -89,59 +92,46 @@ type handler struct {
 
 // ServeHTTP implements http.Handler.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if h.mesh.watchesInbound {
-		h.observed(w, r)
-		return
+	m := h.mesh
+	in := m.server.requests.Get().(*inbound)
+	in.Request, in.Start = r, time.Now()
+	if m.watchesInbound {
+		h.observed(w, r, in)
+	} else {
+		h.serve(w, r, in)
 	}
-	var in Inbound // on the stack: nobody keeps it
-	in.Start = time.Now()
-	h.serve(w, r, &in)
+	*in = inbound{} // not after a panic
+	m.server.requests.Put(in)
 }
 
-// observed is ServeHTTP with observers.
-func (h *handler) observed(w http.ResponseWriter, r *http.Request) {
-	in := &Inbound{Request: r, Start: time.Now()}
+// inbound is one request. What is decided about it is too large for the small stacks that HTTP/2 serves requests on.
+type inbound struct {
+	Inbound
+	view authz.Request
+	peer tlsid.Peer
+}
+
+// observed is serve with observers.
+func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) {
 	in.Decision.Rule = -1
 	var answer response.Recorder
-	w, r = answer.Watch(w), r.WithContext(h.mesh.inboundStart(r.Context(), in))
+	w, r = answer.Watch(w), r.WithContext(h.mesh.inboundStart(r.Context(), &in.Inbound))
 	panicked := true
 	defer func() {
 		in.Status = answer.Status
 		if !panicked {
 			in.Status = answer.Code()
 		}
-		h.mesh.inboundEnd(r.Context(), in)
+		h.mesh.inboundEnd(r.Context(), &in.Inbound)
 	}()
 	h.serve(w, r, in)
 	panicked = false
 }
 
 // serve is the way of an inbound request, stage by stage.
-func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *Inbound) {
-	m, s := h.mesh, &h.mesh.server
-	rules := m.view.Load().plan.Inbound()
-	request := authz.NewRequest(r, "", s.TrustedHops)
-
-	// Identity. Certificates expire and bundles change while a connection lives, so this is asked each time.
-	mode := rules.Mode(int(request.Destination.Port()))
-	var peer tlsid.Peer
-	if mode != tlsid.Disable {
-		peer, in.PeerErr = m.peer(r, in.Start)
-		if in.PeerErr != nil || s.retires(r) {
-			w.Header().Set("Connection", "close") // over a new one it may be somebody
-		}
-	}
-	if !peer.ID.IsZero() {
-		in.Peer = peer.ID.String()
-		request.Principal = principal(peer)
-	}
-
-	in.Decision = rules.Authorize(&request)
-	switch {
-	case mode == tlsid.Strict && request.Principal == "":
-		panic(http.ErrAbortHandler) // as a connection that is refused: no answer
-	case !in.Decision.Allowed:
-		in.Decision.Refuse(w, r)
+func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
+	s := &h.mesh.server
+	if !h.admit(w, r, in) {
 		return
 	}
 
@@ -160,14 +150,14 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *Inbound) {
 
 	ctx := r.Context()
 	if in.Peer != "" {
-		ctx = context.WithValue(ctx, peerKey{}, in.Peer)
+		ctx = &peerContext{ctx, in.Peer}
 		if left, ok := deadline.FromHeader(r.Header); ok {
 			var cancel context.CancelFunc
 			ctx, cancel = context.WithTimeoutCause(ctx, left, &timeout.Error{Kind: timeout.Request, Limit: left})
 			defer cancel()
 		}
 	}
-	header := s.sanitised(r.Header, peer, m)
+	header := s.sanitised(r.Header, in.peer, h.mesh)
 	if ctx != r.Context() || header != nil {
 		r = r.WithContext(ctx)
 		if header != nil {
@@ -175,6 +165,36 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *Inbound) {
 		}
 	}
 	h.next.ServeHTTP(w, r)
+}
+
+// admit finds out who the peer is and whether it may do what it asks for. If not, it answers, and returns false.
+func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) bool {
+	m := h.mesh
+	rules := m.view.Load().plan.Inbound()
+	in.view = authz.NewRequest(r, "", m.server.TrustedHops)
+
+	// Certificates expire and bundles change while a connection lives, so this is asked each time.
+	mode := rules.Mode(int(in.view.Destination.Port()))
+	if mode != tlsid.Disable {
+		in.peer, in.PeerErr = m.peer(r, in.Start)
+		if in.PeerErr != nil || m.server.retires(r) {
+			w.Header().Set("Connection", "close") // over a new one it may be somebody
+		}
+	}
+	if !in.peer.ID.IsZero() {
+		in.Peer = in.peer.ID.String()
+		in.view.Principal = principal(in.peer)
+	}
+
+	in.Decision = rules.Authorize(&in.view)
+	switch {
+	case mode == tlsid.Strict && in.Peer == "":
+		panic(http.ErrAbortHandler) // as a connection that is refused: no answer
+	case !in.Decision.Allowed:
+		in.Decision.Refuse(w, r)
+		return false
+	}
+	return true
 }
 
 // peer returns who sent r: nobody, without an error, where no certificate was presented.
@@ -197,11 +217,27 @@ func principal(peer tlsid.Peer) string {
 // PeerID returns the SPIFFE ID of the peer of a request that [Mesh.Handler] let through, such as
 // "spiffe://cluster.local/ns/default/sa/web", and "" for a peer without an identity.
 func PeerID(ctx context.Context) string {
-	id, _ := ctx.Value(peerKey{}).(string)
-	return id
+	if peer, ok := ctx.Value(peerKey{}).(*peerContext); ok {
+		return peer.id
+	}
+	return ""
+}
+
+// peerContext is context.WithValue for the ID of the peer, without a second allocation for it.
+type peerContext struct {
+	context.Context
+	id string
 }
 
 type peerKey struct{}
+
+// Value implements context.Context.
+func (c *peerContext) Value(key any) any {
+	if key == (peerKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
 
 // retires reports whether the connection of r is closed soon because a certificate expires.
 func (s *server) retires(r *http.Request) bool {

@@ -37,23 +37,29 @@ func (in *Inbound) Mode(port int) tlsid.Mode {
 // a peer without an identity is denied where it is [tlsid.Strict], and no peer has one where it is [tlsid.Disable]. Then
 // the AuthorizationPolicies are asked.
 func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
-	switch in.Mode(int(r.Destination.Port())) {
-	case tlsid.Strict:
-		if r.Principal == "" {
-			none := authz.Match{Rule: -1}
-			return authz.Decision{
-				Match: none, Audit: none, Shadow: authz.Shadow{Match: none},
-				Reason: "PeerAuthentication STRICT: the peer has no identity",
-			}
-		}
-	case tlsid.Disable:
-		if r.Principal != "" {
-			plain := *r
-			plain.Principal = ""
-			return in.authorizer.Decide(&plain)
-		}
+	switch mode := in.Mode(int(r.Destination.Port())); {
+	case mode == tlsid.Strict && r.Principal == "":
+		return nobody()
+	case mode == tlsid.Disable && r.Principal != "":
+		return in.disregarding(r)
 	}
 	return in.authorizer.Decide(r)
+}
+
+// nobody denies a peer without an identity.
+func nobody() authz.Decision {
+	none := authz.Match{Rule: -1}
+	return authz.Decision{
+		Match: none, Audit: none, Shadow: authz.Shadow{Match: none},
+		Reason: "PeerAuthentication STRICT: the peer has no identity",
+	}
+}
+
+// disregarding decides about a request as if its peer had no identity.
+func (in *Inbound) disregarding(r *authz.Request) authz.Decision {
+	plain := *r
+	plain.Principal = ""
+	return in.authorizer.Decide(&plain)
 }
 
 // authorizationPolicies compiles what is about the workload. The others are compiled too, for their mistakes.

@@ -22,8 +22,8 @@ type ruleSet struct {
 }
 
 // Decide decides about r, which it does not keep or change.
-func (a *Authorizer) Decide(r *Request) Decision {
-	d := Decision{Match: noMatch, Audit: noMatch, Shadow: Shadow{Match: noMatch}}
+func (a *Authorizer) Decide(r *Request) (d Decision) {
+	d.Match, d.Audit, d.Shadow.Match = noMatch, noMatch, noMatch
 	if a == nil || !a.present {
 		d.Allowed, d.Reason = true, reasonNoAllow
 		return d
