@@ -338,7 +338,12 @@ func (g *group) pick() (ready, dialling *conn) {
 	}
 	if l := &g.limits; l.calls > 0 || l.age > 0 || l.idle > 0 {
 		n := best.served.Add(1)
-		if l.calls > 0 && n >= l.calls || l.age > 0 && time.Since(best.born) >= l.age {
+		if l.calls > 0 && n > l.calls { // others were faster
+			best.inFlight.Add(-1)
+			best.retire()
+			return g.pick()
+		}
+		if l.calls > 0 && n == l.calls || l.age > 0 && time.Since(best.born) >= l.age {
 			best.retire() // this is its last call
 		}
 	}
@@ -366,6 +371,7 @@ func (g *group) dial(first bool) (*conn, error) {
 	g.all = append(g.all, c)
 	g.mu.Unlock()
 
+	//lint:ignore SA1019 there is no other way yet, and one address is all it gets
 	sub, err := g.owner.cc.NewSubConn(
 		[]resolver.Address{{Addr: g.link.Address(), Attributes: attributesOf(c)}},
 		balancer.NewSubConnOptions{StateListener: c.changed},

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
@@ -346,4 +347,87 @@ func TestPanic(t *testing.T) {
 		t.Errorf("panic %v", p)
 	}
 	w.settled(t)
+}
+
+// The limits of a DestinationRule on connections hold.
+func TestConnectionLimits(t *testing.T) {
+	rule := func(pool string) string {
+		return "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: echo}\n" +
+			"spec: {host: echo, trafficPolicy: {connectionPool: " + pool + "}}\n"
+	}
+	for _, test := range []struct {
+		name, pool string
+		pause      time.Duration // after every 4 calls
+		want       int           // connections for 12 calls
+	}{
+		{"none", "{tcp: {connectTimeout: 5s}}", 0, 1},
+		{"calls", "{http: {maxRequestsPerConnection: 4}}", 0, 3},
+		{"one call", "{http: {maxRequestsPerConnection: 1}}", 0, 12},
+		{"age", "{tcp: {maxConnectionDuration: 100ms}}", 120 * time.Millisecond, 3},
+		{"idle", "{http: {idleTimeout: 50ms}}", 250 * time.Millisecond, 3},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			noLeaks(t)
+			conns := map[string]int{}
+			_, conn := one(t, rule(test.pool), []discovery.Endpoint{serve(t, &grpctest.Service{
+				Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+					p, _ := peer.FromContext(ctx)
+					conns[p.Addr.String()]++
+					return grpctest.Echo(ctx, in)
+				},
+			})})
+			client := grpctest.NewClient(conn)
+			for i := range 12 {
+				if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+					t.Fatal(err)
+				}
+				if i%4 == 3 && test.pause > 0 {
+					timer := time.NewTimer(test.pause)
+					<-timer.C
+				}
+			}
+			// The last call over a connection that is too old is still made.
+			if n := len(conns); n != test.want {
+				t.Errorf("%d connections, want %d: %v", n, test.want, conns)
+			}
+		})
+	}
+}
+
+// Calls that share a connection are not held up by maxConnections, nor do more connections come of it than it allows.
+func TestMaxRequests(t *testing.T) {
+	noLeaks(t)
+	gate, begun := make(chan struct{}), make(chan struct{}, 10)
+	_, conn := one(t, `apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: echo}
+spec: {host: echo, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}, http: {http2MaxRequests: 3}}}}
+`, []discovery.Endpoint{serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			begun <- struct{}{}
+			<-gate
+			return grpctest.Echo(ctx, in)
+		},
+	})})
+	client := grpctest.NewClient(conn)
+	results := make(chan error, 3)
+	for range 3 {
+		go func() {
+			_, err := client.UnaryCall(t.Context(), &grpctest.Request{})
+			results <- err
+		}()
+	}
+	for range 3 {
+		<-begun // all at once, over one connection
+	}
+	_, err := client.UnaryCall(t.Context(), &grpctest.Request{})
+	if status.Code(err) != codes.Unavailable || !errors.Is(err, limit.ErrOverflow) {
+		t.Errorf("the fourth call: %v, want Unavailable and ErrOverflow", err)
+	}
+	close(gate)
+	for range 3 {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
 }

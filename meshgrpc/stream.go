@@ -295,7 +295,7 @@ func (f *flow) judgeLocked(err error) {
 	switch {
 	case err == nil || err == io.EOF:
 		f.err, f.code = io.EOF, codes.OK
-	case ctx.Err() != nil:
+	case ended(ctx, f.code):
 		f.rest = context.Cause(ctx)
 	//lint:ignore SA1019 there is no other way to tell that the caller closed the connection
 	case err == grpc.ErrClientConnClosing:

@@ -139,13 +139,9 @@ func (t *try) outcome(err error, committed bool) (*http.Response, error) {
 	switch {
 	case t.failure != nil:
 		return nil, t.failure
-	case ctx.Err() != nil:
+	case ended(ctx, t.code):
 		t.rest = context.Cause(ctx)
 	case grpcstatus.TrailersOnly(t.trailer):
-		if t.code == codes.DeadlineExceeded && due(ctx) {
-			t.rest = context.Cause(ctx) // the server was a moment ahead of us
-			break
-		}
 		if !committed {
 			return t.refused(), nil
 		}
@@ -176,11 +172,15 @@ func (t *try) outcome(err error, committed bool) (*http.Response, error) {
 	return resp, nil
 }
 
-// due waits for the end of a context whose deadline has come, or is about to, and reports whether that is so.
-func due(ctx context.Context) bool {
+// ended reports whether a call that came out with code did so because its context has ended. A server knows our deadline, and
+// may end the call a moment before we do: with a status, or by a reset of the stream. Then the end is waited for.
+func ended(ctx context.Context, code codes.Code) bool {
+	if ctx.Err() != nil {
+		return true
+	}
 	const moment = 20 * time.Millisecond
 	at, ok := ctx.Deadline()
-	if !ok || time.Until(at) > moment {
+	if !ok || code != codes.DeadlineExceeded && code != codes.Canceled || time.Until(at) > moment {
 		return false
 	}
 	<-ctx.Done()
