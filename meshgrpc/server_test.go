@@ -3,6 +3,7 @@ package meshgrpc_test
 import (
 	"context"
 	"net"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -268,6 +269,13 @@ func TestServer_GracefulStop(t *testing.T) {
 		}
 	}
 	exchange()
+	// The listener is done with a connection a moment after it was accepted, and one that it is not done with closes with it.
+	if !poll(5*time.Second, func() bool {
+		stacks := make([]byte, 1<<20)
+		return !strings.Contains(string(stacks[:runtime.Stack(stacks, true)]), "tlsid.(*Listener).take")
+	}) {
+		t.Fatal("the listener still looks at connections")
+	}
 	stopped := make(chan struct{})
 	go func() {
 		srv.GracefulStop()
