@@ -242,6 +242,7 @@ func TestMatch(t *testing.T) {
 		{"service account", accounts("default/web"), nil, true},
 		{"service account of another namespace", accounts("ops/web"), nil, false},
 		{"service account is not a prefix", accounts("default/we"), nil, false},
+		{"namespace of a service account is not a prefix", accounts("defaul/web"), nil, false},
 		{"service account with more to its name", accounts("default/web"), principal("td/ns/default/k/v/sa/web/k/v"), true},
 		{"service account without trust domain", accounts("default/web"), principal("/ns/default/sa/web"), false},
 		{"when source.serviceAccount", when(authz.Condition{Key: "source.serviceAccount",

@@ -84,7 +84,7 @@ func some[T any](r *rand.Rand, p float64, from ...T) []T {
 
 var (
 	somePrincipals = []string{"td/ns/a/sa/x", "td/ns/a/sa/y", "td/ns/b/sa/x", "td2/ns/a/sa/x", "td/ns/ns/sa/x", "td/spire/x",
-		"td/ns/a/k/v/sa/x/k/v"}
+		"td/ns/a/k/v/sa/x/k/v", "td/ns/ab/sa/x", "td/ns/a/sa/xy"}
 	somePaths     = []string{"/", "/a", "/b", "/a/b", "/a:b", "/a/b/c", "/ab", "/a b"}
 	principalVals = append(slices.Clone(somePrincipals), "*", "td/*", "td/ns/a/*", "*/sa/x", "td2*")
 	namespaceVals = []string{"a", "b", "a*", "*", "ns", "sa", "*a*"}

@@ -244,7 +244,7 @@ func matchAccount(account, principal string) bool {
 		if !ok || i == 0 {
 			continue
 		}
-		if rest, ok = strings.CutPrefix(rest, ns); !ok {
+		if rest, ok = strings.CutPrefix(rest, ns); !ok || !strings.HasPrefix(rest, "/") {
 			continue
 		}
 		for {
