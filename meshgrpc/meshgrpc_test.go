@@ -39,7 +39,7 @@ spec:
   hosts: [echo]
   http:
   - route: [{destination: {host: echo}}]
-    retries: {attempts: 2, retryOn: "unavailable,connect-failure,refused-stream"}
+    retries: {attempts: 2, retryOn: "unavailable,connect-failure,refused-stream", backoff: 2ms}
 `
 
 func TestTwoBadOfThree(t *testing.T) {
