@@ -12,6 +12,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/interop/grpc_testing"
@@ -167,6 +168,9 @@ func TestServer_StrictWithoutListener(t *testing.T) {
 	_, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{})
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("error %v, want Unavailable", err)
+	}
+	if !poll(5*time.Second, func() bool { return conn.GetState() != connectivity.Ready }) {
+		t.Error("the connection was left open")
 	}
 }
 

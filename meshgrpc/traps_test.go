@@ -176,7 +176,7 @@ func TestTrap38_ServerEndsFirst(t *testing.T) {
 		if !ok {
 			return nil, status.Error(codes.Internal, "no deadline was told")
 		}
-		timer := time.NewTimer(time.Until(at) - 2*time.Millisecond)
+		timer := time.NewTimer(time.Until(at) - 10*time.Millisecond)
 		defer timer.Stop()
 		<-timer.C
 		return nil, status.Error(codes.DeadlineExceeded, "too slow")
@@ -261,6 +261,23 @@ func TestTrap40_ServiceConfigReplaced(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The retries of a service config are not followed: ours decide.
+func TestTrap40_RetryPolicyOfServiceConfig(t *testing.T) {
+	noLeaks(t)
+	var tries atomic.Int64
+	_, conn := one(t, route("    retries: {attempts: 1, retryOn: unavailable, backoff: 1ms}\n"), []discovery.Endpoint{serve(t, &grpctest.Service{
+		Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
+			tries.Add(1)
+			return nil, status.Error(codes.Unavailable, "no")
+		},
+	})}, grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"`+meshgrpc.BalancerName+`":{}}],"methodConfig":[{"name":[{}],
+		"retryPolicy":{"maxAttempts":4,"initialBackoff":"0.001s","maxBackoff":"0.001s","backoffMultiplier":1,"retryableStatusCodes":["UNAVAILABLE"]}}]}`))
+	_, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{})
+	if status.Code(err) != codes.Unavailable || tries.Load() != 2 {
+		t.Errorf("%v after %d tries, want Unavailable after 2", err, tries.Load())
 	}
 }
 
