@@ -113,7 +113,7 @@ type Source struct {
 // HTTP: on a raw TCP connection an Allow rule that has one never matches, and a Deny or Audit rule matches without it.
 type Operation struct {
 	// Hosts are compared without case to the host as it was sent, port included, as Istio does: "example.com" does not
-	// match "example.com:8080", which "example.com:*" does.
+	// match "example.com:8080", which "example.com:*" does. "*" is any host, also an empty one.
 	Hosts, NotHosts []string
 
 	// Methods are compared with case.

@@ -586,6 +586,7 @@ func TestTrap54_HostsAndHeaders(t *testing.T) {
 		{"shop.example", "shop.example:8080", false},
 		{"shop.example:*", "shop.example:8080", true},
 		{"kelvin.example", "\u212aelvin.example", false}, // the Kelvin sign is no K
+		{"*", "", true}, // it is there, though empty
 	} {
 		if allowed, denied := host(tt.value, tt.sent); allowed != tt.want || denied != tt.want {
 			t.Errorf("host %q: %q allowed %v, denied %v, want %v", tt.value, tt.sent, allowed, denied, tt.want)

@@ -176,7 +176,7 @@ func compileCondition(in *Condition) (condition, error) {
 	case "source.trustDomain":
 		return text(trustDomain, textPattern)
 	case "connection.sni":
-		return text(sni, hostPattern)
+		return text(sni, foldedPattern)
 	}
 	if name, ok := strings.CutPrefix(in.Key, "request.headers["); ok && strings.HasSuffix(name, "]") {
 		return compileHeader(in, strings.TrimSuffix(name, "]"))

@@ -320,7 +320,7 @@ func refCondition(c Condition, action Action, v refRequest) bool {
 	case "source.namespace":
 		return refTexts(c.Values, c.NotValues, namespaceExpr, "spiffe://"+v.Principal, v.Principal != "")
 	case "connection.sni":
-		return refTexts(c.Values, c.NotValues, hostExpr, v.SNI, true)
+		return refTexts(c.Values, c.NotValues, func(v string) string { return "(?i)" + textExpr(v) }, v.SNI, true)
 	case "source.ip":
 		var prefixes []netip.Prefix
 		for _, value := range c.Values {
@@ -391,7 +391,12 @@ func textExprIn(v, char string) string {
 	return regexp.QuoteMeta(v)
 }
 
-func hostExpr(v string) string { return "(?i)" + textExpr(v) }
+func hostExpr(v string) string {
+	if v == "*" {
+		return ".*"
+	}
+	return "(?i)" + textExpr(v)
+}
 
 func principalExpr(v string) string { return "spiffe://" + textExpr(v) }
 

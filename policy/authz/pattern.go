@@ -48,7 +48,15 @@ func principalPattern(v string) (pattern, error) {
 	return textPattern(v)
 }
 
+// hostPattern takes "*" for any host, also one that is empty, as a peer may send it.
 func hostPattern(v string) (pattern, error) {
+	if v == "*" {
+		return pattern{kind: prefix}, nil
+	}
+	return foldedPattern(v)
+}
+
+func foldedPattern(v string) (pattern, error) {
 	p, err := textPattern(lower(v))
 	p.kind |= foldedBit
 	return p, err
