@@ -29,12 +29,12 @@ type rechecker interface{ Recheck() }
 // Without [WithIdentity] every TLS connection is refused, and under STRICT so is everything. What is refused is told to
 // the observers' StateChange, as [ConnectionRefused].
 func (m *Mesh) Listen(inner net.Listener) net.Listener {
-	l := &listener{Listener: m.listen(inner), mesh: m}
+	l := &listener{Listener: tlsid.NewListener(inner, m.listenerConfig(inner)), mesh: m}
 	m.server.add(l, l.Listener)
 	return l
 }
 
-func (m *Mesh) listen(inner net.Listener) *tlsid.Listener {
+func (m *Mesh) listenerConfig(inner net.Listener) tlsid.ListenerConfig {
 	port := portOf(inner.Addr())
 	config := tlsid.ListenerConfig{
 		Mode:             func() tlsid.Mode { return m.view.Load().plan.Inbound().Mode(port) },
@@ -48,7 +48,7 @@ func (m *Mesh) listen(inner net.Listener) *tlsid.Listener {
 	if m.identity != nil {
 		config.TLS = m.identity.Server()
 	}
-	return tlsid.NewListener(inner, config)
+	return config
 }
 
 // listener is what Listen returns.
@@ -84,7 +84,11 @@ func (m *Mesh) connectionRefused(remote, local net.Addr, err error) {
 //
 // A server that speaks first, as that of MySQL does, needs STRICT or DISABLE: PERMISSIVE waits for the first byte.
 func (m *Mesh) ListenTCP(inner net.Listener) net.Listener {
-	l := &tcpListener{Listener: m.listen(inner), mesh: m, open: make(map[*tcpConn]authz.Request)}
+	config := m.listenerConfig(inner)
+	if config.TLS != nil {
+		config.TLS.NextProtos = nil // they are HTTP's, and clients that offer others would be refused
+	}
+	l := &tcpListener{Listener: tlsid.NewListener(inner, config), mesh: m, open: make(map[*tcpConn]authz.Request)}
 	m.server.add(l, l.Listener)
 	return l
 }
