@@ -101,7 +101,7 @@ type Source struct {
 	// ServiceAccounts are "namespace/name", without stars.
 	ServiceAccounts, NotServiceAccounts []string
 
-	// TrustDomains are the trust domains of principals.
+	// TrustDomains are the trust domains of principals. In them, too, a star may be anywhere.
 	TrustDomains, NotTrustDomains []string
 
 	// IPBlocks hold the address of the direct peer, RemoteIPBlocks that of the client; see [Request].

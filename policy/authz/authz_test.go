@@ -249,6 +249,9 @@ func TestMatch(t *testing.T) {
 			Values: []string{"default/web"}}), nil, true},
 		{"trust domain", from(authz.Source{TrustDomains: []string{"cluster.local"}}), nil, true},
 		{"trust domain is not a prefix", from(authz.Source{TrustDomains: []string{"cluster"}}), nil, false},
+		{"trust domain with stars", from(authz.Source{TrustDomains: []string{"*ust*.lo*al"}}), nil, true},
+		{"trust domain with stars, the parts apart", from(authz.Source{TrustDomains: []string{"*ster*uster*"}}), nil, false},
+		{"stars of a trust domain end with it", from(authz.Source{TrustDomains: []string{"*web*"}}), nil, false},
 		{"trust domain of a plaintext peer", from(authz.Source{TrustDomains: []string{"*"}}), plaintext, false},
 		{"when source.trustDomain", when(authz.Condition{Key: "source.trustDomain", Values: []string{"cluster.*"}}), nil, true},
 

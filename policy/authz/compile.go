@@ -102,7 +102,7 @@ func compileSource(in *Source) (source, error) {
 		compileTexts("principals", in.Principals, in.NotPrincipals, principalPattern, &out.principals),
 		compileTexts("namespaces", in.Namespaces, in.NotNamespaces, namespacePattern, &out.namespaces),
 		compileTexts("serviceAccounts", in.ServiceAccounts, in.NotServiceAccounts, accountPattern, &out.accounts),
-		compileTexts("trustDomains", in.TrustDomains, in.NotTrustDomains, textPattern, &out.trustDomains),
+		compileTexts("trustDomains", in.TrustDomains, in.NotTrustDomains, trustDomainPattern, &out.trustDomains),
 		compilePrefixes("ipBlocks", in.IPBlocks, in.NotIPBlocks, &out.source),
 		compilePrefixes("remoteIpBlocks", in.RemoteIPBlocks, in.NotRemoteIPBlocks, &out.remote),
 	)
@@ -174,7 +174,7 @@ func compileCondition(in *Condition) (condition, error) {
 	case "source.serviceAccount":
 		return text(account, accountPattern)
 	case "source.trustDomain":
-		return text(trustDomain, textPattern)
+		return text(trustDomain, trustDomainPattern)
 	case "connection.sni":
 		return text(sni, foldedPattern)
 	}

@@ -117,7 +117,7 @@ func randomRule(r *rand.Rand) Rule {
 			Principals: some(r, 0.5, principalVals...), NotPrincipals: some(r, 0.1, principalVals...),
 			Namespaces: some(r, 0.2, namespaceVals...), NotNamespaces: some(r, 0.1, namespaceVals...),
 			ServiceAccounts: some(r, 0.2, accountVals...), NotServiceAccounts: some(r, 0.1, accountVals...),
-			TrustDomains: some(r, 0.1, "td", "td2", "td*"), NotTrustDomains: some(r, 0.05, "td", "*2"),
+			TrustDomains: some(r, 0.1, "td", "td2", "td*", "*d*", "t*2", "*"), NotTrustDomains: some(r, 0.05, "td", "*2", "*t*2"),
 			IPBlocks: some(r, 0.1, prefixVals...), NotIPBlocks: some(r, 0.1, prefixVals...),
 			RemoteIPBlocks: some(r, 0.1, prefixVals...), NotRemoteIPBlocks: some(r, 0.1, prefixVals...),
 		}
@@ -277,7 +277,7 @@ func refRule(rule *Rule, action Action, v refRequest) bool {
 		}
 		return id(s.Principals, s.NotPrincipals, principalExpr) && id(s.Namespaces, s.NotNamespaces, namespaceExpr) &&
 			id(s.ServiceAccounts, s.NotServiceAccounts, accountExpr) &&
-			id(s.TrustDomains, s.NotTrustDomains, func(v string) string { return "spiffe://" + textExprIn(v, "[^/]") + "/.*" }) &&
+			id(s.TrustDomains, s.NotTrustDomains, trustDomainExpr) &&
 			refAddr(s.IPBlocks, s.NotIPBlocks, v.Source, action) && refAddr(s.RemoteIPBlocks, s.NotRemoteIPBlocks, v.Remote, action)
 	})
 	to := len(rule.To) == 0 || slices.ContainsFunc(rule.To, func(o Operation) bool {
@@ -377,16 +377,14 @@ func refPort(values, notValues []uint16, port uint16, action Action) bool {
 	return (len(values) == 0 || slices.Contains(values, port)) && !slices.Contains(notValues, port)
 }
 
-func textExpr(v string) string { return textExprIn(v, ".") }
-
-func textExprIn(v, char string) string {
+func textExpr(v string) string {
 	switch {
 	case v == "*":
-		return char + "+"
+		return ".+"
 	case strings.HasPrefix(v, "*"):
-		return char + "*" + regexp.QuoteMeta(v[1:])
+		return ".*" + regexp.QuoteMeta(v[1:])
 	case strings.HasSuffix(v, "*"):
-		return regexp.QuoteMeta(v[:len(v)-1]) + char + "*"
+		return regexp.QuoteMeta(v[:len(v)-1]) + ".*"
 	}
 	return regexp.QuoteMeta(v)
 }
@@ -402,6 +400,10 @@ func principalExpr(v string) string { return "spiffe://" + textExpr(v) }
 
 func namespaceExpr(v string) string {
 	return ".*/ns/" + strings.ReplaceAll(regexp.QuoteMeta(v), `\*`, ".*") + "/.*"
+}
+
+func trustDomainExpr(v string) string {
+	return "spiffe://" + strings.ReplaceAll(regexp.QuoteMeta(v), `\*`, "[^/]*") + "/.*"
 }
 
 func accountExpr(v string) string {

@@ -20,7 +20,7 @@ const (
 	prefix        // text*
 	suffix        // *text
 	nonEmpty      // *
-	glob          // a namespace; text is a pattern for the whole principal, in which * is any text
+	glob          // a trust domain, or a namespace as a pattern for the whole principal; * is any text
 	serviceAccount
 	template // a path with {*} or {**}
 
@@ -61,6 +61,8 @@ func foldedPattern(v string) (pattern, error) {
 	p.kind |= foldedBit
 	return p, err
 }
+
+func trustDomainPattern(v string) (pattern, error) { return pattern{kind: glob, text: v}, nil }
 
 func namespacePattern(v string) (pattern, error) {
 	return pattern{kind: glob, text: "*/ns/" + v + "/*"}, nil
@@ -193,7 +195,7 @@ func match(kind kind, text, s string) bool {
 	case nonEmpty, nonEmpty | foldedBit:
 		return s != ""
 	case glob:
-		return matchGlob(text, s)
+		return s != "" && matchGlob(text, s)
 	case serviceAccount:
 		return matchAccount(text, s)
 	case template:
@@ -232,16 +234,20 @@ func equalFold(s, lowercase string) bool {
 	return true
 }
 
-// matchGlob reports whether s matches pattern, which begins and ends with a star. A star is any text.
+// matchGlob reports whether s matches pattern, in which a star is any text.
 func matchGlob(pattern, s string) bool {
-	for literal := range strings.SplitSeq(pattern[1:len(pattern)-1], "*") {
-		i := strings.Index(s, literal)
-		if i < 0 {
-			return false
-		}
-		s = s[i+len(literal):]
+	literal, pattern, star := strings.Cut(pattern, "*")
+	if !star {
+		return s == literal
 	}
-	return true
+	s, ok := strings.CutPrefix(s, literal)
+	for ok {
+		if literal, pattern, star = strings.Cut(pattern, "*"); !star {
+			return strings.HasSuffix(s, literal)
+		}
+		_, s, ok = strings.Cut(s, literal)
+	}
+	return false
 }
 
 // matchAccount reports whether principal has ".../ns/NAMESPACE/[.../]sa/NAME[/...]" for account NAMESPACE/NAME.
