@@ -3,13 +3,10 @@ package meshgrpc_test
 import (
 	"context"
 	"io"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -145,6 +142,3 @@ var echoStreams = &grpctest.Service{
 	},
 }
 
-var _ = strings.Contains
-var _ = time.Second
-var _ grpc.CallOption

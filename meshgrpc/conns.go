@@ -1,0 +1,337 @@
+package meshgrpc
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/resolver"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/policy/limit"
+)
+
+// group is the connections of a ClientConn over one link. Usually it is one.
+type group struct {
+	only   atomic.Pointer[conn]    // the one in ready, if it is one
+	ready  atomic.Pointer[[]*conn] // nil if there is none
+	limits limits
+	owner  *connections
+	link   *mesh.Link
+
+	mu       sync.Mutex
+	closed   bool
+	dialling *conn     // nil if none is
+	later    time.Time // when an additional connection may be tried
+	all      []*conn
+	members  *membership
+}
+
+var errGroupClosed = errors.New("closed")
+
+// limits are those of the connections of a group. 0 means that there is none.
+type limits struct {
+	calls int64         // per connection
+	age   time.Duration // of a connection
+	idle  time.Duration
+	conns int
+}
+
+func limitsOf(config limit.PoolConfig) limits {
+	l := limits{
+		calls: int64(config.MaxRequestsPerConnection), age: config.MaxConnectionDuration, idle: config.IdleTimeout,
+		conns: config.MaxConnections,
+	}
+	switch {
+	case l.idle == 0:
+		l.idle = time.Hour
+	case l.idle < 0:
+		l.idle = 0
+	}
+	return l
+}
+
+// pick returns a connection for a call, which is counted on it, or the one that the call is to wait for, or neither if
+// there is none. A server that limits the streams of a connection lets those beyond wait without a word: they get another
+// connection.
+func (g *group) pick() (ready, dialling *conn) {
+	best := g.only.Load()
+	if best == nil {
+		all := g.ready.Load()
+		if all == nil {
+			return nil, nil
+		}
+		best = (*all)[0]
+		for _, c := range (*all)[1:] {
+			if c.inFlight.Load() < best.inFlight.Load() {
+				best = c
+			}
+		}
+	}
+	n := best.inFlight.Add(1)
+	if streams := best.streams.Load(); streams > 0 && n > streams {
+		if dialling, _ = g.dial(false); dialling != nil {
+			best.inFlight.Add(-1)
+			return nil, dialling
+		}
+	}
+	if l := &g.limits; l.calls > 0 || l.age > 0 || l.idle > 0 {
+		n := best.served.Add(1)
+		if l.calls > 0 && n > l.calls { // others were faster
+			best.inFlight.Add(-1)
+			best.retire()
+			return g.pick()
+		}
+		if l.calls > 0 && n == l.calls || l.age > 0 && time.Since(best.born) >= l.age {
+			best.retire() // this is its last call
+		}
+	}
+	return best, nil
+}
+
+// dial has a connection made, unless one is already, and returns it. Without first, it is an additional one, of which there
+// may be none.
+func (g *group) dial(first bool) (*conn, error) {
+	g.mu.Lock()
+	if g.closed {
+		g.mu.Unlock()
+		return nil, errGroupClosed
+	}
+	if c := g.dialling; c != nil {
+		g.mu.Unlock()
+		return c, nil
+	}
+	if !first && (g.limits.conns > 0 && len(g.all) >= g.limits.conns || time.Now().Before(g.later)) {
+		g.mu.Unlock()
+		return nil, nil
+	}
+	c := &conn{group: g, state: connectivity.Idle, extra: !first}
+	g.dialling = c
+	g.all = append(g.all, c)
+	g.mu.Unlock()
+
+	//lint:ignore SA1019 there is no other way yet, and one address is all it gets
+	sub, err := g.owner.cc.NewSubConn(
+		[]resolver.Address{{Addr: g.link.Address(), Attributes: attributesOf(c)}},
+		balancer.NewSubConnOptions{StateListener: c.changed},
+	)
+	if err != nil {
+		c.shutdown(errBalancerClosed) // there is no other reason
+		return nil, errBalancerClosed
+	}
+	g.mu.Lock()
+	c.sub = sub
+	over := c.over
+	g.mu.Unlock()
+	if over {
+		sub.Shutdown()
+		return nil, errGroupClosed
+	}
+	sub.Connect()
+	return c, nil
+}
+
+// remove forgets a connection and reports whether it was known.
+func (g *group) remove(c *conn) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if c.over {
+		return false
+	}
+	c.over = true
+	g.all = slices.DeleteFunc(g.all, func(other *conn) bool { return other == c })
+	if g.dialling == c {
+		g.dialling = nil
+		if c.extra {
+			const patience = 10 * time.Second
+			g.later = time.Now().Add(patience)
+		}
+	}
+	g.publishLocked()
+	return true
+}
+
+// publishLocked tells pick which connections are ready.
+func (g *group) publishLocked() {
+	var ready []*conn
+	for _, c := range g.all {
+		if c.state == connectivity.Ready && !c.retired {
+			ready = append(ready, c)
+		}
+	}
+	g.only.Store(nil)
+	switch len(ready) {
+	case 0:
+		g.ready.Store(nil)
+		return
+	case 1:
+		g.only.Store(ready[0])
+	}
+	g.ready.Store(&ready)
+}
+
+// close closes the connections. gRPC leaves them the calls that they have.
+func (g *group) close() {
+	g.mu.Lock()
+	g.closed = true
+	all, members := slices.Clone(g.all), g.members
+	g.mu.Unlock()
+	g.owner.groups.remove(g)
+	if members != nil {
+		members.remove(g)
+	}
+	for _, c := range all {
+		c.shutdown(nil)
+	}
+}
+
+// conn is one connection.
+type conn struct {
+	inFlight atomic.Int64
+	served   atomic.Int64 // calls, where somebody wants to know
+	streams  atomic.Int64 // how many the server allows at a time; 0 for any number
+	group    *group
+	secured  atomic.Bool           // by our credentials
+	failure  atomic.Pointer[error] // why it could not be made
+
+	// Guarded by group.mu, except that sub and born do not change once calls are given the connection.
+	sub     balancer.SubConn
+	born    time.Time
+	state   connectivity.State
+	extra   bool        // beside others
+	retired bool        // takes no more calls
+	over    bool        // forgotten by the group
+	idle    *time.Timer // nil if it may be idle for ever
+}
+
+// fail notes why the connection cannot be made, if nobody has yet.
+func (c *conn) fail(err error) {
+	c.failure.CompareAndSwap(nil, &err)
+}
+
+// changed is the listener of gRPC, called for one connection at a time.
+func (c *conn) changed(s balancer.SubConnState) {
+	switch s.ConnectivityState {
+	case connectivity.Ready:
+		if !c.secured.Load() {
+			c.fail(errCredentials)
+			c.shutdown(nil)
+			return
+		}
+		c.ready()
+	case connectivity.Connecting:
+		c.move(connectivity.Connecting)
+	case connectivity.TransientFailure:
+		err := s.ConnectionError
+		if err == nil {
+			err = errors.New("no connection")
+		}
+		c.shutdown(connectError(c.group.link.Address(), err))
+	case connectivity.Idle:
+		// It was lost. The next call makes another one.
+		c.shutdown(connectError(c.group.link.Address(), errors.New("the connection was lost")))
+	}
+}
+
+func (c *conn) move(to connectivity.State) (moved bool) {
+	g := c.group
+	g.mu.Lock()
+	from := c.state
+	if !c.over {
+		moved = true
+		c.state = to
+		g.publishLocked()
+	}
+	g.mu.Unlock()
+	if moved {
+		g.owner.changed(from, to)
+	}
+	return moved
+}
+
+func (c *conn) ready() {
+	g := c.group
+	g.mu.Lock()
+	c.born = time.Now()
+	if g.dialling == c {
+		g.dialling = nil
+	}
+	if idle := g.limits.idle; idle > 0 && !c.over {
+		c.idle = time.AfterFunc(idle, func() { c.expire(-1) })
+	}
+	g.mu.Unlock()
+	c.move(connectivity.Ready)
+}
+
+// expire closes the connection if it was idle since served was what it is now.
+func (c *conn) expire(served int64) {
+	now := c.served.Load()
+	if now == served && c.inFlight.Load() == 0 {
+		c.shutdown(nil)
+		return
+	}
+	g := c.group
+	g.mu.Lock()
+	if !c.over {
+		c.idle = time.AfterFunc(g.limits.idle, func() { c.expire(now) })
+	}
+	g.mu.Unlock()
+}
+
+// retire gives the connection no further calls. It is closed with its last one.
+func (c *conn) retire() {
+	g := c.group
+	g.mu.Lock()
+	c.retired = true
+	g.publishLocked()
+	g.mu.Unlock()
+}
+
+// release ends a call that pick counted.
+func (c *conn) release() {
+	if c.inFlight.Add(-1) > 0 {
+		return
+	}
+	g := c.group
+	if g.limits.calls == 0 && g.limits.age == 0 {
+		return
+	}
+	g.mu.Lock()
+	retired := c.retired
+	g.mu.Unlock()
+	if retired {
+		c.shutdown(nil)
+	}
+}
+
+// shutdown closes the connection, once. err, if not nil, is for those who wait for it.
+func (c *conn) shutdown(err error) {
+	g := c.group
+	if err != nil {
+		c.fail(err)
+	}
+	g.mu.Lock()
+	from, sub := c.state, c.sub
+	if c.idle != nil {
+		c.idle.Stop()
+	}
+	g.mu.Unlock()
+	if !g.remove(c) {
+		return
+	}
+	if sub != nil {
+		sub.Shutdown()
+	}
+	g.owner.changed(from, connectivity.Shutdown)
+}
+
+// connectError is the failure of a connection as the mesh knows it.
+func connectError(address string, err error) error {
+	return &net.OpError{Op: "dial", Net: "tcp", Err: fmt.Errorf("%s: %w", address, err)}
+}
