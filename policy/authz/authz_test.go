@@ -661,6 +661,7 @@ func TestCompileErrors(t *testing.T) {
 		{"template", deny(paths("/a/{**}/{*}")), "{**} must be the last operator"},
 		{"template and star", deny(paths("/a/{*}/b*")), "a segment of a template"},
 		{"template in a segment", deny(paths("/a{*}")), "a segment of a template"},
+		{"template without a slash", deny(paths("{*}/b")), "a template begins with a slash"},
 		{"template by escapes", deny(paths("/{*}/%7B*%7D")), "a segment of a template"},
 		{"unknown key", deny(cond("source.user", "x")), `when 0: unknown key "source.user"`},
 		{"token", deny(cond("request.auth.claims[groups]", "x")), "needs the token of a RequestAuthentication"},

@@ -95,6 +95,9 @@ func pathPattern(v string) (pattern, error) {
 
 // checkTemplate reports what is wrong with a path template.
 func checkTemplate(v string) error {
+	if v[0] != '/' {
+		return errors.New("a template begins with a slash")
+	}
 	last := false
 	for segment := range strings.SplitSeq(v, "/") {
 		switch {
