@@ -45,7 +45,7 @@ func (m *Mesh) clusterConfig(plan *policy.Plan, target route.Target) clusterConf
 	} else if h.Service.Namespace != "" {
 		config.peers = plan.Peers(h.Service.Namespace)
 	}
-	config.trustDomain = cmp.Or(m.workload.TrustDomain, "cluster.local")
+	config.trustDomain = cmp.Or(m.workload.TrustDomain, defaultTrustDomain)
 	config.budget = config.RetryBudget
 	if p := m.protection(plan, h); p != nil {
 		if p.Circuit != nil {

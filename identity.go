@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"time"
 
 	"github.com/nosidecar/mesh/tlsid"
@@ -30,7 +31,11 @@ func (m *Mesh) identify(ctx context.Context) error {
 	if m.source == nil {
 		return nil
 	}
-	m.identity = tlsid.Keep(m.source, tlsid.Hooks{Rotated: m.rotated, Failed: m.identityFailed})
+	source := oneDomain{Source: m.source}
+	if m.sourceLate {
+		source.domain = cmp.Or(m.workload.TrustDomain, defaultTrustDomain)
+	}
+	m.identity = tlsid.Keep(source, tlsid.Hooks{Rotated: m.rotated, Failed: m.identityFailed})
 	if m.sourceLate {
 		return nil
 	}
@@ -44,17 +49,43 @@ func (m *Mesh) identify(ctx context.Context) error {
 		return err
 	}
 	m.workload.TrustDomain = cmp.Or(m.workload.TrustDomain, id.TrustDomain().Name())
-	return m.checkTrustDomain(id)
+	return checkTrustDomain(id, m.workload.TrustDomain)
 }
+
+const defaultTrustDomain = "cluster.local"
 
 // checkTrustDomain returns an error if the identity is not of the trust domain that documents are compiled for: their
 // principals would mean other peers.
-func (m *Mesh) checkTrustDomain(id *tlsid.Identity) error {
-	if domain := cmp.Or(m.workload.TrustDomain, "cluster.local"); domain != id.TrustDomain().Name() {
+func checkTrustDomain(id *tlsid.Identity, domain string) error {
+	if domain != id.TrustDomain().Name() {
 		return fmt.Errorf("mesh: the identity %s is not of the trust domain %s: correct TrustDomain in WithWorkload, or the "+
 			"variable TRUST_DOMAIN", id.ID(), domain)
 	}
 	return nil
+}
+
+// oneDomain is a source whose identities are all of one trust domain. Others are errors.
+type oneDomain struct {
+	tlsid.Source
+	domain string // empty: that of the first
+}
+
+// Watch implements tlsid.Source.
+func (s oneDomain) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
+	return func(yield func(*tlsid.Identity, error) bool) {
+		domain := s.domain
+		for id, err := range s.Source.Watch(ctx) {
+			if err == nil {
+				domain = cmp.Or(domain, id.TrustDomain().Name())
+				if err = checkTrustDomain(id, domain); err != nil {
+					id = nil
+				}
+			}
+			if !yield(id, err) {
+				return
+			}
+		}
+	}
 }
 
 // rotated is told of each new identity. The connections made with the one before take no new calls.
@@ -63,13 +94,9 @@ func (m *Mesh) rotated(_, now *tlsid.Identity) {
 		c.conns.rotate()
 	}
 	m.server.certs.Store(new(forwardedCerts))
-	change := StateChange{
+	m.stateChanged(StateChange{
 		Kind: IdentityRotated, Detail: fmt.Sprintf("%s until %s", now.ID(), now.NotAfter().UTC().Format(time.RFC3339)),
-	}
-	if m.sourceLate {
-		change.Err = m.checkTrustDomain(now)
-	}
-	m.stateChanged(change)
+	})
 }
 
 func (m *Mesh) identityFailed(err error) {

@@ -121,7 +121,8 @@ func WithIdentity(source tlsid.Source) Option {
 // WithLateIdentity is [WithIdentity] for a process that starts before its identity is there. New does not wait: until the
 // identity comes, calls that need it fail with an error that is [tlsid.ErrNoIdentity], TLS handshakes of [Mesh.Listen] do
 // too, and [Mesh.Identity] says so, which is what a readiness probe is to ask. Documents are compiled before the trust
-// domain of the identity is known: unless it is "cluster.local", name it in [WithWorkload].
+// domain of the identity is known: unless it is "cluster.local", name it in [WithWorkload]. An identity of another one is
+// refused.
 func WithLateIdentity(source tlsid.Source) Option {
 	return func(o *options) error {
 		o.source, o.sourceLate = source, true

@@ -2,9 +2,15 @@ package mesh_test
 
 import (
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"testing"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // A server of another protocol takes whatever ALPN its clients offer: a sidecar of Istio offers its own.
@@ -43,5 +49,52 @@ func TestListenTCPLeavesALPNToTheClient(t *testing.T) {
 			t.Errorf("offering %q: the server chose %q, and speaks nothing of HTTP", protocols, got)
 		}
 		conn.Close()
+	}
+}
+
+// Documents compiled for one trust domain would judge the peers of another.
+func TestIdentityOfAnotherTrustDomainIsRefused(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	ours, err := w.Identity("default", "order-service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca, err := tlsid.NewDevCA("other.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs, err := ca.Identity("default", "order-service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const why = "is not of the trust domain cluster.local"
+	for _, late := range []bool{true, false} {
+		t.Run(fmt.Sprintf("late %v", late), func(t *testing.T) {
+			told := make(chan mesh.StateChange, 10)
+			observer := mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) { told <- s }})
+			source, first := make(lateSource, 1), ours
+			with := mesh.WithIdentity
+			if late {
+				with, first = mesh.WithLateIdentity, nil
+			} else {
+				source <- ours
+			}
+			m := newMesh(t, strict, with(source), observer)
+			if !late {
+				<-told // that the first is there
+			}
+			source <- theirs
+			if s := <-told; s.Kind != mesh.IdentityFailed || !strings.Contains(fmt.Sprint(s.Err), why) {
+				t.Errorf("the observers are told %v, %v", s.Kind, s.Err)
+			}
+			id, err := m.Identity()
+			if id != first {
+				t.Errorf("the identity is %v, want what it was", id.ID())
+			}
+			if late && (!errors.Is(err, tlsid.ErrNoIdentity) || !strings.Contains(err.Error(), why)) {
+				t.Errorf("Identity() = %v, want tlsid.ErrNoIdentity and why", err)
+			}
+		})
 	}
 }
