@@ -163,8 +163,8 @@ func (c check) source(s *Source, custom bool, at string) {
 		{".notPrincipals", s.NotPrincipals, wrongPrincipal},
 		{".requestPrincipals", s.RequestPrincipals, nil},
 		{".notRequestPrincipals", s.NotRequestPrincipals, nil},
-		{".namespaces", s.Namespaces, nil},
-		{".notNamespaces", s.NotNamespaces, nil},
+		{".namespaces", s.Namespaces, wrongIdentity},
+		{".notNamespaces", s.NotNamespaces, wrongIdentity},
 		{".serviceAccounts", s.ServiceAccounts, wrongServiceAccount},
 		{".notServiceAccounts", s.NotServiceAccounts, wrongServiceAccount},
 	}
@@ -200,6 +200,18 @@ func wrongPrincipal(value string) string {
 	if rest, ok := strings.CutPrefix(value, "spiffe://"); ok {
 		return "principals are written without spiffe://, else they match nobody: write " + strconv.Quote(rest)
 	}
+	if value[0] == '*' {
+		return wrongIdentity(value)
+	}
+	return ""
+}
+
+// wrongIdentity refuses what is part of a regular expression to Istio, which makes one of these values as they stand.
+func wrongIdentity(value string) string {
+	if i := strings.IndexAny(value, `\^$|?+()[]{}`); i >= 0 {
+		return strconv.Quote(value) + " is not enforced: Istio takes " + strconv.Quote(value[i:i+1]) +
+			" for part of a regular expression, and no identity has it"
+	}
 	return ""
 }
 
@@ -213,7 +225,7 @@ func wrongServiceAccount(value string) string {
 	case len(value) > 320:
 		return "a service account has at most 320 characters"
 	}
-	return ""
+	return wrongIdentity(value)
 }
 
 func (c check) operation(o *Operation, at string) {
@@ -280,7 +292,9 @@ func (c check) condition(w *Condition, custom bool, at string) {
 		wrong = wrongPrincipal
 	case key == "source.serviceAccount":
 		wrong = wrongServiceAccount
-	case key == "source.namespace", key == "source.trustDomain", key == "connection.sni",
+	case key == "source.namespace":
+		wrong = wrongIdentity
+	case key == "source.trustDomain", key == "connection.sni",
 		subscript("request.headers"):
 	case subscript("request.experimental.inline.headers"):
 		c.Errorf(at+".key", "%s is not enforced: use request.headers", key)
