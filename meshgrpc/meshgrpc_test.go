@@ -141,4 +141,3 @@ var echoStreams = &grpctest.Service{
 		return nil
 	},
 }
-
