@@ -81,9 +81,9 @@ func (c *compiler) authorizationPolicies() {
 	}
 	mode, ports := p.Peers(p.workload.Namespace).of(p.workload.Labels)
 	in := &Inbound{mode: mode.mode, ports: maps.Clone(ports)}
-	for _, mode := range ports {
-		if mode == tlsid.Strict { // a port that is not known may be this one
-			in.ports[0] = tlsid.Strict
+	for _, mode := range ports { // a port that is not known may be any of them
+		if unknown := in.Mode(0); mode == tlsid.Strict || mode == tlsid.Permissive && unknown == tlsid.Disable {
+			in.ports[0] = mode
 		}
 	}
 	var err error

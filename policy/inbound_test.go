@@ -108,6 +108,9 @@ func TestInbound_Authorize(t *testing.T) {
 	strict := peerAuthentication("default", "p", "{mtls: {mode: STRICT}}")
 	ports := peerAuthentication("default", "p", "{selector: {matchLabels: {app: order-service}}, mtls: {mode: PERMISSIVE}, "+
 		"portLevelMtls: {8443: {mode: STRICT}, 9000: {mode: DISABLE}}}")
+	open := peerAuthentication("default", "p", "{selector: {matchLabels: {app: order-service}}, mtls: {mode: DISABLE}, "+
+		"portLevelMtls: {8443: {mode: PERMISSIVE}}}")
+	notWeb := authorizationPolicy("default", "not", "{action: DENY, rules: [{from: [{source: {principals: ["+web+"]}}]}]}")
 	fromWeb := authorizationPolicy("default", "web", "{rules: [{from: [{source: {principals: ["+web+"]}}]}]}")
 	noPlaintext := authorizationPolicy("default", "plain", "{action: DENY, rules: [{from: [{source: {notPrincipals: ['*']}}]}]}")
 	tests := []struct {
@@ -132,6 +135,7 @@ func TestInbound_Authorize(t *testing.T) {
 		{"disabled port has no identities", ports + fromWeb, request{principal: web, port: 9000}, false, ""},
 		{"disabled port, plaintext denied", ports + noPlaintext, request{principal: web, port: 9000}, false, "default/plain 0"},
 		{"unknown port may be the strict one", ports, request{}, false, ""},
+		{"unknown port may be one with identities", open + notWeb, request{principal: web}, false, "default/not 0"},
 		{"unknown port, identity", ports + fromWeb, request{principal: web}, true, "default/web 0"},
 
 		{"empty policy", authorizationPolicy("default", "nothing", "{}"), request{principal: web}, false, ""},
