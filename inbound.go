@@ -79,7 +79,8 @@ func (s *server) init(config ServerConfig) error {
 // identity.
 //
 // What is denied is answered with 403 and "RBAC: access denied", a path that cannot be read with 400; why is for the
-// observers. A plaintext request to a port that is STRICT is cut off without an answer. Handlers see the path as it was
+// observers. So is, on a port that is STRICT, a request of a peer whose certificate is not, or no longer, good: its connection
+// is closed after that. A plaintext request to such a port is cut off without an answer. Handlers see the path as it was
 // sent. Shutdown of the http.Server drains as ever.
 func (m *Mesh) Handler(next http.Handler) http.Handler {
 	return &handler{m, next}
@@ -187,8 +188,9 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	}
 
 	in.Decision = rules.Authorize(&in.view)
+	_, refused := errors.AsType[*tlsid.PeerError](in.PeerErr) // only an answer makes it leave a connection of HTTP/2
 	switch {
-	case mode == tlsid.Strict && in.Peer == "":
+	case mode == tlsid.Strict && in.Peer == "" && !refused:
 		panic(http.ErrAbortHandler) // as a connection that is refused: no answer
 	case !in.Decision.Allowed:
 		in.Decision.Refuse(w, r)

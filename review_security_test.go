@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/nosidecar/mesh"
@@ -94,6 +96,54 @@ func TestIdentityOfAnotherTrustDomainIsRefused(t *testing.T) {
 			}
 			if late && (!errors.Is(err, tlsid.ErrNoIdentity) || !strings.Contains(err.Error(), why)) {
 				t.Errorf("Identity() = %v, want tlsid.ErrNoIdentity and why", err)
+			}
+		})
+	}
+}
+
+// A peer whose certificate the bundles do not vouch for any more gets away from its connection, and comes over another.
+func TestPeersMoveWhenBundlesChange(t *testing.T) {
+	noLeaks(t)
+	towns := []*town{newTown(t), newTown(t)}
+	issue := func(i int, account string) *tlsid.Identity {
+		t.Helper()
+		id, err := towns[i].Identity("default", account)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	for proto, http2 := range map[string]bool{"HTTP/1.1": false, "HTTP/2.0": true} {
+		t.Run(proto, func(t *testing.T) {
+			source, rotated := make(lateSource, 1), make(chan bool, 1)
+			source <- issue(0, "payment-service")
+			server := newMesh(t, strict, mesh.WithIdentity(source), mesh.WithObserver(mesh.Observer{
+				StateChange: func(s mesh.StateChange) { rotated <- s.Kind == mesh.IdentityRotated },
+			}))
+			<-rotated
+			e := serveMesh(t, server, whoCalls)
+			var current atomic.Pointer[tlsid.Identity]
+			current.Store(issue(0, "order-service"))
+			template := &http.Transport{ForceAttemptHTTP2: http2, TLSClientConfig: &tls.Config{
+				InsecureSkipVerify: true,
+				GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+					return current.Load().Certificate(), nil
+				},
+			}}
+			t.Cleanup(template.CloseIdleConnections)
+			c := &http.Client{Transport: template}
+			if a := get(t, c, "https://"+addressOf(e)); !strings.HasSuffix(a.body, "sa/order-service over "+proto) {
+				t.Fatalf("the service saw %q", a.body)
+			}
+			source <- issue(1, "payment-service")
+			<-rotated
+			current.Store(issue(1, "order-service"))
+			a, err := try(c, "https://"+addressOf(e))
+			if err != nil || a.status != http.StatusForbidden {
+				t.Errorf("over the old connection: %d %q, %v, want 403", a.status, a.body, err)
+			}
+			if a, err := try(c, "https://"+addressOf(e)); !strings.HasPrefix(a.body, "spiffe://") {
+				t.Errorf("after that the service saw %q, %v, want the peer", a.body, err)
 			}
 		})
 	}
