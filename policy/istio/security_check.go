@@ -292,6 +292,8 @@ func (c check) condition(w *Condition, custom bool, at string) {
 		wrong = wrongPrincipal
 	case key == "source.serviceAccount":
 		wrong = wrongServiceAccount
+	case strings.EqualFold(key, "request.headers[x-forwarded-client-cert]"):
+		c.Errorf(at+".key", "%s is not enforced: anybody can write that header; use source.principal", key)
 	case key == "source.namespace":
 		wrong = wrongIdentity
 	case key == "source.trustDomain", key == "connection.sni",
