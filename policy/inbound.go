@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"maps"
+	"net/http"
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
@@ -17,6 +18,7 @@ type Inbound struct {
 	mode       tlsid.Mode
 	ports      map[int]tlsid.Mode // those with a mode of their own
 	authorizer *authz.Authorizer
+	asserted   []string // headers that policies ask about, and that a peer without an identity may not assert
 }
 
 // Inbound returns what the plan says of the connections and requests to the workload. It is never nil.
@@ -35,12 +37,13 @@ func (in *Inbound) Mode(port int) tlsid.Mode {
 
 // Authorize decides about a request, which it does not keep or change. The mode of the port that it arrived at comes first:
 // a peer without an identity is denied where it is [tlsid.Strict], and no peer has one where it is [tlsid.Disable]. Then
-// the AuthorizationPolicies are asked.
+// the AuthorizationPolicies are asked. To them, the headers x-envoy-* and x-request-id of a peer without an identity are
+// not there: handlers do not see them either.
 func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
 	switch mode := in.Mode(int(r.Destination.Port())); {
 	case mode == tlsid.Strict && r.Principal == "":
 		return nobody()
-	case mode == tlsid.Disable && r.Principal != "":
+	case mode == tlsid.Disable && r.Principal != "", r.Principal == "" && in.asserts(r):
 		return in.disregarding(r)
 	}
 	return in.authorizer.Decide(r)
@@ -55,11 +58,33 @@ func nobody() authz.Decision {
 	}
 }
 
-// disregarding decides about a request as if its peer had no identity.
+// disregarding decides about a request as if its peer had no identity and asserted nothing about the mesh.
 func (in *Inbound) disregarding(r *authz.Request) authz.Decision {
 	plain := *r
 	plain.Principal = ""
+	if in.asserts(r) {
+		plain.Header = maps.Clone(r.Header)
+		for _, name := range in.asserted {
+			delete(plain.Header, name)
+		}
+	}
 	return in.authorizer.Decide(&plain)
+}
+
+func (in *Inbound) asserts(r *authz.Request) bool {
+	for _, name := range in.asserted {
+		if r.Header[name] != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// assertion returns the header that a condition is about, and whether only peers with an identity may assert it.
+func assertion(key string) (name string, ok bool) {
+	name, ok = strings.CutPrefix(key, "request.headers[")
+	name = http.CanonicalHeaderKey(strings.TrimSuffix(name, "]"))
+	return name, ok && (name == "X-Request-Id" || strings.HasPrefix(name, "X-Envoy-"))
 }
 
 // authorizationPolicies compiles what is about the workload. The others are compiled too, for their mistakes.
@@ -84,6 +109,15 @@ func (c *compiler) authorizationPolicies() {
 	for _, mode := range ports { // a port that is not known may be any of them
 		if unknown := in.Mode(0); mode == tlsid.Strict || mode == tlsid.Permissive && unknown == tlsid.Disable {
 			in.ports[0] = mode
+		}
+	}
+	for _, policy := range own {
+		for _, rule := range policy.Rules {
+			for _, condition := range rule.When {
+				if name, ok := assertion(condition.Key); ok {
+					in.asserted = append(in.asserted, name)
+				}
+			}
 		}
 	}
 	var err error

@@ -3,6 +3,7 @@ package policy_test
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -113,6 +114,7 @@ func TestInbound_Authorize(t *testing.T) {
 	notWeb := authorizationPolicy("default", "not", "{action: DENY, rules: [{from: [{source: {principals: ["+web+"]}}]}]}")
 	fromWeb := authorizationPolicy("default", "web", "{rules: [{from: [{source: {principals: ["+web+"]}}]}]}")
 	noPlaintext := authorizationPolicy("default", "plain", "{action: DENY, rules: [{from: [{source: {notPrincipals: ['*']}}]}]}")
+	const claim = "{rules: [{when: [{key: 'request.headers[x-envoy-a]', values: [b]}]}]}"
 	tests := []struct {
 		name, documents string
 		request         request
@@ -183,6 +185,11 @@ func TestInbound_Authorize(t *testing.T) {
 			"values: [b*], notValues: [bc]}]}]}"), request{header: "X-A: bd"}, true, "default/a 1"},
 		{"not its header", authorizationPolicy("default", "a", "{rules: [{when: [{key: 'request.headers[x-a]', values: [b*], notValues: [bc]}]}]}"),
 			request{header: "X-A: bc"}, false, ""},
+		{"what only the mesh asserts, from outside", authorizationPolicy("default", "a", claim), request{header: "X-Envoy-A: b"}, false, ""},
+		{"what only the mesh asserts, from inside", authorizationPolicy("default", "a", claim),
+			request{principal: web, header: "X-Envoy-A: b"}, true, "default/a 0"},
+		{"what only the mesh asserts, where nobody has an identity", ports + authorizationPolicy("default", "a", claim),
+			request{principal: web, port: 9000, header: "X-Envoy-A: b"}, false, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -198,8 +205,8 @@ func TestInbound_Authorize(t *testing.T) {
 			if d.Allowed != tt.allowed || by != tt.by {
 				t.Errorf("allowed %v by %q (%s), want %v by %q", d.Allowed, by, d.Reason, tt.allowed, tt.by)
 			}
-			if view.Principal != tt.request.principal {
-				t.Errorf("Authorize changed the principal to %q", view.Principal)
+			if want := tt.request.view(); !reflect.DeepEqual(view, want) {
+				t.Errorf("Authorize changed the request to %+v", view)
 			}
 		})
 	}
