@@ -158,7 +158,7 @@ func (a *attempted) pick(req *http.Request) error {
 		return err
 	}
 	a.host = host
-	if a.link, err = host.Value().(*endpoint).enter(c.mesh, req.URL.Scheme, now); err != nil {
+	if a.link, err = host.Value().(*endpoint).enter(c.mesh, req.URL.Scheme); err != nil {
 		return c.refuse(LayerIdentity, FlagConnectFailure, err)
 	}
 	return nil

@@ -150,14 +150,14 @@ type lane struct {
 }
 
 // enter counts a call in, over the link of now. It returns nil if the lane is closed.
-func (l *lane) enter(now time.Time) *Link {
+func (l *lane) enter() *Link {
 	for {
 		link := l.link.Load()
 		if link == nil {
 			return nil
 		}
-		if at := link.expires.Load(); at != 0 && now.UnixNano() >= at {
-			l.renew(link) // the peer's certificate is nearly over, and with it what we know of the peer
+		if at := link.expires.Load(); at != 0 && time.Now().UnixNano() >= at {
+			l.renew(link) // a certificate is nearly over, and with it what one side knows of the other
 			continue
 		}
 		if link.enter() {
@@ -178,7 +178,7 @@ func (l *lane) renew(old *Link) {
 type Link struct {
 	lane    *lane
 	calls   atomic.Int64 // under way, with the bits below
-	expires atomic.Int64 // shortly before the first certificate of a peer expires, in Unix nanoseconds; 0 if there is none
+	expires atomic.Int64 // shortly before the first certificate expires, in Unix nanoseconds; 0 if there is none
 
 	// The connections of net/http come about with the first call: most of ten thousand endpoints may never get one.
 	opening sync.Once
@@ -203,27 +203,41 @@ func (l *Link) Address() string {
 // TLS returns the configuration for the handshake with the endpoint, and nil if it is spoken to without TLS. It checks the
 // identity of the endpoint, whatever server name it is used with. It must not be changed.
 func (l *Link) TLS() *tls.Config {
+	return l.tls(l.expireBefore)
+}
+
+// tls is TLS for who wants to know when the certificates of a handshake expire: the peer's, and ours if it is presented.
+func (l *Link) tls(expires func(notAfter time.Time)) *tls.Config {
 	config := l.lane.config
 	if config == nil {
 		return nil
 	}
 	config = config.Clone()
-	verify := config.VerifyConnection
+	verify, present := config.VerifyConnection, config.GetClientCertificate
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		if err := verify(state); err != nil {
 			// Nothing was sent yet, and this type says so to all that read it.
 			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
 		}
-		// Somewhat earlier than the certificate, for calls under way then: the peer cuts them when it expires.
-		notAfter := state.PeerCertificates[0].NotAfter
-		l.expireBy(notAfter.Add(-min(time.Until(notAfter)/4, time.Minute)))
+		expires(state.PeerCertificates[0].NotAfter)
 		return nil
+	}
+	if present != nil {
+		config.GetClientCertificate = func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			own, err := present(asked)
+			if err == nil {
+				expires(own.Leaf.NotAfter)
+			}
+			return own, err
+		}
 	}
 	return config
 }
 
-func (l *Link) expireBy(t time.Time) {
-	at := t.UnixNano()
+// expireBefore has the link replaced somewhat before a certificate expires, for calls under way then: the peer cuts them when
+// it does.
+func (l *Link) expireBefore(notAfter time.Time) {
+	at := notAfter.Add(-min(time.Until(notAfter)/4, time.Minute)).UnixNano()
 	for {
 		old := l.expires.Load()
 		if old != 0 && old <= at || l.expires.CompareAndSwap(old, at) {

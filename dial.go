@@ -154,7 +154,7 @@ func (d *dial) attempt(ctx context.Context) (_ net.Conn, err error) {
 		return nil, err
 	}
 	e := h.Value().(*endpoint)
-	link, err := e.enter(d.mesh, "http", time.Now()) // it comes in plaintext, and leaves as the documents ask
+	link, err := e.enter(d.mesh, "http") // it comes in plaintext, and leaves as the documents ask
 	if err != nil {
 		h.Release(0, false)
 		return nil, d.refuse(LayerIdentity, FlagConnectFailure, err)
@@ -162,7 +162,7 @@ func (d *dial) attempt(ctx context.Context) (_ net.Conn, err error) {
 	d.layer = LayerEndpoint
 	d.attempts++
 	began := time.Now()
-	conn, err := link.dial(ctx)
+	conn, expires, err := link.dial(ctx)
 	result := breaker.Result(http.StatusOK)
 	switch {
 	case err == nil:
@@ -188,7 +188,7 @@ func (d *dial) attempt(ctx context.Context) (_ net.Conn, err error) {
 		h.Release(took, false)
 		link.leave()
 	}}
-	raw.expire(d.mesh, link)
+	raw.expire(expires)
 	return raw, nil
 }
 
@@ -217,19 +217,24 @@ func (d *dial) pick(ctx context.Context) (*balancer.Host, error) {
 	return h, nil
 }
 
-// dial makes a connection for protocols other than HTTP.
-func (l *Link) dial(ctx context.Context) (net.Conn, error) {
+// dial makes a connection for protocols other than HTTP. It tells when the first certificate it was made with expires: zero
+// without certificates.
+func (l *Link) dial(ctx context.Context) (_ net.Conn, expires time.Time, _ error) {
 	conns, err := l.open()
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
 	conn, err := conns.Dial(ctx)
 	if err != nil {
-		return nil, err
+		return nil, time.Time{}, err
 	}
-	config := l.TLS()
+	config := l.tls(func(notAfter time.Time) {
+		if expires.IsZero() || notAfter.Before(expires) {
+			expires = notAfter
+		}
+	})
 	if config == nil {
-		return conn, nil
+		return conn, time.Time{}, nil
 	}
 	config.NextProtos = nil // they are HTTP's
 	secure := tls.Client(conn, config)
@@ -237,9 +242,9 @@ func (l *Link) dial(ctx context.Context) (net.Conn, error) {
 	defer cancel()
 	if err := secure.HandshakeContext(ctx); err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("TLS handshake with %s: %w", l.Address(), err)
+		return nil, time.Time{}, fmt.Errorf("TLS handshake with %s: %w", l.Address(), err)
 	}
-	return secure, nil
+	return secure, expires, nil
 }
 
 // rawConn is a connection of DialContext.
@@ -250,19 +255,13 @@ type rawConn struct {
 	expiry *time.Timer // nil without certificates
 }
 
-// expire closes the connection when the first certificate it was made with expires.
-func (c *rawConn) expire(m *Mesh, link *Link) {
-	secure, ok := c.Conn.(*tls.Conn)
-	if !ok {
+// expire closes the connection at a time, if it is not zero.
+func (c *rawConn) expire(at time.Time) {
+	if at.IsZero() {
 		return
 	}
-	// Not link.expires: an earlier connection of the link may have met an earlier certificate.
-	first := secure.ConnectionState().PeerCertificates[0].NotAfter
-	if own, err := m.Identity(); err == nil && link.lane.key.security.kind == mutual && own.NotAfter().Before(first) {
-		first = own.NotAfter()
-	}
 	c.expiry = time.AfterFunc(math.MaxInt64, func() { c.Close() }) // which reads expiry, so not before that is set
-	c.expiry.Reset(time.Until(first))
+	c.expiry.Reset(time.Until(at))
 }
 
 // Close implements net.Conn.

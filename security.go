@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
@@ -149,7 +148,7 @@ func (c *cluster) describe(h *balancer.Host, e *endpoint) {
 }
 
 // enter counts a call in, and returns the link it goes over.
-func (e *endpoint) enter(m *Mesh, scheme string, now time.Time) (*Link, error) {
+func (e *endpoint) enter(m *Mesh, scheme string) (*Link, error) {
 	for {
 		s, lane := e.secured.Load(), e.plain
 		if scheme == "http" || s.always {
@@ -166,7 +165,7 @@ func (e *endpoint) enter(m *Mesh, scheme string, now time.Time) (*Link, error) {
 				lane = s.lane
 			}
 		}
-		if link := lane.enter(now); link != nil {
+		if link := lane.enter(); link != nil {
 			return link, nil
 		}
 		if e.secured.Load() == s {
