@@ -200,15 +200,44 @@ func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, er
 	case r != nil && !r.replayable():
 		return 0, BodyCommitted
 	}
-	var asked time.Duration
-	if resp != nil {
-		asked = retryAfter(resp.Header, time.Now())
+	var (
+		wait    time.Duration
+		stopped Reason
+		ok      bool
+	)
+	if back, told := pushback(resp); told {
+		if back < 0 {
+			return 0, NotRetriable
+		}
+		wait, stopped, ok = l.NextAfter(ctx, n, back)
+	} else {
+		var asked time.Duration
+		if resp != nil {
+			asked = retryAfter(resp.Header, time.Now())
+		}
+		wait, stopped, ok = l.Next(ctx, n, asked)
 	}
-	wait, stopped, ok := l.Next(ctx, n, asked)
 	if !ok {
 		return 0, stopped
 	}
 	return wait, retryNow
+}
+
+// pushback returns when a gRPC server would have the call tried again, negative for never, if it says so (gRFC A6). What it
+// says in words that are not known means never.
+func pushback(resp *http.Response) (after time.Duration, told bool) {
+	if resp == nil || !isGRPC(resp) {
+		return 0, false
+	}
+	values := resp.Header["Grpc-Retry-Pushback-Ms"]
+	if len(values) == 0 {
+		return 0, false
+	}
+	ms, err := strconv.ParseInt(values[0], 10, 32)
+	if err != nil || len(values) > 1 {
+		return -1, true
+	}
+	return time.Duration(ms) * time.Millisecond, true
 }
 
 // Next is the part of Do that knows nothing of HTTP, for who makes calls of another kind. It decides, after the n-th try

@@ -205,11 +205,16 @@ const grpcStatuses = Cancelled | DeadlineExceeded | ResourceExhausted | Internal
 
 // grpc reports whether the headers of resp carry a gRPC status that is to be retried.
 func (o On) grpc(resp *http.Response) bool {
-	if !strings.HasPrefix(resp.Header.Get("Content-Type"), "application/grpc") {
+	if !isGRPC(resp) {
 		return false
 	}
 	code, err := strconv.ParseUint(resp.Header.Get("Grpc-Status"), 10, 32)
 	return err == nil && o.GRPC(uint32(code))
+}
+
+// isGRPC reports whether resp answers a gRPC call: application/grpc, also with a suffix such as "+proto".
+func isGRPC(resp *http.Response) bool {
+	return strings.HasPrefix(resp.Header.Get("Content-Type"), "application/grpc")
 }
 
 // GRPC reports whether a gRPC status is to be retried by its code. It must be one that came without messages before it.

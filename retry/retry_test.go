@@ -1135,3 +1135,49 @@ func TestReason_String(t *testing.T) {
 		t.Errorf("names are not distinct: %v", seen)
 	}
 }
+
+// A gRPC server that says when to come back is taken at its word: neither earlier nor later, and not at all if it says never.
+func TestGRPCPushback(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, test := range []struct {
+			name   string
+			values []string
+			other  bool // not gRPC
+			want   time.Duration
+			tries  int
+		}{
+			{name: "a time", values: []string{"1500"}, want: 1500 * time.Millisecond, tries: 2},
+			{name: "at once", values: []string{"0"}, tries: 2},
+			{name: "never", values: []string{"-1"}, tries: 1},
+			{name: "words", values: []string{"soon"}, tries: 1},
+			{name: "two", values: []string{"1", "2"}, tries: 1},
+			{name: "not gRPC", values: []string{"-1"}, other: true, want: 10 * time.Second, tries: 2},
+		} {
+			policy, err := retry.Compile(retry.Config{
+				Retries: 1, AnyMethod: true, On: retry.On{Conditions: retry.Unavailable | retry.ServerError}, MaxRetryAfter: -1,
+				Backoff: 10 * time.Second, MaxBackoff: 10 * time.Second,
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			req, err := http.NewRequestWithContext(t.Context(), "POST", "http://service/", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			start := time.Now()
+			loop := retry.Loop{Policy: policy, Rand: func() float64 { return 0.9999999999 }}
+			_, summary, err := loop.Do(req, tries(func(*http.Request, int) (*http.Response, error) {
+				resp := &http.Response{StatusCode: 200, Body: http.NoBody, Header: http.Header{
+					"Content-Type": {"application/grpc"}, "Grpc-Status": {"14"}, "Grpc-Retry-Pushback-Ms": test.values,
+				}}
+				if test.other {
+					resp.StatusCode, resp.Header["Content-Type"] = 503, []string{"text/plain"}
+				}
+				return resp, nil
+			}))
+			if took := time.Since(start).Round(time.Millisecond); err != nil || took != test.want || summary.Attempts != test.tries {
+				t.Errorf("%s: %d tries in %v, %v; want %d in %v", test.name, summary.Attempts, took, err, test.tries, test.want)
+			}
+		}
+	})
+}
