@@ -11,9 +11,12 @@ import (
 
 type flusher struct{ r *Recorder }
 
-func (f flusher) Flush() {
+func (f flusher) Flush() { _ = f.FlushError() }
+
+// FlushError is what http.ResponseController asks for, rather than unwrap the writer.
+func (f flusher) FlushError() error {
 	f.r.begin(http.StatusOK)
-	f.r.w.(http.Flusher).Flush()
+	return http.NewResponseController(f.r.w).Flush()
 }
 
 type hijacker struct{ r *Recorder }
