@@ -163,9 +163,11 @@ func (l *tcpListener) Recheck() {
 		}
 	}
 	l.mu.Unlock()
+	var closing sync.WaitGroup // side by side: crypto/tls gives a peer that does not read 5 s to take the alert
 	for _, c := range denied {
-		c.Close()
+		closing.Go(func() { c.Close() })
 	}
+	closing.Wait()
 }
 
 // Close closes the listener. Connections that it accepted stay open.

@@ -12,10 +12,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -243,4 +245,46 @@ spec:
 	if _, err := raw.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("a raw connection reads %v, want net.ErrClosed, since its certificate has expired", err)
 	}
+}
+
+// A peer that does not read takes 5 s to be told that its connection ends. Many of them do not take many times that.
+func TestDeniedConnectionsAreClosedSideBySide(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t)
+		m := w.member(t, "postgres", strict)
+		inner := &memoryListener{address: "10.0.0.1", conns: make(chan net.Conn), closed: make(chan struct{})}
+		ln := m.ListenTCP(inner)
+		defer ln.Close()
+		go ln.Accept() // which begins to accept
+		id, err := w.Identity("default", "order-service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		const peers = 4
+		for i := range peers {
+			near, far := net.Pipe()
+			defer near.Close()
+			inner.conns <- far
+			client := tls.Client(near, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*id.Certificate()}})
+			if err := client.Handshake(); err != nil {
+				t.Fatal(err)
+			}
+			if i > 0 {
+				conn, err := ln.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+			}
+		}
+		synctest.Wait()
+		began := time.Now()
+		nobody := strict + "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: nobody, namespace: default}\nspec: {}\n"
+		if err := m.Apply(policy.Source{Name: "test.yaml", Data: []byte(nobody)}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 6*time.Second {
+			t.Errorf("the end of %d connections took %s", peers, took)
+		}
+	})
 }
