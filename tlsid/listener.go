@@ -193,7 +193,9 @@ func (l *Listener) Close() error {
 		l.down = true
 		pending := make([]*conn, 0, len(l.pending))
 		for c := range l.pending {
-			pending = append(pending, c)
+			if !c.offered { // that one Accept may have returned
+				pending = append(pending, c)
+			}
 		}
 		l.mu.Unlock()
 		close(l.closed)
@@ -372,6 +374,7 @@ func (l *Listener) admit(c *conn) Refusal {
 		err = forbids(mode, c.tls != nil)
 	}
 	if err == nil {
+		l.offer(c)
 		select {
 		case l.ready <- c.outer():
 			return Refusal{}
@@ -389,6 +392,13 @@ func (l *Listener) admit(c *conn) Refusal {
 	default:
 		return Refusal{RemoteAddr: c.RemoteAddr(), Mode: mode, Err: err}
 	}
+}
+
+// offer leaves it to admit to close the connection if nobody takes it.
+func (l *Listener) offer(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.offered = true
 }
 
 func (l *Listener) refuse(r Refusal) {
@@ -458,6 +468,7 @@ type conn struct {
 	notice time.Duration // before expires; from then on the connection is retiring
 
 	// Under listener.mu.
+	offered   bool        // to Accept
 	timer     *time.Timer // for retire; nil: none, or closed
 	retiring  bool        // retire was called
 	addresses addresses   // key of listener.retiring

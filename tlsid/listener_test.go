@@ -1184,3 +1184,28 @@ func TestListener_ReadDoesNotAllocate(t *testing.T) {
 		t.Errorf("%v allocations a Read, want 0", n)
 	}
 }
+
+// Close leaves alone what Accept has returned, at whatever moment it comes.
+func TestListener_CloseLeavesWhatWasAccepted(t *testing.T) {
+	for range 300 {
+		inner, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := tlsid.NewListener(inner, tlsid.ListenerConfig{Mode: func() tlsid.Mode { return tlsid.Disable }})
+		client, err := net.Dial("tcp", inner.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		server, err := l.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l.Close()
+		if _, err := server.Write([]byte("x")); err != nil {
+			t.Fatalf("the connection is closed: %v", err)
+		}
+		server.Close()
+		client.Close()
+	}
+}
