@@ -98,8 +98,9 @@ type tcpListener struct {
 	*tlsid.Listener
 	mesh *Mesh
 
-	mu   sync.Mutex
-	open map[*tcpConn]authz.Request
+	mu     sync.Mutex
+	closed bool // takes no new connections; the mesh forgets the listener with the last one
+	open   map[*tcpConn]authz.Request
 }
 
 // Accept implements net.Listener.
@@ -111,6 +112,11 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 		}
 		c, request := &tcpConn{Conn: nc, owner: l}, l.request(nc)
 		l.mu.Lock()
+		if l.closed {
+			l.mu.Unlock()
+			nc.Close()
+			continue
+		}
 		l.open[c] = request // first, so that a change of the documents meanwhile is not missed
 		l.mu.Unlock()
 		if err := l.judge(&request); err != nil {
@@ -170,10 +176,25 @@ func (l *tcpListener) Recheck() {
 	closing.Wait()
 }
 
-// Close closes the listener. Connections that it accepted stay open.
+// Close closes the listener. Connections that it accepted stay open, and the documents still count for them.
 func (l *tcpListener) Close() error {
-	l.mesh.server.remove(l, l.Listener)
-	return l.Listener.Close()
+	err := l.Listener.Close()
+	l.mu.Lock()
+	l.closed = true
+	l.mu.Unlock()
+	l.forget(nil)
+	return err
+}
+
+// forget forgets a connection, and has the mesh forget the listener if that is closed and has no other.
+func (l *tcpListener) forget(c *tcpConn) {
+	l.mu.Lock()
+	delete(l.open, c)
+	over := l.closed && len(l.open) == 0
+	l.mu.Unlock()
+	if over {
+		l.mesh.server.remove(l, l.Listener)
+	}
 }
 
 // tcpConn is an accepted connection.
@@ -184,9 +205,7 @@ type tcpConn struct {
 
 // Close implements net.Conn.
 func (c *tcpConn) Close() error {
-	c.owner.mu.Lock()
-	delete(c.owner.open, c)
-	c.owner.mu.Unlock()
+	c.owner.forget(c)
 	return c.Conn.Close()
 }
 

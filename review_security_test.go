@@ -288,3 +288,31 @@ func TestDeniedConnectionsAreClosedSideBySide(t *testing.T) {
 		}
 	})
 }
+
+// The documents still count for the connections of a server that takes no new ones and lets those it has end.
+func TestDenialsReachDrainingConnections(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	m := w.member(t, "postgres", "")
+	ln := m.ListenTCP(listenLoopback(t))
+	client, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	io.WriteString(client, "x")
+	conn, err := ln.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ln.Close()
+	if err := m.Apply(policy.Source{Name: "test.yaml", Data: []byte(strict)}); err != nil {
+		t.Fatal(err)
+	}
+	client.SetReadDeadline(time.Now().Add(10 * time.Second))
+	var timeout net.Error
+	if _, err := client.Read(make([]byte, 1)); errors.As(err, &timeout) && timeout.Timeout() {
+		t.Error("a connection that is denied now stays open")
+	}
+}
