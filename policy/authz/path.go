@@ -138,8 +138,9 @@ const (
 // readings returns the ways to read a valid path that begins with a slash; the first is the one that mode means.
 //
 // What a reader does to a path, he does in this order: he decodes escapes, takes `\` for `/`, cuts parameters off
-// segments, and resolves dot segments. Slashes are merged after that, as Istio does, or before, as path.Clean does:
-// `/a//../b` is `/a/b` or `/b`. All combinations count that mode does not rule out.
+// segments, and resolves dot segments. Parameters may be cut off before all that, too, as Java's servers do:
+// `/a;%2Fb/c` is `/a/b/c` or `/a/c`. And slashes are merged at the end, as Istio does, or before dot segments are
+// resolved, as path.Clean does: `/a//../b` is `/a/b` or `/b`. All combinations count that mode does not rule out.
 //
 // Two oddities count only where they may lead somewhere else altogether. net/http takes `#` for a part of the path:
 // what follows it matters if it has segments of its own. And it takes `\` for an ordinary character: that matters if
@@ -153,9 +154,9 @@ func readings(path string, mode Normalization, escaped bool) []reading {
 		s.add(normalEscapes(path))
 	}
 	cut, fragment, _ := strings.Cut(path, "#")
-	s.addDecoded(cut, escaped)
+	s.addPath(cut, escaped)
 	if strings.ContainsAny(fragment, `/\%`) {
-		s.addDecoded(path, escaped)
+		s.addPath(path, escaped)
 	}
 	return s.all
 }
@@ -170,6 +171,14 @@ type readingSet struct {
 func (s *readingSet) add(path string) {
 	if r := (reading{path, s.decoded}); !slices.Contains(s.all, r) {
 		s.all = append(s.all, r)
+	}
+}
+
+// addPath adds the readings of a path, with its parameters and without them.
+func (s *readingSet) addPath(path string, escaped bool) {
+	s.addDecoded(path, escaped)
+	if strings.Contains(path, ";") {
+		s.addDecoded(cutParameters(path), escaped)
 	}
 }
 
