@@ -15,8 +15,8 @@ import (
 // does. Functions that are nil are skipped; a mesh without observers pays nothing for them.
 //
 // The functions run on the goroutine of the call, or on one of the mesh's own for StateChange and PolicyLoad, and may
-// run at the same time on several. They must return quickly and must not keep what they are given: a [Call] or
-// [Attempt] is valid until its End function returns.
+// run at the same time on several. They must return quickly and must not keep what they are given: a [Call], [Attempt] or
+// [Inbound] is valid until its End function returns. They must not call [Mesh.Close], which waits for those goroutines.
 type Observer struct {
 	// CallStart is called when a request enters the mesh, before it is routed. The context it returns, derived from ctx,
 	// is the one the call goes on with; a tracer puts its span there.
