@@ -142,7 +142,12 @@ func randomRule(r *rand.Rand) Rule {
 		{"request.headers[:method]", some(r, 0.05, methodVals...), nil},
 		{"source.principal", some(r, 0.1, principalVals...), nil},
 		{"source.namespace", nil, some(r, 0.05, namespaceVals...)},
+		{"source.serviceAccount", some(r, 0.03, accountVals...), some(r, 0.03, accountVals...)},
+		{"source.trustDomain", nil, some(r, 0.03, "td", "*2")},
 		{"source.ip", some(r, 0.05, "10.0.0.1", "10.0.0.0/8"), nil},
+		{"remote.ip", nil, some(r, 0.03, "10.0.0.1", "10.0.0.0/8")},
+		{"destination.ip", some(r, 0.03, "10.0.0.1", "10.0.0.0/8"), some(r, 0.03, "10.0.0.1")},
+		{"request.headers[Host]", some(r, 0.03, hostVals...), some(r, 0.03, hostVals...)},
 		{"destination.port", some(r, 0.05, "80"), some(r, 0.05, "8080")},
 		{"connection.sni", some(r, 0.05, hostVals...), nil},
 	} {
@@ -321,15 +326,24 @@ func refCondition(c Condition, action Action, v refRequest) bool {
 		return refTexts(c.Values, c.NotValues, namespaceExpr, "spiffe://"+v.Principal, v.Principal != "")
 	case "connection.sni":
 		return refTexts(c.Values, c.NotValues, func(v string) string { return "(?i)" + textExpr(v) }, v.SNI, true)
-	case "source.ip":
-		var prefixes []netip.Prefix
-		for _, value := range c.Values {
-			if !strings.Contains(value, "/") {
-				value += "/32"
+	case "source.serviceAccount":
+		return refTexts(c.Values, c.NotValues, accountExpr, "spiffe://"+v.Principal, v.Principal != "")
+	case "source.trustDomain":
+		return refTexts(c.Values, c.NotValues, trustDomainExpr, "spiffe://"+v.Principal, v.Principal != "")
+	case "request.headers[Host]":
+		return v.L4 || refTexts(c.Values, c.NotValues, hostExpr, v.Host, true)
+	case "source.ip", "remote.ip", "destination.ip":
+		prefixes := func(values []string) (prefixes []netip.Prefix) {
+			for _, value := range values {
+				if !strings.Contains(value, "/") {
+					value += "/32"
+				}
+				prefixes = append(prefixes, netip.MustParsePrefix(value))
 			}
-			prefixes = append(prefixes, netip.MustParsePrefix(value))
+			return prefixes
 		}
-		return refAddr(prefixes, nil, v.Source, action)
+		addr := map[string]netip.Addr{"source.ip": v.Source, "remote.ip": v.Remote, "destination.ip": v.Destination.Addr()}[c.Key]
+		return refAddr(prefixes(c.Values), prefixes(c.NotValues), addr, action)
 	case "destination.port":
 		ports := func(values []string) (ports []uint16) {
 			for _, value := range values {
