@@ -292,7 +292,7 @@ func (s *server) stripped(h http.Header) http.Header {
 		delete(copied, name)
 	}
 	for name := range h {
-		if name == certHeader || name == requestHeader || strings.HasPrefix(name, envoyPrefix) {
+		if dashed := dashed(name); dashed == certHeader || dashed == requestHeader || strings.HasPrefix(dashed, envoyPrefix) {
 			remove(name)
 		}
 	}
@@ -304,6 +304,14 @@ func (s *server) stripped(h http.Header) http.Header {
 		}
 	}
 	return copied
+}
+
+// dashed returns the canonical name of the header that a name with underscores is taken for by CGI and its kin.
+func dashed(name string) string {
+	if strings.IndexByte(name, '_') < 0 {
+		return name
+	}
+	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 }
 
 // forwardedCerts are the values of x-forwarded-client-cert for the peers met so far, under one identity of ours.

@@ -316,3 +316,19 @@ func TestDenialsReachDrainingConnections(t *testing.T) {
 		t.Error("a connection that is denied now stays open")
 	}
 }
+
+// CGI and its kin make the same variable of X-Envoy-Internal and X_Envoy_Internal, so neither gets through.
+func TestUnderscoresForgeNothing(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	e := serveMesh(t, w.member(t, "payment-service", ""), func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, r.Header)
+	})
+	c := &http.Client{Transport: &http.Transport{DisableCompression: true}}
+	t.Cleanup(c.CloseIdleConnections)
+	a := get(t, c, "http://"+addressOf(e), "User-Agent", "me", "X_Forwarded_Client_Cert", "URI=admin", "X-Forwarded_client-cert", "URI=admin",
+		"X_REQUEST_ID", "1", "x_envoy-internal", "true", "x_user", "me")
+	if want := "map[User-Agent:[me] X_user:[me]]"; a.body != want {
+		t.Errorf("the handler saw %s, want %s", a.body, want)
+	}
+}
