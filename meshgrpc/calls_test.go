@@ -125,6 +125,37 @@ func TestMirror(t *testing.T) {
 	}
 }
 
+// A copy is sent beside the call, which keeps the options that its caller gave to itself.
+func TestMirrorOptions(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	seen := make(chan string, 1)
+	for _, name := range []string{"echo", "shadow"} {
+		registry.Set(name, serve(t, &grpctest.Service{Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			if name == "shadow" {
+				md, _ := metadata.FromIncomingContext(ctx)
+				seen <- md[":authority"][0]
+			}
+			return &grpctest.Response{}, grpc.SetHeader(ctx, metadata.Pairs("x-from", name))
+		}}))
+	}
+	m := newMesh(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry))
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	for range 50 {
+		var header metadata.MD
+		var from peer.Peer
+		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}, grpc.Header(&header), grpc.Peer(&from)); err != nil {
+			t.Fatal(err)
+		}
+		if got := header["x-from"]; !slices.Equal(got, []string{"echo"}) || from.Addr == nil {
+			t.Errorf("header x-from = %q, peer %v; want those of echo", got, from)
+		}
+		if got := <-seen; got != "echo-shadow" {
+			t.Errorf("the mirror was called by the authority %q, want echo-shadow", got)
+		}
+	}
+}
+
 // The server says when to come back, or never to (gRFC A6); a retry says that it is one.
 func TestPushback(t *testing.T) {
 	noLeaks(t)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"reflect"
+	"slices"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
@@ -187,6 +188,7 @@ func (u *unary) mirror(req *http.Request, mt *mesh.Try) (*http.Response, error) 
 	}
 	copied := &call{Context: req.Context(), client: u.client, method: u.method, cc: u.cc, header: u.header, options: u.options}
 	copied.results = nil
+	copied.tries = slices.Clip(copied.tries) // the call itself appends to it meanwhile
 	t := new(try)
 	if err := t.begin(copied, req, mt); err != nil {
 		return nil, err
