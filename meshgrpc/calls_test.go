@@ -254,6 +254,11 @@ spec: {hosts: [aborted], http: [{fault: {abort: {grpcStatus: DATA_LOSS, percenta
 ---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
+metadata: {name: ended}
+spec: {hosts: [ended], http: [{fault: {abort: {grpcStatus: OK, percentage: {value: 100}}}, route: [{destination: {host: other}}]}]}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
 metadata: {name: moved}
 spec: {hosts: [moved], http: [{redirect: {uri: /elsewhere}}]}
 `, mesh.WithDiscovery(&registry), mesh.WithProtection(mesh.Protection{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}, "echo"))
@@ -270,6 +275,7 @@ spec: {hosts: [moved], http: [{redirect: {uri: /elsewhere}}]}
 		{"subset", codes.Unavailable, mesh.LayerRoute, mesh.ErrUnknownSubset},
 		{"unknown", codes.Unavailable, mesh.LayerRoute, mesh.ErrNotInMesh},
 		{"aborted", codes.DataLoss, "", nil},
+		{"ended", codes.Internal, "", nil},
 		{"moved", codes.Unknown, "", nil},
 		{"echo", codes.OK, "", nil},
 		{"echo", codes.Unavailable, "", limit.ErrRateLimited},

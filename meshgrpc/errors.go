@@ -80,6 +80,9 @@ func codeOf(ctx context.Context, err error) codes.Code {
 // answered returns the error of a response that the mesh itself gave: a fault, a limit, a redirect.
 func answered(resp *http.Response) error {
 	if code, err := strconv.ParseUint(resp.Header.Get("Grpc-Status"), 10, 32); err == nil {
+		if codes.Code(code) == codes.OK { // as gRPC sees it
+			return status.Error(codes.Internal, "the mesh ended the call well, but without a reply")
+		}
 		return status.Error(codes.Code(code), resp.Header.Get("Grpc-Message"))
 	}
 	code := grpcstatus.FromHTTP(resp.StatusCode)
