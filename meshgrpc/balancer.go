@@ -73,10 +73,12 @@ func (b *connections) choose(link *mesh.Link, c *client, waits *conn) (ready, di
 				return nil, nil, *err
 			}
 		}
-		if dialling, err = g.dial(true); err != errGroupClosed {
+		switch dialling, err = g.dial(true); {
+		case err == errGroupClosed:
+			b.groups.remove(g)
+		case dialling != nil || err != nil:
 			return nil, dialling, err
 		}
-		b.groups.remove(g)
 	}
 }
 

@@ -77,15 +77,15 @@ func (g *group) pick() (ready, dialling *conn) {
 	n := best.inFlight.Add(1)
 	if streams := best.streams.Load(); streams > 0 && n > streams {
 		if dialling, _ = g.dial(false); dialling != nil {
-			best.inFlight.Add(-1)
+			best.release()
 			return nil, dialling
 		}
 	}
 	if l := &g.limits; l.calls > 0 || l.age > 0 || l.idle > 0 {
 		n := best.served.Add(1)
 		if l.calls > 0 && n > l.calls { // others were faster
-			best.inFlight.Add(-1)
 			best.retire()
+			best.release() // its last call may have ended meanwhile
 			return g.pick()
 		}
 		if l.calls > 0 && n == l.calls || l.age > 0 && time.Since(best.born) >= l.age {
@@ -95,8 +95,8 @@ func (g *group) pick() (ready, dialling *conn) {
 	return best, nil
 }
 
-// dial has a connection made, unless one is already, and returns it. Without first, it is an additional one, of which there
-// may be none.
+// dial has a connection made, unless one is already, and returns it. If first, it returns none where a connection has become
+// ready meanwhile. Without first, it is an additional one, of which there may be none.
 func (g *group) dial(first bool) (*conn, error) {
 	g.mu.Lock()
 	if g.closed {
@@ -106,6 +106,10 @@ func (g *group) dial(first bool) (*conn, error) {
 	if c := g.dialling; c != nil {
 		g.mu.Unlock()
 		return c, nil
+	}
+	if first && g.ready.Load() != nil {
+		g.mu.Unlock()
+		return nil, nil
 	}
 	if !first && (g.limits.conns > 0 && len(g.all) >= g.limits.conns || time.Now().Before(g.later)) {
 		g.mu.Unlock()
@@ -224,9 +228,9 @@ func (c *conn) changed(s balancer.SubConnState) {
 			c.shutdown(nil)
 			return
 		}
-		c.ready()
+		c.begin()
 	case connectivity.Connecting:
-		c.move(connectivity.Connecting)
+		c.move(connectivity.Connecting, nil)
 	case connectivity.TransientFailure:
 		err := s.ConnectionError
 		if err == nil {
@@ -239,34 +243,36 @@ func (c *conn) changed(s balancer.SubConnState) {
 	}
 }
 
-func (c *conn) move(to connectivity.State) (moved bool) {
+// move notes the state of the connection. meanwhile, if not nil, is done with it, so that nobody sees one without the other.
+func (c *conn) move(to connectivity.State, meanwhile func()) {
 	g := c.group
 	g.mu.Lock()
+	if c.over {
+		g.mu.Unlock()
+		return
+	}
 	from := c.state
-	if !c.over {
-		moved = true
-		c.state = to
-		g.publishLocked()
+	c.state = to
+	if meanwhile != nil {
+		meanwhile()
 	}
+	g.publishLocked()
 	g.mu.Unlock()
-	if moved {
-		g.owner.changed(from, to)
-	}
-	return moved
+	g.owner.changed(from, to)
 }
 
-func (c *conn) ready() {
+// begin has calls use the connection.
+func (c *conn) begin() {
 	g := c.group
-	g.mu.Lock()
-	c.born = time.Now()
-	if g.dialling == c {
-		g.dialling = nil
-	}
-	if idle := g.limits.idle; idle > 0 && !c.over {
-		c.idle = time.AfterFunc(idle, func() { c.expire(-1) })
-	}
-	g.mu.Unlock()
-	c.move(connectivity.Ready)
+	c.move(connectivity.Ready, func() {
+		c.born = time.Now()
+		if g.dialling == c {
+			g.dialling = nil
+		}
+		if idle := g.limits.idle; idle > 0 {
+			c.idle = time.AfterFunc(idle, func() { c.expire(-1) })
+		}
+	})
 }
 
 // expire closes the connection if it was idle since served was what it is now.

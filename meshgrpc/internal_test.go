@@ -1,0 +1,74 @@
+package meshgrpc
+
+import (
+	"context"
+	"sync"
+	"testing"
+
+	"google.golang.org/grpc"
+
+	"github.com/nosidecar/mesh/internal/grpctest"
+)
+
+// groupsOf is an option that notes the groups of connections that calls use.
+func groupsOf(groups *sync.Map) grpc.DialOption {
+	return grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any, cc *grpc.ClientConn,
+		invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		err := invoker(ctx, method, in, out, cc, opts...)
+		t := ctx.Value(tryKey{}).(*try)
+		members, _ := t.call.client.links.Load(t.link)
+		m := members.(*membership)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for g := range m.groups {
+			groups.Store(g, true)
+		}
+		return err
+	})
+}
+
+func (g *group) size() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return len(g.all)
+}
+
+// A call that came too late to see that a connection is ready does not have another one made.
+func TestDialWhereReady(t *testing.T) {
+	_, endpoints := loopback(t, 1)
+	var groups sync.Map
+	conn := through(t, endpoints, groupsOf(&groups))
+	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	for key := range groups.Range {
+		g := key.(*group)
+		if c, err := g.dial(true); c != nil || err != nil || g.size() != 1 {
+			t.Errorf("dial = %v, %v, and there are %d connections; want none, and 1", c != nil, err, g.size())
+		}
+	}
+}
+
+// A connection that has served all the calls it may is closed, whoever comes to see that last.
+func TestRetiredConnectionCloses(t *testing.T) {
+	_, endpoints := loopback(t, 1)
+	var groups sync.Map
+	conn := through(t, endpoints, groupsOf(&groups))
+	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	for key := range groups.Range {
+		g := key.(*group)
+		c := g.only.Load()
+		g.limits.calls = 1
+		c.retire()
+		g.only.Store(c) // as it was when a call looked that now comes too late
+		// While that call is counted the last one before it ends, and does not close the connection.
+		if ready, _ := g.pick(); ready != nil {
+			t.Error("a connection was picked that takes no more calls")
+		}
+		if n := g.size(); n != 0 {
+			t.Errorf("%d connections are left, want none", n)
+		}
+	}
+}
