@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -62,11 +63,11 @@ func (l *listener) Close() error {
 	return l.Listener.Close()
 }
 
+// portOf returns the port of an address, whatever its type, and 0 if it has none.
 func portOf(addr net.Addr) int {
-	if tcp, ok := addr.(*net.TCPAddr); ok {
-		return tcp.Port
-	}
-	return 0
+	_, text, _ := net.SplitHostPort(addr.String())
+	port, _ := strconv.Atoi(text)
+	return port
 }
 
 func (m *Mesh) connectionRefused(remote, local net.Addr, err error) {
