@@ -65,6 +65,9 @@ func (s *server) init(config ServerConfig) error {
 	if config.TrustedHops < 0 {
 		return errors.New("mesh: WithServer: TrustedHops is negative")
 	}
+	if config.HandshakeTimeout < 0 {
+		return errors.New("mesh: WithServer: HandshakeTimeout is negative")
+	}
 	s.certs.Store(new(forwardedCerts))
 	s.requests.New = func() any { return new(inbound) }
 	return errors.Join(errs[:]...)

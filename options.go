@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"errors"
 	"net/http"
 	"slices"
 	"time"
@@ -113,6 +114,9 @@ func WithWorkload(w policy.Workload) Option {
 // source last said.
 func WithIdentity(source tlsid.Source) Option {
 	return func(o *options) error {
+		if source == nil {
+			return errors.New("mesh: WithIdentity: the source is nil")
+		}
 		o.source, o.sourceLate = source, false
 		return nil
 	}
@@ -125,6 +129,9 @@ func WithIdentity(source tlsid.Source) Option {
 // refused.
 func WithLateIdentity(source tlsid.Source) Option {
 	return func(o *options) error {
+		if source == nil {
+			return errors.New("mesh: WithLateIdentity: the source is nil")
+		}
 		o.source, o.sourceLate = source, true
 		return nil
 	}

@@ -1,6 +1,7 @@
 package mesh_test
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -332,3 +333,52 @@ func TestUnderscoresForgeNothing(t *testing.T) {
 		t.Errorf("the handler saw %s, want %s", a.body, want)
 	}
 }
+
+// A source that is nil by mistake would mean a process without an identity.
+func TestOptionsThatCannotBeHonoured(t *testing.T) {
+	for name, option := range map[string]mesh.Option{
+		"WithIdentity":     mesh.WithIdentity(nil),
+		"WithLateIdentity": mesh.WithLateIdentity(nil),
+		"HandshakeTimeout": mesh.WithServer(mesh.ServerConfig{HandshakeTimeout: -1}),
+		"TrustedHops":      mesh.WithServer(mesh.ServerConfig{TrustedHops: -1}),
+	} {
+		m, err := mesh.New(t.Context(), option)
+		if err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: New = %v, want an error that names it", name, err)
+		}
+		if err == nil {
+			m.Close()
+		}
+	}
+}
+
+// A listener tells its port as it likes, and Handler and Listen read it alike.
+func TestPortOfAnyListener(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	m := w.member(t, "payment-service", `
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: payment-service, namespace: default}
+spec: {selector: {matchLabels: {app: payment-service}}, mtls: {mode: STRICT}, portLevelMtls: {80: {mode: PERMISSIVE}}}
+`)
+	inner := &memoryListener{address: "10.0.0.1", conns: make(chan net.Conn), closed: make(chan struct{})}
+	srv := &http.Server{Handler: m.Handler(says("hello"))}
+	var serving sync.WaitGroup
+	serving.Go(func() { srv.Serve(m.Listen(inner)) })
+	t.Cleanup(func() { srv.Close(); serving.Wait() })
+	c := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+		near, far := net.Pipe()
+		inner.conns <- atPort80{far}
+		return near, nil
+	}}}
+	t.Cleanup(c.CloseIdleConnections)
+	if a, err := try(c, "http://payment-service/"); err != nil || a.body != "hello" {
+		t.Errorf("plaintext where it is allowed: %q, %v", a.body, err)
+	}
+}
+
+// atPort80 is a connection to a memoryListener.
+type atPort80 struct{ net.Conn }
+
+func (atPort80) LocalAddr() net.Addr { return memoryAddr("10.0.0.1") }
