@@ -159,6 +159,12 @@ func (d *dial) attempt(ctx context.Context) (_ net.Conn, err error) {
 		h.Release(0, false)
 		return nil, d.refuse(LayerIdentity, FlagConnectFailure, err)
 	}
+	defer func() {
+		if outcome != breaker.Success { // or there was a panic
+			h.Release(0, outcome == breaker.Failure)
+			link.leave()
+		}
+	}()
 	d.layer = LayerEndpoint
 	d.attempts++
 	began := time.Now()
@@ -176,8 +182,6 @@ func (d *dial) attempt(ctx context.Context) (_ net.Conn, err error) {
 		e.tracker.Report(result)
 	}
 	if err != nil {
-		h.Release(0, outcome == breaker.Failure)
-		link.leave()
 		if errors.Is(err, limit.ErrOverflow) {
 			d.layer, d.flags = LayerLimit, d.flags|FlagOverflow
 		}

@@ -382,3 +382,37 @@ spec: {selector: {matchLabels: {app: payment-service}}, mtls: {mode: STRICT}, po
 type atPort80 struct{ net.Conn }
 
 func (atPort80) LocalAddr() net.Addr { return memoryAddr("10.0.0.1") }
+
+// A dialer that panics leaves no call counted on its endpoint.
+func TestDialContextGivesBackAfterAPanic(t *testing.T) {
+	noLeaks(t)
+	var panics atomic.Bool
+	var dialled sync.Map
+	m := newMesh(t, "", mesh.WithDiscovery(discovery.Static{"db": {{Address: "10.0.0.1", Port: 1}, {Address: "10.0.0.2", Port: 1}}}),
+		mesh.WithTransport(&http.Transport{DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
+			if panics.Load() && address == "10.0.0.1:1" {
+				panic("of the dialer")
+			}
+			dialled.Store(address, true)
+			near, far := net.Pipe()
+			far.Close()
+			return near, nil
+		}}))
+	dial := func() {
+		defer func() { recover() }()
+		if conn, err := m.DialContext(t.Context(), "tcp", "db:1"); err == nil {
+			conn.Close()
+		}
+	}
+	panics.Store(true)
+	for range 50 {
+		dial()
+	}
+	panics.Store(false)
+	for range 50 {
+		dial()
+	}
+	if _, ok := dialled.Load("10.0.0.1:1"); !ok {
+		t.Error("the endpoint whose dial panicked is taken to be busy for ever")
+	}
+}
