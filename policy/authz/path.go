@@ -142,9 +142,10 @@ const (
 // `/a;%2Fb/c` is `/a/b/c` or `/a/c`. And slashes are merged at the end, as Istio does, or before dot segments are
 // resolved, as path.Clean does: `/a//../b` is `/a/b` or `/b`. All combinations count that mode does not rule out.
 //
-// Two oddities count only where they may lead somewhere else altogether. net/http takes `#` for a part of the path:
-// what follows it matters if it has segments of its own. And it takes `\` for an ordinary character: that matters if
-// there are dot segments, which have then less to climb over.
+// Three oddities count only where they may lead somewhere else altogether. net/http takes `#` for a part of the path:
+// what follows it matters if it has segments of its own, or makes a dot segment another one. It takes `\` for an ordinary character: that matters if there
+// are dot segments, which have then less to climb over, or parameters, of which there is then more. And http.ServeMux resolves dot segments before it decodes
+// escapes, so that `/a/%2e%2e/b` belongs to the handler of `/a/`.
 //
 // Readings with every escape decoded are for patterns that differ once decoded. Without any (escaped is false), they
 // are left out for a path that has no escapes either.
@@ -155,10 +156,18 @@ func readings(path string, mode Normalization, escaped bool) []reading {
 	}
 	cut, fragment, _ := strings.Cut(path, "#")
 	s.addPath(cut, escaped)
-	if strings.ContainsAny(fragment, `/\%`) {
+	s.addRouted(cut)
+	s.addRouted(cutParameters(cut))
+	if strings.ContainsAny(fragment, `/\%`) || len(cut) < len(path) && endsInDots(cut) {
 		s.addPath(path, escaped)
 	}
 	return s.all
+}
+
+// endsInDots reports whether the last segment of path is a dot segment to any reader.
+func endsInDots(path string) bool {
+	path = strings.ReplaceAll(decodeAll(path), `\`, "/")
+	return strings.HasSuffix(path, "/.") || strings.HasSuffix(path, "/..")
 }
 
 // readingSet is the readings of a path, without duplicates.
@@ -182,6 +191,21 @@ func (s *readingSet) addPath(path string, escaped bool) {
 	}
 }
 
+// addRouted adds what a path with escaped dot segments is to a router to which those are like any other.
+func (s *readingSet) addRouted(path string) {
+	if !strings.Contains(path, "%") || removeDots(normalEscapes(path)) == normalEscapes(removeDots(path)) {
+		return
+	}
+	cleaned, normal := removeDots(mergeSlashes(path)), decodeNone
+	if s.mode == DecodeAndMergeSlashes {
+		normal = decodeSlashes
+	}
+	s.decoded = false
+	s.add(mergeSlashes(normal.apply(cleaned)))
+	s.decoded = true
+	s.add(mergeSlashes(decodeEvery.apply(cleaned)))
+}
+
 // addDecoded adds the readings of a path by the escapes that are decoded.
 func (s *readingSet) addDecoded(path string, escaped bool) {
 	s.decoded = false
@@ -201,7 +225,7 @@ func (s *readingSet) addDecoded(path string, escaped bool) {
 // addBackslashes adds the readings of a path whose escapes are settled.
 func (s *readingSet) addBackslashes(path string) {
 	s.addParameters(strings.ReplaceAll(path, `\`, "/"))
-	if strings.Contains(path, `\`) && strings.Contains(path, "..") {
+	if strings.Contains(path, `\`) && (strings.Contains(path, "..") || strings.Contains(path, ";")) {
 		s.addParameters(path)
 	}
 }

@@ -16,6 +16,7 @@ var (
 	badEscape   = regexp.MustCompile(`%(?:$|[^0-9A-Fa-f]|[0-9A-Fa-f](?:$|[^0-9A-Fa-f]))`)
 	unreserved  = regexp.MustCompile(`^[A-Za-z0-9._~-]$`)
 	parameters  = regexp.MustCompile(`;[^/]*`)
+	dotsAtEnd   = regexp.MustCompile(`[/\\]\.\.?$`)
 	manySlashes = regexp.MustCompile(`//+`)
 )
 
@@ -62,7 +63,7 @@ func refReadings(path string, mode Normalization) map[reading]bool {
 	every := func(string) bool { return true }
 	cut, fragment, _ := strings.Cut(path, "#")
 	starts := []string{cut}
-	if strings.ContainsAny(fragment, `/\%`) {
+	if strings.ContainsAny(fragment, `/\%`) || cut != path && dotsAtEnd.MatchString(refUnescape(cut, every)) {
 		starts = append(starts, path)
 	}
 	for _, start := range starts {
@@ -75,7 +76,7 @@ func refReadings(path string, mode Normalization) map[reading]bool {
 			}
 			text := refUnescape(start, decode)
 			forms := []string{strings.ReplaceAll(text, `\`, "/")}
-			if strings.Contains(text, `\`) && strings.Contains(text, "..") {
+			if strings.Contains(text, `\`) && (strings.Contains(text, "..") || strings.Contains(text, ";")) {
 				forms = append(forms, text)
 			}
 			for _, form := range forms {
@@ -91,6 +92,18 @@ func refReadings(path string, mode Normalization) map[reading]bool {
 	}
 	if mode == None {
 		all[reading{path: refUnescape(path, plain)}] = true
+	}
+	for _, cut := range []string{cut, parameters.ReplaceAllString(cut, "")} {
+		if refRemoveDots(refUnescape(cut, plain)) == refUnescape(refRemoveDots(cut), plain) {
+			continue // there are no escaped dot segments
+		}
+		cleaned := refRemoveDots(manySlashes.ReplaceAllString(cut, "/"))
+		some := plain
+		if mode == DecodeAndMergeSlashes {
+			some = slashes
+		}
+		all[reading{manySlashes.ReplaceAllString(refUnescape(cleaned, some), "/"), false}] = true
+		all[reading{manySlashes.ReplaceAllString(refUnescape(cleaned, every), "/"), true}] = true
 	}
 	return all
 }
