@@ -531,6 +531,11 @@ func TestTrap53_ServeMux(t *testing.T) {
 				t.Errorf("%s: %s got to the handler of /admin/", name, target)
 			}
 		}
+		reached = ""
+		handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("CONNECT", "/admin/../public/x", nil)) // which it does not clean
+		if reached == "/admin/" {
+			t.Errorf("%s: CONNECT got to the handler of /admin/", name)
+		}
 		handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/public/%2e%2e/public/x", nil))
 		if reached != "/" {
 			t.Errorf("%s: what lies below /public/ by all readings is denied", name)

@@ -32,7 +32,11 @@ func (a *Authorizer) read(method, target string, buf []reading) []reading {
 	case len(path) > maxOddPath || !valid(path):
 		return nil
 	}
-	return readings(path, a.normalization, a.escaped)
+	mode := a.normalization
+	if method == http.MethodConnect { // http.ServeMux cleans no path of these
+		mode = None
+	}
+	return readings(path, mode, a.escaped)
 }
 
 // targetPath returns the path of a request target with what follows it but for the query (RFC 9112, section 3.2). A
