@@ -323,7 +323,7 @@ func (l *Link) open() (*limit.Conns, error) {
 	return l.conns.Load(), l.err
 }
 
-// RoundTrip implements http.RoundTripper.
+// roundTrip sends a request with net/http.
 func (l *Link) roundTrip(req *http.Request) (*http.Response, error) {
 	conns, err := l.open()
 	if err != nil {

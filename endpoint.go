@@ -1,0 +1,81 @@
+package mesh
+
+import (
+	"fmt"
+	"sync/atomic"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/policy"
+)
+
+// endpoint is what a cluster attaches to a host of its balancer.
+type endpoint struct {
+	tracker *breaker.Tracker // nil if endpoints are never ejected
+	plain   *lane            // without TLS, or with that which the caller's URL asks for
+	secured atomic.Pointer[secured]
+}
+
+// secured is the lane of an endpoint for its security. It is replaced when discovery describes the endpoint differently.
+type secured struct {
+	security
+	err  error // why the endpoint cannot be called
+	lane *lane // nil for plaintext
+
+	// always says that a document asked for it, so that it also goes for calls whose URL asks for TLS. Auto-mTLS leaves those
+	// to their caller: it takes the place of plaintext only.
+	always bool
+}
+
+// describe secures the endpoint as discovery describes it now.
+func (c *cluster) describe(h *balancer.Host, e *endpoint) {
+	described := h.Endpoint()
+	s := &secured{always: c.config.TLS.Mode != policy.TLSAuto && c.config.TLS.Mode != policy.TLSDisable}
+	s.security, s.err = c.secure(&described)
+	old := e.secured.Load()
+	if old != nil && old.security == s.security && fmt.Sprint(old.err) == fmt.Sprint(s.err) {
+		return
+	}
+	if s.kind != plaintext {
+		s.lane = c.conns.open(h.ID(), s.security, c.tlsConfig(s.security))
+	}
+	e.secured.Store(s)
+	if old != nil && old.lane != nil {
+		c.conns.close(old.lane)
+	}
+}
+
+// enter counts a call in, and returns the link it goes over.
+func (e *endpoint) enter(m *Mesh, scheme string) (*Link, error) {
+	for {
+		s, lane := e.secured.Load(), e.plain
+		if scheme == "http" || s.always {
+			if s.err != nil {
+				return nil, s.err
+			}
+			if s.kind == mutual {
+				// Connections that are open would go on working with an identity that has expired.
+				if _, err := m.identity.Identity(); err != nil {
+					return nil, err
+				}
+			}
+			if s.lane != nil {
+				lane = s.lane
+			}
+		}
+		if link := lane.enter(); link != nil {
+			return link, nil
+		}
+		if e.secured.Load() == s {
+			return nil, errLinkClosed
+		}
+	}
+}
+
+// close closes the lanes of an endpoint that has no calls.
+func (e *endpoint) close(c *connections) {
+	c.close(e.plain)
+	if s := e.secured.Load(); s.lane != nil {
+		c.close(s.lane)
+	}
+}
