@@ -31,7 +31,7 @@ type stream struct {
 	streamer grpc.Streamer
 
 	mu        sync.Mutex // held while a try is sent what was sent before; no code of the caller's runs with it
-	news      sync.Cond  // of current and settled
+	news      sync.Cond  // of current, settled and told
 	current   *flow      // the try that takes messages; nil if there is none
 	last      *flow
 	opened    bool  // there was a current
@@ -39,6 +39,7 @@ type stream struct {
 	sent      []any // what the next try is sent first
 	closed    bool  // CloseSend was called
 	settled   bool  // the mesh has answered: with err, or with the stream that current is
+	told      bool  // and the caller's options say so, if it was with err
 	err       error
 	trailer   metadata.MD // with err
 	panicked  any         // of an interceptor below, for the caller to see
@@ -143,7 +144,7 @@ func (s *stream) settle(resp *http.Response, err error) {
 	s.mu.Lock()
 	s.settled, s.committed, s.sent = true, true, nil
 	s.resp, s.err, s.trailer = resp, err, trailer
-	if !live {
+	if s.told = live; !live {
 		s.current = nil
 	}
 	s.news.Broadcast()
@@ -151,6 +152,10 @@ func (s *stream) settle(resp *http.Response, err error) {
 
 	if !live {
 		s.results.end(header, trailer, s.from(), err)
+		s.mu.Lock()
+		s.told = true
+		s.news.Broadcast()
+		s.mu.Unlock()
 		return
 	}
 	s.end.Lock()
@@ -342,10 +347,10 @@ func (m *messages) Close() error {
 // clientStream is a stream as its caller sees it.
 type clientStream stream
 
-// wait waits for the answer of the mesh and returns its error.
+// wait waits for the answer of the mesh and returns its error. What the caller's options ask for is in its place then.
 func (s *stream) wait() error {
 	s.mu.Lock()
-	for !s.settled {
+	for !s.told {
 		s.news.Wait()
 	}
 	s.mu.Unlock()

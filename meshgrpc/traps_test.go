@@ -428,6 +428,52 @@ func TestTrap43_OptionsOnce(t *testing.T) {
 	}
 }
 
+// What an earlier try left behind is not the caller's, even if the last one left nothing.
+func TestTrap43_OptionsOfTheLastTry(t *testing.T) {
+	noLeaks(t)
+	fails := func(ctx context.Context) error {
+		_ = grpc.SetTrailer(ctx, metadata.Pairs("x-try", "1"))
+		return status.Error(codes.Unavailable, "not here")
+	}
+	answers := serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) { return nil, fails(ctx) },
+		Bidi:  func(stream grpctest.BidiServer) error { return fails(stream.Context()) },
+	})
+	_, conn := one(t, route("    retries: {attempts: 1, retryOn: \"unavailable,connect-failure\", backoff: 1ms}\n"),
+		[]discovery.Endpoint{answers, dead(t)})
+	client := grpctest.NewClient(conn)
+	for _, kind := range []string{"unary", "stream"} {
+		answered, unconnected := 0, 0
+		for n := 0; answered == 0 || unconnected == 0; n++ {
+			if n > 200 {
+				t.Fatalf("%s: of %d calls, %d ended with an answer and %d without a connection", kind, n, answered, unconnected)
+			}
+			var trailer metadata.MD
+			var from peer.Peer
+			var err error
+			if opts := []grpc.CallOption{grpc.Trailer(&trailer), grpc.Peer(&from)}; kind == "unary" {
+				_, err = client.UnaryCall(t.Context(), &grpctest.Request{}, opts...)
+			} else {
+				var stream grpc.BidiStreamingClient[grpctest.In, grpctest.Out]
+				if stream, err = client.FullDuplexCall(t.Context(), opts...); err == nil {
+					_, err = stream.Recv()
+				}
+			}
+			if status.Convert(err).Message() == "not here" {
+				answered++
+				if !slices.Equal(trailer["x-try"], []string{"1"}) || from.Addr == nil {
+					t.Errorf("%s: trailer %v and peer %v, want those of the answer", kind, trailer, from.Addr)
+				}
+			} else {
+				unconnected++
+				if len(trailer) > 0 || from.Addr != nil {
+					t.Errorf("%s: trailer %v and peer %v are those of the first try", kind, trailer, from.Addr)
+				}
+			}
+		}
+	}
+}
+
 // The balancer is known to gRPC by its name alone, from the start.
 func TestTrap44_Registered(t *testing.T) {
 	if b := balancer.Get(meshgrpc.BalancerName); b == nil || b.Name() != meshgrpc.BalancerName {
