@@ -408,6 +408,35 @@ func TestTrap43_OptionsFireOnceACall(t *testing.T) {
 	}
 }
 
+// TestTrap43_OptionsOfTheLastTry: what an earlier try left behind is not the caller's, even if the last one left nothing.
+func TestTrap43_OptionsOfTheLastTry(t *testing.T) {
+	address := grpctest.Serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+			_ = grpc.SetTrailer(ctx, metadata.Pairs("try", "1"))
+			return nil, status.Error(codes.Unavailable, "failure")
+		},
+	})
+	tries := 0
+	gone := func(ctx context.Context, method string, in, out any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker,
+		opts ...grpc.CallOption) error {
+		if tries++; tries == 1 {
+			return invoker(ctx, method, in, out, cc, opts...)
+		}
+		return status.Error(codes.Unavailable, "no connection")
+	}
+	client := grpctest.NewClient(grpctest.Dial(t, address,
+		append(fast("unavailable", 1).DialOptions(), grpc.WithChainUnaryInterceptor(gone))...))
+	var header, trailer metadata.MD
+	var from peer.Peer
+	_, err := client.UnaryCall(t.Context(), &grpctest.Request{}, grpc.Header(&header), grpc.Trailer(&trailer), grpc.Peer(&from))
+	if err == nil || tries != 2 {
+		t.Fatalf("%v after %d tries, want an error after 2", err, tries)
+	}
+	if len(header) > 0 || len(trailer) > 0 || from.Addr != nil {
+		t.Errorf("header %v, trailer %v and peer %v are those of the first try", header, trailer, from.Addr)
+	}
+}
+
 // TestPerTryTimeout: a try that takes too long is retried, the next one has its own time.
 func TestPerTryTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
