@@ -523,6 +523,54 @@ func TestTrap39_Idle(t *testing.T) {
 	})
 }
 
+// TestTrap39_IdleLatency: how fast endpoints are is known to the service alone, and does not end with gRPC's balancer.
+func TestTrap39_IdleLatency(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := newMemoryNet("10.0.0.1:80", "10.0.0.2:80")
+		var slow atomic.Int32
+		defer network.serve("10.0.0.1:80", func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			time.Sleep(time.Millisecond)
+			return grpctest.Echo(ctx, in)
+		})()
+		defer network.serve("10.0.0.2:80", func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			slow.Add(1)
+			time.Sleep(time.Second)
+			return grpctest.Echo(ctx, in)
+		})()
+		resolver := discovery.Static{"orders.example.com": {{Address: "10.0.0.1", Port: 80}, {Address: "10.0.0.2", Port: 80}}}
+		c := &balancergrpc.Client{Resolver: resolver,
+			Config: balancer.Config{Algorithm: balancer.PeakEWMA, Decay: 10_000 * time.Hour}}
+		options := append(c.DialOptions(), network.option(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient(target, options...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		client := grpctest.NewClient(conn)
+		rounds := func() {
+			for range 20 {
+				if err := call(t.Context(), client); err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+			}
+		}
+		for slow.Load() == 0 {
+			rounds()
+		}
+		slow.Store(0)
+		dials := network.dials.Load()
+		time.Sleep(time.Hour)
+		conn.Connect()
+		synctest.Wait() // while only one endpoint is connected to, it is picked
+		rounds()
+		if slow.Load() > 0 || network.dials.Load() == dials {
+			t.Errorf("%d calls to the slow endpoint, %d dials; want none, and more than %d for the ClientConn was idle",
+				slow.Load(), network.dials.Load(), dials)
+		}
+	})
+}
+
 // TestTrap40_BalancerReplaced: options that silently remove the balancer make calls fail.
 func TestTrap40_BalancerReplaced(t *testing.T) {
 	const roundRobin = `{"loadBalancingConfig":[{"round_robin":{}}]}`
