@@ -84,7 +84,8 @@ func (in *Inbound) asserts(r *authz.Request) bool {
 func assertion(key string) (name string, ok bool) {
 	name, ok = strings.CutPrefix(key, "request.headers[")
 	name = http.CanonicalHeaderKey(strings.TrimSuffix(name, "]"))
-	return name, ok && (name == "X-Request-Id" || strings.HasPrefix(name, "X-Envoy-"))
+	dashed := http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-")) // it is removed under either name
+	return name, ok && (dashed == "X-Request-Id" || strings.HasPrefix(dashed, "X-Envoy-"))
 }
 
 // authorizationPolicies compiles what is about the workload. The others are compiled too, for their mistakes.

@@ -186,6 +186,8 @@ func TestInbound_Authorize(t *testing.T) {
 		{"not its header", authorizationPolicy("default", "a", "{rules: [{when: [{key: 'request.headers[x-a]', values: [b*], notValues: [bc]}]}]}"),
 			request{header: "X-A: bc"}, false, ""},
 		{"what only the mesh asserts, from outside", authorizationPolicy("default", "a", claim), request{header: "X-Envoy-A: b"}, false, ""},
+		{"what only the mesh asserts, with underscores", authorizationPolicy("default", "a",
+			"{rules: [{when: [{key: 'request.headers[X_Request-ID]', values: [b]}]}]}"), request{header: "X_request-Id: b"}, false, ""},
 		{"what only the mesh asserts, from inside", authorizationPolicy("default", "a", claim),
 			request{principal: web, header: "X-Envoy-A: b"}, true, "default/a 0"},
 		{"what only the mesh asserts, where nobody has an identity", ports + authorizationPolicy("default", "a", claim),

@@ -696,6 +696,8 @@ func TestRules_AuthorizationPolicy(t *testing.T) {
 		{"condition header without name", "key: request.headers, values: [a]", `spec.rules[0].when[0].key: "request.headers" is not complete`},
 		{"condition header of peers not enforced", "key: 'request.headers[X-Forwarded-Client-Cert]', values: [a]",
 			"spec.rules[0].when[0].key: request.headers[X-Forwarded-Client-Cert] is not enforced: anybody"},
+		{"condition header of peers with underscores", "key: 'request.headers[x_forwarded_client_cert]', values: [a]",
+			"spec.rules[0].when[0].key: request.headers[x_forwarded_client_cert] is not enforced: anybody"},
 		{"condition header empty name", "key: 'request.headers[]', values: [a]", `spec.rules[0].when[0].key: "request.headers[]" is not complete`},
 		{"condition claims not enforced", "key: 'request.auth.claims[a][b]', values: [c]", "spec.rules[0].when[0].key: request.auth.claims[a][b] is not enforced yet"},
 		{"condition claims without name", "key: request.auth.claims, values: [c]", `spec.rules[0].when[0].key: "request.auth.claims" is not`},

@@ -292,7 +292,7 @@ func (c check) condition(w *Condition, custom bool, at string) {
 		wrong = wrongPrincipal
 	case key == "source.serviceAccount":
 		wrong = wrongServiceAccount
-	case strings.EqualFold(key, "request.headers[x-forwarded-client-cert]"):
+	case strings.EqualFold(strings.ReplaceAll(key, "_", "-"), "request.headers[x-forwarded-client-cert]"):
 		c.Errorf(at+".key", "%s is not enforced: anybody can write that header; use source.principal", key)
 	case key == "source.namespace":
 		wrong = wrongIdentity
