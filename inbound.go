@@ -52,9 +52,8 @@ type server struct {
 
 	requests sync.Pool // of *inbound
 
-	mu        sync.Mutex
-	listeners []rechecker // not closed yet
-	retiring  atomic.Pointer[[]*tlsid.Listener]
+	mu        sync.Mutex // held while they change
+	listeners atomic.Pointer[[]watched] // not closed yet; copied on write
 }
 
 func (s *server) init(config ServerConfig) error {
@@ -242,18 +241,6 @@ func (c *peerContext) Value(key any) any {
 		return c
 	}
 	return c.Context.Value(key)
-}
-
-// retires reports whether the connection of r is closed soon because a certificate expires.
-func (s *server) retires(r *http.Request) bool {
-	if listeners := s.retiring.Load(); listeners != nil {
-		for _, l := range *listeners {
-			if l.Retiring(r) {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // The headers that say something about a peer or about its peers.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -15,8 +16,12 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// rechecker is a listener whose connections are looked at again when documents change.
-type rechecker interface{ Recheck() }
+// watched is a listener of the mesh: its connections are looked at again when documents change, and are announced to
+// Handler shortly before a certificate ends them.
+type watched interface {
+	Recheck()
+	Retiring(*http.Request) bool
+}
 
 // Listen returns a listener over inner whose connections have the TLS that PeerAuthentication demands of the port, which is
 // the one inner listens on: STRICT takes mTLS only and resets plaintext, PERMISSIVE takes both on one port, DISABLE
@@ -31,7 +36,7 @@ type rechecker interface{ Recheck() }
 // the observers' StateChange, as [ConnectionRefused].
 func (m *Mesh) Listen(inner net.Listener) net.Listener {
 	l := &listener{Listener: tlsid.NewListener(inner, m.listenerConfig(inner)), mesh: m}
-	m.server.add(l, l.Listener)
+	m.server.watch(l)
 	return l
 }
 
@@ -59,7 +64,7 @@ type listener struct {
 }
 
 func (l *listener) Close() error {
-	l.mesh.server.remove(l, l.Listener)
+	l.mesh.server.forget(l)
 	return l.Listener.Close()
 }
 
@@ -90,7 +95,7 @@ func (m *Mesh) ListenTCP(inner net.Listener) net.Listener {
 		config.TLS.NextProtos = nil // they are HTTP's, and clients that offer others would be refused
 	}
 	l := &tcpListener{Listener: tlsid.NewListener(inner, config), mesh: m, open: make(map[*tcpConn]authz.Request)}
-	m.server.add(l, l.Listener)
+	m.server.watch(l)
 	return l
 }
 
@@ -194,7 +199,7 @@ func (l *tcpListener) forget(c *tcpConn) {
 	over := l.closed && len(l.open) == 0
 	l.mu.Unlock()
 	if over {
-		l.mesh.server.remove(l, l.Listener)
+		l.mesh.server.forget(l)
 	}
 }
 
@@ -215,33 +220,39 @@ func (c *tcpConn) NetConn() net.Conn {
 	return c.Conn
 }
 
-func (s *server) add(r rechecker, l *tlsid.Listener) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.listeners = append(s.listeners, r)
-	retiring := []*tlsid.Listener{l}
-	if before := s.retiring.Load(); before != nil {
-		retiring = append(retiring, *before...)
-	}
-	s.retiring.Store(&retiring)
+// watch adds a listener to those that are watched, and forget removes it.
+func (s *server) watch(l watched) {
+	s.change(func(list []watched) []watched { return append(list, l) })
 }
 
-func (s *server) remove(r rechecker, l *tlsid.Listener) {
+func (s *server) forget(l watched) {
+	s.change(func(list []watched) []watched {
+		return slices.DeleteFunc(list, func(other watched) bool { return other == l })
+	})
+}
+
+func (s *server) change(f func([]watched) []watched) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.listeners = slices.DeleteFunc(s.listeners, func(other rechecker) bool { return other == r })
-	if before := s.retiring.Load(); before != nil {
-		retiring := slices.DeleteFunc(slices.Clone(*before), func(other *tlsid.Listener) bool { return other == l })
-		s.retiring.Store(&retiring)
+	list := f(slices.Clone(s.watched()))
+	s.listeners.Store(&list)
+}
+
+func (s *server) watched() []watched {
+	if list := s.listeners.Load(); list != nil {
+		return *list
 	}
+	return nil
 }
 
 // recheck has the listeners look at their connections again.
 func (s *server) recheck() {
-	s.mu.Lock()
-	listeners := slices.Clone(s.listeners)
-	s.mu.Unlock()
-	for _, l := range listeners {
+	for _, l := range s.watched() {
 		l.Recheck()
 	}
+}
+
+// retires reports whether the connection of r is closed soon because a certificate expires.
+func (s *server) retires(r *http.Request) bool {
+	return slices.ContainsFunc(s.watched(), func(l watched) bool { return l.Retiring(r) })
 }
