@@ -52,6 +52,9 @@ func NewStream(ctx context.Context, l *retry.Loop, desc *grpc.StreamDesc, cc *gr
 			s.room = bound.MaxRetryRPCBufferSize
 		}
 	}
+	if s.results != nil {
+		s.ended = make(chan struct{})
+	}
 	t := s.open(1)
 	s.current = t
 	if t.stream == nil && !s.again(t) {
@@ -79,6 +82,8 @@ type stream struct {
 	sent      []any // what the next try sends first
 	room      int   // for sent, in bytes
 	closed    bool  // CloseSend was called
+
+	ended chan struct{} // closed when the results are in their places; nil without
 
 	end  sync.Mutex // guards what follows, and try.final, finished and err
 	over bool       // the caller knows that the call is over
@@ -254,7 +259,8 @@ func (s *stream) finish(last *try) {
 		s.results.fill(&last.left)
 	}
 	s.end.Unlock()
-	if !over {
+	if !over && s.results != nil {
+		defer close(s.ended)
 		s.results.end(err)
 	}
 }
@@ -378,6 +384,9 @@ func (s *stream) RecvMsg(m any) error {
 	for {
 		t, committed, failure := s.state()
 		if failure != nil {
+			if s.ended != nil {
+				<-s.ended // it may be SendMsg that tells
+			}
 			return failure
 		}
 		if committed {

@@ -470,6 +470,32 @@ func TestTrap43_StreamOptionsFireOnce(t *testing.T) {
 	}
 }
 
+// TestTrap43_BothSidesFail: who receives finds the options filled in, also if it is who sends that gives up.
+func TestTrap43_BothSidesFail(t *testing.T) {
+	grpctest.CheckGoroutines(t)
+	address := grpctest.Serve(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
+		s.SetTrailer(metadata.Pairs("try", "1"))
+		return unavailable(s)
+	}})
+	client := grpctest.NewClient(grpctest.Dial(t, address, fast("unavailable", 1).DialOptions()...))
+	for range 300 {
+		var trailer metadata.MD
+		stream, err := client.FullDuplexCall(t.Context(), grpc.Trailer(&trailer))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var sending sync.WaitGroup
+		sending.Go(func() {
+			for stream.Send(&grpctest.In{}) == nil {
+			}
+		})
+		if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || !slices.Equal(trailer["try"], []string{"1"}) {
+			t.Errorf("error %v, trailer %v; want Unavailable and that of the try", err, trailer)
+		}
+		sending.Wait()
+	}
+}
+
 // TestStream_Left: a caller who cancels and leaves, in whatever state the stream is, leaves nothing behind: the bubble
 // would not end.
 func TestStream_Left(t *testing.T) {
