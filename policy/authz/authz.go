@@ -56,8 +56,8 @@ const (
 	// characters. It is Istio's default, also under the name DEFAULT.
 	Base Normalization = iota
 
-	// None adds the path as it was sent, without its query: the strictest mode. Choose it where the application's router
-	// takes `/admin/../healthz` for something below `/admin/`.
+	// None adds the path as it was sent, without its query, and as URL.Path has it: the strictest mode. Choose it where the
+	// application's router takes `/admin/../healthz` for something below `/admin/`.
 	None
 
 	// MergeSlashes is Base, and `//` is the same as `/`.

@@ -607,6 +607,17 @@ func TestNormalization(t *testing.T) {
 	}
 }
 
+// Routers that look at URL.Path, and do not clean it, find "/admin/..".
+func TestNormalizationNone(t *testing.T) {
+	for _, target := range []string{"/admin%2F..", "/admin/%2e%2e", "/admin/.."} {
+		r := request()
+		r.Target = target
+		if d := compileWith(t, authz.Config{Normalization: authz.None}, deny(paths("/admin/*"))).Decide(&r); d.Allowed {
+			t.Errorf("%s passes a DENY of what is below /admin/", target)
+		}
+	}
+}
+
 func TestTrap54_HostsAndHeaders(t *testing.T) {
 	host := func(value, sent string) (allowed, denied bool) {
 		r := request()

@@ -157,6 +157,10 @@ func readings(path string, mode Normalization, escaped bool) []reading {
 	s := readingSet{mode: mode}
 	if mode == None {
 		s.add(normalEscapes(path))
+		if escaped || strings.Contains(path, "%") {
+			s.decoded = true
+			s.add(decodeAll(path))
+		}
 	}
 	cut, fragment, _ := strings.Cut(path, "#")
 	s.addPath(cut, escaped)

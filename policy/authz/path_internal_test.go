@@ -92,6 +92,7 @@ func refReadings(path string, mode Normalization) map[reading]bool {
 	}
 	if mode == None {
 		all[reading{path: refUnescape(path, plain)}] = true
+		all[reading{refUnescape(path, every), true}] = true
 	}
 	for _, cut := range []string{cut, parameters.ReplaceAllString(cut, "")} {
 		if refRemoveDots(refUnescape(cut, plain)) == refUnescape(refRemoveDots(cut), plain) {
