@@ -99,6 +99,9 @@ func (r *results) end(header, trailer metadata.MD, peer *peer.Peer, err error) {
 	for _, p := range r.peers {
 		if peer != nil {
 			*p = *peer
+			if v, ok := peer.AuthInfo.(verified); ok {
+				p.AuthInfo = v.TLSInfo // as callers look for it
+			}
 		}
 	}
 	for _, f := range r.finish {

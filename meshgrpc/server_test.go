@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/interop/grpc_testing"
@@ -121,8 +122,8 @@ func TestServer_MutualTLS(t *testing.T) {
 		if !strings.HasSuffix(reply.Username, " x-envoy-internal=true x-mine=kept") {
 			t.Errorf("metadata of a peer with an identity was changed: %q", reply.Username)
 		}
-		if p.AuthInfo == nil || p.AuthInfo.AuthType() != "tls" {
-			t.Errorf("peer of the client: %v", p)
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); !ok || info.SPIFFEID.String() != "spiffe://cluster.local/ns/default/sa/payment" {
+			t.Errorf("peer of the client: %T %v", p.AuthInfo, p)
 		}
 	}
 	answer, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
