@@ -2,8 +2,10 @@ package meshgrpc_test
 
 import (
 	"context"
+	"io"
 	"net"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -129,6 +131,38 @@ func TestServer_MutualTLS(t *testing.T) {
 	answer, err := healthpb.NewHealthClient(conn).Check(t.Context(), &healthpb.HealthCheckRequest{})
 	if err != nil || answer.Status != healthpb.HealthCheckResponse_SERVING {
 		t.Errorf("health: %v, %v", answer, err)
+	}
+}
+
+// Streams, and methods that do not exist, pass the inbound side too.
+func TestServer_Streams(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	var seen metadata.MD
+	w.serve(t, w.member(t, "payment", strict), "payment", &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+		seen, _ = metadata.FromIncomingContext(stream.Context())
+		return stream.SendHeader(metadata.Pairs("x-peer", mesh.PeerID(stream.Context())))
+	}})
+	conn := connect(t, w.member(t, "order", strict), "mesh:///payment")
+	stream, err := grpctest.NewClient(conn).FullDuplexCall(metadata.AppendToOutgoingContext(t.Context(), "x-data-bin", "\x00\xff"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	header, err := stream.Header()
+	if want := "spiffe://cluster.local/ns/default/sa/order"; err != nil || !slices.Equal(header["x-peer"], []string{want}) {
+		t.Errorf("header %v, %v; want x-peer %s", header, err, want)
+	}
+	if _, err := stream.Recv(); err != io.EOF {
+		t.Errorf("end %v, want EOF", err)
+	}
+	if !slices.Equal(seen["x-data-bin"], []string{"\x00\xff"}) || len(seen["x-forwarded-client-cert"]) != 1 {
+		t.Errorf("the handler saw %v, want x-data-bin as it was sent, and x-forwarded-client-cert", seen)
+	}
+	for _, method := range []string{"/no.Such/Method", "/grpc.testing.TestService/NoSuchMethod"} {
+		err := conn.Invoke(t.Context(), method, &grpctest.Request{}, &grpctest.Response{})
+		if status.Code(err) != codes.Unimplemented {
+			t.Errorf("%s: %v, want Unimplemented", method, err)
+		}
 	}
 }
 

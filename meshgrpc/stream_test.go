@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh"
@@ -432,6 +433,73 @@ func TestStreamLimits(t *testing.T) {
 				t.Errorf("end of stream: %v, want DeadlineExceeded and our own timeout", err)
 			}
 			w.settled(t)
+		})
+	}
+}
+
+// Header, Trailer and Context of a stream are those of its last try.
+func TestStreamMetadata(t *testing.T) {
+	noLeaks(t)
+	var tries atomic.Int64
+	_, conn := one(t, threeTries, []discovery.Endpoint{serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+		n := strconv.FormatInt(tries.Add(1), 10)
+		stream.SetTrailer(metadata.Pairs("x-try", n))
+		if in, err := stream.Recv(); err != nil || in.GetPayload() != nil || n == "1" {
+			return status.Error(codes.Unavailable, "no")
+		}
+		return stream.SendHeader(metadata.Pairs("x-answer", n))
+	}})})
+	for _, test := range []struct {
+		name    string
+		in      *grpctest.In
+		use     func(grpc.BidiStreamingClient[grpctest.In, grpctest.Out]) // before it is answered
+		code    codes.Code
+		answer  []string
+		trailer string
+	}{
+		{"answered", &grpctest.In{}, nil, codes.OK, []string{"2"}, "2"},
+		{"failed", &grpctest.In{Payload: &grpc_testing.Payload{}}, nil, codes.Unavailable, nil, "3"},
+		{"Context makes a try the last", &grpctest.In{}, func(s grpc.BidiStreamingClient[grpctest.In, grpctest.Out]) {
+			s.Context()
+		}, codes.Unavailable, nil, "1"},
+		{"and so does Trailer", &grpctest.In{}, func(s grpc.BidiStreamingClient[grpctest.In, grpctest.Out]) {
+			s.Trailer()
+		}, codes.Unavailable, nil, "1"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			tries.Store(0)
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			stream, err := grpctest.NewClient(conn).FullDuplexCall(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if test.use != nil {
+				test.use(stream)
+			}
+			if err := stream.Send(test.in); err != nil {
+				t.Fatal(err)
+			}
+			header, err := stream.Header()
+			if err != nil || !slices.Equal(header["x-answer"], test.answer) {
+				t.Errorf("header %v, %v; want x-answer %v", header, err, test.answer)
+			}
+			if _, err = stream.Recv(); err == io.EOF {
+				err = nil
+			}
+			if status.Code(err) != test.code {
+				t.Errorf("error %v, want %v", err, test.code)
+			}
+			if got := stream.Trailer()["x-try"]; !slices.Equal(got, []string{test.trailer}) {
+				t.Errorf("trailer x-try %v, want %s", got, test.trailer)
+			}
+			at, ok := stream.Context().Deadline()
+			if want, _ := ctx.Deadline(); !ok || !at.Equal(want) {
+				t.Errorf("the deadline of the stream's context is %v, want %v", at, want)
+			}
+			if _, ok := peer.FromContext(stream.Context()); test.code == codes.OK && !ok {
+				t.Error("the stream's context has no peer")
+			}
 		})
 	}
 }
