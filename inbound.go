@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
@@ -243,13 +244,6 @@ func (c *peerContext) Value(key any) any {
 	return c.Context.Value(key)
 }
 
-// The headers that say something about a peer or about its peers.
-const (
-	certHeader    = "X-Forwarded-Client-Cert"
-	requestHeader = "X-Request-Id"
-	envoyPrefix   = "X-Envoy-"
-)
-
 var traceHeaders = [...]string{
 	"Traceparent", "Tracestate", "Baggage", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
 }
@@ -264,10 +258,10 @@ func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh) http.Header 
 		}
 		details := s.certs.Load().of(peer, own)
 		copied := maps.Clone(h)
-		if before := h[certHeader]; len(before) > 0 {
+		if before := h[asserted.ClientCert]; len(before) > 0 {
 			details = strings.Join(before, ",") + "," + details // of its own peers, as Istio has it (APPEND_FORWARD)
 		}
-		copied[certHeader] = []string{details}
+		copied[asserted.ClientCert] = []string{details}
 		return copied
 	}
 	return s.stripped(h)
@@ -282,7 +276,7 @@ func (s *server) stripped(h http.Header) http.Header {
 		delete(copied, name)
 	}
 	for name := range h {
-		if dashed := dashed(name); dashed == certHeader || dashed == requestHeader || strings.HasPrefix(dashed, envoyPrefix) {
+		if asserted.Header(name) {
 			remove(name)
 		}
 	}
@@ -294,14 +288,6 @@ func (s *server) stripped(h http.Header) http.Header {
 		}
 	}
 	return copied
-}
-
-// dashed returns the canonical name of the header that a name with underscores is taken for by CGI and its kin.
-func dashed(name string) string {
-	if strings.IndexByte(name, '_') < 0 {
-		return name
-	}
-	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 }
 
 // forwardedCerts are the values of x-forwarded-client-cert for the peers met so far, under one identity of ours.

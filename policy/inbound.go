@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/istio"
@@ -84,8 +85,7 @@ func (in *Inbound) asserts(r *authz.Request) bool {
 func assertion(key string) (name string, ok bool) {
 	name, ok = strings.CutPrefix(key, "request.headers[")
 	name = http.CanonicalHeaderKey(strings.TrimSuffix(name, "]"))
-	dashed := http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-")) // it is removed under either name
-	return name, ok && (dashed == "X-Request-Id" || strings.HasPrefix(dashed, "X-Envoy-"))
+	return name, ok && asserted.Header(name)
 }
 
 // authorizationPolicies compiles what is about the workload. The others are compiled too, for their mistakes.

@@ -43,7 +43,7 @@ var (
 	grpcs    = list(shared, grpc, protobuf, genproto, xnet, xtext, xsys)
 	layers   = list(shared, "/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault",
 		gobreaker, xrate, xxhash, "/internal/endpointpool")
-	plan = list(append(layers, identity...), "/tlsid", "/policy/authz", "/policy/route", "/policy/istio", "/policy/linkerd", "/policy/smi", "/internal/conjunction",
+	plan = list(append(layers, identity...), "/tlsid", "/internal/asserted", "/policy/authz", "/policy/route", "/policy/istio", "/policy/linkerd", "/policy/smi", "/internal/conjunction",
 		"/internal/yamldoc", yaml)
 
 	allowed = map[string][]string{
@@ -53,6 +53,7 @@ var (
 		"/internal/deadline":     shared,
 		"/internal/failure":      shared,
 		"/internal/attempt":      nil,
+		"/internal/asserted":     nil,
 		"/internal/response":     nil,
 		"/internal/endpointpool": list(limits, "/discovery", "/policy/limit"),
 		"/internal/yamldoc":      {yaml},

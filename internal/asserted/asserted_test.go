@@ -1,0 +1,30 @@
+package asserted_test
+
+import (
+	"testing"
+
+	"github.com/nosidecar/mesh/internal/asserted"
+)
+
+func TestHeader(t *testing.T) {
+	for name, want := range map[string]bool{
+		"X-Forwarded-Client-Cert":   true,
+		"X_forwarded_client_cert":   true,
+		"X-Request-Id":              true,
+		"X-Request_id":              true,
+		"X-Envoy-Attempt-Count":     true,
+		"X-Envoy-Peer-Metadata-Id":  true,
+		"X_envoy_peer-Metadata":     true,
+		"X-Envoyer":                 false,
+		"X-Forwarded-For":           false,
+		"X-Request-Ids":             false,
+		"Traceparent":               false,
+		"Authorization":             false,
+		"":                          false,
+		"X-Forwarded-Client-Cert-X": false,
+	} {
+		if got := asserted.Header(name); got != want {
+			t.Errorf("Header(%q) = %t, want %t", name, got, want)
+		}
+	}
+}
