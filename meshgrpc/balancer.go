@@ -241,7 +241,11 @@ func (c *client) watch(g *group) bool {
 	m.mu.Unlock()
 	g.mu.Lock()
 	g.members = m
+	closed := g.closed
 	g.mu.Unlock()
+	if closed { // and knew nothing of m then
+		m.remove(g)
+	}
 	if !loaded {
 		g.link.OnClose(func() {
 			c.links.Delete(g.link)

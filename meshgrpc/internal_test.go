@@ -72,3 +72,16 @@ func TestRetiredConnectionCloses(t *testing.T) {
 		}
 	}
 }
+
+// A group that its ClientConn closes before it is watched is not kept until its link closes.
+func TestWatchClosed(t *testing.T) {
+	tries := picks(t, 1)
+	c, link := tries[0].call.client, tries[0].link
+	g := &group{owner: new(connections), link: link}
+	g.close()
+	c.watch(g)
+	known, _ := c.links.Load(link)
+	if _, kept := known.(*membership).groups[g]; kept {
+		t.Error("the group is kept")
+	}
+}
