@@ -53,7 +53,7 @@ type server struct {
 
 	requests sync.Pool // of *inbound
 
-	mu        sync.Mutex // held while they change
+	mu        sync.Mutex                // held while they change
 	listeners atomic.Pointer[[]watched] // not closed yet; copied on write
 }
 
