@@ -63,7 +63,8 @@ const (
 	// MergeSlashes is Base, and `//` is the same as `/`.
 	MergeSlashes
 
-	// DecodeAndMergeSlashes is MergeSlashes, and %2F and %5C are the same as `/`.
+	// DecodeAndMergeSlashes is MergeSlashes, and %2F and %5C are the same as `/`. They are not to http.ServeMux: choose it
+	// only for an application that decodes them before it routes.
 	DecodeAndMergeSlashes
 )
 
