@@ -83,8 +83,10 @@ func (s *server) init(config ServerConfig) error {
 //
 // What is denied is answered with 403 and "RBAC: access denied", a path that cannot be read with 400; why is for the
 // observers. So is, on a port that is STRICT, a request of a peer whose certificate is not, or no longer, good: its connection
-// is closed after that. A plaintext request to such a port is cut off without an answer. Handlers see the path as it was
-// sent: behind a router that does not clean paths as http.ServeMux does, set Paths in [WithWorkload]. Shutdown of the http.Server drains as ever.
+// is closed after that. A plaintext request to such a port is cut off without an answer.
+//
+// Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
+// [WithWorkload]. Shutdown of the http.Server drains as ever.
 func (m *Mesh) Handler(next http.Handler) http.Handler {
 	return &handler{m, next}
 }
