@@ -81,7 +81,10 @@ func (g *group) pick() (ready, dialling *conn) {
 			return nil, dialling
 		}
 	}
-	if l := &g.limits; l.calls > 0 || l.age > 0 || l.idle > 0 {
+	if !best.used.Load() { // seldom: a write that all calls make slows them down
+		best.used.Store(true)
+	}
+	if l := &g.limits; l.calls > 0 || l.age > 0 {
 		n := best.served.Add(1)
 		if l.calls > 0 && n > l.calls { // others were faster
 			best.retire()
@@ -201,6 +204,7 @@ type conn struct {
 	served   atomic.Int64 // calls, where somebody wants to know
 	streams  atomic.Int64 // how many the server allows at a time; 0 for any number
 	group    *group
+	used     atomic.Bool           // since somebody looked whether it is idle
 	secured  atomic.Bool           // by our credentials
 	failure  atomic.Pointer[error] // why it could not be made
 
@@ -270,22 +274,21 @@ func (c *conn) begin() {
 			g.dialling = nil
 		}
 		if idle := g.limits.idle; idle > 0 {
-			c.idle = time.AfterFunc(idle, func() { c.expire(-1) })
+			c.idle = time.AfterFunc(idle, c.expire)
 		}
 	})
 }
 
-// expire closes the connection if it was idle since served was what it is now.
-func (c *conn) expire(served int64) {
-	now := c.served.Load()
-	if now == served && c.inFlight.Load() == 0 {
+// expire closes the connection if it was idle since it was asked before.
+func (c *conn) expire() {
+	if !c.used.Swap(false) && c.inFlight.Load() == 0 {
 		c.shutdown(nil)
 		return
 	}
 	g := c.group
 	g.mu.Lock()
 	if !c.over {
-		c.idle = time.AfterFunc(g.limits.idle, func() { c.expire(now) })
+		c.idle = time.AfterFunc(g.limits.idle, c.expire)
 	}
 	g.mu.Unlock()
 }

@@ -61,6 +61,7 @@ func TestRetiredConnectionCloses(t *testing.T) {
 		g := key.(*group)
 		c := g.only.Load()
 		g.limits.calls = 1
+		c.served.Store(1)
 		c.retire()
 		g.only.Store(c) // as it was when a call looked that now comes too late
 		// While that call is counted the last one before it ends, and does not close the connection.
