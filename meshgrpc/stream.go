@@ -335,7 +335,9 @@ func (m *messages) Read([]byte) (int, error) {
 		f.finished, f.finishErr = true, err
 	}
 	s.end.Unlock()
-	return 0, f.conclusion()
+	err = f.conclusion()
+	f.cancel() // an interceptor may have ended what goes on for gRPC
+	return 0, err
 }
 
 // Close gives the stream up.

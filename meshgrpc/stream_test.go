@@ -503,3 +503,45 @@ func TestStreamMetadata(t *testing.T) {
 		})
 	}
 }
+
+// refusingStream is a stream whose messages an interceptor refuses.
+type refusingStream struct{ grpc.ClientStream }
+
+func (s refusingStream) RecvMsg(m any) error {
+	if err := s.ClientStream.RecvMsg(m); err != nil {
+		return err
+	}
+	return status.Error(codes.DataLoss, "not a good message")
+}
+
+// A stream that an interceptor ends is over for the server too.
+func TestStreamEndedByInterceptor(t *testing.T) {
+	noLeaks(t)
+	over := make(chan struct{})
+	_, conn := one(t, "", []discovery.Endpoint{serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+		defer close(over)
+		if err := stream.Send(&grpctest.Out{}); err != nil {
+			return err
+		}
+		<-stream.Context().Done()
+		return nil
+	}})}, grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+		streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		stream, err := streamer(ctx, desc, cc, method, opts...)
+		return refusingStream{stream}, err
+	}))
+	stream, err := grpctest.NewClient(conn).FullDuplexCall(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.DataLoss {
+		t.Errorf("error %v, want DataLoss", err)
+	}
+	timer := time.NewTimer(5 * time.Second)
+	defer timer.Stop()
+	select {
+	case <-over:
+	case <-timer.C:
+		t.Error("the stream goes on")
+	}
+}
