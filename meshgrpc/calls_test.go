@@ -156,6 +156,44 @@ func TestMirrorOptions(t *testing.T) {
 	}
 }
 
+// A call that waits for an endpoint is mirrored once, however often it is made anew.
+func TestMirrorOfWaitingCall(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	registry.Set("echo")
+	copies := make(chan struct{}, 100)
+	registry.Set("shadow", serve(t, &grpctest.Service{Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+		copies <- struct{}{}
+		return grpctest.Echo(ctx, in)
+	}}))
+	var dropped atomic.Int64
+	m := newMesh(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+		StateChange: func(change mesh.StateChange) {
+			if change.Kind == mesh.MirrorDropped {
+				dropped.Add(1)
+			}
+		},
+	}))
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	ended := make(chan error, 1)
+	go func() {
+		_, err := client.UnaryCall(ctx, &grpctest.Request{}, grpc.WaitForReady(true))
+		ended <- err
+	}()
+	if !poll(5*time.Second, func() bool { return len(copies)+int(dropped.Load()) >= 3 }) {
+		t.Error("the call was not made anew")
+	}
+	cancel()
+	if err := <-ended; status.Code(err) != codes.Canceled {
+		t.Errorf("error %v, want Canceled", err)
+	}
+	if n := len(copies); n != 1 {
+		t.Errorf("%d copies, want 1", n)
+	}
+}
+
 // The server says when to come back, or never to (gRFC A6); a retry says that it is one.
 func TestPushback(t *testing.T) {
 	noLeaks(t)

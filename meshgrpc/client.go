@@ -2,6 +2,7 @@ package meshgrpc
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"net/url"
 	"sync"
@@ -101,7 +102,15 @@ func (c *call) roundTrip(req *http.Request) (*http.Response, error) {
 		if cause := sleep(c.Context, patience(n)); cause != nil {
 			return nil, &neverReady{cause: cause, last: err}
 		}
+		if req.GetBody != nil {
+			req.GetBody = mirrored
+		}
 	}
+}
+
+// mirrored is in the place of the message of a call that is made anew, for copies that were sent when it was made first.
+func mirrored() (io.ReadCloser, error) {
+	return nil, errMirrored
 }
 
 // patience is how long a wait-for-ready call waits after it could not be sent for the n-th time, counted from 0.

@@ -24,6 +24,7 @@ var (
 	errCredentials = refusal.New("the credentials of the mesh are not in use: the ClientConn has others " +
 		"(grpc.WithTransportCredentials or grpc.WithCredentialsBundle after meshgrpc.DialOptions)")
 	errStreamMirror = refusal.New("streams are not mirrored")
+	errMirrored     = refusal.New("the call was mirrored already, before it waited for an endpoint")
 	errEnded        = errors.New("the try is over")
 )
 
