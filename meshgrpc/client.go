@@ -78,7 +78,6 @@ type call struct {
 
 	url    url.URL
 	header http.Header // of the request, as it enters the mesh
-	resume time.Time   // when the server wants to see the next try; zero if it did not say
 }
 
 // request returns the call as the mesh sees it. ctx leads to the caller.

@@ -207,9 +207,7 @@ func (s *stream) attempt(req *http.Request, mt *mesh.Try) (*http.Response, error
 		return nil, errCommitted
 	}
 	f := &flow{stream: s}
-	if err := f.begin(&s.call, req, mt); err != nil {
-		return nil, err
-	}
+	f.begin(&s.call, req, mt)
 	f.Context, f.cancel = context.WithCancel(f.Context)
 	cs, err := s.streamer(f, s.desc, s.cc, req.URL.Path, append(f.options(), grpc.OnFinish(f.finish))...)
 	if err != nil {

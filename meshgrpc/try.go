@@ -63,20 +63,12 @@ func (t *try) Value(key any) any {
 	return t.Context.Value(key)
 }
 
-// begin makes t a try of c. It waits if the server asked for that, and fails if the context of the try ends meanwhile.
-func (t *try) begin(c *call, req *http.Request, mt *mesh.Try) error {
-	if !c.resume.IsZero() {
-		at := c.resume
-		c.resume = time.Time{}
-		if err := sleep(req.Context(), time.Until(at)); err != nil {
-			return err
-		}
-	}
+// begin makes t a try of c.
+func (t *try) begin(c *call, req *http.Request, mt *mesh.Try) {
 	t.Context = outgoing(req.Context(), req.Header, c.header, mt.Number())
 	t.call, t.mesh, t.req, t.link = c, mt, req, mt.Link()
 	t.done = t.ended
 	t.reads = mt.ReadsHeader()
-	return nil
 }
 
 // pick gives gRPC a connection of b.
@@ -191,32 +183,8 @@ func ended(ctx context.Context, code codes.Code) bool {
 func (t *try) refused() *http.Response {
 	resp := t.respond(http.StatusOK, t.trailer)
 	resp.Header["Grpc-Message"] = []string{status.Convert(t.err).Message()}
-	// A server may say when to come back. If it says never, or in words we do not know, the status is out of the sight
-	// of retries (gRFC A6).
-	if t.comeBack() {
-		resp.Header["Grpc-Status"] = []string{strconv.Itoa(int(t.code))}
-	} else {
-		t.conclude()
-	}
+	resp.Header["Grpc-Status"] = []string{strconv.Itoa(int(t.code))}
 	return resp
-}
-
-// comeBack reports whether the server would have the call retried, and notes when.
-func (t *try) comeBack() bool {
-	pushback := t.trailer["grpc-retry-pushback-ms"]
-	if len(pushback) == 0 {
-		return true
-	}
-	ms, err := strconv.ParseInt(pushback[0], 10, 32)
-	if err != nil || ms < 0 || len(pushback) > 1 {
-		return false
-	}
-	at := time.Now().Add(time.Duration(ms) * time.Millisecond)
-	if end, ok := t.req.Context().Deadline(); ok && !at.Before(end) {
-		return false
-	}
-	t.call.resume = at
-	return true
 }
 
 func (t *try) respond(status int, md metadata.MD) *http.Response {

@@ -102,9 +102,7 @@ func (u *unary) attempt(req *http.Request, mt *mesh.Try) (*http.Response, error)
 		u.reset()
 	}
 	u.last = t
-	if err := t.begin(&u.call, req, mt); err != nil {
-		return nil, err
-	}
+	t.begin(&u.call, req, mt)
 	return t.invoke(u.message, u.reply, u.invoker, u.results.wantHeader())
 }
 
@@ -190,9 +188,7 @@ func (u *unary) mirror(req *http.Request, mt *mesh.Try) (*http.Response, error) 
 	copied.results = nil
 	copied.tries = slices.Clip(copied.tries) // the call itself appends to it meanwhile
 	t := new(try)
-	if err := t.begin(copied, req, mt); err != nil {
-		return nil, err
-	}
+	t.begin(copied, req, mt)
 	var dropped []byte
 	return t.invoke(message, &dropped, u.invoker, false, grpc.ForceCodecV2(encoded{u.wire().Name()}))
 }
