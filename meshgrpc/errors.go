@@ -14,6 +14,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy/limit"
 )
@@ -102,19 +103,14 @@ func answered(resp *http.Response) error {
 	return status.Error(code, "the mesh answered "+strconv.Itoa(resp.StatusCode)+": "+message)
 }
 
-// What gRPC says of a stream that was reset, and of a response that is not gRPC's. There is nothing but the text to tell
-// them by.
-const (
-	resetText    = "stream terminated by RST_STREAM with error code: "
-	httpText     = "unexpected HTTP status code received from server: "
-	drainingText = "server is draining the connection"
-)
+// drainingText is what gRPC says of a connection that took no more streams. There is nothing but the text to tell it by.
+const drainingText = "server is draining the connection"
 
 // lost returns the error of a try whose stream was reset, or whose connection broke, and nil if err is none of that.
 func lost(err error) error {
 	s := status.Convert(err)
 	text := s.Message()
-	if code, ok := strings.CutPrefix(text, resetText); ok {
+	if code, ok := grpcwire.ResetCode(err); ok {
 		return &resetError{err: err, code: resetCode(code)}
 	}
 	if s.Code() != codes.Unavailable {
@@ -132,16 +128,6 @@ func lost(err error) error {
 		}
 	}
 	return nil
-}
-
-// httpStatus returns the HTTP status of a response that was no gRPC response, as proxies give, and 0 if err is not of one.
-func httpStatus(err error) int {
-	text, ok := strings.CutPrefix(status.Convert(err).Message(), httpText)
-	if !ok || len(text) < 3 {
-		return 0
-	}
-	code, _ := strconv.Atoi(text[:3])
-	return code
 }
 
 // The codes of RST_STREAM frames: RFC 9113, section 7. Only the one matters.

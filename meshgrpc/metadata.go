@@ -14,6 +14,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
 // authority returns the host, with its port, that a ClientConn is for.
@@ -34,9 +35,6 @@ const contentType = "application/grpc"
 // plain is the header of a request without metadata. Nobody changes the header of a request.
 var plain = http.Header{"Content-Type": {contentType}}
 
-// previousAttempts is the metadata that tells a server that a call is a retry, and the how many-th (gRFC A6).
-const previousAttempts = "grpc-previous-rpc-attempts"
-
 // requestHeader returns the header of a call as the mesh sees it: its metadata.
 func requestHeader(ctx context.Context, kind string) http.Header {
 	md, ok := metadata.FromOutgoingContext(ctx)
@@ -51,7 +49,7 @@ func requestHeader(ctx context.Context, kind string) http.Header {
 		kind = contentType
 	}
 	h["Content-Type"] = []string{kind}
-	if values := md[previousAttempts]; len(values) > 0 && h[attempt.Header] == nil {
+	if values := md[grpcwire.PreviousAttempts]; len(values) > 0 && h[attempt.Header] == nil {
 		if n, err := strconv.Atoi(values[0]); err == nil && n > 0 {
 			h[attempt.Header] = []string{strconv.Itoa(n + 1)} // so that a retry is known as one
 		}
@@ -126,7 +124,7 @@ func outgoing(ctx context.Context, h, base http.Header, n int) context.Context {
 	}
 	md := fromHTTP(h)
 	if n > 1 {
-		md[previousAttempts] = []string{strconv.Itoa(n - 1)}
+		md[grpcwire.PreviousAttempts] = []string{strconv.Itoa(n - 1)}
 	}
 	return metadata.NewOutgoingContext(ctx, md)
 }

@@ -6,11 +6,13 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+
+	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
 // DefaultBufferLimit is how many bytes of messages a stream keeps for a retry. It is gRPC's own, and like that one is
 // changed, for a call, by grpc.MaxRetryRPCBufferSize.
-const DefaultBufferLimit = 256 << 10
+const DefaultBufferLimit = grpcwire.DefaultBufferLimit
 
 // options are the options of a call, as far as it concerns us.
 type options struct {

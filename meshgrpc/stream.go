@@ -9,16 +9,14 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/protoadapt"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -433,7 +431,7 @@ func (s *stream) keep(f *flow, m any) bool {
 	if s.committed {
 		return true
 	}
-	size, known := sizeOf(m)
+	size, known := grpcwire.MessageSize(m)
 	if s.room -= size; !known || s.room < 0 {
 		s.committed, s.sent = true, nil
 		return true
@@ -449,24 +447,6 @@ func (s *stream) commit(f *flow) {
 	if s.current == f {
 		s.committed, s.sent = true, nil
 	}
-}
-
-// sizeOf returns the size of a message on the wire, if it can be told.
-func sizeOf(m any) (size int, known bool) {
-	const prefix = 5 // of every message
-	switch m := m.(type) {
-	case proto.Message:
-		return prefix + proto.Size(m), true
-	case protoadapt.MessageV1:
-		return prefix + proto.Size(protoadapt.MessageV2Of(m)), true
-	case mem.BufferSlice:
-		return prefix + m.Len(), true
-	case []byte:
-		return prefix + len(m), true
-	case *[]byte:
-		return prefix + len(*m), true
-	}
-	return 0, false
 }
 
 // CloseSend implements grpc.ClientStream.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -128,6 +129,7 @@ func (t *try) outcome(err error, committed bool) (*http.Response, error) {
 		return t.respond(http.StatusOK, t.header), nil
 	}
 	ctx := t.req.Context()
+	httpStatus, isHTTP := grpcwire.HTTPStatus(err)
 	switch {
 	case t.failure != nil:
 		return nil, t.failure
@@ -141,8 +143,8 @@ func (t *try) outcome(err error, committed bool) (*http.Response, error) {
 		return nil, errBalancer
 	case !t.begun:
 		return nil, refusal.Because(err) // what is wrong is on our side: a message, credentials, metadata
-	case httpStatus(err) != 0 && !committed:
-		return t.respond(httpStatus(err), nil), nil
+	case isHTTP && !committed:
+		return t.respond(httpStatus, nil), nil
 	default:
 		t.rest = lost(err)
 		if t.rest == nil && !t.received {

@@ -74,11 +74,12 @@ var (
 		"/policy/authz": nil,
 
 		"/internal/grpcstatus":  grpcs,
+		"/internal/grpcwire":    grpcs,
 		"/internal/grpcconns":   list(grpcs, "/internal/grpcstatus"),
 		"/internal/grpctest":    grpcs,
 		"/internal/workloadapi": list(grpcs, "/tlsid", spiffe, jose),
 
-		"/retry/retrygrpc":        list(grpcs, "/retry", "/internal/grpcstatus"),
+		"/retry/retrygrpc":        list(grpcs, "/retry", "/internal/grpcstatus", "/internal/grpcwire"),
 		"/timeout/timeoutgrpc":    list(grpcs, "/timeout", "/internal/grpcstatus"),
 		"/policy/limit/limitgrpc": list(grpcs, "/policy/limit", xrate, "/internal/grpcstatus"),
 		"/policy/fault/faultgrpc": list(grpcs, "/policy/fault", "/internal/grpcstatus"),
@@ -92,7 +93,7 @@ var (
 		"/policy/file":    list(plan, "/policy", fsnotify, xsys),
 		"":                list(plan, "/policy"),
 		"/cmd/mesh":       list(plan, "/policy"),
-		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/grpcstatus", "/internal/grpcconns",
+		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcconns",
 			"/retry/retrygrpc", "/balancer/balancergrpc", "/breaker/breakergrpc")...),
 		"/docs": nil, // documents.md, and the test that generates it
 	}

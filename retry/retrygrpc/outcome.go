@@ -15,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -77,7 +78,7 @@ func retriable(ctx context.Context, config *retry.Config, o *outcome) (retry.Rea
 		return retry.Succeeded, on.GRPC(uint32(status.Code(o.err)))
 	}
 	kind := o.kind()
-	if code, ok := httpStatus(o.err); ok {
+	if code, ok := grpcwire.HTTPStatus(o.err); ok {
 		if !config.On.HTTP(code) {
 			return retry.Succeeded, false
 		}
@@ -86,13 +87,6 @@ func retriable(ctx context.Context, config *retry.Config, o *outcome) (retry.Rea
 	}
 	return retry.NotRetriable, config.AnyMethod || kind.Unprocessed() || idempotent(ctx)
 }
-
-// What gRPC says of a stream that was reset, and of a response that is not gRPC's. There is nothing but the text to tell
-// them by.
-const (
-	resetText = "stream terminated by RST_STREAM with error code: "
-	httpText  = "unexpected HTTP status code received from server: "
-)
 
 // kind is the way a try failed that got no reply from the server.
 func (o *outcome) kind() failure.Kind {
@@ -103,7 +97,7 @@ func (o *outcome) kind() failure.Kind {
 		return failure.TryTimeout
 	}
 	s := status.Convert(o.err)
-	code, reset := strings.CutPrefix(s.Message(), resetText)
+	code, reset := grpcwire.ResetCode(o.err)
 	switch {
 	case s.Code() == codes.Unavailable && !o.begun:
 		return failure.Connect // no connection to be picked, or none that took the stream
@@ -116,16 +110,6 @@ func (o *outcome) kind() failure.Kind {
 	}
 	// What is wrong is on our side: a message that cannot be encoded, credentials, the caller's own cancel.
 	return failure.Refused
-}
-
-// httpStatus returns the HTTP status of a response that was no gRPC response, as proxies give.
-func httpStatus(err error) (int, bool) {
-	text, ok := strings.CutPrefix(status.Convert(err).Message(), httpText)
-	if !ok || len(text) < 3 {
-		return 0, false
-	}
-	code, err := strconv.Atoi(text[:3])
-	return code, err == nil
 }
 
 // idle reports whether there is nothing to do but to make calls.
@@ -196,9 +180,6 @@ func perTry(ctx context.Context, l *retry.Loop) time.Duration {
 	return limit
 }
 
-// previousAttempts is the metadata that tells a server that a call is a retry, and the how many-th (gRFC A6).
-const previousAttempts = "grpc-previous-rpc-attempts"
-
 // mark returns the context of the n-th try.
 func mark(ctx context.Context, n int) context.Context {
 	if n == 1 {
@@ -206,18 +187,18 @@ func mark(ctx context.Context, n int) context.Context {
 	}
 	ctx = attempt.Mark(ctx, n)
 	value := strconv.Itoa(n - 1)
-	if len(metadata.ValueFromOutgoingContext(ctx, previousAttempts)) == 0 {
-		return metadata.AppendToOutgoingContext(ctx, previousAttempts, value)
+	if len(metadata.ValueFromOutgoingContext(ctx, grpcwire.PreviousAttempts)) == 0 {
+		return metadata.AppendToOutgoingContext(ctx, grpcwire.PreviousAttempts, value)
 	}
 	md, _ := metadata.FromOutgoingContext(ctx)
-	md.Set(previousAttempts, value)
+	md.Set(grpcwire.PreviousAttempts, value)
 	return metadata.NewOutgoingContext(ctx, md)
 }
 
 // nested reports whether a call is itself a retry, says so, or is made by the handler of one.
 func nested(ctx context.Context) bool {
-	return attempt.Within(ctx) || isRetry(metadata.ValueFromOutgoingContext(ctx, previousAttempts)) ||
-		isRetry(metadata.ValueFromIncomingContext(ctx, previousAttempts))
+	return attempt.Within(ctx) || isRetry(metadata.ValueFromOutgoingContext(ctx, grpcwire.PreviousAttempts)) ||
+		isRetry(metadata.ValueFromIncomingContext(ctx, grpcwire.PreviousAttempts))
 }
 
 func isRetry(values []string) bool {

@@ -9,20 +9,18 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/protoadapt"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/retry"
 )
 
 // DefaultBufferLimit is how many bytes of messages a stream keeps for a retry. It is gRPC's own, and like that one is
 // changed, for a call, by grpc.MaxRetryRPCBufferSize.
-const DefaultBufferLimit = 256 << 10
+const DefaultBufferLimit = grpcwire.DefaultBufferLimit
 
 // NewStream makes a stream that is tried as often as the policy of l permits, each time by streamer, and counts it in
 // the budget.
@@ -438,7 +436,7 @@ func (s *stream) SendMsg(m any) error {
 
 // keep keeps a message that t has taken. It reports false if t is not the current try any more.
 func (s *stream) keep(t *try, m any) bool {
-	size, known := sizeOf(m)
+	size, known := grpcwire.MessageSize(m)
 	s.mu.Lock()
 	if s.current != t {
 		s.mu.Unlock()
@@ -454,24 +452,6 @@ func (s *stream) keep(t *try, m any) bool {
 		s.commit(t, retry.BodyCommitted)
 	}
 	return true
-}
-
-// sizeOf returns the size of a message on the wire, if it can be told.
-func sizeOf(m any) (size int, known bool) {
-	const prefix = 5 // of every message
-	switch m := m.(type) {
-	case proto.Message:
-		return prefix + proto.Size(m), true
-	case protoadapt.MessageV1:
-		return prefix + proto.Size(protoadapt.MessageV2Of(m)), true
-	case mem.BufferSlice:
-		return prefix + m.Len(), true
-	case []byte:
-		return prefix + len(m), true
-	case *[]byte:
-		return prefix + len(*m), true
-	}
-	return 0, false
 }
 
 // CloseSend implements grpc.ClientStream.

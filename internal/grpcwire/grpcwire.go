@@ -1,0 +1,59 @@
+// Package grpcwire has what the gRPC adapters know of gRPC's wire: sizes, metadata with a meaning, and the texts in which
+// grpc-go puts what went wrong below it.
+package grpcwire
+
+import (
+	"strconv"
+	"strings"
+
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/protoadapt"
+)
+
+// DefaultBufferLimit is how many bytes of messages gRPC keeps of a stream for a retry.
+const DefaultBufferLimit = 256 << 10
+
+// PreviousAttempts is the metadata that tells a server that a call is a retry, and the how many-th (gRFC A6).
+const PreviousAttempts = "grpc-previous-rpc-attempts"
+
+// MessageSize returns the size of a message on the wire, if it can be told.
+func MessageSize(m any) (size int, known bool) {
+	const prefix = 5 // of every message
+	switch m := m.(type) {
+	case proto.Message:
+		return prefix + proto.Size(m), true
+	case protoadapt.MessageV1:
+		return prefix + proto.Size(protoadapt.MessageV2Of(m)), true
+	case mem.BufferSlice:
+		return prefix + m.Len(), true
+	case []byte:
+		return prefix + len(m), true
+	case *[]byte:
+		return prefix + len(*m), true
+	}
+	return 0, false
+}
+
+// What gRPC says of a stream that was reset, and of a response that is not gRPC's. There is nothing but the text to tell
+// them by.
+const (
+	resetText = "stream terminated by RST_STREAM with error code: "
+	httpText  = "unexpected HTTP status code received from server: "
+)
+
+// ResetCode returns the name of the HTTP/2 error code that err's stream was reset with, and false if it was not reset.
+func ResetCode(err error) (code string, reset bool) {
+	return strings.CutPrefix(status.Convert(err).Message(), resetText)
+}
+
+// HTTPStatus returns the HTTP status of a response that was no gRPC response, as proxies give, and false if err is not of one.
+func HTTPStatus(err error) (code int, ok bool) {
+	text, ok := strings.CutPrefix(status.Convert(err).Message(), httpText)
+	if !ok || len(text) < 3 {
+		return 0, false
+	}
+	code, err = strconv.Atoi(text[:3])
+	return code, err == nil
+}

@@ -1,0 +1,52 @@
+package grpcwire_test
+
+import (
+	"errors"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/nosidecar/mesh/internal/grpcwire"
+)
+
+func TestMessageSize(t *testing.T) {
+	bytes := []byte("12345")
+	for _, test := range []struct {
+		name  string
+		m     any
+		size  int
+		known bool
+	}{
+		{"message", wrapperspb.String("abc"), 5 + 5, true},
+		{"bytes", bytes, 5 + 5, true},
+		{"bytes behind a pointer", &bytes, 5 + 5, true},
+		{"buffers", mem.BufferSlice{mem.SliceBuffer(bytes)}, 5 + 5, true},
+		{"something else", 42, 0, false},
+	} {
+		if size, known := grpcwire.MessageSize(test.m); size != test.size || known != test.known {
+			t.Errorf("%s: %d, %t; want %d, %t", test.name, size, known, test.size, test.known)
+		}
+	}
+}
+
+func TestTexts(t *testing.T) {
+	reset := status.Error(codes.Unavailable, "stream terminated by RST_STREAM with error code: REFUSED_STREAM")
+	proxy := status.Error(codes.Unavailable, "unexpected HTTP status code received from server: 502 (Bad Gateway)")
+	if code, ok := grpcwire.ResetCode(reset); !ok || code != "REFUSED_STREAM" {
+		t.Errorf("ResetCode = %q, %t", code, ok)
+	}
+	if code, ok := grpcwire.HTTPStatus(proxy); !ok || code != 502 {
+		t.Errorf("HTTPStatus = %d, %t", code, ok)
+	}
+	for _, err := range []error{errors.New("x"), status.Error(codes.Unavailable, "unexpected HTTP status code received from server: x")} {
+		if _, ok := grpcwire.ResetCode(err); ok {
+			t.Errorf("%v is taken for a reset", err)
+		}
+		if _, ok := grpcwire.HTTPStatus(err); ok {
+			t.Errorf("%v is taken for an HTTP status", err)
+		}
+	}
+}
