@@ -3,7 +3,6 @@ package mesh
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"net/http"
 	"strconv"
@@ -166,24 +165,13 @@ func (a *attempted) pick(req *http.Request) error {
 
 // pick chooses an endpoint.
 func (c *call) pick(ctx context.Context, now time.Time) (*balancer.Host, error) {
-	cluster := c.cluster
-	if cluster.outlier != nil {
-		cluster.outlier.Sweep(now)
-	}
-	info := balancer.PickInfo{Hash: c.key, HasHash: c.hasKey, Tried: c.avoid}
-	h, err := cluster.balancer.Pick(info)
-	if err == balancer.ErrNoEndpoints {
-		// There may be none, or none yet.
-		if err := cluster.wait(ctx); err != nil {
-			return nil, c.undiscovered(ctx, err)
-		}
-		h, err = cluster.balancer.Pick(info)
-	}
-	if err != nil {
-		if n := cluster.unselected.Load(); n > 0 && err == balancer.ErrNoEndpoints {
-			err = fmt.Errorf("%w: none of the %d that there are has the labels %s", err, n, cluster.config.Subset)
-		}
-		return nil, c.refuse(LayerBalancer, FlagNoHealthyUpstream, err)
+	h, layer, err := c.cluster.pick(ctx, balancer.PickInfo{Hash: c.key, HasHash: c.hasKey, Tried: c.avoid}, now)
+	switch {
+	case err == nil:
+	case layer == LayerDiscovery:
+		return nil, c.undiscovered(ctx, err)
+	default:
+		return nil, c.refuse(layer, FlagNoHealthyUpstream, err)
 	}
 	if c.avoidsTried() {
 		if c.avoid == nil {

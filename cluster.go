@@ -15,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/istio"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -45,7 +46,7 @@ func (m *Mesh) clusterConfig(plan *policy.Plan, target route.Target) clusterConf
 	} else if h.Service.Namespace != "" {
 		config.peers = plan.Peers(h.Service.Namespace)
 	}
-	config.trustDomain = cmp.Or(m.workload.TrustDomain, defaultTrustDomain)
+	config.trustDomain = cmp.Or(m.workload.TrustDomain, istio.LocalTrustDomain)
 	config.budget = config.RetryBudget
 	if p := m.protection(plan, h); p != nil {
 		if p.Circuit != nil {
@@ -320,6 +321,26 @@ func (c *cluster) wait(ctx context.Context) error {
 		}
 	}
 	return err
+}
+
+// pick chooses an endpoint, and waits for endpoints if there are none yet. The error is that of the layer: of discovery, if
+// it was waited for, and else of the balancer.
+func (c *cluster) pick(ctx context.Context, info balancer.PickInfo, now time.Time) (*balancer.Host, Layer, error) {
+	if c.outlier != nil {
+		c.outlier.Sweep(now)
+	}
+	h, err := c.balancer.Pick(info)
+	if err == balancer.ErrNoEndpoints {
+		// There may be none, or none yet.
+		if err := c.wait(ctx); err != nil {
+			return nil, LayerDiscovery, err
+		}
+		h, err = c.balancer.Pick(info)
+	}
+	if n := c.unselected.Load(); n > 0 && err == balancer.ErrNoEndpoints {
+		err = fmt.Errorf("%w: none of the %d that there are has the labels %s", err, n, c.config.Subset)
+	}
+	return h, LayerBalancer, err
 }
 
 var errDiscoverySlow = errors.New("discovery has not answered in time")

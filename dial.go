@@ -201,21 +201,13 @@ func (d *dial) pick(ctx context.Context) (*balancer.Host, error) {
 	if c.config.Missing {
 		return nil, d.refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
 	}
-	if c.outlier != nil {
-		c.outlier.Sweep(time.Now())
-	}
-	h, err := c.balancer.Pick(balancer.PickInfo{Tried: d.tried})
-	if err == balancer.ErrNoEndpoints {
-		if err := c.wait(ctx); err != nil {
-			if ctx.Err() != nil {
-				return nil, context.Cause(ctx)
-			}
-			return nil, d.refuse(LayerDiscovery, FlagNoHealthyUpstream, err)
-		}
-		h, err = c.balancer.Pick(balancer.PickInfo{Tried: d.tried})
-	}
-	if err != nil {
-		return nil, d.refuse(LayerBalancer, FlagNoHealthyUpstream, err)
+	h, layer, err := c.pick(ctx, balancer.PickInfo{Tried: d.tried}, time.Now())
+	switch {
+	case err == nil:
+	case layer == LayerDiscovery && ctx.Err() != nil:
+		return nil, context.Cause(ctx)
+	default:
+		return nil, d.refuse(layer, FlagNoHealthyUpstream, err)
 	}
 	d.tried = append(d.tried, h.ID())
 	return h, nil

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"time"
 
+	"github.com/nosidecar/mesh/policy/istio"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -33,7 +34,7 @@ func (m *Mesh) identify(ctx context.Context) error {
 	}
 	source := oneDomain{Source: m.source}
 	if m.sourceLate {
-		source.domain = cmp.Or(m.workload.TrustDomain, defaultTrustDomain)
+		source.domain = cmp.Or(m.workload.TrustDomain, istio.LocalTrustDomain)
 	}
 	m.identity = tlsid.Keep(source, tlsid.Hooks{Rotated: m.rotated, Failed: m.identityFailed})
 	if m.sourceLate {
@@ -51,8 +52,6 @@ func (m *Mesh) identify(ctx context.Context) error {
 	m.workload.TrustDomain = cmp.Or(m.workload.TrustDomain, id.TrustDomain().Name())
 	return checkTrustDomain(id, m.workload.TrustDomain)
 }
-
-const defaultTrustDomain = "cluster.local"
 
 // checkTrustDomain returns an error if the identity is not of the trust domain that documents are compiled for: their
 // principals would mean other peers.
