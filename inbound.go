@@ -16,7 +16,6 @@ import (
 	"github.com/nosidecar/mesh/internal/response"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/limit"
-	"github.com/nosidecar/mesh/timeout"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -156,10 +155,8 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 
 	ctx := r.Context()
 	if in.Peer != "" {
-		ctx = &peerContext{ctx, in.Peer}
-		if left, ok := deadline.FromHeader(r.Header); ok {
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithTimeoutCause(ctx, left, &timeout.Error{Kind: timeout.Request, Limit: left})
+		var cancel context.CancelFunc
+		if ctx, cancel = deadline.Told(&peerContext{ctx, in.Peer}, r.Header); cancel != nil {
 			defer cancel()
 		}
 	}

@@ -1,7 +1,6 @@
 package timeout
 
 import (
-	"context"
 	"net/http"
 
 	"github.com/nosidecar/mesh/internal/deadline"
@@ -20,12 +19,9 @@ type Handler struct {
 
 // ServeHTTP implements http.Handler. The cause of the context, when the time is up, is an *[Error] of kind [Request].
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	left, ok := deadline.FromHeader(r.Header)
-	if !ok {
-		h.Next.ServeHTTP(w, r)
-		return
+	if ctx, cancel := deadline.Told(r.Context(), r.Header); cancel != nil {
+		defer cancel()
+		r = r.WithContext(ctx)
 	}
-	ctx, cancel := context.WithTimeoutCause(r.Context(), left, &Error{Kind: Request, Limit: left})
-	defer cancel()
-	h.Next.ServeHTTP(w, r.WithContext(ctx))
+	h.Next.ServeHTTP(w, r)
 }

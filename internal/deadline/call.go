@@ -128,8 +128,18 @@ func SetHeader(h http.Header, at time.Time) {
 	h[Header] = []string{strconv.FormatInt(max(1, time.Until(at).Milliseconds()), 10)}
 }
 
-// FromHeader returns the time that Header leaves a server, and false without a valid one: whole milliseconds, more than 0.
-func FromHeader(h http.Header) (time.Duration, bool) {
+// Told returns a context with the deadline that the caller tells in h, with an *Error of kind Request as its cause. cancel is
+// nil, and the context ctx itself, if the caller tells none.
+func Told(ctx context.Context, h http.Header) (_ context.Context, cancel context.CancelFunc) {
+	left, ok := fromHeader(h)
+	if !ok {
+		return ctx, nil
+	}
+	return context.WithTimeoutCause(ctx, left, &Error{Kind: Request, Limit: left})
+}
+
+// fromHeader returns the time that Header leaves a server, and false without a valid one: whole milliseconds, more than 0.
+func fromHeader(h http.Header) (time.Duration, bool) {
 	values := h[Header]
 	if len(values) != 1 {
 		return 0, false // none, or several of which one may be true
