@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"fmt"
 	"sync/atomic"
 
 	"github.com/nosidecar/mesh/balancer"
@@ -30,12 +29,13 @@ type secured struct {
 // describe secures the endpoint as discovery describes it now.
 func (c *cluster) describe(h *balancer.Host, e *endpoint) {
 	described := h.Endpoint()
-	s := &secured{always: c.config.TLS.Mode != policy.TLSAuto && c.config.TLS.Mode != policy.TLSDisable}
-	s.security, s.err = c.secure(&described)
+	security, err := c.secure(&described)
 	old := e.secured.Load()
-	if old != nil && old.security == s.security && fmt.Sprint(old.err) == fmt.Sprint(s.err) {
+	if old != nil && old.security == security && sameText(old.err, err) {
 		return
 	}
+	mode := c.config.TLS.Mode
+	s := &secured{security: security, err: err, always: mode != policy.TLSAuto && mode != policy.TLSDisable}
 	if s.kind != plaintext {
 		s.lane = c.conns.open(h.ID(), s.security, c.tlsConfig(s.security))
 	}
@@ -43,6 +43,10 @@ func (c *cluster) describe(h *balancer.Host, e *endpoint) {
 	if old != nil && old.lane != nil {
 		c.conns.close(old.lane)
 	}
+}
+
+func sameText(a, b error) bool {
+	return a == b || a != nil && b != nil && a.Error() == b.Error()
 }
 
 // enter counts a call in, and returns the link it goes over.
