@@ -10,72 +10,82 @@
 //
 // # The life of one request
 //
-// A request passes these stages in this order. The order is Envoy's, and each stage sits where it does for a reason.
+// A request passes these stages in this order. The order is Envoy's. Each stage has a reason to be where it is.
 //
-//  1. Plan. The compiled documents are loaded once, from an atomic pointer. Whatever is reloaded meanwhile, this request
-//     sees one plan from beginning to end.
+//  1. Plan. The compiled documents are loaded once, from an atomic pointer. A reload during the request does not affect
+//     it: the request sees one plan from beginning to end.
 //
-//  2. Route. The host leads to a table of routes; the first that matches decides. It may answer at once (redirect, direct
-//     response), and else picks a destination by weight. The pick is made once: retries stay with it, or a canary would
-//     leak into its stable sibling. Path, authority and headers are rewritten on a copy, never on the caller's request.
+//  2. Route. The host selects a table of routes. The first route that matches decides. It may answer at once (redirect,
+//     direct response); otherwise it picks a destination by weight. The pick is made once: retries stay with it, or a
+//     canary would leak into its stable sibling.
 //
-//  3. Rate limit, then fault. Both act once per request and outside the retries: a refused or injected failure is an
-//     answer, not something to try again. Neither counts against an endpoint.
+//  3. Rate limit, then fault. Both act once per request, outside the retries: an injected failure is a response, not
+//     something to retry. Neither counts against an endpoint.
 //
-//  4. Deadline. The route's timeout covers everything that follows: all tries and the waits between them. An injected
-//     delay comes before it, as in Envoy: it stands for a slow network, not for a slow server.
+//  4. Deadline. The route's timeout covers everything that follows: all attempts and the waits between them. An injected
+//     delay comes before it, as in Envoy, because it stands for a slow network and not for a slow server.
 //
-//  5. Mirror. What got this far is copied, whatever becomes of it now. A request that a fault aborts is not, as in Envoy.
+//  5. Rewrite. Path, authority and headers are rewritten on a copy, never on the caller's request. The key of consistent
+//     hashing is taken from the result.
 //
-//  6. Retry. The loop around the next stages. It bounds each try in time, keeps the body for replay, waits between tries
-//     with full jitter, and asks a budget before each.
+//  6. Mirror. A request that got this far is copied, whatever becomes of it later. As in Envoy, a request that a fault
+//     aborted is not copied.
 //
-//  7. Pool. Limits on connections and requests in flight, before the circuit: a queue that is full says nothing about
-//     the health of the destination.
+//  7. Retry. The loop around the next stages. It bounds the time of each attempt, keeps the body for replay, waits between
+//     attempts with full jitter, and asks a budget before each retry.
 //
-//  8. Circuit. If the destination as a whole fails, the try ends here.
+//  8. Pool. Limits on connections and on requests in flight. They come before the circuit, because a full queue says
+//     nothing about the health of the destination.
 //
-//  9. Balance. An endpoint is picked: not one that is ejected, not one this call already tried.
+//  9. Circuit. If the destination fails as a whole, the attempt ends here.
 //
-//  10. Endpoint. The request goes out on the endpoint's own connections. Host header, TLS server name and the URL stay the
-//     service's; only the dial differs. Where documents or the endpoint ask for mTLS, the connection presents the identity
-//     of this process and is made only with the SPIFFE ID that the endpoint is expected to have; the URL still says http.
+//  10. Balance. An endpoint is picked. Ejected endpoints, and those that this call has already tried, are avoided.
 //
-//  11. End. A call ends when its response body does: at EOF, at an error or at Close. Then, exactly once, outlier
-//     detection and circuit learn the outcome, slots are released and observers are told.
+//  11. Endpoint. The request goes out on the endpoint's own connections. Host header, TLS server name and URL stay those of
+//     the service; only the dialled address differs. Where documents or the endpoint require mTLS, the connection presents
+//     the identity of this process and is accepted only if the endpoint has the expected SPIFFE ID. The URL still says http.
+//
+//  12. End. A call ends when its response body does: at EOF, at an error or at Close. Then, exactly once, outlier
+//     detection and circuit learn the outcome, slots are released and observers are notified.
+//
+// gRPC calls ([meshgrpc]), mirrored copies and raw connections ([Mesh.DialContext]) pass the same stages, as far as the stages
+// apply to them.
 //
 // # The life of one inbound request
 //
 //		ln, err := net.Listen("tcp", ":8080")
-//		srv := &http.Server{Handler: m.Handler(mux)}
+//		srv := &http.Server{Handler: m.Handler(mux), ReadHeaderTimeout: 5 * time.Second}
 //		err = srv.Serve(m.Listen(ln))
 //
-//	 1. Connection. [Mesh.Listen] asks PeerAuthentication for the mode of the port: STRICT takes mTLS only, PERMISSIVE tells
-//	    mTLS from plaintext by the first byte, DISABLE takes plaintext. Handshakes are made beside Accept, within bounds, so
-//	    silent peers delay nobody.
+//	 1. Connection. PeerAuthentication decides what the port takes: STRICT takes mTLS only, PERMISSIVE tells mTLS from
+//	    plaintext by the first byte, DISABLE takes plaintext. Handshakes run concurrently with Accept and are bounded in
+//	    number, so a silent peer blocks nobody else.
 //
-//	 2. Identity. The peer's certificate is verified against the bundles of today, for each request: certificates expire and
-//	    bundles change while a connection lives. What was verified before costs a look-up.
+//	 2. Identity. The peer's certificate is verified against the bundles in force for each request, because certificates
+//	    expire and bundles change while a connection lives. A certificate that was already verified costs one map look-up.
 //
 //	 3. Authorization. AuthorizationPolicies see the request as it was sent. Where a path or a repeated header can be read in
 //	    several ways, an ALLOW rule must match under every reading, a DENY rule under any.
 //
-//	 4. Sanitising. What a peer outside the mesh says about itself or the mesh is removed, and one inside is named in
-//	    x-forwarded-client-cert. This comes after authorization, which sees what was sent, and before anything that believes.
+//	 4. Limits. First concurrency, then rate. Only authorized requests count.
 //
-//	 5. Limits. Concurrency, then rate: who is refused here was allowed to ask.
+//	 5. Deadline. The time for which a caller in the mesh will wait becomes the deadline of the handler's context.
 //
-//	 6. Deadline. How long a caller in the mesh will wait becomes the deadline of the handler's context.
+//	 6. Sanitizing. Headers that only the mesh may set are removed from the request of a peer without an identity. A peer with
+//	    an identity is named in x-forwarded-client-cert. This comes after authorization, which sees what was sent, and before
+//	    any code that trusts these headers.
 //
-// # Answers and errors
+// # Responses and errors
 //
-// What documents order is an answer, so it is a response: redirects, direct responses, injected aborts, 404 where no
-// route matches, 429 from a rate limit, and 503 with x-envoy-overloaded when a connection pool is full. A failure to get
-// a response is an [*Error]: it names the layer, the destination and the response flags, and gives its cause to
-// [errors.Is] and [errors.As].
+// Whatever a document prescribes comes back as a response: redirects, direct responses, injected aborts, 404 where no route
+// matches, 429 from a rate limit, and 503 with x-envoy-overloaded when a connection pool is full. A failure to get a response
+// is an [*Error]: it names the layer, the destination and the response flags, and gives its cause to [errors.Is] and
+// [errors.As].
 //
 // # The layers alone
 //
 // Every layer is a package that works without documents, as an [http.RoundTripper] around another: retry, timeout,
 // breaker, balancer, policy/limit, policy/fault and policy/route. The mesh runs the same cores.
+//
+// [meshgrpc]: https://pkg.go.dev/github.com/nosidecar/mesh/meshgrpc
 package mesh
