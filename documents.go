@@ -33,25 +33,20 @@ func (m *Mesh) load(change, undo func(*documents)) error {
 	change(d)
 	plan, findings := policy.Compile(slices.Concat(d.static, slices.Concat(d.fed...)), m.workload)
 	err := findings.Err()
-	var replaced map[*cluster]*cluster
+	var settle func()
 	if err == nil {
-		replaced, err = m.replaceView(plan)
+		settle, err = m.engine.Apply(plan)
 	}
 	if err != nil && undo != nil {
 		undo(d)
 	}
 	d.mu.Unlock()
 
-	// Observers are told of what follows, so no lock is held.
-	for successor, c := range replaced {
-		// In this order, so that the watch of the service and its last good endpoints pass on.
-		successor.starting.Do(successor.start)
-		c.close()
-	}
 	if err == nil {
+		settle()
 		m.server.recheck()
 	}
-	m.policyLoaded(findings, err)
+	m.observers.policyLoaded(findings, err)
 	return err
 }
 
@@ -69,15 +64,15 @@ func (m *Mesh) Apply(sources ...policy.Source) error {
 	})
 }
 
-// follow takes what a feed yields, until the mesh closes. What became of the first set is sent to first.
-func (m *Mesh) follow(i int, feed Feed, first chan<- error) {
+// take takes what a feed yields, until the mesh closes. What became of the first set is sent to first.
+func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 	told := false
 	for sources, err := range feed.Watch(m.closing) {
 		if m.closing.Err() != nil {
 			break
 		}
 		if err != nil {
-			m.policyLoaded(nil, err)
+			m.observers.policyLoaded(nil, err)
 		} else if told {
 			m.load(func(d *documents) { d.fed[i] = sources }, nil)
 		} else {
@@ -97,22 +92,22 @@ func (m *Mesh) follow(i int, feed Feed, first chan<- error) {
 
 var errFeedEnded = errors.New("mesh: a feed of documents ended without yielding any")
 
-// begin starts the feeds, waits for the first set of each, and puts all documents into force.
-func (m *Mesh) begin(ctx context.Context) error {
-	m.documents.static, m.documents.fed = m.sources, make([][]policy.Source, len(m.feeds))
-	first := make(chan error, len(m.feeds))
-	for i, feed := range m.feeds {
-		m.running.Go(func() { m.follow(i, feed, first) })
+// follow starts the feeds and waits for the first set of each.
+func (m *Mesh) follow(ctx context.Context, static []policy.Source, feeds []Feed) error {
+	m.documents.static, m.documents.fed = static, make([][]policy.Source, len(feeds))
+	first := make(chan error, len(feeds))
+	for i, feed := range feeds {
+		m.running.Go(func() { m.take(i, feed, first) })
 	}
-	for range m.feeds {
+	for range feeds {
 		select {
 		case err := <-first:
 			if err != nil {
 				return err
 			}
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return interrupted(ctx)
 		}
 	}
-	return m.load(func(*documents) {}, nil)
+	return nil
 }

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"strings"
 
-	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -14,13 +14,13 @@ import (
 // retry.Error, timeout.Error, ...) are found through an [Error] in the same way.
 var (
 	// ErrClosed is returned for calls made after [Mesh.Close].
-	ErrClosed = refusal.New("closed")
+	ErrClosed = engine.ErrClosed
 
 	// ErrNotInMesh is returned for a host that neither a document nor discovery knows, under [RegistryOnly].
-	ErrNotInMesh = refusal.New("host is not part of the mesh")
+	ErrNotInMesh = engine.ErrNotInMesh
 
 	// ErrUnknownSubset is returned for a subset that no DestinationRule defines.
-	ErrUnknownSubset = refusal.New("no DestinationRule defines the subset")
+	ErrUnknownSubset = engine.ErrUnknownSubset
 )
 
 // Layer names the part of the mesh in which a call failed.
@@ -28,16 +28,15 @@ type Layer string
 
 // The layers, in the order in which a request passes them.
 const (
-	LayerRoute     Layer = "route"
-	LayerTimeout   Layer = "timeout"
-	LayerLimit     Layer = "limit"
-	LayerFault     Layer = "fault"
-	LayerRetry     Layer = "retry"
-	LayerBreaker   Layer = "breaker"
-	LayerDiscovery Layer = "discovery"
-	LayerBalancer  Layer = "balancer"
-	LayerIdentity  Layer = "identity"
-	LayerEndpoint  Layer = "endpoint"
+	LayerRoute     = Layer(engine.LayerRoute)
+	LayerTimeout   = Layer(engine.LayerTimeout)
+	LayerLimit     = Layer(engine.LayerLimit)
+	LayerFault     = Layer(engine.LayerFault)
+	LayerBreaker   = Layer(engine.LayerBreaker)
+	LayerDiscovery = Layer(engine.LayerDiscovery)
+	LayerBalancer  = Layer(engine.LayerBalancer)
+	LayerIdentity  = Layer(engine.LayerIdentity)
+	LayerEndpoint  = Layer(engine.LayerEndpoint)
 )
 
 // Error is how a call of the mesh fails. It says where the call was going, which layer ended it, and why.
@@ -60,6 +59,10 @@ type Error struct {
 
 	// Err is the cause.
 	Err error
+}
+
+func newError(f engine.Failure) error {
+	return &Error{Layer: Layer(f.Layer), Target: f.Target, Flags: Flags(f.Flags), Attempts: f.Attempts, Err: f.Err}
 }
 
 // Error returns the whole story in one line.

@@ -1,6 +1,6 @@
 package mesh
 
-import "strings"
+import "github.com/nosidecar/mesh/internal/engine"
 
 // Flags say why a call ended as it did, with Envoy's response flags. Errors and observers are given the same ones. The zero
 // value says that nothing special happened.
@@ -8,33 +8,22 @@ type Flags uint32
 
 // The response flags, in the order in which several are printed.
 const (
-	FlagNoHealthyUpstream    Flags = 1 << iota // UH: no healthy endpoint
-	FlagUpstreamTimeout                        // UT: a try or the whole call took too long
-	FlagRemoteReset                            // UR: the endpoint reset the call
-	FlagConnectFailure                         // UF: no connection could be had
-	FlagConnectionTerminated                   // UC: the endpoint closed the connection
-	FlagOverflow                               // UO: a circuit is open or a connection pool is full
-	FlagNoRoute                                // NR: no route matches, or the host is not of the mesh
-	FlagDelayInjected                          // DI: a fault delayed the call
-	FlagFaultInjected                          // FI: a fault answered the call
-	FlagRateLimited                            // RL: a local rate limit refused the call
-	FlagCallerGone                             // DC: the caller gave up
-	FlagRetriesExhausted                       // URX: the limit or budget of retries was reached
-	FlagNoCluster                              // NC: the subset is not defined
+	FlagNoHealthyUpstream    = Flags(engine.FlagNoHealthyUpstream)    // UH: no healthy endpoint
+	FlagUpstreamTimeout      = Flags(engine.FlagUpstreamTimeout)      // UT: a try or the whole call took too long
+	FlagRemoteReset          = Flags(engine.FlagRemoteReset)          // UR: the endpoint reset the call
+	FlagConnectFailure       = Flags(engine.FlagConnectFailure)       // UF: no connection could be had
+	FlagConnectionTerminated = Flags(engine.FlagConnectionTerminated) // UC: the endpoint closed the connection
+	FlagOverflow             = Flags(engine.FlagOverflow)             // UO: a circuit is open or a connection pool is full
+	FlagNoRoute              = Flags(engine.FlagNoRoute)              // NR: no route matches, or the host is not of the mesh
+	FlagDelayInjected        = Flags(engine.FlagDelayInjected)        // DI: a fault delayed the call
+	FlagFaultInjected        = Flags(engine.FlagFaultInjected)        // FI: a fault answered the call
+	FlagRateLimited          = Flags(engine.FlagRateLimited)          // RL: a local rate limit refused the call
+	FlagCallerGone           = Flags(engine.FlagCallerGone)           // DC: the caller gave up
+	FlagRetriesExhausted     = Flags(engine.FlagRetriesExhausted)     // URX: the limit or budget of retries was reached
+	FlagNoCluster            = Flags(engine.FlagNoCluster)            // NC: the subset is not defined
 )
-
-var flagNames = [...]string{"UH", "UT", "UR", "UF", "UC", "UO", "NR", "DI", "FI", "RL", "DC", "URX", "NC"}
 
 // String returns the short codes joined with commas in Envoy's order, and "-" for none.
 func (f Flags) String() string {
-	if f == 0 {
-		return "-"
-	}
-	var set []string
-	for i, name := range flagNames {
-		if f&(1<<i) != 0 {
-			set = append(set, name)
-		}
-	}
-	return strings.Join(set, ",")
+	return engine.Flags(f).String()
 }

@@ -28,22 +28,22 @@ func (m *Mesh) Identity() (*tlsid.Identity, error) {
 }
 
 // identify starts to keep the identity and, unless it may come late, waits for the first.
-func (m *Mesh) identify(ctx context.Context) error {
-	if m.source == nil {
+func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error {
+	if from == nil {
 		return nil
 	}
-	source := oneDomain{Source: m.source}
-	if m.sourceLate {
-		source.domain = cmp.Or(m.workload.TrustDomain, istio.LocalTrustDomain)
+	source := oneDomain{Source: from}
+	if late {
+		source.domain = m.trustDomain()
 	}
 	m.identity = tlsid.Keep(source, tlsid.Hooks{Rotated: m.rotated, Failed: m.identityFailed})
-	if m.sourceLate {
+	if late {
 		return nil
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, identityWait, errIdentitySlow)
 	defer cancel()
 	if err := m.identity.Wait(ctx); err != nil {
-		return err
+		return fmt.Errorf("mesh: New: %w", err)
 	}
 	id, err := m.identity.Identity()
 	if err != nil {
@@ -51,6 +51,11 @@ func (m *Mesh) identify(ctx context.Context) error {
 	}
 	m.workload.TrustDomain = cmp.Or(m.workload.TrustDomain, id.TrustDomain().Name())
 	return checkTrustDomain(id, m.workload.TrustDomain)
+}
+
+// trustDomain returns the trust domain that documents are compiled for.
+func (m *Mesh) trustDomain() string {
+	return cmp.Or(m.workload.TrustDomain, istio.LocalTrustDomain)
 }
 
 // checkTrustDomain returns an error if the identity is not of the trust domain that documents are compiled for: their
@@ -89,15 +94,13 @@ func (s oneDomain) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] 
 
 // rotated is told of each new identity. The connections made with the one before take no new calls.
 func (m *Mesh) rotated(_, now *tlsid.Identity) {
-	for _, c := range m.view.Load().clusters {
-		c.conns.rotate()
-	}
+	m.engine.Rotate()
 	m.server.certs.Store(new(forwardedCerts))
-	m.stateChanged(StateChange{
+	m.observers.stateChanged(StateChange{
 		Kind: IdentityRotated, Detail: fmt.Sprintf("%s until %s", now.ID(), now.NotAfter().UTC().Format(time.RFC3339)),
 	})
 }
 
 func (m *Mesh) identityFailed(err error) {
-	m.stateChanged(StateChange{Kind: IdentityFailed, Err: err})
+	m.observers.stateChanged(StateChange{Kind: IdentityFailed, Err: err})
 }

@@ -46,9 +46,10 @@ type ServerConfig struct {
 // server is the state of the inbound side.
 type server struct {
 	ServerConfig
-	pool  *limit.Pool
-	rate  *limit.Rate
-	certs atomic.Pointer[forwardedCerts]
+	observed bool // some observer wants to know of requests
+	pool     *limit.Pool
+	rate     *limit.Rate
+	certs    atomic.Pointer[forwardedCerts]
 
 	requests sync.Pool // of *inbound
 
@@ -56,8 +57,8 @@ type server struct {
 	listeners atomic.Pointer[[]watched] // not closed yet; copied on write
 }
 
-func (s *server) init(config ServerConfig) error {
-	s.ServerConfig = config
+func (s *server) init(config ServerConfig, observed bool) error {
+	s.ServerConfig, s.observed = config, observed
 	var errs [2]error
 	s.pool, errs[0] = limit.NewPool(limit.PoolConfig{MaxRequests: config.MaxRequests})
 	s.rate, errs[1] = limit.NewRate(config.RateLimit)
@@ -100,7 +101,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	m := h.mesh
 	in := m.server.requests.Get().(*inbound)
 	in.Request, in.Start = r, time.Now()
-	if m.watchesInbound {
+	if m.server.observed {
 		h.observed(w, r, in)
 	} else {
 		h.serve(w, r, in)
@@ -120,14 +121,14 @@ type inbound struct {
 func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) {
 	in.Decision.Rule = -1
 	var answer response.Recorder
-	w, r = answer.Watch(w), r.WithContext(h.mesh.inboundStart(r.Context(), &in.Inbound))
+	w, r = answer.Watch(w), r.WithContext(h.mesh.observers.inboundStart(r.Context(), &in.Inbound))
 	panicked := true
 	defer func() {
 		in.Status = answer.Status
 		if !panicked {
 			in.Status = answer.Code()
 		}
-		h.mesh.inboundEnd(r.Context(), &in.Inbound)
+		h.mesh.observers.inboundEnd(r.Context(), &in.Inbound)
 	}()
 	h.serve(w, r, in)
 	panicked = false
@@ -173,7 +174,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 // admit finds out who the peer is and whether it may do what it asks for. If not, it answers, and returns false.
 func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) bool {
 	m := h.mesh
-	rules := m.view.Load().plan.Inbound()
+	rules := m.engine.Plan().Inbound()
 	in.view = authz.NewRequest(r, "", m.server.TrustedHops)
 
 	// Certificates expire and bundles change while a connection lives, so this is asked each time.

@@ -43,7 +43,7 @@ func (m *Mesh) Listen(inner net.Listener) net.Listener {
 func (m *Mesh) listenerConfig(inner net.Listener) tlsid.ListenerConfig {
 	port := portOf(inner.Addr())
 	config := tlsid.ListenerConfig{
-		Mode:             func() tlsid.Mode { return m.view.Load().plan.Inbound().Mode(port) },
+		Mode:             func() tlsid.Mode { return m.engine.Plan().Inbound().Mode(port) },
 		HandshakeTimeout: m.server.HandshakeTimeout,
 		MaxPending:       m.server.MaxPending,
 		MaxPendingPerIP:  m.server.MaxPendingPerIP,
@@ -80,7 +80,7 @@ func (m *Mesh) connectionRefused(remote, local net.Addr, err error) {
 	if remote != nil {
 		change.Endpoint = remote.String()
 	}
-	m.stateChanged(change)
+	m.observers.stateChanged(change)
 }
 
 // ListenTCP is [Mesh.Listen] for protocols other than HTTP: it also asks the AuthorizationPolicies about each connection,
@@ -157,7 +157,7 @@ func (l *tcpListener) request(nc net.Conn) authz.Request {
 var errDenied = errors.New("denied by an AuthorizationPolicy")
 
 func (l *tcpListener) judge(r *authz.Request) error {
-	decision := l.mesh.view.Load().plan.Inbound().Authorize(r)
+	decision := l.mesh.engine.Plan().Inbound().Authorize(r)
 	if decision.Allowed {
 		return nil
 	}

@@ -1,236 +1,81 @@
 package mesh
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"maps"
+	"fmt"
 	"net"
 	"net/http"
-	"slices"
 	"sync"
-	"sync/atomic"
-	"time"
 
-	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/policy"
-	"github.com/nosidecar/mesh/policy/limit"
-	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
 // Mesh enforces a set of documents on the calls of a process. [New] makes one; it is safe for concurrent use.
 type Mesh struct {
-	options
-
-	watchesAttempts bool // some observer wants to know of attempts
-	watchesInbound  bool // some observer wants to know of inbound requests
-
-	watcher  *discovery.Watcher
-	names    *discovery.Watcher // of DNS, whatever finds the endpoints
-	mirrors  route.Mirrorer
-	identity *tlsid.Keeper     // nil without one
-	outside  *limit.Conns      // for hosts outside the mesh; unlimited, with the template's proxy
-	replaced http.RoundTripper // in place of all connections, for benchmarks
-	closing  context.Context   // ends when Close begins
-	cancel   context.CancelFunc
-
-	// view is what calls look at: one load at the start of a call fixes its plan.
-	view atomic.Pointer[view]
-
-	documents documents
+	observers observers
+	workload  policy.Workload // which documents are compiled for
+	identity  *tlsid.Keeper   // nil without one
+	engine    *engine.Engine  // takes calls to their destinations
+	transport *transport
 	server    server
-	running   sync.WaitGroup // what follows feeds
+	documents documents
 
-	mu     sync.Mutex // held while the view changes; calls do not take it unless they need a new cluster
-	closed bool
-}
-
-// view is a plan with the clusters that calls under it have needed so far. It never changes: another cluster or another
-// plan make another view. The hosts are a cache, which fills as hosts are called.
-type view struct {
-	plan     *policy.Plan
-	clusters map[route.Target]*cluster
-	hosts    *hostCache
-}
-
-func (m *Mesh) newView(plan *policy.Plan) *view {
-	return &view{plan: plan, clusters: make(map[route.Target]*cluster), hosts: newHostCache(m, plan)}
+	closing context.Context // ends when Close begins
+	cancel  context.CancelFunc
+	running sync.WaitGroup // what follows feeds
 }
 
 // New builds a mesh and loads its documents. ctx bounds the building only; the mesh lives until [Mesh.Close].
 //
 // An error in any document is an error here: it lists every finding, each with its file, line, field and remedy.
 func New(ctx context.Context, opts ...Option) (*Mesh, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, context.Cause(ctx)
+	if ctx == nil {
+		return nil, errors.New("mesh: New: the context is nil")
 	}
-	m := &Mesh{}
-	for _, option := range opts {
-		if err := option(&m.options); err != nil {
-			return nil, err
-		}
+	if ctx.Err() != nil {
+		return nil, interrupted(ctx)
 	}
-	m.watchesAttempts = slices.ContainsFunc(m.observers, func(o Observer) bool {
-		return o.AttemptStart != nil || o.AttemptEnd != nil
-	})
-	m.watchesInbound = slices.ContainsFunc(m.observers, func(o Observer) bool {
-		return o.InboundStart != nil || o.InboundEnd != nil
-	})
-	if err := m.server.init(m.inbound); err != nil {
-		return nil, err
-	}
-	if m.template == nil {
-		standard, ok := http.DefaultTransport.(*http.Transport)
-		if !ok {
-			return nil, errors.New("mesh: http.DefaultTransport is not an *http.Transport: use WithTransport")
-		}
-		m.template = standard
-	}
-	m.template = m.template.Clone()
-	var unlimited *limit.Pool
-	outside, err := unlimited.Conns(m.template)
+	o, err := newOptions(opts)
 	if err != nil {
 		return nil, err
 	}
-	m.outside = outside
-
-	environment, err := policy.WorkloadFromEnv()
-	if err != nil {
+	m := &Mesh{observers: o.observers, workload: o.workload}
+	if err := m.server.init(o.inbound, m.observers.watchInbound()); err != nil {
 		return nil, err
 	}
-	environment.Address = cmp.Or(environment.Address, ownAddress())
-	environment.Unlabelled = m.resolver == nil // which is DNS
-	m.workload = m.workload.Or(environment)
-	if err := m.checkProtections(); err != nil {
+	if m.engine, err = engine.New(engine.Config{
+		Resolver: o.resolver, Template: o.template, RegistryOnly: o.outbound == RegistryOnly,
+		Protections: o.protections, Hooks: m.hooks(),
+	}); err != nil {
 		return nil, err
 	}
-
+	m.transport = &transport{m.engine}
 	m.closing, m.cancel = context.WithCancel(context.Background())
-	var resolver discovery.Resolver = discovery.DNS{}
-	if m.resolver != nil {
-		resolver = m.resolver
-	}
-	m.watcher = discovery.NewWatcher(resolver, m.discoveryFailed)
-	m.names = discovery.NewWatcher(discovery.DNS{}, m.discoveryFailed)
-	m.mirrors.Send = m.mirror
-	m.mirrors.Done = m.mirrorDone
-	m.view.Store(&view{})
-	if err := m.identify(ctx); err != nil {
-		m.Close()
-		return nil, err
-	}
-	if err := m.begin(ctx); err != nil {
+	if err := m.begin(ctx, o); err != nil {
 		m.Close()
 		return nil, err
 	}
 	return m, nil
 }
 
-// ownAddress returns the address of the first interface that others can reach, and "" if there is none.
-func ownAddress() string {
-	addresses, err := net.InterfaceAddrs()
-	if err != nil {
-		return ""
+// begin waits for what a mesh needs before its first call: an identity and documents.
+func (m *Mesh) begin(ctx context.Context, o *options) error {
+	if err := m.identify(ctx, o.source, o.sourceLate); err != nil {
+		return err
 	}
-	for _, a := range addresses {
-		if ip, ok := a.(*net.IPNet); ok && ip.IP.IsGlobalUnicast() {
-			return ip.IP.String()
-		}
+	m.engine.Identify(m.identity, m.trustDomain())
+	if err := m.follow(ctx, o.sources, o.feeds); err != nil {
+		return err
 	}
-	return ""
+	return m.load(func(*documents) {}, nil)
 }
 
-// replaceView makes the view of a plan the one in force, and returns the clusters that others took the place of, by their
-// successors.
-func (m *Mesh) replaceView(plan *policy.Plan) (map[*cluster]*cluster, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		return nil, ErrClosed
-	}
-	old := m.view.Load()
-	next := m.newView(plan)
-	replaced := make(map[*cluster]*cluster) // old by new
-	for target, c := range old.clusters {
-		config := m.clusterConfig(plan, target)
-		if !config.same(&c.config) {
-			successor, err := newCluster(m, target, config, c)
-			if err != nil {
-				return nil, err
-			}
-			replaced[successor] = c
-			c = successor
-		}
-		next.clusters[target] = c
-	}
-	m.view.Store(next)
-	return replaced, nil
-}
-
-// cluster returns the state of a target, which the first call to it creates. It returns nil if v is not the view in
-// force any more: then the caller starts again with the one that is.
-func (m *Mesh) cluster(v *view, target route.Target) (*cluster, error) {
-	if c := v.clusters[target]; c != nil {
-		return c, nil
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closed {
-		return nil, ErrClosed
-	}
-	current := m.view.Load()
-	if current.plan != v.plan {
-		return nil, nil
-	}
-	if c := current.clusters[target]; c != nil {
-		return c, nil
-	}
-	c, err := newCluster(m, target, m.clusterConfig(current.plan, target), nil)
-	if err != nil {
-		return nil, err
-	}
-	next := *current
-	next.clusters = maps.Clone(current.clusters)
-	if len(next.clusters) >= clustersKept {
-		dropIdle(next.clusters, time.Now())
-	}
-	next.clusters[target] = c
-	m.view.Store(&next)
-	return c, nil
-}
-
-const (
-	// clustersKept is how many targets are kept before idle ones are dropped: which ports a host is called on, and under
-	// AllowAny also which hosts are called, is up to the callers.
-	clustersKept = 256
-
-	// clusterIdle is how long a target must have been without calls to be dropped then.
-	clusterIdle = 10 * time.Minute
-)
-
-func dropIdle(clusters map[route.Target]*cluster, now time.Time) {
-	for target, c := range clusters {
-		if c.idleSince(now.Add(-clusterIdle)) {
-			delete(clusters, target)
-			c.close()
-		}
-	}
-}
-
-// drop forgets a target that turned out to be none.
-func (m *Mesh) drop(c *cluster) {
-	m.mu.Lock()
-	current := m.view.Load()
-	if current.clusters[c.target] == c {
-		next := *current
-		next.clusters = maps.Clone(current.clusters)
-		delete(next.clusters, c.target)
-		m.view.Store(&next)
-	}
-	m.mu.Unlock()
-	c.close()
+// interrupted says that New ended because its context did.
+func interrupted(ctx context.Context) error {
+	return fmt.Errorf("mesh: New: %w", context.Cause(ctx))
 }
 
 // Client returns an http.Client whose calls go through the mesh. Each call returns a new client, whose Jar,
@@ -247,64 +92,56 @@ func (m *Mesh) Wrap(client *http.Client) *http.Client {
 	return &wrapped
 }
 
-// Transport returns the mesh as an http.RoundTripper. All calls return the same one.
-func (m *Mesh) Transport() *Transport {
-	return (*Transport)(m)
+// Transport returns the mesh as an http.RoundTripper. All calls return the same one. It is safe for concurrent use, and has
+// the method CloseIdleConnections, which [http.Client.CloseIdleConnections] calls.
+//
+// Like every http.RoundTripper it does not change a request and closes its body. It fails with an [*Error], or with the
+// context's error if the caller gave up. The stages of a request are told in the package documentation. The response's
+// Request is the caller's, or, after retries, a copy of it that knows their number (see [retry.Attempts]).
+func (m *Mesh) Transport() http.RoundTripper {
+	return m.transport
+}
+
+// transport is what Transport returns.
+type transport struct {
+	engine *engine.Engine
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	return t.engine.RoundTrip(req)
+}
+
+// CloseIdleConnections closes the connections that serve no call.
+func (t *transport) CloseIdleConnections() {
+	t.engine.CloseIdleConnections()
+}
+
+// Engine is for the adapters of this module, which find it with engine.Of: the type is internal.
+func (t *transport) Engine() *engine.Engine {
+	return t.engine
+}
+
+// DialContext connects to a service for protocols other than HTTP, such as those of databases: it finds the endpoints,
+// picks one, and secures the connection as the documents ask. An endpoint that cannot be connected to counts against it in
+// outlier detection, and another one is tried, three in all. The DestinationRule's tcp settings apply (maxConnections,
+// connectTimeout, tcpKeepalive); what needs requests, such as retries and routes of HTTP, does not.
+//
+// network is "tcp"; address is "host:port". A host outside the mesh is dialled as it is, unless [RegistryOnly] refuses it. The
+// error is an [*Error], or that of ctx. An mTLS connection is closed when the first certificate it was made with expires.
+func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	return m.engine.DialContext(ctx, network, address)
 }
 
 // Close ends the mesh: new calls fail with [ErrClosed], mirrored copies and discovery stop, and idle connections close.
 // It waits for everything the mesh itself runs. Calls in flight are the caller's: they may end in their own time, and
 // their connections close after them. Close may be called more than once.
 func (m *Mesh) Close() error {
-	m.mu.Lock()
-	m.closed = true
-	last := m.view.Load()
-	empty := *last
-	empty.clusters = nil // a call that needs one now is told that the mesh is closed
-	m.view.Store(&empty)
-	m.mu.Unlock()
-
 	m.cancel()
+	m.engine.Close()
 	if m.identity != nil {
 		m.identity.Close()
 	}
 	m.running.Wait()
-	m.mirrors.Close()
-	m.watcher.Close()
-	m.names.Close()
-	for _, c := range last.clusters {
-		c.close()
-		c.conns.closeIdle()
-	}
-	m.outside.CloseIdleConnections()
 	return nil
-}
-
-func (m *Mesh) policyLoaded(findings policy.Findings, err error) {
-	for i := range m.observers {
-		if f := m.observers[i].PolicyLoad; f != nil {
-			f(PolicyLoad{Findings: findings, Err: err})
-		}
-	}
-}
-
-func (m *Mesh) stateChanged(change StateChange) {
-	for i := range m.observers {
-		if f := m.observers[i].StateChange; f != nil {
-			f(change)
-		}
-	}
-}
-
-func (m *Mesh) mirrorDone(target route.Target, err error) {
-	if refusal.Is(err) {
-		m.stateChanged(StateChange{Kind: MirrorDropped, Target: target, Err: err})
-	}
-}
-
-func (m *Mesh) discoveryFailed(service discovery.Service, err error) {
-	if errors.Is(err, discovery.ErrUnknownService) {
-		return // an answer, which the call that asked for it gets
-	}
-	m.stateChanged(StateChange{Kind: DiscoveryFailed, Target: route.Target{Host: service.Host}, Err: err})
 }

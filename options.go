@@ -1,7 +1,11 @@
 package mesh
 
 import (
+	"cmp"
 	"errors"
+	"fmt"
+	"github.com/nosidecar/mesh/internal/engine"
+	"net"
 	"net/http"
 	"slices"
 	"time"
@@ -17,6 +21,7 @@ import (
 // Option configures a [Mesh] in [New].
 type Option func(*options) error
 
+// options are what the options of New say.
 type options struct {
 	sources     []policy.Source
 	feeds       []Feed
@@ -26,15 +31,50 @@ type options struct {
 	source      tlsid.Source // of the identity; nil for none
 	sourceLate  bool         // New does not wait for it
 	outbound    Outbound
-	protections []hostProtection
+	protections []engine.HostProtection
 	observers   []Observer
 	inbound     ServerConfig
 }
 
-// hostProtection is a Protection for some hosts, as they were named; none means all.
-type hostProtection struct {
-	hosts []string
-	Protection
+func newOptions(opts []Option) (*options, error) {
+	o := &options{}
+	for i, option := range opts {
+		if option == nil {
+			return nil, fmt.Errorf("mesh: New: option %d is nil", i+1)
+		}
+		if err := option(o); err != nil {
+			return nil, err
+		}
+	}
+	if o.template == nil {
+		standard, ok := http.DefaultTransport.(*http.Transport)
+		if !ok {
+			return nil, errors.New("mesh: http.DefaultTransport is not an *http.Transport: use WithTransport")
+		}
+		o.template = standard
+	}
+	environment, err := policy.WorkloadFromEnv()
+	if err != nil {
+		return nil, err
+	}
+	environment.Address = cmp.Or(environment.Address, ownAddress())
+	environment.Unlabelled = o.resolver == nil // which is DNS
+	o.workload = o.workload.Or(environment)
+	return o, nil
+}
+
+// ownAddress returns the address of the first interface that others can reach, and "" if there is none.
+func ownAddress() string {
+	addresses, err := net.InterfaceAddrs()
+	if err != nil {
+		return ""
+	}
+	for _, a := range addresses {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.IsGlobalUnicast() {
+			return ip.IP.String()
+		}
+	}
+	return ""
 }
 
 // WithPolicyDir loads the documents of a folder: its .yaml and .yml files, each with any number of documents. The path
@@ -65,6 +105,9 @@ func WithPolicy(sources ...policy.Source) Option {
 // feeds, and these are in the order of the options.
 func WithPolicyFeed(feed Feed) Option {
 	return func(o *options) error {
+		if feed == nil {
+			return errors.New("mesh: WithPolicyFeed: the feed is nil")
+		}
 		o.feeds = append(o.feeds, feed)
 		return nil
 	}
@@ -157,7 +200,7 @@ func WithObserver(observer Observer) Option {
 // apply to a host, the last one given counts.
 func WithProtection(p Protection, hosts ...string) Option {
 	return func(o *options) error {
-		o.protections = append(o.protections, hostProtection{slices.Clone(hosts), p})
+		o.protections = append(o.protections, engine.HostProtection{Hosts: slices.Clone(hosts), Protection: engine.Protection(p)})
 		return nil
 	}
 }

@@ -580,7 +580,7 @@ func TestTrap51_SilentConnections(t *testing.T) {
 	secure := w.member(t, "order-service", strict)
 	for range 20 {
 		get(t, secure.Client(), "http://payment-service/")
-		secure.Transport().CloseIdleConnections()
+		secure.Client().CloseIdleConnections()
 	}
 }
 

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
-	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -58,7 +58,7 @@ func (b *connections) Pick(info balancer.PickInfo) (balancer.PickResult, error) 
 }
 
 // choose returns a connection of link, counted, or the one that is being made. waits is the one that the call waited for.
-func (b *connections) choose(link *mesh.Link, c *client, waits *conn) (ready, dialling *conn, err error) {
+func (b *connections) choose(link *engine.Link, c *client, waits *conn) (ready, dialling *conn, err error) {
 	for g := b.groups.get(link); ; g = nil {
 		if g == nil {
 			if g, err = b.open(link, c); err != nil {
@@ -83,7 +83,7 @@ func (b *connections) choose(link *mesh.Link, c *client, waits *conn) (ready, di
 }
 
 // open returns the group of a link that had none.
-func (b *connections) open(link *mesh.Link, c *client) (*group, error) {
+func (b *connections) open(link *engine.Link, c *client) (*group, error) {
 	g := &group{owner: b, link: link, limits: limitsOf(link.Limits())}
 	b.mu.Lock()
 	if b.closed {
@@ -156,15 +156,15 @@ func (b *connections) Close() {
 // table finds the groups of links. Links come and go seldom, and are looked up with every call: what is looked up often is in
 // a map that does not change.
 type table struct {
-	read atomic.Pointer[map[*mesh.Link]*group] // some of all, and some that are gone
+	read atomic.Pointer[map[*engine.Link]*group] // some of all, and some that are gone
 
 	mu     sync.Mutex
-	all    map[*mesh.Link]*group
+	all    map[*engine.Link]*group
 	missed int // lookups, since read is what it is
 	gone   int // of read
 }
 
-func (t *table) get(link *mesh.Link) *group {
+func (t *table) get(link *engine.Link) *group {
 	if read := t.read.Load(); read != nil {
 		if g := (*read)[link]; g != nil {
 			return g
@@ -195,7 +195,7 @@ func (t *table) add(g *group) *group {
 		return known
 	}
 	if t.all == nil {
-		t.all = make(map[*mesh.Link]*group)
+		t.all = make(map[*engine.Link]*group)
 	}
 	t.all[g.link] = g
 	return g

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/grpctest"
 )
 
@@ -143,7 +144,7 @@ func picks(t testing.TB, n int) []*try {
 			Address: fmt.Sprintf("127.1.%d.%d", i/250, 1+i%250), Port: ln.Addr().(*net.TCPAddr).Port,
 		})
 	}
-	seen := make(map[*mesh.Link]*try)
+	seen := make(map[*engine.Link]*try)
 	conn := through(t, endpoints, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any,
 		cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		err := invoker(ctx, method, in, out, cc, opts...)
@@ -202,7 +203,7 @@ func BenchmarkPick(b *testing.B) {
 			tries := picks(b, n)
 			picker := connectionsOf(b, tries[0])
 			// A try is new, and the processor has it and its link at hand; what is found with them may be out of reach.
-			tr, links := tries[0], make([]*mesh.Link, n)
+			tr, links := tries[0], make([]*engine.Link, n)
 			for i, t := range tries {
 				links[i] = t.link
 			}

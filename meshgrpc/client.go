@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/engine"
 )
 
 // Scheme is the scheme of the targets that [DialOptions] resolves, as in "mesh:///order-service:8080".
@@ -28,7 +29,7 @@ const Scheme = "mesh"
 // The options may serve several ClientConns, which do not share connections. To end in order, close them before m.
 func DialOptions(m *mesh.Mesh) []grpc.DialOption {
 	c := &client{}
-	c.transport = m.Through(c.send)
+	c.transport = engine.Of(m.Transport()).Through(c.send)
 	return []grpc.DialOption{
 		grpc.WithResolvers(resolverBuilder{}),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"` + BalancerName + `":{}}]}`),
@@ -52,19 +53,19 @@ const (
 // client is what the ClientConns of one DialOptions share.
 type client struct {
 	transport http.RoundTripper // the mesh
-	links     sync.Map          // *mesh.Link to *membership
+	links     sync.Map          // *engine.Link to *membership
 }
 
 // caller is a call on its way through the mesh. The context of its request leads to it.
 type caller interface {
 	// attempt makes one try.
-	attempt(req *http.Request, mt *mesh.Try) (*http.Response, error)
+	attempt(req *http.Request, mt *engine.Try) (*http.Response, error)
 }
 
 type callerKey struct{}
 
-// send is the mesh.Sender.
-func (c *client) send(req *http.Request, mt *mesh.Try) (*http.Response, error) {
+// send is the engine.Sender.
+func (c *client) send(req *http.Request, mt *engine.Try) (*http.Response, error) {
 	return req.Context().Value(callerKey{}).(caller).attempt(req, mt)
 }
 

@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/resolver"
 
-	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -23,7 +23,7 @@ type group struct {
 	ready  atomic.Pointer[[]*conn] // nil if there is none
 	limits limits
 	owner  *connections
-	link   *mesh.Link
+	link   *engine.Link
 
 	mu       sync.Mutex
 	closed   bool

@@ -13,9 +13,9 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
@@ -193,7 +193,7 @@ func (s *stream) conclude(f *flow) {
 }
 
 // attempt implements caller.
-func (s *stream) attempt(req *http.Request, mt *mesh.Try) (*http.Response, error) {
+func (s *stream) attempt(req *http.Request, mt *engine.Try) (*http.Response, error) {
 	body.CloseRequest(req)
 	if mt.Mirror() {
 		return nil, errStreamMirror

@@ -13,7 +13,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
@@ -23,7 +23,7 @@ import (
 type try struct {
 	context.Context // of the request, with the metadata to send
 	call            *call
-	mesh            *mesh.Try
+	mesh            *engine.Try
 	req             *http.Request
 	done            func(balancer.DoneInfo) // ended, made once
 
@@ -32,7 +32,7 @@ type try struct {
 	over    bool // no further pick
 	picked  bool // our picker was asked at all
 	given   bool // a connection was given
-	link    *mesh.Link
+	link    *engine.Link
 	waits   *conn // that is being made
 	conn    *conn // that the try is counted on
 	failure error // why there is none
@@ -65,7 +65,7 @@ func (t *try) Value(key any) any {
 }
 
 // begin makes t a try of c.
-func (t *try) begin(c *call, req *http.Request, mt *mesh.Try) {
+func (t *try) begin(c *call, req *http.Request, mt *engine.Try) {
 	t.Context = outgoing(req.Context(), req.Header, c.header, mt.Number())
 	t.call, t.mesh, t.req, t.link = c, mt, req, mt.Link()
 	t.done = t.ended

@@ -14,8 +14,8 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/engine"
 )
 
 // unary is a unary call. It is the one allocation that every call costs on our side, and holds the first try, which
@@ -91,7 +91,7 @@ func (t *try) metadata() (header, trailer metadata.MD) {
 }
 
 // attempt implements caller.
-func (u *unary) attempt(req *http.Request, mt *mesh.Try) (*http.Response, error) {
+func (u *unary) attempt(req *http.Request, mt *engine.Try) (*http.Response, error) {
 	if mt.Mirror() {
 		return u.mirror(req, mt)
 	}
@@ -178,7 +178,7 @@ func (u *unary) wire() encoding.CodecV2 {
 }
 
 // mirror sends a copy. Nothing of it reaches the caller.
-func (u *unary) mirror(req *http.Request, mt *mesh.Try) (*http.Response, error) {
+func (u *unary) mirror(req *http.Request, mt *engine.Try) (*http.Response, error) {
 	message, err := io.ReadAll(req.Body)
 	body.CloseRequest(req)
 	if err != nil {

@@ -86,14 +86,15 @@ var (
 		"/breaker/breakergrpc":    list(grpcs, "/breaker", gobreaker, "/internal/grpcstatus"),
 		"/balancer/balancergrpc":  list(layers, append(grpcs, "/internal/grpcstatus", "/internal/grpcconns")...),
 
-		"/policy/istio":   list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
-		"/policy/linkerd": list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
-		"/policy/smi":     list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
-		"/policy":         plan,
-		"/policy/file":    list(plan, "/policy", fsnotify, xsys),
-		"":                list(plan, "/policy"),
-		"/cmd/mesh":       list(plan, "/policy"),
-		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcconns",
+		"/policy/istio":    list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
+		"/policy/linkerd":  list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
+		"/policy/smi":      list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
+		"/policy":          plan,
+		"/policy/file":     list(plan, "/policy", fsnotify, xsys),
+		"/internal/engine": list(plan, "/policy"),
+		"":                 list(plan, "/policy", "/internal/engine"),
+		"/cmd/mesh":        list(plan, "/policy"),
+		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/engine", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcconns",
 			"/retry/retrygrpc", "/balancer/balancergrpc", "/breaker/breakergrpc")...),
 		"/docs": nil, // documents.md, and the test that generates it
 	}

@@ -1,4 +1,4 @@
-package mesh
+package engine
 
 import (
 	"context"
@@ -21,17 +21,17 @@ import (
 // attempted is one try. It ends with its response body, and then, exactly once, gives back its slots and says how the
 // endpoint did.
 type attempted struct {
-	body    body.Reader
-	call    *call
-	host    *balancer.Host
-	link    *Link
-	slot    limit.Slot
-	lease   breaker.Lease
-	status  int
-	grpc    *http.Response // of a gRPC call, whose status comes at its end
-	sent    time.Time
-	latency time.Duration
-	record  *attemptRecord // nil without observers of attempts
+	body     body.Reader
+	call     *call
+	host     *balancer.Host
+	link     *Link
+	slot     limit.Slot
+	lease    breaker.Lease
+	status   int
+	grpc     *http.Response // of a gRPC call, whose status comes at its end
+	sent     time.Time
+	latency  time.Duration
+	observer AttemptObserver // nil if nobody observes attempts
 }
 
 var _ retry.Attempter = (*call)(nil)
@@ -71,7 +71,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	defer func() {
 		if !sent { // no endpoint, a panic or a Goexit
 			a.release(breaker.NoResult, breaker.Ignored)
-			if a.record != nil {
+			if a.observer != nil {
 				a.observeEnd(nil)
 			}
 		}
@@ -83,10 +83,10 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	if at, ok := c.ctx.Deadline(); ok {
 		req = c.withDeadline(req, at, n)
 	}
-	if cluster.config.timesAnswers() || c.mesh.watchesAttempts {
+	if cluster.config.timesAnswers() || c.engine.hooks.Attempts {
 		a.sent = time.Now()
 	}
-	if c.mesh.watchesAttempts {
+	if c.engine.hooks.Attempts {
 		req = a.observeStart(req, n)
 	}
 	c.attempts++
@@ -140,8 +140,8 @@ func (c *call) exchange(req *http.Request, a *attempted) (*http.Response, error)
 	switch {
 	case c.sender != nil:
 		return c.sender(req, (*Try)(a))
-	case c.mesh.replaced != nil:
-		return c.mesh.replaced.RoundTrip(req)
+	case c.engine.replaced != nil:
+		return c.engine.replaced.RoundTrip(req)
 	}
 	return a.link.roundTrip(req)
 }
@@ -157,7 +157,7 @@ func (a *attempted) pick(req *http.Request) error {
 		return err
 	}
 	a.host = host
-	if a.link, err = host.Value().(*endpoint).enter(c.mesh, req.URL.Scheme); err != nil {
+	if a.link, err = host.Value().(*endpoint).enter(c.engine.identity, req.URL.Scheme); err != nil {
 		return c.refuse(LayerIdentity, FlagConnectFailure, err)
 	}
 	return nil
@@ -200,7 +200,7 @@ func (a *attempted) End(err error) {
 		outcome = breaker.Failure
 	}
 	a.release(result, outcome)
-	if a.record != nil {
+	if a.observer != nil {
 		a.observeEnd(err)
 	}
 }

@@ -1,4 +1,4 @@
-package mesh
+package engine
 
 import (
 	"context"
@@ -22,43 +22,26 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Transport sends requests through a [Mesh], whose Transport method returns it. It is safe for concurrent use.
-type Transport Mesh
-
-var _ http.RoundTripper = (*Transport)(nil)
-
-// RoundTrip sends req through the mesh: the stages are told in the package documentation. Like every http.RoundTripper it
-// does not change req and closes its body. It fails with an [*Error], or with the context's error if the caller gave up.
-//
-// The response's Request is req, or, after retries, a copy of it that knows their number (see [retry.Attempts]).
-func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	m := (*Mesh)(t)
+// RoundTrip sends a request of net/http.
+func (e *Engine) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL == nil || req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
-		return m.outside.RoundTrip(req) // which knows best what to say
+		return e.outside.RoundTrip(req) // which knows best what to say
 	}
-	c := &call{mesh: m, req: req, start: time.Now()}
+	c := &call{engine: e, req: req, start: time.Now()}
 	return c.run((*call).serve)
 }
 
-// CloseIdleConnections closes the connections that serve no call.
-func (t *Transport) CloseIdleConnections() {
-	for _, c := range t.view.Load().clusters {
-		c.conns.closeIdle()
-	}
-	t.outside.CloseIdleConnections()
-}
-
 // mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
-func (m *Mesh) mirror(target route.Target, req *http.Request) (*http.Response, error) {
+func (e *Engine) mirror(target route.Target, req *http.Request) (*http.Response, error) {
 	sender, _ := req.Context().Value(senderKey{}).(Sender)
-	c := &call{mesh: m, req: req, start: time.Now(), target: target, sender: sender, copied: true}
+	c := &call{engine: e, req: req, start: time.Now(), target: target, sender: sender, copied: true}
 	return c.run((*call).serveCopy)
 }
 
 // call is one request on its way through the mesh. It is the one allocation that every request costs, and holds the first
 // attempt, which usually is the only one.
 type call struct {
-	mesh   *Mesh
+	engine *Engine
 	sender Sender        // what makes the tries; nil for net/http
 	req    *http.Request // the caller's
 	out    *http.Request // what is sent: a copy, or req itself
@@ -97,13 +80,13 @@ type call struct {
 	tried [2]string // endpoints; further ones are on the heap
 	avoid []string
 
-	record *callRecord // nil without observers
+	observer CallObserver // nil if nobody observes
 }
 
 // run makes the call with serve, and ends it exactly once: here if there is no response, and else with its body.
 func (c *call) run(serve func(*call, context.Context) (*http.Response, error)) (*http.Response, error) {
 	ctx := c.req.Context()
-	if c.mesh.observers != nil {
+	if c.engine.hooks.Call != nil {
 		ctx = c.observeStart(ctx)
 	}
 	c.ctx = ctx
@@ -150,7 +133,7 @@ func (c *call) finish(err error) {
 	if c.entered {
 		c.cluster.leave()
 	}
-	if c.record != nil {
+	if c.observer != nil {
 		c.observeEnd(err)
 	}
 }
@@ -163,7 +146,7 @@ func (c *call) serve(ctx context.Context) (*http.Response, error) {
 		return resp, err
 	}
 	if c.cluster == nil {
-		return c.mesh.outside.RoundTrip(c.request(ctx))
+		return c.engine.outside.RoundTrip(c.request(ctx))
 	}
 	return c.send(ctx)
 }
@@ -172,7 +155,7 @@ func (c *call) serve(ctx context.Context) (*http.Response, error) {
 // is the document's own answer.
 func (c *call) route() (*http.Response, error) {
 	for {
-		c.view = c.mesh.view.Load()
+		c.view = c.engine.view.Load()
 		c.host = c.view.hosts.lookup(c.req)
 		if c.host.outside(c.start) {
 			return nil, c.leaveMesh()
@@ -196,7 +179,7 @@ func (c *call) route() (*http.Response, error) {
 		c.backend = entry.Pick(nil)
 		c.target = c.resolve(c.backend.Target)
 
-		cluster, err := c.mesh.cluster(c.view, c.target)
+		cluster, err := c.engine.cluster(c.view, c.target)
 		if err != nil {
 			return nil, c.refuse(LayerRoute, 0, err)
 		}
@@ -211,7 +194,7 @@ func (c *call) route() (*http.Response, error) {
 		if err := cluster.wait(c.ctx); errors.Is(err, discovery.ErrUnknownService) {
 			c.host.outsideUntil.Store(time.Now().Add(outsideFor).UnixNano())
 			c.cluster, c.entered = nil, false
-			c.mesh.drop(cluster)
+			c.engine.drop(cluster)
 			cluster.leave()
 			return nil, c.leaveMesh()
 		} else if err != nil {
@@ -241,10 +224,10 @@ func (c *call) resolve(target route.Target) route.Target {
 func (c *call) leaveMesh() error {
 	c.entry, c.backend = nil, nil
 	c.target = route.Target{Host: c.host.Service.Host}
-	if c.mesh.closing.Err() != nil {
+	if c.engine.closed.Load() {
 		return c.refuse(LayerRoute, 0, ErrClosed)
 	}
-	if c.mesh.outbound == RegistryOnly {
+	if c.engine.config.RegistryOnly {
 		return c.refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
 	}
 	c.layer = LayerEndpoint
@@ -254,10 +237,10 @@ func (c *call) leaveMesh() error {
 // serveCopy is the way of a mirrored copy: it is routed already, and tried once.
 func (c *call) serveCopy(ctx context.Context) (*http.Response, error) {
 	for !c.entered {
-		c.view = c.mesh.view.Load()
+		c.view = c.engine.view.Load()
 		c.host = c.view.hosts.get(c.req, c.req.URL.Host)
 		c.target = c.resolve(c.target)
-		cluster, err := c.mesh.cluster(c.view, c.target)
+		cluster, err := c.engine.cluster(c.view, c.target)
 		if err != nil {
 			body.CloseRequest(c.req)
 			return nil, c.refuse(LayerRoute, 0, err)
@@ -308,7 +291,7 @@ func (c *call) send(ctx context.Context) (*http.Response, error) {
 	// What gets this far is copied, whatever becomes of it now.
 	if len(c.entry.Route.Mirrors) > 0 {
 		c.out = c.mirrored(c.out)
-		c.mesh.mirrors.Fork(c.out, c.entry)
+		c.engine.mirrors.Fork(c.out, c.entry)
 	}
 
 	loop := retry.Loop{
@@ -425,27 +408,5 @@ func (c *call) failed(err error) error {
 	if ours {
 		c.layer = LayerTimeout
 	}
-	return &Error{Layer: c.layer, Target: c.target, Flags: c.flags, Attempts: c.attempts, Err: err}
-}
-
-// flagsOf returns the response flags of a failure. A timeout of the whole call is ours or the caller's.
-func flagsOf(kind failure.Kind, ours bool) Flags {
-	switch kind {
-	case failure.Canceled:
-		return FlagCallerGone
-	case failure.RequestTimeout:
-		if !ours {
-			return FlagCallerGone
-		}
-		return FlagUpstreamTimeout
-	case failure.TryTimeout:
-		return FlagUpstreamTimeout
-	case failure.Connect:
-		return FlagConnectFailure
-	case failure.RefusedStream, failure.StreamReset:
-		return FlagRemoteReset
-	case failure.Unsent, failure.Reset:
-		return FlagConnectionTerminated
-	}
-	return 0 // a refusal has set its own
+	return c.engine.hooks.Error(Failure{Layer: c.layer, Target: c.target, Flags: c.flags, Attempts: c.attempts, Err: err})
 }

@@ -1,7 +1,6 @@
-package mesh
+package engine
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,104 +14,14 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
-	"github.com/nosidecar/mesh/policy/istio"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
 
-// clusterConfig is everything that decides how a target is treated. It is comparable: a cluster outlives a reload that
-// leaves it as it is.
-type clusterConfig struct {
-	policy.Cluster
-	service discovery.Service
-	entry   *policy.Entry // where the endpoints are, if a document says so
-
-	peers       *policy.PeerRules // what connections the endpoints take
-	trustDomain string            // of the identities the endpoints have
-
-	circuit    breaker.Config
-	hasCircuit bool
-	budget     retry.BudgetConfig
-	rate       limit.RateConfig
-	bodyIdle   time.Duration
-}
-
-func (m *Mesh) clusterConfig(plan *policy.Plan, target route.Target) clusterConfig {
-	h := plan.Host(target.Host)
-	config := clusterConfig{Cluster: plan.Cluster(target), service: h.Service, entry: h.Entry}
-	if h.Entry != nil {
-		config.peers = plan.Peers(h.Entry.Namespace)
-	} else if h.Service.Namespace != "" {
-		config.peers = plan.Peers(h.Service.Namespace)
-	}
-	config.trustDomain = cmp.Or(m.workload.TrustDomain, istio.LocalTrustDomain)
-	config.budget = config.RetryBudget
-	if p := m.protection(plan, h); p != nil {
-		if p.Circuit != nil {
-			config.circuit, config.hasCircuit = *p.Circuit, true
-		}
-		if p.RetryBudget != nil {
-			config.budget = *p.RetryBudget
-		}
-		config.rate = p.RateLimit
-		config.bodyIdle = p.BodyIdle
-	}
-	return config
-}
-
-// same reports whether a cluster can stay as it is. What is not comparable is made so: equal entries become one.
-func (c *clusterConfig) same(other *clusterConfig) bool {
-	if c.entry.Equal(other.entry) {
-		c.entry = other.entry
-	}
-	if c.peers.Equal(other.peers) {
-		c.peers = other.peers
-	}
-	return *c == *other
-}
-
-// timesAnswers says whether it matters how long the endpoints take to answer.
-func (c *clusterConfig) timesAnswers() bool {
-	return c.Balancer.Algorithm == balancer.PeakEWMA || c.circuit.SlowCall > 0
-}
-
-// protection returns the last of the protections that apply to h, nil if there is none.
-func (m *Mesh) protection(plan *policy.Plan, h policy.Host) *Protection {
-	for _, p := range slices.Backward(m.protections) {
-		if len(p.hosts) == 0 || slices.ContainsFunc(p.hosts, func(name string) bool {
-			return plan.Host(name).Service.Host == h.Service.Host
-		}) {
-			return &p.Protection
-		}
-	}
-	return nil
-}
-
-// checkProtections builds once what the protections describe, so that a mistake is an error of New and not of a call.
-func (m *Mesh) checkProtections() error {
-	for _, p := range m.protections {
-		var errs [3]error
-		if p.Circuit != nil {
-			_, errs[0] = breaker.New(*p.Circuit, nil)
-		}
-		if p.RetryBudget != nil {
-			_, errs[1] = retry.NewBudget(*p.RetryBudget)
-		}
-		_, errs[2] = limit.NewRate(p.RateLimit)
-		if err := errors.Join(errs[:]...); err != nil {
-			return fmt.Errorf("mesh: protection of %s: %w", cmp.Or(strings.Join(p.hosts, ", "), "all hosts"), err)
-		}
-		if p.BodyIdle < 0 {
-			return fmt.Errorf("mesh: protection of %s: BodyIdle is negative", cmp.Or(strings.Join(p.hosts, ", "), "all hosts"))
-		}
-	}
-	return nil
-}
-
 // cluster is the state of one target: its endpoints and what was learned about them. What Envoy calls a cluster.
 type cluster struct {
-	mesh   *Mesh
+	engine *Engine
 	target route.Target
 	config clusterConfig
 
@@ -143,8 +52,8 @@ const clusterGone = 1 << 62
 
 // newCluster builds the state of a target. Parts of the previous cluster of the same target, which may be nil, are taken
 // over where their settings are the same.
-func newCluster(m *Mesh, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
-	c := &cluster{mesh: m, target: target, config: config}
+func newCluster(e *Engine, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
+	c := &cluster{engine: e, target: target, config: config}
 	if previous == nil {
 		previous = &cluster{}
 	}
@@ -158,7 +67,7 @@ func newCluster(m *Mesh, target route.Target, config clusterConfig, previous *cl
 	if p := previous.conns; p != nil && previous.config.Pool == config.Pool &&
 		previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 && previous.config.TLS == config.TLS {
 		c.conns = p
-	} else if c.conns, err = newConnections(m.template, config); err != nil {
+	} else if c.conns, err = newConnections(e.template, config); err != nil {
 		return nil, err
 	}
 
@@ -174,19 +83,21 @@ func newCluster(m *Mesh, target route.Target, config clusterConfig, previous *cl
 		if p := previous.circuit; p != nil && previous.config.circuit == config.circuit {
 			c.circuit = p
 		} else if c.circuit, err = breaker.New(config.circuit, func(change breaker.Change) {
-			m.stateChanged(StateChange{Target: target, Kind: CircuitChanged, Detail: change.To.String()})
+			if f := e.hooks.CircuitChanged; f != nil {
+				f(target, change)
+			}
 		}); err != nil {
 			return nil, err
 		}
 	}
 
-	if previous.mesh != nil && previous.config.RetryLimit == config.RetryLimit && c.conns == previous.conns {
+	if previous.engine != nil && previous.config.RetryLimit == config.RetryLimit && c.conns == previous.conns {
 		c.limiter = previous.limiter
 	} else if c.limiter, err = retry.NewLimiter(config.RetryLimit, c.conns.active); err != nil {
 		return nil, err
 	}
 
-	if previous.mesh != nil && previous.config.budget == config.budget {
+	if previous.engine != nil && previous.config.budget == config.budget {
 		c.budget = previous.budget
 	} else if c.budget, err = retry.NewBudget(config.budget); err != nil {
 		return nil, err
@@ -235,13 +146,13 @@ func (c *cluster) start() {
 	switch {
 	case c.config.Missing: // a subset that nobody defines has no endpoints
 	case c.config.Passthrough: // to where the caller would go without a mesh
-		c.subscribe(c.mesh.names, c.config.service, c.update)
+		c.subscribe(c.engine.names, c.config.service, c.update)
 	case entry == nil:
-		c.subscribe(c.mesh.watcher, c.config.service, c.update)
+		c.subscribe(c.engine.watcher, c.config.service, c.update)
 	case entry.Resolution == policy.DNS:
 		named := namedEndpoints{found: make([][]discovery.Endpoint, len(entry.Endpoints))}
 		for i, e := range entry.Endpoints {
-			c.subscribe(c.mesh.names, discovery.Service{Host: e.Address}, func(found []discovery.Endpoint) {
+			c.subscribe(c.engine.names, discovery.Service{Host: e.Address}, func(found []discovery.Endpoint) {
 				named.mu.Lock()
 				defer named.mu.Unlock()
 				named.found[i] = at(e, found)
@@ -365,9 +276,9 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 		c.unselected.Store(int64(len(endpoints) - len(chosen)))
 	}
 	c.updating.Unlock()
-	c.mesh.stateChanged(StateChange{
-		Target: c.target, Kind: EndpointsChanged, Detail: fmt.Sprintf("%d endpoints", len(chosen)),
-	})
+	if f := c.engine.hooks.EndpointsChanged; f != nil {
+		f(c.target, len(chosen))
+	}
 }
 
 // hasLabels reports whether labels has every "key=value" of the comma-separated subset.
@@ -401,61 +312,4 @@ func (c *cluster) removed(h *balancer.Host) {
 
 func (c *cluster) drained(h *balancer.Host) {
 	h.Value().(*endpoint).close(c.conns)
-}
-
-// outlierDetector links the outlier detection of a target with the hosts it ejects. It may outlive the cluster that made
-// it, and its hosts then are those of the next.
-type outlierDetector struct {
-	*breaker.Outlier
-
-	mu    sync.Mutex
-	hosts map[string]followed
-}
-
-type followed struct {
-	cluster *cluster
-	host    *balancer.Host
-	tracker *breaker.Tracker
-}
-
-func newOutlierDetector(config breaker.OutlierConfig) (*outlierDetector, error) {
-	d := &outlierDetector{hosts: make(map[string]followed)}
-	var err error
-	d.Outlier, err = breaker.NewOutlier(config, d.event)
-	return d, err
-}
-
-func (d *outlierDetector) follow(c *cluster, h *balancer.Host, t *breaker.Tracker) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.hosts[h.ID()] = followed{c, h, t}
-	h.SetEjected(t.Ejected())
-}
-
-// unfollow forgets an endpoint, unless the host of a newer cluster has taken its place.
-func (d *outlierDetector) unfollow(h *balancer.Host) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.hosts[h.ID()].host == h {
-		delete(d.hosts, h.ID())
-		d.Forget(h.ID())
-	}
-}
-
-func (d *outlierDetector) event(e breaker.Event) {
-	d.mu.Lock()
-	f, ok := d.hosts[e.Endpoint]
-	if ok {
-		// What counts is the state now: events and attachments may overtake one another.
-		f.host.SetEjected(f.tracker.Ejected())
-	}
-	d.mu.Unlock()
-	if !ok {
-		return
-	}
-	change := StateChange{Target: f.cluster.target, Endpoint: e.Endpoint, Kind: EndpointReadmitted}
-	if e.Ejected {
-		change.Kind, change.Detail = EndpointEjected, string(e.Reason)
-	}
-	f.cluster.mesh.stateChanged(change)
 }

@@ -1,4 +1,4 @@
-package mesh
+package engine
 
 import (
 	"crypto/tls"
@@ -54,7 +54,7 @@ func (c *cluster) secure(e *discovery.Endpoint) (security, error) {
 	case tlsid.Strict:
 		return c.mutual(e)
 	case tlsid.Permissive:
-		if c.mesh.identity != nil && e.Labels[tlsModeLabel] == "istio" {
+		if c.engine.identity != nil && e.Labels[tlsModeLabel] == "istio" {
 			return c.mutual(e)
 		}
 	}
@@ -63,7 +63,7 @@ func (c *cluster) secure(e *discovery.Endpoint) (security, error) {
 
 // mutual is mTLS with those SPIFFE IDs that the endpoint may have: never with any.
 func (c *cluster) mutual(e *discovery.Endpoint) (security, error) {
-	if c.mesh.identity == nil {
+	if c.engine.identity == nil {
 		return security{}, errNeedsIdentity
 	}
 	if names := c.config.TLS.SubjectAltNames; names != "" {
@@ -99,7 +99,7 @@ func (c *cluster) mutual(e *discovery.Endpoint) (security, error) {
 func (c *cluster) tlsConfig(s security) *tls.Config {
 	switch s.kind {
 	case mutual:
-		config := c.mesh.identity.Client(s.expected)
+		config := c.engine.identity.Client(s.expected)
 		config.ServerName = c.config.TLS.ServerName // empty means the host of the request
 		return config
 	case originated:

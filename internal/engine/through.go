@@ -1,4 +1,4 @@
-package mesh
+package engine
 
 import (
 	"context"
@@ -28,20 +28,20 @@ type Sender func(req *http.Request, try *Try) (*http.Response, error)
 //
 // Copies for mirrors are sent with send too, with the values of the request's context. A request without a body may have
 // GetBody: what it returns, before the first try, is the body of a copy.
-func (m *Mesh) Through(send Sender) http.RoundTripper {
-	return &through{m, send}
+func (e *Engine) Through(send Sender) http.RoundTripper {
+	return &through{e, send}
 }
 
 type through struct {
-	mesh *Mesh
-	send Sender
+	engine *Engine
+	send   Sender
 }
 
 // senderKey finds the Sender of a mirrored copy.
 type senderKey struct{}
 
 func (t *through) RoundTrip(req *http.Request) (*http.Response, error) {
-	c := &call{mesh: t.mesh, req: req, start: time.Now(), sender: t.send}
+	c := &call{engine: t.engine, req: req, start: time.Now(), sender: t.send}
 	return c.run((*call).serveThrough)
 }
 
@@ -111,8 +111,8 @@ func (t *Try) Again(req *http.Request, failed bool) (*Link, error) {
 	if err := a.pick(req); err != nil {
 		return nil, err
 	}
-	if a.record != nil {
-		a.record.Endpoint = a.host.ID()
+	if a.observer != nil {
+		a.observer.Moved(a.host.ID())
 	}
 	return a.link, nil
 }

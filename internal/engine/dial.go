@@ -1,4 +1,4 @@
-package mesh
+package engine
 
 import (
 	"context"
@@ -25,14 +25,8 @@ import (
 // could not be made has carried nothing.
 const dialTries = 3
 
-// DialContext connects to a service for protocols other than HTTP, such as those of databases: it finds the endpoints,
-// picks one, and secures the connection as the documents ask. An endpoint that cannot be connected to counts against it in
-// outlier detection, and another one is tried, three in all. The DestinationRule's tcp settings apply (maxConnections,
-// connectTimeout, tcpKeepalive); what needs requests, such as retries and routes of HTTP, does not.
-//
-// network is "tcp"; address is "host:port". A host outside the mesh is dialled as it is, unless [RegistryOnly] refuses it. The
-// error is an [*Error], or that of ctx. An mTLS connection is closed when the first certificate it was made with expires.
-func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+// DialContext connects to a service for protocols other than HTTP. The address is "host:port".
+func (e *Engine) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	switch network {
 	case "tcp", "tcp4", "tcp6":
 	default:
@@ -42,7 +36,7 @@ func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Co
 	if err != nil {
 		return nil, err
 	}
-	d := &dial{mesh: m, start: time.Now(), address: address}
+	d := &dial{engine: e, start: time.Now(), address: address}
 	d.target.Port, err = strconv.Atoi(port)
 	if err != nil {
 		return nil, &net.AddrError{Err: "the port is not a number", Addr: address}
@@ -56,12 +50,12 @@ func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Co
 	} else if kind != failure.Refused {
 		d.flags |= flagsOf(kind, false)
 	}
-	return nil, &Error{Layer: d.layer, Target: d.target, Flags: d.flags, Attempts: d.attempts, Err: err}
+	return nil, e.hooks.Error(Failure{Layer: d.layer, Target: d.target, Flags: d.flags, Attempts: d.attempts, Err: err})
 }
 
 // dial is one connection on its way.
 type dial struct {
-	mesh     *Mesh
+	engine   *Engine
 	start    time.Time
 	address  string
 	target   route.Target
@@ -84,7 +78,7 @@ func (d *dial) run(ctx context.Context, network string) (net.Conn, error) {
 	}
 	if !inside {
 		d.layer = LayerEndpoint
-		return contextDialer(d.mesh.template)(ctx, network, d.address)
+		return contextDialer(d.engine.template)(ctx, network, d.address)
 	}
 	defer d.cluster.leave() // a connection is no call: it does not keep the endpoints of a removed destination known
 	var conn net.Conn
@@ -99,15 +93,15 @@ func (d *dial) run(ctx context.Context, network string) (net.Conn, error) {
 
 // route finds the cluster of the address, and enters it. It reports whether the address belongs to the mesh.
 func (d *dial) route(ctx context.Context) (inside bool, err error) {
-	m := d.mesh
+	e := d.engine
 	for {
-		v := m.view.Load()
+		v := e.view.Load()
 		host := v.plan.Host(d.address)
 		d.target.Host = host.Service.Host
-		if !host.Known && m.resolver == nil && m.outbound == RegistryOnly {
+		if !host.Known && e.config.Resolver == nil && e.config.RegistryOnly {
 			return false, d.refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
 		}
-		c, err := m.cluster(v, d.target)
+		c, err := e.cluster(v, d.target)
 		if err != nil {
 			return false, d.refuse(LayerRoute, 0, err)
 		}
@@ -129,8 +123,8 @@ func (d *dial) route(ctx context.Context) (inside bool, err error) {
 		case !errors.Is(err, discovery.ErrUnknownService):
 			return false, d.refuse(LayerDiscovery, FlagNoHealthyUpstream, err)
 		}
-		m.drop(c)
-		if m.outbound == RegistryOnly {
+		e.drop(c)
+		if e.config.RegistryOnly {
 			return false, d.refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
 		}
 		return false, nil
@@ -154,7 +148,7 @@ func (d *dial) attempt(ctx context.Context) (_ net.Conn, err error) {
 		return nil, err
 	}
 	e := h.Value().(*endpoint)
-	link, err := e.enter(d.mesh, "http") // it comes in plaintext, and leaves as the documents ask
+	link, err := e.enter(d.engine.identity, "http") // it comes in plaintext, and leaves as the documents ask
 	if err != nil {
 		h.Release(0, false)
 		return nil, d.refuse(LayerIdentity, FlagConnectFailure, err)

@@ -1,4 +1,4 @@
-package mesh
+package engine
 
 import (
 	"sync/atomic"
@@ -6,6 +6,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // endpoint is what a cluster attaches to a host of its balancer.
@@ -50,7 +51,7 @@ func sameText(a, b error) bool {
 }
 
 // enter counts a call in, and returns the link it goes over.
-func (e *endpoint) enter(m *Mesh, scheme string) (*Link, error) {
+func (e *endpoint) enter(identity *tlsid.Keeper, scheme string) (*Link, error) {
 	for {
 		s, lane := e.secured.Load(), e.plain
 		if scheme == "http" || s.always {
@@ -59,7 +60,7 @@ func (e *endpoint) enter(m *Mesh, scheme string) (*Link, error) {
 			}
 			if s.kind == mutual {
 				// Connections that are open would go on working with an identity that has expired.
-				if _, err := m.identity.Identity(); err != nil {
+				if _, err := identity.Identity(); err != nil {
 					return nil, err
 				}
 			}

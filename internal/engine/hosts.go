@@ -1,4 +1,4 @@
-package mesh
+package engine
 
 import (
 	"maps"
@@ -75,16 +75,16 @@ func (h *host) outside(now time.Time) bool {
 
 // hostCache remembers the hosts of a plan by the way callers write them. Reading takes no lock.
 type hostCache struct {
-	mesh *Mesh
-	plan *policy.Plan
+	engine *Engine
+	plan   *policy.Plan
 
 	plain, secure atomic.Pointer[map[string]*host] // of http and https, whose ports differ
 
 	mu sync.Mutex // held while one of them is replaced
 }
 
-func newHostCache(m *Mesh, plan *policy.Plan) *hostCache {
-	return &hostCache{mesh: m, plan: plan}
+func newHostCache(e *Engine, plan *policy.Plan) *hostCache {
+	return &hostCache{engine: e, plan: plan}
 }
 
 // lookup returns the host that decides over req. That is the one its Host header names, if a document does too, and else
@@ -119,8 +119,8 @@ func (c *hostCache) get(req *http.Request, authority string) *host {
 	}
 	h := &host{Host: c.plan.Host(withPort(authority, port))}
 	h.port, _ = strconv.Atoi(port)
-	h.protection = c.mesh.protection(c.plan, h.Host)
-	h.mine = h.Known || c.mesh.mayOwn(req) // which may ask a Proxy function, so no lock is held yet
+	h.protection = c.engine.protection(c.plan, h.Host)
+	h.mine = h.Known || c.engine.mayOwn(req) // which may ask a Proxy function, so no lock is held yet
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -150,18 +150,18 @@ func withPort(authority, port string) string {
 }
 
 // mayOwn reports whether the host of req, which no document names, is part of the mesh if discovery knows it.
-func (m *Mesh) mayOwn(req *http.Request) bool {
-	if m.resolver != nil {
+func (e *Engine) mayOwn(req *http.Request) bool {
+	if e.config.Resolver != nil {
 		return true
 	}
 	// DNS knows the whole world. What RegistryOnly calls the registry are then the documents, and a host behind a proxy
 	// is best left to it.
-	if m.outbound == RegistryOnly {
+	if e.config.RegistryOnly {
 		return false
 	}
-	if m.template.Proxy == nil {
+	if e.template.Proxy == nil {
 		return true
 	}
-	proxy, err := m.template.Proxy(req)
+	proxy, err := e.template.Proxy(req)
 	return proxy == nil && err == nil
 }

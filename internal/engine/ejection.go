@@ -1,0 +1,63 @@
+package engine
+
+import (
+	"sync"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+)
+
+// outlierDetector links the outlier detection of a target with the hosts it ejects. It may outlive the cluster that made
+// it, and its hosts then are those of the next.
+type outlierDetector struct {
+	*breaker.Outlier
+
+	mu    sync.Mutex
+	hosts map[string]followed
+}
+
+type followed struct {
+	cluster *cluster
+	host    *balancer.Host
+	tracker *breaker.Tracker
+}
+
+func newOutlierDetector(config breaker.OutlierConfig) (*outlierDetector, error) {
+	d := &outlierDetector{hosts: make(map[string]followed)}
+	var err error
+	d.Outlier, err = breaker.NewOutlier(config, d.event)
+	return d, err
+}
+
+func (d *outlierDetector) follow(c *cluster, h *balancer.Host, t *breaker.Tracker) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.hosts[h.ID()] = followed{c, h, t}
+	h.SetEjected(t.Ejected())
+}
+
+// unfollow forgets an endpoint, unless the host of a newer cluster has taken its place.
+func (d *outlierDetector) unfollow(h *balancer.Host) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hosts[h.ID()].host == h {
+		delete(d.hosts, h.ID())
+		d.Forget(h.ID())
+	}
+}
+
+func (d *outlierDetector) event(e breaker.Event) {
+	d.mu.Lock()
+	f, ok := d.hosts[e.Endpoint]
+	if ok {
+		// What counts is the state now: events and attachments may overtake one another.
+		f.host.SetEjected(f.tracker.Ejected())
+	}
+	d.mu.Unlock()
+	if !ok {
+		return
+	}
+	if hook := f.cluster.engine.hooks.Ejection; hook != nil {
+		hook(f.cluster.target, e)
+	}
+}

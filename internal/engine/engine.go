@@ -1,0 +1,159 @@
+// Package engine is the outbound half of a mesh: it takes calls to their destinations. It knows the plan, which documents
+// were compiled to, and keeps the state of the destinations that are called: endpoints, connections, circuits, budgets.
+//
+// The root package and meshgrpc are adapters of it. It is internal: a program sees mesh.Mesh.
+package engine
+
+import (
+	"errors"
+	"net/http"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// Config is what an [Engine] is made of.
+type Config struct {
+	// Resolver finds endpoints. nil means [discovery.DNS].
+	Resolver discovery.Resolver
+
+	// Template is what the transports of endpoints are cloned from. It is never used itself.
+	Template *http.Transport
+
+	// RegistryOnly refuses hosts outside the mesh.
+	RegistryOnly bool
+
+	// Protections are what no document asks for. Where several apply to a host, the last one counts.
+	Protections []HostProtection
+
+	// Hooks are told what happens.
+	Hooks Hooks
+}
+
+// Engine takes calls to their destinations. [New] makes one; it is safe for concurrent use once a plan was applied.
+type Engine struct {
+	config      Config
+	hooks       Hooks
+	template    *http.Transport
+	trustDomain string // of the identities that endpoints have
+
+	watcher  *discovery.Watcher
+	names    *discovery.Watcher // of DNS, whatever finds the endpoints
+	mirrors  route.Mirrorer
+	identity *tlsid.Keeper     // nil without one
+	outside  *limit.Conns      // for hosts outside the mesh; unlimited, with the template's proxy
+	replaced http.RoundTripper // in place of all connections, for benchmarks
+
+	// view is what calls look at: one load at the start of a call fixes its plan.
+	view atomic.Pointer[view]
+
+	// closed is written with mu held.
+	closed atomic.Bool
+
+	mu sync.Mutex // held while the view changes; calls do not take it unless they need a new cluster
+}
+
+// New returns an engine that has no plan yet: see [Engine.Apply].
+func New(config Config) (*Engine, error) {
+	if err := checkProtections(config.Protections); err != nil {
+		return nil, err
+	}
+	e := &Engine{config: config, hooks: config.Hooks, template: config.Template.Clone()}
+	var unlimited *limit.Pool
+	var err error
+	if e.outside, err = unlimited.Conns(e.template); err != nil {
+		return nil, err
+	}
+	var resolver discovery.Resolver = discovery.DNS{}
+	if config.Resolver != nil {
+		resolver = config.Resolver
+	}
+	e.watcher = discovery.NewWatcher(resolver, e.discoveryFailed)
+	e.names = discovery.NewWatcher(discovery.DNS{}, e.discoveryFailed)
+	e.mirrors.Send = e.mirror
+	e.mirrors.Done = e.mirrorDone
+	e.view.Store(&view{})
+	return e, nil
+}
+
+// Identify gives the engine the identity that connections present, which may be nil, and the trust domain of the
+// endpoints. It must not be called after [Engine.Apply].
+func (e *Engine) Identify(identity *tlsid.Keeper, trustDomain string) {
+	e.identity, e.trustDomain = identity, trustDomain
+}
+
+// Rotate has new calls use new connections wherever the identity was presented.
+func (e *Engine) Rotate() {
+	for _, c := range e.view.Load().clusters {
+		c.conns.rotate()
+	}
+}
+
+// Plan returns the plan in force.
+func (e *Engine) Plan() *policy.Plan {
+	return e.view.Load().plan
+}
+
+// CloseIdleConnections closes the connections that serve no call.
+func (e *Engine) CloseIdleConnections() {
+	for _, c := range e.view.Load().clusters {
+		c.conns.closeIdle()
+	}
+	e.outside.CloseIdleConnections()
+}
+
+// Close ends the engine: new calls fail with [ErrClosed], mirrored copies and discovery stop, and idle connections close.
+// It waits for everything the engine itself runs. Calls in flight end in their own time, and their connections close after
+// them. Close may be called more than once.
+func (e *Engine) Close() {
+	e.mu.Lock()
+	e.closed.Store(true)
+	last := e.view.Load()
+	empty := *last
+	empty.clusters = nil // a call that needs one now is told that the engine is closed
+	e.view.Store(&empty)
+	e.mu.Unlock()
+
+	e.mirrors.Close()
+	e.watcher.Close()
+	e.names.Close()
+	for _, c := range last.clusters {
+		c.close()
+		c.conns.closeIdle()
+	}
+	e.outside.CloseIdleConnections()
+}
+
+// ReplaceConnections makes every endpoint answer with rt, so that a benchmark sees what the engine itself costs.
+func (e *Engine) ReplaceConnections(rt http.RoundTripper) {
+	e.replaced = rt
+}
+
+// Of returns the engine behind the transport of a mesh, nil for any other.
+func Of(rt http.RoundTripper) *Engine {
+	if t, ok := rt.(interface{ Engine() *Engine }); ok {
+		return t.Engine()
+	}
+	return nil
+}
+
+func (e *Engine) mirrorDone(target route.Target, err error) {
+	if f := e.hooks.MirrorDropped; f != nil && refusal.Is(err) {
+		f(target, err)
+	}
+}
+
+func (e *Engine) discoveryFailed(service discovery.Service, err error) {
+	if errors.Is(err, discovery.ErrUnknownService) {
+		return // an answer, which the call that asked for it gets
+	}
+	if f := e.hooks.DiscoveryFailed; f != nil {
+		f(service, err)
+	}
+}

@@ -1,0 +1,117 @@
+package engine
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Hooks are told what an [Engine] does. Those that are nil are skipped, and cost nothing. They are called without locks, on
+// the goroutine of the call or, for what is no part of a call, on one of the engine's own.
+type Hooks struct {
+	// Call is told that a call begins. It returns the context to go on with, and who is told of the rest.
+	Call func(ctx context.Context, req *http.Request, start time.Time, mirror bool) (context.Context, CallObserver)
+
+	// Attempts says that the observers of calls want to know of attempts.
+	Attempts bool
+
+	// Error makes the error that a caller gets of a failure. It must be set.
+	Error func(Failure) error
+
+	// EndpointsChanged is told that discovery delivered a set of n endpoints.
+	EndpointsChanged func(target route.Target, n int)
+
+	// Ejection is told that outlier detection took an endpoint out, or gave it another chance.
+	Ejection func(target route.Target, event breaker.Event)
+
+	// CircuitChanged is told of the state of a destination's circuit.
+	CircuitChanged func(target route.Target, change breaker.Change)
+
+	// DiscoveryFailed is told that discovery failed. The last known endpoints stay.
+	DiscoveryFailed func(service discovery.Service, err error)
+
+	// MirrorDropped is told that a copy was not sent.
+	MirrorDropped func(target route.Target, err error)
+}
+
+// CallObserver is told of one call.
+type CallObserver interface {
+	// Attempt is told that an endpoint has been chosen for an attempt. header is what will be sent, and may be changed.
+	Attempt(ctx context.Context, start AttemptStart) (context.Context, AttemptObserver)
+
+	// End is told once how the call ended.
+	End(CallEnd)
+}
+
+// AttemptObserver is told of one attempt.
+type AttemptObserver interface {
+	// Moved is told that the attempt goes to another endpoint, before anything was sent.
+	Moved(endpoint string)
+
+	// End is told once how the attempt ended.
+	End(status int, err error, duration time.Duration)
+}
+
+// AttemptStart is how an attempt begins.
+type AttemptStart struct {
+	Number   int
+	Endpoint string
+	Header   http.Header
+	Start    time.Time
+}
+
+// CallEnd is how a call ended.
+type CallEnd struct {
+	Document, Route string
+	Target          route.Target
+	Status          int
+	Err             error
+	Flags           Flags
+	Attempts        int
+	Stopped         retry.Reason
+	Duration        time.Duration
+}
+
+// observeStart tells the observers that the call begins. It returns the context to go on with.
+func (c *call) observeStart(ctx context.Context) context.Context {
+	ctx, c.observer = c.engine.hooks.Call(ctx, c.req, c.start, c.copied)
+	return ctx
+}
+
+func (c *call) observeEnd(err error) {
+	end := CallEnd{
+		Target: c.target, Status: c.status, Err: err, Flags: c.flags,
+		Attempts: c.attempts, Stopped: c.stopped, Duration: time.Since(c.start),
+	}
+	if c.host != nil {
+		end.Document = c.host.Document
+	}
+	if c.entry != nil {
+		end.Document, end.Route = c.host.Origin(c.entry, c.match).Document, c.entry.Route.Name
+	}
+	c.observer.End(end)
+}
+
+// observeStart tells the observers that the attempt begins. It returns the request to send, whose header is its own.
+func (a *attempted) observeStart(req *http.Request, n int) *http.Request {
+	header := req.Header.Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	var ctx context.Context
+	ctx, a.observer = a.call.observer.Attempt(req.Context(), AttemptStart{
+		Number: n, Endpoint: a.host.ID(), Header: header, Start: a.sent,
+	})
+	out := req.WithContext(ctx)
+	out.Header = header
+	return out
+}
+
+func (a *attempted) observeEnd(err error) {
+	a.observer.End(a.status, err, time.Since(a.sent))
+}

@@ -1,0 +1,99 @@
+package engine
+
+import (
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// Refusals that a caller may want to tell apart.
+var (
+	ErrClosed        = refusal.New("closed")
+	ErrNotInMesh     = refusal.New("host is not part of the mesh")
+	ErrUnknownSubset = refusal.New("no DestinationRule defines the subset")
+)
+
+// Failure is how a call failed: what mesh.Error says.
+type Failure struct {
+	Layer    Layer
+	Target   route.Target
+	Flags    Flags
+	Attempts int
+	Err      error
+}
+
+// Layer names the part of the mesh that ended a call.
+type Layer string
+
+// The layers, in the order in which a request passes them.
+const (
+	LayerRoute     Layer = "route"
+	LayerTimeout   Layer = "timeout"
+	LayerLimit     Layer = "limit"
+	LayerFault     Layer = "fault"
+	LayerBreaker   Layer = "breaker"
+	LayerDiscovery Layer = "discovery"
+	LayerBalancer  Layer = "balancer"
+	LayerIdentity  Layer = "identity"
+	LayerEndpoint  Layer = "endpoint"
+)
+
+// Flags are Envoy's response flags. mesh.Flags has the same bits.
+type Flags uint32
+
+// The response flags, in the order in which several are printed.
+const (
+	FlagNoHealthyUpstream    Flags = 1 << iota // UH
+	FlagUpstreamTimeout                        // UT
+	FlagRemoteReset                            // UR
+	FlagConnectFailure                         // UF
+	FlagConnectionTerminated                   // UC
+	FlagOverflow                               // UO
+	FlagNoRoute                                // NR
+	FlagDelayInjected                          // DI
+	FlagFaultInjected                          // FI
+	FlagRateLimited                            // RL
+	FlagCallerGone                             // DC
+	FlagRetriesExhausted                       // URX
+	FlagNoCluster                              // NC
+)
+
+var flagNames = [...]string{"UH", "UT", "UR", "UF", "UC", "UO", "NR", "DI", "FI", "RL", "DC", "URX", "NC"}
+
+// String returns the short codes joined with commas in Envoy's order, and "-" for none.
+func (f Flags) String() string {
+	if f == 0 {
+		return "-"
+	}
+	var set []string
+	for i, name := range flagNames {
+		if f&(1<<i) != 0 {
+			set = append(set, name)
+		}
+	}
+	return strings.Join(set, ",")
+}
+
+// flagsOf returns the response flags of a failure. A timeout of the whole call is ours or the caller's.
+func flagsOf(kind failure.Kind, ours bool) Flags {
+	switch kind {
+	case failure.Canceled:
+		return FlagCallerGone
+	case failure.RequestTimeout:
+		if !ours {
+			return FlagCallerGone
+		}
+		return FlagUpstreamTimeout
+	case failure.TryTimeout:
+		return FlagUpstreamTimeout
+	case failure.Connect:
+		return FlagConnectFailure
+	case failure.RefusedStream, failure.StreamReset:
+		return FlagRemoteReset
+	case failure.Unsent, failure.Reset:
+		return FlagConnectionTerminated
+	}
+	return 0 // a refusal has set its own
+}

@@ -1,0 +1,123 @@
+package engine
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// clusterConfig is everything that decides how a target is treated. It is comparable: a cluster outlives a reload that
+// leaves it as it is.
+type clusterConfig struct {
+	policy.Cluster
+	service discovery.Service
+	entry   *policy.Entry // where the endpoints are, if a document says so
+
+	peers       *policy.PeerRules // what connections the endpoints take
+	trustDomain string            // of the identities the endpoints have
+
+	circuit    breaker.Config
+	hasCircuit bool
+	budget     retry.BudgetConfig
+	rate       limit.RateConfig
+	bodyIdle   time.Duration
+}
+
+func (e *Engine) clusterConfig(plan *policy.Plan, target route.Target) clusterConfig {
+	h := plan.Host(target.Host)
+	config := clusterConfig{Cluster: plan.Cluster(target), service: h.Service, entry: h.Entry}
+	if h.Entry != nil {
+		config.peers = plan.Peers(h.Entry.Namespace)
+	} else if h.Service.Namespace != "" {
+		config.peers = plan.Peers(h.Service.Namespace)
+	}
+	config.trustDomain = e.trustDomain
+	config.budget = config.RetryBudget
+	if p := e.protection(plan, h); p != nil {
+		if p.Circuit != nil {
+			config.circuit, config.hasCircuit = *p.Circuit, true
+		}
+		if p.RetryBudget != nil {
+			config.budget = *p.RetryBudget
+		}
+		config.rate = p.RateLimit
+		config.bodyIdle = p.BodyIdle
+	}
+	return config
+}
+
+// same reports whether a cluster can stay as it is. What is not comparable is made so: equal entries become one.
+func (c *clusterConfig) same(other *clusterConfig) bool {
+	if c.entry.Equal(other.entry) {
+		c.entry = other.entry
+	}
+	if c.peers.Equal(other.peers) {
+		c.peers = other.peers
+	}
+	return *c == *other
+}
+
+// timesAnswers says whether it matters how long the endpoints take to answer.
+func (c *clusterConfig) timesAnswers() bool {
+	return c.Balancer.Algorithm == balancer.PeakEWMA || c.circuit.SlowCall > 0
+}
+
+// Protection is what no document asks for: mesh.Protection, which documents it.
+type Protection struct {
+	Circuit           *breaker.Config
+	RetryBudget       *retry.BudgetConfig
+	RetryAfter        bool
+	StopNestedRetries bool
+	RateLimit         limit.RateConfig
+	BodyIdle          time.Duration
+}
+
+// HostProtection is a Protection for some hosts, as they were named; none means all.
+type HostProtection struct {
+	Hosts []string
+	Protection
+}
+
+// protection returns the last of the protections that apply to h, nil if there is none.
+func (e *Engine) protection(plan *policy.Plan, h policy.Host) *Protection {
+	for _, p := range slices.Backward(e.config.Protections) {
+		if len(p.Hosts) == 0 || slices.ContainsFunc(p.Hosts, func(name string) bool {
+			return plan.Host(name).Service.Host == h.Service.Host
+		}) {
+			return &p.Protection
+		}
+	}
+	return nil
+}
+
+// checkProtections builds once what the protections describe, so that a mistake is an error of New and not of a call.
+func checkProtections(protections []HostProtection) error {
+	for _, p := range protections {
+		var errs [3]error
+		if p.Circuit != nil {
+			_, errs[0] = breaker.New(*p.Circuit, nil)
+		}
+		if p.RetryBudget != nil {
+			_, errs[1] = retry.NewBudget(*p.RetryBudget)
+		}
+		_, errs[2] = limit.NewRate(p.RateLimit)
+		if err := errors.Join(errs[:]...); err != nil {
+			return fmt.Errorf("mesh: protection of %s: %w", cmp.Or(strings.Join(p.Hosts, ", "), "all hosts"), err)
+		}
+		if p.BodyIdle < 0 {
+			return fmt.Errorf("mesh: protection of %s: BodyIdle is negative", cmp.Or(strings.Join(p.Hosts, ", "), "all hosts"))
+		}
+	}
+	return nil
+}

@@ -1,0 +1,161 @@
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// observers are told in the order in which the program gave them.
+type observers []Observer
+
+// hooks returns what the engine calls.
+func (m *Mesh) hooks() engine.Hooks {
+	h, o := engine.Hooks{Error: newError}, m.observers
+	if len(o) == 0 {
+		return h
+	}
+	h.Call = m.callStart
+	h.Attempts = slices.ContainsFunc(o, func(o Observer) bool { return o.AttemptStart != nil || o.AttemptEnd != nil })
+	h.EndpointsChanged = func(target route.Target, n int) {
+		o.stateChanged(StateChange{Kind: EndpointsChanged, Target: target, Detail: fmt.Sprintf("%d endpoints", n)})
+	}
+	h.Ejection = func(target route.Target, e breaker.Event) {
+		change := StateChange{Kind: EndpointReadmitted, Target: target, Endpoint: e.Endpoint}
+		if e.Ejected {
+			change.Kind, change.Detail = EndpointEjected, string(e.Reason)
+		}
+		o.stateChanged(change)
+	}
+	h.CircuitChanged = func(target route.Target, change breaker.Change) {
+		o.stateChanged(StateChange{Kind: CircuitChanged, Target: target, Detail: change.To.String()})
+	}
+	h.DiscoveryFailed = func(service discovery.Service, err error) {
+		o.stateChanged(StateChange{Kind: DiscoveryFailed, Target: route.Target{Host: service.Host}, Err: err})
+	}
+	h.MirrorDropped = func(target route.Target, err error) {
+		o.stateChanged(StateChange{Kind: MirrorDropped, Target: target, Err: err})
+	}
+	return h
+}
+
+// watchInbound reports whether somebody wants to know of inbound requests.
+func (o observers) watchInbound() bool {
+	return slices.ContainsFunc(o, func(o Observer) bool { return o.InboundStart != nil || o.InboundEnd != nil })
+}
+
+// callRecord is what observers are told of a call, with its first attempt, which usually is the only one.
+type callRecord struct {
+	Call
+	mesh  *Mesh
+	ctx   context.Context
+	first attemptRecord
+}
+
+// callStart tells the observers that a call begins. It returns the context to go on with.
+func (m *Mesh) callStart(ctx context.Context, req *http.Request, start time.Time, mirror bool) (
+	context.Context, engine.CallObserver) {
+	r := &callRecord{Call: Call{Request: req, Start: start, Mirror: mirror}, mesh: m, ctx: ctx}
+	for i := range m.observers {
+		if f := m.observers[i].CallStart; f != nil {
+			r.ctx = f(r.ctx, &r.Call)
+		}
+	}
+	return r.ctx, r
+}
+
+// End implements engine.CallObserver.
+func (r *callRecord) End(end engine.CallEnd) {
+	r.Document, r.Route, r.Target = end.Document, end.Route, end.Target
+	r.Status, r.Err, r.Flags = end.Status, end.Err, Flags(end.Flags)
+	r.Attempts, r.Stopped, r.Duration = end.Attempts, end.Stopped, end.Duration
+	o := r.mesh.observers
+	for i := range o {
+		if f := o[i].CallEnd; f != nil {
+			f(r.ctx, &r.Call)
+		}
+	}
+}
+
+type attemptRecord struct {
+	Attempt
+	call *callRecord
+	ctx  context.Context
+}
+
+// Attempt implements engine.CallObserver.
+func (r *callRecord) Attempt(ctx context.Context, start engine.AttemptStart) (context.Context, engine.AttemptObserver) {
+	a := &r.first
+	if start.Number > 1 {
+		a = new(attemptRecord)
+	}
+	*a = attemptRecord{call: r, ctx: ctx, Attempt: Attempt{
+		Call: &r.Call, Number: start.Number, Endpoint: start.Endpoint, Header: start.Header, Start: start.Start,
+	}}
+	o := r.mesh.observers
+	for i := range o {
+		if f := o[i].AttemptStart; f != nil {
+			a.ctx = f(a.ctx, &a.Attempt)
+		}
+	}
+	return a.ctx, a
+}
+
+// Moved implements engine.AttemptObserver.
+func (a *attemptRecord) Moved(endpoint string) {
+	a.Endpoint = endpoint
+}
+
+// End implements engine.AttemptObserver.
+func (a *attemptRecord) End(status int, err error, duration time.Duration) {
+	a.Status, a.Err, a.Duration = status, err, duration
+	o := a.call.mesh.observers
+	for i := range o {
+		if f := o[i].AttemptEnd; f != nil {
+			f(a.ctx, &a.Attempt)
+		}
+	}
+}
+
+// inboundStart tells the observers that a request arrived. It returns the context to go on with.
+func (o observers) inboundStart(ctx context.Context, in *Inbound) context.Context {
+	for i := range o {
+		if f := o[i].InboundStart; f != nil {
+			ctx = f(ctx, in)
+		}
+	}
+	return ctx
+}
+
+func (o observers) inboundEnd(ctx context.Context, in *Inbound) {
+	in.Duration = time.Since(in.Start)
+	for i := range o {
+		if f := o[i].InboundEnd; f != nil {
+			f(ctx, in)
+		}
+	}
+}
+
+func (o observers) policyLoaded(findings policy.Findings, err error) {
+	for i := range o {
+		if f := o[i].PolicyLoad; f != nil {
+			f(PolicyLoad{Findings: findings, Err: err})
+		}
+	}
+}
+
+func (o observers) stateChanged(change StateChange) {
+	for i := range o {
+		if f := o[i].StateChange; f != nil {
+			f(change)
+		}
+	}
+}
