@@ -1,0 +1,183 @@
+package mesh_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// Documents decide what becomes of a call. Here they retry what a server fails to answer.
+func ExampleNew() {
+	calls := 0
+	orders := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if calls++; calls == 1 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintf(w, "%s, at the second attempt", r.URL.Path)
+	}))
+	defer orders.Close()
+
+	m, err := mesh.New(context.Background(),
+		mesh.WithDiscovery(discovery.Static{"orders": {at(orders)}}),
+		mesh.WithPolicy(policy.Source{Name: "orders.yaml", Data: []byte(`
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: orders}
+spec:
+  hosts: [orders]
+  http:
+  - route: [{destination: {host: orders}}]
+    retries: {attempts: 2, retryOn: 5xx}
+`)}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+
+	resp, err := m.Client().Get("http://orders/orders/42")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(resp.Body)
+	fmt.Println(resp.StatusCode, string(text))
+	// Output: 200 /orders/42, at the second attempt
+}
+
+// A document that cannot be enforced is an error, which names the place and the remedy.
+func ExampleNew_badDocument() {
+	_, err := mesh.New(context.Background(), mesh.WithPolicy(policy.Source{Name: "orders.yaml", Data: []byte(`
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: orders}
+spec:
+  hosts: [orders]
+  http:
+  - route: [{destination: {host: orders}}]
+    timeout: 5
+`)}))
+	fmt.Println(err)
+	// Output: orders.yaml:9: VirtualService default/orders: spec.http[0].timeout: error: must be a duration with a unit: write "5s" for seconds
+}
+
+// Apply replaces the documents while the mesh runs. If one of them is wrong, nothing changes.
+func ExampleMesh_Apply() {
+	m, err := mesh.New(context.Background())
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+
+	unavailable := policy.Source{Name: "maintenance.yaml", Data: []byte(`
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: orders}
+spec:
+  hosts: [orders]
+  http:
+  - directResponse: {status: 503, body: {string: "back at noon"}}
+`)}
+	if err := m.Apply(unavailable); err != nil {
+		log.Fatal(err)
+	}
+	resp, err := m.Client().Get("http://orders/orders/42")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(resp.Body)
+	fmt.Println(resp.StatusCode, string(text))
+	// Output: 503 back at noon
+}
+
+// Handler and Listen are the inbound side. Here a request arrives without a certificate, from nobody that the policy names.
+func ExampleMesh_Handler() {
+	ca, err := tlsid.NewDevCA("cluster.local") // for tests; see tlsid.Files and tlsid/spiffe
+	if err != nil {
+		log.Fatal(err)
+	}
+	m, err := mesh.New(context.Background(),
+		mesh.WithIdentity(ca.Source("shop", "orders")),
+		mesh.WithWorkload(policy.Workload{Namespace: "shop", Labels: map[string]string{"app": "orders"}}),
+		mesh.WithPolicy(policy.Source{Name: "orders.yaml", Data: []byte(`
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: orders, namespace: shop}
+spec:
+  selector: {matchLabels: {app: orders}}
+  rules:
+  - from: [{source: {principals: [cluster.local/ns/shop/sa/web]}}]
+`)}))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	srv := &http.Server{Handler: m.Handler(http.NotFoundHandler())}
+	go srv.Serve(m.Listen(ln))
+	defer srv.Close()
+
+	resp, err := http.Get("http://" + ln.Addr().String() + "/orders/42")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(resp.Body)
+	fmt.Println(resp.StatusCode, strings.TrimSpace(string(text)))
+	// Output: 403 RBAC: access denied
+}
+
+// WithProtection adds what no document can express. A call that it refuses says which layer ended it, and why.
+func ExampleWithProtection() {
+	down := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusInternalServerError)
+	}))
+	defer down.Close()
+
+	m, err := mesh.New(context.Background(),
+		mesh.WithDiscovery(discovery.Static{"orders": {at(down)}}),
+		mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 2}}, "orders"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+
+	for range 3 {
+		resp, err := m.Client().Get("http://orders/orders/42")
+		var failure *mesh.Error
+		switch {
+		case errors.As(err, &failure):
+			fmt.Println(failure.Layer, failure.Flags, errors.Is(err, breaker.ErrOpen))
+		case err == nil:
+			fmt.Println(resp.StatusCode)
+			resp.Body.Close()
+		}
+	}
+	// Output:
+	// 500
+	// 500
+	// breaker UO true
+}
+
+// at returns a server as an endpoint.
+func at(srv *httptest.Server) discovery.Endpoint {
+	address := srv.Listener.Addr().(*net.TCPAddr)
+	return discovery.Endpoint{Address: address.IP.String(), Port: address.Port}
+}
