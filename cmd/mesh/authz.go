@@ -17,11 +17,12 @@ import (
 	access "github.com/nosidecar/mesh/policy/authz"
 )
 
-// verdict is what authz prints: whether a request is allowed, and by which rule. Where none decided, it is left out.
+// verdict is what authz prints: whether a request is allowed, by which rule, and why. Where no rule decided, it is left out.
 type verdict struct {
 	Decision string `json:"decision"` // ALLOW or DENY
 	Policy   string `json:"policy,omitempty"`
 	Rule     *int   `json:"rule,omitempty"` // from 0
+	Reason   string `json:"reason"`
 }
 
 // authz says whether an inbound request to the workload is allowed. The code counts if there is no error.
@@ -69,8 +70,11 @@ func authz(args []string, stdout io.Writer) (code int, err error) {
 	}
 
 	v, code := verdict{Decision: "DENY"}, exitDenied
-	if req, err := raw.receive(); err == nil { // else a server answers 400 itself
+	if req, err := raw.receive(); err != nil {
+		v.Reason = "a server answers 400 itself: " + err.Error()
+	} else {
 		d := peer.decide(plan, req)
+		v.Reason = d.Reason
 		if d.Allowed {
 			v.Decision, code = "ALLOW", exitOK
 		}

@@ -14,8 +14,9 @@ type report struct {
 	Findings  policy.Findings `json:"findings"` // never null
 }
 
-// check reports what is to say about documents. The code counts if there is no error.
-func check(args []string, stdout io.Writer) (code int, err error) {
+// check reports what is wrong with documents. The code counts if there is no error. Standard output has only the findings, so
+// that a program can read them; the closing line, for people, goes to stderr.
+func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	format := flags.String("o", "text", "")
 	if err := parse(flags, args); err != nil {
@@ -46,5 +47,32 @@ func check(args []string, stdout io.Writer) (code int, err error) {
 	if findings.Err() != nil {
 		code = exitErrors
 	}
+	if err == nil && *format == "text" {
+		errors, warnings := tally(findings)
+		_, err = fmt.Fprintf(stderr, "%s checked: %s, %s\n", count(checked.Documents, "document"), count(errors, "error"),
+			count(warnings, "warning"))
+	}
 	return code, err
+}
+
+func tally(findings policy.Findings) (errors, warnings int) {
+	for _, f := range findings {
+		if f.Severity == policy.Error {
+			errors++
+		} else {
+			warnings++
+		}
+	}
+	return errors, warnings
+}
+
+// count prints a number of things: "no errors", "1 error", "2 errors".
+func count(n int, thing string) string {
+	switch n {
+	case 0:
+		return "no " + thing + "s"
+	case 1:
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }

@@ -3,6 +3,8 @@
 //	mesh check   finds mistakes in documents
 //	mesh route   says what an outbound request gets
 //	mesh authz   says whether an inbound request is allowed
+//	mesh certs   makes certificates for development
+//	mesh version says what was built
 //
 // The loader, the compiler, the router and the authorizer are those of the library. "mesh help" describes the flags.
 package main
@@ -14,6 +16,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
+	"runtime/debug"
 
 	"github.com/nosidecar/mesh/policy"
 )
@@ -30,6 +34,7 @@ const usage = `Usage:
 
   mesh check [-o text|json] PATH...
         Report what is wrong with documents. PATH is a file, or a folder of .yaml and .yml files.
+        The last line, on standard error, counts the documents and the findings.
         Exit status: 0 if all documents are valid and enforceable (warnings are allowed), 1 if any has an error.
 
   mesh route -f PATH [flags] URL
@@ -42,8 +47,8 @@ const usage = `Usage:
         Flags come before the URL.
 
   mesh authz -f PATH [flags] URL
-        Print, as JSON, whether an inbound request to the workload is allowed. What follows the authority of the URL is the
-        target as it is sent, nothing is cleaned. Exit status: 0 if the request is allowed, 3 if it is denied.
+        Print, as JSON, whether an inbound request to the workload is allowed, and why. What follows the authority of the URL
+        is the target as it is sent, nothing is cleaned. Exit status: 0 if the request is allowed, 3 if it is denied.
         -f PATH             a file or folder of documents; may be repeated
         -n NAMESPACE        the workload's namespace (default "default")
         -l KEY=VALUE,...    the workload's labels; may be repeated
@@ -55,7 +60,17 @@ const usage = `Usage:
         -H 'NAME: VALUE'    a request header; may be repeated; Host replaces the authority
         Flags come before the URL.
 
-The exit status is 2 on wrong usage, if a file cannot be read and, except for check, if the documents are not valid.
+  mesh certs [-o FOLDER] [-d DOMAIN] [-t TIME] NAMESPACE/ACCOUNT...
+        Make certificates for workloads on a developer's machine: FOLDER/NAMESPACE/ACCOUNT holds tls.crt, tls.key and ca.crt,
+        for tlsid.Files. All of one call trust each other, and nobody else: the key of their authority is not kept.
+        -o FOLDER           where they go (default "certs")
+        -d DOMAIN           the trust domain (default "cluster.local")
+        -t TIME             how long they live, at most 24h (default 24h)
+
+  mesh version
+        Print the version of the module and of Go.
+
+The exit status is 2 on wrong usage, if a file cannot be read or written and, except for check, if the documents are not valid.
 `
 
 func main() {
@@ -65,7 +80,7 @@ func main() {
 // run is the command with its arguments, less its name. It returns the exit status.
 func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
-		fmt.Fprint(stderr, usage)
+		fmt.Fprintf(stderr, "mesh: name a command: check, route, authz, certs or version\n%s", seeHelp)
 		return exitFailed
 	}
 	name, args := args[0], args[1:]
@@ -73,15 +88,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var err error
 	switch name {
 	case "check":
-		code, err = check(args, stdout)
+		code, err = check(args, stdout, stderr)
 	case "route":
 		err = route(args, stdout)
 	case "authz":
 		code, err = authz(args, stdout)
+	case "certs":
+		err = certs(args, stdout)
+	case "version":
+		err = version(args, stdout)
 	case "help", "-h", "-help", "--help":
 		err = flag.ErrHelp
 	default:
-		fmt.Fprintf(stderr, "mesh: unknown command %q\n\n%s", name, usage)
+		fmt.Fprintf(stderr, "mesh: unknown command %q\n%s", name, seeHelp)
 		return exitFailed
 	}
 
@@ -93,14 +112,16 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stdout, usage)
 		return exitOK
 	case errors.As(err, &wrong):
-		fmt.Fprintf(stderr, "mesh %s: %v\n\n%s", name, err, usage)
+		fmt.Fprintf(stderr, "mesh %s: %v\n%s", name, err, seeHelp)
 	default:
 		fmt.Fprintf(stderr, "mesh %s: %v\n", name, err)
 	}
 	return exitFailed
 }
 
-// usageError is a mistake in the arguments: it is followed by the usage.
+const seeHelp = "Run \"mesh help\" for the commands and their flags.\n"
+
+// usageError is a mistake in the arguments: it is followed by where to read about them.
 type usageError struct {
 	error
 }
@@ -113,11 +134,24 @@ func usagef(format string, args ...any) error {
 
 // parse parses flags. Its error is flag.ErrHelp or a *usageError.
 func parse(flags *flag.FlagSet, args []string) error {
-	flags.SetOutput(io.Discard) // run prints the error and the usage
+	flags.SetOutput(io.Discard) // run prints the error
 	err := flags.Parse(args)
 	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		return &usageError{err}
 	}
+	return err
+}
+
+// version prints what was built, as the Go tool recorded it.
+func version(args []string, stdout io.Writer) error {
+	if len(args) > 0 {
+		return usagef("it takes no arguments")
+	}
+	module := "(unknown version)"
+	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
+		module = info.Main.Version
+	}
+	_, err := fmt.Fprintf(stdout, "mesh %s %s %s/%s\n", module, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	return err
 }
 

@@ -61,8 +61,8 @@ func transcript(args []string) string {
 	code, stdout, stderr := command(args...)
 	text := stdout
 	for line := range strings.Lines(stderr) {
-		if line == "\n" {
-			break // the usage follows
+		if line == seeHelp {
+			break
 		}
 		text += "! " + line
 	}
@@ -100,7 +100,8 @@ func TestUsage(t *testing.T) {
 		args []string
 		want string // in the errors
 	}{
-		{"no command", nil, "Usage:"},
+		{"no command", nil, "name a command"},
+		{"version with arguments", []string{"version", "all"}, "takes no arguments"},
 		{"unknown command", []string{"rout"}, `unknown command "rout"`},
 		{"check without path", []string{"check"}, "name the files or folders"},
 		{"check, unknown flag", []string{"check", "-f", doc}, "-f"},
@@ -142,8 +143,8 @@ func TestUsage(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			code, stdout, stderr := command(test.args...)
-			if code != 2 || stdout != "" || !strings.Contains(stderr, test.want) || !strings.Contains(stderr, "mesh check") {
-				t.Errorf("mesh %q = %d, printed %q and as errors %q; want 2, with %q and the usage", test.args, code, stdout, stderr, test.want)
+			if code != 2 || stdout != "" || !strings.Contains(stderr, test.want) || !strings.Contains(stderr, "mesh help") || strings.Count(stderr, "\n") != 2 {
+				t.Errorf("mesh %q = %d, printed %q and as errors %q; want 2, with %q and the way to the usage", test.args, code, stdout, stderr, test.want)
 			}
 		})
 	}

@@ -33,7 +33,7 @@ func TestREADMEPrograms(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"orders", "web"} {
-		if err := ca.WriteFiles(filepath.Join(dir, "certs", name), "shop", name); err != nil {
+		if err := ca.WriteFiles(filepath.Join(dir, "certs", "shop", name), "shop", name); err != nil {
 			t.Fatal(err)
 		}
 	}

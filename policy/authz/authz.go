@@ -200,6 +200,7 @@ type Shadow struct {
 
 // Reasons of decisions.
 const (
+	reasonNone      = "no AuthorizationPolicy selects the workload"
 	reasonNoAllow   = "no ALLOW policy"
 	reasonAllowed   = "matched an ALLOW policy"
 	reasonDenied    = "matched a DENY policy"

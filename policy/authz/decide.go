@@ -25,7 +25,7 @@ type ruleSet struct {
 func (a *Authorizer) Decide(r *Request) (d Decision) {
 	d.Match, d.Audit, d.Shadow.Match = noMatch, noMatch, noMatch
 	if a == nil || !a.present {
-		d.Allowed, d.Reason = true, reasonNoAllow
+		d.Allowed, d.Reason = true, reasonNone
 		return d
 	}
 	var one [2]reading

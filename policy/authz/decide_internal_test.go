@@ -188,7 +188,7 @@ type refRequest struct {
 }
 
 func refDecide(policies []Policy, cfg Config, r *Request) Decision {
-	d := Decision{Allowed: true, Reason: reasonNoAllow, Match: noMatch, Audit: noMatch, Shadow: Shadow{Match: noMatch}}
+	d := Decision{Allowed: true, Reason: reasonNone, Match: noMatch, Audit: noMatch, Shadow: Shadow{Match: noMatch}}
 	if len(policies) == 0 {
 		return d
 	}

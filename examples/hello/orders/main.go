@@ -22,7 +22,7 @@ func main() {
 
 	m, err := mesh.New(context.Background(),
 		mesh.WithPolicyFeed(file.New("mesh.d")),
-		mesh.WithIdentity(tlsid.Files{Dir: "certs/orders"}),
+		mesh.WithIdentity(tlsid.Files{Dir: "certs/shop/orders"}),
 		mesh.WithWorkload(policy.Workload{Namespace: "shop", Labels: map[string]string{"app": "orders"}}),
 	)
 	if err != nil {

@@ -18,7 +18,7 @@ import (
 func main() {
 	m, err := mesh.New(context.Background(),
 		mesh.WithPolicyFeed(file.New("mesh.d")),
-		mesh.WithIdentity(tlsid.Files{Dir: "certs/web"}),
+		mesh.WithIdentity(tlsid.Files{Dir: "certs/shop/web"}),
 		mesh.WithWorkload(policy.Workload{Namespace: "shop", Labels: map[string]string{"app": "web"}}),
 	)
 	if err != nil {
