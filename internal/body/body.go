@@ -5,6 +5,7 @@
 package body
 
 import (
+	"fmt"
 	"io"
 	"net/http"
 	"sync/atomic"
@@ -20,13 +21,14 @@ type Ender interface {
 // Reader is a response body that reports its end. It is meant to be embedded in the value that a layer allocates for a
 // call, so that watching the body costs no allocation of its own. The zero value is ready for Attach.
 type Reader struct {
-	rc    io.ReadCloser
-	end   Ender
-	ended atomic.Bool
+	rc      io.ReadCloser
+	end     Ender
+	closing atomic.Bool // the caller closes the body, or has
+	ended   atomic.Bool
 }
 
 // Attach puts r in front of resp.Body. A response that has no body ends before Attach returns. A body that can also be
-// written to (101 Switching Protocols) still can be. r must not be attached twice.
+// written to (101 Switching Protocols) still can be, and half-closed. r must not be attached twice.
 func (r *Reader) Attach(resp *http.Response, end Ender) {
 	r.rc, r.end = resp.Body, end
 	if resp.Body == nil || resp.Body == http.NoBody {
@@ -43,18 +45,21 @@ func (r *Reader) Attach(resp *http.Response, end Ender) {
 // Read implements io.Reader.
 func (r *Reader) Read(p []byte) (int, error) {
 	n, err := r.rc.Read(p)
-	if err != nil {
-		if err == io.EOF {
-			r.finish(nil)
-		} else {
-			r.finish(err)
-		}
+	switch {
+	case err == nil:
+	case err == io.EOF:
+		r.finish(nil)
+	case !r.closing.Load():
+		r.finish(err)
+	default:
+		// It is Close that woke this Read. Close reports the end.
 	}
 	return n, err
 }
 
 // Close implements io.Closer. It may be called while a Read is under way, and more than once.
 func (r *Reader) Close() error {
+	r.closing.Store(true)
 	// Deferred, so that a body that panics in Close still ends.
 	defer r.finish(nil)
 	return r.rc.Close()
@@ -70,6 +75,16 @@ func (r *Reader) finish(err error) {
 type upgraded struct {
 	*Reader
 	io.Writer
+}
+
+// CloseWrite tells the peer that nothing more will be written; reading goes on. It fails with an error that is
+// http.ErrNotSupported where the connection cannot be half-closed.
+func (u *upgraded) CloseWrite() error {
+	half, ok := u.Writer.(interface{ CloseWrite() error })
+	if !ok {
+		return fmt.Errorf("CloseWrite: %w", http.ErrNotSupported)
+	}
+	return half.CloseWrite()
 }
 
 // CloseRequest closes the body of a request that is not sent, as every http.RoundTripper must.

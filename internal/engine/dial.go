@@ -264,6 +264,14 @@ func (c *rawConn) Close() error {
 	return err
 }
 
+// CloseWrite shuts down the writing side, where the connection beneath can.
+func (c *rawConn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
 // NetConn returns the connection beneath: a *tls.Conn where there is TLS.
 func (c *rawConn) NetConn() net.Conn {
 	return c.Conn

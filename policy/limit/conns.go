@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -209,10 +210,7 @@ func (call *countedCall) gotConn(info httptrace.GotConnInfo) {
 	for {
 		if conn, ok := nc.(*conn); ok {
 			if conn.last(time.Now()) && !call.req.Close {
-				// HTTP/1 looks at the header, since it may have copied the request; HTTP/2 at either, and takes no
-				// further calls on the connection.
-				call.req.Close = true
-				call.req.Header.Set("Connection", "close")
+				call.sayClose()
 			}
 			return
 		}
@@ -221,6 +219,23 @@ func (call *countedCall) gotConn(info httptrace.GotConnInfo) {
 			return
 		}
 		nc = layer.NetConn()
+	}
+}
+
+// sayClose makes the call the last one on its connection.
+func (call *countedCall) sayClose() {
+	h := call.req.Header
+	if h.Get("Upgrade") != "" {
+		// If the peer agrees, the connection serves no further call anyway. If not, the next call is the last one.
+		return
+	}
+	// HTTP/1 looks at the header, since it may have copied the request; HTTP/2 at either, and takes no further calls on
+	// the connection. What the caller says of its own headers there stays.
+	call.req.Close = true
+	if options := strings.Join(h["Connection"], ", "); options != "" {
+		h["Connection"] = []string{options + ", close"}
+	} else {
+		h["Connection"] = []string{"close"}
 	}
 }
 
@@ -415,6 +430,14 @@ func (c *conn) Close() error {
 // NetConn returns the connection beneath, as that of tls.Conn does.
 func (c *conn) NetConn() net.Conn {
 	return c.Conn
+}
+
+// CloseWrite shuts down the writing side, where the connection beneath can.
+func (c *conn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
 }
 
 // ReadFrom lets the connection beneath copy without a buffer, as for a file.
