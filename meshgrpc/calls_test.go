@@ -91,7 +91,10 @@ func TestMirror(t *testing.T) {
 	m := newMesh(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
 		StateChange: func(change mesh.StateChange) {
 			if change.Kind == mesh.MirrorDropped {
-				dropped <- change.Err
+				select {
+				case dropped <- change.Err:
+				default: // the first says it
+				}
 			}
 		},
 	}))

@@ -103,25 +103,22 @@ func answered(resp *http.Response) error {
 	return status.Error(code, "the mesh answered "+strconv.Itoa(resp.StatusCode)+": "+message)
 }
 
-// drainingText is what gRPC says of a connection that took no more streams. There is nothing but the text to tell it by.
-const drainingText = "server is draining the connection"
-
 // lost returns the error of a try whose stream was reset, or whose connection broke, and nil if err is none of that.
 func lost(err error) error {
 	s := status.Convert(err)
 	text := s.Message()
-	if code, ok := grpcwire.ResetCode(err); ok {
-		return &resetError{err: err, code: resetCode(code)}
+	if grpcwire.Unprocessed(err) {
+		return &resetError{err: err, code: refusedStream}
+	}
+	if _, reset := grpcwire.ResetCode(err); reset {
+		return &resetError{err: err, code: otherReset}
 	}
 	if s.Code() != codes.Unavailable {
 		return nil
 	}
-	if strings.Contains(text, drainingText) {
-		return &resetError{err: err, code: refusedStream}
-	}
 	for _, sign := range [...]string{
 		"error reading from server", "error reading server preface", "connection error", "closing transport",
-		"transport is closing", "connection is draining", "keepalive ping failed",
+		"keepalive ping failed",
 	} {
 		if strings.Contains(text, sign) {
 			return err
@@ -135,13 +132,6 @@ const (
 	refusedStream = 0x7
 	otherReset    = 0x2
 )
-
-func resetCode(name string) uint32 {
-	if name == "REFUSED_STREAM" {
-		return refusedStream
-	}
-	return otherReset
-}
 
 // resetError is the end of a stream that the server reset. The rest of the mesh knows such errors by their shape.
 type resetError struct {

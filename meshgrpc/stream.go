@@ -12,10 +12,12 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
@@ -218,8 +220,14 @@ func (s *stream) attempt(req *http.Request, mt *engine.Try) (*http.Response, err
 	header, _ := cs.Header()
 	f.try.mu.Lock()
 	f.over = true
-	trailer, err := f.trailer, f.doneErr
+	trailer, err, begun := f.trailer, f.doneErr, f.begun
 	f.try.mu.Unlock()
+	if header == nil && err == nil && begun && !grpcstatus.TrailersOnly(trailer) {
+		// To gRPC's Header, a stream that was cut before it was sent ended well. RecvMsg knows better, and has no message.
+		if err = cs.RecvMsg(new(emptypb.Empty)); err == io.EOF {
+			err = nil
+		}
+	}
 	if header != nil || err == nil {
 		f.answered, f.header = true, header
 		if header == nil {

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -43,9 +44,34 @@ const (
 	httpText  = "unexpected HTTP status code received from server: "
 )
 
+// What gRPC says of streams that a connection has not sent any more, or that GOAWAY says were not processed.
+const (
+	closingText  = "transport is closing"
+	drainingText = "the connection is draining"
+	goAwayText   = "the stream is rejected because server is draining the connection"
+)
+
 // ResetCode returns the name of the HTTP/2 error code that err's stream was reset with, and false if it was not reset.
 func ResetCode(err error) (code string, reset bool) {
 	return strings.CutPrefix(status.Convert(err).Message(), resetText)
+}
+
+// Unprocessed reports whether err is the end of a try that the server has not seen, or says that it has not processed: the
+// stream was refused, or its connection was closing or draining before the stream was sent. err must not be a status of the
+// server.
+func Unprocessed(err error) bool {
+	if code, reset := ResetCode(err); reset {
+		return code == "REFUSED_STREAM"
+	}
+	s := status.Convert(err)
+	if s.Code() != codes.Unavailable {
+		return false
+	}
+	switch s.Message() {
+	case closingText, drainingText, goAwayText:
+		return true
+	}
+	return false
 }
 
 // HTTPStatus returns the HTTP status of a response that was no gRPC response, as proxies give, and false if err is not of one.

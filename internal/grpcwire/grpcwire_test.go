@@ -50,3 +50,22 @@ func TestTexts(t *testing.T) {
 		}
 	}
 }
+
+func TestUnprocessed(t *testing.T) {
+	for text, want := range map[string]bool{
+		"transport is closing":       true,
+		"the connection is draining": true,
+		"the stream is rejected because server is draining the connection":       true,
+		"stream terminated by RST_STREAM with error code: REFUSED_STREAM":        true,
+		"stream terminated by RST_STREAM with error code: ENHANCE_YOUR_CALM":     false,
+		"error reading from server: EOF":                                         false,
+		"closing transport due to: connection error, received prior goaway: bye": false,
+	} {
+		if got := grpcwire.Unprocessed(status.Error(codes.Unavailable, text)); got != want {
+			t.Errorf("%q: %t, want %t", text, got, want)
+		}
+	}
+	if grpcwire.Unprocessed(status.Error(codes.Internal, "transport is closing")) || grpcwire.Unprocessed(nil) {
+		t.Error("a status of another code, or none, is taken for a stream that was not sent")
+	}
+}

@@ -97,11 +97,11 @@ func (o *outcome) kind() failure.Kind {
 		return failure.TryTimeout
 	}
 	s := status.Convert(o.err)
-	code, reset := grpcwire.ResetCode(o.err)
+	_, reset := grpcwire.ResetCode(o.err)
 	switch {
 	case s.Code() == codes.Unavailable && !o.begun:
 		return failure.Connect // no connection to be picked, or none that took the stream
-	case reset && o.begun && code == "REFUSED_STREAM":
+	case o.begun && grpcwire.Unprocessed(o.err):
 		return failure.RefusedStream
 	case reset && o.begun:
 		return failure.StreamReset

@@ -1,0 +1,139 @@
+package grpctest
+
+import (
+	"io"
+	"math/rand/v2"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/internal/grpcwire"
+)
+
+// ServeCut is [Serve] with a server that closes each of its connections after a few reads, wherever the streams on it are.
+func ServeCut(t testing.TB, s *Service) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const seed = 1
+	serve(t, &cutListener{Listener: listener, rand: rand.New(rand.NewPCG(seed, seed))}, s)
+	return listener.Addr().String()
+}
+
+type cutListener struct {
+	net.Listener
+	rand *rand.Rand // Accept is called by one goroutine
+}
+
+func (l *cutListener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	const preface, atMost = 5, 60
+	c := &cutConn{Conn: conn}
+	c.left.Store(preface + l.rand.Int64N(atMost))
+	return c, nil
+}
+
+type cutConn struct {
+	net.Conn
+	left atomic.Int64 // reads
+}
+
+func (c *cutConn) Read(p []byte) (int, error) {
+	if c.left.Add(-1) < 0 {
+		c.Close()
+	}
+	return c.Conn.Read(p)
+}
+
+// Ends is how streams ended.
+type Ends struct {
+	mu    sync.Mutex
+	codes map[codes.Code]int
+
+	// False counts the streams that ended well without the message that the server sends first.
+	False int
+
+	// Unprocessed counts the streams that failed without having been sent, which any retry policy may try again.
+	Unprocessed int
+}
+
+// Codes returns how many streams ended with each code.
+func (e *Ends) Codes() map[codes.Code]int { return e.codes }
+
+// Streams makes n streams over conn, several at a time, to a server that answers each message with one, and returns how they
+// ended.
+func Streams(t testing.TB, conn grpc.ClientConnInterface, n int) *Ends {
+	t.Helper()
+	client := NewClient(conn)
+	e := &Ends{codes: make(map[codes.Code]int)}
+	one := func() error {
+		stream, err := client.FullDuplexCall(t.Context())
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(&In{}); err != nil && err != io.EOF {
+			return err
+		}
+		if err := stream.CloseSend(); err != nil {
+			return err
+		}
+		for got := 0; ; got++ {
+			_, err := stream.Recv()
+			if err == nil {
+				continue
+			}
+			if err != io.EOF {
+				return err
+			}
+			if got == 0 {
+				e.mu.Lock()
+				e.False++
+				e.mu.Unlock()
+			}
+			return nil
+		}
+	}
+	workers := min(n, 16)
+	var running sync.WaitGroup
+	for range workers {
+		running.Go(func() {
+			for range n / workers {
+				err := one()
+				e.mu.Lock()
+				e.codes[status.Code(err)]++
+				if grpcwire.Unprocessed(err) {
+					e.Unprocessed++
+				}
+				e.mu.Unlock()
+			}
+		})
+	}
+	running.Wait()
+	return e
+}
+
+// EchoStream answers each message of a stream with one.
+func EchoStream(s BidiServer) error {
+	for {
+		in, err := s.Recv()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := s.Send(&Out{Payload: in.Payload}); err != nil {
+			return err
+		}
+	}
+}
