@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -252,7 +253,12 @@ func (c *compiler) failed() bool {
 
 // findings collects what the documents have been reported for, in the order of the sources.
 func (c *compiler) findings(sources []Source) Findings {
+	type rest struct {
+		count, line int
+		failed      bool
+	}
 	var findings Findings
+	var omitted map[string]rest // by file, the problems beyond what is kept
 	for _, d := range c.documents {
 		for _, p := range d.Problems {
 			f := Finding{
@@ -265,6 +271,21 @@ func (c *compiler) findings(sources []Source) Findings {
 			}
 			findings = append(findings, f)
 		}
+		if n := d.Omitted(); n > 0 {
+			if omitted == nil {
+				omitted = make(map[string]rest)
+			}
+			r := omitted[d.file]
+			omitted[d.file] = rest{count: r.count + n, line: max(r.line, d.Line), failed: r.failed || d.Failed()}
+		}
+	}
+	for _, file := range slices.Sorted(maps.Keys(omitted)) {
+		r := omitted[file]
+		f := Finding{File: file, Line: r.line, Severity: Warning, Message: fmt.Sprintf("and %d more findings in this file", r.count)}
+		if r.failed {
+			f.Severity = Error
+		}
+		findings = append(findings, f)
 	}
 	order := make(map[string]int, len(sources))
 	for i, source := range sources {

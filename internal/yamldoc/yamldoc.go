@@ -7,15 +7,9 @@
 package yamldoc
 
 import (
-	"bytes"
 	"fmt"
-	"io"
-	"runtime"
-	"sort"
 	"strconv"
 	"strings"
-	"sync"
-	"sync/atomic"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -24,11 +18,18 @@ import (
 const (
 	maxStream   = 64 << 20 // bytes of one stream
 	maxDocument = 1 << 20  // bytes of one document
-	maxDepth    = 64       // nested mappings and sequences
+	maxDepth    = 64       // nested mappings and sequences, and Lists in Lists
 	maxKey      = 1024     // bytes of a key
 	maxList     = 16_384   // elements of a list
 	maxAliased  = 10_000   // nodes of one document reached through aliases
 	maxProblems = 100      // problems reported of one document
+
+	maxDocuments      = 20_000  // of one stream, those in Lists too
+	maxAllDocuments   = 200_000 // of all streams
+	maxBroken         = 100     // documents of one stream that are reported one by one for not being YAML
+	maxStreamProblems = 1_000   // reported of one stream
+	maxAllProblems    = 10_000  // reported of all streams
+	maxSearch         = 4 << 20 // bytes parsed once more to find the places of mistakes
 )
 
 // Problem is a mistake in a document.
@@ -48,198 +49,20 @@ type Document struct {
 	// [Document.Warnf], in this order.
 	Problems []Problem
 
-	root   *yaml.Node // a mapping; nil if the syntax is broken
-	offset int        // lines of the stream before those the nodes count
-	failed bool       // a problem is not just a warning
-}
-
-// Parse splits streams into their documents and parses each by itself: a broken one does not hide the others. It returns
-// the documents of each stream; those without content are left out. It uses all processors.
-func Parse(streams ...[]byte) [][]*Document {
-	var chunks []chunk
-	for i, data := range streams {
-		chunks = split(chunks, i, data)
-	}
-	var next atomic.Int64
-	parse := func() {
-		for i := next.Add(1) - 1; i < int64(len(chunks)); i = next.Add(1) - 1 {
-			chunks[i].parse()
-		}
-	}
-	var helpers sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(chunks)/8) - 1 {
-		helpers.Go(parse)
-	}
-	parse()
-	helpers.Wait()
-
-	docs := make([][]*Document, len(streams))
-	for i := range chunks {
-		if c := &chunks[i]; c.doc != nil {
-			docs[c.stream] = append(docs[c.stream], c.doc)
-		}
-	}
-	return docs
-}
-
-// chunk is a part of a stream that may be a document.
-type chunk struct {
-	stream int
-	data   []byte
-	line   int
-	doc    *Document
-}
-
-func split(chunks []chunk, stream int, data []byte) []chunk {
-	refuse := func(format string, args ...any) []chunk {
-		return append(chunks, chunk{stream: stream, doc: broken(1, format, args...)})
-	}
-	if len(data) > maxStream {
-		return refuse("larger than %d MiB: split it into several files", maxStream>>20)
-	}
-	if bytes.HasPrefix(data, []byte{0xFE, 0xFF}) || bytes.HasPrefix(data, []byte{0xFF, 0xFE}) {
-		return refuse("UTF-16 text: save the file as UTF-8")
-	}
-	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
-	for line := 1; len(data) > 0; {
-		end, next, lines := cut(data)
-		chunks = append(chunks, chunk{stream: stream, data: data[:end], line: line})
-		data = data[next:]
-		line += lines
-	}
-	return chunks
-}
-
-// cut finds the end of the document that data begins with, where the next one begins, and how many lines lie between.
-// A line that starts with "---" or "..." is a boundary wherever it stands, in block scalars and quotes too (YAML 1.2,
-// section 9.1.2), so a search for it needs no parser.
-func cut(data []byte) (end, next, lines int) {
-	for pos := 0; pos < len(data); {
-		rest := data[pos:]
-		if lines > 0 && marker(rest, "---") {
-			return pos, pos, lines
-		}
-		width := bytes.IndexByte(rest, '\n') + 1
-		if width == 0 {
-			width = len(rest)
-		}
-		lines++
-		if marker(rest, "...") {
-			return pos, pos + width, lines
-		}
-		pos += width
-	}
-	return len(data), len(data), lines
-}
-
-func marker(line []byte, mark string) bool {
-	if !bytes.HasPrefix(line, []byte(mark)) {
-		return false
-	}
-	return len(line) == len(mark) || strings.IndexByte(" \t\r\n", line[len(mark)]) >= 0
-}
-
-// parse parses the chunk, unless there is nothing in it.
-func (c *chunk) parse() {
-	skip, empty := blank(c.data)
-	if c.doc != nil || empty {
-		return
-	}
-	line := c.line + skip // of the first content
-	if len(c.data) > maxDocument {
-		c.doc = broken(line, "larger than %d KiB: split it into several documents", maxDocument>>10)
-		return
-	}
-	var node, second yaml.Node
-	dec := yaml.NewDecoder(bytes.NewReader(c.data))
-	if err := dec.Decode(&node); err != nil {
-		at, message := syntaxError(err, c.data)
-		c.doc = broken(max(line, c.line-1+at), "not valid YAML: %s", message)
-		return
-	}
-	// YAML has line breaks that cut does not look for, such as a lone CR. What follows them must not get lost.
-	if err := dec.Decode(&second); err != io.EOF {
-		c.doc = broken(line, "a second document begins after an unusual line break: end lines with LF or CRLF")
-		return
-	}
-	if len(node.Content) > 0 && !null(node.Content[0]) {
-		c.doc = document(node.Content[0], c.line-1)
-	}
-}
-
-func document(root *yaml.Node, offset int) *Document {
-	d := &Document{Line: offset + root.Line, root: root, offset: offset}
-	if root.Kind != yaml.MappingNode {
-		d.Errorf("", "must be an object with apiVersion and kind, not %s", describe(root))
-		d.root = nil
-	}
-	return d
-}
-
-// blank counts the lines before the content of a document and says whether there is none.
-func blank(data []byte) (lines int, empty bool) {
-	for len(data) > 0 {
-		line, rest, _ := bytes.Cut(data, []byte("\n"))
-		trimmed := bytes.TrimSpace(line)
-		if len(trimmed) > 0 && trimmed[0] != '#' && string(trimmed) != "---" && !bytes.HasPrefix(line, []byte("%YAML")) {
-			return lines, false
-		}
-		lines++
-		data = rest
-	}
-	return 0, true
-}
-
-// syntaxError takes line and message out of an error of the YAML parser. The parser often names the line where the
-// broken object begins. For documents of a usual size, the line after the longest part that is valid by itself is closer.
-func syntaxError(err error, data []byte) (line int, message string) {
-	message = strings.TrimPrefix(err.Error(), "yaml: ")
-	if rest, ok := strings.CutPrefix(message, "line "); ok {
-		if number, text, ok := strings.Cut(rest, ": "); ok {
-			if n, err := strconv.Atoi(number); err == nil {
-				line, message = n, text
-			}
-		}
-	}
-	const usual = 16 << 10
-	if len(data) > usual {
-		return line, message
-	}
-	var ends []int // of the lines
-	for i, b := range data {
-		if b == '\n' {
-			ends = append(ends, i+1)
-		}
-	}
-	valid := func(lines int) bool {
-		var node yaml.Node
-		return lines == 0 || yaml.Unmarshal(data[:ends[lines-1]], &node) == nil
-	}
-	// A part may be broken only because it ends within brackets or quotes. So look a little further before a line is
-	// taken for the culprit, but not for ever.
-	good := 0
-	for range 8 {
-		good += sort.Search(len(ends)-good, func(n int) bool { return !valid(good + n + 1) })
-		next := good + 1
-		for next <= len(ends) && next <= good+8 && !valid(next) {
-			next++
-		}
-		if next > len(ends) || next > good+8 {
-			break
-		}
-		good = next
-	}
-	return max(line, good+1), message
-}
-
-func broken(line int, format string, args ...any) *Document {
-	d := &Document{Line: line}
-	d.report(line, "", false, format, args...)
-	return d
+	stream  *stream
+	root    *yaml.Node // a mapping; nil if the syntax is broken
+	offset  int        // lines of the stream before those the nodes count
+	depth   int        // Lists around the document
+	failed  bool       // a problem is not just a warning
+	omitted int
 }
 
 // Failed says that a problem of the document is an error and not just a warning.
 func (d *Document) Failed() bool { return d.failed }
+
+// Omitted returns how many problems of the document are not reported because there are too many in all the documents of
+// its stream, or of all streams.
+func (d *Document) Omitted() int { return d.omitted }
 
 // Errorf reports an error in the field at path, which need not exist: the closest field around it gives the line.
 func (d *Document) Errorf(path, format string, args ...any) {
@@ -253,7 +76,12 @@ func (d *Document) Warnf(path, format string, args ...any) {
 
 func (d *Document) report(line int, path string, warning bool, format string, args ...any) {
 	d.failed = d.failed || !warning
-	switch n := len(d.Problems); {
+	n := len(d.Problems)
+	if n <= maxProblems && !d.stream.admits() {
+		d.omitted++
+		return
+	}
+	switch {
 	case n < maxProblems:
 		d.Problems = append(d.Problems, Problem{line, path, warning, fmt.Sprintf(format, args...)})
 	case n == maxProblems:
@@ -324,8 +152,18 @@ func (d *Document) Items(key string) (items []*Document, ok bool) {
 	if list == nil || target(list).Kind != yaml.SequenceNode {
 		return nil, false
 	}
+	if d.depth >= maxDepth {
+		d.Errorf(key, "Lists are nested more than %d levels deep", maxDepth)
+		return nil, true
+	}
 	for _, node := range target(list).Content {
-		items = append(items, document(node, d.offset))
+		if message := d.stream.documented(); message != "" {
+			d.Errorf(key, "%s", message)
+			break
+		}
+		item := d.stream.document(target(node), d.offset)
+		item.depth = d.depth + 1
+		items = append(items, item)
 	}
 	return items, true
 }

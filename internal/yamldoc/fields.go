@@ -1,0 +1,123 @@
+package yamldoc
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+)
+
+// structOf returns what the tags of a struct type say.
+func (dec *Decoder) structOf(t reflect.Type) *structType {
+	if st := dec.types[t]; st != nil {
+		return st
+	}
+	if dec.types == nil {
+		dec.types = make(map[reflect.Type]*structType)
+	}
+	st := &structType{byName: make(map[string]int)}
+	for i := range t.NumField() {
+		sf := t.Field(i)
+		tag := sf.Tag.Get("yaml")
+		if tag == "" {
+			continue
+		}
+		options := strings.Split(tag, ",")
+		f := field{name: options[0], index: i, state: Enforced, oneof: sf.Tag.Get("oneof")}
+		f.required = slices.Contains(options, "required")
+		f.nullable = slices.Contains(options, "nullable")
+		f.single = slices.Contains(options, "single")
+		if state, reason, ok := strings.Cut(sf.Tag.Get("mesh"), ": "); ok {
+			f.state, f.reason = State(state), reason
+		}
+		if enum := sf.Tag.Get("enum"); enum != "" {
+			f.enum = strings.Split(enum, ",")
+		}
+		st.must = st.must || f.required
+		st.groups = st.groups || f.oneof != ""
+		st.byName[f.name] = len(st.fields)
+		st.fields = append(st.fields, f)
+	}
+	dec.types[t] = st
+	return st
+}
+
+// Field describes a field of a document, for lists of what is supported.
+type Field struct {
+	Path   string // "spec.http[].timeout"; maps as "spec.http[].match[].headers{}"
+	State  State
+	Reason string // empty if State is Enforced
+}
+
+// Fields lists the fields of a struct type, in the order of its declaration, and those inside of them. Where a type
+// contains itself, it is not listed again inside of itself.
+func Fields(t reflect.Type) []Field {
+	return new(Decoder).fields(nil, "", t, nil)
+}
+
+func (dec *Decoder) fields(list []Field, path string, t reflect.Type, within []reflect.Type) []Field {
+	switch {
+	case t.Kind() == reflect.Pointer:
+		return dec.fields(list, path, t.Elem(), within)
+	case t.Kind() == reflect.Slice && t != bytesType:
+		return dec.fields(list, path+"[]", t.Elem(), within)
+	case t.Kind() == reflect.Map:
+		return dec.fields(list, path+"{}", t.Elem(), within)
+	case slices.Contains(within, t), t.Kind() != reflect.Struct || t == durationType || t == quantityType || t == anyType:
+		return list
+	}
+	for _, f := range dec.structOf(t).fields {
+		at := strings.TrimPrefix(path+"."+f.name, ".")
+		list = append(list, Field{Path: at, State: f.state, Reason: f.reason})
+		list = dec.fields(list, at, t.Field(f.index).Type, append(within, t))
+	}
+	return list
+}
+
+// closest returns the field that a misspelt name was probably meant to be, or "".
+func (st *structType) closest(name string) string {
+	names := make([]string, len(st.fields))
+	for i := range st.fields {
+		names[i] = st.fields[i].name
+	}
+	return Closest(name, names)
+}
+
+// Closest returns the name that differs least, if that is little. Case and separators do not count.
+func Closest(name string, names []string) string {
+	if len(name) > 64 {
+		return ""
+	}
+	folded := fold(name)
+	best, least := "", 1+len(folded)/4
+	for _, candidate := range names {
+		if d := distance(folded, fold(candidate)); d < least || d == least && best == "" {
+			best, least = candidate, d
+		}
+	}
+	return best
+}
+
+func fold(s string) string {
+	return strings.ToLower(strings.NewReplacer("_", "", "-", "").Replace(s))
+}
+
+// distance counts the letters to insert, delete or replace to turn a into b (Levenshtein).
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, diagonal+1)
+		}
+	}
+	return row[len(b)]
+}

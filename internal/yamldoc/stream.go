@@ -1,0 +1,346 @@
+package yamldoc
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"sort"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+)
+
+// Parse splits streams into their documents and parses each by itself: a broken one does not hide the others. It returns
+// the documents of each stream; those without content are left out. It uses all processors.
+func Parse(streams ...[]byte) [][]*Document {
+	all := &run{search: maxSearch}
+	var chunks []chunk
+	for i, data := range streams {
+		chunks = all.split(chunks, &stream{run: all, index: i}, data)
+	}
+	var next atomic.Int64
+	parse := func() {
+		for i := next.Add(1) - 1; i < int64(len(chunks)); i = next.Add(1) - 1 {
+			chunks[i].parse()
+		}
+	}
+	var helpers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(chunks)/8) - 1 {
+		helpers.Go(parse)
+	}
+	parse()
+	helpers.Wait()
+
+	docs := make([][]*Document, len(streams))
+	for i := range chunks {
+		c := &chunks[i]
+		switch {
+		case c.err != nil:
+			c.broken()
+		case c.root != nil:
+			c.doc = c.document(c.root, c.line-1)
+		}
+		if c.doc != nil {
+			docs[c.stream.index] = append(docs[c.stream.index], c.doc)
+		}
+	}
+	return docs
+}
+
+// run is one run of Parse: what its streams have used of the bounds that they share.
+type run struct {
+	documents int
+	problems  int
+	search    int // bytes that may still be parsed to find the places of mistakes
+}
+
+// stream is one of the streams of a run.
+type stream struct {
+	*run
+	index     int
+	documents int
+	problems  int
+	broken    int       // documents that are not valid YAML
+	rest      *Document // stands for those beyond the bound
+}
+
+// admits counts a problem and reports whether it may be kept.
+func (s *stream) admits() bool {
+	if s.problems >= maxStreamProblems || s.run.problems >= maxAllProblems {
+		return false
+	}
+	s.problems++
+	s.run.problems++
+	return true
+}
+
+// documented counts a document and returns what is wrong if it is one too many.
+func (s *stream) documented() string {
+	s.documents++
+	s.run.documents++
+	switch {
+	case s.documents > maxDocuments:
+		return fmt.Sprintf("more than %d documents: split it into several files", maxDocuments)
+	case s.run.documents > maxAllDocuments:
+		return fmt.Sprintf("more than %d documents together with the files before it", maxAllDocuments)
+	}
+	return ""
+}
+
+// chunk is a part of a stream that may be a document.
+type chunk struct {
+	*stream
+	data []byte
+	line int // in the stream
+	skip int // lines before the first content
+	root *yaml.Node
+	err  error // why it could not be parsed
+	doc  *Document
+}
+
+func (r *run) split(chunks []chunk, s *stream, data []byte) []chunk {
+	before := len(chunks)
+	refuse := func(format string, args ...any) []chunk {
+		return append(chunks[:before], chunk{stream: s, doc: s.report(1, format, args...)})
+	}
+	if len(data) > maxStream {
+		return refuse("larger than %d MiB: split it into several files", maxStream>>20)
+	}
+	if bytes.HasPrefix(data, []byte{0xFE, 0xFF}) || bytes.HasPrefix(data, []byte{0xFF, 0xFE}) {
+		return refuse("UTF-16 text: save the file as UTF-8")
+	}
+	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
+	for line := 1; len(data) > 0; {
+		end, next, lines := cut(data)
+		if skip, empty := blank(data[:end]); !empty {
+			if message := s.documented(); message != "" {
+				return refuse("%s", message)
+			}
+			chunks = append(chunks, chunk{stream: s, data: data[:end], line: line, skip: skip})
+		}
+		line += lines
+		if data = data[end:]; next > end {
+			data = data[next-end:]
+			if text, _, _ := bytes.Cut(data, []byte("\n")); !bare(text) {
+				if message := s.documented(); message != "" {
+					return refuse("%s", message)
+				}
+				chunks = append(chunks, chunk{stream: s, doc: s.report(line,
+					`text after "...": begin the document on a line of its own, after "---"`)})
+				data = data[len(text):]
+			}
+		}
+	}
+	return chunks
+}
+
+const endMark = "..."
+
+// cut finds the end of the document that data begins with, where the next one begins, and how many lines lie before the
+// latter. Only an end mark lies between them. A line that starts with "---" or "..." is a boundary wherever it stands, in
+// block scalars and quotes too (YAML 1.2, section 9.1.2), so a search for it needs no parser.
+func cut(data []byte) (end, next, lines int) {
+	for pos := 0; pos < len(data); {
+		rest := data[pos:]
+		if lines > 0 && marker(rest, "---") {
+			return pos, pos, lines
+		}
+		if marker(rest, endMark) {
+			return pos, pos + len(endMark), lines
+		}
+		width := bytes.IndexByte(rest, '\n') + 1
+		if width == 0 {
+			width = len(rest)
+		}
+		lines++
+		pos += width
+	}
+	return len(data), len(data), lines
+}
+
+func marker(line []byte, mark string) bool {
+	if !bytes.HasPrefix(line, []byte(mark)) {
+		return false
+	}
+	return len(line) == len(mark) || strings.IndexByte(" \t\r\n", line[len(mark)]) >= 0
+}
+
+// bare says that the first line of text has no content.
+func bare(text []byte) bool {
+	line, _ := cutLine(text)
+	line = bytes.TrimLeft(line, " \t")
+	return len(line) == 0 || line[0] == '#'
+}
+
+// cutLine cuts text at its first line break. Those of YAML 1.1, which the parser knows, are more than LF and CRLF.
+func cutLine(text []byte) (line, rest []byte) {
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '\n':
+			return text[:i], text[i+1:]
+		case c == '\r':
+			return text[:i], bytes.TrimPrefix(text[i+1:], []byte("\n"))
+		case c == 0xC2 && bytes.HasPrefix(text[i:], []byte("\u0085")):
+			return text[:i], text[i+2:]
+		case c == 0xE2 && (bytes.HasPrefix(text[i:], []byte("\u2028")) || bytes.HasPrefix(text[i:], []byte("\u2029"))):
+			return text[:i], text[i+3:]
+		}
+	}
+	return text, nil
+}
+
+// blank counts the lines before the content of a document and says whether there is none for certain: only comments,
+// markers, directives and what the parser takes for nothing either.
+func blank(data []byte) (lines int, empty bool) {
+	begun := false // directives are over
+	for rest := data; len(rest) > 0; lines++ {
+		var line []byte
+		line, rest = cutLine(rest)
+		if marker(line, "---") {
+			line, begun = line[len("---"):], true
+		} else if marker(line, "%YAML") && !begun {
+			line = nil
+		}
+		if line = bytes.TrimLeft(line, " \t"); len(line) > 0 && (line[0] != '#' || !text(line)) {
+			return lines, false
+		}
+	}
+	return 0, true
+}
+
+// text says that the parser takes line for text.
+func text(line []byte) bool {
+	for _, c := range line {
+		if c < ' ' && c != '\t' || c == 0x7F {
+			return false
+		}
+	}
+	return utf8.Valid(line)
+}
+
+// parse parses the chunk. It may run beside that of other chunks.
+func (c *chunk) parse() {
+	if c.doc != nil {
+		return
+	}
+	if len(c.data) > maxDocument {
+		c.err = fmt.Errorf("larger than %d KiB: split it into several documents", maxDocument>>10)
+		return
+	}
+	var node, second yaml.Node
+	dec := yaml.NewDecoder(bytes.NewReader(c.data))
+	if err := dec.Decode(&node); err != nil {
+		if err != io.EOF {
+			c.err = &notYAML{err}
+		}
+		return
+	}
+	// YAML has line breaks that cut does not look for, such as a lone CR. What follows them must not get lost.
+	if err := dec.Decode(&second); err != io.EOF {
+		c.err = errSecond
+		return
+	}
+	if len(node.Content) > 0 && !null(node.Content[0]) {
+		c.root = node.Content[0]
+	}
+}
+
+var errSecond = errors.New("a second document begins after an unusual line break: end lines with LF or CRLF")
+
+// notYAML is an error of the YAML parser.
+type notYAML struct{ error }
+
+// broken reports why the chunk could not be parsed. Of very many chunks in a stream, only the first are told one by one.
+func (c *chunk) broken() {
+	line := c.line + c.skip
+	if c.stream.broken++; c.stream.broken > maxBroken {
+		if c.rest == nil {
+			c.rest = c.report(line, "")
+			c.doc = c.rest
+		}
+		if problems := c.rest.Problems; len(problems) > 0 {
+			problems[0].Message = fmt.Sprintf("%d more documents are not valid YAML, from this line on", c.stream.broken-maxBroken)
+		}
+		return
+	}
+	if err, ok := c.err.(*notYAML); ok {
+		at, message := c.syntaxError(err.error)
+		c.doc = c.report(max(line, c.line-1+at), "not valid YAML: %s", message)
+		return
+	}
+	c.doc = c.report(line, "%s", c.err)
+}
+
+// syntaxError takes line and message out of an error of the YAML parser. The parser often names the line where the
+// broken object begins. For documents of a usual size, the line after the longest part that is valid by itself is closer.
+func (c *chunk) syntaxError(err error) (line int, message string) {
+	message = strings.TrimPrefix(err.Error(), "yaml: ")
+	if rest, ok := strings.CutPrefix(message, "line "); ok {
+		if number, text, ok := strings.Cut(rest, ": "); ok {
+			if n, err := strconv.Atoi(number); err == nil {
+				line, message = n, text
+			}
+		}
+	}
+	const usual = 16 << 10
+	if len(c.data) > usual {
+		return line, message
+	}
+	var ends []int // of the lines
+	for i, b := range c.data {
+		if b == '\n' {
+			ends = append(ends, i+1)
+		}
+	}
+	valid := func(lines int) bool {
+		if lines == 0 {
+			return true
+		}
+		part := c.data[:ends[lines-1]]
+		if c.search -= len(part); c.search < 0 {
+			return false
+		}
+		var node yaml.Node
+		return yaml.Unmarshal(part, &node) == nil
+	}
+	// A part may be broken only because it ends within brackets or quotes. So look a little further before a line is
+	// taken for the culprit, but not for ever.
+	good := 0
+	for range 8 {
+		good += sort.Search(len(ends)-good, func(n int) bool { return !valid(good + n + 1) })
+		next := good + 1
+		for next <= len(ends) && next <= good+8 && !valid(next) {
+			next++
+		}
+		if next > len(ends) || next > good+8 {
+			break
+		}
+		good = next
+	}
+	if c.search < 0 {
+		return line, message // the search is not at its end
+	}
+	return max(line, good+1), message
+}
+
+// report returns a document that is not read further.
+func (s *stream) report(line int, format string, args ...any) *Document {
+	d := &Document{Line: line, stream: s}
+	d.report(line, "", false, format, args...)
+	return d
+}
+
+func (s *stream) document(root *yaml.Node, offset int) *Document {
+	d := &Document{Line: offset + root.Line, stream: s, root: root, offset: offset}
+	if root.Kind != yaml.MappingNode {
+		d.Errorf("", "must be an object with apiVersion and kind, not %s", describe(root))
+		d.root = nil
+	}
+	return d
+}
