@@ -8,7 +8,6 @@ import (
 	"iter"
 	"time"
 
-	"github.com/nosidecar/mesh/policy/istio"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -55,7 +54,7 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 
 // trustDomain returns the trust domain that documents are compiled for.
 func (m *Mesh) trustDomain() string {
-	return cmp.Or(m.workload.TrustDomain, istio.LocalTrustDomain)
+	return cmp.Or(m.workload.TrustDomain, "cluster.local") // as policy.Workload has it
 }
 
 // checkTrustDomain returns an error if the identity is not of the trust domain that documents are compiled for: their

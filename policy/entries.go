@@ -8,7 +8,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/yamldoc"
-	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
 // Resolution says how the addresses of an [Entry] become endpoints.

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
 // hostMap finds values by host. Hosts may begin with a wildcard; the most specific one counts.

@@ -8,9 +8,9 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
-	"github.com/nosidecar/mesh/policy/istio"
-	"github.com/nosidecar/mesh/policy/linkerd"
-	"github.com/nosidecar/mesh/policy/smi"
+	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/internal/linkerd"
+	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
 // state says what becomes of a kind of document.

@@ -6,7 +6,7 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/tlsid"
 )
 

@@ -6,9 +6,9 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/nosidecar/mesh/internal/conjunction"
 	"github.com/nosidecar/mesh/internal/yamldoc"
-	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/internal/conjunction"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/route"
 )
 

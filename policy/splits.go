@@ -6,10 +6,10 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
-	"github.com/nosidecar/mesh/policy/istio"
-	"github.com/nosidecar/mesh/policy/linkerd"
+	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/internal/linkerd"
+	"github.com/nosidecar/mesh/policy/internal/smi"
 	"github.com/nosidecar/mesh/policy/route"
-	"github.com/nosidecar/mesh/policy/smi"
 )
 
 // split says how the requests to a service are divided.

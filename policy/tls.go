@@ -5,7 +5,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
 // TLS says how the connections to a target are secured. Its zero value leaves that to what is known of the endpoints.

@@ -43,7 +43,7 @@ var (
 	grpcs    = list(shared, grpc, protobuf, genproto, xnet, xtext, xsys)
 	layers   = list(shared, "/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault",
 		gobreaker, xrate, xxhash, "/internal/endpointpool")
-	plan = list(append(layers, identity...), "/tlsid", "/internal/asserted", "/policy/authz", "/policy/route", "/policy/istio", "/policy/linkerd", "/policy/smi", "/internal/conjunction",
+	plan = list(append(layers, identity...), "/tlsid", "/internal/asserted", "/policy/authz", "/policy/route", "/policy/internal/istio", "/policy/internal/linkerd", "/policy/internal/smi", "/policy/internal/conjunction",
 		"/internal/yamldoc", yaml)
 
 	allowed = map[string][]string{
@@ -67,7 +67,7 @@ var (
 		"/policy/fault": list(shared),
 		"/policy/route": list(limits, "/retry", "/timeout", "/policy/fault"),
 
-		"/internal/conjunction": list(layers, "/policy/route"),
+		"/policy/internal/conjunction": list(layers, "/policy/route"),
 
 		"/tlsid":        identity,
 		"/tlsid/spiffe": list(grpcs, "/tlsid", spiffe, jose),
@@ -76,7 +76,7 @@ var (
 		"/internal/grpcstatus":  grpcs,
 		"/internal/grpcwire":    grpcs,
 		"/internal/grpcconns":   list(grpcs, "/internal/grpcstatus"),
-		"/internal/grpctest":    grpcs,
+		"/internal/grpctest":    list(grpcs, "/internal/grpcwire"), // servers that cut connections read frames
 		"/internal/workloadapi": list(grpcs, "/tlsid", spiffe, jose),
 
 		"/retry/retrygrpc":        list(grpcs, "/retry", "/internal/grpcstatus", "/internal/grpcwire"),
@@ -86,17 +86,17 @@ var (
 		"/breaker/breakergrpc":    list(grpcs, "/breaker", gobreaker, "/internal/grpcstatus"),
 		"/balancer/balancergrpc":  list(layers, append(grpcs, "/internal/grpcstatus", "/internal/grpcconns")...),
 
-		"/policy/istio":    list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
-		"/policy/linkerd":  list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
-		"/policy/smi":      list(layers, "/policy/route", "/internal/yamldoc", "/internal/conjunction", yaml),
-		"/policy":          plan,
-		"/policy/file":     list(plan, "/policy", fsnotify, xsys),
-		"/internal/engine": list(plan, "/policy"),
-		"":                 list(plan, "/policy", "/internal/engine"),
-		"/cmd/mesh":        list(plan, "/policy"),
+		"/policy/internal/istio":   list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
+		"/policy/internal/linkerd": list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
+		"/policy/internal/smi":     list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
+		"/policy":                  plan,
+		"/policy/file":             list(plan, "/policy", fsnotify, xsys),
+		"/internal/engine":         list(plan, "/policy"),
+		"":                         list(plan, "/policy", "/internal/engine"),
+		"/cmd/mesh":                list(plan, "/policy"),
 		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/engine", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcconns",
 			"/retry/retrygrpc", "/balancer/balancergrpc", "/breaker/breakergrpc")...),
-		"/docs": nil, // documents.md, and the test that generates it
+		"/policy/internal": nil, // the test that generates docs/documents.md
 	}
 )
 

@@ -17,6 +17,8 @@
 // rule matches only if it does under every one of them, negations included; a Deny or Audit rule if it does under
 // any. A header that is repeated has readings, too: its values joined by commas, and each value alone. A path that
 // cannot be read at all is answered with 400.
+//
+// This is a layer: it works alone and imports no documents. It is below policy because documents configure it.
 package authz
 
 import (

@@ -3,6 +3,8 @@
 // Faults mean what they mean in a VirtualService: the delay comes first, then the abort, each sampled by itself, so that
 // a call may meet both. They come once per call, outside retries and timeouts of tries, and say nothing of the health
 // of an endpoint.
+//
+// This is a layer: it works alone and imports no documents. It is below policy because documents configure it.
 package fault
 
 import (

@@ -5,6 +5,8 @@
 // calls, its [Conns] the connections to each endpoint. [Rate] is a token bucket. Both only decide; [Transport] and
 // [RateTransport] apply them to an http.Client, and [OverflowResponse] and [RateLimitedResponse] are the answers Envoy
 // gives to a call that is refused.
+//
+// This is a layer: it works alone and imports no documents. It is below policy because documents configure it.
 package limit
 
 import "github.com/nosidecar/mesh/internal/refusal"

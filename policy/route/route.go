@@ -3,6 +3,8 @@
 //
 // The types below are plain data. [NewTable] checks and compiles them once; [Table.Match] then decides without
 // allocating. [Transport] applies a table by itself, without documents.
+//
+// This is a layer: it works alone and imports no documents. It is below policy because documents configure it.
 package route
 
 import (

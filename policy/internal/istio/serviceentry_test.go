@@ -7,7 +7,7 @@ import (
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/yamldoc"
-	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
 func serviceEntry(t *testing.T, spec string) *istio.ServiceEntry {

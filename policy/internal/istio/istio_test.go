@@ -8,7 +8,7 @@ import (
 	"testing"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
-	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
 // TestFields compares the fields that are declared with those of the custom resource definitions of istio.io/api

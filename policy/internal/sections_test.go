@@ -1,11 +1,11 @@
-package docs
+package internal
 
 import (
 	"reflect"
 
-	"github.com/nosidecar/mesh/policy/istio"
-	"github.com/nosidecar/mesh/policy/linkerd"
-	"github.com/nosidecar/mesh/policy/smi"
+	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/internal/linkerd"
+	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
 // Where the parts that are probed go.

@@ -6,7 +6,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/nosidecar/mesh/internal/conjunction"
+	"github.com/nosidecar/mesh/policy/internal/conjunction"
 	"github.com/nosidecar/mesh/policy/route"
 )
 

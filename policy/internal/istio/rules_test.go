@@ -7,7 +7,7 @@ import (
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/yamldoc"
-	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
 // rule is one rule of Istio's webhook or of its Kubernetes schema, under the name of what it is about. want is the

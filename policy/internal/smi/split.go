@@ -4,7 +4,7 @@ import (
 	"maps"
 	"slices"
 
-	"github.com/nosidecar/mesh/internal/conjunction"
+	"github.com/nosidecar/mesh/policy/internal/conjunction"
 	"github.com/nosidecar/mesh/policy/route"
 )
 

@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
-	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/route"
 )
 

@@ -1,5 +1,5 @@
 // A comparison with istio.io/api. It has a go.mod of its own so that users of the library do not inherit that module.
-module github.com/nosidecar/mesh/internal/oracle
+module github.com/nosidecar/mesh/policy/internal/oracle
 
 go 1.26.0
 
@@ -19,4 +19,4 @@ require (
 	google.golang.org/genproto/googleapis/api v0.0.0-20251213004720-97cd9d5aeac2 // indirect
 )
 
-replace github.com/nosidecar/mesh => ../..
+replace github.com/nosidecar/mesh => ../../..

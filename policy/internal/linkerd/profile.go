@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/conjunction"
+	"github.com/nosidecar/mesh/policy/internal/conjunction"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )

@@ -14,7 +14,7 @@ import (
 	security "istio.io/api/security/v1beta1"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
-	"github.com/nosidecar/mesh/policy/istio"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
 // kinds pairs our document of each kind with the message that is its spec.

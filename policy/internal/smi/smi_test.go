@@ -5,8 +5,8 @@ import (
 	"testing"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/smi"
 	"github.com/nosidecar/mesh/policy/route"
-	"github.com/nosidecar/mesh/policy/smi"
 )
 
 func TestWeights(t *testing.T) {
