@@ -1,6 +1,8 @@
 package policy_test
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -263,16 +265,9 @@ func TestReadDir(t *testing.T) {
 	if one, err := policy.ReadDir(filepath.Join(dir, "c.txt")); err != nil || len(one) != 1 || string(one[0].Data) != "c" {
 		t.Errorf("ReadDir of a file = %v, %v", one, err)
 	}
-	if _, err := policy.ReadDir(filepath.Join(dir, "none")); !os.IsNotExist(unwrap(err)) {
+	if _, err := policy.ReadDir(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("ReadDir of nothing: %v", err)
 	}
-}
-
-func unwrap(err error) error {
-	if u, ok := err.(interface{ Unwrap() error }); ok {
-		return u.Unwrap()
-	}
-	return err
 }
 
 // FuzzCompile feeds documents of all kinds. Whatever comes in, the answer is a plan whose clusters the layers accept, or

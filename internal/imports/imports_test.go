@@ -44,7 +44,7 @@ var (
 	layers   = list(shared, "/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault",
 		gobreaker, xrate, xxhash, "/internal/endpointpool")
 	plan = list(append(layers, identity...), "/tlsid", "/internal/asserted", "/policy/authz", "/policy/route", "/policy/internal/istio", "/policy/internal/linkerd", "/policy/internal/smi", "/policy/internal/conjunction",
-		"/internal/yamldoc", yaml)
+		"/policy/internal/folder", "/internal/yamldoc", yaml)
 
 	allowed = map[string][]string{
 		"/internal/body":         nil,
@@ -89,6 +89,7 @@ var (
 		"/policy/internal/istio":   list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
 		"/policy/internal/linkerd": list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
 		"/policy/internal/smi":     list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
+		"/policy/internal/folder":  nil,
 		"/policy":                  plan,
 		"/policy/file":             list(plan, "/policy", fsnotify, xsys),
 		"/internal/engine":         list(plan, "/policy"),

@@ -1,8 +1,8 @@
 // Package file watches folders and files of policy documents and yields their content whenever it changes.
 //
-// Which files count is what [policy.ReadDir] says: of a folder and the folders in it those whose names end in .yaml or
-// .yml, hidden ones left out. A mounted ConfigMap or Secret, in the folder or deeper, is read through its ..data link as
-// one set: never some files of one version and some of another.
+// Which files count is what [policy.ReadDir] says, which reads them the same way: of a folder and the folders in it those
+// whose names end in .yaml or .yml, hidden ones left out. A mounted ConfigMap or Secret, in the folder or deeper, is read
+// through its ..data link as one set: never some files of one version and some of another.
 //
 // The kernel's notifications (fsnotify) tell of changes at once. Network file systems send none, and the folders they
 // are asked of can be too many, so the watcher also looks by itself now and then.
@@ -10,23 +10,24 @@ package file
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
-	"path/filepath"
 	"slices"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/internal/folder"
 )
 
 const (
 	defaultDebounce = 100 * time.Millisecond
 	defaultPoll     = 30 * time.Second
-	defaultMaxFiles = 10_000
-	defaultMaxBytes = 64 << 20
 
 	// patience is how many times Debounce a change waits for the writing to stop.
 	patience = 10
@@ -102,7 +103,7 @@ func (w *Watcher) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 
 // session is one run of Watch.
 type session struct {
-	reader
+	folder.Reader
 	notifier
 	debounce, poll time.Duration
 }
@@ -114,27 +115,21 @@ func (w *Watcher) begin() (*session, error) {
 	case w.Debounce < 0 || w.Poll < 0 || w.MaxFiles < 0 || w.MaxBytes < 0:
 		return nil, errors.New("file: Debounce, Poll, MaxFiles and MaxBytes must not be negative")
 	}
+	reader, err := folder.NewReader(w.Paths...)
+	if err != nil {
+		return nil, fmt.Errorf("file: Paths: %w", err)
+	}
+	reader.MaxFiles = orDefault(w.MaxFiles, folder.DefaultMaxFiles)
+	reader.MaxBytes = orDefault(w.MaxBytes, folder.DefaultMaxBytes)
+	reader.FilesRemedy, reader.BytesRemedy = ", or raise MaxFiles", ", or raise MaxBytes"
 	s := &session{
+		Reader:   *reader,
+		notifier: notifier{open: w.notify},
 		debounce: orDefault(w.Debounce, defaultDebounce),
 		poll:     orDefault(w.Poll, defaultPoll),
-		reader: reader{
-			maxFiles: orDefault(w.MaxFiles, defaultMaxFiles),
-			maxBytes: orDefault(w.MaxBytes, defaultMaxBytes),
-		},
-		notifier: notifier{open: w.notify},
 	}
 	if s.open == nil {
 		s.open = fsnotify.NewWatcher
-	}
-	for _, path := range w.Paths {
-		if path == "" {
-			return nil, errors.New("file: an empty path in Paths")
-		}
-		abs, err := filepath.Abs(path)
-		if err != nil {
-			return nil, fmt.Errorf("file: %s: %w", path, err)
-		}
-		s.roots = append(s.roots, place{name: path, path: abs})
 	}
 	return s, nil
 }
@@ -225,37 +220,59 @@ func (s *session) calm(ctx context.Context, now state) state {
 	}
 }
 
-// attempts is how often a look begins anew because folders or links moved meanwhile.
-const attempts = 20
-
-var errMoving = errors.New("its folders and links are replaced faster than they can be read; " +
-	"it is read once they stay for a moment")
-
 // look reads the documents as they are now. Whatever changes later, the notifier tells of.
 func (s *session) look() state {
 	for try := 1; ; try++ {
-		before, err := s.locate()
+		before, err := s.Locate()
 		// Follow first and read then: a change is either read or told of.
-		fresh := s.follow(before.interests)
+		fresh := s.follow(before.Interests)
 		if err == nil {
-			var sources []policy.Source
-			if sources, err = s.read(before); err == nil {
-				after, moved := s.locate()
+			var files []folder.File
+			if files, err = s.Read(before); err == nil {
+				after, moved := s.Locate()
 				switch {
 				case moved != nil:
 					err = moved
-				case after.same(before):
-					return good(sources)
-				case try == attempts:
-					return bad(fmt.Errorf("file: %s: %w", s.roots[0].name, errMoving))
+				case after.Same(before):
+					return good(files)
+				case try == folder.Attempts:
+					return bad(fmt.Errorf("%s: %w", s.Roots[0].Name, folder.ErrMoving))
 				default:
 					continue
 				}
 			}
 		}
 		// What is missing may be about to be renamed into place, and may have been before it was followed.
-		if try == attempts || !fresh && (try >= 5 || !missing(err)) {
+		if try == folder.Attempts || !fresh && (try >= 5 || !folder.Missing(err)) {
 			return bad(err)
 		}
 	}
+}
+
+// state is the outcome of one look: documents, or why there are none.
+type state struct {
+	sources []policy.Source
+	err     error
+	mark    string // equal for equal outcomes, never empty
+}
+
+func good(files []folder.File) state {
+	hash := sha256.New()
+	var size []byte
+	sources := make([]policy.Source, 0, len(files))
+	for _, source := range files {
+		// The lengths keep one name or file from passing for a piece of another.
+		size = binary.BigEndian.AppendUint64(size[:0], uint64(len(source.Name)))
+		size = binary.BigEndian.AppendUint64(size, uint64(len(source.Data)))
+		hash.Write(size)
+		io.WriteString(hash, source.Name)
+		hash.Write(source.Data)
+		sources = append(sources, policy.Source(source))
+	}
+	return state{sources: sources, mark: string(hash.Sum(nil))}
+}
+
+func bad(err error) state {
+	err = fmt.Errorf("file: %w", err)
+	return state{err: err, mark: err.Error()}
 }

@@ -1,8 +1,10 @@
 package file_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"math/rand/v2"
@@ -272,46 +274,131 @@ func TestWatchIgnores(t *testing.T) {
 	}
 }
 
-// What is read must be what policy.ReadDir reads, in its order, under its names.
+// What is read must be what policy.ReadDir reads, in its order, under its names, and so must be what cannot be read.
 func TestWatchReadsWhatReadDirReads(t *testing.T) {
-	t.Chdir(t.TempDir())
-	write(t, "mesh.d/b.yaml", "b")
-	write(t, "mesh.d/b/x.yml", "b/x")
-	write(t, "mesh.d/b-c/x.yaml", "b-c/x")
-	write(t, "mesh.d/a.YAML", "upper case")
-	write(t, "mesh.d/README.md", "text")
-	write(t, "mesh.d/.hidden.yaml", "hidden")
-	write(t, "mesh.d/.git/c.yaml", "hidden")
-	write(t, "mesh.d/d.yaml/e.yaml", "folder named like a file")
-	write(t, "elsewhere/file", "linked")
-	write(t, "elsewhere/dir/x.yaml", "in a linked folder")
-	link(t, "../elsewhere/file", "mesh.d/link.yaml")
-	link(t, "../elsewhere/dir", "mesh.d/linked")
-	link(t, "../elsewhere/dir", "mesh.d/linked.yaml")
-	write(t, "single", "any name")
-	mount(t, "volume", "..1", files{"z.yaml": "z", "y.yaml": "y"})
-	link(t, "mesh.d", "linked.d")
+	big := strings.Repeat("x", 33<<20)
+	for _, test := range []struct {
+		name  string
+		setup func(t *testing.T)
+		paths []string // nil means mesh.d
+		want  string   // of the names, or in the error
+	}{
+		{"names", func(t *testing.T) {
+			write(t, "mesh.d/b.yaml", "b")
+			write(t, "mesh.d/b/x.yml", "b/x")
+			write(t, "mesh.d/b-c/x.yaml", "b-c/x")
+			write(t, "mesh.d/a.YAML", "upper case")
+			write(t, "mesh.d/README.md", "text")
+			write(t, "mesh.d/.hidden.yaml", "hidden")
+			write(t, "mesh.d/.git/c.yaml", "hidden")
+			write(t, "mesh.d/d.yaml/e.yaml", "folder named like a file")
+		}, nil, "mesh.d/b/x.yml mesh.d/b-c/x.yaml mesh.d/b.yaml mesh.d/d.yaml/e.yaml"},
+		{"links", func(t *testing.T) {
+			write(t, "elsewhere/file", "linked")
+			write(t, "elsewhere/dir/x.yaml", "in a linked folder")
+			link(t, "../elsewhere/file", "mesh.d/link.yaml")
+			link(t, "../elsewhere/dir", "mesh.d/linked")
+			link(t, "../elsewhere/dir", "mesh.d/linked.yaml")
+			link(t, "..", "mesh.d/circle")
+			link(t, "missing", "mesh.d/dangling.txt")
+		}, nil, "mesh.d/link.yaml"},
+		{"paths", func(t *testing.T) {
+			write(t, "mesh.d/b/x.yml", "b/x")
+			write(t, "single", "any name")
+			link(t, "mesh.d", "linked.d")
+		}, []string{"./mesh.d", "single", "linked.d", "mesh.d/b/x.yml", "mesh.d/../single"},
+			"mesh.d/b/x.yml single linked.d/b/x.yml mesh.d/b/x.yml mesh.d/../single"},
+		{"volume", func(t *testing.T) {
+			mount(t, "mesh.d", "..1", files{"z.yaml": "z", "y.yaml": "y", "sub/x.yaml": "x"})
+		}, []string{"mesh.d/"}, "mesh.d/sub/x.yaml mesh.d/y.yaml mesh.d/z.yaml"},
+		{"volume in a folder", func(t *testing.T) {
+			mount(t, "mesh.d/volume", "..1", files{"z.yaml": "z"})
+			write(t, "mesh.d/a.yaml", "a")
+		}, nil, "mesh.d/a.yaml mesh.d/volume/z.yaml"},
+		{"link of a key that left the volume", func(t *testing.T) {
+			mount(t, "mesh.d", "..1", files{"z.yaml": "z"})
+			link(t, "..data/gone.yaml", "mesh.d/gone.yaml")
+		}, nil, "mesh.d/z.yaml"},
+		{"key without its link yet", func(t *testing.T) {
+			mount(t, "mesh.d", "..1", files{"z.yaml": "z"})
+			write(t, "mesh.d/..1/new.yaml", "new")
+		}, nil, "mesh.d/new.yaml mesh.d/z.yaml"},
+		{"file of its own beside a volume", func(t *testing.T) {
+			mount(t, "mesh.d", "..1", files{"z.yaml": "z"})
+			remove(t, "mesh.d/z.yaml")
+			write(t, "mesh.d/z.yaml", "own")
+		}, nil, "mesh.d/z.yaml"},
+		{"pipe named like a document", func(t *testing.T) {
+			write(t, "mesh.d/a.yaml", "a")
+			check(t, syscall.Mkfifo("mesh.d/b.yaml", 0o600))
+		}, nil, "mesh.d/a.yaml"},
+		{"link to nothing", func(t *testing.T) { link(t, "missing", "mesh.d/a.yaml") }, nil, "mesh.d/a.yaml: no such file"},
+		{"link to itself", func(t *testing.T) { link(t, "a.yaml", "mesh.d/a.yaml") }, nil, "mesh.d/a.yaml: too many levels"},
+		{"version of a volume missing", func(t *testing.T) { link(t, "..1", "mesh.d/..data") }, nil, "mesh.d/..data: no such file"},
+		{"folder missing", func(t *testing.T) {}, nil, "mesh.d: no such file"},
+		{"no path", func(t *testing.T) {}, []string{""}, "an empty path"},
+		{"too many", func(t *testing.T) {
+			check(t, os.MkdirAll("mesh.d", 0o755))
+			for i := range 10_001 {
+				write(t, fmt.Sprintf("mesh.d/%d.txt", i), "")
+			}
+		}, nil, "mesh.d: more than 10000 files and folders"},
+		{"too large", func(t *testing.T) {
+			write(t, "mesh.d/a.yaml", big)
+			write(t, "mesh.d/b.yaml", big)
+		}, nil, "mesh.d/b.yaml: with it the documents are larger than 67108864 bytes"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			t.Chdir(t.TempDir())
+			test.setup(t)
+			paths := test.paths
+			if paths == nil {
+				paths = []string{"mesh.d"}
+			}
+			var want []policy.Source
+			var wantErr error
+			for _, path := range paths {
+				sources, err := policy.ReadDir(path)
+				want, wantErr = append(want, sources...), cmp.Or(wantErr, err)
+			}
+			for got, err := range quick(paths...).Watch(t.Context()) {
+				if wantErr != nil || err != nil {
+					if !strings.Contains(fmt.Sprint(wantErr), test.want) || !strings.Contains(fmt.Sprint(err), test.want) {
+						t.Errorf("Watch yields %v\nReadDir returns %v\nwant both to say %q", err, wantErr, test.want)
+					}
+					break
+				}
+				if !slices.EqualFunc(got, want, func(a, b policy.Source) bool {
+					return a.Name == b.Name && string(a.Data) == string(b.Data)
+				}) {
+					t.Errorf("Watch yields %s\nReadDir returns %s", got, want)
+				}
+				var names []string
+				for _, source := range want {
+					names = append(names, source.Name)
+				}
+				if strings.Join(names, " ") != test.want {
+					t.Errorf("ReadDir found %q, want %q", names, test.want)
+				}
+				break
+			}
+			leftovers(t)
+		})
+	}
+}
 
-	paths := []string{"./mesh.d", "volume/", "single", "linked.d", "mesh.d/b/x.yml", "elsewhere/../single"}
-	var want []policy.Source
-	for _, path := range paths {
-		if path == "linked.d" {
-			path += "/" // to ReadDir a folder that is a link is empty
-		}
-		sources, err := policy.ReadDir(path)
-		check(t, err)
-		want = append(want, sources...)
+// TestReadDirReadsAPipe: what a shell hands over is read; it cannot be watched.
+func TestReadDirReadsAPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "pipe")
+	check(t, syscall.Mkfifo(path, 0o600))
+	wrote := make(chan error, 1)
+	go func() { wrote <- os.WriteFile(path, []byte("kind: x"), 0) }()
+	sources, err := policy.ReadDir(path)
+	check(t, err)
+	check(t, <-wrote)
+	if len(sources) != 1 || string(sources[0].Data) != "kind: x" || sources[0].Name != path {
+		t.Errorf("ReadDir returns %s", sources)
 	}
-	for got, err := range quick(paths...).Watch(t.Context()) {
-		check(t, err)
-		if !slices.EqualFunc(got, want, func(a, b policy.Source) bool {
-			return a.Name == b.Name && string(a.Data) == string(b.Data)
-		}) {
-			t.Errorf("Watch yields %s\nReadDir returns %s", got, want)
-		}
-		break
-	}
-	leftovers(t)
 }
 
 func TestWatchError(t *testing.T) {
@@ -327,14 +414,14 @@ func TestWatchError(t *testing.T) {
 		{
 			name:   "folder missing",
 			before: func(t *testing.T, dir string) { rename(t, dir, dir+".off") },
-			want:   []string{"file: DIR: ", "once it is there"},
+			want:   []string{"file: DIR: ", "put it there"},
 			is:     fs.ErrNotExist,
 			remedy: func(t *testing.T, dir string) { rename(t, dir+".off", dir) },
 		},
 		{
 			name:   "folder and those above missing",
 			before: func(t *testing.T, dir string) { remove(t, filepath.Dir(filepath.Dir(dir))) },
-			want:   []string{"file: DIR: ", "once it is there"},
+			want:   []string{"file: DIR: ", "put it there"},
 			is:     fs.ErrNotExist,
 			remedy: func(t *testing.T, dir string) { write(t, dir+"/a.yaml", "1") },
 		},
@@ -348,7 +435,7 @@ func TestWatchError(t *testing.T) {
 		{
 			name:   "link to nothing",
 			before: func(t *testing.T, dir string) { link(t, "../missing/b", dir+"/b.yaml") },
-			want:   []string{"file: DIR/b.yaml: ", "once it is there"},
+			want:   []string{"file: DIR/b.yaml: ", "put it there"},
 			is:     fs.ErrNotExist,
 			remedy: func(t *testing.T, dir string) { remove(t, dir+"/b.yaml") },
 		},
@@ -362,7 +449,7 @@ func TestWatchError(t *testing.T) {
 		{
 			name:   "version of a volume missing",
 			before: func(t *testing.T, dir string) { link(t, "..1", dir+"/..data") },
-			want:   []string{"file: DIR/..data: ", "once it is there"},
+			want:   []string{"file: DIR/..data: ", "put it there"},
 			is:     fs.ErrNotExist,
 			remedy: func(t *testing.T, dir string) { check(t, os.Mkdir(dir+"/..1", 0o755)) },
 		},

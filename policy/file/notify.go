@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/nosidecar/mesh/policy/internal/folder"
 )
 
 // notifier tells of changes in the folders it follows. While the kernel's notifications cannot be had it tells of none,
@@ -20,7 +22,7 @@ type notifier struct {
 	events  <-chan fsnotify.Event
 	errors  <-chan error
 
-	interests map[string]*interest
+	interests map[string]*folder.Interest
 	followed  map[string]fs.FileInfo // by path; tells whether it is still the same folder
 	err       error                  // why notifications are missing, as of the last follow
 }
@@ -29,7 +31,7 @@ var errEnded = errors.New("the notifications ended")
 
 // follow tells from now on of changes in the folders of interests, and of no others. It reports whether it followed
 // one that it did not before: what happened in it until now may have been missed.
-func (n *notifier) follow(interests map[string]*interest) (fresh bool) {
+func (n *notifier) follow(interests map[string]*folder.Interest) (fresh bool) {
 	n.err = nil
 	if n.watcher == nil {
 		watcher, err := n.open()
@@ -97,13 +99,13 @@ func (n *notifier) changed(event fsnotify.Event, open bool) bool {
 	}
 	name := filepath.Base(event.Name)
 	switch {
-	case in.names[name]:
+	case in.Names[name]:
 		return true
-	case !in.documents:
+	case !in.Documents:
 		return false
-	case hidden(name):
-		return name == dataLink
-	case document(name):
+	case folder.Hidden(name):
+		return name == folder.DataLink
+	case folder.Document(name):
 		return true
 	}
 	// It may be a folder. If so, only its coming and going matters here.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/fsnotify/fsnotify"
+
+	"github.com/nosidecar/mesh/policy/internal/folder"
 )
 
 const (
@@ -54,7 +56,7 @@ func TestWaitSettles(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				events := make(chan fsnotify.Event)
 				s := session{debounce: 100 * millisecond, poll: 3 * second, notifier: notifier{
-					events: events, interests: map[string]*interest{dir: {documents: true}},
+					events: events, interests: map[string]*folder.Interest{dir: {Documents: true}},
 				}}
 				ctx, cancel := context.WithCancel(t.Context())
 				begin := time.Now()
@@ -110,10 +112,10 @@ func TestWaitError(t *testing.T) {
 }
 
 func TestChanged(t *testing.T) {
-	n := notifier{interests: map[string]*interest{
-		"/etc/mesh.d":   {documents: true},
-		"/etc":          {names: map[string]bool{"mesh.d": true}},
-		"/srv/releases": {names: map[string]bool{".current": true}},
+	n := notifier{interests: map[string]*folder.Interest{
+		"/etc/mesh.d":   {Documents: true},
+		"/etc":          {Names: map[string]bool{"mesh.d": true}},
+		"/srv/releases": {Names: map[string]bool{".current": true}},
 	}}
 	for _, test := range []struct {
 		name string

@@ -1,0 +1,159 @@
+// Package folder finds and reads the documents in folders: which names count, where links lead, how mounted volumes are
+// read as one set, how much is too much. Whoever reads documents reads them through it, once or time and again.
+package folder
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"syscall"
+)
+
+// The bounds where the caller sets none.
+const (
+	DefaultMaxFiles = 10_000
+	DefaultMaxBytes = 64 << 20
+)
+
+// File is a document file that was read. Name is its path as given, joined with the path in that folder.
+type File struct {
+	Name string
+	Data []byte
+}
+
+// Place is a file or folder: its name for people and its absolute path, with no link in it once it is resolved.
+type Place struct {
+	Name, Path string
+}
+
+// Reader finds and reads the documents below some roots. It is safe for concurrent use.
+type Reader struct {
+	Roots    []Place
+	MaxFiles int   // entries that the folders may hold together, without those of hidden folders
+	MaxBytes int64 // of the documents together
+
+	// FilesRemedy and BytesRemedy end the errors of these bounds, as ", or raise MaxFiles".
+	FilesRemedy, BytesRemedy string
+
+	// Once says that a root may also be what can only be read once, such as a pipe.
+	Once bool
+}
+
+// NewReader returns a reader of paths with the default bounds. Relative paths are taken from the working directory of now.
+func NewReader(paths ...string) (*Reader, error) {
+	r := &Reader{MaxFiles: DefaultMaxFiles, MaxBytes: DefaultMaxBytes}
+	for _, path := range paths {
+		if path == "" {
+			return nil, errors.New("an empty path")
+		}
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", path, err)
+		}
+		r.Roots = append(r.Roots, Place{Name: path, Path: abs})
+	}
+	return r, nil
+}
+
+// Attempts is how often reading begins anew because folders or links moved meanwhile.
+const Attempts = 20
+
+// ErrMoving says that there is no moment at which the documents stay where they are.
+var ErrMoving = errors.New("its folders and links are replaced faster than they can be read; let them stay for a moment")
+
+// ReadAll reads the documents as they are at one moment.
+func (r *Reader) ReadAll() ([]File, error) {
+	for try := 1; ; try++ {
+		files, moved, err := r.readOnce()
+		switch {
+		case err == nil && !moved:
+			return files, nil
+		case err != nil && (try >= 5 || !Missing(err)): // what is missing may be about to be renamed into place
+			return nil, err
+		case try == Attempts:
+			return nil, fmt.Errorf("%s: %w", r.Roots[0].Name, ErrMoving)
+		}
+	}
+}
+
+func (r *Reader) readOnce() (files []File, moved bool, err error) {
+	before, err := r.Locate()
+	if err != nil {
+		return nil, false, err
+	}
+	if files, err = r.Read(before); err != nil {
+		return nil, false, err
+	}
+	after, err := r.Locate()
+	return files, err == nil && !after.Same(before), err
+}
+
+// Read reads the documents of a layout.
+func (r *Reader) Read(l *Layout) ([]File, error) {
+	sources := make([]File, 0, len(l.documents))
+	left := r.MaxBytes
+	for _, document := range l.documents {
+		data, err := readFile(document.Path, left)
+		switch {
+		case err == errTooLarge:
+			return nil, fmt.Errorf("%s: with it the documents are larger than %d bytes; is it one? Remove it%s",
+				document.Name, r.MaxBytes, r.BytesRemedy)
+		case err != nil:
+			return nil, unreadable(document.Name, err)
+		}
+		left -= int64(len(data))
+		sources = append(sources, File{Name: document.Name, Data: data})
+	}
+	return sources, nil
+}
+
+var errTooLarge = errors.New("too large")
+
+// readFile reads a file of at most limit bytes.
+func readFile(path string, limit int64) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	info, err := file.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > limit {
+		return nil, errTooLarge
+	}
+	data, err := io.ReadAll(io.LimitReader(file, limit+1)) // it may grow meanwhile
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, errTooLarge
+	}
+	return data, nil
+}
+
+// unreadable names the path as people know it, and what to do.
+func unreadable(name string, err error) error {
+	if at, ok := errors.AsType[*fs.PathError](err); ok {
+		err = at.Err
+	}
+	remedy := "see that it can be read"
+	switch {
+	case Missing(err):
+		remedy = "put it there, or correct the path"
+	case errors.Is(err, fs.ErrPermission):
+		remedy = "let the user of this process read it"
+	case errors.Is(err, syscall.ELOOP):
+		remedy = "remove the link that leads back to itself"
+	}
+	return fmt.Errorf("%s: %w; %s", name, err, remedy)
+}
+
+// Missing says that err means that something is not there.
+func Missing(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
+}

@@ -1,0 +1,251 @@
+package folder
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// DataLink is the link that Kubernetes swaps when it updates a mounted volume. The files beside it are links through it.
+const DataLink = "..data"
+
+// Layout is where the documents are, and where a change of that would show.
+type Layout struct {
+	documents []Place
+	folders   []folder
+
+	// Interests say what matters of each folder, by its resolved path.
+	Interests map[string]*Interest
+
+	reader *Reader
+	left   int // entries that may still be listed
+}
+
+// folder is one that was listed. info tells it from another at the same path.
+type folder struct {
+	path string
+	info fs.FileInfo
+}
+
+// Interest is what matters of a folder: its documents, or only some names in it, those of links and of missing things.
+type Interest struct {
+	Documents bool
+	Names     map[string]bool
+}
+
+// Same reports whether the documents are still where other says.
+func (l *Layout) Same(other *Layout) bool {
+	return slices.Equal(l.documents, other.documents) &&
+		slices.EqualFunc(l.folders, other.folders, func(a, b folder) bool {
+			return a.path == b.path && os.SameFile(a.info, b.info)
+		})
+}
+
+// Locate finds the documents. With an error, the Layout is what could be found, for what would remedy the error.
+func (r *Reader) Locate() (*Layout, error) {
+	l := &Layout{Interests: make(map[string]*Interest), left: r.MaxFiles, reader: r}
+	for _, root := range r.Roots {
+		if info, err := os.Stat(root.Path); r.Once && err == nil && !info.IsDir() && !info.Mode().IsRegular() {
+			l.documents = append(l.documents, root) // a link to a pipe leads to what is no path
+			continue
+		}
+		path, err := l.resolve(root.Path)
+		if err != nil {
+			return l, unreadable(root.Name, err)
+		}
+		info, err := os.Stat(path)
+		switch {
+		case err != nil:
+			return l, unreadable(root.Name, err)
+		case info.IsDir():
+			if err := l.walk(root.Name, path); err != nil {
+				return l, err
+			}
+		case info.Mode().IsRegular():
+			l.documents = append(l.documents, Place{Name: root.Name, Path: path})
+		default:
+			return l, fmt.Errorf("%s: neither a folder nor a regular file; name one that is", root.Name)
+		}
+	}
+	return l, nil
+}
+
+// walk adds the documents of the folder at path, by name.
+func (l *Layout) walk(name, path string) error {
+	entries, err := l.list(name, path)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(entries, func(e entry) bool { return e.name == DataLink && e.link() }) {
+		if entries, err = l.mounted(name, path, entries); err != nil {
+			return err
+		}
+	}
+	for _, e := range entries {
+		name := filepath.Join(name, e.name)
+		switch {
+		case Hidden(e.name):
+		case e.mode.IsDir():
+			if err := l.walk(name, e.path); err != nil {
+				return err
+			}
+		case Document(e.name):
+			if e.link() {
+				if e.path, err = l.resolve(e.path); err != nil {
+					return unreadable(name, err)
+				}
+			}
+			info, err := os.Stat(e.path)
+			if err != nil {
+				return unreadable(name, err)
+			}
+			if info.Mode().IsRegular() {
+				l.documents = append(l.documents, Place{Name: name, Path: e.path})
+			}
+		}
+	}
+	return nil
+}
+
+// mounted replaces the entries of the volume mounted at path that are links through ..data by what ..data holds. The
+// links come and go one by one around a swap, so they do not tell what is in the set.
+func (l *Layout) mounted(name, path string, entries []entry) ([]entry, error) {
+	var kept []entry
+	for _, e := range entries {
+		if e.link() {
+			target, err := os.Readlink(e.path)
+			if err != nil {
+				return nil, unreadable(filepath.Join(name, e.name), err)
+			}
+			if strings.HasPrefix(filepath.ToSlash(filepath.Clean(target)), DataLink+"/") {
+				continue
+			}
+		}
+		kept = append(kept, e)
+	}
+	version, err := l.resolve(filepath.Join(path, DataLink))
+	if err != nil {
+		return nil, unreadable(filepath.Join(name, DataLink), err)
+	}
+	held, err := l.list(filepath.Join(name, DataLink), version)
+	if err != nil {
+		return nil, err
+	}
+	kept = append(kept, held...)
+	slices.SortStableFunc(kept, byName)
+	// Something of its own in the folder hides what ..data holds under the same name.
+	return slices.CompactFunc(kept, func(a, b entry) bool { return a.name == b.name }), nil
+}
+
+// entry is what a folder holds.
+type entry struct {
+	name, path string
+	mode       fs.FileMode // the type
+}
+
+func (e entry) link() bool { return e.mode&fs.ModeSymlink != 0 }
+
+func byName(a, b entry) int { return cmp.Compare(a.name, b.name) }
+
+// list returns the entries of a folder, by name, and remembers the folder.
+func (l *Layout) list(name, path string) ([]entry, error) {
+	l.interest(path).Documents = true
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, unreadable(name, err)
+	}
+	defer dir.Close()
+	info, err := dir.Stat()
+	if err != nil {
+		return nil, unreadable(name, err)
+	}
+	l.folders = append(l.folders, folder{path: path, info: info})
+	found, err := dir.ReadDir(l.left + 1)
+	if err != nil && err != io.EOF {
+		return nil, unreadable(name, err)
+	}
+	if l.left -= len(found); l.left < 0 {
+		return nil, fmt.Errorf("%s: more than %d files and folders; name a folder that holds only policy documents%s",
+			name, l.reader.MaxFiles, l.reader.FilesRemedy)
+	}
+	entries := make([]entry, len(found))
+	for i, f := range found {
+		entries[i] = entry{name: f.Name(), path: filepath.Join(path, f.Name()), mode: f.Type()}
+	}
+	slices.SortFunc(entries, byName)
+	return entries, nil
+}
+
+// Hidden says that a file or folder of this name is left out, with all that it holds.
+func Hidden(name string) bool { return strings.HasPrefix(name, ".") }
+
+// Document says that a file of this name holds documents.
+func Document(name string) bool {
+	ext := filepath.Ext(name)
+	return ext == ".yaml" || ext == ".yml"
+}
+
+// maxLinks is how many links may follow one another, as on Linux.
+const maxLinks = 40
+
+// resolve returns the absolute path without the links in it, like filepath.EvalSymlinks, and notes where each link, the
+// thing itself, or the part of the path that is missing, was looked up: there a change shows.
+func (l *Layout) resolve(path string) (string, error) {
+	root := filepath.VolumeName(path) + string(filepath.Separator)
+	at, rest, links := root, parts(path[len(root):]), 0
+	for len(rest) > 0 {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			at = filepath.Dir(at)
+			continue
+		}
+		next := filepath.Join(at, name)
+		info, err := os.Lstat(next)
+		if err != nil || len(rest) == 0 || info.Mode()&fs.ModeSymlink != 0 {
+			l.interest(at).Names[name] = true
+		}
+		if err != nil {
+			return "", err
+		}
+		if info.Mode()&fs.ModeSymlink == 0 {
+			at = next
+			continue
+		}
+		if links++; links > maxLinks {
+			return "", syscall.ELOOP
+		}
+		target, err := os.Readlink(next)
+		if err != nil {
+			return "", err
+		}
+		if filepath.IsAbs(target) {
+			root = filepath.VolumeName(target) + string(filepath.Separator)
+			at, target = root, target[len(root):]
+		}
+		rest = append(parts(target), rest...)
+	}
+	return at, nil
+}
+
+func parts(path string) []string {
+	return strings.Split(filepath.ToSlash(path), "/")
+}
+
+func (l *Layout) interest(path string) *Interest {
+	in := l.Interests[path]
+	if in == nil {
+		in = &Interest{Names: make(map[string]bool)}
+		l.Interests[path] = in
+	}
+	return in
+}
