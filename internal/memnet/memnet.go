@@ -1,0 +1,125 @@
+// Package memnet is a network in memory for tests. A connection of the kernel keeps time from passing in a bubble of
+// testing/synctest; these connections do not.
+package memnet
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"sync"
+	"syscall"
+	"testing"
+)
+
+// Network connects those who dial with the listeners of its addresses. Its zero value is a network without listeners. It
+// is safe for concurrent use. A network that is used in a bubble belongs to that bubble.
+type Network struct {
+	mu        sync.Mutex
+	listeners map[string]*listener
+	dials     int
+}
+
+// Listen returns a listener for an address, as a client writes it: "10.0.0.1:80". A listener for the empty address takes
+// the connections to all addresses that have none of their own. Closing the listener frees the address. Listen panics if
+// the address is taken.
+func (n *Network) Listen(address string) net.Listener {
+	l := &listener{network: n, address: address, conns: make(chan net.Conn), closed: make(chan struct{})}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.listeners[address] != nil {
+		panic("memnet: " + address + " is taken")
+	}
+	if n.listeners == nil {
+		n.listeners = make(map[string]*listener)
+	}
+	n.listeners[address] = l
+	return l
+}
+
+// DialContext connects to a listener and waits until it accepts, as [net/http.Transport] and gRPC want it. Without a
+// listener the connection is refused. The connection is a [net.Pipe]: what one end writes waits until the other reads.
+func (n *Network) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	n.mu.Lock()
+	n.dials++
+	l := n.listeners[address]
+	if l == nil {
+		l = n.listeners[""]
+	}
+	n.mu.Unlock()
+	failed := func(err error) error { return &net.OpError{Op: "dial", Net: network, Addr: addr(address), Err: err} }
+	if l == nil {
+		return nil, failed(syscall.ECONNREFUSED)
+	}
+	client, server := net.Pipe()
+	select {
+	case l.conns <- server:
+		return client, nil
+	case <-l.closed:
+		return nil, failed(syscall.ECONNREFUSED)
+	case <-ctx.Done():
+		return nil, failed(context.Cause(ctx))
+	}
+}
+
+// Dials returns how often somebody dialled, with or without success.
+func (n *Network) Dials() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.dials
+}
+
+// Serve serves HTTP at an address until the test is over. The server is gone when Serve's cleanup returns.
+func (n *Network) Serve(t testing.TB, address string, handler http.Handler) {
+	l, server, done := n.Listen(address), &http.Server{Handler: handler}, make(chan struct{})
+	go func() {
+		defer close(done)
+		server.Serve(l) // until Close
+	}()
+	t.Cleanup(func() {
+		server.Close()
+		<-done
+	})
+}
+
+// Transport returns a transport whose connections lead to handler, whatever their address, until the test is over.
+func Transport(t testing.TB, handler http.Handler) *http.Transport {
+	var n Network
+	n.Serve(t, "", handler)
+	rt := &http.Transport{DialContext: n.DialContext}
+	t.Cleanup(rt.CloseIdleConnections)
+	return rt
+}
+
+type listener struct {
+	network *Network
+	address string
+	conns   chan net.Conn
+	once    sync.Once
+	closed  chan struct{}
+}
+
+func (l *listener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *listener) Close() error {
+	l.once.Do(func() {
+		l.network.mu.Lock()
+		delete(l.network.listeners, l.address)
+		l.network.mu.Unlock()
+		close(l.closed)
+	})
+	return nil
+}
+
+func (l *listener) Addr() net.Addr { return addr(l.address) }
+
+type addr string
+
+func (addr) Network() string  { return "memory" }
+func (a addr) String() string { return string(a) }

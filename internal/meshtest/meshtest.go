@@ -1,0 +1,92 @@
+// Package meshtest makes meshes, and servers for them to call, in tests. It imports the root: tests of layers use
+// internal/memnet, internal/leak and internal/await alone.
+package meshtest
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"sync"
+	"testing"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/policy"
+)
+
+// New makes a mesh of YAML documents, closed with the test.
+func New(t testing.TB, documents string, opts ...mesh.Option) *mesh.Mesh {
+	t.Helper()
+	opts = append(opts, mesh.WithPolicy(policy.Source{Name: "test.yaml", Data: []byte(documents)}))
+	m, err := mesh.New(context.Background(), opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m
+}
+
+// EndpointOf returns the endpoint at an address such as "127.0.0.1:80".
+func EndpointOf(t testing.TB, address string) discovery.Endpoint {
+	t.Helper()
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return discovery.Endpoint{Address: host, Port: n}
+}
+
+// Serve starts an HTTP server on the loopback, closed with the test, and returns its endpoint.
+func Serve(t testing.TB, h http.Handler) discovery.Endpoint {
+	t.Helper()
+	srv := httptest.NewServer(h)
+	t.Cleanup(srv.Close)
+	return EndpointOf(t, srv.Listener.Addr().String())
+}
+
+// Refusing returns an endpoint on the loopback that refuses connections.
+func Refusing(t testing.TB) discovery.Endpoint {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.Close()
+	return EndpointOf(t, l.Addr().String())
+}
+
+// Fleet is HTTP servers on a network in memory, for tests in a bubble of testing/synctest, and what discovery knows of
+// them. Its zero value is empty. A fleet that is used in a bubble belongs to that bubble.
+type Fleet struct {
+	Network  memnet.Network
+	Registry discovery.Memory
+
+	mu      sync.Mutex
+	servers int
+}
+
+// Add starts a server, closed with the test, and returns its endpoint, which no service has yet.
+func (f *Fleet) Add(t testing.TB, h http.Handler) discovery.Endpoint {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.servers++
+	e := discovery.Endpoint{Address: "10.0.0." + strconv.Itoa(f.servers), Port: 80}
+	f.Network.Serve(t, net.JoinHostPort(e.Address, "80"), h)
+	return e
+}
+
+// Mesh makes a mesh that calls the servers of the fleet, closed with the test.
+func (f *Fleet) Mesh(t testing.TB, documents string, opts ...mesh.Option) *mesh.Mesh {
+	t.Helper()
+	return New(t, documents, append([]mesh.Option{
+		mesh.WithDiscovery(&f.Registry),
+		mesh.WithTransport(&http.Transport{DialContext: f.Network.DialContext}),
+	}, opts...)...)
+}
