@@ -84,7 +84,7 @@ type call struct {
 // request returns the call as the mesh sees it. ctx leads to the caller.
 func (c *call) request(ctx context.Context) *http.Request {
 	c.url = url.URL{Scheme: "http", Host: authority(c.cc), Path: c.method}
-	c.header = requestHeader(c.Context, c.contentType)
+	c.header = requestHeader(c.Context, c.contentType())
 	req := http.Request{
 		Method: http.MethodPost, URL: &c.url, Host: c.authority, Header: c.header,
 		Proto: "HTTP/2.0", ProtoMajor: 2,

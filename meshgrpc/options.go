@@ -1,12 +1,11 @@
 package meshgrpc
 
 import (
-	"strings"
-
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 
+	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
@@ -16,18 +15,17 @@ const DefaultBufferLimit = grpcwire.DefaultBufferLimit
 
 // options are the options of a call, as far as it concerns us.
 type options struct {
-	tries       []grpc.CallOption // those that all tries have in common
-	results     *results          // nil for a caller who wants nothing back
-	authority   string            // "" for that of the ClientConn
-	contentType string            // "" for that of gRPC
-	codec       grpc.CallOption   // that forces a codec, or names a content subtype; nil for the standard one
-	waits       bool              // for an endpoint
-	room        int               // for the messages of a stream, in bytes
+	tries     []grpc.CallOption // those that all tries have in common
+	results   *results          // nil for a caller who wants nothing back
+	authority string            // "" for that of the ClientConn
+	encoding  grpcreplay.Encoding
+	waits     bool // for an endpoint
+	room      int  // for the messages of a stream, in bytes
 }
 
 // read fills in o.
 func (o *options) read(opts []grpc.CallOption) {
-	o.tries, o.room = opts[:len(opts):len(opts)], DefaultBufferLimit
+	o.tries, o.room, o.encoding = opts[:len(opts):len(opts)], DefaultBufferLimit, grpcreplay.EncodingOf(opts)
 	own := false // some option is not for the tries
 	for _, opt := range opts {
 		switch opt := opt.(type) {
@@ -37,12 +35,6 @@ func (o *options) read(opts []grpc.CallOption) {
 			o.waits = !opt.FailFast
 		case grpc.AuthorityOverrideCallOption:
 			o.authority = opt.Authority
-		case grpc.ContentSubtypeCallOption:
-			o.contentType, o.codec = "application/grpc+"+strings.ToLower(opt.ContentSubtype), opt
-		case grpc.ForceCodecCallOption:
-			o.contentType, o.codec = "application/grpc+"+strings.ToLower(opt.Codec.Name()), opt
-		case grpc.ForceCodecV2CallOption:
-			o.contentType, o.codec = "application/grpc+"+strings.ToLower(opt.CodecV2.Name()), opt
 		case grpc.MaxRetryRPCBufferSizeCallOption:
 			o.room = opt.MaxRetryRPCBufferSize
 		}
@@ -53,6 +45,14 @@ func (o *options) read(opts []grpc.CallOption) {
 	if o.waits {
 		o.tries = append(o.tries, grpc.WaitForReady(false)) // it is we who wait
 	}
+}
+
+// contentType returns the content type of the call, "" for that of gRPC.
+func (o *options) contentType() string {
+	if subtype := o.encoding.Subtype(); subtype != "" {
+		return contentType + "+" + subtype
+	}
+	return ""
 }
 
 // split separates the options by which a caller gets something back.

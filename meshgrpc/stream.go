@@ -17,8 +17,8 @@ import (
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
-	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -34,15 +34,17 @@ type stream struct {
 	news      sync.Cond  // of current, settled and told
 	current   *flow      // the try that takes messages; nil if there is none
 	last      *flow
-	opened    bool  // there was a current
-	committed bool  // no other try can follow current
-	sent      []any // what the next try is sent first
-	closed    bool  // CloseSend was called
-	settled   bool  // the mesh has answered: with err, or with the stream that current is
-	told      bool  // and the caller's options say so, if it was with err
+	opened    bool // there was a current
+	committed bool // no other try can follow current
+	sent      grpcreplay.Sent
+	closed    bool // CloseSend was called
+	settled   bool // the mesh has answered: with err, or with the stream that current is
+	told      bool // and the caller's options say so, if it was with err
 	err       error
 	trailer   metadata.MD // with err
 	panicked  any         // of an interceptor below, for the caller to see
+
+	out grpcreplay.Message // that SendMsg is sending
 
 	resp *http.Response // set with settled
 	into any            // where RecvMsg wants the message
@@ -59,6 +61,7 @@ type flow struct {
 	try
 	stream *stream
 	cs     grpc.ClientStream
+	codec  *grpcreplay.Codec
 	cancel context.CancelFunc
 
 	answered bool // response headers came, or a reply without messages
@@ -85,6 +88,7 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	}
 	s.news.L = &s.mu
 	s.options.read(opts)
+	s.sent.Room = s.room
 	go s.run()
 
 	s.mu.Lock()
@@ -142,7 +146,8 @@ func (s *stream) settle(resp *http.Response, err error) {
 	}
 
 	s.mu.Lock()
-	s.settled, s.committed, s.sent = true, true, nil
+	s.settled = true
+	s.commitLocked()
 	s.resp, s.err, s.trailer = resp, err, trailer
 	if s.told = live; !live {
 		s.current = nil
@@ -209,7 +214,9 @@ func (s *stream) attempt(req *http.Request, mt *engine.Try) (*http.Response, err
 	f := &flow{stream: s}
 	f.begin(&s.call, req, mt)
 	f.Context, f.cancel = context.WithCancel(f.Context)
-	cs, err := s.streamer(f, s.desc, s.cc, req.URL.Path, append(f.options(), grpc.OnFinish(f.finish))...)
+	var opts []grpc.CallOption
+	f.codec, opts = s.encoding.Codec(append(f.options(), grpc.OnFinish(f.finish)))
+	cs, err := s.streamer(f, s.desc, s.cc, req.URL.Path, opts...)
 	if err != nil {
 		f.cancel()
 		s.open(f, nil)
@@ -258,10 +265,8 @@ func (s *stream) open(f *flow, cs grpc.ClientStream) {
 	f.cs = cs
 	s.current, s.opened = f, true
 	defer s.news.Broadcast()
-	for _, m := range s.sent {
-		if cs.SendMsg(m) != nil {
-			return // it is over, and its header will say so
-		}
+	if s.sent.Replay(cs, f.codec) != nil {
+		return // it is over, and its header will say so
 	}
 	if s.closed {
 		_ = cs.CloseSend()
@@ -403,6 +408,8 @@ func (c *clientStream) RecvMsg(m any) error {
 func (c *clientStream) SendMsg(m any) error {
 	s := (*stream)(c)
 	_, once := m.(*grpc.PreparedMsg) // which gRPC sends only once
+	s.out = grpcreplay.Message{Value: m}
+	defer s.out.Free()
 	var over *flow
 	for {
 		f := s.await(over)
@@ -415,9 +422,9 @@ func (c *clientStream) SendMsg(m any) error {
 		if once {
 			s.commit(f)
 		}
-		switch err := f.cs.SendMsg(m); {
+		switch err := s.out.Send(f.cs, f.codec); {
 		case err == nil:
-			if s.keep(f, m) {
+			if s.keep(f) {
 				return nil
 			}
 		case err == io.EOF:
@@ -429,8 +436,8 @@ func (c *clientStream) SendMsg(m any) error {
 	}
 }
 
-// keep keeps a message that f took. It reports false if f is not the current try any more, so that the message is lost.
-func (s *stream) keep(f *flow, m any) bool {
+// keep keeps the message that f took. It reports false if f is not the current try any more, so that the message is lost.
+func (s *stream) keep(f *flow) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.current != f {
@@ -439,13 +446,18 @@ func (s *stream) keep(f *flow, m any) bool {
 	if s.committed {
 		return true
 	}
-	size, known := grpcwire.MessageSize(m)
-	if s.room -= size; !known || s.room < 0 {
-		s.committed, s.sent = true, nil
-		return true
+	if s.sent.Keep(&s.out) {
+		s.out = grpcreplay.Message{}
+	} else {
+		s.commitLocked()
 	}
-	s.sent = append(s.sent, m)
 	return true
+}
+
+// commitLocked says that no other try follows.
+func (s *stream) commitLocked() {
+	s.committed = true
+	s.sent.Drop()
 }
 
 // commit makes f the last try, if it is the current one.
@@ -453,7 +465,7 @@ func (s *stream) commit(f *flow) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.current == f {
-		s.committed, s.sent = true, nil
+		s.commitLocked()
 	}
 }
 

@@ -9,13 +9,13 @@ import (
 	"slices"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/encoding"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/grpcreplay"
 )
 
 // unary is a unary call. It is the one allocation that every call costs on our side, and holds the first try, which
@@ -26,7 +26,14 @@ type unary struct {
 	invoker        grpc.UnaryInvoker
 	first          try
 	last           *try
-	encoded        []byte // message, for mirrors
+	copied         []byte // message, encoded for mirrors
+	once           *once  // nil if the message may be encoded with each try
+}
+
+// once is a message that is encoded once, and the codec of all tries.
+type once struct {
+	message grpcreplay.Message
+	codec   *grpcreplay.Codec
 }
 
 // Value implements context.Context.
@@ -45,6 +52,11 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 		message: message, reply: reply, invoker: invoker,
 	}
 	u.options.read(opts)
+	if codec, tries := u.encoding.Codec(u.tries); codec != nil {
+		u.once, u.tries = &once{message: grpcreplay.Message{Value: message}, codec: codec}, slices.Clip(tries)
+		codec.Sends(&u.once.message)
+		defer u.once.message.Free()
+	}
 	req := u.request(u)
 	req.GetBody = u.body
 	resp, err := u.roundTrip(req)
@@ -146,35 +158,19 @@ func (u *unary) reset() {
 // body returns the message as the body of a request, for the copies that mirrors get: these may be sent when the message
 // is the caller's again.
 func (u *unary) body() (io.ReadCloser, error) {
-	if u.encoded == nil {
-		data, err := u.wire().Marshal(u.message)
+	if u.copied == nil {
+		message := &grpcreplay.Message{Value: u.message}
+		if u.once != nil {
+			message = &u.once.message
+		}
+		data, err := message.Encode(u.encoding)
 		if err != nil {
 			return nil, err
 		}
-		u.encoded = append([]byte{}, data.Materialize()...)
+		u.copied = append([]byte{}, data.Materialize()...)
 		data.Free()
 	}
-	return io.NopCloser(bytes.NewReader(u.encoded)), nil
-}
-
-// wire returns the codec of the call.
-func (u *unary) wire() encoding.CodecV2 {
-	name := "proto"
-	switch opt := u.codec.(type) {
-	case grpc.ForceCodecV2CallOption:
-		return opt.CodecV2
-	case grpc.ForceCodecCallOption:
-		return codecV1{opt.Codec}
-	case grpc.ContentSubtypeCallOption:
-		name = opt.ContentSubtype
-	}
-	if codec := encoding.GetCodecV2(name); codec != nil {
-		return codec
-	}
-	if codec := encoding.GetCodec(name); codec != nil {
-		return codecV1{codec}
-	}
-	return encoded{name}
+	return io.NopCloser(bytes.NewReader(u.copied)), nil
 }
 
 // mirror sends a copy. Nothing of it reaches the caller.
@@ -190,7 +186,7 @@ func (u *unary) mirror(req *http.Request, mt *engine.Try) (*http.Response, error
 	t := new(try)
 	t.begin(copied, req, mt)
 	var dropped []byte
-	return t.invoke(message, &dropped, u.invoker, false, grpc.ForceCodecV2(encoded{u.wire().Name()}))
+	return t.invoke(message, &dropped, u.invoker, false, grpc.ForceCodecV2(encoded{u.encoding.Subtype()}))
 }
 
 // encoded is the codec of messages that are encoded already.
@@ -203,18 +199,3 @@ func (encoded) Marshal(v any) (mem.BufferSlice, error) {
 func (encoded) Unmarshal(mem.BufferSlice, any) error { return nil }
 
 func (c encoded) Name() string { return c.name }
-
-// codecV1 is a codec of the older kind.
-type codecV1 struct{ encoding.Codec }
-
-func (c codecV1) Marshal(v any) (mem.BufferSlice, error) {
-	data, err := c.Codec.Marshal(v)
-	if err != nil {
-		return nil, err
-	}
-	return mem.BufferSlice{mem.SliceBuffer(data)}, nil
-}
-
-func (c codecV1) Unmarshal(data mem.BufferSlice, v any) error {
-	return c.Codec.Unmarshal(data.Materialize(), v)
-}

@@ -76,10 +76,11 @@ var (
 		"/internal/grpcstatus":  grpcs,
 		"/internal/grpcwire":    grpcs,
 		"/internal/grpcconns":   list(grpcs, "/internal/grpcstatus"),
+		"/internal/grpcreplay":  list(grpcs, "/internal/grpcwire"),
 		"/internal/grpctest":    list(grpcs, "/internal/grpcwire"), // servers that cut connections read frames
 		"/internal/workloadapi": list(grpcs, "/tlsid", spiffe, jose),
 
-		"/retry/retrygrpc":        list(grpcs, "/retry", "/internal/grpcstatus", "/internal/grpcwire"),
+		"/retry/retrygrpc":        list(grpcs, "/retry", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcreplay"),
 		"/timeout/timeoutgrpc":    list(grpcs, "/timeout", "/internal/grpcstatus"),
 		"/policy/limit/limitgrpc": list(grpcs, "/policy/limit", xrate, "/internal/grpcstatus"),
 		"/policy/fault/faultgrpc": list(grpcs, "/policy/fault", "/internal/grpcstatus"),
@@ -95,7 +96,7 @@ var (
 		"/internal/engine":         list(plan, "/policy"),
 		"":                         list(plan, "/policy", "/internal/engine"),
 		"/cmd/mesh":                list(plan, "/policy"),
-		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/engine", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcconns",
+		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/engine", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcreplay", "/internal/grpcconns",
 			"/retry/retrygrpc", "/balancer/balancergrpc", "/breaker/breakergrpc")...),
 		"/policy/internal": nil, // the test that generates docs/documents.md
 		// What tests alone import: no other entry allows these, so nothing that a program links reaches them.

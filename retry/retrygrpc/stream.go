@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -43,11 +44,12 @@ func NewStream(ctx context.Context, l *retry.Loop, desc *grpc.StreamDesc, cc *gr
 		return stream, err
 	}
 	s := &stream{ctx: ctx, loop: l, desc: desc, cc: cc, method: method, streamer: streamer, settled: settled,
-		room: DefaultBufferLimit}
+		encoding: grpcreplay.EncodingOf(opts)}
+	s.sent.Room = DefaultBufferLimit
 	s.opts, s.results = split(make([]grpc.CallOption, 0, len(opts)+4), opts)
 	for _, opt := range opts {
 		if bound, ok := opt.(grpc.MaxRetryRPCBufferSizeCallOption); ok {
-			s.room = bound.MaxRetryRPCBufferSize
+			s.sent.Room = bound.MaxRetryRPCBufferSize
 		}
 	}
 	if s.results != nil {
@@ -72,14 +74,15 @@ type stream struct {
 	opts     []grpc.CallOption
 	results  *results
 	settled  func(retry.Summary)
+	encoding grpcreplay.Encoding
+	out      grpcreplay.Message // that SendMsg is sending
 
 	mu        lock // held throughout a retry; no code of the caller's runs with it
 	current   *try
 	committed bool  // current is the last try
 	failure   error // how the call ended, if that is not for current to say
-	sent      []any // what the next try sends first
-	room      int   // for sent, in bytes
-	closed    bool  // CloseSend was called
+	sent      grpcreplay.Sent
+	closed    bool // CloseSend was called
 
 	ended chan struct{} // closed when the results are in their places; nil without
 
@@ -93,6 +96,7 @@ type try struct {
 	s      *stream
 	n      int
 	stream grpc.ClientStream // nil if none could be made
+	codec  *grpcreplay.Codec
 	limit  *deadline.Context // nil if the try has no limit of its own
 	left   reply
 	slot   atomic.Bool // a slot of the limiter is held
@@ -122,6 +126,7 @@ func (s *stream) open(n int) *try {
 	if r := s.results; r != nil && len(r.headers)+len(r.trailers)+len(r.peers) > 0 {
 		opts = append(opts, grpc.Header(&t.left.header), grpc.Trailer(&t.left.trailer), grpc.Peer(&t.left.peer))
 	}
+	t.codec, opts = s.encoding.Codec(opts)
 	t.slot.Store(n > 1)
 	returned := false
 	defer func() {
@@ -277,7 +282,7 @@ func (s *stream) commit(t *try, reason retry.Reason) {
 		s.mu.Unlock()
 		return
 	}
-	s.committed, s.sent = true, nil
+	s.commitLocked()
 	s.mu.Unlock()
 	s.settle(t, reason)
 }
@@ -302,8 +307,14 @@ func (s *stream) replace(t *try) (last *try, reason retry.Reason, ok bool) {
 	if reason, ok = s.retryLocked(); ok {
 		return nil, 0, true
 	}
-	s.committed, s.sent = true, nil
+	s.commitLocked()
 	return s.current, reason, false
+}
+
+// commitLocked says that no other try follows.
+func (s *stream) commitLocked() {
+	s.committed = true
+	s.sent.Drop()
 }
 
 // retryLocked makes tries until one has taken what was sent so far. If there is none, it returns why, and the call has
@@ -339,16 +350,8 @@ func (s *stream) wait(d time.Duration) bool {
 
 // replay sends on a new try what was sent before. It reports false if the try ended meanwhile, without an answer.
 func (s *stream) replay(t *try) bool {
-	for _, m := range s.sent {
-		err := t.stream.SendMsg(m)
-		switch {
-		case err == nil:
-		case err == io.EOF:
-			return t.answer().answered
-		default:
-			t.answer()
-			return false
-		}
+	if err := s.sent.Replay(t.stream, t.codec); err != nil {
+		return t.answer().answered && err == io.EOF
 	}
 	if s.closed {
 		t.stream.CloseSend()
@@ -407,6 +410,8 @@ func (s *stream) SendMsg(m any) error {
 		t, _, _ := s.state()
 		s.commit(t, retry.BodyCommitted) // gRPC sends it only once
 	}
+	s.out = grpcreplay.Message{Value: m}
+	defer s.out.Free()
 	for {
 		t, committed, failure := s.state()
 		switch {
@@ -415,11 +420,11 @@ func (s *stream) SendMsg(m any) error {
 		case failure != nil:
 			return nil
 		case committed:
-			return t.stream.SendMsg(m)
+			return s.out.Send(t.stream, t.codec)
 		}
-		switch err := t.stream.SendMsg(m); {
+		switch err := s.out.Send(t.stream, t.codec); {
 		case err == nil:
-			if s.keep(t, m) {
+			if s.keep(t) {
 				return nil
 			}
 		case err != io.EOF:
@@ -434,18 +439,18 @@ func (s *stream) SendMsg(m any) error {
 	}
 }
 
-// keep keeps a message that t has taken. It reports false if t is not the current try any more.
-func (s *stream) keep(t *try, m any) bool {
-	size, known := grpcwire.MessageSize(m)
+// keep keeps the message that t has taken. It reports false if t is not the current try any more.
+func (s *stream) keep(t *try) bool {
 	s.mu.Lock()
 	if s.current != t {
 		s.mu.Unlock()
 		return false
 	}
-	full := !known || size > s.room
-	if !full && !s.committed {
-		s.room -= size
-		s.sent = append(s.sent, m)
+	full := false
+	if !s.committed {
+		if full = !s.sent.Keep(&s.out); !full {
+			s.out = grpcreplay.Message{}
+		}
 	}
 	s.mu.Unlock()
 	if full {

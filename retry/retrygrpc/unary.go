@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -28,6 +29,12 @@ func Invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, c
 	common = append(common, grpc.Header(&u.left.header), grpc.Trailer(&u.left.trailer))
 	if results != nil && len(results.peers) > 0 {
 		common = append(common, grpc.Peer(&u.left.peer))
+	}
+	if codec, encoded := grpcreplay.EncodingOf(opts).Codec(common); codec != nil {
+		message := grpcreplay.Message{Value: req}
+		codec.Sends(&message)
+		defer message.Free()
+		common = encoded
 	}
 	u.opts = common[:len(common):len(common)] // an interceptor may append
 

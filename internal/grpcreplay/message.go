@@ -1,0 +1,101 @@
+package grpcreplay
+
+import (
+	"errors"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/mem"
+
+	"github.com/nosidecar/mesh/internal/grpcwire"
+)
+
+// Message is a message that may be sent more than once. It is not safe for concurrent use. The one who made it calls Free.
+type Message struct {
+	Value   any
+	data    mem.BufferSlice
+	encoded bool
+}
+
+var errNoCodec = errors.New("no codec is registered for the content subtype")
+
+// Encode returns the message on the wire, for the caller to free.
+func (m *Message) Encode(e Encoding) (mem.BufferSlice, error) {
+	if !m.encoded {
+		if e.codec == nil {
+			return nil, errNoCodec
+		}
+		data, err := e.codec.Marshal(m.Value)
+		if err != nil {
+			return nil, err
+		}
+		if e.standard {
+			return data, nil
+		}
+		m.data, m.encoded = data, true
+	}
+	m.data.Ref()
+	return m.data, nil
+}
+
+// Free gives up what was kept of the message. Those who were given it have references of their own.
+func (m *Message) Free() {
+	if m.encoded {
+		m.data.Free()
+	}
+	m.data, m.encoded = nil, false
+}
+
+// size returns the size of the message on the wire, if it is known.
+func (m *Message) size() (size int, known bool) {
+	if m.encoded {
+		return grpcwire.MessageSize(m.data)
+	}
+	if _, raw := m.Value.(mem.BufferSlice); raw {
+		return 0, false // gRPC may have freed it
+	}
+	return grpcwire.MessageSize(m.Value)
+}
+
+// Send sends the message on a stream that was made with the options of c.
+func (m *Message) Send(stream grpc.ClientStream, c *Codec) error {
+	c.Sends(m)
+	err := stream.SendMsg(m.Value)
+	c.Sends(nil)
+	return err
+}
+
+// Sent is the messages of a stream that the next try is sent first. It is not safe for concurrent use.
+type Sent struct {
+	Room     int // for further messages, in bytes
+	messages []Message
+}
+
+// Keep takes over a message that was sent. It reports false, and leaves the message, if there is no room, or if nobody knows how
+// much it would need.
+func (s *Sent) Keep(m *Message) bool {
+	size, known := m.size()
+	if !known || size > s.Room {
+		return false
+	}
+	s.Room -= size
+	s.messages = append(s.messages, *m)
+	return true
+}
+
+// Replay sends the messages on another try, until one is not taken.
+func (s *Sent) Replay(stream grpc.ClientStream, c *Codec) error {
+	for i := range s.messages {
+		if err := s.messages[i].Send(stream, c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Drop frees the messages.
+func (s *Sent) Drop() {
+	for i := range s.messages {
+		s.messages[i].Free()
+	}
+	s.messages = nil
+}
