@@ -91,14 +91,15 @@ func assertion(key string) (name string, ok bool) {
 // authorizationPolicies compiles what is about the workload. The others are compiled too, for their mistakes.
 func (c *compiler) authorizationPolicies() {
 	p := c.plan
+	config := authz.Config{Normalization: p.workload.Paths}
 	var own []authz.Policy
 	for _, ap := range c.access {
 		if ap.Failed() {
 			continue
 		}
 		policy := ap.is.Policy(p.workload.TrustDomain)
-		if _, err := authz.Compile([]authz.Policy{policy}, authz.Config{}); err != nil {
-			unenforceable(ap.document, policy, err)
+		if _, err := authz.Compile([]authz.Policy{policy}, config); err != nil {
+			unenforceable(ap.document, policy, config, err)
 			continue
 		}
 		if ap.is.Selects(p.workload.Namespace, p.workload.Labels, rootNamespace) {
@@ -122,7 +123,7 @@ func (c *compiler) authorizationPolicies() {
 		}
 	}
 	var err error
-	if in.authorizer, err = authz.Compile(own, authz.Config{Normalization: p.workload.Paths}); err != nil { // although each is right by itself
+	if in.authorizer, err = authz.Compile(own, config); err != nil { // although each is right by itself
 		c.access[0].Errorf("spec", "cannot be enforced: %v", err)
 	}
 	p.inbound = in
@@ -155,11 +156,11 @@ func (c *compiler) unselected() {
 }
 
 // unenforceable reports why a policy cannot be compiled, in the part of it that cannot.
-func unenforceable(d *document, policy authz.Policy, err error) {
+func unenforceable(d *document, policy authz.Policy, config authz.Config, err error) {
 	found := false
 	try := func(rule authz.Rule, at, part string) {
 		alone := authz.Policy{Name: policy.Name, Action: policy.Action, Rules: []authz.Rule{rule}}
-		if _, err := authz.Compile([]authz.Policy{alone}, authz.Config{}); err != nil {
+		if _, err := authz.Compile([]authz.Policy{alone}, config); err != nil {
 			prefix := fmt.Sprintf("authz: policy %s: rule 0: %s 0: ", policy.Name, part)
 			d.Errorf(at, "cannot be enforced: %s", strings.TrimPrefix(err.Error(), prefix))
 			found = true

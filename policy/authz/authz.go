@@ -15,8 +15,16 @@
 // The application gets the path that was sent, and what it makes of `//admin`, `/x/..%2Fadmin` or `/admin;a=b` is its
 // business: another library, or a server behind it, reads them otherwise. So a path has several readings. An Allow
 // rule matches only if it does under every one of them, negations included; a Deny or Audit rule if it does under
-// any. A header that is repeated has readings, too: its values joined by commas, and each value alone. A path that
-// cannot be read at all is answered with 400.
+// any. A header has readings, too: its lines joined by commas, each line alone, and each element of a line that is a list,
+// with the space around them and without. An Allow value that is the whole line, commas included, matches all of them. Values
+// of binary headers (-bin) match encoded or decoded. A host is also read without a dot at its end, and as the host header of
+// an HTTP/2 request that has both.
+//
+// A path that cannot be read at all is answered with 400, as is an odd one that is too long to be read in every way, once
+// there is a policy that decides anything. A header with too many values might say anything: it matches no Allow rule, and
+// every Deny or Audit rule that asks for it.
+//
+// A value that no request can match is an error: a Deny rule with it would deny nothing.
 //
 // This is a layer: it works alone and imports no documents. It is below policy because documents configure it.
 package authz
@@ -91,7 +99,8 @@ type Rule struct {
 // empty field matches everything; a source matches if all its fields do. A source without any field is an error.
 //
 // Text that is "*" matches what is there and not empty, "*x" what ends in x, "x*" what begins with x, and anything
-// else itself. Only one star is read: "*x*" is what ends in "x*".
+// else itself. Only one star is read: the path "*x*" is what ends in "x*". Where no text can contain a star, as in
+// principals and hosts, a second one is an error.
 //
 // What is said of identities needs a certificate: it never matches a plaintext peer. So NotPrincipals "*" does.
 type Source struct {

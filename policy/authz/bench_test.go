@@ -23,7 +23,7 @@ var benchRules = map[string]func(i int) authz.Rule{
 			To:   []authz.Operation{{Methods: []string{"GET"}, Paths: []string{fmt.Sprintf("/v1/items-%d/*", i)}}},
 		}
 	},
-	"not-indexable": func(i int) authz.Rule {
+	"headers": func(i int) authz.Rule {
 		return authz.Rule{When: []authz.Condition{{Key: "request.headers[X-Tenant]", Values: []string{fmt.Sprint("tenant-", i)}}}}
 	},
 }
@@ -41,7 +41,7 @@ func benchRequest(n int) *authz.Request {
 }
 
 func BenchmarkDecide(b *testing.B) {
-	for _, kind := range []string{"principals", "paths", "not-indexable"} {
+	for _, kind := range []string{"principals", "paths", "headers"} {
 		for _, n := range []int{1, 10, 100, 1000} {
 			b.Run(fmt.Sprintf("%s/%d", kind, n), func(b *testing.B) {
 				policy := authz.Policy{Name: "default/bench"}
@@ -105,7 +105,7 @@ func TestDecideDoesNotAllocate(t *testing.T) {
 		policies := []authz.Policy{
 			{Name: "default/deny", Action: authz.Deny, Rules: []authz.Rule{{To: []authz.Operation{{Paths: []string{"/admin*"}}}}}},
 			{Name: "default/audit", Action: authz.Audit, Rules: []authz.Rule{{}}},
-			{Name: "default/shadow", DryRun: true, Rules: []authz.Rule{{From: []authz.Source{{Principals: []string{"x"}}}}}},
+			{Name: "default/shadow", DryRun: true, Rules: []authz.Rule{{From: []authz.Source{{Principals: []string{"td/x"}}}}}},
 			{Name: "default/allow"},
 		}
 		for i := range 100 {

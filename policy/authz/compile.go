@@ -16,6 +16,7 @@ func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 		return nil, fmt.Errorf("authz: unknown normalization %d", cfg.Normalization)
 	}
 	a := &Authorizer{normalization: cfg.Normalization, present: len(policies) > 0}
+	slots := make(map[string]int)
 	for i := range policies {
 		p := &policies[i]
 		if p.Name == "" {
@@ -28,25 +29,51 @@ func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 			a.hasShadow = true
 			a.hasShadowAllow = a.hasShadowAllow || p.Action == Allow
 		} else if p.Action == Allow {
-			a.hasAllow = true
+			a.hasAllow, a.enforced = true, true
+		} else if p.Action == Deny && len(p.Rules) > 0 {
+			a.enforced = true
 		}
 		for n := range p.Rules {
-			r, err := compileRule(&p.Rules[n])
+			r, err := compileRule(&p.Rules[n], cfg.Normalization)
 			if err != nil {
 				return nil, fmt.Errorf("authz: policy %s: rule %d: %w", p.Name, n, err)
 			}
 			r.name = Match{Policy: p.Name, Rule: n}
 			r.every = p.Action == Allow
 			a.escaped = a.escaped || r.escaped()
+			a.hosts = r.prepare(slots) || a.hosts
 			a.http.of(p).add(r)
 			if l4, ok := r.withoutHTTP(); ok {
 				a.l4.of(p).add(l4)
 			}
 		}
 	}
+	a.slots = len(slots)
 	a.http.index()
 	a.l4.index()
 	return a, nil
+}
+
+// prepare gives a slot to each header that the rule asks for, and reports whether it asks for hosts.
+func (r *rule) prepare(slots map[string]int) (hosts bool) {
+	for i := range r.to {
+		r.hosts = r.hosts || !r.to[i].hosts.empty()
+	}
+	hosts = r.hosts
+	for i := range r.when {
+		switch c := &r.when[i]; c.attribute {
+		case host:
+			hosts = true
+		case header:
+			slot, ok := slots[c.header]
+			if !ok {
+				slot = len(slots)
+				slots[c.header] = slot
+			}
+			c.slot, c.single, c.binary = slot, isSingle(c.header), isBinary(c.header)
+		}
+	}
+	return hosts
 }
 
 // of returns the group that the rules of p belong to.
@@ -70,7 +97,7 @@ func (s *ruleSet) index() {
 	}
 }
 
-func compileRule(in *Rule) (*rule, error) {
+func compileRule(in *Rule, mode Normalization) (*rule, error) {
 	out := new(rule)
 	for i := range in.From {
 		s, err := compileSource(&in.From[i])
@@ -80,7 +107,7 @@ func compileRule(in *Rule) (*rule, error) {
 		out.from = append(out.from, s)
 	}
 	for i := range in.To {
-		o, err := compileOperation(&in.To[i])
+		o, err := compileOperation(&in.To[i], mode)
 		if err != nil {
 			return nil, fmt.Errorf("to %d: %w", i, err)
 		}
@@ -112,13 +139,16 @@ func compileSource(in *Source) (source, error) {
 	return out, err
 }
 
-func compileOperation(in *Operation) (operation, error) {
+func compileOperation(in *Operation, mode Normalization) (operation, error) {
 	var out operation
 	out.ports = ports{slices.Clone(in.Ports), slices.Clone(in.NotPorts)}
+	if slices.Contains(in.Ports, 0) || slices.Contains(in.NotPorts, 0) {
+		return out, fmt.Errorf("ports: 0 is not a port")
+	}
 	err := firstError(
 		compileTexts("hosts", in.Hosts, in.NotHosts, hostPattern, &out.hosts),
-		compileTexts("methods", in.Methods, in.NotMethods, textPattern, &out.methods),
-		compileTexts("paths", in.Paths, in.NotPaths, pathPattern, &out.paths),
+		compileTexts("methods", in.Methods, in.NotMethods, methodPattern, &out.methods),
+		compileTexts("paths", in.Paths, in.NotPaths, pathPattern(mode), &out.paths),
 	)
 	if err == nil && out.empty() {
 		err = fmt.Errorf("the operation is empty")
@@ -191,14 +221,14 @@ func compileCondition(in *Condition) (condition, error) {
 // Request.Header.
 func compileHeader(in *Condition, name string) (condition, error) {
 	out := condition{attribute: header, header: http.CanonicalHeaderKey(name)}
-	parse := textPattern
+	parse := headerPattern
 	switch strings.ToLower(name) {
 	case "":
 		return out, fmt.Errorf("%s: the header has no name", in.Key)
 	case "host", ":authority":
 		out.attribute, out.header, parse = host, "", hostPattern
 	case ":method":
-		out.attribute, out.header = method, ""
+		out.attribute, out.header, parse = method, "", methodPattern
 	case "transfer-encoding", "trailer", "expect":
 		return out, fmt.Errorf("%s: net/http does not pass this header on", in.Key)
 	default:
@@ -320,7 +350,7 @@ func parsePorts(texts []string) ([]uint16, error) {
 	var ports []uint16
 	for _, text := range texts {
 		n, err := strconv.ParseUint(text, 10, 16)
-		if err != nil {
+		if err != nil || n == 0 {
 			return nil, fmt.Errorf("destination.port: %q is not a port", text)
 		}
 		ports = append(ports, uint16(n))

@@ -11,7 +11,10 @@ type Authorizer struct {
 	hasShadow      bool // there are policies with DryRun
 	hasShadowAllow bool
 	present        bool // there is any policy
+	enforced       bool // there is an enforced policy that may deny
 	escaped        bool // the text of a path is another once it is decoded
+	hosts          bool // a rule asks for hosts
+	slots          int  // how many headers the rules ask for
 	normalization  Normalization
 }
 
@@ -29,12 +32,17 @@ func (a *Authorizer) Decide(r *Request) (d Decision) {
 		return d
 	}
 	var one [2]reading
-	q := query{Request: r, paths: one[:1]}
+	var host [1]string
+	q := query{Request: r, paths: one[:1], slots: a.slots}
 	rules := &a.l4
 	if !r.L4 {
 		rules = &a.http
 		q.paths = a.read(r.Method, r.Target, one[:0])
-		if len(q.paths) == 0 {
+		q.unreadable = len(q.paths) == 0
+		if a.hosts {
+			q.hosts = hostReadings(r, host[:0])
+		}
+		if q.unreadable && a.enforced {
 			d.BadRequest, d.Reason = true, reasonMalformed
 			if a.hasShadow {
 				d.Shadow = Shadow{Present: true, Match: noMatch, Reason: reasonMalformed}
@@ -66,6 +74,9 @@ func (a *Authorizer) shadow(rules *ruleSet, q *query, d *Decision) Shadow {
 	same := Shadow{Present: true, Allowed: d.Allowed, Match: d.Match, Reason: d.Reason}
 	if d.Reason == reasonDenied {
 		return same
+	}
+	if q.unreadable {
+		return Shadow{Present: true, Match: noMatch, Reason: reasonMalformed}
 	}
 	if m := rules.shadowDeny.first(q); m != noMatch {
 		return Shadow{Present: true, Match: m, Reason: reasonDenied}

@@ -23,7 +23,7 @@ func FuzzDecide(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, seed, request uint64, path string, mode uint8) {
 		cfg := Config{Normalization: Normalization(mode % 4)}
-		policies := randomPolicies(rand.New(rand.NewPCG(seed, 1)))
+		policies := randomPolicies(rand.New(rand.NewPCG(seed, 1)), cfg.Normalization)
 		a, err := Compile(policies, cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -46,7 +46,7 @@ func TestDecideAgrees(t *testing.T) {
 	for seed := range uint64(150) {
 		rng := rand.New(rand.NewPCG(seed, 3))
 		cfg := Config{Normalization: Normalization(seed % 4)}
-		policies := randomPolicies(rng)
+		policies := randomPolicies(rng, cfg.Normalization)
 		a, err := Compile(policies, cfg)
 		if err != nil {
 			t.Fatal(err)
@@ -98,19 +98,19 @@ var (
 	headerVals = []string{"1", "2", "1,2", "*", "1*", "*2"}
 )
 
-func randomPolicies(r *rand.Rand) []Policy {
+func randomPolicies(r *rand.Rand, mode Normalization) []Policy {
 	var policies []Policy
 	for i := range r.IntN(8) {
 		p := Policy{Name: fmt.Sprint("ns/", i), Action: Action(r.IntN(3)), DryRun: r.IntN(4) == 0}
 		for range r.IntN(10) {
-			p.Rules = append(p.Rules, randomRule(r))
+			p.Rules = append(p.Rules, randomRule(r, mode))
 		}
 		policies = append(policies, p)
 	}
 	return policies
 }
 
-func randomRule(r *rand.Rand) Rule {
+func randomRule(r *rand.Rand, mode Normalization) Rule {
 	var rule Rule
 	for range r.IntN(3) {
 		s := Source{
@@ -132,7 +132,7 @@ func randomRule(r *rand.Rand) Rule {
 			Paths: some(r, 0.6, pathVals...), NotPaths: some(r, 0.2, pathVals...),
 			Ports: some(r, 0.1, uint16(80), 8080), NotPorts: some(r, 0.1, uint16(80), 8080),
 		}
-		if _, err := compileOperation(&o); err == nil {
+		if _, err := compileOperation(&o, mode); err == nil {
 			rule.To = append(rule.To, o)
 		}
 	}
@@ -172,10 +172,13 @@ func randomRequest(r *rand.Rand, path string) Request {
 		L4:          r.IntN(6) == 0,
 	}
 	if !req.L4 {
-		req.Host = pick(r, "h", "H:80", "x.Example", "")
+		req.Host = pick(r, "h", "H:80", "x.Example", "", "h.", " h", "h.:80", "u@h", "[::1]")
 		req.Method = pick(r, "GET", "POST")
 		req.Target = pick(r, append(somePaths, "/"+path, path)...)
-		req.Header = http.Header{"X-A": some(r, 0.5, "1", "2", "", "12")}
+		req.Header = http.Header{"X-A": some(r, 0.5, "1", "2", "", "12", " 1", "2\t", "1,2", "1, 12 ,", "\u00a02")}
+		if r.IntN(4) == 0 {
+			req.Header["Host"] = some(r, 0.8, "h", "x.example.", "y")
+		}
 	}
 	return req
 }
@@ -185,7 +188,13 @@ type refRequest struct {
 	*Request
 	path   reading
 	header *string
+	line   string // the only line of the header
 }
+
+// unreadablePath stands for a path that might be any.
+const unreadablePath = "?"
+
+var dotBeforePort = regexp.MustCompile(`\.+(:[^:\]]*)?$`)
 
 func refDecide(policies []Policy, cfg Config, r *Request) Decision {
 	d := Decision{Allowed: true, Reason: reasonNone, Match: noMatch, Audit: noMatch, Shadow: Shadow{Match: noMatch}}
@@ -195,33 +204,65 @@ func refDecide(policies []Policy, cfg Config, r *Request) Decision {
 	enforced := slices.DeleteFunc(slices.Clone(policies), func(p Policy) bool { return p.DryRun && p.Action != Audit })
 	shadow := len(enforced) != len(policies)
 	var views []refRequest
+	unreadable := false
 	paths := map[reading]bool{{}: true}
 	if !r.L4 {
 		path, _, ok := targetPath(r.Method, r.Target)
 		if !ok || path != "" && path[0] == '/' && !valid(path) {
-			d.Allowed, d.BadRequest, d.Reason = false, true, reasonMalformed
 			if shadow {
 				d.Shadow = Shadow{Present: true, Match: noMatch, Reason: reasonMalformed}
 			}
-			return d
+			if !slices.ContainsFunc(enforced, func(p Policy) bool { return p.Action == Allow || p.Action == Deny && len(p.Rules) > 0 }) {
+				unreadable = true
+			} else {
+				d.Allowed, d.BadRequest, d.Reason = false, true, reasonMalformed
+				return d
+			}
 		}
-		if path == "" || path[0] != '/' {
+		if unreadable {
+			paths = map[reading]bool{{path: unreadablePath}: true}
+		} else if path == "" || path[0] != '/' {
 			paths = map[reading]bool{{path: path}: true}
 		} else {
 			paths = refReadings(path, cfg.Normalization)
 		}
 	}
 	headers := []*string{nil}
+	line := ""
 	if values := r.Header["X-A"]; len(values) > 0 {
-		joined := strings.Join(values, ",")
-		headers = []*string{&joined}
+		headers = nil
+		add := func(v string) {
+			trimmed := strings.TrimSpace(v)
+			headers = append(headers, &v, &trimmed)
+		}
+		add(strings.Join(values, ","))
 		for _, v := range values {
-			headers = append(headers, &v)
+			add(v)
+			for element := range strings.SplitSeq(v, ",") {
+				if strings.Contains(v, ",") && strings.TrimSpace(element) != "" {
+					add(element[len(element)-len(strings.TrimLeft(element, " ")):])
+				}
+			}
+		}
+		if len(values) == 1 {
+			line = values[0]
+		}
+	}
+	hosts := []string{r.Host}
+	if !r.L4 {
+		for _, h := range append([]string{r.Host}, r.Header["Host"]...) {
+			trimmed := strings.TrimSpace(h)
+			bare := trimmed[strings.LastIndex(trimmed, "@")+1:]
+			hosts = append(hosts, h, trimmed, bare, dotBeforePort.ReplaceAllString(bare, "$1"))
 		}
 	}
 	for path := range paths {
 		for _, h := range headers {
-			views = append(views, refRequest{r, path, h})
+			for _, host := range hosts {
+				view := *r
+				view.Host = host
+				views = append(views, refRequest{&view, path, h, line})
+			}
 		}
 	}
 	verdict := func(policies []Policy) (bool, Match, string) {
@@ -238,7 +279,7 @@ func refDecide(policies []Policy, cfg Config, r *Request) Decision {
 	}
 	d.Audit = refFirst(policies, Audit, views)
 	d.Allowed, d.Match, d.Reason = verdict(enforced)
-	if shadow {
+	if shadow && !unreadable {
 		d.Shadow.Present = true
 		d.Shadow.Allowed, d.Shadow.Match, d.Shadow.Reason = verdict(policies)
 		// Enforced policies come first, wherever they stand.
@@ -291,13 +332,14 @@ func refRule(rule *Rule, action Action, v refRequest) bool {
 		}
 		return v.L4 || refTexts(o.Methods, o.NotMethods, textExpr, v.Method, true) &&
 			refTexts(o.Hosts, o.NotHosts, hostExpr, v.Host, true) &&
-			refTexts(o.Paths, o.NotPaths, func(value string) string {
+			(v.path.path == unreadablePath && (action != Allow || len(o.Paths)+len(o.NotPaths) == 0) || v.path.path != unreadablePath) &&
+			(v.path.path == unreadablePath || refTexts(o.Paths, o.NotPaths, func(value string) string {
 				plain := unreserved.MatchString
 				if v.path.decoded {
 					plain = func(string) bool { return true }
 				}
 				return pathExpr(refUnescape(value, plain))
-			}, v.path.path, true)
+			}, v.path.path, true))
 	})
 	return from && to && !slices.ContainsFunc(rule.When, func(c Condition) bool { return !refCondition(c, action, v) })
 }
@@ -312,7 +354,11 @@ func refCondition(c Condition, action Action, v refRequest) bool {
 		if v.header != nil {
 			value = *v.header
 		}
-		return refTexts(c.Values, c.NotValues, func(v string) string {
+		values := c.Values
+		if action == Allow && v.line != "" && slices.Contains(values, v.line) {
+			values = nil // they name the whole line
+		}
+		return refTexts(values, c.NotValues, func(v string) string {
 			if v == "*" {
 				return ".*"
 			}

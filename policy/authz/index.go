@@ -21,6 +21,7 @@ type group struct {
 	namespaces map[string][]int32
 	accounts   map[string][]int32
 	methods    map[string][]int32
+	headers    []headerLookup
 	identities []int32 // all of namespaces and accounts, for principals of another shape than Istio's
 }
 
@@ -31,7 +32,7 @@ func (g *group) add(r *rule) { g.rules = append(g.rules, r) }
 
 // first returns the first rule that matches, or noMatch.
 func (g *group) first(q *query) Match {
-	if !g.indexed {
+	if !g.indexed || q.unreadable {
 		for _, r := range g.rules {
 			if r.match(q) {
 				return r.name
@@ -58,6 +59,9 @@ func (g *group) first(q *query) Match {
 		}
 	}
 	best = g.try(g.methods[q.Method], best, q)
+	for i := range g.headers {
+		best = g.headers[i].lookup(g, best, q)
+	}
 	if best == len(g.rules) {
 		return noMatch
 	}
@@ -72,6 +76,31 @@ func (g *group) try(list []int32, best int, q *query) int {
 		}
 		if g.rules[i].match(q) {
 			return int(i)
+		}
+	}
+	return best
+}
+
+// headerLookup finds rules by the value of a header.
+type headerLookup struct {
+	condition condition // on the header
+	exact     map[string][]int32
+	all       []int32
+}
+
+func (l *headerLookup) lookup(g *group, best int, q *query) int {
+	value, odd, present := q.headerOf(&l.condition)
+	switch {
+	case !present:
+		return best
+	case odd == nil:
+		return g.try(l.exact[value], best, q)
+	case odd.unreadable:
+		return g.try(l.all, best, q)
+	}
+	for _, reading := range odd.all {
+		for _, spelling := range reading {
+			best = g.try(l.exact[spelling], best, q)
 		}
 	}
 	return best
@@ -150,8 +179,9 @@ func splitPrincipal(principal string) (namespace, account string, ok bool) {
 
 // key is a text to stand under.
 type key struct {
-	kind keyKind
-	text string
+	kind   keyKind
+	text   string
+	header string // of byHeader
 }
 
 // keyKind is the kinds of keys, the most telling first.
@@ -162,6 +192,7 @@ const (
 	byAccount
 	byPath
 	byNamespace
+	byHeader
 	byPrincipalPrefix
 	byPathPrefix
 	byMethod
@@ -218,6 +249,8 @@ func (g *group) insert(k key, i int32, prefixes map[key][]int32) {
 		put(g.paths.exact)
 	case byMethod:
 		put(g.methods)
+	case byHeader:
+		g.insertHeader(k, i)
 	case byPrincipalPrefix, byPathPrefix:
 		prefixes[k] = append(prefixes[k], i)
 	case byAccount, byNamespace:
@@ -229,6 +262,24 @@ func (g *group) insert(k key, i int32, prefixes map[key][]int32) {
 		if n := len(g.identities); n == 0 || g.identities[n-1] != i {
 			g.identities = append(g.identities, i)
 		}
+	}
+}
+
+func (g *group) insertHeader(k key, i int32) {
+	at := slices.IndexFunc(g.headers, func(l headerLookup) bool { return l.condition.header == k.header })
+	if at < 0 {
+		at = len(g.headers)
+		for _, c := range g.rules[i].when {
+			if c.attribute == header && c.header == k.header {
+				g.headers = append(g.headers, headerLookup{condition: c, exact: make(map[string][]int32)})
+				break
+			}
+		}
+	}
+	l := &g.headers[at]
+	l.exact[k.text] = append(l.exact[k.text], i)
+	if n := len(l.all); n == 0 || l.all[n-1] != i {
+		l.all = append(l.all, i)
 	}
 }
 
@@ -255,7 +306,7 @@ func (r *rule) keys() [][]key {
 	add := func(keys []key) {
 		if len(keys) > 0 {
 			slices.SortFunc(keys, func(a, b key) int {
-				return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.text, b.text))
+				return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.text, b.text), cmp.Compare(a.header, b.header))
 			})
 			choices = append(choices, slices.Compact(keys))
 		}
@@ -270,7 +321,11 @@ func (r *rule) keys() [][]key {
 	add(union(len(r.to), func(i int) []key { return pathKeys(r.to[i].paths.values.all) }))
 	add(union(len(r.to), func(i int) []key { return textKeys(r.to[i].methods.values.all, method) }))
 	for i := range r.when {
-		add(textKeys(r.when[i].texts.values.all, r.when[i].attribute))
+		if c := &r.when[i]; c.attribute == header {
+			add(headerKeys(c))
+		} else {
+			add(textKeys(c.texts.values.all, c.attribute))
+		}
 	}
 	return choices
 }
@@ -303,18 +358,30 @@ func textKeys(values []pattern, about attribute) []key {
 	for _, v := range values {
 		switch {
 		case about == principal && v.kind == exact:
-			keys = append(keys, key{byPrincipal, v.text})
+			keys = append(keys, key{kind: byPrincipal, text: v.text})
 		case about == principal && v.kind == prefix:
-			keys = append(keys, key{byPrincipalPrefix, v.text})
+			keys = append(keys, key{kind: byPrincipalPrefix, text: v.text})
 		case about == account:
-			keys = append(keys, key{byAccount, strings.Replace(v.text, "/", "/sa/", 1)})
+			keys = append(keys, key{kind: byAccount, text: strings.Replace(v.text, "/", "/sa/", 1)})
 		case about == namespace && !strings.ContainsAny(namespaceOf(v), "*/"):
-			keys = append(keys, key{byNamespace, namespaceOf(v)})
+			keys = append(keys, key{kind: byNamespace, text: namespaceOf(v)})
 		case about == method && v.kind == exact:
-			keys = append(keys, key{byMethod, v.text})
+			keys = append(keys, key{kind: byMethod, text: v.text})
 		default:
 			return nil
 		}
+	}
+	return keys
+}
+
+// headerKeys is textKeys for the values of a header.
+func headerKeys(c *condition) []key {
+	keys := make([]key, 0, len(c.texts.values.all))
+	for _, v := range c.texts.values.all {
+		if v.kind != exact {
+			return nil
+		}
+		keys = append(keys, key{kind: byHeader, text: v.text, header: c.header})
 	}
 	return keys
 }
@@ -337,7 +404,7 @@ func pathKeys(values []pattern) []key {
 			return nil
 		}
 		for _, text := range texts {
-			keys = append(keys, key{kind, text})
+			keys = append(keys, key{kind: kind, text: text})
 		}
 	}
 	return keys

@@ -14,8 +14,46 @@ type reading struct {
 	decoded bool // all escapes are decoded, as in URL.Path: compare with patterns that are, too
 }
 
-// maxOddPath bounds the paths that have several readings, so that a long one costs no more than a short one.
-const maxOddPath = 4 << 10
+// maxOddPath bounds the paths that have several readings by how many kinds of oddities they have: each multiplies the number of
+// readings, and no path should cost more than the request it comes with.
+var maxOddPath = [...]int{1: 2 << 10, 2: 768, 3: 256}
+
+// tooLong reports whether a path that is not plain is too long for its oddities.
+func tooLong(path string) bool {
+	if len(path) <= maxOddPath[len(maxOddPath)-1] {
+		return false
+	}
+	if len(path) > maxOddPath[1] {
+		return true
+	}
+	kinds := 0
+	for _, there := range [...]bool{
+		strings.Contains(path, "%"),
+		strings.Contains(path, ";"),
+		strings.Contains(path, "#"),
+		strings.Contains(path, "//") || strings.Contains(path, "/.") || containsEscape(path, '.') || containsEscape(path, '/'),
+		strings.Contains(path, `\`) || containsEscape(path, '\\'),
+	} {
+		if there {
+			kinds++
+		}
+	}
+	return len(path) > maxOddPath[min(max(kinds, 1), len(maxOddPath)-1)]
+}
+
+// containsEscape reports whether c stands in path percent-encoded.
+func containsEscape(path string, c byte) bool {
+	for {
+		i := strings.IndexByte(path, '%')
+		if i < 0 {
+			return false
+		}
+		if path = path[i:]; isEscape(path) && unhex(path[1])<<4|unhex(path[2]) == c {
+			return true
+		}
+		path = path[1:]
+	}
+}
 
 // read appends the readings of a request target to buf, none if it is malformed.
 func (a *Authorizer) read(method, target string, buf []reading) []reading {
@@ -29,7 +67,7 @@ func (a *Authorizer) read(method, target string, buf []reading) []reading {
 			buf = append(buf, reading{path: path, decoded: true})
 		}
 		return buf
-	case len(path) > maxOddPath || !valid(path):
+	case tooLong(path) || !valid(path):
 		return nil
 	}
 	mode := a.normalization
@@ -146,10 +184,14 @@ const (
 // `/a;%2Fb/c` is `/a/b/c` or `/a/c`. And slashes are merged at the end, as Istio does, or before dot segments are
 // resolved, as path.Clean does: `/a//../b` is `/a/b` or `/b`. All combinations count that mode does not rule out.
 //
-// Three oddities count only where they may lead somewhere else altogether. net/http takes `#` for a part of the path:
-// what follows it matters if it has segments of its own, or makes a dot segment another one. It takes `\` for an ordinary character: that matters if there
-// are dot segments, which have then less to climb over, or parameters, of which there is then more. And http.ServeMux resolves dot segments before it decodes
-// escapes, so that `/a/%2e%2e/b` belongs to the handler of `/a/`.
+// net/http takes `\` for an ordinary character, so a path that has one is read with it, too: to http.ServeMux `/a\b` is one
+// segment. In DecodeAndMergeSlashes, which says that the application takes it for a slash, that counts only where it may lead
+// somewhere else altogether: beside dot segments, which have then less to climb over, and parameters, of which there is then
+// more.
+//
+// Two oddities always count only there. net/http takes `#` for a part of the path: what follows it matters if it has segments
+// of its own, or makes a dot segment another one. And http.ServeMux resolves dot segments before it decodes escapes, so that
+// `/a/%2e%2e/b` belongs to the handler of `/a/`.
 //
 // Readings with every escape decoded are for patterns that differ once decoded. Without any (escaped is false), they
 // are left out for a path that has no escapes either.
@@ -165,7 +207,9 @@ func readings(path string, mode Normalization, escaped bool) []reading {
 	cut, fragment, _ := strings.Cut(path, "#")
 	s.addPath(cut, escaped)
 	s.addRouted(cut)
-	s.addRouted(cutParameters(cut))
+	if strings.Contains(cut, ";") {
+		s.addRouted(cutParameters(cut))
+	}
 	if strings.ContainsAny(fragment, `/\%`) || len(cut) < len(path) && endsInDots(cut) {
 		s.addPath(path, escaped)
 	}
@@ -201,7 +245,7 @@ func (s *readingSet) addPath(path string, escaped bool) {
 
 // addRouted adds what a path with escaped dot segments is to a router to which those are like any other.
 func (s *readingSet) addRouted(path string) {
-	if !strings.Contains(path, "%") || removeDots(normalEscapes(path)) == normalEscapes(removeDots(path)) {
+	if !containsEscape(path, '.') || removeDots(normalEscapes(path)) == normalEscapes(removeDots(path)) {
 		return
 	}
 	cleaned, normal := removeDots(mergeSlashes(path)), decodeNone
@@ -217,7 +261,11 @@ func (s *readingSet) addRouted(path string) {
 // addDecoded adds the readings of a path by the escapes that are decoded.
 func (s *readingSet) addDecoded(path string, escaped bool) {
 	s.decoded = false
-	normal, slashes := decodeNone.apply(path), decodeSlashes.apply(path)
+	normal := decodeNone.apply(path)
+	slashes := normal
+	if s.mode == DecodeAndMergeSlashes || containsEscape(path, '/') || containsEscape(path, '\\') {
+		slashes = decodeSlashes.apply(path)
+	}
 	if s.mode != DecodeAndMergeSlashes {
 		s.addBackslashes(normal)
 	}
@@ -233,7 +281,7 @@ func (s *readingSet) addDecoded(path string, escaped bool) {
 // addBackslashes adds the readings of a path whose escapes are settled.
 func (s *readingSet) addBackslashes(path string) {
 	s.addParameters(strings.ReplaceAll(path, `\`, "/"))
-	if strings.Contains(path, `\`) && (strings.Contains(path, "..") || strings.Contains(path, ";")) {
+	if strings.Contains(path, `\`) && (s.mode != DecodeAndMergeSlashes || strings.Contains(path, "..") || strings.Contains(path, ";")) {
 		s.addParameters(path)
 	}
 }

@@ -76,7 +76,7 @@ func refReadings(path string, mode Normalization) map[reading]bool {
 			}
 			text := refUnescape(start, decode)
 			forms := []string{strings.ReplaceAll(text, `\`, "/")}
-			if strings.Contains(text, `\`) && (strings.Contains(text, "..") || strings.Contains(text, ";")) {
+			if strings.Contains(text, `\`) && (mode != DecodeAndMergeSlashes || strings.Contains(text, "..") || strings.Contains(text, ";")) {
 				forms = append(forms, text)
 			}
 			for _, form := range forms {

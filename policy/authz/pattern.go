@@ -45,7 +45,11 @@ func principalPattern(v string) (pattern, error) {
 	if strings.HasPrefix(v, "spiffe://") {
 		return pattern{}, errors.New("write the identity without spiffe://")
 	}
-	return textPattern(v)
+	p, err := textPattern(v)
+	if err == nil {
+		err = checkPrincipal(p)
+	}
+	return p, err
 }
 
 // hostPattern takes "*" for any host, also one that is empty, as a peer may send it.
@@ -56,16 +60,41 @@ func hostPattern(v string) (pattern, error) {
 	return foldedPattern(v)
 }
 
+// foldedPattern is for hosts, and names that a peer asked for by SNI.
 func foldedPattern(v string) (pattern, error) {
 	p, err := textPattern(lower(v))
+	if err == nil {
+		err = checkHost(p)
+	}
 	p.kind |= foldedBit
 	return p, err
 }
 
-func trustDomainPattern(v string) (pattern, error) { return pattern{kind: glob, text: v}, nil }
+func methodPattern(v string) (pattern, error) {
+	p, err := textPattern(v)
+	if err == nil {
+		err = checkMethod(p)
+	}
+	return p, err
+}
+
+func headerPattern(v string) (pattern, error) {
+	p, err := textPattern(v)
+	if err == nil {
+		err = checkHeader(p)
+	}
+	return p, err
+}
+
+func trustDomainPattern(v string) (pattern, error) {
+	if lower(v) != v {
+		return pattern{}, errors.New("a trust domain is in lower case")
+	}
+	return pattern{kind: glob, text: v}, checkIdentityPart(v, "")
+}
 
 func namespacePattern(v string) (pattern, error) {
-	return pattern{kind: glob, text: "*/ns/" + v + "/*"}, nil
+	return pattern{kind: glob, text: "*/ns/" + v + "/*"}, checkIdentityPart(v, "/")
 }
 
 // namespaceOf returns what namespacePattern made a pattern of.
@@ -76,21 +105,25 @@ func accountPattern(v string) (pattern, error) {
 	if !ok || ns == "" || name == "" || strings.ContainsAny(v, "*") || strings.Contains(name, "/") {
 		return pattern{}, errors.New("want namespace/name, without stars")
 	}
-	return pattern{kind: serviceAccount, text: v}, nil
+	return pattern{kind: serviceAccount, text: v}, checkIdentityPart(v, "/")
 }
 
-func pathPattern(v string) (pattern, error) {
-	if strings.Contains(v, "{*}") || strings.Contains(v, "{**}") {
-		if err := checkTemplate(v); err != nil {
-			return pattern{}, err
+// pathPattern returns the parser of the paths of a mode.
+func pathPattern(mode Normalization) func(v string) (pattern, error) {
+	return func(v string) (p pattern, err error) {
+		if strings.Contains(v, "{*}") || strings.Contains(v, "{**}") {
+			err = checkTemplate(v)
+			p.kind, p.text = template, v
+		} else {
+			p, err = textPattern(v)
 		}
-		v = normalEscapes(v)
-		return pattern{kind: template, text: v, decoded: decodeAll(v)}, nil
+		if err != nil {
+			return p, err
+		}
+		p.text = normalEscapes(p.text)
+		p.decoded = decodeAll(p.text)
+		return p, checkPath(p, mode)
 	}
-	p, err := textPattern(v)
-	p.text = normalEscapes(p.text)
-	p.decoded = decodeAll(p.text)
-	return p, err
 }
 
 // checkTemplate reports what is wrong with a path template.
@@ -166,6 +199,16 @@ func (l *list) matchPresent(s string) bool {
 		return true
 	}
 	return s == "" && slices.ContainsFunc(l.others, func(p pattern) bool { return p.kind == nonEmpty })
+}
+
+// names reports whether one of the values is s itself.
+func (l *list) names(s string) bool {
+	if l.exact != nil {
+		if _, ok := l.exact[s]; ok {
+			return true
+		}
+	}
+	return slices.ContainsFunc(l.others, func(p pattern) bool { return p.kind == exact && p.text == s })
 }
 
 func (l *list) matchPath(r *reading) bool {

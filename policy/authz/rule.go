@@ -9,13 +9,20 @@ import (
 // query is a request on its way through the rules.
 type query struct {
 	*Request
-	paths []reading // at least one; of a raw TCP connection it means nothing
+	paths      []reading // of a raw TCP connection they mean nothing
+	unreadable bool      // there are none: the path might be any
+	hosts      []string  // none: the host might be any. Not there unless a rule asks for hosts
+
+	slots int               // how many headers the rules ask for
+	plain uint64            // those of the first of them that have one reading only
+	odd   []*headerReadings // by slot, of those that have more; nil for those that nobody has asked for yet
 }
 
 // rule is a compiled Rule.
 type rule struct {
 	name  Match
 	every bool // must match under every reading (ALLOW), rather than any
+	hosts bool // an operation asks for hosts
 	from  []source
 	to    []operation
 	when  []condition
@@ -52,6 +59,9 @@ const (
 type condition struct {
 	attribute attribute
 	header    string // its canonical name
+	slot      int    // of the header among those that are asked for
+	single    bool   // the header is no list
+	binary    bool   // the header is in base64
 	texts     texts
 	addresses addresses
 	ports     ports
@@ -111,8 +121,8 @@ func (r *rule) withoutHTTP() (*rule, bool) {
 
 // match reports whether the rule matches, under every reading of the request or under any.
 //
-// Readings are those of the path, which only operations see, and those of each repeated header. The whole of the
-// operations is judged under one reading of the path at a time, so a path is never taken one way for a value and
+// Readings are those of the path and the host, which operations see, and those of each header. The whole of the
+// operations is judged under one reading of path and host at a time, so a path is never taken one way for a value and
 // another way for a negation, and each condition on a header is judged under one reading of that header at a time.
 // That is what it would be to judge the whole rule under each combination of readings: the parts are joined by AND,
 // which "under every" goes through, and so does "under any" where no two parts see the same thing. Where they do (two
@@ -143,17 +153,33 @@ func (r *rule) matchTo(q *query) bool {
 	if len(r.to) == 0 {
 		return true
 	}
+	if q.unreadable {
+		return r.matchHosts(q, nil)
+	}
 	for i := range q.paths {
-		if r.matchPath(q, &q.paths[i]) != r.every {
+		if r.matchHosts(q, &q.paths[i]) != r.every {
 			return !r.every
 		}
 	}
 	return r.every
 }
 
-func (r *rule) matchPath(q *query, path *reading) bool {
+// matchHosts judges the operations under one reading of the path, nil for one that might be any.
+func (r *rule) matchHosts(q *query, path *reading) bool {
+	if !r.hosts || len(q.hosts) == 0 {
+		return r.matchView(q, path, nil)
+	}
+	for i := range q.hosts {
+		if r.matchView(q, path, &q.hosts[i]) != r.every {
+			return !r.every
+		}
+	}
+	return r.every
+}
+
+func (r *rule) matchView(q *query, path *reading, host *string) bool {
 	for i := range r.to {
-		if r.to[i].match(q, path, r.every) {
+		if r.to[i].match(q, path, host, r.every) {
 			return true
 		}
 	}
@@ -166,17 +192,24 @@ func (s *source) match(q *query, every bool) bool {
 		s.source.match(q.Source, every) && s.remote.match(q.Remote, every)
 }
 
-func (o *operation) match(q *query, path *reading, every bool) bool {
-	return o.ports.match(q.Destination.Port(), every) && o.methods.match(q.Method) && o.paths.matchPath(path) &&
-		o.hosts.match(q.Host)
+func (o *operation) match(q *query, path *reading, host *string, every bool) bool {
+	return o.ports.match(q.Destination.Port(), every) && o.methods.match(q.Method) && o.matchPath(path, every) &&
+		o.hosts.matchHost(host, every)
+}
+
+func (o *operation) matchPath(path *reading, every bool) bool {
+	if path == nil {
+		return o.paths.empty() || !every
+	}
+	return o.paths.matchPath(path)
 }
 
 func (c *condition) match(q *query, every bool) bool {
 	switch c.attribute {
 	case header:
-		return c.texts.matchHeader(q.Header[c.header], every)
+		return c.matchHeader(q, every)
 	case host:
-		return c.texts.match(q.Host)
+		return c.matchHost(q, every)
 	case method:
 		return c.texts.match(q.Method)
 	case sourceIP:
@@ -203,24 +236,24 @@ func (t *texts) matchPath(r *reading) bool {
 	return (t.values.empty() || t.values.matchPath(r)) && !t.notValues.matchPath(r)
 }
 
-// matchHeader judges the values of a header, whose readings are all of them joined and each alone.
-func (t *texts) matchHeader(values []string, every bool) bool {
-	switch len(values) {
-	case 0:
-		return t.values.empty()
-	case 1:
-		return t.matchPresent(values[0])
+// matchHost judges one reading of the host, nil for one that might be any.
+func (t *texts) matchHost(host *string, every bool) bool {
+	if host == nil {
+		return t.empty() || !every
 	}
-	for _, v := range values {
-		if t.matchPresent(v) != every {
+	return t.match(*host)
+}
+
+func (c *condition) matchHost(q *query, every bool) bool {
+	if len(q.hosts) == 0 {
+		return !every
+	}
+	for i := range q.hosts {
+		if c.texts.match(q.hosts[i]) != every {
 			return !every
 		}
 	}
-	return t.matchPresent(strings.Join(values, ","))
-}
-
-func (t *texts) matchPresent(s string) bool {
-	return (t.values.empty() || t.values.matchPresent(s)) && !t.notValues.matchPresent(s)
+	return every
 }
 
 func (a *addresses) match(addr netip.Addr, every bool) bool {

@@ -1,0 +1,111 @@
+package authz_test
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nosidecar/mesh/policy/authz"
+)
+
+// costly are requests that take the most to be judged, by what is odd about them.
+func costly() map[string]authz.Request {
+	requests := make(map[string]authz.Request)
+	for name, unit := range map[string]string{
+		"slashes": "//a", "dots": "/a/..", "parameters": "/a;b", "backslashes": `/a\b`, "spaces": "/a%20b", "numbers": "/a#",
+		"slashes and parameters": "//a;b", "dots and backslashes": `/..\..\a`, "escapes and slashes": "//%20/..",
+		"everything": `/x;a=b/%2e%2e%5C..%2F/;c\a;d`, "a fragment": `/x;a/%2e%2e%5C..%2F/;c\a#`,
+	} {
+		for _, size := range []int{256, 768, 2 << 10} {
+			r := *benchRequest(1)
+			r.Target = strings.Repeat(unit, size/len(unit))
+			requests[fmt.Sprint(name, ", ", size)] = r
+		}
+	}
+	for name, values := range map[string][]string{
+		"64 lines": slices.Repeat([]string{"x"}, 64), "18500 lines": slices.Repeat([]string{""}, 18_500),
+		"64 elements": {strings.Repeat("a,", 63)}, "200000 elements": {strings.Repeat("a,", 200_000)}, "a long line": {strings.Repeat("a", 400_000)},
+	} {
+		r := *benchRequest(1)
+		r.Header = http.Header{"X-Tenant": values}
+		requests[name] = r
+	}
+	return requests
+}
+
+// costlyRules are 500 rules, each of which asks for a header that the requests have, and a path.
+func costlyRules(t testing.TB) *authz.Authorizer {
+	t.Helper()
+	var policy authz.Policy
+	policy.Name = "default/costly"
+	for i := range 500 {
+		policy.Rules = append(policy.Rules, authz.Rule{
+			When: []authz.Condition{{Key: "request.headers[X-Tenant]", Values: []string{fmt.Sprint("tenant-", i)}}},
+			To:   []authz.Operation{{Paths: []string{"*.txt"}}},
+		})
+	}
+	a, err := authz.Compile([]authz.Policy{policy}, authz.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return a
+}
+
+// What is read of a request is read once, however many rules ask for it, and there is a bound on it.
+func TestJudgingCostsABoundedAmountOfMemory(t *testing.T) {
+	a := costlyRules(t)
+	for name, r := range costly() {
+		decide := func() {
+			if d := a.Decide(&r); d.Allowed {
+				t.Errorf("%s: Decide = %+v", name, d)
+			}
+		}
+		if got := testing.AllocsPerRun(1, decide); got > 300 {
+			t.Errorf("%s: %v allocations", name, got)
+		}
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		for range 10 {
+			decide()
+		}
+		runtime.ReadMemStats(&after)
+		if got := (after.TotalAlloc - before.TotalAlloc) / 10; got > 64<<10 && name != "a long line" || got > 1<<20 {
+			t.Errorf("%s: %d bytes are allocated", name, got)
+		}
+	}
+}
+
+// BenchmarkDenial reports what it costs to deny the most costly requests, as a share of what a plain request costs that is
+// served over the loopback.
+func BenchmarkDenial(b *testing.B) {
+	server := httptest.NewServer(&authz.Handler{Next: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})})
+	defer server.Close()
+	const requests = 2000
+	began := time.Now()
+	for range requests {
+		resp, err := server.Client().Get(server.URL)
+		if err != nil {
+			b.Fatal(err)
+		}
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+	served := float64(time.Since(began).Nanoseconds()) / requests
+	a := costlyRules(b)
+	for name, r := range costly() {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			began := time.Now()
+			for b.Loop() {
+				a.Decide(&r)
+			}
+			b.ReportMetric(float64(time.Since(began).Nanoseconds())/float64(b.N)/served, "of-a-request")
+		})
+	}
+}
