@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/route"
 )
 
 const churned = `
@@ -51,19 +53,19 @@ func TestChurn(t *testing.T) {
 	var registry discovery.Memory
 	registry.Set("api", endpoints...)
 	var updates, ejections, readmissions atomic.Int64
-	c := newMesh(t, churned, mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) {
-		switch s.Kind {
-		case mesh.EndpointsChanged:
-			updates.Add(1)
-		case mesh.EndpointEjected:
-			ejections.Add(1)
-			if s.Endpoint != endpoints[0].ID() {
-				t.Errorf("%s was ejected, which is healthy", s.Endpoint)
+	c := newMesh(t, churned, mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+		Endpoints: func(route.Target, int) { updates.Add(1) },
+		Ejection: func(_ route.Target, event breaker.Event) {
+			if !event.Ejected {
+				readmissions.Add(1)
+				return
 			}
-		case mesh.EndpointReadmitted:
-			readmissions.Add(1)
-		}
-	}})).Client()
+			ejections.Add(1)
+			if event.Endpoint != endpoints[0].ID() {
+				t.Errorf("%s was ejected, which is healthy", event.Endpoint)
+			}
+		},
+	})).Client()
 
 	done := make(chan struct{})
 	var running sync.WaitGroup

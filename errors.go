@@ -16,27 +16,11 @@ var (
 	// ErrClosed is returned for calls made after [Mesh.Close].
 	ErrClosed = engine.ErrClosed
 
-	// ErrNotInMesh is returned for a host that neither a document nor discovery knows, under [RegistryOnly].
+	// ErrNotInMesh is returned for a host that neither a document nor discovery knows: see [WithRegistryOnly].
 	ErrNotInMesh = engine.ErrNotInMesh
 
 	// ErrUnknownSubset is returned for a subset that no DestinationRule defines.
 	ErrUnknownSubset = engine.ErrUnknownSubset
-)
-
-// Layer names the part of the mesh in which a call failed.
-type Layer string
-
-// The layers, in the order in which a request passes them.
-const (
-	LayerRoute     = Layer(engine.LayerRoute)
-	LayerTimeout   = Layer(engine.LayerTimeout)
-	LayerLimit     = Layer(engine.LayerLimit)
-	LayerFault     = Layer(engine.LayerFault)
-	LayerBreaker   = Layer(engine.LayerBreaker)
-	LayerDiscovery = Layer(engine.LayerDiscovery)
-	LayerBalancer  = Layer(engine.LayerBalancer)
-	LayerIdentity  = Layer(engine.LayerIdentity)
-	LayerEndpoint  = Layer(engine.LayerEndpoint)
 )
 
 // Error is how a call of the mesh fails. It says where the call was going, which layer ended it, and why.
@@ -44,9 +28,10 @@ const (
 // The cause stays visible to errors.Is and errors.As. An error that stems from the caller's own context is returned as
 // net/http would return it, not as an Error.
 type Error struct {
-	// Layer ended the call. LayerEndpoint means that the endpoint, or the way to it, failed; every other layer is a
-	// decision of this process.
-	Layer Layer
+	// Layer is what ended the call. "endpoint" means that the endpoint, or the way to it, failed. Each of the others is a
+	// decision of this process; in the order in which a request passes them: "route", "timeout", "limit", "fault",
+	// "breaker", "discovery", "balancer", "identity".
+	Layer string
 
 	// Target is where the call was going.
 	Target route.Target
@@ -62,7 +47,7 @@ type Error struct {
 }
 
 func newError(f engine.Failure) error {
-	return &Error{Layer: Layer(f.Layer), Target: f.Target, Flags: Flags(f.Flags), Attempts: f.Attempts, Err: f.Err}
+	return &Error{Layer: string(f.Layer), Target: f.Target, Flags: Flags(f.Flags), Attempts: f.Attempts, Err: f.Err}
 }
 
 // Error returns the whole story in one line.
@@ -73,7 +58,7 @@ func (e *Error) Error() string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "mesh: %s: ", targetName(e.Target))
-	if text := cause.Error(); strings.HasPrefix(text, string(e.Layer)+": ") {
+	if text := cause.Error(); strings.HasPrefix(text, e.Layer+": ") {
 		b.WriteString(text)
 	} else {
 		fmt.Fprintf(&b, "%s: %s", e.Layer, text)

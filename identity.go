@@ -95,11 +95,9 @@ func (s oneDomain) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] 
 func (m *Mesh) rotated(_, now *tlsid.Identity) {
 	m.engine.Rotate()
 	m.server.certs.Store(new(forwardedCerts))
-	m.observers.stateChanged(StateChange{
-		Kind: IdentityRotated, Detail: fmt.Sprintf("%s until %s", now.ID(), now.NotAfter().UTC().Format(time.RFC3339)),
-	})
+	m.observers.identity(now, nil)
 }
 
 func (m *Mesh) identityFailed(err error) {
-	m.observers.stateChanged(StateChange{Kind: IdentityFailed, Err: err})
+	m.observers.identity(nil, err)
 }

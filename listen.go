@@ -33,7 +33,7 @@ type watched interface {
 // certificate go on a listener of their own.
 //
 // Without [WithIdentity] every TLS connection is refused, and under STRICT so is everything. What is refused is told to
-// the observers' StateChange, as [ConnectionRefused].
+// the observers' ConnectionRefused.
 func (m *Mesh) Listen(inner net.Listener) net.Listener {
 	l := &listener{Listener: tlsid.NewListener(inner, m.listenerConfig(inner)), mesh: m}
 	m.server.watch(l)
@@ -48,7 +48,7 @@ func (m *Mesh) listenerConfig(inner net.Listener) tlsid.ListenerConfig {
 		MaxPending:       m.server.MaxPending,
 		MaxPendingPerIP:  m.server.MaxPendingPerIP,
 		Refused: func(r tlsid.Refusal) {
-			m.connectionRefused(r.RemoteAddr, inner.Addr(), r.Err)
+			m.observers.connectionRefused(inner.Addr(), r)
 		},
 	}
 	if m.identity != nil {
@@ -73,14 +73,6 @@ func portOf(addr net.Addr) int {
 	_, text, _ := net.SplitHostPort(addr.String())
 	port, _ := strconv.Atoi(text)
 	return port
-}
-
-func (m *Mesh) connectionRefused(remote, local net.Addr, err error) {
-	change := StateChange{Kind: ConnectionRefused, Detail: "at " + local.String(), Err: err}
-	if remote != nil {
-		change.Endpoint = remote.String()
-	}
-	m.observers.stateChanged(change)
 }
 
 // ListenTCP is [Mesh.Listen] for protocols other than HTTP: it also asks the AuthorizationPolicies about each connection,
@@ -127,7 +119,9 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 		l.mu.Unlock()
 		if err := l.judge(&request); err != nil {
 			c.Close()
-			l.mesh.connectionRefused(nc.RemoteAddr(), nc.LocalAddr(), err)
+			l.mesh.observers.connectionRefused(nc.LocalAddr(), tlsid.Refusal{
+				RemoteAddr: nc.RemoteAddr(), Mode: l.mesh.engine.Plan().Inbound().Mode(portOf(nc.LocalAddr())), Err: err,
+			})
 			continue
 		}
 		return c, nil

@@ -47,7 +47,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 		return nil, err
 	}
 	if m.engine, err = engine.New(engine.Config{
-		Resolver: o.resolver, Template: o.template, RegistryOnly: o.outbound == RegistryOnly,
+		Resolver: o.resolver, Template: o.template, RegistryOnly: o.registryOnly,
 		Protections: o.protections, Hooks: m.hooks(),
 	}); err != nil {
 		return nil, err
@@ -127,7 +127,7 @@ func (t *transport) Engine() *engine.Engine {
 // outlier detection, and another one is tried, three in all. The DestinationRule's tcp settings apply (maxConnections,
 // connectTimeout, tcpKeepalive); what needs requests, such as retries and routes of HTTP, does not.
 //
-// network is "tcp"; address is "host:port". A host outside the mesh is dialled as it is, unless [RegistryOnly] refuses it. The
+// network is "tcp"; address is "host:port". A host outside the mesh is dialled as it is, unless [WithRegistryOnly] refuses it. The
 // error is an [*Error], or that of ctx. An mTLS connection is closed when the first certificate it was made with expires.
 func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	return m.engine.DialContext(ctx, network, address)

@@ -22,6 +22,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -83,23 +84,23 @@ spec:
   http:
   - route: [{destination: {host: cut}}]
     retries: {attempts: 0}
-`, mesh.WithOutbound(mesh.RegistryOnly), mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 2}}, "failing"))
+`, mesh.WithRegistryOnly(), mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 2}}, "failing"))
 		c := m.Client()
 		for range 2 {
 			get(t, c, "http://failing/")
 		}
 		for _, test := range []struct {
 			url, flags, target string
-			layer              mesh.Layer
+			layer              string
 			attempts           int
 			is                 error
 		}{
-			{"http://api/", "UF,URX", "api.default.svc.cluster.local:80", mesh.LayerEndpoint, 3, errNoServer},
-			{"http://empty/", "UH", "empty.default.svc.cluster.local:80", mesh.LayerBalancer, 0, balancer.ErrNoEndpoints},
-			{"http://failing/", "UO", "failing.default.svc.cluster.local:80", mesh.LayerBreaker, 0, breaker.ErrOpen},
-			{"http://subset/", "NC", "api.default.svc.cluster.local:80 subset v9", mesh.LayerRoute, 0, mesh.ErrUnknownSubset},
-			{"http://elsewhere/", "NR", "elsewhere.default.svc.cluster.local", mesh.LayerRoute, 0, mesh.ErrNotInMesh},
-			{"http://cut/", "UC", "cut.default.svc.cluster.local:80", mesh.LayerEndpoint, 1, io.EOF},
+			{"http://api/", "UF,URX", "api.default.svc.cluster.local:80", "endpoint", 3, errNoServer},
+			{"http://empty/", "UH", "empty.default.svc.cluster.local:80", "balancer", 0, balancer.ErrNoEndpoints},
+			{"http://failing/", "UO", "failing.default.svc.cluster.local:80", "breaker", 0, breaker.ErrOpen},
+			{"http://subset/", "NC", "api.default.svc.cluster.local:80 subset v9", "route", 0, mesh.ErrUnknownSubset},
+			{"http://elsewhere/", "NR", "elsewhere.default.svc.cluster.local", "route", 0, mesh.ErrNotInMesh},
+			{"http://cut/", "UC", "cut.default.svc.cluster.local:80", "endpoint", 1, io.EOF},
 		} {
 			_, err := try(c, test.url)
 			var failure *mesh.Error
@@ -231,7 +232,7 @@ spec:
   - {name: v2, labels: {version: v2}}
 `, one.Port, port, port)
 	}
-	m := newMesh(t, entries(two.Port), mesh.WithDiscovery(discovery.Static{}), mesh.WithOutbound(mesh.RegistryOnly))
+	m := newMesh(t, entries(two.Port), mesh.WithDiscovery(discovery.Static{}), mesh.WithRegistryOnly())
 	c := m.Client()
 	for range 5 {
 		for _, host := range []string{"static", "named"} {
@@ -477,12 +478,12 @@ func TestOutboundPolicy(t *testing.T) {
 	outside := serve(t, says("outside"))
 	inside := discovery.Static{"api": {serve(t, says("inside"))}}
 	for _, test := range []struct {
-		name     string
-		outbound mesh.Outbound
-		refused  bool
-	}{{"AllowAny", mesh.AllowAny, false}, {"RegistryOnly", mesh.RegistryOnly, true}} {
+		name    string
+		options []mesh.Option
+		refused bool
+	}{{"any host", nil, false}, {"registry only", []mesh.Option{mesh.WithRegistryOnly()}, true}} {
 		t.Run(test.name, func(t *testing.T) {
-			m := newMesh(t, "", mesh.WithDiscovery(inside), mesh.WithOutbound(test.outbound))
+			m := newMesh(t, "", append(test.options, mesh.WithDiscovery(inside))...)
 			c := m.Client()
 			if got := get(t, c, "http://api/").body; got != "inside" {
 				t.Errorf("inside: %q", got)
@@ -567,10 +568,8 @@ func TestProtectionCircuit(t *testing.T) {
 		var states []string
 		c := f.mesh(t, virtualService("retries: {attempts: 3, retryOn: 5xx}"),
 			mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 6, OpenDuration: time.Minute}}, "api"),
-			mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) {
-				if s.Kind == mesh.CircuitChanged {
-					states = append(states, s.Detail)
-				}
+			mesh.WithObserver(mesh.Observer{Circuit: func(_ route.Target, change breaker.Change) {
+				states = append(states, change.To.String())
 			}})).Client()
 		get(t, c, "http://api/")
 		start := time.Now()
@@ -934,8 +933,8 @@ metadata: {name: d, namespace: default}
 spec:
   host: orders
   trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3, maxEjectionPercent: 100}}
-`, mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) {
-					if s.Kind == mesh.EndpointEjected {
+`, mesh.WithObserver(mesh.Observer{Ejection: func(_ route.Target, event breaker.Event) {
+					if event.Ejected {
 						ejected++
 					}
 				}}))

@@ -2,20 +2,24 @@ package mesh
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"time"
 
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // Observer is the seam through which traces, metrics and logs attach: a set of functions that are told what the mesh
 // does. Functions that are nil are skipped; a mesh without observers pays nothing for them.
 //
-// The functions run on the goroutine of the call, or on one of the mesh's own for StateChange and PolicyLoad, and may
-// run at the same time on several. They must return quickly and must not keep what they are given: a [Call], [Attempt] or
+// The functions run on the goroutine of the call, or on one of the mesh's own for what is not part of a call, and may run
+// on several at the same time. They must return quickly and must not keep what they are given: a [Call], [Attempt] or
 // [Inbound] is valid until its End function returns. They must not call [Mesh.Close], which waits for those goroutines.
 type Observer struct {
 	// CallStart is called when a request enters the mesh, before it is routed. The context it returns, derived from ctx,
@@ -39,8 +43,27 @@ type Observer struct {
 	// InboundEnd is called exactly once for each InboundStart, when the handler has returned or the request was refused.
 	InboundEnd func(ctx context.Context, in *Inbound)
 
-	// StateChange is called when the state of a destination changes.
-	StateChange func(StateChange)
+	// Ejection is called when outlier detection takes an endpoint out, or gives it another chance.
+	Ejection func(target route.Target, event breaker.Event)
+
+	// Circuit is called when the circuit of a destination opens, half-opens or closes.
+	Circuit func(target route.Target, change breaker.Change)
+
+	// Endpoints is called when discovery delivers a set of endpoints, with their number.
+	Endpoints func(target route.Target, count int)
+
+	// DiscoveryFailed is called when discovery fails. The last known endpoints stay.
+	DiscoveryFailed func(service discovery.Service, err error)
+
+	// MirrorDropped is called when a copy of a request is not sent.
+	MirrorDropped func(target route.Target, err error)
+
+	// Identity is called when a new identity is in force; err is nil then. It is called with a nil id when the source of the
+	// identity fails: the last one stays until it expires.
+	Identity func(id *tlsid.Identity, err error)
+
+	// ConnectionRefused is called when [Mesh.Listen] or [Mesh.ListenTCP] refuses a connection at the address local.
+	ConnectionRefused func(local net.Addr, refusal tlsid.Refusal)
 
 	// PolicyLoad is called after every attempt to load documents.
 	PolicyLoad func(PolicyLoad)
@@ -137,65 +160,6 @@ type Inbound struct {
 
 	// Duration is the time from Start to the return of the handler.
 	Duration time.Duration
-}
-
-// StateChange is an event in the life of a destination or, with a zero Target, of this process.
-type StateChange struct {
-	Target route.Target
-
-	// Kind says what happened.
-	Kind StateKind
-
-	// Endpoint is the ID of the endpoint concerned, for Ejected and Readmitted, and for ConnectionRefused the address of
-	// the peer.
-	Endpoint string
-
-	// Detail says it in words, such as why an endpoint was ejected or which state a circuit went to.
-	Detail string
-
-	// Err says why, for DiscoveryFailed, MirrorDropped, IdentityFailed and ConnectionRefused.
-	Err error
-}
-
-// StateKind says what a [StateChange] is about.
-type StateKind uint8
-
-// The kinds of state changes.
-const (
-	EndpointEjected    StateKind = iota + 1 // outlier detection took an endpoint out
-	EndpointReadmitted                      // outlier detection gave it another chance
-	CircuitChanged                          // the destination's circuit opened, half-opened or closed
-	EndpointsChanged                        // discovery delivered a set of endpoints
-	DiscoveryFailed                         // discovery failed; the last known endpoints stay
-	MirrorDropped                           // a copy was not sent
-	IdentityRotated                         // a new identity is in force
-	IdentityFailed                          // the source of the identity failed; the last one stays until it expires
-	ConnectionRefused                       // Listen refused an inbound connection
-)
-
-// String returns the kind in words.
-func (k StateKind) String() string {
-	switch k {
-	case EndpointEjected:
-		return "endpoint ejected"
-	case EndpointReadmitted:
-		return "endpoint readmitted"
-	case CircuitChanged:
-		return "circuit changed"
-	case EndpointsChanged:
-		return "endpoints changed"
-	case DiscoveryFailed:
-		return "discovery failed"
-	case MirrorDropped:
-		return "mirror dropped"
-	case IdentityRotated:
-		return "identity rotated"
-	case IdentityFailed:
-		return "identity failed"
-	case ConnectionRefused:
-		return "connection refused"
-	}
-	return "unknown"
 }
 
 // PolicyLoad is the result of loading documents.

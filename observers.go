@@ -2,7 +2,7 @@ package mesh
 
 import (
 	"context"
-	"fmt"
+	"net"
 	"net/http"
 	"slices"
 	"time"
@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // observers are told in the order in which the program gave them.
@@ -25,24 +26,40 @@ func (m *Mesh) hooks() engine.Hooks {
 	}
 	h.Call = m.callStart
 	h.Attempts = slices.ContainsFunc(o, func(o Observer) bool { return o.AttemptStart != nil || o.AttemptEnd != nil })
-	h.EndpointsChanged = func(target route.Target, n int) {
-		o.stateChanged(StateChange{Kind: EndpointsChanged, Target: target, Detail: fmt.Sprintf("%d endpoints", n)})
-	}
-	h.Ejection = func(target route.Target, e breaker.Event) {
-		change := StateChange{Kind: EndpointReadmitted, Target: target, Endpoint: e.Endpoint}
-		if e.Ejected {
-			change.Kind, change.Detail = EndpointEjected, string(e.Reason)
+	h.Ejection = func(target route.Target, event breaker.Event) {
+		for i := range o {
+			if f := o[i].Ejection; f != nil {
+				f(target, event)
+			}
 		}
-		o.stateChanged(change)
 	}
 	h.CircuitChanged = func(target route.Target, change breaker.Change) {
-		o.stateChanged(StateChange{Kind: CircuitChanged, Target: target, Detail: change.To.String()})
+		for i := range o {
+			if f := o[i].Circuit; f != nil {
+				f(target, change)
+			}
+		}
+	}
+	h.EndpointsChanged = func(target route.Target, n int) {
+		for i := range o {
+			if f := o[i].Endpoints; f != nil {
+				f(target, n)
+			}
+		}
 	}
 	h.DiscoveryFailed = func(service discovery.Service, err error) {
-		o.stateChanged(StateChange{Kind: DiscoveryFailed, Target: route.Target{Host: service.Host}, Err: err})
+		for i := range o {
+			if f := o[i].DiscoveryFailed; f != nil {
+				f(service, err)
+			}
+		}
 	}
 	h.MirrorDropped = func(target route.Target, err error) {
-		o.stateChanged(StateChange{Kind: MirrorDropped, Target: target, Err: err})
+		for i := range o {
+			if f := o[i].MirrorDropped; f != nil {
+				f(target, err)
+			}
+		}
 	}
 	return h
 }
@@ -152,10 +169,18 @@ func (o observers) policyLoaded(findings policy.Findings, err error) {
 	}
 }
 
-func (o observers) stateChanged(change StateChange) {
+func (o observers) identity(id *tlsid.Identity, err error) {
 	for i := range o {
-		if f := o[i].StateChange; f != nil {
-			f(change)
+		if f := o[i].Identity; f != nil {
+			f(id, err)
+		}
+	}
+}
+
+func (o observers) connectionRefused(local net.Addr, refusal tlsid.Refusal) {
+	for i := range o {
+		if f := o[i].ConnectionRefused; f != nil {
+			f(local, refusal)
 		}
 	}
 }

@@ -23,17 +23,17 @@ type Option func(*options) error
 
 // options are what the options of New say.
 type options struct {
-	sources     []policy.Source
-	feeds       []Feed
-	workload    policy.Workload
-	resolver    discovery.Resolver
-	template    *http.Transport
-	source      tlsid.Source // of the identity; nil for none
-	sourceLate  bool         // New does not wait for it
-	outbound    Outbound
-	protections []engine.HostProtection
-	observers   []Observer
-	inbound     ServerConfig
+	sources      []policy.Source
+	feeds        []Feed
+	workload     policy.Workload
+	resolver     discovery.Resolver
+	template     *http.Transport
+	source       tlsid.Source // of the identity; nil for none
+	sourceLate   bool         // New does not wait for it
+	registryOnly bool         // refuse hosts outside the mesh
+	protections  []engine.HostProtection
+	observers    []Observer
+	inbound      ServerConfig
 }
 
 func newOptions(opts []Option) (*options, error) {
@@ -180,10 +180,12 @@ func WithLateIdentity(source tlsid.Source) Option {
 	}
 }
 
-// WithOutbound says what happens to calls to hosts outside the mesh. The default is [AllowAny].
-func WithOutbound(outbound Outbound) Option {
+// WithRegistryOnly refuses calls to hosts outside the mesh, those that no document names and discovery does not know, with
+// [ErrNotInMesh]. Without [WithDiscovery] only hosts that documents name are part of the mesh. It is REGISTRY_ONLY of Istio's
+// outboundTrafficPolicy. By default such calls pass with a plain transport, without any policy (ALLOW_ANY).
+func WithRegistryOnly() Option {
 	return func(o *options) error {
-		o.outbound = outbound
+		o.registryOnly = true
 		return nil
 	}
 }
@@ -213,19 +215,6 @@ func WithServer(s ServerConfig) Option {
 		return nil
 	}
 }
-
-// Outbound is what happens to calls to hosts outside the mesh: those that no document names and discovery does not know.
-// It is Istio's outboundTrafficPolicy.
-type Outbound uint8
-
-const (
-	// AllowAny sends them with a plain transport, without any policy.
-	AllowAny Outbound = iota
-
-	// RegistryOnly refuses them with [ErrNotInMesh]. Without [WithDiscovery] only hosts that documents name are part of
-	// the mesh.
-	RegistryOnly
-)
 
 // Protection is what no document asks for and Envoy, configured by documents, does not do either. Its zero value is
 // off; each part works by itself.

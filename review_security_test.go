@@ -80,8 +80,8 @@ func TestIdentityOfAnotherTrustDomainIsRefused(t *testing.T) {
 	const why = "is not of the trust domain cluster.local"
 	for _, late := range []bool{true, false} {
 		t.Run(fmt.Sprintf("late %v", late), func(t *testing.T) {
-			told := make(chan mesh.StateChange, 10)
-			observer := mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) { told <- s }})
+			told := make(chan error, 10)
+			observer := mesh.WithObserver(mesh.Observer{Identity: func(_ *tlsid.Identity, err error) { told <- err }})
 			source, first := make(lateSource, 1), ours
 			with := mesh.WithIdentity
 			if late {
@@ -94,8 +94,8 @@ func TestIdentityOfAnotherTrustDomainIsRefused(t *testing.T) {
 				<-told // that the first is there
 			}
 			source <- theirs
-			if s := <-told; s.Kind != mesh.IdentityFailed || !strings.Contains(fmt.Sprint(s.Err), why) {
-				t.Errorf("the observers are told %v, %v", s.Kind, s.Err)
+			if err := <-told; err == nil || !strings.Contains(err.Error(), why) {
+				t.Errorf("the observers are told %v", err)
 			}
 			id, err := m.Identity()
 			if id != first {
@@ -125,7 +125,7 @@ func TestPeersMoveWhenBundlesChange(t *testing.T) {
 			source, rotated := make(lateSource, 1), make(chan bool, 1)
 			source <- issue(0, "payment-service")
 			server := newMesh(t, strict, mesh.WithIdentity(source), mesh.WithObserver(mesh.Observer{
-				StateChange: func(s mesh.StateChange) { rotated <- s.Kind == mesh.IdentityRotated },
+				Identity: func(_ *tlsid.Identity, err error) { rotated <- err == nil },
 			}))
 			<-rotated
 			e := serveMesh(t, server, whoCalls)

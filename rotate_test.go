@@ -244,11 +244,10 @@ func (r *rotation) member(t *testing.T, api *workloadapi.Server, account string,
 	return newMesh(t, rotated, append([]mesh.Option{
 		mesh.WithIdentity(spiffe.Source{Addr: api.Addr()}),
 		mesh.WithWorkload(policy.Workload{Labels: map[string]string{"app": account}}),
-		mesh.WithObserver(mesh.Observer{StateChange: func(change mesh.StateChange) {
-			switch change.Kind {
-			case mesh.IdentityRotated:
+		mesh.WithObserver(mesh.Observer{Identity: func(_ *tlsid.Identity, err error) {
+			if err == nil {
 				r.rotations.Add(1)
-			case mesh.IdentityFailed:
+			} else {
 				r.outages.Add(1)
 			}
 		}}),

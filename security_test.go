@@ -190,7 +190,7 @@ func TestNoIdentity(t *testing.T) {
 	m := newMesh(t, strict, mesh.WithDiscovery(&w.registry))
 	_, err := try(m.Client(), "http://payment-service/")
 	var failure *mesh.Error
-	if !errors.As(err, &failure) || failure.Layer != mesh.LayerIdentity || !strings.Contains(err.Error(), "mesh.WithIdentity") {
+	if !errors.As(err, &failure) || failure.Layer != "identity" || !strings.Contains(err.Error(), "mesh.WithIdentity") {
 		t.Errorf("error %v, want one of the layer identity that says what to do", err)
 	}
 	if _, err := m.Identity(); !errors.Is(err, tlsid.ErrNoIdentity) {
@@ -266,10 +266,8 @@ func TestListenModes(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
 	var refused atomic.Int32
-	server := w.member(t, "payment-service", "", mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) {
-		if s.Kind == mesh.ConnectionRefused {
-			refused.Add(1)
-		}
+	server := w.member(t, "payment-service", "", mesh.WithObserver(mesh.Observer{ConnectionRefused: func(net.Addr, tlsid.Refusal) {
+		refused.Add(1)
 	}}))
 	e := w.serve(t, server, "payment-service", whoCalls)
 	plain := &http.Client{Transport: &http.Transport{}}
@@ -414,8 +412,8 @@ func TestTrap47_RotationRetiresConnections(t *testing.T) {
 		io.WriteString(w, r.TLS.PeerCertificates[0].SerialNumber.String())
 	})
 	var rotated atomic.Int32
-	c := w.member(t, "order-service", strict, mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) {
-		if s.Kind == mesh.IdentityRotated {
+	c := w.member(t, "order-service", strict, mesh.WithObserver(mesh.Observer{Identity: func(_ *tlsid.Identity, err error) {
+		if err == nil {
 			rotated.Add(1)
 		}
 	}})).Client()
@@ -445,9 +443,9 @@ func TestTrap49_ExpiredIdentityIsNotUsed(t *testing.T) {
 	w.serve(t, w.member(t, "payment-service", strict), "payment-service", whoCalls)
 	var failed atomic.Bool
 	m := w.member(t, "order-service", strict, mesh.WithIdentity(once{w.DevCA}), mesh.WithObserver(
-		mesh.Observer{StateChange: func(s mesh.StateChange) {
+		mesh.Observer{Identity: func(_ *tlsid.Identity, err error) {
 			var expired *tlsid.ExpiredError
-			if s.Kind == mesh.IdentityFailed && errors.As(s.Err, &expired) {
+			if errors.As(err, &expired) {
 				failed.Store(true)
 			}
 		}}))
@@ -660,7 +658,7 @@ spec:
 	if _, err := client.DialContext(t.Context(), "udp", "postgres:5432"); err == nil {
 		t.Error("udp is dialled")
 	}
-	strictest := newMesh(t, "", mesh.WithDiscovery(&w.registry), mesh.WithOutbound(mesh.RegistryOnly))
+	strictest := newMesh(t, "", mesh.WithDiscovery(&w.registry), mesh.WithRegistryOnly())
 	if _, err := strictest.DialContext(t.Context(), "tcp", "nowhere.example:1"); !errors.Is(err, mesh.ErrNotInMesh) {
 		t.Errorf("a host outside the mesh: %v, want ErrNotInMesh", err)
 	}

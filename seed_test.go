@@ -14,8 +14,10 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -70,7 +72,7 @@ func TestSeed01Timeout(t *testing.T) {
 			t.Errorf("the call ended after %v, want 10s", took)
 		}
 		var failure *mesh.Error
-		if !errors.As(err, &failure) || failure.Flags.String() != "UT" || failure.Layer != mesh.LayerTimeout ||
+		if !errors.As(err, &failure) || failure.Flags.String() != "UT" || failure.Layer != "timeout" ||
 			!errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("error %v, want a timeout with flag UT", err)
 		}
@@ -150,10 +152,12 @@ func TestSeed08Ejection(t *testing.T) {
 		})
 		f.service("payment-service", f.add(says("good")), bad)
 		var events []string
-		m := f.mesh(t, readSeed(t, "08-circuit-breaking.yaml"), mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) {
-			if s.Kind == mesh.EndpointEjected || s.Kind == mesh.EndpointReadmitted {
-				events = append(events, fmt.Sprintf("%s %s %s", s.Kind, s.Endpoint, s.Detail))
+		m := f.mesh(t, readSeed(t, "08-circuit-breaking.yaml"), mesh.WithObserver(mesh.Observer{Ejection: func(_ route.Target, event breaker.Event) {
+			what := "endpoint readmitted"
+			if event.Ejected {
+				what = "endpoint ejected"
 			}
+			events = append(events, fmt.Sprintf("%s %s %s", what, event.Endpoint, event.Reason))
 		}}))
 		c := m.Client()
 		failures := 0

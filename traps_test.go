@@ -24,6 +24,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/route"
 )
 
 // Mistakes of other libraries, here for the mesh as a whole and over real connections. The layers have tests of the same
@@ -125,7 +126,7 @@ spec:
   http:
   - route: [{destination: {host: unsubset, subset: missing}}]
 `
-	m := newMesh(t, retryDocument+full, mesh.WithOutbound(mesh.RegistryOnly), mesh.WithDiscovery(discovery.Static{
+	m := newMesh(t, retryDocument+full, mesh.WithRegistryOnly(), mesh.WithDiscovery(discovery.Static{
 		"api": {api}, "down": {down}, "empty": {}, "faulty": {api}, "moved": {api}, "unsubset": {api},
 	}))
 	closed := newMesh(t, "", mesh.WithDiscovery(discovery.Static{"api": {api}}))
@@ -453,10 +454,8 @@ func TestTrap27_DiscoveryErrorsKeepTheLastEndpoints(t *testing.T) {
 		f := newFleet(t)
 		resolver := make(scripted)
 		var failures atomic.Int32
-		c := f.mesh(t, "", mesh.WithDiscovery(resolver), mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) {
-			if s.Kind == mesh.DiscoveryFailed {
-				failures.Add(1)
-			}
+		c := f.mesh(t, "", mesh.WithDiscovery(resolver), mesh.WithObserver(mesh.Observer{DiscoveryFailed: func(discovery.Service, error) {
+			failures.Add(1)
 		}})).Client()
 
 		// Waiting for the first answer ends with the caller's context.
@@ -471,7 +470,7 @@ func TestTrap27_DiscoveryErrorsKeepTheLastEndpoints(t *testing.T) {
 		start = time.Now()
 		_, err := try(c, "http://api/")
 		var failure *mesh.Error
-		if !errors.As(err, &failure) || failure.Layer != mesh.LayerDiscovery || failure.Flags.String() != "UH" || time.Since(start) != 10*time.Second {
+		if !errors.As(err, &failure) || failure.Layer != "discovery" || failure.Flags.String() != "UH" || time.Since(start) != 10*time.Second {
 			t.Errorf("%v after %v, want a discovery error after 10s", err, time.Since(start))
 		}
 
@@ -492,7 +491,7 @@ func TestTrap27_DiscoveryErrorsKeepTheLastEndpoints(t *testing.T) {
 		// An empty set is an answer.
 		resolver <- []discovery.Endpoint{}
 		synctest.Wait()
-		if _, err := try(c, "http://api/"); !errors.As(err, &failure) || failure.Layer != mesh.LayerBalancer || failure.Flags.String() != "UH" {
+		if _, err := try(c, "http://api/"); !errors.As(err, &failure) || failure.Layer != "balancer" || failure.Flags.String() != "UH" {
 			t.Errorf("with no endpoints: %v", err)
 		}
 	})
@@ -568,10 +567,8 @@ func TestTrap30_RemovedEndpointsDrain(t *testing.T) {
 	var registry discovery.Memory
 	registry.Set("api", endpointOf(t, srv.Listener.Addr().String()))
 	updated := make(chan struct{}, 10)
-	c := newMesh(t, "", mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{StateChange: func(s mesh.StateChange) {
-		if s.Kind == mesh.EndpointsChanged {
-			updated <- struct{}{}
-		}
+	c := newMesh(t, "", mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{Endpoints: func(route.Target, int) {
+		updated <- struct{}{}
 	}})).Client()
 	get(t, c, "http://api/")
 	<-updated
@@ -635,7 +632,7 @@ func TestTrap32_DeadHTTP2PeerIsNoticed(t *testing.T) {
 		start := time.Now()
 		_, err := try(c, "http://api/")
 		var failure *mesh.Error
-		if !errors.As(err, &failure) || failure.Layer != mesh.LayerEndpoint || time.Since(start) != 45*time.Second {
+		if !errors.As(err, &failure) || failure.Layer != "endpoint" || time.Since(start) != 45*time.Second {
 			t.Errorf("%v after %v, want the connection given up after 30s of silence and 15s without an answer to a ping", err, time.Since(start))
 		}
 	})

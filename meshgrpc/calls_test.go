@@ -25,6 +25,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/policy/limit"
+	meshroute "github.com/nosidecar/mesh/policy/route"
 )
 
 // What documents do to headers, path and authority reaches the wire, and the caller.
@@ -89,12 +90,10 @@ func TestMirror(t *testing.T) {
 	}))
 	dropped := make(chan error, 1)
 	m := newMesh(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
-		StateChange: func(change mesh.StateChange) {
-			if change.Kind == mesh.MirrorDropped {
-				select {
-				case dropped <- change.Err:
-				default: // the first says it
-				}
+		MirrorDropped: func(_ meshroute.Target, err error) {
+			select {
+			case dropped <- err:
+			default: // the first says it
 			}
 		},
 	}))
@@ -171,11 +170,7 @@ func TestMirrorOfWaitingCall(t *testing.T) {
 	}}))
 	var dropped atomic.Int64
 	m := newMesh(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
-		StateChange: func(change mesh.StateChange) {
-			if change.Kind == mesh.MirrorDropped {
-				dropped.Add(1)
-			}
-		},
+		MirrorDropped: func(meshroute.Target, error) { dropped.Add(1) },
 	}))
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 	ctx, cancel := context.WithCancel(t.Context())
@@ -306,15 +301,15 @@ spec: {hosts: [moved], http: [{redirect: {uri: /elsewhere}}]}
 	for _, test := range []struct {
 		target string
 		code   codes.Code
-		layer  mesh.Layer // "" where it is an answer
+		layer  string // "" where it is an answer
 		is     error
 	}{
-		{"dead", codes.Unavailable, mesh.LayerEndpoint, nil},
-		{"empty", codes.Unavailable, mesh.LayerBalancer, balancer.ErrNoEndpoints},
-		{"slow", codes.DeadlineExceeded, mesh.LayerTimeout, context.DeadlineExceeded},
+		{"dead", codes.Unavailable, "endpoint", nil},
+		{"empty", codes.Unavailable, "balancer", balancer.ErrNoEndpoints},
+		{"slow", codes.DeadlineExceeded, "timeout", context.DeadlineExceeded},
 		{"unrouted", codes.Unimplemented, "", nil},
-		{"subset", codes.Unavailable, mesh.LayerRoute, mesh.ErrUnknownSubset},
-		{"unknown", codes.Unavailable, mesh.LayerRoute, mesh.ErrNotInMesh},
+		{"subset", codes.Unavailable, "route", mesh.ErrUnknownSubset},
+		{"unknown", codes.Unavailable, "route", mesh.ErrNotInMesh},
 		{"aborted", codes.DataLoss, "", nil},
 		{"ended", codes.Internal, "", nil},
 		{"moved", codes.Unknown, "", nil},

@@ -16,7 +16,7 @@
 //   - Streams keep what was sent for a retry, up to [DefaultBufferLimit], until they are answered.
 //   - A wait-for-ready call whose destination has no endpoint, or none that can be connected to, is made anew until its
 //     context ends.
-//   - Unary calls are mirrored, streams are not: an observer's StateChange is told.
+//   - Unary calls are mirrored, streams are not: an observer's MirrorDropped is told.
 //   - Outlier detection takes a status for the HTTP status that Envoy takes it for.
 //
 // Errors are status errors. The status of a server is passed on as it came. Where the mesh got no answer, the error unwraps to

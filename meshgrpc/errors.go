@@ -45,7 +45,7 @@ func unready(err error) bool {
 		return false
 	}
 	switch failed.Layer {
-	case mesh.LayerBalancer, mesh.LayerDiscovery:
+	case "balancer", "discovery":
 		return true
 	}
 	return failed.Flags&mesh.FlagConnectFailure != 0

@@ -184,7 +184,7 @@ func TestTrap38_ServerEndsFirst(t *testing.T) {
 	_, conn := one(t, route("    timeout: 100ms\n    retries: {attempts: 3, retryOn: deadline-exceeded}\n"), []discovery.Endpoint{bad})
 	_, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{})
 	var failed *mesh.Error
-	if status.Code(err) != codes.DeadlineExceeded || !errors.As(err, &failed) || failed.Layer != mesh.LayerTimeout || failed.Attempts != 1 {
+	if status.Code(err) != codes.DeadlineExceeded || !errors.As(err, &failed) || failed.Layer != "timeout" || failed.Attempts != 1 {
 		t.Errorf("error %v, want the timeout of the route after one try", err)
 	}
 }

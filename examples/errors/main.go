@@ -43,7 +43,7 @@ func main() {
 	m, err := mesh.New(context.Background(),
 		mesh.WithPolicy(policy.Source{Name: "shop.yaml", Data: []byte(document)}),
 		mesh.WithDiscovery(services),
-		mesh.WithOutbound(mesh.RegistryOnly),
+		mesh.WithRegistryOnly(),
 		mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 3}}, "gone"),
 	)
 	if err != nil {
@@ -88,7 +88,7 @@ func explain(resp *http.Response, err error) {
 	switch {
 	case !errors.As(err, &failure):
 		fmt.Println("  and we did not want to wait longer")
-	case failure.Layer != mesh.LayerEndpoint:
+	case failure.Layer != "endpoint":
 		fmt.Printf("  which our side decided, in the layer %q\n", failure.Layer)
 	case failure.Flags&mesh.FlagConnectFailure != 0:
 		fmt.Println("  no connection could be had: the server has not seen the call")

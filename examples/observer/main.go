@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
 )
 
 const document = `
@@ -72,8 +74,11 @@ func accessLog(log *slog.Logger) mesh.Observer {
 		AttemptEnd: func(ctx context.Context, a *mesh.Attempt) {
 			log.InfoContext(ctx, "attempt", "number", a.Number, "endpoint", a.Endpoint, "status", a.Status)
 		},
-		StateChange: func(change mesh.StateChange) {
-			log.Info(change.Kind.String(), "host", change.Target.Host, "detail", change.Detail)
+		Endpoints: func(target route.Target, count int) {
+			log.Info("endpoints changed", "host", target.Host, "count", count)
+		},
+		Ejection: func(target route.Target, event breaker.Event) {
+			log.Info("ejection", "host", target.Host, "endpoint", event.Endpoint, "ejected", event.Ejected, "reason", event.Reason)
 		},
 		PolicyLoad: func(load mesh.PolicyLoad) {
 			log.Info("documents loaded", "findings", len(load.Findings), "error", load.Err)

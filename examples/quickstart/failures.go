@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -85,12 +87,11 @@ func readmission(s *scene) {
 	s.service("payment-service", serving("v1"), serving("v1"), ill)
 
 	// An observer is told of everything the mesh does: here, of changes in the state of a destination.
-	watch := mesh.WithObserver(mesh.Observer{StateChange: func(change mesh.StateChange) {
-		now := event{time.Since(start), ill.requests.Load(), change.Detail}
-		switch change.Kind {
-		case mesh.EndpointEjected:
+	watch := mesh.WithObserver(mesh.Observer{Ejection: func(_ route.Target, e breaker.Event) {
+		now := event{time.Since(start), ill.requests.Load(), string(e.Reason)}
+		if e.Ejected {
 			ejected <- now
-		case mesh.EndpointReadmitted:
+		} else {
 			readmitted <- now
 		}
 	}})

@@ -31,7 +31,7 @@ func timeouts(s *scene) {
 	for _, a := range payments {
 		// The error says which part of the mesh ended the call and why, with Envoy's response flags.
 		var failure *mesh.Error
-		s.expect(errors.As(a.err, &failure) && failure.Layer == mesh.LayerTimeout && failure.Flags == mesh.FlagUpstreamTimeout,
+		s.expect(errors.As(a.err, &failure) && failure.Layer == "timeout" && failure.Flags == mesh.FlagUpstreamTimeout,
 			"a timeout with flag UT; got %v", a.err)
 	}
 }
