@@ -364,7 +364,7 @@ func TestAuthorization(t *testing.T) {
 }
 
 // What is decided holds for the next request of a connection that is open, and when it is opened again.
-func TestTrap46_NoResumptionPastADenial(t *testing.T) {
+func TestNoResumptionPastADenial(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
 	server := w.member(t, "payment-service", strict)
@@ -405,7 +405,7 @@ func TestTrap46_NoResumptionPastADenial(t *testing.T) {
 }
 
 // A rotation moves calls to new connections, on both ends, and drops none.
-func TestTrap47_RotationRetiresConnections(t *testing.T) {
+func TestRotationRetiresConnections(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
 	w.serve(t, w.member(t, "payment-service", strict), "payment-service", func(w http.ResponseWriter, r *http.Request) {
@@ -436,7 +436,7 @@ func TestTrap47_RotationRetiresConnections(t *testing.T) {
 }
 
 // After the source is gone its last identity is not used beyond its end, over connections that are open neither.
-func TestTrap49_ExpiredIdentityIsNotUsed(t *testing.T) {
+func TestExpiredIdentityIsNotUsed(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
 	w.TTL, w.RotateEvery = 1200*time.Millisecond, 400*time.Millisecond
@@ -464,7 +464,7 @@ func TestTrap49_ExpiredIdentityIsNotUsed(t *testing.T) {
 }
 
 // New waits for an identity, but not for ever; with WithLateIdentity not at all.
-func TestTrap48_StartWithoutIdentity(t *testing.T) {
+func TestStartWithoutIdentity(t *testing.T) {
 	noLeaks(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -503,7 +503,7 @@ func TestIdentityOfAnotherTrustDomain(t *testing.T) {
 }
 
 // What a peer outside the mesh says of itself does not reach the handler; what one inside says does.
-func TestTrap55_Sanitising(t *testing.T) {
+func TestForwardedIdentityIsSanitised(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
 	server := w.member(t, "payment-service", "", mesh.WithServer(mesh.ServerConfig{RestartTraces: true}))
@@ -564,7 +564,7 @@ func TestServerLimits(t *testing.T) {
 }
 
 // Sixty connections that say nothing delay nobody.
-func TestTrap51_SilentConnections(t *testing.T) {
+func TestSilentConnectionsDelayNobody(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
 	e := w.serve(t, w.member(t, "payment-service", ""), "payment-service", whoCalls)

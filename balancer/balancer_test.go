@@ -131,7 +131,7 @@ func TestEmptySets(t *testing.T) {
 	}
 }
 
-func TestTrap22_StuckEndpointGetsNothing(t *testing.T) {
+func TestStuckEndpointGetsNothing(t *testing.T) {
 	for _, algorithm := range []balancer.Algorithm{balancer.LeastRequest, balancer.PeakEWMA} {
 		for _, n := range []int{2, 3, 10} {
 			for _, weight := range []uint32{1, 10} {
@@ -153,7 +153,7 @@ func TestTrap22_StuckEndpointGetsNothing(t *testing.T) {
 	}
 }
 
-func TestTrap24_Weights(t *testing.T) {
+func TestSharesFollowWeights(t *testing.T) {
 	for _, algorithm := range algorithms {
 		for _, weights := range [][]uint32{{1, 1}, {1, 3}, {3, 1}, {1, 100}, {1, 0}, {1, 3, 0, 7, 100}, {5, 5, 5, 5}, {7, 1, 1, 1}} {
 			t.Run(fmt.Sprint(algorithm, weights), func(t *testing.T) {
@@ -303,7 +303,7 @@ func TestPeakEWMA(t *testing.T) {
 	})
 }
 
-func TestTrap26_StateSurvivesUpdates(t *testing.T) {
+func TestStateSurvivesUpdates(t *testing.T) {
 	var attached atomic.Int32
 	b, err := balancer.New(balancer.Config{}, balancer.Hooks{Attach: func(h *balancer.Host) any {
 		attached.Add(1)
@@ -483,7 +483,7 @@ func TestSlowStart(t *testing.T) {
 	})
 }
 
-func TestTrap30_RemovedHostsDrain(t *testing.T) {
+func TestRemovedHostsDrain(t *testing.T) {
 	var removed, drained []string
 	b, err := balancer.New(balancer.Config{}, balancer.Hooks{
 		Removed: func(h *balancer.Host) { removed = append(removed, h.ID()) },
@@ -521,7 +521,7 @@ func TestTrap30_RemovedHostsDrain(t *testing.T) {
 }
 
 // Whatever happens at the same time, each host drains once, and has no call afterwards.
-func TestTrap30_DrainOnce(t *testing.T) {
+func TestDrainsOnce(t *testing.T) {
 	var drained, wrong atomic.Int32
 	b, err := balancer.New(balancer.Config{}, balancer.Hooks{
 		Attach: func(*balancer.Host) any { return new(atomic.Bool) },
@@ -616,7 +616,7 @@ func TestBoundedLoad(t *testing.T) {
 	})
 }
 
-func TestTrap33_ManyEndpointsManyUpdates(t *testing.T) {
+func TestManyEndpointsManyUpdates(t *testing.T) {
 	for _, c := range []struct {
 		algorithm  balancer.Algorithm
 		n, updates int

@@ -30,7 +30,7 @@ func homes(t testing.TB, b *balancer.Balancer, n int) []string {
 var hashing = []balancer.Algorithm{balancer.RingHash, balancer.Maglev}
 
 // The golden file is a promise: processes of different releases must agree.
-func TestTrap25_SameKeysSameEndpointsEverywhere(t *testing.T) {
+func TestSameKeysSameEndpointsEverywhere(t *testing.T) {
 	var text strings.Builder
 	text.WriteString("# Which endpoint, of 10.0.0.0:80 and on, gets which key. Must not change within a major version.\n")
 	for _, algorithm := range hashing {
@@ -68,7 +68,7 @@ func TestTrap25_SameKeysSameEndpointsEverywhere(t *testing.T) {
 	}
 }
 
-func TestTrap25_OrderAndHistoryDoNotMatter(t *testing.T) {
+func TestOrderAndHistoryDoNotMatter(t *testing.T) {
 	for _, algorithm := range hashing {
 		t.Run(algorithm.String(), func(t *testing.T) {
 			set := weighted(1, 2, 3, 4, 5, 6, 7, 8)
@@ -90,7 +90,7 @@ func TestTrap25_OrderAndHistoryDoNotMatter(t *testing.T) {
 	}
 }
 
-func TestTrap25_FewKeysMove(t *testing.T) {
+func TestFewKeysMove(t *testing.T) {
 	const keys = 5_000
 	for _, c := range []struct {
 		algorithm balancer.Algorithm
@@ -141,7 +141,7 @@ func TestTrap25_FewKeysMove(t *testing.T) {
 	}
 }
 
-func TestTrap25_ManyEndpointsAllGetKeys(t *testing.T) {
+func TestManyEndpointsAllGetKeys(t *testing.T) {
 	const n = 10_000
 	for _, algorithm := range hashing {
 		t.Run(algorithm.String(), func(t *testing.T) {

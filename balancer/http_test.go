@@ -128,7 +128,7 @@ func TestTransportBalances(t *testing.T) {
 	}
 }
 
-func TestTrap23_InFlightReturnsToZero(t *testing.T) {
+func TestInFlightReturnsToZero(t *testing.T) {
 	inFlight := func(tr *balancer.Transport) int {
 		n := 0
 		for _, h := range balancer.TransportHosts(tr, "svc") {
@@ -248,7 +248,7 @@ func TestTrap23_InFlightReturnsToZero(t *testing.T) {
 	}
 }
 
-func TestTrap27_FirstSet(t *testing.T) {
+func TestCallsWaitForTheFirstSet(t *testing.T) {
 	t.Run("waiting honours the context", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			tr := &balancer.Transport{Resolver: resolver(func(ctx context.Context, yield func([]discovery.Endpoint, error) bool) {
@@ -318,7 +318,7 @@ func (r resolver) Watch(ctx context.Context, _ discovery.Service) iter.Seq2[[]di
 	return func(yield func([]discovery.Endpoint, error) bool) { r(ctx, yield) }
 }
 
-func TestTrap28_FewConnections(t *testing.T) {
+func TestFewConnections(t *testing.T) {
 	const workers, calls = 48, 4800
 	backends := []*backend{
 		newBackend(t, nil, (*httptest.Server).Start),
@@ -351,7 +351,7 @@ func TestTrap28_FewConnections(t *testing.T) {
 	}
 }
 
-func TestTrap28_HTTP2(t *testing.T) {
+func TestHTTP2CallsShareAConnection(t *testing.T) {
 	secure := func(s *httptest.Server) {
 		s.EnableHTTP2 = true
 		s.StartTLS()
@@ -382,7 +382,7 @@ func TestTrap28_HTTP2(t *testing.T) {
 	}
 }
 
-func TestTrap29_ResponseShowsTheCallersRequest(t *testing.T) {
+func TestResponseShowsTheCallersRequest(t *testing.T) {
 	tr := &balancer.Transport{}
 	newTransport(t, tr, newBackend(t, nil, (*httptest.Server).Start))
 	req := get(t, "http://svc/x")
@@ -392,7 +392,7 @@ func TestTrap29_ResponseShowsTheCallersRequest(t *testing.T) {
 	}
 }
 
-func TestTrap30_RemovedEndpointsAreDrained(t *testing.T) {
+func TestRemovedEndpointsAreDrained(t *testing.T) {
 	hold := make(chan struct{})
 	old := newBackend(t, func(w http.ResponseWriter, r *http.Request) {
 		http.NewResponseController(w).Flush()
@@ -426,7 +426,7 @@ func TestTrap30_RemovedEndpointsAreDrained(t *testing.T) {
 	<-old.closed // by the drain; the test hangs if it is not
 }
 
-func TestTrap31_HostAndServerNameAreTheServices(t *testing.T) {
+func TestHostAndServerNameAreTheServices(t *testing.T) {
 	type seen struct{ host, serverName string }
 	got := make(chan seen, 1)
 	b := newBackend(t, func(_ http.ResponseWriter, r *http.Request) { got <- seen{r.Host, r.TLS.ServerName} },

@@ -261,7 +261,7 @@ func TestCircuit_CallsLongerThanTheWindowCount(t *testing.T) {
 	}
 }
 
-func TestTrap16_CallerCancelsDoNotCount(t *testing.T) {
+func TestCallerCancelsDoNotCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCircuit(t, breaker.Config{ConsecutiveFailures: 3})
 		report(t, c, repeat(5, ignored)...)
@@ -278,7 +278,7 @@ func TestTrap16_CallerCancelsDoNotCount(t *testing.T) {
 	})
 }
 
-func TestTrap17_LateResultsDoNotClose(t *testing.T) {
+func TestLateResultsDoNotClose(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := newCircuit(t, breaker.Config{})
 		var early [4]breaker.Lease
@@ -316,7 +316,7 @@ func halfOpen(t *testing.T, cfg breaker.Config) *breaker.Circuit {
 	return c
 }
 
-func TestTrap18_ProbesAreLeases(t *testing.T) {
+func TestProbesAreLeases(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := halfOpen(t, breaker.Config{ProbeTimeout: time.Minute})
 		hung := allow(t, c)
@@ -351,7 +351,7 @@ func TestTrap18_ProbesAreLeases(t *testing.T) {
 	})
 }
 
-func TestTrap18_ConcurrentCallersMakeExactlyTheProbes(t *testing.T) {
+func TestConcurrentCallersMakeExactlyTheProbes(t *testing.T) {
 	for _, probes := range []int{1, 7} {
 		t.Run(fmt.Sprint(probes), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -382,7 +382,7 @@ func TestTrap18_ConcurrentCallersMakeExactlyTheProbes(t *testing.T) {
 	}
 }
 
-func TestTrap18_ConcurrentCallersTakeOneReclaimedPlace(t *testing.T) {
+func TestConcurrentCallersTakeOneReclaimedPlace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := halfOpen(t, breaker.Config{})
 		allow(t, c) // and lost
@@ -403,7 +403,7 @@ func TestTrap18_ConcurrentCallersTakeOneReclaimedPlace(t *testing.T) {
 	})
 }
 
-func TestTrap19_CallbackMayUseTheCircuit(t *testing.T) {
+func TestCallbackMayUseTheCircuit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var c *breaker.Circuit
 		var got []string
@@ -432,7 +432,7 @@ func TestTrap19_CallbackMayUseTheCircuit(t *testing.T) {
 	})
 }
 
-func TestTrap19_CallbacksKeepTheirOrder(t *testing.T) {
+func TestCallbacksKeepTheirOrder(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var changes []breaker.Change // unguarded: one callback at a time
 		c, err := breaker.New(breaker.Config{ConsecutiveFailures: 1, OpenDuration: time.Microsecond}, func(change breaker.Change) {
@@ -499,7 +499,7 @@ func TestCircuit_CallbackThatPanicsIsNotTheLast(t *testing.T) {
 	})
 }
 
-func TestTrap20_RefusalsSaySo(t *testing.T) {
+func TestRefusalsSaySo(t *testing.T) {
 	c := newCircuit(t, breaker.Config{})
 	report(t, c, repeat(5, fail)...)
 	_, err := c.Allow()

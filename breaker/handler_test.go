@@ -14,7 +14,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 )
 
-func TestTrap21_HandlerSeesTheStatus(t *testing.T) {
+func TestHandlerSeesTheStatus(t *testing.T) {
 	status := http.StatusInternalServerError
 	h := &breaker.Handler{Config: breaker.Config{ConsecutiveFailures: 3, OpenDuration: time.Hour}}
 	h.Next = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -59,7 +59,7 @@ func TestTrap21_HandlerSeesTheStatus(t *testing.T) {
 	}
 }
 
-func TestTrap21_HandlerKeepsWhatTheWriterCan(t *testing.T) {
+func TestHandlerKeepsWhatTheWriterCan(t *testing.T) {
 	flushed := make(chan struct{})
 	h := &breaker.Handler{Next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {

@@ -187,7 +187,7 @@ func TestTransport_BodyErrors(t *testing.T) {
 	}
 }
 
-func TestTrap16_CancelledRequests(t *testing.T) {
+func TestCancelledRequestsDoNotCount(t *testing.T) {
 	entered := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/hang" {
@@ -254,7 +254,7 @@ func awaitState(t *testing.T, rt *breaker.Transport, want breaker.State) {
 	}
 }
 
-func TestTrap17_Five503sTripIt(t *testing.T) {
+func TestFive503sOpenTheCircuit(t *testing.T) {
 	var calls atomic.Int32
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		calls.Add(1)
@@ -279,7 +279,7 @@ func TestTrap17_Five503sTripIt(t *testing.T) {
 	}
 }
 
-func TestTrap18_BaseThatPanicsExitsOrHangs(t *testing.T) {
+func TestBaseThatPanicsExitsOrHangs(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		base func(*http.Request)
@@ -342,7 +342,7 @@ func TestTrap18_BaseThatPanicsExitsOrHangs(t *testing.T) {
 }
 
 // The retry layer must not wait before it gives up on an open circuit: it can tell by the error.
-func TestTrap20_OpenFailsAtOnce(t *testing.T) {
+func TestOpenCircuitFailsAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		calls := 0
 		rt := &breaker.Transport{Base: roundTripFunc(func(req *http.Request) (*http.Response, error) {
@@ -371,7 +371,7 @@ func TestTrap20_OpenFailsAtOnce(t *testing.T) {
 }
 
 // However a call ends, the place of the probe is free afterwards. ProbeTimeout has no part in it.
-func TestTrap23_ProbeIsReleased(t *testing.T) {
+func TestProbeIsReleased(t *testing.T) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") })
 	mux.HandleFunc("/503", func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) })

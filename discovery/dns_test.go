@@ -80,7 +80,7 @@ func (z *zone) LookupSRV(ctx context.Context, service, proto, name string) (stri
 	return name, records, z.srvErr
 }
 
-func TestTrap32_DNSPolls(t *testing.T) {
+func TestDNSPolls(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		z := newZone()
 		z.addrs[orders.Host] = []string{"10.0.0.1", "::ffff:10.0.0.2", "fd00::1", "10.0.0.1"}
@@ -101,7 +101,7 @@ func TestTrap32_DNSPolls(t *testing.T) {
 	})
 }
 
-func TestTrap32_DNSJitterAndRotation(t *testing.T) {
+func TestDNSJitterAndRotation(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		z := newZone()
 		for _, last := range []string{"1", "2", "3", "4", "5", "6", "7", "8"} {

@@ -91,7 +91,7 @@ func TestWatcher_SharesOneWatch(t *testing.T) {
 	})
 }
 
-func TestTrap27_ErrorIsNotAnEmptySet(t *testing.T) {
+func TestErrorIsNotAnEmptySet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newScript()
 		var l log
@@ -129,7 +129,7 @@ func TestTrap27_ErrorIsNotAnEmptySet(t *testing.T) {
 	})
 }
 
-func TestTrap27_WaitHonoursContext(t *testing.T) {
+func TestWaitHonoursContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := newScript()
 		w := discovery.NewWatcher(r, nil)

@@ -348,7 +348,7 @@ func TestClient_ExpectedIdentity(t *testing.T) {
 }
 
 // A rewritten authority must not fail with certificates that name no hosts.
-func TestTrap43_AuthorityWithSPIFFE(t *testing.T) {
+func TestAuthorityWithSPIFFE(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
 	var seen sync.Map

@@ -120,9 +120,9 @@ func TestPlan_HostClusterDomain(t *testing.T) {
 	}
 }
 
-// TestSeed_CompleteSetup compiles the section of the seed that has all features. Its comments take percentages for fractions
+// TestSample_CompleteSetup compiles the section of the seed that has all features. Its comments take percentages for fractions
 // and attempts for tries; what counts is what Istio does.
-func TestSeed_CompleteSetup(t *testing.T) {
+func TestSample_CompleteSetup(t *testing.T) {
 	data, err := os.ReadFile("testdata/seed/10-complete-setup.yaml")
 	if err != nil {
 		t.Fatal(err)

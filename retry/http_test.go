@@ -61,7 +61,7 @@ func (b *trackedBody) Close() error {
 	return b.ReadCloser.Close()
 }
 
-func TestTrap01_BodiesClosedConnectionsReused(t *testing.T) {
+func TestRetriedBodiesClosedConnectionsReused(t *testing.T) {
 	var calls, conns atomic.Int32
 	srv, tr := newServer(t, func(w http.ResponseWriter, r *http.Request) {
 		if calls.Add(1)%3 != 0 {
@@ -99,7 +99,7 @@ func TestTrap01_BodiesClosedConnectionsReused(t *testing.T) {
 	}
 }
 
-func TestTrap02_OneConnectionPerHost(t *testing.T) {
+func TestRetryOverOneConnection(t *testing.T) {
 	var calls atomic.Int32
 	srv, tr := newServer(t, func(w http.ResponseWriter, r *http.Request) {
 		if calls.Add(1) <= 2 {
@@ -116,7 +116,7 @@ func TestTrap02_OneConnectionPerHost(t *testing.T) {
 	resp.Body.Close()
 }
 
-func TestTrap05_StreamingPut(t *testing.T) {
+func TestStreamedPutIsSentOnce(t *testing.T) {
 	const size = 64 << 20
 	started := make(chan struct{})
 	var once sync.Once
@@ -173,7 +173,7 @@ func (z *zeros) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-func TestTrap05_StaleConnectionReplayedByNetHTTP(t *testing.T) {
+func TestStaleConnectionReplayedByNetHTTP(t *testing.T) {
 	// The server closes the connection after the first answer, without saying so.
 	var conns atomic.Int32
 	var got []string
@@ -271,7 +271,7 @@ func TestReplay_EarlyAnswers(t *testing.T) {
 	}
 }
 
-func TestTrap11_EndlessBodyOverLoopback(t *testing.T) {
+func TestEndlessBodyOverLoopback(t *testing.T) {
 	var calls atomic.Int32
 	srv, tr := newServer(t, func(w http.ResponseWriter, r *http.Request) {
 		n := calls.Add(1)
@@ -300,7 +300,7 @@ func TestTrap11_EndlessBodyOverLoopback(t *testing.T) {
 	resp.Body.Close()
 }
 
-func TestTrap11_IdleConnectionsStayOpen(t *testing.T) {
+func TestIdleConnectionsStayOpen(t *testing.T) {
 	var conns atomic.Int32
 	var failing atomic.Bool
 	srv, tr := newServer(t, func(w http.ResponseWriter, r *http.Request) {
@@ -326,9 +326,9 @@ func TestTrap11_IdleConnectionsStayOpen(t *testing.T) {
 	}
 }
 
-// TestTrap12_AsWithTheBareTransport runs what HTTP has besides request and response through a transport with everything
+// TestHTTPFeaturesAsWithTheBareTransport runs what HTTP has besides request and response through a transport with everything
 // switched on, and through net/http alone: the same must come out.
-func TestTrap12_AsWithTheBareTransport(t *testing.T) {
+func TestHTTPFeaturesAsWithTheBareTransport(t *testing.T) {
 	srv, tr := newServer(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case "/upgrade":
@@ -437,7 +437,7 @@ func TestTrap12_AsWithTheBareTransport(t *testing.T) {
 	}
 }
 
-func TestTrap13_PerTryTimeout(t *testing.T) {
+func TestPerTryTimeoutOverLoopback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int32
 		tr := pipeServer(t, func(w http.ResponseWriter, r *http.Request) {
@@ -468,7 +468,7 @@ func TestTrap13_PerTryTimeout(t *testing.T) {
 	})
 }
 
-func TestTrap14_ContextEndsWithTheBody(t *testing.T) {
+func TestContextEndsWithTheBody(t *testing.T) {
 	for _, test := range []struct {
 		name string
 		end  func(*testing.T, *http.Response)
@@ -702,7 +702,7 @@ func newH2Server(t *testing.T, answer func(w *h2Writer, stream uint32, n int)) (
 	return s, tr
 }
 
-func TestTrap12_RefusedStream(t *testing.T) {
+func TestRefusedStreamIsRetried(t *testing.T) {
 	// net/http replays a refused stream by itself if it can get the body again. It does so with the body that is kept
 	// for a replay, and here also with the bytes of an untouched one.
 	s, tr := newH2Server(t, func(w *h2Writer, stream uint32, n int) {
@@ -724,7 +724,7 @@ func TestTrap12_RefusedStream(t *testing.T) {
 	}
 }
 
-func TestTrap12_GoAwayAboveLastStream(t *testing.T) {
+func TestStreamAboveGoAwayIsRetried(t *testing.T) {
 	// With an error code on the first stream of a connection net/http does not try again: we must.
 	s, tr := newH2Server(t, func(w *h2Writer, stream uint32, n int) {
 		if n == 1 {
@@ -745,7 +745,7 @@ func TestTrap12_GoAwayAboveLastStream(t *testing.T) {
 	}
 }
 
-func TestTrap12_GracefulGoAway(t *testing.T) {
+func TestGracefulGoAwayCutsNothing(t *testing.T) {
 	s, tr := newH2Server(t, func(w *h2Writer, stream uint32, n int) {
 		if n == 1 {
 			w.goAway(0, h2NoError)
@@ -761,8 +761,8 @@ func TestTrap12_GracefulGoAway(t *testing.T) {
 	resp.Body.Close()
 }
 
-// TestTrap12_RefusedStreamSurfaces refuses more often than net/http tries by itself.
-func TestTrap12_RefusedStreamSurfaces(t *testing.T) {
+// TestRefusedStreamSurfaces refuses more often than net/http tries by itself.
+func TestRefusedStreamSurfaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const netHTTP = 8 // its own tries, over 64 s
 		ln := &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func TestTrap08_DelayBounds(t *testing.T) {
+func TestBackoffBounds(t *testing.T) {
 	const huge = time.Duration(math.MaxInt64)
 	for _, base := range []time.Duration{0, -1, 1, time.Millisecond, DefaultBackoff, time.Hour, huge} {
 		for _, limit := range []time.Duration{0, 1, 10 * DefaultBackoff, huge} {

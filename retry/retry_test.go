@@ -36,7 +36,7 @@ func (s *statuses) Attempt(req *http.Request, n int) (*http.Response, error) {
 
 func (s *statuses) RoundTrip(req *http.Request) (*http.Response, error) { return s.Attempt(req, 0) }
 
-func TestTrap03_ExhaustedReturnsLastResponse(t *testing.T) {
+func TestExhaustedReturnsLastResponse(t *testing.T) {
 	calls := 0
 	rt := &retry.Transport{
 		Config: retry.Config{Retries: 2, Backoff: -1},
@@ -91,7 +91,7 @@ func TestAttempts(t *testing.T) {
 	}
 }
 
-func TestTrap04_RequestUntouchedBodyClosedOnce(t *testing.T) {
+func TestRequestUntouchedBodyClosedOnce(t *testing.T) {
 	fail := func(err error) tries { return func(*http.Request, int) (*http.Response, error) { return nil, err } }
 	answer := func(codes ...int) tries {
 		return func(_ *http.Request, n int) (*http.Response, error) { return response(codes[n-1]), nil }
@@ -175,7 +175,7 @@ func TestTrap04_RequestUntouchedBodyClosedOnce(t *testing.T) {
 	}
 }
 
-func TestTrap04_FirstTryIsTheCallersRequest(t *testing.T) {
+func TestFirstTryIsTheCallersRequest(t *testing.T) {
 	req := newRequest(t, "PUT", "http://service/", strings.NewReader("payload")) // sets GetBody
 	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 2})}
 	var seen []*http.Request
@@ -225,7 +225,7 @@ func TestPanicAndGoexitPassThrough(t *testing.T) {
 	}
 }
 
-func TestTrap06_PostOnlyIfUnprocessed(t *testing.T) {
+func TestPostOnlyIfUnprocessed(t *testing.T) {
 	key := func(r *http.Request) { r.Header.Set("Idempotency-Key", "k") }
 	for _, test := range []struct {
 		name   string
@@ -269,7 +269,7 @@ func TestTrap06_PostOnlyIfUnprocessed(t *testing.T) {
 	}
 }
 
-func TestTrap07_RetryAfterForms(t *testing.T) {
+func TestRetryAfterForms(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now().UTC() // synctest begins at midnight of 2000-01-01, a Saturday
 		in3s := start.Add(3 * time.Second)
@@ -346,7 +346,7 @@ func retryAfterOnce(t *testing.T, value string, config retry.Config, timeout tim
 	return time.Since(began), summary
 }
 
-func TestTrap08_BackoffWaits(t *testing.T) {
+func TestBackoffWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for _, test := range []struct {
 			name   string
@@ -392,7 +392,7 @@ func TestTrap08_BackoffWaits(t *testing.T) {
 	})
 }
 
-func TestTrap08_BackoffBeyondDeadlineNotBegun(t *testing.T) {
+func TestBackoffBeyondDeadlineNotBegun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
@@ -442,7 +442,7 @@ func TestBackoffEndsWithTheCaller(t *testing.T) {
 	})
 }
 
-func TestTrap09_Budget(t *testing.T) {
+func TestBudgetBoundsRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		base := &statuses{codes: []int{503}}
 		var refused int
@@ -478,7 +478,7 @@ func TestTrap09_Budget(t *testing.T) {
 	})
 }
 
-func TestTrap09_BudgetReservedBeforeBackoff(t *testing.T) {
+func TestBudgetReservedBeforeBackoff(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		budget, err := retry.NewBudget(retry.BudgetConfig{Ratio: -1, MinPerSecond: 1})
 		if err != nil {
@@ -595,7 +595,7 @@ func TestLimiterBoundsRetriesUnderWay(t *testing.T) {
 	})
 }
 
-func TestTrap10_NestedLayers(t *testing.T) {
+func TestNestedLayersDoNotMultiply(t *testing.T) {
 	stack := func(base http.RoundTripper, nested bool) http.RoundTripper {
 		for range 3 {
 			base = &retry.Transport{
@@ -632,7 +632,7 @@ func TestTrap10_NestedLayers(t *testing.T) {
 	}
 }
 
-func TestTrap10_NewRequestWithinARetry(t *testing.T) {
+func TestNewRequestWithinARetry(t *testing.T) {
 	calls := 0
 	inner := retry.Loop{Policy: policy(t, retry.Config{Retries: 2})}
 	outer := retry.Loop{Policy: policy(t, retry.Config{Retries: 2})}
@@ -667,7 +667,7 @@ func TestLimiterSlotOfARefusedBudget(t *testing.T) {
 	}
 }
 
-func TestTrap11_EndlessAndStalledBodies(t *testing.T) {
+func TestEndlessAndStalledBodies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		endless := &countingBody{read: func(p []byte) (int, error) { return len(p), nil }}
 		stalled := &countingBody{closing: make(chan struct{})}
@@ -731,7 +731,7 @@ func (b *countingBody) Close() error {
 	return nil
 }
 
-func TestTrap15_CallerCancelIsNotRetried(t *testing.T) {
+func TestCallerCancelIsNotRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hang := tries(func(r *http.Request, _ int) (*http.Response, error) {
 			<-r.Context().Done()
@@ -867,7 +867,7 @@ func TestPerTryTimeoutBeyondTheDeadlineIsIgnored(t *testing.T) {
 	})
 }
 
-func TestTrap20_RefusalFailsAtOnce(t *testing.T) {
+func TestRefusalIsNotRetried(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		open := refusal.New("breaker: open")
 		loop := retry.Loop{Policy: policy(t, retry.Config{

@@ -93,7 +93,7 @@ func stream(ticks int, pause time.Duration, hang bool) http.HandlerFunc {
 	}
 }
 
-func TestTrap13_Limits(t *testing.T) {
+func TestLimits(t *testing.T) {
 	const ms = time.Millisecond
 	for _, test := range []struct {
 		name    string
@@ -172,7 +172,7 @@ func TestTrap13_Limits(t *testing.T) {
 	}
 }
 
-func TestTrap15_Error(t *testing.T) {
+func TestErrorSaysWhoseTimeoutItWas(t *testing.T) {
 	for kind, word := range map[timeout.Kind]string{
 		timeout.Request: "request timeout", timeout.PerTry: "per-try timeout", timeout.BodyIdle: "body idle timeout",
 		0: "timeout",
@@ -275,7 +275,7 @@ func TestHeader(t *testing.T) {
 	})
 }
 
-func TestTrap14_ContextEndsWithTheBody(t *testing.T) {
+func TestContextEndsWithTheBody(t *testing.T) {
 	for name, end := range map[string]func(*http.Response){
 		"EOF":   func(r *http.Response) { _, _ = io.ReadAll(r.Body) },
 		"Close": func(r *http.Response) { r.Body.Close() },
@@ -349,7 +349,7 @@ func TestInvalidConfig(t *testing.T) {
 	}
 }
 
-func TestTrap12_Upgrade(t *testing.T) {
+func TestUpgradedConnectionWorks(t *testing.T) {
 	// Over the loopback interface: an upgraded connection outlives both limits.
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Connection", "Upgrade")

@@ -222,7 +222,7 @@ func swap(t testing.TB, dir string, version int, files map[string][]byte) {
 	}
 }
 
-func TestTrap52_SymlinkSwap(t *testing.T) {
+func TestSymlinkSwap(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newAuthority(t, "cluster.local")
 		dir := t.TempDir()
@@ -244,9 +244,9 @@ func TestTrap52_SymlinkSwap(t *testing.T) {
 	})
 }
 
-// TestTrap52_NeverMixed swaps the pair all the while that it is read, and wants no error: each set that was taken
+// TestSwappedFilesAreNeverMixed swaps the pair all the while that it is read, and wants no error: each set that was taken
 // belonged together.
-func TestTrap52_NeverMixed(t *testing.T) {
+func TestSwappedFilesAreNeverMixed(t *testing.T) {
 	ca := newAuthority(t, "cluster.local")
 	dir := t.TempDir()
 	var sets []map[string][]byte
@@ -279,7 +279,7 @@ func TestTrap52_NeverMixed(t *testing.T) {
 	<-stopped
 }
 
-func TestTrap52_TornWrites(t *testing.T) {
+func TestTornWrites(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newAuthority(t, "cluster.local")
 		dir := t.TempDir()

@@ -353,7 +353,7 @@ func TestListener_HelloByteByByte(t *testing.T) {
 }
 
 // Connections that say nothing, or begin a handshake and stop, delay nobody.
-func TestTrap51_SilentConnectionsDelayNobody(t *testing.T) {
+func TestSilentConnectionsDelayNobody(t *testing.T) {
 	e := newEnds(t, time.Hour, time.Hour)
 	refused := newRefusals()
 	l := listen(t, tlsid.ListenerConfig{TLS: e.server, Mode: always(tlsid.Permissive), HandshakeTimeout: time.Hour,
@@ -804,7 +804,7 @@ func TestListener_FailsForGood(t *testing.T) {
 }
 
 // A connection is closed when the first of its certificates expires, wherever the server's comes from.
-func TestTrap47_ConnectionsEndWithTheirCertificates(t *testing.T) {
+func TestConnectionsEndWithTheirCertificates(t *testing.T) {
 	anyPeer := func(c *tls.Config) *tls.Config {
 		c.ClientAuth = tls.RequireAnyClientCert
 		return c
@@ -879,7 +879,7 @@ func TestTrap47_ConnectionsEndWithTheirCertificates(t *testing.T) {
 }
 
 // A resumed session has no certificate of the server, but that of the client.
-func TestTrap47_ResumedSession(t *testing.T) {
+func TestResumedSessionEndsWithItsCertificate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newAuthority(t, "example.org")
 		server, client := issueFor(t, ca, "server", 24*time.Hour).Certificate(), issueFor(t, ca, "client", time.Hour).Certificate()
@@ -989,7 +989,7 @@ func TestListener_ChoosesAsTLS(t *testing.T) {
 }
 
 // Shortly before its end a connection is retiring: a handler can say so, and no request is lost.
-func TestTrap47_Retiring(t *testing.T) {
+func TestConnectionsRetireBeforeTheirCertificates(t *testing.T) {
 	for _, proto := range []string{"http/1.1", "h2"} {
 		for _, life := range []time.Duration{time.Minute, 24 * time.Hour} {
 			t.Run(fmt.Sprint(proto, life), func(t *testing.T) {

@@ -239,8 +239,8 @@ func TestRemovedEndpointDrains(t *testing.T) {
 	}
 }
 
-// TestTrap33_Churn: endpoints come and go under load. As long as there is one, no call fails.
-func TestTrap33_Churn(t *testing.T) {
+// TestChurnFailsNoCall: endpoints come and go under load. As long as there is one, no call fails.
+func TestChurnFailsNoCall(t *testing.T) {
 	grpctest.CheckGoroutines(t)
 	f := newFleet(t, 4)
 	client := dial(t, &balancergrpc.Client{Resolver: &f.memory,
@@ -395,8 +395,8 @@ func TestOutlier(t *testing.T) {
 	}
 }
 
-// TestTrap36_Proxy: the environment of this package names a proxy that is not there. Endpoints are dialled directly.
-func TestTrap36_Proxy(t *testing.T) {
+// TestProxyIsNotUsed: the environment of this package names a proxy that is not there. Endpoints are dialled directly.
+func TestProxyIsNotUsed(t *testing.T) {
 	req, err := http.NewRequest("GET", "https://orders.example.com:50051", nil)
 	if err != nil {
 		t.Fatal(err)
@@ -410,8 +410,8 @@ func TestTrap36_Proxy(t *testing.T) {
 	}
 }
 
-// TestTrap37_TransparentRetry: what gRPC tries again by itself, below the interceptors, goes to another endpoint.
-func TestTrap37_TransparentRetry(t *testing.T) {
+// TestTransparentRetryGoesElsewhere: what gRPC tries again by itself, below the interceptors, goes to another endpoint.
+func TestTransparentRetryGoesElsewhere(t *testing.T) {
 	var mu sync.Mutex
 	var served []int // the servers that got the streams of a call
 	var memory discovery.Memory
@@ -478,8 +478,8 @@ func (n *memoryNet) option() grpc.DialOption {
 	})
 }
 
-// TestTrap39_Idle: an idle ClientConn forgets its balancer, but not what is known of the endpoints.
-func TestTrap39_Idle(t *testing.T) {
+// TestIdleKeepsEndpointState: an idle ClientConn forgets its balancer, but not what is known of the endpoints.
+func TestIdleKeepsEndpointState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := newMemoryNet("10.0.0.1:80", "10.0.0.2:80")
 		var good, bad atomic.Int32
@@ -523,8 +523,8 @@ func TestTrap39_Idle(t *testing.T) {
 	})
 }
 
-// TestTrap39_IdleLatency: how fast endpoints are is known to the service alone, and does not end with gRPC's balancer.
-func TestTrap39_IdleLatency(t *testing.T) {
+// TestIdleKeepsLatencies: how fast endpoints are is known to the service alone, and does not end with gRPC's balancer.
+func TestIdleKeepsLatencies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		network := newMemoryNet("10.0.0.1:80", "10.0.0.2:80")
 		var slow atomic.Int32
@@ -571,8 +571,8 @@ func TestTrap39_IdleLatency(t *testing.T) {
 	})
 }
 
-// TestTrap40_BalancerReplaced: options that silently remove the balancer make calls fail.
-func TestTrap40_BalancerReplaced(t *testing.T) {
+// TestReplacedBalancerFailsCalls: options that silently remove the balancer make calls fail.
+func TestReplacedBalancerFailsCalls(t *testing.T) {
 	const roundRobin = `{"loadBalancingConfig":[{"round_robin":{}}]}`
 	for _, test := range []struct {
 		name string
@@ -602,9 +602,9 @@ type ejector struct{ all atomic.Bool }
 func (e *ejector) Report(string, *http.Response, error) {}
 func (e *ejector) Ejected(string) bool                  { return e.all.Load() }
 
-// TestTrap41_AllEjected: calls fail at once when all endpoints are ejected; those that are to wait go on when one comes
+// TestAllEjected: calls fail at once when all endpoints are ejected; those that are to wait go on when one comes
 // back, though gRPC sees no reason to.
-func TestTrap41_AllEjected(t *testing.T) {
+func TestAllEjected(t *testing.T) {
 	grpctest.CheckGoroutines(t)
 	f := newFleet(t, 2)
 	outlier := &ejector{}
@@ -627,8 +627,8 @@ func TestTrap41_AllEjected(t *testing.T) {
 	}
 }
 
-// TestTrap42_ConcurrentStreams: with several connections an endpoint, a full one holds up nobody.
-func TestTrap42_ConcurrentStreams(t *testing.T) {
+// TestFullConnectionHoldsUpNobody: with several connections an endpoint, a full one holds up nobody.
+func TestFullConnectionHoldsUpNobody(t *testing.T) {
 	for connections, want := range map[int]codes.Code{1: codes.DeadlineExceeded, 2: codes.OK} {
 		f := newFleet(t, 1, grpc.MaxConcurrentStreams(1))
 		client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Connections: connections})
@@ -653,8 +653,8 @@ func TestTrap42_ConcurrentStreams(t *testing.T) {
 	}
 }
 
-// TestTrap44_InstancesAreApart: all clients share a name in gRPC's table, and nothing else.
-func TestTrap44_InstancesAreApart(t *testing.T) {
+// TestClientsAreApart: all clients share a name in gRPC's table, and nothing else.
+func TestClientsAreApart(t *testing.T) {
 	one, other := newFleet(t, 1), newFleet(t, 1)
 	first := dial(t, &balancergrpc.Client{Resolver: &one.memory})
 	second := dial(t, &balancergrpc.Client{Resolver: &other.memory, Config: balancer.Config{Algorithm: balancer.Random}})

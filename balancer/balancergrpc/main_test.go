@@ -16,7 +16,7 @@ func TestMain(m *testing.M) {
 	// Before anything reads it: it is read once. Whatever asks for a proxy in this package gets one that is not there.
 	os.Setenv("HTTPS_PROXY", "http://proxy.invalid:3128")
 
-	// TestTrap44: the balancer is there only for programs that ask for it.
+	// The balancer is there only for programs that ask for it.
 	c := &balancergrpc.Client{Resolver: discovery.Static{}}
 	insecure := grpc.WithTransportCredentials(insecure.NewCredentials())
 	if conn, err := grpc.NewClient("discovery:///orders:80", append(c.DialOptions(), insecure)...); err == nil {

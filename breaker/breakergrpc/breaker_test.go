@@ -55,8 +55,8 @@ func streaming(ctx context.Context, client grpctest.Client) error {
 
 var kinds = map[string]func(context.Context, grpctest.Client) error{"unary": unary, "stream": streaming}
 
-// TestTrap17_Codes: by default five failures in a row open the circuit, and which codes are failures is Envoy's word.
-func TestTrap17_Codes(t *testing.T) {
+// TestCodesThatOpenTheCircuit: by default five failures in a row open the circuit, and which codes are failures is Envoy's word.
+func TestCodesThatOpenTheCircuit(t *testing.T) {
 	failures := map[codes.Code]bool{codes.Unknown: true, codes.DeadlineExceeded: true, codes.Unimplemented: true,
 		codes.Internal: true, codes.Unavailable: true, codes.DataLoss: true}
 	for kind, call := range kinds {
@@ -80,8 +80,8 @@ func TestTrap17_Codes(t *testing.T) {
 	}
 }
 
-// TestTrap16_CallerCancels: callers that leave say nothing about the destination.
-func TestTrap16_CallerCancels(t *testing.T) {
+// TestCallerCancelsDoNotCount: callers that leave say nothing about the destination.
+func TestCallerCancelsDoNotCount(t *testing.T) {
 	for kind, call := range kinds {
 		t.Run(kind, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -121,8 +121,8 @@ func TestTrap16_CallerCancels(t *testing.T) {
 	}
 }
 
-// TestTrap18_ProbeIsLeft: a stream that is the probe and is cancelled gives the place to the next.
-func TestTrap18_ProbeIsLeft(t *testing.T) {
+// TestCancelledProbeIsReplaced: a stream that is the probe and is cancelled gives the place to the next.
+func TestCancelledProbeIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var code atomic.Uint32
 		var calls atomic.Int32

@@ -124,8 +124,8 @@ func TestUpdate(t *testing.T) {
 	}
 }
 
-// TestTrap42_FewestCalls: of several connections the one with the fewest calls is picked.
-func TestTrap42_FewestCalls(t *testing.T) {
+// TestConnectionWithFewestCallsIsPicked: of several connections the one with the fewest calls is picked.
+func TestConnectionWithFewestCallsIsPicked(t *testing.T) {
 	cc, s, _ := newSet(t, 3, target("a", "10.0.0.1:80"))
 	for _, conn := range cc.made[:2] {
 		conn.become(connectivity.Ready, nil)

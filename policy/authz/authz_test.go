@@ -470,8 +470,8 @@ var odd = map[string]string{
 	"everything":              `/x;a=b/%2e%2e%5C..%2F/;c\admin;d#e`,
 }
 
-// TestTrap53_PathTricks asks the Authorizer alone; TestTrap53_OverTheWire in http_test.go goes through net/http.
-func TestTrap53_PathTricks(t *testing.T) {
+// TestPathTricks asks the Authorizer alone; TestPathTricksOverTheWire in http_test.go goes through net/http.
+func TestPathTricks(t *testing.T) {
 	for name, target := range odd {
 		t.Run(name, func(t *testing.T) {
 			r := request()
@@ -510,7 +510,7 @@ func TestTrap53_PathTricks(t *testing.T) {
 }
 
 // To the ServeMux of net/http an escaped dot segment is an ordinary one, and it routes by it.
-func TestTrap53_ServeMux(t *testing.T) {
+func TestPathTricksAgainstServeMux(t *testing.T) {
 	var reached string
 	mux := http.NewServeMux()
 	mux.HandleFunc("/", func(http.ResponseWriter, *http.Request) { reached = "/" })
@@ -543,7 +543,7 @@ func TestTrap53_ServeMux(t *testing.T) {
 	}
 }
 
-func TestTrap53_Malformed(t *testing.T) {
+func TestMalformedPathsAreRefused(t *testing.T) {
 	for _, target := range []string{
 		"/admin%00", "/admin\x00", "/%", "/a%2", "/a%zz", "/%c0%ae", "/a\xff", "/a%ff", "/a#%00", "", "admin", "?x", "http:admin",
 		`http://h\x/y`, "http://h#/x", "://h/x", "/" + strings.Repeat("/", 9000),
@@ -619,7 +619,7 @@ func TestNormalizationNone(t *testing.T) {
 	}
 }
 
-func TestTrap54_HostsAndHeaders(t *testing.T) {
+func TestSpellingsOfHostsAndHeaders(t *testing.T) {
 	host := func(value, sent string) (allowed, denied bool) {
 		r := request()
 		r.Host = sent

@@ -96,7 +96,7 @@ func sendHTTP2(t *testing.T, addr, path string) int {
 	}
 }
 
-func TestTrap53_OverTheWire(t *testing.T) {
+func TestPathTricksOverTheWire(t *testing.T) {
 	denying, servedDespite := serve(t, &authz.Handler{Authorizer: compile(t, deny(paths("/admin")))})
 	allowing, servedBeyond := serve(t, &authz.Handler{Authorizer: compile(t, allow(paths("/x*", "/app/*", "/public")))})
 	want := func(name, target string, status int) {

@@ -115,7 +115,7 @@ func get(t *testing.T, rt http.RoundTripper, url string) string {
 	return string(text)
 }
 
-func TestTrap28_IdlePool(t *testing.T) {
+func TestIdleConnectionsAreReused(t *testing.T) {
 	const workers = 48
 	for _, tt := range []struct {
 		name   string
@@ -156,7 +156,7 @@ func TestTrap28_IdlePool(t *testing.T) {
 	}
 }
 
-func TestTrap28_HTTP2IsKept(t *testing.T) {
+func TestHTTP2ConnectionsAreKept(t *testing.T) {
 	for _, tt := range []struct {
 		protocol, want string
 	}{
@@ -184,7 +184,7 @@ func TestTrap28_HTTP2IsKept(t *testing.T) {
 }
 
 // Calls that share an HTTP/2 connection never wait for one another, whatever MaxConnections is.
-func TestTrap28_HTTP2SharesOneConnection(t *testing.T) {
+func TestHTTP2CallsShareOneConnection(t *testing.T) {
 	const calls = 20
 	var together sync.WaitGroup
 	together.Add(calls)

@@ -109,7 +109,7 @@ func TestTransport_Overflow(t *testing.T) {
 	}
 }
 
-func TestTrap23_TransportReleasesOnce(t *testing.T) {
+func TestTransportReleasesItsSlotOnce(t *testing.T) {
 	failure := errors.New("failure")
 	for _, tt := range []struct {
 		name string

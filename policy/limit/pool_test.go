@@ -232,7 +232,7 @@ func TestPool_SlotSurvivesCancelRace(t *testing.T) {
 }
 
 // At no time are there more calls than allowed, and in the end there are none.
-func TestTrap23_PoolUnderRace(t *testing.T) {
+func TestSlotsComeBackUnderRace(t *testing.T) {
 	pool := newPool(t, limit.PoolConfig{MaxConnections: 4, MaxPendingRequests: 8, MaxRequests: 6})
 	var wg sync.WaitGroup
 	for worker := range 16 {

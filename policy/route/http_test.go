@@ -161,7 +161,7 @@ func everything() route.Route {
 	return r
 }
 
-func TestTrap04_RequestIsTheCallers(t *testing.T) {
+func TestRequestIsTheCallers(t *testing.T) {
 	failing := errors.New("down")
 	broken := to("b")
 	broken.Rewrite = route.Rewrite{Pattern: "^/", Substitution: "x"}
@@ -214,7 +214,7 @@ func TestTrap04_RequestIsTheCallers(t *testing.T) {
 	}
 }
 
-func TestTrap29_ResponseRequestIsTheCallers(t *testing.T) {
+func TestResponseRequestIsTheCallers(t *testing.T) {
 	checkCopies(t)
 	limited := everything()
 	limited.Timeout, limited.Retry = time.Second, retry.Config{Retries: 1}
@@ -233,7 +233,7 @@ func TestTrap29_ResponseRequestIsTheCallers(t *testing.T) {
 	}
 }
 
-func TestTrap12_SwitchingProtocols(t *testing.T) {
+func TestSwitchingProtocols(t *testing.T) {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		conn, rw, err := http.NewResponseController(w).Hijack()
 		if err != nil {

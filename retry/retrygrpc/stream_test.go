@@ -118,8 +118,8 @@ func receiveAll(t *testing.T, stream grpc_testing.TestService_FullDuplexCallClie
 	}
 }
 
-// TestTrap45_OnlyBeforeTheFirstMessage: what comes after a response message, or response headers, is the caller's.
-func TestTrap45_OnlyBeforeTheFirstMessage(t *testing.T) {
+// TestOnlyBeforeTheFirstMessage: what comes after a response message, or response headers, is the caller's.
+func TestOnlyBeforeTheFirstMessage(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		begin func(grpctest.BidiServer) error
@@ -155,8 +155,8 @@ func TestTrap45_OnlyBeforeTheFirstMessage(t *testing.T) {
 	}
 }
 
-// TestTrap45_HealthyStreamIsNotCut: the limit of a try is for the headers.
-func TestTrap45_HealthyStreamIsNotCut(t *testing.T) {
+// TestHealthyStreamIsNotCut: the limit of a try is for the headers.
+func TestHealthyStreamIsNotCut(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		receive bool // the caller waits for the header, else it only sends
@@ -408,8 +408,8 @@ func TestStream_Context(t *testing.T) {
 	}
 }
 
-// TestTrap43_StreamOptionsFireOnce: OnFinish is told once, whatever became of the stream, and the rest is of the last try.
-func TestTrap43_StreamOptionsFireOnce(t *testing.T) {
+// TestStreamOptionsFireOnce: OnFinish is told once, whatever became of the stream, and the rest is of the last try.
+func TestStreamOptionsFireOnce(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		fails int32
@@ -470,8 +470,8 @@ func TestTrap43_StreamOptionsFireOnce(t *testing.T) {
 	}
 }
 
-// TestTrap43_BothSidesFail: who receives finds the options filled in, also if it is who sends that gives up.
-func TestTrap43_BothSidesFail(t *testing.T) {
+// TestBothSidesFail: who receives finds the options filled in, also if it is who sends that gives up.
+func TestBothSidesFail(t *testing.T) {
 	grpctest.CheckGoroutines(t)
 	address := grpctest.Serve(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
 		s.SetTrailer(metadata.Pairs("try", "1"))

@@ -202,8 +202,8 @@ func TestPreviousAttempts(t *testing.T) {
 	}
 }
 
-// TestTrap10_NestedRetries: a server that calls on behalf of a retry does not multiply it.
-func TestTrap10_NestedRetries(t *testing.T) {
+// TestNestedRetriesDoNotMultiply: a server that calls on behalf of a retry does not multiply it.
+func TestNestedRetriesDoNotMultiply(t *testing.T) {
 	for _, test := range []struct {
 		nested bool
 		calls  int32 // at the back: 1+2 for the first call and 1 for each of the others, or 3 for each
@@ -371,8 +371,8 @@ func TestIdempotencyKey(t *testing.T) {
 	}
 }
 
-// TestTrap43_OptionsFireOnceACall: what a caller wants back comes from the last try, and OnFinish is told once.
-func TestTrap43_OptionsFireOnceACall(t *testing.T) {
+// TestOptionsFireOnceACall: what a caller wants back comes from the last try, and OnFinish is told once.
+func TestOptionsFireOnceACall(t *testing.T) {
 	var calls atomic.Int32
 	note := func(ctx context.Context) {
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("try", fmt.Sprint(calls.Load())))
@@ -408,8 +408,8 @@ func TestTrap43_OptionsFireOnceACall(t *testing.T) {
 	}
 }
 
-// TestTrap43_OptionsOfTheLastTry: what an earlier try left behind is not the caller's, even if the last one left nothing.
-func TestTrap43_OptionsOfTheLastTry(t *testing.T) {
+// TestOptionsOfTheLastTry: what an earlier try left behind is not the caller's, even if the last one left nothing.
+func TestOptionsOfTheLastTry(t *testing.T) {
 	address := grpctest.Serve(t, &grpctest.Service{
 		Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
 			_ = grpc.SetTrailer(ctx, metadata.Pairs("try", "1"))
@@ -485,9 +485,9 @@ func TestPerTryTimeout_Error(t *testing.T) {
 	})
 }
 
-// TestTrap38_ServerEndsTheTryFirst: a server that knows the limit of the try may be a moment faster than our timer. That
+// TestServerEndsTheTryFirst: a server that knows the limit of the try may be a moment faster than our timer. That
 // is a per-try timeout; a server that gives up much earlier, or when the caller's time is up, is not.
-func TestTrap38_ServerEndsTheTryFirst(t *testing.T) {
+func TestServerEndsTheTryFirst(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		after   time.Duration
@@ -554,8 +554,8 @@ func TestCallerGone(t *testing.T) {
 	})
 }
 
-// TestTrap09_Budget: of 100 calls that all fail, 20% and 10 a second may be retried.
-func TestTrap09_Budget(t *testing.T) {
+// TestBudgetBoundsRetries: of 100 calls that all fail, 20% and 10 a second may be retried.
+func TestBudgetBoundsRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int32
 		retries := fast("unavailable", 3)

@@ -17,10 +17,10 @@ import (
 	"github.com/nosidecar/mesh/tlsid/spiffe"
 )
 
-// TestTrap47_RotationUnderLoad calls a server while the certificates of both ends are replaced every second and expire soon
+// TestRotationUnderLoad calls a server while the certificates of both ends are replaced every second and expire soon
 // after, and while the Workload API dies and returns again and again. No request may fail, and no connection may outlive
 // its certificates. It runs for 10 s, or for as long as MESH_ROTATE says.
-func TestTrap47_RotationUnderLoad(t *testing.T) {
+func TestRotationUnderLoad(t *testing.T) {
 	const (
 		ttl    = 8 * time.Second // a twentieth of it must do for calls under way, on a busy machine too
 		every  = time.Second

@@ -145,7 +145,7 @@ func TestSource_Rotates(t *testing.T) {
 }
 
 // Trust domains that the own one is federated with keep their own bundles.
-func TestTrap50_FederatedBundlesStayApart(t *testing.T) {
+func TestFederatedBundlesStayApart(t *testing.T) {
 	noLeaks(t)
 	ca, other := newCA(t, "example.org", time.Hour, 0), newCA(t, "example.com", time.Hour, 0)
 	api := workloadapi.Start(t, ca.Source("default", "web"))
@@ -246,7 +246,7 @@ func waitShortly(t testing.TB, k *tlsid.Keeper, limit time.Duration) error {
 	return k.Wait(ctx)
 }
 
-func TestTrap48_WaitSaysWhyThereIsNoIdentity(t *testing.T) {
+func TestWaitSaysWhyThereIsNoIdentity(t *testing.T) {
 	noLeaks(t)
 	ca := newCA(t, "example.org", time.Hour, 0)
 	denying := workloadapi.Start(t, ca.Source("default", "web"))
@@ -367,7 +367,7 @@ func TestSource_Break(t *testing.T) {
 }
 
 // An API that died leaves the last identity, and only until it expires. When it is back all goes on.
-func TestTrap49_TheIdentityOutlivesTheAPIUntilItExpires(t *testing.T) {
+func TestTheIdentityOutlivesTheAPIUntilItExpires(t *testing.T) {
 	noLeaks(t)
 	ca := newCA(t, "example.org", 2*time.Second, 500*time.Millisecond)
 	api := workloadapi.Start(t, ca.Source("default", "web"))

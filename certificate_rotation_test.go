@@ -43,10 +43,10 @@ spec:
     retries: {attempts: 0}
 `
 
-// TestTrap47_RotationUnderLoad gives servers and their clients identities from Workload APIs that rotate them every second,
+// TestRotationUnderLoad gives servers and their clients identities from Workload APIs that rotate them every second,
 // and calls all the time. No request may fail, and no connection may outlive a certificate it was made with. It runs for
 // 5 seconds, or for as long as MESH_ROTATE says.
-func TestTrap47_RotationUnderLoad(t *testing.T) {
+func TestRotationUnderLoad(t *testing.T) {
 	noLeaks(t)
 	limit := 5 * time.Second
 	if s := os.Getenv("MESH_ROTATE"); s != "" {
@@ -95,7 +95,7 @@ func TestTrap47_RotationUnderLoad(t *testing.T) {
 
 // The Workload API of a client dies for longer than the client's identity lives. Calls fail then, with the reason, and work
 // again when the API is back.
-func TestTrap49_CallsFailUntilTheAPIReturns(t *testing.T) {
+func TestCallsFailUntilTheAPIReturns(t *testing.T) {
 	noLeaks(t)
 	r := &rotation{server: issue{ttl: time.Hour, every: -1}, client: issue{ttl: 2 * time.Second, every: time.Second}}
 	serverAPI, clientAPI := r.startAPIs(t)

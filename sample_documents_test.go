@@ -21,9 +21,9 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// The documents of the seed, each enforced as its own comments describe, percentages and retries read as Istio does.
+// The sample documents of policy/testdata/seed, each enforced as its own comments describe, percentages and retries read as Istio does.
 
-func TestSeed01Routing(t *testing.T) {
+func TestSampleWeightsAndHeaderMatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)
 		f.service("user-service", labeled(f.add(says("v1")), "version", "v1"), labeled(f.add(says("v2")), "version", "v2"))
@@ -45,7 +45,7 @@ func TestSeed01Routing(t *testing.T) {
 	})
 }
 
-func TestSeed01Retries(t *testing.T) {
+func TestSampleRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)
 		var calls atomic.Int32
@@ -61,7 +61,7 @@ func TestSeed01Retries(t *testing.T) {
 	})
 }
 
-func TestSeed01Timeout(t *testing.T) {
+func TestSampleTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)
 		f.service("payment-service", f.add(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
@@ -79,7 +79,7 @@ func TestSeed01Timeout(t *testing.T) {
 	})
 }
 
-func TestSeed03Canary(t *testing.T) {
+func TestSampleCanary(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)
 		f.service("myapp", labeled(f.add(says("v1")), "version", "v1"), labeled(f.add(says("v2")), "version", "v2"))
@@ -93,7 +93,7 @@ func TestSeed03Canary(t *testing.T) {
 	})
 }
 
-func TestSeed04ABTesting(t *testing.T) {
+func TestSampleABTest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)
 		f.service("myapp", labeled(f.add(says("v1")), "version", "v1"), labeled(f.add(says("v2")), "version", "v2"))
@@ -108,7 +108,7 @@ func TestSeed04ABTesting(t *testing.T) {
 	})
 }
 
-func TestSeed05Mirroring(t *testing.T) {
+func TestSampleMirroring(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)
 		var mu sync.Mutex
@@ -139,7 +139,7 @@ func TestSeed05Mirroring(t *testing.T) {
 	})
 }
 
-func TestSeed08Ejection(t *testing.T) {
+func TestSampleEjection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)
 		var broken atomic.Bool
@@ -190,7 +190,7 @@ func TestSeed08Ejection(t *testing.T) {
 	})
 }
 
-func TestSeed09Retries(t *testing.T) {
+func TestSamplePerTryTimeouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)
 		var calls atomic.Int32
@@ -213,7 +213,7 @@ func TestSeed09Retries(t *testing.T) {
 	})
 }
 
-func TestSeed10CompleteSetup(t *testing.T) {
+func TestSampleCompleteSetup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFleet(t)
 		var endpoints []discovery.Endpoint

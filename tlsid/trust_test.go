@@ -16,8 +16,8 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// TestTrap46_NoResumption has each end do all it can to resume a session with the other.
-func TestTrap46_NoResumption(t *testing.T) {
+// TestNoResumption has each end do all it can to resume a session with the other.
+func TestNoResumption(t *testing.T) {
 	ca := newAuthority(t, "cluster.local")
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run(tls.VersionName(version), func(t *testing.T) {
@@ -56,9 +56,9 @@ func TestTrap46_NoResumption(t *testing.T) {
 	}
 }
 
-// TestTrap46_VerifiedOnResumption switches resumption on again, as somebody may who changes a configuration, and takes
+// TestVerifiedOnResumption switches resumption on again, as somebody may who changes a configuration, and takes
 // the trust away between two connections: the second is refused although its session resumes.
-func TestTrap46_VerifiedOnResumption(t *testing.T) {
+func TestVerifiedOnResumption(t *testing.T) {
 	for _, version := range []uint16{tls.VersionTLS12, tls.VersionTLS13} {
 		t.Run("server, "+tls.VersionName(version), func(t *testing.T) {
 			ca, next := newAuthority(t, "cluster.local"), newAuthority(t, "cluster.local")
@@ -107,8 +107,8 @@ func TestTrap46_VerifiedOnResumption(t *testing.T) {
 	}
 }
 
-// TestTrap47_PeerIsAskedEachTime has a connection outlive the certificate of its peer, and the trust in it.
-func TestTrap47_PeerIsAskedEachTime(t *testing.T) {
+// TestPeerIsAskedEachTime has a connection outlive the certificate of its peer, and the trust in it.
+func TestPeerIsAskedEachTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca, next := newAuthority(t, "cluster.local"), newAuthority(t, "cluster.local")
 		s := make(source, 1)
@@ -143,9 +143,9 @@ func TestTrap47_PeerIsAskedEachTime(t *testing.T) {
 	})
 }
 
-// TestTrap47_Rotation tells of each rotation in time to retire what was made with the identity before, and uses the new
+// TestRotationIsTold tells of each rotation in time to retire what was made with the identity before, and uses the new
 // one with the configurations of before.
-func TestTrap47_Rotation(t *testing.T) {
+func TestRotationIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newDevCA(t, "cluster.local")
 		type rotation struct{ old, new *tlsid.Identity }
@@ -185,8 +185,8 @@ func TestTrap47_Rotation(t *testing.T) {
 	})
 }
 
-// TestTrap48_WaitHasADeadline has a source that is refused, then blocks for ever.
-func TestTrap48_WaitHasADeadline(t *testing.T) {
+// TestWaitHasADeadline has a source that is refused, then blocks for ever.
+func TestWaitHasADeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		denied := errors.New("workload API: permission denied")
 		blocking := func(fail ...error) watch {
@@ -243,8 +243,8 @@ func TestTrap48_WaitHasADeadline(t *testing.T) {
 	})
 }
 
-// TestTrap49_ExpiredWithoutError has a source that died after its first identity, and never said so.
-func TestTrap49_ExpiredWithoutError(t *testing.T) {
+// TestExpiredWithoutError has a source that died after its first identity, and never said so.
+func TestExpiredWithoutError(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca := newAuthority(t, "cluster.local")
 		told := new(journal)
@@ -295,8 +295,8 @@ func TestTrap49_ExpiredWithoutError(t *testing.T) {
 	})
 }
 
-// TestTrap50_ExpectedID wants the client to talk to those it expects and to nobody else, of the same authority or not.
-func TestTrap50_ExpectedID(t *testing.T) {
+// TestOnlyExpectedIDsAreTalkedTo wants the client to talk to those it expects and to nobody else, of the same authority or not.
+func TestOnlyExpectedIDsAreTalkedTo(t *testing.T) {
 	ca := newAuthority(t, "cluster.local")
 	k := keepOne(t, ca.identity(t, order))
 	server := keepOne(t, ca.identity(t, user)).Server()
@@ -330,8 +330,8 @@ func TestTrap50_ExpectedID(t *testing.T) {
 	}
 }
 
-// TestTrap50_BundlesStayApart has the authorities of two trust domains that know each other issue IDs of each other.
-func TestTrap50_BundlesStayApart(t *testing.T) {
+// TestBundlesStayApart has the authorities of two trust domains that know each other issue IDs of each other.
+func TestBundlesStayApart(t *testing.T) {
 	ca, foreign := newAuthority(t, "cluster.local"), newAuthority(t, "other.example")
 	const billing = "spiffe://other.example/ns/default/sa/billing"
 	k := keepOne(t, ca.identity(t, user, foreign))

@@ -52,7 +52,7 @@ spec:
 }
 
 // A proxy of the environment would lose the identity that an endpoint is expected to have.
-func TestTrap36_NoProxy(t *testing.T) {
+func TestProxyIsNotUsed(t *testing.T) {
 	noLeaks(t)
 	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
 	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
@@ -121,7 +121,7 @@ func refusing(t testing.TB, seen *atomic.Int64) discovery.Endpoint {
 }
 
 // gRPC begins anew by itself where a stream was refused, and asks for another connection: that is another endpoint's.
-func TestTrap37_TransparentRetryGoesElsewhere(t *testing.T) {
+func TestTransparentRetryGoesElsewhere(t *testing.T) {
 	noLeaks(t)
 	var refused atomic.Int64
 	good := serve(t, echoStreams)
@@ -169,7 +169,7 @@ func TestTrap37_TransparentRetryGoesElsewhere(t *testing.T) {
 }
 
 // A server that ends the call just before our own limit does, has not answered: it is a timeout of ours.
-func TestTrap38_ServerEndsFirst(t *testing.T) {
+func TestServerMayEndTheTryFirst(t *testing.T) {
 	noLeaks(t)
 	bad := serve(t, &grpctest.Service{Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
 		at, ok := ctx.Deadline()
@@ -202,7 +202,7 @@ spec:
 `
 
 // A ClientConn that was idle has forgotten its balancer, but not what is known of endpoints.
-func TestTrap39_IdleAndBack(t *testing.T) {
+func TestIdleAndBack(t *testing.T) {
 	noLeaks(t)
 	var seen atomic.Int64
 	bad := serve(t, &grpctest.Service{Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
@@ -236,7 +236,7 @@ func TestTrap39_IdleAndBack(t *testing.T) {
 	}
 }
 
-func TestTrap40_ServiceConfigReplaced(t *testing.T) {
+func TestServiceConfigReplaced(t *testing.T) {
 	other := grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"round_robin":{}}]}`)
 	for _, test := range []struct {
 		name string
@@ -265,7 +265,7 @@ func TestTrap40_ServiceConfigReplaced(t *testing.T) {
 }
 
 // The retries of a service config are not followed: ours decide.
-func TestTrap40_RetryPolicyOfServiceConfig(t *testing.T) {
+func TestRetryPolicyOfServiceConfigIsNotUsed(t *testing.T) {
 	noLeaks(t)
 	var tries atomic.Int64
 	_, conn := one(t, route("    retries: {attempts: 1, retryOn: unavailable, backoff: 1ms}\n"), []discovery.Endpoint{serve(t, &grpctest.Service{
@@ -282,7 +282,7 @@ func TestTrap40_RetryPolicyOfServiceConfig(t *testing.T) {
 }
 
 // A call fails at once when all endpoints are ejected or there are none, and waits only if it is to wait.
-func TestTrap41_NothingToPick(t *testing.T) {
+func TestNothingToPick(t *testing.T) {
 	noLeaks(t)
 	var registry discovery.Memory
 	registry.Set("echo")
@@ -321,7 +321,7 @@ func TestTrap41_NothingToPick(t *testing.T) {
 }
 
 // A server allows 100 streams on a connection, and 250 go on at once.
-func TestTrap42_MaxConcurrentStreams(t *testing.T) {
+func TestMaxConcurrentStreamsHoldsUpNobody(t *testing.T) {
 	noLeaks(t)
 	var conns sync.Map
 	var open atomic.Int64
@@ -361,7 +361,7 @@ func TestTrap42_MaxConcurrentStreams(t *testing.T) {
 }
 
 // The call options by which a caller gets something back fire once a call, with what came of the last try.
-func TestTrap43_OptionsOnce(t *testing.T) {
+func TestOptionsOnce(t *testing.T) {
 	noLeaks(t)
 	var tries atomic.Int64
 	fails := func(ctx context.Context) error {
@@ -429,7 +429,7 @@ func TestTrap43_OptionsOnce(t *testing.T) {
 }
 
 // What an earlier try left behind is not the caller's, even if the last one left nothing.
-func TestTrap43_OptionsOfTheLastTry(t *testing.T) {
+func TestOptionsOfTheLastTry(t *testing.T) {
 	noLeaks(t)
 	fails := func(ctx context.Context) error {
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("x-try", "1"))
@@ -475,14 +475,14 @@ func TestTrap43_OptionsOfTheLastTry(t *testing.T) {
 }
 
 // The balancer is known to gRPC by its name alone, from the start.
-func TestTrap44_Registered(t *testing.T) {
+func TestMeshSchemeIsRegistered(t *testing.T) {
 	if b := balancer.Get(meshgrpc.BalancerName); b == nil || b.Name() != meshgrpc.BalancerName {
 		t.Errorf("balancer.Get(%q) = %v", meshgrpc.BalancerName, b)
 	}
 }
 
 // A stream is retried before it is answered, with what was sent; the limit of a try does not cut one that was answered.
-func TestTrap45_Streams(t *testing.T) {
+func TestStreamsAreRetriedBeforeTheFirstMessage(t *testing.T) {
 	noLeaks(t)
 	var tries atomic.Int64
 	var mode atomic.Value

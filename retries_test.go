@@ -1,0 +1,113 @@
+package mesh_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+)
+
+const retryDocument = `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: api}
+spec:
+  hosts: [api]
+  http:
+  - route: [{destination: {host: api}}]
+    retries: {attempts: 2, retryOn: "5xx"}
+    headers:
+      request:
+        set: {x-route: api}
+`
+
+func TestRetriedResponsesAreClosed(t *testing.T) {
+	noLeaks(t)
+	var calls atomic.Int32
+	api := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if calls.Add(1)%3 != 0 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		io.WriteString(w, strings.Repeat("x", 1000))
+	})
+	var dials atomic.Int32
+	c := newMesh(t, retryDocument, mesh.WithDiscovery(discovery.Static{"api": {api}}), mesh.WithTransport(counting(&dials))).Client()
+	for range 20 {
+		a := get(t, c, "http://api/")
+		if a.status != http.StatusOK || len(a.body) != 1000 {
+			t.Fatalf("status %d, %d bytes", a.status, len(a.body))
+		}
+	}
+	if n := dials.Load(); n != 1 {
+		t.Errorf("60 requests in a row took %d connections, want 1", n)
+	}
+}
+
+func TestRetryOverOneConnection(t *testing.T) {
+	noLeaks(t)
+	var calls atomic.Int32
+	api := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if calls.Add(1) < 3 {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	c := newMesh(t, retryDocument+`
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: api}
+spec:
+  host: api
+  trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}
+`, mesh.WithDiscovery(discovery.Static{"api": {api}})).Client()
+	if a := get(t, c, "http://api/"); a.status != http.StatusOK {
+		t.Errorf("status %d, want 200 at the third try", a.status)
+	}
+}
+
+func TestErrorsSayWhoseTimeoutItWas(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFleet(t)
+		f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		c := f.mesh(t, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: api}
+spec:
+  hosts: [api]
+  http:
+  - route: [{destination: {host: api}}]
+    timeout: 5s
+`).Client()
+
+		_, err := try(c, "http://api/")
+		var failure *mesh.Error
+		var netErr net.Error
+		if !errors.As(err, &failure) || !errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &netErr) || !netErr.Timeout() {
+			t.Errorf("our timeout: %v", err)
+		}
+
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://api/", nil)
+		if _, err := c.Do(req); errors.As(err, &failure) || !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("the caller's deadline: %v, want it unwrapped", err)
+		}
+
+		ctx, cancel = context.WithCancel(context.Background())
+		time.AfterFunc(time.Second, cancel)
+		req, _ = http.NewRequestWithContext(ctx, http.MethodGet, "http://api/", nil)
+		if _, err := c.Do(req); errors.As(err, &failure) || !errors.Is(err, context.Canceled) {
+			t.Errorf("the caller's cancel: %v, want it unwrapped", err)
+		}
+	})
+}
