@@ -6,6 +6,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
@@ -70,7 +71,7 @@ func (b *connections) choose(link *engine.Link, c *client, waits *conn) (ready, 
 		}
 		if waits != nil {
 			if err := waits.failure.Load(); err != nil {
-				return nil, nil, *err
+				return nil, nil, b.failed(*err)
 			}
 		}
 		switch dialling, err = g.dial(true); {
@@ -80,6 +81,16 @@ func (b *connections) choose(link *engine.Link, c *client, waits *conn) (ready, 
 			return nil, dialling, err
 		}
 	}
+}
+
+// failed returns why there is no connection: that is not the endpoint's fault if the ClientConn was closed.
+func (b *connections) failed(err error) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return errBalancerClosed
+	}
+	return err
 }
 
 // open returns the group of a link that had none.
@@ -99,7 +110,8 @@ func (b *connections) open(link *engine.Link, c *client) (*group, error) {
 	return known, nil
 }
 
-var errBalancerClosed = refusal.New("the ClientConn is closing")
+//lint:ignore SA1019 what gRPC says, who knows no better, either
+var errBalancerClosed = refusal.Because(grpc.ErrClientConnClosing)
 
 // changed counts the change of a connection's state, and has the calls that wait for connections look again: nothing else
 // does.

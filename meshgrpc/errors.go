@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -28,6 +29,20 @@ var (
 	errMirrored     = refusal.New("the call was mirrored already, before it waited for an endpoint")
 	errEnded        = errors.New("the try is over")
 )
+
+// closing is the end of a call whose caller closed the ClientConn. It is as if the caller had cancelled the call.
+type closing struct{}
+
+var errClosing error = closing{}
+
+//lint:ignore SA1019 there is no other way to tell that the caller closed the connection
+func (closing) Error() string { return status.Convert(grpc.ErrClientConnClosing).Message() }
+
+//lint:ignore SA1019 as above
+func (closing) GRPCStatus() *status.Status { return status.Convert(grpc.ErrClientConnClosing) }
+
+//lint:ignore SA1019 as above
+func (closing) Unwrap() []error { return []error{grpc.ErrClientConnClosing, context.Canceled} }
 
 // neverReady is the end of a wait-for-ready call that could not be sent.
 type neverReady struct {

@@ -19,6 +19,7 @@ import (
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -229,8 +230,9 @@ func (s *stream) attempt(req *http.Request, mt *engine.Try) (*http.Response, err
 	f.over = true
 	trailer, err, begun := f.trailer, f.doneErr, f.begun
 	f.try.mu.Unlock()
-	if header == nil && err == nil && begun && !grpcstatus.TrailersOnly(trailer) {
-		// To gRPC's Header, a stream that was cut before it was sent ended well. RecvMsg knows better, and has no message.
+	if header == nil && begun && !grpcstatus.TrailersOnly(trailer) {
+		// To gRPC's Header, a stream that was cut before it was sent ended well, and one whose ClientConn was closed failed.
+		// RecvMsg knows better, and has no message.
 		if err = cs.RecvMsg(new(emptypb.Empty)); err == io.EOF {
 			err = nil
 		}
@@ -311,9 +313,8 @@ func (f *flow) judgeLocked(err error) {
 		f.err, f.code = io.EOF, codes.OK
 	case ended(ctx, f.code):
 		f.rest = context.Cause(ctx)
-	//lint:ignore SA1019 there is no other way to tell that the caller closed the connection
-	case err == grpc.ErrClientConnClosing:
-		f.rest = refusal.Because(err)
+	case grpcwire.Closed(err):
+		f.err, f.code, f.rest = errClosing, codes.Canceled, errClosing
 	default:
 		f.rest = lost(err)
 	}

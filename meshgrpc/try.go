@@ -143,6 +143,9 @@ func (t *try) outcome(err error, committed bool) (*http.Response, error) {
 		return nil, errBalancer
 	case !t.begun:
 		return nil, refusal.Because(err) // what is wrong is on our side: a message, credentials, metadata
+	case grpcwire.Closed(err):
+		t.err, t.code, t.rest = errClosing, codes.Canceled, errClosing
+		committed = committed || t.received
 	case isHTTP && !committed:
 		return t.respond(httpStatus, nil), nil
 	default:

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
 // ErrReset says that a connection or a stream broke.
@@ -28,7 +29,7 @@ func Result(info *balancer.DoneInfo) (code int, err error) {
 	c := status.Code(info.Err)
 	if len(info.Trailer) == 0 { // not, or not for certain, a reply of the server
 		switch {
-		case c == codes.Canceled, !info.BytesSent:
+		case c == codes.Canceled, !info.BytesSent, grpcwire.Closed(info.Err):
 			return 0, nil
 		case c == codes.DeadlineExceeded:
 			return 0, context.DeadlineExceeded

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -39,5 +40,10 @@ func TestResult(t *testing.T) {
 		if code, err := grpcconns.Result(&info); code != test.want || err != test.err {
 			t.Errorf("%s: %d, %v; want %d, %v", test.name, code, err, test.want, test.err)
 		}
+	}
+	//lint:ignore SA1019 gRPC puts it into words like this when it is asked for headers
+	closed := status.Error(codes.Unavailable, grpc.ErrClientConnClosing.Error())
+	if code, err := grpcconns.Result(&balancer.DoneInfo{Err: closed, BytesSent: true}); code != 0 || err != nil {
+		t.Errorf("the caller closed the ClientConn: %d, %v; want nothing said of the endpoint", code, err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
@@ -73,6 +74,21 @@ func Unprocessed(err error) bool {
 	}
 	return false
 }
+
+// Closed reports whether a call ended with err because its caller closed the ClientConn. Where the server had sent GOAWAY before,
+// and where gRPC is asked for headers, it puts that into words.
+func Closed(err error) bool {
+	//lint:ignore SA1019 there is no other way to tell
+	if err == grpc.ErrClientConnClosing {
+		return true
+	}
+	s := status.Convert(err)
+	text := strings.TrimPrefix(s.Message(), "closing transport due to: ")
+	return s.Code() == codes.Unavailable && strings.HasPrefix(text, clientClosed)
+}
+
+//lint:ignore SA1019 as above
+var clientClosed = grpc.ErrClientConnClosing.Error()
 
 // HTTPStatus returns the HTTP status of a response that was no gRPC response, as proxies give, and false if err is not of one.
 func HTTPStatus(err error) (code int, ok bool) {

@@ -75,7 +75,7 @@ var (
 
 		"/internal/grpcstatus":  grpcs,
 		"/internal/grpcwire":    grpcs,
-		"/internal/grpcconns":   list(grpcs, "/internal/grpcstatus"),
+		"/internal/grpcconns":   list(grpcs, "/internal/grpcstatus", "/internal/grpcwire"),
 		"/internal/grpcreplay":  list(grpcs, "/internal/grpcwire"),
 		"/internal/grpctest":    list(grpcs, "/internal/grpcwire"), // servers that cut connections read frames
 		"/internal/workloadapi": list(grpcs, "/tlsid", spiffe, jose),
@@ -85,7 +85,7 @@ var (
 		"/policy/limit/limitgrpc": list(grpcs, "/policy/limit", xrate, "/internal/grpcstatus"),
 		"/policy/fault/faultgrpc": list(grpcs, "/policy/fault", "/internal/grpcstatus"),
 		"/breaker/breakergrpc":    list(grpcs, "/breaker", gobreaker, "/internal/grpcstatus"),
-		"/balancer/balancergrpc":  list(layers, append(grpcs, "/internal/grpcstatus", "/internal/grpcconns")...),
+		"/balancer/balancergrpc":  list(layers, append(grpcs, "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcconns")...),
 
 		"/policy/internal/istio":   list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
 		"/policy/internal/linkerd": list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
