@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/asserted"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
@@ -155,8 +156,8 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	}
 
 	ctx := r.Context()
+	var cancel context.CancelFunc // nil unless the caller tells how long it waits
 	if in.Peer != "" {
-		var cancel context.CancelFunc
 		if ctx, cancel = deadline.Told(&peerContext{ctx, in.Peer}, r.Header); cancel != nil {
 			defer cancel()
 		}
@@ -166,6 +167,9 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 		r = r.WithContext(ctx)
 		if header != nil {
 			r.Header = header
+		}
+		if cancel != nil && caller.ToWatch(r) {
+			caller.Watch(r, deadline.ClockOf(ctx))
 		}
 	}
 	h.next.ServeHTTP(w, r)

@@ -1,7 +1,6 @@
 package balancer
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/http"
@@ -11,7 +10,10 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -100,15 +102,22 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	attempts.add(host.ID())
 
 	c := &call{service: s, host: host, req: req}
+	if caller.ToWatch(req) && !caller.Watched(req) {
+		c.req = req.WithContext(req.Context())
+		caller.Watch(c.req, nil)
+	}
 	if t.Config.Algorithm == PeakEWMA {
 		c.began = time.Now()
 	}
 	defer c.unwind()
-	resp, err := host.Value().(*connections).transport().RoundTrip(req)
+	resp, err := host.Value().(*connections).transport().RoundTrip(c.req)
 	c.answered(resp)
 	if err != nil {
 		c.End(err)
 		return nil, err
+	}
+	if c.req != req {
+		attempt.Restore(resp, req, 1)
 	}
 	if setCookie != "" {
 		resp.Header.Add("Set-Cookie", setCookie)
@@ -163,7 +172,9 @@ func (t *Transport) service(req *http.Request) (*service, error) {
 			return nil, err
 		}
 	}
-	if err := s.subscription.Wait(req.Context()); err != nil {
+	ctx, stop := caller.Wait(req.Context(), req)
+	defer stop()
+	if err := s.subscription.Wait(ctx); err != nil {
 		if errors.Is(err, discovery.ErrUnknownService) {
 			t.forget(name, s)
 			return nil, fmt.Errorf("%w of %q: %w", ErrNoEndpoints, name, err)
@@ -295,12 +306,12 @@ func (c *call) answered(resp *http.Response) {
 // End implements body.Ender.
 func (c *call) End(err error) {
 	failed := err != nil || c.resp.StatusCode >= 500
-	if ctx := c.req.Context(); err != nil && ctx.Err() == context.Canceled &&
-		!errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
-		c.latency, failed = 0, false // the caller gave up; the endpoint may be well
+	kind := failure.Of(c.req.Context(), c.req, err)
+	if kind == failure.Canceled || kind == failure.BadRequest {
+		c.latency, failed = 0, false // it was the caller; the endpoint may be well
 	}
 	c.host.Release(c.latency, failed)
-	if c.service.outlier != nil {
+	if c.service.outlier != nil && kind != failure.BadRequest {
 		c.service.outlier.Report(c.host.ID(), c.resp, err)
 	}
 }

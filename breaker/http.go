@@ -1,8 +1,6 @@
 package breaker
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -11,8 +9,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/body"
-	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/failure"
 )
 
 // Transport is an http.RoundTripper with a [Circuit] in front of each destination. The zero Transport is ready to use.
@@ -36,8 +36,8 @@ type Transport struct {
 
 	// IsFailure says whether a call failed. It gets the response, with a nil error or the error that reading its body
 	// ended with; or, without a response, the error of Base. It must not read the body. nil means that errors and 5xx
-	// responses are failures. It is not asked about calls that count for nothing: the caller cancelled them, or a layer
-	// below refused them before anything was sent.
+	// responses are failures. It is not asked about calls that count for nothing: the caller cancelled them or made a request
+	// that cannot be sent, its body failed, or a layer below refused them before anything was sent.
 	IsFailure func(*http.Response, error) bool
 
 	// OnChange, if not nil, is told of every change of a circuit's state, as described at [New].
@@ -60,7 +60,11 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	c := &call{transport: t, req: req, lease: lease}
 	defer c.unwind()
-	resp, err := t.base().RoundTrip(req)
+	if caller.ToWatch(req) && !caller.Watched(req) {
+		c.req = req.WithContext(req.Context())
+		caller.Watch(c.req, nil)
+	}
+	resp, err := t.base().RoundTrip(c.req)
 	c.returned = true
 	c.lease.Answered()
 	if err != nil || resp == nil {
@@ -68,6 +72,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return resp, err
 	}
 	c.resp = resp
+	if c.req != req {
+		attempt.Restore(resp, req, 1)
+	}
 	c.body.Attach(resp, c)
 	return resp, nil
 }
@@ -147,20 +154,22 @@ func (c *call) unwind() {
 }
 
 func (t *Transport) outcome(req *http.Request, resp *http.Response, err error) Outcome {
+	if err != nil {
+		switch failure.Of(req.Context(), req, err) {
+		case failure.Refused, failure.BadRequest:
+			return Ignored
+		case failure.Canceled:
+			if req.Context().Err() != nil || caller.Canceled(req) { // and not something below
+				return Ignored
+			}
+		}
+	}
 	switch {
-	case err != nil && (refusal.Is(err) || cancelled(req.Context())):
-		return Ignored
 	case t.IsFailure != nil && t.IsFailure(resp, err),
 		t.IsFailure == nil && (err != nil || resp == nil || resp.StatusCode >= 500):
 		return Failure
 	}
 	return Success
-}
-
-// cancelled reports whether the caller gave up. A deadline that has passed is not giving up: the destination took too
-// long. That holds, too, for a timer that cancels the context and says so in its cause.
-func cancelled(ctx context.Context) bool {
-	return ctx.Err() == context.Canceled && !errors.Is(context.Cause(ctx), context.DeadlineExceeded)
 }
 
 // registry holds circuits by name. The zero registry is empty.

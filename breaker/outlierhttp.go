@@ -2,12 +2,10 @@ package breaker
 
 import (
 	"context"
-	"errors"
-	"net"
 	"net/http"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/internal/failure"
 )
 
 // ResultOf returns the result of an HTTP call that ended with resp and err: the error of RoundTrip, or the one that
@@ -23,17 +21,12 @@ func ResultOf(resp *http.Response, err error) Result {
 }
 
 func resultOfError(err error) Result {
-	var timeout net.Error
-	var op *net.OpError
-	switch {
-	case refusal.Is(err):
+	switch kind := failure.Of(context.Background(), nil, err); {
+	case kind == failure.Refused, kind == failure.Canceled, kind == failure.BadRequest:
 		return NoResult
-	// Before Canceled: a timer may have cancelled the call and say so only in the cause.
-	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+	case kind == failure.RequestTimeout, kind == failure.TryTimeout, failure.IsTimeout(err):
 		return Timeout
-	case errors.Is(err, context.Canceled):
-		return NoResult
-	case errors.As(err, &op) && op.Op == "dial":
+	case kind == failure.Connect:
 		return ConnectFailure
 	}
 	return Reset

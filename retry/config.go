@@ -28,8 +28,8 @@ type Config struct {
 	// RetriableHeaders names the response headers that the condition RetriableHeaders looks for, separated by commas.
 	RetriableHeaders string
 
-	// PerTryTimeout bounds the wait of each try for response headers; a body may take longer. 0: no limit. It is ignored
-	// where the context's deadline comes first.
+	// PerTryTimeout bounds the wait of each try for response headers; a body may take longer. The clock stands still while
+	// the request body is sent. 0: no limit. It is ignored where the context's deadline comes first.
 	PerTryTimeout time.Duration
 
 	// Backoff is the base of the wait before a retry: the n-th waits between 0 and min((2^n-1)*Backoff, MaxBackoff),

@@ -6,14 +6,11 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
-	"net/http/httptrace"
 	"strconv"
-	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/attempt"
-	"github.com/nosidecar/mesh/internal/body"
-	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/failure"
 )
 
@@ -122,20 +119,20 @@ func (l *Loop) doReplayed(req *http.Request, a Attempter, r *replay) (*http.Resp
 }
 
 func (l *Loop) do(req *http.Request, a Attempter, r *replay) (*http.Response, Summary, error) {
-	resp, err := l.try(req, a, 1, r)
-	wait, reason := l.next(req, r, 1, resp, err)
-	if reason == retryNow {
-		return l.again(req, a, r, resp, wait)
+	resp, sent, err := l.try(req, a, 1, r, nil)
+	next := l.next(req, sent, r, 1, resp, err)
+	if next.retry {
+		return l.again(req, a, r, resp, next)
 	}
 	if resp != nil {
 		attempt.Restore(resp, req, 1)
 	}
-	return resp, Summary{Attempts: 1, Stopped: reason}, err
+	return resp, Summary{Attempts: 1, Stopped: next.stopped}, err
 }
 
 // again makes the second and further tries. A slot of the limiter is held on entry, and for each retry from the decision
 // to the response headers.
-func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Response, wait time.Duration) (
+func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Response, next step) (
 	_ *http.Response, _ Summary, _ error) {
 	held := true
 	defer func() {
@@ -147,58 +144,70 @@ func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Respo
 		if resp != nil {
 			discard(resp)
 		}
-		if cause := sleep(l.context(req), wait); cause != nil {
-			return nil, Summary{Attempts: n - 1, Stopped: ended(l.context(req))}, wrap(n-1, cause)
+		if cause := l.sleep(req, next.wait); cause != nil {
+			if next.body != nil {
+				next.body.Close()
+			}
+			return nil, Summary{Attempts: n - 1, Stopped: l.ended(req)}, wrap(n-1, cause)
 		}
-		var err error
-		resp, err = l.try(req, a, n, r)
+		var (
+			sent *http.Request
+			err  error
+		)
+		resp, sent, err = l.try(req, a, n, r, next.body)
 		l.Limiter.Release()
 		held = false
-		var reason Reason
-		wait, reason = l.next(req, r, n, resp, err)
-		if reason != retryNow {
+		next = l.next(req, sent, r, n, resp, err)
+		if !next.retry {
 			if resp != nil {
 				attempt.Restore(resp, req, n)
 			}
-			return resp, Summary{Attempts: n, Stopped: reason}, wrap(n, err)
+			return resp, Summary{Attempts: n, Stopped: next.stopped}, wrap(n, err)
 		}
 		held = true
 	}
 }
 
-// retryNow is what next returns in place of a reason to stop.
-const retryNow Reason = 255
+// step is what follows a try: another one after a wait, with a slot of the limiter held and the request body at its beginning;
+// or a reason why there is none.
+type step struct {
+	retry   bool
+	wait    time.Duration
+	body    io.ReadCloser // nil if the request has none
+	stopped Reason
+}
 
-// next decides, after the n-th try, whether there is another one, and how long to wait before. If it returns retryNow, a
-// slot of the limiter is held.
-func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, err error) (time.Duration, Reason) {
+func stop(reason Reason) step { return step{stopped: reason} }
+
+// next decides, after the n-th try, whether there is another one. sent is the request of that try.
+func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Response, err error) step {
 	p := l.Policy
 	ctx := l.context(req)
 	var kind failure.Kind
 	if err != nil {
-		kind = failure.Of(ctx, err)
+		kind = failure.Of(ctx, sent, err)
 		if kind == failure.RequestTimeout && !over(ctx) {
 			kind = failure.TryTimeout // of a timeout.Transport below, so what it bounds is a try
 		}
 		switch {
-		case over(ctx):
-			return 0, ended(ctx)
+		case over(ctx) || caller.Canceled(req):
+			return stop(l.ended(req))
 		case p.config.Retries == 0 || !p.config.On.Failure(kind):
-			return 0, NotRetriable
+			return stop(NotRetriable)
 		case r != nil && r.failed() != nil:
-			return 0, NotRetriable // it is the request's body that failed
+			return stop(NotRetriable) // it is the request's body that failed
 		}
 	} else if p.config.Retries == 0 || !p.config.On.response(resp, p.headers) {
-		return 0, Succeeded
+		return stop(Succeeded)
 	}
 
 	switch {
 	case !p.config.AnyMethod && !kind.Unprocessed() && !idempotent(req):
-		return 0, NotRetriable
+		return stop(NotRetriable)
 	case !p.config.NestedRetries && attempt.IsRetry(req):
-		return 0, Nested
+		return stop(Nested)
 	case r != nil && !r.replayable():
-		return 0, BodyCommitted
+		return stop(BodyCommitted)
 	}
 	var (
 		wait    time.Duration
@@ -207,7 +216,7 @@ func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, er
 	)
 	if back, told := pushback(resp); told {
 		if back < 0 {
-			return 0, NotRetriable
+			return stop(NotRetriable)
 		}
 		wait, stopped, ok = l.NextAfter(ctx, n, back)
 	} else {
@@ -218,9 +227,26 @@ func (l *Loop) next(req *http.Request, r *replay, n int, resp *http.Response, er
 		wait, stopped, ok = l.Next(ctx, n, asked)
 	}
 	if !ok {
-		return 0, stopped
+		return stop(stopped)
 	}
-	return wait, retryNow
+	// The outcome that there is must not be given up for a try that cannot be made.
+	again, err := rewind(req, r)
+	if err != nil {
+		l.Limiter.Release()
+		return stop(BodyCommitted)
+	}
+	return step{retry: true, wait: wait, body: again}
+}
+
+// rewind returns the request body for another try, nil if there is none.
+func rewind(req *http.Request, r *replay) (io.ReadCloser, error) {
+	switch {
+	case r != nil:
+		return r.next()
+	case req.GetBody != nil && req.Body != nil && req.Body != http.NoBody:
+		return req.GetBody()
+	}
+	return nil, nil
 }
 
 // pushback returns when a gRPC server would have the call tried again, negative for never, if it says so (gRFC A6). What it
@@ -299,10 +325,18 @@ func over(ctx context.Context) bool {
 
 // ended says why a context that is over is.
 func ended(ctx context.Context) Reason {
-	if ctx.Err() != nil && failure.Of(ctx, ctx.Err()) == failure.Canceled {
+	if ctx.Err() != nil && failure.Of(ctx, nil, ctx.Err()) == failure.Canceled {
 		return CallerGone
 	}
 	return OutOfTime
+}
+
+// ended says why the call of req is over.
+func (l *Loop) ended(req *http.Request) Reason {
+	if ctx := l.context(req); over(ctx) {
+		return ended(ctx)
+	}
+	return CallerGone
 }
 
 func (l *Loop) context(req *http.Request) context.Context {
@@ -327,149 +361,6 @@ func idempotent(req *http.Request) bool {
 		return true
 	}
 	return req.Header["Idempotency-Key"] != nil || req.Header["X-Idempotency-Key"] != nil
-}
-
-// try makes one try: with req itself where nothing has to differ from it, else with one copy.
-func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay) (*http.Response, error) {
-	limit := l.Policy.config.PerTryTimeout
-	if limit > 0 {
-		if at, ok := l.context(req).Deadline(); ok && time.Until(at) <= limit {
-			limit = 0
-		}
-	}
-	if limit <= 0 && !l.Policy.trace {
-		if n == 1 && r == nil && (l.Context == nil || l.Context == req.Context()) {
-			return a.Attempt(req, 1)
-		}
-		out, err := prepare(req, l.context(req), n, r)
-		if err != nil {
-			return nil, err
-		}
-		return a.Attempt(out, n)
-	}
-
-	t := &try{traced: l.Policy.trace}
-	t.ctx.Start(l.context(req), deadline.PerTry, limit, false)
-	attached := false
-	defer func() {
-		if !attached {
-			t.ctx.Cancel()
-		}
-	}()
-	out, err := prepare(req, t.context(), n, r)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := a.Attempt(out, n)
-	inTime := t.ctx.Stop()
-	switch {
-	case err == nil && inTime:
-		attached = true
-		t.body.Attach(resp, t)
-		return resp, nil
-	case err == nil:
-		// The headers came while the timer fired. The body would break off.
-		if resp.Body != nil {
-			resp.Body.Close()
-		}
-		return nil, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
-	}
-	if t.ctx.Exceeded() != nil {
-		return nil, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
-	}
-	if t.traced && !t.begun.Load() {
-		return nil, failure.MarkUnsent(err)
-	}
-	return nil, err
-}
-
-// try is a try with a limit, or with a trace.
-type try struct {
-	ctx    deadline.Context
-	body   body.Reader
-	traced bool
-	begun  atomic.Bool // the transport began to write the request
-}
-
-// End implements body.Ender.
-func (t *try) End(error) { t.ctx.Cancel() }
-
-func (t *try) context() context.Context {
-	if !t.traced {
-		return &t.ctx
-	}
-	// The first header is written to a buffer before anything can be sent, in HTTP/1 and HTTP/2 alike.
-	return httptrace.WithClientTrace(&t.ctx, &httptrace.ClientTrace{
-		WroteHeaderField: func(string, []string) { t.begun.Store(true) },
-	})
-}
-
-// prepare returns the request of the n-th try.
-func prepare(req *http.Request, ctx context.Context, n int, r *replay) (*http.Request, error) {
-	if n > 1 {
-		ctx = attempt.Mark(ctx, n)
-	}
-	out := req.WithContext(ctx)
-	switch {
-	case r != nil:
-		b, err := r.next()
-		if err != nil {
-			return nil, err
-		}
-		// With GetBody a transport can replay by itself what it must: on a stale connection, on GOAWAY.
-		out.Body, out.GetBody = b, r.next
-	case n > 1 && req.GetBody != nil && req.Body != nil && req.Body != http.NoBody:
-		b, err := req.GetBody()
-		if err != nil {
-			return nil, err
-		}
-		out.Body = b
-	}
-	if n > 1 {
-		out.Header = req.Header.Clone()
-		if out.Header == nil {
-			out.Header = make(http.Header)
-		}
-		out.Header[attempt.Header] = []string{strconv.Itoa(n)}
-	}
-	return out, nil
-}
-
-// sleep waits, and returns the context's cause if the context ends first.
-func sleep(ctx context.Context, d time.Duration) error {
-	if d <= 0 {
-		return context.Cause(ctx)
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
-// What is read of a response that nobody wants, so that its connection can be used again.
-const (
-	drainBytes = 64 << 10
-	drainTime  = 100 * time.Millisecond
-)
-
-// discard drains and closes the body of resp. What is too long, or too slow, costs the connection.
-func discard(resp *http.Response) {
-	b := resp.Body
-	if b == nil || b == http.NoBody {
-		return
-	}
-	defer b.Close()
-	// A body that the transport decompresses cannot be closed while its first bytes are waited for.
-	if resp.ContentLength > drainBytes || resp.Uncompressed || resp.StatusCode == http.StatusSwitchingProtocols {
-		return
-	}
-	timer := time.AfterFunc(drainTime, func() { b.Close() })
-	defer timer.Stop()
-	_, _ = io.CopyN(io.Discard, b, drainBytes)
 }
 
 // Error is returned by a call whose last try ended in an error after at least one retry.

@@ -2,13 +2,16 @@ package retry
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"sync"
+
+	"github.com/nosidecar/mesh/internal/caller"
 )
 
 // errCommitted is what a transport gets that asks for the body of a request again when it is too late.
-var errCommitted = errors.New("retry: request body cannot be sent again")
+var errCommitted = fmt.Errorf("retry: %w", caller.ErrCommitted)
 
 // errDetached is what a transport gets that reads the body of a try that is over.
 var errDetached = errors.New("retry: read of the request body of an earlier try")

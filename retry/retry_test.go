@@ -897,13 +897,29 @@ func TestError(t *testing.T) {
 	}
 }
 
-func TestGetBodyFails(t *testing.T) {
-	req := newRequest(t, "PUT", "http://service/", newBody("x"))
-	req.GetBody = func() (io.ReadCloser, error) { return nil, errBoom }
+// TestFailingGetBodyKeepsTheOutcome: what there is, is better than the news that it cannot be tried again.
+func TestFailingGetBodyKeepsTheOutcome(t *testing.T) {
+	newPut := func() *http.Request {
+		req := newRequest(t, "PUT", "http://service/", newBody("x"))
+		req.GetBody = func() (io.ReadCloser, error) { return nil, errBoom }
+		return req
+	}
 	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 3})}
-	_, summary, err := loop.Do(req, &statuses{codes: []int{503}})
-	if !errors.Is(err, errBoom) || summary.Attempts > 4 {
-		t.Errorf("%+v, %v, want the error of GetBody", summary, err)
+	kept := newBody("come back later")
+	resp, summary, err := loop.Do(newPut(), tries(func(*http.Request, int) (*http.Response, error) {
+		resp := response(503)
+		resp.Body = kept
+		return resp, nil
+	}))
+	if err != nil || summary != (retry.Summary{Attempts: 1, Stopped: retry.BodyCommitted}) {
+		t.Fatalf("%+v, %v, want the response", summary, err)
+	}
+	if text, err := io.ReadAll(resp.Body); string(text) != "come back later" || err != nil || kept.closed.Load() != 0 {
+		t.Errorf("body of the response: %q, %v", text, err)
+	}
+	_, summary, err = loop.Do(newPut(), tries(func(*http.Request, int) (*http.Response, error) { return nil, errDial }))
+	if !errors.Is(err, errDial) || summary != (retry.Summary{Attempts: 1, Stopped: retry.BodyCommitted}) {
+		t.Errorf("%+v, %v, want the error of the try", summary, err)
 	}
 }
 

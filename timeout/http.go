@@ -5,6 +5,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 )
 
@@ -21,7 +22,7 @@ type Transport struct {
 
 var _ http.RoundTripper = (*Transport)(nil)
 
-// RoundTrip makes a call within the limits. If a limit is exceeded, the error, or the one of reading the response body,
+// RoundTrip makes a call within the limits. The time in which the request body is sent does not count (see [Config]). If a limit is exceeded, the error, or the one of reading the response body,
 // is an *Error.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := t.Config.Validate(); err != nil {
@@ -45,6 +46,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}()
 	out := req.WithContext(ctx)
+	if limits.Request > 0 && caller.ToWatch(req) {
+		caller.Watch(out, deadline.ClockOf(ctx))
+	}
 	if bounded && !t.Config.NoPropagation {
 		out.Header = req.Header.Clone()
 		if out.Header == nil {

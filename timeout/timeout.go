@@ -14,7 +14,9 @@ import (
 // Config says how long calls may take. It is comparable. The zero Config sets no limit of its own, and tells servers of
 // the deadline that a caller set.
 type Config struct {
-	// Request bounds a whole call: all tries, the waits between them and the response body. 0: no limit. Where the
+	// Request bounds a whole call: all tries, the waits between them and the response body. The clock stands still from the
+	// first byte of a request body to its last, so that neither an upload nor a stream both ways is cut: as in Envoy, what
+	// counts is the wait for the answer. Bodies of up to 64 KiB in memory are sent in no time. 0: no limit. Where the
 	// caller's own deadline comes first, that one holds.
 	Request time.Duration
 

@@ -19,7 +19,8 @@ type Limits struct {
 	BodyIdle time.Duration
 }
 
-// Call holds a call to its Limits. It is a value to embed in what is allocated per call, and is used in this order:
+// Call holds a call to its Limits. What counts of the limit on the whole call is the time in which the request is not being
+// sent: whoever makes the call has its body watched with the Clock of the context (see package caller). It is a value to embed in what is allocated per call, and is used in this order:
 // Begin, then Failed or Watch. The zero value is ready for Begin; a Call serves once.
 type Call struct {
 	ctx     Context
@@ -129,13 +130,19 @@ func SetHeader(h http.Header, at time.Time) {
 }
 
 // Told returns a context with the deadline that the caller tells in h, with an *Error of kind Request as its cause. cancel is
-// nil, and the context ctx itself, if the caller tells none.
+// nil, and the context ctx itself, if the caller tells none. The clock of the caller stands still while it sends the request:
+// whoever serves it has its body watched with the Clock of the context.
 func Told(ctx context.Context, h http.Header) (_ context.Context, cancel context.CancelFunc) {
 	left, ok := fromHeader(h)
 	if !ok {
 		return ctx, nil
 	}
-	return context.WithTimeoutCause(ctx, left, &Error{Kind: Request, Limit: left})
+	if at, ok := ctx.Deadline(); ok && time.Until(at) <= left {
+		return context.WithCancel(ctx)
+	}
+	c := new(Context)
+	c.Start(ctx, Request, left, true)
+	return c, c.Cancel
 }
 
 // fromHeader returns the time that Header leaves a server, and false without a valid one: whole milliseconds, more than 0.

@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -47,7 +48,9 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	cluster := c.cluster
 
 	// Limits come before the circuit: that a queue is full says nothing about the destination.
-	slot, err := cluster.conns.pool.Acquire(req.Context(), cluster.conns.multiplexed.Load())
+	ctx, stop := caller.Wait(req.Context(), req)
+	slot, err := cluster.conns.pool.Acquire(ctx, cluster.conns.multiplexed.Load())
+	stop()
 	if err != nil {
 		body.CloseRequest(req)
 		if err == limit.ErrOverflow {
@@ -90,6 +93,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		req = a.observeStart(req, n)
 	}
 	c.attempts++
+	c.sent = req
 	resp, err := c.exchange(req, a)
 	sent = true
 	if err != nil {
@@ -152,7 +156,9 @@ func (a *attempted) pick(req *http.Request) error {
 	if c.tries > 1 {
 		now = time.Now()
 	}
-	host, err := c.pick(req.Context(), now)
+	ctx, stop := caller.Wait(req.Context(), req)
+	host, err := c.pick(ctx, now)
+	stop()
 	if err != nil {
 		return err
 	}
@@ -221,10 +227,10 @@ func grpcResult(resp *http.Response, status breaker.Result) breaker.Result {
 // judge says what an error means for the endpoint and for the destination.
 func (a *attempted) judge(err error) (breaker.Result, breaker.Outcome) {
 	c := a.call
-	kind, ours := failure.Of(c.ctx, err), c.timedOut()
+	kind, ours := failure.Of(c.ctx, c.sent, err), c.timedOut()
 	c.tryFlags = flagsOf(kind, ours)
 	switch kind {
-	case failure.Refused, failure.Canceled:
+	case failure.Refused, failure.Canceled, failure.BadRequest:
 		return breaker.NoResult, breaker.Ignored
 	case failure.RequestTimeout:
 		if !ours {

@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/refusal"
@@ -45,6 +46,7 @@ type call struct {
 	sender Sender        // what makes the tries; nil for net/http
 	req    *http.Request // the caller's
 	out    *http.Request // what is sent: a copy, or req itself
+	sent   *http.Request // by the latest attempt; nil before
 	start  time.Time
 	ctx    context.Context // of the whole call, its deadline included
 
@@ -123,7 +125,7 @@ func (c *call) run(serve func(*call, context.Context) (*http.Response, error)) (
 // End implements body.Ender: the call is over when its body is.
 func (c *call) End(err error) {
 	if err != nil {
-		c.flags |= flagsOf(failure.Of(c.ctx, err), c.timedOut())
+		c.flags |= flagsOf(failure.Of(c.ctx, c.sent, err), c.timedOut())
 	}
 	c.finish(err)
 }
@@ -191,14 +193,16 @@ func (c *call) route() (*http.Response, error) {
 			break
 		}
 		// No document names the host: it belongs to the mesh only if discovery knows it.
-		if err := cluster.wait(c.ctx); errors.Is(err, discovery.ErrUnknownService) {
+		ctx, stop := caller.Wait(c.ctx, c.req)
+		defer stop()
+		if err = cluster.wait(ctx); errors.Is(err, discovery.ErrUnknownService) {
 			c.host.outsideUntil.Store(time.Now().Add(outsideFor).UnixNano())
 			c.cluster, c.entered = nil, false
 			c.engine.drop(cluster)
 			cluster.leave()
 			return nil, c.leaveMesh()
 		} else if err != nil {
-			return nil, c.undiscovered(c.ctx, err)
+			return nil, c.undiscovered(ctx, err)
 		}
 		c.host.confirmed.Store(true)
 		break
@@ -315,6 +319,8 @@ func (c *call) injectFault(ctx context.Context) (*http.Response, error) {
 	injected := c.entry.Route.Fault.Decide(nil)
 	if injected.Delay > 0 {
 		c.flags |= FlagDelayInjected
+		ctx, stop := caller.Wait(ctx, c.req)
+		defer stop()
 		if err := injected.Wait(ctx); err != nil {
 			c.layer = LayerFault
 			return nil, err
@@ -397,13 +403,17 @@ func (c *call) end(err error) error {
 
 // failed returns err as the caller gets it.
 func (c *call) failed(err error) error {
-	kind := failure.Of(c.ctx, err) // before the limits end the context
+	sent := c.sent
+	if sent == nil {
+		sent = c.req
+	}
+	kind := failure.Of(c.ctx, sent, err) // before the limits end the context
 	err = c.end(err)
 	var exceeded *deadline.Error
 	ours := errors.As(err, &exceeded)
 	c.flags |= flagsOf(kind, ours)
-	if kind == failure.Canceled || kind == failure.RequestTimeout && !ours {
-		return err // the caller gave up, and gets what net/http would give
+	if kind == failure.Canceled || kind == failure.BadRequest || kind == failure.RequestTimeout && !ours {
+		return err // the caller gave up or is at fault, and gets what net/http would give
 	}
 	if ours {
 		c.layer = LayerTimeout

@@ -45,7 +45,7 @@ func (e *Engine) DialContext(ctx context.Context, network, address string) (net.
 	if err == nil {
 		return conn, nil
 	}
-	if kind := failure.Of(ctx, err); kind == failure.Canceled || kind == failure.RequestTimeout {
+	if kind := failure.Of(ctx, nil, err); kind == failure.Canceled || kind == failure.RequestTimeout {
 		return nil, err // the caller gave up
 	} else if kind != failure.Refused {
 		d.flags |= flagsOf(kind, false)

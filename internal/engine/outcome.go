@@ -79,7 +79,7 @@ func (f Flags) String() string {
 // flagsOf returns the response flags of a failure. A timeout of the whole call is ours or the caller's.
 func flagsOf(kind failure.Kind, ours bool) Flags {
 	switch kind {
-	case failure.Canceled:
+	case failure.Canceled, failure.BadRequest:
 		return FlagCallerGone
 	case failure.RequestTimeout:
 		if !ours {

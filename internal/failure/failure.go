@@ -8,10 +8,12 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"net/http"
 	"reflect"
 	"strings"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
@@ -26,6 +28,9 @@ const (
 	Refused
 	// Canceled means that the caller went away.
 	Canceled
+	// BadRequest means that the caller's request is at fault: it cannot be sent, its body failed or has another length than
+	// it said. It says nothing about the server, and it would fail again.
+	BadRequest
 	// RequestTimeout is the end of the time for the whole call, be it set by us or by the caller.
 	RequestTimeout
 	// TryTimeout means that one try took too long: our per-try timeout, or a timeout of the transport's own.
@@ -53,6 +58,8 @@ func (k Kind) String() string {
 		return "refused"
 	case Canceled:
 		return "canceled"
+	case BadRequest:
+		return "bad request"
 	case RequestTimeout:
 		return "request timeout"
 	case TryTimeout:
@@ -87,9 +94,10 @@ type unsent struct{ error }
 
 func (e *unsent) Unwrap() error { return e.error }
 
-// Of returns the kind of err, an error of http.RoundTripper, for a call made with ctx. ctx must be the context of the
-// whole call and not that of a try: only it tells whether the caller went away.
-func Of(ctx context.Context, err error) Kind {
+// Of returns the kind of err, an error of http.RoundTripper or of a response body, for a call made with ctx. ctx must be the
+// context of the whole call and not that of a try: only it tells whether the caller went away. req is the request that was
+// sent, and nil for calls of another kind.
+func Of(ctx context.Context, req *http.Request, err error) Kind {
 	if err == nil {
 		return None
 	}
@@ -111,14 +119,20 @@ func Of(ctx context.Context, err error) Kind {
 		return TryTimeout
 	case overdue(ctx):
 		return RequestTimeout
+	case req != nil && caller.Canceled(req):
+		return Canceled
+	case req != nil && caller.Fault(req) != nil:
+		return BadRequest
 	case isConnect(err):
 		return Connect
 	case isUnsent(err):
 		return Unsent
-	case isTimeout(err):
+	case IsTimeout(err):
 		return TryTimeout
 	case errors.Is(err, context.Canceled):
 		return Canceled
+	case caller.Refused(err), req != nil && caller.Check(req) != nil:
+		return BadRequest
 	}
 	return ofHTTP2(err)
 }
@@ -135,7 +149,8 @@ func isUnsent(err error) bool {
 	return errors.As(err, &u)
 }
 
-func isTimeout(err error) bool {
+// IsTimeout reports whether err is a timeout of any kind.
+func IsTimeout(err error) bool {
 	var t interface{ Timeout() bool }
 	return errors.As(err, &t) && t.Timeout()
 }

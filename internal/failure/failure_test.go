@@ -64,7 +64,7 @@ func TestOf(t *testing.T) {
 		{"connection unusable", live, errors.New("http2: client conn not usable"), failure.Unsent},
 		{"marked", live, fmt.Errorf("x: %w", failure.MarkUnsent(boom)), failure.Unsent},
 	} {
-		if got := failure.Of(test.ctx, test.err); got != test.want {
+		if got := failure.Of(test.ctx, nil, test.err); got != test.want {
 			t.Errorf("%s: Of = %v, want %v", test.name, got, test.want)
 		}
 	}
@@ -151,7 +151,7 @@ func TestOf_NetHTTP(t *testing.T) {
 				resp.Body.Close()
 				t.Fatal("no error")
 			}
-			if got := failure.Of(t.Context(), err); got != test.want {
+			if got := failure.Of(t.Context(), req, err); got != test.want {
 				t.Errorf("Of(%v) = %v, want %v", err, got, test.want)
 			}
 		})
@@ -206,7 +206,7 @@ func TestOf_HTTP2(t *testing.T) {
 				resp.Body.Close()
 				t.Fatal("no error")
 			}
-			if got := failure.Of(t.Context(), err); got != test.want {
+			if got := failure.Of(t.Context(), req, err); got != test.want {
 				t.Errorf("Of(%v) = %v, want %v", err, got, test.want)
 			}
 		})

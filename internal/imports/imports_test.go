@@ -36,7 +36,8 @@ const (
 // layers may be reached by what stands above them. Every list names all packages of this module and all third-party
 // modules that a package may link, itself excepted. The standard library is always allowed.
 var (
-	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt", "/internal/response"}
+	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt", "/internal/response",
+		"/internal/caller", "/internal/field"}
 
 	limits   = list(shared, xrate)
 	identity = []string{spiffeID, spiffeSVID, spiffeBundle, spiffeInside}
@@ -53,6 +54,8 @@ var (
 		"/internal/deadline":     shared,
 		"/internal/failure":      shared,
 		"/internal/attempt":      nil,
+		"/internal/caller":       {"/internal/field"},
+		"/internal/field":        nil,
 		"/internal/asserted":     nil,
 		"/internal/response":     nil,
 		"/internal/endpointpool": list(limits, "/discovery", "/policy/limit"),

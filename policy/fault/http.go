@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
@@ -38,7 +39,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, t.invalid
 	}
 	d := t.Config.Decide(t.Rand)
-	if err := d.Wait(req.Context()); err != nil {
+	ctx, stop := caller.Wait(req.Context(), req)
+	defer stop()
+	if err := d.Wait(ctx); err != nil {
 		body.CloseRequest(req)
 		return nil, err
 	}

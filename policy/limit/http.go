@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
@@ -54,7 +55,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		body.CloseRequest(req)
 		return nil, t.fault
 	}
-	slot, err := t.pool.Acquire(req.Context(), t.Multiplexed)
+	ctx, stop := caller.Wait(req.Context(), req)
+	slot, err := t.pool.Acquire(ctx, t.Multiplexed)
+	stop()
 	if err != nil {
 		body.CloseRequest(req)
 		if err == ErrOverflow {

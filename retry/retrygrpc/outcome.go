@@ -141,7 +141,7 @@ func over(ctx context.Context) bool {
 
 // ended says why a context that is over is.
 func ended(ctx context.Context) retry.Reason {
-	if ctx.Err() != nil && failure.Of(ctx, ctx.Err()) == failure.Canceled {
+	if ctx.Err() != nil && failure.Of(ctx, nil, ctx.Err()) == failure.Canceled {
 		return retry.CallerGone
 	}
 	return retry.OutOfTime

@@ -1,0 +1,87 @@
+package caller
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// ErrCanceled is what net/http says when a Cancel channel is closed.
+var ErrCanceled = errors.New("net/http: request canceled")
+
+// Canceled reports whether the Cancel channel of req, which is deprecated but still honoured by net/http, is closed.
+func Canceled(req *http.Request) bool {
+	select {
+	case <-req.Cancel:
+		return true
+	default:
+		return false
+	}
+}
+
+// Wait returns a context for waits during the call of req: it ends with ctx and, if req has a Cancel channel, with that.
+// stop ends it, and frees what it holds.
+func Wait(ctx context.Context, req *http.Request) (_ context.Context, stop func()) {
+	if req.Cancel == nil {
+		return ctx, func() {}
+	}
+	c := &legacy{Context: ctx, req: req}
+	return c, c.stop
+}
+
+// legacy is a context that ends with a Cancel channel. Nothing runs for it until somebody waits.
+type legacy struct {
+	context.Context // the parent
+	req             *http.Request
+
+	mu     sync.Mutex
+	ctx    context.Context // what Done is of; nil before the first wait
+	cancel context.CancelCauseFunc
+}
+
+// Done implements context.Context.
+func (c *legacy) Done() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx == nil {
+		ctx, cancel := context.WithCancelCause(c.Context)
+		c.ctx, c.cancel = ctx, cancel
+		go func() {
+			select {
+			case <-c.req.Cancel:
+				cancel(ErrCanceled)
+			case <-ctx.Done():
+			}
+		}()
+	}
+	return c.ctx.Done()
+}
+
+// Err implements context.Context.
+func (c *legacy) Err() error {
+	if err := c.Context.Err(); err != nil {
+		return err
+	}
+	c.mu.Lock()
+	ended := c.ctx != nil && c.ctx.Err() != nil
+	c.mu.Unlock()
+	if !ended && !Canceled(c.req) {
+		return nil
+	}
+	// http.Client.Timeout closes the channel when the time is up.
+	if at, ok := c.Deadline(); ok && !time.Now().Before(at) {
+		return context.DeadlineExceeded
+	}
+	return context.Canceled
+}
+
+func (c *legacy) stop() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.ctx == nil {
+		c.ctx, c.cancel = context.WithCancelCause(c.Context)
+	}
+	c.cancel(nil)
+}

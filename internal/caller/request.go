@@ -1,0 +1,76 @@
+package caller
+
+import (
+	"errors"
+	"net/http"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/field"
+)
+
+// Check returns what makes net/http refuse req, whatever the protocol and the server: nil for a request that can be sent.
+func Check(req *http.Request) error {
+	switch {
+	case req.URL == nil:
+		return errors.New("request without URL")
+	case req.Header == nil:
+		return errors.New("request without Header")
+	case req.URL.Scheme != "http" && req.URL.Scheme != "https":
+		return errors.New("unsupported protocol scheme")
+	case req.Method != "" && !field.IsToken(req.Method):
+		return errors.New("invalid method")
+	case req.URL.Host == "":
+		return errors.New("no host in URL")
+	case req.ContentLength != 0 && req.Body == nil:
+		return errors.New("ContentLength without Body")
+	}
+	for _, fields := range []http.Header{req.Header, req.Trailer} {
+		for name, values := range fields {
+			if !field.IsToken(name) {
+				return errors.New("invalid name of a field")
+			}
+			for _, v := range values {
+				if !field.IsValue(v) {
+					return errors.New("invalid value of a field")
+				}
+			}
+		}
+	}
+	for name := range req.Trailer {
+		switch http.CanonicalHeaderKey(name) {
+		case "Transfer-Encoding", "Trailer", "Content-Length":
+			return errors.New("invalid trailer")
+		}
+	}
+	return nil
+}
+
+// refusals are the beginnings of the errors with which net/http refuses to send a request. Nothing but their text tells
+// them from others, and whether they come depends on more than the request: on the protocol, on a proxy, on the server's
+// settings.
+var refusals = []string{
+	"http2: invalid ", // header, trailer, host or path; Upgrade and other headers of connections among them
+	"http2: request header list larger than peer's advertised limit",
+	"http2: request body larger than specified content length",
+	"http: ContentLength=",
+	"http: invalid Host header",
+	"net/http: can't write control character in Request.URL",
+	"net/http: invalid ", // header, trailer or method, where a layer below has copied the request
+	"invalid Trailer key ",
+	"http: no Host in request URL",
+	"http: nil Request.",
+	"unsupported protocol scheme ",
+}
+
+// Refused reports whether err is one with which net/http refuses to send a request because of what it is.
+func Refused(err error) bool {
+	for ; err != nil; err = errors.Unwrap(err) {
+		text := err.Error()
+		for _, refusal := range refusals {
+			if strings.HasPrefix(text, refusal) {
+				return true
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,26 @@
+// Package field says what may stand in an HTTP field: in its name, and in its value.
+package field
+
+import "strings"
+
+// IsToken reports whether s is a token, which names headers, methods and cookies (RFC 9110, section 5.6.2).
+func IsToken(s string) bool {
+	for i := range len(s) {
+		c := s[i]
+		letter := c|0x20 >= 'a' && c|0x20 <= 'z'
+		if !letter && (c < '0' || c > '9') && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
+			return false
+		}
+	}
+	return s != ""
+}
+
+// IsValue reports whether s can be sent as the value of a header: it has no control characters but tabs.
+func IsValue(s string) bool {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,28 @@
+package field_test
+
+import (
+	"testing"
+
+	"github.com/nosidecar/mesh/internal/field"
+)
+
+func TestIsToken(t *testing.T) {
+	for s, want := range map[string]bool{
+		"X-Request-Id": true, "a!#$%&'*+-.^_`|~9": true,
+		"": false, "a b": false, "a:": false, "é": false, "[a]": false, "{": false, "@": false, "a\x00": false,
+	} {
+		if got := field.IsToken(s); got != want {
+			t.Errorf("IsToken(%q) = %v", s, got)
+		}
+	}
+}
+
+func TestIsValue(t *testing.T) {
+	for s, want := range map[string]bool{
+		"": true, "a\tb": true, "é": true, "a\nb": false, "a\r": false, "\x00": false, "\x7f": false,
+	} {
+		if got := field.IsValue(s); got != want {
+			t.Errorf("IsValue(%q) = %v", s, got)
+		}
+	}
+}

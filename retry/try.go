@@ -1,0 +1,175 @@
+package retry
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"strconv"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/failure"
+)
+
+// try makes one try: with req itself where nothing has to differ from it, else with one copy. It returns the request that was
+// sent. again is the body of a second or further try.
+func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser) (
+	*http.Response, *http.Request, error) {
+	limit := l.Policy.config.PerTryTimeout
+	if limit > 0 {
+		if at, ok := l.context(req).Deadline(); ok && time.Until(at) <= limit {
+			limit = 0
+		}
+	}
+	watch := caller.ToWatch(req)
+	if limit <= 0 && !l.Policy.trace {
+		if n == 1 && r == nil && !watch && (l.Context == nil || l.Context == req.Context()) {
+			resp, err := a.Attempt(req, 1)
+			return resp, req, err
+		}
+		out, err := prepare(req, l.context(req), n, r, again)
+		if err != nil {
+			return nil, req, err
+		}
+		if watch {
+			caller.Watch(out, deadline.ClockOf(out.Context()))
+		}
+		resp, err := a.Attempt(out, n)
+		return resp, out, err
+	}
+
+	t := &try{traced: l.Policy.trace}
+	t.ctx.Start(l.context(req), deadline.PerTry, limit, false)
+	attached := false
+	defer func() {
+		if !attached {
+			t.ctx.Cancel()
+		}
+	}()
+	out, err := prepare(req, t.context(), n, r, again)
+	if err != nil {
+		return nil, req, err
+	}
+	if watch {
+		caller.Watch(out, deadline.ClockOf(&t.ctx))
+	}
+	resp, err := a.Attempt(out, n)
+	inTime := t.ctx.Stop()
+	switch {
+	case err == nil && inTime:
+		attached = true
+		t.body.Attach(resp, t)
+		return resp, out, nil
+	case err == nil:
+		// The headers came while the timer fired. The body would break off.
+		if resp.Body != nil {
+			resp.Body.Close()
+		}
+		return nil, out, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
+	}
+	if t.ctx.Exceeded() != nil {
+		return nil, out, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
+	}
+	if t.traced && !t.begun.Load() {
+		return nil, out, failure.MarkUnsent(err)
+	}
+	return nil, out, err
+}
+
+// try is a try with a limit, or with a trace.
+type try struct {
+	ctx    deadline.Context
+	body   body.Reader
+	traced bool
+	begun  atomic.Bool // the transport began to write the request
+}
+
+// End implements body.Ender.
+func (t *try) End(error) { t.ctx.Cancel() }
+
+func (t *try) context() context.Context {
+	if !t.traced {
+		return &t.ctx
+	}
+	// The first header is written to a buffer before anything can be sent, in HTTP/1 and HTTP/2 alike.
+	return httptrace.WithClientTrace(&t.ctx, &httptrace.ClientTrace{
+		WroteHeaderField: func(string, []string) { t.begun.Store(true) },
+	})
+}
+
+// prepare returns the request of the n-th try. again is its body, unless it is the first.
+func prepare(req *http.Request, ctx context.Context, n int, r *replay, again io.ReadCloser) (*http.Request, error) {
+	if n > 1 {
+		ctx = attempt.Mark(ctx, n)
+	}
+	out := req.WithContext(ctx)
+	if r != nil {
+		if n == 1 {
+			var err error
+			if again, err = r.next(); err != nil {
+				return nil, err
+			}
+		}
+		// With GetBody a transport can replay by itself what it must: on a stale connection, on GOAWAY.
+		out.GetBody = r.next
+	}
+	if again != nil {
+		out.Body = again
+	}
+	if n > 1 {
+		out.Header = req.Header.Clone()
+		if out.Header == nil {
+			out.Header = make(http.Header)
+		}
+		out.Header[attempt.Header] = []string{strconv.Itoa(n)}
+	}
+	return out, nil
+}
+
+// sleep waits, and returns the cause if the caller gives up first.
+func (l *Loop) sleep(req *http.Request, d time.Duration) error {
+	ctx := l.context(req)
+	if d <= 0 {
+		if caller.Canceled(req) {
+			return caller.ErrCanceled
+		}
+		return context.Cause(ctx)
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-req.Cancel:
+		return caller.ErrCanceled
+	}
+}
+
+// What is read of a response that nobody wants, so that its connection can be used again.
+const (
+	drainBytes = 64 << 10
+	drainTime  = 100 * time.Millisecond
+)
+
+// discard drains and closes the body of resp. What is too long, or too slow, costs the connection.
+func discard(resp *http.Response) {
+	b := resp.Body
+	if b == nil || b == http.NoBody {
+		return
+	}
+	defer b.Close()
+	// A body that the transport decompresses cannot be closed while its first bytes are waited for.
+	if resp.ContentLength > drainBytes || resp.Uncompressed || resp.StatusCode == http.StatusSwitchingProtocols {
+		return
+	}
+	timer := time.AfterFunc(drainTime, func() { b.Close() })
+	defer timer.Stop()
+	_, _ = io.CopyN(io.Discard, b, drainBytes)
+}
