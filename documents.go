@@ -3,17 +3,20 @@ package mesh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"slices"
 	"sync"
 
+	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy"
 )
 
 // Feed is a source of documents that change while the mesh runs. policy/file has one for folders.
 type Feed interface {
 	// Watch yields all documents of the source now, and again after every change, until ctx ends or the caller stops. An
-	// error is reported and otherwise changes nothing; Watch goes on trying.
+	// error is reported and otherwise changes nothing; Watch goes on trying. A feed that has a method String is named by it in
+	// errors.
 	Watch(ctx context.Context) iter.Seq2[[]policy.Source, error]
 }
 
@@ -23,6 +26,31 @@ type documents struct {
 	mu     sync.Mutex // held while documents are compiled and put into force, so that the latest ones win
 	static []policy.Source
 	fed    [][]policy.Source // by feed
+
+	mayBeEmpty bool // set before the first load
+}
+
+// holdsNothing says that there is no document in any of the sources.
+func holdsNothing(sources []policy.Source) bool {
+	for _, source := range sources {
+		if !yamldoc.Empty(source.Data) {
+			return false
+		}
+	}
+	return true
+}
+
+func errEmpty(what string) error {
+	return fmt.Errorf("mesh: there is no document in %s: correct the path, put documents there (in files named .yaml or .yml), "+
+		"or say WithEmptyPolicy if that is meant", what)
+}
+
+// feedName names a feed in errors.
+func feedName(feed Feed) string {
+	if named, ok := feed.(fmt.Stringer); ok {
+		return named.String()
+	}
+	return "what a feed of documents yields"
 }
 
 // load compiles the documents after change was made to them, and puts them into force. If there is an error, those in force
@@ -54,8 +82,12 @@ func (m *Mesh) load(change, undo func(*documents)) error {
 // of feeds stay. Calls in flight end under the documents they began with. Whatever a destination has learned (ejections,
 // circuits, budgets, connections) is kept where its settings did not change.
 //
-// If any document has an error, nothing changes and the error lists all findings.
+// If any document has an error, nothing changes and the error lists all findings. Sources without any document are an error
+// too, see [WithEmptyPolicy]; no source at all takes the documents away.
 func (m *Mesh) Apply(sources ...policy.Source) error {
+	if len(sources) > 0 && !m.documents.mayBeEmpty && holdsNothing(sources) {
+		return errEmpty("the sources of Apply")
+	}
 	var before []policy.Source
 	return m.load(func(d *documents) {
 		before, d.static = d.static, slices.Clone(sources)
@@ -70,6 +102,9 @@ func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 	for sources, err := range feed.Watch(m.closing) {
 		if m.closing.Err() != nil {
 			break
+		}
+		if err == nil && !m.documents.mayBeEmpty && holdsNothing(sources) {
+			err = errEmpty(feedName(feed))
 		}
 		if err != nil {
 			m.observers.policyLoaded(nil, err)

@@ -67,6 +67,7 @@ func (m *Mesh) begin(ctx context.Context, o *options) error {
 		return err
 	}
 	m.engine.Identify(m.identity, m.trustDomain())
+	m.documents.mayBeEmpty = o.mayBeEmpty
 	if err := m.follow(ctx, o.sources, o.feeds); err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"github.com/nosidecar/mesh/internal/engine"
 	"net"
 	"net/http"
 	"slices"
@@ -12,6 +11,7 @@ import (
 
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/retry"
@@ -25,6 +25,8 @@ type Option func(*options) error
 type options struct {
 	sources      []policy.Source
 	feeds        []Feed
+	empty        string // what was given and holds no document
+	mayBeEmpty   bool
 	workload     policy.Workload
 	resolver     discovery.Resolver
 	template     *http.Transport
@@ -45,6 +47,9 @@ func newOptions(opts []Option) (*options, error) {
 		if err := option(o); err != nil {
 			return nil, err
 		}
+	}
+	if o.empty != "" && !o.mayBeEmpty {
+		return nil, errEmpty(o.empty)
 	}
 	if o.template == nil {
 		standard, ok := http.DefaultTransport.(*http.Transport)
@@ -78,21 +83,28 @@ func ownAddress() string {
 }
 
 // WithPolicyDir loads the documents of a folder: its .yaml and .yml files, each with any number of documents. The path
-// may also name a single file. It may be given several times.
+// may also name a single file. It may be given several times. Without any document in it [New] fails, see [WithEmptyPolicy].
 func WithPolicyDir(path string) Option {
 	return func(o *options) error {
 		sources, err := policy.ReadDir(path)
 		if err != nil {
 			return err
 		}
+		if holdsNothing(sources) {
+			o.empty = path
+		}
 		o.sources = append(o.sources, sources...)
 		return nil
 	}
 }
 
-// WithPolicy adds documents that the program has at hand, such as embedded ones. It may be given several times.
+// WithPolicy adds documents that the program has at hand, such as embedded ones. It may be given several times. Sources
+// without any document are an error, see [WithEmptyPolicy]; no source at all is none.
 func WithPolicy(sources ...policy.Source) Option {
 	return func(o *options) error {
+		if len(sources) > 0 && holdsNothing(sources) {
+			o.empty = "the sources of WithPolicy"
+		}
 		o.sources = append(o.sources, sources...)
 		return nil
 	}
@@ -102,13 +114,23 @@ func WithPolicy(sources ...policy.Source) Option {
 // for the first set. Later ones take effect as they come, if they are good; the observers' PolicyLoad is told of each. It
 // may be given several times. All documents together make one load: the same kind, namespace and name twice is an error
 // across feeds too, and where two documents claim a host, that of [WithPolicy] and [WithPolicyDir] comes before those of
-// feeds, and these are in the order of the options.
+// feeds, and these are in the order of the options. A set without any document is refused, see [WithEmptyPolicy].
 func WithPolicyFeed(feed Feed) Option {
 	return func(o *options) error {
 		if feed == nil {
 			return errors.New("mesh: WithPolicyFeed: the feed is nil")
 		}
 		o.feeds = append(o.feeds, feed)
+		return nil
+	}
+}
+
+// WithEmptyPolicy says that a folder, a feed or a source without any document is meant. Otherwise it is taken for a mistake,
+// such as a wrong path or a truncated file, that would take all authorization away: [New] and [Mesh.Apply] fail, and a feed
+// that turns empty is reported as one that cannot be read, while its last documents stay in force.
+func WithEmptyPolicy() Option {
+	return func(o *options) error {
+		o.mayBeEmpty = true
 		return nil
 	}
 }

@@ -47,7 +47,7 @@ func BenchmarkGRPC(b *testing.B) {
 	var registry discovery.Memory
 	registry.Set("echo", discovery.Endpoint{Address: host, Port: port})
 	through := func(documents string) *grpc.ClientConn {
-		m, err := mesh.New(context.Background(), mesh.WithDiscovery(&registry),
+		m, err := mesh.New(context.Background(), mesh.WithDiscovery(&registry), mesh.WithEmptyPolicy(),
 			mesh.WithPolicy(policy.Source{Name: "bench.yaml", Data: []byte(documents)}))
 		if err != nil {
 			b.Fatal(err)

@@ -73,7 +73,9 @@ func noLeaks(t *testing.T) {
 // newMesh makes a mesh of the documents, closed with the test.
 func newMesh(t testing.TB, documents string, opts ...mesh.Option) *mesh.Mesh {
 	t.Helper()
-	opts = append(opts, mesh.WithPolicy(policy.Source{Name: "test.yaml", Data: []byte(documents)}))
+	if documents != "" {
+		opts = append(opts, mesh.WithPolicy(policy.Source{Name: "test.yaml", Data: []byte(documents)}))
+	}
 	m, err := mesh.New(context.Background(), opts...)
 	if err != nil {
 		t.Fatal(err)

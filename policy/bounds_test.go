@@ -33,3 +33,14 @@ func TestCompile_ListThatContainsItself(t *testing.T) {
 		t.Errorf("compiled to %v with findings %v", plan, findings)
 	}
 }
+
+// TestCompile_SourceWithoutDocuments: a file that was truncated beside others is warned of.
+func TestCompile_SourceWithoutDocuments(t *testing.T) {
+	good := policy.Source{Name: "good.yaml", Data: []byte("apiVersion: v1\nkind: Service\nmetadata: {name: shop}\nspec: {ports: [{port: 80}]}\n")}
+	for _, text := range []string{"", "# kind: Service\n", "---\n"} {
+		report := policy.Check([]policy.Source{good, {Name: "blank.yaml", Data: []byte(text)}}, policy.Workload{})
+		if got := report.Findings.Error(); got != "blank.yaml:1: warning: there is no document in it: remove it if that is meant" {
+			t.Errorf("%q: findings %q", text, got)
+		}
+	}
+}

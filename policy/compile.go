@@ -68,6 +68,9 @@ func compile(sources []Source, w Workload) *compiler {
 		streams[i] = source.Data
 	}
 	for i, docs := range yamldoc.Parse(streams...) {
+		if len(docs) == 0 {
+			c.blank = append(c.blank, sources[i].Name)
+		}
 		for _, doc := range docs {
 			c.read(sources[i].Name, doc)
 		}
@@ -94,6 +97,7 @@ type compiler struct {
 
 	count     int // of the documents, without Lists
 	documents []*document
+	blank     []string                    // sources without any
 	first     map[groupIdentity]*document // the first document of each identity
 
 	// The documents of each kind, in their order.
@@ -277,6 +281,11 @@ func (c *compiler) findings(sources []Source) Findings {
 			}
 			r := omitted[d.file]
 			omitted[d.file] = rest{count: r.count + n, line: max(r.line, d.Line), failed: r.failed || d.Failed()}
+		}
+	}
+	for _, file := range c.blank {
+		if c.count > 0 { // else it is not the file that is blank
+			findings = append(findings, Finding{File: file, Line: 1, Severity: Warning, Message: "there is no document in it: remove it if that is meant"})
 		}
 	}
 	for _, file := range slices.Sorted(maps.Keys(omitted)) {

@@ -18,7 +18,7 @@ import (
 // compares its answers with those of authz.
 func TestAuthzAgreement(t *testing.T) {
 	const documents = "testdata/access.yaml"
-	sources, err := read([]string{documents})
+	sources, _, err := read([]string{documents})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -28,12 +28,15 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	case flags.NArg() == 0:
 		return 0, usagef("name the files or folders to check")
 	}
-	sources, err := read(flags.Args())
+	sources, empty, err := read(flags.Args())
 	if err != nil {
 		return 0, err
 	}
 	checked := policy.Check(sources, policy.Workload{})
 	findings := checked.Findings
+	for _, path := range empty {
+		findings = append(findings, policy.Finding{File: path, Line: 1, Severity: policy.Error, Message: nothing})
+	}
 
 	switch {
 	case *format == "json":

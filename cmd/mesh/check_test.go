@@ -99,8 +99,46 @@ func TestCheckFolder(t *testing.T) {
 
 // TestCheckNothing: no findings are an empty list, not null.
 func TestCheckNothing(t *testing.T) {
-	code, stdout, stderr := command("check", "-o", "json", t.TempDir())
-	if want := "{\n  \"documents\": 0,\n  \"findings\": []\n}\n"; code != 0 || stdout != want || stderr != "" {
-		t.Errorf("check of an empty folder = %d, printed %q and as errors %q", code, stdout, stderr)
+	path := filepath.Join(t.TempDir(), "a.yaml")
+	if err := os.WriteFile(path, []byte("apiVersion: v1\nkind: Service\nmetadata: {name: shop}\nspec: {ports: [{port: 80}]}\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := command("check", "-o", "json", path)
+	if want := "{\n  \"documents\": 1,\n  \"findings\": []\n}\n"; code != 0 || stdout != want || stderr != "" {
+		t.Errorf("check of a good document = %d, printed %q and as errors %q", code, stdout, stderr)
+	}
+}
+
+// TestNoDocuments: where there is nothing to load, there is a mistake, and no answer.
+func TestNoDocuments(t *testing.T) {
+	for name, files := range map[string]map[string]string{
+		"empty folder":      {},
+		"other files":       {"README.txt": "kind: Service", "a.yaml.off": "kind: Service"},
+		"hidden files":      {".a.yaml": "kind: Service"},
+		"truncated file":    {"a.yaml": ""},
+		"commented out":     {"a.yaml": "# apiVersion: v1\n# kind: Service\n"},
+		"separators":        {"a.yaml": "---\n---\n...\n", "b.yml": "# b"},
+		"List without item": {"a.yaml": "apiVersion: v1\nkind: List\nitems: []\n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for name, text := range files {
+				if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o666); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, paths := range [][]string{{dir}, {"testdata/shop.yaml", dir}} {
+				code, stdout, _ := command(append([]string{"check"}, paths...)...)
+				if want := dir + ":1: error: " + nothing; code != 1 || !strings.Contains(stdout, want) {
+					t.Errorf("check %q = %d, printed %q", paths, code, stdout)
+				}
+			}
+			for _, of := range []string{"route", "authz"} {
+				code, stdout, stderr := command(of, "-f", "testdata/shop.yaml", "-f", dir, "http://shop/")
+				if code != 2 || stdout != "" || !strings.Contains(stderr, dir+": "+nothing) {
+					t.Errorf("%s = %d, printed %q and as errors %q", of, code, stdout, stderr)
+				}
+			}
+		})
 	}
 }

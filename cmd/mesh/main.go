@@ -18,7 +18,9 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 
+	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy"
 )
 
@@ -33,7 +35,7 @@ const (
 const usage = `Usage:
 
   mesh check [-o text|json] PATH...
-        Report what is wrong with documents. PATH is a file, or a folder of .yaml and .yml files.
+        Report what is wrong with documents. PATH is a file, or a folder of .yaml and .yml files; to hold no document is an error.
         The last line, on standard error, counts the documents and the findings.
         Exit status: 0 if all documents are valid and enforceable (warnings are allowed), 1 if any has an error.
 
@@ -155,18 +157,26 @@ func version(args []string, stdout io.Writer) error {
 	return err
 }
 
-// read reads the documents of all paths.
-func read(paths []string) ([]policy.Source, error) {
-	var sources []policy.Source
+// read reads the documents of all paths. Those that hold none are in empty.
+func read(paths []string) (sources []policy.Source, empty []string, err error) {
 	for _, path := range paths {
 		more, err := policy.ReadDir(path)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
+		}
+		if holdsNothing(more) {
+			empty = append(empty, path)
 		}
 		sources = append(sources, more...)
 	}
-	return sources, nil
+	return sources, empty, nil
 }
+
+func holdsNothing(sources []policy.Source) bool {
+	return !slices.ContainsFunc(sources, func(s policy.Source) bool { return !yamldoc.Empty(s.Data) })
+}
+
+const nothing = "there is no document in it: correct the path, or put documents there, in files named .yaml or .yml"
 
 // printJSON prints v as people and programs can read it: indented, with & and < as they are.
 func printJSON(w io.Writer, v any) error {

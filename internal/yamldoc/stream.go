@@ -53,6 +53,28 @@ func Parse(streams ...[]byte) [][]*Document {
 	return docs
 }
 
+// Empty says that there is no document in any of the streams, and nothing that was meant to be one. A List without items
+// is none. It reads no further than to the first document.
+func Empty(streams ...[]byte) bool {
+	for _, data := range streams {
+		all := new(run)
+		for _, c := range all.split(nil, &stream{run: all}, data) {
+			if c.parse(); c.doc != nil || c.err != nil || c.root != nil && !c.document(c.root, 0).emptyList() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+func (d *Document) emptyList() bool {
+	if d.Text("kind") != "List" {
+		return false
+	}
+	items, ok := d.Items("items")
+	return ok && len(items) == 0 && !d.Failed()
+}
+
 // run is one run of Parse: what its streams have used of the bounds that they share.
 type run struct {
 	documents int

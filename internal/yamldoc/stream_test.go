@@ -97,6 +97,30 @@ func TestParse_TextBesideMarkers(t *testing.T) {
 	}
 }
 
+func TestEmpty(t *testing.T) {
+	for data, want := range map[string]bool{
+		"": true, "\n": true, "# kind: x\n": true, "---\n...\n": true, "%YAML 1.2\n---\n": true, "~": true, "--- null\n---\n": true,
+		"apiVersion: v1\nkind: List\nitems: []\n":   true,
+		"apiVersion: v1\nkind: List\nitems: [{}]\n": false,
+		"apiVersion: v1\nkind: List\n":              false,
+		"# a comment\rkind: x":                      false,
+		"kind: [":                                   false,
+		"- a":                                       false,
+		"text":                                      false,
+		"---\n---\nkind: x":                         false,
+		"... kind: x":                               false,
+		"\xFE\xFF":                                  false,
+		"apiVersion: v1\nkind: List\nitems: []\n---\nkind: Service": false,
+	} {
+		if got := yamldoc.Empty([]byte("# a\n"), []byte(data)); got != want {
+			t.Errorf("Empty(%q) = %v, want %v", data, got, want)
+		}
+	}
+	if !yamldoc.Empty() {
+		t.Error("there is a document in no stream")
+	}
+}
+
 // FuzzParse_LosesNothing holds Parse against the YAML parser.
 func FuzzParse_LosesNothing(f *testing.F) {
 	for _, br := range breaks {
@@ -107,6 +131,9 @@ func FuzzParse_LosesNothing(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data string) {
 		if fault := lost(data); fault != "" {
 			t.Errorf("%q: %s", data, fault)
+		}
+		if docs := yamldoc.Parse([]byte(data))[0]; yamldoc.Empty([]byte(data)) && len(docs) > 0 && docs[0].Text("kind") != "List" {
+			t.Errorf("%q is empty, and has %d documents", data, len(docs))
 		}
 	})
 }

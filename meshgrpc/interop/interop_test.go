@@ -96,7 +96,7 @@ func TestInterop(t *testing.T) {
 			var registry discovery.Memory
 			member := func(account string) *mesh.Mesh {
 				m, err := mesh.New(t.Context(), mesh.WithDiscovery(&registry), mesh.WithIdentity(ca.Source("default", account)),
-					mesh.WithPolicy(policy.Source{Name: "test.yaml", Data: []byte(test.documents)}))
+					mesh.WithEmptyPolicy(), mesh.WithPolicy(policy.Source{Name: "test.yaml", Data: []byte(test.documents)}))
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -17,6 +17,7 @@ import (
 	"io"
 	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -60,6 +61,9 @@ type Watcher struct {
 func New(paths ...string) *Watcher {
 	return &Watcher{Paths: slices.Clone(paths)}
 }
+
+// String returns the paths, for errors.
+func (w *Watcher) String() string { return strings.Join(w.Paths, ", ") }
 
 // Watch yields every document there is, first at once and then again after every change of a name or of content, until
 // ctx ends. Sources are named by their path as given, joined with the path in that folder, and are the caller's.
