@@ -3,6 +3,7 @@ package balancer
 import (
 	"fmt"
 	"math"
+	"reflect"
 	"time"
 )
 
@@ -118,6 +119,11 @@ type settings struct {
 	topology topology
 }
 
+// Equal reports whether the settings are the same.
+func (c Config) Equal(other Config) bool {
+	return reflect.DeepEqual(c, other) // of reloads, not of calls
+}
+
 func (c Config) compile() (settings, error) {
 	set := settings{Config: c}
 	fail := func(format string, args ...any) (settings, error) {
@@ -160,7 +166,7 @@ func (c Config) compile() (settings, error) {
 		return fail("SlowStart.MinPercent is %v, want 0 to 100", c.SlowStart.MinPercent)
 	case !(c.SlowStart.Aggression >= 0 && c.SlowStart.Aggression <= math.MaxFloat64):
 		return fail("SlowStart.Aggression is %v, want more than 0", c.SlowStart.Aggression)
-	case c.HashKey != HashKey{} && !hashes:
+	case !hashes && !reflect.DeepEqual(c.HashKey, HashKey{}):
 		return fail("HashKey does not go with %v", c.Algorithm)
 	}
 	if err := c.HashKey.check(); err != nil {

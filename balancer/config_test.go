@@ -59,21 +59,20 @@ func TestConfigErrors(t *testing.T) {
 			Source: balancer.CookieKey, Name: "a", Generate: true, TTL: time.Millisecond,
 		}), "whole seconds"},
 		{"attribute injects a header", hashed(balancer.HashKey{
-			Source: balancer.CookieKey, Name: "a", Generate: true, Attributes: "x\r\nX: y",
+			Source: balancer.CookieKey, Name: "a", Generate: true, Attributes: []string{"x\r\nX: y"},
 		}), "cannot be sent"},
 		{"generated header", hashed(balancer.HashKey{
 			Source: balancer.HeaderKey, Name: "a", Generate: true,
 		}), "only cookies"},
 		{"source ip", hashed(balancer.HashKey{Source: balancer.SourceIPKey, SourceIP: "here"}), "not an IP"},
 
-		{"locality not enabled", balancer.Config{Locality: balancer.Locality{Failover: "a=b"}}, "not enabled"},
-		{"two localities", enabled(balancer.Locality{Failover: "a=b", Distribute: "a => b=1"}), "more than one"},
-		{"distribute without arrow", enabled(balancer.Locality{Distribute: "a=1"}), "not a rule"},
-		{"distribute nothing", enabled(balancer.Locality{Distribute: "a => b=0"}), "all 0"},
-		{"distribute no number", enabled(balancer.Locality{Distribute: "a => b=x"}), "not a number"},
-		{"distribute ends early", enabled(balancer.Locality{Distribute: "a => "}), "name=value"},
-		{"failover to itself", enabled(balancer.Locality{Failover: "a=a"}), "to itself"},
-		{"label without value", enabled(balancer.Locality{FailoverPriority: "a"}), "name=value"},
+		{"locality not enabled", balancer.Config{Locality: balancer.Locality{Failover: []balancer.Failover{{"a", "b"}}}}, "not enabled"},
+		{"two localities", enabled(balancer.Locality{Failover: []balancer.Failover{{"a", "b"}}, Distribute: distribution("a", "b", 1)}), "more than one"},
+		{"distribute from nowhere", enabled(balancer.Locality{Distribute: distribution("", "b", 1)}), "no From"},
+		{"distribute nothing", enabled(balancer.Locality{Distribute: distribution("a", "b", 0)}), "all 0"},
+		{"distribute to nowhere", enabled(balancer.Locality{Distribute: distribution("a", "", 1)}), "no Place"},
+		{"failover to itself", enabled(balancer.Locality{Failover: []balancer.Failover{{"a", "a"}}}), "to itself"},
+		{"label without value", enabled(balancer.Locality{FailoverPriority: []balancer.Label{{"a", ""}}}), "without name or value"},
 	} {
 		_, err := balancer.New(c.cfg, balancer.Hooks{})
 		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.HasPrefix(err.Error(), "balancer: ") {
@@ -145,7 +144,7 @@ func TestNewCookie(t *testing.T) {
 		{"session", balancer.HashKey{Source: balancer.CookieKey, Name: "id", Generate: true}, "; HttpOnly"},
 		{"all", balancer.HashKey{
 			Source: balancer.CookieKey, Name: "id", Generate: true, TTL: time.Minute, Path: "/x",
-			Attributes: "SameSite=Strict; Secure",
+			Attributes: []string{"SameSite=Strict", "Secure"},
 		}, "; Max-Age=60; Path=/x; SameSite=Strict; Secure; HttpOnly"},
 	} {
 		key, header, ok := c.key.NewCookie()
@@ -161,23 +160,56 @@ func TestNewCookie(t *testing.T) {
 	}
 }
 
+func distribution(from, to string, weight uint32) []balancer.Distribution {
+	return []balancer.Distribution{{From: from, To: []balancer.Portion{{to, weight}}}}
+}
+
 func FuzzLocality(f *testing.F) {
-	f.Add("eu/a/* => eu/a/*=80, us=20; * => *=1", "", "")
-	f.Add("", "a=b,c=d", "")
-	f.Add("", "", "topology.kubernetes.io/region=eu, v=1")
-	f.Add("=>;=>=,", "=", ",")
-	f.Fuzz(func(t *testing.T, distribute, failover, priority string) {
-		b, err := balancer.New(balancer.Config{Locality: balancer.Locality{
-			Enabled: true, Distribute: distribute, Failover: failover, FailoverPriority: priority,
-		}}, balancer.Hooks{})
+	f.Add("eu/a/*", "eu/a/*", uint32(80), "", "", "", "")
+	f.Add("*", "*", uint32(1), "", "", "", "")
+	f.Add("", "", uint32(0), "a", "b", "", "")
+	f.Add("", "", uint32(0), "", "", "topology.kubernetes.io/region", "eu")
+	f.Fuzz(func(t *testing.T, from, to string, weight uint32, region, other, label, value string) {
+		locality := balancer.Locality{Enabled: true}
+		switch {
+		case weight > 0:
+			locality.Distribute = distribution(from, to, weight)
+		case region != "":
+			locality.Failover = []balancer.Failover{{region, other}}
+		default:
+			locality.FailoverPriority = []balancer.Label{{label, value}}
+		}
+		b, err := balancer.New(balancer.Config{Locality: locality}, balancer.Hooks{})
 		if err != nil {
 			return
 		}
 		b.Update(placed("eu/a/1", "us", ""))
 		if h, err := b.Pick(balancer.PickInfo{}); err == nil {
 			h.Release(0, false)
-		} else if distribute == "" {
+		} else if weight == 0 {
 			t.Errorf("Pick: %v, though no rule leaves a place out", err)
 		}
 	})
+}
+
+func TestEqual(t *testing.T) {
+	config := func() balancer.Config {
+		return balancer.Config{
+			Locality: balancer.Locality{Enabled: true, Distribute: distribution("a", "b", 1)},
+			HashKey:  balancer.HashKey{Source: balancer.CookieKey, Name: "a", Generate: true, Attributes: []string{"Secure"}},
+		}
+	}
+	a, b := config(), config()
+	if !a.Equal(b) {
+		t.Error("equal settings differ")
+	}
+	b.Locality.Distribute[0].To[0].Weight = 2
+	if a.Equal(b) {
+		t.Error("another weight makes no difference")
+	}
+	b = config()
+	b.HashKey.Attributes[0] = "SameSite=Strict"
+	if a.Equal(b) {
+		t.Error("another attribute makes no difference")
+	}
 }

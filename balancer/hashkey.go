@@ -46,8 +46,8 @@ type HashKey struct {
 	// Path is the path of the generated cookie. Empty means none is set.
 	Path string
 
-	// Attributes are further attributes of the generated cookie, as in Set-Cookie: "SameSite=Strict; Secure".
-	Attributes string
+	// Attributes are further attributes of the generated cookie, each as in Set-Cookie: "SameSite=Strict", "Secure".
+	Attributes []string
 }
 
 func (k HashKey) check() error {
@@ -65,15 +65,17 @@ func (k HashKey) check() error {
 		return fmt.Errorf("SourceIP %q is not an IP address", k.SourceIP)
 	case k.Generate && k.Source != CookieKey:
 		return errors.New("only cookies can be generated")
-	case !k.Generate && (k.TTL != 0 || k.Path != "" || k.Attributes != ""):
+	case !k.Generate && (k.TTL != 0 || k.Path != "" || len(k.Attributes) > 0):
 		return errors.New("TTL, Path and Attributes are only for generated cookies")
 	case k.TTL < 0 || k.TTL%time.Second != 0:
 		return fmt.Errorf("TTL %v is not in whole seconds", k.TTL)
 	case k.Source == CookieKey && (&http.Cookie{Name: k.Name, Value: "x"}).Valid() != nil:
 		return fmt.Errorf("%q is not the name of a cookie", k.Name)
-	case strings.ContainsFunc(k.Path+k.Attributes, func(r rune) bool { return r < ' ' || r > '~' }),
-		strings.Contains(k.Path, ";"):
-		return errors.New("the Path or the Attributes have characters that cannot be sent")
+	}
+	for _, text := range append([]string{k.Path}, k.Attributes...) {
+		if strings.ContainsFunc(text, func(r rune) bool { return r < ' ' || r > '~' || r == ';' }) {
+			return fmt.Errorf("%q has characters that cannot be sent in Path or Attributes", text)
+		}
 	}
 	return nil
 }
@@ -139,8 +141,8 @@ func (k HashKey) NewCookie() (key, setCookie string, ok bool) {
 	if k.Path != "" {
 		b.WriteString("; Path=" + k.Path)
 	}
-	if k.Attributes != "" {
-		b.WriteString("; " + k.Attributes)
+	for _, attribute := range k.Attributes {
+		b.WriteString("; " + attribute)
 	}
 	b.WriteString("; HttpOnly")
 	return key, b.String(), true

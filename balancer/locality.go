@@ -3,7 +3,6 @@ package balancer
 import (
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/nosidecar/mesh/discovery"
@@ -21,32 +20,52 @@ type Locality struct {
 	// region, and the others.
 	Own discovery.Locality
 
-	// Distribute divides the calls by the caller's place, whatever is near. Rules are separated by ";", and the first
-	// whose left side is the caller's place applies:
-	//
-	//	eu/a/* => eu/a/*=80, eu/b/*=20; eu/b/* => eu/*=1
-	//
-	// A place is region/zone/subzone; "*" is any name, and so is what is left out. The weights are relative. Endpoints
-	// in places that the rule does not name get no calls. A caller whose place has no rule has no preference.
-	Distribute string
+	// Distribute divides the calls by the caller's place, whatever is near. The first rule for the caller's place applies.
+	// A caller whose place has no rule has no preference.
+	Distribute []Distribution
 
-	// Failover names, for the caller's region, the one to prefer among the other regions: "us-east=eu-west, ap=us-east".
-	Failover string
+	// Failover names, for the caller's region, the one to prefer among the other regions.
+	Failover []Failover
 
-	// FailoverPriority ranks endpoints by labels, given with the caller's own values and the most important first:
-	// "topology.kubernetes.io/region=eu, version=v1". The nearest endpoints have all of them, the next all but the last,
-	// and so on. Where an endpoint lacks one of the labels topology.kubernetes.io/region, topology.kubernetes.io/zone
-	// and topology.istio.io/subzone, its Locality counts.
-	FailoverPriority string
+	// FailoverPriority ranks endpoints by labels, given with the caller's own values and the most important first. The
+	// nearest endpoints have all of them, the next all but the last, and so on. Where an endpoint lacks one of the labels
+	// topology.kubernetes.io/region, topology.kubernetes.io/zone and topology.istio.io/subzone, its Locality counts.
+	FailoverPriority []Label
+}
+
+// Distribution divides the calls of one place. Places are written region/zone/subzone; "*" is any name, and so is what is left
+// out.
+type Distribution struct {
+	// From is the caller's place.
+	From string
+
+	// To are the shares of the endpoints; each belongs to the first place it is in. Endpoints in other places get no calls.
+	To []Portion
+}
+
+// Portion is the share of a place.
+type Portion struct {
+	Place  string
+	Weight uint32 // relative to the others of the Distribution
+}
+
+// Failover is the region that takes the calls of another.
+type Failover struct {
+	From, To string
+}
+
+// Label is a label and its value.
+type Label struct {
+	Name, Value string
 }
 
 // topology is a Locality, read.
 type topology struct {
 	mode      topologyMode
 	own       discovery.Locality
-	to        []portion
+	to        []Portion
 	failover  string // region
-	preferred []label
+	preferred []Label
 }
 
 type topologyMode uint8
@@ -58,21 +77,14 @@ const (
 	byRule
 )
 
-type portion struct {
-	place  string
-	weight float64
-}
-
-type label struct{ name, value string }
-
 // nowhere is the place of endpoints that get no calls.
 const nowhere = -1
 
 func (l Locality) compile() (topology, error) {
 	t := topology{own: l.Own}
 	set := 0
-	for _, text := range []string{l.Distribute, l.Failover, l.FailoverPriority} {
-		if text != "" {
+	for _, n := range []int{len(l.Distribute), len(l.Failover), len(l.FailoverPriority)} {
+		if n > 0 {
 			set++
 		}
 	}
@@ -83,73 +95,54 @@ func (l Locality) compile() (topology, error) {
 		return t, nil
 	case set > 1:
 		return t, errors.New("more than one of Distribute, Failover and FailoverPriority")
-	case l.Distribute != "":
-		return t, t.readDistribute(l.Distribute)
-	case l.FailoverPriority != "":
-		t.mode = byLabels
-		preferred, err := readPairs(l.FailoverPriority)
-		t.preferred = preferred
-		return t, err
+	case len(l.Distribute) > 0:
+		return t, t.divide(l.Distribute)
+	case len(l.FailoverPriority) > 0:
+		t.mode, t.preferred = byLabels, l.FailoverPriority
+		for _, label := range l.FailoverPriority {
+			if label.Name == "" || label.Value == "" {
+				return t, fmt.Errorf("label %q without name or value", label.Name)
+			}
+		}
+		return t, nil
 	}
 	t.mode = byDistance
-	pairs, err := readPairs(l.Failover)
-	for _, p := range pairs {
-		if p.name == p.value {
-			return t, fmt.Errorf("failover of %q to itself", p.name)
+	for _, f := range l.Failover {
+		if f.From == "" || f.To == "" {
+			return t, fmt.Errorf("failover from %q to %q, want two regions", f.From, f.To)
 		}
-		if p.name == l.Own.Region {
-			t.failover = p.value
+		if f.From == f.To {
+			return t, fmt.Errorf("failover of %q to itself", f.From)
+		}
+		if f.From == l.Own.Region {
+			t.failover = f.To
 		}
 	}
-	return t, err
+	return t, nil
 }
 
-func (t *topology) readDistribute(text string) error {
+func (t *topology) divide(rules []Distribution) error {
 	found := false
-	for rule := range strings.SplitSeq(text, ";") {
-		from, to, ok := strings.Cut(rule, "=>")
-		if from = strings.TrimSpace(from); !ok || from == "" {
-			return fmt.Errorf("%q is not a rule, from => to=weight", strings.TrimSpace(rule))
+	for _, rule := range rules {
+		if rule.From == "" {
+			return errors.New("a Distribution has no From")
 		}
-		pairs, err := readPairs(to)
-		if err != nil {
-			return err
-		}
-		var portions []portion
 		sum := uint64(0)
-		for _, p := range pairs {
-			weight, err := strconv.ParseUint(p.value, 10, 32)
-			if err != nil {
-				return fmt.Errorf("weight %q of %q is not a number", p.value, p.name)
+		for _, p := range rule.To {
+			if p.Place == "" {
+				return fmt.Errorf("a Portion of %q has no Place", rule.From)
 			}
-			portions = append(portions, portion{p.name, float64(weight)})
-			sum += weight
+			sum += uint64(p.Weight)
 		}
 		if sum == 0 {
-			return fmt.Errorf("the weights of %q are all 0", from)
+			return fmt.Errorf("the weights of %q are all 0", rule.From)
 		}
-		if !found && isWithin(t.own, from) {
+		if !found && isWithin(t.own, rule.From) {
 			found = true
-			t.mode, t.to = byRule, portions
+			t.mode, t.to = byRule, rule.To
 		}
 	}
 	return nil
-}
-
-// readPairs reads "name=value, name=value".
-func readPairs(text string) ([]label, error) {
-	var pairs []label
-	if text == "" {
-		return nil, nil
-	}
-	for pair := range strings.SplitSeq(text, ",") {
-		name, value, ok := strings.Cut(strings.TrimSpace(pair), "=")
-		if !ok || name == "" || value == "" {
-			return nil, fmt.Errorf("%q is not name=value", strings.TrimSpace(pair))
-		}
-		pairs = append(pairs, label{name, value})
-	}
-	return pairs, nil
 }
 
 // isWithin reports whether l is in the place that a rule names.
@@ -168,7 +161,7 @@ func (t *topology) distributes() bool { return t.mode == byRule }
 // share returns the weight of a place; places are priorities where it does not matter.
 func (t *topology) share(place int) float64 {
 	if t.mode == byRule {
-		return t.to[place].weight
+		return float64(t.to[place].Weight)
 	}
 	return 1
 }
@@ -189,13 +182,13 @@ func (t *topology) place(e *discovery.Endpoint) int {
 		}
 	case byLabels:
 		for i, p := range t.preferred {
-			if labelOf(e, p.name) != p.value {
+			if labelOf(e, p.Name) != p.Value {
 				return len(t.preferred) - i
 			}
 		}
 	case byRule:
 		for i, p := range t.to {
-			if isWithin(e.Locality, p.place) {
+			if isWithin(e.Locality, p.Place) {
 				return i
 			}
 		}

@@ -65,41 +65,41 @@ func TestLocality(t *testing.T) {
 			set: placed("eu/a/1", "eu/a/1", "eu/a/1", "eu/a/1", "us", "us", "us", "us"), eject: []int{0, 1, 2, 4, 5, 6},
 			shares: []float64{1, 1, 1, 1, 1, 1, 1, 1},
 		}, {
-			name: "failover region", locality: balancer.Locality{Enabled: true, Own: own, Failover: "us=eu, eu=ap"},
+			name: "failover region", locality: balancer.Locality{Enabled: true, Own: own, Failover: []balancer.Failover{{"us", "eu"}, {"eu", "ap"}}},
 			set: regions, eject: []int{0}, shares: []float64{0, 0, 1},
 		}, {
-			name: "failover region gone", locality: balancer.Locality{Enabled: true, Own: own, Failover: "us=eu, eu=ap"},
+			name: "failover region gone", locality: balancer.Locality{Enabled: true, Own: own, Failover: []balancer.Failover{{"us", "eu"}, {"eu", "ap"}}},
 			set: regions, eject: []int{0, 2}, shares: []float64{0, 1, 0},
 		}, {
-			name: "failover of another region", locality: balancer.Locality{Enabled: true, Own: own, Failover: "us=ap"},
+			name: "failover of another region", locality: balancer.Locality{Enabled: true, Own: own, Failover: []balancer.Failover{{"us", "ap"}}},
 			set: regions, eject: []int{0}, shares: []float64{0, 1, 1},
 		}, {
 			name:     "labels",
-			locality: balancer.Locality{Enabled: true, FailoverPriority: "topology.kubernetes.io/region=us, version=v1"},
+			locality: balancer.Locality{Enabled: true, FailoverPriority: []balancer.Label{{"topology.kubernetes.io/region", "us"}, {"version", "v1"}}},
 			set:      labelled(regions, "v1", "v2", "v1"), shares: []float64{0, 1, 0},
 		}, {
 			name:     "labels, the first counts most",
-			locality: balancer.Locality{Enabled: true, FailoverPriority: "topology.kubernetes.io/region=us, version=v1"},
+			locality: balancer.Locality{Enabled: true, FailoverPriority: []balancer.Label{{"topology.kubernetes.io/region", "us"}, {"version", "v1"}}},
 			set:      labelled(regions, "v1", "v2", "v1"), eject: []int{1}, shares: []float64{1, 0, 1},
 		}, {
 			name:     "distribute",
-			locality: balancer.Locality{Enabled: true, Own: own, Distribute: "us/* => us/*=1; eu/a/* => eu/a/*=80, us=20"},
+			locality: balancer.Locality{Enabled: true, Own: own, Distribute: []balancer.Distribution{{From: "us/*", To: []balancer.Portion{{"us/*", 1}}}, {From: "eu/a/*", To: []balancer.Portion{{"eu/a/*", 80}, {"us", 20}}}}},
 			set:      two, shares: []float64{20, 20, 20, 20, 10, 10},
 		}, {
 			name:     "distribute, some ejected",
-			locality: balancer.Locality{Enabled: true, Own: own, Distribute: "eu/a/* => eu/a/*=80, us=20"},
+			locality: balancer.Locality{Enabled: true, Own: own, Distribute: []balancer.Distribution{{From: "eu/a/*", To: []balancer.Portion{{"eu/a/*", 80}, {"us", 20}}}}},
 			set:      two, eject: []int{0, 1}, shares: []float64{0, 0, 28, 28, 10, 10}, // 80*0.7
 		}, {
 			name:     "distribute leaves a place out",
-			locality: balancer.Locality{Enabled: true, Own: own, Distribute: "eu => us=1, ap=1"},
+			locality: balancer.Locality{Enabled: true, Own: own, Distribute: []balancer.Distribution{{From: "eu", To: []balancer.Portion{{"us", 1}, {"ap", 1}}}}},
 			set:      regions, shares: []float64{0, 1, 1},
 		}, {
 			name:     "distribute has no rule for us",
-			locality: balancer.Locality{Enabled: true, Own: own, Distribute: "us => us=1"},
+			locality: balancer.Locality{Enabled: true, Own: own, Distribute: []balancer.Distribution{{From: "us", To: []balancer.Portion{{"us", 1}}}}},
 			set:      regions, shares: []float64{1, 1, 1},
 		}, {
 			name:     "distribute, panic",
-			locality: balancer.Locality{Enabled: true, Own: own, Distribute: "eu => eu=3, us=1"}, panics: 50,
+			locality: balancer.Locality{Enabled: true, Own: own, Distribute: []balancer.Distribution{{From: "eu", To: []balancer.Portion{{"eu", 3}, {"us", 1}}}}}, panics: 50,
 			set: placed("eu", "eu", "us", "us"), eject: []int{0, 1, 2}, shares: []float64{3, 3, 1, 1},
 		},
 	} {

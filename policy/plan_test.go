@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -32,7 +33,7 @@ func TestCompile_Nothing(t *testing.T) {
 	if h != want {
 		t.Errorf("Host = %+v, want %+v", h, want)
 	}
-	if c := plan.Cluster(route.Target{Host: h.Service.Host}); c != (policy.Cluster{RetryBudget: retry.BudgetConfig{Off: true}}) {
+	if c := plan.Cluster(route.Target{Host: h.Service.Host}); !reflect.DeepEqual(c, policy.Cluster{RetryBudget: retry.BudgetConfig{Off: true}}) {
 		t.Errorf("Cluster = %+v, want nothing set", c)
 	}
 	on, err := retry.ParseOn("connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes")
@@ -40,7 +41,7 @@ func TestCompile_Nothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantRetry := retry.Config{Retries: 2, On: on, MaxRetryAfter: -1, AnyMethod: true, NestedRetries: true}
-	if got := plan.Defaults().Entry(0).Route.Retry; got != wantRetry {
+	if got := plan.Defaults().Entry(0).Route.Retry; !got.Equal(wantRetry) {
 		t.Errorf("DefaultRetry = %+v, want %+v", got, wantRetry)
 	}
 }
@@ -173,7 +174,7 @@ func TestSample_CompleteSetup(t *testing.T) {
 		},
 		RetryBudget: retry.BudgetConfig{Off: true},
 	}
-	if c := plan.Cluster(r.Destinations[0].Target); c != want {
+	if c := plan.Cluster(r.Destinations[0].Target); !reflect.DeepEqual(c, want) {
 		t.Errorf("Cluster = %+v\nwant      %+v", c, want)
 	}
 	if got := r.Destinations[0].Target; got != (route.Target{Host: "user-service.myapp.svc.cluster.local", Port: 3000}) {
@@ -223,11 +224,11 @@ func TestCompile_Equal(t *testing.T) {
 	for range 10 {
 		again, _ := policy.Compile([]policy.Source{source}, workload)
 		for _, d := range first.Host("targets").Routes.Entry(0).Route.Destinations {
-			if a, b := first.Cluster(d.Target), again.Cluster(d.Target); a != b {
+			if a, b := first.Cluster(d.Target), again.Cluster(d.Target); !reflect.DeepEqual(a, b) {
 				t.Fatalf("Cluster(%v) = %+v, then %+v", d.Target, a, b)
 			}
 		}
-		if h := again.Host("targets").Routes.Entry(0).Route; h.Retry != first.Defaults().Entry(0).Route.Retry {
+		if h := again.Host("targets").Routes.Entry(0).Route; !h.Retry.Equal(first.Defaults().Entry(0).Route.Retry) {
 			t.Fatalf("retry = %+v", h.Retry)
 		}
 	}

@@ -3,8 +3,10 @@ package retry
 import (
 	"fmt"
 	"net/http"
-	"strings"
+	"reflect"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // Defaults of Config.
@@ -14,7 +16,7 @@ const (
 	DefaultBodyLimit     = 64 << 10
 )
 
-// Config is what a policy can say about retries. It is comparable. For every field 0 means the default, and where a
+// Config is what a policy can say about retries. For every field 0 means the default, and where a
 // mechanism can be switched off there is a way to say so. The zero Config retries nothing.
 type Config struct {
 	// Retries is how often a call is tried again after the first try. 0: never. With 2, a server sees a call at most
@@ -25,8 +27,8 @@ type Config struct {
 	// on the way to it, was not there.
 	On On
 
-	// RetriableHeaders names the response headers that the condition RetriableHeaders looks for, separated by commas.
-	RetriableHeaders string
+	// RetriableHeaders names the response headers that the condition RetriableHeaders looks for.
+	RetriableHeaders []string
 
 	// PerTryTimeout bounds the wait of each try for response headers; a body may take longer. The clock stands still while
 	// the request body is sent. 0: no limit. It is ignored where the context's deadline comes first.
@@ -55,6 +57,11 @@ type Config struct {
 	// NestedRetries retries also a request that is itself a retry, by its x-envoy-attempt-count or because it is made
 	// within one. Without it three layers of three tries make 7 calls at worst, with it 27.
 	NestedRetries bool
+}
+
+// Equal reports whether the settings are the same.
+func (c Config) Equal(other Config) bool {
+	return reflect.DeepEqual(c, other) // of reloads, not of calls
 }
 
 // Policy is a compiled Config. It is immutable and safe for concurrent use.
@@ -99,17 +106,14 @@ func Compile(config Config) (*Policy, error) {
 	if c.BodyLimit == 0 {
 		c.BodyLimit = DefaultBodyLimit
 	}
-	if c.RetriableHeaders != "" {
-		if c.On.Conditions&RetriableHeaders == 0 {
-			return nil, fmt.Errorf("retry: RetriableHeaders %q without that condition in On", c.RetriableHeaders)
+	if len(c.RetriableHeaders) > 0 && c.On.Conditions&RetriableHeaders == 0 {
+		return nil, fmt.Errorf("retry: RetriableHeaders %q without that condition in On", c.RetriableHeaders)
+	}
+	for _, name := range c.RetriableHeaders {
+		if !field.IsToken(name) {
+			return nil, fmt.Errorf("retry: bad header name %q in RetriableHeaders", name)
 		}
-		for name := range strings.SplitSeq(c.RetriableHeaders, ",") {
-			name = strings.TrimSpace(name)
-			if !token(name) {
-				return nil, fmt.Errorf("retry: bad header name %q in RetriableHeaders", name)
-			}
-			p.headers = append(p.headers, http.CanonicalHeaderKey(name))
-		}
+		p.headers = append(p.headers, http.CanonicalHeaderKey(name))
 	}
 	// Only where it makes a difference: finding out costs a context and a callback a try.
 	p.trace = c.On.Conditions&ResetBeforeRequest != 0 && c.On.Conditions&anyFailure == 0
@@ -119,16 +123,4 @@ func Compile(config Config) (*Policy, error) {
 // Config returns the configuration with its defaults filled in.
 func (p *Policy) Config() Config {
 	return p.config
-}
-
-// token reports whether s can be a header name (RFC 9110, section 5.6.2).
-func token(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		letter := c|0x20 >= 'a' && c|0x20 <= 'z'
-		if !letter && (c < '0' || c > '9') && strings.IndexByte("!#$%&'*+-.^_`|~", c) < 0 {
-			return false
-		}
-	}
-	return s != ""
 }

@@ -157,7 +157,7 @@ func testOn(t *testing.T) {
 		}
 		config := retry.Config{Retries: 1, On: on, PerTryTimeout: time.Millisecond}
 		if on.Conditions&retry.RetriableHeaders != 0 {
-			config.RetriableHeaders = "x-other, x-again"
+			config.RetriableHeaders = []string{"x-other", "x-again"}
 		}
 		loop := retry.Loop{Policy: policy(t, config)}
 		for name, outcome := range outcomes {
@@ -182,9 +182,9 @@ func TestCompile_Errors(t *testing.T) {
 		"max below base":            {Backoff: 2, MaxBackoff: 1},
 		"max below default base":    {MaxBackoff: time.Millisecond},
 		"unknown condition":         {On: retry.On{Conditions: 1 << 31}},
-		"bad header":                {On: retry.On{Conditions: retry.RetriableHeaders}, RetriableHeaders: "a b"},
-		"empty header":              {On: retry.On{Conditions: retry.RetriableHeaders}, RetriableHeaders: "a,"},
-		"headers without condition": {RetriableHeaders: "a"},
+		"bad header":                {On: retry.On{Conditions: retry.RetriableHeaders}, RetriableHeaders: []string{"a b"}},
+		"empty header":              {On: retry.On{Conditions: retry.RetriableHeaders}, RetriableHeaders: []string{"a", ""}},
+		"headers without condition": {RetriableHeaders: []string{"a"}},
 	} {
 		if _, err := retry.Compile(config); err == nil {
 			t.Errorf("%s: Compile(%+v) gave no error", name, config)
@@ -215,7 +215,7 @@ func TestCompile_Defaults(t *testing.T) {
 		Backoff: 25 * time.Millisecond, MaxBackoff: 250 * time.Millisecond, MaxRetryAfter: 10 * time.Second,
 		BodyLimit: 64 << 10,
 	}
-	if got != want {
+	if !got.Equal(want) {
 		t.Errorf("Config() = %+v, want %+v", got, want)
 	}
 }

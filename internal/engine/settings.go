@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -17,8 +18,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// clusterConfig is everything that decides how a target is treated. It is comparable: a cluster outlives a reload that
-// leaves it as it is.
+// clusterConfig is everything that decides how a target is treated. A cluster outlives a reload that leaves it as it is.
 type clusterConfig struct {
 	policy.Cluster
 	service discovery.Service
@@ -65,7 +65,7 @@ func (c *clusterConfig) same(other *clusterConfig) bool {
 	if c.peers.Equal(other.peers) {
 		c.peers = other.peers
 	}
-	return *c == *other
+	return reflect.DeepEqual(c, other)
 }
 
 // timesAnswers says whether it matters how long the endpoints take to answer.

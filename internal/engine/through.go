@@ -95,7 +95,7 @@ func (t *Try) Mirror() bool {
 func (t *Try) ReadsHeader() bool {
 	c := t.call
 	return c.setCookie != "" || c.backend != nil && c.backend.Response != nil ||
-		c.entry != nil && c.host.policy(c.entry).Config().RetriableHeaders != ""
+		c.entry != nil && len(c.host.policy(c.entry).Config().RetriableHeaders) > 0
 }
 
 // Again chooses another endpoint for the same try, if there is another, and returns its link. It is for a protocol library

@@ -109,14 +109,15 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // layered returns what sends the requests of b, with the layers that its route asks for.
 func (t *Transport) layered(b *Backend) (http.RoundTripper, error) {
 	r := b.entry.Route
-	if r.Timeout == 0 && r.Fault == (fault.Config{}) && r.Retry == (retry.Config{}) {
+	retries := r.Retry.Retries > 0 || r.Retry.PerTryTimeout > 0
+	if r.Timeout == 0 && r.Fault == (fault.Config{}) && !retries {
 		return t.base(b.Target)
 	}
 	if rt, ok := t.layers.Load(b); ok {
 		return rt.(http.RoundTripper), nil
 	}
 	var rt http.RoundTripper = &destination{t, b.Target}
-	if r.Retry != (retry.Config{}) {
+	if retries {
 		rt = &retry.Transport{Base: rt, Config: r.Retry}
 	}
 	if r.Timeout > 0 { // bounds all tries and waits

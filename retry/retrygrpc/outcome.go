@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"strconv"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -70,8 +69,8 @@ func retriable(ctx context.Context, config *retry.Config, o *outcome) (retry.Rea
 		case len(o.trailer["x-envoy-ratelimited"]) > 0:
 			return retry.Succeeded, on.Conditions&retry.RateLimited != 0
 		}
-		for name := range strings.SplitSeq(config.RetriableHeaders, ",") {
-			if name != "" && len(o.trailer.Get(strings.TrimSpace(name))) > 0 {
+		for _, name := range config.RetriableHeaders {
+			if len(o.trailer.Get(name)) > 0 {
 				return retry.Succeeded, true
 			}
 		}

@@ -40,7 +40,7 @@ func TestRetries(t *testing.T) {
 			if tt.want.Retries > 0 { // Envoy looks at none of these
 				tt.want.MaxRetryAfter, tt.want.AnyMethod, tt.want.NestedRetries = -1, true, true
 			}
-			if got := all["ns/a"].Routes(istio.Client{})[0].Retry; got != tt.want {
+			if got := all["ns/a"].Routes(istio.Client{})[0].Retry; !got.Equal(tt.want) {
 				t.Errorf("Retry = %+v, want %+v", got, tt.want)
 			}
 		})

@@ -4,7 +4,6 @@ import (
 	"maps"
 	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -129,16 +128,14 @@ func (h *ConsistentHashLB) key() balancer.HashKey {
 	cookie := h.HTTPCookie
 	key := balancer.HashKey{Source: balancer.CookieKey, Name: cookie.Name}
 	if cookie.TTL.Set {
-		var attributes []string
-		for _, a := range cookie.Attributes {
-			if a.Value == "" {
-				attributes = append(attributes, a.Name)
-			} else {
-				attributes = append(attributes, a.Name+"="+a.Value)
-			}
-		}
 		key.Generate, key.TTL, key.Path = true, cookie.TTL.Truncate(time.Second), cookie.Path
-		key.Attributes = strings.Join(attributes, "; ")
+		for _, a := range cookie.Attributes {
+			attribute := a.Name
+			if a.Value != "" {
+				attribute += "=" + a.Value
+			}
+			key.Attributes = append(key.Attributes, attribute)
+		}
 	}
 	return key
 }
@@ -152,21 +149,16 @@ func (l *LocalityLoadBalancerSetting) translate(own discovery.Locality, labels m
 	if l.Enabled != nil && !*l.Enabled {
 		return balancer.Locality{}
 	}
-	var rules []string
 	for _, d := range l.Distribute {
-		var to []string
+		rule := balancer.Distribution{From: d.From}
 		for _, place := range slices.Sorted(maps.Keys(d.To)) {
-			to = append(to, place+"="+strconv.FormatUint(uint64(d.To[place]), 10))
+			rule.To = append(rule.To, balancer.Portion{Place: place, Weight: uint32(d.To[place])})
 		}
-		rules = append(rules, d.From+" => "+strings.Join(to, ", "))
+		out.Distribute = append(out.Distribute, rule)
 	}
-	out.Distribute = strings.Join(rules, "; ")
-	var failover []string
 	for _, f := range l.Failover {
-		failover = append(failover, f.From+"="+f.To)
+		out.Failover = append(out.Failover, balancer.Failover{From: f.From, To: f.To})
 	}
-	out.Failover = strings.Join(failover, ", ")
-	var priority []string
 	for _, label := range l.FailoverPriority {
 		name, value, given := strings.Cut(label, "=")
 		if !given {
@@ -175,10 +167,9 @@ func (l *LocalityLoadBalancerSetting) translate(own discovery.Locality, labels m
 				break
 			}
 		}
-		priority = append(priority, name+"="+value)
+		out.FailoverPriority = append(out.FailoverPriority, balancer.Label{Name: name, Value: value})
 	}
-	out.FailoverPriority = strings.Join(priority, ", ")
-	if len(l.FailoverPriority) > 0 && len(priority) == 0 {
+	if len(l.FailoverPriority) > 0 && len(out.FailoverPriority) == 0 {
 		return balancer.Locality{}
 	}
 	return out

@@ -127,7 +127,7 @@ func TestRetries(t *testing.T) {
 			p := read(t, "{routes: [{name: a, condition: {method: GET}, "+tt.fields+"}]}")
 			got := p.Routes[0].Retry
 			if tt.retries == none {
-				if got != (retry.Config{}) {
+				if !got.Equal(retry.Config{}) {
 					t.Errorf("retry = %+v, want none", got)
 				}
 				return
