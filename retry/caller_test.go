@@ -47,7 +47,7 @@ func TestCancelChannelEndsTheWaitForARetry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		cancel := make(chan struct{})
 		req := newRequest(t, "GET", "http://service/", nil)
-		req.Cancel = cancel
+		req.Cancel = cancel //lint:ignore SA1019 net/http still honours it
 		time.AfterFunc(time.Second, func() { close(cancel) })
 		loop := retry.Loop{
 			Policy: policy(t, retry.Config{Retries: 1, Backoff: time.Hour}),

@@ -147,7 +147,7 @@ func (l *Loop) sleep(req *http.Request, d time.Duration) error {
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
-	case <-req.Cancel:
+	case <-req.Cancel: //lint:ignore SA1019 net/http still honours it
 		return caller.ErrCanceled
 	}
 }

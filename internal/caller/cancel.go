@@ -1,5 +1,7 @@
 package caller
 
+//lint:file-ignore SA1019 Request.Cancel is deprecated, but net/http still honours it
+
 import (
 	"context"
 	"errors"

@@ -166,7 +166,7 @@ func TestFailingGetBodyBeneathIsTheCallers(t *testing.T) {
 func TestCancelChannelIsTheCallers(t *testing.T) {
 	cancel := make(chan struct{})
 	req := httptest.NewRequest("GET", "http://a/", nil)
-	req.Cancel = cancel
+	req.Cancel = cancel //lint:ignore SA1019 net/http still honours it
 	boom := errors.New("boom")
 	if got := failure.Of(t.Context(), req, boom); got != failure.Reset {
 		t.Errorf("Of = %v, want %v", got, failure.Reset)

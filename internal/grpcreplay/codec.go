@@ -32,7 +32,6 @@ func EncodingOf(opts []grpc.CallOption) Encoding {
 			e.codec, forced = opt.CodecV2, true
 		case grpc.ForceCodecCallOption:
 			e.codec, forced = bridge{opt.Codec, opt.Codec.Name()}, true
-		//lint:ignore SA1019 as long as gRPC has it
 		case grpc.CustomCodecCallOption:
 			e.codec, forced = bridge{opt.Codec, ""}, true
 		}
