@@ -58,7 +58,7 @@ func (e *Error) Error() string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "mesh: %s: ", targetName(e.Target))
-	if text := cause.Error(); strings.HasPrefix(text, e.Layer+": ") {
+	if text := cause.Error(); cause == ErrClosed || strings.HasPrefix(text, e.Layer+": ") {
 		b.WriteString(text)
 	} else {
 		fmt.Fprintf(&b, "%s: %s", e.Layer, text)

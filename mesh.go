@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -19,7 +20,7 @@ type Mesh struct {
 	workload  policy.Workload // which documents are compiled for
 	identity  *tlsid.Keeper   // nil without one
 	engine    *engine.Engine  // takes calls to their destinations
-	transport *transport
+	transport *enginehttp.Transport
 	server    server
 	documents documents
 
@@ -52,7 +53,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	}); err != nil {
 		return nil, err
 	}
-	m.transport = &transport{m.engine}
+	m.transport = enginehttp.New(m.engine)
 	m.closing, m.cancel = context.WithCancel(context.Background())
 	if err := m.begin(ctx, o); err != nil {
 		m.Close()
@@ -101,26 +102,6 @@ func (m *Mesh) Wrap(client *http.Client) *http.Client {
 // Request is the caller's, or, after retries, a copy of it that knows their number (see [retry.Attempts]).
 func (m *Mesh) Transport() http.RoundTripper {
 	return m.transport
-}
-
-// transport is what Transport returns.
-type transport struct {
-	engine *engine.Engine
-}
-
-// RoundTrip implements http.RoundTripper.
-func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
-	return t.engine.RoundTrip(req)
-}
-
-// CloseIdleConnections closes the connections that serve no call.
-func (t *transport) CloseIdleConnections() {
-	t.engine.CloseIdleConnections()
-}
-
-// Engine is for the adapters of this module, which find it with engine.Of: the type is internal.
-func (t *transport) Engine() *engine.Engine {
-	return t.engine
 }
 
 // DialContext connects to a service for protocols other than HTTP, such as those of databases: it finds the endpoints,

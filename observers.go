@@ -3,7 +3,6 @@ package mesh
 import (
 	"context"
 	"net"
-	"net/http"
 	"slices"
 	"time"
 
@@ -78,9 +77,8 @@ type callRecord struct {
 }
 
 // callStart tells the observers that a call begins. It returns the context to go on with.
-func (m *Mesh) callStart(ctx context.Context, req *http.Request, start time.Time, mirror bool) (
-	context.Context, engine.CallObserver) {
-	r := &callRecord{Call: Call{Request: req, Start: start, Mirror: mirror}, mesh: m, ctx: ctx}
+func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.Context, engine.CallObserver) {
+	r := &callRecord{Call: Call{Request: start.Request, Start: start.Start, Mirror: start.Mirror}, mesh: m, ctx: ctx}
 	for i := range m.observers {
 		if f := m.observers[i].CallStart; f != nil {
 			r.ctx = f(r.ctx, &r.Call)

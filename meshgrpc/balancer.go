@@ -59,7 +59,7 @@ func (b *connections) Pick(info balancer.PickInfo) (balancer.PickResult, error) 
 }
 
 // choose returns a connection of link, counted, or the one that is being made. waits is the one that the call waited for.
-func (b *connections) choose(link *engine.Link, c *client, waits *conn) (ready, dialling *conn, err error) {
+func (b *connections) choose(link *engine.Connections, c *client, waits *conn) (ready, dialling *conn, err error) {
 	for g := b.groups.get(link); ; g = nil {
 		if g == nil {
 			if g, err = b.open(link, c); err != nil {
@@ -94,7 +94,7 @@ func (b *connections) failed(err error) error {
 }
 
 // open returns the group of a link that had none.
-func (b *connections) open(link *engine.Link, c *client) (*group, error) {
+func (b *connections) open(link *engine.Connections, c *client) (*group, error) {
 	g := &group{owner: b, link: link, limits: limitsOf(link.Limits())}
 	b.mu.Lock()
 	if b.closed {
@@ -168,15 +168,15 @@ func (b *connections) Close() {
 // table finds the groups of links. Links come and go seldom, and are looked up with every call: what is looked up often is in
 // a map that does not change.
 type table struct {
-	read atomic.Pointer[map[*engine.Link]*group] // some of all, and some that are gone
+	read atomic.Pointer[map[*engine.Connections]*group] // some of all, and some that are gone
 
 	mu     sync.Mutex
-	all    map[*engine.Link]*group
+	all    map[*engine.Connections]*group
 	missed int // lookups, since read is what it is
 	gone   int // of read
 }
 
-func (t *table) get(link *engine.Link) *group {
+func (t *table) get(link *engine.Connections) *group {
 	if read := t.read.Load(); read != nil {
 		if g := (*read)[link]; g != nil {
 			return g
@@ -207,7 +207,7 @@ func (t *table) add(g *group) *group {
 		return known
 	}
 	if t.all == nil {
-		t.all = make(map[*engine.Link]*group)
+		t.all = make(map[*engine.Connections]*group)
 	}
 	t.all[g.link] = g
 	return g

@@ -144,7 +144,7 @@ func picks(t testing.TB, n int) []*try {
 			Address: fmt.Sprintf("127.1.%d.%d", i/250, 1+i%250), Port: ln.Addr().(*net.TCPAddr).Port,
 		})
 	}
-	seen := make(map[*engine.Link]*try)
+	seen := make(map[*engine.Connections]*try)
 	conn := through(t, endpoints, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any,
 		cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		err := invoker(ctx, method, in, out, cc, opts...)
@@ -203,7 +203,7 @@ func BenchmarkPick(b *testing.B) {
 			tries := picks(b, n)
 			picker := connectionsOf(b, tries[0])
 			// A try is new, and the processor has it and its link at hand; what is found with them may be out of reach.
-			tr, links := tries[0], make([]*engine.Link, n)
+			tr, links := tries[0], make([]*engine.Connections, n)
 			for i, t := range tries {
 				links[i] = t.link
 			}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 )
 
 // Scheme is the scheme of the targets that [DialOptions] resolves, as in "mesh:///order-service:8080".
@@ -29,7 +30,7 @@ const Scheme = "mesh"
 // The options may serve several ClientConns, which do not share connections. To end in order, close them before m.
 func DialOptions(m *mesh.Mesh) []grpc.DialOption {
 	c := &client{}
-	c.transport = engine.Of(m.Transport()).Through(c.send)
+	c.transport = enginehttp.Through(engine.Of(m.Transport()), c.send)
 	return []grpc.DialOption{
 		grpc.WithResolvers(resolverBuilder{}),
 		grpc.WithDefaultServiceConfig(`{"loadBalancingConfig":[{"` + BalancerName + `":{}}]}`),
@@ -53,19 +54,19 @@ const (
 // client is what the ClientConns of one DialOptions share.
 type client struct {
 	transport http.RoundTripper // the mesh
-	links     sync.Map          // *engine.Link to *membership
+	links     sync.Map          // *engine.Connections to *membership
 }
 
 // caller is a call on its way through the mesh. The context of its request leads to it.
 type caller interface {
 	// attempt makes one try.
-	attempt(req *http.Request, mt *engine.Try) (*http.Response, error)
+	attempt(req *http.Request, mt *enginehttp.Try) (*http.Response, error)
 }
 
 type callerKey struct{}
 
-// send is the engine.Sender.
-func (c *client) send(req *http.Request, mt *engine.Try) (*http.Response, error) {
+// send is the enginehttp.Sender.
+func (c *client) send(req *http.Request, mt *enginehttp.Try) (*http.Response, error) {
 	return req.Context().Value(callerKey{}).(caller).attempt(req, mt)
 }
 

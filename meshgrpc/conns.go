@@ -23,7 +23,7 @@ type group struct {
 	ready  atomic.Pointer[[]*conn] // nil if there is none
 	limits limits
 	owner  *connections
-	link   *engine.Link
+	link   *engine.Connections
 
 	mu       sync.Mutex
 	closed   bool

@@ -16,7 +16,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/deadline"
-	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
@@ -201,7 +201,7 @@ func (s *stream) conclude(f *flow) {
 }
 
 // attempt implements caller.
-func (s *stream) attempt(req *http.Request, mt *engine.Try) (*http.Response, error) {
+func (s *stream) attempt(req *http.Request, mt *enginehttp.Try) (*http.Response, error) {
 	body.CloseRequest(req)
 	if mt.Mirror() {
 		return nil, errStreamMirror

@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
@@ -23,7 +24,7 @@ import (
 type try struct {
 	context.Context // of the request, with the metadata to send
 	call            *call
-	mesh            *engine.Try
+	mesh            *enginehttp.Try
 	req             *http.Request
 	done            func(balancer.DoneInfo) // ended, made once
 
@@ -32,7 +33,7 @@ type try struct {
 	over    bool // no further pick
 	picked  bool // our picker was asked at all
 	given   bool // a connection was given
-	link    *engine.Link
+	link    *engine.Connections
 	waits   *conn // that is being made
 	conn    *conn // that the try is counted on
 	failure error // why there is none
@@ -65,7 +66,7 @@ func (t *try) Value(key any) any {
 }
 
 // begin makes t a try of c.
-func (t *try) begin(c *call, req *http.Request, mt *engine.Try) {
+func (t *try) begin(c *call, req *http.Request, mt *enginehttp.Try) {
 	t.Context = outgoing(req.Context(), req.Header, c.header, mt.Number())
 	t.call, t.mesh, t.req, t.link = c, mt, req, mt.Link()
 	t.done = t.ended

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/nosidecar/mesh/internal/body"
-	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 )
 
@@ -103,7 +103,7 @@ func (t *try) metadata() (header, trailer metadata.MD) {
 }
 
 // attempt implements caller.
-func (u *unary) attempt(req *http.Request, mt *engine.Try) (*http.Response, error) {
+func (u *unary) attempt(req *http.Request, mt *enginehttp.Try) (*http.Response, error) {
 	if mt.Mirror() {
 		return u.mirror(req, mt)
 	}
@@ -174,7 +174,7 @@ func (u *unary) body() (io.ReadCloser, error) {
 }
 
 // mirror sends a copy. Nothing of it reaches the caller.
-func (u *unary) mirror(req *http.Request, mt *engine.Try) (*http.Response, error) {
+func (u *unary) mirror(req *http.Request, mt *enginehttp.Try) (*http.Response, error) {
 	message, err := io.ReadAll(req.Body)
 	body.CloseRequest(req)
 	if err != nil {

@@ -3,203 +3,156 @@ package engine
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/http"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
-	"github.com/nosidecar/mesh/internal/body"
-	"github.com/nosidecar/mesh/internal/caller"
-	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/policy/limit"
-	"github.com/nosidecar/mesh/retry"
 )
 
-// attempted is one try. It ends with its response body, and then, exactly once, gives back its slots and says how the
-// endpoint did.
-type attempted struct {
-	body     body.Reader
-	call     *call
-	host     *balancer.Host
-	link     *Link
+// Attempt is one attempt of a call: what it holds of its destination. [Call.Acquire] fills it in; then it ends exactly once,
+// with End or Abandon, and gives back its slots and says how the endpoint did.
+type Attempt struct {
+	call     *Call
 	slot     limit.Slot
 	lease    breaker.Lease
-	status   int
-	grpc     *http.Response // of a gRPC call, whose status comes at its end
-	sent     time.Time
+	endpoint *balancer.Host
+	conns    *Connections
+	sent     time.Time // zero if nobody wants to know
 	latency  time.Duration
-	observer AttemptObserver // nil if nobody observes attempts
+	observer AttemptObserver // nil if nobody observes
 }
 
-var _ retry.Attempter = (*call)(nil)
-
-// Attempt implements retry.Attempter: it makes one try, stages 7 to 11.
-func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
-	c.tries, c.tryFlags, c.layer = n, 0, LayerEndpoint
-	a := &c.first
-	if n > 1 {
-		a = new(attempted)
-	}
+// Acquire begins the n-th attempt, counted from 1: it passes the limits and the circuit, and picks an endpoint and the
+// connections to it. ctx is that of the attempt. If it fails nothing is held, and the attempt is over.
+func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) (err error) {
 	a.call = c
 	cluster := c.cluster
 
-	// Limits come before the circuit: that a queue is full says nothing about the destination.
-	ctx, stop := caller.Wait(req.Context(), req)
-	slot, err := cluster.conns.pool.Acquire(ctx, cluster.conns.multiplexed.Load())
-	stop()
-	if err != nil {
-		body.CloseRequest(req)
-		if err == limit.ErrOverflow {
-			return c.overflowed(), nil
-		}
-		c.layer = LayerLimit // the call ended while it waited for its turn
-		return nil, err
-	}
-	a.slot = slot
-
-	// The circuit is the destination's, so a try that it refuses is not worth another one.
-	if cluster.circuit != nil {
-		if a.lease, err = cluster.circuit.Allow(); err != nil {
-			a.slot.Release()
-			body.CloseRequest(req)
-			return nil, c.refuse(LayerBreaker, FlagOverflow, err)
+	// 7. Limits come before the circuit: that a queue is full says nothing about the destination. A connection is counted
+	// when it is made.
+	if c.kind != Raw {
+		if a.slot, err = cluster.sockets.pool.Acquire(ctx, cluster.sockets.multiplexed.Load()); err == limit.ErrOverflow {
+			return overflow(err)
+		} else if err != nil {
+			return interrupted(LayerLimit, err) // the call ended while it waited for its turn
 		}
 	}
-
-	sent := false
+	acquired := false
 	defer func() {
-		if !sent { // no endpoint, a panic or a Goexit
+		if !acquired { // no endpoint, a panic or a Goexit
 			a.release(breaker.NoResult, breaker.Ignored)
-			if a.observer != nil {
-				a.observeEnd(nil)
-			}
 		}
 	}()
-	if err = a.pick(req); err != nil {
-		body.CloseRequest(req)
-		return nil, err
-	}
-	if at, ok := c.ctx.Deadline(); ok {
-		req = c.withDeadline(req, at, n)
-	}
-	if cluster.config.timesAnswers() || c.engine.hooks.Attempts {
-		a.sent = time.Now()
-	}
-	if c.engine.hooks.Attempts {
-		req = a.observeStart(req, n)
-	}
-	c.attempts++
-	c.sent = req
-	resp, err := c.exchange(req, a)
-	sent = true
-	if err != nil {
-		a.End(err)
-		if errors.Is(err, limit.ErrOverflow) { // there was no room for another connection
-			return c.overflowed(), nil
-		}
-		return nil, err
-	}
-	a.status = resp.StatusCode
-	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/grpc") {
-		a.grpc = resp
-	}
-	if resp.ProtoMajor == 2 && !cluster.conns.multiplexed.Load() {
-		cluster.conns.multiplexed.Store(true)
-	}
-	if !a.sent.IsZero() {
-		a.latency = time.Since(a.sent)
-		a.lease.Answered()
-	}
-	a.body.Attach(resp, a)
-	return resp, nil
-}
 
-// withDeadline returns the request of the n-th try with the header that tells the server how long its caller will wait.
-func (c *call) withDeadline(req *http.Request, at time.Time, n int) *http.Request {
-	if req == c.req || req == c.out {
-		copied := *req
-		req = &copied
-	}
-	if n == 1 { // the header of a retry is its own
-		if req.Header = maps.Clone(req.Header); req.Header == nil {
-			req.Header = make(http.Header)
+	// 8. The circuit is the destination's, so an attempt that it refuses is not worth another one.
+	if cluster.circuit != nil {
+		if a.lease, err = cluster.circuit.Allow(); err != nil {
+			return refuse(LayerBreaker, FlagOverflow, err)
 		}
 	}
-	deadline.SetHeader(req.Header, at)
-	return req
-}
 
-// overflowed returns the answer to a call for which the pool has no room.
-func (c *call) overflowed() *http.Response {
-	c.layer, c.tryFlags = LayerLimit, FlagOverflow
-	return limit.OverflowResponse(c.req)
-}
-
-// exchange sends the request of a try and waits for the answer.
-func (c *call) exchange(req *http.Request, a *attempted) (*http.Response, error) {
-	switch {
-	case c.sender != nil:
-		return c.sender(req, (*Try)(a))
-	case c.engine.replaced != nil:
-		return c.engine.replaced.RoundTrip(req)
-	}
-	return a.link.roundTrip(req)
-}
-
-// pick chooses the endpoint of a try, and the connections to it.
-func (a *attempted) pick(req *http.Request) error {
-	c, now := a.call, a.call.start
-	if c.tries > 1 {
+	// 9 and 10. An endpoint, and the connections to it.
+	now := c.start
+	if n > 1 {
 		now = time.Now()
 	}
-	ctx, stop := caller.Wait(req.Context(), req)
-	host, err := c.pick(ctx, now)
-	stop()
-	if err != nil {
+	if err := a.pick(ctx, now); err != nil {
 		return err
 	}
-	a.host = host
-	if a.link, err = host.Value().(*endpoint).enter(c.engine.identity, req.URL.Scheme); err != nil {
-		return c.refuse(LayerIdentity, FlagConnectFailure, err)
+	acquired = true
+	c.sent++
+	if c.kind == Raw || cluster.config.timesAnswers() || c.engine.hooks.Attempts {
+		a.sent = time.Now()
 	}
 	return nil
 }
 
-// pick chooses an endpoint.
-func (c *call) pick(ctx context.Context, now time.Time) (*balancer.Host, error) {
-	h, layer, err := c.cluster.pick(ctx, balancer.PickInfo{Hash: c.key, HasHash: c.hasKey, Tried: c.avoid}, now)
-	switch {
-	case err == nil:
-	case layer == LayerDiscovery:
-		return nil, c.undiscovered(ctx, err)
-	default:
-		return nil, c.refuse(layer, FlagNoHealthyUpstream, err)
+// overflow is the answer to a call for which the pool has no room.
+func overflow(err error) error {
+	return prescribe(LayerLimit, FlagOverflow, err, limit.OverflowResponse)
+}
+
+// pick chooses an endpoint, and the connections to it.
+func (a *Attempt) pick(ctx context.Context, now time.Time) error {
+	c := a.call
+	h, err := c.cluster.pick(ctx, c.pick, now)
+	if err != nil {
+		return err
 	}
+	a.endpoint = h
 	if c.avoidsTried() {
-		if c.avoid == nil {
-			c.avoid = c.tried[:0]
+		if c.pick.Tried == nil {
+			c.pick.Tried = c.tried[:0]
 		}
-		c.avoid = append(c.avoid, h.ID())
+		c.pick.Tried = append(c.pick.Tried, h.ID())
 	}
-	return h, nil
+	if a.conns, err = h.Value().(*endpoint).enter(c.engine.identity, c.ownTLS); err != nil {
+		return refuse(LayerIdentity, FlagConnectFailure, err)
+	}
+	return nil
 }
 
 // avoidsTried says whether retries prefer endpoints that were not tried. A key that leads to one endpoint, with no other
 // destination to go to, leads there again, as in Istio.
-func (c *call) avoidsTried() bool {
-	return c.entry != nil && !c.entry.Route.RetryTried && (!c.hasKey || c.entry.Backends() > 1)
+func (c *Call) avoidsTried() bool {
+	switch {
+	case c.kind == Raw:
+		return true
+	case c.rule == nil: // a copy has one attempt
+		return false
+	}
+	return !c.rule.Route.RetryTried && (!c.pick.HasHash || c.rule.Backends() > 1)
 }
 
-// End implements body.Ender: it reports the outcome of the try.
-func (a *attempted) End(err error) {
-	result, outcome := breaker.Result(a.status), breaker.Success
-	if a.grpc != nil && err == nil {
-		result = grpcResult(a.grpc, result)
+// Connections returns the connections that the attempt uses.
+func (a *Attempt) Connections() *Connections { return a.conns }
+
+// Call returns the call that the attempt is of.
+func (a *Attempt) Call() *Call { return a.call }
+
+// Again chooses another endpoint for the same attempt, if there is another. It is for a protocol library that begins anew on
+// its own where it knows that nothing was sent. failed says that the endpoint could not be connected to. After an error the
+// attempt still ends with End.
+func (a *Attempt) Again(ctx context.Context, failed bool) error {
+	result := breaker.NoResult
+	if failed {
+		result = breaker.ConnectFailure
 	}
+	a.report(result)
+	a.leave(failed)
+	if err := a.pick(ctx, time.Now()); err != nil {
+		return err
+	}
+	if a.observer != nil {
+		a.observer.Moved(a.endpoint.ID())
+	}
+	return nil
+}
+
+// Observe tells the observers, if there are any for attempts, that the n-th attempt begins. They may change header, which
+// is what will be sent. It returns the context to go on with.
+func (a *Attempt) Observe(ctx context.Context, n int, header http.Header) context.Context {
+	ctx, a.observer = a.call.observer.Attempt(ctx, AttemptStart{
+		Number: n, Endpoint: a.endpoint.ID(), Header: header, Start: a.sent,
+	})
+	return ctx
+}
+
+// Answered says that the endpoint has begun to answer.
+func (a *Attempt) Answered() {
+	if !a.sent.IsZero() {
+		a.latency = time.Since(a.sent)
+		a.lease.Answered()
+	}
+}
+
+// End ends an attempt that was sent. The result is what it counts as if err is nil, the status what observers are told: that
+// of HTTP, or 0. The error that it returns is that of the attempt.
+func (a *Attempt) End(status int, result breaker.Result, err error) error {
+	outcome := breaker.Success
 	if err != nil {
 		result, outcome = a.judge(err)
 	} else if result >= http.StatusInternalServerError {
@@ -207,33 +160,30 @@ func (a *attempted) End(err error) {
 	}
 	a.release(result, outcome)
 	if a.observer != nil {
-		a.observeEnd(err)
+		a.observer.End(status, err, time.Since(a.sent))
 	}
+	if errors.Is(err, limit.ErrOverflow) { // there was no room for another connection
+		return overflow(err)
+	}
+	return err
 }
 
-// grpcResult is what a gRPC call counts as that was answered with a status of HTTP, which is 200 whatever became of it.
-func grpcResult(resp *http.Response, status breaker.Result) breaker.Result {
-	text := resp.Header.Get("Grpc-Status") // where there is nothing else to say
-	if text == "" {
-		text = resp.Trailer.Get("Grpc-Status")
+// Abandon ends an attempt that was not sent, or that panicked.
+func (a *Attempt) Abandon() {
+	a.release(breaker.NoResult, breaker.Ignored)
+	if a.observer != nil {
+		a.observer.End(0, nil, time.Since(a.sent))
 	}
-	code, err := strconv.ParseUint(text, 10, 32)
-	if err != nil {
-		return status
-	}
-	return breaker.Result(failure.GRPCStatus(uint32(code)))
 }
 
 // judge says what an error means for the endpoint and for the destination.
-func (a *attempted) judge(err error) (breaker.Result, breaker.Outcome) {
+func (a *Attempt) judge(err error) (breaker.Result, breaker.Outcome) {
 	c := a.call
-	kind, ours := failure.Of(c.ctx, c.sent, err), c.timedOut()
-	c.tryFlags = flagsOf(kind, ours)
-	switch kind {
+	switch c.failure(err) {
 	case failure.Refused, failure.Canceled, failure.BadRequest:
 		return breaker.NoResult, breaker.Ignored
 	case failure.RequestTimeout:
-		if !ours {
+		if !c.timedOut() {
 			return breaker.NoResult, breaker.Ignored
 		}
 		return breaker.Timeout, breaker.Failure
@@ -245,22 +195,30 @@ func (a *attempted) judge(err error) (breaker.Result, breaker.Outcome) {
 	return breaker.Reset, breaker.Failure
 }
 
-// release gives everything back that the try holds. Nothing of the try is used after it.
-func (a *attempted) release(result breaker.Result, outcome breaker.Outcome) {
-	a.leave(result, outcome == breaker.Failure)
+// release gives everything back that the attempt holds.
+func (a *Attempt) release(result breaker.Result, outcome breaker.Outcome) {
+	a.report(result)
+	a.leave(outcome == breaker.Failure)
 	a.lease.Done(outcome)
 	a.slot.Release()
 }
 
-// leave says how the endpoint did, and leaves it.
-func (a *attempted) leave(result breaker.Result, failed bool) {
-	if a.host != nil {
-		if tracker := a.host.Value().(*endpoint).tracker; tracker != nil {
+// report tells outlier detection how the endpoint did.
+func (a *Attempt) report(result breaker.Result) {
+	if a.endpoint != nil {
+		if tracker := a.endpoint.Value().(*endpoint).tracker; tracker != nil {
 			tracker.Report(result)
 		}
-		a.host.Release(a.latency, failed)
 	}
-	if a.link != nil {
-		a.link.leave()
+}
+
+// leave leaves the endpoint.
+func (a *Attempt) leave(failed bool) {
+	if a.endpoint != nil {
+		a.endpoint.Release(a.latency, failed)
 	}
+	if a.conns != nil {
+		a.conns.leave()
+	}
+	a.endpoint, a.conns = nil, nil
 }

@@ -3,420 +3,388 @@ package engine
 import (
 	"context"
 	"errors"
-	"maps"
 	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/attempt"
-	"github.com/nosidecar/mesh/internal/body"
-	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
-	"github.com/nosidecar/mesh/internal/refusal"
-	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
 
-// RoundTrip sends a request of net/http.
-func (e *Engine) RoundTrip(req *http.Request) (*http.Response, error) {
-	if req.URL == nil || req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
-		return e.outside.RoundTrip(req) // which knows best what to say
-	}
-	c := &call{engine: e, req: req, start: time.Now()}
-	return c.run((*call).serve)
+// Request is what the engine sees of a call.
+type Request struct {
+	route.Request
+
+	// Host is what the caller dials: a host, or host:port. Authority may name another one, which then decides if a document
+	// names it too.
+	Host string
 }
 
-// mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
-func (e *Engine) mirror(target route.Target, req *http.Request) (*http.Response, error) {
-	sender, _ := req.Context().Value(senderKey{}).(Sender)
-	c := &call{engine: e, req: req, start: time.Now(), target: target, sender: sender, copied: true}
-	return c.run((*call).serveCopy)
+// Kind says how a call finds its destination.
+type Kind uint8
+
+const (
+	Routed Kind = iota // by the routes of its host
+	Copied             // it is the copy of another call, to a mirror of that
+	Raw                // it is a connection, which has no routes
+)
+
+// Adapter does for a protocol what the engine cannot: it knows what a call looks like there.
+type Adapter interface {
+	// Outside sends the call to a host outside the mesh.
+	Outside(ctx context.Context) error
+
+	// Prepare makes what is sent: the call with the rewrites of backend. match is that of [route.Table.Match].
+	Prepare(backend *route.Backend, match int) error
+
+	// Failure tells what kind of failure an error is, of the call or of an attempt.
+	Failure(err error) failure.Kind
+
+	// HashKey returns what consistent hashing goes by, if the call has it.
+	HashKey(key *balancer.HashKey) (value string, ok bool)
+
+	// Mirror sends copies of the call to the mirrors of rule. Each is a call of the kind Copied.
+	Mirror(rule *route.Entry)
+
+	// Send makes the attempts, each with [Call.Acquire], for as long as the loop has it. ctx bounds them all. Copies are
+	// sent once, without a Policy in the loop.
+	Send(ctx context.Context, loop retry.Loop) (retry.Reason, error)
 }
 
-// call is one request on its way through the mesh. It is the one allocation that every request costs, and holds the first
-// attempt, which usually is the only one.
-type call struct {
-	engine *Engine
-	sender Sender        // what makes the tries; nil for net/http
-	req    *http.Request // the caller's
-	out    *http.Request // what is sent: a copy, or req itself
-	sent   *http.Request // by the latest attempt; nil before
-	start  time.Time
-	ctx    context.Context // of the whole call, its deadline included
+// Call is one call on its way. It is meant to be embedded in the value that an adapter allocates for a call. It is used in
+// this order: Begin, Serve, End.
+type Call struct {
+	engine   *Engine
+	adapter  Adapter // nil for a connection
+	start    time.Time
+	ctx      context.Context // of the whole call; from stage 4 on with its deadline
+	observer CallObserver    // nil if nobody observes
+	limits   *deadline.Call  // nil if nothing is limited
 
-	// What the route decided.
-	view    *view
+	// Where it goes.
 	host    *host
-	entry   *route.Entry
-	backend *route.Backend
-	match   int
+	rule    *route.Entry   // nil if no route decided
+	backend *route.Backend // of rule
 	target  route.Target
-	cluster *cluster
+	cluster *cluster // which counts the call; nil outside the mesh
 
-	limits *deadline.Call // nil if nothing is limited
-	body   body.Reader
+	pick  balancer.PickInfo
+	tried [2]string // room for pick.Tried
 
-	// The key of consistent hashing, and the cookie that is set if the call came without one.
-	key       uint64
-	hasKey    bool
-	setCookie string
+	match  int32 // of rule
+	kind   Kind
+	ownTLS bool // the caller's URL asks for TLS
 
 	// How it went.
-	layer    Layer
-	flags    Flags // of the whole call
-	tryFlags Flags // of the latest attempt
-	tries    int   // attempts begun
-	attempts int   // requests sent
-	stopped  retry.Reason
-	status   int
-	entered  bool // the cluster counts the call
-	copied   bool // a mirrored copy
-
-	first attempted
-	tried [2]string // endpoints; further ones are on the heap
-	avoid []string
-
-	observer CallObserver // nil if nobody observes
+	stopped retry.Reason
+	flags   Flags
+	sent    int32 // attempts that were sent
 }
 
-// run makes the call with serve, and ends it exactly once: here if there is no response, and else with its body.
-func (c *call) run(serve func(*call, context.Context) (*http.Response, error)) (*http.Response, error) {
-	ctx := c.req.Context()
-	if c.engine.hooks.Call != nil {
-		ctx = c.observeStart(ctx)
+// Begin begins a call with the caller's context, or with one that derives from it. The observers see it as described, which
+// need not be there unless the engine is [Engine.Observed]. The context to go on with is that of [Call.Context].
+func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described *http.Request) {
+	c.engine, c.kind, c.ctx, c.start = e, kind, ctx, time.Now()
+	if e.hooks.Call != nil {
+		c.ctx, c.observer = e.hooks.Call(ctx, CallStart{Request: described, Start: c.start, Mirror: kind == Copied})
 	}
-	c.ctx = ctx
+}
+
+// Serve takes the call through all stages. It returns an error as the caller is to get it, and then the call has ended; or
+// the refusal that is answered with a response; or neither: then Outside or Send of the adapter has one. A call without an
+// error goes on until [Call.End]. The context wait, that of the call or one that ends earlier, is for waits before anything is
+// sent.
+//
+// If neither Outside nor Send was called, it is left to the adapter to drop what was to be sent.
+func (c *Call) Serve(wait context.Context, req *Request, target route.Target, a Adapter) (answer *Refusal, err error) {
 	returned := false
 	defer func() {
-		if !returned { // a panic or Goexit of the transport below, or of an observer
-			c.end(nil)
-			c.finish(nil)
+		if !returned { // a panic or Goexit below, or of an observer
+			c.endLimits(nil)
+			c.finish(0, nil)
 		}
 	}()
-	resp, err := serve(c, ctx)
+	c.adapter, c.target = a, target
+	err = c.serve(wait, req, a)
 	returned = true
-	if err != nil {
-		err = c.failed(err)
-		c.finish(err)
-		return nil, err
+	if err == nil {
+		return nil, nil
 	}
-	c.status = resp.StatusCode
-	attempt.Restore(resp, c.req, c.tries)
-	if c.backend != nil && c.backend.Response != nil && c.attempts > 0 {
-		sent := route.NewRequest(c.out)
-		c.backend.Response.Apply(resp.Header, &sent)
+	if answer = answerOf(err); answer != nil {
+		c.endLimits(nil)
+		c.flags |= answer.Flags
+		return answer, nil
 	}
-	if c.setCookie != "" {
-		resp.Header.Add("Set-Cookie", c.setCookie)
-	}
-	if c.limits != nil {
-		c.limits.Watch(resp)
-	}
-	c.body.Attach(resp, c)
-	return resp, nil
+	err = c.failed(err)
+	c.finish(0, err)
+	return nil, err
 }
 
-// End implements body.Ender: the call is over when its body is.
-func (c *call) End(err error) {
-	if err != nil {
-		c.flags |= flagsOf(failure.Of(c.ctx, c.sent, err), c.timedOut())
-	}
-	c.finish(err)
-}
-
-// finish releases what the call held and tells the observers. It runs once for each call.
-func (c *call) finish(err error) {
-	if c.entered {
-		c.cluster.leave()
-	}
-	if c.observer != nil {
-		c.observeEnd(err)
-	}
-}
-
-// serve is the way of a request, stage by stage.
-func (c *call) serve(ctx context.Context) (*http.Response, error) {
-	resp, err := c.route()
-	if resp != nil || err != nil {
-		body.CloseRequest(c.req)
-		return resp, err
+// serve is the way of a call, stage by stage. The package documentation of mesh has the reason for their order.
+func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
+	// 2. Where it goes.
+	if err := c.locate(wait, req); err != nil {
+		return err
 	}
 	if c.cluster == nil {
-		return c.engine.outside.RoundTrip(c.request(ctx))
+		return a.Outside(c.ctx)
 	}
-	return c.send(ctx)
-}
+	if c.kind == Copied {
+		_, err := a.Send(c.ctx, retry.Loop{})
+		return err
+	}
 
-// route finds out where the request goes: it sets cluster, or leaves it nil if the host is outside the mesh. A response
-// is the document's own answer.
-func (c *call) route() (*http.Response, error) {
-	for {
-		c.view = c.engine.view.Load()
-		c.host = c.view.hosts.lookup(c.req)
-		if c.host.outside(c.start) {
-			return nil, c.leaveMesh()
-		}
-		table := c.host.Routes
-		if table == nil {
-			table = c.view.plan.Defaults()
-		}
-		// The view of the request is the caller's: routing is by what was asked, not by what it is rewritten to.
-		request := route.NewRequest(c.req)
-		entry, match, ok := table.Match(&request)
-		if !ok {
-			c.layer, c.flags = LayerRoute, FlagNoRoute
-			return reply.New(c.req, http.StatusNotFound, nil), nil
-		}
-		c.entry, c.match = entry, match
-		if resp := entry.Respond(c.req, match); resp != nil {
-			c.layer = LayerRoute
-			return resp, nil
-		}
-		c.backend = entry.Pick(nil)
-		c.target = c.resolve(c.backend.Target)
-
-		cluster, err := c.engine.cluster(c.view, c.target)
-		if err != nil {
-			return nil, c.refuse(LayerRoute, 0, err)
-		}
-		if cluster == nil || !cluster.enter(c.start) {
-			continue // the documents changed meanwhile; nothing was sent yet, so begin again with the new ones
-		}
-		c.cluster, c.entered = cluster, true
-		if c.host.Known || c.host.confirmed.Load() {
-			break
-		}
-		// No document names the host: it belongs to the mesh only if discovery knows it.
-		ctx, stop := caller.Wait(c.ctx, c.req)
-		defer stop()
-		if err = cluster.wait(ctx); errors.Is(err, discovery.ErrUnknownService) {
-			c.host.outsideUntil.Store(time.Now().Add(outsideFor).UnixNano())
-			c.cluster, c.entered = nil, false
-			c.engine.drop(cluster)
-			cluster.leave()
-			return nil, c.leaveMesh()
-		} else if err != nil {
-			return nil, c.undiscovered(ctx, err)
-		}
-		c.host.confirmed.Store(true)
-		break
-	}
-	if c.cluster.config.Missing {
-		return nil, c.refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
-	}
-	return nil, nil
-}
-
-// resolve fills in what a document left to the request.
-func (c *call) resolve(target route.Target) route.Target {
-	if target.Host == "" {
-		target.Host = c.host.Service.Host
-	}
-	if target.Port == 0 {
-		target.Port = c.host.port
-	}
-	return target
-}
-
-// leaveMesh says what becomes of a call to a host outside the mesh.
-func (c *call) leaveMesh() error {
-	c.entry, c.backend = nil, nil
-	c.target = route.Target{Host: c.host.Service.Host}
-	if c.engine.closed.Load() {
-		return c.refuse(LayerRoute, 0, ErrClosed)
-	}
-	if c.engine.config.RegistryOnly {
-		return c.refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
-	}
-	c.layer = LayerEndpoint
-	return nil
-}
-
-// serveCopy is the way of a mirrored copy: it is routed already, and tried once.
-func (c *call) serveCopy(ctx context.Context) (*http.Response, error) {
-	for !c.entered {
-		c.view = c.engine.view.Load()
-		c.host = c.view.hosts.get(c.req, c.req.URL.Host)
-		c.target = c.resolve(c.target)
-		cluster, err := c.engine.cluster(c.view, c.target)
-		if err != nil {
-			body.CloseRequest(c.req)
-			return nil, c.refuse(LayerRoute, 0, err)
-		}
-		if cluster != nil && cluster.enter(c.start) {
-			c.cluster, c.entered = cluster, true
-		}
-	}
-	if c.cluster.config.Missing {
-		body.CloseRequest(c.req)
-		return nil, c.refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
-	}
-	return c.Attempt(c.request(ctx), 1)
-}
-
-// request returns the caller's request with the context ctx: the request itself if that is the one it has.
-func (c *call) request(ctx context.Context) *http.Request {
-	if ctx == c.req.Context() {
-		return c.req
-	}
-	return c.req.WithContext(ctx)
-}
-
-// send takes the request to its cluster: stages 3 to 11.
-func (c *call) send(ctx context.Context) (*http.Response, error) {
-	// Both once per request and outside the retries: what is refused or injected here is an answer.
+	// 3. Both once per call and outside the retries: what is refused or injected here is an answer.
 	if rate := c.cluster.rate; rate != nil && !rate.Allow() {
-		body.CloseRequest(c.req)
-		c.layer, c.flags = LayerLimit, FlagRateLimited
-		return limit.RateLimitedResponse(c.req), nil
+		return prescribe(LayerLimit, FlagRateLimited, limit.ErrRateLimited, limit.RateLimitedResponse)
 	}
-	if resp, err := c.injectFault(ctx); resp != nil || err != nil {
-		body.CloseRequest(c.req)
-		return resp, err
+	if err := c.injectFault(wait); err != nil {
+		return err
 	}
 
-	// The deadline covers all that follows. It is the route's, unless the caller's comes first.
-	limits := deadline.Limits{Request: c.entry.Route.Timeout, BodyIdle: c.cluster.config.bodyIdle}
-	if limits != (deadline.Limits{}) {
-		c.limits = new(deadline.Call)
-		c.ctx = c.limits.Begin(ctx, limits)
+	// 4. The deadline covers all that follows. It is the route's, unless the caller's comes first.
+	c.beginLimits()
+	if err := a.Prepare(c.backend, int(c.match)); err != nil {
+		return refuse(LayerRoute, FlagNoRoute, err)
 	}
-	if err := c.prepare(); err != nil {
-		body.CloseRequest(c.req)
-		return nil, err
-	}
-
-	// What gets this far is copied, whatever becomes of it now.
-	if len(c.entry.Route.Mirrors) > 0 {
-		c.out = c.mirrored(c.out)
-		c.engine.mirrors.Fork(c.out, c.entry)
+	if key := &c.cluster.config.Balancer.HashKey; key.Source != balancer.NoKey {
+		if value, ok := a.HashKey(key); ok {
+			c.pick.Hash, c.pick.HasHash = balancer.Hash(value), true
+		}
 	}
 
-	loop := retry.Loop{
-		Policy: c.host.policy(c.entry), Budget: c.cluster.budget, Limiter: c.cluster.limiter, Context: c.ctx,
+	// 5. What gets this far is copied, whatever becomes of it now.
+	if len(c.rule.Route.Mirrors) > 0 {
+		a.Mirror(c.rule)
 	}
-	resp, summary, err := loop.Do(c.out, c)
-	c.stopped = summary.Stopped
-	c.flags |= c.tryFlags
-	switch summary.Stopped {
+
+	// 6. The attempts, each of which passes stages 7 to 10 in Acquire.
+	var err error
+	c.stopped, err = a.Send(c.ctx, retry.Loop{
+		Policy: c.host.policy(c.rule), Budget: c.cluster.budget, Limiter: c.cluster.limiter, Context: c.ctx,
+	})
+	switch c.stopped {
 	case retry.LimitReached, retry.BudgetRefused, retry.LimiterRefused:
 		c.flags |= FlagRetriesExhausted
 	}
-	return resp, err
+	return err
 }
 
-// injectFault delays the call or answers it, if the route asks for that and chance has it so.
-func (c *call) injectFault(ctx context.Context) (*http.Response, error) {
-	if c.entry.Route.Fault == (fault.Config{}) {
-		return nil, nil
-	}
-	injected := c.entry.Route.Fault.Decide(nil)
-	if injected.Delay > 0 {
-		c.flags |= FlagDelayInjected
-		ctx, stop := caller.Wait(ctx, c.req)
-		defer stop()
-		if err := injected.Wait(ctx); err != nil {
-			c.layer = LayerFault
-			return nil, err
+// locate finds out where the call goes: it sets cluster, or leaves it nil if the host is outside the mesh.
+func (c *Call) locate(wait context.Context, req *Request) error {
+	c.ownTLS = req.Scheme == "https"
+	asked := c.target
+	for {
+		v := c.engine.view.Load()
+		c.host = v.hosts.lookup(req)
+		if c.kind != Copied && c.host.outside(c.start) { // a copy belongs where its original does
+			return c.leaveMesh()
 		}
+		c.target = asked
+		if c.kind == Routed {
+			if err := c.route(v, req); err != nil {
+				return err
+			}
+		}
+		c.resolve()
+		cluster, current, err := c.engine.enter(v, c.target, c.start)
+		if err != nil {
+			return refuse(LayerRoute, 0, err)
+		}
+		if !current {
+			continue // the documents changed meanwhile; nothing was sent yet, so begin again with the new ones
+		}
+		c.cluster = cluster
+		if c.kind != Copied {
+			// No document may name the host: it belongs to the mesh only if discovery knows it.
+			if err := c.confirm(wait); err != nil || c.cluster == nil {
+				return err
+			}
+		}
+		if cluster.config.Missing {
+			return refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
+		}
+		return nil
 	}
-	if injected.Abort {
-		c.layer = LayerFault
-		c.flags |= FlagFaultInjected
-		return injected.Response(c.req), nil
-	}
-	return nil, nil
 }
 
-// prepare makes the request that is sent. It is the caller's own if nothing about it changes, and else a copy.
-func (c *call) prepare() error {
-	rewrites := c.backend.Rewrites()
-	out := c.req
-	if rewrites || len(c.entry.Route.Mirrors) > 0 {
-		copied := *c.req
-		out = &copied
+// route picks the rule and its destination.
+func (c *Call) route(v *view, req *Request) error {
+	table := c.host.Routes
+	if table == nil {
+		table = v.plan.Defaults()
 	}
-	if rewrites {
-		// Values are only ever replaced as a whole, so the caller's can be shared.
-		if out.Header = maps.Clone(c.req.Header); out.Header == nil {
-			out.Header = make(http.Header)
-		}
-		out.URL = cloneURL(c.req.URL)
-		if err := c.backend.Rewrite(out, c.match); err != nil {
-			return c.refuse(LayerRoute, FlagNoRoute, err)
-		}
+	// The request is the caller's: routing is by what was asked, not by what it is rewritten to.
+	rule, match, ok := table.Match(&req.Request)
+	if !ok {
+		return prescribe(LayerRoute, FlagNoRoute, errNoRoute, notFound)
 	}
-	if hash := &c.cluster.config.Balancer.HashKey; hash.Source != balancer.NoKey {
-		key, ok := hash.Of(out)
-		if !ok {
-			key, c.setCookie, ok = hash.NewCookie()
-		}
-		if ok {
-			c.key, c.hasKey = balancer.Hash(key), true
-		}
+	c.rule, c.match, c.backend = rule, int32(match), rule.Pick(nil)
+	if c.backend == nil {
+		return prescribe(LayerRoute, 0, errRouteAnswers, func(req *http.Request) *http.Response {
+			return rule.Respond(req, match)
+		})
 	}
-	c.out = out
+	c.target = c.backend.Target
 	return nil
 }
 
-func cloneURL(u *url.URL) *url.URL {
-	clone := *u
-	return &clone
-}
-
-// timedOut reports whether the call ended because of a limit of ours, and not of the caller's.
-func (c *call) timedOut() bool {
-	var exceeded *deadline.Error
-	return errors.As(context.Cause(c.ctx), &exceeded)
-}
-
-// refuse notes that a layer of ours ends the call. Its error is not taken for one of the endpoint, nor retried.
-func (c *call) refuse(layer Layer, flags Flags, err error) error {
-	c.layer = layer
-	c.tryFlags |= flags
-	c.flags |= flags
-	return refusal.Because(err)
-}
-
-// undiscovered is refuse for a wait for endpoints that ended with err, unless it was ctx that ended.
-func (c *call) undiscovered(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		c.layer = LayerDiscovery
-		return context.Cause(ctx)
+// resolve fills in what a document left to the request.
+func (c *Call) resolve() {
+	if c.target.Host == "" {
+		c.target.Host = c.host.Service.Host
 	}
-	return c.refuse(LayerDiscovery, FlagNoHealthyUpstream, err)
+	if c.target.Port == 0 {
+		c.target.Port = c.host.port
+	}
 }
 
-// end ends the limits of a call that got no response. It returns their error if it was they that ended it, and else err.
-func (c *call) end(err error) error {
+// confirm waits until discovery has said whether it knows the host, unless that is certain. If it does not, the call leaves
+// the mesh.
+func (c *Call) confirm(ctx context.Context) error {
+	if c.host.Known || c.cluster.confirmed.Load() {
+		return nil
+	}
+	err := c.cluster.wait(ctx)
+	switch {
+	case err == nil:
+		c.cluster.confirmed.Store(true)
+		return nil
+	case errors.Is(err, discovery.ErrUnknownService):
+		c.host.deny(time.Now())
+		c.engine.drop(c.cluster)
+		c.cluster.leave()
+		return c.leaveMesh()
+	}
+	return undiscovered(ctx, err)
+}
+
+// leaveMesh says what becomes of a call to a host outside the mesh.
+func (c *Call) leaveMesh() error {
+	c.rule, c.backend, c.cluster = nil, nil, nil
+	c.target = route.Target{Host: c.host.Service.Host}
+	if c.engine.closed.Load() {
+		return refuse(LayerRoute, 0, ErrClosed)
+	}
+	if c.engine.config.RegistryOnly {
+		return refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
+	}
+	return nil
+}
+
+// injectFault delays the call or answers it, if the route asks for that and chance has it so.
+func (c *Call) injectFault(ctx context.Context) error {
+	if c.rule.Route.Fault == (fault.Config{}) {
+		return nil
+	}
+	injected := c.rule.Route.Fault.Decide(nil)
+	if injected.Delay > 0 {
+		c.flags |= FlagDelayInjected
+		if err := injected.Wait(ctx); err != nil {
+			return interrupted(LayerFault, err)
+		}
+	}
+	if injected.Abort {
+		return prescribe(LayerFault, FlagFaultInjected, errAborted, injected.Response)
+	}
+	return nil
+}
+
+func (c *Call) beginLimits() {
+	limits := deadline.Limits{Request: c.rule.Route.Timeout, BodyIdle: c.cluster.config.bodyIdle}
+	if limits != (deadline.Limits{}) {
+		c.limits = new(deadline.Call)
+		c.ctx = c.limits.Begin(c.ctx, limits)
+	}
+}
+
+// endLimits ends the limits of a call that got no response. It returns their error if it was they that ended it, and else
+// err.
+func (c *Call) endLimits(err error) error {
 	if c.limits == nil {
 		return err
 	}
 	return c.limits.Failed(err)
 }
 
-// failed returns err as the caller gets it.
-func (c *call) failed(err error) error {
-	sent := c.sent
-	if sent == nil {
-		sent = c.req
+// timedOut reports whether the call ended because of a limit of ours, and not of the caller's.
+func (c *Call) timedOut() bool {
+	_, ours := errors.AsType[*deadline.Error](context.Cause(c.ctx))
+	return ours
+}
+
+// failure tells what kind of failure err is.
+func (c *Call) failure(err error) failure.Kind {
+	if c.adapter == nil {
+		return failure.Of(c.ctx, nil, err)
 	}
-	kind := failure.Of(c.ctx, sent, err) // before the limits end the context
-	err = c.end(err)
-	var exceeded *deadline.Error
-	ours := errors.As(err, &exceeded)
+	return c.adapter.Failure(err)
+}
+
+// failed returns the error of a call without a response as the caller gets it.
+func (c *Call) failed(err error) error {
+	kind := c.failure(err) // before the limits end the context
+	err = c.endLimits(err)
+	_, ours := errors.AsType[*deadline.Error](err)
 	c.flags |= flagsOf(kind, ours)
+	layer, flags, cause := explain(err)
 	if kind == failure.Canceled || kind == failure.BadRequest || kind == failure.RequestTimeout && !ours {
-		return err // the caller gave up or is at fault, and gets what net/http would give
+		return cause // the caller gave up or is at fault, and gets what net/http would give
 	}
+	c.flags |= flags
 	if ours {
-		c.layer = LayerTimeout
+		layer = LayerTimeout
 	}
-	return c.engine.hooks.Error(Failure{Layer: c.layer, Target: c.target, Flags: c.flags, Attempts: c.attempts, Err: err})
+	return c.engine.hooks.Error(Failure{Layer: layer, Target: c.target, Flags: c.flags, Attempts: int(c.sent), Err: cause})
+}
+
+// End ends, once, a call that Serve let go on. The status is that of HTTP, or 0. err is what broke the response off.
+func (c *Call) End(status int, err error) {
+	if err != nil {
+		c.flags |= flagsOf(c.failure(err), c.timedOut())
+	}
+	c.finish(status, err)
+}
+
+// finish leaves the destination and tells the observers.
+func (c *Call) finish(status int, err error) {
+	if c.cluster != nil {
+		c.cluster.leave()
+	}
+	if c.observer != nil {
+		c.observeEnd(status, err)
+	}
+}
+
+// Context returns the context of the whole call.
+func (c *Call) Context() context.Context { return c.ctx }
+
+// Engine returns the engine that the call began with.
+func (c *Call) Engine() *Engine { return c.engine }
+
+// Backend returns the destination that a route has chosen, nil if none has.
+func (c *Call) Backend() *route.Backend { return c.backend }
+
+// Limits returns the limits in time of the call, which also watch its response. It is nil if there are none.
+func (c *Call) Limits() *deadline.Call { return c.limits }
+
+// Sent returns how many attempts were sent.
+func (c *Call) Sent() int { return int(c.sent) }
+
+// Multiplexed says that the endpoints speak HTTP/2, so that attempts share connections. The call must have one to go to.
+func (c *Call) Multiplexed() {
+	if shared := &c.cluster.sockets.multiplexed; !shared.Load() {
+		shared.Store(true)
+	}
+}
+
+// ReadsHeader reports whether the header of a response is read or changed.
+func (c *Call) ReadsHeader() bool {
+	return c.backend != nil && c.backend.Response != nil ||
+		c.rule != nil && len(c.host.policy(c.rule).Config().RetriableHeaders) > 0
 }

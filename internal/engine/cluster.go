@@ -27,7 +27,7 @@ type cluster struct {
 
 	// Each part is handed on to the next cluster of the target if a reload leaves its settings alone.
 	balancer *balancer.Balancer
-	conns    *connections
+	sockets  *sockets
 	outlier  *outlierDetector // nil if endpoints are never ejected
 	circuit  *breaker.Circuit // nil if there is none
 	limiter  *retry.Limiter
@@ -37,6 +37,7 @@ type cluster struct {
 	calls atomic.Int64 // under way, with the bit below
 	used  atomic.Int64 // when the last call began, in Unix seconds
 
+	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
 	unselected atomic.Int64 // endpoints that do not have the labels of the subset
 
@@ -64,10 +65,10 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 		return nil, err
 	}
 
-	if p := previous.conns; p != nil && previous.config.Pool == config.Pool &&
+	if p := previous.sockets; p != nil && previous.config.Pool == config.Pool &&
 		previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 && previous.config.TLS == config.TLS {
-		c.conns = p
-	} else if c.conns, err = newConnections(e.template, config); err != nil {
+		c.sockets = p
+	} else if c.sockets, err = newSockets(e.template, config); err != nil {
 		return nil, err
 	}
 
@@ -91,9 +92,9 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 		}
 	}
 
-	if previous.engine != nil && previous.config.RetryLimit == config.RetryLimit && c.conns == previous.conns {
+	if previous.engine != nil && previous.config.RetryLimit == config.RetryLimit && c.sockets == previous.sockets {
 		c.limiter = previous.limiter
-	} else if c.limiter, err = retry.NewLimiter(config.RetryLimit, c.conns.active); err != nil {
+	} else if c.limiter, err = retry.NewLimiter(config.RetryLimit, c.sockets.active); err != nil {
 		return nil, err
 	}
 
@@ -223,20 +224,37 @@ func (c *cluster) wait(ctx context.Context) error {
 	if len(subs) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, c.conns.connectTimeout(), errDiscoverySlow)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.sockets.connectTimeout(), errDiscoverySlow)
 	defer cancel()
-	var err error
+	if len(subs) == 1 {
+		return subs[0].Wait(ctx)
+	}
+	// One name that has endpoints is enough: another may be dead.
+	answers := make(chan error, len(subs))
 	for _, sub := range subs {
-		if err = sub.Wait(ctx); !errors.Is(err, discovery.ErrUnknownService) {
-			break
+		go func() { answers <- sub.Wait(ctx) }() // ends with ctx
+	}
+	var failed error
+	empty := false // some name is known, but there is nothing behind it
+	for range subs {
+		switch err := <-answers; {
+		case err == nil && len(c.balancer.Hosts()) > 0:
+			return nil
+		case err == nil:
+			empty = true
+		case failed == nil || errors.Is(failed, discovery.ErrUnknownService):
+			failed = err
 		}
 	}
-	return err
+	if empty && errors.Is(failed, discovery.ErrUnknownService) {
+		return nil
+	}
+	return failed
 }
 
-// pick chooses an endpoint, and waits for endpoints if there are none yet. The error is that of the layer: of discovery, if
-// it was waited for, and else of the balancer.
-func (c *cluster) pick(ctx context.Context, info balancer.PickInfo, now time.Time) (*balancer.Host, Layer, error) {
+// pick chooses an endpoint, and waits for endpoints if there are none yet. An error is a refusal, of discovery if it was
+// waited for.
+func (c *cluster) pick(ctx context.Context, info balancer.PickInfo, now time.Time) (*balancer.Host, error) {
 	if c.outlier != nil {
 		c.outlier.Sweep(now)
 	}
@@ -244,14 +262,17 @@ func (c *cluster) pick(ctx context.Context, info balancer.PickInfo, now time.Tim
 	if err == balancer.ErrNoEndpoints {
 		// There may be none, or none yet.
 		if err := c.wait(ctx); err != nil {
-			return nil, LayerDiscovery, err
+			return nil, undiscovered(ctx, err)
 		}
 		h, err = c.balancer.Pick(info)
+	}
+	if err == nil {
+		return h, nil
 	}
 	if n := c.unselected.Load(); n > 0 && err == balancer.ErrNoEndpoints {
 		err = fmt.Errorf("%w: none of the %d that there are has the labels %s", err, n, c.config.Subset)
 	}
-	return h, LayerBalancer, err
+	return nil, refuse(LayerBalancer, FlagNoHealthyUpstream, err)
 }
 
 var errDiscoverySlow = errors.New("discovery has not answered in time")
@@ -295,7 +316,7 @@ func hasLabels(labels map[string]string, subset string) bool {
 }
 
 func (c *cluster) attach(h *balancer.Host) any {
-	e := &endpoint{plain: c.conns.open(h.ID(), security{}, nil)}
+	e := &endpoint{plain: c.sockets.open(h.ID(), security{}, nil)}
 	c.describe(h, e)
 	if c.outlier != nil {
 		e.tracker = c.outlier.Track(h.ID())
@@ -311,5 +332,5 @@ func (c *cluster) removed(h *balancer.Host) {
 }
 
 func (c *cluster) drained(h *balancer.Host) {
-	h.Value().(*endpoint).close(c.conns)
+	h.Value().(*endpoint).close(c.sockets)
 }

@@ -1,169 +1,225 @@
 package engine
 
 import (
+	"context"
 	"crypto/tls"
-	"maps"
+	"errors"
+	"net"
 	"net/http"
-	"slices"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/policy/limit"
-	"github.com/nosidecar/mesh/tlsid"
 )
 
-// connections are the connections to the endpoints of a target, within one pool.
-type connections struct {
-	pool        *limit.Pool
-	template    *http.Transport
-	origination *tlsid.Origination // nil unless a document asks for TLS with certificates that it names
+// Connections are the connections to one endpoint that were made under the same certificates. When these rotate, others take
+// their place: attempts under way may end, new ones go over the others. They are safe for concurrent use.
+type Connections struct {
+	socket   *socket
+	attempts atomic.Int64 // under way, with the bits below
+	expires  atomic.Int64 // shortly before the first certificate expires, in Unix nanoseconds; 0 if there is none
 
-	// multiplexed says that the endpoints speak HTTP/2, so that calls share connections.
-	multiplexed atomic.Bool
+	// The connections of net/http come about with the first call: most of ten thousand endpoints may never get one.
+	opening sync.Once
+	conns   atomic.Pointer[limit.Conns]
+	err     error // why there are none
 
-	mu    sync.Mutex
-	lanes map[laneKey]*lane
+	mu      sync.Mutex
+	onClose []func()
+	closed  bool
 }
 
-// laneKey tells apart what must not share connections: who is dialled, and who is expected there.
-type laneKey struct {
-	address  string
-	security security
+const (
+	retired = 1 << 61 // take no new attempts
+	ended   = 1 << 62 // have none any more either
+)
+
+// Address is what is dialled, as "host:port".
+func (c *Connections) Address() string {
+	return c.socket.key.address
 }
 
-func newConnections(template *http.Transport, config clusterConfig) (*connections, error) {
-	pool, err := limit.NewPool(config.Pool)
-	if err != nil {
-		return nil, err
+// TLS returns the configuration for the handshake with the endpoint, and nil if it is spoken to without TLS. It checks the
+// identity of the endpoint, whatever server name it is used with. It must not be changed.
+func (c *Connections) TLS() *tls.Config {
+	return c.tls(c.expireBefore)
+}
+
+// tls is TLS for who wants to know when the certificates of a handshake expire: the peer's, and ours if it is presented.
+func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
+	config := c.socket.config
+	if config == nil {
+		return nil
 	}
-	var origination *tlsid.Origination
-	if config.TLS.Mode == policy.TLSSimple || config.TLS.Mode == policy.TLSMutual {
-		if origination, err = tlsid.NewOrigination(tlsid.OriginateConfig{
-			ClientCertificate: config.TLS.ClientCertificate, PrivateKey: config.TLS.PrivateKey,
-			CACertificates: config.TLS.CACertificates, SubjectAltNames: config.TLS.SubjectAltNames,
-			ServerName: config.TLS.ServerName,
-		}); err != nil {
-			return nil, err
+	config = config.Clone()
+	verify, present := config.VerifyConnection, config.GetClientCertificate
+	config.VerifyConnection = func(state tls.ConnectionState) error {
+		if err := verify(state); err != nil {
+			// Nothing was sent yet, and this type says so to all that read it.
+			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
+		}
+		expires(state.PeerCertificates[0].NotAfter)
+		return nil
+	}
+	if present != nil {
+		config.GetClientCertificate = func(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			own, err := present(asked)
+			if err == nil {
+				expires(own.Leaf.NotAfter)
+			}
+			return own, err
 		}
 	}
-	template = template.Clone()
-	template.Proxy = nil // an endpoint is dialled directly
-	if config.UpgradeHTTP2 {
-		template.Protocols = new(http.Protocols)
-		template.Protocols.SetHTTP2(true)
-		template.Protocols.SetUnencryptedHTTP2(true)
-	}
-	// Whatever can be wrong with the template is so for every endpoint.
-	probe, err := pool.Conns(template)
-	if err != nil {
-		return nil, err
-	}
-	probe.Close()
-	c := &connections{pool: pool, template: template, origination: origination, lanes: make(map[laneKey]*lane)}
-	c.multiplexed.Store(config.UpgradeHTTP2)
-	return c, nil
+	return config
 }
 
-// open returns the lane to the endpoint at address. The caller closes it.
-func (c *connections) open(address string, s security, config *tls.Config) *lane {
-	key := laneKey{address, s}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	l := c.lanes[key]
-	if l == nil {
-		l = &lane{owner: c, key: key, config: config}
-		l.link.Store(&Link{lane: l})
-		c.lanes[key] = l
-	}
-	l.refs++
-	return l
-}
-
-func (c *connections) close(l *lane) {
-	c.mu.Lock()
-	l.refs--
-	last := l.refs == 0
-	if last {
-		delete(c.lanes, l.key)
-	}
-	c.mu.Unlock()
-	if last {
-		l.link.Swap(nil).retire()
-	}
-}
-
-// each calls f for each lane.
-func (c *connections) each(f func(*lane)) {
-	c.mu.Lock()
-	all := slices.Collect(maps.Values(c.lanes))
-	c.mu.Unlock()
-	for _, l := range all {
-		f(l)
-	}
-}
-
-func (c *connections) closeIdle() {
-	c.each(func(l *lane) {
-		if link := l.link.Load(); link != nil {
-			link.closeIdle()
-		}
-	})
-}
-
-// rotate makes new calls use new connections wherever our identity was presented.
-func (c *connections) rotate() {
-	c.each(func(l *lane) {
-		if l.key.security.kind == mutual {
-			l.renew(l.link.Load())
-		}
-	})
-}
-
-// active returns the number of calls in flight.
-func (c *connections) active() int64 {
-	return int64(c.pool.Stats().Active)
-}
-
-func (c *connections) connectTimeout() time.Duration {
-	if d := c.pool.Config().ConnectTimeout; d > 0 {
-		return d
-	}
-	return 10 * time.Second
-}
-
-// lane is the way to one endpoint under one security. Two clusters that follow one another share it. Its link is replaced
-// when certificates change.
-type lane struct {
-	owner  *connections
-	key    laneKey
-	config *tls.Config // nil for connections without TLS of ours
-	refs   int         // guarded by connections.mu
-
-	link atomic.Pointer[Link] // nil once the lane is closed
-}
-
-// enter counts a call in, over the link of now. It returns nil if the lane is closed.
-func (l *lane) enter() *Link {
+// expireBefore has the connections replaced somewhat before a certificate expires, for attempts under way then: the peer cuts
+// them when it does.
+func (c *Connections) expireBefore(notAfter time.Time) {
+	at := notAfter.Add(-min(time.Until(notAfter)/4, time.Minute)).UnixNano()
 	for {
-		link := l.link.Load()
-		if link == nil {
-			return nil
-		}
-		if at := link.expires.Load(); at != 0 && time.Now().UnixNano() >= at {
-			l.renew(link) // a certificate is nearly over, and with it what one side knows of the other
-			continue
-		}
-		if link.enter() {
-			return link
+		old := c.expires.Load()
+		if old != 0 && old <= at || c.expires.CompareAndSwap(old, at) {
+			return
 		}
 	}
 }
 
-// renew puts a new link in the place of old, unless that has happened already.
-func (l *lane) renew(old *Link) {
-	if old != nil && l.link.CompareAndSwap(old, &Link{lane: l}) {
-		old.retire()
+// OnClose has f called once there are no new attempts and the last one has ended: then what others made over them is to be
+// closed. If that is the case already, f is called at once.
+func (c *Connections) OnClose(f func()) {
+	c.mu.Lock()
+	closed := c.closed
+	if !closed {
+		c.onClose = append(c.onClose, f)
 	}
+	c.mu.Unlock()
+	if closed {
+		f()
+	}
+}
+
+// enter counts an attempt in. It reports false if no more are taken.
+func (c *Connections) enter() bool {
+	if c.attempts.Add(1)&retired != 0 {
+		c.leave()
+		return false
+	}
+	return true
+}
+
+// leave counts an attempt out. The last one closes retired connections.
+func (c *Connections) leave() {
+	if c.attempts.Add(-1) == retired {
+		c.close()
+	}
+}
+
+func (c *Connections) retire() {
+	c.closeIdle()
+	if c.attempts.Or(retired) == 0 {
+		c.close()
+	}
+}
+
+// close closes retired connections without attempts, once.
+func (c *Connections) close() {
+	if !c.attempts.CompareAndSwap(retired, retired|ended) {
+		return
+	}
+	c.mu.Lock()
+	c.closed = true
+	told := c.onClose
+	c.onClose = nil
+	c.mu.Unlock()
+	if conns := c.conns.Load(); conns != nil {
+		conns.Close()
+	}
+	for _, f := range told {
+		f()
+	}
+}
+
+func (c *Connections) closeIdle() {
+	if conns := c.conns.Load(); conns != nil {
+		conns.CloseIdleConnections()
+	}
+}
+
+// open returns the connections of net/http, which the first call makes.
+func (c *Connections) open() (*limit.Conns, error) {
+	c.opening.Do(func() {
+		t := dialling(c.socket.owner.template, c.Address())
+		if config := c.TLS(); config != nil {
+			config.NextProtos = nil // net/http asks for what the template speaks: maybe HTTP/1.1 only
+			t.TLSClientConfig = config
+		}
+		conns, err := c.socket.owner.pool.Conns(t)
+		if c.err = err; err == nil {
+			c.conns.Store(conns)
+		}
+	})
+	return c.conns.Load(), c.err
+}
+
+// RoundTrip sends a request with net/http.
+func (c *Connections) RoundTrip(req *http.Request) (*http.Response, error) {
+	conns, err := c.open()
+	if err != nil {
+		body.CloseRequest(req)
+		return nil, err
+	}
+	if c.socket.config != nil && req.URL.Scheme == "http" {
+		req = overTLS(req)
+	}
+	return conns.RoundTrip(req)
+}
+
+// Dial makes a connection, under the limits of the destination: connectTimeout, tcpKeepalive, maxConnections. It has no TLS.
+// The error of a connection that failed is a *net.OpError with Op "dial"; [limit.ErrOverflow] says that there was no room.
+func (c *Connections) Dial(ctx context.Context) (net.Conn, error) {
+	conns, err := c.open()
+	if err != nil {
+		return nil, err
+	}
+	return conns.Dial(ctx)
+}
+
+// Limits returns the limits of the destination's connections.
+func (c *Connections) Limits() limit.PoolConfig {
+	return c.socket.owner.pool.Config()
+}
+
+// overTLS returns the request as net/http sends it over TLS. Nobody else sees this copy.
+func overTLS(req *http.Request) *http.Request {
+	copied := &struct { // at once, since it is made for each try
+		req http.Request
+		url url.URL
+	}{*req, *req.URL}
+	copied.url.Scheme = "https"
+	copied.req.URL = &copied.url
+	return &copied.req
+}
+
+var errRemoved = errors.New("the endpoint was removed meanwhile")
+
+// dialling returns a copy of template that dials address, whatever the URL says. Host header and TLS server name thus
+// stay the service's, and the request stays the caller's.
+func dialling(template *http.Transport, address string) *http.Transport {
+	t := template.Clone()
+	dial := contextDialer(t)
+	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return dial(ctx, network, address)
+	}
+	return t
+}
+
+func contextDialer(t *http.Transport) func(ctx context.Context, network, address string) (net.Conn, error) {
+	if t.DialContext != nil {
+		return t.DialContext
+	}
+	return new(net.Dialer).DialContext
 }

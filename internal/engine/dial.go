@@ -12,205 +12,87 @@ import (
 	"sync"
 	"time"
 
-	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
-	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/refusal"
-	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// dialTries is how many endpoints a dial tries: as many as the mesh's default retries make of a call. A connection that
+// dialAttempts is how many endpoints a dial tries: as many as the mesh's default retries make of a call. A connection that
 // could not be made has carried nothing.
-const dialTries = 3
+const dialAttempts = 3
 
-// DialContext connects to a service for protocols other than HTTP. The address is "host:port".
+// DialContext connects to a service for protocols other than HTTP, as mesh.DialContext says.
 func (e *Engine) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	switch network {
 	case "tcp", "tcp4", "tcp6":
 	default:
 		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
 	}
-	_, port, err := net.SplitHostPort(address)
+	_, text, err := net.SplitHostPort(address)
 	if err != nil {
 		return nil, err
 	}
-	d := &dial{engine: e, start: time.Now(), address: address}
-	d.target.Port, err = strconv.Atoi(port)
+	port, err := strconv.Atoi(text)
 	if err != nil {
 		return nil, &net.AddrError{Err: "the port is not a number", Addr: address}
 	}
-	conn, err := d.run(ctx, network)
-	if err == nil {
-		return conn, nil
-	}
-	if kind := failure.Of(ctx, nil, err); kind == failure.Canceled || kind == failure.RequestTimeout {
-		return nil, err // the caller gave up
-	} else if kind != failure.Refused {
-		d.flags |= flagsOf(kind, false)
-	}
-	return nil, e.hooks.Error(Failure{Layer: d.layer, Target: d.target, Flags: d.flags, Attempts: d.attempts, Err: err})
-}
-
-// dial is one connection on its way.
-type dial struct {
-	engine   *Engine
-	start    time.Time
-	address  string
-	target   route.Target
-	cluster  *cluster
-	layer    Layer
-	flags    Flags
-	attempts int
-	tried    []string
-}
-
-func (d *dial) refuse(layer Layer, flags Flags, err error) error {
-	d.layer, d.flags = layer, d.flags|flags
-	return refusal.Because(err)
-}
-
-func (d *dial) run(ctx context.Context, network string) (net.Conn, error) {
-	inside, err := d.route(ctx)
+	c := &Call{engine: e, kind: Raw, ctx: ctx, start: time.Now(), target: route.Target{Port: port}}
+	conn, err := c.dial(network, address)
 	if err != nil {
+		return nil, c.failed(err)
+	}
+	return conn, nil
+}
+
+// dial is the way of a connection, which has those stages of a call that need no requests.
+func (c *Call) dial(network, address string) (conn net.Conn, err error) {
+	// It comes in plaintext, as a request of http does, and leaves as the documents ask.
+	if err := c.locate(c.ctx, &Request{Host: address, Request: route.Request{Scheme: "http"}}); err != nil {
 		return nil, err
 	}
-	if !inside {
-		d.layer = LayerEndpoint
-		return contextDialer(d.engine.template)(ctx, network, d.address)
+	if c.cluster == nil {
+		return contextDialer(c.engine.template)(c.ctx, network, address)
 	}
-	defer d.cluster.leave() // a connection is no call: it does not keep the endpoints of a removed destination known
-	var conn net.Conn
-	for try := 1; try <= dialTries; try++ {
-		conn, err = d.attempt(ctx)
-		if err == nil || refusal.Is(err) || ctx.Err() != nil {
-			return conn, err
+	defer c.cluster.leave() // a connection is no call: it does not keep the endpoints of a removed destination known
+	for n := 1; n <= dialAttempts; n++ {
+		conn, err = c.connect(n)
+		if err == nil || refusal.Is(err) || c.ctx.Err() != nil {
+			break
 		}
 	}
-	return nil, err
+	return conn, err
 }
 
-// route finds the cluster of the address, and enters it. It reports whether the address belongs to the mesh.
-func (d *dial) route(ctx context.Context) (inside bool, err error) {
-	e := d.engine
-	for {
-		v := e.view.Load()
-		host := v.plan.Host(d.address)
-		d.target.Host = host.Service.Host
-		if !host.Known && e.config.Resolver == nil && e.config.RegistryOnly {
-			return false, d.refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
-		}
-		c, err := e.cluster(v, d.target)
-		if err != nil {
-			return false, d.refuse(LayerRoute, 0, err)
-		}
-		if c == nil || !c.enter(d.start) {
-			continue // the documents changed meanwhile
-		}
-		d.cluster = c
-		if host.Known {
-			return true, nil
-		}
-		err = c.wait(ctx)
-		if err == nil {
-			return true, nil
-		}
-		c.leave()
-		switch {
-		case ctx.Err() != nil:
-			return false, context.Cause(ctx)
-		case !errors.Is(err, discovery.ErrUnknownService):
-			return false, d.refuse(LayerDiscovery, FlagNoHealthyUpstream, err)
-		}
-		e.drop(c)
-		if e.config.RegistryOnly {
-			return false, d.refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
-		}
-		return false, nil
-	}
-}
-
-// attempt connects to one endpoint.
-func (d *dial) attempt(ctx context.Context) (_ net.Conn, err error) {
-	c := d.cluster
-	var lease breaker.Lease
-	if c.circuit != nil {
-		if lease, err = c.circuit.Allow(); err != nil {
-			return nil, d.refuse(LayerBreaker, FlagOverflow, err)
-		}
-	}
-	outcome := breaker.Ignored
-	defer func() { lease.Done(outcome) }()
-
-	h, err := d.pick(ctx)
-	if err != nil {
+// connect is one attempt. It ends with the connection, but what it says of the endpoint and of the destination is known
+// before.
+func (c *Call) connect(n int) (net.Conn, error) {
+	a := new(Attempt)
+	if err := c.Acquire(c.ctx, a, n); err != nil {
 		return nil, err
 	}
-	e := h.Value().(*endpoint)
-	link, err := e.enter(d.engine.identity, "http") // it comes in plaintext, and leaves as the documents ask
-	if err != nil {
-		h.Release(0, false)
-		return nil, d.refuse(LayerIdentity, FlagConnectFailure, err)
-	}
+	settled := false
 	defer func() {
-		if outcome != breaker.Success { // or there was a panic
-			h.Release(0, outcome == breaker.Failure)
-			link.leave()
+		if !settled { // a panic in the dialer
+			a.Abandon()
 		}
 	}()
-	d.layer = LayerEndpoint
-	d.attempts++
-	began := time.Now()
-	conn, expires, err := link.dial(ctx)
-	result := breaker.Result(http.StatusOK)
-	switch {
-	case err == nil:
-		outcome = breaker.Success
-	case ctx.Err() != nil || refusal.Is(err): // not the endpoint's doing
-		result = breaker.NoResult
-	default:
-		result, outcome = breaker.ConnectFailure, breaker.Failure
-	}
-	if e.tracker != nil {
-		e.tracker.Report(result)
-	}
+	conn, expires, err := a.conns.dial(c.ctx)
+	settled = true
 	if err != nil {
-		if errors.Is(err, limit.ErrOverflow) {
-			d.layer, d.flags = LayerLimit, d.flags|FlagOverflow
-		}
-		return nil, err
+		return nil, a.End(0, breaker.NoResult, err)
 	}
-	took := time.Since(began)
-	raw := &rawConn{Conn: conn, left: func() {
-		h.Release(took, false)
-		link.leave()
-	}}
+	a.Answered()
+	a.report(http.StatusOK)
+	a.lease.Done(breaker.Success)
+	raw := &rawConn{Conn: conn, attempt: a}
 	raw.expire(expires)
 	return raw, nil
 }
 
-func (d *dial) pick(ctx context.Context) (*balancer.Host, error) {
-	c := d.cluster
-	if c.config.Missing {
-		return nil, d.refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
-	}
-	h, layer, err := c.pick(ctx, balancer.PickInfo{Tried: d.tried}, time.Now())
-	switch {
-	case err == nil:
-	case layer == LayerDiscovery && ctx.Err() != nil:
-		return nil, context.Cause(ctx)
-	default:
-		return nil, d.refuse(layer, FlagNoHealthyUpstream, err)
-	}
-	d.tried = append(d.tried, h.ID())
-	return h, nil
-}
-
 // dial makes a connection for protocols other than HTTP. It tells when the first certificate it was made with expires: zero
 // without certificates.
-func (l *Link) dial(ctx context.Context) (_ net.Conn, expires time.Time, _ error) {
-	conns, err := l.open()
+func (c *Connections) dial(ctx context.Context) (_ net.Conn, expires time.Time, _ error) {
+	conns, err := c.open()
 	if err != nil {
 		return nil, time.Time{}, err
 	}
@@ -218,7 +100,7 @@ func (l *Link) dial(ctx context.Context) (_ net.Conn, expires time.Time, _ error
 	if err != nil {
 		return nil, time.Time{}, err
 	}
-	config := l.tls(func(notAfter time.Time) {
+	config := c.tls(func(notAfter time.Time) {
 		if expires.IsZero() || notAfter.Before(expires) {
 			expires = notAfter
 		}
@@ -228,11 +110,11 @@ func (l *Link) dial(ctx context.Context) (_ net.Conn, expires time.Time, _ error
 	}
 	config.NextProtos = nil // they are HTTP's
 	secure := tls.Client(conn, config)
-	ctx, cancel := context.WithTimeout(ctx, l.lane.owner.connectTimeout())
+	ctx, cancel := context.WithTimeout(ctx, c.socket.owner.connectTimeout())
 	defer cancel()
 	if err := secure.HandshakeContext(ctx); err != nil {
 		conn.Close()
-		return nil, time.Time{}, fmt.Errorf("TLS handshake with %s: %w", l.Address(), err)
+		return nil, time.Time{}, fmt.Errorf("TLS handshake with %s: %w", c.Address(), err)
 	}
 	return secure, expires, nil
 }
@@ -240,9 +122,9 @@ func (l *Link) dial(ctx context.Context) (_ net.Conn, expires time.Time, _ error
 // rawConn is a connection of DialContext.
 type rawConn struct {
 	net.Conn
-	left   func()
-	once   sync.Once
-	expiry *time.Timer // nil without certificates
+	attempt *Attempt
+	once    sync.Once
+	expiry  *time.Timer // nil without certificates
 }
 
 // expire closes the connection at a time, if it is not zero.
@@ -260,7 +142,7 @@ func (c *rawConn) Close() error {
 		c.expiry.Stop()
 	}
 	err := c.Conn.Close()
-	c.once.Do(c.left)
+	c.once.Do(func() { c.attempt.leave(false) })
 	return err
 }
 

@@ -12,15 +12,15 @@ import (
 // endpoint is what a cluster attaches to a host of its balancer.
 type endpoint struct {
 	tracker *breaker.Tracker // nil if endpoints are never ejected
-	plain   *lane            // without TLS, or with that which the caller's URL asks for
+	plain   *socket          // without TLS, or with that which the caller's URL asks for
 	secured atomic.Pointer[secured]
 }
 
-// secured is the lane of an endpoint for its security. It is replaced when discovery describes the endpoint differently.
+// secured is the socket of an endpoint for its security. It is replaced when discovery describes the endpoint differently.
 type secured struct {
 	security
-	err  error // why the endpoint cannot be called
-	lane *lane // nil for plaintext
+	err    error   // why the endpoint cannot be called
+	socket *socket // nil for plaintext
 
 	// always says that a document asked for it, so that it also goes for calls whose URL asks for TLS. Auto-mTLS leaves those
 	// to their caller: it takes the place of plaintext only.
@@ -38,11 +38,11 @@ func (c *cluster) describe(h *balancer.Host, e *endpoint) {
 	mode := c.config.TLS.Mode
 	s := &secured{security: security, err: err, always: mode != policy.TLSAuto && mode != policy.TLSDisable}
 	if s.kind != plaintext {
-		s.lane = c.conns.open(h.ID(), s.security, c.tlsConfig(s.security))
+		s.socket = c.sockets.open(h.ID(), s.security, c.tlsConfig(s.security))
 	}
 	e.secured.Store(s)
-	if old != nil && old.lane != nil {
-		c.conns.close(old.lane)
+	if old != nil && old.socket != nil {
+		c.sockets.close(old.socket)
 	}
 }
 
@@ -50,11 +50,11 @@ func sameText(a, b error) bool {
 	return a == b || a != nil && b != nil && a.Error() == b.Error()
 }
 
-// enter counts a call in, and returns the link it goes over.
-func (e *endpoint) enter(identity *tlsid.Keeper, scheme string) (*Link, error) {
+// enter counts an attempt in, and returns the connections it goes over. ownTLS says that the caller's URL asks for TLS.
+func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*Connections, error) {
 	for {
-		s, lane := e.secured.Load(), e.plain
-		if scheme == "http" || s.always {
+		s, way := e.secured.Load(), e.plain
+		if !ownTLS || s.always {
 			if s.err != nil {
 				return nil, s.err
 			}
@@ -64,23 +64,23 @@ func (e *endpoint) enter(identity *tlsid.Keeper, scheme string) (*Link, error) {
 					return nil, err
 				}
 			}
-			if s.lane != nil {
-				lane = s.lane
+			if s.socket != nil {
+				way = s.socket
 			}
 		}
-		if link := lane.enter(); link != nil {
-			return link, nil
+		if current := way.enter(); current != nil {
+			return current, nil
 		}
 		if e.secured.Load() == s {
-			return nil, errLinkClosed
+			return nil, errRemoved
 		}
 	}
 }
 
-// close closes the lanes of an endpoint that has no calls.
-func (e *endpoint) close(c *connections) {
+// close closes the sockets of an endpoint that has no attempts.
+func (e *endpoint) close(c *sockets) {
 	c.close(e.plain)
-	if s := e.secured.Load(); s.lane != nil {
-		c.close(s.lane)
+	if s := e.secured.Load(); s.socket != nil {
+		c.close(s.socket)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/refusal"
@@ -38,6 +39,9 @@ type Config struct {
 
 // Engine takes calls to their destinations. [New] makes one; it is safe for concurrent use once a plan was applied.
 type Engine struct {
+	// Mirrors sends the copies of calls. Its Send is set by the adapter of HTTP.
+	Mirrors route.Mirrorer
+
 	config      Config
 	hooks       Hooks
 	template    *http.Transport
@@ -45,10 +49,9 @@ type Engine struct {
 
 	watcher  *discovery.Watcher
 	names    *discovery.Watcher // of DNS, whatever finds the endpoints
-	mirrors  route.Mirrorer
-	identity *tlsid.Keeper     // nil without one
-	outside  *limit.Conns      // for hosts outside the mesh; unlimited, with the template's proxy
-	replaced http.RoundTripper // in place of all connections, for benchmarks
+	identity *tlsid.Keeper      // nil without one
+	outside  *limit.Conns       // for hosts outside the mesh; unlimited, with the template's proxy
+	replaced http.RoundTripper  // in place of all connections, for benchmarks
 
 	// view is what calls look at: one load at the start of a call fixes its plan.
 	view atomic.Pointer[view]
@@ -56,7 +59,8 @@ type Engine struct {
 	// closed is written with mu held.
 	closed atomic.Bool
 
-	mu sync.Mutex // held while the view changes; calls do not take it unless they need a new cluster
+	mu      sync.Mutex  // held while the view changes; calls do not take it unless they need a new cluster
+	sweeper *time.Timer // of targets that no document names; nil while there are none
 }
 
 // New returns an engine that has no plan yet: see [Engine.Apply].
@@ -76,8 +80,7 @@ func New(config Config) (*Engine, error) {
 	}
 	e.watcher = discovery.NewWatcher(resolver, e.discoveryFailed)
 	e.names = discovery.NewWatcher(discovery.DNS{}, e.discoveryFailed)
-	e.mirrors.Send = e.mirror
-	e.mirrors.Done = e.mirrorDone
+	e.Mirrors.Done = e.mirrorDone
 	e.view.Store(&view{})
 	return e, nil
 }
@@ -91,7 +94,7 @@ func (e *Engine) Identify(identity *tlsid.Keeper, trustDomain string) {
 // Rotate has new calls use new connections wherever the identity was presented.
 func (e *Engine) Rotate() {
 	for _, c := range e.view.Load().clusters {
-		c.conns.rotate()
+		c.sockets.rotate()
 	}
 }
 
@@ -103,7 +106,7 @@ func (e *Engine) Plan() *policy.Plan {
 // CloseIdleConnections closes the connections that serve no call.
 func (e *Engine) CloseIdleConnections() {
 	for _, c := range e.view.Load().clusters {
-		c.conns.closeIdle()
+		c.sockets.closeIdle()
 	}
 	e.outside.CloseIdleConnections()
 }
@@ -118,14 +121,17 @@ func (e *Engine) Close() {
 	empty := *last
 	empty.clusters = nil // a call that needs one now is told that the engine is closed
 	e.view.Store(&empty)
+	if e.sweeper != nil {
+		e.sweeper.Stop()
+	}
 	e.mu.Unlock()
 
-	e.mirrors.Close()
+	e.Mirrors.Close()
 	e.watcher.Close()
 	e.names.Close()
 	for _, c := range last.clusters {
 		c.close()
-		c.conns.closeIdle()
+		c.sockets.closeIdle()
 	}
 	e.outside.CloseIdleConnections()
 }
@@ -134,6 +140,18 @@ func (e *Engine) Close() {
 func (e *Engine) ReplaceConnections(rt http.RoundTripper) {
 	e.replaced = rt
 }
+
+// Observed reports whether anybody is told of calls.
+func (e *Engine) Observed() bool { return e.hooks.Call != nil }
+
+// AttemptsObserved reports whether anybody is told of attempts.
+func (e *Engine) AttemptsObserved() bool { return e.hooks.Attempts }
+
+// Outside returns the connections to hosts outside the mesh.
+func (e *Engine) Outside() http.RoundTripper { return e.outside }
+
+// Replaced returns what takes the place of all connections, nil if nothing does.
+func (e *Engine) Replaced() http.RoundTripper { return e.replaced }
 
 // Of returns the engine behind the transport of a mesh, nil for any other.
 func Of(rt http.RoundTripper) *Engine {

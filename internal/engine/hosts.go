@@ -1,14 +1,18 @@
 package engine
 
 import (
+	"bufio"
+	"bytes"
 	"maps"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
@@ -19,11 +23,13 @@ const (
 	// hostsCached bounds the cache of hosts: its keys come from callers.
 	hostsCached = 1024
 
-	// outsideFor is how long a host that discovery does not know is taken to be outside the mesh before it is asked again.
-	outsideFor = 10 * time.Second
+	// For how long a host that discovery does not know is taken to be outside the mesh before it is asked again: a service
+	// may register after its first call.
+	unknownAtFirst = 250 * time.Millisecond
+	unknownAtMost  = 5 * time.Second
 )
 
-// host is what a plan says about the host of a URL, worked out once.
+// host is what a plan says about the host of a call, worked out once.
 type host struct {
 	policy.Host
 
@@ -33,16 +39,43 @@ type host struct {
 	// mine says that the host belongs to the mesh if discovery knows it; a host that is Known belongs in any case.
 	mine bool
 
-	// confirmed says that discovery knows the host.
-	confirmed atomic.Bool
-
 	// protection is what the program asked for, beside the documents; nil for nothing. The retry policies that it changes
 	// are kept by the route they belong to.
 	protection *Protection
 	policies   sync.Map
 
-	// outsideUntil is the end, in Unix nanoseconds, of the time for which discovery did not know the host.
-	outsideUntil atomic.Int64
+	// denied says that discovery does not know the host; nil if it has not said so.
+	denied atomic.Pointer[denial]
+}
+
+// denial is for how long, and until when, a host is taken not to be of the mesh.
+type denial struct {
+	wait  time.Duration
+	until time.Time
+}
+
+// outside reports whether the host is taken not to belong to the mesh now.
+func (h *host) outside(now time.Time) bool {
+	if h.Known {
+		return false
+	}
+	d := h.denied.Load()
+	return !h.mine || d != nil && now.Before(d.until)
+}
+
+// deny notes that discovery does not know the host. It is asked again soon, and if it then still does not, less and less
+// often.
+func (h *host) deny(now time.Time) {
+	last := h.denied.Load()
+	next := denial{wait: unknownAtFirst}
+	if last != nil {
+		if now.Before(last.until) {
+			return // others have asked meanwhile
+		}
+		next.wait = min(2*last.wait, unknownAtMost)
+	}
+	next.until = now.Add(next.wait)
+	h.denied.CompareAndSwap(last, &next)
 }
 
 // policy returns the retry policy of a route, with what the host's protection adds.
@@ -69,10 +102,6 @@ func (h *host) policy(entry *route.Entry) *retry.Policy {
 	return policy
 }
 
-func (h *host) outside(now time.Time) bool {
-	return !h.Known && (!h.mine || now.UnixNano() < h.outsideUntil.Load())
-}
-
 // hostCache remembers the hosts of a plan by the way callers write them. Reading takes no lock.
 type hostCache struct {
 	engine *Engine
@@ -87,50 +116,50 @@ func newHostCache(e *Engine, plan *policy.Plan) *hostCache {
 	return &hostCache{engine: e, plan: plan}
 }
 
-// lookup returns the host that decides over req. That is the one its Host header names, if a document does too, and else
-// the one its URL does. The port is the URL's in any case.
-func (c *hostCache) lookup(req *http.Request) *host {
-	asked := c.get(req, req.URL.Host)
-	if req.Host == "" || req.Host == req.URL.Host {
+// lookup returns the host that decides over a call. That is the one its authority names, if a document does too, and else
+// the one that is dialled. The port is that of the dialled in any case.
+func (c *hostCache) lookup(r *Request) *host {
+	asked := c.get(r.Scheme, r.Host)
+	if r.Authority == "" || r.Authority == r.Host {
 		return asked
 	}
-	name := req.Host
+	name := r.Authority
 	if host, _, err := net.SplitHostPort(name); err == nil {
 		name = host
 	}
-	if named := c.get(req, withPort(name, strconv.Itoa(asked.port))); named.Known {
+	if named := c.get(r.Scheme, withPort(name, strconv.Itoa(asked.port))); named.Known {
 		return named
 	}
 	return asked
 }
 
-func (c *hostCache) get(req *http.Request, authority string) *host {
+func (c *hostCache) get(scheme, authority string) *host {
 	hosts, port := &c.plain, "80"
-	if req.URL.Scheme == "https" {
+	if scheme == "https" {
 		hosts, port = &c.secure, "443"
 	}
-	if known := hosts.Load(); known != nil {
-		if h := (*known)[authority]; h != nil {
+	if cached := hosts.Load(); cached != nil {
+		if h := (*cached)[authority]; h != nil {
 			return h
 		}
 	}
 	if _, own, err := net.SplitHostPort(authority); err == nil {
 		port = own
 	}
-	h := &host{Host: c.plan.Host(withPort(authority, port))}
+	h := &host{Host: c.plan.Host(ascii(withPort(authority, port)))}
 	h.port, _ = strconv.Atoi(port)
 	h.protection = c.engine.protection(c.plan, h.Host)
-	h.mine = h.Known || c.engine.mayOwn(req) // which may ask a Proxy function, so no lock is held yet
+	h.mine = h.Known || c.engine.mayOwn(scheme, authority) // which may ask a Proxy function, so no lock is held yet
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var grown map[string]*host
-	if known := hosts.Load(); known != nil {
-		if first := (*known)[authority]; first != nil {
+	if cached := hosts.Load(); cached != nil {
+		if first := (*cached)[authority]; first != nil {
 			return first
 		}
-		if len(*known) < hostsCached {
-			grown = maps.Clone(*known)
+		if len(*cached) < hostsCached {
+			grown = maps.Clone(*cached)
 		}
 	}
 	if grown == nil {
@@ -149,8 +178,26 @@ func withPort(authority, port string) string {
 	return net.JoinHostPort(strings.Trim(authority, "[]"), port)
 }
 
-// mayOwn reports whether the host of req, which no document names, is part of the mesh if discovery knows it.
-func (e *Engine) mayOwn(req *http.Request) bool {
+// ascii returns an authority as it is sent, and as documents name it: in Punycode. What cannot be sent stays as it is.
+func ascii(authority string) string {
+	if strings.IndexFunc(authority, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
+		return authority
+	}
+	// net/http knows how, and has no other function that tells.
+	var sent bytes.Buffer
+	req := http.Request{Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: strings.ToLower(authority), Path: "/"}}
+	if err := req.Write(&sent); err != nil {
+		return authority
+	}
+	got, err := http.ReadRequest(bufio.NewReader(&sent))
+	if err != nil {
+		return authority
+	}
+	return got.Host
+}
+
+// mayOwn reports whether a host that no document names is part of the mesh if discovery knows it.
+func (e *Engine) mayOwn(scheme, authority string) bool {
 	if e.config.Resolver != nil {
 		return true
 	}
@@ -162,6 +209,8 @@ func (e *Engine) mayOwn(req *http.Request) bool {
 	if e.template.Proxy == nil {
 		return true
 	}
-	proxy, err := e.template.Proxy(req)
+	proxy, err := e.template.Proxy(&http.Request{
+		Method: http.MethodGet, URL: &url.URL{Scheme: scheme, Host: authority}, Host: authority, Header: make(http.Header),
+	})
 	return proxy == nil && err == nil
 }

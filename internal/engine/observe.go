@@ -15,7 +15,7 @@ import (
 // the goroutine of the call or, for what is no part of a call, on one of the engine's own.
 type Hooks struct {
 	// Call is told that a call begins. It returns the context to go on with, and who is told of the rest.
-	Call func(ctx context.Context, req *http.Request, start time.Time, mirror bool) (context.Context, CallObserver)
+	Call func(ctx context.Context, start CallStart) (context.Context, CallObserver)
 
 	// Attempts says that the observers of calls want to know of attempts.
 	Attempts bool
@@ -37,6 +37,13 @@ type Hooks struct {
 
 	// MirrorDropped is told that a copy was not sent.
 	MirrorDropped func(target route.Target, err error)
+}
+
+// CallStart is how a call begins.
+type CallStart struct {
+	Request *http.Request
+	Start   time.Time
+	Mirror  bool
 }
 
 // CallObserver is told of one call.
@@ -77,41 +84,16 @@ type CallEnd struct {
 	Duration        time.Duration
 }
 
-// observeStart tells the observers that the call begins. It returns the context to go on with.
-func (c *call) observeStart(ctx context.Context) context.Context {
-	ctx, c.observer = c.engine.hooks.Call(ctx, c.req, c.start, c.copied)
-	return ctx
-}
-
-func (c *call) observeEnd(err error) {
+func (c *Call) observeEnd(status int, err error) {
 	end := CallEnd{
-		Target: c.target, Status: c.status, Err: err, Flags: c.flags,
-		Attempts: c.attempts, Stopped: c.stopped, Duration: time.Since(c.start),
+		Target: c.target, Status: status, Err: err, Flags: c.flags,
+		Attempts: int(c.sent), Stopped: c.stopped, Duration: time.Since(c.start),
 	}
 	if c.host != nil {
 		end.Document = c.host.Document
 	}
-	if c.entry != nil {
-		end.Document, end.Route = c.host.Origin(c.entry, c.match).Document, c.entry.Route.Name
+	if c.rule != nil {
+		end.Document, end.Route = c.host.Origin(c.rule, int(c.match)).Document, c.rule.Route.Name
 	}
 	c.observer.End(end)
-}
-
-// observeStart tells the observers that the attempt begins. It returns the request to send, whose header is its own.
-func (a *attempted) observeStart(req *http.Request, n int) *http.Request {
-	header := req.Header.Clone()
-	if header == nil {
-		header = make(http.Header)
-	}
-	var ctx context.Context
-	ctx, a.observer = a.call.observer.Attempt(req.Context(), AttemptStart{
-		Number: n, Endpoint: a.host.ID(), Header: header, Start: a.sent,
-	})
-	out := req.WithContext(ctx)
-	out.Header = header
-	return out
-}
-
-func (a *attempted) observeEnd(err error) {
-	a.observer.End(a.status, err, time.Since(a.sent))
 }

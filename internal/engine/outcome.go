@@ -4,15 +4,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/failure"
-	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy/route"
-)
-
-// Refusals that a caller may want to tell apart.
-var (
-	ErrClosed        = refusal.New("closed")
-	ErrNotInMesh     = refusal.New("host is not part of the mesh")
-	ErrUnknownSubset = refusal.New("no DestinationRule defines the subset")
 )
 
 // Failure is how a call failed: what mesh.Error says.

@@ -4,8 +4,11 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -24,6 +27,8 @@ type clusterConfig struct {
 	service discovery.Service
 	entry   *policy.Entry // where the endpoints are, if a document says so
 
+	documented bool // some document names the host
+
 	peers       *policy.PeerRules // what connections the endpoints take
 	trustDomain string            // of the identities the endpoints have
 
@@ -36,7 +41,7 @@ type clusterConfig struct {
 
 func (e *Engine) clusterConfig(plan *policy.Plan, target route.Target) clusterConfig {
 	h := plan.Host(target.Host)
-	config := clusterConfig{Cluster: plan.Cluster(target), service: h.Service, entry: h.Entry}
+	config := clusterConfig{Cluster: plan.Cluster(target), service: h.Service, entry: h.Entry, documented: h.Known}
 	if h.Entry != nil {
 		config.peers = plan.Peers(h.Entry.Namespace)
 	} else if h.Service.Namespace != "" {
@@ -104,7 +109,7 @@ func (e *Engine) protection(plan *policy.Plan, h policy.Host) *Protection {
 // checkProtections builds once what the protections describe, so that a mistake is an error of New and not of a call.
 func checkProtections(protections []HostProtection) error {
 	for _, p := range protections {
-		var errs [3]error
+		var errs [5]error
 		if p.Circuit != nil {
 			_, errs[0] = breaker.New(*p.Circuit, nil)
 		}
@@ -112,12 +117,38 @@ func checkProtections(protections []HostProtection) error {
 			_, errs[1] = retry.NewBudget(*p.RetryBudget)
 		}
 		_, errs[2] = limit.NewRate(p.RateLimit)
+		if p.BodyIdle < 0 {
+			errs[3] = errors.New("BodyIdle is negative")
+		}
+		for _, name := range p.Hosts {
+			if !isHost(name) {
+				errs[4] = fmt.Errorf("%q is not a host: name a service, as in \"orders\", or no host for all", name)
+			}
+		}
 		if err := errors.Join(errs[:]...); err != nil {
 			return fmt.Errorf("mesh: protection of %s: %w", cmp.Or(strings.Join(p.Hosts, ", "), "all hosts"), err)
 		}
-		if p.BodyIdle < 0 {
-			return fmt.Errorf("mesh: protection of %s: BodyIdle is negative", cmp.Or(strings.Join(p.Hosts, ", "), "all hosts"))
-		}
 	}
 	return nil
+}
+
+// isHost reports whether name, with or without a port, can be the host of a call.
+func isHost(name string) bool {
+	if host, port, err := net.SplitHostPort(name); err == nil {
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return false
+		}
+		name = host
+	}
+	if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
+		return true
+	}
+	for label := range strings.SplitSeq(strings.TrimSuffix(ascii(name), "."), ".") {
+		if label == "" || strings.ContainsFunc(label, func(r rune) bool {
+			return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
+		}) {
+			return false
+		}
+	}
+	return true
 }

@@ -53,68 +53,43 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 	}, nil
 }
 
-// cluster returns the state of a target, which the first call to it creates. It returns nil if v is not the view in
-// force any more: then the caller starts again with the one that is.
-func (e *Engine) cluster(v *view, target route.Target) (*cluster, error) {
-	if c := v.clusters[target]; c != nil {
-		return c, nil
+// enter counts a call in on the state of a target, which the first call creates. current is false if the documents changed
+// after v was loaded: then the caller begins again with the view in force.
+func (e *Engine) enter(v *view, target route.Target, now time.Time) (c *cluster, current bool, err error) {
+	c = v.clusters[target]
+	if c == nil {
+		if c, current, err = e.create(v.plan, target); err != nil || !current {
+			return nil, false, err
+		}
 	}
+	return c, c.enter(now), nil
+}
+
+// create returns the cluster of a target, and makes it if there is none. current is false if plan is not in force any more.
+func (e *Engine) create(plan *policy.Plan, target route.Target) (c *cluster, current bool, err error) {
+	var dropped []*cluster
+	defer func() { closeAll(dropped) }() // without the lock
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed.Load() {
-		return nil, ErrClosed
+		return nil, false, ErrClosed
 	}
-	current := e.view.Load()
-	if current.plan != v.plan {
-		return nil, nil
+	v := e.view.Load()
+	if v.plan != plan {
+		return nil, false, nil
 	}
-	if c := current.clusters[target]; c != nil {
-		return c, nil
+	if c := v.clusters[target]; c != nil {
+		return c, true, nil
 	}
-	c, err := newCluster(e, target, e.clusterConfig(current.plan, target), nil)
-	if err != nil {
-		return nil, err
+	if c, err = newCluster(e, target, e.clusterConfig(plan, target), nil); err != nil {
+		return nil, false, err
 	}
-	next := *current
-	next.clusters = maps.Clone(current.clusters)
-	if len(next.clusters) >= clustersKept {
-		dropIdle(next.clusters, time.Now())
-	}
+	next := *v
+	next.clusters = maps.Clone(v.clusters)
+	dropped = e.makeRoomLocked(next.clusters, c)
 	next.clusters[target] = c
 	e.view.Store(&next)
-	return c, nil
-}
-
-const (
-	// clustersKept is how many targets are kept before idle ones are dropped: which ports a host is called on, and under
-	// AllowAny also which hosts are called, is up to the callers.
-	clustersKept = 256
-
-	// clusterIdle is how long a target must have been without calls to be dropped then.
-	clusterIdle = 10 * time.Minute
-)
-
-func dropIdle(clusters map[route.Target]*cluster, now time.Time) {
-	for target, c := range clusters {
-		if c.idleSince(now.Add(-clusterIdle)) {
-			delete(clusters, target)
-			c.close()
-		}
-	}
-}
-
-// drop forgets a target that turned out to be none.
-func (e *Engine) drop(c *cluster) {
-	e.mu.Lock()
-	current := e.view.Load()
-	if current.clusters[c.target] == c {
-		next := *current
-		next.clusters = maps.Clone(current.clusters)
-		delete(next.clusters, c.target)
-		e.view.Store(&next)
-	}
-	e.mu.Unlock()
-	c.close()
+	return c, true, nil
 }
 
 // Clusters returns how many targets the engine keeps state for.

@@ -90,23 +90,24 @@ var (
 		"/breaker/breakergrpc":    list(grpcs, "/breaker", gobreaker, "/internal/grpcstatus"),
 		"/balancer/balancergrpc":  list(layers, append(grpcs, "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcconns")...),
 
-		"/policy/internal/istio":   list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
-		"/policy/internal/linkerd": list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
-		"/policy/internal/smi":     list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
-		"/policy/internal/folder":  nil,
-		"/policy":                  plan,
-		"/policy/file":             list(plan, "/policy", fsnotify, xsys),
-		"/internal/engine":         list(plan, "/policy"),
-		"":                         list(plan, "/policy", "/internal/engine"),
-		"/cmd/mesh":                list(plan, "/policy"),
-		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/engine", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcreplay", "/internal/grpcconns",
+		"/policy/internal/istio":      list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
+		"/policy/internal/linkerd":    list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
+		"/policy/internal/smi":        list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
+		"/policy/internal/folder":     nil,
+		"/policy":                     plan,
+		"/policy/file":                list(plan, "/policy", fsnotify, xsys),
+		"/internal/engine":            list(plan, "/policy"),
+		"/internal/engine/enginehttp": list(plan, "/policy", "/internal/engine"),
+		"":                            list(plan, "/policy", "/internal/engine", "/internal/engine/enginehttp"),
+		"/cmd/mesh":                   list(plan, "/policy"),
+		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/engine", "/internal/engine/enginehttp", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcreplay", "/internal/grpcconns",
 			"/retry/retrygrpc", "/balancer/balancergrpc", "/breaker/breakergrpc")...),
 		"/policy/internal": nil, // the test that generates docs/documents.md
 		// What tests alone import: no other entry allows these, so nothing that a program links reaches them.
 		"/internal/await":    nil,
 		"/internal/leak":     nil,
 		"/internal/memnet":   nil,
-		"/internal/meshtest": list(plan, "", "/policy", "/internal/engine", "/internal/memnet"),
+		"/internal/meshtest": list(plan, "", "/policy", "/internal/engine", "/internal/engine/enginehttp", "/internal/memnet"),
 	}
 )
 

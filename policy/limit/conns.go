@@ -21,6 +21,10 @@ const (
 	// dial anew; a number beyond any burst keeps the pool as large as the calls in flight made it, as Envoy's is.
 	idlePerEndpoint = 4096
 
+	// idleAnywhere is how many idle connections are kept over all hosts, where there may be any number of these. It is that of
+	// http.DefaultTransport.
+	idleAnywhere = 100
+
 	// A peer that vanished is noticed by an HTTP/2 connection only through a ping.
 	pingAfter   = 30 * time.Second
 	pingTimeout = 15 * time.Second
@@ -68,7 +72,8 @@ type Conns struct {
 // off. It pings HTTP/2 peers that fall silent and keeps as many idle connections as there were calls at once, unless the
 // template has settings of its own.
 //
-// A nil *Pool applies the defaults of [PoolConfig].
+// A nil *Pool applies the defaults of [PoolConfig], and is for connections to any host: of these no more than
+// template.MaxIdleConns are kept idle, of which 0 means 100.
 //
 // It is an error if the template dials TLS itself, since then neither timeouts nor limits can be enforced, or if it sets
 // MaxConnsPerHost, which MaxConnections replaces.
@@ -81,7 +86,8 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 		// With HTTP/2 it makes calls wait that could share a connection.
 		return nil, errors.New("limit: the template transport sets MaxConnsPerHost; set PoolConfig.MaxConnections")
 	}
-	if p == nil {
+	anywhere := p == nil
+	if anywhere {
 		p = &Pool{}
 	}
 	config := p.config
@@ -113,7 +119,11 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	default:
 		t.IdleConnTimeout = defaultIdleTimeout
 	}
-	t.MaxIdleConns = 0 // a limit over all hosts of a template says nothing of one endpoint
+	if !anywhere {
+		t.MaxIdleConns = 0 // a limit over all hosts of a template says nothing of one endpoint
+	} else if t.MaxIdleConns == 0 {
+		t.MaxIdleConns = idleAnywhere
+	}
 	if t.MaxIdleConnsPerHost == 0 {
 		t.MaxIdleConnsPerHost = idlePerEndpoint
 	}

@@ -1,0 +1,128 @@
+package enginehttp
+
+import (
+	"maps"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/failure"
+)
+
+// try is an attempt of a call. It ends with its response body.
+type try struct {
+	engine.Attempt
+	call   *call
+	body   body.Reader
+	status int
+	grpc   *http.Response // of a gRPC call, whose status comes at its end
+}
+
+// Attempt implements retry.Attempter.
+func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
+	c.tries = n
+	t := &c.first
+	if n > 1 {
+		t = new(try)
+	}
+	t.call = c
+	wait, stop := caller.Wait(req.Context(), req)
+	err := c.Acquire(wait, &t.Attempt, n)
+	stop()
+	if err != nil {
+		body.CloseRequest(req)
+		return nil, err
+	}
+	over := false
+	defer func() {
+		if !over { // a panic or a Goexit
+			t.Abandon()
+		}
+	}()
+	if at, ok := c.Context().Deadline(); ok {
+		req = c.withDeadline(req, n)
+		deadline.SetHeader(req.Header, at)
+	}
+	if c.Engine().AttemptsObserved() {
+		req = t.observe(req, n)
+	}
+	c.sent = req
+	resp, err := c.exchange(req, t)
+	over = true
+	if err != nil {
+		return nil, t.Attempt.End(0, breaker.NoResult, err)
+	}
+	t.status = resp.StatusCode
+	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/grpc") {
+		t.grpc = resp
+	}
+	if resp.ProtoMajor == 2 {
+		c.Multiplexed()
+	}
+	t.Answered()
+	t.body.Attach(resp, t)
+	return resp, nil
+}
+
+// withDeadline returns the request of the n-th attempt with a header of its own.
+func (c *call) withDeadline(req *http.Request, n int) *http.Request {
+	if req == c.req || req == c.out {
+		copied := *req
+		req = &copied
+	}
+	if n == 1 { // the header of a retry is its own
+		if req.Header = maps.Clone(req.Header); req.Header == nil {
+			req.Header = make(http.Header)
+		}
+	}
+	return req
+}
+
+// observe tells the observers that the attempt begins. It returns the request to send, whose header is its own.
+func (t *try) observe(req *http.Request, n int) *http.Request {
+	header := req.Header.Clone()
+	if header == nil {
+		header = make(http.Header)
+	}
+	out := req.WithContext(t.Observe(req.Context(), n, header))
+	out.Header = header
+	return out
+}
+
+// exchange sends the request of an attempt and waits for the answer.
+func (c *call) exchange(req *http.Request, t *try) (*http.Response, error) {
+	if c.sender != nil {
+		return c.sender(req, (*Try)(t))
+	}
+	if replaced := c.Engine().Replaced(); replaced != nil {
+		return replaced.RoundTrip(req)
+	}
+	return t.Connections().RoundTrip(req)
+}
+
+// End implements body.Ender: it reports the outcome of the attempt.
+func (t *try) End(err error) {
+	result := breaker.Result(t.status)
+	if t.grpc != nil && err == nil {
+		result = grpcResult(t.grpc, result)
+	}
+	_ = t.Attempt.End(t.status, result, err) // the reader of the body has it
+}
+
+// grpcResult is what a gRPC call counts as that was answered with a status of HTTP, which is 200 whatever became of it.
+func grpcResult(resp *http.Response, status breaker.Result) breaker.Result {
+	text := resp.Header.Get("Grpc-Status") // where there is nothing else to say
+	if text == "" {
+		text = resp.Trailer.Get("Grpc-Status")
+	}
+	code, err := strconv.ParseUint(text, 10, 32)
+	if err != nil {
+		return status
+	}
+	return breaker.Result(failure.GRPCStatus(uint32(code)))
+}

@@ -1,0 +1,212 @@
+// Package enginehttp takes the requests of net/http through an engine.
+package enginehttp
+
+import (
+	"context"
+	"maps"
+	"net/http"
+	"net/url"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Transport is an http.RoundTripper over an engine. [New] makes one.
+type Transport struct {
+	engine *engine.Engine
+}
+
+// New returns the transport of e. There must be one only.
+func New(e *engine.Engine) *Transport {
+	t := &Transport{e}
+	e.Mirrors.Send = t.mirror
+	return t
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	if req.URL == nil || req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
+		return t.engine.Outside().RoundTrip(req) // which knows best what to say
+	}
+	c := &call{req: req}
+	return c.run(t.engine, engine.Routed, route.Target{})
+}
+
+// CloseIdleConnections closes the connections that serve no call.
+func (t *Transport) CloseIdleConnections() {
+	t.engine.CloseIdleConnections()
+}
+
+// Engine returns the engine beneath.
+func (t *Transport) Engine() *engine.Engine {
+	return t.engine
+}
+
+// mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
+func (t *Transport) mirror(target route.Target, req *http.Request) (*http.Response, error) {
+	c := &call{req: req}
+	c.sender, _ = req.Context().Value(senderKey{}).(Sender)
+	return c.run(t.engine, engine.Copied, target)
+}
+
+// call is one request on its way. It is the one allocation that every request costs, and holds the first attempt, which
+// usually is the only one.
+type call struct {
+	engine.Call
+	sender Sender         // what makes the attempts; nil for net/http
+	req    *http.Request  // the caller's
+	out    *http.Request  // what is sent: a copy, or req itself
+	sent   *http.Request  // by the latest attempt; nil before
+	resp   *http.Response // of the server
+	taken  bool           // the body of the request is somebody else's to close
+	tries  int            // attempts begun
+
+	body      body.Reader
+	status    int
+	setCookie string // for a request that came without the cookie of its hash key
+
+	first try
+}
+
+var (
+	_ engine.Adapter  = (*call)(nil)
+	_ retry.Attempter = (*call)(nil)
+)
+
+// run makes the call. It goes on until the body of the response ends.
+func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*http.Response, error) {
+	c.Begin(c.req.Context(), e, kind, c.req)
+	view := engine.Request{Request: route.NewRequest(c.req), Host: c.req.URL.Host}
+	if kind == engine.Copied {
+		view.Authority = "" // it says that it is a copy
+	}
+	wait, stop := caller.Wait(c.Context(), c.req)
+	answer, err := c.Serve(wait, &view, target, c)
+	stop()
+	if !c.taken {
+		body.CloseRequest(c.req)
+	}
+	if err != nil {
+		return nil, err
+	}
+	resp := c.resp
+	if answer != nil {
+		resp = answer.Answer(c.req)
+	} else {
+		c.edit(resp)
+	}
+	attempt.Restore(resp, c.req, c.tries)
+	c.status = resp.StatusCode
+	if limits := c.Limits(); limits != nil {
+		limits.Watch(resp)
+	}
+	c.body.Attach(resp, c)
+	return resp, nil
+}
+
+// edit makes of the response of a server what the caller gets.
+func (c *call) edit(resp *http.Response) {
+	if b := c.Backend(); b != nil && b.Response != nil {
+		sent := route.NewRequest(c.out)
+		b.Response.Apply(resp.Header, &sent)
+	}
+	if c.setCookie != "" {
+		resp.Header.Add("Set-Cookie", c.setCookie)
+	}
+}
+
+// End implements body.Ender: the call is over when its body is.
+func (c *call) End(err error) {
+	c.Call.End(c.status, err)
+}
+
+// request returns the caller's request with the context ctx: the request itself if that is the one it has.
+func (c *call) request(ctx context.Context) *http.Request {
+	if ctx == c.req.Context() {
+		return c.req
+	}
+	return c.req.WithContext(ctx)
+}
+
+// Outside implements engine.Adapter.
+func (c *call) Outside(ctx context.Context) (err error) {
+	if c.sender != nil {
+		return engine.NotInMesh()
+	}
+	c.taken = true
+	c.resp, err = c.Engine().Outside().RoundTrip(c.request(ctx))
+	return err
+}
+
+// Prepare implements engine.Adapter. The request that is sent is the caller's own if nothing about it changes, and else a
+// copy.
+func (c *call) Prepare(backend *route.Backend, match int) error {
+	c.out = c.req
+	if !backend.Rewrites() {
+		return nil
+	}
+	c.out = c.copied()
+	// Values are only ever replaced as a whole, so the caller's can be shared.
+	if c.out.Header = maps.Clone(c.req.Header); c.out.Header == nil {
+		c.out.Header = make(http.Header)
+	}
+	c.out.URL = cloneURL(c.req.URL)
+	return backend.Rewrite(c.out, match)
+}
+
+func (c *call) copied() *http.Request {
+	copied := *c.req
+	return &copied
+}
+
+func cloneURL(u *url.URL) *url.URL {
+	clone := *u
+	return &clone
+}
+
+// Failure implements engine.Adapter.
+func (c *call) Failure(err error) failure.Kind {
+	sent := c.sent
+	if sent == nil {
+		sent = c.req
+	}
+	return failure.Of(c.Context(), sent, err)
+}
+
+// HashKey implements engine.Adapter.
+func (c *call) HashKey(key *balancer.HashKey) (value string, ok bool) {
+	if value, ok = key.Of(c.out); !ok {
+		value, c.setCookie, ok = key.NewCookie()
+	}
+	return value, ok
+}
+
+// Mirror implements engine.Adapter.
+func (c *call) Mirror(rule *route.Entry) {
+	if c.out == c.req { // its body may be replaced by one that is recorded
+		c.out = c.copied()
+	}
+	c.out = c.mirrored(c.out)
+	c.Engine().Mirrors.Fork(c.out, rule)
+}
+
+// Send implements engine.Adapter.
+func (c *call) Send(ctx context.Context, loop retry.Loop) (stopped retry.Reason, err error) {
+	c.taken = true
+	if c.sender != nil {
+		c.Multiplexed()
+	}
+	if loop.Policy == nil {
+		c.resp, err = c.Attempt(c.request(ctx), 1)
+		return retry.Succeeded, err
+	}
+	var summary retry.Summary
+	c.resp, summary, err = loop.Do(c.out, c)
+	return summary.Stopped, err
+}

@@ -1,0 +1,113 @@
+package engine
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// Which targets are called, and on which ports, is up to the callers, so the state of those that are called no more is
+// dropped: connections, watches, what was learned.
+const (
+	// clustersKept is how many targets are kept before those are dropped that had no calls for clusterIdle.
+	clustersKept = 256
+	clusterIdle  = 10 * time.Minute
+
+	// strangersKept is how many targets are kept that no document names, as http.DefaultTransport keeps no more than 100 idle
+	// connections. Beyond that the one goes that was used longest ago, and in any case those without calls for strangerIdle.
+	strangersKept = 100
+	strangerIdle  = 5 * time.Minute
+)
+
+// makeRoomLocked drops idle targets so that there is room for c. The caller closes what it returns when it has let go of mu.
+func (e *Engine) makeRoomLocked(clusters map[route.Target]*cluster, c *cluster) (dropped []*cluster) {
+	now := time.Now()
+	if len(clusters) >= clustersKept {
+		dropped = dropIdle(clusters, func(c *cluster) bool { return c.idleSince(now.Add(-clusterIdle)) })
+	}
+	if c.config.documented {
+		return dropped
+	}
+	c.used.Store(now.Unix())
+	if e.sweeper == nil {
+		e.sweeper = time.AfterFunc(strangerIdle, e.sweep)
+	}
+	strangers := 0
+	var idle []*cluster
+	for _, c := range clusters {
+		if !c.config.documented {
+			if strangers++; c.calls.Load() == 0 {
+				idle = append(idle, c)
+			}
+		}
+	}
+	if over := min(strangers+1-strangersKept, len(idle)); over > 0 {
+		slices.SortFunc(idle, func(a, b *cluster) int { return cmp.Compare(a.used.Load(), b.used.Load()) })
+		for _, c := range idle[:over] {
+			delete(clusters, c.target)
+			dropped = append(dropped, c)
+		}
+	}
+	return dropped
+}
+
+// sweep drops targets that no document names and nobody has called for a time. It runs while there are any.
+func (e *Engine) sweep() {
+	var dropped []*cluster
+	defer func() { closeAll(dropped) }()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closed.Load() {
+		return
+	}
+	next := *e.view.Load()
+	next.clusters = maps.Clone(next.clusters)
+	then := time.Now().Add(-strangerIdle)
+	strangers := 0
+	dropped = dropIdle(next.clusters, func(c *cluster) bool {
+		if !c.config.documented {
+			strangers++
+		}
+		return !c.config.documented && c.idleSince(then)
+	})
+	e.view.Store(&next)
+	if strangers == len(dropped) {
+		e.sweeper = nil
+		return
+	}
+	e.sweeper.Reset(strangerIdle)
+}
+
+// drop forgets a target that turned out to be none.
+func (e *Engine) drop(c *cluster) {
+	e.mu.Lock()
+	current := e.view.Load()
+	if current.clusters[c.target] == c {
+		next := *current
+		next.clusters = maps.Clone(current.clusters)
+		delete(next.clusters, c.target)
+		e.view.Store(&next)
+	}
+	e.mu.Unlock()
+	c.close()
+}
+
+// dropIdle deletes those clusters that are idle, and returns them.
+func dropIdle(clusters map[route.Target]*cluster, idle func(*cluster) bool) (dropped []*cluster) {
+	for target, c := range clusters {
+		if idle(c) {
+			delete(clusters, target)
+			dropped = append(dropped, c)
+		}
+	}
+	return dropped
+}
+
+func closeAll(clusters []*cluster) {
+	for _, c := range clusters {
+		c.close()
+	}
+}

@@ -1,0 +1,107 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"net"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+)
+
+// names is a DNS in which some names have an address, and others never answer.
+type names map[string]string
+
+func (n names) Watch(ctx context.Context, s discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
+	return func(yield func([]discovery.Endpoint, error) bool) {
+		switch address, ok := n[s.Host]; {
+		case !ok:
+			yield(nil, fmt.Errorf("%s: %w", s.Host, discovery.ErrUnknownService))
+		case address == "":
+			yield(nil, errors.New("server misbehaving"))
+		case address == "none":
+			yield([]discovery.Endpoint{}, nil)
+		default:
+			yield([]discovery.Endpoint{{Address: address, Port: 1}}, nil)
+		}
+		<-ctx.Done()
+	}
+}
+
+// entry is an engine for a ServiceEntry with two names.
+func entry(t *testing.T, dns names) *Engine {
+	t.Helper()
+	plan, findings := policy.Compile([]policy.Source{{Name: "test.yaml", Data: []byte(`
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db}
+spec:
+  hosts: [db.example]
+  location: MESH_EXTERNAL
+  resolution: DNS
+  ports: [{number: 5432, name: tcp, protocol: TCP}]
+  endpoints: [{address: first.example}, {address: second.example}]
+`)}}, policy.Workload{Namespace: "default"})
+	if err := findings.Err(); err != nil {
+		t.Fatal(err)
+	}
+	e, err := New(Config{
+		Template: &http.Transport{DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
+			client, server := net.Pipe()
+			server.Close()
+			return client, nil
+		}},
+		Hooks: Hooks{Error: func(f Failure) error { return f.Err }},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(e.Close)
+	e.names.Close()
+	e.names = discovery.NewWatcher(dns, func(discovery.Service, error) {})
+	settle, err := e.Apply(plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settle()
+	return e
+}
+
+// One name of several that does not resolve, or does not answer, does not hold up the calls to the others.
+func TestOneDeadNameOfSeveral(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		dns  names
+		want error
+	}{
+		{"the first never answers", names{"first.example": "", "second.example": "10.0.0.1"}, nil},
+		{"the second never answers", names{"first.example": "10.0.0.1", "second.example": ""}, nil},
+		{"the first is not known", names{"second.example": "10.0.0.1"}, nil},
+		{"the first has no address", names{"first.example": "none", "second.example": "10.0.0.1"}, nil},
+		{"none is known", names{}, discovery.ErrUnknownService},
+		{"none answers", names{"first.example": "", "second.example": ""}, errDiscoverySlow},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				e := entry(t, test.dns)
+				began := time.Now()
+				conn, err := e.DialContext(t.Context(), "tcp", "db.example:5432")
+				if !errors.Is(err, test.want) {
+					t.Errorf("error %v, want %v", err, test.want)
+				}
+				if took := time.Since(began); took > 0 && test.want != errDiscoverySlow {
+					t.Errorf("it took %v, want no waiting", took)
+				}
+				if err == nil {
+					conn.Close()
+				}
+			})
+		})
+	}
+}

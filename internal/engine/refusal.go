@@ -1,0 +1,99 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/internal/reply"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Refusals that a caller may want to tell apart.
+var (
+	ErrClosed        = refusal.New("the mesh is closed")
+	ErrNotInMesh     = refusal.New("host is not part of the mesh")
+	ErrUnknownSubset = refusal.New("no DestinationRule defines the subset")
+)
+
+// What calls are answered for, if the answer cannot say it.
+var (
+	errNoRoute      = refusal.New("no route matches")
+	errRouteAnswers = refusal.New("the route answers by itself")
+	errAborted      = refusal.New("fault filter abort")
+)
+
+// Refusal says that a layer of ours ends a call or an attempt, and why.
+type Refusal struct {
+	Layer Layer
+	Flags Flags
+
+	// Err is the reason. It is no error of internal/refusal where only time ran out in the layer: then it is that of the
+	// context, and judged as such.
+	Err error
+
+	// Answer makes the response that documents prescribe. nil means that the caller gets an error.
+	Answer func(req *http.Request) *http.Response
+}
+
+// Error implements error.
+func (r *Refusal) Error() string { return r.Err.Error() }
+
+// Unwrap returns the reason.
+func (r *Refusal) Unwrap() error { return r.Err }
+
+// refuse returns a refusal that is an error.
+func refuse(layer Layer, flags Flags, err error) error {
+	return &Refusal{Layer: layer, Flags: flags, Err: refusal.Because(err)}
+}
+
+// prescribe returns a refusal that is answered.
+func prescribe(layer Layer, flags Flags, err error, answer func(*http.Request) *http.Response) error {
+	return &Refusal{Layer: layer, Flags: flags, Err: refusal.Because(err), Answer: answer}
+}
+
+// NotInMesh is what an [Adapter] returns of a host outside the mesh that its protocol cannot call.
+func NotInMesh() error {
+	return refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
+}
+
+// interrupted says in which layer a context ended. err is its cause.
+func interrupted(layer Layer, err error) error {
+	return &Refusal{Layer: layer, Err: err}
+}
+
+// undiscovered says that a wait for endpoints ended with err, or because ctx did.
+func undiscovered(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return interrupted(LayerDiscovery, context.Cause(ctx))
+	}
+	return refuse(LayerDiscovery, FlagNoHealthyUpstream, err)
+}
+
+// answerOf returns the refusal in err if it is answered, and else nil.
+func answerOf(err error) *Refusal {
+	if r, ok := errors.AsType[*Refusal](err); ok && r.Answer != nil {
+		return r
+	}
+	return nil
+}
+
+// explain takes apart the error of a call: what is no refusal comes from the endpoint, or from the way to it.
+func explain(err error) (Layer, Flags, error) {
+	r, ok := errors.AsType[*Refusal](err)
+	if !ok {
+		return LayerEndpoint, 0, err
+	}
+	if retried, ok := err.(*retry.Error); ok && retried.Last == error(r) {
+		err = &retry.Error{Attempts: retried.Attempts, Last: r.Err}
+	} else if err == error(r) {
+		err = r.Err
+	}
+	return r.Layer, r.Flags, err
+}
+
+// notFound is the answer where no route matches.
+func notFound(req *http.Request) *http.Response {
+	return reply.New(req, http.StatusNotFound, nil)
+}
