@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"strings"
 	"time"
 
 	"github.com/nosidecar/mesh/tlsid"
@@ -31,9 +32,10 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	if from == nil {
 		return nil
 	}
-	source := oneDomain{Source: from}
+	source := oneWorkload{Source: from, namespace: m.workload.Namespace}
 	if late {
 		source.domain = m.trustDomain()
+		source.namespace = cmp.Or(m.workload.Namespace, defaultNamespace)
 	}
 	m.identity = tlsid.Keep(source, tlsid.Hooks{Rotated: m.rotated, Failed: m.identityFailed})
 	if late {
@@ -49,8 +51,12 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 		return err
 	}
 	m.workload.TrustDomain = cmp.Or(m.workload.TrustDomain, id.TrustDomain().Name())
-	return checkTrustDomain(id, m.workload.TrustDomain)
+	m.workload.Namespace = cmp.Or(m.workload.Namespace, namespaceOf(id))
+	return cmp.Or(checkTrustDomain(id, m.workload.TrustDomain), checkNamespace(id, cmp.Or(m.workload.Namespace, defaultNamespace)))
 }
+
+// defaultNamespace is where a workload is that says nothing of it, as policy.Workload has it.
+const defaultNamespace = "default"
 
 // trustDomain returns the trust domain that documents are compiled for.
 func (m *Mesh) trustDomain() string {
@@ -67,20 +73,42 @@ func checkTrustDomain(id *tlsid.Identity, domain string) error {
 	return nil
 }
 
-// oneDomain is a source whose identities are all of one trust domain. Others are errors.
-type oneDomain struct {
+// checkNamespace returns an error if the identity is that of a service account in another namespace than the workload's:
+// the documents that are about it would not be those that are enforced.
+func checkNamespace(id *tlsid.Identity, namespace string) error {
+	if own := namespaceOf(id); own != "" && own != namespace {
+		return fmt.Errorf("mesh: the identity %s is of the namespace %s, and the workload is in %s: correct Namespace in "+
+			"WithWorkload, or the variable POD_NAMESPACE", id.ID(), own, namespace)
+	}
+	return nil
+}
+
+// namespaceOf returns the namespace in an identity of the form that Istio gives them, /ns/NAMESPACE/sa/ACCOUNT, and "" for others.
+func namespaceOf(id *tlsid.Identity) string {
+	rest, ok := strings.CutPrefix(id.ID().Path(), "/ns/")
+	namespace, account, _ := strings.Cut(rest, "/")
+	if !ok || !strings.HasPrefix(account, "sa/") {
+		return ""
+	}
+	return namespace
+}
+
+// oneWorkload is a source whose identities are all of one trust domain and namespace. Others are errors.
+type oneWorkload struct {
 	tlsid.Source
-	domain string // empty: that of the first
+	domain    string // empty: that of the first, which New checks
+	namespace string // empty: that of the first, if it has one
 }
 
 // Watch implements tlsid.Source.
-func (s oneDomain) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
+func (s oneWorkload) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
 	return func(yield func(*tlsid.Identity, error) bool) {
-		domain := s.domain
+		domain, namespace := s.domain, s.namespace
 		for id, err := range s.Source.Watch(ctx) {
 			if err == nil {
-				domain = cmp.Or(domain, id.TrustDomain().Name())
-				if err = checkTrustDomain(id, domain); err != nil {
+				if domain == "" {
+					domain, namespace = id.TrustDomain().Name(), cmp.Or(namespace, namespaceOf(id), defaultNamespace)
+				} else if err = cmp.Or(checkTrustDomain(id, domain), checkNamespace(id, namespace)); err != nil {
 					id = nil
 				}
 			}

@@ -25,7 +25,9 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 	if c.failed() {
 		return nil, c.findings(sources)
 	}
-	c.unselected()
+	if !c.unselected() {
+		c.unprotected()
+	}
 	return c.plan, c.findings(sources)
 }
 
@@ -44,7 +46,7 @@ func Check(sources []Source, w Workload) Report {
 }
 
 func compile(sources []Source, w Workload) *compiler {
-	w.Namespace = cmp.Or(w.Namespace, "default")
+	w.Namespace = cmp.Or(w.Namespace, defaultNamespace)
 	w.TrustDomain = cmp.Or(w.TrustDomain, istio.LocalTrustDomain)
 	w.ClusterDomain = strings.ToLower(cmp.Or(strings.Trim(w.ClusterDomain, "."), "cluster.local"))
 	w.Labels = maps.Clone(w.Labels)
@@ -162,7 +164,7 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 	d.kind = doc.Text("kind")
 	d.name = doc.Text("metadata.name")
 	if d.kind != "" {
-		d.namespace = cmp.Or(doc.Text("metadata.namespace"), "default")
+		d.namespace = cmp.Or(doc.Text("metadata.namespace"), defaultNamespace)
 	}
 	c.documents = append(c.documents, d)
 	c.count++
@@ -235,8 +237,10 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 	case "Service":
 		keep(c, d, &c.kubernetes)
 	case "PeerAuthentication":
+		c.unplaced(d)
 		keep(c, d, &c.peers)
 	case "AuthorizationPolicy":
+		c.unplaced(d)
 		keep(c, d, &c.access)
 	}
 }

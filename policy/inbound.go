@@ -130,11 +130,11 @@ func (c *compiler) authorizationPolicies() {
 }
 
 // unselected warns of a workload without labels, as a process has that was told of none: what selects by labels is about
-// others then, and a policy that was to deny something would not.
-func (c *compiler) unselected() {
+// others then, and a policy that was to deny something would not. It says whether it warned.
+func (c *compiler) unselected() bool {
 	w := &c.plan.workload
 	if len(w.Labels) > 0 {
-		return
+		return false
 	}
 	warn := func(d *document, selector *istio.WorkloadSelector) bool {
 		if selector.Labels() == nil || d.namespace != w.Namespace {
@@ -145,14 +145,15 @@ func (c *compiler) unselected() {
 	}
 	for _, ap := range c.access {
 		if warn(ap.document, ap.is.Spec.Selector) {
-			return
+			return true
 		}
 	}
 	for _, pa := range c.peers {
 		if warn(pa.document, pa.is.Spec.Selector) {
-			return
+			return true
 		}
 	}
+	return false
 }
 
 // unenforceable reports why a policy cannot be compiled, in the part of it that cannot.

@@ -292,7 +292,7 @@ func TestAuthorizationPolicy_OfOthers(t *testing.T) {
 	}
 }
 
-// A process that was not told its labels is warned once: policies that select by them are not enforced.
+// A process that was not told its labels, or wrong ones, is warned once: policies that select by them are not enforced.
 func TestInbound_WorkloadWithoutLabels(t *testing.T) {
 	const selects = "{selector: {matchLabels: {app: order-service}}%s}"
 	access := authorizationPolicy("default", "b", fmt.Sprintf(selects, ", action: DENY, rules: [{}]"))
@@ -304,8 +304,12 @@ func TestInbound_WorkloadWithoutLabels(t *testing.T) {
 	}{
 		{"no labels", peers + access, nil, "AuthorizationPolicy default/b"},
 		{"PeerAuthentication alone", peers, nil, "PeerAuthentication default/a"},
-		{"other labels", peers + access, map[string]string{"app": "other"}, ""},
-		{"other namespace", strings.ReplaceAll(access, "namespace: default", "namespace: other"), nil, ""},
+		{"other labels", peers + access, map[string]string{"app": "other"}, "AuthorizationPolicy default/b"},
+		{"other labels, PeerAuthentication alone", peers, map[string]string{"app": "other"}, "PeerAuthentication default/a"},
+		{"other labels, and a policy without selector", peers + access + authorizationPolicy("default", "c", "{}"), map[string]string{"app": "other"}, ""},
+		{"other labels, and a policy of the mesh", peers + access + peerAuthentication("istio-system", "c", "{}"), map[string]string{"app": "other"}, ""},
+		{"these labels", peers + access, map[string]string{"app": "order-service"}, ""},
+		{"other namespace", strings.ReplaceAll(access, "namespace: default", "namespace: other"), nil, "AuthorizationPolicy other/b"},
 		{"without selector", authorizationPolicy("default", "b", "{}") + peerAuthentication("default", "a", "{}"), nil, ""},
 	} {
 		source := []policy.Source{{Name: "a.yaml", Data: []byte(tt.documents)}}
@@ -319,6 +323,29 @@ func TestInbound_WorkloadWithoutLabels(t *testing.T) {
 		}
 		if r := policy.Check(source, policy.Workload{Labels: tt.labels}); r.Findings != nil {
 			t.Errorf("%s: Check found %v", tt.name, r.Findings)
+		}
+	}
+}
+
+// A security document without a namespace is about default: a warning, and for a workload elsewhere an error.
+func TestInbound_DocumentWithoutNamespace(t *testing.T) {
+	for _, text := range []string{authorizationPolicy("default", "a", "{}"), peerAuthentication("default", "a", "{mtls: {mode: STRICT}}")} {
+		source := []policy.Source{{Name: "a.yaml", Data: []byte(strings.Replace(text, ", namespace: default", "", 1))}}
+		if strings.Contains(string(source[0].Data), "namespace") {
+			t.Fatalf("the document has a namespace: %s", text)
+		}
+		for _, tt := range []struct {
+			namespace string
+			want      policy.Severity
+		}{{"", policy.Warning}, {"default", policy.Warning}, {"shop", policy.Error}} {
+			w := policy.Workload{Namespace: tt.namespace}
+			plan, findings := policy.Compile(source, w)
+			if len(findings) != 1 || findings[0].Severity != tt.want || findings[0].Field != "metadata.namespace" || (plan == nil) != (tt.want == policy.Error) {
+				t.Errorf("namespace %q: plan %v, findings %v; want one %s of metadata.namespace", tt.namespace, plan, findings, tt.want)
+			}
+			if r := policy.Check(source, w); len(r.Findings) != 1 || r.Findings[0] != findings[0] {
+				t.Errorf("namespace %q: Check found %v, want %v", tt.namespace, r.Findings, findings)
+			}
 		}
 	}
 }

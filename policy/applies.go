@@ -1,0 +1,64 @@
+package policy
+
+import (
+	"maps"
+	"slices"
+	"strings"
+)
+
+// A security document that applies to another workload than was meant says nothing where it is missing. What can be told
+// of that is told here.
+
+// defaultNamespace is where documents without a namespace are, as with kubectl.
+const defaultNamespace = "default"
+
+// unplaced reports a security document that names no namespace: it is in the namespace default, and so it does nothing
+// for a workload elsewhere, where its author may well expect it to.
+func (c *compiler) unplaced(d *document) {
+	if d.Text("metadata.namespace") != "" {
+		return
+	}
+	const message = "missing: the document is about the namespace default alone"
+	if own := c.plan.workload.Namespace; own != defaultNamespace {
+		d.Errorf("metadata.namespace", "%s, and this workload is in %s: name the namespace that is meant", message, own)
+		return
+	}
+	d.Warnf("metadata.namespace", "%s: name the namespace that is meant", message)
+}
+
+// unprotected warns of a workload that none of the security documents there are is about. Its labels or its namespace may
+// be wrong, and then neither STRICT nor any authorization is in force.
+func (c *compiler) unprotected() {
+	w := &c.plan.workload
+	var first *document
+	for _, ap := range c.access {
+		if ap.is.Selects(w.Namespace, w.Labels, rootNamespace) {
+			return
+		}
+		if first == nil {
+			first = ap.document
+		}
+	}
+	for _, pa := range c.peers {
+		selector := pa.is.Spec.Selector
+		if pa.namespace == w.Namespace && (selector.Labels() == nil || selector.Selects(w.Labels)) || pa.namespace == rootNamespace && selector.Labels() == nil {
+			return
+		}
+		if first == nil {
+			first = pa.document
+		}
+	}
+	if first == nil {
+		return
+	}
+	who := "in the namespace " + w.Namespace + " without labels"
+	if len(w.Labels) > 0 {
+		var labels []string
+		for _, key := range slices.Sorted(maps.Keys(w.Labels)) {
+			labels = append(labels, key+"="+w.Labels[key])
+		}
+		who = "in the namespace " + w.Namespace + " with the labels " + strings.Join(labels, ",")
+	}
+	first.Warnf("", "neither this security document nor any other is about this workload, %s: it authorizes everybody; "+
+		"if one is meant to apply, correct the workload's namespace and labels", who)
+}
