@@ -116,6 +116,51 @@ type inbound struct {
 	Inbound
 	view authz.Request
 	peer tlsid.Peer
+
+	answer response.Recorder // of a request that is not served with a handler of HTTP
+
+	// What it holds until its handler has returned.
+	slot   limit.Slot
+	cancel context.CancelFunc // nil unless the caller tells how long it waits
+}
+
+// leave gives back what the request holds.
+func (in *inbound) leave() {
+	if in.cancel != nil {
+		in.cancel()
+	}
+	in.slot.Release()
+}
+
+// Admit takes a request up to its handler, which is not run here: it is run with the request that is returned, and done is
+// called when it has returned, with the status that was answered. If held, it must be called also when no handler is run. The
+// request is nil if it was answered instead. It is how other protocols than HTTP share the inbound side.
+func (h *handler) Admit(w http.ResponseWriter, r *http.Request) (_ *http.Request, done func(status int), held bool) {
+	m := h.mesh
+	in := m.server.requests.Get().(*inbound)
+	in.Request, in.Start = r, time.Now()
+	if m.server.observed {
+		in.Decision.Rule = -1
+		w, r = in.answer.Watch(w), r.WithContext(m.observers.inboundStart(r.Context(), &in.Inbound))
+	}
+	ctx := r.Context()
+	done = func(status int) {
+		in.leave()
+		if m.server.observed {
+			in.Status = status
+			m.observers.inboundEnd(ctx, &in.Inbound)
+		}
+		*in = inbound{}
+		m.server.requests.Put(in)
+	}
+	var admitted *http.Request
+	defer func() {
+		if admitted == nil {
+			done(in.answer.Status)
+		}
+	}()
+	admitted = h.enter(w, r, in)
+	return admitted, done, m.server.observed || m.server.MaxRequests > 0
 }
 
 // observed is serve with observers.
@@ -135,32 +180,36 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 	panicked = false
 }
 
-// serve is the way of an inbound request, stage by stage.
+// serve takes a request to its handler.
 func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
+	defer in.leave()
+	if r = h.enter(w, r, in); r != nil {
+		h.next.ServeHTTP(w, r)
+	}
+}
+
+// enter is the way of an inbound request up to its handler, stage by stage. It returns nil if the request was answered.
+func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *http.Request {
 	s := &h.mesh.server
 	if !h.admit(w, r, in) {
-		return
+		return nil
 	}
 
-	slot, err := s.pool.Acquire(r.Context(), true)
-	if err != nil {
+	var err error
+	if in.slot, err = s.pool.Acquire(r.Context(), true); err != nil {
 		in.Flags |= FlagOverflow
 		reply.Write(w, limit.OverflowResponse(r))
-		return
+		return nil
 	}
-	defer slot.Release()
 	if !s.rate.Allow() {
 		in.Flags |= FlagRateLimited
 		reply.Write(w, limit.RateLimitedResponse(r))
-		return
+		return nil
 	}
 
 	ctx := r.Context()
-	var cancel context.CancelFunc // nil unless the caller tells how long it waits
 	if in.Peer != "" {
-		if ctx, cancel = deadline.Told(&peerContext{ctx, in.Peer}, r.Header); cancel != nil {
-			defer cancel()
-		}
+		ctx, in.cancel = deadline.Told(&peerContext{ctx, in.Peer}, r.Header)
 	}
 	header := s.sanitised(r.Header, in.peer, h.mesh)
 	if ctx != r.Context() || header != nil {
@@ -168,11 +217,11 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 		if header != nil {
 			r.Header = header
 		}
-		if cancel != nil && caller.ToWatch(r) {
+		if in.cancel != nil && caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))
 		}
 	}
-	h.next.ServeHTTP(w, r)
+	return r
 }
 
 // admit finds out who the peer is and whether it may do what it asks for. If not, it answers, and returns false.

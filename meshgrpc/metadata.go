@@ -2,10 +2,12 @@ package meshgrpc
 
 import (
 	"context"
+	"encoding/base64"
 	"maps"
 	"net/http"
 	"net/textproto"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -33,7 +35,10 @@ func authority(cc *grpc.ClientConn) string {
 const contentType = "application/grpc"
 
 // plain is the header of a request without metadata. Nobody changes the header of a request.
-var plain = http.Header{"Content-Type": {contentType}}
+var plain = http.Header{"Content-Type": {contentType}, "Te": trailers}
+
+// trailers is what every gRPC request has as its te header.
+var trailers = []string{"trailers"}
 
 // requestHeader returns the header of a call as the mesh sees it: its metadata.
 func requestHeader(ctx context.Context, kind string) http.Header {
@@ -42,13 +47,13 @@ func requestHeader(ctx context.Context, kind string) http.Header {
 		if kind == "" {
 			return plain
 		}
-		return http.Header{"Content-Type": {kind}}
+		return http.Header{"Content-Type": {kind}, "Te": trailers}
 	}
 	h := httpHeader(md)
 	if kind == "" {
 		kind = contentType
 	}
-	h["Content-Type"] = []string{kind}
+	h["Content-Type"], h["Te"] = []string{kind}, trailers
 	if values := md[grpcwire.PreviousAttempts]; len(values) > 0 && h[attempt.Header] == nil {
 		if n, err := strconv.Atoi(values[0]); err == nil && n > 0 {
 			h[attempt.Header] = []string{strconv.Itoa(n + 1)} // so that a retry is known as one
@@ -57,13 +62,53 @@ func requestHeader(ctx context.Context, kind string) http.Header {
 	return h
 }
 
-// httpHeader returns metadata as the header of HTTP. The values are shared.
+// httpHeader returns metadata as the header of HTTP, as it is on the wire. The values are shared, but for those of binary
+// metadata, which are encoded.
 func httpHeader(md metadata.MD) http.Header {
-	h := make(http.Header, len(md)+1)
+	h := make(http.Header, len(md)+2)
 	for key, values := range md {
+		if strings.HasSuffix(key, binarySuffix) {
+			values = wireOf(values)
+		}
 		h[textproto.CanonicalMIMEHeaderKey(key)] = values
 	}
 	return h
+}
+
+// received returns the header of a call that has arrived, as HTTP has it.
+func received(md metadata.MD) http.Header {
+	h := httpHeader(md)
+	delete(h, ":authority")
+	h["Te"] = trailers // gRPC does not tell; every client must send it
+	if h["Content-Type"] == nil {
+		h["Content-Type"] = []string{contentType}
+	}
+	return h
+}
+
+// binarySuffix is the end of the names of metadata that gRPC encodes.
+const binarySuffix = "-bin"
+
+func wireOf(values []string) []string {
+	all := make([]string, len(values))
+	for i, v := range values {
+		all[i] = base64.RawStdEncoding.EncodeToString([]byte(v))
+	}
+	return all
+}
+
+// metadataOf returns the values of a header as metadata. What is not encoded, as a document may have it, stays as it is.
+func metadataOf(key string, values []string) []string {
+	if !strings.HasSuffix(key, binarySuffix) {
+		return values
+	}
+	all := slices.Clone(values)
+	for i, v := range all {
+		if plain, err := base64.RawStdEncoding.DecodeString(strings.TrimRight(v, "=")); err == nil {
+			all[i] = string(plain)
+		}
+	}
+	return all
 }
 
 // fromHTTP returns a header as metadata, without what is gRPC's or the connection's.
@@ -74,7 +119,8 @@ func fromHTTP(h http.Header) metadata.MD {
 		case "Content-Type", "Content-Length", "Connection", "Te", deadline.Header:
 			continue // what the header tells of the deadline, grpc-timeout tells as well
 		}
-		md[strings.ToLower(name)] = values
+		key := strings.ToLower(name)
+		md[key] = metadataOf(key, values)
 	}
 	return md
 }
@@ -87,7 +133,8 @@ func fromReply(h http.Header) metadata.MD {
 		case "Content-Length", "Grpc-Status", "Grpc-Message":
 			continue
 		}
-		md[strings.ToLower(name)] = values
+		key := strings.ToLower(name)
+		md[key] = metadataOf(key, values)
 	}
 	return md
 }
@@ -96,9 +143,6 @@ func fromReply(h http.Header) metadata.MD {
 func unchanged(h, base http.Header) bool {
 	if reflect.ValueOf(h).UnsafePointer() == reflect.ValueOf(base).UnsafePointer() {
 		return true
-	}
-	same := func(a, b []string) bool {
-		return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 	}
 	n := 0
 	for name, values := range h {
@@ -115,6 +159,11 @@ func unchanged(h, base http.Header) bool {
 		n++
 	}
 	return n == len(base)
+}
+
+// same reports whether a and b are the same values, not only equal ones.
+func same(a, b []string) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
 // outgoing returns the context of the n-th try of a call whose header was base, and is h now.
@@ -138,7 +187,11 @@ func incoming(md metadata.MD, before, after http.Header) metadata.MD {
 		}
 	}
 	for name, values := range after {
-		changed[strings.ToLower(name)] = values
+		if name == "Te" || same(values, before[name]) {
+			continue // it is there, as it came
+		}
+		key := strings.ToLower(name)
+		changed[key] = metadataOf(key, values)
 	}
 	return changed
 }

@@ -8,8 +8,8 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -19,9 +19,11 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -36,13 +38,17 @@ import (
 // PERMISSION_DENIED and "RBAC: access denied"; what is beyond a limit gets UNAVAILABLE. A plaintext connection whose calls
 // must come over mTLS is closed. In handlers, [mesh.PeerID] tells who calls, and package peer has the TLS state.
 //
-// Interceptors that are given after these options see only what was let through. GracefulStop drains as ever.
+// A call is decided about when its headers have come, before a message of it is received: by grpc.InTapHandle, which a server
+// can have only once. So no interceptor sees what is not let through, and observers of inbound calls must not block: they run
+// on the goroutine that reads from the connection. gRPC has no trailers at that point; what is beyond a limit is told apart by
+// the details of its status, a google.rpc.ErrorInfo, which the clients of this module read. GracefulStop drains as ever.
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
-	s := &server{handler: m.Handler(http.HandlerFunc(serveInner))}
+	s := &server{gate: m.Handler(http.NotFoundHandler()).(gate)}
 	return []grpc.ServerOption{
 		grpc.Creds(serverCredentials{s}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: connectionAge(m)}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: pingAfter / 2, PermitWithoutStream: true}),
+		grpc.InTapHandle(s.tap),
 		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.stream),
 		grpc.UnknownServiceHandler(unknown), // so that interceptors see such calls, too
@@ -71,23 +77,32 @@ func unknown(_ any, stream grpc.ServerStream) error {
 
 // server is the interceptors, and the connections with TLS.
 type server struct {
-	handler http.Handler
-	conns   sync.Map // **x509.Certificate, by which the TLS state of a connection is told from others, to net.Conn
+	gate  gate
+	conns sync.Map // **x509.Certificate, by which the TLS state of a connection is told from others, to net.Conn
 }
 
-// inbound is a call on its way through the inbound side: the context and the writer of a request. A refusal is
-// written; a call that is let through is served by serve, which then knows how that went.
+// gate is what the handler of a mesh is besides: Admit takes a request up to the handler, and says what to call when that has
+// returned, if held even without one, or answers it and returns nil.
+type gate interface {
+	Admit(http.ResponseWriter, *http.Request) (_ *http.Request, done func(status int), held bool)
+}
+
+// inbound is a call on its way through the inbound side: the context and the writer of a request, to which a refusal is
+// written.
 type inbound struct {
 	context.Context
 	local   net.Addr
 	request *http.Request
 	arrived metadata.MD
-	serve   func(ctx context.Context) error
 
 	header http.Header // written
 	status int         // written; 0 while nothing is
-	served bool
-	err    error // of serve
+
+	// Of a call that was let through.
+	done  func(status int)
+	held  bool
+	taken atomic.Bool // by a handler, or by nobody any more
+	stop  func() bool // nil if there is nothing to wait for
 }
 
 type inboundKey struct{}
@@ -104,35 +119,69 @@ func (in *inbound) Value(key any) any {
 	return in.Context.Value(key)
 }
 
-// serveInner is the innermost handler: the call was let through.
-func serveInner(_ http.ResponseWriter, r *http.Request) {
-	in := r.Context().Value(inboundKey{}).(*inbound)
-	ctx := r.Context()
-	if !unchanged(r.Header, in.request.Header) {
-		ctx = metadata.NewIncomingContext(ctx, incoming(in.arrived, in.request.Header, r.Header))
+// tap is the tap.ServerInHandle: it decides about a call when its headers have come, before any message is received. It runs on
+// the goroutine that reads from the connection.
+func (s *server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
+	passed, in, err := s.admit(ctx, info.FullMethodName)
+	if err != nil {
+		return ctx, err
 	}
-	in.served = true
-	in.err = in.serve(ctx)
+	if in.held {
+		in.stop = context.AfterFunc(ctx, in.abandon)
+	}
+	return passed, nil
+}
+
+// abandon ends a call that was let through, if no handler has taken it: its message never came, or was none.
+func (in *inbound) abandon() {
+	if in.taken.CompareAndSwap(false, true) {
+		in.done(0)
+	}
+}
+
+// take returns the call that was let through with ctx, for its handler. Calls that have not passed tap, such as those of
+// grpc.Server.ServeHTTP, are decided about here.
+func (s *server) take(ctx context.Context, method string) (context.Context, *inbound, error) {
+	in, _ := ctx.Value(inboundKey{}).(*inbound)
+	if in == nil {
+		return s.admit(ctx, method)
+	}
+	if !in.taken.CompareAndSwap(false, true) {
+		return nil, nil, status.FromContextError(in.Context.Err()).Err()
+	}
+	if in.stop != nil {
+		in.stop()
+	}
+	return ctx, in, nil
 }
 
 // unary is the grpc.UnaryServerInterceptor.
 func (s *server) unary(ctx context.Context, message any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	var reply any
-	err := s.run(ctx, info.FullMethod, func(ctx context.Context) (err error) {
-		reply, err = handler(ctx, message)
-		return err
-	})
+	ctx, in, err := s.take(ctx, info.FullMethod)
 	if err != nil {
 		return nil, err
 	}
-	return reply, nil
+	code := 0 // if it panics
+	defer func() { in.done(code) }()
+	reply, err := handler(ctx, message)
+	code = http.StatusOK
+	return reply, err
 }
 
 // stream is the grpc.StreamServerInterceptor.
 func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return s.run(stream.Context(), info.FullMethod, func(ctx context.Context) error {
-		return handler(srv, &serverStream{stream, ctx})
-	})
+	ctx, in, err := s.take(stream.Context(), info.FullMethod)
+	if err != nil {
+		return err
+	}
+	code := 0 // if it panics
+	defer func() { in.done(code) }()
+	if ctx != stream.Context() {
+		stream = &serverStream{stream, ctx}
+	}
+	err = handler(srv, stream)
+	code = http.StatusOK
+	return err
 }
 
 // serverStream is a stream with the context of a call that was let through.
@@ -143,9 +192,9 @@ type serverStream struct {
 
 func (s *serverStream) Context() context.Context { return s.ctx }
 
-// run takes a call through the inbound side.
-func (s *server) run(ctx context.Context, method string, serve func(context.Context) error) error {
-	in := &inbound{Context: ctx, serve: serve}
+// admit takes a call through the inbound side. It returns the context for the handler, or why there will be none.
+func (s *server) admit(ctx context.Context, method string) (context.Context, *inbound, error) {
+	in := &inbound{Context: ctx}
 	in.arrived, _ = metadata.FromIncomingContext(ctx)
 	from, _ := peer.FromContext(ctx)
 	if from == nil {
@@ -155,18 +204,10 @@ func (s *server) run(ctx context.Context, method string, serve func(context.Cont
 	req := http.Request{
 		Method: http.MethodPost, URL: &url.URL{Path: method}, RequestURI: method,
 		Proto: "HTTP/2.0", ProtoMajor: 2,
-		Header: make(http.Header, len(in.arrived)), Body: http.NoBody,
+		Header: received(in.arrived), Body: http.NoBody,
 	}
-	for key, values := range in.arrived {
-		if key == ":authority" && len(values) > 0 {
-			req.Host = values[0]
-		}
-		if !strings.HasPrefix(key, ":") {
-			req.Header[http.CanonicalHeaderKey(key)] = values
-		}
-	}
-	if req.Header["Content-Type"] == nil {
-		req.Header["Content-Type"] = []string{contentType}
+	if hosts := in.arrived[":authority"]; len(hosts) > 0 {
+		req.Host = hosts[0]
 	}
 	if from.Addr != nil {
 		req.RemoteAddr = from.Addr.String()
@@ -175,14 +216,19 @@ func (s *server) run(ctx context.Context, method string, serve func(context.Cont
 		req.TLS = &info.State
 	}
 	in.request = req.WithContext(in)
-	if aborted := in.pass(s.handler); aborted {
+	r, aborted := in.pass(s.gate)
+	switch {
+	case aborted:
 		s.hangUp(from.AuthInfo)
-		return status.Error(codes.Unavailable, "connection refused")
+		return nil, nil, status.Error(codes.Unavailable, "connection refused")
+	case r == nil:
+		return nil, nil, in.refused()
 	}
-	if in.served {
-		return in.err
+	passed := r.Context()
+	if !unchanged(r.Header, in.request.Header) {
+		passed = metadata.NewIncomingContext(passed, incoming(in.arrived, in.request.Header, r.Header))
 	}
-	return in.refused()
+	return passed, in, nil
 }
 
 // hangUp closes a connection, as a listener that refuses it.
@@ -193,7 +239,7 @@ func (s *server) hangUp(info credentials.AuthInfo) {
 	case credentials.TLSInfo:
 		if key := connKeyOf(&info.State); key != nil {
 			if c, ok := s.conns.Load(key); ok {
-				c.(net.Conn).Close()
+				c.(*secureConn).tls.NetConn().Close() // without a word, which might have to wait
 			}
 		}
 	}
@@ -209,6 +255,7 @@ func connKeyOf(state *tls.ConnectionState) **x509.Certificate {
 // secureConn is a connection with TLS that the server knows.
 type secureConn struct {
 	net.Conn
+	tls    *tls.Conn
 	server *server
 	key    **x509.Certificate
 }
@@ -218,44 +265,39 @@ func (c *secureConn) Close() error {
 	return c.Conn.Close()
 }
 
-// pass has the inbound side look at the call. It reports whether it was cut off.
-func (in *inbound) pass(handler http.Handler) (aborted bool) {
+// pass has the inbound side look at the call. It reports whether the call is to be cut off.
+func (in *inbound) pass(g gate) (r *http.Request, aborted bool) {
 	defer func() {
-		if in.served {
-			return // a panic is the handler's own
-		}
 		if p := recover(); p == http.ErrAbortHandler {
 			aborted = true
 		} else if p != nil {
 			panic(p)
 		}
 	}()
-	handler.ServeHTTP(in, in.request)
-	return false
+	r, in.done, in.held = g.Admit(in, in.request)
+	return r, false
 }
 
 // refused returns the error of a call that was answered in the place of its handler.
 func (in *inbound) refused() error {
-	trailer := make(metadata.MD)
-	for name, values := range in.header {
-		if strings.HasPrefix(name, "X-Envoy-") {
-			trailer[strings.ToLower(name)] = values
-		}
-	}
-	if len(trailer) > 0 {
-		_ = grpc.SetTrailer(in.Context, trailer) // if that fails, the status still says it
-	}
 	if in.header.Get("Grpc-Status") != "" {
 		return answered(&http.Response{Header: in.header, Body: http.NoBody})
 	}
 	code := grpcstatus.FromHTTP(in.status)
 	switch {
 	case in.header["X-Envoy-Overloaded"] != nil:
-		return grpcstatus.Wrap(code, limit.ErrOverflow)
+		return in.limited(code, limit.ErrOverflow, grpcwire.Overloaded)
 	case in.header["X-Envoy-Ratelimited"] != nil:
-		return grpcstatus.Wrap(code, limit.ErrRateLimited)
+		return in.limited(code, limit.ErrRateLimited, grpcwire.RateLimited)
 	}
 	return status.Error(code, http.StatusText(in.status))
+}
+
+// limited returns the error of a call that is beyond a limit. Where gRPC refuses a call at its headers, there is no other place
+// than the status to say so in.
+func (in *inbound) limited(code codes.Code, err error, key string) error {
+	_ = grpc.SetTrailer(in.Context, metadata.Pairs(key, "true"))
+	return grpcwire.Limited(code, err.Error(), key)
 }
 
 // Header implements http.ResponseWriter.
@@ -299,7 +341,7 @@ func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	if key == nil {
 		return secure, tlsInfo(state), nil
 	}
-	c := &secureConn{Conn: secure, server: s.server, key: key}
+	c := &secureConn{Conn: secure, tls: secure, server: s.server, key: key}
 	s.server.conns.Store(key, c)
 	return c, tlsInfo(state), nil
 }

@@ -187,6 +187,10 @@ func ended(ctx context.Context, code codes.Code) bool {
 
 // refused returns the response of a reply that consists of trailers only.
 func (t *try) refused() *http.Response {
+	if key := grpcwire.LimitedBy(t.err); key != "" && t.trailer[key] == nil {
+		t.trailer = t.trailer.Copy()
+		t.trailer[key] = []string{"true"}
+	}
 	resp := t.respond(http.StatusOK, t.trailer)
 	resp.Header["Grpc-Message"] = []string{status.Convert(t.err).Message()}
 	resp.Header["Grpc-Status"] = []string{strconv.Itoa(int(t.code))}

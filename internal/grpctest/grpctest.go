@@ -95,7 +95,7 @@ func Serve(t testing.TB, s *Service, opts ...grpc.ServerOption) string {
 
 func serve(t testing.TB, listener net.Listener, s *Service, opts ...grpc.ServerOption) *grpc.Server {
 	server := grpc.NewServer(append(opts, s.Options...)...)
-	grpc_testing.RegisterTestServiceServer(server, s)
+	Register(server, s)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -106,6 +106,11 @@ func serve(t testing.TB, listener net.Listener, s *Service, opts ...grpc.ServerO
 		<-done
 	})
 	return server
+}
+
+// Register registers s with a server of the test's own.
+func Register(server *grpc.Server, s *Service) {
+	grpc_testing.RegisterTestServiceServer(server, s)
 }
 
 // Dial returns a connection that the test closes.

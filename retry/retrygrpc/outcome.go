@@ -63,10 +63,11 @@ func next(ctx context.Context, l *retry.Loop, n int, o *outcome) (wait time.Dura
 func retriable(ctx context.Context, config *retry.Config, o *outcome) (retry.Reason, bool) {
 	if grpcstatus.TrailersOnly(o.trailer) && !o.late {
 		on := config.On
+		limited := grpcwire.LimitedBy(o.err)
 		switch {
-		case len(o.trailer["x-envoy-overloaded"]) > 0:
+		case limited == grpcwire.Overloaded || len(o.trailer[grpcwire.Overloaded]) > 0:
 			return retry.Succeeded, false
-		case len(o.trailer["x-envoy-ratelimited"]) > 0:
+		case limited == grpcwire.RateLimited || len(o.trailer[grpcwire.RateLimited]) > 0:
 			return retry.Succeeded, on.Conditions&retry.RateLimited != 0
 		}
 		for _, name := range config.RetriableHeaders {
