@@ -18,6 +18,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
@@ -134,10 +135,10 @@ func (s scripted) Watch(ctx context.Context, _ discovery.Service) iter.Seq2[[]di
 
 func TestDiscoveryErrorsKeepTheLastEndpoints(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		resolver := make(scripted)
 		var failures atomic.Int32
-		c := f.mesh(t, "", mesh.WithDiscovery(resolver), mesh.WithObserver(mesh.Observer{DiscoveryFailed: func(discovery.Service, error) {
+		c := f.Mesh(t, "", mesh.WithDiscovery(resolver), mesh.WithObserver(mesh.Observer{DiscoveryFailed: func(discovery.Service, error) {
 			failures.Add(1)
 		}})).Client()
 
@@ -159,7 +160,7 @@ func TestDiscoveryErrorsKeepTheLastEndpoints(t *testing.T) {
 
 		// The first answer is an error, the next one is not.
 		resolver <- errors.New("registry unreachable")
-		resolver <- []discovery.Endpoint{f.add(says("one"))}
+		resolver <- []discovery.Endpoint{f.Add(t, says("one"))}
 		if got := get(t, c, "http://api/").body; got != "one" {
 			t.Errorf("got %q", got)
 		}

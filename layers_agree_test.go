@@ -18,6 +18,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/retry"
@@ -51,7 +52,7 @@ spec:
 `
 
 // chain builds by hand, from layers that know nothing of one another, what agreedDocuments describes.
-func chain(t *testing.T, f *fleet, aborted bool) http.RoundTripper {
+func chain(t *testing.T, f *meshtest.Fleet, aborted bool) http.RoundTripper {
 	outlier, err := breaker.NewOutlier(breaker.OutlierConfig{
 		Consecutive5xx: 3, Interval: 10 * time.Second, BaseEjection: 30 * time.Second, MaxEjectionPercent: 50,
 	}, nil)
@@ -63,8 +64,8 @@ func chain(t *testing.T, f *fleet, aborted bool) http.RoundTripper {
 		t.Fatal(err)
 	}
 	endpoints := &balancer.Transport{
-		Base:     &http.Transport{DialContext: f.dial},
-		Resolver: &f.registry,
+		Base:     &http.Transport{DialContext: f.Network.DialContext},
+		Resolver: &f.Registry,
 		Config:   balancer.Config{Algorithm: balancer.RoundRobin},
 		Outlier:  outlier,
 	}
@@ -127,7 +128,7 @@ func TestLayersAndPlanAgree(t *testing.T) {
 			var seen [2]string
 			for i, name := range []string{"layers", "plan"} {
 				synctest.Test(t, func(t *testing.T) {
-					f := newFleet(t)
+					f := new(meshtest.Fleet)
 					var log serverLog
 					var endpoints []discovery.Endpoint
 					for n := range 3 {
@@ -135,12 +136,12 @@ func TestLayersAndPlanAgree(t *testing.T) {
 						if n == 2 && test.third != "" {
 							script = test.third
 						}
-						endpoints = append(endpoints, f.add(log.handler(strings.Fields(script))))
+						endpoints = append(endpoints, f.Add(t, log.handler(strings.Fields(script))))
 					}
-					f.service("api", endpoints...)
+					f.Registry.Set("api", endpoints...)
 					rt := chain(t, f, test.path == "/aborted")
 					if name == "plan" {
-						rt = f.mesh(t, agreedDocuments).Transport()
+						rt = f.Mesh(t, agreedDocuments).Transport()
 					}
 					seen[i] = drive(rt, test.method, test.path, test.body, max(test.calls, 1), max(test.at, 1)) + log.String()
 				})

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
@@ -62,12 +64,12 @@ func source(documents string) policy.Source {
 
 func TestErrorsSayWhoAndWhy(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("api", discovery.Endpoint{Address: "10.9.9.9", Port: 80})
-		f.service("empty")
-		f.service("failing", f.add(fails(500)))
-		f.service("cut", f.add(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
-		m := f.mesh(t, `
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", discovery.Endpoint{Address: "10.9.9.9", Port: 80})
+		f.Registry.Set("empty")
+		f.Registry.Set("failing", f.Add(t, fails(500)))
+		f.Registry.Set("cut", f.Add(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+		m := f.Mesh(t, `
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: subset}
@@ -95,7 +97,7 @@ spec:
 			attempts           int
 			is                 error
 		}{
-			{"http://api/", "UF,URX", "api.default.svc.cluster.local:80", "endpoint", 3, errNoServer},
+			{"http://api/", "UF,URX", "api.default.svc.cluster.local:80", "endpoint", 3, syscall.ECONNREFUSED},
 			{"http://empty/", "UH", "empty.default.svc.cluster.local:80", "balancer", 0, balancer.ErrNoEndpoints},
 			{"http://failing/", "UO", "failing.default.svc.cluster.local:80", "breaker", 0, breaker.ErrOpen},
 			{"http://subset/", "NC", "api.default.svc.cluster.local:80 subset v9", "route", 0, mesh.ErrUnknownSubset},
@@ -135,17 +137,17 @@ func TestBadDocumentsAreAllTold(t *testing.T) {
 
 func TestApply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		bad := f.add(fails(500))
-		f.service("api", f.add(says("good")), bad)
+		f := new(meshtest.Fleet)
+		bad := f.Add(t, fails(500))
+		f.Registry.Set("api", f.Add(t, says("good")), bad)
 		var loads []error
-		m := f.mesh(t, virtualService("timeout: 1s")+destinationRule("outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 1h, maxEjectionPercent: 50}"),
+		m := f.Mesh(t, virtualService("timeout: 1s")+destinationRule("outlierDetection: {consecutive5xxErrors: 1, baseEjectionTime: 1h, maxEjectionPercent: 50}"),
 			mesh.WithObserver(mesh.Observer{PolicyLoad: func(l mesh.PolicyLoad) { loads = append(loads, l.Err) }}))
 		c := m.Client()
 		for range 50 {
 			get(t, c, "http://api/")
 		}
-		dials := f.dialled()
+		dials := f.Network.Dials()
 
 		// A bad document changes nothing.
 		if err := m.Apply(source("kind: [")); err == nil {
@@ -167,7 +169,7 @@ func TestApply(t *testing.T) {
 				}
 			}
 		}
-		if n := f.dialled(); n != dials {
+		if n := f.Network.Dials(); n != dials {
 			t.Errorf("%d new connections after reloads that left the pool alone", n-dials)
 		}
 		// With other settings the endpoint gets a new chance.
@@ -253,13 +255,13 @@ spec:
 
 func TestServiceProfileBudget(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		var seen atomic.Int32
-		f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) {
+		f.Registry.Set("api", f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 			seen.Add(1)
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}))
-		c := f.mesh(t, `
+		c := f.Mesh(t, `
 apiVersion: linkerd.io/v1alpha2
 kind: ServiceProfile
 metadata: {name: api.default.svc.cluster.local, namespace: default}
@@ -323,9 +325,9 @@ func TestDefaultTransportMayBeAnything(t *testing.T) {
 
 func TestFeeds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("api", f.add(says("ok")))
-		f.service("other", f.add(says("ok")))
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, says("ok")))
+		f.Registry.Set("other", f.Add(t, says("ok")))
 		tagged := func(plan string) string {
 			return virtualService("headers: {response: {set: {x-plan: " + plan + "}}}")
 		}
@@ -336,7 +338,7 @@ func TestFeeds(t *testing.T) {
 		one <- tagged("first")
 		two <- other("second")
 		var loads []bool
-		m := f.mesh(t, "", mesh.WithPolicyFeed(one), mesh.WithPolicyFeed(two), mesh.WithObserver(mesh.Observer{
+		m := f.Mesh(t, "", mesh.WithPolicyFeed(one), mesh.WithPolicyFeed(two), mesh.WithObserver(mesh.Observer{
 			PolicyLoad: func(l mesh.PolicyLoad) { loads = append(loads, l.Err == nil) },
 		}))
 		c := m.Client()
@@ -555,18 +557,18 @@ func TestWrapKeepsTheClientsOwn(t *testing.T) {
 
 func TestProtectionCircuit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		var broken atomic.Bool
 		broken.Store(true)
 		var calls atomic.Int32
-		f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) {
+		f.Registry.Set("api", f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 			calls.Add(1)
 			if broken.Load() {
 				w.WriteHeader(http.StatusBadGateway)
 			}
 		}))
 		var states []string
-		c := f.mesh(t, virtualService("retries: {attempts: 3, retryOn: 5xx}"),
+		c := f.Mesh(t, virtualService("retries: {attempts: 3, retryOn: 5xx}"),
 			mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 6, OpenDuration: time.Minute}}, "api"),
 			mesh.WithObserver(mesh.Observer{Circuit: func(_ route.Target, change breaker.Change) {
 				states = append(states, change.To.String())
@@ -612,14 +614,14 @@ func TestProtectionRetries(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := newFleet(t)
+				f := new(meshtest.Fleet)
 				var seen atomic.Int32
-				f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) {
+				f.Registry.Set("api", f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 					seen.Add(1)
 					w.Header().Set("Retry-After", "2")
 					w.WriteHeader(http.StatusServiceUnavailable)
 				}))
-				c := f.mesh(t, virtualService("retries: {attempts: 3, retryOn: 5xx}"), mesh.WithProtection(test.protection, test.host)).Client()
+				c := f.Mesh(t, virtualService("retries: {attempts: 3, retryOn: 5xx}"), mesh.WithProtection(test.protection, test.host)).Client()
 				start := time.Now()
 				for range test.calls {
 					get(t, c, "http://api/", test.header...)
@@ -635,9 +637,9 @@ func TestProtectionRetries(t *testing.T) {
 
 func TestProtectionRateLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("api", f.add(says("ok")))
-		c := f.mesh(t, "", mesh.WithProtection(mesh.Protection{RateLimit: limit.RateConfig{PerSecond: 10, Burst: 5}})).Client()
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, says("ok")))
+		c := f.Mesh(t, "", mesh.WithProtection(mesh.Protection{RateLimit: limit.RateConfig{PerSecond: 10, Burst: 5}})).Client()
 		served := 0
 		for range 20 {
 			a := get(t, c, "http://api/")
@@ -660,8 +662,8 @@ func TestProtectionRateLimit(t *testing.T) {
 
 func TestProtectionBodyIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) {
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 			for range 3 {
 				io.WriteString(w, "part ")
 				http.NewResponseController(w).Flush()
@@ -669,7 +671,7 @@ func TestProtectionBodyIdle(t *testing.T) {
 			}
 			<-r.Context().Done()
 		}))
-		c := f.mesh(t, "", mesh.WithProtection(mesh.Protection{BodyIdle: 5 * time.Second})).Client()
+		c := f.Mesh(t, "", mesh.WithProtection(mesh.Protection{BodyIdle: 5 * time.Second})).Client()
 		start := time.Now()
 		a, err := try(c, "http://api/")
 		if a.body != "part part part " || !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != 9*time.Second {
@@ -693,9 +695,9 @@ func TestProtectionIsChecked(t *testing.T) {
 
 func TestCookieOfConsistentHash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("api", f.add(says("a")), f.add(says("b")), f.add(says("c")))
-		m := f.mesh(t, virtualService("timeout: 1s")+destinationRule("loadBalancer: {consistentHash: {httpCookie: {name: user, path: /, ttl: 60s}}}"))
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, says("a")), f.Add(t, says("b")), f.Add(t, says("c")))
+		m := f.Mesh(t, virtualService("timeout: 1s")+destinationRule("loadBalancer: {consistentHash: {httpCookie: {name: user, path: /, ttl: 60s}}}"))
 		jar, _ := cookiejar.New(nil)
 		c := m.Wrap(&http.Client{Jar: jar})
 		first := get(t, c, "http://api/")
@@ -714,14 +716,14 @@ func TestCookieOfConsistentHash(t *testing.T) {
 // Each try tells the server how long the caller will still wait.
 func TestDeadlineIsTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		var told []string
-		f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) {
+		f.Registry.Set("api", f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 			told = append(told, r.Header.Get("x-envoy-expected-rq-timeout-ms"))
 			advance(time.Second)
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}))
-		c := f.mesh(t, virtualService("timeout: 10s\nretries: {attempts: 2, retryOn: 5xx, backoff: 1ms}")).Client()
+		c := f.Mesh(t, virtualService("timeout: 10s\nretries: {attempts: 2, retryOn: 5xx, backoff: 1ms}")).Client()
 		get(t, c, "http://api/")
 		if len(told) != 3 || told[0] != "10000" || !strings.HasPrefix(told[1], "899") && told[1] != "9000" || !strings.HasPrefix(told[2], "79") && told[2] != "8000" {
 			t.Errorf("told %v, want 10s, 9s and 8s, less the waits", told)
@@ -731,7 +733,7 @@ func TestDeadlineIsTold(t *testing.T) {
 		told = nil
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
-		f.service("plain", f.add(func(w http.ResponseWriter, r *http.Request) {
+		f.Registry.Set("plain", f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 			told = append(told, r.Header.Get("x-envoy-expected-rq-timeout-ms"))
 		}))
 		req, _ := http.NewRequestWithContext(ctx, http.MethodGet, "http://plain/", nil)
@@ -748,9 +750,9 @@ func TestDeadlineIsTold(t *testing.T) {
 
 func TestSubsetThatSelectsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("myapp", f.add(says("unlabelled")), labeled(f.add(says("old")), "version", "v0"))
-		_, err := try(f.mesh(t, readSeed(t, "03-canary.yaml")+"\n---\n"+versions("myapp")).Client(), "http://myapp/")
+		f := new(meshtest.Fleet)
+		f.Registry.Set("myapp", f.Add(t, says("unlabelled")), labeled(f.Add(t, says("old")), "version", "v0"))
+		_, err := try(f.Mesh(t, readSeed(t, "03-canary.yaml")+"\n---\n"+versions("myapp")).Client(), "http://myapp/")
 		if !errors.Is(err, balancer.ErrNoEndpoints) || !strings.Contains(err.Error(), "none of the 2 that there are has the labels version=v") {
 			t.Errorf("error %v, want one that says why", err)
 		}
@@ -760,12 +762,12 @@ func TestSubsetThatSelectsNothing(t *testing.T) {
 func TestRetriesPreferOtherEndpoints(t *testing.T) {
 	for fields, wantAgain := range map[string]bool{"": false, ", retryIgnorePreviousHosts: false": true} {
 		synctest.Test(t, func(t *testing.T) {
-			f := newFleet(t)
+			f := new(meshtest.Fleet)
 			var again atomic.Int32
 			last := ""
 			var endpoints []discovery.Endpoint
 			for i := range 2 {
-				endpoints = append(endpoints, f.add(func(w http.ResponseWriter, r *http.Request) {
+				endpoints = append(endpoints, f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 					if r.Header.Get("x-envoy-attempt-count") != "" && last == fmt.Sprint(i) {
 						again.Add(1)
 					}
@@ -773,8 +775,8 @@ func TestRetriesPreferOtherEndpoints(t *testing.T) {
 					w.WriteHeader(http.StatusServiceUnavailable)
 				}))
 			}
-			f.service("api", endpoints...)
-			c := f.mesh(t, virtualService("retries: {attempts: 1, retryOn: 5xx"+fields+"}")).Client()
+			f.Registry.Set("api", endpoints...)
+			c := f.Mesh(t, virtualService("retries: {attempts: 1, retryOn: 5xx"+fields+"}")).Client()
 			for range 50 {
 				get(t, c, "http://api/")
 			}
@@ -820,19 +822,19 @@ func TestPassthroughDialsWhatWasAsked(t *testing.T) {
 
 func TestObserver(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		var n atomic.Int32
-		one := f.add(func(w http.ResponseWriter, r *http.Request) {
+		one := f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 			if n.Add(1) == 1 {
 				w.WriteHeader(http.StatusServiceUnavailable)
 			}
 			fmt.Fprintf(w, "%s", r.Header.Get("x-span"))
 		})
-		f.service("api", one)
+		f.Registry.Set("api", one)
 		type key struct{}
 		var events []string
 		say := func(format string, args ...any) { events = append(events, fmt.Sprintf(format, args...)) }
-		c := f.mesh(t, strings.Replace(virtualService("retries: {attempts: 1, retryOn: 5xx}"), "- route", "- name: all\n    route", 1), mesh.WithObserver(mesh.Observer{
+		c := f.Mesh(t, strings.Replace(virtualService("retries: {attempts: 1, retryOn: 5xx}"), "- route", "- name: all\n    route", 1), mesh.WithObserver(mesh.Observer{
 			CallStart: func(ctx context.Context, c *mesh.Call) context.Context {
 				say("start %s", c.Request.URL)
 				return context.WithValue(ctx, key{}, "call")
@@ -919,14 +921,14 @@ func TestGRPCStatusCounts(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := newFleet(t)
+				f := new(meshtest.Fleet)
 				answer := func(w http.ResponseWriter, r *http.Request) {
 					w.Header().Set("Content-Type", "application/grpc")
 					test.answer(w, test.code)
 				}
-				f.service("orders", f.add(answer), f.add(answer))
+				f.Registry.Set("orders", f.Add(t, answer), f.Add(t, answer))
 				ejected := 0
-				m := f.mesh(t, `
+				m := f.Mesh(t, `
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: d, namespace: default}

@@ -17,6 +17,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
 // asked is a resolver that counts how often it is asked.
@@ -39,10 +40,10 @@ func TestOutsideIsOneDecision(t *testing.T) {
 	}{{"requests", true, false}, {"raw connections", false, true}, {"both", true, true}} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := newFleet(t)
-				out := f.add(says("outside"))
-				resolver := &asked{Resolver: &f.registry}
-				m := f.mesh(t, "", mesh.WithDiscovery(resolver))
+				f := new(meshtest.Fleet)
+				out := f.Add(t, says("outside"))
+				resolver := &asked{Resolver: &f.Registry}
+				m := f.Mesh(t, "", mesh.WithDiscovery(resolver))
 				for range times {
 					if test.get {
 						if a := get(t, m.Client(), "http://"+out.ID()+"/"); a.body != "outside" {
@@ -69,14 +70,14 @@ func TestOutsideIsOneDecision(t *testing.T) {
 // less and less often, since it may never.
 func TestServiceRegistersAfterItsFirstCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		api := f.add(says("inside"))
-		resolver := &asked{Resolver: &f.registry}
-		m := f.mesh(t, "", mesh.WithDiscovery(resolver))
+		f := new(meshtest.Fleet)
+		api := f.Add(t, says("inside"))
+		resolver := &asked{Resolver: &f.Registry}
+		m := f.Mesh(t, "", mesh.WithDiscovery(resolver))
 		if _, err := try(m.Client(), "http://api/"); err == nil {
 			t.Fatal("there is an api already")
 		}
-		f.service("api", api)
+		f.Registry.Set("api", api)
 		advance(time.Second)
 		if a := get(t, m.Client(), "http://api/"); a.body != "inside" {
 			t.Errorf("a second after it registered: %q", a.body)
@@ -95,13 +96,13 @@ func TestServiceRegistersAfterItsFirstCall(t *testing.T) {
 func TestUndocumentedHostsAreBounded(t *testing.T) {
 	const hosts, kept = 150, 100
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		api := f.add(says("ok"))
+		f := new(meshtest.Fleet)
+		api := f.Add(t, says("ok"))
 		for i := range hosts {
-			f.service(fmt.Sprintf("host-%d", i), api)
+			f.Registry.Set(fmt.Sprintf("host-%d", i), api)
 		}
-		f.service("api", api)
-		m := f.mesh(t, virtualService("timeout: 1s"))
+		f.Registry.Set("api", api)
+		m := f.Mesh(t, virtualService("timeout: 1s"))
 		get(t, m.Client(), "http://api/")
 		for i := range hosts {
 			get(t, m.Client(), fmt.Sprintf("http://host-%d/", i))
@@ -143,15 +144,15 @@ func (c *openConn) Close() error {
 func TestIdleConnectionsOutsideAreBounded(t *testing.T) {
 	const hosts, kept = 120, 100
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		var endpoints []discovery.Endpoint
 		for range hosts {
-			endpoints = append(endpoints, f.add(says("ok")))
+			endpoints = append(endpoints, f.Add(t, says("ok")))
 		}
 		var conns openConns
-		m := f.mesh(t, "", mesh.WithTransport(&http.Transport{
+		m := f.Mesh(t, "", mesh.WithTransport(&http.Transport{
 			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-				conn, err := f.dial(ctx, network, address)
+				conn, err := f.Network.DialContext(ctx, network, address)
 				if err != nil {
 					return nil, err
 				}
@@ -172,9 +173,9 @@ func TestIdleConnectionsOutsideAreBounded(t *testing.T) {
 // A caller may write a host in Unicode; documents and discovery name it as it is sent.
 func TestUnicodeHostMeetsItsDocuments(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("xn--bcher-kva.example", f.add(says("books")))
-		m := f.mesh(t, `
+		f := new(meshtest.Fleet)
+		f.Registry.Set("xn--bcher-kva.example", f.Add(t, says("books")))
+		m := f.Mesh(t, `
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: books}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
 const retryDocument = `
@@ -76,9 +77,9 @@ spec:
 
 func TestErrorsSayWhoseTimeoutItWas(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("api", f.add(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
-		c := f.mesh(t, `
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		c := f.Mesh(t, `
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: api}

@@ -18,6 +18,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -253,8 +254,8 @@ func TestDeniedConnectionsAreClosedSideBySide(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newTown(t)
 		m := w.member(t, "postgres", strict)
-		inner := &memoryListener{address: "10.0.0.1", conns: make(chan net.Conn), closed: make(chan struct{})}
-		ln := m.ListenTCP(inner)
+		var network memnet.Network
+		ln := m.ListenTCP(network.Listen("10.0.0.1:80"))
 		defer ln.Close()
 		go ln.Accept() // which begins to accept
 		id, err := w.Identity("default", "order-service")
@@ -263,9 +264,11 @@ func TestDeniedConnectionsAreClosedSideBySide(t *testing.T) {
 		}
 		const peers = 4
 		for i := range peers {
-			near, far := net.Pipe()
+			near, err := network.DialContext(t.Context(), "tcp", "10.0.0.1:80")
+			if err != nil {
+				t.Fatal(err)
+			}
 			defer near.Close()
-			inner.conns <- far
 			client := tls.Client(near, &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*id.Certificate()}})
 			if err := client.Handshake(); err != nil {
 				t.Fatal(err)
@@ -362,26 +365,20 @@ kind: PeerAuthentication
 metadata: {name: payment-service, namespace: default}
 spec: {selector: {matchLabels: {app: payment-service}}, mtls: {mode: STRICT}, portLevelMtls: {80: {mode: PERMISSIVE}}}
 `)
-	inner := &memoryListener{address: "10.0.0.1", conns: make(chan net.Conn), closed: make(chan struct{})}
+	var memory memnet.Network
+	inner := memory.Listen("10.0.0.1:80")
 	srv := &http.Server{Handler: m.Handler(says("hello"))}
 	var serving sync.WaitGroup
 	serving.Go(func() { srv.Serve(m.Listen(inner)) })
 	t.Cleanup(func() { srv.Close(); serving.Wait() })
-	c := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
-		near, far := net.Pipe()
-		inner.conns <- atPort80{far}
-		return near, nil
+	c := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return memory.DialContext(ctx, network, "10.0.0.1:80")
 	}}}
 	t.Cleanup(c.CloseIdleConnections)
 	if a, err := try(c, "http://payment-service/"); err != nil || a.body != "hello" {
 		t.Errorf("plaintext where it is allowed: %q, %v", a.body, err)
 	}
 }
-
-// atPort80 is a connection to a memoryListener.
-type atPort80 struct{ net.Conn }
-
-func (atPort80) LocalAddr() net.Addr { return memoryAddr("10.0.0.1") }
 
 // A dialer that panics leaves no call counted on its endpoint.
 func TestDialContextGivesBackAfterAPanic(t *testing.T) {

@@ -16,6 +16,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -25,9 +26,9 @@ import (
 
 func TestSampleWeightsAndHeaderMatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("user-service", labeled(f.add(says("v1")), "version", "v1"), labeled(f.add(says("v2")), "version", "v2"))
-		c := f.mesh(t, readSeed(t, "01-istio-routing-destination-retry-timeout.yaml")).Client()
+		f := new(meshtest.Fleet)
+		f.Registry.Set("user-service", labeled(f.Add(t, says("v1")), "version", "v1"), labeled(f.Add(t, says("v2")), "version", "v2"))
+		c := f.Mesh(t, readSeed(t, "01-istio-routing-destination-retry-timeout.yaml")).Client()
 
 		const calls = 5000
 		versions := map[string]int{}
@@ -47,13 +48,13 @@ func TestSampleWeightsAndHeaderMatch(t *testing.T) {
 
 func TestSampleRetries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		var calls atomic.Int32
-		f.service("order-service", f.add(func(w http.ResponseWriter, r *http.Request) {
+		f.Registry.Set("order-service", f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 			calls.Add(1)
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}))
-		c := f.mesh(t, readSeed(t, "01-istio-routing-destination-retry-timeout.yaml")).Client()
+		c := f.Mesh(t, readSeed(t, "01-istio-routing-destination-retry-timeout.yaml")).Client()
 		a := get(t, c, "http://order-service/")
 		if a.status != http.StatusServiceUnavailable || calls.Load() != 4 || retry.Attempts(a.resp) != 4 {
 			t.Errorf("status %d after %d calls, Attempts %d; want 503 after 1 + 3 calls", a.status, calls.Load(), retry.Attempts(a.resp))
@@ -63,9 +64,9 @@ func TestSampleRetries(t *testing.T) {
 
 func TestSampleTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("payment-service", f.add(func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
-		c := f.mesh(t, readSeed(t, "01-istio-routing-destination-retry-timeout.yaml")).Client()
+		f := new(meshtest.Fleet)
+		f.Registry.Set("payment-service", f.Add(t, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+		c := f.Mesh(t, readSeed(t, "01-istio-routing-destination-retry-timeout.yaml")).Client()
 		start := time.Now()
 		_, err := try(c, "http://payment-service/")
 		if took := time.Since(start); took != 10*time.Second {
@@ -81,9 +82,9 @@ func TestSampleTimeout(t *testing.T) {
 
 func TestSampleCanary(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("myapp", labeled(f.add(says("v1")), "version", "v1"), labeled(f.add(says("v2")), "version", "v2"))
-		c := f.mesh(t, readSeed(t, "03-canary.yaml")+"\n---\n"+versions("myapp")).Client()
+		f := new(meshtest.Fleet)
+		f.Registry.Set("myapp", labeled(f.Add(t, says("v1")), "version", "v1"), labeled(f.Add(t, says("v2")), "version", "v2"))
+		c := f.Mesh(t, readSeed(t, "03-canary.yaml")+"\n---\n"+versions("myapp")).Client()
 		const calls = 5000
 		n := map[string]int{}
 		for range calls {
@@ -95,9 +96,9 @@ func TestSampleCanary(t *testing.T) {
 
 func TestSampleABTest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
-		f.service("myapp", labeled(f.add(says("v1")), "version", "v1"), labeled(f.add(says("v2")), "version", "v2"))
-		c := f.mesh(t, readSeed(t, "04-ab-testing.yaml")+"\n---\n"+versions("myapp")).Client()
+		f := new(meshtest.Fleet)
+		f.Registry.Set("myapp", labeled(f.Add(t, says("v1")), "version", "v1"), labeled(f.Add(t, says("v2")), "version", "v2"))
+		c := f.Mesh(t, readSeed(t, "04-ab-testing.yaml")+"\n---\n"+versions("myapp")).Client()
 		for tier, want := range map[string]string{"premium": "v2", "free": "v1", "": "v1", "Premium": "v1"} {
 			for range 20 {
 				if got := get(t, c, "http://myapp/", "user-tier", tier).body; got != want {
@@ -110,17 +111,17 @@ func TestSampleABTest(t *testing.T) {
 
 func TestSampleMirroring(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		var mu sync.Mutex
 		copies := map[string]int{}
-		f.service("myapp", labeled(f.add(says("v1")), "version", "v1"), labeled(f.add(func(w http.ResponseWriter, r *http.Request) {
+		f.Registry.Set("myapp", labeled(f.Add(t, says("v1")), "version", "v1"), labeled(f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 			body, _ := io.ReadAll(r.Body)
 			mu.Lock()
 			copies[r.Method+" "+r.Host+r.URL.Path+" "+string(body)]++
 			mu.Unlock()
 			w.WriteHeader(http.StatusInternalServerError) // which must not matter
 		}), "version", "v2"))
-		c := f.mesh(t, readSeed(t, "05-mirroring.yaml")+"\n---\n"+versions("myapp")).Client()
+		c := f.Mesh(t, readSeed(t, "05-mirroring.yaml")+"\n---\n"+versions("myapp")).Client()
 		for range 50 {
 			resp, err := c.Post("http://myapp/orders", "text/plain", io.MultiReader(strings.NewReader("one order")))
 			if err != nil {
@@ -141,18 +142,18 @@ func TestSampleMirroring(t *testing.T) {
 
 func TestSampleEjection(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		var broken atomic.Bool
 		broken.Store(true)
-		bad := f.add(func(w http.ResponseWriter, r *http.Request) {
+		bad := f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 			if broken.Load() {
 				w.WriteHeader(http.StatusInternalServerError)
 			}
 			io.WriteString(w, "bad")
 		})
-		f.service("payment-service", f.add(says("good")), bad)
+		f.Registry.Set("payment-service", f.Add(t, says("good")), bad)
 		var events []string
-		m := f.mesh(t, readSeed(t, "08-circuit-breaking.yaml"), mesh.WithObserver(mesh.Observer{Ejection: func(_ route.Target, event breaker.Event) {
+		m := f.Mesh(t, readSeed(t, "08-circuit-breaking.yaml"), mesh.WithObserver(mesh.Observer{Ejection: func(_ route.Target, event breaker.Event) {
 			what := "endpoint readmitted"
 			if event.Ejected {
 				what = "endpoint ejected"
@@ -192,13 +193,13 @@ func TestSampleEjection(t *testing.T) {
 
 func TestSamplePerTryTimeouts(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		var calls atomic.Int32
-		f.service("user-service", f.add(func(w http.ResponseWriter, r *http.Request) {
+		f.Registry.Set("user-service", f.Add(t, func(w http.ResponseWriter, r *http.Request) {
 			calls.Add(1)
 			<-r.Context().Done()
 		}))
-		c := f.mesh(t, readSeed(t, "09-retries.yaml")).Client()
+		c := f.Mesh(t, readSeed(t, "09-retries.yaml")).Client()
 		start := time.Now()
 		_, err := try(c, "http://user-service/")
 		took := time.Since(start)
@@ -215,15 +216,15 @@ func TestSamplePerTryTimeouts(t *testing.T) {
 
 func TestSampleCompleteSetup(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		f := newFleet(t)
+		f := new(meshtest.Fleet)
 		var endpoints []discovery.Endpoint
 		for i := range 3 {
-			e := f.add(says(fmt.Sprint("endpoint ", i)))
+			e := f.Add(t, says(fmt.Sprint("endpoint ", i)))
 			e.Ports, e.Port = []discovery.Port{{Name: "http", Number: 3000, Target: 80}}, 0
 			endpoints = append(endpoints, e)
 		}
-		f.service("user-service.myapp", endpoints...)
-		m := f.mesh(t, outbound(t, "10-complete-setup.yaml"), mesh.WithWorkload(policy.Workload{Namespace: "myapp"}))
+		f.Registry.Set("user-service.myapp", endpoints...)
+		m := f.Mesh(t, outbound(t, "10-complete-setup.yaml"), mesh.WithWorkload(policy.Workload{Namespace: "myapp"}))
 		c := m.Client()
 
 		users := map[string]string{}
@@ -251,7 +252,7 @@ func TestSampleCompleteSetup(t *testing.T) {
 			t.Errorf("30 users went to %d endpoints, want 3", len(spread))
 		}
 		// maxRequestsPerConnection: 2
-		if dials := f.dialled(); dials < calls/2 || dials > calls {
+		if dials := f.Network.Dials(); dials < calls/2 || dials > calls {
 			t.Errorf("%d calls over %d connections, want two a connection", calls, dials)
 		}
 		if a := get(t, c, "http://user-service:3000/other"); a.status != http.StatusNotFound {

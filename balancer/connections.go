@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+
+	"github.com/nosidecar/mesh/internal/httpclone"
 )
 
 // connections are the connections to one endpoint. They have a transport of their own, which dials the endpoint whatever
@@ -24,7 +26,7 @@ func (c *connections) transport() *http.Transport {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.own == nil {
-		c.own = c.template.Clone()
+		c.own = httpclone.Transport(c.template)
 		dial := c.own.DialContext
 		c.own.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 			return dial(ctx, network, c.dialAddress(address))

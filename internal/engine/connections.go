@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -209,7 +210,7 @@ var errRemoved = errors.New("the endpoint was removed meanwhile")
 // dialling returns a copy of template that dials address, whatever the URL says. Host header and TLS server name thus
 // stay the service's, and the request stays the caller's.
 func dialling(template *http.Transport, address string) *http.Transport {
-	t := template.Clone()
+	t := httpclone.Transport(template)
 	dial := contextDialer(t)
 	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return dial(ctx, network, address)

@@ -37,7 +37,7 @@ const (
 // modules that a package may link, itself excepted. The standard library is always allowed.
 var (
 	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt", "/internal/response",
-		"/internal/caller", "/internal/field"}
+		"/internal/caller", "/internal/field", "/internal/httpclone"}
 
 	limits   = list(shared, xrate)
 	identity = []string{spiffeID, spiffeSVID, spiffeBundle, spiffeInside}
@@ -49,6 +49,7 @@ var (
 
 	allowed = map[string][]string{
 		"/internal/body":         nil,
+		"/internal/httpclone":    nil,
 		"/internal/refusal":      nil,
 		"/internal/reply":        nil,
 		"/internal/deadline":     shared,

@@ -37,7 +37,8 @@ func (n *Network) Listen(address string) net.Listener {
 }
 
 // DialContext connects to a listener and waits until it accepts, as [net/http.Transport] and gRPC want it. Without a
-// listener the connection is refused. The connection is a [net.Pipe]: what one end writes waits until the other reads.
+// listener the connection is refused. The connection is a
+// [net.Pipe] that knows the address: what one end writes waits until the other reads.
 func (n *Network) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	n.mu.Lock()
 	n.dials++
@@ -50,10 +51,10 @@ func (n *Network) DialContext(ctx context.Context, network, address string) (net
 	if l == nil {
 		return nil, failed(syscall.ECONNREFUSED)
 	}
-	client, server := net.Pipe()
+	near, far := net.Pipe()
 	select {
-	case l.conns <- server:
-		return client, nil
+	case l.conns <- &conn{far, addr(address), "client"}:
+		return &conn{near, "client", addr(address)}, nil
 	case <-l.closed:
 		return nil, failed(syscall.ECONNREFUSED)
 	case <-ctx.Done():
@@ -118,6 +119,15 @@ func (l *listener) Close() error {
 }
 
 func (l *listener) Addr() net.Addr { return addr(l.address) }
+
+// conn has the addresses that its end of the connection would have.
+type conn struct {
+	net.Conn
+	local, remote addr
+}
+
+func (c *conn) LocalAddr() net.Addr  { return c.local }
+func (c *conn) RemoteAddr() net.Addr { return c.remote }
 
 type addr string
 

@@ -17,10 +17,12 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// New makes a mesh of YAML documents, closed with the test.
+// New makes a mesh of YAML documents, if there are any, closed with the test.
 func New(t testing.TB, documents string, opts ...mesh.Option) *mesh.Mesh {
 	t.Helper()
-	opts = append(opts, mesh.WithPolicy(policy.Source{Name: "test.yaml", Data: []byte(documents)}))
+	if documents != "" {
+		opts = append(opts, mesh.WithPolicy(policy.Source{Name: "test.yaml", Data: []byte(documents)}))
+	}
 	m, err := mesh.New(context.Background(), opts...)
 	if err != nil {
 		t.Fatal(err)
@@ -44,7 +46,7 @@ func EndpointOf(t testing.TB, address string) discovery.Endpoint {
 }
 
 // Serve starts an HTTP server on the loopback, closed with the test, and returns its endpoint.
-func Serve(t testing.TB, h http.Handler) discovery.Endpoint {
+func Serve(t testing.TB, h http.HandlerFunc) discovery.Endpoint {
 	t.Helper()
 	srv := httptest.NewServer(h)
 	t.Cleanup(srv.Close)
@@ -73,7 +75,7 @@ type Fleet struct {
 }
 
 // Add starts a server, closed with the test, and returns its endpoint, which no service has yet.
-func (f *Fleet) Add(t testing.TB, h http.Handler) discovery.Endpoint {
+func (f *Fleet) Add(t testing.TB, h http.HandlerFunc) discovery.Endpoint {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.servers++

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/httpclone"
 )
 
 const (
@@ -92,7 +94,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	}
 	config := p.config
 
-	t := template.Clone()
+	t := httpclone.Transport(template)
 	c := &Conns{
 		pool:      p,
 		transport: t,

@@ -156,6 +156,20 @@ func TestIdleConnectionsAreReused(t *testing.T) {
 	}
 }
 
+// net/http appends to the protocols of a TLS configuration, which clones of a transport share.
+func TestConns_OfOneTemplateShareNothing(t *testing.T) {
+	s := serve(t, overTLS, hello)
+	s.template.Protocols = new(http.Protocols)
+	s.template.Protocols.SetHTTP2(true)
+	pool := newPool(t, limit.PoolConfig{})
+	var wg sync.WaitGroup
+	for range 8 {
+		c := conns(t, pool, s.template)
+		wg.Go(func() { get(t, c, s.URL) })
+	}
+	wg.Wait()
+}
+
 func TestHTTP2ConnectionsAreKept(t *testing.T) {
 	for _, tt := range []struct {
 		protocol, want string
