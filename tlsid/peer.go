@@ -1,9 +1,11 @@
 package tlsid
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -62,12 +64,13 @@ func (i *Identity) Verify(state *tls.ConnectionState, now time.Time) (Peer, erro
 		return Peer{}, ErrNoPeer
 	}
 	leaf, cache := state.PeerCertificates[0], i.trust.cache
-	if v := cache.byAddress.load(leaf); v != nil && v.valid(now) {
+	recent := cache.slot(leaf)
+	if v := recent.Load(); v != nil && v.of(leaf) && v.valid(now) {
 		return v.peer(), nil
 	}
 	sum := sha256.Sum256(leaf.Raw)
-	if v := cache.byHash.load(sum); v != nil && v.valid(now) {
-		cache.byAddress.store(leaf, v)
+	if v := cache.load(sum); v != nil && v.valid(now) {
+		recent.Store(v)
 		return v.peer(), nil
 	}
 	id, err := checkLeaf(leaf)
@@ -80,8 +83,8 @@ func (i *Identity) Verify(state *tls.ConnectionState, now time.Time) (Peer, erro
 	}
 	v := &verified{id: id, leaf: leaf, hash: hex.EncodeToString(sum[:])}
 	v.notBefore, v.notAfter = validity(chain)
-	cache.byHash.store(sum, v)
-	cache.byAddress.store(leaf, v)
+	cache.store(sum, v)
+	recent.Store(v)
 	return v.peer(), nil
 }
 
@@ -241,47 +244,68 @@ func (v *verified) valid(now time.Time) bool {
 	return !now.Before(v.notBefore) && !now.After(v.notAfter)
 }
 
+// of reports whether v is about a certificate. Each connection parses its own copy.
+func (v *verified) of(leaf *x509.Certificate) bool {
+	return v.leaf == leaf || bytes.Equal(v.leaf.Raw, leaf.Raw)
+}
+
 func (v *verified) peer() Peer { return Peer{ID: v.id, Certificate: v.leaf, known: v} }
 
-// cache remembers verified certificates. Only good ones are remembered: nothing that a peer sends keeps another out.
+// cache remembers verified certificates by what is in them, so that a connection that is gone leaves nothing behind. Only good
+// ones are remembered: nothing that a peer sends keeps another out.
 type cache struct {
-	// byAddress finds those of the connections there are. What is remembered is not collected, so an address never comes
-	// to mean another certificate.
-	byAddress bounded[*x509.Certificate]
+	// recent are the last ones that were asked for, by the end of their signature, so that most look-ups need no hash.
+	recent [1 << recentBits]atomic.Pointer[verified]
 
-	// byHash finds those that new connections come with: a server parses the same certificate anew for each.
-	byHash bounded[[sha256.Size]byte]
+	young, old atomic.Pointer[generation]
 }
 
-// maxVerified bounds the memory that peers can take by coming with ever new certificates.
-const maxVerified = 4096
+const recentBits = 9
 
-// bounded is a map that forgets everything when it has grown to maxVerified: what is in use soon returns.
-type bounded[K comparable] struct {
-	generation atomic.Pointer[generation]
-}
+// maxVerified bounds the memory that peers can take by coming with ever new certificates: this many in each of two
+// generations.
+const maxVerified = 1024
 
 type generation struct {
-	entries sync.Map // K to *verified
+	entries sync.Map // [sha256.Size]byte to *verified
 	size    atomic.Int32
 }
 
-func (b *bounded[K]) load(key K) *verified {
-	if g := b.generation.Load(); g != nil {
-		if v, ok := g.entries.Load(key); ok {
+// slot returns the place among the recent certificates where leaf would be.
+func (c *cache) slot(leaf *x509.Certificate) *atomic.Pointer[verified] {
+	var end uint64
+	if n := len(leaf.Signature); n >= 8 {
+		end = binary.LittleEndian.Uint64(leaf.Signature[n-8:])
+	}
+	return &c.recent[end%(1<<recentBits)]
+}
+
+// load finds a certificate. One of the old generation gets into the young one.
+func (c *cache) load(sum [sha256.Size]byte) *verified {
+	if g := c.young.Load(); g != nil {
+		if v, ok := g.entries.Load(sum); ok {
+			return v.(*verified)
+		}
+	}
+	if g := c.old.Load(); g != nil {
+		if v, ok := g.entries.Load(sum); ok {
+			c.store(sum, v.(*verified))
 			return v.(*verified)
 		}
 	}
 	return nil
 }
 
-func (b *bounded[K]) store(key K, v *verified) {
-	g := b.generation.Load()
+// store remembers a certificate. The young generation grows old when it is full, and the old one is forgotten.
+func (c *cache) store(sum [sha256.Size]byte, v *verified) {
+	g := c.young.Load()
 	if g == nil || g.size.Load() >= maxVerified {
-		b.generation.CompareAndSwap(g, new(generation))
-		g = b.generation.Load()
+		if c.young.CompareAndSwap(g, new(generation)) {
+			c.old.Store(g)
+		}
+		g = c.young.Load()
 	}
-	if _, loaded := g.entries.Swap(key, v); !loaded {
+	if _, loaded := g.entries.Swap(sum, v); !loaded {
 		g.size.Add(1)
 	}
 }

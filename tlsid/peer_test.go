@@ -10,6 +10,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -311,4 +312,41 @@ func TestErrorsThroughHTTP(t *testing.T) {
 	if !errors.As(err, &refused) || refused.ID != userID {
 		t.Errorf("error %v, want a PeerError", err)
 	}
+}
+
+// Each connection parses the certificate of its peer anew. What is remembered of it does not grow with the connections.
+func TestConnectionsLeaveNoCertificatesBehind(t *testing.T) {
+	ca := newAuthority(t, "cluster.local")
+	own := ca.identity(t, "spiffe://cluster.local/ns/default/sa/server")
+	raw := ca.issue(t, "spiffe://cluster.local/ns/default/sa/client").Certificates[0].Raw
+	connect := func() {
+		leaf, err := x509.ParseCertificate(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		peer, err := own.Verify(&tls.ConnectionState{PeerCertificates: []*x509.Certificate{leaf}}, time.Now())
+		if err != nil || peer.ID.Path() != "/ns/default/sa/client" {
+			t.Fatalf("Verify = %v, %v", peer.ID, err)
+		}
+	}
+	connect()
+	const connections = 4000
+	before := heap()
+	for range connections {
+		connect()
+	}
+	if grown := int64(heap()) - int64(before); grown > connections*200 {
+		t.Errorf("%d connections that are gone left %d bytes", connections, grown)
+	}
+	runtime.KeepAlive(own)
+}
+
+// heap returns how much memory is in use.
+func heap() uint64 {
+	var stats runtime.MemStats
+	for range 3 {
+		runtime.GC()
+	}
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
 }
