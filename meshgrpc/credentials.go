@@ -61,7 +61,7 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 		return &settingsReader{Conn: raw, conn: c}, plaintext{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}, nil
 	}
 	config = config.Clone()
-	config.NextProtos = []string{"h2"}
+	config.NextProtos = slices.DeleteFunc(slices.Clone(config.NextProtos), func(p string) bool { return p == "http/1.1" })
 	if config.ServerName == "" {
 		config.ServerName = hostOf(authority)
 	}

@@ -2,11 +2,37 @@ package tlsid
 
 import (
 	"crypto/tls"
+	"strings"
 	"time"
 )
 
 // protocols are what both ends of the mesh speak, as ALPN names them.
 func protocols() []string { return []string{"h2", "http/1.1"} }
+
+// istio is what Istio's clients offer first, beside what they speak. A sidecar whose port is PERMISSIVE takes TLS for the
+// mesh's only if a client offers it, or one of its like; otherwise it is plaintext to it, for the application behind. No server
+// chooses it. Istio's clients offer istio-peer-exchange too, which promises a protocol between sidecars that is not spoken here.
+const istio = "istio"
+
+// withoutALPN returns config without protocols for a client that offers only names of Istio's, as its sidecars do for TCP and
+// HTTP/1.0. They mean that the client speaks what it likes: no protocol is chosen. crypto/tls would refuse them.
+func withoutALPN(config *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, error) {
+	bare := config.Clone()
+	bare.NextProtos = nil
+	return func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		named := false
+		for _, protocol := range hello.SupportedProtos {
+			if protocol == "h2" || protocol == "http/1.1" {
+				return nil, nil
+			}
+			named = named || strings.HasPrefix(protocol, istio)
+		}
+		if named {
+			return bare, nil
+		}
+		return nil, nil
+	}
+}
 
 // Client returns the configuration of a client. It presents the identity in force, and talks only to a peer whose SPIFFE
 // ID is in expect: the errors of a handshake are those of [Keeper.Peer] and [*MismatchError]. A host name proves nothing
@@ -16,7 +42,7 @@ func protocols() []string { return []string{"h2", "http/1.1"} }
 func (k *Keeper) Client(expect Expected) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		NextProtos: protocols(),
+		NextProtos: append([]string{istio}, protocols()...),
 
 		// crypto/tls verifies host names and pools all roots. VerifyConnection verifies SPIFFE IDs.
 		InsecureSkipVerify: true,
@@ -41,7 +67,7 @@ func (k *Keeper) Client(expect Expected) *tls.Config {
 //
 // A rotation needs no new configuration. Sessions are not resumed: what was decided for one may no longer hold.
 func (k *Keeper) Server() *tls.Config {
-	return &tls.Config{
+	config := &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: protocols(),
 
@@ -57,6 +83,8 @@ func (k *Keeper) Server() *tls.Config {
 
 		SessionTicketsDisabled: true,
 	}
+	config.GetConfigForClient = withoutALPN(config)
+	return config
 }
 
 func (k *Keeper) certificate() (*tls.Certificate, error) {

@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"runtime"
 	"strings"
@@ -435,9 +436,89 @@ func TestListener_CapInAll(t *testing.T) {
 			t.Errorf("refusal %+v, want ErrTooManyPending", r)
 		}
 	}
-	if n := strings.Count(listenerStacks(), "tlsid.(*Listener).admit"); n != limit {
-		t.Errorf("%d goroutines for 24 connections, want %d", n, limit)
+	waitFor(t, func() bool { return strings.Count(listenerStacks(), "tlsid.(*Listener).admit") == limit })
+}
+
+// Silent connections from many addresses shut nobody out: the oldest of them makes room.
+func TestListener_SilentConnectionsMakeRoom(t *testing.T) {
+	const limit = 6
+	e := newEnds(t, time.Hour, time.Hour)
+	refused := newRefusals()
+	l := listen(t, tlsid.ListenerConfig{TLS: e.server, Mode: always(tlsid.Permissive), HandshakeTimeout: time.Hour,
+		MaxPending: limit, MaxPendingPerIP: 2, Refused: refused.note})
+	serveHTTP(t, l, http.HandlerFunc(whoami))
+	var silent []net.Conn
+	for i := range limit {
+		silent = append(silent, dial(t, l.Addr(), fmt.Sprintf("127.0.0.%d", 10+i/2)))
 	}
+	for name, call := range httpClients(t, e.client, l.Addr()) { // come from 127.0.0.1
+		if _, err := call(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		if r := refused.next(t); r.RemoteAddr.String() != silent[0].LocalAddr().String() || !errors.Is(r.Err, tlsid.ErrTooManyPending) {
+			t.Errorf("%s: refusal %+v, want that of the oldest, %v", name, r, silent[0].LocalAddr())
+		}
+		silent = append(silent[1:], dial(t, l.Addr(), fmt.Sprintf("127.0.0.%d", 20+len(name))))
+	}
+}
+
+// Who has one IPv6 address has 2^64 of them.
+func TestListener_CapPerIPv6Network(t *testing.T) {
+	refused := newRefusals()
+	_, inner, _ := listenPipes(t, tlsid.ListenerConfig{Mode: always(tlsid.Strict), MaxPendingPerIP: 2, Refused: refused.note})
+	from := func(address string) {
+		t.Helper()
+		near, far := net.Pipe()
+		t.Cleanup(func() { near.Close() })
+		inner.conns <- fromIP{far, &net.TCPAddr{IP: net.ParseIP(address), Port: 1}}
+	}
+	for _, address := range []string{"2001:db8::1", "2001:db8::2", "2001:db8:0:1::1", "10.0.0.1", "10.0.0.2"} {
+		from(address)
+	}
+	from("2001:db8::ffff:3")
+	if r := refused.next(t); !errors.Is(r.Err, tlsid.ErrTooManyPending) || !strings.Contains(r.RemoteAddr.String(), "ffff:3") {
+		t.Errorf("refusal %+v, want that of the third of a network", r)
+	}
+}
+
+// fromIP is a connection from an IP address.
+type fromIP struct {
+	net.Conn
+	remote net.Addr
+}
+
+func (c fromIP) RemoteAddr() net.Addr { return c.remote }
+
+// The connection of a request is known by its address, also where a wrapper hides what it is.
+func TestListener_Conn(t *testing.T) {
+	e := newEnds(t, time.Hour, time.Hour)
+	l := listen(t, tlsid.ListenerConfig{TLS: e.server, Mode: always(tlsid.Permissive)})
+	other := listen(t, tlsid.ListenerConfig{TLS: e.server})
+	serveHTTP(t, hiding{l}, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%T %T %v", l.Conn(r), other.Conn(r), r.TLS != nil)
+	}))
+	c := &http.Client{Transport: &http.Transport{TLSClientConfig: e.client}}
+	t.Cleanup(c.CloseIdleConnections)
+	c.Transport.(*http.Transport).TLSClientConfig.NextProtos = []string{"http/1.1"}
+	for url, want := range map[string]string{"https://": "*tls.Conn <nil> false", "http://": "*tlsid.conn <nil> false"} {
+		if got, err := get(c, url+l.Addr().String()); got != want {
+			t.Errorf("%s: %q, %v, want %q", url, got, err, want)
+		}
+	}
+	if got := l.Conn(httptest.NewRequest("GET", "/", nil)); got != nil {
+		t.Errorf("a request that came over no listener came over %v", got)
+	}
+}
+
+// hiding wraps each connection, as netutil.LimitListener does.
+type hiding struct{ net.Listener }
+
+func (h hiding) Accept() (net.Conn, error) {
+	c, err := h.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return struct{ net.Conn }{c}, nil
 }
 
 // A burst larger than the limits is let in if nobody is slow: what is ready does not count as pending.

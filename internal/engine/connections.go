@@ -155,7 +155,7 @@ func (c *Connections) open() (*limit.Conns, error) {
 	c.opening.Do(func() {
 		t := dialling(c.socket.owner.template, c.Address())
 		if config := c.TLS(); config != nil {
-			config.NextProtos = nil // net/http asks for what the template speaks: maybe HTTP/1.1 only
+			config.NextProtos = markers(config.NextProtos) // net/http asks for what the template speaks: maybe HTTP/1.1 only
 			t.TLSClientConfig = config
 		}
 		conns, err := c.socket.owner.pool.Conns(t)
@@ -223,4 +223,9 @@ func contextDialer(t *http.Transport) func(ctx context.Context, network, address
 		return t.DialContext
 	}
 	return new(net.Dialer).DialContext
+}
+
+// markers returns the protocols that only say where a client belongs, as Istio's do, and nothing of HTTP.
+func markers(protocols []string) []string {
+	return slices.DeleteFunc(slices.Clone(protocols), func(p string) bool { return p == "h2" || p == "http/1.1" })
 }

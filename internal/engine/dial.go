@@ -108,7 +108,7 @@ func (c *Connections) dial(ctx context.Context) (_ net.Conn, expires time.Time, 
 	if config == nil {
 		return conn, time.Time{}, nil
 	}
-	config.NextProtos = nil // they are HTTP's
+	config.NextProtos = markers(config.NextProtos) // they are HTTP's
 	secure := tls.Client(conn, config)
 	ctx, cancel := context.WithTimeout(ctx, c.socket.owner.connectTimeout())
 	defer cancel()

@@ -1,0 +1,71 @@
+package tlsid
+
+import (
+	"crypto/tls"
+	"errors"
+	"net"
+	"time"
+)
+
+// Defaults of ListenerConfig.
+const (
+	defaultHandshakeTimeout = 10 * time.Second
+	defaultMaxPending       = 4096
+	defaultMaxPendingPerIP  = 512
+)
+
+// Why a connection was refused, for errors.Is.
+var (
+	// ErrPlaintext is the reason when a connection does not begin with a TLS record on a port that is Strict.
+	ErrPlaintext = errors.New("tlsid: plaintext connection, the port is STRICT")
+
+	// ErrTLSDisabled is the reason when the mode of a port became Disable while a connection made its TLS handshake.
+	ErrTLSDisabled = errors.New("tlsid: TLS connection, the port is DISABLE")
+
+	// ErrTooManyPending is the reason when as many connections are sniffed or in their handshake as ListenerConfig
+	// allows, in all or from one IP address.
+	ErrTooManyPending = errors.New("tlsid: too many connections in their handshake")
+)
+
+// ListenerConfig holds the settings of a Listener. All fields but TLS have working defaults.
+type ListenerConfig struct {
+	// TLS is the server side of TLS, for example that of Keeper.Server. NewListener takes what it needs; what is changed
+	// in it later has no effect, but its callbacks are asked for each connection. It names the protocols (NextProtos)
+	// that the server behind the listener speaks: net/http takes HTTP/2 connections if "h2" is among them.
+	// nil: every TLS connection is refused.
+	TLS *tls.Config
+
+	// Mode returns the mode of the port. It is asked for each connection, at its start and again at the end of its
+	// handshake, from several goroutines. nil, or a value that is no mode: Strict.
+	Mode func() Mode
+
+	// HandshakeTimeout bounds the time from the arrival of a connection to the end of its handshake, with the wait for
+	// its first byte. 0: 10 s.
+	HandshakeTimeout time.Duration
+
+	// MaxPending and MaxPendingPerIP bound how many connections may wait for their first byte or be in their handshake,
+	// in all and from one IP address, for which an IPv6 network of 64 bits counts. A connection beyond the limit of its
+	// address is closed at once. At the limit for all the oldest that has sent nothing makes room, or else the oldest:
+	// silent connections shut nobody out. 0: 4096 and 512. Negative: no limit.
+	MaxPending, MaxPendingPerIP int
+
+	// Refused is told of each connection that Accept does not return, except those that Close cuts. It is called from
+	// the goroutine that accepts or from that of the connection, with no lock held, possibly several times at once; it
+	// should return soon and must not call Close. nil: nobody is told.
+	Refused func(Refusal)
+}
+
+// A Refusal is a connection that was not accepted.
+type Refusal struct {
+	// RemoteAddr is where the connection came from. nil: the inner listener failed for now, with the error Err, and is
+	// asked again soon.
+	RemoteAddr net.Addr
+
+	// Mode is what the port demanded.
+	Mode Mode
+
+	// Err says why: ErrPlaintext, ErrTLSDisabled, ErrTooManyPending, io.EOF for a peer that left without a byte (as
+	// probes of load balancers do), os.ErrDeadlineExceeded for one that was too slow, or what crypto/tls says of a failed
+	// handshake, such as a *PeerError.
+	Err error
+}

@@ -1,0 +1,227 @@
+package tlsid
+
+import (
+	"cmp"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"time"
+)
+
+// take starts to look at a new connection, if there is room for it.
+func (l *Listener) take(inner net.Conn) {
+	c := &conn{Conn: inner, listener: l, local: uniqueAddr(inner.LocalAddr())}
+	ip := networkOf(inner.RemoteAddr())
+	var full error
+	var evicted *conn
+	l.mu.Lock()
+	switch {
+	case l.down:
+		full = net.ErrClosed
+	case ip.IsValid() && l.config.MaxPendingPerIP > 0 && l.perIP[ip] >= l.config.MaxPendingPerIP:
+		full = fmt.Errorf("%w: %d from %s", ErrTooManyPending, l.config.MaxPendingPerIP, ip)
+	case l.config.MaxPending > 0 && len(l.pending) >= l.config.MaxPending:
+		if evicted = l.evictLocked(); evicted == nil {
+			full = l.tooMany()
+		}
+	}
+	if full == nil {
+		c.ip = ip
+		c.waits = l.silent.PushBack(c)
+		l.pending[c] = struct{}{}
+		l.perIP[ip]++
+		l.running.Add(1)
+	}
+	l.mu.Unlock()
+	if evicted != nil {
+		evicted.Conn.Close() // which ends its goroutine
+	}
+	if full != nil {
+		inner.Close()
+		if full != net.ErrClosed {
+			l.refuse(Refusal{RemoteAddr: inner.RemoteAddr(), Mode: l.config.Mode(), Err: full})
+		}
+		return
+	}
+	go func() {
+		defer l.running.Done()
+		refusal := l.admit(c)
+		if evicted := l.release(c); evicted && refusal.Err != nil {
+			refusal.Err = l.tooMany()
+		}
+		if refusal.Err != nil {
+			l.refuse(refusal)
+		}
+	}()
+}
+
+func (l *Listener) tooMany() error {
+	return fmt.Errorf("%w: %d in all", ErrTooManyPending, l.config.MaxPending)
+}
+
+// evictLocked takes a place from the pending connection that is the least likely to become anything: the oldest that has sent
+// nothing, or else the oldest. It returns nil if all are done with their handshake.
+func (l *Listener) evictLocked() *conn {
+	oldest := cmp.Or(l.silent.Front(), l.talking.Front())
+	if oldest == nil {
+		return nil
+	}
+	c := oldest.Value.(*conn)
+	c.evicted = true
+	l.releaseLocked(c)
+	return c
+}
+
+// talks notes that a pending connection has sent something.
+func (l *Listener) talks(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.waits != nil {
+		l.silent.Remove(c.waits)
+		c.waits, c.talking = l.talking.PushBack(c), true
+	}
+}
+
+// release gives back the place of a pending connection, unless it was evicted.
+func (l *Listener) release(c *conn) (evicted bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !c.evicted {
+		l.releaseLocked(c)
+	}
+	return c.evicted
+}
+
+func (l *Listener) releaseLocked(c *conn) {
+	l.settleLocked(c)
+	delete(l.pending, c)
+	if l.perIP[c.ip]--; l.perIP[c.ip] == 0 {
+		delete(l.perIP, c.ip)
+	}
+}
+
+// settleLocked has nobody evict the connection.
+func (l *Listener) settleLocked(c *conn) {
+	if c.waits == nil {
+		return
+	}
+	if c.talking {
+		l.talking.Remove(c.waits)
+	} else {
+		l.silent.Remove(c.waits)
+	}
+	c.waits = nil
+}
+
+// admit makes the connection ready for Accept, or closes it and returns why. Those that Close cuts are not refused.
+func (l *Listener) admit(c *conn) Refusal {
+	mode := l.config.Mode()
+	err := l.secure(c, mode)
+	if err == nil {
+		l.keep(c)
+		// After keep, so that a mode that changes now is seen here or by Recheck.
+		mode = l.config.Mode()
+		err = forbids(mode, c.tls != nil)
+	}
+	if err == nil {
+		l.offer(c)
+		select {
+		case l.ready <- c.outer():
+			return Refusal{}
+		case <-l.closed:
+			err = net.ErrClosed
+		}
+	}
+	if errors.Is(err, ErrPlaintext) {
+		c.reset()
+	}
+	c.Close()
+	select {
+	case <-l.closed:
+		return Refusal{}
+	default:
+		return Refusal{RemoteAddr: c.RemoteAddr(), Mode: mode, Err: err}
+	}
+}
+
+// offer leaves it to admit to close the connection if nobody takes it.
+func (l *Listener) offer(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.offered = true
+	l.settleLocked(c)
+}
+
+func (l *Listener) refuse(r Refusal) {
+	if l.config.Refused != nil {
+		l.config.Refused(r)
+	}
+}
+
+const recordHandshake = 0x16 // the type of the TLS record that a ClientHello comes in
+
+// secure finds out what the client speaks and makes the handshake if it is TLS.
+func (l *Listener) secure(c *conn, mode Mode) error {
+	if mode == Disable {
+		return nil
+	}
+	if err := c.SetDeadline(time.Now().Add(l.config.HandshakeTimeout)); err != nil {
+		return err
+	}
+	if _, err := io.ReadFull(c.Conn, c.first[:]); err != nil {
+		return err
+	}
+	c.unread.Store(true)
+	l.talks(c)
+	if c.first[0] == recordHandshake {
+		if l.config.TLS == nil {
+			return errors.New("tlsid: TLS connection, the listener has no TLS configuration")
+		}
+		c.tls = tls.Server(c, l.config.TLS)
+		// No context: its goroutine would be one more for each handshake. Close ends the handshake by closing c.
+		if err := c.tls.Handshake(); err != nil {
+			return err
+		}
+		if err := c.date(time.Now()); err != nil {
+			return err
+		}
+	} else if err := forbids(mode, false); err != nil {
+		return err
+	}
+	return c.SetDeadline(time.Time{}) // from here on deadlines are the server's
+}
+
+// keep counts a connection as live, and watches its age.
+func (l *Listener) keep(c *conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.live[c] = struct{}{}
+	l.byLocal.Store(c.local, c)
+	if c.expires.IsZero() {
+		return
+	}
+	life := max(time.Until(c.expires), 0)
+	c.notice = min(life/20+rand.N(life/20+1), time.Minute/2+rand.N(time.Minute/2))
+	c.timer = time.AfterFunc(life-c.notice, c.retire)
+}
+
+// networkOf returns the IP address that MaxPendingPerIP counts by. It is invalid for addresses without one, such as those of
+// unix sockets, for which only MaxPending holds. Who has an IPv6 address usually has its network of 64 bits.
+func networkOf(addr net.Addr) netip.Addr {
+	var ip netip.Addr
+	if tcp, ok := addr.(*net.TCPAddr); ok {
+		ip = tcp.AddrPort().Addr()
+	} else if addr != nil {
+		if at, err := netip.ParseAddrPort(addr.String()); err == nil {
+			ip = at.Addr()
+		}
+	}
+	if ip = ip.Unmap(); ip.Is6() {
+		ip = netip.PrefixFrom(ip.WithZone(""), 64).Masked().Addr()
+	}
+	return ip
+}
