@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
 	"net/url"
 	"sync"
 	"sync/atomic"
