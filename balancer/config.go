@@ -119,6 +119,12 @@ type settings struct {
 	topology topology
 }
 
+// Validate returns an error if the settings cannot be honoured.
+func (c Config) Validate() error {
+	_, err := c.compile()
+	return err
+}
+
 // Equal reports whether the settings are the same.
 func (c Config) Equal(other Config) bool {
 	return reflect.DeepEqual(c, other) // of reloads, not of calls

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // KeySource is where the key of a call comes from.
@@ -17,7 +19,7 @@ type KeySource uint8
 
 const (
 	NoKey       KeySource = iota // the caller of Pick brings hashes of its own, or none
-	HeaderKey                    // a request header; several values count together
+	HeaderKey                    // a request header, or :authority, :path, :method or :scheme; several values count together
 	CookieKey                    // a cookie of the request
 	SourceIPKey                  // the IP address of the caller
 	QueryKey                     // the first value of a query parameter, whose name is matched with case
@@ -57,6 +59,8 @@ func (k HashKey) check() error {
 		return fmt.Errorf("unknown source %d", k.Source)
 	case named && k.Name == "":
 		return errors.New("no name")
+	case k.Source == HeaderKey && !isHeader(k.Name):
+		return fmt.Errorf("%q is not the name of a header", k.Name)
 	case !named && k.Name != "":
 		return fmt.Errorf("name %q is of nothing", k.Name)
 	case k.SourceIP != "" && k.Source != SourceIPKey:
@@ -80,17 +84,22 @@ func (k HashKey) check() error {
 	return nil
 }
 
+func isHeader(name string) bool {
+	switch strings.ToLower(name) {
+	case ":authority", ":path", ":method", ":scheme":
+		return true
+	}
+	return field.IsToken(name)
+}
+
 // Of returns the key of r, and false if r has none. It does not look at the body.
 func (k HashKey) Of(r *http.Request) (key string, ok bool) {
 	switch k.Source {
 	case HeaderKey:
 		values := r.Header.Values(k.Name)
 		switch {
-		case strings.EqualFold(k.Name, "Host"): // net/http keeps it apart
-			if r.Host != "" {
-				return r.Host, true
-			}
-			return r.URL.Host, r.URL.Host != ""
+		case strings.HasPrefix(k.Name, ":") || strings.EqualFold(k.Name, "Host"): // net/http keeps them apart
+			return pseudoHeader(r, k.Name)
 		case len(values) == 1:
 			return values[0], true
 		}
@@ -108,6 +117,28 @@ func (k HashKey) Of(r *http.Request) (key string, ok bool) {
 		return k.SourceIP, k.SourceIP != ""
 	case QueryKey:
 		return queryValue(r.URL.RawQuery, k.Name)
+	}
+	return "", false
+}
+
+// pseudoHeader returns what HTTP/2 sends of r under a name that begins with a colon, whatever the protocol (RFC 9113,
+// section 8.3.1), and for Host the same as for :authority.
+func pseudoHeader(r *http.Request, name string) (string, bool) {
+	switch strings.ToLower(name) {
+	case ":authority", "host":
+		if r.Host != "" {
+			return r.Host, true
+		}
+		return r.URL.Host, r.URL.Host != ""
+	case ":path":
+		return r.URL.RequestURI(), true
+	case ":method":
+		if r.Method == "" {
+			return http.MethodGet, true
+		}
+		return r.Method, true
+	case ":scheme":
+		return r.URL.Scheme, r.URL.Scheme != ""
 	}
 	return "", false
 }

@@ -75,7 +75,7 @@ var (
 
 		"/tlsid":        identity,
 		"/tlsid/spiffe": list(grpcs, "/tlsid", spiffe, jose),
-		"/policy/authz": nil,
+		"/policy/authz": {"/internal/field"},
 
 		"/internal/grpcstatus":  grpcs,
 		"/internal/grpcwire":    grpcs,

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // What follows refuses values that no request can match. A Deny rule that has one denies nothing, and nobody would notice.
@@ -78,7 +80,7 @@ func checkHost(p pattern) error {
 }
 
 func checkMethod(p pattern) error {
-	if p.text != "" && !isToken(p.text) {
+	if p.text != "" && !field.IsToken(p.text) {
 		return errors.New("not a method")
 	}
 	return nil

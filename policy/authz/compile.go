@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // Compile turns policies into an Authorizer. It reports the first thing that cannot be enforced, with the policy,
@@ -232,25 +234,12 @@ func compileHeader(in *Condition, name string) (condition, error) {
 	case "transfer-encoding", "trailer", "expect":
 		return out, fmt.Errorf("%s: net/http does not pass this header on", in.Key)
 	default:
-		if !isToken(name) {
+		if !field.IsToken(name) {
 			return out, fmt.Errorf("%s: not the name of a header", in.Key)
 		}
 	}
 	err := compileTexts(in.Key, in.Values, in.NotValues, parse, &out.texts)
 	return out, err
-}
-
-// isToken reports whether s may be the name of a header (RFC 9110, section 5.6.2).
-func isToken(s string) bool {
-	for i := range len(s) {
-		switch c := s[i]; {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		case strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0:
-		default:
-			return false
-		}
-	}
-	return s != ""
 }
 
 func firstError(errs ...error) error {

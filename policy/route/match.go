@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // Request is what a [Table] sees of a request. [NewRequest] makes one of an HTTP request; a gRPC adapter fills it in.
@@ -110,7 +112,7 @@ func newHeaderKey(name string, pseudo bool) (headerKey, error) {
 			return headerKey{canonical: lower, lower: lower}, nil
 		}
 	}
-	if !validToken(name) {
+	if !field.IsToken(name) {
 		return headerKey{}, fmt.Errorf("%q is not a header name", name)
 	}
 	return headerKey{canonical: textproto.CanonicalMIMEHeaderKey(name), lower: lower}, nil
@@ -358,18 +360,4 @@ func (m *stringMatcher) match(s string) bool {
 		return m.re.MatchString(s)
 	}
 	return true
-}
-
-// validToken reports whether s is a token of RFC 9110, section 5.6.2: what names a header.
-func validToken(s string) bool {
-	for i := range len(s) {
-		c := s[i]
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		case strings.IndexByte("!#$%&'*+-.^_`|~", c) >= 0:
-		default:
-			return false
-		}
-	}
-	return s != ""
 }

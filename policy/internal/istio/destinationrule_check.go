@@ -8,6 +8,8 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
@@ -116,6 +118,8 @@ func (c check) consistentHash(h *ConsistentHashLB, at string) {
 		c.Warnf(at, "names no key, so that requests go to random endpoints: set httpHeaderName, httpCookie or another")
 	case empty(h.HTTPHeaderName):
 		c.Errorf(at+".httpHeaderName", "must not be empty")
+	case h.HTTPHeaderName != nil && (balancer.Config{Algorithm: balancer.RingHash, HashKey: h.key()}).Validate() != nil:
+		c.Errorf(at+".httpHeaderName", "%q is not the name of a header, nor :authority, :path, :method or :scheme", *h.HTTPHeaderName)
 	case empty(h.HTTPQueryParameterName):
 		c.Errorf(at+".httpQueryParameterName", "must not be empty")
 	case h.UseSourceIP != nil && !*h.UseSourceIP:
@@ -165,7 +169,7 @@ func prime(n uint64) bool {
 
 func (c check) cookie(cookie *HTTPCookie, at string) {
 	switch {
-	case !token(cookie.Name):
+	case !field.IsToken(cookie.Name):
 		c.Errorf(at+".name", "%q is not the name of a cookie", cookie.Name)
 	case cookie.TTL.Duration < 0:
 		c.Errorf(at+".ttl", "%v is negative, which cannot be enforced", cookie.TTL.Duration)
@@ -178,7 +182,7 @@ func (c check) cookie(cookie *HTTPCookie, at string) {
 		c.Errorf(at+".path", "%q is not the path of a cookie", cookie.Path)
 	}
 	for i, a := range cookie.Attributes {
-		if !token(a.Name) || strings.Contains(a.Value, ";") || !printable(a.Value) {
+		if !field.IsToken(a.Name) || strings.Contains(a.Value, ";") || !printable(a.Value) {
 			c.Errorf(yamldoc.Index(at+".attributes", i), "%s=%s is not an attribute of a cookie", a.Name, a.Value)
 		}
 	}
@@ -186,16 +190,6 @@ func (c check) cookie(cookie *HTTPCookie, at string) {
 
 func printable(s string) bool {
 	return !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' })
-}
-
-// token says that s is a name as HTTP defines it (RFC 9110, section 5.6.2).
-func token(s string) bool {
-	for i := range len(s) {
-		if !alphanumeric(s[i]) && strings.IndexByte("!#$%&'*+-.^_`|~", s[i]) < 0 {
-			return false
-		}
-	}
-	return s != ""
 }
 
 func (c check) warmup(lb *LoadBalancerSettings, at string) {

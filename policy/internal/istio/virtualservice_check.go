@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -249,7 +250,7 @@ func (c check) headerMatches(matches map[string]StringMatch, mesh bool, at strin
 			if mesh {
 				c.Errorf(at, "matching JWT claims works at gateways only")
 			}
-		case !token(name) && !slices.Contains(pseudoHeaders, name):
+		case !field.IsToken(name) && !slices.Contains(pseudoHeaders, name):
 			c.Errorf(at, "%q is not a header name", name)
 		}
 		if !inverted || s.Regex == nil || *s.Regex != "*" {
