@@ -206,6 +206,7 @@ func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, fresh map[addre
 		b.order = append(b.order, h)
 		if weight, place := weightOf(e), b.cfg.topology.place(e); weight != h.weight || place != h.place {
 			h.weight, h.place = weight, place
+			h.takes.Store(weight > 0 && place != nowhere && b.cfg.topology.share(place) > 0)
 			changed = true
 		}
 	}

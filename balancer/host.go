@@ -16,6 +16,7 @@ type Host struct {
 	id       string
 	value    any
 	endpoint atomic.Pointer[discovery.Endpoint]
+	takes    atomic.Bool // calls
 	address  address
 
 	warmed    atomic.Int64  // when slow start began, if warming
@@ -85,6 +86,10 @@ func (h *Host) InFlight() int { return int(h.state.Load() & calls) }
 
 // Ejected reports whether the host is ejected.
 func (h *Host) Ejected() bool { return h.state.Load()&ejected != 0 }
+
+// TakesCalls reports whether picks may return the host: it does not drain, has a share of the traffic and is not removed.
+// Ejections do not matter.
+func (h *Host) TakesCalls() bool { return h.takes.Load() && h.state.Load()&gone == 0 }
 
 // SetEjected takes the host out of the picks or brings it back. No Pick that begins after SetEjected(true) returned
 // gives the host, unless so many are ejected that [Config.PanicPercent] applies. It builds the picks anew, which takes

@@ -21,7 +21,8 @@ import (
 var ErrClosed = refusal.New("balancer: transport closed")
 
 // Outlier finds the endpoints that fail. *breaker.Outlier is one. Endpoints are named by their IDs. It must be safe for
-// concurrent use, and Ejected must be fast.
+// concurrent use, and Ejected must be fast. If it has a method Forget(endpoint string), that is told of endpoints that no
+// longer take calls, so that they do not count among those that may be ejected.
 type Outlier interface {
 	// Report says how a call ended: with an error of the connection; or with a response, and the error that reading its
 	// body ended with, if any.
@@ -190,7 +191,12 @@ func (t *Transport) open(name string) (*service, error) {
 	if t.setupErr != nil {
 		return nil, t.setupErr
 	}
-	b, err := New(t.Config, Hooks{Attach: t.connect, Drained: func(h *Host) { h.Value().(*connections).closeIdle() }})
+	hooks := Hooks{Attach: t.connect, Drained: func(h *Host) { h.Value().(*connections).closeIdle() }}
+	forgetful, _ := t.Outlier.(interface{ Forget(endpoint string) })
+	if forgetful != nil {
+		hooks.Removed = func(h *Host) { forgetful.Forget(h.ID()) }
+	}
+	b, err := New(t.Config, hooks)
 	if err != nil {
 		return nil, err
 	}
@@ -203,7 +209,14 @@ func (t *Transport) open(name string) (*service, error) {
 		return s, nil
 	}
 	s := &service{balancer: b, outlier: t.Outlier}
-	s.subscription = t.watcher.Subscribe(discovery.Service{Host: name}, b.Update)
+	s.subscription = t.watcher.Subscribe(discovery.Service{Host: name}, func(endpoints []discovery.Endpoint) {
+		b.Update(endpoints)
+		for _, h := range b.Hosts() {
+			if forgetful != nil && !h.TakesCalls() {
+				forgetful.Forget(h.ID())
+			}
+		}
+	})
 	if t.services == nil {
 		t.services = map[string]*service{}
 	}
@@ -311,7 +324,7 @@ func (c *call) End(err error) {
 		c.latency, failed = 0, false // it was the caller; the endpoint may be well
 	}
 	c.host.Release(c.latency, failed)
-	if c.service.outlier != nil && kind != failure.BadRequest {
+	if c.service.outlier != nil && kind != failure.BadRequest && c.host.TakesCalls() {
 		c.service.outlier.Report(c.host.ID(), c.resp, err)
 	}
 }

@@ -50,7 +50,7 @@ type OutlierConfig struct {
 	// means none.
 	Jitter time.Duration
 
-	// MaxEjectionPercent is the share of the endpoints that may be ejected at a time. An ejection that would exceed it
+	// MaxEjectionPercent is the share of the endpoints that may be ejected at a time, of those that take calls. An ejection that would exceed it
 	// does not happen, except that one of at least two endpoints may always be ejected. The last endpoint is ejected only
 	// by 100: then calls fail at once. 0 means 10.
 	MaxEjectionPercent int
@@ -331,6 +331,7 @@ type Tracker struct {
 
 	// Guarded by outlier.mu.
 	kept       bool // until Forget
+	aside      bool // no call can go there: see SetTakesCalls
 	forgotten  bool
 	idle       int // sweeps without use
 	multiplier int
@@ -341,6 +342,14 @@ type Tracker struct {
 // Ejected reports whether the endpoint is ejected.
 func (t *Tracker) Ejected() bool {
 	return t.out.Load()
+}
+
+// SetTakesCalls says whether calls can go to the endpoint, as they do at first. They cannot while it drains, or where it has
+// no share of the traffic. It counts for [OutlierConfig.MaxEjectionPercent] only if they can.
+func (t *Tracker) SetTakesCalls(takes bool) {
+	t.outlier.mu.Lock()
+	defer t.outlier.mu.Unlock()
+	t.aside = !takes
 }
 
 // A streak holds the numbers of consecutive failures that each rule counts.
@@ -452,8 +461,18 @@ func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time) {
 	o.events.post(Event{Endpoint: t.id, Ejected: true, At: now, Reason: reason, Until: t.until})
 }
 
+// mayEjectLocked counts the endpoints that take calls: the others are no way out for the calls of one that is ejected.
 func (o *Outlier) mayEjectLocked() bool {
-	total, ejected := len(o.trackers), int(o.ejected.Load())
+	total, ejected := 0, 0
+	for _, t := range o.trackers {
+		if t.aside {
+			continue
+		}
+		total++
+		if t.out.Load() {
+			ejected++
+		}
+	}
 	return ejected == 0 && total >= 2 || (ejected+1)*100 <= o.cfg.MaxEjectionPercent*total
 }
 

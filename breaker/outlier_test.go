@@ -653,3 +653,34 @@ func TestOutlier_Allocations(t *testing.T) {
 		t.Errorf("%v allocations, want none", got)
 	}
 }
+
+// TestEndpointsWithoutCallsDoNotCount ejects nobody where the only endpoint that takes calls is the one that fails.
+func TestEndpointsWithoutCallsDoNotCount(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		takes []bool
+		want  []string
+	}{
+		{"all take calls", []bool{true, true, true}, []string{"0"}},
+		{"one other takes calls", []bool{true, false, true}, []string{"0"}},
+		{"no other takes calls", []bool{true, false, false}, nil},
+	} {
+		o := newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 1})
+		trackers := track(o, len(test.takes))
+		for i, takes := range test.takes {
+			trackers[i].SetTakesCalls(takes)
+		}
+		trackers[0].Report(breaker.Reset)
+		if got := ejectedIDs(o); !slices.Equal(got, test.want) {
+			t.Errorf("%s: ejected %v, want %v", test.name, got, test.want)
+		}
+	}
+	o := newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 1})
+	trackers := track(o, 3)
+	trackers[1].Report(breaker.Reset)
+	trackers[1].SetTakesCalls(false) // an ejected one that drains makes room
+	trackers[0].Report(breaker.Reset)
+	if got := ejectedIDs(o); !slices.Equal(got, []string{"0", "1"}) {
+		t.Errorf("ejected %v", got)
+	}
+}

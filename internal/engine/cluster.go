@@ -292,7 +292,11 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 	if c.calls.Load()&clusterGone == 0 {
 		c.balancer.Update(chosen)
 		for _, h := range c.balancer.Hosts() {
-			c.describe(h, h.Value().(*endpoint)) // one that was there before may have got another identity
+			e := h.Value().(*endpoint)
+			if e.tracker != nil {
+				e.tracker.SetTakesCalls(h.TakesCalls())
+			}
+			c.describe(h, e) // one that was there before may have got another identity
 		}
 		c.unselected.Store(int64(len(endpoints) - len(chosen)))
 	}

@@ -1,0 +1,86 @@
+package balancer_test
+
+import (
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+)
+
+func TestTakesCalls(t *testing.T) {
+	b := newBalancer(t, balancer.Config{Locality: balancer.Locality{
+		Enabled: true, Own: discovery.Locality{Region: "eu"},
+		Distribute: []balancer.Distribution{{From: "eu", To: []balancer.Portion{{"eu", 1}, {"us", 0}}}},
+	}})
+	set := placed("eu", "eu", "us", "ap")
+	set[1].Draining = true
+	b.Update(set)
+	hosts := b.Hosts()
+	for i, want := range []bool{true, false, false, false} {
+		if hosts[i].TakesCalls() != want {
+			t.Errorf("host %d: TakesCalls = %v, want %v", i, !want, want)
+		}
+	}
+	hosts[0].SetEjected(true)
+	if !hosts[0].TakesCalls() {
+		t.Error("an ejected host counts as one that takes no calls")
+	}
+	b.Update(set[1:])
+	if hosts[0].TakesCalls() {
+		t.Error("a removed host takes calls")
+	}
+}
+
+// TestTransportForgetsEndpointsWithoutCalls: the last endpoint that takes calls stays, though another was called before.
+func TestTransportForgetsEndpointsWithoutCalls(t *testing.T) {
+	status := http.StatusOK
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) }))
+	defer srv.Close()
+	other := httptest.NewServer(http.NotFoundHandler())
+	defer other.Close()
+	endpoint := func(srv *httptest.Server) discovery.Endpoint {
+		host, port, _ := net.SplitHostPort(srv.Listener.Addr().String())
+		n, _ := strconv.Atoi(port)
+		return discovery.Endpoint{Address: host, Port: n}
+	}
+	outlier, err := breaker.NewOutlier(breaker.OutlierConfig{Consecutive5xx: 1}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var memory discovery.Memory
+	memory.Set("svc", endpoint(srv), endpoint(other))
+	tr := &balancer.Transport{Resolver: &memory, Outlier: outlier, Config: balancer.Config{Algorithm: balancer.RoundRobin}}
+	defer tr.Close()
+	get := func() int {
+		resp, err := tr.RoundTrip(httptest.NewRequest("GET", "http://svc/", strings.NewReader("")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	get()
+	get()
+	if n := len(outlier.Endpoints()); n != 2 {
+		t.Fatalf("%d endpoints are known, want both", n)
+	}
+	draining := endpoint(other)
+	draining.Draining = true
+	memory.Set("svc", endpoint(srv), draining)
+	for len(outlier.Endpoints()) != 1 { // until the watcher has told; the test's own limit ends it
+		get()
+	}
+	status = http.StatusServiceUnavailable
+	get()
+	if e := outlier.Endpoints(); len(e) != 1 || e[0].Ejected {
+		t.Errorf("endpoints = %+v, want the only one not ejected", e)
+	}
+}
