@@ -68,7 +68,7 @@ func (t *try) Value(key any) any {
 // begin makes t a try of c.
 func (t *try) begin(c *call, req *http.Request, mt *enginehttp.Try) {
 	t.Context = outgoing(req.Context(), req.Header, c.header, mt.Number())
-	t.call, t.mesh, t.req, t.link = c, mt, req, mt.Link()
+	t.call, t.mesh, t.req, t.link = c, mt, req, mt.Connections()
 	t.done = t.ended
 	t.reads = mt.ReadsHeader()
 }

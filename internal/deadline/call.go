@@ -74,15 +74,43 @@ func (c *Call) Watch(resp *http.Response) {
 		c.body.Attach(resp, c)
 		return
 	}
-	if c.idle > 0 {
-		c.stalled = Error{Kind: BodyIdle, Limit: c.idle}
-		c.timer = time.AfterFunc(c.idle, c.stall)
-		c.timer.Stop()
-	}
+	c.WatchMessages()
 	c.body.Attach(resp, c)
 	if resp.Body == io.ReadCloser(&c.body) {
 		resp.Body = (*watched)(c)
 	}
+}
+
+// WatchMessages holds a response that is no body to the limits: Await and Received stand around each wait for more of it, and
+// End ends the call.
+func (c *Call) WatchMessages() {
+	if c.began && c.idle > 0 {
+		c.stalled = Error{Kind: BodyIdle, Limit: c.idle}
+		c.timer = time.AfterFunc(c.idle, c.stall)
+		c.timer.Stop()
+	}
+}
+
+// Await begins a wait for more of the response.
+func (c *Call) Await() {
+	if c.timer != nil {
+		c.timer.Reset(c.idle)
+	}
+}
+
+// Received ends a wait. It returns err, or the *Error if a limit caused it.
+func (c *Call) Received(err error) error {
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	if err == nil || err == io.EOF || !c.began {
+		return err
+	}
+	// Transports report a context that ended in different words.
+	if cause := context.Cause(c.ctx.Context); cause == error(&c.ctx.exceeded) || cause == error(&c.stalled) {
+		return cause
+	}
+	return err
 }
 
 func (c *Call) stall() {
@@ -91,6 +119,9 @@ func (c *Call) stall() {
 
 // End implements body.Ender.
 func (c *Call) End(error) {
+	if !c.began {
+		return
+	}
 	c.ctx.Cancel()
 	if c.timer != nil {
 		c.timer.Stop()
@@ -101,20 +132,10 @@ func (c *Call) End(error) {
 type watched Call
 
 func (w *watched) Read(p []byte) (int, error) {
-	if w.timer != nil {
-		w.timer.Reset(w.idle)
-	}
-	n, err := w.body.Read(p)
-	if w.timer != nil {
-		w.timer.Stop()
-	}
-	if err != nil && err != io.EOF {
-		// Transports report a context that ended in different words.
-		if cause := context.Cause(w.ctx.Context); cause == error(&w.ctx.exceeded) || cause == error(&w.stalled) {
-			err = cause
-		}
-	}
-	return n, err
+	c := (*Call)(w)
+	c.Await()
+	n, err := c.body.Read(p)
+	return n, c.Received(err)
 }
 
 func (w *watched) Close() error {

@@ -370,6 +370,9 @@ func (c *Call) Engine() *Engine { return c.engine }
 // Backend returns the destination that a route has chosen, nil if none has.
 func (c *Call) Backend() *route.Backend { return c.backend }
 
+// Rule returns the rule that has decided, and which of its matches has, nil if none has.
+func (c *Call) Rule() (rule *route.Entry, match int) { return c.rule, int(c.match) }
+
 // Limits returns the limits in time of the call, which also watch its response. It is nil if there are none.
 func (c *Call) Limits() *deadline.Call { return c.limits }
 

@@ -324,14 +324,14 @@ func (c *cluster) attach(h *balancer.Host) any {
 	c.describe(h, e)
 	if c.outlier != nil {
 		e.tracker = c.outlier.Track(h.ID())
-		c.outlier.follow(c, h, e.tracker)
+		c.outlier.watch(c, h, e.tracker)
 	}
 	return e
 }
 
 func (c *cluster) removed(h *balancer.Host) {
 	if c.outlier != nil {
-		c.outlier.unfollow(h)
+		c.outlier.unwatch(h)
 	}
 }
 

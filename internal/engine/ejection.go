@@ -7,37 +7,39 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 )
 
-// outlierDetector links the outlier detection of a target with the hosts it ejects. It may outlive the cluster that made
+// outlierDetector connects the outlier detection of a target with the hosts it ejects. It may outlive the cluster that made
 // it, and its hosts then are those of the next.
 type outlierDetector struct {
 	*breaker.Outlier
 
 	mu    sync.Mutex
-	hosts map[string]followed
+	hosts map[string]ejectable
 }
 
-type followed struct {
+// ejectable is an endpoint that may be taken out.
+type ejectable struct {
 	cluster *cluster
 	host    *balancer.Host
 	tracker *breaker.Tracker
 }
 
 func newOutlierDetector(config breaker.OutlierConfig) (*outlierDetector, error) {
-	d := &outlierDetector{hosts: make(map[string]followed)}
+	d := &outlierDetector{hosts: make(map[string]ejectable)}
 	var err error
 	d.Outlier, err = breaker.NewOutlier(config, d.event)
 	return d, err
 }
 
-func (d *outlierDetector) follow(c *cluster, h *balancer.Host, t *breaker.Tracker) {
+// watch has the host ejected when its tracker is.
+func (d *outlierDetector) watch(c *cluster, h *balancer.Host, t *breaker.Tracker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.hosts[h.ID()] = followed{c, h, t}
+	d.hosts[h.ID()] = ejectable{c, h, t}
 	h.SetEjected(t.Ejected())
 }
 
-// unfollow forgets an endpoint, unless the host of a newer cluster has taken its place.
-func (d *outlierDetector) unfollow(h *balancer.Host) {
+// unwatch forgets an endpoint, unless the host of a newer cluster has taken its place.
+func (d *outlierDetector) unwatch(h *balancer.Host) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.hosts[h.ID()].host == h {

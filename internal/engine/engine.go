@@ -1,7 +1,3 @@
-// Package engine is the outbound half of a mesh: it takes calls to their destinations. It knows the plan, which documents
-// were compiled to, and keeps the state of the destinations that are called: endpoints, connections, circuits, budgets.
-//
-// The root package and meshgrpc are adapters of it. It is internal: a program sees mesh.Mesh.
 package engine
 
 import (

@@ -40,7 +40,7 @@ type host struct {
 	mine bool
 
 	// protection is what the program asked for, beside the documents; nil for nothing. The retry policies that it changes
-	// are kept by the route they belong to.
+	// are kept by the rule they belong to.
 	protection *Protection
 	policies   sync.Map
 
@@ -78,16 +78,16 @@ func (h *host) deny(now time.Time) {
 	h.denied.CompareAndSwap(last, &next)
 }
 
-// policy returns the retry policy of a route, with what the host's protection adds.
-func (h *host) policy(entry *route.Entry) *retry.Policy {
+// policy returns the retry policy of a rule, with what the host's protection adds.
+func (h *host) policy(rule *route.Entry) *retry.Policy {
 	p := h.protection
 	if p == nil || !p.RetryAfter && !p.StopNestedRetries {
-		return entry.Retry
+		return rule.Retry
 	}
-	if policy, ok := h.policies.Load(entry); ok {
+	if policy, ok := h.policies.Load(rule); ok {
 		return policy.(*retry.Policy)
 	}
-	config := entry.Route.Retry
+	config := rule.Route.Retry
 	if p.RetryAfter {
 		config.MaxRetryAfter = 0 // the default
 	}
@@ -96,9 +96,9 @@ func (h *host) policy(entry *route.Entry) *retry.Policy {
 	}
 	policy, err := retry.Compile(config)
 	if err != nil {
-		policy = entry.Retry // cannot be: neither change can make a good policy bad
+		policy = rule.Retry // cannot be: neither change can make a good policy bad
 	}
-	h.policies.Store(entry, policy)
+	h.policies.Store(rule, policy)
 	return policy
 }
 

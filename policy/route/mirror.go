@@ -70,6 +70,45 @@ func (m *Mirrorer) Fork(out *http.Request, e *Entry) {
 	m.fork(out, e, m.Send)
 }
 
+// Copy is [Mirrorer.Fork] for calls that are not requests of net/http: send is called for each mirror that is drawn, on a
+// goroutine of the Mirrorer's, and makes and sends the copy itself. Its context has the values of ctx, but not its end; send
+// must return when it ends.
+func (m *Mirrorer) Copy(ctx context.Context, e *Entry, send func(ctx context.Context, target Target) error) {
+	for i := range e.Route.Mirrors {
+		mirror := &e.Route.Mirrors[i]
+		if !m.drawn(mirror.PerMillion) {
+			continue
+		}
+		all, err := m.enter()
+		if err != nil {
+			m.done(mirror.Target, err)
+			continue
+		}
+		go func() {
+			defer m.leave()
+			ctx, cancel := m.bound(detach(ctx), all, e.Route.Timeout)
+			defer cancel()
+			m.done(mirror.Target, send(ctx, mirror.Target))
+		}()
+	}
+}
+
+// bound returns the context of a copy, which ends with all others or when its time is up.
+func (m *Mirrorer) bound(ctx, all context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	if timeout <= 0 {
+		timeout = m.Timeout
+	}
+	if timeout <= 0 {
+		timeout = DefaultMirrorTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	stop := context.AfterFunc(all, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
+	}
+}
+
 type sendFunc = func(target Target, req *http.Request) (*http.Response, error)
 
 func (m *Mirrorer) fork(out *http.Request, e *Entry, send sendFunc) {
@@ -150,16 +189,8 @@ func (m *Mirrorer) start(c mirrored) {
 }
 
 func (m *Mirrorer) send(all context.Context, c mirrored) error {
-	timeout := c.timeout
-	if timeout <= 0 {
-		timeout = m.Timeout
-	}
-	if timeout <= 0 {
-		timeout = DefaultMirrorTimeout
-	}
-	ctx, cancel := context.WithTimeout(c.req.Context(), timeout)
+	ctx, cancel := m.bound(c.req.Context(), all, c.timeout)
 	defer cancel()
-	defer context.AfterFunc(all, cancel)()
 
 	resp, err := c.send(c.target, c.req.WithContext(ctx))
 	if err != nil {

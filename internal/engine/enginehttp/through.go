@@ -62,11 +62,6 @@ func (t *Try) Number() int {
 	return t.call.tries
 }
 
-// Link returns the connections the attempt is to use.
-func (t *Try) Link() *engine.Connections {
-	return t.Connections()
-}
-
 // Mirror reports whether the attempt sends the copy of a request, whose response nobody waits for.
 func (t *Try) Mirror() bool {
 	return t.call.out == nil
