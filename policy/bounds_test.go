@@ -44,3 +44,46 @@ func TestCompile_SourceWithoutDocuments(t *testing.T) {
 		}
 	}
 }
+
+// TestCheck_DocumentsOfOthers: what other controllers read lies in the same folders; a mistake about a mesh is still one.
+func TestCheck_DocumentsOfOthers(t *testing.T) {
+	for _, tt := range []struct {
+		api, kind string
+		want      policy.Severity
+	}{
+		{"cert-manager.io/v1", "Certificate", policy.Warning},
+		{"monitoring.coreos.com/v1", "ServiceMonitor", policy.Warning},
+		{"argoproj.io/v1alpha1", "Rollout", policy.Warning},
+		{"kustomize.config.k8s.io/v1beta1", "Kustomization", policy.Warning},
+		{"networking.gke.io/v1", "ManagedCertificate", policy.Warning},
+		{"networking.istio.io/v1", "Certificate", policy.Error},
+		{"security.istio.io/v1", "Certificate", policy.Error},
+		{"networkin.istio.io/v1", "Certificate", policy.Error},
+		{"istio.io/v1", "Certificate", policy.Error},
+		{"linkerd.io/v1alpha2", "Certificate", policy.Error},
+		{"viz.linkerd.io/v1", "Certificate", policy.Error},
+		{"split.smi-spec.io/v1alpha1", "Certificate", policy.Error},
+		{"specs.smi-spec.io/v1alpha1", "Certificate", policy.Error},
+		{"networking/v1", "Certificate", policy.Error},
+		{"gateway.solo.io/v1", "VirtualService", policy.Error},
+		{"security.example.com/v1", "AuthorizationPolicy", policy.Error},
+	} {
+		source := policy.Source{Name: "a.yaml", Data: []byte("apiVersion: " + tt.api + "\nkind: " + tt.kind + "\nmetadata: {name: a}\nspec: {x: y}\n")}
+		plan, findings := policy.Compile([]policy.Source{source}, policy.Workload{})
+		if len(findings) != 1 || findings[0].Severity != tt.want || (plan != nil) != (tt.want == policy.Warning) {
+			t.Errorf("%s %s: findings %v, want one %s", tt.api, tt.kind, findings, tt.want)
+		}
+	}
+}
+
+// TestCheck_KustomizationWithoutKind: kubectl takes the name of the file for it.
+func TestCheck_KustomizationWithoutKind(t *testing.T) {
+	for name, want := range map[string]policy.Severity{
+		"mesh.d/kustomization.yaml": policy.Warning, "kustomization.yml": policy.Warning, "mesh.d/other.yaml": policy.Error,
+	} {
+		source := policy.Source{Name: name, Data: []byte("resources:\n- routes.yaml\n")}
+		if _, findings := policy.Compile([]policy.Source{source}, policy.Workload{}); len(findings) != 1 || findings[0].Severity != want {
+			t.Errorf("%s: findings %v, want one %s", name, findings, want)
+		}
+	}
+}

@@ -178,6 +178,9 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 		group, version = "", group
 	}
 	switch {
+	case d.kind == "" && version == "" && kustomization(file):
+		doc.Warnf("", "a Kustomization has no meaning in-process: it is skipped")
+		return
 	case d.kind == "":
 		doc.Errorf("kind", "missing: say what kind of document this is, such as VirtualService")
 		return

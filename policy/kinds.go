@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -80,6 +81,9 @@ func lookUp(apis map[string]api, group, version, kind string) (state, string) {
 		if kubernetes(group) {
 			return meaningless, skipped
 		}
+		if foreign(group) {
+			return meaningless, fmt.Sprintf("a %s of %s is not about a mesh: it is skipped", kind, group)
+		}
 		return unknown, fmt.Sprintf("unknown API %q: check apiVersion and kind", group+"/"+version)
 	}
 	if a.versions != nil && !slices.Contains(a.versions, version) {
@@ -107,4 +111,21 @@ func kubernetes(group string) bool {
 		return true
 	}
 	return strings.HasSuffix(group, ".k8s.io")
+}
+
+// foreign says that a group is that of an extension of Kubernetes, whose names have dots, and that its kinds cannot be about a
+// mesh. Folders hold such documents beside ours: certificates, monitors, rollouts.
+func foreign(group string) bool {
+	for _, mesh := range []string{"istio.io", "linkerd.io", "smi-spec.io"} {
+		if group == mesh || strings.HasSuffix(group, "."+mesh) {
+			return false
+		}
+	}
+	return strings.Contains(group, ".")
+}
+
+// kustomization says that a file of this name is a Kustomization, which needs to name neither API nor kind.
+func kustomization(file string) bool {
+	name := filepath.Base(file)
+	return name == "kustomization.yaml" || name == "kustomization.yml"
 }
