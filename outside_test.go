@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -250,5 +251,36 @@ func TestNewRefuses(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: error %v, want %q", name, err, test.want)
 		}
+	}
+}
+
+// TestHostOutsideSaysThatNoPolicyApplied: the name of a service that is misspelt passes plainly, and fails. The error says
+// that neither a document nor discovery knows it.
+func TestHostOutsideSaysThatNoPolicyApplied(t *testing.T) {
+	noLeaks(t)
+	ln := listenLoopback(t)
+	closed := ln.Addr().String()
+	ln.Close()
+	var registry discovery.Memory
+	m := newMesh(t, "", mesh.WithDiscovery(&registry))
+	const want = "neither a document nor discovery knows this host: no policy applied"
+	_, err := m.Client().Get("http://" + closed + "/")
+	if err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("Get: %v, want ECONNREFUSED and %q", err, want)
+	}
+	if meshErr, ok := errors.AsType[*mesh.Error](err); !ok || meshErr.Layer != "endpoint" {
+		t.Errorf("Get: %#v, want a mesh.Error of the endpoint", err)
+	}
+	if _, err := m.DialContext(t.Context(), "tcp", closed); err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("DialContext: %v, want ECONNREFUSED and %q", err, want)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := m.DialContext(ctx, "tcp", closed); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), want) {
+		t.Errorf("DialContext of a caller that gave up: %v", err)
+	}
+	registry.Set("shop", endpointOf(t, closed))
+	if _, err := m.Client().Get("http://shop/"); err == nil || strings.Contains(err.Error(), want) {
+		t.Errorf("Get of a service of the mesh: %v", err)
 	}
 }

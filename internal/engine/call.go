@@ -340,6 +340,9 @@ func (c *Call) failed(err error) error {
 	if ours {
 		layer = LayerTimeout
 	}
+	if c.cluster == nil && kind != failure.Refused {
+		cause = &outsideError{cause}
+	}
 	return c.engine.hooks.Error(Failure{Layer: layer, Target: c.target, Flags: c.flags, Attempts: int(c.sent), Err: cause})
 }
 

@@ -58,6 +58,17 @@ func NotInMesh() error {
 	return refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
 }
 
+// outsideError is the error of a host outside the mesh. Its name may be a mistake, so it says that nothing else was tried.
+type outsideError struct{ error }
+
+// Error implements error.
+func (e *outsideError) Error() string {
+	return e.error.Error() + " (neither a document nor discovery knows this host: no policy applied)"
+}
+
+// Unwrap returns the error.
+func (e *outsideError) Unwrap() error { return e.error }
+
 // interrupted says in which layer a context ended. err is its cause.
 func interrupted(layer Layer, err error) error {
 	return &Refusal{Layer: layer, Err: err}
