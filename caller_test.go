@@ -68,6 +68,7 @@ func TestMistakesOfTheCallerHaveNoConsequences(t *testing.T) {
 		"canceled": func(req *http.Request) {
 			gone := make(chan struct{})
 			close(gone)
+			//lint:ignore SA1019 deprecated, but still honoured by net/http
 			req.Cancel = gone
 		},
 	} {
@@ -197,7 +198,7 @@ func TestTimeoutsBeginWhenTheRequestIsSent(t *testing.T) {
 					}
 				}))
 				m := f.Mesh(t, virtualService(fields))
-				post := func(wait time.Duration) (error, time.Duration) {
+				post := func(wait time.Duration) (time.Duration, error) {
 					think <- wait
 					req, err := http.NewRequestWithContext(t.Context(), "POST", "http://api/", io.NopCloser(&drip{10}))
 					if err != nil {
@@ -209,12 +210,12 @@ func TestTimeoutsBeginWhenTheRequestIsSent(t *testing.T) {
 						_, err = io.Copy(io.Discard, resp.Body)
 						resp.Body.Close()
 					}
-					return err, time.Since(began)
+					return time.Since(began), err
 				}
-				if err, took := post(2 * time.Second); err != nil || took != 12*time.Second {
+				if took, err := post(2 * time.Second); err != nil || took != 12*time.Second {
 					t.Errorf("answered within the limit: %v after %v", err, took)
 				}
-				if err, took := post(time.Minute); err == nil || took != 13*time.Second {
+				if took, err := post(time.Minute); err == nil || took != 13*time.Second {
 					t.Errorf("answered too late: %v after %v", err, took)
 				}
 			})
