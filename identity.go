@@ -15,6 +15,9 @@ import (
 // identityWait is how long New waits for the first identity, if its context does not end before.
 const identityWait = 30 * time.Second
 
+// identityPatience is for how long New waits before it says so, and between one time and the next.
+const identityPatience = 5 * time.Second
+
 var errIdentitySlow = errors.New("mesh: no identity in time")
 
 // Identity returns the identity of the process as it is now, with its expiry. The error says why there is none:
@@ -43,6 +46,7 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, identityWait, errIdentitySlow)
 	defer cancel()
+	m.running.Go(func() { m.tellOfWait(ctx) })
 	if err := m.identity.Wait(ctx); err != nil {
 		return fmt.Errorf("mesh: New: %w", err)
 	}
@@ -53,6 +57,22 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	m.workload.TrustDomain = cmp.Or(m.workload.TrustDomain, id.TrustDomain().Name())
 	m.workload.Namespace = cmp.Or(m.workload.Namespace, namespaceOf(id))
 	return cmp.Or(checkTrustDomain(id, m.workload.TrustDomain), checkNamespace(id, cmp.Or(m.workload.Namespace, defaultNamespace)))
+}
+
+// tellOfWait tells the observers, until ctx ends, that New waits for an identity.
+func (m *Mesh) tellOfWait(ctx context.Context) {
+	ticker := time.NewTicker(identityPatience)
+	defer ticker.Stop()
+	for waited := identityPatience; ; waited += identityPatience {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if _, err := m.identity.Identity(); err != nil {
+			m.observers.identity(nil, fmt.Errorf("mesh: New waits for an identity, since %v: %w", waited, err))
+		}
+	}
 }
 
 // defaultNamespace is where a workload is that says nothing of it, as policy.Workload has it.

@@ -43,7 +43,8 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &Mesh{observers: o.observers, workload: o.workload}
+	log := &journal{logger: o.logger}
+	m := &Mesh{observers: append(o.observers, log.observer(o.observers)), workload: o.workload}
 	if err := m.server.init(o.inbound, m.observers.watchInbound()); err != nil {
 		return nil, err
 	}
@@ -59,6 +60,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 		m.Close()
 		return nil, err
 	}
+	log.begin()
 	return m, nil
 }
 

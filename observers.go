@@ -20,11 +20,10 @@ type observers []Observer
 // hooks returns what the engine calls.
 func (m *Mesh) hooks() engine.Hooks {
 	h, o := engine.Hooks{Error: newError}, m.observers
-	if len(o) == 0 {
-		return h
-	}
-	h.Call = m.callStart
 	h.Attempts = slices.ContainsFunc(o, func(o Observer) bool { return o.AttemptStart != nil || o.AttemptEnd != nil })
+	if h.Attempts || slices.ContainsFunc(o, func(o Observer) bool { return o.CallStart != nil || o.CallEnd != nil }) {
+		h.Call = m.callStart
+	}
 	h.Ejection = func(target route.Target, event breaker.Event) {
 		for i := range o {
 			if f := o[i].Ejection; f != nil {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"slices"
@@ -35,6 +36,7 @@ type options struct {
 	registryOnly bool         // refuse hosts outside the mesh
 	protections  []engine.HostProtection
 	observers    []Observer
+	logger       *slog.Logger // nil means slog.Default
 	inbound      ServerConfig
 }
 

@@ -1,0 +1,154 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// WithLogger logs to logger what goes wrong beside the calls: documents that are refused or warned of, ejections, circuits, and
+// trouble with discovery and with the identity of the process.
+//
+// Without it this goes to [slog.Default], as far as no [Observer] takes it. A logger of [slog.DiscardHandler] is silent.
+func WithLogger(logger *slog.Logger) Option {
+	return func(o *options) error {
+		if logger == nil {
+			return errors.New("mesh: WithLogger: the logger is nil: to be silent, give it one of slog.DiscardHandler")
+		}
+		o.logger = logger
+		return nil
+	}
+}
+
+// journal logs what observers are told.
+type journal struct {
+	logger *slog.Logger // nil means slog.Default, of the time
+
+	mu        sync.Mutex
+	begun     bool            // New has returned; before, it returns what goes wrong
+	warned    map[string]bool // the warnings of the last load, which are not repeated
+	refused   bool            // the last load was refused
+	discovery string          // the last failure
+}
+
+// observer returns the journal as an observer. Where it has no logger of its own, it leaves to others what they take.
+func (j *journal) observer(others observers) Observer {
+	o := Observer{
+		PolicyLoad: j.policyLoad, Ejection: j.ejection, Circuit: j.circuit, DiscoveryFailed: j.discoveryFailed, Identity: j.identity,
+	}
+	if j.logger != nil {
+		return o
+	}
+	taken := func(takes func(Observer) bool) bool { return slices.ContainsFunc(others, takes) }
+	if taken(func(o Observer) bool { return o.PolicyLoad != nil }) {
+		o.PolicyLoad = nil
+	}
+	if taken(func(o Observer) bool { return o.Ejection != nil }) {
+		o.Ejection = nil
+	}
+	if taken(func(o Observer) bool { return o.Circuit != nil }) {
+		o.Circuit = nil
+	}
+	if taken(func(o Observer) bool { return o.DiscoveryFailed != nil }) {
+		o.DiscoveryFailed = nil
+	}
+	if taken(func(o Observer) bool { return o.Identity != nil }) {
+		o.Identity = nil
+	}
+	return o
+}
+
+func (j *journal) to() *slog.Logger {
+	if j.logger != nil {
+		return j.logger
+	}
+	return slog.Default()
+}
+
+// begin says that New has returned.
+func (j *journal) begin() {
+	j.mu.Lock()
+	j.begun = true
+	j.mu.Unlock()
+}
+
+// mostWarnings bounds what is logged of one load.
+const mostWarnings = 50
+
+func (j *journal) policyLoad(load PolicyLoad) {
+	j.mu.Lock()
+	begun, again := j.begun, j.refused && load.Err == nil
+	j.refused = load.Err != nil
+	var warnings []string
+	if load.Err == nil {
+		before := j.warned
+		j.warned = make(map[string]bool)
+		for _, f := range load.Findings {
+			if text := f.String(); f.Severity == policy.Warning {
+				if j.warned[text] = true; !before[text] {
+					warnings = append(warnings, text)
+				}
+			}
+		}
+	}
+	j.mu.Unlock()
+
+	log := j.to()
+	switch {
+	case load.Err != nil && begun:
+		log.Error("mesh: documents are refused, the last good ones stay in force", "error", load.Err)
+	case again:
+		log.Info("mesh: the documents are good again, and in force")
+	}
+	for i, warning := range warnings {
+		if i == mostWarnings {
+			log.Warn("mesh: documents: more warnings, see mesh check", "count", len(warnings)-i)
+			break
+		}
+		log.Warn("mesh: document", "finding", warning)
+	}
+}
+
+func (j *journal) ejection(target route.Target, event breaker.Event) {
+	if event.Ejected {
+		j.to().Warn("mesh: endpoint ejected", "destination", targetName(target), "endpoint", event.Endpoint,
+			"reason", string(event.Reason), "until", event.Until)
+		return
+	}
+	j.to().Info("mesh: endpoint readmitted", "destination", targetName(target), "endpoint", event.Endpoint)
+}
+
+func (j *journal) circuit(target route.Target, change breaker.Change) {
+	level := slog.LevelInfo
+	if change.To == breaker.Open {
+		level = slog.LevelWarn
+	}
+	j.to().Log(context.Background(), level, "mesh: circuit", "destination", targetName(target), "from", change.From.String(), "to", change.To.String())
+}
+
+// discoveryFailed does not repeat itself: discovery is asked time and again.
+func (j *journal) discoveryFailed(service discovery.Service, err error) {
+	text := fmt.Sprintf("%s: %v", service.Host, err)
+	j.mu.Lock()
+	again := j.discovery == text
+	j.discovery = text
+	j.mu.Unlock()
+	if !again {
+		j.to().Warn("mesh: discovery failed, the last endpoints stay", "service", service.Host, "error", err)
+	}
+}
+
+func (j *journal) identity(_ *tlsid.Identity, err error) {
+	if err != nil {
+		j.to().Error("mesh: no new identity", "error", err)
+	}
+}

@@ -1,0 +1,170 @@
+package mesh_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"iter"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// record keeps what is logged.
+type record struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (r *record) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(p)
+}
+
+// take returns what was logged since the last call.
+func (r *record) take() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	text := r.text.String()
+	r.text.Reset()
+	return text
+}
+
+func (r *record) logger() *slog.Logger { return slog.New(slog.NewTextHandler(r, nil)) }
+
+// asDefault makes r what slog.Default logs to, until the test ends.
+func (r *record) asDefault(t *testing.T) {
+	before := slog.Default()
+	slog.SetDefault(r.logger())
+	t.Cleanup(func() { slog.SetDefault(before) })
+}
+
+const (
+	warned = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n"
+	broken = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web}\nspec: {htp: []}\n"
+)
+
+// TestLog_Documents: warnings and refused loads are logged where nobody else is told of them.
+func TestLog_Documents(t *testing.T) {
+	observer := mesh.WithObserver(mesh.Observer{PolicyLoad: func(mesh.PolicyLoad) {}})
+	for _, test := range []struct {
+		name string
+		opts func(r *record) []mesh.Option
+		want bool
+	}{
+		{"slog.Default", func(*record) []mesh.Option { return nil }, true},
+		{"an observer of calls", func(*record) []mesh.Option {
+			return []mesh.Option{mesh.WithObserver(mesh.Observer{CallEnd: func(context.Context, *mesh.Call) {}})}
+		}, true},
+		{"an observer of loads", func(*record) []mesh.Option { return []mesh.Option{observer} }, false},
+		{"an observer of loads, and a logger", func(r *record) []mesh.Option { return []mesh.Option{mesh.WithLogger(r.logger()), observer} }, true},
+		{"silent", func(*record) []mesh.Option { return []mesh.Option{mesh.WithLogger(slog.New(slog.DiscardHandler))} }, false},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			r := new(record)
+			r.asDefault(t)
+			expect := func(step, want string) {
+				t.Helper()
+				got := r.take()
+				if !test.want || want == "" {
+					if got != "" {
+						t.Errorf("%s: logged %q, want nothing", step, got)
+					}
+				} else if !strings.Contains(got, want) {
+					t.Errorf("%s: logged %q, want %q", step, got, want)
+				}
+			}
+			m := newMesh(t, warned, test.opts(r)...)
+			expect("New", "a Deployment has no meaning in-process")
+			if err := m.Apply(yaml(warned)...); err != nil {
+				t.Fatal(err)
+			}
+			expect("the same again", "")
+			if err := m.Apply(yaml(broken)...); err == nil {
+				t.Fatal("a broken document is in force")
+			}
+			expect("a broken document", "documents are refused")
+			if err := m.Apply(yaml(warned)...); err != nil {
+				t.Fatal(err)
+			}
+			expect("good again", "good again")
+		})
+	}
+}
+
+// TestLog_NewReturnsItsErrors: what New returns is not logged beside that.
+func TestLog_NewReturnsItsErrors(t *testing.T) {
+	r := new(record)
+	r.asDefault(t)
+	if _, err := mesh.New(t.Context(), mesh.WithPolicy(yaml(broken)...)); err == nil {
+		t.Fatal("New took a broken document")
+	}
+	if got := r.take(); got != "" {
+		t.Errorf("logged %q, want nothing", got)
+	}
+	if _, err := mesh.New(t.Context(), mesh.WithLogger(nil)); err == nil {
+		t.Error("New took a nil logger")
+	}
+}
+
+const ejects = `
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: shop}
+spec:
+  host: shop
+  trafficPolicy: {outlierDetection: {consecutive5xxErrors: 1, maxEjectionPercent: 100}}
+`
+
+func TestLog_Ejection(t *testing.T) {
+	var registry discovery.Memory
+	r := new(record)
+	registry.Set("shop", serve(t, fails(http.StatusInternalServerError)))
+	m := newMesh(t, ejects, mesh.WithDiscovery(&registry), mesh.WithLogger(r.logger()))
+	get(t, m.Client(), "http://shop/")
+	if got := r.take(); !strings.Contains(got, "mesh: endpoint ejected") || !strings.Contains(got, "shop") {
+		t.Errorf("logged %q, want the ejection", got)
+	}
+}
+
+// mute never says anything.
+type mute struct{}
+
+func (mute) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
+	return func(func(*tlsid.Identity, error) bool) { <-ctx.Done() }
+}
+
+// TestLog_NewWaitsForAnIdentity: a process that does not start says why meanwhile.
+func TestLog_NewWaitsForAnIdentity(t *testing.T) {
+	for name, source := range map[string]tlsid.Source{"that says nothing": mute{}, "that fails": silent{}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r := new(record)
+				ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+				defer cancel()
+				_, err := mesh.New(ctx, mesh.WithIdentity(source), mesh.WithLogger(r.logger()), mesh.WithDiscovery(new(discovery.Memory)))
+				if !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("New: %v", err)
+				}
+				got := r.take()
+				for _, want := range []string{"New waits for an identity, since 5s", "New waits for an identity, since 10s"} {
+					if !strings.Contains(got, want) {
+						t.Errorf("logged %q, want %q", got, want)
+					}
+				}
+				if source == (tlsid.Source)(silent{}) && !strings.Contains(got, "the agent is away") {
+					t.Errorf("logged %q, want what the source says", got)
+				}
+			})
+		})
+	}
+}
