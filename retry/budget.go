@@ -9,9 +9,9 @@ import (
 
 // Defaults of BudgetConfig.
 const (
-	DefaultBudgetRatio        = 0.2
-	DefaultBudgetMinPerSecond = 10
-	DefaultBudgetWindow       = 10 * time.Second
+	defaultBudgetRatio        = 0.2
+	defaultBudgetMinPerSecond = 10
+	defaultBudgetWindow       = 10 * time.Second
 )
 
 // BudgetConfig says what share of the traffic may be retries. It is comparable. The zero value is a budget of 20% of the
@@ -76,9 +76,9 @@ func newBudget(config BudgetConfig, now time.Time) (*Budget, error) {
 		return max(v, 0)
 	}
 	b := &Budget{
-		ratio:     orDefault(config.Ratio, DefaultBudgetRatio),
-		perSecond: orDefault(config.MinPerSecond, DefaultBudgetMinPerSecond),
-		slot:      DefaultBudgetWindow / slots,
+		ratio:     orDefault(config.Ratio, defaultBudgetRatio),
+		perSecond: orDefault(config.MinPerSecond, defaultBudgetMinPerSecond),
+		slot:      defaultBudgetWindow / slots,
 		start:     now,
 	}
 	if config.Window != 0 {

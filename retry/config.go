@@ -11,9 +11,9 @@ import (
 
 // Defaults of Config.
 const (
-	DefaultBackoff       = 25 * time.Millisecond
-	DefaultMaxRetryAfter = 10 * time.Second
-	DefaultBodyLimit     = 64 << 10
+	defaultBackoff       = 25 * time.Millisecond
+	defaultMaxRetryAfter = 10 * time.Second
+	defaultBodyLimit     = 64 << 10
 )
 
 // Config is what a policy can say about retries. For every field 0 means the default, and where a
@@ -89,7 +89,7 @@ func Compile(config Config) (*Policy, error) {
 		c.On.Conditions = GatewayError | ConnectFailure | RefusedStream
 	}
 	if c.Backoff == 0 {
-		c.Backoff = DefaultBackoff
+		c.Backoff = defaultBackoff
 	}
 	switch {
 	case c.MaxBackoff > 0 && c.MaxBackoff < c.Backoff:
@@ -101,10 +101,10 @@ func Compile(config Config) (*Policy, error) {
 		}
 	}
 	if c.MaxRetryAfter == 0 {
-		c.MaxRetryAfter = DefaultMaxRetryAfter
+		c.MaxRetryAfter = defaultMaxRetryAfter
 	}
 	if c.BodyLimit == 0 {
-		c.BodyLimit = DefaultBodyLimit
+		c.BodyLimit = defaultBodyLimit
 	}
 	if len(c.RetriableHeaders) > 0 && c.On.Conditions&RetriableHeaders == 0 {
 		return nil, fmt.Errorf("retry: RetriableHeaders %q without that condition in On", c.RetriableHeaders)

@@ -6,8 +6,8 @@ import (
 	"sync/atomic"
 )
 
-// DefaultMinConcurrency is the default of [LimiterConfig.MinConcurrency], Envoy's.
-const DefaultMinConcurrency = 3
+// defaultMinConcurrency is the default of [LimiterConfig.MinConcurrency], Envoy's.
+const defaultMinConcurrency = 3
 
 // LimiterConfig bounds how many retries are under way at a time, waiting ones included. It is comparable. The zero value
 // sets no bound.
@@ -51,7 +51,7 @@ func NewLimiter(config LimiterConfig, active func() int64) (*Limiter, error) {
 	if config.Percent > 0 {
 		least := config.MinConcurrency
 		if least == 0 {
-			least = DefaultMinConcurrency
+			least = defaultMinConcurrency
 		}
 		return &Limiter{max: int64(least), ratio: config.Percent / 100, active: active}, nil
 	}
