@@ -41,6 +41,8 @@ type connections struct {
 	mu     sync.Mutex
 	closed bool
 	count  [connectivity.Shutdown + 1]int // of connections, by state; those that are idle or shut down do not matter
+
+	failing bool // the latest connection could not be made
 }
 
 var (
@@ -115,11 +117,16 @@ var errBalancerClosed = refusal.Because(grpc.ErrClientConnClosing)
 
 // changed counts the change of a connection's state, and has the calls that wait for connections look again: nothing else
 // does.
-func (b *connections) changed(from, to connectivity.State) {
+func (b *connections) changed(from, to connectivity.State, failed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
 		return
+	}
+	if failed {
+		b.failing = true
+	} else if to == connectivity.Ready {
+		b.failing = false
 	}
 	b.count[from]--
 	b.count[to]++
@@ -132,6 +139,8 @@ func (b *connections) stateLocked() connectivity.State {
 		return connectivity.Ready
 	case b.count[connectivity.Connecting] > 0:
 		return connectivity.Connecting
+	case b.failing:
+		return connectivity.TransientFailure
 	}
 	return connectivity.Idle // the next call connects
 }

@@ -27,7 +27,14 @@ const Scheme = "mesh"
 // config, which names the load balancer; a service config of your own must name [BalancerName] too. Interceptors that are
 // given before these options see each call once, those after them see each try.
 //
-// The options may serve several ClientConns, which do not share connections. To end in order, close them before m.
+// The options may serve several ClientConns. What is known of endpoints (calls in flight, ejections, circuits, budgets) is the
+// mesh's, but connections are not shared: in grpc-go a connection belongs to a ClientConn, whose stats handlers, user agent
+// and buffers it has. maxConnections bounds them all together, except that each ClientConn gets a first connection to an
+// endpoint whatever the limit is. To end in order, close ClientConns before m.
+//
+// Connections are made with the calls that need them, within connectTimeout. [grpc.ClientConn.Connect] makes none. An endpoint
+// that cannot be connected to is left alone for a while, from 100 ms up to 10 s; meanwhile calls pass it over if there is another.
+// The state of a ClientConn is READY if it has any connection, and TRANSIENT_FAILURE if the latest could not be made.
 func DialOptions(m *mesh.Mesh) []grpc.DialOption {
 	c := &client{}
 	c.transport = enginehttp.Through(engine.Of(m.Transport()), c.send)

@@ -3,6 +3,7 @@ package meshgrpc
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"slices"
 	"sync"
@@ -29,11 +30,32 @@ type group struct {
 	closed   bool
 	dialling *conn     // nil if none is
 	later    time.Time // when an additional connection may be tried
+	failures int       // to connect, since a connection was ready
+	backoff  time.Time // when the next may be tried
+	failure  error     // the latest
 	all      []*conn
 	members  *membership
 }
 
 var errGroupClosed = errors.New("closed")
+
+// unready is the error of an endpoint that could not be connected to a moment ago, and is left alone for a while.
+type unreadyError struct{ error }
+
+func (e *unreadyError) Unwrap() error { return e.error }
+
+// Between attempts to connect to an endpoint that could not be connected to: less than gRPC waits, since calls have no other
+// connection to fall back on.
+const (
+	leastBackoff = 100 * time.Millisecond
+	mostBackoff  = 10 * time.Second
+)
+
+// pauseAfter returns how long an endpoint is left alone after the n-th failure in a row, with some jitter.
+func pauseAfter(n int) time.Duration {
+	d := min(leastBackoff<<min(n-1, 10), mostBackoff)
+	return d - time.Duration(rand.Int64N(int64(d)/5+1))
+}
 
 // limits are those of the connections of a group. 0 means that there is none.
 type limits struct {
@@ -114,11 +136,16 @@ func (g *group) dial(first bool) (*conn, error) {
 		g.mu.Unlock()
 		return nil, nil
 	}
+	if first && time.Now().Before(g.backoff) {
+		err := g.failure
+		g.mu.Unlock()
+		return nil, &unreadyError{err}
+	}
 	if !first && (g.limits.conns > 0 && len(g.all) >= g.limits.conns || time.Now().Before(g.later)) {
 		g.mu.Unlock()
 		return nil, nil
 	}
-	c := &conn{group: g, state: connectivity.Idle, extra: !first}
+	c := &conn{group: g, state: connectivity.Idle, extra: !first, only: len(g.all) == 0}
 	g.dialling = c
 	g.all = append(g.all, c)
 	g.mu.Unlock()
@@ -206,6 +233,8 @@ type conn struct {
 	group    *group
 	used     atomic.Bool           // since somebody looked whether it is idle
 	secured  atomic.Bool           // by our credentials
+	only     bool                  // the first of the group
+	dialled  time.Time             // guarded by gRPC: set before the handshake
 	failure  atomic.Pointer[error] // why it could not be made
 
 	// Guarded by group.mu, except that sub and born do not change once calls are given the connection.
@@ -262,7 +291,7 @@ func (c *conn) move(to connectivity.State, meanwhile func()) {
 	}
 	g.publishLocked()
 	g.mu.Unlock()
-	g.owner.changed(from, to)
+	g.owner.changed(from, to, false)
 }
 
 // begin has calls use the connection.
@@ -270,6 +299,7 @@ func (c *conn) begin() {
 	g := c.group
 	c.move(connectivity.Ready, func() {
 		c.born = time.Now()
+		g.failures, g.backoff, g.failure = 0, time.Time{}, nil
 		if g.dialling == c {
 			g.dialling = nil
 		}
@@ -330,6 +360,12 @@ func (c *conn) shutdown(err error) {
 	if c.idle != nil {
 		c.idle.Stop()
 	}
+	failed := err != nil && !c.over && !c.extra && c.born.IsZero()
+	if failed {
+		g.failures++
+		g.failure = *c.failure.Load()
+		g.backoff = time.Now().Add(pauseAfter(g.failures))
+	}
 	g.mu.Unlock()
 	if !g.remove(c) {
 		return
@@ -337,7 +373,7 @@ func (c *conn) shutdown(err error) {
 	if sub != nil {
 		sub.Shutdown()
 	}
-	g.owner.changed(from, connectivity.Shutdown)
+	g.owner.changed(from, connectivity.Shutdown, failed)
 }
 
 // connectError is the failure of a connection as the mesh knows it.

@@ -36,11 +36,13 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	if c == nil {
 		return nil, errBalancer // which alone makes connections without one
 	}
-	nc, err := c.group.link.Dial(ctx)
+	c.dialled = time.Now()
+	nc, err := c.group.link.Dial(ctx, c.only) // gRPC cannot share connections between ClientConns
 	if err != nil {
 		c.fail(err)
 		return nil, err
 	}
+	limitUnacknowledged(nc, pingTimeout)
 	return nc, nil
 }
 
@@ -56,9 +58,10 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 		return nil, nil, errBalancer
 	}
 	config := c.group.link.TLS()
+	limit := connectTimeout(c.group.link.Limits().ConnectTimeout)
 	if config == nil {
 		c.secured.Store(true)
-		return &settingsReader{Conn: raw, conn: c}, plaintext{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}, nil
+		return newSettingsReader(raw, c, limit), plaintext{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}}, nil
 	}
 	config = config.Clone()
 	config.NextProtos = slices.DeleteFunc(slices.Clone(config.NextProtos), func(p string) bool { return p == "http/1.1" })
@@ -66,7 +69,7 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 		config.ServerName = hostOf(authority)
 	}
 	secure := tls.Client(raw, config)
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout(c.group.link.Limits().ConnectTimeout))
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	err := secure.HandshakeContext(ctx)
 	if err == nil && secure.ConnectionState().NegotiatedProtocol != "h2" {
@@ -78,7 +81,7 @@ func (clientCredentials) ClientHandshake(ctx context.Context, authority string, 
 		return nil, nil, err
 	}
 	c.secured.Store(true)
-	return &settingsReader{Conn: secure, conn: c}, verified{tlsInfo(secure.ConnectionState())}, nil
+	return newSettingsReader(secure, c, limit), verified{tlsInfo(secure.ConnectionState())}, nil
 }
 
 func connectTimeout(d time.Duration) time.Duration {
@@ -146,10 +149,22 @@ type settingsReader struct {
 	done bool
 }
 
+// newSettingsReader returns nc with what bounds the wait for the first frame: a connection is made when that has come, and no
+// later than limit after it was dialled.
+func newSettingsReader(nc net.Conn, c *conn, limit time.Duration) *settingsReader {
+	_ = nc.SetReadDeadline(c.dialled.Add(limit))
+	return &settingsReader{Conn: nc, conn: c}
+}
+
 func (r *settingsReader) Read(p []byte) (int, error) {
 	n, err := r.Conn.Read(p)
-	if !r.done {
-		r.look(p[:n])
+	if r.done {
+		return n, err
+	}
+	if r.look(p[:n]); r.done {
+		_ = r.Conn.SetReadDeadline(time.Time{})
+	} else if err != nil {
+		r.conn.fail(&net.OpError{Op: "dial", Net: "tcp", Addr: r.RemoteAddr(), Err: fmt.Errorf("no HTTP/2 preface: %w", err)})
 	}
 	return n, err
 }

@@ -2,6 +2,7 @@ package meshgrpc
 
 import (
 	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"sync"
@@ -90,8 +91,21 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		t.link, t.given, t.waits = link, false, nil
 	}
 	c, waits, err := b.choose(t.link, t.call.client, t.waits)
-	if err != nil {
-		return t.failLocked(err)
+	for moves := 0; err != nil; moves++ {
+		// An endpoint that could not be connected to a moment ago is passed over, as long as there is another.
+		_, unready := errors.AsType[*unreadyError](err)
+		if !unready || moves == mostMoves {
+			return t.failLocked(err)
+		}
+		link, failed := t.mesh.Again(t.req, false)
+		if failed != nil {
+			return t.failLocked(failed)
+		}
+		if link == t.link {
+			return t.failLocked(err)
+		}
+		t.link = link
+		c, waits, err = b.choose(link, t.call.client, nil)
 	}
 	if t.waits = waits; c == nil {
 		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable // that one connection is being made
@@ -99,6 +113,9 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 	t.given, t.conn = true, c
 	return balancer.PickResult{SubConn: c.sub, Done: t.done}, nil
 }
+
+// mostMoves is how many endpoints a try passes over.
+const mostMoves = 16
 
 // failLocked ends the try: with a status, since for everything else gRPC has a wait-for-ready call wait.
 func (t *try) failLocked(err error) (balancer.PickResult, error) {

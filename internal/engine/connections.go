@@ -181,11 +181,15 @@ func (c *Connections) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // Dial makes a connection, under the limits of the destination: connectTimeout, tcpKeepalive, maxConnections. It has no TLS.
-// The error of a connection that failed is a *net.OpError with Op "dial"; [limit.ErrOverflow] says that there was no room.
-func (c *Connections) Dial(ctx context.Context) (net.Conn, error) {
+// The error of a connection that failed is a *net.OpError with Op "dial"; [limit.ErrOverflow] says that there was no room. For
+// a first one, of who cannot use those of others, there is.
+func (c *Connections) Dial(ctx context.Context, first bool) (net.Conn, error) {
 	conns, err := c.open()
 	if err != nil {
 		return nil, err
+	}
+	if first {
+		return conns.DialFirst(ctx)
 	}
 	return conns.Dial(ctx)
 }

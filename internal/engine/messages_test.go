@@ -115,7 +115,7 @@ func (m *message) attempt(ctx context.Context, a *engine.Attempt, n int) error {
 }
 
 func (m *message) exchange(ctx context.Context, conns *engine.Connections) (string, error) {
-	conn, err := conns.Dial(ctx)
+	conn, err := conns.Dial(ctx, false)
 	if err != nil {
 		return "", err
 	}

@@ -178,7 +178,13 @@ func (c *Conns) RoundTrip(req *http.Request) (*http.Response, error) {
 // Dial makes a connection for a protocol other than HTTP, as the template dials them, and counts it against MaxConnections
 // until it is closed. It takes no slot of the pool. If there is no room, the error is [ErrOverflow].
 func (c *Conns) Dial(ctx context.Context) (net.Conn, error) {
-	return c.dialContext(ctx, "tcp", "")
+	return c.connect(ctx, "tcp", "", false)
+}
+
+// DialFirst is [Conns.Dial] for who has no connection to the endpoint and cannot use those of others: it gets one, beyond
+// MaxConnections if it must be.
+func (c *Conns) DialFirst(ctx context.Context) (net.Conn, error) {
+	return c.connect(ctx, "tcp", "", true)
 }
 
 // CloseIdleConnections closes the connections that serve no call.
@@ -252,13 +258,18 @@ func (call *countedCall) sayClose() {
 }
 
 func (c *Conns) dialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	return c.connect(ctx, network, addr, false)
+}
+
+// connect makes a connection. A first one is made in any case.
+func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (net.Conn, error) {
 	timeout := c.pool.config.ConnectTimeout
 	if timeout == 0 {
 		timeout = defaultConnectTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	if err := c.reserve(ctx); err != nil {
+	if err := c.reserve(ctx, first); err != nil {
 		return nil, err
 	}
 	opened := false
@@ -327,17 +338,17 @@ func (c *Conns) setKeepalive(nc net.Conn) error {
 }
 
 // reserve counts one connection in. At MaxConnections it first closes idle connections to other endpoints and then
-// waits for a connection to close, unless this would be the endpoint's only one. The call that wants the connection
+// waits for a connection to close, unless this would be the endpoint's only one, or is a first one. The call that wants the connection
 // holds a slot, so unless an HTTP/2 connection is out of streams the wait is for one that is just being given up.
-func (c *Conns) reserve(ctx context.Context) error {
-	if _, ok := c.take(false); ok {
+func (c *Conns) reserve(ctx context.Context, first bool) error {
+	if _, ok := c.take(false, false); ok {
 		return nil
 	}
 	timer := time.NewTimer(roomCheck)
 	defer timer.Stop()
 	for {
 		c.evict()
-		room, ok := c.take(true)
+		room, ok := c.take(true, first)
 		if ok {
 			return nil
 		}
@@ -352,14 +363,14 @@ func (c *Conns) reserve(ctx context.Context) error {
 	}
 }
 
-// take counts one connection in if there is room, or if it is the endpoint's only one and that will do. Otherwise it
-// returns a channel that is closed when the next connection closes.
-func (c *Conns) take(only bool) (<-chan struct{}, bool) {
+// take counts one connection in if there is room, if it is the endpoint's only one and that will do, or if it is a first one.
+// Otherwise it returns a channel that is closed when the next connection closes.
+func (c *Conns) take(only, first bool) (<-chan struct{}, bool) {
 	limit := c.pool.config.MaxConnections
 	l := &c.pool.links
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if limit == 0 || l.open < limit || only && c.open == 0 {
+	if limit == 0 || l.open < limit || only && c.open == 0 || first {
 		l.open++
 		c.open++
 		return nil, true

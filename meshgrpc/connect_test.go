@@ -1,0 +1,123 @@
+package meshgrpc_test
+
+import (
+	"context"
+	"net"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/grpctest"
+)
+
+const oneConnection = `
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: echo}
+spec: {host: echo, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1, connectTimeout: 100ms}}}}
+`
+
+// gRPC cannot share connections between ClientConns, so each gets one, whatever the limit.
+func TestSecondClientConnIsNotStarvedByMaxConnections(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	registry.Set("echo", serve(t, &grpctest.Service{Unary: grpctest.Echo}))
+	m := newMesh(t, oneConnection, mesh.WithDiscovery(&registry))
+	for n := range 3 {
+		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+		if _, err := client.UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
+			t.Fatalf("ClientConn %d: %v", n+1, err)
+		}
+	}
+}
+
+// connectTimeout bounds all that it takes to have a connection, the first frame of the server included.
+func TestConnectTimeoutCoversASilentServer(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	registry.Set("echo", endpointOf(t, silentListener(t, make(chan struct{}, 100))))
+	m := newMesh(t, oneConnection+"---\n"+route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+	defer cancel()
+	_, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).UnaryCall(ctx, &grpctest.Request{})
+	if status.Code(err) != codes.Unavailable {
+		t.Errorf("%v, want Unavailable", err)
+	}
+}
+
+// hangingUp accepts connections and closes them, and counts them.
+func hangingUp(t *testing.T, accepted *atomic.Int64) discovery.Endpoint {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			accepted.Add(1)
+			conn.Close()
+		}
+	}()
+	t.Cleanup(func() {
+		listener.Close()
+		<-done
+	})
+	return endpointOf(t, listener.Addr().String())
+}
+
+// An endpoint that cannot be connected to is not dialled with every call, and the channel says that it fails.
+func TestEndpointThatHangsUpIsNotDialledWithEveryCall(t *testing.T) {
+	noLeaks(t)
+	var accepted atomic.Int64
+	var registry discovery.Memory
+	registry.Set("echo", hangingUp(t, &accepted))
+	m := newMesh(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
+	conn := connect(t, m, "mesh:///echo")
+	const calls = 300
+	for range calls {
+		if _, err := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{}); status.Code(err) != codes.Unavailable {
+			t.Fatalf("%v, want Unavailable", err)
+		}
+	}
+	if n := accepted.Load(); n > calls/10 {
+		t.Errorf("%d calls made %d connections", calls, n)
+	}
+	if state := conn.GetState(); state != connectivity.TransientFailure {
+		t.Errorf("state %v, want TRANSIENT_FAILURE", state)
+	}
+}
+
+// An endpoint that could not be connected to a moment ago is passed over while there is another.
+func TestEndpointThatHangsUpIsPassedOver(t *testing.T) {
+	noLeaks(t)
+	var accepted atomic.Int64
+	var registry discovery.Memory
+	registry.Set("echo", hangingUp(t, &accepted), serve(t, &grpctest.Service{Unary: grpctest.Echo}))
+	m := newMesh(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
+	conn := connect(t, m, "mesh:///echo")
+	const calls = 300
+	failed := 0
+	for range calls {
+		if _, err := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
+			failed++
+		}
+	}
+	if int64(failed) > accepted.Load() || failed > calls/10 {
+		t.Errorf("%d of %d calls failed, with %d connections to the endpoint that hangs up", failed, calls, accepted.Load())
+	}
+	if state := conn.GetState(); state != connectivity.Ready {
+		t.Errorf("state %v, want READY", state)
+	}
+}
