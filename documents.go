@@ -26,6 +26,7 @@ type documents struct {
 	mu     sync.Mutex // held while documents are compiled and put into force, so that the latest ones win
 	static []policy.Source
 	fed    [][]policy.Source // by feed
+	plan   *policy.Plan      // in force; nil before the first
 
 	mayBeEmpty bool // set before the first load
 }
@@ -59,13 +60,15 @@ func (m *Mesh) load(change, undo func(*documents)) error {
 	d := &m.documents
 	d.mu.Lock()
 	change(d)
-	plan, findings := policy.Compile(slices.Concat(d.static, slices.Concat(d.fed...)), m.workload)
+	plan, findings := policy.Recompile(d.plan, slices.Concat(d.static, slices.Concat(d.fed...)), m.workload)
 	err := findings.Err()
 	var settle func()
 	if err == nil {
 		settle, err = m.engine.Apply(plan)
 	}
-	if err != nil && undo != nil {
+	if err == nil {
+		d.plan = plan
+	} else if undo != nil {
 		undo(d)
 	}
 	d.mu.Unlock()

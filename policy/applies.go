@@ -4,6 +4,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
 // A security document that applies to another workload than was meant says nothing where it is missing. What can be told
@@ -14,7 +16,7 @@ const defaultNamespace = "default"
 
 // unplaced reports a security document that names no namespace: it is in the namespace default, and so it does nothing
 // for a workload elsewhere, where its author may well expect it to.
-func (c *compiler) unplaced(d *document) {
+func (c *compiler) unplaced(d *yamldoc.Document) {
 	if d.Text("metadata.namespace") != "" {
 		return
 	}
@@ -32,7 +34,7 @@ func (c *compiler) unprotected() {
 	w := &c.plan.workload
 	var first *document
 	for _, ap := range c.access {
-		if ap.is.Selects(w.Namespace, w.Labels, rootNamespace) {
+		if ap.is.selected {
 			return
 		}
 		if first == nil {

@@ -13,7 +13,14 @@ import (
 func documents(n int) []policy.Source {
 	var b bytes.Buffer
 	for i := range n / 2 {
-		fmt.Fprintf(&b, `---
+		b.Write(serviceDocuments(i, "10s"))
+	}
+	return []policy.Source{{Name: "many.yaml", Data: b.Bytes()}}
+}
+
+// serviceDocuments returns the two documents of a service.
+func serviceDocuments(i int, timeout string) []byte {
+	return fmt.Appendf(nil, `---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata:
@@ -39,7 +46,7 @@ spec:
         host: service-%[1]d
         subset: v2
       weight: 10
-    timeout: 10s
+    timeout: %[2]s
     retries:
       attempts: 3
       perTryTimeout: 2s
@@ -73,9 +80,7 @@ spec:
     trafficPolicy:
       loadBalancer:
         simple: ROUND_ROBIN
-`, i)
-	}
-	return []policy.Source{{Name: "many.yaml", Data: b.Bytes()}}
+`, i, timeout)
 }
 
 func BenchmarkCompile(b *testing.B) {

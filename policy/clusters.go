@@ -15,18 +15,88 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// rules are the DestinationRules of one host in one namespace: at most one that selects the workload by its labels, and
-// one for all workloads.
+// rules are the DestinationRules of one host in one namespace: those that select the workload by its labels, and those for
+// all workloads.
 type rules struct {
-	selected, general *rule
+	selected, general rule
 }
 
-// rule is a DestinationRule, with those merged into it that have the same host, namespace and selector.
-type rule struct {
-	document *document
-	selector map[string]string
-	policy   *istio.TrafficPolicy
-	subsets  map[string]*istio.Subset
+// rule are DestinationRules that have the same host, namespace and selector. They count as one.
+type rule []*destination
+
+// policy returns what the rule says of all endpoints.
+func (r rule) policy() *istio.TrafficPolicy {
+	for _, d := range r {
+		if d.policy {
+			return d.get().Spec.TrafficPolicy
+		}
+	}
+	return nil
+}
+
+// defines says that the rule has a subset of the given name.
+func (r rule) defines(name string) bool {
+	return slices.ContainsFunc(r, func(d *destination) bool { return d.index(name) >= 0 })
+}
+
+// subset returns a subset by its name.
+func (r rule) subset(name string) *istio.Subset {
+	for _, d := range r {
+		if i := d.index(name); i >= 0 {
+			return &d.get().Spec.Subsets[i]
+		}
+	}
+	return nil
+}
+
+// destination is a DestinationRule.
+type destination struct {
+	source[istio.DestinationRule]
+	host     string            // its full name
+	visible  bool              // and meant for the workload
+	selector map[string]string // of workloads; nil: all of the caller's
+	policy   bool              // there is one
+	subsets  []subset
+	modes    tlsModes // of the endpoints, their subsets and ports
+}
+
+// subset is what is kept of the subset of a rule.
+type subset struct {
+	name     string
+	line     int32 // of the document
+	labelled bool  // it selects by labels
+}
+
+// index returns the place of a subset in the rule, and -1 if there is none of this name.
+func (d *destination) index(name string) int {
+	return slices.IndexFunc(d.subsets, func(s subset) bool { return s.name == name })
+}
+
+func (c *compiler) readDestination(doc *yamldoc.Document, r *reading, is *istio.DestinationRule) *destination {
+	w, spec := &c.plan.workload, &is.Spec
+	d := &destination{
+		host:   istio.Resolve(spec.Host, r.namespace, w.ClusterDomain),
+		policy: spec.TrafficPolicy != nil,
+		modes:  modesOf(spec),
+	}
+	d.visible, _ = istio.VisibleFrom(w.Namespace, r.namespace, spec.ExportTo)
+	if s := spec.WorkloadSelector; s != nil {
+		d.visible = d.visible && r.namespace == w.Namespace && s.Selects(w.Labels)
+		if d.selector = s.MatchLabels; d.selector == nil {
+			d.selector = map[string]string{}
+		}
+	}
+	d.subsets = make([]subset, len(spec.Subsets))
+	for i := range spec.Subsets {
+		s := &spec.Subsets[i]
+		line := doc.LineOf(yamldoc.Index("spec.subsets", i)) - doc.Line
+		d.subsets[i] = subset{name: c.word(s.Name), line: int32(line), labelled: len(s.Labels) > 0}
+	}
+	if !doc.Failed() {
+		c.enforceable(doc, spec)
+	}
+	d.keep(is)
+	return d
 }
 
 // Cluster returns the policy of a target. A target without host has the mesh's defaults. Rules for ports apply if the
@@ -36,8 +106,8 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 	r := p.rule(host)
 	c := Cluster{Missing: t.Subset != ""}
 	if r != nil {
-		if subset := r.subsets[t.Subset]; subset != nil || t.Subset == "" {
-			c = p.cluster(r.policy, subset, t.Port)
+		if subset := r.subset(t.Subset); subset != nil || t.Subset == "" {
+			c = p.cluster(r.policy(), subset, t.Port)
 		}
 	}
 	var budgeted bool
@@ -51,7 +121,7 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 
 // rule returns the DestinationRule of a host. The workload's own namespace is asked first, then that of the service, then
 // the root's; the first that has a rule for the host counts.
-func (p *Plan) rule(host string) *rule {
+func (p *Plan) rule(host string) rule {
 	for _, namespace := range []string{p.workload.Namespace, p.service(host).Namespace, rootNamespace} {
 		if found := p.rules[namespace].find(host); found != nil {
 			if found.selected != nil {
@@ -107,66 +177,57 @@ func (c *Cluster) check() error {
 func (c *compiler) destinationRules() {
 	p := c.plan
 	for _, dr := range c.rules {
-		if dr.Failed() {
+		if dr.Failed() || !dr.is.visible {
 			continue
 		}
-		c.enforceable(dr)
-		visible, _ := istio.VisibleFrom(p.workload.Namespace, dr.namespace, dr.is.Spec.ExportTo)
-		selector := dr.is.Spec.WorkloadSelector
-		if !visible || selector != nil && (dr.namespace != p.workload.Namespace || !selector.Selects(p.workload.Labels)) {
-			continue
-		}
-		host := istio.Resolve(dr.is.Spec.Host, dr.namespace, p.workload.ClusterDomain)
-		p.name(host)
-		c.selecting(dr, host)
+		p.name(dr.is.host)
+		c.selecting(dr, dr.is.host)
 		if p.rules[dr.namespace] == nil {
 			p.rules[dr.namespace] = new(hostMap[rules])
 		}
-		found, _ := p.rules[dr.namespace].add(host, new(rules))
-		slot, labels := &found.general, map[string]string(nil)
-		if selector != nil {
-			slot, labels = &found.selected, selector.MatchLabels
+		found, _ := p.rules[dr.namespace].add(dr.is.host, new(rules))
+		slot := &found.general
+		if dr.is.selector != nil {
+			slot = &found.selected
 		}
-		if *slot == nil {
-			*slot = &rule{document: dr.document, selector: labels, subsets: make(map[string]*istio.Subset)}
-		}
-		if first := (*slot).document; !maps.Equal((*slot).selector, labels) {
+		if len(*slot) > 0 && !maps.Equal((*slot)[0].selector, dr.is.selector) {
+			first := c.of((*slot)[0])
 			dr.Warnf("spec.workloadSelector", "has no effect: %s selects the same workload and host already (%s:%d)",
 				first.identity, first.file, first.Line)
 			continue
 		}
-		mergeInto(*slot, dr)
+		c.merging(*slot, dr)
+		*slot = append(*slot, dr.is)
 	}
 }
 
-// mergeInto adds a rule to those before it for the same host: its subsets, and its policy if there is none yet.
-func mergeInto(r *rule, dr decoded[istio.DestinationRule]) {
-	first := r.document
-	switch spec := &dr.is.Spec; {
-	case r.policy == nil:
-		r.policy = spec.TrafficPolicy
-	case spec.TrafficPolicy != nil:
+// merging warns of what has no effect in a rule because others for the same host come before it.
+func (c *compiler) merging(before rule, dr decoded[destination]) {
+	if dr.is.policy && slices.ContainsFunc(before, func(d *destination) bool { return d.policy }) {
+		first := c.of(before[0])
 		dr.Warnf("spec.trafficPolicy", "has no effect: %s is for the same host and has one already (%s:%d)",
 			first.identity, first.file, first.Line)
 	}
-	for i := range dr.is.Spec.Subsets {
-		s := &dr.is.Spec.Subsets[i]
-		if r.subsets[s.Name] != nil {
+	for i := range dr.is.subsets {
+		name := dr.is.subsets[i].name
+		if before.defines(name) || dr.is.index(name) < i {
+			first := dr.document
+			if len(before) > 0 {
+				first = c.of(before[0])
+			}
 			dr.Warnf(yamldoc.Index("spec.subsets", i), "has no effect: %s is for the same host and has a subset %s already "+
-				"(%s:%d)", first.identity, s.Name, first.file, first.Line)
-			continue
+				"(%s:%d)", first.identity, name, first.file, first.Line)
 		}
-		r.subsets[s.Name] = s
 	}
 }
 
 // enforceable has the layers look at everything that a rule asks of them. What they refuse must not come up with the
 // first request.
-func (c *compiler) enforceable(dr decoded[istio.DestinationRule]) {
+func (c *compiler) enforceable(doc *yamldoc.Document, spec *istio.DestinationRuleSpec) {
 	try := func(at string, policy *istio.TrafficPolicy, subset *istio.Subset, port int) {
 		cluster := c.plan.cluster(policy, subset, port)
 		if err := cluster.check(); err != nil {
-			dr.Errorf(at, "cannot be enforced: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
+			doc.Errorf(at, "cannot be enforced: %s", strings.ReplaceAll(err.Error(), "\n", "; "))
 		}
 	}
 	ports := func(at string, policy *istio.TrafficPolicy, subset *istio.Subset, own *istio.TrafficPolicy) {
@@ -178,7 +239,6 @@ func (c *compiler) enforceable(dr decoded[istio.DestinationRule]) {
 			try(yamldoc.Index(at+".portLevelSettings", i), policy, subset, int(s.Port.Number))
 		}
 	}
-	spec := &dr.is.Spec
 	ports("spec.trafficPolicy", spec.TrafficPolicy, nil, spec.TrafficPolicy)
 	for i := range spec.Subsets {
 		s := &spec.Subsets[i]

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -21,13 +22,21 @@ const rootNamespace = "istio-system"
 // Compile reads the documents of all sources and compiles them for a workload. It reports everything it finds; if any
 // of it is an error, the plan is nil. Without documents the plan has the defaults of the mesh.
 func Compile(sources []Source, w Workload) (*Plan, Findings) {
-	c := compile(sources, w)
+	return Recompile(nil, sources, w)
+}
+
+// Recompile is Compile for sources of which last, a plan for the same workload, has compiled most already: only documents
+// that are new or changed are read. The result is that of Compile. A plan that is nil, or for another workload, is of no
+// help.
+func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
+	c := compile(last, sources, w)
 	if c.failed() {
 		return nil, c.findings(sources)
 	}
 	if !c.unselected() {
 		c.unprotected()
 	}
+	c.pack()
 	return c.plan, c.findings(sources)
 }
 
@@ -41,11 +50,11 @@ type Report struct {
 
 // Check reads documents as [Compile] does, for a report about them.
 func Check(sources []Source, w Workload) Report {
-	c := compile(sources, w)
+	c := compile(nil, sources, w)
 	return Report{Documents: c.count, Findings: c.findings(sources)}
 }
 
-func compile(sources []Source, w Workload) *compiler {
+func compile(last *Plan, sources []Source, w Workload) *compiler {
 	w.Namespace = cmp.Or(w.Namespace, defaultNamespace)
 	w.TrustDomain = cmp.Or(w.TrustDomain, istio.LocalTrustDomain)
 	w.ClusterDomain = strings.ToLower(cmp.Or(strings.Trim(w.ClusterDomain, "."), "cluster.local"))
@@ -57,19 +66,35 @@ func compile(sources []Source, w Workload) *compiler {
 			ports:    make(map[string][]servicePort),
 			budgets:  make(map[string]retry.BudgetConfig),
 			peers:    make(map[string]*PeerRules),
+			readings: make(map[yamldoc.Sum]*reading),
 			retries:  istio.DefaultRetry(),
 			defaults: defaults(istio.DefaultRetry()),
 		},
 		apis:     apis(),
+		texts:    make(map[string]string),
 		first:    make(map[groupIdentity]*document),
 		profiles: make(map[string]*profile),
 		splits:   make(map[string]*split),
+	}
+	if last != nil && reflect.DeepEqual(last.workload, w) {
+		c.known, c.plan.words = last.readings, last.words
+		c.plan.readings = make(map[yamldoc.Sum]*reading, len(c.known))
+		c.first = make(map[groupIdentity]*document, len(c.known))
+		c.documents = make([]*document, 0, len(c.known))
+		c.plan.claims.exact = make(map[string]*claim, len(last.claims.exact))
+		c.plan.named.exact = make(map[string]*struct{}, len(last.named.exact))
 	}
 	streams := make([][]byte, len(sources))
 	for i, source := range sources {
 		streams[i] = source.Data
 	}
-	for i, docs := range yamldoc.Parse(streams...) {
+	known := func(sum yamldoc.Sum) *yamldoc.Digest {
+		if r := c.known[sum]; r != nil {
+			return r.digest
+		}
+		return nil
+	}
+	for i, docs := range yamldoc.ParseNew(known, streams...) {
 		if len(docs) == 0 {
 			c.blank = append(c.blank, sources[i].Name)
 		}
@@ -93,168 +118,33 @@ func compile(sources []Source, w Workload) *compiler {
 
 // compiler is one run of Compile.
 type compiler struct {
-	plan *Plan
-	dec  yamldoc.Decoder
-	apis map[string]api
+	plan  *Plan
+	dec   yamldoc.Decoder
+	apis  map[string]api
+	known map[yamldoc.Sum]*reading // of the plan before
+	fresh []*document              // those that are not in it
+	texts map[string]string        // repeated ones, each once
 
 	count     int // of the documents, without Lists
 	documents []*document
 	blank     []string                    // sources without any
 	first     map[groupIdentity]*document // the first document of each identity
+	byReading map[any]*document           // of documents, by what they say; see of
 
 	// The documents of each kind, in their order.
-	virtual     []decoded[istio.VirtualService]
-	rules       []decoded[istio.DestinationRule]
-	entries     []decoded[istio.ServiceEntry]
-	linkerd     []decoded[linkerd.ServiceProfile]
+	virtual     []decoded[virtual]
+	rules       []decoded[destination]
+	entries     []decoded[entry]
+	linkerd     []decoded[linkerd.Profile]
 	smi         []decoded[smi.TrafficSplit]
 	routeGroups []decoded[smi.HTTPRouteGroup]
-	kubernetes  []decoded[service]
+	kubernetes  []decoded[served]
 	peers       []decoded[istio.PeerAuthentication]
-	access      []decoded[istio.AuthorizationPolicy]
+	access      []decoded[access]
 
 	// What applies to the calls to a host, beside its VirtualService.
 	profiles map[string]*profile
 	splits   map[string]*split
-}
-
-// document is a document of a source.
-type document struct {
-	*yamldoc.Document
-	identity
-	file string
-}
-
-// identity is what a document is known by.
-type identity struct {
-	kind, namespace, name string
-}
-
-func (id identity) String() string {
-	return id.kind + " " + id.namespace + "/" + id.name
-}
-
-// groupIdentity tells kinds of different groups apart.
-type groupIdentity struct {
-	group string
-	identity
-}
-
-// decoded is a document with what it says.
-type decoded[T any] struct {
-	*document
-	is *T
-}
-
-// keep decodes a document and adds it to those of its kind, if it has their shape.
-func keep[T any, P interface {
-	*T
-	Check(*yamldoc.Document)
-}](c *compiler, d *document, list *[]decoded[T]) {
-	is := new(T)
-	if c.dec.Decode(d.Document, is) {
-		P(is).Check(d.Document)
-		*list = append(*list, decoded[T]{d, is})
-	}
-}
-
-// read sorts a document by its kind and decodes it.
-func (c *compiler) read(file string, doc *yamldoc.Document) {
-	d := &document{Document: doc, file: file}
-	d.kind = doc.Text("kind")
-	d.name = doc.Text("metadata.name")
-	if d.kind != "" {
-		d.namespace = cmp.Or(doc.Text("metadata.namespace"), defaultNamespace)
-	}
-	c.documents = append(c.documents, d)
-	c.count++
-	if doc.Failed() {
-		return
-	}
-	group, version := doc.Text("apiVersion"), ""
-	if i := strings.LastIndexByte(group, '/'); i >= 0 {
-		group, version = group[:i], group[i+1:]
-	} else {
-		group, version = "", group
-	}
-	switch {
-	case d.kind == "" && version == "" && kustomization(file):
-		doc.Warnf("", "a Kustomization has no meaning in-process: it is skipped")
-		return
-	case d.kind == "":
-		doc.Errorf("kind", "missing: say what kind of document this is, such as VirtualService")
-		return
-	case version == "":
-		doc.Errorf("apiVersion", "missing: say which API the document belongs to, such as %s/v1", istio.Group)
-		return
-	case d.kind == "List" && group == "":
-		items, ok := doc.Items("items")
-		if !ok {
-			doc.Errorf("items", "must be a list of documents")
-		}
-		if ok {
-			c.count--
-		}
-		for _, item := range items {
-			c.read(file, item)
-		}
-		return
-	}
-	state, message := lookUp(c.apis, group, version, d.kind)
-	switch state {
-	case unknown:
-		doc.Errorf("kind", "%s", message)
-		return
-	case refused:
-		doc.Errorf("kind", "%s", message)
-	case meaningless:
-		doc.Warnf("kind", "%s", message)
-		return
-	}
-	key := groupIdentity{group, d.identity}
-	if first := c.first[key]; first == nil {
-		c.first[key] = d
-	} else if d.name != "" {
-		doc.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them",
-			d, first.file, first.Line)
-	}
-	if state == refused {
-		if group == istio.SecurityGroup {
-			c.refused(d)
-		}
-		return
-	}
-	switch d.kind {
-	case "VirtualService":
-		keep(c, d, &c.virtual)
-	case "DestinationRule":
-		keep(c, d, &c.rules)
-	case "ServiceEntry":
-		keep(c, d, &c.entries)
-	case "ServiceProfile":
-		keep(c, d, &c.linkerd)
-	case "TrafficSplit":
-		keep(c, d, &c.smi)
-	case "HTTPRouteGroup":
-		keep(c, d, &c.routeGroups)
-	case "Service":
-		keep(c, d, &c.kubernetes)
-	case "PeerAuthentication":
-		c.unplaced(d)
-		keep(c, d, &c.peers)
-	case "AuthorizationPolicy":
-		c.unplaced(d)
-		keep(c, d, &c.access)
-	}
-}
-
-// refused checks a RequestAuthentication, which is not enforced, so that its mistakes come up now and not with its
-// enforcement.
-func (c *compiler) refused(d *document) {
-	is := new(istio.RequestAuthentication)
-	if c.dec.Decode(d.Document, is) {
-		is.Check(d.Document)
-	}
 }
 
 // failed says that some document has an error.

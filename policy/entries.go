@@ -56,13 +56,30 @@ func (e *Entry) Equal(other *Entry) bool {
 
 // entry is a ServiceEntry.
 type entry struct {
-	*document
-	is    *istio.ServiceEntry
-	ports []servicePort
-	names string // in the certificates of the endpoints, as TLS has them
-	ids   string // those of them that are SPIFFE IDs
+	*reading
+	is      *istio.ServiceEntry
+	visible bool
+	hosts   []string // its names: the hosts, and behind them the addresses
+	ports   []servicePort
+	names   string // in the certificates of the endpoints, as TLS has them
+	ids     string // those of them that are SPIFFE IDs
 
 	exact map[string]*Entry // of the hosts without a wildcard
+}
+
+func (c *compiler) readEntry(r *reading, is *istio.ServiceEntry) *entry {
+	e := &entry{reading: r, is: is, hosts: is.Names(), exact: make(map[string]*Entry)}
+	e.visible, _ = istio.VisibleFrom(c.plan.workload.Namespace, r.namespace, is.Spec.ExportTo)
+	e.names, e.ids = joinNames(is.Spec.SubjectAltNames), joinNames(istio.SPIFFEIDs(is.Spec.SubjectAltNames))
+	for _, port := range is.Spec.Ports {
+		e.ports = append(e.ports, servicePort{int(port.Number), is.HTTP2(int(port.Number))})
+	}
+	for _, host := range e.hosts {
+		if !strings.HasPrefix(host, "*") {
+			e.exact[host] = e.of(host)
+		}
+	}
+	return e
 }
 
 // of returns what the entry says of a host.
@@ -93,23 +110,14 @@ func (c *compiler) serviceEntries() {
 	p := c.plan
 	for _, local := range []bool{true, false} {
 		for _, se := range c.entries {
-			visible, _ := istio.VisibleFrom(p.workload.Namespace, se.namespace, se.is.Spec.ExportTo)
-			if se.Failed() || !visible || (se.namespace == p.workload.Namespace) != local {
+			if se.Failed() || !se.is.visible || (se.namespace == p.workload.Namespace) != local {
 				continue
 			}
-			e := &entry{document: se.document, is: se.is, exact: make(map[string]*Entry)}
-			e.names, e.ids = joinNames(se.is.Spec.SubjectAltNames), joinNames(istio.SPIFFEIDs(se.is.Spec.SubjectAltNames))
-			for _, port := range se.is.Spec.Ports {
-				e.ports = append(e.ports, servicePort{int(port.Number), se.is.HTTP2(int(port.Number))})
-			}
-			for i, host := range se.is.Names() {
-				has, added := p.entries.add(host, e)
-				switch {
-				case added && !strings.HasPrefix(host, "*"):
-					e.exact[host] = e.of(host)
-				case !added && has != e && i < len(se.is.Spec.Hosts):
+			for i, host := range se.is.hosts {
+				if has, added := p.entries.add(host, se.is); !added && has != se.is && i < len(se.is.is.Spec.Hosts) {
+					first := c.of(has)
 					se.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
-						has.identity, host, has.file, has.Line)
+						first.identity, host, first.file, first.Line)
 				}
 				p.name(host)
 			}
@@ -118,31 +126,32 @@ func (c *compiler) serviceEntries() {
 }
 
 // selecting warns of the subsets of a rule that have no endpoints, where an entry says which ones there are.
-func (c *compiler) selecting(dr decoded[istio.DestinationRule], host string) {
+func (c *compiler) selecting(dr decoded[destination], host string) {
 	e := c.plan.entries.exact[host]
 	if e == nil {
-		for i := range dr.is.Spec.Subsets {
-			if s := &dr.is.Spec.Subsets[i]; c.plan.workload.Unlabelled && len(s.Labels) > 0 {
-				dr.Warnf(yamldoc.Index("spec.subsets", i), "the subset %s has no endpoints: those of %s are found in DNS, which has no labels: "+
-					"give them in a ServiceEntry, or use a registry", s.Name, host)
+		for i, s := range dr.is.subsets {
+			if c.plan.workload.Unlabelled && s.labelled {
+				dr.WarnLine(dr.Line+int(s.line), yamldoc.Index("spec.subsets", i), "the subset %s has no endpoints: those of %s are found in DNS, "+
+					"which has no labels: give them in a ServiceEntry, or use a registry", s.name, host)
 			}
 		}
 		return
 	}
+	if len(dr.is.subsets) == 0 {
+		return
+	}
 	endpoints := e.exact[host].Endpoints
 	labelled := slices.ContainsFunc(endpoints, func(e discovery.Endpoint) bool { return len(e.Labels) > 0 })
-	for i := range dr.is.Spec.Subsets {
-		s := &dr.is.Spec.Subsets[i]
-		selected := len(balancer.Subset(endpoints, s.Labels)) > 0
+	for i, s := range dr.is.get().Spec.Subsets {
 		at := yamldoc.Index("spec.subsets", i)
-		switch {
-		case selected:
+		switch of := c.of(e); {
+		case len(balancer.Subset(endpoints, s.Labels)) > 0:
 		case !labelled && e.is.Resolution() != istio.ResolutionStatic:
 			dr.Warnf(at, "the subset %s has no endpoints: those of %s are found by name and have no labels (%s, %s:%d)",
-				s.Name, host, e.identity, e.file, e.Line)
+				s.Name, host, of.identity, of.file, of.Line)
 		default:
 			dr.Warnf(at, "the subset %s selects none of the %d endpoints of %s (%s, %s:%d)",
-				s.Name, len(endpoints), host, e.identity, e.file, e.Line)
+				s.Name, len(endpoints), host, of.identity, of.file, of.Line)
 		}
 	}
 }

@@ -84,7 +84,8 @@ func (p *Plan) Host(authority string) Host {
 	name := p.canonical(hostname(authority))
 	h := Host{Service: p.service(name), Known: p.named.find(name) != nil}
 	if c := p.claims.find(name).at(portOf(authority)); c != nil {
-		h.Document, h.Routes, h.claim = c.name, c.routes, c
+		b := p.built(c)
+		h.Document, h.Routes, h.from = b.name, b.routes, b
 		h.Known = true
 	}
 	if e := p.entries.find(name); e != nil {
@@ -161,9 +162,11 @@ func (p *Plan) service(host string) discovery.Service {
 	return s
 }
 
+var isNamed struct{}
+
 // name remembers a host that a document names. A wildcard for everything names nothing.
 func (p *Plan) name(host string) {
 	if host != "*" {
-		p.named.add(host, new(struct{}))
+		p.named.add(host, &isNamed)
 	}
 }

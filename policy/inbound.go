@@ -88,22 +88,36 @@ func assertion(key string) (name string, ok bool) {
 	return name, ok && asserted.Header(name)
 }
 
-// authorizationPolicies compiles what is about the workload. The others are compiled too, for their mistakes.
+// access is an AuthorizationPolicy.
+type access struct {
+	is       *istio.AuthorizationPolicy
+	policy   authz.Policy
+	selected bool // it is about the workload
+}
+
+func (c *compiler) readAccess(doc *yamldoc.Document, is *istio.AuthorizationPolicy) *access {
+	w := &c.plan.workload
+	a := &access{is: is}
+	if doc.Failed() {
+		return a
+	}
+	a.policy = is.Policy(w.TrustDomain)
+	config := authz.Config{Normalization: w.Paths}
+	if _, err := authz.Compile([]authz.Policy{a.policy}, config); err != nil {
+		unenforceable(doc, a.policy, config, err)
+	}
+	a.selected = is.Selects(w.Namespace, w.Labels, rootNamespace)
+	return a
+}
+
+// authorizationPolicies compiles what is about the workload.
 func (c *compiler) authorizationPolicies() {
 	p := c.plan
 	config := authz.Config{Normalization: p.workload.Paths}
 	var own []authz.Policy
 	for _, ap := range c.access {
-		if ap.Failed() {
-			continue
-		}
-		policy := ap.is.Policy(p.workload.TrustDomain)
-		if _, err := authz.Compile([]authz.Policy{policy}, config); err != nil {
-			unenforceable(ap.document, policy, config, err)
-			continue
-		}
-		if ap.is.Selects(p.workload.Namespace, p.workload.Labels, rootNamespace) {
-			own = append(own, policy)
+		if !ap.Failed() && ap.is.selected {
+			own = append(own, ap.is.policy)
 		}
 	}
 	mode, ports := p.Peers(p.workload.Namespace).of(p.workload.Labels)
@@ -144,7 +158,7 @@ func (c *compiler) unselected() bool {
 		return true
 	}
 	for _, ap := range c.access {
-		if warn(ap.document, ap.is.Spec.Selector) {
+		if warn(ap.document, ap.is.is.Spec.Selector) {
 			return true
 		}
 	}
@@ -157,7 +171,7 @@ func (c *compiler) unselected() bool {
 }
 
 // unenforceable reports why a policy cannot be compiled, in the part of it that cannot.
-func unenforceable(d *document, policy authz.Policy, config authz.Config, err error) {
+func unenforceable(d *yamldoc.Document, policy authz.Policy, config authz.Config, err error) {
 	found := false
 	try := func(rule authz.Rule, at, part string) {
 		alone := authz.Policy{Name: policy.Name, Action: policy.Action, Rules: []authz.Rule{rule}}

@@ -4,7 +4,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"time"
 
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/tlsid"
@@ -86,7 +85,7 @@ func (r *PeerRules) Equal(other *PeerRules) bool {
 func (c *compiler) peerAuthentications() {
 	sorted := slices.Clone(c.peers)
 	slices.SortStableFunc(sorted, func(a, b decoded[istio.PeerAuthentication]) int {
-		return created(a.document).Compare(created(b.document))
+		return a.created.Compare(b.created)
 	})
 	first := make(map[string]decoded[istio.PeerAuthentication]) // without a selector, by namespace
 	chosen := make(map[string][]decoded[istio.PeerAuthentication])
@@ -193,11 +192,4 @@ func (m peerMode) or(inherited peerMode) peerMode {
 		return m
 	}
 	return inherited
-}
-
-// created returns when a document was created, as far as it says so: a server adds that to what it stores. Check has seen
-// to its form.
-func created(d *document) time.Time {
-	at, _ := time.Parse(time.RFC3339, d.Text("metadata.creationTimestamp"))
-	return at
 }

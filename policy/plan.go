@@ -8,6 +8,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
@@ -63,6 +64,9 @@ type Plan struct {
 	inbound *Inbound
 
 	defaults *route.Table
+
+	readings map[yamldoc.Sum]*reading // of the documents, for the next plan
+	words    *yamldoc.Words           // that they repeat
 }
 
 // Host is what a plan says about the host of a request.
@@ -84,7 +88,7 @@ type Host struct {
 	// Entry says where the endpoints of the host are, if a document does. nil leaves that to discovery.
 	Entry *Entry
 
-	claim *claim // where Routes come from
+	from *built // what Routes are of
 }
 
 // Cluster is the policy of one [route.Target]: how its endpoints are chosen, connected to and watched. It is

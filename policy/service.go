@@ -100,20 +100,31 @@ type servicePort struct {
 	http2  bool // it is spoken to in HTTP/2, without TLS too
 }
 
+// served are the ports of a Service.
+type served struct {
+	host  string
+	ports []servicePort // not nil: it is known that there are none
+}
+
+func (c *compiler) readService(r *reading, is *service) *served {
+	s := &served{
+		host:  r.name + "." + r.namespace + ".svc." + c.plan.workload.ClusterDomain,
+		ports: make([]servicePort, 0, len(is.Spec.Ports)),
+	}
+	for _, p := range is.Spec.Ports {
+		if p.protocol() == "TCP" {
+			s.ports = append(s.ports, servicePort{int(p.Port), http2(p.Name, p.AppProtocol)})
+		}
+	}
+	return s
+}
+
 // services remembers the ports of the cluster's services.
 func (c *compiler) services() {
 	for _, s := range c.kubernetes {
-		if s.Failed() {
-			continue
+		if !s.Failed() {
+			c.plan.ports[s.is.host] = s.is.ports
 		}
-		host := s.name + "." + s.namespace + ".svc." + c.plan.workload.ClusterDomain
-		ports := []servicePort{} // not nil: it is known that there are none
-		for _, p := range s.is.Spec.Ports {
-			if p.protocol() == "TCP" {
-				ports = append(ports, servicePort{int(p.Port), http2(p.Name, p.AppProtocol)})
-			}
-		}
-		c.plan.ports[host] = ports
 	}
 }
 

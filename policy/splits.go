@@ -146,7 +146,8 @@ func (c *compiler) serviceProfiles() {
 				continue
 			}
 			p.name(host)
-			profile := &profile{sp.document, sp.is.Profile()}
+			profile := &profile{sp.document, *sp.is}
+			profile.Destinations = slices.Clone(profile.Destinations)
 			c.profiles[host] = profile
 			if len(profile.Destinations) == 0 {
 				continue

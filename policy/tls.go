@@ -121,17 +121,17 @@ func (p *Plan) entryTLS(t *TLS, host string) {
 // all namespaces count: documents are also checked for workloads that nobody has named.
 func (c *compiler) certificateNames() {
 	for _, se := range c.entries {
-		if se.Failed() || len(se.is.Spec.SubjectAltNames) == 0 {
+		if se.Failed() || se.is.names == "" {
 			continue
 		}
-		for _, host := range se.is.Names()[:len(se.is.Spec.Hosts)] {
+		for _, host := range se.is.hosts[:len(se.is.is.Spec.Hosts)] {
 			modes := c.modes(host)
-			secured := modes[TLSSimple] || modes[TLSMutual] || modes[TLSIstioMutual]
-			if se.is.External() && !secured {
+			secured := modes.has(TLSSimple) || modes.has(TLSMutual) || modes.has(TLSIstioMutual)
+			if se.is.is.External() && !secured {
 				se.Warnf("spec.subjectAltNames", "has no effect on %s: no DestinationRule secures the connections to it", host)
 				break
 			}
-			if (modes[TLSIstioMutual] || !secured) && len(istio.SPIFFEIDs(se.is.Spec.SubjectAltNames)) == 0 {
+			if (modes.has(TLSIstioMutual) || !secured) && se.is.ids == "" {
 				se.Warnf("spec.subjectAltNames", "connections to %s by mutual TLS between workloads are refused: those have SPIFFE IDs, "+
 					"and none of these is one", host)
 				break
@@ -140,26 +140,37 @@ func (c *compiler) certificateNames() {
 	}
 }
 
+// tlsModes is a set of modes.
+type tlsModes uint8
+
+func (m tlsModes) has(mode TLSMode) bool { return m&(1<<mode) != 0 }
+
 // modes returns those that DestinationRules name for a host, whatever the subset and port.
-func (c *compiler) modes(host string) map[TLSMode]bool {
-	modes := make(map[TLSMode]bool)
+func (c *compiler) modes(host string) tlsModes {
+	var modes tlsModes
+	for _, dr := range c.rules {
+		if istio.Matches(dr.is.host, host) {
+			modes |= dr.is.modes
+		}
+	}
+	return modes
+}
+
+// modesOf returns the modes that a DestinationRule names.
+func modesOf(spec *istio.DestinationRuleSpec) tlsModes {
+	var modes tlsModes
 	add := func(p *istio.TrafficPolicy) {
 		if p == nil {
 			return
 		}
-		modes[tlsOf(p.TLS).Mode] = true
+		modes |= 1 << tlsOf(p.TLS).Mode
 		for i := range p.PortLevelSettings {
-			modes[tlsOf(p.PortLevelSettings[i].TLS).Mode] = true
+			modes |= 1 << tlsOf(p.PortLevelSettings[i].TLS).Mode
 		}
 	}
-	for _, dr := range c.rules {
-		if !istio.Matches(istio.Resolve(dr.is.Spec.Host, dr.namespace, c.plan.workload.ClusterDomain), host) {
-			continue
-		}
-		add(dr.is.Spec.TrafficPolicy)
-		for i := range dr.is.Spec.Subsets {
-			add(dr.is.Spec.Subsets[i].TrafficPolicy)
-		}
+	add(spec.TrafficPolicy)
+	for i := range spec.Subsets {
+		add(spec.Subsets[i].TrafficPolicy)
 	}
 	return modes
 }

@@ -70,7 +70,7 @@ var (
 // has the shape of the struct, so that a closer look makes sense. Fields that are refused do not count here; see
 // [Document.Failed].
 func (dec *Decoder) Decode(d *Document, into any) bool {
-	if d.root == nil {
+	if d.load(); d.root == nil {
 		return false
 	}
 	w := walk{dec: dec, doc: d}

@@ -2,6 +2,7 @@ package yamldoc
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +20,13 @@ import (
 // Parse splits streams into their documents and parses each by itself: a broken one does not hide the others. It returns
 // the documents of each stream; those without content are left out. It uses all processors.
 func Parse(streams ...[]byte) [][]*Document {
+	return ParseNew(func(Sum) *Digest { return nil }, streams...)
+}
+
+// ParseNew is Parse for streams that have been read before in another form. It does not parse the documents of which known
+// has a digest: those have the place and the problems that the digest has, and are parsed when somebody asks what is in
+// them. The function known is called by several goroutines at once.
+func ParseNew(known func(Sum) *Digest, streams ...[]byte) [][]*Document {
 	all := &run{search: maxSearch}
 	var chunks []chunk
 	for i, data := range streams {
@@ -27,7 +35,7 @@ func Parse(streams ...[]byte) [][]*Document {
 	var next atomic.Int64
 	parse := func() {
 		for i := next.Add(1) - 1; i < int64(len(chunks)); i = next.Add(1) - 1 {
-			chunks[i].parse()
+			chunks[i].read(known)
 		}
 	}
 	var helpers sync.WaitGroup
@@ -43,8 +51,13 @@ func Parse(streams ...[]byte) [][]*Document {
 		switch {
 		case c.err != nil:
 			c.broken()
+		case c.known != nil:
+			c.doc = c.restore(c.known, c.line-1)
 		case c.root != nil:
 			c.doc = c.document(c.root, c.line-1)
+		}
+		if c.doc != nil && c.err == nil {
+			c.doc.text, c.doc.sum = c.data, c.sum
 		}
 		if c.doc != nil {
 			docs[c.stream.index] = append(docs[c.stream.index], c.doc)
@@ -121,9 +134,12 @@ type chunk struct {
 	data []byte
 	line int // in the stream
 	skip int // lines before the first content
+	sum  Sum
 	root *yaml.Node
 	err  error // why it could not be parsed
 	doc  *Document
+
+	known *Digest // in place of root
 }
 
 func (r *run) split(chunks []chunk, s *stream, data []byte) []chunk {
@@ -246,11 +262,18 @@ func text(line []byte) bool {
 	return utf8.Valid(line)
 }
 
-// parse parses the chunk. It may run beside that of other chunks.
-func (c *chunk) parse() {
+// read parses the chunk unless it is known. It may run beside that of other chunks.
+func (c *chunk) read(known func(Sum) *Digest) {
 	if c.doc != nil {
 		return
 	}
+	c.sum = sha256.Sum256(c.data)
+	if c.known = known(c.sum); c.known == nil {
+		c.parse()
+	}
+}
+
+func (c *chunk) parse() {
 	if len(c.data) > maxDocument {
 		c.err = fmt.Errorf("larger than %d KiB: split it into several documents", maxDocument>>10)
 		return

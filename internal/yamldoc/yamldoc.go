@@ -50,7 +50,10 @@ type Document struct {
 	Problems []Problem
 
 	stream  *stream
+	text    []byte
+	sum     Sum        // of text
 	root    *yaml.Node // a mapping; nil if the syntax is broken
+	unread  bool       // root is still to be parsed
 	offset  int        // lines of the stream before those the nodes count
 	depth   int        // Lists around the document
 	failed  bool       // a problem is not just a warning
@@ -74,6 +77,11 @@ func (d *Document) Warnf(path, format string, args ...any) {
 	d.report(d.LineOf(path), path, true, format, args...)
 }
 
+// WarnLine is Warnf for a field of which the line is known.
+func (d *Document) WarnLine(line int, path, format string, args ...any) {
+	d.report(line, path, true, format, args...)
+}
+
 func (d *Document) report(line int, path string, warning bool, format string, args ...any) {
 	d.failed = d.failed || !warning
 	n := len(d.Problems)
@@ -94,6 +102,9 @@ func (d *Document) report(line int, path string, warning bool, format string, ar
 
 // LineOf returns the line of the field at path, or of the closest field around it that exists.
 func (d *Document) LineOf(path string) int {
+	if path != "" {
+		d.load()
+	}
 	line, node := d.Line, d.root
 	for path != "" && node != nil {
 		var key string
@@ -126,6 +137,7 @@ func child(node *yaml.Node, key string, index int) (line int, value *yaml.Node) 
 
 // Text returns the text of the scalar at path, or "" if there is none.
 func (d *Document) Text(path string) string {
+	d.load()
 	node := d.root
 	for path != "" && node != nil {
 		var key string
@@ -145,6 +157,7 @@ func (d *Document) Text(path string) string {
 // Items returns the elements of the list under a key of the document as documents of their own, and false if there is no
 // such list.
 func (d *Document) Items(key string) (items []*Document, ok bool) {
+	d.load()
 	if d.root == nil {
 		return nil, false
 	}
@@ -166,6 +179,16 @@ func (d *Document) Items(key string) (items []*Document, ok bool) {
 		items = append(items, item)
 	}
 	return items, true
+}
+
+// HasItems says that there is a list under a key of the document.
+func (d *Document) HasItems(key string) bool {
+	d.load()
+	if d.root == nil {
+		return false
+	}
+	_, list := child(d.root, key, -1)
+	return list != nil && target(list).Kind == yaml.SequenceNode
 }
 
 // target follows an alias.

@@ -53,8 +53,8 @@ type Backend struct {
 	dropsUserAgent bool
 }
 
-// NewTable checks and compiles routes. The error names each route and field that is wrong. The table keeps the slices
-// that the routes refer to.
+// NewTable checks and compiles routes. The error joins a [FieldError] for each field that is wrong. The table keeps the
+// slices that the routes refer to.
 //
 // A header value is a format string, of which this much is supported:
 //
@@ -69,9 +69,8 @@ func NewTable(routes []Route) (*Table, error) {
 	routes = slices.Clone(routes)
 	var errs []error
 	for i := range routes {
-		name := fmt.Sprintf("routes[%d]", i)
 		t.entries[i].compile(&routes[i], i, func(field string, err error) {
-			errs = append(errs, fmt.Errorf("route: %s.%s: %w", name, field, err))
+			errs = append(errs, &FieldError{Route: i, Field: field, Err: err})
 		})
 	}
 	if errs != nil {
@@ -79,6 +78,21 @@ func NewTable(routes []Route) (*Table, error) {
 	}
 	return t, nil
 }
+
+// FieldError says what is wrong with one field of a [Route].
+type FieldError struct {
+	Route int    // the index of the route
+	Field string // the path of the field in the route, in the syntax of Go: "Matches[1].Headers[0]"
+	Err   error  // what is wrong
+}
+
+// Error returns the place and what is wrong with it.
+func (e *FieldError) Error() string {
+	return fmt.Sprintf("route: routes[%d].%s: %v", e.Route, e.Field, e.Err)
+}
+
+// Unwrap returns what is wrong.
+func (e *FieldError) Unwrap() error { return e.Err }
 
 // Len returns the number of routes.
 func (t *Table) Len() int {

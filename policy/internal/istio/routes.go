@@ -2,6 +2,8 @@ package istio
 
 import (
 	"cmp"
+	"errors"
+	"iter"
 	"maps"
 	"net/http"
 	"slices"
@@ -137,6 +139,28 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 		mirror(m.Destination, percentage)
 	}
 	return out
+}
+
+// Destinations yields the destinations that the document names, those of mirrors included, and the field of each.
+func (vs *VirtualService) Destinations() iter.Seq2[*Destination, string] {
+	return func(yield func(*Destination, string) bool) {
+		for i := range vs.Spec.HTTP {
+			r, at := &vs.Spec.HTTP[i], yamldoc.Index("spec.http", i)
+			for j := range r.Route {
+				if d := r.Route[j].Destination; d != nil && !yield(d, yamldoc.Index(at+".route", j)+".destination") {
+					return
+				}
+			}
+			if r.Mirror != nil && !yield(r.Mirror, at+".mirror") {
+				return
+			}
+			for j := range r.Mirrors {
+				if d := r.Mirrors[j].Destination; d != nil && !yield(d, yamldoc.Index(at+".mirrors", j)+".destination") {
+					return
+				}
+			}
+		}
+	}
 }
 
 // Applies says whether some route concerns a workload's requests to a port, or to any port if it is 0. If none does, Istio
@@ -300,30 +324,39 @@ func (vs *VirtualService) Table(doc *yamldoc.Document, client Client) *route.Tab
 
 // table compiles routes of which origin says the index in the document and whether they stand there themselves.
 func (vs *VirtualService) table(doc *yamldoc.Document, client Client, origin func(int) (route int, own bool)) *route.Table {
-	routes := vs.Routes(client)
-	table, err := route.NewTable(routes)
-	if err == nil {
-		return table
-	}
-	wrapped, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		doc.Errorf("spec.http", "%v", err)
+	table, err := route.NewTable(vs.Routes(client))
+	if err != nil {
+		vs.report(doc, err, origin)
 		return nil
 	}
-	for _, err := range wrapped.Unwrap() {
-		text := strings.TrimPrefix(err.Error(), "route: ")
-		field, message, _ := strings.Cut(text, ": ")
-		doc.Errorf(vs.path(field, origin), "%s", message)
-	}
-	return nil
+	return table
 }
 
-// path returns the field of the document that a field of the routes, as "routes[0].Matches[1].Headers[0]", comes from.
-func (vs *VirtualService) path(field string, origin func(int) (route int, own bool)) string {
-	at := "spec.http"
-	var r *HTTPRoute
+// report reports what is wrong with the routes of the document, at the fields that they come from.
+func (vs *VirtualService) report(doc *yamldoc.Document, err error, origin func(int) (route int, own bool)) {
+	errs := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		errs = joined.Unwrap()
+	}
+	for _, err := range errs {
+		if f, ok := errors.AsType[*route.FieldError](err); ok {
+			doc.Errorf(vs.path(f, origin), "%v", f.Err)
+		} else {
+			doc.Errorf("spec.http", "%v", err)
+		}
+	}
+}
+
+// path returns the field of the document that a field of the routes comes from.
+func (vs *VirtualService) path(f *route.FieldError, origin func(int) (route int, own bool)) string {
+	number, own := origin(f.Route)
+	at := yamldoc.Index("spec.http", number)
+	if !own {
+		return at + ".delegate"
+	}
+	r := &vs.Spec.HTTP[f.Route]
+	headers := r.Headers
 	var match *HTTPMatchRequest
-	var headers *Headers
 	var operations *HeaderOperations
 	key := func(name string, keys []string, i int) {
 		if at += name; i >= 0 && i < len(keys) {
@@ -331,22 +364,13 @@ func (vs *VirtualService) path(field string, origin func(int) (route int, own bo
 		}
 	}
 	within := ""
-	for part := range strings.SplitSeq(field, ".") {
+	for part := range strings.SplitSeq(f.Field, ".") {
 		name, index, _ := strings.Cut(strings.TrimSuffix(part, "]"), "[")
 		i, err := strconv.Atoi(index)
 		if err != nil {
 			i = -1
 		}
 		switch {
-		case name == "routes" && i >= 0 && i < len(vs.Spec.HTTP):
-			r = &vs.Spec.HTTP[i]
-			number, own := origin(i)
-			if at = yamldoc.Index(at, number); !own {
-				return at + ".delegate"
-			}
-			headers = r.Headers
-		case r == nil:
-			return at
 		case name == "Matches" && i >= 0 && i < len(r.Match):
 			at, match = yamldoc.Index(at+".match", i), &r.Match[i]
 		case match != nil && name == "Headers":

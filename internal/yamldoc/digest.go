@@ -1,0 +1,50 @@
+package yamldoc
+
+import (
+	"crypto/sha256"
+	"slices"
+)
+
+// Sum identifies the text of a document.
+type Sum [sha256.Size]byte
+
+// Digest is what [ParseNew] needs of a document to do without parsing it: where it begins in its text, and what is wrong
+// with it.
+type Digest struct {
+	line     int
+	problems []Problem // with lines of the text
+}
+
+// Sum returns what identifies the text of the document, and false if it has none of its own, as an item of a List.
+func (d *Document) Sum() (Sum, bool) {
+	return d.sum, d.text != nil
+}
+
+// Digest returns the digest of the document as it is now.
+func (d *Document) Digest() *Digest {
+	digest := &Digest{line: d.Line - d.offset, problems: slices.Clone(d.Problems)}
+	for i := range digest.problems {
+		digest.problems[i].Line -= d.offset
+	}
+	return digest
+}
+
+// restore returns the document that a digest was made of, at another place.
+func (s *stream) restore(from *Digest, offset int) *Document {
+	d := &Document{Line: offset + from.line, stream: s, offset: offset, unread: true}
+	for _, p := range from.problems {
+		d.report(offset+p.Line, p.Path, p.Warning, "%s", p.Message)
+	}
+	return d
+}
+
+// load parses the document if that was not necessary until now.
+func (d *Document) load() {
+	if !d.unread {
+		return
+	}
+	d.unread = false
+	c := chunk{data: d.text}
+	c.parse()
+	d.root = c.root
+}

@@ -1,0 +1,316 @@
+package policy
+
+import (
+	"cmp"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/internal/linkerd"
+	"github.com/nosidecar/mesh/policy/internal/smi"
+)
+
+// document is a document of a source.
+type document struct {
+	*yamldoc.Document
+	*reading
+	file string
+}
+
+// reading is what a document says by itself, whatever the others say. It does not change, so that plans share it as long
+// as the text of the document stays the same.
+type reading struct {
+	identity
+	group   string
+	created time.Time // as far as it says so: a server adds that to what it stores
+	is      any       // by its kind: *virtual, *destination and so on; nil if it has no effect
+	digest  *yamldoc.Digest
+}
+
+// identity is what a document is known by.
+type identity struct {
+	kind, namespace, name string
+}
+
+func (id identity) String() string {
+	return id.kind + " " + id.namespace + "/" + id.name
+}
+
+// groupIdentity tells kinds of different groups apart.
+type groupIdentity struct {
+	group string
+	identity
+}
+
+// decoded is a document with what it says.
+type decoded[T any] struct {
+	*document
+	is *T
+}
+
+// source is what a document says as it is written. Most of it is of no use until somebody calls the service that it is
+// about, and takes a multiple of the memory of its text: so it is decoded when it is asked for, and then kept.
+type source[T any] struct {
+	words  *yamldoc.Words
+	packed yamldoc.Packed // empty: spec stays
+	fresh  atomic.Bool    // spec was decoded for compiling, and nobody has asked for it
+	spec   atomic.Pointer[T]
+}
+
+// get returns what the document says.
+func (s *source[T]) get() *T {
+	if spec := s.spec.Load(); spec != nil {
+		if s.fresh.Load() {
+			s.fresh.Store(false)
+		}
+		return spec
+	}
+	spec := new(T)
+	s.words.Unpack(s.packed, spec)
+	if s.spec.CompareAndSwap(nil, spec) {
+		return spec
+	}
+	return s.spec.Load()
+}
+
+// pack leaves it to get to decode the document again, if nobody has asked for it so far.
+func (s *source[T]) pack(words *yamldoc.Words, d *yamldoc.Document) {
+	if !s.fresh.Load() {
+		return
+	}
+	if s.packed = words.Pack(d); s.packed != "" {
+		s.words = words
+		s.spec.Store(nil)
+	}
+}
+
+// keep remembers what the document says.
+func (s *source[T]) keep(spec *T) {
+	s.spec.Store(spec)
+	s.fresh.Store(true)
+}
+
+// pack gives up what was only needed to compile.
+func (c *compiler) pack() {
+	type packer interface {
+		pack(*yamldoc.Words, *yamldoc.Document)
+	}
+	if c.plan.words == nil {
+		docs := make([]*yamldoc.Document, len(c.fresh))
+		for i, d := range c.fresh {
+			docs[i] = d.Document
+		}
+		c.plan.words = yamldoc.NewWords(docs)
+	}
+	for _, d := range c.fresh {
+		if s, ok := d.is.(packer); ok {
+			s.pack(c.plan.words, d.Document)
+		}
+	}
+}
+
+// read sorts a document by its kind.
+func (c *compiler) read(file string, doc *yamldoc.Document) {
+	sum, own := doc.Sum()
+	r := c.known[sum]
+	fresh := r == nil || !own
+	if fresh {
+		r = c.readNew(file, doc)
+	}
+	d := &document{Document: doc, reading: r, file: file}
+	if fresh {
+		c.fresh = append(c.fresh, d)
+	}
+	c.documents = append(c.documents, d)
+	c.count++
+	if r.kind == "List" && r.group == "" && !doc.Failed() {
+		items, _ := doc.Items("items")
+		c.count--
+		for _, item := range items {
+			c.read(file, item)
+		}
+		return
+	}
+	if own && r.kind != "" && !doc.Failed() && doc.Omitted() == 0 && len(doc.Problems) < 10 {
+		if r.digest == nil {
+			r.digest = doc.Digest()
+		}
+		c.plan.readings[sum] = r
+	}
+	if r.is == nil {
+		return
+	}
+	key := groupIdentity{r.group, r.identity}
+	if first := c.first[key]; first == nil {
+		c.first[key] = d
+	} else if d.name != "" {
+		doc.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them",
+			d, first.file, first.Line)
+	}
+	switch is := r.is.(type) {
+	case *virtual:
+		c.virtual = append(c.virtual, decoded[virtual]{d, is})
+	case *destination:
+		c.rules = append(c.rules, decoded[destination]{d, is})
+	case *entry:
+		c.entries = append(c.entries, decoded[entry]{d, is})
+	case *linkerd.Profile:
+		c.linkerd = append(c.linkerd, decoded[linkerd.Profile]{d, is})
+	case *smi.TrafficSplit:
+		c.smi = append(c.smi, decoded[smi.TrafficSplit]{d, is})
+	case *smi.HTTPRouteGroup:
+		c.routeGroups = append(c.routeGroups, decoded[smi.HTTPRouteGroup]{d, is})
+	case *served:
+		c.kubernetes = append(c.kubernetes, decoded[served]{d, is})
+	case *istio.PeerAuthentication:
+		c.peers = append(c.peers, decoded[istio.PeerAuthentication]{d, is})
+	case *access:
+		c.access = append(c.access, decoded[access]{d, is})
+	}
+}
+
+// notEnforced is what a document says that was checked and is refused.
+type notEnforced struct{}
+
+// readNew reads a document that was not read before, and reports what is wrong with it by itself.
+func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
+	r := new(reading)
+	r.kind = c.word(doc.Text("kind"))
+	r.name = doc.Text("metadata.name")
+	if r.kind != "" {
+		r.namespace = c.word(cmp.Or(doc.Text("metadata.namespace"), defaultNamespace))
+	}
+	if doc.Failed() {
+		return r
+	}
+	version := c.word(doc.Text("apiVersion"))
+	if i := strings.LastIndexByte(version, '/'); i >= 0 {
+		r.group, version = version[:i], version[i+1:]
+	}
+	switch {
+	case r.kind == "" && version == "" && kustomization(file):
+		doc.Warnf("", "a Kustomization has no meaning in-process: it is skipped")
+		return r
+	case r.kind == "":
+		doc.Errorf("kind", "missing: say what kind of document this is, such as VirtualService")
+		return r
+	case version == "":
+		doc.Errorf("apiVersion", "missing: say which API the document belongs to, such as %s/v1", istio.Group)
+		return r
+	case r.kind == "List" && r.group == "":
+		if !doc.HasItems("items") {
+			doc.Errorf("items", "must be a list of documents")
+		}
+		return r
+	}
+	state, message := lookUp(c.apis, r.group, version, r.kind)
+	switch state {
+	case unknown:
+		doc.Errorf("kind", "%s", message)
+		return r
+	case refused:
+		doc.Errorf("kind", "%s", message)
+		if r.is = (notEnforced{}); r.group == istio.SecurityGroup {
+			c.refused(doc)
+		}
+		return r
+	case meaningless:
+		doc.Warnf("kind", "%s", message)
+		return r
+	}
+	r.created, _ = time.Parse(time.RFC3339, doc.Text("metadata.creationTimestamp")) // Check sees to its form
+	r.is = c.decode(doc, r)
+	return r
+}
+
+// word returns a string of the same text that others share.
+func (c *compiler) word(s string) string {
+	if known, ok := c.texts[s]; ok {
+		return known
+	}
+	c.texts[s] = s
+	return s
+}
+
+// decode returns what a document of a kind that is enforced says, and nil if it does not have the shape of its kind.
+func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
+	switch r.kind {
+	case "VirtualService":
+		if is := shaped[istio.VirtualService](c, doc); is != nil {
+			return c.readVirtual(doc, r, is)
+		}
+	case "DestinationRule":
+		if is := shaped[istio.DestinationRule](c, doc); is != nil {
+			return c.readDestination(doc, r, is)
+		}
+	case "ServiceEntry":
+		if is := shaped[istio.ServiceEntry](c, doc); is != nil {
+			return c.readEntry(r, is)
+		}
+	case "ServiceProfile":
+		if is := shaped[linkerd.ServiceProfile](c, doc); is != nil {
+			var profile linkerd.Profile
+			if !doc.Failed() {
+				profile = is.Profile()
+			}
+			return &profile
+		}
+	case "TrafficSplit":
+		if is := shaped[smi.TrafficSplit](c, doc); is != nil {
+			return is
+		}
+	case "HTTPRouteGroup":
+		if is := shaped[smi.HTTPRouteGroup](c, doc); is != nil {
+			return is
+		}
+	case "Service":
+		if is := shaped[service](c, doc); is != nil {
+			return c.readService(r, is)
+		}
+	case "PeerAuthentication":
+		c.unplaced(doc)
+		if is := shaped[istio.PeerAuthentication](c, doc); is != nil {
+			return is
+		}
+	case "AuthorizationPolicy":
+		c.unplaced(doc)
+		if is := shaped[istio.AuthorizationPolicy](c, doc); is != nil {
+			return c.readAccess(doc, is)
+		}
+	}
+	return notEnforced{}
+}
+
+// shaped decodes a document and checks it, if it has the shape of its kind.
+func shaped[T any, P interface {
+	*T
+	Check(*yamldoc.Document)
+}](c *compiler, doc *yamldoc.Document) *T {
+	is := new(T)
+	if !c.dec.Decode(doc, is) {
+		return nil
+	}
+	P(is).Check(doc)
+	return is
+}
+
+// refused checks a RequestAuthentication, which is not enforced, so that its mistakes come up now and not with its
+// enforcement.
+func (c *compiler) refused(doc *yamldoc.Document) {
+	shaped[istio.RequestAuthentication](c, doc)
+}
+
+// of returns the document that says something.
+func (c *compiler) of(is any) *document {
+	if c.byReading == nil {
+		c.byReading = make(map[any]*document, len(c.documents))
+		for _, d := range c.documents {
+			if d.is != nil {
+				c.byReading[d.is] = d
+			}
+		}
+	}
+	return c.byReading[is]
+}

@@ -1,0 +1,163 @@
+package policy_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"runtime"
+	"slices"
+	"testing"
+
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// services returns two documents for each of n services, in a file for each. One of them has the given timeout.
+func services(n int, timeout string) []policy.Source {
+	sources := make([]policy.Source, n)
+	for i := range sources {
+		seconds := "10s"
+		if i == n/2 {
+			seconds = timeout
+		}
+		sources[i] = policy.Source{Name: fmt.Sprintf("service-%d.yaml", i), Data: serviceDocuments(i, seconds)}
+	}
+	return sources
+}
+
+// TestRecompile compiles every set of documents that there is after a plan of almost the same documents: what comes of it
+// is what comes of compiling them afresh.
+func TestRecompile(t *testing.T) {
+	files, err := filepath.Glob("testdata/*/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	more := []byte(`---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: recompiled}
+spec:
+  hosts: [recompiled]
+  http: [{route: [{destination: {host: recompiled, subset: v1}}]}]
+---
+apiVersion: v1
+kind: Service
+metadata: {name: recompiled}
+spec: {ports: [{port: 8080}]}
+`)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		one := func(parts ...[]byte) []policy.Source {
+			return []policy.Source{{Name: "a.yaml", Data: slices.Concat(parts...)}}
+		}
+		line := []byte("\n---\n")
+		sets := [][]policy.Source{
+			one(text), one(text, more), one(more, line, text), one(text, line), nil, one(line, line, text), append(one(text), policy.Source{Name: "b.yaml", Data: more}),
+		}
+		var last *policy.Plan
+		for i, sources := range sets {
+			want, wantFindings := policy.Compile(sources, workload)
+			got, gotFindings := policy.Recompile(last, sources, workload)
+			if !slices.Equal(gotFindings, wantFindings) {
+				t.Errorf("%s, set %d: the findings are\n%v\nwant\n%v", file, i, gotFindings, wantFindings)
+			}
+			if (got == nil) != (want == nil) {
+				t.Fatalf("%s, set %d: Recompile = %v, Compile = %v", file, i, got, want)
+			}
+			if got == nil {
+				continue
+			}
+			last = got
+			for _, name := range regexp.MustCompile(`[a-z0-9-]+(\.[a-z0-9-]+)*`).FindAllString(string(text)+" recompiled", -1) {
+				samePlan(t, fmt.Sprintf("%s, set %d", file, i), got, want, name)
+			}
+		}
+	}
+}
+
+// samePlan compares what two plans say of a host.
+func samePlan(t *testing.T, when string, got, want *policy.Plan, name string) {
+	t.Helper()
+	g, w := got.Host(name), want.Host(name)
+	if g.Service != w.Service || g.Document != w.Document || g.Known != w.Known || !g.Entry.Equal(w.Entry) || g.Routes.Len() != w.Routes.Len() {
+		t.Fatalf("%s: Host(%s) = %+v, want %+v", when, name, g, w)
+	}
+	for i := range g.Routes.Len() {
+		a, b := g.Routes.Entry(i), w.Routes.Entry(i)
+		if !reflect.DeepEqual(a.Route, b.Route) || g.Origin(a, -1) != w.Origin(b, -1) {
+			t.Fatalf("%s: route %d of %s is %+v, want %+v", when, i, name, a.Route, b.Route)
+		}
+	}
+	for _, subset := range []string{"", "v1", "v2", "stable"} {
+		target := route.Target{Host: name, Subset: subset, Port: 8080}
+		if a, b := got.Cluster(target), want.Cluster(target); !reflect.DeepEqual(a, b) {
+			t.Fatalf("%s: Cluster(%v) = %+v, want %+v", when, target, a, b)
+		}
+	}
+}
+
+// TestRecompileKeepsRoutes has the routes of a service compiled once for all plans in which they are the same.
+func TestRecompileKeepsRoutes(t *testing.T) {
+	first, _ := policy.Compile(services(10, "1s"), workload)
+	second, _ := policy.Recompile(first, services(10, "2s"), workload)
+	routes := first.Host("service-1").Routes
+	if again := first.Host("service-1").Routes; again != routes {
+		t.Error("the routes of a service were compiled twice")
+	}
+	if second.Host("service-1").Routes != routes {
+		t.Error("the routes of a service that did not change were compiled again")
+	}
+	if first.Host("service-5").Routes == second.Host("service-5").Routes {
+		t.Error("the routes of a service that changed stayed")
+	}
+	other := workload
+	other.Namespace = "other"
+	third, _ := policy.Recompile(first, services(10, "1s"), other)
+	if third.Host("service-1").Known {
+		t.Error("a plan for another workload was used")
+	}
+}
+
+// TestHeapPerService bounds the memory of services that nobody calls.
+func TestHeapPerService(t *testing.T) {
+	const n, most = 2000, 2 << 10
+	heap := func() uint64 {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	sources := services(n, "10s")
+	before := heap()
+	plan, findings := policy.Compile(sources, workload)
+	after := heap()
+	if plan == nil {
+		t.Fatal(findings)
+	}
+	if each := (int64(after) - int64(before)) / n; each > most {
+		t.Errorf("a service that nobody calls takes %d bytes, want at most %d", each, most)
+	}
+	runtime.KeepAlive(plan)
+	runtime.KeepAlive(sources)
+}
+
+// BenchmarkReload changes one of 4,000 documents.
+func BenchmarkReload(b *testing.B) {
+	sets := [][]policy.Source{services(2000, "1s"), services(2000, "2s")}
+	plan, _ := policy.Compile(sets[1], workload)
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		var findings policy.Findings
+		if plan, findings = policy.Recompile(plan, sets[i%2], workload); plan == nil {
+			b.Fatal(findings)
+		}
+		i++
+	}
+}
