@@ -93,7 +93,7 @@ func (j *journal) policyLoad(load PolicyLoad) {
 		before := j.warned
 		j.warned = make(map[string]bool)
 		for _, f := range load.Findings {
-			if text := f.String(); f.Severity == policy.Warning {
+			if text := f.String(); f.Severity == policy.Warning && !aboutOthers(f) {
 				if j.warned[text] = true; !before[text] {
 					warnings = append(warnings, text)
 				}
@@ -116,6 +116,11 @@ func (j *journal) policyLoad(load PolicyLoad) {
 		}
 		log.Warn("mesh: document", "finding", warning)
 	}
+}
+
+// aboutOthers says that a finding is that no security document is about this process. It is no news for one that only calls.
+func aboutOthers(f policy.Finding) bool {
+	return f.Field == "" && (f.Kind == "AuthorizationPolicy" || f.Kind == "PeerAuthentication")
 }
 
 func (j *journal) ejection(target route.Target, event breaker.Event) {

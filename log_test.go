@@ -15,6 +15,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -113,6 +114,15 @@ func TestLog_NewReturnsItsErrors(t *testing.T) {
 	}
 	if _, err := mesh.New(t.Context(), mesh.WithLogger(nil)); err == nil {
 		t.Error("New took a nil logger")
+	}
+}
+
+// TestLog_DocumentsAboutOthers: a process that only calls is not bothered with security documents about those it calls.
+func TestLog_DocumentsAboutOthers(t *testing.T) {
+	r := new(record)
+	newMesh(t, denyAllInShop, mesh.WithLogger(r.logger()), mesh.WithWorkload(policy.Workload{Namespace: "web", Labels: map[string]string{"app": "web"}}))
+	if got := r.take(); got != "" {
+		t.Errorf("logged %q, want nothing", got)
 	}
 }
 
