@@ -5,12 +5,10 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/nosidecar/mesh/retry"
 )
@@ -76,19 +74,4 @@ func policy(t testing.TB, config retry.Config) *retry.Policy {
 		t.Fatal(err)
 	}
 	return p
-}
-
-// checkGoroutines fails the test if, when everything registered after it is cleaned up, more goroutines run than now.
-func checkGoroutines(t *testing.T) {
-	t.Helper()
-	before := runtime.NumGoroutine()
-	t.Cleanup(func() {
-		for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
-			if time.Now().After(end) {
-				buf := make([]byte, 1<<20)
-				t.Errorf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
-				return
-			}
-		}
-	})
 }

@@ -21,13 +21,15 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/retry"
 )
 
 // newServer returns a server on the loopback interface and a transport of its own for it.
 func newServer(t *testing.T, handler http.HandlerFunc) (*httptest.Server, *http.Transport) {
 	t.Helper()
-	checkGoroutines(t)
+	leak.Check(t)
 	srv := httptest.NewServer(handler)
 	t.Cleanup(srv.Close)
 	tr := &http.Transport{}
@@ -177,7 +179,7 @@ func TestStaleConnectionReplayedByNetHTTP(t *testing.T) {
 	// The server closes the connection after the first answer, without saying so.
 	var conns atomic.Int32
 	var got []string
-	checkGoroutines(t)
+	leak.Check(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -440,7 +442,7 @@ func TestHTTPFeaturesAsWithTheBareTransport(t *testing.T) {
 func TestPerTryTimeoutOverLoopback(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var calls atomic.Int32
-		tr := pipeServer(t, func(w http.ResponseWriter, r *http.Request) {
+		tr := memnet.Transport(t, func(w http.ResponseWriter, r *http.Request) {
 			if calls.Add(1) == 1 {
 				<-r.Context().Done()
 				return
@@ -507,51 +509,6 @@ func TestContextEndsWithTheBody(t *testing.T) {
 		}
 	}
 }
-
-// pipeServer serves over in-memory connections, for synctest.
-func pipeServer(t *testing.T, handler http.HandlerFunc) *http.Transport {
-	ln := &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}
-	srv := &http.Server{Handler: handler}
-	go func() { _ = srv.Serve(ln) }()
-	t.Cleanup(func() { srv.Close() })
-	tr := &http.Transport{DialContext: ln.dial}
-	t.Cleanup(tr.CloseIdleConnections)
-	return tr
-}
-
-type pipeListener struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	client, server := net.Pipe()
-	select {
-	case l.conns <- server:
-		return client, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return nil
-}
-
-func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 // h2Server speaks HTTP/2 frame by frame (RFC 9113), because net/http's server cannot be made to refuse a stream. It gives
 // each request to answer, which counts them from 1.
@@ -688,7 +645,7 @@ func (w *h2Writer) goAway(last uint32, code byte) {
 
 func newH2Server(t *testing.T, answer func(w *h2Writer, stream uint32, n int)) (*h2Server, *http.Transport) {
 	t.Helper()
-	checkGoroutines(t)
+	leak.Check(t)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -745,7 +702,7 @@ func TestStreamAboveGoAwayIsRetried(t *testing.T) {
 	}
 }
 
-func TestGracefulGoAwayCutsNothing(t *testing.T) {
+func TestGracefulGoAwayFailsNoCall(t *testing.T) {
 	s, tr := newH2Server(t, func(w *h2Writer, stream uint32, n int) {
 		if n == 1 {
 			w.goAway(0, h2NoError)
@@ -765,8 +722,8 @@ func TestGracefulGoAwayCutsNothing(t *testing.T) {
 func TestRefusedStreamSurfaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const netHTTP = 8 // its own tries, over 64 s
-		ln := &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}
-		s := &h2Server{ln: ln, answer: func(w *h2Writer, stream uint32, n int) {
+		var network memnet.Network
+		s := &h2Server{ln: network.Listen("service:80"), answer: func(w *h2Writer, stream uint32, n int) {
 			if n <= netHTTP {
 				w.reset(stream, h2RefusedStream)
 				return
@@ -774,7 +731,7 @@ func TestRefusedStreamSurfaces(t *testing.T) {
 			w.ok(stream)
 		}}
 		s.wg.Go(s.serve)
-		tr := &http.Transport{Protocols: new(http.Protocols), DialContext: ln.dial}
+		tr := &http.Transport{Protocols: new(http.Protocols), DialContext: network.DialContext}
 		tr.Protocols.SetUnencryptedHTTP2(true)
 		rt := &retry.Transport{Base: tr, Config: retry.Config{
 			Retries: 1, Backoff: -1, On: retry.On{Conditions: retry.RefusedStream}}}
@@ -802,7 +759,7 @@ func TestResetBeforeRequest(t *testing.T) {
 		{"after the request", "http", true, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			checkGoroutines(t)
+			leak.Check(t)
 			ln, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)

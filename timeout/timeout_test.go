@@ -9,11 +9,11 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/timeout"
 )
 
@@ -29,51 +29,6 @@ func newRequest(t testing.TB, body io.Reader) *http.Request {
 	}
 	return req
 }
-
-// pipeServer serves over in-memory connections, for synctest.
-func pipeServer(t *testing.T, handler http.HandlerFunc) *http.Transport {
-	ln := &pipeListener{conns: make(chan net.Conn), done: make(chan struct{})}
-	srv := &http.Server{Handler: handler}
-	go func() { _ = srv.Serve(ln) }()
-	t.Cleanup(func() { srv.Close() })
-	tr := &http.Transport{DialContext: ln.dial}
-	t.Cleanup(tr.CloseIdleConnections)
-	return tr
-}
-
-type pipeListener struct {
-	conns chan net.Conn
-	done  chan struct{}
-	once  sync.Once
-}
-
-func (l *pipeListener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	client, server := net.Pipe()
-	select {
-	case l.conns <- server:
-		return client, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error {
-	l.once.Do(func() { close(l.done) })
-	return nil
-}
-
-func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 // stream writes a tick every pause, and hangs for ever after the last.
 func stream(ticks int, pause time.Duration, hang bool) http.HandlerFunc {
@@ -135,7 +90,7 @@ func TestLimits(t *testing.T) {
 					defer cancel()
 					req = req.WithContext(ctx)
 				}
-				rt := &timeout.Transport{Base: pipeServer(t, test.handler), Config: test.config}
+				rt := &timeout.Transport{Base: memnet.Transport(t, test.handler), Config: test.config}
 				began := time.Now()
 				resp, err := rt.RoundTrip(req)
 				var got strings.Builder
@@ -196,7 +151,7 @@ func TestCallersCancelStaysTheCallers(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		time.AfterFunc(time.Second, func() { cancel(cause) })
 		rt := &timeout.Transport{
-			Base:   pipeServer(t, stream(1, 0, true)),
+			Base:   memnet.Transport(t, stream(1, 0, true)),
 			Config: timeout.Config{Request: time.Minute, BodyIdle: time.Minute},
 		}
 		resp, err := rt.RoundTrip(newRequest(t, nil).WithContext(ctx))

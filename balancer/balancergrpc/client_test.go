@@ -29,6 +29,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
 )
 
 const target = "discovery:///orders.example.com:50051"
@@ -125,7 +126,7 @@ func TestAlgorithms(t *testing.T) {
 	for _, algorithm := range []balancer.Algorithm{balancer.LeastRequest, balancer.RoundRobin, balancer.Random,
 		balancer.PeakEWMA, balancer.RingHash, balancer.Maglev} {
 		t.Run(algorithm.String(), func(t *testing.T) {
-			grpctest.CheckGoroutines(t)
+			leak.Check(t)
 			f := newFleet(t, n)
 			client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Config: balancer.Config{Algorithm: algorithm}})
 			f.warm(t, client)
@@ -177,7 +178,7 @@ func TestHashKey(t *testing.T) {
 }
 
 func TestUpdates(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	f := newFleet(t, 3)
 	f.memory.Set("orders.example.com", f.endpoints[0])
 	c := &balancergrpc.Client{Resolver: &f.memory, Config: balancer.Config{Algorithm: balancer.RoundRobin}}
@@ -215,7 +216,7 @@ func TestUpdates(t *testing.T) {
 
 // TestRemovedEndpointDrains: a call in flight on an endpoint that is removed goes on to its end.
 func TestRemovedEndpointDrains(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	f := newFleet(t, 2)
 	f.memory.Set("orders.example.com", f.endpoints[0])
 	client := dial(t, &balancergrpc.Client{Resolver: &f.memory})
@@ -241,7 +242,7 @@ func TestRemovedEndpointDrains(t *testing.T) {
 
 // TestChurnFailsNoCall: endpoints come and go under load. As long as there is one, no call fails.
 func TestChurnFailsNoCall(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	f := newFleet(t, 4)
 	client := dial(t, &balancergrpc.Client{Resolver: &f.memory,
 		Outlier: newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 2, MaxEjectionPercent: 50})})
@@ -305,7 +306,7 @@ func (f *flaky) Watch(ctx context.Context, _ discovery.Service) iter.Seq2[[]disc
 // TestResolverErrors: until there is a set, calls fail with what the resolver says, and those that wait do wait. After
 // that the last good set stays.
 func TestResolverErrors(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	f := newFleet(t, 1)
 	r := &flaky{endpoints: make(chan []discovery.Endpoint), failed: errors.New("no name server")}
 	client := dial(t, &balancergrpc.Client{Resolver: r})
@@ -605,7 +606,7 @@ func (e *ejector) Ejected(string) bool                  { return e.all.Load() }
 // TestAllEjected: calls fail at once when all endpoints are ejected; those that are to wait go on when one comes
 // back, though gRPC sees no reason to.
 func TestAllEjected(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	f := newFleet(t, 2)
 	outlier := &ejector{}
 	client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Outlier: outlier})

@@ -24,6 +24,7 @@ import (
 	"github.com/nosidecar/mesh/breaker/breakergrpc"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy/fault/faultgrpc"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/limit/limitgrpc"
@@ -77,7 +78,7 @@ func serve(t testing.TB, s *grpctest.Service) discovery.Endpoint {
 
 // TestChain: of three servers one refuses everything. No caller notices, because a retry goes elsewhere.
 func TestChain(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	var refused atomic.Int32
 	refuse := func() error {
 		refused.Add(1)

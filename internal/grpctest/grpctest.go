@@ -5,9 +5,7 @@ package grpctest
 import (
 	"context"
 	"net"
-	"runtime"
 	"testing"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
@@ -149,19 +147,4 @@ func Connect(t testing.TB, s *Service, opts ...grpc.DialOption) (client Client, 
 		conn.Close()
 		server.Stop()
 	}
-}
-
-// CheckGoroutines fails the test if, when everything registered after it is cleaned up, more goroutines run than now.
-func CheckGoroutines(t testing.TB) {
-	t.Helper()
-	before := runtime.NumGoroutine()
-	t.Cleanup(func() {
-		for end := time.Now().Add(5 * time.Second); runtime.NumGoroutine() > before; runtime.Gosched() {
-			if time.Now().After(end) {
-				buf := make([]byte, 1<<20)
-				t.Errorf("%d goroutines, %d before:\n%s", runtime.NumGoroutine(), before, buf[:runtime.Stack(buf, true)])
-				return
-			}
-		}
-	})
 }

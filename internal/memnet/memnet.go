@@ -83,7 +83,7 @@ func (n *Network) Serve(t testing.TB, address string, handler http.Handler) {
 }
 
 // Transport returns a transport whose connections lead to handler, whatever their address, until the test is over.
-func Transport(t testing.TB, handler http.Handler) *http.Transport {
+func Transport(t testing.TB, handler http.HandlerFunc) *http.Transport {
 	var n Network
 	n.Serve(t, "", handler)
 	rt := &http.Transport{DialContext: n.DialContext}

@@ -23,6 +23,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy/limit"
 )
@@ -115,43 +116,53 @@ func get(t *testing.T, rt http.RoundTripper, url string) string {
 	return string(text)
 }
 
+// The pool of idle connections is as large as the calls in flight made it: calls of a later burst dial no more.
 func TestIdleConnectionsAreReused(t *testing.T) {
-	const workers = 48
-	for _, tt := range []struct {
-		name   string
-		config limit.PoolConfig
-		calls  int // per worker
-	}{
-		{"no limit", limit.PoolConfig{}, 100},
-		{"limit", limit.PoolConfig{MaxConnections: workers}, 20},
+	const workers, bursts = 48, 20
+	for name, config := range map[string]limit.PoolConfig{
+		"no limit": {},
+		"limit":    {MaxConnections: workers},
 	} {
-		t.Run(tt.name, func(t *testing.T) {
-			s := serve(t, plain, hello)
-			pool := newPool(t, tt.config)
-			c := conns(t, pool, s.template)
-			var wg sync.WaitGroup
-			for range workers {
-				wg.Go(func() {
-					for range tt.calls {
-						slot, err := pool.Acquire(t.Context(), http1)
-						if err != nil {
-							t.Error(err)
-							return
-						}
-						get(t, c, s.URL)
-						if n := c.Open(); tt.config.MaxConnections > 0 && n > workers {
-							t.Errorf("%d connections open, want at most %d", n, workers)
-						}
-						slot.Release()
-					}
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				arrived := make(chan struct{}, workers)
+				release := make(chan struct{})
+				network, template := serveInMemory(t, func(w http.ResponseWriter, req *http.Request) {
+					arrived <- struct{}{}
+					<-release
+					hello(w, req)
 				})
-			}
-			wg.Wait()
-			// net/http dials as soon as no connection is idle and then takes what comes first, so there are some more
-			// connections than workers. A pool that does not keep them opens thousands.
-			if n := s.conns.Load(); n > 2*workers {
-				t.Errorf("%d calls by %d workers opened %d connections", workers*tt.calls, workers, n)
-			}
+				pool := newPool(t, config)
+				c := conns(t, pool, template)
+				for range bursts {
+					var wg sync.WaitGroup
+					for range workers {
+						wg.Go(func() {
+							slot, err := pool.Acquire(t.Context(), http1)
+							if err != nil {
+								t.Error(err)
+								return
+							}
+							defer slot.Release()
+							get(t, c, "http://orders")
+						})
+					}
+					for range workers {
+						<-arrived // all are in flight at once
+					}
+					if n := c.Open(); n != workers {
+						t.Errorf("%d connections open, want %d", n, workers)
+					}
+					for range workers {
+						release <- struct{}{}
+					}
+					wg.Wait()
+					synctest.Wait() // net/http takes a connection back after its call
+				}
+				if n := network.Dials(); n != workers {
+					t.Errorf("%d calls, %d at a time, opened %d connections", bursts*workers, workers, n)
+				}
+			})
 		})
 	}
 }
@@ -362,56 +373,11 @@ func TestPoolConns_Errors(t *testing.T) {
 	}
 }
 
-// listener is a network in memory, so that tests with timers can run in a synctest bubble.
-type listener struct {
-	accept chan net.Conn
-	closed chan struct{}
-	dials  atomic.Int64
-}
-
 // serveInMemory returns a template that calls the handler through a network in memory.
-func serveInMemory(t *testing.T, handler http.HandlerFunc) (*listener, *http.Transport) {
-	l := &listener{accept: make(chan net.Conn), closed: make(chan struct{})}
-	s := &http.Server{Handler: handler}
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		s.Serve(l)
-	}()
-	t.Cleanup(func() {
-		s.Close()
-		<-served
-	})
-	return l, &http.Transport{DialContext: l.dial}
-}
-
-func (l *listener) dial(ctx context.Context, _, _ string) (net.Conn, error) {
-	client, server := net.Pipe()
-	select {
-	case l.accept <- server:
-		l.dials.Add(1)
-		return client, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
-func (l *listener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.accept:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *listener) Close() error {
-	close(l.closed)
-	return nil
-}
-
-func (l *listener) Addr() net.Addr {
-	return &net.TCPAddr{}
+func serveInMemory(t *testing.T, handler http.HandlerFunc) (*memnet.Network, *http.Transport) {
+	network := new(memnet.Network)
+	network.Serve(t, "", handler)
+	return network, &http.Transport{DialContext: network.DialContext}
 }
 
 func TestConns_ConnectTimeout(t *testing.T) {
@@ -492,12 +458,12 @@ func TestConns_IdleTimeout(t *testing.T) {
 
 func TestConns_MaxConnectionDuration(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l, template := serveInMemory(t, hello)
+		network, template := serveInMemory(t, hello)
 		pool := newPool(t, limit.PoolConfig{MaxConnectionDuration: time.Minute})
 		c := conns(t, pool, template)
 		for _, step := range []struct {
 			after time.Duration
-			dials int64
+			dials int
 		}{
 			{0, 1}, {59 * time.Second, 1},
 			{time.Second, 1}, // the last call
@@ -507,7 +473,7 @@ func TestConns_MaxConnectionDuration(t *testing.T) {
 			time.Sleep(step.after)
 			get(t, c, "http://orders")
 			synctest.Wait()
-			if n := l.dials.Load(); n != step.dials {
+			if n := network.Dials(); n != step.dials {
 				t.Fatalf("%d dials at %v, want %d", n, step, step.dials)
 			}
 		}
@@ -588,10 +554,11 @@ func TestConns_Keepalive(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				l, template := serveInMemory(t, hello)
+				_, template := serveInMemory(t, hello)
+				dial := template.DialContext
 				var got net.KeepAliveConfig
 				template.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-					c, err := l.dial(ctx, network, addr)
+					c, err := dial(ctx, network, addr)
 					return tcp{c, &got, tt.err}, err
 				}
 				pool := newPool(t, limit.PoolConfig{Keepalive: tt.keepalive})

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/retry/retrygrpc"
 )
@@ -18,7 +19,7 @@ import (
 // A connection may be cut before a stream on it was sent. Such a stream did not end well, and may be sent again by any policy
 // that retries what was refused.
 func TestStreamCutBeforeItWasAnsweredDoesNotEndWell(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	address := grpctest.ServeCut(t, &grpctest.Service{Bidi: grpctest.EchoStream})
 	const streams = 4000
 	bare := grpctest.Streams(t, grpctest.Dial(t, address), streams)
@@ -51,7 +52,7 @@ func (unsent) CloseSend() error             { return nil }
 func (unsent) RecvMsg(any) error            { return status.Error(codes.Unavailable, "transport is closing") }
 
 func TestStreamThatWasNotSentIsRetriedAsRefused(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	address := grpctest.Serve(t, &grpctest.Service{Bidi: grpctest.EchoStream})
 	retries := &retrygrpc.Client{
 		Config: retry.Config{Retries: 2, Backoff: -1, On: retry.On{Conditions: retry.RefusedStream}},

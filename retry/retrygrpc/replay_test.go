@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/retry/retrygrpc"
 )
@@ -46,7 +47,7 @@ func framed(t *testing.T, s *grpctest.Service) *grpc.ClientConn {
 
 // gRPC frees the buffers that a codec hands over. So a retry must not encode the message again.
 func TestUnaryRetryOfMessageWhoseBuffersAreHandedOver(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	pass := refuseTwice()
 	conn := framed(t, &grpctest.Service{Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
 		if err := pass(); err != nil {
@@ -69,7 +70,7 @@ func TestUnaryRetryOfMessageWhoseBuffersAreHandedOver(t *testing.T) {
 
 // Messages that are no protocol buffers are kept for a retry, too: how large they are is known once they are encoded.
 func TestStreamRetryOfMessagesWhoseBuffersAreHandedOver(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	pass := refuseTwice()
 	const messages = 5
 	conn := framed(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/retry/retrygrpc"
 )
@@ -74,7 +75,7 @@ func TestStream_Replays(t *testing.T) {
 		{"refused after two messages", afterReading(2)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			grpctest.CheckGoroutines(t)
+			leak.Check(t)
 			var calls atomic.Int32
 			var summaries []retry.Summary
 			address := grpctest.Serve(t, &grpctest.Service{Bidi: onCall(2, &calls, test.fail)})
@@ -242,7 +243,7 @@ func TestStream_PerTryTimeoutExhausted(t *testing.T) {
 
 // TestStream_SenderNotices: a caller that only sends is not left with a stream that ended long ago.
 func TestStream_SenderNotices(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	var calls atomic.Int32
 	var sums []int32
 	second := make(chan struct{})
@@ -431,7 +432,7 @@ func TestStreamOptionsFireOnce(t *testing.T) {
 		}, codes.Canceled, ""},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			grpctest.CheckGoroutines(t)
+			leak.Check(t)
 			var calls atomic.Int32
 			address := grpctest.Serve(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
 				n := calls.Add(1)
@@ -472,7 +473,7 @@ func TestStreamOptionsFireOnce(t *testing.T) {
 
 // TestBothSidesFail: who receives finds the options filled in, also if it is who sends that gives up.
 func TestBothSidesFail(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	address := grpctest.Serve(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
 		s.SetTrailer(metadata.Pairs("try", "1"))
 		return unavailable(s)
@@ -581,7 +582,7 @@ func TestStream_SlotsComeBack(t *testing.T) {
 
 // TestStream_BothWays sends and receives at once while tries fail, under the race detector.
 func TestStream_BothWays(t *testing.T) {
-	grpctest.CheckGoroutines(t)
+	leak.Check(t)
 	var calls atomic.Int32
 	address := grpctest.Serve(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
 		if n := int(calls.Add(1)); n%4 != 0 {

@@ -20,6 +20,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/retry/retrygrpc"
 	"github.com/nosidecar/mesh/timeout"
@@ -314,7 +315,7 @@ func TestTransportFailures(t *testing.T) {
 		}, 1},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			grpctest.CheckGoroutines(t)
+			leak.Check(t)
 			var calls atomic.Int32
 			address := grpctest.ServeFrames(t, func(_ int, f *grpctest.Frames, stream uint32) bool {
 				calls.Add(1)
