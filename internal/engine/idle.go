@@ -16,10 +16,12 @@ const (
 	clustersKept = 256
 	clusterIdle  = 10 * time.Minute
 
-	// strangersKept is how many targets are kept that no document names, as http.DefaultTransport keeps no more than 100 idle
-	// connections. Beyond that the one goes that was used longest ago, and in any case those without calls for strangerIdle.
-	strangersKept = 100
-	strangerIdle  = 5 * time.Minute
+	// Targets that no document names, strangers, are dropped when they had no calls for strangerIdle. DNS knows any number of
+	// them: of these no more are kept than http.DefaultTransport keeps idle connections. A registry knows only its services.
+	// Beyond that those go that were used longest ago.
+	strangerIdle   = 5 * time.Minute
+	strangersKept  = 100
+	registeredKept = 1024
 )
 
 // makeRoomLocked drops idle targets so that there is room for c. The caller closes what it returns when it has let go of mu.
@@ -35,7 +37,10 @@ func (e *Engine) makeRoomLocked(clusters map[route.Target]*cluster, c *cluster) 
 	if e.sweeper == nil {
 		e.sweeper = time.AfterFunc(strangerIdle, e.sweep)
 	}
-	strangers := 0
+	kept, strangers := strangersKept, 0
+	if e.config.Resolver != nil {
+		kept = registeredKept
+	}
 	var idle []*cluster
 	for _, c := range clusters {
 		if !c.config.documented {
@@ -44,7 +49,7 @@ func (e *Engine) makeRoomLocked(clusters map[route.Target]*cluster, c *cluster) 
 			}
 		}
 	}
-	if over := min(strangers+1-strangersKept, len(idle)); over > 0 {
+	if over := min(strangers+1-kept, len(idle)); over > 0 {
 		slices.SortFunc(idle, func(a, b *cluster) int { return cmp.Compare(a.used.Load(), b.used.Load()) })
 		for _, c := range idle[:over] {
 			delete(clusters, c.target)

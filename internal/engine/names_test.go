@@ -13,6 +13,7 @@ import (
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
 )
 
 // names is a DNS in which some names have an address, and others never answer.
@@ -52,7 +53,7 @@ spec:
 		t.Fatal(err)
 	}
 	e, err := New(Config{
-		Template: &http.Transport{DialContext: func(_ context.Context, _, address string) (net.Conn, error) {
+		Template: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 			client, server := net.Pipe()
 			server.Close()
 			return client, nil
@@ -63,8 +64,10 @@ spec:
 		t.Fatal(err)
 	}
 	t.Cleanup(e.Close)
-	e.names.Close()
-	e.names = discovery.NewWatcher(dns, func(discovery.Service, error) {})
+	for _, watcher := range []**discovery.Watcher{&e.watcher, &e.names} {
+		(*watcher).Close()
+		*watcher = discovery.NewWatcher(dns, func(discovery.Service, error) {})
+	}
 	settle, err := e.Apply(plan)
 	if err != nil {
 		t.Fatal(err)
@@ -104,4 +107,41 @@ func TestOneDeadNameOfSeveral(t *testing.T) {
 			})
 		})
 	}
+}
+
+// DNS knows any number of hosts. What is kept of those that no document names is bounded.
+func TestHostsOfDNSAreBounded(t *testing.T) {
+	const hosts = 150
+	synctest.Test(t, func(t *testing.T) {
+		dns := names{"first.example": "10.0.0.1"}
+		for i := range hosts {
+			dns[fmt.Sprintf("host-%d.example", i)] = "10.0.0.2"
+		}
+		e := entry(t, dns)
+		dial := func(host string) {
+			t.Helper()
+			conn, err := e.DialContext(t.Context(), "tcp", host+":5432")
+			if err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+		}
+		dial("db.example")
+		for i := range hosts {
+			dial(fmt.Sprintf("host-%d.example", i))
+			time.Sleep(time.Second)
+		}
+		if n := e.Clusters(); n != strangersKept+1 {
+			t.Errorf("%d targets are kept after %d were called, want %d", n, hosts+1, strangersKept+1)
+		}
+		v := e.view.Load()
+		if v.clusters[route.Target{Host: "host-0.example", Port: 5432}] != nil {
+			t.Error("the target that was used longest ago is kept")
+		}
+		dial("host-0.example")
+		time.Sleep(2 * strangerIdle)
+		if n := e.Clusters(); n != 1 {
+			t.Errorf("%d targets are kept when nobody calls them, want the one of a document", n)
+		}
+	})
 }
