@@ -284,3 +284,29 @@ func TestHostOutsideSaysThatNoPolicyApplied(t *testing.T) {
 		t.Errorf("Get of a service of the mesh: %v", err)
 	}
 }
+
+// A template that dials in the way that was usual before contexts is dialled with, for endpoints and for hosts outside.
+func TestTemplateWithDial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		api := f.Add(t, says("ok"))
+		f.Registry.Set("api", api)
+		m := f.Mesh(t, "", mesh.WithTransport(&http.Transport{
+			//lint:ignore SA1019 it is deprecated, but still honoured by net/http
+			Dial: func(network, address string) (net.Conn, error) {
+				return f.Network.DialContext(t.Context(), network, address)
+			},
+		}))
+		for _, host := range []string{"api", api.ID()} {
+			if a := get(t, m.Client(), "http://"+host+"/"); a.body != "ok" {
+				t.Errorf("%s: %q", host, a.body)
+			}
+			conn, err := m.DialContext(t.Context(), "tcp", strings.TrimSuffix(host, ":80")+":80")
+			if err != nil {
+				t.Errorf("%s: %v", host, err)
+				continue
+			}
+			conn.Close()
+		}
+	})
+}

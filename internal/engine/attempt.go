@@ -110,9 +110,6 @@ func (c *Call) avoidsTried() bool {
 // Connections returns the connections that the attempt uses.
 func (a *Attempt) Connections() *Connections { return a.conns }
 
-// Call returns the call that the attempt is of.
-func (a *Attempt) Call() *Call { return a.call }
-
 // Again chooses another endpoint for the same attempt, if there is another. It is for a protocol library that begins anew on
 // its own where it knows that nothing was sent. failed says that the endpoint could not be connected to. After an error the
 // attempt still ends with End.

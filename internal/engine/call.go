@@ -379,9 +379,6 @@ func (c *Call) Rule() (rule *route.Entry, match int) { return c.rule, int(c.matc
 // Limits returns the limits in time of the call, which also watch its response. It is nil if there are none.
 func (c *Call) Limits() *deadline.Call { return c.limits }
 
-// Sent returns how many attempts were sent.
-func (c *Call) Sent() int { return int(c.sent) }
-
 // Multiplexed says that the endpoints speak HTTP/2, so that attempts share connections. The call must have one to go to.
 func (c *Call) Multiplexed() {
 	if shared := &c.cluster.sockets.multiplexed; !shared.Load() {

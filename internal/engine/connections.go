@@ -224,8 +224,13 @@ func dialling(template *http.Transport, address string) *http.Transport {
 }
 
 func contextDialer(t *http.Transport) func(ctx context.Context, network, address string) (net.Conn, error) {
-	if t.DialContext != nil {
+	//lint:ignore SA1019 Dial is deprecated, but still honoured by net/http
+	dial := t.Dial
+	switch {
+	case t.DialContext != nil:
 		return t.DialContext
+	case dial != nil:
+		return func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) }
 	}
 	return new(net.Dialer).DialContext
 }
