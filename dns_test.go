@@ -1,15 +1,22 @@
 package mesh_test
 
 import (
+	"context"
+	"errors"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -90,4 +97,37 @@ func TestProxyIsForHostsOutside(t *testing.T) {
 	if got := <-proxied; got != "http://outside.invalid/x" {
 		t.Errorf("the proxy saw %s", got)
 	}
+}
+
+// names is a name server that knows one address, whatever the name.
+type names struct{ address atomic.Value }
+
+func (n *names) LookupNetIP(context.Context, string, string) ([]netip.Addr, error) {
+	return []netip.Addr{netip.MustParseAddr(n.address.Load().(string))}, nil
+}
+
+func (n *names) LookupSRV(context.Context, string, string, string) (string, []*net.SRV, error) {
+	return "", nil, errors.New("no records")
+}
+
+// An address that changes is looked up again once it cannot be connected to, and not only when that is due.
+func TestChangedAddressIsFoundAfterAConnectFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		var zone names
+		zone.address.Store(f.Add(t, says("hello")).Address)
+		m := f.Mesh(t, virtualService("retries: {attempts: 0}"), mesh.WithDiscovery(discovery.DNS{Resolver: &zone, Interval: time.Hour}))
+		get(t, m.Client(), "http://api/")
+		old := zone.address.Load()
+		zone.address.Store("10.9.9.9")
+		time.Sleep(2 * time.Hour) // nobody is there any more
+		zone.address.Store(old)
+		if a, err := try(m.Client(), "http://api/"); err == nil {
+			t.Fatalf("a call to nobody is answered: %+v", a)
+		}
+		time.Sleep(2 * time.Second)
+		if a := get(t, m.Client(), "http://api/"); a.body != "hello" {
+			t.Errorf("body %q", a.body)
+		}
+	})
 }

@@ -323,6 +323,9 @@ func (c *call) End(err error) {
 	if kind == failure.Canceled || kind == failure.BadRequest {
 		c.latency, failed = 0, false // it was the caller; the endpoint may be well
 	}
+	if kind == failure.Connect {
+		c.service.subscription.Refresh() // the endpoint may be gone
+	}
 	c.host.Release(c.latency, failed)
 	if c.service.outlier != nil && kind != failure.BadRequest && c.host.TakesCalls() {
 		c.service.outlier.Report(c.host.ID(), c.resp, err)

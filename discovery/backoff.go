@@ -18,6 +18,22 @@ func backoff(failures int, limit time.Duration) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
+// sleepUnless waits for d, or until it is asked to stop, though no shorter than least. It reports whether it was asked, and
+// whether it was over before ctx ended.
+func sleepUnless(ctx context.Context, d time.Duration, ask <-chan struct{}, least time.Duration) (asked, ok bool) {
+	began := time.Now()
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return false, true
+	case <-ctx.Done():
+		return false, false
+	case <-ask:
+		return true, sleep(ctx, min(d, least)-time.Since(began))
+	}
+}
+
 // sleep waits for d and reports whether it did so before ctx ended.
 func sleep(ctx context.Context, d time.Duration) bool {
 	timer := time.NewTimer(d)

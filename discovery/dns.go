@@ -17,6 +17,9 @@ import (
 const (
 	defaultDNSInterval = 30 * time.Second
 	dnsLookupTimeout   = 15 * time.Second
+
+	// refreshGap is the least time between two lookups, where callers ask for one.
+	refreshGap = time.Second
 )
 
 // Lookup is the part of net.Resolver that [DNS] uses.
@@ -31,7 +34,8 @@ type Lookup interface {
 // "orders.shop" is a domain that can be bought.
 //
 // It yields when the set changes, whatever the order of the answers, and each time in a random order, so that the
-// clients of a service do not all begin with the same endpoint. When a lookup fails it yields the error and tries again
+// clients of a service do not all begin with the same endpoint. A watcher whose subscribers could not connect has it look
+// again sooner (see [Subscription.Refresh]). When a lookup fails it yields the error and tries again
 // soon, then less and less often. A name that does not exist is [ErrUnknownService], unless it existed before. IP
 // addresses and "localhost" are their own endpoints and are never looked up.
 //
@@ -77,8 +81,15 @@ func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, e
 			known    bool       // whether there ever was an answer
 			missing  bool       // whether the last thing yielded was ErrUnknownService
 			failures int
+			asked    bool         // whether somebody could not connect
+			gap      = refreshGap // the least time between lookups that are asked for
 		)
+		refresh, _ := ctx.Value(refreshKey{}).(<-chan struct{}) // nil: nobody asks
 		for {
+			select {
+			case <-refresh: // which comes in time for this lookup
+			default:
+			}
 			name, now, err := d.lookup(ctx, names)
 			if ctx.Err() != nil {
 				return
@@ -103,16 +114,23 @@ func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, e
 			if err != nil && !yield(nil, fmt.Errorf("discovery: look up %s: %w", service.Host, err)) {
 				return
 			}
-			if !known || !slices.EqualFunc(now, last, equalDNS) {
+			changed := !known || !slices.EqualFunc(now, last, equalDNS)
+			if changed {
 				shuffled := slices.Clone(now)
 				rand.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
 				if !yield(shuffled, nil) {
 					return
 				}
 			}
+			if changed || !asked {
+				gap = refreshGap
+			} else {
+				gap = min(2*gap, interval)
+			}
 			names = []string{name}
 			last, known, missing, failures = now, true, false, 0
-			if !sleep(ctx, interval*9/10+rand.N(interval/5+1)) {
+			var ok bool
+			if asked, ok = sleepUnless(ctx, interval*9/10+rand.N(interval/5+1), refresh, gap); !ok {
 				return
 			}
 		}

@@ -344,3 +344,43 @@ func TestDNS_StuckLookup(t *testing.T) {
 		}
 	})
 }
+
+// TestConnectFailuresHaveNamesLookedUpAgain: an address that changes is known within moments of the first call that fails,
+// and a dead endpoint that stays costs few lookups.
+func TestConnectFailuresHaveNamesLookedUpAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone()
+		z.addrs[orders.Host] = []string{"10.0.0.1"}
+		w := discovery.NewWatcher(discovery.DNS{Resolver: z, Interval: time.Hour}, nil)
+		defer w.Close()
+		var l log
+		sub := w.Subscribe(orders, l.update)
+		l.want(t, "set 10.0.0.1:0")
+
+		time.Sleep(10 * time.Second)
+		z.change(func() { z.addrs[orders.Host] = []string{"10.0.0.2"} })
+		sub.Refresh()
+		sub.Refresh()
+		l.want(t, "set 10.0.0.2:0") // at once: the latest lookup is long ago
+
+		z.change(func() { z.addrs[orders.Host] = []string{"10.0.0.3"} })
+		sub.Refresh()
+		l.want(t) // not twice within a second
+		time.Sleep(time.Second)
+		l.want(t, "set 10.0.0.3:0")
+
+		before := len(z.asked())
+		for range 600 { // ten minutes of failing calls
+			sub.Refresh()
+			time.Sleep(time.Second)
+		}
+		l.want(t)
+		if n := len(z.asked()) - before; n < 5 || n > 12 {
+			t.Errorf("%d lookups in ten minutes that change nothing, want fewer and fewer", n)
+		}
+		z.change(func() { z.addrs[orders.Host] = []string{"10.0.0.4"} })
+		sub.Refresh()
+		time.Sleep(20 * time.Minute)
+		l.want(t, "set 10.0.0.4:0")
+	})
+}

@@ -45,6 +45,7 @@ type watch struct {
 	service Service
 	cancel  context.CancelCauseFunc
 	stopped <-chan struct{}
+	refresh chan struct{} // holds a wish to look again
 
 	// The rest is guarded by Watcher.mu. No subscriber is called while it is held.
 
@@ -79,9 +80,11 @@ func (w *Watcher) Subscribe(service Service, update func(endpoints []Endpoint)) 
 			service:  service,
 			cancel:   cancel,
 			stopped:  ctx.Done(),
+			refresh:  make(chan struct{}, 1),
 			answered: make(chan struct{}),
 		}
 		w.watches[service] = watched
+		ctx = context.WithValue(ctx, refreshKey{}, (<-chan struct{})(watched.refresh))
 		w.running.Go(func() { watched.run(ctx) })
 	}
 	sub.watch = watched
@@ -271,6 +274,21 @@ func (s *Subscription) Err() error {
 	defer s.watch.owner.mu.Unlock()
 	return s.watch.lastErr
 }
+
+// Refresh asks the resolver to look again soon, because an endpoint could not be connected to: it may be gone. Of the
+// resolvers here [DNS] polls, and so heeds it: at once, or a second after its latest lookup, and less and less often while
+// that brings nothing new. Refresh does not wait, and may be called for every failure.
+func (s *Subscription) Refresh() {
+	if s.watch == nil {
+		return
+	}
+	select {
+	case s.watch.refresh <- struct{}{}:
+	default: // it is asked already
+	}
+}
+
+type refreshKey struct{}
 
 // Close ends the subscription, and with the last one of a service the watch. No call of update begins after Close
 // returns; one that is under way may still be. Close is idempotent.

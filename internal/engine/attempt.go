@@ -187,6 +187,7 @@ func (a *Attempt) judge(err error) (breaker.Result, breaker.Outcome) {
 	case failure.TryTimeout:
 		return breaker.Timeout, breaker.Failure
 	case failure.Connect:
+		c.cluster.refresh()
 		return breaker.ConnectFailure, breaker.Failure
 	}
 	return breaker.Reset, breaker.Failure

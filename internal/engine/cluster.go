@@ -191,6 +191,15 @@ func (c *cluster) subscribe(watcher *discovery.Watcher, service discovery.Servic
 	}
 }
 
+// refresh has discovery look again soon: an endpoint could not be connected to, so it may be gone.
+func (c *cluster) refresh() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, sub := range c.subs {
+		sub.Refresh()
+	}
+}
+
 // close makes the cluster end with the last of its calls: until then they may still wait for endpoints. It may be called
 // more than once.
 func (c *cluster) close() {
