@@ -1,12 +1,18 @@
 # make test   everything that must hold before a change lands; installs what it needs
 # make quick  the same without fuzzing and the long tests
+# make stress the tests in a race with a busy machine, and on one processor; not part of CI, it takes long
+# make vuln   known vulnerabilities of what is linked; needs https://vuln.go.dev
 # make bench  benchmarks, beside the bare transport and failsafe-go
 
 GO        ?= go
 FUZZTIME  ?= 10000x
+RUNS      ?= 5
+SPINNERS  ?= 4
 STATIC     = $(GO) tool -modfile=tools/go.mod staticcheck
 
-.PHONY: test quick bench vet fuzz
+VULN       = $(GO) tool -modfile=tools/go.mod govulncheck
+
+.PHONY: test quick bench vet fuzz stress vuln
 
 test: vet
 	$(GO) test -race ./...
@@ -22,7 +28,7 @@ quick: vet
 	$(GO) test -race ./...
 
 vet:
-	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); \
+	@unformatted=$$(gofmt -l .); \
 	if [ -n "$$unformatted" ]; then echo "gofmt: run gofmt -w on:"; echo "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(STATIC) ./...
@@ -36,6 +42,20 @@ fuzz:
 			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
 		done; \
 	done
+
+# Some processes spin meanwhile, so that every goroutine waits for a processor at every place once.
+stress:
+	@spinners=; trap 'kill $$spinners 2>/dev/null' EXIT; trap 'exit 1' INT TERM; \
+	for i in $$(seq $(SPINNERS)); do (while :; do :; done) & spinners="$$spinners $$!"; done; \
+	for run in $$(seq $(RUNS)); do \
+		echo "run $$run of $(RUNS)"; \
+		$(GO) test -race -count=1 ./... || exit 1; \
+		GOMAXPROCS=1 $(GO) test -race -count=1 ./... || exit 1; \
+	done
+
+vuln:
+	@$(VULN) ./... || { code=$$?; \
+	[ $$code -eq 3 ] || echo "vuln: govulncheck had no answer: it needs https://vuln.go.dev" >&2; exit $$code; }
 
 bench:
 	$(GO) test -run '^$$' -bench . -benchmem ./...

@@ -1,7 +1,7 @@
 // Benchmarks beside other libraries. They have a go.mod of their own so that users of the library inherit none of it.
 module github.com/nosidecar/mesh/bench
 
-go 1.26.0
+go 1.26.8
 
 require (
 	github.com/failsafe-go/failsafe-go v0.9.8

@@ -2,7 +2,7 @@
 // the library are to be spared.
 module github.com/nosidecar/mesh/meshgrpc/interop
 
-go 1.26.0
+go 1.26.8
 
 require (
 	github.com/nosidecar/mesh v0.0.0

@@ -1,7 +1,7 @@
 // A comparison with istio.io/api. It has a go.mod of its own so that users of the library do not inherit that module.
 module github.com/nosidecar/mesh/policy/internal/oracle
 
-go 1.26.0
+go 1.26.8
 
 require (
 	github.com/nosidecar/mesh v0.0.0
