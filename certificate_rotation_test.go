@@ -25,6 +25,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/workloadapi"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
@@ -106,7 +107,7 @@ func TestCallsFailUntilTheAPIReturns(t *testing.T) {
 
 	clientAPI.Stop()
 	var expired *tlsid.ExpiredError
-	if !poll(20*time.Second, func() bool {
+	if !await.Done(func() bool {
 		_, err := try(c, "http://payment-service/")
 		return errors.As(err, &expired)
 	}) {
@@ -116,7 +117,7 @@ func TestCallsFailUntilTheAPIReturns(t *testing.T) {
 		t.Errorf("the error is %v, which is not so", expired)
 	}
 	clientAPI.Restart()
-	if !poll(20*time.Second, func() bool {
+	if !await.Done(func() bool {
 		a, err := try(c, "http://payment-service/")
 		return err == nil && a.status == http.StatusOK
 	}) {

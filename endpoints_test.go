@@ -18,6 +18,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -260,7 +261,7 @@ func TestRemovedEndpointsDrain(t *testing.T) {
 	if a := <-slow; a.body != "old" {
 		t.Errorf("the call in flight got %q", a.body)
 	}
-	if !poll(5*time.Second, func() bool { return open.Load() == 0 }) {
+	if !await.Done(func() bool { return open.Load() == 0 }) {
 		t.Errorf("%d connections to the removed endpoint are still open", open.Load())
 	}
 }

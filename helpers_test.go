@@ -26,20 +26,6 @@ func TestMain(m *testing.M) {
 	os.Exit(leak.Run(m))
 }
 
-// poll waits until done reports true, and reports whether it did in time.
-func poll(limit time.Duration, done func() bool) bool {
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for deadline := time.Now().Add(limit); ; <-tick.C {
-		if done() {
-			return true
-		}
-		if time.Now().After(deadline) {
-			return false
-		}
-	}
-}
-
 // noLeaks checks, when the test is over and everything it started was closed, that nothing is left running. It is
 // called first.
 func noLeaks(t *testing.T) {

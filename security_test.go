@@ -19,6 +19,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tlsid"
@@ -208,7 +209,7 @@ func TestEndpointIdentityChanges(t *testing.T) {
 	e.ServiceAccount = "refund-service"
 	w.registry.Set("payment-service", e)
 	var err error
-	if !poll(5*time.Second, func() bool {
+	if !await.Done(func() bool {
 		_, err = try(m.Client(), "http://payment-service/")
 		return err != nil
 	}) {
@@ -220,7 +221,7 @@ func TestEndpointIdentityChanges(t *testing.T) {
 	}
 	e.ServiceAccount = "payment-service"
 	w.registry.Set("payment-service", e)
-	if !poll(5*time.Second, func() bool { _, err = try(m.Client(), "http://payment-service/"); return err == nil }) {
+	if !await.Done(func() bool { _, err = try(m.Client(), "http://payment-service/"); return err == nil }) {
 		t.Fatalf("the endpoint is itself again, but %v", err)
 	}
 }
@@ -422,7 +423,7 @@ func TestRotationRetiresConnections(t *testing.T) {
 		before := rotated.Load()
 		if i > 0 {
 			w.Rotate()
-			if !poll(5*time.Second, func() bool { return rotated.Load() > before }) {
+			if !await.Done(func() bool { return rotated.Load() > before }) {
 				t.Fatal("no rotation")
 			}
 		}
@@ -450,7 +451,7 @@ func TestExpiredIdentityIsNotUsed(t *testing.T) {
 			}
 		}}))
 	get(t, m.Client(), "http://payment-service/")
-	if !poll(10*time.Second, failed.Load) {
+	if !await.Done(failed.Load) {
 		t.Fatal("nobody was told that the identity has expired")
 	}
 	_, err := try(m.Client(), "http://payment-service/")
@@ -488,7 +489,7 @@ func TestStartWithoutIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	late <- id
-	if !poll(5*time.Second, func() bool { _, err := m.Identity(); return err == nil }) {
+	if !await.Done(func() bool { _, err := m.Identity(); return err == nil }) {
 		t.Fatal("the identity came, and is not there")
 	}
 	get(t, m.Client(), "http://payment-service/")

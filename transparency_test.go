@@ -15,10 +15,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 )
 
 func TestRequestStaysTheCallers(t *testing.T) {
@@ -96,7 +96,7 @@ spec:
 				t.Errorf("the request was changed: %+v", req)
 			}
 			// net/http may close the body a moment after the response has come.
-			poll(5*time.Second, func() bool { return body.closed.Load() > 0 })
+			await.Done(func() bool { return body.closed.Load() > 0 })
 			if n := body.closed.Load(); n != 1 {
 				t.Errorf("the body was closed %d times, want once", n)
 			}

@@ -19,7 +19,10 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -73,9 +76,9 @@ func silent(ctx context.Context, conn *grpc.ClientConn) error {
 
 // What is denied is denied at the headers: no message is waited for, none is decoded, and no interceptor sees the call.
 func TestDeniedCallIsAnsweredBeforeItsMessageIsReceived(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var observed inbounds
-	m := newMesh(t, denyAll, observed.observer())
+	m := meshtest.New(t, denyAll, observed.observer())
 	codec := &decoding{CodecV2: encoding.GetCodecV2("proto")}
 	var intercepted atomic.Int64
 	address := grpctest.Serve(t, whoCalls, append(meshgrpc.ServerOptions(m),
@@ -121,9 +124,9 @@ func TestDeniedCallIsAnsweredBeforeItsMessageIsReceived(t *testing.T) {
 
 // So is what is beyond a limit, and clients that retry know it for that.
 func TestCallBeyondALimitIsAnsweredBeforeItsMessageIsReceived(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	rate := limit.RateConfig{PerSecond: 0.001, Burst: 1}
-	m := newMesh(t, "", mesh.WithServer(mesh.ServerConfig{RateLimit: rate}))
+	m := meshtest.New(t, "", mesh.WithServer(mesh.ServerConfig{RateLimit: rate}))
 	address := grpctest.Serve(t, whoCalls, meshgrpc.ServerOptions(m)...)
 	tries := 0
 	retries := &retrygrpc.Client{
@@ -141,9 +144,9 @@ func TestCallBeyondALimitIsAnsweredBeforeItsMessageIsReceived(t *testing.T) {
 
 // A call that is let through and never reaches a handler gives back what it holds.
 func TestCallWithoutAMessageHoldsNothingOnceItIsOver(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var observed inbounds
-	m := newMesh(t, "", mesh.WithServer(mesh.ServerConfig{MaxRequests: 1}), observed.observer())
+	m := meshtest.New(t, "", mesh.WithServer(mesh.ServerConfig{MaxRequests: 1}), observed.observer())
 	conn := grpctest.Dial(t, grpctest.Serve(t, whoCalls, meshgrpc.ServerOptions(m)...))
 	for range 5 {
 		ctx, cancel := context.WithCancel(bounded(t))
@@ -151,20 +154,20 @@ func TestCallWithoutAMessageHoldsNothingOnceItIsOver(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if !poll(5*time.Second, func() bool { return observed.open.Load() == 1 }) {
+		if !await.Done(func() bool { return observed.open.Load() == 1 }) {
 			t.Fatal("the call was not let through")
 		}
 		cancel()
 		if err := stream.RecvMsg(&grpctest.Response{}); status.Code(err) != codes.Canceled {
 			t.Errorf("the call ended with %v", err)
 		}
-		if !poll(5*time.Second, func() bool { return observed.open.Load() == 0 }) {
+		if !await.Done(func() bool { return observed.open.Load() == 0 }) {
 			t.Fatal("the call has no end")
 		}
 		if _, err := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
 			t.Fatalf("the next call: %v", err)
 		}
-		if !poll(5*time.Second, func() bool { return observed.open.Load() == 0 }) {
+		if !await.Done(func() bool { return observed.open.Load() == 0 }) {
 			t.Fatal("the next call has no end")
 		}
 	}
@@ -172,9 +175,9 @@ func TestCallWithoutAMessageHoldsNothingOnceItIsOver(t *testing.T) {
 
 // A server that is the handler of an http.Server has no gRPC transport that could ask at the headers.
 func TestDeniedCallOverServeHTTP(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var observed inbounds
-	m := newMesh(t, strings.Replace(denyAll, "spec: {}", `spec: {rules: [{to: [{operation: {paths: ["/grpc.testing.TestService/UnaryCall"]}}]}]}`, 1),
+	m := meshtest.New(t, strings.Replace(denyAll, "spec: {}", `spec: {rules: [{to: [{operation: {paths: ["/grpc.testing.TestService/UnaryCall"]}}]}]}`, 1),
 		observed.observer())
 	server := grpc.NewServer(meshgrpc.ServerOptions(m)...)
 	grpctest.Register(server, &grpctest.Service{Unary: grpctest.Echo})
@@ -205,14 +208,14 @@ func TestDeniedCallOverServeHTTP(t *testing.T) {
 	if _, err := stream.Recv(); status.Code(err) != codes.PermissionDenied {
 		t.Errorf("denied call: %v, want PermissionDenied", err)
 	}
-	if !poll(5*time.Second, func() bool { return observed.open.Load() == 0 && observed.ended.Load() == 2 }) {
+	if !await.Done(func() bool { return observed.open.Load() == 0 && observed.ended.Load() == 2 }) {
 		t.Errorf("observers saw %d calls without an end, and the end of %d, want 0 and 2", observed.open.Load(), observed.ended.Load())
 	}
 }
 
 // Policies see the headers of a call as HTTP has them: binary metadata encoded, and te.
 func TestAuthorizationSeesBinaryMetadataAndTe(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	encoded := base64.StdEncoding.EncodeToString([]byte("admin")) // with padding
 	for _, test := range []struct {
 		name, key, value string
@@ -225,7 +228,7 @@ func TestAuthorizationSeesBinaryMetadataAndTe(t *testing.T) {
 		{"te", "te", "trailers", codes.PermissionDenied},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			m := newMesh(t, `
+			m := meshtest.New(t, `
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata: {name: deny, namespace: default}

@@ -23,14 +23,17 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy/limit"
 	meshroute "github.com/nosidecar/mesh/policy/route"
 )
 
 // What documents do to headers, path and authority reaches the wire, and the caller.
 func TestRewrites(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var seen metadata.MD
 	var method string
 	_, conn := one(t, `
@@ -77,7 +80,7 @@ spec:
 
 // Unary calls are mirrored: the copy is what the message was, whatever becomes of that. Streams are not.
 func TestMirror(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	copies := make(chan string, 100)
 	var registry discovery.Memory
 	registry.Set("echo", serve(t, echoStreams))
@@ -89,7 +92,7 @@ func TestMirror(t *testing.T) {
 		},
 	}))
 	dropped := make(chan error, 1)
-	m := newMesh(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+	m := meshtest.New(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
 		MirrorDropped: func(_ meshroute.Target, err error) {
 			select {
 			case dropped <- err:
@@ -129,7 +132,7 @@ func TestMirror(t *testing.T) {
 
 // A copy is sent beside the call, which keeps the options that its caller gave to itself.
 func TestMirrorOptions(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var registry discovery.Memory
 	seen := make(chan string, 1)
 	for _, name := range []string{"echo", "shadow"} {
@@ -141,7 +144,7 @@ func TestMirrorOptions(t *testing.T) {
 			return &grpctest.Response{}, grpc.SetHeader(ctx, metadata.Pairs("x-from", name))
 		}}))
 	}
-	m := newMesh(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry))
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 	for range 50 {
 		var header metadata.MD
@@ -160,7 +163,7 @@ func TestMirrorOptions(t *testing.T) {
 
 // A call that waits for an endpoint is mirrored once, however often it is made anew.
 func TestMirrorOfWaitingCall(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var registry discovery.Memory
 	registry.Set("echo")
 	copies := make(chan struct{}, 100)
@@ -169,7 +172,7 @@ func TestMirrorOfWaitingCall(t *testing.T) {
 		return grpctest.Echo(ctx, in)
 	}}))
 	var dropped atomic.Int64
-	m := newMesh(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+	m := meshtest.New(t, route("    mirror: {host: shadow}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
 		MirrorDropped: func(meshroute.Target, error) { dropped.Add(1) },
 	}))
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
@@ -180,7 +183,7 @@ func TestMirrorOfWaitingCall(t *testing.T) {
 		_, err := client.UnaryCall(ctx, &grpctest.Request{}, grpc.WaitForReady(true))
 		ended <- err
 	}()
-	if !poll(5*time.Second, func() bool { return len(copies)+int(dropped.Load()) >= 3 }) {
+	if !await.Done(func() bool { return len(copies)+int(dropped.Load()) >= 3 }) {
 		t.Error("the call was not made anew")
 	}
 	cancel()
@@ -194,7 +197,7 @@ func TestMirrorOfWaitingCall(t *testing.T) {
 
 // The server says when to come back, or never to (gRFC A6); a retry says that it is one.
 func TestPushback(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var tries atomic.Int64
 	var pushback, previous atomic.Value
 	answer := func(ctx context.Context) error {
@@ -254,8 +257,8 @@ func TestPushback(t *testing.T) {
 
 // Errors are status errors, and what they stem from can be found.
 func TestErrors(t *testing.T) {
-	noLeaks(t)
-	refuses, block := dead(t), make(chan struct{})
+	leak.Check(t)
+	refuses, block := meshtest.Refusing(t), make(chan struct{})
 	var registry discovery.Memory
 	registry.Set("dead", refuses)
 	registry.Set("empty")
@@ -267,7 +270,7 @@ func TestErrors(t *testing.T) {
 	registry.Set("slow", gate)
 	registry.Set("echo", serve(t, echoStreams))
 	registry.Set("other", serve(t, echoStreams))
-	m := newMesh(t, `
+	m := meshtest.New(t, `
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: slow}
@@ -342,10 +345,10 @@ spec: {hosts: [moved], http: [{redirect: {uri: /elsewhere}}]}
 
 // A call that cannot be encoded is nobody's fault but the caller's.
 func TestLocalErrors(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var registry discovery.Memory
 	registry.Set("echo", serve(t, echoStreams))
-	m := newMesh(t, threeTries+strings.Replace(ejecting, "maxEjectionPercent: 50", "maxEjectionPercent: 100", 1),
+	m := meshtest.New(t, threeTries+strings.Replace(ejecting, "maxEjectionPercent: 50", "maxEjectionPercent: 100", 1),
 		mesh.WithDiscovery(&registry), mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 2}}))
 	conn := connect(t, m, "mesh:///echo")
 	for range 10 {
@@ -370,7 +373,7 @@ func TestLocalErrors(t *testing.T) {
 
 // The caller's message and reply are left alone: the message altogether, the reply but for the last try.
 func TestMessages(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var tries atomic.Int64
 	_, conn := one(t, threeTries, []discovery.Endpoint{serve(t, &grpctest.Service{
 		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
@@ -396,11 +399,11 @@ func TestMessages(t *testing.T) {
 
 // A panic of an interceptor is its caller's, and leaves no slot behind.
 func TestPanic(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var w watched
 	var registry discovery.Memory
 	registry.Set("echo", serve(t, echoStreams))
-	m := newMesh(t, "", mesh.WithDiscovery(&registry), w.observer())
+	m := meshtest.New(t, "", mesh.WithDiscovery(&registry), w.observer())
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo",
 		grpc.WithChainUnaryInterceptor(func(context.Context, string, any, any, *grpc.ClientConn, grpc.UnaryInvoker, ...grpc.CallOption) error {
 			panic("unary")
@@ -440,7 +443,7 @@ func TestConnectionLimits(t *testing.T) {
 		{"idle", "{http: {idleTimeout: 50ms}}", 250 * time.Millisecond, 3},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			noLeaks(t)
+			leak.Check(t)
 			conns := map[string]int{}
 			_, conn := one(t, rule(test.pool), []discovery.Endpoint{serve(t, &grpctest.Service{
 				Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
@@ -469,7 +472,7 @@ func TestConnectionLimits(t *testing.T) {
 
 // Calls that share a connection are not held up by maxConnections, nor do more connections come of it than it allows.
 func TestMaxRequests(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	gate, begun := make(chan struct{}), make(chan struct{}, 10)
 	_, conn := one(t, `apiVersion: networking.istio.io/v1
 kind: DestinationRule

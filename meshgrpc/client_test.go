@@ -26,7 +26,10 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 )
 
@@ -35,7 +38,7 @@ func one(t testing.TB, documents string, endpoints []discovery.Endpoint, opts ..
 	t.Helper()
 	var registry discovery.Memory
 	registry.Set("echo", endpoints...)
-	m := newMesh(t, documents, mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, documents, mesh.WithDiscovery(&registry))
 	return m, connect(t, m, "mesh:///echo", opts...)
 }
 
@@ -53,7 +56,7 @@ spec:
 
 // A proxy of the environment would lose the identity that an endpoint is expected to have.
 func TestProxyIsNotUsed(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
 	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 	w := newTown(t)
@@ -117,18 +120,18 @@ func refusing(t testing.TB, seen *atomic.Int64) discovery.Endpoint {
 		mu.Unlock()
 		serving.Wait()
 	})
-	return endpointOf(t, ln.Addr().String())
+	return meshtest.EndpointOf(t, ln.Addr().String())
 }
 
 // gRPC begins anew by itself where a stream was refused, and asks for another connection: that is another endpoint's.
 func TestTransparentRetryGoesElsewhere(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var refused atomic.Int64
 	good := serve(t, echoStreams)
 	var sent atomic.Int64
 	var registry discovery.Memory
 	registry.Set("echo", refusing(t, &refused), good)
-	m := newMesh(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+	m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
 		AttemptEnd: func(_ context.Context, a *mesh.Attempt) {
 			sent.Add(1)
 			if want := net.JoinHostPort(good.Address, strconv.Itoa(good.Port)); a.Endpoint != want {
@@ -170,7 +173,7 @@ func TestTransparentRetryGoesElsewhere(t *testing.T) {
 
 // A server that ends the call just before our own limit does, has not answered: it is a timeout of ours.
 func TestServerMayEndTheTryFirst(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	bad := serve(t, &grpctest.Service{Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
 		at, ok := ctx.Deadline()
 		if !ok {
@@ -203,7 +206,7 @@ spec:
 
 // A ClientConn that was idle has forgotten its balancer, but not what is known of endpoints.
 func TestIdleAndBack(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var seen atomic.Int64
 	bad := serve(t, &grpctest.Service{Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
 		seen.Add(1)
@@ -222,7 +225,7 @@ func TestIdleAndBack(t *testing.T) {
 		t.Fatalf("the bad endpoint got %d calls before it was ejected, want 3", seen.Load())
 	}
 	for range 3 {
-		if !poll(5*time.Second, func() bool { return conn.GetState() == connectivity.Idle }) {
+		if !await.Done(func() bool { return conn.GetState() == connectivity.Idle }) {
 			t.Fatal("the connection did not go idle")
 		}
 		for range 10 {
@@ -251,7 +254,7 @@ func TestServiceConfigReplaced(t *testing.T) {
 		{"other credentials", []grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, "credentials of the mesh are not in use"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			noLeaks(t)
+			leak.Check(t)
 			_, conn := one(t, "", []discovery.Endpoint{serve(t, echoStreams)}, test.opts...)
 			client := grpctest.NewClient(conn)
 			for _, opts := range [][]grpc.CallOption{nil, {grpc.WaitForReady(true)}} {
@@ -266,7 +269,7 @@ func TestServiceConfigReplaced(t *testing.T) {
 
 // The retries of a service config are not followed: ours decide.
 func TestRetryPolicyOfServiceConfigIsNotUsed(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var tries atomic.Int64
 	_, conn := one(t, route("    retries: {attempts: 1, retryOn: unavailable, backoff: 1ms}\n"), []discovery.Endpoint{serve(t, &grpctest.Service{
 		Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
@@ -283,10 +286,10 @@ func TestRetryPolicyOfServiceConfigIsNotUsed(t *testing.T) {
 
 // A call fails at once when all endpoints are ejected or there are none, and waits only if it is to wait.
 func TestNothingToPick(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var registry discovery.Memory
 	registry.Set("echo")
-	m := newMesh(t, "", mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, "", mesh.WithDiscovery(&registry))
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 	if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); status.Code(err) != codes.Unavailable {
 		t.Errorf("error %v, want Unavailable", err)
@@ -311,7 +314,7 @@ func TestNothingToPick(t *testing.T) {
 		}
 		waiting <- err
 	}()
-	registry.Set("echo", dead(t))
+	registry.Set("echo", meshtest.Refusing(t))
 	registry.Set("echo", serve(t, echoStreams))
 	for range 2 {
 		if err := <-waiting; err != nil {
@@ -322,7 +325,7 @@ func TestNothingToPick(t *testing.T) {
 
 // A server allows 100 streams on a connection, and 250 go on at once.
 func TestMaxConcurrentStreamsHoldsUpNobody(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var conns sync.Map
 	var open atomic.Int64
 	gate := make(chan struct{})
@@ -348,7 +351,7 @@ func TestMaxConcurrentStreamsHoldsUpNobody(t *testing.T) {
 	for range calls {
 		begin()
 	}
-	if !poll(10*time.Second, func() bool { return open.Load() == calls }) {
+	if !await.Done(func() bool { return open.Load() == calls }) {
 		t.Errorf("%d of %d calls reached the server", open.Load(), calls)
 	}
 	close(gate)
@@ -362,7 +365,7 @@ func TestMaxConcurrentStreamsHoldsUpNobody(t *testing.T) {
 
 // The call options by which a caller gets something back fire once a call, with what came of the last try.
 func TestOptionsOnce(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var tries atomic.Int64
 	fails := func(ctx context.Context) error {
 		n := tries.Add(1)
@@ -430,7 +433,7 @@ func TestOptionsOnce(t *testing.T) {
 
 // What an earlier try left behind is not the caller's, even if the last one left nothing.
 func TestOptionsOfTheLastTry(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	fails := func(ctx context.Context) error {
 		_ = grpc.SetTrailer(ctx, metadata.Pairs("x-try", "1"))
 		return status.Error(codes.Unavailable, "not here")
@@ -440,7 +443,7 @@ func TestOptionsOfTheLastTry(t *testing.T) {
 		Bidi:  func(stream grpctest.BidiServer) error { return fails(stream.Context()) },
 	})
 	_, conn := one(t, route("    retries: {attempts: 1, retryOn: \"unavailable,connect-failure\", backoff: 1ms}\n"),
-		[]discovery.Endpoint{answers, dead(t)})
+		[]discovery.Endpoint{answers, meshtest.Refusing(t)})
 	client := grpctest.NewClient(conn)
 	for _, kind := range []string{"unary", "stream"} {
 		answered, unconnected := 0, 0
@@ -483,7 +486,7 @@ func TestMeshSchemeIsRegistered(t *testing.T) {
 
 // A stream is retried before it is answered, with what was sent; the limit of a try does not cut one that was answered.
 func TestStreamsAreRetriedBeforeTheFirstMessage(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var tries atomic.Int64
 	var mode atomic.Value
 	_, conn := one(t, route("    retries: {attempts: 2, perTryTimeout: 100ms, retryOn: \"5xx,unavailable\"}\n"), []discovery.Endpoint{serve(t, &grpctest.Service{

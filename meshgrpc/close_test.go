@@ -15,13 +15,15 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	meshroute "github.com/nosidecar/mesh/policy/route"
 )
 
 // A ClientConn is closed while calls of it are under way, at different points of their lives. They end as those of a bare
 // ClientConn do, and nothing is held against the endpoint, which others go on using.
 func TestClosedClientConnEjectsNoEndpoint(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	arrived := make(chan struct{}, 1)
 	block := func(ctx context.Context) error {
 		arrived <- struct{}{}
@@ -77,11 +79,11 @@ func TestClosedClientConnEjectsNoEndpoint(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			var registry discovery.Memory
-			registry.Set("echo", endpointOf(t, test.address))
+			registry.Set("echo", meshtest.EndpointOf(t, test.address))
 			ejected := make(chan breaker.Event, 10)
 			rule := strings.NewReplacer("consecutive5xxErrors: 3", "consecutive5xxErrors: 1", "maxEjectionPercent: 50",
 				"maxEjectionPercent: 100").Replace(ejecting)
-			m := newMesh(t, threeTries+rule, mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+			m := meshtest.New(t, threeTries+rule, mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
 				Ejection: func(_ meshroute.Target, event breaker.Event) { ejected <- event },
 			}))
 			end := func(conn *grpc.ClientConn) error {

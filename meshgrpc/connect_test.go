@@ -14,6 +14,8 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
 const oneConnection = `
@@ -25,10 +27,10 @@ spec: {host: echo, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1, con
 
 // gRPC cannot share connections between ClientConns, so each gets one, whatever the limit.
 func TestSecondClientConnIsNotStarvedByMaxConnections(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var registry discovery.Memory
 	registry.Set("echo", serve(t, &grpctest.Service{Unary: grpctest.Echo}))
-	m := newMesh(t, oneConnection, mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, oneConnection, mesh.WithDiscovery(&registry))
 	for n := range 3 {
 		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 		if _, err := client.UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
@@ -39,10 +41,10 @@ func TestSecondClientConnIsNotStarvedByMaxConnections(t *testing.T) {
 
 // connectTimeout bounds all that it takes to have a connection, the first frame of the server included.
 func TestConnectTimeoutCoversASilentServer(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var registry discovery.Memory
-	registry.Set("echo", endpointOf(t, silentListener(t, make(chan struct{}, 100))))
-	m := newMesh(t, oneConnection+"---\n"+route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
+	registry.Set("echo", meshtest.EndpointOf(t, silentListener(t, make(chan struct{}, 100))))
+	m := meshtest.New(t, oneConnection+"---\n"+route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
 	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
 	defer cancel()
 	_, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).UnaryCall(ctx, &grpctest.Request{})
@@ -74,16 +76,16 @@ func hangingUp(t *testing.T, accepted *atomic.Int64) discovery.Endpoint {
 		listener.Close()
 		<-done
 	})
-	return endpointOf(t, listener.Addr().String())
+	return meshtest.EndpointOf(t, listener.Addr().String())
 }
 
 // An endpoint that cannot be connected to is not dialled with every call, and the channel says that it fails.
 func TestEndpointThatHangsUpIsNotDialledWithEveryCall(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var accepted atomic.Int64
 	var registry discovery.Memory
 	registry.Set("echo", hangingUp(t, &accepted))
-	m := newMesh(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
 	conn := connect(t, m, "mesh:///echo")
 	const calls = 300
 	for range calls {
@@ -101,11 +103,11 @@ func TestEndpointThatHangsUpIsNotDialledWithEveryCall(t *testing.T) {
 
 // An endpoint that could not be connected to a moment ago is passed over while there is another.
 func TestEndpointThatHangsUpIsPassedOver(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var accepted atomic.Int64
 	var registry discovery.Memory
 	registry.Set("echo", hangingUp(t, &accepted), serve(t, &grpctest.Service{Unary: grpctest.Echo}))
-	m := newMesh(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
 	conn := connect(t, m, "mesh:///echo")
 	const calls = 300
 	failed := 0

@@ -9,14 +9,16 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
 // A connection may be cut before a stream on it was sent. Such a stream did not end well, and the server has not seen it.
 func TestStreamCutBeforeItWasAnsweredDoesNotEndWell(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	address := grpctest.ServeCut(t, &grpctest.Service{Bidi: grpctest.EchoStream})
 	var registry discovery.Memory
-	registry.Set("echo", endpointOf(t, address))
+	registry.Set("echo", meshtest.EndpointOf(t, address))
 	const streams = 4000
 
 	bare := grpctest.Streams(t, grpctest.Dial(t, address), streams)
@@ -25,7 +27,7 @@ func TestStreamCutBeforeItWasAnsweredDoesNotEndWell(t *testing.T) {
 		{"with retries", strings.Replace(threeTries, "unavailable,connect-failure,refused-stream", "connect-failure,refused-stream", 1)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			m := newMesh(t, test.documents, mesh.WithDiscovery(&registry))
+			m := meshtest.New(t, test.documents, mesh.WithDiscovery(&registry))
 			ours := grpctest.Streams(t, connect(t, m, "mesh:///echo"), streams)
 			if ours.False > 0 {
 				t.Errorf("%d of %d streams ended with io.EOF before the first message", ours.False, streams)

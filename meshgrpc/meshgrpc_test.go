@@ -13,13 +13,15 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
 func TestUnary(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var registry discovery.Memory
 	registry.Set("echo", serve(t, &grpctest.Service{Unary: grpctest.Echo}))
-	m := newMesh(t, "", mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, "", mesh.WithDiscovery(&registry))
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 	for range 3 {
 		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
@@ -40,13 +42,13 @@ spec:
 `
 
 func TestTwoBadOfThree(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	bad := serve(t, &grpctest.Service{Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
 		return nil, status.Error(codes.Unavailable, "bad")
 	}})
 	var registry discovery.Memory
-	registry.Set("echo", serve(t, &grpctest.Service{Unary: grpctest.Echo}), bad, dead(t))
-	m := newMesh(t, threeTries, mesh.WithDiscovery(&registry))
+	registry.Set("echo", serve(t, &grpctest.Service{Unary: grpctest.Echo}), bad, meshtest.Refusing(t))
+	m := meshtest.New(t, threeTries, mesh.WithDiscovery(&registry))
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 	var failed atomic.Int64
 	var callers sync.WaitGroup
@@ -65,10 +67,10 @@ func TestTwoBadOfThree(t *testing.T) {
 }
 
 func TestStreams(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var registry discovery.Memory
-	registry.Set("echo", serve(t, echoStreams), dead(t))
-	m := newMesh(t, threeTries, mesh.WithDiscovery(&registry))
+	registry.Set("echo", serve(t, echoStreams), meshtest.Refusing(t))
+	m := meshtest.New(t, threeTries, mesh.WithDiscovery(&registry))
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 	for range 20 {
 		bidi, err := client.FullDuplexCall(t.Context())

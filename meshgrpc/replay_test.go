@@ -16,6 +16,8 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
 // refuseTwice lets every third try pass.
@@ -35,7 +37,7 @@ func large(first byte) *grpc_testing.Payload {
 
 // gRPC frees the buffers that a codec hands over. So a retry must not encode the message again.
 func TestUnaryRetryOfMessageWhoseBuffersAreHandedOver(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	pass := refuseTwice()
 	for _, test := range []struct{ name, documents string }{
 		{"retries", threeTries},
@@ -58,7 +60,7 @@ func TestUnaryRetryOfMessageWhoseBuffersAreHandedOver(t *testing.T) {
 					return &grpctest.Response{}, nil
 				},
 			}))
-			m := newMesh(t, test.documents, mesh.WithDiscovery(&registry))
+			m := meshtest.New(t, test.documents, mesh.WithDiscovery(&registry))
 			conn := connect(t, m, "mesh:///echo", grpc.WithDefaultCallOptions(grpc.ForceCodecV2(grpctest.FrameCodec{})))
 			for i := range byte(10) {
 				request := grpctest.NewFrame(t, &grpctest.Request{Payload: large(i)})
@@ -85,7 +87,7 @@ func TestUnaryRetryOfMessageWhoseBuffersAreHandedOver(t *testing.T) {
 
 // Messages that are no protocol buffers are kept for a retry, too: how large they are is known once they are encoded.
 func TestStreamRetryOfMessagesWhoseBuffersAreHandedOver(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	pass := refuseTwice()
 	const messages = 5
 	var registry discovery.Memory
@@ -105,7 +107,7 @@ func TestStreamRetryOfMessagesWhoseBuffersAreHandedOver(t *testing.T) {
 		}
 		return grpctest.EchoStream(s)
 	}}))
-	m := newMesh(t, threeTries, mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, threeTries, mesh.WithDiscovery(&registry))
 	conn := connect(t, m, "mesh:///echo", grpc.WithDefaultCallOptions(grpc.ForceCodecV2(grpctest.FrameCodec{})))
 	desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
 	for range 3 {

@@ -25,7 +25,10 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -51,7 +54,7 @@ func newTown(t testing.TB) *town {
 // member makes the mesh of a process that runs as a service account of the namespace default, with labels app=account.
 func (w *town) member(t testing.TB, account, documents string, opts ...mesh.Option) *mesh.Mesh {
 	t.Helper()
-	return newMesh(t, documents, append([]mesh.Option{
+	return meshtest.New(t, documents, append([]mesh.Option{
 		mesh.WithDiscovery(&w.registry),
 		mesh.WithIdentity(w.Source("default", account)),
 		mesh.WithWorkload(policy.Workload{Labels: map[string]string{"app": account}}),
@@ -75,7 +78,7 @@ func (w *town) serve(t testing.TB, m *mesh.Mesh, account string, s *grpctest.Ser
 		srv.Stop()
 		serving.Wait()
 	})
-	e := endpointOf(t, ln.Addr().String())
+	e := meshtest.EndpointOf(t, ln.Addr().String())
 	e.ServiceAccount = account
 	w.registry.Set(account, e)
 	return srv, e
@@ -105,7 +108,7 @@ var whoCalls = &grpctest.Service{
 }
 
 func TestServer_MutualTLS(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	w := newTown(t)
 	w.serve(t, w.member(t, "payment", strict), "payment", whoCalls)
 	m := w.member(t, "order", strict)
@@ -136,7 +139,7 @@ func TestServer_MutualTLS(t *testing.T) {
 
 // Streams, and methods that do not exist, pass the inbound side too.
 func TestServer_Streams(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	w := newTown(t)
 	var seen metadata.MD
 	w.serve(t, w.member(t, "payment", strict), "payment", &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
@@ -176,7 +179,7 @@ func TestServer_PlaintextClient(t *testing.T) {
 		{"PERMISSIVE", strings.Replace(strict, "STRICT", "PERMISSIVE", 1), codes.OK},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			noLeaks(t)
+			leak.Check(t)
 			w := newTown(t)
 			_, e := w.serve(t, w.member(t, "payment", test.documents), "payment", whoCalls)
 			conn := grpctest.Dial(t, net.JoinHostPort(e.Address, strconv.Itoa(e.Port)))
@@ -195,7 +198,7 @@ func TestServer_PlaintextClient(t *testing.T) {
 
 // Where the listener is another one, STRICT holds for calls: the connection is closed.
 func TestServer_StrictWithoutListener(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	w := newTown(t)
 	m := w.member(t, "payment", strict)
 	srv := grpctest.Serve(t, whoCalls, meshgrpc.ServerOptions(m)...)
@@ -204,7 +207,7 @@ func TestServer_StrictWithoutListener(t *testing.T) {
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("error %v, want Unavailable", err)
 	}
-	if !poll(5*time.Second, func() bool { return conn.GetState() != connectivity.Ready }) {
+	if !await.Done(func() bool { return conn.GetState() != connectivity.Ready }) {
 		t.Error("the connection was left open")
 	}
 }
@@ -222,7 +225,7 @@ spec:
 `
 
 func TestServer_Authorization(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	w := newTown(t)
 	w.serve(t, w.member(t, "payment", strict+"---"+unaryOnly), "payment", whoCalls)
 	order := grpctest.NewClient(connect(t, w.member(t, "order", strict), "mesh:///payment"))
@@ -259,7 +262,7 @@ func TestServer_Limits(t *testing.T) {
 		{"rate", mesh.ServerConfig{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}, "x-envoy-ratelimited"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			noLeaks(t)
+			leak.Check(t)
 			w := newTown(t)
 			begun, gate := make(chan struct{}, 2), make(chan struct{})
 			w.serve(t, w.member(t, "payment", "", mesh.WithServer(test.server)), "payment", &grpctest.Service{
@@ -290,7 +293,7 @@ func TestServer_Limits(t *testing.T) {
 }
 
 func TestServer_GracefulStop(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	w := newTown(t)
 	srv, _ := w.serve(t, w.member(t, "payment", strict), "payment", echoStreams)
 	client := grpctest.NewClient(connect(t, w.member(t, "order", strict), "mesh:///payment"))
@@ -309,7 +312,7 @@ func TestServer_GracefulStop(t *testing.T) {
 	}
 	exchange()
 	// The listener is done with a connection a moment after it was accepted, and one that it is not done with closes with it.
-	if !poll(5*time.Second, func() bool {
+	if !await.Done(func() bool {
 		stacks := make([]byte, 1<<20)
 		return !strings.Contains(string(stacks[:runtime.Stack(stacks, true)]), "tlsid.(*Listener).take")
 	}) {
@@ -335,7 +338,7 @@ func TestServer_GracefulStop(t *testing.T) {
 
 // The peer must be who discovery says it is.
 func TestClient_ExpectedIdentity(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	w := newTown(t)
 	_, e := w.serve(t, w.member(t, "payment", strict), "payment", whoCalls)
 	e.ServiceAccount = "somebody-else"
@@ -349,7 +352,7 @@ func TestClient_ExpectedIdentity(t *testing.T) {
 
 // A rewritten authority must not fail with certificates that name no hosts.
 func TestAuthorityWithSPIFFE(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	w := newTown(t)
 	var seen sync.Map
 	w.serve(t, w.member(t, "payment", strict), "payment", &grpctest.Service{
@@ -377,7 +380,7 @@ spec:
 
 // Certificates are replaced while calls are made, and no call fails.
 func TestRotationUnderLoad(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	w := newTown(t)
 	w.RotateEvery = 40 * time.Millisecond
 	server := w.member(t, "payment", strict)

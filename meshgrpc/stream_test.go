@@ -22,7 +22,10 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/timeout"
 )
@@ -42,18 +45,18 @@ func (w *watched) observer() mesh.Option {
 // settled fails the test unless everything that began has ended.
 func (w *watched) settled(t *testing.T) {
 	t.Helper()
-	if !poll(5*time.Second, func() bool { return w.calls.Load() == 0 && w.tries.Load() == 0 }) {
+	if !await.Done(func() bool { return w.calls.Load() == 0 && w.tries.Load() == 0 }) {
 		t.Errorf("%d calls and %d tries have no end", w.calls.Load(), w.tries.Load())
 	}
 }
 
 // A stream is ended, in one of several ways, at every point of its life. The mesh sees the end of each, once.
 func TestStreamLifecycle(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var registry discovery.Memory
 	registry.Set("echo", serve(t, echoStreams), serve(t, echoStreams))
 	var w watched
-	m := newMesh(t, threeTries, mesh.WithDiscovery(&registry), w.observer())
+	m := meshtest.New(t, threeTries, mesh.WithDiscovery(&registry), w.observer())
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 	const points = 7
 	for _, way := range []string{"cancel", "deadline", "half-close", "caller's OnFinish"} {
@@ -145,11 +148,11 @@ func TestStreamLifecycle(t *testing.T) {
 func TestStreamAbandoned(t *testing.T) {
 	for _, way := range []string{"cancel", "close"} {
 		t.Run(way, func(t *testing.T) {
-			noLeaks(t)
+			leak.Check(t)
 			var registry discovery.Memory
 			registry.Set("echo", serve(t, echoStreams))
 			var w watched
-			m := newMesh(t, "", mesh.WithDiscovery(&registry), w.observer())
+			m := meshtest.New(t, "", mesh.WithDiscovery(&registry), w.observer())
 			conn := connect(t, m, "mesh:///echo")
 			client := grpctest.NewClient(conn)
 			ctx, cancel := context.WithCancel(t.Context())
@@ -184,7 +187,7 @@ func TestStreamAbandoned(t *testing.T) {
 
 // What was sent beyond the bound cannot be sent again.
 func TestStreamBuffer(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var tries atomic.Int64
 	var read atomic.Int64
 	_, conn := one(t, threeTries, []discovery.Endpoint{serve(t, &grpctest.Service{
@@ -242,16 +245,16 @@ func TestStreamBuffer(t *testing.T) {
 
 // Endpoints come and go while calls of every kind are made. No call fails.
 func TestStreamChurn(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var registry discovery.Memory
 	var endpoints []discovery.Endpoint
 	for range 6 {
 		endpoints = append(endpoints, serve(t, echoStreams))
 	}
 	registry.Set("echo", endpoints[:3]...)
-	nobody := dead(t) // is always among them, so that tries fail before they are answered
+	nobody := meshtest.Refusing(t) // is always among them, so that tries fail before they are answered
 	var w watched
-	m := newMesh(t, threeTries, mesh.WithDiscovery(&registry), w.observer())
+	m := meshtest.New(t, threeTries, mesh.WithDiscovery(&registry), w.observer())
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 	stop := make(chan struct{})
 	var churn, callers sync.WaitGroup
@@ -334,7 +337,7 @@ func TestStreamChurn(t *testing.T) {
 
 // A reload changes where the next call of a live connection goes; a stream stays where it is.
 func TestReload(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	named := func(name string) *grpctest.Service {
 		return &grpctest.Service{
 			Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
@@ -367,7 +370,7 @@ metadata: {name: echo}
 spec: {hosts: [echo], http: [{route: [{destination: {host: echo, subset: ` + subset + `}}]}]}
 `
 	}
-	m := newMesh(t, documents("v1"), mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, documents("v1"), mesh.WithDiscovery(&registry))
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 	stream, err := client.FullDuplexCall(t.Context())
 	if err != nil {
@@ -412,11 +415,11 @@ func TestStreamLimits(t *testing.T) {
 		{"idle", "", mesh.Protection{BodyIdle: 50 * time.Millisecond}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			noLeaks(t)
+			leak.Check(t)
 			var registry discovery.Memory
 			registry.Set("echo", serve(t, echoStreams))
 			var w watched
-			m := newMesh(t, test.documents, mesh.WithDiscovery(&registry), mesh.WithProtection(test.protection), w.observer())
+			m := meshtest.New(t, test.documents, mesh.WithDiscovery(&registry), mesh.WithProtection(test.protection), w.observer())
 			stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
 			if err != nil {
 				t.Fatal(err)
@@ -439,7 +442,7 @@ func TestStreamLimits(t *testing.T) {
 
 // Header, Trailer and Context of a stream are those of its last try.
 func TestStreamMetadata(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	var tries atomic.Int64
 	_, conn := one(t, threeTries, []discovery.Endpoint{serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
 		n := strconv.FormatInt(tries.Add(1), 10)
@@ -516,7 +519,7 @@ func (s refusingStream) RecvMsg(m any) error {
 
 // A stream that an interceptor ends is over for the server too.
 func TestStreamEndedByInterceptor(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	over := make(chan struct{})
 	_, conn := one(t, "", []discovery.Endpoint{serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
 		defer close(over)

@@ -19,6 +19,8 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
 // behaviour is a protocol under test: the same service, over HTTP/1.1, HTTP/2 and gRPC.
@@ -57,7 +59,7 @@ func overHTTP(name string, protocols http.Protocols) behaviour {
 			srv.Config.Protocols = &protocols
 			srv.Start()
 			t.Cleanup(srv.Close)
-			return endpointOf(t, srv.Listener.Addr().String())
+			return meshtest.EndpointOf(t, srv.Listener.Addr().String())
 		},
 		caller: func(t *testing.T, m *mesh.Mesh) func(user string) string {
 			client := m.Client()
@@ -248,7 +250,7 @@ func TestSuite(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			for _, p := range protocols() {
 				t.Run(p.name, func(t *testing.T) {
-					noLeaks(t)
+					leak.Check(t)
 					var registry discovery.Memory
 					var endpoints []discovery.Endpoint
 					seen := make([]atomic.Int64, len(test.scripts))
@@ -260,7 +262,7 @@ func TestSuite(t *testing.T) {
 					}
 					registry.Set("api", endpoints...)
 					rule := suiteRule(p.name, test.rule)
-					call := p.caller(t, newMesh(t, rule+"\n"+suiteRoutes(test.routes), mesh.WithDiscovery(&registry)))
+					call := p.caller(t, meshtest.New(t, rule+"\n"+suiteRoutes(test.routes), mesh.WithDiscovery(&registry)))
 					got := map[string]int{}
 					users := strings.Fields(test.users + " ")
 					for i := range test.calls {
@@ -300,7 +302,7 @@ spec:
   action: DENY
   rules: [{from: [{source: {principals: ["cluster.local/ns/default/sa/order"]}}], when: [{key: "request.headers[x-user]", values: [tester]}]}]
 `
-	noLeaks(t)
+	leak.Check(t)
 	w := newTown(t)
 	server := w.member(t, "payment", strict+policies)
 	_, e := w.serve(t, server, "payment", &grpctest.Service{
@@ -324,7 +326,7 @@ spec:
 	web.Listener = server.Listen(web.Listener)
 	web.Start()
 	t.Cleanup(web.Close)
-	at := endpointOf(t, web.Listener.Addr().String())
+	at := meshtest.EndpointOf(t, web.Listener.Addr().String())
 	at.ServiceAccount = "payment"
 	w.registry.Set("web", at)
 	overHTTP := func(user string) string {

@@ -14,6 +14,8 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
 // What ends a call without a status of the server is retried as it is for HTTP, and so are the answers of proxies.
@@ -55,15 +57,15 @@ func TestTransportFailures(t *testing.T) {
 	} {
 		for _, kind := range []string{"unary", "stream"} {
 			t.Run(kind+" "+test.name, func(t *testing.T) {
-				noLeaks(t)
+				leak.Check(t)
 				var calls, tries, ends atomic.Int64
 				address := grpctest.ServeFrames(t, func(_ int, f *grpctest.Frames, stream uint32) bool {
 					calls.Add(1)
 					return test.answer(f, stream)
 				})
 				var registry discovery.Memory
-				registry.Set("echo", endpointOf(t, address))
-				m := newMesh(t, route(fmt.Sprintf("    retries: {attempts: 2, retryOn: %q, backoff: 1ms}\n", test.on)),
+				registry.Set("echo", meshtest.EndpointOf(t, address))
+				m := meshtest.New(t, route(fmt.Sprintf("    retries: {attempts: 2, retryOn: %q, backoff: 1ms}\n", test.on)),
 					mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
 						AttemptEnd: func(context.Context, *mesh.Attempt) { tries.Add(1) },
 					}))

@@ -10,11 +10,13 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
 // gRPC sets TCP_USER_TIMEOUT on connections with keepalive, but not where a dialer returns what is no *net.TCPConn.
 func TestConnectionHasTCPUserTimeout(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	dialled := make(chan net.Conn, 1)
 	transport := &http.Transport{DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 		conn, err := new(net.Dialer).DialContext(ctx, network, address)
@@ -25,7 +27,7 @@ func TestConnectionHasTCPUserTimeout(t *testing.T) {
 	}}
 	var registry discovery.Memory
 	registry.Set("echo", serve(t, &grpctest.Service{Unary: grpctest.Echo}))
-	m := newMesh(t, "", mesh.WithDiscovery(&registry), mesh.WithTransport(transport))
+	m := meshtest.New(t, "", mesh.WithDiscovery(&registry), mesh.WithTransport(transport))
 	if _, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
 		t.Fatal(err)
 	}

@@ -22,6 +22,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -61,13 +63,7 @@ func (r *refusals) note(refusal tlsid.Refusal) {
 
 func (r *refusals) next(t testing.TB) tlsid.Refusal {
 	t.Helper()
-	select {
-	case refusal := <-r.came:
-		return refusal
-	case <-time.After(10 * time.Second):
-		t.Fatal("no refusal was reported")
-		return tlsid.Refusal{}
-	}
+	return await.Receive(t, "a refusal is reported", r.came)
 }
 
 func (r *refusals) none(t testing.TB) {
@@ -91,22 +87,14 @@ func listen(t testing.TB, config tlsid.ListenerConfig) *tlsid.Listener {
 	l := tlsid.NewListener(inner, config)
 	t.Cleanup(func() {
 		l.Close()
-		waitFor(t, func() bool { return listenerStacks() == "" }) // of this one: these tests are not parallel
+		await.True(t, "the listener ends", func() bool { return listenerStacks() == "" }) // of this one: these tests are not parallel
 	})
 	return l
 }
 
 // listenerStacks returns the stacks of goroutines of listeners.
 func listenerStacks() string {
-	stacks := make([]byte, 1<<20)
-	stacks = stacks[:runtime.Stack(stacks, true)]
-	var ours strings.Builder
-	for stack := range strings.SplitSeq(string(stacks), "\n\n") {
-		if strings.Contains(stack, "tlsid.(*Listener).accept(") || strings.Contains(stack, "tlsid.(*Listener).take") {
-			ours.WriteString(stack + "\n\n")
-		}
-	}
-	return ours.String()
+	return leak.Running("tlsid.(*Listener).accept(", "tlsid.(*Listener).take")
 }
 
 // serveHTTP serves what tells the client what the server saw of it.
@@ -436,7 +424,7 @@ func TestListener_CapInAll(t *testing.T) {
 			t.Errorf("refusal %+v, want ErrTooManyPending", r)
 		}
 	}
-	waitFor(t, func() bool { return strings.Count(listenerStacks(), "tlsid.(*Listener).admit") == limit })
+	await.True(t, "connections are pending", func() bool { return strings.Count(listenerStacks(), "tlsid.(*Listener).admit") == limit })
 }
 
 // Silent connections from many addresses shut nobody out: the oldest of them makes room.
@@ -533,21 +521,11 @@ func TestListener_ReadyIsNotPending(t *testing.T) {
 		if i == 0 {
 			accept(t, l) // for the others nobody calls Accept
 		}
-		waitFor(t, func() bool {
+		await.True(t, "the connection is ready", func() bool {
 			return asked.Load() == 2*(i+1) && !strings.Contains(listenerStacks(), "tlsid.(*Listener).take")
 		})
 	}
 	refused.none(t)
-}
-
-// waitFor waits until done reports true.
-func waitFor(t testing.TB, done func() bool) {
-	t.Helper()
-	for end := time.Now().Add(10 * time.Second); !done(); runtime.Gosched() {
-		if time.Now().After(end) {
-			t.Fatal("it did not happen in time")
-		}
-	}
 }
 
 func TestListener_Close(t *testing.T) {
@@ -564,7 +542,7 @@ func TestListener_Close(t *testing.T) {
 		io.WriteString(cut[name], sent)
 	}
 	blocked := make(chan error, 1)
-	waitFor(t, func() bool { return strings.Count(listenerStacks(), "tlsid.(*Listener).admit") == 2 })
+	await.True(t, "connections are pending", func() bool { return strings.Count(listenerStacks(), "tlsid.(*Listener).admit") == 2 })
 	if err := l.Close(); err != nil {
 		t.Error(err)
 	}
@@ -1165,7 +1143,7 @@ func TestListener_ForgetsClosedConnections(t *testing.T) {
 		c.Close()
 		runtime.SetFinalizer(c, func(net.Conn) { collected.Store(true) })
 	}()
-	waitFor(t, func() bool { runtime.GC(); return collected.Load() })
+	await.True(t, "it is collected", func() bool { runtime.GC(); return collected.Load() })
 }
 
 func TestListener_Recheck(t *testing.T) {

@@ -8,15 +8,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy"
 )
 
@@ -269,7 +268,7 @@ const failing = "failing.default.svc.cluster.local"
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	t.Cleanup(func() { checkNothingLeft(t) })
+	leak.Check(t)
 	n := &network{endpoints: make(discovery.Static), copies: make(chan string, 100)}
 	for _, service := range []string{"shop", "user-service", "myapp"} {
 		n.add(t, service+".default", "v1")
@@ -312,27 +311,4 @@ func (n *network) add(t *testing.T, service, version string) {
 // server is the name of the server of a destination.
 func (n *network) server(host, subset string) string {
 	return host + " " + subset
-}
-
-// checkNothingLeft checks that nothing of the mesh still runs, after giving it time to end.
-func checkNothingLeft(t *testing.T) {
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	var left string
-	for range 1000 {
-		stacks := make([]byte, 1<<20)
-		stacks = stacks[:runtime.Stack(stacks, true)]
-		left = ""
-		for stack := range strings.SplitSeq(string(stacks), "\n\n") {
-			ours := strings.Contains(stack, "nosidecar/mesh") || strings.Contains(stack, "net/http.(*persistConn)")
-			if ours && !strings.Contains(stack, "testing.tRunner") { // this test
-				left += stack + "\n\n"
-			}
-		}
-		if left == "" {
-			return
-		}
-		<-tick.C
-	}
-	t.Errorf("left running:\n%s", left)
 }

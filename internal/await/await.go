@@ -13,13 +13,21 @@ const limit = time.Minute
 // True waits until done reports true, and ends the test with what was expected if it never does.
 func True(t testing.TB, expected string, done func() bool) {
 	t.Helper()
+	if !Done(done) {
+		t.Fatalf("waited in vain: %s", expected)
+	}
+}
+
+// Done waits until done reports true, and reports false if it never does.
+func Done(done func() bool) bool {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.Now().Add(limit); !done(); <-tick.C {
 		if time.Now().After(end) {
-			t.Fatalf("waited in vain: %s", expected)
+			return false
 		}
 	}
+	return true
 }
 
 // Receive returns what comes from a channel, or the zero value when it is closed. It ends the test with what was expected

@@ -7,17 +7,14 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
-	"time"
 
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/file"
 )
-
-// patience bounds what must happen; nothing is measured by it.
-const patience = 20 * time.Second
 
 // set is what was yielded: content by name, and err if that was an error.
 type set struct {
@@ -81,17 +78,12 @@ func collect(sources []policy.Source, err error) set {
 // next returns what is yielded next, which must not be what was yielded last.
 func (w *watch) next() set {
 	w.t.Helper()
-	select {
-	case s := <-w.sets:
-		if s.String() == w.last {
-			w.t.Fatalf("yielded twice: %v", s)
-		}
-		w.last = s.String()
-		return s
-	case <-time.After(patience):
-		w.t.Fatalf("nothing yielded after %v", w.last)
+	s := await.Receive(w.t, "something is yielded after "+w.last, w.sets)
+	if s.String() == w.last {
+		w.t.Fatalf("yielded twice: %v", s)
 	}
-	panic("unreachable")
+	w.last = s.String()
+	return s
 }
 
 // until waits for a set with these files, of names below the watched folder.
@@ -126,15 +118,7 @@ search:
 // leftovers waits until no goroutine of the watcher or of fsnotify is left.
 func leftovers(t *testing.T) {
 	t.Helper()
-	buf := make([]byte, 1<<20)
-	var stacks string
-	for begin := time.Now(); time.Since(begin) < patience; runtime.Gosched() {
-		stacks = string(buf[:runtime.Stack(buf, true)])
-		if !strings.Contains(stacks, "fsnotify.") && !strings.Contains(stacks, "file.(*") {
-			return
-		}
-	}
-	t.Fatalf("left running:\n%s", stacks)
+	await.True(t, "the watcher ends", func() bool { return leak.Running("fsnotify.", "file.(*") == "" })
 }
 
 func write(t *testing.T, path, data string) {

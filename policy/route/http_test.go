@@ -10,12 +10,12 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"reflect"
-	"runtime"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -44,23 +44,6 @@ func ok(req *http.Request) (*http.Response, error) {
 		req.Body.Close()
 	}
 	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: http.NoBody, Request: req}, nil
-}
-
-// checkCopies reports copies that are still under way at the end of a test that uses real connections.
-func checkCopies(t *testing.T) {
-	t.Cleanup(func() {
-		stacks := make([]byte, 1<<20)
-		for start := time.Now(); ; runtime.Gosched() {
-			got := string(stacks[:runtime.Stack(stacks, true)])
-			if !strings.Contains(got, "route.(*Mirrorer).start") {
-				return
-			}
-			if time.Since(start) > 5*time.Second {
-				t.Errorf("a copy is under way:\n%s", got)
-				return
-			}
-		}
-	})
 }
 
 func TestTransport(t *testing.T) {
@@ -186,7 +169,7 @@ func TestRequestIsTheCallers(t *testing.T) {
 		{"nothing sends to the subset", []route.Route{subset}, nil, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			checkCopies(t)
+			leak.CheckOf(t, "route.(*Mirrorer).start")
 			b := &body{Reader: strings.NewReader("hello")}
 			req := post(t, b)
 			req.Header = http.Header{"X-A": {"1"}, "X-B": {"1"}, "X-C": {"1"}}
@@ -215,7 +198,7 @@ func TestRequestIsTheCallers(t *testing.T) {
 }
 
 func TestResponseRequestIsTheCallers(t *testing.T) {
-	checkCopies(t)
+	leak.CheckOf(t, "route.(*Mirrorer).start")
 	limited := everything()
 	limited.Timeout, limited.Retry = time.Second, retry.Config{Retries: 1}
 	for name, r := range map[string]route.Route{"plain": everything(), "layers": limited} {
@@ -268,7 +251,7 @@ func TestSwitchingProtocols(t *testing.T) {
 
 // Over real connections: the route's host, path and headers arrive, and the mirror gets the same body.
 func TestTransportOverTheWire(t *testing.T) {
-	checkCopies(t)
+	leak.CheckOf(t, "route.(*Mirrorer).start")
 	type seen struct{ request, host, agent, body string }
 	serve := func(to chan<- seen) *httptest.Server {
 		return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -437,7 +420,7 @@ func TestTransportCloseIdleConnections(t *testing.T) {
 }
 
 func TestTransportPanicPasses(t *testing.T) {
-	checkCopies(t)
+	leak.CheckOf(t, "route.(*Mirrorer).start")
 	rt := always(t, func(*http.Request) (*http.Response, error) { panic("boom") }, everything())
 	defer rt.Close()
 	defer func() {

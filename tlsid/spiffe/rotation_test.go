@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/workloadapi"
 	"github.com/nosidecar/mesh/tlsid"
 	"github.com/nosidecar/mesh/tlsid/spiffe"
@@ -27,7 +28,7 @@ func TestRotationUnderLoad(t *testing.T) {
 		outage = 300 * time.Millisecond // with the time to reconnect much less than what the certificates have left
 		slack  = time.Second            // a busy machine closes late
 	)
-	noLeaks(t)
+	leak.Check(t)
 	limit := 10 * time.Second
 	if s := os.Getenv("MESH_ROTATE"); s != "" {
 		var err error

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -16,6 +15,8 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/workloadapi"
 	"github.com/nosidecar/mesh/tlsid"
 	"github.com/nosidecar/mesh/tlsid/spiffe"
@@ -34,40 +35,6 @@ func newCA(t testing.TB, trustDomain string, ttl, every time.Duration) *tlsid.De
 	}
 	ca.TTL, ca.RotateEvery = ttl, every
 	return ca
-}
-
-// noLeaks checks, when all else of the test is over, that nothing is left running. It is called first.
-func noLeaks(t testing.TB) {
-	t.Helper()
-	t.Cleanup(func() {
-		tick := time.NewTicker(time.Millisecond)
-		defer tick.Stop()
-		for end := time.Now().Add(5 * time.Second); ; <-tick.C {
-			left := leftRunning()
-			if left == "" {
-				return
-			}
-			if time.Now().After(end) {
-				t.Errorf("left running:\n%s", left)
-				return
-			}
-		}
-	})
-}
-
-func leftRunning() string {
-	stacks := make([]byte, 1<<20)
-	stacks = stacks[:runtime.Stack(stacks, true)]
-	var left strings.Builder
-	for stack := range strings.SplitSeq(string(stacks), "\n\n") {
-		for _, of := range []string{"google.golang.org/grpc", "mesh/tlsid.", "tlsid/spiffe.", "internal/workloadapi", "net/http"} {
-			if strings.Contains(stack, of) {
-				left.WriteString(stack + "\n\n")
-				break
-			}
-		}
-	}
-	return left.String()
 }
 
 // follow watches in the background and returns what comes; the channel is closed when the sequence ends.
@@ -100,16 +67,11 @@ type update struct {
 
 func next(t testing.TB, updates <-chan update) update {
 	t.Helper()
-	select {
-	case u, ok := <-updates:
-		if !ok {
-			t.Fatal("the sequence ended")
-		}
-		return u
-	case <-time.After(20 * time.Second):
-		t.Fatal("nothing came")
-		return update{}
+	u := await.Receive(t, "an update", updates)
+	if u == (update{}) {
+		t.Fatal("the sequence ended")
 	}
+	return u
 }
 
 func identityNext(t testing.TB, updates <-chan update) *tlsid.Identity {
@@ -124,7 +86,7 @@ func identityNext(t testing.TB, updates <-chan update) *tlsid.Identity {
 func serial(i *tlsid.Identity) string { return i.Certificate().Leaf.SerialNumber.String() }
 
 func TestSource_Rotates(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	ca := newCA(t, "example.org", time.Hour, 0)
 	api := workloadapi.Start(t, ca.Source("default", "web"))
 	t.Setenv("SPIFFE_ENDPOINT_SOCKET", api.Addr())
@@ -146,7 +108,7 @@ func TestSource_Rotates(t *testing.T) {
 
 // Trust domains that the own one is federated with keep their own bundles.
 func TestFederatedBundlesStayApart(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	ca, other := newCA(t, "example.org", time.Hour, 0), newCA(t, "example.com", time.Hour, 0)
 	api := workloadapi.Start(t, ca.Source("default", "web"))
 	updates := follow(t, spiffe.Source{Addr: api.Addr()})
@@ -163,7 +125,7 @@ func TestFederatedBundlesStayApart(t *testing.T) {
 }
 
 func TestSource_Chooses(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	ca := newCA(t, "example.org", time.Hour, 0)
 	api := workloadapi.Start(t, ca.Source("default", "web"), ca.Source("default", "admin"), ca.Source("other", "web"))
 	api.Edit(func(r *workload.X509SVIDResponse) {
@@ -202,7 +164,7 @@ func TestSource_Chooses(t *testing.T) {
 
 // What the API should not send is an error; the next good response is an identity again.
 func TestSource_BadResponses(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	ca := newCA(t, "example.org", time.Hour, 0)
 	api := workloadapi.Start(t, ca.Source("default", "web"))
 	updates := follow(t, spiffe.Source{Addr: api.Addr()})
@@ -247,7 +209,7 @@ func waitShortly(t testing.TB, k *tlsid.Keeper, limit time.Duration) error {
 }
 
 func TestWaitSaysWhyThereIsNoIdentity(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	ca := newCA(t, "example.org", time.Hour, 0)
 	denying := workloadapi.Start(t, ca.Source("default", "web"))
 	denying.Deny()
@@ -283,7 +245,7 @@ func TestWaitSaysWhyThereIsNoIdentity(t *testing.T) {
 
 // Not being known yet is not the end: agents learn of new processes late.
 func TestSource_DeniedAtFirst(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	ca := newCA(t, "example.org", time.Hour, 0)
 	api := workloadapi.Start(t, ca.Source("default", "web"))
 	api.Deny()
@@ -302,7 +264,7 @@ func TestSource_DeniedAtFirst(t *testing.T) {
 }
 
 func TestSource_Ends(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	ca := newCA(t, "example.org", time.Hour, 0)
 	wrong := workloadapi.Start(t, ca.Source("default", "web"))
 	wrong.Fail(status.Error(codes.InvalidArgument, "security header missing from request"))
@@ -326,7 +288,7 @@ func TestSource_Ends(t *testing.T) {
 
 // A server that cancels the stream is not a caller that does.
 func TestSource_CanceledByTheAPI(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	api := workloadapi.Start(t, newCA(t, "example.org", time.Hour, 0).Source("default", "web"))
 	api.Fail(status.Error(codes.Canceled, "going away"))
 	updates := follow(t, spiffe.Source{Addr: api.Addr()})
@@ -343,7 +305,7 @@ func TestSource_CanceledByTheAPI(t *testing.T) {
 
 // Whoever stops iterating gets nothing more, and leaves nothing running.
 func TestSource_Break(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	api := workloadapi.Start(t, newCA(t, "example.org", time.Hour, 10*time.Millisecond).Source("default", "web"))
 	for range 3 {
 		seen := 0
@@ -368,7 +330,7 @@ func TestSource_Break(t *testing.T) {
 
 // An API that died leaves the last identity, and only until it expires. When it is back all goes on.
 func TestTheIdentityOutlivesTheAPIUntilItExpires(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	ca := newCA(t, "example.org", 2*time.Second, 500*time.Millisecond)
 	api := workloadapi.Start(t, ca.Source("default", "web"))
 	failed := make(chan error, 1000)
@@ -404,7 +366,7 @@ func TestTheIdentityOutlivesTheAPIUntilItExpires(t *testing.T) {
 
 // The API of these tests refuses who does not send the security header, as a real one does: the Source sends it.
 func TestWorkloadAPI_SecurityHeader(t *testing.T) {
-	noLeaks(t)
+	leak.Check(t)
 	api := workloadapi.Start(t, newCA(t, "example.org", time.Hour, 0).Source("default", "web"))
 	conn, err := grpc.NewClient(api.Addr(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
