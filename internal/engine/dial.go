@@ -46,6 +46,11 @@ func (e *Engine) DialContext(ctx context.Context, network, address string) (net.
 
 // dial is the way of a connection, which has those stages of a call that need no requests.
 func (c *Call) dial(network, address string) (conn net.Conn, err error) {
+	defer func() { // a connection is no call: it does not keep the endpoints of a removed destination known
+		if c.cluster != nil {
+			c.cluster.leave()
+		}
+	}()
 	// It comes in plaintext, as a request of http does, and leaves as the documents ask.
 	if err := c.locate(c.ctx, &Request{Host: address, Request: route.Request{Scheme: "http"}}); err != nil {
 		return nil, err
@@ -53,7 +58,6 @@ func (c *Call) dial(network, address string) (conn net.Conn, err error) {
 	if c.cluster == nil {
 		return contextDialer(c.engine.template)(c.ctx, network, address)
 	}
-	defer c.cluster.leave() // a connection is no call: it does not keep the endpoints of a removed destination known
 	for n := 1; n <= dialAttempts; n++ {
 		conn, err = c.connect(n)
 		if err == nil || refusal.Is(err) || c.ctx.Err() != nil {

@@ -145,3 +145,22 @@ func TestHostsOfDNSAreBounded(t *testing.T) {
 		}
 	})
 }
+
+// A connection that comes to nothing does not count as one that is there.
+func TestFailedDialsAreForgotten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := entry(t, names{"silent.example": "", "empty.example": "none"})
+		for _, host := range []string{"silent.example", "empty.example", "unknown.example"} {
+			conn, err := e.DialContext(t.Context(), "tcp", host+":5432")
+			if host == "unknown.example" { // which is outside the mesh
+				conn.Close()
+			} else if err == nil {
+				t.Errorf("%s: there is a connection", host)
+			}
+		}
+		time.Sleep(3 * strangerIdle)
+		if n := e.Clusters(); n != 0 {
+			t.Errorf("%d targets are kept, want none", n)
+		}
+	})
+}
