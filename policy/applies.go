@@ -64,3 +64,17 @@ func (c *compiler) unprotected() {
 	first.Warnf("", "neither this security document nor any other is about this workload, %s: it authorizes everybody; "+
 		"if one is meant to apply, correct the workload's namespace and labels", who)
 }
+
+// unread says that a document of this name exists, but cannot be read; or that one cannot that does not even say its name.
+// That others refer to it is no second mistake then. The kind does not count: it may be what is wrong.
+func (c *compiler) unread(namespace, name string) bool {
+	if c.broken == nil {
+		c.broken = make(map[identity]bool)
+		for _, d := range c.documents {
+			if d.Failed() {
+				c.broken[identity{"", d.namespace, d.name}] = true
+			}
+		}
+	}
+	return c.broken[identity{}] || c.broken[identity{"", namespace, name}]
+}

@@ -129,6 +129,7 @@ type compiler struct {
 	documents []*document
 	blank     []string                    // sources without any
 	first     map[groupIdentity]*document // the first document of each identity
+	broken    map[identity]bool           // those that cannot be read; see unread
 	byReading map[any]*document           // of documents, by what they say; see of
 
 	// The documents of each kind, in their order.

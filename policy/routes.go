@@ -244,7 +244,7 @@ func (c *compiler) virtualServices() {
 // whole completes the claim of a document with delegates. It reports whether that concerns the workload.
 func (c *compiler) whole(vs decoded[virtual], own *claim, delegates map[string]decoded[virtual]) (some bool) {
 	client := c.plan.client()
-	whole := expand(vs, delegates)
+	whole := c.expand(vs, delegates)
 	table := whole.Table(vs.document.Document, client)
 	if own.ports, some = portsOf(whole.VirtualService, client); table == nil {
 		return false
@@ -261,7 +261,7 @@ func (c *compiler) whole(vs decoded[virtual], own *claim, delegates map[string]d
 }
 
 // expand puts the routes of delegates in their place.
-func expand(vs decoded[virtual], delegates map[string]decoded[virtual]) istio.Expansion {
+func (c *compiler) expand(vs decoded[virtual], delegates map[string]decoded[virtual]) istio.Expansion {
 	whole := vs.is.get().Expand(func(namespace, name string) (*istio.VirtualService, bool) {
 		d, ok := delegates[namespace+"/"+name]
 		if !ok || d.Failed() {
@@ -270,6 +270,9 @@ func expand(vs decoded[virtual], delegates map[string]decoded[virtual]) istio.Ex
 		return d.is.get(), true
 	})
 	for _, i := range whole.Missing {
+		if ref := vs.is.get().Spec.HTTP[i].Delegate; ref != nil && c.unread(cmp.Or(ref.Namespace, vs.namespace), ref.Name) {
+			continue
+		}
 		vs.Warnf(yamldoc.Index("spec.http", i)+".delegate",
 			"there is no VirtualService without hosts of this name that %s sees: the route is left out", vs.namespace)
 	}

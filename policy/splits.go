@@ -49,7 +49,9 @@ func (c *compiler) trafficSplits() {
 			name := ts.namespace + "/" + ref.Name
 			group, ok := groups[name]
 			if !ok {
-				ts.Errorf(yamldoc.Index("spec.matches", i)+".name", "there is no HTTPRouteGroup %s", name)
+				if !c.unread(ts.namespace, ref.Name) {
+					ts.Errorf(yamldoc.Index("spec.matches", i)+".name", "there is no HTTPRouteGroup %s", name)
+				}
 				continue
 			}
 			used[name] = true

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -84,6 +85,35 @@ func TestCheck_KustomizationWithoutKind(t *testing.T) {
 		source := policy.Source{Name: name, Data: []byte("resources:\n- routes.yaml\n")}
 		if _, findings := policy.Compile([]policy.Source{source}, policy.Workload{}); len(findings) != 1 || findings[0].Severity != want {
 			t.Errorf("%s: findings %v, want one %s", name, findings, want)
+		}
+	}
+}
+
+// TestCheck_MistakesThatFollowFromOthers: a document that cannot be read is one mistake, also where others refer to it.
+func TestCheck_MistakesThatFollowFromOthers(t *testing.T) {
+	const (
+		root = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: root}\n" +
+			"spec: {hosts: [root], http: [{delegate: {name: child}}]}\n"
+		child = "apiVersion: networking.istio.io/v1\nkind: %s\nmetadata: {name: child}\nspec: {http: [{%sroute: [{destination: {host: a}}]}]}\n"
+		split = "apiVersion: split.smi-spec.io/v1alpha4\nkind: TrafficSplit\nmetadata: {name: split}\n" +
+			"spec: {service: web, matches: [{kind: HTTPRouteGroup, name: group}], backends: [{service: web-v1, weight: 1}]}\n"
+		group = "apiVersion: specs.smi-spec.io/v1alpha4\nkind: HTTPRouteGroup\nmetadata: {name: group}\nspec: {%smatches: [{name: a, pathRegex: /a}]}\n"
+	)
+	for _, tt := range []struct {
+		name, documents string
+		want            int
+	}{
+		{"delegate with a mistake", root + "---\n" + fmt.Sprintf(child, "VirtualService", "bogus: 1, "), 1},
+		{"delegate of an unknown kind", root + "---\n" + fmt.Sprintf(child, "VirtualServise", ""), 1},
+		{"delegate that is not YAML", root + "---\n" + fmt.Sprintf(child, "VirtualService", "[ "), 1},
+		{"delegate that is missing", root, 1},
+		{"delegate", root + "---\n" + fmt.Sprintf(child, "VirtualService", ""), 0},
+		{"group with a mistake", split + "---\n" + fmt.Sprintf(group, "bogus: 1, "), 1},
+		{"group that is missing", split, 1},
+		{"group", split + "---\n" + fmt.Sprintf(group, ""), 0},
+	} {
+		if r := policy.Check([]policy.Source{{Name: "a.yaml", Data: []byte(tt.documents)}}, policy.Workload{}); len(r.Findings) != tt.want {
+			t.Errorf("%s: findings, want %d:\n%v", tt.name, tt.want, r.Findings)
 		}
 	}
 }
