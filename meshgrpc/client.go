@@ -64,17 +64,17 @@ type client struct {
 	links     sync.Map          // *engine.Connections to *membership
 }
 
-// caller is a call on its way through the mesh. The context of its request leads to it.
-type caller interface {
+// sender is a call on its way through the mesh. The context of its request leads to it.
+type sender interface {
 	// attempt makes one try.
 	attempt(req *http.Request, mt *enginehttp.Try) (*http.Response, error)
 }
 
-type callerKey struct{}
+type senderKey struct{}
 
 // send is the enginehttp.Sender.
 func (c *client) send(req *http.Request, mt *enginehttp.Try) (*http.Response, error) {
-	return req.Context().Value(callerKey{}).(caller).attempt(req, mt)
+	return req.Context().Value(senderKey{}).(sender).attempt(req, mt)
 }
 
 // call is what unary calls and streams have in common.

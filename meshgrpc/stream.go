@@ -3,23 +3,23 @@ package meshgrpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
-	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -34,6 +34,7 @@ type stream struct {
 	mu        sync.Mutex // held while a try is sent what was sent before; no code of the caller's runs with it
 	news      sync.Cond  // of current, settled and told
 	current   *flow      // the try that takes messages; nil if there is none
+	first     flow
 	last      *flow
 	opened    bool // there was a current
 	committed bool // no other try can follow current
@@ -57,24 +58,9 @@ type stream struct {
 	verdict   error // how the stream ended, set by concluded
 }
 
-// flow is a try of a stream.
-type flow struct {
-	try
-	stream *stream
-	cs     grpc.ClientStream
-	codec  *grpcreplay.Codec
-	cancel context.CancelFunc
-
-	answered bool // response headers came, or a reply without messages
-	// Guarded by stream.end.
-	finished  bool // gRPC is done with the try, with finishErr
-	finishErr error
-	judged    bool // err, code and rest of try are set
-}
-
 // Value implements context.Context.
 func (s *stream) Value(key any) any {
-	if _, ok := key.(callerKey); ok {
+	if _, ok := key.(senderKey); ok {
 		return s
 	}
 	return s.call.Context.Value(key)
@@ -103,7 +89,7 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 			return nil, err
 		}
 	}
-	return (*clientStream)(s), nil
+	return s, nil
 }
 
 // run takes the stream through the mesh.
@@ -118,9 +104,24 @@ func (s *stream) run() {
 		}
 		s.settle(nil, errEnded)
 	}()
-	resp, err := s.roundTrip(s.request(s))
+	req := s.request(s)
+	req.Body, req.GetBody = replayable, s.body
+	resp, err := s.roundTrip(req)
 	returned = true
 	s.settle(resp, err)
+}
+
+// replayable says that a request has a body. The messages of a stream are sent otherwise.
+var replayable = io.NopCloser(strings.NewReader(""))
+
+// body tells the mesh whether another try is possible.
+func (s *stream) body() (io.ReadCloser, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.committed {
+		return nil, errCommitted
+	}
+	return io.NopCloser(strings.NewReader("")), nil
 }
 
 // settle takes the answer of the mesh.
@@ -138,12 +139,15 @@ func (s *stream) settle(resp *http.Response, err error) {
 	case f.answered:
 		live = true
 	default:
+		err = f.err
 		if resp.Body != http.NoBody {
-			_, _ = resp.Body.Read(s.one[:]) // it has no messages, only an end
+			_, cause := resp.Body.Read(s.one[:]) // it has no messages, only an end
 			resp.Body.Close()
+			if _, ours := errors.AsType[*deadline.Error](cause); ours {
+				err = failed(s.call.Context, cause)
+			}
 		}
 		header, trailer = f.metadata()
-		err = f.err
 	}
 
 	s.mu.Lock()
@@ -200,7 +204,7 @@ func (s *stream) conclude(f *flow) {
 	})
 }
 
-// attempt implements caller.
+// attempt implements sender.
 func (s *stream) attempt(req *http.Request, mt *enginehttp.Try) (*http.Response, error) {
 	body.CloseRequest(req)
 	if mt.Mirror() {
@@ -212,8 +216,16 @@ func (s *stream) attempt(req *http.Request, mt *enginehttp.Try) (*http.Response,
 	if committed {
 		return nil, errCommitted
 	}
-	f := &flow{stream: s}
+	f := &s.first
+	if s.last != nil {
+		f = new(flow)
+	}
+	f.stream = s
 	f.begin(&s.call, req, mt)
+	f.clock = deadline.RequestClockOf(f.Context)
+	if s.pausing() {
+		f.clock.Pause() // timeout begins when all is sent, as in Envoy
+	}
 	f.Context, f.cancel = context.WithCancel(f.Context)
 	var opts []grpc.CallOption
 	f.codec, opts = s.encoding.Codec(append(f.options(), grpc.OnFinish(f.finish)))
@@ -243,7 +255,7 @@ func (s *stream) attempt(req *http.Request, mt *enginehttp.Try) (*http.Response,
 			header = trailer
 		}
 		resp := f.respond(http.StatusOK, header)
-		resp.Body = (*messages)(f)
+		resp.Body = f
 		return resp, nil
 	}
 	s.mu.Lock()
@@ -254,7 +266,7 @@ func (s *stream) attempt(req *http.Request, mt *enginehttp.Try) (*http.Response,
 	return f.outcome(err, committed)
 }
 
-var errCommitted = refusal.New("too much was sent on the stream for another try")
+var errCommitted = refusal.Because(fmt.Errorf("too much was sent on the stream for another try: %w", caller.ErrCommitted))
 
 // open makes f the current try, after it was sent what was sent before. Without a stream it has failed already.
 func (s *stream) open(f *flow, cs grpc.ClientStream) {
@@ -271,244 +283,14 @@ func (s *stream) open(f *flow, cs grpc.ClientStream) {
 		return // it is over, and its header will say so
 	}
 	if s.closed {
+		f.clock.Resume()
 		_ = cs.CloseSend()
 	}
 }
 
-// finish is told by gRPC that it is done with the try.
-func (f *flow) finish(err error) {
-	s := f.stream
-	s.end.Lock()
-	if !f.finished {
-		f.finished, f.finishErr = true, err
-	}
-	live := s.live
-	s.end.Unlock()
-	if live {
-		s.conclude(f)
-	}
-	f.cancel()
-}
-
-// conclusion returns how a stream that was answered ended.
-func (f *flow) conclusion() error {
-	f.stream.end.Lock()
-	defer f.stream.end.Unlock()
-	if !f.judged {
-		f.judged = true
-		f.judgeLocked(f.finishErr)
-		f.conclude()
-	}
-	if f.rest != nil {
-		return f.rest
-	}
-	return io.EOF
-}
-
-func (f *flow) judgeLocked(err error) {
-	f.err, f.code = err, status.Code(err)
-	ctx := f.req.Context()
-	switch {
-	case err == nil || err == io.EOF:
-		f.err, f.code = io.EOF, codes.OK
-	case ended(ctx, f.code):
-		f.rest = context.Cause(ctx)
-	case grpcwire.Closed(err):
-		f.err, f.code, f.rest = errClosing, codes.Canceled, errClosing
-	default:
-		f.rest = lost(err)
-	}
-}
-
-// messages is the body of a response that is a stream.
-type messages flow
-
-// Read receives a message.
-func (m *messages) Read([]byte) (int, error) {
-	f := (*flow)(m)
-	s := f.stream
-	s.end.Lock()
-	finished := f.finished
-	s.end.Unlock()
-	if finished {
-		return 0, f.conclusion()
-	}
-	if s.into == nil {
-		return 0, errEnded // it is to be drained, and has no end
-	}
-	err := f.cs.RecvMsg(s.into)
-	if err == nil {
-		return 1, nil
-	}
-	s.end.Lock()
-	if !f.finished {
-		f.finished, f.finishErr = true, err
-	}
-	s.end.Unlock()
-	err = f.conclusion()
-	f.cancel() // an interceptor may have ended what goes on for gRPC
-	return 0, err
-}
-
-// Close gives the stream up.
-func (m *messages) Close() error {
-	m.cancel()
-	return nil
-}
-
-// clientStream is a stream as its caller sees it.
-type clientStream stream
-
-// wait waits for the answer of the mesh and returns its error. What the caller's options ask for is in its place then.
-func (s *stream) wait() error {
-	s.mu.Lock()
-	for !s.told {
-		s.news.Wait()
-	}
-	s.mu.Unlock()
-	if s.panicked != nil {
-		panic(s.panicked)
-	}
-	return s.err
-}
-
-// await waits for a try that takes messages. It returns nil if there will be none.
-func (s *stream) await(not *flow) *flow {
+// pausing reports whether the caller has more to send.
+func (s *stream) pausing() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for (s.current == nil || s.current == not && !s.committed) && !s.settled {
-		s.news.Wait()
-	}
-	if s.current == not {
-		return nil
-	}
-	return s.current
-}
-
-// RecvMsg implements grpc.ClientStream.
-func (c *clientStream) RecvMsg(m any) error {
-	s := (*stream)(c)
-	if err := s.wait(); err != nil {
-		return err
-	}
-	f := s.last
-	s.into = m
-	_, err := s.resp.Body.Read(s.one[:])
-	s.into = nil
-	if err == nil {
-		return nil
-	}
-	s.conclude(f)
-	if s.verdict == io.EOF && !s.desc.ServerStreams {
-		return f.cs.RecvMsg(m) // which knows how many messages there must be
-	}
-	return s.verdict
-}
-
-// SendMsg implements grpc.ClientStream.
-func (c *clientStream) SendMsg(m any) error {
-	s := (*stream)(c)
-	_, once := m.(*grpc.PreparedMsg) // which gRPC sends only once
-	s.out = grpcreplay.Message{Value: m}
-	defer s.out.Free()
-	var over *flow
-	for {
-		f := s.await(over)
-		if f == nil {
-			if !s.desc.ClientStreams {
-				return nil // generated code asks for that; RecvMsg says what is wrong
-			}
-			return io.EOF
-		}
-		if once {
-			s.commit(f)
-		}
-		switch err := s.out.Send(f.cs, f.codec); {
-		case err == nil:
-			if s.keep(f) {
-				return nil
-			}
-		case err == io.EOF:
-			over = f // another try may follow
-		default:
-			s.commit(f) // something is wrong with the message
-			return err
-		}
-	}
-}
-
-// keep keeps the message that f took. It reports false if f is not the current try any more, so that the message is lost.
-func (s *stream) keep(f *flow) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.current != f {
-		return false
-	}
-	if s.committed {
-		return true
-	}
-	if s.sent.Keep(&s.out) {
-		s.out = grpcreplay.Message{}
-	} else {
-		s.commitLocked()
-	}
-	return true
-}
-
-// commitLocked says that no other try follows.
-func (s *stream) commitLocked() {
-	s.committed = true
-	s.sent.Drop()
-}
-
-// commit makes f the last try, if it is the current one.
-func (s *stream) commit(f *flow) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.current == f {
-		s.commitLocked()
-	}
-}
-
-// CloseSend implements grpc.ClientStream.
-func (c *clientStream) CloseSend() error {
-	s := (*stream)(c)
-	s.mu.Lock()
-	s.closed = true
-	f := s.current
-	s.mu.Unlock()
-	if f == nil {
-		return nil // the next try is told
-	}
-	return f.cs.CloseSend()
-}
-
-// Header implements grpc.ClientStream.
-func (c *clientStream) Header() (metadata.MD, error) {
-	s := (*stream)(c)
-	if s.wait() != nil {
-		return nil, nil // RecvMsg says why
-	}
-	header, _ := s.last.metadata()
-	return header.Copy(), nil
-}
-
-// Trailer implements grpc.ClientStream. It makes the current try the last.
-func (c *clientStream) Trailer() metadata.MD {
-	s := (*stream)(c)
-	if f := s.await(nil); f != nil {
-		s.commit(f)
-		return f.cs.Trailer()
-	}
-	return s.trailer.Copy()
-}
-
-// Context implements grpc.ClientStream. It makes the current try the last.
-func (c *clientStream) Context() context.Context {
-	s := (*stream)(c)
-	if f := s.await(nil); f != nil {
-		s.commit(f)
-		return f.cs.Context()
-	}
-	return s.call.Context
+	return s.desc.ClientStreams && !s.closed
 }

@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -417,7 +418,16 @@ func TestStreamLimits(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			leak.Check(t)
 			var registry discovery.Memory
-			registry.Set("echo", serve(t, echoStreams))
+			registry.Set("echo", serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+				if _, err := stream.Recv(); err != nil {
+					return err
+				}
+				if err := stream.Send(&grpctest.Out{}); err != nil {
+					return err
+				}
+				<-stream.Context().Done()
+				return stream.Context().Err()
+			}}))
 			var w watched
 			m := meshtest.New(t, test.documents, mesh.WithDiscovery(&registry), mesh.WithProtection(test.protection), w.observer())
 			stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
@@ -430,12 +440,69 @@ func TestStreamLimits(t *testing.T) {
 			if _, err := stream.Recv(); err != nil {
 				t.Fatal(err)
 			}
+			stream.CloseSend()     // a timeout begins now
 			_, err = stream.Recv() // nothing comes
 			var exceeded *timeout.Error
 			if status.Code(err) != codes.DeadlineExceeded || !errors.As(err, &exceeded) {
 				t.Errorf("end of stream: %v, want DeadlineExceeded and our own timeout", err)
 			}
 			w.settled(t)
+		})
+	}
+}
+
+// The timeout of a route begins when the request is sent whole, as in Envoy. A stream in both directions goes on.
+func TestTimeoutDoesNotCutAStreamThatIsSent(t *testing.T) {
+	leak.Check(t)
+	_, conn := one(t, route("    timeout: 20ms\n"), []discovery.Endpoint{serve(t, echoStreams)})
+	stream, err := grpctest.NewClient(conn).FullDuplexCall(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for began := time.Now(); time.Since(began) < 200*time.Millisecond; {
+		if err := stream.Send(&grpctest.In{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A stream that cannot be sent again ends with the limit that was exceeded, whichever it is, after one try.
+func TestLimitOfACommittedStreamIsToldAsItIs(t *testing.T) {
+	for _, test := range []struct{ name, rule, want string }{
+		{"timeout", "    timeout: 100ms\n", "timeout"},
+		{"perTryTimeout", "    retries: {attempts: 2, perTryTimeout: 100ms, retryOn: \"5xx,reset\"}\n", "per-try"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			leak.Check(t)
+			var tries atomic.Int64
+			_, conn := one(t, route(test.rule), []discovery.Endpoint{serve(t, &grpctest.Service{
+				Bidi: func(stream grpctest.BidiServer) error {
+					tries.Add(1)
+					for {
+						if _, err := stream.Recv(); err != nil {
+							<-stream.Context().Done()
+							return stream.Context().Err()
+						}
+					}
+				},
+			})})
+			stream, err := grpctest.NewClient(conn).FullDuplexCall(bounded(t), grpc.MaxRetryRPCBufferSize(10))
+			if err != nil {
+				t.Fatal(err)
+			}
+			_ = stream.Send(&grpctest.In{Payload: large('a')})
+			stream.CloseSend()
+			_, err = stream.Recv()
+			var exceeded *timeout.Error
+			if status.Code(err) != codes.DeadlineExceeded || !errors.As(err, &exceeded) || !strings.Contains(err.Error(), test.want) {
+				t.Errorf("end of stream: %v, want DeadlineExceeded and our own %s", err, test.want)
+			}
+			if n := tries.Load(); n != 1 {
+				t.Errorf("%d tries, want 1", n)
+			}
 		})
 	}
 }

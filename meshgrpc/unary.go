@@ -38,7 +38,7 @@ type once struct {
 
 // Value implements context.Context.
 func (u *unary) Value(key any) any {
-	if _, ok := key.(callerKey); ok {
+	if _, ok := key.(senderKey); ok {
 		return u
 	}
 	return u.Context.Value(key)
@@ -102,7 +102,7 @@ func (t *try) metadata() (header, trailer metadata.MD) {
 	return header, trailer
 }
 
-// attempt implements caller.
+// attempt implements sender.
 func (u *unary) attempt(req *http.Request, mt *enginehttp.Try) (*http.Response, error) {
 	if mt.Mirror() {
 		return u.mirror(req, mt)

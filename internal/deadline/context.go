@@ -144,6 +144,15 @@ func ClockOf(ctx context.Context) Clock {
 	return Clock{innermost}
 }
 
+// RequestClockOf returns the limit of the whole call alone.
+func RequestClockOf(ctx context.Context) Clock {
+	c := ClockOf(ctx)
+	for c.innermost != nil && c.innermost.exceeded.Kind != Request {
+		c = ClockOf(c.innermost.Context)
+	}
+	return c
+}
+
 // Pause makes the limits stand still until Resume. Pauses do not add up. A limit that begins later is not paused.
 func (c Clock) Pause() {
 	for limit := c.innermost; limit != nil; limit = ClockOf(limit.Context).innermost {
