@@ -2,19 +2,19 @@ package mesh
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
-	"maps"
 	"net/http"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
+	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
@@ -52,7 +52,9 @@ type server struct {
 	rate     *limit.Rate
 	certs    atomic.Pointer[forwardedCerts]
 
-	requests sync.Pool // of *inbound
+	handled  atomic.Bool // Handler was called
+	warned   atomic.Bool // of a workload that is open to all
+	requests sync.Pool   // of *inbound
 
 	mu        sync.Mutex                // held while they change
 	listeners atomic.Pointer[[]watched] // not closed yet; copied on write
@@ -89,7 +91,20 @@ func (s *server) init(config ServerConfig, observed bool) error {
 // Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
 // [WithWorkload]. Shutdown of the http.Server drains as ever.
 func (m *Mesh) Handler(next http.Handler) http.Handler {
+	m.server.handled.Store(true)
+	m.warnOpen()
 	return &handler{m, next}
+}
+
+// warnOpen tells the observers, once, that a process with an identity serves whoever comes: who has set up identities may well
+// think otherwise.
+func (m *Mesh) warnOpen() {
+	in := m.engine.Plan().Inbound()
+	if m.identity == nil || in.Authorizes() || in.Mode(0) != tlsid.Permissive || !m.server.warned.CompareAndSwap(false, true) {
+		return
+	}
+	m.observers.policyLoaded(policy.Findings{{Severity: policy.Warning, Message: "no AuthorizationPolicy and no PeerAuthentication " +
+		"is about this workload: requests of every peer are served, with and without an identity"}}, nil)
 }
 
 type handler struct {
@@ -114,8 +129,9 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // inbound is one request. What is decided about it is too large for the small stacks that HTTP/2 serves requests on.
 type inbound struct {
 	Inbound
-	view authz.Request
-	peer tlsid.Peer
+	view   authz.Request
+	peer   tlsid.Peer
+	secure *tls.ConnectionState // of a connection whose TLS a wrapper hides from net/http
 
 	answer response.Recorder // of a request that is not served with a handler of HTTP
 
@@ -212,10 +228,18 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 		ctx, in.cancel = deadline.Told(&peerContext{ctx, in.Peer}, r.Header)
 	}
 	header := s.sanitised(r.Header, in.peer, h.mesh)
-	if ctx != r.Context() || header != nil {
+	trailers := mayHaveTrailers(r)
+	if ctx != r.Context() || header != nil || trailers || in.secure != nil {
+		arrived := r
 		r = r.WithContext(ctx)
 		if header != nil {
 			r.Header = header
+		}
+		if in.secure != nil {
+			r.TLS = in.secure
+		}
+		if trailers {
+			sanitiseTrailers(arrived, r)
 		}
 		if in.cancel != nil && caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))
@@ -233,7 +257,7 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	// Certificates expire and bundles change while a connection lives, so this is asked each time.
 	mode := rules.Mode(int(in.view.Destination.Port()))
 	if mode != tlsid.Disable {
-		in.peer, in.PeerErr = m.peer(r, in.Start)
+		in.peer, in.PeerErr = m.peer(r, in)
 		if in.PeerErr != nil || m.server.retires(r) {
 			w.Header().Set("Connection", "close") // over a new one it may be somebody
 		}
@@ -243,6 +267,11 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 		in.view.Principal = principal(in.peer)
 	}
 
+	if in.PeerErr == errUnknownConnection {
+		in.Decision = authz.Decision{Match: authz.Match{Rule: -1}, Audit: authz.Match{Rule: -1}, Reason: errUnknownConnection.Error()}
+		in.Decision.Refuse(w, r)
+		return false
+	}
 	in.Decision = rules.Authorize(&in.view)
 	_, refused := errors.AsType[*tlsid.PeerError](in.PeerErr) // only an answer makes it leave a connection of HTTP/2
 	switch {
@@ -255,12 +284,23 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	return true
 }
 
+// errUnknownConnection is about a request to a port of ours over a connection that Listen did not return as it is.
+var errUnknownConnection = errors.New("mesh: the connection of the request cannot be told: wrap the listener inside Listen, not its result")
+
 // peer returns who sent r: nobody, without an error, where no certificate was presented.
-func (m *Mesh) peer(r *http.Request, now time.Time) (tlsid.Peer, error) {
-	if m.identity == nil || r.TLS == nil {
+func (m *Mesh) peer(r *http.Request, in *inbound) (tlsid.Peer, error) {
+	state := r.TLS
+	if state == nil {
+		var err error
+		if state, err = m.server.hiddenTLS(r); state == nil || err != nil {
+			return tlsid.Peer{}, err
+		}
+		in.secure, in.view.SNI = state, state.ServerName
+	}
+	if m.identity == nil {
 		return tlsid.Peer{}, nil
 	}
-	peer, err := m.identity.Peer(r.TLS, now)
+	peer, err := m.identity.Peer(state, in.Start)
 	if errors.Is(err, tlsid.ErrNoPeer) {
 		err = nil
 	}
@@ -295,71 +335,4 @@ func (c *peerContext) Value(key any) any {
 		return c
 	}
 	return c.Context.Value(key)
-}
-
-var traceHeaders = [...]string{
-	"Traceparent", "Tracestate", "Baggage", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
-}
-
-// sanitised returns the header that the handler is to see, nil if it is the one that arrived. What a peer without an
-// identity says about itself or the mesh is removed; a peer with one is named.
-func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh) http.Header {
-	if !peer.ID.IsZero() {
-		own, err := m.identity.Identity()
-		if err != nil {
-			return s.stripped(h) // it expired this moment, and nothing can be said of the peer
-		}
-		details := s.certs.Load().of(peer, own)
-		copied := maps.Clone(h)
-		if before := h[asserted.ClientCert]; len(before) > 0 {
-			details = strings.Join(before, ",") + "," + details // of its own peers, as Istio has it (APPEND_FORWARD)
-		}
-		copied[asserted.ClientCert] = []string{details}
-		return copied
-	}
-	return s.stripped(h)
-}
-
-func (s *server) stripped(h http.Header) http.Header {
-	var copied http.Header
-	remove := func(name string) {
-		if copied == nil {
-			copied = maps.Clone(h)
-		}
-		delete(copied, name)
-	}
-	for name := range h {
-		if asserted.Header(name) {
-			remove(name)
-		}
-	}
-	if s.RestartTraces {
-		for _, name := range traceHeaders {
-			if _, set := h[name]; set {
-				remove(name)
-			}
-		}
-	}
-	return copied
-}
-
-// forwardedCerts are the values of x-forwarded-client-cert for the peers met so far, under one identity of ours.
-type forwardedCerts struct {
-	known sync.Map // *x509.Certificate to string
-	count atomic.Int32
-}
-
-// forwardedKept bounds them.
-const forwardedKept = 4096
-
-func (f *forwardedCerts) of(peer tlsid.Peer, own *tlsid.Identity) string {
-	if details, ok := f.known.Load(peer.Certificate); ok {
-		return details.(string)
-	}
-	subject := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(peer.Certificate.Subject.String())
-	details := "By=" + own.ID().String() + ";Hash=" + peer.Hash() + `;Subject="` + subject + `";URI=` + peer.ID.String()
-	if f.count.Add(1) <= forwardedKept {
-		f.known.Store(peer.Certificate, details)
-	}
-	return details
 }

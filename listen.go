@@ -21,6 +21,8 @@ import (
 type watched interface {
 	Recheck()
 	Retiring(*http.Request) bool
+	Conn(*http.Request) net.Conn
+	from(local net.Addr) bool
 }
 
 // Listen returns a listener over inner whose connections have the TLS that PeerAuthentication demands of the port, which is
@@ -35,9 +37,27 @@ type watched interface {
 // Without [WithIdentity] every TLS connection is refused, and under STRICT so is everything. What is refused is told to
 // the observers' ConnectionRefused.
 func (m *Mesh) Listen(inner net.Listener) net.Listener {
-	l := &listener{Listener: tlsid.NewListener(inner, m.listenerConfig(inner)), mesh: m}
+	l := &listener{Listener: tlsid.NewListener(inner, m.listenerConfig(inner)), place: placeOf(inner.Addr()), mesh: m}
 	m.server.watch(l)
 	return l
+}
+
+// errNoHandler is about connections to a server whose requests nobody would authorize.
+var errNoHandler = errors.New("mesh: AuthorizationPolicies select this workload, and nothing asks them: serve with Mesh.Handler, " +
+	"meshgrpc.ServerOptions or, for other protocols, Mesh.ListenTCP")
+
+// Accept implements net.Listener.
+func (l *listener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil || l.mesh.server.handled.Load() || !l.mesh.engine.Plan().Inbound().Authorizes() {
+			return c, err
+		}
+		c.Close()
+		l.mesh.observers.connectionRefused(l.Addr(), tlsid.Refusal{
+			RemoteAddr: c.RemoteAddr(), Mode: l.mesh.engine.Plan().Inbound().Mode(portOf(l.Addr())), Err: errNoHandler,
+		})
+	}
 }
 
 func (m *Mesh) listenerConfig(inner net.Listener) tlsid.ListenerConfig {
@@ -60,6 +80,7 @@ func (m *Mesh) listenerConfig(inner net.Listener) tlsid.ListenerConfig {
 // listener is what Listen returns.
 type listener struct {
 	*tlsid.Listener
+	place
 	mesh *Mesh
 }
 
@@ -86,7 +107,7 @@ func (m *Mesh) ListenTCP(inner net.Listener) net.Listener {
 	if config.TLS != nil {
 		config.TLS.NextProtos = nil // they are HTTP's, and clients that offer others would be refused
 	}
-	l := &tcpListener{Listener: tlsid.NewListener(inner, config), mesh: m, open: make(map[*tcpConn]authz.Request)}
+	l := &tcpListener{Listener: tlsid.NewListener(inner, config), place: placeOf(inner.Addr()), mesh: m, open: make(map[*tcpConn]authz.Request)}
 	m.server.watch(l)
 	return l
 }
@@ -94,6 +115,7 @@ func (m *Mesh) ListenTCP(inner net.Listener) net.Listener {
 // tcpListener is what ListenTCP returns.
 type tcpListener struct {
 	*tlsid.Listener
+	place
 	mesh *Mesh
 
 	mu     sync.Mutex
@@ -244,6 +266,45 @@ func (s *server) recheck() {
 	for _, l := range s.watched() {
 		l.Recheck()
 	}
+}
+
+// hiddenTLS returns the state of a connection with TLS that net/http takes for one without, because a wrapper around the
+// listener hides it. The error says that r came to a port of ours in a way that cannot be told.
+func (s *server) hiddenTLS(r *http.Request) (*tls.ConnectionState, error) {
+	list := s.watched()
+	for _, l := range list {
+		switch c := l.Conn(r).(type) {
+		case nil:
+		case *tls.Conn:
+			state := c.ConnectionState()
+			return &state, nil
+		default:
+			return nil, nil
+		}
+	}
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	for _, l := range list {
+		if local != nil && l.from(local) {
+			return nil, errUnknownConnection
+		}
+	}
+	return nil, nil
+}
+
+// place is where a listener listens.
+type place struct {
+	port int
+	text string
+}
+
+func placeOf(addr net.Addr) place { return place{portOf(addr), addr.String()} }
+
+// from reports whether a connection with a local address may have come to the listener.
+func (p *place) from(local net.Addr) bool {
+	if tcp, ok := local.(*net.TCPAddr); ok && p.port != 0 {
+		return tcp.Port == p.port
+	}
+	return local.String() == p.text
 }
 
 // retires reports whether the connection of r is closed soon because a certificate expires.

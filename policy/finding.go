@@ -43,7 +43,9 @@ type Finding struct {
 // empty is left out.
 func (f Finding) String() string {
 	var b strings.Builder
-	b.WriteString(f.File + ":" + strconv.Itoa(f.Line) + ": ")
+	if f.File != "" {
+		b.WriteString(f.File + ":" + strconv.Itoa(f.Line) + ": ")
+	}
 	if f.Kind != "" {
 		b.WriteString(f.Kind + " " + f.Namespace + "/" + f.Name + ": ")
 	}

@@ -19,6 +19,7 @@ type Inbound struct {
 	mode       tlsid.Mode
 	ports      map[int]tlsid.Mode // those with a mode of their own
 	authorizer *authz.Authorizer
+	authorizes bool     // a policy of the authorizer decides
 	asserted   []string // headers that policies ask about, and that a peer without an identity may not assert
 }
 
@@ -48,6 +49,11 @@ func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
 		return in.disregarding(r)
 	}
 	return in.authorizer.Decide(r)
+}
+
+// Authorizes reports whether there are AuthorizationPolicies about the workload that decide anything.
+func (in *Inbound) Authorizes() bool {
+	return in.authorizes
 }
 
 // nobody denies a peer without an identity.
@@ -128,6 +134,7 @@ func (c *compiler) authorizationPolicies() {
 		}
 	}
 	for _, policy := range own {
+		in.authorizes = in.authorizes || !policy.DryRun && policy.Action != authz.Audit
 		for _, rule := range policy.Rules {
 			for _, condition := range rule.When {
 				if name, ok := assertion(condition.Key); ok {

@@ -1,0 +1,155 @@
+package mesh_test
+
+import (
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// wrapped hides what its connections are, as netutil.LimitListener does; disguised hides also where they arrived.
+type wrapped struct{ net.Listener }
+
+func (l wrapped) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return struct{ net.Conn }{c}, nil
+}
+
+type disguised struct{ net.Listener }
+
+func (l disguised) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return disguise{c}, nil
+}
+
+type disguise struct{ net.Conn }
+
+func (d disguise) LocalAddr() net.Addr {
+	other := *d.Conn.LocalAddr().(*net.TCPAddr)
+	return &other
+}
+
+const denyOrders = `
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: no-orders, namespace: default}
+spec: {action: DENY, rules: [{from: [{source: {principals: [cluster.local/ns/default/sa/order-service]}}]}]}
+`
+
+// A listener wrapped around that of the mesh does not make a peer anonymous.
+func TestWrappedListenersHideNoPeer(t *testing.T) {
+	noLeaks(t)
+	for name, wrap := range map[string]func(net.Listener) net.Listener{
+		"bare": func(l net.Listener) net.Listener { return l }, "wrapped": func(l net.Listener) net.Listener { return wrapped{l} },
+		"disguised": func(l net.Listener) net.Listener { return disguised{l} },
+	} {
+		for _, documents := range []string{denyOrders, strict + "---" + denyOrders} {
+			w := newTown(t)
+			m := w.member(t, "payment-service", documents)
+			ln := listenLoopback(t)
+			srv := &http.Server{Handler: m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				fmt.Fprintf(w, "%s %v", mesh.PeerID(r.Context()), r.TLS != nil)
+			}))}
+			var serving sync.WaitGroup
+			serving.Go(func() { srv.Serve(wrap(m.Listen(ln))) })
+			t.Cleanup(func() { srv.Close(); serving.Wait() })
+			for _, account := range []string{"order-service", "web"} {
+				id, err := w.Identity("default", account)
+				if err != nil {
+					t.Fatal(err)
+				}
+				tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*id.Certificate()},
+					NextProtos: []string{"http/1.1"}}}
+				a, err := try(&http.Client{Transport: tr}, "https://"+ln.Addr().String())
+				served := err == nil && a.status == http.StatusOK
+				if want := account == "web" && name != "disguised"; served != want {
+					t.Errorf("%s: %s is served: %v, %d %q %v", name, account, served, a.status, a.body, err)
+				} else if served && a.body != "spiffe://cluster.local/ns/default/sa/web true" {
+					t.Errorf("%s: the handler saw %q", name, a.body)
+				}
+				tr.CloseIdleConnections()
+			}
+			if documents == denyOrders && name != "disguised" {
+				if a, err := try(&http.Client{Transport: &http.Transport{DisableKeepAlives: true}}, "http://"+ln.Addr().String()); err != nil || a.body != " false" {
+					t.Errorf("%s: plaintext: %q, %v", name, a.body, err)
+				}
+			}
+		}
+	}
+}
+
+// A server without the handler of the mesh would serve what the documents deny.
+func TestListenWithoutHandlerRefuses(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	refused := make(chan error, 100)
+	m := w.member(t, "payment-service", denyOrders, mesh.WithObserver(mesh.Observer{
+		ConnectionRefused: func(_ net.Addr, r tlsid.Refusal) { refused <- r.Err },
+	}))
+	ln := listenLoopback(t)
+	srv := &http.Server{Handler: says("hello")}
+	var serving sync.WaitGroup
+	serving.Go(func() { srv.Serve(m.Listen(ln)) })
+	t.Cleanup(func() { srv.Close(); serving.Wait() })
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	if a, err := try(c, "http://"+ln.Addr().String()); err == nil {
+		t.Errorf("a request that nobody authorizes gets %d %q", a.status, a.body)
+	}
+	select {
+	case err := <-refused:
+		if err == nil || !strings.Contains(err.Error(), "Mesh.Handler") {
+			t.Errorf("the observers are told %v, want what to do", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the observers are told nothing")
+	}
+	if err := m.Apply(policy.Source{Name: "test.yaml", Data: []byte(strings.Replace(strict, "STRICT", "PERMISSIVE", 1))}); err != nil {
+		t.Fatal(err)
+	}
+	if a, err := try(c, "http://"+ln.Addr().String()); err != nil || a.body != "hello" {
+		t.Errorf("without AuthorizationPolicies: %q, %v", a.body, err)
+	}
+}
+
+// Who has set up identities and serves everybody is told so, once.
+func TestOpenWorkloadIsTold(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	for _, tt := range []struct {
+		documents string
+		want      int
+	}{{"", 1}, {denyOrders, 0}, {strict, 0}} {
+		var mu sync.Mutex
+		var told []string
+		m := w.member(t, "payment-service", tt.documents, mesh.WithEmptyPolicy(), mesh.WithObserver(mesh.Observer{PolicyLoad: func(l mesh.PolicyLoad) {
+			mu.Lock()
+			defer mu.Unlock()
+			for _, f := range l.Findings {
+				told = append(told, f.String())
+			}
+		}}))
+		for range 3 {
+			m.Handler(says("hello"))
+		}
+		mu.Lock()
+		if n := len(slices.DeleteFunc(told, func(s string) bool { return !strings.HasPrefix(s, "warning: no AuthorizationPolicy") })); n != tt.want {
+			t.Errorf("with %q it is told %d times, want %d", tt.documents, n, tt.want)
+		}
+		mu.Unlock()
+	}
+}

@@ -1,0 +1,196 @@
+package mesh
+
+import (
+	"crypto/x509"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"strings"
+	"sync/atomic"
+
+	"github.com/nosidecar/mesh/internal/asserted"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+var traceHeaders = [...]string{
+	"Traceparent", "Tracestate", "Baggage", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
+}
+
+// sanitised returns the header that the handler is to see, nil if it is the one that arrived. What a peer without an
+// identity says about itself or the mesh is removed; a peer with one is named.
+func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh) http.Header {
+	if !peer.ID.IsZero() {
+		own, err := m.identity.Identity()
+		if err != nil {
+			return s.stripped(h) // it expired this moment, and nothing can be said of the peer
+		}
+		details := s.certs.Load().of(peer, own)
+		copied := maps.Clone(h)
+		if before := h[asserted.ClientCert]; len(before) > 0 {
+			details = strings.Join(before, ",") + "," + details // of its own peers, as Istio has it (APPEND_FORWARD)
+		}
+		copied[asserted.ClientCert] = []string{details}
+		if options, changed := connectionOptions(h["Connection"]); changed {
+			setOrDelete(copied, "Connection", options)
+		}
+		delete(copied, "Host")
+		return copied
+	}
+	return s.stripped(h)
+}
+
+func (s *server) stripped(h http.Header) http.Header {
+	var copied http.Header
+	remove := func(name string) {
+		if copied == nil {
+			copied = maps.Clone(h)
+		}
+		delete(copied, name)
+	}
+	for name := range h {
+		// HTTP/2 may send a host header beside :authority. In Request.Host, where handlers look, is one of them only.
+		if asserted.Header(name) || name == "Host" {
+			remove(name)
+		}
+	}
+	if options, changed := connectionOptions(h["Connection"]); changed {
+		remove("Connection")
+		setOrDelete(copied, "Connection", options)
+	}
+	if s.RestartTraces {
+		for _, name := range traceHeaders {
+			if _, set := h[name]; set {
+				remove(name)
+			}
+		}
+	}
+	return copied
+}
+
+func setOrDelete(h http.Header, name string, values []string) {
+	if len(values) == 0 {
+		delete(h, name)
+	} else {
+		h[name] = values
+	}
+}
+
+// connectionOptions returns the values of a Connection header without the options that would have a proxy behind the handler
+// remove what is said of the peer: proxies remove the headers that are named there.
+func connectionOptions(values []string) (kept []string, changed bool) {
+	for i, value := range values {
+		for option := range strings.SplitSeq(value, ",") {
+			name := http.CanonicalHeaderKey(strings.TrimSpace(option))
+			if asserted.Header(name) || strings.HasPrefix(name, "X-Forwarded-") || name == "Forwarded" {
+				return keptOptions(values), true
+			}
+		}
+		kept = values[:i+1]
+	}
+	return kept, false
+}
+
+func keptOptions(values []string) []string {
+	var kept []string
+	for _, value := range values {
+		for option := range strings.SplitSeq(value, ",") {
+			option = strings.TrimSpace(option)
+			name := http.CanonicalHeaderKey(option)
+			if option != "" && !asserted.Header(name) && !strings.HasPrefix(name, "X-Forwarded-") && name != "Forwarded" {
+				kept = append(kept, option)
+			}
+		}
+	}
+	if len(kept) == 0 {
+		return nil
+	}
+	return []string{strings.Join(kept, ", ")}
+}
+
+// mayHaveTrailers reports whether trailers may come with the request: HTTP/2 takes only those that were announced, HTTP/1 any.
+func mayHaveTrailers(r *http.Request) bool {
+	return len(r.Trailer) > 0 || r.ProtoMajor == 1 && r.ContentLength < 0
+}
+
+// sanitiseTrailers has r, a copy of the request that arrived, get the trailers of that without those that only headers may say.
+func sanitiseTrailers(arrived, r *http.Request) {
+	r.Trailer = nil
+	for name := range arrived.Trailer {
+		if !asserted.Header(name) {
+			if r.Trailer == nil {
+				r.Trailer = make(http.Header)
+			}
+			r.Trailer[name] = nil
+		}
+	}
+	r.Body = &trailedBody{ReadCloser: arrived.Body, arrived: arrived, seen: r}
+}
+
+// trailedBody copies trailers once the body has been read, when net/http has set them.
+type trailedBody struct {
+	io.ReadCloser
+	arrived, seen *http.Request
+}
+
+func (b *trailedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		for name, values := range b.arrived.Trailer {
+			if asserted.Header(name) {
+				continue
+			}
+			if b.seen.Trailer == nil {
+				b.seen.Trailer = make(http.Header)
+			}
+			b.seen.Trailer[name] = values
+		}
+	}
+	return n, err
+}
+
+// forwardedCerts are the values of x-forwarded-client-cert for the peers of late, under one identity of ours, by the end of the
+// signature of their certificates.
+type forwardedCerts [256]atomic.Pointer[forwardedCert]
+
+type forwardedCert struct {
+	certificate *x509.Certificate // as tlsid.Peer has it, which is the same for all connections of a peer
+	details     string
+}
+
+func (f *forwardedCerts) of(peer tlsid.Peer, own *tlsid.Identity) string {
+	var end uint64
+	if n := len(peer.Certificate.Signature); n >= 8 {
+		end = binary.LittleEndian.Uint64(peer.Certificate.Signature[n-8:])
+	}
+	place := &f[end%uint64(len(f))]
+	if known := place.Load(); known != nil && known.certificate == peer.Certificate {
+		return known.details
+	}
+	subject := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(printable(peer.Certificate.Subject.String()))
+	details := "By=" + own.ID().String() + ";Hash=" + peer.Hash() + `;Subject="` + subject + `";URI=` + peer.ID.String()
+	place.Store(&forwardedCert{peer.Certificate, details})
+	return details
+}
+
+// printable returns a distinguished name with its control characters as RFC 4514, section 2.4, writes them: a header must not
+// have any.
+func printable(name string) string {
+	if !strings.ContainsFunc(name, isControl) {
+		return name
+	}
+	var out strings.Builder
+	for _, r := range name {
+		if isControl(r) {
+			for _, b := range []byte(string(r)) {
+				fmt.Fprintf(&out, `\%02X`, b)
+			}
+		} else {
+			out.WriteRune(r)
+		}
+	}
+	return out.String()
+}
+
+func isControl(r rune) bool { return r < ' ' || 0x7f <= r && r < 0xa0 || r == 0x2028 || r == 0x2029 }

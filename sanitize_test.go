@@ -1,0 +1,229 @@
+package mesh_test
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/tls"
+	"crypto/x509/pkix"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// dialAs connects to an endpoint as a service account, or without TLS as nobody.
+func (w *town) dialAs(t *testing.T, e discovery.Endpoint, account string, protocols ...string) net.Conn {
+	t.Helper()
+	var c net.Conn
+	var err error
+	if account == "" {
+		c, err = net.Dial("tcp", addressOf(e))
+	} else {
+		var id *tlsid.Identity
+		if id, err = w.Identity("default", account); err != nil {
+			t.Fatal(err)
+		}
+		c, err = tls.Dial("tcp", addressOf(e), &tls.Config{
+			InsecureSkipVerify: true, Certificates: []tls.Certificate{*id.Certificate()}, NextProtos: protocols,
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	c.SetDeadline(time.Now().Add(10 * time.Second))
+	return c
+}
+
+// ask sends a request as it is, and returns the body of the response and its status.
+func ask(t *testing.T, c net.Conn, request string) (int, string) {
+	t.Helper()
+	io.WriteString(c, request)
+	resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp.StatusCode, string(body)
+}
+
+// A peer does not get a proxy behind the handler to drop what the mesh says of it.
+func TestPeersDropNothingBehindAProxy(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	backend := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s|%s", r.Header.Get("X-Forwarded-Client-Cert"), r.Header.Get("X-Hop"))
+	}))
+	t.Cleanup(backend.Close)
+	to, err := url.Parse(backend.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) }}
+	t.Cleanup(http.DefaultTransport.(*http.Transport).CloseIdleConnections)
+	e := serveMesh(t, w.member(t, "payment-service", ""), proxy.ServeHTTP)
+	for _, header := range []string{
+		"Connection: X-Forwarded-Client-Cert", "Connection: close, x-forwarded-client-cert", "Connection: X_Forwarded_Client_Cert, X-Forwarded-Client-Cert",
+		"Connection: keep-alive\r\nConnection: x-forwarded-client-cert,X-Hop\r\nX-Hop: 1",
+	} {
+		_, body := ask(t, w.dialAs(t, e, "order-service"), "GET / HTTP/1.1\r\nHost: x\r\n"+header+"\r\n\r\n")
+		if !strings.Contains(body, "URI=spiffe://cluster.local/ns/default/sa/order-service") || !strings.HasSuffix(body, "|") {
+			t.Errorf("%q: behind the proxy is %q", header, body)
+		}
+	}
+}
+
+// What a peer may not say in a header it may not say in a trailer either.
+func TestTrailersForgeNothing(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	e := serveMesh(t, w.member(t, "payment-service", ""), func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		fmt.Fprintf(w, "%s %v %v", body, err, r.Trailer)
+	})
+	const chunks = "Transfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nX-Forwarded-Client-Cert: URI=admin\r\nX-Envoy-Internal: true\r\nX_Request_Id: 1\r\nChecksum: 7\r\n\r\n"
+	for _, account := range []string{"", "order-service"} {
+		for name, announced := range map[string]string{
+			"announced": "Trailer: X-Forwarded-Client-Cert, X-Envoy-Internal, X_Request_Id, Checksum\r\n", "not announced": "",
+		} {
+			_, body := ask(t, w.dialAs(t, e, account), "POST / HTTP/1.1\r\nHost: x\r\n"+announced+chunks)
+			if want := "hi <nil> map[Checksum:[7]]"; body != want {
+				t.Errorf("%q, %s: the handler saw %q, want %q", account, name, body, want)
+			}
+		}
+		h2 := &http.Client{Transport: h2Transport(w, t, account)}
+		req, err := http.NewRequest("POST", schemeOf(account)+addressOf(e), io.MultiReader(strings.NewReader("hi")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Trailer = http.Header{"X-Forwarded-Client-Cert": {"URI=admin"}, "X-Envoy-Internal": {"true"}, "Checksum": {"7"}}
+		if account == "" {
+			continue
+		}
+		resp, err := h2.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, _ := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if want := "hi <nil> map[Checksum:[7]]"; string(body) != want || resp.ProtoMajor != 2 {
+			t.Errorf("%q over %s: the handler saw %q, want %q", account, resp.Proto, body, want)
+		}
+	}
+}
+
+func schemeOf(account string) string {
+	if account == "" {
+		return "http://"
+	}
+	return "https://"
+}
+
+// h2Transport speaks HTTP/2 as a service account.
+func h2Transport(w *town, t *testing.T, account string) *http.Transport {
+	t.Helper()
+	tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
+	if account != "" {
+		id, err := w.Identity("default", account)
+		if err != nil {
+			t.Fatal(err)
+		}
+		tr.TLSClientConfig.Certificates = []tls.Certificate{*id.Certificate()}
+	}
+	t.Cleanup(tr.CloseIdleConnections)
+	return tr
+}
+
+// Of two hosts in one HTTP/2 request the handler sees that which policies were asked about first, and they are asked about both.
+func TestTwoHostsInOneRequest(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	m := w.member(t, "payment-service", strings.Replace(allowOrders, "action: ALLOW", "action: DENY", 1)+"---"+`
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: secret, namespace: default}
+spec: {action: DENY, rules: [{to: [{operation: {hosts: [secret.example]}}]}]}
+`)
+	e := serveMesh(t, m, func(w http.ResponseWriter, r *http.Request) { fmt.Fprintf(w, "%s %q", r.Host, r.Header["Host"]) })
+	for _, tt := range []struct{ authority, host, want string }{
+		{"public.example", "other.example", `public.example []`},
+		{"public.example", "secret.example", "RBAC: access denied"},
+		{"secret.example.", "public.example", "RBAC: access denied"},
+	} {
+		got := askHTTP2(t, w.dialAs(t, e, "web", "h2"), hpack.HeaderField{Name: ":method", Value: "GET"}, hpack.HeaderField{Name: ":scheme", Value: "https"},
+			hpack.HeaderField{Name: ":authority", Value: tt.authority}, hpack.HeaderField{Name: ":path", Value: "/"}, hpack.HeaderField{Name: "host", Value: tt.host})
+		if got != tt.want {
+			t.Errorf(":authority %s and host %s: %q, want %q", tt.authority, tt.host, got, tt.want)
+		}
+	}
+}
+
+// askHTTP2 sends a request of HTTP/2 as it is, and returns the body of the response.
+func askHTTP2(t *testing.T, c net.Conn, fields ...hpack.HeaderField) string {
+	t.Helper()
+	io.WriteString(c, http2.ClientPreface)
+	framer := http2.NewFramer(c, c)
+	framer.WriteSettings()
+	var block bytes.Buffer
+	encoder := hpack.NewEncoder(&block)
+	for _, f := range fields {
+		encoder.WriteField(f)
+	}
+	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true})
+	var body strings.Builder
+	for {
+		frame, err := framer.ReadFrame()
+		if err != nil {
+			t.Fatal(err)
+		}
+		switch frame := frame.(type) {
+		case *http2.DataFrame:
+			body.Write(frame.Data())
+			if frame.StreamEnded() {
+				return body.String()
+			}
+		case *http2.RSTStreamFrame:
+			return frame.ErrCode.String()
+		}
+	}
+}
+
+// The subject of a certificate is whatever its authority wrote there, and goes into a header.
+func TestSubjectsBreakNoHeader(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	m := w.member(t, "payment-service", "")
+	var got []string
+	h := m.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { got = r.Header["X-Forwarded-Client-Cert"] }))
+	id, err := w.Identity("default", "order-service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := *id.Certificate().Leaf
+	leaf.Subject = pkix.Name{CommonName: "a\r\nX-Admin: true\x00\x7f\u0085\"\\b", Organization: []string{"é"}}
+	h.ServeHTTP(httptest.NewRecorder(), inboundRequest(&leaf))
+	if len(got) != 1 || strings.ContainsFunc(got[0], func(r rune) bool { return r < ' ' || r >= 0x7f && r < 0xa0 }) {
+		t.Fatalf("the header is %q", got)
+	}
+	for _, want := range []string{`a\\0D\\0AX-Admin: true\\00\\7F\\C2\\85`, "O=é", `;URI=spiffe://cluster.local/ns/default/sa/order-service`} {
+		if !strings.Contains(got[0], want) {
+			t.Errorf("the header is %q, want %q in it", got[0], want)
+		}
+	}
+}
