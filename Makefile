@@ -2,17 +2,19 @@
 # make quick  the same without fuzzing and the long tests
 # make stress the tests in a race with a busy machine, and on one processor; not part of CI, it takes long
 # make vuln   known vulnerabilities of what is linked; needs https://vuln.go.dev
+# make soak   ten minutes of each protocol while endpoints, documents and certificates change (MESH_SOAK=1m for a shorter one)
 # make bench  benchmarks, beside the bare transport and failsafe-go
 
 GO        ?= go
 FUZZTIME  ?= 10000x
+MESH_SOAK ?= 10m
 RUNS      ?= 5
 SPINNERS  ?= 4
 STATIC     = $(GO) tool -modfile=tools/go.mod staticcheck
 
 VULN       = $(GO) tool -modfile=tools/go.mod govulncheck
 
-.PHONY: test quick bench vet fuzz stress vuln
+.PHONY: test quick soak bench vet fuzz stress vuln
 
 test: vet
 	$(GO) test -race ./...
@@ -26,6 +28,9 @@ test: vet
 
 quick: vet
 	$(GO) test -race ./...
+
+soak:
+	MESH_SOAK=$(MESH_SOAK) $(GO) test -count=1 -timeout 3h -v -run '^TestSoak$$' . ./meshgrpc
 
 vet:
 	@unformatted=$$(gofmt -l .); \

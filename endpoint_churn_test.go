@@ -94,10 +94,11 @@ func TestChurn(t *testing.T) {
 	})
 	var calls atomic.Int64
 	end := time.Now().Add(limit)
+	proven := func() bool { return ejections.Load() > 0 && updates.Load() > 0 } // which takes a busy machine longer
 	var callers sync.WaitGroup
 	for range 32 {
 		callers.Go(func() {
-			for time.Now().Before(end) && !t.Failed() {
+			for !t.Failed() && (time.Now().Before(end) || !proven() && time.Now().Before(end.Add(time.Minute))) {
 				a, err := try(c, "http://api/")
 				if err != nil || a.status != http.StatusOK {
 					t.Errorf("call %d failed: %d %v", calls.Load(), a.status, err)
@@ -110,7 +111,7 @@ func TestChurn(t *testing.T) {
 	close(done)
 	running.Wait()
 	t.Logf("%d calls, %d updates seen, %d ejections, %d readmissions", calls.Load(), updates.Load(), ejections.Load(), readmissions.Load())
-	if ejections.Load() == 0 || updates.Load() == 0 {
+	if !proven() {
 		t.Error("nothing changed: the test proves nothing")
 	}
 }

@@ -5,10 +5,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,6 +28,7 @@ import (
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy/limit"
 	meshroute "github.com/nosidecar/mesh/policy/route"
@@ -443,29 +446,28 @@ func TestConnectionLimits(t *testing.T) {
 		{"idle", "{http: {idleTimeout: 50ms}}", 250 * time.Millisecond, 3},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			leak.Check(t)
-			conns := map[string]int{}
-			_, conn := one(t, rule(test.pool), []discovery.Endpoint{serve(t, &grpctest.Service{
-				Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
-					p, _ := peer.FromContext(ctx)
-					conns[p.Addr.String()]++
-					return grpctest.Echo(ctx, in)
-				},
-			})})
-			client := grpctest.NewClient(conn)
-			for i := range 12 {
-				if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
-					t.Fatal(err)
+			synctest.Test(t, func(t *testing.T) {
+				var network memnet.Network
+				server := grpc.NewServer()
+				grpc_testing.RegisterTestServiceServer(server, echoStreams)
+				go func() { _ = server.Serve(network.Listen("10.0.0.1:80")) }()
+				t.Cleanup(server.Stop)
+				m := meshtest.New(t, rule(test.pool), mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
+					mesh.WithDiscovery(discovery.Static{"echo": {{Address: "10.0.0.1", Port: 80}}}))
+				client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+				for i := range 12 {
+					if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+						t.Fatal(err)
+					}
+					if i%4 == 3 {
+						time.Sleep(test.pause)
+					}
 				}
-				if i%4 == 3 && test.pause > 0 {
-					timer := time.NewTimer(test.pause)
-					<-timer.C
+				// The last call over a connection that is too old is still made.
+				if n := network.Dials(); n != test.want {
+					t.Errorf("%d connections, want %d", n, test.want)
 				}
-			}
-			// The last call over a connection that is too old is still made.
-			if n := len(conns); n != test.want {
-				t.Errorf("%d connections, want %d: %v", n, test.want, conns)
-			}
+			})
 		})
 	}
 }
