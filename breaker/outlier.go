@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/statusset"
 )
 
 // OutlierConfig says when an endpoint is ejected and for how long. The zero OutlierConfig ejects after 5 consecutive 5xx
@@ -130,7 +132,7 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 		}
 	}
 	if c.ErrorCodes.invalid {
-		return c, fmt.Errorf("breaker: ErrorCodes has a range that is empty or not within %d to %d", minCode, maxCode)
+		return c, fmt.Errorf("breaker: ErrorCodes has a range that is empty or not within %d to %d", statusset.Min, statusset.Max)
 	}
 	if c.ConsecutiveLocalOrigin != 0 && !c.SplitLocalOrigin {
 		return c, errors.New("breaker: ConsecutiveLocalOrigin requires SplitLocalOrigin")
@@ -157,29 +159,23 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 
 // Codes is a set of HTTP statuses. The zero Codes is empty. Codes can be compared with ==.
 type Codes struct {
-	bits    [8]uint64 // from minCode on
-	invalid bool      // With got a range that it could not add; NewOutlier complains
+	set     statusset.Set
+	invalid bool // With got a range that it could not add; NewOutlier complains
 }
-
-const minCode, maxCode = 100, 599
 
 // With returns c with the statuses from first to last added to it. 100 <= first <= last <= 599 must
 // hold, or [NewOutlier] rejects the set.
 func (c Codes) With(first, last int) Codes {
-	if first < minCode || last > maxCode || first > last {
-		c.invalid = true
-		return c
-	}
-	for bit := first - minCode; bit <= last-minCode; bit++ {
-		c.bits[bit/64] |= 1 << (bit % 64)
+	c.invalid = c.invalid || first > last
+	for code := first; code <= last && !c.invalid; code++ {
+		c.invalid = !c.set.Add(code)
 	}
 	return c
 }
 
 // Has reports whether code is in the set.
 func (c Codes) Has(code int) bool {
-	bit := code - minCode
-	return code >= minCode && code <= maxCode && c.bits[bit/64]&(1<<(bit%64)) != 0
+	return c.set.Has(code)
 }
 
 // Result is how a call to an endpoint ended: an HTTP status, or one of the constants.

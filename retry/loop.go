@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // Attempter makes one try of a call. Like http.RoundTripper it closes the request's body and does not change the
@@ -252,7 +253,7 @@ func rewind(req *http.Request, r *replay) (io.ReadCloser, error) {
 // pushback returns when a gRPC server would have the call tried again, negative for never, if it says so (gRFC A6). What it
 // says in words that are not known means never.
 func pushback(resp *http.Response) (after time.Duration, told bool) {
-	if resp == nil || !isGRPC(resp) {
+	if resp == nil || !field.IsGRPC(resp.Header.Get("Content-Type")) {
 		return 0, false
 	}
 	values := resp.Header["Grpc-Retry-Pushback-Ms"]

@@ -2,12 +2,13 @@ package retry
 
 import (
 	"fmt"
-	"math/bits"
 	"net/http"
 	"strconv"
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/statusset"
 )
 
 // Condition is a set of the conditions under which a call is retried, with the meaning Envoy gives them. A failure is an
@@ -63,31 +64,23 @@ var conditionNames = [...]string{
 	"cancelled", "deadline-exceeded", "resource-exhausted", "internal", "unavailable",
 }
 
-const (
-	minStatus = 100
-	maxStatus = 599
-)
-
-// StatusSet is a set of HTTP status codes from 100 to 599. The zero value is empty.
+// StatusSet is a set of HTTP status codes from 100 to 599. The zero value is empty. It is comparable.
 type StatusSet struct {
-	bits [(maxStatus - minStatus + 64) / 64]uint64
+	set statusset.Set
 }
 
 // Codes returns the set of the given codes. Codes outside 100 to 599, which no response has, are dropped.
 func Codes(codes ...int) StatusSet {
 	var s StatusSet
 	for _, code := range codes {
-		if i := code - minStatus; i >= 0 && code <= maxStatus {
-			s.bits[i/64] |= 1 << (i % 64)
-		}
+		s.set.Add(code)
 	}
 	return s
 }
 
 // Has reports whether code is in the set.
 func (s StatusSet) Has(code int) bool {
-	i := code - minStatus
-	return i >= 0 && code <= maxStatus && s.bits[i/64]&(1<<(i%64)) != 0
+	return s.set.Has(code)
 }
 
 // On says what is retried: any of its conditions and status codes. It is comparable. The zero value means the default
@@ -128,7 +121,7 @@ next:
 		if err != nil || len(item) != 3 || http.StatusText(code) == "" {
 			return On{}, fmt.Errorf("retry: unknown status code %q", item)
 		}
-		on.Status.bits[(code-minStatus)/64] |= 1 << ((code - minStatus) % 64)
+		on.Status.set.Add(code)
 	}
 	if on.Status != (StatusSet{}) {
 		on.Conditions &^= RetriableStatusCodes // the codes say it
@@ -145,9 +138,9 @@ func (o On) String() string {
 			b = append(append(b, name...), ',')
 		}
 	}
-	for i, word := range o.Status.bits {
-		for ; word != 0; word &= word - 1 {
-			b = append(strconv.AppendInt(b, int64(minStatus+i*64+bits.TrailingZeros64(word)), 10), ',')
+	for code := statusset.Min; code <= statusset.Max; code++ {
+		if o.Status.Has(code) {
+			b = append(strconv.AppendInt(b, int64(code), 10), ',')
 		}
 	}
 	if len(b) == 0 {
@@ -205,16 +198,11 @@ const grpcStatuses = Cancelled | DeadlineExceeded | ResourceExhausted | Internal
 
 // grpc reports whether the headers of resp carry a gRPC status that is to be retried.
 func (o On) grpc(resp *http.Response) bool {
-	if !isGRPC(resp) {
+	if !field.IsGRPC(resp.Header.Get("Content-Type")) {
 		return false
 	}
 	code, err := strconv.ParseUint(resp.Header.Get("Grpc-Status"), 10, 32)
 	return err == nil && o.GRPC(uint32(code))
-}
-
-// isGRPC reports whether resp answers a gRPC call: application/grpc, also with a suffix such as "+proto".
-func isGRPC(resp *http.Response) bool {
-	return strings.HasPrefix(resp.Header.Get("Content-Type"), "application/grpc")
 }
 
 // GRPC reports whether a gRPC status is to be retried by its code. It must be one that came without messages before it.

@@ -30,3 +30,20 @@ func GRPCStatus(code uint32) int {
 	}
 	return http.StatusInternalServerError // UNKNOWN, INTERNAL, DATA_LOSS, and what there is not yet
 }
+
+// GRPCCode returns the code of a gRPC call that is answered with an HTTP status, by gRPC's "HTTP to gRPC Status Code Mapping".
+func GRPCCode(status int) uint32 {
+	switch status {
+	case http.StatusBadRequest:
+		return 13 // INTERNAL
+	case http.StatusUnauthorized:
+		return 16 // UNAUTHENTICATED
+	case http.StatusForbidden:
+		return 7 // PERMISSION_DENIED
+	case http.StatusNotFound:
+		return 12 // UNIMPLEMENTED
+	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return 14 // UNAVAILABLE
+	}
+	return 2 // UNKNOWN
+}

@@ -1,4 +1,4 @@
-// Package field says what may stand in an HTTP field: in its name, and in its value.
+// Package field says what stands in an HTTP field: what may, in its name and its value, and what a Content-Type means.
 package field
 
 import "strings"
@@ -23,4 +23,11 @@ func IsValue(s string) bool {
 		}
 	}
 	return true
+}
+
+// IsGRPC reports whether a Content-Type is that of gRPC, as gRPC's own libraries see it: "application/grpc", alone or with a
+// suffix such as "+proto" or with parameters. That of gRPC-Web is another.
+func IsGRPC(contentType string) bool {
+	rest, ok := strings.CutPrefix(contentType, "application/grpc")
+	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }

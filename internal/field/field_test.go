@@ -26,3 +26,15 @@ func TestIsValue(t *testing.T) {
 		}
 	}
 }
+
+func TestIsGRPC(t *testing.T) {
+	for s, want := range map[string]bool{
+		"application/grpc": true, "application/grpc+proto": true, "application/grpc;charset=utf-8": true,
+		"application/grpc-web": false, "application/grpc-web+proto": false, "application/grpcx": false, "": false,
+		"text/plain": false,
+	} {
+		if got := field.IsGRPC(s); got != want {
+			t.Errorf("IsGRPC(%q) = %v", s, got)
+		}
+	}
+}

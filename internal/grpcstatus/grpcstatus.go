@@ -3,8 +3,6 @@
 package grpcstatus
 
 import (
-	"net/http"
-
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
@@ -47,17 +45,5 @@ func HTTP(code codes.Code) int {
 // FromHTTP returns the code of a gRPC call that is answered with an HTTP status, by gRPC's "HTTP to gRPC Status Code
 // Mapping".
 func FromHTTP(code int) codes.Code {
-	switch code {
-	case http.StatusBadRequest:
-		return codes.Internal
-	case http.StatusUnauthorized:
-		return codes.Unauthenticated
-	case http.StatusForbidden:
-		return codes.PermissionDenied
-	case http.StatusNotFound:
-		return codes.Unimplemented
-	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return codes.Unavailable
-	}
-	return codes.Unknown
+	return codes.Code(failure.GRPCCode(code))
 }

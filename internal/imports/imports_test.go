@@ -37,7 +37,7 @@ const (
 // modules that a package may link, itself excepted. The standard library is always allowed.
 var (
 	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt", "/internal/response",
-		"/internal/caller", "/internal/field", "/internal/httpclone"}
+		"/internal/caller", "/internal/field", "/internal/statusset", "/internal/httpclone"}
 
 	limits   = list(shared, xrate)
 	identity = []string{spiffeID, spiffeSVID, spiffeBundle, spiffeInside}
@@ -57,6 +57,7 @@ var (
 		"/internal/attempt":      nil,
 		"/internal/caller":       {"/internal/field"},
 		"/internal/field":        nil,
+		"/internal/statusset":    nil,
 		"/internal/asserted":     nil,
 		"/internal/response":     nil,
 		"/internal/endpointpool": list(limits, "/discovery", "/policy/limit"),

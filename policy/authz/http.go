@@ -6,6 +6,8 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // Handler is an http.Handler that passes on what its Authorizer allows. It answers the rest as [Decision.Refuse]
@@ -60,7 +62,7 @@ func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 		status, text, code = http.StatusBadRequest, badRequestText, "13" // INTERNAL
 	}
 	header := w.Header()
-	if isGRPC(r) {
+	if field.IsGRPC(r.Header.Get("Content-Type")) {
 		header["Content-Type"] = []string{"application/grpc"}
 		header["Grpc-Status"] = []string{code}
 		header["Grpc-Message"] = []string{text}
@@ -71,12 +73,6 @@ func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 	header["Content-Length"] = []string{strconv.Itoa(len(text))}
 	w.WriteHeader(status)
 	_, _ = w.Write([]byte(text)) // a peer that has gone needs no answer
-}
-
-// isGRPC reports whether the request is a gRPC call: application/grpc, also with a suffix such as "+proto".
-func isGRPC(r *http.Request) bool {
-	rest, ok := strings.CutPrefix(r.Header.Get("Content-Type"), "application/grpc")
-	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
 // NewRequest returns the view of a request that a net/http server received, over HTTP/1 or HTTP/2, from a peer with

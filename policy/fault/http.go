@@ -4,12 +4,13 @@ import (
 	"context"
 	"net/http"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
@@ -85,7 +86,7 @@ func (d *Decision) Wait(ctx context.Context) error {
 // header is also its trailer, as gRPC has it; for an HTTPStatus, with the code that gRPC gives that status. Any other
 // call gets HTTPStatus, or 200 where the abort is a gRPC status, and a text.
 func (d *Decision) Response(req *http.Request) *http.Response {
-	if !isGRPC(req) {
+	if !field.IsGRPC(req.Header.Get("Content-Type")) {
 		status := http.StatusOK
 		if !d.IsGRPC {
 			status = d.HTTPStatus
@@ -94,7 +95,7 @@ func (d *Decision) Response(req *http.Request) *http.Response {
 	}
 	code := d.GRPCStatus
 	if !d.IsGRPC {
-		code = codeOf(d.HTTPStatus)
+		code = failure.GRPCCode(d.HTTPStatus)
 	}
 	resp := reply.New(req, http.StatusOK, nil)
 	resp.Proto, resp.ProtoMajor, resp.ProtoMinor = "HTTP/2.0", 2, 0
@@ -104,27 +105,4 @@ func (d *Decision) Response(req *http.Request) *http.Response {
 		"Grpc-Message": {abortText},
 	}
 	return resp
-}
-
-// isGRPC reports whether the request is a gRPC call: application/grpc, also with a suffix such as "+proto".
-func isGRPC(req *http.Request) bool {
-	rest, ok := strings.CutPrefix(req.Header.Get("Content-Type"), "application/grpc")
-	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
-}
-
-// codeOf maps an HTTP status to a gRPC code, by the table of gRPC's "HTTP to gRPC Status Code Mapping".
-func codeOf(status int) uint32 {
-	switch status {
-	case http.StatusBadRequest:
-		return 13 // INTERNAL
-	case http.StatusUnauthorized:
-		return 16 // UNAUTHENTICATED
-	case http.StatusForbidden:
-		return 7 // PERMISSION_DENIED
-	case http.StatusNotFound:
-		return 12 // UNIMPLEMENTED
-	case http.StatusTooManyRequests, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
-		return 14 // UNAVAILABLE
-	}
-	return 2 // UNKNOWN
 }

@@ -4,7 +4,6 @@ import (
 	"maps"
 	"net/http"
 	"strconv"
-	"strings"
 
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/body"
@@ -12,6 +11,7 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // try is an attempt of a call. It ends with its response body.
@@ -58,7 +58,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		return nil, t.Attempt.End(0, breaker.NoResult, err)
 	}
 	t.status = resp.StatusCode
-	if strings.HasPrefix(resp.Header.Get("Content-Type"), "application/grpc") {
+	if field.IsGRPC(resp.Header.Get("Content-Type")) {
 		t.grpc = resp
 	}
 	if resp.ProtoMajor == 2 {

@@ -1,0 +1,29 @@
+// Package statusset is the sets of HTTP statuses that settings hold.
+package statusset
+
+// The statuses that a set can hold.
+const (
+	Min = 100
+	Max = 599
+)
+
+// Set is a set of HTTP statuses from Min to Max. The zero value is empty. Sets can be compared with ==.
+type Set struct {
+	bits [(Max - Min + 64) / 64]uint64
+}
+
+// Add adds a status, and reports false for one that no response has.
+func (s *Set) Add(status int) bool {
+	i := status - Min
+	if i < 0 || status > Max {
+		return false
+	}
+	s.bits[i/64] |= 1 << (i % 64)
+	return true
+}
+
+// Has reports whether status is in the set.
+func (s *Set) Has(status int) bool {
+	i := status - Min
+	return i >= 0 && status <= Max && s.bits[i/64]&(1<<(i%64)) != 0
+}
