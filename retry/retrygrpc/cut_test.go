@@ -71,3 +71,34 @@ func TestStreamThatWasNotSentIsRetriedAsRefused(t *testing.T) {
 		t.Errorf("after %d tries: %v, %d without a message; want OK after 2", tries, ends.Codes(), ends.False)
 	}
 }
+
+// OnFinish hears what RecvMsg says, also of a stream that gRPC takes for well when it is asked for headers.
+func TestOnFinishHearsHowAStreamEnded(t *testing.T) {
+	leak.Check(t)
+	address := grpctest.Serve(t, &grpctest.Service{Bidi: grpctest.EchoStream})
+	retries := &retrygrpc.Client{
+		Config: retry.Config{Retries: 1, Backoff: -1, On: retry.On{Conditions: retry.RefusedStream}},
+		Budget: retry.BudgetConfig{Off: true},
+	}
+	well := func(_ context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ grpc.Streamer,
+		opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		for _, opt := range opts {
+			if finish, ok := opt.(grpc.OnFinishCallOption); ok {
+				finish.OnFinish(nil)
+			}
+		}
+		return unsent{}, nil
+	}
+	conn := grpctest.Dial(t, address, append(retries.DialOptions(), grpc.WithChainStreamInterceptor(well))...)
+	heard := make(chan error, 1)
+	stream, err := grpctest.NewClient(conn).FullDuplexCall(t.Context(), grpc.OnFinish(func(err error) { heard <- err }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Unavailable {
+		t.Errorf("Recv: %v, want Unavailable", err)
+	}
+	if err := <-heard; status.Code(err) != codes.Unavailable {
+		t.Errorf("OnFinish: %v, want Unavailable", err)
+	}
+}

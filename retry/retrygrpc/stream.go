@@ -172,6 +172,11 @@ func (t *try) answer() *outcome {
 			err = status.Error(codes.Internal, "retry: a stream without headers has a message")
 		}
 		t.out.err, t.out.trailer = err, t.stream.Trailer()
+		s.end.Lock()
+		if t.finished && t.err == nil && err != io.EOF {
+			t.err = err // gRPC has finished the try with less than RecvMsg knows
+		}
+		s.end.Unlock()
 		if t.limit != nil && t.limit.Exceeded() != nil {
 			t.out.err, t.out.late = tooLate(s.loop.Policy.Config().PerTryTimeout), true
 		}
