@@ -3,6 +3,7 @@ package meshgrpc_test
 import (
 	"context"
 	"net"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -121,5 +122,22 @@ func TestEndpointThatHangsUpIsPassedOver(t *testing.T) {
 	}
 	if state := conn.GetState(); state != connectivity.Ready {
 		t.Errorf("state %v, want READY", state)
+	}
+}
+
+// A target that names no host of the mesh is told as that.
+func TestTargetThatNamesNoHost(t *testing.T) {
+	leak.Check(t)
+	m := meshtest.New(t, "")
+	for _, target := range []string{"mesh://x/echo", "dns:echo"} {
+		conn := connect(t, m, target)
+		_, unary := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{})
+		_, stream := grpctest.NewClient(conn).FullDuplexCall(bounded(t))
+		for _, err := range []error{unary, stream} {
+			if err == nil || !strings.Contains(err.Error(), `a target of the mesh is "mesh:///host:port"`) ||
+				!strings.Contains(err.Error(), target) {
+				t.Errorf("%s: %v, want the form of a target", target, err)
+			}
+		}
 	}
 }

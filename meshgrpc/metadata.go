@@ -3,6 +3,7 @@ package meshgrpc
 import (
 	"context"
 	"encoding/base64"
+	"fmt"
 	"maps"
 	"net/http"
 	"net/textproto"
@@ -30,6 +31,26 @@ func authority(cc *grpc.ClientConn) string {
 		return host
 	}
 	return strings.TrimPrefix(target, Scheme+":")
+}
+
+// checkTarget returns an error for a target that names no host of the mesh.
+func checkTarget(target string) error {
+	if rest, ok := strings.CutPrefix(target, Scheme+"://"); ok {
+		if host, ok := strings.CutPrefix(rest, "/"); !ok || host == "" {
+			return fmt.Errorf("%w, and not %q", errTarget, target)
+		}
+		return nil
+	}
+	if strings.Contains(target, "://") || strings.HasPrefix(target, Scheme+":") || strings.HasPrefix(target, "[") {
+		return nil
+	}
+	// What has a colon and no port after it is a scheme with something opaque, as in "dns:echo".
+	if _, rest, ok := strings.Cut(target, ":"); ok {
+		if _, err := strconv.ParseUint(rest, 10, 16); err != nil {
+			return fmt.Errorf("%w, and not %q", errTarget, target)
+		}
+	}
+	return nil
 }
 
 const contentType = "application/grpc"

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/types/known/emptypb"
@@ -69,6 +70,9 @@ func (s *stream) Value(key any) any {
 // stream is the grpc.StreamClientInterceptor.
 func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	if err := checkTarget(cc.Target()); err != nil {
+		return nil, grpcstatus.Wrap(codes.Unavailable, err)
+	}
 	s := &stream{
 		call: call{Context: ctx, client: c, method: method, cc: cc},
 		desc: desc, streamer: streamer,

@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
@@ -16,6 +17,7 @@ import (
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
+	"github.com/nosidecar/mesh/internal/grpcstatus"
 )
 
 // unary is a unary call. It is the one allocation that every call costs on our side, and holds the first try, which
@@ -47,6 +49,9 @@ func (u *unary) Value(key any) any {
 // unary is the grpc.UnaryClientInterceptor.
 func (c *client) unary(ctx context.Context, method string, message, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	if err := checkTarget(cc.Target()); err != nil {
+		return grpcstatus.Wrap(codes.Unavailable, err)
+	}
 	u := &unary{
 		call:    call{Context: ctx, client: c, method: method, cc: cc},
 		message: message, reply: reply, invoker: invoker,
