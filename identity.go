@@ -143,6 +143,7 @@ func (s oneWorkload) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error
 func (m *Mesh) rotated(_, now *tlsid.Identity) {
 	m.engine.Rotate()
 	m.server.certs.Store(new(forwardedCerts))
+	m.server.recheck()
 	m.observers.identity(now, nil)
 }
 

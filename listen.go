@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -130,14 +131,20 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c, request := &tcpConn{Conn: nc, owner: l}, l.request(nc)
+		c := &tcpConn{Conn: nc, owner: l}
 		l.mu.Lock()
 		if l.closed {
 			l.mu.Unlock()
 			nc.Close()
 			continue
 		}
-		l.open[c] = request // first, so that a change of the documents meanwhile is not missed
+		l.open[c] = authz.Request{} // first, so that a change of documents or bundles meanwhile is not missed
+		l.mu.Unlock()
+		request := l.request(nc)
+		l.mu.Lock()
+		if _, still := l.open[c]; still {
+			l.open[c] = request
+		}
 		l.mu.Unlock()
 		if err := l.judge(&request); err != nil {
 			c.Close()
@@ -180,17 +187,19 @@ func (l *tcpListener) judge(r *authz.Request) error {
 	return fmt.Errorf("%w: %s", errDenied, decision.Reason)
 }
 
-// Recheck closes the connections that the documents of now deny.
+// Recheck closes the connections that the documents of now deny, and those whose peers the bundles of now do not vouch for.
 func (l *tcpListener) Recheck() {
 	l.Listener.Recheck()
-	var denied []*tcpConn
 	l.mu.Lock()
-	for c, request := range l.open {
-		if l.judge(&request) != nil {
+	open := maps.Clone(l.open)
+	l.mu.Unlock()
+	var denied []*tcpConn
+	for c, then := range open {
+		now := l.request(c.Conn)
+		if l.judge(&now) != nil || then.Principal != "" && now.Principal == "" {
 			denied = append(denied, c)
 		}
 	}
-	l.mu.Unlock()
 	var closing sync.WaitGroup // side by side: crypto/tls gives a peer that does not read 5 s to take the alert
 	for _, c := range denied {
 		closing.Go(func() { c.Close() })

@@ -2,6 +2,7 @@ package mesh_test
 
 import (
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -151,5 +152,66 @@ func TestOpenWorkloadIsTold(t *testing.T) {
 			t.Errorf("with %q it is told %d times, want %d", tt.documents, n, tt.want)
 		}
 		mu.Unlock()
+	}
+}
+
+// A raw connection does not outlive the trust in its peer.
+func TestRawConnectionsEndWithTheirBundle(t *testing.T) {
+	noLeaks(t)
+	towns := []*town{newTown(t), newTown(t)}
+	identity := func(i int, account string) *tlsid.Identity {
+		t.Helper()
+		id, err := towns[i].Identity("default", account)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	source := make(lateSource, 1)
+	source <- identity(0, "postgres")
+	m := newMesh(t, "", mesh.WithEmptyPolicy(), mesh.WithIdentity(source)) // PERMISSIVE
+	ln := m.ListenTCP(listenLoopback(t))
+	defer ln.Close()
+	accepted := make(chan net.Conn, 2)
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- c
+		}
+	}()
+	client, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{
+		InsecureSkipVerify: true, Certificates: []tls.Certificate{*identity(0, "order-service").Certificate()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	plain, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	plain.Write([]byte("x"))
+	conns := []net.Conn{<-accepted, <-accepted}
+	source <- identity(1, "postgres")
+	client.SetReadDeadline(time.Now().Add(10 * time.Second))
+	var timeout net.Error
+	if _, err := client.Read(make([]byte, 1)); errors.As(err, &timeout) && timeout.Timeout() {
+		t.Error("a connection whose peer nobody vouches for any more stays open")
+	}
+	for _, c := range conns {
+		if _, secure := c.(interface{ NetConn() net.Conn }).NetConn().(*tls.Conn); !secure {
+			if _, err := c.Write([]byte("y")); err != nil {
+				t.Errorf("a plaintext connection is closed too: %v", err)
+			}
+		}
+		c.Close()
+	}
+	ln.Close()
+	for range accepted {
 	}
 }
