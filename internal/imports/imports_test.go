@@ -1,6 +1,10 @@
 package imports
 
 import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -9,149 +13,175 @@ import (
 
 const module = "github.com/nosidecar/mesh"
 
-// Names for what is allowed below: each third-party module with the reason why it may be reached.
-const (
-	gobreaker = "github.com/sony/gobreaker/v2" // the state machine of the circuit
-	xrate     = "golang.org/x/time"            // the token bucket of the local rate limit
-	xxhash    = "github.com/cespare/xxhash/v2" // the hash of ring and Maglev, shared with Envoy
-	yaml      = "go.yaml.in/yaml/v3"           // the document syntax
-	fsnotify  = "github.com/fsnotify/fsnotify" // notice of changed files
-	xsys      = "golang.org/x/sys"             // what fsnotify and gRPC call the kernel with
+var update = flag.Bool("update", false, "write what packages reach today to reach.txt")
 
-	// What identities are: IDs, SVIDs and bundles. The client of the Workload API, which speaks gRPC, is not among them.
-	spiffeID     = "github.com/spiffe/go-spiffe/v2/spiffeid"
-	spiffeSVID   = "github.com/spiffe/go-spiffe/v2/svid/x509svid"
-	spiffeBundle = "github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
-	spiffeInside = "github.com/spiffe/go-spiffe/v2/internal"
-
-	spiffe   = "github.com/spiffe/go-spiffe/v2" // with the client of the Workload API
-	jose     = "github.com/go-jose/go-jose/v4"  // of the Workload API client: JWT-SVIDs and bundles
-	grpc     = "google.golang.org/grpc"         // of the gRPC adapters
-	protobuf = "google.golang.org/protobuf"     // of gRPC
-	genproto = "google.golang.org/genproto"     // the status of gRPC
-	xnet     = "golang.org/x/net"               // HTTP/2 for gRPC
-	xtext    = "golang.org/x/text"              // of x/net
-)
-
-// layers may be reached by what stands above them. Every list names all packages of this module and all third-party
-// modules that a package may link, itself excepted. The standard library is always allowed.
-var (
-	shared = []string{"/internal/body", "/internal/refusal", "/internal/reply", "/internal/deadline", "/internal/failure", "/internal/attempt", "/internal/response",
-		"/internal/caller", "/internal/field", "/internal/statusset", "/internal/httpclone"}
-
-	limits   = list(shared, xrate)
-	identity = []string{spiffeID, spiffeSVID, spiffeBundle, spiffeInside}
-	grpcs    = list(shared, grpc, protobuf, genproto, xnet, xtext, xsys)
-	layers   = list(shared, "/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault",
-		gobreaker, xrate, xxhash, "/internal/endpointpool")
-	plan = list(append(layers, identity...), "/tlsid", "/internal/asserted", "/policy/authz", "/policy/route", "/policy/internal/istio", "/policy/internal/linkerd", "/policy/internal/smi", "/policy/internal/conjunction",
-		"/policy/internal/folder", "/internal/yamldoc", yaml)
-
-	allowed = map[string][]string{
-		"/internal/body":         nil,
-		"/internal/httpclone":    nil,
-		"/internal/refusal":      nil,
-		"/internal/reply":        nil,
-		"/internal/deadline":     shared,
-		"/internal/failure":      shared,
-		"/internal/attempt":      nil,
-		"/internal/caller":       {"/internal/field"},
-		"/internal/field":        nil,
-		"/internal/statusset":    nil,
-		"/internal/asserted":     nil,
-		"/internal/response":     nil,
-		"/internal/endpointpool": list(limits, "/discovery", "/policy/limit"),
-		"/internal/yamldoc":      {yaml},
-
-		"/discovery":    nil,
-		"/retry":        shared,
-		"/timeout":      shared,
-		"/breaker":      list(shared, gobreaker),
-		"/balancer":     list(limits, "/discovery", xxhash, "/internal/endpointpool", "/policy/limit"),
-		"/policy/limit": limits,
-		"/policy/fault": list(shared),
-		"/policy/route": list(limits, "/retry", "/timeout", "/policy/fault"),
-
-		"/policy/internal/conjunction": list(layers, "/policy/route"),
-
-		"/tlsid":        identity,
-		"/tlsid/spiffe": list(grpcs, "/tlsid", spiffe, jose),
-		"/policy/authz": {"/internal/field"},
-
-		"/internal/grpcstatus":  grpcs,
-		"/internal/grpcwire":    grpcs,
-		"/internal/grpcconns":   list(grpcs, "/internal/grpcstatus", "/internal/grpcwire"),
-		"/internal/grpcreplay":  list(grpcs, "/internal/grpcwire"),
-		"/internal/grpctest":    list(grpcs, "/internal/grpcwire"), // servers that cut connections read frames
-		"/internal/workloadapi": list(grpcs, "/tlsid", spiffe, jose),
-
-		"/retry/retrygrpc":        list(grpcs, "/retry", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcreplay"),
-		"/timeout/timeoutgrpc":    list(grpcs, "/timeout", "/internal/grpcstatus"),
-		"/policy/limit/limitgrpc": list(grpcs, "/policy/limit", xrate, "/internal/grpcstatus"),
-		"/policy/fault/faultgrpc": list(grpcs, "/policy/fault", "/internal/grpcstatus"),
-		"/breaker/breakergrpc":    list(grpcs, "/breaker", gobreaker, "/internal/grpcstatus"),
-		"/balancer/balancergrpc":  list(layers, append(grpcs, "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcconns")...),
-
-		"/policy/internal/istio":      list(layers, "/policy/authz", spiffeID, spiffeInside, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
-		"/policy/internal/linkerd":    list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
-		"/policy/internal/smi":        list(layers, "/policy/route", "/internal/yamldoc", "/policy/internal/conjunction", yaml),
-		"/policy/internal/folder":     nil,
-		"/policy":                     plan,
-		"/policy/file":                list(plan, "/policy", fsnotify, xsys),
-		"/internal/engine":            list(plan, "/policy"),
-		"/internal/engine/enginehttp": list(plan, "/policy", "/internal/engine"),
-		"":                            list(plan, "/policy", "/internal/engine", "/internal/engine/enginehttp"),
-		"/cmd/mesh":                   list(plan, "/policy"),
-		"/meshgrpc": list(plan, append(grpcs, "", "/policy", "/internal/engine", "/internal/engine/enginehttp", "/internal/grpcstatus", "/internal/grpcwire", "/internal/grpcreplay", "/internal/grpcconns",
-			"/retry/retrygrpc", "/balancer/balancergrpc", "/breaker/breakergrpc")...),
-		"/policy/internal": nil, // the test that generates docs/documents.md
-		// What tests alone import: no other entry allows these, so nothing that a program links reaches them.
-		"/internal/await":    nil,
-		"/internal/leak":     nil,
-		"/internal/memnet":   nil,
-		"/internal/meshtest": list(plan, "", "/policy", "/internal/engine", "/internal/engine/enginehttp", "/internal/memnet"),
-	}
-)
-
-func list(base []string, more ...string) []string {
-	return append(slices.Clone(base), more...)
+// thirdParty is every module that may be reached, with the reason and with the packages that reach it by themselves. Whoever
+// imports those reaches it too.
+var thirdParty = []struct {
+	module, reason string
+	by             []string
+}{
+	{"github.com/sony/gobreaker/v2", "the state machine of the circuit", []string{"/breaker"}},
+	{"golang.org/x/time", "the token bucket of the local rate limit", []string{"/policy/limit"}},
+	{"github.com/cespare/xxhash/v2", "the hash of ring and Maglev, shared with Envoy", []string{"/balancer"}},
+	{"go.yaml.in/yaml/v3", "the document syntax", []string{"/internal/yamldoc"}},
+	{"github.com/fsnotify/fsnotify", "notice of changed files", []string{"/policy/file"}},
+	{"golang.org/x/sys", "what fsnotify and gRPC call the kernel with", []string{"/policy/file", "grpc"}},
+	{"github.com/spiffe/go-spiffe/v2/spiffeid", "the names of identities", []string{"/tlsid", "/policy/internal/istio"}},
+	{"github.com/spiffe/go-spiffe/v2/svid/x509svid", "certificates that carry an identity", []string{"/tlsid"}},
+	{"github.com/spiffe/go-spiffe/v2/bundle/x509bundle", "what they are verified with", []string{"/tlsid"}},
+	{"github.com/spiffe/go-spiffe/v2/internal", "what the packages above share", []string{"/tlsid", "/policy/internal/istio"}},
+	{"github.com/spiffe/go-spiffe/v2", "the client of the Workload API", []string{"/tlsid/spiffe", "/internal/workloadapi"}},
+	{"github.com/go-jose/go-jose/v4", "JWT-SVIDs and bundles of the Workload API client", []string{"/tlsid/spiffe", "/internal/workloadapi"}},
+	{"google.golang.org/grpc", "the gRPC adapters", []string{"grpc"}},
+	{"google.golang.org/protobuf", "of gRPC", []string{"grpc"}},
+	{"google.golang.org/genproto", "the status of gRPC", []string{"grpc"}},
+	{"golang.org/x/net", "HTTP/2 for gRPC", []string{"grpc"}},
+	{"golang.org/x/text", "of golang.org/x/net", []string{"grpc"}},
 }
 
-// TestImports asserts, package by package, what a program that imports it links.
+// speaksGRPC reports whether a package is one of those that gRPC may be reached by.
+func speaksGRPC(name string) bool {
+	return strings.Contains(name, "grpc") || name == "/tlsid/spiffe" || name == "/internal/workloadapi"
+}
+
+// layers are useful alone: none reaches documents, the assembly, or a layer that stands above it.
+var layers = []string{"/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault", "/policy/route",
+	"/policy/authz", "/tlsid"}
+
+// forTests are the packages that nothing but tests imports.
+var forTests = []string{"/internal/await", "/internal/leak", "/internal/memnet", "/internal/meshtest", "/internal/grpctest",
+	"/internal/workloadapi"}
+
+// TestImports holds reach.txt, which lists package by package what a program that imports it links, against the facts. What is
+// there must be linked, and what is linked must be there: a change of it is seen in review.
 func TestImports(t *testing.T) {
-	for _, pkg := range goList(t, module+"/...") {
-		name := strings.TrimPrefix(pkg, module)
-		if name == "/internal/imports" || strings.HasPrefix(name, "/examples") {
-			continue // programs, and this test
+	reached := reach(t)
+	var lines []string
+	for _, name := range slices.Sorted(maps.Keys(reached)) {
+		lines = append(lines, strings.TrimRight(fmt.Sprintf("%s: %s", name, strings.Join(reached[name], " ")), " "))
+	}
+	got := strings.Join(lines, "\n") + "\n"
+	if *update {
+		if err := os.WriteFile("reach.txt", []byte(got), 0o644); err != nil {
+			t.Fatal(err)
 		}
-		want, listed := allowed[name]
-		if !listed {
-			t.Errorf("%s is not in the list of packages: add it with what it may reach", pkg)
-			continue
+	}
+	data, err := os.ReadFile("reach.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := strings.Split(strings.TrimSpace(string(data)), "\n")
+	for _, line := range lines {
+		if !slices.Contains(want, line) {
+			t.Errorf("not in reach.txt: %s", line)
 		}
-		for _, dep := range goList(t, "-deps", "-f", "{{if not .Standard}}{{.ImportPath}}{{end}}", pkg) {
-			if dep == pkg || slices.ContainsFunc(want, func(entry string) bool { return permits(entry, dep) }) {
+	}
+	for _, line := range want {
+		if !slices.Contains(lines, line) {
+			t.Errorf("no longer true in reach.txt: %s", line)
+		}
+	}
+	if t.Failed() {
+		t.Log("if that is meant: go test ./internal/imports -update")
+	}
+}
+
+// TestRules holds what is linked against the promises, which no update of a file changes.
+func TestRules(t *testing.T) {
+	reached := reach(t)
+	used := map[string]bool{}
+	for name, deps := range reached {
+		for _, dep := range deps {
+			if strings.HasPrefix(dep, "/") || dep == "(root)" {
+				if slices.Contains(layers, name) && (dep == "(root)" || dep == "/policy" || strings.HasPrefix(dep, "/policy/internal") ||
+					strings.HasPrefix(dep, "/internal/engine") || strings.HasPrefix(dep, "/cmd")) {
+					t.Errorf("the layer %s reaches %s", name, dep)
+				}
+				if slices.Contains(forTests, dep) && !slices.Contains(forTests, name) {
+					t.Errorf("%s reaches %s, which is for tests", name, dep)
+				}
 				continue
 			}
-			t.Errorf("%s reaches %s, which its list does not allow", pkg, dep)
+			used[dep] = true
+			i := slices.IndexFunc(thirdParty, func(m struct {
+				module, reason string
+				by             []string
+			}) bool {
+				return m.module == dep
+			})
+			if i < 0 {
+				t.Errorf("%s reaches %s, for which there is no reason", name, dep)
+				continue
+			}
+			allowed := slices.ContainsFunc(thirdParty[i].by, func(by string) bool {
+				return name == by || slices.Contains(deps, by) || by == "grpc" && speaksGRPC(name)
+			})
+			if !allowed {
+				t.Errorf("%s reaches %s, though by none of %v", name, dep, thirdParty[i].by)
+			}
+		}
+	}
+	for _, m := range thirdParty {
+		if !used[m.module] {
+			t.Errorf("nothing reaches %s: remove it, and its reason", m.module)
 		}
 	}
 }
 
-// permits reports whether an entry of a list allows the package dep: entries of this module name one package, others a
-// module with all its packages.
-func permits(entry, dep string) bool {
-	if entry == "" || strings.HasPrefix(entry, "/") {
-		return dep == module+entry
+// reach returns, for each package, those of this module and the third-party modules that it links.
+func reach(t *testing.T) map[string][]string {
+	t.Helper()
+	const format = `{{.ImportPath}} {{.Standard}}{{range .Deps}} {{.}}{{end}}`
+	out, err := exec.Command("go", "list", "-deps", "-f", format, module+"/...").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
 	}
-	return dep == entry || strings.HasPrefix(dep, entry+"/")
+	standard, deps := map[string]bool{}, map[string][]string{}
+	for line := range strings.SplitSeq(strings.TrimSpace(string(out)), "\n") {
+		fields := strings.Fields(line)
+		standard[fields[0]] = fields[1] == "true"
+		deps[fields[0]] = fields[2:]
+	}
+	reached := map[string][]string{}
+	for pkg := range deps {
+		name, ours := strings.CutPrefix(pkg, module)
+		if !ours || name == "/internal/imports" || strings.HasPrefix(name, "/examples") {
+			continue // programs, and this test
+		}
+		if name == "" {
+			name = "(root)"
+		}
+		reached[name] = []string{}
+		for _, dep := range deps[pkg] {
+			if standard[dep] {
+				continue
+			}
+			short := moduleOf(dep)
+			if rest, ours := strings.CutPrefix(dep, module); ours {
+				if short = rest; rest == "" {
+					short = "(root)"
+				}
+			}
+			if !slices.Contains(reached[name], short) {
+				reached[name] = append(reached[name], short)
+			}
+		}
+		slices.Sort(reached[name])
+	}
+	return reached
 }
 
-func goList(t *testing.T, args ...string) []string {
-	t.Helper()
-	out, err := exec.Command("go", append([]string{"list"}, args...)...).Output()
-	if err != nil {
-		t.Fatalf("go list %s: %v", strings.Join(args, " "), err)
+// moduleOf returns the entry of thirdParty that a package belongs to, the longest, and the package itself if there is none.
+func moduleOf(pkg string) string {
+	found := ""
+	for _, m := range thirdParty {
+		if (pkg == m.module || strings.HasPrefix(pkg, m.module+"/")) && len(m.module) > len(found) {
+			found = m.module
+		}
 	}
-	return strings.Fields(string(out))
+	if found == "" {
+		return pkg
+	}
+	return found
 }
