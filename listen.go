@@ -35,6 +35,9 @@ type watched interface {
 // says who may do what. HTTP/2 is spoken over TLS. Closing it closes inner. Probes and metrics that must be reached without a
 // certificate go on a listener of their own.
 //
+// What wraps a listener, such as netutil.LimitListener, wraps inner and not what Listen returns: net/http would see no TLS, and
+// speak no HTTP/2. A server without [Mesh.Handler] gets no connections while AuthorizationPolicies select the workload.
+//
 // Without [WithIdentity] every TLS connection is refused, and under STRICT so is everything. What is refused is told to
 // the observers' ConnectionRefused.
 func (m *Mesh) Listen(inner net.Listener) net.Listener {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -213,5 +214,37 @@ func TestRawConnectionsEndWithTheirBundle(t *testing.T) {
 	}
 	ln.Close()
 	for range accepted {
+	}
+}
+
+// A sidecar that is PERMISSIVE takes TLS for the mesh's only if the client offers a protocol of Istio's.
+func TestCallsOfferWhatSidecarsTakeForTheMesh(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	id, err := w.Identity("default", "payment-service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	offered := make(chan []string, 10)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }))
+	srv.EnableHTTP2 = true
+	srv.TLS = &tls.Config{
+		Certificates: []tls.Certificate{*id.Certificate()}, ClientAuth: tls.RequireAnyClientCert,
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			offered <- slices.Clone(hello.SupportedProtos)
+			return nil, nil
+		},
+	}
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	e := endpointOf(t, srv.Listener.Addr().String())
+	e.ServiceAccount = "payment-service"
+	w.registry.Set("payment-service", e)
+	m := w.member(t, "order-service", strict)
+	if a := get(t, m.Client(), "http://payment-service/"); a.body != "HTTP/2.0" {
+		t.Errorf("the service is spoken to over %s", a.body)
+	}
+	if got := <-offered; !slices.Contains(got, "istio") || !slices.Contains(got, "h2") {
+		t.Errorf("a call offers %q", got)
 	}
 }
