@@ -188,7 +188,8 @@ type refRequest struct {
 	*Request
 	path   reading
 	header *string
-	line   string // the only line of the header
+	line   string   // the only line of the header
+	hosts  []string // all readings of the host
 }
 
 // unreadablePath stands for a path that might be any.
@@ -261,7 +262,7 @@ func refDecide(policies []Policy, cfg Config, r *Request) Decision {
 			for _, host := range hosts {
 				view := *r
 				view.Host = host
-				views = append(views, refRequest{&view, path, h, line})
+				views = append(views, refRequest{&view, path, h, line, hosts})
 			}
 		}
 	}
@@ -377,7 +378,12 @@ func refCondition(c Condition, action Action, v refRequest) bool {
 	case "source.trustDomain":
 		return refTexts(c.Values, c.NotValues, trustDomainExpr, "spiffe://"+v.Principal, v.Principal != "")
 	case "request.headers[Host]":
-		return v.L4 || refTexts(c.Values, c.NotValues, hostExpr, v.Host, true)
+		// Each condition has the readings of the host for itself, as those of other headers.
+		matches := func(host string) bool { return refTexts(c.Values, c.NotValues, hostExpr, host, true) }
+		if action == Allow {
+			return v.L4 || !slices.ContainsFunc(v.hosts, func(host string) bool { return !matches(host) })
+		}
+		return v.L4 || slices.ContainsFunc(v.hosts, matches)
 	case "source.ip", "remote.ip", "destination.ip":
 		prefixes := func(values []string) (prefixes []netip.Prefix) {
 			for _, value := range values {
