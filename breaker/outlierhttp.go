@@ -8,9 +8,9 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 )
 
-// ResultOf returns the result of an HTTP call that ended with resp and err: the error of RoundTrip, or the one that
+// resultOf returns the result of an HTTP call that ended with resp and err: the error of RoundTrip, or the one that
 // reading the body of resp ended with, or nil.
-func ResultOf(resp *http.Response, err error) Result {
+func resultOf(resp *http.Response, err error) Result {
 	if err != nil {
 		return resultOfError(err)
 	}
@@ -39,7 +39,7 @@ func (o *Outlier) Report(endpoint string, resp *http.Response, err error) {
 	if o.rates {
 		o.Sweep(time.Now())
 	}
-	t.Report(ResultOf(resp, err))
+	t.Report(resultOf(resp, err))
 }
 
 // Ejected reports whether an endpoint is ejected now. An endpoint that is not tracked is, from now on, until it has not

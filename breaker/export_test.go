@@ -1,0 +1,4 @@
+package breaker
+
+// For tests outside.
+var ResultOf = resultOf
