@@ -1,0 +1,174 @@
+package breaker
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/statusset"
+)
+
+// OutlierConfig says when an endpoint is ejected and for how long. The zero OutlierConfig ejects after 5 consecutive 5xx
+// responses or local failures. The rules and defaults are those of Envoy's outlier detection. OutlierConfigs can be
+// compared with ==.
+type OutlierConfig struct {
+	// Consecutive5xx ejects an endpoint after this many errors with no success between them. An error is a response with
+	// one of ErrorCodes or, unless SplitLocalOrigin is set, a failure that we saw ourselves: a connection that could not
+	// be made (counted as 503), a timeout (504) or a reset (503). 0 means 5; negative switches the rule off.
+	Consecutive5xx int
+
+	// ConsecutiveGateway does the same, but counts only the errors that are 502, 503 or 504; any other response starts the
+	// count again. 0 or negative switches the rule off.
+	ConsecutiveGateway int
+
+	// SplitLocalOrigin counts failures that we saw ourselves apart from what the endpoint answered.
+	SplitLocalOrigin bool
+
+	// ConsecutiveLocalOrigin ejects an endpoint after this many failures that we saw ourselves with no response between
+	// them. It requires SplitLocalOrigin. 0 means 5; negative switches the rule off.
+	ConsecutiveLocalOrigin int
+
+	// ErrorCodes are the statuses that are errors. One below 500 counts like a 500. The zero value means 500 to 599.
+	ErrorCodes Codes
+
+	// Interval is the time between two sweeps. A sweep readmits endpoints, and applies the two rules that compare
+	// endpoints. 0 means 10 seconds.
+	Interval time.Duration
+
+	// BaseEjection is how long an endpoint is ejected for the first time. The duration grows by as much with each
+	// further ejection, and shrinks by as much with each sweep that finds the endpoint healthy. 0 means 30 seconds.
+	BaseEjection time.Duration
+
+	// MaxEjection bounds the duration, before Jitter. 0 means 300 seconds, or BaseEjection if that is longer.
+	MaxEjection time.Duration
+
+	// Jitter is the most that is added at random to each ejection, so that endpoints do not come back all at once. 0
+	// means none.
+	Jitter time.Duration
+
+	// MaxEjectionPercent is the share of the endpoints that may be ejected at a time, of those that take calls. An ejection that would exceed it
+	// does not happen, except that one of at least two endpoints may always be ejected. The last endpoint is ejected only
+	// by 100: then calls fail at once. 0 means 10.
+	MaxEjectionPercent int
+
+	// SuccessRate ejects, at each sweep, the endpoints whose share of successes since the last sweep lies far below the
+	// mean of all: by more than SuccessRateFactor standard deviations. With SplitLocalOrigin it looks at responses only.
+	SuccessRate bool
+
+	// SuccessRateMinHosts is the number of endpoints with enough calls that the rule needs. 0 means 5.
+	SuccessRateMinHosts int
+
+	// SuccessRateVolume is the number of calls since the last sweep that an endpoint needs to be looked at. 0 means 100.
+	SuccessRateVolume int
+
+	// SuccessRateFactor is in thousandths of the population's standard deviation. 0 means 1900.
+	SuccessRateFactor int
+
+	// FailurePercentage ejects, at each sweep, the endpoints of whose calls since the last sweep at least this percentage
+	// failed. With SplitLocalOrigin it looks at responses only. 0 switches the rule off.
+	FailurePercentage int
+
+	// FailurePercentageMinHosts is the number of endpoints with enough calls that the rule needs. 0 means 5.
+	FailurePercentageMinHosts int
+
+	// FailurePercentageVolume is the number of calls since the last sweep that an endpoint needs to be looked at. 0 means
+	// 50.
+	FailurePercentageVolume int
+}
+
+const (
+	defaultConsecutive5xx         = 5
+	defaultConsecutiveLocalOrigin = 5
+	defaultInterval               = 10 * time.Second
+	defaultBaseEjection           = 30 * time.Second
+	defaultMaxEjection            = 300 * time.Second
+	defaultMaxEjectionPercent     = 10
+	defaultMinHosts               = 5
+	defaultSuccessRateVolume      = 100
+	defaultSuccessRateFactor      = 1900
+	defaultFailureVolume          = 50
+	maxConsecutive                = 1<<streakBits - 1
+	maxDuration                   = 10 * 365 * 24 * time.Hour // leaves room to add some up
+)
+
+func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
+	for _, f := range []struct {
+		name     string
+		value    int
+		min, max int
+	}{
+		{"Consecutive5xx", c.Consecutive5xx, math.MinInt, maxConsecutive},
+		{"ConsecutiveGateway", c.ConsecutiveGateway, math.MinInt, maxConsecutive},
+		{"ConsecutiveLocalOrigin", c.ConsecutiveLocalOrigin, math.MinInt, maxConsecutive},
+		{"MaxEjectionPercent", c.MaxEjectionPercent, 0, 100},
+		{"SuccessRateMinHosts", c.SuccessRateMinHosts, 0, math.MaxInt},
+		{"SuccessRateVolume", c.SuccessRateVolume, 0, math.MaxInt},
+		{"SuccessRateFactor", c.SuccessRateFactor, 0, math.MaxInt},
+		{"FailurePercentage", c.FailurePercentage, 0, 100},
+		{"FailurePercentageMinHosts", c.FailurePercentageMinHosts, 0, math.MaxInt},
+		{"FailurePercentageVolume", c.FailurePercentageVolume, 0, math.MaxInt},
+	} {
+		if f.value < f.min || f.value > f.max {
+			return c, fmt.Errorf("breaker: %s %d is out of range", f.name, f.value)
+		}
+	}
+	for _, f := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"Interval", c.Interval},
+		{"BaseEjection", c.BaseEjection},
+		{"MaxEjection", c.MaxEjection},
+		{"Jitter", c.Jitter},
+	} {
+		if f.value < 0 || f.value > maxDuration {
+			return c, fmt.Errorf("breaker: %s %v is not between 0 and %v", f.name, f.value, maxDuration)
+		}
+	}
+	if c.ErrorCodes.invalid {
+		return c, fmt.Errorf("breaker: ErrorCodes has a range that is empty or not within %d to %d", statusset.Min, statusset.Max)
+	}
+	if c.ConsecutiveLocalOrigin != 0 && !c.SplitLocalOrigin {
+		return c, errors.New("breaker: ConsecutiveLocalOrigin requires SplitLocalOrigin")
+	}
+	orDefault(&c.Consecutive5xx, defaultConsecutive5xx)
+	if c.SplitLocalOrigin {
+		orDefault(&c.ConsecutiveLocalOrigin, defaultConsecutiveLocalOrigin)
+	}
+	orDefault(&c.ErrorCodes, Codes{}.With(500, 599))
+	orDefault(&c.Interval, defaultInterval)
+	orDefault(&c.BaseEjection, defaultBaseEjection)
+	orDefault(&c.MaxEjection, max(defaultMaxEjection, c.BaseEjection))
+	orDefault(&c.MaxEjectionPercent, defaultMaxEjectionPercent)
+	orDefault(&c.SuccessRateMinHosts, defaultMinHosts)
+	orDefault(&c.SuccessRateVolume, defaultSuccessRateVolume)
+	orDefault(&c.SuccessRateFactor, defaultSuccessRateFactor)
+	orDefault(&c.FailurePercentageMinHosts, defaultMinHosts)
+	orDefault(&c.FailurePercentageVolume, defaultFailureVolume)
+	if c.MaxEjection < c.BaseEjection {
+		return c, fmt.Errorf("breaker: MaxEjection %v is shorter than BaseEjection %v", c.MaxEjection, c.BaseEjection)
+	}
+	return c, nil
+}
+
+// Codes is a set of HTTP statuses. The zero Codes is empty. Codes can be compared with ==.
+type Codes struct {
+	set     statusset.Set
+	invalid bool // With got a range that it could not add; NewOutlier complains
+}
+
+// With returns c with the statuses from first to last added to it. 100 <= first <= last <= 599 must
+// hold, or [NewOutlier] rejects the set.
+func (c Codes) With(first, last int) Codes {
+	c.invalid = c.invalid || first > last
+	for code := first; code <= last && !c.invalid; code++ {
+		c.invalid = !c.set.Add(code)
+	}
+	return c
+}
+
+// Has reports whether code is in the set.
+func (c Codes) Has(code int) bool {
+	return c.set.Has(code)
+}
