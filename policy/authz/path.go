@@ -227,6 +227,7 @@ type readingSet struct {
 	mode    Normalization
 	decoded bool // of what is added
 	all     []reading
+	forms   []reading // whose segments were read
 }
 
 func (s *readingSet) add(path string) {
@@ -294,6 +295,11 @@ func (s *readingSet) addParameters(path string) {
 }
 
 func (s *readingSet) addSegments(path string) {
+	form := reading{path, s.decoded}
+	if slices.Contains(s.forms, form) {
+		return // another way to read the path came to the same
+	}
+	s.forms = append(s.forms, form)
 	resolved := removeDots(path)
 	if s.mode == Base || s.mode == None {
 		s.add(resolved)
