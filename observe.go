@@ -91,6 +91,10 @@ type Call struct {
 	// Status is the response's status code, 0 if there was no response.
 	Status int
 
+	// GRPCStatus is the status of a gRPC call that was answered, whose HTTP status is 200 whatever became of it. It is -1 for other
+	// calls, and where there was no answer: Err says why.
+	GRPCStatus int
+
 	// Err is what the caller was given, or what broke the response body.
 	Err error
 

@@ -77,7 +77,7 @@ type callRecord struct {
 
 // callStart tells the observers that a call begins. It returns the context to go on with.
 func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.Context, engine.CallObserver) {
-	r := &callRecord{Call: Call{Request: start.Request, Start: start.Start, Mirror: start.Mirror}, mesh: m, ctx: ctx}
+	r := &callRecord{Call: Call{Request: start.Request, Start: start.Start, Mirror: start.Mirror, GRPCStatus: -1}, mesh: m, ctx: ctx}
 	for i := range m.observers {
 		if f := m.observers[i].CallStart; f != nil {
 			r.ctx = f(r.ctx, &r.Call)
@@ -89,7 +89,7 @@ func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.C
 // End implements engine.CallObserver.
 func (r *callRecord) End(end engine.CallEnd) {
 	r.Document, r.Route, r.Target = end.Document, end.Route, end.Target
-	r.Status, r.Err, r.Flags = end.Status, end.Err, Flags(end.Flags)
+	r.Status, r.GRPCStatus, r.Err, r.Flags = end.Status, end.GRPCStatus, end.Err, Flags(end.Flags)
 	r.Attempts, r.Stopped, r.Duration = end.Attempts, end.Stopped, end.Duration
 	o := r.mesh.observers
 	for i := range o {

@@ -84,6 +84,7 @@ type Call struct {
 	stopped retry.Reason
 	flags   Flags
 	sent    int32 // attempts that were sent
+	grpc    int32 // the status of a gRPC call and 1; 0 if there is none
 }
 
 // Begin begins a call with the caller's context, or with one that derives from it. The observers see it as described, which
@@ -345,6 +346,9 @@ func (c *Call) failed(err error) error {
 	}
 	return c.engine.hooks.Error(Failure{Layer: layer, Target: c.target, Flags: c.flags, Attempts: int(c.sent), Err: cause})
 }
+
+// GRPC says, before End, with which status a gRPC call was answered.
+func (c *Call) GRPC(code uint32) { c.grpc = int32(code) + 1 }
 
 // End ends, once, a call that Serve let go on. The status is that of HTTP, or 0. err is what broke the response off.
 func (c *Call) End(status int, err error) {

@@ -77,6 +77,7 @@ type CallEnd struct {
 	Document, Route string
 	Target          route.Target
 	Status          int
+	GRPCStatus      int // -1 without one
 	Err             error
 	Flags           Flags
 	Attempts        int
@@ -86,7 +87,7 @@ type CallEnd struct {
 
 func (c *Call) observeEnd(status int, err error) {
 	end := CallEnd{
-		Target: c.target, Status: status, Err: err, Flags: c.flags,
+		Target: c.target, Status: status, GRPCStatus: int(c.grpc) - 1, Err: err, Flags: c.flags,
 		Attempts: int(c.sent), Stopped: c.stopped, Duration: time.Since(c.start),
 	}
 	if c.host != nil {

@@ -23,6 +23,8 @@ type (
 	Sum      = grpc_testing.StreamingInputCallResponse
 	Client   = grpc_testing.TestServiceClient
 
+	Parameters = grpc_testing.ResponseParameters
+
 	BidiServer   = grpc_testing.TestService_FullDuplexCallServer
 	OutServer    = grpc_testing.TestService_StreamingOutputCallServer
 	UploadServer = grpc_testing.TestService_StreamingInputCallServer

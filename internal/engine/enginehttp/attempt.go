@@ -116,13 +116,22 @@ func (t *try) End(err error) {
 
 // grpcResult is what a gRPC call counts as that was answered with a status of HTTP, which is 200 whatever became of it.
 func grpcResult(resp *http.Response, status breaker.Result) breaker.Result {
+	code, ok := grpcCode(resp)
+	if !ok {
+		return status
+	}
+	return breaker.Result(failure.GRPCStatus(code))
+}
+
+// grpcCode returns the status of a gRPC response whose body has ended, if it has one.
+func grpcCode(resp *http.Response) (code uint32, ok bool) {
 	text := resp.Header.Get("Grpc-Status") // where there is nothing else to say
 	if text == "" {
 		text = resp.Trailer.Get("Grpc-Status")
 	}
-	code, err := strconv.ParseUint(text, 10, 32)
-	if err != nil {
-		return status
+	if text == "" {
+		return 0, false // without the error that ParseUint would make
 	}
-	return breaker.Result(failure.GRPCStatus(uint32(code)))
+	parsed, err := strconv.ParseUint(text, 10, 32)
+	return uint32(parsed), err == nil
 }

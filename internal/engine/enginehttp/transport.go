@@ -69,7 +69,8 @@ type call struct {
 
 	body      body.Reader
 	status    int
-	setCookie string // for a request that came without the cookie of its hash key
+	answer    *http.Response // what the caller was given
+	setCookie string         // for a request that came without the cookie of its hash key
 
 	first try
 }
@@ -102,7 +103,7 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 		c.edit(resp)
 	}
 	attempt.Restore(resp, c.req, c.tries)
-	c.status = resp.StatusCode
+	c.status, c.answer = resp.StatusCode, resp
 	if limits := c.Limits(); limits != nil {
 		limits.Watch(resp)
 	}
@@ -123,6 +124,11 @@ func (c *call) edit(resp *http.Response) {
 
 // End implements body.Ender: the call is over when its body is.
 func (c *call) End(err error) {
+	if code, ok := grpcCode(c.answer); ok {
+		c.GRPC(code)
+	} else if c.sender != nil && err == nil && c.status == http.StatusOK {
+		c.GRPC(0) // it says nothing of a call that went well
+	}
 	c.Call.End(c.status, err)
 }
 

@@ -1,0 +1,51 @@
+package meshgrpc_test
+
+import (
+	"context"
+	"testing"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
+)
+
+// The HTTP status of a gRPC call is 200 whatever became of it. Observers are told the other one.
+func TestObserversSeeTheStatusOfGRPC(t *testing.T) {
+	leak.Check(t)
+	var registry discovery.Memory
+	registry.Set("echo", serve(t, &grpctest.Service{
+		Unary: func(_ context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			return &grpctest.Response{}, status.Error(codes.Code(in.ResponseSize), "as asked for")
+		},
+		Output: func(in *grpctest.In, s grpctest.OutServer) error {
+			if err := s.Send(&grpctest.Out{}); err != nil {
+				return err
+			}
+			return status.Error(codes.Code(in.ResponseParameters[0].Size), "as asked for")
+		},
+	}))
+	ended := make(chan mesh.Call, 1)
+	m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+		CallEnd: func(_ context.Context, c *mesh.Call) { ended <- *c },
+	}))
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	for _, code := range []codes.Code{codes.OK, codes.NotFound, codes.Unavailable} {
+		_, err := client.UnaryCall(bounded(t), &grpctest.Request{ResponseSize: int32(code)})
+		if c := <-ended; status.Code(err) != code || c.Status != 200 || c.GRPCStatus != int(code) {
+			t.Errorf("unary, %v: observers saw %d and %d (%v)", code, c.Status, c.GRPCStatus, err)
+		}
+		in := &grpctest.In{ResponseParameters: []*grpctest.Parameters{{Size: int32(code)}}}
+		stream, err := client.StreamingOutputCall(bounded(t), in)
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		if c := <-ended; c.Status != 200 || c.GRPCStatus != int(code) {
+			t.Errorf("stream, %v: observers saw %d and %d (%v)", code, c.Status, c.GRPCStatus, err)
+		}
+	}
+}
