@@ -8,7 +8,8 @@
 // A gRPC call is an HTTP/2 request: a POST of "/package.Service/Method" with its metadata as headers. So the documents
 // mean what they mean for HTTP, and it is the mesh that enforces them, with the state it also has for HTTP. What gRPC adds:
 //
-//   - Timeouts are told to servers as grpc-timeout. The limit of a try bounds the wait for response headers; a stream that
+//   - Timeouts are told to servers as grpc-timeout. As in Envoy, the timeout of a route begins when the request is sent whole:
+//     with CloseSend, for a stream that its caller sends on. The limit of a try bounds the wait for response headers; a stream that
 //     was answered is never cut by it. For unary calls it bounds the whole try.
 //   - A call is retried as long as no response headers came: a status that is the whole reply, a "trailers-only" response, is
 //     what retryOn looks at. A server may say when to come back, or never to, with grpc-retry-pushback-ms. Retries carry
