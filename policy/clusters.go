@@ -15,14 +15,26 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// rules are the DestinationRules of one host in one namespace: those that select the workload by its labels, and those for
-// all workloads.
-type rules struct {
-	selected, general rule
-}
+// rules are the DestinationRules of one host in one namespace, in their order.
+type rules []rule
 
-// rule are DestinationRules that have the same host, namespace and selector. They count as one.
+// rule are DestinationRules that have the same host, namespace, selector and exportTo. They count as one.
 type rule []*destination
+
+// applies returns the rule for the workload: the first that selects it or, without one, the last that is for all
+// workloads. If there is none, the host has the defaults of the mesh.
+func (r rules) applies() rule {
+	var general rule
+	for _, same := range r {
+		switch first := same[0]; {
+		case first.selects:
+			return same
+		case first.selector == nil:
+			general = same
+		}
+	}
+	return general
+}
 
 // policy returns what the rule says of all endpoints.
 func (r rule) policy() *istio.TrafficPolicy {
@@ -53,8 +65,10 @@ func (r rule) subset(name string) *istio.Subset {
 type destination struct {
 	source[istio.DestinationRule]
 	host     string            // its full name
-	visible  bool              // and meant for the workload
+	visible  bool              // to the workload
+	exportTo string            // where it is visible, in a form that can be compared
 	selector map[string]string // of workloads; nil: all of the caller's
+	selects  bool              // by selector, the workload
 	policy   bool              // there is one
 	subsets  []subset
 	modes    tlsModes // of the endpoints, their subsets and ports
@@ -80,8 +94,9 @@ func (c *compiler) readDestination(doc *yamldoc.Document, r *reading, is *istio.
 		modes:  modesOf(spec),
 	}
 	d.visible, _ = istio.VisibleFrom(w.Namespace, r.namespace, spec.ExportTo)
+	d.exportTo = c.word(exported(spec.ExportTo, r.namespace))
 	if s := spec.WorkloadSelector; s != nil {
-		d.visible = d.visible && r.namespace == w.Namespace && s.Selects(w.Labels)
+		d.selects = r.namespace == w.Namespace && s.Selects(w.Labels)
 		if d.selector = s.MatchLabels; d.selector == nil {
 			d.selector = map[string]string{}
 		}
@@ -124,10 +139,7 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 func (p *Plan) rule(host string) rule {
 	for _, namespace := range []string{p.workload.Namespace, p.service(host).Namespace, rootNamespace} {
 		if found := p.rules[namespace].find(host); found != nil {
-			if found.selected != nil {
-				return found.selected
-			}
-			return found.general
+			return found.applies()
 		}
 	}
 	return nil
@@ -180,25 +192,53 @@ func (c *compiler) destinationRules() {
 		if dr.Failed() || !dr.is.visible {
 			continue
 		}
-		p.name(dr.is.host)
-		c.selecting(dr, dr.is.host)
+		if dr.is.selector == nil || dr.is.selects {
+			p.name(dr.is.host)
+			c.selecting(dr, dr.is.host)
+		}
 		if p.rules[dr.namespace] == nil {
 			p.rules[dr.namespace] = new(hostMap[rules])
 		}
 		found, _ := p.rules[dr.namespace].add(dr.is.host, new(rules))
-		slot := &found.general
-		if dr.is.selector != nil {
-			slot = &found.selected
-		}
-		if len(*slot) > 0 && !maps.Equal((*slot)[0].selector, dr.is.selector) {
-			first := c.of((*slot)[0])
-			dr.Warnf("spec.workloadSelector", "has no effect: %s selects the same workload and host already (%s:%d)",
-				first.identity, first.file, first.Line)
+		if same := slices.IndexFunc(*found, dr.is.merges); same >= 0 {
+			c.merging((*found)[same], dr)
+			(*found)[same] = append((*found)[same], dr.is)
 			continue
 		}
-		c.merging(*slot, dr)
-		*slot = append(*slot, dr.is)
+		for _, other := range *found {
+			first := c.of(other[0])
+			switch {
+			case dr.is.selects && other[0].selects:
+				dr.Warnf("spec.workloadSelector", "has no effect: %s selects the same workload and host already (%s:%d)",
+					first.identity, first.file, first.Line)
+			case dr.is.selector == nil && other[0].selector == nil:
+				first.Warnf("spec.exportTo", "differs from that of %s, which is for the same host (%s:%d): they are not merged, and the last one counts",
+					dr.identity, dr.file, dr.Line)
+			}
+		}
+		c.merging(nil, dr)
+		*found = append(*found, rule{dr.is})
 	}
+}
+
+// merges says that a rule is for the same workloads.
+func (d *destination) merges(r rule) bool {
+	return r[0].exportTo == d.exportTo && (r[0].selector == nil) == (d.selector == nil) && maps.Equal(r[0].selector, d.selector)
+}
+
+// exported returns the namespaces that a document is exported to, sorted and each once.
+func exported(to []string, namespace string) string {
+	if len(to) == 0 || slices.Contains(to, "*") {
+		return "*"
+	}
+	to = slices.Clone(to)
+	for i := range to {
+		if to[i] == "." {
+			to[i] = namespace
+		}
+	}
+	slices.Sort(to)
+	return strings.Join(slices.Compact(to), ",")
 }
 
 // merging warns of what has no effect in a rule because others for the same host come before it.

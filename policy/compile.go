@@ -102,6 +102,9 @@ func compile(last *Plan, sources []Source, w Workload) *compiler {
 			c.read(sources[i].Name, doc)
 		}
 	}
+	oldestFirst(c.virtual)
+	oldestFirst(c.rules)
+	oldestFirst(c.entries)
 	c.services()
 	c.serviceEntries()
 	c.destinationRules()

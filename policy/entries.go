@@ -67,7 +67,8 @@ type entry struct {
 	exact map[string]*Entry // of the hosts without a wildcard
 }
 
-func (c *compiler) readEntry(r *reading, is *istio.ServiceEntry) *entry {
+func (c *compiler) readEntry(doc *yamldoc.Document, r *reading, is *istio.ServiceEntry) *entry {
+	c.placed(doc, is)
 	e := &entry{reading: r, is: is, hosts: is.Names(), exact: make(map[string]*Entry)}
 	e.visible, _ = istio.VisibleFrom(c.plan.workload.Namespace, r.namespace, is.Spec.ExportTo)
 	e.names, e.ids = joinNames(is.Spec.SubjectAltNames), joinNames(istio.SPIFFEIDs(is.Spec.SubjectAltNames))
@@ -92,6 +93,26 @@ func (e *entry) of(host string) *Entry {
 		Namespace:  e.namespace,
 		Resolution: resolution(e.is.Resolution()),
 		Endpoints:  e.is.Endpoints(host),
+	}
+}
+
+// placed warns of an entry that is outside of the mesh only because it does not say where it is.
+func (c *compiler) placed(doc *yamldoc.Document, is *istio.ServiceEntry) {
+	if is.Spec.Location != "" {
+		return
+	}
+	const message = "missing, which means MESH_EXTERNAL: calls are sent in plaintext, although %s: write MESH_INTERNAL if the endpoints take mutual TLS"
+	for _, host := range is.Spec.Hosts {
+		if host = strings.TrimSuffix(strings.ToLower(host), "."); strings.HasSuffix(host, ".svc."+c.plan.workload.ClusterDomain) {
+			doc.Warnf("spec.location", message, host+" is a service of the cluster")
+			return
+		}
+	}
+	for i := range is.Spec.Endpoints {
+		if account := is.Spec.Endpoints[i].ServiceAccount; account != "" {
+			doc.Warnf("spec.location", message, "an endpoint has the service account "+account)
+			return
+		}
 	}
 }
 

@@ -79,14 +79,21 @@ func (m *hostMap[T]) find(name string) *T {
 
 // Host returns what the plan says about a host as requests name it: "name" or "name:port" in any case, where name is a
 // DNS name, with or without a dot at its end, or an IP address. A service of the cluster has several names: its full
-// one, name.namespace.svc, name.namespace and, in its own namespace, the bare one.
+// one, name.namespace.svc, name.namespace if a document knows it (see [Plan.InCluster]) and, in its own namespace, the bare
+// one. Wildcards cover full names; of names that are cut short they cover those that documents know, and those in a
+// namespace that the wildcard names.
 func (p *Plan) Host(authority string) Host {
 	name := p.canonical(hostname(authority))
-	h := Host{Service: p.service(name), Known: p.named.find(name) != nil}
+	h := Host{Service: p.service(name), Known: p.knows(name)}
+	switch {
+	case name == hostname(authority):
+		h.Known = p.named.find(name) != nil || h.Known
+	case !h.Known:
+		return h
+	}
 	if c := p.claims.find(name).at(portOf(authority)); c != nil {
 		b := p.built(c)
 		h.Document, h.Routes, h.from = b.name, b.routes, b
-		h.Known = true
 	}
 	if e := p.entries.find(name); e != nil {
 		h.Entry = e.of(name)
@@ -128,7 +135,11 @@ func (p *Plan) canonical(name string) string {
 	case name == "":
 		return ""
 	case !dotted && !strings.Contains(name, ":"):
-		return name + "." + p.workload.Namespace + ".svc" + cluster
+		full = name + "." + p.workload.Namespace + ".svc" + cluster
+		if name == "localhost" && !p.knows(full) {
+			return name
+		}
+		return full
 	case !dotted:
 		return name // an IPv6 address
 	case strings.Count(rest, ".") == 1 && strings.HasSuffix(rest, ".svc"):
@@ -144,10 +155,36 @@ func (p *Plan) canonical(name string) string {
 	switch {
 	case p.named.exact[name] != nil:
 		return name
-	case p.named.exact[full] != nil, p.named.find(name) == nil && p.named.find(full) != nil:
+	case p.knows(full):
 		return full
 	}
 	return name
+}
+
+// knows says that a document is about the host of this very name or about all services of its namespace. A wildcard that
+// covers more is no reason to take a name that is cut short for a service: *.local would take every name there is.
+func (p *Plan) knows(name string) bool {
+	if p.named.exact[name] != nil || p.ports[name] != nil {
+		return true
+	}
+	of := p.service(name)
+	if of.Namespace == "" {
+		return false
+	}
+	namespace := "." + of.Namespace + ".svc." + p.workload.ClusterDomain
+	return slices.ContainsFunc(p.named.wild, func(w wildcard[struct{}]) bool {
+		return strings.HasSuffix(w.host, namespace) && istio.Matches(w.host, name)
+	})
+}
+
+// InCluster returns what the plan says about the service that an authority of the form name.namespace means if discovery
+// knows it, and false for any other authority and for hosts that documents name. The host is not Known.
+func (p *Plan) InCluster(authority string) (Host, bool) {
+	name := hostname(authority)
+	if strings.Count(name, ".") != 1 || p.canonical(name) != name || p.named.find(name) != nil {
+		return Host{}, false
+	}
+	return Host{Service: p.service(name + ".svc." + p.workload.ClusterDomain)}, true
 }
 
 // service returns what discovery is asked for the full name of a host.

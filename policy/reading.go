@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -238,7 +239,7 @@ func (c *compiler) word(s string) string {
 func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 	switch r.kind {
 	case "VirtualService":
-		if is := shaped[istio.VirtualService](c, doc); is != nil {
+		if is := shaped[istio.VirtualService](c, doc, istio.AtGateways(doc)...); is != nil {
 			return c.readVirtual(doc, r, is)
 		}
 	case "DestinationRule":
@@ -247,7 +248,7 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		}
 	case "ServiceEntry":
 		if is := shaped[istio.ServiceEntry](c, doc); is != nil {
-			return c.readEntry(r, is)
+			return c.readEntry(doc, r, is)
 		}
 	case "ServiceProfile":
 		if is := shaped[linkerd.ServiceProfile](c, doc); is != nil {
@@ -283,13 +284,13 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 	return notEnforced{}
 }
 
-// shaped decodes a document and checks it, if it has the shape of its kind.
+// shaped decodes a document and checks it, if it has the shape of its kind. Parts of it may have no effect.
 func shaped[T any, P interface {
 	*T
 	Check(*yamldoc.Document)
-}](c *compiler, doc *yamldoc.Document) *T {
+}](c *compiler, doc *yamldoc.Document, idle ...string) *T {
 	is := new(T)
-	if !c.dec.Decode(doc, is) {
+	if !c.dec.DecodeLeniently(doc, is, idle) {
 		return nil
 	}
 	P(is).Check(doc)
@@ -300,6 +301,17 @@ func shaped[T any, P interface {
 // enforcement.
 func (c *compiler) refused(doc *yamldoc.Document) {
 	shaped[istio.RequestAuthentication](c, doc)
+}
+
+// oldestFirst sorts the documents of a kind by when they were created, and by name where that is the same, if all of them
+// say so. Documents of a folder do not, and stay in their order.
+func oldestFirst[T any](list []decoded[T]) {
+	if slices.ContainsFunc(list, func(d decoded[T]) bool { return d.created.IsZero() }) {
+		return
+	}
+	slices.SortStableFunc(list, func(a, b decoded[T]) int {
+		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name+"."+a.namespace, b.name+"."+b.namespace))
+	})
 }
 
 // of returns the document that says something.

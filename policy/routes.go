@@ -37,7 +37,7 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 		v.hosts = append(v.hosts, istio.Resolve(host, r.namespace, client.ClusterDomain))
 	}
 	for i := range is.Spec.HTTP {
-		if d := is.Spec.HTTP[i].Delegate; d != nil {
+		if d := is.Spec.HTTP[i].Delegate; d != nil && !is.Spec.HTTP[i].AtGateways() {
 			v.delegates = append(v.delegates, cmp.Or(d.Namespace, r.namespace)+"/"+d.Name)
 		}
 	}
@@ -57,7 +57,7 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 			}
 		}
 	}
-	if !doc.Failed() && v.inMesh && !v.leaf && v.delegates == nil {
+	if !doc.Failed() && v.inMesh && v.delegates == nil {
 		is.Table(doc, client) // for its errors
 		v.ports, v.some = portsOf(is, client)
 	}
@@ -270,8 +270,12 @@ func (c *compiler) expand(vs decoded[virtual], delegates map[string]decoded[virt
 		return d.is.get(), true
 	})
 	for _, i := range whole.Missing {
-		if ref := vs.is.get().Spec.HTTP[i].Delegate; ref != nil && c.unread(cmp.Or(ref.Namespace, vs.namespace), ref.Name) {
+		r := &vs.is.get().Spec.HTTP[i]
+		if r.AtGateways() {
 			continue
+		}
+		if ref := r.Delegate; ref != nil && c.unread(cmp.Or(ref.Namespace, vs.namespace), ref.Name) {
+			continue // it says itself what is wrong
 		}
 		vs.Warnf(yamldoc.Index("spec.http", i)+".delegate",
 			"there is no VirtualService without hosts of this name that %s sees: the route is left out", vs.namespace)
@@ -286,9 +290,8 @@ func (c *compiler) expand(vs decoded[virtual], delegates map[string]decoded[virt
 
 // steps returns the routes of a VirtualService without delegates, and the ports that it leaves to the services.
 func (p *Plan) steps(v *virtual) ([]step, []int) {
-	spec := v.get()
-	routes := spec.Routes(p.client())
-	whole := spec.Expand(nil)
+	whole := v.get().Expand(func(string, string) (*istio.VirtualService, bool) { return nil, false }) // but for gateways
+	routes := whole.Routes(p.client())
 	steps := stepsOf(v, &whole, func(i int) route.Route { return routes[i] })
 	return steps, p.fill(steps)
 }

@@ -146,7 +146,11 @@ func (c *hostCache) get(scheme, authority string) *host {
 	if _, own, err := net.SplitHostPort(authority); err == nil {
 		port = own
 	}
-	h := &host{Host: c.plan.Host(ascii(withPort(authority, port)))}
+	whole := ascii(withPort(authority, port))
+	h := &host{Host: c.plan.Host(whole)}
+	if service, ok := c.plan.InCluster(whole); ok && c.engine.config.Resolver != nil {
+		h.Host = service // else it is outside, and the URL says where
+	}
 	h.port, _ = strconv.Atoi(port)
 	h.protection = c.engine.protection(c.plan, h.Host)
 	h.mine = h.Known || c.engine.mayOwn(scheme, authority) // which may ask a Proxy function, so no lock is held yet

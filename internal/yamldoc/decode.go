@@ -2,7 +2,9 @@ package yamldoc
 
 import (
 	"reflect"
+	"slices"
 	"strconv"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 )
@@ -11,7 +13,7 @@ import (
 // using one for many documents is faster. It is not safe for concurrent use.
 //
 // A field is filled from the key its yaml tag names; fields without one are left alone. The tag may go on with
-// "required" (the key must be there), "nullable" (a null is the same as no key) and "single" (a list may be written as its
+// "required" (the key must be there), "nullable" (an element may be null) and "single" (a list may be written as its
 // only element, if that is an object). Further tags:
 //
 //	mesh:"refused: REASON"      an error where the field is used
@@ -70,10 +72,16 @@ var (
 // has the shape of the struct, so that a closer look makes sense. Fields that are refused do not count here; see
 // [Document.Failed].
 func (dec *Decoder) Decode(d *Document, into any) bool {
+	return dec.DecodeLeniently(d, into, nil)
+}
+
+// DecodeLeniently is Decode for a document of which some parts have no effect: fields that are refused may stand in those,
+// which are given by the paths of their fields.
+func (dec *Decoder) DecodeLeniently(d *Document, into any, parts []string) bool {
 	if d.load(); d.root == nil {
 		return false
 	}
-	w := walk{dec: dec, doc: d}
+	w := walk{dec: dec, doc: d, idle: parts}
 	w.structure(d.root, reflect.ValueOf(into).Elem())
 	return !w.malformed
 }
@@ -82,9 +90,10 @@ func (dec *Decoder) Decode(d *Document, into any) bool {
 type walk struct {
 	dec     *Decoder
 	doc     *Document
-	path    []part // where the walk is; rendered only for a problem
-	aliases int    // aliases around the current node
-	aliased int    // nodes reached through aliases
+	path    []part   // where the walk is; rendered only for a problem
+	idle    []string // paths of what has no effect
+	aliases int      // aliases around the current node
+	aliased int      // nodes reached through aliases
 
 	malformed bool // there is an error other than a field that is refused
 }
@@ -104,6 +113,18 @@ func (w *walk) render(parts []part) string {
 		}
 	}
 	return path
+}
+
+// lenient says that the walk is in a part that has no effect.
+func (w *walk) lenient() bool {
+	if len(w.idle) == 0 {
+		return false
+	}
+	path := w.render(w.path)
+	return slices.ContainsFunc(w.idle, func(idle string) bool {
+		rest, within := strings.CutPrefix(path, idle)
+		return within && (rest == "" || rest[0] == '.' || rest[0] == '[')
+	})
 }
 
 func (w *walk) errorf(node *yaml.Node, format string, args ...any) {
@@ -177,7 +198,7 @@ func (w *walk) structure(node *yaml.Node, v reflect.Value) {
 		return
 	}
 	st := w.dec.structOf(v.Type())
-	seen := make([]int, len(st.fields)) // the line each field is set at
+	seen := make([]int, len(st.fields)) // the line each field is set at, negative if it is null
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key, value := node.Content[i], node.Content[i+1]
 		if !w.key(key) {
@@ -191,12 +212,16 @@ func (w *walk) structure(node *yaml.Node, v reflect.Value) {
 		f := &st.fields[n]
 		w.path = append(w.path, part{key: f.name})
 		if seen[n] != 0 {
-			w.errorf(key, "set twice, first in line %d: remove one", w.doc.offset+seen[n])
+			w.errorf(key, "set twice, first in line %d: remove one", w.doc.offset+max(seen[n], -seen[n]))
+		} else if null(target(value)) {
+			seen[n] = -key.Line // as if it was not there: an API server prunes it
 		} else {
 			seen[n] = key.Line
 			switch f.state {
 			case Refused:
-				w.report(key, false, "%s", f.reason)
+				if !w.lenient() {
+					w.report(key, false, "%s", f.reason)
+				}
 			case Meaningless:
 				w.report(key, true, "%s", f.reason)
 			}
@@ -213,16 +238,16 @@ func (w *walk) structure(node *yaml.Node, v reflect.Value) {
 func (w *walk) complete(node *yaml.Node, st *structType, seen []int) {
 	for i := range st.fields {
 		f := &st.fields[i]
-		if f.required && seen[i] == 0 {
+		if f.required && seen[i] <= 0 {
 			w.path = append(w.path, part{key: f.name})
 			w.errorf(node, "missing: it is required")
 			w.path = w.path[:len(w.path)-1]
 		}
-		if f.oneof == "" || seen[i] == 0 {
+		if f.oneof == "" || seen[i] <= 0 {
 			continue
 		}
 		for j := range i {
-			if g := &st.fields[j]; g.oneof == f.oneof && seen[j] != 0 {
+			if g := &st.fields[j]; g.oneof == f.oneof && seen[j] > 0 {
 				w.malformed = true
 				w.doc.report(w.doc.offset+max(seen[i], seen[j]), w.render(w.path), false,
 					"%s and %s exclude each other: set only one of them", g.name, f.name)

@@ -92,10 +92,10 @@ func (w *walk) integer(node *yaml.Node, v reflect.Value) {
 	w.errorf(node, "%s must be written in decimal", clip(node.Value))
 }
 
-// octal says that digits start with a zero, which YAML 1.1 and 1.2 read differently.
+// octal says that digits start with a zero, which YAML 1.1 and 1.2 read differently, unless they are zero in both.
 func octal(digits string) bool {
 	digits = strings.TrimPrefix(digits, "-")
-	return len(digits) > 1 && digits[0] == '0'
+	return len(digits) > 1 && digits[0] == '0' && strings.Trim(digits, "0") != ""
 }
 
 func (w *walk) float(node *yaml.Node, v reflect.Value) {

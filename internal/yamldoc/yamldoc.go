@@ -181,6 +181,31 @@ func (d *Document) Items(key string) (items []*Document, ok bool) {
 	return items, true
 }
 
+// Texts returns the scalars of the list at path.
+func (d *Document) Texts(path string) []string {
+	var texts []string
+	for i := range d.Len(path) {
+		texts = append(texts, d.Text(Index(path, i)))
+	}
+	return texts
+}
+
+// Len returns the number of elements of the list at path, and 0 if there is none.
+func (d *Document) Len(path string) int {
+	d.load()
+	node := d.root
+	for path != "" && node != nil {
+		var key string
+		var index int
+		key, index, path = step(path)
+		_, node = child(node, key, index)
+	}
+	if node == nil || target(node).Kind != yaml.SequenceNode {
+		return 0
+	}
+	return len(target(node).Content)
+}
+
 // HasItems says that there is a list under a key of the document.
 func (d *Document) HasItems(key string) bool {
 	d.load()

@@ -192,6 +192,14 @@ func isLabelText(s string) bool {
 // check is a document under examination.
 type check struct {
 	*yamldoc.Document
+	idle bool // what is checked has no effect, so that nothing needs to be enforced
+}
+
+// refuse reports what is right but not enforced, where it would have an effect.
+func (c check) refuse(at, format string, args ...any) {
+	if !c.idle {
+		c.Errorf(at, format, args...)
+	}
 }
 
 // that reports a message, unless it is empty, as an error in the field at base + field.

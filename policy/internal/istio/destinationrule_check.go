@@ -15,7 +15,7 @@ import (
 
 // Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
 func (dr *DestinationRule) Check(doc *yamldoc.Document) {
-	c := check{doc}
+	c := check{Document: doc}
 	c.metadata(&dr.Metadata)
 	spec := &dr.Spec
 	c.that(wrongHost(spec.Host), "spec.host", "")
@@ -45,12 +45,8 @@ func (c check) policy(p *TrafficPolicy, at string) {
 		return
 	}
 	if p.LoadBalancer == nil && p.ConnectionPool == nil && p.OutlierDetection == nil && p.TLS == nil &&
-		len(p.PortLevelSettings) == 0 && p.Tunnel == nil && p.ProxyProtocol == nil {
-		if p.RetryBudget == nil {
-			c.Errorf(at, "is empty: set a field or remove it")
-		} else {
-			c.Errorf(at, "has only a retryBudget, which Istio rejects: set another field too, such as loadBalancer")
-		}
+		len(p.PortLevelSettings) == 0 && p.Tunnel == nil && p.ProxyProtocol == nil && p.RetryBudget == nil {
+		c.Errorf(at, "is empty: set a field or remove it")
 	}
 	if p.Tunnel != nil && p.ProxyProtocol != nil {
 		c.Errorf(at, "tunnel and proxyProtocol exclude each other: set only one of them")
@@ -184,6 +180,12 @@ func (c check) cookie(cookie *HTTPCookie, at string) {
 	for i, a := range cookie.Attributes {
 		if !field.IsToken(a.Name) || strings.Contains(a.Value, ";") || !printable(a.Value) {
 			c.Errorf(yamldoc.Index(at+".attributes", i), "%s=%s is not an attribute of a cookie", a.Name, a.Value)
+		}
+		for j, other := range cookie.Attributes[:i] {
+			if strings.EqualFold(a.Name, other.Name) {
+				c.Errorf(yamldoc.Index(at+".attributes", i)+".name", "attributes[%d] is %s too: a cookie has an attribute once", j, other.Name)
+				break
+			}
 		}
 	}
 }

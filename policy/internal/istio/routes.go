@@ -79,6 +79,9 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 	for i := range r.Match {
 		out.Matches = append(out.Matches, r.Match[i].translate(client))
 	}
+	if r.AtGateways() { // no request here meets it
+		return route.Route{Name: r.Name, Matches: out.Matches, Direct: &route.DirectResponse{Status: http.StatusNotFound}}
+	}
 	if d := r.Redirect; d != nil {
 		out.Redirect = d.translate()
 		return out
@@ -146,6 +149,9 @@ func (vs *VirtualService) Destinations() iter.Seq2[*Destination, string] {
 	return func(yield func(*Destination, string) bool) {
 		for i := range vs.Spec.HTTP {
 			r, at := &vs.Spec.HTTP[i], yamldoc.Index("spec.http", i)
+			if r.AtGateways() {
+				continue
+			}
 			for j := range r.Route {
 				if d := r.Route[j].Destination; d != nil && !yield(d, yamldoc.Index(at+".route", j)+".destination") {
 					return

@@ -15,7 +15,7 @@ import (
 
 // Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
 func (pa *PeerAuthentication) Check(doc *yamldoc.Document) {
-	c := check{doc}
+	c := check{Document: doc}
 	c.metadata(&pa.Metadata)
 	if text := doc.Text("metadata.creationTimestamp"); text != "" { // the oldest document counts
 		if _, err := time.Parse(time.RFC3339, text); err != nil {
@@ -43,7 +43,7 @@ func (pa *PeerAuthentication) Check(doc *yamldoc.Document) {
 
 // Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
 func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
-	c := check{doc}
+	c := check{Document: doc}
 	c.object(&ap.Metadata)
 	spec := &ap.Spec
 	if value, set := ap.Metadata.Annotations[dryRun]; set {
@@ -371,7 +371,7 @@ func (c check) targetRef(ref *PolicyTargetReference, at string) {
 // Check reports what is wrong with the document beyond its shape. It must have been decoded without errors. That the
 // document is not enforced yet is for the caller to say.
 func (ra *RequestAuthentication) Check(doc *yamldoc.Document) {
-	c := check{doc}
+	c := check{Document: doc}
 	c.metadata(&ra.Metadata)
 	spec := &ra.Spec
 	c.attachment(spec.Selector, spec.TargetRef, spec.TargetRefs)

@@ -11,7 +11,7 @@ import (
 
 // Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
 func (se *ServiceEntry) Check(doc *yamldoc.Document) {
-	c := check{doc}
+	c := check{Document: doc}
 	c.metadata(&se.Metadata)
 	spec := &se.Spec
 	if len(spec.Hosts) == 0 {

@@ -13,7 +13,7 @@ import (
 
 // Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
 func (vs *VirtualService) Check(doc *yamldoc.Document) {
-	c := check{doc}
+	c := check{Document: doc}
 	c.metadata(&vs.Metadata)
 	spec := &vs.Spec
 	if vs.IsDelegate() {
@@ -31,6 +31,7 @@ func (vs *VirtualService) Check(doc *yamldoc.Document) {
 	catchAll := -1
 	for i := range spec.HTTP {
 		at := yamldoc.Index("spec.http", i)
+		c.idle = !vs.InMesh() || spec.HTTP[i].AtGateways()
 		c.route(&spec.HTTP[i], at)
 		for j := range spec.HTTP[i].Match {
 			c.match(&spec.HTTP[i].Match[j], vs.InMesh(), yamldoc.Index(at+".match", j))
@@ -51,6 +52,42 @@ func (m *Metadata) namespace() string {
 		return "default"
 	}
 	return m.Namespace
+}
+
+// AtGateways returns the parts of a document that are about calls that come in by a gateway, by the paths of their fields:
+// "spec" if that is all of it. They have no effect here, whatever they use.
+func AtGateways(doc *yamldoc.Document) (parts []string) {
+	only := func(path string) bool {
+		names := doc.Texts(path)
+		return len(names) > 0 && !slices.Contains(names, "mesh")
+	}
+	if only("spec.gateways") {
+		return []string{"spec"}
+	}
+	for _, list := range []string{"spec.http", "spec.tls", "spec.tcp"} {
+		all := doc.Len(list) > 0
+		for i := range doc.Len(list) {
+			at := yamldoc.Index(list, i)
+			idle := doc.Len(at+".match") > 0
+			for j := range doc.Len(at + ".match") {
+				idle = idle && only(yamldoc.Index(at+".match", j)+".gateways")
+			}
+			if all = all && idle; idle {
+				parts = append(parts, at)
+			}
+		}
+		if all {
+			parts = append(parts, list)
+		}
+	}
+	return parts
+}
+
+// AtGateways says that a route is about calls that come in by a gateway only.
+func (r *HTTPRoute) AtGateways() bool {
+	return len(r.Match) > 0 && !slices.ContainsFunc(r.Match, func(m HTTPMatchRequest) bool {
+		return len(m.Gateways) == 0 || slices.Contains(m.Gateways, "mesh")
+	})
 }
 
 // InMesh says that the document is about calls inside the mesh and not only about those that come in by a gateway.
@@ -277,7 +314,7 @@ func (c check) destination(d *Destination, at string) {
 		return
 	}
 	if c.that(wrongHost(d.Host), at, ".host") && strings.HasPrefix(d.Host, "*") {
-		c.Errorf(at+".host", "a destination is one service: %q has a wildcard, which cannot be enforced", d.Host)
+		c.refuse(at+".host", "a destination is one service: %q has a wildcard, which cannot be enforced", d.Host)
 	}
 	if d.Subset != nil && *d.Subset != "" && !isLabel(*d.Subset) {
 		c.Errorf(at+".subset", "%q is not the name of a subset: use letters, digits and hyphens", *d.Subset)
@@ -307,7 +344,7 @@ func (c check) retries(route *HTTPRoute, at string) {
 	}
 	c.retryOn(r.RetryOn, at+".retryOn")
 	if remote := r.RetryRemoteLocalities; remote != nil && *remote {
-		c.Errorf(at+".retryRemoteLocalities", "preferring other localities for retries is not enforced yet")
+		c.refuse(at+".retryRemoteLocalities", "preferring other localities for retries is not enforced yet")
 	}
 }
 
@@ -346,7 +383,7 @@ func (c check) fault(f *HTTPFaultInjection, at string) {
 			c.Warnf(at+".percent", "deprecated: use percentage")
 			switch {
 			case d.Percent < 0:
-				c.Errorf(at+".percent", "%d is negative, which cannot be enforced", d.Percent)
+				c.refuse(at+".percent", "%d is negative, which cannot be enforced", d.Percent)
 			case d.Percent > 100:
 				c.Warnf(at+".percent", "%d is more than 100, and counts as that", d.Percent)
 			}
@@ -374,7 +411,7 @@ func (c check) faultPercentage(p *Percent, at string) {
 	case p == nil:
 		c.Warnf(at+".percentage", "missing, which means 0: no request meets this fault")
 	case p.Value > 0 && p.Value < 0.0001:
-		c.Errorf(at+".percentage.value", "%v is too small: the least percentage is 0.0001", p.Value)
+		c.refuse(at+".percentage.value", "%v is too small: the least percentage is 0.0001", p.Value)
 	case c.that(wrongPercentage(p.Value), at, ".percentage.value"):
 		c.warn(smallPercentage(p.Value), at, ".percentage.value")
 	}
@@ -433,8 +470,8 @@ func (c check) redirect(r *HTTPRedirect, at string) {
 	if r == nil {
 		return
 	}
-	if r.URI == "" && r.Authority == "" && r.Port == nil && r.DerivePort == nil && r.Scheme == "" {
-		c.Errorf(at, "must set uri, authority, port, derivePort or scheme")
+	if r.URI == "" && r.PrefixRewrite == "" && r.Authority == "" && r.Port == nil && r.DerivePort == nil && r.Scheme == "" {
+		c.Errorf(at, "must set uri, prefixRewrite, authority, port, derivePort or scheme")
 	}
 	if r.URI != "" && r.PrefixRewrite != "" {
 		c.Errorf(at+".prefixRewrite", "uri and prefixRewrite exclude each other: set only one of them")
@@ -443,7 +480,7 @@ func (c check) redirect(r *HTTPRedirect, at string) {
 	case 0, http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect,
 		http.StatusPermanentRedirect:
 	default:
-		c.Errorf(at+".redirectCode", "%d cannot be enforced, nor does Envoy: use 301, 302, 303, 307 or 308", r.RedirectCode)
+		c.refuse(at+".redirectCode", "%d cannot be enforced, nor does Envoy: use 301, 302, 303, 307 or 308", r.RedirectCode)
 	}
 	if r.Scheme != "" && r.Scheme != "http" && r.Scheme != "https" {
 		c.Errorf(at+".scheme", "%q is neither http nor https", r.Scheme)

@@ -1,0 +1,230 @@
+package policy_test
+
+import (
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// compiled compiles documents that have no errors.
+func compiled(t *testing.T, documents string) (*policy.Plan, policy.Findings) {
+	t.Helper()
+	plan, findings := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(documents)}}, workload)
+	if plan == nil {
+		t.Fatalf("Compile = %v", findings)
+	}
+	return plan, findings
+}
+
+func virtualService(name, spec string) string {
+	return "\n---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: " + name + "}\nspec: " + spec
+}
+
+func destinationRule(metadata, spec string) string {
+	return "\n---\napiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {" + metadata + "}\nspec: " + spec
+}
+
+// TestShortNames has a service that only a Service document knows: its short names are the service.
+func TestShortNames(t *testing.T) {
+	plan, _ := compiled(t, "apiVersion: v1\nkind: Service\nmetadata: {name: cart, namespace: shop}\nspec: {ports: [{port: 80}]}\n")
+	for _, name := range []string{"cart.shop", "cart.shop.svc", "cart.shop.svc.cluster.local", "CART.shop:80"} {
+		if h := plan.Host(name); h.Service.Host != "cart.shop.svc.cluster.local" || h.Service.Namespace != "shop" || !h.Known {
+			t.Errorf("Host(%s) = %+v, want the service cart of shop", name, h)
+		}
+	}
+	if h := plan.Host("cart.shops"); h.Known || h.Service.Host != "cart.shops" {
+		t.Errorf("Host(cart.shops) = %+v, want a host outside of the cluster", h)
+	}
+}
+
+// TestShortNamesOfDiscovery asks for the service that a name means if discovery knows it.
+func TestShortNamesOfDiscovery(t *testing.T) {
+	plan, _ := compiled(t, virtualService("all", `{hosts: ["*.local"], http: [{route: [{destination: {host: a}}]}]}`)+
+		virtualService("named", `{hosts: [api.example], http: [{route: [{destination: {host: a}}]}]}`))
+	h, ok := plan.InCluster("cart.shop:8080")
+	if !ok || h.Known || h.Service.Host != "cart.shop.svc.cluster.local" || h.Routes != nil {
+		t.Errorf("InCluster(cart.shop) = %+v, %v", h, ok)
+	}
+	for _, name := range []string{"cart", "cart.shop.svc", "api.example", "a.b.c", "10.0.0.1", ""} {
+		if h, ok := plan.InCluster(name); ok {
+			t.Errorf("InCluster(%s) = %+v, want none", name, h)
+		}
+	}
+}
+
+// TestWildcardsAndShortNames has a wildcard that would cover every name, were it taken for that of a service.
+func TestWildcardsAndShortNames(t *testing.T) {
+	plan, _ := compiled(t, virtualService("all", `{hosts: ["*.local"], http: [{route: [{destination: {host: a.default.svc.cluster.local}}]}]}`)+
+		destinationRule("name: all", `{host: "*.cluster.local", trafficPolicy: {tls: {mode: ISTIO_MUTUAL}}}`))
+	for _, name := range []string{"github.com", "github.com:443", "localhost", "localhost:8080"} {
+		h := plan.Host(name)
+		if host, _, _ := strings.Cut(name, ":"); h.Known || h.Routes != nil || h.Service.Host != host {
+			t.Errorf("Host(%s) = %+v, want a host that no document knows", name, h)
+		}
+		host, _, _ := strings.Cut(name, ":")
+		if c := plan.Cluster(route.Target{Host: host}); c.TLS.Mode != policy.TLSAuto {
+			t.Errorf("Cluster(%s) is secured by %v, want the defaults", host, c.TLS.Mode)
+		}
+	}
+	if h := plan.Host("typo"); h.Known || h.Routes != nil {
+		t.Errorf("Host(typo) = %+v, want a host that only discovery may know", h)
+	}
+	for _, name := range []string{"x.y.svc.cluster.local", "printer.local"} {
+		if h := plan.Host(name); !h.Known || h.Document != "VirtualService default/all" {
+			t.Errorf("Host(%s) = %+v, want the routes of the wildcard", name, h)
+		}
+	}
+}
+
+// TestGatewayDocuments has documents for gateways that use what is not enforced: they are skipped.
+func TestGatewayDocuments(t *testing.T) {
+	const unenforced = `corsPolicy: {allowOrigins: [{exact: x}]}, headers: {request: {set: {x: "%DOWNSTREAM_LOCAL_ADDRESS%"}}}, retries: {attempts: 1, retryRemoteLocalities: true}`
+	plan, findings := compiled(t, virtualService("edge", `
+  hosts: ["*"]
+  gateways: [edge]
+  http: [{route: [{destination: {host: a}}], `+unenforced+`}]
+  tls: [{match: [{sniHosts: [a]}], route: [{destination: {host: a}}]}]
+`)+virtualService("mixed", `
+  hosts: [mixed]
+  gateways: [edge, mesh]
+  http:
+  - match: [{gateways: [edge]}]
+    route: [{destination: {host: a}}]
+    `+strings.ReplaceAll(unenforced, "}, ", "}\n    ")+`
+  - match: [{gateways: [edge], uri: {prefix: /d}}]
+    delegate: {name: nowhere}
+  - route: [{destination: {host: b}}]
+  tls: [{match: [{sniHosts: [a], gateways: [edge]}], route: [{destination: {host: a}}]}]
+`))
+	if len(findings) != 1 || findings[0].Field != "spec.gateways" || findings[0].Name != "edge" {
+		t.Errorf("the findings are\n%v\nwant one, that edge is skipped", findings)
+	}
+	h := plan.Host("mixed")
+	rule, _, ok := h.Routes.Match(&route.Request{Method: "GET", Path: "/d", Port: 80})
+	if !ok || len(rule.Route.Destinations) != 1 || rule.Route.Destinations[0].Host != "b.default.svc.cluster.local" {
+		t.Fatalf("mixed routes to %+v, want b", rule)
+	}
+	if o := h.Origin(rule, -1); o.Route != 2 && o.Route != 1 {
+		t.Errorf("Origin = %+v", o)
+	}
+	for name, spec := range map[string]string{
+		"one match for the mesh": `{hosts: [a], gateways: [edge, mesh], http: [{match: [{gateways: [edge]}, {}], route: [{destination: {host: a}}], corsPolicy: {}}]}`,
+		"mesh":                   `{hosts: [a], gateways: [edge, mesh], http: [{route: [{destination: {host: a}}], corsPolicy: {}}]}`,
+	} {
+		if plan, _ := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(virtualService("a", spec))}}, workload); plan != nil {
+			t.Errorf("%s: a corsPolicy that is not enforced is accepted", name)
+		}
+	}
+}
+
+// TestAccepted has documents that Istio takes.
+func TestAccepted(t *testing.T) {
+	for name, document := range map[string]string{
+		"only a retryBudget": destinationRule("name: a", "{host: a, trafficPolicy: {retryBudget: {percent: 20}}}"),
+		"weight 00":          virtualService("a", "{hosts: [a], http: [{route: [{destination: {host: a}, weight: 100}, {destination: {host: b}, weight: 00}]}]}"),
+		"only prefixRewrite": virtualService("a", "{hosts: [a], http: [{match: [{uri: {prefix: /a}}], redirect: {prefixRewrite: /b}}]}"),
+		"null fields":        virtualService("a", "{hosts: [a], gateways: ~, tls: null, http: [{match: ~, route: [{destination: {host: a, subset: ~}}], fault: ~, corsPolicy: null}]}"),
+	} {
+		if _, findings := compiled(t, document); len(findings) > 0 {
+			t.Errorf("%s: %v", name, findings)
+		}
+	}
+}
+
+func TestCookieAttributes(t *testing.T) {
+	document := destinationRule("name: a", "{host: a, trafficPolicy: {loadBalancer: {consistentHash: {httpCookie: {name: c, ttl: 1s, attributes: [{name: Secure}, {name: secure, value: x}]}}}}}")
+	plan, findings := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(document)}}, workload)
+	if plan != nil || len(findings) != 1 || !strings.Contains(findings[0].Message, "a cookie has an attribute once") {
+		t.Errorf("Compile = %v", findings)
+	}
+}
+
+// TestExportToAndMerging has rules for one host: those with the same exportTo count as one, and of others the last.
+func TestExportToAndMerging(t *testing.T) {
+	const first, second = `{host: a, exportTo: ["."], subsets: [{name: v1}], trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}}`,
+		`{host: a, exportTo: [%], subsets: [{name: v2}], trafficPolicy: {connectionPool: {tcp: {maxConnections: 2}}}}`
+	for exportTo, want := range map[string]int{`default`: 1, `"."`: 1, `"*"`: 2, `default, other`: 2} {
+		plan, _ := compiled(t, destinationRule("name: a", first)+destinationRule("name: b", strings.Replace(second, "%", exportTo, 1)))
+		if got := plan.Cluster(route.Target{Host: "a"}).Pool.MaxConnections; got != want {
+			t.Errorf("exportTo %s: maxConnections = %d, want %d", exportTo, got, want)
+		}
+		if merged := !plan.Cluster(route.Target{Host: "a", Subset: "v1"}).Missing; merged != (want == 1) {
+			t.Errorf("exportTo %s: the subset v1 exists: %v", exportTo, merged)
+		}
+		if plan.Cluster(route.Target{Host: "a", Subset: "v2"}).Missing {
+			t.Errorf("exportTo %s: the subset v2 is missing", exportTo)
+		}
+	}
+}
+
+// TestSelectorThatDoesNotSelect has a rule for the very host, which is for other workloads: the host has the defaults, and
+// not what is said of more hosts.
+func TestSelectorThatDoesNotSelect(t *testing.T) {
+	const general = `{host: "*.default.svc.cluster.local", trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}}}}`
+	plan, _ := compiled(t, destinationRule("name: all", general)+
+		destinationRule("name: root, namespace: istio-system", `{host: a.default.svc.cluster.local, trafficPolicy: {connectionPool: {tcp: {maxConnections: 3}}}}`)+
+		destinationRule("name: a", `{host: a, workloadSelector: {matchLabels: {app: another}}, trafficPolicy: {connectionPool: {tcp: {maxConnections: 2}}}}`))
+	if got := plan.Cluster(route.Target{Host: "a"}).Pool.MaxConnections; got != 0 {
+		t.Errorf("maxConnections of a = %d, want the default", got)
+	}
+	if got := plan.Cluster(route.Target{Host: "b"}).Pool.MaxConnections; got != 1 {
+		t.Errorf("maxConnections of b = %d, want that of the wildcard", got)
+	}
+}
+
+// TestOldestFirst has documents that a server has stored: the oldest counts, wherever it stands.
+func TestOldestFirst(t *testing.T) {
+	document := func(name, created, to string) string {
+		if created != "" {
+			created = ", creationTimestamp: " + created
+		}
+		return virtualService(name+created, "{hosts: [a], http: [{route: [{destination: {host: "+to+"}}]}]}")
+	}
+	for name, tt := range map[string]struct{ documents, want string }{
+		"oldest last":   {document("b", `"2026-01-02T00:00:00Z"`, "b") + document("c", `"2026-01-01T00:00:00Z"`, "c"), "VirtualService default/c"},
+		"same age":      {document("c", `"2026-01-01T00:00:00Z"`, "c") + document("b", `"2026-01-01T00:00:00Z"`, "b"), "VirtualService default/b"},
+		"one unknown":   {document("b", `"2026-01-02T00:00:00Z"`, "b") + document("c", "", "c"), "VirtualService default/b"},
+		"one is null":   {document("b", `"2026-01-02T00:00:00Z"`, "b") + document("c", "null", "c"), "VirtualService default/b"},
+		"without times": {document("b", "", "b") + document("a", "", "a"), "VirtualService default/b"},
+	} {
+		plan, findings := compiled(t, tt.documents)
+		if got := plan.Host("a").Document; got != tt.want || len(findings) != 1 {
+			t.Errorf("%s: %s counts, want %s; %v", name, got, tt.want, findings)
+		}
+	}
+}
+
+// TestFindingsOfDelegates has a mistake in a delegate that only compiling finds.
+func TestFindingsOfDelegates(t *testing.T) {
+	documents := virtualService("root", "{hosts: [a], http: [{delegate: {name: leaf}}]}") + virtualService("leaf", `
+  http:
+  - route: [{destination: {host: b}}]
+    rewrite: {uri: no-slash}
+`)
+	_, findings := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(documents)}}, workload)
+	if len(findings) != 1 || findings[0].Name != "leaf" || findings[0].Line != 14 || findings[0].Field != "spec.http[0].rewrite.uri" {
+		t.Errorf("the findings are\n%v\nwant one, in line 14 of leaf", findings)
+	}
+}
+
+// TestEntriesWithoutLocation warns of entries that are probably part of the mesh.
+func TestEntriesWithoutLocation(t *testing.T) {
+	entry := func(spec string) string {
+		return "\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: a}\nspec: {ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, " + spec + "}"
+	}
+	for spec, want := range map[string]bool{
+		"hosts: [a.shop.svc.cluster.local], endpoints: [{address: 10.0.0.1}]":                              true,
+		"hosts: [a.example.com], endpoints: [{address: 10.0.0.1}, {address: 10.0.0.2, serviceAccount: a}]": true,
+		"hosts: [a.example.com], endpoints: [{address: 10.0.0.1}]":                                         false,
+		"hosts: [a.shop.svc.cluster.local], location: MESH_INTERNAL, endpoints: [{address: 10.0.0.1}]":     false,
+		"hosts: [a.shop.svc.cluster.local], location: MESH_EXTERNAL, endpoints: [{address: 10.0.0.1}]":     false,
+	} {
+		_, findings := compiled(t, entry(spec))
+		if got := slices.ContainsFunc(findings, func(f policy.Finding) bool { return f.Field == "spec.location" }); got != want {
+			t.Errorf("%s: warned: %v, want %v", spec, got, want)
+		}
+	}
+}

@@ -1,0 +1,39 @@
+package mesh_test
+
+import (
+	"net/http/httptest"
+	"testing"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+)
+
+// TestShortNameOfServiceThatOnlyDiscoveryKnows calls a service by name.namespace, which no document names: it is the
+// service. A wildcard does not make services of other hosts.
+func TestShortNameOfServiceThatOnlyDiscoveryKnows(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	m := newMesh(t, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: all}
+spec:
+  hosts: ["*.local"]
+  http:
+  - headers: {response: {set: {x-route: all}}}
+    route: [{destination: {host: cart.shop.svc.cluster.local}}]
+`, mesh.WithDiscovery(&registry), mesh.WithRegistryOnly())
+	srv := httptest.NewServer(says("cart"))
+	t.Cleanup(srv.Close)
+	registry.Set("cart.shop.svc.cluster.local", endpointOf(t, srv.Listener.Addr().String()))
+	for _, host := range []string{"cart.shop", "cart.shop.svc", "cart.shop.svc.cluster.local"} {
+		if a := get(t, m.Client(), "http://"+host+"/"); a.status != 200 || a.body != "cart" {
+			t.Errorf("%s answers %d %q, want cart", host, a.status, a.body)
+		}
+	}
+	for _, host := range []string{"cart.shops", "localhost", "github.com"} {
+		if a, err := try(m.Client(), "http://"+host+"/"); err == nil {
+			t.Errorf("%s, which neither a document nor discovery knows, answers %d %q", host, a.status, a.body)
+		}
+	}
+}
