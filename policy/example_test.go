@@ -40,7 +40,7 @@ spec:
 		return
 	}
 	host := plan.Host("user-service:8080")
-	routed := host.Routes.Entry(0).Route
+	routed := host.Routes.Rule(0).Route
 	cluster := plan.Cluster(routed.Destinations[0].Target)
 	fmt.Println(host.Service.Host)
 	fmt.Println(routed.Timeout, routed.Retry.Retries, routed.Retry.On)

@@ -41,7 +41,7 @@ func TestCompile_Nothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	wantRetry := retry.Config{Retries: 2, On: on, MaxRetryAfter: -1, AnyMethod: true, NestedRetries: true}
-	if got := plan.Defaults().Entry(0).Route.Retry; !got.Equal(wantRetry) {
+	if got := plan.Defaults().Rule(0).Route.Retry; !got.Equal(wantRetry) {
 		t.Errorf("DefaultRetry = %+v, want %+v", got, wantRetry)
 	}
 }
@@ -154,7 +154,7 @@ func TestSample_CompleteSetup(t *testing.T) {
 	if h.Document != "VirtualService myapp/user-service" || h.Routes.Len() != 1 {
 		t.Fatalf("Host = %+v", h)
 	}
-	r := h.Routes.Entry(0).Route
+	r := h.Routes.Rule(0).Route
 	if f := r.Fault; f.Delay.PerMillion != 1000 || f.Delay.Fixed != 5*time.Second || f.Abort.PerMillion != 100 || f.Abort.HTTPStatus != 503 {
 		t.Errorf("fault = %+v, want 0.1%% of 5s and 0.01%% of 503", f)
 	}
@@ -223,12 +223,12 @@ func TestCompile_Equal(t *testing.T) {
 	}
 	for range 10 {
 		again, _ := policy.Compile([]policy.Source{source}, workload)
-		for _, d := range first.Host("targets").Routes.Entry(0).Route.Destinations {
+		for _, d := range first.Host("targets").Routes.Rule(0).Route.Destinations {
 			if a, b := first.Cluster(d.Target), again.Cluster(d.Target); !reflect.DeepEqual(a, b) {
 				t.Fatalf("Cluster(%v) = %+v, then %+v", d.Target, a, b)
 			}
 		}
-		if h := again.Host("targets").Routes.Entry(0).Route; !h.Retry.Equal(first.Defaults().Entry(0).Route.Retry) {
+		if h := again.Host("targets").Routes.Rule(0).Route; !h.Retry.Equal(first.Defaults().Rule(0).Route.Retry) {
 			t.Fatalf("retry = %+v", h.Retry)
 		}
 	}
@@ -313,7 +313,7 @@ func FuzzCompile(f *testing.F) {
 				t.Errorf("Host(%q).Entry changes", authority)
 			}
 			for i := range h.Routes.Len() {
-				e := h.Routes.Entry(i)
+				e := h.Routes.Rule(i)
 				for _, d := range e.Route.Destinations {
 					targets = append(targets, d.Target)
 				}

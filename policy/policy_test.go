@@ -162,7 +162,7 @@ func dump(plan *policy.Plan, findings policy.Findings, hosts, peers []string) st
 		}
 		routed[h.Routes] = true
 		for i := range h.Routes.Len() {
-			e := h.Routes.Entry(i)
+			e := h.Routes.Rule(i)
 			r := e.Route
 			fmt.Fprintf(&b, "  route %d: %s\n", i, fields(*r))
 			if o := h.Origin(e, -1); o.Document != h.Document || o.Route != i {

@@ -88,7 +88,7 @@ func samePlan(t *testing.T, when string, got, want *policy.Plan, name string) {
 		t.Fatalf("%s: Host(%s) = %+v, want %+v", when, name, g, w)
 	}
 	for i := range g.Routes.Len() {
-		a, b := g.Routes.Entry(i), w.Routes.Entry(i)
+		a, b := g.Routes.Rule(i), w.Routes.Rule(i)
 		if !reflect.DeepEqual(a.Route, b.Route) || g.Origin(a, -1) != w.Origin(b, -1) {
 			t.Fatalf("%s: route %d of %s is %+v, want %+v", when, i, name, a.Route, b.Route)
 		}

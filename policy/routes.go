@@ -182,7 +182,7 @@ type Origin struct {
 
 // Origin says where a route of h.Routes, with one of its matches, comes from. It differs from the place in the table where
 // documents of several kinds say something of the same host.
-func (h Host) Origin(e *route.Entry, match int) Origin {
+func (h Host) Origin(e *route.Rule, match int) Origin {
 	if h.from == nil {
 		return Origin{Route: -1, Match: -1}
 	}
@@ -249,7 +249,7 @@ func (c *compiler) whole(vs decoded[virtual], own *claim, delegates map[string]d
 	if own.ports, some = portsOf(whole.VirtualService, client); table == nil {
 		return false
 	}
-	own.steps = stepsOf(vs.is, &whole, func(i int) route.Route { return *table.Entry(i).Route })
+	own.steps = stepsOf(vs.is, &whole, func(i int) route.Route { return *table.Rule(i).Route })
 	c.plan.fill(own.steps)
 	b, err := compileSteps(vs.identity.String(), own.steps)
 	if err != nil {

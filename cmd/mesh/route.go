@@ -168,7 +168,7 @@ func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
 }
 
 // respond fills in the answer of a route that sends nothing.
-func (a *answer) respond(entry *router.Entry, resp *http.Response) error {
+func (a *answer) respond(entry *router.Rule, resp *http.Response) error {
 	if entry.Route.Redirect != nil {
 		a.Action = "redirect"
 		a.Redirect = &redirect{Status: resp.StatusCode, Location: resp.Header.Get("Location")}
@@ -181,7 +181,7 @@ func (a *answer) respond(entry *router.Entry, resp *http.Response) error {
 }
 
 // policies fills in what a route does with the requests that it sends.
-func (a *answer) policies(entry *router.Entry) {
+func (a *answer) policies(entry *router.Rule) {
 	r := entry.Route
 	for _, d := range r.Destinations {
 		shown := destination{Host: d.Host, Subset: d.Subset, Port: d.Port, Weight: d.Weight}
@@ -244,7 +244,7 @@ func percent(perMillion uint32) float64 {
 }
 
 // rewrite fills in the path and the authority that the destinations see, if they are not those of the request.
-func (a *answer) rewrite(entry *router.Entry, match int, req *http.Request) error {
+func (a *answer) rewrite(entry *router.Rule, match int, req *http.Request) error {
 	before := router.NewRequest(req)
 	differ := false
 	for i := range a.Destinations {

@@ -49,7 +49,7 @@ type Adapter interface {
 	HashKey(key *balancer.HashKey) (value string, ok bool)
 
 	// Mirror sends copies of the call to the mirrors of rule. Each is a call of the kind Copied.
-	Mirror(rule *route.Entry)
+	Mirror(rule *route.Rule)
 
 	// Send makes the attempts, each with [Call.Acquire], for as long as the loop has it. ctx bounds them all. Copies are
 	// sent once, without a Policy in the loop.
@@ -68,7 +68,7 @@ type Call struct {
 
 	// Where it goes.
 	host    *host
-	rule    *route.Entry   // nil if no route decided
+	rule    *route.Rule    // nil if no route decided
 	backend *route.Backend // of rule
 	target  route.Target
 	cluster *cluster // which counts the call; nil outside the mesh
@@ -378,7 +378,7 @@ func (c *Call) Engine() *Engine { return c.engine }
 func (c *Call) Backend() *route.Backend { return c.backend }
 
 // Rule returns the rule that has decided, and which of its matches has, nil if none has.
-func (c *Call) Rule() (rule *route.Entry, match int) { return c.rule, int(c.match) }
+func (c *Call) Rule() (rule *route.Rule, match int) { return c.rule, int(c.match) }
 
 // Limits returns the limits in time of the call, which also watch its response. It is nil if there are none.
 func (c *Call) Limits() *deadline.Call { return c.limits }

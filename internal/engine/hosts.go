@@ -79,7 +79,7 @@ func (h *host) deny(now time.Time) {
 }
 
 // policy returns the retry policy of a rule, with what the host's protection adds.
-func (h *host) policy(rule *route.Entry) *retry.Policy {
+func (h *host) policy(rule *route.Rule) *retry.Policy {
 	p := h.protection
 	if p == nil || !p.RetryAfter && !p.StopNestedRetries {
 		return rule.Retry

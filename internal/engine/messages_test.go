@@ -67,7 +67,7 @@ func (m *message) HashKey(key *balancer.HashKey) (string, bool) {
 	return strings.Join(values, ","), len(values) > 0
 }
 
-func (m *message) Mirror(rule *route.Entry) {
+func (m *message) Mirror(rule *route.Rule) {
 	path := m.path
 	m.Engine().Mirrors.Copy(m.Context(), rule, func(ctx context.Context, target route.Target) error {
 		c := &message{path: path}

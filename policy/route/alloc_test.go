@@ -37,7 +37,7 @@ func TestMatchAllocs(t *testing.T) {
 func TestStaticEditsAllocs(t *testing.T) {
 	r := to("b")
 	r.Headers.Request = route.HeaderOps{Set: headers("x-a", "1"), Remove: []string{"x-b"}}
-	edits := table(t, r).Entry(0).Pick(nil).Request
+	edits := table(t, r).Rule(0).Pick(nil).Request
 	h := http.Header{}
 	view := route.Request{Header: h}
 	if n := testing.AllocsPerRun(100, func() { edits.Apply(h, &view) }); n > 1 { // the slice of the value
@@ -47,7 +47,7 @@ func TestStaticEditsAllocs(t *testing.T) {
 
 func TestForkWithoutMirrorsAllocs(t *testing.T) {
 	var m route.Mirrorer
-	e, out := table(t, to("b")).Entry(0), get(t, "http://a/")
+	e, out := table(t, to("b")).Rule(0), get(t, "http://a/")
 	if n := testing.AllocsPerRun(100, func() { m.Fork(out, e) }); n != 0 {
 		t.Errorf("%v allocations, want 0", n)
 	}

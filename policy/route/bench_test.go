@@ -46,7 +46,7 @@ func BenchmarkMatch(b *testing.B) {
 }
 
 func BenchmarkPick(b *testing.B) {
-	e := table(b, weighted(90, 9, 1)).Entry(0)
+	e := table(b, weighted(90, 9, 1)).Rule(0)
 	b.ReportAllocs()
 	for b.Loop() {
 		e.Pick(nil)

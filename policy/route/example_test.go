@@ -32,8 +32,8 @@ func ExampleTable_Match() {
 	req, _ := http.NewRequest("GET", "http://users/users/42", nil)
 	for range 2 {
 		view := route.NewRequest(req)
-		if entry, _, ok := table.Match(&view); ok {
-			fmt.Println(entry.Route.Name, entry.Pick(nil).Subset)
+		if rule, _, ok := table.Match(&view); ok {
+			fmt.Println(rule.Route.Name, rule.Pick(nil).Subset)
 		}
 		req.Header.Set("X-Beta", "1")
 	}

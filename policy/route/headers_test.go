@@ -126,7 +126,7 @@ func TestResponseHeaders(t *testing.T) {
 	}
 	h := http.Header{"Server": {"envoy"}, "Content-Type": {"text/html"}, "Vary": {"a"}, "Connection": {"close"}}
 	view := route.NewRequest(get(t, "http://a/", "X-User", "jo"))
-	table(t, r).Entry(0).Pick(nil).Response.Apply(h, &view)
+	table(t, r).Rule(0).Pick(nil).Response.Apply(h, &view)
 	want := http.Header{"Content-Type": {"text/html"}, "Vary": {"a", "dest"}, "X-From": {"dest"}, "X-User": {"jo"},
 		"X-Type": {"text/html"}}
 	if !equal(h, want) {
@@ -142,7 +142,7 @@ func TestApplyLower(t *testing.T) {
 		Remove: []string{"X-Gone"},
 	}
 	md := map[string][]string{"x-user": {"1"}, "x-gone": {"1"}}
-	table(t, r).Entry(0).Pick(nil).Request.ApplyLower(md, &route.Request{Header: md})
+	table(t, r).Rule(0).Pick(nil).Request.ApplyLower(md, &route.Request{Header: md})
 	if want := (http.Header{"x-user": {"1", "2"}, "x-was": {"1"}}); !equal(md, want) {
 		t.Errorf("metadata = %v, want %v", md, want)
 	}
@@ -154,14 +154,14 @@ func TestAddDoesNotShare(t *testing.T) {
 	r.Headers.Request.Add = headers("x-a", "2")
 	values := append(make([]string, 0, 2), "1")
 	h := http.Header{"X-A": values}
-	table(t, r).Entry(0).Pick(nil).Request.Apply(h, &route.Request{Header: h})
+	table(t, r).Rule(0).Pick(nil).Request.Apply(h, &route.Request{Header: h})
 	if got := values[:2][1]; got != "" {
 		t.Errorf("the caller's slice got %q", got)
 	}
 }
 
 func TestNilHeaderEdits(t *testing.T) {
-	b := table(t, to("b")).Entry(0).Pick(nil)
+	b := table(t, to("b")).Rule(0).Pick(nil)
 	if b.Request != nil || b.Response != nil || b.Rewrites() {
 		t.Errorf("a route without edits has %v, %v, %v", b.Request, b.Response, b.Rewrites())
 	}
@@ -181,7 +181,7 @@ func FuzzHeaderValue(f *testing.F) {
 		}
 		h := http.Header{"X": {"value"}}
 		view := route.Request{Header: h, Path: "/"}
-		routes.Entry(0).Pick(nil).Request.Apply(h, &view)
+		routes.Rule(0).Pick(nil).Request.Apply(h, &view)
 		for _, c := range []byte(h.Get("X-Out")) {
 			if c < ' ' && c != '\t' || c == 0x7f {
 				t.Errorf("%q becomes %q", value, h.Get("X-Out"))

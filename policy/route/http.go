@@ -108,7 +108,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // layered returns what sends the requests of b, with the layers that its route asks for.
 func (t *Transport) layered(b *Backend) (http.RoundTripper, error) {
-	r := b.entry.Route
+	r := b.rule.Route
 	retries := r.Retry.Retries > 0 || r.Retry.PerTryTimeout > 0
 	if r.Timeout == 0 && r.Fault == (fault.Config{}) && !retries {
 		return t.base(b.Target)
@@ -153,7 +153,7 @@ func (t *Transport) Close() error {
 // CloseIdleConnections closes the idle connections of the table's targets.
 func (t *Transport) CloseIdleConnections() {
 	for i := range t.Table.Len() {
-		r := t.Table.Entry(i).Route
+		r := t.Table.Rule(i).Route
 		for j := range r.Destinations {
 			t.closeIdle(r.Destinations[j].Target)
 		}

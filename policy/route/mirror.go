@@ -63,19 +63,19 @@ type Mirrorer struct {
 	closed   bool
 }
 
-// Fork copies out, a request that is about to be sent, to those mirrors of e that are drawn. out must not be the caller's
+// Fork copies out, a request that is about to be sent, to those mirrors of rule that are drawn. out must not be the caller's
 // request, since its Body may be replaced by one that records what is read: without GetBody, a copy is sent once the body
 // was read to its end, if it is no larger than 64 KiB.
-func (m *Mirrorer) Fork(out *http.Request, e *Entry) {
-	m.fork(out, e, m.Send)
+func (m *Mirrorer) Fork(out *http.Request, rule *Rule) {
+	m.fork(out, rule, m.Send)
 }
 
 // Copy is [Mirrorer.Fork] for calls that are not requests of net/http: send is called for each mirror that is drawn, on a
 // goroutine of the Mirrorer's, and makes and sends the copy itself. Its context has the values of ctx, but not its end; send
 // must return when it ends.
-func (m *Mirrorer) Copy(ctx context.Context, e *Entry, send func(ctx context.Context, target Target) error) {
-	for i := range e.Route.Mirrors {
-		mirror := &e.Route.Mirrors[i]
+func (m *Mirrorer) Copy(ctx context.Context, rule *Rule, send func(ctx context.Context, target Target) error) {
+	for i := range rule.Route.Mirrors {
+		mirror := &rule.Route.Mirrors[i]
 		if !m.drawn(mirror.PerMillion) {
 			continue
 		}
@@ -86,7 +86,7 @@ func (m *Mirrorer) Copy(ctx context.Context, e *Entry, send func(ctx context.Con
 		}
 		go func() {
 			defer m.leave()
-			ctx, cancel := m.bound(detach(ctx), all, e.Route.Timeout)
+			ctx, cancel := m.bound(detach(ctx), all, rule.Route.Timeout)
 			defer cancel()
 			m.done(mirror.Target, send(ctx, mirror.Target))
 		}()
@@ -111,14 +111,14 @@ func (m *Mirrorer) bound(ctx, all context.Context, timeout time.Duration) (conte
 
 type sendFunc = func(target Target, req *http.Request) (*http.Response, error)
 
-func (m *Mirrorer) fork(out *http.Request, e *Entry, send sendFunc) {
+func (m *Mirrorer) fork(out *http.Request, rule *Rule, send sendFunc) {
 	var tee *teeBody
-	for i := range e.Route.Mirrors {
-		mirror := &e.Route.Mirrors[i]
+	for i := range rule.Route.Mirrors {
+		mirror := &rule.Route.Mirrors[i]
 		if !m.drawn(mirror.PerMillion) {
 			continue
 		}
-		c := mirrored{target: mirror.Target, req: copyOf(out), timeout: e.Route.Timeout, send: send}
+		c := mirrored{target: mirror.Target, req: copyOf(out), timeout: rule.Route.Timeout, send: send}
 		switch {
 		case out.Body == nil || out.Body == http.NoBody:
 			m.start(c)

@@ -118,7 +118,7 @@ func TestMirrorBodies(t *testing.T) {
 				s := newShadow()
 				defer s.Close()
 				out := c.req.Clone(t.Context())
-				s.Fork(out, table(t, mirrored()).Entry(0))
+				s.Fork(out, table(t, mirrored()).Rule(0))
 				if c.read != nil {
 					c.read(out.Body)
 				}
@@ -154,7 +154,7 @@ func TestMirrorPrimaryBody(t *testing.T) {
 		defer s.Close()
 		body := strings.Repeat("0123456789", 10000)
 		out := post(t, stream(strings.NewReader(body)))
-		s.Fork(out, table(t, mirrored(1e6)).Entry(0))
+		s.Fork(out, table(t, mirrored(1e6)).Rule(0))
 		if err := iotest.TestReader(out.Body, []byte(body)); err != nil {
 			t.Error(err)
 		}
@@ -167,7 +167,7 @@ func TestMirrorRequest(t *testing.T) {
 		defer s.Close()
 		out := post(t, stream(strings.NewReader("hello")))
 		out.Header.Set("x-a", "1")
-		s.Fork(out, table(t, mirrored()).Entry(0))
+		s.Fork(out, table(t, mirrored()).Rule(0))
 		out.Header.Set("x-a", "2") // an attempt of the original goes on changing it
 		out.URL.Host = "10.0.0.1"
 		io.Copy(io.Discard, out.Body)
@@ -190,7 +190,7 @@ func TestShadowHost(t *testing.T) {
 			s := newShadow()
 			out := get(t, "http://a/")
 			out.Host = host
-			s.Fork(out, table(t, mirrored()).Entry(0))
+			s.Fork(out, table(t, mirrored()).Rule(0))
 			if got := (<-s.got).req.Host; got != want {
 				t.Errorf("Host of a copy of %s = %s, want %s", host, got, want)
 			}
@@ -205,7 +205,7 @@ func TestMirrorShare(t *testing.T) {
 		defer s.Close()
 		next := uint32(0)
 		s.Rand = func(n uint32) uint32 { return next % n }
-		e := table(t, mirrored(250_000, 0)).Entry(0)
+		e := table(t, mirrored(250_000, 0)).Rule(0)
 		for _, c := range []struct {
 			drawn uint32
 			want  int
@@ -237,7 +237,7 @@ func TestMirrorLimit(t *testing.T) {
 		s := newShadow()
 		s.hang()
 		s.Limit = 2
-		e := table(t, mirrored()).Entry(0)
+		e := table(t, mirrored()).Rule(0)
 		for range 3 {
 			s.Fork(get(t, "http://a/"), e)
 		}
@@ -278,7 +278,7 @@ func TestMirrorTimeout(t *testing.T) {
 				r := mirrored()
 				r.Timeout = c.route
 				start := time.Now()
-				s.Fork(get(t, "http://a/"), table(t, r).Entry(0))
+				s.Fork(get(t, "http://a/"), table(t, r).Rule(0))
 				<-s.done
 				if got := time.Since(start); got != c.want {
 					t.Errorf("the copy ended after %v, want %v", got, c.want)
@@ -300,7 +300,7 @@ func TestMirrorContext(t *testing.T) {
 			GetConn:  func(string) { t.Error("the original's GetConn was called") },
 			DNSStart: func(httptrace.DNSStartInfo) { t.Error("the original's DNSStart was called") },
 		})
-		s.Fork(get(t, "http://a/").WithContext(ctx), table(t, mirrored()).Entry(0))
+		s.Fork(get(t, "http://a/").WithContext(ctx), table(t, mirrored()).Rule(0))
 		got := (<-s.got).req.Context()
 		cancel()
 		synctest.Wait()
@@ -318,7 +318,7 @@ func TestMirrorClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShadow()
 		s.hang()
-		e := table(t, mirrored()).Entry(0)
+		e := table(t, mirrored()).Rule(0)
 		waiting := post(t, stream(strings.NewReader("hello")))
 		s.Fork(waiting, e)
 		s.Fork(get(t, "http://a/"), e)
@@ -356,7 +356,7 @@ func TestMirrorDrainsWithinBounds(t *testing.T) {
 			s.Send = func(route.Target, *http.Request) (*http.Response, error) {
 				return &http.Response{StatusCode: c.status, Body: body}, nil
 			}
-			s.Fork(get(t, "http://a/"), table(t, mirrored()).Entry(0))
+			s.Fork(get(t, "http://a/"), table(t, mirrored()).Rule(0))
 			<-body.closed
 			if err := <-s.done; err != nil {
 				t.Errorf("Done(%v), want nil", err)
@@ -376,7 +376,7 @@ func TestMirrorNotRetried(t *testing.T) {
 		failing := errors.New("down")
 		calls := 0
 		s.Send = func(route.Target, *http.Request) (*http.Response, error) { calls++; return nil, failing }
-		s.Fork(post(t, bytes.NewReader(nil)), table(t, mirrored()).Entry(0))
+		s.Fork(post(t, bytes.NewReader(nil)), table(t, mirrored()).Rule(0))
 		if err := <-s.done; err != failing {
 			t.Errorf("Done(%v), want %v", err, failing)
 		}

@@ -141,7 +141,7 @@ func validAuthority(s string) bool {
 
 // Rewrites reports whether [Backend.Rewrite] changes anything. If not, a request need not be cloned for it.
 func (b *Backend) Rewrites() bool {
-	return b.Authority != "" || b.Request != nil || !b.entry.path.none()
+	return b.Authority != "" || b.Request != nil || !b.rule.path.none()
 }
 
 // Rewrite edits headers, authority and path of out, as the route and the destination have it. The match is the one that
@@ -162,38 +162,38 @@ func (b *Backend) Rewrite(out *http.Request, match int) error {
 	if b.Authority != "" {
 		out.Host = b.Authority
 	}
-	if b.entry.path.none() {
+	if b.rule.path.none() {
 		return nil
 	}
-	return setPath(out.URL, b.entry.RewritePath(escapedPath(out.URL), match))
+	return setPath(out.URL, b.rule.RewritePath(escapedPath(out.URL), match))
 }
 
 // RewritePath returns an escaped path, without query, as the destination gets it. The match is the one that
 // [Table.Match] returned for the path.
-func (e *Entry) RewritePath(path string, match int) string {
-	return e.path.apply(path, e.span(match))
+func (rule *Rule) RewritePath(path string, match int) string {
+	return rule.path.apply(path, rule.span(match))
 }
 
 // Respond returns the response of a route that answers by itself, with [Route.Redirect] or [Route.Direct], and nil for
 // any other route. The match is the one that [Table.Match] returned for req. It leaves req and its body alone.
-func (e *Entry) Respond(req *http.Request, match int) *http.Response {
-	if e.Route.Redirect == nil && e.Route.Direct == nil {
+func (rule *Rule) Respond(req *http.Request, match int) *http.Response {
+	if rule.Route.Redirect == nil && rule.Route.Direct == nil {
 		return nil
 	}
-	return e.answer(req, match)
+	return rule.answer(req, match)
 }
 
 // answer is apart from Respond so that a request that is sent on does not pay for its view.
-func (e *Entry) answer(req *http.Request, match int) *http.Response {
+func (rule *Rule) answer(req *http.Request, match int) *http.Response {
 	view := NewRequest(req)
 	var resp *http.Response
-	if redirect := e.Route.Redirect; redirect != nil {
+	if redirect := rule.Route.Redirect; redirect != nil {
 		resp = reply.New(req, cmp.Or(redirect.Status, http.StatusMovedPermanently), nil)
-		resp.Header["Location"] = []string{redirect.location(&view, e.span(match))}
+		resp.Header["Location"] = []string{redirect.location(&view, rule.span(match))}
 	} else {
-		resp = reply.New(req, e.Route.Direct.Status, e.Route.Direct.Body)
+		resp = reply.New(req, rule.Route.Direct.Status, rule.Route.Direct.Body)
 	}
-	e.response.Apply(resp.Header, &view)
+	rule.response.Apply(resp.Header, &view)
 	return resp
 }
 

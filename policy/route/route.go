@@ -14,7 +14,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Route is one entry of a [Table]. Exactly one of Redirect, Direct and Destinations is set. A route that answers by itself
+// Route is one rule of a [Table]. Exactly one of Redirect, Direct and Destinations is set. A route that answers by itself
 // sends nothing, so that it cannot have Rewrite or Fault, and Timeout, Retry and Mirrors have nothing to act on.
 type Route struct {
 	// Name appears in metrics and logs. It may be empty.

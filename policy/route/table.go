@@ -14,15 +14,15 @@ import (
 
 // Table is a list of routes, compiled. It is immutable and safe for concurrent use. A nil *Table matches nothing.
 type Table struct {
-	entries []Entry
+	rules []Rule
 }
 
-// Entry is a compiled [Route]. It is immutable, and its address identifies it within its table.
-type Entry struct {
-	// Route is what the entry was compiled from. It must not be changed.
+// Rule is a compiled [Route]. It is immutable, and its address identifies it within its table.
+type Rule struct {
+	// Route is what the rule was compiled from. It must not be changed.
 	Route *Route
 
-	// Index is the entry's place in the table.
+	// Index is the rule's place in the table.
 	Index int
 
 	// Retry is Route.Retry, compiled.
@@ -48,7 +48,7 @@ type Backend struct {
 	// Request and Response edit the headers. They are nil if there is nothing to edit.
 	Request, Response *HeaderEdits
 
-	entry          *Entry
+	rule           *Rule
 	upTo           uint32 // the sum of the weights up to and including this one
 	dropsUserAgent bool
 }
@@ -65,11 +65,11 @@ type Backend struct {
 //
 // A header whose value comes out empty is neither set nor added.
 func NewTable(routes []Route) (*Table, error) {
-	t := &Table{entries: make([]Entry, len(routes))}
+	t := &Table{rules: make([]Rule, len(routes))}
 	routes = slices.Clone(routes)
 	var errs []error
 	for i := range routes {
-		t.entries[i].compile(&routes[i], i, func(field string, err error) {
+		t.rules[i].compile(&routes[i], i, func(field string, err error) {
 			errs = append(errs, &FieldError{Route: i, Field: field, Err: err})
 		})
 	}
@@ -99,29 +99,29 @@ func (t *Table) Len() int {
 	if t == nil {
 		return 0
 	}
-	return len(t.entries)
+	return len(t.rules)
 }
 
-// Entry returns the compiled route at index i.
-func (t *Table) Entry(i int) *Entry {
-	return &t.entries[i]
+// Rule returns the compiled route at index i.
+func (t *Table) Rule(i int) *Rule {
+	return &t.rules[i]
 }
 
 // Match returns the first route that applies to the request, and which of its matches it was: an index of
 // [Route.Matches], or -1 if the route has none. It does not allocate, except to join several values of a header that
 // a route looks at.
-func (t *Table) Match(r *Request) (e *Entry, match int, ok bool) {
+func (t *Table) Match(r *Request) (rule *Rule, match int, ok bool) {
 	if t == nil {
 		return nil, -1, false
 	}
-	for i := range t.entries {
-		e := &t.entries[i]
-		if len(e.matches) == 0 {
-			return e, -1, true
+	for i := range t.rules {
+		rule := &t.rules[i]
+		if len(rule.matches) == 0 {
+			return rule, -1, true
 		}
-		for j := range e.matches {
-			if e.matches[j].match(r) {
-				return e, j, true
+		for j := range rule.matches {
+			if rule.matches[j].match(r) {
+				return rule, j, true
 			}
 		}
 	}
@@ -130,59 +130,59 @@ func (t *Table) Match(r *Request) (e *Entry, match int, ok bool) {
 
 // Pick returns the destination of one request, by weight. The function random returns an integer in [0, n), as
 // [rand.Uint32N] does, which nil stands for. Retries of the request go to the same destination. It returns nil if the
-// route answers by itself; see [Entry.Respond].
-func (e *Entry) Pick(random func(n uint32) uint32) *Backend {
-	switch len(e.backends) {
+// route answers by itself; see [Rule.Respond].
+func (rule *Rule) Pick(random func(n uint32) uint32) *Backend {
+	switch len(rule.backends) {
 	case 0:
 		return nil
 	case 1:
-		return &e.backends[0]
+		return &rule.backends[0]
 	}
 	var n uint32
 	if random == nil {
-		n = rand.Uint32N(e.total)
+		n = rand.Uint32N(rule.total)
 	} else {
-		n = random(e.total)
+		n = random(rule.total)
 	}
-	for i := range e.backends {
-		if n < e.backends[i].upTo {
-			return &e.backends[i]
+	for i := range rule.backends {
+		if n < rule.backends[i].upTo {
+			return &rule.backends[i]
 		}
 	}
-	panic(fmt.Sprintf("route: random returned %d, want less than %d", n, e.total))
+	panic(fmt.Sprintf("route: random returned %d, want less than %d", n, rule.total))
 }
 
 // Backends returns how many destinations the route has.
-func (e *Entry) Backends() int {
-	return len(e.backends)
+func (rule *Rule) Backends() int {
+	return len(rule.backends)
 }
 
 // Backend returns the compiled destination at index i.
-func (e *Entry) Backend(i int) *Backend {
-	return &e.backends[i]
+func (rule *Rule) Backend(i int) *Backend {
+	return &rule.backends[i]
 }
 
 // span is how much of the path a match has covered.
-func (e *Entry) span(match int) int {
+func (rule *Rule) span(match int) int {
 	if match < 0 {
 		return defaultSpan
 	}
-	return e.matches[match].span
+	return rule.matches[match].span
 }
 
-func (e *Entry) compile(r *Route, index int, report func(field string, err error)) {
-	e.Route, e.Index = r, index
+func (rule *Rule) compile(r *Route, index int, report func(field string, err error)) {
+	rule.Route, rule.Index = r, index
 	within := func(prefix string) func(string, error) {
 		return func(field string, err error) { report(prefix+"."+field, err) }
 	}
 
 	for i := range r.Matches {
-		e.matches = append(e.matches, compileMatch(&r.Matches[i], within(fmt.Sprintf("Matches[%d]", i))))
+		rule.matches = append(rule.matches, compileMatch(&r.Matches[i], within(fmt.Sprintf("Matches[%d]", i))))
 	}
-	e.path = compileRewrite(&r.Rewrite, within("Rewrite"))
+	rule.path = compileRewrite(&r.Rewrite, within("Rewrite"))
 	request, authority := compileLevel(&r.Headers.Request, false, within("Headers.Request"))
 	response, _ := compileLevel(&r.Headers.Response, true, within("Headers.Response"))
-	e.response = newHeaderEdits(response)
+	rule.response = newHeaderEdits(response)
 	if r.Rewrite.Authority != "" {
 		authority = r.Rewrite.Authority
 	}
@@ -207,9 +207,9 @@ func (e *Entry) compile(r *Route, index int, report func(field string, err error
 	}
 
 	var total uint64
-	e.backends = make([]Backend, len(r.Destinations))
+	rule.backends = make([]Backend, len(r.Destinations))
 	for i := range r.Destinations {
-		d, b := &r.Destinations[i], &e.backends[i]
+		d, b := &r.Destinations[i], &rule.backends[i]
 		at := fmt.Sprintf("Destinations[%d]", i)
 		in := within(at)
 		d.check(in)
@@ -225,7 +225,7 @@ func (e *Entry) compile(r *Route, index int, report func(field string, err error
 			Authority: authority,
 			Request:   newHeaderEdits(ownRequest, request),
 			Response:  newHeaderEdits(ownResponse, response),
-			entry:     e,
+			rule:      rule,
 			upTo:      uint32(min(total, math.MaxUint32)),
 		}
 		if authority == "" {
@@ -233,7 +233,7 @@ func (e *Entry) compile(r *Route, index int, report func(field string, err error
 		}
 		b.dropsUserAgent = b.Request.removes("User-Agent")
 	}
-	switch e.total = uint32(min(total, math.MaxUint32)); {
+	switch rule.total = uint32(min(total, math.MaxUint32)); {
 	case total > math.MaxUint32:
 		report("Destinations", errors.New("the sum of the weights is too large"))
 	case total == 0 && len(r.Destinations) > 1:
@@ -247,7 +247,7 @@ func (e *Entry) compile(r *Route, index int, report func(field string, err error
 		report("Fault", err)
 	}
 	var err error
-	if e.Retry, err = retry.Compile(r.Retry); err != nil {
+	if rule.Retry, err = retry.Compile(r.Retry); err != nil {
 		report("Retry", err)
 	}
 	for i := range r.Mirrors {

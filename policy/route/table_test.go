@@ -179,8 +179,8 @@ func TestFirstMatchWins(t *testing.T) {
 			if !ok || e.Route.Name != c.route || match != c.match {
 				t.Errorf("Match = %v, %d, %v, want %s, %d", e, match, ok, c.route, c.match)
 			}
-			if routes.Entry(e.Index) != e {
-				t.Errorf("Entry(%d) is another route", e.Index)
+			if routes.Rule(e.Index) != e {
+				t.Errorf("Rule(%d) is another route", e.Index)
 			}
 		})
 	}
@@ -217,7 +217,7 @@ func TestPickByWeight(t *testing.T) {
 		{"rare", []int{999, 1}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			e := table(t, weighted(c.weights...)).Entry(0)
+			e := table(t, weighted(c.weights...)).Rule(0)
 			counts, total := make([]int, len(c.weights)), uint32(1)
 			for i := uint32(0); i < total; i++ {
 				b := e.Pick(func(n uint32) uint32 { total = n; return i })
@@ -236,7 +236,7 @@ func TestPickByWeight(t *testing.T) {
 }
 
 func TestPickSingleIgnoresWeight(t *testing.T) {
-	e := table(t, weighted(0)).Entry(0)
+	e := table(t, weighted(0)).Rule(0)
 	b := e.Pick(func(uint32) uint32 { t.Error("a number was drawn for nothing"); return 0 })
 	if b == nil || b.Index != 0 {
 		t.Errorf("Pick = %v, want the only destination", b)
@@ -244,7 +244,7 @@ func TestPickSingleIgnoresWeight(t *testing.T) {
 }
 
 func TestPickNone(t *testing.T) {
-	e := table(t, route.Route{Direct: &route.DirectResponse{Status: 200}}).Entry(0)
+	e := table(t, route.Route{Direct: &route.DirectResponse{Status: 200}}).Rule(0)
 	if b := e.Pick(nil); b != nil || e.Backends() != 0 {
 		t.Errorf("Pick = %v of %d, want none", b, e.Backends())
 	}

@@ -194,7 +194,7 @@ func (c *call) HashKey(key *balancer.HashKey) (value string, ok bool) {
 }
 
 // Mirror implements engine.Adapter.
-func (c *call) Mirror(rule *route.Entry) {
+func (c *call) Mirror(rule *route.Rule) {
 	if c.out == c.req { // its body may be replaced by one that is recorded
 		c.out = c.copied()
 	}

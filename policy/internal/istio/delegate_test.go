@@ -97,7 +97,7 @@ func TestExpand(t *testing.T) {
 	set := func(name string) []route.Header { return []route.Header{{Name: name, Value: "1"}} }
 
 	// What the delegate says counts, as it means it.
-	r := table.Entry(0).Route
+	r := table.Rule(0).Route
 	if r.Name != "cart-v2" || len(r.Matches) != 1 || r.Matches[0].Name != "m-n" || r.Matches[0].URI != prefix("/cart/v2") ||
 		!slices.Equal(r.Matches[0].Headers, []route.KeyMatch{exact("x-a", "a")}) ||
 		!slices.Equal(r.Matches[0].Query, []route.KeyMatch{exact("q", "x")}) {
@@ -114,7 +114,7 @@ func TestExpand(t *testing.T) {
 		t.Errorf("mirrors = %v, want %v", r.Mirrors, want)
 	}
 	// What it leaves out is the root's, as the root means it.
-	r = table.Entry(1).Route
+	r = table.Rule(1).Route
 	if r.Name != "cart" || len(r.Matches) != 1 || r.Matches[0].URI != prefix("/cart") || r.Timeout != 5*time.Second ||
 		r.Retry.Retries != 7 || r.Rewrite.URI != "/" || r.Fault.Abort.HTTPStatus != 500 || !slices.Equal(r.Headers.Request.Set, set("x-root")) {
 		t.Errorf("route 1 = %+v", r)
@@ -145,7 +145,7 @@ func TestExpand_DirectResponse(t *testing.T) {
 		document("a/leaf", "", "{route: [{destination: {host: b}}], rewrite: {uri: /x}}"))
 	e := all["a/root"].Expand(lookup(all))
 	table := e.Table(docs["a/root"], istio.Client{})
-	if table == nil || table.Entry(0).Route.Direct == nil || table.Entry(0).Route.Direct.Status != http.StatusServiceUnavailable {
+	if table == nil || table.Rule(0).Route.Direct == nil || table.Rule(0).Route.Direct.Status != http.StatusServiceUnavailable {
 		t.Fatalf("table = %+v, %v", table, docs["a/root"].Problems)
 	}
 }
