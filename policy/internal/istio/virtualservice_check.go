@@ -1,12 +1,10 @@
 package istio
 
 import (
-	"maps"
 	"net/http"
 	"slices"
 	"strings"
 
-	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -52,51 +50,6 @@ func (m *Metadata) namespace() string {
 		return "default"
 	}
 	return m.Namespace
-}
-
-// AtGateways returns the parts of a document that are about calls that come in by a gateway, by the paths of their fields:
-// "spec" if that is all of it. They have no effect here, whatever they use.
-func AtGateways(doc *yamldoc.Document) (parts []string) {
-	only := func(path string) bool {
-		names := doc.Texts(path)
-		return len(names) > 0 && !slices.Contains(names, "mesh")
-	}
-	if only("spec.gateways") {
-		return []string{"spec"}
-	}
-	for _, list := range []string{"spec.http", "spec.tls", "spec.tcp"} {
-		all := doc.Len(list) > 0
-		for i := range doc.Len(list) {
-			at := yamldoc.Index(list, i)
-			idle := doc.Len(at+".match") > 0
-			for j := range doc.Len(at + ".match") {
-				idle = idle && only(yamldoc.Index(at+".match", j)+".gateways")
-			}
-			if all = all && idle; idle {
-				parts = append(parts, at)
-			}
-		}
-		if all {
-			parts = append(parts, list)
-		}
-	}
-	return parts
-}
-
-// AtGateways says that a route is about calls that come in by a gateway only.
-func (r *HTTPRoute) AtGateways() bool {
-	return len(r.Match) > 0 && !slices.ContainsFunc(r.Match, func(m HTTPMatchRequest) bool {
-		return len(m.Gateways) == 0 || slices.Contains(m.Gateways, "mesh")
-	})
-}
-
-// InMesh says that the document is about calls inside the mesh and not only about those that come in by a gateway.
-func (vs *VirtualService) InMesh() bool {
-	return vs.Spec.inMesh()
-}
-
-func (spec *VirtualServiceSpec) inMesh() bool {
-	return len(spec.Gateways) == 0 || slices.Contains(spec.Gateways, "mesh")
 }
 
 // delegate checks what a document cannot have whose routes are part of others'.
@@ -233,80 +186,6 @@ func (c check) action(r *HTTPRoute, at string) {
 
 func (o *HeaderOperations) empty() bool {
 	return len(o.Set)+len(o.Add)+len(o.Remove) == 0
-}
-
-func (c check) match(m *HTTPMatchRequest, mesh bool, at string) {
-	for _, s := range []struct {
-		field string
-		match *StringMatch
-	}{{".uri", m.URI}, {".scheme", m.Scheme}, {".method", m.Method}, {".authority", m.Authority}} {
-		if s.match != nil && (s.match != m.URI || s.match.Prefix == nil) {
-			c.stringMatch(s.match, at+s.field)
-		}
-	}
-	if m.IgnoreURICase && (m.URI == nil || m.URI.Exact == nil && m.URI.Prefix == nil) {
-		c.Warnf(at+".ignoreUriCase", "has no effect: it concerns uri.exact and uri.prefix only")
-	}
-	c.headerMatches(m.Headers, mesh, at+".headers", false)
-	c.headerMatches(m.WithoutHeaders, mesh, at+".withoutHeaders", true)
-	for _, name := range slices.Sorted(maps.Keys(m.QueryParams)) {
-		s := m.QueryParams[name]
-		c.stringMatch(&s, yamldoc.Key(at+".queryParams", name))
-	}
-	if m.Port != nil && *m.Port != 0 {
-		c.that(wrongPort(*m.Port), at, ".port")
-	}
-	c.labels(m.SourceLabels, at, ".sourceLabels")
-	if m.SourceNamespace != "" && !isLabel(m.SourceNamespace) {
-		c.Errorf(at+".sourceNamespace", "%q is not a namespace", m.SourceNamespace)
-	}
-	for i, gateway := range m.Gateways {
-		c.gateway(gateway, yamldoc.Index(at+".gateways", i))
-	}
-	if len(m.Gateways) > 0 && (len(m.SourceLabels) > 0 || m.SourceNamespace != "") {
-		c.Warnf(at+".gateways", "Istio ignores sourceLabels and sourceNamespace of a match with gateways, and so do we")
-	}
-}
-
-// stringMatch checks a match of anything but a path, which may have an empty prefix.
-func (c check) stringMatch(s *StringMatch, at string) {
-	switch {
-	case s.Prefix != nil && *s.Prefix == "":
-		c.Errorf(at+".prefix", "must not be empty")
-	case s.Regex != nil:
-		c.that(wrongRegex(*s.Regex), at, ".regex")
-	}
-}
-
-// headerMatches checks matches of headers. Inverted, "*" means presence although it is no expression.
-func (c check) headerMatches(matches map[string]StringMatch, mesh bool, at string, inverted bool) {
-	for _, name := range slices.Sorted(maps.Keys(matches)) {
-		at, s := yamldoc.Key(at, name), matches[name]
-		switch {
-		case isClaim(name):
-			if mesh {
-				c.Errorf(at, "matching JWT claims works at gateways only")
-			}
-		case !field.IsToken(name) && !slices.Contains(pseudoHeaders, name):
-			c.Errorf(at, "%q is not a header name", name)
-		}
-		if !inverted || s.Regex == nil || *s.Regex != "*" {
-			c.stringMatch(&s, at)
-		}
-	}
-}
-
-var pseudoHeaders = []string{":method", ":scheme", ":authority", ":path", ":status"}
-
-// isClaim says that the name of a header stands for a claim of a token: @request.auth.claims.name or, for names with
-// dots and for those inside of objects, @request.auth.claims[name][name].
-func isClaim(name string) bool {
-	const prefix = "@request.auth.claims"
-	if len(name) <= len(prefix) || !strings.EqualFold(name[:len(prefix)], prefix) {
-		return false
-	}
-	rest := name[len(prefix):]
-	return rest[0] == '.' || rest[0] == '[' && strings.HasSuffix(rest, "]")
 }
 
 func (c check) destination(d *Destination, at string) {
