@@ -25,7 +25,7 @@ type try struct {
 
 // Attempt implements retry.Attempter.
 func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
-	c.tries = n
+	c.tries = int32(n)
 	t := &c.first
 	if n > 1 {
 		t = new(try)
@@ -58,7 +58,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		return nil, t.Attempt.End(0, breaker.NoResult, err)
 	}
 	t.status = resp.StatusCode
-	if field.IsGRPC(resp.Header.Get("Content-Type")) {
+	if isGRPC(resp) {
 		t.grpc = resp
 	}
 	if resp.ProtoMajor == 2 {
@@ -123,8 +123,17 @@ func grpcResult(resp *http.Response, status breaker.Result) breaker.Result {
 	return breaker.Result(failure.GRPCStatus(code))
 }
 
-// grpcCode returns the status of a gRPC response whose body has ended, if it has one.
+// isGRPC reports whether a response is gRPC's.
+func isGRPC(resp *http.Response) bool {
+	values := resp.Header["Content-Type"] // Get would make it canonical first
+	return len(values) > 0 && field.IsGRPC(values[0])
+}
+
+// grpcCode returns the status of a gRPC response whose body has ended, if there is one and it has one.
 func grpcCode(resp *http.Response) (code uint32, ok bool) {
+	if resp == nil {
+		return 0, false
+	}
 	text := resp.Header.Get("Grpc-Status") // where there is nothing else to say
 	if text == "" {
 		text = resp.Trailer.Get("Grpc-Status")

@@ -59,7 +59,7 @@ type Try try
 
 // Number counts the attempts of a call from 1.
 func (t *Try) Number() int {
-	return t.call.tries
+	return int(t.call.tries)
 }
 
 // Mirror reports whether the attempt sends the copy of a request, whose response nobody waits for.

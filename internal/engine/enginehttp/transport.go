@@ -63,14 +63,13 @@ type call struct {
 	req    *http.Request  // the caller's
 	out    *http.Request  // what is sent: a copy, or req itself
 	sent   *http.Request  // by the latest attempt; nil before
-	resp   *http.Response // of the server
+	resp   *http.Response // of the server; later what the caller was given, if that is gRPC's
+	tries  int32          // attempts begun
+	status int32          // of what the caller was given
 	taken  bool           // the body of the request is somebody else's to close
-	tries  int            // attempts begun
 
 	body      body.Reader
-	status    int
-	answer    *http.Response // what the caller was given
-	setCookie string         // for a request that came without the cookie of its hash key
+	setCookie string // for a request that came without the cookie of its hash key
 
 	first try
 }
@@ -102,8 +101,10 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 	} else {
 		c.edit(resp)
 	}
-	attempt.Restore(resp, c.req, c.tries)
-	c.status, c.answer = resp.StatusCode, resp
+	attempt.Restore(resp, c.req, int(c.tries))
+	if c.status, c.resp = int32(resp.StatusCode), resp; !isGRPC(resp) {
+		c.resp = nil // nothing is read of it after this
+	}
 	if limits := c.Limits(); limits != nil {
 		limits.Watch(resp)
 	}
@@ -124,12 +125,12 @@ func (c *call) edit(resp *http.Response) {
 
 // End implements body.Ender: the call is over when its body is.
 func (c *call) End(err error) {
-	if code, ok := grpcCode(c.answer); ok {
+	if code, ok := grpcCode(c.resp); ok {
 		c.GRPC(code)
 	} else if c.sender != nil && err == nil && c.status == http.StatusOK {
 		c.GRPC(0) // it says nothing of a call that went well
 	}
-	c.Call.End(c.status, err)
+	c.Call.End(int(c.status), err)
 }
 
 // request returns the caller's request with the context ctx: the request itself if that is the one it has.
