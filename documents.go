@@ -77,7 +77,7 @@ func (m *Mesh) load(change, undo func(*documents)) error {
 		settle()
 		m.server.recheck()
 	}
-	m.observers.policyLoaded(findings, err)
+	m.observers.policyLoaded(PolicyLoad{Findings: findings, Err: err})
 	return err
 }
 
@@ -110,7 +110,7 @@ func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 			err = errEmpty(feedName(feed))
 		}
 		if err != nil {
-			m.observers.policyLoaded(nil, err)
+			m.observers.policyLoaded(PolicyLoad{Err: err})
 		} else if told {
 			m.load(func(d *documents) { d.fed[i] = sources }, nil)
 		} else {

@@ -103,8 +103,10 @@ func (m *Mesh) warnOpen() {
 	if m.identity == nil || in.Authorizes() || in.Mode(0) != tlsid.Permissive || !m.server.warned.CompareAndSwap(false, true) {
 		return
 	}
-	m.observers.policyLoaded(policy.Findings{{Severity: policy.Warning, Message: "no AuthorizationPolicy and no PeerAuthentication " +
-		"is about this workload: requests of every peer are served, with and without an identity"}}, nil)
+	m.observers.policyLoaded(PolicyLoad{remark: true, Findings: policy.Findings{{
+		Severity: policy.Warning, Message: "no AuthorizationPolicy and no PeerAuthentication is about this workload: requests of " +
+			"every peer are served, with and without an identity",
+	}}})
 }
 
 type handler struct {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
@@ -33,11 +34,11 @@ func WithLogger(logger *slog.Logger) Option {
 type journal struct {
 	logger *slog.Logger // nil means slog.Default, of the time
 
-	mu        sync.Mutex
-	begun     bool            // New has returned; before, it returns what goes wrong
-	warned    map[string]bool // the warnings of the last load, which are not repeated
-	refused   bool            // the last load was refused
-	discovery string          // the last failure
+	mu      sync.Mutex
+	begun   bool                 // New has returned; before, it returns what goes wrong
+	warned  map[string]bool      // the warnings of the last load, which are not repeated
+	refused bool                 // the last load was refused
+	failed  map[string]time.Time // when which failure of discovery was logged
 }
 
 // observer returns the journal as an observer. Where it has no logger of its own, it leaves to others what they take.
@@ -85,6 +86,12 @@ func (j *journal) begin() {
 const mostWarnings = 50
 
 func (j *journal) policyLoad(load PolicyLoad) {
+	if load.remark {
+		for _, f := range load.Findings {
+			j.to().Warn("mesh: document", "finding", f.String())
+		}
+		return
+	}
 	j.mu.Lock()
 	begun, again := j.begun, j.refused && load.Err == nil
 	j.refused = load.Err != nil
@@ -140,12 +147,24 @@ func (j *journal) circuit(target route.Target, change breaker.Change) {
 	j.to().Log(context.Background(), level, "mesh: circuit", "destination", targetName(target), "from", change.From.String(), "to", change.To.String())
 }
 
-// discoveryFailed does not repeat itself: discovery is asked time and again.
+// Discovery is asked time and again, so what it says of a service is not repeated for repeatAfter. Of failures that differ each
+// time no more than mostFailures are kept apart.
+const (
+	repeatAfter  = 10 * time.Minute
+	mostFailures = 1000
+)
+
 func (j *journal) discoveryFailed(service discovery.Service, err error) {
-	text := fmt.Sprintf("%s: %v", service.Host, err)
+	text, now := fmt.Sprintf("%s: %v", service.Host, err), time.Now()
 	j.mu.Lock()
-	again := j.discovery == text
-	j.discovery = text
+	last, known := j.failed[text]
+	again := known && now.Sub(last) < repeatAfter
+	if !again {
+		if j.failed == nil || len(j.failed) >= mostFailures {
+			j.failed = make(map[string]time.Time)
+		}
+		j.failed[text] = now
+	}
 	j.mu.Unlock()
 	if !again {
 		j.to().Warn("mesh: discovery failed, the last endpoints stay", "service", service.Host, "error", err)

@@ -178,3 +178,67 @@ func TestLog_NewWaitsForAnIdentity(t *testing.T) {
 		})
 	}
 }
+
+// TestLog_OpenWorkload: what Handler says of an open workload is no load of documents.
+func TestLog_OpenWorkload(t *testing.T) {
+	ca, err := tlsid.NewDevCA("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := new(record)
+	m := newMesh(t, warned, mesh.WithLogger(r.logger()), mesh.WithIdentity(ca.Source("default", "web")))
+	if err := m.Apply(yaml(broken)...); err == nil {
+		t.Fatal("a broken document is in force")
+	}
+	r.take()
+	m.Handler(http.NotFoundHandler())
+	if got := r.take(); !strings.Contains(got, "no AuthorizationPolicy") || strings.Contains(got, "good again") {
+		t.Errorf("Handler: logged %q, want that the workload is open, and nothing of the documents that are refused", got)
+	}
+	if err := m.Apply(yaml(warned)...); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.take(); !strings.Contains(got, "good again") || strings.Contains(got, "Deployment") {
+		t.Errorf("the documents of before: logged %q, want that they are good again, and no warning twice", got)
+	}
+}
+
+// outage is a registry that cannot be reached, and says so each second.
+type outage struct{}
+
+func (outage) Watch(ctx context.Context, service discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
+	return func(yield func([]discovery.Endpoint, error) bool) {
+		for ctx.Err() == nil && yield(nil, errors.New("registry unreachable")) {
+			select {
+			case <-time.After(time.Second):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// yamlOf returns a document about a service.
+func yamlOf(service string) string {
+	return "\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: " + service + "}\n" +
+		"spec: {hosts: [" + service + "], http: [{route: [{destination: {host: " + service + "}}]}]}\n"
+}
+
+// TestLog_DiscoveryFailuresAreNotRepeated: one line for each service that cannot be found, and again if it goes on.
+func TestLog_DiscoveryFailuresAreNotRepeated(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := new(record)
+		m := newMesh(t, yamlOf("orders")+"---"+yamlOf("payments"), mesh.WithDiscovery(outage{}), mesh.WithLogger(r.logger()))
+		var calls sync.WaitGroup
+		for _, url := range []string{"http://orders/", "http://payments/"} {
+			calls.Go(func() { try(m.Client(), url) })
+		}
+		calls.Wait()
+		if got := r.take(); strings.Count(got, "\n") != 2 {
+			t.Errorf("logged %q, want one line for each of two services", got)
+		}
+		advance(time.Hour)
+		if n := strings.Count(r.take(), "\n"); n < 2 || n > 20 {
+			t.Errorf("logged %d lines in the next hour, want a reminder of each service now and then", n)
+		}
+	})
+}

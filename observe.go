@@ -65,7 +65,8 @@ type Observer struct {
 	// ConnectionRefused is called when [Mesh.Listen] or [Mesh.ListenTCP] refuses a connection at the address local.
 	ConnectionRefused func(local net.Addr, refusal tlsid.Refusal)
 
-	// PolicyLoad is called after every attempt to load documents.
+	// PolicyLoad is called after every attempt to load documents, and once, with a warning, if [Mesh.Handler] is called in a
+	// process with an identity while no security document is about it.
 	PolicyLoad func(PolicyLoad)
 }
 
@@ -173,4 +174,7 @@ type PolicyLoad struct {
 
 	// Err is nil if the documents are in force now. Otherwise the last good ones still are.
 	Err error
+
+	// remark says that nothing was loaded: the findings are about the documents in force.
+	remark bool
 }

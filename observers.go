@@ -9,7 +9,6 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/engine"
-	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -158,10 +157,10 @@ func (o observers) inboundEnd(ctx context.Context, in *Inbound) {
 	}
 }
 
-func (o observers) policyLoaded(findings policy.Findings, err error) {
+func (o observers) policyLoaded(load PolicyLoad) {
 	for i := range o {
 		if f := o[i].PolicyLoad; f != nil {
-			f(PolicyLoad{Findings: findings, Err: err})
+			f(load)
 		}
 	}
 }
