@@ -1,7 +1,9 @@
 package mesh_test
 
 import (
+	"errors"
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/nosidecar/mesh"
@@ -34,6 +36,8 @@ spec:
 	for _, host := range []string{"cart.shops", "localhost", "github.com"} {
 		if a, err := try(m.Client(), "http://"+host+"/"); err == nil {
 			t.Errorf("%s, which neither a document nor discovery knows, answers %d %q", host, a.status, a.body)
+		} else if failure, ok := errors.AsType[*mesh.Error](err); !ok || strings.HasPrefix(failure.Target.Host, "github.com.") {
+			t.Errorf("%s: %v, want an error about the host as it was asked for", host, err)
 		}
 	}
 }

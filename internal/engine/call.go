@@ -268,7 +268,7 @@ func (c *Call) confirm(ctx context.Context) error {
 // leaveMesh says what becomes of a call to a host outside the mesh.
 func (c *Call) leaveMesh() error {
 	c.rule, c.backend, c.cluster = nil, nil, nil
-	c.target = route.Target{Host: c.host.Service.Host}
+	c.target = route.Target{Host: c.host.asked}
 	if c.engine.closed.Load() {
 		return refuse(LayerRoute, 0, ErrClosed)
 	}

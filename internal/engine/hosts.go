@@ -33,6 +33,9 @@ const (
 type host struct {
 	policy.Host
 
+	// asked is its name as the caller has it, which is what it is called if it turns out to be outside the mesh.
+	asked string
+
 	// port is the one the caller asks for: that of the URL, or of its scheme.
 	port int
 
@@ -148,6 +151,7 @@ func (c *hostCache) get(scheme, authority string) *host {
 	}
 	whole := ascii(withPort(authority, port))
 	h := &host{Host: c.plan.Host(whole)}
+	h.asked = h.Service.Host
 	if service, ok := c.plan.InCluster(whole); ok && c.engine.config.Resolver != nil {
 		h.Host = service // else it is outside, and the URL says where
 	}
