@@ -187,7 +187,6 @@ func (a *Attempt) judge(err error) (breaker.Result, breaker.Outcome) {
 	case failure.TryTimeout:
 		return breaker.Timeout, breaker.Failure
 	case failure.Connect:
-		c.cluster.refresh()
 		return breaker.ConnectFailure, breaker.Failure
 	}
 	return breaker.Reset, breaker.Failure
@@ -201,8 +200,11 @@ func (a *Attempt) release(result breaker.Result, outcome breaker.Outcome) {
 	a.slot.Release()
 }
 
-// report tells outlier detection how the endpoint did.
+// report tells outlier detection how the endpoint did, and discovery that it may be gone.
 func (a *Attempt) report(result breaker.Result) {
+	if result == breaker.ConnectFailure {
+		a.call.cluster.refresh()
+	}
 	if a.endpoint != nil {
 		if tracker := a.endpoint.Value().(*endpoint).tracker; tracker != nil {
 			tracker.Report(result)
