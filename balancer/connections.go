@@ -71,7 +71,7 @@ func newTemplate(base *http.Transport) (*http.Transport, error) {
 	if base.DialTLSContext != nil || base.DialTLS != nil {
 		return nil, errors.New("balancer: Base must not have DialTLS or DialTLSContext; TLSClientConfig does")
 	}
-	t := base.Clone()
+	t := httpclone.Transport(base)
 	t.Proxy = nil
 	//lint:ignore SA1019 deprecated, but net/http still honours it
 	if dial := t.Dial; dial != nil && t.DialContext == nil {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -64,7 +65,7 @@ func New(config Config) (*Engine, error) {
 	if err := checkProtections(config.Protections); err != nil {
 		return nil, err
 	}
-	e := &Engine{config: config, hooks: config.Hooks, template: config.Template.Clone()}
+	e := &Engine{config: config, hooks: config.Hooks, template: httpclone.Transport(config.Template)}
 	var unlimited *limit.Pool
 	var err error
 	if e.outside, err = unlimited.Conns(e.template); err != nil {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
@@ -48,7 +49,7 @@ func newSockets(template *http.Transport, config clusterConfig) (*sockets, error
 			return nil, err
 		}
 	}
-	template = template.Clone()
+	template = httpclone.Transport(template)
 	template.Proxy = nil // an endpoint is dialled directly
 	if config.UpgradeHTTP2 {
 		template.Protocols = new(http.Protocols)
