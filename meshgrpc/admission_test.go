@@ -96,7 +96,7 @@ func TestDeniedCallIsAnsweredBeforeItsMessageIsReceived(t *testing.T) {
 			return conn.Invoke(ctx, grpctest.UnaryMethod, garbage, &grpctest.Frame{}, grpc.ForceCodecV2(grpctest.FrameCodec{}))
 		},
 		"a call": func(ctx context.Context) error {
-			_, err := grpctest.NewClient(conn).UnaryCall(ctx, &grpctest.Request{Payload: large('a')})
+			_, err := grpctest.NewClient(conn).UnaryCall(ctx, &grpctest.Request{Payload: grpctest.Large('a')})
 			return err
 		},
 		"a stream": func(ctx context.Context) error {

@@ -493,7 +493,7 @@ func TestLimitOfACommittedStreamIsToldAsItIs(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_ = stream.Send(&grpctest.In{Payload: large('a')})
+			_ = stream.Send(&grpctest.In{Payload: grpctest.Large('a')})
 			stream.CloseSend()
 			_, err = stream.Recv()
 			var exceeded *timeout.Error
