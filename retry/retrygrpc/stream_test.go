@@ -487,7 +487,10 @@ func TestBothSidesFail(t *testing.T) {
 		}
 		var sending sync.WaitGroup
 		sending.Go(func() {
-			for stream.Send(&grpctest.In{}) == nil {
+			for range 100 { // bounded, for each retry sends all of them again
+				if stream.Send(&grpctest.In{}) != nil {
+					return
+				}
 			}
 		})
 		if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || !slices.Equal(trailer["try"], []string{"1"}) {
