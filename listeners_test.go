@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -160,24 +160,17 @@ func TestPeersMoveWhenBundlesChange(t *testing.T) {
 // A call that was held up for longer than the peer's certificate lives goes over a new connection, although the server would
 // still serve it over the old one.
 func TestConnectionExpiresWhileACallWaits(t *testing.T) {
-	noLeaks(t)
-	lasting, quick := newTown(t), newTown(t)
-	quick.TTL = 2 * time.Second
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, r.RemoteAddr)
-	}))
-	srv.TLS = &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-		id, err := quick.Identity("default", "payment-service")
-		if err != nil {
-			return nil, err
-		}
-		return id.Certificate(), nil
-	}}
-	srv.StartTLS()
-	t.Cleanup(srv.Close)
-	e := endpointOf(t, srv.Listener.Addr().String())
-	e.ServiceAccount = "payment-service"
-	c := newMesh(t, strict+`---
+	synctest.Test(t, func(t *testing.T) {
+		lasting, quick := newTown(t), newTown(t)
+		quick.TTL = 2 * time.Second
+		network := serveTLS(t, says("ok"), &tls.Config{GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+			id, err := quick.Identity("default", "payment-service")
+			if err != nil {
+				return nil, err
+			}
+			return id.Certificate(), nil
+		}})
+		c := newMesh(t, strict+`---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: payment-service, namespace: default}
@@ -188,65 +181,90 @@ spec:
     fault: {delay: {percentage: {value: 100}, fixedDelay: 2100ms}}
     route: [{destination: {host: payment-service}}]
   - route: [{destination: {host: payment-service}}]
-`, mesh.WithDiscovery(discovery.Static{"payment-service": {e}}), mesh.WithIdentity(trusting{
-		lasting.Source("default", "order-service"),
-		append(lasting.Bundle().X509Authorities(), quick.Bundle().X509Authorities()...),
-	})).Client()
-	first := get(t, c, "http://payment-service/").body
-	if late := get(t, c, "http://payment-service/", "X-Late", "yes").body; late == first {
-		t.Error("a call went over a connection to a peer whose certificate has expired")
-	}
+`, mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
+			mesh.WithDiscovery(discovery.Static{"payment-service": {{Address: "10.0.0.1", Port: 443, ServiceAccount: "payment-service"}}}),
+			mesh.WithIdentity(trusting{
+				lasting.Source("default", "order-service"),
+				append(lasting.Bundle().X509Authorities(), quick.Bundle().X509Authorities()...),
+			})).Client()
+		get(t, c, "http://payment-service/")
+		if get(t, c, "http://payment-service/"); network.Dials() != 1 {
+			t.Errorf("%d connections for calls right after each other, want 1", network.Dials())
+		}
+		if get(t, c, "http://payment-service/", "X-Late", "yes"); network.Dials() != 2 {
+			t.Error("a call went over a connection to a peer whose certificate has expired")
+		}
+	})
+}
+
+// serveTLS serves h with TLS at 10.0.0.1:443 of a network of its own.
+func serveTLS(t *testing.T, h http.HandlerFunc, config *tls.Config) *memnet.Network {
+	t.Helper()
+	network := new(memnet.Network)
+	srv := &http.Server{Handler: h, ErrorLog: log.New(io.Discard, "", 0)}
+	var serving sync.WaitGroup
+	ln := tls.NewListener(network.Listen("10.0.0.1:443"), config)
+	serving.Go(func() { srv.Serve(ln) })
+	t.Cleanup(func() { srv.Close(); serving.Wait() })
+	return network
 }
 
 // The certificate that MUTUAL presents comes from files, which nobody tells of: connections made with it end with it.
 func TestConnectionsEndWithTheCertificateOfTheirFiles(t *testing.T) {
-	noLeaks(t)
-	w := newTown(t)
-	w.TTL = 2 * time.Second
-	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if time.Now().After(r.TLS.PeerCertificates[0].NotAfter) {
-			w.WriteHeader(http.StatusForbidden)
-		}
-	}))
-	srv.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
-	srv.StartTLS()
-	t.Cleanup(srv.Close)
-	dir := t.TempDir()
-	writePEM(t, dir+"/server.pem", "CERTIFICATE", srv.Certificate().Raw)
-	files := func() {
-		t.Helper()
-		if err := w.WriteFiles(dir+"/client", "default", "order-service"); err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		w := newTown(t)
+		w.TTL = 2 * time.Second
+		server := newTown(t)
+		id, err := server.Identity("default", "partner")
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	files()
-	m := newMesh(t, fmt.Sprintf(`
+		network := serveTLS(t, func(w http.ResponseWriter, r *http.Request) {
+			if time.Now().After(r.TLS.PeerCertificates[0].NotAfter) {
+				w.WriteHeader(http.StatusForbidden)
+			}
+		}, &tls.Config{ClientAuth: tls.RequireAnyClientCert, Certificates: []tls.Certificate{*id.Certificate()}})
+		dir := t.TempDir()
+		writePEM(t, dir+"/server.pem", "CERTIFICATE", server.Bundle().X509Authorities()[0].Raw)
+		files := func() {
+			t.Helper()
+			if err := w.WriteFiles(dir+"/client", "default", "order-service"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		files()
+		m := newMesh(t, fmt.Sprintf(`
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: d, namespace: default}
 spec:
   host: api.partner
   trafficPolicy:
-    tls: {mode: MUTUAL, clientCertificate: %[1]s/client/tls.crt, privateKey: %[1]s/client/tls.key, caCertificates: %[1]s/server.pem, sni: example.com}
-`, dir), mesh.WithDiscovery(discovery.Static{"api.partner": {endpointOf(t, srv.Listener.Addr().String())}}))
-	raw, err := m.DialContext(t.Context(), "tcp", "api.partner:443")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer raw.Close()
-	tick := time.NewTicker(100 * time.Millisecond)
-	defer tick.Stop()
-	for range 30 {
-		if a := get(t, m.Client(), "http://api.partner/"); a.status != http.StatusOK {
-			t.Fatal("a call went over a connection made with a certificate that has expired")
+    tls:
+      mode: MUTUAL
+      clientCertificate: %[1]s/client/tls.crt
+      privateKey: %[1]s/client/tls.key
+      caCertificates: %[1]s/server.pem
+      subjectAltNames: ["spiffe://cluster.local/ns/default/sa/partner"]
+`, dir), mesh.WithDiscovery(discovery.Static{"api.partner": {{Address: "10.0.0.1", Port: 443}}}),
+			mesh.WithTransport(&http.Transport{DialContext: network.DialContext}))
+		raw, err := m.DialContext(t.Context(), "tcp", "api.partner:443")
+		if err != nil {
+			t.Fatal(err)
 		}
-		<-tick.C
-		files()
-	}
-	raw.SetReadDeadline(time.Now())
-	if _, err := raw.Read(make([]byte, 1)); !errors.Is(err, net.ErrClosed) {
-		t.Errorf("a raw connection reads %v, want net.ErrClosed, since its certificate has expired", err)
-	}
+		defer raw.Close()
+		for range 30 {
+			if a := get(t, m.Client(), "http://api.partner/"); a.status != http.StatusOK {
+				t.Fatal("a call went over a connection made with a certificate that has expired")
+			}
+			time.Sleep(100 * time.Millisecond)
+			files()
+		}
+		raw.SetReadDeadline(time.Now())
+		if _, err := raw.Read(make([]byte, 1)); !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("a raw connection reads %v, want that it is closed, since its certificate has expired", err)
+		}
+	})
 }
 
 // A peer that does not read takes 5 s to be told that its connection ends. Many of them do not take many times that.

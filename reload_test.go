@@ -106,10 +106,15 @@ func TestReloadUnderLoad(t *testing.T) {
 		t.Fatalf("%d calls failed before the endpoint was ejected for %d services", learned, called)
 	}
 
-	done := make(chan struct{})
+	due, done := make(chan struct{}, 1), make(chan struct{})
 	var reloads sync.WaitGroup
 	reloads.Go(func() {
 		for generation := 1; ; generation++ {
+			select {
+			case <-due: // calls get their share of one processor
+			case <-done:
+				return
+			}
 			set := thousand(generation)
 			switch generation % 4 {
 			case 1: // corrupt
@@ -132,6 +137,12 @@ func TestReloadUnderLoad(t *testing.T) {
 		callers.Go(func() {
 			for {
 				n := next.Add(1)
+				if n%250 == 0 {
+					select {
+					case due <- struct{}{}:
+					default:
+					}
+				}
 				// 5,000 calls, and as many more as it takes to see a good reload.
 				if n > 5000 && took.Load() > 2 {
 					return
