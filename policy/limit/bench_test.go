@@ -1,7 +1,9 @@
 package limit_test
 
 import (
+	"io"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/nosidecar/mesh/policy/limit"
@@ -100,5 +102,39 @@ func BenchmarkTransport(b *testing.B) {
 				tt.rt.RoundTrip(req)
 			}
 		})
+	}
+}
+
+// BenchmarkConns makes calls over loopback, with a body and without.
+func BenchmarkConns(b *testing.B) {
+	for _, protocol := range []string{plain, overTLS1, overTLS, clear} {
+		for name, size := range map[string]int{"no body": 0, "body": 100} {
+			b.Run(protocol+"/"+name, func(b *testing.B) {
+				s := serve(b, protocol, hello)
+				pool, err := limit.NewPool(limit.PoolConfig{})
+				if err != nil {
+					b.Fatal(err)
+				}
+				c, err := pool.Conns(s.template)
+				if err != nil {
+					b.Fatal(err)
+				}
+				defer c.Close()
+				text := strings.Repeat("x", size)
+				b.ReportAllocs()
+				for b.Loop() {
+					req, err := http.NewRequestWithContext(b.Context(), http.MethodPost, s.URL, strings.NewReader(text))
+					if err != nil {
+						b.Fatal(err)
+					}
+					resp, err := c.RoundTrip(req)
+					if err != nil {
+						b.Fatal(err)
+					}
+					io.Copy(io.Discard, resp.Body)
+					resp.Body.Close()
+				}
+			})
+		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"net"
 	"net/http"
@@ -12,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/httpclone"
@@ -50,11 +48,26 @@ func (l *links) count() int {
 	return l.open
 }
 
+// wake has those that wait for room look again.
+func (l *links) wake() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wakeLocked()
+}
+
+func (l *links) wakeLocked() {
+	if l.room != nil {
+		close(l.room)
+		l.room = nil
+	}
+}
+
 // Conns is the connections of a [Pool] to one endpoint: an http.RoundTripper over a clone of a template, to which the
 // pool's settings were applied. It is safe for concurrent use.
 type Conns struct {
 	pool      *Pool
 	transport *http.Transport
+	shared    *multiplexed // its HTTP/2 connections; nil if it makes none
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
 	counts    bool // every call must be counted on its connection
 
@@ -141,6 +154,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	if t.HTTP2.PingTimeout == 0 {
 		t.HTTP2.PingTimeout = pingTimeout
 	}
+	c.shared = c.share(t)
 
 	p.links.mu.Lock()
 	p.links.conns = append(p.links.conns, c)
@@ -168,10 +182,32 @@ func (c *Conns) RoundTrip(req *http.Request) (*http.Response, error) {
 		sent.Header = maps.Clone(req.Header)
 		call.req = sent
 	}
-	resp, err := c.transport.RoundTrip(sent)
+	resp, err := c.send(sent)
 	if resp != nil {
 		resp.Request = req // over HTTP/2 net/http sets a copy, where there is a request body
 	}
+	return resp, err
+}
+
+// send sends a call over an HTTP/2 connection that is open, if there is one, and else as net/http does.
+func (c *Conns) send(req *http.Request) (*http.Response, error) {
+	m := c.shared
+	if m == nil || req.URL == nil || len(req.Header["Upgrade"]) > 0 { // which is HTTP/1's
+		return c.transport.RoundTrip(req)
+	}
+	limited := c.pool.config.MaxConnections > 0
+	if !limited || !m.line.busy() {
+		resp, next, err := m.roundTrip(req)
+		if next == nil {
+			return resp, err
+		}
+		req = next
+	}
+	if limited && m.known(req) {
+		return m.await(req)
+	}
+	resp, err := c.transport.RoundTrip(req)
+	m.answered(req, resp)
 	return resp, err
 }
 
@@ -190,6 +226,9 @@ func (c *Conns) DialFirst(ctx context.Context) (net.Conn, error) {
 // CloseIdleConnections closes the connections that serve no call.
 func (c *Conns) CloseIdleConnections() {
 	c.transport.CloseIdleConnections()
+	if c.shared != nil {
+		c.shared.closeIdle()
+	}
 }
 
 // Open returns how many connections are open or being opened.
@@ -208,7 +247,10 @@ func (c *Conns) Close() {
 	l.conns = slices.DeleteFunc(l.conns, func(other *Conns) bool { return other == c })
 	live := slices.Collect(maps.Keys(c.live))
 	l.mu.Unlock()
-	c.transport.CloseIdleConnections()
+	c.CloseIdleConnections()
+	if c.shared != nil {
+		c.shared.close()
+	}
 	// An HTTP/2 connection is not idle as soon as its last call is over, and nobody would come to close it later.
 	for _, nc := range live {
 		nc.Close()
@@ -263,13 +305,9 @@ func (c *Conns) dialContext(ctx context.Context, network, addr string) (net.Conn
 
 // connect makes a connection. A first one is made in any case.
 func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (net.Conn, error) {
-	timeout := c.pool.config.ConnectTimeout
-	if timeout == 0 {
-		timeout = defaultConnectTimeout
-	}
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, c.connectTimeout())
 	defer cancel()
-	if err := c.reserve(ctx, first); err != nil {
+	if err := c.admit(ctx, first); err != nil {
 		return nil, err
 	}
 	opened := false
@@ -296,6 +334,20 @@ func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (
 	}
 	nc.Close()
 	return nil, &net.OpError{Op: "dial", Net: network, Addr: nc.RemoteAddr(), Err: err}
+}
+
+func (c *Conns) connectTimeout() time.Duration {
+	if timeout := c.pool.config.ConnectTimeout; timeout > 0 {
+		return timeout
+	}
+	return defaultConnectTimeout
+}
+
+// connected reports whether there is an open connection.
+func (c *Conns) connected() bool {
+	c.pool.links.mu.Lock()
+	defer c.pool.links.mu.Unlock()
+	return len(c.live) > 0
 }
 
 // add makes nc one of the open connections.
@@ -418,52 +470,5 @@ func (c *Conns) unreserveLocked() {
 	l := &c.pool.links
 	l.open--
 	c.open--
-	if l.room != nil {
-		close(l.room)
-		l.room = nil
-	}
-}
-
-// conn is an open connection.
-type conn struct {
-	net.Conn
-	owner *Conns
-	born  time.Time
-
-	calls  atomic.Int64
-	closed atomic.Bool
-}
-
-// last counts a call and reports whether the connection must be closed after it.
-func (c *conn) last(now time.Time) bool {
-	config := &c.owner.pool.config
-	calls := c.calls.Add(1)
-	return config.MaxRequestsPerConnection > 0 && calls >= int64(config.MaxRequestsPerConnection) ||
-		config.MaxConnectionDuration > 0 && now.Sub(c.born) >= config.MaxConnectionDuration
-}
-
-// Close implements net.Conn.
-func (c *conn) Close() error {
-	if c.closed.CompareAndSwap(false, true) {
-		defer c.owner.remove(c)
-	}
-	return c.Conn.Close()
-}
-
-// NetConn returns the connection beneath, as that of tls.Conn does.
-func (c *conn) NetConn() net.Conn {
-	return c.Conn
-}
-
-// CloseWrite shuts down the writing side, where the connection beneath can.
-func (c *conn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-// ReadFrom lets the connection beneath copy without a buffer, as for a file.
-func (c *conn) ReadFrom(r io.Reader) (int64, error) {
-	return io.Copy(c.Conn, r)
+	l.wakeLocked()
 }

@@ -44,7 +44,7 @@ const (
 	clear    = "HTTP/2 in the clear"
 )
 
-func serve(t *testing.T, protocol string, handler http.HandlerFunc) *server {
+func serve(t testing.TB, protocol string, handler http.HandlerFunc) *server {
 	s := &server{template: &http.Transport{}}
 	s.Server = httptest.NewUnstartedServer(handler)
 	s.Config.ErrorLog = log.New(io.Discard, "", 0) // connections that are dialled and not needed

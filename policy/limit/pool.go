@@ -21,8 +21,9 @@ type PoolConfig struct {
 	// endpoint that has no connection may always open one. 0 means no limit.
 	MaxConnections int
 
-	// MaxPendingRequests is how many HTTP/1 calls may wait for one of MaxConnections. Those beyond it are refused. 0
-	// means no limit. Without MaxConnections nothing waits.
+	// MaxPendingRequests is how many calls may wait for one of MaxConnections: HTTP/1 calls for a connection to
+	// themselves, HTTP/2 calls for a stream where each connection has as many as its peer permits. Those beyond it are
+	// refused. 0 means no limit. Without MaxConnections nothing waits.
 	MaxPendingRequests int
 
 	// MaxRequests is how many calls may be in flight at once, over HTTP/1 and HTTP/2. Those beyond it are refused. 0
@@ -68,6 +69,7 @@ type Pool struct {
 	config PoolConfig
 
 	active    atomic.Int64 // calls that hold a slot
+	streams   atomic.Int64 // calls that hold one and wait for a stream of a connection
 	overflows atomic.Uint64
 
 	mu      sync.Mutex
@@ -120,7 +122,7 @@ type Slot struct {
 //
 // It returns [ErrOverflow] at once if there is no room. An HTTP/1 call for which only a connection is missing waits for
 // one, first come, first served; if ctx ends first, Acquire returns the cause. A multiplexed (HTTP/2) call shares its
-// connection and never waits.
+// connection and does not wait here.
 func (p *Pool) Acquire(ctx context.Context, multiplexed bool) (Slot, error) {
 	if p == nil {
 		return Slot{}, nil
@@ -180,6 +182,9 @@ func (s Slot) Release() {
 	}
 	if s.multiplexed || p.config.MaxConnections == 0 {
 		p.active.Add(-1)
+		if p.streams.Load() > 0 {
+			p.links.wake() // one is free, or about to be
+		}
 		return
 	}
 	p.mu.Lock()
@@ -256,7 +261,7 @@ func (p *Pool) Config() PoolConfig {
 // Stats are the counters of a [Pool].
 type Stats struct {
 	Active      int    // calls that hold a slot
-	Pending     int    // calls that wait for one
+	Pending     int    // calls that wait for one, or for a stream
 	Connections int    // connections open or being opened
 	Overflows   uint64 // calls refused so far
 }
@@ -271,7 +276,7 @@ func (p *Pool) Stats() Stats {
 	p.mu.Unlock()
 	return Stats{
 		Active:      int(p.active.Load()),
-		Pending:     pending,
+		Pending:     pending + int(p.streams.Load()),
 		Connections: p.links.count(),
 		Overflows:   p.overflows.Load(),
 	}

@@ -1,0 +1,95 @@
+package limit
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+
+	"github.com/nosidecar/mesh/internal/body"
+)
+
+var errNotAgain = errors.New("limit: the connection was lost, and the request has no GetBody to be sent again")
+
+// held is the body of a request that is sent elsewhere if there is no connection for it. Until that is known, nobody closes it
+// unread.
+type held struct {
+	source io.ReadCloser
+
+	mu       sync.Mutex
+	read     bool
+	closed   bool // or will be
+	released bool
+}
+
+// hold returns the request to send, and its body, if it has one.
+func hold(req *http.Request) (*http.Request, *held) {
+	if req.Body == nil || req.Body == http.NoBody {
+		return req, nil
+	}
+	out := &struct { // at once
+		http.Request
+		held
+	}{Request: *req, held: held{source: req.Body}}
+	out.Request.Body = &out.held
+	return &out.Request, &out.held
+}
+
+func (b *held) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	b.read = true
+	b.mu.Unlock()
+	return b.source.Read(p)
+}
+
+func (b *held) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	now := b.read || b.released
+	b.mu.Unlock()
+	if !now {
+		return nil
+	}
+	return b.source.Close()
+}
+
+// release lets the body go: the request was sent, or is not going to be.
+func (b *held) release() {
+	if b == nil {
+		return
+	}
+	b.mu.Lock()
+	due := b.closed && !b.read
+	b.released = true
+	b.mu.Unlock()
+	if due {
+		b.source.Close()
+	}
+}
+
+// again returns the request to send after one that had this body did not get through. Its body is the same one unless that
+// was read. On an error the body is closed.
+func (b *held) again(req *http.Request) (*http.Request, error) {
+	if b == nil {
+		return req, nil
+	}
+	b.mu.Lock()
+	read, closed := b.read, b.closed
+	b.mu.Unlock()
+	if !read {
+		return req, nil
+	}
+	if !closed {
+		body.CloseRequest(req)
+	}
+	if req.GetBody == nil {
+		return nil, errNotAgain
+	}
+	fresh, err := req.GetBody()
+	if err != nil {
+		return nil, err
+	}
+	next := *req
+	next.Body = fresh
+	return &next, nil
+}

@@ -1,0 +1,237 @@
+package limit_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/policy/limit"
+)
+
+// send makes a call with a slot of the pool, as [limit.Transport] does.
+func send(ctx context.Context, pool *limit.Pool, c *limit.Conns, said string) (string, error) {
+	slot, err := pool.Acquire(ctx, http2)
+	if err != nil {
+		return "", err
+	}
+	defer slot.Release()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://orders", strings.NewReader(said))
+	if err != nil {
+		return "", err
+	}
+	resp, err := c.RoundTrip(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(resp.Body)
+	return string(answer), err
+}
+
+// slowly answers, after a second, what it was sent.
+func slowly(w http.ResponseWriter, req *http.Request) {
+	body, _ := io.ReadAll(req.Body)
+	time.Sleep(time.Second)
+	w.Write(body)
+}
+
+// Where a connection has as many streams as the server permits, and there may be no more connections, calls wait for a stream.
+func TestConns_WaitForAStream(t *testing.T) {
+	for _, tt := range []struct {
+		connections, streams, calls int
+		want                        time.Duration
+	}{
+		{1, 1, 20, 20 * time.Second},
+		{1, 4, 20, 5 * time.Second},
+		{2, 2, 20, 5 * time.Second},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			_, template := serveClear(t, tt.streams, slowly)
+			pool := newPool(t, limit.PoolConfig{MaxConnections: tt.connections})
+			c := conns(t, pool, template)
+			if _, err := send(t.Context(), pool, c, "first"); err != nil { // and the server has said what it permits
+				t.Fatal(err)
+			}
+			var workers sync.WaitGroup
+			begin := time.Now()
+			for i := range tt.calls {
+				workers.Go(func() {
+					said := strings.Repeat("x", i+1)
+					if got, err := send(t.Context(), pool, c, said); err != nil || got != said {
+						t.Errorf("%+v: call %d got %q, %v", tt, i, got, err)
+					}
+					if n := pool.Stats().Connections; n > tt.connections {
+						t.Errorf("%+v: %d connections", tt, n)
+					}
+				})
+			}
+			workers.Wait()
+			if took := time.Since(begin); took < tt.want || took > tt.want+tt.want/5 {
+				t.Errorf("%+v: took %v, want about %v", tt, took, tt.want)
+			}
+			if s := pool.Stats(); s.Active != 0 || s.Pending != 0 || s.Overflows != 0 {
+				t.Errorf("%+v: %+v", tt, s)
+			}
+		})
+	}
+}
+
+// A burst of first calls, before any connection is there, is no different.
+func TestConns_WaitForTheFirstConnection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network, template := serveClear(t, 0, slowly)
+		pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
+		c := conns(t, pool, template)
+		var workers sync.WaitGroup
+		for range 50 {
+			workers.Go(func() {
+				if _, err := send(t.Context(), pool, c, "said"); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		workers.Wait()
+		if n := network.Dials(); n != 1 {
+			t.Errorf("%d dials, want 1", n)
+		}
+	})
+}
+
+// Who waits for a stream is served in the order of arrival, and those who come later do not overtake.
+func TestConns_WaitInLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var served []string
+		_, template := serveClear(t, 1, func(w http.ResponseWriter, req *http.Request) {
+			body, _ := io.ReadAll(req.Body)
+			mu.Lock()
+			served = append(served, string(body))
+			mu.Unlock()
+			time.Sleep(time.Second)
+		})
+		pool := newPool(t, limit.PoolConfig{MaxConnections: 1})
+		c := conns(t, pool, template)
+		var workers sync.WaitGroup
+		for _, name := range []string{"a", "b", "c", "d", "e", "f"} {
+			workers.Go(func() {
+				if _, err := send(t.Context(), pool, c, name); err != nil {
+					t.Error(err)
+				}
+			})
+			time.Sleep(700 * time.Millisecond)
+		}
+		workers.Wait()
+		if !slices.IsSorted(served) || len(served) != 6 {
+			t.Errorf("served %v", served)
+		}
+	})
+}
+
+func TestConns_TheLineEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		_, template := serveClear(t, 1, func(w http.ResponseWriter, req *http.Request) {
+			if req.Method == http.MethodGet {
+				<-release
+			}
+		})
+		pool := newPool(t, limit.PoolConfig{MaxConnections: 1, MaxPendingRequests: 2})
+		c := conns(t, pool, template)
+		if _, err := send(t.Context(), pool, c, ""); err != nil {
+			t.Fatal(err)
+		}
+		var workers sync.WaitGroup
+		workers.Go(func() {
+			resp, err := c.RoundTrip(httptest.NewRequest(http.MethodGet, "http://orders", nil))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp.Body.Close()
+		})
+		synctest.Wait()
+		gaveUp := errors.New("the caller gave up")
+		for range 2 { // one of them first in line
+			ctx, cancel := context.WithCancelCause(t.Context())
+			workers.Go(func() {
+				if _, err := send(ctx, pool, c, "body"); err != gaveUp {
+					t.Errorf("who gives up gets %v", err)
+				}
+			})
+			time.AfterFunc(time.Hour, func() { cancel(gaveUp) }) // there is a connection, so the connect timeout is none of theirs
+		}
+		synctest.Wait()
+		if n := pool.Stats().Pending; n != 2 {
+			t.Errorf("%d pending, want 2", n)
+		}
+		if _, err := send(t.Context(), pool, c, "body"); err != limit.ErrOverflow {
+			t.Errorf("who comes when the line is full gets %v", err)
+		}
+		time.Sleep(2 * time.Hour)
+		close(release)
+		workers.Wait()
+		if _, err := send(t.Context(), pool, c, "body"); err != nil {
+			t.Error(err)
+		}
+		if s := pool.Stats(); s.Active != 0 || s.Pending != 0 || s.Overflows != 1 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// Nobody waits longer for a connection than the connect timeout, in line or not, and bodies are closed.
+func TestConns_NoConnectionNoLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, template := serveClear(t, 1, hello)
+		template.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		}
+		pool := newPool(t, limit.PoolConfig{MaxConnections: 1, ConnectTimeout: time.Second})
+		c := conns(t, pool, template)
+		var workers sync.WaitGroup
+		for i := range 5 {
+			time.Sleep(time.Millisecond)
+			workers.Go(func() {
+				body := &closing{Reader: strings.NewReader("body")}
+				begin := time.Now()
+				req := httptest.NewRequest(http.MethodPost, "http://orders", body)
+				_, err := c.RoundTrip(req)
+				if took := time.Since(begin); err == nil || took > 2*time.Second {
+					t.Errorf("call %d: %v after %v", i, err, took)
+				}
+				if i > 1 && !refusal.Is(err) {
+					t.Errorf("call %d: %v, want a refusal", i, err)
+				}
+				if !body.closed {
+					t.Errorf("call %d: the body was not closed", i)
+				}
+			})
+		}
+		workers.Wait()
+		if s := pool.Stats(); s.Connections != 0 || s.Pending != 0 {
+			t.Errorf("%+v", s)
+		}
+	})
+}
+
+// closing is a body that notes whether it was closed.
+type closing struct {
+	io.Reader
+	closed bool
+}
+
+func (c *closing) Close() error {
+	c.closed = true
+	return nil
+}

@@ -1,0 +1,206 @@
+package limit
+
+import (
+	"crypto/tls"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/httpclone"
+)
+
+// multiplexed are the HTTP/2 connections of a [Conns]. They belong to a transport of their own, without an idle timer: that of
+// net/http is set anew when a peer closes a connection with streams on it, and keeps the closed connection in memory until it
+// fires, an hour later by default. So they are closed from here when they are idle.
+type multiplexed struct {
+	conns *Conns
+	idle  time.Duration // 0 means that they are kept for ever
+	only  bool          // nothing but HTTP/2 is spoken
+
+	once   sync.Once
+	holder atomic.Pointer[http.Transport] // has the connections and makes none; nil before the first one
+
+	// The ways over the connections that are open, for calls over TLS and for others. They fail where there is no connection
+	// with room for a stream, before they touch the request. nil until there was a connection.
+	secure, clear atomic.Pointer[http.RoundTripper]
+
+	born time.Time
+	last atomic.Int64 // when a call was answered last, as a time.Duration since born
+
+	line line
+
+	mu      sync.Mutex
+	timer   *time.Timer // nil before the first connection
+	running bool
+	closed  bool
+}
+
+// The names under which net/http keeps who takes over connections that speak HTTP/2.
+const (
+	protoSecure = "h2"
+	protoClear  = "unencrypted_http2"
+)
+
+// bundled reports whether net/http has HTTP/2 in this process: GODEBUG and build tags can leave it out.
+var bundled = sync.OnceValue(func() bool {
+	probe := &http.Transport{ForceAttemptHTTP2: true}
+	probe.CloseIdleConnections() // sets it up
+	return probe.TLSNextProto[protoSecure] != nil
+})
+
+// share has the HTTP/2 connections that t makes belong to a multiplexed. It returns nil if there will be none, or if they are
+// those of another implementation.
+func (c *Conns) share(t *http.Transport) *multiplexed {
+	p := t.Protocols
+	if t.TLSNextProto != nil || p != nil && !p.HTTP2() && !p.UnencryptedHTTP2() || !bundled() {
+		return nil
+	}
+	m := &multiplexed{conns: c, idle: t.IdleConnTimeout, only: p != nil && !p.HTTP1(), born: time.Now()}
+	m.line.turn = make(chan struct{}, 1)
+	t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{
+		protoSecure: m.adopt(protoSecure, &m.secure),
+		protoClear:  m.adopt(protoClear, &m.clear),
+	}
+	// net/http offers HTTP/2 by itself only where it is who takes the connections.
+	if t.TLSClientConfig == nil {
+		t.TLSClientConfig = new(tls.Config)
+	}
+	t.TLSClientConfig.NextProtos = offers(t.TLSClientConfig.NextProtos, p == nil || p.HTTP1(), p == nil || p.HTTP2())
+	return m
+}
+
+// offers returns what a client offers in a handshake: protocols, with those of HTTP that it speaks.
+func offers(protocols []string, http1, http2 bool) []string {
+	protocols = slices.DeleteFunc(slices.Clone(protocols), func(p string) bool {
+		return p == "h2" && !http2 || p == "http/1.1" && !http1
+	})
+	if http2 && !slices.Contains(protocols, "h2") {
+		protocols = slices.Insert(protocols, 0, "h2")
+	}
+	if http1 && !slices.Contains(protocols, "http/1.1") {
+		protocols = append(protocols, "http/1.1")
+	}
+	return protocols
+}
+
+// adopt returns what takes over a connection that speaks HTTP/2.
+func (m *multiplexed) adopt(protocol string, way *atomic.Pointer[http.RoundTripper]) func(string, *tls.Conn) http.RoundTripper {
+	return func(authority string, conn *tls.Conn) http.RoundTripper {
+		m.once.Do(m.open)
+		over := m.holder.Load().TLSNextProto[protocol](authority, conn)
+		if _, failed := over.(interface{ RoundTripErr() error }); !failed {
+			m.touch()
+			way.Store(&over)
+			m.watch()
+		}
+		return over
+	}
+}
+
+func (m *multiplexed) open() {
+	h := httpclone.Transport(m.conns.transport)
+	h.IdleConnTimeout = 0
+	h.TLSNextProto = nil
+	h.DialContext = nil
+	h.CloseIdleConnections() // sets up HTTP/2
+	m.holder.Store(h)
+}
+
+// way returns the way over the open connections for a call, nil if there never was one.
+func (m *multiplexed) way(req *http.Request) http.RoundTripper {
+	way := &m.clear
+	if req.URL.Scheme == "https" {
+		way = &m.secure
+	}
+	if over := way.Load(); over != nil {
+		return *over
+	}
+	return nil
+}
+
+// roundTrip sends a call over a connection that is open, if one has room for it. Otherwise it was not sent, and next is to be
+// sent.
+func (m *multiplexed) roundTrip(req *http.Request) (resp *http.Response, next *http.Request, err error) {
+	way := m.way(req)
+	if way == nil {
+		return nil, req, nil
+	}
+	out, b := hold(req)
+	resp, err = way.RoundTrip(out)
+	if _, none := err.(interface{ IsHTTP2NoCachedConnError() }); none {
+		next, err = b.again(req)
+		return nil, next, err
+	}
+	b.release()
+	m.touch()
+	return resp, nil, err
+}
+
+// known reports whether the peer is known to speak HTTP/2 to calls like req.
+func (m *multiplexed) known(req *http.Request) bool {
+	return m.only || m.way(req) != nil
+}
+
+// answered learns from a response over a new connection: a peer that has chosen HTTP/1 does not speak HTTP/2 any more.
+func (m *multiplexed) answered(req *http.Request, resp *http.Response) {
+	if resp != nil && resp.ProtoMajor == 1 && req.URL.Scheme == "https" && m.secure.Load() != nil {
+		m.secure.Store(nil)
+	}
+}
+
+func (m *multiplexed) touch() {
+	m.last.Store(int64(time.Since(m.born)))
+}
+
+// watch begins to look for idle connections, unless that has begun.
+func (m *multiplexed) watch() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.idle <= 0 || m.running || m.closed:
+		return
+	case m.timer == nil:
+		m.timer = time.AfterFunc(m.idle, m.expire)
+	default:
+		m.timer.Reset(m.idle)
+	}
+	m.running = true
+}
+
+// expire closes the connections that are idle once there was no call for long enough. Those beyond one are closed also if there
+// were calls, which need not have gone over them.
+func (m *multiplexed) expire() {
+	rest := m.idle - (time.Since(m.born) - time.Duration(m.last.Load()))
+	if rest <= 0 || m.conns.Open() > 1 {
+		m.closeIdle()
+	}
+	if rest <= 0 {
+		rest = m.idle
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.closed || m.conns.Open() == 0 {
+		m.running = false
+		return
+	}
+	m.timer.Reset(rest)
+}
+
+// closeIdle closes the connections without streams.
+func (m *multiplexed) closeIdle() {
+	if h := m.holder.Load(); h != nil {
+		h.CloseIdleConnections()
+	}
+}
+
+// close ends the look for idle connections.
+func (m *multiplexed) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	if m.timer != nil {
+		m.timer.Stop()
+	}
+}
