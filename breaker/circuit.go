@@ -157,6 +157,10 @@ const (
 type Change struct {
 	From, To State
 	At       time.Time
+
+	// Of a circuit that opens: the calls that it goes by, and how many of them failed and how many were slow. They are the failures in
+	// a row, the calls within Window, or the probe, which has failed also if it was slow.
+	Calls, Failures, Slow int
 }
 
 // Circuit decides whether calls to one destination may be made. It is safe for concurrent use. Use [New].
@@ -176,6 +180,8 @@ type Circuit struct {
 	mu     sync.Mutex // may be held when breaker is used, never taken in its callbacks
 	window window     // has no buckets if no rate is looked at
 	probes []*probe   // not yet ended, or not yet known to have
+
+	trippedBy tally // what opened the closed circuit last
 }
 
 // A phase is the time between two changes of state. Its lower two bits are the State.
@@ -315,9 +321,14 @@ func (c *Circuit) record(p phase, failed, slow bool) {
 	if c.window.buckets != nil {
 		c.window.add(time.Now(), failed, slow)
 	}
-	if !failed && !slow || !c.tripsLocked() {
+	if !failed && !slow {
 		return
 	}
+	by, trips := c.tripsLocked()
+	if !trips {
+		return
+	}
+	c.trippedBy = by
 	c.consecutive.Store(0)
 	c.window.reset()
 	if done, err := c.breaker.Allow(); err == nil {
@@ -325,22 +336,30 @@ func (c *Circuit) record(p phase, failed, slow bool) {
 	}
 }
 
-func (c *Circuit) tripsLocked() bool {
-	if c.cfg.ConsecutiveFailures > 0 && c.consecutive.Load() >= int64(c.cfg.ConsecutiveFailures) {
-		return true
+// tripsLocked reports whether the circuit is to open, and by which calls.
+func (c *Circuit) tripsLocked() (by tally, trips bool) {
+	if n := int(c.consecutive.Load()); c.cfg.ConsecutiveFailures > 0 && n >= c.cfg.ConsecutiveFailures {
+		return tally{calls: n, failed: n}, true
 	}
 	sum := c.window.sum
 	if c.window.buckets == nil || sum.calls < c.cfg.MinRequests {
-		return false
+		return sum, false
 	}
 	calls := float64(sum.calls)
-	return c.cfg.FailureRate > 0 && sum.failed > 0 && float64(sum.failed) >= c.cfg.FailureRate*calls ||
+	return sum, c.cfg.FailureRate > 0 && sum.failed > 0 && float64(sum.failed) >= c.cfg.FailureRate*calls ||
 		c.cfg.SlowCallRate > 0 && sum.slow > 0 && float64(sum.slow) >= c.cfg.SlowCallRate*calls
 }
 
 // changed notes a change of state. gobreaker calls it with its lock held.
 func (c *Circuit) changed(from, to gobreaker.State) {
 	change := Change{From: fromGobreaker(from), To: fromGobreaker(to), At: time.Now()}
+	switch {
+	case change.To != Open:
+	case change.From == Closed: // by record, which holds mu
+		change.Calls, change.Failures, change.Slow = c.trippedBy.calls, c.trippedBy.failed, c.trippedBy.slow
+	default:
+		change.Calls, change.Failures = 1, 1
+	}
 	c.phase.Store(uint64(c.current().next(change.To)))
 	c.changes.post(change)
 }

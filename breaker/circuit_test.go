@@ -582,3 +582,55 @@ func TestState_String(t *testing.T) {
 		}
 	}
 }
+
+// TestChangesCount: a circuit that opens tells the calls that it goes by.
+func TestChangesCount(t *testing.T) {
+	for _, test := range []struct {
+		name  string
+		cfg   breaker.Config
+		calls []string
+		want  string
+	}{
+		{"failures in a row", breaker.Config{ConsecutiveFailures: 2}, []string{"ok", "fail", "fail"}, "2 of 2, 0 slow"},
+		{"a rate", breaker.Config{ConsecutiveFailures: -1, FailureRate: 0.5, MinRequests: 4}, []string{"ok", "fail", "ok", "fail"}, "2 of 4, 0 slow"},
+		{"slow calls", breaker.Config{SlowCallRate: 1, SlowCall: time.Second, MinRequests: 2}, []string{"slow", "slow"}, "0 of 2, 2 slow"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var got []string
+				test.cfg.OpenDuration = time.Minute
+				c, err := breaker.New(test.cfg, func(change breaker.Change) {
+					got = append(got, fmt.Sprintf("%v: %d of %d, %d slow", change.To, change.Failures, change.Calls, change.Slow))
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				call := func(how string) {
+					lease, err := c.Allow()
+					if err != nil {
+						t.Fatal(err)
+					}
+					outcome := breaker.Success
+					switch how {
+					case "fail":
+						outcome = breaker.Failure
+					case "slow":
+						time.Sleep(time.Second)
+					}
+					lease.Done(outcome)
+				}
+				for _, how := range test.calls {
+					call(how)
+				}
+				time.Sleep(time.Minute)
+				call("fail") // the probe
+				time.Sleep(time.Minute)
+				call("ok")
+				want := []string{"open: " + test.want, "half-open: 0 of 0, 0 slow", "open: 1 of 1, 0 slow", "half-open: 0 of 0, 0 slow", "closed: 0 of 0, 0 slow"}
+				if fmt.Sprint(got) != fmt.Sprint(want) {
+					t.Errorf("changes\n%q, want\n%q", got, want)
+				}
+			})
+		})
+	}
+}

@@ -44,6 +44,10 @@ type Event struct {
 	// Of an ejection: why, and the earliest time it can end.
 	Reason Reason
 	Until  time.Time
+
+	// Failures are those that an ejection goes by, of so many Calls: those in a row or, for the reasons that compare endpoints, those
+	// since the last sweep.
+	Failures, Calls int
 }
 
 // EndpointStatus is what an Outlier knows of an endpoint.
@@ -249,26 +253,26 @@ func (t *Tracker) fail(next func(streak) streak) {
 	cfg := &t.outlier.cfg
 	switch {
 	case reached(s.any, cfg.Consecutive5xx):
-		t.outlier.ejectNow(t, Consecutive5xx)
+		t.outlier.ejectNow(t, Consecutive5xx, s.any)
 	case reached(s.gateway, cfg.ConsecutiveGateway):
-		t.outlier.ejectNow(t, ConsecutiveGateway)
+		t.outlier.ejectNow(t, ConsecutiveGateway, s.gateway)
 	case reached(s.local, cfg.ConsecutiveLocalOrigin):
-		t.outlier.ejectNow(t, ConsecutiveLocalOrigin)
+		t.outlier.ejectNow(t, ConsecutiveLocalOrigin, s.local)
 	}
 }
 
-func (o *Outlier) ejectNow(t *Tracker, reason Reason) {
+func (o *Outlier) ejectNow(t *Tracker, reason Reason, failures uint64) {
 	now := time.Now()
 	o.mu.Lock()
 	o.sweepLocked(now) // whom this sweep readmits makes room for t
 	// Whether or not the ejection happens, the run of failures has had its effect.
 	t.streak.Store(0)
-	o.ejectLocked(t, reason, now)
+	o.ejectLocked(t, reason, now, int(failures), int(failures))
 	o.mu.Unlock()
 	o.events.deliver()
 }
 
-func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time) {
+func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time, failures, calls int) {
 	if t.forgotten || t.out.Load() || !o.mayEjectLocked() {
 		return
 	}
@@ -286,7 +290,7 @@ func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time) {
 	t.reason, t.until = reason, now.Add(d)
 	t.out.Store(true)
 	o.ejected.Add(1)
-	o.events.post(Event{Endpoint: t.id, Ejected: true, At: now, Reason: reason, Until: t.until})
+	o.events.post(Event{Endpoint: t.id, Ejected: true, At: now, Reason: reason, Until: t.until, Failures: failures, Calls: calls})
 }
 
 // mayEjectLocked counts the endpoints that take calls: the others are no way out for the calls of one that is ejected.
@@ -384,16 +388,17 @@ func (o *Outlier) expiredLocked(t *Tracker, sweeps int) bool {
 // compareLocked applies the rules that compare endpoints to what was counted since the last sweep.
 func (o *Outlier) compareLocked(now time.Time) {
 	type share struct {
-		tracker *Tracker
-		calls   int
-		success float64 // percent
+		tracker  *Tracker
+		calls    int
+		failures int
+		success  float64 // percent
 	}
 	var shares []share
 	for _, t := range o.trackers {
 		counts := t.rate.Swap(0)
 		calls, successes := counts>>32, counts&(1<<32-1)
 		if calls > 0 && !t.out.Load() {
-			shares = append(shares, share{t, int(calls), 100 * float64(successes) / float64(calls)})
+			shares = append(shares, share{t, int(calls), int(calls - successes), 100 * float64(successes) / float64(calls)})
 		}
 	}
 	// Worst first, so that they are the ones to go if not all may.
@@ -420,7 +425,7 @@ func (o *Outlier) compareLocked(now time.Time) {
 		test := outOfLine(among)
 		for _, s := range among {
 			if test(s) {
-				o.ejectLocked(s.tracker, reason, now)
+				o.ejectLocked(s.tracker, reason, now, s.failures, s.calls)
 			}
 		}
 	}

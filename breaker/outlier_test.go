@@ -684,3 +684,35 @@ func TestEndpointsWithoutCallsDoNotCount(t *testing.T) {
 		t.Errorf("ejected %v", got)
 	}
 }
+
+// TestOutlier_EventsCount: an ejection tells the calls that it goes by.
+func TestOutlier_EventsCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var events []breaker.Event
+		o, err := breaker.NewOutlier(breaker.OutlierConfig{
+			Consecutive5xx: 3, FailurePercentage: 40, FailurePercentageVolume: 5, FailurePercentageMinHosts: 1, MaxEjectionPercent: 100,
+			Interval: time.Second, BaseEjection: time.Minute,
+		}, func(e breaker.Event) { events = append(events, e) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		trackers := track(o, 2)
+		reportN(trackers[0], 3, 500)
+		for range 3 {
+			reportN(trackers[1], 1, 500)
+			reportN(trackers[1], 1, 200)
+		}
+		time.Sleep(time.Second)
+		o.Sweep(time.Now())
+		time.Sleep(time.Minute)
+		o.Sweep(time.Now())
+		var got []string
+		for _, e := range events {
+			got = append(got, fmt.Sprintf("%s %v %s %d/%d", e.Endpoint, e.Ejected, e.Reason, e.Failures, e.Calls))
+		}
+		want := "[0 true consecutive_5xx 3/3 1 true failure_percentage 3/6 0 false  0/0 1 false  0/0]"
+		if fmt.Sprint(got) != want {
+			t.Errorf("events %v, want %s", got, want)
+		}
+	})
+}
