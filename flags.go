@@ -20,7 +20,7 @@ const (
 	FlagRateLimited          = Flags(engine.FlagRateLimited)          // RL: a local rate limit refused the call
 	FlagCallerGone           = Flags(engine.FlagCallerGone)           // DC: the caller gave up
 	FlagRetriesExhausted     = Flags(engine.FlagRetriesExhausted)     // URX: the limit or budget of retries was reached
-	FlagNoCluster            = Flags(engine.FlagNoCluster)            // NC: the subset is not defined
+	FlagNoCluster            = Flags(engine.FlagNoCluster)            // NC: no document defines the subset, or the port
 )
 
 // String returns the short codes joined with commas in Envoy's order, and "-" for none.

@@ -1,8 +1,10 @@
 package policy
 
 import (
+	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/nosidecar/mesh/balancer"
@@ -39,6 +41,12 @@ type Entry struct {
 	// Resolution says what is to be done with Endpoints.
 	Resolution Resolution
 
+	// Ports are the numbers of its ports: calls to others reach nothing.
+	Ports []int
+
+	// Unplaced says that the document has no location, which means MESH_EXTERNAL.
+	Unplaced bool
+
 	// Endpoints have at least an Address and, if the document lists any, Ports.
 	Endpoints []discovery.Endpoint
 }
@@ -54,6 +62,19 @@ func (e *Entry) Equal(other *Entry) bool {
 	})
 }
 
+// CheckPort returns an error that names the ports of the entry if port is none of them. A nil entry and the port 0, which is not
+// known, have none.
+func (e *Entry) CheckPort(port int) error {
+	if e == nil || port == 0 || len(e.Ports) == 0 || slices.Contains(e.Ports, port) {
+		return nil
+	}
+	ports := make([]string, len(e.Ports))
+	for i, has := range e.Ports {
+		ports[i] = strconv.Itoa(has)
+	}
+	return fmt.Errorf("%s has no port %d, it has %s", e.Document, port, strings.Join(ports, ", "))
+}
+
 // entry is a ServiceEntry.
 type entry struct {
 	*reading
@@ -61,6 +82,7 @@ type entry struct {
 	visible bool
 	hosts   []string // its names: the hosts, and behind them the addresses
 	ports   []servicePort
+	numbers []int  // of the ports
 	names   string // in the certificates of the endpoints, as TLS has them
 	ids     string // those of them that are SPIFFE IDs
 
@@ -74,6 +96,7 @@ func (c *compiler) readEntry(doc *yamldoc.Document, r *reading, is *istio.Servic
 	e.names, e.ids = joinNames(is.Spec.SubjectAltNames), joinNames(istio.SPIFFEIDs(is.Spec.SubjectAltNames))
 	for _, port := range is.Spec.Ports {
 		e.ports = append(e.ports, servicePort{int(port.Number), is.HTTP2(int(port.Number))})
+		e.numbers = append(e.numbers, int(port.Number))
 	}
 	for _, host := range e.hosts {
 		if !strings.HasPrefix(host, "*") {
@@ -92,6 +115,8 @@ func (e *entry) of(host string) *Entry {
 		Document:   e.identity.String(),
 		Namespace:  e.namespace,
 		Resolution: resolution(e.is.Resolution()),
+		Ports:      e.numbers,
+		Unplaced:   e.is.Spec.Location == "",
 		Endpoints:  e.is.Endpoints(host),
 	}
 }

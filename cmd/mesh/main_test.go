@@ -194,3 +194,20 @@ type full struct{}
 var errFull = errors.New("no space left on device")
 
 func (full) Write([]byte) (int, error) { return 0, errFull }
+
+// TestRouteToAPortThatIsNotThere: a call that the library refuses is told as such.
+func TestRouteToAPortThatIsNotThere(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.yaml")
+	documents := "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: db}\nspec:\n  hosts: [db.example]\n  location: MESH_EXTERNAL\n" +
+		"  resolution: STATIC\n  ports: [{number: 8080, name: http, protocol: HTTP}]\n  endpoints: [{address: 10.0.0.1}]\n"
+	if err := os.WriteFile(path, []byte(documents), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	const refused = `"refused": "ServiceEntry default/db has no port 80, it has 8080"`
+	for url, want := range map[string]bool{"http://db.example/": true, "http://db.example:8080/": false} {
+		code, stdout, stderr := command("route", "-f", path, url)
+		if code != 0 || stderr != "" || strings.Contains(stdout, refused) != want {
+			t.Errorf("route %s = %d, printed %s %s; want a refusal: %v", url, code, stdout, stderr, want)
+		}
+	}
+}

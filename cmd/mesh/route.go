@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net"
@@ -43,6 +44,7 @@ type destination struct {
 	Port      int    `json:"port"` // 0: the port of the request
 	Weight    int    `json:"weight"`
 	Authority string `json:"authority,omitempty"` // if the destinations rewrite it differently
+	Refused   string `json:"refused,omitempty"`   // why calls to it fail in any case
 }
 
 type retries struct {
@@ -72,6 +74,7 @@ type mirror struct {
 	Subset  string  `json:"subset,omitempty"`
 	Port    int     `json:"port,omitempty"`
 	Percent float64 `json:"percent"`
+	Refused string  `json:"refused,omitempty"`
 }
 
 type redirect struct {
@@ -164,7 +167,24 @@ func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
 	}
 	a.Action = "route"
 	a.policies(entry)
+	a.refuse(plan, view.Port)
 	return a, a.rewrite(entry, match, req)
+}
+
+// refuse says which destinations have no such port. The port is that of the request.
+func (a *answer) refuse(plan *policy.Plan, port int) {
+	why := func(host string, own int) string {
+		if err := plan.Host(host).Entry.CheckPort(cmp.Or(own, port)); err != nil {
+			return err.Error()
+		}
+		return ""
+	}
+	for i := range a.Destinations {
+		a.Destinations[i].Refused = why(a.Destinations[i].Host, a.Destinations[i].Port)
+	}
+	for i := range a.Mirrors {
+		a.Mirrors[i].Refused = why(a.Mirrors[i].Host, a.Mirrors[i].Port)
+	}
 }
 
 // respond fills in the answer of a route that sends nothing.

@@ -194,7 +194,9 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 		}
 		c.resolve()
 		cluster, current, err := c.engine.enter(v, c.target, c.start)
-		if err != nil {
+		if _, refused := err.(*Refusal); refused {
+			return err
+		} else if err != nil {
 			return refuse(LayerRoute, 0, err)
 		}
 		if !current {

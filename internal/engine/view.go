@@ -31,7 +31,12 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 	old := e.view.Load()
 	next := e.newView(plan)
 	replaced := make(map[*cluster]*cluster) // old by new
+	var gone []*cluster
 	for target, c := range old.clusters {
+		if checkPort(plan, target) != nil {
+			gone = append(gone, c)
+			continue
+		}
 		config := e.clusterConfig(plan, target)
 		if !config.same(&c.config) {
 			successor, err := newCluster(e, target, config, c)
@@ -50,6 +55,7 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 			successor.starting.Do(successor.start)
 			c.close()
 		}
+		closeAll(gone)
 	}, nil
 }
 
@@ -81,6 +87,9 @@ func (e *Engine) create(plan *policy.Plan, target route.Target) (c *cluster, cur
 	if c := v.clusters[target]; c != nil {
 		return c, true, nil
 	}
+	if err := checkPort(plan, target); err != nil {
+		return nil, false, err
+	}
 	if c, err = newCluster(e, target, e.clusterConfig(plan, target), nil); err != nil {
 		return nil, false, err
 	}
@@ -90,6 +99,14 @@ func (e *Engine) create(plan *policy.Plan, target route.Target) (c *cluster, cur
 	next.clusters[target] = c
 	e.view.Store(&next)
 	return c, true, nil
+}
+
+// checkPort refuses a target with a port that the document with its endpoints does not have. Envoy has no cluster for it either.
+func checkPort(plan *policy.Plan, target route.Target) error {
+	if err := plan.Host(target.Host).Entry.CheckPort(target.Port); err != nil {
+		return refuse(LayerRoute, FlagNoCluster, err)
+	}
+	return nil
 }
 
 // Clusters returns how many targets the engine keeps state for.

@@ -1,0 +1,109 @@
+package mesh_test
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// entryOf is a ServiceEntry of db.example at e, with the given ports.
+func entryOf(e discovery.Endpoint, ports ...int) string {
+	var list []string
+	for _, port := range ports {
+		list = append(list, fmt.Sprintf("{number: %d, name: http-%d, protocol: HTTP, targetPort: %d}", port, port, e.Port))
+	}
+	return fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: db}
+spec:
+  hosts: [db.example, "*.db.example"]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [%s]
+  endpoints: [{address: %s}]
+`, strings.Join(list, ", "), e.Address)
+}
+
+// TestPortThatTheEntryDoesNotHave: it is not dialled, whatever is outside the mesh, and the error says which ports there are.
+func TestPortThatTheEntryDoesNotHave(t *testing.T) {
+	e := serve(t, says("db"))
+	for name, opts := range map[string][]mesh.Option{"AllowAny": nil, "RegistryOnly": {mesh.WithRegistryOnly()}} {
+		t.Run(name, func(t *testing.T) {
+			noLeaks(t)
+			m := newMesh(t, entryOf(e, 8080, 9090), opts...)
+			check := func(what string, err error) {
+				t.Helper()
+				const want = "ServiceEntry default/db has no port %s, it has 8080, 9090"
+				var failure *mesh.Error
+				if !errors.As(err, &failure) || !strings.Contains(err.Error(), fmt.Sprintf(want, what)) || failure.Layer != "route" ||
+					failure.Flags != mesh.FlagNoCluster || failure.Attempts != 0 {
+					t.Errorf("port %s: %v, want that there is no such port, and nothing sent", what, err)
+				}
+			}
+			for _, host := range []string{"db.example", "replica.db.example"} {
+				for _, port := range []string{"8080", "9090"} {
+					if a := get(t, m.Client(), "http://"+host+":"+port+"/"); a.body != "db" {
+						t.Errorf("%s:%s answers %q", host, port, a.body)
+					}
+				}
+				_, err := try(m.Client(), "http://"+host+"/")
+				check("80", err)
+				_, err = try(m.Client(), "https://"+host+"/")
+				check("443", err)
+				_, err = try(m.Client(), fmt.Sprintf("http://%s:%d/", host, e.Port))
+				check(fmt.Sprint(e.Port), err)
+				_, err = m.DialContext(t.Context(), "tcp", host+":5432")
+				check("5432", err)
+			}
+			if n := mesh.Clusters(m); n != 4 {
+				t.Errorf("%d targets are kept, want those with a port that there is", n)
+			}
+		})
+	}
+}
+
+// TestPortOfTheEntryChanges: a reload that takes a port away refuses the next calls to it, and gives it back.
+func TestPortOfTheEntryChanges(t *testing.T) {
+	noLeaks(t)
+	e := serve(t, says("db"))
+	m := newMesh(t, entryOf(e, 8080, 9090))
+	for _, step := range []struct {
+		ports []int
+		want  bool
+	}{{[]int{8080, 9090}, true}, {[]int{8080}, false}, {[]int{8080, 9090}, true}} {
+		if err := m.Apply(yaml(entryOf(e, step.ports...))...); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := try(m.Client(), "http://db.example:9090/"); (err == nil) != step.want {
+			t.Errorf("ports %v: the call to 9090: %v", step.ports, err)
+		}
+	}
+}
+
+// TestRouteToAPort: a destination without a port means the only one, as in Istio; one with a port that is not there is refused.
+func TestRouteToAPort(t *testing.T) {
+	e := serve(t, says("db"))
+	routed := func(port string) string {
+		return entryOf(e, 8080) + "---" + strings.ReplaceAll(yamlOf("web"), "{host: web}", "{host: db.example"+port+"}")
+	}
+	if a := get(t, newMesh(t, routed("")).Client(), "http://web/"); a.body != "db" {
+		t.Errorf("a route without a port: %q", a.body)
+	}
+	if _, err := try(newMesh(t, routed(", port: {number: 80}")).Client(), "http://web/"); err == nil || !strings.Contains(err.Error(), "has no port 80, it has 8080") {
+		t.Errorf("a route to port 80: %v", err)
+	}
+	dropped := make(chan error, 1)
+	mirrored := entryOf(e, 8080) + "---" + strings.Replace(yamlOf("web"), "{route:", "{mirror: {host: db.example, port: {number: 80}}, route:", 1)
+	m := newMesh(t, mirrored, mesh.WithDiscovery(discovery.Static{"web": {e}}),
+		mesh.WithObserver(mesh.Observer{MirrorDropped: func(_ route.Target, err error) { dropped <- err }}))
+	get(t, m.Client(), "http://web/")
+	if err := next(t, dropped); !strings.Contains(err.Error(), "has no port 80, it has 8080") {
+		t.Errorf("a mirror to port 80: %v", err)
+	}
+}
