@@ -149,15 +149,20 @@ func (a *Attempt) Answered() {
 // End ends an attempt that was sent. The result is what it counts as if err is nil, the status what observers are told: that
 // of HTTP, or 0. The error that it returns is that of the attempt.
 func (a *Attempt) End(status int, result breaker.Result, err error) error {
-	outcome := breaker.Success
+	outcome, kind := breaker.Success, failure.None
 	if err != nil {
-		result, outcome = a.judge(err)
+		kind = a.call.failure(err)
+		result, outcome = a.judge(kind)
 	} else if result >= http.StatusInternalServerError {
 		outcome = breaker.Failure
 	}
+	hint := a.plaintextHint(kind)
 	a.release(result, outcome)
 	if a.observer != nil {
 		a.observer.End(status, err, time.Since(a.sent))
+	}
+	if hint != "" {
+		return &hintedError{err, hint}
 	}
 	if errors.Is(err, limit.ErrOverflow) { // there was no room for another connection
 		return overflow(err)
@@ -173,10 +178,10 @@ func (a *Attempt) Abandon() {
 	}
 }
 
-// judge says what an error means for the endpoint and for the destination.
-func (a *Attempt) judge(err error) (breaker.Result, breaker.Outcome) {
+// judge says what a failure means for the endpoint and for the destination.
+func (a *Attempt) judge(kind failure.Kind) (breaker.Result, breaker.Outcome) {
 	c := a.call
-	switch c.failure(err) {
+	switch kind {
 	case failure.Refused, failure.Canceled, failure.BadRequest:
 		return breaker.NoResult, breaker.Ignored
 	case failure.RequestTimeout:
