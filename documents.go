@@ -24,11 +24,19 @@ type Feed interface {
 // in this order: where two documents claim a host, the earlier one has it.
 type documents struct {
 	mu     sync.Mutex // held while documents are compiled and put into force, so that the latest ones win
-	static []policy.Source
-	fed    [][]policy.Source // by feed
-	plan   *policy.Plan      // in force; nil before the first
+	static []set
+	fed    []set        // by feed
+	plan   *policy.Plan // in force; nil before the first
 
 	mayBeEmpty bool // set before the first load
+
+	loads loads
+}
+
+// set is the documents of one origin.
+type set struct {
+	origin  string // for errors
+	sources []policy.Source
 }
 
 // holdsNothing says that there is no document in any of the sources.
@@ -41,9 +49,32 @@ func holdsNothing(sources []policy.Source) bool {
 	return true
 }
 
-func errEmpty(what string) error {
-	return fmt.Errorf("mesh: there is no document in %s: correct the path, put documents there (in files named .yaml or .yml), "+
-		"or say WithEmptyPolicy if that is meant", what)
+const emptyRemedy = "or say WithEmptyPolicy if that is meant"
+
+func errEmpty(origin string) error {
+	return fmt.Errorf("mesh: there is no document in %s: correct the path, put documents there (in files named .yaml or .yml), %s", origin, emptyRemedy)
+}
+
+// idle returns an error if sets have sources, but none of them has a document that is in force under plan.
+func idle(sets []set, plan *policy.Plan, findings policy.Findings) error {
+	inForce := plan.InForce()
+	for _, s := range sets {
+		own := inForce[:len(s.sources)]
+		inForce = inForce[len(own):]
+		if len(own) == 0 || slices.ContainsFunc(own, func(n int) bool { return n > 0 }) {
+			continue
+		}
+		why := "their kinds, exportTo and selectors are about others"
+		for _, f := range findings {
+			if slices.ContainsFunc(s.sources, func(source policy.Source) bool { return source.Name == f.File }) {
+				why = f.String()
+				break
+			}
+		}
+		return fmt.Errorf("mesh: there is no document in %s that is about this process, all are skipped (%s): correct the path, the documents or WithWorkload, %s",
+			s.origin, why, emptyRemedy)
+	}
+	return nil
 }
 
 // feedName names a feed in errors.
@@ -55,29 +86,41 @@ func feedName(feed Feed) string {
 }
 
 // load compiles the documents after change was made to them, and puts them into force. If there is an error, those in force
-// stay; undo then takes the change back, and else it waits for the next one to make the whole good.
-func (m *Mesh) load(change, undo func(*documents)) error {
+// stay, and undo takes the change back; where faulty is set, a change that is faulty waits for the next one to make the whole good.
+func (m *Mesh) load(change, undo func(*documents), faulty bool) error {
 	d := &m.documents
 	d.mu.Lock()
 	change(d)
-	plan, findings := policy.Recompile(d.plan, slices.Concat(d.static, slices.Concat(d.fed...)), m.workload)
+	sets := slices.Concat(d.static, d.fed)
+	var sources []policy.Source
+	for _, s := range sets {
+		sources = append(sources, s.sources...)
+	}
+	number := d.loads.next()
+	plan, findings := policy.Recompile(d.plan, sources, m.workload)
 	err := findings.Err()
+	waits := faulty && err != nil
+	if err == nil && !d.mayBeEmpty {
+		err = idle(sets, plan, findings)
+	}
 	var settle func()
 	if err == nil {
 		settle, err = m.engine.Apply(plan)
 	}
 	if err == nil {
 		d.plan = plan
-	} else if undo != nil {
+	} else if !waits {
 		undo(d)
 	}
+	load := PolicyLoad{Number: number, Version: version(sources), Findings: findings, Err: err}
+	d.loads.ended(load, plan)
 	d.mu.Unlock()
 
 	if err == nil {
 		settle()
 		m.server.recheck()
 	}
-	m.observers.policyLoaded(PolicyLoad{Findings: findings, Err: err})
+	m.observers.policyLoaded(load)
 	return err
 }
 
@@ -88,35 +131,40 @@ func (m *Mesh) load(change, undo func(*documents)) error {
 // If any document has an error, nothing changes and the error lists all findings. Sources without any document are an error
 // too, see [WithEmptyPolicy]; no source at all takes the documents away.
 func (m *Mesh) Apply(sources ...policy.Source) error {
+	const origin = "the sources of Apply"
 	if len(sources) > 0 && !m.documents.mayBeEmpty && holdsNothing(sources) {
-		return errEmpty("the sources of Apply")
+		return errEmpty(origin)
 	}
-	var before []policy.Source
+	var before []set
 	return m.load(func(d *documents) {
-		before, d.static = d.static, slices.Clone(sources)
+		before, d.static = d.static, []set{{origin, slices.Clone(sources)}}
 	}, func(d *documents) {
 		d.static = before
-	})
+	}, false)
 }
 
 // take takes what a feed yields, until the mesh closes. What became of the first set is sent to first.
 func (m *Mesh) take(i int, feed Feed, first chan<- error) {
+	d := &m.documents
 	told := false
 	for sources, err := range feed.Watch(m.closing) {
 		if m.closing.Err() != nil {
 			break
 		}
-		if err == nil && !m.documents.mayBeEmpty && holdsNothing(sources) {
+		if err == nil && !d.mayBeEmpty && holdsNothing(sources) {
 			err = errEmpty(feedName(feed))
 		}
-		if err != nil {
-			m.observers.policyLoaded(PolicyLoad{Err: err})
+		if now := (set{feedName(feed), sources}); err != nil {
+			load := PolicyLoad{Number: d.loads.next(), Err: err}
+			d.loads.ended(load, nil)
+			m.observers.policyLoaded(load)
 		} else if told {
-			m.load(func(d *documents) { d.fed[i] = sources }, nil)
+			var before set
+			m.load(func(d *documents) { before, d.fed[i] = d.fed[i], now }, func(d *documents) { d.fed[i] = before }, true)
 		} else {
-			m.documents.mu.Lock()
-			m.documents.fed[i] = sources
-			m.documents.mu.Unlock()
+			d.mu.Lock()
+			d.fed[i] = now
+			d.mu.Unlock()
 		}
 		if !told {
 			first <- err
@@ -131,8 +179,8 @@ func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 var errFeedEnded = errors.New("mesh: a feed of documents ended without yielding any")
 
 // follow starts the feeds and waits for the first set of each.
-func (m *Mesh) follow(ctx context.Context, static []policy.Source, feeds []Feed) error {
-	m.documents.static, m.documents.fed = static, make([][]policy.Source, len(feeds))
+func (m *Mesh) follow(ctx context.Context, static []set, feeds []Feed) error {
+	m.documents.static, m.documents.fed = static, make([]set, len(feeds))
 	first := make(chan error, len(feeds))
 	for i, feed := range feeds {
 		m.running.Go(func() { m.take(i, feed, first) })

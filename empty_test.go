@@ -151,6 +151,71 @@ func TestNoDocuments_Meant(t *testing.T) {
 	}
 }
 
+// skipped are sets of documents none of which is about a workload app=web of the namespace default.
+var skipped = map[string]string{
+	"a kind without meaning": "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: edge}\nspec:\n" +
+		"  selector: {app: edge}\n  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]\n",
+	"a foreign kind":     "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n",
+	"routes of gateways": strings.Replace(yamlOf("shop.example"), "spec: {", "spec: {gateways: [edge], ", 1),
+	"not exported":       strings.NewReplacer("name: shop", "name: shop, namespace: elsewhere", "spec: {", "spec: {exportTo: [.], ").Replace(yamlOf("shop")),
+	"a rule for others": "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: shop}\n" +
+		"spec: {host: shop, workloadSelector: {matchLabels: {app: other}}, trafficPolicy: {tls: {mode: DISABLE}}}\n",
+	"a policy for others": strings.NewReplacer("deny-all", "deny-others", "spec: {}", "spec: {selector: {matchLabels: {app: other}}}").Replace(denyAll),
+	"a List of them":      "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: web}}\n",
+}
+
+// TestSkippedDocuments: documents that are all skipped are as good as none, whatever there is elsewhere.
+func TestSkippedDocuments(t *testing.T) {
+	web := mesh.WithWorkload(policy.Workload{Labels: map[string]string{"app": "web"}})
+	for name, text := range skipped {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, "test.yaml"), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			refused := func(what string, err error, origin string) {
+				t.Helper()
+				if err == nil || !strings.Contains(err.Error(), "no document in "+origin+" that is about this process") || !strings.Contains(err.Error(), "WithEmptyPolicy") {
+					t.Errorf("%s: %v, want that there is no document in %s", what, err, origin)
+				}
+			}
+			fail := func(what, origin string, opts ...mesh.Option) {
+				t.Helper()
+				m, err := mesh.New(t.Context(), append(opts, web)...)
+				if err == nil {
+					m.Close()
+				}
+				refused(what, err, origin)
+			}
+			fail("New", dir, mesh.WithPolicyDir(dir))
+			fail("New beside others", dir, mesh.WithPolicy(yaml(denyAll)...), mesh.WithPolicyDir(dir))
+			fail("New", "the sources of WithPolicy", mesh.WithPolicy(yaml(text)...))
+
+			feed := make(handFeed, 1)
+			feed <- yaml(denyAll)
+			loads := make(chan error, 4)
+			m := newMesh(t, "", web, mesh.WithPolicyFeed(feed), mesh.WithObserver(mesh.Observer{PolicyLoad: func(p mesh.PolicyLoad) { loads <- p.Err }}))
+			if err := next(t, loads); err != nil {
+				t.Fatal(err)
+			}
+			feed <- yaml(text)
+			refused("a feed", next(t, loads), "the hand")
+			if got := inboundStatus(t, m); got != http.StatusForbidden {
+				t.Errorf("a request is answered %d, want 403: the documents that were in force", got)
+			}
+			refused("Apply", m.Apply(yaml(text)...), "the sources of Apply")
+			if err := m.Apply(yaml(yamlOf("orders"))...); err != nil {
+				t.Errorf("Apply of another document: %v", err)
+			}
+
+			m = newMesh(t, text, web, mesh.WithEmptyPolicy())
+			if d := m.Status().Documents; d.Count != 0 {
+				t.Errorf("%d documents are in force, want none", d.Count)
+			}
+		})
+	}
+}
+
 // inboundStatus sends a request to the handler of m.
 func inboundStatus(t *testing.T, m *mesh.Mesh) int {
 	t.Helper()

@@ -73,6 +73,39 @@ spec:
 	// Output: orders.yaml:9: VirtualService default/orders: spec.http[0].timeout: error: must be a duration with a unit: write "5s" for seconds
 }
 
+// Status says what is in force: here after a good load, one that was refused, and a call.
+func ExampleMesh_Status() {
+	orders := httptest.NewServer(http.NotFoundHandler())
+	defer orders.Close()
+	documents := func(text string) policy.Source { return policy.Source{Name: "orders.yaml", Data: []byte(text)} }
+	m, err := mesh.New(context.Background(),
+		mesh.WithDiscovery(discovery.Static{"orders": {at(orders)}}),
+		mesh.WithPolicy(documents("apiVersion: v1\nkind: Service\nmetadata: {name: orders}\nspec: {ports: [{port: 80}]}\n")))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer m.Close()
+	_ = m.Apply(documents("kind: Service\n"))
+	resp, err := m.Client().Get("http://orders/")
+	if err != nil {
+		log.Fatal(err)
+	}
+	resp.Body.Close()
+
+	s := m.Status() // for a page: json.NewEncoder(w).Encode(m.Status())
+	fmt.Println("ready:", s.Ready, s.NotReady)
+	fmt.Println("load:", s.Documents.Number, "with", s.Documents.Count, "document")
+	fmt.Println("refused:", s.Documents.Refused.Number, s.Documents.Refused.Error)
+	for _, service := range s.Services {
+		fmt.Println(service.Host, service.Port, "has", len(service.Endpoints), "endpoint, healthy:", service.Endpoints[0].Healthy)
+	}
+	// Output:
+	// ready: true []
+	// load: 1 with 1 document
+	// refused: 2 orders.yaml:1: Service default/: apiVersion: error: missing: say which API the document belongs to, such as networking.istio.io/v1
+	// orders.default.svc.cluster.local 80 has 1 endpoint, healthy: true
+}
+
 // Apply replaces the documents while the mesh runs. If one of them is wrong, nothing changes.
 func ExampleMesh_Apply() {
 	m, err := mesh.New(context.Background())

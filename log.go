@@ -112,9 +112,9 @@ func (j *journal) policyLoad(load PolicyLoad) {
 	log := j.to()
 	switch {
 	case load.Err != nil && begun:
-		log.Error("mesh: documents are refused, the last good ones stay in force", "error", load.Err)
+		log.Error("mesh: documents are refused, the last good ones stay in force", "load", load.Number, "version", load.Version, "error", load.Err)
 	case again:
-		log.Info("mesh: the documents are good again, and in force")
+		log.Info("mesh: the documents are good again, and in force", "load", load.Number, "version", load.Version)
 	}
 	for i, warning := range warnings {
 		if i == mostWarnings {
@@ -133,18 +133,19 @@ func aboutOthers(f policy.Finding) bool {
 func (j *journal) ejection(target route.Target, event breaker.Event) {
 	if event.Ejected {
 		j.to().Warn("mesh: endpoint ejected", "destination", targetName(target), "endpoint", event.Endpoint,
-			"reason", string(event.Reason), "until", event.Until)
+			"reason", string(event.Reason), "until", event.Until, "failures", event.Failures, "calls", event.Calls)
 		return
 	}
 	j.to().Info("mesh: endpoint readmitted", "destination", targetName(target), "endpoint", event.Endpoint)
 }
 
 func (j *journal) circuit(target route.Target, change breaker.Change) {
-	level := slog.LevelInfo
+	level, counts := slog.LevelInfo, []any(nil)
 	if change.To == breaker.Open {
-		level = slog.LevelWarn
+		level, counts = slog.LevelWarn, []any{"failures", change.Failures, "slow", change.Slow, "calls", change.Calls}
 	}
-	j.to().Log(context.Background(), level, "mesh: circuit", "destination", targetName(target), "from", change.From.String(), "to", change.To.String())
+	j.to().Log(context.Background(), level, "mesh: circuit", append([]any{"destination", targetName(target),
+		"from", change.From.String(), "to", change.To.String()}, counts...)...)
 }
 
 // Discovery is asked time and again, so what it says of a service is not repeated for repeatAfter. Of failures that differ each

@@ -50,7 +50,8 @@ func (r *record) asDefault(t *testing.T) {
 }
 
 const (
-	warned = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n"
+	warned = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\n---\n" +
+		"apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80}]}\n"
 	broken = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web}\nspec: {htp: []}\n"
 )
 

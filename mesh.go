@@ -74,7 +74,7 @@ func (m *Mesh) begin(ctx context.Context, o *options) error {
 	if err := m.follow(ctx, o.sources, o.feeds); err != nil {
 		return err
 	}
-	return m.load(func(*documents) {}, nil)
+	return m.load(func(*documents) {}, func(*documents) {}, false)
 }
 
 // interrupted says that New ended because its context did.

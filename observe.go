@@ -169,6 +169,13 @@ type Inbound struct {
 
 // PolicyLoad is the result of loading documents.
 type PolicyLoad struct {
+	// Number counts the loads of the mesh from 1, those that are refused included.
+	Number int
+
+	// Version stands for the content of the documents: it is the same for the same ones, in every process. It is "" if they could
+	// not be read.
+	Version string
+
 	// Findings are the errors and warnings, in the order of the documents.
 	Findings policy.Findings
 

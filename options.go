@@ -24,7 +24,7 @@ type Option func(*options) error
 
 // options are what the options of New say.
 type options struct {
-	sources      []policy.Source
+	sources      []set
 	feeds        []Feed
 	empty        string // what was given and holds no document
 	mayBeEmpty   bool
@@ -95,7 +95,7 @@ func WithPolicyDir(path string) Option {
 		if holdsNothing(sources) {
 			o.empty = path
 		}
-		o.sources = append(o.sources, sources...)
+		o.sources = append(o.sources, set{path, sources})
 		return nil
 	}
 }
@@ -104,10 +104,11 @@ func WithPolicyDir(path string) Option {
 // without any document are an error, see [WithEmptyPolicy]; no source at all is none.
 func WithPolicy(sources ...policy.Source) Option {
 	return func(o *options) error {
+		const origin = "the sources of WithPolicy"
 		if len(sources) > 0 && holdsNothing(sources) {
-			o.empty = "the sources of WithPolicy"
+			o.empty = origin
 		}
-		o.sources = append(o.sources, sources...)
+		o.sources = append(o.sources, set{origin, slices.Clone(sources)})
 		return nil
 	}
 }
@@ -129,7 +130,8 @@ func WithPolicyFeed(feed Feed) Option {
 
 // WithEmptyPolicy says that a folder, a feed or a source without any document is meant. Otherwise it is taken for a mistake,
 // such as a wrong path or a truncated file, that would take all authorization away: [New] and [Mesh.Apply] fail, and a feed
-// that turns empty is reported as one that cannot be read, while its last documents stay in force.
+// that turns empty is reported as one that cannot be read, while its last documents stay in force. Documents that are skipped
+// do not count: see [policy.Plan.InForce].
 func WithEmptyPolicy() Option {
 	return func(o *options) error {
 		o.mayBeEmpty = true
@@ -191,7 +193,7 @@ func WithIdentity(source tlsid.Source) Option {
 
 // WithLateIdentity is [WithIdentity] for a process that starts before its identity is there. New does not wait: until the
 // identity comes, calls that need it fail with an error that is [tlsid.ErrNoIdentity], TLS handshakes of [Mesh.Listen] do
-// too, and [Mesh.Identity] says so, which is what a readiness probe is to ask. Documents are compiled before the trust
+// too, and [Mesh.Status] is not Ready, which is what a readiness probe is to ask. Documents are compiled before the trust
 // domain of the identity is known: unless it is "cluster.local", name it in [WithWorkload]. An identity of another one is
 // refused.
 func WithLateIdentity(source tlsid.Source) Option {

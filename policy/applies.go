@@ -65,6 +65,50 @@ func (c *compiler) unprotected() {
 		"if one is meant to apply, correct the workload's namespace and labels", who)
 }
 
+// InForce returns how many documents of each source are in force for the workload, in the order of the sources. Those that are
+// skipped do not count: kinds without a meaning in-process, documents that are only about gateways, those that are not
+// exported to the workload's namespace, and those whose selector selects others. The items of a List count, not the List.
+// The slice must not be changed.
+func (p *Plan) InForce() []int { return p.inForce }
+
+// countInForce returns for how many documents of each source counts says true.
+func (c *compiler) countInForce(counts func(*document) bool) []int {
+	numbers, from := make([]int, len(c.ends)), 0
+	for i, end := range c.ends {
+		for _, d := range c.documents[from:end] {
+			if counts(d) {
+				numbers[i]++
+			}
+		}
+		from = end
+	}
+	return numbers
+}
+
+// inForce says that the document has a meaning for the workload. One that protects the workloads of another namespace is about
+// others as a whole, which is no reason to take it for a mistake: see unprotected.
+func (d *document) inForce() bool {
+	switch is := d.is.(type) {
+	case nil:
+		return false
+	case *virtual:
+		return is.visible && !d.atGateways()
+	case *destination:
+		return is.visible && (is.selector == nil || is.selects)
+	case *entry:
+		return is.visible
+	case *access:
+		return is.selected || is.is.Spec.Selector.Labels() == nil
+	}
+	return true
+}
+
+// atGateways says that the document is only about gateways.
+func (d *document) atGateways() bool {
+	v, ok := d.is.(*virtual)
+	return ok && !v.inMesh
+}
+
 // unread says that a document of this name exists, but cannot be read; or that one cannot that does not even say its name.
 // That others refer to it is no second mistake then. The kind does not count: it may be what is wrong.
 func (c *compiler) unread(namespace, name string) bool {

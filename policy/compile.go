@@ -36,6 +36,7 @@ func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 	if !c.unselected() {
 		c.unprotected()
 	}
+	c.plan.inForce = c.countInForce((*document).inForce)
 	c.pack()
 	return c.plan, c.findings(sources)
 }
@@ -45,13 +46,20 @@ type Report struct {
 	// Documents is their number. A List is not a document itself; its items are.
 	Documents int
 
+	// InForce is how many documents of each source have a meaning in a process, in the order of the sources. See [Plan.InForce];
+	// whom a document is meant for does not count here.
+	InForce []int
+
 	Findings Findings
 }
 
 // Check reads documents as [Compile] does, for a report about them.
 func Check(sources []Source, w Workload) Report {
 	c := compile(nil, sources, w)
-	return Report{Documents: c.count, Findings: c.findings(sources)}
+	return Report{
+		Documents: c.count, Findings: c.findings(sources),
+		InForce: c.countInForce(func(d *document) bool { return d.is != nil && !d.atGateways() }),
+	}
 }
 
 func compile(last *Plan, sources []Source, w Workload) *compiler {
@@ -101,6 +109,7 @@ func compile(last *Plan, sources []Source, w Workload) *compiler {
 		for _, doc := range docs {
 			c.read(sources[i].Name, doc)
 		}
+		c.ends = append(c.ends, len(c.documents))
 	}
 	oldestFirst(c.virtual)
 	oldestFirst(c.rules)
@@ -130,6 +139,7 @@ type compiler struct {
 
 	count     int // of the documents, without Lists
 	documents []*document
+	ends      []int                       // of each source in documents
 	blank     []string                    // sources without any
 	first     map[groupIdentity]*document // the first document of each identity
 	broken    map[identity]bool           // those that cannot be read; see unread

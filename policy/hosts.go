@@ -1,6 +1,8 @@
 package policy
 
 import (
+	"iter"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -198,6 +200,9 @@ func (p *Plan) service(host string) discovery.Service {
 	}
 	return s
 }
+
+// Hosts yields the hosts that documents name, in no order. Wildcards are not among them.
+func (p *Plan) Hosts() iter.Seq[string] { return maps.Keys(p.named.exact) }
 
 var isNamed struct{}
 

@@ -65,6 +65,8 @@ type Plan struct {
 
 	defaults *route.Table
 
+	inForce []int // of the documents of each source
+
 	readings map[yamldoc.Sum]*reading // of the documents, for the next plan
 	words    *yamldoc.Words           // that they repeat
 }

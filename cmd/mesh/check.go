@@ -4,6 +4,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/nosidecar/mesh/policy"
 )
@@ -28,15 +29,12 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	case flags.NArg() == 0:
 		return 0, usagef("name the files or folders to check")
 	}
-	sources, empty, err := read(flags.Args())
+	sources, paths, err := read(flags.Args())
 	if err != nil {
 		return 0, err
 	}
 	checked := policy.Check(sources, policy.Workload{})
-	findings := checked.Findings
-	for _, path := range empty {
-		findings = append(findings, policy.Finding{File: path, Line: 1, Severity: policy.Error, Message: nothing})
-	}
+	findings := append(checked.Findings, idle(paths, checked)...)
 
 	switch {
 	case *format == "json":
@@ -56,6 +54,23 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 			count(warnings, "warning"))
 	}
 	return code, err
+}
+
+// idle finds the paths of which nothing can be in force, with documents or without.
+func idle(paths []origin, checked policy.Report) (findings policy.Findings) {
+	for _, path := range paths {
+		used := checked.InForce[path.from:path.to]
+		finding := policy.Finding{File: path.name, Line: 1, Severity: policy.Error, Message: nothing}
+		switch {
+		case path.empty:
+		case slices.ContainsFunc(used, func(n int) bool { return n > 0 }) || checked.Findings.Err() != nil:
+			continue
+		default:
+			finding.Message = "no document in it has a meaning in-process, all are skipped: correct the path, or the documents"
+		}
+		findings = append(findings, finding)
+	}
+	return findings
 }
 
 func tally(findings policy.Findings) (errors, warnings int) {

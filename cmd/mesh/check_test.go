@@ -142,3 +142,24 @@ func TestNoDocuments(t *testing.T) {
 		})
 	}
 }
+
+// TestCheckSkipped: a path of which nothing can be in force in any process is a mistake, also beside others.
+func TestCheckSkipped(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"gateway.yaml": "apiVersion: networking.istio.io/v1\nkind: Gateway\nmetadata: {name: edge}\nspec:\n  selector: {app: edge}\n" +
+			"  servers: [{port: {number: 80, name: http, protocol: HTTP}, hosts: ['*']}]\n",
+		"routes.yaml": "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: edge}\n" +
+			"spec: {hosts: [shop.example], gateways: [edge], http: [{route: [{destination: {host: shop}}]}]}\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, paths := range [][]string{{dir}, {"testdata/shop.yaml", dir}} {
+		code, stdout, _ := command(append([]string{"check"}, paths...)...)
+		if want := dir + ":1: error: no document in it has a meaning in-process"; code != 1 || strings.Count(stdout, want) != 1 || strings.Count(stdout, ": error: ") != 1 {
+			t.Errorf("check %q = %d, printed %q", paths, code, stdout)
+		}
+	}
+}

@@ -157,19 +157,26 @@ func version(args []string, stdout io.Writer) error {
 	return err
 }
 
-// read reads the documents of all paths. Those that hold none are in empty.
-func read(paths []string) (sources []policy.Source, empty []string, err error) {
-	for _, path := range paths {
-		more, err := policy.ReadDir(path)
+// origin is a path with documents: its sources are those from one place to another.
+type origin struct {
+	name     string
+	from, to int
+	empty    bool // it has no documents
+}
+
+// read reads the documents of all paths.
+func read(names []string) (sources []policy.Source, paths []origin, err error) {
+	for _, name := range names {
+		more, err := policy.ReadDir(name)
 		if err != nil {
 			return nil, nil, err
 		}
-		if holdsNothing(more) {
-			empty = append(empty, path)
-		}
+		path := origin{name: name, from: len(sources), empty: holdsNothing(more)}
 		sources = append(sources, more...)
+		path.to = len(sources)
+		paths = append(paths, path)
 	}
-	return sources, empty, nil
+	return sources, paths, nil
 }
 
 func holdsNothing(sources []policy.Source) bool {

@@ -56,12 +56,14 @@ func (f *requestFlags) parse(args []string) (target string, err error) {
 
 // plan compiles the documents for the workload.
 func (f *requestFlags) plan() (*policy.Plan, error) {
-	sources, empty, err := read(f.paths)
+	sources, paths, err := read(f.paths)
 	if err != nil {
 		return nil, err
 	}
-	if len(empty) > 0 {
-		return nil, fmt.Errorf("%s: %s", empty[0], nothing)
+	for _, path := range paths {
+		if path.empty {
+			return nil, fmt.Errorf("%s: %s", path.name, nothing)
+		}
 	}
 	plan, findings := policy.Compile(sources, f.workload)
 	if err := findings.Err(); err != nil {

@@ -1,0 +1,137 @@
+package engine
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// Status is what the engine keeps of destinations: what mesh.Status says of them.
+type Status struct {
+	Closed   bool
+	Services []ServiceStatus // that were called, sorted
+	Omitted  int             // that were called too
+	Uncalled int             // that documents name and nobody has called
+}
+
+// ServiceStatus is a destination.
+type ServiceStatus struct {
+	Target    route.Target
+	Circuit   string // "" without one
+	InFlight  int
+	Endpoints []EndpointStatus
+	Omitted   int // endpoints that there are too
+}
+
+// EndpointStatus is an endpoint of a destination.
+type EndpointStatus struct {
+	Address  string
+	Locality string
+	Healthy  bool
+	Reason   string // for not being healthy
+	Until    time.Time
+	InFlight int
+}
+
+// Of no more destinations and endpoints is there more to see than their number.
+const (
+	servicesShown  = 250
+	endpointsShown = 100
+)
+
+// Status returns what there is to see now.
+func (e *Engine) Status() Status {
+	v := e.view.Load()
+	s := Status{Closed: e.closed.Load()}
+	clusters := slices.Collect(maps.Values(v.clusters))
+	called := make(map[string]bool, len(clusters))
+	for _, c := range clusters {
+		called[c.target.Host] = true
+	}
+	if v.plan != nil {
+		for host := range v.plan.Hosts() {
+			if !called[host] {
+				s.Uncalled++
+			}
+		}
+	}
+	if over := len(clusters) - servicesShown; over > 0 {
+		s.Omitted = over
+		clusters = lastUsed(clusters)[:servicesShown]
+	}
+	slices.SortFunc(clusters, func(a, b *cluster) int {
+		return cmp.Or(cmp.Compare(a.target.Host, b.target.Host), cmp.Compare(a.target.Port, b.target.Port), cmp.Compare(a.target.Subset, b.target.Subset))
+	})
+	for _, c := range clusters {
+		s.Services = append(s.Services, c.status())
+	}
+	return s
+}
+
+// lastUsed returns clusters sorted by when they were called, the latest first.
+func lastUsed(clusters []*cluster) []*cluster {
+	used := make(map[*cluster]int64, len(clusters)) // as it changes meanwhile
+	for _, c := range clusters {
+		used[c] = c.used.Load()
+	}
+	slices.SortFunc(clusters, func(a, b *cluster) int { return cmp.Compare(used[b], used[a]) })
+	return clusters
+}
+
+func (c *cluster) status() ServiceStatus {
+	s := ServiceStatus{Target: c.target, InFlight: int(c.calls.Load() &^ clusterGone)}
+	if c.circuit != nil {
+		s.Circuit = c.circuit.State().String()
+	}
+	var ejections map[string]breaker.EndpointStatus
+	hosts := c.balancer.Hosts()
+	if c.outlier != nil {
+		ejections = make(map[string]breaker.EndpointStatus, len(hosts))
+		for _, e := range c.outlier.Endpoints() {
+			ejections[e.ID] = e
+		}
+	}
+	s.Endpoints = make([]EndpointStatus, 0, len(hosts))
+	for _, h := range hosts {
+		s.Endpoints = append(s.Endpoints, endpointStatus(h, ejections[h.ID()]))
+	}
+	slices.SortFunc(s.Endpoints, func(a, b EndpointStatus) int { return cmp.Compare(a.Address, b.Address) })
+	if over := len(hosts) - endpointsShown; over > 0 {
+		s.Omitted = over
+		slices.SortStableFunc(s.Endpoints, func(a, b EndpointStatus) int {
+			if a.Healthy != b.Healthy {
+				if b.Healthy {
+					return -1
+				}
+				return 1
+			}
+			return cmp.Compare(b.InFlight, a.InFlight)
+		})
+		s.Endpoints = slices.Clone(s.Endpoints[:endpointsShown])
+	}
+	return s
+}
+
+func endpointStatus(h *balancer.Host, ejection breaker.EndpointStatus) EndpointStatus {
+	described := h.Endpoint()
+	s := EndpointStatus{Address: h.ID(), Locality: described.Locality.String(), InFlight: h.InFlight()}
+	secured := h.Value().(*endpoint).secured.Load()
+	switch {
+	case h.Ejected():
+		s.Reason, s.Until = string(ejection.Reason), ejection.Until
+	case described.Draining:
+		s.Reason = "draining"
+	case !h.TakesCalls():
+		s.Reason = "no share of the calls"
+	case secured.err != nil:
+		s.Reason = secured.err.Error()
+	default:
+		s.Healthy = true
+	}
+	return s
+}

@@ -1,0 +1,181 @@
+package mesh
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nosidecar/mesh/policy"
+)
+
+// Status is what is in force in a mesh at one time: plain values, which encoding/json makes readable. See [Mesh.Status].
+type Status struct {
+	// Ready says that calls and requests are served under the documents and with the identity they need. NotReady says what is
+	// missing: it is there before the identity of [WithLateIdentity] has come, after an identity has expired, and after
+	// [Mesh.Close]. Refused documents are no reason, since the last good ones are in force.
+	Ready    bool     `json:"ready"`
+	NotReady []string `json:"notReady,omitempty"`
+
+	// Documents are the ones in force. Number and Version are those of their [PolicyLoad], Loaded is when they came into force, and
+	// Count is how many they are, as far as they are about this process.
+	Documents struct {
+		Number  int       `json:"number"`
+		Version string    `json:"version"`
+		Loaded  time.Time `json:"loaded"`
+		Count   int       `json:"count"`
+
+		// Refused is the last load that was refused, even if a later one was good. It is zero if none was.
+		Refused struct {
+			Number  int       `json:"number"`
+			Version string    `json:"version,omitempty"`
+			At      time.Time `json:"at"`
+			Error   string    `json:"error"`
+		} `json:"refused,omitzero"`
+	} `json:"documents"`
+
+	// Identity is that of the process, as far as it was given one. Error is what its source last failed with, if it has yielded no
+	// identity since.
+	Identity struct {
+		ID      string    `json:"id,omitempty"` // SPIFFE ID
+		Expires time.Time `json:"expires,omitzero"`
+		Error   string    `json:"error,omitempty"`
+	} `json:"identity,omitzero"`
+
+	// Services are the destinations that were called and that state is kept for, sorted by host, port and subset. There are no more
+	// than 250, those called last, each with no more than 100 endpoints, those that are not healthy or have most requests;
+	// ServicesOmitted and EndpointsOmitted count the rest. Uncalled is how many hosts documents name that were not called.
+	Services []struct {
+		Host   string `json:"host"`
+		Port   int    `json:"port,omitempty"`
+		Subset string `json:"subset,omitempty"`
+
+		// Circuit is its state ([breaker.State]), and "" where there is none: see [Protection].
+		Circuit string `json:"circuit,omitempty"`
+
+		// InFlight counts calls, with all their attempts; that of an endpoint counts attempts and raw connections.
+		InFlight int `json:"inFlight"`
+
+		// Endpoints are sorted by address. Reason says why one that is not healthy gets no calls: the [breaker.Reason] of its ejection,
+		// which ends at Until at the earliest, or what else is in the way.
+		Endpoints []struct {
+			Address  string    `json:"address"`
+			Locality string    `json:"locality,omitempty"`
+			Healthy  bool      `json:"healthy"`
+			Reason   string    `json:"reason,omitempty"`
+			Until    time.Time `json:"until,omitzero"`
+			InFlight int       `json:"inFlight"`
+		} `json:"endpoints"`
+		EndpointsOmitted int `json:"endpointsOmitted,omitempty"`
+	} `json:"services"`
+	ServicesOmitted int `json:"servicesOmitted,omitempty"`
+	Uncalled        int `json:"uncalled"`
+}
+
+// Status returns what is in force now. It is safe for concurrent use, costs calls nothing, and is small enough for a page: see
+// [Status]. Its parts are looked at one after the other, so that calls under way may show in one and not yet in another.
+func (m *Mesh) Status() Status {
+	var s Status
+	s.Ready = true
+	not := func(reason string) { s.Ready, s.NotReady = false, append(s.NotReady, reason) }
+	m.documents.loads.documents(&s)
+	if m.identity != nil {
+		latest, failed := m.identity.Latest()
+		if latest != nil {
+			s.Identity.ID, s.Identity.Expires = latest.ID().String(), latest.NotAfter()
+		}
+		if failed != nil {
+			s.Identity.Error = bounded(failed.Error())
+		}
+		if _, err := m.identity.Identity(); err != nil {
+			not(bounded(err.Error()))
+		}
+	}
+	m.services(&s)
+	if m.closing.Err() != nil {
+		not(ErrClosed.Error())
+	}
+	return s
+}
+
+func (m *Mesh) services(s *Status) {
+	from := m.engine.Status()
+	s.ServicesOmitted, s.Uncalled = from.Omitted, from.Uncalled
+	s.Services = sized(s.Services, len(from.Services))
+	for i, service := range from.Services {
+		to := &s.Services[i]
+		to.Host, to.Port, to.Subset = service.Target.Host, service.Target.Port, service.Target.Subset
+		to.Circuit, to.InFlight, to.EndpointsOmitted = service.Circuit, service.InFlight, service.Omitted
+		to.Endpoints = sized(to.Endpoints, len(service.Endpoints))
+		for i, e := range service.Endpoints {
+			to := &to.Endpoints[i]
+			to.Address, to.Locality, to.InFlight = e.Address, e.Locality, e.InFlight
+			to.Healthy, to.Reason, to.Until = e.Healthy, e.Reason, e.Until
+		}
+	}
+}
+
+// sized returns a slice of the type of like, which has no name.
+func sized[S ~[]E, E any](like S, n int) S { return make(S, n) }
+
+// longest bounds the texts of errors in a status: those of documents list every finding.
+const longest = 4 << 10
+
+func bounded(text string) string {
+	if len(text) <= longest {
+		return text
+	}
+	return strings.ToValidUTF8(text[:longest], "") + "..."
+}
+
+// loads is what there is to say of the loads of documents.
+type loads struct {
+	mu     sync.Mutex
+	last   int    // number
+	status Status // its Documents
+}
+
+// next returns the number of a load that begins.
+func (l *loads) next() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.last++
+	return l.last
+}
+
+// ended notes what became of a load. plan is what it has put into force.
+func (l *loads) ended(load PolicyLoad, plan *policy.Plan) {
+	now := time.Now()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := &l.status.Documents
+	if load.Err != nil {
+		d.Refused.Number, d.Refused.Version, d.Refused.At, d.Refused.Error = load.Number, load.Version, now, bounded(load.Err.Error())
+		return
+	}
+	d.Number, d.Version, d.Loaded, d.Count = load.Number, load.Version, now, 0
+	for _, n := range plan.InForce() {
+		d.Count += n
+	}
+}
+
+// documents returns what a status says of documents.
+func (l *loads) documents(s *Status) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s.Documents = l.status.Documents
+}
+
+// version returns what stands for the content of documents. Their names do not count: they differ from one machine to another.
+func version(sources []policy.Source) string {
+	sum := sha256.New()
+	var size [8]byte
+	for _, source := range sources {
+		binary.BigEndian.PutUint64(size[:], uint64(len(source.Data)))
+		sum.Write(size[:])
+		sum.Write(source.Data)
+	}
+	return hex.EncodeToString(sum.Sum(nil)[:8])
+}
