@@ -55,6 +55,9 @@ func TestMistakesOfTheCallerHaveNoConsequences(t *testing.T) {
 		if _, err := io.Copy(io.Discard, r.Body); err != nil {
 			panic(http.ErrAbortHandler)
 		}
+		if r.ContentLength == 3 {
+			<-r.Context().Done() // an answer might come before net/http sees that the body is longer
+		}
 	})
 	m, ejections := watchful(t, api, "timeout: 30s\nretries: {attempts: 2, retryOn: '5xx,reset'}")
 	for name, spoil := range map[string]func(*http.Request){

@@ -155,7 +155,7 @@ func TestHashKey(t *testing.T) {
 		Algorithm: balancer.Maglev, HashKey: balancer.HashKey{Source: balancer.HeaderKey, Name: "X-User"},
 	}})
 	used := 0
-	for user := range 20 {
+	for user := range 80 { // so many that each server has some, wherever its port puts it
 		ctx := metadata.AppendToOutgoingContext(t.Context(), "x-user", fmt.Sprint(user))
 		for range 5 {
 			if err := call(ctx, client); err != nil {
