@@ -149,7 +149,7 @@ func picks(t testing.TB, n int) []*try {
 		cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		err := invoker(ctx, method, in, out, cc, opts...)
 		used := ctx.Value(tryKey{}).(*try)
-		seen[used.link] = &try{Context: context.Background(), call: used.call, mesh: used.mesh, link: used.link}
+		seen[used.link] = &try{Context: context.Background(), call: used.call, link: used.link}
 		return err
 	}))
 	for i := 0; len(seen) < n; i++ {

@@ -323,6 +323,33 @@ func TestNothingToPick(t *testing.T) {
 	}
 }
 
+// A call that waits goes on although the first endpoint that it was to be sent to could not be connected to.
+func TestWaitingCallOutlivesAnEndpointThatIsDown(t *testing.T) {
+	leak.Check(t)
+	var registry discovery.Memory
+	registry.Set("echo", meshtest.Refusing(t))
+	failed := make(chan struct{}, 100)
+	m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+		AttemptEnd: func(_ context.Context, a *mesh.Attempt) {
+			select {
+			case failed <- struct{}{}:
+			default:
+			}
+		},
+	}))
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	ended := make(chan error, 1)
+	go func() {
+		_, err := client.UnaryCall(bounded(t), &grpctest.Request{}, grpc.WaitForReady(true))
+		ended <- err
+	}()
+	await.Receive(t, "an attempt that fails", failed)
+	registry.Set("echo", serve(t, echoStreams))
+	if err := await.Receive(t, "the end of the call", ended); err != nil {
+		t.Error(err)
+	}
+}
+
 // A server allows 100 streams on a connection, and 250 go on at once.
 func TestMaxConcurrentStreamsHoldsUpNobody(t *testing.T) {
 	leak.Check(t)

@@ -44,17 +44,30 @@ func (s *stream) RecvMsg(m any) error {
 		return err
 	}
 	f := s.last
-	s.into = m
-	_, err := s.resp.Body.Read(s.one[:])
-	s.into = nil
-	if err == nil {
-		return nil
+	if !f.noted() {
+		err := s.receive(f, m)
+		if err == nil {
+			return nil
+		}
+		f.note(err)
 	}
 	s.conclude(f)
+	f.cancel() // an interceptor may have ended what goes on for gRPC
 	if s.verdict == io.EOF && !s.desc.ServerStreams {
 		return f.cs.RecvMsg(m) // which knows how many messages there must be
 	}
 	return s.verdict
+}
+
+// receive waits for a message, as long as it may.
+func (s *stream) receive(f *flow, m any) error {
+	limits := s.Limits()
+	if limits == nil {
+		return f.cs.RecvMsg(m)
+	}
+	limits.Await()
+	defer limits.Received(nil) // conclude asks why it ended
+	return f.cs.RecvMsg(m)
 }
 
 // SendMsg implements grpc.ClientStream.
@@ -98,7 +111,7 @@ func (s *stream) keep(f *flow) bool {
 	if s.committed {
 		return true
 	}
-	if s.sent.Keep(&s.out) {
+	if s.kept.Keep(&s.out) {
 		s.out = grpcreplay.Message{}
 	} else {
 		s.commitLocked()
@@ -109,7 +122,7 @@ func (s *stream) keep(f *flow) bool {
 // commitLocked says that no other try follows.
 func (s *stream) commitLocked() {
 	s.committed = true
-	s.sent.Drop()
+	s.kept.Drop()
 }
 
 // commit makes f the last try, if it is the current one.
@@ -139,7 +152,10 @@ func (s *stream) Header() (metadata.MD, error) {
 	if s.wait() != nil {
 		return nil, nil // RecvMsg says why
 	}
-	header, _ := s.last.metadata()
+	header, trailer := s.last.metadata()
+	if header == nil && s.last.reads { // the answer is all trailers, and documents had their say
+		header = trailer
+	}
 	return header.Copy(), nil
 }
 
@@ -158,5 +174,5 @@ func (s *stream) Context() context.Context {
 		s.commit(f)
 		return f.cs.Context()
 	}
-	return s.call.Context
+	return s.ctx
 }

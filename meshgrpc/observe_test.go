@@ -2,6 +2,7 @@ package meshgrpc_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -46,6 +47,31 @@ func TestObserversSeeTheStatusOfGRPC(t *testing.T) {
 		}
 		if c := <-ended; c.Status != 200 || c.GRPCStatus != int(code) {
 			t.Errorf("stream, %v: observers saw %d and %d (%v)", code, c.Status, c.GRPCStatus, err)
+		}
+	}
+}
+
+// A call that the mesh answers has a status of gRPC, too.
+func TestObserversSeeTheStatusOfAnAnswerOfTheMesh(t *testing.T) {
+	leak.Check(t)
+	var registry discovery.Memory
+	registry.Set("echo", serve(t, echoStreams))
+	for _, test := range []struct {
+		documents string
+		status    int
+		code      codes.Code
+	}{
+		{route("    fault: {abort: {grpcStatus: NOT_FOUND, percentage: {value: 100}}}\n"), 200, codes.NotFound},
+		{strings.Replace(route(""), "route: [{destination: {host: echo}}]", "directResponse: {status: 503}", 1), 503, codes.Unavailable},
+	} {
+		ended := make(chan mesh.Call, 1)
+		m := meshtest.New(t, test.documents, mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+			CallEnd: func(_ context.Context, c *mesh.Call) { ended <- *c },
+		}))
+		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+		_, err := client.UnaryCall(bounded(t), &grpctest.Request{})
+		if c := <-ended; status.Code(err) != test.code || c.Status != test.status || c.GRPCStatus != int(test.code) {
+			t.Errorf("%v: observers saw %d and %d (%v)", test.code, c.Status, c.GRPCStatus, err)
 		}
 	}
 }

@@ -87,8 +87,8 @@ type results struct {
 func (r *results) wantHeader() bool { return r != nil && len(r.headers) > 0 }
 func (r *results) wantPeer() bool   { return r != nil && len(r.peers) > 0 }
 
-// end tells the caller how the call ended.
-func (r *results) end(header, trailer metadata.MD, peer *peer.Peer, err error) {
+// end tells the caller how the call ended. last is nil if there was no try.
+func (r *results) end(header, trailer metadata.MD, last *try, err error) {
 	if r == nil {
 		return
 	}
@@ -99,9 +99,9 @@ func (r *results) end(header, trailer metadata.MD, peer *peer.Peer, err error) {
 		*md = trailer.Copy()
 	}
 	for _, p := range r.peers {
-		if peer != nil {
-			*p = *peer
-			if v, ok := peer.AuthInfo.(verified); ok {
+		if last != nil {
+			*p = last.peer
+			if v, ok := p.AuthInfo.(verified); ok {
 				p.AuthInfo = v.TLSInfo // as callers look for it
 			}
 		}

@@ -2,31 +2,25 @@ package meshgrpc
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"io"
 	"net/http"
-	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/types/known/emptypb"
 
-	"github.com/nosidecar/mesh/internal/body"
-	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
-	"github.com/nosidecar/mesh/internal/engine/enginehttp"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
-	"github.com/nosidecar/mesh/internal/refusal"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
 )
 
 // stream is a streaming call. A goroutine takes it through the mesh until it is answered; until then another try may take
-// the place of the current one, and is sent what was sent before. Then the last try is the caller's. Messages are received
-// by reading the body of the mesh's response, so that what bounds and watches bodies does so for streams.
+// the place of the current one, and is sent what was sent before. Then the last try is the caller's.
 type stream struct {
 	call
 	desc     *grpc.StreamDesc
@@ -39,7 +33,7 @@ type stream struct {
 	last      *flow
 	opened    bool // there was a current
 	committed bool // no other try can follow current
-	sent      grpcreplay.Sent
+	kept      grpcreplay.Sent
 	closed    bool // CloseSend was called
 	settled   bool // the mesh has answered: with err, or with the stream that current is
 	told      bool // and the caller's options say so, if it was with err
@@ -49,22 +43,10 @@ type stream struct {
 
 	out grpcreplay.Message // that SendMsg is sending
 
-	resp *http.Response // set with settled
-	into any            // where RecvMsg wants the message
-	one  [1]byte        // to read into
-
 	end       sync.Mutex // guards what follows, and what is said of it in flow; may be locked with mu held
 	live      bool       // settled, and current goes on
 	concluded sync.Once
 	verdict   error // how the stream ended, set by concluded
-}
-
-// Value implements context.Context.
-func (s *stream) Value(key any) any {
-	if _, ok := key.(senderKey); ok {
-		return s
-	}
-	return s.call.Context.Value(key)
 }
 
 // stream is the grpc.StreamClientInterceptor.
@@ -73,13 +55,10 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	if err := checkTarget(cc.Target()); err != nil {
 		return nil, grpcstatus.Wrap(codes.Unavailable, err)
 	}
-	s := &stream{
-		call: call{Context: ctx, client: c, method: method, cc: cc},
-		desc: desc, streamer: streamer,
-	}
+	s := &stream{desc: desc, streamer: streamer}
+	s.begin(ctx, c, cc, method, opts)
 	s.news.L = &s.mu
-	s.options.read(opts)
-	s.sent.Room = s.room
+	s.kept.Room = s.room
 	go s.run()
 
 	s.mu.Lock()
@@ -108,56 +87,29 @@ func (s *stream) run() {
 		}
 		s.settle(nil, errEnded)
 	}()
-	req := s.request(s)
-	req.Body, req.GetBody = replayable, s.body
-	resp, err := s.roundTrip(req)
+	answer, err := s.serve(s)
 	returned = true
-	s.settle(resp, err)
+	s.settle(answer, err)
 }
 
-// replayable says that a request has a body. The messages of a stream are sent otherwise.
-var replayable = io.NopCloser(strings.NewReader(""))
-
-// body tells the mesh whether another try is possible.
-func (s *stream) body() (io.ReadCloser, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.committed {
-		return nil, errCommitted
+// settle takes the answer of the mesh. If it is a stream that goes on, that is the caller's from here on.
+func (s *stream) settle(answer *engine.Refusal, err error) {
+	var last *try
+	if s.last != nil {
+		last = &s.last.try
 	}
-	return io.NopCloser(strings.NewReader("")), nil
-}
-
-// settle takes the answer of the mesh.
-func (s *stream) settle(resp *http.Response, err error) {
-	f := s.last // nobody changes it any more
-	ours := resp != nil && f != nil && resp == &f.resp
 	var header, trailer metadata.MD
-	live := false
-	switch {
-	case err != nil:
-		err = failed(s.call.Context, err)
-	case !ours:
-		err, trailer = answered(resp), fromReply(resp.Header)
-		resp.Body.Close()
-	case f.answered:
-		live = true
-	default:
-		err = f.err
-		if resp.Body != http.NoBody {
-			_, cause := resp.Body.Read(s.one[:]) // it has no messages, only an end
-			resp.Body.Close()
-			if _, ours := errors.AsType[*deadline.Error](cause); ours {
-				err = failed(s.call.Context, cause)
-			}
-		}
-		header, trailer = f.metadata()
+	live := answer == nil && err == nil && last.stop != nil
+	if !live {
+		header, trailer, err = s.call.conclude(answer, err, last)
+	} else if limits := s.Limits(); limits != nil {
+		limits.WatchMessages()
 	}
 
 	s.mu.Lock()
 	s.settled = true
 	s.commitLocked()
-	s.resp, s.err, s.trailer = resp, err, trailer
+	s.err, s.trailer = err, trailer
 	if s.told = live; !live {
 		s.current = nil
 	}
@@ -165,7 +117,7 @@ func (s *stream) settle(resp *http.Response, err error) {
 	s.mu.Unlock()
 
 	if !live {
-		s.results.end(header, trailer, s.from(), err)
+		s.results.end(header, trailer, last, err)
 		s.mu.Lock()
 		s.told = true
 		s.news.Broadcast()
@@ -174,78 +126,78 @@ func (s *stream) settle(resp *http.Response, err error) {
 	}
 	s.end.Lock()
 	s.live = true
-	finished := f.finished
+	finished := s.last.finished
 	s.end.Unlock()
 	if finished {
-		s.conclude(f)
+		s.conclude(s.last)
 	}
 }
 
-// from returns who answered last, nil if nobody did.
-func (s *stream) from() *peer.Peer {
-	if s.last == nil {
-		return nil
-	}
-	return &s.last.try.peer
-}
-
-// conclude ends a stream whose last try is finished: first for the mesh, then for the caller.
+// conclude ends a stream whose last try is over: first for the mesh, then for the caller.
 func (s *stream) conclude(f *flow) {
 	s.concluded.Do(func() {
-		_, err := s.resp.Body.Read(make([]byte, 1))
-		s.verdict = f.err
-		if _, ours := errors.AsType[*deadline.Error](err); ours {
-			s.verdict = failed(s.call.Context, err)
+		f.judgeEnd()
+		f.finish()
+		header, trailer, err := s.call.conclude(nil, nil, &f.try)
+		if s.verdict = err; err == io.EOF {
+			err = nil
 		}
-		if s.results != nil {
-			header, trailer := f.metadata()
-			err := s.verdict
-			if err == io.EOF {
-				err = nil
-			}
-			s.results.end(header, trailer, &f.try.peer, err)
-		}
+		s.results.end(header, trailer, &f.try, err)
 	})
 }
 
-// attempt implements sender.
-func (s *stream) attempt(req *http.Request, mt *enginehttp.Try) (*http.Response, error) {
-	body.CloseRequest(req)
-	if mt.Mirror() {
+// Send implements engine.Adapter.
+func (s *stream) Send(ctx context.Context, loop retry.Loop) (retry.Reason, error) {
+	return s.attempts(ctx, loop, s)
+}
+
+// Mirror implements engine.Adapter.
+func (s *stream) Mirror(rule *route.Rule) {
+	s.Engine().Mirrors.Copy(s.ctx, rule, "", func(route.Target, string) (func(context.Context) error, error) {
 		return nil, errStreamMirror
-	}
+	})
+}
+
+// replayable implements attempter.
+func (s *stream) replayable() bool {
 	s.mu.Lock()
-	committed := s.committed
-	s.mu.Unlock()
-	if committed {
-		return nil, errCommitted
-	}
+	defer s.mu.Unlock()
+	return !s.committed
+}
+
+// next implements attempter.
+func (s *stream) next() *try {
 	f := &s.first
 	if s.last != nil {
 		f = new(flow)
 	}
-	f.stream = s
-	f.begin(&s.call, req, mt)
-	f.clock = deadline.RequestClockOf(f.Context)
+	f.stream, s.last = s, f
+	return &f.try
+}
+
+// send implements attempter.
+func (s *stream) send() {
+	f := s.last
+	f.clock = deadline.RequestClockOf(f.ctx)
 	if s.pausing() {
 		f.clock.Pause() // timeout begins when all is sent, as in Envoy
 	}
 	f.Context, f.cancel = context.WithCancel(f.Context)
 	var opts []grpc.CallOption
-	f.codec, opts = s.encoding.Codec(append(f.options(), grpc.OnFinish(f.finish)))
-	cs, err := s.streamer(f, s.desc, s.cc, req.URL.Path, opts...)
+	f.codec, opts = s.encoding.Codec(append(f.options(), grpc.OnFinish(f.finishedBy)))
+	cs, err := s.streamer(f, s.desc, s.cc, s.sent.method, opts...)
 	if err != nil {
 		f.cancel()
-		s.open(f, nil)
-		return f.outcome(err, false)
+		f.judge(err, false)
+		return
 	}
 	s.open(f, cs)
 
 	header, _ := cs.Header()
-	f.try.mu.Lock()
+	f.mu.Lock()
 	f.over = true
 	trailer, err, begun := f.trailer, f.doneErr, f.begun
-	f.try.mu.Unlock()
+	f.mu.Unlock()
 	if header == nil && begun && !grpcstatus.TrailersOnly(trailer) {
 		// To gRPC's Header, a stream that was cut before it was sent ended well, and one whose ClientConn was closed failed.
 		// RecvMsg knows better, and has no message.
@@ -254,36 +206,26 @@ func (s *stream) attempt(req *http.Request, mt *enginehttp.Try) (*http.Response,
 		}
 	}
 	if header != nil || err == nil {
-		f.answered, f.header = true, header
-		if header == nil {
-			header = trailer
-		}
-		resp := f.respond(http.StatusOK, header)
-		resp.Body = f
-		return resp, nil
+		f.status, f.header, f.stop = http.StatusOK, header, f.cancel
+		return
 	}
 	s.mu.Lock()
-	if committed = s.committed; !committed {
+	committed := s.committed
+	if !committed {
 		s.current = nil
 	}
 	s.mu.Unlock()
-	return f.outcome(err, committed)
+	f.judge(err, committed)
 }
 
-var errCommitted = refusal.Because(fmt.Errorf("too much was sent on the stream for another try: %w", caller.ErrCommitted))
-
-// open makes f the current try, after it was sent what was sent before. Without a stream it has failed already.
+// open makes f the current try, after it was sent what was sent before.
 func (s *stream) open(f *flow, cs grpc.ClientStream) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.last = f
-	if cs == nil {
-		return
-	}
 	f.cs = cs
 	s.current, s.opened = f, true
 	defer s.news.Broadcast()
-	if s.sent.Replay(cs, f.codec) != nil {
+	if s.kept.Replay(cs, f.codec) != nil {
 		return // it is over, and its header will say so
 	}
 	if s.closed {

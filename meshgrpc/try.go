@@ -8,26 +8,32 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
-	"github.com/nosidecar/mesh/internal/engine/enginehttp"
+	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
-// try is one try of a call. It is the context that gRPC makes it with, by which the picker finds it.
+// try is one attempt of a call. It is the context that gRPC makes it with, by which the picker finds it.
 type try struct {
-	context.Context // of the request, with the metadata to send
-	call            *call
-	mesh            *enginehttp.Try
-	req             *http.Request
-	done            func(balancer.DoneInfo) // ended, made once
+	context.Context // ctx, with the metadata to send
+	engine.Attempt
+	call  *call
+	ctx   context.Context
+	limit *deadline.Context       // nil if the try has no limit of its own
+	held  bool                    // the Attempt is to be ended
+	done  func(balancer.DoneInfo) // ended, made once
 
 	// The picker's part. gRPC may pick again on its own, where it knows that nothing was sent.
 	mu      sync.Mutex
@@ -50,10 +56,12 @@ type try struct {
 	peer   peer.Peer
 	reads  bool // the mesh looks at the header
 
-	resp http.Response // what the mesh is told
-	err  error         // what the caller is told, if this is the last try
-	code codes.Code    // of err
-	rest error         // how the body of resp ends, if not with the status
+	// What became of it.
+	status int        // of the answer, in terms of HTTP; 0 if there was none
+	code   codes.Code // of err
+	err    error      // what the caller is told, if this is the last try
+	rest   error      // why there was no answer, or how it broke off
+	stop   func()     // ends what goes on after the answer; nil if nothing does
 }
 
 type tryKey struct{}
@@ -66,12 +74,48 @@ func (t *try) Value(key any) any {
 	return t.Context.Value(key)
 }
 
-// begin makes t a try of c.
-func (t *try) begin(c *call, req *http.Request, mt *enginehttp.Try) {
-	t.Context = outgoing(req.Context(), req.Header, c.header, mt.Number())
-	t.call, t.mesh, t.req, t.link = c, mt, req, mt.Connections()
-	t.done = t.ended
-	t.reads = mt.ReadsHeader()
+// begin makes t the n-th attempt of c. It reports false if that is refused: rest says why. A limit of 0 is none.
+func (t *try) begin(ctx context.Context, c *call, limit time.Duration, n int) bool {
+	t.call = c
+	if n > 1 {
+		ctx = attempt.Mark(ctx, n)
+	}
+	if limit > 0 {
+		t.limit = new(deadline.Context)
+		t.limit.Start(ctx, deadline.PerTry, limit, false)
+		ctx = t.limit
+	}
+	if t.rest = c.Acquire(ctx, &t.Attempt, n); t.rest != nil {
+		return false
+	}
+	t.held = true
+	header, observed := c.sent.header, c.Engine().AttemptsObserved()
+	if n > 1 || observed {
+		header = header.Clone()
+	}
+	if n > 1 {
+		header[attempt.Header] = []string{strconv.Itoa(n)}
+	}
+	if observed {
+		ctx = t.Observe(ctx, n, header)
+	}
+	t.ctx, t.Context = ctx, outgoing(ctx, header, c.asked.header, n)
+	t.link, t.done = t.Connections(), t.ended
+	t.reads = c.setCookie != "" || c.ReadsHeader()
+	return true
+}
+
+// options returns the options of the try, to which more may be appended.
+func (t *try) options() []grpc.CallOption {
+	c := t.call
+	opts := c.tries
+	if c.sent.authority != c.asked.authority {
+		opts = append(opts, grpc.CallAuthority(c.sent.authority))
+	}
+	if c.results.wantPeer() {
+		opts = append(opts, grpc.Peer(&t.peer))
+	}
+	return opts
 }
 
 // pick gives gRPC a connection of b.
@@ -84,11 +128,10 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 	}
 	if t.given {
 		// Nothing was sent over the connection given before, and gRPC begins anew. The mesh chooses another endpoint.
-		link, err := t.mesh.Again(t.req, false)
-		if err != nil {
+		if err := t.Again(t.ctx, false); err != nil {
 			return t.failLocked(err)
 		}
-		t.link, t.given, t.waits = link, false, nil
+		t.link, t.given, t.waits = t.Connections(), false, nil
 	}
 	c, waits, err := b.choose(t.link, t.call.client, t.waits)
 	for moves := 0; err != nil; moves++ {
@@ -97,10 +140,10 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		if !unready || moves == mostMoves {
 			return t.failLocked(err)
 		}
-		link, failed := t.mesh.Again(t.req, false)
-		if failed != nil {
+		if failed := t.Again(t.ctx, false); failed != nil {
 			return t.failLocked(failed)
 		}
+		link := t.Connections()
 		if link == t.link {
 			return t.failLocked(err)
 		}
@@ -135,56 +178,57 @@ func (t *try) ended(info balancer.DoneInfo) {
 	}
 }
 
-// outcome turns the way gRPC ended the try into what the mesh understands. If committed, no other try can follow, and what
-// the mesh is told is that a response began, and then failed.
-func (t *try) outcome(err error, committed bool) (*http.Response, error) {
+// judge says what came of a try that gRPC has ended with err. If committed, no other try can follow, and what the mesh is
+// told is that an answer began, and then broke off.
+func (t *try) judge(err error, committed bool) {
 	t.mu.Lock()
 	t.over = true
 	t.mu.Unlock() // from here on nobody else writes
 
 	t.err, t.code = err, status.Code(err)
-	if err == nil {
-		return t.respond(http.StatusOK, t.header), nil
-	}
-	ctx := t.req.Context()
 	httpStatus, isHTTP := grpcwire.HTTPStatus(err)
 	switch {
+	case err == nil:
+		t.status = http.StatusOK
+		return
 	case t.failure != nil:
-		return nil, t.failure
-	case ended(ctx, t.code):
-		t.rest = context.Cause(ctx)
+		t.rest = t.failure
+		return
+	case ended(t.ctx, t.code):
+		t.rest = context.Cause(t.ctx)
 	case grpcstatus.TrailersOnly(t.trailer):
-		if !committed {
-			return t.refused(), nil
+		t.status = http.StatusOK
+		if key := grpcwire.LimitedBy(err); key != "" && t.trailer[key] == nil {
+			t.trailer = t.trailer.Copy()
+			t.trailer[key] = []string{"true"}
 		}
+		return
 	case !t.picked && t.code == codes.Unavailable:
-		return nil, errBalancer
+		t.rest = errBalancer
+		return
 	case !t.begun:
-		return nil, refusal.Because(err) // what is wrong is on our side: a message, credentials, metadata
+		t.rest = refusal.Because(err) // what is wrong is on our side: a message, credentials, metadata
+		return
 	case grpcwire.Closed(err):
 		t.err, t.code, t.rest = errClosing, codes.Canceled, errClosing
 		committed = committed || t.received
 	case isHTTP && !committed:
-		return t.respond(httpStatus, nil), nil
+		t.status = httpStatus
+		return
 	default:
 		t.rest = lost(err)
 		if t.rest == nil && !t.received {
 			if t.code != codes.Unavailable {
-				return nil, refusal.Because(err) // of a message, again
+				t.rest = refusal.Because(err) // of a message, again
+				return
 			}
 			t.rest = err
 		}
 		committed = committed || t.received
 	}
-	if !committed {
-		return nil, t.rest
+	if committed {
+		t.status = http.StatusOK
 	}
-	resp := t.respond(http.StatusOK, t.header)
-	t.conclude()
-	if t.rest != nil {
-		resp.Body = broken{t.rest}
-	}
-	return resp, nil
 }
 
 // ended reports whether a call that came out with code did so because its context has ended. A server knows our deadline, and
@@ -202,41 +246,82 @@ func ended(ctx context.Context, code codes.Code) bool {
 	return true
 }
 
-// refused returns the response of a reply that consists of trailers only.
-func (t *try) refused() *http.Response {
-	if key := grpcwire.LimitedBy(t.err); key != "" && t.trailer[key] == nil {
-		t.trailer = t.trailer.Copy()
-		t.trailer[key] = []string{"true"}
+// settle tells the mesh what came of the try: unless it goes on, that is all. A limit of its own is over then.
+func (t *try) settle(limit time.Duration) {
+	late := t.limit != nil && !t.limit.Stop()
+	switch {
+	case t.status != 0:
+		t.Answered()
+		if t.stop == nil {
+			t.finish()
+		}
+	default:
+		if t.held {
+			t.held = false
+			t.rest = t.End(0, breaker.NoResult, t.rest)
+		}
+		late = t.limit != nil && t.limit.Exceeded() != nil
 	}
-	resp := t.respond(http.StatusOK, t.trailer)
-	resp.Header["Grpc-Message"] = []string{status.Convert(t.err).Message()}
-	resp.Header["Grpc-Status"] = []string{strconv.Itoa(int(t.code))}
-	return resp
+	if late {
+		t.giveUp()
+		t.status, t.rest = 0, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
+	}
 }
 
-func (t *try) respond(status int, md metadata.MD) *http.Response {
-	t.resp = http.Response{
-		StatusCode: status, Proto: "HTTP/2.0", ProtoMajor: 2, Body: http.NoBody, Request: t.req,
+// finish ends an attempt that was answered.
+func (t *try) finish() {
+	t.held = false
+	result := breaker.Result(t.status)
+	if t.status == http.StatusOK {
+		result = breaker.Result(grpcstatus.HTTP(t.code))
 	}
-	if md != nil || t.reads {
-		t.resp.Header = httpHeader(md)
-	}
-	return &t.resp
+	_ = t.End(t.status, result, t.rest)
+	t.cancelLimit()
 }
 
-// conclude has outlier detection and circuit know of a status that came at the end of the response's body.
-func (t *try) conclude() {
-	if t.code == codes.OK || t.rest != nil {
-		return
+// giveUp ends whatever of the try goes on.
+func (t *try) giveUp() {
+	switch {
+	case t.stop != nil:
+		t.stop()
+		t.stop = nil
+		t.finish()
+	case t.held:
+		t.held = false
+		t.Abandon()
 	}
-	if t.resp.Header == nil {
-		t.resp.Header = http.Header{"Content-Type": {contentType}}
-	}
-	t.resp.Trailer = http.Header{"Grpc-Status": {strconv.Itoa(int(t.code))}}
+	t.cancelLimit()
 }
 
-// broken is the body of a response that broke off.
-type broken struct{ err error }
+func (t *try) cancelLimit() {
+	if t.limit != nil {
+		t.limit.Cancel()
+	}
+}
 
-func (b broken) Read([]byte) (int, error) { return 0, b.err }
-func (b broken) Close() error             { return nil }
+// failed returns why the try was not answered, nil if it was.
+func (t *try) failed() error {
+	if t.status != 0 {
+		return nil
+	}
+	return t.rest
+}
+
+// metadata returns the header and trailer of the try.
+func (t *try) metadata() (header, trailer metadata.MD) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.header, t.trailer
+}
+
+// outcome returns what the retries go by.
+func (t *try) outcome(committed bool) grpcreplay.Outcome {
+	o := grpcreplay.Outcome{HTTP: t.status, Reply: t.header, Committed: committed}
+	switch {
+	case t.status == 0:
+		o.Kind = t.call.Failure(t.rest)
+	case t.header == nil && grpcstatus.TrailersOnly(t.trailer):
+		o.Code, o.Reply = t.code, t.trailer
+	}
+	return o
+}

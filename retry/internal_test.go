@@ -2,8 +2,6 @@ package retry
 
 import (
 	"math"
-	"net/http"
-	"strconv"
 	"testing"
 	"time"
 )
@@ -27,25 +25,6 @@ func TestBackoffBounds(t *testing.T) {
 			t.Errorf("delay(%d) = %d, want just below %d", n, got, want)
 		}
 	}
-}
-
-func FuzzRetryAfter(f *testing.F) {
-	for _, seed := range []string{
-		"", "0", "120", "-1", "9223372036", "9223372037", "99999999999999999999", "Sun, 06 Nov 1994 08:49:37 GMT",
-		"Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994", "Fri, 31 Dec 9999 23:59:59 GMT", "1e3", " 5",
-	} {
-		f.Add(seed)
-	}
-	now := time.Unix(784111770, 0)
-	f.Fuzz(func(t *testing.T, value string) {
-		d := retryAfter(http.Header{"Retry-After": {value}}, now)
-		if d < 0 {
-			t.Fatalf("retryAfter(%q) = %v", value, d)
-		}
-		if n, err := strconv.ParseUint(value, 10, 32); err == nil && value[0] != '+' && d != time.Duration(n)*time.Second {
-			t.Fatalf("retryAfter(%q) = %v, want %d s", value, d, n)
-		}
-	})
 }
 
 func TestBudgetWindow(t *testing.T) {

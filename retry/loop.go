@@ -215,17 +215,21 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 		stopped Reason
 		ok      bool
 	)
-	if back, told := pushback(resp); told {
-		if back < 0 {
-			return stop(NotRetriable)
+	var after, asked time.Duration
+	told := false
+	if resp != nil {
+		if field.IsGRPC(resp.Header.Get("Content-Type")) {
+			after, told = field.Pushback(resp.Header["Grpc-Retry-Pushback-Ms"])
 		}
-		wait, stopped, ok = l.NextAfter(ctx, n, back)
-	} else {
-		var asked time.Duration
-		if resp != nil {
-			asked = retryAfter(resp.Header, time.Now())
-		}
+		asked = field.RetryAfter(resp.Header["Retry-After"], time.Now())
+	}
+	switch {
+	case !told:
 		wait, stopped, ok = l.Next(ctx, n, asked)
+	case after < 0:
+		return stop(NotRetriable)
+	default:
+		wait, stopped, ok = l.NextAfter(ctx, n, after)
 	}
 	if !ok {
 		return stop(stopped)
@@ -248,23 +252,6 @@ func rewind(req *http.Request, r *replay) (io.ReadCloser, error) {
 		return req.GetBody()
 	}
 	return nil, nil
-}
-
-// pushback returns when a gRPC server would have the call tried again, negative for never, if it says so (gRFC A6). What it
-// says in words that are not known means never.
-func pushback(resp *http.Response) (after time.Duration, told bool) {
-	if resp == nil || !field.IsGRPC(resp.Header.Get("Content-Type")) {
-		return 0, false
-	}
-	values := resp.Header["Grpc-Retry-Pushback-Ms"]
-	if len(values) == 0 {
-		return 0, false
-	}
-	ms, err := strconv.ParseInt(values[0], 10, 32)
-	if err != nil || len(values) > 1 {
-		return -1, true
-	}
-	return time.Duration(ms) * time.Millisecond, true
 }
 
 // Next is the part of Do that knows nothing of HTTP, for who makes calls of another kind. It decides, after the n-th try

@@ -352,11 +352,13 @@ func (c *Call) failed(err error) error {
 // GRPC says, before End, with which status a gRPC call was answered.
 func (c *Call) GRPC(code uint32) { c.grpc = int32(code) + 1 }
 
-// End ends, once, a call that Serve let go on. The status is that of HTTP, or 0. err is what broke the response off.
+// End ends, once, a call that Serve let go on, and its limits in time. The status is that of HTTP, or 0. err is what broke the
+// response off.
 func (c *Call) End(status int, err error) {
 	if err != nil {
 		c.flags |= flagsOf(c.failure(err), c.timedOut())
 	}
+	c.endLimits(nil)
 	c.finish(status, err)
 }
 

@@ -70,13 +70,19 @@ func (m *Mirrorer) Fork(out *http.Request, rule *Rule) {
 	m.fork(out, rule, m.Send)
 }
 
-// Copy is [Mirrorer.Fork] for calls that are not requests of net/http: send is called for each mirror that is drawn, on a
-// goroutine of the Mirrorer's, and makes and sends the copy itself. Its context has the values of ctx, but not its end; send
-// must return when it ends.
-func (m *Mirrorer) Copy(ctx context.Context, rule *Rule, send func(ctx context.Context, target Target) error) {
+// Copy is [Mirrorer.Fork] for calls that are not requests of net/http. For each mirror that is drawn, prepare is called, before
+// Copy returns, with the authority of the copy, which is made from that of the original. It returns what sends the copy, on a
+// goroutine of the Mirrorer's and within the context given to it: one with the values of ctx, but not its end.
+func (m *Mirrorer) Copy(ctx context.Context, rule *Rule, authority string,
+	prepare func(target Target, authority string) (send func(context.Context) error, err error)) {
 	for i := range rule.Route.Mirrors {
 		mirror := &rule.Route.Mirrors[i]
 		if !m.drawn(mirror.PerMillion) {
+			continue
+		}
+		send, err := prepare(mirror.Target, shadowHost(authority))
+		if err != nil {
+			m.done(mirror.Target, err)
 			continue
 		}
 		all, err := m.enter()
@@ -88,7 +94,7 @@ func (m *Mirrorer) Copy(ctx context.Context, rule *Rule, send func(ctx context.C
 			defer m.leave()
 			ctx, cancel := m.bound(detach(ctx), all, rule.Route.Timeout)
 			defer cancel()
-			m.done(mirror.Target, send(ctx, mirror.Target))
+			m.done(mirror.Target, send(ctx))
 		}()
 	}
 }

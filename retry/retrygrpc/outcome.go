@@ -13,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
@@ -31,61 +32,23 @@ type outcome struct {
 // next decides, after the n-th try, whether there is another one, and how long to wait before. If again, a slot of the
 // limiter is held.
 func next(ctx context.Context, l *retry.Loop, n int, o *outcome) (wait time.Duration, reason retry.Reason, again bool) {
-	if o.err == nil || o.err == io.EOF || o.answered && !o.late {
-		return 0, retry.Succeeded, false
-	}
-	config := l.Policy.Config()
 	switch {
-	case over(ctx):
-		return 0, ended(ctx), false
-	case o.answered || config.Retries == 0:
+	case o.err == nil || o.err == io.EOF || o.answered && !o.late:
+		return 0, retry.Succeeded, false
+	case grpcreplay.Over(ctx):
+		return 0, grpcreplay.Ended(ctx), false
+	case o.answered:
 		return 0, retry.NotRetriable, false
 	}
-	if reason, ok := retriable(ctx, &config, o); !ok {
-		return 0, reason, false
+	var known grpcreplay.Outcome
+	if code, ok := grpcwire.HTTPStatus(o.err); grpcstatus.TrailersOnly(o.trailer) && !o.late {
+		known.Code, known.Reply, known.Limited = status.Code(o.err), o.trailer, grpcwire.LimitedBy(o.err)
+	} else if ok {
+		known.HTTP = code
+	} else {
+		known.Kind = o.kind()
 	}
-	if !config.NestedRetries && nested(ctx) {
-		return 0, retry.Nested, false
-	}
-	// gRFC A6: one value, milliseconds. A negative one, and nonsense, means not to retry.
-	switch pushback := o.trailer["grpc-retry-pushback-ms"]; {
-	case len(pushback) == 0:
-		return l.Next(ctx, n, 0)
-	case len(pushback) == 1:
-		if ms, err := strconv.ParseInt(pushback[0], 10, 32); err == nil && ms >= 0 {
-			return l.NextAfter(ctx, n, time.Duration(ms)*time.Millisecond)
-		}
-	}
-	return 0, retry.NotRetriable, false
-}
-
-// retriable reports whether a try that failed without response headers is to be retried, and if not, why.
-func retriable(ctx context.Context, config *retry.Config, o *outcome) (retry.Reason, bool) {
-	if grpcstatus.TrailersOnly(o.trailer) && !o.late {
-		on := config.On
-		limited := grpcwire.LimitedBy(o.err)
-		switch {
-		case limited == grpcwire.Overloaded || len(o.trailer[grpcwire.Overloaded]) > 0:
-			return retry.Succeeded, false
-		case limited == grpcwire.RateLimited || len(o.trailer[grpcwire.RateLimited]) > 0:
-			return retry.Succeeded, on.Conditions&retry.RateLimited != 0
-		}
-		for _, name := range config.RetriableHeaders {
-			if len(o.trailer.Get(name)) > 0 {
-				return retry.Succeeded, true
-			}
-		}
-		return retry.Succeeded, on.GRPC(uint32(status.Code(o.err)))
-	}
-	kind := o.kind()
-	if code, ok := grpcwire.HTTPStatus(o.err); ok {
-		if !config.On.HTTP(code) {
-			return retry.Succeeded, false
-		}
-	} else if !config.On.Failure(kind) {
-		return retry.NotRetriable, false
-	}
-	return retry.NotRetriable, config.AnyMethod || kind.Unprocessed() || idempotent(ctx)
+	return grpcreplay.Next(ctx, l, n, &known)
 }
 
 // kind is the way a try failed that got no reply from the server.
@@ -123,34 +86,17 @@ func once(ctx context.Context, err error) retry.Summary {
 	reason := retry.Succeeded
 	if err != nil {
 		reason = retry.NotRetriable
-		if over(ctx) {
-			reason = ended(ctx)
+		if grpcreplay.Over(ctx) {
+			reason = grpcreplay.Ended(ctx)
 		}
 	}
 	return retry.Summary{Attempts: 1, Stopped: reason}
 }
 
-// over reports whether ctx has ended, or is due to.
-func over(ctx context.Context) bool {
-	if ctx.Err() != nil {
-		return true
-	}
-	at, bounded := ctx.Deadline()
-	return bounded && !time.Now().Before(at)
-}
-
-// ended says why a context that is over is.
-func ended(ctx context.Context) retry.Reason {
-	if ctx.Err() != nil && failure.Of(ctx, nil, ctx.Err()) == failure.Canceled {
-		return retry.CallerGone
-	}
-	return retry.OutOfTime
-}
-
 // gone returns the error of a call whose context ended before its next try.
 func gone(ctx context.Context) error {
 	code := codes.DeadlineExceeded
-	if ended(ctx) == retry.CallerGone {
+	if grpcreplay.Ended(ctx) == retry.CallerGone {
 		code = codes.Canceled
 	}
 	return grpcstatus.Wrap(code, context.Cause(ctx))
@@ -169,17 +115,6 @@ func tooLate(limit time.Duration) error {
 	return grpcstatus.Wrap(codes.DeadlineExceeded, &deadline.Error{Kind: deadline.PerTry, Limit: limit})
 }
 
-// perTry returns the limit of a try, 0 if there is none or the call's deadline comes first.
-func perTry(ctx context.Context, l *retry.Loop) time.Duration {
-	limit := l.Policy.Config().PerTryTimeout
-	if limit > 0 {
-		if at, ok := ctx.Deadline(); ok && time.Until(at) <= limit {
-			return 0
-		}
-	}
-	return limit
-}
-
 // mark returns the context of the n-th try.
 func mark(ctx context.Context, n int) context.Context {
 	if n == 1 {
@@ -193,37 +128,4 @@ func mark(ctx context.Context, n int) context.Context {
 	md, _ := metadata.FromOutgoingContext(ctx)
 	md.Set(grpcwire.PreviousAttempts, value)
 	return metadata.NewOutgoingContext(ctx, md)
-}
-
-// nested reports whether a call is itself a retry, says so, or is made by the handler of one.
-func nested(ctx context.Context) bool {
-	return attempt.Within(ctx) || isRetry(metadata.ValueFromOutgoingContext(ctx, grpcwire.PreviousAttempts)) ||
-		isRetry(metadata.ValueFromIncomingContext(ctx, grpcwire.PreviousAttempts))
-}
-
-func isRetry(values []string) bool {
-	if len(values) == 0 {
-		return false
-	}
-	n, err := strconv.Atoi(values[0])
-	return err == nil && n > 0
-}
-
-func idempotent(ctx context.Context) bool {
-	return len(metadata.ValueFromOutgoingContext(ctx, "idempotency-key")) > 0
-}
-
-// sleep waits, and reports whether it did so before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

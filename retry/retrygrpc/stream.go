@@ -114,7 +114,7 @@ type try struct {
 func (s *stream) open(n int) *try {
 	t := &try{s: s, n: n}
 	ctx := mark(s.ctx, n)
-	limit := perTry(s.ctx, s.loop)
+	limit := grpcreplay.PerTry(s.ctx, s.loop.Policy)
 	if limit > 0 {
 		// Not announced: the server would end the stream then, however well it goes.
 		t.limit = new(deadline.Context)
@@ -233,9 +233,9 @@ func (t *try) finish(err error) {
 	case final:
 		s.finish(t)
 	//lint:ignore SA1019 there is no other way to tell that the caller closed the connection
-	case over(s.ctx) || err == grpc.ErrClientConnClosing:
+	case grpcreplay.Over(s.ctx) || err == grpc.ErrClientConnClosing:
 		// Nobody may ever ask for the outcome. Not here: the stream may be locked.
-		go s.settle(t, ended(s.ctx))
+		go s.settle(t, grpcreplay.Ended(s.ctx))
 	}
 	if t.limit != nil {
 		t.limit.Cancel()
@@ -332,7 +332,7 @@ func (s *stream) retryLocked() (retry.Reason, bool) {
 			return reason, false
 		}
 		if !s.wait(wait) {
-			reason := ended(s.ctx)
+			reason := grpcreplay.Ended(s.ctx)
 			s.failure = wrap(t.n, reason, gone(s.ctx))
 			return reason, false
 		}
@@ -345,7 +345,7 @@ func (s *stream) retryLocked() (retry.Reason, bool) {
 }
 
 func (s *stream) wait(d time.Duration) bool {
-	if sleep(s.ctx, d) {
+	if grpcreplay.Sleep(s.ctx, d) {
 		return true
 	}
 	s.loop.Limiter.Release()

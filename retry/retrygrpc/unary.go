@@ -75,8 +75,8 @@ func (u *unary) again(ctx context.Context, wait time.Duration) (retry.Summary, e
 		}
 	}()
 	for n := 2; ; n++ {
-		if !sleep(ctx, wait) {
-			reason := ended(ctx)
+		if !grpcreplay.Sleep(ctx, wait) {
+			reason := grpcreplay.Ended(ctx)
 			return retry.Summary{Attempts: n - 1, Stopped: reason}, wrap(n-1, reason, gone(ctx))
 		}
 		o := u.try(ctx, n)
@@ -93,7 +93,7 @@ func (u *unary) again(ctx context.Context, wait time.Duration) (retry.Summary, e
 // try makes one try. gRPC is done with the reply when it returns, so that tries never share it.
 func (u *unary) try(ctx context.Context, n int) outcome {
 	u.left = reply{}
-	limit := perTry(ctx, u.loop)
+	limit := grpcreplay.PerTry(ctx, u.loop.Policy)
 	if limit == 0 {
 		err := u.invoker(mark(ctx, n), u.method, u.req, u.reply, u.cc, u.opts...)
 		return u.outcome(err)
@@ -108,7 +108,7 @@ func (u *unary) try(ctx context.Context, n int) outcome {
 	}
 	// The server knows the limit and may notice a moment before us that it is over.
 	o.late = bounded.Exceeded() != nil ||
-		status.Code(o.err) == codes.DeadlineExceeded && !over(ctx) && time.Since(began) >= limit-limit/10
+		status.Code(o.err) == codes.DeadlineExceeded && !grpcreplay.Over(ctx) && time.Since(began) >= limit-limit/10
 	if o.late {
 		o.err = tooLate(limit)
 	}

@@ -96,9 +96,6 @@ func (t *try) observe(req *http.Request, n int) *http.Request {
 
 // exchange sends the request of an attempt and waits for the answer.
 func (c *call) exchange(req *http.Request, t *try) (*http.Response, error) {
-	if c.sender != nil {
-		return c.sender(req, (*Try)(t))
-	}
 	if replaced := c.Engine().Replaced(); replaced != nil {
 		return replaced.RoundTrip(req)
 	}

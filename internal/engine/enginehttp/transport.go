@@ -51,7 +51,6 @@ func (t *Transport) Engine() *engine.Engine {
 // mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
 func (t *Transport) mirror(target route.Target, req *http.Request) (*http.Response, error) {
 	c := &call{req: req}
-	c.sender, _ = req.Context().Value(senderKey{}).(Sender)
 	return c.run(t.engine, engine.Copied, target)
 }
 
@@ -59,7 +58,6 @@ func (t *Transport) mirror(target route.Target, req *http.Request) (*http.Respon
 // usually is the only one.
 type call struct {
 	engine.Call
-	sender Sender         // what makes the attempts; nil for net/http
 	req    *http.Request  // the caller's
 	out    *http.Request  // what is sent: a copy, or req itself
 	sent   *http.Request  // by the latest attempt; nil before
@@ -127,8 +125,6 @@ func (c *call) edit(resp *http.Response) {
 func (c *call) End(err error) {
 	if code, ok := grpcCode(c.resp); ok {
 		c.GRPC(code)
-	} else if c.sender != nil && err == nil && c.status == http.StatusOK {
-		c.GRPC(0) // it says nothing of a call that went well
 	}
 	c.Call.End(int(c.status), err)
 }
@@ -143,9 +139,6 @@ func (c *call) request(ctx context.Context) *http.Request {
 
 // Outside implements engine.Adapter.
 func (c *call) Outside(ctx context.Context) (err error) {
-	if c.sender != nil {
-		return engine.NotInMesh()
-	}
 	c.taken = true
 	c.resp, err = c.Engine().Outside().RoundTrip(c.request(ctx))
 	return err
@@ -199,16 +192,12 @@ func (c *call) Mirror(rule *route.Rule) {
 	if c.out == c.req { // its body may be replaced by one that is recorded
 		c.out = c.copied()
 	}
-	c.out = c.mirrored(c.out)
 	c.Engine().Mirrors.Fork(c.out, rule)
 }
 
 // Send implements engine.Adapter.
 func (c *call) Send(ctx context.Context, loop retry.Loop) (stopped retry.Reason, err error) {
 	c.taken = true
-	if c.sender != nil {
-		c.Multiplexed()
-	}
 	if loop.Policy == nil {
 		c.resp, err = c.Attempt(c.request(ctx), 1)
 		return retry.Succeeded, err

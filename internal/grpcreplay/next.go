@@ -1,0 +1,151 @@
+package grpcreplay
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/grpcwire"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// Outcome is how a try ended, as far as it decides about another one.
+type Outcome struct {
+	// Kind is how a try failed that was not answered, and None for one that was.
+	Kind failure.Kind
+
+	// HTTP is the status of HTTP of an answer, if it counts.
+	HTTP int
+
+	// Code is the status of an answer that is nothing but a status. An answer with headers of its own is a success,
+	// whatever may follow.
+	Code codes.Code
+
+	// Reply is the metadata that an answer begins with, and Limited what its status says of a limit: see
+	// [grpcwire.LimitedBy].
+	Reply   metadata.MD
+	Limited string
+
+	// Committed says that the try cannot be followed by another.
+	Committed bool
+}
+
+// Next decides, after the n-th try of a call, whether there is another one: see [retry.Loop.Next]. If again, a slot of the
+// limiter is held.
+func Next(ctx context.Context, l *retry.Loop, n int, o *Outcome) (wait time.Duration, reason retry.Reason, again bool) {
+	config := l.Policy.Config()
+	if o.Kind != failure.None {
+		reason = retry.NotRetriable
+		if Over(ctx) {
+			return 0, Ended(ctx), false
+		}
+	}
+	switch {
+	case config.Retries == 0 || !o.retriable(&config):
+		return 0, reason, false
+	case o.Reply == nil && !config.AnyMethod && !o.Kind.Unprocessed() && !idempotent(ctx):
+		return 0, retry.NotRetriable, false
+	case !config.NestedRetries && nested(ctx):
+		return 0, retry.Nested, false
+	case o.Committed:
+		return 0, retry.BodyCommitted, false
+	}
+	switch after, told := field.Pushback(o.Reply["grpc-retry-pushback-ms"]); {
+	case !told:
+		return l.Next(ctx, n, field.RetryAfter(o.Reply["retry-after"], time.Now()))
+	case after >= 0:
+		return l.NextAfter(ctx, n, after)
+	}
+	return 0, retry.NotRetriable, false
+}
+
+// retriable reports whether config asks for another try.
+func (o *Outcome) retriable(config *retry.Config) bool {
+	on := config.On
+	switch {
+	case o.Kind != failure.None:
+		return on.Failure(o.Kind)
+	case o.Limited == grpcwire.Overloaded || o.Reply[grpcwire.Overloaded] != nil:
+		return false
+	case o.Limited == grpcwire.RateLimited || o.Reply[grpcwire.RateLimited] != nil:
+		return on.Conditions&retry.RateLimited != 0
+	case on.HTTP(o.HTTP):
+		return true
+	}
+	for _, name := range config.RetriableHeaders {
+		if len(o.Reply.Get(name)) > 0 {
+			return true
+		}
+	}
+	return on.GRPC(uint32(o.Code))
+}
+
+// idempotent reports whether a call says that being sent twice does no harm.
+func idempotent(ctx context.Context) bool {
+	return len(metadata.ValueFromOutgoingContext(ctx, "idempotency-key")) > 0
+}
+
+// nested reports whether a call is itself a retry, says so, or is made by the handler of one.
+func nested(ctx context.Context) bool {
+	return attempt.Within(ctx) ||
+		above(metadata.ValueFromOutgoingContext(ctx, "x-envoy-attempt-count"), 1) ||
+		above(metadata.ValueFromOutgoingContext(ctx, grpcwire.PreviousAttempts), 0) ||
+		above(metadata.ValueFromIncomingContext(ctx, grpcwire.PreviousAttempts), 0)
+}
+
+func above(values []string, n int) bool {
+	if len(values) == 0 {
+		return false
+	}
+	got, err := strconv.Atoi(values[0])
+	return err == nil && got > n
+}
+
+// PerTry returns the limit of a try that is made with ctx, 0 if there is none or the deadline of ctx comes first.
+func PerTry(ctx context.Context, p *retry.Policy) time.Duration {
+	limit := p.Config().PerTryTimeout
+	if limit > 0 {
+		if at, ok := ctx.Deadline(); ok && time.Until(at) <= limit {
+			return 0
+		}
+	}
+	return limit
+}
+
+// Over reports whether ctx has ended, or is due to.
+func Over(ctx context.Context) bool {
+	if ctx.Err() != nil {
+		return true
+	}
+	at, bounded := ctx.Deadline()
+	return bounded && !time.Now().Before(at)
+}
+
+// Ended says why a context that is over is.
+func Ended(ctx context.Context) retry.Reason {
+	if ctx.Err() != nil && failure.Of(ctx, nil, ctx.Err()) == failure.Canceled {
+		return retry.CallerGone
+	}
+	return retry.OutOfTime
+}
+
+// Sleep waits, and reports whether it did so before ctx ended.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

@@ -1,0 +1,241 @@
+package meshgrpc
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/grpcreplay"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// call is one call on its way through the mesh: what unary calls and streams have in common.
+type call struct {
+	engine.Call
+	options
+	ctx       context.Context // the caller's
+	client    *client
+	cc        *grpc.ClientConn
+	asked     head   // as the call enters the mesh
+	sent      head   // as it leaves it
+	setCookie string // for a call that came without the cookie of its hash key
+	waited    bool   // the call is made anew
+}
+
+// head is what there is of a call before its messages.
+type head struct {
+	method    string
+	authority string // "" for that of the ClientConn
+	header    http.Header
+}
+
+// attempter is a unary call or a stream, which makes its attempts one after the other.
+type attempter interface {
+	engine.Adapter
+
+	// next returns the next attempt, which is to be made.
+	next() *try
+
+	// send makes the attempt that next returned, up to its answer.
+	send()
+
+	// replayable reports whether another attempt can follow.
+	replayable() bool
+}
+
+// begin fills in a call of the caller's.
+func (c *call) begin(ctx context.Context, client *client, cc *grpc.ClientConn, method string, opts []grpc.CallOption) {
+	c.ctx, c.client, c.cc = ctx, client, cc
+	c.options.read(opts)
+	c.asked = head{method, c.options.authority, requestHeader(ctx, c.contentType())}
+}
+
+// request describes a call in terms of HTTP, which observers and documents speak.
+func (c *call) request(h *head) *http.Request {
+	req := &http.Request{
+		Method: http.MethodPost, URL: &url.URL{Scheme: "http", Host: authority(c.cc), Path: h.method}, Host: h.authority,
+		Header: h.header, Proto: "HTTP/2.0", ProtoMajor: 2,
+	}
+	return req.WithContext(c.ctx)
+}
+
+// serve takes the call through the mesh: once, unless it is to wait until it can be sent.
+func (c *call) serve(a attempter) (*engine.Refusal, error) {
+	for n := 0; ; n++ {
+		c.sent = c.asked
+		answer, err := c.pass(engine.Routed, route.Target{}, a)
+		if err == nil || !c.waits || !a.replayable() || !unready(err) {
+			return answer, err
+		}
+		if !grpcreplay.Sleep(c.ctx, patience(n)) {
+			return nil, &neverReady{cause: context.Cause(c.ctx), last: err}
+		}
+		c.Call, c.waited = engine.Call{}, true
+	}
+}
+
+// patience is how long a wait-for-ready call waits after it could not be sent for the n-th time, counted from 0.
+func patience(n int) time.Duration {
+	return min(50*time.Millisecond<<min(n, 5), time.Second)
+}
+
+// pass takes the call, as it is to be sent, through the stages of the engine.
+func (c *call) pass(kind engine.Kind, target route.Target, a engine.Adapter) (*engine.Refusal, error) {
+	req := c.request(&c.sent)
+	c.Begin(c.ctx, c.client.engine, kind, req)
+	view := engine.Request{Request: route.NewRequest(req), Host: req.URL.Host}
+	if kind == engine.Copied {
+		view.Authority = "" // it says that it is a copy
+	}
+	return c.Serve(c.Context(), &view, target, a)
+}
+
+// Outside implements engine.Adapter.
+func (c *call) Outside(context.Context) error { return engine.NotInMesh() }
+
+// Prepare implements engine.Adapter.
+func (c *call) Prepare(backend *route.Backend, match int) error {
+	c.setCookie = ""
+	if !backend.Rewrites() {
+		return nil
+	}
+	out := c.request(&c.asked)
+	out.Header = maps.Clone(out.Header)
+	err := backend.Rewrite(out, match)
+	c.sent = head{out.URL.Path, out.Host, out.Header}
+	return err
+}
+
+// Failure implements engine.Adapter.
+func (c *call) Failure(err error) failure.Kind { return failure.Of(c.Context(), nil, err) }
+
+// HashKey implements engine.Adapter.
+func (c *call) HashKey(key *balancer.HashKey) (value string, ok bool) {
+	if value, ok = key.Of(c.request(&c.sent)); !ok {
+		value, c.setCookie, ok = key.NewCookie()
+	}
+	return value, ok
+}
+
+// attempts is engine.Adapter's Send: it makes attempts as long as the loop has it.
+func (c *call) attempts(ctx context.Context, loop retry.Loop, a attempter) (retry.Reason, error) {
+	c.Multiplexed()
+	if loop.Policy == nil { // of a copy
+		return retry.Succeeded, c.attempt(ctx, 0, a, 1).failed()
+	}
+	held := false // a slot of the limiter
+	defer func() {
+		if held {
+			loop.Limiter.Release()
+		}
+	}()
+	loop.Budget.Deposit()
+	for n := 1; ; n++ {
+		t := c.attempt(ctx, grpcreplay.PerTry(ctx, loop.Policy), a, n)
+		if held {
+			loop.Limiter.Release()
+		}
+		var wait time.Duration
+		var reason retry.Reason
+		outcome := t.outcome(!a.replayable())
+		if wait, reason, held = grpcreplay.Next(ctx, &loop, n, &outcome); !held {
+			c.edit(t)
+			return reason, after(n, t.failed())
+		}
+		t.giveUp()
+		if !grpcreplay.Sleep(ctx, wait) {
+			return grpcreplay.Ended(ctx), after(n, context.Cause(ctx))
+		}
+	}
+}
+
+// after returns the error of a call whose n-th attempt failed with err, which may be nil.
+func after(n int, err error) error {
+	if err == nil || n == 1 {
+		return err
+	}
+	return &retry.Error{Attempts: n, Last: err}
+}
+
+// attempt makes the n-th attempt, up to its answer.
+func (c *call) attempt(ctx context.Context, limit time.Duration, a attempter, n int) *try {
+	t := a.next()
+	returned := false
+	defer func() {
+		if !returned { // a panic or a Goexit
+			t.giveUp()
+		}
+	}()
+	if t.begin(ctx, c, limit, n) {
+		a.send()
+	}
+	t.settle(limit)
+	returned = true
+	return t
+}
+
+// edit makes of the answer of a server what the caller gets: documents may change the metadata that it begins with.
+func (c *call) edit(t *try) {
+	backend := c.Backend()
+	if t.status == 0 || !t.reads || c.setCookie == "" && backend.Response == nil {
+		return
+	}
+	md := &t.header
+	if t.header == nil { // the answer is all trailers
+		md = &t.trailer
+	}
+	h := httpHeader(*md)
+	if md == &t.trailer && t.err != nil {
+		h["Grpc-Status"], h["Grpc-Message"] = []string{strconv.Itoa(int(t.code))}, []string{status.Convert(t.err).Message()}
+	}
+	if backend.Response != nil {
+		sent := route.NewRequest(c.request(&c.sent))
+		backend.Response.Apply(h, &sent)
+	}
+	if c.setCookie != "" {
+		h.Add("Set-Cookie", c.setCookie)
+	}
+	*md = fromReply(h)
+}
+
+// conclude ends a call as serve returned it, with the last attempt that was made, and returns what its caller gets. That of a
+// stream which goes on has ended before.
+func (c *call) conclude(answer *engine.Refusal, err error, last *try) (header, trailer metadata.MD, _ error) {
+	switch {
+	case err != nil:
+		return nil, nil, failed(c.ctx, err)
+	case answer != nil:
+		resp := answer.Answer(c.request(&c.asked))
+		defer resp.Body.Close()
+		err = answered(resp)
+		c.GRPC(uint32(status.Code(err)))
+		c.End(resp.StatusCode, nil)
+		return nil, fromReply(resp.Header), err
+	}
+	rest := last.rest
+	if limits := c.Limits(); limits != nil {
+		rest = limits.Received(rest)
+	}
+	if last.status == http.StatusOK && rest == nil {
+		c.GRPC(uint32(last.code))
+	}
+	c.End(last.status, rest)
+	header, trailer = last.metadata()
+	if _, ours := errors.AsType[*deadline.Error](rest); ours {
+		return header, trailer, failed(c.ctx, rest)
+	}
+	return header, trailer, last.err
+}
