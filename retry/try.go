@@ -37,7 +37,7 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 			return nil, req, err
 		}
 		if watch {
-			caller.Watch(out, deadline.ClockOf(out.Context()))
+			caller.Watch(out, deadline.UploadOf(out.Context()))
 		}
 		resp, err := a.Attempt(out, n)
 		return resp, out, err
@@ -56,7 +56,7 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 		return nil, req, err
 	}
 	if watch {
-		caller.Watch(out, deadline.ClockOf(&t.ctx))
+		caller.Watch(out, deadline.UploadOf(&t.ctx))
 	}
 	resp, err := a.Attempt(out, n)
 	inTime := t.ctx.Stop()
@@ -72,8 +72,8 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 		}
 		return nil, out, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
 	}
-	if t.ctx.Exceeded() != nil {
-		return nil, out, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
+	if exceeded := t.ctx.Exceeded(); exceeded != nil {
+		return nil, out, exceeded
 	}
 	if t.traced && !t.begun.Load() {
 		return nil, out, failure.MarkUnsent(err)

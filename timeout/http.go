@@ -47,7 +47,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}()
 	out := req.WithContext(ctx)
 	if limits.Request > 0 && caller.ToWatch(req) {
-		caller.Watch(out, deadline.ClockOf(ctx))
+		caller.Watch(out, deadline.UploadOf(ctx))
 	}
 	if bounded && !t.Config.NoPropagation {
 		out.Header = req.Header.Clone()

@@ -16,8 +16,9 @@ import (
 type Config struct {
 	// Request bounds a whole call: all tries, the waits between them and the response body. The clock stands still from the
 	// first byte of a request body to its last, so that neither an upload nor a stream both ways is cut: as in Envoy, what
-	// counts is the wait for the answer. Bodies of up to 64 KiB in memory are sent in no time. 0: no limit. Where the
-	// caller's own deadline comes first, that one holds.
+	// counts is the wait for the answer. Bodies of up to 64 KiB in memory are sent in no time. A server that takes nothing
+	// more of the body for five minutes, and sends nothing either, ends the call (SendIdle). 0: no limit. Where the caller's
+	// own deadline comes first, that one holds.
 	Request time.Duration
 
 	// BodyIdle bounds the silence in a response body: one wait for more of it. Only time spent in Read counts, so that a
@@ -51,6 +52,7 @@ const (
 	Request  = deadline.Request  // Config.Request
 	PerTry   = deadline.PerTry   // PerTryTimeout of package retry
 	BodyIdle = deadline.BodyIdle // Config.BodyIdle
+	SendIdle = deadline.SendIdle // five minutes in which a server takes nothing more of a request, where there is another limit
 )
 
 // Header tells the server how many milliseconds the caller will wait, at least 1.

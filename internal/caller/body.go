@@ -20,6 +20,12 @@ type Clock interface {
 	Resume()
 }
 
+// Upload is a Clock that is also told when the transport has some of the body to send, until it pauses again.
+type Upload interface {
+	Clock
+	Sending()
+}
+
 // ErrCommitted is the error of a GetBody of ours that cannot give the body once more: it is not the caller's.
 var ErrCommitted = errors.New("request body cannot be sent again")
 
@@ -28,7 +34,8 @@ var ErrCommitted = errors.New("request body cannot be sent again")
 type Sent struct {
 	length int64 // announced; 0 or less if none is
 	get    func() (io.ReadCloser, error)
-	clock  Clock // nil if there is none
+	clock  Clock  // nil if there is none
+	upload Upload // clock, if it is one
 
 	mu    sync.Mutex
 	fault error
@@ -41,12 +48,14 @@ func Watched(req *http.Request) bool {
 }
 
 // Watch puts a Sent in front of the body of req, which must be a copy, if there is anything to watch. It tells clock, which
-// may be nil, to pause when the transport begins to read the body, and to resume when it has it all or gives it up.
+// may be nil, to pause when the transport begins to read the body, and to resume when it has it all or gives it up. An Upload
+// pauses for each Read, and is told of what was read.
 func Watch(req *http.Request, clock Clock) {
 	first := &struct { // at once
 		Sent
 		sending
 	}{Sent: Sent{length: req.ContentLength, get: req.GetBody, clock: clock}}
+	first.upload, _ = clock.(Upload)
 	first.sending = sending{Sent: &first.Sent, source: req.Body}
 	req.Body = &first.sending
 	if req.GetBody != nil {
@@ -134,7 +143,7 @@ type sending struct {
 }
 
 func (b *sending) Read(p []byte) (int, error) {
-	if !b.begun {
+	if !b.begun || b.upload != nil && !b.over() {
 		b.begun = true
 		b.pause()
 	}
@@ -146,10 +155,17 @@ func (b *sending) Read(p []byte) (int, error) {
 	case err != nil && err != io.EOF && !b.closed.Load(): // and not a consequence of Close
 		b.blame(err)
 	}
-	if err != nil || b.length > 0 && b.read >= b.length {
+	if err != nil || b.over() {
 		b.resume()
+	} else if b.upload != nil {
+		b.upload.Sending()
 	}
 	return n, err
+}
+
+// over reports whether nothing more will be sent.
+func (b *sending) over() bool {
+	return b.closed.Load() || b.length > 0 && b.read >= b.length
 }
 
 func (b *sending) Close() error {

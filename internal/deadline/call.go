@@ -107,8 +107,11 @@ func (c *Call) Received(err error) error {
 		return err
 	}
 	// Transports report a context that ended in different words.
-	if cause := context.Cause(c.ctx.Context); cause == error(&c.ctx.exceeded) || cause == error(&c.stalled) {
+	if cause := context.Cause(c.ctx.Context); cause == error(&c.stalled) {
 		return cause
+	}
+	if exceeded := c.ctx.Exceeded(); exceeded != nil {
+		return exceeded
 	}
 	return err
 }
@@ -135,6 +138,9 @@ func (w *watched) Read(p []byte) (int, error) {
 	c := (*Call)(w)
 	c.Await()
 	n, err := c.body.Read(p)
+	if n > 0 {
+		c.ctx.progress()
+	}
 	return n, c.Received(err)
 }
 

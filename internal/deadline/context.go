@@ -3,6 +3,7 @@ package deadline
 import (
 	"context"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -14,14 +15,24 @@ type Context struct {
 
 	cancel   context.CancelCauseFunc
 	timer    *time.Timer
-	announce bool // Deadline tells the limit
+	state    atomic.Int32 // one of those below, changed with mu held
+	announce bool         // Deadline tells the limit
 	exceeded Error
 
-	mu     sync.Mutex
-	at     time.Time     // when the timer fires; zero: it does not run
-	paused bool          // left is what remains of the limit
-	left   time.Duration // while paused
+	mu      sync.Mutex
+	at      time.Time     // when the timer fires; not while paused
+	left    time.Duration // what remains of the limit; while paused and uploading
+	stalled *Error        // nil unless it was SendIdle that ended the context
 }
+
+// The states of a Context with a timer.
+const (
+	running   int32 = iota
+	paused          // the limit stands still
+	uploading       // it does, and the timer is that of SendIdle
+	stopped
+	expired
+)
 
 // Start begins the wait: unless Stop or Cancel comes first, c ends after limit, with an *Error as its cause. A limit of 0
 // or less only makes c cancellable. With announce, Deadline tells the limit to those below; without, they see only the
@@ -37,8 +48,22 @@ func (c *Context) Start(parent context.Context, kind Kind, limit time.Duration, 
 	c.timer = time.AfterFunc(limit, c.expire)
 }
 
+// expire runs when the timer fires, which it may have done just before it was stopped or set anew.
 func (c *Context) expire() {
-	c.cancel(&c.exceeded)
+	c.mu.Lock()
+	state := c.state.Load()
+	if state != running && state != uploading || time.Now().Before(c.at) {
+		c.mu.Unlock()
+		return
+	}
+	c.state.Store(expired)
+	cause := &c.exceeded
+	if state == uploading {
+		c.stalled = &Error{Kind: SendIdle, Limit: sendIdle}
+		cause = c.stalled
+	}
+	c.mu.Unlock()
+	c.cancel(cause)
 }
 
 // Stop stops the timer and leaves the context alive. It reports whether it came in time: false means that the limit was
@@ -49,12 +74,18 @@ func (c *Context) Stop() bool {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.at = time.Time{}
-	if c.paused {
-		c.paused = false
-		return true
+	switch c.state.Load() {
+	case expired:
+		return false
+	case running:
+		if !c.timer.Stop() {
+			return false
+		}
+	case uploading:
+		c.timer.Stop()
 	}
-	return c.timer.Stop()
+	c.state.Store(stopped)
+	return true
 }
 
 // Cancel stops the timer and ends the context. It may be called more than once.
@@ -63,18 +94,25 @@ func (c *Context) Cancel() {
 	c.Stop()
 }
 
-// Pause makes the timer stand still until Resume. Once it has fired or was stopped, nothing happens.
+// Pause makes the limit stand still until Resume. Once it was exceeded or stopped, nothing happens.
 func (c *Context) Pause() {
-	if c.timer == nil {
+	if c.timer == nil || c.state.Load() == paused {
 		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.paused || c.at.IsZero() || !c.timer.Stop() {
+	switch c.state.Load() {
+	case running:
+		if !c.timer.Stop() {
+			return
+		}
+		c.left = max(0, time.Until(c.at))
+	case uploading:
+		c.timer.Stop()
+	default:
 		return
 	}
-	c.left = max(0, time.Until(c.at))
-	c.paused = true
+	c.state.Store(paused)
 }
 
 // Resume ends a Pause. Without one it does nothing.
@@ -84,18 +122,55 @@ func (c *Context) Resume() {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !c.paused {
+	if s := c.state.Load(); s != paused && s != uploading {
 		return
 	}
-	c.paused = false
-	c.at = time.Now().Add(c.left)
-	c.timer.Reset(c.left)
+	c.setLocked(running, c.left)
+}
+
+// sending begins to wait, during a Pause, until the peer has taken what the transport has of the request. It reports false
+// where there is no Pause.
+func (c *Context) sending() bool {
+	if c.timer == nil {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.state.Load(); s != paused && s != uploading {
+		return false
+	}
+	c.setLocked(uploading, sendIdle)
+	return true
+}
+
+// progress says that the peer does something, whatever it takes of the request.
+func (c *Context) progress() {
+	if c.state.Load() == uploading {
+		c.sending()
+	}
+}
+
+func (c *Context) setLocked(state int32, after time.Duration) {
+	c.state.Store(state)
+	c.at = time.Now().Add(after)
+	c.timer.Reset(after)
 }
 
 // Exceeded returns the *Error if it was the limit that ended the context, and nil otherwise.
 func (c *Context) Exceeded() error {
-	if c.Context != nil && context.Cause(c.Context) == error(&c.exceeded) {
+	if c.Context == nil {
+		return nil
+	}
+	cause := context.Cause(c.Context)
+	if cause == error(&c.exceeded) {
 		return &c.exceeded
+	}
+	if cause != nil && c.state.Load() == expired {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.stalled != nil && cause == error(c.stalled) {
+			return c.stalled
+		}
 	}
 	return nil
 }
@@ -104,9 +179,10 @@ func (c *Context) Exceeded() error {
 func (c *Context) Deadline() (time.Time, bool) {
 	if c.announce {
 		c.mu.Lock()
-		at, paused := c.at, c.paused
+		at, state := c.at, c.state.Load()
+		counts := state == running || state == expired && c.stalled == nil
 		c.mu.Unlock()
-		if !paused && !at.IsZero() {
+		if counts {
 			return at, true
 		}
 	}
@@ -164,5 +240,22 @@ func (c Clock) Pause() {
 func (c Clock) Resume() {
 	for limit := c.innermost; limit != nil; limit = ClockOf(limit.Context).innermost {
 		limit.Resume()
+	}
+}
+
+// Upload is a Clock for who sends the request, and knows when the peer takes it.
+type Upload struct {
+	Clock
+}
+
+// UploadOf returns the limits that end ctx.
+func UploadOf(ctx context.Context) Upload {
+	return Upload{ClockOf(ctx)}
+}
+
+// Sending says, during a Pause, that the transport has some of the request to send. If it is still at it after five minutes,
+// without a further Pause or a Resume, the innermost limit ends the call. The response, if that comes already, counts too.
+func (u Upload) Sending() {
+	for limit := u.innermost; limit != nil && !limit.sending(); limit = ClockOf(limit.Context).innermost {
 	}
 }

@@ -126,3 +126,72 @@ func TestCall_NoLimits(t *testing.T) {
 		}
 	}
 }
+
+// While a request is sent, what counts is whether the peer takes it.
+func TestUpload(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var call, try deadline.Context
+		call.Start(t.Context(), deadline.Request, 10*time.Second, true)
+		defer call.Cancel()
+		try.Start(&call, deadline.PerTry, 5*time.Second, false)
+		defer try.Cancel()
+		upload := deadline.UploadOf(&try)
+		time.Sleep(time.Second)
+		for range 10 {
+			upload.Pause() // for what the caller has to send
+			time.Sleep(time.Hour)
+			upload.Sending()
+			if _, ok := call.Deadline(); ok {
+				t.Error("a deadline is announced while it stands still")
+			}
+			time.Sleep(299 * time.Second)
+		}
+		upload.Resume()
+		if at, ok := call.Deadline(); !ok || time.Until(at) != 9*time.Second {
+			t.Errorf("Deadline = %v, %v; want what was left", at, ok)
+		}
+		time.Sleep(time.Second)
+		if call.Err() != nil || try.Err() != nil {
+			t.Fatalf("ended: %v, %v", context.Cause(&call), context.Cause(&try))
+		}
+		upload.Pause()
+		upload.Sending()
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		stalled, ok := errors.AsType[*deadline.Error](try.Exceeded())
+		if !ok || stalled.Kind != deadline.SendIdle || stalled.Limit != 5*time.Minute || try.Err() != context.DeadlineExceeded || try.Stop() {
+			t.Errorf("Exceeded = %v, Err = %v", try.Exceeded(), try.Err())
+		}
+		if call.Err() != nil {
+			t.Errorf("the call has ended with its try: %v", context.Cause(&call))
+		}
+		upload.Sending() // the try has ended, so it is up to the call
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		if stalled, ok := errors.AsType[*deadline.Error](call.Exceeded()); !ok || stalled.Kind != deadline.SendIdle {
+			t.Errorf("Exceeded = %v", call.Exceeded())
+		}
+	})
+}
+
+// What ends a wait just when it would have been too long comes before it or after, and nothing gets stuck.
+func TestUpload_AtTheLimit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 100 {
+			var c deadline.Context
+			c.Start(t.Context(), deadline.Request, time.Second, true)
+			upload := deadline.UploadOf(&c)
+			upload.Pause()
+			upload.Sending()
+			time.Sleep(5 * time.Minute)
+			upload.Pause() // while the timer fires
+			ended := c.Stop()
+			time.Sleep(time.Hour)
+			synctest.Wait()
+			if ended != (c.Err() == nil) {
+				t.Errorf("Stop = %v, and then the context ended with %v", ended, c.Err())
+			}
+			c.Cancel()
+		}
+	})
+}

@@ -17,7 +17,12 @@ const (
 	PerTry
 	// BodyIdle is the limit on one wait for more of the response body.
 	BodyIdle
+	// SendIdle is the limit on one wait for the peer to take more of the request body, while the other limits stand still.
+	SendIdle
 )
+
+// sendIdle is the limit SendIdle. It is as long as a stream may be idle in Envoy by default.
+const sendIdle = 5 * time.Minute
 
 // String returns the name of the limit.
 func (k Kind) String() string {
@@ -28,6 +33,8 @@ func (k Kind) String() string {
 		return "per-try timeout"
 	case BodyIdle:
 		return "body idle timeout"
+	case SendIdle:
+		return "send idle timeout"
 	}
 	return "timeout"
 }
@@ -48,6 +55,8 @@ func (e *Error) Error() string {
 		return "per-try timeout: no response headers after " + e.Limit.String()
 	case BodyIdle:
 		return "body idle timeout: nothing received for " + e.Limit.String()
+	case SendIdle:
+		return "send idle timeout: the peer took nothing of the request for " + e.Limit.String()
 	}
 	return "timeout after " + e.Limit.String()
 }

@@ -1,0 +1,123 @@
+package mesh_test
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/timeout"
+)
+
+// endless is a body without end, of which each part takes a while.
+type endless struct {
+	pause time.Duration
+	left  int // parts, if it has an end
+}
+
+func (e *endless) Read(p []byte) (int, error) {
+	time.Sleep(e.pause)
+	if e.left == 1 {
+		return 0, io.EOF
+	}
+	e.left--
+	clear(p)
+	return len(p), nil
+}
+
+// An endpoint that takes the head of a request and never its body does not keep the call for ever, though the limits of the
+// route stand still meanwhile.
+func TestUploadThatNobodyTakes(t *testing.T) {
+	for name, fields := range map[string]string{
+		"timeout":       "timeout: 3s\nretries: {attempts: 0}",
+		"perTryTimeout": "retries: {attempts: 1, perTryTimeout: 3s, retryOn: connect-failure}",
+		"both":          "timeout: 1h\nretries: {attempts: 1, perTryTimeout: 3s, retryOn: connect-failure}",
+	} {
+		for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+			t.Run(name+" "+proto, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					m := uploads(t, fields, proto, func(http.ResponseWriter, *http.Request) { <-t.Context().Done() })
+					began := time.Now()
+					_, err := m.Post("http://api/", "", &endless{})
+					if took := time.Since(began); took != 5*time.Minute {
+						t.Errorf("ended after %v", took)
+					}
+					if e, ok := errors.AsType[*timeout.Error](err); !ok || e.Kind != timeout.SendIdle {
+						t.Errorf("ended with %v", err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// Neither a caller that takes its time nor an endpoint that reads slowly is cut, nor one that answers and does not read on.
+func TestUploadThatTakesLong(t *testing.T) {
+	for _, proto := range []string{"HTTP/1.1", "HTTP/2.0"} {
+		t.Run(proto, func(t *testing.T) {
+			for name, test := range map[string]struct {
+				body    endless
+				handler http.HandlerFunc
+			}{
+				"slow caller": {endless{10 * time.Minute, 5}, func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(io.Discard, r.Body) }},
+				"slow endpoint": {endless{0, 200}, func(w http.ResponseWriter, r *http.Request) {
+					for part := make([]byte, 512<<10); ; time.Sleep(4 * time.Minute) {
+						if _, err := io.ReadFull(r.Body, part); err != nil {
+							return
+						}
+					}
+				}},
+				"answers": {endless{}, func(w http.ResponseWriter, r *http.Request) {
+					_ = http.NewResponseController(w).EnableFullDuplex()
+					for range 20 {
+						_, _ = io.WriteString(w, "part ")
+						_ = http.NewResponseController(w).Flush()
+						time.Sleep(4 * time.Minute)
+					}
+				}},
+			} {
+				t.Run(name, func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						c := uploads(t, "timeout: 90m\nretries: {attempts: 0}", proto, test.handler)
+						body := test.body
+						resp, err := c.Post("http://api/", "", &body)
+						if err != nil {
+							t.Fatal(err)
+						}
+						defer resp.Body.Close()
+						if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+							t.Error(err)
+						}
+					})
+				})
+			}
+		})
+	}
+}
+
+// uploads returns a client of a mesh with one endpoint that speaks proto.
+func uploads(t *testing.T, fields, proto string, handler http.HandlerFunc) *http.Client {
+	documents := virtualService(fields)
+	if proto == "HTTP/2.0" {
+		documents += destinationRule("connectionPool: {http: {h2UpgradePolicy: UPGRADE}}")
+	}
+	t.Cleanup(func() { time.Sleep(time.Second) }) // net/http's server waits a little before it closes a connection with a body
+	f, done := new(meshtest.Fleet), make(chan struct{})
+	const address = "10.9.9.9:80"
+	ln, srv := f.Network.Listen(address), &http.Server{Handler: handler, Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
+	go func() {
+		defer close(done)
+		srv.Serve(ln)
+	}()
+	t.Cleanup(func() {
+		srv.Close()
+		<-done
+	})
+	f.Registry.Set("api", meshtest.EndpointOf(t, address))
+	return f.Mesh(t, documents).Client()
+}
