@@ -150,7 +150,7 @@ func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port i
 	var own *istio.TrafficPolicy
 	if subset != nil {
 		own = subset.TrafficPolicy
-		c.Subset = joinLabels(subset.Labels)
+		c.Subset = subset.Labels
 	}
 	merged := istio.Merge(policy, own, port)
 	s := merged.Settings(p.workload.Locality, p.workload.Labels)
@@ -162,15 +162,6 @@ func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port i
 	c.Pool, c.RetryLimit, c.UpgradeHTTP2 = s.Pool, s.RetryLimit, s.UpgradeHTTP2
 	c.TLS = tlsOf(merged.TLS)
 	return c
-}
-
-// joinLabels makes labels comparable: "key=value,key=value", sorted by key.
-func joinLabels(labels map[string]string) string {
-	list := make([]string, 0, len(labels))
-	for _, name := range slices.Sorted(maps.Keys(labels)) {
-		list = append(list, name+"="+labels[name])
-	}
-	return strings.Join(list, ",")
 }
 
 // check says what the layers cannot honour.

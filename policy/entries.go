@@ -82,9 +82,9 @@ type entry struct {
 	visible bool
 	hosts   []string // its names: the hosts, and behind them the addresses
 	ports   []servicePort
-	numbers []int  // of the ports
-	names   string // in the certificates of the endpoints, as TLS has them
-	ids     string // those of them that are SPIFFE IDs
+	numbers []int    // of the ports
+	names   []string // in the certificates of the endpoints, as TLS has them
+	ids     []string // those of them that are SPIFFE IDs
 
 	exact map[string]*Entry // of the hosts without a wildcard
 }
@@ -93,7 +93,7 @@ func (c *compiler) readEntry(doc *yamldoc.Document, r *reading, is *istio.Servic
 	c.placed(doc, is)
 	e := &entry{reading: r, is: is, hosts: is.Names(), exact: make(map[string]*Entry)}
 	e.visible, _ = istio.VisibleFrom(c.plan.workload.Namespace, r.namespace, is.Spec.ExportTo)
-	e.names, e.ids = joinNames(is.Spec.SubjectAltNames), joinNames(istio.SPIFFEIDs(is.Spec.SubjectAltNames))
+	e.names, e.ids = sortNames(is.Spec.SubjectAltNames), sortNames(istio.SPIFFEIDs(is.Spec.SubjectAltNames))
 	for _, port := range is.Spec.Ports {
 		e.ports = append(e.ports, servicePort{int(port.Number), is.HTTP2(int(port.Number))})
 		e.numbers = append(e.numbers, int(port.Number))

@@ -44,12 +44,12 @@ spec:
 	cluster := plan.Cluster(routed.Destinations[0].Target)
 	fmt.Println(host.Service.Host)
 	fmt.Println(routed.Timeout, routed.Retry.Retries, routed.Retry.On)
-	fmt.Println(cluster.Subset, cluster.Outlier.Consecutive5xx)
+	fmt.Println(cluster.Subset["version"], cluster.Outlier.Consecutive5xx)
 	fmt.Println(plan.Cluster(route.Target{Host: "order-service", Subset: "v9"}).Missing)
 	// Output:
 	// user-service.default.svc.cluster.local
 	// 10s 3 5xx,reset
-	// version=v1 7
+	// v1 7
 	// true
 }
 

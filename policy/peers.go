@@ -4,6 +4,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/tlsid"
@@ -136,7 +137,7 @@ func (c *compiler) peerRules(policies []decoded[istio.PeerAuthentication]) []pee
 		selector := pa.is.Spec.Selector
 		rules = append(rules, translated(&pa.is.Spec))
 
-		key := joinLabels(selector.Labels())
+		key := labelKey(selector.Labels())
 		before := same[key]
 		if before == nil {
 			same[key] = pa.document
@@ -192,4 +193,13 @@ func (m peerMode) or(inherited peerMode) peerMode {
 		return m
 	}
 	return inherited
+}
+
+// labelKey returns a text that is equal for equal labels, sorted by name. Labels in documents hold neither "=" nor ",".
+func labelKey(labels map[string]string) string {
+	var key strings.Builder
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		key.WriteString(name + "=" + labels[name] + ",")
+	}
+	return key.String()
 }

@@ -5,6 +5,8 @@
 package policy
 
 import (
+	"maps"
+
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
@@ -93,14 +95,15 @@ type Host struct {
 	from *built // what Routes are of
 }
 
-// Cluster is the policy of one [route.Target]: how its endpoints are chosen, connected to and watched. It is
-// comparable: a reload keeps the state of a target whose Cluster did not change.
+// Cluster is the policy of one [route.Target]: how its endpoints are chosen, connected to and watched. A reload keeps the
+// state of a target whose Cluster is Equal to the one before. Its maps and slices must not be changed.
 type Cluster struct {
-	// Subset selects the target's endpoints by their labels, in the form "key=value,key=value" sorted by key. Empty
-	// selects all. Missing says that the target names a subset that no document defines: it has no endpoints.
-	Subset  string
+	// Subset are the labels that select the target's endpoints. Empty selects all. Missing says that the target names a
+	// subset that no document defines: it has no endpoints.
+	Subset  map[string]string
 	Missing bool
 
+	// Balancer says how an endpoint is chosen.
 	Balancer balancer.Config
 
 	// Passthrough dials what the caller asked for (loadBalancer.simple PASSTHROUGH).
@@ -124,4 +127,13 @@ type Cluster struct {
 
 	// UpgradeHTTP2 speaks HTTP/2 to plaintext endpoints (h2UpgradePolicy UPGRADE).
 	UpgradeHTTP2 bool
+}
+
+// Equal reports whether two clusters are treated alike.
+func (c *Cluster) Equal(other *Cluster) bool {
+	return maps.Equal(c.Subset, other.Subset) && c.Missing == other.Missing &&
+		c.Balancer.Equal(other.Balancer) && c.Passthrough == other.Passthrough &&
+		c.Eject == other.Eject && c.Outlier == other.Outlier &&
+		c.Pool == other.Pool && c.RetryLimit == other.RetryLimit && c.RetryBudget == other.RetryBudget &&
+		c.TLS.Equal(other.TLS) && c.UpgradeHTTP2 == other.UpgradeHTTP2
 }

@@ -1,9 +1,7 @@
 package policy
 
 import (
-	"cmp"
 	"slices"
-	"strings"
 
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
@@ -21,10 +19,10 @@ type TLS struct {
 	// of the system.
 	CACertificates string
 
-	// SubjectAltNames are the names of which the endpoint's certificate must have one, sorted and joined by commas: for
+	// SubjectAltNames are the names of which the endpoint's certificate must have one, sorted and each once: for
 	// TLSIstioMutual and TLSAuto SPIFFE IDs. Empty means those that are known of the endpoint or, for TLSSimple and
 	// TLSMutual, the host of the request.
-	SubjectAltNames string
+	SubjectAltNames []string
 
 	// ServerName is sent as SNI. Empty means the host of the request.
 	ServerName string
@@ -32,6 +30,13 @@ type TLS struct {
 	// External says that the host is outside of the mesh, so that TLSAuto means plaintext: a ServiceEntry that is not
 	// MESH_INTERNAL names it.
 	External bool
+}
+
+// Equal reports whether connections are secured in the same way.
+func (t TLS) Equal(other TLS) bool {
+	return t.Mode == other.Mode && t.ClientCertificate == other.ClientCertificate && t.PrivateKey == other.PrivateKey &&
+		t.CACertificates == other.CACertificates && slices.Equal(t.SubjectAltNames, other.SubjectAltNames) &&
+		t.ServerName == other.ServerName && t.External == other.External
 }
 
 // TLSMode is the kind of connection that a DestinationRule asks for.
@@ -76,7 +81,7 @@ func tlsOf(s *istio.ClientTLSSettings) TLS {
 	if s == nil {
 		return TLS{}
 	}
-	t := TLS{SubjectAltNames: joinNames(s.SubjectAltNames), ServerName: s.SNI}
+	t := TLS{SubjectAltNames: sortNames(s.SubjectAltNames), ServerName: s.SNI}
 	switch s.Mode {
 	case "SIMPLE":
 		t.Mode = TLSSimple
@@ -94,11 +99,11 @@ func tlsOf(s *istio.ClientTLSSettings) TLS {
 	return t
 }
 
-// joinNames makes a list of names comparable.
-func joinNames(names []string) string {
+// sortNames returns the names in order and each once, so that equal sets are equal lists.
+func sortNames(names []string) []string {
 	names = slices.Clone(names)
 	slices.Sort(names)
-	return strings.Join(slices.Compact(names), ",")
+	return slices.Compact(names)
 }
 
 // entryTLS adds what the ServiceEntry of a host says of its endpoints. The names of a DestinationRule come first.
@@ -109,11 +114,13 @@ func (p *Plan) entryTLS(t *TLS, host string) {
 	}
 	t.External = e.is.External()
 	switch {
-	case t.SubjectAltNames != "" || t.Mode == TLSDisable:
+	case len(t.SubjectAltNames) > 0 || t.Mode == TLSDisable:
 	case t.Mode == TLSSimple || t.Mode == TLSMutual:
 		t.SubjectAltNames = e.names
+	case len(e.ids) > 0:
+		t.SubjectAltNames = e.ids
 	default:
-		t.SubjectAltNames = cmp.Or(e.ids, e.names) // the names alone match nobody, rather than all
+		t.SubjectAltNames = e.names // they match nobody, rather than all
 	}
 }
 
@@ -121,7 +128,7 @@ func (p *Plan) entryTLS(t *TLS, host string) {
 // all namespaces count: documents are also checked for workloads that nobody has named.
 func (c *compiler) certificateNames() {
 	for _, se := range c.entries {
-		if se.Failed() || se.is.names == "" {
+		if se.Failed() || len(se.is.names) == 0 {
 			continue
 		}
 		for _, host := range se.is.hosts[:len(se.is.is.Spec.Hosts)] {
@@ -131,7 +138,7 @@ func (c *compiler) certificateNames() {
 				se.Warnf("spec.subjectAltNames", "has no effect on %s: no DestinationRule secures the connections to it", host)
 				break
 			}
-			if (modes.has(TLSIstioMutual) || !secured) && se.is.ids == "" {
+			if (modes.has(TLSIstioMutual) || !secured) && len(se.is.ids) == 0 {
 				se.Warnf("spec.subjectAltNames", "connections to %s by mutual TLS between workloads are refused: those have SPIFFE IDs, "+
 					"and none of these is one", host)
 				break

@@ -12,7 +12,7 @@ import (
 )
 
 // OriginateConfig says how to begin TLS to a destination that is not of the mesh, as DestinationRule does with the modes
-// SIMPLE and MUTUAL. It is comparable. The zero value is SIMPLE, verified by the authorities of the system.
+// SIMPLE and MUTUAL. The zero value is SIMPLE, verified by the authorities of the system.
 type OriginateConfig struct {
 	// ClientCertificate and PrivateKey are the PEM files of what to present to the server: both or neither.
 	ClientCertificate, PrivateKey string
@@ -20,9 +20,9 @@ type OriginateConfig struct {
 	// CACertificates is the PEM file of the authorities that may vouch for the server. Empty means those of the system.
 	CACertificates string
 
-	// SubjectAltNames are names, joined by commas. The server's certificate must have one of them, as DNS name, URI or IP
-	// address. Empty means ServerName, or else the host that is called.
-	SubjectAltNames string
+	// SubjectAltNames are names of which the server's certificate must have one, as DNS name, URI or IP address. Empty
+	// means ServerName, or else the host that is called.
+	SubjectAltNames []string
 
 	// ServerName is the name to ask the server for (SNI). Empty means the host that is called.
 	ServerName string
@@ -30,8 +30,7 @@ type OriginateConfig struct {
 
 // Origination makes TLS configurations from an OriginateConfig. It is safe for concurrent use.
 type Origination struct {
-	cfg   OriginateConfig
-	names []string // SubjectAltNames
+	cfg OriginateConfig
 
 	mu     sync.Mutex
 	looked time.Time // when the files were last read
@@ -51,13 +50,11 @@ func NewOrigination(cfg OriginateConfig) (*Origination, error) {
 	if (cfg.ClientCertificate == "") != (cfg.PrivateKey == "") {
 		return nil, errors.New("tlsid: ClientCertificate and PrivateKey need each other")
 	}
-	o := &Origination{cfg: cfg}
-	if cfg.SubjectAltNames != "" {
-		o.names = strings.Split(cfg.SubjectAltNames, ",")
-		if slices.Contains(o.names, "") {
-			return nil, fmt.Errorf("tlsid: an empty name in SubjectAltNames %q", cfg.SubjectAltNames)
-		}
+	if slices.Contains(cfg.SubjectAltNames, "") {
+		return nil, fmt.Errorf("tlsid: an empty name in SubjectAltNames %q", cfg.SubjectAltNames)
 	}
+	cfg.SubjectAltNames = slices.Clone(cfg.SubjectAltNames)
+	o := &Origination{cfg: cfg}
 	o.reload(time.Now())
 	if o.err != nil {
 		return nil, o.err
@@ -123,18 +120,18 @@ func (o *Origination) verify(certificates []*x509.Certificate, name string, now 
 	if err != nil {
 		return fmt.Errorf("tlsid: server %s: %w", name, err)
 	}
-	if o.names == nil {
+	if len(o.cfg.SubjectAltNames) == 0 {
 		if err := leaf.VerifyHostname(name); err != nil {
 			return fmt.Errorf("tlsid: server %s: %w", name, err)
 		}
 		return nil
 	}
-	for _, want := range o.names {
+	for _, want := range o.cfg.SubjectAltNames {
 		if hasName(leaf, want) {
 			return nil
 		}
 	}
-	return fmt.Errorf("tlsid: server %s: certificate has none of the subjectAltNames %s", name, strings.Join(o.names, ", "))
+	return fmt.Errorf("tlsid: server %s: certificate has none of the subjectAltNames %s", name, strings.Join(o.cfg.SubjectAltNames, ", "))
 }
 
 // hasName reports whether c is valid for a name: a URI, a DNS name, for which c may have a wildcard, or an IP address.

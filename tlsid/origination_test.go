@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -21,6 +22,18 @@ const host = "api.example.com"
 func web(c *x509.Certificate) {
 	c.URIs, c.DNSNames, c.IPAddresses = nil, []string{host, "*.wild.example"}, []net.IP{{10, 0, 0, 7}}
 	c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+}
+
+// withURI makes an SVID into a certificate of a web server whose name is a URI.
+func withURI(uri string) func(*x509.Certificate) {
+	return func(c *x509.Certificate) {
+		web(c)
+		u, err := url.Parse(uri)
+		if err != nil {
+			panic(err)
+		}
+		c.URIs = []*url.URL{u}
+	}
 }
 
 // outside is a folder with the files of an OriginateConfig.
@@ -65,12 +78,15 @@ func TestOrigination(t *testing.T) {
 		{"not yet valid", tlsid.OriginateConfig{CACertificates: roots}, host, func(c *x509.Certificate) { web(c); lasting(time.Minute, time.Hour)(c) }, "not yet valid"},
 		{"certificate of a client", tlsid.OriginateConfig{CACertificates: roots}, host,
 			func(c *x509.Certificate) { web(c); c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }, "incompatible key usage"},
-		{"SAN by DNS name", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: "other.example," + host}, "b.example.com", web, ""},
-		{"SAN by IP address", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: "10.0.0.7"}, "b.example.com", web, ""},
-		{"SAN by URI", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: order}, host, func(*x509.Certificate) {}, ""},
-		{"SAN is another URI", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: user}, host, func(*x509.Certificate) {}, "none of the subjectAltNames " + user},
-		{"SAN is a part of the URI", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: order[:len(order)-1]}, host, func(*x509.Certificate) {}, "none of the subjectAltNames"},
-		{"SAN instead of host", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: "other.example"}, host, web, "none of the subjectAltNames other.example"},
+		{"SAN by DNS name", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{"other.example", host}}, "b.example.com", web, ""},
+		{"SAN by IP address", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{"10.0.0.7"}}, "b.example.com", web, ""},
+		{"SAN by URI", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{order}}, host, func(*x509.Certificate) {}, ""},
+		{"SAN is another URI", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{user}}, host, func(*x509.Certificate) {}, "none of the subjectAltNames " + user},
+		{"SAN is a part of the URI", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{order[:len(order)-1]}}, host, func(*x509.Certificate) {}, "none of the subjectAltNames"},
+		{"SAN by URI with a comma", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{"https://api.example.com/a,b"}}, host, withURI("https://api.example.com/a,b"), ""},
+		{"SAN is a part of a URI with a comma", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{"https://api.example.com/a,b"}}, host, withURI("https://api.example.com/a"),
+			"none of the subjectAltNames https://api.example.com/a,b"},
+		{"SAN instead of host", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{"other.example"}}, host, web, "none of the subjectAltNames other.example"},
 		{"MUTUAL", tlsid.OriginateConfig{CACertificates: roots, ClientCertificate: filepath.Join(dir, "tls.crt"), PrivateKey: filepath.Join(dir, "tls.key")}, host, web, ""},
 	}
 	for _, tt := range tests {
@@ -103,9 +119,6 @@ func TestOrigination(t *testing.T) {
 			}
 		})
 	}
-	if a, b := (tlsid.OriginateConfig{ServerName: "a"}), (tlsid.OriginateConfig{ServerName: "a"}); a != b {
-		t.Error("equal settings are not ==")
-	}
 }
 
 func TestOriginationRefuses(t *testing.T) {
@@ -126,7 +139,7 @@ func TestOriginationRefuses(t *testing.T) {
 		{"another key", tlsid.OriginateConfig{ClientCertificate: at("tls.crt"), PrivateKey: at("other.key")}, at("other.key") + ": it is not the key"},
 		{"bad certificate", tlsid.OriginateConfig{ClientCertificate: at("bad.crt"), PrivateKey: at("tls.key")}, at("bad.crt")},
 		{"bad CA", tlsid.OriginateConfig{CACertificates: at("bad.crt")}, at("bad.crt")},
-		{"empty name", tlsid.OriginateConfig{SubjectAltNames: "a,,b"}, "an empty name in SubjectAltNames"},
+		{"empty name", tlsid.OriginateConfig{SubjectAltNames: []string{"a", "", "b"}}, "an empty name in SubjectAltNames"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -66,7 +67,7 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 	}
 
 	if p := previous.sockets; p != nil && previous.config.Pool == config.Pool &&
-		previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 && previous.config.TLS == config.TLS {
+		previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 && previous.config.TLS.Equal(config.TLS) {
 		c.sockets = p
 	} else if c.sockets, err = newSockets(e.template, config); err != nil {
 		return nil, err
@@ -279,7 +280,7 @@ func (c *cluster) pick(ctx context.Context, info balancer.PickInfo, now time.Tim
 		return h, nil
 	}
 	if n := c.unselected.Load(); n > 0 && err == balancer.ErrNoEndpoints {
-		err = fmt.Errorf("%w: none of the %d that there are has the labels %s", err, n, c.config.Subset)
+		err = fmt.Errorf("%w: none of the %d that there are has the labels %s", err, n, labelText(c.config.Subset))
 	}
 	return nil, refuse(LayerBalancer, FlagNoHealthyUpstream, err)
 }
@@ -288,14 +289,11 @@ var errDiscoverySlow = errors.New("discovery has not answered in time")
 
 // update takes a set of endpoints from discovery.
 func (c *cluster) update(endpoints []discovery.Endpoint) {
-	chosen := make([]discovery.Endpoint, 0, len(endpoints))
-	for _, e := range endpoints {
-		if !hasLabels(e.Labels, c.config.Subset) {
-			continue
-		}
+	chosen := slices.Clone(balancer.Subset(endpoints, c.config.Subset))
+	for i := range chosen {
 		// From here on the endpoint is where this cluster dials it: that is what it is told apart by.
+		e := &chosen[i]
 		e.Port, e.Ports = e.DialPort(c.target.Port), nil
-		chosen = append(chosen, e)
 	}
 	c.updating.Lock()
 	if c.calls.Load()&clusterGone == 0 {
@@ -315,17 +313,13 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 	}
 }
 
-// hasLabels reports whether labels has every "key=value" of the comma-separated subset.
-func hasLabels(labels map[string]string, subset string) bool {
-	for subset != "" {
-		var pair string
-		pair, subset, _ = strings.Cut(subset, ",")
-		key, value, _ := strings.Cut(pair, "=")
-		if got, ok := labels[key]; !ok || got != value {
-			return false
-		}
+// labelText returns labels for people to read, sorted by name.
+func labelText(labels map[string]string) string {
+	var list []string
+	for _, name := range slices.Sorted(maps.Keys(labels)) {
+		list = append(list, name+"="+labels[name])
 	}
-	return true
+	return strings.Join(list, ",")
 }
 
 func (c *cluster) attach(h *balancer.Host) any {

@@ -66,9 +66,9 @@ func (c *cluster) mutual(e *discovery.Endpoint) (security, error) {
 	if c.engine.identity == nil {
 		return security{}, errNeedsIdentity
 	}
-	if names := c.config.TLS.SubjectAltNames; names != "" {
+	if names := c.config.TLS.SubjectAltNames; len(names) > 0 {
 		var ids []spiffeid.ID
-		for name := range strings.SplitSeq(names, ",") {
+		for _, name := range names {
 			id, err := spiffeid.FromString(name)
 			if err != nil {
 				return security{}, fmt.Errorf("subjectAltNames: %q: %w", name, err)

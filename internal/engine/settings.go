@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -62,15 +61,12 @@ func (e *Engine) clusterConfig(plan *policy.Plan, target route.Target) clusterCo
 	return config
 }
 
-// same reports whether a cluster can stay as it is. What is not comparable is made so: equal entries become one.
-func (c *clusterConfig) same(other *clusterConfig) bool {
-	if c.entry.Equal(other.entry) {
-		c.entry = other.entry
-	}
-	if c.peers.Equal(other.peers) {
-		c.peers = other.peers
-	}
-	return reflect.DeepEqual(c, other)
+// equal reports whether a cluster can stay as it is.
+func (c *clusterConfig) equal(other *clusterConfig) bool {
+	return c.Cluster.Equal(&other.Cluster) && c.service == other.service && c.entry.Equal(other.entry) &&
+		c.documented == other.documented && c.peers.Equal(other.peers) && c.trustDomain == other.trustDomain &&
+		c.circuit == other.circuit && c.hasCircuit == other.hasCircuit && c.budget == other.budget &&
+		c.rate == other.rate && c.bodyIdle == other.bodyIdle
 }
 
 // timesAnswers says whether it matters how long the endpoints take to answer.

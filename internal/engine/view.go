@@ -38,7 +38,7 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 			continue
 		}
 		config := e.clusterConfig(plan, target)
-		if !config.same(&c.config) {
+		if !config.equal(&c.config) {
 			successor, err := newCluster(e, target, config, c)
 			if err != nil {
 				return nil, err

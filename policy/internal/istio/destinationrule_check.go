@@ -449,7 +449,8 @@ func SPIFFEIDs(names []string) []string {
 // certificateNames checks names that a certificate can have.
 func (c check) certificateNames(names []string, at string) {
 	for i, name := range names {
-		if name == "" || strings.Contains(name, ",") || !printable(name) {
+		// Only a URI may have a comma. Elsewhere it is two names in one.
+		if name == "" || strings.Contains(name, ",") && !strings.Contains(name, "://") || !printable(name) {
 			c.Errorf(yamldoc.Index(at, i), "%q is not a name in a certificate: use a DNS name, an IP address or a URI", name)
 		}
 	}
