@@ -153,7 +153,7 @@ func (s *stream) Send(ctx context.Context, loop retry.Loop) (retry.Reason, error
 
 // Mirror implements engine.Adapter.
 func (s *stream) Mirror(rule *route.Rule) {
-	s.Engine().Mirrors.Copy(s.ctx, rule, "", func(route.Target, string) (func(context.Context) error, error) {
+	s.Engine().Mirrors.Copy(s.ctx, rule.Route.Mirrors, rule.Route.Timeout, "", func(*route.Mirror, string) (func(context.Context) error, error) {
 		return nil, errStreamMirror
 	})
 }

@@ -98,7 +98,8 @@ func (u *unary) replayable() bool { return true }
 // Mirror implements engine.Adapter.
 func (u *unary) Mirror(rule *route.Rule) {
 	original := route.NewRequest(u.request(&u.sent)).Authority
-	u.Engine().Mirrors.Copy(u.ctx, rule, original, func(target route.Target, authority string) (func(context.Context) error, error) {
+	u.Engine().Mirrors.Copy(u.ctx, rule.Route.Mirrors, rule.Route.Timeout, original, func(to *route.Mirror, authority string) (
+		func(context.Context) error, error) {
 		if u.waited {
 			return nil, errMirrored
 		}
@@ -110,7 +111,7 @@ func (u *unary) Mirror(rule *route.Rule) {
 		c.sent.authority, c.results = authority, nil
 		// The call itself appends to its options meanwhile.
 		c.tries = append(slices.Clip(u.tries), grpc.ForceCodecV2(encoded{u.encoding.Subtype()}))
-		return func(ctx context.Context) error { return c.copy(ctx, target) }, nil
+		return func(ctx context.Context) error { return c.copy(ctx, to.Target) }, nil
 	})
 }
 

@@ -9,6 +9,7 @@ import (
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/httpclone"
+	"github.com/nosidecar/mesh/internal/mirror"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -37,7 +38,7 @@ type Config struct {
 // Engine takes calls to their destinations. [New] makes one; it is safe for concurrent use once a plan was applied.
 type Engine struct {
 	// Mirrors sends the copies of calls. Its Send is set by the adapter of HTTP.
-	Mirrors route.Mirrorer
+	Mirrors mirror.Mirrorer[route.Mirror]
 
 	config      Config
 	hooks       Hooks
@@ -77,6 +78,7 @@ func New(config Config) (*Engine, error) {
 	}
 	e.watcher = discovery.NewWatcher(resolver, e.discoveryFailed)
 	e.names = discovery.NewWatcher(discovery.DNS{}, e.discoveryFailed)
+	e.Mirrors.Share = func(to *route.Mirror) uint32 { return to.PerMillion }
 	e.Mirrors.Done = e.mirrorDone
 	e.view.Store(&view{})
 	return e, nil
@@ -158,9 +160,9 @@ func Of(rt http.RoundTripper) *Engine {
 	return nil
 }
 
-func (e *Engine) mirrorDone(target route.Target, err error) {
+func (e *Engine) mirrorDone(to *route.Mirror, err error) {
 	if f := e.hooks.MirrorDropped; f != nil && refusal.Is(err) {
-		f(target, err)
+		f(to.Target, err)
 	}
 }
 

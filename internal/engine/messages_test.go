@@ -69,11 +69,11 @@ func (m *message) HashKey(key *balancer.HashKey) (string, bool) {
 
 func (m *message) Mirror(rule *route.Rule) {
 	path := m.path
-	m.Engine().Mirrors.Copy(m.Context(), rule, "shop", func(target route.Target, _ string) (func(context.Context) error, error) {
+	m.Engine().Mirrors.Copy(m.Context(), rule.Route.Mirrors, rule.Route.Timeout, "shop", func(to *route.Mirror, _ string) (func(context.Context) error, error) {
 		return func(ctx context.Context) error {
 			c := &message{path: path}
 			c.Begin(ctx, m.Engine(), engine.Copied, nil)
-			_, err := c.Serve(c.Context(), &engine.Request{Host: "shop"}, target, c)
+			_, err := c.Serve(c.Context(), &engine.Request{Host: "shop"}, to.Target, c)
 			if err == nil {
 				c.End(0, nil)
 			}

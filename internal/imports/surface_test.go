@@ -6,24 +6,47 @@ import (
 	"go/parser"
 	"go/token"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 )
 
-// mostNames bounds what the root promises. A name more is a promise more.
-const mostNames = 60
+// mostOfRoot and mostOfAll bound what the root and all public packages together promise. A name more is a promise more.
+const (
+	mostOfRoot = 60
+	mostOfAll  = 590
+)
 
-// TestSurface counts the exported names of the root as go doc shows them: constants, variables, functions, types, and methods of
-// types. Fields, and methods of interfaces, belong to their types.
+// TestSurface counts the exported names of the root, and of all public packages, as go doc shows them: constants, variables,
+// functions, types, and methods of types. Fields, and methods of interfaces, belong to their types.
 func TestSurface(t *testing.T) {
-	names := exported(t, filepath.Join("..", ".."))
-	if len(names) > mostNames {
-		t.Errorf("the root exports %d names, want at most %d:\n%s", len(names), mostNames, strings.Join(names, "\n"))
+	root := filepath.Join("..", "..")
+	names := exported(t, root)
+	if len(names) > mostOfRoot {
+		t.Errorf("the root exports %d names, want at most %d:\n%s", len(names), mostOfRoot, strings.Join(names, "\n"))
 	}
-	if len(names) < mostNames/2 {
+	if len(names) < mostOfRoot/2 {
 		t.Errorf("the root exports %d names, which cannot be: %q", len(names), names)
 	}
+
+	all := 0
+	out, err := exec.Command("go", "list", "-f", "{{.ImportPath}} {{.Name}} {{.Dir}}", module+"/...").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(out)) {
+		fields := strings.Fields(line)
+		path, name, dir := fields[0], fields[1], fields[2]
+		if name == "main" || strings.Contains(path, "/internal") || strings.HasPrefix(path, module+"/examples") {
+			continue
+		}
+		all += len(exported(t, dir))
+	}
+	if all > mostOfAll || all < mostOfAll/2 {
+		t.Errorf("the public packages export %d names, want at most %d", all, mostOfAll)
+	}
+	t.Logf("%d names of the root, %d of all public packages", len(names), all)
 }
 
 // exported returns the exported names of the package in a folder.

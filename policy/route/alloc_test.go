@@ -44,11 +44,3 @@ func TestStaticEditsAllocs(t *testing.T) {
 		t.Errorf("%v allocations, want 1", n)
 	}
 }
-
-func TestForkWithoutMirrorsAllocs(t *testing.T) {
-	var m route.Mirrorer
-	e, out := table(t, to("b")).Rule(0), get(t, "http://a/")
-	if n := testing.AllocsPerRun(100, func() { m.Fork(out, e) }); n != 0 {
-		t.Errorf("%v allocations, want 0", n)
-	}
-}

@@ -9,9 +9,11 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/mirror"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/retry"
@@ -40,11 +42,21 @@ type Transport struct {
 	// one of the original, unless rewritten.
 	Destination func(Target) http.RoundTripper
 
-	// Mirrors sends copies of requests. Its zero value works; if Send is nil, copies go where Destination says.
-	Mirrors Mirrorer
+	// MirrorLimit is how many copies of requests may be under way at once; further ones are not sent. 0 means 64.
+	MirrorLimit int
 
-	// Rand chooses among destinations: it returns an integer in [0, n). Nil means math/rand/v2.
+	// MirrorTimeout bounds a copy, its response included, if its route has no timeout. 0 means 15 s.
+	MirrorTimeout time.Duration
+
+	// MirrorDone, if not nil, is called once for each copy that was due: with nil after a response, and else with the
+	// reason why there is none. It may be called on the goroutine of the original, and must not block.
+	MirrorDone func(target Target, err error)
+
+	// Rand chooses among destinations and what is copied: it returns an integer in [0, n). Nil means math/rand/v2.
 	Rand func(n uint32) uint32
+
+	mirroring sync.Once
+	mirrors   mirror.Mirrorer[Mirror]
 
 	layers sync.Map // *Backend to http.RoundTripper, where a route has timeout, faults or retries
 }
@@ -84,11 +96,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		body.CloseRequest(req)
 		return nil, err
 	}
-	send := t.Mirrors.Send
-	if send == nil {
-		send = t.mirror
+	if mirrors := e.Route.Mirrors; len(mirrors) > 0 {
+		t.mirroring.Do(t.startMirroring)
+		t.mirrors.Fork(out, mirrors, e.Route.Timeout)
 	}
-	t.Mirrors.fork(out, e, send)
 	b.address(out.URL)
 
 	resp, err := next.RoundTrip(out)
@@ -145,9 +156,10 @@ func (d *destination) RoundTrip(req *http.Request) (*http.Response, error) {
 	return base.RoundTrip(req)
 }
 
-// Close ends mirroring; see [Mirrorer.Close]. The Transport can still be used, without it.
+// Close cancels the copies under way and waits for them. The Transport can still be used, without mirrors. Close always
+// returns nil, and may be called more than once.
 func (t *Transport) Close() error {
-	return t.Mirrors.Close()
+	return t.mirrors.Close()
 }
 
 // CloseIdleConnections closes the idle connections of the table's targets.
@@ -182,9 +194,17 @@ func (t *Transport) base(target Target) (http.RoundTripper, error) {
 	return http.DefaultTransport, nil
 }
 
-func (t *Transport) mirror(target Target, req *http.Request) (*http.Response, error) {
-	target.address(req.URL)
-	return (&destination{t, target}).RoundTrip(req)
+func (t *Transport) startMirroring() {
+	m := &t.mirrors
+	m.Limit, m.Timeout, m.Rand = t.MirrorLimit, t.MirrorTimeout, t.Rand
+	m.Share = func(to *Mirror) uint32 { return to.PerMillion }
+	m.Send = func(to *Mirror, req *http.Request) (*http.Response, error) {
+		to.address(req.URL)
+		return (&destination{t, to.Target}).RoundTrip(req)
+	}
+	if t.MirrorDone != nil {
+		m.Done = func(to *Mirror, err error) { t.MirrorDone(to.Target, err) }
+	}
 }
 
 // address makes u point to the target. What the target does not say stays.

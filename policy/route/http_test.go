@@ -37,6 +37,18 @@ func always(t testing.TB, f roundTripper, routes ...route.Route) *route.Transpor
 	}
 }
 
+func post(t testing.TB, body io.Reader) *http.Request {
+	t.Helper()
+	req, err := http.NewRequest("POST", "http://a:80/b?c", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return req
+}
+
+// stream hides what net/http knows about a reader, so that there is neither GetBody nor a length.
+func stream(r io.Reader) io.Reader { return io.MultiReader(r) }
+
 // ok reads the request and answers like a transport.
 func ok(req *http.Request) (*http.Response, error) {
 	if req.Body != nil {
@@ -135,9 +147,16 @@ func TestTransportNilTable(t *testing.T) {
 	}
 }
 
+// copied is a route whose requests are all copied to "shadow".
+func copied() route.Route {
+	r := to("b")
+	r.Mirrors = []route.Mirror{{Target: route.Target{Host: "shadow"}, PerMillion: 1e6}}
+	return r
+}
+
 // everything is a route that changes all that a route can change.
 func everything() route.Route {
-	r := mirrored()
+	r := copied()
 	r.Matches = []route.Match{{URI: prefix("/b")}}
 	r.Rewrite = route.Rewrite{URI: "/x", Authority: "z"}
 	r.Headers.Request = route.HeaderOps{Set: headers("x-a", "2"), Add: headers("x-b", "2"), Remove: []string{"x-c"}}
@@ -169,7 +188,7 @@ func TestRequestIsTheCallers(t *testing.T) {
 		{"nothing sends to the subset", []route.Route{subset}, nil, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			leak.CheckOf(t, "route.(*Mirrorer).start")
+			leak.CheckOf(t, "mirror.(*Mirrorer[...]).start")
 			b := &body{Reader: strings.NewReader("hello")}
 			req := post(t, b)
 			req.Header = http.Header{"X-A": {"1"}, "X-B": {"1"}, "X-C": {"1"}}
@@ -198,7 +217,7 @@ func TestRequestIsTheCallers(t *testing.T) {
 }
 
 func TestResponseRequestIsTheCallers(t *testing.T) {
-	leak.CheckOf(t, "route.(*Mirrorer).start")
+	leak.CheckOf(t, "mirror.(*Mirrorer[...]).start")
 	limited := everything()
 	limited.Timeout, limited.Retry = time.Second, retry.Config{Retries: 1}
 	for name, r := range map[string]route.Route{"plain": everything(), "layers": limited} {
@@ -251,7 +270,7 @@ func TestSwitchingProtocols(t *testing.T) {
 
 // Over real connections: the route's host, path and headers arrive, and the mirror gets the same body.
 func TestTransportOverTheWire(t *testing.T) {
-	leak.CheckOf(t, "route.(*Mirrorer).start")
+	leak.CheckOf(t, "mirror.(*Mirrorer[...]).start")
 	type seen struct{ request, host, agent, body string }
 	serve := func(to chan<- seen) *httptest.Server {
 		return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -400,7 +419,7 @@ func (i idler) CloseIdleConnections() { *i.closed++ }
 func TestTransportCloseIdleConnections(t *testing.T) {
 	closed := map[route.Target]*int{}
 	rt := &route.Transport{
-		Table: table(t, weighted(1, 1), mirrored()),
+		Table: table(t, weighted(1, 1), copied()),
 		Destination: func(target route.Target) http.RoundTripper {
 			if closed[target] == nil {
 				closed[target] = new(int)
@@ -420,7 +439,7 @@ func TestTransportCloseIdleConnections(t *testing.T) {
 }
 
 func TestTransportPanicPasses(t *testing.T) {
-	leak.CheckOf(t, "route.(*Mirrorer).start")
+	leak.CheckOf(t, "mirror.(*Mirrorer[...]).start")
 	rt := always(t, func(*http.Request) (*http.Response, error) { panic("boom") }, everything())
 	defer rt.Close()
 	defer func() {
@@ -428,7 +447,13 @@ func TestTransportPanicPasses(t *testing.T) {
 			t.Errorf("recovered %v, want boom", v)
 		}
 	}()
-	rt.Mirrors.Send = func(route.Target, *http.Request) (*http.Response, error) { return nil, errors.New("dropped") }
+	original := rt.Destination
+	rt.Destination = func(target route.Target) http.RoundTripper {
+		if target.Host == "shadow" {
+			return roundTripper(func(*http.Request) (*http.Response, error) { return nil, errors.New("dropped") })
+		}
+		return original(target)
+	}
 	rt.RoundTrip(get(t, "http://a/b"))
 }
 
@@ -437,4 +462,43 @@ func TestTransportNoURL(t *testing.T) {
 	if _, err := always(t, ok, to("b")).RoundTrip(&http.Request{Body: b}); err == nil || b.closed != 1 {
 		t.Errorf("RoundTrip = %v, body closed %d times, want an error and once", err, b.closed)
 	}
+}
+
+func TestTransportMirrorSettings(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		done := make(chan error, 3)
+		rt := &route.Transport{
+			Table: table(t, everything()),
+			Destination: func(target route.Target) http.RoundTripper {
+				return roundTripper(func(req *http.Request) (*http.Response, error) {
+					if target.Host != "shadow" {
+						return ok(req)
+					}
+					<-req.Context().Done()
+					return nil, req.Context().Err()
+				})
+			},
+			MirrorLimit:   1,
+			MirrorTimeout: time.Second,
+			MirrorDone: func(target route.Target, err error) {
+				if target.Host != "shadow" {
+					t.Errorf("MirrorDone of %+v", target)
+				}
+				done <- err
+			},
+		}
+		defer rt.Close()
+		start := time.Now()
+		for range 2 {
+			if _, err := rt.RoundTrip(get(t, "http://a/b")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := <-done; err == nil || !strings.Contains(err.Error(), "too many mirrored requests") {
+			t.Errorf("MirrorDone(%v), want the limit", err)
+		}
+		if err := <-done; !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
+			t.Errorf("MirrorDone(%v) after %v, want DeadlineExceeded after a second", err, time.Since(start))
+		}
+	})
 }

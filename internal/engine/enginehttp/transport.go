@@ -49,9 +49,9 @@ func (t *Transport) Engine() *engine.Engine {
 }
 
 // mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
-func (t *Transport) mirror(target route.Target, req *http.Request) (*http.Response, error) {
+func (t *Transport) mirror(to *route.Mirror, req *http.Request) (*http.Response, error) {
 	c := &call{req: req}
-	return c.run(t.engine, engine.Copied, target)
+	return c.run(t.engine, engine.Copied, to.Target)
 }
 
 // call is one request on its way. It is the one allocation that every request costs, and holds the first attempt, which
@@ -192,7 +192,7 @@ func (c *call) Mirror(rule *route.Rule) {
 	if c.out == c.req { // its body may be replaced by one that is recorded
 		c.out = c.copied()
 	}
-	c.Engine().Mirrors.Fork(c.out, rule)
+	c.Engine().Mirrors.Fork(c.out, rule.Route.Mirrors, rule.Route.Timeout)
 }
 
 // Send implements engine.Adapter.

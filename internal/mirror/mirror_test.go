@@ -1,4 +1,4 @@
-package route_test
+package mirror_test
 
 import (
 	"bytes"
@@ -13,35 +13,51 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/internal/mirror"
 )
 
-// mirrored is a route whose requests are all copied to "shadow".
-func mirrored(perMillion ...uint32) route.Route {
-	r := to("b")
-	for i, n := range append([]uint32{1e6}, perMillion...) {
-		r.Mirrors = append(r.Mirrors, route.Mirror{Target: route.Target{Host: "shadow", Port: i}, PerMillion: n})
+// target is a mirror.
+type target struct {
+	Port       int
+	perMillion uint32
+}
+
+// mirrored returns a mirror that gets copies of all requests, and others.
+func mirrored(perMillion ...uint32) []target {
+	mirrors := []target{{0, 1e6}}
+	for i, n := range perMillion {
+		mirrors = append(mirrors, target{i + 1, n})
 	}
-	return r
+	return mirrors
+}
+
+func get(t testing.TB, url string) *http.Request {
+	t.Helper()
+	req, err := http.NewRequest("GET", url, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return req
 }
 
 // sent is what a mirror received.
 type sent struct {
-	target route.Target
+	target target
 	req    *http.Request
 	body   string
 }
 
 // shadow records copies and what became of them. Its channels have room for all of a test.
 type shadow struct {
-	route.Mirrorer
+	mirror.Mirrorer[target]
 	got  chan sent
 	done chan error
 }
 
 func newShadow() *shadow {
 	s := &shadow{got: make(chan sent, 100), done: make(chan error, 100)}
-	s.Send = func(target route.Target, req *http.Request) (*http.Response, error) {
+	s.Share = func(to *target) uint32 { return to.perMillion }
+	s.Send = func(to *target, req *http.Request) (*http.Response, error) {
 		var body []byte
 		if req.Body != nil {
 			var err error
@@ -50,10 +66,10 @@ func newShadow() *shadow {
 			}
 			req.Body.Close()
 		}
-		s.got <- sent{target, req, string(body)}
+		s.got <- sent{*to, req, string(body)}
 		return &http.Response{StatusCode: 500, Body: http.NoBody}, nil
 	}
-	s.Done = func(_ route.Target, err error) { s.done <- err }
+	s.Done = func(_ *target, err error) { s.done <- err }
 	return s
 }
 
@@ -94,8 +110,8 @@ func TestMirrorBodies(t *testing.T) {
 		{"stream, EOF with the data", post(t, stream(iotest.DataErrReader(strings.NewReader("hello")))), readAll, "hello", nil},
 		{"stream, empty", post(t, stream(strings.NewReader(""))), readAll, "", nil},
 		{"stream, just not too large", post(t, stream(strings.NewReader(large[1:]))), readAll, large[1:], nil},
-		{"stream, too large", post(t, stream(strings.NewReader(large))), readAll, "", route.ErrMirrorBody},
-		{"announced too large", withLength(64<<10+1, stream(strings.NewReader(large))), nil, "", route.ErrMirrorBody},
+		{"stream, too large", post(t, stream(strings.NewReader(large))), readAll, "", mirror.ErrBody},
+		{"announced too large", withLength(64<<10+1, stream(strings.NewReader(large))), nil, "", mirror.ErrBody},
 		{"length known, not read to EOF", withLength(5, stream(strings.NewReader("hello"))), func(r io.ReadCloser) {
 			io.ReadFull(r, make([]byte, 5))
 			r.Close()
@@ -104,9 +120,9 @@ func TestMirrorBodies(t *testing.T) {
 			r.Read(make([]byte, 2))
 			r.Close()
 			r.Close()
-		}, "", route.ErrMirrorBody},
-		{"not read", post(t, stream(strings.NewReader("hello"))), func(r io.ReadCloser) { r.Close() }, "", route.ErrMirrorBody},
-		{"broken", post(t, stream(iotest.ErrReader(failing))), readAll, "", route.ErrMirrorBody},
+		}, "", mirror.ErrBody},
+		{"not read", post(t, stream(strings.NewReader("hello"))), func(r io.ReadCloser) { r.Close() }, "", mirror.ErrBody},
+		{"broken", post(t, stream(iotest.ErrReader(failing))), readAll, "", mirror.ErrBody},
 		{"GetBody fails", func() *http.Request {
 			req := post(t, stream(strings.NewReader("hello")))
 			req.GetBody = func() (io.ReadCloser, error) { return nil, failing }
@@ -118,7 +134,7 @@ func TestMirrorBodies(t *testing.T) {
 				s := newShadow()
 				defer s.Close()
 				out := c.req.Clone(t.Context())
-				s.Fork(out, table(t, mirrored()).Rule(0))
+				s.Fork(out, mirrored(), 0)
 				if c.read != nil {
 					c.read(out.Body)
 				}
@@ -154,7 +170,7 @@ func TestMirrorPrimaryBody(t *testing.T) {
 		defer s.Close()
 		body := strings.Repeat("0123456789", 10000)
 		out := post(t, stream(strings.NewReader(body)))
-		s.Fork(out, table(t, mirrored(1e6)).Rule(0))
+		s.Fork(out, mirrored(1e6), 0)
 		if err := iotest.TestReader(out.Body, []byte(body)); err != nil {
 			t.Error(err)
 		}
@@ -167,12 +183,12 @@ func TestMirrorRequest(t *testing.T) {
 		defer s.Close()
 		out := post(t, stream(strings.NewReader("hello")))
 		out.Header.Set("x-a", "1")
-		s.Fork(out, table(t, mirrored()).Rule(0))
+		s.Fork(out, mirrored(), 0)
 		out.Header.Set("x-a", "2") // an attempt of the original goes on changing it
 		out.URL.Host = "10.0.0.1"
 		io.Copy(io.Discard, out.Body)
 		got := <-s.got
-		if got.target != (route.Target{Host: "shadow"}) || got.req.Method != "POST" || got.req.Host != "a-shadow:80" ||
+		if got.target != mirrored()[0] || got.req.Method != "POST" || got.req.Host != "a-shadow:80" ||
 			got.req.URL.String() != "http://a:80/b?c" || got.req.Header.Get("X-A") != "1" {
 			t.Errorf("%+v received %+v", got.target, got.req)
 		}
@@ -190,7 +206,7 @@ func TestShadowHost(t *testing.T) {
 			s := newShadow()
 			out := get(t, "http://a/")
 			out.Host = host
-			s.Fork(out, table(t, mirrored()).Rule(0))
+			s.Fork(out, mirrored(), 0)
 			if got := (<-s.got).req.Host; got != want {
 				t.Errorf("Host of a copy of %s = %s, want %s", host, got, want)
 			}
@@ -205,13 +221,13 @@ func TestMirrorShare(t *testing.T) {
 		defer s.Close()
 		next := uint32(0)
 		s.Rand = func(n uint32) uint32 { return next % n }
-		e := table(t, mirrored(250_000, 0)).Rule(0)
+		e := mirrored(250_000, 0)
 		for _, c := range []struct {
 			drawn uint32
 			want  int
 		}{{0, 2}, {249_999, 2}, {250_000, 1}, {999_999, 1}} {
 			next = c.drawn
-			s.Fork(get(t, "http://a/"), e)
+			s.Fork(get(t, "http://a/"), e, 0)
 			synctest.Wait()
 			if len(s.got) != c.want {
 				t.Errorf("%d: %d copies, want %d", c.drawn, len(s.got), c.want)
@@ -225,8 +241,8 @@ func TestMirrorShare(t *testing.T) {
 
 // hang makes copies wait for the end of their context.
 func (s *shadow) hang() {
-	s.Send = func(target route.Target, req *http.Request) (*http.Response, error) {
-		s.got <- sent{target: target, req: req}
+	s.Send = func(to *target, req *http.Request) (*http.Response, error) {
+		s.got <- sent{target: *to, req: req}
 		<-req.Context().Done()
 		return nil, context.Cause(req.Context())
 	}
@@ -237,21 +253,21 @@ func TestMirrorLimit(t *testing.T) {
 		s := newShadow()
 		s.hang()
 		s.Limit = 2
-		e := table(t, mirrored()).Rule(0)
+		e := mirrored()
 		for range 3 {
-			s.Fork(get(t, "http://a/"), e)
+			s.Fork(get(t, "http://a/"), e, 0)
 		}
-		if err := <-s.done; !errors.Is(err, route.ErrMirrorLimit) {
+		if err := <-s.done; !errors.Is(err, mirror.ErrLimit) {
 			t.Errorf("Done(%v), want ErrMirrorLimit", err)
 		}
-		time.Sleep(route.DefaultMirrorTimeout)
+		time.Sleep(15 * time.Second)
 		synctest.Wait()
 		for range 2 {
 			if err := <-s.done; !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("Done(%v), want DeadlineExceeded", err)
 			}
 		}
-		s.Fork(get(t, "http://a/"), e) // there is room again
+		s.Fork(get(t, "http://a/"), e, 0) // there is room again
 		s.Close()
 		if err := <-s.done; !errors.Is(err, context.Canceled) {
 			t.Errorf("Done(%v), want Canceled", err)
@@ -265,7 +281,7 @@ func TestMirrorTimeout(t *testing.T) {
 		route, configure time.Duration
 		want             time.Duration
 	}{
-		{"default", 0, 0, route.DefaultMirrorTimeout},
+		{"default", 0, 0, 15 * time.Second},
 		{"configured", 0, time.Second, time.Second},
 		{"route", time.Minute, time.Second, time.Minute},
 	} {
@@ -275,10 +291,8 @@ func TestMirrorTimeout(t *testing.T) {
 				defer s.Close()
 				s.hang()
 				s.Timeout = c.configure
-				r := mirrored()
-				r.Timeout = c.route
 				start := time.Now()
-				s.Fork(get(t, "http://a/"), table(t, r).Rule(0))
+				s.Fork(get(t, "http://a/"), mirrored(), c.route)
 				<-s.done
 				if got := time.Since(start); got != c.want {
 					t.Errorf("the copy ended after %v, want %v", got, c.want)
@@ -300,7 +314,7 @@ func TestMirrorContext(t *testing.T) {
 			GetConn:  func(string) { t.Error("the original's GetConn was called") },
 			DNSStart: func(httptrace.DNSStartInfo) { t.Error("the original's DNSStart was called") },
 		})
-		s.Fork(get(t, "http://a/").WithContext(ctx), table(t, mirrored()).Rule(0))
+		s.Fork(get(t, "http://a/").WithContext(ctx), mirrored(), 0)
 		got := (<-s.got).req.Context()
 		cancel()
 		synctest.Wait()
@@ -318,10 +332,10 @@ func TestMirrorClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := newShadow()
 		s.hang()
-		e := table(t, mirrored()).Rule(0)
+		e := mirrored()
 		waiting := post(t, stream(strings.NewReader("hello")))
-		s.Fork(waiting, e)
-		s.Fork(get(t, "http://a/"), e)
+		s.Fork(waiting, e, 0)
+		s.Fork(get(t, "http://a/"), e, 0)
 		for range 2 {
 			if err := s.Close(); err != nil {
 				t.Errorf("Close = %v", err)
@@ -333,7 +347,7 @@ func TestMirrorClosed(t *testing.T) {
 		if body, err := io.ReadAll(waiting.Body); string(body) != "hello" || err != nil {
 			t.Errorf("original's body = %q, %v", body, err)
 		}
-		if err := <-s.done; !errors.Is(err, route.ErrMirrorClosed) {
+		if err := <-s.done; !errors.Is(err, mirror.ErrClosed) {
 			t.Errorf("Done(%v), want ErrMirrorClosed", err)
 		}
 	})
@@ -353,10 +367,10 @@ func TestMirrorDrainsWithinBounds(t *testing.T) {
 		for _, c := range []struct{ status, max int }{{200, 128 << 10}, {101, 0}} {
 			s := newShadow()
 			body := &endless{closed: make(chan struct{})}
-			s.Send = func(route.Target, *http.Request) (*http.Response, error) {
+			s.Send = func(*target, *http.Request) (*http.Response, error) {
 				return &http.Response{StatusCode: c.status, Body: body}, nil
 			}
-			s.Fork(get(t, "http://a/"), table(t, mirrored()).Rule(0))
+			s.Fork(get(t, "http://a/"), mirrored(), 0)
 			<-body.closed
 			if err := <-s.done; err != nil {
 				t.Errorf("Done(%v), want nil", err)
@@ -375,8 +389,8 @@ func TestMirrorNotRetried(t *testing.T) {
 		s := newShadow()
 		failing := errors.New("down")
 		calls := 0
-		s.Send = func(route.Target, *http.Request) (*http.Response, error) { calls++; return nil, failing }
-		s.Fork(post(t, bytes.NewReader(nil)), table(t, mirrored()).Rule(0))
+		s.Send = func(*target, *http.Request) (*http.Response, error) { calls++; return nil, failing }
+		s.Fork(post(t, bytes.NewReader(nil)), mirrored(), 0)
 		if err := <-s.done; err != failing {
 			t.Errorf("Done(%v), want %v", err, failing)
 		}
@@ -385,4 +399,12 @@ func TestMirrorNotRetried(t *testing.T) {
 			t.Errorf("%d calls, want 1", calls)
 		}
 	})
+}
+
+func TestForkWithoutMirrorsAllocs(t *testing.T) {
+	var m mirror.Mirrorer[target]
+	out := get(t, "http://a/")
+	if n := testing.AllocsPerRun(100, func() { m.Fork(out, nil, 0) }); n != 0 {
+		t.Errorf("%v allocations, want 0", n)
+	}
 }

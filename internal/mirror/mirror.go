@@ -1,4 +1,7 @@
-package route
+// Package mirror copies calls to other destinations. Nothing that becomes of a copy has an effect on its original: a copy is
+// not retried, has a deadline of its own and does not end with its original's context. The Host of a copy is the original's
+// with "-shadow" before the port.
+package mirror
 
 import (
 	"bytes"
@@ -7,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptrace"
+	"strings"
 	"sync"
 	"time"
 
@@ -14,31 +18,33 @@ import (
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
-// Defaults and bounds of a [Mirrorer].
 const (
-	DefaultMirrorLimit   = 64
-	DefaultMirrorTimeout = 15 * time.Second // Envoy's for a route without timeout
+	defaultLimit   = 64
+	defaultTimeout = 15 * time.Second // Envoy's for a route without timeout
 
-	mirrorBodyLimit = 64 << 10 // of a request body that has to be kept
-	mirrorDrain     = 64 << 10 // of a response body that is read so that its connection can be used again
+	million = 1_000_000
+
+	bodyLimit = 64 << 10 // of a request body that has to be kept
+	drain     = 64 << 10 // of a response body that is read so that its connection can be used again
 )
 
 // Why a copy was not sent; see [Mirrorer.Done].
 var (
-	ErrMirrorLimit  = refusal.New("route: too many mirrored requests under way")
-	ErrMirrorBody   = refusal.New("route: request body not mirrored: too large, or not read to its end")
-	ErrMirrorClosed = refusal.New("route: mirroring closed")
+	ErrLimit  = refusal.New("route: too many mirrored requests under way")
+	ErrBody   = refusal.New("route: request body not mirrored: too large, or not read to its end")
+	ErrClosed = refusal.New("route: mirroring closed")
 )
 
-// Mirrorer sends copies of requests to the mirrors of their route and drops the responses. Nothing that becomes of a copy
-// has an effect on its original: a copy is not retried, has a deadline of its own and does not end with its original's
-// context. Its Host is the original's with "-shadow" before the port.
+// Mirrorer sends copies of calls and drops the responses. M is a mirror: where copies go.
 //
 // A Mirrorer is safe for concurrent use and must not be changed after its first use. Close it.
-type Mirrorer struct {
-	// Send sends a copy to its target. It must return when the context of req ends. It is called on a goroutine of the
+type Mirrorer[M any] struct {
+	// Share returns how many calls in a million a mirror gets copies of.
+	Share func(*M) uint32
+
+	// Send sends a copy to a mirror. It must return when the context of req ends. It is called on a goroutine of the
 	// Mirrorer's.
-	Send func(target Target, req *http.Request) (*http.Response, error)
+	Send func(to *M, req *http.Request) (*http.Response, error)
 
 	// Limit is how many copies may be under way at once; further ones are dropped. 0 means 64.
 	Limit int
@@ -47,9 +53,9 @@ type Mirrorer struct {
 	Timeout time.Duration
 
 	// Done, if not nil, is called once for each copy that was due: with nil after a response, with the error of Send, or
-	// with one of [ErrMirrorLimit], [ErrMirrorBody] and [ErrMirrorClosed]. It may be called on the goroutine of the
-	// original, and must not block.
-	Done func(target Target, err error)
+	// with one of [ErrLimit], [ErrBody] and [ErrClosed]. It may be called on the goroutine of the original, and must not
+	// block.
+	Done func(to *M, err error)
 
 	// Rand returns an integer in [0, n). Nil means math/rand/v2.
 	Rand func(n uint32) uint32
@@ -63,49 +69,42 @@ type Mirrorer struct {
 	closed   bool
 }
 
-// Fork copies out, a request that is about to be sent, to those mirrors of rule that are drawn. out must not be the caller's
-// request, since its Body may be replaced by one that records what is read: without GetBody, a copy is sent once the body
-// was read to its end, if it is no larger than 64 KiB.
-func (m *Mirrorer) Fork(out *http.Request, rule *Rule) {
-	m.fork(out, rule, m.Send)
-}
-
 // Copy is [Mirrorer.Fork] for calls that are not requests of net/http. For each mirror that is drawn, prepare is called, before
 // Copy returns, with the authority of the copy, which is made from that of the original. It returns what sends the copy, on a
 // goroutine of the Mirrorer's and within the context given to it: one with the values of ctx, but not its end.
-func (m *Mirrorer) Copy(ctx context.Context, rule *Rule, authority string,
-	prepare func(target Target, authority string) (send func(context.Context) error, err error)) {
-	for i := range rule.Route.Mirrors {
-		mirror := &rule.Route.Mirrors[i]
-		if !m.drawn(mirror.PerMillion) {
+func (m *Mirrorer[M]) Copy(ctx context.Context, mirrors []M, timeout time.Duration, authority string,
+	prepare func(to *M, authority string) (send func(context.Context) error, err error)) {
+	for i := range mirrors {
+		to := &mirrors[i]
+		if !m.drawn(to) {
 			continue
 		}
-		send, err := prepare(mirror.Target, shadowHost(authority))
+		send, err := prepare(to, shadowHost(authority))
 		if err != nil {
-			m.done(mirror.Target, err)
+			m.done(to, err)
 			continue
 		}
 		all, err := m.enter()
 		if err != nil {
-			m.done(mirror.Target, err)
+			m.done(to, err)
 			continue
 		}
 		go func() {
 			defer m.leave()
-			ctx, cancel := m.bound(detach(ctx), all, rule.Route.Timeout)
+			ctx, cancel := m.bound(detach(ctx), all, timeout)
 			defer cancel()
-			m.done(mirror.Target, send(ctx))
+			m.done(to, send(ctx))
 		}()
 	}
 }
 
 // bound returns the context of a copy, which ends with all others or when its time is up.
-func (m *Mirrorer) bound(ctx, all context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+func (m *Mirrorer[M]) bound(ctx, all context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
 	if timeout <= 0 {
 		timeout = m.Timeout
 	}
 	if timeout <= 0 {
-		timeout = DefaultMirrorTimeout
+		timeout = defaultTimeout
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	stop := context.AfterFunc(all, cancel)
@@ -115,32 +114,33 @@ func (m *Mirrorer) bound(ctx, all context.Context, timeout time.Duration) (conte
 	}
 }
 
-type sendFunc = func(target Target, req *http.Request) (*http.Response, error)
-
-func (m *Mirrorer) fork(out *http.Request, rule *Rule, send sendFunc) {
-	var tee *teeBody
-	for i := range rule.Route.Mirrors {
-		mirror := &rule.Route.Mirrors[i]
-		if !m.drawn(mirror.PerMillion) {
+// Fork copies out, a request that is about to be sent, to those of the mirrors that are drawn. The timeout is that of the
+// route, 0 if it has none. out must not be the caller's request, since its Body may be replaced by one that records what is
+// read: without GetBody, a copy is sent once the body was read to its end, if it is no larger than 64 KiB.
+func (m *Mirrorer[M]) Fork(out *http.Request, mirrors []M, timeout time.Duration) {
+	var tee *teeBody[M]
+	for i := range mirrors {
+		to := &mirrors[i]
+		if !m.drawn(to) {
 			continue
 		}
-		c := mirrored{target: mirror.Target, req: copyOf(out), timeout: rule.Route.Timeout, send: send}
+		c := mirrored[M]{to: to, req: copyOf(out), timeout: timeout}
 		switch {
 		case out.Body == nil || out.Body == http.NoBody:
 			m.start(c)
 		case out.GetBody != nil:
 			rc, err := out.GetBody()
 			if err != nil {
-				m.done(c.target, err)
+				m.done(c.to, err)
 				continue
 			}
 			c.req.Body, c.req.ContentLength = rc, out.ContentLength
 			m.start(c)
-		case out.ContentLength > mirrorBodyLimit:
-			m.done(c.target, ErrMirrorBody)
+		case out.ContentLength > bodyLimit:
+			m.done(c.to, ErrBody)
 		default:
 			if tee == nil {
-				tee = &teeBody{rc: out.Body, m: m, length: out.ContentLength}
+				tee = &teeBody[M]{rc: out.Body, m: m, length: out.ContentLength}
 				out.Body = tee
 			}
 			tee.waiting = append(tee.waiting, c)
@@ -150,7 +150,7 @@ func (m *Mirrorer) fork(out *http.Request, rule *Rule, send sendFunc) {
 
 // Close cancels the copies under way and waits for them. Later ones are not sent. It always returns nil, and may be called
 // more than once.
-func (m *Mirrorer) Close() error {
+func (m *Mirrorer[M]) Close() error {
 	m.mu.Lock()
 	m.closed = true
 	cancel := m.cancel
@@ -162,7 +162,8 @@ func (m *Mirrorer) Close() error {
 	return nil
 }
 
-func (m *Mirrorer) drawn(perMillion uint32) bool {
+func (m *Mirrorer[M]) drawn(to *M) bool {
+	perMillion := m.Share(to)
 	switch {
 	case perMillion == 0:
 		return false
@@ -173,32 +174,31 @@ func (m *Mirrorer) drawn(perMillion uint32) bool {
 }
 
 // mirrored is a copy and what it takes to send it.
-type mirrored struct {
-	target  Target
+type mirrored[M any] struct {
+	to      *M
 	req     *http.Request
 	timeout time.Duration
-	send    sendFunc
 }
 
 // start sends c on a goroutine of its own, if there is room.
-func (m *Mirrorer) start(c mirrored) {
+func (m *Mirrorer[M]) start(c mirrored[M]) {
 	ctx, err := m.enter()
 	if err != nil {
 		body.CloseRequest(c.req)
-		m.done(c.target, err)
+		m.done(c.to, err)
 		return
 	}
 	go func() {
 		defer m.leave()
-		m.done(c.target, m.send(ctx, c))
+		m.done(c.to, m.send(ctx, c))
 	}()
 }
 
-func (m *Mirrorer) send(all context.Context, c mirrored) error {
+func (m *Mirrorer[M]) send(all context.Context, c mirrored[M]) error {
 	ctx, cancel := m.bound(c.req.Context(), all, c.timeout)
 	defer cancel()
 
-	resp, err := c.send(c.target, c.req.WithContext(ctx))
+	resp, err := m.Send(c.to, c.req.WithContext(ctx))
 	if err != nil {
 		return err
 	}
@@ -209,7 +209,7 @@ func (m *Mirrorer) send(all context.Context, c mirrored) error {
 	if resp.StatusCode == http.StatusSwitchingProtocols {
 		return nil // there is no end to wait for
 	}
-	_, err = io.CopyN(io.Discard, resp.Body, mirrorDrain)
+	_, err = io.CopyN(io.Discard, resp.Body, drain)
 	if err == io.EOF {
 		return nil
 	}
@@ -217,18 +217,18 @@ func (m *Mirrorer) send(all context.Context, c mirrored) error {
 }
 
 // enter takes a slot and returns the context that Close cancels.
-func (m *Mirrorer) enter() (context.Context, error) {
+func (m *Mirrorer[M]) enter() (context.Context, error) {
 	limit := m.Limit
 	if limit <= 0 {
-		limit = DefaultMirrorLimit
+		limit = defaultLimit
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
 	case m.closed:
-		return nil, ErrMirrorClosed
+		return nil, ErrClosed
 	case m.underWay >= limit:
-		return nil, ErrMirrorLimit
+		return nil, ErrLimit
 	}
 	if m.ctx == nil {
 		m.ctx, m.cancel = context.WithCancel(context.Background())
@@ -238,16 +238,16 @@ func (m *Mirrorer) enter() (context.Context, error) {
 	return m.ctx, nil
 }
 
-func (m *Mirrorer) leave() {
+func (m *Mirrorer[M]) leave() {
 	m.mu.Lock()
 	m.underWay--
 	m.mu.Unlock()
 	m.running.Done()
 }
 
-func (m *Mirrorer) done(target Target, err error) {
+func (m *Mirrorer[M]) done(to *M, err error) {
 	if m.Done != nil {
-		m.Done(target, err)
+		m.Done(to, err)
 	}
 }
 
@@ -274,7 +274,10 @@ func copyOf(out *http.Request) *http.Request {
 }
 
 func shadowHost(authority string) string {
-	host, _ := splitPort(authority)
+	host := authority
+	if i := strings.LastIndexByte(authority, ':'); i >= 0 && !strings.HasSuffix(authority, "]") {
+		host = authority[:i]
+	}
 	return host + "-shadow" + authority[len(host):]
 }
 
@@ -302,36 +305,36 @@ func (c untraced) Value(key any) any {
 }
 
 // teeBody is the body of an original whose copies wait for it to be read.
-type teeBody struct {
+type teeBody[M any] struct {
 	rc     io.ReadCloser
-	m      *Mirrorer
+	m      *Mirrorer[M]
 	length int64 // as announced; 0 or less if it is not known
 
 	mu      sync.Mutex
-	waiting []mirrored // nil once they are sent or given up
+	waiting []mirrored[M] // nil once they are sent or given up
 	kept    []byte
 }
 
 // Read implements io.Reader.
-func (t *teeBody) Read(p []byte) (int, error) {
+func (t *teeBody[M]) Read(p []byte) (int, error) {
 	n, err := t.rc.Read(p)
 	t.observe(p[:n], err)
 	return n, err
 }
 
 // Close implements io.Closer. It may be called while a Read is under way.
-func (t *teeBody) Close() error {
+func (t *teeBody[M]) Close() error {
 	defer t.giveUp()
 	return t.rc.Close()
 }
 
-func (t *teeBody) observe(p []byte, err error) {
+func (t *teeBody[M]) observe(p []byte, err error) {
 	t.mu.Lock()
 	if t.waiting == nil {
 		t.mu.Unlock()
 		return
 	}
-	fits := len(t.kept)+len(p) <= mirrorBodyLimit
+	fits := len(t.kept)+len(p) <= bodyLimit
 	if fits {
 		t.kept = append(t.kept, p...)
 	}
@@ -358,7 +361,7 @@ func (t *teeBody) observe(p []byte, err error) {
 	}
 }
 
-func (t *teeBody) giveUp() {
+func (t *teeBody[M]) giveUp() {
 	t.mu.Lock()
 	waiting := t.waiting
 	t.waiting, t.kept = nil, nil
@@ -367,8 +370,8 @@ func (t *teeBody) giveUp() {
 }
 
 // abandon gives up copies whose body did not come.
-func (m *Mirrorer) abandon(waiting []mirrored) {
+func (m *Mirrorer[M]) abandon(waiting []mirrored[M]) {
 	for _, c := range waiting {
-		m.done(c.target, ErrMirrorBody)
+		m.done(c.to, ErrBody)
 	}
 }
