@@ -450,7 +450,8 @@ func TestConnectionLimits(t *testing.T) {
 				var network memnet.Network
 				server := grpc.NewServer()
 				grpc_testing.RegisterTestServiceServer(server, echoStreams)
-				go func() { _ = server.Serve(network.Listen("10.0.0.1:80")) }()
+				listener := network.Listen("10.0.0.1:80")
+				go func() { _ = server.Serve(listener) }()
 				t.Cleanup(server.Stop)
 				m := meshtest.New(t, rule(test.pool), mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
 					mesh.WithDiscovery(discovery.Static{"echo": {{Address: "10.0.0.1", Port: 80}}}))

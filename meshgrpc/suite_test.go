@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -20,15 +23,16 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
 // behaviour is a protocol under test: the same service, over HTTP/1.1, HTTP/2 and gRPC.
 type behaviour struct {
 	name string
-	// server starts an endpoint that does with its n-th call what script says, the last step for all further ones. It
+	// server serves an endpoint that does with its n-th call what script says, the last step for all further ones. It
 	// counts the calls in seen.
-	server func(t *testing.T, version string, script string, seen *atomic.Int64) discovery.Endpoint
+	server func(t *testing.T, ln net.Listener, version string, script string, seen *atomic.Int64)
 	// caller returns what makes calls of the service "api" through m. They return the version of the endpoint or, in one
 	// word, what went wrong.
 	caller func(t *testing.T, m *mesh.Mesh) func(user string) string
@@ -43,8 +47,8 @@ func step(script string, n int64) string {
 func overHTTP(name string, protocols http.Protocols) behaviour {
 	return behaviour{
 		name: name,
-		server: func(t *testing.T, version, script string, seen *atomic.Int64) discovery.Endpoint {
-			srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		server: func(t *testing.T, ln net.Listener, version, script string, seen *atomic.Int64) {
+			srv := &http.Server{Protocols: &protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				switch step(script, seen.Add(1)) {
 				case "unavailable":
 					w.WriteHeader(http.StatusServiceUnavailable)
@@ -55,11 +59,10 @@ func overHTTP(name string, protocols http.Protocols) behaviour {
 				default:
 					io.WriteString(w, version)
 				}
-			}))
-			srv.Config.Protocols = &protocols
-			srv.Start()
-			t.Cleanup(srv.Close)
-			return meshtest.EndpointOf(t, srv.Listener.Addr().String())
+			})}
+			var serving sync.WaitGroup
+			serving.Go(func() { srv.Serve(ln) })
+			t.Cleanup(func() { srv.Close(); serving.Wait() })
 		},
 		caller: func(t *testing.T, m *mesh.Mesh) func(user string) string {
 			client := m.Client()
@@ -92,8 +95,8 @@ func overHTTP(name string, protocols http.Protocols) behaviour {
 func overGRPC() behaviour {
 	return behaviour{
 		name: "gRPC",
-		server: func(t *testing.T, version, script string, seen *atomic.Int64) discovery.Endpoint {
-			return serve(t, &grpctest.Service{
+		server: func(t *testing.T, ln net.Listener, version, script string, seen *atomic.Int64) {
+			grpctest.ServeOn(t, ln, &grpctest.Service{
 				Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
 					switch step(script, seen.Add(1)) {
 					case "unavailable":
@@ -250,41 +253,44 @@ func TestSuite(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			for _, p := range protocols() {
 				t.Run(p.name, func(t *testing.T) {
-					leak.Check(t)
-					var registry discovery.Memory
-					var endpoints []discovery.Endpoint
-					seen := make([]atomic.Int64, len(test.scripts))
-					for i, script := range test.scripts {
-						version := fmt.Sprintf("v%d", i+1)
-						e := p.server(t, version, script, &seen[i])
-						e.Labels = map[string]string{"version": version}
-						endpoints = append(endpoints, e)
-					}
-					registry.Set("api", endpoints...)
-					rule := suiteRule(p.name, test.rule)
-					call := p.caller(t, meshtest.New(t, rule+"\n"+suiteRoutes(test.routes), mesh.WithDiscovery(&registry)))
-					got := map[string]int{}
-					users := strings.Fields(test.users + " ")
-					for i := range test.calls {
-						user := "somebody"
-						if len(users) > 0 {
-							user = users[i%len(users)]
+					synctest.Test(t, func(t *testing.T) {
+						var network memnet.Network
+						var registry discovery.Memory
+						var endpoints []discovery.Endpoint
+						seen := make([]atomic.Int64, len(test.scripts))
+						for i, script := range test.scripts {
+							version := fmt.Sprintf("v%d", i+1)
+							e := discovery.Endpoint{Address: fmt.Sprintf("10.0.0.%d", i+1), Port: 80, Labels: map[string]string{"version": version}}
+							p.server(t, network.Listen(e.ID()), version, script, &seen[i])
+							endpoints = append(endpoints, e)
 						}
-						got[call(user)]++
-					}
-					for what, n := range got {
-						if limits, ok := test.want[what]; !ok || n < limits[0] || n > limits[1] {
-							t.Errorf("callers saw %q %d times, want %v", what, n, limits)
+						registry.Set("api", endpoints...)
+						rule := suiteRule(p.name, test.rule)
+						call := p.caller(t, meshtest.New(t, rule+"\n"+suiteRoutes(test.routes), mesh.WithDiscovery(&registry),
+							mesh.WithTransport(&http.Transport{DialContext: network.DialContext})))
+						got := map[string]int{}
+						users := strings.Fields(test.users + " ")
+						for i := range test.calls {
+							user := "somebody"
+							if len(users) > 0 {
+								user = users[i%len(users)]
+							}
+							got[call(user)]++
 						}
-					}
-					if len(got) != len(test.want) {
-						t.Errorf("callers saw %v, want %v", got, test.want)
-					}
-					for i, limits := range test.requests {
-						if n := int(seen[i].Load()); n < limits[0] || n > limits[1] {
-							t.Errorf("endpoint %d saw %d requests, want %v", i+1, n, limits)
+						for what, n := range got {
+							if limits, ok := test.want[what]; !ok || n < limits[0] || n > limits[1] {
+								t.Errorf("callers saw %q %d times, want %v", what, n, limits)
+							}
 						}
-					}
+						if len(got) != len(test.want) {
+							t.Errorf("callers saw %v, want %v", got, test.want)
+						}
+						for i, limits := range test.requests {
+							if n := int(seen[i].Load()); n < limits[0] || n > limits[1] {
+								t.Errorf("endpoint %d saw %d requests, want %v", i+1, n, limits)
+							}
+						}
+					})
 				})
 			}
 		})

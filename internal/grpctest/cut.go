@@ -23,7 +23,7 @@ func ServeCut(t testing.TB, s *Service) string {
 		t.Fatal(err)
 	}
 	const seed = 1
-	serve(t, &cutListener{Listener: listener, rand: rand.New(rand.NewPCG(seed, seed))}, s)
+	ServeOn(t, &cutListener{Listener: listener, rand: rand.New(rand.NewPCG(seed, seed))}, s)
 	return listener.Addr().String()
 }
 

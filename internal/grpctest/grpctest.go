@@ -89,11 +89,12 @@ func Serve(t testing.TB, s *Service, opts ...grpc.ServerOption) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	serve(t, listener, s, opts...)
+	ServeOn(t, listener, s, opts...)
 	return listener.Addr().String()
 }
 
-func serve(t testing.TB, listener net.Listener, s *Service, opts ...grpc.ServerOption) *grpc.Server {
+// ServeOn serves s on a listener until the test ends.
+func ServeOn(t testing.TB, listener net.Listener, s *Service, opts ...grpc.ServerOption) *grpc.Server {
 	server := grpc.NewServer(append(opts, s.Options...)...)
 	Register(server, s)
 	done := make(chan struct{})
