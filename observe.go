@@ -131,6 +131,9 @@ type Attempt struct {
 	// Status is the endpoint's status code, 0 if it sent none.
 	Status int
 
+	// GRPCStatus is the endpoint's status of gRPC, -1 if it sent none.
+	GRPCStatus int
+
 	// Err is how the attempt failed.
 	Err error
 

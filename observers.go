@@ -112,6 +112,7 @@ func (r *callRecord) Attempt(ctx context.Context, start engine.AttemptStart) (co
 	}
 	*a = attemptRecord{call: r, ctx: ctx, Attempt: Attempt{
 		Call: &r.Call, Number: start.Number, Endpoint: start.Endpoint, Header: start.Header, Start: start.Start,
+		GRPCStatus: -1,
 	}}
 	o := r.mesh.observers
 	for i := range o {
@@ -128,8 +129,8 @@ func (a *attemptRecord) Moved(endpoint string) {
 }
 
 // End implements engine.AttemptObserver.
-func (a *attemptRecord) End(status int, err error, duration time.Duration) {
-	a.Status, a.Err, a.Duration = status, err, duration
+func (a *attemptRecord) End(end engine.AttemptEnd) {
+	a.Status, a.GRPCStatus, a.Err, a.Duration = end.Status, end.GRPCStatus, end.Err, end.Duration
 	o := a.call.mesh.observers
 	for i := range o {
 		if f := o[i].AttemptEnd; f != nil {

@@ -83,7 +83,8 @@ func (c *call) serve(a attempter) (*engine.Refusal, error) {
 		if !grpcreplay.Sleep(c.ctx, patience(n)) {
 			return nil, &neverReady{cause: context.Cause(c.ctx), last: err}
 		}
-		c.Call, c.waited = engine.Call{}, true
+		c.Renew()
+		c.waited = true
 	}
 }
 

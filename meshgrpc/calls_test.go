@@ -473,6 +473,33 @@ func TestConnectionLimits(t *testing.T) {
 	}
 }
 
+// A call that waits for an endpoint meets the fault of its route once, however often it is made anew, and counts once.
+func TestWaitingCallIsDelayedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var network memnet.Network
+		server := grpc.NewServer()
+		grpc_testing.RegisterTestServiceServer(server, echoStreams)
+		go func() { _ = server.Serve(network.Listen("10.0.0.1:80")) }()
+		t.Cleanup(server.Stop)
+		var registry discovery.Memory
+		registry.Set("echo")
+		m := meshtest.New(t, route("    fault: {delay: {fixedDelay: 10s, percentage: {value: 100}}}\n"), mesh.WithDiscovery(&registry),
+			mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
+			mesh.WithProtection(mesh.Protection{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}))
+		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+		time.AfterFunc(15*time.Second, func() {
+			registry.Set("echo", discovery.Endpoint{Address: "10.0.0.1", Port: 80})
+		})
+		began := time.Now()
+		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}, grpc.WaitForReady(true)); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(began); took > 17*time.Second {
+			t.Errorf("the call took %v, though there was an endpoint after 15s", took)
+		}
+	})
+}
+
 // Calls that share a connection are not held up by maxConnections, nor do more connections come of it than it allows.
 func TestMaxRequests(t *testing.T) {
 	leak.Check(t)

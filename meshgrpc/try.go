@@ -270,12 +270,15 @@ func (t *try) settle(limit time.Duration) {
 
 // finish ends an attempt that was answered.
 func (t *try) finish() {
-	t.held = false
-	result := breaker.Result(t.status)
-	if t.status == http.StatusOK {
-		result = breaker.Result(grpcstatus.HTTP(t.code))
+	if t.status == http.StatusOK && t.rest == nil {
+		t.GRPC(uint32(t.code))
 	}
-	_ = t.End(t.status, result, t.rest)
+	t.close()
+}
+
+func (t *try) close() {
+	t.held = false
+	_ = t.End(t.status, breaker.Result(t.status), t.rest)
 	t.cancelLimit()
 }
 
@@ -285,7 +288,7 @@ func (t *try) giveUp() {
 	case t.stop != nil:
 		t.stop()
 		t.stop = nil
-		t.finish()
+		t.close()
 	case t.held:
 		t.held = false
 		t.Abandon()

@@ -23,6 +23,7 @@ type Attempt struct {
 	sent     time.Time // zero if nobody wants to know
 	latency  time.Duration
 	observer AttemptObserver // nil if nobody observes
+	grpc     int32           // the status of a gRPC answer and 1; 0 if there is none
 }
 
 // Acquire begins the n-th attempt, counted from 1: it passes the limits and the circuit, and picks an endpoint and the
@@ -146,6 +147,10 @@ func (a *Attempt) Answered() {
 	}
 }
 
+// GRPC says, before End, with which status of gRPC the endpoint answered. An attempt then counts as what Envoy takes that
+// status for.
+func (a *Attempt) GRPC(code uint32) { a.grpc = int32(code) + 1 }
+
 // End ends an attempt that was sent. The result is what it counts as if err is nil, the status what observers are told: that
 // of HTTP, or 0. The error that it returns is that of the attempt.
 func (a *Attempt) End(status int, result breaker.Result, err error) error {
@@ -153,13 +158,18 @@ func (a *Attempt) End(status int, result breaker.Result, err error) error {
 	if err != nil {
 		kind = a.call.failure(err)
 		result, outcome = a.judge(kind)
-	} else if result >= http.StatusInternalServerError {
-		outcome = breaker.Failure
+	} else {
+		if a.grpc > 0 {
+			result = breaker.Result(failure.GRPCStatus(uint32(a.grpc - 1)))
+		}
+		if result >= http.StatusInternalServerError {
+			outcome = breaker.Failure
+		}
 	}
 	hint := a.plaintextHint(kind)
 	a.release(result, outcome)
 	if a.observer != nil {
-		a.observer.End(status, err, time.Since(a.sent))
+		a.observeEnd(status, err)
 	}
 	if hint != "" {
 		return &hintedError{err, hint}
@@ -174,7 +184,7 @@ func (a *Attempt) End(status int, result breaker.Result, err error) error {
 func (a *Attempt) Abandon() {
 	a.release(breaker.NoResult, breaker.Ignored)
 	if a.observer != nil {
-		a.observer.End(0, nil, time.Since(a.sent))
+		a.observeEnd(0, nil)
 	}
 }
 

@@ -79,6 +79,7 @@ type Call struct {
 	match  int32 // of rule
 	kind   Kind
 	ownTLS bool // the caller's URL asks for TLS
+	passed bool // stage 3: what is refused or injected once per call was not
 
 	// How it went.
 	stopped retry.Reason
@@ -95,6 +96,10 @@ func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described *http.
 		c.ctx, c.observer = e.hooks.Call(ctx, CallStart{Request: described, Start: c.start, Mirror: kind == Copied})
 	}
 }
+
+// Renew readies a call that Serve has failed to be begun again, for a caller that waits until it can be sent. Rate limits and
+// faults that let it pass do so again.
+func (c *Call) Renew() { *c = Call{passed: c.passed} }
 
 // Serve takes the call through all stages. It returns an error as the caller is to get it, and then the call has ended; or
 // the refusal that is answered with a response; or neither: then Outside or Send of the adapter has one. A call without an
@@ -141,11 +146,14 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	}
 
 	// 3. Both once per call and outside the retries: what is refused or injected here is an answer.
-	if rate := c.cluster.rate; rate != nil && !rate.Allow() {
-		return prescribe(LayerLimit, FlagRateLimited, limit.ErrRateLimited, limit.RateLimitedResponse)
-	}
-	if err := c.injectFault(wait); err != nil {
-		return err
+	if !c.passed {
+		if rate := c.cluster.rate; rate != nil && !rate.Allow() {
+			return prescribe(LayerLimit, FlagRateLimited, limit.ErrRateLimited, limit.RateLimitedResponse)
+		}
+		if err := c.injectFault(wait); err != nil {
+			return err
+		}
+		c.passed = true
 	}
 
 	// 4. The deadline covers all that follows. It is the route's, unless the caller's comes first.

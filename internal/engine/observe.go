@@ -61,7 +61,15 @@ type AttemptObserver interface {
 	Moved(endpoint string)
 
 	// End is told once how the attempt ended.
-	End(status int, err error, duration time.Duration)
+	End(AttemptEnd)
+}
+
+// AttemptEnd is how an attempt ended.
+type AttemptEnd struct {
+	Status     int
+	GRPCStatus int // -1 without one
+	Err        error
+	Duration   time.Duration
 }
 
 // AttemptStart is how an attempt begins.
@@ -83,6 +91,10 @@ type CallEnd struct {
 	Attempts        int
 	Stopped         retry.Reason
 	Duration        time.Duration
+}
+
+func (a *Attempt) observeEnd(status int, err error) {
+	a.observer.End(AttemptEnd{Status: status, GRPCStatus: int(a.grpc) - 1, Err: err, Duration: time.Since(a.sent)})
 }
 
 func (c *Call) observeEnd(status int, err error) {

@@ -10,7 +10,6 @@ import (
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
-	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 )
 
@@ -104,20 +103,10 @@ func (c *call) exchange(req *http.Request, t *try) (*http.Response, error) {
 
 // End implements body.Ender: it reports the outcome of the attempt.
 func (t *try) End(err error) {
-	result := breaker.Result(t.status)
-	if t.grpc != nil && err == nil {
-		result = grpcResult(t.grpc, result)
+	if code, ok := grpcCode(t.grpc); ok && err == nil {
+		t.GRPC(code)
 	}
-	_ = t.Attempt.End(t.status, result, err) // the reader of the body has it
-}
-
-// grpcResult is what a gRPC call counts as that was answered with a status of HTTP, which is 200 whatever became of it.
-func grpcResult(resp *http.Response, status breaker.Result) breaker.Result {
-	code, ok := grpcCode(resp)
-	if !ok {
-		return status
-	}
-	return breaker.Result(failure.GRPCStatus(code))
+	_ = t.Attempt.End(t.status, breaker.Result(t.status), err) // the reader of the body has it
 }
 
 // isGRPC reports whether a response is gRPC's.
