@@ -535,6 +535,34 @@ func TestClientTimeoutIsTheCallers(t *testing.T) {
 	})
 }
 
+// That a response breaks off is the server's doing, and not the caller's, also if the route has a timeout.
+func TestBrokenResponseUnderATimeoutIsNotTheCallersDoing(t *testing.T) {
+	noLeaks(t)
+	api := serve(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Length", "1000")
+		io.WriteString(w, "some")
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	ended := make(chan mesh.Call, 1)
+	m := newMesh(t, `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: api}
+spec:
+  hosts: [api]
+  http: [{timeout: 60s, route: [{destination: {host: api}}]}]
+`, mesh.WithDiscovery(discovery.Static{"api": {api}}), mesh.WithObserver(mesh.Observer{
+		CallEnd: func(_ context.Context, c *mesh.Call) { ended <- *c },
+	}))
+	if _, err := try(m.Client(), "http://api/"); err == nil {
+		t.Error("the response did not break off")
+	}
+	if c := <-ended; c.Flags != mesh.FlagConnectionTerminated || c.Err == nil {
+		t.Errorf("flags %v (%v), want UC", c.Flags, c.Err)
+	}
+}
+
 func TestWrapKeepsTheClientsOwn(t *testing.T) {
 	noLeaks(t)
 	api := serve(t, func(w http.ResponseWriter, r *http.Request) {

@@ -363,10 +363,13 @@ func (c *Call) GRPC(code uint32) { c.grpc = int32(code) + 1 }
 // End ends, once, a call that Serve let go on, and its limits in time. The status is that of HTTP, or 0. err is what broke the
 // response off.
 func (c *Call) End(status int, err error) {
-	if err != nil {
-		c.flags |= flagsOf(c.failure(err), c.timedOut())
+	if err != nil && c.limits != nil {
+		err = c.limits.Received(err)
 	}
-	c.endLimits(nil)
+	if err != nil {
+		c.flags |= flagsOf(c.failure(err), c.timedOut()) // before the limits end the context
+	}
+	_ = c.endLimits(nil)
 	c.finish(status, err)
 }
 

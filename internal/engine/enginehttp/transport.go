@@ -103,10 +103,10 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 	if c.status, c.resp = int32(resp.StatusCode), resp; !isGRPC(resp) {
 		c.resp = nil // nothing is read of it after this
 	}
-	if limits := c.Limits(); limits != nil {
-		limits.Watch(resp)
-	}
 	c.body.Attach(resp, c)
+	if limits := c.Limits(); limits != nil {
+		limits.Watch(resp) // outside, since End asks whether they have ended the call
+	}
 	return resp, nil
 }
 
