@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/httpclone"
 )
 
@@ -192,7 +193,7 @@ func (c *Conns) RoundTrip(req *http.Request) (*http.Response, error) {
 // send sends a call over an HTTP/2 connection that is open, if there is one, and else as net/http does.
 func (c *Conns) send(req *http.Request) (*http.Response, error) {
 	m := c.shared
-	if m == nil || req.URL == nil || len(req.Header["Upgrade"]) > 0 { // which is HTTP/1's
+	if m == nil || !simple(req) {
 		return c.transport.RoundTrip(req)
 	}
 	limited := c.pool.config.MaxConnections > 0
@@ -209,6 +210,13 @@ func (c *Conns) send(req *http.Request) (*http.Response, error) {
 	resp, err := c.transport.RoundTrip(req)
 	m.answered(req, resp)
 	return resp, err
+}
+
+// simple reports whether there is nothing about a request that net/http's transport would check or choose, and HTTP/2 alone
+// would not.
+func simple(req *http.Request) bool {
+	return req.URL != nil && req.Header != nil && len(req.Trailer) == 0 && (req.Method == "" || field.IsToken(req.Method)) &&
+		len(req.Header["Upgrade"]) == 0 // which is HTTP/1's
 }
 
 // Dial makes a connection for a protocol other than HTTP, as the template dials them, and counts it against MaxConnections

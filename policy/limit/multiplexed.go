@@ -17,14 +17,11 @@ import (
 type multiplexed struct {
 	conns *Conns
 	idle  time.Duration // 0 means that they are kept for ever
-	only  bool          // nothing but HTTP/2 is spoken
 
 	once   sync.Once
 	holder atomic.Pointer[http.Transport] // has the connections and makes none; nil before the first one
 
-	// The ways over the connections that are open, for calls over TLS and for others. They fail where there is no connection
-	// with room for a stream, before they touch the request. nil until there was a connection.
-	secure, clear atomic.Pointer[http.RoundTripper]
+	secure, clear way // for calls over TLS, and for others
 
 	born time.Time
 	last atomic.Int64 // when a call was answered last, as a time.Duration since born
@@ -35,6 +32,15 @@ type multiplexed struct {
 	timer   *time.Timer // nil before the first connection
 	running bool
 	closed  bool
+}
+
+// way is the way over the connections that are open.
+type way struct {
+	// over fails where there is no connection with room for a stream, before it touches the request. It is nil until there was
+	// a connection.
+	over atomic.Pointer[http.RoundTripper]
+
+	expected atomic.Bool // the peer is to speak HTTP/2, and has not said otherwise
 }
 
 // The names under which net/http keeps who takes over connections that speak HTTP/2.
@@ -57,7 +63,9 @@ func (c *Conns) share(t *http.Transport) *multiplexed {
 	if t.TLSNextProto != nil || p != nil && !p.HTTP2() && !p.UnencryptedHTTP2() || !bundled() {
 		return nil
 	}
-	m := &multiplexed{conns: c, idle: t.IdleConnTimeout, only: p != nil && !p.HTTP1(), born: time.Now()}
+	m := &multiplexed{conns: c, idle: t.IdleConnTimeout, born: time.Now()}
+	m.secure.expected.Store(p != nil && !p.HTTP1() && p.HTTP2())
+	m.clear.expected.Store(p != nil && !p.HTTP1() && p.UnencryptedHTTP2())
 	m.line.turn = make(chan struct{}, 1)
 	t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{
 		protoSecure: m.adopt(protoSecure, &m.secure),
@@ -86,13 +94,13 @@ func offers(protocols []string, http1, http2 bool) []string {
 }
 
 // adopt returns what takes over a connection that speaks HTTP/2.
-func (m *multiplexed) adopt(protocol string, way *atomic.Pointer[http.RoundTripper]) func(string, *tls.Conn) http.RoundTripper {
+func (m *multiplexed) adopt(protocol string, w *way) func(string, *tls.Conn) http.RoundTripper {
 	return func(authority string, conn *tls.Conn) http.RoundTripper {
 		m.once.Do(m.open)
 		over := m.holder.Load().TLSNextProto[protocol](authority, conn)
 		if _, failed := over.(interface{ RoundTripErr() error }); !failed {
 			m.touch()
-			way.Store(&over)
+			w.over.Store(&over)
 			m.watch()
 		}
 		return over
@@ -108,27 +116,23 @@ func (m *multiplexed) open() {
 	m.holder.Store(h)
 }
 
-// way returns the way over the open connections for a call, nil if there never was one.
-func (m *multiplexed) way(req *http.Request) http.RoundTripper {
-	way := &m.clear
+// way returns the way of a call.
+func (m *multiplexed) way(req *http.Request) *way {
 	if req.URL.Scheme == "https" {
-		way = &m.secure
+		return &m.secure
 	}
-	if over := way.Load(); over != nil {
-		return *over
-	}
-	return nil
+	return &m.clear
 }
 
 // roundTrip sends a call over a connection that is open, if one has room for it. Otherwise it was not sent, and next is to be
 // sent.
 func (m *multiplexed) roundTrip(req *http.Request) (resp *http.Response, next *http.Request, err error) {
-	way := m.way(req)
-	if way == nil {
+	over := m.way(req).over.Load()
+	if over == nil {
 		return nil, req, nil
 	}
 	out, b := hold(req)
-	resp, err = way.RoundTrip(out)
+	resp, err = (*over).RoundTrip(out)
 	if _, none := err.(interface{ IsHTTP2NoCachedConnError() }); none {
 		next, err = b.again(req)
 		return nil, next, err
@@ -140,14 +144,19 @@ func (m *multiplexed) roundTrip(req *http.Request) (resp *http.Response, next *h
 
 // known reports whether the peer is known to speak HTTP/2 to calls like req.
 func (m *multiplexed) known(req *http.Request) bool {
-	return m.only || m.way(req) != nil
+	w := m.way(req)
+	return w.over.Load() != nil || w.expected.Load()
 }
 
-// answered learns from a response over a new connection: a peer that has chosen HTTP/1 does not speak HTTP/2 any more.
+// answered learns from the response to a call that net/http has found a connection for: a peer that has chosen HTTP/1 does not
+// speak HTTP/2 any more.
 func (m *multiplexed) answered(req *http.Request, resp *http.Response) {
-	if resp != nil && resp.ProtoMajor == 1 && req.URL.Scheme == "https" && m.secure.Load() != nil {
-		m.secure.Store(nil)
+	if resp == nil || resp.ProtoMajor != 1 || !m.known(req) {
+		return
 	}
+	w := m.way(req)
+	w.expected.Store(false)
+	w.over.Store(nil)
 }
 
 func (m *multiplexed) touch() {

@@ -221,6 +221,62 @@ func TestConns_ThePeerChangesItsProtocol(t *testing.T) {
 	}
 }
 
+// A template may ask for HTTP/2 alone and get HTTP/1: without TLS, or from a server that does not negotiate.
+func TestConns_ThePeerSpeaksSomethingElse(t *testing.T) {
+	for _, protocol := range []string{plain, overTLS1} {
+		t.Run(protocol, func(t *testing.T) {
+			s := serve(t, protocol, hello)
+			if s.TLS != nil {
+				s.TLS.NextProtos = nil
+			}
+			s.template.Protocols = new(http.Protocols)
+			s.template.Protocols.SetHTTP2(true)
+			c := conns(t, newPool(t, limit.PoolConfig{MaxConnections: 1}), s.template)
+			for range 3 {
+				if got := get(t, c, s.URL); got != "HTTP/1.1" {
+					t.Errorf("the server saw %s", got)
+				}
+			}
+			if n := s.conns.Load(); n != 1 {
+				t.Errorf("%d connections, want 1", n)
+			}
+		})
+	}
+}
+
+// What net/http refuses to send, whatever the protocol, it refuses over open connections too.
+func TestConns_RefusesWhatCannotBeSent(t *testing.T) {
+	for _, protocol := range []string{plain, overTLS1, overTLS, clear} {
+		t.Run(protocol, func(t *testing.T) {
+			s := serve(t, protocol, hello)
+			c := conns(t, newPool(t, limit.PoolConfig{}), s.template)
+			get(t, c, s.URL)
+			for name, spoil := range map[string]func(*http.Request){
+				"header name":   func(req *http.Request) { req.Header["a b"] = []string{""} },
+				"header value":  func(req *http.Request) { req.Header["A"] = []string{"a\r\nB: c"} },
+				"trailer value": func(req *http.Request) { req.Trailer = http.Header{"A": {"a\r\nB: c"}} },
+				"no header":     func(req *http.Request) { req.Header = nil },
+				"no host":       func(req *http.Request) { req.URL.Host = "" },
+				"no URL":        func(req *http.Request) { req.URL = nil },
+			} {
+				body := &closing{Reader: strings.NewReader("body")}
+				req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL, body)
+				if err != nil {
+					t.Fatal(err)
+				}
+				spoil(req)
+				if resp, err := c.RoundTrip(req); err == nil {
+					resp.Body.Close()
+					t.Errorf("%s: sent", name)
+				}
+				if !body.closed {
+					t.Errorf("%s: the body was not closed", name)
+				}
+			}
+		})
+	}
+}
+
 // A request that a server has read and then not processed is sent again, whole, as net/http alone would.
 func TestConns_GoawayAfterTheBody(t *testing.T) {
 	const length = 100 << 10
