@@ -87,7 +87,10 @@ func (s *stream) SendMsg(m any) error {
 		if once {
 			s.commit(f)
 		}
-		switch err := s.out.Send(f.cs, f.codec); {
+		f.clock.Sending()
+		err := s.out.Send(f.cs, f.codec)
+		f.clock.Sent()
+		switch {
 		case err == nil:
 			if s.keep(f) {
 				return nil

@@ -19,7 +19,7 @@ type flow struct {
 	stream *stream
 	cs     grpc.ClientStream
 	codec  *grpcreplay.Codec
-	clock  deadline.Clock
+	clock  deadline.Upload
 	cancel context.CancelFunc
 
 	// Guarded by stream.end.

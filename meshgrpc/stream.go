@@ -178,7 +178,7 @@ func (s *stream) next() *try {
 // send implements attempter.
 func (s *stream) send() {
 	f := s.last
-	f.clock = deadline.RequestClockOf(f.ctx)
+	f.clock = deadline.RequestUploadOf(f.ctx)
 	if s.pausing() {
 		f.clock.Pause() // timeout begins when all is sent, as in Envoy
 	}

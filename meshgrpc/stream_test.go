@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc"
@@ -26,6 +28,7 @@ import (
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/timeout"
@@ -466,6 +469,62 @@ func TestTimeoutDoesNotCutAStreamThatIsSent(t *testing.T) {
 		if _, err := stream.Recv(); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A server that takes nothing of a stream ends it though its timeout has not begun: after five minutes in which it does not
+// answer either.
+func TestServerThatDoesNotRead(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		answers int // of the server, one every four minutes
+		want    time.Duration
+	}{
+		{"silent", 0, 5 * time.Minute},
+		{"answers", 5, (4*4 + 5) * time.Minute},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var network memnet.Network
+				server := grpc.NewServer()
+				grpc_testing.RegisterTestServiceServer(server, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+					for range test.answers {
+						_ = stream.Send(&grpctest.Out{})
+						time.Sleep(4 * time.Minute)
+					}
+					<-stream.Context().Done()
+					return stream.Context().Err()
+				}})
+				go func() { _ = server.Serve(network.Listen("10.0.0.1:80")) }()
+				t.Cleanup(server.Stop)
+				m := meshtest.New(t, route("    timeout: 1h\n"), mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
+					mesh.WithDiscovery(discovery.Static{"echo": {{Address: "10.0.0.1", Port: 80}}}))
+				stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				received := make(chan error, 1)
+				go func() {
+					var err error
+					for err == nil {
+						_, err = stream.Recv()
+					}
+					received <- err
+				}()
+				began := time.Now()
+				for err == nil {
+					err = stream.Send(&grpctest.In{Payload: grpctest.Large('a')})
+				}
+				if took := time.Since(began); took != test.want {
+					t.Errorf("ended after %v, want %v", took, test.want)
+				}
+				err = <-received
+				var exceeded *timeout.Error
+				if status.Code(err) != codes.DeadlineExceeded || !errors.As(err, &exceeded) || exceeded.Kind != timeout.SendIdle {
+					t.Errorf("end of stream: %v, want DeadlineExceeded and our own limit", err)
+				}
+			})
+		})
 	}
 }
 

@@ -104,6 +104,7 @@ func (c *Call) Received(err error) error {
 		c.timer.Stop()
 	}
 	if err == nil || err == io.EOF || !c.began {
+		c.ctx.progress()
 		return err
 	}
 	// Transports report a context that ended in different words.
@@ -138,9 +139,6 @@ func (w *watched) Read(p []byte) (int, error) {
 	c := (*Call)(w)
 	c.Await()
 	n, err := c.body.Read(p)
-	if n > 0 {
-		c.ctx.progress()
-	}
 	return n, c.Received(err)
 }
 

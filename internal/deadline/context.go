@@ -220,15 +220,6 @@ func ClockOf(ctx context.Context) Clock {
 	return Clock{innermost}
 }
 
-// RequestClockOf returns the limit of the whole call alone.
-func RequestClockOf(ctx context.Context) Clock {
-	c := ClockOf(ctx)
-	for c.innermost != nil && c.innermost.exceeded.Kind != Request {
-		c = ClockOf(c.innermost.Context)
-	}
-	return c
-}
-
 // Pause makes the limits stand still until Resume. Pauses do not add up. A limit that begins later is not paused.
 func (c Clock) Pause() {
 	for limit := c.innermost; limit != nil; limit = ClockOf(limit.Context).innermost {
@@ -253,9 +244,28 @@ func UploadOf(ctx context.Context) Upload {
 	return Upload{ClockOf(ctx)}
 }
 
+// RequestUploadOf returns the limit of the whole call alone.
+func RequestUploadOf(ctx context.Context) Upload {
+	u := UploadOf(ctx)
+	for u.innermost != nil && u.innermost.exceeded.Kind != Request {
+		u = UploadOf(u.innermost.Context)
+	}
+	return u
+}
+
 // Sending says, during a Pause, that the transport has some of the request to send. If it is still at it after five minutes,
-// without a further Pause or a Resume, the innermost limit ends the call. The response, if that comes already, counts too.
+// without a further Pause or a Resume, or a Sent, the innermost limit ends the call. The response, if that comes already,
+// counts too.
 func (u Upload) Sending() {
 	for limit := u.innermost; limit != nil && !limit.sending(); limit = ClockOf(limit.Context).innermost {
+	}
+}
+
+// Sent says that the transport has sent what it had. The Pause goes on.
+func (u Upload) Sent() {
+	for limit := u.innermost; limit != nil; limit = ClockOf(limit.Context).innermost {
+		if limit.state.Load() == uploading {
+			limit.Pause()
+		}
 	}
 }

@@ -168,7 +168,7 @@ func TestConns_TheLineEnds(t *testing.T) {
 					t.Errorf("who gives up gets %v", err)
 				}
 			})
-			time.AfterFunc(time.Hour, func() { cancel(gaveUp) }) // there is a connection, so the connect timeout is none of theirs
+			time.AfterFunc(time.Minute, func() { cancel(gaveUp) }) // there is a connection, so the connect timeout is none of theirs
 		}
 		synctest.Wait()
 		if n := pool.Stats().Pending; n != 2 {
@@ -177,7 +177,7 @@ func TestConns_TheLineEnds(t *testing.T) {
 		if _, err := send(t.Context(), pool, c, "body"); err != limit.ErrOverflow {
 			t.Errorf("who comes when the line is full gets %v", err)
 		}
-		time.Sleep(2 * time.Hour)
+		time.Sleep(2 * time.Minute)
 		close(release)
 		workers.Wait()
 		if _, err := send(t.Context(), pool, c, "body"); err != nil {
