@@ -2,6 +2,7 @@ package meshgrpc_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"runtime"
@@ -105,6 +106,22 @@ var whoCalls = &grpctest.Service{
 		return &grpctest.Response{Username: name}, nil
 	},
 	Bidi: echoStreams.Bidi,
+}
+
+// The error of a call in plaintext that an endpoint cuts off says that it was plaintext, and why.
+func TestPlaintextToAnEndpointOfTLS(t *testing.T) {
+	leak.Check(t)
+	w := newTown(t)
+	_, payment := w.serve(t, w.member(t, "payment", strict), "payment", whoCalls)
+	documents := fmt.Sprintf("%s---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: payment}\nspec:\n"+
+		"  hosts: [payment.default.svc.cluster.local]\n  resolution: STATIC\n  ports: [{number: 80, name: grpc, protocol: GRPC, targetPort: %d}]\n"+
+		"  endpoints: [{address: %s, serviceAccount: payment}]\n", strict, payment.Port, payment.Address)
+	client := grpctest.NewClient(connect(t, w.member(t, "order", documents), "mesh:///payment:80"))
+	_, err := client.UnaryCall(t.Context(), &grpctest.Request{})
+	const want = "it was sent plaintext, as ServiceEntry default/payment has no location"
+	if status.Code(err) != codes.Unavailable || strings.Count(err.Error(), want) != 1 {
+		t.Errorf("the error is %v, want %q in it", err, want)
+	}
 }
 
 func TestServer_MutualTLS(t *testing.T) {

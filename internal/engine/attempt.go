@@ -166,7 +166,7 @@ func (a *Attempt) End(status int, result breaker.Result, err error) error {
 			outcome = breaker.Failure
 		}
 	}
-	hint := a.plaintextHint(kind)
+	hint := a.plaintextHint(kind, err)
 	a.release(result, outcome)
 	if a.observer != nil {
 		a.observeEnd(status, err)

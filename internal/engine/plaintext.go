@@ -1,6 +1,10 @@
 package engine
 
 import (
+	"errors"
+	"io"
+	"syscall"
+
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/policy"
 )
@@ -19,9 +23,9 @@ func (e *hintedError) Unwrap() error { return e.error }
 
 // plaintextHint says why the attempt went out in plaintext, if its endpoint cut the connection off, as those do that take TLS
 // only. It is "" for other failures.
-func (a *Attempt) plaintextHint(kind failure.Kind) string {
+func (a *Attempt) plaintextHint(kind failure.Kind, err error) string {
 	c := a.call
-	if kind != failure.Reset && kind != failure.Unsent || c.kind == Raw || c.ownTLS || a.conns == nil || a.conns.socket.config != nil {
+	if !cutOff(kind, err) || c.kind == Raw || c.ownTLS || a.conns == nil || a.conns.socket.config != nil {
 		return ""
 	}
 	const sent, maybe = "it was sent plaintext, ", ", and the endpoint may take TLS only"
@@ -38,4 +42,16 @@ func (a *Attempt) plaintextHint(kind failure.Kind) string {
 		return sent + "as " + entry.Document + " is MESH_EXTERNAL" + maybe
 	}
 	return sent + "as nothing says that the endpoint takes mutual TLS: no PeerAuthentication has it STRICT, and it lacks the label " + tlsModeLabel
+}
+
+// cutOff reports whether the other end closed a connection that it had taken. To gRPC, a connection comes about with the first
+// frame of HTTP/2.
+func cutOff(kind failure.Kind, err error) bool {
+	switch kind {
+	case failure.Reset, failure.Unsent:
+		return true
+	case failure.Connect:
+		return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+	}
+	return false
 }
