@@ -156,6 +156,7 @@ func security(n int) []policy.Source {
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata:
+  namespace: default
   name: service-%[1]d
 spec:
   selector:
@@ -170,6 +171,7 @@ spec:
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
 metadata:
+  namespace: default
   name: service-%[1]d
 spec:
   selector:

@@ -92,6 +92,7 @@ func compile(last *Plan, sources []Source, w Workload) *compiler {
 		c.plan.claims.exact = make(map[string]*claim, len(last.claims.exact))
 		c.plan.named.exact = make(map[string]*struct{}, len(last.named.exact))
 	}
+	c.ends = make([]int, 0, len(sources))
 	streams := make([][]byte, len(sources))
 	for i, source := range sources {
 		streams[i] = source.Data

@@ -23,6 +23,7 @@ type virtual struct {
 	// What follows is not known of documents with delegates.
 	leads   []string       // the hosts that requests are sent to
 	subsets []route.Target // those that it names
+	targets []route.Target // those that it names the port of
 	ports   []int          // that it speaks of; nil: all
 	some    bool           // it concerns the workload
 
@@ -51,6 +52,11 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 		} else {
 			v.leads = append(v.leads, host)
 		}
+		if d.Port != nil {
+			if t := (route.Target{Host: host, Port: int(d.Port.Number)}); !slices.Contains(v.targets, t) {
+				v.targets = append(v.targets, t)
+			}
+		}
 		if d.Subset != nil {
 			if t := (route.Target{Host: host, Subset: c.word(*d.Subset)}); !slices.Contains(v.subsets, t) {
 				v.subsets = append(v.subsets, t)
@@ -62,6 +68,7 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 		v.ports, v.some = portsOf(is, client)
 	}
 	v.hosts, v.leads, v.subsets = slices.Clip(v.hosts), slices.Clip(v.leads), slices.Clip(v.subsets)
+	v.targets = slices.Clip(v.targets)
 	v.keep(is)
 	return v
 }
@@ -420,23 +427,34 @@ func (c *claim) before(other *claim) *claim {
 	return first
 }
 
-// subsets warns of destinations that have no endpoints, because no document defines their subset.
+// subsets warns of destinations that have no endpoints, because no document defines their subset or their entry lacks the port.
 func (c *compiler) subsets() {
 	if c.failed() {
 		return // what the documents say together is not known
 	}
-	lacks := func(t route.Target) bool { return !c.plan.rule(c.plan.canonical(t.Host)).defines(t.Subset) }
+	p := c.plan
+	lacks := func(t route.Target) bool { return !p.rule(p.canonical(t.Host)).defines(t.Subset) }
+	port := func(t route.Target) error {
+		if e := p.entries.find(p.canonical(t.Host)); e != nil {
+			return e.of(t.Host).CheckPort(t.Port)
+		}
+		return nil
+	}
 	for _, vs := range c.virtual {
-		if !vs.is.visible || !vs.is.inMesh || !slices.ContainsFunc(vs.is.subsets, lacks) {
+		if !vs.is.visible || !vs.is.inMesh || !slices.ContainsFunc(vs.is.subsets, lacks) &&
+			!slices.ContainsFunc(vs.is.targets, func(t route.Target) bool { return port(t) != nil }) {
 			continue
 		}
 		for d, at := range vs.is.get().Destinations() {
-			if d.Subset == nil {
+			host := istio.Resolve(d.Host, vs.namespace, p.workload.ClusterDomain)
+			if d.Subset != nil && lacks(route.Target{Host: host, Subset: *d.Subset}) {
+				vs.Warnf(at+".subset", "no DestinationRule defines the subset %s of %s: requests to it fail", *d.Subset, host)
+			}
+			if d.Port == nil {
 				continue
 			}
-			host := istio.Resolve(d.Host, vs.namespace, c.plan.workload.ClusterDomain)
-			if lacks(route.Target{Host: host, Subset: *d.Subset}) {
-				vs.Warnf(at+".subset", "no DestinationRule defines the subset %s of %s: requests to it fail", *d.Subset, host)
+			if err := port(route.Target{Host: host, Port: int(d.Port.Number)}); err != nil {
+				vs.Warnf(at+".port", "%v: requests to it fail", err)
 			}
 		}
 	}

@@ -210,6 +210,28 @@ func TestFindingsOfDelegates(t *testing.T) {
 	}
 }
 
+// TestPortsOfEntries warns of destinations whose port their entry does not have.
+func TestPortsOfEntries(t *testing.T) {
+	const entry = "\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: db}\nspec: {hosts: [db.example, '*.db.example'], location: MESH_EXTERNAL, " +
+		"resolution: STATIC, ports: [{number: 8080, name: http, protocol: HTTP}], endpoints: [{address: 10.0.0.1}]}"
+	for destination, want := range map[string]string{
+		"{host: db.example, port: {number: 80}}":    "spec.http[0].route[0].destination.port: ServiceEntry default/db has no port 80, it has 8080: requests to it fail",
+		"{host: x.db.example, port: {number: 443}}": "spec.http[0].route[0].destination.port: ServiceEntry default/db has no port 443, it has 8080: requests to it fail",
+		"{host: db.example, port: {number: 8080}}":  "",
+		"{host: db.example}":                        "",
+		"{host: other.example, port: {number: 80}}": "",
+	} {
+		_, findings := compiled(t, entry+virtualService("a", "{hosts: [a], http: [{route: [{destination: "+destination+"}]}]}"))
+		got := ""
+		for _, f := range findings {
+			got += f.Field + ": " + f.Message
+		}
+		if got != want {
+			t.Errorf("%s: %q, want %q", destination, got, want)
+		}
+	}
+}
+
 // TestEntriesWithoutLocation warns of entries that are probably part of the mesh.
 func TestEntriesWithoutLocation(t *testing.T) {
 	entry := func(spec string) string {
