@@ -138,7 +138,6 @@ func (o *Outlier) forgetLocked(t *Tracker) {
 // Endpoints returns the status of every endpoint, sorted by ID.
 func (o *Outlier) Endpoints() []EndpointStatus {
 	o.mu.RLock()
-	defer o.mu.RUnlock()
 	list := make([]EndpointStatus, 0, len(o.trackers))
 	for id, t := range o.trackers {
 		s := EndpointStatus{ID: id, Ejected: t.Ejected(), Multiplier: t.multiplier}
@@ -147,6 +146,7 @@ func (o *Outlier) Endpoints() []EndpointStatus {
 		}
 		list = append(list, s)
 	}
+	o.mu.RUnlock()
 	slices.SortFunc(list, func(a, b EndpointStatus) int { return strings.Compare(a.ID, b.ID) })
 	return list
 }
