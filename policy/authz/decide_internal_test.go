@@ -209,7 +209,7 @@ func refDecide(policies []Policy, cfg Config, r *Request) Decision {
 	paths := map[reading]bool{{}: true}
 	if !r.L4 {
 		path, _, ok := targetPath(r.Method, r.Target)
-		if !ok || path != "" && path[0] == '/' && !valid(path) {
+		if !ok || path != "" && path[0] == '/' && !valid(path, escapesOf(path)) {
 			if shadow {
 				d.Shadow = Shadow{Present: true, Match: noMatch, Reason: reasonMalformed}
 			}

@@ -18,6 +18,7 @@ type group struct {
 	rest       []int32
 	principals lookup
 	paths      lookup
+	suffixes   lookup // of paths, both written backwards
 	namespaces map[string][]int32
 	accounts   map[string][]int32
 	methods    map[string][]int32
@@ -54,6 +55,9 @@ func (g *group) first(q *query) Match {
 	}
 	for i := range q.paths {
 		best = g.lookup(&g.paths, q.paths[i].path, best, q)
+		if len(g.suffixes.prefixes) > 0 {
+			best = g.lookup(&g.suffixes, backwards(q.paths[i].path), best, q)
+		}
 		if g.rules[0].every {
 			break // what matches under every reading matches under the first
 		}
@@ -195,6 +199,7 @@ const (
 	byHeader
 	byPrincipalPrefix
 	byPathPrefix
+	byPathSuffix
 	byMethod
 )
 
@@ -231,13 +236,17 @@ func (g *group) index() {
 	}
 	for k, rules := range prefixes {
 		l := &g.paths
-		if k.kind == byPrincipalPrefix {
+		switch k.kind {
+		case byPrincipalPrefix:
 			l = &g.principals
+		case byPathSuffix:
+			l = &g.suffixes
 		}
 		l.prefixes = append(l.prefixes, prefixed{text: k.text, rules: rules})
 	}
 	g.principals.link()
 	g.paths.link()
+	g.suffixes.link()
 }
 
 func (g *group) insert(k key, i int32, prefixes map[key][]int32) {
@@ -251,7 +260,7 @@ func (g *group) insert(k key, i int32, prefixes map[key][]int32) {
 		put(g.methods)
 	case byHeader:
 		g.insertHeader(k, i)
-	case byPrincipalPrefix, byPathPrefix:
+	case byPrincipalPrefix, byPathPrefix, byPathSuffix:
 		prefixes[k] = append(prefixes[k], i)
 	case byAccount, byNamespace:
 		if k.kind == byAccount {
@@ -395,6 +404,8 @@ func pathKeys(values []pattern) []key {
 		case exact:
 		case prefix:
 			kind = byPathPrefix
+		case suffix:
+			kind, texts = byPathSuffix, [2]string{backwards(v.text), backwards(v.decoded)}
 		case template:
 			kind = byPathPrefix
 			for i := range texts {
@@ -408,4 +419,14 @@ func pathKeys(values []pattern) []key {
 		}
 	}
 	return keys
+}
+
+// backwards returns s with its bytes in the other order.
+func backwards(s string) string {
+	var room [maxScratch]byte
+	out := scratch(&room, s)
+	for i := len(s) - 1; i >= 0; i-- {
+		out = append(out, s[i])
+	}
+	return string(out)
 }

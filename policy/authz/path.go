@@ -19,7 +19,7 @@ type reading struct {
 var maxOddPath = [...]int{1: 2 << 10, 2: 768, 3: 256}
 
 // tooLong reports whether a path that is not plain is too long for its oddities.
-func tooLong(path string) bool {
+func tooLong(path string, found escapes) bool {
 	if len(path) <= maxOddPath[len(maxOddPath)-1] {
 		return false
 	}
@@ -28,11 +28,11 @@ func tooLong(path string) bool {
 	}
 	kinds := 0
 	for _, there := range [...]bool{
-		strings.Contains(path, "%"),
+		found.any,
 		strings.Contains(path, ";"),
 		strings.Contains(path, "#"),
-		strings.Contains(path, "//") || strings.Contains(path, "/.") || containsEscape(path, '.') || containsEscape(path, '/'),
-		strings.Contains(path, `\`) || containsEscape(path, '\\'),
+		found.dot || found.slash || strings.Contains(path, "//") || strings.Contains(path, "/."),
+		found.backslash || strings.Contains(path, `\`),
 	} {
 		if there {
 			kinds++
@@ -41,18 +41,37 @@ func tooLong(path string) bool {
 	return len(path) > maxOddPath[min(max(kinds, 1), len(maxOddPath)-1)]
 }
 
-// containsEscape reports whether c stands in path percent-encoded.
-func containsEscape(path string, c byte) bool {
-	for {
-		i := strings.IndexByte(path, '%')
-		if i < 0 {
-			return false
+// escapes says which characters stand in a path percent-encoded.
+type escapes struct {
+	any, dot, slash, backslash bool
+	nul, high, malformed       bool // high: what is no ASCII
+}
+
+func escapesOf(path string) (found escapes) {
+	for i := strings.IndexByte(path, '%'); i >= 0 && i < len(path); i++ {
+		if path[i] != '%' {
+			continue
 		}
-		if path = path[i:]; isEscape(path) && unhex(path[1])<<4|unhex(path[2]) == c {
-			return true
+		found.any = true
+		if !isEscape(path[i:]) {
+			found.malformed = true
+			continue
 		}
-		path = path[1:]
+		switch c := unhex(path[i+1])<<4 | unhex(path[i+2]); {
+		case c == '.':
+			found.dot = true
+		case c == '/':
+			found.slash = true
+		case c == '\\':
+			found.backslash = true
+		case c == 0:
+			found.nul = true
+		case c >= utf8.RuneSelf:
+			found.high = true
+		}
+		i += 2
 	}
+	return found
 }
 
 // read appends the readings of a request target to buf, none if it is malformed.
@@ -67,7 +86,8 @@ func (a *Authorizer) read(method, target string, buf []reading) []reading {
 			buf = append(buf, reading{path: path, decoded: true})
 		}
 		return buf
-	case tooLong(path) || !valid(path):
+	}
+	if found := escapesOf(path); tooLong(path, found) || !valid(path, found) {
 		return nil
 	}
 	mode := a.normalization
@@ -155,17 +175,14 @@ func oddSegment(rest string) bool {
 }
 
 // valid reports whether path has only well-formed escapes, is UTF-8 once decoded, and has no NUL.
-func valid(path string) bool {
-	for i := 0; i < len(path); i++ {
-		if path[i] == '%' {
-			if !isEscape(path[i:]) {
-				return false
-			}
-			i += 2
-		}
+func valid(path string, found escapes) bool {
+	if found.malformed || found.nul || strings.IndexByte(path, 0) >= 0 {
+		return false
 	}
-	decoded := decodeAll(path)
-	return utf8.ValidString(decoded) && strings.IndexByte(decoded, 0) < 0
+	if found.high {
+		path = decodeEvery.apply(path)
+	}
+	return utf8.ValidString(path)
 }
 
 // decoding says which escapes are decoded, beside those of unreserved characters.
@@ -198,10 +215,10 @@ const (
 func readings(path string, mode Normalization, escaped bool) []reading {
 	s := readingSet{mode: mode}
 	if mode == None {
-		s.add(normalEscapes(path))
+		s.add(decodeNone.apply(path))
 		if escaped || strings.Contains(path, "%") {
 			s.decoded = true
-			s.add(decodeAll(path))
+			s.add(decodeEvery.apply(path))
 		}
 	}
 	cut, fragment, _ := strings.Cut(path, "#")
@@ -218,7 +235,7 @@ func readings(path string, mode Normalization, escaped bool) []reading {
 
 // endsInDots reports whether the last segment of path is a dot segment to any reader.
 func endsInDots(path string) bool {
-	path = strings.ReplaceAll(decodeAll(path), `\`, "/")
+	path = strings.ReplaceAll(decodeEvery.apply(path), `\`, "/")
 	return strings.HasSuffix(path, "/.") || strings.HasSuffix(path, "/..")
 }
 
@@ -246,7 +263,7 @@ func (s *readingSet) addPath(path string, escaped bool) {
 
 // addRouted adds what a path with escaped dot segments is to a router to which those are like any other.
 func (s *readingSet) addRouted(path string) {
-	if !containsEscape(path, '.') || removeDots(normalEscapes(path)) == normalEscapes(removeDots(path)) {
+	if !escapesOf(path).dot || removeDots(decodeNone.apply(path)) == decodeNone.apply(removeDots(path)) {
 		return
 	}
 	cleaned, normal := removeDots(mergeSlashes(path)), decodeNone
@@ -264,7 +281,7 @@ func (s *readingSet) addDecoded(path string, escaped bool) {
 	s.decoded = false
 	normal := decodeNone.apply(path)
 	slashes := normal
-	if s.mode == DecodeAndMergeSlashes || containsEscape(path, '/') || containsEscape(path, '\\') {
+	if found := escapesOf(path); found.slash || found.backslash {
 		slashes = decodeSlashes.apply(path)
 	}
 	if s.mode != DecodeAndMergeSlashes {
@@ -310,60 +327,48 @@ func (s *readingSet) addSegments(path string) {
 	}
 }
 
+// apply decodes the escapes of d in path. It writes the others in upper case, and leaves what is malformed as it is.
 func (d decoding) apply(path string) string {
-	if strings.IndexByte(path, '%') < 0 {
+	i := strings.IndexByte(path, '%')
+	if i < 0 {
 		return path
 	}
-	switch d {
-	case decodeEvery:
-		return decodeAll(path)
-	case decodeSlashes:
-		return decode(path, func(c byte) bool { return isUnreserved(c) || c == '/' || c == '\\' })
-	}
-	return normalEscapes(path)
-}
-
-// normalEscapes decodes the escapes of unreserved characters and writes the others in upper case (RFC 3986, section
-// 6.2.2).
-func normalEscapes(s string) string { return decode(s, isUnreserved) }
-
-func decodeAll(s string) string { return decode(s, func(byte) bool { return true }) }
-
-// decode decodes the escapes of some characters. It leaves what is malformed as it is.
-func decode(s string, some func(byte) bool) string {
-	i := strings.IndexByte(s, '%')
-	if i < 0 {
-		return s
-	}
-	out := append(make([]byte, 0, len(s)), s[:i]...)
-	for ; i < len(s); i++ {
-		if s[i] != '%' || !isEscape(s[i:]) {
-			out = append(out, s[i])
+	var room [maxScratch]byte
+	out := append(scratch(&room, path), path[:i]...)
+	for ; i < len(path); i++ {
+		c := path[i]
+		if c != '%' || !isEscape(path[i:]) {
+			out = append(out, c)
 			continue
 		}
-		if c := unhex(s[i+1])<<4 | unhex(s[i+2]); some(c) {
+		if c = unhex(path[i+1])<<4 | unhex(path[i+2]); d == decodeEvery || isUnreserved(c) || d == decodeSlashes && (c == '/' || c == '\\') {
 			out = append(out, c)
 		} else {
-			out = append(out, '%', upper(s[i+1]), upper(s[i+2]))
+			out = append(out, '%', upper(path[i+1]), upper(path[i+2]))
 		}
 		i += 2
+	}
+	if string(out) == path {
+		return path
 	}
 	return string(out)
 }
 
 func isEscape(s string) bool {
-	return len(s) >= 3 && s[0] == '%' && isHex(s[1]) && isHex(s[2])
+	return len(s) >= 3 && s[0] == '%' && unhex(s[1])|unhex(s[2]) < 16
 }
 
-func isHex(c byte) bool {
-	return '0' <= c && c <= '9' || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F'
-}
-
+// unhex returns the value of a hexadecimal digit, and 255 for any other character.
 func unhex(c byte) byte {
-	if c <= '9' {
+	switch {
+	case '0' <= c && c <= '9':
 		return c - '0'
+	case 'A' <= c && c <= 'F':
+		return c - 'A' + 10
+	case 'a' <= c && c <= 'f':
+		return c - 'a' + 10
 	}
-	return upper(c) - 'A' + 10
+	return 255
 }
 
 func upper(c byte) byte {
@@ -381,9 +386,14 @@ func isUnreserved(c byte) bool {
 
 // cutParameters cuts off each segment what follows a semicolon.
 func cutParameters(path string) string {
-	out := make([]byte, 0, len(path))
-	inside := false
-	for i := range len(path) {
+	first := strings.IndexByte(path, ';')
+	if first < 0 {
+		return path
+	}
+	var room [maxScratch]byte
+	out := append(scratch(&room, path), path[:first]...)
+	inside := true
+	for i := first; i < len(path); i++ {
 		switch path[i] {
 		case ';':
 			inside = true
@@ -398,28 +408,35 @@ func cutParameters(path string) string {
 }
 
 func mergeSlashes(path string) string {
-	if !strings.Contains(path, "//") {
+	first := strings.Index(path, "//")
+	if first < 0 {
 		return path
 	}
-	out := make([]byte, 0, len(path))
-	for i := range len(path) {
-		if path[i] != '/' || i == 0 || path[i-1] != '/' {
-			out = append(out, path[i])
+	var room [maxScratch]byte
+	out := append(scratch(&room, path), path[:first]...)
+	before := byte(0)
+	for i := first; i < len(path); i++ {
+		c := path[i]
+		if c != '/' || before != '/' {
+			out = append(out, c)
 		}
+		before = c
 	}
 	return string(out)
 }
 
 // removeDots resolves the segments "." and ".." (RFC 3986, section 5.2.4). The path begins with a slash.
 func removeDots(path string) string {
-	if !strings.Contains(path, "/.") {
+	first := strings.Index(path, "/.")
+	if first < 0 {
 		return path
 	}
-	out := make([]byte, 0, len(path))
-	for rest := path; rest != ""; {
-		end := strings.IndexByte(rest[1:], '/') + 1
-		if end == 0 {
-			end = len(rest)
+	var room [maxScratch]byte
+	out := append(scratch(&room, path), path[:first]...)
+	for rest := path[first:]; rest != ""; {
+		end := 1
+		for end < len(rest) && rest[end] != '/' {
+			end++
 		}
 		segment := rest[:end] // with its slash
 		rest = rest[end:]
@@ -435,5 +452,19 @@ func removeDots(path string) string {
 			out = append(out, '/')
 		}
 	}
+	if len(out) == len(path) { // a name that begins with a dot
+		return path
+	}
 	return string(out)
+}
+
+// maxScratch is the longest path that is rewritten without another allocation than that of what comes of it.
+const maxScratch = 768
+
+// scratch returns room for what comes of path.
+func scratch(room *[maxScratch]byte, path string) []byte {
+	if len(path) <= len(room) {
+		return room[:0]
+	}
+	return make([]byte, 0, len(path))
 }

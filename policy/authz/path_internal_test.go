@@ -125,7 +125,7 @@ func FuzzPath(f *testing.F) {
 		}
 		unescaped := refUnescape(path, func(string) bool { return true })
 		wantValid := !badEscape.MatchString(path) && utf8.ValidString(unescaped) && !strings.Contains(unescaped, "\x00")
-		if got := valid(path); got != wantValid {
+		if got := valid(path, escapesOf(path)); got != wantValid {
 			t.Fatalf("valid(%q) = %v, want %v", path, got, wantValid)
 		}
 		if !wantValid {

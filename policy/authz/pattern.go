@@ -120,8 +120,8 @@ func pathPattern(mode Normalization) func(v string) (pattern, error) {
 		if err != nil {
 			return p, err
 		}
-		p.text = normalEscapes(p.text)
-		p.decoded = decodeAll(p.text)
+		p.text = decodeNone.apply(p.text)
+		p.decoded = decodeEvery.apply(p.text)
 		return p, checkPath(p, mode)
 	}
 }
@@ -139,7 +139,7 @@ func checkTemplate(v string) error {
 			last = true
 		case segment == "{*}", segment == "{**}":
 			return errors.New("{**} must be the last operator")
-		case strings.ContainsAny(decodeAll(segment), "{}*"):
+		case strings.ContainsAny(decodeEvery.apply(segment), "{}*"):
 			return errors.New("a segment of a template is {*}, {**} or plain text")
 		}
 	}
