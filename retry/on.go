@@ -166,14 +166,18 @@ func (o On) Failure(kind failure.Kind) bool {
 }
 
 // response reports whether resp is to be retried. headers are the canonical names for RetriableHeaders.
-func (o On) response(resp *http.Response, headers []string) bool {
+func (o *On) response(resp *http.Response, headers []string) bool {
+	byStatus := o.HTTP(resp.StatusCode)
+	if !byStatus && o.Conditions&(RateLimited|RetriableHeaders|grpcStatuses) == 0 {
+		return false // whatever the header says
+	}
 	if resp.Header["X-Envoy-Overloaded"] != nil {
 		return false
 	}
 	if resp.Header["X-Envoy-Ratelimited"] != nil {
 		return o.Conditions&RateLimited != 0
 	}
-	if o.HTTP(resp.StatusCode) {
+	if byStatus {
 		return true
 	}
 	if o.Conditions&RetriableHeaders != 0 {
@@ -197,7 +201,7 @@ func (o On) HTTP(code int) bool {
 const grpcStatuses = Cancelled | DeadlineExceeded | ResourceExhausted | Internal | Unavailable
 
 // grpc reports whether the headers of resp carry a gRPC status that is to be retried.
-func (o On) grpc(resp *http.Response) bool {
+func (o *On) grpc(resp *http.Response) bool {
 	if !field.IsGRPC(resp.Header.Get("Content-Type")) {
 		return false
 	}

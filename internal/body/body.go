@@ -59,14 +59,16 @@ func (r *Reader) Read(p []byte) (int, error) {
 
 // Close implements io.Closer. It may be called while a Read is under way, and more than once.
 func (r *Reader) Close() error {
-	r.closing.Store(true)
+	if !r.ended.Load() { // as it has when it was read to its end
+		r.closing.Store(true)
+	}
 	// Deferred, so that a body that panics in Close still ends.
 	defer r.finish(nil)
 	return r.rc.Close()
 }
 
 func (r *Reader) finish(err error) {
-	if r.ended.CompareAndSwap(false, true) {
+	if !r.ended.Load() && r.ended.CompareAndSwap(false, true) {
 		r.end.End(err)
 	}
 }

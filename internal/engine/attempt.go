@@ -174,7 +174,7 @@ func (a *Attempt) End(status int, result breaker.Result, err error) error {
 	if hint != "" {
 		return &hintedError{err, hint}
 	}
-	if errors.Is(err, limit.ErrOverflow) { // there was no room for another connection
+	if err != nil && errors.Is(err, limit.ErrOverflow) { // there was no room for another connection
 		return overflow(err)
 	}
 	return err

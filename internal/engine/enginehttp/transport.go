@@ -100,7 +100,7 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 		c.edit(resp)
 	}
 	attempt.Restore(resp, c.req, int(c.tries))
-	if c.status, c.resp = int32(resp.StatusCode), resp; !isGRPC(resp) {
+	if c.status, c.resp = int32(resp.StatusCode), resp; !e.Observed() || !isGRPC(resp) {
 		c.resp = nil // nothing is read of it after this
 	}
 	c.body.Attach(resp, c)
