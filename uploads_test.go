@@ -105,9 +105,15 @@ func uploads(t *testing.T, fields, proto string, handler http.HandlerFunc) *http
 		documents += destinationRule("connectionPool: {http: {h2UpgradePolicy: UPGRADE}}")
 	}
 	t.Cleanup(func() { time.Sleep(time.Second) }) // net/http's server waits a little before it closes a connection with a body
+	return servedBy(t, documents, &http.Server{Handler: handler})
+}
+
+// servedBy returns a client of a mesh whose service "api" is served by srv, over HTTP/1 and HTTP/2.
+func servedBy(t *testing.T, documents string, srv *http.Server) *http.Client {
 	f, done := new(meshtest.Fleet), make(chan struct{})
 	const address = "10.9.9.9:80"
-	ln, srv := f.Network.Listen(address), &http.Server{Handler: handler, Protocols: new(http.Protocols)}
+	ln := f.Network.Listen(address)
+	srv.Protocols = new(http.Protocols)
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
 	go func() {

@@ -11,16 +11,19 @@ import (
 // conn is an open connection.
 type conn struct {
 	net.Conn
-	owner *Conns
+	owner atomic.Pointer[Conns] // nil once it is closed: net/http may keep it for a while, and need not keep the rest
 	born  time.Time
 
-	calls  atomic.Int64
-	closed atomic.Bool
+	calls atomic.Int64
 }
 
 // last counts a call and reports whether the connection must be closed after it.
 func (c *conn) last(now time.Time) bool {
-	config := &c.owner.pool.config
+	owner := c.owner.Load()
+	if owner == nil {
+		return true
+	}
+	config := &owner.pool.config
 	calls := c.calls.Add(1)
 	return config.MaxRequestsPerConnection > 0 && calls >= int64(config.MaxRequestsPerConnection) ||
 		config.MaxConnectionDuration > 0 && now.Sub(c.born) >= config.MaxConnectionDuration
@@ -28,8 +31,8 @@ func (c *conn) last(now time.Time) bool {
 
 // Close implements net.Conn.
 func (c *conn) Close() error {
-	if c.closed.CompareAndSwap(false, true) {
-		defer c.owner.remove(c)
+	if owner := c.owner.Swap(nil); owner != nil {
+		defer owner.remove(c)
 	}
 	return c.Conn.Close()
 }

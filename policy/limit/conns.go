@@ -360,7 +360,8 @@ func (c *Conns) connected() bool {
 
 // add makes nc one of the open connections.
 func (c *Conns) add(nc net.Conn) (*conn, error) {
-	wrapped := &conn{Conn: nc, owner: c, born: time.Now()}
+	wrapped := &conn{Conn: nc, born: time.Now()}
+	wrapped.owner.Store(c)
 	l := &c.pool.links
 	l.mu.Lock()
 	defer l.mu.Unlock()

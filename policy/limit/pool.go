@@ -39,7 +39,8 @@ type PoolConfig struct {
 	ConnectTimeout time.Duration
 
 	// IdleTimeout is how long a connection may be without calls before it is closed. 0 means one hour; a negative value
-	// means for ever.
+	// means for ever. Of several HTTP/2 connections to an endpoint, those without calls at the moment are closed that often,
+	// since nobody knows for how long they had none.
 	IdleTimeout time.Duration
 
 	// MaxConnectionDuration is the age from which on a connection takes one last call and is then closed. 0 means no
