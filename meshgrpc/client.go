@@ -30,6 +30,10 @@ const Scheme = "mesh"
 // Connections are made with the calls that need them, within connectTimeout. [grpc.ClientConn.Connect] makes none. An endpoint
 // that cannot be connected to is left alone for a while, from 100 ms up to 10 s; meanwhile calls pass it over if there is another.
 // The state of a ClientConn is READY if it has any connection, and TRANSIENT_FAILURE if the latest could not be made.
+//
+// [grpc.CallAuthority] is to routes what the Host header is over HTTP: it decides if a document names the host. To have it for
+// all calls, give it as a default call option: [grpc.WithAuthority] reaches the server, but is known only to gRPC when a call
+// is routed.
 func DialOptions(m *mesh.Mesh) []grpc.DialOption {
 	c := &client{engine: engine.Of(m.Transport())}
 	return []grpc.DialOption{

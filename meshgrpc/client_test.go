@@ -323,6 +323,25 @@ func TestNothingToPick(t *testing.T) {
 	}
 }
 
+// A stream that the server has read may have been processed: reset-before-request does not repeat it.
+func TestResetBeforeRequestDoesNotRepeatWhatWasSent(t *testing.T) {
+	leak.Check(t)
+	var calls atomic.Int64
+	address := grpctest.ServeFrames(t, func(n int, f *grpctest.Frames, stream uint32) bool {
+		calls.Store(int64(n))
+		f.Reset(stream, http2.ErrCodeInternal)
+		return true
+	})
+	_, conn := one(t, route("    retries: {attempts: 2, retryOn: reset-before-request, backoff: 1ms}\n"),
+		[]discovery.Endpoint{meshtest.EndpointOf(t, address)})
+	if _, err := grpctest.NewClient(conn).UnaryCall(bounded(t), &grpctest.Request{}); err == nil {
+		t.Error("a call that was reset ended well")
+	}
+	if n := calls.Load(); n != 1 {
+		t.Errorf("%d calls, want 1", n)
+	}
+}
+
 // A call that waits goes on although the first endpoint that it was to be sent to could not be connected to.
 func TestWaitingCallOutlivesAnEndpointThatIsDown(t *testing.T) {
 	leak.Check(t)

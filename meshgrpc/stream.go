@@ -117,7 +117,7 @@ func (s *stream) settle(answer *engine.Refusal, err error) {
 	s.mu.Unlock()
 
 	if !live {
-		s.results.end(header, trailer, last, err)
+		s.options.finish(header, trailer, last, err)
 		s.mu.Lock()
 		s.told = true
 		s.news.Broadcast()
@@ -142,7 +142,7 @@ func (s *stream) conclude(f *flow) {
 		if s.verdict = err; err == io.EOF {
 			err = nil
 		}
-		s.results.end(header, trailer, &f.try, err)
+		s.options.finish(header, trailer, &f.try, err)
 	})
 }
 

@@ -19,6 +19,7 @@ import (
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
@@ -112,7 +113,7 @@ func (t *try) options() []grpc.CallOption {
 	if c.sent.authority != c.asked.authority {
 		opts = append(opts, grpc.CallAuthority(c.sent.authority))
 	}
-	if c.results.wantPeer() {
+	if c.results.WantPeer() {
 		opts = append(opts, grpc.Peer(&t.peer))
 	}
 	return opts
@@ -323,6 +324,7 @@ func (t *try) outcome(committed bool) grpcreplay.Outcome {
 	switch {
 	case t.status == 0:
 		o.Kind = t.call.Failure(t.rest)
+		o.Unsent = o.Kind == failure.RefusedStream && grpcwire.Unsent(t.err)
 	case t.header == nil && grpcstatus.TrailersOnly(t.trailer):
 		o.Code, o.Reply = t.code, t.trailer
 	}

@@ -50,7 +50,7 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 	}
 	answer, err := u.serve(u)
 	header, trailer, err := u.conclude(answer, err, u.last)
-	u.results.end(header, trailer, u.last, err)
+	u.options.finish(header, trailer, u.last, err)
 	return err
 }
 
@@ -86,7 +86,7 @@ func (u *unary) reset() {
 func (u *unary) send() {
 	t := u.last
 	opts := t.options()
-	if t.reads || u.results.wantHeader() {
+	if t.reads || u.results.WantHeader() {
 		opts = append(opts, grpc.Header(&t.header))
 	}
 	t.judge(u.invoker(t, u.sent.method, u.message, u.reply, u.cc, opts...), false)

@@ -17,8 +17,9 @@ import (
 
 // Outcome is how a try ended, as far as it decides about another one.
 type Outcome struct {
-	// Kind is how a try failed that was not answered, and None for one that was.
-	Kind failure.Kind
+	// Kind is how a try failed that was not answered, and None for one that was. Unsent says that nothing of the try was sent.
+	Kind   failure.Kind
+	Unsent bool
 
 	// HTTP is the status of HTTP of an answer, if it counts.
 	HTTP int
@@ -70,7 +71,7 @@ func (o *Outcome) retriable(config *retry.Config) bool {
 	on := config.On
 	switch {
 	case o.Kind != failure.None:
-		return on.Failure(o.Kind)
+		return on.Failure(o.Kind) || o.Unsent && on.Failure(failure.Unsent)
 	case o.Limited == grpcwire.Overloaded || o.Reply[grpcwire.Overloaded] != nil:
 		return false
 	case o.Limited == grpcwire.RateLimited || o.Reply[grpcwire.RateLimited] != nil:

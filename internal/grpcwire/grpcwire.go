@@ -75,6 +75,13 @@ func Unprocessed(err error) bool {
 	return false
 }
 
+// Unsent reports whether err is the end of a try of which nothing was sent, because its connection was closing or draining. err
+// must not be a status of the server.
+func Unsent(err error) bool {
+	s := status.Convert(err)
+	return s.Code() == codes.Unavailable && (s.Message() == closingText || s.Message() == drainingText)
+}
+
 // Closed reports whether a call ended with err because its caller closed the ClientConn. Where the server had sent GOAWAY before,
 // and where gRPC is asked for headers, it puts that into words.
 func Closed(err error) bool {

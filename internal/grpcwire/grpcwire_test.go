@@ -2,6 +2,7 @@ package grpcwire_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -61,8 +62,12 @@ func TestUnprocessed(t *testing.T) {
 		"error reading from server: EOF":                                         false,
 		"closing transport due to: connection error, received prior goaway: bye": false,
 	} {
-		if got := grpcwire.Unprocessed(status.Error(codes.Unavailable, text)); got != want {
+		err := status.Error(codes.Unavailable, text)
+		if got := grpcwire.Unprocessed(err); got != want {
 			t.Errorf("%q: %t, want %t", text, got, want)
+		}
+		if unsent := strings.HasPrefix(text, "the connection is d") || text == "transport is closing"; grpcwire.Unsent(err) != unsent {
+			t.Errorf("%q: unsent %t, want %t", text, !unsent, unsent)
 		}
 	}
 	if grpcwire.Unprocessed(status.Error(codes.Internal, "transport is closing")) || grpcwire.Unprocessed(nil) {

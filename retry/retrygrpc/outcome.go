@@ -46,7 +46,7 @@ func next(ctx context.Context, l *retry.Loop, n int, o *outcome) (wait time.Dura
 	} else if ok {
 		known.HTTP = code
 	} else {
-		known.Kind = o.kind()
+		known.Kind, known.Unsent = o.kind(), o.begun && grpcwire.Unsent(o.err)
 	}
 	return grpcreplay.Next(ctx, l, n, &known)
 }

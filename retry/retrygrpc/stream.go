@@ -45,7 +45,7 @@ func NewStream(ctx context.Context, l *retry.Loop, desc *grpc.StreamDesc, cc *gr
 	s := &stream{ctx: ctx, loop: l, desc: desc, cc: cc, method: method, streamer: streamer, settled: settled,
 		encoding: grpcreplay.EncodingOf(opts)}
 	s.sent.Room = DefaultBufferLimit
-	s.opts, s.results = split(make([]grpc.CallOption, 0, len(opts)+4), opts)
+	s.opts, s.results = grpcreplay.Split(make([]grpc.CallOption, 0, len(opts)+4), opts)
 	for _, opt := range opts {
 		if bound, ok := opt.(grpc.MaxRetryRPCBufferSizeCallOption); ok {
 			s.sent.Room = bound.MaxRetryRPCBufferSize
@@ -71,7 +71,7 @@ type stream struct {
 	method   string
 	streamer grpc.Streamer
 	opts     []grpc.CallOption
-	results  *results
+	results  *grpcreplay.Results
 	settled  func(retry.Summary)
 	encoding grpcreplay.Encoding
 	out      grpcreplay.Message // that SendMsg is sending
@@ -122,7 +122,7 @@ func (s *stream) open(n int) *try {
 		ctx = t.limit
 	}
 	opts := append(s.opts[:len(s.opts):len(s.opts)], grpc.OnFinish(t.finish))
-	if r := s.results; r != nil && len(r.headers)+len(r.trailers)+len(r.peers) > 0 {
+	if s.results.WantReply() {
 		opts = append(opts, grpc.Header(&t.left.header), grpc.Trailer(&t.left.trailer), grpc.Peer(&t.left.peer))
 	}
 	t.codec, opts = s.encoding.Codec(opts)
@@ -263,12 +263,12 @@ func (s *stream) finish(last *try) {
 	over, err := s.over, last.err
 	if !over {
 		s.over = true
-		s.results.fill(&last.left)
+		last.left.fill(s.results)
 	}
 	s.end.Unlock()
 	if !over && s.results != nil {
 		defer close(s.ended)
-		s.results.end(err)
+		s.results.End(err)
 	}
 }
 

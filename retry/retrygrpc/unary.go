@@ -25,9 +25,9 @@ func Invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, c
 		return once(ctx, err), err
 	}
 	u := &unary{loop: l, method: method, req: req, reply: reply, cc: cc, invoker: invoker}
-	common, results := split(u.room[:0], opts)
+	common, results := grpcreplay.Split(u.room[:0], opts)
 	common = append(common, grpc.Header(&u.left.header), grpc.Trailer(&u.left.trailer))
-	if results != nil && len(results.peers) > 0 {
+	if results.WantPeer() {
 		common = append(common, grpc.Peer(&u.left.peer))
 	}
 	if codec, encoded := grpcreplay.EncodingOf(opts).Codec(common); codec != nil {
@@ -39,8 +39,8 @@ func Invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, c
 	u.opts = common[:len(common):len(common)] // an interceptor may append
 
 	summary, err := u.do(ctx)
-	results.fill(&u.left)
-	results.end(err)
+	u.left.fill(results)
+	results.End(err)
 	return summary, err
 }
 

@@ -1,0 +1,74 @@
+package grpcreplay_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/grpcreplay"
+	"github.com/nosidecar/mesh/internal/grpcwire"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// TestNext has each kind of outcome decided about, after the first of two tries.
+func TestNext(t *testing.T) {
+	reply := func(pairs ...string) metadata.MD {
+		return metadata.Join(metadata.Pairs("content-type", "application/grpc"), metadata.Pairs(pairs...))
+	}
+	ctx := t.Context()
+	within := attempt.Mark(ctx, 2)
+	marked := metadata.AppendToOutgoingContext(ctx, "x-envoy-attempt-count", "2")
+	gone, cancel := context.WithCancel(ctx)
+	cancel()
+	for _, test := range []struct {
+		name    string
+		ctx     context.Context
+		on      string
+		outcome grpcreplay.Outcome
+		again   bool
+		reason  retry.Reason
+		wait    time.Duration
+	}{
+		{"success", ctx, "5xx,unavailable", grpcreplay.Outcome{HTTP: 200}, false, retry.Succeeded, 0},
+		{"status", ctx, "unavailable", grpcreplay.Outcome{HTTP: 200, Code: codes.Unavailable, Reply: reply()}, true, 0, 0},
+		{"another status", ctx, "unavailable", grpcreplay.Outcome{HTTP: 200, Code: codes.Internal, Reply: reply()}, false, retry.Succeeded, 0},
+		{"proxy", ctx, "5xx", grpcreplay.Outcome{HTTP: 503}, true, 0, 0},
+		{"overload", ctx, "unavailable", grpcreplay.Outcome{Code: codes.Unavailable, Reply: reply(grpcwire.Overloaded, "true")}, false, retry.Succeeded, 0},
+		{"overload in the details", ctx, "unavailable", grpcreplay.Outcome{Code: codes.Unavailable, Reply: reply(), Limited: grpcwire.Overloaded}, false, retry.Succeeded, 0},
+		{"rate limit", ctx, "envoy-ratelimited", grpcreplay.Outcome{Code: codes.Unavailable, Reply: reply(grpcwire.RateLimited, "true")}, true, 0, 0},
+		{"rate limit without the condition", ctx, "unavailable", grpcreplay.Outcome{Code: codes.Unavailable, Reply: reply(), Limited: grpcwire.RateLimited}, false, retry.Succeeded, 0},
+		{"reset", ctx, "reset", grpcreplay.Outcome{Kind: failure.StreamReset}, true, 0, 0},
+		{"reset of what was sent", ctx, "reset-before-request", grpcreplay.Outcome{Kind: failure.StreamReset}, false, retry.NotRetriable, 0},
+		{"not sent", ctx, "reset-before-request", grpcreplay.Outcome{Kind: failure.RefusedStream, Unsent: true}, true, 0, 0},
+		{"refused", ctx, "reset-before-request", grpcreplay.Outcome{Kind: failure.RefusedStream}, false, retry.NotRetriable, 0},
+		{"refusal of ours", ctx, "5xx", grpcreplay.Outcome{Kind: failure.Refused}, false, retry.NotRetriable, 0},
+		{"caller gone", gone, "5xx", grpcreplay.Outcome{Kind: failure.StreamReset}, false, retry.CallerGone, 0},
+		{"committed", ctx, "5xx", grpcreplay.Outcome{Kind: failure.StreamReset, Committed: true}, false, retry.BodyCommitted, 0},
+		{"within a retry", within, "5xx", grpcreplay.Outcome{Kind: failure.StreamReset}, false, retry.Nested, 0},
+		{"of a retry", marked, "5xx", grpcreplay.Outcome{Kind: failure.StreamReset}, false, retry.Nested, 0},
+		{"pushback", ctx, "unavailable", grpcreplay.Outcome{Code: codes.Unavailable, Reply: reply("grpc-retry-pushback-ms", "70")}, true, 0, 70 * time.Millisecond},
+		{"pushback for ever", ctx, "unavailable", grpcreplay.Outcome{Code: codes.Unavailable, Reply: reply("grpc-retry-pushback-ms", "-1")}, false, retry.NotRetriable, 0},
+		{"Retry-After", ctx, "unavailable", grpcreplay.Outcome{Code: codes.Unavailable, Reply: reply("retry-after", "2")}, true, 0, 2 * time.Second},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			on, err := retry.ParseOn(test.on)
+			if err != nil {
+				t.Fatal(err)
+			}
+			policy, err := retry.Compile(retry.Config{Retries: 1, On: on, Backoff: -1, AnyMethod: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			loop := retry.Loop{Policy: policy}
+			wait, reason, again := grpcreplay.Next(test.ctx, &loop, 1, &test.outcome)
+			if again != test.again || !again && reason != test.reason || wait != test.wait {
+				t.Errorf("%v after %v (%v), want %v after %v (%v)", again, wait, reason, test.again, test.wait, test.reason)
+			}
+		})
+	}
+}
