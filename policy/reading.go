@@ -314,12 +314,12 @@ func oldestFirst[T any](list []decoded[T]) {
 	})
 }
 
-// of returns the document that says something.
+// of returns the document that says something, the first of several with the same text.
 func (c *compiler) of(is any) *document {
 	if c.byReading == nil {
 		c.byReading = make(map[any]*document, len(c.documents))
 		for _, d := range c.documents {
-			if d.is != nil {
+			if _, twice := c.byReading[d.is]; d.is != nil && !twice {
 				c.byReading[d.is] = d
 			}
 		}

@@ -1,0 +1,327 @@
+package policy
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+var recompileRounds = flag.Int("recompile-rounds", 60, "how many sequences of reloads TestRecompile_IsCompile makes")
+
+// stored is a document of a random set: one variant of its kind, in a namespace, of a name.
+type stored struct {
+	kind, namespace, name string
+	spec                  int
+	created               int // 0: it does not say
+	before                int // lines of comments before it
+}
+
+// variants are specs of each kind. The last one of a kind has a mistake.
+var variants = map[string][]string{
+	"networking.istio.io/v1 VirtualService": {
+		`{hosts: [a], http: [{route: [{destination: {host: b}}]}]}`,
+		`{hosts: [a, b.shop], http: [{match: [{uri: {prefix: /v2}, sourceNamespace: shop}, {port: 8080}], route: [{destination: {host: a, subset: v1}}], timeout: 3s}]}`,
+		`{hosts: ["*.shop.svc.cluster.local", b], http: [{match: [{port: 80}], route: [{destination: {host: b.default.svc.cluster.local, subset: v2}, weight: 1}, {destination: {host: c}, weight: 3}]}]}`,
+		`{hosts: ["*.cluster.local"], exportTo: ["."], http: [{route: [{destination: {host: a}}], retries: {attempts: 1}}]}`,
+		`{hosts: [b], exportTo: [shop], http: [{name: x, directResponse: {status: 418}}]}`,
+		`{hosts: [c], http: [{match: [{uri: {prefix: /a}}], delegate: {name: y}}, {route: [{destination: {host: c}}]}]}`,
+		`{hosts: [a, c], http: [{match: [{uri: {prefix: /a}}, {headers: {x: {exact: y}}}], delegate: {name: z, namespace: shop}}, {delegate: {name: y, namespace: default}}]}`,
+		`{http: [{match: [{uri: {prefix: /a/b}}], route: [{destination: {host: b, subset: v1}}]}, {route: [{destination: {host: a}}], fault: {abort: {httpStatus: 500, percentage: {value: 50}}}}]}`,
+		`{http: [{route: [{destination: {host: c, port: {number: 80}}}], mirror: {host: a, subset: v2}}]}`,
+		`{hosts: [a], gateways: [edge], http: [{route: [{destination: {host: b}}], corsPolicy: {}}]}`,
+		`{hosts: [b], gateways: [edge, mesh], http: [{match: [{gateways: [edge]}], route: [{destination: {host: b}}], corsPolicy: {}}, {match: [{sourceLabels: {app: web}}], route: [{destination: {host: c}}]}]}`,
+		`{http: [{route: [{destination: {host: b}}], rewrite: {uri: no-slash}}]}`,
+		`{hosts: [a], http: [{route: [{destination: {host: b}}], retries: {perTryTimeout: 1s}}]}`,
+	},
+	"networking.istio.io/v1 DestinationRule": {
+		`{host: a, subsets: [{name: v1, labels: {version: v1}}]}`,
+		`{host: a, exportTo: ["."], trafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}}, subsets: [{name: v1}, {name: v2, labels: {version: v2}}]}`,
+		`{host: b, trafficPolicy: {tls: {mode: ISTIO_MUTUAL}, portLevelSettings: [{port: {number: 80}, tls: {mode: DISABLE}}]}}`,
+		`{host: b, workloadSelector: {matchLabels: {app: web}}, trafficPolicy: {retryBudget: {percent: 10}}, subsets: [{name: v2}]}`,
+		`{host: b, workloadSelector: {matchLabels: {app: other}}, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3}}}`,
+		`{host: "*.svc.cluster.local", trafficPolicy: {loadBalancer: {simple: RANDOM}}}`,
+		`{host: c.shop.svc.cluster.local, exportTo: [default, shop], subsets: [{name: v1, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 3}}}]}`,
+		`{host: a, trafficPolicy: {connectionPool: {http: {http2MaxRequests: -1}}}}`,
+	},
+	"networking.istio.io/v1 ServiceEntry": {
+		`{hosts: [a.default.svc.cluster.local], location: MESH_INTERNAL, ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 10.0.0.1, labels: {version: v1}}]}`,
+		`{hosts: [a.default.svc.cluster.local, api.example], ports: [{number: 8080, name: grpc, protocol: GRPC}], resolution: STATIC, endpoints: [{address: 10.0.0.2}], subjectAltNames: ["spiffe://td/ns/a/sa/b"]}`,
+		`{hosts: ["*.example"], exportTo: ["."], ports: [{number: 443, name: https, protocol: HTTPS}], resolution: NONE}`,
+		`{hosts: [b.default.svc.cluster.local], addresses: [10.1.1.1], location: MESH_INTERNAL, ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS, endpoints: [{address: b.example}]}`,
+		`{hosts: [api.example], ports: [], resolution: SOMEHOW}`,
+	},
+	"security.istio.io/v1 PeerAuthentication": {
+		`{mtls: {mode: STRICT}}`,
+		`{selector: {matchLabels: {app: web}}, mtls: {mode: DISABLE}, portLevelMtls: {"8080": {mode: PERMISSIVE}}}`,
+		`{selector: {matchLabels: {app: other}}}`,
+		`{mtls: {mode: SOME}}`,
+	},
+	"security.istio.io/v1 AuthorizationPolicy": {
+		`{}`,
+		`{action: DENY, rules: [{to: [{operation: {paths: ["/admin*"]}}]}]}`,
+		`{selector: {matchLabels: {app: web}}, rules: [{when: [{key: "request.headers[x-envoy-a]", values: [b]}]}, {from: [{source: {namespaces: [shop]}}]}]}`,
+		`{action: AUDIT, rules: [{}]}`,
+		`{action: DENY}`,
+	},
+	"linkerd.io/v1alpha2 ServiceProfile": {
+		`{routes: [{name: r, condition: {pathRegex: "/v2/.*"}, timeout: 1s, isRetryable: true}]}`,
+		`{retryBudget: {retryRatio: 0.3, minRetriesPerSecond: 5, ttl: 10s}, routes: [{condition: {method: GET}, timeout: 2s}]}`,
+		`{dstOverrides: [{authority: "b.default.svc.cluster.local:80", weight: 1}, {authority: "c.default.svc.cluster.local:80", weight: 2}]}`,
+		`{routes: [{condition: {}}]}`,
+	},
+	"split.smi-spec.io/v1alpha4 TrafficSplit": {
+		`{service: a, backends: [{service: b, weight: 1}, {service: c, weight: 1}]}`,
+		`{service: c.default, backends: [{service: a, weight: 90}, {service: b, weight: 10}], matches: [{kind: HTTPRouteGroup, name: x}]}`,
+		`{service: b, backends: [{service: b, weight: 10}, {service: c, weight: 90}]}`,
+		`{service: b, backends: []}`,
+	},
+	"specs.smi-spec.io/v1alpha4 HTTPRouteGroup": {
+		`{matches: [{name: m, pathRegex: "/v2/.*", methods: [GET]}]}`,
+		`{matches: [{name: m, headers: {x-user: "a.*"}}]}`,
+		`{matches: [{name: m, pathRegex: "("}]}`,
+	},
+	"v1 Service": {
+		`{ports: [{port: 80}]}`,
+		`{ports: [{name: grpc, port: 8080}]}`,
+		`{ports: [{name: http, port: 80}, {name: grpc, port: 8080}]}`,
+		`{ports: [{port: 0}]}`,
+	},
+	"v1 ConfigMap":                       {`{}`},
+	"networking.istio.io/v1 Gateway":     {`{}`},
+	"networking.istio.io/v1 EnvoyFilter": {`{}`},
+}
+
+var kinds = slices.Sorted(maps.Keys(variants))
+
+// randomStored returns a document, which has no mistake unless broken.
+func randomStored(rng *rand.Rand, broken bool) stored {
+	d := stored{kind: kinds[rng.IntN(len(kinds))], created: rng.IntN(5), before: rng.IntN(3)}
+	if rng.IntN(2) == 0 {
+		d.kind = kinds[slices.IndexFunc(kinds, func(k string) bool { return strings.HasSuffix(k, "VirtualService") })]
+	}
+	if n := len(variants[d.kind]); broken {
+		d.spec = n - 1 - rng.IntN(min(n, 2))
+	} else if d.spec = rng.IntN(max(1, n-1)); strings.HasSuffix(d.kind, "VirtualService") {
+		d.spec = rng.IntN(n - 2)
+	}
+	d.namespace = []string{"", "default", "default", "shop", "istio-system"}[rng.IntN(5)]
+	if strings.HasPrefix(d.kind, "security") && d.namespace == "" {
+		d.namespace = "default"
+	}
+	switch d.name = []string{"x", "y", "z"}[rng.IntN(3)]; {
+	case d.kind == "v1 Service":
+		d.name = []string{"a", "b", "c"}[rng.IntN(3)]
+	case strings.HasSuffix(d.kind, "ServiceProfile"):
+		d.name = []string{"a.default.svc.cluster.local", "b.default.svc.cluster.local", "api.example"}[rng.IntN(3)]
+	case strings.HasSuffix(d.kind, "EnvoyFilter") && !broken:
+		d.kind, d.spec = "v1 ConfigMap", 0
+	}
+	return d
+}
+
+func (d stored) fields(indent string) string {
+	version, kind, _ := strings.Cut(d.kind, " ")
+	metadata := "name: " + d.name
+	if d.namespace != "" {
+		metadata += ", namespace: " + d.namespace
+	}
+	if d.created > 0 {
+		metadata += fmt.Sprintf(", creationTimestamp: \"2026-01-0%dT00:00:00Z\"", d.created)
+	}
+	return fmt.Sprintf("apiVersion: %s\n%skind: %s\n%smetadata: {%s}\n%sspec: %s\n",
+		version, indent, kind, indent, metadata, indent, variants[d.kind][d.spec])
+}
+
+// written writes documents into up to three sources, some of them as the items of a List.
+func written(rng *rand.Rand, docs []stored) []Source {
+	sources := make([]Source, 1+rng.IntN(3))
+	for i := range sources {
+		sources[i].Name = fmt.Sprintf("%d.yaml", i)
+	}
+	list := rng.IntN(3) == 0
+	var items strings.Builder
+	for _, d := range docs {
+		if list && rng.IntN(2) == 0 {
+			items.WriteString("- " + d.fields("  "))
+			continue
+		}
+		to := &sources[rng.IntN(len(sources))]
+		to.Data = append(to.Data, strings.Repeat("# a comment\n", d.before)+d.fields("")+"---\n"...)
+	}
+	if items.Len() > 0 {
+		to := &sources[rng.IntN(len(sources))]
+		to.Data = append(to.Data, "apiVersion: v1\nkind: List\nitems:\n"+items.String()...)
+	}
+	return sources
+}
+
+// TestRecompile_IsCompile takes random documents through sequences of reloads, with mistakes among them: what comes of each
+// is what comes of compiling the documents afresh.
+func TestRecompile_IsCompile(t *testing.T) {
+	accepted, refused := 0, 0
+	for seed := range uint64(*recompileRounds) {
+		a, r := reloads(t, seed)
+		accepted, refused = accepted+a, refused+r
+		if t.Failed() {
+			t.Fatalf("with the seed %d", seed)
+		}
+	}
+	if accepted < *recompileRounds || refused < *recompileRounds {
+		t.Errorf("%d sets of documents were accepted and %d refused: the test says little", accepted, refused)
+	}
+}
+
+// FuzzRecompile is TestRecompile_IsCompile for as long as one likes.
+func FuzzRecompile(f *testing.F) {
+	f.Add(uint64(1))
+	f.Fuzz(func(t *testing.T, seed uint64) { reloads(t, seed) })
+}
+
+func reloads(t *testing.T, seed uint64) (accepted, refused int) {
+	t.Helper()
+	rng := rand.New(rand.NewPCG(seed, 1))
+	w := []Workload{
+		{}, {Namespace: "shop", Labels: map[string]string{"app": "web"}}, {Labels: map[string]string{"app": "web"}, TrustDomain: "td", Unlabelled: true},
+	}[rng.IntN(3)]
+	var docs []stored
+	var last *Plan
+	for range 8 {
+		docs = changed(rng, docs)
+		set := slices.Clone(docs)
+		if rng.IntN(3) == 0 { // for this reload alone
+			set = append(set, randomStored(rng, true))
+		}
+		if len(set) > 0 && rng.IntN(8) == 0 { // the very same twice
+			set = append(set, set[rng.IntN(len(set))])
+		}
+		sources := written(rng, set)
+		want, wantFindings := Compile(sources, w)
+		got, gotFindings := Recompile(last, sources, w)
+		if !slices.Equal(gotFindings, wantFindings) {
+			t.Errorf("the findings are\n%v\nwant\n%v\nof\n%s", gotFindings, wantFindings, sources)
+		}
+		if (got == nil) != (want == nil) {
+			t.Fatalf("Recompile = %v, Compile = %v", got, want)
+		}
+		if got == nil {
+			refused++
+			continue
+		}
+		accepted++
+		if last = got; rng.IntN(3) > 0 { // else nobody has asked when the next set comes
+			samePlan(t, got, want)
+		}
+		if t.Failed() {
+			t.Logf("of\n%s", sources)
+			return accepted, refused
+		}
+	}
+	return accepted, refused
+}
+
+// changed adds, changes, removes and moves documents.
+func changed(rng *rand.Rand, docs []stored) []stored {
+	docs = slices.Clone(docs)
+	for range 1 + rng.IntN(4) {
+		switch n := rng.IntN(6); {
+		case n < 3 || len(docs) == 0:
+			d := randomStored(rng, false)
+			same := slices.IndexFunc(docs, func(o stored) bool {
+				return o.kind == d.kind && o.name == d.name && o.namespace == d.namespace
+			})
+			if same >= 0 {
+				docs[same] = d
+			} else {
+				docs = append(docs, d)
+			}
+		case n == 3:
+			i := rng.IntN(len(docs))
+			docs = slices.Delete(docs, i, i+1)
+		case n == 4:
+			docs[rng.IntN(len(docs))].created = rng.IntN(5)
+		default:
+			rng.Shuffle(len(docs), func(i, j int) { docs[i], docs[j] = docs[j], docs[i] })
+		}
+	}
+	return docs
+}
+
+// samePlan compares two plans in everything that they say.
+func samePlan(t *testing.T, got, want *Plan) {
+	t.Helper()
+	equal := func(what string, got, want any) {
+		t.Helper()
+		if !reflect.DeepEqual(got, want) {
+			t.Errorf("%s is\n%+v\nwant\n%+v", what, got, want)
+		}
+	}
+	equal("the workload", got.workload, want.workload)
+	equal("what documents name", slices.Sorted(maps.Keys(got.named.exact)), slices.Sorted(maps.Keys(want.named.exact)))
+	equal("what wildcards name", wilds(&got.named), wilds(&want.named))
+	equal("what is claimed", slices.Sorted(maps.Keys(got.claims.exact)), slices.Sorted(maps.Keys(want.claims.exact)))
+	equal("what wildcards claim", wilds(&got.claims), wilds(&want.claims))
+	equal("what has entries", slices.Sorted(maps.Keys(got.entries.exact)), slices.Sorted(maps.Keys(want.entries.exact)))
+	equal("what wildcards have entries", wilds(&got.entries), wilds(&want.entries))
+	equal("the ports", got.ports, want.ports)
+	equal("the budgets", got.budgets, want.budgets)
+	equal("the peers", got.peers, want.peers)
+	equal("what is in force", got.inForce, want.inForce)
+	equal("what is inbound", got.inbound, want.inbound)
+	for host, c := range want.claims.exact {
+		sameClaim(t, host, got, want, got.claims.exact[host], c)
+	}
+	for i, w := range want.claims.wild {
+		sameClaim(t, w.host, got, want, got.claims.wild[i].value, w.value)
+	}
+	hosts := append(slices.Collect(maps.Keys(want.named.exact)), "a", "b.shop", "c.shop.svc", "other", "other.shop", "x.example", "github.com", "localhost")
+	for _, host := range hosts {
+		a, b := got.Host(host), want.Host(host)
+		if a.Service != b.Service || a.Document != b.Document || a.Known != b.Known || !reflect.DeepEqual(a.Entry, b.Entry) {
+			t.Errorf("Host(%s) = %+v, want %+v", host, a, b)
+		}
+		for _, subset := range []string{"", "v1", "v2"} {
+			for _, port := range []int{0, 80, 8080} {
+				target := route.Target{Host: host, Subset: subset, Port: port}
+				equal(fmt.Sprintf("Cluster(%v)", target), got.Cluster(target), want.Cluster(target))
+			}
+		}
+	}
+}
+
+func wilds[T any](m *hostMap[T]) []string {
+	var hosts []string
+	for _, w := range m.wild {
+		hosts = append(hosts, w.host)
+	}
+	return hosts
+}
+
+// sameClaim compares the routes of a host, those for some ports and those behind them.
+func sameClaim(t *testing.T, host string, got, want *Plan, a, b *claim) {
+	t.Helper()
+	for ; a != nil && b != nil; a, b = a.otherwise, b.otherwise {
+		if !slices.Equal(a.ports, b.ports) {
+			t.Errorf("%s is claimed at the ports %v, want %v", host, a.ports, b.ports)
+		}
+		x, y := got.built(a), want.built(b)
+		if x.name != y.name || x.routes.Len() != y.routes.Len() || !reflect.DeepEqual(x.origins, y.origins) {
+			t.Errorf("%s is claimed by %s with %d routes of %v, want %s with %d of %v", host, x.name, x.routes.Len(), x.origins, y.name, y.routes.Len(), y.origins)
+			return
+		}
+		for i := range y.routes.Len() {
+			if !reflect.DeepEqual(x.routes.Rule(i).Route, y.routes.Rule(i).Route) {
+				t.Errorf("route %d of %s is\n%+v\nwant\n%+v", i, host, x.routes.Rule(i).Route, y.routes.Rule(i).Route)
+			}
+		}
+	}
+	if (a == nil) != (b == nil) {
+		t.Errorf("%s: the chains of claims differ in length", host)
+	}
+}
