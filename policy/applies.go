@@ -106,7 +106,7 @@ func (d *document) inForce() bool {
 // atGateways says that the document is only about gateways.
 func (d *document) atGateways() bool {
 	v, ok := d.is.(*virtual)
-	return ok && !v.inMesh
+	return ok && (!v.inMesh || d.idle)
 }
 
 // unread says that a document of this name exists, but cannot be read; or that one cannot that does not even say its name.

@@ -86,7 +86,10 @@ func (r *PeerRules) Equal(other *PeerRules) bool {
 func (c *compiler) peerAuthentications() {
 	sorted := slices.Clone(c.peers)
 	slices.SortStableFunc(sorted, func(a, b decoded[istio.PeerAuthentication]) int {
-		return a.created.Compare(b.created)
+		if a.created.IsZero() || b.created.IsZero() {
+			return a.created.Compare(b.created)
+		}
+		return byAge(a.document, b.document)
 	})
 	first := make(map[string]decoded[istio.PeerAuthentication]) // without a selector, by namespace
 	chosen := make(map[string][]decoded[istio.PeerAuthentication])

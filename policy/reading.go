@@ -18,6 +18,7 @@ type document struct {
 	*yamldoc.Document
 	*reading
 	file string
+	idle bool // a delegate to which nobody hands requests in the mesh
 }
 
 // reading is what a document says by itself, whatever the others say. It does not change, so that plans share it as long
@@ -239,9 +240,20 @@ func (c *compiler) word(s string) string {
 func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 	switch r.kind {
 	case "VirtualService":
-		if is := shaped[istio.VirtualService](c, doc, istio.AtGateways(doc)...); is != nil {
+		is := new(istio.VirtualService)
+		if !c.dec.DecodeLeniently(doc, is, istio.AtGateways(doc, true)) {
+			break
+		}
+		if !is.IsDelegate() {
+			is.Check(doc)
 			return c.readVirtual(doc, r, is)
 		}
+		is.CheckDelegate(doc)
+		v := c.readVirtual(doc, r, is)
+		if !doc.Failed() {
+			v.inUse = c.delegated(doc)
+		}
+		return v
 	case "DestinationRule":
 		if is := shaped[istio.DestinationRule](c, doc); is != nil {
 			return c.readDestination(doc, r, is)
@@ -297,6 +309,15 @@ func shaped[T any, P interface {
 	return is
 }
 
+// delegated returns what there is to report of a delegate, beyond what was, if requests in the mesh are handed to it.
+func (c *compiler) delegated(doc *yamldoc.Document) *yamldoc.Digest {
+	again := doc.Again()
+	if is := shaped[istio.VirtualService](c, again, istio.AtGateways(again, false)...); is != nil && !again.Failed() {
+		is.Table(again, c.plan.client())
+	}
+	return again.Digest().Without(doc.Digest())
+}
+
 // refused checks a RequestAuthentication, which is not enforced, so that its mistakes come up now and not with its
 // enforcement.
 func (c *compiler) refused(doc *yamldoc.Document) {
@@ -309,9 +330,12 @@ func oldestFirst[T any](list []decoded[T]) {
 	if slices.ContainsFunc(list, func(d decoded[T]) bool { return d.created.IsZero() }) {
 		return
 	}
-	slices.SortStableFunc(list, func(a, b decoded[T]) int {
-		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name+"."+a.namespace, b.name+"."+b.namespace))
-	})
+	slices.SortStableFunc(list, func(a, b decoded[T]) int { return byAge(a.document, b.document) })
+}
+
+// byAge compares documents that say when they were created.
+func byAge(a, b *document) int {
+	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name+"."+a.namespace, b.name+"."+b.namespace))
 }
 
 // of returns the document that says something, the first of several with the same text.

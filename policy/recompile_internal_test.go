@@ -13,7 +13,7 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-var recompileRounds = flag.Int("recompile-rounds", 60, "how many sequences of reloads TestRecompile_IsCompile makes")
+var recompileRounds = flag.Int("recompile-rounds", 25, "how many sequences of reloads TestRecompile_IsCompile makes")
 
 // stored is a document of a random set: one variant of its kind, in a namespace, of a name.
 type stored struct {
@@ -35,7 +35,9 @@ var variants = map[string][]string{
 		`{hosts: [a, c], http: [{match: [{uri: {prefix: /a}}, {headers: {x: {exact: y}}}], delegate: {name: z, namespace: shop}}, {delegate: {name: y, namespace: default}}]}`,
 		`{http: [{match: [{uri: {prefix: /a/b}}], route: [{destination: {host: b, subset: v1}}]}, {route: [{destination: {host: a}}], fault: {abort: {httpStatus: 500, percentage: {value: 50}}}}]}`,
 		`{http: [{route: [{destination: {host: c, port: {number: 80}}}], mirror: {host: a, subset: v2}}]}`,
+		`{http: [{route: [{destination: {host: b, subset: v1}}], corsPolicy: {}}]}`,
 		`{hosts: [a], gateways: [edge], http: [{route: [{destination: {host: b}}], corsPolicy: {}}]}`,
+		`{hosts: [b], gateways: [edge], http: [{delegate: {name: z}}]}`,
 		`{hosts: [b], gateways: [edge, mesh], http: [{match: [{gateways: [edge]}], route: [{destination: {host: b}}], corsPolicy: {}}, {match: [{sourceLabels: {app: web}}], route: [{destination: {host: c}}]}]}`,
 		`{http: [{route: [{destination: {host: b}}], rewrite: {uri: no-slash}}]}`,
 		`{hosts: [a], http: [{route: [{destination: {host: b}}], retries: {perTryTimeout: 1s}}]}`,

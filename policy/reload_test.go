@@ -8,6 +8,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/nosidecar/mesh/policy"
@@ -98,6 +99,20 @@ func samePlan(t *testing.T, when string, got, want *policy.Plan, name string) {
 		if a, b := got.Cluster(target), want.Cluster(target); !reflect.DeepEqual(a, b) {
 			t.Fatalf("%s: Cluster(%v) = %+v, want %+v", when, target, a, b)
 		}
+	}
+}
+
+// TestRecompile_SameTextTwice has a document that stands twice after a reload: findings name the first.
+func TestRecompile_SameTextTwice(t *testing.T) {
+	document := func(name string) string {
+		return strings.TrimPrefix(virtualService(name, "{hosts: [a], http: [{route: [{destination: {host: b}}]}]}"), "\n") + "\n"
+	}
+	sources := func(text string) []policy.Source { return []policy.Source{{Name: "a.yaml", Data: []byte(text)}} }
+	last, _ := policy.Compile(sources(document("first")), workload)
+	twice := sources(document("first") + document("second") + document("first"))
+	_, want := policy.Compile(twice, workload)
+	if _, got := policy.Recompile(last, twice, workload); !slices.Equal(got, want) {
+		t.Errorf("the findings are\n%v\nwant\n%v", got, want)
 	}
 }
 

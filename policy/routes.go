@@ -20,6 +20,8 @@ type virtual struct {
 	leaf            bool     // it has no hosts: others hand requests to it
 	delegates       []string // that it hands requests to, as namespace/name
 
+	inUse *yamldoc.Digest // of a leaf: what is wrong with it if requests in the mesh are handed to it
+
 	// What follows is not known of documents with delegates.
 	leads   []string       // the hosts that requests are sent to
 	subsets []route.Target // those that it names
@@ -64,7 +66,9 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 		}
 	}
 	if !doc.Failed() && v.inMesh && v.delegates == nil {
-		is.Table(doc, client) // for its errors
+		if !v.leaf {
+			is.Table(doc, client) // for its errors
+		}
 		v.ports, v.some = portsOf(is, client)
 	}
 	v.hosts, v.leads, v.subsets = slices.Clip(v.hosts), slices.Clip(v.leads), slices.Clip(v.subsets)
@@ -205,7 +209,7 @@ func (h Host) Origin(e *route.Rule, match int) Origin {
 // namespace by name come before those that are exported to all.
 func (c *compiler) virtualServices() {
 	delegates := make(map[string]decoded[virtual])
-	named := make(map[string]bool)
+	named, used := make(map[string]bool), make(map[string]bool) // used: by calls in the mesh
 	for _, vs := range c.virtual {
 		if vs.is.leaf {
 			delegates[vs.namespace+"/"+vs.name] = vs
@@ -213,6 +217,22 @@ func (c *compiler) virtualServices() {
 		for _, name := range vs.is.delegates {
 			named[name] = true
 		}
+	}
+	for _, vs := range c.virtual {
+		if !vs.is.inMesh {
+			continue
+		}
+		for _, name := range vs.is.delegates {
+			if d, ok := delegates[name]; ok && !used[name] {
+				if used[name] = true; !d.Failed() {
+					d.Report(d.is.inUse)
+				}
+			}
+		}
+	}
+	c.broken = nil // there may be more now
+	for name, d := range delegates {
+		d.idle = !used[name]
 	}
 	for _, publicly := range []bool{false, true} {
 		for _, vs := range c.virtual {
@@ -441,7 +461,7 @@ func (c *compiler) subsets() {
 		return nil
 	}
 	for _, vs := range c.virtual {
-		if !vs.is.visible || !vs.is.inMesh || !slices.ContainsFunc(vs.is.subsets, lacks) &&
+		if !vs.is.visible || vs.atGateways() || !slices.ContainsFunc(vs.is.subsets, lacks) &&
 			!slices.ContainsFunc(vs.is.targets, func(t route.Target) bool { return port(t) != nil }) {
 			continue
 		}

@@ -1,12 +1,14 @@
 package policy_test
 
 import (
+	"fmt"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // compiled compiles documents that have no errors.
@@ -116,6 +118,102 @@ func TestGatewayDocuments(t *testing.T) {
 	} {
 		if plan, _ := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(virtualService("a", spec))}}, workload); plan != nil {
 			t.Errorf("%s: a corsPolicy that is not enforced is accepted", name)
+		}
+	}
+}
+
+// TestGatewayDelegates has a delegate that only gateways hand requests to, and uses what is not enforced: it is skipped. It is
+// refused as soon as a route for the mesh names it, in its own lines.
+func TestGatewayDelegates(t *testing.T) {
+	const leaf = `
+  http:
+  - match: [{uri: {prefix: /b}}]
+    route: [{destination: {host: b, subset: v1}}]
+    corsPolicy: {allowOrigins: [{exact: x}]}
+    headers: {request: {set: {x: "%DOWNSTREAM_LOCAL_ADDRESS%"}}}
+`
+	atGateway := virtualService("edge", "{hosts: [a], gateways: [edge], http: [{delegate: {name: leaf}}]}")
+	mixed := virtualService("mixed", "{hosts: [c], gateways: [edge, mesh], http: [{match: [{gateways: [edge]}], delegate: {name: leaf}}, {route: [{destination: {host: c}}]}]}")
+	plan, findings := compiled(t, atGateway+mixed+virtualService("leaf", leaf))
+	if len(findings) != 1 || findings[0].Field != "spec.gateways" {
+		t.Errorf("the findings are\n%v\nwant one, that edge is skipped", findings)
+	}
+	if got := plan.InForce(); got[0] != 1 {
+		t.Errorf("%d documents are in force, want mixed alone", got[0])
+	}
+	inMesh := virtualService("mesh", "{hosts: [d], http: [{delegate: {name: leaf}}]}")
+	for range 2 { // read afresh, and known from the plan before
+		var refused policy.Findings
+		set := []policy.Source{{Name: "a.yaml", Data: []byte(atGateway + mixed + virtualService("leaf", leaf) + inMesh)}}
+		if plan, refused = policy.Recompile(plan, set, workload); plan != nil {
+			t.Fatal("a delegate in the mesh that uses what is not enforced is accepted")
+		}
+		refused = refused.Err().(policy.Findings)
+		if len(refused) != 1 || refused[0].Name != "leaf" || refused[0].Line != 20 || refused[0].Field != "spec.http[0].corsPolicy" {
+			t.Errorf("the errors are\n%v\nwant one, in line 20 of leaf", refused)
+		}
+		plan, _ = compiled(t, atGateway+mixed+virtualService("leaf", leaf))
+	}
+	if _, findings := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(virtualService("leaf", "{http: [{route: [{destination: {host: b}}], bogus: 1}]}"))}}, workload); findings.Err() == nil {
+		t.Error("an unknown field of a delegate that nobody uses is accepted")
+	}
+}
+
+// TestClaimsAtGateways has a route for gateways that looks at claims, in a document that is for the mesh, too.
+func TestClaimsAtGateways(t *testing.T) {
+	plan, findings := compiled(t, virtualService("mixed", `
+  hosts: [mixed]
+  gateways: [edge, mesh]
+  http:
+  - match: [{gateways: [edge], headers: {"@request.auth.claims.sub": {exact: x}}}, {uri: {exact: /b}}]
+    route: [{destination: {host: b}}]
+  - route: [{destination: {host: c}}]
+`))
+	if len(findings) > 0 {
+		t.Error(findings)
+	}
+	for path, want := range map[string]string{"/b": "b", "/": "c"} {
+		rule, _, ok := plan.Host("mixed").Routes.Match(&route.Request{Method: "GET", Path: path, Port: 80})
+		if !ok || rule.Route.Destinations[0].Host != want+".default.svc.cluster.local" {
+			t.Errorf("%s goes to %+v, want %s", path, rule, want)
+		}
+	}
+	document := virtualService("a", `{hosts: [a], gateways: [edge, mesh], http: [{match: [{headers: {"@request.auth.claims.sub": {exact: x}}}], route: [{destination: {host: b}}]}]}`)
+	if plan, _ := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(document)}}, workload); plan != nil {
+		t.Error("a match on claims in the mesh is accepted")
+	}
+}
+
+// TestOldestFirst_Kinds has DestinationRules, ServiceEntries and PeerAuthentications that a server has stored.
+func TestOldestFirst_Kinds(t *testing.T) {
+	created := func(day int) string { return fmt.Sprintf(`, creationTimestamp: "2026-01-0%dT00:00:00Z"`, day) }
+	rule := func(name string, day, connections int) string {
+		return destinationRule("name: "+name+created(day), fmt.Sprintf("{host: a, trafficPolicy: {connectionPool: {tcp: {maxConnections: %d}}}}", connections))
+	}
+	entry := func(name string, day int) string {
+		return "\n---\napiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: " + name + created(day) + "}\n" +
+			"spec: {hosts: [api.example], ports: [{number: 80, name: http, protocol: HTTP}], resolution: DNS}"
+	}
+	peers := func(name string, day int, mode string) string {
+		return "\n---\napiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {name: " + name + ", namespace: default" + created(day) + "}\n" +
+			"spec: {mtls: {mode: " + mode + "}}"
+	}
+	for name, documents := range map[string]string{
+		"by age":  rule("a", 2, 2) + rule("z", 1, 1) + entry("a", 2) + entry("z", 1) + peers("a", 2, "DISABLE") + peers("z", 1, "STRICT"),
+		"by name": rule("zz", 1, 2) + rule("z", 1, 1) + entry("zz", 1) + entry("z", 1) + peers("zz", 1, "DISABLE") + peers("z", 1, "STRICT"),
+	} {
+		plan, findings := compiled(t, documents)
+		if got := plan.Cluster(route.Target{Host: "a"}).Pool.MaxConnections; got != 1 {
+			t.Errorf("%s: maxConnections = %d, want that of the oldest", name, got)
+		}
+		if got := plan.Host("api.example").Entry.Document; got != "ServiceEntry default/z" {
+			t.Errorf("%s: %s counts, want the oldest", name, got)
+		}
+		if got := plan.Inbound().Mode(80); got != tlsid.Strict {
+			t.Errorf("%s: the mode is %v, want that of the oldest", name, got)
+		}
+		if len(findings) != 3 {
+			t.Errorf("%s: the findings are\n%v\nwant one for each that does not count", name, findings)
 		}
 	}
 }

@@ -29,12 +29,35 @@ func (d *Document) Digest() *Digest {
 	return digest
 }
 
+// Again returns the document as if nothing had been reported of it. What is reported of the result does not count against
+// the bounds of the stream.
+func (d *Document) Again() *Document {
+	d.load()
+	return &Document{Line: d.Line, root: d.root, offset: d.offset, depth: d.depth, stream: &stream{run: new(run)}}
+}
+
+// Without returns the digest without the problems that another one has too.
+func (d *Digest) Without(other *Digest) *Digest {
+	rest := &Digest{line: d.line}
+	for _, p := range d.problems {
+		if !slices.Contains(other.problems, p) {
+			rest.problems = append(rest.problems, p)
+		}
+	}
+	return rest
+}
+
+// Report reports what a digest says of the same text.
+func (d *Document) Report(digest *Digest) {
+	for _, p := range digest.problems {
+		d.report(d.offset+p.Line, p.Path, p.Warning, "%s", p.Message)
+	}
+}
+
 // restore returns the document that a digest was made of, at another place.
 func (s *stream) restore(from *Digest, offset int) *Document {
 	d := &Document{Line: offset + from.line, stream: s, offset: offset, unread: true}
-	for _, p := range from.problems {
-		d.report(offset+p.Line, p.Path, p.Warning, "%s", p.Message)
-	}
+	d.Report(from)
 	return d
 }
 

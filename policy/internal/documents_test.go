@@ -207,7 +207,7 @@ func metadata(b *strings.Builder, t *testing.T) {
 	list.except["metadata.annotations{}"] = yamldoc.Field{State: yamldoc.Unused,
 		Reason: "annotations have no meaning here, except for `istio.io/dry-run` of an AuthorizationPolicy"}
 	list.except["metadata.creationTimestamp"] = yamldoc.Field{State: yamldoc.Unused,
-		Reason: "bookkeeping of Kubernetes, except that the oldest of several PeerAuthentications for the same workloads counts"}
+		Reason: "bookkeeping of Kubernetes, except that the oldest counts where several VirtualServices, DestinationRules, ServiceEntries or PeerAuthentications are about the same"}
 	list.write(b, "metadata", first, "enforced")
 }
 

@@ -10,7 +10,14 @@ import (
 )
 
 // Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
-func (vs *VirtualService) Check(doc *yamldoc.Document) {
+func (vs *VirtualService) Check(doc *yamldoc.Document) { vs.check(doc, vs.InMesh()) }
+
+// CheckDelegate is Check for a delegate that perhaps only gateways hand requests to: what is valid, but not enforced, is not
+// reported.
+func (vs *VirtualService) CheckDelegate(doc *yamldoc.Document) { vs.check(doc, false) }
+
+// check is Check for a document that is about calls in the mesh, or not.
+func (vs *VirtualService) check(doc *yamldoc.Document, inMesh bool) {
 	c := check{Document: doc}
 	c.metadata(&vs.Metadata)
 	spec := &vs.Spec
@@ -29,10 +36,11 @@ func (vs *VirtualService) Check(doc *yamldoc.Document) {
 	catchAll := -1
 	for i := range spec.HTTP {
 		at := yamldoc.Index("spec.http", i)
-		c.idle = !vs.InMesh() || spec.HTTP[i].AtGateways()
+		c.idle = !inMesh || spec.HTTP[i].AtGateways()
 		c.route(&spec.HTTP[i], at)
 		for j := range spec.HTTP[i].Match {
-			c.match(&spec.HTTP[i].Match[j], vs.InMesh(), yamldoc.Index(at+".match", j))
+			m := &spec.HTTP[i].Match[j]
+			c.match(m, inMesh && !m.atGateways(), yamldoc.Index(at+".match", j))
 		}
 		if catchAll >= 0 {
 			c.Warnf(at, "never reached: spec.http[%d] takes every request", catchAll)

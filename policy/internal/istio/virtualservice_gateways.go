@@ -7,13 +7,14 @@ import (
 )
 
 // AtGateways returns the parts of a document that are about calls that come in by a gateway, by the paths of their fields:
-// "spec" if that is all of it. They have no effect here, whatever they use.
-func AtGateways(doc *yamldoc.Document) (parts []string) {
+// "spec" if that is all of it. They have no effect here, whatever they use. Of a delegate, that depends on those who hand
+// requests to it: with leniently, it is taken to be for gateways.
+func AtGateways(doc *yamldoc.Document, leniently bool) (parts []string) {
 	only := func(path string) bool {
 		names := doc.Texts(path)
 		return len(names) > 0 && !slices.Contains(names, "mesh")
 	}
-	if only("spec.gateways") {
+	if only("spec.gateways") || leniently && doc.Len("spec.hosts") == 0 {
 		return []string{"spec"}
 	}
 	for _, list := range []string{"spec.http", "spec.tls", "spec.tcp"} {
@@ -37,9 +38,12 @@ func AtGateways(doc *yamldoc.Document) (parts []string) {
 
 // AtGateways says that a route is about calls that come in by a gateway only.
 func (r *HTTPRoute) AtGateways() bool {
-	return len(r.Match) > 0 && !slices.ContainsFunc(r.Match, func(m HTTPMatchRequest) bool {
-		return len(m.Gateways) == 0 || slices.Contains(m.Gateways, "mesh")
-	})
+	return len(r.Match) > 0 && !slices.ContainsFunc(r.Match, func(m HTTPMatchRequest) bool { return !m.atGateways() })
+}
+
+// atGateways says that a match is about calls that come in by a gateway only.
+func (m *HTTPMatchRequest) atGateways() bool {
+	return len(m.Gateways) > 0 && !slices.Contains(m.Gateways, "mesh")
 }
 
 // InMesh says that the document is about calls inside the mesh and not only about those that come in by a gateway.
