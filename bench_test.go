@@ -82,7 +82,7 @@ func benchSides(tb testing.TB) []benchSide {
 	traceparent := []byte("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")
 	tries := mesh.WithObserver(mesh.Observer{
 		AttemptStart: func(ctx context.Context, a *mesh.Attempt) context.Context {
-			a.Header["Traceparent"] = []string{string(traceparent)} // as a tracer does for a call that is not sampled
+			a.Sent.SetHeader("Traceparent", string(traceparent)) // as a tracer does for a call that is not sampled
 			return ctx
 		},
 		AttemptEnd: func(context.Context, *mesh.Attempt) {},

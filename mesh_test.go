@@ -872,7 +872,7 @@ func TestObserver(t *testing.T) {
 				say("end %v %s %s %+v %d %v %s %d %s", ctx.Value(key{}), c.Document, c.Route, c.Target, c.Status, c.Err, c.Flags, c.Attempts, c.Stopped)
 			},
 			AttemptStart: func(ctx context.Context, a *mesh.Attempt) context.Context {
-				a.Header.Set("x-span", fmt.Sprint(a.Number))
+				a.Sent.SetHeader("x-span", fmt.Sprint(a.Number))
 				return context.WithValue(ctx, key{}, fmt.Sprint("attempt ", a.Number))
 			},
 			AttemptEnd: func(ctx context.Context, a *mesh.Attempt) {

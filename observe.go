@@ -20,8 +20,7 @@ import (
 //
 // The functions run on the goroutine of the call, or on one of the mesh's own for what is not part of a call, and may run
 // on several at the same time. They must return quickly and must not keep what they are given: a [Call], [Attempt] or
-// [Inbound] is valid until its End function returns. They must not call [Mesh.Close], which waits for those goroutines,
-// for 30 seconds at most.
+// [Inbound] is valid until its End function returns. They must not call [Mesh.Close], which waits for those goroutines.
 type Observer struct {
 	// CallStart is called when a request enters the mesh, before it is routed. The context it returns, derived from ctx,
 	// is the one the call goes on with; a tracer puts its span there.
@@ -30,8 +29,8 @@ type Observer struct {
 	// CallEnd is called exactly once for each CallStart: when the response body ends, or when the call fails.
 	CallEnd func(ctx context.Context, c *Call)
 
-	// AttemptStart is called when an endpoint has been chosen, before the request is sent to it. It may change
-	// Attempt.Header, which belongs to this attempt alone.
+	// AttemptStart is called when an endpoint has been chosen, before the request is sent to it. It may change the header of
+	// this attempt through Attempt.Sent.
 	AttemptStart func(ctx context.Context, a *Attempt) context.Context
 
 	// AttemptEnd is called exactly once for each AttemptStart.
@@ -121,8 +120,14 @@ type Attempt struct {
 	// Endpoint is the address, with port, that the attempt goes to.
 	Endpoint string
 
-	// Header is what is sent.
+	// Header is what is sent. It may be the caller's, and must not be changed but through Sent.
 	Header http.Header
+
+	// Sent changes what is sent, for this attempt alone. It is for AttemptStart, and must not be used later.
+	Sent interface {
+		// SetHeader sets a header. An empty value removes it.
+		SetHeader(name, value string)
+	}
 
 	// Start is when the endpoint had been chosen.
 	Start time.Time
@@ -150,23 +155,26 @@ type Inbound struct {
 	// Start is when it reached the mesh.
 	Start time.Time
 
-	// The fields below are set when the request ends.
-
 	// Peer is the SPIFFE ID of who sent it, "" for a peer without an identity. PeerErr says what is wrong with the
 	// certificate of a peer that has presented one.
 	Peer    string
 	PeerErr error
 
+	// RestartTraces says that the trace headers of the request are not believed, nor shown to the handler: see
+	// [ServerConfig.RestartTraces].
+	RestartTraces bool
+
+	// The fields below are set when the request ends.
+
 	// Decision is what was decided about it, with the policy, the rule and the reason, which the peer is not told; what
-	// AUDIT policies mark and what policies with a dry run would have decided is in it too. For a request that was ended while
-	// its handler ran, because documents, bundles or the time do not allow it any more, it is that decision.
+	// AUDIT policies mark and what policies with a dry run would have decided is in it too.
 	Decision authz.Decision
 
 	// Status is the status that was answered, 0 if the request was cut off without an answer.
 	Status int
 
-	// GRPCStatus is the status of a gRPC call, whose HTTP status is 200 whatever became of it. It is -1 for other requests, and
-	// where there was no answer.
+	// GRPCStatus is the status that a gRPC call was answered with. It is -1 for other requests, and for calls whose status is
+	// not known: those that were cut off, and those of grpc.Server.ServeHTTP, which has it in a trailer.
 	GRPCStatus int
 
 	// Flags say why the request was refused by a limit.

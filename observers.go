@@ -4,6 +4,8 @@ import (
 	"context"
 	"net"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/breaker"
@@ -72,11 +74,27 @@ type callRecord struct {
 	mesh  *Mesh
 	ctx   context.Context
 	first attemptRecord
+	users atomic.Int32 // the call itself, and its attempts
+}
+
+// records are used again: they are large, and every observed call has one.
+var records = sync.Pool{New: func() any { return new(callRecord) }}
+
+// release gives the record back when the call and all its attempts have ended. Usually the call ends last, but two goroutines
+// that have the body can end them at the same time.
+func (r *callRecord) release() {
+	if r.users.Add(-1) == 0 {
+		r.Call, r.mesh, r.ctx, r.first = Call{}, nil, nil, attemptRecord{}
+		records.Put(r)
+	}
 }
 
 // callStart tells the observers that a call begins. It returns the context to go on with.
 func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.Context, engine.CallObserver) {
-	r := &callRecord{Call: Call{Request: start.Request, Start: start.Start, Mirror: start.Mirror, GRPCStatus: -1}, mesh: m, ctx: ctx}
+	r := records.Get().(*callRecord)
+	r.Call = Call{Request: start.Request, Start: start.Start, Mirror: start.Mirror, GRPCStatus: -1}
+	r.mesh, r.ctx = m, ctx
+	r.users.Store(1)
 	for i := range m.observers {
 		if f := m.observers[i].CallStart; f != nil {
 			r.ctx = f(r.ctx, &r.Call)
@@ -96,6 +114,7 @@ func (r *callRecord) End(end engine.CallEnd) {
 			f(r.ctx, &r.Call)
 		}
 	}
+	r.release()
 }
 
 type attemptRecord struct {
@@ -111,13 +130,15 @@ func (r *callRecord) Attempt(ctx context.Context, start engine.AttemptStart) (co
 		a = new(attemptRecord)
 	}
 	*a = attemptRecord{call: r, ctx: ctx, Attempt: Attempt{
-		Call: &r.Call, Number: start.Number, Endpoint: start.Endpoint, Header: start.Header, Start: start.Start,
+		Call: &r.Call, Number: start.Number, Endpoint: start.Endpoint, Header: start.Header, Start: start.Start, Sent: start.Sent,
 		GRPCStatus: -1,
 	}}
+	r.users.Add(1)
 	o := r.mesh.observers
 	for i := range o {
 		if f := o[i].AttemptStart; f != nil {
 			a.ctx = f(a.ctx, &a.Attempt)
+			a.Header = start.Sent.Header()
 		}
 	}
 	return a.ctx, a
@@ -137,6 +158,7 @@ func (a *attemptRecord) End(end engine.AttemptEnd) {
 			f(a.ctx, &a.Attempt)
 		}
 	}
+	a.call.release()
 }
 
 // inboundStart tells the observers that a request arrived. It returns the context to go on with.

@@ -98,7 +98,7 @@ func (t *try) begin(ctx context.Context, c *call, limit time.Duration, n int) bo
 		header[attempt.Header] = []string{strconv.Itoa(n)}
 	}
 	if observed {
-		ctx = t.Observe(ctx, n, header)
+		ctx = t.Observe(ctx, n, header, engine.OwnHeader(header))
 	}
 	t.ctx, t.Context = ctx, outgoing(ctx, header, c.asked.header, n)
 	t.link, t.done = t.Connections(), t.ended

@@ -130,11 +130,11 @@ func (a *Attempt) Again(ctx context.Context, failed bool) error {
 	return nil
 }
 
-// Observe tells the observers, if there are any for attempts, that the n-th attempt begins. They may change header, which
-// is what will be sent. It returns the context to go on with.
-func (a *Attempt) Observe(ctx context.Context, n int, header http.Header) context.Context {
+// Observe tells the observers, if there are any for attempts, that the n-th attempt begins. They may change through sent the
+// header that will be sent. It returns the context to go on with.
+func (a *Attempt) Observe(ctx context.Context, n int, header http.Header, sent HeaderSetter) context.Context {
 	ctx, a.observer = a.call.observer.Attempt(ctx, AttemptStart{
-		Number: n, Endpoint: a.endpoint.ID(), Header: header, Start: a.sent,
+		Number: n, Endpoint: a.endpoint.ID(), Header: header, Sent: sent, Start: a.sent,
 	})
 	return ctx
 }

@@ -30,7 +30,7 @@
 // its answer. An attempt is:
 //
 //	err := c.Acquire(ctx, &a.Attempt, n)     // pool limits, circuit, endpoint, connections; ctx is the attempt's
-//	ctx = a.Observe(ctx, n, header)         // if e.AttemptsObserved(); header is what will be sent
+//	ctx = a.Observe(ctx, n, header, sent)   // if e.AttemptsObserved(); through sent they change what will be sent
 //	... a.Connections().Dial, or .Address and .TLS, and .OnClose ...
 //	err = a.Again(ctx, failed)              // if a library wants another endpoint before anything was sent
 //	a.Answered()                            // when the response begins

@@ -48,7 +48,7 @@ type CallStart struct {
 
 // CallObserver is told of one call.
 type CallObserver interface {
-	// Attempt is told that an endpoint has been chosen for an attempt. header is what will be sent, and may be changed.
+	// Attempt is told that an endpoint has been chosen for an attempt.
 	Attempt(ctx context.Context, start AttemptStart) (context.Context, AttemptObserver)
 
 	// End is told once how the call ended.
@@ -72,13 +72,38 @@ type AttemptEnd struct {
 	Duration   time.Duration
 }
 
-// AttemptStart is how an attempt begins.
+// AttemptStart is how an attempt begins. Header is what will be sent. It is not changed itself: it may be the caller's.
 type AttemptStart struct {
 	Number   int
 	Endpoint string
 	Header   http.Header
+	Sent     HeaderSetter
 	Start    time.Time
 }
+
+// HeaderSetter changes the header of an attempt before it is sent.
+type HeaderSetter interface {
+	// SetHeader sets a header. An empty value removes it.
+	SetHeader(name, value string)
+
+	// Header returns what will be sent.
+	Header() http.Header
+}
+
+// OwnHeader is the HeaderSetter of an adapter that makes a header for each attempt.
+type OwnHeader http.Header
+
+// SetHeader implements HeaderSetter.
+func (h OwnHeader) SetHeader(name, value string) {
+	if name = http.CanonicalHeaderKey(name); value == "" {
+		delete(h, name)
+	} else {
+		h[name] = []string{value}
+	}
+}
+
+// Header implements HeaderSetter.
+func (h OwnHeader) Header() http.Header { return http.Header(h) }
 
 // CallEnd is how a call ended.
 type CallEnd struct {

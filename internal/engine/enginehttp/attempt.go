@@ -43,12 +43,13 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 			t.Abandon()
 		}
 	}()
-	if at, ok := c.Context().Deadline(); ok {
+	at, limited := c.Context().Deadline()
+	if limited {
 		req = c.withDeadline(req, n)
 		deadline.SetHeader(req.Header, at)
 	}
 	if c.Engine().AttemptsObserved() {
-		req = t.observe(req, n)
+		req = t.observe(req, n, n > 1 || limited)
 	}
 	c.sent = req
 	resp, err := c.exchange(req, t)
@@ -82,14 +83,56 @@ func (c *call) withDeadline(req *http.Request, n int) *http.Request {
 	return req
 }
 
-// observe tells the observers that the attempt begins. It returns the request to send, whose header is its own.
-func (t *try) observe(req *http.Request, n int) *http.Request {
-	header := req.Header.Clone()
-	if header == nil {
-		header = make(http.Header)
+// outgoing is what an observed attempt sends: a copy of the request as soon as something about it changes.
+type outgoing struct {
+	req    http.Request
+	header http.Header
+	own    bool // nobody else has the header
+	used   int
+	values [8]string // of what is set, so that each needs no allocation
+}
+
+// SetHeader implements engine.HeaderSetter.
+func (o *outgoing) SetHeader(name, value string) {
+	if !o.own {
+		// Values are only ever replaced as a whole, so the caller's can be shared.
+		if o.header, o.own = maps.Clone(o.header), true; o.header == nil {
+			o.header = make(http.Header)
+		}
 	}
-	out := req.WithContext(t.Observe(req.Context(), n, header))
-	out.Header = header
+	switch name = http.CanonicalHeaderKey(name); {
+	case value == "":
+		delete(o.header, name)
+	case o.used < len(o.values):
+		o.values[o.used] = value
+		o.used++
+		o.header[name] = o.values[o.used-1 : o.used : o.used]
+	default:
+		o.header[name] = []string{value}
+	}
+}
+
+// Header implements engine.HeaderSetter.
+func (o *outgoing) Header() http.Header { return o.header }
+
+// observe tells the observers that the attempt begins. It returns the request to send. own says that its header is nobody
+// else's.
+func (t *try) observe(req *http.Request, n int, own bool) *http.Request {
+	o := t.call.room
+	if n > 1 {
+		o = new(outgoing)
+	}
+	o.header, o.own = req.Header, own && req.Header != nil
+	ctx := t.Observe(req.Context(), n, req.Header, o)
+	out := &o.req
+	if ctx != req.Context() {
+		out = req.WithContext(ctx)
+	} else if o.own == own {
+		return req
+	} else {
+		*out = *req
+	}
+	out.Header = o.header
 	return out
 }
 

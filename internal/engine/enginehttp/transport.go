@@ -34,7 +34,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL == nil || req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return t.engine.Outside().RoundTrip(req) // which knows best what to say
 	}
-	c := &call{req: req}
+	c := newCall(t.engine, req)
 	return c.run(t.engine, engine.Routed, route.Target{})
 }
 
@@ -50,7 +50,7 @@ func (t *Transport) Engine() *engine.Engine {
 
 // mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
 func (t *Transport) mirror(to *route.Mirror, req *http.Request) (*http.Response, error) {
-	c := &call{req: req}
+	c := newCall(t.engine, req)
 	return c.run(t.engine, engine.Copied, to.Target)
 }
 
@@ -70,6 +70,20 @@ type call struct {
 	setCookie string // for a request that came without the cookie of its hash key
 
 	first try
+	room  *outgoing // of the first attempt; nil unless attempts are observed
+}
+
+// newCall returns the call that req describes.
+func newCall(e *engine.Engine, req *http.Request) *call {
+	if !e.AttemptsObserved() {
+		return &call{req: req}
+	}
+	c := &struct {
+		call
+		room outgoing
+	}{}
+	c.call.req, c.call.room = req, &c.room
+	return &c.call
 }
 
 var (
