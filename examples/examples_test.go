@@ -27,6 +27,7 @@ var programs = map[string]string{
 	"retry":      "the caller gets 200; the server got 3 requests",
 	"route":      "GET /users/42, x-tester  200 v2",
 	"timeout":    "body idle timeout",
+	"tracing":    "client GET server.address=payments http.request.resend_count=1 http.response.status_code=200",
 }
 
 // TestExamples builds and runs every example.

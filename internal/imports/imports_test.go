@@ -23,7 +23,8 @@ var thirdParty = []struct {
 }{
 	{"github.com/sony/gobreaker/v2", "the state machine of the circuit", []string{"/breaker"}},
 	{"golang.org/x/time", "the token bucket of the local rate limit", []string{"/policy/limit"}},
-	{"github.com/cespare/xxhash/v2", "the hash of ring and Maglev, shared with Envoy", []string{"/balancer"}},
+	{"github.com/cespare/xxhash/v2", "the hash of ring and Maglev, shared with Envoy; OpenTelemetry has it too", []string{"/balancer", "/internal/spans"}},
+	{"go.opentelemetry.io/otel", "the API of traces, without the SDK", []string{"/internal/spans"}},
 	{"go.yaml.in/yaml/v3", "the document syntax", []string{"/internal/yamldoc"}},
 	{"github.com/fsnotify/fsnotify", "notice of changed files", []string{"/policy/file"}},
 	{"golang.org/x/sys", "what fsnotify and gRPC call the kernel with", []string{"/policy/file", "grpc"}},
@@ -47,7 +48,7 @@ func speaksGRPC(name string) bool {
 
 // layers are useful alone: none reaches documents, the assembly, or a layer that stands above it.
 var layers = []string{"/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault", "/policy/route",
-	"/policy/authz", "/tlsid"}
+	"/policy/authz", "/tlsid", "/tracing"}
 
 // forTests are the packages that nothing but tests imports.
 var forTests = []string{"/internal/await", "/internal/leak", "/internal/memnet", "/internal/meshtest", "/internal/grpctest",

@@ -1,0 +1,186 @@
+package spans
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"reflect"
+	"strconv"
+	"strings"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/semconv/v1.43.0"
+)
+
+// Attributes that no convention has.
+const (
+	flagsKey = "mesh.response_flags"
+	routeKey = "mesh.route"
+	retryKey = "mesh.retry_stopped"
+)
+
+const otherError = "_OTHER"
+
+func newSeed() uint64 { return rand.Uint64() }
+
+// method returns the name of a span that has no route. Unknown methods, of which callers can make up any number, share one.
+func method(name string) string {
+	if known(name) {
+		return orGet(name)
+	}
+	return "HTTP"
+}
+
+func orGet(name string) string {
+	if name == "" {
+		return http.MethodGet // as net/http has it
+	}
+	return name
+}
+
+func known(name string) bool {
+	switch name {
+	case "", http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
+		http.MethodConnect, http.MethodOptions, http.MethodTrace, "QUERY":
+		return true
+	}
+	return false
+}
+
+func appendMethod(all []attribute.KeyValue, name string) []attribute.KeyValue {
+	if known(name) {
+		return append(all, semconv.HTTPRequestMethodKey.String(orGet(name)))
+	}
+	return append(all, semconv.HTTPRequestMethodOther, semconv.HTTPRequestMethodOriginalKey.String(name))
+}
+
+// appendServer appends the name and the port of a server.
+func appendServer(all []attribute.KeyValue, hostport string) []attribute.KeyValue {
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return append(all, semconv.ServerAddressKey.String(strings.Trim(hostport, "[]")))
+	}
+	all = append(all, semconv.ServerAddressKey.String(host))
+	if n, err := strconv.Atoi(port); err == nil {
+		all = append(all, semconv.ServerPortKey.Int(n))
+	}
+	return all
+}
+
+// appendPeer appends where an attempt went.
+func appendPeer(all []attribute.KeyValue, endpoint string) []attribute.KeyValue {
+	host, port, err := net.SplitHostPort(endpoint)
+	if err != nil {
+		return all
+	}
+	all = append(all, semconv.NetworkPeerAddressKey.String(host))
+	if n, err := strconv.Atoi(port); err == nil {
+		all = append(all, semconv.NetworkPeerPortKey.Int(n))
+	}
+	return all
+}
+
+// Version returns the version of HTTP as attributes have it.
+func Version(major, minor int) string {
+	if major >= 2 {
+		return strconv.Itoa(major)
+	}
+	return strconv.Itoa(major) + "." + strconv.Itoa(minor)
+}
+
+// secretQueries are those whose values semantic conventions have redacted.
+var secretQueries = []string{"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature"}
+
+const redacted = "REDACTED"
+
+// fullURL returns a URL without what is secret in it.
+func fullURL(u *url.URL) string {
+	if u.User == nil && u.RawQuery == "" {
+		return u.String()
+	}
+	clean := *u
+	if clean.User != nil {
+		clean.User = url.UserPassword(redacted, redacted)
+	}
+	clean.RawQuery = redact(clean.RawQuery)
+	return clean.String()
+}
+
+func redact(query string) string {
+	var out strings.Builder
+	for i, pair := range strings.Split(query, "&") {
+		if i > 0 {
+			out.WriteByte('&')
+		}
+		key, _, ok := strings.Cut(pair, "=")
+		name, err := url.QueryUnescape(key)
+		if err != nil {
+			name = key
+		}
+		secret := false
+		for _, s := range secretQueries {
+			secret = secret || s == name
+		}
+		if ok && secret {
+			pair = key + "=" + redacted
+		}
+		out.WriteString(pair)
+	}
+	return out.String()
+}
+
+func rpcMethod(path string) string { return strings.TrimPrefix(path, "/") }
+
+func statusText(status int) string { return strconv.Itoa(status) }
+
+// gaveUp reports whether a call ended because its caller did not want it any more, which is no error.
+func gaveUp(ctx context.Context, err error) bool {
+	return errors.Is(err, context.Canceled) && ctx.Err() != nil
+}
+
+// errorType returns what kind of error err is, of which there are few.
+func errorType(err error) string {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return "timeout"
+	case errors.Is(err, context.Canceled):
+		return "canceled"
+	}
+	for next := err; next != nil; next = errors.Unwrap(next) {
+		if _, ok := next.(*net.OpError); ok {
+			return "*net.OpError"
+		}
+	}
+	t := reflect.TypeOf(err)
+	if t.PkgPath() == "" && t.Name() == "" && t.Kind() != reflect.Pointer {
+		return otherError
+	}
+	return t.String()
+}
+
+var codeNames = [...]string{
+	"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED",
+	"RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE",
+	"DATA_LOSS", "UNAUTHENTICATED",
+}
+
+// codeName returns the name of a status of gRPC. Those it has no name for share one of their own.
+func codeName(code uint32) string {
+	if int(code) < len(codeNames) {
+		return codeNames[code]
+	}
+	return "CODE(" + strconv.FormatUint(uint64(code), 10) + ")"
+}
+
+// serverFault reports whether a status of gRPC is an error of the server's: Unknown, DeadlineExceeded, Unimplemented, Internal,
+// Unavailable and DataLoss.
+func serverFault(code uint32) bool {
+	switch code {
+	case 2, 4, 12, 13, 14, 15:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,317 @@
+package spans
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Call is one call of a client, with all its attempts.
+type Call struct {
+	Method string
+	URL    *url.URL // of gRPC: with the path /package.Service/Method
+	RPC    bool
+	Start  time.Time
+	Owner  any         // tells the call from others: a pointer
+	Seed   uint64      // tells it from others that begin at the same time
+	Header http.Header // of the request; it is not changed
+
+	// Caller is the context of the caller.
+	Caller context.Context
+
+	// Shared says that the attempts are made by somebody below who finds the call with Shared.
+	Shared bool
+}
+
+// call is a call that is recorded. It is the context of its attempts.
+type call struct {
+	context.Context
+	owner  any
+	shared bool
+	start  time.Time
+
+	mu    sync.Mutex
+	whole trace.Span // of the call, nil while there is none
+	last  trace.Span // of the latest attempt, nil before and without one of its own
+	first trace.SpanContext
+	ended time.Time // the latest attempt, zero while it goes on
+	n     int       // attempts
+}
+
+type callKey struct{}
+
+// Value implements context.Context.
+func (c *call) Value(key any) any {
+	if key == (callKey{}) {
+		return c
+	}
+	return c.Context.Value(key)
+}
+
+// callOf returns the call of owner, if it is recorded. A context may lead to others: of whoever calls within a call.
+func callOf(ctx context.Context, owner any) *call {
+	if c, ok := ctx.Value(callKey{}).(*call); ok && c.owner == owner {
+		return c
+	}
+	return nil
+}
+
+// Shared returns the owner of the call that an attempt with ctx is one of, nil if it is none. Within an attempt there is none.
+func Shared(ctx context.Context) any {
+	c, ok := ctx.Value(callKey{}).(*call)
+	if !ok || !c.shared || trace.SpanFromContext(ctx) != trace.SpanFromContext(c.Context) {
+		return nil
+	}
+	return c.owner
+}
+
+var (
+	clientKind   = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindClient)}
+	internalKind = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindInternal)}
+)
+
+// StartCall begins a call. It returns the context to go on with.
+//
+// It makes no span of its own below a local one: that is made with the second attempt, if there is one. Where no local span is,
+// it makes one, which decides whether the trace is sampled and keeps the attempts together.
+func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
+	if t.tracer == nil || t.config.NoClientSpans {
+		return ctx
+	}
+	parent := trace.SpanFromContext(ctx)
+	sc := parent.SpanContext()
+	local := sc.IsValid() && !sc.IsRemote()
+	if local && !parent.IsRecording() {
+		return ctx
+	}
+	if local && !d.RPC && !t.config.CallSpans {
+		return &call{Context: ctx, owner: d.Owner, shared: d.Shared, start: d.Start}
+	}
+	if !sc.IsValid() { // the application may have copied the headers that its request came with
+		if came := t.extract(d.Header); came.IsValid() {
+			ctx = trace.ContextWithRemoteSpanContext(ctx, came)
+		}
+	}
+	name, kind := method(d.Method), internalKind
+	if d.RPC {
+		name, kind = rpcMethod(d.URL.Path), clientKind
+	}
+	sctx, span := t.tracer.Start(ctx, name, kind...)
+	if !span.IsRecording() {
+		return sctx
+	}
+	span.SetAttributes(clientAttributes(d)...)
+	return &call{Context: sctx, owner: d.Owner, shared: d.Shared, start: d.Start, whole: span}
+}
+
+func clientAttributes(d *Call) []attribute.KeyValue {
+	all := make([]attribute.KeyValue, 0, 8)
+	if d.RPC {
+		all = append(all, semconv.RPCSystemNameGRPC, semconv.RPCMethodKey.String(rpcMethod(d.URL.Path)))
+	} else {
+		all = appendMethod(all, d.Method)
+		all = append(all, semconv.URLFullKey.String(fullURL(d.URL)))
+	}
+	return appendServer(all, d.URL.Host)
+}
+
+// Attempt is one attempt of a call.
+type Attempt struct {
+	Number   int // from 1
+	Start    time.Time
+	Endpoint string      // address and port, "" if they are not known
+	Header   http.Header // of what is sent; it is changed only through Set
+	Set      Setter
+}
+
+// StartAttempt begins an attempt, and sets the headers that carry its span. It returns the context to go on with.
+func (t *Tracer) StartAttempt(ctx context.Context, d *Call, a *Attempt) context.Context {
+	caller := trace.SpanContextFromContext(d.Caller)
+	o := outgoing{ctx: ctx, header: a.Header, fresh: !caller.IsValid(), seed: seedOf(d.Start, caller, d.Seed)}
+	if c := callOf(ctx, d.Owner); c == nil {
+		o.span = t.unrecorded(trace.SpanContextFromContext(ctx))
+	} else if d.RPC {
+		c.try(a)
+		o.span = c.whole.SpanContext()
+	} else {
+		var span trace.Span
+		ctx, span = t.startAttempt(ctx, c, d, a)
+		o.span = span.SpanContext()
+	}
+	t.inject(&o, a.Set)
+	return ctx
+}
+
+// unrecorded returns the span context that an attempt without a span sends: with an id of its own if nobody records it, and as it
+// is if somebody does.
+func (t *Tracer) unrecorded(sc trace.SpanContext) trace.SpanContext {
+	if !sc.IsValid() || sc.IsSampled() || t.config.NoClientSpans {
+		return sc
+	}
+	return sc.WithSpanID(newSpanID())
+}
+
+// try notes an attempt of a gRPC call, whose span is the call's.
+func (c *call) try(a *Attempt) {
+	attributes := append(make([]attribute.KeyValue, 0, 3), attribute.Int("mesh.attempt", a.Number))
+	c.whole.AddEvent("attempt", trace.WithTimestamp(a.Start), trace.WithAttributes(appendPeer(attributes, a.Endpoint)...))
+}
+
+func (t *Tracer) startAttempt(ctx context.Context, c *call, d *Call, a *Attempt) (context.Context, trace.Span) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.endLast()
+	c.n++
+	attributes := appendPeer(clientAttributes(d), a.Endpoint)
+	if a.Number > 1 {
+		attributes = append(attributes, semconv.HTTPRequestResendCountKey.Int(a.Number-1))
+		if c.whole == nil && c.n > 1 { // now is the first time that anybody knows of a second attempt
+			_, c.whole = t.tracer.Start(c.Context, method(d.Method), trace.WithSpanKind(trace.SpanKindInternal),
+				trace.WithTimestamp(c.start), trace.WithAttributes(clientAttributes(d)...),
+				trace.WithLinks(trace.Link{SpanContext: c.first}))
+		}
+	}
+	if c.whole != nil {
+		ctx = trace.ContextWithSpan(ctx, c.whole)
+	}
+	ctx, c.last = t.tracer.Start(ctx, method(d.Method), trace.WithSpanKind(trace.SpanKindClient),
+		trace.WithTimestamp(a.Start), trace.WithAttributes(attributes...))
+	if c.n == 1 {
+		c.first = c.last.SpanContext()
+	}
+	return ctx, c.last
+}
+
+// AttemptEnd is how an attempt ended.
+type AttemptEnd struct {
+	Status  int
+	Version string // of the protocol, "" if it is not known
+	Err     error
+	At      time.Time
+}
+
+// EndAttempt ends an attempt. Its span is ended with the next attempt or with the call, which knows more of why it ended.
+func EndAttempt(ctx context.Context, owner any, e *AttemptEnd) {
+	c := callOf(ctx, owner)
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.last == nil || !c.ended.IsZero() {
+		return
+	}
+	c.ended = e.At
+	if e.Version != "" {
+		c.last.SetAttributes(semconv.NetworkProtocolVersionKey.String(e.Version))
+	}
+	settle(ctx, c.last, e.Status, e.Err)
+}
+
+// endLast ends the span of the latest attempt.
+func (c *call) endLast() {
+	if c.last == nil {
+		return
+	}
+	if c.ended.IsZero() {
+		c.last.End()
+	} else {
+		c.last.End(trace.WithTimestamp(c.ended))
+	}
+	c.last, c.ended = nil, time.Time{}
+}
+
+// settle says how a call or an attempt of HTTP ended.
+func settle(ctx context.Context, span trace.Span, status int, err error) {
+	if status > 0 {
+		span.SetAttributes(semconv.HTTPResponseStatusCodeKey.Int(status))
+	}
+	switch {
+	case err != nil && !gaveUp(ctx, err):
+		span.SetStatus(codes.Error, err.Error())
+		span.SetAttributes(semconv.ErrorTypeKey.String(errorType(err)))
+	case err == nil && status >= http.StatusBadRequest:
+		fail(span, statusText(status))
+	}
+}
+
+// CallEnd is how a call ended.
+type CallEnd struct {
+	Status     int
+	GRPCStatus int // -1 without one
+	Err        error
+	Flags      string // why it ended so, "" for no reason
+	Route      string // what routed it, "" if nothing did
+	Stopped    string // why there were no more attempts, "" for no reason
+}
+
+// EndCall ends a call.
+func (t *Tracer) EndCall(ctx context.Context, d *Call, e *CallEnd) {
+	c := callOf(ctx, d.Owner)
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	details := make([]attribute.KeyValue, 0, 3)
+	for _, kv := range [...]attribute.KeyValue{
+		attribute.String(flagsKey, e.Flags), attribute.String(routeKey, e.Route), attribute.String(retryKey, e.Stopped),
+	} {
+		if kv.Value.AsString() != "" {
+			details = append(details, kv)
+		}
+	}
+	if c.n == 0 && c.whole == nil { // nothing was sent, which is worth a span all the more
+		_, c.whole = t.tracer.Start(c.Context, method(d.Method), trace.WithSpanKind(trace.SpanKindClient),
+			trace.WithTimestamp(c.start), trace.WithAttributes(clientAttributes(d)...))
+	}
+	if c.last != nil {
+		c.last.SetAttributes(details...)
+		if c.ended.IsZero() { // the body was closed on one goroutine while another one saw its end
+			settle(ctx, c.last, e.Status, e.Err)
+		}
+	}
+	c.endLast()
+	if c.whole == nil {
+		return
+	}
+	c.whole.SetAttributes(details...)
+	if d.RPC {
+		settleRPC(ctx, c.whole, e)
+	} else {
+		settle(ctx, c.whole, e.Status, e.Err)
+	}
+	c.whole.End()
+}
+
+// settleRPC says how a gRPC call ended.
+func settleRPC(ctx context.Context, span trace.Span, e *CallEnd) {
+	code := e.GRPCStatus
+	if code < 0 && e.Err != nil {
+		switch {
+		case errors.Is(e.Err, context.DeadlineExceeded):
+			code = 4
+		case errors.Is(e.Err, context.Canceled):
+			code = 1
+		}
+	}
+	if code >= 0 {
+		span.SetAttributes(semconv.RPCResponseStatusCodeKey.String(codeName(uint32(code))))
+	}
+	switch {
+	case e.Err != nil && gaveUp(ctx, e.Err):
+	case code > 0:
+		fail(span, codeName(uint32(code)))
+	case e.Err != nil:
+		span.SetStatus(codes.Error, e.Err.Error())
+		span.SetAttributes(semconv.ErrorTypeKey.String(errorType(e.Err)))
+	}
+}

@@ -1,0 +1,211 @@
+package spans
+
+import (
+	"context"
+	"encoding/hex"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// extract returns the span context that a header carries; it is invalid if it carries none.
+func (t *Tracer) extract(h http.Header) trace.SpanContext {
+	if t.config.Propagator != nil {
+		ctx := t.config.Propagator.Extract(context.Background(), propagation.HeaderCarrier(h))
+		return trace.SpanContextFromContext(ctx)
+	}
+	return Extract(h)
+}
+
+// Extract returns the span context that a header carries: as W3C Trace Context says, or else as B3 does, the single header
+// before the many. It is invalid if there is none, or if it is malformed: then a new trace begins.
+func Extract(h http.Header) trace.SpanContext {
+	if parents := h[traceparent]; len(parents) > 0 {
+		if len(parents) != 1 { // nobody knows which is true
+			return trace.SpanContext{}
+		}
+		c, ok := parseTraceparent(parents[0])
+		if !ok {
+			return trace.SpanContext{}
+		}
+		if states := h[tracestate]; len(states) > 0 {
+			// Invalid state is dropped as a whole, and the trace goes on.
+			c.TraceState, _ = trace.ParseTraceState(joined(states))
+		}
+		return trace.NewSpanContext(c)
+	}
+	if values := h[b3Header]; len(values) > 0 {
+		return b3Context(parseB3(values[0]))
+	}
+	if h[b3TraceID] == nil && h[b3Sampled] == nil && h[b3Flags] == nil {
+		return trace.SpanContext{}
+	}
+	return b3Context(b3{first(h, b3TraceID), first(h, b3SpanID), decide(first(h, b3Sampled), first(h, b3Flags))}, true)
+}
+
+// joined returns the lines of a tracestate as one, without the empty members that are allowed there.
+func joined(lines []string) string {
+	text := strings.Join(lines, ",")
+	members := strings.Split(text, ",")
+	kept := members[:0]
+	for _, m := range members {
+		if strings.Trim(m, " \t") != "" {
+			kept = append(kept, m)
+		}
+	}
+	if len(kept) == strings.Count(text, ",")+1 {
+		return text
+	}
+	return strings.Join(kept, ",")
+}
+
+func first(h http.Header, name string) string {
+	if values := h[name]; len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
+
+// parseTraceparent parses a traceparent header: https://www.w3.org/TR/trace-context-2/#traceparent-header.
+func parseTraceparent(s string) (c trace.SpanContextConfig, ok bool) {
+	const length = 55 // of version 00; later ones may have more after another dash
+	s = strings.Trim(s, " \t")
+	if len(s) < length || s[2] != '-' || s[35] != '-' || s[52] != '-' {
+		return c, false
+	}
+	var version, flags [1]byte
+	if !unhex(version[:], s[:2]) || version[0] == 0xff || !unhex(flags[:], s[53:55]) ||
+		!unhex(c.TraceID[:], s[3:35]) || !unhex(c.SpanID[:], s[36:52]) {
+		return c, false
+	}
+	if len(s) > length && (version[0] == 0 || s[length] != '-') {
+		return c, false
+	}
+	c.TraceFlags = trace.TraceFlags(flags[0]) & (trace.FlagsSampled | trace.FlagsRandom)
+	c.Remote = true
+	return c, c.TraceID.IsValid() && c.SpanID.IsValid()
+}
+
+// unhex decodes s, which must be of lower case.
+func unhex(dst []byte, s string) bool {
+	for i := range len(s) {
+		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	_, err := hex.Decode(dst, []byte(s))
+	return err == nil
+}
+
+// b3 is what B3 says: https://github.com/openzipkin/b3-propagation.
+type b3 struct {
+	trace, span string
+	decision    decision
+}
+
+type decision uint8
+
+const (
+	deferred decision = iota // to whoever receives it
+	deny
+	accept
+	malformed
+)
+
+// parseB3 parses the single header: {TraceId}-{SpanId}[-{SamplingState}[-{ParentSpanId}]], or the state alone.
+func parseB3(s string) (c b3, ok bool) {
+	s = strings.Trim(s, " \t")
+	id, rest, more := strings.Cut(s, "-")
+	if !more {
+		c.decision = state(s)
+		return c, c.decision != deferred
+	}
+	c.trace = id
+	var parent string
+	var sampled, hasParent bool
+	c.span, rest, sampled = strings.Cut(rest, "-")
+	if sampled {
+		rest, parent, hasParent = strings.Cut(rest, "-")
+		if c.decision = state(rest); c.decision == deferred {
+			return c, false
+		}
+		var id [8]byte
+		if hasParent && (len(parent) != 16 || !unhex(id[:], parent)) {
+			return c, false
+		}
+	}
+	return c, true
+}
+
+func state(s string) decision {
+	switch s {
+	case "0":
+		return deny
+	case "1", "d": // debug is sampled
+		return accept
+	case "":
+		return deferred
+	}
+	return malformed
+}
+
+func decide(sampled, flags string) decision {
+	if flags == "1" {
+		return accept
+	}
+	switch sampled {
+	case "true": // of old
+		return accept
+	case "false":
+		return deny
+	}
+	return state(sampled)
+}
+
+// b3Context returns the span context of what B3 says. A decision without ids holds for the new trace: samplers learn it from
+// a parent only, so it gets one.
+func b3Context(b b3, ok bool) trace.SpanContext {
+	if !ok || b.decision == malformed {
+		return trace.SpanContext{}
+	}
+	c := trace.SpanContextConfig{Remote: true}
+	if b.decision == accept {
+		c.TraceFlags = trace.FlagsSampled
+	}
+	switch {
+	case b.trace == "" && b.span == "":
+		if b.decision == deferred {
+			return trace.SpanContext{}
+		}
+		c.TraceID, c.SpanID = newTraceID(), newSpanID()
+		c.TraceFlags |= trace.FlagsRandom
+		return trace.NewSpanContext(c)
+	case len(b.trace) == 32 && unhex(c.TraceID[:], b.trace), len(b.trace) == 16 && unhex(c.TraceID[8:], b.trace):
+	default:
+		return trace.SpanContext{}
+	}
+	if len(b.span) != 16 || !unhex(c.SpanID[:], b.span) || !c.SpanID.IsValid() || !c.TraceID.IsValid() {
+		return trace.SpanContext{}
+	}
+	return trace.NewSpanContext(c)
+}
+
+func newTraceID() (id trace.TraceID) {
+	put(id[:8], rand.Uint64())
+	put(id[8:], rand.Uint64()|1) // never all zeros
+	return id
+}
+
+func newSpanID() (id trace.SpanID) {
+	put(id[:], rand.Uint64()|1)
+	return id
+}
+
+func put(b []byte, n uint64) {
+	for i := range 8 {
+		b[i] = byte(n >> (56 - 8*i))
+	}
+}

@@ -1,0 +1,234 @@
+package spans
+
+import (
+	"context"
+	"maps"
+	"net"
+	"net/http"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/baggage"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// What W3C Baggage allows, and what is passed on at most: https://www.w3.org/TR/baggage/#limits.
+const (
+	maxBaggage        = 8192
+	maxBaggageMembers = 64
+)
+
+// inbound is what the calls that are made for an inbound request pass on. It is the context of that request.
+type inbound struct {
+	context.Context
+	requestID string
+	baggage   string
+	forwarded [][]string // by the index of Tracer.forward
+	trace     trace.TraceID
+	fresh     bool       // the trace begins here
+	span      trace.Span // nil unless it records
+}
+
+type inboundKey struct{}
+
+// Value implements context.Context.
+func (in *inbound) Value(key any) any {
+	if key == (inboundKey{}) {
+		return in
+	}
+	return in.Context.Value(key)
+}
+
+func inboundOf(ctx context.Context) *inbound {
+	in, _ := ctx.Value(inboundKey{}).(*inbound)
+	return in
+}
+
+// RequestID returns the id of the inbound request that ctx belongs to.
+func RequestID(ctx context.Context) string {
+	if in := inboundOf(ctx); in != nil {
+		return in.requestID
+	}
+	return ""
+}
+
+// Baggage returns the baggage of ctx, or else that which came with the inbound request.
+func Baggage(ctx context.Context) baggage.Baggage {
+	if b := baggage.FromContext(ctx); b.Len() > 0 {
+		return b
+	}
+	if in := inboundOf(ctx); in != nil {
+		b, _ := baggage.Parse(in.baggage)
+		return b
+	}
+	return baggage.Baggage{}
+}
+
+// Request is an inbound request, or a gRPC call as the POST that it is.
+type Request struct {
+	*http.Request
+	RPC   bool
+	Start time.Time
+
+	// Restart says that the trace headers are not believed, NewID that the request id is not.
+	Restart, NewID bool
+}
+
+// StartInbound begins the SERVER span of a request, unless somebody else has, and keeps for the calls that are made for it
+// what they pass on. It returns the context for the handler.
+func (t *Tracer) StartInbound(ctx context.Context, r *Request) context.Context {
+	in := &inbound{requestID: first(r.Header, requestID)}
+	if r.NewID || len(in.requestID) > maxRequestID {
+		in.requestID = ""
+	}
+	local := trace.SpanContextFromContext(ctx)
+	outer := local.IsValid() && !local.IsRemote() // of otelhttp around us, say
+	if !r.Restart {
+		ctx = t.received(ctx, in, r.Header, outer)
+	}
+	if t.forward != nil {
+		in.forwarded = make([][]string, len(t.forward))
+		for i, name := range t.forward {
+			in.forwarded[i] = r.Header[name]
+		}
+	}
+	if !outer && t.tracer != nil && !t.config.NoServerSpans {
+		in.fresh = !trace.SpanContextFromContext(ctx).IsValid()
+		var span trace.Span
+		ctx, span = t.tracer.Start(ctx, serverName(r), serverKind...)
+		in.trace = span.SpanContext().TraceID()
+		if span.IsRecording() {
+			in.span = span
+			span.SetAttributes(serverAttributes(r)...)
+		}
+	}
+	if in.requestID == "" && !t.config.NoRequestID {
+		in.requestID = string(appendUUID(nil, seedOf(r.Start, trace.SpanContextFromContext(ctx), newSeed())))
+	}
+	in.Context = ctx
+	return in
+}
+
+// maxRequestID bounds what a peer may have us log and pass on.
+const maxRequestID = 256
+
+// received takes from the header what is believed.
+func (t *Tracer) received(ctx context.Context, in *inbound, h http.Header, outer bool) context.Context {
+	if t.config.Propagator != nil {
+		if outer {
+			return ctx
+		}
+		return t.config.Propagator.Extract(ctx, propagation.HeaderCarrier(h))
+	}
+	if values := h[baggageHeader]; len(values) > 0 {
+		if b := strings.Join(values, ","); len(b) <= maxBaggage && strings.Count(b, ",") < maxBaggageMembers {
+			in.baggage = b
+		}
+	}
+	if outer {
+		return ctx
+	}
+	if sc := Extract(h); sc.IsValid() {
+		return trace.ContextWithRemoteSpanContext(ctx, sc)
+	}
+	return ctx
+}
+
+var serverKind = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindServer)}
+
+func serverName(r *Request) string {
+	if r.RPC {
+		return rpcMethod(r.URL.Path)
+	}
+	return method(r.Method)
+}
+
+func serverAttributes(r *Request) []attribute.KeyValue {
+	all := make([]attribute.KeyValue, 0, 12)
+	if r.RPC {
+		all = append(all, semconv.RPCSystemNameGRPC, semconv.RPCMethodKey.String(rpcMethod(r.URL.Path)))
+	} else {
+		scheme := "http"
+		if r.TLS != nil {
+			scheme = "https"
+		}
+		all = appendMethod(all, r.Method)
+		all = append(all, semconv.URLPathKey.String(r.URL.Path), semconv.URLSchemeKey.String(scheme),
+			semconv.NetworkProtocolVersionKey.String(Version(r.ProtoMajor, r.ProtoMinor)))
+		if agent := first(r.Header, "User-Agent"); agent != "" {
+			all = append(all, semconv.UserAgentOriginalKey.String(agent))
+		}
+	}
+	all = appendServer(all, r.Host)
+	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+		all = append(all, semconv.NetworkPeerAddressKey.String(host))
+	}
+	return all
+}
+
+// Response is how an inbound request ended.
+type Response struct {
+	Status int    // of HTTP; 0 if it was cut off
+	RPC    bool   // Code is that of gRPC
+	Code   uint32 // of gRPC
+	Route  string // the pattern that the request matched, "" if it is not known
+	Flags  string // why it was refused, "" for no reason
+}
+
+// EndInbound ends the SERVER span.
+func EndInbound(ctx context.Context, r *Response, name string) {
+	in := inboundOf(ctx)
+	if in == nil || in.span == nil {
+		return
+	}
+	span := in.span
+	if r.Flags != "" {
+		span.SetAttributes(attribute.String(flagsKey, r.Flags))
+	}
+	switch {
+	case r.RPC:
+		name := codeName(r.Code)
+		span.SetAttributes(semconv.RPCResponseStatusCodeKey.String(name))
+		if serverFault(r.Code) {
+			fail(span, name)
+		}
+	case r.Status == 0:
+		fail(span, otherError)
+	default:
+		span.SetAttributes(semconv.HTTPResponseStatusCodeKey.Int(r.Status))
+		if r.Status >= http.StatusInternalServerError {
+			fail(span, statusText(r.Status))
+		}
+	}
+	if route := pathOf(r.Route); route != "" {
+		span.SetName(method(name) + " " + route)
+		span.SetAttributes(semconv.HTTPRouteKey.String(route))
+	}
+	span.End()
+}
+
+func fail(span trace.Span, kind string) {
+	span.SetStatus(codes.Error, "")
+	span.SetAttributes(semconv.ErrorTypeKey.String(kind))
+}
+
+// pathOf returns a pattern of http.ServeMux without method and host.
+func pathOf(pattern string) string {
+	if i := strings.IndexByte(pattern, '/'); i >= 0 {
+		return pattern[i:]
+	}
+	return ""
+}
+
+// Strip returns a copy of a header without what carries traces and ids.
+func Strip(h http.Header) http.Header {
+	h = maps.Clone(h)
+	for _, name := range headers {
+		delete(h, name)
+	}
+	return h
+}

@@ -1,0 +1,129 @@
+// Package spans is what the packages of tracing share: the headers that carry traces, and the spans of calls, attempts and
+// inbound requests. It knows nothing of transports.
+package spans
+
+import (
+	"fmt"
+	"net/http"
+	"strings"
+
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+)
+
+// Config is tracing.Config, which documents it.
+type Config struct {
+	Provider      trace.TracerProvider
+	Propagator    propagation.TextMapPropagator
+	Formats       string
+	Forward       []string
+	NoRequestID   bool
+	NoClientSpans bool
+	NoServerSpans bool
+	CallSpans     bool
+}
+
+// scope is the name of the instrumentation.
+const scope = "github.com/nosidecar/mesh/tracing"
+
+// Tracer makes spans and headers as a Config says. It is safe for concurrent use.
+type Tracer struct {
+	config  Config
+	tracer  trace.Tracer // nil without a Provider
+	formats format
+	forward []string // canonical
+}
+
+type format uint8
+
+const (
+	w3c format = 1 << iota
+	b3Single
+	b3Multi
+)
+
+const defaultFormats = w3c | b3Multi
+
+// New returns the Tracer of a Config.
+func New(c Config) (*Tracer, error) {
+	t := &Tracer{config: c, formats: defaultFormats}
+	if c.Formats != "" {
+		if c.Propagator != nil {
+			return nil, fmt.Errorf("tracing: Formats is %q, but there is a Propagator, which knows no formats: set one of them", c.Formats)
+		}
+		var err error
+		if t.formats, err = parseFormats(c.Formats); err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range c.Forward {
+		name = http.CanonicalHeaderKey(name)
+		if owned(name) {
+			return nil, fmt.Errorf("tracing: Forward names %s, which tracing sets itself: remove it there", name)
+		}
+		t.forward = append(t.forward, name)
+	}
+	if c.Provider != nil {
+		t.tracer = c.Provider.Tracer(scope)
+	}
+	return t, nil
+}
+
+func parseFormats(text string) (all format, err error) {
+	for name := range strings.SplitSeq(text, ",") {
+		switch strings.TrimSpace(name) {
+		case "tracecontext":
+			all |= w3c
+		case "b3":
+			all |= b3Single
+		case "b3multi":
+			all |= b3Multi
+		default:
+			return 0, fmt.Errorf("tracing: Formats has %q, want tracecontext, b3 or b3multi, separated by commas", name)
+		}
+	}
+	return all, nil
+}
+
+// The headers that carry traces, as keys of an http.Header.
+const (
+	traceparent    = "Traceparent"
+	tracestate     = "Tracestate"
+	baggageHeader  = "Baggage"
+	b3Header       = "B3"
+	b3TraceID      = "X-B3-Traceid"
+	b3SpanID       = "X-B3-Spanid"
+	b3ParentSpanID = "X-B3-Parentspanid"
+	b3Sampled      = "X-B3-Sampled"
+	b3Flags        = "X-B3-Flags"
+	requestID      = "X-Request-Id"
+)
+
+var headers = [...]string{
+	traceparent, tracestate, baggageHeader, b3Header, b3TraceID, b3SpanID, b3ParentSpanID, b3Sampled, b3Flags, requestID,
+}
+
+func owned(name string) bool {
+	for _, h := range headers {
+		if h == name {
+			return true
+		}
+	}
+	return false
+}
+
+// Names returns the headers that are read of an inbound request, as keys of an http.Header.
+func (t *Tracer) Names() []string {
+	names := append(headers[:len(headers):len(headers)], t.forward...)
+	if t.config.Propagator != nil {
+		for _, name := range t.config.Propagator.Fields() {
+			names = append(names, http.CanonicalHeaderKey(name))
+		}
+	}
+	return names
+}
+
+// Setter sets a header of what is sent, whose name is a key of an http.Header. An empty value removes the header.
+type Setter interface {
+	SetHeader(name, value string)
+}

@@ -1,0 +1,119 @@
+// Package tracingmesh traces what goes through a mesh, in both directions: HTTP and gRPC alike.
+//
+//	observer, err := tracingmesh.Observer(tracing.Config{Provider: provider})
+//	...
+//	m, err := mesh.New(ctx, mesh.WithObserver(observer), ...)
+//
+// Calls through the mesh have the spans that package tracing tells of: a CLIENT span for each attempt of an HTTP call, with the
+// endpoint as network.peer.address, and one for a gRPC call, with an event for each attempt. The span of the last attempt, and
+// that of the call, say in mesh.response_flags, mesh.route and mesh.retry_stopped why the call ended as it did. A call for which
+// nothing was sent has a CLIENT span too. The copy of a call for a mirror has spans of its own.
+//
+// Requests to [mesh.Mesh.Handler] have SERVER spans, also if they are refused. x-request-id is believed of peers with an identity
+// only, and the trace headers of others are not if [mesh.ServerConfig.RestartTraces] is set. Put nothing that reads trace headers
+// around the handler of the mesh: it would read them before they are removed.
+package tracingmesh
+
+import (
+	"context"
+	"net/http"
+	"reflect"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/spans"
+	"github.com/nosidecar/mesh/retry"
+	"github.com/nosidecar/mesh/tracing"
+)
+
+// Observer returns what traces a mesh, for [mesh.WithObserver]. It fails if the Config is invalid.
+func Observer(c tracing.Config) (mesh.Observer, error) {
+	tracer, err := spans.New(spans.Config(c))
+	if err != nil {
+		return mesh.Observer{}, err
+	}
+	t := &observer{tracer}
+	return mesh.Observer{
+		CallStart: t.callStart, CallEnd: t.callEnd,
+		AttemptStart: t.attemptStart, AttemptEnd: t.attemptEnd,
+		InboundStart: t.inboundStart, InboundEnd: t.inboundEnd,
+	}, nil
+}
+
+type observer struct{ tracer *spans.Tracer }
+
+// describe returns a call as the tracer knows it.
+func describe(c *mesh.Call) spans.Call {
+	return spans.Call{
+		Method: c.Request.Method, URL: c.Request.URL, RPC: isGRPC(c.Request), Start: c.Start,
+		Owner: c, Seed: uint64(reflect.ValueOf(c).Pointer()), Header: c.Request.Header, Caller: c.Request.Context(),
+	}
+}
+
+func isGRPC(r *http.Request) bool {
+	values := r.Header["Content-Type"]
+	return len(values) > 0 && field.IsGRPC(values[0])
+}
+
+func (o *observer) callStart(ctx context.Context, c *mesh.Call) context.Context {
+	d := describe(c)
+	return o.tracer.StartCall(ctx, &d)
+}
+
+func (o *observer) callEnd(ctx context.Context, c *mesh.Call) {
+	d := describe(c)
+	e := spans.CallEnd{Status: c.Status, GRPCStatus: c.GRPCStatus, Err: c.Err, Route: c.Route}
+	if c.Flags != 0 {
+		e.Flags = c.Flags.String()
+	}
+	if c.Stopped != retry.Succeeded {
+		e.Stopped = c.Stopped.String()
+	}
+	o.tracer.EndCall(ctx, &d, &e)
+}
+
+func (o *observer) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
+	d := describe(a.Call)
+	return o.tracer.StartAttempt(ctx, &d, &spans.Attempt{
+		Number: a.Number, Start: a.Start, Endpoint: a.Endpoint, Header: a.Header, Set: a.Sent,
+	})
+}
+
+func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
+	spans.EndAttempt(ctx, a.Call, &spans.AttemptEnd{Status: a.Status, Err: a.Err, At: a.Start.Add(a.Duration)})
+}
+
+func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.Context {
+	return o.tracer.StartInbound(ctx, &spans.Request{
+		Request: in.Request, RPC: isGRPC(in.Request), Start: in.Start,
+		Restart: in.RestartTraces, NewID: in.Peer == "", // as the mesh removes it
+	})
+}
+
+func (o *observer) inboundEnd(ctx context.Context, in *mesh.Inbound) {
+	e := spans.Response{Status: in.Status, RPC: isGRPC(in.Request)}
+	if in.Flags != 0 {
+		e.Flags = in.Flags.String()
+	}
+	if e.RPC {
+		e.Code = code(in)
+	}
+	spans.EndInbound(ctx, &e, in.Request.Method)
+}
+
+// code returns the status of a gRPC call. That of one which was refused is known by what HTTP would have been answered:
+// https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md.
+func code(in *mesh.Inbound) uint32 {
+	if in.GRPCStatus >= 0 {
+		return uint32(in.GRPCStatus)
+	}
+	switch in.Status {
+	case http.StatusBadRequest:
+		return 13 // Internal
+	case http.StatusForbidden:
+		return 7 // PermissionDenied
+	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
+		return 14 // Unavailable
+	}
+	return 2 // Unknown
+}
