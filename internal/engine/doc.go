@@ -23,7 +23,8 @@
 //	default: // Send has a response; when that is over: c.End
 //	}
 //
-// Serve calls the methods of the adapter, in this order: Outside alone, for a host outside the mesh; or Prepare, HashKey if
+// A call that Serve failed may be begun again after Renew, by a caller who waits until it can be sent. Serve calls the methods
+// of the adapter, in this order: Outside alone, for a host outside the mesh; or Prepare, HashKey if
 // the destination hashes, Mirror if the rule has mirrors, and Send. Send makes attempts as the retry.Loop that it is given
 // permits: retry.Loop.Do for requests of net/http; otherwise Budget.Deposit, and after each attempt that is to be retried
 // (Policy.Config().On) Loop.Next, or NextAfter where the server says when, and Limiter.Release when the next attempt has got
