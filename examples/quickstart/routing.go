@@ -119,7 +119,7 @@ func stickySessions(s *scene) {
 	client := s.member(ca, "order-service").Client()
 
 	round := func() answers {
-		return times(users, users, func(user int) answer {
+		return times(users, 5, func(user int) answer {
 			return s.get(client, "http://user-service:3000/api/profile", "x-user-id", fmt.Sprint("user-", user))
 		})
 	}
