@@ -44,7 +44,7 @@ func (q *query) headerOf(c *condition) (value string, odd *headerReadings, prese
 		q.odd = make([]*headerReadings, q.slots)
 	}
 	if q.odd[c.slot] == nil {
-		q.odd[c.slot] = readHeader(values, c.single, c.binary)
+		q.odd[c.slot] = readHeader(values, c)
 	}
 	return "", q.odd[c.slot], true
 }
@@ -64,9 +64,10 @@ func isPlainHeader(value string, single bool) bool {
 func inner(c byte) bool { return c > ' ' && c < 0x7f }
 
 // readHeader returns the readings of a header: all lines joined, as Envoy joins them, each line alone, and each element of a
-// line that is a list. HTTP/1 removes the space around a line, HTTP/2 leaves it there, and handlers remove it or not, so both
+// line that is a list. Lines of cookies are also joined as cookies are. HTTP/1 removes the space around a line, HTTP/2 leaves it there, and handlers remove it or not, so both
 // count.
-func readHeader(lines []string, single, binary bool) *headerReadings {
+func readHeader(lines []string, c *condition) *headerReadings {
+	single, binary := c.single, c.binary
 	h := new(headerReadings)
 	if len(lines) > maxHeaderReadings {
 		h.unreadable = true
@@ -102,6 +103,13 @@ func readHeader(lines []string, single, binary bool) *headerReadings {
 		}
 	}
 	add(strings.Join(lines, ","))
+	if c.header == "Cookie" { // Envoy joins these so, and handlers read them all
+		trimmed := make([]string, len(lines))
+		for i, line := range lines {
+			trimmed[i] = strings.TrimSpace(line)
+		}
+		add(strings.Join(trimmed, "; "))
+	}
 	for _, line := range lines {
 		add(line)
 		if single || strings.IndexByte(line, ',') < 0 {

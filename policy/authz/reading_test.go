@@ -73,6 +73,22 @@ func TestElementsOfHeaderLines(t *testing.T) {
 	}
 }
 
+// Cookies in several lines are those of one line, with a semicolon between them. HTTP/2 sends them so too.
+func TestCookiesInSeveralLines(t *testing.T) {
+	for _, sent := range [][]string{{"a=1; b=2"}, {"a=1", "b=2"}, {" a=1", "b=2 "}} {
+		r := request()
+		r.Header = http.Header{"Cookie": sent}
+		for _, value := range []string{"a=1; b=2", "a=1; *", "*; b=2"} {
+			if _, denied := judged(t, r, when(authz.Condition{Key: "request.headers[cookie]", Values: []string{value}})); !denied {
+				t.Errorf("%q passes a DENY policy on %q", sent, value)
+			}
+			if allowed, _ := judged(t, r, when(authz.Condition{Key: "request.headers[cookie]", NotValues: []string{value}})); allowed {
+				t.Errorf("%q meets an ALLOW policy on anything but %q", sent, value)
+			}
+		}
+	}
+}
+
 // The index finds a rule under every reading of a header.
 func TestManyRulesOnOneHeader(t *testing.T) {
 	var list rules
