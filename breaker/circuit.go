@@ -257,7 +257,7 @@ func (c *Circuit) Allow() (Lease, error) {
 		c.changes.deliver()
 	}
 	if c.cfg.SlowCall > 0 {
-		lease.began = time.Since(c.created)
+		lease.clock = time.Since(c.created)
 	}
 	return lease, nil
 }
@@ -265,19 +265,19 @@ func (c *Circuit) Allow() (Lease, error) {
 // Lease is the permission to make one call. The zero Lease does nothing. A Lease must not be copied once its methods are
 // used, nor used by several goroutines at once.
 type Lease struct {
-	circuit  *Circuit // nil once done
-	phase    phase
-	probe    *probe        // nil if the circuit was closed
-	began    time.Duration // from circuit.created; set if slow calls count
-	took     time.Duration // set if answered
-	answered bool
+	circuit *Circuit // nil once done
+	phase   phase
+	probe   *probe // nil if the circuit was closed
+
+	// clock is when the call began, from circuit.created; once it is answered, how long that took, as its complement. It is
+	// set if slow calls count.
+	clock time.Duration
 }
 
 // Answered says that the response has begun. What follows, such as a long body, does not make the call a slow one.
 func (l *Lease) Answered() {
-	if l.circuit != nil && l.circuit.cfg.SlowCall > 0 && !l.answered {
-		l.took = time.Since(l.circuit.created) - l.began
-		l.answered = true
+	if l.circuit != nil && l.circuit.cfg.SlowCall > 0 && l.clock >= 0 {
+		l.clock = ^(time.Since(l.circuit.created) - l.clock)
 	}
 }
 
@@ -291,7 +291,7 @@ func (l *Lease) Done(outcome Outcome) {
 	slow := false
 	if c.cfg.SlowCall > 0 {
 		l.Answered()
-		slow = l.took >= c.cfg.SlowCall
+		slow = ^l.clock >= c.cfg.SlowCall
 	}
 	l.circuit = nil
 	switch {

@@ -15,7 +15,6 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
@@ -252,14 +251,14 @@ func (t *try) settle(limit time.Duration) {
 	late := t.limit != nil && !t.limit.Stop()
 	switch {
 	case t.status != 0:
-		t.Answered()
+		t.Answered(t.status)
 		if t.stop == nil {
 			t.finish()
 		}
 	default:
 		if t.held {
 			t.held = false
-			t.rest = t.End(0, breaker.NoResult, t.rest)
+			t.rest = t.End(t.rest)
 		}
 		late = t.limit != nil && t.limit.Exceeded() != nil
 	}
@@ -279,7 +278,7 @@ func (t *try) finish() {
 
 func (t *try) close() {
 	t.held = false
-	_ = t.End(t.status, breaker.Result(t.status), t.rest)
+	_ = t.End(t.rest)
 	t.cancelLimit()
 }
 

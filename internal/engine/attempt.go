@@ -20,9 +20,10 @@ type Attempt struct {
 	lease    breaker.Lease
 	endpoint *balancer.Host
 	conns    *Connections
-	sent     time.Time // zero if nobody wants to know
+	sent     time.Duration // from the start of the call, and 1; 0 if nobody wants to know
 	latency  time.Duration
 	observer AttemptObserver // nil if nobody observes
+	status   int32           // of the answer, in terms of HTTP; 0 if there is none
 	grpc     int32           // the status of a gRPC answer and 1; 0 if there is none
 }
 
@@ -66,7 +67,7 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) (err error) {
 	acquired = true
 	c.sent++
 	if c.kind == Raw || cluster.config.timesAnswers() || c.engine.hooks.Attempts {
-		a.sent = time.Now()
+		a.sent = time.Since(c.start) + 1
 	}
 	return nil
 }
@@ -134,15 +135,19 @@ func (a *Attempt) Again(ctx context.Context, failed bool) error {
 // header that will be sent. It returns the context to go on with.
 func (a *Attempt) Observe(ctx context.Context, n int, header http.Header, sent HeaderSetter) context.Context {
 	ctx, a.observer = a.call.observer.Attempt(ctx, AttemptStart{
-		Number: n, Endpoint: a.endpoint.ID(), Header: header, Sent: sent, Start: a.sent,
+		Number: n, Endpoint: a.endpoint.ID(), Header: header, Sent: sent, Start: a.sentAt(),
 	})
 	return ctx
 }
 
-// Answered says that the endpoint has begun to answer.
-func (a *Attempt) Answered() {
-	if !a.sent.IsZero() {
-		a.latency = time.Since(a.sent)
+// sentAt returns when the attempt was sent.
+func (a *Attempt) sentAt() time.Time { return a.call.start.Add(a.sent - 1) }
+
+// Answered says that the endpoint has begun to answer, with a status of HTTP or what stands for it.
+func (a *Attempt) Answered(status int) {
+	a.status = int32(status)
+	if a.sent > 0 {
+		a.latency = time.Since(a.sentAt())
 		a.lease.Answered()
 	}
 }
@@ -151,10 +156,10 @@ func (a *Attempt) Answered() {
 // status for.
 func (a *Attempt) GRPC(code uint32) { a.grpc = int32(code) + 1 }
 
-// End ends an attempt that was sent. The result is what it counts as if err is nil, the status what observers are told: that
-// of HTTP, or 0. The error that it returns is that of the attempt.
-func (a *Attempt) End(status int, result breaker.Result, err error) error {
-	outcome, kind := breaker.Success, failure.None
+// End ends an attempt that was sent. It counts as what it was answered with, unless err broke that off. The error that it
+// returns is that of the attempt.
+func (a *Attempt) End(err error) error {
+	result, outcome, kind := breaker.Result(a.status), breaker.Success, failure.None
 	if err != nil {
 		kind = a.call.failure(err)
 		result, outcome = a.judge(kind)
@@ -169,7 +174,7 @@ func (a *Attempt) End(status int, result breaker.Result, err error) error {
 	hint := a.plaintextHint(kind, err)
 	a.release(result, outcome)
 	if a.observer != nil {
-		a.observeEnd(status, err)
+		a.observeEnd(err)
 	}
 	if hint != "" {
 		return &hintedError{err, hint}
@@ -184,7 +189,7 @@ func (a *Attempt) End(status int, result breaker.Result, err error) error {
 func (a *Attempt) Abandon() {
 	a.release(breaker.NoResult, breaker.Ignored)
 	if a.observer != nil {
-		a.observeEnd(0, nil)
+		a.observeEnd(nil)
 	}
 }
 

@@ -83,9 +83,9 @@ func (c *Call) connect(n int) (net.Conn, error) {
 	conn, expires, err := a.conns.dial(c.ctx)
 	settled = true
 	if err != nil {
-		return nil, a.End(0, breaker.NoResult, err)
+		return nil, a.End(err)
 	}
-	a.Answered()
+	a.Answered(http.StatusOK)
 	a.report(http.StatusOK)
 	a.lease.Done(breaker.Success)
 	raw := &rawConn{Conn: conn, attempt: a}

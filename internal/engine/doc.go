@@ -34,8 +34,8 @@
 //	ctx = a.Observe(ctx, n, header, sent)   // if e.AttemptsObserved(); through sent they change what will be sent
 //	... a.Connections().Dial, or .Address and .TLS, and .OnClose ...
 //	err = a.Again(ctx, failed)              // if a library wants another endpoint before anything was sent
-//	a.Answered()                            // when the response begins
-//	err = a.End(status, result, err)        // when it is over: exactly once, or Abandon if it was not sent
+//	a.Answered(status)                      // when the response begins
+//	err = a.End(err)                        // when it is over: exactly once, or Abandon if it was not sent
 //
 // A protocol whose calls share connections says so with Multiplexed before it acquires. A response that is a stream is held to
 // the limits in time by those of deadline.Call ([Call.Limits]): WatchMessages, and Await and Received around each wait. Mirror

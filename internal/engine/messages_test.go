@@ -16,7 +16,6 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/balancer"
-	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
@@ -111,9 +110,9 @@ func (m *message) attempt(ctx context.Context, a *engine.Attempt, n int) error {
 	reply, err := m.exchange(ctx, a.Connections())
 	if err == nil {
 		m.reply = reply
-		a.Answered()
+		a.Answered(http.StatusOK)
 	}
-	return a.End(0, breaker.Result(http.StatusOK), err)
+	return a.End(err)
 }
 
 func (m *message) exchange(ctx context.Context, conns *engine.Connections) (string, error) {

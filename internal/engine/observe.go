@@ -118,8 +118,10 @@ type CallEnd struct {
 	Duration        time.Duration
 }
 
-func (a *Attempt) observeEnd(status int, err error) {
-	a.observer.End(AttemptEnd{Status: status, GRPCStatus: int(a.grpc) - 1, Err: err, Duration: time.Since(a.sent)})
+func (a *Attempt) observeEnd(err error) {
+	a.observer.End(AttemptEnd{
+		Status: int(a.status), GRPCStatus: int(a.grpc) - 1, Err: err, Duration: time.Since(a.sentAt()),
+	})
 }
 
 func (c *Call) observeEnd(status int, err error) {

@@ -5,7 +5,6 @@ import (
 	"net/http"
 	"strconv"
 
-	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
@@ -16,10 +15,8 @@ import (
 // try is an attempt of a call. It ends with its response body.
 type try struct {
 	engine.Attempt
-	call   *call
-	body   body.Reader
-	status int
-	grpc   *http.Response // of a gRPC call, whose status comes at its end
+	body body.Reader
+	grpc *http.Response // of a gRPC call, whose status comes at its end
 }
 
 // Attempt implements retry.Attempter.
@@ -29,7 +26,6 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	if n > 1 {
 		t = new(try)
 	}
-	t.call = c
 	wait, stop := caller.Wait(req.Context(), req)
 	err := c.Acquire(wait, &t.Attempt, n)
 	stop()
@@ -49,22 +45,21 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		deadline.SetHeader(req.Header, at)
 	}
 	if c.Engine().AttemptsObserved() {
-		req = t.observe(req, n, n > 1 || limited)
+		req = c.observe(t, req, n, n > 1 || limited)
 	}
 	c.sent = req
 	resp, err := c.exchange(req, t)
 	over = true
 	if err != nil {
-		return nil, t.Attempt.End(0, breaker.NoResult, err)
+		return nil, t.Attempt.End(err)
 	}
-	t.status = resp.StatusCode
 	if isGRPC(resp) {
 		t.grpc = resp
 	}
 	if resp.ProtoMajor == 2 {
 		c.Multiplexed()
 	}
-	t.Answered()
+	t.Answered(resp.StatusCode)
 	t.body.Attach(resp, t)
 	return resp, nil
 }
@@ -117,8 +112,8 @@ func (o *outgoing) Header() http.Header { return o.header }
 
 // observe tells the observers that the attempt begins. It returns the request to send. own says that its header is nobody
 // else's.
-func (t *try) observe(req *http.Request, n int, own bool) *http.Request {
-	o := t.call.room
+func (c *call) observe(t *try, req *http.Request, n int, own bool) *http.Request {
+	o := c.room
 	if n > 1 {
 		o = new(outgoing)
 	}
@@ -149,7 +144,7 @@ func (t *try) End(err error) {
 	if code, ok := grpcCode(t.grpc); ok && err == nil {
 		t.GRPC(code)
 	}
-	_ = t.Attempt.End(t.status, breaker.Result(t.status), err) // the reader of the body has it
+	_ = t.Attempt.End(err) // the reader of the body has it
 }
 
 // isGRPC reports whether a response is gRPC's.

@@ -60,14 +60,13 @@ type call struct {
 	engine.Call
 	req    *http.Request  // the caller's
 	out    *http.Request  // what is sent: a copy, or req itself
-	sent   *http.Request  // by the latest attempt; nil before
+	sent   *http.Request  // lately; nil as long as its body is to be closed here
 	resp   *http.Response // of the server; later what the caller was given, if that is gRPC's
 	tries  int32          // attempts begun
 	status int32          // of what the caller was given
-	taken  bool           // the body of the request is somebody else's to close
 
 	body      body.Reader
-	setCookie string // for a request that came without the cookie of its hash key
+	setCookie *string // for a request that came without the cookie of its hash key
 
 	first try
 	room  *outgoing // of the first attempt; nil unless attempts are observed
@@ -101,7 +100,7 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 	wait, stop := caller.Wait(c.Context(), c.req)
 	answer, err := c.Serve(wait, &view, target, c)
 	stop()
-	if !c.taken {
+	if c.sent == nil {
 		body.CloseRequest(c.req)
 	}
 	if err != nil {
@@ -130,8 +129,8 @@ func (c *call) edit(resp *http.Response) {
 		sent := route.NewRequest(c.out)
 		b.Response.Apply(resp.Header, &sent)
 	}
-	if c.setCookie != "" {
-		resp.Header.Add("Set-Cookie", c.setCookie)
+	if c.setCookie != nil {
+		resp.Header.Add("Set-Cookie", *c.setCookie)
 	}
 }
 
@@ -153,8 +152,8 @@ func (c *call) request(ctx context.Context) *http.Request {
 
 // Outside implements engine.Adapter.
 func (c *call) Outside(ctx context.Context) (err error) {
-	c.taken = true
-	c.resp, err = c.Engine().Outside().RoundTrip(c.request(ctx))
+	c.sent = c.request(ctx)
+	c.resp, err = c.Engine().Outside().RoundTrip(c.sent)
 	return err
 }
 
@@ -196,7 +195,10 @@ func (c *call) Failure(err error) failure.Kind {
 // HashKey implements engine.Adapter.
 func (c *call) HashKey(key *balancer.HashKey) (value string, ok bool) {
 	if value, ok = key.Of(c.out); !ok {
-		value, c.setCookie, ok = key.NewCookie()
+		var cookie string
+		if value, cookie, ok = key.NewCookie(); cookie != "" {
+			c.setCookie = &cookie
+		}
 	}
 	return value, ok
 }
@@ -211,11 +213,12 @@ func (c *call) Mirror(rule *route.Rule) {
 
 // Send implements engine.Adapter.
 func (c *call) Send(ctx context.Context, loop retry.Loop) (stopped retry.Reason, err error) {
-	c.taken = true
 	if loop.Policy == nil {
-		c.resp, err = c.Attempt(c.request(ctx), 1)
+		c.sent = c.request(ctx)
+		c.resp, err = c.Attempt(c.sent, 1)
 		return retry.Succeeded, err
 	}
+	c.sent = c.out
 	var summary retry.Summary
 	c.resp, summary, err = loop.Do(c.out, c)
 	return summary.Stopped, err
