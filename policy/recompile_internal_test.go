@@ -180,12 +180,7 @@ func TestRecompile_IsCompile(t *testing.T) {
 	}
 }
 
-// FuzzRecompile is TestRecompile_IsCompile for as long as one likes.
-func FuzzRecompile(f *testing.F) {
-	f.Add(uint64(1))
-	f.Fuzz(func(t *testing.T, seed uint64) { reloads(t, seed) })
-}
-
+// reloads makes one sequence of reloads.
 func reloads(t *testing.T, seed uint64) (accepted, refused int) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 1))
