@@ -57,7 +57,7 @@ func (e *Error) Error() string {
 		cause = retried.Last // the number of attempts is told below
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "mesh: %s: ", targetName(e.Target))
+	fmt.Fprintf(&b, "mesh: %s: ", e.Target)
 	if text := cause.Error(); cause == ErrClosed || strings.HasPrefix(text, e.Layer+": ") {
 		b.WriteString(text)
 	} else {
@@ -82,16 +82,4 @@ func (e *Error) Unwrap() error {
 func (e *Error) Timeout() bool {
 	var t interface{ Timeout() bool }
 	return errors.As(e.Err, &t) && t.Timeout()
-}
-
-// targetName prints a target the way people say it: host, port and subset where they are known.
-func targetName(t route.Target) string {
-	name := t.Host
-	if t.Port != 0 {
-		name = fmt.Sprintf("%s:%d", name, t.Port)
-	}
-	if t.Subset != "" {
-		name += " subset " + t.Subset
-	}
-	return name
 }

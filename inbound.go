@@ -32,7 +32,7 @@ type ServerConfig struct {
 	RateLimit limit.RateConfig
 
 	// TrustedHops is how many proxies before this process append to x-forwarded-for. The address that remoteIpBlocks are
-	// compared to is that many entries from its end; see [authz.RemoteAddr]. 0 means that of the peer.
+	// compared to is that many entries from its end; see [authz.NewRequest]. 0 means that of the peer.
 	TrustedHops int
 
 	// RestartTraces removes the trace headers (W3C and B3) of requests from outside the mesh, so that nobody out there decides
@@ -232,12 +232,12 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 	var err error
 	if in.slot, err = s.pool.Acquire(r.Context(), true); err != nil {
 		in.Flags |= FlagOverflow
-		reply.Write(w, limit.OverflowResponse(r))
+		reply.Write(w, reply.Overflow(r))
 		return nil
 	}
 	if !s.rate.Allow() {
 		in.Flags |= FlagRateLimited
-		reply.Write(w, limit.RateLimitedResponse(r))
+		reply.Write(w, reply.RateLimited(r))
 		return nil
 	}
 

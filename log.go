@@ -132,11 +132,11 @@ func aboutOthers(f policy.Finding) bool {
 
 func (j *journal) ejection(target route.Target, event breaker.Event) {
 	if event.Ejected {
-		j.to().Warn("mesh: endpoint ejected", "destination", targetName(target), "endpoint", event.Endpoint,
+		j.to().Warn("mesh: endpoint ejected", "destination", target.String(), "endpoint", event.Endpoint,
 			"reason", string(event.Reason), "until", event.Until, "failures", event.Failures, "calls", event.Calls)
 		return
 	}
-	j.to().Info("mesh: endpoint readmitted", "destination", targetName(target), "endpoint", event.Endpoint)
+	j.to().Info("mesh: endpoint readmitted", "destination", target.String(), "endpoint", event.Endpoint)
 }
 
 func (j *journal) circuit(target route.Target, change breaker.Change) {
@@ -144,7 +144,7 @@ func (j *journal) circuit(target route.Target, change breaker.Change) {
 	if change.To == breaker.Open {
 		level, counts = slog.LevelWarn, []any{"failures", change.Failures, "slow", change.Slow, "calls", change.Calls}
 	}
-	j.to().Log(context.Background(), level, "mesh: circuit", append([]any{"destination", targetName(target),
+	j.to().Log(context.Background(), level, "mesh: circuit", append([]any{"destination", target.String(),
 		"from", change.From.String(), "to", change.To.String()}, counts...)...)
 }
 

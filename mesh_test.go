@@ -896,7 +896,7 @@ func TestObserver(t *testing.T) {
 			"start http://api/x",
 			"attempt 1 at 10.0.0.1:80: 503 <nil>",
 			"attempt 2 at 10.0.0.1:80: 200 <nil>",
-			"end call VirtualService default/api all {Host:api.default.svc.cluster.local Subset: Port:80} 200 <nil> - 2 succeeded",
+			"end call VirtualService default/api all api.default.svc.cluster.local:80 200 <nil> - 2 succeeded",
 		}
 		if fmt.Sprint(events) != fmt.Sprint(want) {
 			t.Errorf("events:\n%s\nwant:\n%s", strings.Join(events, "\n"), strings.Join(want, "\n"))

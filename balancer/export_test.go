@@ -1,5 +1,7 @@
 package balancer
 
+import "context"
+
 // SetRand makes the picks of b draw from rand. It must be called before b is used.
 func SetRand(b *Balancer, rand func() uint64) { b.rand = rand }
 
@@ -15,3 +17,6 @@ func TransportHosts(t *Transport, name string) []*Host {
 	}
 	return nil
 }
+
+// Tried returns the IDs of the endpoints that requests with ctx were sent to, if ctx is of [WithTried].
+func Tried(ctx context.Context) []string { return triedOf(ctx).all() }

@@ -13,11 +13,6 @@ func WithTried(ctx context.Context) context.Context {
 	return context.WithValue(ctx, triedKey{}, new(triedList))
 }
 
-// Tried returns the IDs of the endpoints that requests with ctx were sent to, if ctx is of [WithTried].
-func Tried(ctx context.Context) []string {
-	return triedOf(ctx).all()
-}
-
 type triedKey struct{}
 
 // triedList holds endpoint IDs. A nil list is empty and stays so.

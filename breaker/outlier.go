@@ -222,7 +222,7 @@ func (t *Tracker) Report(r Result) {
 		t.fail(func(s streak) streak { s.local++; return s })
 		return
 	}
-	failed := local || o.cfg.ErrorCodes.Has(code)
+	failed := local || o.cfg.ErrorCodes.has(code)
 	if o.rates {
 		add := uint64(1) << 32
 		if !failed {

@@ -168,7 +168,6 @@ func (c Codes) With(first, last int) Codes {
 	return c
 }
 
-// Has reports whether code is in the set.
-func (c Codes) Has(code int) bool {
+func (c Codes) has(code int) bool {
 	return c.set.Has(code)
 }

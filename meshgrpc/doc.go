@@ -14,7 +14,7 @@
 //   - A call is retried as long as no response headers came: a status that is the whole reply, a "trailers-only" response, is
 //     what retryOn looks at. A server may say when to come back, or never to, with grpc-retry-pushback-ms. Retries carry
 //     grpc-previous-rpc-attempts.
-//   - Streams keep what was sent for a retry, up to [DefaultBufferLimit], until they are answered.
+//   - Streams keep what was sent for a retry, up to 256 KiB (gRPC's own limit, which grpc.MaxRetryRPCBufferSize changes for a call), until they are answered.
 //   - A wait-for-ready call whose destination has no endpoint, or none that can be connected to, is made anew until its
 //     context ends.
 //   - Unary calls are mirrored, streams are not: an observer's MirrorDropped is told.

@@ -9,10 +9,6 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
-// DefaultBufferLimit is how many bytes of messages a stream keeps for a retry. It is gRPC's own, and like that one is
-// changed, for a call, by grpc.MaxRetryRPCBufferSize.
-const DefaultBufferLimit = grpcwire.DefaultBufferLimit
-
 // options are the options of a call, as far as it concerns us.
 type options struct {
 	tries     []grpc.CallOption   // those that all tries have in common
@@ -25,7 +21,7 @@ type options struct {
 
 // read fills in o.
 func (o *options) read(opts []grpc.CallOption) {
-	o.tries, o.room, o.encoding = opts[:len(opts):len(opts)], DefaultBufferLimit, grpcreplay.EncodingOf(opts)
+	o.tries, o.room, o.encoding = opts[:len(opts):len(opts)], grpcwire.DefaultBufferLimit, grpcreplay.EncodingOf(opts)
 	own := false // some option is not for the tries
 	for _, opt := range opts {
 		switch opt := opt.(type) {

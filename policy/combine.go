@@ -142,12 +142,12 @@ func (j *joiner) add(s step) {
 func (j *joiner) split(s step, from int) {
 	for i := from; i < len(s.Destinations) && j.err == nil; i++ {
 		d := s.Destinations[i]
-		split := j.splits[j.plan.canonical(d.Host)]
-		if split == nil || d.Subset != "" {
+		split := j.splits[j.plan.canonical(d.Target.Host)]
+		if split == nil || d.Target.Subset != "" {
 			continue
 		}
 		for _, part := range split.parts {
-			if part.port != 0 && d.Port != 0 && part.port != d.Port {
+			if part.port != 0 && d.Target.Port != 0 && part.port != d.Target.Port {
 				continue
 			}
 			j.changed, j.last = true, split.document
@@ -158,7 +158,7 @@ func (j *joiner) split(s step, from int) {
 			}
 			next := i + len(part.backends)
 			matches := part.when
-			if part.port != 0 && d.Port == 0 {
+			if part.port != 0 && d.Target.Port == 0 {
 				matches = atPort(matches, part.port)
 			}
 			if matches == nil {
@@ -185,8 +185,8 @@ func (j *joiner) profile(s step) {
 	}
 	j.changed, j.last = true, profile.document
 	for _, d := range s.Destinations {
-		if _, has := j.plan.budgets[d.Host]; !has && !profile.Budget.Off {
-			j.plan.budgets[d.Host] = profile.Budget
+		if _, has := j.plan.budgets[d.Target.Host]; !has && !profile.Budget.Off {
+			j.plan.budgets[d.Target.Host] = profile.Budget
 		}
 	}
 	if s.timed && s.retried {

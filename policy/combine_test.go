@@ -60,7 +60,7 @@ func TestHost_Origin(t *testing.T) {
 			}
 		})
 	}
-	if got := (policy.Host{}).Origin(nil, 0); got != (policy.Origin{Route: -1, Match: -1}) {
+	if got := (policy.HostPlan{}).Origin(nil, 0); got != (policy.Origin{Route: -1, Match: -1}) {
 		t.Errorf("Origin without documents = %+v", got)
 	}
 }
@@ -149,11 +149,11 @@ spec:
   resolution: STATIC
   endpoints: ` + endpoints
 	}
-	entry := func(endpoints string) *policy.Entry {
+	entry := func(endpoints string) *policy.ServiceEntry {
 		return compile(t, document(endpoints)).Host("a.example.com").Entry
 	}
 	first := entry("[{address: 10.0.0.1, labels: {a: b}, weight: 2}]")
-	if first == nil || len(first.Endpoints) != 1 || first.Resolution != policy.Static {
+	if first == nil || len(first.Endpoints) != 1 || first.LookUp {
 		t.Fatalf("Entry = %+v", first)
 	}
 	if !first.Equal(entry("[{address: 10.0.0.1, labels: {a: b}, weight: 2}]")) {
@@ -171,7 +171,7 @@ spec:
 			t.Errorf("Equal does not see the difference of %s", other)
 		}
 	}
-	var none *policy.Entry
+	var none *policy.ServiceEntry
 	if first.Equal(nil) || none.Equal(first) || !none.Equal(nil) {
 		t.Error("Equal with nil is wrong")
 	}

@@ -13,33 +13,18 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
-// Resolution says how the addresses of an [Entry] become endpoints.
-type Resolution string
-
-// The resolutions.
-const (
-	// Static takes the addresses, which are IP addresses, as they are.
-	Static Resolution = "static"
-
-	// DNS looks up addresses that are host names. Each IP address that is found is an endpoint, with the labels and the rest
-	// of what the entry says.
-	DNS Resolution = "dns"
-
-	// Unresolved dials what is there, by name: the host itself, or the host names listed. The look-up is left to each new
-	// connection.
-	Unresolved Resolution = "none"
-)
-
-// Entry says where the endpoints of a host are. It is immutable.
-type Entry struct {
+// ServiceEntry says where the endpoints of a host are. It is immutable.
+type ServiceEntry struct {
 	// Document names the document, as "ServiceEntry default/payments".
 	Document string
 
 	// Namespace is that of the document: [Plan.Peers] of it are about the endpoints.
 	Namespace string
 
-	// Resolution says what is to be done with Endpoints.
-	Resolution Resolution
+	// LookUp says that the addresses of Endpoints are host names to look up in DNS (resolution DNS). Each IP address that is
+	// found is an endpoint, with the labels and the rest of what the entry says. Otherwise each address is dialled as it is,
+	// an IP address or a name.
+	LookUp bool
 
 	// Ports are the numbers of its ports: calls to others reach nothing.
 	Ports []int
@@ -52,11 +37,11 @@ type Entry struct {
 }
 
 // Equal says whether two entries give the same endpoints of the same namespace, so that what is known of those can be kept. Either may be nil.
-func (e *Entry) Equal(other *Entry) bool {
+func (e *ServiceEntry) Equal(other *ServiceEntry) bool {
 	if e == nil || other == nil || e == other {
 		return e == other
 	}
-	return e.Namespace == other.Namespace && e.Resolution == other.Resolution && slices.EqualFunc(e.Endpoints, other.Endpoints, func(a, b discovery.Endpoint) bool {
+	return e.Namespace == other.Namespace && e.LookUp == other.LookUp && slices.EqualFunc(e.Endpoints, other.Endpoints, func(a, b discovery.Endpoint) bool {
 		return a.Address == b.Address && a.Port == b.Port && slices.Equal(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels) &&
 			a.Locality == b.Locality && a.Weight == b.Weight && a.Draining == b.Draining && a.ServiceAccount == b.ServiceAccount
 	})
@@ -64,7 +49,7 @@ func (e *Entry) Equal(other *Entry) bool {
 
 // CheckPort returns an error that names the ports of the entry if port is none of them. A nil entry and the port 0, which is not
 // known, have none.
-func (e *Entry) CheckPort(port int) error {
+func (e *ServiceEntry) CheckPort(port int) error {
 	if e == nil || port == 0 || len(e.Ports) == 0 || slices.Contains(e.Ports, port) {
 		return nil
 	}
@@ -86,12 +71,12 @@ type entry struct {
 	names   []string // in the certificates of the endpoints, as TLS has them
 	ids     []string // those of them that are SPIFFE IDs
 
-	exact map[string]*Entry // of the hosts without a wildcard
+	exact map[string]*ServiceEntry // of the hosts without a wildcard
 }
 
 func (c *compiler) readEntry(doc *yamldoc.Document, r *reading, is *istio.ServiceEntry) *entry {
 	c.placed(doc, is)
-	e := &entry{reading: r, is: is, hosts: is.Names(), exact: make(map[string]*Entry)}
+	e := &entry{reading: r, is: is, hosts: is.Names(), exact: make(map[string]*ServiceEntry)}
 	e.visible, _ = istio.VisibleFrom(c.plan.workload.Namespace, r.namespace, is.Spec.ExportTo)
 	e.names, e.ids = sortNames(is.Spec.SubjectAltNames), sortNames(istio.SPIFFEIDs(is.Spec.SubjectAltNames))
 	for _, port := range is.Spec.Ports {
@@ -107,17 +92,17 @@ func (c *compiler) readEntry(doc *yamldoc.Document, r *reading, is *istio.Servic
 }
 
 // of returns what the entry says of a host.
-func (e *entry) of(host string) *Entry {
+func (e *entry) of(host string) *ServiceEntry {
 	if known := e.exact[host]; known != nil {
 		return known
 	}
-	return &Entry{
-		Document:   e.identity.String(),
-		Namespace:  e.namespace,
-		Resolution: resolution(e.is.Resolution()),
-		Ports:      e.numbers,
-		Unplaced:   e.is.Spec.Location == "",
-		Endpoints:  e.is.Endpoints(host),
+	return &ServiceEntry{
+		Document:  e.identity.String(),
+		Namespace: e.namespace,
+		LookUp:    e.is.Resolution() == istio.ResolutionDNS,
+		Ports:     e.numbers,
+		Unplaced:  e.is.Spec.Location == "",
+		Endpoints: e.is.Endpoints(host),
 	}
 }
 
@@ -139,16 +124,6 @@ func (c *compiler) placed(doc *yamldoc.Document, is *istio.ServiceEntry) {
 			return
 		}
 	}
-}
-
-func resolution(istioName string) Resolution {
-	switch istioName {
-	case istio.ResolutionStatic:
-		return Static
-	case istio.ResolutionDNS:
-		return DNS
-	}
-	return Unresolved
 }
 
 // serviceEntries gives every host to the first entry that claims it. Those of the workload's own namespace come first.

@@ -84,9 +84,9 @@ func (m *hostMap[T]) find(name string) *T {
 // one, name.namespace.svc, name.namespace if a document knows it (see [Plan.InCluster]) and, in its own namespace, the bare
 // one. Wildcards cover full names; of names that are cut short they cover those that documents know, and those in a
 // namespace that the wildcard names.
-func (p *Plan) Host(authority string) Host {
+func (p *Plan) Host(authority string) HostPlan {
 	name := p.canonical(hostname(authority))
-	h := Host{Service: p.service(name), Known: p.knows(name)}
+	h := HostPlan{Service: p.service(name), Known: p.knows(name)}
 	switch {
 	case name == hostname(authority):
 		h.Known = p.named.find(name) != nil || h.Known
@@ -181,12 +181,12 @@ func (p *Plan) knows(name string) bool {
 
 // InCluster returns what the plan says about the service that an authority of the form name.namespace means if discovery
 // knows it, and false for any other authority and for hosts that documents name. The host is not Known.
-func (p *Plan) InCluster(authority string) (Host, bool) {
+func (p *Plan) InCluster(authority string) (HostPlan, bool) {
 	name := hostname(authority)
 	if strings.Count(name, ".") != 1 || p.canonical(name) != name || p.named.find(name) != nil {
-		return Host{}, false
+		return HostPlan{}, false
 	}
-	return Host{Service: p.service(name + ".svc." + p.workload.ClusterDomain)}, true
+	return HostPlan{Service: p.service(name + ".svc." + p.workload.ClusterDomain)}, true
 }
 
 // service returns what discovery is asked for the full name of a host.

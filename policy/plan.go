@@ -73,13 +73,13 @@ type Plan struct {
 	words    *yamldoc.Words           // that they repeat
 }
 
-// Host is what a plan says about the host of a request.
-type Host struct {
+// HostPlan is what a plan says about the host of a request.
+type HostPlan struct {
 	// Service is what discovery is asked for.
 	Service discovery.Service
 
 	// Document names the document whose routes apply, as "VirtualService default/user-service". Empty if there is none.
-	// Others may have a part in them: see [Host.Origin].
+	// Others may have a part in them: see [HostPlan.Origin].
 	Document string
 
 	// Routes are the routes of that document. nil means that no document routes the host: the request goes to the host
@@ -89,8 +89,8 @@ type Host struct {
 	// Known says that some document names the host, so that it belongs to the mesh.
 	Known bool
 
-	// Entry says where the endpoints of the host are, if a document does. nil leaves that to discovery.
-	Entry *Entry
+	// ServiceEntry says where the endpoints of the host are, if a document does. nil leaves that to discovery.
+	Entry *ServiceEntry
 
 	from *built // what Routes are of
 }

@@ -27,7 +27,7 @@ func TestCompile_Nothing(t *testing.T) {
 		t.Fatalf("Compile(nil) = %v, %v", plan, findings)
 	}
 	h := plan.Host("user-service:8080")
-	want := policy.Host{Service: discovery.Service{
+	want := policy.HostPlan{Service: discovery.Service{
 		Host: "user-service.default.svc.cluster.local", Name: "user-service", Namespace: "default", Local: true,
 	}}
 	if h != want {

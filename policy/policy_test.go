@@ -151,7 +151,11 @@ func dump(plan *policy.Plan, findings policy.Findings, hosts, peers []string) st
 		}
 		b.WriteString("\n")
 		if e := h.Entry; e != nil {
-			fmt.Fprintf(&b, "  %s: %s\n", e.Document, e.Resolution)
+			resolution := "static"
+			if e.LookUp {
+				resolution = "dns"
+			}
+			fmt.Fprintf(&b, "  %s: %s\n", e.Document, resolution)
 			for _, endpoint := range e.Endpoints {
 				fmt.Fprintf(&b, "    %s\n", fields(endpoint))
 			}
@@ -200,7 +204,8 @@ func fields(v any) string {
 
 func write(b *strings.Builder, v reflect.Value) {
 	if v.CanInterface() {
-		if s, ok := v.Interface().(fmt.Stringer); ok && v.Kind() != reflect.Pointer {
+		_, target := v.Interface().(route.Target) // shown field by field
+		if s, ok := v.Interface().(fmt.Stringer); ok && v.Kind() != reflect.Pointer && !target {
 			b.WriteString(s.String())
 			return
 		}
@@ -214,7 +219,7 @@ func write(b *strings.Builder, v reflect.Value) {
 		for i := range v.NumField() {
 			if f := v.Field(i); !f.IsZero() {
 				b.WriteString(space)
-				if f, name := v.Field(i), v.Type().Field(i); !name.Anonymous {
+				if f, name := v.Field(i), v.Type().Field(i); !name.Anonymous && name.Type != reflect.TypeFor[route.Target]() {
 					b.WriteString(name.Name + ":")
 					write(b, f)
 				} else {

@@ -128,7 +128,7 @@ func (c *claim) leadsTo() []string {
 	var hosts []string
 	for i := range c.steps {
 		for _, d := range c.steps[i].Destinations {
-			hosts = append(hosts, d.Host)
+			hosts = append(hosts, d.Target.Host)
 		}
 	}
 	return hosts
@@ -193,7 +193,7 @@ type Origin struct {
 
 // Origin says where a route of h.Routes, with one of its matches, comes from. It differs from the place in the table where
 // documents of several kinds say something of the same host.
-func (h Host) Origin(e *route.Rule, match int) Origin {
+func (h HostPlan) Origin(e *route.Rule, match int) Origin {
 	if h.from == nil {
 		return Origin{Route: -1, Match: -1}
 	}
@@ -370,8 +370,8 @@ func (p *Plan) fill(steps []step) (ports []int) {
 		for j := range s.Destinations {
 			fill(&s.Destinations[j].Target)
 			if s.service == "" {
-				s.service = s.Destinations[j].Host
-			} else if s.service != s.Destinations[j].Host {
+				s.service = s.Destinations[j].Target.Host
+			} else if s.service != s.Destinations[j].Target.Host {
 				s.service = "*" // several
 			}
 		}
@@ -413,10 +413,10 @@ func (c *compiler) claim(vs decoded[virtual], own *claim) {
 	p := c.plan
 	for i := range own.steps {
 		for _, d := range own.steps[i].Destinations {
-			p.name(d.Host)
+			p.name(d.Target.Host)
 		}
 		for _, m := range own.steps[i].Mirrors {
-			p.name(m.Host)
+			p.name(m.Target.Host)
 		}
 	}
 	for _, host := range vs.is.leads {

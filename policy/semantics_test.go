@@ -106,7 +106,7 @@ func TestGatewayDocuments(t *testing.T) {
 	}
 	h := plan.Host("mixed")
 	rule, _, ok := h.Routes.Match(&route.Request{Method: "GET", Path: "/d", Port: 80})
-	if !ok || len(rule.Route.Destinations) != 1 || rule.Route.Destinations[0].Host != "b.default.svc.cluster.local" {
+	if !ok || len(rule.Route.Destinations) != 1 || rule.Route.Destinations[0].Target.Host != "b.default.svc.cluster.local" {
 		t.Fatalf("mixed routes to %+v, want b", rule)
 	}
 	if o := h.Origin(rule, -1); o.Route != 2 && o.Route != 1 {
@@ -174,7 +174,7 @@ func TestClaimsAtGateways(t *testing.T) {
 	}
 	for path, want := range map[string]string{"/b": "b", "/": "c"} {
 		rule, _, ok := plan.Host("mixed").Routes.Match(&route.Request{Method: "GET", Path: path, Port: 80})
-		if !ok || rule.Route.Destinations[0].Host != want+".default.svc.cluster.local" {
+		if !ok || rule.Route.Destinations[0].Target.Host != want+".default.svc.cluster.local" {
 			t.Errorf("%s goes to %+v, want %s", path, rule, want)
 		}
 	}

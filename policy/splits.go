@@ -99,7 +99,7 @@ func (c *compiler) byPort(ts decoded[smi.TrafficSplit], host string, when []rout
 		part := splitPart{port: port.number, when: when}
 		sum := 0
 		for i, b := range backends {
-			known := c.plan.servicePorts(b.Host)
+			known := c.plan.servicePorts(b.Target.Host)
 			if known == nil || slices.ContainsFunc(known, func(p servicePort) bool { return p.number == port.number }) {
 				part.backends = append(part.backends, b)
 				sum += b.Weight
@@ -156,8 +156,8 @@ func (c *compiler) serviceProfiles() {
 			}
 			for i := range profile.Destinations {
 				d := &profile.Destinations[i]
-				d.Host = p.canonical(d.Host)
-				p.name(d.Host)
+				d.Target.Host = p.canonical(d.Target.Host)
+				p.name(d.Target.Host)
 			}
 			if has := c.splits[host]; has != nil {
 				sp.Warnf("spec.dstOverrides", "has no effect: %s splits the service (%s:%d)", has.identity, has.file, has.Line)
@@ -182,8 +182,8 @@ func divide(destinations []route.Destination, i int, backends []route.Destinatio
 		d := &out[j]
 		if i <= j && j < i+len(backends) {
 			d.Headers = whole.Headers
-			if d.Port == 0 {
-				d.Port = whole.Port
+			if d.Target.Port == 0 {
+				d.Target.Port = whole.Target.Port
 			}
 		}
 		switch {

@@ -106,11 +106,7 @@ func (b *Budget) deposit(now time.Time) {
 	b.mu.Unlock()
 }
 
-// Reserve takes a retry from the budget, and reports false if there is none left.
-func (b *Budget) Reserve() bool {
-	return b == nil || b.reserve(time.Now())
-}
-
+// reserve takes a retry from the budget, and reports false if there is none left.
 func (b *Budget) reserve(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

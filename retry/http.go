@@ -8,9 +8,6 @@ import (
 	"github.com/nosidecar/mesh/internal/body"
 )
 
-// AttemptHeader is the request header by which a retry says which try it is. A first try does not carry it.
-const AttemptHeader = attempt.Header
-
 // Transport is an http.RoundTripper that retries calls. It is used as a literal:
 //
 //	client := &http.Client{Transport: &retry.Transport{Config: retry.Config{Retries: 2}}}

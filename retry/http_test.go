@@ -239,7 +239,7 @@ func TestReplay_EarlyAnswers(t *testing.T) {
 	want := strings.Repeat("0123456789", size/10)
 	var retried atomic.Int32
 	srv, tr := newServer(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get(retry.AttemptHeader) == "" {
+		if r.Header.Get(attemptHeader) == "" {
 			w.WriteHeader(503)
 			return
 		}

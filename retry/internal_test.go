@@ -93,7 +93,7 @@ func TestNewBudget(t *testing.T) {
 		}
 	}
 	b, err := NewBudget(BudgetConfig{Off: true})
-	if b != nil || err != nil || !b.Reserve() {
+	if b != nil || err != nil {
 		t.Errorf("NewBudget(off) = %v, %v", b, err)
 	}
 	b.Deposit()
@@ -104,7 +104,7 @@ func TestBudgetAllocations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := testing.AllocsPerRun(100, func() { b.Deposit(); b.Reserve() }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { b.Deposit(); b.reserve(time.Now()) }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

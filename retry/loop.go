@@ -193,7 +193,7 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 		switch {
 		case over(ctx) || caller.Canceled(req):
 			return stop(l.ended(req))
-		case p.config.Retries == 0 || !p.config.On.Failure(kind):
+		case p.config.Retries == 0 || !p.config.On.failure(kind):
 			return stop(NotRetriable)
 		case r != nil && r.failed() != nil:
 			return stop(NotRetriable) // it is the request's body that failed
@@ -295,7 +295,7 @@ func (l *Loop) reserve(ctx context.Context, n int, asked, wait time.Duration) (t
 	if !l.Limiter.Acquire() {
 		return 0, LimiterRefused, false
 	}
-	if !l.Budget.Reserve() {
+	if l.Budget != nil && !l.Budget.reserve(time.Now()) {
 		l.Limiter.Release()
 		return 0, BudgetRefused, false
 	}

@@ -78,8 +78,7 @@ func Codes(codes ...int) StatusSet {
 	return s
 }
 
-// Has reports whether code is in the set.
-func (s StatusSet) Has(code int) bool {
+func (s StatusSet) has(code int) bool {
 	return s.set.Has(code)
 }
 
@@ -139,7 +138,7 @@ func (o On) String() string {
 		}
 	}
 	for code := statusset.Min; code <= statusset.Max; code++ {
-		if o.Status.Has(code) {
+		if o.Status.has(code) {
 			b = append(strconv.AppendInt(b, int64(code), 10), ',')
 		}
 	}
@@ -149,20 +148,9 @@ func (o On) String() string {
 	return string(b[:len(b)-1])
 }
 
-// Failure reports whether a failure of this kind is to be retried. It is for the adapters in this module.
-func (o On) Failure(kind failure.Kind) bool {
-	switch kind {
-	case failure.TryTimeout, failure.StreamReset, failure.Reset:
-		return o.Conditions&anyFailure != 0
-	case failure.Connect:
-		return o.Conditions&(anyFailure|ConnectFailure|ResetBeforeRequest) != 0
-	case failure.RefusedStream:
-		return o.Conditions&(anyFailure|RefusedStream) != 0
-	case failure.Unsent:
-		return o.Conditions&(anyFailure|ResetBeforeRequest) != 0
-	}
-	// Our own refusals would be repeated; the caller, or the time for the call, is gone.
-	return false
+// failure reports whether a failure of this kind is to be retried.
+func (o On) failure(kind failure.Kind) bool {
+	return kind.Retriable(uint32(o.Conditions))
 }
 
 // response reports whether resp is to be retried. headers are the canonical names for RetriableHeaders.
@@ -195,7 +183,7 @@ func (o On) HTTP(code int) bool {
 	return o.Conditions&ServerError != 0 && code >= 500 ||
 		o.Conditions&GatewayError != 0 && code >= 502 && code <= 504 ||
 		o.Conditions&Retriable4xx != 0 && code == http.StatusConflict ||
-		o.Status.Has(code)
+		o.Status.has(code)
 }
 
 const grpcStatuses = Cancelled | DeadlineExceeded | ResourceExhausted | Internal | Unavailable

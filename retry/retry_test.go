@@ -25,6 +25,9 @@ type statuses struct {
 	calls int
 }
 
+// attemptHeader is how a request says which try it is.
+const attemptHeader = "X-Envoy-Attempt-Count"
+
 func (s *statuses) Attempt(req *http.Request, n int) (*http.Response, error) {
 	if req.Body != nil {
 		req.Body.Close()
@@ -60,7 +63,7 @@ func TestExhaustedReturnsLastResponse(t *testing.T) {
 	if got := retry.Attempts(resp); got != 3 {
 		t.Errorf("Attempts = %d, want 3", got)
 	}
-	if resp.Request.URL != req.URL || resp.Request.Header.Get(retry.AttemptHeader) != "" {
+	if resp.Request.URL != req.URL || resp.Request.Header.Get(attemptHeader) != "" {
 		t.Errorf("Request = %+v, want the caller's view", resp.Request)
 	}
 }
@@ -621,7 +624,7 @@ func TestNestedLayersDoNotMultiply(t *testing.T) {
 		base := &statuses{codes: []int{503}}
 		req := newRequest(t, "GET", "http://service/", nil)
 		if test.header != "" {
-			req.Header.Set(retry.AttemptHeader, test.header)
+			req.Header.Set(attemptHeader, test.header)
 		}
 		if _, err := stack(base, test.nested).RoundTrip(req); err != nil {
 			t.Fatal(err)
@@ -787,8 +790,8 @@ func TestNilHeader(t *testing.T) {
 	req.Header = nil
 	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1})}
 	_, _, err := loop.Do(req, tries(func(r *http.Request, n int) (*http.Response, error) {
-		if got := r.Header.Get(retry.AttemptHeader); n == 2 && got != "2" {
-			t.Errorf("%s = %q", retry.AttemptHeader, got)
+		if got := r.Header.Get(attemptHeader); n == 2 && got != "2" {
+			t.Errorf("%s = %q", attemptHeader, got)
 		}
 		return response(503), nil
 	}))

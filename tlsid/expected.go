@@ -26,8 +26,8 @@ func Expect(ids ...spiffeid.ID) Expected {
 	return Expected{strings.Join(slices.Compact(names), " ")}
 }
 
-// Contains reports whether id is in the set.
-func (e Expected) Contains(id spiffeid.ID) bool {
+// contains reports whether id is in the set.
+func (e Expected) contains(id spiffeid.ID) bool {
 	name := id.String()
 	for ids, found := e.ids, name != ""; found; {
 		var one string
@@ -40,14 +40,11 @@ func (e Expected) Contains(id spiffeid.ID) bool {
 
 // Check returns a [*MismatchError] unless id is in the set.
 func (e Expected) Check(id spiffeid.ID) error {
-	if !e.Contains(id) {
+	if !e.contains(id) {
 		return &MismatchError{Expected: e, Presented: id}
 	}
 	return nil
 }
-
-// IsZero reports whether the set is empty.
-func (e Expected) IsZero() bool { return e.ids == "" }
 
 // String returns the IDs in order, joined by " or ", and "nobody" for the empty set.
 func (e Expected) String() string {

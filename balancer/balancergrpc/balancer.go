@@ -16,11 +16,11 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 )
 
-// builder is what gRPC knows by Name.
+// builder is what gRPC knows by name.
 type builder struct{}
 
 // Name implements balancer.Builder.
-func (builder) Name() string { return Name }
+func (builder) Name() string { return name }
 
 // Build implements balancer.Builder.
 func (builder) Build(cc grpcbalancer.ClientConn, _ grpcbalancer.BuildOptions) grpcbalancer.Balancer {
@@ -36,7 +36,7 @@ type connector struct {
 	picker  *picker
 }
 
-var errForeignResolver = errors.New("balancergrpc: " + Name + " works only with the options of a balancergrpc.Client")
+var errForeignResolver = errors.New("balancergrpc: " + name + " works only with the options of a balancergrpc.Client")
 
 // UpdateClientConnState implements balancer.Balancer.
 func (c *connector) UpdateClientConnState(state grpcbalancer.ClientConnState) error {

@@ -26,13 +26,13 @@ import (
 )
 
 const (
-	// Scheme is that of the targets of a Client: "discovery:///user-service:8080".
-	Scheme = "discovery"
+	// scheme is that of the targets of a Client: "discovery:///user-service:8080".
+	scheme = "discovery"
 
-	// Name is the name of the balancer in service configs.
-	Name = "nosidecar_balancer"
+	// name is that of the balancer in service configs.
+	name = "nosidecar_balancer"
 
-	serviceConfig = `{"loadBalancingConfig":[{"` + Name + `":{}}]}`
+	serviceConfig = `{"loadBalancingConfig":[{"` + name + `":{}}]}`
 )
 
 // Register makes the balancer known to gRPC. A program calls it once, from main or an init function, before it makes a

@@ -20,12 +20,12 @@ var (
 type resolvers Client
 
 // Scheme implements resolver.Builder.
-func (*resolvers) Scheme() string { return Scheme }
+func (*resolvers) Scheme() string { return scheme }
 
 // Build implements resolver.Builder.
 func (r *resolvers) Build(target resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (
 	resolver.Resolver, error) {
-	if grpcbalancer.Get(Name) == nil {
+	if grpcbalancer.Get(name) == nil {
 		return nil, errNotRegistered
 	}
 	s, err := (*Client)(r).acquire(target)

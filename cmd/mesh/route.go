@@ -204,7 +204,7 @@ func (a *answer) respond(entry *router.Rule, resp *http.Response) error {
 func (a *answer) policies(entry *router.Rule) {
 	r := entry.Route
 	for _, d := range r.Destinations {
-		shown := destination{Host: d.Host, Subset: d.Subset, Port: d.Port, Weight: d.Weight}
+		shown := destination{Host: d.Target.Host, Subset: d.Target.Subset, Port: d.Target.Port, Weight: d.Weight}
 		if shown.Host == "" {
 			shown.Host = a.Host
 		}
@@ -221,7 +221,7 @@ func (a *answer) policies(entry *router.Rule) {
 	}
 	a.Fault = showFaults(r.Fault)
 	for _, m := range r.Mirrors {
-		a.Mirrors = append(a.Mirrors, mirror{Host: m.Host, Subset: m.Subset, Port: m.Port, Percent: percent(m.PerMillion)})
+		a.Mirrors = append(a.Mirrors, mirror{Host: m.Target.Host, Subset: m.Target.Subset, Port: m.Target.Port, Percent: percent(m.PerMillion)})
 	}
 }
 

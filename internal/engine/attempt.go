@@ -9,6 +9,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -74,7 +75,7 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) (err error) {
 
 // overflow is the answer to a call for which the pool has no room.
 func overflow(err error) error {
-	return prescribe(LayerLimit, FlagOverflow, err, limit.OverflowResponse)
+	return prescribe(LayerLimit, FlagOverflow, err, reply.Overflow)
 }
 
 // pick chooses an endpoint, and the connections to it.

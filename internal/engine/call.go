@@ -10,6 +10,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
@@ -148,7 +149,7 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	// 3. Both once per call and outside the retries: what is refused or injected here is an answer.
 	if !c.passed {
 		if rate := c.cluster.rate; rate != nil && !rate.Allow() {
-			return prescribe(LayerLimit, FlagRateLimited, limit.ErrRateLimited, limit.RateLimitedResponse)
+			return prescribe(LayerLimit, FlagRateLimited, limit.ErrRateLimited, reply.RateLimited)
 		}
 		if err := c.injectFault(wait); err != nil {
 			return err

@@ -14,7 +14,6 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -151,7 +150,7 @@ func (c *cluster) start() {
 		c.subscribe(c.engine.names, c.config.service, c.update)
 	case entry == nil:
 		c.subscribe(c.engine.watcher, c.config.service, c.update)
-	case entry.Resolution == policy.DNS:
+	case entry.LookUp:
 		named := namedEndpoints{found: make([][]discovery.Endpoint, len(entry.Endpoints))}
 		for i, e := range entry.Endpoints {
 			c.subscribe(c.engine.names, discovery.Service{Host: e.Address}, func(found []discovery.Endpoint) {

@@ -31,7 +31,7 @@ const (
 
 // host is what a plan says about the host of a call, worked out once.
 type host struct {
-	policy.Host
+	policy.HostPlan
 
 	// asked is its name as the caller has it, which is what it is called if it turns out to be outside the mesh.
 	asked string
@@ -150,13 +150,13 @@ func (c *hostCache) get(scheme, authority string) *host {
 		port = own
 	}
 	whole := ascii(withPort(authority, port))
-	h := &host{Host: c.plan.Host(whole)}
+	h := &host{HostPlan: c.plan.Host(whole)}
 	h.asked = h.Service.Host
 	if service, ok := c.plan.InCluster(whole); ok && c.engine.config.Resolver != nil {
-		h.Host = service // else it is outside, and the URL says where
+		h.HostPlan = service // else it is outside, and the URL says where
 	}
 	h.port, _ = strconv.Atoi(port)
-	h.protection = c.engine.protection(c.plan, h.Host)
+	h.protection = c.engine.protection(c.plan, h.HostPlan)
 	h.mine = h.Known || c.engine.mayOwn(scheme, authority) // which may ask a Proxy function, so no lock is held yet
 
 	c.mu.Lock()

@@ -89,7 +89,7 @@ func (m *message) Send(ctx context.Context, loop retry.Loop) (retry.Reason, erro
 	loop.Budget.Deposit()
 	err := m.attempt(ctx, &m.first, 1)
 	for n := 1; err != nil; n++ {
-		if !loop.Policy.Config().On.Failure(m.Failure(err)) {
+		if !m.Failure(err).Retriable(uint32(loop.Policy.Config().On.Conditions)) {
 			return retry.NotRetriable, err
 		}
 		wait, stopped, ok := loop.Next(ctx, n, 0)

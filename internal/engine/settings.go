@@ -24,7 +24,7 @@ import (
 type clusterConfig struct {
 	policy.Cluster
 	service discovery.Service
-	entry   *policy.Entry // where the endpoints are, if a document says so
+	entry   *policy.ServiceEntry // where the endpoints are, if a document says so
 
 	documented bool // some document names the host
 
@@ -91,7 +91,7 @@ type HostProtection struct {
 }
 
 // protection returns the last of the protections that apply to h, nil if there is none.
-func (e *Engine) protection(plan *policy.Plan, h policy.Host) *Protection {
+func (e *Engine) protection(plan *policy.Plan, h policy.HostPlan) *Protection {
 	for _, p := range slices.Backward(e.config.Protections) {
 		if len(p.Hosts) == 0 || slices.ContainsFunc(p.Hosts, func(name string) bool {
 			return plan.Host(name).Service.Host == h.Service.Host

@@ -24,7 +24,7 @@ spec: {mtls: {mode: STRICT}}
 	changes := map[string]func(*clusterConfig){
 		"Cluster":     func(c *clusterConfig) { c.Missing = true },
 		"service":     func(c *clusterConfig) { c.service = discovery.Service{Host: "a"} },
-		"entry":       func(c *clusterConfig) { c.entry = new(policy.Entry) },
+		"entry":       func(c *clusterConfig) { c.entry = new(policy.ServiceEntry) },
 		"documented":  func(c *clusterConfig) { c.documented = true },
 		"peers":       func(c *clusterConfig) { c.peers = plan.Peers("default") },
 		"trustDomain": func(c *clusterConfig) { c.trustDomain = "a" },

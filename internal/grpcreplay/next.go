@@ -71,7 +71,8 @@ func (o *Outcome) retriable(config *retry.Config) bool {
 	on := config.On
 	switch {
 	case o.Kind != failure.None:
-		return on.Failure(o.Kind) || o.Unsent && on.Failure(failure.Unsent)
+		conditions := uint32(on.Conditions)
+		return o.Kind.Retriable(conditions) || o.Unsent && failure.Unsent.Retriable(conditions)
 	case o.Limited == grpcwire.Overloaded || o.Reply[grpcwire.Overloaded] != nil:
 		return false
 	case o.Limited == grpcwire.RateLimited || o.Reply[grpcwire.RateLimited] != nil:

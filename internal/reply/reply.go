@@ -36,6 +36,23 @@ func New(req *http.Request, status int, text []byte) *http.Response {
 	return resp
 }
 
+// Overflow returns the answer to a call that limit.ErrOverflow refuses: 503, as Envoy words it.
+func Overflow(req *http.Request) *http.Response {
+	return refuse(req, http.StatusServiceUnavailable, "X-Envoy-Overloaded",
+		"upstream connect error or disconnect/reset before headers. reset reason: overflow")
+}
+
+// RateLimited returns the answer to a call that limit.ErrRateLimited refuses: 429, as Envoy words it.
+func RateLimited(req *http.Request) *http.Response {
+	return refuse(req, http.StatusTooManyRequests, "X-Envoy-Ratelimited", "local_rate_limited")
+}
+
+func refuse(req *http.Request, status int, reason, text string) *http.Response {
+	resp := New(req, status, []byte(text))
+	resp.Header[reason] = []string{"true"}
+	return resp
+}
+
 // Write sends a response of New to the client of a server.
 func Write(w http.ResponseWriter, resp *http.Response) {
 	for name, values := range resp.Header {

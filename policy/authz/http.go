@@ -24,7 +24,7 @@ type Handler struct {
 	// peer has one.
 	Principal func(*http.Request) string
 
-	// TrustedHops is how many proxies in front may add to x-forwarded-for; see [RemoteAddr].
+	// TrustedHops is how many proxies in front may add to x-forwarded-for; see [NewRequest].
 	TrustedHops int
 
 	// OnDecision, if not nil, is told of every decision before the request is served or refused.
@@ -76,7 +76,9 @@ func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 }
 
 // NewRequest returns the view of a request that a net/http server received, over HTTP/1 or HTTP/2, from a peer with
-// the given principal. trustedHops is as in [RemoteAddr].
+// the given principal. Remote is the address of the client by x-forwarded-for: with n trusted hops (Istio's
+// numTrustedProxies) the nth from the right, which the outermost trusted proxy wrote; what is left of it anyone may have
+// written. Without trusted hops, or if there is no address in that place, it is the peer's.
 func NewRequest(r *http.Request, principal string, trustedHops int) Request {
 	view := Request{
 		Principal: principal,
@@ -86,7 +88,7 @@ func NewRequest(r *http.Request, principal string, trustedHops int) Request {
 		Target:    r.RequestURI,
 		Header:    r.Header,
 	}
-	view.Remote = RemoteAddr(view.Source, r.Header["X-Forwarded-For"], trustedHops)
+	view.Remote = remoteAddr(view.Source, r.Header["X-Forwarded-For"], trustedHops)
 	if view.Target == "" && r.URL != nil { // made by a program, not by a server
 		view.Target = r.URL.RequestURI()
 	}
@@ -112,10 +114,10 @@ func parseAddr(s string) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 }
 
-// RemoteAddr returns the address of the client by the values of x-forwarded-for. With n trusted hops (Istio's
+// remoteAddr returns the address of the client by the values of x-forwarded-for. With n trusted hops (Istio's
 // numTrustedProxies) it is the nth address from the right, which the outermost trusted proxy wrote; what is left of
 // it anyone may have written. Without trusted hops, or if there is no address in that place, it is source.
-func RemoteAddr(source netip.Addr, xff []string, trustedHops int) netip.Addr {
+func remoteAddr(source netip.Addr, xff []string, trustedHops int) netip.Addr {
 	if trustedHops <= 0 {
 		return source
 	}

@@ -35,12 +35,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	slot, err := h.pool.Acquire(r.Context(), true)
 	if err != nil {
-		reply.Write(w, OverflowResponse(r))
+		reply.Write(w, reply.Overflow(r))
 		return
 	}
 	defer slot.Release()
 	if !h.rate.Allow() {
-		reply.Write(w, RateLimitedResponse(r))
+		reply.Write(w, reply.RateLimited(r))
 		return
 	}
 	h.Next.ServeHTTP(w, r)

@@ -10,25 +10,8 @@ import (
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
-// OverflowResponse returns the answer to a call that was refused with [ErrOverflow]: 503, as Envoy words it.
-func OverflowResponse(req *http.Request) *http.Response {
-	return refuse(req, http.StatusServiceUnavailable, "X-Envoy-Overloaded",
-		"upstream connect error or disconnect/reset before headers. reset reason: overflow")
-}
-
-// RateLimitedResponse returns the answer to a call that was refused with [ErrRateLimited]: 429, as Envoy words it.
-func RateLimitedResponse(req *http.Request) *http.Response {
-	return refuse(req, http.StatusTooManyRequests, "X-Envoy-Ratelimited", "local_rate_limited")
-}
-
-func refuse(req *http.Request, status int, reason, text string) *http.Response {
-	resp := reply.New(req, status, []byte(text))
-	resp.Header[reason] = []string{"true"}
-	return resp
-}
-
 // Transport is an http.RoundTripper that keeps the calls through it within one connection pool. It answers those beyond
-// with [OverflowResponse]. It must not be copied or changed after its first use.
+// with 503 and x-envoy-overloaded, as Envoy does. It must not be copied or changed after its first use.
 type Transport struct {
 	// Base makes the calls. Where it is an *http.Transport, a clone is used, to which Config applies; any other
 	// RoundTripper has connections of its own, and then every call fails if Config has settings for connections. Nil means
@@ -61,7 +44,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		body.CloseRequest(req)
 		if err == ErrOverflow {
-			return OverflowResponse(req), nil
+			return reply.Overflow(req), nil
 		}
 		return nil, err
 	}
@@ -74,7 +57,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := t.base.RoundTrip(req)
 	if err != nil {
 		if errors.Is(err, ErrOverflow) {
-			return OverflowResponse(req), nil
+			return reply.Overflow(req), nil
 		}
 		return resp, err
 	}
@@ -132,7 +115,7 @@ func (c *call) End(error) {
 }
 
 // RateTransport is an http.RoundTripper that keeps the calls through it within a rate. It answers those beyond with
-// [RateLimitedResponse]. It must not be copied or changed after its first use.
+// 429 and x-envoy-ratelimited, as Envoy does. It must not be copied or changed after its first use.
 type RateTransport struct {
 	// Base makes the calls. Nil means http.DefaultTransport.
 	Base http.RoundTripper
@@ -154,7 +137,7 @@ func (t *RateTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if !t.rate.Allow() {
 		body.CloseRequest(req)
-		return RateLimitedResponse(req), nil
+		return reply.RateLimited(req), nil
 	}
 	return t.base().RoundTrip(req)
 }

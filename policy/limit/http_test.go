@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -57,10 +58,10 @@ func TestResponses(t *testing.T) {
 		header string
 		text   string
 	}{
-		{"overflow", limit.OverflowResponse, "POST", "503 Service Unavailable", "x-envoy-overloaded",
+		{"overflow", reply.Overflow, "POST", "503 Service Unavailable", "x-envoy-overloaded",
 			"upstream connect error or disconnect/reset before headers. reset reason: overflow"},
-		{"overflow of HEAD", limit.OverflowResponse, "HEAD", "503 Service Unavailable", "x-envoy-overloaded", ""},
-		{"rate", limit.RateLimitedResponse, "GET", "429 Too Many Requests", "x-envoy-ratelimited", "local_rate_limited"},
+		{"overflow of HEAD", reply.Overflow, "HEAD", "503 Service Unavailable", "x-envoy-overloaded", ""},
+		{"rate", reply.RateLimited, "GET", "429 Too Many Requests", "x-envoy-ratelimited", "local_rate_limited"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			req, _ := request(tt.method)

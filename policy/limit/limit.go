@@ -3,8 +3,7 @@
 //
 // [Pool] is a destination's connection pool, as Envoy reads the connectionPool of a DestinationRule: its slots bound the
 // calls, its [Conns] the connections to each endpoint. [Rate] is a token bucket. Both only decide; [Transport] and
-// [RateTransport] apply them to an http.Client, and [OverflowResponse] and [RateLimitedResponse] are the answers Envoy
-// gives to a call that is refused.
+// [RateTransport] apply them to an http.Client, and answer a call that is refused as Envoy does.
 //
 // This is a layer: it works alone and imports no documents. It is below policy because documents configure it.
 package limit

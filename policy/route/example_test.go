@@ -33,7 +33,7 @@ func ExampleTable_Match() {
 	for range 2 {
 		view := route.NewRequest(req)
 		if rule, _, ok := table.Match(&view); ok {
-			fmt.Println(rule.Route.Name, rule.Pick(nil).Subset)
+			fmt.Println(rule.Route.Name, rule.Pick(nil).Target.Subset)
 		}
 		req.Header.Set("X-Beta", "1")
 	}

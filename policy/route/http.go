@@ -100,7 +100,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		t.mirroring.Do(t.startMirroring)
 		t.mirrors.Fork(out, mirrors, e.Route.Timeout)
 	}
-	b.address(out.URL)
+	b.Target.address(out.URL)
 
 	resp, err := next.RoundTrip(out)
 	if err != nil {
@@ -199,7 +199,7 @@ func (t *Transport) startMirroring() {
 	m.Limit, m.Timeout, m.Rand = t.MirrorLimit, t.MirrorTimeout, t.Rand
 	m.Share = func(to *Mirror) uint32 { return to.PerMillion }
 	m.Send = func(to *Mirror, req *http.Request) (*http.Response, error) {
-		to.address(req.URL)
+		to.Target.address(req.URL)
 		return (&destination{t, to.Target}).RoundTrip(req)
 	}
 	if t.MirrorDone != nil {

@@ -315,6 +315,7 @@ func compileString(m StringMatch) (stringMatcher, error) {
 	switch m.Kind {
 	case Any, Present:
 		if m.Value != "" || m.IgnoreCase {
+			//lint:ignore ST1005 Value is the name of a field.
 			return stringMatcher{}, errors.New("Value or IgnoreCase is set, but Kind does not compare")
 		}
 		return stringMatcher{kind: m.Kind}, nil

@@ -8,6 +8,7 @@
 package route
 
 import (
+	"strconv"
 	"time"
 
 	"github.com/nosidecar/mesh/policy/fault"
@@ -67,9 +68,22 @@ type Target struct {
 	Port int
 }
 
+// String returns the target as people say it: host, port and subset where they are set.
+func (t Target) String() string {
+	name := t.Host
+	if t.Port != 0 {
+		name += ":" + strconv.Itoa(t.Port)
+	}
+	if t.Subset != "" {
+		name += " subset " + t.Subset
+	}
+	return name
+}
+
 // Destination is a target with its share of the requests.
 type Destination struct {
-	Target
+	// Target is where they go.
+	Target Target
 
 	// Weight is relative to the sum of the weights of its route. 0 gets nothing, unless it is the only destination.
 	Weight int
@@ -80,7 +94,8 @@ type Destination struct {
 
 // Mirror is a target that gets copies of requests.
 type Mirror struct {
-	Target
+	// Target is where the copies go.
+	Target Target
 
 	// PerMillion is the share of the requests that is copied, in parts per million.
 	PerMillion uint32

@@ -37,7 +37,8 @@ type Rule struct {
 
 // Backend is a compiled [Destination]: where a request goes, and what changes on the way there and back.
 type Backend struct {
-	Target
+	// Target is where requests go.
+	Target Target
 
 	// Index is the destination's place in its route.
 	Index int
@@ -212,7 +213,7 @@ func (rule *Rule) compile(r *Route, index int, report func(field string, err err
 		d, b := &r.Destinations[i], &rule.backends[i]
 		at := fmt.Sprintf("Destinations[%d]", i)
 		in := within(at)
-		d.check(in)
+		d.Target.check(in)
 		if d.Weight < 0 {
 			in("Weight", fmt.Errorf("%d is negative", d.Weight))
 		}
@@ -252,7 +253,7 @@ func (rule *Rule) compile(r *Route, index int, report func(field string, err err
 	}
 	for i := range r.Mirrors {
 		in := within(fmt.Sprintf("Mirrors[%d]", i))
-		r.Mirrors[i].check(in)
+		r.Mirrors[i].Target.check(in)
 		if n := r.Mirrors[i].PerMillion; n > million {
 			in("PerMillion", fmt.Errorf("%d is more than %d", n, million))
 		}

@@ -222,7 +222,7 @@ func TestPickByWeight(t *testing.T) {
 			for i := uint32(0); i < total; i++ {
 				b := e.Pick(func(n uint32) uint32 { total = n; return i })
 				counts[b.Index]++
-				if b.Port != b.Index+1 {
+				if b.Target.Port != b.Index+1 {
 					t.Fatalf("Pick = %+v, want the target of destination %d", b.Target, b.Index)
 				}
 			}
@@ -304,8 +304,8 @@ func TestNewTableErrors(t *testing.T) {
 		{weighted(1, -1), "Destinations[1].Weight: -1"},
 		{weighted(0, 0), "Destinations: the sum of the weights is 0"},
 		{weighted(1<<31, 1<<31), "Destinations: the sum of the weights is too large"},
-		{with(func(r *route.Route) { r.Destinations[0].Host = "a/b" }), "Destinations[0].Host"},
-		{with(func(r *route.Route) { r.Destinations[0].Port = -1 }), "Destinations[0].Port"},
+		{with(func(r *route.Route) { r.Destinations[0].Target.Host = "a/b" }), "Destinations[0].Host"},
+		{with(func(r *route.Route) { r.Destinations[0].Target.Port = -1 }), "Destinations[0].Port"},
 		{with(func(r *route.Route) { r.Destinations[0].Headers = headers("a", "%NO%") }),
 			"Destinations[0].Headers.Request.Set[0]: %NO% is not supported"},
 		{with(func(r *route.Route) { r.Mirrors = []route.Mirror{{PerMillion: 1e6 + 1}} }), "Mirrors[0].PerMillion"},

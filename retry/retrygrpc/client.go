@@ -1,7 +1,6 @@
 // Package retrygrpc retries gRPC calls.
 //
-// [Client] is a pair of interceptors for an ordinary grpc.ClientConn. [Invoke] and [NewStream] are what they consist of,
-// for who chooses the policy call by call.
+// [Client] is a pair of interceptors for an ordinary grpc.ClientConn.
 //
 // What is retried is what retry.On says, read as Envoy reads it: a status counts only if it came alone, as a reply that
 // consists of trailers only; once response headers have come, the reply is the caller's. Where the server sets
@@ -82,7 +81,7 @@ func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *g
 		c.active.Add(1)
 		defer c.active.Add(-1)
 	}
-	summary, err := Invoke(ctx, &c.loop, method, req, reply, cc, invoker, opts...)
+	summary, err := invoke(ctx, &c.loop, method, req, reply, cc, invoker, opts...)
 	if c.Observe != nil {
 		c.Observe(ctx, method, summary)
 	}
@@ -111,7 +110,7 @@ func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 			}
 		}
 	}
-	return NewStream(ctx, &c.loop, desc, cc, method, streamer, settled, opts...)
+	return newStream(ctx, &c.loop, desc, cc, method, streamer, settled, opts...)
 }
 
 func (c *Client) compile() {

@@ -18,11 +18,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// DefaultBufferLimit is how many bytes of messages a stream keeps for a retry. It is gRPC's own, and like that one is
-// changed, for a call, by grpc.MaxRetryRPCBufferSize.
-const DefaultBufferLimit = grpcwire.DefaultBufferLimit
-
-// NewStream makes a stream that is tried as often as the policy of l permits, each time by streamer, and counts it in
+// newStream makes a stream that is tried as often as the policy of l permits, each time by streamer, and counts it in
 // the budget.
 //
 // A try is retried until it is committed: when response headers have come, when more was sent than is kept, or when the
@@ -32,7 +28,7 @@ const DefaultBufferLimit = grpcwire.DefaultBufferLimit
 //
 // settled, if not nil, is called once: when no further try can follow. The options Header, Trailer, Peer and OnFinish do
 // what they do without retries: once, for the call as a whole.
-func NewStream(ctx context.Context, l *retry.Loop, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+func newStream(ctx context.Context, l *retry.Loop, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, settled func(retry.Summary), opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	l.Budget.Deposit()
 	if idle(l) {
@@ -44,7 +40,7 @@ func NewStream(ctx context.Context, l *retry.Loop, desc *grpc.StreamDesc, cc *gr
 	}
 	s := &stream{ctx: ctx, loop: l, desc: desc, cc: cc, method: method, streamer: streamer, settled: settled,
 		encoding: grpcreplay.EncodingOf(opts)}
-	s.sent.Room = DefaultBufferLimit
+	s.sent.Room = grpcwire.DefaultBufferLimit
 	s.opts, s.results = grpcreplay.Split(make([]grpc.CallOption, 0, len(opts)+4), opts)
 	for _, opt := range opts {
 		if bound, ok := opt.(grpc.MaxRetryRPCBufferSizeCallOption); ok {

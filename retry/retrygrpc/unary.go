@@ -13,11 +13,11 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Invoke makes a unary call with as many tries as the policy of l permits, each by invoker, and counts it in the budget.
+// invoke makes a unary call with as many tries as the policy of l permits, each by invoker, and counts it in the budget.
 // If l gave up after several tries, the error is a *retry.Error with the status of the last one.
 //
 // The options Header, Trailer, Peer and OnFinish do what they do without retries: once, for the call as a whole.
-func Invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, cc *grpc.ClientConn,
+func invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) (retry.Summary, error) {
 	l.Budget.Deposit()
 	if idle(l) {
