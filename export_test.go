@@ -7,3 +7,17 @@ func ReplaceConnections(m *Mesh, rt http.RoundTripper) { m.engine.ReplaceConnect
 
 // Clusters returns how many targets the mesh keeps state for.
 func Clusters(m *Mesh) int { return m.engine.Clusters() }
+
+// Running returns how many requests and connections are in the register.
+func Running(m *Mesh) int {
+	n := 0
+	for i := range m.server.running.shards {
+		s := &m.server.running.shards[i]
+		s.mu.Lock()
+		for e := s.first; e != nil; e = e.next {
+			n++
+		}
+		s.mu.Unlock()
+	}
+	return n
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"net"
 	"net/http"
 	"strconv"
 	"strings"
@@ -11,8 +12,11 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
 	"github.com/nosidecar/mesh/policy"
@@ -56,13 +60,14 @@ type server struct {
 	handled  atomic.Bool // Handler was called
 	warned   atomic.Bool // of a workload that is open to all
 	requests sync.Pool   // of *inbound
+	running  running
 
 	mu        sync.Mutex                // held while they change
 	listeners atomic.Pointer[[]watched] // not closed yet; copied on write
 }
 
-func (s *server) init(config ServerConfig, observed bool) error {
-	s.ServerConfig, s.observed = config, observed
+func (s *server) init(config ServerConfig, m *Mesh) error {
+	s.ServerConfig, s.observed = config, m.observers.watchInbound()
 	var errs [2]error
 	s.pool, errs[0] = limit.NewPool(limit.PoolConfig{MaxRequests: config.MaxRequests})
 	s.rate, errs[1] = limit.NewRate(config.RateLimit)
@@ -73,7 +78,13 @@ func (s *server) init(config ServerConfig, observed bool) error {
 		return errors.New("mesh: WithServer: HandshakeTimeout is negative")
 	}
 	s.certs.Store(new(forwardedCerts))
-	s.requests.New = func() any { return new(inbound) }
+	s.running.init(m)
+	s.requests.New = func() any {
+		in := &inbound{mesh: m}
+		in.ends = in
+		s.running.place(&in.entry)
+		return in
+	}
 	return errors.Join(errs[:]...)
 }
 
@@ -88,6 +99,11 @@ func (s *server) init(config ServerConfig, observed bool) error {
 // What is denied is answered with 403 and "RBAC: access denied", a path that cannot be read with 400; why is for the
 // observers. So is, on a port that is STRICT, a request of a peer whose certificate is not, or no longer, good: its connection
 // is closed after that. A plaintext request to such a port is cut off without an answer.
+//
+// A request that is under way is decided about again when documents or bundles change, and when the certificate of its peer
+// expires. If it is denied then, it is cut off: its context ends, what its handler reads or writes fails, and the peer sees a
+// reset. Connections that handlers take over, as for websockets, are cut off in the same way, also after the handler has
+// returned. Answers that are complete stay so. Envoy lets requests that are under way go on.
 //
 // Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
 // [WithWorkload]. Shutdown of the http.Server drains as ever.
@@ -117,72 +133,186 @@ type handler struct {
 
 // ServeHTTP implements http.Handler.
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	m := h.mesh
-	in := m.server.requests.Get().(*inbound)
-	in.Request, in.Start = r, time.Now()
-	if m.server.observed {
+	in := h.mesh.server.arrive(r)
+	if h.mesh.server.observed {
 		h.observed(w, r, in)
 	} else {
 		h.serve(w, r, in)
 	}
-	*in = inbound{} // not after a panic
-	m.server.requests.Put(in)
+	in.recycle() // not after a panic
 }
 
 // inbound is one request. What is decided about it is too large for the small stacks that HTTP/2 serves requests on.
 type inbound struct {
+	entry
+	mesh *Mesh
+	passage
+}
+
+// passage is what is new with each request.
+type passage struct {
 	Inbound
 	rules  *policy.Inbound // nil until it is known who sent it
 	mode   tlsid.Mode
-	view   authz.Request
+	before uint64 // changes of documents and bundles, before it was decided about
 	peer   tlsid.Peer
 	secure *tls.ConnectionState // of a connection whose TLS a wrapper hides from net/http
 
-	answer response.Recorder // of a request that is not served with a handler of HTTP
+	// Of a request that is not served with a handler of HTTP.
+	answer  response.Recorder
+	writer  http.ResponseWriter
+	context context.Context // of the observers
+	ender   admission.Ender
 
 	// What it holds until its handler has returned.
 	slot   limit.Slot
 	cancel context.CancelFunc // nil unless the caller tells how long it waits
+
+	// By which it is ended while its handler runs.
+	ctx   *requestContext     // nil if the request has none of ours
+	reply http.ResponseWriter // nil if there is no handler of HTTP
+	guard *response.Guard     // of HTTP/1
+	taken net.Conn            // taken over by the handler; written before guard has it pass
 }
 
-// leave gives back what the request holds.
-func (in *inbound) leave() {
+// arrive returns the state of a request that is new.
+func (s *server) arrive(r *http.Request) *inbound {
+	in := s.requests.Get().(*inbound)
+	in.Request, in.Start, in.GRPCStatus = r, time.Now(), -1
+	in.before = s.running.changes.Load()
+	return in
+}
+
+// recycle keeps in for another request.
+func (in *inbound) recycle() {
+	in.forget()
+	in.passage = passage{}
+	in.mesh.server.requests.Put(in)
+}
+
+// release gives back what the request holds.
+func (in *inbound) release() {
+	in.leave()
 	if in.cancel != nil {
 		in.cancel()
 	}
 	in.slot.Release()
 }
 
-// Admit takes a request up to its handler, which is not run here: it is run with the request that is returned, and done is
-// called when it has returned, with the status that was answered, and that of gRPC or -1. If held, it must be called also when no handler is run. The
-// request is nil if it was answered instead. It is how other protocols than HTTP share the inbound side.
-func (h *handler) Admit(w http.ResponseWriter, r *http.Request) (_ *http.Request, done func(status, grpcStatus int), held bool) {
+// begin puts a request that was admitted into the register. It returns false if it was answered, because it is not allowed any
+// more.
+func (in *inbound) begin(w http.ResponseWriter) bool {
+	now, peerErr := in.mesh.server.running.enter(&in.entry, in.before)
+	if now.Allowed {
+		return true
+	}
+	in.leave()
+	in.withdraw(now, peerErr)
+	now.Refuse(w, in.Request)
+	return false
+}
+
+// withdraw notes the decision that ended the request.
+func (in *inbound) withdraw(now authz.Decision, peerErr error) {
+	in.Decision = now
+	if peerErr != nil {
+		in.PeerErr = peerErr
+	}
+}
+
+// end ends the request, whose handler runs: its context, and its connection or stream.
+func (in *inbound) end(now authz.Decision, peerErr error) {
+	in.withdraw(now, peerErr)
+	cause := &admission.Withdrawn{Reason: now.Reason}
+	if in.ctx != nil {
+		in.ctx.end(cause)
+	}
+	if in.ender != nil {
+		in.ender.End()
+	}
+	if in.reply == nil {
+		return
+	}
+	if in.guard != nil {
+		in.guard.Cut(cause)
+	}
+	// HTTP/2 resets the stream; HTTP/1 wakes who reads or writes.
+	past, control := time.Unix(1, 0), http.NewResponseController(in.reply)
+	_ = control.SetReadDeadline(past)
+	unknown := control.SetWriteDeadline(past) != nil
+	if in.guard != nil || in.Request.ProtoMajor < 2 || unknown {
+		if conn := in.mesh.server.connOf(in.Request); conn != nil {
+			abort(conn)
+		}
+	}
+	if in.taken != nil {
+		abort(in.taken)
+	}
+}
+
+// TakeOver implements response.Owner.
+func (in *inbound) TakeOver(conn net.Conn) net.Conn {
+	in.taken = conn
+	return in.mesh.server.running.takeOver(&in.facts, conn)
+}
+
+// Admit implements admission.Gate.
+func (h *handler) Admit(w http.ResponseWriter, r *http.Request) (*http.Request, admission.Call) {
 	m := h.mesh
-	in := m.server.requests.Get().(*inbound)
-	in.Request, in.Start = r, time.Now()
+	in := m.server.arrive(r)
+	in.context = r.Context()
 	if m.server.observed {
 		in.Decision.Rule = -1
 		h.identify(r, in)
-		w, r = in.answer.Watch(w), r.WithContext(m.observers.inboundStart(r.Context(), &in.Inbound))
+		in.context = m.observers.inboundStart(in.context, &in.Inbound)
+		w, r = in.answer.Watch(w), r.WithContext(in.context)
 	}
-	ctx := r.Context()
-	done = func(status, grpcStatus int) {
-		in.leave()
-		if m.server.observed {
-			in.Status, in.GRPCStatus = status, grpcStatus
-			m.observers.inboundEnd(ctx, &in.Inbound)
-		}
-		*in = inbound{}
-		m.server.requests.Put(in)
-	}
+	in.writer = w
 	var admitted *http.Request
 	defer func() {
 		if admitted == nil {
-			done(in.answer.Status, grpcAnswer(w.Header()))
+			in.Done(in.answer.Status, grpcStatus(w.Header(), in.answer.Status))
 		}
 	}()
-	admitted = h.enter(w, r, in)
-	return admitted, done, m.server.observed || m.server.MaxRequests > 0
+	if admitted = h.enter(w, r, in); admitted == nil {
+		return nil, nil
+	}
+	return admitted, in
+}
+
+// Held implements admission.Call.
+func (in *inbound) Held() bool {
+	s := &in.mesh.server
+	return s.observed || s.MaxRequests > 0
+}
+
+// Enter implements admission.Call.
+func (in *inbound) Enter(ctx context.Context, end admission.Ender) (context.Context, bool) {
+	in.ctx, in.ender = &requestContext{Context: ctx, id: in.Peer}, end
+	return in.ctx, in.begin(in.writer)
+}
+
+// Done implements admission.Call.
+func (in *inbound) Done(status, grpcStatus int) {
+	in.release()
+	if in.mesh.server.observed {
+		in.Status, in.GRPCStatus = status, grpcStatus
+		in.mesh.observers.inboundEnd(in.context, &in.Inbound)
+	}
+	in.recycle()
+}
+
+// grpcStatus returns the status of a gRPC call by what was answered over HTTP, and -1 if there was no answer.
+func grpcStatus(h http.Header, status int) int {
+	if status == 0 {
+		return -1
+	}
+	for _, name := range [...]string{"Grpc-Status", http.TrailerPrefix + "Grpc-Status"} {
+		if code, err := strconv.ParseUint(h.Get(name), 10, 31); err == nil {
+			return int(code)
+		}
+	}
+	return int(failure.GRPCCode(status))
 }
 
 // observed is serve with observers.
@@ -193,9 +323,12 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 	w, r = answer.Watch(w), r.WithContext(h.mesh.observers.inboundStart(r.Context(), &in.Inbound))
 	panicked := true
 	defer func() {
-		in.Status, in.GRPCStatus = answer.Status, grpcAnswer(w.Header())
-		if !panicked {
+		in.Status = answer.Status
+		if !panicked && in.Decision.Allowed { // and was not ended before it answered
 			in.Status = answer.Code()
+		}
+		if field.IsGRPC(in.Request.Header.Get("Content-Type")) {
+			in.GRPCStatus = grpcStatus(w.Header(), in.Status)
 		}
 		h.mesh.observers.inboundEnd(r.Context(), &in.Inbound)
 	}()
@@ -203,21 +336,21 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 	panicked = false
 }
 
-// grpcAnswer returns the status of gRPC that a call was answered with in its header, which is how it is refused, and -1 without
-// one.
-func grpcAnswer(h http.Header) int {
-	if values := h["Grpc-Status"]; len(values) > 0 {
-		if code, err := strconv.ParseUint(values[0], 10, 31); err == nil {
-			return int(code)
-		}
-	}
-	return -1
-}
-
 // serve takes a request to its handler.
 func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
-	defer in.leave()
-	if r = h.enter(w, r, in); r != nil {
+	defer in.release()
+	if r = h.enter(w, r, in); r == nil {
+		return
+	}
+	if in.ctx != nil {
+		defer in.ctx.release()
+	}
+	in.keepHeader(in.view.Header)
+	in.reply = w
+	if _, hijacks := w.(http.Hijacker); hijacks {
+		w, in.guard = response.NewGuard(w, in)
+	}
+	if in.begin(w) {
 		h.next.ServeHTTP(w, r)
 	}
 }
@@ -242,8 +375,13 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 	}
 
 	ctx := r.Context()
+	// The context of net/http ends with the connection, unless a body stands in between that is not read.
+	if in.Peer != "" || r.ContentLength != 0 {
+		in.ctx = &requestContext{Context: ctx, id: in.Peer}
+		ctx = in.ctx
+	}
 	if in.Peer != "" {
-		ctx, in.cancel = deadline.Told(&peerContext{ctx, in.Peer}, r.Header)
+		ctx, in.cancel = deadline.Told(ctx, r.Header)
 	}
 	header := s.sanitised(r.Header, in.peer, h.mesh)
 	trailers := mayHaveTrailers(r)
@@ -274,11 +412,13 @@ func (h *handler) identify(r *http.Request, in *inbound) {
 
 	// Certificates expire and bundles change while a connection lives, so this is asked each time.
 	in.mode = in.rules.Mode(int(in.view.Destination.Port()))
+	in.state = r.TLS
 	if in.mode != tlsid.Disable {
 		in.peer, in.PeerErr = m.peer(r, in)
 	}
 	if !in.peer.ID.IsZero() {
 		in.Peer = in.peer.ID.String()
+		in.id, in.until = in.Peer, in.peer.NotAfter()
 		in.view.Principal = principal(in.peer)
 	}
 	in.RestartTraces = in.Peer == "" && m.server.RestartTraces
@@ -323,6 +463,7 @@ func (m *Mesh) peer(r *http.Request, in *inbound) (tlsid.Peer, error) {
 		}
 		in.secure, in.view.SNI = state, state.ServerName
 	}
+	in.state = state
 	if m.identity == nil {
 		return tlsid.Peer{}, nil
 	}
@@ -336,29 +477,4 @@ func (m *Mesh) peer(r *http.Request, in *inbound) (tlsid.Peer, error) {
 // principal returns a peer's ID as documents write it.
 func principal(peer tlsid.Peer) string {
 	return strings.TrimPrefix(peer.ID.String(), "spiffe://")
-}
-
-// PeerID returns the SPIFFE ID of the peer of a request that [Mesh.Handler] let through, such as
-// "spiffe://cluster.local/ns/default/sa/web", and "" for a peer without an identity.
-func PeerID(ctx context.Context) string {
-	if peer, ok := ctx.Value(peerKey{}).(*peerContext); ok {
-		return peer.id
-	}
-	return ""
-}
-
-// peerContext is context.WithValue for the ID of the peer, without a second allocation for it.
-type peerContext struct {
-	context.Context
-	id string
-}
-
-type peerKey struct{}
-
-// Value implements context.Context.
-func (c *peerContext) Value(key any) any {
-	if key == (peerKey{}) {
-		return c
-	}
-	return c.Context.Value(key)
 }

@@ -273,8 +273,9 @@ func (s *server) watched() []watched {
 	return nil
 }
 
-// recheck has the listeners look at their connections again.
+// recheck looks again at what was admitted: requests under way first, which takes no time, then the connections.
 func (s *server) recheck() {
+	s.running.recheck()
 	for _, l := range s.watched() {
 		l.Recheck()
 	}
@@ -301,6 +302,16 @@ func (s *server) hiddenTLS(r *http.Request) (*tls.ConnectionState, error) {
 		}
 	}
 	return nil, nil
+}
+
+// connOf returns the connection of r, if it came over a listener of ours.
+func (s *server) connOf(r *http.Request) net.Conn {
+	for _, l := range s.watched() {
+		if conn := l.Conn(r); conn != nil {
+			return conn
+		}
+	}
+	return nil
 }
 
 // place is where a listener listens.

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/engine/enginehttp"
@@ -45,7 +46,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	}
 	log := &journal{logger: o.logger}
 	m := &Mesh{observers: append(o.observers, log.observer(o.observers)), workload: o.workload}
-	if err := m.server.init(o.inbound, m.observers.watchInbound()); err != nil {
+	if err := m.server.init(o.inbound, m); err != nil {
 		return nil, err
 	}
 	if m.engine, err = engine.New(engine.Config{
@@ -120,12 +121,33 @@ func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Co
 // Close ends the mesh: new calls fail with [ErrClosed], mirrored copies and discovery stop, and idle connections close.
 // It waits for everything the mesh itself runs. Calls in flight are the caller's: they may end in their own time, and
 // their connections close after them. Close may be called more than once.
+//
+// An [Observer], [Feed], [discovery.Resolver] or [tlsid.Source] that does not return is waited for no longer than 30 seconds. It is
+// left running then, and Close returns an error.
 func (m *Mesh) Close() error {
 	m.cancel()
-	m.engine.Close()
-	if m.identity != nil {
-		m.identity.Close()
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		m.engine.Close()
+		if m.identity != nil {
+			m.identity.Close()
+		}
+		m.server.running.close()
+		m.running.Wait()
+	}()
+	patience := time.NewTimer(closePatience)
+	defer patience.Stop()
+	select {
+	case <-closed:
+		return nil
+	case <-patience.C:
+		return errStillRunning
 	}
-	m.running.Wait()
-	return nil
 }
+
+// closePatience is how long Close waits for what the program has given the mesh.
+const closePatience = 30 * time.Second
+
+var errStillRunning = fmt.Errorf("mesh: Close: an observer, a feed, discovery or the source of the identity has not returned for %v, "+
+	"and is left running: what an observer is told must not make it wait", closePatience)

@@ -20,7 +20,8 @@ import (
 //
 // The functions run on the goroutine of the call, or on one of the mesh's own for what is not part of a call, and may run
 // on several at the same time. They must return quickly and must not keep what they are given: a [Call], [Attempt] or
-// [Inbound] is valid until its End function returns. They must not call [Mesh.Close], which waits for those goroutines.
+// [Inbound] is valid until its End function returns. They must not call [Mesh.Close], which waits for those goroutines,
+// for 30 seconds at most.
 type Observer struct {
 	// CallStart is called when a request enters the mesh, before it is routed. The context it returns, derived from ctx,
 	// is the one the call goes on with; a tracer puts its span there.
@@ -167,14 +168,15 @@ type Inbound struct {
 	// The fields below are set when the request ends.
 
 	// Decision is what was decided about it, with the policy, the rule and the reason, which the peer is not told; what
-	// AUDIT policies mark and what policies with a dry run would have decided is in it too.
+	// AUDIT policies mark and what policies with a dry run would have decided is in it too. For a request that was ended while
+	// its handler ran, because documents, bundles or the time do not allow it any more, it is that decision.
 	Decision authz.Decision
 
 	// Status is the status that was answered, 0 if the request was cut off without an answer.
 	Status int
 
-	// GRPCStatus is the status that a gRPC call was answered with. It is -1 for other requests, and for calls whose status is
-	// not known: those that were cut off, and those of grpc.Server.ServeHTTP, which has it in a trailer.
+	// GRPCStatus is the status of a gRPC call, whose HTTP status is 200 whatever became of it. It is -1 for other requests, and
+	// where there was no answer.
 	GRPCStatus int
 
 	// Flags say why the request was refused by a limit.

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/tap"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -38,12 +39,15 @@ import (
 // PERMISSION_DENIED and "RBAC: access denied"; what is beyond a limit gets UNAVAILABLE. A plaintext connection whose calls
 // must come over mTLS is closed. In handlers, [mesh.PeerID] tells who calls, and package peer has the TLS state.
 //
+// A call that is denied while its handler runs, because documents or bundles have changed or the certificate of its peer has
+// expired, ends with PERMISSION_DENIED at once, unary or not: the context of its handler ends, and the stream returns that status.
+//
 // A call is decided about when its headers have come, before a message of it is received: by grpc.InTapHandle, which a server
 // can have only once. So no interceptor sees what is not let through, and observers of inbound calls must not block: they run
 // on the goroutine that reads from the connection. gRPC has no trailers at that point; what is beyond a limit is told apart by
 // the details of its status, a google.rpc.ErrorInfo, which the clients of this module read. GracefulStop drains as ever.
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
-	s := &server{gate: m.Handler(http.NotFoundHandler()).(gate)}
+	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
 	return []grpc.ServerOption{
 		grpc.Creds(serverCredentials{s}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: connectionAge(m)}),
@@ -77,14 +81,8 @@ func unknown(_ any, stream grpc.ServerStream) error {
 
 // server is the interceptors, and the connections with TLS.
 type server struct {
-	gate  gate
+	gate  admission.Gate
 	conns sync.Map // **x509.Certificate, by which the TLS state of a connection is told from others, to net.Conn
-}
-
-// gate is what the handler of a mesh is besides: Admit takes a request up to the handler, and says what to call when that has
-// returned, if held even without one, or answers it and returns nil.
-type gate interface {
-	Admit(http.ResponseWriter, *http.Request) (_ *http.Request, done func(status, grpcStatus int), held bool)
 }
 
 // inbound is a call on its way through the inbound side: the context and the writer of a request, to which a refusal is
@@ -99,11 +97,17 @@ type inbound struct {
 	status int         // written; 0 while nothing is
 
 	// Of a call that was let through.
-	done  func(status, grpcStatus int)
-	held  bool
+	call  admission.Call
 	taken atomic.Bool // by a handler, or by nobody any more
 	stop  func() bool // nil if there is nothing to wait for
+
+	// Of a call whose handler runs.
+	stream endable // nil if the stream cannot be ended from outside
 }
+
+// endable is the stream of a call as gRPC's own transport has it: its status can be written while the handler runs, which wakes
+// who sends or receives. Nothing in the API of gRPC does so.
+type endable interface{ WriteStatus(*status.Status) error }
 
 type inboundKey struct{}
 
@@ -126,7 +130,7 @@ func (s *server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 	if err != nil {
 		return ctx, err
 	}
-	if in.held {
+	if in.call.Held() {
 		in.stop = context.AfterFunc(ctx, in.abandon)
 	}
 	return passed, nil
@@ -135,16 +139,19 @@ func (s *server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 // abandon ends a call that was let through, if no handler has taken it: its message never came, or was none.
 func (in *inbound) abandon() {
 	if in.taken.CompareAndSwap(false, true) {
-		in.done(0, -1)
+		in.call.Done(0, -1)
 	}
 }
 
-// take returns the call that was let through with ctx, for its handler. Calls that have not passed tap, such as those of
-// grpc.Server.ServeHTTP, are decided about here.
+// take returns the call that was let through with ctx, with the context for its handler. Calls that have not passed tap, such as
+// those of grpc.Server.ServeHTTP, are decided about here.
 func (s *server) take(ctx context.Context, method string) (context.Context, *inbound, error) {
-	in, _ := ctx.Value(inboundKey{}).(*inbound)
-	if in == nil {
-		return s.admit(ctx, method)
+	in, tapped := ctx.Value(inboundKey{}).(*inbound)
+	if !tapped {
+		var err error
+		if ctx, in, err = s.admit(ctx, method); err != nil {
+			return nil, nil, err
+		}
 	}
 	if !in.taken.CompareAndSwap(false, true) {
 		return nil, nil, status.FromContextError(in.Context.Err()).Err()
@@ -152,7 +159,49 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 	if in.stop != nil {
 		in.stop()
 	}
+	if tapped { // that of ServeHTTP would have to wait for who sends
+		in.stream, _ = grpc.ServerTransportStreamFromContext(ctx).(endable)
+	}
+	ctx, allowed := in.call.Enter(ctx, in)
+	if !allowed {
+		err := in.refused()
+		in.call.Done(in.status, int(status.Code(err)))
+		return nil, nil, err
+	}
 	return ctx, in, nil
+}
+
+// End implements admission.Ender.
+func (in *inbound) End() {
+	if in.stream != nil {
+		_ = in.stream.WriteStatus(status.Convert(errDenied))
+	}
+}
+
+// withdrawn returns the error of a call that was ended because it is not allowed any more, and nil for others.
+func withdrawn(ctx context.Context) error {
+	if ctx.Err() == nil {
+		return nil
+	}
+	if _, ended := errors.AsType[*admission.Withdrawn](context.Cause(ctx)); ended {
+		return errDenied
+	}
+	return nil
+}
+
+var errDenied = status.Error(codes.PermissionDenied, "RBAC: access denied")
+
+// leave ends a call whose handler has returned err, or has panicked.
+func (in *inbound) leave(err error, panicked bool) {
+	if panicked {
+		in.call.Done(0, -1)
+		return
+	}
+	code, ok := status.FromError(err)
+	if !ok {
+		code = status.FromContextError(err) // as gRPC does
+	}
+	in.call.Done(http.StatusOK, int(code.Code()))
 }
 
 // unary is the grpc.UnaryServerInterceptor.
@@ -161,10 +210,13 @@ func (s *server) unary(ctx context.Context, message any, info *grpc.UnaryServerI
 	if err != nil {
 		return nil, err
 	}
-	code, answered := 0, -1 // if it panics
-	defer func() { in.done(code, answered) }()
+	panicked := true
+	defer func() { in.leave(err, panicked) }()
 	reply, err := handler(ctx, message)
-	code, answered = http.StatusOK, int(status.Code(err))
+	if denied := withdrawn(ctx); denied != nil {
+		reply, err = nil, denied
+	}
+	panicked = false
 	return reply, err
 }
 
@@ -174,23 +226,53 @@ func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	if err != nil {
 		return err
 	}
-	code, answered := 0, -1 // if it panics
-	defer func() { in.done(code, answered) }()
-	if ctx != stream.Context() {
-		stream = &serverStream{stream, ctx}
+	panicked := true
+	defer func() { in.leave(err, panicked) }()
+	err = handler(srv, &serverStream{ServerStream: stream, ctx: ctx, apart: in.stream == nil})
+	if denied := withdrawn(ctx); denied != nil {
+		err = denied
 	}
-	err = handler(srv, stream)
-	code, answered = http.StatusOK, int(status.Code(err))
+	panicked = false
 	return err
 }
 
-// serverStream is a stream with the context of a call that was let through.
+// serverStream is a stream of a call that was let through. When the call is not allowed any more, it moves no message.
 type serverStream struct {
 	grpc.ServerStream
-	ctx context.Context
+	ctx   context.Context
+	apart bool // who waits in the stream is not woken when the call is ended
 }
 
 func (s *serverStream) Context() context.Context { return s.ctx }
+
+func (s *serverStream) SendMsg(m any) error { return s.move(s.ServerStream.SendMsg, m) }
+
+func (s *serverStream) RecvMsg(m any) error { return s.move(s.ServerStream.RecvMsg, m) }
+
+func (s *serverStream) move(f func(any) error, m any) error {
+	if denied := withdrawn(s.ctx); denied != nil {
+		return denied
+	}
+	var err error
+	if s.apart {
+		moved := make(chan error, 1)
+		go func() { moved <- f(m) }() // until the handler has returned, at the latest
+		select {
+		case err = <-moved:
+		case <-s.ctx.Done():
+			if denied := withdrawn(s.ctx); denied != nil {
+				return denied
+			}
+			err = <-moved
+		}
+	} else {
+		err = f(m)
+	}
+	if denied := withdrawn(s.ctx); denied != nil {
+		return denied
+	}
+	return err
+}
 
 // admit takes a call through the inbound side. It returns the context for the handler, or why there will be none.
 func (s *server) admit(ctx context.Context, method string) (context.Context, *inbound, error) {
@@ -266,7 +348,7 @@ func (c *secureConn) Close() error {
 }
 
 // pass has the inbound side look at the call. It reports whether the call is to be cut off.
-func (in *inbound) pass(g gate) (r *http.Request, aborted bool) {
+func (in *inbound) pass(g admission.Gate) (r *http.Request, aborted bool) {
 	defer func() {
 		if p := recover(); p == http.ErrAbortHandler {
 			aborted = true
@@ -274,7 +356,7 @@ func (in *inbound) pass(g gate) (r *http.Request, aborted bool) {
 			panic(p)
 		}
 	}()
-	r, in.done, in.held = g.Admit(in, in.request)
+	r, in.call = g.Admit(in, in.request)
 	return r, false
 }
 

@@ -133,9 +133,7 @@ func (c *conn) Close() error {
 
 // reset has Close send a TCP reset, where there is TCP.
 func (c *conn) reset() {
-	if tcp, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
-		tcp.SetLinger(0)
-	}
+	_ = c.SetLinger(0)
 }
 
 // takeFirst copies the byte that was read to find out what the client speaks, the first time.
@@ -177,6 +175,14 @@ func (c *conn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) 
 func (c *conn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// SetLinger says what Close does with data that was not sent yet, as that of [net.TCPConn] does, where the connection below can.
+func (c *conn) SetLinger(sec int) error {
+	if tcp, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
+		return tcp.SetLinger(sec)
 	}
 	return errors.ErrUnsupported
 }

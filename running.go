@@ -1,0 +1,327 @@
+package mesh
+
+import (
+	"crypto/tls"
+	"errors"
+	"io"
+	"math"
+	"net"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// running is what was admitted and is still under way: requests in their handlers, and connections that handlers took over.
+// They are decided about again when documents or bundles change, and when the certificate of a peer expires.
+type running struct {
+	mesh    *Mesh
+	changes atomic.Uint64 // of what decisions are made by
+	next    atomic.Uint32
+	shards  [runningShards]shard
+
+	alarm    atomic.Int64 // when the next certificate expires; math.MaxInt64: none is known
+	mu       sync.Mutex   // held while the alarm is set
+	timer    *time.Timer
+	closed   bool
+	sounding sync.WaitGroup // the alarm
+}
+
+const runningShards = 32
+
+type shard struct {
+	mu    sync.Mutex
+	first *entry
+	_     [48]byte // each on a cache line of its own
+}
+
+// entry is a place in the register.
+type entry struct {
+	facts
+	shard *shard // always the same. Pools keep entries close to processors, so a shard is mostly asked by one
+	ends  interface {
+		// end ends what was admitted, which is denied now. It does not return late.
+		end(now authz.Decision, peerErr error)
+	}
+
+	// Under shard.mu.
+	prev, next *entry
+	listed     bool
+	times      uint64        // it was listed
+	ending     chan struct{} // closed when it was ended; nil while it is not being ended
+}
+
+// facts are what a decision is about. They are no part of what handlers see, who may change that.
+type facts struct {
+	view   authz.Request
+	header []headerField        // in the place of view.Header, if that is nil
+	state  *tls.ConnectionState // nil for plaintext
+	id     string               // who the peer was when it was admitted; "" for nobody
+	until  time.Time            // when the proof of that expires
+}
+
+type headerField struct{ name, value string }
+
+// mostFields is the length up to which the memory for a header is kept.
+const mostFields = 64
+
+// keepHeader has the facts keep a header that handlers may change.
+func (f *facts) keepHeader(h http.Header) {
+	f.view.Header, f.header = nil, f.header[:0]
+	for name, values := range h {
+		for _, value := range values {
+			f.header = append(f.header, headerField{name, value})
+		}
+	}
+}
+
+// forget clears the facts for the next request.
+func (f *facts) forget() {
+	header := f.header
+	clear(header)
+	if cap(header) > mostFields {
+		header = nil
+	}
+	*f = facts{header: header[:0]}
+}
+
+func (r *running) init(m *Mesh) {
+	r.mesh = m
+	r.alarm.Store(math.MaxInt64)
+}
+
+// place gives an entry its place.
+func (r *running) place(e *entry) {
+	e.shard = &r.shards[r.next.Add(1)%runningShards]
+}
+
+// enter adds an entry, which then counts for every change of documents and bundles that comes. before is what changes was
+// before the decision. If there was a change meanwhile, it is decided again, and the result is not Allowed if the entry may not
+// be there. It stays all the same until it leaves.
+func (r *running) enter(e *entry, before uint64) (now authz.Decision, peerErr error) {
+	s := e.shard
+	s.mu.Lock()
+	if e.next = s.first; e.next != nil {
+		e.next.prev = e
+	}
+	s.first, e.listed = e, true
+	s.mu.Unlock()
+	if !e.until.IsZero() && e.until.UnixNano() < r.alarm.Load() {
+		r.wake(e.until)
+	}
+	if r.changes.Load() == before {
+		return authz.Decision{Allowed: true}, nil
+	}
+	return r.mesh.reconsider(&e.facts)
+}
+
+// leave removes the entry. If it is being ended, leave waits for that.
+func (e *entry) leave() {
+	s := e.shard
+	s.mu.Lock()
+	if !e.listed {
+		s.mu.Unlock()
+		return
+	}
+	if e.prev != nil {
+		e.prev.next = e.next
+	} else {
+		s.first = e.next
+	}
+	if e.next != nil {
+		e.next.prev = e.prev
+	}
+	ending := e.ending
+	e.prev, e.next, e.ending, e.listed = nil, nil, nil, false
+	e.times++
+	s.mu.Unlock()
+	if ending != nil {
+		<-ending
+	}
+}
+
+// snapshot is an entry as it was when the register was looked through.
+type snapshot struct {
+	facts
+	entry *entry
+	times uint64
+}
+
+// snapshots returns what is in the shard, but for what is being ended.
+func (s *shard) snapshots(into []snapshot) []snapshot {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for e := s.first; e != nil; e = e.next {
+		if e.ending == nil {
+			into = append(into, snapshot{facts: e.facts, entry: e, times: e.times})
+			copied := &into[len(into)-1]
+			copied.header = slices.Clone(copied.header)
+		}
+	}
+	return into
+}
+
+// end ends the entry, if it is still what it was.
+func (s *snapshot) end(now authz.Decision, peerErr error) {
+	e := s.entry
+	e.shard.mu.Lock()
+	if !e.listed || e.times != s.times || e.ending != nil {
+		e.shard.mu.Unlock()
+		return
+	}
+	ended := make(chan struct{})
+	e.ending = ended
+	e.shard.mu.Unlock()
+	defer close(ended)
+	e.ends.end(now, peerErr)
+}
+
+// recheck ends what is denied now. It is called after every change of documents and bundles. What is just being admitted is
+// either seen here, or sees the change itself.
+func (r *running) recheck() {
+	r.changes.Add(1)
+	r.look()
+}
+
+// look looks through the register, and returns when the next certificate expires. The zero time: none is known.
+func (r *running) look() (next time.Time) {
+	var ending sync.WaitGroup
+	var found []snapshot
+	for i := range r.shards {
+		found = r.shards[i].snapshots(found[:0])
+		for _, s := range found {
+			now, peerErr := r.mesh.reconsider(&s.facts)
+			if !now.Allowed {
+				ending.Go(func() { s.end(now, peerErr) }) // side by side: none waits for another's connection
+			} else if !s.until.IsZero() && (next.IsZero() || s.until.Before(next)) {
+				next = s.until
+			}
+		}
+		clear(found)
+	}
+	ending.Wait()
+	return next
+}
+
+// wake has the register looked through when a certificate has expired.
+func (r *running) wake(at time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed || at.UnixNano() >= r.alarm.Load() {
+		return
+	}
+	r.alarm.Store(at.UnixNano())
+	if r.timer != nil && r.timer.Stop() {
+		r.sounding.Done()
+	}
+	r.sounding.Add(1)
+	r.timer = time.AfterFunc(time.Until(at)+1, r.expire)
+}
+
+// expire is called by the timer.
+func (r *running) expire() {
+	defer r.sounding.Done()
+	r.alarm.Store(math.MaxInt64)
+	if next := r.look(); !next.IsZero() {
+		r.wake(next)
+	}
+}
+
+// close stops the alarm.
+func (r *running) close() {
+	r.mu.Lock()
+	r.closed = true
+	if r.timer != nil && r.timer.Stop() {
+		r.sounding.Done()
+	}
+	r.mu.Unlock()
+	r.sounding.Wait()
+}
+
+// reasonNoPeer is about a peer that was somebody when it was admitted.
+const reasonNoPeer = "the certificate of the peer is not, or no longer, good"
+
+// reconsider decides about what was admitted as if it came now. A peer who is nobody now was somebody else.
+func (m *Mesh) reconsider(f *facts) (now authz.Decision, peerErr error) {
+	rules, view := m.engine.Plan().Inbound(), f.view
+	if view.Header == nil {
+		view.Header = make(http.Header, len(f.header))
+		for _, field := range f.header {
+			view.Header[field.name] = append(view.Header[field.name], field.value)
+		}
+	}
+	view.Principal = ""
+	if m.identity != nil && f.state != nil && rules.Mode(int(view.Destination.Port())) != tlsid.Disable {
+		peer, err := m.identity.Peer(f.state, time.Now())
+		if err == nil {
+			view.Principal = principal(peer)
+		} else if f.id != "" {
+			peerErr = err
+		}
+	}
+	now = rules.Authorize(&view)
+	if now.Allowed && f.id != "" && view.Principal == "" {
+		none := authz.Match{Rule: -1}
+		now = authz.Decision{Match: none, Audit: none, Shadow: authz.Shadow{Match: none}, Reason: reasonNoPeer}
+	}
+	return now, peerErr
+}
+
+// takeover is a connection that a handler took over, as for a websocket. It is admitted as the request was.
+type takeover struct {
+	net.Conn
+	entry
+}
+
+// takeOver returns the connection for the handler of a request.
+func (r *running) takeOver(f *facts, conn net.Conn) net.Conn {
+	t := &takeover{Conn: conn}
+	t.facts, t.ends = *f, t
+	t.header = slices.Clone(f.header)
+	r.place(&t.entry)
+	r.enter(&t.entry, r.changes.Load()) // the request is in the register, too, until its handler returns
+	return t
+}
+
+func (t *takeover) end(authz.Decision, error) { abort(t.Conn) }
+
+// Close implements net.Conn.
+func (t *takeover) Close() error {
+	t.leave()
+	return t.Conn.Close()
+}
+
+// NetConn returns the connection beneath.
+func (t *takeover) NetConn() net.Conn { return t.Conn }
+
+// WriteTo and ReadFrom keep what the connection beneath can do better than a loop of Read and Write.
+
+// WriteTo implements io.WriterTo.
+func (t *takeover) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, t.Conn) }
+
+// ReadFrom implements io.ReaderFrom.
+func (t *takeover) ReadFrom(src io.Reader) (int64, error) { return io.Copy(t.Conn, src) }
+
+// CloseWrite shuts down the writing side, where the connection beneath can.
+func (t *takeover) CloseWrite() error {
+	if half, ok := t.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}
+
+// abort closes a connection so that its peer does not take what was sent for the whole: with a reset, where there is TCP, and
+// without the last words of TLS, which might have to wait.
+func abort(conn net.Conn) {
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn()
+	}
+	if tcp, ok := conn.(interface{ SetLinger(int) error }); ok {
+		_ = tcp.SetLinger(0)
+	}
+	conn.Close()
+}
