@@ -75,6 +75,9 @@
 //	    an identity is named in x-forwarded-client-cert. This comes after authorization, which sees what was sent, and before
 //	    any code that trusts these headers.
 //
+//	 7. Handler. While it runs, the request is decided about again when documents or bundles change, and when the certificate of
+//	    its peer expires. What is denied then is cut off.
+//
 // # Responses and errors
 //
 // Whatever a document prescribes comes back as a response: redirects, direct responses, injected aborts, 404 where no route

@@ -125,8 +125,9 @@ func (m *Mesh) load(change, undo func(*documents), faulty bool) error {
 }
 
 // Apply replaces the documents that the program gave itself, with [WithPolicy], [WithPolicyDir] or before with Apply; those
-// of feeds stay. Calls in flight end under the documents they began with. Whatever a destination has learned (ejections,
-// circuits, budgets, connections) is kept where its settings did not change.
+// of feeds stay. Calls in flight end under the documents they began with; requests to this process are decided about again, see
+// [Mesh.Handler]. Whatever a destination has learned (ejections, circuits, budgets, connections) is kept where its settings did
+// not change.
 //
 // If any document has an error, nothing changes and the error lists all findings. Sources without any document are an error
 // too, see [WithEmptyPolicy]; no source at all takes the documents away.

@@ -260,7 +260,7 @@ func TestDenialsEndConnectionsThatWereTakenOver(t *testing.T) {
 			}
 			ended := make(chan error, 2)
 			var serving sync.WaitGroup
-			defer serving.Wait()
+			t.Cleanup(serving.Wait)
 			address := serveWays(t, m, listen, func(w http.ResponseWriter, r *http.Request) {
 				conn, rw, err := http.NewResponseController(w).Hijack()
 				if err != nil {
