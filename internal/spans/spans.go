@@ -58,7 +58,7 @@ func New(c Config) (*Tracer, error) {
 	}
 	for _, name := range c.Forward {
 		name = http.CanonicalHeaderKey(name)
-		if owned(name) {
+		if Owned(name) {
 			return nil, fmt.Errorf("tracing: Forward names %s, which tracing sets itself: remove it there", name)
 		}
 		t.forward = append(t.forward, name)
@@ -103,7 +103,8 @@ var headers = [...]string{
 	traceparent, tracestate, baggageHeader, b3Header, b3TraceID, b3SpanID, b3ParentSpanID, b3Sampled, b3Flags, requestID,
 }
 
-func owned(name string) bool {
+// Owned reports whether name, a key of an http.Header, is a header that tracing sets itself.
+func Owned(name string) bool {
 	for _, h := range headers {
 		if h == name {
 			return true

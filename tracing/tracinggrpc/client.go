@@ -1,0 +1,169 @@
+// Package tracinggrpc makes spans of gRPC calls, on both ends, and carries traces from one to the other, as package tracing does for
+// HTTP. With a mesh, package tracingmesh does it for gRPC as well.
+//
+// A call has one CLIENT span and one SERVER span, with the name package.Service/Method and the attributes of the semantic
+// conventions 1.43. A stream's end with the stream. Clients call every status but OK an error, servers those that are their own
+// fault; a call that its caller gave up is none.
+package tracinggrpc
+
+import (
+	"context"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/spans"
+	"github.com/nosidecar/mesh/tracing"
+)
+
+// Client makes a CLIENT span for each call of a grpc.ClientConn, and sends the metadata that carries it. It is safe for concurrent
+// use; its fields must not be changed after the first call, and it must not be copied. Where it is used with retries, its options
+// come before theirs, so that all tries are one call.
+type Client struct {
+	// Config says what is made and sent. CallSpans says nothing here. If it is invalid, every call fails.
+	Config tracing.Config
+
+	once   sync.Once
+	tracer *spans.Tracer
+	err    error
+}
+
+// DialOptions returns the interceptors.
+func (c *Client) DialOptions() []grpc.DialOption {
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.unary), grpc.WithChainStreamInterceptor(c.stream)}
+}
+
+// call is a call on its way.
+type call struct {
+	tracer *spans.Tracer
+	desc   spans.Call
+	ctx    context.Context // to make it with
+	once   sync.Once
+}
+
+func (c *Client) begin(ctx context.Context, method string, cc *grpc.ClientConn) (*call, error) {
+	c.once.Do(func() { c.tracer, c.err = spans.New(spans.Config(c.Config)) })
+	if c.err != nil {
+		return nil, grpcstatus.Wrap(codes.Internal, c.err)
+	}
+	md, _ := metadata.FromOutgoingContext(ctx) // a copy
+	if md == nil {
+		md = metadata.MD{}
+	}
+	made := &call{tracer: c.tracer}
+	made.desc = spans.Call{
+		Method: http.MethodPost, URL: &url.URL{Scheme: "http", Host: host(cc.Target()), Path: method}, RPC: true,
+		Start: time.Now(), Owner: made, Seed: rand.Uint64(), Header: header(md, c.tracer.Names()), Caller: ctx,
+	}
+	ctx = c.tracer.StartCall(ctx, &made.desc)
+	ctx = c.tracer.StartAttempt(ctx, &made.desc, &spans.Attempt{
+		Number: 1, Start: made.desc.Start, Header: made.desc.Header, Set: setter(md),
+	})
+	made.ctx = metadata.NewOutgoingContext(ctx, md)
+	return made, nil
+}
+
+// host returns the host that a target names, with its port.
+func host(target string) string {
+	if _, rest, ok := strings.Cut(target, "://"); ok {
+		if _, name, ok := strings.Cut(rest, "/"); ok {
+			return name
+		}
+		return rest
+	}
+	return target
+}
+
+// header returns metadata as the header of HTTP, as far as it has these names.
+func header(md metadata.MD, names []string) http.Header {
+	var h http.Header
+	for _, name := range names {
+		if values := md[strings.ToLower(name)]; values != nil {
+			if h == nil {
+				h = http.Header{}
+			}
+			h[name] = values
+		}
+	}
+	return h
+}
+
+// setter sets metadata.
+type setter metadata.MD
+
+// SetHeader implements spans.Setter.
+func (s setter) SetHeader(name, value string) {
+	if name = strings.ToLower(name); value == "" {
+		delete(s, name)
+	} else {
+		s[name] = []string{value}
+	}
+}
+
+// end ends the span, once.
+func (c *call) end(err error) {
+	c.once.Do(func() {
+		c.tracer.EndCall(c.ctx, &c.desc, &spans.CallEnd{GRPCStatus: int(code(err)), Err: cause(c.desc.Caller, err)})
+	})
+}
+
+// cause returns why the caller gave up, if it was the caller.
+func cause(caller context.Context, err error) error {
+	if code(err) == codes.Canceled && caller.Err() != nil {
+		return context.Canceled
+	}
+	return err
+}
+
+// code returns the status of an error as gRPC sends it.
+func code(err error) codes.Code {
+	if s, ok := status.FromError(err); ok {
+		return s.Code()
+	}
+	return status.FromContextError(err).Code()
+}
+
+func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker,
+	opts ...grpc.CallOption) error {
+	call, err := c.begin(ctx, method, cc)
+	if err != nil {
+		return err
+	}
+	defer call.end(errPanic) // if it panics
+	err = invoker(call.ctx, method, req, reply, cc, opts...)
+	call.end(err)
+	return err
+}
+
+func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string, streamer grpc.Streamer,
+	opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	call, err := c.begin(ctx, method, cc)
+	if err != nil {
+		return nil, err
+	}
+	made := false
+	defer func() {
+		if !made {
+			call.end(errPanic)
+		}
+	}()
+	// gRPC calls it when the stream ends, also if the caller just cancels.
+	s, err := streamer(call.ctx, desc, cc, method, append(opts[:len(opts):len(opts)], grpc.OnFinish(call.end))...)
+	if err != nil {
+		call.end(err)
+		return nil, err
+	}
+	made = true
+	return s, nil
+}
+
+var errPanic = status.Error(codes.Unknown, "tracinggrpc: a panic")

@@ -1,0 +1,285 @@
+package tracinggrpc_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	otelcodes "go.opentelemetry.io/otel/codes"
+	sdk "go.opentelemetry.io/otel/sdk/trace"
+	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/retry"
+	"github.com/nosidecar/mesh/retry/retrygrpc"
+	"github.com/nosidecar/mesh/tracing"
+	"github.com/nosidecar/mesh/tracing/tracinggrpc"
+)
+
+func TestMain(m *testing.M) { os.Exit(leak.Run(m)) }
+
+const remote = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"
+
+func recorder() (tracing.Config, *tracetest.SpanRecorder) {
+	s := tracetest.NewSpanRecorder()
+	return tracing.Config{Provider: sdk.NewTracerProvider(sdk.WithSpanProcessor(s)), Forward: []string{"x-tenant"}}, s
+}
+
+func dial(t *testing.T, c tracing.Config, target string, opts ...grpc.DialOption) grpctest.Client {
+	t.Helper()
+	return grpctest.NewClient(grpctest.Dial(t, target, append((&tracinggrpc.Client{Config: c}).DialOptions(), opts...)...))
+}
+
+func ended(t *testing.T, s *tracetest.SpanRecorder, n int) []sdk.ReadOnlySpan {
+	t.Helper()
+	if !await.Done(func() bool { return len(s.Ended()) >= n }) || len(s.Ended()) != n {
+		t.Fatalf("%d spans have ended, want %d", len(s.Ended()), n)
+	}
+	return s.Ended()
+}
+
+func attribute(s sdk.ReadOnlySpan, key string) string {
+	for _, kv := range s.Attributes() {
+		if string(kv.Key) == key {
+			return kv.Value.String()
+		}
+	}
+	return ""
+}
+
+// Two servers in a row, called with unary calls and with streams. Nobody copies metadata.
+func TestTraceAcrossServices(t *testing.T) {
+	leak.Check(t)
+	config, spans := recorder()
+	var last atomic.Pointer[metadata.MD]
+	see := func(ctx context.Context) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		last.Store(&md)
+	}
+	bank := grpctest.Serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			see(ctx)
+			return &grpctest.Response{}, nil
+		},
+		Bidi: func(stream grpctest.BidiServer) error {
+			see(stream.Context())
+			for {
+				if _, err := stream.Recv(); err != nil {
+					return nil
+				}
+				if err := stream.Send(&grpctest.Out{}); err != nil {
+					return err
+				}
+			}
+		},
+	}, (&tracinggrpc.Server{Config: config}).ServerOptions()...)
+	toBank := dial(t, config, bank)
+	payment := grpctest.Serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			if in.ResponseSize == 0 {
+				return toBank.UnaryCall(ctx, in)
+			}
+			stream, err := toBank.FullDuplexCall(ctx)
+			if err != nil {
+				return nil, err
+			}
+			if err := stream.Send(&grpctest.In{}); err != nil {
+				return nil, err
+			}
+			if _, err := stream.Recv(); err != nil {
+				return nil, err
+			}
+			_ = stream.CloseSend()
+			if _, err := stream.Recv(); err != io.EOF {
+				return nil, err
+			}
+			return &grpctest.Response{}, nil
+		},
+	}, (&tracinggrpc.Server{Config: config}).ServerOptions()...)
+	client := grpctest.NewClient(grpctest.Dial(t, payment))
+	for i, method := range []string{"UnaryCall", "FullDuplexCall"} {
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", remote, "tracestate", "a=1", "x-tenant", "blue",
+			"baggage", "user=7", "x-request-id", "id-1")
+		if _, err := client.UnaryCall(ctx, &grpctest.Request{ResponseSize: int32(i)}); err != nil {
+			t.Fatal(err)
+		}
+		all := ended(t, spans, 3*(i+1))[3*i:]
+		var got []string
+		from, _ := trace.SpanIDFromHex(remote[36:52])
+		for j := 0; j < len(all); j++ {
+			if all[j].Parent().SpanID() == from {
+				got, from, j = append(got, all[j].SpanKind().String()+" "+all[j].Name()), all[j].SpanContext().SpanID(), -1
+			}
+		}
+		const service = "grpc.testing.TestService/"
+		want := []string{"server " + service + "UnaryCall", "client " + service + method, "server " + service + method}
+		if !slices.Equal(got, want) {
+			t.Errorf("the chain is %q, want %q", got, want)
+		}
+		for _, s := range all {
+			if attribute(s, "rpc.system.name") != "grpc" || attribute(s, "rpc.response.status_code") != "OK" || attribute(s, "rpc.method") != s.Name() ||
+				s.SpanContext().TraceState().String() != "a=1" {
+				t.Errorf("%s %s: %v", s.SpanKind(), s.Name(), s.Attributes())
+			}
+		}
+		for key, want := range map[string]string{"x-tenant": "blue", "baggage": "user=7", "x-request-id": "id-1"} {
+			if values := last.Load().Get(key); len(values) != 1 || values[0] != want {
+				t.Errorf("%s: the last service got %s %q, want %q", method, key, values, want)
+			}
+		}
+	}
+}
+
+func TestRetriesAreOneCall(t *testing.T) {
+	leak.Check(t)
+	config, spans := recorder()
+	var n atomic.Int32
+	var sent [3]string
+	target := grpctest.Serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			md, _ := metadata.FromIncomingContext(ctx)
+			i := n.Add(1)
+			if sent[i-1] = md.Get("traceparent")[0]; i < 3 {
+				return nil, status.Error(codes.Unavailable, "not yet")
+			}
+			return &grpctest.Response{}, nil
+		},
+	})
+	retries := &retrygrpc.Client{Config: retry.Config{Retries: 2, Backoff: -1, AnyMethod: true, On: mustParse(t, "unavailable")}}
+	client := dial(t, config, target, retries.DialOptions()...)
+	if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	s := ended(t, spans, 1)[0]
+	for _, parent := range sent {
+		if len(parent) != 55 || parent[36:52] != s.SpanContext().SpanID().String() {
+			t.Errorf("sent %q, want all of one span", sent)
+		}
+	}
+}
+
+func mustParse(t *testing.T, list string) retry.On {
+	t.Helper()
+	on, err := retry.ParseOn(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return on
+}
+
+func TestStatusOfSpans(t *testing.T) {
+	leak.Check(t)
+	for _, test := range []struct {
+		err            error
+		name           string
+		client, server otelcodes.Code
+	}{
+		{status.Error(codes.NotFound, ""), "NOT_FOUND", otelcodes.Error, otelcodes.Unset},
+		{status.Error(codes.Internal, ""), "INTERNAL", otelcodes.Error, otelcodes.Error},
+		{errors.New("plain"), "UNKNOWN", otelcodes.Error, otelcodes.Error},
+		{context.DeadlineExceeded, "DEADLINE_EXCEEDED", otelcodes.Error, otelcodes.Error},
+		{status.Error(99, ""), "CODE(99)", otelcodes.Error, otelcodes.Unset},
+	} {
+		config, spans := recorder()
+		target := grpctest.Serve(t, &grpctest.Service{
+			Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) { return nil, test.err },
+			Output: func(in *grpctest.In, s grpctest.OutServer) error {
+				return test.err
+			},
+		}, (&tracinggrpc.Server{Config: config}).ServerOptions()...)
+		client := dial(t, config, target)
+		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err == nil {
+			t.Fatal("no error")
+		}
+		ended(t, spans, 2)
+		stream, err := client.StreamingOutputCall(t.Context(), &grpctest.In{})
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		for _, s := range ended(t, spans, 4) {
+			want := test.client
+			if s.SpanKind() == trace.SpanKindServer {
+				want = test.server
+			}
+			if s.Status().Code != want || attribute(s, "rpc.response.status_code") != test.name {
+				t.Errorf("%v: %s %s: %v, %v", test.err, s.SpanKind(), s.Name(), s.Status(), s.Attributes())
+			}
+		}
+	}
+}
+
+// A stream that its caller leaves ends its span, and is no error.
+func TestCallerGivesUp(t *testing.T) {
+	leak.Check(t)
+	config, spans := recorder()
+	target := grpctest.Serve(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
+		if err := s.Send(&grpctest.Out{}); err != nil {
+			return err
+		}
+		<-s.Context().Done()
+		return s.Context().Err()
+	}})
+	client := dial(t, config, target)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	stream, err := client.FullDuplexCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	if len(spans.Ended()) != 0 {
+		t.Error("the span of an open stream has ended")
+	}
+	cancel()
+	if s := ended(t, spans, 1)[0]; s.Status().Code != otelcodes.Unset || attribute(s, "rpc.response.status_code") != "CANCELLED" {
+		t.Errorf("%v, %v", s.Status(), s.Attributes())
+	}
+}
+
+func TestUntrusted(t *testing.T) {
+	leak.Check(t)
+	config, spans := recorder()
+	target := grpctest.Serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			md, _ := metadata.FromIncomingContext(ctx)
+			if md["traceparent"] != nil || md["x-request-id"] != nil || md["x-tenant"] == nil || len(tracing.RequestID(ctx)) != 36 {
+				t.Errorf("the handler sees %v and the id %q", md, tracing.RequestID(ctx))
+			}
+			return &grpctest.Response{}, nil
+		},
+	}, (&tracinggrpc.Server{Config: config, Untrusted: func(context.Context) bool { return true }}).ServerOptions()...)
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", remote, "x-request-id", "theirs", "x-tenant", "blue")
+	if _, err := grpctest.NewClient(grpctest.Dial(t, target)).UnaryCall(ctx, &grpctest.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	if s := ended(t, spans, 1)[0]; s.Parent().IsValid() {
+		t.Error("the trace from outside goes on")
+	}
+}
+
+func TestInvalidConfig(t *testing.T) {
+	leak.Check(t)
+	config := tracing.Config{Formats: "jaeger"}
+	target := grpctest.Serve(t, &grpctest.Service{Unary: grpctest.Echo}, (&tracinggrpc.Server{Config: config}).ServerOptions()...)
+	for name, client := range map[string]grpctest.Client{
+		"client": dial(t, config, target), "server": grpctest.NewClient(grpctest.Dial(t, target)),
+	} {
+		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); status.Code(err) != codes.Internal || !strings.Contains(err.Error(), "jaeger") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
