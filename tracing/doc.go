@@ -20,5 +20,12 @@
 // Spans have the names and attributes of the semantic conventions 1.43: the method or "method route", and never a path. Clients
 // call 4xx and 5xx errors, servers only 5xx; a call that its caller gave up is none. Spans end with the body of the response.
 //
+// # With otelhttp and otelgrpc
+//
+// Around a [Transport] or a mesh, their spans are the parents of its attempts. Below one, their spans are children of the attempt,
+// and send the header of the innermost span: have Formats be the format that they send. A server has one SERVER span if
+// otelhttp is around a [Handler]. Inside one, or inside a mesh, set NoServerSpans: they read the headers for themselves, once
+// those that are not believed are gone. NoClientSpans leaves the other side to them.
+//
 // A call that is not sampled costs its headers: below a local span that does not record no span is started at all.
 package tracing
