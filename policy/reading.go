@@ -29,6 +29,7 @@ type reading struct {
 	created time.Time // as far as it says so: a server adds that to what it stores
 	is      any       // by its kind: *virtual, *destination and so on; nil if it has no effect
 	digest  *yamldoc.Digest
+	items   []*reading // of a List, if all of them are known by themselves
 }
 
 // identity is what a document is known by.
@@ -117,9 +118,32 @@ func (c *compiler) pack() {
 func (c *compiler) read(file string, doc *yamldoc.Document) {
 	sum, own := doc.Sum()
 	r := c.known[sum]
-	fresh := r == nil || !own
+	if !own {
+		r = nil
+	}
+	if r = c.take(file, doc, r); own && keeps(doc, r) {
+		c.plan.readings[sum] = r
+	}
+}
+
+// keeps gives a reading what the next plan needs to do without the document, and says whether it can.
+func keeps(doc *yamldoc.Document, r *reading) bool {
+	if r.kind == "" || doc.Failed() || doc.Omitted() > 0 || len(doc.Problems) >= 10 || r.list() && r.items == nil {
+		return false
+	}
+	return r.digest != nil
+}
+
+func (r *reading) list() bool { return r.kind == "List" && r.group == "" }
+
+// take sorts a document by its kind. Its reading is nil if it was not read before.
+func (c *compiler) take(file string, doc *yamldoc.Document, r *reading) *reading {
+	fresh := r == nil
 	if fresh {
 		r = c.readNew(file, doc)
+	}
+	if r.digest == nil {
+		r.digest = doc.Digest()
 	}
 	d := &document{Document: doc, reading: r, file: file}
 	if fresh {
@@ -127,22 +151,13 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 	}
 	c.documents = append(c.documents, d)
 	c.count++
-	if r.kind == "List" && r.group == "" && !doc.Failed() {
-		items, _ := doc.Items("items")
+	if r.list() && !doc.Failed() {
 		c.count--
-		for _, item := range items {
-			c.read(file, item)
-		}
-		return
-	}
-	if own && r.kind != "" && !doc.Failed() && doc.Omitted() == 0 && len(doc.Problems) < 10 {
-		if r.digest == nil {
-			r.digest = doc.Digest()
-		}
-		c.plan.readings[sum] = r
+		c.takeItems(file, doc, r)
+		return r
 	}
 	if r.is == nil {
-		return
+		return r
 	}
 	key := groupIdentity{r.group, r.identity}
 	if first := c.first[key]; first == nil {
@@ -170,6 +185,31 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 		c.peers = append(c.peers, decoded[istio.PeerAuthentication]{d, is})
 	case *access:
 		c.access = append(c.access, decoded[access]{d, is})
+	}
+	return r
+}
+
+// takeItems takes the items of a List.
+func (c *compiler) takeItems(file string, doc *yamldoc.Document, r *reading) {
+	if r.items != nil {
+		digests := make([]*yamldoc.Digest, len(r.items))
+		for i, item := range r.items {
+			digests[i] = item.digest
+		}
+		for i, item := range doc.KnownItems("items", digests) {
+			c.take(file, item, r.items[i])
+		}
+		return
+	}
+	items, _ := doc.Items("items")
+	readings, all := make([]*reading, len(items)), true
+	for i, item := range items {
+		problems := len(item.Problems)
+		readings[i] = c.take(file, item, nil)
+		all = all && problems == 0 && !readings[i].list() && keeps(item, readings[i])
+	}
+	if all {
+		r.items = readings
 	}
 }
 

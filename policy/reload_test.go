@@ -116,6 +116,26 @@ func TestRecompile_SameTextTwice(t *testing.T) {
 	}
 }
 
+// TestRecompile_KeepsItems has the routes of a List's items compiled once for all plans in which the List is the same.
+func TestRecompile_KeepsItems(t *testing.T) {
+	sources := func(more string) []policy.Source {
+		const item = "- apiVersion: networking.istio.io/v1\n  kind: VirtualService\n  metadata: {name: %[1]s}\n" +
+			"  spec: {hosts: [%[1]s], http: [{route: [{destination: {host: b, subset: v1}}]}]}\n"
+		list := "apiVersion: v1\nkind: List\nitems:\n" + fmt.Sprintf(item, "a") + fmt.Sprintf(item, "c")
+		return []policy.Source{{Name: "a.yaml", Data: []byte(more + "---\n" + list)}}
+	}
+	changed := sources(strings.TrimPrefix(virtualService("b", "{hosts: [b], http: [{route: [{destination: {host: c}}]}]}"), "\n") + "\n")
+	first, _ := policy.Compile(sources(""), workload)
+	routes := first.Host("a").Routes
+	second, got := policy.Recompile(first, changed, workload)
+	if second.Host("a").Routes != routes {
+		t.Error("the routes of an item were compiled again")
+	}
+	if _, want := policy.Compile(changed, workload); len(want) != 2 || !slices.Equal(got, want) {
+		t.Errorf("the findings are\n%v\nwant\n%v", got, want)
+	}
+}
+
 // TestRecompileKeepsRoutes has the routes of a service compiled once for all plans in which they are the same.
 func TestRecompileKeepsRoutes(t *testing.T) {
 	first, _ := policy.Compile(services(10, "1s"), workload)

@@ -61,12 +61,32 @@ func (s *stream) restore(from *Digest, offset int) *Document {
 	return d
 }
 
+// KnownItems is Items for a list of which all elements have a digest. None of them is parsed.
+func (d *Document) KnownItems(key string, digests []*Digest) (items []*Document) {
+	for i, digest := range digests {
+		if message := d.stream.documented(); message != "" {
+			d.Errorf(key, "%s", message)
+			break
+		}
+		item := d.stream.restore(digest, d.offset)
+		item.depth, item.list, item.key, item.nth = d.depth+1, d, key, i
+		items = append(items, item)
+	}
+	return items
+}
+
 // load parses the document if that was not necessary until now.
 func (d *Document) load() {
 	if !d.unread {
 		return
 	}
 	d.unread = false
+	if d.list != nil {
+		d.list.load()
+		_, list := child(d.list.root, d.key, -1)
+		d.root = target(target(list).Content[d.nth])
+		return
+	}
 	c := chunk{data: d.text}
 	c.parse()
 	d.root = c.root

@@ -58,6 +58,10 @@ type Document struct {
 	depth   int        // Lists around the document
 	failed  bool       // a problem is not just a warning
 	omitted int
+
+	list *Document // of an unread item: what it is an item of, and where
+	key  string
+	nth  int
 }
 
 // Failed says that a problem of the document is an error and not just a warning.
