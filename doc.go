@@ -85,6 +85,11 @@
 // is an [*Error]: it names the layer, the destination and the response flags, and gives its cause to [errors.Is] and
 // [errors.As].
 //
+// # What is in force
+//
+// [Mesh.Status] is a snapshot of the documents, destinations, circuits and identity in force, for a status page or a readiness
+// probe. An [Observer] is told of each change as it happens.
+//
 // # The layers alone
 //
 // Every layer is a package that works without documents, as an [http.RoundTripper] around another: retry, timeout,
