@@ -16,6 +16,13 @@ import (
 
 // What an observer sets is sent with that attempt alone, and the caller's request stays as it is.
 func TestHeadersOfAttempts(t *testing.T) {
+	// With a timeout the header of an attempt has been copied already.
+	for name, field := range map[string]string{"without a timeout": "", "with a timeout": "    timeout: 1h\n"} {
+		t.Run(name, func(t *testing.T) { testHeadersOfAttempts(t, field) })
+	}
+}
+
+func testHeadersOfAttempts(t *testing.T, field string) {
 	noLeaks(t)
 	var mu sync.Mutex
 	var seen []http.Header
@@ -35,10 +42,9 @@ spec:
   http:
   - route: [{destination: {host: api}}]
     retries: {attempts: 2, retryOn: 5xx, backoff: 1ms}
-    timeout: 1h
 `
 	var kept http.Header
-	m := newMesh(t, documents, mesh.WithDiscovery(&registry),
+	m := newMesh(t, documents+field, mesh.WithDiscovery(&registry),
 		mesh.WithObserver(mesh.Observer{AttemptStart: func(ctx context.Context, a *mesh.Attempt) context.Context {
 			a.Sent.SetHeader(fmt.Sprint("x-only-", a.Number), "yes")
 			for i := range 20 { // more than there is room for
