@@ -81,8 +81,8 @@ func chain(t *testing.T, f *meshtest.Fleet, aborted bool) http.RoundTripper {
 	rt = remembering{rt}
 	if aborted {
 		rt = &fault.Transport{Base: rt, Config: fault.Config{
-			Delay: fault.Delay{PerMillion: fault.Million, Fixed: 2 * time.Second},
-			Abort: fault.Abort{PerMillion: fault.Million, HTTPStatus: 418},
+			Delay: fault.Delay{PerMillion: fault.PerMillion(100), Fixed: 2 * time.Second},
+			Abort: fault.Abort{PerMillion: fault.PerMillion(100), HTTPStatus: 418},
 		}}
 	}
 	return rt

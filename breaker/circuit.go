@@ -222,11 +222,6 @@ func New(cfg Config, onChange func(Change)) (*Circuit, error) {
 	return c, nil
 }
 
-// Config returns the configuration of the circuit, with defaults filled in.
-func (c *Circuit) Config() Config {
-	return c.cfg
-}
-
 // State returns the current state.
 func (c *Circuit) State() State {
 	if c.current().state() == Closed {

@@ -231,7 +231,7 @@ func (r *registry) add(
 	if kept == nil {
 		kept = make(map[string]*destination)
 	}
-	r.forget(kept, d.circuit.Config(), now)
+	r.forget(kept, d.circuit.cfg, now)
 	kept[name] = d
 	r.byName.Store(&kept)
 	return d, nil

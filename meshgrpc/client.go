@@ -11,8 +11,8 @@ import (
 	"github.com/nosidecar/mesh/internal/engine"
 )
 
-// Scheme is the scheme of the targets that [DialOptions] resolves, as in "mesh:///order-service:8080".
-const Scheme = "mesh"
+// scheme is that of the targets that [DialOptions] resolves, as in "mesh:///order-service:8080".
+const scheme = "mesh"
 
 // DialOptions returns the options that take the calls of a grpc.ClientConn through m. The target is a service of the mesh,
 // by a name that documents or discovery know: "mesh:///order-service:8080".

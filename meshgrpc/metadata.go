@@ -23,25 +23,25 @@ import (
 // authority returns the host, with its port, that a ClientConn is for.
 func authority(cc *grpc.ClientConn) string {
 	target := cc.Target()
-	if host, ok := strings.CutPrefix(target, Scheme+":///"); ok {
+	if host, ok := strings.CutPrefix(target, scheme+":///"); ok {
 		return host
 	}
 	if _, rest, ok := strings.Cut(target, "://"); ok { // of another scheme, whose resolver is not asked
 		_, host, _ := strings.Cut(rest, "/")
 		return host
 	}
-	return strings.TrimPrefix(target, Scheme+":")
+	return strings.TrimPrefix(target, scheme+":")
 }
 
 // checkTarget returns an error for a target that names no host of the mesh.
 func checkTarget(target string) error {
-	if rest, ok := strings.CutPrefix(target, Scheme+"://"); ok {
+	if rest, ok := strings.CutPrefix(target, scheme+"://"); ok {
 		if host, ok := strings.CutPrefix(rest, "/"); !ok || host == "" {
 			return fmt.Errorf("%w, and not %q", errTarget, target)
 		}
 		return nil
 	}
-	if strings.Contains(target, "://") || strings.HasPrefix(target, Scheme+":") || strings.HasPrefix(target, "[") {
+	if strings.Contains(target, "://") || strings.HasPrefix(target, scheme+":") || strings.HasPrefix(target, "[") {
 		return nil
 	}
 	// What has a colon and no port after it is a scheme with something opaque, as in "dns:echo".

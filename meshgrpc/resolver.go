@@ -11,7 +11,7 @@ var errTarget = errors.New(`meshgrpc: a target of the mesh is "mesh:///host:port
 // resolverBuilder resolves targets of the scheme "mesh" to nothing: the mesh finds the endpoints, call by call.
 type resolverBuilder struct{}
 
-func (resolverBuilder) Scheme() string { return Scheme }
+func (resolverBuilder) Scheme() string { return scheme }
 
 func (resolverBuilder) Build(target resolver.Target, cc resolver.ClientConn, _ resolver.BuildOptions) (resolver.Resolver, error) {
 	if target.URL.Host != "" || target.Endpoint() == "" {

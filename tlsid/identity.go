@@ -106,10 +106,6 @@ func (i *Identity) ID() spiffeid.ID { return i.id }
 // TrustDomain returns the trust domain of the ID.
 func (i *Identity) TrustDomain() spiffeid.TrustDomain { return i.id.TrustDomain() }
 
-// NotBefore returns when the identity begins to be valid: the latest NotBefore of the certificate and all it was issued
-// by.
-func (i *Identity) NotBefore() time.Time { return i.notBefore }
-
 // NotAfter returns when the identity expires: the earliest NotAfter of the certificate and all it was issued by.
 func (i *Identity) NotAfter() time.Time { return i.notAfter }
 

@@ -260,7 +260,7 @@ var grpcStatuses = [...]string{
 
 // percent returns parts per million as documents write a share.
 func percent(perMillion uint32) float64 {
-	return float64(perMillion) / (fault.Million / 100)
+	return float64(perMillion) / 10_000
 }
 
 // rewrite fills in the path and the authority that the destinations see, if they are not those of the request.

@@ -196,7 +196,7 @@ func (c *Connections) Dial(ctx context.Context, first bool) (net.Conn, error) {
 
 // Limits returns the limits of the destination's connections.
 func (c *Connections) Limits() limit.PoolConfig {
-	return c.socket.owner.pool.Config()
+	return c.socket.owner.limits
 }
 
 // overTLS returns the request as net/http sends it over TLS. Nobody else sees this copy.

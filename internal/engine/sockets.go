@@ -18,6 +18,7 @@ import (
 // sockets are the transport sockets to the endpoints of a target, within one pool.
 type sockets struct {
 	pool        *limit.Pool
+	limits      limit.PoolConfig // of pool
 	template    *http.Transport
 	origination *tlsid.Origination // nil unless a document asks for TLS with certificates that it names
 
@@ -62,7 +63,7 @@ func newSockets(template *http.Transport, config clusterConfig) (*sockets, error
 		return nil, err
 	}
 	probe.Close()
-	c := &sockets{pool: pool, template: template, origination: origination, all: make(map[socketKey]*socket)}
+	c := &sockets{pool: pool, limits: config.Pool, template: template, origination: origination, all: make(map[socketKey]*socket)}
 	c.multiplexed.Store(config.UpgradeHTTP2)
 	return c, nil
 }
@@ -128,7 +129,7 @@ func (c *sockets) active() int64 {
 }
 
 func (c *sockets) connectTimeout() time.Duration {
-	if d := c.pool.Config().ConnectTimeout; d > 0 {
+	if d := c.limits.ConnectTimeout; d > 0 {
 		return d
 	}
 	return 10 * time.Second

@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// Million is the PerMillion of a fault that meets every call.
-const Million = 1_000_000
+// million is the PerMillion of a fault that meets every call.
+const million = 1_000_000
 
 // Config is the faults of a route. Values are comparable. The zero value has none.
 type Config struct {
@@ -57,12 +57,12 @@ func PerMillion(percent float64) uint32 {
 // Validate reports what is wrong with c.
 func (c Config) Validate() error {
 	switch {
-	case c.Delay.PerMillion > Million:
-		return fmt.Errorf("fault: Delay.PerMillion is %d, want at most %d", c.Delay.PerMillion, Million)
+	case c.Delay.PerMillion > million:
+		return fmt.Errorf("fault: Delay.PerMillion is %d, want at most %d", c.Delay.PerMillion, million)
 	case c.Delay.Fixed < 0:
 		return fmt.Errorf("fault: Delay.Fixed is %v, want 0 or more", c.Delay.Fixed)
-	case c.Abort.PerMillion > Million:
-		return fmt.Errorf("fault: Abort.PerMillion is %d, want at most %d", c.Abort.PerMillion, Million)
+	case c.Abort.PerMillion > million:
+		return fmt.Errorf("fault: Abort.PerMillion is %d, want at most %d", c.Abort.PerMillion, million)
 	case c.Abort.IsGRPC && c.Abort.HTTPStatus != 0:
 		return fmt.Errorf("fault: Abort has both HTTPStatus %d and a gRPC status", c.Abort.HTTPStatus)
 	case c.Abort.HTTPStatus != 0 && (c.Abort.HTTPStatus < 200 || c.Abort.HTTPStatus > 599):
@@ -106,7 +106,7 @@ func hit(perMillion uint32, random func(n uint32) uint32) bool {
 	case perMillion == 0:
 		return false
 	case random == nil:
-		return rand.Uint32N(Million) < perMillion
+		return rand.Uint32N(million) < perMillion
 	}
-	return random(Million) < perMillion
+	return random(million) < perMillion
 }

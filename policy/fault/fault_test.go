@@ -23,7 +23,7 @@ func TestPerMillion(t *testing.T) {
 		{0.00009, 0},
 		{10, 100_000},
 		{99.99999, 999_999},
-		{100, fault.Million},
+		{100, fault.PerMillion(100)},
 	} {
 		if got := fault.PerMillion(tt.percent); got != tt.want {
 			t.Errorf("PerMillion(%v) = %d, want %d", tt.percent, got, tt.want)
@@ -46,12 +46,12 @@ func TestConfig_Validate(t *testing.T) {
 		{"none", fault.Config{}, true},
 		{"delay", fault.Config{Delay: fault.Delay{PerMillion: 1, Fixed: time.Second}}, true},
 		{"negative delay", fault.Config{Delay: fault.Delay{PerMillion: 1, Fixed: -1}}, false},
-		{"delay beyond all", fault.Config{Delay: fault.Delay{PerMillion: fault.Million + 1}}, false},
+		{"delay beyond all", fault.Config{Delay: fault.Delay{PerMillion: fault.PerMillion(100) + 1}}, false},
 		{"HTTP abort", fault.Config{Abort: fault.Abort{PerMillion: 1, HTTPStatus: 503}}, true},
 		{"lowest status", fault.Config{Abort: fault.Abort{PerMillion: 1, HTTPStatus: 200}}, true},
 		{"status too low", fault.Config{Abort: fault.Abort{PerMillion: 1, HTTPStatus: 199}}, false},
 		{"status too high", fault.Config{Abort: fault.Abort{PerMillion: 1, HTTPStatus: 600}}, false},
-		{"abort beyond all", fault.Config{Abort: fault.Abort{PerMillion: fault.Million + 1, HTTPStatus: 503}}, false},
+		{"abort beyond all", fault.Config{Abort: fault.Abort{PerMillion: fault.PerMillion(100) + 1, HTTPStatus: 503}}, false},
 		{"gRPC abort", fault.Config{Abort: fault.Abort{PerMillion: 1, GRPCStatus: 14, IsGRPC: true}}, true},
 		{"gRPC OK", fault.Config{Abort: fault.Abort{PerMillion: 1, IsGRPC: true}}, true},
 		{"no such code", fault.Config{Abort: fault.Abort{PerMillion: 1, GRPCStatus: 17, IsGRPC: true}}, false},
@@ -70,7 +70,7 @@ func TestConfig_Validate(t *testing.T) {
 // sequence returns the values given, one after the other, and fails when there are no more.
 func sequence(t *testing.T, values ...uint32) func(uint32) uint32 {
 	return func(n uint32) uint32 {
-		if n != fault.Million || len(values) == 0 {
+		if n != fault.PerMillion(100) || len(values) == 0 {
 			t.Fatalf("drew from %d with %d values left", n, len(values))
 		}
 		v := values[0]
@@ -100,8 +100,8 @@ func TestConfig_Decide(t *testing.T) {
 		{"nothing to draw", fault.Config{}, nil, fault.Decision{}},
 		{"gRPC", fault.Config{Abort: fault.Abort{PerMillion: 1, GRPCStatus: 14, IsGRPC: true}}, []uint32{0},
 			fault.Decision{Abort: true, GRPCStatus: 14, IsGRPC: true}},
-		{"all", fault.Config{Abort: fault.Abort{PerMillion: fault.Million, HTTPStatus: 503}},
-			[]uint32{fault.Million - 1}, abort},
+		{"all", fault.Config{Abort: fault.Abort{PerMillion: fault.PerMillion(100), HTTPStatus: 503}},
+			[]uint32{fault.PerMillion(100) - 1}, abort},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := tt.config.Decide(sequence(t, tt.draws...)); got != tt.want {

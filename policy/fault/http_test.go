@@ -50,9 +50,9 @@ func request(ctx context.Context, method string) (*http.Request, *requestBody) {
 }
 
 func always(d time.Duration, status int) fault.Config {
-	config := fault.Config{Delay: fault.Delay{PerMillion: fault.Million, Fixed: d}}
+	config := fault.Config{Delay: fault.Delay{PerMillion: fault.PerMillion(100), Fixed: d}}
 	if status != 0 {
-		config.Abort = fault.Abort{PerMillion: fault.Million, HTTPStatus: status}
+		config.Abort = fault.Abort{PerMillion: fault.PerMillion(100), HTTPStatus: status}
 	}
 	return config
 }

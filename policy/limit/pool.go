@@ -251,14 +251,6 @@ func (p *Pool) removeLocked(w *waiter) {
 	w.prev, w.next = nil, nil
 }
 
-// Config returns what the pool was made with.
-func (p *Pool) Config() PoolConfig {
-	if p == nil {
-		return PoolConfig{}
-	}
-	return p.config
-}
-
 // Stats are the counters of a [Pool].
 type Stats struct {
 	Active      int    // calls that hold a slot

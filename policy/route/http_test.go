@@ -381,7 +381,7 @@ func TestTransportKeepsAuthority(t *testing.T) {
 func TestTransportFaults(t *testing.T) {
 	r := to("b")
 	r.Retry = retry.Config{Retries: 2, On: retry.On{Conditions: retry.ServerError}}
-	r.Fault.Abort = fault.Abort{PerMillion: fault.Million, HTTPStatus: 503}
+	r.Fault.Abort = fault.Abort{PerMillion: fault.PerMillion(100), HTTPStatus: 503}
 	calls := 0
 	rt := always(t, func(req *http.Request) (*http.Response, error) { calls++; return ok(req) }, r)
 	resp, err := rt.RoundTrip(get(t, "http://a/"))
@@ -395,7 +395,7 @@ func TestTransportTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := to("b")
 		r.Timeout = time.Second
-		r.Fault.Delay = fault.Delay{PerMillion: fault.Million, Fixed: time.Minute}
+		r.Fault.Delay = fault.Delay{PerMillion: fault.PerMillion(100), Fixed: time.Minute}
 		rt := always(t, func(req *http.Request) (*http.Response, error) {
 			<-req.Context().Done()
 			return nil, context.Cause(req.Context())
