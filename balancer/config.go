@@ -52,7 +52,7 @@ func (a Algorithm) String() string {
 }
 
 // Config says how a [Balancer] picks. The zero value is least request over all endpoints that are not ejected. Configs
-// are data, and equal ones (==) mean the same.
+// are data, which Equal compares.
 type Config struct {
 	// Algorithm is the way to pick. The zero value is [LeastRequest].
 	Algorithm Algorithm
