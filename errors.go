@@ -77,8 +77,8 @@ func (e *Error) Unwrap() error {
 	return e.Err
 }
 
-// Timeout reports whether the call failed for lack of time. It makes Error a net.Error's equal for http.Client, which
-// asks its errors this question.
+// Timeout reports whether the call failed for lack of time. http.Client asks its errors for this method, as it asks a
+// net.Error.
 func (e *Error) Timeout() bool {
 	var t interface{ Timeout() bool }
 	return errors.As(e.Err, &t) && t.Timeout()

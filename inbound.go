@@ -1,21 +1,15 @@
 package mesh
 
 import (
-	"context"
-	"crypto/tls"
 	"errors"
-	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
-	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
@@ -92,13 +86,13 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 // PeerAuthentication of the port, the AuthorizationPolicies, the removal of headers that the peer may not assert, limits,
 // and the deadline that the caller tells, which becomes the handler's context's.
 //
-// A peer is who its certificate says, verified anew for each request, whoever terminated TLS: serve over a listener of
-// [Mesh.Listen] to have the port's PeerAuthentication enforced for connections too. Without [WithIdentity] no peer has an
-// identity.
+// The peer is identified by its certificate, which is verified anew for each request, whichever listener terminated TLS: serve
+// over a listener of [Mesh.Listen] to have the port's PeerAuthentication enforced for connections too. Without [WithIdentity]
+// no peer has an identity.
 //
-// What is denied is answered with 403 and "RBAC: access denied", a path that cannot be read with 400; why is for the
-// observers. So is, on a port that is STRICT, a request of a peer whose certificate is not, or no longer, good: its connection
-// is closed after that. A plaintext request to such a port is cut off without an answer.
+// What is denied is answered with 403 and "RBAC: access denied", a path that cannot be read with 400; only observers are told
+// why. So is, on a port that is STRICT, a request of a peer whose certificate is not, or no longer, good: its connection is
+// closed after that. A plaintext request to such a port is cut off without an answer.
 //
 // A request that is under way is decided about again when documents or bundles change, and when the certificate of its peer
 // expires. If it is denied then, it is cut off: its context ends, what its handler reads or writes fails, and the peer sees a
@@ -106,15 +100,15 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 // returned. Answers that are complete stay so. Envoy lets requests that are under way go on.
 //
 // Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
-// [WithWorkload]. Shutdown of the http.Server drains as ever.
+// [WithWorkload]. Shutdown of the http.Server drains as usual.
 func (m *Mesh) Handler(next http.Handler) http.Handler {
 	m.server.handled.Store(true)
 	m.warnOpen()
 	return &handler{m, next}
 }
 
-// warnOpen tells the observers, once, that a process with an identity serves whoever comes: who has set up identities may well
-// think otherwise.
+// warnOpen tells the observers, once, that a process with an identity serves every peer: an operator who set up identities may
+// well think otherwise.
 func (m *Mesh) warnOpen() {
 	in := m.engine.Plan().Inbound()
 	if m.identity == nil || in.Authorizes() || in.Mode(0) != tlsid.Permissive || !m.server.warned.CompareAndSwap(false, true) {
@@ -140,179 +134,6 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.serve(w, r, in)
 	}
 	in.recycle() // not after a panic
-}
-
-// inbound is one request. What is decided about it is too large for the small stacks that HTTP/2 serves requests on.
-type inbound struct {
-	entry
-	mesh *Mesh
-	passage
-}
-
-// passage is what is new with each request.
-type passage struct {
-	Inbound
-	rules  *policy.Inbound // nil until it is known who sent it
-	mode   tlsid.Mode
-	before uint64 // changes of documents and bundles, before it was decided about
-	peer   tlsid.Peer
-	secure *tls.ConnectionState // of a connection whose TLS a wrapper hides from net/http
-
-	// Of a request that is not served with a handler of HTTP.
-	answer  response.Recorder
-	writer  http.ResponseWriter
-	context context.Context // of the observers
-	ender   admission.Ender
-
-	// What it holds until its handler has returned.
-	slot   limit.Slot
-	cancel context.CancelFunc // nil unless the caller tells how long it waits
-
-	// By which it is ended while its handler runs.
-	ctx   *requestContext     // nil if the request has none of ours
-	reply http.ResponseWriter // nil if there is no handler of HTTP
-	guard *response.Guard     // of HTTP/1
-	taken net.Conn            // taken over by the handler; written before guard has it pass
-}
-
-// arrive returns the state of a request that is new.
-func (s *server) arrive(r *http.Request) *inbound {
-	in := s.requests.Get().(*inbound)
-	in.Request, in.Start, in.GRPCStatus = r, time.Now(), -1
-	in.before = s.running.changes.Load()
-	return in
-}
-
-// recycle keeps in for another request.
-func (in *inbound) recycle() {
-	in.forget()
-	in.passage = passage{}
-	in.mesh.server.requests.Put(in)
-}
-
-// release gives back what the request holds.
-func (in *inbound) release() {
-	in.leave()
-	if in.cancel != nil {
-		in.cancel()
-	}
-	in.slot.Release()
-}
-
-// begin puts a request that was admitted into the register. It returns false if it was answered, because it is not allowed any
-// more.
-func (in *inbound) begin(w http.ResponseWriter) bool {
-	now, peerErr := in.mesh.server.running.enter(&in.entry, in.before)
-	if now.Allowed {
-		return true
-	}
-	in.leave()
-	in.withdraw(now, peerErr)
-	now.Refuse(w, in.Request)
-	return false
-}
-
-// withdraw notes the decision that ended the request.
-func (in *inbound) withdraw(now authz.Decision, peerErr error) {
-	in.Decision = now
-	if peerErr != nil {
-		in.PeerErr = peerErr
-	}
-}
-
-// end ends the request, whose handler runs: its context, and its connection or stream.
-func (in *inbound) end(now authz.Decision, peerErr error) {
-	in.withdraw(now, peerErr)
-	cause := &admission.Withdrawn{Reason: now.Reason}
-	if in.ctx != nil {
-		in.ctx.end(cause)
-	}
-	if in.ender != nil {
-		in.ender.End()
-	}
-	if in.reply == nil {
-		return
-	}
-	if in.guard != nil {
-		in.guard.Cut(cause)
-	}
-	// HTTP/2 resets the stream; HTTP/1 wakes who reads or writes.
-	past, control := time.Unix(1, 0), http.NewResponseController(in.reply)
-	_ = control.SetReadDeadline(past)
-	unknown := control.SetWriteDeadline(past) != nil
-	if in.guard != nil || in.Request.ProtoMajor < 2 || unknown {
-		if conn := in.mesh.server.connOf(in.Request); conn != nil {
-			abort(conn)
-		}
-	}
-	if in.taken != nil {
-		abort(in.taken)
-	}
-}
-
-// TakeOver implements response.Owner.
-func (in *inbound) TakeOver(conn net.Conn) net.Conn {
-	in.taken = conn
-	return in.mesh.server.running.takeOver(&in.facts, conn)
-}
-
-// Admit implements admission.Gate.
-func (h *handler) Admit(w http.ResponseWriter, r *http.Request) (*http.Request, admission.Call) {
-	m := h.mesh
-	in := m.server.arrive(r)
-	in.context = r.Context()
-	if m.server.observed {
-		in.Decision.Rule = -1
-		h.identify(r, in)
-		in.context = m.observers.inboundStart(in.context, &in.Inbound)
-		w, r = in.answer.Watch(w), r.WithContext(in.context)
-	}
-	in.writer = w
-	var admitted *http.Request
-	defer func() {
-		if admitted == nil {
-			in.Done(in.answer.Status, grpcStatus(w.Header(), in.answer.Status))
-		}
-	}()
-	if admitted = h.enter(w, r, in); admitted == nil {
-		return nil, nil
-	}
-	return admitted, in
-}
-
-// Held implements admission.Call.
-func (in *inbound) Held() bool {
-	s := &in.mesh.server
-	return s.observed || s.MaxRequests > 0
-}
-
-// Enter implements admission.Call.
-func (in *inbound) Enter(ctx context.Context, end admission.Ender) (context.Context, bool) {
-	in.ctx, in.ender = &requestContext{Context: ctx, id: in.Peer}, end
-	return in.ctx, in.begin(in.writer)
-}
-
-// Done implements admission.Call.
-func (in *inbound) Done(status, grpcStatus int) {
-	in.release()
-	if in.mesh.server.observed {
-		in.Status, in.GRPCStatus = status, grpcStatus
-		in.mesh.observers.inboundEnd(in.context, &in.Inbound)
-	}
-	in.recycle()
-}
-
-// grpcStatus returns the status of a gRPC call by what was answered over HTTP, and -1 if there was no answer.
-func grpcStatus(h http.Header, status int) int {
-	if status == 0 {
-		return -1
-	}
-	for _, name := range [...]string{"Grpc-Status", http.TrailerPrefix + "Grpc-Status"} {
-		if code, err := strconv.ParseUint(h.Get(name), 10, 31); err == nil {
-			return int(code)
-		}
-	}
-	return int(failure.GRPCCode(status))
 }
 
 // observed is serve with observers.

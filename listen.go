@@ -38,8 +38,8 @@ type watched interface {
 // What wraps a listener, such as netutil.LimitListener, wraps inner and not what Listen returns: net/http would see no TLS, and
 // speak no HTTP/2. A server without [Mesh.Handler] gets no connections while AuthorizationPolicies select the workload.
 //
-// Without [WithIdentity] every TLS connection is refused, and under STRICT so is everything. What is refused is told to
-// the observers' ConnectionRefused.
+// Without [WithIdentity] every TLS connection is refused, and under STRICT so is everything. Observers' ConnectionRefused
+// reports what is refused.
 func (m *Mesh) Listen(inner net.Listener) net.Listener {
 	l := &listener{Listener: tlsid.NewListener(inner, m.listenerConfig(inner)), place: placeOf(inner.Addr()), mesh: m}
 	m.server.watch(l)

@@ -79,7 +79,7 @@ type Call struct {
 	// Start is when the request entered the mesh.
 	Start time.Time
 
-	// Mirror says that the call is a copy of another one, whose response nobody waits for.
+	// Mirror says that the call is a copy of another one, whose response is not waited for.
 	Mirror bool
 
 	// Document and Route say what routed the call. Both may be empty.

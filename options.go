@@ -128,10 +128,10 @@ func WithPolicyFeed(feed Feed) Option {
 	}
 }
 
-// WithEmptyPolicy says that a folder, a feed or a source without any document is meant. Otherwise it is taken for a mistake,
-// such as a wrong path or a truncated file, that would take all authorization away: [New] and [Mesh.Apply] fail, and a feed
-// that turns empty is reported as one that cannot be read, while its last documents stay in force. Documents that are skipped
-// do not count: see [policy.Plan.InForce].
+// WithEmptyPolicy says that a folder, a feed or a source without any document is intended. Otherwise it is taken for a
+// mistake, such as a wrong path or a truncated file, that would take all authorization away: [New] and [Mesh.Apply] fail, and
+// a feed that turns empty is reported as one that cannot be read, while its last documents stay in force. Documents that are
+// skipped do not count: see [policy.Plan.InForce].
 func WithEmptyPolicy() Option {
 	return func(o *options) error {
 		o.mayBeEmpty = true
@@ -162,8 +162,8 @@ func WithTransport(t *http.Transport) Option {
 	}
 }
 
-// WithWorkload says which workload the process is: documents select by its namespace and labels, and nearness is judged
-// from its locality. What w leaves empty is taken from the environment, see [policy.WorkloadFromEnv]; what is not known
+// WithWorkload says which workload the process is: documents select by its namespace and labels, and its locality decides
+// which endpoints are near. What w leaves empty is taken from the environment, see [policy.WorkloadFromEnv]; what is not known
 // then is the namespace "default" in "cluster.local", no labels, no locality, and the first address of the machine's
 // interfaces that others can reach.
 func WithWorkload(w policy.Workload) Option {
@@ -242,8 +242,8 @@ func WithServer(s ServerConfig) Option {
 	}
 }
 
-// Protection is what no document asks for and Envoy, configured by documents, does not do either. Its zero value is
-// off; each part works by itself.
+// Protection holds settings that no document can express, because Envoy has nothing like them. Its zero value is off; each
+// part works by itself.
 type Protection struct {
 	// Circuit stops calls to a destination that fails as a whole. nil is off.
 	Circuit *breaker.Config

@@ -80,9 +80,9 @@ type Config struct {
 	// SlowStart spares endpoints that are new.
 	SlowStart SlowStart
 
-	// PanicPercent is the share of healthy endpoints, in percent, below which ejections are not believed and all
-	// endpoints are picked. It is Istio's minHealthPercent. 0 means never: when all are ejected, Pick refuses. With
-	// Locality, it is the share in one place, and counts only when all places together cannot carry the calls.
+	// PanicPercent is the share of healthy endpoints, in percent, below which ejections are ignored and all endpoints are
+	// picked. It is Istio's minHealthPercent. 0 means never: when all are ejected, Pick refuses. With Locality, it is the
+	// share in one place, and counts only when all places together cannot carry the calls.
 	PanicPercent int
 
 	// Locality prefers near endpoints.

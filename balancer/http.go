@@ -224,7 +224,7 @@ func (t *Transport) open(name string) (*service, error) {
 	return s, nil
 }
 
-// forget stops watching a service that the resolver does not know, so that callers who make up names cost nothing.
+// forget stops watching a service that the resolver does not know, so that callers that make up names cost nothing.
 func (t *Transport) forget(name string, s *service) {
 	t.mu.Lock()
 	if t.services[name] == s {

@@ -39,7 +39,7 @@ func newMaglevTable(hosts []*Host, size int) []uint32 {
 		walks[i] = walk{
 			place:  Hash(h.id) % uint64(size),
 			step:   second.Sum64()%uint64(size-1) + 1,
-			credit: 1, // everyone has a first turn, so that nobody is without keys
+			credit: 1, // every endpoint has a first turn, so that none is without keys
 		}
 		heaviest = max(heaviest, float64(h.weight))
 	}

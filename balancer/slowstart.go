@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// warmUpLocked begins the slow start of hosts that have just arrived, unless most of the set would be in slow start:
-// then there is nobody to take the load off them.
+// warmUpLocked begins the slow start of hosts that have just arrived, unless most of the set would be in slow start: then no
+// other endpoint can take the load off them.
 func (b *Balancer) warmUpLocked(arrived []*Host) {
 	if b.cfg.SlowStart.Window == 0 {
 		return

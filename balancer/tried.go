@@ -6,9 +6,9 @@ import (
 	"sync"
 )
 
-// WithTried returns a context in which a [Transport] remembers the endpoints that requests were sent to, and avoids them
-// while another is available. Whoever makes several attempts of a call, such as retry.Transport around a Transport, does
-// not know of endpoints; a context from here that all attempts of a call share has them go to different ones.
+// WithTried returns a context in which a [Transport] remembers the endpoints that requests were sent to, and avoids them while
+// another is available. A caller that makes several attempts, such as retry.Transport around a Transport, does not know the
+// endpoints. If all attempts of a call share such a context, they go to different endpoints.
 func WithTried(ctx context.Context) context.Context {
 	return context.WithValue(ctx, triedKey{}, new(triedList))
 }

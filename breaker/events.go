@@ -8,7 +8,7 @@ import (
 // mailbox keeps events that happen under a lock until they can be delivered without it. Events are delivered in the
 // order they were posted, one at a time; the handler may do whatever causes further events.
 type mailbox[T any] struct {
-	handler func(T) // nil: nobody wants to know
+	handler func(T) // nil: not reported
 	waiting atomic.Bool
 
 	mu    sync.Mutex // may be taken with other locks held; never held while handler runs

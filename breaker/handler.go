@@ -20,7 +20,7 @@ type Handler struct {
 	// Config is the circuit. If it is invalid, every call is answered with 500.
 	Config Config
 
-	// OnChange is told of every change of state; see [New]. nil tells nobody.
+	// OnChange is called for every change of state; see [New]. nil: changes are not reported.
 	OnChange func(Change)
 
 	once    sync.Once

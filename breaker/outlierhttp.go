@@ -32,8 +32,8 @@ func resultOfError(err error) Result {
 	return Reset
 }
 
-// Report says how an HTTP call to an endpoint ended. An endpoint that is not tracked is, from now on, until it has not
-// been heard of for some minutes.
+// Report says how an HTTP call to an endpoint ended. An endpoint that is not tracked yet is tracked from now on, until it has
+// not been heard of for some minutes.
 func (o *Outlier) Report(endpoint string, resp *http.Response, err error) {
 	t := o.seen(endpoint)
 	if o.rates {
@@ -42,8 +42,8 @@ func (o *Outlier) Report(endpoint string, resp *http.Response, err error) {
 	t.Report(resultOf(resp, err))
 }
 
-// Ejected reports whether an endpoint is ejected now. An endpoint that is not tracked is, from now on, until it has not
-// been heard of for some minutes.
+// Ejected reports whether an endpoint is ejected now. An endpoint that is not tracked yet is tracked from now on, until it has
+// not been heard of for some minutes.
 func (o *Outlier) Ejected(endpoint string) bool {
 	t := o.seen(endpoint)
 	if o.ejected.Load() > 0 {

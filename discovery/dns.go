@@ -28,9 +28,9 @@ type Lookup interface {
 	LookupSRV(ctx context.Context, service, proto, name string) (cname string, records []*net.SRV, err error)
 }
 
-// DNS is a [Resolver] that polls the domain name system: the addresses of a service, on the port the caller asks for, or
-// with SRV its targets, each with a port and a weight. It tries [Service.Names] in order until one exists, and stays with
-// that one. Of the names of a service of the cluster it leaves out name.namespace, which outside the cluster is anybody's:
+// DNS is a [Resolver] that polls the domain name system: the addresses of a service, on the port the caller asks for, or with
+// SRV its targets, each with a port and a weight. It tries [Service.Names] in order until one exists, and stays with that one.
+// Of the names of a service of the cluster it leaves out name.namespace, which outside the cluster can belong to anyone:
 // "orders.shop" is a domain that can be bought.
 //
 // It yields when the set changes, whatever the order of the answers, and each time in a random order, so that the

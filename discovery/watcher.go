@@ -17,7 +17,7 @@ var (
 	errWatchEnded = errors.New("discovery: resolver ended the watch; it is begun again")
 )
 
-// Watcher shares the watches of a [Resolver]: however many subscribe to a service, it is watched once, while anybody
+// Watcher shares the watches of a [Resolver]: a service is watched once however many subscribe to it, and only while somebody
 // does. It keeps the last good set through errors. It is safe for concurrent use.
 type Watcher struct {
 	resolver Resolver
@@ -57,8 +57,8 @@ type watch struct {
 	answered  chan struct{} // closed once there is a set or the service is unknown
 }
 
-// Subscribe calls update with the endpoints of the service now, if they are known, and after every change. It begins to
-// watch the service if nobody does. Two plans that follow one another keep the watch, and its last good set, if the new
+// Subscribe calls update with the endpoints of the service now, if they are known, and after every change. It begins to watch
+// the service if it is not watched yet. Two plans that follow one another keep the watch, and its last good set, if the new
 // one subscribes before the old one closes its subscription.
 //
 // The calls come one at a time and in order; where they come too slowly for the changes, the sets in between are left
@@ -276,7 +276,7 @@ func (s *Subscription) Err() error {
 }
 
 // Refresh asks the resolver to look again soon, because an endpoint could not be connected to: it may be gone. Of the
-// resolvers here [DNS] polls, and so heeds it: at once, or a second after its latest lookup, and less and less often while
+// resolvers here [DNS] polls, and so acts on it: at once, or a second after its latest lookup, and less and less often while
 // that brings nothing new. Refresh does not wait, and may be called for every failure.
 func (s *Subscription) Refresh() {
 	if s.watch == nil {

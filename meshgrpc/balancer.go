@@ -112,7 +112,7 @@ func (b *connections) open(link *engine.Connections, c *client) (*group, error) 
 	return known, nil
 }
 
-//lint:ignore SA1019 what gRPC says, who knows no better, either
+//lint:ignore SA1019 what gRPC says, which knows no better, either
 var errBalancerClosed = refusal.Because(grpc.ErrClientConnClosing)
 
 // changed counts the change of a connection's state, and has the calls that wait for connections look again: nothing else

@@ -349,7 +349,7 @@ func (c *conn) release() {
 	}
 }
 
-// shutdown closes the connection, once. err, if not nil, is for those who wait for it.
+// shutdown closes the connection, once. err, if not nil, is for the goroutines that wait for it.
 func (c *conn) shutdown(err error) {
 	g := c.group
 	if err != nil {

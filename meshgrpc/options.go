@@ -12,7 +12,7 @@ import (
 // options are the options of a call, as far as it concerns us.
 type options struct {
 	tries     []grpc.CallOption   // those that all tries have in common
-	results   *grpcreplay.Results // nil for a caller who wants nothing back
+	results   *grpcreplay.Results // nil for a caller that wants nothing back
 	authority string              // "" for that of the ClientConn
 	encoding  grpcreplay.Encoding
 	waits     bool // for an endpoint
@@ -39,7 +39,7 @@ func (o *options) read(opts []grpc.CallOption) {
 		o.tries, o.results = grpcreplay.Split(make([]grpc.CallOption, 0, len(opts)+4), opts)
 	}
 	if o.waits {
-		o.tries = append(o.tries, grpc.WaitForReady(false)) // it is we who wait
+		o.tries = append(o.tries, grpc.WaitForReady(false)) // the waiting is done here
 	}
 }
 

@@ -37,15 +37,15 @@ import (
 //
 // Health checks and reflection are calls like others, and so are calls of methods that do not exist. What is denied gets
 // PERMISSION_DENIED and "RBAC: access denied"; what is beyond a limit gets UNAVAILABLE. A plaintext connection whose calls
-// must come over mTLS is closed. In handlers, [mesh.PeerID] tells who calls, and package peer has the TLS state.
+// must come over mTLS is closed. In handlers, [mesh.PeerID] names the caller, and package peer has the TLS state.
 //
 // A call that is denied while its handler runs, because documents or bundles have changed or the certificate of its peer has
 // expired, ends with PERMISSION_DENIED at once, unary or not: the context of its handler ends, and the stream returns that status.
 //
-// A call is decided about when its headers have come, before a message of it is received: by grpc.InTapHandle, which a server
+// A call is authorized when its headers have arrived, before a message of it is received: by grpc.InTapHandle, which a server
 // can have only once. So no interceptor sees what is not let through, and observers of inbound calls must not block: they run
 // on the goroutine that reads from the connection. gRPC has no trailers at that point; what is beyond a limit is told apart by
-// the details of its status, a google.rpc.ErrorInfo, which the clients of this module read. GracefulStop drains as ever.
+// the details of its status, a google.rpc.ErrorInfo, which the clients of this module read. GracefulStop drains as usual.
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
 	return []grpc.ServerOption{

@@ -25,9 +25,9 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 	return Recompile(nil, sources, w)
 }
 
-// Recompile is Compile for sources of which last, a plan for the same workload, has compiled most already: only documents
-// that are new or changed are read. The result is that of Compile. A plan that is nil, or for another workload, is of no
-// help.
+// Recompile is Compile for sources of which last, a plan for the same workload, has compiled most already: only documents that
+// are new or changed are read. The result is that of Compile. If last is nil or for another workload, Recompile does what
+// Compile does.
 func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 	c := compile(last, sources, w)
 	if c.failed() {
@@ -41,7 +41,7 @@ func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 	return c.plan, c.findings(sources)
 }
 
-// Report is what there is to say about a set of documents.
+// Report is the result of checking a set of documents.
 type Report struct {
 	// Documents is their number. A List is not a document itself; its items are.
 	Documents int

@@ -15,7 +15,7 @@ import (
 )
 
 // WorkloadFromEnv returns what the environment of the process says about it, by the variables and files that Istio's agent
-// goes by. What nothing is said of stays empty.
+// goes by. What the environment does not set stays empty.
 //
 //	Namespace      POD_NAMESPACE, else the file in which Kubernetes puts the namespace of the service account
 //	Labels         ISTIO_METAJSON_LABELS, a JSON object, and over it the file /etc/istio/pod/labels of the downward API

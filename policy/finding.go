@@ -18,7 +18,7 @@ const (
 	Warning Severity = "warning"
 )
 
-// Finding is something to say about a document.
+// Finding is an error or a warning about a document.
 type Finding struct {
 	// File is the [Source.Name] and Line, from 1, the place in it.
 	File string `json:"file"`

@@ -14,9 +14,9 @@ const (
 	defaultBudgetWindow       = 10 * time.Second
 )
 
-// BudgetConfig says what share of the traffic may be retries. It is comparable. The zero value is a budget of 20% of the
-// calls of the last 10 s and 10 retries a second on top: enough for a service with little traffic, and no multiple of
-// the load for one that is down.
+// BudgetConfig says what share of the traffic may be retries. It is comparable. The zero value is a budget of 20% of the calls
+// of the last 10 s and 10 retries per second on top: enough for a service with little traffic, and no multiple of the load for
+// one that is down.
 type BudgetConfig struct {
 	// Off permits every retry.
 	Off bool
@@ -24,7 +24,7 @@ type BudgetConfig struct {
 	// Ratio is the number of retries permitted per call within Window. 0: 0.2. Negative: none but MinPerSecond.
 	Ratio float64
 
-	// MinPerSecond is the number of retries a second permitted whatever the traffic. 0: 10. Negative: none.
+	// MinPerSecond is the number of retries per second permitted regardless of the traffic. 0: 10. Negative: none.
 	MinPerSecond float64
 
 	// Window is how long a call counts. 0: 10 s. At least 10 ms.

@@ -21,7 +21,7 @@ type Transport struct {
 	// Config says what is retried, how often and how fast. If it is invalid, every call fails.
 	Config Config
 
-	// Budget limits the retries to a share of the calls: by default 20%, and 10 a second on top.
+	// Budget limits the retries to a share of the calls: by default 20%, and 10 per second on top.
 	Budget BudgetConfig
 
 	// Limiter bounds the retries that are under way at a time. Off by default.

@@ -61,7 +61,7 @@ func NewLimiter(config LimiterConfig, active func() int64) (*Limiter, error) {
 	return &Limiter{max: int64(config.MaxRetries)}, nil
 }
 
-// Acquire takes a slot for a retry, and reports false if there is none. Who got one must Release it.
+// Acquire takes a slot for a retry, and reports false if there is none. The caller must Release a slot that it acquired.
 func (l *Limiter) Acquire() bool {
 	if l == nil {
 		return true

@@ -78,8 +78,7 @@ type Summary struct {
 }
 
 // Loop makes the tries of calls. Policy must be set; the other fields may be nil, for no budget, no limit, and the global
-// random source. A Loop is a value that may be made for a call; what it points to lives longer. It is safe for
-// concurrent use.
+// random source. A Loop may be made per call; what it points to lives longer. It is safe for concurrent use.
 type Loop struct {
 	Policy  *Policy
 	Budget  *Budget
@@ -254,9 +253,9 @@ func rewind(req *http.Request, r *replay) (io.ReadCloser, error) {
 	return nil, nil
 }
 
-// Next is the part of Do that knows nothing of HTTP, for who makes calls of another kind. It decides, after the n-th try
-// of a call that is to be retried, whether there is another one and how long to wait before. asked is the wait that the
-// server asked for, 0 if it did not.
+// Next is the part of Do that knows nothing of HTTP, for calls of other protocols. It decides, after the n-th try of a call
+// that is to be retried, whether there is another one and how long to wait before. asked is the wait that the server asked
+// for, 0 if it did not.
 //
 // If ok, a retry was taken from the Budget, and a slot of the Limiter is held: the caller gives it back by
 // Limiter.Release when the next try has got its answer, or does not take place. If not, stopped says why, and the caller

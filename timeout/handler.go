@@ -7,10 +7,9 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 )
 
-// Handler is an http.Handler that gives a handler's context the deadline its caller tells with [Header], so that nothing
-// is done for an answer that nobody waits for. As with the caller, the time from the first byte of the request body that is
-// read to the last does not count. A request without the header, or with one that is not a positive number,
-// passes as it is.
+// Handler is an http.Handler that gives a handler's context the deadline its caller tells with [Header], so that nothing is
+// done for an answer that is not waited for. As with the caller, the time from the first byte of the request body that is read
+// to the last does not count. A request without the header, or with one that is not a positive number, passes as it is.
 //
 // A caller can only shorten its own call. Still, a server that is reached from outside should remove the header there:
 // the callers of a proxy in between may not know of it.

@@ -1,5 +1,5 @@
-// Package timeout bounds calls in time: as a whole, and in the silence of a response body. A server is told how long its
-// caller will wait.
+// Package timeout limits how long a call may take as a whole, and how long its response body may be silent. A server is told
+// how long its caller will wait.
 //
 // The limit on a single try belongs to the retries: see package retry.
 package timeout

@@ -69,7 +69,7 @@ func (e *PeerError) Error() string {
 
 func (e *PeerError) Unwrap() error { return e.Err }
 
-// MismatchError says that a peer is who it says, but not who the destination is expected to be.
+// MismatchError says that a peer proved its identity, but is not the peer that was expected.
 type MismatchError struct {
 	Expected  Expected
 	Presented spiffeid.ID

@@ -93,20 +93,20 @@ func (k *Keeper) Identity() (*Identity, error) {
 	return k.state.Load().at(time.Now())
 }
 
-// Latest returns the identity in force whether it has expired or not, nil before the first, and the last error of the
-// source if it failed since. It is for those who watch, not for those who decide.
+// Latest returns the identity in force whether it has expired or not, nil before the first, and the last error of the source
+// if it failed since. It is meant for monitoring, not for decisions.
 func (k *Keeper) Latest() (*Identity, error) {
 	s := k.state.Load()
 	return s.identity, s.last
 }
 
-// Peer returns who is at the other end of the connection of state, verified at now against the bundles in force.
-// It trusts nothing that the handshake concluded, so it may be asked about a connection whoever terminated TLS, and is
-// to be asked for each request: certificates expire and bundles change while a connection lives. What was verified once
-// with the identity in force costs a look-up and no allocation.
+// Peer returns who is at the other end of the connection of state, verified at now against the bundles in force. It trusts
+// nothing that the handshake concluded, so it works for any connection, whichever listener terminated TLS. Ask it for each
+// request: certificates expire and bundles change while a connection lives. A certificate that was already verified with the
+// identity in force costs one map look-up and no allocation.
 //
-// The error is [ErrNoPeer], a [*PeerError] that says what is wrong with the peer's certificate, or that of
-// [Keeper.Identity]: who has no valid identity has no valid bundles.
+// The error is [ErrNoPeer], a [*PeerError] that says what is wrong with the peer's certificate, or that of [Keeper.Identity]:
+// without a valid identity there are no valid bundles.
 func (k *Keeper) Peer(state *tls.ConnectionState, now time.Time) (Peer, error) {
 	if state == nil || len(state.PeerCertificates) == 0 {
 		return Peer{}, ErrNoPeer
@@ -242,7 +242,7 @@ func (k *Keeper) end(why error) {
 	k.publish(s)
 }
 
-// publish replaces the state and wakes who waits for that. Only the keeper's goroutine calls it.
+// publish replaces the state and wakes the goroutines that wait for that. Only the keeper's goroutine calls it.
 func (k *Keeper) publish(s *state) {
 	close(k.state.Swap(s).changed)
 }

@@ -19,9 +19,9 @@ import (
 //   - Disable: plaintext only. The bytes are not looked at, not even waited for: a server that speaks TLS on its own, or
 //     speaks first, works.
 //
-// A TLS connection is returned by Accept as a bare *tls.Conn with its handshake done, so that net/http sets Request.TLS
-// and speaks HTTP/2. A wrapper around the Listener, such as netutil.LimitListener, takes that away: wrap the inner listener.
-// Handshakes run concurrently with Accept, so a slow one delays nobody else.
+// A TLS connection is returned by Accept as a bare *tls.Conn with its handshake done, so that net/http sets Request.TLS and
+// speaks HTTP/2. A wrapper around the Listener, such as netutil.LimitListener, takes that away: wrap the inner listener.
+// Handshakes run concurrently with Accept, so a slow one does not delay the others.
 //
 // A TLS connection lives at most as long as the two leaf certificates it was made with: at the first expiry it is closed.
 // Shortly before, from the last tenth or twentieth of its life (drawn at random, so that not all clients reconnect at

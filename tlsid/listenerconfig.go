@@ -43,15 +43,15 @@ type ListenerConfig struct {
 	// its first byte. 0: 10 s.
 	HandshakeTimeout time.Duration
 
-	// MaxPending and MaxPendingPerIP bound how many connections may wait for their first byte or be in their handshake,
-	// in all and from one IP address, for which an IPv6 network of 64 bits counts. A connection beyond the limit of its
-	// address is closed at once. At the limit for all the oldest that has sent nothing makes room, or else the oldest:
-	// silent connections shut nobody out. 0: 4096 and 512. Negative: no limit.
+	// MaxPending and MaxPendingPerIP bound how many connections may wait for their first byte or be in their handshake, in all
+	// and from one IP address, for which an IPv6 network of 64 bits counts. A connection beyond the limit of its address is
+	// closed at once. At the limit for all the oldest that has sent nothing makes room, or else the oldest: silent connections
+	// cannot lock out others. 0: 4096 and 512. Negative: no limit.
 	MaxPending, MaxPendingPerIP int
 
-	// Refused is told of each connection that Accept does not return, except those that Close cuts. It is called from
-	// the goroutine that accepts or from that of the connection, with no lock held, possibly several times at once; it
-	// should return soon and must not call Close. nil: nobody is told.
+	// Refused is told of each connection that Accept does not return, except those that Close cuts. It is called from the
+	// goroutine that accepts or from that of the connection, with no lock held, possibly several times at once; it should
+	// return soon and must not call Close. nil: refusals are not reported.
 	Refused func(Refusal)
 }
 

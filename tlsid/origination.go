@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// OriginateConfig says how to begin TLS to a destination that is not of the mesh, as DestinationRule does with the modes
-// SIMPLE and MUTUAL. The zero value is SIMPLE, verified by the authorities of the system.
+// OriginateConfig says how to begin TLS to a destination outside the mesh, as DestinationRule does with the modes SIMPLE and
+// MUTUAL. The zero value is SIMPLE, verified by the authorities of the system.
 type OriginateConfig struct {
 	// ClientCertificate and PrivateKey are the PEM files of what to present to the server: both or neither.
 	ClientCertificate, PrivateKey string
@@ -95,7 +95,8 @@ func (o *Origination) Config(host string) *tls.Config {
 	return c
 }
 
-// Err returns why the files, as they were last read, are not used: what they held before is. It is nil when they are.
+// Err returns why the files as last read are not in use, so that their previous content still is. It is nil if they are in
+// use.
 func (o *Origination) Err() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -54,9 +54,9 @@ func (p Peer) Hash() string {
 	return ""
 }
 
-// Verify returns who presented the certificates in state, verified at now against the bundles of this identity. It
-// trusts nothing that the handshake concluded, so it may be asked about a connection whoever terminated TLS, and again
-// for each request: what was verified once costs a look-up.
+// Verify returns who presented the certificates in state, verified at now against the bundles of this identity. It trusts
+// nothing that the handshake concluded, so it works for any connection, whichever listener terminated TLS, and for each
+// request again: a certificate that was already verified costs one map look-up.
 //
 // The error is [ErrNoPeer], or a [*PeerError] that says what is wrong with the certificate.
 func (i *Identity) Verify(state *tls.ConnectionState, now time.Time) (Peer, error) {

@@ -104,7 +104,7 @@ func (l *Listener) releaseLocked(c *conn) {
 	}
 }
 
-// settleLocked has nobody evict the connection.
+// settleLocked keeps the connection from being evicted.
 func (l *Listener) settleLocked(c *conn) {
 	if c.waits == nil {
 		return
@@ -148,7 +148,7 @@ func (l *Listener) admit(c *conn) Refusal {
 	}
 }
 
-// offer leaves it to admit to close the connection if nobody takes it.
+// If nobody takes the connection, offer leaves it to admit to close it.
 func (l *Listener) offer(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

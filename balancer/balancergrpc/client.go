@@ -66,12 +66,12 @@ type Client struct {
 	// has no QueryKey, and no generated cookies.
 	Config balancer.Config
 
-	// Outlier ejects endpoints. nil means that none is ejected. It hears of gRPC statuses as the HTTP statuses that Envoy
-	// takes them for: Unavailable is a 503, Internal a 500, NotFound a 404.
+	// Outlier ejects endpoints. nil means that none is ejected. It is told gRPC statuses as the HTTP statuses that Envoy maps
+	// them to: Unavailable is a 503, Internal a 500, NotFound a 404.
 	Outlier balancer.Outlier
 
-	// Connections is the number of connections to each endpoint. 0 means 1. More help where servers allow few concurrent
-	// streams on a connection: a call that was given a full connection waits, even where others are free.
+	// Connections is the number of connections to each endpoint. 0 means 1. More than one helps where servers allow few
+	// concurrent streams on a connection: a call that was given a full connection waits, even where others are free.
 	Connections int
 
 	mu    sync.Mutex

@@ -1,7 +1,7 @@
 // Package breakergrpc puts circuits in front of gRPC calls: [Client] on the side that calls, one for each destination,
 // and [Server] on the side that serves.
 //
-// Whether a call failed is told by its status as the HTTP status that Envoy takes it for: Unknown, DeadlineExceeded,
+// Whether a call failed follows from its status, mapped to an HTTP status as Envoy does: Unknown, DeadlineExceeded,
 // Unimplemented, Internal, Unavailable and DataLoss are failures.
 package breakergrpc
 

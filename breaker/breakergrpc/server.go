@@ -27,7 +27,7 @@ type Server struct {
 	// IsFailure says whether a call failed that the handler ended with err. nil means what the package says.
 	IsFailure func(err error) bool
 
-	// OnChange is told of every change of state, as described at breaker.New. nil tells nobody.
+	// OnChange is called for every change of state, as described at breaker.New. nil: changes are not reported.
 	OnChange func(breaker.Change)
 
 	once    sync.Once

@@ -1,5 +1,5 @@
-// Package attempt carries the number of a try in contexts: towards the server, so that nobody retries a retry, and back
-// to the caller, so that the number survives every wrapper.
+// Package attempt carries the number of a try in contexts: towards the server, so that no retry is itself retried, and back to
+// the caller, so that the number survives every wrapper.
 package attempt
 
 import (

@@ -50,7 +50,8 @@ func (c *Connections) TLS() *tls.Config {
 	return c.tls(c.expireBefore)
 }
 
-// tls is TLS for who wants to know when the certificates of a handshake expire: the peer's, and ours if it is presented.
+// tls returns a configuration that reports when the certificates of a handshake expire: the peer's, and ours if it is
+// presented.
 func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 	config := c.socket.config
 	if config == nil {

@@ -59,7 +59,7 @@ func (e *Engine) makeRoomLocked(clusters map[route.Target]*cluster, c *cluster) 
 	return dropped
 }
 
-// sweep drops targets that no document names and nobody has called for a time. It runs while there are any.
+// sweep drops targets that no document names and that were not called for a time. It runs while there are any.
 func (e *Engine) sweep() {
 	var dropped []*cluster
 	defer func() { closeAll(dropped) }()

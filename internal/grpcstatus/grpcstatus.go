@@ -1,5 +1,5 @@
-// Package grpcstatus has what the gRPC adapters share about statuses: errors that carry one and keep their cause, and
-// what a status says to those who think in HTTP.
+// Package grpcstatus has what the gRPC adapters share about statuses: errors that carry one and keep their cause, and which
+// HTTP status stands for a gRPC status.
 package grpcstatus
 
 import (

@@ -1,4 +1,4 @@
-// Package authz decides whether an inbound request is allowed, as Istio's AuthorizationPolicy has it.
+// Package authz decides whether an inbound request is allowed, by the rules of Istio's AuthorizationPolicy.
 //
 // [Compile] turns policies, which are data, into an [Authorizer]; [Authorizer.Decide] judges a [Request], which is a
 // view of what arrived. [Handler] is the layer alone, for a net/http server; [NewRequest] makes the view that it

@@ -225,8 +225,8 @@ func (c *Conns) Dial(ctx context.Context) (net.Conn, error) {
 	return c.connect(ctx, "tcp", "", false)
 }
 
-// DialFirst is [Conns.Dial] for who has no connection to the endpoint and cannot use those of others: it gets one, beyond
-// MaxConnections if it must be.
+// DialFirst is [Conns.Dial] for a caller that has no connection to the endpoint and cannot use those of others: it gets one,
+// beyond MaxConnections if it must be.
 func (c *Conns) DialFirst(ctx context.Context) (net.Conn, error) {
 	return c.connect(ctx, "tcp", "", true)
 }

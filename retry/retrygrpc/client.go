@@ -40,7 +40,7 @@ type Client struct {
 	// that On names needs no such proof: the server has spoken.
 	Config retry.Config
 
-	// Budget limits the retries to a share of the calls: by default 20%, and 10 a second on top.
+	// Budget limits the retries to a share of the calls: by default 20%, and 10 per second on top.
 	Budget retry.BudgetConfig
 
 	// Limiter bounds the retries that are under way at a time. Off by default.

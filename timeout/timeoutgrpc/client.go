@@ -1,5 +1,5 @@
-// Package timeoutgrpc bounds gRPC calls in time: as a whole, and in the silence of a stream. The server of a bounded call
-// knows how long its caller will wait, because gRPC tells it.
+// Package timeoutgrpc limits how long a gRPC call may take as a whole, and how long a stream may be silent. The server of a
+// bounded call knows how long its caller will wait, because gRPC tells it.
 //
 // The limit on a single try belongs to the retries: see package retrygrpc.
 package timeoutgrpc

@@ -1,0 +1,71 @@
+package mesh
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+
+	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/failure"
+)
+
+// What follows is the inbound side for protocols other than HTTP.
+
+// Admit implements admission.Gate.
+func (h *handler) Admit(w http.ResponseWriter, r *http.Request) (*http.Request, admission.Call) {
+	m := h.mesh
+	in := m.server.arrive(r)
+	in.context = r.Context()
+	if m.server.observed {
+		in.Decision.Rule = -1
+		h.identify(r, in)
+		in.context = m.observers.inboundStart(in.context, &in.Inbound)
+		w, r = in.answer.Watch(w), r.WithContext(in.context)
+	}
+	in.writer = w
+	var admitted *http.Request
+	defer func() {
+		if admitted == nil {
+			in.Done(in.answer.Status, grpcStatus(w.Header(), in.answer.Status))
+		}
+	}()
+	if admitted = h.enter(w, r, in); admitted == nil {
+		return nil, nil
+	}
+	return admitted, in
+}
+
+// Held implements admission.Call.
+func (in *inbound) Held() bool {
+	s := &in.mesh.server
+	return s.observed || s.MaxRequests > 0
+}
+
+// Enter implements admission.Call.
+func (in *inbound) Enter(ctx context.Context, end admission.Ender) (context.Context, bool) {
+	in.ctx, in.ender = &requestContext{Context: ctx, id: in.Peer}, end
+	return in.ctx, in.begin(in.writer)
+}
+
+// Done implements admission.Call.
+func (in *inbound) Done(status, grpcStatus int) {
+	in.release()
+	if in.mesh.server.observed {
+		in.Status, in.GRPCStatus = status, grpcStatus
+		in.mesh.observers.inboundEnd(in.context, &in.Inbound)
+	}
+	in.recycle()
+}
+
+// grpcStatus returns the status of a gRPC call by what was answered over HTTP, and -1 if there was no answer.
+func grpcStatus(h http.Header, status int) int {
+	if status == 0 {
+		return -1
+	}
+	for _, name := range [...]string{"Grpc-Status", http.TrailerPrefix + "Grpc-Status"} {
+		if code, err := strconv.ParseUint(h.Get(name), 10, 31); err == nil {
+			return int(code)
+		}
+	}
+	return int(failure.GRPCCode(status))
+}

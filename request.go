@@ -1,0 +1,130 @@
+package mesh
+
+import (
+	"context"
+	"crypto/tls"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/response"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// inbound is one request. What is decided about it is too large for the small stacks that HTTP/2 serves requests on.
+type inbound struct {
+	entry
+	mesh *Mesh
+	passage
+}
+
+// passage is what is new with each request.
+type passage struct {
+	Inbound
+	rules  *policy.Inbound // nil until it is known who sent it
+	mode   tlsid.Mode
+	before uint64 // changes of documents and bundles, before it was decided about
+	peer   tlsid.Peer
+	secure *tls.ConnectionState // of a connection whose TLS a wrapper hides from net/http
+
+	// Of a request that is not served with a handler of HTTP.
+	answer  response.Recorder
+	writer  http.ResponseWriter
+	context context.Context // of the observers
+	ender   admission.Ender
+
+	// What it holds until its handler has returned.
+	slot   limit.Slot
+	cancel context.CancelFunc // nil unless the caller tells how long it waits
+
+	// By which it is ended while its handler runs.
+	ctx   *requestContext     // nil if the request has none of ours
+	reply http.ResponseWriter // nil if there is no handler of HTTP
+	guard *response.Guard     // of HTTP/1
+	taken net.Conn            // taken over by the handler; written before guard has it pass
+}
+
+// arrive returns the state of a request that is new.
+func (s *server) arrive(r *http.Request) *inbound {
+	in := s.requests.Get().(*inbound)
+	in.Request, in.Start, in.GRPCStatus = r, time.Now(), -1
+	in.before = s.running.changes.Load()
+	return in
+}
+
+// recycle keeps in for another request.
+func (in *inbound) recycle() {
+	in.forget()
+	in.passage = passage{}
+	in.mesh.server.requests.Put(in)
+}
+
+// release gives back what the request holds.
+func (in *inbound) release() {
+	in.leave()
+	if in.cancel != nil {
+		in.cancel()
+	}
+	in.slot.Release()
+}
+
+// begin puts a request that was admitted into the register. It returns false if it was answered, because it is not allowed any
+// more.
+func (in *inbound) begin(w http.ResponseWriter) bool {
+	now, peerErr := in.mesh.server.running.enter(&in.entry, in.before)
+	if now.Allowed {
+		return true
+	}
+	in.leave()
+	in.withdraw(now, peerErr)
+	now.Refuse(w, in.Request)
+	return false
+}
+
+// withdraw notes the decision that ended the request.
+func (in *inbound) withdraw(now authz.Decision, peerErr error) {
+	in.Decision = now
+	if peerErr != nil {
+		in.PeerErr = peerErr
+	}
+}
+
+// end ends the request, whose handler runs: its context, and its connection or stream.
+func (in *inbound) end(now authz.Decision, peerErr error) {
+	in.withdraw(now, peerErr)
+	cause := &admission.Withdrawn{Reason: now.Reason}
+	if in.ctx != nil {
+		in.ctx.end(cause)
+	}
+	if in.ender != nil {
+		in.ender.End()
+	}
+	if in.reply == nil {
+		return
+	}
+	if in.guard != nil {
+		in.guard.Cut(cause)
+	}
+	// HTTP/2 resets the stream; HTTP/1 wakes who reads or writes.
+	past, control := time.Unix(1, 0), http.NewResponseController(in.reply)
+	_ = control.SetReadDeadline(past)
+	unknown := control.SetWriteDeadline(past) != nil
+	if in.guard != nil || in.Request.ProtoMajor < 2 || unknown {
+		if conn := in.mesh.server.connOf(in.Request); conn != nil {
+			abort(conn)
+		}
+	}
+	if in.taken != nil {
+		abort(in.taken)
+	}
+}
+
+// TakeOver implements response.Owner.
+func (in *inbound) TakeOver(conn net.Conn) net.Conn {
+	in.taken = conn
+	return in.mesh.server.running.takeOver(&in.facts, conn)
+}
