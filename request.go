@@ -126,5 +126,5 @@ func (in *inbound) end(now authz.Decision, peerErr error) {
 // TakeOver implements response.Owner.
 func (in *inbound) TakeOver(conn net.Conn) net.Conn {
 	in.taken = conn
-	return in.mesh.server.running.takeOver(&in.facts, conn)
+	return in.mesh.server.running.takeOver(&in.facts, in.before, conn)
 }

@@ -277,13 +277,16 @@ type takeover struct {
 	entry
 }
 
-// takeOver returns the connection for the handler of a request.
-func (r *running) takeOver(f *facts, conn net.Conn) net.Conn {
+// takeOver returns the connection for the handler of a request that was decided about before. A change since then may have been
+// looked through before the connection was in the register, so that is decided about again.
+func (r *running) takeOver(f *facts, before uint64, conn net.Conn) net.Conn {
 	t := &takeover{Conn: conn}
 	t.facts, t.ends = *f, t
 	t.header = slices.Clone(f.header)
 	r.place(&t.entry)
-	r.enter(&t.entry, r.changes.Load()) // the request is in the register, too, until its handler returns
+	if now, _ := r.enter(&t.entry, before); !now.Allowed {
+		abort(conn)
+	}
 	return t
 }
 
