@@ -197,11 +197,7 @@ func (in *inbound) leave(err error, panicked bool) {
 		in.call.Done(0, -1)
 		return
 	}
-	code, ok := status.FromError(err)
-	if !ok {
-		code = status.FromContextError(err) // as gRPC does
-	}
-	in.call.Done(http.StatusOK, int(code.Code()))
+	in.call.Done(http.StatusOK, int(grpcstatus.Code(err)))
 }
 
 // unary is the grpc.UnaryServerInterceptor.

@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
@@ -143,11 +142,7 @@ func cancelled(ctx context.Context) bool {
 }
 
 func failed(err error) bool {
-	s, ok := status.FromError(err)
-	if !ok {
-		s = status.FromContextError(err)
-	}
-	return grpcstatus.HTTP(s.Code()) >= http.StatusInternalServerError
+	return grpcstatus.HTTP(grpcstatus.Code(err)) >= http.StatusInternalServerError
 }
 
 // stream is a stream that a circuit has let through.

@@ -37,6 +37,15 @@ func TrailersOnly(trailer metadata.MD) bool {
 	return len(trailer["content-type"]) > 0
 }
 
+// Code returns the code that gRPC sends for the error of a handler.
+func Code(err error) codes.Code {
+	s, ok := status.FromError(err)
+	if !ok {
+		s = status.FromContextError(err)
+	}
+	return s.Code()
+}
+
 // HTTP returns the HTTP status that Envoy takes a gRPC status for, as in its outlier detection.
 func HTTP(code codes.Code) int {
 	return failure.GRPCStatus(uint32(code))

@@ -112,24 +112,16 @@ func (s setter) SetHeader(name, value string) {
 // end ends the span, once.
 func (c *call) end(err error) {
 	c.once.Do(func() {
-		c.tracer.EndCall(c.ctx, &c.desc, &spans.CallEnd{GRPCStatus: int(code(err)), Err: cause(c.desc.Caller, err)})
+		c.tracer.EndCall(c.ctx, &c.desc, &spans.CallEnd{GRPCStatus: int(grpcstatus.Code(err)), Err: cause(c.desc.Caller, err)})
 	})
 }
 
 // cause returns why the caller gave up, if it was the caller.
 func cause(caller context.Context, err error) error {
-	if code(err) == codes.Canceled && caller.Err() != nil {
+	if grpcstatus.Code(err) == codes.Canceled && caller.Err() != nil {
 		return context.Canceled
 	}
 	return err
-}
-
-// code returns the status of an error as gRPC sends it.
-func code(err error) codes.Code {
-	if s, ok := status.FromError(err); ok {
-		return s.Code()
-	}
-	return status.FromContextError(err).Code()
 }
 
 func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn, invoker grpc.UnaryInvoker,

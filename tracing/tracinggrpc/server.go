@@ -71,7 +71,7 @@ func (s *Server) begin(ctx context.Context, method string) (context.Context, err
 }
 
 func end(ctx context.Context, err error) {
-	spans.EndInbound(ctx, &spans.Response{RPC: true, Code: uint32(code(err))}, http.MethodPost)
+	spans.EndInbound(ctx, &spans.Response{RPC: true, Code: uint32(grpcstatus.Code(err))}, http.MethodPost)
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {

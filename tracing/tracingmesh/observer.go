@@ -101,19 +101,10 @@ func (o *observer) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 	spans.EndInbound(ctx, &e, in.Request.Method)
 }
 
-// code returns the status of a gRPC call. That of one which was refused is known by what HTTP would have been answered:
-// https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md.
+// code returns the status of a gRPC call: Unknown where there was no answer.
 func code(in *mesh.Inbound) uint32 {
-	if in.GRPCStatus >= 0 {
-		return uint32(in.GRPCStatus)
+	if in.GRPCStatus < 0 {
+		return 2
 	}
-	switch in.Status {
-	case http.StatusBadRequest:
-		return 13 // Internal
-	case http.StatusForbidden:
-		return 7 // PermissionDenied
-	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
-		return 14 // Unavailable
-	}
-	return 2 // Unknown
+	return uint32(in.GRPCStatus)
 }
