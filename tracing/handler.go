@@ -47,7 +47,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	arrived := r
 	r = r.WithContext(ctx)
 	if untrusted {
-		r.Header = spans.Strip(arrived.Header)
+		r.Header = h.tracer.Strip(arrived.Header)
 	}
 	var answer response.Recorder
 	returned := false

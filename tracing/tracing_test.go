@@ -487,6 +487,35 @@ func TestUntrustedRequestsBeginTraces(t *testing.T) {
 	}
 }
 
+// jaeger is a propagator of a format that is not one of ours.
+type jaeger struct{}
+
+func (jaeger) Inject(context.Context, propagation.TextMapCarrier) {}
+func (jaeger) Extract(ctx context.Context, _ propagation.TextMapCarrier) context.Context {
+	return ctx
+}
+func (jaeger) Fields() []string { return []string{"uber-trace-id"} }
+
+// The headers of a propagator are removed of requests from outside as those of the formats are.
+func TestUntrustedHeadersOfAPropagatorAreRemoved(t *testing.T) {
+	var seen http.Header
+	h := &tracing.Handler{
+		Config:    tracing.Config{Propagator: jaeger{}},
+		Untrusted: func(*http.Request) bool { return true },
+		Next:      http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen = r.Header }),
+	}
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r.Header.Set("Uber-Trace-Id", "1:2:3:1")
+	r.Header.Set("X-Kept", "yes")
+	h.ServeHTTP(httptest.NewRecorder(), r)
+	if seen.Get("Uber-Trace-Id") != "" || seen.Get("X-Kept") == "" {
+		t.Errorf("the handler sees %v", seen)
+	}
+	if r.Header.Get("Uber-Trace-Id") == "" {
+		t.Error("the request that arrived was changed")
+	}
+}
+
 // Whoever makes spans around us is the parent, and is not doubled.
 func TestSpansOfOthers(t *testing.T) {
 	provider, spans := recorder()

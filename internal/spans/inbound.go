@@ -225,9 +225,9 @@ func pathOf(pattern string) string {
 }
 
 // Strip returns a copy of a header without what carries traces and ids.
-func Strip(h http.Header) http.Header {
+func (t *Tracer) Strip(h http.Header) http.Header {
 	h = maps.Clone(h)
-	for _, name := range headers {
+	for _, name := range t.trusted {
 		delete(h, name)
 	}
 	return h

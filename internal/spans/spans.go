@@ -5,6 +5,7 @@ package spans
 import (
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"go.opentelemetry.io/otel/propagation"
@@ -31,6 +32,7 @@ type Tracer struct {
 	config  Config
 	tracer  trace.Tracer // nil without a Provider
 	formats format
+	trusted []string // the headers that are believed of trusted peers only; canonical
 	forward []string // canonical
 }
 
@@ -56,9 +58,16 @@ func New(c Config) (*Tracer, error) {
 			return nil, err
 		}
 	}
+	t.trusted = headers[:]
+	if c.Propagator != nil {
+		t.trusted = slices.Clone(t.trusted)
+		for _, name := range c.Propagator.Fields() {
+			t.trusted = append(t.trusted, http.CanonicalHeaderKey(name))
+		}
+	}
 	for _, name := range c.Forward {
 		name = http.CanonicalHeaderKey(name)
-		if Owned(name) {
+		if owned(name) {
 			return nil, fmt.Errorf("tracing: Forward names %s, which tracing sets itself: remove it there", name)
 		}
 		t.forward = append(t.forward, name)
@@ -103,26 +112,14 @@ var headers = [...]string{
 	traceparent, tracestate, baggageHeader, b3Header, b3TraceID, b3SpanID, b3ParentSpanID, b3Sampled, b3Flags, requestID,
 }
 
-// Owned reports whether name, a key of an http.Header, is a header that tracing sets itself.
-func Owned(name string) bool {
-	for _, h := range headers {
-		if h == name {
-			return true
-		}
-	}
-	return false
-}
+// owned reports whether name, a key of an http.Header, is a header that tracing sets itself.
+func owned(name string) bool { return slices.Contains(headers[:], name) }
 
 // Names returns the headers that are read of an inbound request, as keys of an http.Header.
-func (t *Tracer) Names() []string {
-	names := append(headers[:len(headers):len(headers)], t.forward...)
-	if t.config.Propagator != nil {
-		for _, name := range t.config.Propagator.Fields() {
-			names = append(names, http.CanonicalHeaderKey(name))
-		}
-	}
-	return names
-}
+func (t *Tracer) Names() []string { return slices.Concat(t.trusted, t.forward) }
+
+// Trusted returns those of the [Tracer.Names] that are removed of requests from outside: what carries traces and ids.
+func (t *Tracer) Trusted() []string { return t.trusted }
 
 // Setter sets a header of what is sent, whose name is a key of an http.Header. An empty value removes the header.
 type Setter interface {

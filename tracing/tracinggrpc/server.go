@@ -58,10 +58,8 @@ func (s *Server) begin(ctx context.Context, method string) (context.Context, err
 		req.RemoteAddr = from.Addr.String()
 	}
 	if untrusted {
-		for name := range req.Header {
-			if spans.Owned(name) {
-				delete(md, strings.ToLower(name))
-			}
+		for _, name := range s.tracer.Trusted() {
+			delete(md, strings.ToLower(name))
 		}
 		ctx = metadata.NewIncomingContext(ctx, md)
 	}
