@@ -1,0 +1,183 @@
+package accesslog
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh"
+)
+
+// Format is how a line is written to a Writer.
+type Format uint8
+
+const (
+	// JSON is an object with the keys of Istio's JSON format, in one line. It is the default.
+	JSON Format = iota
+
+	// Text is the line of Istio's default format.
+	Text
+)
+
+// Config says what is logged, and where to. One of Handler and Writer must be set.
+type Config struct {
+	// Handler takes a record for each line, with Istio's keys as attributes and the time at which the call ended. It is called by
+	// one goroutine, not by calls. For a *slog.Logger give its Handler.
+	Handler slog.Handler
+
+	// Writer takes the lines in Format, in writes of whole lines. It is called by one goroutine, not by calls.
+	Writer io.Writer
+
+	// Format is that of the lines for Writer. A Handler has its own.
+	Format Format
+
+	// Filter says which calls have a line. Its zero value keeps all.
+	Filter Filter
+
+	// Sampling is the share of the lines, of those that Filter keeps, that are written: above 0, up to 1. 0 means all.
+	Sampling float64
+
+	// Queue is how many lines may wait to be written. Those beyond it are dropped. 0 means 1,024.
+	Queue int
+}
+
+// Filter keeps the calls that any of its conditions holds for, and all calls if it has none.
+type Filter struct {
+	// Code keeps calls with this status or a higher one. The status of a gRPC call counts as the status of HTTP that stands for
+	// it, and a call without a response as 500 or more, unless its caller gave up. 0 is no condition.
+	Code int
+
+	// Duration keeps calls that took this long or longer. 0 is no condition.
+	Duration time.Duration
+
+	// Flags keeps calls that ended with any of these. 0 is no condition; ^mesh.Flags(0) is every flag there is.
+	Flags mesh.Flags
+}
+
+const (
+	defaultQueue = 1024
+	closeLimit   = 10 * time.Second
+)
+
+// Log is an access log. It is safe for concurrent use. Its user closes it, after the mesh that it observes.
+type Log struct {
+	config  Config
+	queue   queue
+	records sync.Pool
+	done    chan struct{} // closed when everything is written
+
+	lost atomic.Uint64 // not written because of errors
+
+	mu  sync.Mutex
+	err error // the first
+}
+
+// New starts a log. It fails if the Config is invalid.
+func New(c Config) (*Log, error) {
+	switch {
+	case c.Handler == nil && c.Writer == nil:
+		return nil, errors.New("accesslog: there is neither a Handler nor a Writer: say where the lines go, such as os.Stdout")
+	case c.Handler != nil && c.Writer != nil:
+		return nil, errors.New("accesslog: there is a Handler and a Writer: set one of them")
+	case c.Format > Text:
+		return nil, fmt.Errorf("accesslog: Format %d is unknown: set JSON or Text", c.Format)
+	case c.Handler != nil && c.Format != JSON:
+		return nil, errors.New("accesslog: Format is for a Writer: a Handler has its own")
+	case math.IsNaN(c.Sampling) || c.Sampling < 0 || c.Sampling > 1:
+		return nil, fmt.Errorf("accesslog: Sampling is %v: it must be from 0 to 1", c.Sampling)
+	case c.Queue < 0:
+		return nil, fmt.Errorf("accesslog: Queue is %d: it must not be negative", c.Queue)
+	case c.Filter.Code < 0 || c.Filter.Duration < 0:
+		return nil, errors.New("accesslog: Filter has a negative Code or Duration")
+	}
+	if c.Queue == 0 {
+		c.Queue = defaultQueue
+	}
+	l := &Log{config: c, done: make(chan struct{})}
+	l.records.New = func() any { return new(record) }
+	l.queue.init(c.Queue)
+	go l.run()
+	return l, nil
+}
+
+// Observer returns what logs the calls of a mesh, for [mesh.WithObserver]. A log may observe several meshes.
+func (l *Log) Observer() mesh.Observer {
+	return mesh.Observer{CallEnd: l.callEnd, InboundEnd: l.inboundEnd}
+}
+
+// Dropped returns how many lines were not written: because the queue was full, because the log was closed, or because of an
+// error of the Handler or Writer. Lines that the filter or the sampling leaves out do not count.
+func (l *Log) Dropped() uint64 {
+	return l.queue.dropped.Load() + l.lost.Load()
+}
+
+// Close writes the lines of all calls that have ended, and ends the log: lines of later calls are dropped. It returns the first
+// error of the Handler or Writer, and an error if these do not take the lines within 10 seconds. Close the mesh first.
+func (l *Log) Close() error {
+	l.queue.close()
+	limit := time.NewTimer(closeLimit)
+	defer limit.Stop()
+	select {
+	case <-l.done:
+	case <-limit.C:
+		return fmt.Errorf("accesslog: Close: lines wait, but nobody has taken one for %v", closeLimit)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.err
+}
+
+// keeps says whether a call has a line.
+func (l *Log) keeps(code int, duration time.Duration, flags mesh.Flags) bool {
+	f := &l.config.Filter
+	if *f != (Filter{}) && (f.Code == 0 || code < f.Code) && (f.Duration == 0 || duration < f.Duration) && flags&f.Flags == 0 {
+		return false
+	}
+	return l.config.Sampling == 0 || rand.Float64() < l.config.Sampling
+}
+
+// put queues a record, or drops it.
+func (l *Log) put(r *record) {
+	if !l.queue.put(r) {
+		l.recycle(r)
+	}
+}
+
+func (l *Log) recycle(r *record) {
+	*r = record{}
+	l.records.Put(r)
+}
+
+// run writes what is queued, until the log is closed.
+func (l *Log) run() {
+	defer close(l.done)
+	out := output{log: l}
+	var batch []*record
+	for {
+		var open bool
+		batch, open = l.queue.take(batch)
+		for _, r := range batch {
+			out.add(r)
+			l.recycle(r)
+		}
+		out.flush()
+		if !open {
+			return
+		}
+	}
+}
+
+func (l *Log) failed(err error, lines int) {
+	l.lost.Add(uint64(lines))
+	l.mu.Lock()
+	if l.err == nil {
+		l.err = err
+	}
+	l.mu.Unlock()
+}

@@ -1,0 +1,91 @@
+package accesslog_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+	"unicode"
+	"unicode/utf8"
+
+	"github.com/nosidecar/mesh/accesslog"
+)
+
+var hostile = []string{
+	"", "-", "plain", "with space", `with "quotes" and \`, "line\nbreak", "\r\n[2026] \"GET / HTTP/1.1\" 200", "tab\tand\x00nul\x7f",
+	"\u2028\u2029\u0085", "\u202eright to left", "not UTF-8 \xff\xc3", "\U000e0001 tag", "日本語", `","response_code":200,"x":"`,
+	strings.Repeat("long ", 2000), strings.Repeat("é", 3000), strings.Repeat("\xff", 5000), "\x1b[31mred",
+}
+
+// Whatever callers write into a field, a line stays one line, with the fields it has.
+func checkLine(t *testing.T, text string) {
+	t.Helper()
+	line := accesslog.Line(accesslog.JSON, text)
+	if !oneLine(line) {
+		t.Errorf("JSON of %q: %q", text, line)
+	}
+	var got map[string]any
+	if err := json.Unmarshal([]byte(line), &got); err != nil || len(got) != 24 {
+		t.Fatalf("JSON of %q has %d fields: %v: %q", text, len(got), err, line)
+	}
+	if want := text; utf8.ValidString(want) && len(want) <= 4096 {
+		if want == "" {
+			want = "-"
+		}
+		if got["user_agent"] != want {
+			t.Errorf("user_agent %q was logged as %q", want, got["user_agent"])
+		}
+	}
+	line = accesslog.Line(accesslog.Text, text)
+	if !oneLine(line) {
+		t.Errorf("text of %q: %q", text, line)
+	}
+	if n := countFields(line); n != 22 {
+		t.Errorf("the text of %q has %d fields: %s", text, n, line)
+	}
+}
+
+func TestNoLineCanBeForged(t *testing.T) {
+	for _, text := range hostile {
+		checkLine(t, text)
+	}
+}
+
+func FuzzEscape(f *testing.F) {
+	for _, text := range hostile {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) { checkLine(t, text) })
+}
+
+// oneLine reports whether line is a single line of characters that print.
+func oneLine(line string) bool {
+	rest, ended := strings.CutSuffix(line, "\n")
+	return ended && utf8.ValidString(rest) && strings.IndexFunc(rest, func(r rune) bool { return !unicode.IsPrint(r) }) < 0
+}
+
+// countFields counts the fields of a line of text, those in quotes as one.
+func countFields(line string) int {
+	n, quoted := 1, false
+	for i := 0; i < len(line); i++ {
+		switch c := line[i]; {
+		case c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case c == ' ' && !quoted:
+			n++
+		}
+	}
+	return n
+}
+
+func TestFieldsAreCut(t *testing.T) {
+	line := accesslog.Line(accesslog.JSON, strings.Repeat("é", 3000))
+	var got map[string]any
+	if err := json.Unmarshal([]byte(line), &got); err != nil {
+		t.Fatal(err)
+	}
+	if want := strings.Repeat("é", 2048) + "..."; got["user_agent"] != want {
+		t.Errorf("a long field was logged as %d bytes, want %d", len(got["user_agent"].(string)), len(want))
+	}
+}

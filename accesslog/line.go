@@ -1,0 +1,267 @@
+package accesslog
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/url"
+	"strconv"
+)
+
+// The fields of a line, in the order of JSON.
+const (
+	startTime = iota
+	routeName
+	method
+	path
+	protocol
+	responseCode
+	responseFlags
+	responseCodeDetails
+	connectionTerminationDetails
+	bytesReceived
+	bytesSent
+	duration
+	upstreamServiceTime
+	xForwardedFor
+	userAgent
+	requestID
+	authority
+	upstreamHost
+	upstreamCluster
+	upstreamLocalAddress
+	downstreamLocalAddress
+	downstreamRemoteAddress
+	requestedServerName
+	upstreamTransportFailureReason
+	fieldCount
+)
+
+var keys = [fieldCount]string{
+	"start_time", "route_name", "method", "path", "protocol", "response_code", "response_flags", "response_code_details",
+	"connection_termination_details", "bytes_received", "bytes_sent", "duration", "upstream_service_time", "x_forwarded_for",
+	"user_agent", "request_id", "authority", "upstream_host", "upstream_cluster", "upstream_local_address",
+	"downstream_local_address", "downstream_remote_address", "requested_server_name", "upstream_transport_failure_reason",
+}
+
+// fields are the values of a line: numbers, and texts, of which the empty ones are written as "-".
+type fields struct {
+	text   [fieldCount]string
+	number [fieldCount]int64
+}
+
+// numeric says which fields are numbers.
+var numeric = [fieldCount]bool{responseCode: true, bytesReceived: true, bytesSent: true, duration: true}
+
+const timeLayout = "2006-01-02T15:04:05.000Z"
+
+// fill takes the values of a record.
+func (f *fields) fill(r *record) {
+	*f = fields{}
+	f.text[startTime] = r.start.UTC().Format(timeLayout)
+	f.text[method] = r.method
+	f.text[responseFlags] = r.flags.String()
+	f.text[upstreamServiceTime], f.text[xForwardedFor] = r.serviceTime, r.forwardedFor
+	f.text[userAgent], f.text[requestID], f.text[authority] = r.userAgent, r.requestID, r.authority
+	f.text[upstreamHost], f.text[requestedServerName] = r.endpoint, r.serverName
+	f.number[responseCode], f.number[bytesReceived], f.number[bytesSent] = int64(r.code), r.received, r.sent
+	f.number[duration] = r.duration.Milliseconds()
+	if r.side == outbound || r.side == inbound {
+		f.text[path] = r.requestURI()
+		f.text[protocol] = version(r.major, r.minor)
+		f.text[responseCodeDetails] = r.details()
+	} else if r.denied {
+		f.text[connectionTerminationDetails] = r.denial()
+	}
+	switch r.side {
+	case outbound:
+		f.text[upstreamLocalAddress] = text(r.local)
+	case outboundConn:
+		f.text[upstreamLocalAddress] = text(r.local)
+		if r.endpoint == "" {
+			f.text[upstreamHost] = text(r.remote)
+		}
+	default:
+		f.text[downstreamLocalAddress] = text(r.local)
+		if f.text[downstreamRemoteAddress] = r.remoteText; r.remote != nil {
+			f.text[downstreamRemoteAddress] = text(r.remote)
+		}
+	}
+	f.text[routeName], f.text[upstreamCluster] = r.routeName(), r.cluster()
+	f.text[upstreamTransportFailureReason] = r.transportFailure()
+	for i := range f.text {
+		if f.text[i] == "" && !numeric[i] {
+			f.text[i] = "-"
+		}
+	}
+}
+
+func text(a net.Addr) string {
+	if a == nil {
+		return ""
+	}
+	return a.String()
+}
+
+func version(major, minor int) string {
+	switch {
+	case major >= 2:
+		return "HTTP/" + strconv.Itoa(major)
+	case major == 0 || major == 1 && minor == 1: // 0 in requests that programs make without http.NewRequest
+		return "HTTP/1.1"
+	}
+	return "HTTP/" + strconv.Itoa(major) + "." + strconv.Itoa(minor)
+}
+
+func (r *record) requestURI() string {
+	if r.uri != "" {
+		return r.uri
+	}
+	u := url.URL{Path: r.path, RawPath: r.rawPath, RawQuery: r.query, ForceQuery: r.forceQuery, Opaque: r.opaque}
+	return u.RequestURI()
+}
+
+// appendJSON appends a line of JSON.
+func (f *fields) appendJSON(line []byte) []byte {
+	for i, key := range keys {
+		if i == 0 {
+			line = append(line, `{"`...)
+		} else {
+			line = append(line, `,"`...)
+		}
+		line = append(line, key...)
+		line = append(line, `":`...)
+		if numeric[i] {
+			line = strconv.AppendInt(line, f.number[i], 10)
+			continue
+		}
+		line = append(line, '"')
+		line = appendEscaped(line, f.text[i], inJSON)
+		line = append(line, '"')
+	}
+	return append(line, "}\n"...)
+}
+
+// textOrder is Istio's text line after its time: which fields follow one another, and which stand in quotes together.
+var textOrder = [...]struct {
+	fields []int
+	quoted bool
+}{
+	{[]int{method, path, protocol}, true},
+	{[]int{responseCode}, false},
+	{[]int{responseFlags}, false},
+	{[]int{responseCodeDetails}, false},
+	{[]int{connectionTerminationDetails}, false},
+	{[]int{upstreamTransportFailureReason}, true},
+	{[]int{bytesReceived}, false},
+	{[]int{bytesSent}, false},
+	{[]int{duration}, false},
+	{[]int{upstreamServiceTime}, false},
+	{[]int{xForwardedFor}, true},
+	{[]int{userAgent}, true},
+	{[]int{requestID}, true},
+	{[]int{authority}, true},
+	{[]int{upstreamHost}, true},
+	{[]int{upstreamCluster}, false},
+	{[]int{upstreamLocalAddress}, false},
+	{[]int{downstreamLocalAddress}, false},
+	{[]int{downstreamRemoteAddress}, false},
+	{[]int{requestedServerName}, false},
+	{[]int{routeName}, false},
+}
+
+// appendText appends a line of text.
+func (f *fields) appendText(line []byte) []byte {
+	line = append(line, '[')
+	line = append(line, f.text[startTime]...)
+	line = append(line, ']')
+	for _, group := range textOrder {
+		line = append(line, ' ')
+		at := bare
+		if group.quoted {
+			line = append(line, '"')
+			if at = inQuotes; len(group.fields) > 1 {
+				at = bare // they are told apart by spaces
+			}
+		}
+		for i, field := range group.fields {
+			if i > 0 {
+				line = append(line, ' ')
+			}
+			if numeric[field] {
+				line = strconv.AppendInt(line, f.number[field], 10)
+			} else {
+				line = appendEscaped(line, f.text[field], at)
+			}
+		}
+		if group.quoted {
+			line = append(line, '"')
+		}
+	}
+	return append(line, '\n')
+}
+
+// output is where lines go.
+type output struct {
+	log    *Log
+	fields fields
+	buffer []byte
+	lines  int // in buffer
+}
+
+// Lines are written together, but not more than this, and a buffer that became larger is given up.
+const (
+	flushSize = 32 << 10
+	keepSize  = 256 << 10
+)
+
+// add writes a line, perhaps not before flush.
+func (o *output) add(r *record) {
+	if h := o.log.config.Handler; h != nil {
+		o.handle(h, r)
+		return
+	}
+	o.fields.fill(r)
+	if o.log.config.Format == Text {
+		o.buffer = o.fields.appendText(o.buffer)
+	} else {
+		o.buffer = o.fields.appendJSON(o.buffer)
+	}
+	if o.lines++; len(o.buffer) >= flushSize {
+		o.flush()
+	}
+}
+
+func (o *output) flush() {
+	if o.lines == 0 {
+		return
+	}
+	if _, err := o.log.config.Writer.Write(o.buffer); err != nil {
+		o.log.failed(err, o.lines)
+	}
+	if o.buffer, o.lines = o.buffer[:0], 0; cap(o.buffer) > keepSize {
+		o.buffer = nil
+	}
+}
+
+// handle gives a line to a Handler, which escapes what it writes. The record may be kept there.
+func (o *output) handle(h slog.Handler, r *record) {
+	ctx := context.Background()
+	if !h.Enabled(ctx, slog.LevelInfo) {
+		return
+	}
+	o.fields.fill(r)
+	var attrs [fieldCount]slog.Attr
+	for i, key := range keys {
+		if numeric[i] {
+			attrs[i] = slog.Int64(key, o.fields.number[i])
+		} else {
+			attrs[i] = slog.String(key, o.fields.text[i])
+		}
+	}
+	line := slog.NewRecord(r.start.Add(r.duration), slog.LevelInfo, "access", 0)
+	line.AddAttrs(attrs[:]...)
+	if err := h.Handle(ctx, line); err != nil {
+		o.log.failed(err, 1)
+	}
+}

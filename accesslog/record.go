@@ -1,0 +1,153 @@
+package accesslog
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// record is what the line of a call is made of. A call fills it: everything that costs more than to copy a word is left to the
+// goroutine that writes. Strings of a request may be kept, its header and URL not.
+type record struct {
+	side     side
+	start    time.Time
+	duration time.Duration
+
+	method     string
+	uri        string // as it was received; "" for the parts below
+	path       string
+	rawPath    string
+	query      string
+	forceQuery bool
+	opaque     string
+	major      int // of the version of HTTP
+	minor      int
+
+	status   int // 0 if there was no answer
+	code     int // that of the line, which may be that of the failure
+	flags    mesh.Flags
+	err      error
+	attempts int
+	denied   bool
+	badPath  bool
+	policy   string // that denied
+	rule     int
+
+	received, sent int64 // from the view of this side's caller: what it sent is received
+
+	serviceTime  string
+	forwardedFor string
+	userAgent    string
+	requestID    string
+	authority    string
+	serverName   string
+	endpoint     string
+	target       route.Target
+	outside      bool
+	routed       bool // by a document
+	route        string
+	local        net.Addr // of this process, to the caller of an inbound request, and to the endpoint of an outbound connection
+	remote       net.Addr
+	remoteText   string // if there is no remote
+}
+
+// side is what a record is about.
+type side uint8
+
+const (
+	outbound side = iota
+	inbound
+	outboundConn
+	inboundConn
+)
+
+func (l *Log) callEnd(_ context.Context, c *mesh.Call) {
+	code := codeOf(c.Status, c.Flags)
+	if c.Mirror || !l.keeps(filterCode(code, c.GRPCStatus, c.Err != nil && c.Flags&mesh.FlagCallerGone == 0), c.Duration, c.Flags) {
+		return
+	}
+	r := l.records.Get().(*record)
+	r.side, r.start, r.duration = outbound, c.Start, c.Duration
+	r.request(c.Request)
+	r.status, r.code, r.flags, r.err, r.attempts = c.Status, code, c.Flags, c.Err, c.Attempts
+	r.target, r.routed, r.route = c.Target, c.Document != "", c.Route
+	l.put(r)
+}
+
+func (l *Log) inboundEnd(_ context.Context, in *mesh.Inbound) {
+	if !l.keeps(filterCode(in.Status, in.GRPCStatus, false), in.Duration, in.Flags) {
+		return
+	}
+	r := l.records.Get().(*record)
+	r.side, r.start, r.duration = inbound, in.Start, in.Duration
+	r.request(in.Request)
+	r.status, r.code, r.flags = in.Status, in.Status, in.Flags
+	if r.denied = !in.Decision.Allowed; r.denied {
+		r.badPath, r.policy, r.rule = in.Decision.BadRequest, in.Decision.Policy, in.Decision.Rule
+	}
+	r.local, _ = in.Request.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	r.remoteText = in.Request.RemoteAddr
+	if in.Request.TLS != nil {
+		r.serverName = in.Request.TLS.ServerName
+	}
+	l.put(r)
+}
+
+// request fills in what a request says.
+func (r *record) request(req *http.Request) {
+	r.method, r.major, r.minor = req.Method, req.ProtoMajor, req.ProtoMinor
+	if r.uri = req.RequestURI; r.uri == "" && req.URL != nil {
+		u := req.URL
+		r.path, r.rawPath, r.query, r.forceQuery, r.opaque = u.Path, u.RawPath, u.RawQuery, u.ForceQuery, u.Opaque
+	}
+	if r.authority = req.Host; r.authority == "" && req.URL != nil {
+		r.authority = req.URL.Host
+	}
+	r.header(req.Header)
+}
+
+func (r *record) header(h http.Header) {
+	r.forwardedFor, r.userAgent, r.requestID = first(h, "X-Forwarded-For"), first(h, "User-Agent"), first(h, "X-Request-Id")
+}
+
+// first returns the first value of a header whose name is canonical.
+func first(h http.Header, name string) string {
+	if values := h[name]; len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
+
+// codeOf returns the code that Envoy answers with where there is no response: here the caller is given an error.
+func codeOf(status int, flags mesh.Flags) int {
+	switch {
+	case status != 0 || flags&mesh.FlagCallerGone != 0:
+		return status
+	case flags&mesh.FlagRateLimited != 0:
+		return http.StatusTooManyRequests
+	case flags&mesh.FlagNoRoute != 0:
+		return http.StatusNotFound
+	case flags&mesh.FlagUpstreamTimeout != 0:
+		return http.StatusGatewayTimeout
+	case flags&(mesh.FlagNoHealthyUpstream|mesh.FlagConnectFailure|mesh.FlagOverflow|mesh.FlagConnectionTerminated|
+		mesh.FlagRemoteReset|mesh.FlagNoCluster) != 0:
+		return http.StatusServiceUnavailable
+	}
+	return 0
+}
+
+// filterCode returns the status that a filter goes by.
+func filterCode(code, grpcStatus int, failed bool) int {
+	if grpcStatus > 0 {
+		code = max(code, failure.GRPCStatus(uint32(grpcStatus)))
+	}
+	if code == 0 && failed {
+		return http.StatusInternalServerError
+	}
+	return code
+}
