@@ -21,6 +21,7 @@ func FuzzDecide(f *testing.F) {
 	for i, path := range []string{"//a", "/a/../b", "/a%2Fb", "/a;x", "/a#/../b", `/a\..\b`, "/%61", "/a%3Ab", "/a:b", "/%"} {
 		f.Add(uint64(100+i), uint64(i), path, uint8(i))
 	}
+	f.Add(uint64(25), uint64(194), "/"+strings.Repeat("Q", 800)+`\`+strings.Repeat("Q", 300), uint8(0)) // too long for its oddity
 	f.Fuzz(func(t *testing.T, seed, request uint64, path string, mode uint8) {
 		cfg := Config{Normalization: Normalization(mode % 4)}
 		policies := randomPolicies(rand.New(rand.NewPCG(seed, 1)), cfg.Normalization)
@@ -208,8 +209,9 @@ func refDecide(policies []Policy, cfg Config, r *Request) Decision {
 	unreadable := false
 	paths := map[reading]bool{{}: true}
 	if !r.L4 {
-		path, _, ok := targetPath(r.Method, r.Target)
-		if !ok || path != "" && path[0] == '/' && !valid(path, escapesOf(path)) {
+		path, plain, ok := targetPath(r.Method, r.Target)
+		malformed := func() bool { found := escapesOf(path); return !valid(path, found) || !plain && tooLong(path, found) }
+		if !ok || path != "" && path[0] == '/' && malformed() {
 			if shadow {
 				d.Shadow = Shadow{Present: true, Match: noMatch, Reason: reasonMalformed}
 			}
