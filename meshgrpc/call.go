@@ -33,6 +33,8 @@ type call struct {
 	sent      head   // as it leaves it
 	setCookie string // for a call that came without the cookie of its hash key
 	waited    bool   // the call is made anew
+	first     try
+	last      *try // nil before the first
 }
 
 // head is what there is of a call before its messages.
@@ -45,12 +47,10 @@ type head struct {
 // attempter is a unary call or a stream, which makes its attempts one after the other.
 type attempter interface {
 	engine.Adapter
+	grpcreplay.Tries
 
-	// next returns the next attempt, which is to be made.
-	next() *try
-
-	// send makes the attempt that next returned, up to its answer.
-	send()
+	// send makes the attempt that is the last, up to its answer.
+	send(t *try)
 
 	// replayable reports whether another attempt can follow.
 	replayable() bool
@@ -135,32 +135,15 @@ func (c *call) HashKey(key *balancer.HashKey) (value string, ok bool) {
 func (c *call) attempts(ctx context.Context, loop retry.Loop, a attempter) (retry.Reason, error) {
 	c.Multiplexed()
 	if loop.Policy == nil { // of a copy
-		return retry.Succeeded, c.attempt(ctx, 0, a, 1).failed()
+		a.Try(ctx, 0, 1)
+		return retry.Succeeded, c.last.failed()
 	}
-	held := false // a slot of the limiter
-	defer func() {
-		if held {
-			loop.Limiter.Release()
-		}
-	}()
-	loop.Budget.Deposit()
-	for n := 1; ; n++ {
-		t := c.attempt(ctx, grpcreplay.PerTry(ctx, loop.Policy), a, n)
-		if held {
-			loop.Limiter.Release()
-		}
-		var wait time.Duration
-		var reason retry.Reason
-		outcome := t.outcome(!a.replayable())
-		if wait, reason, held = grpcreplay.Next(ctx, &loop, n, &outcome); !held {
-			c.edit(t)
-			return reason, after(n, t.failed())
-		}
-		t.giveUp()
-		if !grpcreplay.Sleep(ctx, wait) {
-			return grpcreplay.Ended(ctx), after(n, context.Cause(ctx))
-		}
+	n, reason, gone := grpcreplay.Do(ctx, &loop, a)
+	if gone {
+		return reason, after(n, context.Cause(ctx))
 	}
+	c.edit(c.last)
+	return reason, after(n, c.last.failed())
 }
 
 // after returns the error of a call whose n-th attempt failed with err, which may be nil.
@@ -171,9 +154,13 @@ func after(n int, err error) error {
 	return &retry.Error{Attempts: n, Last: err}
 }
 
-// attempt makes the n-th attempt, up to its answer.
-func (c *call) attempt(ctx context.Context, limit time.Duration, a attempter, n int) *try {
-	t := a.next()
+// attempt makes the n-th attempt, up to its answer, and returns what the retries go by.
+func (c *call) attempt(ctx context.Context, limit time.Duration, a attempter, n int) grpcreplay.Outcome {
+	t := &c.first
+	if c.last != nil {
+		t = new(try)
+	}
+	c.last = t
 	returned := false
 	defer func() {
 		if !returned { // a panic or a Goexit
@@ -181,11 +168,11 @@ func (c *call) attempt(ctx context.Context, limit time.Duration, a attempter, n 
 		}
 	}()
 	if t.begin(ctx, c, limit, n) {
-		a.send()
+		a.send(t)
 	}
 	t.settle(limit)
 	returned = true
-	return t
+	return t.outcome(!a.replayable())
 }
 
 // edit makes of the answer of a server what the caller gets: documents may change the metadata that it begins with.
@@ -212,9 +199,8 @@ func (c *call) edit(t *try) {
 	*md = fromReply(h)
 }
 
-// conclude ends a call as serve returned it, with the last attempt that was made, and returns what its caller gets. That of a
-// stream which goes on has ended before.
-func (c *call) conclude(answer *engine.Refusal, err error, last *try) (header, trailer metadata.MD, _ error) {
+// conclude ends a call as serve returned it, and returns what its caller gets. The last attempt has ended before.
+func (c *call) conclude(answer *engine.Refusal, err error) (header, trailer metadata.MD, _ error) {
 	switch {
 	case err != nil:
 		return nil, nil, failed(c.ctx, err)
@@ -226,6 +212,7 @@ func (c *call) conclude(answer *engine.Refusal, err error, last *try) (header, t
 		c.End(resp.StatusCode, nil)
 		return nil, fromReply(resp.Header), err
 	}
+	last := c.last
 	rest := last.rest
 	if limits := c.Limits(); limits != nil {
 		rest = limits.Received(rest)

@@ -2,51 +2,26 @@ package meshgrpc
 
 import (
 	"context"
-	"io"
+	"errors"
 	"net/http"
-	"sync"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/deadline"
-	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
 
-// stream is a streaming call. A goroutine takes it through the mesh until it is answered; until then another try may take
-// the place of the current one, and is sent what was sent before. Then the last try is the caller's.
+// stream is a streaming call: it drives the replayed stream that the caller sees.
 type stream struct {
 	call
-	desc     *grpc.StreamDesc
-	streamer grpc.Streamer
-
-	mu        sync.Mutex // held while a try is sent what was sent before; no code of the caller's runs with it
-	news      sync.Cond  // of current, settled and told
-	current   *flow      // the try that takes messages; nil if there is none
-	first     flow
-	last      *flow
-	opened    bool // there was a current
-	committed bool // no other try can follow current
-	kept      grpcreplay.Sent
-	closed    bool // CloseSend was called
-	settled   bool // the mesh has answered: with err, or with the stream that current is
-	told      bool // and the caller's options say so, if it was with err
-	err       error
-	trailer   metadata.MD // with err
-	panicked  any         // of an interceptor below, for the caller to see
-
-	out grpcreplay.Message // that SendMsg is sending
-
-	end       sync.Mutex // guards what follows, and what is said of it in flow; may be locked with mu held
-	live      bool       // settled, and current goes on
-	concluded sync.Once
-	verdict   error // how the stream ended, set by concluded
+	replayed grpcreplay.Stream
 }
 
 // stream is the grpc.StreamClientInterceptor.
@@ -55,95 +30,54 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	if err := checkTarget(cc.Target()); err != nil {
 		return nil, grpcstatus.Wrap(codes.Unavailable, err)
 	}
-	s := &stream{desc: desc, streamer: streamer}
+	s := new(stream)
 	s.begin(ctx, c, cc, method, opts)
-	s.news.L = &s.mu
-	s.kept.Room = s.room
-	go s.run()
-
-	s.mu.Lock()
-	for !s.opened && !s.settled {
-		s.news.Wait()
-	}
-	opened := s.opened
-	s.mu.Unlock()
-	if !opened {
-		if err := s.wait(); err != nil {
-			return nil, err
-		}
-	}
-	return s, nil
+	return s.replayed.Begin(grpcreplay.Config{
+		Context: ctx, Desc: desc, Conn: cc, Streamer: streamer, Encoding: s.encoding, Room: s.room,
+		Pausing: true, // a timeout begins when all is sent, as in Envoy
+	}, s)
 }
 
-// run takes the stream through the mesh.
-func (s *stream) run() {
-	returned := false
-	defer func() {
-		if returned {
-			return
-		}
-		if s.panicked = recover(); s.panicked == nil {
-			s.panicked = "runtime.Goexit in a stream interceptor"
-		}
-		s.settle(nil, errEnded)
-	}()
+// Make implements grpcreplay.Driver.
+func (s *stream) Make() (a grpcreplay.Answer) {
 	answer, err := s.serve(s)
-	returned = true
-	s.settle(answer, err)
-}
-
-// settle takes the answer of the mesh. If it is a stream that goes on, that is the caller's from here on.
-func (s *stream) settle(answer *engine.Refusal, err error) {
-	var last *try
-	if s.last != nil {
-		last = &s.last.try
-	}
-	var header, trailer metadata.MD
-	live := answer == nil && err == nil && last.stop != nil
-	if !live {
-		header, trailer, err = s.call.conclude(answer, err, last)
-	} else if limits := s.Limits(); limits != nil {
-		limits.WatchMessages()
-	}
-
-	s.mu.Lock()
-	s.settled = true
-	s.commitLocked()
-	s.err, s.trailer = err, trailer
-	if s.told = live; !live {
-		s.current = nil
-	}
-	s.news.Broadcast()
-	s.mu.Unlock()
-
-	if !live {
-		s.options.finish(header, trailer, last, err)
-		s.mu.Lock()
-		s.told = true
-		s.news.Broadcast()
-		s.mu.Unlock()
-		return
-	}
-	s.end.Lock()
-	s.live = true
-	finished := s.last.finished
-	s.end.Unlock()
-	if finished {
-		s.conclude(s.last)
-	}
-}
-
-// conclude ends a stream whose last try is over: first for the mesh, then for the caller.
-func (s *stream) conclude(f *flow) {
-	s.concluded.Do(func() {
-		f.judgeEnd()
-		f.finish()
-		header, trailer, err := s.call.conclude(nil, nil, &f.try)
-		if s.verdict = err; err == io.EOF {
-			err = nil
+	if answer == nil && err == nil && s.last.stop != nil {
+		a.Header, a.Trailer = s.last.metadata()
+		if a.Header == nil && s.last.reads { // the answer is all trailers, and documents had their say
+			a.Header = a.Trailer
 		}
-		s.options.finish(header, trailer, &f.try, err)
-	})
+		a.Limits = s.Limits()
+		return a
+	}
+	a.Header, a.Trailer, a.Err = s.conclude(answer, err)
+	return a
+}
+
+// Tell implements grpcreplay.Driver.
+func (s *stream) Tell(a grpcreplay.Answer) {
+	s.options.finish(a.Header, a.Trailer, s.last, a.Err)
+}
+
+// End implements grpcreplay.Driver.
+func (s *stream) End(err error) (instead error) {
+	t := s.last
+	t.err, t.code = err, status.Code(err)
+	switch {
+	case err == nil:
+	case ended(t.ctx, t.code):
+		t.rest = context.Cause(t.ctx)
+	case grpcwire.Closed(err):
+		t.err, t.code, t.rest, instead = errClosing, codes.Canceled, errClosing, errClosing
+	default:
+		t.rest = lost(err)
+	}
+	t.finish()
+	header, trailer, err := s.conclude(nil, nil)
+	if _, ours := errors.AsType[*deadline.Error](err); ours {
+		instead = err
+	}
+	s.options.finish(header, trailer, t, err)
+	return instead
 }
 
 // Send implements engine.Adapter.
@@ -158,85 +92,34 @@ func (s *stream) Mirror(rule *route.Rule) {
 	})
 }
 
-// replayable implements attempter.
-func (s *stream) replayable() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !s.committed
+// Try implements grpcreplay.Tries.
+func (s *stream) Try(ctx context.Context, limit time.Duration, n int) grpcreplay.Outcome {
+	return s.attempt(ctx, limit, s, n)
 }
 
-// next implements attempter.
-func (s *stream) next() *try {
-	f := &s.first
-	if s.last != nil {
-		f = new(flow)
+// Drop implements grpcreplay.Tries.
+func (s *stream) Drop() bool {
+	if !s.replayed.Drop() {
+		return false
 	}
-	f.stream, s.last = s, f
-	return &f.try
+	s.last.giveUp()
+	return true
 }
+
+// replayable implements attempter.
+func (s *stream) replayable() bool { return !s.replayed.Committed() }
 
 // send implements attempter.
-func (s *stream) send() {
-	f := s.last
-	f.clock = deadline.RequestUploadOf(f.ctx)
-	if s.pausing() {
-		f.clock.Pause() // timeout begins when all is sent, as in Envoy
-	}
-	f.Context, f.cancel = context.WithCancel(f.Context)
-	var opts []grpc.CallOption
-	f.codec, opts = s.encoding.Codec(append(f.options(), grpc.OnFinish(f.finishedBy)))
-	cs, err := s.streamer(f, s.desc, s.cc, s.sent.method, opts...)
-	if err != nil {
-		f.cancel()
-		f.judge(err, false)
+func (s *stream) send(t *try) {
+	var cancel context.CancelFunc
+	t.Context, cancel = context.WithCancel(t.Context)
+	r := s.replayed.Try(t, cancel, s.sent.method, t.options())
+	t.mu.Lock()
+	t.over = true
+	t.mu.Unlock()
+	if r.Err != nil {
+		t.judge(r.Err, r.Begun && s.replayed.Committed())
 		return
 	}
-	s.open(f, cs)
-
-	header, _ := cs.Header()
-	f.mu.Lock()
-	f.over = true
-	trailer, err, begun := f.trailer, f.doneErr, f.begun
-	f.mu.Unlock()
-	if header == nil && begun && !grpcstatus.TrailersOnly(trailer) {
-		// To gRPC's Header, a stream that was cut before it was sent ended well, and one whose ClientConn was closed failed.
-		// RecvMsg knows better, and has no message.
-		if err = cs.RecvMsg(new(emptypb.Empty)); err == io.EOF {
-			err = nil
-		}
-	}
-	if header != nil || err == nil {
-		f.status, f.header, f.stop = http.StatusOK, header, f.cancel
-		return
-	}
-	s.mu.Lock()
-	committed := s.committed
-	if !committed {
-		s.current = nil
-	}
-	s.mu.Unlock()
-	f.judge(err, committed)
-}
-
-// open makes f the current try, after it was sent what was sent before.
-func (s *stream) open(f *flow, cs grpc.ClientStream) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	f.cs = cs
-	s.current, s.opened = f, true
-	defer s.news.Broadcast()
-	if s.kept.Replay(cs, f.codec) != nil {
-		return // it is over, and its header will say so
-	}
-	if s.closed {
-		f.clock.Resume()
-		_ = cs.CloseSend()
-	}
-}
-
-// pausing reports whether the caller has more to send.
-func (s *stream) pausing() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.desc.ClientStreams && !s.closed
+	t.status, t.header, t.stop = http.StatusOK, r.Header, cancel
 }

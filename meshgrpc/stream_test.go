@@ -668,3 +668,83 @@ func TestStreamEndedByInterceptor(t *testing.T) {
 	}
 	await.Receive(t, "the stream ends on the server", over)
 }
+
+// endingStream is a stream whose end an interceptor puts into words of its own.
+type endingStream struct{ grpc.ClientStream }
+
+func (s endingStream) RecvMsg(m any) error {
+	if err := s.ClientStream.RecvMsg(m); err != nil {
+		return status.Error(codes.DataLoss, "in other words")
+	}
+	return nil
+}
+
+// What an interceptor below makes of the end of a stream reaches the caller, as it does without the mesh.
+func TestStreamEndsAsAnInterceptorSays(t *testing.T) {
+	leak.Check(t)
+	_, conn := one(t, "", []discovery.Endpoint{serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+		if err := stream.Send(&grpctest.Out{}); err != nil {
+			return err
+		}
+		return status.Error(codes.NotFound, "no more")
+	}})}, grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+		streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		stream, err := streamer(ctx, desc, cc, method, opts...)
+		return endingStream{stream}, err
+	}))
+	stream, err := grpctest.NewClient(conn).FullDuplexCall(bounded(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if _, err := stream.Recv(); status.Code(err) != codes.DataLoss {
+			t.Errorf("end of stream: %v, want DataLoss", err)
+		}
+	}
+}
+
+// A try that was answered and retried is over for gRPC only later, when the next one may be the caller's already. That one goes
+// on.
+func TestEndOfAnEarlierTryIsNotTheEndOfTheStream(t *testing.T) {
+	leak.Check(t)
+	var tries atomic.Int64
+	taken, over := make(chan struct{}), make(chan struct{})
+	_, conn := one(t, route("    retries: {attempts: 1, retryOn: \"200\", backoff: 1ms}\n"),
+		[]discovery.Endpoint{serve(t, echoStreams)},
+		grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+			streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			if tries.Add(1) == 1 {
+				for i, opt := range opts {
+					if finish, ok := opt.(grpc.OnFinishCallOption); ok {
+						opts[i] = grpc.OnFinish(func(err error) {
+							<-taken
+							finish.OnFinish(err)
+							close(over)
+						})
+					}
+				}
+			}
+			return streamer(ctx, desc, cc, method, opts...)
+		}))
+	stream, err := grpctest.NewClient(conn).FullDuplexCall(bounded(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&grpctest.In{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil || tries.Load() != 2 {
+		t.Fatalf("%v after %d tries, want a message of the second", err, tries.Load())
+	}
+	close(taken)
+	await.Receive(t, "the end of the first try", over)
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != io.EOF {
+		t.Errorf("end of stream: %v, want io.EOF", err)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"reflect"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -17,14 +18,12 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// unary is a unary call. It is the one allocation that every call costs on our side, and holds the first try, which
-// usually is the only one.
+// unary is a unary call. It is the one allocation that every call costs on our side, and holds the first try, which usually is
+// the only one.
 type unary struct {
 	call
 	message, reply any
 	invoker        grpc.UnaryInvoker
-	first          try
-	last           *try   // nil before the first
 	copied         []byte // message, encoded for mirrors
 	once           *once  // nil if the message may be encoded with each try
 }
@@ -49,7 +48,7 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 		defer u.once.message.Free()
 	}
 	answer, err := u.serve(u)
-	header, trailer, err := u.conclude(answer, err, u.last)
+	header, trailer, err := u.conclude(answer, err)
 	u.options.finish(header, trailer, u.last, err)
 	return err
 }
@@ -59,18 +58,19 @@ func (u *unary) Send(ctx context.Context, loop retry.Loop) (retry.Reason, error)
 	return u.attempts(ctx, loop, u)
 }
 
-// next implements attempter.
-func (u *unary) next() *try {
-	if u.last == nil {
-		u.last = &u.first
-	} else {
-		u.reset()
-		u.last = new(try)
-	}
-	return u.last
+// Try implements grpcreplay.Tries.
+func (u *unary) Try(ctx context.Context, limit time.Duration, n int) grpcreplay.Outcome {
+	return u.attempt(ctx, limit, u, n)
 }
 
-// reset removes from the reply what an earlier try may have put there. gRPC is done with the reply when a try returns.
+// Drop implements grpcreplay.Tries.
+func (u *unary) Drop() bool {
+	u.last.giveUp()
+	u.reset()
+	return true
+}
+
+// reset removes from the reply what the last try may have put there. gRPC is done with the reply when a try returns.
 func (u *unary) reset() {
 	if !u.last.received {
 		return
@@ -83,8 +83,7 @@ func (u *unary) reset() {
 }
 
 // send implements attempter.
-func (u *unary) send() {
-	t := u.last
+func (u *unary) send(t *try) {
 	opts := t.options()
 	if t.reads || u.results.WantHeader() {
 		opts = append(opts, grpc.Header(&t.header))
@@ -140,7 +139,7 @@ func (u *unary) copy(ctx context.Context, target route.Target) error {
 	if err != nil {
 		return err
 	}
-	_, _, _ = u.conclude(nil, nil, u.last)
+	_, _, _ = u.conclude(nil, nil)
 	return u.last.rest
 }
 

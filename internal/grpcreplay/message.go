@@ -42,7 +42,7 @@ func (m *Message) Free() {
 	if m.encoded {
 		m.data.Free()
 	}
-	m.data, m.encoded = nil, false
+	*m = Message{}
 }
 
 // size returns the size of the message on the wire, if it is known.

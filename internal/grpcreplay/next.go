@@ -37,6 +37,44 @@ type Outcome struct {
 	Committed bool
 }
 
+// Tries makes the tries of a call, one after the other.
+type Tries interface {
+	// Try makes the n-th try, up to its answer. A limit of 0 is none.
+	Try(ctx context.Context, limit time.Duration, n int) Outcome
+
+	// Drop gives up the latest try, for another to follow. It reports false if none can follow any more.
+	Drop() bool
+}
+
+// Do makes tries of a call for as long as the loop has it. It returns how many there were and why there are no more; gone says
+// that ctx ended before the next one.
+func Do(ctx context.Context, l *retry.Loop, tries Tries) (n int, reason retry.Reason, gone bool) {
+	held := false // a slot of the limiter, from the decision to the answer
+	defer func() {
+		if held {
+			l.Limiter.Release()
+		}
+	}()
+	l.Budget.Deposit()
+	for n = 1; ; n++ {
+		outcome := tries.Try(ctx, PerTry(ctx, l.Policy), n)
+		if held {
+			held = false
+			l.Limiter.Release()
+		}
+		var wait time.Duration
+		if wait, reason, held = Next(ctx, l, n, &outcome); !held {
+			return n, reason, false
+		}
+		if !tries.Drop() {
+			return n, retry.BodyCommitted, false
+		}
+		if !Sleep(ctx, wait) {
+			return n, Ended(ctx), true
+		}
+	}
+}
+
 // Next decides, after the n-th try of a call, whether there is another one: see [retry.Loop.Next]. If again, a slot of the
 // limiter is held.
 func Next(ctx context.Context, l *retry.Loop, n int, o *Outcome) (wait time.Duration, reason retry.Reason, again bool) {

@@ -50,7 +50,7 @@ type Client struct {
 	Rand func() float64
 
 	// Observe, if set, is told what was done for a call: before a unary call returns, and when a stream is answered or
-	// given up. It runs on a goroutine that uses the stream, or on one of its own if the caller has just left.
+	// given up. For a stream it runs on a goroutine of its own.
 	Observe func(ctx context.Context, method string, s retry.Summary)
 
 	once   sync.Once
@@ -88,7 +88,11 @@ func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *g
 	return err
 }
 
-// Stream is a grpc.StreamClientInterceptor. See [NewStream].
+// Stream is a grpc.StreamClientInterceptor. A goroutine makes the tries of a stream. It ends when the stream is answered or
+// given up, or with ctx or the connection. No other try follows one of which more was sent than 256 KiB (or what
+// grpc.MaxRetryRPCBufferSize says), nor one whose Context or Trailer the caller has asked for. While a retry is under way,
+// SendMsg and RecvMsg wait. The options Header, Trailer, Peer and OnFinish do what they do without retries: once, for the call
+// as a whole.
 func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	c.once.Do(c.compile)

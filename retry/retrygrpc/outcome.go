@@ -2,7 +2,6 @@ package retrygrpc
 
 import (
 	"context"
-	"io"
 	"strconv"
 	"time"
 
@@ -22,25 +21,23 @@ import (
 
 // outcome is how a try ended.
 type outcome struct {
-	err      error       // nil or io.EOF if well
-	begun    bool        // there was a stream, so that the server may have seen something
-	answered bool        // response headers came
-	late     bool        // the try took longer than it may
-	trailer  metadata.MD // the whole reply, if it consists of trailers only
+	err     error       // nil if well
+	begun   bool        // there was a stream, so that the server may have seen something
+	header  metadata.MD // that came
+	late    bool        // the try took longer than it may
+	trailer metadata.MD // the whole reply, if it consists of trailers only
 }
 
-// next decides, after the n-th try, whether there is another one, and how long to wait before. If again, a slot of the
-// limiter is held.
-func next(ctx context.Context, l *retry.Loop, n int, o *outcome) (wait time.Duration, reason retry.Reason, again bool) {
-	switch {
-	case o.err == nil || o.err == io.EOF || o.answered && !o.late:
-		return 0, retry.Succeeded, false
-	case grpcreplay.Over(ctx):
-		return 0, grpcreplay.Ended(ctx), false
-	case o.answered:
-		return 0, retry.NotRetriable, false
+// decisive returns the outcome as far as it decides about another try.
+func (o *outcome) decisive(ctx context.Context) (known grpcreplay.Outcome) {
+	answered := o.header != nil
+	if o.err == nil || answered && !o.late {
+		return known
 	}
-	var known grpcreplay.Outcome
+	if grpcreplay.Over(ctx) || answered {
+		known.Kind = failure.Refused // whatever it was
+		return known
+	}
 	if code, ok := grpcwire.HTTPStatus(o.err); grpcstatus.TrailersOnly(o.trailer) && !o.late {
 		known.Code, known.Reply, known.Limited = status.Code(o.err), o.trailer, grpcwire.LimitedBy(o.err)
 	} else if ok {
@@ -48,7 +45,7 @@ func next(ctx context.Context, l *retry.Loop, n int, o *outcome) (wait time.Dura
 	} else {
 		known.Kind, known.Unsent = o.kind(), o.begun && grpcwire.Unsent(o.err)
 	}
-	return grpcreplay.Next(ctx, l, n, &known)
+	return known
 }
 
 // kind is the way a try failed that got no reply from the server.
@@ -93,19 +90,17 @@ func once(ctx context.Context, err error) retry.Summary {
 	return retry.Summary{Attempts: 1, Stopped: reason}
 }
 
-// gone returns the error of a call whose context ended before its next try.
-func gone(ctx context.Context) error {
-	code := codes.DeadlineExceeded
-	if grpcreplay.Ended(ctx) == retry.CallerGone {
-		code = codes.Canceled
+// result returns the error of a call after its n-th and last try, which ended with err, or after which its context ended. It
+// tells of the tries if there were several and we gave up. What the server answered to the last one is passed on as it is.
+func result(ctx context.Context, n int, reason retry.Reason, gone bool, err error) error {
+	if gone {
+		code := codes.DeadlineExceeded
+		if reason == retry.CallerGone {
+			code = codes.Canceled
+		}
+		err = grpcstatus.Wrap(code, context.Cause(ctx))
 	}
-	return grpcstatus.Wrap(code, context.Cause(ctx))
-}
-
-// wrap tells the caller of the tries that ended in err, if there were several and we gave up. What the server answered
-// to the last one is passed on as it is.
-func wrap(n int, reason retry.Reason, err error) error {
-	if n <= 1 || err == nil || err == io.EOF || reason == retry.Succeeded {
+	if n == 1 || err == nil || reason == retry.Succeeded || reason == retry.BodyCommitted {
 		return err
 	}
 	return &retry.Error{Attempts: n, Last: err}

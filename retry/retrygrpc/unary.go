@@ -19,12 +19,11 @@ import (
 // The options Header, Trailer, Peer and OnFinish do what they do without retries: once, for the call as a whole.
 func invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) (retry.Summary, error) {
-	l.Budget.Deposit()
 	if idle(l) {
 		err := invoker(ctx, method, req, reply, cc, opts...)
 		return once(ctx, err), err
 	}
-	u := &unary{loop: l, method: method, req: req, reply: reply, cc: cc, invoker: invoker}
+	u := &unary{method: method, req: req, reply: reply, cc: cc, invoker: invoker}
 	common, results := grpcreplay.Split(u.room[:0], opts)
 	common = append(common, grpc.Header(&u.left.header), grpc.Trailer(&u.left.trailer))
 	if results.WantPeer() {
@@ -38,15 +37,15 @@ func invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, c
 	}
 	u.opts = common[:len(common):len(common)] // an interceptor may append
 
-	summary, err := u.do(ctx)
+	n, reason, gone := grpcreplay.Do(ctx, l, u)
+	err := result(ctx, n, reason, gone, u.out.err)
 	u.left.fill(results)
 	results.End(err)
-	return summary, err
+	return retry.Summary{Attempts: n, Stopped: reason}, err
 }
 
 // unary is a unary call.
 type unary struct {
-	loop       *retry.Loop
 	method     string
 	req, reply any
 	cc         *grpc.ClientConn
@@ -54,67 +53,33 @@ type unary struct {
 	opts       []grpc.CallOption
 	room       [6]grpc.CallOption // for opts
 	left       reply
+	out        outcome
 }
 
-func (u *unary) do(ctx context.Context) (retry.Summary, error) {
-	o := u.try(ctx, 1)
-	wait, reason, again := next(ctx, u.loop, 1, &o)
-	if again {
-		return u.again(ctx, wait)
-	}
-	return retry.Summary{Attempts: 1, Stopped: reason}, o.err
-}
-
-// again makes the second and further tries. A slot of the limiter is held on entry, and for each retry from the decision
-// to the answer.
-func (u *unary) again(ctx context.Context, wait time.Duration) (retry.Summary, error) {
-	held := true
-	defer func() {
-		if held {
-			u.loop.Limiter.Release()
-		}
-	}()
-	for n := 2; ; n++ {
-		if !grpcreplay.Sleep(ctx, wait) {
-			reason := grpcreplay.Ended(ctx)
-			return retry.Summary{Attempts: n - 1, Stopped: reason}, wrap(n-1, reason, gone(ctx))
-		}
-		o := u.try(ctx, n)
-		u.loop.Limiter.Release()
-		held = false
-		var reason retry.Reason
-		wait, reason, held = next(ctx, u.loop, n, &o)
-		if !held {
-			return retry.Summary{Attempts: n, Stopped: reason}, wrap(n, reason, o.err)
-		}
-	}
-}
-
-// try makes one try. gRPC is done with the reply when it returns, so that tries never share it.
-func (u *unary) try(ctx context.Context, n int) outcome {
+// Try implements grpcreplay.Tries. gRPC is done with the reply when it returns, so that tries never share it.
+func (u *unary) Try(ctx context.Context, limit time.Duration, n int) grpcreplay.Outcome {
 	u.left = reply{}
-	limit := grpcreplay.PerTry(ctx, u.loop.Policy)
 	if limit == 0 {
-		err := u.invoker(mark(ctx, n), u.method, u.req, u.reply, u.cc, u.opts...)
-		return u.outcome(err)
+		u.end(u.invoker(mark(ctx, n), u.method, u.req, u.reply, u.cc, u.opts...))
+		return u.out.decisive(ctx)
 	}
 	bounded := new(deadline.Context)
 	bounded.Start(mark(ctx, n), deadline.PerTry, limit, true)
 	defer bounded.Cancel()
 	began := time.Now()
-	o := u.outcome(u.invoker(bounded, u.method, u.req, u.reply, u.cc, u.opts...))
-	if o.err == nil {
-		return o
-	}
+	u.end(u.invoker(bounded, u.method, u.req, u.reply, u.cc, u.opts...))
 	// The server knows the limit and may notice a moment before us that it is over.
-	o.late = bounded.Exceeded() != nil ||
-		status.Code(o.err) == codes.DeadlineExceeded && !grpcreplay.Over(ctx) && time.Since(began) >= limit-limit/10
-	if o.late {
-		o.err = tooLate(limit)
+	if u.out.err != nil && (bounded.Exceeded() != nil ||
+		status.Code(u.out.err) == codes.DeadlineExceeded && !grpcreplay.Over(ctx) && time.Since(began) >= limit-limit/10) {
+		u.out.err, u.out.late = tooLate(limit), true
 	}
-	return o
+	return u.out.decisive(ctx)
 }
 
-func (u *unary) outcome(err error) outcome {
-	return outcome{err: err, begun: u.left.trailer != nil, answered: u.left.header != nil, trailer: u.left.trailer}
+// end notes how a try ended.
+func (u *unary) end(err error) {
+	u.out = outcome{err: err, begun: u.left.trailer != nil, header: u.left.header, trailer: u.left.trailer}
 }
+
+// Drop implements grpcreplay.Tries.
+func (u *unary) Drop() bool { return true }

@@ -1,0 +1,181 @@
+package grpcreplay
+
+import (
+	"context"
+	"io"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
+)
+
+var _ grpc.ClientStream = (*Stream)(nil)
+
+// wait waits for the answer. It returns the try that the stream is from there on, and whether that is over, or why there is
+// none: then what the caller's options ask for is in its place.
+func (s *Stream) wait() (t *try, over bool, err error) {
+	s.mu.Lock()
+	for !s.told {
+		s.news.Wait()
+	}
+	t, over, err = s.last, s.over, s.answer.Err
+	s.mu.Unlock()
+	if s.panicked != nil {
+		panic(s.panicked)
+	}
+	return t, over, err
+}
+
+// await waits for a try that takes messages, which is to be the last one if so committed. It returns nil if there will be
+// none: not that one which is over.
+func (s *Stream) await(over *try, commit bool) (t *try, committed bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for (s.current == nil || s.current == over && !s.committed) && !s.settled {
+		s.news.Wait()
+	}
+	if s.current == over {
+		return nil, true
+	}
+	if commit {
+		s.commitLocked()
+	}
+	return s.current, s.committed
+}
+
+// RecvMsg implements grpc.ClientStream.
+func (s *Stream) RecvMsg(m any) error {
+	t, over, err := s.wait()
+	if err != nil {
+		return err
+	}
+	if !over {
+		err := s.receive(t, m)
+		if err == nil {
+			return nil
+		}
+		s.received = err // that of an interceptor may be another than gRPC's
+		t.note(err)
+	}
+	s.end()
+	t.end() // an interceptor may have ended what goes on for gRPC
+	switch {
+	case s.instead != nil:
+		return s.instead
+	case s.received != nil:
+		return s.received
+	case s.err != nil:
+		return s.err
+	case !s.config.Desc.ServerStreams:
+		return t.cs.RecvMsg(m) // which knows how many messages there must be
+	}
+	return io.EOF
+}
+
+// receive waits for a message, as long as it may.
+func (s *Stream) receive(t *try, m any) error {
+	limits := s.answer.Limits
+	if limits == nil {
+		return t.cs.RecvMsg(m)
+	}
+	limits.Await()
+	defer limits.Received(nil) // End asks why it ended
+	return t.cs.RecvMsg(m)
+}
+
+// SendMsg implements grpc.ClientStream.
+func (s *Stream) SendMsg(m any) error {
+	_, once := m.(*grpc.PreparedMsg) // which gRPC sends only once
+	s.out = Message{Value: m}
+	defer s.out.Free()
+	var over *try
+	for {
+		t, committed := s.await(over, once)
+		if t == nil {
+			if !s.config.Desc.ClientStreams {
+				return nil // generated code asks for that; RecvMsg says what is wrong
+			}
+			return io.EOF
+		}
+		t.clock.Sending()
+		err := s.out.Send(t.cs, t.codec)
+		t.clock.Sent()
+		switch {
+		case err == nil:
+			if committed || s.keep(t) {
+				return nil
+			}
+		case err == io.EOF:
+			over = t // another try may follow
+		default:
+			s.commit(t) // something is wrong with the message
+			return err
+		}
+	}
+}
+
+// keep keeps the message that t took. It reports false if t is not the current try any more, so that the message is lost.
+func (s *Stream) keep(t *try) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current != t {
+		return false
+	}
+	if s.committed {
+		return true
+	}
+	if s.kept.Keep(&s.out) {
+		s.out = Message{}
+	} else {
+		s.commitLocked()
+	}
+	return true
+}
+
+// commit makes t the last try, if it is the current one.
+func (s *Stream) commit(t *try) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.current == t {
+		s.commitLocked()
+	}
+}
+
+// CloseSend implements grpc.ClientStream.
+func (s *Stream) CloseSend() error {
+	s.mu.Lock()
+	s.closed = true
+	t := s.current
+	s.mu.Unlock()
+	if t == nil {
+		return nil // the next try is told
+	}
+	t.clock.Resume()
+	return t.cs.CloseSend()
+}
+
+// Header implements grpc.ClientStream.
+func (s *Stream) Header() (metadata.MD, error) {
+	if _, _, err := s.wait(); err != nil {
+		return nil, nil // RecvMsg says why
+	}
+	return copied(s.answer.Header), nil
+}
+
+// Trailer implements grpc.ClientStream. It makes the current try the last.
+func (s *Stream) Trailer() metadata.MD {
+	if t, _ := s.await(nil, true); t != nil {
+		return t.cs.Trailer()
+	}
+	return copied(s.answer.Trailer)
+}
+
+// Context implements grpc.ClientStream. It makes the current try the last.
+func (s *Stream) Context() context.Context {
+	if t, _ := s.await(nil, true); t != nil {
+		return t.cs.Context()
+	}
+	if s.last != nil && s.last.cs != nil {
+		return s.last.cs.Context()
+	}
+	return s.config.Context
+}
