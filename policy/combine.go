@@ -93,7 +93,7 @@ func (c *compiler) combined(host string, own *claim) *claim {
 	}
 	var both claim
 	if own != nil {
-		both.virtual, both.ports = own.virtual, own.ports
+		both.virtual, both.at, both.ports = own.virtual, own.at, own.ports
 		if own.ports != nil {
 			both.otherwise = c.combined(host, own.otherwise)
 		}
@@ -154,7 +154,7 @@ func (j *joiner) split(s step, from int) {
 			divided := s
 			divided.Destinations = divide(s.Destinations, i, part.backends)
 			if !j.virtual {
-				divided.document = split.identity.String()
+				divided.document, divided.at = split.identity.String(), split.place()
 			}
 			next := i + len(part.backends)
 			matches := part.when
@@ -208,7 +208,7 @@ func (j *joiner) profile(s step) {
 			part.Retry = r.Retry
 		}
 		if !j.virtual {
-			part.Name, part.document, part.index = r.Name, profile.identity.String(), i
+			part.Name, part.document, part.at, part.index = r.Name, profile.identity.String(), profile.place(), i
 		}
 		j.add(part)
 	}

@@ -29,15 +29,15 @@ func TestHost_Origin(t *testing.T) {
 		header            string // that is set to 1
 		want              policy.Origin
 	}{
-		{"first match", "GET", "http://shop/decided", "", policy.Origin{Document: virtual, Route: 0, Match: 0}},
-		{"with a profile", "GET", "http://shop/api/a?b=c/d", "", policy.Origin{Document: virtual, Route: 1, Match: 0}},
-		{"beside a profile", "GET", "http://shop/api/a/b", "", policy.Origin{Document: virtual, Route: 1, Match: 0}},
-		{"second match with a profile", "POST", "http://shop/shares", "", policy.Origin{Document: virtual, Route: 3, Match: 1}},
-		{"first match of two", "DELETE", "http://shop:8080/shares", "", policy.Origin{Document: virtual, Route: 3, Match: 0}},
-		{"no match", "GET", "http://shop/", "", policy.Origin{Document: virtual, Route: 5, Match: -1}},
-		{"a profile", "POST", "http://alone/beta/post", "", policy.Origin{Document: profile, Route: 0, Match: -1}},
-		{"a profile and a split", "POST", "http://alone/beta/post", "X-Beta", policy.Origin{Document: profile, Route: 0, Match: -1}},
-		{"a split", "GET", "http://alone/beta", "X-Beta", policy.Origin{Document: split, Route: -1, Match: -1}},
+		{"first match", "GET", "http://shop/decided", "", policy.Origin{Document: virtual, File: "test.yaml", Line: 11, Route: 0, Match: 0}},
+		{"with a profile", "GET", "http://shop/api/a?b=c/d", "", policy.Origin{Document: virtual, File: "test.yaml", Line: 16, Route: 1, Match: 0}},
+		{"beside a profile", "GET", "http://shop/api/a/b", "", policy.Origin{Document: virtual, File: "test.yaml", Line: 16, Route: 1, Match: 0}},
+		{"second match with a profile", "POST", "http://shop/shares", "", policy.Origin{Document: virtual, File: "test.yaml", Line: 24, Route: 3, Match: 1}},
+		{"first match of two", "DELETE", "http://shop:8080/shares", "", policy.Origin{Document: virtual, File: "test.yaml", Line: 24, Route: 3, Match: 0}},
+		{"no match", "GET", "http://shop/", "", policy.Origin{Document: virtual, File: "test.yaml", Line: 32, Route: 5, Match: -1}},
+		{"a profile", "POST", "http://alone/beta/post", "", policy.Origin{Document: profile, File: "test.yaml", Line: 86, Route: 0, Match: -1}},
+		{"a profile and a split", "POST", "http://alone/beta/post", "X-Beta", policy.Origin{Document: profile, File: "test.yaml", Line: 86, Route: 0, Match: -1}},
+		{"a split", "GET", "http://alone/beta", "X-Beta", policy.Origin{Document: split, File: "test.yaml", Line: 72, Route: -1, Match: -1}},
 		{"defaults", "GET", "http://alone/", "X-Beta", policy.Origin{Route: -1, Match: -1}},
 	}
 	for _, tt := range tests {

@@ -93,9 +93,9 @@ func (p *Plan) Host(authority string) HostPlan {
 	case !h.Known:
 		return h
 	}
-	if c := p.claims.find(name).at(portOf(authority)); c != nil {
+	if c := p.claims.find(name).of(portOf(authority)); c != nil {
 		b := p.built(c)
-		h.Document, h.Routes, h.from = b.name, b.routes, b
+		h.Document, h.Routes, h.from, h.claim = b.name, b.routes, b, c
 	}
 	if e := p.entries.find(name); e != nil {
 		h.Entry = e.of(name)

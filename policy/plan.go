@@ -92,7 +92,8 @@ type HostPlan struct {
 	// ServiceEntry says where the endpoints of the host are, if a document does. nil leaves that to discovery.
 	Entry *ServiceEntry
 
-	from *built // what Routes are of
+	from  *built // what Routes are of
+	claim *claim // and whose
 }
 
 // Cluster is the policy of one [route.Target]: how its endpoints are chosen, connected to and watched. A reload keeps the

@@ -21,6 +21,8 @@ type document struct {
 	idle bool // a delegate to which nobody hands requests in the mesh
 }
 
+func (d *document) place() place { return place{d.file, d.Line} }
+
 // reading is what a document says by itself, whatever the others say. It does not change, so that plans share it as long
 // as the text of the document stays the same.
 type reading struct {

@@ -26,6 +26,7 @@ type virtual struct {
 	leads   []string       // the hosts that requests are sent to
 	subsets []route.Target // those that it names
 	targets []route.Target // those that it names the port of
+	lines   []int32        // of its routes, counted from that of the document
 	ports   []int          // that it speaks of; nil: all
 	some    bool           // it concerns the workload
 
@@ -65,6 +66,12 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 			}
 		}
 	}
+	if v.inMesh && !v.leaf {
+		v.lines = make([]int32, len(is.Spec.HTTP))
+		for i := range v.lines {
+			v.lines[i] = int32(doc.LineOf(yamldoc.Index("spec.http", i)) - doc.Line)
+		}
+	}
 	if !doc.Failed() && v.inMesh && v.delegates == nil {
 		if !v.leaf {
 			is.Table(doc, client) // for its errors
@@ -85,6 +92,7 @@ func (p *Plan) client() istio.Client {
 // claim is what documents say of the requests to a host.
 type claim struct {
 	virtual *virtual // that claims the host; nil if none does
+	at      place    // of that document
 	steps   []step   // its routes, if they are not its own alone
 
 	// ports are those that the document speaks of, if it does not speak of all: requests to others are treated as if it
@@ -108,12 +116,19 @@ type built struct {
 // origin is where a route comes from.
 type origin struct {
 	document string // empty for the defaults of the mesh
+	at       place  // of a document that is not that of the claim
 	index    int    // of the route in the document, or -1
 	matches  []int  // the index of each match in the document
 }
 
-// at returns the claim that counts for requests to a port.
-func (c *claim) at(port int) *claim {
+// place is where a document begins.
+type place struct {
+	file string
+	line int
+}
+
+// of returns the claim that counts for requests to a port.
+func (c *claim) of(port int) *claim {
 	for c != nil && c.ports != nil && !slices.Contains(c.ports, port) {
 		c = c.otherwise
 	}
@@ -161,7 +176,7 @@ func compileSteps(name string, steps []step) (*built, error) {
 	routes := make([]route.Route, len(steps))
 	for i := range steps {
 		s := &steps[i]
-		routes[i], b.origins[i] = s.Route, origin{s.document, s.index, s.matches}
+		routes[i], b.origins[i] = s.Route, origin{s.document, s.at, s.index, s.matches}
 	}
 	var err error
 	b.routes, err = route.NewTable(routes)
@@ -173,6 +188,7 @@ type step struct {
 	route.Route
 
 	document string // that the route comes from; empty for the defaults of the mesh
+	at       place  // of that document, if it is not the VirtualService
 	index    int    // of the route in the document, or -1
 	matches  []int  // the index of each match in the document
 
@@ -185,6 +201,11 @@ type Origin struct {
 	// Document names the document, as "VirtualService default/user-service". Empty means that none has a part in the
 	// route: the requests meet the mesh's defaults.
 	Document string
+
+	// File is the [Source.Name] of the document, and Line the line of the route in it or, where the document has no routes or is no
+	// VirtualService, of the document.
+	File string
+	Line int
 
 	// Route and Match are indices in the document, from 0. They are -1 if it has no routes, and if its route has no
 	// matches.
@@ -199,6 +220,14 @@ func (h HostPlan) Origin(e *route.Rule, match int) Origin {
 	}
 	from := &h.from.origins[e.Index]
 	o := Origin{Document: from.document, Route: from.index, Match: -1}
+	if from.at != (place{}) {
+		o.File, o.Line = from.at.file, from.at.line
+	} else if v := h.claim.virtual; from.document != "" && v != nil {
+		o.File, o.Line = h.claim.at.file, h.claim.at.line
+		if o.Route >= 0 {
+			o.Line += int(v.lines[o.Route])
+		}
+	}
 	if match >= 0 {
 		o.Match = from.matches[match]
 	}
@@ -242,7 +271,7 @@ func (c *compiler) virtualServices() {
 			case !v.inMesh:
 				vs.Warnf("spec.gateways", "applies to gateways only, which do not exist in-process: it is skipped")
 			default:
-				own := &claim{virtual: v, ports: v.ports}
+				own := &claim{virtual: v, at: vs.place(), ports: v.ports}
 				some := v.some
 				if v.delegates != nil {
 					if some = c.whole(vs, own, delegates); vs.Failed() {
@@ -439,7 +468,7 @@ func (c *compiler) claim(vs decoded[virtual], own *claim) {
 
 // before returns the claim with another one behind it.
 func (c *claim) before(other *claim) *claim {
-	first := &claim{virtual: c.virtual, steps: c.steps, ports: c.ports, otherwise: other}
+	first := &claim{virtual: c.virtual, at: c.at, steps: c.steps, ports: c.ports, otherwise: other}
 	first.done.Store(c.done.Load())
 	if c.otherwise != nil {
 		first.otherwise = c.otherwise.before(other)
