@@ -42,6 +42,14 @@ type Status struct {
 		ID      string    `json:"id,omitempty"` // SPIFFE ID
 		Expires time.Time `json:"expires,omitzero"`
 		Error   string    `json:"error,omitempty"`
+
+		// Trusted are the trust domains whose peers are accepted, with the number of their authorities and when the last of these
+		// expires.
+		Trusted []struct {
+			Domain      string    `json:"domain"`
+			Authorities int       `json:"authorities"`
+			Expires     time.Time `json:"expires"`
+		} `json:"trusted,omitempty"`
 	} `json:"identity,omitzero"`
 
 	// Services are the destinations that were called and that state is kept for, sorted by host, port and subset. There are no more
@@ -58,6 +66,25 @@ type Status struct {
 		// InFlight counts calls, with all their attempts; that of an endpoint counts attempts and raw connections.
 		InFlight int `json:"inFlight"`
 
+		// Pool is how full the connection pool is. Refused counts the calls that found it full. The bounds are 0 where there is none.
+		Pool struct {
+			Active         int    `json:"active"`
+			Pending        int    `json:"pending"`
+			Connections    int    `json:"connections"`
+			Refused        uint64 `json:"refused"`
+			MaxRequests    int    `json:"maxRequests,omitempty"`
+			MaxPending     int    `json:"maxPending,omitempty"`
+			MaxConnections int    `json:"maxConnections,omitempty"`
+		} `json:"pool"`
+
+		// Retries are those under way. Most is how many may be, 0 without a bound, and Budget how many more the retry budget permits
+		// now, -1 without one.
+		Retries struct {
+			Active int `json:"active"`
+			Most   int `json:"most,omitempty"`
+			Budget int `json:"budget"`
+		} `json:"retries"`
+
 		// Endpoints are sorted by address. Reason says why one that is not healthy gets no calls: the [breaker.Reason] of its ejection,
 		// which ends at Until at the earliest, or what else is in the way.
 		Endpoints []struct {
@@ -67,11 +94,45 @@ type Status struct {
 			Reason   string    `json:"reason,omitempty"`
 			Until    time.Time `json:"until,omitzero"`
 			InFlight int       `json:"inFlight"`
+
+			// Security is "mtls", "tls" with what a DestinationRule names, or "" for plaintext and whatever the caller's URL asks for.
+			Security string `json:"security,omitempty"`
 		} `json:"endpoints"`
 		EndpointsOmitted int `json:"endpointsOmitted,omitempty"`
 	} `json:"services"`
 	ServicesOmitted int `json:"servicesOmitted,omitempty"`
 	Uncalled        int `json:"uncalled"`
+
+	// Routes are those of the hosts that were called and then of others, sorted by host and in their order: of no more than 100 hosts,
+	// and no more than 50 of each. RoutesOmitted is how many hosts that documents name were not looked at.
+	Routes []struct {
+		Host string `json:"host"`
+
+		// Document is what the route is in, as "VirtualService default/orders", and File and Line the place of the route in it: see
+		// [policy.Origin]. They are empty if the route is the default of the mesh.
+		Document string `json:"document,omitempty"`
+		File     string `json:"file,omitempty"`
+		Line     int    `json:"line,omitempty"`
+		Name     string `json:"name,omitempty"`
+
+		// Matches are alternatives, as text. Without any the route is for every request that those before it leave.
+		Matches []string `json:"matches,omitempty"`
+
+		// Targets share the requests by weight. Action is what is done instead of sending them, such as "redirect".
+		Targets []struct {
+			Host   string `json:"host"`
+			Port   int    `json:"port,omitempty"`
+			Subset string `json:"subset,omitempty"`
+			Weight int    `json:"weight,omitempty"`
+		} `json:"targets,omitempty"`
+		Action string `json:"action,omitempty"`
+
+		Timeout       time.Duration `json:"timeout,omitempty"` // 0: none
+		PerTryTimeout time.Duration `json:"perTryTimeout,omitempty"`
+		Retries       int           `json:"retries,omitempty"`
+		Fault         string        `json:"fault,omitempty"` // that is injected, as text
+	} `json:"routes,omitempty"`
+	RoutesOmitted int `json:"routesOmitted,omitempty"`
 }
 
 // Status returns what is in force now. It is safe for concurrent use, costs calls nothing, and is small enough for a page: see
@@ -85,6 +146,18 @@ func (m *Mesh) Status() Status {
 		latest, failed := m.identity.Latest()
 		if latest != nil {
 			s.Identity.ID, s.Identity.Expires = latest.ID().String(), latest.NotAfter()
+			bundles := latest.Bundles()
+			s.Identity.Trusted = sized(s.Identity.Trusted, len(bundles))
+			for i, b := range bundles {
+				to := &s.Identity.Trusted[i]
+				authorities := b.X509Authorities()
+				to.Domain, to.Authorities = b.TrustDomain().Name(), len(authorities)
+				for _, a := range authorities {
+					if a.NotAfter.After(to.Expires) {
+						to.Expires = a.NotAfter
+					}
+				}
+			}
 		}
 		if failed != nil {
 			s.Identity.Error = bounded(failed.Error())
@@ -100,6 +173,7 @@ func (m *Mesh) Status() Status {
 	return s
 }
 
+// services fills in what the engine knows.
 func (m *Mesh) services(s *Status) {
 	from := m.engine.Status()
 	s.ServicesOmitted, s.Uncalled = from.Omitted, from.Uncalled
@@ -108,11 +182,28 @@ func (m *Mesh) services(s *Status) {
 		to := &s.Services[i]
 		to.Host, to.Port, to.Subset = service.Target.Host, service.Target.Port, service.Target.Subset
 		to.Circuit, to.InFlight, to.EndpointsOmitted = service.Circuit, service.InFlight, service.Omitted
+		to.Pool.Active, to.Pool.Pending, to.Pool.Connections = service.Pool.Active, service.Pool.Pending, service.Pool.Connections
+		to.Pool.Refused, to.Pool.MaxRequests = service.Pool.Overflows, service.Pool.MaxRequests
+		to.Pool.MaxPending, to.Pool.MaxConnections = service.Pool.MaxPendingRequests, service.Pool.MaxConnections
+		to.Retries.Active, to.Retries.Most, to.Retries.Budget = service.Retries.Active, service.Retries.Most, service.Retries.Budget
 		to.Endpoints = sized(to.Endpoints, len(service.Endpoints))
 		for i, e := range service.Endpoints {
 			to := &to.Endpoints[i]
 			to.Address, to.Locality, to.InFlight = e.Address, e.Locality, e.InFlight
-			to.Healthy, to.Reason, to.Until = e.Healthy, e.Reason, e.Until
+			to.Healthy, to.Reason, to.Until, to.Security = e.Healthy, e.Reason, e.Until, e.Security
+		}
+	}
+	s.RoutesOmitted = from.RoutesOmitted
+	s.Routes = sized(s.Routes, len(from.Routes))
+	for i, r := range from.Routes {
+		to := &s.Routes[i]
+		to.Host, to.Document, to.File, to.Line = r.Host, r.Origin.Document, r.Origin.File, r.Origin.Line
+		to.Name, to.Matches, to.Action, to.Fault = r.Name, r.Matches, r.Action, r.Fault
+		to.Timeout, to.PerTryTimeout, to.Retries = r.Timeout, r.PerTryTimeout, r.Retries
+		to.Targets = sized(to.Targets, len(r.Targets))
+		for i, t := range r.Targets {
+			to := &to.Targets[i]
+			to.Host, to.Port, to.Subset, to.Weight = t.Target.Host, t.Target.Port, t.Target.Subset, t.Weight
 		}
 	}
 }

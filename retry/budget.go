@@ -106,6 +106,22 @@ func (b *Budget) deposit(now time.Time) {
 	b.mu.Unlock()
 }
 
+// Left returns how many retries the budget permits now, and -1 if it permits every one.
+func (b *Budget) Left() int {
+	if b == nil {
+		return -1
+	}
+	return b.left(time.Now())
+}
+
+func (b *Budget) left(now time.Time) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.advanceLocked(now)
+	b.fillLocked(now)
+	return max(0, int(b.ratio*float64(b.sumCalls))-int(b.sumRetry)) + int(b.tokens)
+}
+
 // reserve takes a retry from the budget, and reports false if there is none left.
 func (b *Budget) reserve(now time.Time) bool {
 	b.mu.Lock()
@@ -116,14 +132,19 @@ func (b *Budget) reserve(now time.Time) bool {
 		b.sumRetry++
 		return true
 	}
-	at := now.Sub(b.start)
-	b.tokens = min(b.burst, b.tokens+b.perSecond*max(0, at-b.filled).Seconds())
-	b.filled = max(at, b.filled)
+	b.fillLocked(now)
 	if b.tokens < 1 {
 		return false
 	}
 	b.tokens--
 	return true
+}
+
+// fillLocked adds the tokens of the time since the last call.
+func (b *Budget) fillLocked(now time.Time) {
+	at := now.Sub(b.start)
+	b.tokens = min(b.burst, b.tokens+b.perSecond*max(0, at-b.filled).Seconds())
+	b.filled = max(at, b.filled)
 }
 
 // advanceLocked forgets the slots that have left the window and returns the index of the current one.

@@ -48,14 +48,25 @@ func TestBudgetWindow(t *testing.T) {
 			b.deposit(start.Add(at))
 		}
 	}
+	left := func(at time.Duration, want int) {
+		t.Helper()
+		if got := b.left(start.Add(at)); got != want {
+			t.Errorf("at %v: %d retries left, want %d", at, got, want)
+		}
+	}
 	take(0, 0)
+	left(0, 0)
 	deposit(0, 10)
+	left(0, 5)
 	take(0, 5)
+	left(0, 0)
 	deposit(5*time.Second, 10)
 	take(5*time.Second, 5)
 	take(9999*time.Millisecond, 0)
 	deposit(10*time.Second, 2) // calls and retries of second 0 are gone: 12 calls, 5 retries
+	left(10*time.Second, 1)
 	take(10*time.Second, 1)
+	left(time.Hour, 0)
 	take(time.Hour, 0)
 	deposit(time.Hour, 4)
 	take(time.Hour, 2)
@@ -92,7 +103,13 @@ func TestNewBudget(t *testing.T) {
 			t.Errorf("%s: NewBudget(%+v) gave no error", name, config)
 		}
 	}
-	b, err := NewBudget(BudgetConfig{Off: true})
+	b, err := NewBudget(BudgetConfig{MinPerSecond: 3})
+	if err != nil || b.Left() != 3 {
+		t.Errorf("a new budget of 3 retries a second has %d left (%v), want 3", b.Left(), err)
+	}
+	if b, err = NewBudget(BudgetConfig{Off: true}); b.Left() != -1 {
+		t.Errorf("no budget has %d left, want -1", b.Left())
+	}
 	if b != nil || err != nil {
 		t.Errorf("NewBudget(off) = %v, %v", b, err)
 	}

@@ -66,15 +66,7 @@ func (l *Limiter) Acquire() bool {
 	if l == nil {
 		return true
 	}
-	limit := l.max
-	if l.ratio > 0 {
-		calls := l.calls.Load()
-		if l.active != nil {
-			calls = l.active()
-		}
-		limit = max(limit, int64(l.ratio*float64(calls)))
-	}
-	if l.retries.Add(1) > limit {
+	if l.retries.Add(1) > l.most() {
 		l.retries.Add(-1)
 		return false
 	}
@@ -86,6 +78,25 @@ func (l *Limiter) Release() {
 	if l != nil {
 		l.retries.Add(-1)
 	}
+}
+
+func (l *Limiter) most() int64 {
+	if l.ratio == 0 {
+		return l.max
+	}
+	calls := l.calls.Load()
+	if l.active != nil {
+		calls = l.active()
+	}
+	return max(l.max, int64(l.ratio*float64(calls)))
+}
+
+// Retries returns how many retries are under way, and how many may be. most is 0 for a nil Limiter, which sets no bound.
+func (l *Limiter) Retries() (active, most int) {
+	if l == nil {
+		return 0, 0
+	}
+	return int(l.retries.Load()), int(l.most())
 }
 
 // enter counts a call under way. It reports whether there is anything to count, and so a leave to do.

@@ -54,6 +54,8 @@ type Engine struct {
 	// view is what calls look at: one load at the start of a call fixes its plan.
 	view atomic.Pointer[view]
 
+	routesSeen atomic.Pointer[routesSeen] // of status
+
 	// closed is written with mu held.
 	closed atomic.Bool
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
@@ -17,6 +18,9 @@ type Status struct {
 	Services []ServiceStatus // that were called, sorted
 	Omitted  int             // that were called too
 	Uncalled int             // that documents name and nobody has called
+
+	Routes        []RouteStatus // of the hosts that were called, and of others that documents route; sorted
+	RoutesOmitted int           // hosts that have routes too
 }
 
 // ServiceStatus is a destination.
@@ -24,8 +28,22 @@ type ServiceStatus struct {
 	Target    route.Target
 	Circuit   string // "" without one
 	InFlight  int
+	Pool      PoolStatus
+	Retries   RetryStatus
 	Endpoints []EndpointStatus
 	Omitted   int // endpoints that there are too
+}
+
+// PoolStatus is how full the pool of a destination is.
+type PoolStatus struct {
+	limit.Stats
+	limit.PoolConfig
+}
+
+// RetryStatus is what bounds the retries to a destination.
+type RetryStatus struct {
+	Active, Most int // under way; Most is 0 without a bound
+	Budget       int // left; -1 without one
 }
 
 // EndpointStatus is an endpoint of a destination.
@@ -36,6 +54,7 @@ type EndpointStatus struct {
 	Reason   string // for not being healthy
 	Until    time.Time
 	InFlight int
+	Security string // "mtls", "tls", or "" for plaintext
 }
 
 // Of no more destinations and endpoints is there more to see than their number.
@@ -70,6 +89,7 @@ func (e *Engine) Status() Status {
 	for _, c := range clusters {
 		s.Services = append(s.Services, c.status())
 	}
+	s.Routes, s.RoutesOmitted = e.routes(v)
 	return s
 }
 
@@ -84,7 +104,12 @@ func lastUsed(clusters []*cluster) []*cluster {
 }
 
 func (c *cluster) status() ServiceStatus {
-	s := ServiceStatus{Target: c.target, InFlight: int(c.calls.Load() &^ clusterGone)}
+	s := ServiceStatus{
+		Target: c.target, InFlight: int(c.calls.Load() &^ clusterGone),
+		Pool:    PoolStatus{c.sockets.pool.Stats(), c.sockets.limits},
+		Retries: RetryStatus{Budget: c.budget.Left()},
+	}
+	s.Retries.Active, s.Retries.Most = c.limiter.Retries()
 	if c.circuit != nil {
 		s.Circuit = c.circuit.State().String()
 	}
@@ -121,6 +146,7 @@ func endpointStatus(h *balancer.Host, ejection breaker.EndpointStatus) EndpointS
 	described := h.Endpoint()
 	s := EndpointStatus{Address: h.ID(), Locality: described.Locality.String(), InFlight: h.InFlight()}
 	secured := h.Value().(*endpoint).secured.Load()
+	s.Security = [...]string{plaintext: "", mutual: "mtls", originated: "tls"}[secured.kind]
 	switch {
 	case h.Ejected():
 		s.Reason, s.Until = string(ejection.Reason), ejection.Until
