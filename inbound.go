@@ -10,6 +10,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
@@ -149,7 +150,7 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 			in.Status = answer.Code()
 		}
 		if field.IsGRPC(in.Request.Header.Get("Content-Type")) {
-			in.GRPCStatus = grpcStatus(w.Header(), in.Status)
+			in.GRPCStatus = failure.GRPCAnswer(in.Status, w.Header())
 		}
 		h.mesh.observers.inboundEnd(r.Context(), &in.Inbound)
 	}()
