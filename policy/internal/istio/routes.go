@@ -108,6 +108,9 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 			Headers: d.Headers.translate(),
 		})
 	}
+	if r.Delegate != nil {
+		out.Destinations = make([]route.Destination, 1) // those of the delegate take its place
+	}
 	if w := r.Rewrite; w != nil {
 		out.Rewrite = route.Rewrite{URI: w.URI, Authority: w.Authority}
 		if x := w.URIRegexRewrite; x != nil {
