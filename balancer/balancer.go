@@ -22,7 +22,7 @@ var (
 	// ErrNoEndpoints says that the set has no endpoint that takes calls: it is empty, or all in it are draining.
 	ErrNoEndpoints = refusal.New("balancer: no endpoints")
 
-	// ErrNoHealthy says that every endpoint is ejected and [Config.PanicFraction] is 0.
+	// ErrNoHealthy says that every endpoint is ejected and [Config.PanicPercent] is 0.
 	ErrNoHealthy = refusal.New("balancer: no healthy endpoint")
 )
 
@@ -114,8 +114,8 @@ func (b *Balancer) Pick(info PickInfo) (*Host, error) {
 }
 
 // Update replaces the set of endpoints. State (calls in flight, latency, ejection) stays with the endpoints whose ID
-// was there before. The Balancer keeps the slice, which must not be changed any more. Of several endpoints with the
-// same ID the first counts.
+// was there before. The Balancer does not keep the slice, but it does keep the labels. Of several endpoints with the same ID the
+// first counts.
 func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 	var fresh map[address]*Host
 	b.mu.Lock()
@@ -202,7 +202,7 @@ func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, fresh map[addre
 			continue // twice in the set
 		}
 		h.update = b.updates
-		h.endpoint.Store(e)
+		h.describe(e)
 		b.order = append(b.order, h)
 		if weight, place := weightOf(e), b.cfg.topology.place(e); weight != h.weight || place != h.place {
 			h.weight, h.place = weight, place

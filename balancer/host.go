@@ -2,6 +2,8 @@ package balancer
 
 import (
 	"cmp"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -65,7 +67,7 @@ func newStates(n, size int) []*atomic.Uint64 {
 
 func (b *Balancer) newHost(e *discovery.Endpoint, state *atomic.Uint64) *Host {
 	h := &Host{state: state, balancer: b, address: addressOf(e), id: e.ID()}
-	h.endpoint.Store(e)
+	h.describe(e)
 	if b.hooks.Attach != nil {
 		h.value = b.hooks.Attach(h)
 	}
@@ -75,8 +77,23 @@ func (b *Balancer) newHost(e *discovery.Endpoint, state *atomic.Uint64) *Host {
 // ID returns the endpoint's [discovery.Endpoint.ID], which never changes.
 func (h *Host) ID() string { return h.id }
 
-// Endpoint returns the endpoint as the latest Update described it.
-func (h *Host) Endpoint() discovery.Endpoint { return *h.endpoint.Load() }
+// Endpoint returns the endpoint as the latest Update described it. It must not be changed. The pointer stays the same for as
+// long as updates say the same, so it can be the key of a cache.
+func (h *Host) Endpoint() *discovery.Endpoint { return h.endpoint.Load() }
+
+// describe notes what an Update says of the endpoint. It is copied, so that one endpoint does not keep a whole set in memory.
+func (h *Host) describe(e *discovery.Endpoint) {
+	if old := h.endpoint.Load(); old == nil || !same(old, e) {
+		described := *e
+		h.endpoint.Store(&described)
+	}
+}
+
+// same reports whether two endpoints are described in the same way.
+func same(a, b *discovery.Endpoint) bool {
+	return a.Address == b.Address && a.Port == b.Port && slices.Equal(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels) &&
+		a.Locality == b.Locality && a.Weight == b.Weight && a.Draining == b.Draining && a.ServiceAccount == b.ServiceAccount
+}
 
 // Value returns what [Hooks.Attach] made for the host, or nil.
 func (h *Host) Value() any { return h.value }
@@ -92,7 +109,7 @@ func (h *Host) Ejected() bool { return h.state.Load()&ejected != 0 }
 func (h *Host) TakesCalls() bool { return h.takes.Load() && h.state.Load()&gone == 0 }
 
 // SetEjected takes the host out of the picks or brings it back. No Pick that begins after SetEjected(true) returned
-// gives the host, unless so many are ejected that [Config.PanicFraction] applies. It builds the picks anew, which takes
+// gives the host, unless so many are ejected that [Config.PanicPercent] applies. It builds the picks anew, which takes
 // time in proportion to the size of the set.
 func (h *Host) SetEjected(eject bool) {
 	var before uint64

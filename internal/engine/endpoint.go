@@ -29,8 +29,7 @@ type secured struct {
 
 // describe secures the endpoint as discovery describes it now.
 func (c *cluster) describe(h *balancer.Host, e *endpoint) {
-	described := h.Endpoint()
-	security, err := c.secure(&described)
+	security, err := c.secure(h.Endpoint())
 	old := e.secured.Load()
 	if old != nil && old.security == security && sameText(old.err, err) {
 		return
