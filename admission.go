@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"net/http"
+	"strconv"
 
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/failure"
@@ -18,6 +19,10 @@ func (h *handler) Admit(w http.ResponseWriter, r *http.Request) (*http.Request, 
 	if m.server.observed {
 		in.Decision.Rule = -1
 		h.identify(r, in)
+		if in.spare == nil {
+			in.spare = make(http.Header)
+		}
+		in.ResponseHeader = in.spare
 		in.context = m.observers.inboundStart(in.context, &in.Inbound)
 		w, r = in.answer.Watch(w), r.WithContext(in.context)
 	}
@@ -25,7 +30,7 @@ func (h *handler) Admit(w http.ResponseWriter, r *http.Request) (*http.Request, 
 	var admitted *http.Request
 	defer func() {
 		if admitted == nil {
-			in.Done(in.answer.Status, failure.GRPCAnswer(in.answer.Status, w.Header()))
+			in.Done(in.answer.Status, grpcStatus(w.Header(), in.answer.Status))
 		}
 	}()
 	if admitted = h.enter(w, r, in); admitted == nil {
@@ -46,12 +51,42 @@ func (in *inbound) Enter(ctx context.Context, end admission.Ender) (context.Cont
 	return in.ctx, in.begin(in.writer)
 }
 
+// Observed implements admission.Call.
+func (in *inbound) Observed() bool { return in.mesh.server.observed }
+
+// Message implements admission.Call.
+func (in *inbound) Message(sent bool, size int) {
+	if sent {
+		in.sent.Add(int64(size))
+	} else {
+		in.received.Add(int64(size))
+	}
+	in.mesh.observers.inboundMessage(in.context, &in.Inbound, sent)
+}
+
+// Header implements admission.Call.
+func (in *inbound) Header() http.Header { return in.ResponseHeader }
+
 // Done implements admission.Call.
 func (in *inbound) Done(status, grpcStatus int) {
 	in.release()
 	if in.mesh.server.observed {
 		in.Status, in.GRPCStatus = status, grpcStatus
+		in.BytesSent, in.BytesReceived = in.sent.Load(), in.received.Load()
 		in.mesh.observers.inboundEnd(in.context, &in.Inbound)
 	}
 	in.recycle()
+}
+
+// grpcStatus returns the status of a gRPC call by what was answered over HTTP, and -1 if there was no answer.
+func grpcStatus(h http.Header, status int) int {
+	if status == 0 {
+		return -1
+	}
+	for _, name := range [...]string{"Grpc-Status", http.TrailerPrefix + "Grpc-Status"} {
+		if code, err := strconv.ParseUint(h.Get(name), 10, 31); err == nil {
+			return int(code)
+		}
+	}
+	return int(failure.GRPCCode(status))
 }

@@ -89,10 +89,10 @@ func benchSides(tb testing.TB) []benchSide {
 	})
 	return []benchSide{
 		{"bare", 0, noopTransport{}},
-		{"plan", 2, noopMesh(tb, plan)},
-		{"plan+circuit", 3, noopMesh(tb, plan, circuit)},
-		{"plan+circuit+calls observed", 9, noopMesh(tb, plan, circuit, calls)},
-		{"plan+circuit+calls and tries observed", 9, noopMesh(tb, plan, circuit, calls, tries)},
+		{"plan", 1, noopMesh(tb, plan)},
+		{"plan+circuit", 1, noopMesh(tb, plan, circuit)},
+		{"plan+circuit+calls observed", 1, noopMesh(tb, plan, circuit, calls)},
+		{"plan+circuit+calls and tries observed", 4, noopMesh(tb, plan, circuit, calls, tries)},
 		{"plan+circuit+timeouts", 19, noopMesh(tb, timeouts, circuit)},
 	}
 }

@@ -8,9 +8,9 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
-	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
@@ -142,7 +142,14 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 	in.Decision.Rule = -1
 	h.identify(r, in)
 	var answer response.Recorder
-	w, r = answer.Watch(w), r.WithContext(h.mesh.observers.inboundStart(r.Context(), &in.Inbound))
+	w = answer.Watch(w)
+	in.ResponseHeader = w.Header()
+	r = r.WithContext(h.mesh.observers.inboundStart(r.Context(), &in.Inbound))
+	var counted *body.Counter
+	if r.ContentLength < 0 && r.Body != nil {
+		counted = &body.Counter{ReadCloser: r.Body}
+		r.Body = counted
+	}
 	panicked := true
 	defer func() {
 		in.Status = answer.Status
@@ -150,7 +157,13 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 			in.Status = answer.Code()
 		}
 		if field.IsGRPC(in.Request.Header.Get("Content-Type")) {
-			in.GRPCStatus = failure.GRPCAnswer(in.Status, w.Header())
+			in.GRPCStatus = grpcStatus(w.Header(), in.Status)
+		}
+		if in.Request.Method != http.MethodHead { // whose answer is not sent
+			in.BytesSent = answer.Bytes
+		}
+		if counted != nil {
+			in.BytesReceived = counted.Bytes()
 		}
 		h.mesh.observers.inboundEnd(r.Context(), &in.Inbound)
 	}()
@@ -173,6 +186,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 		w, in.guard = response.NewGuard(w, in)
 	}
 	if in.begin(w) {
+		in.BytesReceived = max(0, r.ContentLength)
 		h.next.ServeHTTP(w, r)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/netconn"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -111,7 +112,7 @@ func (m *Mesh) ListenTCP(inner net.Listener) net.Listener {
 	if config.TLS != nil {
 		config.TLS.NextProtos = nil // they are HTTP's, and clients that offer others would be refused
 	}
-	l := &tcpListener{Listener: tlsid.NewListener(inner, config), place: placeOf(inner.Addr()), mesh: m, open: make(map[*tcpConn]authz.Request)}
+	l := &tcpListener{Listener: tlsid.NewListener(inner, config), place: placeOf(inner.Addr()), mesh: m, open: make(map[*netconn.Conn]authz.Request)}
 	m.server.watch(l)
 	return l
 }
@@ -124,7 +125,7 @@ type tcpListener struct {
 
 	mu     sync.Mutex
 	closed bool // takes no new connections; the mesh forgets the listener with the last one
-	open   map[*tcpConn]authz.Request
+	open   map[*netconn.Conn]authz.Request
 }
 
 // Accept implements net.Listener.
@@ -134,7 +135,8 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		c := &tcpConn{Conn: nc, owner: l}
+		start := time.Now()
+		c := &netconn.Conn{Conn: nc}
 		l.mu.Lock()
 		if l.closed {
 			l.mu.Unlock()
@@ -143,6 +145,7 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 		}
 		l.open[c] = authz.Request{} // first, so that a change of documents or bundles meanwhile is not missed
 		l.mu.Unlock()
+		c.OnClose(func(error) { l.forget(c) })
 		request := l.request(nc)
 		l.mu.Lock()
 		if _, still := l.open[c]; still {
@@ -155,6 +158,9 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 				RemoteAddr: nc.RemoteAddr(), Mode: l.mesh.engine.Plan().Inbound().Mode(portOf(nc.LocalAddr())), Err: err,
 			})
 			continue
+		}
+		if l.mesh.connsObserved {
+			return l.mesh.observeAccepted(c, start, request.Principal), nil
 		}
 		return c, nil
 	}
@@ -196,7 +202,7 @@ func (l *tcpListener) Recheck() {
 	l.mu.Lock()
 	open := maps.Clone(l.open)
 	l.mu.Unlock()
-	var denied []*tcpConn
+	var denied []*netconn.Conn
 	for c, then := range open {
 		now := l.request(c.Conn)
 		if l.judge(&now) != nil || then.Principal != "" && now.Principal == "" {
@@ -205,7 +211,7 @@ func (l *tcpListener) Recheck() {
 	}
 	var closing sync.WaitGroup // side by side: crypto/tls gives a peer that does not read 5 s to take the alert
 	for _, c := range denied {
-		closing.Go(func() { c.Close() })
+		closing.Go(func() { c.CloseFor(errDenied) })
 	}
 	closing.Wait()
 }
@@ -221,7 +227,7 @@ func (l *tcpListener) Close() error {
 }
 
 // forget forgets a connection, and has the mesh forget the listener if that is closed and has no other.
-func (l *tcpListener) forget(c *tcpConn) {
+func (l *tcpListener) forget(c *netconn.Conn) {
 	l.mu.Lock()
 	delete(l.open, c)
 	over := l.closed && len(l.open) == 0
@@ -229,23 +235,6 @@ func (l *tcpListener) forget(c *tcpConn) {
 	if over {
 		l.mesh.server.forget(l)
 	}
-}
-
-// tcpConn is an accepted connection.
-type tcpConn struct {
-	net.Conn
-	owner *tcpListener
-}
-
-// Close implements net.Conn.
-func (c *tcpConn) Close() error {
-	c.owner.forget(c)
-	return c.Conn.Close()
-}
-
-// NetConn returns the connection beneath: a *tls.Conn for mTLS.
-func (c *tcpConn) NetConn() net.Conn {
-	return c.Conn
 }
 
 // watch adds a listener to those that are watched, and forget removes it.

@@ -17,13 +17,14 @@ import (
 
 // Mesh enforces a set of documents on the calls of a process. [New] makes one; it is safe for concurrent use.
 type Mesh struct {
-	observers observers
-	workload  policy.Workload // which documents are compiled for
-	identity  *tlsid.Keeper   // nil without one
-	engine    *engine.Engine  // takes calls to their destinations
-	transport *enginehttp.Transport
-	server    server
-	documents documents
+	observers     observers
+	connsObserved bool            // some observer wants to know of raw connections
+	workload      policy.Workload // which documents are compiled for
+	identity      *tlsid.Keeper   // nil without one
+	engine        *engine.Engine  // takes calls to their destinations
+	transport     *enginehttp.Transport
+	server        server
+	documents     documents
 
 	closing context.Context // ends when Close begins
 	cancel  context.CancelFunc
@@ -46,6 +47,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	}
 	log := &journal{logger: o.logger}
 	m := &Mesh{observers: append(o.observers, log.observer(o.observers)), workload: o.workload}
+	m.connsObserved = m.observers.watchConns()
 	if err := m.server.init(o.inbound, m); err != nil {
 		return nil, err
 	}
@@ -115,7 +117,12 @@ func (m *Mesh) Transport() http.RoundTripper {
 // network is "tcp"; address is "host:port". A host outside the mesh is dialled as it is, unless [WithRegistryOnly] refuses it. The
 // error is an [*Error], or that of ctx. An mTLS connection is closed when the first certificate it was made with expires.
 func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	return m.engine.DialContext(ctx, network, address)
+	start := time.Now()
+	conn, dialled, err := m.engine.DialContext(ctx, network, address)
+	if m.connsObserved {
+		conn = m.observeDialled(conn, start, &dialled, err)
+	}
+	return conn, err
 }
 
 // Close ends the mesh: new calls fail with [ErrClosed], mirrored copies and discovery stop, and idle connections close.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/breaker"
@@ -19,16 +20,21 @@ import (
 // does. Functions that are nil are skipped; a mesh without observers pays nothing for them.
 //
 // The functions run on the goroutine of the call, or on one of the mesh's own for what is not part of a call, and may run
-// on several at the same time. They must return quickly and must not keep what they are given: a [Call], [Attempt] or
-// [Inbound] is valid until its End function returns. They must not call [Mesh.Close], which waits for those goroutines,
+// on several at the same time. They must return quickly and must not keep what they are given: a [Call], [Attempt],
+// [Inbound] or [Conn] is valid until its End function returns. They must not call [Mesh.Close], which waits for those goroutines,
 // for 30 seconds at most.
 type Observer struct {
 	// CallStart is called when a request enters the mesh, before it is routed. The context it returns, derived from ctx,
 	// is the one the call goes on with; a tracer puts its span there.
 	CallStart func(ctx context.Context, c *Call) context.Context
 
-	// CallEnd is called exactly once for each CallStart: when the response body ends, or when the call fails.
+	// CallEnd is called exactly once for each CallStart: when the response body ends, or when the call fails. By then the
+	// attempts have ended, too.
 	CallEnd func(ctx context.Context, c *Call)
+
+	// CallMessage is called for each message of a gRPC call that the program has sent or received, when it is so far, and not
+	// again where the mesh sends it once more. The messages of a stream may come from several goroutines.
+	CallMessage func(ctx context.Context, c *Call, sent bool)
 
 	// AttemptStart is called when an endpoint has been chosen, before the request is sent to it. It may change the header of
 	// this attempt through Attempt.Sent.
@@ -43,6 +49,16 @@ type Observer struct {
 
 	// InboundEnd is called exactly once for each InboundStart, when the handler has returned or the request was refused.
 	InboundEnd func(ctx context.Context, in *Inbound)
+
+	// InboundMessage is called for each message that the handler of a gRPC call has received or sent, when it is so far.
+	InboundMessage func(ctx context.Context, in *Inbound, sent bool)
+
+	// ConnStart is called when [Mesh.DialContext] has made a connection, or has failed to, and when a listener of
+	// [Mesh.ListenTCP] is about to return one.
+	ConnStart func(c *Conn)
+
+	// ConnEnd is called exactly once for each ConnStart: when the connection is closed, or at once if there is none.
+	ConnEnd func(c *Conn)
 
 	// Ejection is called when outlier detection takes an endpoint out, or gives it another chance.
 	Ejection func(target route.Target, event breaker.Event)
@@ -82,13 +98,21 @@ type Call struct {
 	// Mirror says that the call is a copy of another one, whose response is not waited for.
 	Mirror bool
 
-	// Document and Route say what routed the call. Both may be empty.
+	// Document and Route say what routed the call. Both may be empty. They are known when the first attempt starts.
 	Document, Route string
 
-	// Target is where the call went. It is zero if the call was answered or refused before a destination was chosen.
+	// Target is where the call goes. It is zero if the call was answered or refused before a destination was chosen. It is
+	// known when the first attempt starts.
 	Target route.Target
 
+	// Last is the latest attempt, nil if there was none. It may be looked at in CallMessage and CallEnd, too; the header of the
+	// answer is there for the messages that were received.
+	Last *Attempt
+
 	// The fields below are set when the call ends.
+
+	// Outside says that the host is not part of the mesh. The call was sent there as it is, or refused: see [WithRegistryOnly].
+	Outside bool
 
 	// Status is the response's status code, 0 if there was no response.
 	Status int
@@ -96,6 +120,16 @@ type Call struct {
 	// GRPCStatus is the status of a gRPC call that was answered, whose HTTP status is 200 whatever became of it. It is -1 for other
 	// calls, and where there was no answer: Err says why.
 	GRPCStatus int
+
+	// ResponseHeader is the header of the response, nil without one. It is as the server sent it, but for what the program
+	// itself changed in the header of its response before it had read the body. Of gRPC calls it is known only if the caller or a
+	// document wants the header, or if the request carried x-envoy-peer-metadata.
+	ResponseHeader http.Header
+
+	// BytesSent and BytesReceived are the sizes of the bodies: what was read of the response, and what was read of the
+	// request. A request body of known length counts if there was a response. The bodies of gRPC calls are their messages,
+	// before compression, each with the 5 bytes before it. For an upgraded connection it is what was written and read.
+	BytesSent, BytesReceived int64
 
 	// Err is what the caller was given, or what broke the response body.
 	Err error
@@ -121,6 +155,14 @@ type Attempt struct {
 	// Endpoint is the address, with port, that the attempt goes to.
 	Endpoint string
 
+	// Peer is what discovery says of the endpoint, with the port that is dialled. It must not be changed. The pointer stays the same
+	// as long as neither that nor the documents about the destination change, so it can be the key of a cache.
+	Peer *discovery.Endpoint
+
+	// PeerID is the SPIFFE ID that the endpoint has to prove by TLS before anything is sent, "" without mTLS, or if it is one
+	// of several and not known yet. When the attempt ends it is what was proved, and "" if nothing was.
+	PeerID string
+
 	// Header is what is sent. It may be the caller's, and must not be changed but through Sent.
 	Header http.Header
 
@@ -140,6 +182,9 @@ type Attempt struct {
 
 	// GRPCStatus is the endpoint's status of gRPC, -1 if it sent none.
 	GRPCStatus int
+
+	// ResponseHeader is the header of the endpoint's answer, nil without one: see [Call.ResponseHeader].
+	ResponseHeader http.Header
 
 	// Err is how the attempt failed.
 	Err error
@@ -165,7 +210,15 @@ type Inbound struct {
 	// [ServerConfig.RestartTraces].
 	RestartTraces bool
 
+	// ResponseHeader is the header of the answer. In InboundStart observers may set headers in it. Of a gRPC call it has what
+	// they have set and no more, and an answer in the place of the handler's does not carry it.
+	ResponseHeader http.Header
+
 	// The fields below are set when the request ends.
+
+	// BytesReceived and BytesSent are the sizes of the bodies. That of a request of known length counts if the handler was
+	// called. The bodies of gRPC calls are their messages, before compression, each with the 5 bytes before it.
+	BytesReceived, BytesSent int64
 
 	// Decision is what was decided about it, with the policy, the rule and the reason, which the peer is not told; what
 	// AUDIT policies mark and what policies with a dry run would have decided is in it too. For a request that was ended while
@@ -203,4 +256,46 @@ type PolicyLoad struct {
 
 	// remark says that nothing was loaded: the findings are about the documents in force.
 	remark bool
+}
+
+// Conn is a raw connection, of [Mesh.DialContext] or [Mesh.ListenTCP].
+type Conn struct {
+	// Inbound says that the connection was accepted.
+	Inbound bool
+
+	// Target is where an outbound connection goes. Outside says that it is not part of the mesh.
+	Target  route.Target
+	Outside bool
+
+	// Endpoint is what discovery says of the endpoint of an outbound connection, or of the last one that was tried. It is nil
+	// outside the mesh, and if none was found: see [Attempt.Peer].
+	Endpoint *discovery.Endpoint
+
+	// PeerID is the SPIFFE ID that the peer has proved, "" without mTLS.
+	PeerID string
+
+	// Local and Remote are the addresses. They are nil if the connection could not be made.
+	Local, Remote net.Addr
+
+	// Start is when the connection was asked for, or accepted.
+	Start time.Time
+
+	// The fields below are set when the connection ends.
+
+	// Flags say why it could not be made, or broke.
+	Flags Flags
+
+	// Err is why it could not be made, how it broke, or why the mesh has closed it. It is nil for one that the program closed.
+	Err error
+
+	// Duration is the time from Start to the end.
+	Duration time.Duration
+
+	sent, received atomic.Int64
+}
+
+// Bytes returns how much was written to the connection and read from it so far. It may be called until ConnEnd has returned, on
+// any goroutine.
+func (c *Conn) Bytes() (sent, received int64) {
+	return c.sent.Load(), c.received.Load()
 }

@@ -4,8 +4,6 @@ import (
 	"context"
 	"net"
 	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/breaker"
@@ -21,8 +19,9 @@ type observers []Observer
 // hooks returns what the engine calls.
 func (m *Mesh) hooks() engine.Hooks {
 	h, o := engine.Hooks{Error: newError}, m.observers
-	h.Attempts = slices.ContainsFunc(o, func(o Observer) bool { return o.AttemptStart != nil || o.AttemptEnd != nil })
-	if h.Attempts || slices.ContainsFunc(o, func(o Observer) bool { return o.CallStart != nil || o.CallEnd != nil }) {
+	h.Headers = slices.ContainsFunc(o, func(o Observer) bool { return o.AttemptStart != nil || o.AttemptEnd != nil })
+	h.Messages = slices.ContainsFunc(o, func(o Observer) bool { return o.CallMessage != nil })
+	if h.Headers || h.Messages || slices.ContainsFunc(o, func(o Observer) bool { return o.CallStart != nil || o.CallEnd != nil }) {
 		h.Call = m.callStart
 	}
 	h.Ejection = func(target route.Target, event breaker.Event) {
@@ -65,100 +64,14 @@ func (m *Mesh) hooks() engine.Hooks {
 
 // watchInbound reports whether somebody wants to know of inbound requests.
 func (o observers) watchInbound() bool {
-	return slices.ContainsFunc(o, func(o Observer) bool { return o.InboundStart != nil || o.InboundEnd != nil })
+	return slices.ContainsFunc(o, func(o Observer) bool {
+		return o.InboundStart != nil || o.InboundEnd != nil || o.InboundMessage != nil
+	})
 }
 
-// callRecord is what observers are told of a call, with its first attempt, which usually is the only one.
-type callRecord struct {
-	Call
-	mesh  *Mesh
-	ctx   context.Context
-	first attemptRecord
-	users atomic.Int32 // the call itself, and its attempts
-}
-
-// records are used again: they are large, and every observed call has one.
-var records = sync.Pool{New: func() any { return new(callRecord) }}
-
-// release gives the record back when the call and all its attempts have ended. Usually the call ends last, but two goroutines
-// that have the body can end them at the same time.
-func (r *callRecord) release() {
-	if r.users.Add(-1) == 0 {
-		r.Call, r.mesh, r.ctx, r.first = Call{}, nil, nil, attemptRecord{}
-		records.Put(r)
-	}
-}
-
-// callStart tells the observers that a call begins. It returns the context to go on with.
-func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.Context, engine.CallObserver) {
-	r := records.Get().(*callRecord)
-	r.Call = Call{Request: start.Request, Start: start.Start, Mirror: start.Mirror, GRPCStatus: -1}
-	r.mesh, r.ctx = m, ctx
-	r.users.Store(1)
-	for i := range m.observers {
-		if f := m.observers[i].CallStart; f != nil {
-			r.ctx = f(r.ctx, &r.Call)
-		}
-	}
-	return r.ctx, r
-}
-
-// End implements engine.CallObserver.
-func (r *callRecord) End(end engine.CallEnd) {
-	r.Document, r.Route, r.Target = end.Document, end.Route, end.Target
-	r.Status, r.GRPCStatus, r.Err, r.Flags = end.Status, end.GRPCStatus, end.Err, Flags(end.Flags)
-	r.Attempts, r.Stopped, r.Duration = end.Attempts, end.Stopped, end.Duration
-	o := r.mesh.observers
-	for i := range o {
-		if f := o[i].CallEnd; f != nil {
-			f(r.ctx, &r.Call)
-		}
-	}
-	r.release()
-}
-
-type attemptRecord struct {
-	Attempt
-	call *callRecord
-	ctx  context.Context
-}
-
-// Attempt implements engine.CallObserver.
-func (r *callRecord) Attempt(ctx context.Context, start engine.AttemptStart) (context.Context, engine.AttemptObserver) {
-	a := &r.first
-	if start.Number > 1 {
-		a = new(attemptRecord)
-	}
-	*a = attemptRecord{call: r, ctx: ctx, Attempt: Attempt{
-		Call: &r.Call, Number: start.Number, Endpoint: start.Endpoint, Header: start.Header, Start: start.Start, Sent: start.Sent,
-		GRPCStatus: -1,
-	}}
-	r.users.Add(1)
-	o := r.mesh.observers
-	for i := range o {
-		if f := o[i].AttemptStart; f != nil {
-			a.ctx = f(a.ctx, &a.Attempt)
-			a.Header = start.Sent.Header()
-		}
-	}
-	return a.ctx, a
-}
-
-// Moved implements engine.AttemptObserver.
-func (a *attemptRecord) Moved(endpoint string) {
-	a.Endpoint = endpoint
-}
-
-// End implements engine.AttemptObserver.
-func (a *attemptRecord) End(end engine.AttemptEnd) {
-	a.Status, a.GRPCStatus, a.Err, a.Duration = end.Status, end.GRPCStatus, end.Err, end.Duration
-	o := a.call.mesh.observers
-	for i := range o {
-		if f := o[i].AttemptEnd; f != nil {
-			f(a.ctx, &a.Attempt)
-		}
-	}
-	a.call.release()
+// watchConns reports whether somebody wants to know of raw connections.
+func (o observers) watchConns() bool {
+	return slices.ContainsFunc(o, func(o Observer) bool { return o.ConnStart != nil || o.ConnEnd != nil })
 }
 
 // inboundStart tells the observers that a request arrived. It returns the context to go on with.
@@ -176,6 +89,14 @@ func (o observers) inboundEnd(ctx context.Context, in *Inbound) {
 	for i := range o {
 		if f := o[i].InboundEnd; f != nil {
 			f(ctx, in)
+		}
+	}
+}
+
+func (o observers) inboundMessage(ctx context.Context, in *Inbound, sent bool) {
+	for i := range o {
+		if f := o[i].InboundMessage; f != nil {
+			f(ctx, in, sent)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/admission"
@@ -18,7 +19,8 @@ import (
 // inbound is one request. What is decided about it is too large for the small stacks that HTTP/2 serves requests on.
 type inbound struct {
 	entry
-	mesh *Mesh
+	mesh  *Mesh
+	spare http.Header // what observers set in the answer of a gRPC call; used again
 	passage
 }
 
@@ -32,10 +34,11 @@ type passage struct {
 	secure *tls.ConnectionState // of a connection whose TLS a wrapper hides from net/http
 
 	// Of a request that is not served with a handler of HTTP.
-	answer  response.Recorder
-	writer  http.ResponseWriter
-	context context.Context // of the observers
-	ender   admission.Ender
+	answer         response.Recorder
+	writer         http.ResponseWriter
+	context        context.Context // of the observers
+	ender          admission.Ender
+	sent, received atomic.Int64 // sizes of messages
 
 	// What it holds until its handler has returned.
 	slot   limit.Slot
@@ -59,6 +62,7 @@ func (s *server) arrive(r *http.Request) *inbound {
 // recycle keeps in for another request.
 func (in *inbound) recycle() {
 	in.forget()
+	clear(in.spare)
 	in.passage = passage{}
 	in.mesh.server.requests.Put(in)
 }

@@ -2,8 +2,6 @@ package mesh
 
 import (
 	"crypto/tls"
-	"errors"
-	"io"
 	"math"
 	"net"
 	"net/http"
@@ -12,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/netconn"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -273,14 +272,15 @@ func (m *Mesh) reconsider(f *facts) (now authz.Decision, peerErr error) {
 
 // takeover is a connection that a handler took over, as for a websocket. It is admitted as the request was.
 type takeover struct {
-	net.Conn
+	netconn.Conn
 	entry
 }
 
 // takeOver returns the connection for the handler of a request that was decided about before. A change since then may have been
 // looked through before the connection was in the register, so that is decided about again.
 func (r *running) takeOver(f *facts, before uint64, conn net.Conn) net.Conn {
-	t := &takeover{Conn: conn}
+	t := &takeover{}
+	t.Conn.Conn = conn
 	t.facts, t.ends = *f, t
 	t.header = slices.Clone(f.header)
 	r.place(&t.entry)
@@ -290,31 +290,12 @@ func (r *running) takeOver(f *facts, before uint64, conn net.Conn) net.Conn {
 	return t
 }
 
-func (t *takeover) end(authz.Decision, error) { abort(t.Conn) }
+func (t *takeover) end(authz.Decision, error) { abort(t.NetConn()) }
 
 // Close implements net.Conn.
 func (t *takeover) Close() error {
 	t.leave()
 	return t.Conn.Close()
-}
-
-// NetConn returns the connection beneath.
-func (t *takeover) NetConn() net.Conn { return t.Conn }
-
-// WriteTo and ReadFrom keep what the connection beneath can do better than a loop of Read and Write.
-
-// WriteTo implements io.WriterTo.
-func (t *takeover) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, t.Conn) }
-
-// ReadFrom implements io.ReaderFrom.
-func (t *takeover) ReadFrom(src io.Reader) (int64, error) { return io.Copy(t.Conn, src) }
-
-// CloseWrite shuts down the writing side, where the connection beneath can.
-func (t *takeover) CloseWrite() error {
-	if half, ok := t.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
 }
 
 // abort closes a connection so that its peer does not take what was sent for the whole: with a reset, where there is TCP, and

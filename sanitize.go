@@ -36,6 +36,8 @@ func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh) http.Header 
 			setOrDelete(copied, "Connection", options)
 		}
 		delete(copied, "Host")
+		delete(copied, asserted.PeerMetadata)
+		delete(copied, asserted.PeerMetadataID)
 		return copied
 	}
 	return s.stripped(h)

@@ -12,8 +12,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/nosidecar/mesh/internal/pause"
 )
 
 const (
@@ -108,7 +106,7 @@ func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, e
 					return
 				}
 				missing = absent
-				if pause.For(ctx, backoff(failures, interval)) != nil {
+				if !sleep(ctx, backoff(failures, interval)) {
 					return
 				}
 				continue

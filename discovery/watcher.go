@@ -7,8 +7,6 @@ import (
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/nosidecar/mesh/internal/pause"
 )
 
 // restartLimit bounds the wait before a watch that ended too early is begun again.
@@ -130,7 +128,7 @@ func (s *watch) run(ctx context.Context) {
 			return
 		}
 		s.fail(errWatchEnded)
-		if pause.For(ctx, backoff(max(failures, 1), restartLimit)) != nil {
+		if !sleep(ctx, backoff(max(failures, 1), restartLimit)) {
 			return
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -18,7 +19,7 @@ import (
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
-	"github.com/nosidecar/mesh/internal/pause"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -36,6 +37,9 @@ type call struct {
 	waited    bool   // the call is made anew
 	first     try
 	last      *try // nil before the first
+
+	// The sizes of messages, if anybody is told of the call.
+	sentBytes, receivedBytes atomic.Int64
 }
 
 // head is what there is of a call before its messages.
@@ -81,8 +85,8 @@ func (c *call) serve(a attempter) (*engine.Refusal, error) {
 		if err == nil || !c.waits || !a.replayable() || !unready(err) {
 			return answer, err
 		}
-		if cause := pause.For(c.ctx, patience(n)); cause != nil {
-			return nil, &neverReady{cause: cause, last: err}
+		if !grpcreplay.Sleep(c.ctx, patience(n)) {
+			return nil, &neverReady{cause: context.Cause(c.ctx), last: err}
 		}
 		c.Renew()
 		c.waited = true
@@ -123,6 +127,18 @@ func (c *call) Prepare(backend *route.Backend, match int) error {
 
 // Failure implements engine.Adapter.
 func (c *call) Failure(err error) failure.Kind { return failure.Of(c.Context(), nil, err) }
+
+// Bytes implements engine.Adapter.
+func (c *call) Bytes() (sent, received int64) { return c.sentBytes.Load(), c.receivedBytes.Load() }
+
+// size returns the size of a message, if anybody is told of the call.
+func (c *call) size(m any) int64 {
+	if !c.client.engine.Observed() {
+		return 0
+	}
+	size, _ := grpcwire.MessageSize(m)
+	return int64(size)
+}
 
 // HashKey implements engine.Adapter.
 func (c *call) HashKey(key *balancer.HashKey) (value string, ok bool) {
@@ -207,6 +223,7 @@ func (c *call) conclude(answer *engine.Refusal, err error) (header, trailer meta
 		return nil, nil, failed(c.ctx, err)
 	case answer != nil:
 		resp := answer.Answer(c.request(&c.asked))
+		c.AnswerHeader(resp.Header)
 		defer resp.Body.Close()
 		err = answered(resp)
 		c.GRPC(uint32(status.Code(err)))

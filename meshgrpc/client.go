@@ -1,6 +1,7 @@
 package meshgrpc
 
 import (
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -58,4 +59,5 @@ const (
 // client is what the ClientConns of one DialOptions share.
 type client struct {
 	engine *engine.Engine
+	links  sync.Map // *engine.Connections to *membership
 }

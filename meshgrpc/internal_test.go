@@ -2,13 +2,10 @@ package meshgrpc
 
 import (
 	"context"
-	"runtime"
 	"sync"
 	"testing"
-	"weak"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/balancer"
 
 	"github.com/nosidecar/mesh/internal/grpctest"
 )
@@ -17,13 +14,16 @@ import (
 func groupsOf(groups *sync.Map) grpc.DialOption {
 	return grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any, cc *grpc.ClientConn,
 		invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+		err := invoker(ctx, method, in, out, cc, opts...)
 		t := ctx.Value(tryKey{}).(*try)
-		done := t.done
-		t.done = func(info balancer.DoneInfo) {
-			groups.Store(t.conn.group, true)
-			done(info)
+		members, _ := t.call.client.links.Load(t.link)
+		m := members.(*membership)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		for g := range m.groups {
+			groups.Store(g, true)
 		}
-		return invoker(ctx, method, in, out, cc, opts...)
+		return err
 	})
 }
 
@@ -76,16 +76,13 @@ func TestRetiredConnectionCloses(t *testing.T) {
 
 // A group that its ClientConn closes before it is watched is not kept until its link closes.
 func TestWatchClosed(t *testing.T) {
-	tries, _ := picks(t, 1)
-	link := tries[0].link
+	tries := picks(t, 1)
+	c, link := tries[0].call.client, tries[0].link
 	g := &group{owner: new(connections), link: link}
 	g.close()
-	g.watch()
-	kept := weak.Make(g)
-	g = nil
-	runtime.GC()
-	if kept.Value() != nil {
+	c.watch(g)
+	known, _ := c.links.Load(link)
+	if _, kept := known.(*membership).groups[g]; kept {
 		t.Error("the group is kept")
 	}
-	runtime.KeepAlive(link)
 }

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/grpcwire"
@@ -95,6 +96,20 @@ func httpHeader(md metadata.MD) http.Header {
 	}
 	return h
 }
+
+// hide returns the metadata of an answer without what peers tell each other.
+func hide(md metadata.MD) metadata.MD {
+	for _, name := range [...]string{peerMetadata, peerMetadataID} {
+		if md[name] != nil {
+			md = md.Copy()
+			delete(md, name)
+		}
+	}
+	return md
+}
+
+// The names of what peers tell each other, as gRPC has them.
+var peerMetadata, peerMetadataID = strings.ToLower(asserted.PeerMetadata), strings.ToLower(asserted.PeerMetadataID)
 
 // received returns the header of a call that has arrived, as HTTP has it.
 func received(md metadata.MD) http.Header {

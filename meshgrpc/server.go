@@ -168,7 +168,16 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 		in.call.Done(in.status, int(status.Code(err)))
 		return nil, nil, err
 	}
+	if h := in.call.Header(); len(h) > 0 {
+		_ = grpc.SetHeader(ctx, fromReply(h))
+	}
 	return ctx, in, nil
+}
+
+// moved says that the handler has received or sent a message.
+func (in *inbound) moved(sent bool, m any) {
+	size, _ := grpcwire.MessageSize(m)
+	in.call.Message(sent, size)
 }
 
 // End implements admission.Ender.
@@ -206,11 +215,17 @@ func (s *server) unary(ctx context.Context, message any, info *grpc.UnaryServerI
 	if err != nil {
 		return nil, err
 	}
-	panicked := true
+	panicked, observed := true, in.call.Observed()
 	defer func() { in.leave(err, panicked) }()
+	if observed {
+		in.moved(false, message)
+	}
 	reply, err := handler(ctx, message)
 	if denied := withdrawn(ctx); denied != nil {
 		reply, err = nil, denied
+	}
+	if observed && err == nil {
+		in.moved(true, reply)
 	}
 	panicked = false
 	return reply, err
@@ -222,51 +237,18 @@ func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	if err != nil {
 		return err
 	}
+	passed := &serverStream{ServerStream: stream, ctx: ctx, apart: in.stream == nil, in: in, observed: in.call.Observed()}
+	passed.users.Store(1)
 	panicked := true
-	defer func() { in.leave(err, panicked) }()
-	err = handler(srv, &serverStream{ServerStream: stream, ctx: ctx, apart: in.stream == nil})
+	defer func() {
+		passed.err, passed.panicked = err, panicked
+		passed.release()
+	}()
+	err = handler(srv, passed)
 	if denied := withdrawn(ctx); denied != nil {
 		err = denied
 	}
 	panicked = false
-	return err
-}
-
-// serverStream is a stream of a call that was let through. When the call is not allowed any more, it moves no message.
-type serverStream struct {
-	grpc.ServerStream
-	ctx   context.Context
-	apart bool // who waits in the stream is not woken when the call is ended
-}
-
-func (s *serverStream) Context() context.Context { return s.ctx }
-
-func (s *serverStream) SendMsg(m any) error { return s.move(s.ServerStream.SendMsg, m) }
-
-func (s *serverStream) RecvMsg(m any) error { return s.move(s.ServerStream.RecvMsg, m) }
-
-func (s *serverStream) move(f func(any) error, m any) error {
-	if denied := withdrawn(s.ctx); denied != nil {
-		return denied
-	}
-	var err error
-	if s.apart {
-		moved := make(chan error, 1)
-		go func() { moved <- f(m) }() // until the handler has returned, at the latest
-		select {
-		case err = <-moved:
-		case <-s.ctx.Done():
-			if denied := withdrawn(s.ctx); denied != nil {
-				return denied
-			}
-			err = <-moved
-		}
-	} else {
-		err = f(m)
-	}
-	if denied := withdrawn(s.ctx); denied != nil {
-		return denied
-	}
 	return err
 }
 

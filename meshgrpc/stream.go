@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -11,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
@@ -22,6 +24,9 @@ import (
 type stream struct {
 	call
 	replayed grpcreplay.Stream
+
+	mu       sync.Mutex
+	messages engine.Messages // of the call as it was begun lately
 }
 
 // stream is the grpc.StreamClientInterceptor.
@@ -32,10 +37,33 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	}
 	s := new(stream)
 	s.begin(ctx, c, cc, method, opts)
-	return s.replayed.Begin(grpcreplay.Config{
+	config := grpcreplay.Config{
 		Context: ctx, Desc: desc, Conn: cc, Streamer: streamer, Encoding: s.encoding, Room: s.room,
 		Pausing: true, // a timeout begins when all is sent, as in Envoy
-	}, s)
+	}
+	if c.engine.Observed() {
+		config.Meter = s
+	}
+	return s.replayed.Begin(config, s)
+}
+
+// Sent implements grpcreplay.Meter.
+func (s *stream) Sent(size int) {
+	s.sentBytes.Add(int64(size))
+	s.told().Sent()
+}
+
+// Received implements grpcreplay.Meter.
+func (s *stream) Received(size int) {
+	s.receivedBytes.Add(int64(size))
+	s.told().Received()
+}
+
+// told returns who is told of messages now.
+func (s *stream) told() engine.Messages {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.messages
 }
 
 // Make implements grpcreplay.Driver.
@@ -113,6 +141,9 @@ func (s *stream) replayable() bool { return !s.replayed.Committed() }
 func (s *stream) send(t *try) {
 	var cancel context.CancelFunc
 	t.Context, cancel = context.WithCancel(t.Context)
+	s.mu.Lock()
+	s.messages = s.Messages()
+	s.mu.Unlock()
 	r := s.replayed.Try(t, cancel, s.sent.method, t.options())
 	t.mu.Lock()
 	t.over = true

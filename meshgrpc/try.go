@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
@@ -56,6 +57,8 @@ type try struct {
 	peer   peer.Peer
 	reads  bool // the mesh looks at the header
 
+	exchanges bool // the endpoint was told what we are, and may answer
+
 	// What became of it.
 	status int        // of the answer, in terms of HTTP; 0 if there was none
 	code   codes.Code // of err
@@ -89,7 +92,7 @@ func (t *try) begin(ctx context.Context, c *call, limit time.Duration, n int) bo
 		return false
 	}
 	t.held = true
-	header, observed := c.sent.header, c.Engine().AttemptsObserved()
+	header, observed := c.sent.header, c.Engine().HeadersObserved()
 	if n > 1 || observed {
 		header = header.Clone()
 	}
@@ -98,6 +101,9 @@ func (t *try) begin(ctx context.Context, c *call, limit time.Duration, n int) bo
 	}
 	if observed {
 		ctx = t.Observe(ctx, n, header, engine.OwnHeader(header))
+		t.exchanges = header[asserted.PeerMetadata] != nil
+	} else {
+		t.Observe(ctx, n, header, nil)
 	}
 	t.ctx, t.Context = ctx, outgoing(ctx, header, c.asked.header, n)
 	t.link, t.done = t.Connections(), t.ended
@@ -133,7 +139,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		}
 		t.link, t.given, t.waits = t.Connections(), false, nil
 	}
-	c, waits, err := b.choose(t.link, t.waits)
+	c, waits, err := b.choose(t.link, t.call.client, t.waits)
 	for moves := 0; err != nil; moves++ {
 		// An endpoint that could not be connected to a moment ago is passed over, as long as there is another.
 		_, unready := errors.AsType[*unreadyError](err)
@@ -148,7 +154,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 			return t.failLocked(err)
 		}
 		t.link = link
-		c, waits, err = b.choose(link, nil)
+		c, waits, err = b.choose(link, t.call.client, nil)
 	}
 	if t.waits = waits; c == nil {
 		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable // that one connection is being made
@@ -252,6 +258,7 @@ func (t *try) settle(limit time.Duration) {
 	switch {
 	case t.status != 0:
 		t.Answered(t.status)
+		t.show()
 		if t.stop == nil {
 			t.finish()
 		}
@@ -266,6 +273,22 @@ func (t *try) settle(limit time.Duration) {
 		t.giveUp()
 		t.status, t.rest = 0, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
 	}
+}
+
+// show shows the header of an answer to the observers, and hides from the caller what is not for it.
+func (t *try) show() {
+	if !t.call.Engine().HeadersObserved() {
+		return
+	}
+	md := t.header
+	if md == nil { // the answer is all trailers
+		md = t.trailer
+	}
+	if t.exchanges || t.reads || t.call.results.WantHeader() {
+		t.Header(httpHeader(md), false, false)
+	}
+	t.trailer = hide(t.trailer)
+	t.header = hide(t.header)
 }
 
 // finish ends an attempt that was answered.

@@ -24,6 +24,7 @@ type unary struct {
 	call
 	message, reply any
 	invoker        grpc.UnaryInvoker
+	told           bool   // that the message was sent
 	copied         []byte // message, encoded for mirrors
 	once           *once  // nil if the message may be encoded with each try
 }
@@ -48,6 +49,10 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 		defer u.once.message.Free()
 	}
 	answer, err := u.serve(u)
+	if answer == nil && err == nil && u.last.err == nil {
+		u.receivedBytes.Add(u.size(reply))
+		u.Messages().Received()
+	}
 	header, trailer, err := u.conclude(answer, err)
 	u.options.finish(header, trailer, u.last, err)
 	return err
@@ -85,10 +90,16 @@ func (u *unary) reset() {
 // send implements attempter.
 func (u *unary) send(t *try) {
 	opts := t.options()
-	if t.reads || u.results.WantHeader() {
+	if t.reads || t.exchanges || u.results.WantHeader() {
 		opts = append(opts, grpc.Header(&t.header))
 	}
+	size := u.size(u.message) // before it is sent, since it may be something else afterwards
 	t.judge(u.invoker(t, u.sent.method, u.message, u.reply, u.cc, opts...), false)
+	if t.begun && !u.told {
+		u.told = true
+		u.sentBytes.Add(size)
+		u.Messages().Sent()
+	}
 }
 
 // replayable implements attempter.

@@ -23,6 +23,15 @@ type Call interface {
 	// from Enter to Done the request is no longer allowed, that context ends with a *Withdrawn as its cause, and end is called.
 	Enter(ctx context.Context, end Ender) (context.Context, bool)
 
+	// Observed reports whether Message is to be called.
+	Observed() bool
+
+	// Message is called between Enter and Done for each message that the handler received or sent, with its size.
+	Message(sent bool, size int)
+
+	// Header returns what the answer of the handler is to begin with besides, which may be nothing.
+	Header() http.Header
+
 	// Done is called when the handler has returned, with the status that was answered in HTTP, 0 for none, and in gRPC, -1 for
 	// none.
 	Done(status, grpcStatus int)

@@ -13,6 +13,12 @@ const (
 	RequestID  = "X-Request-Id"
 )
 
+// The headers with which two peers of a mesh tell each other what they are, for their metrics. Nobody else sees them.
+const (
+	PeerMetadata   = "X-Envoy-Peer-Metadata"
+	PeerMetadataID = "X-Envoy-Peer-Metadata-Id"
+)
+
 // Header reports whether name, a key of an http.Header, is such a header, or with underscores is taken for one by CGI and
 // its kin.
 func Header(name string) bool {

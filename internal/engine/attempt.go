@@ -67,7 +67,7 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) (err error) {
 	}
 	acquired = true
 	c.sent++
-	if c.kind == Raw || cluster.config.timesAnswers() || c.engine.hooks.Attempts {
+	if c.kind == Raw || cluster.config.timesAnswers() || c.observer != nil {
 		a.sent = time.Since(c.start) + 1
 	}
 	return nil
@@ -127,18 +127,9 @@ func (a *Attempt) Again(ctx context.Context, failed bool) error {
 		return err
 	}
 	if a.observer != nil {
-		a.observer.Moved(a.endpoint.ID())
+		a.observer.Moved(a.peer())
 	}
 	return nil
-}
-
-// Observe tells the observers, if there are any for attempts, that the n-th attempt begins. They may change through sent the
-// header that will be sent. It returns the context to go on with.
-func (a *Attempt) Observe(ctx context.Context, n int, header http.Header, sent HeaderSetter) context.Context {
-	ctx, a.observer = a.call.observer.Attempt(ctx, AttemptStart{
-		Number: n, Endpoint: a.endpoint.ID(), Header: header, Sent: sent, Start: a.sentAt(),
-	})
-	return ctx
 }
 
 // sentAt returns when the attempt was sent.
@@ -173,10 +164,7 @@ func (a *Attempt) End(err error) error {
 		}
 	}
 	hint := a.plaintextHint(kind, err)
-	a.release(result, outcome)
-	if a.observer != nil {
-		a.observeEnd(err)
-	}
+	a.finish(result, outcome, err)
 	if hint != "" {
 		return &hintedError{err, hint}
 	}
@@ -188,10 +176,21 @@ func (a *Attempt) End(err error) error {
 
 // Abandon ends an attempt that was not sent, or that panicked.
 func (a *Attempt) Abandon() {
-	a.release(breaker.NoResult, breaker.Ignored)
-	if a.observer != nil {
-		a.observeEnd(nil)
+	a.finish(breaker.NoResult, breaker.Ignored, nil)
+}
+
+// finish gives everything back and tells the observers.
+func (a *Attempt) finish(result breaker.Result, outcome breaker.Outcome, err error) {
+	if a.observer == nil {
+		a.release(result, outcome)
+		return
 	}
+	peerID := ""
+	if a.conns != nil {
+		peerID = a.conns.provenID()
+	}
+	a.release(result, outcome)
+	a.observeEnd(peerID, err)
 }
 
 // judge says what a failure means for the endpoint and for the destination.

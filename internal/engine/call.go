@@ -55,6 +55,9 @@ type Adapter interface {
 	// Send makes the attempts, each with [Call.Acquire], for as long as the loop has it. ctx bounds them all. Copies are
 	// sent once, without a Policy in the loop.
 	Send(ctx context.Context, loop retry.Loop) (retry.Reason, error)
+
+	// Bytes returns how much was sent and received of bodies. It is asked at the end of calls that are observed.
+	Bytes() (sent, received int64)
 }
 
 // Call is one call on its way. It is meant to be embedded in the value that an adapter allocates for a call. It is used in
@@ -83,6 +86,7 @@ type Call struct {
 	passed bool // stage 3: what is refused or injected once per call was not
 
 	// How it went.
+	outside bool // of the mesh
 	stopped retry.Reason
 	flags   Flags
 	sent    int32 // attempts that were sent
@@ -278,7 +282,7 @@ func (c *Call) confirm(ctx context.Context) error {
 
 // leaveMesh says what becomes of a call to a host outside the mesh.
 func (c *Call) leaveMesh() error {
-	c.rule, c.backend, c.cluster = nil, nil, nil
+	c.rule, c.backend, c.cluster, c.outside = nil, nil, nil, true
 	c.target = route.Target{Host: c.host.asked}
 	if c.engine.closed.Load() {
 		return refuse(LayerRoute, 0, ErrClosed)

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"net"
 	"net/http"
@@ -15,6 +16,7 @@ import (
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Connections are the connections to one endpoint that were made under the same certificates. When these rotate, others take
@@ -29,8 +31,10 @@ type Connections struct {
 	conns   atomic.Pointer[limit.Conns]
 	err     error // why there are none
 
+	proven atomic.Pointer[string] // the SPIFFE ID that the endpoint proved lately; nil if it has not
+
 	mu      sync.Mutex
-	onClose map[*func()]struct{}
+	onClose []func()
 	closed  bool
 }
 
@@ -65,6 +69,9 @@ func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
 		}
 		expires(state.PeerCertificates[0].NotAfter)
+		if c.socket.key.security.kind == mutual {
+			c.prove(state.PeerCertificates[0])
+		}
 		return nil
 	}
 	if present != nil {
@@ -77,6 +84,30 @@ func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 		}
 	}
 	return config
+}
+
+// prove notes who the endpoint is by its certificate, which was verified.
+func (c *Connections) prove(certificate *x509.Certificate) {
+	id, err := spiffeid.FromURI(certificate.URIs[0])
+	if name := id.String(); err == nil && name != c.provenID() {
+		c.proven.Store(&name)
+	}
+}
+
+// provenID returns the SPIFFE ID that the endpoint has proved, "" if it has proved none.
+func (c *Connections) provenID() string {
+	if id := c.proven.Load(); id != nil {
+		return *id
+	}
+	return ""
+}
+
+// expectedID returns the SPIFFE ID of an endpoint that has to prove one, as far as it is known.
+func (c *Connections) expectedID() string {
+	if id := c.provenID(); id != "" {
+		return id
+	}
+	return c.socket.key.security.only
 }
 
 // expireBefore has the connections replaced somewhat before a certificate expires, for attempts under way then: the peer cuts
@@ -92,25 +123,16 @@ func (c *Connections) expireBefore(notAfter time.Time) {
 }
 
 // OnClose has f called once there are no new attempts and the last one has ended: then what others made over them is to be
-// closed. If that is the case already, f is called at once. forget takes it back.
-func (c *Connections) OnClose(f func()) (forget func()) {
-	key := &f
+// closed. If that is the case already, f is called at once.
+func (c *Connections) OnClose(f func()) {
 	c.mu.Lock()
 	closed := c.closed
 	if !closed {
-		if c.onClose == nil {
-			c.onClose = make(map[*func()]struct{})
-		}
-		c.onClose[key] = struct{}{}
+		c.onClose = append(c.onClose, f)
 	}
 	c.mu.Unlock()
 	if closed {
 		f()
-	}
-	return func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		delete(c.onClose, key)
 	}
 }
 
@@ -150,8 +172,8 @@ func (c *Connections) close() {
 	if conns := c.conns.Load(); conns != nil {
 		conns.Close()
 	}
-	for f := range told {
-		(*f)()
+	for _, f := range told {
+		f()
 	}
 }
 

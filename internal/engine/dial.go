@@ -5,14 +5,14 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
-	"math"
 	"net"
 	"net/http"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/netconn"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -21,31 +21,42 @@ import (
 // could not be made has carried nothing.
 const dialAttempts = 3
 
+// Dialled is what is known of a connection of [Engine.DialContext], or of one that could not be made.
+type Dialled struct {
+	Target   route.Target
+	Outside  bool                // of the mesh
+	Endpoint *discovery.Endpoint // the one that was tried last; nil if there was none
+	PeerID   string              // that the endpoint has proved
+	Flags    Flags
+}
+
 // DialContext connects to a service for protocols other than HTTP, as mesh.DialContext says.
-func (e *Engine) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+func (e *Engine) DialContext(ctx context.Context, network, address string) (net.Conn, Dialled, error) {
+	var d Dialled
 	switch network {
 	case "tcp", "tcp4", "tcp6":
 	default:
-		return nil, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
+		return nil, d, &net.OpError{Op: "dial", Net: network, Err: net.UnknownNetworkError(network)}
 	}
 	_, text, err := net.SplitHostPort(address)
 	if err != nil {
-		return nil, err
+		return nil, d, err
 	}
 	port, err := strconv.Atoi(text)
 	if err != nil {
-		return nil, &net.AddrError{Err: "the port is not a number", Addr: address}
+		return nil, d, &net.AddrError{Err: "the port is not a number", Addr: address}
 	}
 	c := &Call{engine: e, kind: Raw, ctx: ctx, start: time.Now(), target: route.Target{Port: port}}
-	conn, err := c.dial(network, address)
+	conn, err := c.dial(network, address, &d)
 	if err != nil {
-		return nil, c.failed(err)
+		err = c.failed(err)
 	}
-	return conn, nil
+	d.Target, d.Outside, d.Flags = c.target, c.outside, c.flags
+	return conn, d, err
 }
 
 // dial is the way of a connection, which has those stages of a call that need no requests.
-func (c *Call) dial(network, address string) (conn net.Conn, err error) {
+func (c *Call) dial(network, address string, d *Dialled) (conn net.Conn, err error) {
 	defer func() { // a connection is no call: it does not keep the endpoints of a removed destination known
 		if c.cluster != nil {
 			c.cluster.leave()
@@ -59,7 +70,7 @@ func (c *Call) dial(network, address string) (conn net.Conn, err error) {
 		return contextDialer(c.engine.template)(c.ctx, network, address)
 	}
 	for n := 1; n <= dialAttempts; n++ {
-		conn, err = c.connect(n)
+		conn, err = c.connect(n, d)
 		if err == nil || refusal.Is(err) || c.ctx.Err() != nil {
 			break
 		}
@@ -69,7 +80,7 @@ func (c *Call) dial(network, address string) (conn net.Conn, err error) {
 
 // connect is one attempt. It ends with the connection, but what it says of the endpoint and of the destination is known
 // before.
-func (c *Call) connect(n int) (net.Conn, error) {
+func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 	a := new(Attempt)
 	if err := c.Acquire(c.ctx, a, n); err != nil {
 		return nil, err
@@ -80,18 +91,26 @@ func (c *Call) connect(n int) (net.Conn, error) {
 			a.Abandon()
 		}
 	}()
+	d.Endpoint = a.endpoint.Endpoint()
 	conn, expires, err := a.conns.dial(c.ctx)
 	settled = true
 	if err != nil {
 		return nil, a.End(err)
 	}
+	d.PeerID = a.conns.provenID()
 	a.Answered(http.StatusOK)
 	a.report(http.StatusOK)
 	a.lease.Done(breaker.Success)
-	raw := &rawConn{Conn: conn, attempt: a}
-	raw.expire(expires)
+	raw := &netconn.Conn{Conn: conn}
+	raw.OnClose(func(error) { a.leave(false) })
+	if !expires.IsZero() {
+		timer := time.AfterFunc(time.Until(expires), func() { raw.CloseFor(errExpired) })
+		raw.OnClose(func(error) { timer.Stop() })
+	}
 	return raw, nil
 }
+
+var errExpired = errors.New("a certificate that the connection was made with has expired")
 
 // dial makes a connection for protocols other than HTTP. It tells when the first certificate it was made with expires: zero
 // without certificates.
@@ -121,44 +140,4 @@ func (c *Connections) dial(ctx context.Context) (_ net.Conn, expires time.Time, 
 		return nil, time.Time{}, fmt.Errorf("TLS handshake with %s: %w", c.Address(), err)
 	}
 	return secure, expires, nil
-}
-
-// rawConn is a connection of DialContext.
-type rawConn struct {
-	net.Conn
-	attempt *Attempt
-	once    sync.Once
-	expiry  *time.Timer // nil without certificates
-}
-
-// expire closes the connection at a time, if it is not zero.
-func (c *rawConn) expire(at time.Time) {
-	if at.IsZero() {
-		return
-	}
-	c.expiry = time.AfterFunc(math.MaxInt64, func() { c.Close() }) // which reads expiry, so not before that is set
-	c.expiry.Reset(time.Until(at))
-}
-
-// Close implements net.Conn.
-func (c *rawConn) Close() error {
-	if c.expiry != nil {
-		c.expiry.Stop()
-	}
-	err := c.Conn.Close()
-	c.once.Do(func() { c.attempt.leave(false) })
-	return err
-}
-
-// CloseWrite shuts down the writing side, where the connection beneath can.
-func (c *rawConn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
-
-// NetConn returns the connection beneath: a *tls.Conn where there is TLS.
-func (c *rawConn) NetConn() net.Conn {
-	return c.Conn
 }

@@ -31,10 +31,10 @@
 // its answer. An attempt is:
 //
 //	err := c.Acquire(ctx, &a.Attempt, n)     // pool limits, circuit, endpoint, connections; ctx is the attempt's
-//	ctx = a.Observe(ctx, n, header, sent)   // if e.AttemptsObserved(); through sent they change what will be sent
+//	ctx = a.Observe(ctx, n, header, sent)   // sent is nil unless e.HeadersObserved(): it changes what will be sent
 //	... a.Connections().Dial, or .Address and .TLS, and .OnClose ...
 //	err = a.Again(ctx, failed)              // if a library wants another endpoint before anything was sent
-//	a.Answered(status)                      // when the response begins
+//	a.Answered(status)                      // when the response begins; then Header, if e.Observed()
 //	err = a.End(err)                        // when it is over: exactly once, or Abandon if it was not sent
 //
 // A protocol whose calls share connections says so with Multiplexed before it acquires. A response that is a stream is held to

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/internal/mirror"
 	"github.com/nosidecar/mesh/internal/refusal"
@@ -81,7 +80,7 @@ func New(config Config) (*Engine, error) {
 	}
 	e.watcher = discovery.NewWatcher(resolver, e.discoveryFailed)
 	e.names = discovery.NewWatcher(discovery.DNS{}, e.discoveryFailed)
-	e.Mirrors.Share = func(to *route.Mirror) uint32 { return fraction.PerMillion(to.Fraction) }
+	e.Mirrors.Share = func(to *route.Mirror) uint32 { return to.PerMillion }
 	e.Mirrors.Done = e.mirrorDone
 	e.view.Store(&view{})
 	return e, nil
@@ -146,8 +145,8 @@ func (e *Engine) ReplaceConnections(rt http.RoundTripper) {
 // Observed reports whether anybody is told of calls.
 func (e *Engine) Observed() bool { return e.hooks.Call != nil }
 
-// AttemptsObserved reports whether anybody is told of attempts.
-func (e *Engine) AttemptsObserved() bool { return e.hooks.Attempts }
+// HeadersObserved reports whether observers set headers of attempts.
+func (e *Engine) HeadersObserved() bool { return e.hooks.Headers }
 
 // Outside returns the connections to hosts outside the mesh.
 func (e *Engine) Outside() http.RoundTripper { return e.outside }

@@ -53,6 +53,8 @@ func send(ctx context.Context, e *engine.Engine, host, path string, header map[s
 
 func (m *message) Outside(context.Context) error { return engine.NotInMesh() }
 
+func (m *message) Bytes() (sent, received int64) { return 0, 0 }
+
 func (m *message) Prepare(_ *route.Backend, match int) error {
 	rule, _ := m.Rule()
 	m.path = rule.RewritePath(m.path, match)
@@ -194,6 +196,12 @@ type ends struct {
 func (e *ends) Attempt(ctx context.Context, _ engine.AttemptStart) (context.Context, engine.AttemptObserver) {
 	return ctx, nil
 }
+
+func (e *ends) Answered(map[string][]string) {}
+
+func (e *ends) Ticket() uint64 { return 0 }
+
+func (e *ends) Message(uint64, bool) {}
 
 func (e *ends) End(end engine.CallEnd) {
 	e.mu.Lock()

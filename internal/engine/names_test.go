@@ -94,7 +94,7 @@ func TestOneDeadNameOfSeveral(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				e := entry(t, test.dns)
 				began := time.Now()
-				conn, err := e.DialContext(t.Context(), "tcp", "db.example:5432")
+				conn, _, err := e.DialContext(t.Context(), "tcp", "db.example:5432")
 				if !errors.Is(err, test.want) {
 					t.Errorf("error %v, want %v", err, test.want)
 				}
@@ -120,7 +120,7 @@ func TestHostsOfDNSAreBounded(t *testing.T) {
 		e := entry(t, dns)
 		dial := func(host string) {
 			t.Helper()
-			conn, err := e.DialContext(t.Context(), "tcp", host+":5432")
+			conn, _, err := e.DialContext(t.Context(), "tcp", host+":5432")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -151,7 +151,7 @@ func TestFailedDialsAreForgotten(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		e := entry(t, names{"silent.example": "", "empty.example": "none"})
 		for _, host := range []string{"silent.example", "empty.example", "unknown.example"} {
-			conn, err := e.DialContext(t.Context(), "tcp", host+":5432")
+			conn, _, err := e.DialContext(t.Context(), "tcp", host+":5432")
 			if host == "unknown.example" { // which is outside the mesh
 				conn.Close()
 			} else if err == nil {

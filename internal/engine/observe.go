@@ -17,8 +17,8 @@ type Hooks struct {
 	// Call is told that a call begins. It returns the context to go on with, and who is told of the rest.
 	Call func(ctx context.Context, start CallStart) (context.Context, CallObserver)
 
-	// Attempts says that the observers of calls want to know of attempts.
-	Attempts bool
+	// Headers says that observers set headers of attempts; Messages, that they want to know of messages.
+	Headers, Messages bool
 
 	// Error makes the error that a caller gets of a failure. It must be set.
 	Error func(Failure) error
@@ -51,34 +51,88 @@ type CallObserver interface {
 	// Attempt is told that an endpoint has been chosen for an attempt.
 	Attempt(ctx context.Context, start AttemptStart) (context.Context, AttemptObserver)
 
+	// Answered is told the header of an answer that is not that of an endpoint of the mesh.
+	Answered(header map[string][]string)
+
+	// Ticket returns what stands for the call until it ends.
+	Ticket() uint64
+
+	// Message is told that a message was sent or received. It may be called at any time, on any goroutine: it does nothing
+	// once the call has ended.
+	Message(ticket uint64, sent bool)
+
 	// End is told once how the call ended.
 	End(CallEnd)
+}
+
+// Messages tells the observers of a call of its messages. Those of the zero Messages are nobody.
+type Messages struct {
+	observer CallObserver
+	ticket   uint64
+}
+
+// Messages returns what is told of the messages of a call, as long as it goes on.
+func (c *Call) Messages() Messages {
+	if !c.engine.hooks.Messages {
+		return Messages{}
+	}
+	return Messages{c.observer, c.observer.Ticket()}
+}
+
+// Sent says that a message was sent.
+func (m Messages) Sent() {
+	if m.observer != nil {
+		m.observer.Message(m.ticket, true)
+	}
+}
+
+// Received says that a message was received.
+func (m Messages) Received() {
+	if m.observer != nil {
+		m.observer.Message(m.ticket, false)
+	}
 }
 
 // AttemptObserver is told of one attempt.
 type AttemptObserver interface {
 	// Moved is told that the attempt goes to another endpoint, before anything was sent.
-	Moved(endpoint string)
+	Moved(Peer)
+
+	// Answered is told the header of the answer. If it is shared, the caller gets the same map, maybe after changes: then
+	// what the caller is not to see is removed from it.
+	Answered(header map[string][]string, shared, changes bool)
 
 	// End is told once how the attempt ended.
 	End(AttemptEnd)
 }
 
+// Peer is what is known of the endpoint of an attempt.
+type Peer struct {
+	Address  string
+	Endpoint *discovery.Endpoint
+	ID       string // the SPIFFE ID that it has to prove, if that is one
+}
+
 // AttemptEnd is how an attempt ended.
 type AttemptEnd struct {
+	PeerID     string // that the endpoint has proved
 	Status     int
 	GRPCStatus int // -1 without one
 	Err        error
 	Duration   time.Duration
 }
 
-// AttemptStart is how an attempt begins. Header is what will be sent. It is not changed itself: it may be the caller's.
+// AttemptStart is how an attempt begins. Header is what will be sent. It is not changed itself: it may be the caller's. Sent is
+// nil unless observers set headers.
 type AttemptStart struct {
-	Number   int
-	Endpoint string
-	Header   http.Header
-	Sent     HeaderSetter
-	Start    time.Time
+	Document, Route string
+	Target          route.Target
+
+	Number int
+	Peer   Peer
+	Header http.Header
+	Sent   HeaderSetter
+	Start  time.Time
 }
 
 // HeaderSetter changes the header of an attempt before it is sent.
@@ -109,6 +163,7 @@ func (h OwnHeader) Header() http.Header { return http.Header(h) }
 type CallEnd struct {
 	Document, Route string
 	Target          route.Target
+	Outside         bool
 	Status          int
 	GRPCStatus      int // -1 without one
 	Err             error
@@ -116,24 +171,68 @@ type CallEnd struct {
 	Attempts        int
 	Stopped         retry.Reason
 	Duration        time.Duration
+
+	BytesSent, BytesReceived int64
 }
 
-func (a *Attempt) observeEnd(err error) {
+// peer returns what is known of the endpoint.
+func (a *Attempt) peer() Peer {
+	return Peer{Address: a.endpoint.ID(), Endpoint: a.endpoint.Endpoint(), ID: a.conns.expectedID()}
+}
+
+// Observe tells the observers, if there are any, that the n-th attempt begins. If they set headers, they change through sent the
+// header that will be sent. It returns the context to go on with.
+func (a *Attempt) Observe(ctx context.Context, n int, header http.Header, sent HeaderSetter) context.Context {
+	c := a.call
+	if c.observer == nil {
+		return ctx
+	}
+	start := AttemptStart{Target: c.target, Number: n, Peer: a.peer(), Header: header, Sent: sent, Start: a.sentAt()}
+	start.Document, start.Route = c.origin()
+	ctx, a.observer = c.observer.Attempt(ctx, start)
+	return ctx
+}
+
+// Header tells the observers with which header the endpoint answers. If it is shared, it is what the caller gets, and may be
+// changed before.
+func (a *Attempt) Header(header map[string][]string, shared, changes bool) {
+	if a.observer != nil {
+		a.observer.Answered(header, shared, changes)
+	}
+}
+
+func (a *Attempt) observeEnd(peerID string, err error) {
 	a.observer.End(AttemptEnd{
-		Status: int(a.status), GRPCStatus: int(a.grpc) - 1, Err: err, Duration: time.Since(a.sentAt()),
+		PeerID: peerID, Status: int(a.status), GRPCStatus: int(a.grpc) - 1, Err: err, Duration: time.Since(a.sentAt()),
 	})
 }
 
 func (c *Call) observeEnd(status int, err error) {
 	end := CallEnd{
-		Target: c.target, Status: status, GRPCStatus: int(c.grpc) - 1, Err: err, Flags: c.flags,
+		Target: c.target, Outside: c.outside, Status: status, GRPCStatus: int(c.grpc) - 1, Err: err, Flags: c.flags,
 		Attempts: int(c.sent), Stopped: c.stopped, Duration: time.Since(c.start),
 	}
-	if c.host != nil {
-		end.Document = c.host.Document
-	}
-	if c.rule != nil {
-		end.Document, end.Route = c.host.Origin(c.rule, int(c.match)).Document, c.rule.Route.Name
+	end.Document, end.Route = c.origin()
+	if c.adapter != nil {
+		end.BytesSent, end.BytesReceived = c.adapter.Bytes()
 	}
 	c.observer.End(end)
+}
+
+// origin returns the document and the route that the call follows, as far as there are any.
+func (c *Call) origin() (document, route string) {
+	switch {
+	case c.rule != nil:
+		return c.host.Origin(c.rule, int(c.match)).Document, c.rule.Route.Name
+	case c.host != nil:
+		return c.host.Document, ""
+	}
+	return "", ""
+}
+
+// AnswerHeader tells the observers the header of an answer that is not that of an endpoint of the mesh.
+func (c *Call) AnswerHeader(header map[string][]string) {
+	if c.observer != nil {
+		c.observer.Answered(header)
+	}
 }

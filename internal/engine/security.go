@@ -16,6 +16,7 @@ import (
 type security struct {
 	kind     securityKind
 	expected tlsid.Expected // of mutual: who may answer
+	only     string         // the ID of expected, if it is one
 }
 
 type securityKind uint8
@@ -75,7 +76,11 @@ func (c *cluster) mutual(e *discovery.Endpoint) (security, error) {
 			}
 			ids = append(ids, id)
 		}
-		return security{mutual, tlsid.Expect(ids...)}, nil
+		s := security{kind: mutual, expected: tlsid.Expect(ids...)}
+		if len(ids) == 1 {
+			s.only = ids[0].String()
+		}
+		return s, nil
 	}
 	namespace, account, both := strings.Cut(e.ServiceAccount, "/")
 	if !both {
@@ -92,7 +97,7 @@ func (c *cluster) mutual(e *discovery.Endpoint) (security, error) {
 	if err != nil {
 		return security{}, fmt.Errorf("service account %q: %w", e.ServiceAccount, err)
 	}
-	return security{mutual, tlsid.Expect(id)}, nil
+	return security{mutual, tlsid.Expect(id), id.String()}, nil
 }
 
 // tlsConfig returns the configuration of the handshakes of a security, nil for none.

@@ -8,7 +8,6 @@ import (
 	"time"
 	"weak"
 
-	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/route"
@@ -117,15 +116,16 @@ func routeStatus(name string, h policy.HostPlan, rule *route.Rule) RouteStatus {
 
 func faultText(c fault.Config) string {
 	var parts []string
-	if c.Delay.Fraction > 0 {
-		parts = append(parts, fmt.Sprintf("delay %v for %g%%", c.Delay.Fixed, fraction.Percent(c.Delay.Fraction)))
+	percent := func(perMillion uint32) float64 { return float64(perMillion) / 10_000 }
+	if c.Delay.PerMillion > 0 {
+		parts = append(parts, fmt.Sprintf("delay %v for %g%%", c.Delay.Fixed, percent(c.Delay.PerMillion)))
 	}
 	switch a := c.Abort; {
-	case a.Fraction == 0:
+	case a.PerMillion == 0:
 	case a.IsGRPC:
-		parts = append(parts, fmt.Sprintf("abort with gRPC status %d for %g%%", a.GRPCStatus, fraction.Percent(a.Fraction)))
+		parts = append(parts, fmt.Sprintf("abort with gRPC status %d for %g%%", a.GRPCStatus, percent(a.PerMillion)))
 	default:
-		parts = append(parts, fmt.Sprintf("abort with %d for %g%%", a.HTTPStatus, fraction.Percent(a.Fraction)))
+		parts = append(parts, fmt.Sprintf("abort with %d for %g%%", a.HTTPStatus, percent(a.PerMillion)))
 	}
 	return strings.Join(parts, ", ")
 }

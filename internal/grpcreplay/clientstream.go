@@ -6,6 +6,8 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+
+	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
 var _ grpc.ClientStream = (*Stream)(nil)
@@ -49,8 +51,14 @@ func (s *Stream) RecvMsg(m any) error {
 		return err
 	}
 	if !over {
+		if s.config.Meter != nil {
+			s.in = m
+		}
 		err := s.receive(t, m)
 		if err == nil {
+			if s.in != nil && s.config.Desc.ServerStreams {
+				s.receivedMessage()
+			}
 			return nil
 		}
 		s.received = err // that of an interceptor may be another than gRPC's
@@ -71,6 +79,12 @@ func (s *Stream) RecvMsg(m any) error {
 	return io.EOF
 }
 
+// receivedMessage tells the Meter of the message that was received.
+func (s *Stream) receivedMessage() {
+	size, _ := grpcwire.MessageSize(s.in)
+	s.config.Meter.Received(size)
+}
+
 // receive waits for a message, as long as it may.
 func (s *Stream) receive(t *try, m any) error {
 	limits := s.answer.Limits
@@ -88,6 +102,10 @@ func (s *Stream) SendMsg(m any) error {
 	s.out = Message{Value: m}
 	defer s.out.Free()
 	var over *try
+	size := 0
+	if s.config.Meter != nil { // before it is sent, since it may be something else afterwards
+		size, _ = grpcwire.MessageSize(m)
+	}
 	for {
 		t, committed := s.await(over, once)
 		if t == nil {
@@ -102,6 +120,9 @@ func (s *Stream) SendMsg(m any) error {
 		switch {
 		case err == nil:
 			if committed || s.keep(t) {
+				if s.config.Meter != nil {
+					s.config.Meter.Sent(size)
+				}
 				return nil
 			}
 		case err == io.EOF:

@@ -12,7 +12,6 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/grpcwire"
-	"github.com/nosidecar/mesh/internal/pause"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -70,7 +69,7 @@ func Do(ctx context.Context, l *retry.Loop, tries Tries) (n int, reason retry.Re
 		if !tries.Drop() {
 			return n, retry.BodyCommitted, false
 		}
-		if pause.For(ctx, wait) != nil {
+		if !Sleep(ctx, wait) {
 			return n, Ended(ctx), true
 		}
 	}
@@ -174,4 +173,19 @@ func Ended(ctx context.Context) retry.Reason {
 		return retry.CallerGone
 	}
 	return retry.OutOfTime
+}
+
+// Sleep waits, and reports whether it did so before ctx ended.
+func Sleep(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }

@@ -30,6 +30,7 @@ type Stream struct {
 	driver Driver
 	first  try
 	out    Message // that SendMsg is sending
+	in     any     // that RecvMsg is receiving, if there is a Meter
 
 	mu        sync.Mutex // neither gRPC nor code of the caller's runs with it; gRPC may call with locks of its own
 	news      sync.Cond  // of all below but over and err
@@ -63,6 +64,16 @@ type Config struct {
 
 	// Pausing has the limit of the whole call stand still while the caller has more to send.
 	Pausing bool
+
+	// Meter is told of the messages of the caller. nil means nobody.
+	Meter Meter
+}
+
+// Meter is told of messages as they are sent and received, each once, with their sizes if these are known. Those in one
+// direction come one after the other.
+type Meter interface {
+	Sent(size int)
+	Received(size int)
 }
 
 // Driver decides about the tries of a [Stream].
@@ -178,7 +189,12 @@ func (s *Stream) settle(a Answer) {
 
 // end tells the driver that the last try is over, if that was answered.
 func (s *Stream) end() {
-	s.ending.Do(func() { s.instead = s.driver.End(s.err) })
+	s.ending.Do(func() {
+		if s.in != nil && s.err == nil && !s.config.Desc.ServerStreams {
+			s.receivedMessage() // gRPC ends such a stream before it gives out the only message
+		}
+		s.instead = s.driver.End(s.err)
+	})
 }
 
 // Try makes another try, with ctx, up to its answer. release, if not nil, is called when gRPC is done with it.

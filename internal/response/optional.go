@@ -9,7 +9,7 @@ import (
 
 // The types below are only used with a ResponseWriter that has their method.
 
-type flusher struct{ plain }
+type flusher struct{ r *Recorder }
 
 func (f flusher) Flush() { _ = f.FlushError() }
 
@@ -19,7 +19,7 @@ func (f flusher) FlushError() error {
 	return http.NewResponseController(f.r.w).Flush()
 }
 
-type hijacker struct{ flusher }
+type hijacker struct{ r *Recorder }
 
 func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := h.r.w.(http.Hijacker).Hijack()
@@ -29,9 +29,11 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, rw, err
 }
 
-type readerFrom struct{ hijacker }
+type readerFrom struct{ r *Recorder }
 
 func (f readerFrom) ReadFrom(src io.Reader) (int64, error) {
 	f.r.begin(http.StatusOK)
-	return f.r.w.(io.ReaderFrom).ReadFrom(src)
+	n, err := f.r.w.(io.ReaderFrom).ReadFrom(src)
+	f.r.Bytes += n
+	return n, err
 }

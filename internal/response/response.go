@@ -13,6 +13,9 @@ type Recorder struct {
 	// Status is the status that was sent, 101 if the connection was taken over, and 0 while nothing was sent. A handler
 	// that returns without a word answers 200.
 	Status int
+
+	// Bytes is how much was written of the body.
+	Bytes int64
 }
 
 // Watch returns a writer for the handler, which passes everything on to w and notes the status. It has the optional
@@ -20,17 +23,29 @@ type Recorder struct {
 // http.ResponseController finds the rest through Unwrap.
 func (r *Recorder) Watch(w http.ResponseWriter) http.ResponseWriter {
 	r.w = w
-	p := plain{r}
+	p := &plain{r}
 	_, flushes := w.(http.Flusher)
 	_, hijacks := w.(http.Hijacker)
 	_, reads := w.(io.ReaderFrom)
 	switch {
 	case flushes && hijacks && reads: // HTTP/1
-		return readerFrom{hijacker{flusher{p}}}
+		return struct {
+			*plain
+			flusher
+			hijacker
+			readerFrom
+		}{p, flusher{r}, hijacker{r}, readerFrom{r}}
 	case flushes && hijacks:
-		return hijacker{flusher{p}}
+		return struct {
+			*plain
+			flusher
+			hijacker
+		}{p, flusher{r}, hijacker{r}}
 	case flushes: // HTTP/2
-		return flusher{p}
+		return struct {
+			*plain
+			flusher
+		}{p, flusher{r}}
 	}
 	return p
 }
@@ -50,20 +65,21 @@ func (r *Recorder) begin(status int) {
 	}
 }
 
-// plain and the types that embed it are single pointers, which need no allocation to be an interface.
 type plain struct{ r *Recorder }
 
-func (p plain) Header() http.Header { return p.r.w.Header() }
+func (p *plain) Header() http.Header { return p.r.w.Header() }
 
-func (p plain) WriteHeader(status int) {
+func (p *plain) WriteHeader(status int) {
 	p.r.begin(status)
 	p.r.w.WriteHeader(status)
 }
 
-func (p plain) Write(b []byte) (int, error) {
+func (p *plain) Write(b []byte) (int, error) {
 	p.r.begin(http.StatusOK)
-	return p.r.w.Write(b)
+	n, err := p.r.w.Write(b)
+	p.r.Bytes += int64(n)
+	return n, err
 }
 
 // Unwrap is for http.ResponseController.
-func (p plain) Unwrap() http.ResponseWriter { return p.r.w }
+func (p *plain) Unwrap() http.ResponseWriter { return p.r.w }

@@ -59,41 +59,33 @@ func appendMethod(all []attribute.KeyValue, name string) []attribute.KeyValue {
 
 // appendServer appends the name and the port of a server.
 func appendServer(all []attribute.KeyValue, hostport string) []attribute.KeyValue {
-	host, port := splitHostPort(hostport)
-	return appendPort(append(all, semconv.ServerAddressKey.String(host)), semconv.ServerPortKey, port)
-}
-
-// appendPeer appends where an attempt went.
-func appendPeer(all []attribute.KeyValue, endpoint string) []attribute.KeyValue {
-	host, port := splitHostPort(endpoint)
-	if port == "" {
-		return all
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return append(all, semconv.ServerAddressKey.String(strings.Trim(hostport, "[]")))
 	}
-	return appendPort(append(all, semconv.NetworkPeerAddressKey.String(host)), semconv.NetworkPeerPortKey, port)
-}
-
-func appendPort(all []attribute.KeyValue, key attribute.Key, port string) []attribute.KeyValue {
+	all = append(all, semconv.ServerAddressKey.String(host))
 	if n, err := strconv.Atoi(port); err == nil {
-		all = append(all, key.Int(n))
+		all = append(all, semconv.ServerPortKey.Int(n))
 	}
 	return all
 }
 
-// splitHostPort is net.SplitHostPort for what may have no port, without the allocations of its errors.
-func splitHostPort(s string) (host, port string) {
-	i := strings.LastIndexByte(s, ':')
-	if i < 0 || s[len(s)-1] == ']' || s[0] != '[' && strings.IndexByte(s[:i], ':') >= 0 { // a bare IPv6 address
-		return strings.Trim(s, "[]"), ""
+// appendPeer appends where an attempt went.
+func appendPeer(all []attribute.KeyValue, endpoint string) []attribute.KeyValue {
+	host, port, err := net.SplitHostPort(endpoint)
+	if err != nil {
+		return all
 	}
-	return strings.Trim(s[:i], "[]"), s[i+1:]
+	all = append(all, semconv.NetworkPeerAddressKey.String(host))
+	if n, err := strconv.Atoi(port); err == nil {
+		all = append(all, semconv.NetworkPeerPortKey.Int(n))
+	}
+	return all
 }
 
 // Version returns the version of HTTP as attributes have it.
 func Version(major, minor int) string {
-	switch {
-	case major == 1 && minor == 1:
-		return "1.1"
-	case major >= 2:
+	if major >= 2 {
 		return strconv.Itoa(major)
 	}
 	return strconv.Itoa(major) + "." + strconv.Itoa(minor)

@@ -54,3 +54,6 @@ func (c *conn) CloseWrite() error {
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(c.Conn, r)
 }
+
+// WriteTo implements io.WriterTo.
+func (c *conn) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, c.Conn) }

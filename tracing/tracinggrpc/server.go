@@ -63,13 +63,9 @@ func (s *Server) begin(ctx context.Context, method string) (context.Context, err
 		}
 		ctx = metadata.NewIncomingContext(ctx, md)
 	}
-	ctx = s.tracer.StartInbound(ctx, &spans.Request{
+	return s.tracer.StartInbound(ctx, &spans.Request{
 		Request: req, RPC: true, Start: time.Now(), Restart: untrusted, NewID: untrusted,
-	})
-	if s.Config.EchoRequestID {
-		_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", spans.RequestID(ctx))) // fails when there is no answer any more
-	}
-	return ctx, nil
+	}), nil
 }
 
 func end(ctx context.Context, err error) {

@@ -96,7 +96,15 @@ func (o *observer) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 		e.Flags = in.Flags.String()
 	}
 	if e.RPC {
-		e.Code = spans.Code(in.GRPCStatus)
+		e.Code = code(in)
 	}
 	spans.EndInbound(ctx, &e, in.Request.Method)
+}
+
+// code returns the status of a gRPC call: Unknown where there was no answer.
+func code(in *mesh.Inbound) uint32 {
+	if in.GRPCStatus < 0 {
+		return 2
+	}
+	return uint32(in.GRPCStatus)
 }

@@ -44,7 +44,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		req = c.withDeadline(req, n)
 		deadline.SetHeader(req.Header, at)
 	}
-	if c.Engine().AttemptsObserved() {
+	if c.observed != nil {
 		req = c.observe(t, req, n, n > 1 || limited)
 	}
 	c.sent = req
@@ -60,6 +60,10 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		c.Multiplexed()
 	}
 	t.Answered(resp.StatusCode)
+	if c.observed != nil {
+		c.observed.answered = true
+		t.Header(resp.Header, true, c.setCookie != nil || c.ReadsHeader())
+	}
 	t.body.Attach(resp, t)
 	return resp, nil
 }
@@ -113,7 +117,11 @@ func (o *outgoing) Header() http.Header { return o.header }
 // observe tells the observers that the attempt begins. It returns the request to send. own says that its header is nobody
 // else's.
 func (c *call) observe(t *try, req *http.Request, n int, own bool) *http.Request {
-	o := c.room
+	o := c.observed.first
+	if o == nil {
+		t.Observe(req.Context(), n, req.Header, nil)
+		return req
+	}
 	if n > 1 {
 		o = new(outgoing)
 	}

@@ -68,20 +68,37 @@ type call struct {
 	body      body.Reader
 	setCookie *string // for a request that came without the cookie of its hash key
 
-	first try
-	room  *outgoing // of the first attempt; nil unless attempts are observed
+	first    try
+	observed *observed // nil if nobody is told of the call
+}
+
+// observed is what is kept of a call for observers.
+type observed struct {
+	body     *body.Counter                // of the request; nil if the length is known
+	answered bool                         // by somebody else than us
+	upgraded interface{ Written() int64 } // the body of a response that can be written to; mostly nil
+	first    *outgoing                    // of the first attempt; nil unless observers set headers
 }
 
 // newCall returns the call that req describes.
 func newCall(e *engine.Engine, req *http.Request) *call {
-	if !e.AttemptsObserved() {
+	switch {
+	case !e.Observed():
 		return &call{req: req}
+	case !e.HeadersObserved():
+		c := &struct {
+			call
+			observed observed
+		}{}
+		c.call.req, c.call.observed = req, &c.observed
+		return &c.call
 	}
 	c := &struct {
 		call
-		room outgoing
+		observed observed
+		first    outgoing
 	}{}
-	c.call.req, c.call.room = req, &c.room
+	c.call.req, c.call.observed, c.observed.first = req, &c.observed, &c.first
 	return &c.call
 }
 
@@ -107,16 +124,26 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 		return nil, err
 	}
 	resp := c.resp
-	if answer != nil {
+	switch {
+	case answer != nil:
 		resp = answer.Answer(c.req)
-	} else {
+		c.AnswerHeader(resp.Header)
+	case c.Backend() == nil && kind == engine.Routed: // outside the mesh
+		c.AnswerHeader(resp.Header)
+	default:
 		c.edit(resp)
 	}
 	attempt.Restore(resp, c.req, int(c.tries))
 	if c.status, c.resp = int32(resp.StatusCode), resp; !e.Observed() || !isGRPC(resp) {
 		c.resp = nil // nothing is read of it after this
 	}
+	if c.observed != nil {
+		c.body.Count()
+	}
 	c.body.Attach(resp, c)
+	if resp.StatusCode == http.StatusSwitchingProtocols && c.observed != nil {
+		c.observed.upgraded, _ = resp.Body.(interface{ Written() int64 })
+	}
 	if limits := c.Limits(); limits != nil {
 		limits.Watch(resp) // outside, since End asks whether they have ended the call
 	}
@@ -142,29 +169,65 @@ func (c *call) End(err error) {
 	c.Call.End(int(c.status), err)
 }
 
-// request returns the caller's request with the context ctx: the request itself if that is the one it has.
+// request returns the caller's request with the context ctx: the request itself if that is the one it has, unless its body is
+// counted.
 func (c *call) request(ctx context.Context) *http.Request {
-	if ctx == c.req.Context() {
-		return c.req
+	req := c.req
+	if ctx != req.Context() {
+		req = req.WithContext(ctx)
 	}
-	return c.req.WithContext(ctx)
+	return c.counted(req)
+}
+
+// counted returns the request with a body that is counted, if observers want to know its length and it is not announced.
+func (c *call) counted(req *http.Request) *http.Request {
+	if c.observed == nil || req.Body == nil || req.Body == http.NoBody || req.ContentLength > 0 {
+		return req
+	}
+	if req == c.req {
+		req = c.copied()
+	}
+	c.observed.body = &body.Counter{ReadCloser: req.Body}
+	req.Body = c.observed.body
+	return req
+}
+
+// Bytes implements engine.Adapter. A body of known length was sent if there was an answer.
+func (c *call) Bytes() (sent, received int64) {
+	switch {
+	case c.observed == nil:
+		return 0, 0
+	case c.observed.body != nil:
+		sent = c.observed.body.Bytes()
+	case c.observed.answered:
+		sent = max(0, c.req.ContentLength)
+	}
+	if c.observed.upgraded != nil {
+		sent += c.observed.upgraded.Written()
+	}
+	return sent, c.body.Bytes()
 }
 
 // Outside implements engine.Adapter.
 func (c *call) Outside(ctx context.Context) (err error) {
 	c.sent = c.request(ctx)
 	c.resp, err = c.Engine().Outside().RoundTrip(c.sent)
+	if c.observed != nil {
+		c.observed.answered = err == nil
+	}
 	return err
 }
 
 // Prepare implements engine.Adapter. The request that is sent is the caller's own if nothing about it changes, and else a
 // copy.
 func (c *call) Prepare(backend *route.Backend, match int) error {
-	c.out = c.req
+	c.out = c.counted(c.req)
 	if !backend.Rewrites() {
 		return nil
 	}
-	c.out = c.copied()
+	if c.out == c.req {
+		c.out = c.copied()
+	}
 	// Values are only ever replaced as a whole, so the caller's can be shared.
 	if c.out.Header = maps.Clone(c.req.Header); c.out.Header == nil {
 		c.out.Header = make(http.Header)

@@ -1,0 +1,207 @@
+package mesh
+
+import (
+	"context"
+	"maps"
+	"net/http"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nosidecar/mesh/internal/asserted"
+	"github.com/nosidecar/mesh/internal/engine"
+)
+
+// callRecord is what observers are told of a call, with its first attempt, which usually is the only one.
+type callRecord struct {
+	Call
+	mesh     *Mesh
+	ctx      context.Context
+	first    attemptRecord
+	answered http.Header // of an answer that is not that of an endpoint
+	copied   http.Header // of an answer whose header the caller gets with changes; used again
+
+	// users counts, in its lower half, who needs the record: the call itself, its attempts, and messages that are being told
+	// of. The last one tells of the end, since the functions for that may look at all the others. The upper half counts the
+	// calls that the record was of.
+	users atomic.Uint64
+
+	// last is held while Last or a field of it is written, and shared by those who tell of messages: a retry may begin
+	// meanwhile.
+	last sync.RWMutex
+}
+
+const oneCall = 1<<32 | 1
+
+// records are used again: they are large, and every observed call has one.
+var records = sync.Pool{New: func() any { return new(callRecord) }}
+
+// mostHeaders is the size up to which a copied header is kept for other calls.
+const mostHeaders = 64
+
+// release tells of the end of the call, if it and all its attempts have ended, and gives the record back. Usually the call
+// ends last, but two goroutines that have the body can end them at the same time.
+func (r *callRecord) release() {
+	if uint32(r.users.Add(^uint64(0))) != 0 {
+		return
+	}
+	o := r.mesh.observers
+	for i := range o {
+		if f := o[i].CallEnd; f != nil {
+			f(r.ctx, &r.Call)
+		}
+	}
+	if len(r.copied) > mostHeaders {
+		r.copied = nil
+	}
+	clear(r.copied)
+	r.Call, r.mesh, r.ctx, r.first, r.answered = Call{}, nil, nil, attemptRecord{}, nil
+	records.Put(r)
+}
+
+// hold keeps the record for the call with a ticket. It reports false if that has ended.
+func (r *callRecord) hold(ticket uint64) bool {
+	for {
+		users := r.users.Load()
+		if users>>32 != ticket || uint32(users) == 0 {
+			return false
+		}
+		if r.users.CompareAndSwap(users, users+1) {
+			return true
+		}
+	}
+}
+
+// callStart tells the observers that a call begins. It returns the context to go on with.
+func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.Context, engine.CallObserver) {
+	r := records.Get().(*callRecord)
+	r.Call = Call{Request: start.Request, Start: start.Start, Mirror: start.Mirror, GRPCStatus: -1}
+	r.mesh, r.ctx = m, ctx
+	r.users.Add(oneCall)
+	for i := range m.observers {
+		if f := m.observers[i].CallStart; f != nil {
+			r.ctx = f(r.ctx, &r.Call)
+		}
+	}
+	return r.ctx, r
+}
+
+// Answered implements engine.CallObserver.
+func (r *callRecord) Answered(header map[string][]string) { r.answered = header }
+
+// Ticket implements engine.CallObserver.
+func (r *callRecord) Ticket() uint64 { return r.users.Load() >> 32 }
+
+// Message implements engine.CallObserver.
+func (r *callRecord) Message(ticket uint64, sent bool) {
+	if !r.hold(ticket) {
+		return
+	}
+	defer r.release()
+	r.last.RLock()
+	defer r.last.RUnlock()
+	o := r.mesh.observers
+	for i := range o {
+		if f := o[i].CallMessage; f != nil {
+			f(r.ctx, &r.Call, sent)
+		}
+	}
+}
+
+// End implements engine.CallObserver.
+func (r *callRecord) End(end engine.CallEnd) {
+	if r.Last == nil { // or else it is known, and may be looked at
+		r.Document, r.Route, r.Target = end.Document, end.Route, end.Target
+	}
+	r.Outside, r.Status, r.GRPCStatus, r.Err, r.Flags = end.Outside, end.Status, end.GRPCStatus, end.Err, Flags(end.Flags)
+	r.Attempts, r.Stopped, r.Duration = end.Attempts, end.Stopped, end.Duration
+	r.BytesSent, r.BytesReceived = end.BytesSent, end.BytesReceived
+	switch {
+	case r.Status == 0:
+	case r.answered != nil:
+		r.ResponseHeader = r.answered
+	case r.Last != nil:
+		r.ResponseHeader = r.Last.ResponseHeader
+	}
+	r.release()
+}
+
+type attemptRecord struct {
+	Attempt
+	call *callRecord
+	ctx  context.Context
+}
+
+// Attempt implements engine.CallObserver.
+func (r *callRecord) Attempt(ctx context.Context, start engine.AttemptStart) (context.Context, engine.AttemptObserver) {
+	a := &r.first
+	if start.Number > 1 {
+		a = new(attemptRecord)
+	}
+	*a = attemptRecord{call: r, ctx: ctx, Attempt: Attempt{
+		Call: &r.Call, Number: start.Number, Header: start.Header, Start: start.Start, Sent: start.Sent, GRPCStatus: -1,
+	}}
+	a.Endpoint, a.Peer, a.PeerID = start.Peer.Address, start.Peer.Endpoint, start.Peer.ID
+	if r.Last == nil {
+		r.Document, r.Route, r.Target = start.Document, start.Route, start.Target
+	}
+	r.last.Lock()
+	r.Last = &a.Attempt
+	r.last.Unlock()
+	o := r.mesh.observers
+	for i := range o {
+		if f := o[i].AttemptStart; f != nil {
+			a.ctx = f(a.ctx, &a.Attempt)
+			a.Header = start.Sent.Header()
+		}
+	}
+	r.users.Add(1)
+	return a.ctx, a
+}
+
+// Moved implements engine.AttemptObserver.
+func (a *attemptRecord) Moved(to engine.Peer) {
+	a.call.last.Lock()
+	defer a.call.last.Unlock()
+	a.Endpoint, a.Peer, a.PeerID = to.Address, to.Endpoint, to.ID
+}
+
+// Answered implements engine.AttemptObserver.
+func (a *attemptRecord) Answered(header map[string][]string, shared, changes bool) {
+	a.call.last.Lock()
+	defer a.call.last.Unlock()
+	a.ResponseHeader = header
+	if !shared {
+		return
+	}
+	hidden := header[asserted.PeerMetadata] != nil || header[asserted.PeerMetadataID] != nil
+	if hidden = hidden && a.Sent != nil; !hidden && !changes {
+		return
+	}
+	r := a.call
+	if len(r.copied) > 0 { // with the header of an attempt before
+		r.copied = nil
+	}
+	if r.copied == nil {
+		r.copied = make(http.Header, len(header))
+	}
+	maps.Copy(r.copied, header)
+	a.ResponseHeader = r.copied
+	if hidden {
+		delete(header, asserted.PeerMetadata)
+		delete(header, asserted.PeerMetadataID)
+	}
+}
+
+// End implements engine.AttemptObserver.
+func (a *attemptRecord) End(end engine.AttemptEnd) {
+	defer a.call.release()
+	a.call.last.Lock()
+	a.PeerID, a.Status, a.GRPCStatus, a.Err, a.Duration = end.PeerID, end.Status, end.GRPCStatus, end.Err, end.Duration
+	a.call.last.Unlock()
+	o := a.call.mesh.observers
+	for i := range o {
+		if f := o[i].AttemptEnd; f != nil {
+			f(a.ctx, &a.Attempt)
+		}
+	}
+}

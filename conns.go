@@ -1,0 +1,144 @@
+package mesh
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/netconn"
+)
+
+// observedConn is a raw connection that observers are told of. It counts as it goes, so nothing is copied in the kernel.
+type observedConn struct {
+	net.Conn
+	*connRecord
+}
+
+// connRecord is what observers are told of a connection.
+type connRecord struct {
+	conn      Conn
+	observers observers
+	ours      bool // it says itself when it is closed, since the mesh may do so
+	end       sync.Once
+	broken    atomic.Pointer[error] // the first that Read or Write said
+}
+
+// observeDialled tells the observers of a connection that was made, or could not be, which err says. It returns the connection for
+// the program.
+func (m *Mesh) observeDialled(conn net.Conn, start time.Time, d *engine.Dialled, err error) net.Conn {
+	if d.Target.Host == "" {
+		return conn // nothing was asked for that could be dialled
+	}
+	r := &connRecord{observers: m.observers}
+	c := &r.conn
+	c.Target, c.Outside, c.Endpoint, c.PeerID, c.Start = d.Target, d.Outside, d.Endpoint, d.PeerID, start
+	if err != nil {
+		r.started()
+		c.Flags = Flags(d.Flags)
+		r.ended(err)
+		return nil
+	}
+	return r.follow(conn)
+}
+
+// observeAccepted tells the observers of a connection from a peer whose ID is principal, as documents write it. It returns the
+// connection for the program.
+func (m *Mesh) observeAccepted(conn net.Conn, start time.Time, principal string) net.Conn {
+	r := &connRecord{observers: m.observers}
+	r.conn.Inbound, r.conn.Start = true, start
+	if principal != "" {
+		r.conn.PeerID = "spiffe://" + principal
+	}
+	return r.follow(conn)
+}
+
+// follow tells of a connection from its start to its end.
+func (r *connRecord) follow(conn net.Conn) net.Conn {
+	r.conn.Local, r.conn.Remote = conn.LocalAddr(), conn.RemoteAddr()
+	r.started()
+	if ours, ok := conn.(*netconn.Conn); ok {
+		r.ours = true
+		ours.OnClose(r.ended)
+	}
+	return &observedConn{conn, r}
+}
+
+func (r *connRecord) started() {
+	for i := range r.observers {
+		if f := r.observers[i].ConnStart; f != nil {
+			f(&r.conn)
+		}
+	}
+}
+
+// ended tells of the end, once. The reason is nil for a connection that the program has closed.
+func (r *connRecord) ended(reason error) {
+	r.end.Do(func() {
+		c := &r.conn
+		c.Err, c.Duration = reason, time.Since(c.Start)
+		if broken := r.broken.Load(); broken != nil && reason == nil {
+			c.Err, c.Flags = *broken, FlagConnectionTerminated
+			if c.Inbound {
+				c.Flags = FlagCallerGone
+			}
+		}
+		for i := range r.observers {
+			if f := r.observers[i].ConnEnd; f != nil {
+				f(c)
+			}
+		}
+	})
+}
+
+// note notes how the connection broke. The ends of streams and deadlines are no such thing.
+func (r *connRecord) note(err error) {
+	if err == nil || err == io.EOF || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
+		return
+	}
+	r.broken.CompareAndSwap(nil, &err)
+}
+
+// Read implements net.Conn.
+func (c *observedConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.conn.received.Add(int64(n))
+	if err != nil {
+		c.note(err)
+	}
+	return n, err
+}
+
+// Write implements net.Conn.
+func (c *observedConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.conn.sent.Add(int64(n))
+	if err != nil {
+		c.note(err)
+	}
+	return n, err
+}
+
+// Close implements net.Conn.
+func (c *observedConn) Close() error {
+	err := c.Conn.Close()
+	if !c.ours {
+		c.ended(nil)
+	}
+	return err
+}
+
+// CloseWrite shuts down the writing side, where the connection beneath can.
+func (c *observedConn) CloseWrite() error { return netconn.CloseWrite(c.Conn) }
+
+// NetConn returns the connection beneath: a *tls.Conn where there is TLS.
+func (c *observedConn) NetConn() net.Conn {
+	if ours, ok := c.Conn.(*netconn.Conn); ok {
+		return ours.NetConn()
+	}
+	return c.Conn
+}

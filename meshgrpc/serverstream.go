@@ -1,0 +1,98 @@
+package meshgrpc
+
+import (
+	"context"
+	"sync/atomic"
+
+	"google.golang.org/grpc"
+
+	"github.com/nosidecar/mesh/internal/grpcwire"
+)
+
+// serverStream is a stream of a call that was let through. When the call is not allowed any more, it moves no message.
+type serverStream struct {
+	grpc.ServerStream
+	ctx   context.Context
+	apart bool // who waits in the stream is not woken when the call is ended
+
+	in       *inbound
+	observed bool
+	users    atomic.Int32 // the handler, and messages that are being told of; the last one leaves the call
+	err      error        // of the handler
+	panicked bool
+}
+
+// hold keeps the call from ending. It reports false if it has: a goroutine of a handler may outlive it by a moment.
+func (s *serverStream) hold() bool {
+	for {
+		n := s.users.Load()
+		if n == 0 {
+			return false
+		}
+		if s.users.CompareAndSwap(n, n+1) {
+			return true
+		}
+	}
+}
+
+func (s *serverStream) release() {
+	if s.users.Add(-1) == 0 {
+		s.in.leave(s.err, s.panicked)
+	}
+}
+
+func (s *serverStream) Context() context.Context { return s.ctx }
+
+func (s *serverStream) SendMsg(m any) error { return s.move(true, m) }
+
+func (s *serverStream) RecvMsg(m any) error { return s.move(false, m) }
+
+// move moves a message, and tells of it.
+func (s *serverStream) move(sent bool, m any) error {
+	if !s.observed {
+		return s.pass(sent, m)
+	}
+	size := 0
+	if sent { // what is sent may be used for something else afterwards
+		size, _ = grpcwire.MessageSize(m)
+	}
+	err := s.pass(sent, m)
+	if err != nil || !s.hold() {
+		return err
+	}
+	defer s.release()
+	if !sent {
+		size, _ = grpcwire.MessageSize(m)
+	}
+	s.in.call.Message(sent, size)
+	return nil
+}
+
+func (s *serverStream) pass(sent bool, m any) error {
+	f := s.ServerStream.RecvMsg
+	if sent {
+		f = s.ServerStream.SendMsg
+	}
+	if denied := withdrawn(s.ctx); denied != nil {
+		return denied
+	}
+	var err error
+	if s.apart {
+		moved := make(chan error, 1)
+		go func() { moved <- f(m) }() // until the handler has returned, at the latest
+		select {
+		case err = <-moved:
+		case <-s.ctx.Done():
+			if denied := withdrawn(s.ctx); denied != nil {
+				return denied
+			}
+			err = <-moved
+		}
+	} else {
+		err = f(m)
+	}
+	if denied := withdrawn(s.ctx); denied != nil {
+		return denied
+	}
+	return err
+}
