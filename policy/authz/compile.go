@@ -60,6 +60,7 @@ func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 func (r *rule) prepare(slots map[string]int) (hosts bool) {
 	for i := range r.to {
 		r.hosts = r.hosts || !r.to[i].hosts.empty()
+		r.paths = r.paths || !r.to[i].paths.empty()
 	}
 	hosts = r.hosts
 	for i := range r.when {

@@ -40,18 +40,20 @@ func costly() map[string]authz.Request {
 }
 
 // costlyRules are 500 rules, each of which asks for a header that the requests have, and a path; and as many that deny how a
-// path ends, under any reading, and that none of the requests matches.
+// path ends, or any that does not begin as all of them do, under any reading, and that none of the requests matches.
 func costlyRules(t testing.TB) *authz.Authorizer {
 	t.Helper()
-	allow, deny := authz.Policy{Name: "default/costly"}, authz.Policy{Name: "default/endings", Action: authz.Deny}
+	allow, endings := authz.Policy{Name: "default/costly"}, authz.Policy{Name: "default/endings", Action: authz.Deny}
+	negated := authz.Policy{Name: "default/negated", Action: authz.Deny}
 	for i := range 500 {
 		allow.Rules = append(allow.Rules, authz.Rule{
 			When: []authz.Condition{{Key: "request.headers[X-Tenant]", Values: []string{fmt.Sprint("tenant-", i)}}},
 			To:   []authz.Operation{{Paths: []string{"*.txt"}}},
 		})
-		deny.Rules = append(deny.Rules, authz.Rule{To: []authz.Operation{{Paths: []string{fmt.Sprintf("*.%d.txt", i)}}}})
+		endings.Rules = append(endings.Rules, authz.Rule{To: []authz.Operation{{Paths: []string{fmt.Sprintf("*.%d.txt", i)}}}})
+		negated.Rules = append(negated.Rules, authz.Rule{To: []authz.Operation{{NotPaths: []string{fmt.Sprintf("/tenant-%d/*", i), "/*"}}}})
 	}
-	a, err := authz.Compile([]authz.Policy{allow, deny}, authz.Config{})
+	a, err := authz.Compile([]authz.Policy{allow, endings, negated}, authz.Config{})
 	if err != nil {
 		t.Fatal(err)
 	}

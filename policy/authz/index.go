@@ -2,6 +2,7 @@ package authz
 
 import (
 	"cmp"
+	"iter"
 	"slices"
 	"strings"
 )
@@ -16,6 +17,7 @@ type group struct {
 
 	indexed    bool // there are enough rules for it; else what follows is not used
 	rest       []int32
+	negated    negations // rules like those of rest
 	principals lookup
 	paths      lookup
 	suffixes   lookup // of paths, both written backwards
@@ -41,7 +43,7 @@ func (g *group) first(q *query) Match {
 		}
 		return noMatch
 	}
-	best := g.try(g.rest, len(g.rules), q)
+	best := g.negated.try(g, g.try(g.rest, len(g.rules), q), q)
 	if q.Principal != "" {
 		best = g.lookup(&g.principals, q.Principal, best, q)
 		if len(g.identities) > 0 {
@@ -111,27 +113,37 @@ func (l *headerLookup) lookup(g *group, best int, q *query) int {
 }
 
 func (g *group) lookup(l *lookup, text string, best int, q *query) int {
-	if len(l.exact) > 0 {
-		best = g.try(l.exact[text], best, q)
-	}
-	for i := l.longest(text); i >= 0; i = l.prefixes[i].parent {
-		if strings.HasPrefix(text, l.prefixes[i].text) {
-			best = g.try(l.prefixes[i].rules, best, q)
-		}
+	for list := range l.find(text) {
+		best = g.try(list, best, q)
 	}
 	return best
 }
 
-// lookup finds rules by a text that a request has, or that what it has begins with.
+// lookup finds numbers, of rules for instance, by a text that a request has, or that what it has begins with.
 type lookup struct {
 	exact    map[string][]int32
-	prefixes []prefixed // sorted
+	starts   map[string][]int32 // until they are linked
+	prefixes []prefixed         // sorted
 }
 
 type prefixed struct {
-	text   string
-	rules  []int32
-	parent int // the longest other prefix that text begins with, or -1
+	text    string
+	numbers []int32
+	parent  int // the longest other prefix that text begins with, or -1
+}
+
+// find yields the numbers under text and under what it begins with.
+func (l *lookup) find(text string) iter.Seq[[]int32] {
+	return func(yield func([]int32) bool) {
+		if list := l.exact[text]; list != nil && !yield(list) {
+			return
+		}
+		for i := l.longest(text); i >= 0; i = l.prefixes[i].parent {
+			if strings.HasPrefix(text, l.prefixes[i].text) && !yield(l.prefixes[i].numbers) {
+				return
+			}
+		}
+	}
 }
 
 // longest returns the last prefix that is not behind text in the order of texts, or -1. If text begins with any
@@ -152,6 +164,10 @@ func (l *lookup) longest(text string) int {
 
 // link sorts the prefixes and finds their parents.
 func (l *lookup) link() {
+	for text, numbers := range l.starts {
+		l.prefixes = append(l.prefixes, prefixed{text: text, numbers: numbers})
+	}
+	l.starts = nil
 	slices.SortFunc(l.prefixes, func(a, b prefixed) int { return cmp.Compare(a.text, b.text) })
 	for i := range l.prefixes {
 		parent := i - 1
@@ -209,12 +225,6 @@ func (g *group) index() {
 		return
 	}
 	g.indexed = true
-	g.principals.exact = make(map[string][]int32)
-	g.paths.exact = make(map[string][]int32)
-	g.namespaces = make(map[string][]int32)
-	g.accounts = make(map[string][]int32)
-	g.methods = make(map[string][]int32)
-
 	choices := make([][][]key, len(g.rules))
 	shared := make(map[key]int)
 	for i, r := range g.rules {
@@ -225,53 +235,53 @@ func (g *group) index() {
 			}
 		}
 	}
-	prefixes := make(map[key][]int32)
-	for i := range g.rules {
+	for i, r := range g.rules {
 		for _, k := range cheapest(choices[i], shared) {
-			g.insert(k, int32(i), prefixes)
+			g.insert(k, int32(i))
 		}
-		if len(choices[i]) == 0 {
+		if len(choices[i]) == 0 && !g.negated.add(int32(i), r) {
 			g.rest = append(g.rest, int32(i))
 		}
-	}
-	for k, rules := range prefixes {
-		l := &g.paths
-		switch k.kind {
-		case byPrincipalPrefix:
-			l = &g.principals
-		case byPathSuffix:
-			l = &g.suffixes
-		}
-		l.prefixes = append(l.prefixes, prefixed{text: k.text, rules: rules})
 	}
 	g.principals.link()
 	g.paths.link()
 	g.suffixes.link()
+	g.negated.link()
 }
 
-func (g *group) insert(k key, i int32, prefixes map[key][]int32) {
-	put := func(m map[string][]int32) { m[k.text] = append(m[k.text], i) }
+func (g *group) insert(k key, i int32) {
 	switch k.kind {
 	case byPrincipal:
-		put(g.principals.exact)
+		put(&g.principals.exact, k.text, i)
+	case byPrincipalPrefix:
+		put(&g.principals.starts, k.text, i)
 	case byPath:
-		put(g.paths.exact)
+		put(&g.paths.exact, k.text, i)
+	case byPathPrefix:
+		put(&g.paths.starts, k.text, i)
+	case byPathSuffix:
+		put(&g.suffixes.starts, k.text, i)
 	case byMethod:
-		put(g.methods)
+		put(&g.methods, k.text, i)
 	case byHeader:
 		g.insertHeader(k, i)
-	case byPrincipalPrefix, byPathPrefix, byPathSuffix:
-		prefixes[k] = append(prefixes[k], i)
 	case byAccount, byNamespace:
 		if k.kind == byAccount {
-			put(g.accounts)
+			put(&g.accounts, k.text, i)
 		} else {
-			put(g.namespaces)
+			put(&g.namespaces, k.text, i)
 		}
 		if n := len(g.identities); n == 0 || g.identities[n-1] != i {
 			g.identities = append(g.identities, i)
 		}
 	}
+}
+
+func put(m *map[string][]int32, text string, i int32) {
+	if *m == nil {
+		*m = make(map[string][]int32)
+	}
+	(*m)[text] = append((*m)[text], i)
 }
 
 func (g *group) insertHeader(k key, i int32) {
@@ -280,13 +290,13 @@ func (g *group) insertHeader(k key, i int32) {
 		at = len(g.headers)
 		for _, c := range g.rules[i].when {
 			if c.attribute == header && c.header == k.header {
-				g.headers = append(g.headers, headerLookup{condition: c, exact: make(map[string][]int32)})
+				g.headers = append(g.headers, headerLookup{condition: c})
 				break
 			}
 		}
 	}
 	l := &g.headers[at]
-	l.exact[k.text] = append(l.exact[k.text], i)
+	put(&l.exact, k.text, i)
 	if n := len(l.all); n == 0 || l.all[n-1] != i {
 		l.all = append(l.all, i)
 	}

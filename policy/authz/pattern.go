@@ -221,11 +221,19 @@ func (l *list) matchPath(r *reading) bool {
 		}
 	}
 	for i := range l.others {
-		if match(l.others[i].kind, l.others[i].decoded, r.path) {
+		if l.others[i].matchReading(r) {
 			return true
 		}
 	}
 	return false
+}
+
+// matchReading compares the text that goes with the reading.
+func (p *pattern) matchReading(r *reading) bool {
+	if r.decoded {
+		return match(p.kind, p.decoded, r.path)
+	}
+	return p.match(r.path)
 }
 
 func (p *pattern) match(s string) bool { return match(p.kind, p.text, s) }

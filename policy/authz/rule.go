@@ -23,6 +23,7 @@ type rule struct {
 	name  Match
 	every bool // must match under every reading (ALLOW), rather than any
 	hosts bool // an operation asks for hosts
+	paths bool // an operation asks for paths
 	from  []source
 	to    []operation
 	when  []condition
@@ -156,8 +157,12 @@ func (r *rule) matchTo(q *query) bool {
 	if q.unreadable {
 		return r.matchHosts(q, nil)
 	}
-	for i := range q.paths {
-		if r.matchHosts(q, &q.paths[i]) != r.every {
+	paths := q.paths
+	if !r.paths {
+		paths = paths[:1] // they are all alike
+	}
+	for i := range paths {
+		if r.matchHosts(q, &paths[i]) != r.every {
 			return !r.every
 		}
 	}
