@@ -3,7 +3,6 @@ package mesh
 import (
 	"context"
 	"net/http"
-	"strconv"
 
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/failure"
@@ -30,7 +29,7 @@ func (h *handler) Admit(w http.ResponseWriter, r *http.Request) (*http.Request, 
 	var admitted *http.Request
 	defer func() {
 		if admitted == nil {
-			in.Done(in.answer.Status, grpcStatus(w.Header(), in.answer.Status))
+			in.Done(in.answer.Status, failure.GRPCAnswer(in.answer.Status, w.Header()))
 		}
 	}()
 	if admitted = h.enter(w, r, in); admitted == nil {
@@ -76,17 +75,4 @@ func (in *inbound) Done(status, grpcStatus int) {
 		in.mesh.observers.inboundEnd(in.context, &in.Inbound)
 	}
 	in.recycle()
-}
-
-// grpcStatus returns the status of a gRPC call by what was answered over HTTP, and -1 if there was no answer.
-func grpcStatus(h http.Header, status int) int {
-	if status == 0 {
-		return -1
-	}
-	for _, name := range [...]string{"Grpc-Status", http.TrailerPrefix + "Grpc-Status"} {
-		if code, err := strconv.ParseUint(h.Get(name), 10, 31); err == nil {
-			return int(code)
-		}
-	}
-	return int(failure.GRPCCode(status))
 }

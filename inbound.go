@@ -11,6 +11,7 @@ import (
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
@@ -157,7 +158,7 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 			in.Status = answer.Code()
 		}
 		if field.IsGRPC(in.Request.Header.Get("Content-Type")) {
-			in.GRPCStatus = grpcStatus(w.Header(), in.Status)
+			in.GRPCStatus = failure.GRPCAnswer(in.Status, w.Header())
 		}
 		if in.Request.Method != http.MethodHead { // whose answer is not sent
 			in.BytesSent = answer.Bytes

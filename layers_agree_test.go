@@ -54,7 +54,7 @@ spec:
 // chain builds by hand, from layers that know nothing of one another, what agreedDocuments describes.
 func chain(t *testing.T, f *meshtest.Fleet, aborted bool) http.RoundTripper {
 	outlier, err := breaker.NewOutlier(breaker.OutlierConfig{
-		Consecutive5xx: 3, Interval: 10 * time.Second, BaseEjection: 30 * time.Second, MaxEjectionPercent: 50,
+		Consecutive5xx: 3, Interval: 10 * time.Second, BaseEjection: 30 * time.Second, MaxEjectedFraction: 0.5,
 	}, nil)
 	if err != nil {
 		t.Fatal(err)
@@ -81,8 +81,8 @@ func chain(t *testing.T, f *meshtest.Fleet, aborted bool) http.RoundTripper {
 	rt = remembering{rt}
 	if aborted {
 		rt = &fault.Transport{Base: rt, Config: fault.Config{
-			Delay: fault.Delay{PerMillion: fault.PerMillion(100), Fixed: 2 * time.Second},
-			Abort: fault.Abort{PerMillion: fault.PerMillion(100), HTTPStatus: 418},
+			Delay: fault.Delay{Fraction: 1, Fixed: 2 * time.Second},
+			Abort: fault.Abort{Fraction: 1, HTTPStatus: 418},
 		}}
 	}
 	return rt

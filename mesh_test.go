@@ -711,7 +711,7 @@ func TestProtectionBodyIdle(t *testing.T) {
 
 func TestProtectionIsChecked(t *testing.T) {
 	for _, p := range []mesh.Protection{
-		{Circuit: &breaker.Config{FailureRate: 2}},
+		{Circuit: &breaker.Config{FailureFraction: 2}},
 		{RetryBudget: &retry.BudgetConfig{Window: 1}},
 		{RateLimit: limit.RateConfig{PerSecond: -1}},
 		{BodyIdle: -1},

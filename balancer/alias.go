@@ -40,7 +40,7 @@ func newAlias(weights []float64) alias {
 	for small > 0 && large < n {
 		small--
 		less, more := order[small], order[large]
-		table[less] = column{fraction(parts[less]), more}
+		table[less] = column{fixedPoint(parts[less]), more}
 		parts[more] -= 1 - parts[less]
 		if parts[more] < 1 {
 			order[small] = more
@@ -67,7 +67,8 @@ func (a alias) at(r uint64, n int) int {
 	return int(a[i].other)
 }
 
-func fraction(f float64) uint64 {
+// fixedPoint returns a fraction in units of 1/1<<64.
+func fixedPoint(f float64) uint64 {
 	if f <= 0 {
 		return 0
 	}

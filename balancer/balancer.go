@@ -22,7 +22,7 @@ var (
 	// ErrNoEndpoints says that the set has no endpoint that takes calls: it is empty, or all in it are draining.
 	ErrNoEndpoints = refusal.New("balancer: no endpoints")
 
-	// ErrNoHealthy says that every endpoint is ejected and [Config.PanicPercent] is 0.
+	// ErrNoHealthy says that every endpoint is ejected and [Config.PanicFraction] is 0.
 	ErrNoHealthy = refusal.New("balancer: no healthy endpoint")
 )
 

@@ -399,7 +399,7 @@ func TestEjection(t *testing.T) {
 }
 
 func TestPanic(t *testing.T) {
-	b := newBalancer(t, balancer.Config{PanicPercent: 50})
+	b := newBalancer(t, balancer.Config{PanicFraction: 0.5})
 	set := endpoints(4)
 	b.Update(set)
 	hosts := b.Hosts()
@@ -449,7 +449,7 @@ func TestSlowStart(t *testing.T) {
 	t.Run("aggression and minimum", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			b := newBalancer(t, balancer.Config{
-				SlowStart: balancer.SlowStart{Window: 100 * time.Second, Aggression: 2, MinPercent: 30},
+				SlowStart: balancer.SlowStart{Window: 100 * time.Second, Aggression: 2, MinFraction: 0.3},
 			})
 			set := endpoints(3)
 			b.Update(set[:2])

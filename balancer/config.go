@@ -5,6 +5,8 @@ import (
 	"math"
 	"reflect"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/fraction"
 )
 
 // Algorithm is a way to pick.
@@ -80,10 +82,10 @@ type Config struct {
 	// SlowStart spares endpoints that are new.
 	SlowStart SlowStart
 
-	// PanicPercent is the share of healthy endpoints, in percent, below which ejections are ignored and all endpoints are
-	// picked. It is Istio's minHealthPercent. 0 means never: when all are ejected, Pick refuses. With Locality, it is the
-	// share in one place, and counts only when all places together cannot carry the calls.
-	PanicPercent int
+	// PanicFraction is the part of the endpoints that must be healthy, from 0 to 1: if fewer are, ejections are ignored and
+	// all endpoints are picked. It is Istio's minHealthPercent. 0 means never: when all are ejected, Pick refuses. With
+	// Locality, it is the part in one place, and counts only when all places together cannot carry the calls.
+	PanicFraction float64
 
 	// Locality prefers near endpoints.
 	Locality Locality
@@ -98,8 +100,8 @@ type SlowStart struct {
 	// Window is the time until an endpoint has its full share. 0 means no slow start.
 	Window time.Duration
 
-	// MinPercent is the least share, in percent of the full one. 0 means 10.
-	MinPercent float64
+	// MinFraction is the part of its full share that an endpoint gets at least, up to 1. 0 means 0.1; negative means none.
+	MinFraction float64
 
 	// Aggression bends the rise: the share is (time/Window)^(1/Aggression). 0 means 1, a straight line.
 	Aggression float64
@@ -160,16 +162,16 @@ func (c Config) compile() (settings, error) {
 		return fail("TableSize is %d, want a prime up to %d", c.TableSize, maxTableSize)
 	case c.BoundedLoad != 0 && !(c.BoundedLoad >= 1 && c.BoundedLoad <= math.MaxInt32):
 		return fail("BoundedLoad is %v, want 1 or more", c.BoundedLoad)
-	case c.PanicPercent < 0 || c.PanicPercent > 100:
-		return fail("PanicPercent is %d, want 0 to 100", c.PanicPercent)
+	case !fraction.Valid(c.PanicFraction):
+		return fail("PanicFraction is %v, want 0 to 1", c.PanicFraction)
 	case c.SlowStart.Window < 0:
 		return fail("SlowStart.Window is negative: %v", c.SlowStart.Window)
 	case c.SlowStart.Window == 0 && c.SlowStart != SlowStart{}:
 		return fail("SlowStart has no Window")
 	case c.SlowStart.Window != 0 && hashes:
 		return fail("SlowStart does not go with %v", c.Algorithm)
-	case !(c.SlowStart.MinPercent >= 0 && c.SlowStart.MinPercent <= 100):
-		return fail("SlowStart.MinPercent is %v, want 0 to 100", c.SlowStart.MinPercent)
+	case !(c.SlowStart.MinFraction <= 1):
+		return fail("SlowStart.MinFraction is %v, want at most 1", c.SlowStart.MinFraction)
 	case !(c.SlowStart.Aggression >= 0 && c.SlowStart.Aggression <= math.MaxFloat64):
 		return fail("SlowStart.Aggression is %v, want more than 0", c.SlowStart.Aggression)
 	case !hashes && !reflect.DeepEqual(c.HashKey, HashKey{}):
@@ -188,7 +190,7 @@ func (c Config) compile() (settings, error) {
 	orDefault(&set.MinRingSize, defaultMinRing)
 	orDefault(&set.MaxRingSize, maxRing)
 	orDefault(&set.TableSize, defaultTableSize)
-	orDefault(&set.SlowStart.MinPercent, 10)
+	orDefault(&set.SlowStart.MinFraction, 0.1)
 	orDefault(&set.SlowStart.Aggression, 1)
 	if c.MinRingSize == 0 {
 		set.MinRingSize = min(set.MinRingSize, set.MaxRingSize)

@@ -36,14 +36,14 @@ func TestConfigErrors(t *testing.T) {
 		{"table negative", balancer.Config{Algorithm: balancer.Maglev, TableSize: -7}, "prime"},
 		{"bound below 1", balancer.Config{BoundedLoad: 0.9}, "1 or more"},
 		{"bound not a number", balancer.Config{BoundedLoad: math.NaN()}, "1 or more"},
-		{"panic above 100", balancer.Config{PanicPercent: 101}, "0 to 100"},
-		{"slow start without window", balancer.Config{SlowStart: balancer.SlowStart{MinPercent: 5}}, "no Window"},
+		{"panic above 100", balancer.Config{PanicFraction: 1.01}, "0 to 1"},
+		{"slow start without window", balancer.Config{SlowStart: balancer.SlowStart{MinFraction: 0.05}}, "no Window"},
 		{"slow start of a hash", balancer.Config{
 			Algorithm: balancer.Maglev, SlowStart: balancer.SlowStart{Window: time.Second},
 		}, "maglev"},
 		{"slow start above 100%", balancer.Config{
-			SlowStart: balancer.SlowStart{Window: time.Second, MinPercent: 101},
-		}, "MinPercent"},
+			SlowStart: balancer.SlowStart{Window: time.Second, MinFraction: 1.01},
+		}, "MinFraction"},
 		{"aggression not a number", balancer.Config{
 			SlowStart: balancer.SlowStart{Window: time.Second, Aggression: math.NaN()},
 		}, "Aggression"},

@@ -109,7 +109,7 @@ func (h *Host) Ejected() bool { return h.state.Load()&ejected != 0 }
 func (h *Host) TakesCalls() bool { return h.takes.Load() && h.state.Load()&gone == 0 }
 
 // SetEjected takes the host out of the picks or brings it back. No Pick that begins after SetEjected(true) returned
-// gives the host, unless so many are ejected that [Config.PanicPercent] applies. It builds the picks anew, which takes
+// gives the host, unless so many are ejected that [Config.PanicFraction] applies. It builds the picks anew, which takes
 // time in proportion to the size of the set.
 func (h *Host) SetEjected(eject bool) {
 	var before uint64

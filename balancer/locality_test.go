@@ -104,7 +104,7 @@ func TestLocality(t *testing.T) {
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			b := newBalancer(t, balancer.Config{Locality: c.locality, PanicPercent: c.panics})
+			b := newBalancer(t, balancer.Config{Locality: c.locality, PanicFraction: float64(c.panics) / 100})
 			b.Update(c.set)
 			hosts := b.Hosts()
 			for _, i := range c.eject {

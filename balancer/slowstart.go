@@ -38,5 +38,5 @@ func (h *Host) ramp() float64 {
 	if slow.Aggression != 1 {
 		part = math.Pow(part, 1/slow.Aggression)
 	}
-	return min(1, max(part, slow.MinPercent/100))
+	return min(1, max(part, slow.MinFraction))
 }

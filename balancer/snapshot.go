@@ -4,6 +4,8 @@ import (
 	"math"
 	"slices"
 	"sync/atomic"
+
+	"github.com/nosidecar/mesh/internal/fraction"
 )
 
 // pool is the hosts of one place. It lasts until the set changes, so that what ejections do not change is kept.
@@ -81,7 +83,7 @@ func (b *Balancer) trafficLocked() (shares []float64, panics []bool) {
 		allHealthy += healthy[i]
 		all += len(p.members)
 	}
-	tooFew := func(healthy, of int) bool { return healthy*100 < of*b.cfg.PanicPercent }
+	tooFew := func(healthy, of int) bool { return !fraction.AtLeast(healthy, of, b.cfg.PanicFraction) }
 
 	if b.cfg.topology.distributes() || n == 1 {
 		panicking := tooFew(allHealthy, all)
@@ -209,7 +211,7 @@ func (s *snapshot) sweep(b *Balancer, g *group, info PickInfo) (*group, int) {
 	if g, i := search(nil, false); g != nil {
 		return g, i
 	}
-	if b.cfg.PanicPercent > 0 { // all ejected is below any threshold
+	if b.cfg.PanicFraction > 0 { // all ejected is below any threshold
 		return g, g.next(info, 0)
 	}
 	return nil, 0

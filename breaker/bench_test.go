@@ -60,7 +60,7 @@ func BenchmarkTransport(b *testing.B) {
 		{"bare", noop{}},
 		{"gobreaker", gobreakerTransport{gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{})}},
 		{"mesh", &breaker.Transport{Base: noop{}}},
-		{"mesh-rate", &breaker.Transport{Base: noop{}, Config: breaker.Config{FailureRate: 0.5}}},
+		{"mesh-rate", &breaker.Transport{Base: noop{}, Config: breaker.Config{FailureFraction: 0.5}}},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			req := newRequest(b)
@@ -78,8 +78,8 @@ func BenchmarkCircuit(b *testing.B) {
 		cfg  breaker.Config
 	}{
 		{"default", breaker.Config{}},
-		{"failure-rate", breaker.Config{FailureRate: 0.5}},
-		{"slow-call-rate", breaker.Config{SlowCallRate: 0.5, SlowCall: time.Second}},
+		{"failure-rate", breaker.Config{FailureFraction: 0.5}},
+		{"slow-call-rate", breaker.Config{SlowCallFraction: 0.5, SlowCall: time.Second}},
 	} {
 		b.Run(bench.name, func(b *testing.B) {
 			c, err := breaker.New(bench.cfg, nil)

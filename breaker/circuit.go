@@ -10,6 +10,7 @@ import (
 
 	"github.com/sony/gobreaker/v2"
 
+	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -24,18 +25,18 @@ type Config struct {
 	// 0 means 5; negative switches the rule off.
 	ConsecutiveFailures int
 
-	// FailureRate opens the circuit when a call fails and at least this share of the calls that ended within Window have
-	// failed. It lies between 0 and 1; 0 switches the rule off.
-	FailureRate float64
+	// FailureFraction opens the circuit when a call fails and at least this part of the calls that ended within Window have
+	// failed. It lies between 0 and 1. 0 means that there is no such rule.
+	FailureFraction float64
 
-	// SlowCallRate opens the circuit when a call fails or is slow and at least this share of the calls that ended within
-	// Window were slow, failed or not. It lies between 0 and 1; 0 switches the rule off. It requires SlowCall.
+	// SlowCallFraction opens the circuit when a call fails or is slow and at least this part of the calls that ended
+	// within Window were slow, failed or not. It lies between 0 and 1. 0 means that there is no such rule. It requires SlowCall.
 	//
-	// A slow call that succeeded counts as a success for the two rules above. In a half-open circuit with a SlowCallRate,
+	// A slow call that succeeded counts as a success for the two rules above. In a half-open circuit with a SlowCallFraction,
 	// it counts as a failure: the circuit may have opened for slowness.
-	SlowCallRate float64
+	SlowCallFraction float64
 
-	// SlowCall is the time to respond from which a call is slow. 0 means no call is. It requires SlowCallRate.
+	// SlowCall is the time to respond from which a call is slow. 0 means no call is. It requires SlowCallFraction.
 	SlowCall time.Duration
 
 	// MinRequests is the number of calls that must have ended within Window before a rate is looked at. 0 means 20.
@@ -74,16 +75,15 @@ const (
 // withDefaults returns c with every zero that stands for something else replaced, or an error for what no circuit can
 // honour.
 func (c Config) withDefaults() (Config, error) {
-	isRate := func(r float64) bool { return r >= 0 && r <= 1 } // false for NaN
 	switch {
-	case !isRate(c.FailureRate):
-		return c, fmt.Errorf("breaker: FailureRate %v is not between 0 and 1", c.FailureRate)
-	case !isRate(c.SlowCallRate):
-		return c, fmt.Errorf("breaker: SlowCallRate %v is not between 0 and 1", c.SlowCallRate)
+	case !fraction.Valid(c.FailureFraction):
+		return c, fmt.Errorf("breaker: FailureFraction %v is not between 0 and 1", c.FailureFraction)
+	case !fraction.Valid(c.SlowCallFraction):
+		return c, fmt.Errorf("breaker: SlowCallFraction %v is not between 0 and 1", c.SlowCallFraction)
 	case c.SlowCall < 0:
 		return c, fmt.Errorf("breaker: SlowCall %v is negative", c.SlowCall)
-	case (c.SlowCallRate > 0) != (c.SlowCall > 0):
-		return c, errors.New("breaker: SlowCallRate and SlowCall work only together")
+	case (c.SlowCallFraction > 0) != (c.SlowCall > 0):
+		return c, errors.New("breaker: SlowCallFraction and SlowCall work only together")
 	case c.MinRequests < 0:
 		return c, fmt.Errorf("breaker: MinRequests %d is negative", c.MinRequests)
 	case c.Window < 0:
@@ -96,7 +96,7 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("breaker: Probes %d is not between 0 and %d", c.Probes, maxProbes)
 	case c.ProbeTimeout < 0:
 		return c, fmt.Errorf("breaker: ProbeTimeout %v is negative", c.ProbeTimeout)
-	case c.ConsecutiveFailures < 0 && c.FailureRate == 0 && c.SlowCallRate == 0:
+	case c.ConsecutiveFailures < 0 && c.FailureFraction == 0 && c.SlowCallFraction == 0:
 		return c, errors.New("breaker: all rules are off, the circuit would never open")
 	}
 	orDefault(&c.ConsecutiveFailures, defaultConsecutiveFailures)
@@ -209,7 +209,7 @@ func New(cfg Config, onChange func(Change)) (*Circuit, error) {
 	}
 	c := &Circuit{cfg: cfg, created: time.Now()}
 	c.changes.handler = onChange
-	if cfg.FailureRate > 0 || cfg.SlowCallRate > 0 {
+	if cfg.FailureFraction > 0 || cfg.SlowCallFraction > 0 {
 		c.window = newWindow(cfg.Window, cfg.Buckets)
 	}
 	c.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
@@ -340,9 +340,8 @@ func (c *Circuit) tripsLocked() (by tally, trips bool) {
 	if c.window.buckets == nil || sum.calls < c.cfg.MinRequests {
 		return sum, false
 	}
-	calls := float64(sum.calls)
-	return sum, c.cfg.FailureRate > 0 && sum.failed > 0 && float64(sum.failed) >= c.cfg.FailureRate*calls ||
-		c.cfg.SlowCallRate > 0 && sum.slow > 0 && float64(sum.slow) >= c.cfg.SlowCallRate*calls
+	return sum, c.cfg.FailureFraction > 0 && sum.failed > 0 && fraction.AtLeast(sum.failed, sum.calls, c.cfg.FailureFraction) ||
+		c.cfg.SlowCallFraction > 0 && sum.slow > 0 && fraction.AtLeast(sum.slow, sum.calls, c.cfg.SlowCallFraction)
 }
 
 // changed notes a change of state. gobreaker calls it with its lock held.

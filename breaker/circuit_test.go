@@ -71,8 +71,8 @@ func TestCircuit(t *testing.T) {
 		want  breaker.State
 	}
 	const no = -time.Second // takes: the call is refused
-	rate := breaker.Config{ConsecutiveFailures: -1, FailureRate: 0.5, MinRequests: 4}
-	slow := breaker.Config{ConsecutiveFailures: -1, SlowCallRate: 0.5, SlowCall: time.Second, MinRequests: 4}
+	rate := breaker.Config{ConsecutiveFailures: -1, FailureFraction: 0.5, MinRequests: 4}
+	slow := breaker.Config{ConsecutiveFailures: -1, SlowCallFraction: 0.5, SlowCall: time.Second, MinRequests: 4}
 	second := time.Second
 	for _, test := range []struct {
 		name  string
@@ -95,7 +95,7 @@ func TestCircuit(t *testing.T) {
 			{call: ignored, want: breaker.Closed},
 			{call: fail, want: breaker.Open},
 		}},
-		{"consecutive failures may lie far apart", breaker.Config{ConsecutiveFailures: 3, FailureRate: 1}, []step{
+		{"consecutive failures may lie far apart", breaker.Config{ConsecutiveFailures: 3, FailureFraction: 1}, []step{
 			{call: fail, want: breaker.Closed},
 			{at: time.Hour, call: fail, want: breaker.Closed},
 			{at: 2 * time.Hour, call: fail, want: breaker.Open},
@@ -175,12 +175,12 @@ func TestCircuit(t *testing.T) {
 			{call: fail, times: 99, want: breaker.Closed},
 		}},
 		{"a slow success is a success to the other rules",
-			breaker.Config{ConsecutiveFailures: 2, FailureRate: 0.5, SlowCallRate: 1, SlowCall: second, MinRequests: 2}, []step{
+			breaker.Config{ConsecutiveFailures: 2, FailureFraction: 0.5, SlowCallFraction: 1, SlowCall: second, MinRequests: 2}, []step{
 				{call: fail, want: breaker.Closed},
 				{call: ok, takes: 2 * second, want: breaker.Open}, // 1 of 2 failed; looked at because the call was slow
 			}},
 		{"a slow success ends a run of failures",
-			breaker.Config{ConsecutiveFailures: 2, SlowCallRate: 1, SlowCall: second, MinRequests: 2}, []step{
+			breaker.Config{ConsecutiveFailures: 2, SlowCallFraction: 1, SlowCall: second, MinRequests: 2}, []step{
 				{call: fail, want: breaker.Closed},
 				{call: ok, takes: 2 * second, want: breaker.Closed},
 				{at: 2 * second, call: fail, want: breaker.Closed},
@@ -220,7 +220,7 @@ func TestCircuit(t *testing.T) {
 
 func TestCircuit_AnsweredEndsTheSlowCallClock(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCircuit(t, breaker.Config{SlowCallRate: 1, SlowCall: time.Second, MinRequests: 1})
+		c := newCircuit(t, breaker.Config{SlowCallFraction: 1, SlowCall: time.Second, MinRequests: 1})
 		for _, wait := range []time.Duration{0, time.Second - 1} {
 			lease := allow(t, c)
 			time.Sleep(wait)
@@ -243,7 +243,7 @@ func TestCircuit_AnsweredEndsTheSlowCallClock(t *testing.T) {
 func TestCircuit_CallsLongerThanTheWindowCount(t *testing.T) {
 	for _, cfg := range []breaker.Config{
 		{ConsecutiveFailures: 4},
-		{ConsecutiveFailures: -1, FailureRate: 1, MinRequests: 4},
+		{ConsecutiveFailures: -1, FailureFraction: 1, MinRequests: 4},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			c := newCircuit(t, cfg)
@@ -522,7 +522,7 @@ func TestLease_DoneCountsOnce(t *testing.T) {
 }
 
 func TestCircuit_Allocations(t *testing.T) {
-	c := newCircuit(t, breaker.Config{FailureRate: 1, SlowCallRate: 1, SlowCall: time.Hour})
+	c := newCircuit(t, breaker.Config{FailureFraction: 1, SlowCallFraction: 1, SlowCall: time.Hour})
 	open := newCircuit(t, breaker.Config{ConsecutiveFailures: 1})
 	report(t, open, fail)
 	if got := testing.AllocsPerRun(1000, func() {
@@ -546,13 +546,13 @@ func TestNew_Rejects(t *testing.T) {
 		name string
 		cfg  breaker.Config
 	}{
-		{"negative failure rate", breaker.Config{FailureRate: -0.1}},
-		{"failure rate in percent", breaker.Config{FailureRate: 50}},
-		{"failure rate NaN", breaker.Config{FailureRate: math.NaN()}},
-		{"slow call rate in percent", breaker.Config{SlowCallRate: 50, SlowCall: time.Second}},
-		{"slow call rate without duration", breaker.Config{SlowCallRate: 0.5}},
+		{"negative failure rate", breaker.Config{FailureFraction: -0.1}},
+		{"failure rate in percent", breaker.Config{FailureFraction: 50}},
+		{"failure rate NaN", breaker.Config{FailureFraction: math.NaN()}},
+		{"slow call rate in percent", breaker.Config{SlowCallFraction: 50, SlowCall: time.Second}},
+		{"slow call rate without duration", breaker.Config{SlowCallFraction: 0.5}},
 		{"slow call duration without rate", breaker.Config{SlowCall: time.Second}},
-		{"negative slow call duration", breaker.Config{SlowCallRate: 0.5, SlowCall: -1}},
+		{"negative slow call duration", breaker.Config{SlowCallFraction: 0.5, SlowCall: -1}},
 		{"nothing can open it", breaker.Config{ConsecutiveFailures: -1}},
 		{"negative minimum", breaker.Config{MinRequests: -1}},
 		{"negative window", breaker.Config{Window: -1}},
@@ -592,8 +592,8 @@ func TestChangesCount(t *testing.T) {
 		want  string
 	}{
 		{"failures in a row", breaker.Config{ConsecutiveFailures: 2}, []string{"ok", "fail", "fail"}, "2 of 2, 0 slow"},
-		{"a rate", breaker.Config{ConsecutiveFailures: -1, FailureRate: 0.5, MinRequests: 4}, []string{"ok", "fail", "ok", "fail"}, "2 of 4, 0 slow"},
-		{"slow calls", breaker.Config{SlowCallRate: 1, SlowCall: time.Second, MinRequests: 2}, []string{"slow", "slow"}, "0 of 2, 2 slow"},
+		{"a rate", breaker.Config{ConsecutiveFailures: -1, FailureFraction: 0.5, MinRequests: 4}, []string{"ok", "fail", "ok", "fail"}, "2 of 4, 0 slow"},
+		{"slow calls", breaker.Config{SlowCallFraction: 1, SlowCall: time.Second, MinRequests: 2}, []string{"slow", "slow"}, "0 of 2, 2 slow"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

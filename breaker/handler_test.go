@@ -167,7 +167,7 @@ func TestHandler_ClientGoneDoesNotCount(t *testing.T) {
 }
 
 func TestHandler_InvalidConfig(t *testing.T) {
-	h := &breaker.Handler{Config: breaker.Config{FailureRate: 2}, Next: http.NotFoundHandler()}
+	h := &breaker.Handler{Config: breaker.Config{FailureFraction: 2}, Next: http.NotFoundHandler()}
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
 	if w.Code != http.StatusInternalServerError || h.State() != breaker.Closed {

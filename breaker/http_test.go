@@ -619,14 +619,14 @@ func TestTransport_BoundsItsCircuits(t *testing.T) {
 }
 
 func TestTransport_InvalidConfig(t *testing.T) {
-	rt := &breaker.Transport{Base: status(200), Config: breaker.Config{FailureRate: 50}}
+	rt := &breaker.Transport{Base: status(200), Config: breaker.Config{FailureFraction: 50}}
 	sent := &closeRecorder{Reader: strings.NewReader("data")}
 	req, err := http.NewRequest(http.MethodPost, "http://user-service/", sent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := rt.RoundTrip(req); err == nil || !strings.Contains(err.Error(), "FailureRate") {
-		t.Errorf("RoundTrip() = %v, want an error about FailureRate", err)
+	if _, err := rt.RoundTrip(req); err == nil || !strings.Contains(err.Error(), "FailureFraction") {
+		t.Errorf("RoundTrip() = %v, want an error about FailureFraction", err)
 	}
 	if got := sent.closed.Load(); got != 1 {
 		t.Errorf("request body was closed %d times", got)
@@ -693,7 +693,7 @@ func TestTransport_SlowIsTheTimeToTheResponse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var wait time.Duration
 		rt := &breaker.Transport{
-			Config: breaker.Config{SlowCallRate: 1, SlowCall: time.Second, MinRequests: 1},
+			Config: breaker.Config{SlowCallFraction: 1, SlowCall: time.Second, MinRequests: 1},
 			Base: roundTripFunc(func(req *http.Request) (*http.Response, error) {
 				time.Sleep(wait)
 				return status(200)(req)
@@ -719,7 +719,7 @@ func TestTransport_SlowIsTheTimeToTheResponse(t *testing.T) {
 func TestTransport_Allocations(t *testing.T) {
 	req := newRequest(t)
 	bare := testing.AllocsPerRun(1000, func() { roundTrip(t, noop{}, req) })
-	rt := &breaker.Transport{Base: noop{}, Config: breaker.Config{FailureRate: 0.5, SlowCallRate: 0.5, SlowCall: time.Second}}
+	rt := &breaker.Transport{Base: noop{}, Config: breaker.Config{FailureFraction: 0.5, SlowCallFraction: 0.5, SlowCall: time.Second}}
 	with := testing.AllocsPerRun(1000, func() { roundTrip(t, rt, req) })
 	if with-bare > 1 {
 		t.Errorf("a call allocates %v times more than bare, want once", with-bare)

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/fraction"
 )
 
 // Result is how a call to an endpoint ended: an HTTP status, or one of the constants.
@@ -90,7 +92,7 @@ func NewOutlier(cfg OutlierConfig, onEvent func(Event)) (*Outlier, error) {
 	}
 	o := &Outlier{
 		cfg:      cfg,
-		rates:    cfg.SuccessRate || cfg.FailurePercentage > 0,
+		rates:    cfg.SuccessRate || cfg.FailureFraction > 0,
 		start:    time.Now(),
 		trackers: make(map[string]*Tracker),
 	}
@@ -177,7 +179,7 @@ func (t *Tracker) Ejected() bool {
 }
 
 // SetTakesCalls says whether calls can go to the endpoint, as they do at first. They cannot while it drains, or where it has
-// no share of the traffic. It counts for [OutlierConfig.MaxEjectionPercent] only if they can.
+// no share of the traffic. It counts for [OutlierConfig.MaxEjectedFraction] only if they can.
 func (t *Tracker) SetTakesCalls(takes bool) {
 	t.outlier.mu.Lock()
 	defer t.outlier.mu.Unlock()
@@ -305,7 +307,7 @@ func (o *Outlier) mayEjectLocked() bool {
 			ejected++
 		}
 	}
-	return ejected == 0 && total >= 2 || (ejected+1)*100 <= o.cfg.MaxEjectionPercent*total
+	return ejected == 0 && total >= 2 || fraction.AtMost(ejected+1, total, o.cfg.MaxEjectedFraction)
 }
 
 // Sweep readmits the endpoints whose ejection is over and applies the rules that compare endpoints, if a sweep is due
@@ -440,14 +442,14 @@ func (o *Outlier) compareLocked(now time.Time) {
 				squares += (s.success - mean) * (s.success - mean)
 			}
 			deviation := math.Sqrt(squares / float64(len(among)))
-			limit := mean - deviation*float64(o.cfg.SuccessRateFactor)/1000
+			limit := mean - deviation*o.cfg.SuccessRateFactor
 			return func(s share) bool { return s.success < limit }
 		})
 	}
-	if o.cfg.FailurePercentage > 0 {
-		apply(FailurePercentage, o.cfg.FailurePercentageVolume, o.cfg.FailurePercentageMinHosts,
+	if o.cfg.FailureFraction > 0 {
+		apply(FailurePercentage, o.cfg.FailureFractionVolume, o.cfg.FailureFractionMinHosts,
 			func([]share) func(share) bool {
-				return func(s share) bool { return 100-s.success >= float64(o.cfg.FailurePercentage) }
+				return func(s share) bool { return fraction.AtLeast(s.failures, s.calls, o.cfg.FailureFraction) }
 			})
 	}
 }

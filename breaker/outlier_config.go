@@ -6,6 +6,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/internal/statusset"
 )
 
@@ -47,10 +48,10 @@ type OutlierConfig struct {
 	// means none.
 	Jitter time.Duration
 
-	// MaxEjectionPercent is the share of the endpoints that may be ejected at a time, of those that take calls. An ejection that would exceed it
-	// does not happen, except that one of at least two endpoints may always be ejected. The last endpoint is ejected only
-	// by 100: then calls fail at once. 0 means 10.
-	MaxEjectionPercent int
+	// MaxEjectedFraction is the part of the endpoints that take calls which may be ejected at a time, from 0 to 1. An
+	// ejection that would exceed it does not happen, except that one of at least two endpoints may always be ejected. The last
+	// endpoint is ejected only by 1: then calls fail at once. 0 means 0.1.
+	MaxEjectedFraction float64
 
 	// SuccessRate ejects, at each sweep, the endpoints whose share of successes since the last sweep lies far below the
 	// mean of all: by more than SuccessRateFactor standard deviations. With SplitLocalOrigin it looks at responses only.
@@ -62,19 +63,19 @@ type OutlierConfig struct {
 	// SuccessRateVolume is the number of calls since the last sweep that an endpoint needs to be looked at. 0 means 100.
 	SuccessRateVolume int
 
-	// SuccessRateFactor is in thousandths of the population's standard deviation. 0 means 1900.
-	SuccessRateFactor int
+	// SuccessRateFactor is that number of standard deviations of the population. 0 means 1.9.
+	SuccessRateFactor float64
 
-	// FailurePercentage ejects, at each sweep, the endpoints of whose calls since the last sweep at least this percentage
-	// failed. With SplitLocalOrigin it looks at responses only. 0 switches the rule off.
-	FailurePercentage int
+	// FailureFraction ejects, at each sweep, the endpoints of whose calls since the last sweep at least this part failed. It
+	// lies between 0 and 1. With SplitLocalOrigin it looks at responses only. 0 means that there is no such rule.
+	FailureFraction float64
 
-	// FailurePercentageMinHosts is the number of endpoints with enough calls that the rule needs. 0 means 5.
-	FailurePercentageMinHosts int
+	// FailureFractionMinHosts is the number of endpoints with enough calls that the rule needs. 0 means 5.
+	FailureFractionMinHosts int
 
-	// FailurePercentageVolume is the number of calls since the last sweep that an endpoint needs to be looked at. 0 means
+	// FailureFractionVolume is the number of calls since the last sweep that an endpoint needs to be looked at. 0 means
 	// 50.
-	FailurePercentageVolume int
+	FailureFractionVolume int
 }
 
 const (
@@ -83,10 +84,10 @@ const (
 	defaultInterval               = 10 * time.Second
 	defaultBaseEjection           = 30 * time.Second
 	defaultMaxEjection            = 300 * time.Second
-	defaultMaxEjectionPercent     = 10
+	defaultMaxEjectedFraction     = 0.1
 	defaultMinHosts               = 5
 	defaultSuccessRateVolume      = 100
-	defaultSuccessRateFactor      = 1900
+	defaultSuccessRateFactor      = 1.9
 	defaultFailureVolume          = 50
 	maxConsecutive                = 1<<streakBits - 1
 	maxDuration                   = 10 * 365 * 24 * time.Hour // leaves room to add some up
@@ -101,13 +102,10 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 		{"Consecutive5xx", c.Consecutive5xx, math.MinInt, maxConsecutive},
 		{"ConsecutiveGateway", c.ConsecutiveGateway, math.MinInt, maxConsecutive},
 		{"ConsecutiveLocalOrigin", c.ConsecutiveLocalOrigin, math.MinInt, maxConsecutive},
-		{"MaxEjectionPercent", c.MaxEjectionPercent, 0, 100},
 		{"SuccessRateMinHosts", c.SuccessRateMinHosts, 0, math.MaxInt},
 		{"SuccessRateVolume", c.SuccessRateVolume, 0, math.MaxInt},
-		{"SuccessRateFactor", c.SuccessRateFactor, 0, math.MaxInt},
-		{"FailurePercentage", c.FailurePercentage, 0, 100},
-		{"FailurePercentageMinHosts", c.FailurePercentageMinHosts, 0, math.MaxInt},
-		{"FailurePercentageVolume", c.FailurePercentageVolume, 0, math.MaxInt},
+		{"FailureFractionMinHosts", c.FailureFractionMinHosts, 0, math.MaxInt},
+		{"FailureFractionVolume", c.FailureFractionVolume, 0, math.MaxInt},
 	} {
 		if f.value < f.min || f.value > f.max {
 			return c, fmt.Errorf("breaker: %s %d is out of range", f.name, f.value)
@@ -126,6 +124,15 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 			return c, fmt.Errorf("breaker: %s %v is not between 0 and %v", f.name, f.value, maxDuration)
 		}
 	}
+	if !fraction.Valid(c.MaxEjectedFraction) {
+		return c, fmt.Errorf("breaker: MaxEjectedFraction is %v, want 0 to 1", c.MaxEjectedFraction)
+	}
+	if !fraction.Valid(c.FailureFraction) {
+		return c, fmt.Errorf("breaker: FailureFraction is %v, want 0 to 1", c.FailureFraction)
+	}
+	if !(c.SuccessRateFactor >= 0 && c.SuccessRateFactor <= math.MaxFloat64) {
+		return c, fmt.Errorf("breaker: SuccessRateFactor is %v, want 0 or more", c.SuccessRateFactor)
+	}
 	if c.ErrorCodes.invalid {
 		return c, fmt.Errorf("breaker: ErrorCodes has a range that is empty or not within %d to %d", statusset.Min, statusset.Max)
 	}
@@ -140,12 +147,12 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 	orDefault(&c.Interval, defaultInterval)
 	orDefault(&c.BaseEjection, defaultBaseEjection)
 	orDefault(&c.MaxEjection, max(defaultMaxEjection, c.BaseEjection))
-	orDefault(&c.MaxEjectionPercent, defaultMaxEjectionPercent)
+	orDefault(&c.MaxEjectedFraction, defaultMaxEjectedFraction)
 	orDefault(&c.SuccessRateMinHosts, defaultMinHosts)
 	orDefault(&c.SuccessRateVolume, defaultSuccessRateVolume)
 	orDefault(&c.SuccessRateFactor, defaultSuccessRateFactor)
-	orDefault(&c.FailurePercentageMinHosts, defaultMinHosts)
-	orDefault(&c.FailurePercentageVolume, defaultFailureVolume)
+	orDefault(&c.FailureFractionMinHosts, defaultMinHosts)
+	orDefault(&c.FailureFractionVolume, defaultFailureVolume)
 	if c.MaxEjection < c.BaseEjection {
 		return c, fmt.Errorf("breaker: MaxEjection %v is shorter than BaseEjection %v", c.MaxEjection, c.BaseEjection)
 	}

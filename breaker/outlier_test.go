@@ -162,7 +162,7 @@ func TestOutlier_MaxEjectionPercent(t *testing.T) {
 		{"99 percent of a hundred", 99, 100, 99, 0},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			o := newOutlier(t, breaker.OutlierConfig{MaxEjectionPercent: test.percent})
+			o := newOutlier(t, breaker.OutlierConfig{MaxEjectedFraction: float64(test.percent) / 100})
 			trackers := track(o, test.total)
 			failAll := func() {
 				for _, tracker := range trackers {
@@ -301,7 +301,7 @@ func TestOutlier_EjectionTimes(t *testing.T) {
 
 func TestOutlier_Jitter(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOutlier(t, breaker.OutlierConfig{Jitter: 5 * time.Second, MaxEjectionPercent: 100})
+		o := newOutlier(t, breaker.OutlierConfig{Jitter: 5 * time.Second, MaxEjectedFraction: 1})
 		distinct := make(map[time.Duration]bool)
 		for _, tracker := range track(o, 50) {
 			reportN(tracker, 5, 500)
@@ -354,19 +354,19 @@ func TestOutlier_SuccessRate(t *testing.T) {
 		{"four are too few", breaker.OutlierConfig{SuccessRate: true}, []int{0, 0, 90, 0}, 0, nil},
 		{"99 calls are too few", breaker.OutlierConfig{SuccessRate: true}, []int{0, 0, 90, 0, 0}, 99, nil},
 		{"minimums can be set", breaker.OutlierConfig{SuccessRate: true, SuccessRateMinHosts: 3, SuccessRateVolume: 10,
-			SuccessRateFactor: 1000}, []int{0, 5, 0}, 10, []string{"1"}},
+			SuccessRateFactor: 1}, []int{0, 5, 0}, 10, []string{"1"}},
 		// Mean 80, deviation 40: the limit is 80 - 1.9*40 = 4 by default, and 0 with a factor of 2, which 0 is not below.
 		{"factor 1.9", breaker.OutlierConfig{SuccessRate: true}, []int{0, 0, 0, 0, 100}, 0, []string{"4"}},
-		{"factor 2", breaker.OutlierConfig{SuccessRate: true, SuccessRateFactor: 2000}, []int{0, 0, 0, 0, 100}, 0, nil},
-		{"worst first", breaker.OutlierConfig{SuccessRate: true, SuccessRateFactor: 500},
+		{"factor 2", breaker.OutlierConfig{SuccessRate: true, SuccessRateFactor: 2}, []int{0, 0, 0, 0, 100}, 0, nil},
+		{"worst first", breaker.OutlierConfig{SuccessRate: true, SuccessRateFactor: 0.5},
 			[]int{0, 40, 60, 50, 0, 0, 0, 0, 0, 0}, 0, []string{"2"}},
 		{"not without the option", breaker.OutlierConfig{}, []int{0, 0, 90, 0, 0}, 0, nil},
-		{"failure percentage", breaker.OutlierConfig{FailurePercentage: 85, MaxEjectionPercent: 50}, []int{84, 85, 86, 0, 0}, 0,
+		{"failure percentage", breaker.OutlierConfig{FailureFraction: 0.85, MaxEjectedFraction: 0.5}, []int{84, 85, 86, 0, 0}, 0,
 			[]string{"1", "2"}},
-		{"failure percentage: too few endpoints", breaker.OutlierConfig{FailurePercentage: 85}, []int{99, 0, 0, 0}, 0, nil},
-		{"failure percentage: too few calls", breaker.OutlierConfig{FailurePercentage: 85}, []int{49, 0, 0, 0, 0}, 49, nil},
-		{"failure percentage: minimums can be set", breaker.OutlierConfig{FailurePercentage: 50, FailurePercentageMinHosts: 2,
-			FailurePercentageVolume: 4}, []int{2, 0}, 4, []string{"0"}},
+		{"failure percentage: too few endpoints", breaker.OutlierConfig{FailureFraction: 0.85}, []int{99, 0, 0, 0}, 0, nil},
+		{"failure percentage: too few calls", breaker.OutlierConfig{FailureFraction: 0.85}, []int{49, 0, 0, 0, 0}, 49, nil},
+		{"failure percentage: minimums can be set", breaker.OutlierConfig{FailureFraction: 0.5, FailureFractionMinHosts: 2,
+			FailureFractionVolume: 4}, []int{2, 0}, 4, []string{"0"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -428,7 +428,7 @@ func TestOutlier_EventsMayUseIt(t *testing.T) {
 		start := time.Now()
 		var o *breaker.Outlier
 		var got []string
-		o, err := breaker.NewOutlier(breaker.OutlierConfig{MaxEjectionPercent: 50}, func(e breaker.Event) {
+		o, err := breaker.NewOutlier(breaker.OutlierConfig{MaxEjectedFraction: 0.5}, func(e breaker.Event) {
 			o.Sweep(time.Now())
 			got = append(got, fmt.Sprint(e.Endpoint, " ", e.Ejected, " ", e.At.Sub(start), " ", e.Reason, " ", ejectedIDs(o)))
 			if e.Endpoint == "0" && e.Ejected {
@@ -457,7 +457,7 @@ func TestOutlier_ReportsAndUpdatesTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		balance := make(map[string]int) // unguarded: one event at a time
 		o, err := breaker.NewOutlier(
-			breaker.OutlierConfig{Interval: time.Microsecond, BaseEjection: time.Microsecond, MaxEjectionPercent: 40, SuccessRate: true},
+			breaker.OutlierConfig{Interval: time.Microsecond, BaseEjection: time.Microsecond, MaxEjectedFraction: 0.4, SuccessRate: true},
 			func(e breaker.Event) {
 				if e.Ejected {
 					balance[e.Endpoint]++
@@ -615,9 +615,9 @@ func TestNewOutlier_Rejects(t *testing.T) {
 	}{
 		{"local origin without split", breaker.OutlierConfig{ConsecutiveLocalOrigin: 5}},
 		{"threshold too high", breaker.OutlierConfig{Consecutive5xx: math.MaxInt}},
-		{"over 100 percent", breaker.OutlierConfig{MaxEjectionPercent: 101}},
-		{"negative percent", breaker.OutlierConfig{MaxEjectionPercent: -1}},
-		{"failure percentage over 100", breaker.OutlierConfig{FailurePercentage: 101}},
+		{"over 100 percent", breaker.OutlierConfig{MaxEjectedFraction: 1.01}},
+		{"negative percent", breaker.OutlierConfig{MaxEjectedFraction: -1}},
+		{"failure percentage over 100", breaker.OutlierConfig{FailureFraction: 1.01}},
 		{"negative volume", breaker.OutlierConfig{SuccessRateVolume: -1}},
 		{"negative factor", breaker.OutlierConfig{SuccessRateFactor: -1}},
 		{"negative interval", breaker.OutlierConfig{Interval: -1}},
@@ -690,7 +690,7 @@ func TestOutlier_EventsCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var events []breaker.Event
 		o, err := breaker.NewOutlier(breaker.OutlierConfig{
-			Consecutive5xx: 3, FailurePercentage: 40, FailurePercentageVolume: 5, FailurePercentageMinHosts: 1, MaxEjectionPercent: 100,
+			Consecutive5xx: 3, FailureFraction: 0.4, FailureFractionVolume: 5, FailureFractionMinHosts: 1, MaxEjectedFraction: 1,
 			Interval: time.Second, BaseEjection: time.Minute,
 		}, func(e breaker.Event) { events = append(events, e) })
 		if err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/pause"
 )
 
 const backoffBase = 500 * time.Millisecond
@@ -30,18 +32,6 @@ func sleepUnless(ctx context.Context, d time.Duration, ask <-chan struct{}, leas
 	case <-ctx.Done():
 		return false, false
 	case <-ask:
-		return true, sleep(ctx, min(d, least)-time.Since(began))
-	}
-}
-
-// sleep waits for d and reports whether it did so before ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
+		return true, pause.For(ctx, min(d, least)-time.Since(began)) == nil
 	}
 }

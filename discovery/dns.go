@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/pause"
 )
 
 const (
@@ -106,7 +108,7 @@ func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, e
 					return
 				}
 				missing = absent
-				if !sleep(ctx, backoff(failures, interval)) {
+				if pause.For(ctx, backoff(failures, interval)) != nil {
 					return
 				}
 				continue

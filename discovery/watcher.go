@@ -7,6 +7,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/pause"
 )
 
 // restartLimit bounds the wait before a watch that ended too early is begun again.
@@ -128,7 +130,7 @@ func (s *watch) run(ctx context.Context) {
 			return
 		}
 		s.fail(errWatchEnded)
-		if !sleep(ctx, backoff(max(failures, 1), restartLimit)) {
+		if pause.For(ctx, backoff(max(failures, 1), restartLimit)) != nil {
 			return
 		}
 	}

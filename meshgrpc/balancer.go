@@ -1,10 +1,7 @@
 package meshgrpc
 
 import (
-	"maps"
-	"slices"
 	"sync"
-	"sync/atomic"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/balancer"
@@ -36,7 +33,7 @@ func (balancerBuilder) Build(cc balancer.ClientConn, _ balancer.BuildOptions) ba
 // all that is known of endpoints outlives them: a ClientConn that goes idle loses its balancer.
 type connections struct {
 	cc     balancer.ClientConn
-	groups table
+	groups sync.Map // *engine.Connections to *group
 
 	mu     sync.Mutex
 	closed bool
@@ -61,12 +58,11 @@ func (b *connections) Pick(info balancer.PickInfo) (balancer.PickResult, error) 
 }
 
 // choose returns a connection of link, counted, or the one that is being made. waits is the one that the call waited for.
-func (b *connections) choose(link *engine.Connections, c *client, waits *conn) (ready, dialling *conn, err error) {
-	for g := b.groups.get(link); ; g = nil {
-		if g == nil {
-			if g, err = b.open(link, c); err != nil {
-				return nil, nil, err
-			}
+func (b *connections) choose(link *engine.Connections, waits *conn) (ready, dialling *conn, err error) {
+	for {
+		g, err := b.group(link)
+		if err != nil {
+			return nil, nil, err
 		}
 		if ready, dialling = g.pick(); ready != nil || dialling != nil {
 			return ready, dialling, nil
@@ -78,7 +74,7 @@ func (b *connections) choose(link *engine.Connections, c *client, waits *conn) (
 		}
 		switch dialling, err = g.dial(true); {
 		case err == errGroupClosed:
-			b.groups.remove(g)
+			b.groups.CompareAndDelete(link, g)
 		case dialling != nil || err != nil:
 			return nil, dialling, err
 		}
@@ -95,21 +91,23 @@ func (b *connections) failed(err error) error {
 	return err
 }
 
-// open returns the group of a link that had none.
-func (b *connections) open(link *engine.Connections, c *client) (*group, error) {
-	g := &group{owner: b, link: link, limits: limitsOf(link.Limits())}
+// group returns the group of a link.
+func (b *connections) group(link *engine.Connections) (*group, error) {
+	if g, ok := b.groups.Load(link); ok {
+		return g.(*group), nil
+	}
 	b.mu.Lock()
 	if b.closed {
 		b.mu.Unlock()
 		return nil, errBalancerClosed
 	}
-	known := b.groups.add(g)
+	known, loaded := b.groups.LoadOrStore(link, &group{owner: b, link: link, limits: limitsOf(link.Limits())})
 	b.mu.Unlock()
-	if known == g && !c.watch(g) {
-		g.close()
-		return nil, errBalancerClosed // the link is in use, so this cannot be
+	g := known.(*group)
+	if !loaded && !g.watch() {
+		return nil, errBalancerClosed // the link is in use, so it was the ClientConn that was closed
 	}
-	return known, nil
+	return g, nil
 }
 
 //lint:ignore SA1019 what gRPC says, which knows no better, either
@@ -169,126 +167,7 @@ func (b *connections) Close() {
 	b.mu.Lock()
 	b.closed = true
 	b.mu.Unlock()
-	for _, g := range b.groups.list() {
-		g.close()
+	for _, g := range b.groups.Range {
+		g.(*group).close()
 	}
-}
-
-// table finds the groups of links. Links come and go seldom, and are looked up with every call: what is looked up often is in
-// a map that does not change.
-type table struct {
-	read atomic.Pointer[map[*engine.Connections]*group] // some of all, and some that are gone
-
-	mu     sync.Mutex
-	all    map[*engine.Connections]*group
-	missed int // lookups, since read is what it is
-	gone   int // of read
-}
-
-func (t *table) get(link *engine.Connections) *group {
-	if read := t.read.Load(); read != nil {
-		if g := (*read)[link]; g != nil {
-			return g
-		}
-	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	g := t.all[link]
-	if g != nil {
-		if t.missed++; t.missed > len(t.all) {
-			t.publishLocked()
-		}
-	}
-	return g
-}
-
-func (t *table) publishLocked() {
-	read := maps.Clone(t.all)
-	t.read.Store(&read)
-	t.missed, t.gone = 0, 0
-}
-
-// add adds g, unless its link has a group, and returns that or g.
-func (t *table) add(g *group) *group {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if known := t.all[g.link]; known != nil {
-		return known
-	}
-	if t.all == nil {
-		t.all = make(map[*engine.Connections]*group)
-	}
-	t.all[g.link] = g
-	return g
-}
-
-func (t *table) remove(g *group) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.all[g.link] != g {
-		return
-	}
-	delete(t.all, g.link)
-	if read := t.read.Load(); read != nil && (*read)[g.link] == g {
-		if t.gone++; 2*t.gone > len(*read) {
-			t.publishLocked()
-		}
-	}
-}
-
-func (t *table) list() []*group {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return slices.Collect(maps.Values(t.all))
-}
-
-// membership is the groups of a link: one for each ClientConn that uses it.
-type membership struct {
-	mu     sync.Mutex
-	closed bool
-	groups map[*group]struct{}
-}
-
-// watch has g closed with its link. It reports false if that is closed already.
-func (c *client) watch(g *group) bool {
-	known, loaded := c.links.LoadOrStore(g.link, &membership{groups: make(map[*group]struct{})})
-	m := known.(*membership)
-	m.mu.Lock()
-	if m.closed {
-		m.mu.Unlock()
-		return false
-	}
-	m.groups[g] = struct{}{}
-	m.mu.Unlock()
-	g.mu.Lock()
-	g.members = m
-	closed := g.closed
-	g.mu.Unlock()
-	if closed { // and knew nothing of m then
-		m.remove(g)
-	}
-	if !loaded {
-		g.link.OnClose(func() {
-			c.links.Delete(g.link)
-			m.close()
-		})
-	}
-	return true
-}
-
-func (m *membership) close() {
-	m.mu.Lock()
-	m.closed = true
-	groups := m.groups
-	m.groups = nil
-	m.mu.Unlock()
-	for g := range groups {
-		g.close()
-	}
-}
-
-func (m *membership) remove(g *group) {
-	m.mu.Lock()
-	delete(m.groups, g)
-	m.mu.Unlock()
 }

@@ -123,8 +123,9 @@ func BenchmarkStream(b *testing.B) {
 	}
 }
 
-// picks returns tries of a call that are about to be given connections, of n endpoints, which are there.
-func picks(t testing.TB, n int) []*try {
+// picks returns tries of a call that are about to be given connections, of n endpoints, which are there, and the picker that
+// does so.
+func picks(t testing.TB, n int) (tries []*try, picker *connections) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "0.0.0.0:0")
 	if err != nil {
@@ -147,8 +148,13 @@ func picks(t testing.TB, n int) []*try {
 	seen := make(map[*engine.Connections]*try)
 	conn := through(t, endpoints, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any,
 		cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-		err := invoker(ctx, method, in, out, cc, opts...)
 		used := ctx.Value(tryKey{}).(*try)
+		done := used.done
+		used.done = func(info balancer.DoneInfo) {
+			picker = used.conn.group.owner
+			done(info)
+		}
+		err := invoker(ctx, method, in, out, cc, opts...)
 		seen[used.link] = &try{Context: context.Background(), call: used.call, link: used.link}
 		return err
 	}))
@@ -158,30 +164,15 @@ func picks(t testing.TB, n int) []*try {
 		}
 		_ = conn.Invoke(t.Context(), "/none/None", &grpctest.Request{}, &grpctest.Response{})
 	}
-	var tries []*try
 	for _, t := range seen {
 		t.done = t.ended
 		tries = append(tries, t)
 	}
-	return tries
-}
-
-// connectionsOf returns the picker that gives t its connections.
-func connectionsOf(t testing.TB, tr *try) *connections {
-	t.Helper()
-	var found *connections
-	tr.call.client.links.Range(func(_, m any) bool {
-		for g := range m.(*membership).groups {
-			found = g.owner
-		}
-		return false
-	})
-	return found
+	return tries, picker
 }
 
 func TestPickAllocations(t *testing.T) {
-	tries := picks(t, 3)
-	picker := connectionsOf(t, tries[0])
+	tries, picker := picks(t, 3)
 	if n := testing.AllocsPerRun(100, func() { pickOne(t, picker, tries[0]) }); n > 0 {
 		t.Errorf("%v allocations of a pick, want none", n)
 	}
@@ -200,8 +191,7 @@ func pickOne(t testing.TB, picker balancer.Picker, tr *try) {
 func BenchmarkPick(b *testing.B) {
 	for _, n := range []int{3, 100, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			tries := picks(b, n)
-			picker := connectionsOf(b, tries[0])
+			tries, picker := picks(b, n)
 			// A try is new, and the processor has it and its link at hand; what is found with them may be out of reach.
 			tr, links := tries[0], make([]*engine.Connections, n)
 			for i, t := range tries {

@@ -20,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcwire"
+	"github.com/nosidecar/mesh/internal/pause"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -85,8 +86,8 @@ func (c *call) serve(a attempter) (*engine.Refusal, error) {
 		if err == nil || !c.waits || !a.replayable() || !unready(err) {
 			return answer, err
 		}
-		if !grpcreplay.Sleep(c.ctx, patience(n)) {
-			return nil, &neverReady{cause: context.Cause(c.ctx), last: err}
+		if cause := pause.For(c.ctx, patience(n)); cause != nil {
+			return nil, &neverReady{cause: cause, last: err}
 		}
 		c.Renew()
 		c.waited = true

@@ -1,7 +1,6 @@
 package meshgrpc
 
 import (
-	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -59,5 +58,4 @@ const (
 // client is what the ClientConns of one DialOptions share.
 type client struct {
 	engine *engine.Engine
-	links  sync.Map // *engine.Connections to *membership
 }

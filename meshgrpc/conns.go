@@ -34,7 +34,7 @@ type group struct {
 	backoff  time.Time // when the next may be tried
 	failure  error     // the latest
 	all      []*conn
-	members  *membership
+	forget   func() // has the link forget the group; nil if it does not know it
 }
 
 var errGroupClosed = errors.New("closed")
@@ -210,15 +210,28 @@ func (g *group) publishLocked() {
 	g.ready.Store(&ready)
 }
 
+// watch has the group closed with its link. It reports false if the group is closed.
+func (g *group) watch() bool {
+	forget := g.link.OnClose(g.close)
+	g.mu.Lock()
+	g.forget = forget
+	closed := g.closed
+	g.mu.Unlock()
+	if closed {
+		forget()
+	}
+	return !closed
+}
+
 // close closes the connections. gRPC leaves them the calls that they have.
 func (g *group) close() {
 	g.mu.Lock()
 	g.closed = true
-	all, members := slices.Clone(g.all), g.members
+	all, forget := slices.Clone(g.all), g.forget
 	g.mu.Unlock()
-	g.owner.groups.remove(g)
-	if members != nil {
-		members.remove(g)
+	g.owner.groups.CompareAndDelete(g.link, g)
+	if forget != nil {
+		forget()
 	}
 	for _, c := range all {
 		c.shutdown(nil)

@@ -2,10 +2,13 @@ package meshgrpc
 
 import (
 	"context"
+	"runtime"
 	"sync"
 	"testing"
+	"weak"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/balancer"
 
 	"github.com/nosidecar/mesh/internal/grpctest"
 )
@@ -14,16 +17,13 @@ import (
 func groupsOf(groups *sync.Map) grpc.DialOption {
 	return grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any, cc *grpc.ClientConn,
 		invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-		err := invoker(ctx, method, in, out, cc, opts...)
 		t := ctx.Value(tryKey{}).(*try)
-		members, _ := t.call.client.links.Load(t.link)
-		m := members.(*membership)
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		for g := range m.groups {
-			groups.Store(g, true)
+		done := t.done
+		t.done = func(info balancer.DoneInfo) {
+			groups.Store(t.conn.group, true)
+			done(info)
 		}
-		return err
+		return invoker(ctx, method, in, out, cc, opts...)
 	})
 }
 
@@ -76,13 +76,16 @@ func TestRetiredConnectionCloses(t *testing.T) {
 
 // A group that its ClientConn closes before it is watched is not kept until its link closes.
 func TestWatchClosed(t *testing.T) {
-	tries := picks(t, 1)
-	c, link := tries[0].call.client, tries[0].link
+	tries, _ := picks(t, 1)
+	link := tries[0].link
 	g := &group{owner: new(connections), link: link}
 	g.close()
-	c.watch(g)
-	known, _ := c.links.Load(link)
-	if _, kept := known.(*membership).groups[g]; kept {
+	g.watch()
+	kept := weak.Make(g)
+	g = nil
+	runtime.GC()
+	if kept.Value() != nil {
 		t.Error("the group is kept")
 	}
+	runtime.KeepAlive(link)
 }

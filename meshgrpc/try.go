@@ -139,7 +139,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		}
 		t.link, t.given, t.waits = t.Connections(), false, nil
 	}
-	c, waits, err := b.choose(t.link, t.call.client, t.waits)
+	c, waits, err := b.choose(t.link, t.waits)
 	for moves := 0; err != nil; moves++ {
 		// An endpoint that could not be connected to a moment ago is passed over, as long as there is another.
 		_, unready := errors.AsType[*unreadyError](err)
@@ -154,7 +154,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 			return t.failLocked(err)
 		}
 		t.link = link
-		c, waits, err = b.choose(link, t.call.client, nil)
+		c, waits, err = b.choose(link, nil)
 	}
 	if t.waits = waits; c == nil {
 		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable // that one connection is being made

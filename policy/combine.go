@@ -21,68 +21,100 @@ func (c *compiler) combine() {
 		}
 	}
 	hosts := make(map[string]*claim)
-	for host := range c.splits {
-		hosts[host] = p.claims.find(host)
+	for host, split := range c.splits {
+		hosts[host], p.places[split.by] = p.claims.find(host), c.of(split.by).place()
 	}
-	for host := range c.profiles {
-		hosts[host] = p.claims.find(host)
+	for host, profile := range c.profiles {
+		hosts[host], p.places[profile] = p.claims.find(host), c.of(profile).place()
 	}
 	for host, claim := range p.claims.exact {
 		hosts[host] = claim
 	}
 	for _, host := range slices.Sorted(maps.Keys(hosts)) {
-		if both := c.combined(host, hosts[host]); both != hosts[host] {
+		if both := c.combined(host, hosts[host], c.last.claims.exact[host]); both != hosts[host] {
 			p.claims.set(host, both)
 		}
 	}
 	for i := range p.claims.wild {
 		w := &p.claims.wild[i]
-		if w.value != nil {
-			w.value = c.combined(w.host, w.value)
-		}
+		w.value = c.combined(w.host, w.value, c.last.claims.of(w.host))
 	}
 }
 
 // maxRoutes bounds the routes of a host that several documents make together.
 const maxRoutes = 10_000
 
-// concerns says that a split or a profile may be about the calls to a host that a claim leads elsewhere.
-func (c *compiler) concerns(host string, own *claim) bool {
-	if c.profiles[host] != nil || c.splits[host] != nil {
-		return true
-	}
-	for ; own != nil; own = own.otherwise {
-		for _, name := range own.leadsTo() {
-			if c.profiles[name] != nil || c.splits[c.plan.canonical(name)] != nil {
-				return true
-			}
+// combined returns the claim on a host with what splits and profiles add to it. That is the claim itself if none is about the
+// host or the services that it leads to. Of the claim that the last plan had in this place, what did not change is kept.
+func (c *compiler) combined(host string, own, last *claim) *claim {
+	with := c.joint(host, own, last)
+	var otherwise, lastOtherwise *claim
+	if own != nil && own.ports != nil {
+		if last != nil {
+			lastOtherwise = last.otherwise
 		}
+		otherwise = c.combined(host, own.otherwise, lastOtherwise)
 	}
-	return false
-}
-
-// combined returns the claim on a host with what splits and profiles add to it. That is the claim itself if they do not.
-func (c *compiler) combined(host string, own *claim) *claim {
-	if !c.concerns(host, own) {
+	if with == nil && (own == nil || own.otherwise == otherwise) {
 		return own
 	}
+	both := &claim{joint: with, otherwise: otherwise}
+	if own != nil {
+		both.virtual, both.at, both.whole, both.ports = own.virtual, own.at, own.whole, own.ports
+	}
+	if with == nil {
+		return both
+	}
+	if with.routes != nil {
+		both.done.Store(with.routes)
+	}
+	for _, b := range with.budgets {
+		if _, has := c.plan.budgets[b.host]; !has {
+			c.plan.budgets[b.host] = b.budget
+		}
+	}
+	return both
+}
+
+// joint returns what comes of a claim with splits and profiles, and nil if there are none for it.
+func (c *compiler) joint(host string, own, last *claim) *joint {
+	profile, split := c.profiles[host], c.splits[host]
+	speaks := profile != nil || split != nil
+	leads := own.leads()
+	for _, name := range leads {
+		speaks = speaks || c.profiles[name] != nil || c.splits[c.plan.canonical(name)] != nil
+	}
+	if !speaks {
+		return nil
+	}
+	u := c.plan.unit(own)
+	u.profiles, u.splits = append(u.profiles, profile), append(u.splits, split)
+	for _, name := range leads {
+		u.profiles = append(u.profiles, c.profiles[name])
+		u.splits = append(u.splits, c.splits[c.plan.canonical(name)])
+	}
+	if last != nil && last.joint != nil && last.joint.unit.equal(&u) {
+		return last.joint
+	}
+	return c.join(host, own, u)
+}
+
+// join makes the routes of a unit. It reports what cannot be enforced together and then returns nil.
+func (c *compiler) join(host string, own *claim, u unit) *joint {
+	j := joiner{compiler: c, host: host, virtual: own != nil}
 	name, steps := "", []step{{
 		Route:   route.Route{Destinations: []route.Destination{{Target: route.Target{Host: host}}}, Retry: c.plan.retries},
-		index:   -1,
+		origin:  origin{index: -1},
 		service: host,
 	}}
-	if own != nil {
-		name, steps = own.virtual.identity.String(), own.steps
-		if steps == nil {
-			steps, _ = c.plan.steps(own.virtual)
-		}
-	} else if profile := c.profiles[host]; profile != nil {
-		name = profile.identity.String()
-	} else if split := c.splits[host]; split != nil {
-		name = split.identity.String()
+	switch profile, split := u.profiles[0], u.splits[0]; {
+	case own != nil:
+		name, steps = own.virtual.identity.String(), c.plan.steps(own)
+	case profile != nil:
+		name = c.of(profile).identity.String()
+	case split != nil:
+		name = c.of(split.by).identity.String()
 	}
-
-	j := joiner{compiler: c, host: host, virtual: own != nil}
 	for i := range steps {
 		j.split(steps[i], 0)
 	}
@@ -91,17 +123,10 @@ func (c *compiler) combined(host string, own *claim) *claim {
 	for i := range parts {
 		j.profile(parts[i])
 	}
-	var both claim
-	if own != nil {
-		both.virtual, both.at, both.ports = own.virtual, own.at, own.ports
-		if own.ports != nil {
-			both.otherwise = c.combined(host, own.otherwise)
-		}
-		if !j.changed && own.otherwise == both.otherwise {
-			return own
-		}
+	if own != nil && !j.changed {
+		return &joint{unit: u}
 	}
-	b, err := compileSteps(name, j.out)
+	routes, err := compileSteps(name, j.out)
 	if j.err != nil {
 		err = j.err
 	}
@@ -110,10 +135,9 @@ func (c *compiler) combined(host string, own *claim) *claim {
 			err = fmt.Errorf("with %s: %w", name, err)
 		}
 		j.last.Errorf("spec", "cannot be enforced for calls to %s: %v", host, err)
-		return own
+		return nil
 	}
-	both.done.Store(b)
-	return &both
+	return &joint{unit: u, routes: routes, budgets: j.budgets}
 }
 
 // joiner combines what is said of one host.
@@ -123,6 +147,7 @@ type joiner struct {
 	virtual bool // a VirtualService claims the host
 	out     []step
 	matches int // of out
+	budgets []hostBudget
 
 	changed bool
 	last    *document // that changed something
@@ -150,11 +175,12 @@ func (j *joiner) split(s step, from int) {
 			if part.port != 0 && d.Target.Port != 0 && part.port != d.Target.Port {
 				continue
 			}
-			j.changed, j.last = true, split.document
+			by := j.of(split.by)
+			j.changed, j.last = true, by
 			divided := s
 			divided.Destinations = divide(s.Destinations, i, part.backends)
 			if !j.virtual {
-				divided.document, divided.at = split.identity.String(), split.place()
+				divided.document, divided.by = by.identity.String(), split.by
 			}
 			next := i + len(part.backends)
 			matches := part.when
@@ -183,10 +209,11 @@ func (j *joiner) profile(s step) {
 		j.add(s)
 		return
 	}
-	j.changed, j.last = true, profile.document
+	by := j.of(profile)
+	j.changed, j.last = true, by
 	for _, d := range s.Destinations {
-		if _, has := j.plan.budgets[d.Target.Host]; !has && !profile.Budget.Off {
-			j.plan.budgets[d.Target.Host] = profile.Budget
+		if !profile.Budget.Off {
+			j.budgets = append(j.budgets, hostBudget{d.Target.Host, profile.Budget})
 		}
 	}
 	if s.timed && s.retried {
@@ -208,7 +235,7 @@ func (j *joiner) profile(s step) {
 			part.Retry = r.Retry
 		}
 		if !j.virtual {
-			part.Name, part.document, part.at, part.index = r.Name, profile.identity.String(), profile.place(), i
+			part.Name, part.document, part.by, part.index = r.Name, by.identity.String(), profile, i
 		}
 		j.add(part)
 	}

@@ -63,55 +63,8 @@ func Check(sources []Source, w Workload) Report {
 }
 
 func compile(last *Plan, sources []Source, w Workload) *compiler {
-	w.Namespace = cmp.Or(w.Namespace, defaultNamespace)
-	w.TrustDomain = cmp.Or(w.TrustDomain, istio.LocalTrustDomain)
-	w.ClusterDomain = strings.ToLower(cmp.Or(strings.Trim(w.ClusterDomain, "."), "cluster.local"))
-	w.Labels = maps.Clone(w.Labels)
-	c := &compiler{
-		plan: &Plan{
-			workload: w,
-			rules:    make(map[string]*hostMap[rules]),
-			ports:    make(map[string][]servicePort),
-			budgets:  make(map[string]retry.BudgetConfig),
-			peers:    make(map[string]*PeerRules),
-			readings: make(map[yamldoc.Sum]*reading),
-			retries:  istio.DefaultRetry(),
-			defaults: defaults(istio.DefaultRetry()),
-		},
-		apis:     apis(),
-		texts:    make(map[string]string),
-		first:    make(map[groupIdentity]*document),
-		profiles: make(map[string]*profile),
-		splits:   make(map[string]*split),
-	}
-	if last != nil && reflect.DeepEqual(last.workload, w) {
-		c.known, c.plan.words = last.readings, last.words
-		c.plan.readings = make(map[yamldoc.Sum]*reading, len(c.known))
-		c.first = make(map[groupIdentity]*document, len(c.known))
-		c.documents = make([]*document, 0, len(c.known))
-		c.plan.claims.exact = make(map[string]*claim, len(last.claims.exact))
-		c.plan.named.exact = make(map[string]*struct{}, len(last.named.exact))
-	}
-	c.ends = make([]int, 0, len(sources))
-	streams := make([][]byte, len(sources))
-	for i, source := range sources {
-		streams[i] = source.Data
-	}
-	known := func(sum yamldoc.Sum) *yamldoc.Digest {
-		if r := c.known[sum]; r != nil {
-			return r.digest
-		}
-		return nil
-	}
-	for i, docs := range yamldoc.ParseNew(known, streams...) {
-		if len(docs) == 0 {
-			c.blank = append(c.blank, sources[i].Name)
-		}
-		for _, doc := range docs {
-			c.read(sources[i].Name, doc)
-		}
-		c.ends = append(c.ends, len(c.documents))
-	}
+	c := newCompiler(last, w)
+	c.readAll(sources)
 	oldestFirst(c.virtual)
 	oldestFirst(c.rules)
 	oldestFirst(c.entries)
@@ -129,14 +82,72 @@ func compile(last *Plan, sources []Source, w Workload) *compiler {
 	return c
 }
 
+// newCompiler returns a compiler of a plan without documents.
+func newCompiler(last *Plan, w Workload) *compiler {
+	w.Namespace = cmp.Or(w.Namespace, defaultNamespace)
+	w.TrustDomain = cmp.Or(w.TrustDomain, istio.LocalTrustDomain)
+	w.ClusterDomain = strings.ToLower(cmp.Or(strings.Trim(w.ClusterDomain, "."), "cluster.local"))
+	w.Labels = maps.Clone(w.Labels)
+	if last == nil || !reflect.DeepEqual(last.workload, w) {
+		last = new(Plan)
+	}
+	n := len(last.readings)
+	return &compiler{
+		plan: &Plan{
+			workload: w,
+			named:    hostMap[struct{}]{exact: make(map[string]*struct{}, len(last.named.exact))},
+			claims:   hostMap[claim]{exact: make(map[string]*claim, len(last.claims.exact))},
+			rules:    make(map[string]*hostMap[rules]),
+			ports:    make(map[string][]servicePort),
+			budgets:  make(map[string]retry.BudgetConfig),
+			peers:    make(map[string]*PeerRules),
+			places:   make(map[any]place),
+			readings: make(map[yamldoc.Sum]*reading, n),
+			words:    last.words,
+			retries:  istio.DefaultRetry(),
+			defaults: defaults(istio.DefaultRetry()),
+		},
+		last:      last,
+		apis:      apis(),
+		texts:     make(map[string]string),
+		documents: make([]*document, 0, n),
+		first:     make(map[groupIdentity]*document, n),
+		profiles:  make(map[string]*linkerd.Profile),
+		splits:    make(map[string]*split),
+	}
+}
+
+// readAll reads the documents of all sources.
+func (c *compiler) readAll(sources []Source) {
+	streams := make([][]byte, len(sources))
+	for i, source := range sources {
+		streams[i] = source.Data
+	}
+	known := func(sum yamldoc.Sum) *yamldoc.Digest {
+		if r := c.last.readings[sum]; r != nil {
+			return r.digest
+		}
+		return nil
+	}
+	for i, docs := range yamldoc.ParseNew(known, streams...) {
+		if len(docs) == 0 {
+			c.blank = append(c.blank, sources[i].Name)
+		}
+		for _, doc := range docs {
+			c.read(sources[i].Name, doc)
+		}
+		c.ends = append(c.ends, len(c.documents))
+	}
+}
+
 // compiler is one run of Compile.
 type compiler struct {
 	plan  *Plan
 	dec   yamldoc.Decoder
 	apis  map[string]api
-	known map[yamldoc.Sum]*reading // of the plan before
-	fresh []*document              // those that are not in it
-	texts map[string]string        // repeated ones, each once
+	last  *Plan             // what did not change is taken from it; empty if there is none
+	fresh []*document       // those that are not in it
+	texts map[string]string // repeated ones, each once
 
 	count     int // of the documents, without Lists
 	documents []*document
@@ -158,7 +169,7 @@ type compiler struct {
 	access      []decoded[access]
 
 	// What applies to the calls to a host, beside its VirtualService.
-	profiles map[string]*profile
+	profiles map[string]*linkerd.Profile
 	splits   map[string]*split
 }
 

@@ -63,6 +63,16 @@ func (m *hostMap[T]) set(host string, value *T) {
 	m.exact[host] = value
 }
 
+// of returns the value of a host itself.
+func (m *hostMap[T]) of(host string) *T {
+	for i := range m.wild {
+		if m.wild[i].host == host {
+			return m.wild[i].value
+		}
+	}
+	return m.exact[host]
+}
+
 // find returns the value of the most specific host that covers name, and nil if there is none.
 func (m *hostMap[T]) find(name string) *T {
 	if m == nil {
@@ -95,7 +105,7 @@ func (p *Plan) Host(authority string) HostPlan {
 	}
 	if c := p.claims.find(name).of(portOf(authority)); c != nil {
 		b := p.built(c)
-		h.Document, h.Routes, h.from, h.claim = b.name, b.routes, b, c
+		h.Document, h.Routes, h.from, h.claim, h.plan = b.name, b.routes, b, c, p
 	}
 	if e := p.entries.find(name); e != nil {
 		h.Entry = e.of(name)

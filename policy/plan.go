@@ -61,6 +61,7 @@ type Plan struct {
 	ports   map[string][]servicePort      // of the services of the cluster, by their full names
 	budgets map[string]retry.BudgetConfig // by host
 	retries retry.Config
+	places  map[any]place // of splits and profiles, by what they say
 
 	peers   map[string]*PeerRules // by namespace, as far as there are rules
 	inbound *Inbound
@@ -93,7 +94,8 @@ type HostPlan struct {
 	Entry *ServiceEntry
 
 	from  *built // what Routes are of
-	claim *claim // and whose
+	claim *claim // whose they are
+	plan  *Plan
 }
 
 // Cluster is the policy of one [route.Target]: how its endpoints are chosen, connected to and watched. A reload keeps the

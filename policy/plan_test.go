@@ -155,7 +155,7 @@ func TestSample_CompleteSetup(t *testing.T) {
 		t.Fatalf("Host = %+v", h)
 	}
 	r := h.Routes.Rule(0).Route
-	if f := r.Fault; f.Delay.PerMillion != 1000 || f.Delay.Fixed != 5*time.Second || f.Abort.PerMillion != 100 || f.Abort.HTTPStatus != 503 {
+	if f := r.Fault; f.Delay.Fraction != 0.001 || f.Delay.Fixed != 5*time.Second || f.Abort.Fraction != 0.0001 || f.Abort.HTTPStatus != 503 {
 		t.Errorf("fault = %+v, want 0.1%% of 5s and 0.01%% of 503", f)
 	}
 	if r.Retry.Retries != 3 || r.Retry.PerTryTimeout != 2*time.Second || r.Retry.On.String() != "5xx,reset" || r.Timeout != 10*time.Second {

@@ -119,7 +119,7 @@ func (c *compiler) pack() {
 // read sorts a document by its kind.
 func (c *compiler) read(file string, doc *yamldoc.Document) {
 	sum, own := doc.Sum()
-	r := c.known[sum]
+	r := c.last.readings[sum]
 	if !own {
 		r = nil
 	}

@@ -35,6 +35,7 @@ var variants = map[string][]string{
 		`{hosts: [a, c], http: [{match: [{uri: {prefix: /a}}, {headers: {x: {exact: y}}}], delegate: {name: z, namespace: shop}}, {delegate: {name: y, namespace: default}}]}`,
 		`{http: [{match: [{uri: {prefix: /a/b}}], route: [{destination: {host: b, subset: v1}}]}, {route: [{destination: {host: a}}], fault: {abort: {httpStatus: 500, percentage: {value: 50}}}}]}`,
 		`{http: [{route: [{destination: {host: c, port: {number: 80}}}], mirror: {host: a, subset: v2}}]}`,
+		`{http: [{match: [{uri: {prefix: /a/b}}], route: [{destination: {host: b, subset: v1}}], timeout: 1s}, {route: [{destination: {host: a}}]}]}`,
 		`{http: [{route: [{destination: {host: b, subset: v1}}], corsPolicy: {}}]}`,
 		`{hosts: [a], gateways: [edge], http: [{route: [{destination: {host: b}}], corsPolicy: {}}]}`,
 		`{hosts: [b], gateways: [edge], http: [{delegate: {name: z}}]}`,
@@ -180,6 +181,64 @@ func TestRecompile_IsCompile(t *testing.T) {
 	}
 }
 
+// TestRecompile_OneChange takes documents that make routes together, and exchanges one of them after the other for each variant
+// of its kind, and back.
+func TestRecompile_OneChange(t *testing.T) {
+	set := []stored{
+		{kind: "networking.istio.io/v1 VirtualService", name: "root", spec: 6},
+		{kind: "networking.istio.io/v1 VirtualService", namespace: "shop", name: "z", spec: 8},
+		{kind: "networking.istio.io/v1 VirtualService", name: "y", spec: 7},
+		{kind: "networking.istio.io/v1 VirtualService", name: "b", spec: 2},
+		{kind: "linkerd.io/v1alpha2 ServiceProfile", name: "a.default.svc.cluster.local"},
+		{kind: "linkerd.io/v1alpha2 ServiceProfile", name: "b.default.svc.cluster.local"},
+		{kind: "split.smi-spec.io/v1alpha4 TrafficSplit", name: "x", spec: 1},
+		{kind: "split.smi-spec.io/v1alpha4 TrafficSplit", name: "y", spec: 2},
+		{kind: "specs.smi-spec.io/v1alpha4 HTTPRouteGroup", name: "x"},
+		{kind: "v1 Service", name: "a"}, {kind: "v1 Service", name: "b", spec: 1}, {kind: "v1 Service", namespace: "shop", name: "c"},
+	}
+	sources := func(docs []stored) []Source {
+		var text strings.Builder
+		for _, d := range docs {
+			text.WriteString(d.fields("") + "---\n")
+		}
+		return []Source{{Name: "a.yaml", Data: []byte(text.String())}}
+	}
+	first, findings := Compile(sources(set), Workload{})
+	if first == nil {
+		t.Fatal(findings)
+	}
+	accepted := 0
+	for i, d := range set {
+		for spec := range len(variants[d.kind]) + 1 {
+			changed := slices.Clone(set)
+			if changed[i].spec = spec; spec == len(variants[d.kind]) {
+				changed = slices.Delete(changed, i, i+1)
+			}
+			last := first
+			for _, docs := range [][]stored{changed, set} {
+				want, wantFindings := Compile(sources(docs), Workload{})
+				got, gotFindings := Recompile(last, sources(docs), Workload{})
+				if !slices.Equal(gotFindings, wantFindings) {
+					t.Errorf("the findings are\n%v\nwant\n%v\nof\n%s", gotFindings, wantFindings, sources(docs))
+				}
+				if (got == nil) != (want == nil) {
+					t.Fatalf("Recompile = %v, Compile = %v", got, want)
+				}
+				if got != nil {
+					samePlan(t, got, want)
+					last, accepted = got, accepted+1
+				}
+				if t.Failed() {
+					t.Fatalf("after a change of %s %s to %v", d.kind, d.name, docs)
+				}
+			}
+		}
+	}
+	if accepted < 80 {
+		t.Errorf("%d sets of documents were accepted: the test says little", accepted)
+	}
+}
+
 // reloads makes one sequence of reloads.
 func reloads(t *testing.T, seed uint64) (accepted, refused int) {
 	t.Helper()
@@ -282,6 +341,9 @@ func samePlan(t *testing.T, got, want *Plan) {
 		a, b := got.Host(host), want.Host(host)
 		if a.Service != b.Service || a.Document != b.Document || a.Known != b.Known || !reflect.DeepEqual(a.Entry, b.Entry) {
 			t.Errorf("Host(%s) = %+v, want %+v", host, a, b)
+		}
+		for i := range b.Routes.Len() {
+			equal(fmt.Sprintf("the origin of route %d of %s", i, host), a.Origin(a.Routes.Rule(i), -1), b.Origin(b.Routes.Rule(i), -1))
 		}
 		for _, subset := range []string{"", "v1", "v2"} {
 			for _, port := range []int{0, 80, 8080} {

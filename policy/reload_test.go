@@ -158,6 +158,25 @@ func TestRecompileKeepsRoutes(t *testing.T) {
 	}
 }
 
+// TestRecompileKeepsJointRoutes has the routes of a document with a delegate, and those that a ServiceProfile has a part in, made
+// once for all plans in which those documents are the same.
+func TestRecompileKeepsJointRoutes(t *testing.T) {
+	for name, documents := range map[string]func(n int, timeout string) []policy.Source{"delegates": delegating, "profiles": profiled} {
+		first, _ := policy.Compile(documents(10, "1s"), workload)
+		kept, changed := first.Host("service-1").Routes, first.Host("service-5").Routes
+		second, findings := policy.Recompile(first, documents(10, "2s"), workload)
+		if second == nil {
+			t.Fatal(findings)
+		}
+		if second.Host("service-1").Routes != kept {
+			t.Errorf("%s: the routes of a service that did not change were made again", name)
+		}
+		if second.Host("service-5").Routes == changed {
+			t.Errorf("%s: the routes of a service that changed stayed", name)
+		}
+	}
+}
+
 // TestHeapPerService bounds the memory of services that nobody calls.
 func TestHeapPerService(t *testing.T) {
 	const n, most = 2000, 2 << 10
@@ -182,17 +201,89 @@ func TestHeapPerService(t *testing.T) {
 	runtime.KeepAlive(sources)
 }
 
+// delegating returns n VirtualServices that each hand their requests to another one. One of those has the given timeout.
+func delegating(n int, timeout string) []policy.Source {
+	sources := make([]policy.Source, n)
+	for i := range sources {
+		seconds := "10s"
+		if i == n/2 {
+			seconds = timeout
+		}
+		sources[i] = policy.Source{Name: fmt.Sprintf("service-%d.yaml", i), Data: fmt.Appendf(nil, `---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: service-%[1]d}
+spec:
+  hosts: [service-%[1]d]
+  http:
+  - match: [{uri: {prefix: /v1}}]
+    delegate: {name: team-%[1]d}
+  - route: [{destination: {host: service-%[1]d}}]
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: team-%[1]d}
+spec:
+  http:
+  - match: [{uri: {prefix: /v1/a}}]
+    route: [{destination: {host: service-%[1]d, port: {number: 8080}}, weight: 90}, {destination: {host: other-%[1]d}, weight: 10}]
+    timeout: %[2]s
+  - route: [{destination: {host: service-%[1]d}}]
+`, i, seconds)}
+	}
+	return sources
+}
+
+// profiled returns a VirtualService and a ServiceProfile for each of n services. One VirtualService has the given timeout.
+func profiled(n int, timeout string) []policy.Source {
+	sources := make([]policy.Source, n)
+	for i := range sources {
+		seconds := "10s"
+		if i == n/2 {
+			seconds = timeout
+		}
+		sources[i] = policy.Source{Name: fmt.Sprintf("service-%d.yaml", i), Data: fmt.Appendf(nil, `---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: service-%[1]d}
+spec:
+  hosts: [service-%[1]d]
+  http:
+  - match: [{uri: {prefix: /v2/}}]
+    route: [{destination: {host: service-%[1]d}}]
+  - route: [{destination: {host: service-%[1]d}}]
+    timeout: %[2]s
+---
+apiVersion: linkerd.io/v1alpha2
+kind: ServiceProfile
+metadata: {name: service-%[1]d.default.svc.cluster.local}
+spec:
+  routes:
+  - {name: get, condition: {method: GET, pathRegex: "/users/[^/]*"}, isRetryable: true, timeout: 1s}
+  - {name: post, condition: {all: [{method: POST}, {not: {pathRegex: /login}}]}, timeout: 2s}
+`, i, seconds)}
+	}
+	return sources
+}
+
 // BenchmarkReload changes one of 4,000 documents.
 func BenchmarkReload(b *testing.B) {
-	sets := [][]policy.Source{services(2000, "1s"), services(2000, "2s")}
-	plan, _ := policy.Compile(sets[1], workload)
-	b.ReportAllocs()
-	i := 0
-	for b.Loop() {
-		var findings policy.Findings
-		if plan, findings = policy.Recompile(plan, sets[i%2], workload); plan == nil {
-			b.Fatal(findings)
-		}
-		i++
+	for _, kind := range []struct {
+		name      string
+		documents func(n int, timeout string) []policy.Source
+	}{{"plain", services}, {"delegates", delegating}, {"profiles", profiled}} {
+		b.Run(kind.name, func(b *testing.B) {
+			sets := [][]policy.Source{kind.documents(2000, "1s"), kind.documents(2000, "2s")}
+			plan, _ := policy.Compile(sets[1], workload)
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				var findings policy.Findings
+				if plan, findings = policy.Recompile(plan, sets[i%2], workload); plan == nil || len(findings) > 0 && kind.name != "plain" {
+					b.Fatal(findings)
+				}
+				i++
+			}
+		})
 	}
 }

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -295,16 +296,48 @@ func TestOldestFirst(t *testing.T) {
 	}
 }
 
-// TestFindingsOfDelegates has a mistake in a delegate that only compiling finds.
+// TestFindingsOfDelegates has mistakes that only compiling finds, in a delegate or in what it takes over from its root: they are
+// reported once, in the line that they stand in.
 func TestFindingsOfDelegates(t *testing.T) {
-	documents := virtualService("root", "{hosts: [a], http: [{delegate: {name: leaf}}]}") + virtualService("leaf", `
+	for name, tt := range map[string]struct {
+		root, leaf      string
+		document, field string
+		line            int
+	}{
+		"rewrite of the delegate": {
+			"", "rewrite: {uri: no-slash}", "leaf", "spec.http[0].rewrite.uri", 19,
+		},
+		"header of the delegate": {
+			"headers: {request: {set: {x-a: good}}}", "headers:\n      response:\n        set: {x-b: '%X%'}",
+			"leaf", "spec.http[0].headers.response.set.x-b", 21,
+		},
+		"header that the delegate takes over": {
+			"headers:\n      request:\n        add: {x-a: '%X%'}", "timeout: 1s", "root", "spec.http[0].headers.request.add.x-a", 12,
+		},
+		"header that the delegate has in another way": {
+			"headers: {request: {set: {x-a: '%X%'}}}", "headers: {request: {set: {x-a: good}}}", "root", "spec.http[0].headers.request.set.x-a", 10,
+		},
+		"rewrite that the delegate takes over": {
+			"rewrite: {uri: no-slash}", "timeout: 1s", "root", "spec.http[0].rewrite.uri", 10,
+		},
+		"match of the root": {
+			"match: [{headers: {':x': {exact: a}}}]", "timeout: 1s", "root", "spec.http[0].match[0].headers[\":x\"]", 10,
+		},
+	} {
+		documents := virtualService("root", `
+  hosts: [a]
+  http:
+  - delegate: {name: leaf}
+    `+cmp.Or(tt.root, "timeout: 1s")+`
+`) + virtualService("leaf", `
   http:
   - route: [{destination: {host: b}}]
-    rewrite: {uri: no-slash}
+    `+tt.leaf+`
 `)
-	_, findings := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(documents)}}, workload)
-	if len(findings) != 1 || findings[0].Name != "leaf" || findings[0].Line != 14 || findings[0].Field != "spec.http[0].rewrite.uri" {
-		t.Errorf("the findings are\n%v\nwant one, in line 14 of leaf", findings)
+		_, findings := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(documents)}}, workload)
+		if len(findings) != 1 || findings[0].Name != tt.document || findings[0].Line != tt.line || findings[0].Field != tt.field {
+			t.Errorf("%s: the findings are\n%v\nwant one, in line %d of %s: %s", name, findings, tt.line, tt.document, tt.field)
+		}
 	}
 }
 

@@ -2,20 +2,28 @@ package policy
 
 import (
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/istio"
-	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
 // split says how the requests to a service are divided.
 type split struct {
-	*document
+	by    any         // what its document says; see compiler.of
 	parts []splitPart // the first that a request meets counts; without one it goes to the service itself
+}
+
+// equal says that two splits are the same document and divide alike. Either may be nil.
+func (s *split) equal(other *split) bool {
+	if s == nil || other == nil {
+		return s == other
+	}
+	return s.by == other.by && reflect.DeepEqual(s.parts, other.parts)
 }
 
 // splitPart is a division of some requests.
@@ -23,12 +31,6 @@ type splitPart struct {
 	port     int           // that is dialled; 0: any
 	when     []route.Match // one must hold; nil: always
 	backends []route.Destination
-}
-
-// profile is a ServiceProfile, translated.
-type profile struct {
-	*document
-	linkerd.Profile
 }
 
 // trafficSplits puts the first split of each service in its place.
@@ -62,8 +64,9 @@ func (c *compiler) trafficSplits() {
 		host := c.service(spec.Service, ts.namespace)
 		p.name(host)
 		if has := c.splits[host]; has != nil {
+			first := c.of(has.by)
 			ts.Warnf("spec.service", "has no effect: %s splits %s already (%s:%d), and the first one counts",
-				has.identity, host, has.file, has.Line)
+				first.identity, host, first.file, first.Line)
 			continue
 		}
 		weights, ok := ts.is.Weights()
@@ -76,7 +79,7 @@ func (c *compiler) trafficSplits() {
 			p.name(to)
 			backends[i] = route.Destination{Target: route.Target{Host: to}, Weight: weights[i]}
 		}
-		c.splits[host] = &split{ts.document, c.byPort(ts, host, when, backends)}
+		c.splits[host] = &split{ts.is, c.byPort(ts, host, when, backends)}
 	}
 	for _, g := range c.routeGroups {
 		if !used[g.namespace+"/"+g.name] && !g.Failed() {
@@ -143,27 +146,27 @@ func (c *compiler) serviceProfiles() {
 					"of the service", p.workload.Namespace)
 				continue
 			case has != nil:
+				first := c.of(has)
 				sp.Warnf("metadata.name", "has no effect: %s is for the same service and in the caller's namespace (%s:%d)",
-					has.identity, has.file, has.Line)
+					first.identity, first.file, first.Line)
 				continue
 			}
 			p.name(host)
-			profile := &profile{sp.document, *sp.is}
-			profile.Destinations = slices.Clone(profile.Destinations)
-			c.profiles[host] = profile
-			if len(profile.Destinations) == 0 {
-				continue
-			}
-			for i := range profile.Destinations {
-				d := &profile.Destinations[i]
+			c.profiles[host] = sp.is
+			destinations := slices.Clone(sp.is.Destinations)
+			for i := range destinations {
+				d := &destinations[i]
 				d.Target.Host = p.canonical(d.Target.Host)
 				p.name(d.Target.Host)
 			}
-			if has := c.splits[host]; has != nil {
-				sp.Warnf("spec.dstOverrides", "has no effect: %s splits the service (%s:%d)", has.identity, has.file, has.Line)
-				continue
+			switch has := c.splits[host]; {
+			case len(destinations) == 0:
+			case has != nil:
+				first := c.of(has.by)
+				sp.Warnf("spec.dstOverrides", "has no effect: %s splits the service (%s:%d)", first.identity, first.file, first.Line)
+			default:
+				c.splits[host] = &split{sp.is, []splitPart{{backends: reduced(destinations)}}}
 			}
-			c.splits[host] = &split{sp.document, []splitPart{{backends: reduced(profile.Destinations)}}}
 		}
 	}
 }

@@ -121,7 +121,7 @@ func TestLoop_NoAllocationsOnTheHappyPath(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	limiter, err := retry.NewLimiter(retry.LimiterConfig{Percent: 20}, nil)
+	limiter, err := retry.NewLimiter(retry.LimiterConfig{Fraction: 0.2}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,8 +2,9 @@ package retry
 
 import (
 	"fmt"
-	"math"
 	"sync/atomic"
+
+	"github.com/nosidecar/mesh/internal/fraction"
 )
 
 // defaultMinConcurrency is the default of [LimiterConfig.MinConcurrency], Envoy's.
@@ -12,13 +13,14 @@ const defaultMinConcurrency = 3
 // LimiterConfig bounds how many retries are under way at a time, waiting ones included. It is comparable. The zero value
 // sets no bound.
 type LimiterConfig struct {
-	// MaxRetries is the bound. 0: none. It is not used together with Percent.
+	// MaxRetries is the bound. 0: none.
 	MaxRetries int
 
-	// Percent bounds the retries to this share of the calls under way, 0 to 100. 0: MaxRetries holds.
-	Percent float64
+	// Fraction bounds the retries to a part of the calls under way, from 0 to 1. 0: no such bound. It does not go
+	// with MaxRetries.
+	Fraction float64
 
-	// MinConcurrency is the number of retries that Percent always leaves. 0: 3.
+	// MinConcurrency is the number of retries that Fraction always leaves. 0: 3. It goes with Fraction only.
 	MinConcurrency int
 }
 
@@ -26,34 +28,33 @@ type LimiterConfig struct {
 // concurrent use.
 type Limiter struct {
 	max     int64
-	ratio   float64 // > 0: max is the minimum
+	part    float64 // > 0: of the calls, and max is the minimum
 	active  func() int64
 	calls   atomic.Int64 // calls under way, if active is nil
 	retries atomic.Int64
 }
 
-// NewLimiter returns a Limiter, or nil if config sets no bound. Percent is taken of what active returns; it must be cheap
-// and safe for concurrent use. If active is nil, it is taken of the calls inside [Loop.Do], which end with the response
-// headers.
+// NewLimiter returns a Limiter, or nil if config sets no bound. Fraction is of what active returns; it must be cheap and safe
+// for concurrent use. If active is nil, it is of the calls inside [Loop.Do], which end with the response headers.
 func NewLimiter(config LimiterConfig, active func() int64) (*Limiter, error) {
 	switch {
 	case config.MaxRetries < 0:
 		return nil, fmt.Errorf("retry: negative MaxRetries %d", config.MaxRetries)
 	case config.MinConcurrency < 0:
 		return nil, fmt.Errorf("retry: negative MinConcurrency %d", config.MinConcurrency)
-	case math.IsNaN(config.Percent) || config.Percent < 0 || config.Percent > 100:
-		return nil, fmt.Errorf("retry: limiter Percent %v is not from 0 to 100", config.Percent)
-	case config.Percent > 0 && config.MaxRetries > 0:
-		return nil, fmt.Errorf("retry: limiter has both Percent and MaxRetries")
-	case config.Percent == 0 && config.MinConcurrency > 0:
-		return nil, fmt.Errorf("retry: limiter has MinConcurrency without Percent")
+	case !fraction.Valid(config.Fraction):
+		return nil, fmt.Errorf("retry: limiter Fraction is %v, want 0 to 1", config.Fraction)
+	case config.Fraction > 0 && config.MaxRetries > 0:
+		return nil, fmt.Errorf("retry: limiter has both Fraction and MaxRetries")
+	case config.Fraction == 0 && config.MinConcurrency > 0:
+		return nil, fmt.Errorf("retry: limiter has MinConcurrency without Fraction")
 	}
-	if config.Percent > 0 {
+	if config.Fraction > 0 {
 		least := config.MinConcurrency
 		if least == 0 {
 			least = defaultMinConcurrency
 		}
-		return &Limiter{max: int64(least), ratio: config.Percent / 100, active: active}, nil
+		return &Limiter{max: int64(least), part: config.Fraction, active: active}, nil
 	}
 	if config.MaxRetries == 0 {
 		return nil, nil
@@ -81,14 +82,14 @@ func (l *Limiter) Release() {
 }
 
 func (l *Limiter) most() int64 {
-	if l.ratio == 0 {
+	if l.part == 0 {
 		return l.max
 	}
 	calls := l.calls.Load()
 	if l.active != nil {
 		calls = l.active()
 	}
-	return max(l.max, int64(l.ratio*float64(calls)))
+	return max(l.max, int64(l.part*float64(calls)))
 }
 
 // Retries returns how many retries are under way, and how many may be. most is 0 for a nil Limiter, which sets no bound.
@@ -101,7 +102,7 @@ func (l *Limiter) Retries() (active, most int) {
 
 // enter counts a call under way. It reports whether there is anything to count, and so a leave to do.
 func (l *Limiter) enter() bool {
-	if l == nil || l.ratio == 0 || l.active != nil {
+	if l == nil || l.part == 0 || l.active != nil {
 		return false
 	}
 	l.calls.Add(1)

@@ -517,9 +517,9 @@ func TestLimiter(t *testing.T) {
 		want   int // slots
 	}{
 		{"fixed", retry.LimiterConfig{MaxRetries: 2}, 1000, 2},
-		{"percent", retry.LimiterConfig{Percent: 20}, 100, 20},
-		{"percent, few calls", retry.LimiterConfig{Percent: 20}, 2, 3},
-		{"percent, own minimum", retry.LimiterConfig{Percent: 20, MinConcurrency: 1}, 2, 1},
+		{"percent", retry.LimiterConfig{Fraction: 0.2}, 100, 20},
+		{"percent, few calls", retry.LimiterConfig{Fraction: 0.2}, 2, 3},
+		{"percent, own minimum", retry.LimiterConfig{Fraction: 0.2, MinConcurrency: 1}, 2, 1},
 	} {
 		l, err := retry.NewLimiter(test.config, func() int64 { return test.active })
 		if err != nil {
@@ -540,9 +540,9 @@ func TestLimiter(t *testing.T) {
 	}
 	for name, config := range map[string]retry.LimiterConfig{
 		"negative":           {MaxRetries: -1},
-		"negative minimum":   {Percent: 1, MinConcurrency: -1},
-		"above 100":          {Percent: 101},
-		"both":               {Percent: 1, MaxRetries: 1},
+		"negative minimum":   {Fraction: 0.01, MinConcurrency: -1},
+		"above 100":          {Fraction: 1.01},
+		"both":               {Fraction: 0.01, MaxRetries: 1},
 		"minimum of nothing": {MinConcurrency: 1},
 	} {
 		if _, err := retry.NewLimiter(config, nil); err == nil {
@@ -556,7 +556,7 @@ func TestLimiter(t *testing.T) {
 
 func TestLimiterBoundsRetriesUnderWay(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		limiter, err := retry.NewLimiter(retry.LimiterConfig{Percent: 20, MinConcurrency: 1}, nil)
+		limiter, err := retry.NewLimiter(retry.LimiterConfig{Fraction: 0.2, MinConcurrency: 1}, nil)
 		if err != nil {
 			t.Fatal(err)
 		}

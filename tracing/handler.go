@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/response"
 	"github.com/nosidecar/mesh/internal/spans"
 )
@@ -14,7 +15,8 @@ import (
 // [Config.Forward].
 //
 // It stands outside of everything else that traces. Where the context has a local span already, as inside otelhttp, it makes
-// none. The span has the pattern of http.ServeMux in its name, if Next is one, and ends when Next returns.
+// none. The span has the pattern of http.ServeMux in its name, if Next is one, and ends when Next returns. Calls of gRPC, as for
+// grpc.Server.ServeHTTP, have the spans of package tracinggrpc.
 //
 // A Handler is safe for concurrent use; its fields must not be changed after the first request, and it must not be copied.
 type Handler struct {
@@ -42,8 +44,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	untrusted := h.Untrusted != nil && h.Untrusted(r)
 	ctx := h.tracer.StartInbound(r.Context(), &spans.Request{
-		Request: r, Start: time.Now(), Restart: untrusted, NewID: untrusted,
+		Request: r, RPC: isGRPC(r.Header), Start: time.Now(), Restart: untrusted, NewID: untrusted,
 	})
+	if h.Config.EchoRequestID {
+		spans.EchoRequestID(ctx, w.Header())
+	}
 	arrived := r
 	r = r.WithContext(ctx)
 	if untrusted {
@@ -55,6 +60,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		end := spans.Response{Status: answer.Status, Route: r.Pattern}
 		if returned {
 			end.Status = answer.Code()
+		}
+		if end.RPC = isGRPC(r.Header); end.RPC {
+			end.Code = spans.Code(failure.GRPCAnswer(end.Status, w.Header()))
 		}
 		spans.EndInbound(ctx, &end, r.Method)
 	}()

@@ -12,6 +12,8 @@ import (
 
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/spans"
 )
 
@@ -118,10 +120,11 @@ type call struct {
 	caller *http.Request
 	out    http.Request
 	header http.Header // of what is sent, nil while it is the caller's
+	values [8]string   // that are set in it
+	used   int         // of them
+	resp   *http.Response
 
 	whole, attempt bool // what ends with it
-	status         int
-	version        string
 }
 
 func begin(req *http.Request, tracer *spans.Tracer, err error) (*call, error) {
@@ -134,9 +137,15 @@ func begin(req *http.Request, tracer *spans.Tracer, err error) (*call, error) {
 	}
 	c := &call{tracer: tracer, caller: req}
 	c.desc = spans.Call{
-		Method: req.Method, URL: req.URL, Start: time.Now(), Owner: c, Seed: rand.Uint64(), Header: req.Header, Caller: req.Context(),
+		Method: req.Method, URL: req.URL, RPC: isGRPC(req.Header), Start: time.Now(), Owner: c, Seed: rand.Uint64(),
+		Header: req.Header, Caller: req.Context(),
 	}
 	return c, nil
+}
+
+func isGRPC(h http.Header) bool {
+	values := h["Content-Type"]
+	return len(values) > 0 && field.IsGRPC(values[0])
 }
 
 // number returns which try of a call req is.
@@ -151,14 +160,18 @@ func number(req *http.Request) int {
 
 // SetHeader implements spans.Setter.
 func (c *call) SetHeader(name, value string) {
-	if c.header == nil {
-		if c.header = maps.Clone(c.caller.Header); c.header == nil {
-			c.header = make(http.Header)
-		}
+	if c.header == nil { // values are only ever replaced as a whole, so the caller's can be shared
+		c.header = make(http.Header, len(c.caller.Header)+c.tracer.Sets())
+		maps.Copy(c.header, c.caller.Header)
 	}
-	if value == "" {
+	switch {
+	case value == "":
 		delete(c.header, name)
-	} else {
+	case c.used < len(c.values):
+		c.values[c.used] = value
+		c.used++
+		c.header[name] = c.values[c.used-1 : c.used : c.used]
+	default:
 		c.header[name] = []string{value}
 	}
 }
@@ -187,7 +200,7 @@ func (c *call) send(rt http.RoundTripper) (*http.Response, error) {
 		c.End(err)
 		return nil, err
 	}
-	c.status, c.version = resp.StatusCode, spans.Version(resp.ProtoMajor, resp.ProtoMinor)
+	c.resp = resp
 	attempt.Restore(resp, c.caller, 1)
 	c.body.Attach(resp, c)
 	return resp, nil
@@ -197,10 +210,18 @@ var errPanic = errors.New("tracing: the transport has panicked")
 
 // End implements body.Ender.
 func (c *call) End(err error) {
+	attempt := spans.AttemptEnd{Err: err, At: time.Now()}
+	whole := spans.CallEnd{GRPCStatus: -1, Err: err}
+	if c.resp != nil {
+		attempt.Status, attempt.Version = c.resp.StatusCode, spans.Version(c.resp.ProtoMajor, c.resp.ProtoMinor)
+		if whole.Status = c.resp.StatusCode; c.desc.RPC {
+			whole.GRPCStatus = failure.GRPCAnswered(whole.Status, c.resp.Header, c.resp.Trailer)
+		}
+	}
 	if c.attempt {
-		spans.EndAttempt(c.ctx, c.desc.Owner, &spans.AttemptEnd{Status: c.status, Version: c.version, Err: err, At: time.Now()})
+		spans.EndAttempt(c.ctx, c.desc.Owner, &attempt)
 	}
 	if c.whole {
-		c.tracer.EndCall(c.ctx, &c.desc, &spans.CallEnd{Status: c.status, GRPCStatus: -1, Err: err})
+		c.tracer.EndCall(c.ctx, &c.desc, &whole)
 	}
 }

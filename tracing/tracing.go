@@ -33,6 +33,9 @@ type Config struct {
 	// made where there is none; what a call has already stays.
 	NoRequestID bool
 
+	// EchoRequestID answers requests with the x-request-id that they came with, or that was made for them.
+	EchoRequestID bool
+
 	// NoClientSpans and NoServerSpans leave the spans of one side to another library, such as otelhttp around or inside this one.
 	// The headers are still read and set, with the span of the context.
 	NoClientSpans, NoServerSpans bool

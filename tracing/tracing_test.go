@@ -578,6 +578,80 @@ func TestBaggageIsBounded(t *testing.T) {
 	}
 }
 
+func TestEchoRequestID(t *testing.T) {
+	for _, echo := range []bool{false, true} {
+		for came, want := range map[string]int{"id-1": 4, "": 36} {
+			var id string
+			h := &tracing.Handler{Config: tracing.Config{EchoRequestID: echo}, Next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				id = tracing.RequestID(r.Context())
+			})}
+			r := httptest.NewRequest(http.MethodGet, "/", nil)
+			r.Header["X-Request-Id"] = []string{came}
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			if got := w.Header().Get("X-Request-Id"); len(id) != want || echo && got != id || !echo && got != "" {
+				t.Errorf("echo %t: %q came, the handler knows %q, the answer has %q", echo, came, id, got)
+			}
+		}
+	}
+}
+
+// A request has one id, made or not, for all calls that are made for it.
+func TestCallsOfARequestShareItsID(t *testing.T) {
+	var seen []http.Header
+	var id string
+	h := &tracing.Handler{Next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id = tracing.RequestID(r.Context())
+		for _, rt := range []http.RoundTripper{
+			&tracing.Transport{Base: answer(&seen, 200)}, &tracing.Calls{Base: answer(&seen, 200)},
+			&tracing.Transport{Config: tracing.Config{Formats: "b3"}, Base: answer(&seen, 200)},
+		} {
+			get(t, r.Context(), rt, "http://orders/")
+		}
+	})}
+	h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
+	for _, header := range seen {
+		if got := header.Get("X-Request-Id"); len(got) != 36 || got != id {
+			t.Errorf("a call has the request id %q, its request %q", got, id)
+		}
+	}
+}
+
+// Calls of gRPC over HTTP have the spans of gRPC, with the code of the trailers.
+func TestGRPCOverHTTP(t *testing.T) {
+	for _, test := range []struct {
+		name            string
+		status          int
+		header, trailer http.Header
+		want            string
+		failed          bool
+	}{
+		{"trailers", 200, nil, http.Header{"Grpc-Status": {"0"}}, "OK", false},
+		{"failed", 200, nil, http.Header{"Grpc-Status": {"5"}}, "NOT_FOUND", true},
+		{"trailers only", 200, http.Header{"Grpc-Status": {"14"}}, nil, "UNAVAILABLE", true},
+		{"no answer of gRPC", 403, nil, nil, "PERMISSION_DENIED", true},
+		{"no code", 200, nil, nil, "", false},
+	} {
+		provider, spans := recorder()
+		rt := &tracing.Transport{Config: tracing.Config{Provider: provider}, Base: roundTrip(func(req *http.Request) (*http.Response, error) {
+			return &http.Response{StatusCode: test.status, ProtoMajor: 2, Header: test.header, Trailer: test.trailer, Request: req, Body: io.NopCloser(strings.NewReader("x"))}, nil
+		})}
+		req, _ := http.NewRequest(http.MethodPost, "http://pay/shop.Payment/Charge", nil)
+		req.Header.Set("Content-Type", "application/grpc+proto")
+		resp, err := rt.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+		s := spans.Ended()
+		if len(s) != 1 || s[0].Name() != "shop.Payment/Charge" || (s[0].Status().Code == codes.Error) != test.failed {
+			t.Fatalf("%s: %d spans, the first %s, %v", test.name, len(s), s[0].Name(), s[0].Status())
+		}
+		wantAttributes(t, s[0], map[string]string{"rpc.system.name": "grpc", "rpc.method": "shop.Payment/Charge", "rpc.response.status_code": test.want})
+	}
+}
+
 func TestInvalidConfig(t *testing.T) {
 	config := tracing.Config{Formats: "jaeger"}
 	req, _ := http.NewRequest(http.MethodGet, "http://orders/", nil)

@@ -246,7 +246,7 @@ func TestChurnFailsNoCall(t *testing.T) {
 	leak.Check(t)
 	f := newFleet(t, 4)
 	client := dial(t, &balancergrpc.Client{Resolver: &f.memory,
-		Outlier: newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 2, MaxEjectionPercent: 50})})
+		Outlier: newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 2, MaxEjectedFraction: 0.5})})
 	f.warm(t, client)
 	var running sync.WaitGroup
 	stop := make(chan struct{})
@@ -381,7 +381,7 @@ func newOutlier(t testing.TB, config breaker.OutlierConfig) *breaker.Outlier {
 
 func TestOutlier(t *testing.T) {
 	f := newFleet(t, 3)
-	outlier := newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 3, MaxEjectionPercent: 50})
+	outlier := newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 3, MaxEjectedFraction: 0.5})
 	client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Outlier: outlier,
 		Config: balancer.Config{Algorithm: balancer.RoundRobin}})
 	f.warm(t, client)
@@ -495,7 +495,7 @@ func TestIdleKeepsEndpointState(t *testing.T) {
 		})()
 		resolver := discovery.Static{"orders.example.com": {{Address: "10.0.0.1", Port: 80}, {Address: "10.0.0.2", Port: 80}}}
 		c := &balancergrpc.Client{Resolver: resolver, Config: balancer.Config{Algorithm: balancer.RoundRobin},
-			Outlier: newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 2, BaseEjection: 24 * time.Hour, MaxEjectionPercent: 50})}
+			Outlier: newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 2, BaseEjection: 24 * time.Hour, MaxEjectedFraction: 0.5})}
 		options := append(c.DialOptions(), network.option(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 		conn, err := grpc.NewClient(target, options...)
 		if err != nil {

@@ -161,7 +161,7 @@ func TestSlowCalls(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				circuits := &breakergrpc.Client{Config: breaker.Config{
-					SlowCallRate: 0.5, SlowCall: time.Second, MinRequests: 2, Window: time.Hour,
+					SlowCallFraction: 0.5, SlowCall: time.Second, MinRequests: 2, Window: time.Hour,
 				}}
 				client, stop := grpctest.Connect(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
 					time.Sleep(test.delay)

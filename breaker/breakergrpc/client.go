@@ -30,7 +30,7 @@ import (
 // changed once it is used, and it must not be copied. Where it is used with retries, its options come after theirs.
 type Client struct {
 	// Config is the configuration of every circuit. If it is invalid, every call fails. A call responds, for SlowCall,
-	// when its response headers come, or without SlowCallRate when it ends.
+	// when its response headers come, or without SlowCallFraction when it ends.
 	Config breaker.Config
 
 	// Key names the destination of a call: calls with the same key share a circuit. nil means the target of the

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/fault"
 	router "github.com/nosidecar/mesh/policy/route"
@@ -221,7 +222,7 @@ func (a *answer) policies(entry *router.Rule) {
 	}
 	a.Fault = showFaults(r.Fault)
 	for _, m := range r.Mirrors {
-		a.Mirrors = append(a.Mirrors, mirror{Host: m.Target.Host, Subset: m.Target.Subset, Port: m.Target.Port, Percent: percent(m.PerMillion)})
+		a.Mirrors = append(a.Mirrors, mirror{Host: m.Target.Host, Subset: m.Target.Subset, Port: m.Target.Port, Percent: fraction.Percent(m.Fraction)})
 	}
 }
 
@@ -236,11 +237,11 @@ func showRetries(config retry.Config) *retries {
 // showFaults leaves out the faults that no request meets.
 func showFaults(config fault.Config) *faults {
 	var shown faults
-	if d := config.Delay; d.PerMillion > 0 {
-		shown.Delay = &delay{Percent: percent(d.PerMillion), FixedDelay: d.Fixed.String()}
+	if d := config.Delay; d.Fraction > 0 {
+		shown.Delay = &delay{Percent: fraction.Percent(d.Fraction), FixedDelay: d.Fixed.String()}
 	}
-	if f := config.Abort; f.PerMillion > 0 {
-		shown.Abort = &abort{Percent: percent(f.PerMillion), HTTPStatus: f.HTTPStatus}
+	if f := config.Abort; f.Fraction > 0 {
+		shown.Abort = &abort{Percent: fraction.Percent(f.Fraction), HTTPStatus: f.HTTPStatus}
 		if f.IsGRPC {
 			shown.Abort.GRPCStatus = grpcStatuses[f.GRPCStatus]
 		}
@@ -256,11 +257,6 @@ var grpcStatuses = [...]string{
 	"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
 	"PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
 	"INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
-}
-
-// percent returns parts per million as documents write a share.
-func percent(perMillion uint32) float64 {
-	return float64(perMillion) / 10_000
 }
 
 // rewrite fills in the path and the authority that the destinations see, if they are not those of the request.

@@ -19,8 +19,8 @@ func main() {
 	defer server.Close()
 
 	client := &http.Client{Transport: &fault.Transport{Config: fault.Config{
-		Delay: fault.Delay{PerMillion: fault.PerMillion(10), Fixed: 20 * time.Millisecond},
-		Abort: fault.Abort{PerMillion: fault.PerMillion(25), HTTPStatus: http.StatusServiceUnavailable},
+		Delay: fault.Delay{Fraction: 0.1, Fixed: 20 * time.Millisecond},
+		Abort: fault.Abort{Fraction: 0.25, HTTPStatus: http.StatusServiceUnavailable},
 	}}}
 
 	const calls = 200

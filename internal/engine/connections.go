@@ -34,7 +34,7 @@ type Connections struct {
 	proven atomic.Pointer[string] // the SPIFFE ID that the endpoint proved lately; nil if it has not
 
 	mu      sync.Mutex
-	onClose []func()
+	onClose map[*func()]struct{}
 	closed  bool
 }
 
@@ -123,16 +123,25 @@ func (c *Connections) expireBefore(notAfter time.Time) {
 }
 
 // OnClose has f called once there are no new attempts and the last one has ended: then what others made over them is to be
-// closed. If that is the case already, f is called at once.
-func (c *Connections) OnClose(f func()) {
+// closed. If that is the case already, f is called at once. forget takes it back.
+func (c *Connections) OnClose(f func()) (forget func()) {
+	key := &f
 	c.mu.Lock()
 	closed := c.closed
 	if !closed {
-		c.onClose = append(c.onClose, f)
+		if c.onClose == nil {
+			c.onClose = make(map[*func()]struct{})
+		}
+		c.onClose[key] = struct{}{}
 	}
 	c.mu.Unlock()
 	if closed {
 		f()
+	}
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.onClose, key)
 	}
 }
 
@@ -172,8 +181,8 @@ func (c *Connections) close() {
 	if conns := c.conns.Load(); conns != nil {
 		conns.Close()
 	}
-	for _, f := range told {
-		f()
+	for f := range told {
+		(*f)()
 	}
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/internal/mirror"
 	"github.com/nosidecar/mesh/internal/refusal"
@@ -80,7 +81,7 @@ func New(config Config) (*Engine, error) {
 	}
 	e.watcher = discovery.NewWatcher(resolver, e.discoveryFailed)
 	e.names = discovery.NewWatcher(discovery.DNS{}, e.discoveryFailed)
-	e.Mirrors.Share = func(to *route.Mirror) uint32 { return to.PerMillion }
+	e.Mirrors.Share = func(to *route.Mirror) uint32 { return fraction.PerMillion(to.Fraction) }
 	e.Mirrors.Done = e.mirrorDone
 	e.view.Store(&view{})
 	return e, nil

@@ -8,6 +8,7 @@ import (
 	"time"
 	"weak"
 
+	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/route"
@@ -116,16 +117,15 @@ func routeStatus(name string, h policy.HostPlan, rule *route.Rule) RouteStatus {
 
 func faultText(c fault.Config) string {
 	var parts []string
-	percent := func(perMillion uint32) float64 { return float64(perMillion) / 10_000 }
-	if c.Delay.PerMillion > 0 {
-		parts = append(parts, fmt.Sprintf("delay %v for %g%%", c.Delay.Fixed, percent(c.Delay.PerMillion)))
+	if c.Delay.Fraction > 0 {
+		parts = append(parts, fmt.Sprintf("delay %v for %g%%", c.Delay.Fixed, fraction.Percent(c.Delay.Fraction)))
 	}
 	switch a := c.Abort; {
-	case a.PerMillion == 0:
+	case a.Fraction == 0:
 	case a.IsGRPC:
-		parts = append(parts, fmt.Sprintf("abort with gRPC status %d for %g%%", a.GRPCStatus, percent(a.PerMillion)))
+		parts = append(parts, fmt.Sprintf("abort with gRPC status %d for %g%%", a.GRPCStatus, fraction.Percent(a.Fraction)))
 	default:
-		parts = append(parts, fmt.Sprintf("abort with %d for %g%%", a.HTTPStatus, percent(a.PerMillion)))
+		parts = append(parts, fmt.Sprintf("abort with %d for %g%%", a.HTTPStatus, fraction.Percent(a.Fraction)))
 	}
 	return strings.Join(parts, ", ")
 }

@@ -1,6 +1,9 @@
 package failure
 
-import "net/http"
+import (
+	"net/http"
+	"strconv"
+)
 
 // GRPCStatus returns the HTTP status that Envoy takes a gRPC status for, as in its outlier detection.
 func GRPCStatus(code uint32) int {
@@ -46,4 +49,39 @@ func GRPCCode(status int) uint32 {
 		return 14 // UNAVAILABLE
 	}
 	return 2 // UNKNOWN
+}
+
+// GRPCAnswered returns the code of a gRPC call that was answered with an HTTP status, a header and trailers, and -1 if there was no
+// answer, or one without a code.
+func GRPCAnswered(status int, answer ...http.Header) int {
+	if status == 0 {
+		return -1
+	}
+	for _, h := range answer {
+		for _, name := range [...]string{"Grpc-Status", http.TrailerPrefix + "Grpc-Status"} {
+			if code, err := strconv.ParseUint(first(h[name]), 10, 31); err == nil {
+				return int(code)
+			}
+		}
+	}
+	if status == http.StatusOK {
+		return -1
+	}
+	return int(GRPCCode(status))
+}
+
+func first(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[0]
+}
+
+// GRPCAnswer is GRPCAnswered for a server, where an answer without a code is one with UNKNOWN.
+func GRPCAnswer(status int, answer http.Header) int {
+	code := GRPCAnswered(status, answer)
+	if code < 0 && status != 0 {
+		return int(GRPCCode(status))
+	}
+	return code
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/grpcwire"
+	"github.com/nosidecar/mesh/internal/pause"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -69,7 +70,7 @@ func Do(ctx context.Context, l *retry.Loop, tries Tries) (n int, reason retry.Re
 		if !tries.Drop() {
 			return n, retry.BodyCommitted, false
 		}
-		if !Sleep(ctx, wait) {
+		if pause.For(ctx, wait) != nil {
 			return n, Ended(ctx), true
 		}
 	}
@@ -173,19 +174,4 @@ func Ended(ctx context.Context) retry.Reason {
 		return retry.CallerGone
 	}
 	return retry.OutOfTime
-}
-
-// Sleep waits, and reports whether it did so before ctx ended.
-func Sleep(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -9,7 +9,7 @@ import (
 
 // The types below are only used with a ResponseWriter that has their method.
 
-type flusher struct{ r *Recorder }
+type flusher struct{ plain }
 
 func (f flusher) Flush() { _ = f.FlushError() }
 
@@ -19,7 +19,7 @@ func (f flusher) FlushError() error {
 	return http.NewResponseController(f.r.w).Flush()
 }
 
-type hijacker struct{ r *Recorder }
+type hijacker struct{ flusher }
 
 func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	conn, rw, err := h.r.w.(http.Hijacker).Hijack()
@@ -29,7 +29,7 @@ func (h hijacker) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return conn, rw, err
 }
 
-type readerFrom struct{ r *Recorder }
+type readerFrom struct{ hijacker }
 
 func (f readerFrom) ReadFrom(src io.Reader) (int64, error) {
 	f.r.begin(http.StatusOK)

@@ -23,29 +23,17 @@ type Recorder struct {
 // http.ResponseController finds the rest through Unwrap.
 func (r *Recorder) Watch(w http.ResponseWriter) http.ResponseWriter {
 	r.w = w
-	p := &plain{r}
+	p := plain{r}
 	_, flushes := w.(http.Flusher)
 	_, hijacks := w.(http.Hijacker)
 	_, reads := w.(io.ReaderFrom)
 	switch {
 	case flushes && hijacks && reads: // HTTP/1
-		return struct {
-			*plain
-			flusher
-			hijacker
-			readerFrom
-		}{p, flusher{r}, hijacker{r}, readerFrom{r}}
+		return readerFrom{hijacker{flusher{p}}}
 	case flushes && hijacks:
-		return struct {
-			*plain
-			flusher
-			hijacker
-		}{p, flusher{r}, hijacker{r}}
+		return hijacker{flusher{p}}
 	case flushes: // HTTP/2
-		return struct {
-			*plain
-			flusher
-		}{p, flusher{r}}
+		return flusher{p}
 	}
 	return p
 }
@@ -65,16 +53,17 @@ func (r *Recorder) begin(status int) {
 	}
 }
 
+// plain and the types that embed it are single pointers, which need no allocation to be an interface.
 type plain struct{ r *Recorder }
 
-func (p *plain) Header() http.Header { return p.r.w.Header() }
+func (p plain) Header() http.Header { return p.r.w.Header() }
 
-func (p *plain) WriteHeader(status int) {
+func (p plain) WriteHeader(status int) {
 	p.r.begin(status)
 	p.r.w.WriteHeader(status)
 }
 
-func (p *plain) Write(b []byte) (int, error) {
+func (p plain) Write(b []byte) (int, error) {
 	p.r.begin(http.StatusOK)
 	n, err := p.r.w.Write(b)
 	p.r.Bytes += int64(n)
@@ -82,4 +71,4 @@ func (p *plain) Write(b []byte) (int, error) {
 }
 
 // Unwrap is for http.ResponseController.
-func (p *plain) Unwrap() http.ResponseWriter { return p.r.w }
+func (p plain) Unwrap() http.ResponseWriter { return p.r.w }

@@ -59,33 +59,41 @@ func appendMethod(all []attribute.KeyValue, name string) []attribute.KeyValue {
 
 // appendServer appends the name and the port of a server.
 func appendServer(all []attribute.KeyValue, hostport string) []attribute.KeyValue {
-	host, port, err := net.SplitHostPort(hostport)
-	if err != nil {
-		return append(all, semconv.ServerAddressKey.String(strings.Trim(hostport, "[]")))
-	}
-	all = append(all, semconv.ServerAddressKey.String(host))
-	if n, err := strconv.Atoi(port); err == nil {
-		all = append(all, semconv.ServerPortKey.Int(n))
-	}
-	return all
+	host, port := splitHostPort(hostport)
+	return appendPort(append(all, semconv.ServerAddressKey.String(host)), semconv.ServerPortKey, port)
 }
 
 // appendPeer appends where an attempt went.
 func appendPeer(all []attribute.KeyValue, endpoint string) []attribute.KeyValue {
-	host, port, err := net.SplitHostPort(endpoint)
-	if err != nil {
+	host, port := splitHostPort(endpoint)
+	if port == "" {
 		return all
 	}
-	all = append(all, semconv.NetworkPeerAddressKey.String(host))
+	return appendPort(append(all, semconv.NetworkPeerAddressKey.String(host)), semconv.NetworkPeerPortKey, port)
+}
+
+func appendPort(all []attribute.KeyValue, key attribute.Key, port string) []attribute.KeyValue {
 	if n, err := strconv.Atoi(port); err == nil {
-		all = append(all, semconv.NetworkPeerPortKey.Int(n))
+		all = append(all, key.Int(n))
 	}
 	return all
 }
 
+// splitHostPort is net.SplitHostPort for what may have no port, without the allocations of its errors.
+func splitHostPort(s string) (host, port string) {
+	i := strings.LastIndexByte(s, ':')
+	if i < 0 || s[len(s)-1] == ']' || s[0] != '[' && strings.IndexByte(s[:i], ':') >= 0 { // a bare IPv6 address
+		return strings.Trim(s, "[]"), ""
+	}
+	return strings.Trim(s[:i], "[]"), s[i+1:]
+}
+
 // Version returns the version of HTTP as attributes have it.
 func Version(major, minor int) string {
-	if major >= 2 {
+	switch {
+	case major == 1 && minor == 1:
+		return "1.1"
+	case major >= 2:
 		return strconv.Itoa(major)
 	}
 	return strconv.Itoa(major) + "." + strconv.Itoa(minor)

@@ -3,7 +3,6 @@ package spans
 import (
 	"context"
 	"maps"
-	"net"
 	"net/http"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+	"go.opentelemetry.io/otel/trace/noop"
 )
 
 // What W3C Baggage allows, and what is passed on at most: https://www.w3.org/TR/baggage/#limits.
@@ -25,13 +25,24 @@ const (
 // inbound is what the calls that are made for an inbound request pass on. It is the context of that request.
 type inbound struct {
 	context.Context
-	requestID string
+	requestID string // that came
+	seed      uint64 // of the one that is made, if none came; 0 for none
 	baggage   string
 	forwarded [][]string // by the index of Tracer.forward
 	trace     trace.TraceID
 	fresh     bool       // the trace begins here
 	span      trace.Span // nil unless it records
+	above     remote     // the span that the header names
 }
+
+// remote is a span of which nothing but its context is known.
+type remote struct {
+	noop.Span
+	sc trace.SpanContext
+}
+
+// SpanContext implements trace.Span.
+func (r *remote) SpanContext() trace.SpanContext { return r.sc }
 
 type inboundKey struct{}
 
@@ -51,9 +62,18 @@ func inboundOf(ctx context.Context) *inbound {
 // RequestID returns the id of the inbound request that ctx belongs to.
 func RequestID(ctx context.Context) string {
 	if in := inboundOf(ctx); in != nil {
-		return in.requestID
+		return in.id()
 	}
 	return ""
+}
+
+// id returns the request id. One that is made is written only when it is asked for.
+func (in *inbound) id() string {
+	if in.requestID == "" && in.seed != 0 {
+		var room [uuidLength]byte
+		return string(appendUUID(room[:0], in.seed))
+	}
+	return in.requestID
 }
 
 // Baggage returns the baggage of ctx, or else that which came with the inbound request.
@@ -107,7 +127,7 @@ func (t *Tracer) StartInbound(ctx context.Context, r *Request) context.Context {
 		}
 	}
 	if in.requestID == "" && !t.config.NoRequestID {
-		in.requestID = string(appendUUID(nil, seedOf(r.Start, trace.SpanContextFromContext(ctx), newSeed())))
+		in.seed = max(1, newSeed())
 	}
 	in.Context = ctx
 	return in
@@ -133,7 +153,8 @@ func (t *Tracer) received(ctx context.Context, in *inbound, h http.Header, outer
 		return ctx
 	}
 	if sc := Extract(h); sc.IsValid() {
-		return trace.ContextWithRemoteSpanContext(ctx, sc)
+		in.above.sc = sc
+		return trace.ContextWithSpan(ctx, &in.above)
 	}
 	return ctx
 }
@@ -164,7 +185,7 @@ func serverAttributes(r *Request) []attribute.KeyValue {
 		}
 	}
 	all = appendServer(all, r.Host)
-	if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+	if host, port := splitHostPort(r.RemoteAddr); port != "" {
 		all = append(all, semconv.NetworkPeerAddressKey.String(host))
 	}
 	return all
@@ -204,11 +225,26 @@ func EndInbound(ctx context.Context, r *Response, name string) {
 			fail(span, statusText(r.Status))
 		}
 	}
-	if route := pathOf(r.Route); route != "" {
+	if route := pathOf(r.Route); route != "" && !r.RPC {
 		span.SetName(method(name) + " " + route)
 		span.SetAttributes(semconv.HTTPRouteKey.String(route))
 	}
 	span.End()
+}
+
+// Code returns the code of gRPC of what was answered with a status, of which -1 is none: Unknown then.
+func Code(status int) uint32 {
+	if status < 0 {
+		return 2
+	}
+	return uint32(status)
+}
+
+// EchoRequestID sets the id of the request that ctx belongs to in the header of its answer.
+func EchoRequestID(ctx context.Context, h http.Header) {
+	if id := RequestID(ctx); id != "" {
+		h[requestID] = []string{id}
+	}
 }
 
 func fail(span trace.Span, kind string) {

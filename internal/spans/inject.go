@@ -24,20 +24,19 @@ type outgoing struct {
 // forwarded headers, which are the caller's to set.
 func (t *Tracer) inject(o *outgoing, set Setter) {
 	in := inboundOf(o.ctx)
-	var room [160]byte
+	var room [160]byte // traceparent, b3 and x-request-id
 	b := room[:0]
 	valid := o.span.IsValid()
 	if valid && t.config.Propagator == nil {
 		b = t.appendContext(b, o, in)
 	}
-	var made int
-	if id := t.requestID(o, in); id == "" && !t.config.NoRequestID && o.header[requestID] == nil {
-		made = len(b)
-		b = appendUUID(b, o.seed)
-		text := string(b)
+	switch id, seed := t.requestID(o, in); {
+	case seed != 0: // in the same piece of memory
+		made := len(b)
+		text := string(appendUUID(b, seed))
 		set.SetHeader(requestID, text[made:])
 		t.setContext(o, text[:made], set)
-	} else {
+	default:
 		if id != "" {
 			set.SetHeader(requestID, id)
 		}
@@ -62,12 +61,15 @@ func (t *Tracer) inject(o *outgoing, set Setter) {
 	}
 }
 
-// requestID returns the id that came with the inbound request, if it is to be passed on.
-func (t *Tracer) requestID(o *outgoing, in *inbound) string {
-	if in == nil || t.config.NoRequestID || o.header[requestID] != nil {
-		return ""
+// requestID returns the id that is to be set, or of what it is to be made. It returns neither if the call has one.
+func (t *Tracer) requestID(o *outgoing, in *inbound) (id string, seed uint64) {
+	switch {
+	case t.config.NoRequestID || o.header[requestID] != nil:
+		return "", 0
+	case in == nil || in.requestID == "" && in.seed == 0:
+		return "", max(1, o.seed)
 	}
-	return in.requestID
+	return in.requestID, in.seed
 }
 
 // appendContext appends a traceparent, and after it what of the b3 header is not in it.
@@ -146,11 +148,13 @@ func (t *Tracer) SetRequestID(d *Call, set Setter) {
 	if t.config.NoRequestID || d.Header[requestID] != nil {
 		return
 	}
-	if in := inboundOf(d.Caller); in != nil && in.requestID != "" {
-		set.SetHeader(requestID, in.requestID)
-		return
+	if in := inboundOf(d.Caller); in != nil {
+		if id := in.id(); id != "" {
+			set.SetHeader(requestID, id)
+			return
+		}
 	}
-	seed := seedOf(d.Start, trace.SpanContextFromContext(d.Caller), d.Seed)
+	seed := max(1, seedOf(d.Start, trace.SpanContextFromContext(d.Caller), d.Seed))
 	set.SetHeader(requestID, string(appendUUID(nil, seed)))
 }
 
@@ -173,6 +177,8 @@ func mix(n uint64) uint64 {
 	n = (n ^ n>>27) * 0x94d049bb133111eb
 	return n ^ n>>31
 }
+
+const uuidLength = 36
 
 func appendUUID(b []byte, seed uint64) []byte {
 	var u [16]byte

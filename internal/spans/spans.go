@@ -19,6 +19,7 @@ type Config struct {
 	Formats       string
 	Forward       []string
 	NoRequestID   bool
+	EchoRequestID bool
 	NoClientSpans bool
 	NoServerSpans bool
 	CallSpans     bool
@@ -32,6 +33,7 @@ type Tracer struct {
 	config  Config
 	tracer  trace.Tracer // nil without a Provider
 	formats format
+	sets    int
 	trusted []string // the headers that are believed of trusted peers only; canonical
 	forward []string // canonical
 }
@@ -56,6 +58,12 @@ func New(c Config) (*Tracer, error) {
 		var err error
 		if t.formats, err = parseFormats(c.Formats); err != nil {
 			return nil, err
+		}
+	}
+	t.sets = 1 + len(c.Forward) // x-request-id
+	for _, f := range [...]format{w3c, b3Single, b3Multi, b3Multi, b3Multi} {
+		if t.formats&f != 0 {
+			t.sets++
 		}
 	}
 	t.trusted = headers[:]
@@ -120,6 +128,9 @@ func (t *Tracer) Names() []string { return slices.Concat(t.trusted, t.forward) }
 
 // Trusted returns those of the [Tracer.Names] that are removed of requests from outside: what carries traces and ids.
 func (t *Tracer) Trusted() []string { return t.trusted }
+
+// Sets returns how many headers of an attempt are set, as a hint.
+func (t *Tracer) Sets() int { return t.sets }
 
 // Setter sets a header of what is sent, whose name is a key of an http.Header. An empty value removes the header.
 type Setter interface {

@@ -3,6 +3,7 @@ package spans_test
 import (
 	"context"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -132,6 +133,37 @@ func (s sink) SetHeader(name, value string) {
 		delete(s, name)
 	} else {
 		s[name] = []string{value}
+	}
+}
+
+// A span with the ids of the published examples of B3 is sent as they have it, but for the parent, which is optional and not known
+// for what begins here. What is sent is read as the same span.
+func TestB3IsSentAsPublished(t *testing.T) {
+	const trace128, span = "80f198ee56343ba864fe8b2a57d3eff7", "e457b5a2e4d86bd1"
+	for _, sampled := range []string{"0", "1"} {
+		sc := trace.SpanContextConfig{Remote: true}
+		sc.TraceID, _ = trace.TraceIDFromHex(trace128)
+		sc.SpanID, _ = trace.SpanIDFromHex(span)
+		if sampled == "1" {
+			sc.TraceFlags = trace.FlagsSampled
+		}
+		ctx := trace.ContextWithRemoteSpanContext(context.Background(), trace.NewSpanContext(sc))
+		for formats, want := range map[string]http.Header{
+			"b3":      {"B3": {trace128 + "-" + span + "-" + sampled}},
+			"b3multi": {"X-B3-Traceid": {trace128}, "X-B3-Spanid": {span}, "X-B3-Sampled": {sampled}},
+		} {
+			tracer, err := spans.New(spans.Config{Formats: formats, NoRequestID: true, NoClientSpans: true})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sent := attempt(tracer, ctx, nil)
+			if !reflect.DeepEqual(sent, want) {
+				t.Errorf("%s: %v was sent, want %v", formats, sent, want)
+			}
+			if got := spans.Extract(sent); !got.Equal(trace.NewSpanContext(sc)) {
+				t.Errorf("%s: %v was sent, and is read as %v", formats, sent, got)
+			}
+		}
 	}
 }
 

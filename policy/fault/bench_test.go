@@ -8,8 +8,8 @@ import (
 )
 
 var rare = fault.Config{
-	Delay: fault.Delay{PerMillion: 1, Fixed: time.Nanosecond},
-	Abort: fault.Abort{PerMillion: 1, HTTPStatus: 503},
+	Delay: fault.Delay{Fraction: 1e-6, Fixed: time.Nanosecond},
+	Abort: fault.Abort{Fraction: 1e-6, HTTPStatus: 503},
 }
 
 func BenchmarkConfig_Decide(b *testing.B) {

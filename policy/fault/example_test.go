@@ -10,7 +10,7 @@ import (
 
 func ExampleTransport() {
 	client := &http.Client{Transport: &fault.Transport{
-		Config: fault.Config{Abort: fault.Abort{PerMillion: fault.PerMillion(100), HTTPStatus: 503}},
+		Config: fault.Config{Abort: fault.Abort{Fraction: 1, HTTPStatus: 503}},
 	}}
 	resp, err := client.Get("http://orders/")
 	if err != nil {

@@ -9,13 +9,11 @@ package fault
 
 import (
 	"fmt"
-	"math"
 	"math/rand/v2"
 	"time"
-)
 
-// million is the PerMillion of a fault that meets every call.
-const million = 1_000_000
+	"github.com/nosidecar/mesh/internal/fraction"
+)
 
 // Config is the faults of a route. Values are comparable. The zero value has none.
 type Config struct {
@@ -25,8 +23,8 @@ type Config struct {
 
 // Delay holds calls back.
 type Delay struct {
-	// PerMillion is how many calls in a million are delayed; see [PerMillion]. 0 means none.
-	PerMillion uint32
+	// Fraction is the part of the calls that is delayed, from 0 to 1, to a millionth. 0 means none.
+	Fraction float64
 
 	// Fixed is how long they are delayed.
 	Fixed time.Duration
@@ -34,8 +32,8 @@ type Delay struct {
 
 // Abort answers calls in place of the destination.
 type Abort struct {
-	// PerMillion is how many calls in a million are aborted; see [PerMillion]. 0 means none.
-	PerMillion uint32
+	// Fraction is the part of the calls that is aborted, from 0 to 1, to a millionth. 0 means none.
+	Fraction float64
 
 	// HTTPStatus is the status of the answer, 200 to 599. 0 means that IsGRPC is set.
 	HTTPStatus int
@@ -45,24 +43,17 @@ type Abort struct {
 	IsGRPC     bool
 }
 
-// PerMillion returns a percentage, 0 to 100, as calls in a million. It cuts off what is left, as Istio does with float64
-// values: 0.57 becomes 5699. What is not a percentage becomes a value that [Config.Validate] rejects.
-func PerMillion(percent float64) uint32 {
-	if !(percent >= 0 && percent <= 100) { // also NaN
-		return math.MaxUint32
-	}
-	return uint32(percent * 10_000)
-}
-
 // Validate reports what is wrong with c.
 func (c Config) Validate() error {
+	if err := fraction.CheckSample(c.Delay.Fraction); err != nil {
+		return fmt.Errorf("fault: Delay.Fraction is %w", err)
+	}
+	if err := fraction.CheckSample(c.Abort.Fraction); err != nil {
+		return fmt.Errorf("fault: Abort.Fraction is %w", err)
+	}
 	switch {
-	case c.Delay.PerMillion > million:
-		return fmt.Errorf("fault: Delay.PerMillion is %d, want at most %d", c.Delay.PerMillion, million)
 	case c.Delay.Fixed < 0:
 		return fmt.Errorf("fault: Delay.Fixed is %v, want 0 or more", c.Delay.Fixed)
-	case c.Abort.PerMillion > million:
-		return fmt.Errorf("fault: Abort.PerMillion is %d, want at most %d", c.Abort.PerMillion, million)
 	case c.Abort.IsGRPC && c.Abort.HTTPStatus != 0:
 		return fmt.Errorf("fault: Abort has both HTTPStatus %d and a gRPC status", c.Abort.HTTPStatus)
 	case c.Abort.HTTPStatus != 0 && (c.Abort.HTTPStatus < 200 || c.Abort.HTTPStatus > 599):
@@ -71,7 +62,7 @@ func (c Config) Validate() error {
 		return fmt.Errorf("fault: Abort.GRPCStatus is %d without IsGRPC", c.Abort.GRPCStatus)
 	case c.Abort.GRPCStatus > 16:
 		return fmt.Errorf("fault: Abort.GRPCStatus is %d, want at most 16", c.Abort.GRPCStatus)
-	case c.Abort.PerMillion > 0 && c.Abort.HTTPStatus == 0 && !c.Abort.IsGRPC:
+	case c.Abort.Fraction > 0 && c.Abort.HTTPStatus == 0 && !c.Abort.IsGRPC:
 		return fmt.Errorf("fault: Abort has no status")
 	}
 	return nil
@@ -91,22 +82,22 @@ type Decision struct {
 // stands for. Config must be valid.
 func (c *Config) Decide(random func(n uint32) uint32) Decision {
 	var d Decision
-	if c.Delay.Fixed > 0 && hit(c.Delay.PerMillion, random) {
+	if c.Delay.Fixed > 0 && hit(c.Delay.Fraction, random) {
 		d.Delay = c.Delay.Fixed
 	}
-	if hit(c.Abort.PerMillion, random) {
+	if hit(c.Abort.Fraction, random) {
 		d.Abort = true
 		d.HTTPStatus, d.GRPCStatus, d.IsGRPC = c.Abort.HTTPStatus, c.Abort.GRPCStatus, c.Abort.IsGRPC
 	}
 	return d
 }
 
-func hit(perMillion uint32, random func(n uint32) uint32) bool {
-	switch {
-	case perMillion == 0:
+func hit(part float64, random func(n uint32) uint32) bool {
+	if part == 0 {
 		return false
-	case random == nil:
-		return rand.Uint32N(million) < perMillion
 	}
-	return random(million) < perMillion
+	if random == nil {
+		random = rand.Uint32N
+	}
+	return random(1_000_000) < fraction.PerMillion(part)
 }

@@ -5,12 +5,12 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
-	"time"
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/pause"
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
@@ -72,14 +72,7 @@ func (d *Decision) Wait(ctx context.Context) error {
 	if d.Delay <= 0 {
 		return nil
 	}
-	timer := time.NewTimer(d.Delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
+	return pause.For(ctx, d.Delay)
 }
 
 // Response returns the answer to an aborted call. A gRPC call (by its content type) gets a response without body whose

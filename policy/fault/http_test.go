@@ -50,9 +50,9 @@ func request(ctx context.Context, method string) (*http.Request, *requestBody) {
 }
 
 func always(d time.Duration, status int) fault.Config {
-	config := fault.Config{Delay: fault.Delay{PerMillion: fault.PerMillion(100), Fixed: d}}
+	config := fault.Config{Delay: fault.Delay{Fraction: 1, Fixed: d}}
 	if status != 0 {
-		config.Abort = fault.Abort{PerMillion: fault.PerMillion(100), HTTPStatus: status}
+		config.Abort = fault.Abort{Fraction: 1, HTTPStatus: status}
 	}
 	return config
 }
@@ -198,8 +198,8 @@ func TestTransport_Allocs(t *testing.T) {
 	bare := testing.AllocsPerRun(100, func() { (&base{}).RoundTrip(req) })
 	destination := &base{}
 	rt := &fault.Transport{Base: destination, Config: fault.Config{
-		Delay: fault.Delay{PerMillion: 1, Fixed: time.Nanosecond},
-		Abort: fault.Abort{PerMillion: 1, HTTPStatus: 503},
+		Delay: fault.Delay{Fraction: 1e-6, Fixed: time.Nanosecond},
+		Abort: fault.Abort{Fraction: 1e-6, HTTPStatus: 503},
 	}, Rand: func(uint32) uint32 { return 1 }}
 	if n := testing.AllocsPerRun(100, func() { rt.RoundTrip(req) }); n > bare {
 		t.Errorf("a call that meets no fault costs %v allocations, %v without", n, bare)

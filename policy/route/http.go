@@ -13,6 +13,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/internal/mirror"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/policy/fault"
@@ -197,7 +198,7 @@ func (t *Transport) base(target Target) (http.RoundTripper, error) {
 func (t *Transport) startMirroring() {
 	m := &t.mirrors
 	m.Limit, m.Timeout, m.Rand = t.MirrorLimit, t.MirrorTimeout, t.Rand
-	m.Share = func(to *Mirror) uint32 { return to.PerMillion }
+	m.Share = func(to *Mirror) uint32 { return fraction.PerMillion(to.Fraction) }
 	m.Send = func(to *Mirror, req *http.Request) (*http.Response, error) {
 		to.Target.address(req.URL)
 		return (&destination{t, to.Target}).RoundTrip(req)

@@ -150,7 +150,7 @@ func TestTransportNilTable(t *testing.T) {
 // copied is a route whose requests are all copied to "shadow".
 func copied() route.Route {
 	r := to("b")
-	r.Mirrors = []route.Mirror{{Target: route.Target{Host: "shadow"}, PerMillion: 1e6}}
+	r.Mirrors = []route.Mirror{{Target: route.Target{Host: "shadow"}, Fraction: 1}}
 	return r
 }
 
@@ -296,7 +296,7 @@ func TestTransportOverTheWire(t *testing.T) {
 	}
 	r := to("a", route.Match{URI: prefix("/api/")})
 	r.Destinations[0].Target = target(a)
-	r.Mirrors = []route.Mirror{{Target: target(b), PerMillion: 1e6}}
+	r.Mirrors = []route.Mirror{{Target: target(b), Fraction: 1}}
 	r.Rewrite = route.Rewrite{URI: "/v1/"}
 	r.Headers.Request.Remove = []string{"user-agent"}
 	rt := &route.Transport{
@@ -324,7 +324,7 @@ func TestTransportOverTheWire(t *testing.T) {
 func TestTransportRetries(t *testing.T) {
 	calls := 0
 	r := everything()
-	r.Mirrors[0].PerMillion = 0
+	r.Mirrors[0].Fraction = 0
 	r.Retry = retry.Config{Retries: 2, Backoff: -1}
 	rt := always(t, func(req *http.Request) (*http.Response, error) {
 		calls++
@@ -381,7 +381,7 @@ func TestTransportKeepsAuthority(t *testing.T) {
 func TestTransportFaults(t *testing.T) {
 	r := to("b")
 	r.Retry = retry.Config{Retries: 2, On: retry.On{Conditions: retry.ServerError}}
-	r.Fault.Abort = fault.Abort{PerMillion: fault.PerMillion(100), HTTPStatus: 503}
+	r.Fault.Abort = fault.Abort{Fraction: 1, HTTPStatus: 503}
 	calls := 0
 	rt := always(t, func(req *http.Request) (*http.Response, error) { calls++; return ok(req) }, r)
 	resp, err := rt.RoundTrip(get(t, "http://a/"))
@@ -395,7 +395,7 @@ func TestTransportTimeout(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := to("b")
 		r.Timeout = time.Second
-		r.Fault.Delay = fault.Delay{PerMillion: fault.PerMillion(100), Fixed: time.Minute}
+		r.Fault.Delay = fault.Delay{Fraction: 1, Fixed: time.Minute}
 		rt := always(t, func(req *http.Request) (*http.Response, error) {
 			<-req.Context().Done()
 			return nil, context.Cause(req.Context())

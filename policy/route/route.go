@@ -97,8 +97,8 @@ type Mirror struct {
 	// Target is where the copies go.
 	Target Target
 
-	// PerMillion is the share of the requests that is copied, in parts per million.
-	PerMillion uint32
+	// Fraction is the part of the requests that is copied, from 0 to 1, to a millionth. 0 means none.
+	Fraction float64
 }
 
 // Match is a set of conditions that must all hold. A zero StringMatch holds for everything.

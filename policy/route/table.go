@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -195,7 +196,7 @@ func (rule *Rule) compile(r *Route, index int, report func(field string, err err
 		report("Destinations", errors.New("Redirect or Direct is set too"))
 	case answers && r.Rewrite != Rewrite{}:
 		report("Rewrite", errors.New("nothing is sent that could be rewritten"))
-	case answers && r.Fault.Validate() == nil && (r.Fault.Delay.PerMillion > 0 || r.Fault.Abort.PerMillion > 0):
+	case answers && r.Fault.Validate() == nil && (r.Fault.Delay.Fraction > 0 || r.Fault.Abort.Fraction > 0):
 		report("Fault", errors.New("nothing is sent that could fail"))
 	case !answers && len(r.Destinations) == 0:
 		report("Destinations", errors.New("neither Destinations nor Redirect nor Direct is set"))
@@ -254,13 +255,11 @@ func (rule *Rule) compile(r *Route, index int, report func(field string, err err
 	for i := range r.Mirrors {
 		in := within(fmt.Sprintf("Mirrors[%d]", i))
 		r.Mirrors[i].Target.check(in)
-		if n := r.Mirrors[i].PerMillion; n > million {
-			in("PerMillion", fmt.Errorf("%d is more than %d", n, million))
+		if err := fraction.CheckSample(r.Mirrors[i].Fraction); err != nil {
+			in("Fraction", err)
 		}
 	}
 }
-
-const million = 1_000_000
 
 func (t *Target) check(report func(field string, err error)) {
 	if strings.ContainsAny(t.Host, "/?#@[]% \t\r\n") {

@@ -270,7 +270,7 @@ func TestNewTableErrors(t *testing.T) {
 		{route.Route{Redirect: &route.Redirect{}, Direct: &route.DirectResponse{Status: 200}}, "Direct: Redirect is set"},
 		{with(func(r *route.Route) { r.Redirect = &route.Redirect{} }), "Destinations: Redirect or Direct"},
 		{route.Route{Redirect: &route.Redirect{}, Rewrite: route.Rewrite{URI: "/"}}, "Rewrite: nothing"},
-		{route.Route{Redirect: &route.Redirect{}, Fault: fault.Config{Delay: fault.Delay{PerMillion: 1}}}, "Fault: nothing"},
+		{route.Route{Redirect: &route.Redirect{}, Fault: fault.Config{Delay: fault.Delay{Fraction: 1e-6}}}, "Fault: nothing"},
 
 		{match(route.Match{URI: regex("(")}), "Matches[0].URI: error parsing regexp"},
 		{match(route.Match{URI: regex("a)|(b")}), "Matches[0].URI: error parsing regexp"},
@@ -308,7 +308,7 @@ func TestNewTableErrors(t *testing.T) {
 		{with(func(r *route.Route) { r.Destinations[0].Target.Port = -1 }), "Destinations[0].Port"},
 		{with(func(r *route.Route) { r.Destinations[0].Headers = headers("a", "%NO%") }),
 			"Destinations[0].Headers.Request.Set[0]: %NO% is not supported"},
-		{with(func(r *route.Route) { r.Mirrors = []route.Mirror{{PerMillion: 1e6 + 1}} }), "Mirrors[0].PerMillion"},
+		{with(func(r *route.Route) { r.Mirrors = []route.Mirror{{Fraction: 1.000001}} }), "Mirrors[0].Fraction"},
 		{with(func(r *route.Route) { r.Mirrors = []route.Mirror{{Target: route.Target{Port: -1}}} }), "Mirrors[0].Port"},
 
 		{with(func(r *route.Route) { r.Rewrite.URI = "a" }), "Rewrite.URI"},
@@ -344,7 +344,7 @@ func TestNewTableErrors(t *testing.T) {
 
 		{with(func(r *route.Route) { r.Timeout = -time.Second }), "Timeout"},
 		{with(func(r *route.Route) { r.Retry = retry.Config{Retries: -1} }), "Retry"},
-		{with(func(r *route.Route) { r.Fault.Abort.PerMillion = 1 }), "Fault"},
+		{with(func(r *route.Route) { r.Fault.Abort.Fraction = 1e-6 }), "Fault"},
 	} {
 		t.Run(c.want, func(t *testing.T) {
 			_, err := route.NewTable([]route.Route{to("fine"), c.route})

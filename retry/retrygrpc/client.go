@@ -77,7 +77,7 @@ func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *g
 	if c.err != nil {
 		return c.err
 	}
-	if c.Limiter.Percent > 0 {
+	if c.Limiter.Fraction > 0 {
 		c.active.Add(1)
 		defer c.active.Add(-1)
 	}
@@ -99,7 +99,7 @@ func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	if c.err != nil {
 		return nil, c.err
 	}
-	counted := c.Limiter.Percent > 0
+	counted := c.Limiter.Fraction > 0
 	if counted {
 		c.active.Add(1)
 	}

@@ -519,7 +519,7 @@ func TestStream_Left(t *testing.T) {
 				retries := perTry(1000)
 				retries.Config.On = retry.On{Conditions: retry.Unavailable | retry.Reset}
 				retries.Config.Backoff, retries.Config.MaxBackoff = time.Second, time.Second
-				retries.Limiter = retry.LimiterConfig{Percent: 100}
+				retries.Limiter = retry.LimiterConfig{Fraction: 1}
 				client, stop := grpctest.Connect(t, &grpctest.Service{Bidi: test.serve}, retries.DialOptions()...)
 				defer stop()
 				ctx, cancel := context.WithCancel(t.Context())

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/nosidecar/mesh/internal/pause"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -81,11 +82,7 @@ func (s Source) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
 			if ctx.Err() != nil || status.Code(err) == codes.InvalidArgument {
 				return
 			}
-			timer := time.NewTimer(pace.Next())
-			select {
-			case <-timer.C:
-			case <-ctx.Done():
-				timer.Stop()
+			if pause.For(ctx, pace.Next()) != nil {
 				return
 			}
 		}

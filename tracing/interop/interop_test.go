@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -16,13 +17,18 @@ import (
 	"go.opentelemetry.io/otel/propagation"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/tracing"
@@ -267,6 +273,138 @@ func TestOtelgrpc(t *testing.T) {
 	conn.Close()
 	srv.GracefulStop()
 	serving.Wait()
+	got, _ := tr.shape(t)
+	want(t, got, "ours client below none", "theirs client below ours client", "theirs server below theirs client")
+}
+
+// serveHealth serves gRPC, and fails the first calls with UNAVAILABLE. It returns what to call, and what its calls came with.
+func serveHealth(t *testing.T, failing int, opts ...grpc.ServerOption) (addr *net.TCPAddr, parents func() []string) {
+	t.Helper()
+	var mu sync.Mutex
+	var seen []string
+	count := func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		mu.Lock()
+		defer mu.Unlock()
+		if seen = append(seen, strings.Join(md["traceparent"], "|")); len(seen) <= failing {
+			return nil, status.Error(codes.Unavailable, "not yet")
+		}
+		return handler(ctx, req)
+	}
+	srv := grpc.NewServer(append(opts, grpc.ChainUnaryInterceptor(count))...)
+	grpc_health_v1.RegisterHealthServer(srv, health.NewServer())
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var serving sync.WaitGroup
+	serving.Go(func() { _ = srv.Serve(ln) })
+	t.Cleanup(func() {
+		srv.Stop()
+		serving.Wait()
+	})
+	return ln.Addr().(*net.TCPAddr), func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(seen)
+	}
+}
+
+func check(t *testing.T, ctx context.Context, target string, opts ...grpc.DialOption) {
+	t.Helper()
+	conn, err := grpc.NewClient(target, opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	if _, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// ends waits until all spans that were started have ended, which a server's do after its answer has arrived.
+func (tr *traces) ends(t *testing.T) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); len(tr.Ended()) < len(tr.Started()); runtime.Gosched() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d of %d spans have ended", len(tr.Ended()), len(tr.Started()))
+		}
+	}
+}
+
+const retriedHealth = `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: health}
+spec:
+  hosts: [health]
+  http:
+  - route: [{destination: {host: health}}]
+    retries: {attempts: 2, retryOn: unavailable, backoff: 1ms}
+`
+
+// otelgrpc below a mesh has a span for each try, all of them children of the call's, so that retries stay one trace. With
+// NoClientSpans they would be alone: where there is no span above, in a trace each.
+func TestOtelgrpcBelowAMesh(t *testing.T) {
+	for name, noClientSpans := range map[string]bool{"with our spans": false, "in place of ours": true} {
+		t.Run(name, func(t *testing.T) {
+			tr := newTraces()
+			tr.config.NoClientSpans = noClientSpans
+			addr, parents := serveHealth(t, 1)
+			m := newMesh(t, tr.config, mesh.WithPolicy(policy.Source{Name: "health.yaml", Data: []byte(retriedHealth)}),
+				mesh.WithDiscovery(discovery.Static{"health": {{Address: addr.IP.String(), Port: addr.Port}}}))
+			ctx, above := tr.provider.Tracer("otelgrpc of the test").Start(context.Background(), "above")
+			check(t, ctx, "mesh:///health", append(meshgrpc.DialOptions(m), grpc.WithStatsHandler(otelgrpc.NewClientHandler(tr.grpc()...)))...)
+			above.End()
+			tr.ends(t)
+			got, all := tr.shape(t)
+			if noClientSpans {
+				want(t, got, "theirs internal below none", "theirs client below theirs internal", "theirs client below theirs internal")
+			} else {
+				want(t, got, "theirs internal below none", "ours client below theirs internal", "theirs client below ours client", "theirs client below ours client")
+			}
+			for _, parent := range parents() {
+				if !slices.ContainsFunc(all, func(s sdk.ReadOnlySpan) bool {
+					return s.SpanKind() == trace.SpanKindClient && strings.Contains(s.InstrumentationScope().Name, "otelgrpc") &&
+						len(parent) == 55 && s.SpanContext().SpanID().String() == parent[36:52]
+				}) {
+					t.Errorf("%q was sent, which is not the innermost span", parent)
+				}
+			}
+		})
+	}
+}
+
+// otelgrpc inside a mesh makes the only SERVER span, and cannot undo that traces restart.
+func TestOtelgrpcInsideAMesh(t *testing.T) {
+	for restart, above := range map[bool]string{false: "remote", true: "none"} {
+		tr := newTraces()
+		tr.config.NoServerSpans = true
+		m := newMesh(t, tr.config, mesh.WithServer(mesh.ServerConfig{RestartTraces: restart}))
+		addr, parents := serveHealth(t, 0, append(meshgrpc.ServerOptions(m), grpc.StatsHandler(otelgrpc.NewServerHandler(tr.grpc()...)))...)
+		ctx := metadata.AppendToOutgoingContext(context.Background(), "traceparent", remote)
+		check(t, ctx, addr.String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		tr.ends(t)
+		got, _ := tr.shape(t)
+		want(t, got, "theirs server below "+above)
+		if seen := parents(); len(seen) != 1 || (seen[0] == "") != restart {
+			t.Errorf("restart %t: the handler sees %q", restart, seen)
+		}
+	}
+}
+
+// The same where the whole chain has both: one span for each hop and library, and the traces of both ends are one.
+func TestOtelgrpcOnBothEndsOfAMesh(t *testing.T) {
+	tr := newTraces()
+	tr.config.NoServerSpans = true
+	server := newMesh(t, tr.config)
+	addr, _ := serveHealth(t, 0, append(meshgrpc.ServerOptions(server), grpc.StatsHandler(otelgrpc.NewServerHandler(tr.grpc()...)))...)
+	client := newMesh(t, tr.config, mesh.WithPolicy(policy.Source{Name: "health.yaml", Data: []byte(retriedHealth)}),
+		mesh.WithDiscovery(discovery.Static{"health": {{Address: addr.IP.String(), Port: addr.Port}}}))
+	check(t, context.Background(), "mesh:///health", append(meshgrpc.DialOptions(client), grpc.WithStatsHandler(otelgrpc.NewClientHandler(tr.grpc()...)))...)
+	tr.ends(t)
 	got, _ := tr.shape(t)
 	want(t, got, "ours client below none", "theirs client below ours client", "theirs server below theirs client")
 }

@@ -63,9 +63,13 @@ func (s *Server) begin(ctx context.Context, method string) (context.Context, err
 		}
 		ctx = metadata.NewIncomingContext(ctx, md)
 	}
-	return s.tracer.StartInbound(ctx, &spans.Request{
+	ctx = s.tracer.StartInbound(ctx, &spans.Request{
 		Request: req, RPC: true, Start: time.Now(), Restart: untrusted, NewID: untrusted,
-	}), nil
+	})
+	if s.Config.EchoRequestID {
+		_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", spans.RequestID(ctx))) // fails when there is no answer any more
+	}
+	return ctx, nil
 }
 
 func end(ctx context.Context, err error) {

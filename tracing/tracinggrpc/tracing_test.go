@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 
 	otelcodes "go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/sdk/trace/tracetest"
 	"go.opentelemetry.io/otel/trace"
@@ -22,6 +26,7 @@ import (
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/w3c"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/retry/retrygrpc"
 	"github.com/nosidecar/mesh/tracing"
@@ -269,6 +274,150 @@ func TestUntrusted(t *testing.T) {
 	if s := ended(t, spans, 1)[0]; s.Parent().IsValid() {
 		t.Error("the trace from outside goes on")
 	}
+}
+
+// jaeger is a propagator of a format that is not one of ours.
+type jaeger struct{}
+
+func (jaeger) Inject(context.Context, propagation.TextMapCarrier) {}
+func (jaeger) Extract(ctx context.Context, _ propagation.TextMapCarrier) context.Context {
+	return ctx
+}
+func (jaeger) Fields() []string { return []string{"uber-trace-id"} }
+
+// The metadata of a propagator is removed of calls from outside as that of the formats is.
+func TestUntrustedHeadersOfAPropagatorAreRemoved(t *testing.T) {
+	leak.Check(t)
+	for _, untrusted := range []bool{false, true} {
+		var seen atomic.Pointer[metadata.MD]
+		server := &tracinggrpc.Server{Config: tracing.Config{Propagator: jaeger{}}, Untrusted: func(context.Context) bool { return untrusted }}
+		target := grpctest.Serve(t, &grpctest.Service{Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+			md, _ := metadata.FromIncomingContext(ctx)
+			seen.Store(&md)
+			return &grpctest.Response{}, nil
+		}}, server.ServerOptions()...)
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "Uber-Trace-Id", "1:2:3:1", "x-kept", "yes")
+		if _, err := grpctest.NewClient(grpctest.Dial(t, target)).UnaryCall(ctx, &grpctest.Request{}); err != nil {
+			t.Fatal(err)
+		}
+		if md := *seen.Load(); (md["uber-trace-id"] == nil) != untrusted || md["x-kept"] == nil {
+			t.Errorf("untrusted %t: the handler sees %v", untrusted, md)
+		}
+	}
+}
+
+func TestEchoRequestID(t *testing.T) {
+	leak.Check(t)
+	for _, echo := range []bool{false, true} {
+		server := &tracinggrpc.Server{Config: tracing.Config{EchoRequestID: echo}}
+		target := grpctest.Serve(t, &grpctest.Service{Unary: grpctest.Echo, Bidi: func(s grpctest.BidiServer) error {
+			return status.Error(codes.NotFound, "none")
+		}}, server.ServerOptions()...)
+		client := grpctest.NewClient(grpctest.Dial(t, target))
+		ctx := metadata.AppendToOutgoingContext(t.Context(), "x-request-id", "id-1")
+		var header metadata.MD
+		if _, err := client.UnaryCall(ctx, &grpctest.Request{}, grpc.Header(&header)); err != nil {
+			t.Fatal(err)
+		}
+		stream, err := client.FullDuplexCall(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); status.Code(err) != codes.NotFound {
+			t.Fatal(err)
+		}
+		ofStream, err := stream.Header()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, md := range []metadata.MD{header, ofStream} {
+			if got := md.Get("x-request-id"); slices.Equal(got, []string{"id-1"}) != echo {
+				t.Errorf("echo %t: the answer has the request ids %q", echo, got)
+			}
+		}
+	}
+}
+
+// A gRPC server may also be an http.Handler. Its calls have the same spans then, with their own code.
+func TestServersOfGRPCAsHandlers(t *testing.T) {
+	leak.Check(t)
+	config, spans := recorder()
+	server := grpc.NewServer()
+	grpctest.Register(server, &grpctest.Service{
+		Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
+			return nil, status.Error(codes.Unavailable, "not now")
+		},
+		Bidi: func(s grpctest.BidiServer) error { return s.Send(&grpctest.Out{}) },
+	})
+	srv := httptest.NewUnstartedServer(&tracing.Handler{Config: config, Next: server})
+	srv.Config.Protocols = new(http.Protocols)
+	srv.Config.Protocols.SetUnencryptedHTTP2(true)
+	srv.Start()
+	defer srv.Close()
+	client := grpctest.NewClient(grpctest.Dial(t, srv.Listener.Addr().String()))
+	ctx := metadata.AppendToOutgoingContext(t.Context(), "traceparent", remote)
+	if _, err := client.UnaryCall(ctx, &grpctest.Request{}); status.Code(err) != codes.Unavailable {
+		t.Fatal(err)
+	}
+	stream, err := client.FullDuplexCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if err != io.EOF {
+		t.Fatal(err)
+	}
+	for i, want := range []struct{ method, code string }{{"UnaryCall", "UNAVAILABLE"}, {"FullDuplexCall", "OK"}} {
+		s := ended(t, spans, 2)[i]
+		if s.Name() != "grpc.testing.TestService/"+want.method || attribute(s, "rpc.response.status_code") != want.code ||
+			s.SpanKind() != trace.SpanKindServer || s.Parent().SpanID().String() != remote[36:52] {
+			t.Errorf("%s %s has %v", s.SpanKind(), s.Name(), s.Attributes())
+		}
+	}
+}
+
+// The rules of the specification, over gRPC.
+func TestTraceContextOfW3C(t *testing.T) {
+	leak.Check(t)
+	config, _ := recorder()
+	var calls int
+	var mu sync.Mutex
+	var seen []http.Header
+	payment := grpctest.Serve(t, &grpctest.Service{Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, http.Header{"Traceparent": md["traceparent"], "Tracestate": md["tracestate"]})
+		return &grpctest.Response{}, nil
+	}})
+	toPayment := dial(t, config, payment)
+	orders := grpctest.Serve(t, &grpctest.Service{Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+		for range calls {
+			if _, err := toPayment.UnaryCall(ctx, in); err != nil {
+				return nil, err
+			}
+		}
+		return &grpctest.Response{}, nil
+	}}, (&tracinggrpc.Server{Config: config}).ServerOptions()...)
+	client := grpctest.NewClient(grpctest.Dial(t, orders))
+	w3c.Check(t, func(t *testing.T, header []w3c.Field, n int) []http.Header {
+		md := metadata.MD{}
+		for _, f := range header {
+			if strings.Contains(f.Value, "\t") {
+				f.Value = strings.ReplaceAll(f.Value, "\t", " ") // gRPC sends no others
+			}
+			md.Append(f.Name, f.Value)
+		}
+		calls, seen = n, nil
+		if _, err := client.UnaryCall(metadata.NewOutgoingContext(t.Context(), md), &grpctest.Request{}); err != nil {
+			t.Fatal(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		return seen
+	})
 }
 
 func TestInvalidConfig(t *testing.T) {

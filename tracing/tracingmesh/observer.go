@@ -96,15 +96,7 @@ func (o *observer) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 		e.Flags = in.Flags.String()
 	}
 	if e.RPC {
-		e.Code = code(in)
+		e.Code = spans.Code(in.GRPCStatus)
 	}
 	spans.EndInbound(ctx, &e, in.Request.Method)
-}
-
-// code returns the status of a gRPC call: Unknown where there was no answer.
-func code(in *mesh.Inbound) uint32 {
-	if in.GRPCStatus < 0 {
-		return 2
-	}
-	return uint32(in.GRPCStatus)
 }

@@ -3,10 +3,12 @@ package tracingmesh_test
 import (
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,6 +27,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/w3c"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/tracing"
 	"github.com/nosidecar/mesh/tracing/tracingmesh"
@@ -365,6 +368,68 @@ func TestCloseWhileSpansAreOpen(t *testing.T) {
 	close(leave)
 	calls.Wait()
 	tr.ended(t, 1)
+}
+
+// The rules of the specification, through a mesh on both sides of a service.
+func TestTraceContextOfW3C(t *testing.T) {
+	leak.Check(t)
+	tr := newTraces(t, tracing.Config{})
+	var registry discovery.Memory
+	var mu sync.Mutex
+	var calls int
+	var seen []http.Header
+	registry.Set("payment", meshtest.Serve(t, func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		seen = append(seen, r.Header)
+	}))
+	orders := meshtest.New(t, service("payment", ""), tr.option, mesh.WithDiscovery(&registry))
+	at := meshtest.Serve(t, orders.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for range calls {
+			get(t, r.Context(), orders, "http://payment/")
+		}
+	})).ServeHTTP)
+	w3c.Check(t, func(t *testing.T, header []w3c.Field, n int) []http.Header {
+		calls, seen = n, nil
+		w3c.Get(t, net.JoinHostPort(at.Address, strconv.Itoa(at.Port)), header)
+		return seen
+	})
+}
+
+// A gRPC server may be an http.Handler behind the mesh. Its calls are told apart by their own code.
+func TestServersOfGRPCAsHandlers(t *testing.T) {
+	leak.Check(t)
+	tr := newTraces(t, tracing.Config{})
+	server := grpc.NewServer()
+	grpctest.Register(server, &grpctest.Service{
+		Unary: func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
+			return nil, status.Error(grpccodes.ResourceExhausted, "enough")
+		},
+		Bidi: func(s grpctest.BidiServer) error { return s.Send(&grpctest.Out{}) },
+	})
+	m := meshtest.New(t, "", tr.option)
+	srv := httptest.NewUnstartedServer(m.Handler(server))
+	srv.Config.Protocols = new(http.Protocols)
+	srv.Config.Protocols.SetUnencryptedHTTP2(true)
+	srv.Start()
+	defer srv.Close()
+	client := grpctest.NewClient(grpctest.Dial(t, srv.Listener.Addr().String()))
+	if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); status.Code(err) != grpccodes.ResourceExhausted {
+		t.Fatal(err)
+	}
+	stream, err := client.FullDuplexCall(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	for i, want := range []string{"grpc.testing.TestService/UnaryCall RESOURCE_EXHAUSTED", "grpc.testing.TestService/FullDuplexCall OK"} {
+		s := tr.ended(t, 2)[i]
+		if got := s.Name() + " " + attribute(s, "rpc.response.status_code"); got != want || s.SpanKind() != trace.SpanKindServer {
+			t.Errorf("%s span %q, want %q", s.SpanKind(), got, want)
+		}
+	}
 }
 
 func TestInvalidConfig(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 
 func ExampleClient() {
 	faults := &faultgrpc.Client{Config: fault.Config{
-		Abort: fault.Abort{PerMillion: fault.PerMillion(100), IsGRPC: true, GRPCStatus: uint32(codes.Unavailable)},
+		Abort: fault.Abort{Fraction: 1, IsGRPC: true, GRPCStatus: uint32(codes.Unavailable)},
 	}}
 	options := append(faults.DialOptions(), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	conn, err := grpc.NewClient("dns:///user-service:8080", options...)

@@ -15,7 +15,7 @@ import (
 )
 
 func TestFaults(t *testing.T) {
-	delay := fault.Delay{PerMillion: fault.PerMillion(100), Fixed: 2 * time.Second}
+	delay := fault.Delay{Fraction: 1, Fixed: 2 * time.Second}
 	for _, test := range []struct {
 		name   string
 		config fault.Config
@@ -26,17 +26,17 @@ func TestFaults(t *testing.T) {
 	}{
 		{name: "none"},
 		{name: "delay", config: fault.Config{Delay: delay}, after: 2 * time.Second},
-		{name: "delay, not this call", config: fault.Config{Delay: fault.Delay{PerMillion: 10, Fixed: time.Hour}}, draw: 10},
+		{name: "delay, not this call", config: fault.Config{Delay: fault.Delay{Fraction: 10e-6, Fixed: time.Hour}}, draw: 10},
 		{name: "out of time meanwhile", config: fault.Config{Delay: delay}, within: time.Second,
 			code: codes.DeadlineExceeded, after: time.Second},
-		{name: "abort", config: fault.Config{Abort: fault.Abort{PerMillion: fault.PerMillion(100), IsGRPC: true, GRPCStatus: 8}},
+		{name: "abort", config: fault.Config{Abort: fault.Abort{Fraction: 1, IsGRPC: true, GRPCStatus: 8}},
 			code: codes.ResourceExhausted},
-		{name: "abort with OK", config: fault.Config{Abort: fault.Abort{PerMillion: fault.PerMillion(100), IsGRPC: true}},
+		{name: "abort with OK", config: fault.Config{Abort: fault.Abort{Fraction: 1, IsGRPC: true}},
 			code: codes.Internal},
-		{name: "HTTP status", config: fault.Config{Abort: fault.Abort{PerMillion: fault.PerMillion(100), HTTPStatus: 503}},
+		{name: "HTTP status", config: fault.Config{Abort: fault.Abort{Fraction: 1, HTTPStatus: 503}},
 			code: codes.Unavailable},
 		{name: "delay and abort", after: 2 * time.Second, code: codes.Unknown,
-			config: fault.Config{Delay: delay, Abort: fault.Abort{PerMillion: fault.PerMillion(100), HTTPStatus: 500}}},
+			config: fault.Config{Delay: delay, Abort: fault.Abort{Fraction: 1, HTTPStatus: 500}}},
 		{name: "invalid", config: fault.Config{Delay: fault.Delay{Fixed: -1}}, code: codes.Internal},
 	} {
 		for _, kind := range []string{"unary", "stream"} {

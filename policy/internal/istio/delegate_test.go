@@ -107,10 +107,10 @@ func TestExpand(t *testing.T) {
 		t.Errorf("destination = %v, want %v", got, want)
 	}
 	if r.Timeout != time.Second || r.Retry.Retries != 0 || r.Rewrite != (route.Rewrite{Authority: "cart"}) ||
-		r.Fault.Abort.PerMillion != 0 || r.Fault.Delay.Fixed != time.Second || !slices.Equal(r.Headers.Request.Set, set("x-leaf")) {
+		r.Fault.Abort.Fraction != 0 || r.Fault.Delay.Fixed != time.Second || !slices.Equal(r.Headers.Request.Set, set("x-leaf")) {
 		t.Errorf("route 0 = %+v", r)
 	}
-	if want := (route.Mirror{Target: route.Target{Host: "here.team.svc.cluster.local"}, PerMillion: 500_000}); len(r.Mirrors) != 1 || r.Mirrors[0] != want {
+	if want := (route.Mirror{Target: route.Target{Host: "here.team.svc.cluster.local"}, Fraction: 0.5}); len(r.Mirrors) != 1 || r.Mirrors[0] != want {
 		t.Errorf("mirrors = %v, want %v", r.Mirrors, want)
 	}
 	// What it leaves out is the root's, as the root means it.
@@ -119,7 +119,7 @@ func TestExpand(t *testing.T) {
 		r.Retry.Retries != 7 || r.Rewrite.URI != "/" || r.Fault.Abort.HTTPStatus != 500 || !slices.Equal(r.Headers.Request.Set, set("x-root")) {
 		t.Errorf("route 1 = %+v", r)
 	}
-	if want := (route.Mirror{Target: route.Target{Host: "copy.shop.svc.cluster.local"}, PerMillion: 500_000}); len(r.Mirrors) != 1 || r.Mirrors[0] != want {
+	if want := (route.Mirror{Target: route.Target{Host: "copy.shop.svc.cluster.local"}, Fraction: 0.5}); len(r.Mirrors) != 1 || r.Mirrors[0] != want {
 		t.Errorf("mirrors = %v, want %v", r.Mirrors, want)
 	}
 	if got, want := r.Destinations[0].Target, (route.Target{Host: "cart.team.svc.cluster.local", Subset: "v1"}); got != want {

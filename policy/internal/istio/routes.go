@@ -5,6 +5,7 @@ import (
 	"errors"
 	"iter"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -107,6 +108,9 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 			Headers: d.Headers.translate(),
 		})
 	}
+	if r.Delegate != nil {
+		out.Destinations = make([]route.Destination, 1) // those of the delegate take its place
+	}
 	if w := r.Rewrite; w != nil {
 		out.Rewrite = route.Rewrite{URI: w.URI, Authority: w.Authority}
 		if x := w.URIRegexRewrite; x != nil {
@@ -120,8 +124,8 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 	}
 	out.Fault = r.Fault.translate()
 	mirror := func(d *Destination, percentage float64) {
-		if share := fault.PerMillion(percentage); share > 0 {
-			out.Mirrors = append(out.Mirrors, route.Mirror{Target: target(d), PerMillion: share})
+		if part := sample(percentage); part != 0 {
+			out.Mirrors = append(out.Mirrors, route.Mirror{Target: target(d), Fraction: part})
 		}
 	}
 	if r.Mirror != nil {
@@ -298,6 +302,15 @@ func (b *HTTPBody) bytes() []byte {
 	return nil
 }
 
+// sample returns a percentage of requests as a fraction. It cuts off what is less than a millionth, as Istio does with float64
+// values: 0.57 becomes 5699 millionths. What is not a percentage stays invalid.
+func sample(percentage float64) float64 {
+	if !(percentage >= 0 && percentage <= 100) { // also NaN
+		return percentage / 100
+	}
+	return math.Trunc(percentage*10_000) / 1e6
+}
+
 func (f *HTTPFaultInjection) translate() fault.Config {
 	var out fault.Config
 	if f == nil {
@@ -308,11 +321,11 @@ func (f *HTTPFaultInjection) translate() fault.Config {
 		if d.Percentage != nil {
 			percentage = d.Percentage.Value
 		}
-		out.Delay = fault.Delay{PerMillion: fault.PerMillion(percentage), Fixed: d.FixedDelay.Duration}
+		out.Delay = fault.Delay{Fraction: sample(percentage), Fixed: d.FixedDelay.Duration}
 	}
 	if a := f.Abort; a != nil && (a.HTTPStatus != nil || a.GRPCStatus != nil) {
 		if a.Percentage != nil {
-			out.Abort.PerMillion = fault.PerMillion(a.Percentage.Value)
+			out.Abort.Fraction = sample(a.Percentage.Value)
 		}
 		if a.HTTPStatus != nil {
 			out.Abort.HTTPStatus = int(*a.HTTPStatus)

@@ -92,7 +92,7 @@ func TestHeaderMatches(t *testing.T) {
 
 // TestMirrorPercent checks the shares in all the spellings that documents have had.
 func TestMirrorPercent(t *testing.T) {
-	for share, want := range map[string]uint32{
+	for share, want := range map[string]float64{
 		"":                             1_000_000,
 		"mirrorPercentage: {value: 5}": 50_000,
 		"mirrorPercentage: {value: 5}, mirrorPercent: 50": 50_000,
@@ -100,8 +100,8 @@ func TestMirrorPercent(t *testing.T) {
 		"mirror_percent: 50": 500_000,
 	} {
 		all, _ := services(t, document("ns/a", "hosts: [a], ", "{route: [{destination: {host: a}}], mirror: {host: b}, "+share+"}"))
-		if got := all["ns/a"].Routes(istio.Client{})[0].Mirrors; len(got) != 1 || got[0].PerMillion != want {
-			t.Errorf("%s: mirrors = %+v, want %d per million", share, got, want)
+		if got := all["ns/a"].Routes(istio.Client{})[0].Mirrors; len(got) != 1 || math.Round(got[0].Fraction*1e6) != want {
+			t.Errorf("%s: mirrors = %+v, want %v per million", share, got, want)
 		}
 	}
 	all, _ := services(t, document("ns/a", "hosts: [a], ", "{route: [{destination: {host: a}}], mirror: {host: b}, mirrorPercent: 0}"))
@@ -110,11 +110,33 @@ func TestMirrorPercent(t *testing.T) {
 	}
 }
 
+// TestFaultFraction checks that a percentage is taken to a millionth, and cut off after it as Istio does.
+func TestFaultFraction(t *testing.T) {
+	for percentage, want := range map[string]float64{
+		"0":        0,
+		"0.1":      1000, // a tenth of a percent, not ten percent
+		"0.01":     100,
+		"0.57":     5699, // as a float64 it is 5699.999...
+		"0.29":     2900,
+		"0.0001":   1,
+		"10":       100_000,
+		"99.99999": 999_999,
+		"100":      1_000_000,
+	} {
+		all, _ := services(t, document("ns/a", "hosts: [a], ", "{route: [{destination: {host: a}}], fault: {"+
+			"delay: {percentage: {value: "+percentage+"}, fixedDelay: 1s}, abort: {percentage: {value: "+percentage+"}, httpStatus: 503}}}"))
+		f := all["ns/a"].Routes(istio.Client{})[0].Fault
+		if f.Delay.Fraction != want/1e6 || f.Abort.Fraction != want/1e6 {
+			t.Errorf("%s%%: delay %v, abort %v, want %v millionths", percentage, f.Delay.Fraction, f.Abort.Fraction, want)
+		}
+	}
+}
+
 // TestFaultPercent checks that a share above 100 counts as that.
 func TestFaultPercent(t *testing.T) {
 	all, _ := services(t, document("ns/a", "hosts: [a], ", "{route: [{destination: {host: a}}], fault: {delay: {fixedDelay: 1s, percent: 150}}}"))
-	if got := all["ns/a"].Routes(istio.Client{})[0].Fault.Delay.PerMillion; got != 1_000_000 {
-		t.Errorf("PerMillion = %d, want 1000000", got)
+	if got := all["ns/a"].Routes(istio.Client{})[0].Fault.Delay.Fraction; got != 1 {
+		t.Errorf("Fraction = %v, want 1", got)
 	}
 }
 

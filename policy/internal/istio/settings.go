@@ -1,6 +1,7 @@
 package istio
 
 import (
+	"cmp"
 	"maps"
 	"math"
 	"slices"
@@ -103,16 +104,16 @@ func (s *Settings) balancer(lb *LoadBalancerSettings) {
 	if w := lb.Warmup; w != nil {
 		b.SlowStart.Window = w.Duration.Duration
 		if w.MinimumPercent != nil {
-			b.SlowStart.MinPercent = max(*w.MinimumPercent, leastPercent)
+			b.SlowStart.MinFraction = *w.MinimumPercent / 100
+			if *w.MinimumPercent == 0 {
+				b.SlowStart.MinFraction = -1 // to the balancer, 0 is the default
+			}
 		}
 		if w.Aggression != nil {
 			b.SlowStart.Aggression = *w.Aggression
 		}
 	}
 }
-
-// leastPercent stands for 0 where 0 means a default.
-const leastPercent = 1e-6
 
 func (h *ConsistentHashLB) key() balancer.HashKey {
 	switch {
@@ -218,7 +219,7 @@ func (s *Settings) outliers(o *OutlierDetection) {
 		SplitLocalOrigin:   o.SplitExternalLocalOriginErrors,
 		Interval:           o.Interval.Duration,
 		BaseEjection:       o.BaseEjectionTime.Duration,
-		MaxEjectionPercent: int(o.MaxEjectionPercent),
+		MaxEjectedFraction: float64(o.MaxEjectionPercent) / 100,
 	}
 	if o.Consecutive5xxErrors != nil {
 		s.Outlier.Consecutive5xx = count(o.Consecutive5xxErrors)
@@ -229,7 +230,7 @@ func (s *Settings) outliers(o *OutlierDetection) {
 	for _, code := range o.HTTPErrorCodes {
 		s.Outlier.ErrorCodes = s.Outlier.ErrorCodes.With(int(code), int(code))
 	}
-	s.Balancer.PanicPercent = int(o.MinHealthPercent)
+	s.Balancer.PanicFraction = float64(o.MinHealthPercent) / 100
 }
 
 func (s *Settings) pool(p *ConnectionPoolSettings) {
@@ -261,14 +262,21 @@ func (s *Settings) pool(p *ConnectionPoolSettings) {
 
 func (s *Settings) retries(p *TrafficPolicy) {
 	if b := p.RetryBudget; b != nil {
-		s.RetryLimit = retry.LimiterConfig{Percent: 20, MinConcurrency: clamp(b.MinRetryConcurrency)}
-		if b.Percent != nil {
-			s.RetryLimit.Percent = max(*b.Percent, leastPercent)
+		s.RetryLimit = retry.LimiterConfig{Fraction: 0.2, MinConcurrency: clamp(b.MinRetryConcurrency)}
+		switch {
+		case b.Percent == nil:
+		case *b.Percent == 0: // what is left is the minimum
+			s.RetryLimit = retry.LimiterConfig{MaxRetries: cmp.Or(s.RetryLimit.MinConcurrency, leastRetries)}
+		default:
+			s.RetryLimit.Fraction = *b.Percent / 100
 		}
 	} else if p.ConnectionPool != nil && p.ConnectionPool.HTTP != nil {
 		s.RetryLimit.MaxRetries = int(p.ConnectionPool.HTTP.MaxRetries)
 	}
 }
+
+// leastRetries is the default of minRetryConcurrency.
+const leastRetries = 3
 
 // clamp makes an int of a count. What an int of 32 bits cannot hold is never reached.
 func clamp(n uint32) int {

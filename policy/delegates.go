@@ -1,0 +1,133 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/istio"
+)
+
+// delegation is a route that hands requests to another document.
+type delegation struct {
+	route      int    // its index
+	to         string // namespace/name
+	atGateways bool   // it is only about gateways
+}
+
+// expansion is what comes of a VirtualService with its delegates.
+type expansion struct {
+	delegates []*virtual // one for each delegation; nil if it is not there
+
+	leads   []string // the hosts that requests are sent to
+	ports   []int    // that it speaks of; nil: all
+	some    bool     // it concerns the workload
+	missing []delegation
+	dropped []droppedRoute
+}
+
+// droppedRoute is a route of a delegate that no request can meet which comes by one of the root's routes.
+type droppedRoute struct {
+	delegate         string
+	index, ofTheRoot int
+}
+
+// delegates returns the documents without hosts, by name. One that is refused is refused only if requests in the mesh are
+// handed to it.
+func (c *compiler) delegates() map[string]decoded[virtual] {
+	delegates, named := make(map[string]decoded[virtual]), make(map[string]bool) // named: true by a route in the mesh
+	for _, vs := range c.virtual {
+		if vs.is.leaf {
+			delegates[vs.namespace+"/"+vs.name] = vs
+		}
+		for _, d := range vs.is.delegates {
+			named[d.to] = named[d.to] || vs.is.inMesh && !d.atGateways
+		}
+	}
+	for name, d := range delegates {
+		inMesh, named := named[name]
+		d.idle = !inMesh
+		switch {
+		case d.Failed():
+		case inMesh:
+			d.Report(d.is.inUse)
+		case !named:
+			d.Warnf("", "has no hosts and no VirtualService delegates to it: it has no effect")
+		}
+	}
+	c.broken = nil // there may be more now
+	return delegates
+}
+
+// whole returns what comes of a document with its delegates, and reports what is left out. It returns nil if that cannot be
+// compiled.
+func (c *compiler) whole(vs decoded[virtual], delegates map[string]decoded[virtual]) *expansion {
+	v := vs.is
+	found := make([]*virtual, len(v.delegates))
+	for i, d := range v.delegates {
+		if leaf, ok := delegates[d.to]; ok && !leaf.Failed() {
+			found[i] = leaf.is
+		}
+	}
+	e := v.whole.Load()
+	if e == nil || !slices.Equal(e.delegates, found) {
+		if e = c.expand(vs, found); e == nil {
+			return nil
+		}
+		v.whole.Store(e)
+	}
+	for _, d := range e.missing {
+		namespace, name, _ := strings.Cut(d.to, "/")
+		if d.atGateways || c.unread(namespace, name) { // which says itself what is wrong
+			continue
+		}
+		vs.Warnf(yamldoc.Index("spec.http", d.route)+".delegate",
+			"there is no VirtualService without hosts of this name that %s sees: the route is left out", vs.namespace)
+	}
+	for _, r := range e.dropped {
+		delegates[r.delegate].Warnf(yamldoc.Index("spec.http", r.index), "never reached from %s: it matches nothing that spec.http[%d] does "+
+			"(%s:%d)", vs.identity, r.ofTheRoot, vs.file, vs.LineOf(yamldoc.Index("spec.http", r.ofTheRoot)))
+	}
+	return e
+}
+
+// expand compiles a document with its delegates.
+func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion {
+	e, client := &expansion{delegates: delegates}, c.plan.client()
+	whole := e.of(vs.is)
+	table := whole.Table(vs.document.Document, client)
+	if table == nil {
+		return nil
+	}
+	for i := range table.Len() {
+		r := table.Rule(i).Route
+		for _, d := range r.Destinations {
+			e.leads = addTo(e.leads, d.Target.Host)
+		}
+		for _, m := range r.Mirrors {
+			e.leads = addTo(e.leads, m.Target.Host)
+		}
+	}
+	e.ports, e.some = portsOf(whole.VirtualService, client)
+	for _, d := range vs.is.delegates {
+		if slices.Contains(whole.Missing, d.route) {
+			e.missing = append(e.missing, d)
+		}
+	}
+	for _, o := range whole.Dropped {
+		name := o.Delegate.Namespace() + "/" + o.Delegate.Metadata.Name
+		e.dropped = append(e.dropped, droppedRoute{name, o.DelegateRoute, o.Route})
+	}
+	return e
+}
+
+// of puts the routes of the delegates in their place. The expansion of a document without delegates is nil.
+func (e *expansion) of(v *virtual) istio.Expansion {
+	return v.get().Expand(func(namespace, name string) (*istio.VirtualService, bool) {
+		i := slices.IndexFunc(v.delegates, func(d delegation) bool { return d.to == namespace+"/"+name })
+		if i < 0 || e.delegates[i] == nil {
+			return nil, false
+		}
+		return e.delegates[i].get(), true
+	})
+}

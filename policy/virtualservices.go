@@ -1,0 +1,220 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+	"sync/atomic"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// virtual is a VirtualService.
+type virtual struct {
+	source[istio.VirtualService]
+	*reading
+	hosts           []string // their full names
+	visible, public bool     // to the workload, and to all
+	inMesh          bool     // it is not only about gateways
+	leaf            bool     // it has no hosts: others hand requests to it
+	delegates       []delegation
+
+	inUse *yamldoc.Digest // of a leaf: what is wrong with it if requests in the mesh are handed to it
+
+	leads   []string       // the hosts that its own routes send requests to
+	subsets []route.Target // those that it names
+	targets []route.Target // those that it names the port of
+	lines   []int32        // of its routes, counted from that of the document
+
+	// Of a document without delegates. Those of others stand in whole.
+	ports []int // that it speaks of; nil: all
+	some  bool  // it concerns the workload
+
+	// What came of it in the last plan, for the next one.
+	whole atomic.Pointer[expansion]
+	last  atomic.Pointer[built]
+}
+
+func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.VirtualService) *virtual {
+	client := c.plan.client()
+	v := &virtual{reading: r, inMesh: is.InMesh(), leaf: is.IsDelegate()}
+	v.visible, v.public = istio.VisibleFrom(client.Namespace, r.namespace, is.Spec.ExportTo)
+	for _, host := range is.Spec.Hosts {
+		v.hosts = append(v.hosts, istio.Resolve(host, r.namespace, client.ClusterDomain))
+	}
+	for i := range is.Spec.HTTP {
+		if d := is.Spec.HTTP[i].Delegate; d != nil {
+			name := cmp.Or(d.Namespace, r.namespace) + "/" + d.Name
+			v.delegates = append(v.delegates, delegation{i, name, is.Spec.HTTP[i].AtGateways()})
+		}
+	}
+	v.leads, v.subsets, v.targets = c.destinations(is, v.hosts)
+	if v.inMesh && !v.leaf {
+		v.lines = make([]int32, len(is.Spec.HTTP))
+		for i := range v.lines {
+			v.lines[i] = int32(doc.LineOf(yamldoc.Index("spec.http", i)) - doc.Line)
+		}
+	}
+	if !doc.Failed() && v.inMesh && !v.leaf {
+		is.Table(doc, client) // for its errors
+	}
+	if !doc.Failed() && v.inMesh && v.delegates == nil {
+		v.ports, v.some = portsOf(is, client)
+	}
+	v.hosts = slices.Clip(v.hosts)
+	v.keep(is)
+	return v
+}
+
+// destinations returns the hosts that a document names as destinations, and the subsets and ports that it names of them. The
+// names of hosts are those of the list where they are in it.
+func (c *compiler) destinations(is *istio.VirtualService, hosts []string) (leads []string, subsets, targets []route.Target) {
+	for d := range is.Destinations() {
+		host := istio.Resolve(d.Host, is.Namespace(), c.plan.workload.ClusterDomain)
+		if i := slices.Index(hosts, host); i >= 0 {
+			host = hosts[i]
+		}
+		if i := slices.Index(leads, host); i >= 0 {
+			host = leads[i]
+		} else {
+			leads = append(leads, host)
+		}
+		if d.Port != nil {
+			targets = addTo(targets, route.Target{Host: host, Port: int(d.Port.Number)})
+		}
+		if d.Subset != nil {
+			subsets = addTo(subsets, route.Target{Host: host, Subset: c.word(*d.Subset)})
+		}
+	}
+	return slices.Clip(leads), slices.Clip(subsets), slices.Clip(targets)
+}
+
+// addTo adds a value to a list that has each once.
+func addTo[T comparable](list []T, value T) []T {
+	if slices.Contains(list, value) {
+		return list
+	}
+	return append(list, value)
+}
+
+// client is the workload as the documents see it.
+func (p *Plan) client() istio.Client {
+	return istio.Client{Namespace: p.workload.Namespace, Labels: p.workload.Labels, ClusterDomain: p.workload.ClusterDomain}
+}
+
+// portsOf returns the ports that a document speaks of, nil for all, and false if it does not concern the workload.
+func portsOf(vs *istio.VirtualService, client istio.Client) (ports []int, some bool) {
+	named := make(map[int]bool)
+	for i := range vs.Spec.HTTP {
+		for _, m := range vs.Spec.HTTP[i].Match {
+			if m.Port != nil && *m.Port != 0 {
+				named[int(*m.Port)] = true
+			}
+		}
+	}
+	other := 1
+	for named[other] {
+		other++
+	}
+	if len(named) == 0 || vs.Applies(client, other) {
+		return nil, vs.Applies(client, 0)
+	}
+	for port := range named {
+		if vs.Applies(client, port) {
+			ports = append(ports, port)
+		}
+	}
+	slices.Sort(ports)
+	return ports, len(ports) > 0
+}
+
+// virtualServices gives every host to the first document that claims it. Documents that are exported to the workload's
+// namespace by name come before those that are exported to all.
+func (c *compiler) virtualServices() {
+	delegates := c.delegates()
+	for _, publicly := range []bool{false, true} {
+		for _, vs := range c.virtual {
+			switch {
+			case vs.Failed() || vs.is.public != publicly || vs.is.leaf:
+			case !vs.is.inMesh:
+				vs.Warnf("spec.gateways", "applies to gateways only, which do not exist in-process: it is skipped")
+			default:
+				c.claim(vs, delegates)
+			}
+		}
+	}
+}
+
+// claim gives the hosts of a document to it, if it is seen by the workload and concerns it.
+func (c *compiler) claim(vs decoded[virtual], delegates map[string]decoded[virtual]) {
+	p, v := c.plan, vs.is
+	own, some := &claim{virtual: v, at: vs.place(), ports: v.ports}, v.some
+	if v.delegates != nil {
+		if own.whole = c.whole(vs, delegates); own.whole == nil {
+			return
+		}
+		own.ports, some = own.whole.ports, own.whole.some
+	}
+	if !v.visible {
+		return
+	}
+	if !some { // Istio acts as if it was not there
+		for _, host := range v.hosts {
+			p.name(host)
+		}
+		return
+	}
+	for _, host := range own.leads() {
+		p.name(host)
+	}
+	for _, host := range v.leads {
+		p.name(host)
+	}
+	for i, host := range v.hosts {
+		has, added := p.claims.add(host, own)
+		switch {
+		case added || has.virtual == v:
+		case has.ports != nil:
+			p.claims.set(host, has.before(own)) // for the ports that the first one leaves
+		default:
+			first := c.of(has.virtual)
+			vs.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
+				first.identity, host, first.file, first.Line)
+		}
+		p.name(host)
+	}
+}
+
+// subsets warns of destinations that have no endpoints, because no document defines their subset or their entry lacks the port.
+func (c *compiler) subsets() {
+	if c.failed() {
+		return // what the documents say together is not known
+	}
+	p := c.plan
+	lacks := func(t route.Target) bool { return !p.rule(p.canonical(t.Host)).defines(t.Subset) }
+	port := func(t route.Target) error {
+		if e := p.entries.find(p.canonical(t.Host)); e != nil {
+			return e.of(t.Host).CheckPort(t.Port)
+		}
+		return nil
+	}
+	for _, vs := range c.virtual {
+		if !vs.is.visible || vs.atGateways() || !slices.ContainsFunc(vs.is.subsets, lacks) &&
+			!slices.ContainsFunc(vs.is.targets, func(t route.Target) bool { return port(t) != nil }) {
+			continue
+		}
+		for d, at := range vs.is.get().Destinations() {
+			host := istio.Resolve(d.Host, vs.namespace, p.workload.ClusterDomain)
+			if d.Subset != nil && lacks(route.Target{Host: host, Subset: *d.Subset}) {
+				vs.Warnf(at+".subset", "no DestinationRule defines the subset %s of %s: requests to it fail", *d.Subset, host)
+			}
+			if d.Port == nil {
+				continue
+			}
+			if err := port(route.Target{Host: host, Port: int(d.Port.Number)}); err != nil {
+				vs.Warnf(at+".port", "%v: requests to it fail", err)
+			}
+		}
+	}
+}
