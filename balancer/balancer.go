@@ -66,7 +66,7 @@ type address struct {
 	port int
 }
 
-// New returns a Balancer without endpoints. It returns an error for settings that cannot be honoured.
+// New returns a Balancer without endpoints. The error is that of [Config.Validate].
 func New(cfg Config, hooks Hooks) (*Balancer, error) {
 	set, err := cfg.compile()
 	if err != nil {

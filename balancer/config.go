@@ -1,6 +1,8 @@
 package balancer
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"math"
 	"reflect"
@@ -115,13 +117,13 @@ const (
 	maxTableSize     = 5000011
 )
 
-// settings is a Config with the defaults filled in and the texts read.
+// settings is a Config with its defaults filled in and its Locality compiled.
 type settings struct {
 	Config
 	topology topology
 }
 
-// Validate returns an error if the settings cannot be honoured.
+// Validate returns an error that names the field if the settings cannot be honoured.
 func (c Config) Validate() error {
 	_, err := c.compile()
 	return err
@@ -132,73 +134,89 @@ func (c Config) Equal(other Config) bool {
 	return reflect.DeepEqual(c, other) // of reloads, not of calls
 }
 
+// compile checks c and fills in its defaults.
 func (c Config) compile() (settings, error) {
-	set := settings{Config: c}
-	fail := func(format string, args ...any) (settings, error) {
-		return settings{}, fmt.Errorf("balancer: "+format, args...)
+	topology, err := c.Locality.compile()
+	if err != nil {
+		err = fmt.Errorf("balancer: Config.Locality: %w", err)
 	}
-	compares := c.Algorithm == LeastRequest || c.Algorithm == PeakEWMA
-	hashes := c.Algorithm == RingHash || c.Algorithm == Maglev
-	switch {
-	case c.Algorithm > Maglev:
-		return fail("unknown algorithm %d", c.Algorithm)
-	case c.Choices != 0 && (c.Choices < 2 || c.Choices > 10):
-		return fail("Choices is %d, want 2 to 10", c.Choices)
-	case c.Choices != 0 && !compares:
-		return fail("Choices does not go with %v", c.Algorithm)
-	case c.Decay < 0:
-		return fail("Decay is negative: %v", c.Decay)
-	case c.Decay != 0 && c.Algorithm != PeakEWMA:
-		return fail("Decay does not go with %v", c.Algorithm)
-	case (c.MinRingSize != 0 || c.MaxRingSize != 0) && c.Algorithm != RingHash:
-		return fail("MinRingSize and MaxRingSize do not go with %v", c.Algorithm)
-	case c.MinRingSize < 0 || c.MinRingSize > maxRing:
-		return fail("MinRingSize is %d, want 1 to %d", c.MinRingSize, maxRing)
-	case c.MaxRingSize < 0 || c.MaxRingSize > maxRing:
-		return fail("MaxRingSize is %d, want 1 to %d", c.MaxRingSize, maxRing)
-	case c.TableSize != 0 && c.Algorithm != Maglev:
-		return fail("TableSize does not go with %v", c.Algorithm)
-	case c.TableSize != 0 && (c.TableSize > maxTableSize || !isPrime(c.TableSize)):
-		return fail("TableSize is %d, want a prime up to %d", c.TableSize, maxTableSize)
-	case c.BoundedLoad != 0 && !(c.BoundedLoad >= 1 && c.BoundedLoad <= math.MaxInt32):
-		return fail("BoundedLoad is %v, want 1 or more", c.BoundedLoad)
-	case !fraction.Valid(c.PanicFraction):
-		return fail("PanicFraction is %v, want 0 to 1", c.PanicFraction)
-	case c.SlowStart.Window < 0:
-		return fail("SlowStart.Window is negative: %v", c.SlowStart.Window)
-	case c.SlowStart.Window == 0 && c.SlowStart != SlowStart{}:
-		return fail("SlowStart has no Window")
-	case c.SlowStart.Window != 0 && hashes:
-		return fail("SlowStart does not go with %v", c.Algorithm)
-	case !(c.SlowStart.MinFraction <= 1):
-		return fail("SlowStart.MinFraction is %v, want at most 1", c.SlowStart.MinFraction)
-	case !(c.SlowStart.Aggression >= 0 && c.SlowStart.Aggression <= math.MaxFloat64):
-		return fail("SlowStart.Aggression is %v, want more than 0", c.SlowStart.Aggression)
-	case !hashes && !reflect.DeepEqual(c.HashKey, HashKey{}):
-		return fail("HashKey does not go with %v", c.Algorithm)
+	if err = cmp.Or(c.checkPick(), c.checkHash(), c.SlowStart.check(c.Algorithm), err); err != nil {
+		return settings{}, err
 	}
-	if err := c.HashKey.check(); err != nil {
-		return fail("HashKey: %w", err)
-	}
-	var err error
-	if set.topology, err = c.Locality.compile(); err != nil {
-		return fail("Locality: %w", err)
-	}
-
+	set := settings{Config: c, topology: topology}
 	orDefault(&set.Choices, 2)
 	orDefault(&set.Decay, defaultDecay)
-	orDefault(&set.MinRingSize, defaultMinRing)
 	orDefault(&set.MaxRingSize, maxRing)
+	orDefault(&set.MinRingSize, min(defaultMinRing, set.MaxRingSize))
 	orDefault(&set.TableSize, defaultTableSize)
 	orDefault(&set.SlowStart.MinFraction, 0.1)
 	orDefault(&set.SlowStart.Aggression, 1)
-	if c.MinRingSize == 0 {
-		set.MinRingSize = min(set.MinRingSize, set.MaxRingSize)
-	}
-	if set.MinRingSize > set.MaxRingSize {
-		return fail("MinRingSize %d is above MaxRingSize %d", set.MinRingSize, set.MaxRingSize)
-	}
 	return set, nil
+}
+
+func (c *Config) checkPick() error {
+	compares := c.Algorithm == LeastRequest || c.Algorithm == PeakEWMA
+	switch {
+	case c.Algorithm > Maglev:
+		return fmt.Errorf("balancer: Config.Algorithm is %d, want one of this package", c.Algorithm)
+	case c.Choices != 0 && (c.Choices < 2 || c.Choices > 10):
+		return fmt.Errorf("balancer: Config.Choices is %d, want 2 to 10", c.Choices)
+	case c.Choices != 0 && !compares:
+		return fmt.Errorf("balancer: Config.Choices does not go with %v", c.Algorithm)
+	case c.Decay < 0:
+		return fmt.Errorf("balancer: Config.Decay is %v, want 0 or more", c.Decay)
+	case c.Decay != 0 && c.Algorithm != PeakEWMA:
+		return fmt.Errorf("balancer: Config.Decay does not go with %v", c.Algorithm)
+	case c.BoundedLoad != 0 && !(c.BoundedLoad >= 1 && c.BoundedLoad <= math.MaxInt32):
+		return fmt.Errorf("balancer: Config.BoundedLoad is %v, want 1 or more", c.BoundedLoad)
+	case !fraction.Valid(c.PanicFraction):
+		return fmt.Errorf("balancer: Config.PanicFraction is %v, want 0 to 1", c.PanicFraction)
+	}
+	return nil
+}
+
+// checkHash checks the settings of the algorithms that hash.
+func (c *Config) checkHash() error {
+	switch {
+	case (c.MinRingSize != 0 || c.MaxRingSize != 0) && c.Algorithm != RingHash:
+		return fmt.Errorf("balancer: Config.MinRingSize and MaxRingSize do not go with %v", c.Algorithm)
+	case c.MinRingSize < 0 || c.MinRingSize > maxRing:
+		return fmt.Errorf("balancer: Config.MinRingSize is %d, want 1 to %d", c.MinRingSize, maxRing)
+	case c.MaxRingSize < 0 || c.MaxRingSize > maxRing:
+		return fmt.Errorf("balancer: Config.MaxRingSize is %d, want 1 to %d", c.MaxRingSize, maxRing)
+	case c.MaxRingSize != 0 && c.MinRingSize > c.MaxRingSize:
+		return fmt.Errorf("balancer: Config.MinRingSize is %d, which is above MaxRingSize (%d)", c.MinRingSize, c.MaxRingSize)
+	case c.TableSize != 0 && c.Algorithm != Maglev:
+		return fmt.Errorf("balancer: Config.TableSize does not go with %v", c.Algorithm)
+	case c.TableSize != 0 && (c.TableSize > maxTableSize || !isPrime(c.TableSize)):
+		return fmt.Errorf("balancer: Config.TableSize is %d, want a prime up to %d", c.TableSize, maxTableSize)
+	case !c.Algorithm.hashes() && !reflect.DeepEqual(c.HashKey, HashKey{}):
+		return fmt.Errorf("balancer: Config.HashKey does not go with %v", c.Algorithm)
+	}
+	if err := c.HashKey.check(); err != nil {
+		return fmt.Errorf("balancer: Config.HashKey: %w", err)
+	}
+	return nil
+}
+
+func (a Algorithm) hashes() bool {
+	return a == RingHash || a == Maglev
+}
+
+func (s SlowStart) check(a Algorithm) error {
+	switch {
+	case s.Window < 0:
+		return fmt.Errorf("balancer: Config.SlowStart.Window is %v, want 0 or more", s.Window)
+	case s.Window == 0 && s != SlowStart{}:
+		return errors.New("balancer: Config.SlowStart has no Window")
+	case s.Window != 0 && a.hashes():
+		return fmt.Errorf("balancer: Config.SlowStart does not go with %v", a)
+	case !(s.MinFraction <= 1):
+		return fmt.Errorf("balancer: Config.SlowStart.MinFraction is %v, want at most 1", s.MinFraction)
+	case !(s.Aggression >= 0 && s.Aggression <= math.MaxFloat64):
+		return fmt.Errorf("balancer: Config.SlowStart.Aggression is %v, want 0 or more", s.Aggression)
+	}
+	return nil
 }
 
 func orDefault[T comparable](field *T, value T) {

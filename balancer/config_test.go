@@ -23,10 +23,10 @@ func TestConfigErrors(t *testing.T) {
 		cfg  balancer.Config
 		want string
 	}{
-		{"algorithm", balancer.Config{Algorithm: 99}, "unknown algorithm 99"},
+		{"algorithm", balancer.Config{Algorithm: 99}, "Algorithm is 99"},
 		{"one choice", balancer.Config{Choices: 1}, "want 2 to 10"},
 		{"choices of round robin", balancer.Config{Algorithm: balancer.RoundRobin, Choices: 2}, "round robin"},
-		{"negative decay", balancer.Config{Algorithm: balancer.PeakEWMA, Decay: -1}, "negative"},
+		{"negative decay", balancer.Config{Algorithm: balancer.PeakEWMA, Decay: -1}, "Decay is -1ns"},
 		{"decay of least request", balancer.Config{Decay: time.Second}, "least request"},
 		{"ring of maglev", balancer.Config{Algorithm: balancer.Maglev, MinRingSize: 1}, "maglev"},
 		{"ring too large", balancer.Config{Algorithm: balancer.RingHash, MaxRingSize: 8<<20 + 1}, "MaxRingSize"},

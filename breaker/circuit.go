@@ -72,32 +72,37 @@ const (
 	maxProbes                  = 1 << 16
 )
 
-// withDefaults returns c with every zero that stands for something else replaced, or an error for what no circuit can
-// honour.
+// Validate returns an error that names the field if no circuit can honour the settings.
+func (c Config) Validate() error {
+	_, err := c.withDefaults()
+	return err
+}
+
+// withDefaults returns c with its defaults filled in.
 func (c Config) withDefaults() (Config, error) {
 	switch {
 	case !fraction.Valid(c.FailureFraction):
-		return c, fmt.Errorf("breaker: FailureFraction %v is not between 0 and 1", c.FailureFraction)
+		return c, fmt.Errorf("breaker: Config.FailureFraction is %v, want 0 to 1", c.FailureFraction)
 	case !fraction.Valid(c.SlowCallFraction):
-		return c, fmt.Errorf("breaker: SlowCallFraction %v is not between 0 and 1", c.SlowCallFraction)
+		return c, fmt.Errorf("breaker: Config.SlowCallFraction is %v, want 0 to 1", c.SlowCallFraction)
 	case c.SlowCall < 0:
-		return c, fmt.Errorf("breaker: SlowCall %v is negative", c.SlowCall)
+		return c, fmt.Errorf("breaker: Config.SlowCall is %v, want 0 or more", c.SlowCall)
 	case (c.SlowCallFraction > 0) != (c.SlowCall > 0):
-		return c, errors.New("breaker: SlowCallFraction and SlowCall work only together")
+		return c, errors.New("breaker: Config has one of SlowCallFraction and SlowCall, want both")
 	case c.MinRequests < 0:
-		return c, fmt.Errorf("breaker: MinRequests %d is negative", c.MinRequests)
+		return c, fmt.Errorf("breaker: Config.MinRequests is %d, want 0 or more", c.MinRequests)
 	case c.Window < 0:
-		return c, fmt.Errorf("breaker: Window %v is negative", c.Window)
+		return c, fmt.Errorf("breaker: Config.Window is %v, want 0 or more", c.Window)
 	case c.Buckets < 0 || c.Buckets > maxBuckets:
-		return c, fmt.Errorf("breaker: Buckets %d is not between 0 and %d", c.Buckets, maxBuckets)
+		return c, fmt.Errorf("breaker: Config.Buckets is %d, want 0 to %d", c.Buckets, maxBuckets)
 	case c.OpenDuration < 0:
-		return c, fmt.Errorf("breaker: OpenDuration %v is negative", c.OpenDuration)
+		return c, fmt.Errorf("breaker: Config.OpenDuration is %v, want 0 or more", c.OpenDuration)
 	case c.Probes < 0 || c.Probes > maxProbes:
-		return c, fmt.Errorf("breaker: Probes %d is not between 0 and %d", c.Probes, maxProbes)
+		return c, fmt.Errorf("breaker: Config.Probes is %d, want 0 to %d", c.Probes, maxProbes)
 	case c.ProbeTimeout < 0:
-		return c, fmt.Errorf("breaker: ProbeTimeout %v is negative", c.ProbeTimeout)
+		return c, fmt.Errorf("breaker: Config.ProbeTimeout is %v, want 0 or more", c.ProbeTimeout)
 	case c.ConsecutiveFailures < 0 && c.FailureFraction == 0 && c.SlowCallFraction == 0:
-		return c, errors.New("breaker: all rules are off, the circuit would never open")
+		return c, errors.New("breaker: Config has all rules off and the circuit would never open, want one of them")
 	}
 	orDefault(&c.ConsecutiveFailures, defaultConsecutiveFailures)
 	orDefault(&c.MinRequests, defaultMinRequests)
@@ -107,10 +112,10 @@ func (c Config) withDefaults() (Config, error) {
 	orDefault(&c.Probes, defaultProbes)
 	orDefault(&c.ProbeTimeout, defaultProbeTimeout)
 	if c.Window/time.Duration(c.Buckets) <= 0 {
-		return c, fmt.Errorf("breaker: Window %v is too short for %d buckets", c.Window, c.Buckets)
+		return c, fmt.Errorf("breaker: Config.Window is %v, want at least 1ns for each of %d buckets", c.Window, c.Buckets)
 	}
 	if c.OpenDuration < time.Microsecond {
-		return c, fmt.Errorf("breaker: OpenDuration %v is under a microsecond", c.OpenDuration)
+		return c, fmt.Errorf("breaker: Config.OpenDuration is %v, want at least 1µs", c.OpenDuration)
 	}
 	return c, nil
 }
@@ -199,7 +204,7 @@ func (c *Circuit) current() phase {
 	return phase(c.phase.Load())
 }
 
-// New returns a closed circuit. onChange, if not nil, is told of every change of state, in order, by one of the
+// New returns a closed circuit. The error is that of [Config.Validate]. onChange, if not nil, is told of every change of state, in order, by one of the
 // goroutines that use the circuit, with no lock held: it may use the circuit itself. It delays the call that caused it,
 // so it should be quick.
 func New(cfg Config, onChange func(Change)) (*Circuit, error) {

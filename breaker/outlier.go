@@ -83,7 +83,7 @@ type Outlier struct {
 	ejected  atomic.Int32 // number of ejected trackers; written with mu held
 }
 
-// NewOutlier returns an Outlier that knows no endpoint. onEvent, if not nil, is told of every ejection and readmission,
+// NewOutlier returns an Outlier that knows no endpoint. The error is that of [OutlierConfig.Validate]. onEvent, if not nil, is told of every ejection and readmission,
 // in order, by one of the goroutines that use the Outlier, with no lock held: it may use the Outlier itself.
 func NewOutlier(cfg OutlierConfig, onEvent func(Event)) (*Outlier, error) {
 	cfg, err := cfg.withDefaults()

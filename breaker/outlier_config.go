@@ -20,7 +20,7 @@ type OutlierConfig struct {
 	Consecutive5xx int
 
 	// ConsecutiveGateway does the same, but counts only the errors that are 502, 503 or 504; any other response starts the
-	// count again. 0 or negative switches the rule off.
+	// count again. 0 means that there is no such rule.
 	ConsecutiveGateway int
 
 	// SplitLocalOrigin counts failures that we saw ourselves apart from what the endpoint answered.
@@ -93,23 +93,30 @@ const (
 	maxDuration                   = 10 * 365 * 24 * time.Hour // leaves room to add some up
 )
 
+// Validate returns an error that names the field if the settings cannot be honoured.
+func (c OutlierConfig) Validate() error {
+	_, err := c.withDefaults()
+	return err
+}
+
+// withDefaults returns c with its defaults filled in.
 func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 	for _, f := range []struct {
-		name     string
-		value    int
-		min, max int
+		name  string
+		value int
 	}{
-		{"Consecutive5xx", c.Consecutive5xx, math.MinInt, maxConsecutive},
-		{"ConsecutiveGateway", c.ConsecutiveGateway, math.MinInt, maxConsecutive},
-		{"ConsecutiveLocalOrigin", c.ConsecutiveLocalOrigin, math.MinInt, maxConsecutive},
-		{"SuccessRateMinHosts", c.SuccessRateMinHosts, 0, math.MaxInt},
-		{"SuccessRateVolume", c.SuccessRateVolume, 0, math.MaxInt},
-		{"FailureFractionMinHosts", c.FailureFractionMinHosts, 0, math.MaxInt},
-		{"FailureFractionVolume", c.FailureFractionVolume, 0, math.MaxInt},
+		{"ConsecutiveGateway", c.ConsecutiveGateway},
+		{"SuccessRateMinHosts", c.SuccessRateMinHosts},
+		{"SuccessRateVolume", c.SuccessRateVolume},
+		{"FailureFractionMinHosts", c.FailureFractionMinHosts},
+		{"FailureFractionVolume", c.FailureFractionVolume},
 	} {
-		if f.value < f.min || f.value > f.max {
-			return c, fmt.Errorf("breaker: %s %d is out of range", f.name, f.value)
+		if f.value < 0 {
+			return c, fmt.Errorf("breaker: OutlierConfig.%s is %d, want 0 or more", f.name, f.value)
 		}
+	}
+	if n := max(c.Consecutive5xx, c.ConsecutiveGateway, c.ConsecutiveLocalOrigin); n > maxConsecutive {
+		return c, fmt.Errorf("breaker: OutlierConfig counts up to %d consecutive failures, want at most %d", n, maxConsecutive)
 	}
 	for _, f := range []struct {
 		name  string
@@ -121,23 +128,23 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 		{"Jitter", c.Jitter},
 	} {
 		if f.value < 0 || f.value > maxDuration {
-			return c, fmt.Errorf("breaker: %s %v is not between 0 and %v", f.name, f.value, maxDuration)
+			return c, fmt.Errorf("breaker: OutlierConfig.%s is %v, want 0 to %v", f.name, f.value, maxDuration)
 		}
 	}
 	if !fraction.Valid(c.MaxEjectedFraction) {
-		return c, fmt.Errorf("breaker: MaxEjectedFraction is %v, want 0 to 1", c.MaxEjectedFraction)
+		return c, fmt.Errorf("breaker: OutlierConfig.MaxEjectedFraction is %v, want 0 to 1", c.MaxEjectedFraction)
 	}
 	if !fraction.Valid(c.FailureFraction) {
-		return c, fmt.Errorf("breaker: FailureFraction is %v, want 0 to 1", c.FailureFraction)
+		return c, fmt.Errorf("breaker: OutlierConfig.FailureFraction is %v, want 0 to 1", c.FailureFraction)
 	}
 	if !(c.SuccessRateFactor >= 0 && c.SuccessRateFactor <= math.MaxFloat64) {
-		return c, fmt.Errorf("breaker: SuccessRateFactor is %v, want 0 or more", c.SuccessRateFactor)
+		return c, fmt.Errorf("breaker: OutlierConfig.SuccessRateFactor is %v, want 0 or more", c.SuccessRateFactor)
 	}
 	if c.ErrorCodes.invalid {
-		return c, fmt.Errorf("breaker: ErrorCodes has a range that is empty or not within %d to %d", statusset.Min, statusset.Max)
+		return c, fmt.Errorf("breaker: OutlierConfig.ErrorCodes has a range that is empty or not within %d to %d", statusset.Min, statusset.Max)
 	}
 	if c.ConsecutiveLocalOrigin != 0 && !c.SplitLocalOrigin {
-		return c, errors.New("breaker: ConsecutiveLocalOrigin requires SplitLocalOrigin")
+		return c, errors.New("breaker: OutlierConfig has ConsecutiveLocalOrigin without SplitLocalOrigin, want both")
 	}
 	orDefault(&c.Consecutive5xx, defaultConsecutive5xx)
 	if c.SplitLocalOrigin {
@@ -154,7 +161,7 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 	orDefault(&c.FailureFractionMinHosts, defaultMinHosts)
 	orDefault(&c.FailureFractionVolume, defaultFailureVolume)
 	if c.MaxEjection < c.BaseEjection {
-		return c, fmt.Errorf("breaker: MaxEjection %v is shorter than BaseEjection %v", c.MaxEjection, c.BaseEjection)
+		return c, fmt.Errorf("breaker: OutlierConfig.MaxEjection is %v, want at least BaseEjection (%v)", c.MaxEjection, c.BaseEjection)
 	}
 	return c, nil
 }

@@ -43,11 +43,11 @@ type Lookup interface {
 //
 // The zero value is ready. It is safe for concurrent use and must not be changed while in use.
 type DNS struct {
-	// Interval is the time between lookups, give or take a tenth at random. 0 or less means 30 seconds.
+	// Interval is the time between lookups, give or take a tenth at random. 0 means 30 seconds.
 	Interval time.Duration
 
 	// Network is "ip4" for A records, "ip6" for AAAA records and "ip" for both. Empty means A, and AAAA for a name that
-	// has no A: a host with both is then one endpoint, not two.
+	// has no A: a host with both is then one endpoint, not two. Anything else is an error.
 	Network string
 
 	// SRV asks for SRV records. Names that begin with "_", such as "_grpc._tcp.orders.example.com", always do. Of the
@@ -62,10 +62,26 @@ type DNS struct {
 	Resolver Lookup
 }
 
-// Watch implements [Resolver]. It makes one lookup at a time.
+// check returns an error that names the field if d cannot be used.
+func (d DNS) check() error {
+	if d.Interval < 0 {
+		return fmt.Errorf("discovery: DNS.Interval is %v, want 0 or more", d.Interval)
+	}
+	switch d.Network {
+	case "", "ip", "ip4", "ip6":
+		return nil
+	}
+	return fmt.Errorf("discovery: DNS.Network is %q, want ip4, ip6, ip or none", d.Network)
+}
+
+// Watch implements [Resolver]. It makes one lookup at a time. A DNS whose fields make no sense yields an error and nothing else.
 func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error] {
 	return func(yield func([]Endpoint, error) bool) {
 		if ctx.Err() != nil {
+			return
+		}
+		if err := d.check(); err != nil {
+			yieldOnce(ctx, yield, nil, err)
 			return
 		}
 		host := canonical(strings.Trim(service.Host, "[]"))
@@ -73,70 +89,76 @@ func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, e
 			yieldOnce(ctx, yield, []Endpoint{{Address: host}}, nil)
 			return
 		}
-		interval := d.Interval
-		if interval <= 0 {
-			interval = defaultDNSInterval
-		}
-		names := dnsNames(service)
-		var (
-			last     []Endpoint // sorted
-			known    bool       // whether there ever was an answer
-			missing  bool       // whether the last thing yielded was ErrUnknownService
-			failures int
-			asked    bool         // whether somebody could not connect
-			gap      = refreshGap // the least time between lookups that are asked for
-		)
-		refresh, _ := ctx.Value(refreshKey{}).(<-chan struct{}) // nil: nobody asks
-		for {
-			select {
-			case <-refresh: // which comes in time for this lookup
-			default:
-			}
-			name, now, err := d.lookup(ctx, names)
-			if ctx.Err() != nil {
-				return
-			}
-			if now == nil {
-				failures++
-				absent := isNotFound(err) && !known
-				if absent {
-					err = fmt.Errorf("%w: %w", unknown(service), err)
-				} else {
-					err = fmt.Errorf("discovery: look up %s: %w", service.Host, err)
-				}
-				if !(absent && missing) && !yield(nil, err) {
-					return
-				}
-				missing = absent
-				if pause.For(ctx, backoff(failures, interval)) != nil {
-					return
-				}
-				continue
-			}
-			if err != nil && !yield(nil, fmt.Errorf("discovery: look up %s: %w", service.Host, err)) {
-				return
-			}
-			changed := !known || !slices.EqualFunc(now, last, equalDNS)
-			if changed {
-				shuffled := slices.Clone(now)
-				rand.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-				if !yield(shuffled, nil) {
-					return
-				}
-			}
-			if changed || !asked {
-				gap = refreshGap
-			} else {
-				gap = min(2*gap, interval)
-			}
-			names = []string{name}
-			last, known, missing, failures = now, true, false, 0
-			var ok bool
-			if asked, ok = sleepUnless(ctx, interval*9/10+rand.N(interval/5+1), refresh, gap); !ok {
-				return
-			}
+		w := dnsWatch{DNS: d, service: service, names: dnsNames(service), gap: refreshGap}
+		w.Interval = cmp.Or(d.Interval, defaultDNSInterval)
+		w.refresh, _ = ctx.Value(refreshKey{}).(<-chan struct{}) // nil: nobody asks
+		for w.lookUp(ctx, yield) {
 		}
 	}
+}
+
+// dnsWatch is one Watch of a DNS.
+type dnsWatch struct {
+	DNS
+	service Service
+	names   []string // to look up, in order; only the one that exists, once there is an answer
+
+	last     []Endpoint // sorted
+	known    bool       // whether there ever was an answer
+	missing  bool       // whether the last thing yielded was ErrUnknownService
+	failures int
+
+	refresh <-chan struct{} // somebody could not connect
+	asked   bool            // whether that is why the latest lookup was made
+	gap     time.Duration   // the least time between lookups that are asked for
+}
+
+// lookUp makes a lookup, yields what it brings, and waits until the next is due. It reports false at the end of the watch.
+func (w *dnsWatch) lookUp(ctx context.Context, yield func([]Endpoint, error) bool) bool {
+	select {
+	case <-w.refresh: // which comes in time for this lookup
+	default:
+	}
+	name, now, err := w.lookup(ctx, w.names)
+	switch {
+	case ctx.Err() != nil:
+		return false
+	case now == nil:
+		return w.failed(err, yield) && pause.For(ctx, backoff(w.failures, w.Interval)) == nil
+	case err != nil && !yield(nil, fmt.Errorf("discovery: look up %s: %w", w.service.Host, err)):
+		return false
+	}
+	changed := !w.known || !slices.EqualFunc(now, w.last, equalDNS)
+	if changed {
+		shuffled := slices.Clone(now)
+		rand.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
+		if !yield(shuffled, nil) {
+			return false
+		}
+	}
+	if changed || !w.asked {
+		w.gap = refreshGap
+	} else {
+		w.gap = min(2*w.gap, w.Interval)
+	}
+	w.names, w.last, w.known, w.missing, w.failures = []string{name}, now, true, false, 0
+	asked, ok := sleepUnless(ctx, w.Interval*9/10+rand.N(w.Interval/5+1), w.refresh, w.gap)
+	w.asked = asked
+	return ok
+}
+
+// failed yields the error of a lookup without answer. That the service does not exist is yielded once.
+func (w *dnsWatch) failed(err error, yield func([]Endpoint, error) bool) bool {
+	w.failures++
+	absent := isNotFound(err) && !w.known
+	if absent && w.missing {
+		return true
+	}
+	w.missing = absent
+	if absent {
+		return yield(nil, fmt.Errorf("%w: %w", unknown(w.service), err))
+	}
+	return yield(nil, fmt.Errorf("discovery: look up %s: %w", w.service.Host, err))
 }
 
 // dnsNames returns the names to look up for the service, in order.

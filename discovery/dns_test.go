@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -383,4 +384,24 @@ func TestConnectFailuresHaveNamesLookedUpAgain(t *testing.T) {
 		time.Sleep(20 * time.Minute)
 		l.want(t, "set 10.0.0.4:0")
 	})
+}
+
+func TestDNS_Invalid(t *testing.T) {
+	for field, resolver := range map[string]discovery.DNS{
+		"Interval": {Interval: -1},
+		"Network":  {Network: "tcp"},
+	} {
+		ctx, cancel := context.WithCancel(t.Context())
+		yields := 0
+		for endpoints, err := range resolver.Watch(ctx, orders) {
+			yields++
+			if endpoints != nil || err == nil || !strings.Contains(err.Error(), "DNS."+field) {
+				t.Errorf("%s: %v, %v, want an error that names it", field, endpoints, err)
+			}
+			cancel()
+		}
+		if cancel(); yields != 1 {
+			t.Errorf("%s: yielded %d times, want once", field, yields)
+		}
+	}
 }

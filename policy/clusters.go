@@ -7,12 +7,9 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/balancer"
-	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/istio"
-	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
-	"github.com/nosidecar/mesh/retry"
 )
 
 // rules are the DestinationRules of one host in one namespace, in their order.
@@ -166,14 +163,11 @@ func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port i
 
 // check says what the layers cannot honour.
 func (c *Cluster) check() error {
-	var errs [4]error
-	_, errs[0] = balancer.New(c.Balancer, balancer.Hooks{})
+	var outlier error
 	if c.Eject {
-		_, errs[1] = breaker.NewOutlier(c.Outlier, nil)
+		outlier = c.Outlier.Validate()
 	}
-	_, errs[2] = limit.NewPool(c.Pool)
-	_, errs[3] = retry.NewLimiter(c.RetryLimit, nil)
-	return errors.Join(errs[:]...)
+	return errors.Join(c.Balancer.Validate(), outlier, c.Pool.Validate(), c.RetryLimit.Validate())
 }
 
 // destinationRules puts the rules that the workload sees into the plan.

@@ -18,10 +18,11 @@ const (
 // of the last 10 s and 10 retries per second on top: enough for a service with little traffic, and no multiple of the load for
 // one that is down.
 type BudgetConfig struct {
-	// Off permits every retry.
+	// Off permits every retry: there is no budget.
 	Off bool
 
-	// Ratio is the number of retries permitted per call within Window. 0: 0.2. Negative: none but MinPerSecond.
+	// Ratio is the number of retries permitted per call within Window, which may exceed 1. 0: 0.2. Negative: none but
+	// MinPerSecond.
 	Ratio float64
 
 	// MinPerSecond is the number of retries per second permitted regardless of the traffic. 0: 10. Negative: none.
@@ -52,22 +53,27 @@ type Budget struct {
 	filled   time.Duration
 }
 
-// NewBudget returns a Budget, or nil if config is Off.
+// Validate returns an error that names the field if the settings cannot be honoured.
+func (c BudgetConfig) Validate() error {
+	switch {
+	case math.IsNaN(c.Ratio) || math.IsInf(c.Ratio, 0):
+		return fmt.Errorf("retry: BudgetConfig.Ratio is %v, want a number", c.Ratio)
+	case math.IsNaN(c.MinPerSecond) || math.IsInf(c.MinPerSecond, 0):
+		return fmt.Errorf("retry: BudgetConfig.MinPerSecond is %v, want a number", c.MinPerSecond)
+	case c.Window != 0 && c.Window < 10*time.Millisecond:
+		return fmt.Errorf("retry: BudgetConfig.Window is %v, want 0 or at least 10ms", c.Window)
+	}
+	return nil
+}
+
+// NewBudget returns a Budget, or nil if config is Off. The error is that of [BudgetConfig.Validate].
 func NewBudget(config BudgetConfig) (*Budget, error) {
 	return newBudget(config, time.Now())
 }
 
 func newBudget(config BudgetConfig, now time.Time) (*Budget, error) {
-	switch {
-	case math.IsNaN(config.Ratio) || math.IsInf(config.Ratio, 0):
-		return nil, fmt.Errorf("retry: budget Ratio %v is not a number", config.Ratio)
-	case math.IsNaN(config.MinPerSecond) || math.IsInf(config.MinPerSecond, 0):
-		return nil, fmt.Errorf("retry: budget MinPerSecond %v is not a number", config.MinPerSecond)
-	case config.Window != 0 && config.Window < 10*time.Millisecond:
-		return nil, fmt.Errorf("retry: budget Window %v is less than 10ms", config.Window)
-	}
-	if config.Off {
-		return nil, nil
+	if err := config.Validate(); err != nil || config.Off {
+		return nil, err
 	}
 	orDefault := func(v, d float64) float64 {
 		if v == 0 {

@@ -16,8 +16,7 @@ const (
 	defaultBodyLimit     = 64 << 10
 )
 
-// Config is what a policy can say about retries. For every field 0 means the default, and where a
-// mechanism can be switched off there is a way to say so. The zero Config retries nothing.
+// Config is what a policy can say about retries. The zero Config retries nothing.
 type Config struct {
 	// Retries is how often a call is tried again after the first try. 0: never. With 2, a server sees a call at most
 	// three times.
@@ -64,26 +63,32 @@ func (c Config) Equal(other Config) bool {
 	return reflect.DeepEqual(c, other) // of reloads, not of calls
 }
 
-// Policy is a compiled Config. It is immutable and safe for concurrent use.
+// Policy is a Config ready for use. It is immutable and safe for concurrent use.
 type Policy struct {
 	config  Config // defaults filled in
 	headers []string
 	trace   bool // whether to find out if a request was begun to be written
 }
 
-// Compile checks config and fills in its defaults.
-func Compile(config Config) (*Policy, error) {
+// Validate returns an error that names the field if the settings cannot be honoured.
+func (c Config) Validate() error {
+	_, err := NewPolicy(c)
+	return err
+}
+
+// NewPolicy fills in the defaults of config. The error is that of [Config.Validate].
+func NewPolicy(config Config) (*Policy, error) {
 	p := &Policy{config: config}
 	c := &p.config
 	switch {
 	case c.Retries < 0:
-		return nil, fmt.Errorf("retry: negative Retries %d", c.Retries)
+		return nil, fmt.Errorf("retry: Config.Retries is %d, want 0 or more", c.Retries)
 	case c.PerTryTimeout < 0:
-		return nil, fmt.Errorf("retry: negative PerTryTimeout %v", c.PerTryTimeout)
+		return nil, fmt.Errorf("retry: Config.PerTryTimeout is %v, want 0 or more", c.PerTryTimeout)
 	case c.MaxBackoff < 0:
-		return nil, fmt.Errorf("retry: negative MaxBackoff %v", c.MaxBackoff)
+		return nil, fmt.Errorf("retry: Config.MaxBackoff is %v, want 0 or more", c.MaxBackoff)
 	case c.On.Conditions&^allConditions != 0:
-		return nil, fmt.Errorf("retry: unknown conditions %#x", uint32(c.On.Conditions&^allConditions))
+		return nil, fmt.Errorf("retry: Config.On has the unknown conditions %#x", uint32(c.On.Conditions&^allConditions))
 	}
 	if c.On == (On{}) {
 		c.On.Conditions = GatewayError | ConnectFailure | RefusedStream
@@ -93,7 +98,7 @@ func Compile(config Config) (*Policy, error) {
 	}
 	switch {
 	case c.MaxBackoff > 0 && c.MaxBackoff < c.Backoff:
-		return nil, fmt.Errorf("retry: MaxBackoff %v is less than Backoff %v", c.MaxBackoff, c.Backoff)
+		return nil, fmt.Errorf("retry: Config.MaxBackoff is %v, want at least Backoff (%v)", c.MaxBackoff, c.Backoff)
 	case c.MaxBackoff == 0 && c.Backoff > 0:
 		c.MaxBackoff = 10 * c.Backoff
 		if c.MaxBackoff/10 != c.Backoff {
@@ -107,11 +112,11 @@ func Compile(config Config) (*Policy, error) {
 		c.BodyLimit = defaultBodyLimit
 	}
 	if len(c.RetriableHeaders) > 0 && c.On.Conditions&RetriableHeaders == 0 {
-		return nil, fmt.Errorf("retry: RetriableHeaders %q without that condition in On", c.RetriableHeaders)
+		return nil, fmt.Errorf("retry: Config.RetriableHeaders is %q, want the condition RetriableHeaders in On with it", c.RetriableHeaders)
 	}
 	for _, name := range c.RetriableHeaders {
 		if !field.IsToken(name) {
-			return nil, fmt.Errorf("retry: bad header name %q in RetriableHeaders", name)
+			return nil, fmt.Errorf("retry: Config.RetriableHeaders has %q, want names of headers", name)
 		}
 		p.headers = append(p.headers, http.CanonicalHeaderKey(name))
 	}

@@ -69,7 +69,7 @@ func policy(t testing.TB, config retry.Config) *retry.Policy {
 	if config.Backoff == 0 {
 		config.Backoff = -1
 	}
-	p, err := retry.Compile(config)
+	p, err := retry.NewPolicy(config)
 	if err != nil {
 		t.Fatal(err)
 	}

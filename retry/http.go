@@ -57,7 +57,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 func (t *Transport) compile() {
 	t.loop.Rand = t.Rand
-	if t.loop.Policy, t.err = Compile(t.Config); t.err != nil {
+	if t.loop.Policy, t.err = NewPolicy(t.Config); t.err != nil {
 		return
 	}
 	if t.loop.Budget, t.err = NewBudget(t.Budget); t.err != nil {

@@ -1,6 +1,7 @@
 package retry
 
 import (
+	"errors"
 	"fmt"
 	"sync/atomic"
 
@@ -34,20 +35,30 @@ type Limiter struct {
 	retries atomic.Int64
 }
 
-// NewLimiter returns a Limiter, or nil if config sets no bound. Fraction is of what active returns; it must be cheap and safe
+// Validate returns an error that names the field if the settings cannot be honoured.
+func (c LimiterConfig) Validate() error {
+	switch {
+	case c.MaxRetries < 0:
+		return fmt.Errorf("retry: LimiterConfig.MaxRetries is %d, want 0 or more", c.MaxRetries)
+	case c.MinConcurrency < 0:
+		return fmt.Errorf("retry: LimiterConfig.MinConcurrency is %d, want 0 or more", c.MinConcurrency)
+	case !fraction.Valid(c.Fraction):
+		return fmt.Errorf("retry: LimiterConfig.Fraction is %v, want 0 to 1", c.Fraction)
+	case c.Fraction > 0 && c.MaxRetries > 0:
+		return errors.New("retry: LimiterConfig has both Fraction and MaxRetries, want one of them")
+	case c.Fraction == 0 && c.MinConcurrency > 0:
+		return errors.New("retry: LimiterConfig has MinConcurrency without Fraction, want both")
+	}
+	return nil
+}
+
+// NewLimiter returns a Limiter, or nil if config sets no bound. The error is that of [LimiterConfig.Validate].
+//
+// Fraction is of what active returns; it must be cheap and safe
 // for concurrent use. If active is nil, it is of the calls inside [Loop.Do], which end with the response headers.
 func NewLimiter(config LimiterConfig, active func() int64) (*Limiter, error) {
-	switch {
-	case config.MaxRetries < 0:
-		return nil, fmt.Errorf("retry: negative MaxRetries %d", config.MaxRetries)
-	case config.MinConcurrency < 0:
-		return nil, fmt.Errorf("retry: negative MinConcurrency %d", config.MinConcurrency)
-	case !fraction.Valid(config.Fraction):
-		return nil, fmt.Errorf("retry: limiter Fraction is %v, want 0 to 1", config.Fraction)
-	case config.Fraction > 0 && config.MaxRetries > 0:
-		return nil, fmt.Errorf("retry: limiter has both Fraction and MaxRetries")
-	case config.Fraction == 0 && config.MinConcurrency > 0:
-		return nil, fmt.Errorf("retry: limiter has MinConcurrency without Fraction")
+	if err := config.Validate(); err != nil {
+		return nil, err
 	}
 	if config.Fraction > 0 {
 		least := config.MinConcurrency

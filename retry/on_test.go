@@ -186,8 +186,8 @@ func TestCompile_Errors(t *testing.T) {
 		"empty header":              {On: retry.On{Conditions: retry.RetriableHeaders}, RetriableHeaders: []string{"a", ""}},
 		"headers without condition": {RetriableHeaders: []string{"a"}},
 	} {
-		if _, err := retry.Compile(config); err == nil {
-			t.Errorf("%s: Compile(%+v) gave no error", name, config)
+		if _, err := retry.NewPolicy(config); err == nil {
+			t.Errorf("%s: NewPolicy(%+v) gave no error", name, config)
 		}
 		body := newBody("x")
 		rt := &retry.Transport{Config: config, Base: roundTrip(func(*http.Request) (*http.Response, error) {

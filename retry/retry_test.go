@@ -1172,7 +1172,7 @@ func TestGRPCPushback(t *testing.T) {
 			{name: "two", values: []string{"1", "2"}, tries: 1},
 			{name: "not gRPC", values: []string{"-1"}, other: true, want: 10 * time.Second, tries: 2},
 		} {
-			policy, err := retry.Compile(retry.Config{
+			policy, err := retry.NewPolicy(retry.Config{
 				Retries: 1, AnyMethod: true, On: retry.On{Conditions: retry.Unavailable | retry.ServerError}, MaxRetryAfter: -1,
 				Backoff: 10 * time.Second, MaxBackoff: 10 * time.Second,
 			})

@@ -29,13 +29,13 @@ type Config struct {
 	NoPropagation bool
 }
 
-// Validate returns an error if c cannot be honoured.
+// Validate returns an error that names the field if the settings cannot be honoured.
 func (c Config) Validate() error {
 	switch {
 	case c.Request < 0:
-		return fmt.Errorf("timeout: negative Request %v", c.Request)
+		return fmt.Errorf("timeout: Config.Request is %v, want 0 or more", c.Request)
 	case c.BodyIdle < 0:
-		return fmt.Errorf("timeout: negative BodyIdle %v", c.BodyIdle)
+		return fmt.Errorf("timeout: Config.BodyIdle is %v, want 0 or more", c.BodyIdle)
 	}
 	return nil
 }

@@ -246,9 +246,9 @@ func (ca *DevCA) issue(namespace, serviceAccount string) (*x509svid.SVID, error)
 	ttl := ca.ttl()
 	switch {
 	case ttl < minDevelopmentTTL || ttl > maxDevelopmentTTL:
-		return nil, fmt.Errorf("tlsid: development CA: TTL is %s, must be from %s to %s", ttl, minDevelopmentTTL, maxDevelopmentTTL)
+		return nil, fmt.Errorf("tlsid: DevCA.TTL is %v, want %v to %v", ttl, minDevelopmentTTL, maxDevelopmentTTL)
 	case ca.RotateEvery >= ttl:
-		return nil, fmt.Errorf("tlsid: development CA: RotateEvery is %s, must be less than the TTL of %s", ca.RotateEvery, ttl)
+		return nil, fmt.Errorf("tlsid: DevCA.RotateEvery is %v, want less than TTL (%v)", ca.RotateEvery, ttl)
 	}
 	id, err := spiffeid.FromSegments(ca.domain, "ns", namespace, "sa", serviceAccount)
 	if err != nil {

@@ -65,11 +65,11 @@ func TestDevCARefuses(t *testing.T) {
 		namespace, account string
 		want               string
 	}{
-		{"TTL too long", 25 * time.Hour, 0, "default", "a", "TTL is 25h0m0s, must be from 1s to 24h0m0s"},
+		{"TTL too long", 25 * time.Hour, 0, "default", "a", "DevCA.TTL is 25h0m0s, want 1s to 24h0m0s"},
 		{"TTL too short", time.Millisecond, 0, "default", "a", "TTL is 1ms"},
 		{"TTL negative", -time.Hour, 0, "default", "a", "TTL is -1h0m0s"},
-		{"rotates too late", time.Minute, time.Minute, "default", "a", "RotateEvery is 1m0s, must be less than the TTL of 1m0s"},
-		{"rotates too late for the default", 0, time.Hour, "default", "a", "must be less than the TTL of 1h0m0s"},
+		{"rotates too late", time.Minute, time.Minute, "default", "a", "DevCA.RotateEvery is 1m0s, want less than TTL (1m0s)"},
+		{"rotates too late for the default", 0, time.Hour, "default", "a", "want less than TTL (1h0m0s)"},
 		{"no namespace", 0, 0, "", "a", `namespace "", service account "a"`},
 		{"no account", 0, 0, "default", "", `namespace "default", service account ""`},
 		{"more than a segment", 0, 0, "default", "a/b", `service account "a/b"`},

@@ -83,7 +83,7 @@ func (f Files) check() ([]spiffeid.TrustDomain, error) {
 		return nil, errors.New("tlsid: Files needs Dir, or all of Certificate, Key and CA")
 	}
 	if f.Interval < 0 {
-		return nil, fmt.Errorf("tlsid: Files.Interval is negative: %s", f.Interval)
+		return nil, fmt.Errorf("tlsid: Files.Interval is %v, want 0 or more", f.Interval)
 	}
 	var federated []spiffeid.TrustDomain
 	for _, name := range slices.Sorted(maps.Keys(f.Federated)) {

@@ -182,7 +182,7 @@ func TestFilesRefuses(t *testing.T) {
 	}{
 		{"nothing", tlsid.Files{}, "needs Dir, or all of"},
 		{"no key", tlsid.Files{Certificate: "a", CA: "b"}, "needs Dir, or all of"},
-		{"negative interval", tlsid.Files{Dir: "a", Interval: -1}, "Interval is negative"},
+		{"negative interval", tlsid.Files{Dir: "a", Interval: -1}, "Files.Interval is -1ns, want 0 or more"},
 		{"bad trust domain", tlsid.Files{Dir: "a", Federated: map[string]string{"a b": "c"}}, `trust domain "a b"`},
 		{"trust domain as ID", tlsid.Files{Dir: "a", Federated: map[string]string{"spiffe://b.example": "c"}}, `write it "b.example"`},
 		{"no file", tlsid.Files{Dir: "a", Federated: map[string]string{"b.example": ""}}, "has no file"},

@@ -2,6 +2,7 @@ package tlsid
 
 import (
 	"container/list"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -61,7 +62,7 @@ func NewListener(inner net.Listener, config ListenerConfig) *Listener {
 	if config.Mode == nil {
 		config.Mode = func() Mode { return Strict }
 	}
-	if config.HandshakeTimeout <= 0 {
+	if config.HandshakeTimeout == 0 {
 		config.HandshakeTimeout = defaultHandshakeTimeout
 	}
 	if config.MaxPending == 0 {
@@ -87,6 +88,9 @@ func (l *Listener) Addr() net.Addr { return l.inner.Addr() }
 
 // Accept returns the next connection that may be served. After Close its error is net.ErrClosed.
 func (l *Listener) Accept() (net.Conn, error) {
+	if d := l.config.HandshakeTimeout; d < 0 {
+		return nil, fmt.Errorf("tlsid: ListenerConfig.HandshakeTimeout is %v, want 0 or more", d)
+	}
 	l.start.Do(l.begin)
 	select {
 	case <-l.closed:

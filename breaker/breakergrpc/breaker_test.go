@@ -278,7 +278,7 @@ func TestServer_Outcomes(t *testing.T) {
 			server := &breakergrpc.Server{Config: breaker.Config{ConsecutiveFailures: 1}}
 			func() {
 				defer func() { _ = recover() }()
-				server.Unary(test.ctx, nil, nil, func(context.Context, any) (any, error) { return nil, test.handler() })
+				breakergrpc.ServerUnary(server, test.ctx, nil, nil, func(context.Context, any) (any, error) { return nil, test.handler() })
 			}()
 			if server.State() != test.want {
 				t.Errorf("the circuit is %v, want %v", server.State(), test.want)

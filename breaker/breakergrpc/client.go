@@ -50,7 +50,7 @@ type Client struct {
 
 // DialOptions returns the interceptors.
 func (c *Client) DialOptions() []grpc.DialOption {
-	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.Unary), grpc.WithChainStreamInterceptor(c.Stream)}
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.unary), grpc.WithChainStreamInterceptor(c.stream)}
 }
 
 // States returns the state of every circuit by key.
@@ -59,8 +59,8 @@ func (c *Client) States() map[string]breaker.State {
 	return c.group.States()
 }
 
-// Unary is a grpc.UnaryClientInterceptor.
-func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+// unary is a grpc.UnaryClientInterceptor.
+func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	lease, err := c.allow(ctx, method, cc)
 	if err != nil {
@@ -73,8 +73,8 @@ func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *g
 	return err
 }
 
-// Stream is a grpc.StreamClientInterceptor.
-func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+// stream is a grpc.StreamClientInterceptor.
+func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	lease, err := c.allow(ctx, method, cc)
 	if err != nil {

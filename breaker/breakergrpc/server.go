@@ -37,7 +37,7 @@ type Server struct {
 
 // ServerOptions returns the interceptors.
 func (s *Server) ServerOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.Unary), grpc.ChainStreamInterceptor(s.Stream)}
+	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream)}
 }
 
 // State returns the state of the circuit.
@@ -49,8 +49,8 @@ func (s *Server) State() breaker.State {
 	return s.circuit.State()
 }
 
-// Unary is a grpc.UnaryServerInterceptor.
-func (s *Server) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+// unary is a grpc.UnaryServerInterceptor.
+func (s *Server) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	lease, err := s.allow(func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
 	if err != nil {
 		return nil, err
@@ -62,8 +62,8 @@ func (s *Server) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, ha
 	return resp, err
 }
 
-// Stream is a grpc.StreamServerInterceptor.
-func (s *Server) Stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+// stream is a grpc.StreamServerInterceptor.
+func (s *Server) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	lease, err := s.allow(ss.SetTrailer)
 	if err != nil {
 		return err

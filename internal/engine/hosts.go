@@ -97,7 +97,7 @@ func (h *host) policy(rule *route.Rule) *retry.Policy {
 	if p.StopNestedRetries {
 		config.NestedRetries = false
 	}
-	policy, err := retry.Compile(config)
+	policy, err := retry.NewPolicy(config)
 	if err != nil {
 		policy = rule.Retry // cannot be: neither change can make a good policy bad
 	}

@@ -102,17 +102,17 @@ func (e *Engine) protection(plan *policy.Plan, h policy.HostPlan) *Protection {
 	return nil
 }
 
-// checkProtections builds once what the protections describe, so that a mistake is an error of New and not of a call.
+// checkProtections checks the settings of the protections, so that a mistake is an error of New and not of a call.
 func checkProtections(protections []HostProtection) error {
 	for _, p := range protections {
 		var errs [5]error
 		if p.Circuit != nil {
-			_, errs[0] = breaker.New(*p.Circuit, nil)
+			errs[0] = p.Circuit.Validate()
 		}
 		if p.RetryBudget != nil {
-			_, errs[1] = retry.NewBudget(*p.RetryBudget)
+			errs[1] = p.RetryBudget.Validate()
 		}
-		_, errs[2] = limit.NewRate(p.RateLimit)
+		errs[2] = p.RateLimit.Validate()
 		if p.BodyIdle < 0 {
 			errs[3] = errors.New("BodyIdle is negative")
 		}

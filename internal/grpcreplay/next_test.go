@@ -60,7 +60,7 @@ func TestNext(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			policy, err := retry.Compile(retry.Config{Retries: 1, On: on, Backoff: -1, AnyMethod: true})
+			policy, err := retry.NewPolicy(retry.Config{Retries: 1, On: on, Backoff: -1, AnyMethod: true})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -43,27 +43,27 @@ type Abort struct {
 	IsGRPC     bool
 }
 
-// Validate reports what is wrong with c.
+// Validate returns an error that names the field if the settings cannot be honoured.
 func (c Config) Validate() error {
 	if err := fraction.CheckSample(c.Delay.Fraction); err != nil {
-		return fmt.Errorf("fault: Delay.Fraction is %w", err)
+		return fmt.Errorf("fault: Config.Delay.Fraction is %w", err)
 	}
 	if err := fraction.CheckSample(c.Abort.Fraction); err != nil {
-		return fmt.Errorf("fault: Abort.Fraction is %w", err)
+		return fmt.Errorf("fault: Config.Abort.Fraction is %w", err)
 	}
 	switch {
 	case c.Delay.Fixed < 0:
-		return fmt.Errorf("fault: Delay.Fixed is %v, want 0 or more", c.Delay.Fixed)
+		return fmt.Errorf("fault: Config.Delay.Fixed is %v, want 0 or more", c.Delay.Fixed)
 	case c.Abort.IsGRPC && c.Abort.HTTPStatus != 0:
-		return fmt.Errorf("fault: Abort has both HTTPStatus %d and a gRPC status", c.Abort.HTTPStatus)
+		return fmt.Errorf("fault: Config.Abort has both HTTPStatus %d and IsGRPC, want one of them", c.Abort.HTTPStatus)
 	case c.Abort.HTTPStatus != 0 && (c.Abort.HTTPStatus < 200 || c.Abort.HTTPStatus > 599):
-		return fmt.Errorf("fault: Abort.HTTPStatus is %d, want 200 to 599", c.Abort.HTTPStatus)
+		return fmt.Errorf("fault: Config.Abort.HTTPStatus is %d, want 200 to 599", c.Abort.HTTPStatus)
 	case c.Abort.GRPCStatus != 0 && !c.Abort.IsGRPC:
-		return fmt.Errorf("fault: Abort.GRPCStatus is %d without IsGRPC", c.Abort.GRPCStatus)
+		return fmt.Errorf("fault: Config.Abort.GRPCStatus is %d without IsGRPC, want both", c.Abort.GRPCStatus)
 	case c.Abort.GRPCStatus > 16:
-		return fmt.Errorf("fault: Abort.GRPCStatus is %d, want at most 16", c.Abort.GRPCStatus)
+		return fmt.Errorf("fault: Config.Abort.GRPCStatus is %d, want at most 16", c.Abort.GRPCStatus)
 	case c.Abort.Fraction > 0 && c.Abort.HTTPStatus == 0 && !c.Abort.IsGRPC:
-		return fmt.Errorf("fault: Abort has no status")
+		return fmt.Errorf("fault: Config.Abort has no status, want HTTPStatus or IsGRPC")
 	}
 	return nil
 }

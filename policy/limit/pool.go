@@ -90,25 +90,33 @@ type waiter struct {
 	prev, next *waiter
 }
 
-// NewPool returns a pool with nothing in flight, or an error if a value is out of range.
-func NewPool(config PoolConfig) (*Pool, error) {
+// Validate returns an error that names the field if the settings cannot be honoured.
+func (c PoolConfig) Validate() error {
 	for _, field := range []struct {
 		name  string
 		value int64
 	}{
-		{"MaxConnections", int64(config.MaxConnections)},
-		{"MaxPendingRequests", int64(config.MaxPendingRequests)},
-		{"MaxRequests", int64(config.MaxRequests)},
-		{"MaxRequestsPerConnection", int64(config.MaxRequestsPerConnection)},
-		{"ConnectTimeout", int64(config.ConnectTimeout)},
-		{"MaxConnectionDuration", int64(config.MaxConnectionDuration)},
-		{"Keepalive.Probes", int64(config.Keepalive.Probes)},
-		{"Keepalive.Time", int64(config.Keepalive.Time)},
-		{"Keepalive.Interval", int64(config.Keepalive.Interval)},
+		{"MaxConnections", int64(c.MaxConnections)},
+		{"MaxPendingRequests", int64(c.MaxPendingRequests)},
+		{"MaxRequests", int64(c.MaxRequests)},
+		{"MaxRequestsPerConnection", int64(c.MaxRequestsPerConnection)},
+		{"ConnectTimeout", int64(c.ConnectTimeout)},
+		{"MaxConnectionDuration", int64(c.MaxConnectionDuration)},
+		{"Keepalive.Probes", int64(c.Keepalive.Probes)},
+		{"Keepalive.Time", int64(c.Keepalive.Time)},
+		{"Keepalive.Interval", int64(c.Keepalive.Interval)},
 	} {
 		if field.value < 0 {
-			return nil, fmt.Errorf("limit: %s is %d, want 0 or more", field.name, field.value)
+			return fmt.Errorf("limit: PoolConfig.%s is %v, want 0 or more", field.name, field.value)
 		}
+	}
+	return nil
+}
+
+// NewPool returns a pool with nothing in flight. The error is that of [PoolConfig.Validate].
+func NewPool(config PoolConfig) (*Pool, error) {
+	if err := config.Validate(); err != nil {
+		return nil, err
 	}
 	return &Pool{config: config}, nil
 }

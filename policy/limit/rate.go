@@ -22,18 +22,25 @@ type Rate struct {
 	bucket *rate.Limiter // nil: no limit
 }
 
-// NewRate returns a full bucket, or an error if a value is out of range.
-func NewRate(config RateConfig) (*Rate, error) {
-	if config.PerSecond < 0 || math.IsNaN(config.PerSecond) || math.IsInf(config.PerSecond, 0) {
-		return nil, fmt.Errorf("limit: PerSecond is %v, want a rate of 0 or more", config.PerSecond)
+// Validate returns an error that names the field if the settings cannot be honoured.
+func (c RateConfig) Validate() error {
+	switch {
+	case !(c.PerSecond >= 0 && c.PerSecond <= math.MaxFloat64): // also NaN
+		return fmt.Errorf("limit: RateConfig.PerSecond is %v, want 0 or more", c.PerSecond)
+	case c.Burst < 0:
+		return fmt.Errorf("limit: RateConfig.Burst is %d, want 0 or more", c.Burst)
+	case c.Burst > 0 && c.PerSecond == 0:
+		return fmt.Errorf("limit: RateConfig.Burst is %d without PerSecond, want both", c.Burst)
 	}
-	if config.Burst < 0 {
-		return nil, fmt.Errorf("limit: Burst is %d, want 0 or more", config.Burst)
+	return nil
+}
+
+// NewRate returns a full bucket. The error is that of [RateConfig.Validate].
+func NewRate(config RateConfig) (*Rate, error) {
+	if err := config.Validate(); err != nil {
+		return nil, err
 	}
 	if config.PerSecond == 0 {
-		if config.Burst > 0 {
-			return nil, fmt.Errorf("limit: Burst is %d without PerSecond", config.Burst)
-		}
 		return &Rate{}, nil
 	}
 	burst := config.Burst

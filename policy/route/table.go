@@ -249,7 +249,7 @@ func (rule *Rule) compile(r *Route, index int, report func(field string, err err
 		report("Fault", err)
 	}
 	var err error
-	if rule.Retry, err = retry.Compile(r.Retry); err != nil {
+	if rule.Retry, err = retry.NewPolicy(r.Retry); err != nil {
 		report("Retry", err)
 	}
 	for i := range r.Mirrors {

@@ -64,14 +64,14 @@ type Client struct {
 func (c *Client) DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithDisableRetry(),
-		grpc.WithChainUnaryInterceptor(c.Unary),
-		grpc.WithChainStreamInterceptor(c.Stream),
+		grpc.WithChainUnaryInterceptor(c.unary),
+		grpc.WithChainStreamInterceptor(c.stream),
 	}
 }
 
-// Unary is a grpc.UnaryClientInterceptor. If the tries are used up, the error is a *retry.Error with the status of the
+// unary is a grpc.UnaryClientInterceptor. If the tries are used up, the error is a *retry.Error with the status of the
 // last one.
-func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	c.once.Do(c.compile)
 	if c.err != nil {
@@ -88,12 +88,12 @@ func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *g
 	return err
 }
 
-// Stream is a grpc.StreamClientInterceptor. A goroutine makes the tries of a stream. It ends when the stream is answered or
+// stream is a grpc.StreamClientInterceptor. A goroutine makes the tries of a stream. It ends when the stream is answered or
 // given up, or with ctx or the connection. No other try follows one of which more was sent than 256 KiB (or what
 // grpc.MaxRetryRPCBufferSize says), nor one whose Context or Trailer the caller has asked for. While a retry is under way,
 // SendMsg and RecvMsg wait. The options Header, Trailer, Peer and OnFinish do what they do without retries: once, for the call
 // as a whole.
-func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	c.once.Do(c.compile)
 	if c.err != nil {
@@ -129,7 +129,7 @@ func (c *Client) compile() {
 			c.err = grpcstatus.Wrap(codes.Internal, err)
 		}
 	}()
-	if c.loop.Policy, err = retry.Compile(config); err != nil {
+	if c.loop.Policy, err = retry.NewPolicy(config); err != nil {
 		return
 	}
 	if c.loop.Budget, err = retry.NewBudget(c.Budget); err != nil {

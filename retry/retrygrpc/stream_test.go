@@ -548,7 +548,7 @@ func TestStream_SlotsComeBack(t *testing.T) {
 		}
 		loop := retry.Loop{}
 		var err error
-		loop.Policy, err = retry.Compile(retry.Config{Retries: 2, On: retry.On{Conditions: retry.Unavailable},
+		loop.Policy, err = retry.NewPolicy(retry.Config{Retries: 2, On: retry.On{Conditions: retry.Unavailable},
 			PerTryTimeout: time.Second})
 		if err != nil {
 			t.Fatal(err)

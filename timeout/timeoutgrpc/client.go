@@ -34,7 +34,7 @@ type Client struct {
 
 // DialOptions returns the interceptors.
 func (c *Client) DialOptions() []grpc.DialOption {
-	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.Unary), grpc.WithChainStreamInterceptor(c.Stream)}
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.unary), grpc.WithChainStreamInterceptor(c.stream)}
 }
 
 func (c *Client) check() error {
@@ -56,8 +56,8 @@ func (c *Client) request(ctx context.Context) time.Duration {
 	return c.Config.Request
 }
 
-// Unary is a grpc.UnaryClientInterceptor.
-func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+// unary is a grpc.UnaryClientInterceptor.
+func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	if err := c.check(); err != nil {
 		return err
@@ -86,8 +86,8 @@ func explain(bounded *deadline.Context, limit time.Duration, err error) error {
 	return err
 }
 
-// Stream is a grpc.StreamClientInterceptor.
-func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+// stream is a grpc.StreamClientInterceptor.
+func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	if err := c.check(); err != nil {
 		return nil, err

@@ -33,11 +33,11 @@ type Client struct {
 
 // DialOptions returns the interceptors.
 func (c *Client) DialOptions() []grpc.DialOption {
-	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.Unary), grpc.WithChainStreamInterceptor(c.Stream)}
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.unary), grpc.WithChainStreamInterceptor(c.stream)}
 }
 
-// Unary is a grpc.UnaryClientInterceptor.
-func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+// unary is a grpc.UnaryClientInterceptor.
+func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	if err := c.meet(ctx); err != nil {
 		return err
@@ -45,8 +45,8 @@ func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *g
 	return invoker(ctx, method, req, reply, cc, opts...)
 }
 
-// Stream is a grpc.StreamClientInterceptor.
-func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+// stream is a grpc.StreamClientInterceptor.
+func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	if err := c.meet(ctx); err != nil {
 		return nil, err

@@ -145,7 +145,7 @@ func TestRetries(t *testing.T) {
 					t.Errorf("%d is retried", status)
 				}
 			}
-			if _, err := retry.Compile(got); err != nil {
+			if _, err := retry.NewPolicy(got); err != nil {
 				t.Error(err)
 			}
 		})

@@ -73,7 +73,7 @@ type Client struct {
 
 // DialOptions returns the interceptors.
 func (c *Client) DialOptions() []grpc.DialOption {
-	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.Unary), grpc.WithChainStreamInterceptor(c.Stream)}
+	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.unary), grpc.WithChainStreamInterceptor(c.stream)}
 }
 
 // Stats returns the counters of the pool.
@@ -84,8 +84,8 @@ func (c *Client) Stats() limit.Stats {
 
 func (c *Client) start() { c.limits.start(c.Pool, c.Rate) }
 
-// Unary is a grpc.UnaryClientInterceptor.
-func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
+// unary is a grpc.UnaryClientInterceptor.
+func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	c.limits.once.Do(c.start)
 	slot, err := c.limits.acquire(ctx)
@@ -96,8 +96,8 @@ func (c *Client) Unary(ctx context.Context, method string, req, reply any, cc *g
 	return invoker(ctx, method, req, reply, cc, opts...)
 }
 
-// Stream is a grpc.StreamClientInterceptor.
-func (c *Client) Stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+// stream is a grpc.StreamClientInterceptor.
+func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	c.limits.once.Do(c.start)
 	slot, err := c.limits.acquire(ctx)
@@ -133,7 +133,7 @@ type Server struct {
 
 // ServerOptions returns the interceptors.
 func (s *Server) ServerOptions() []grpc.ServerOption {
-	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.Unary), grpc.ChainStreamInterceptor(s.Stream)}
+	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream)}
 }
 
 // Stats returns the counters of the pool.
@@ -144,8 +144,8 @@ func (s *Server) Stats() limit.Stats {
 
 func (s *Server) start() { s.limits.start(s.Pool, s.Rate) }
 
-// Unary is a grpc.UnaryServerInterceptor.
-func (s *Server) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+// unary is a grpc.UnaryServerInterceptor.
+func (s *Server) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	slot, err := s.acquire(ctx, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
 	if err != nil {
 		return nil, err
@@ -154,8 +154,8 @@ func (s *Server) Unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, ha
 	return handler(ctx, req)
 }
 
-// Stream is a grpc.StreamServerInterceptor.
-func (s *Server) Stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+// stream is a grpc.StreamServerInterceptor.
+func (s *Server) stream(srv any, ss grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	slot, err := s.acquire(ss.Context(), ss.SetTrailer)
 	if err != nil {
 		return err
