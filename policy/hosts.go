@@ -95,15 +95,21 @@ func (m *hostMap[T]) find(name string) *T {
 // one. Wildcards cover full names; of names that are cut short they cover those that documents know, and those in a
 // namespace that the wildcard names.
 func (p *Plan) Host(authority string) HostPlan {
-	name := p.canonical(hostname(authority))
-	h := HostPlan{Service: p.service(name), Known: p.knows(name)}
-	switch {
-	case name == hostname(authority):
-		h.Known = p.named.find(name) != nil || h.Known
-	case !h.Known:
-		return h
+	asked := hostname(authority)
+	name := p.canonical(asked)
+	known := p.knows(name)
+	if name != asked && !known {
+		return HostPlan{Service: p.service(name)}
 	}
-	if c := p.claims.find(name).of(portOf(authority)); c != nil {
+	h := p.host(name, portOf(authority))
+	h.Known = known || p.named.find(name) != nil
+	return h
+}
+
+// host returns what the plan says about a host by its full name.
+func (p *Plan) host(name string, port int) HostPlan {
+	h := HostPlan{Service: p.service(name)}
+	if c := p.claims.find(name).of(port); c != nil {
 		b := p.built(c)
 		h.Document, h.Routes, h.from, h.claim, h.plan = b.name, b.routes, b, c, p
 	}
@@ -189,14 +195,23 @@ func (p *Plan) knows(name string) bool {
 	})
 }
 
-// InCluster returns what the plan says about the service that an authority of the form name.namespace means if discovery
-// knows it, and false for any other authority and for hosts that documents name. The host is not Known.
+// InCluster returns what the plan says about the service that an authority of the form name, name.namespace or
+// name.namespace.svc means if discovery knows it, and false for any other authority and for hosts that documents name. Its Routes
+// are those of a wildcard. The host is not Known: what is said of it counts once discovery knows the service.
 func (p *Plan) InCluster(authority string) (HostPlan, bool) {
-	name := hostname(authority)
-	if strings.Count(name, ".") != 1 || p.canonical(name) != name || p.named.find(name) != nil {
+	asked := hostname(authority)
+	name := p.canonical(asked)
+	switch {
+	case name != asked:
+		if p.knows(name) {
+			return HostPlan{}, false
+		}
+	case strings.Count(asked, ".") == 1 && p.named.find(asked) == nil:
+		name += ".svc." + p.workload.ClusterDomain
+	default:
 		return HostPlan{}, false
 	}
-	return HostPlan{Service: p.service(name + ".svc." + p.workload.ClusterDomain)}, true
+	return p.host(name, portOf(authority)), true
 }
 
 // service returns what discovery is asked for the full name of a host.

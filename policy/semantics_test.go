@@ -47,13 +47,23 @@ func TestShortNames(t *testing.T) {
 func TestShortNamesOfDiscovery(t *testing.T) {
 	plan, _ := compiled(t, virtualService("all", `{hosts: ["*.local"], http: [{route: [{destination: {host: a}}]}]}`)+
 		virtualService("named", `{hosts: [api.example], http: [{route: [{destination: {host: a}}]}]}`))
-	h, ok := plan.InCluster("cart.shop:8080")
-	if !ok || h.Known || h.Service.Host != "cart.shop.svc.cluster.local" || h.Routes != nil {
-		t.Errorf("InCluster(cart.shop) = %+v, %v", h, ok)
+	for name, host := range map[string]string{
+		"cart.shop:8080": "cart.shop.svc.cluster.local", "cart.shop.svc": "cart.shop.svc.cluster.local", "cart": "cart.default.svc.cluster.local",
+	} {
+		h, ok := plan.InCluster(name)
+		if !ok || h.Known || h.Service.Host != host || h.Document != "VirtualService default/all" || h.Routes == nil {
+			t.Errorf("InCluster(%s) = %+v, %v, want %s with the routes of the wildcard", name, h, ok, host)
+		}
 	}
-	for _, name := range []string{"cart", "cart.shop.svc", "api.example", "a.b.c", "10.0.0.1", ""} {
+	for _, name := range []string{"cart.shop.svc.cluster.local", "api.example", "a.b.c", "10.0.0.1", "localhost", ""} {
 		if h, ok := plan.InCluster(name); ok {
 			t.Errorf("InCluster(%s) = %+v, want none", name, h)
+		}
+	}
+	for _, name := range []string{"cart", "cart.shop.svc", "a", "a.default"} {
+		plan, _ := compiled(t, "apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: {ports: [{port: 80}]}\n")
+		if h, ok := plan.InCluster(name); ok != (name[0] == 'c') || h.Routes != nil {
+			t.Errorf("InCluster(%s) = %+v, %v without a wildcard", name, h, ok)
 		}
 	}
 }

@@ -200,33 +200,54 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 			return c.leaveMesh()
 		}
 		c.target = asked
+		// No document may name the host: it belongs to the mesh only if discovery knows it.
+		certain := c.kind == Copied || c.host.Known
+		if c.kind == Routed && !certain && c.host.Routes != nil {
+			// A wildcard routes it, if it is a service.
+			if current, err := c.enter(v); err != nil {
+				return err
+			} else if !current {
+				continue
+			}
+			if err := c.confirm(wait); err != nil || c.cluster == nil {
+				return err
+			}
+			c.cluster.leave()
+			c.cluster, c.target, certain = nil, asked, true
+		}
 		if c.kind == Routed {
 			if err := c.route(v, req); err != nil {
 				return err
 			}
 		}
-		c.resolve()
-		cluster, current, err := c.engine.enter(v, c.target, c.start)
-		if _, refused := err.(*Refusal); refused {
+		if current, err := c.enter(v); err != nil {
 			return err
-		} else if err != nil {
-			return refuse(LayerRoute, 0, err)
-		}
-		if !current {
+		} else if !current {
 			continue // the documents changed meanwhile; nothing was sent yet, so begin again with the new ones
 		}
-		c.cluster = cluster
-		if c.kind != Copied {
-			// No document may name the host: it belongs to the mesh only if discovery knows it.
+		if !certain {
 			if err := c.confirm(wait); err != nil || c.cluster == nil {
 				return err
 			}
 		}
-		if cluster.config.Missing {
+		if c.cluster.config.Missing {
 			return refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
 		}
 		return nil
 	}
+}
+
+// enter has the call count in the cluster of its target. current is false if the documents have changed.
+func (c *Call) enter(v *view) (current bool, err error) {
+	c.resolve()
+	cluster, current, err := c.engine.enter(v, c.target, c.start)
+	if _, refused := err.(*Refusal); err != nil && !refused {
+		err = refuse(LayerRoute, 0, err)
+	}
+	if current {
+		c.cluster = cluster
+	}
+	return current, err
 }
 
 // route picks the rule and its destination.
@@ -260,10 +281,9 @@ func (c *Call) resolve() {
 	}
 }
 
-// confirm waits until discovery has said whether it knows the host, unless that is certain. If it does not, the call leaves
-// the mesh.
+// confirm waits until discovery has said whether it knows the host. If it does not, the call leaves the mesh.
 func (c *Call) confirm(ctx context.Context) error {
-	if c.host.Known || c.cluster.confirmed.Load() {
+	if c.cluster.confirmed.Load() {
 		return nil
 	}
 	err := c.cluster.wait(ctx)

@@ -152,7 +152,7 @@ func (c *hostCache) get(scheme, authority string) *host {
 	whole := ascii(withPort(authority, port))
 	h := &host{HostPlan: c.plan.Host(whole)}
 	h.asked = h.Service.Host
-	if service, ok := c.plan.InCluster(whole); ok && c.engine.config.Resolver != nil {
+	if service, ok := c.plan.InCluster(whole); ok && (c.engine.config.Resolver != nil || service.Service == h.Service) {
 		h.HostPlan = service // else it is outside, and the URL says where
 	}
 	h.port, _ = strconv.Atoi(port)
