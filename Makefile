@@ -3,6 +3,7 @@
 # make stress the tests in a race with a busy machine, and on one processor; not part of CI, it takes long
 # make vuln   known vulnerabilities of what is linked; needs https://vuln.go.dev
 # make soak   ten minutes of each protocol while endpoints, documents and certificates change (MESH_SOAK=1m for a shorter one)
+# make browser the page of package admin in Chromium, which it installs if it is missing; pictures go to $(ARTIFACTS)
 # make bench  benchmarks, beside the bare transport and failsafe-go
 
 GO        ?= go
@@ -10,11 +11,12 @@ FUZZTIME  ?= 10000x
 MESH_SOAK ?= 10m
 RUNS      ?= 5
 SPINNERS  ?= 4
+ARTIFACTS ?= $(CURDIR)/artifacts
 STATIC     = $(GO) tool -modfile=tools/go.mod staticcheck
 
 VULN       = $(GO) tool -modfile=tools/go.mod govulncheck
 
-.PHONY: test quick soak bench vet fuzz stress vuln
+.PHONY: test quick soak bench vet fuzz stress vuln browser
 
 test: vet
 	$(GO) test -race ./...
@@ -24,8 +26,15 @@ test: vet
 	cd meshgrpc/interop && $(GO) vet ./... && $(GO) test -race ./...
 	cd tracing/interop && $(GO) vet ./... && $(GO) test -race ./...
 	cd bench && $(GO) vet ./... && $(GO) test ./...
+	$(MAKE) browser
 	$(MAKE) fuzz
 	$(GO) run ./examples/quickstart
+
+# Pictures are kept for whoever looks at the run.
+browser:
+	@command -v chromedriver >/dev/null && command -v chromium >/dev/null || \
+		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver; }
+	MESH_CHROMIUM=1 MESH_ARTIFACTS=$(ARTIFACTS) $(GO) test -count=1 -timeout 10m -v -run '^TestBrowser$$' ./admin
 
 quick: vet
 	$(GO) test -race ./...

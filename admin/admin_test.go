@@ -1,0 +1,718 @@
+package admin_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"reflect"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/admin"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/policy"
+)
+
+// ask returns what a page answers.
+func ask(t testing.TB, page http.Handler, query string, header ...string) *httptest.ResponseRecorder {
+	t.Helper()
+	req := httptest.NewRequest(http.MethodGet, "http://127.0.0.1:9090/debug/mesh/"+query, nil)
+	for i := 0; i+1 < len(header); i += 2 {
+		if header[i] == "Host" {
+			req.Host = header[i+1]
+		} else {
+			req.Header.Set(header[i], header[i+1])
+		}
+	}
+	w := httptest.NewRecorder()
+	page.ServeHTTP(w, req)
+	return w
+}
+
+// report is what the tests look at in the JSON.
+type report struct {
+	Version  int
+	Problems []struct {
+		Severity, Title string
+		Target          struct {
+			Host string
+			Port int
+		}
+		Why []string
+	}
+	Destinations []struct {
+		Host                   string
+		Calls, Errors, Retries int
+		ErrorShare             float64
+		P50Ms, P99Ms           float64
+		Circuit                struct{ State string }
+		Causes                 []struct {
+			Count       int
+			Text, Error string
+		}
+		Endpoints []struct {
+			Address, Reason string
+			Healthy         bool
+			Until           time.Time
+			Calls, Errors   int
+			P50Ms           float64
+		}
+		Others, Outside bool
+	}
+	Callers []struct {
+		ID                    string
+		Calls, Errors, Denied int
+	}
+	Routes []struct {
+		Host, Document, File string
+		Line                 int
+	}
+	Loads []struct {
+		Number   int
+		InForce  bool
+		Error    string
+		Findings []policy.Finding
+	}
+	Events []struct{ Kind, Endpoint, Text string }
+	Calls  []struct {
+		Direction, Method, Path, Error, Flags, Decision, Caller, Document string
+		Failed                                                            bool
+		Status                                                            int
+		DurationMs                                                        float64
+		AttemptCount                                                      int
+		Attempts                                                          []struct {
+			Number, Status int
+			Endpoint       string
+		}
+	}
+}
+
+func reportOf(t testing.TB, page http.Handler) (r report) {
+	t.Helper()
+	w := ask(t, page, "?format=json")
+	if w.Code != http.StatusOK || w.Header().Get("Content-Type") != "application/json" {
+		t.Fatalf("%d %s: %.200s", w.Code, w.Header().Get("Content-Type"), w.Body)
+	}
+	if err := json.Unmarshal(w.Body.Bytes(), &r); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// attach makes a mesh with a page.
+func attach(t testing.TB, f *meshtest.Fleet, config admin.Config, documents string, opts ...mesh.Option) (*admin.Page, *mesh.Mesh) {
+	t.Helper()
+	page := admin.New(config)
+	m := f.Mesh(t, documents, append(opts, mesh.WithObserver(page.Observer()))...)
+	page.Attach(m)
+	t.Cleanup(page.Close)
+	return page, m
+}
+
+const ejects = `
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: api}
+spec:
+  host: api
+  trafficPolicy:
+    loadBalancer: {simple: ROUND_ROBIN}
+    outlierDetection: {consecutive5xxErrors: 3, interval: 1s, baseEjectionTime: 30s, maxEjectionPercent: 100}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: api}
+spec: {hosts: [api], http: [{name: all, route: [{destination: {host: api}}], retries: {attempts: 2, retryOn: 5xx}}]}
+`
+
+func fails(code int) http.HandlerFunc {
+	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
+}
+
+func fine(http.ResponseWriter, *http.Request) {}
+
+// TestPage_Ejection: an endpoint that fails until it is ejected shows with its reason, and the calls that met it with all their attempts.
+func TestPage_Ejection(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, fine), f.Add(t, fails(503)))
+		page, m := attach(t, f, admin.Config{}, ejects)
+		for range 8 {
+			call(m.Client(), "GET", "http://api/orders/17?token=secret")
+		}
+		r := reportOf(t, page)
+		if len(r.Problems) != 1 || r.Problems[0].Title != "1 of 2 endpoints get no calls" || r.Problems[0].Severity != "warning" ||
+			!strings.HasPrefix(r.Problems[0].Why[0], "10.0.0.2:80 is out: consecutive_5xx, for ") {
+			t.Errorf("problems %+v, want the endpoint that is out", r.Problems)
+		}
+		if len(r.Destinations) != 1 {
+			t.Fatalf("%d destinations, want 1", len(r.Destinations))
+		}
+		d := r.Destinations[0]
+		if d.Calls != 8 || d.Errors != 0 || d.Retries != 3 {
+			t.Errorf("%d calls, %d errors, %d retries; want 8, 0 and 3", d.Calls, d.Errors, d.Retries)
+		}
+		if len(d.Endpoints) != 2 || d.Endpoints[1].Reason != "consecutive_5xx" || d.Endpoints[1].Until.IsZero() ||
+			d.Endpoints[1].Calls != 3 || d.Endpoints[1].Errors != 3 || d.Endpoints[0].Calls != 8 || d.Endpoints[0].Errors != 0 {
+			t.Errorf("endpoints %+v, want the second one ejected after 3 errors", d.Endpoints)
+		}
+		if len(r.Events) != 1 || r.Events[0].Kind != "ejection" || r.Events[0].Endpoint != "10.0.0.2:80" {
+			t.Errorf("events %+v, want the ejection", r.Events)
+		}
+		if len(r.Calls) != 0 {
+			t.Errorf("calls %+v: none failed or was slow", r.Calls)
+		}
+		time.Sleep(2 * time.Minute) // of the bubble
+		call(m.Client(), "GET", "http://api/")
+		if r = reportOf(t, page); len(r.Problems) != 0 || r.Destinations[0].Calls != 1 {
+			t.Errorf("two minutes later: problems %+v, %d calls; want none and 1", r.Problems, r.Destinations[0].Calls)
+		}
+	})
+}
+
+// TestPage_FailedCall: a call that failed shows with its attempts, its route and its error, without its query.
+func TestPage_FailedCall(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, fails(500)), f.Add(t, fails(502)))
+		page, m := attach(t, f, admin.Config{}, strings.Replace(ejects, "outlierDetection: {consecutive5xxErrors: 3,", "outlierDetection: {consecutive5xxErrors: 100,", 1))
+		call(m.Client(), "POST", "http://user:password@api/orders/<17>?token=secret")
+		call(m.Client(), "GET", "http://api/orders/17?token=secret")
+		r := reportOf(t, page)
+		if len(r.Calls) != 2 {
+			t.Fatalf("calls %+v, want 2", r.Calls)
+		}
+		c := r.Calls[0]
+		if c.Direction != "out" || c.Path != "/orders/17" || c.Method != "GET" || !c.Failed || c.Document != "VirtualService default/api" || c.AttemptCount != 3 || len(c.Attempts) != 3 {
+			t.Fatalf("call %+v, want a GET with 3 attempts", c)
+		}
+		for i, a := range c.Attempts {
+			if a.Number != i+1 || a.Status/100 != 5 || !strings.HasPrefix(a.Endpoint, "10.0.0.") {
+				t.Errorf("attempt %+v, want number %d and its endpoint", a, i+1)
+			}
+		}
+		for _, format := range []string{"html", "json", "text"} {
+			if text := ask(t, page, "?format="+format).Body.String(); strings.Contains(text, "secret") || strings.Contains(text, "password") || strings.Contains(text, "<17>") {
+				t.Errorf("%s shows a query, credentials, or what is not escaped", format)
+			}
+		}
+	})
+}
+
+// TestPage_Circuit: an open circuit is what hurts most.
+func TestPage_Circuit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, fails(500)))
+		page, m := attach(t, f, admin.Config{}, "", mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 4}}))
+		for range 10 {
+			call(m.Client(), "GET", "http://api/")
+		}
+		r := reportOf(t, page)
+		if len(r.Problems) != 1 || r.Problems[0].Severity != "critical" || r.Problems[0].Title != "The circuit is open: 100 % of the calls fail" ||
+			!strings.Contains(strings.Join(r.Problems[0].Why, "; "), "4 of 4 calls failed") ||
+			!strings.Contains(strings.Join(r.Problems[0].Why, "; "), "6× refused: the circuit is open") {
+			t.Errorf("problems %+v, want the open circuit and why", r.Problems)
+		}
+		if d := r.Destinations[0]; d.Circuit.State != "open" || d.Errors != 10 || len(d.Causes) != 2 || d.Causes[0].Count != 6 || d.Causes[1].Text != "answered 500 Internal Server Error" {
+			t.Errorf("destination %+v, want an open circuit and two causes", d)
+		}
+		if len(r.Calls) != 5 { // 4 that were sent, and one of those that were refused
+			t.Errorf("%d calls are kept, want 5", len(r.Calls))
+		}
+	})
+}
+
+// TestPage_Slow: a slow destination shows, and which endpoint is.
+func TestPage_Slow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		slow := f.Add(t, func(http.ResponseWriter, *http.Request) { time.Sleep(3 * time.Second) })
+		quick := f.Add(t, func(http.ResponseWriter, *http.Request) { time.Sleep(40 * time.Millisecond) })
+		f.Registry.Set("api", slow, quick)
+		page, m := attach(t, f, admin.Config{Slow: 2 * time.Second}, ejects)
+		var all sync.WaitGroup
+		for range 30 {
+			all.Go(func() { call(m.Client(), "GET", "http://api/") })
+		}
+		all.Wait()
+		r := reportOf(t, page)
+		if len(r.Problems) != 1 || !strings.HasPrefix(r.Problems[0].Title, "Slow: 1 of 100 calls takes 3.0 s") ||
+			!strings.Contains(strings.Join(r.Problems[0].Why, ";"), "10.0.0.1:80 is the slow one") {
+			t.Errorf("problems %+v, want the slow endpoint", r.Problems)
+		}
+		if len(r.Calls) != 5 || r.Calls[0].Failed || r.Calls[0].DurationMs < 3000 || r.Calls[0].Attempts[0].Endpoint != "10.0.0.1:80" {
+			t.Errorf("calls %+v, want 5 slow ones", r.Calls)
+		}
+		for _, e := range r.Destinations[0].Endpoints {
+			if want := map[string]float64{"10.0.0.1:80": 3000, "10.0.0.2:80": 40}[e.Address]; e.P50Ms < want*0.7 || e.P50Ms > want*1.3 {
+				t.Errorf("half of the calls of %s take %v ms, want about %v", e.Address, e.P50Ms, want)
+			}
+		}
+	})
+}
+
+// TestPage_Loads: loads of documents show with their findings, and a refused one hurts until a good one comes.
+func TestPage_Loads(t *testing.T) {
+	f := new(meshtest.Fleet)
+	page, m := attach(t, f, admin.Config{}, ejects)
+	bad := policy.Source{Name: "mesh.d/api.yaml", Data: []byte(strings.Replace(ejects, "attempts: 2", "attempts: two", 1))}
+	if m.Apply(bad) == nil {
+		t.Fatal("a mistake is in force")
+	}
+	r := reportOf(t, page)
+	if len(r.Loads) != 2 || r.Loads[0].InForce || !r.Loads[1].InForce || r.Loads[0].Number != 2 || len(r.Loads[0].Findings) != 1 ||
+		r.Loads[0].Findings[0].File != "mesh.d/api.yaml" || r.Loads[0].Findings[0].Line != 14 {
+		t.Errorf("loads %+v, want the refused one with its finding, and the first", r.Loads)
+	}
+	if len(r.Problems) != 1 || !strings.HasPrefix(r.Problems[0].Title, "Documents are refused: load 2") || !strings.Contains(strings.Join(r.Problems[0].Why, "\n"), "mesh.d/api.yaml:14") {
+		t.Errorf("problems %+v, want the refused documents", r.Problems)
+	}
+	if len(r.Routes) != 1 || r.Routes[0].File != "test.yaml" || r.Routes[0].Line != 14 || r.Routes[0].Document != "VirtualService default/api" {
+		t.Errorf("routes %+v, want that of api with its place", r.Routes)
+	}
+	if err := m.Apply(policy.Source{Name: "good.yaml", Data: []byte(ejects)}); err != nil {
+		t.Fatal(err)
+	}
+	if r = reportOf(t, page); len(r.Problems) != 0 || len(r.Loads) != 3 || !r.Loads[0].InForce || r.Routes[0].File != "good.yaml" {
+		t.Errorf("after a good load: problems %+v, loads %+v", r.Problems, r.Loads)
+	}
+}
+
+// TestPage_Inbound: callers show by their identity, with what was denied to them and why.
+func TestPage_Inbound(t *testing.T) {
+	s := newScene(t)
+	for range 3 {
+		call(s.peers[0], "GET", "http://orders/orders/1")
+		call(s.peers[1], "GET", "http://orders/admin/users?token=secret")
+		call(s.peers[2], "GET", "http://orders/fail")
+	}
+	r := reportOf(t, s.page)
+	got := map[string]string{}
+	for _, c := range r.Callers {
+		got[c.ID] = fmt.Sprint(c.Calls, c.Errors, c.Denied)
+	}
+	if want := map[string]string{"spiffe://cluster.local/ns/shop/sa/web": "3 0 0", "spiffe://cluster.local/ns/shop/sa/batch": "3 0 3", "": "3 3 0"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("callers %v, want %v", got, want)
+	}
+	denied := 0
+	for _, c := range r.Calls {
+		if c.Direction == "in" && c.Status == http.StatusForbidden && strings.Contains(c.Decision, "shop/orders") && c.Path == "/admin/users" && strings.HasSuffix(c.Caller, "/batch") {
+			denied++
+		}
+	}
+	if denied != 3 {
+		t.Errorf("%d of the calls are denied ones with the policy, want 3: %+v", denied, r.Calls)
+	}
+	if text := ask(t, s.page, "").Body.String(); !strings.Contains(text, "CRITICAL  33 % of the requests to this process fail") || strings.Contains(text, "secret") {
+		t.Errorf("the text does not say that requests fail:\n%s", text)
+	}
+}
+
+// TestPage_Formats: browsers get HTML, programs what they ask for, and terminals text.
+func TestPage_Formats(t *testing.T) {
+	f := new(meshtest.Fleet)
+	page, _ := attach(t, f, admin.Config{Name: "<orders>"}, "")
+	for _, tt := range []struct{ name, query, accept, want, contains string }{
+		{"browser", "", "text/html,application/xhtml+xml,*/*;q=0.8", "text/html; charset=utf-8", "<h1>&lt;orders&gt;</h1>"},
+		{"curl", "", "*/*", "text/plain; charset=utf-8", "# What hurts\nnothing\n"},
+		{"nothing accepted", "", "", "text/plain; charset=utf-8", "<orders>"},
+		{"text accepted", "", "text/plain", "text/plain; charset=utf-8", "<orders>"},
+		{"JSON accepted", "", "application/json", "application/json", `"version": 1`},
+		{"JSON asked for", "?format=json", "text/html", "application/json", `"version": 1`},
+		{"text asked for", "?format=text", "text/html", "text/plain; charset=utf-8", "# Routes"},
+		{"HTML asked for", "?format=html", "*/*", "text/html; charset=utf-8", "Nothing hurts"},
+		{"style", "?asset=page.css", "", "text/css; charset=utf-8", "prefers-color-scheme"},
+		{"script", "?asset=page.js", "", "text/javascript; charset=utf-8", "EventSource"},
+	} {
+		w := ask(t, page, tt.query, "Accept", tt.accept)
+		if w.Code != http.StatusOK || w.Header().Get("Content-Type") != tt.want || !strings.Contains(w.Body.String(), tt.contains) {
+			t.Errorf("%s: %d %q without %q:\n%.300s", tt.name, w.Code, w.Header().Get("Content-Type"), tt.contains, w.Body)
+		}
+	}
+	for _, query := range []string{"?format=xml", "?asset=../admin.go"} {
+		if w := ask(t, page, query); w.Code < 400 {
+			t.Errorf("%s is answered with %d", query, w.Code)
+		}
+	}
+}
+
+// TestPage_Guarded: the page is read-only, and no other site can read it.
+func TestPage_Guarded(t *testing.T) {
+	f := new(meshtest.Fleet)
+	page, _ := attach(t, f, admin.Config{Hosts: []string{"Admin.Example.com"}}, "")
+	for _, tt := range []struct {
+		name   string
+		want   int
+		header []string
+	}{
+		{"by address", 200, nil},
+		{"by IPv6 address", 200, []string{"Host", "[::1]:9090"}},
+		{"localhost", 200, []string{"Host", "localhost:9090"}},
+		{"a known name", 200, []string{"Host", "admin.example.com."}},
+		{"a name that leads here", 403, []string{"Host", "evil.example:9090"}},
+		{"no host", 403, []string{"Host", ""}},
+		{"a link", 200, []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate"}},
+		{"a script of another site", 403, []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "cors"}},
+		{"an image of another site", 403, []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "no-cors"}},
+		{"its own script", 200, []string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "cors"}},
+	} {
+		w := ask(t, page, "", tt.header...)
+		if w.Code != tt.want {
+			t.Errorf("%s: %d, want %d", tt.name, w.Code, tt.want)
+		}
+		h := w.Header()
+		if !strings.Contains(h.Get("Content-Security-Policy"), "default-src 'none'") || strings.Contains(h.Get("Content-Security-Policy"), "unsafe") ||
+			!strings.Contains(h.Get("Content-Security-Policy"), "frame-ancestors 'none'") || h.Get("X-Content-Type-Options") != "nosniff" ||
+			h.Get("Access-Control-Allow-Origin") != "" || h.Get("Cache-Control") != "no-store" {
+			t.Errorf("%s: header %v", tt.name, h)
+		}
+	}
+	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {
+		w := httptest.NewRecorder()
+		if page.ServeHTTP(w, httptest.NewRequest(method, "http://127.0.0.1/", nil)); w.Code != http.StatusMethodNotAllowed {
+			t.Errorf("%s: %d", method, w.Code)
+		}
+	}
+	html := ask(t, page, "", "Accept", "text/html").Body.String()
+	for _, inline := range []string{"<style", " style=", "javascript:", "onclick", "http://", "https://", "//cdn"} {
+		if strings.Contains(html, inline) {
+			t.Errorf("the page has %q", inline)
+		}
+	}
+}
+
+// TestPage_NotAttached: a page without a mesh says what is missing.
+func TestPage_NotAttached(t *testing.T) {
+	page := admin.New(admin.Config{})
+	defer page.Close()
+	for _, query := range []string{"", "?format=json", "?events"} {
+		if w := ask(t, page, query); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "Page.Attach") {
+			t.Errorf("%s: %d %s", query, w.Code, w.Body)
+		}
+	}
+}
+
+// TestPage_JSONShape: the names and kinds of the JSON's fields are a promise. -update writes the golden file.
+func TestPage_JSONShape(t *testing.T) {
+	s := newScene(t)
+	s.payments[0].Store(503)
+	s.mail.Store(500)
+	for range 12 {
+		call(s.client, "POST", "http://payments/v1/charges/1")
+		call(s.client, "POST", "http://mail/send")
+		call(s.peers[0], "GET", "http://orders/orders/1")
+		call(s.peers[1], "GET", "http://orders/admin/1")
+	}
+	if s.mesh.Apply(broken()...) == nil {
+		t.Fatal("documents with a mistake are in force")
+	}
+	var any map[string]any
+	if err := json.Unmarshal(ask(t, s.page, "?format=json").Body.Bytes(), &any); err != nil {
+		t.Fatal(err)
+	}
+	shapes := map[string]bool{}
+	shape("", any, shapes)
+	var lines []string
+	for line := range shapes {
+		lines = append(lines, line)
+	}
+	slices.Sort(lines)
+	golden := filepath.Join("testdata", "shape.golden")
+	got := strings.Join(lines, "\n") + "\n"
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("the shape of the JSON has changed; if that is meant: go test ./admin -update, and another version unless fields were only added\ngot\n%s", got)
+	}
+	doc, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range shapes { // everything is documented
+		path, _, _ := strings.Cut(line, " ")
+		name := path[strings.LastIndex(path, ".")+1:]
+		if name = strings.TrimSuffix(name, "[]"); name != "" && !strings.Contains(string(doc), name) {
+			t.Errorf("doc.go does not tell of %s", path)
+		}
+	}
+}
+
+func shape(path string, value any, shapes map[string]bool) {
+	switch v := value.(type) {
+	case map[string]any:
+		for name, inner := range v {
+			shape(path+"."+name, inner, shapes)
+		}
+	case []any:
+		shapes[path+"[]"] = true
+		for _, inner := range v {
+			shape(path+"[]", inner, shapes)
+		}
+	default:
+		shapes[fmt.Sprintf("%s %T", path, value)] = true
+	}
+}
+
+// events opens the stream of a page, and returns its events one by one.
+func events(t testing.TB, client *http.Client, url string) (next func() (string, bool), stop func()) {
+	t.Helper()
+	resp, err := client.Get(url + "?events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("Content-Type") != "text/event-stream" {
+		t.Fatalf("%d %s", resp.StatusCode, resp.Header.Get("Content-Type"))
+	}
+	lines := bufio.NewScanner(resp.Body)
+	lines.Buffer(nil, 1<<20)
+	return func() (string, bool) {
+		for lines.Scan() {
+			if data, ok := strings.CutPrefix(lines.Text(), "data: "); ok {
+				return data, true
+			}
+		}
+		return "", false
+	}, func() { resp.Body.Close() }
+}
+
+// TestWatch_SoonAfterEvents: an ejection, a circuit that opens, a reload and a refused one are in the stream within two seconds.
+func TestWatch_SoonAfterEvents(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, fails(500)), f.Add(t, fine))
+		page, m := attach(t, f, admin.Config{}, strings.Replace(ejects, "attempts: 2, retryOn: 5xx", "attempts: 0", 1),
+			mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: -1, FailureFraction: 0.4, MinRequests: 8}}))
+		f.Network.Serve(t, "10.1.1.1:80", page)
+		transport := &http.Transport{DialContext: f.Network.DialContext}
+		defer transport.CloseIdleConnections()
+		next, stop := events(t, &http.Client{Transport: transport}, "http://10.1.1.1/")
+		defer stop()
+		until := func(text string) {
+			t.Helper()
+			began := time.Now()
+			for {
+				data, ok := next()
+				if !ok {
+					t.Fatalf("the stream ends before %q", text)
+				}
+				if strings.Contains(data, text) {
+					break
+				}
+				if time.Since(began) > time.Minute {
+					t.Fatalf("%q is not in the stream", text)
+				}
+			}
+			if took := time.Since(began); took > 2*time.Second {
+				t.Errorf("%q is in the stream after %v, want 2 s at most", text, took)
+			}
+		}
+		until("Nothing was called yet")
+		for range 8 {
+			call(m.Client(), "GET", "http://api/")
+		}
+		until("is out: consecutive_5xx")
+		for range 3 {
+			call(m.Client(), "GET", "http://api/")
+		}
+		if err := m.Apply(policy.Source{Name: "second.yaml", Data: []byte(ejects)}); err != nil {
+			t.Fatal(err)
+		}
+		until("load 2")
+		if m.Apply(policy.Source{Name: "third.yaml", Data: []byte("kind: VirtualService")}) == nil {
+			t.Fatal("a mistake is in force")
+		}
+		until("Documents are refused: load 3")
+	})
+}
+
+// TestWatch_Ends: the streams of pages end when the page is closed, and one ends when its client leaves. There is a bound on them.
+func TestWatch_Ends(t *testing.T) {
+	f := new(meshtest.Fleet)
+	page, _ := attach(t, f, admin.Config{}, "")
+	server := httptest.NewServer(page)
+	defer server.Close()
+	defer server.Client().CloseIdleConnections()
+	var nexts []func() (string, bool)
+	var stops []func()
+	for range 16 {
+		next, stop := events(t, server.Client(), server.URL)
+		nexts, stops = append(nexts, next), append(stops, stop)
+	}
+	for _, next := range nexts {
+		if _, ok := next(); !ok {
+			t.Fatal("a stream ended at once")
+		}
+	}
+	refused := func() int {
+		resp, err := server.Client().Get(server.URL + "?events")
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	if code := refused(); code != http.StatusServiceUnavailable {
+		t.Errorf("the 17th stream is answered with %d, want 503", code)
+	}
+	stops[0]()
+	await.True(t, "the place of a client that left is free", func() bool { return refused() == http.StatusOK })
+	page.Close()
+	for i := range nexts[1:] {
+		for {
+			if _, ok := nexts[i+1](); !ok {
+				break
+			}
+		}
+		stops[i+1]()
+	}
+	page.Close()
+	if code := refused(); code != http.StatusServiceUnavailable {
+		t.Errorf("after Close a stream is answered with %d, want 503", code)
+	}
+	if w := ask(t, page, ""); w.Code != http.StatusOK {
+		t.Errorf("after Close the page is answered with %d, want 200", w.Code)
+	}
+}
+
+// TestWatch_ClientThatTakesNothing: Close does not wait for it.
+func TestWatch_ClientThatTakesNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		page, _ := attach(t, f, admin.Config{}, "")
+		f.Network.Serve(t, "10.1.1.1:80", page)
+		conn, err := f.Network.DialContext(t.Context(), "tcp", "10.1.1.1:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "GET /?events HTTP/1.1\r\nHost: 10.1.1.1\r\n\r\n")
+		synctest.Wait()
+		began := time.Now()
+		page.Close()
+		if took := time.Since(began); took > 0 {
+			t.Errorf("Close takes %v, want no time", took)
+		}
+	})
+}
+
+// TestPage_Bounded: many destinations, endpoints and peers do not fill the memory, and are counted together.
+func TestPage_Bounded(t *testing.T) {
+	page := admin.New(admin.Config{})
+	defer page.Close()
+	o := page.Observer()
+	m := meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)))
+	page.Attach(m)
+	request := httptest.NewRequest("GET", "http://api/"+strings.Repeat("long/", 1000), nil)
+	drive := func(from, to int) {
+		for i := from; i < to; i++ {
+			c := &mesh.Call{Request: request, Start: time.Now(), Status: 500, GRPCStatus: -1, Attempts: 2, Duration: time.Millisecond}
+			c.Target.Host, c.Target.Port = fmt.Sprintf("api-%d.shop.svc.cluster.local", i), 80
+			for n := range 2 {
+				a := &mesh.Attempt{Call: c, Number: n + 1, Endpoint: fmt.Sprintf("10.%d.%d.%d:80", n, i>>8, i&255), Start: c.Start, Status: 500, GRPCStatus: -1}
+				c.Last = a
+				o.AttemptEnd(t.Context(), a)
+			}
+			o.CallEnd(t.Context(), c)
+			o.InboundEnd(t.Context(), &mesh.Inbound{Request: request, Peer: fmt.Sprintf("spiffe://x/%d", i), Start: c.Start, Status: 500, GRPCStatus: -1})
+		}
+	}
+	heap := func() int {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.ReadMemStats(&stats)
+		return int(stats.HeapAlloc)
+	}
+	before := heap()
+	drive(0, 3_000)
+	full := heap()
+	drive(3_000, 12_000)
+	if more := heap() - full; more > 1<<20 {
+		t.Errorf("the heap grows by %d kB after everything is full", more>>10)
+	}
+	if full-before > 16<<20 {
+		t.Errorf("the page keeps %d MB, want 16 at most", (full-before)>>20)
+	}
+	t.Logf("%d kB are kept", (full-before)>>10)
+	r := reportOf(t, page)
+	if len(r.Destinations) != 251 || len(r.Calls) != 200 {
+		t.Errorf("%d destinations and %d calls, want 251 and 200", len(r.Destinations), len(r.Calls))
+	}
+	sum, others := 0, 0
+	for _, d := range r.Destinations {
+		sum += d.Calls
+		if d.Others {
+			others = d.Calls
+		}
+	}
+	if sum != 12_000 || others != 11_750 {
+		t.Errorf("%d calls, of which %d are others; want 12000 and 11750", sum, others)
+	}
+	if len(r.Callers) != 101 {
+		t.Errorf("%d callers, want 101", len(r.Callers))
+	}
+	runtime.KeepAlive(page)
+}
+
+// TestObserver_Allocations: a call that succeeds allocates nothing here.
+func TestObserver_Allocations(t *testing.T) {
+	run := observed(t)
+	run()
+	if n := testing.AllocsPerRun(1000, run); n != 0 {
+		t.Errorf("an ordinary call allocates %v times", n)
+	}
+}
+
+// observed returns what an observer is told of one ordinary call.
+func observed(tb testing.TB) func() {
+	page := admin.New(admin.Config{})
+	tb.Cleanup(page.Close)
+	o := page.Observer()
+	c := &mesh.Call{Request: httptest.NewRequest("GET", "http://api/", nil), Start: time.Now(), Status: 200, GRPCStatus: -1, Attempts: 1, Duration: time.Millisecond}
+	c.Target.Host, c.Target.Port = "api.shop.svc.cluster.local", 80
+	c.Last = &mesh.Attempt{Call: c, Number: 1, Endpoint: "10.0.0.1:80", Start: c.Start, Status: 200, GRPCStatus: -1, Duration: time.Millisecond}
+	ctx := tb.Context()
+	return func() {
+		o.AttemptEnd(ctx, c.Last)
+		o.CallEnd(ctx, c)
+	}
+}
+
+// BenchmarkObserver is what the page costs a call that succeeds.
+func BenchmarkObserver(b *testing.B) {
+	run := observed(b)
+	b.Run("one", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			run()
+		}
+	})
+	b.Run("parallel", func(b *testing.B) {
+		b.ReportAllocs()
+		b.RunParallel(func(pb *testing.PB) {
+			for pb.Next() {
+				run()
+			}
+		})
+	})
+}

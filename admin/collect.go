@@ -1,0 +1,195 @@
+package admin
+
+import (
+	"maps"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// What is kept at most. Of what there is more, figures are kept together, as those of others.
+const (
+	mostDestinations = 250
+	mostEndpoints    = 100   // of a destination
+	mostAllEndpoints = 2_000 // of all
+	mostCallers      = 100
+	keepIdle         = 5 * time.Minute // what is not called for so long gives its place to what is
+)
+
+// collector keeps the figures of what the observer is told. The maps are copied when they grow, so that calls read them without a
+// lock.
+type collector struct {
+	slow  time.Duration // from which on a call is kept
+	began time.Time
+	inner sync.Mutex // held while one of the maps changes
+
+	destinations atomic.Pointer[map[route.Target]*destination]
+	callers      atomic.Pointer[map[string]*caller]
+	endpoints    int // in all destinations; under inner
+
+	others       destination // that there is no room for
+	otherCallers caller
+
+	lifetime atomic.Int64 // that the identity had before it when it came; 0 if none did
+
+	attempts attempts
+	calls    ring[call]
+	loads    ring[load]
+	events   ring[event]
+	tcp      connections
+
+	changed func() // something happened that is worth a look at once
+}
+
+// destination is what is known of one target.
+type destination struct {
+	target route.Target
+	*series
+	outside atomic.Bool
+
+	endpoints atomic.Pointer[map[string]*series]
+	causes    causes
+	kept      throttle
+	refused   throttle
+
+	mu     sync.Mutex
+	opened breaker.Change // of the circuit, when it was closed last; zero while it is
+}
+
+// caller is what is known of one peer: the series of its requests.
+type caller struct {
+	id string // SPIFFE ID; "" for those without
+	*series
+	kept throttle
+}
+
+func newCollector(slow time.Duration, changed func()) *collector {
+	c := &collector{slow: slow, began: time.Now(), changed: changed}
+	c.calls.size, c.loads.size, c.events.size = mostCalls, mostLoads, mostEvents
+	c.destinations.Store(new(map[route.Target]*destination))
+	c.callers.Store(new(map[string]*caller))
+	c.others.series, c.otherCallers.series = newSeries(c.began), newSeries(c.began)
+	c.others.endpoints.Store(new(map[string]*series))
+	return c
+}
+
+func newSeries(now time.Time) *series {
+	return &series{last: slotOf(now), long: new(history)} // it is new, not idle
+}
+
+// destination returns the figures of a target, made with its first call.
+func (c *collector) destination(target route.Target, now time.Time) *destination {
+	if d := (*c.destinations.Load())[target]; d != nil {
+		return d
+	}
+	c.inner.Lock()
+	defer c.inner.Unlock()
+	old := *c.destinations.Load()
+	if d := old[target]; d != nil {
+		return d
+	}
+	next := maps.Clone(old)
+	if next == nil {
+		next = make(map[route.Target]*destination)
+	}
+	if len(next) >= mostDestinations {
+		since := slotOf(now.Add(-keepIdle))
+		for t, d := range next {
+			if d.idleSince(since) {
+				c.endpoints -= len(*d.endpoints.Load())
+				delete(next, t)
+			}
+		}
+		if len(next) >= mostDestinations {
+			return &c.others
+		}
+	}
+	target.Host, target.Subset = strings.Clone(target.Host), strings.Clone(target.Subset) // they may be parts of something large
+	d := &destination{target: target, series: newSeries(now), refused: throttle{most: mostRefused, period: refusedEvery}}
+	d.endpoints.Store(new(map[string]*series))
+	next[target] = d
+	c.destinations.Store(&next)
+	return d
+}
+
+// endpoint returns the series of an endpoint, and nil if there is no room for it.
+func (c *collector) endpoint(d *destination, address string, now time.Time) *series {
+	if s := (*d.endpoints.Load())[address]; s != nil {
+		return s
+	}
+	if d == &c.others {
+		return nil
+	}
+	c.inner.Lock()
+	defer c.inner.Unlock()
+	old := *d.endpoints.Load()
+	if s := old[address]; s != nil {
+		return s
+	}
+	next := maps.Clone(old)
+	if next == nil {
+		next = make(map[string]*series)
+	}
+	if len(next) >= mostEndpoints || c.endpoints >= mostAllEndpoints {
+		since := slotOf(now) - windowSlots // there is nothing to see of it any more
+		for address, s := range next {
+			if s.idleSince(since) {
+				delete(next, address)
+			}
+		}
+		if c.endpoints -= len(old) - len(next); len(next) >= mostEndpoints || c.endpoints >= mostAllEndpoints {
+			if len(old) != len(next) {
+				d.endpoints.Store(&next)
+			}
+			return nil
+		}
+	}
+	s := &series{last: slotOf(now)}
+	next[address] = s
+	c.endpoints++
+	d.endpoints.Store(&next)
+	return s
+}
+
+// caller returns the figures of a peer.
+func (c *collector) caller(id string, now time.Time) *caller {
+	if p := (*c.callers.Load())[id]; p != nil {
+		return p
+	}
+	c.inner.Lock()
+	defer c.inner.Unlock()
+	old := *c.callers.Load()
+	if p := old[id]; p != nil {
+		return p
+	}
+	next := maps.Clone(old)
+	if next == nil {
+		next = make(map[string]*caller)
+	}
+	if len(next) >= mostCallers {
+		since := slotOf(now.Add(-keepIdle))
+		maps.DeleteFunc(next, func(_ string, p *caller) bool { return p.idleSince(since) })
+		if len(next) >= mostCallers {
+			return &c.otherCallers
+		}
+	}
+	p := &caller{id: id, series: newSeries(now)}
+	next[id] = p
+	c.callers.Store(&next)
+	return p
+}
+
+// observer returns what the mesh tells the collector.
+func (c *collector) observer() mesh.Observer {
+	return mesh.Observer{
+		CallEnd: c.callEnd, AttemptEnd: c.attemptEnd, InboundEnd: c.inboundEnd,
+		ConnStart: c.tcp.start, ConnEnd: c.tcp.end,
+		Ejection: c.ejection, Circuit: c.circuit, DiscoveryFailed: c.discoveryFailed, MirrorDropped: c.mirrorDropped,
+		Identity: c.identity, ConnectionRefused: c.connectionRefused, PolicyLoad: c.policyLoad,
+	}
+}

@@ -1,0 +1,147 @@
+package admin
+
+import (
+	"bytes"
+	"embed"
+	"encoding/json"
+	"fmt"
+	"hash/fnv"
+	"html/template"
+	"net/http"
+	"strconv"
+	"strings"
+)
+
+//go:embed page.html page.css page.js icon.svg
+var files embed.FS
+
+// assets are what the page loads, by name.
+var assets = func() map[string]asset {
+	all := make(map[string]asset)
+	for name, kind := range map[string]string{"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"} {
+		data, err := files.ReadFile(name)
+		if err != nil {
+			panic(err) // it is embedded
+		}
+		sum := fnv.New64a()
+		sum.Write(data)
+		all[name] = asset{data, kind + "; charset=utf-8", strconv.FormatUint(sum.Sum64(), 36)}
+	}
+	return all
+}()
+
+type asset struct {
+	data    []byte
+	kind    string
+	version string
+}
+
+var page = template.Must(template.New("page.html").Funcs(functions).ParseFS(files, "page.html"))
+
+// policy lets the page load what comes from here, and nothing else.
+const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+
+// ServeHTTP implements http.Handler. It answers GET and HEAD at any path it is mounted at: see the package documentation.
+func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("X-Frame-Options", "DENY")
+	h.Set("Content-Security-Policy", contentPolicy)
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Cross-Origin-Opener-Policy", "same-origin")
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Cache-Control", "no-store")
+	h.Set("Vary", "Accept")
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		h.Set("Allow", "GET, HEAD")
+		http.Error(w, "admin: the page is read-only", http.StatusMethodNotAllowed)
+		return
+	}
+	if err := p.admits(r.Host); err != nil {
+		http.Error(w, err.Error(), http.StatusForbidden)
+		return
+	}
+	// A link from another site may lead here, but no other site may load anything.
+	if r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-Mode") != "navigate" {
+		http.Error(w, "admin: another site may not read the page", http.StatusForbidden)
+		return
+	}
+	query := r.URL.Query()
+	if name := query.Get("asset"); name != "" {
+		serveAsset(w, r, name)
+		return
+	}
+	if query.Has("events") {
+		p.watch.serve(w, r)
+		return
+	}
+	format, err := formatOf(query.Get("format"), r.Header["Accept"])
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	p.serve(w, format)
+}
+
+func (p *Page) serve(w http.ResponseWriter, format string) {
+	report, err := p.report()
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	var body bytes.Buffer
+	kind := "text/plain; charset=utf-8"
+	switch format {
+	case "json":
+		kind = "application/json"
+		encoder := json.NewEncoder(&body)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(report)
+	case "html":
+		kind = "text/html; charset=utf-8"
+		err = page.Execute(&body, newView(report))
+	default:
+		writeText(&plain{&body}, report)
+	}
+	if err != nil {
+		http.Error(w, "admin: "+err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", kind)
+	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
+	_, _ = w.Write(body.Bytes()) // a client that is gone needs no answer
+}
+
+// formatOf returns html, json or text: what the query asks for, or else what is accepted. Browsers accept HTML by name.
+func formatOf(asked string, accept []string) (string, error) {
+	switch asked {
+	case "html", "json", "text":
+		return asked, nil
+	case "":
+	default:
+		return "", fmt.Errorf("admin: there is no format %q: ask for html, json or text", asked)
+	}
+	list := strings.Join(accept, ",")
+	switch {
+	case strings.Contains(list, "text/html"):
+		return "html", nil
+	case strings.Contains(list, "application/json"):
+		return "json", nil
+	}
+	return "text", nil
+}
+
+func serveAsset(w http.ResponseWriter, r *http.Request, name string) {
+	a, ok := assets[name]
+	if !ok {
+		http.Error(w, "admin: there is no such file", http.StatusNotFound)
+		return
+	}
+	if r.URL.Query().Get("v") == a.version {
+		w.Header().Set("Cache-Control", "private, max-age=86400, immutable")
+	}
+	w.Header().Set("Content-Type", a.kind)
+	w.Header().Set("Content-Length", strconv.Itoa(len(a.data)))
+	_, _ = w.Write(a.data)
+}

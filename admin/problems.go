@@ -1,0 +1,319 @@
+package admin
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nosidecar/mesh"
+)
+
+// The severities of problems, the worst first.
+const (
+	critical = "critical"
+	warning  = "warning"
+)
+
+// problem is something that hurts, with why.
+type problem struct {
+	Severity string   `json:"severity"`
+	Target   *target  `json:"target,omitempty"` // nil: it is this process
+	Title    string   `json:"title"`
+	Why      []string `json:"why"`
+
+	weight float64 // of problems as severe
+}
+
+const (
+	fewErrors     = 3    // are no problem
+	someErrors    = 0.01 // of the calls are one,
+	manyErrors    = 0.2  // and these a critical one
+	slowCalls     = 20   // so many make a slow destination
+	lateRotation  = 5    // an identity is replaced before the last fifth of its life
+	mostReasons   = 6
+	mostProblems  = 20
+	recently      = time.Minute
+	mostBlamed    = 3
+	blamedAtLeast = 0.5 // of the errors, for an endpoint to be blamed
+)
+
+// problems lists what hurts, the worst first.
+func (r *report) problems(c *collector) []problem {
+	list := r.ownProblems(c)
+	for i := range r.Destinations {
+		if p := r.destinationProblem(&r.Destinations[i], c.slow); p != nil {
+			list = append(list, *p)
+		}
+	}
+	slices.SortStableFunc(list, func(a, b problem) int {
+		return cmp.Or(cmp.Compare(a.Severity, b.Severity), cmp.Compare(b.weight, a.weight)) // "critical" < "warning"
+	})
+	if len(list) > mostProblems {
+		more := len(list) - mostProblems
+		list = append(list[:mostProblems], problem{Severity: list[mostProblems].Severity, Title: fmt.Sprintf("and %d more", more), Why: []string{}})
+	}
+	if list == nil {
+		list = []problem{}
+	}
+	return list
+}
+
+// severity says how much a destination hurts: 0 for not at all.
+func (r *report) severity(d *destinationOf) int {
+	for _, p := range r.Problems {
+		if p.Target != nil && *p.Target == d.target {
+			if p.Severity == critical {
+				return 2
+			}
+			return 1
+		}
+	}
+	return 0
+}
+
+// ownProblems are those of this process.
+func (r *report) ownProblems(c *collector) (list []problem) {
+	if !r.Ready {
+		list = append(list, problem{Severity: critical, Title: "This process is not ready", Why: r.NotReady, weight: 1e9})
+	}
+	if f := r.Documents.Refused; f != nil {
+		p := problem{
+			Severity: warning, Title: fmt.Sprintf("Documents are refused: load %d of %s", f.Number, clock(f.At)), weight: 1e6,
+			Why: []string{fmt.Sprintf("load %d of %s stays in force, version %s", r.Documents.Number, clock(r.Documents.Loaded), r.Documents.Version)},
+		}
+		for line := range strings.Lines(f.Error) {
+			if len(p.Why) == mostReasons {
+				p.Why = append(p.Why, "and more: see Policy loads")
+				break
+			}
+			p.Why = append(p.Why, strings.TrimSpace(line))
+		}
+		list = append(list, p)
+	}
+	if id := r.Identity; id != nil && r.Ready {
+		left := id.Expires.Sub(r.Time)
+		switch {
+		case id.Error != "":
+			list = append(list, problem{
+				Severity: warning, Title: "There is no new certificate", weight: 1e7,
+				Why: []string{id.Error, fmt.Sprintf("the one in force expires in %s", short(left))},
+			})
+		case left < time.Duration(c.lifetime.Load())/lateRotation:
+			list = append(list, problem{Severity: warning, Title: fmt.Sprintf("The certificate expires in %s", short(left)), weight: 1e5, Why: []string{id.ID}})
+		}
+	}
+	if in := r.In; in.Errors >= fewErrors && in.ErrorShare >= someErrors {
+		list = append(list, problem{
+			Severity: severityOf(in.ErrorShare), Title: fmt.Sprintf("%s of the requests to this process fail", percent(in.ErrorShare)), weight: in.ErrorsPerSecond,
+			Why: []string{fmt.Sprintf("%d of %d in the last minute", in.Errors, in.Calls)},
+		})
+	}
+	if in := r.In; in.Denied >= fewErrors {
+		p := problem{
+			Severity: warning, Title: fmt.Sprintf("%s of the requests to this process are denied", percent(float64(in.Denied)/float64(in.Calls))),
+			weight: float64(in.Denied) / r.Seconds,
+		}
+		for i := range r.Callers {
+			caller := &r.Callers[i]
+			if caller.Denied > 0 && len(p.Why) < mostReasons {
+				p.Why = append(p.Why, fmt.Sprintf("%d of %d from %s", caller.Denied, caller.Calls, callerName(caller)))
+			}
+		}
+		list = append(list, p)
+	}
+	return list
+}
+
+func severityOf(share float64) string {
+	if share >= manyErrors {
+		return critical
+	}
+	return warning
+}
+
+// finder collects what is wrong with a destination.
+type finder struct {
+	problem
+	*destinationOf
+	now time.Time
+}
+
+// say notes something that is wrong. What is said first is the title, and what is said last the severity, if it is worse.
+func (p *finder) say(severity, title string) {
+	if p.Severity == "" || severity < p.Severity {
+		p.Severity = severity
+	}
+	if p.Title == "" {
+		p.Title = title
+	}
+}
+
+func (p *finder) because(format string, args ...any) {
+	p.Why = append(p.Why, fmt.Sprintf(format, args...))
+}
+
+// destinationProblem says what is wrong with a destination, nil if nothing is.
+func (r *report) destinationProblem(d *destinationOf, slow time.Duration) *problem {
+	to := d.target // the list is sorted later
+	p := &finder{problem{Target: &to, Why: []string{}, weight: d.ErrorsPerSecond}, d, r.Time}
+	out, serving := p.endpointsOut()
+	p.circuit()
+	if serving > 0 && len(out) == serving {
+		p.say(critical, "No endpoint is healthy")
+	}
+	if d.Errors >= fewErrors && d.ErrorShare >= someErrors {
+		fail := percent(d.ErrorShare) + " of the calls fail"
+		if p.Title != "" {
+			p.Title += ": " + fail
+		}
+		p.say(severityOf(d.ErrorShare), fail)
+	}
+	p.endpoints(out, serving)
+	p.causes()
+	if pool := d.Pool; pool != nil && pool.MaxRequests > 0 && pool.Active >= pool.MaxRequests {
+		p.say(warning, "The connection pool is full")
+		p.because("%d calls in flight, maxRequests is %d, %d were refused since the start", pool.Active, pool.MaxRequests, pool.Refused)
+	}
+	if d.Calls >= slowCalls && d.P99Ms >= milliseconds(slow) {
+		p.say(warning, fmt.Sprintf("Slow: 1 of 100 calls takes %s or more", ms(d.P99Ms)))
+		p.slowest()
+	}
+	if e := r.discoveryTrouble(d); e != nil {
+		p.say(warning, "Discovery fails")
+		p.because("discovery, %s: %s; the last known endpoints stay", clock(e.At), e.Text)
+	}
+	if p.Severity == "" {
+		return nil
+	}
+	return &p.problem
+}
+
+func (p *finder) circuit() {
+	c := p.Circuit
+	if c == nil || c.State == "closed" {
+		return
+	}
+	if c.State == "open" {
+		p.say(critical, "The circuit is open")
+	} else {
+		p.say(warning, "The circuit is half-open")
+	}
+	if c.Opened.IsZero() {
+		return
+	}
+	slow := ""
+	if c.Slow > 0 {
+		slow = fmt.Sprintf(", %d were slow", c.Slow)
+	}
+	p.because("the circuit opened %s ago, at %s: %d of %d calls failed%s", short(p.now.Sub(c.Opened)), clock(c.Opened), c.Failures, c.Calls, slow)
+}
+
+// endpointsOut returns the endpoints that get no calls and should, and how many should.
+func (p *finder) endpointsOut() (out []*endpointOf, serving int) {
+	for i := range p.Endpoints {
+		e := &p.Endpoints[i]
+		if e.Gone || !p.known || e.Reason == "draining" {
+			continue
+		}
+		if serving++; !e.Healthy {
+			out = append(out, e)
+		}
+	}
+	return out, serving
+}
+
+// endpoints says which endpoints are out, and which one most errors come from.
+func (p *finder) endpoints(out []*endpointOf, serving int) {
+	if len(out) > 0 {
+		p.say(warning, fmt.Sprintf("%d of %d endpoints get no calls", len(out), serving))
+	}
+	for i, e := range out {
+		if i == mostBlamed {
+			p.because("and %d more endpoints", len(out)-i)
+			break
+		}
+		until := ""
+		if !e.Until.IsZero() {
+			until = fmt.Sprintf(", for %s at least", short(e.Until.Sub(p.now)))
+		}
+		p.because("%s is out: %s%s", e.Address, e.Reason, until)
+	}
+	var worst *endpointOf
+	errors := 0
+	for i := range p.Endpoints {
+		e := &p.Endpoints[i]
+		errors += e.Errors
+		if worst == nil || e.Errors > worst.Errors {
+			worst = e
+		}
+	}
+	if errors >= fewErrors && len(p.Endpoints) > 1 && float64(worst.Errors) >= blamedAtLeast*float64(errors) {
+		p.because("%s failed %d of the %d attempts that failed, %s of what it was sent", worst.Address, worst.Errors, errors, percent(worst.ErrorShare))
+	}
+}
+
+// causes says how the calls failed.
+func (p *finder) causes() {
+	if p.Severity == "" {
+		return
+	}
+	for i, c := range p.Causes {
+		if i < mostBlamed {
+			text := fmt.Sprintf("%d× %s", c.Count, c.Text)
+			if c.Flags != "" {
+				text += " [" + c.Flags + "]"
+			}
+			if c.Error != "" {
+				text += ": " + c.Error
+			}
+			p.Why = append(p.Why, text)
+		}
+	}
+	if p.Retry != nil && slices.ContainsFunc(p.Causes, func(c causeFigures) bool { return c.flags&mesh.FlagRetriesExhausted != 0 }) {
+		p.because("retries were refused: %s", retryText(p.Retry))
+	}
+}
+
+// slowest names the endpoint that is slower than the others.
+func (p *finder) slowest() {
+	p.because("half of the calls take %s, the slowest took %s", ms(p.P50Ms), ms(p.SlowestMs))
+	var slowest *endpointOf
+	for i := range p.Endpoints {
+		if e := &p.Endpoints[i]; e.Calls > 0 && (slowest == nil || e.P50Ms > slowest.P50Ms) {
+			slowest = e
+		}
+	}
+	others := 0.0
+	for i := range p.Endpoints {
+		if e := &p.Endpoints[i]; e != slowest {
+			others = max(others, e.P50Ms)
+		}
+	}
+	if others > 0 && slowest.P50Ms > 2*others {
+		p.because("%s is the slow one: half of its calls take %s, those of the others %s at most", slowest.Address, ms(slowest.P50Ms), ms(others))
+	}
+}
+
+// discoveryTrouble returns the last failure of discovery for a destination, if it was just now.
+func (r *report) discoveryTrouble(d *destinationOf) *event {
+	for i := range r.Events {
+		e := &r.Events[i]
+		if e.Kind == "discovery" && e.Target.Host == d.Host && r.Time.Sub(e.At) < recently {
+			return e
+		}
+	}
+	return nil
+}
+
+func retryText(r *retriesOf) string {
+	text := fmt.Sprintf("%d under way", r.Active)
+	if r.Most > 0 {
+		text += fmt.Sprintf(" of %d", r.Most)
+	}
+	if r.Budget >= 0 {
+		text += fmt.Sprintf(", the budget has %d left", r.Budget)
+	}
+	return text
+}

@@ -1,0 +1,193 @@
+package admin
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"unicode"
+)
+
+// plain writes text for a terminal without what would control it.
+type plain struct{ w io.Writer }
+
+func (p *plain) Write(data []byte) (int, error) {
+	clean := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) && r != '\n' {
+			return '?'
+		}
+		return r
+	}, string(data))
+	_, err := io.WriteString(p.w, clean)
+	return len(data), err
+}
+
+// writeText writes a report for a terminal.
+func writeText(w io.Writer, r *report) {
+	ready := "ready"
+	if !r.Ready {
+		ready = "NOT READY: " + strings.Join(r.NotReady, "; ")
+	}
+	fmt.Fprintf(w, "%s  %s  %s\n", r.Name, r.Time.Format("2006-01-02 15:04:05 UTC"), ready)
+	if r.Identity != nil {
+		fmt.Fprintf(w, "identity %s, expires in %s %s\n", r.Identity.ID, short(r.Identity.Expires.Sub(r.Time)), r.Identity.Error)
+	}
+	fmt.Fprintf(w, "documents %d, load %d, version %s, since %s\n", r.Documents.Count, r.Documents.Number, r.Documents.Version, clock(r.Documents.Loaded))
+
+	fmt.Fprintln(w, "\n# What hurts")
+	for _, p := range r.Problems {
+		name := ""
+		if p.Target != nil {
+			name = p.Target.String() + ": "
+		}
+		fmt.Fprintf(w, "%s  %s%s\n", strings.ToUpper(p.Severity), name, p.Title)
+		for _, why := range p.Why {
+			fmt.Fprintf(w, "    %s\n", why)
+		}
+	}
+	if len(r.Problems) == 0 {
+		fmt.Fprintln(w, "nothing")
+	}
+	r.writeDestinations(w)
+	r.writeCallers(w)
+	r.writeCalls(w)
+	r.writeRest(w)
+}
+
+func table(w io.Writer, columns ...string) *tabwriter.Writer {
+	t := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintln(t, strings.Join(columns, "\t"))
+	return t
+}
+
+func (r *report) writeDestinations(w io.Writer) {
+	fmt.Fprintln(w, "\n# Destinations, last minute")
+	t := table(w, "STATE", "DESTINATION", "CALLS", "ERRORS", "P50", "P99", "IN FLIGHT", "HEALTHY", "CIRCUIT", "POOL", "RETRIES")
+	for i := range r.Destinations {
+		d := &r.Destinations[i]
+		circuit, pool, retries := "-", "-", "-"
+		if d.Circuit != nil {
+			circuit = d.Circuit.State
+		}
+		if d.Pool != nil {
+			pool = fmt.Sprintf("%d calls, %d waiting, %d connections", d.Pool.Active, d.Pool.Pending, d.Pool.Connections)
+		}
+		if d.Retry != nil {
+			retries = fmt.Sprintf("%d; %s", d.Retries, retryText(d.Retry))
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d/%d\t%s\t%s\t%s\n", r.State(d), d.name(), perSecond(d.CallsPerSecond), percent(d.ErrorShare),
+			ms(d.P50Ms), ms(d.P99Ms), d.InFlight, d.Healthy, len(d.Endpoints), circuit, pool, retries)
+	}
+	t.Flush()
+
+	fmt.Fprintln(w, "\n# Endpoints, last minute")
+	t = table(w, "DESTINATION", "ENDPOINT", "STATE", "CALLS", "ERRORS", "P50", "P99", "IN FLIGHT", "LOCALITY", "SECURITY")
+	for i := range r.Destinations {
+		d := &r.Destinations[i]
+		for _, e := range d.Endpoints {
+			state := "healthy"
+			switch {
+			case e.Gone:
+				state = "gone"
+			case !e.Healthy:
+				state = e.Reason
+				if !e.Until.IsZero() {
+					state += ", " + short(e.Until.Sub(r.Time)) + " more"
+				}
+			}
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.name(), e.Address, orDash(state), perSecond(e.CallsPerSecond),
+				percent(e.ErrorShare), ms(e.P50Ms), ms(e.P99Ms), e.InFlight, orDash(e.Locality), orDash(e.Security))
+		}
+	}
+	t.Flush()
+}
+
+func (r *report) writeCallers(w io.Writer) {
+	fmt.Fprintln(w, "\n# Callers, last minute")
+	t := table(w, "CALLER", "REQUESTS", "ERRORS", "DENIED", "P50", "P99")
+	for i := range r.Callers {
+		c := &r.Callers[i]
+		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\n", callerName(c), perSecond(c.CallsPerSecond), percent(c.ErrorShare), c.Denied, ms(c.P50Ms), ms(c.P99Ms))
+	}
+	t.Flush()
+}
+
+func (r *report) writeCalls(w io.Writer) {
+	fmt.Fprintln(w, "\n# Failed and slow calls, the latest first")
+	list, _ := firstOf(r.Calls, shownCalls)
+	for i := range list {
+		c := &list[i]
+		what := "slow"
+		if c.Failed {
+			what = "FAILED"
+		}
+		fmt.Fprintf(w, "%s  %s  %s %s  %s %s  %s  %s  %s %s %s\n", clock(c.At), what, c.Direction, c.With(), c.Method, c.Path, c.Result(), ms(c.DurationMs),
+			c.Flags, c.Error, c.Decision)
+		for j := range c.Attempts {
+			a := &c.Attempts[j]
+			fmt.Fprintf(w, "    %d  %s  %s  at %s, took %s  %s\n", a.Number, a.Endpoint, a.Result(), ms(a.StartMs), ms(a.DurationMs), a.Error)
+		}
+	}
+}
+
+// writeRest writes what is looked at less often.
+func (r *report) writeRest(w io.Writer) {
+	fmt.Fprintln(w, "\n# Policy loads, the latest first")
+	for _, l := range r.Loads {
+		what := "good"
+		if !l.InForce {
+			what = "REFUSED"
+		}
+		fmt.Fprintf(w, "%s  load %d  %s  %s\n", clock(l.At), l.Number, what, l.Version)
+		for _, f := range l.Findings {
+			fmt.Fprintf(w, "    %s\n", f)
+		}
+		if len(l.Findings) == 0 && l.Error != "" {
+			fmt.Fprintf(w, "    %s\n", l.Error)
+		}
+	}
+	fmt.Fprintln(w, "\n# Events, the latest first")
+	for _, e := range r.Events {
+		name := ""
+		if e.Target != nil {
+			name = e.Target.String()
+		}
+		fmt.Fprintf(w, "%s  %s  %s %s  %s\n", clock(e.At), e.Kind, name, e.Endpoint, e.Text)
+	}
+	fmt.Fprintln(w, "\n# Routes")
+	t := table(w, "HOST", "REQUESTS", "GO TO", "TIMEOUT", "RETRIES", "FROM")
+	for _, o := range r.Routes {
+		to := []string{}
+		if o.Action != "" {
+			to = append(to, o.Action)
+		}
+		for _, one := range o.Targets {
+			text := one.String()
+			if one.Weight > 0 {
+				text += fmt.Sprintf(" %d", one.Weight)
+			}
+			to = append(to, text)
+		}
+		timeout := "-"
+		if o.Timeout > 0 {
+			timeout = ms(o.Timeout)
+		}
+		matches := strings.Join(o.Matches, " or ")
+		if matches == "" {
+			matches = "all others"
+		}
+		from := "default of the mesh"
+		if o.File != "" {
+			from = fmt.Sprintf("%s:%d %s", o.File, o.Line, o.Document)
+		}
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", target{Host: o.Host}.String(), matches, strings.Join(to, ", "), timeout, o.Retries, from)
+	}
+	t.Flush()
+}
+
+func orDash(text string) string {
+	if text == "" {
+		return "-"
+	}
+	return text
+}

@@ -1,0 +1,230 @@
+package admin
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"hash/maphash"
+	"net/http"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	mostWatchers = 16 // pages that are open
+	tick         = time.Second
+	atMostEvery  = 200 * time.Millisecond // however much happens
+	writeWithin  = 10 * time.Second
+)
+
+// watch shows the pages that are open what changes. While there are any, one goroutine makes a report each second, and at once when
+// something happens. Each page has its own goroutine, that of its request, and takes the latest report when it has sent the one before:
+// so a slow client delays nobody, and nothing piles up for it.
+type watch struct {
+	page    *Page
+	ended   context.Context // ends with close
+	end     context.CancelFunc
+	running sync.WaitGroup
+	kicked  chan struct{}
+
+	latest atomic.Pointer[frame]
+
+	mu       sync.Mutex
+	closed   bool
+	watchers map[chan struct{}]struct{} // told that there is a new frame
+	alone    context.CancelFunc         // ends the goroutine that makes frames; nil while there is none
+}
+
+// frame is the page at one time, in parts.
+type frame struct {
+	time  string
+	parts []part
+}
+
+type part struct {
+	id   string
+	html string
+	sum  uint64
+}
+
+func (w *watch) init(p *Page) {
+	w.page = p
+	w.ended, w.end = context.WithCancel(context.Background())
+	w.kicked = make(chan struct{}, 1)
+	w.watchers = make(map[chan struct{}]struct{})
+}
+
+// kick asks for a report at once. It never waits.
+func (w *watch) kick() {
+	select {
+	case w.kicked <- struct{}{}:
+	default:
+	}
+}
+
+func (w *watch) close() {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	w.end()
+	w.running.Wait()
+}
+
+// join adds a page. It returns nil if there are too many, or after close.
+func (w *watch) join() chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed || len(w.watchers) >= mostWatchers {
+		return nil
+	}
+	told := make(chan struct{}, 1)
+	w.watchers[told] = struct{}{}
+	w.running.Add(1)
+	if w.alone == nil {
+		ctx, cancel := context.WithCancel(w.ended)
+		w.alone = cancel
+		w.running.Go(func() { w.run(ctx) })
+	}
+	w.kick() // it is to see something at once
+	return told
+}
+
+func (w *watch) leave(told chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.watchers, told)
+	if len(w.watchers) == 0 && w.alone != nil {
+		w.alone()
+		w.alone = nil
+	}
+	w.running.Done()
+}
+
+// run makes frames until ctx ends.
+func (w *watch) run(ctx context.Context) {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-w.kicked:
+		case <-ctx.Done():
+			return
+		}
+		if f, err := w.frame(); err == nil {
+			w.latest.Store(f)
+			w.tell()
+		}
+		timer.Reset(atMostEvery) // what happens meanwhile is in the next one
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		timer.Reset(tick - atMostEvery)
+	}
+}
+
+func (w *watch) tell() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for told := range w.watchers {
+		select {
+		case told <- struct{}{}:
+		default: // it has not looked yet, and will see this one
+		}
+	}
+}
+
+var seed = maphash.MakeSeed()
+
+func (w *watch) frame() (*frame, error) {
+	report, err := w.page.report()
+	if err != nil {
+		return nil, err
+	}
+	v := newView(report)
+	f := &frame{time: clock(report.Time)}
+	var text bytes.Buffer
+	for _, id := range sections {
+		text.Reset()
+		if err := page.ExecuteTemplate(&text, id, v); err != nil {
+			return nil, err
+		}
+		f.parts = append(f.parts, part{id, text.String(), maphash.Bytes(seed, text.Bytes())})
+	}
+	return f, nil
+}
+
+// serve sends what changes as server-sent events, until the client leaves or the page is closed.
+func (w *watch) serve(rw http.ResponseWriter, r *http.Request) {
+	if w.page.mesh.Load() == nil {
+		http.Error(rw, errNoMesh.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	told := w.join()
+	if told == nil {
+		rw.Header().Set("Retry-After", "5")
+		http.Error(rw, "admin: too many pages are open, or the page is closed", http.StatusServiceUnavailable)
+		return
+	}
+	defer w.leave(told)
+	rc := http.NewResponseController(rw)
+	// A client that takes nothing does not keep close waiting.
+	stop := context.AfterFunc(w.ended, func() { _ = rc.SetWriteDeadline(time.Now()) })
+	defer stop()
+	h := rw.Header()
+	h.Set("Content-Type", "text/event-stream")
+	h.Set("X-Accel-Buffering", "no")
+	if r.Method == http.MethodHead {
+		return
+	}
+	if err := w.send(rc, rw, []byte("retry: 1000\n\n")); err != nil {
+		return
+	}
+	seen := make(map[string]uint64, len(sections))
+	for {
+		select {
+		case <-told:
+		case <-r.Context().Done():
+			return
+		case <-w.ended.Done():
+			return
+		}
+		if err := w.send(rc, rw, w.latest.Load().since(seen)); err != nil {
+			return
+		}
+	}
+}
+
+// since returns an event with the parts that are new to a client, and notes that it has them.
+func (f *frame) since(seen map[string]uint64) []byte {
+	changed := make(map[string]string)
+	for _, p := range f.parts {
+		if seen[p.id] != p.sum {
+			changed[p.id], seen[p.id] = p.html, p.sum
+		}
+	}
+	data, err := json.Marshal(struct {
+		Time  string            `json:"time"`
+		Parts map[string]string `json:"parts"`
+	}{f.time, changed})
+	if err != nil {
+		return []byte(": " + err.Error() + "\n\n") // strings can always be marshalled
+	}
+	return fmt.Appendf(nil, "data: %s\n\n", data)
+}
+
+func (w *watch) send(rc *http.ResponseController, rw http.ResponseWriter, data []byte) error {
+	// Not every writer has deadlines: then the server's own count.
+	_ = rc.SetWriteDeadline(time.Now().Add(writeWithin))
+	if err := w.ended.Err(); err != nil {
+		return err
+	}
+	if _, err := rw.Write(data); err != nil {
+		return err
+	}
+	return rc.Flush()
+}
