@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"strings"
@@ -156,6 +157,9 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 		in.Status = answer.Status
 		if !panicked && in.Decision.Allowed { // and was not ended before it answered
 			in.Status = answer.Code()
+		}
+		if answer.Status == 0 && in.Decision.Allowed && r.Context().Err() == context.Canceled {
+			in.Status, in.Flags = 0, in.Flags|FlagCallerGone // nobody gets what net/http would answer
 		}
 		if field.IsGRPC(in.Request.Header.Get("Content-Type")) {
 			in.GRPCStatus = failure.GRPCAnswer(in.Status, w.Header())

@@ -64,6 +64,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 		return nil, err
 	}
 	log.begin()
+	m.observers.started(m)
 	return m, nil
 }
 

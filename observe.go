@@ -24,6 +24,9 @@ import (
 // [Inbound] or [Conn] is valid until its End function returns. They must not call [Mesh.Close], which waits for those goroutines,
 // for 30 seconds at most.
 type Observer struct {
+	// Started is called once, when the mesh is ready and before [New] returns it. It may be asked for its [Mesh.Status] from then on.
+	Started func(m *Mesh)
+
 	// CallStart is called when a request enters the mesh, before it is routed. The context it returns, derived from ctx,
 	// is the one the call goes on with; a tracer puts its span there.
 	CallStart func(ctx context.Context, c *Call) context.Context
@@ -225,14 +228,15 @@ type Inbound struct {
 	// its handler ran, because documents, bundles or the time do not allow it any more, it is that decision.
 	Decision authz.Decision
 
-	// Status is the status that was answered, 0 if the request was cut off without an answer.
+	// Status is the status that was answered, 0 if the request was cut off without an answer, or its caller has gone before there
+	// was one.
 	Status int
 
 	// GRPCStatus is the status of a gRPC call, whose HTTP status is 200 whatever became of it. It is -1 for other requests, and
 	// where there was no answer.
 	GRPCStatus int
 
-	// Flags say why the request was refused by a limit.
+	// Flags say why the request was refused by a limit, or not answered.
 	Flags Flags
 
 	// Duration is the time from Start to the return of the handler.

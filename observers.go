@@ -101,6 +101,14 @@ func (o observers) inboundMessage(ctx context.Context, in *Inbound, sent bool) {
 	}
 }
 
+func (o observers) started(m *Mesh) {
+	for i := range o {
+		if f := o[i].Started; f != nil {
+			f(m)
+		}
+	}
+}
+
 func (o observers) policyLoaded(load PolicyLoad) {
 	for i := range o {
 		if f := o[i].PolicyLoad; f != nil {

@@ -3,6 +3,8 @@ package mesh
 import (
 	"context"
 	"sync/atomic"
+
+	"github.com/nosidecar/mesh/internal/admission"
 )
 
 // PeerID returns the SPIFFE ID of the peer of a request that [Mesh.Handler] let through, such as
@@ -66,8 +68,11 @@ func (c *requestContext) Err() error {
 
 // Value implements context.Context.
 func (c *requestContext) Value(key any) any {
-	if key == (peerKey{}) {
+	switch key {
+	case peerKey{}:
 		return c
+	case admission.RequestKey{}:
+		return true
 	}
 	if e := c.endable.Load(); e != nil {
 		return e.Value(key) // which package context asks for the cause

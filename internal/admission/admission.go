@@ -52,3 +52,6 @@ type Withdrawn struct {
 func (w *Withdrawn) Error() string {
 	return "mesh: access was withdrawn while the request was served: " + w.Reason
 }
+
+// RequestKey is the key of a value in the context of every gRPC call to this process. Requests of HTTP have that of net/http.
+type RequestKey struct{}
