@@ -1,0 +1,120 @@
+package metrics
+
+import (
+	"context"
+	"net/http"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/peermeta"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+const (
+	orderID = "spiffe://cluster.local/ns/shop/sa/order"
+	webID   = "spiffe://cluster.local/ns/default/sa/web"
+)
+
+func newTestWatcher(t testing.TB, c Config) *watcher {
+	t.Helper()
+	if c.Registerer == nil {
+		c.Registerer = prometheus.NewRegistry()
+	}
+	m, err := New(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	w := newWatcher(m)
+	w.setIdentity(webID)
+	m.watch(w)
+	return w
+}
+
+// answered returns a call to an endpoint that has answered.
+func answered(t testing.TB, secure bool) *mesh.Call {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, "http://order.shop.svc.cluster.local/v1/orders/42?full=1", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &mesh.Call{
+		Request: req, Start: time.Now(), Target: route.Target{Host: "order.shop.svc.cluster.local", Port: 80}, Document: "order", Status: 200,
+		GRPCStatus: -1, Attempts: 1, Duration: 3 * time.Millisecond, BytesReceived: 512,
+		ResponseHeader: http.Header{"Content-Type": {"text/plain"}, "Date": {"now"}, "Content-Length": {"512"}},
+	}
+	c.Last = &mesh.Attempt{Call: c, Number: 1, Peer: &discovery.Endpoint{
+		Address: "10.0.0.1", Port: 80, Labels: map[string]string{"app": "order", "version": "v1"},
+	}}
+	if secure {
+		c.Last.PeerID = orderID
+		said := peermeta.Metadata{
+			Name: "order-1", Namespace: "shop", Workload: "order-v1", Cluster: "east", Identity: orderID,
+			Labels: map[string]string{"app": "order", "version": "v1", canonicalNames[0]: "order"},
+		}
+		c.ResponseHeader[peermeta.Header] = []string{said.Encode()}
+		c.ResponseHeader[peermeta.HeaderID] = []string{said.ID("10.0.0.1", "cluster.local")}
+	}
+	return c
+}
+
+func arrived(t testing.TB, secure bool) *mesh.Inbound {
+	t.Helper()
+	req, err := http.NewRequest(http.MethodGet, "http://web/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := &mesh.Inbound{
+		Request: req, Start: time.Now(), Status: 200, GRPCStatus: -1, Duration: time.Millisecond,
+		ResponseHeader: http.Header{"Content-Type": {"text/plain"}},
+	}
+	if secure {
+		in.Peer = orderID
+		said := peermeta.Metadata{Name: "order-1", Namespace: "shop", Workload: "order-v1", Identity: orderID}
+		req.Header[peermeta.Header], req.Header[peermeta.HeaderID] = []string{said.Encode()}, []string{"sidecar~10.0.0.1~order-1.shop~"}
+	}
+	return in
+}
+
+func BenchmarkRecord(b *testing.B) {
+	ctx := context.Background()
+	for _, secure := range []bool{false, true} {
+		for _, native := range []bool{false, true} {
+			name := "secure=" + strconv.FormatBool(secure) + "/native=" + strconv.FormatBool(native)
+			w := newTestWatcher(b, Config{NativeHistograms: native})
+			call := answered(b, secure)
+			b.Run("call/"+name, func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					w.callEnd(ctx, call)
+				}
+			})
+			in := arrived(b, secure)
+			b.Run("inbound/"+name, func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					w.inboundEnd(ctx, in)
+				}
+			})
+		}
+	}
+}
+
+// Recording a call of a known path makes no garbage.
+func TestRecordAllocates(t *testing.T) {
+	ctx := context.Background()
+	for _, secure := range []bool{false, true} {
+		w := newTestWatcher(t, Config{})
+		call, in := answered(t, secure), arrived(t, secure)
+		if n := testing.AllocsPerRun(100, func() { w.callEnd(ctx, call) }); n != 0 {
+			t.Errorf("secure %t: a call allocates %v times", secure, n)
+		}
+		if n := testing.AllocsPerRun(100, func() { w.inboundEnd(ctx, in) }); n != 0 {
+			t.Errorf("secure %t: a request allocates %v times", secure, n)
+		}
+	}
+}

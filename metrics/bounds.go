@@ -1,0 +1,102 @@
+package metrics
+
+import (
+	"sync"
+
+	"github.com/nosidecar/mesh/internal/peermeta"
+)
+
+// hosts bounds how many hosts that no document names have a value of their own. With DNS every name may turn out to be a service, and
+// callers may well take names from their requests.
+type hosts struct {
+	most int
+
+	mu   sync.Mutex
+	used map[string]int64 // second
+}
+
+// admit reports whether a host may have a value of its own.
+func (h *hosts) admit(host string, documented bool, now int64) bool {
+	if documented {
+		return true
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if _, known := h.used[host]; !known && len(h.used) >= h.most {
+		return false
+	}
+	h.used[host] = now
+	return true
+}
+
+func (h *hosts) sweep(before int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for host, used := range h.used {
+		if used < before {
+			delete(h.used, host)
+		}
+	}
+}
+
+// claims is what peers with an identity said about themselves. Each may be no more than so many workloads: otherwise one of them
+// could make series without bound.
+type claims struct {
+	mu      sync.Mutex
+	used    map[claim]int64 // second
+	perPeer map[string]int
+}
+
+type claim struct {
+	peer string
+	workload
+}
+
+const (
+	mostClaimsOfPeer = 64
+	mostClaims       = 16 << 10
+)
+
+func (c *claims) admit(peer string, w workload, now int64) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	key := claim{peer, w}
+	if _, known := c.used[key]; !known {
+		if c.perPeer[peer] >= mostClaimsOfPeer || len(c.used) >= mostClaims {
+			return false
+		}
+		c.perPeer[peer]++
+	}
+	c.used[key] = now
+	return true
+}
+
+func (c *claims) sweep(before int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, used := range c.used {
+		if used >= before {
+			continue
+		}
+		delete(c.used, key)
+		if c.perPeer[key.peer]--; c.perPeer[key.peer] == 0 {
+			delete(c.perPeer, key.peer)
+		}
+	}
+}
+
+// believe returns the workload that a peer says it is. It is believed only if it has proved an identity, and of the namespace of
+// that only.
+func (m *Metrics) believe(peer, value string, now int64) (workload, bool) {
+	if value == "" || peer == "" {
+		return workload{}, false
+	}
+	said, err := peermeta.Decode(value)
+	if err == nil && said.Namespace == accountOf(peer).namespace && said.Namespace != "" {
+		if w := byMetadata(&said, m.settings.own.cluster); m.claims.admit(peer, w, now) {
+			return w, true
+		}
+	}
+	m.state.metadataRefused.Inc()
+	return workload{}, false
+}

@@ -1,0 +1,211 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/peermeta"
+)
+
+func (w *watcher) observer() mesh.Observer {
+	return mesh.Observer{
+		Started:   func(m *mesh.Mesh) { w.mesh.Store(m) },
+		CallStart: w.callStart, CallEnd: w.callEnd, CallMessage: w.callMessage, AttemptStart: w.attemptStart,
+		InboundStart: w.inboundStart, InboundEnd: w.inboundEnd, InboundMessage: w.inboundMessage,
+		ConnStart: w.connStart, ConnEnd: w.connEnd,
+		Ejection: w.state.ejection, Circuit: w.state.circuit, Endpoints: w.state.endpoints, DiscoveryFailed: w.state.discoveryFailed,
+		MirrorDropped: w.state.mirrorDropped, Identity: w.identity, ConnectionRefused: w.state.connectionRefused,
+		PolicyLoad: w.state.policyLoad,
+	}
+}
+
+// request is one call that has ended.
+type request struct {
+	key            outcome
+	took           time.Duration
+	sent, answered int64 // bytes
+	end            int64 // second
+}
+
+// record counts a request. It returns false if the path is gone meanwhile.
+func (st *store) record(ctx context.Context, p *path, r *request) bool {
+	if p == nil {
+		return st.drop(false)
+	}
+	s := p.find(r.key)
+	if s == nil || !s.touch(r.end) {
+		if s = st.add(p, r.key, r.end); s == nil {
+			return !p.gone.Load() && st.drop(p.identity.inbound)
+		}
+	}
+	s.counts[requests].Add(1)
+	s.hists.observe(r.took, r.sent, r.answered)
+	s.hists.exemplify(ctx, r.took, r.end)
+	return true
+}
+
+// drop counts a call that there is no room for.
+func (st *store) drop(inbound bool) bool {
+	i := 0
+	if inbound {
+		i = 1
+	}
+	st.overflow[i].Add(1)
+	return true
+}
+
+func (w *watcher) callStart(ctx context.Context, c *mesh.Call) context.Context {
+	if w.serving.Load() && !c.Mirror && ctx.Value(http.ServerContextKey) == nil && ctx.Value(admission.RequestKey{}) == nil {
+		w.state.detached.Inc()
+	}
+	return ctx
+}
+
+// attemptStart tells the peer who calls.
+func (w *watcher) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
+	if a.Call.Outside {
+		return ctx
+	}
+	self := w.self.Load()
+	a.Sent.SetHeader(peermeta.Header, self.value[0])
+	a.Sent.SetHeader(peermeta.HeaderID, self.named[0])
+	if isRPC(a.Call.Request.Header) {
+		w.streams.attempt(a)
+	}
+	return ctx
+}
+
+func isRPC(header http.Header) bool {
+	values := header["Content-Type"]
+	return len(values) > 0 && field.IsGRPC(values[0])
+}
+
+func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
+	if w.over.Load() {
+		return
+	}
+	r := request{
+		key: newOutcome(codeOf(c.Status, c.Flags), c.GRPCStatus, c.Flags), took: c.Duration, end: c.Start.Add(c.Duration).Unix(),
+		sent: c.BytesSent + requestHeader(c.Request), answered: c.BytesReceived + responseHeader(c.ResponseHeader),
+	}
+	rpc := isRPC(c.Request.Header)
+	if rpc {
+		r.key |= isGRPC
+	}
+	if c.Last != nil && c.Last.PeerID != "" {
+		r.key |= isMTLS
+	}
+	p := w.pathOf(c, r.end)
+	for tries := 0; !w.store.record(ctx, p, &r) && tries < 3; tries++ {
+		p = w.pathOf(c, r.end) // the path was forgotten meanwhile
+	}
+	if rpc {
+		w.streams.end(w, c, p, r.end)
+	}
+	if c.Attempts > 1 || c.Stopped != 0 {
+		w.state.retried(c)
+	}
+}
+
+// pathOf returns the path of a call that has ended.
+func (w *watcher) pathOf(c *mesh.Call, now int64) *path {
+	a := c.Last
+	switch {
+	case c.Outside:
+		return w.beyond(c.Err != nil && errors.Is(c.Err, mesh.ErrNotInMesh), now)
+	case a == nil || a.Peer == nil:
+		return w.nobody(c.Target.Host, c.Document != "", now)
+	}
+	value := ""
+	if a.PeerID != "" {
+		value = firstOf(c.ResponseHeader[peermeta.Header])
+	}
+	return w.reached(a.Peer, c.Target.Host, c.Document != "", a.PeerID, value, now)
+}
+
+// codeOf returns the code of a call, by its flags where no response came: what a sidecar would have answered.
+func codeOf(status int, flags mesh.Flags) int {
+	const unavailable = mesh.FlagNoHealthyUpstream | mesh.FlagConnectFailure | mesh.FlagOverflow | mesh.FlagConnectionTerminated |
+		mesh.FlagRemoteReset | mesh.FlagNoCluster
+	switch {
+	case status != 0 || flags&mesh.FlagCallerGone != 0:
+		return status
+	case flags&mesh.FlagUpstreamTimeout != 0:
+		return http.StatusGatewayTimeout
+	case flags&unavailable != 0:
+		return http.StatusServiceUnavailable
+	case flags&mesh.FlagNoRoute != 0:
+		return http.StatusNotFound
+	case flags&mesh.FlagRateLimited != 0:
+		return http.StatusTooManyRequests
+	}
+	return 0
+}
+
+// The sizes of headers are estimated: HTTP/2 compresses them, and to add them up would cost more than all the rest.
+const (
+	perField  = 40
+	firstLine = 16
+)
+
+func requestHeader(r *http.Request) int64 {
+	n := firstLine + len(r.Method) + len(r.Host) + perField*len(r.Header)
+	if r.URL != nil {
+		n += sizeOf(r.URL)
+	}
+	return int64(n)
+}
+
+func sizeOf(u *url.URL) int { return len(u.Path) + len(u.RawQuery) }
+
+func responseHeader(h http.Header) int64 {
+	if h == nil {
+		return 0
+	}
+	return int64(firstLine + perField*len(h))
+}
+
+// inboundStart answers a peer that says who it is. Others are told nothing: they would not believe it.
+func (w *watcher) inboundStart(ctx context.Context, in *mesh.Inbound) context.Context {
+	if !w.serving.Load() {
+		w.serving.Store(true)
+	}
+	if in.Peer == "" || in.ResponseHeader == nil {
+		return ctx
+	}
+	self := w.self.Load()
+	if in.Request.Header[peermeta.Header] != nil {
+		in.ResponseHeader[peermeta.Header] = self.value
+	}
+	if in.Request.Header[peermeta.HeaderID] != nil {
+		in.ResponseHeader[peermeta.HeaderID] = self.named
+	}
+	return ctx
+}
+
+func (w *watcher) inboundEnd(ctx context.Context, in *mesh.Inbound) {
+	if w.over.Load() {
+		return
+	}
+	r := request{
+		key: newOutcome(in.Status, in.GRPCStatus, in.Flags), took: in.Duration, end: in.Start.Add(in.Duration).Unix(),
+		sent: in.BytesReceived + requestHeader(in.Request), answered: in.BytesSent + responseHeader(in.ResponseHeader),
+	}
+	if isRPC(in.Request.Header) {
+		r.key |= isGRPC
+	}
+	if in.Peer != "" {
+		r.key |= isMTLS
+	}
+	for range 3 {
+		if w.store.record(ctx, w.from(in.Peer, in.Request.Header, r.end), &r) {
+			return
+		}
+	}
+}

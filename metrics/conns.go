@@ -1,0 +1,113 @@
+package metrics
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/nosidecar/mesh"
+)
+
+// conns are the raw connections that are open.
+type conns struct {
+	mu   sync.Mutex
+	open map[*mesh.Conn]*conn
+}
+
+// conn is a connection, with what of it was counted.
+type conn struct {
+	of             *watcher
+	path           *path
+	key            outcome
+	sent, received int64 // as the server sees it
+}
+
+func (w *watcher) connStart(c *mesh.Conn) {
+	if w.over.Load() || c.Local == nil { // there is none: connEnd says why
+		return
+	}
+	now := time.Now().Unix()
+	n := w.newConn(c, now)
+	n.count(n.key, opened, 1, now)
+	w.conns.mu.Lock()
+	defer w.conns.mu.Unlock()
+	w.conns.open[c] = n
+}
+
+func (w *watcher) connEnd(c *mesh.Conn) {
+	now := time.Now().Unix()
+	if c.Local == nil {
+		if !w.over.Load() {
+			n := w.newConn(c, now)
+			n.count(n.key|outcome(c.Flags), opened, 1, now)
+			n.count(n.key|outcome(c.Flags), closed, 1, now)
+		}
+		return
+	}
+	w.conns.mu.Lock()
+	defer w.conns.mu.Unlock()
+	n := w.conns.open[c]
+	if n == nil {
+		return
+	}
+	delete(w.conns.open, c)
+	key := n.key | outcome(c.Flags)
+	n.update(c, key, now)
+	n.count(key, closed, 1, now)
+}
+
+func (w *watcher) newConn(c *mesh.Conn, now int64) *conn {
+	n := &conn{of: w, path: w.pathOfConn(c, now), key: kindTCP}
+	if c.PeerID != "" {
+		n.key |= isMTLS
+	}
+	return n
+}
+
+func (w *watcher) pathOfConn(c *mesh.Conn, now int64) *path {
+	switch {
+	case c.Inbound:
+		return w.from(c.PeerID, nil, now)
+	case c.Outside:
+		return w.beyond(errors.Is(c.Err, mesh.ErrNotInMesh), now)
+	case c.Endpoint == nil:
+		return w.nobody(c.Target.Host, false, now)
+	}
+	return w.reached(c.Endpoint, c.Target.Host, false, c.PeerID, "", now)
+}
+
+// update counts what went over the connections since the last time.
+func (cs *conns) update(now int64) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for c, n := range cs.open {
+		n.update(c, n.key, now)
+	}
+}
+
+func (n *conn) update(c *mesh.Conn, key outcome, now int64) {
+	if n.path == nil || n.path.gone.Load() {
+		n.path = n.of.pathOfConn(c, now)
+	}
+	sentBytes, receivedBytes := c.Bytes()
+	if !c.Inbound {
+		sentBytes, receivedBytes = receivedBytes, sentBytes // the names are the server's view
+	}
+	n.count(key, sent, sentBytes-n.sent, now)
+	n.count(key, received, receivedBytes-n.received, now)
+	n.sent, n.received = sentBytes, receivedBytes
+}
+
+// count adds to a counter. It is called with no addition, too, so that the series of an open connection stays.
+func (n *conn) count(key outcome, which int, by int64, now int64) {
+	if n.path == nil {
+		return
+	}
+	s := n.path.find(key)
+	if s == nil || !s.touch(now) {
+		if s = n.of.store.add(n.path, key, now); s == nil {
+			return
+		}
+	}
+	s.counts[which].Add(uint64(max(by, 0)))
+}

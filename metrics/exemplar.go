@@ -1,0 +1,34 @@
+package metrics
+
+import (
+	"context"
+	"time"
+
+	dto "github.com/prometheus/client_model/go"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+var traceIDName, spanIDName = "trace_id", "span_id"
+
+// exemplify keeps the trace of a call as the exemplar of the bucket of its duration, if the trace is sampled. It keeps no more than
+// one a second, since each costs more than all the rest.
+func (h *histograms) exemplify(ctx context.Context, took time.Duration, now int64) {
+	place := &h.exemplars[bucketOf(&limitsMicro, took.Microseconds())]
+	before := place.Load()
+	if before != nil && before.Timestamp.Seconds >= now {
+		return
+	}
+	if span := trace.SpanContextFromContext(ctx); span.IsSampled() && span.IsValid() {
+		place.CompareAndSwap(before, newExemplar(&span, took, now))
+	}
+}
+
+func newExemplar(span *trace.SpanContext, took time.Duration, now int64) *dto.Exemplar {
+	traceID, spanID, v := span.TraceID().String(), span.SpanID().String(), float64(took.Microseconds())/1000
+	return &dto.Exemplar{
+		Label:     []*dto.LabelPair{{Name: &traceIDName, Value: &traceID}, {Name: &spanIDName, Value: &spanID}},
+		Value:     &v,
+		Timestamp: &timestamppb.Timestamp{Seconds: now},
+	}
+}

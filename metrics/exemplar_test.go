@@ -1,0 +1,115 @@
+package metrics_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/metrics"
+	"go.opentelemetry.io/otel/trace"
+)
+
+func span(sampled bool, id byte) context.Context {
+	c := trace.SpanContextConfig{TraceID: trace.TraceID{15: id}, SpanID: trace.SpanID{7: id}}
+	if sampled {
+		c.TraceFlags = trace.FlagsSampled
+	}
+	return trace.ContextWithSpanContext(context.Background(), trace.NewSpanContext(c))
+}
+
+// Only traces that are kept are named, and no more than one a second of each bucket.
+func TestExemplars(t *testing.T) {
+	for _, native := range []bool{false, true} {
+		t.Run(fmt.Sprint("native ", native), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { testExemplars(t, native) })
+		})
+	}
+}
+
+func testExemplars(t *testing.T, native bool) {
+	p := newProcess(t, metrics.Config{NativeHistograms: native})
+	o := p.Observer()
+	to := &discovery.Endpoint{}
+	observe := func(ctx context.Context, took time.Duration) {
+		c := call(t, "order", to, "")
+		c.Start, c.Duration = time.Now(), took
+		o.CallEnd(ctx, c)
+	}
+	observe(span(false, 1), 3*time.Millisecond)
+	observe(context.Background(), 3*time.Millisecond)
+	if text := p.text(t, "application/openmetrics-text"); strings.Contains(text, "trace_id") {
+		t.Errorf("a trace that is not kept is named:\n%s", text)
+	}
+	observe(span(true, 2), 3*time.Millisecond)
+	observe(span(true, 3), 3*time.Millisecond) // in the same second
+	observe(span(true, 4), 30*time.Millisecond)
+	observe(span(true, 5), 2*time.Hour) // beyond the last bucket; it ends later than the others
+	text := p.text(t, "application/openmetrics-text")
+	for _, want := range []string{
+		`le="5.0"} 4 # {trace_id="00000000000000000000000000000002",span_id="0000000000000002"} 3.0 `,
+		`le="50.0"} 5 # {trace_id="00000000000000000000000000000004",span_id="0000000000000004"} 30.0 `,
+		`le="+Inf"} 6 # {trace_id="00000000000000000000000000000005",span_id="0000000000000005"} 7.2e+06 `,
+	} {
+		if !strings.Contains(text, want) {
+			t.Errorf("there is no %s in\n%s", want, text)
+		}
+	}
+	if !strings.HasSuffix(text, "# EOF\n") {
+		t.Error("that is no OpenMetrics")
+	}
+	if strings.Contains(text, "00000000000003") {
+		t.Error("there are two exemplars of one second")
+	}
+	// A counter has the latest.
+	if !strings.Contains(text, `} 6.0 # {trace_id="00000000000000000000000000000005",span_id="0000000000000005"} 1.0 `) {
+		t.Errorf("the counter has not the latest exemplar:\n%s", text)
+	}
+	time.Sleep(time.Second)
+	observe(span(true, 6), 3*time.Millisecond)
+	if !strings.Contains(p.text(t, "application/openmetrics-text"), `le="5.0"} 5 # {trace_id="00000000000000000000000000000006"`) {
+		t.Error("a second later the exemplar is still the old one")
+	}
+	if strings.Contains(p.text(t, "text/plain"), "trace_id") {
+		t.Error("the text format has exemplars, which it cannot have")
+	}
+}
+
+// Sums and buckets are those of what was observed.
+func TestHistograms(t *testing.T) {
+	for _, native := range []bool{false, true} {
+		p := newProcess(t, metrics.Config{NativeHistograms: native})
+		o := p.Observer()
+		to := &discovery.Endpoint{}
+		for _, took := range []time.Duration{400 * time.Microsecond, 500 * time.Microsecond, 501 * time.Microsecond, 4 * time.Second, 2 * time.Hour} {
+			c := call(t, "order", to, "")
+			c.Duration, c.BytesReceived = took, 1000
+			ends(o, c)
+		}
+		h := p.one(t, "istio_request_duration_milliseconds").Histogram
+		if h.GetSampleCount() != 5 || h.GetSampleSum() != 0.4+0.5+0.501+4000+7200000 {
+			t.Errorf("native %t: %d durations of %v ms together", native, h.GetSampleCount(), h.GetSampleSum())
+		}
+		want := map[float64]uint64{0.5: 2, 1: 3, 2500: 3, 5000: 4, 3600000: 4}
+		n := 0
+		for _, b := range h.Bucket {
+			if count, ok := want[b.GetUpperBound()]; ok && b.GetCumulativeCount() != count {
+				t.Errorf("native %t: %d within %v ms, want %d", native, b.GetCumulativeCount(), b.GetUpperBound(), count)
+			}
+			n++
+		}
+		if n != 19 {
+			t.Errorf("native %t: %d buckets", native, n)
+		}
+		if got := len(h.PositiveSpan) > 0; got != native {
+			t.Errorf("native %t: there are native buckets: %t", native, got)
+		}
+		// The header of a response has one field here.
+		if h := p.one(t, "istio_response_bytes").Histogram; h.GetSampleSum() != 5*(1000+56) {
+			t.Errorf("native %t: %v bytes", native, h.GetSampleSum())
+		}
+	}
+}

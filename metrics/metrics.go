@@ -1,0 +1,111 @@
+package metrics
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"weak"
+
+	"github.com/nosidecar/mesh"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+)
+
+// Metrics keeps the metrics of a process. [New] makes one; it is safe for concurrent use.
+type Metrics struct {
+	settings  *settings
+	store     store
+	hosts     hosts
+	claims    claims
+	state     state
+	collector *collector
+	over      atomic.Bool
+
+	mu       sync.Mutex
+	watchers []weak.Pointer[watcher] // of meshes, each held by its mesh
+}
+
+// New returns metrics that are registered and stay so until Close. The error says what is wrong with the Config, or that metrics of
+// these names are registered already.
+func New(c Config) (*Metrics, error) {
+	s, err := c.settings(os.Getenv, os.Hostname)
+	if err != nil {
+		return nil, err
+	}
+	m := &Metrics{settings: s}
+	m.store = store{settings: s, paths: make(map[identity]*path), pairs: make(map[[2]string]*dto.LabelPair)}
+	m.hosts = hosts{most: max(s.most/4, 16), used: make(map[string]int64)}
+	m.claims = claims{used: make(map[claim]int64), perPeer: make(map[string]int)}
+	m.state.init()
+	m.collector = &collector{m}
+	if err := s.registerer.Register(m.collector); err != nil {
+		return nil, fmt.Errorf("metrics: %w", err)
+	}
+	return m, nil
+}
+
+// Observer returns what records the calls and the state of a mesh, for [mesh.WithObserver]. Each mesh needs one of its own.
+func (m *Metrics) Observer() mesh.Observer {
+	w := newWatcher(m)
+	m.watch(w)
+	return w.observer()
+}
+
+func (m *Metrics) watch(w *watcher) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.watchers = append(m.watchers, weak.Make(w))
+}
+
+// Close takes the metrics out of the registry. Meshes may still be observed after that, but nothing is recorded any more. It may be
+// called more than once.
+func (m *Metrics) Close() error {
+	if !m.over.Swap(true) {
+		m.settings.registerer.Unregister(m.collector)
+	}
+	return nil
+}
+
+// each calls f for the meshes that are still there.
+func (m *Metrics) each(f func(*watcher)) {
+	m.mu.Lock()
+	var all []*watcher
+	m.watchers = slices.DeleteFunc(m.watchers, func(p weak.Pointer[watcher]) bool {
+		w := p.Value()
+		if w != nil {
+			all = append(all, w)
+		}
+		return w == nil
+	})
+	m.mu.Unlock()
+	for _, w := range all {
+		f(w)
+	}
+}
+
+// collector is the Metrics as the registry sees them.
+type collector struct{ m *Metrics }
+
+// Describe implements prometheus.Collector.
+func (c *collector) Describe(ch chan<- *prometheus.Desc) {
+	for _, list := range families {
+		for _, f := range list {
+			ch <- f.desc
+		}
+	}
+	c.m.state.describe(ch)
+}
+
+// Collect implements prometheus.Collector.
+func (c *collector) Collect(ch chan<- prometheus.Metric) {
+	m, now := c.m, time.Now()
+	m.each(func(w *watcher) { w.scrape(now) })
+	before := now.Add(-m.settings.idle).Unix()
+	m.hosts.sweep(before)
+	m.claims.sweep(before)
+	m.store.collect(ch, now.Unix())
+	m.state.collect(m, ch)
+}

@@ -1,0 +1,354 @@
+package metrics
+
+import (
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+)
+
+// outcome is what differs between calls of one path, packed: kind, code, gRPC status, flags, protocol and security. It is the key of
+// a series.
+type outcome uint64
+
+const (
+	kindRequest outcome = iota << 60
+	kindMessages
+	kindTCP
+	kinds outcome = 3 << 60
+
+	isGRPC outcome = 1 << 59
+	isMTLS outcome = 1 << 58
+)
+
+// noStatus is the gRPC status of what has none.
+const noStatus = 0xff
+
+func newOutcome(code, grpcStatus int, flags mesh.Flags) outcome {
+	if code < 0 || code > 999 {
+		code = 0
+	}
+	switch {
+	case grpcStatus < 0:
+		grpcStatus = noStatus
+	case grpcStatus > 16:
+		grpcStatus = 2 // UNKNOWN, as every client takes it: a peer could make any number of others
+	}
+	return kindRequest | outcome(code)<<40 | outcome(grpcStatus)<<32 | outcome(flags)
+}
+
+func (o outcome) code() string { return strconv.Itoa(int(o >> 40 & 0x3ff)) }
+
+func (o outcome) grpcStatus() string {
+	if status := o >> 32 & 0xff; status != noStatus {
+		return strconv.Itoa(int(status))
+	}
+	return ""
+}
+
+func (o outcome) protocol() string {
+	switch {
+	case o&kinds == kindTCP:
+		return "tcp"
+	case o&isGRPC != 0:
+		return "grpc"
+	}
+	return "http"
+}
+
+func (o outcome) policy() string {
+	if o&isMTLS != 0 {
+		return "mutual_tls"
+	}
+	return "none"
+}
+
+// The counters of a series, by its kind.
+const (
+	requests = 0
+
+	requestMessages  = 0
+	responseMessages = 1
+
+	opened   = 0
+	closed   = 1
+	sent     = 2
+	received = 3
+)
+
+// series is one set of labels, with all metrics that have them.
+type series struct {
+	key    outcome
+	used   atomic.Int64 // second of the last call; expired once it is not collected any more
+	counts [4]atomic.Uint64
+	hists  *histograms // of requests
+	labels []*dto.LabelPair
+}
+
+const expired = -1
+
+// touch notes that the series is used now. It returns false if it is not collected any more.
+func (s *series) touch(now int64) bool {
+	used := s.used.Load()
+	for used != now && used != expired {
+		if s.used.CompareAndSwap(used, now) {
+			return true
+		}
+		used = s.used.Load()
+	}
+	return used != expired
+}
+
+// path is an identity with its series.
+type path struct {
+	identity identity
+	pairs    []*dto.LabelPair        // of the identity
+	gone     atomic.Bool             // not collected any more
+	series   atomic.Pointer[[]keyed] // never changed in place
+	messages atomic.Pointer[series]  // one of them
+}
+
+type keyed struct {
+	key outcome
+	*series
+}
+
+// mostOutcomes bounds the series of one path, so that a peer that answers with ever new codes does not use up what is there for all.
+const mostOutcomes = 64
+
+func (p *path) find(key outcome) *series {
+	if list := p.series.Load(); list != nil {
+		for i := range *list {
+			if (*list)[i].key == key {
+				return (*list)[i].series
+			}
+		}
+	}
+	return nil
+}
+
+// The buckets of all histograms, which are Istio's.
+var buckets = []float64{
+	0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000,
+}
+
+const bucketCount = 19 // and one for what is beyond them
+
+// limits are the buckets in whole microseconds and in whole bytes.
+var limitsMicro, limitsBytes = func() (micro, bytes [bucketCount]int64) {
+	for i, b := range buckets {
+		micro[i], bytes[i] = int64(b*1000), int64(b)
+	}
+	return micro, bytes
+}()
+
+// The histograms of a series of requests.
+const (
+	duration = iota
+	requestBytes
+	responseBytes
+	histogramCount
+)
+
+type histograms struct {
+	own       [histogramCount]histogram
+	exemplars [bucketCount + 1]atomic.Pointer[dto.Exemplar] // of durations
+	native    []prometheus.Histogram                        // in place of own, if set
+}
+
+type histogram struct {
+	sum    atomic.Int64
+	counts [bucketCount + 1]atomic.Uint64
+}
+
+func (h *histogram) observe(limits *[bucketCount]int64, v int64) {
+	h.counts[bucketOf(limits, v)].Add(1)
+	h.sum.Add(v)
+}
+
+func bucketOf(limits *[bucketCount]int64, v int64) int {
+	i := 0
+	for i < bucketCount && v > limits[i] {
+		i++
+	}
+	return i
+}
+
+// observe notes one request.
+func (h *histograms) observe(took time.Duration, request, response int64) {
+	if h.native != nil {
+		h.native[duration].Observe(float64(took) / float64(time.Millisecond))
+		h.native[requestBytes].Observe(float64(request))
+		h.native[responseBytes].Observe(float64(response))
+		return
+	}
+	h.own[duration].observe(&limitsMicro, took.Microseconds())
+	h.own[requestBytes].observe(&limitsBytes, request)
+	h.own[responseBytes].observe(&limitsBytes, response)
+}
+
+// write returns what there is of one of the histograms.
+func (h *histograms) write(which int) (*dto.Histogram, error) {
+	if h.native != nil {
+		var m dto.Metric
+		if err := h.native[which].Write(&m); err != nil {
+			return nil, err
+		}
+		return m.Histogram, nil
+	}
+	from, scale := &h.own[which], 1.0
+	if which == duration {
+		scale = 1000
+	}
+	out := make([]dto.Bucket, bucketCount)
+	list := make([]*dto.Bucket, bucketCount)
+	counts := make([]uint64, bucketCount+1)
+	var all uint64
+	for i := range counts {
+		all += from.counts[i].Load()
+		counts[i] = all
+		if i < bucketCount {
+			out[i].CumulativeCount, out[i].UpperBound = &counts[i], &buckets[i]
+			list[i] = &out[i]
+		}
+	}
+	sum := float64(from.sum.Load()) / scale
+	return &dto.Histogram{SampleCount: &counts[bucketCount], SampleSum: &sum, Bucket: list}, nil
+}
+
+// store is all paths, with the bounds that they are kept in.
+type store struct {
+	settings *settings
+
+	mu       sync.Mutex
+	paths    map[identity]*path
+	count    int   // of series
+	swept    int64 // second
+	pairs    map[[2]string]*dto.LabelPair
+	overflow [2]atomic.Uint64 // calls that were not counted, by reporter
+}
+
+// intern returns the path of an identity, nil if there is no room for it.
+func (st *store) intern(id identity, now int64) *path {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if p := st.paths[id]; p != nil {
+		return p
+	}
+	if !st.roomLocked(now) || len(st.paths) >= st.settings.most {
+		return nil
+	}
+	p := &path{identity: id}
+	for i, v := range id.values() {
+		p.pairs = append(p.pairs, st.pairLocked(identityNames[i], v))
+	}
+	st.paths[id] = p
+	return p
+}
+
+// roomLocked reports whether one more series may be added.
+func (st *store) roomLocked(now int64) bool {
+	if st.count >= st.settings.most && now-st.swept >= 10 {
+		st.sweepLocked(now)
+	}
+	return st.count < st.settings.most
+}
+
+// add returns the series of an outcome, nil if there is no room for it or the path is gone.
+func (st *store) add(p *path, key outcome, now int64) *series {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if s := p.find(key); s != nil {
+		s.touch(now) // only sweepLocked lets it expire
+		return s
+	}
+	var list []keyed
+	if old := p.series.Load(); old != nil {
+		list = *old
+	}
+	if p.gone.Load() || len(list) >= mostOutcomes || !st.roomLocked(now) || p.gone.Load() {
+		return nil
+	}
+	if old := p.series.Load(); old != nil {
+		list = *old // as it is after a sweep
+	}
+	s := &series{key: key, labels: st.labelsLocked(p, key)}
+	s.used.Store(now)
+	if key&kinds == kindRequest {
+		s.hists = new(histograms)
+		if st.settings.native {
+			s.hists.native = newNative()
+		}
+	}
+	st.count++
+	list = append(slices.Clip(slices.Clone(list)), keyed{key, s})
+	p.series.Store(&list)
+	if key == kindMessages {
+		p.messages.Store(s)
+	}
+	return s
+}
+
+// sweepLocked removes what was not used for long.
+func (st *store) sweepLocked(now int64) {
+	st.swept = now
+	idle := int64(st.settings.idle / time.Second)
+	for id, p := range st.paths {
+		list := p.series.Load()
+		if list == nil {
+			delete(st.paths, id) // nothing was added to it
+			p.gone.Store(true)
+			continue
+		}
+		kept := slices.DeleteFunc(slices.Clone(*list), func(k keyed) bool {
+			used := k.used.Load()
+			return now-used > idle && k.used.CompareAndSwap(used, expired)
+		})
+		if len(kept) == len(*list) {
+			continue
+		}
+		st.count -= len(*list) - len(kept)
+		p.series.Store(&kept)
+		if m := p.messages.Load(); m != nil && m.used.Load() == expired {
+			p.messages.Store(nil)
+		}
+		if len(kept) == 0 {
+			delete(st.paths, id)
+			p.gone.Store(true)
+		}
+	}
+	clear(st.pairs) // those in use stay where they are used
+}
+
+// pairLocked returns a label, which series share.
+func (st *store) pairLocked(name, value string) *dto.LabelPair {
+	key := [2]string{name, value}
+	pair := st.pairs[key]
+	if pair == nil {
+		pair = &dto.LabelPair{Name: &key[0], Value: &key[1]}
+		st.pairs[key] = pair
+	}
+	return pair
+}
+
+// labelsLocked returns the labels of a series, sorted by name.
+func (st *store) labelsLocked(p *path, key outcome) []*dto.LabelPair {
+	labels := slices.Clone(p.pairs)
+	add := func(name, value string) { labels = append(labels, st.pairLocked(name, value)) }
+	if kind := key & kinds; kind != kindMessages {
+		add("request_protocol", key.protocol())
+		add("response_flags", mesh.Flags(uint32(key)).String())
+		add("connection_security_policy", key.policy())
+		if kind == kindRequest {
+			add("response_code", key.code())
+			add("grpc_response_status", key.grpcStatus())
+		}
+	}
+	slices.SortFunc(labels, func(a, b *dto.LabelPair) int { return compare(a.GetName(), b.GetName()) })
+	return slices.Clip(labels) // who wraps the registry appends to them
+}

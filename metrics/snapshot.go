@@ -1,0 +1,270 @@
+package metrics
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// gauge is a metric that is read at each scrape.
+type gauge struct {
+	*prometheus.Desc
+	kind prometheus.ValueType
+}
+
+func newGauge(name, help string, labels ...string) gauge {
+	g := gauge{prometheus.NewDesc(name, help, labels, nil), prometheus.GaugeValue}
+	if strings.HasSuffix(name, "_total") {
+		g.kind = prometheus.CounterValue
+	}
+	return g
+}
+
+func gaugeOfTarget(name, help string, labels ...string) gauge {
+	return newGauge(name, help, append(slices.Clone(targetNames), labels...)...)
+}
+
+var (
+	buildInfo  = newGauge("istio_build", "The version of this library, as Istio's proxies tell theirs.", "component", "tag")
+	identities = newGauge("mesh_metrics_identities", "Sets of labels that are kept.")
+	mostKept   = newGauge("mesh_metrics_identities_limit", "How many sets of labels may be kept.")
+	overflows  = newGauge("mesh_metrics_overflow_total", "Calls that were not counted, since there was no room for their labels.", "reporter")
+	dropped    = newGauge("mesh_dropped_total", "What telemetry has dropped, such as records of the access log.", "what")
+
+	ready           = newGauge("mesh_ready", "1 if calls and requests are served under the documents and with the identity they need.")
+	policyNumber    = newGauge("mesh_policy_number", "The number of the load of documents that is in force.")
+	policyDocuments = newGauge("mesh_policy_documents", "How many documents are in force and about this process.")
+	policyInfo      = newGauge("mesh_policy_info", "Always 1: the version of the documents in force.", "version")
+	policyLoaded    = newGauge("mesh_policy_loaded_timestamp_seconds", "When the documents in force were loaded.")
+	policyRefusedAt = newGauge("mesh_policy_refused_timestamp_seconds", "When documents were last refused, 0 if none were.")
+	policyRefused   = newGauge("mesh_policy_refused", "1 if the latest documents were refused, so that older ones are in force.")
+	policyFindings  = newGauge("mesh_policy_findings", "Findings of the latest load of documents.", "severity")
+
+	certificateExpiry = newGauge("mesh_certificate_expiry_timestamp_seconds", "When the certificate of this process expires.", "principal")
+	authorityExpiry   = newGauge("mesh_authority_expiry_timestamp_seconds", "When the last authority of a trust domain expires.", "trust_domain")
+
+	endpointCount   = gaugeOfTarget("mesh_endpoints", "Endpoints of a destination: healthy, ejected or otherwise unhealthy.", "state")
+	inFlight        = gaugeOfTarget("mesh_requests_in_flight", "Calls to a destination that are under way, with all their attempts.")
+	circuitState    = gaugeOfTarget("mesh_circuit_state", "1 for the state that the circuit of a destination is in.", "state")
+	poolActive      = gaugeOfTarget("mesh_pool_active", "Requests that hold a place in the connection pool.")
+	poolPending     = gaugeOfTarget("mesh_pool_pending", "Requests that wait for a place in the connection pool.")
+	poolConnections = gaugeOfTarget("mesh_pool_connections", "Connections of the pool.")
+	poolLimit       = gaugeOfTarget("mesh_pool_limit", "The bounds of the connection pool: of requests, pending ones and connections.", "of")
+	poolRefused     = gaugeOfTarget("mesh_pool_refused_total", "Calls that found the connection pool full.")
+	retriesActive   = gaugeOfTarget("mesh_retries_active", "Retries under way.")
+	retriesLimit    = gaugeOfTarget("mesh_retries_limit", "How many retries may be under way.")
+	retryBudget     = gaugeOfTarget("mesh_retry_budget", "How many more retries the budget permits now.")
+)
+
+func (s *state) describe(ch chan<- *prometheus.Desc) {
+	for _, v := range s.vecs {
+		v.Describe(ch)
+	}
+	for _, c := range s.counters {
+		ch <- c.Desc()
+	}
+	for _, g := range []gauge{
+		buildInfo, identities, mostKept, overflows, dropped, ready, policyNumber, policyDocuments, policyInfo, policyLoaded, policyRefusedAt,
+		policyRefused, policyFindings, certificateExpiry, authorityExpiry, endpointCount, inFlight, circuitState, poolActive, poolPending,
+		poolConnections, poolLimit, poolRefused, retriesActive, retriesLimit, retryBudget,
+	} {
+		ch <- g.Desc
+	}
+}
+
+func (s *state) collect(m *Metrics, ch chan<- prometheus.Metric) {
+	for _, v := range s.vecs {
+		v.Collect(ch)
+	}
+	for _, c := range s.counters {
+		ch <- c
+	}
+	r := readings{}
+	r.add(buildInfo, 1, "proxy", bounded(m.settings.version))
+	m.store.mu.Lock()
+	r.add(identities, float64(m.store.count))
+	m.store.mu.Unlock()
+	r.add(mostKept, float64(m.settings.most))
+	for i, reporter := range []string{"source", "destination"} {
+		r.add(overflows, float64(m.store.overflow[i].Load()), reporter)
+	}
+	for what, count := range m.settings.dropped {
+		r.add(dropped, float64(count()), bounded(what))
+	}
+	s.mu.Lock()
+	last, findings := s.lastLoad, maps.Clone(s.findings)
+	s.mu.Unlock()
+	if last != nil {
+		r.add(policyRefused, truth(last.Err != nil))
+		for severity, name := range map[policy.Severity]string{policy.Error: "error", policy.Warning: "warning"} {
+			r.add(policyFindings, float64(findings[severity]), name)
+		}
+	}
+	r.meshes(m.inForce())
+	for g, of := range r {
+		for _, v := range of {
+			ch <- prometheus.MustNewConstMetric(g.Desc, g.kind, v.value, v.labels...)
+		}
+	}
+}
+
+// readings are what gauges show, by their labels.
+type readings map[gauge]map[string]*reading
+
+type reading struct {
+	value  float64
+	labels []string
+}
+
+// at returns the reading of a gauge. fresh says that it has no value yet.
+func (r readings) at(g gauge, labels []string) (found *reading, fresh bool) {
+	of := r[g]
+	if of == nil {
+		of = make(map[string]*reading)
+		r[g] = of
+	}
+	key := strings.Join(labels, "\xff")
+	found = of[key]
+	if fresh = found == nil; fresh {
+		found = &reading{labels: labels}
+		of[key] = found
+	}
+	return found, fresh
+}
+
+// add adds to what other meshes of the process have.
+func (r readings) add(g gauge, v float64, labels ...string) {
+	at, _ := r.at(g, labels)
+	at.value += v
+}
+
+// earliest keeps the first of the times of all meshes.
+func (r readings) earliest(g gauge, t time.Time, labels ...string) {
+	if at, fresh := r.at(g, labels); fresh || seconds(t) < at.value {
+		at.value = seconds(t)
+	}
+}
+
+// inForce returns the status of the meshes. Those that are closed do not count beside others.
+func (m *Metrics) inForce() []mesh.Status {
+	var all []mesh.Status
+	m.each(func(w *watcher) {
+		if of := w.mesh.Load(); of != nil {
+			all = append(all, of.Status())
+		}
+	})
+	open := slices.DeleteFunc(slices.Clone(all), func(of mesh.Status) bool {
+		return slices.Contains(of.NotReady, mesh.ErrClosed.Error())
+	})
+	if len(open) > 0 {
+		return open
+	}
+	return all
+}
+
+// meshes reads what is in force in all meshes together: a process that has several has one set of metrics.
+func (r readings) meshes(all []mesh.Status) {
+	if len(all) == 0 {
+		return
+	}
+	isReady, latest, circuits := true, &all[0], make(map[[3]string]string)
+	for i := range all {
+		of := &all[i]
+		isReady = isReady && of.Ready
+		if of.Documents.Loaded.After(latest.Documents.Loaded) {
+			latest = of
+		}
+		if id := of.Identity; id.ID != "" {
+			r.earliest(certificateExpiry, id.Expires, bounded(id.ID))
+			for _, trusted := range id.Trusted {
+				r.earliest(authorityExpiry, trusted.Expires, bounded(trusted.Domain))
+			}
+		}
+		r.services(of, circuits)
+	}
+	for to, in := range circuits {
+		for _, state := range circuitStates {
+			r.add(circuitState, truth(in == state), to[0], to[1], to[2], state)
+		}
+	}
+	d := &latest.Documents
+	r.add(ready, truth(isReady))
+	r.add(policyNumber, float64(d.Number))
+	r.add(policyDocuments, float64(d.Count))
+	r.add(policyInfo, 1, bounded(d.Version))
+	r.add(policyLoaded, seconds(d.Loaded))
+	r.add(policyRefusedAt, seconds(d.Refused.At))
+}
+
+func (r readings) services(of *mesh.Status, circuits map[[3]string]string) {
+	for i := range of.Services {
+		service := &of.Services[i]
+		to := targetValues(service.Host, service.Port, service.Subset)
+		with := func(more string) []string { return append(slices.Clone(to), more) }
+		if service.Circuit != "" {
+			key := [3]string(to)
+			circuits[key] = worse(circuits[key], service.Circuit)
+		}
+		r.add(inFlight, float64(service.InFlight), to...)
+		states := map[string]int{"healthy": service.EndpointsOmitted, "ejected": 0, "unhealthy": 0} // the others come first
+		for _, e := range service.Endpoints {
+			switch {
+			case e.Healthy:
+				states["healthy"]++
+			case !e.Until.IsZero():
+				states["ejected"]++
+			default:
+				states["unhealthy"]++
+			}
+		}
+		for state, n := range states {
+			r.add(endpointCount, float64(n), with(state)...)
+		}
+		p := &service.Pool
+		r.add(poolActive, float64(p.Active), to...)
+		r.add(poolPending, float64(p.Pending), to...)
+		r.add(poolConnections, float64(p.Connections), to...)
+		r.add(poolRefused, float64(p.Refused), to...)
+		for what, n := range map[string]int{"requests": p.MaxRequests, "pending": p.MaxPending, "connections": p.MaxConnections} {
+			if n > 0 {
+				r.add(poolLimit, float64(n), with(what)...)
+			}
+		}
+		r.add(retriesActive, float64(service.Retries.Active), to...)
+		if n := service.Retries.Most; n > 0 {
+			r.add(retriesLimit, float64(n), to...)
+		}
+		if n := service.Retries.Budget; n >= 0 {
+			r.add(retryBudget, float64(n), to...)
+		}
+	}
+}
+
+var circuitStates = []string{breaker.Closed.String(), breaker.HalfOpen.String(), breaker.Open.String()}
+
+func worse(a, b string) string {
+	if slices.Index(circuitStates, a) > slices.Index(circuitStates, b) {
+		return a
+	}
+	return b
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func seconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1000
+}

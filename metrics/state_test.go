@@ -1,0 +1,292 @@
+package metrics_test
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/metrics"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/retry"
+)
+
+// is fails the test if a series does not have a value.
+func (p *process) is(t *testing.T, want float64, name string, labels ...string) {
+	t.Helper()
+	if got := p.one(t, name, labels...).value(); got != want {
+		t.Errorf("%s%q is %v, want %v", name, labels, got, want)
+	}
+}
+
+const (
+	fragile = `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: orders}
+spec:
+  hosts: [orders]
+  http: [{route: [{destination: {host: orders}}], retries: {attempts: 2, retryOn: 5xx, backoff: 1ms}}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: orders}
+spec:
+  host: orders
+  trafficPolicy:
+    connectionPool: {http: {http1MaxPendingRequests: 7}}
+    outlierDetection: {consecutive5xxErrors: 1, interval: 1h, baseEjectionTime: 1h, maxEjectionPercent: 100}
+`
+	refusedDocument = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: orders}\nspec: {nonsense: true}\n"
+)
+
+// What happens to documents, endpoints and calls shows.
+func TestStateOfTheMesh(t *testing.T) {
+	leak.Check(t)
+	p := newProcess(t, metrics.Config{Dropped: map[string]func() uint64{"access_log": func() uint64 { return 3 }}, Version: "1.2.3"})
+	var registry discovery.Memory
+	registry.Set("orders", meshtest.Serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(500) }), meshtest.Serve(t, func(http.ResponseWriter, *http.Request) {}))
+	m := meshtest.New(t, fragile, mesh.WithDiscovery(&registry), mesh.WithObserver(p.Observer()),
+		mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 100}, RetryBudget: &retry.BudgetConfig{}}))
+	for range 6 {
+		if code := do(t, m, http.MethodGet, "http://orders/", ""); code != 200 {
+			t.Errorf("answered with %d", code)
+		}
+	}
+	destination := []string{"destination_service", "orders.default.svc.cluster.local", "destination_port", "80", "destination_subset", "-"}
+	of := func(labels ...string) []string { return append(append([]string(nil), destination...), labels...) }
+	p.is(t, 1, "mesh_ready")
+	p.is(t, 1, "istio_build", "component", "proxy", "tag", "1.2.3")
+	p.is(t, 1, "mesh_policy_loads_total", "result", "loaded")
+	p.is(t, 0, "mesh_policy_loads_total", "result", "refused")
+	p.is(t, 0, "mesh_policy_refused")
+	p.is(t, 2, "mesh_policy_documents")
+	p.is(t, 1, "mesh_policy_number")
+	p.is(t, 1, "mesh_policy_info", "version", m.Status().Documents.Version)
+	p.is(t, 0, "mesh_policy_findings", "severity", "error")
+	p.is(t, 1, "mesh_ejections_total", of("reason", "consecutive_5xx")...)
+	p.is(t, 1, "mesh_endpoints", of("state", "healthy")...)
+	p.is(t, 1, "mesh_endpoints", of("state", "ejected")...)
+	p.is(t, 0, "mesh_endpoints", of("state", "unhealthy")...)
+	p.is(t, 1, "mesh_retries_total", destination...)
+	p.is(t, 0, "mesh_requests_in_flight", destination...)
+	p.is(t, 0, "mesh_pool_active", destination...)
+	p.is(t, 7, "mesh_pool_limit", of("of", "pending")...)
+	p.is(t, 1, "mesh_circuit_state", of("state", "closed")...)
+	p.is(t, 0, "mesh_circuit_state", of("state", "open")...)
+	p.is(t, 1, "mesh_discovery_updates_total", destination...)
+	p.is(t, 3, "mesh_dropped_total", "what", "access_log")
+	if n := p.one(t, "mesh_retry_budget", destination...).value(); n < 1 {
+		t.Errorf("a budget of %v", n)
+	}
+	if err := m.Apply(policy.Source{Name: "bad.yaml", Data: []byte(refusedDocument)}); err == nil {
+		t.Error("a bad document is taken")
+	}
+	p.is(t, 1, "mesh_policy_loads_total", "result", "refused")
+	p.is(t, 1, "mesh_policy_refused")
+	p.is(t, 1, "mesh_policy_number")
+	if n := p.one(t, "mesh_policy_findings", "severity", "error").value(); n < 1 {
+		t.Errorf("%v errors", n)
+	}
+	if at := p.one(t, "mesh_policy_refused_timestamp_seconds").value(); at < p.one(t, "mesh_policy_loaded_timestamp_seconds").value() {
+		t.Errorf("refused at %v", at)
+	}
+	m.Close()
+	p.is(t, 0, "mesh_ready")
+}
+
+// A process with several meshes has one set of metrics.
+func TestSeveralMeshes(t *testing.T) {
+	leak.Check(t)
+	p := newProcess(t, metrics.Config{})
+	var registry discovery.Memory
+	registry.Set("orders", meshtest.Serve(t, func(http.ResponseWriter, *http.Request) {}))
+	var all []*mesh.Mesh
+	for range 2 {
+		m := meshtest.New(t, fragile, mesh.WithDiscovery(&registry), mesh.WithObserver(p.Observer()))
+		all = append(all, m)
+		do(t, m, http.MethodGet, "http://orders/", "")
+	}
+	p.is(t, 2, "mesh_endpoints", "state", "healthy")
+	p.is(t, 2, "istio_requests_total")
+	all[0].Close()
+	p.is(t, 1, "mesh_endpoints", "state", "healthy")
+	p.is(t, 1, "mesh_ready")
+}
+
+func TestIdentityAndConnections(t *testing.T) {
+	leak.Check(t)
+	tn := newTown(t, "", true)
+	ln := listen(t)
+	listener := tn.order.Listen(ln)
+	var serving sync.WaitGroup
+	serving.Go(func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	})
+	defer func() { listener.Close(); serving.Wait() }()
+	for reason, use := range map[string]func(net.Conn){
+		"plaintext": func(c net.Conn) { io.WriteString(c, "GET / HTTP/1.1\r\n\r\n") },
+		"silent":    func(net.Conn) {},
+		"peer": func(c net.Conn) {
+			tls.Client(c, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}).Handshake()
+		},
+	} {
+		conn, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		use(conn)
+		conn.Close()
+		await.True(t, "a connection refused as "+reason, func() bool {
+			if reason == "peer" { // crypto/tls says so, not we
+				return tn.destination.total(t, "mesh_connections_refused_total", "reason", "peer")+
+					tn.destination.total(t, "mesh_connections_refused_total", "reason", "handshake") >= 1
+			}
+			return tn.destination.total(t, "mesh_connections_refused_total", "reason", reason) == 1
+		})
+	}
+	id, err := tn.order.Identity()
+	if err != nil {
+		t.Fatal(err)
+	}
+	expiry := tn.destination.one(t, "mesh_certificate_expiry_timestamp_seconds", "principal", "spiffe://cluster.local/ns/shop/sa/order")
+	if int64(expiry.value()) != id.NotAfter().Unix() {
+		t.Errorf("the certificate expires at %v, and it says %v", id.NotAfter(), expiry)
+	}
+	tn.destination.is(t, 1, "mesh_identity_rotations_total")
+	if at := tn.destination.one(t, "mesh_authority_expiry_timestamp_seconds", "trust_domain", "cluster.local").value(); at < expiry.value() {
+		t.Errorf("the authority expires at %v", at)
+	}
+}
+
+// A process that serves requests makes its calls with their contexts, or the trace breaks there.
+func TestOutboundWithoutInbound(t *testing.T) {
+	leak.Check(t)
+	p := newProcess(t, metrics.Config{})
+	var registry discovery.Memory
+	registry.Set("orders", meshtest.Serve(t, func(http.ResponseWriter, *http.Request) {}))
+	m := meshtest.New(t, "", mesh.WithDiscovery(&registry), mesh.WithObserver(p.Observer()))
+	do(t, m, http.MethodGet, "http://orders/", "")
+	p.is(t, 0, "mesh_outbound_without_inbound_total") // it serves nothing yet
+	srv := httptest.NewServer(m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx := r.Context()
+		if r.URL.Path == "/forgets" {
+			ctx = context.Background()
+		}
+		out, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://orders/", nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		resp, err := m.Client().Do(out)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		resp.Body.Close()
+	})))
+	defer srv.Close()
+	for path, want := range map[string]float64{"/passes": 0, "/forgets": 1} {
+		before := p.one(t, "mesh_outbound_without_inbound_total").value()
+		resp, err := http.Get(srv.URL + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if got := p.one(t, "mesh_outbound_without_inbound_total").value() - before; got != want {
+			t.Errorf("%s counts %v, want %v", path, got, want)
+		}
+	}
+	http.DefaultClient.CloseIdleConnections()
+}
+
+// The messages of a stream that goes on are counted within five seconds.
+func TestMessagesOfLongStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProcess(t, metrics.Config{})
+		o := identified(t, p.Observer())
+		c := call(t, "order.shop.svc.cluster.local", &discovery.Endpoint{Labels: map[string]string{"app": "order"}}, order)
+		c.Request.Header = http.Header{"Content-Type": {"application/grpc"}}
+		ctx := o.CallStart(t.Context(), c)
+		o.CallMessage(ctx, c, true) // before an endpoint is known
+		c.Last.Sent = headers{}
+		o.AttemptStart(ctx, c.Last)
+		for range 3 {
+			o.CallMessage(ctx, c, true)
+			o.CallMessage(ctx, c, false)
+		}
+		if n := p.total(t, "istio_request_messages_total"); n != 0 {
+			t.Errorf("%v messages are counted, though it is not known who has got them", n)
+		}
+		time.Sleep(5 * time.Second)
+		for range 2 {
+			p.is(t, 4, "istio_request_messages_total", "destination_app", "order")
+			p.is(t, 3, "istio_response_messages_total", "destination_app", "order")
+		}
+		o.CallMessage(ctx, c, true)
+		c.GRPCStatus = 0
+		o.CallEnd(ctx, c)
+		p.is(t, 5, "istio_request_messages_total", "destination_app", "order")
+	})
+}
+
+type headers map[string]string
+
+func (h headers) SetHeader(name, value string) { h[name] = value }
+
+// Scrapes, calls and Close go on at the same time.
+func TestScrapesDuringCalls(t *testing.T) {
+	leak.Check(t)
+	tn := newTown(t, "", true)
+	tn.serveHTTP(t, orders(t))
+	var working sync.WaitGroup
+	for i := range 4 {
+		working.Go(func() {
+			for range 25 {
+				if code := do(t, tn.web, http.MethodPost, "http://"+host+fmt.Sprint("/", i), "body"); code != 200 {
+					t.Errorf("answered with %d", code)
+				}
+			}
+		})
+		working.Go(func() {
+			for range 10 {
+				tn.source.text(t, "application/openmetrics-text")
+				tn.destination.text(t, "")
+			}
+		})
+	}
+	working.Wait()
+	tn.settled(t, "istio_requests_total")
+	tn.source.is(t, 100, "istio_requests_total")
+	tn.destination.is(t, 100, "istio_requests_total")
+	tn.agree(t, "istio_requests_total")
+	for range 2 {
+		working.Go(func() { do(t, tn.web, http.MethodGet, "http://"+host+"/", "") })
+		working.Go(func() { tn.source.registry.Gather() })
+		working.Go(func() { tn.source.Close() })
+	}
+	working.Wait()
+	if text := tn.source.text(t, ""); strings.Contains(text, "istio_") {
+		t.Errorf("after Close there is\n%s", text)
+	}
+}

@@ -1,0 +1,155 @@
+package metrics
+
+import (
+	"context"
+	"hash/maphash"
+	"sync"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+)
+
+// streams counts the messages of gRPC calls from here. Until a call is answered it is not known for sure who has got them: they wait
+// for the end of the call, but no longer than messagesWait.
+type streams struct {
+	seed   maphash.Seed
+	shards [16]streamShard
+}
+
+type streamShard struct {
+	mu   sync.Mutex
+	open map[*mesh.Call]*stream
+	free []*stream
+}
+
+// messagesWait is how long messages may wait, which is as long as with Istio.
+const messagesWait = 5 * time.Second
+
+// stream is a gRPC call under way: where its last attempt went, and the messages that are not yet counted.
+type stream struct {
+	endpoint   *discovery.Endpoint
+	host       string
+	documented bool
+	peer       string
+	messages   [2]uint64
+	since      time.Time // of the first of them
+}
+
+func (s *streams) init() {
+	s.seed = maphash.MakeSeed()
+	for i := range s.shards {
+		s.shards[i].open = make(map[*mesh.Call]*stream)
+	}
+}
+
+func (s *streams) of(c *mesh.Call) *streamShard {
+	return &s.shards[maphash.Comparable(s.seed, c)%uint64(len(s.shards))]
+}
+
+// streamLocked returns the stream of a call.
+func (sh *streamShard) streamLocked(c *mesh.Call) *stream {
+	st := sh.open[c]
+	if st != nil {
+		return st
+	}
+	if n := len(sh.free); n > 0 {
+		st, sh.free = sh.free[n-1], sh.free[:n-1]
+	} else {
+		st = new(stream)
+	}
+	sh.open[c] = st
+	return st
+}
+
+// attempt notes where the messages of a call go.
+func (s *streams) attempt(a *mesh.Attempt) {
+	sh := s.of(a.Call)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	st := sh.streamLocked(a.Call)
+	st.endpoint, st.host, st.documented, st.peer = a.Peer, a.Call.Target.Host, a.Call.Document != "", a.PeerID
+}
+
+func (w *watcher) callMessage(_ context.Context, c *mesh.Call, sent bool) {
+	sh := w.streams.of(c)
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	st := sh.streamLocked(c)
+	if st.messages == [2]uint64{} {
+		st.since = time.Now()
+	}
+	st.messages[messageOf(sent)]++
+}
+
+// messageOf returns which of the counters a message is of that the caller has sent or received.
+func messageOf(sent bool) int {
+	if sent {
+		return requestMessages
+	}
+	return responseMessages
+}
+
+// end counts what is left of a call.
+func (s *streams) end(w *watcher, c *mesh.Call, p *path, now int64) {
+	sh := s.of(c)
+	sh.mu.Lock()
+	st := sh.open[c]
+	if st == nil {
+		sh.mu.Unlock()
+		return
+	}
+	messages := st.messages
+	delete(sh.open, c)
+	if *st = (stream{}); len(sh.free) < 64 {
+		sh.free = append(sh.free, st)
+	}
+	sh.mu.Unlock()
+	w.store.messages(p, messages, now)
+}
+
+// flush counts the messages of calls that have waited long enough.
+func (s *streams) flush(w *watcher, now time.Time) {
+	for i := range s.shards {
+		sh := &s.shards[i]
+		sh.mu.Lock()
+		for _, st := range sh.open {
+			if st.endpoint == nil || st.messages == [2]uint64{} || now.Sub(st.since) < messagesWait {
+				continue
+			}
+			p := w.reached(st.endpoint, st.host, st.documented, st.peer, "", now.Unix())
+			w.store.messages(p, st.messages, now.Unix())
+			st.messages = [2]uint64{}
+		}
+		sh.mu.Unlock()
+	}
+}
+
+// messages counts messages.
+func (st *store) messages(p *path, n [2]uint64, now int64) {
+	if p == nil || n == [2]uint64{} {
+		return
+	}
+	s := p.messages.Load()
+	if s == nil || !s.touch(now) {
+		if s = st.add(p, kindMessages, now); s == nil {
+			return
+		}
+	}
+	for i := range n {
+		if n[i] > 0 {
+			s.counts[i].Add(n[i])
+		}
+	}
+}
+
+// inboundMessage counts a message of a call to this process, whose sender is known from the start.
+func (w *watcher) inboundMessage(_ context.Context, in *mesh.Inbound, sent bool) {
+	if w.over.Load() {
+		return
+	}
+	var n [2]uint64
+	n[messageOf(!sent)] = 1
+	now := time.Now().Unix()
+	w.store.messages(w.from(in.Peer, in.Request.Header, now), n, now)
+}

@@ -1,0 +1,287 @@
+package metrics
+
+import (
+	"hash/maphash"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/peermeta"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// watcher observes one mesh. It finds the path of a call without making texts: by the endpoint, or by who sent a request.
+type watcher struct {
+	*Metrics
+	mesh atomic.Pointer[mesh.Mesh]
+	self atomic.Pointer[self]
+
+	// Of calls from here.
+	endpoints sync.Map // *discovery.Endpoint -> *endpoint
+	known     atomic.Int64
+	unreached unreached
+	outside   [2]atomic.Pointer[view] // allowed, refused
+	streams   streams
+
+	// Of requests to here.
+	seed    maphash.Seed
+	callers [callerCount]atomic.Pointer[caller]
+	serving atomic.Bool
+
+	conns conns
+}
+
+// callerCount is how many callers are remembered. Two that share a place are looked up anew each time.
+const callerCount = 1 << 10
+
+// self is this process as its peers are told of it. There is a new one with each SPIFFE ID.
+type self struct {
+	id           string // SPIFFE ID
+	value, named []string
+}
+
+func newWatcher(m *Metrics) *watcher {
+	w := &watcher{Metrics: m, seed: maphash.MakeSeed()}
+	w.streams.init()
+	w.conns.open = make(map[*mesh.Conn]*conn)
+	w.setIdentity("")
+	return w
+}
+
+func (w *watcher) setIdentity(id string) {
+	if s := w.self.Load(); s != nil && s.id == id {
+		return
+	}
+	said := w.settings.metadata
+	said.Identity = id
+	w.self.Store(&self{id, []string{said.Encode()}, []string{said.ID(w.settings.address, w.settings.domain)}})
+}
+
+func (w *watcher) identity(id *tlsid.Identity, err error) {
+	w.state.identity(id, err)
+	if id != nil {
+		w.setIdentity(id.ID().String())
+	}
+}
+
+// view is what a path was found by.
+type view struct {
+	self    *self
+	host    string
+	peer    string // SPIFFE ID
+	value   string // of the peer's metadata
+	learned *workload
+	*path
+}
+
+// endpoint is what was found about an endpoint of discovery.
+type endpoint struct {
+	views   atomic.Pointer[[]view]
+	learned atomic.Pointer[workload] // from its metadata, for calls that were not answered
+	used    atomic.Int64             // second
+}
+
+// mostViews bounds what is kept of one endpoint. There is more than one view where two hosts share it.
+const mostViews = 4
+
+func (e *endpoint) find(self *self, host, peer, value string) *path {
+	list := e.views.Load()
+	if list == nil {
+		return nil
+	}
+	for i := range *list {
+		v := &(*list)[i]
+		if v.self == self && v.host == host && v.peer == peer && v.value == value &&
+			(value != "" || v.learned == e.learned.Load()) && !v.gone.Load() {
+			return v.path
+		}
+	}
+	return nil
+}
+
+// keep puts a view in front of the others.
+func (e *endpoint) keep(v view) {
+	list := []view{v}
+	if old := e.views.Load(); old != nil {
+		for _, o := range *old {
+			if len(list) < mostViews && !(o.host == v.host && o.peer == v.peer && o.value == v.value) {
+				list = append(list, o)
+			}
+		}
+	}
+	e.views.Store(&list) // one that is lost is found again
+}
+
+// reached returns the path of a call to an endpoint, nil if there is no room for it. value is the metadata that it answered with.
+func (w *watcher) reached(to *discovery.Endpoint, host string, documented bool, peer, value string, now int64) *path {
+	self := w.self.Load()
+	if known, ok := w.endpoints.Load(to); ok {
+		e := known.(*endpoint)
+		if e.used.Load() != now {
+			e.used.Store(now)
+		}
+		if p := e.find(self, host, peer, value); p != nil {
+			return p
+		}
+	}
+	return w.reachedAnew(self, to, host, documented, peer, value, now)
+}
+
+// mostEndpoints bounds the endpoints that are remembered.
+const mostEndpoints = 16 << 10
+
+func (w *watcher) reachedAnew(self *self, to *discovery.Endpoint, host string, documented bool, peer, value string, now int64) *path {
+	if w.known.Load() >= mostEndpoints {
+		w.forget(now)
+	}
+	found, loaded := w.endpoints.LoadOrStore(to, new(endpoint))
+	if !loaded {
+		w.known.Add(1)
+	}
+	e := found.(*endpoint)
+	e.used.Store(now)
+	at := w.service(host, documented, now)
+	side, ok := w.believe(peer, value, now)
+	learned := e.learned.Load()
+	switch {
+	case ok && (learned == nil || *learned != side):
+		e.learned.Store(&side)
+	case !ok && learned != nil:
+		side = *learned
+	case !ok:
+		side = byDiscovery(to, peer, at.namespace, w.settings.own.cluster)
+	}
+	id := w.outbound(self, peer, side, at)
+	p := w.store.intern(id, now)
+	if p != nil {
+		e.keep(view{self, host, peer, value, e.learned.Load(), p})
+	}
+	return p
+}
+
+// outbound returns the identity of calls from here.
+func (w *watcher) outbound(self *self, peer string, to workload, at service) identity {
+	id := identity{from: w.settings.own, to: to, host: at.host, hostName: at.name, hostNamespace: at.namespace}
+	if peer != "" {
+		id.fromID, id.toID = bounded(self.id), bounded(peer)
+	}
+	return id
+}
+
+// service returns how a host is named.
+func (w *watcher) service(host string, documented bool, now int64) service {
+	at := w.settings.named(host)
+	if !w.hosts.admit(at.host, documented, now) {
+		return service{unknown, unknown, unknown}
+	}
+	return at
+}
+
+// forget drops what was not used within the last minute, and everything if that is not enough.
+func (w *watcher) forget(now int64) {
+	for _, idle := range []int64{60, 0} {
+		w.endpoints.Range(func(key, v any) bool {
+			if v.(*endpoint).used.Load() <= now-idle {
+				if _, loaded := w.endpoints.LoadAndDelete(key); loaded {
+					w.known.Add(-1)
+				}
+			}
+			return true
+		})
+		if w.known.Load() < mostEndpoints {
+			return
+		}
+	}
+}
+
+// unreached are the paths of calls for which no endpoint was found, by host.
+type unreached struct {
+	mu    sync.RWMutex
+	paths map[string]view
+}
+
+// unreached returns the path of a call that no endpoint was found for.
+func (w *watcher) nobody(host string, documented bool, now int64) *path {
+	u := &w.unreached
+	u.mu.RLock()
+	known := u.paths[host]
+	u.mu.RUnlock()
+	if known.path != nil && !known.gone.Load() {
+		return known.path
+	}
+	at := w.service(host, documented, now)
+	to := workload{cluster: w.settings.own.cluster}.complete()
+	p := w.store.intern(w.outbound(nil, "", to, at), now)
+	if p == nil || at.host == unknown {
+		return p // such hosts are without number
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.paths == nil || len(u.paths) >= mostEndpoints {
+		u.paths = make(map[string]view)
+	}
+	u.paths[host] = view{path: p}
+	return p
+}
+
+// beyond returns the path of calls to hosts outside the mesh.
+func (w *watcher) beyond(refused bool, now int64) *path {
+	place, name := &w.outside[0], passedThrough
+	if refused {
+		place, name = &w.outside[1], blackHole
+	}
+	if v := place.Load(); v != nil && !v.gone.Load() {
+		return v.path
+	}
+	to := workload{cluster: w.settings.own.cluster}.complete()
+	p := w.store.intern(w.outbound(nil, "", to, service{unknown, name, unknown}), now)
+	if p != nil {
+		place.Store(&view{path: p})
+	}
+	return p
+}
+
+// caller is who sent requests.
+type caller struct{ view }
+
+// from returns the path of requests of a peer, by its SPIFFE ID and the metadata that came with the request.
+func (w *watcher) from(peer string, header map[string][]string, now int64) *path {
+	var value, named string
+	if peer != "" {
+		value, named = firstOf(header[peermeta.Header]), firstOf(header[peermeta.HeaderID])
+	}
+	self := w.self.Load()
+	place := &w.callers[(maphash.String(w.seed, named)^maphash.String(w.seed, peer))%callerCount]
+	if c := place.Load(); c != nil && c.peer == peer && c.value == value && c.self == self && !c.gone.Load() {
+		return c.path
+	}
+	side, ok := w.believe(peer, value, now)
+	if !ok {
+		side = byIdentity(peer, w.settings.own.cluster)
+	}
+	id := identity{inbound: true, from: side, to: w.settings.own,
+		host: w.settings.served.host, hostName: w.settings.served.name, hostNamespace: w.settings.served.namespace}
+	if peer != "" {
+		id.fromID, id.toID = bounded(peer), bounded(self.id)
+	}
+	p := w.store.intern(id, now)
+	if p != nil {
+		place.Store(&caller{view{self: self, peer: peer, value: value, path: p}})
+	}
+	return p
+}
+
+func firstOf(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[0]
+}
+
+// scrape brings up to date what is not recorded at once.
+func (w *watcher) scrape(now time.Time) {
+	w.conns.update(now.Unix())
+	w.streams.flush(w, now)
+}
