@@ -104,7 +104,7 @@ func (k *headerKey) spelled(lower bool) string {
 // errFraming is about headers that net/http and gRPC write by themselves, whatever the map of headers holds.
 var errFraming = errors.New("the header frames the message and cannot be changed")
 
-func compileLevel(ops *HeaderOps, response bool, report func(field string, err error)) (l level, authority string) {
+func compileLevel(ops *HeaderOps, response bool, report reporter) (l level, authority string) {
 	key := func(field, name string, removing bool) headerKey {
 		k, err := newHeaderKey(name, false)
 		if err == nil {

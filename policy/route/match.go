@@ -187,7 +187,7 @@ func (m *matcher) match(r *Request) bool {
 	return true
 }
 
-func compileMatch(m *Match, report func(field string, err error)) matcher {
+func compileMatch(m *Match, report reporter) matcher {
 	c := matcher{port: m.Port}
 	if m.Port < 0 || m.Port > 65535 {
 		report("Port", fmt.Errorf("%d is not a port", m.Port))

@@ -46,7 +46,7 @@ func replaceStart(path string, span int, with string) string {
 	return with + path[span:]
 }
 
-func compileRewrite(r *Rewrite, report func(field string, err error)) pathRewrite {
+func compileRewrite(r *Rewrite, report reporter) pathRewrite {
 	var w pathRewrite
 	if r.Authority != "" && !validAuthority(r.Authority) {
 		report("Authority", fmt.Errorf("%q is not an authority", r.Authority))

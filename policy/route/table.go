@@ -1,6 +1,7 @@
 package route
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -172,23 +173,47 @@ func (rule *Rule) span(match int) int {
 	return rule.matches[match].span
 }
 
-func (rule *Rule) compile(r *Route, index int, report func(field string, err error)) {
+// reporter takes what is wrong with a field.
+type reporter func(field string, err error)
+
+// within reports fields of a field.
+func (report reporter) within(prefix string) reporter {
+	return func(field string, err error) { report(prefix+"."+field, err) }
+}
+
+func (rule *Rule) compile(r *Route, index int, report reporter) {
 	rule.Route, rule.Index = r, index
-	within := func(prefix string) func(string, error) {
-		return func(field string, err error) { report(prefix+"."+field, err) }
-	}
-
 	for i := range r.Matches {
-		rule.matches = append(rule.matches, compileMatch(&r.Matches[i], within(fmt.Sprintf("Matches[%d]", i))))
+		rule.matches = append(rule.matches, compileMatch(&r.Matches[i], report.within(fmt.Sprintf("Matches[%d]", i))))
 	}
-	rule.path = compileRewrite(&r.Rewrite, within("Rewrite"))
-	request, authority := compileLevel(&r.Headers.Request, false, within("Headers.Request"))
-	response, _ := compileLevel(&r.Headers.Response, true, within("Headers.Response"))
+	rule.path = compileRewrite(&r.Rewrite, report.within("Rewrite"))
+	request, authority := compileLevel(&r.Headers.Request, false, report.within("Headers.Request"))
+	response, _ := compileLevel(&r.Headers.Response, true, report.within("Headers.Response"))
 	rule.response = newHeaderEdits(response)
-	if r.Rewrite.Authority != "" {
-		authority = r.Rewrite.Authority
-	}
+	r.checkAction(report)
+	rule.compileBackends(request, response, cmp.Or(r.Rewrite.Authority, authority), report)
 
+	if r.Timeout < 0 {
+		report("Timeout", fmt.Errorf("%v is negative", r.Timeout))
+	}
+	if err := r.Fault.Validate(); err != nil {
+		report("Fault", err)
+	}
+	var err error
+	if rule.Retry, err = retry.NewPolicy(r.Retry); err != nil {
+		report("Retry", err)
+	}
+	for i := range r.Mirrors {
+		in := report.within(fmt.Sprintf("Mirrors[%d]", i))
+		r.Mirrors[i].Target.check(in)
+		if err := fraction.CheckSample(r.Mirrors[i].Fraction); err != nil {
+			in("Fraction", err)
+		}
+	}
+}
+
+// checkAction checks that the route does one thing with a request.
+func (r *Route) checkAction(report reporter) {
 	switch answers := r.Redirect != nil || r.Direct != nil; {
 	case r.Redirect != nil && r.Direct != nil:
 		report("Direct", errors.New("Redirect is set too"))
@@ -202,66 +227,49 @@ func (rule *Rule) compile(r *Route, index int, report func(field string, err err
 		report("Destinations", errors.New("neither Destinations nor Redirect nor Direct is set"))
 	}
 	if r.Redirect != nil {
-		r.Redirect.check(within("Redirect"))
+		r.Redirect.check(report.within("Redirect"))
 	}
 	if r.Direct != nil {
-		r.Direct.check(within("Direct"))
+		r.Direct.check(report.within("Direct"))
 	}
+}
 
+// compileBackends compiles the destinations, with the edits and the authority that the route sets for all of them.
+func (rule *Rule) compileBackends(request, response level, authority string, report reporter) {
+	destinations := rule.Route.Destinations
+	rule.backends = make([]Backend, len(destinations))
 	var total uint64
-	rule.backends = make([]Backend, len(r.Destinations))
-	for i := range r.Destinations {
-		d, b := &r.Destinations[i], &rule.backends[i]
-		at := fmt.Sprintf("Destinations[%d]", i)
-		in := within(at)
+	for i := range destinations {
+		d := &destinations[i]
+		in := report.within(fmt.Sprintf("Destinations[%d]", i))
 		d.Target.check(in)
 		if d.Weight < 0 {
 			in("Weight", fmt.Errorf("%d is negative", d.Weight))
 		}
 		total += uint64(max(d.Weight, 0))
-		ownRequest, ownAuthority := compileLevel(&d.Headers.Request, false, within(at+".Headers.Request"))
-		ownResponse, _ := compileLevel(&d.Headers.Response, true, within(at+".Headers.Response"))
-		*b = Backend{
+		ownRequest, ownAuthority := compileLevel(&d.Headers.Request, false, in.within("Headers.Request"))
+		ownResponse, _ := compileLevel(&d.Headers.Response, true, in.within("Headers.Response"))
+		b := Backend{
 			Target:    d.Target,
 			Index:     i,
-			Authority: authority,
+			Authority: cmp.Or(authority, ownAuthority),
 			Request:   newHeaderEdits(ownRequest, request),
 			Response:  newHeaderEdits(ownResponse, response),
 			rule:      rule,
 			upTo:      uint32(min(total, math.MaxUint32)),
 		}
-		if authority == "" {
-			b.Authority = ownAuthority
-		}
 		b.dropsUserAgent = b.Request.removes("User-Agent")
+		rule.backends[i] = b
 	}
 	switch rule.total = uint32(min(total, math.MaxUint32)); {
 	case total > math.MaxUint32:
 		report("Destinations", errors.New("the sum of the weights is too large"))
-	case total == 0 && len(r.Destinations) > 1:
+	case total == 0 && len(destinations) > 1:
 		report("Destinations", errors.New("the sum of the weights is 0"))
-	}
-
-	if r.Timeout < 0 {
-		report("Timeout", fmt.Errorf("%v is negative", r.Timeout))
-	}
-	if err := r.Fault.Validate(); err != nil {
-		report("Fault", err)
-	}
-	var err error
-	if rule.Retry, err = retry.NewPolicy(r.Retry); err != nil {
-		report("Retry", err)
-	}
-	for i := range r.Mirrors {
-		in := within(fmt.Sprintf("Mirrors[%d]", i))
-		r.Mirrors[i].Target.check(in)
-		if err := fraction.CheckSample(r.Mirrors[i].Fraction); err != nil {
-			in("Fraction", err)
-		}
 	}
 }
 
-func (t *Target) check(report func(field string, err error)) {
+func (t *Target) check(report reporter) {
 	if strings.ContainsAny(t.Host, "/?#@[]% \t\r\n") {
 		report("Host", fmt.Errorf("%q is not a host name", t.Host))
 	}
@@ -270,7 +278,7 @@ func (t *Target) check(report func(field string, err error)) {
 	}
 }
 
-func (d *Redirect) check(report func(field string, err error)) {
+func (d *Redirect) check(report reporter) {
 	switch d.Status {
 	case 0, http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
 		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
@@ -311,7 +319,7 @@ func (d *Redirect) check(report func(field string, err error)) {
 	}
 }
 
-func (d *DirectResponse) check(report func(field string, err error)) {
+func (d *DirectResponse) check(report reporter) {
 	if d.Status < 200 || d.Status > 599 {
 		report("Status", fmt.Errorf("%d is not one of 200 to 599", d.Status))
 	}

@@ -91,19 +91,9 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 		out.Direct = &route.DirectResponse{Status: int(d.Status), Body: d.Body.bytes()}
 		return out
 	}
-	target := func(d *Destination) route.Target {
-		t := route.Target{Host: Resolve(d.Host, cmp.Or(d.namespace, vs.Namespace()), client.ClusterDomain)}
-		if d.Subset != nil {
-			t.Subset = *d.Subset
-		}
-		if d.Port != nil {
-			t.Port = int(d.Port.Number)
-		}
-		return t
-	}
 	for _, d := range r.Route {
 		out.Destinations = append(out.Destinations, route.Destination{
-			Target:  target(d.Destination),
+			Target:  vs.target(d.Destination, client),
 			Weight:  int(d.Weight),
 			Headers: d.Headers.translate(),
 		})
@@ -123,29 +113,40 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 		out.RetryTried = !*r.Retries.RetryIgnorePreviousHost
 	}
 	out.Fault = r.Fault.translate()
-	mirror := func(d *Destination, percentage float64) {
-		if part := sample(percentage); part != 0 {
-			out.Mirrors = append(out.Mirrors, route.Mirror{Target: target(d), Fraction: part})
-		}
-	}
-	if r.Mirror != nil {
-		switch {
-		case r.MirrorPercentage != nil:
-			mirror(r.Mirror, r.MirrorPercentage.Value)
-		case r.mirrorPercent() != nil:
-			mirror(r.Mirror, float64(*r.mirrorPercent()))
-		default:
-			mirror(r.Mirror, 100)
-		}
-	}
-	for _, m := range r.Mirrors {
+	for _, m := range r.mirrors() {
 		percentage := 100.0
 		if m.Percentage != nil {
 			percentage = m.Percentage.Value
 		}
-		mirror(m.Destination, percentage)
+		if part := sample(percentage); part != 0 {
+			out.Mirrors = append(out.Mirrors, route.Mirror{Target: vs.target(m.Destination, client), Fraction: part})
+		}
 	}
 	return out
+}
+
+// target translates a destination.
+func (vs *VirtualService) target(d *Destination, client Client) route.Target {
+	t := route.Target{Host: Resolve(d.Host, cmp.Or(d.namespace, vs.Namespace()), client.ClusterDomain)}
+	if d.Subset != nil {
+		t.Subset = *d.Subset
+	}
+	if d.Port != nil {
+		t.Port = int(d.Port.Number)
+	}
+	return t
+}
+
+// mirrors returns where copies go: those of the older field, which comes first, and those of the list.
+func (r *HTTPRoute) mirrors() []HTTPMirrorPolicy {
+	if r.Mirror == nil {
+		return r.Mirrors
+	}
+	first := HTTPMirrorPolicy{Destination: r.Mirror, Percentage: r.MirrorPercentage}
+	if percent := r.mirrorPercent(); percent != nil && first.Percentage == nil {
+		first.Percentage = &Percent{Value: float64(*percent)}
+	}
+	return append([]HTTPMirrorPolicy{first}, r.Mirrors...)
 }
 
 // Destinations yields the destinations that the document names, those of mirrors included, and the field of each.
@@ -374,70 +375,85 @@ func (vs *VirtualService) path(f *route.FieldError, origin func(int) (route int,
 		return at + ".delegate"
 	}
 	r := &vs.Spec.HTTP[f.Route]
-	headers := r.Headers
-	var match *HTTPMatchRequest
-	var operations *HeaderOperations
-	key := func(name string, keys []string, i int) {
-		if at += name; i >= 0 && i < len(keys) {
-			at = yamldoc.Key(at, keys[i])
-		}
+	first, inner, _ := strings.Cut(f.Field, ".")
+	switch name, i := indexed(first); {
+	case name == "Matches":
+		return yamldoc.Index(at+".match", i) + r.Match[i].field(inner)
+	case name == "Destinations" && i >= 0:
+		return yamldoc.Index(at+".route", i) + r.Route[i].Headers.field(inner)
+	case name == "Headers":
+		return at + r.Headers.field(f.Field)
+	case name == "Mirrors" && r.Mirror != nil:
+		return at + ".mirror"
+	case name == "Mirrors":
+		return at + ".mirrors"
 	}
-	within := ""
-	for part := range strings.SplitSeq(f.Field, ".") {
-		name, index, _ := strings.Cut(strings.TrimSuffix(part, "]"), "[")
-		i, err := strconv.Atoi(index)
-		if err != nil {
-			i = -1
-		}
-		switch {
-		case name == "Matches" && i >= 0 && i < len(r.Match):
-			at, match = yamldoc.Index(at+".match", i), &r.Match[i]
-		case match != nil && name == "Headers":
-			key(".headers", slices.Sorted(maps.Keys(match.Headers)), i)
-		case match != nil && name == "WithoutHeaders":
-			key(".withoutHeaders", slices.Sorted(maps.Keys(match.WithoutHeaders)), i)
-		case match != nil && name == "Query":
-			key(".queryParams", slices.Sorted(maps.Keys(match.QueryParams)), i)
-		case name == "Destinations" && i >= 0 && i < len(r.Route):
-			at, headers = yamldoc.Index(at+".route", i), r.Route[i].Headers
-		case name == "Headers":
-			at += ".headers"
-		case headers != nil && name == "Request":
-			at, operations = at+".request", &headers.Request
-		case headers != nil && name == "Response":
-			at, operations = at+".response", &headers.Response
-		case operations != nil && name == "Set":
-			key(".set", slices.Sorted(maps.Keys(operations.Set)), i)
-		case operations != nil && name == "Add":
-			key(".add", slices.Sorted(maps.Keys(operations.Add)), i)
-		case operations != nil && name == "Remove":
-			at = yamldoc.Index(at+".remove", i)
-		case name == "Mirrors" && r.Mirror != nil:
-			at += ".mirror"
-		case name == "Mirrors":
-			at += ".mirrors"
-		case name == "Redirect", name == "Rewrite", name == "Fault":
-			within = name
-			at += "." + strings.ToLower(name)
-		case name == "Direct":
-			at += ".directResponse"
-		case name == "Retry":
-			at += ".retries"
-		case name == "Destinations":
-			at += ".route"
-		case name == "Pattern":
-			at += ".uriRegexRewrite.match"
-		case name == "Substitution":
-			at += ".uriRegexRewrite.rewrite"
-		case name == "PrefixRewrite", name == "DerivePort":
-			at += "." + strings.ToLower(name[:1]) + name[1:]
-		case name == "Status" && within == "Redirect":
-			at += ".redirectCode"
-		case i < 0:
-			at += "." + strings.ToLower(name)
-		default:
-			return at
-		}
+	if other := otherFields[f.Field]; other != "" {
+		return at + other
 	}
-	return at
+	return at + "." + strings.ToLower(f.Field)
+}
+
+// otherFields are the fields of a route that documents name otherwise than in lower case.
+var otherFields = map[string]string{
+	"Destinations":           ".route",
+	"Direct":                 ".directResponse",
+	"Direct.Status":          ".directResponse.status",
+	"Direct.Body":            ".directResponse.body",
+	"Retry":                  ".retries",
+	"Rewrite.Pattern":        ".rewrite.uriRegexRewrite.match",
+	"Rewrite.Substitution":   ".rewrite.uriRegexRewrite.rewrite",
+	"Redirect.Status":        ".redirect.redirectCode",
+	"Redirect.PrefixRewrite": ".redirect.prefixRewrite",
+	"Redirect.DerivePort":    ".redirect.derivePort",
+}
+
+// indexed splits "Name[1]". Without an index it is -1.
+func indexed(part string) (name string, index int) {
+	name, number, found := strings.Cut(strings.TrimSuffix(part, "]"), "[")
+	if !found {
+		return name, -1
+	}
+	index, _ = strconv.Atoi(number)
+	return name, index
+}
+
+// field returns the field of a match that one of the translated match comes from.
+func (m *HTTPMatchRequest) field(of string) string {
+	switch name, i := indexed(of); name {
+	case "Headers":
+		return keyOf(".headers", m.Headers, i)
+	case "WithoutHeaders":
+		return keyOf(".withoutHeaders", m.WithoutHeaders, i)
+	case "Query":
+		return keyOf(".queryParams", m.QueryParams, i)
+	default:
+		return "." + strings.ToLower(name)
+	}
+}
+
+// field returns the field of a destination or route that one of the translated headers, such as "Headers.Request.Set[0]", comes
+// from. Others have the same name.
+func (h *Headers) field(of string) string {
+	parts := strings.Split(of, ".")
+	if len(parts) != 3 || h == nil {
+		return "." + strings.ToLower(of)
+	}
+	operations, at := &h.Request, ".headers."+strings.ToLower(parts[1])
+	if parts[1] == "Response" {
+		operations = &h.Response
+	}
+	switch name, i := indexed(parts[2]); name {
+	case "Set":
+		return keyOf(at+".set", operations.Set, i)
+	case "Add":
+		return keyOf(at+".add", operations.Add, i)
+	default:
+		return yamldoc.Index(at+".remove", i)
+	}
+}
+
+// keyOf returns the path of the key at index i of a mapping, in the order in which they are translated.
+func keyOf[V any](at string, mapping map[string]V, i int) string {
+	return yamldoc.Key(at, slices.Sorted(maps.Keys(mapping))[i])
 }

@@ -33,6 +33,25 @@ func (se *ServiceEntry) Check(doc *yamldoc.Document) {
 	c.addresses(spec)
 	ports := c.servicePorts(spec)
 
+	c.resolution(se)
+	c.atMost(len(spec.Endpoints), 4096, "spec.endpoints")
+	for i := range spec.Endpoints {
+		c.endpoint(&spec.Endpoints[i], se.Resolution(), ports, yamldoc.Index("spec.endpoints", i))
+	}
+	if s := spec.WorkloadSelector; s != nil {
+		if spec.Endpoints != nil {
+			c.Errorf("spec.workloadSelector", "endpoints and workloadSelector exclude each other: set only one of them")
+		}
+		c.atMost(len(s.Labels), 256, "spec.workloadSelector.labels")
+		c.selectorLabels(s.Labels, "spec.workloadSelector.labels")
+	}
+	c.exportTo(spec.ExportTo, exporter{namespace: se.Namespace(), services: true})
+	c.certificateNames(spec.SubjectAltNames, "spec.subjectAltNames")
+}
+
+// resolution checks that hosts and endpoints can be resolved as the document says.
+func (c check) resolution(se *ServiceEntry) {
+	spec := &se.Spec
 	none := len(spec.Endpoints) == 0
 	switch se.Resolution() {
 	case ResolutionNone:
@@ -57,19 +76,6 @@ func (se *ServiceEntry) Check(doc *yamldoc.Document) {
 	default:
 		c.Errorf("spec.resolution", "%s is not enforced: name the hosts and use DNS", spec.Resolution)
 	}
-	c.atMost(len(spec.Endpoints), 4096, "spec.endpoints")
-	for i := range spec.Endpoints {
-		c.endpoint(&spec.Endpoints[i], se.Resolution(), ports, yamldoc.Index("spec.endpoints", i))
-	}
-	if s := spec.WorkloadSelector; s != nil {
-		if spec.Endpoints != nil {
-			c.Errorf("spec.workloadSelector", "endpoints and workloadSelector exclude each other: set only one of them")
-		}
-		c.atMost(len(s.Labels), 256, "spec.workloadSelector.labels")
-		c.selectorLabels(s.Labels, "spec.workloadSelector.labels")
-	}
-	c.exportTo(spec.ExportTo, exporter{namespace: se.Namespace(), services: true})
-	c.certificateNames(spec.SubjectAltNames, "spec.subjectAltNames")
 }
 
 // addresses checks the virtual addresses of the hosts.

@@ -224,92 +224,77 @@ var errTerms = errors.New("too complex: written out it has more than " + strconv
 
 // terms returns the alternatives under which the condition holds or, negated, does not. None means that it never does.
 func (m *RequestMatch) terms(negated bool) ([]route.Match, error) {
-	all := []route.Match{{}} // one alternative without conditions: always
-	some := []route.Match{}
-	// The parts must all hold; for the negation it is enough that one does not.
-	part := func(terms []route.Match, err error) error {
-		if err != nil {
-			return err
-		}
-		if some = append(some, terms...); negated && len(some) > maxTerms {
-			return errTerms
-		}
-		if !negated {
-			all, err = and(all, terms)
-		}
-		return err
-	}
+	t := newTerms(negated) // the parts must all hold; for the negation it is enough that one does not
 	if m.Method != "" {
-		value := route.StringMatch{Kind: route.Exact, Value: strings.ToUpper(m.Method)}
-		term := route.Match{Method: value}
-		if negated {
-			term = route.Match{WithoutHeaders: []route.KeyMatch{{Key: ":method", Value: value}}}
-		}
-		if err := part([]route.Match{term}, nil); err != nil {
-			return nil, err
-		}
+		t.add(methodTerm(m.Method, negated))
 	}
 	if m.PathRegex != "" {
-		expr, err := fullPath(m.PathRegex)
-		if err != nil {
-			return nil, err
-		}
-		value := route.StringMatch{Kind: route.Regex, Value: expr.text}
-		term := route.Match{URI: value}
-		if negated {
-			key, err := conjunction.Path(value)
-			if err != nil {
-				return nil, err
-			}
-			term = route.Match{WithoutHeaders: []route.KeyMatch{key}}
-		}
-		if err := part([]route.Match{term}, nil); err != nil {
-			return nil, err
-		}
+		t.add(pathTerm(m.PathRegex, negated))
 	}
 	for i := range m.All {
-		if err := part(m.All[i].terms(negated)); err != nil {
-			return nil, err
-		}
+		t.add(m.All[i].terms(negated))
 	}
 	if m.Any != nil {
-		if err := part(alternatives(m.Any, negated)); err != nil {
-			return nil, err
+		some := newTerms(!negated)
+		for i := range m.Any {
+			some.add(m.Any[i].terms(negated))
 		}
+		t.add(some.list, some.err)
 	}
 	if m.Not != nil {
-		if err := part(m.Not.terms(!negated)); err != nil {
-			return nil, err
-		}
+		t.add(m.Not.terms(!negated))
 	}
-	if negated {
-		return some, nil
-	}
-	return all, nil
+	return t.list, t.err
 }
 
-// alternatives returns the terms of a condition that holds if any of a list does.
-func alternatives(list []RequestMatch, negated bool) ([]route.Match, error) {
-	none := []route.Match{{}}
-	some := []route.Match{}
-	for i := range list {
-		terms, err := list[i].terms(negated)
-		if err != nil {
-			return nil, err
-		}
-		if !negated {
-			some = append(some, terms...)
-		} else if none, err = and(none, terms); err != nil {
-			return nil, err
-		}
-		if len(some) > maxTerms {
-			return nil, errTerms
+// terms are the alternatives under which any of several parts holds, or under which all do.
+type terms struct {
+	any  bool
+	list []route.Match
+	err  error
+}
+
+func newTerms(any bool) *terms {
+	if any {
+		return &terms{any: true}
+	}
+	return &terms{list: []route.Match{{}}} // one alternative without conditions: always
+}
+
+// add adds a part.
+func (t *terms) add(part []route.Match, err error) {
+	switch {
+	case t.err != nil:
+	case err != nil:
+		t.err = err
+	case !t.any:
+		t.list, t.err = and(t.list, part)
+	default:
+		if t.list = append(t.list, part...); len(t.list) > maxTerms {
+			t.err = errTerms
 		}
 	}
+}
+
+func methodTerm(method string, negated bool) ([]route.Match, error) {
+	value := route.StringMatch{Kind: route.Exact, Value: strings.ToUpper(method)}
 	if negated {
-		return none, nil
+		return []route.Match{{WithoutHeaders: []route.KeyMatch{{Key: ":method", Value: value}}}}, nil
 	}
-	return some, nil
+	return []route.Match{{Method: value}}, nil
+}
+
+func pathTerm(pattern string, negated bool) ([]route.Match, error) {
+	expr, err := fullPath(pattern)
+	if err != nil {
+		return nil, err
+	}
+	value := route.StringMatch{Kind: route.Regex, Value: expr.text}
+	if !negated {
+		return []route.Match{{URI: value}}, nil
+	}
+	key, err := conjunction.Path(value)
+	return []route.Match{{WithoutHeaders: []route.KeyMatch{key}}}, err
 }
 
 // and returns the alternatives under which one of a and one of b hold.
