@@ -11,7 +11,7 @@ import (
 )
 
 // Errors a caller may want to tell apart with errors.Is. Those of the layers (breaker.ErrOpen, balancer.ErrNoEndpoints,
-// retry.Error, timeout.Error, ...) are found through an [Error] in the same way.
+// retry.Error, ...) are found through an [Error] in the same way.
 var (
 	// ErrClosed is returned for calls made after [Mesh.Close].
 	ErrClosed = engine.ErrClosed

@@ -1,7 +1,6 @@
 package mesh_test
 
 import (
-	"errors"
 	"io"
 	"net/http"
 	"testing"
@@ -45,7 +44,7 @@ func TestUploadThatNobodyTakes(t *testing.T) {
 					if took := time.Since(began); took != 5*time.Minute {
 						t.Errorf("ended after %v", took)
 					}
-					if e, ok := errors.AsType[*timeout.Error](err); !ok || e.Kind != timeout.SendIdle {
+					if kind, _ := timeout.Exceeded(err); kind != timeout.SendIdle {
 						t.Errorf("ended with %v", err)
 					}
 				})

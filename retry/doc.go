@@ -4,5 +4,5 @@
 // another kind; [Policy], [Budget] and [Limiter] are its parts. Used alone, the defaults are careful: idempotent requests
 // only, full jitter, at most 20% more calls, no retries of retries.
 //
-// A per-try timeout is reported as a *timeout.Error of package timeout.
+// A per-try timeout is an error that timeout.Exceeded knows.
 package retry

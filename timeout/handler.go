@@ -18,7 +18,8 @@ type Handler struct {
 	Next http.Handler
 }
 
-// ServeHTTP implements http.Handler. The cause of the context, when the time is up, is an *[Error] of kind [Request].
+// ServeHTTP implements http.Handler. When the time is up, the cause of the context is an error that [Exceeded] knows, of
+// [Request].
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if ctx, cancel := deadline.Told(r.Context(), r.Header); cancel != nil {
 		defer cancel()

@@ -22,8 +22,8 @@ type Transport struct {
 
 var _ http.RoundTripper = (*Transport)(nil)
 
-// RoundTrip makes a call within the limits. The time in which the request body is sent does not count (see [Config]). If a limit is exceeded, the error, or the one of reading the response body,
-// is an *Error.
+// RoundTrip makes a call within the limits. The time in which the request body is sent does not count (see [Config]). If a limit
+// is exceeded, the error, or that of reading the response body, is one that [Exceeded] knows.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := t.Config.Validate(); err != nil {
 		body.CloseRequest(req)

@@ -5,6 +5,7 @@
 package timeout
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -40,20 +41,31 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Error is returned when a limit was exceeded that was not the caller's. errors.Is(err, context.DeadlineExceeded) holds
-// for it, and Timeout reports true.
-type Error = deadline.Error
+// Kind is one of the limits. The zero value is none of them.
+type Kind uint8
 
-// Kind says which limit an Error is about.
-type Kind = deadline.Kind
-
-// The limits.
 const (
-	Request  = deadline.Request  // Config.Request
-	PerTry   = deadline.PerTry   // PerTryTimeout of package retry
-	BodyIdle = deadline.BodyIdle // Config.BodyIdle
-	SendIdle = deadline.SendIdle // five minutes in which a server takes nothing more of a request, where there is another limit
+	Request  = Kind(deadline.Request)  // Config.Request
+	PerTry   = Kind(deadline.PerTry)   // PerTryTimeout of package retry
+	BodyIdle = Kind(deadline.BodyIdle) // Config.BodyIdle
+	SendIdle = Kind(deadline.SendIdle) // five minutes in which a server takes nothing more of a request, where there is another limit
 )
+
+// String returns the name of the limit, such as "request timeout".
+func (k Kind) String() string {
+	return deadline.Kind(k).String()
+}
+
+// Exceeded returns the limit that was exceeded and so caused err, and how long it was. It knows the errors of this package and
+// those of a per-try timeout; for all others, such as that of a deadline that the caller set, it returns 0.
+//
+// For all its errors, errors.Is(err, context.DeadlineExceeded) holds and Timeout reports true, as for those of the caller.
+func Exceeded(err error) (Kind, time.Duration) {
+	if e, ok := errors.AsType[*deadline.Error](err); ok {
+		return Kind(e.Kind), e.Limit
+	}
+	return 0, 0
+}
 
 // Header tells the server how many milliseconds the caller will wait, at least 1.
 const Header = deadline.Header

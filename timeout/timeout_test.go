@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/timeout"
 )
@@ -113,13 +114,12 @@ func TestLimits(t *testing.T) {
 				if got.String() != test.body {
 					t.Errorf("body %q, want %q", got.String(), test.body)
 				}
-				var ours *timeout.Error
 				switch {
 				case test.kind != 0:
-					if !errors.As(err, &ours) || ours.Kind != test.kind {
+					if kindOf(err) != test.kind {
 						t.Errorf("error %v, want %v", err, test.kind)
 					}
-				case !errors.Is(err, test.err) || errors.As(err, &ours):
+				case !errors.Is(err, test.err) || kindOf(err) != 0:
 					t.Errorf("error %v, want %v", err, test.err)
 				}
 			})
@@ -132,7 +132,7 @@ func TestErrorSaysWhoseTimeoutItWas(t *testing.T) {
 		timeout.Request: "request timeout", timeout.PerTry: "per-try timeout", timeout.BodyIdle: "body idle timeout",
 		0: "timeout",
 	} {
-		var err error = &timeout.Error{Kind: kind, Limit: 1500 * time.Millisecond}
+		var err error = &deadline.Error{Kind: deadline.Kind(kind), Limit: 1500 * time.Millisecond}
 		wrapped := &url.Error{Op: "Get", URL: "http://service/", Err: err}
 		var netErr net.Error
 		if !errors.Is(wrapped, context.DeadlineExceeded) || !wrapped.Timeout() ||
@@ -160,8 +160,7 @@ func TestCallersCancelStaysTheCallers(t *testing.T) {
 		}
 		defer resp.Body.Close()
 		_, err = io.ReadAll(resp.Body)
-		var ours *timeout.Error
-		if !errors.Is(err, cause) || errors.As(err, &ours) {
+		if !errors.Is(err, cause) || kindOf(err) != 0 {
 			t.Errorf("read error %v, want the caller's cause", err)
 		}
 	})
@@ -179,8 +178,7 @@ func TestErrContextLostCause(t *testing.T) {
 				return nil, errors.New("canceled")
 			})}
 		_, err := rt.RoundTrip(newRequest(t, nil))
-		var ours *timeout.Error
-		if !errors.As(err, &ours) || ours.Kind != timeout.Request || ours.Limit != time.Second {
+		if kind, limit := timeout.Exceeded(err); kind != timeout.Request || limit != time.Second {
 			t.Errorf("error %#v, want our timeout", err)
 		}
 	})
@@ -411,4 +409,10 @@ func TestBodyIdle_NoAllocationsToRead(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("%v allocations a read", n)
 	}
+}
+
+// kindOf returns which of our limits caused err.
+func kindOf(err error) timeout.Kind {
+	kind, _ := timeout.Exceeded(err)
+	return kind
 }

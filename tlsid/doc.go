@@ -32,6 +32,5 @@
 //
 // # Beyond the mesh
 //
-// [Listener] takes plaintext and TLS on the same port, as PeerAuthentication says ([Mode]). [Origination] begins TLS to
-// servers that have no SPIFFE ID but a host name, as DestinationRule says.
+// [Listener] takes plaintext and TLS on the same port, as PeerAuthentication says ([Mode]).
 package tlsid

@@ -15,6 +15,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/nosidecar/mesh/internal/pemfile"
 )
 
 // Files is a [Source] that reads an identity from PEM files and follows their changes: the volumes of cert-manager
@@ -56,11 +58,11 @@ func (f Files) Watch(ctx context.Context) iter.Seq2[*Identity, error] {
 		ticker := time.NewTicker(interval)
 		defer ticker.Stop()
 
-		var seen files // what was last yielded, or yielded as an error
+		var seen pemfile.Set // what was last yielded, or yielded as an error
 		for good, first := false, true; ctx.Err() == nil; first = false {
-			now := readTogether(f.paths(federated))
+			now := pemfile.Read(f.paths(federated))
 			// What could not be used may become good by time alone.
-			if changed := first || !now.equal(seen); changed || !good {
+			if changed := first || !now.Equal(seen); changed || !good {
 				identity, err := f.identity(now, federated)
 				if changed || err == nil {
 					if !yield(identity, err) {
@@ -121,42 +123,42 @@ func (f Files) paths(federated []spiffeid.TrustDomain) []string {
 }
 
 // identity makes an identity of what the files hold.
-func (f Files) identity(read files, federated []spiffeid.TrustDomain) (*Identity, error) {
-	if read.err != nil {
-		return nil, fmt.Errorf("tlsid: %w", read.err)
+func (f Files) identity(read pemfile.Set, federated []spiffeid.TrustDomain) (*Identity, error) {
+	if read.Err != nil {
+		return nil, fmt.Errorf("tlsid: %w", read.Err)
 	}
-	certificates, err := parseCertificates(read.data[0])
+	certificates, err := pemfile.Certificates(read.Data[0])
 	if err != nil {
-		return nil, fmt.Errorf("tlsid: %s: %w", read.paths[0], err)
+		return nil, fmt.Errorf("tlsid: %s: %w", read.Paths[0], err)
 	}
 	id, err := checkLeaf(certificates[0])
 	if err != nil {
-		return nil, fmt.Errorf("tlsid: %s: %w", read.paths[0], err)
+		return nil, fmt.Errorf("tlsid: %s: %w", read.Paths[0], err)
 	}
-	key, err := parseKey(read.data[1])
+	key, err := pemfile.Key(read.Data[1])
 	if err == nil {
-		err = checkKey(certificates[0], key)
+		err = pemfile.CheckKey(certificates[0], key)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("tlsid: %s: %w", read.paths[1], err)
+		return nil, fmt.Errorf("tlsid: %s: %w", read.Paths[1], err)
 	}
 	var bundles []*x509bundle.Bundle
 	for i, domain := range append([]spiffeid.TrustDomain{id.TrustDomain()}, federated...) {
-		authorities, err := parseAuthorities(read.data[2+i])
+		authorities, err := parseAuthorities(read.Data[2+i])
 		if err != nil {
-			return nil, fmt.Errorf("tlsid: %s: %w", read.paths[2+i], err)
+			return nil, fmt.Errorf("tlsid: %s: %w", read.Paths[2+i], err)
 		}
 		bundles = append(bundles, x509bundle.FromX509Authorities(domain, authorities))
 	}
 	identity, err := NewIdentity(&x509svid.SVID{ID: id, Certificates: certificates, PrivateKey: key}, bundles...)
 	if err != nil {
-		return nil, fmt.Errorf("%w (files %s and %s)", err, read.paths[0], read.paths[2])
+		return nil, fmt.Errorf("%w (files %s and %s)", err, read.Paths[0], read.Paths[2])
 	}
 	return identity, nil
 }
 
 func parseAuthorities(data []byte) ([]*x509.Certificate, error) {
-	authorities, err := parseCertificates(data)
+	authorities, err := pemfile.Certificates(data)
 	if err != nil {
 		return nil, err
 	}

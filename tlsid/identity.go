@@ -2,7 +2,6 @@ package tlsid
 
 import (
 	"bytes"
-	"crypto"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -13,6 +12,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/nosidecar/mesh/internal/pemfile"
 )
 
 // Identity is who this process is, and whom it trusts: an X.509-SVID with its key, and the bundles of the trust domains
@@ -44,7 +45,7 @@ func NewIdentity(svid *x509svid.SVID, bundles ...*x509bundle.Bundle) (*Identity,
 	if !svid.ID.IsZero() && svid.ID != id {
 		return nil, fmt.Errorf("tlsid: own certificate is of %s, but the SVID says it is %s", id, svid.ID)
 	}
-	if err := checkKey(leaf, svid.PrivateKey); err != nil {
+	if err := pemfile.CheckKey(leaf, svid.PrivateKey); err != nil {
 		return nil, fmt.Errorf("tlsid: key of %s: %w", id, err)
 	}
 	trust, err := newTrust(bundles)
@@ -83,21 +84,6 @@ func within(now time.Time, certificates []*x509.Certificate) time.Time {
 		return notAfter
 	}
 	return now
-}
-
-// checkKey says whether key is the private half of the leaf's.
-func checkKey(leaf *x509.Certificate, key crypto.Signer) error {
-	if key == nil {
-		return errors.New("there is none")
-	}
-	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
-	if !ok {
-		return fmt.Errorf("%T is not supported", key)
-	}
-	if !public.Equal(leaf.PublicKey) {
-		return errors.New("it is not the key of the certificate")
-	}
-	return nil
 }
 
 // ID returns the SPIFFE ID.

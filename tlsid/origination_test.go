@@ -13,8 +13,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/nosidecar/mesh/tlsid"
+	"github.com/nosidecar/mesh/internal/originate"
 )
+
+// These tests are here because of the authority that they share with those of this package.
 
 const host = "api.example.com"
 
@@ -36,16 +38,16 @@ func withURI(uri string) func(*x509.Certificate) {
 	}
 }
 
-// outside is a folder with the files of an OriginateConfig.
+// outside is a folder with the files of an originate.Config.
 func outside(t testing.TB, ca *authority) string {
 	dir := t.TempDir()
 	write(t, dir, volume(t, ca, order))
 	return dir
 }
 
-func origination(t testing.TB, cfg tlsid.OriginateConfig) *tlsid.Origination {
+func origination(t testing.TB, cfg originate.Config) *originate.Origination {
 	t.Helper()
-	o, err := tlsid.NewOrigination(cfg)
+	o, err := originate.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,33 +63,33 @@ func TestOrigination(t *testing.T) {
 
 	tests := []struct {
 		name   string
-		cfg    tlsid.OriginateConfig
+		cfg    originate.Config
 		host   string
 		server func(*x509.Certificate)
 		want   string // of the error; empty for none
 	}{
-		{"SIMPLE", tlsid.OriginateConfig{CACertificates: roots}, host, web, ""},
-		{"wildcard", tlsid.OriginateConfig{CACertificates: roots}, "a.wild.example", web, ""},
-		{"IP address", tlsid.OriginateConfig{CACertificates: roots}, "10.0.0.7", web, ""},
-		{"another host", tlsid.OriginateConfig{CACertificates: roots}, "b.example.com", web, "valid for api.example.com"},
-		{"another IP address", tlsid.OriginateConfig{CACertificates: roots}, "10.0.0.8", web, "10.0.0.8"},
-		{"SNI", tlsid.OriginateConfig{CACertificates: roots, ServerName: host}, "10.0.0.9", web, ""},
-		{"another SNI", tlsid.OriginateConfig{CACertificates: roots, ServerName: "b.example.com"}, host, web, "not b.example.com"},
-		{"authorities of the system", tlsid.OriginateConfig{}, host, web, "unknown authority"},
-		{"expired", tlsid.OriginateConfig{CACertificates: roots}, host, func(c *x509.Certificate) { web(c); lasting(-time.Hour, -time.Minute)(c) }, "has expired"},
-		{"not yet valid", tlsid.OriginateConfig{CACertificates: roots}, host, func(c *x509.Certificate) { web(c); lasting(time.Minute, time.Hour)(c) }, "not yet valid"},
-		{"certificate of a client", tlsid.OriginateConfig{CACertificates: roots}, host,
+		{"SIMPLE", originate.Config{CACertificates: roots}, host, web, ""},
+		{"wildcard", originate.Config{CACertificates: roots}, "a.wild.example", web, ""},
+		{"IP address", originate.Config{CACertificates: roots}, "10.0.0.7", web, ""},
+		{"another host", originate.Config{CACertificates: roots}, "b.example.com", web, "valid for api.example.com"},
+		{"another IP address", originate.Config{CACertificates: roots}, "10.0.0.8", web, "10.0.0.8"},
+		{"SNI", originate.Config{CACertificates: roots, ServerName: host}, "10.0.0.9", web, ""},
+		{"another SNI", originate.Config{CACertificates: roots, ServerName: "b.example.com"}, host, web, "not b.example.com"},
+		{"authorities of the system", originate.Config{}, host, web, "unknown authority"},
+		{"expired", originate.Config{CACertificates: roots}, host, func(c *x509.Certificate) { web(c); lasting(-time.Hour, -time.Minute)(c) }, "has expired"},
+		{"not yet valid", originate.Config{CACertificates: roots}, host, func(c *x509.Certificate) { web(c); lasting(time.Minute, time.Hour)(c) }, "not yet valid"},
+		{"certificate of a client", originate.Config{CACertificates: roots}, host,
 			func(c *x509.Certificate) { web(c); c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} }, "incompatible key usage"},
-		{"SAN by DNS name", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{"other.example", host}}, "b.example.com", web, ""},
-		{"SAN by IP address", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{"10.0.0.7"}}, "b.example.com", web, ""},
-		{"SAN by URI", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{order}}, host, func(*x509.Certificate) {}, ""},
-		{"SAN is another URI", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{user}}, host, func(*x509.Certificate) {}, "none of the subjectAltNames " + user},
-		{"SAN is a part of the URI", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{order[:len(order)-1]}}, host, func(*x509.Certificate) {}, "none of the subjectAltNames"},
-		{"SAN by URI with a comma", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{"https://api.example.com/a,b"}}, host, withURI("https://api.example.com/a,b"), ""},
-		{"SAN is a part of a URI with a comma", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{"https://api.example.com/a,b"}}, host, withURI("https://api.example.com/a"),
+		{"SAN by DNS name", originate.Config{CACertificates: roots, SubjectAltNames: []string{"other.example", host}}, "b.example.com", web, ""},
+		{"SAN by IP address", originate.Config{CACertificates: roots, SubjectAltNames: []string{"10.0.0.7"}}, "b.example.com", web, ""},
+		{"SAN by URI", originate.Config{CACertificates: roots, SubjectAltNames: []string{order}}, host, func(*x509.Certificate) {}, ""},
+		{"SAN is another URI", originate.Config{CACertificates: roots, SubjectAltNames: []string{user}}, host, func(*x509.Certificate) {}, "none of the subjectAltNames " + user},
+		{"SAN is a part of the URI", originate.Config{CACertificates: roots, SubjectAltNames: []string{order[:len(order)-1]}}, host, func(*x509.Certificate) {}, "none of the subjectAltNames"},
+		{"SAN by URI with a comma", originate.Config{CACertificates: roots, SubjectAltNames: []string{"https://api.example.com/a,b"}}, host, withURI("https://api.example.com/a,b"), ""},
+		{"SAN is a part of a URI with a comma", originate.Config{CACertificates: roots, SubjectAltNames: []string{"https://api.example.com/a,b"}}, host, withURI("https://api.example.com/a"),
 			"none of the subjectAltNames https://api.example.com/a,b"},
-		{"SAN instead of host", tlsid.OriginateConfig{CACertificates: roots, SubjectAltNames: []string{"other.example"}}, host, web, "none of the subjectAltNames other.example"},
-		{"MUTUAL", tlsid.OriginateConfig{CACertificates: roots, ClientCertificate: filepath.Join(dir, "tls.crt"), PrivateKey: filepath.Join(dir, "tls.key")}, host, web, ""},
+		{"SAN instead of host", originate.Config{CACertificates: roots, SubjectAltNames: []string{"other.example"}}, host, web, "none of the subjectAltNames other.example"},
+		{"MUTUAL", originate.Config{CACertificates: roots, ClientCertificate: filepath.Join(dir, "tls.crt"), PrivateKey: filepath.Join(dir, "tls.key")}, host, web, ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -98,7 +100,7 @@ func TestOrigination(t *testing.T) {
 				server.ClientAuth, server.ClientCAs = tls.RequireAndVerifyClientCert, clients
 			}
 			server.NextProtos = []string{"h2"}
-			ofClient, ofServer, clientErr, serverErr := handshake(t, o.Config(tt.host), server)
+			ofClient, ofServer, clientErr, serverErr := handshake(t, o.TLS(tt.host), server)
 			if tt.want != "" {
 				if clientErr == nil || !strings.Contains(clientErr.Error(), tt.want) || !strings.HasPrefix(clientErr.Error(), "tlsid: server ") {
 					t.Errorf("error %v, want %q", clientErr, tt.want)
@@ -128,24 +130,24 @@ func TestOriginationRefuses(t *testing.T) {
 	at := func(name string) string { return filepath.Join(dir, name) }
 	tests := []struct {
 		name string
-		cfg  tlsid.OriginateConfig
+		cfg  originate.Config
 		want string
 	}{
-		{"certificate without key", tlsid.OriginateConfig{ClientCertificate: at("tls.crt")}, "need each other"},
-		{"key without certificate", tlsid.OriginateConfig{PrivateKey: at("tls.key")}, "need each other"},
-		{"no certificate file", tlsid.OriginateConfig{ClientCertificate: at("none"), PrivateKey: at("tls.key")}, at("none")},
-		{"no key file", tlsid.OriginateConfig{ClientCertificate: at("tls.crt"), PrivateKey: at("none")}, at("none")},
-		{"no CA file", tlsid.OriginateConfig{CACertificates: at("none")}, at("none")},
-		{"another key", tlsid.OriginateConfig{ClientCertificate: at("tls.crt"), PrivateKey: at("other.key")}, at("other.key") + ": it is not the key"},
-		{"bad certificate", tlsid.OriginateConfig{ClientCertificate: at("bad.crt"), PrivateKey: at("tls.key")}, at("bad.crt")},
-		{"bad CA", tlsid.OriginateConfig{CACertificates: at("bad.crt")}, at("bad.crt")},
-		{"empty name", tlsid.OriginateConfig{SubjectAltNames: []string{"a", "", "b"}}, "an empty name in SubjectAltNames"},
+		{"certificate without key", originate.Config{ClientCertificate: at("tls.crt")}, "need each other"},
+		{"key without certificate", originate.Config{PrivateKey: at("tls.key")}, "need each other"},
+		{"no certificate file", originate.Config{ClientCertificate: at("none"), PrivateKey: at("tls.key")}, at("none")},
+		{"no key file", originate.Config{ClientCertificate: at("tls.crt"), PrivateKey: at("none")}, at("none")},
+		{"no CA file", originate.Config{CACertificates: at("none")}, at("none")},
+		{"another key", originate.Config{ClientCertificate: at("tls.crt"), PrivateKey: at("other.key")}, at("other.key") + ": it is not the key"},
+		{"bad certificate", originate.Config{ClientCertificate: at("bad.crt"), PrivateKey: at("tls.key")}, at("bad.crt")},
+		{"bad CA", originate.Config{CACertificates: at("bad.crt")}, at("bad.crt")},
+		{"empty name", originate.Config{SubjectAltNames: []string{"a", "", "b"}}, "an empty name in SubjectAltNames"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			o, err := tlsid.NewOrigination(tt.cfg)
+			o, err := originate.New(tt.cfg)
 			if o != nil || err == nil || !strings.Contains(err.Error(), tt.want) {
-				t.Errorf("NewOrigination = %v, %v, want %q", o, err, tt.want)
+				t.Errorf("New = %v, %v, want %q", o, err, tt.want)
 			}
 		})
 	}
@@ -156,10 +158,10 @@ func TestOriginationRotates(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ca, next := newAuthority(t, "cluster.local"), newAuthority(t, "cluster.local")
 		dir := outside(t, ca)
-		o := origination(t, tlsid.OriginateConfig{
+		o := origination(t, originate.Config{
 			ClientCertificate: filepath.Join(dir, "tls.crt"), PrivateKey: filepath.Join(dir, "tls.key"), CACertificates: filepath.Join(dir, "ca.crt"),
 		})
-		config := o.Config(host)
+		config := o.TLS(host)
 		presented := func(ca *authority) []byte {
 			t.Helper()
 			_, ofServer, clientErr, serverErr := handshake(t, config, bare(ca.issue(t, order, web)))
@@ -212,7 +214,7 @@ func TestOriginationRotates(t *testing.T) {
 func TestOriginationDoesNotResume(t *testing.T) {
 	ca := newAuthority(t, "cluster.local")
 	dir := outside(t, ca)
-	config := origination(t, tlsid.OriginateConfig{CACertificates: filepath.Join(dir, "ca.crt")}).Config(host)
+	config := origination(t, originate.Config{CACertificates: filepath.Join(dir, "ca.crt")}).TLS(host)
 	config.ClientSessionCache = tls.NewLRUClientSessionCache(8)
 	server := bare(ca.issue(t, order, web))
 	for range 2 {

@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/nosidecar/mesh/internal/pemfile"
 )
 
 // FuzzPEM reads any bytes as certificates and as a key. What is taken is whole: the same with half a block behind it is
@@ -35,20 +37,20 @@ func FuzzPEM(f *testing.F) {
 
 	f.Fuzz(func(t *testing.T, data []byte) {
 		torn := append(bytes.Clone(data), "\n-----BEGIN CERTIFICATE-----\nMIIB"...)
-		if certificates, err := parseCertificates(data); err == nil {
+		if certificates, err := pemfile.Certificates(data); err == nil {
 			if len(certificates) == 0 {
 				t.Error("no certificate and no error")
 			}
-			if _, err := parseCertificates(torn); err == nil {
+			if _, err := pemfile.Certificates(torn); err == nil {
 				t.Error("half a certificate was passed over")
 			}
 			checkAll(t, certificates)
 		}
-		if key, err := parseKey(data); err == nil {
+		if key, err := pemfile.Key(data); err == nil {
 			if key == nil || key.Public() == nil {
 				t.Error("no key and no error")
 			}
-			if _, err := parseKey(torn); err == nil {
+			if _, err := pemfile.Key(torn); err == nil {
 				t.Error("half a block was passed over")
 			}
 		}

@@ -43,10 +43,9 @@ func main() {
 		fmt.Printf("%-8s %q\n", path, body)
 
 		// The error says which limit it was; and it is a context.DeadlineExceeded, as from a deadline of the caller's own.
-		var exceeded *timeout.Error
-		if errors.As(err, &exceeded) {
-			fmt.Printf("         %v (a body that stalls: %t; DeadlineExceeded: %t; after %v)\n", exceeded,
-				exceeded.Kind == timeout.BodyIdle, errors.Is(err, context.DeadlineExceeded), time.Since(start).Round(10*time.Millisecond))
+		if kind, _ := timeout.Exceeded(err); kind != 0 {
+			fmt.Printf("         %v (a body that stalls: %t; DeadlineExceeded: %t; after %v)\n", err,
+				kind == timeout.BodyIdle, errors.Is(err, context.DeadlineExceeded), time.Since(start).Round(10*time.Millisecond))
 		} else if err != nil {
 			log.Fatal(err)
 		}

@@ -108,7 +108,7 @@ func (c *cluster) tlsConfig(s security) *tls.Config {
 		config.ServerName = c.config.TLS.ServerName // empty means the host of the request
 		return config
 	case originated:
-		return c.sockets.origination.Config(c.target.Host)
+		return c.sockets.origination.TLS(c.target.Host)
 	}
 	return nil
 }

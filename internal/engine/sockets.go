@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/httpclone"
+	"github.com/nosidecar/mesh/internal/originate"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
-	"github.com/nosidecar/mesh/tlsid"
 )
 
 // sockets are the transport sockets to the endpoints of a target, within one pool.
@@ -20,7 +20,7 @@ type sockets struct {
 	pool        *limit.Pool
 	limits      limit.PoolConfig // of pool
 	template    *http.Transport
-	origination *tlsid.Origination // nil unless a document asks for TLS with certificates that it names
+	origination *originate.Origination // nil unless a document asks for TLS with certificates that it names
 
 	// multiplexed says that the endpoints speak HTTP/2, so that calls share connections.
 	multiplexed atomic.Bool
@@ -40,9 +40,9 @@ func newSockets(template *http.Transport, config clusterConfig) (*sockets, error
 	if err != nil {
 		return nil, err
 	}
-	var origination *tlsid.Origination
+	var origination *originate.Origination
 	if config.TLS.Mode == policy.TLSSimple || config.TLS.Mode == policy.TLSMutual {
-		if origination, err = tlsid.NewOrigination(tlsid.OriginateConfig{
+		if origination, err = originate.New(originate.Config{
 			ClientCertificate: config.TLS.ClientCertificate, PrivateKey: config.TLS.PrivateKey,
 			CACertificates: config.TLS.CACertificates, SubjectAltNames: config.TLS.SubjectAltNames,
 			ServerName: config.TLS.ServerName,

@@ -22,7 +22,7 @@ import (
 )
 
 // Client bounds the calls of a grpc.ClientConn. A call that exceeds a limit fails with status DeadlineExceeded and an
-// error that is a *timeout.Error. The zero Client sets no limit. It is safe for concurrent use; its fields must not be
+// error that [timeout.Exceeded] knows. The zero Client sets no limit. It is safe for concurrent use; its fields must not be
 // changed after the first call. Where it is used with retries, its options come before theirs, for the limit to hold for
 // all tries together.
 type Client struct {

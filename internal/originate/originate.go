@@ -1,4 +1,5 @@
-package tlsid
+// Package originate begins TLS to servers outside the mesh, which have no SPIFFE ID but a host name.
+package originate
 
 import (
 	"crypto/tls"
@@ -9,11 +10,14 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/pemfile"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
-// OriginateConfig says how to begin TLS to a destination outside the mesh, as DestinationRule does with the modes SIMPLE and
+// Config says how to begin TLS to a destination outside the mesh, as DestinationRule does with the modes SIMPLE and
 // MUTUAL. The zero value is SIMPLE, verified by the authorities of the system.
-type OriginateConfig struct {
+type Config struct {
 	// ClientCertificate and PrivateKey are the PEM files of what to present to the server: both or neither.
 	ClientCertificate, PrivateKey string
 
@@ -28,25 +32,25 @@ type OriginateConfig struct {
 	ServerName string
 }
 
-// Origination makes TLS configurations from an OriginateConfig. It is safe for concurrent use.
+// Origination makes TLS configurations from an Config. It is safe for concurrent use.
 type Origination struct {
-	cfg OriginateConfig
+	cfg Config
 
 	mu     sync.Mutex
-	looked time.Time // when the files were last read
-	held   files     // what they held then
-	err    error     // why that is not used
-	used   originals
+	looked time.Time   // when the files were last read
+	held   pemfile.Set // what they held then
+	err    error       // why that is not used
+	used   material
 }
 
-// originals is what the files of an Origination hold.
-type originals struct {
+// material is what the files of an Origination hold.
+type material struct {
 	client *tls.Certificate // nil without one
 	roots  *x509.CertPool   // nil for those of the system
 }
 
-// NewOrigination reads the files of cfg. An error names the file that cannot be used.
-func NewOrigination(cfg OriginateConfig) (*Origination, error) {
+// New reads the files of cfg. An error names the file that cannot be used.
+func New(cfg Config) (*Origination, error) {
 	if (cfg.ClientCertificate == "") != (cfg.PrivateKey == "") {
 		return nil, errors.New("tlsid: ClientCertificate and PrivateKey need each other")
 	}
@@ -62,16 +66,16 @@ func NewOrigination(cfg OriginateConfig) (*Origination, error) {
 	return o, nil
 }
 
-// Config returns the configuration for calls to host, a DNS name or an IP address without port. Files that have changed
+// TLS returns the configuration for calls to host, a DNS name or an IP address without port. Files that have changed
 // are read again at the next handshake, though at most once a second.
-func (o *Origination) Config(host string) *tls.Config {
+func (o *Origination) TLS(host string) *tls.Config {
 	name := o.cfg.ServerName
 	if name == "" {
 		name = host
 	}
 	c := &tls.Config{
 		MinVersion: tls.VersionTLS12,
-		NextProtos: protocols(),
+		NextProtos: []string{"h2", "http/1.1"},
 		ServerName: name,
 
 		// crypto/tls knows neither SubjectAltNames nor authorities that change. VerifyConnection verifies both.
@@ -106,7 +110,7 @@ func (o *Origination) Err() error {
 // verify says whether the server is who name, or SubjectAltNames, say.
 func (o *Origination) verify(certificates []*x509.Certificate, name string, now time.Time) error {
 	if len(certificates) == 0 {
-		return ErrNoPeer
+		return tlsid.ErrNoPeer
 	}
 	leaf, intermediates := certificates[0], x509.NewCertPool()
 	for _, c := range certificates[1:] {
@@ -146,7 +150,7 @@ func hasName(c *x509.Certificate, name string) bool {
 }
 
 // current returns what to use at now, after a look at the files if the last is long enough ago.
-func (o *Origination) current(now time.Time) originals {
+func (o *Origination) current(now time.Time) material {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	if now.Sub(o.looked) >= time.Second || now.Before(o.looked) {
@@ -167,8 +171,8 @@ func (o *Origination) reload(now time.Time) {
 	if len(paths) == 0 {
 		return
 	}
-	held := readTogether(paths)
-	if held.equal(o.held) {
+	held := pemfile.Read(paths)
+	if held.Equal(o.held) {
 		return
 	}
 	o.held = held
@@ -178,23 +182,23 @@ func (o *Origination) reload(now time.Time) {
 	}
 }
 
-func (o *Origination) parse(held files) (originals, error) {
-	if held.err != nil {
-		return originals{}, fmt.Errorf("tlsid: %w", held.err)
+func (o *Origination) parse(held pemfile.Set) (material, error) {
+	if held.Err != nil {
+		return material{}, fmt.Errorf("tlsid: %w", held.Err)
 	}
-	var used originals
-	data := held.data
+	var used material
+	data := held.Data
 	if o.cfg.ClientCertificate != "" {
-		certificates, err := parseCertificates(data[0])
+		certificates, err := pemfile.Certificates(data[0])
 		if err != nil {
-			return originals{}, fmt.Errorf("tlsid: %s: %w", o.cfg.ClientCertificate, err)
+			return material{}, fmt.Errorf("tlsid: %s: %w", o.cfg.ClientCertificate, err)
 		}
-		key, err := parseKey(data[1])
+		key, err := pemfile.Key(data[1])
 		if err == nil {
-			err = checkKey(certificates[0], key)
+			err = pemfile.CheckKey(certificates[0], key)
 		}
 		if err != nil {
-			return originals{}, fmt.Errorf("tlsid: %s: %w", o.cfg.PrivateKey, err)
+			return material{}, fmt.Errorf("tlsid: %s: %w", o.cfg.PrivateKey, err)
 		}
 		used.client = &tls.Certificate{PrivateKey: key, Leaf: certificates[0]}
 		for _, c := range certificates {
@@ -203,9 +207,9 @@ func (o *Origination) parse(held files) (originals, error) {
 		data = data[2:]
 	}
 	if o.cfg.CACertificates != "" {
-		authorities, err := parseCertificates(data[0])
+		authorities, err := pemfile.Certificates(data[0])
 		if err != nil {
-			return originals{}, fmt.Errorf("tlsid: %s: %w", o.cfg.CACertificates, err)
+			return material{}, fmt.Errorf("tlsid: %s: %w", o.cfg.CACertificates, err)
 		}
 		used.roots = x509.NewCertPool()
 		for _, c := range authorities {

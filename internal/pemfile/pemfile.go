@@ -1,4 +1,5 @@
-package tlsid
+// Package pemfile reads certificates and keys from PEM files that others replace while they are read.
+package pemfile
 
 import (
 	"bytes"
@@ -15,44 +16,45 @@ import (
 // maxFile is how large a file of certificates may be, in bytes.
 const maxFile = 1 << 20
 
-// files is what a set of files held at one time, or why it could not be read.
-type files struct {
-	paths []string
-	data  [][]byte
-	err   error
+// Set is what files held at one time, or why they could not be read.
+type Set struct {
+	Paths []string
+	Data  [][]byte
+	Err   error
 }
 
-func (f files) equal(other files) bool {
-	if f.err != nil || other.err != nil {
-		return f.err != nil && other.err != nil && f.err.Error() == other.err.Error()
+// Equal reports whether the files held the same, or could not be read for the same reason.
+func (s Set) Equal(other Set) bool {
+	if s.Err != nil || other.Err != nil {
+		return s.Err != nil && other.Err != nil && s.Err.Error() == other.Err.Error()
 	}
-	return slices.Equal(f.paths, other.paths) && slices.EqualFunc(f.data, other.data, bytes.Equal)
+	return slices.Equal(s.Paths, other.Paths) && slices.EqualFunc(s.Data, other.Data, bytes.Equal)
 }
 
-// readTogether reads files that belong together and may be replaced at any time, all at once or one by one. It reads them
+// Read reads files that belong together and may be replaced at any time, all at once or one by one. It reads them
 // until it finds the same twice running: only then did no replacement come between the first and the last of them.
-func readTogether(paths []string) files {
+func Read(paths []string) Set {
 	before := readOnce(paths)
 	for range 10 {
 		now := readOnce(paths)
-		if now.equal(before) {
+		if now.Equal(before) {
 			return now
 		}
 		before = now
 	}
-	return files{err: fmt.Errorf("%s and the files with it do not stop changing", paths[0])}
+	return Set{Err: fmt.Errorf("%s and the files with it do not stop changing", paths[0])}
 }
 
-func readOnce(paths []string) files {
-	f := files{paths: paths}
+func readOnce(paths []string) Set {
+	s := Set{Paths: paths}
 	for _, path := range paths {
 		data, err := readFile(path)
 		if err != nil {
-			return files{err: err}
+			return Set{Err: err}
 		}
-		f.data = append(f.data, data)
+		s.Data = append(s.Data, data)
 	}
-	return f
+	return s
 }
 
 func readFile(path string) ([]byte, error) {
@@ -90,8 +92,8 @@ func parseBlocks(data []byte) ([]*pem.Block, error) {
 	return blocks, nil
 }
 
-// parseCertificates returns the certificates in data, of which there is at least one. Other blocks are passed over.
-func parseCertificates(data []byte) ([]*x509.Certificate, error) {
+// Certificates returns the certificates in data, of which there is at least one. Other blocks are passed over.
+func Certificates(data []byte) ([]*x509.Certificate, error) {
 	blocks, err := parseBlocks(data)
 	if err != nil {
 		return nil, err
@@ -113,9 +115,9 @@ func parseCertificates(data []byte) ([]*x509.Certificate, error) {
 	return certificates, nil
 }
 
-// parseKey returns the one private key in data, in any of the encodings that cert-manager and Istio write. Other blocks
+// Key returns the one private key in data, in any of the encodings that cert-manager and Istio write. Other blocks
 // are passed over.
-func parseKey(data []byte) (crypto.Signer, error) {
+func Key(data []byte) (crypto.Signer, error) {
 	blocks, err := parseBlocks(data)
 	if err != nil {
 		return nil, err
@@ -152,4 +154,19 @@ func parseKey(data []byte) (crypto.Signer, error) {
 		return nil, errors.New("the file holds no private key")
 	}
 	return found, nil
+}
+
+// CheckKey says whether key is the private half of the leaf's.
+func CheckKey(leaf *x509.Certificate, key crypto.Signer) error {
+	if key == nil {
+		return errors.New("there is none")
+	}
+	public, ok := key.Public().(interface{ Equal(crypto.PublicKey) bool })
+	if !ok {
+		return fmt.Errorf("%T is not supported", key)
+	}
+	if !public.Equal(leaf.PublicKey) {
+		return errors.New("it is not the key of the certificate")
+	}
+	return nil
 }
