@@ -44,7 +44,7 @@ type Page struct {
 	building sync.Mutex // held while a report is made: one at a time is enough
 }
 
-// New returns a page that knows no mesh yet: see [Page.Attach].
+// New returns a page. It answers 503 until a mesh that was given its [Page.Observer] is ready.
 func New(config Config) *Page {
 	p := &Page{
 		name:  cmp.Or(config.Name, filepath.Base(os.Args[0])),
@@ -63,14 +63,15 @@ func New(config Config) *Page {
 }
 
 // Observer returns what the mesh tells the page, for [mesh.WithObserver]. It costs a call two short locks and no allocation, unless the
-// call fails or is slow.
+// call fails or is slow. A page is about one mesh: of several with the same observer it shows what is in force in the last.
 func (p *Page) Observer() mesh.Observer {
-	return p.collector.observer()
+	o := p.collector.observer()
+	o.Started = p.started
+	return o
 }
 
-// Attach gives the page the mesh whose observer it is. Before that it answers 503. A page shows one mesh: another one takes the place
-// of the first.
-func (p *Page) Attach(m *mesh.Mesh) {
+// started takes the mesh whose observer the page is.
+func (p *Page) started(m *mesh.Mesh) {
 	p.mesh.Store(m)
 	p.watch.kick()
 }
@@ -81,7 +82,7 @@ func (p *Page) Close() {
 	p.watch.close()
 }
 
-var errNoMesh = errors.New("admin: the page knows no mesh yet: call Page.Attach after mesh.New")
+var errNoMesh = errors.New("admin: the page knows no mesh yet: give Page.Observer to mesh.WithObserver, and wait until mesh.New has returned")
 
 // report returns what there is to see now.
 func (p *Page) report() (*report, error) {

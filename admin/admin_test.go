@@ -2,8 +2,12 @@ package admin_test
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -24,6 +28,7 @@ import (
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // ask returns what a page answers.
@@ -71,7 +76,9 @@ type report struct {
 			P50Ms           float64
 		}
 		Others, Outside bool
+		Connections     connFigures
 	}
+	In      struct{ Connections connFigures }
 	Callers []struct {
 		ID                    string
 		Calls, Errors, Denied int
@@ -100,6 +107,8 @@ type report struct {
 	}
 }
 
+type connFigures struct{ Open, Opened, Failed, BytesSent, BytesReceived int }
+
 func reportOf(t testing.TB, page http.Handler) (r report) {
 	t.Helper()
 	w := ask(t, page, "?format=json")
@@ -117,7 +126,6 @@ func attach(t testing.TB, f *meshtest.Fleet, config admin.Config, documents stri
 	t.Helper()
 	page := admin.New(config)
 	m := f.Mesh(t, documents, append(opts, mesh.WithObserver(page.Observer()))...)
-	page.Attach(m)
 	t.Cleanup(page.Close)
 	return page, m
 }
@@ -265,6 +273,174 @@ func TestPage_Slow(t *testing.T) {
 	})
 }
 
+// TestPage_Connections: raw connections show with their bytes, at both ends.
+func TestPage_Connections(t *testing.T) {
+	server := admin.New(admin.Config{})
+	defer server.Close()
+	m := meshtest.New(t, "", mesh.WithObserver(server.Observer()))
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wrapped := m.ListenTCP(ln)
+	defer wrapped.Close()
+	go func() {
+		for {
+			conn, err := wrapped.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.Copy(conn, conn)
+				conn.Close()
+			}()
+		}
+	}()
+	registry := new(discovery.Memory)
+	registry.Set("ledger", meshtest.EndpointOf(t, ln.Addr().String()))
+	client := admin.New(admin.Config{})
+	defer client.Close()
+	m = meshtest.New(t, "", mesh.WithDiscovery(registry), mesh.WithObserver(client.Observer()))
+	var conns []net.Conn
+	for range 2 {
+		conn, err := m.DialContext(t.Context(), "tcp", "ledger:5432")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "hello")
+		if _, err := io.ReadFull(conn, make([]byte, 5)); err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, conn)
+	}
+	conns[0].Close()
+	if _, err := m.DialContext(t.Context(), "tcp", "nobody:5432"); err == nil {
+		t.Error("a service without endpoints is connected to")
+	}
+	r := reportOf(t, client)
+	if len(r.Destinations) != 2 {
+		t.Fatalf("destinations %+v, want 2", r.Destinations)
+	}
+	for _, d := range r.Destinations {
+		want := connFigures{Open: 1, Opened: 2, BytesSent: 10, BytesReceived: 10}
+		if strings.HasPrefix(d.Host, "nobody") {
+			want = connFigures{Opened: 1, Failed: 1}
+		}
+		if d.Connections != want {
+			t.Errorf("%s: %+v, want %+v", d.Host, d.Connections, want)
+		}
+	}
+	conns[1].Close()
+	await.True(t, "both connections have ended at the server", func() bool { return reportOf(t, server).In.Connections.Open == 0 })
+	if got, want := reportOf(t, server).In.Connections, (connFigures{Opened: 2, BytesSent: 10, BytesReceived: 10}); got != want {
+		t.Errorf("the server has %+v, want %+v", got, want)
+	}
+}
+
+// TestPage_Failures: what counts as a failure, and what it is called.
+func TestPage_Failures(t *testing.T) {
+	page := admin.New(admin.Config{})
+	defer page.Close()
+	meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(page.Observer()))
+	o := page.Observer()
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	request := httptest.NewRequest("GET", "http://api/", nil)
+	for _, tt := range []struct {
+		name string
+		call mesh.Call
+		want string // "" for none
+	}{
+		{"answered", mesh.Call{Status: 200, GRPCStatus: -1}, ""},
+		{"not found", mesh.Call{Status: 404, GRPCStatus: -1}, ""},
+		{"unavailable", mesh.Call{Status: 503, GRPCStatus: -1}, "answered 503 Service Unavailable"},
+		{"gRPC answered", mesh.Call{Status: 200, GRPCStatus: 0}, ""},
+		{"gRPC not found", mesh.Call{Status: 200, GRPCStatus: 5}, ""},
+		{"gRPC unavailable", mesh.Call{Status: 200, GRPCStatus: 14}, "gRPC status UNAVAILABLE"},
+		{"no answer", mesh.Call{GRPCStatus: -1, Err: errors.New("EOF")}, "no answer"},
+		{"no route", mesh.Call{Status: 404, GRPCStatus: -1, Flags: mesh.FlagNoRoute}, "no route matches"},
+		{"pool", mesh.Call{Status: 503, GRPCStatus: -1, Flags: mesh.FlagOverflow}, "refused: the connection pool is full"},
+		{"circuit", mesh.Call{GRPCStatus: -1, Flags: mesh.FlagOverflow, Err: &mesh.Error{Layer: "breaker", Err: breaker.ErrOpen}}, "refused: the circuit is open"},
+		{"rate", mesh.Call{Status: 429, GRPCStatus: -1, Flags: mesh.FlagRateLimited}, "refused by the local rate limit"},
+		{"delayed", mesh.Call{Status: 200, GRPCStatus: -1, Flags: mesh.FlagDelayInjected}, ""},
+		{"aborted", mesh.Call{Status: 418, GRPCStatus: -1, Flags: mesh.FlagFaultInjected}, "a document injects the fault"},
+		{"given up", mesh.Call{GRPCStatus: -1, Err: context.Canceled, Flags: mesh.FlagCallerGone}, ""},
+		{"given up without a flag", mesh.Call{GRPCStatus: -1, Err: context.Canceled, Request: request.WithContext(gone)}, ""},
+		{"a copy", mesh.Call{Status: 503, GRPCStatus: -1, Mirror: true}, "nothing at all"},
+	} {
+		c := tt.call
+		c.Target.Host, c.Start = strings.ReplaceAll(tt.name, " ", "-"), time.Now()
+		if c.Request == nil {
+			c.Request = request
+		}
+		o.CallEnd(t.Context(), &c)
+		got := "nothing at all"
+		for _, d := range reportOf(t, page).Destinations {
+			if d.Host != c.Target.Host {
+				continue
+			}
+			got = ""
+			if len(d.Causes) > 0 {
+				got = d.Causes[0].Text
+			}
+			if d.Calls != 1 || d.Errors != len(d.Causes) {
+				t.Errorf("%s: %d calls, %d errors, %d causes", tt.name, d.Calls, d.Errors, len(d.Causes))
+			}
+		}
+		if got != tt.want {
+			t.Errorf("%s: the cause is %q, want %q", tt.name, got, tt.want)
+		}
+	}
+}
+
+// TestPage_Identity: a process without the identity that it was promised, and one whose certificate is not replaced in time, say so.
+func TestPage_Identity(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, err := tlsid.NewDevCA("cluster.local")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ca.TTL, ca.RotateEvery = time.Hour, -1
+		f := new(meshtest.Fleet)
+		page, _ := attach(t, f, admin.Config{}, "", mesh.WithIdentity(ca.Source("shop", "orders")))
+		titles := func() (list []string) {
+			for _, p := range reportOf(t, page).Problems {
+				list = append(list, p.Severity+": "+p.Title)
+			}
+			return list
+		}
+		if list := titles(); len(list) != 0 {
+			t.Errorf("problems %q with a new certificate, want none", list)
+		}
+		time.Sleep(50 * time.Minute) // of the bubble
+		if list := titles(); len(list) != 1 || list[0] != "warning: The certificate expires in 9 min" && list[0] != "warning: The certificate expires in 10 min" {
+			t.Errorf("problems %q with an old certificate, want that it expires", list)
+		}
+		time.Sleep(20 * time.Minute)
+		if list := titles(); len(list) != 1 || list[0] != "critical: This process is not ready" {
+			t.Errorf("problems %q with a certificate that has expired, want that the process is not ready", list)
+		}
+	})
+}
+
+// TestPage_Outside: a host outside the mesh shows as one.
+func TestPage_Outside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		f.Network.Serve(t, "api.example.com:80", http.HandlerFunc(fine))
+		page, m := attach(t, f, admin.Config{}, "")
+		call(m.Client(), "GET", "http://api.example.com/")
+		r := reportOf(t, page)
+		if len(r.Destinations) != 1 || !r.Destinations[0].Outside || r.Destinations[0].Host != "api.example.com" || r.Destinations[0].Calls != 1 || len(r.Problems) != 0 {
+			t.Errorf("destinations %+v, problems %+v; want one outside that is fine", r.Destinations, r.Problems)
+		}
+		if html := ask(t, page, "?format=html").Body.String(); !strings.Contains(html, "outside the mesh") {
+			t.Error("the page does not say that the host is outside the mesh")
+		}
+	})
+}
+
 // TestPage_Loads: loads of documents show with their findings, and a refused one hurts until a good one comes.
 func TestPage_Loads(t *testing.T) {
 	f := new(meshtest.Fleet)
@@ -395,12 +571,12 @@ func TestPage_Guarded(t *testing.T) {
 	}
 }
 
-// TestPage_NotAttached: a page without a mesh says what is missing.
-func TestPage_NotAttached(t *testing.T) {
+// TestPage_NoMesh: a page without a mesh says what is missing.
+func TestPage_NoMesh(t *testing.T) {
 	page := admin.New(admin.Config{})
 	defer page.Close()
 	for _, query := range []string{"", "?format=json", "?events"} {
-		if w := ask(t, page, query); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "Page.Attach") {
+		if w := ask(t, page, query); w.Code != http.StatusServiceUnavailable || !strings.Contains(w.Body.String(), "Page.Observer") {
 			t.Errorf("%s: %d %s", query, w.Code, w.Body)
 		}
 	}
@@ -411,6 +587,7 @@ func TestPage_JSONShape(t *testing.T) {
 	s := newScene(t)
 	s.payments[0].Store(503)
 	s.mail.Store(500)
+	call(s.client, "GET", "http://ledger/")
 	for range 12 {
 		call(s.client, "POST", "http://payments/v1/charges/1")
 		call(s.client, "POST", "http://mail/send")
@@ -621,9 +798,8 @@ func TestPage_Bounded(t *testing.T) {
 	page := admin.New(admin.Config{})
 	defer page.Close()
 	o := page.Observer()
-	m := meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)))
-	page.Attach(m)
-	request := httptest.NewRequest("GET", "http://api/"+strings.Repeat("long/", 1000), nil)
+	meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(o))
+	request := httptest.NewRequest("GET", "http://api/"+strings.Repeat("long/", 500), nil)
 	drive := func(from, to int) {
 		for i := from; i < to; i++ {
 			c := &mesh.Call{Request: request, Start: time.Now(), Status: 500, GRPCStatus: -1, Attempts: 2, Duration: time.Millisecond}
@@ -644,9 +820,9 @@ func TestPage_Bounded(t *testing.T) {
 		return int(stats.HeapAlloc)
 	}
 	before := heap()
-	drive(0, 3_000)
+	drive(0, 1_000)
 	full := heap()
-	drive(3_000, 12_000)
+	drive(1_000, 4_000)
 	if more := heap() - full; more > 1<<20 {
 		t.Errorf("the heap grows by %d kB after everything is full", more>>10)
 	}
@@ -665,8 +841,8 @@ func TestPage_Bounded(t *testing.T) {
 			others = d.Calls
 		}
 	}
-	if sum != 12_000 || others != 11_750 {
-		t.Errorf("%d calls, of which %d are others; want 12000 and 11750", sum, others)
+	if sum != 4_000 || others != 3_750 {
+		t.Errorf("%d calls, of which %d are others; want 4000 and 3750", sum, others)
 	}
 	if len(r.Callers) != 101 {
 		t.Errorf("%d callers, want 101", len(r.Callers))

@@ -131,7 +131,7 @@ func noted(a *mesh.Attempt) bool {
 }
 
 func (c *collector) attemptEnd(_ context.Context, a *mesh.Attempt) {
-	if noted(a) {
+	if noted(a) && !a.Call.Mirror {
 		c.attempts.add(a.Call, attemptOf(a), endedOf(a))
 	}
 }
@@ -191,8 +191,11 @@ func (c *collector) callEnd(_ context.Context, ended *mesh.Call) {
 	}
 }
 
-// streams reports whether a call is expected to take long.
-func streams(c *mesh.Call) bool { return c.Status == http.StatusSwitchingProtocols }
+// streams reports whether a call is meant to take long.
+func streams(c *mesh.Call) bool {
+	kind := c.ResponseHeader["Content-Type"]
+	return c.Status == http.StatusSwitchingProtocols || len(kind) > 0 && strings.HasPrefix(kind[0], "text/event-stream")
+}
 
 // failed reports whether a call failed, as whoever is on call sees it: it got no answer, one of 500 or more, or this process refused
 // it. One that its caller gave up did not.

@@ -22,11 +22,17 @@ type cause struct {
 	layer        string // of the mesh.Error, if there was one
 }
 
+// breakerLayer is the Layer of a mesh.Error for an open circuit, which has a flag in common with a full pool.
+const breakerLayer = "breaker"
+
 func causeOf(c *mesh.Call) (what cause, err error) {
 	what, err = cause{flags: c.Flags, status: c.Status, grpc: c.GRPCStatus}, c.Err
 	var failure *mesh.Error
 	if errors.As(err, &failure) {
 		what.layer, err = failure.Layer, failure.Err // the rest of it is known
+	}
+	if what.layer == breakerLayer {
+		err = nil // it says no more
 	}
 	return what, err
 }
@@ -142,7 +148,7 @@ var flagWords = []struct {
 
 // words says what a failure was.
 func (c cause) words() string {
-	if c.layer == "breaker" {
+	if c.layer == breakerLayer {
 		return "refused: the circuit is open"
 	}
 	for _, w := range flagWords {

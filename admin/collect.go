@@ -32,6 +32,9 @@ type collector struct {
 	callers      atomic.Pointer[map[string]*caller]
 	endpoints    int // in all destinations; under inner
 
+	// When what is idle was looked for last, as a slot: not more than once in each.
+	sweptDestinations, sweptCallers atomic.Int64
+
 	others       destination // that there is no room for
 	otherCallers caller
 
@@ -53,6 +56,7 @@ type destination struct {
 	outside atomic.Bool
 
 	endpoints atomic.Pointer[map[string]*series]
+	swept     atomic.Int64 // the slot in which idle endpoints were looked for
 	causes    causes
 	kept      throttle
 	refused   throttle
@@ -87,6 +91,9 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 	if d := (*c.destinations.Load())[target]; d != nil {
 		return d
 	}
+	if len(*c.destinations.Load()) >= mostDestinations && c.sweptDestinations.Load() >= slotOf(now) {
+		return &c.others
+	}
 	c.inner.Lock()
 	defer c.inner.Unlock()
 	old := *c.destinations.Load()
@@ -98,6 +105,7 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 		next = make(map[route.Target]*destination)
 	}
 	if len(next) >= mostDestinations {
+		c.sweptDestinations.Store(slotOf(now))
 		since := slotOf(now.Add(-keepIdle))
 		for t, d := range next {
 			if d.idleSince(since) {
@@ -122,7 +130,7 @@ func (c *collector) endpoint(d *destination, address string, now time.Time) *ser
 	if s := (*d.endpoints.Load())[address]; s != nil {
 		return s
 	}
-	if d == &c.others {
+	if d == &c.others || d.swept.Load() >= slotOf(now) {
 		return nil
 	}
 	c.inner.Lock()
@@ -136,6 +144,7 @@ func (c *collector) endpoint(d *destination, address string, now time.Time) *ser
 		next = make(map[string]*series)
 	}
 	if len(next) >= mostEndpoints || c.endpoints >= mostAllEndpoints {
+		d.swept.Store(slotOf(now))
 		since := slotOf(now) - windowSlots // there is nothing to see of it any more
 		for address, s := range next {
 			if s.idleSince(since) {
@@ -161,6 +170,9 @@ func (c *collector) caller(id string, now time.Time) *caller {
 	if p := (*c.callers.Load())[id]; p != nil {
 		return p
 	}
+	if len(*c.callers.Load()) >= mostCallers && c.sweptCallers.Load() >= slotOf(now) {
+		return &c.otherCallers
+	}
 	c.inner.Lock()
 	defer c.inner.Unlock()
 	old := *c.callers.Load()
@@ -172,6 +184,7 @@ func (c *collector) caller(id string, now time.Time) *caller {
 		next = make(map[string]*caller)
 	}
 	if len(next) >= mostCallers {
+		c.sweptCallers.Store(slotOf(now))
 		since := slotOf(now.Add(-keepIdle))
 		maps.DeleteFunc(next, func(_ string, p *caller) bool { return p.idleSince(since) })
 		if len(next) >= mostCallers {

@@ -3,7 +3,6 @@
 //	page := admin.New(admin.Config{Name: "orders"})
 //	m, err := mesh.New(ctx, mesh.WithObserver(page.Observer()), ...)
 //	...
-//	page.Attach(m)
 //	defer page.Close()
 //	private.Handle("/debug/mesh/", page)
 //

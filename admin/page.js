@@ -57,16 +57,32 @@
     }
   };
 
+  // A tab in the background, and whoever listens, are told when something else hurts.
+  const name = document.title;
+  const spoken = document.getElementById("spoken");
+  let told = null;
+  const tell = () => {
+    const list = [...document.querySelectorAll("#hurts .what")].map((what) => what.textContent.replace(/[\s✕▲]+/g, " ").trim());
+    const worst = document.querySelector("#hurts .critical") ? "✕ " : list.length ? "▲ " : "";
+    document.title = (worst && worst + list.length + " · ") + name;
+    const text = list.map((one) => one.replace(/[\d.<]+ %/g, "some")).join("; "); // shares change all the time
+    if (told !== null && told !== text) spoken.textContent = list.length ? "What hurts: " + list.join("; ") : "Nothing hurts";
+    told = text;
+  };
+
   const show = (event) => {
     last = Date.now();
     if (paused) return;
     const { time, parts } = JSON.parse(event.data);
+    const active = document.activeElement;
     for (const [id, html] of Object.entries(parts)) {
       const fresh = document.createElement("template");
       fresh.innerHTML = html; // made and escaped by the server that this page is from
       morph(document.getElementById(id), fresh.content);
     }
     if (filter.value) sift();
+    if (active !== document.activeElement && active.isConnected) active.focus({ preventScroll: true }); // it was moved
+    if (parts.hurts) tell();
     say("live, " + time + " UTC", "on");
   };
 
@@ -130,5 +146,6 @@
     if (!paused && last && Date.now() - last > 5000) say("no news for " + Math.round((Date.now() - last) / 1000) + " s", "off");
   }, 1000);
   reveal();
+  tell();
   open();
 })();

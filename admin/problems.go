@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -308,10 +309,11 @@ func (r *report) discoveryTrouble(d *destinationOf) *event {
 }
 
 func retryText(r *retriesOf) string {
-	text := fmt.Sprintf("%d under way", r.Active)
+	text := strconv.Itoa(r.Active)
 	if r.Most > 0 {
 		text += fmt.Sprintf(" of %d", r.Most)
 	}
+	text += " under way"
 	if r.Budget >= 0 {
 		text += fmt.Sprintf(", the budget has %d left", r.Budget)
 	}

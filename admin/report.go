@@ -2,6 +2,7 @@ package admin
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 
@@ -362,11 +363,13 @@ func (t *totals) add(other *totals) {
 func figuresOf(t *totals, seconds float64) figures {
 	f := figures{
 		Calls: int(t.calls), Errors: int(t.errors), Retries: int(t.retries),
-		CallsPerSecond: float64(t.calls) / seconds, ErrorsPerSecond: float64(t.errors) / seconds,
-		P50Ms: t.quantile(0.5), P90Ms: t.quantile(0.9), P99Ms: t.quantile(0.99), SlowestMs: float64(t.slowest) / 1000,
+		CallsPerSecond: rounded(float64(t.calls) / seconds), ErrorsPerSecond: rounded(float64(t.errors) / seconds),
+		P50Ms: rounded(t.quantile(0.5)), P90Ms: rounded(t.quantile(0.9)), P99Ms: rounded(t.quantile(0.99)), SlowestMs: float64(t.slowest) / 1000,
 	}
 	if t.calls > 0 {
 		f.ErrorShare = float64(t.errors) / float64(t.calls)
 	}
 	return f
 }
+
+func rounded(v float64) float64 { return math.Round(v*1000) / 1000 }

@@ -122,6 +122,7 @@ func newScene(t testing.TB) *scene {
 	}
 	registry.Set("payments.shop", payments...)
 	fine := func(http.ResponseWriter, *http.Request) {}
+	registry.Set("ledger.shop", meshtest.Refusing(t))
 	registry.Set("inventory.shop", meshtest.Serve(t, fine), meshtest.Serve(t, fine))
 	registry.Set("search.shop", meshtest.Serve(t, func(_ http.ResponseWriter, r *http.Request) {
 		select {
@@ -149,7 +150,6 @@ func newScene(t testing.TB) *scene {
 	s.mesh = meshtest.New(t, "", append(options("orders"), mesh.WithPolicy(documents()...), mesh.WithObserver(s.page.Observer()),
 		mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{ConsecutiveFailures: 5}}, "mail"))...)
 	t.Cleanup(s.page.Close)
-	s.page.Attach(s.mesh)
 	s.client = s.mesh.Client()
 
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

@@ -16,7 +16,7 @@ import (
 // These bound what the packages promise. A name more is a promise more.
 const (
 	mostOfRoot      = 62  // raw connections are observed: Conn and its method
-	mostOfTelemetry = 38  // tracing 16, accesslog 10, admin 7, metrics 5
+	mostOfTelemetry = 37  // tracing 16, accesslog 10, admin 6, metrics 5
 	mostOfRest      = 560 // of all others, the root included
 )
 
