@@ -197,6 +197,7 @@ func (a *attemptRecord) End(end engine.AttemptEnd) {
 	defer a.call.release()
 	a.call.last.Lock()
 	a.PeerID, a.Status, a.GRPCStatus, a.Err, a.Duration = end.PeerID, end.Status, end.GRPCStatus, end.Err, end.Duration
+	a.ProtoMajor, a.ProtoMinor = end.ProtoMajor, end.ProtoMinor
 	a.call.last.Unlock()
 	o := a.call.mesh.observers
 	for i := range o {

@@ -170,6 +170,9 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 		if counted != nil {
 			in.BytesReceived = counted.Bytes()
 		}
+		if in.handed != nil {
+			in.Pattern = in.handed.Pattern
+		}
 		h.mesh.observers.inboundEnd(r.Context(), &in.Inbound)
 	}()
 	h.serve(w, r, in)
@@ -192,6 +195,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	}
 	if in.begin(w) {
 		in.BytesReceived = max(0, r.ContentLength)
+		in.handed = r
 		h.next.ServeHTTP(w, r)
 	}
 }

@@ -186,6 +186,10 @@ type Attempt struct {
 	// GRPCStatus is the endpoint's status of gRPC, -1 if it sent none.
 	GRPCStatus int
 
+	// ProtoMajor and ProtoMinor are the version of HTTP in which the endpoint answered. They are 0 without an answer, and for calls
+	// of meshgrpc, which always are HTTP/2.
+	ProtoMajor, ProtoMinor int
+
 	// ResponseHeader is the header of the endpoint's answer, nil without one: see [Call.ResponseHeader].
 	ResponseHeader http.Header
 
@@ -235,6 +239,9 @@ type Inbound struct {
 	// GRPCStatus is the status of a gRPC call, whose HTTP status is 200 whatever became of it. It is -1 for other requests, and
 	// where there was no answer.
 	GRPCStatus int
+
+	// Pattern is the pattern of http.ServeMux that the request matched, if the handler is one, and "" otherwise.
+	Pattern string
 
 	// Flags say why the request was refused by a limit, or not answered.
 	Flags Flags

@@ -45,10 +45,11 @@ type passage struct {
 	cancel context.CancelFunc // nil unless the caller tells how long it waits
 
 	// By which it is ended while its handler runs.
-	ctx   *requestContext     // nil if the request has none of ours
-	reply http.ResponseWriter // nil if there is no handler of HTTP
-	guard *response.Guard     // of HTTP/1
-	taken net.Conn            // taken over by the handler; written before guard has it pass
+	ctx    *requestContext     // nil if the request has none of ours
+	reply  http.ResponseWriter // nil if there is no handler of HTTP
+	handed *http.Request       // what the handler gets
+	guard  *response.Guard     // of HTTP/1
+	taken  net.Conn            // taken over by the handler; written before guard has it pass
 }
 
 // arrive returns the state of a request that is new.

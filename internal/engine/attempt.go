@@ -26,6 +26,7 @@ type Attempt struct {
 	observer AttemptObserver // nil if nobody observes
 	status   int32           // of the answer, in terms of HTTP; 0 if there is none
 	grpc     int32           // the status of a gRPC answer and 1; 0 if there is none
+	proto    [2]uint8        // the version of HTTP of the answer
 }
 
 // Acquire begins the n-th attempt, counted from 1: it passes the limits and the circuit, and picks an endpoint and the
@@ -143,6 +144,9 @@ func (a *Attempt) Answered(status int) {
 		a.lease.Answered()
 	}
 }
+
+// Spoke says in which version of HTTP the endpoint answered.
+func (a *Attempt) Spoke(major, minor int) { a.proto = [2]uint8{uint8(major), uint8(minor)} }
 
 // GRPC says, before End, with which status of gRPC the endpoint answered. An attempt then counts as what Envoy takes that
 // status for.

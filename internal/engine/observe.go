@@ -120,6 +120,8 @@ type AttemptEnd struct {
 	GRPCStatus int // -1 without one
 	Err        error
 	Duration   time.Duration
+
+	ProtoMajor, ProtoMinor int // of HTTP, 0 if they are not known
 }
 
 // AttemptStart is how an attempt begins. Header is what will be sent. It is not changed itself: it may be the caller's. Sent is
@@ -204,6 +206,7 @@ func (a *Attempt) Header(header map[string][]string, shared, changes bool) {
 func (a *Attempt) observeEnd(peerID string, err error) {
 	a.observer.End(AttemptEnd{
 		PeerID: peerID, Status: int(a.status), GRPCStatus: int(a.grpc) - 1, Err: err, Duration: time.Since(a.sentAt()),
+		ProtoMajor: int(a.proto[0]), ProtoMinor: int(a.proto[1]),
 	})
 }
 

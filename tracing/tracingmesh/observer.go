@@ -32,7 +32,7 @@ func Observer(c tracing.Config) (mesh.Observer, error) {
 	if err != nil {
 		return mesh.Observer{}, err
 	}
-	t := &observer{tracer}
+	t := &observer{tracer, c.EchoRequestID}
 	return mesh.Observer{
 		CallStart: t.callStart, CallEnd: t.callEnd,
 		AttemptStart: t.attemptStart, AttemptEnd: t.attemptEnd,
@@ -40,7 +40,10 @@ func Observer(c tracing.Config) (mesh.Observer, error) {
 	}, nil
 }
 
-type observer struct{ tracer *spans.Tracer }
+type observer struct {
+	tracer *spans.Tracer
+	echo   bool // of request ids
+}
 
 // describe returns a call as the tracer knows it.
 func describe(c *mesh.Call) spans.Call {
@@ -80,18 +83,26 @@ func (o *observer) attemptStart(ctx context.Context, a *mesh.Attempt) context.Co
 }
 
 func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
-	spans.EndAttempt(ctx, a.Call, &spans.AttemptEnd{Status: a.Status, Err: a.Err, At: a.Start.Add(a.Duration)})
+	e := spans.AttemptEnd{Status: a.Status, Err: a.Err, At: a.Start.Add(a.Duration)}
+	if a.ProtoMajor > 0 {
+		e.Version = spans.Version(a.ProtoMajor, a.ProtoMinor)
+	}
+	spans.EndAttempt(ctx, a.Call, &e)
 }
 
 func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.Context {
-	return o.tracer.StartInbound(ctx, &spans.Request{
+	ctx = o.tracer.StartInbound(ctx, &spans.Request{
 		Request: in.Request, RPC: isGRPC(in.Request), Start: in.Start,
 		Restart: in.RestartTraces, NewID: in.Peer == "", // as the mesh removes it
 	})
+	if o.echo {
+		spans.EchoRequestID(ctx, in.ResponseHeader)
+	}
+	return ctx
 }
 
 func (o *observer) inboundEnd(ctx context.Context, in *mesh.Inbound) {
-	e := spans.Response{Status: in.Status, RPC: isGRPC(in.Request)}
+	e := spans.Response{Status: in.Status, RPC: isGRPC(in.Request), Route: in.Pattern}
 	if in.Flags != 0 {
 		e.Flags = in.Flags.String()
 	}

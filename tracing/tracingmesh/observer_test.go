@@ -19,6 +19,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	grpccodes "google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh"
@@ -428,6 +429,70 @@ func TestServersOfGRPCAsHandlers(t *testing.T) {
 		s := tr.ended(t, 2)[i]
 		if got := s.Name() + " " + attribute(s, "rpc.response.status_code"); got != want || s.SpanKind() != trace.SpanKindServer {
 			t.Errorf("%s span %q, want %q", s.SpanKind(), got, want)
+		}
+	}
+}
+
+// Spans know the version of HTTP that was spoken, and the pattern of the handler, also of one that panics.
+func TestVersionsAndPatterns(t *testing.T) {
+	leak.Check(t)
+	for _, http2 := range []bool{false, true} {
+		tr := newTraces(t, tracing.Config{})
+		mux := http.NewServeMux()
+		mux.HandleFunc("GET /orders/{id}", func(w http.ResponseWriter, r *http.Request) {})
+		mux.HandleFunc("GET /broken/{id}", func(w http.ResponseWriter, r *http.Request) { panic(http.ErrAbortHandler) })
+		srv := httptest.NewUnstartedServer(meshtest.New(t, "", tr.option).Handler(mux))
+		srv.EnableHTTP2 = http2
+		srv.StartTLS()
+		defer srv.Close()
+		registry := discovery.Static{"example.com": {meshtest.EndpointOf(t, srv.Listener.Addr().String())}}
+		m := meshtest.New(t, service("example.com", ""), tr.option, mesh.WithDiscovery(registry), mesh.WithTransport(srv.Client().Transport.(*http.Transport)))
+		for _, path := range []string{"/orders/42", "/broken/42"} {
+			if resp, err := m.Client().Get("https://example.com" + path); err == nil {
+				resp.Body.Close()
+			}
+		}
+		version := map[bool]string{false: "1.1", true: "2"}[http2]
+		names := map[string]int{}
+		for _, s := range tr.ended(t, len(tr.Started())) {
+			if s.SpanKind() == trace.SpanKindInternal {
+				continue
+			}
+			names[s.SpanKind().String()+" "+s.Name()+" "+attribute(s, "http.route")]++
+			if got := attribute(s, "network.protocol.version"); got != version && (s.SpanKind() == trace.SpanKindServer || s.Status().Code == codes.Unset) {
+				t.Errorf("HTTP/2 %t: %s %s has the version %q", http2, s.SpanKind(), s.Name(), got)
+			}
+		}
+		if names["server GET /orders/{id} /orders/{id}"] != 1 || names["server GET /broken/{id} /broken/{id}"] < 1 {
+			t.Errorf("HTTP/2 %t: the spans are %v", http2, names)
+		}
+	}
+}
+
+func TestEchoRequestID(t *testing.T) {
+	leak.Check(t)
+	for _, echo := range []bool{false, true} {
+		tr := newTraces(t, tracing.Config{EchoRequestID: echo})
+		m := meshtest.New(t, "", tr.option)
+		var id string
+		w := httptest.NewRecorder()
+		m.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { id = tracing.RequestID(r.Context()) })).
+			ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/", nil))
+		if got := w.Header().Get("X-Request-Id"); (got == id) != echo || len(id) != 36 {
+			t.Errorf("echo %t: the answer has the id %q, the request %q", echo, got, id)
+		}
+		client := grpctest.NewClient(grpctest.Dial(t, grpctest.Serve(t, &grpctest.Service{
+			Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+				id = tracing.RequestID(ctx)
+				return &grpctest.Response{}, nil
+			},
+		}, meshgrpc.ServerOptions(m)...)))
+		var header metadata.MD
+		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}, grpc.Header(&header)); err != nil {
+			t.Fatal(err)
+		}
+		if got := strings.Join(header["x-request-id"], "|"); (got == id) != echo || len(id) != 36 {
+			t.Errorf("echo %t: the answer of gRPC has the id %q, the request %q", echo, got, id)
 		}
 	}
 }

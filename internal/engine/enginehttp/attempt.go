@@ -60,6 +60,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		c.Multiplexed()
 	}
 	t.Answered(resp.StatusCode)
+	t.Spoke(resp.ProtoMajor, resp.ProtoMinor)
 	if c.observed != nil {
 		c.observed.answered = true
 		t.Header(resp.Header, true, c.setCookie != nil || c.ReadsHeader())
