@@ -4,6 +4,7 @@
 # make vuln   known vulnerabilities of what is linked; needs https://vuln.go.dev
 # make soak   ten minutes of each protocol while endpoints, documents and certificates change (MESH_SOAK=1m for a shorter one)
 # make browser the page of package admin in Chromium, which it installs if it is missing; pictures go to $(ARTIFACTS)
+# make servers the tests with a real Jaeger and a real Prometheus
 # make bench  benchmarks, beside the bare transport and failsafe-go
 
 GO        ?= go
@@ -16,7 +17,7 @@ STATIC     = $(GO) tool -modfile=tools/go.mod staticcheck
 
 VULN       = $(GO) tool -modfile=tools/go.mod govulncheck
 
-.PHONY: test quick soak bench vet fuzz stress vuln browser
+.PHONY: test quick soak bench vet fuzz stress vuln browser servers prometheus
 
 test: vet
 	$(GO) test -race ./...
@@ -27,9 +28,20 @@ test: vet
 	cd tracing/interop && $(GO) vet ./... && $(GO) test -race ./...
 	cd examples/metrics-otlp && $(GO) vet ./... && $(GO) test -race ./...
 	cd bench && $(GO) vet ./... && $(GO) test ./...
+	$(MAKE) servers
 	$(MAKE) browser
 	$(MAKE) fuzz
 	$(GO) run ./examples/quickstart
+
+# Tests with real servers. Jaeger is built once, in minutes, into the user's cache folder; Prometheus is Debian's.
+servers: prometheus
+	cd dashboards && $(GO) vet ./... && $(GO) test ./...
+	cd realservers && $(GO) vet ./... && $(GO) test -race -timeout 30m ./...
+
+prometheus:
+	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { \
+	apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends prometheus; } || \
+	{ echo "prometheus and promtool are needed, and could not be installed: apt-get install prometheus, as root" >&2; exit 1; }
 
 # Pictures are kept for whoever looks at the run.
 browser:

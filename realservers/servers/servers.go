@@ -1,0 +1,153 @@
+// Package servers builds and starts real servers for tests: Jaeger and Prometheus. They listen on free ports of 127.0.0.1, and stop
+// with the test.
+package servers
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"sync"
+	"testing"
+	"time"
+)
+
+// patience is far beyond what any server takes to start, on a machine that is busy with other things.
+const patience = 2 * time.Minute
+
+// process is a server that runs.
+type process struct {
+	output logs
+	exited chan struct{}
+}
+
+// logs is what a process has said.
+type logs struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+func (l *logs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+// start starts a program and waits until it answers at ready with 200. Ports that were free may be taken before the program
+// listens, so it is tried again with others: command returns what to run.
+func start(t testing.TB, command func() (cmd *exec.Cmd, ready string)) {
+	t.Helper()
+	var err error
+	for range 3 {
+		if err = tryStart(t, command); err == nil {
+			return
+		}
+	}
+	t.Fatal(err)
+}
+
+func tryStart(t testing.TB, command func() (cmd *exec.Cmd, ready string)) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &process{exited: make(chan struct{})}
+	cmd, ready := command()
+	cmd.Stdout, cmd.Stderr = &p.output, &p.output
+	if err := cmd.Start(); err != nil {
+		cancel()
+		return err
+	}
+	go func() {
+		defer close(p.exited)
+		_ = cmd.Wait()
+	}()
+	stop := func() {
+		cancel()
+		_ = cmd.Process.Signal(os.Interrupt)
+		select {
+		case <-p.exited:
+		case <-time.After(10 * time.Second):
+			_ = cmd.Process.Kill()
+			<-p.exited
+		}
+	}
+	if err := p.await(ctx, ready); err != nil {
+		stop()
+		return fmt.Errorf("%s: %w; it said:\n%s", cmd.Path, err, p.output.String())
+	}
+	t.Cleanup(func() {
+		stop()
+		if t.Failed() {
+			t.Logf("%s said:\n%s", cmd.Path, p.output.String())
+		}
+	})
+	return nil
+}
+
+var errExited = errors.New("it has exited")
+
+// await waits until the server answers at url with 200.
+func (p *process) await(ctx context.Context, url string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := get(ctx, url); err == nil {
+			return nil
+		}
+		select {
+		case <-p.exited:
+			return errExited
+		case <-ctx.Done():
+			return fmt.Errorf("%s does not answer: %w", url, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// client keeps no connection, so that tests leave none.
+var client = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
+
+// get returns what is at url.
+func get(ctx context.Context, url string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = fmt.Errorf("%s: %s: %s", url, resp.Status, data)
+	}
+	return data, err
+}
+
+// free returns n addresses on which nothing listens.
+func free(t testing.TB, n int) []string {
+	t.Helper()
+	var all []string
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close() // when all are known, so that they differ
+		all = append(all, l.Addr().String())
+	}
+	return all
+}
