@@ -1,0 +1,116 @@
+package dashboards
+
+// The labels by which panels are filtered. Those of Istio's metrics are named differently.
+const (
+	process = `job=~"$job"`
+	target  = `job=~"$job",destination_service=~"$destination"`
+	to      = `{{destination_service}}:{{destination_port}} {{destination_subset}}`
+)
+
+// content is the dashboard: from the question whether all is well to the details that an answer needs.
+func content() []row {
+	return []row{
+		{"Is all well?", []panel{
+			{kind: overview, title: "Processes that are not ready", help: "They lack documents or an identity.", bad: 1,
+				queries: []query{{`count(mesh_ready{` + process + `} == 0) or vector(0)`, ""}}},
+			{kind: overview, title: "Processes with refused documents", help: "The latest documents have errors; the last good ones are still in force.", bad: 1,
+				queries: []query{{`sum(mesh_policy_refused{` + process + `})`, ""}}},
+			{kind: overview, title: "Next certificate expires in", help: "It should never come near zero: certificates are replaced at half their life.", unit: "s", bad: 600, bounded: true,
+				queries: []query{{`min(mesh_certificate_expiry_timestamp_seconds{` + process + `}) - time()`, ""}}},
+			{kind: overview, title: "Ejected endpoints", help: "As each process sees them: an endpoint that three callers have ejected counts three times.", bad: 1,
+				queries: []query{{`sum(mesh_endpoints{` + target + `,state="ejected"})`, ""}}},
+			{kind: overview, title: "Open circuits", help: "Destinations to which a process sends nothing for now.", bad: 1,
+				queries: []query{{`count(mesh_circuit_state{` + target + `,state="open"} == 1) or vector(0)`, ""}}},
+			{kind: overview, title: "Calls that fail here", help: "The share of calls with a response flag: refused, timed out, or without an endpoint.", unit: "percentunit", bad: 0.01,
+				queries: []query{{`(sum(rate(istio_requests_total{reporter="source",` + process + `,response_flags!="-"}[$__rate_interval])) or vector(0)) / sum(rate(istio_requests_total{reporter="source",` + process + `}[$__rate_interval]))`, ""}}},
+		}},
+		{"Documents", []panel{
+			{title: "Loads", help: "Sets of documents that were loaded, and that were refused.",
+				queries: []query{{`sum by (job, result) (increase(mesh_policy_loads_total{` + process + `}[$__rate_interval]))`, "{{job}} {{result}}"}}},
+			{title: "Findings of the latest load", help: "Errors refuse the whole set.",
+				queries: []query{{`sum by (job, severity) (mesh_policy_findings{` + process + `})`, "{{job}} {{severity}}"}}},
+			{title: "Age of the documents in force", unit: "s",
+				queries: []query{{`max by (job) (time() - mesh_policy_loaded_timestamp_seconds{` + process + `})`, "{{job}}"}}},
+			{title: "Documents in force", help: "How many documents are about a process.",
+				queries: []query{{`max by (job) (mesh_policy_documents{` + process + `})`, "{{job}}"}}},
+			{kind: rows, title: "Versions in force", help: "Processes with the same documents have the same version.",
+				queries: []query{{`count by (job, version) (mesh_policy_info{` + process + `})`, ""}}},
+		}},
+		{"Endpoints", []panel{
+			{title: "Endpoints by state", help: "The mean of what the processes see.",
+				queries: []query{{`avg by (destination_service, destination_port, destination_subset, state) (mesh_endpoints{` + target + `})`, to + ` {{state}}`}}},
+			{title: "Ejections", help: "Endpoints that outlier detection took out, per second.", unit: "ops",
+				queries: []query{{`sum by (destination_service, reason) (rate(mesh_ejections_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} {{reason}}"}}},
+			{title: "News of discovery", help: "Sets of endpoints that were delivered, and failures: the last known endpoints stay.", unit: "ops",
+				queries: []query{
+					{`sum by (destination_service) (rate(mesh_discovery_updates_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} delivered"},
+					{`sum by (destination_service) (rate(mesh_discovery_failures_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} failed"},
+				}},
+			{title: "Calls under way", queries: []query{{`sum by (destination_service, destination_port, destination_subset) (mesh_requests_in_flight{` + target + `})`, to}}},
+		}},
+		{"Circuits and connection pools", []panel{
+			{title: "Circuits that are open or half open", help: "The number of processes.",
+				queries: []query{{`sum by (destination_service, destination_port, destination_subset, state) (mesh_circuit_state{` + target + `,state!="closed"})`, to + ` {{state}}`}}},
+			{title: "Changes of circuits", unit: "ops",
+				queries: []query{{`sum by (destination_service, state) (rate(mesh_circuit_changes_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} {{state}}"}}},
+			{title: "Use of the pool", help: "The fullest pool among the processes, as a share of its bound.", unit: "percentunit",
+				queries: []query{
+					{`max by (destination_service) (mesh_pool_active{` + target + `} / on (job, instance, destination_service, destination_port, destination_subset) mesh_pool_limit{` + target + `,of="requests"})`, "{{destination_service}} requests"},
+					{`max by (destination_service) (mesh_pool_pending{` + target + `} / on (job, instance, destination_service, destination_port, destination_subset) mesh_pool_limit{` + target + `,of="pending"})`, "{{destination_service}} pending"},
+				}},
+			{title: "Calls that found the pool full", unit: "ops",
+				queries: []query{{`sum by (destination_service) (rate(mesh_pool_refused_total{` + target + `}[$__rate_interval]))`, "{{destination_service}}"}}},
+			{title: "Connections", queries: []query{{`sum by (destination_service, destination_port, destination_subset) (mesh_pool_connections{` + target + `})`, to}}},
+		}},
+		{"Retries and their budget", []panel{
+			{title: "Retries", help: "Attempts after the first, per second.", unit: "ops",
+				queries: []query{{`sum by (destination_service) (rate(mesh_retries_total{` + target + `}[$__rate_interval]))`, "{{destination_service}}"}}},
+			{title: "Why there were no more", help: "A budget that is used up shows here.", unit: "ops",
+				queries: []query{{`sum by (destination_service, reason) (rate(mesh_retries_stopped_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} {{reason}}"}}},
+			{title: "Budget left", help: "How many more retries the tightest budget permits now.",
+				queries: []query{{`min by (destination_service) (mesh_retry_budget{` + target + `})`, "{{destination_service}}"}}},
+			{title: "Retries under way", help: "And how many may be.",
+				queries: []query{
+					{`sum by (destination_service) (mesh_retries_active{` + target + `})`, "{{destination_service}}"},
+					{`sum by (destination_service) (mesh_retries_limit{` + target + `})`, "{{destination_service}} limit"},
+				}},
+		}},
+		{"Certificates", []panel{
+			{title: "Time until certificates expire", unit: "s",
+				queries: []query{{`min by (principal) (mesh_certificate_expiry_timestamp_seconds{` + process + `} - time())`, "{{principal}}"}}},
+			{title: "Time until authorities expire", help: "Of the last authority that a trust domain has.", unit: "s",
+				queries: []query{{`min by (trust_domain) (mesh_authority_expiry_timestamp_seconds{` + process + `} - time())`, "{{trust_domain}}"}}},
+			{title: "Rotations", help: "Identities that came into force, and failures of their source.", unit: "ops",
+				queries: []query{
+					{`sum by (job) (rate(mesh_identity_rotations_total{` + process + `}[$__rate_interval]))`, "{{job}} rotated"},
+					{`sum by (job) (rate(mesh_identity_failures_total{` + process + `}[$__rate_interval]))`, "{{job}} failed"},
+				}},
+			{title: "Connections refused", help: "By the listeners of the processes.", unit: "ops",
+				queries: []query{{`sum by (job, reason) (rate(mesh_connections_refused_total{` + process + `}[$__rate_interval]))`, "{{job}} {{reason}}"}}},
+		}},
+		{"The tail", []panel{
+			{title: "99th percentile by destination", help: "As callers see it, with retries.", unit: "ms",
+				queries: []query{{`histogram_quantile(0.99, sum by (le, destination_service) (rate(istio_request_duration_milliseconds_bucket{reporter="source",` + target + `}[$__rate_interval])))`, "{{destination_service}}"}}},
+			{title: "99th percentile by endpoint", help: "As each endpoint sees it. One that is far above the others hurts.", unit: "ms",
+				queries: []query{{`histogram_quantile(0.99, sum by (le, destination_service, instance) (rate(istio_request_duration_milliseconds_bucket{reporter="destination",` + target + `}[$__rate_interval])))`, "{{destination_service}} {{instance}}"}}},
+			{title: "Failures by flag", help: "Why calls ended without an answer, or were answered by the mesh.", unit: "ops",
+				queries: []query{{`sum by (destination_service, response_flags) (rate(istio_requests_total{reporter="source",` + target + `,response_flags!="-"}[$__rate_interval]))`, "{{destination_service}} {{response_flags}}"}}},
+			{title: "Errors by endpoint", help: "Answers with 5xx, per second.", unit: "ops",
+				queries: []query{{`sum by (destination_service, instance) (rate(istio_requests_total{reporter="destination",` + target + `,response_code=~"5.."}[$__rate_interval]))`, "{{destination_service}} {{instance}}"}}},
+		}},
+		{"Telemetry", []panel{
+			{title: "Lost", help: "What telemetry has dropped, and calls that were not counted for lack of room.", unit: "ops",
+				queries: []query{
+					{`sum by (job, what) (rate(mesh_dropped_total{` + process + `}[$__rate_interval]))`, "{{job}} {{what}}"},
+					{`sum by (job) (rate(mesh_metrics_overflow_total{` + process + `}[$__rate_interval]))`, "{{job}} calls"},
+					{`sum by (job) (rate(mesh_mirrors_dropped_total{` + process + `}[$__rate_interval]))`, "{{job}} mirrored copies"},
+				}},
+			{title: "Room for labels", help: "Sets of labels that are kept, as a share of the bound.", unit: "percentunit",
+				queries: []query{{`max by (job) (mesh_metrics_identities{` + process + `} / mesh_metrics_identities_limit{` + process + `})`, "{{job}}"}}},
+			{title: "Broken traces", help: "Calls that were made with a context that is no request's.", unit: "ops",
+				queries: []query{{`sum by (job) (rate(mesh_outbound_without_inbound_total{` + process + `}[$__rate_interval]))`, "{{job}}"}}},
+			{title: "Peer metadata that was not believed", unit: "ops",
+				queries: []query{{`sum by (job) (rate(mesh_peer_metadata_refused_total{` + process + `}[$__rate_interval]))`, "{{job}}"}}},
+		}},
+	}
+}
