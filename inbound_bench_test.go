@@ -66,4 +66,11 @@ func TestHandlerAllocations(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { h.ServeHTTP(answer, r) }); n > 0 {
 		t.Errorf("%v allocations a request", n)
 	}
+	observed := w.member(t, "payment-service", "", mesh.WithObserver(mesh.Observer{
+		InboundStart: func(ctx context.Context, _ *mesh.Inbound) context.Context { return ctx },
+		InboundEnd:   func(context.Context, *mesh.Inbound) {},
+	})).Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(nil) }))
+	if n := testing.AllocsPerRun(100, func() { observed.ServeHTTP(answer, r) }); n > 3 {
+		t.Errorf("%v allocations a request that is observed, want at most 3", n)
+	}
 }

@@ -33,11 +33,11 @@ func loopback(t testing.TB, n int) (address string, endpoints []discovery.Endpoi
 	return address, endpoints
 }
 
-func through(t testing.TB, endpoints []discovery.Endpoint, opts ...grpc.DialOption) *grpc.ClientConn {
+func through(t testing.TB, endpoints []discovery.Endpoint, observer mesh.Observer, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
 	var registry discovery.Memory
 	registry.Set("echo", endpoints...)
-	m, err := mesh.New(context.Background(), mesh.WithDiscovery(&registry))
+	m, err := mesh.New(context.Background(), mesh.WithDiscovery(&registry), mesh.WithObserver(observer))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,10 +61,64 @@ func TestAllocations(t *testing.T) {
 			}
 		})
 	}
-	bare, meshed := measure(grpctest.Dial(t, address)), measure(through(t, endpoints))
+	bare, meshed := measure(grpctest.Dial(t, address)), measure(through(t, endpoints, mesh.Observer{}))
 	t.Logf("%v allocations, %v of a bare ClientConn", meshed, bare)
 	if meshed > bare+8 {
 		t.Errorf("%v allocations, want at most 8 more than the %v of a bare ClientConn", meshed, bare)
+	}
+}
+
+// TestAllocationsOfObservers compares an observed call to one that is not.
+func TestAllocationsOfObservers(t *testing.T) {
+	inbound := mesh.Observer{
+		InboundStart: func(ctx context.Context, _ *mesh.Inbound) context.Context { return ctx },
+		InboundEnd:   func(context.Context, *mesh.Inbound) {},
+	}
+	calls := mesh.Observer{
+		CallStart: func(ctx context.Context, _ *mesh.Call) context.Context { return ctx },
+		CallEnd:   func(context.Context, *mesh.Call) {},
+	}
+	messages := calls
+	messages.CallMessage = func(context.Context, *mesh.Call, bool) {}
+	tries := calls
+	tries.AttemptStart = func(ctx context.Context, a *mesh.Attempt) context.Context {
+		a.Sent.SetHeader("Traceparent", "00")
+		return ctx
+	}
+	var bare float64
+	for _, test := range []struct {
+		name           string
+		most           float64 // beyond the call that is not observed
+		server, client mesh.Observer
+	}{
+		{"not observed", 0, mesh.Observer{}, mesh.Observer{}},
+		{"at the server", 7, inbound, mesh.Observer{}},
+		{"calls", 0, mesh.Observer{}, calls},
+		{"messages", 0, mesh.Observer{}, messages},
+		{"attempts, with a header set", 12, mesh.Observer{}, tries},
+	} {
+		server, err := mesh.New(context.Background(), mesh.WithObserver(test.server))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer server.Close()
+		address := grpctest.Serve(t, &grpctest.Service{Unary: grpctest.Echo}, ServerOptions(server)...)
+		host, port, _ := net.SplitHostPort(address)
+		endpoint := discovery.Endpoint{Address: host}
+		fmt.Sscan(port, &endpoint.Port)
+		conn := through(t, []discovery.Endpoint{endpoint}, test.client)
+		request, reply := &grpctest.Request{}, &grpctest.Response{}
+		got := testing.AllocsPerRun(500, func() {
+			if err := conn.Invoke(t.Context(), grpctest.UnaryMethod, request, reply); err != nil {
+				t.Error(err)
+			}
+		})
+		if bare == 0 {
+			bare = got
+		}
+		if got -= bare; got > test.most {
+			t.Errorf("%s: %v allocations more than those of a call that is not observed, want at most %v", test.name, got, test.most)
+		}
 	}
 }
 
@@ -73,7 +127,7 @@ func BenchmarkUnary(b *testing.B) {
 	for _, test := range []struct {
 		name string
 		conn *grpc.ClientConn
-	}{{"bare", grpctest.Dial(b, address)}, {"mesh", through(b, endpoints)}} {
+	}{{"bare", grpctest.Dial(b, address)}, {"mesh", through(b, endpoints, mesh.Observer{})}} {
 		b.Run(test.name, func(b *testing.B) {
 			b.ReportAllocs()
 			request, reply := &grpctest.Request{}, &grpctest.Response{}
@@ -100,7 +154,7 @@ func BenchmarkStream(b *testing.B) {
 	for _, test := range []struct {
 		name string
 		conn *grpc.ClientConn
-	}{{"bare", grpctest.Dial(b, address)}, {"mesh", through(b, []discovery.Endpoint{endpoint})}} {
+	}{{"bare", grpctest.Dial(b, address)}, {"mesh", through(b, []discovery.Endpoint{endpoint}, mesh.Observer{})}} {
 		b.Run(test.name, func(b *testing.B) {
 			b.ReportAllocs()
 			client := grpctest.NewClient(test.conn)
@@ -146,7 +200,7 @@ func picks(t testing.TB, n int) (tries []*try, picker *connections) {
 		})
 	}
 	seen := make(map[*engine.Connections]*try)
-	conn := through(t, endpoints, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any,
+	conn := through(t, endpoints, mesh.Observer{}, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any,
 		cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		used := ctx.Value(tryKey{}).(*try)
 		done := used.done

@@ -37,7 +37,7 @@ func (g *group) size() int {
 func TestDialWhereReady(t *testing.T) {
 	_, endpoints := loopback(t, 1)
 	var groups sync.Map
-	conn := through(t, endpoints, groupsOf(&groups))
+	conn := through(t, endpoints, mesh.Observer{}, groupsOf(&groups))
 	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
 		t.Fatal(err)
 	}
@@ -53,7 +53,7 @@ func TestDialWhereReady(t *testing.T) {
 func TestRetiredConnectionCloses(t *testing.T) {
 	_, endpoints := loopback(t, 1)
 	var groups sync.Map
-	conn := through(t, endpoints, groupsOf(&groups))
+	conn := through(t, endpoints, mesh.Observer{}, groupsOf(&groups))
 	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
 		t.Fatal(err)
 	}
