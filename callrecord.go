@@ -74,7 +74,8 @@ func (r *callRecord) hold(ticket uint64) bool {
 // callStart tells the observers that a call begins. It returns the context to go on with.
 func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.Context, engine.CallObserver) {
 	r := records.Get().(*callRecord)
-	r.Call = Call{Request: start.Request, Start: start.Start, Mirror: start.Mirror, GRPCStatus: -1}
+	described, _ := start.Described.(*http.Request)
+	r.Call = Call{Request: described, Start: start.Start, Mirror: start.Mirror, GRPCStatus: -1}
 	r.mesh, r.ctx = m, ctx
 	r.users.Add(oneCall)
 	for i := range m.observers {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/engine/enginehttp"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -51,8 +52,12 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	if err := m.server.init(o.inbound, m); err != nil {
 		return nil, err
 	}
+	template, err := sockets.NewTemplate(o.template)
+	if err != nil {
+		return nil, err
+	}
 	if m.engine, err = engine.New(engine.Config{
-		Resolver: o.resolver, Template: o.template, RegistryOnly: o.registryOnly,
+		Resolver: o.resolver, Template: template, RegistryOnly: o.registryOnly,
 		Protections: o.protections, Hooks: m.hooks(),
 	}); err != nil {
 		return nil, err

@@ -9,7 +9,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
-	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -33,7 +33,7 @@ func (balancerBuilder) Build(cc balancer.ClientConn, _ balancer.BuildOptions) ba
 // all that is known of endpoints outlives them: a ClientConn that goes idle loses its balancer.
 type connections struct {
 	cc     balancer.ClientConn
-	groups sync.Map // *engine.Connections to *group
+	groups sync.Map // *sockets.Connections to *group
 
 	mu     sync.Mutex
 	closed bool
@@ -58,7 +58,7 @@ func (b *connections) Pick(info balancer.PickInfo) (balancer.PickResult, error) 
 }
 
 // choose returns a connection of link, counted, or the one that is being made. waits is the one that the call waited for.
-func (b *connections) choose(link *engine.Connections, waits *conn) (ready, dialling *conn, err error) {
+func (b *connections) choose(link *sockets.Connections, waits *conn) (ready, dialling *conn, err error) {
 	for {
 		g, err := b.group(link)
 		if err != nil {
@@ -92,7 +92,7 @@ func (b *connections) failed(err error) error {
 }
 
 // group returns the group of a link.
-func (b *connections) group(link *engine.Connections) (*group, error) {
+func (b *connections) group(link *sockets.Connections) (*group, error) {
 	if g, ok := b.groups.Load(link); ok {
 		return g.(*group), nil
 	}

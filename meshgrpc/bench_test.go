@@ -13,7 +13,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/internal/grpctest"
 )
 
@@ -199,7 +199,7 @@ func picks(t testing.TB, n int) (tries []*try, picker *connections) {
 			Address: fmt.Sprintf("127.1.%d.%d", i/250, 1+i%250), Port: ln.Addr().(*net.TCPAddr).Port,
 		})
 	}
-	seen := make(map[*engine.Connections]*try)
+	seen := make(map[*sockets.Connections]*try)
 	conn := through(t, endpoints, mesh.Observer{}, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any,
 		cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		used := ctx.Value(tryKey{}).(*try)
@@ -247,7 +247,7 @@ func BenchmarkPick(b *testing.B) {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			tries, picker := picks(b, n)
 			// A try is new, and the processor has it and its link at hand; what is found with them may be out of reach.
-			tr, links := tries[0], make([]*engine.Connections, n)
+			tr, links := tries[0], make([]*sockets.Connections, n)
 			for i, t := range tries {
 				links[i] = t.link
 			}

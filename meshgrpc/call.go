@@ -17,6 +17,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcwire"
@@ -223,7 +224,7 @@ func (c *call) conclude(answer *engine.Refusal, err error) (header, trailer meta
 	case err != nil:
 		return nil, nil, failed(c.ctx, err)
 	case answer != nil:
-		resp := answer.Answer(c.request(&c.asked))
+		resp := enginehttp.Respond(&c.Call, answer, c.request(&c.asked))
 		c.AnswerHeader(resp.Header)
 		defer resp.Body.Close()
 		err = answered(resp)

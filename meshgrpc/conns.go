@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/resolver"
 
-	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -24,7 +24,7 @@ type group struct {
 	ready  atomic.Pointer[[]*conn] // nil if there is none
 	limits limits
 	owner  *connections
-	link   *engine.Connections
+	link   *sockets.Connections
 
 	mu       sync.Mutex
 	closed   bool

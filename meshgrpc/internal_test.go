@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/balancer"
 
+	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/grpctest"
 )
 

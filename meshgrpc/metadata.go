@@ -97,6 +97,21 @@ func httpHeader(md metadata.MD) http.Header {
 	return h
 }
 
+// ownHeader is the engine.HeaderSetter of an attempt with a header of its own.
+type ownHeader http.Header
+
+// SetHeader implements engine.HeaderSetter.
+func (h ownHeader) SetHeader(name, value string) {
+	if name = http.CanonicalHeaderKey(name); value == "" {
+		delete(h, name)
+	} else {
+		h[name] = []string{value}
+	}
+}
+
+// Header implements engine.HeaderSetter.
+func (h ownHeader) Header() map[string][]string { return h }
+
 // hide returns the metadata of an answer without what peers tell each other.
 func hide(md metadata.MD) metadata.MD {
 	for _, name := range [...]string{peerMetadata, peerMetadataID} {

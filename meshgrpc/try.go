@@ -19,6 +19,7 @@ import (
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
@@ -41,7 +42,7 @@ type try struct {
 	over    bool // no further pick
 	picked  bool // our picker was asked at all
 	given   bool // a connection was given
-	link    *engine.Connections
+	link    *sockets.Connections
 	waits   *conn // that is being made
 	conn    *conn // that the try is counted on
 	failure error // why there is none
@@ -100,7 +101,7 @@ func (t *try) begin(ctx context.Context, c *call, limit time.Duration, n int) bo
 		header[attempt.Header] = []string{strconv.Itoa(n)}
 	}
 	if observed {
-		ctx = t.Observe(ctx, n, header, engine.OwnHeader(header))
+		ctx = t.Observe(ctx, n, header, ownHeader(header))
 		t.exchanges = header[asserted.PeerMetadata] != nil
 	} else {
 		t.Observe(ctx, n, header, nil)

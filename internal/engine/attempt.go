@@ -3,13 +3,12 @@ package engine
 import (
 	"context"
 	"errors"
-	"net/http"
 	"time"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/internal/failure"
-	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -20,7 +19,7 @@ type Attempt struct {
 	slot     limit.Slot
 	lease    breaker.Lease
 	endpoint *balancer.Host
-	conns    *Connections
+	conns    *sockets.Connections
 	sent     time.Duration // from the start of the call, and 1; 0 if nobody wants to know
 	latency  time.Duration
 	observer AttemptObserver // nil if nobody observes
@@ -38,7 +37,7 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) (err error) {
 	// 7. Limits come before the circuit: that a queue is full says nothing about the destination. A connection is counted
 	// when it is made.
 	if c.kind != Raw {
-		if a.slot, err = cluster.sockets.pool.Acquire(ctx, cluster.sockets.multiplexed.Load()); err == limit.ErrOverflow {
+		if a.slot, err = cluster.sockets.Pool.Acquire(ctx, cluster.sockets.Multiplexed.Load()); err == limit.ErrOverflow {
 			return overflow(err)
 		} else if err != nil {
 			return interrupted(LayerLimit, err) // the call ended while it waited for its turn
@@ -76,7 +75,7 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) (err error) {
 
 // overflow is the answer to a call for which the pool has no room.
 func overflow(err error) error {
-	return prescribe(LayerLimit, FlagOverflow, err, reply.Overflow)
+	return prescribe(LayerLimit, FlagOverflow, err, AnswerOverloaded)
 }
 
 // pick chooses an endpoint, and the connections to it.
@@ -112,7 +111,7 @@ func (c *Call) avoidsTried() bool {
 }
 
 // Connections returns the connections that the attempt uses.
-func (a *Attempt) Connections() *Connections { return a.conns }
+func (a *Attempt) Connections() *sockets.Connections { return a.conns }
 
 // Again chooses another endpoint for the same attempt, if there is another. It is for a protocol library that begins anew on
 // its own where it knows that nothing was sent. failed says that the endpoint could not be connected to. After an error the
@@ -163,7 +162,7 @@ func (a *Attempt) End(err error) error {
 		if a.grpc > 0 {
 			result = breaker.Result(failure.GRPCStatus(uint32(a.grpc - 1)))
 		}
-		if result >= http.StatusInternalServerError {
+		if result >= statusFailed {
 			outcome = breaker.Failure
 		}
 	}
@@ -191,7 +190,7 @@ func (a *Attempt) finish(result breaker.Result, outcome breaker.Outcome, err err
 	}
 	peerID := ""
 	if a.conns != nil {
-		peerID = a.conns.provenID()
+		peerID = a.conns.ProvenID()
 	}
 	a.release(result, outcome)
 	a.observeEnd(peerID, err)
@@ -242,7 +241,7 @@ func (a *Attempt) leave(failed bool) {
 		a.endpoint.Release(a.latency, failed)
 	}
 	if a.conns != nil {
-		a.conns.leave()
+		a.conns.Leave()
 	}
 	a.endpoint, a.conns = nil, nil
 }

@@ -3,14 +3,13 @@ package engine
 import (
 	"context"
 	"errors"
-	"net/http"
 	"time"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
-	"github.com/nosidecar/mesh/internal/reply"
+	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
@@ -93,12 +92,13 @@ type Call struct {
 	grpc    int32 // the status of a gRPC call and 1; 0 if there is none
 }
 
-// Begin begins a call with the caller's context, or with one that derives from it. The observers see it as described, which
-// need not be there unless the engine is [Engine.Observed]. The context to go on with is that of [Call.Context].
-func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described *http.Request) {
+// Begin begins a call with the caller's context, or with one that derives from it. The observers see it as described, in a way
+// that they know, which need not be there unless the engine is [Engine.Observed]. The context to go on with is that of
+// [Call.Context].
+func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described any) {
 	c.engine, c.kind, c.ctx, c.start = e, kind, ctx, time.Now()
 	if e.hooks.Call != nil {
-		c.ctx, c.observer = e.hooks.Call(ctx, CallStart{Request: described, Start: c.start, Mirror: kind == Copied})
+		c.ctx, c.observer = e.hooks.Call(ctx, CallStart{Described: described, Start: c.start, Mirror: kind == Copied})
 	}
 }
 
@@ -153,7 +153,7 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	// 3. Both once per call and outside the retries: what is refused or injected here is an answer.
 	if !c.passed {
 		if rate := c.cluster.rate; rate != nil && !rate.Allow() {
-			return prescribe(LayerLimit, FlagRateLimited, limit.ErrRateLimited, reply.RateLimited)
+			return prescribe(LayerLimit, FlagRateLimited, limit.ErrRateLimited, AnswerRateLimited)
 		}
 		if err := c.injectFault(wait); err != nil {
 			return err
@@ -259,13 +259,11 @@ func (c *Call) route(v *view, req *Request) error {
 	// The request is the caller's: routing is by what was asked, not by what it is rewritten to.
 	rule, match, ok := table.Match(&req.Request)
 	if !ok {
-		return prescribe(LayerRoute, FlagNoRoute, errNoRoute, notFound)
+		return prescribe(LayerRoute, FlagNoRoute, errNoRoute, AnswerNotFound)
 	}
 	c.rule, c.match, c.backend = rule, int32(match), rule.Pick(nil)
 	if c.backend == nil {
-		return prescribe(LayerRoute, 0, errRouteAnswers, func(req *http.Request) *http.Response {
-			return rule.Respond(req, match)
-		})
+		return prescribe(LayerRoute, 0, errRouteAnswers, AnswerRule)
 	}
 	c.target = c.backend.Target
 	return nil
@@ -326,7 +324,9 @@ func (c *Call) injectFault(ctx context.Context) error {
 		}
 	}
 	if injected.Abort {
-		return prescribe(LayerFault, FlagFaultInjected, errAborted, injected.Response)
+		return &Refusal{
+			Layer: LayerFault, Flags: FlagFaultInjected, Err: refusal.Because(errAborted), Answer: AnswerFault, Fault: injected,
+		}
 	}
 	return nil
 }
@@ -425,7 +425,7 @@ func (c *Call) Limits() *deadline.Call { return c.limits }
 
 // Multiplexed says that the endpoints speak HTTP/2, so that attempts share connections. The call must have one to go to.
 func (c *Call) Multiplexed() {
-	if shared := &c.cluster.sockets.multiplexed; !shared.Load() {
+	if shared := &c.cluster.sockets.Multiplexed; !shared.Load() {
 		shared.Store(true)
 	}
 }

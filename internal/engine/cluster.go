@@ -14,6 +14,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -27,7 +28,7 @@ type cluster struct {
 
 	// Each part is handed on to the next cluster of the target if a reload leaves its settings alone.
 	balancer *balancer.Balancer
-	sockets  *sockets
+	sockets  *sockets.Set
 	outlier  *outlierDetector // nil if endpoints are never ejected
 	circuit  *breaker.Circuit // nil if there is none
 	limiter  *retry.Limiter
@@ -68,7 +69,7 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 	if p := previous.sockets; p != nil && previous.config.Pool == config.Pool &&
 		previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 && previous.config.TLS.Equal(config.TLS) {
 		c.sockets = p
-	} else if c.sockets, err = newSockets(e.template, config); err != nil {
+	} else if c.sockets, err = sockets.New(e.config.Template, &config.Cluster); err != nil {
 		return nil, err
 	}
 
@@ -94,7 +95,7 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 
 	if previous.engine != nil && previous.config.RetryLimit == config.RetryLimit && c.sockets == previous.sockets {
 		c.limiter = previous.limiter
-	} else if c.limiter, err = retry.NewLimiter(config.RetryLimit, c.sockets.active); err != nil {
+	} else if c.limiter, err = retry.NewLimiter(config.RetryLimit, c.sockets.Active); err != nil {
 		return nil, err
 	}
 
@@ -233,7 +234,7 @@ func (c *cluster) wait(ctx context.Context) error {
 	if len(subs) == 0 {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, c.sockets.connectTimeout(), errDiscoverySlow)
+	ctx, cancel := context.WithTimeoutCause(ctx, c.sockets.ConnectTimeout(), errDiscoverySlow)
 	defer cancel()
 	if len(subs) == 1 {
 		return subs[0].Wait(ctx)
@@ -322,7 +323,7 @@ func labelText(labels map[string]string) string {
 }
 
 func (c *cluster) attach(h *balancer.Host) any {
-	e := &endpoint{plain: c.sockets.open(h.ID(), security{}, nil)}
+	e := &endpoint{plain: c.sockets.Open(h.ID(), sockets.Security{}, nil)}
 	c.describe(h, e)
 	if c.outlier != nil {
 		e.tracker = c.outlier.Track(h.ID())

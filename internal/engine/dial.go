@@ -2,11 +2,8 @@ package engine
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
-	"fmt"
 	"net"
-	"net/http"
 	"strconv"
 	"time"
 
@@ -67,7 +64,7 @@ func (c *Call) dial(network, address string, d *Dialled) (conn net.Conn, err err
 		return nil, err
 	}
 	if c.cluster == nil {
-		return contextDialer(c.engine.template)(c.ctx, network, address)
+		return c.engine.config.Template.Dial(c.ctx, network, address)
 	}
 	for n := 1; n <= dialAttempts; n++ {
 		conn, err = c.connect(n, d)
@@ -92,14 +89,14 @@ func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 		}
 	}()
 	d.Endpoint = a.endpoint.Endpoint()
-	conn, expires, err := a.conns.dial(c.ctx)
+	conn, expires, err := a.conns.Connect(c.ctx)
 	settled = true
 	if err != nil {
 		return nil, a.End(err)
 	}
-	d.PeerID = a.conns.provenID()
-	a.Answered(http.StatusOK)
-	a.report(http.StatusOK)
+	d.PeerID = a.conns.ProvenID()
+	a.Answered(statusOK)
+	a.report(statusOK)
 	a.lease.Done(breaker.Success)
 	raw := &netconn.Conn{Conn: conn}
 	raw.OnClose(func(error) { a.leave(false) })
@@ -111,33 +108,3 @@ func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 }
 
 var errExpired = errors.New("a certificate that the connection was made with has expired")
-
-// dial makes a connection for protocols other than HTTP. It tells when the first certificate it was made with expires: zero
-// without certificates.
-func (c *Connections) dial(ctx context.Context) (_ net.Conn, expires time.Time, _ error) {
-	conns, err := c.open()
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	conn, err := conns.Dial(ctx)
-	if err != nil {
-		return nil, time.Time{}, err
-	}
-	config := c.tls(func(notAfter time.Time) {
-		if expires.IsZero() || notAfter.Before(expires) {
-			expires = notAfter
-		}
-	})
-	if config == nil {
-		return conn, time.Time{}, nil
-	}
-	config.NextProtos = markers(config.NextProtos) // they are HTTP's
-	secure := tls.Client(conn, config)
-	ctx, cancel := context.WithTimeout(ctx, c.socket.owner.connectTimeout())
-	defer cancel()
-	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, time.Time{}, fmt.Errorf("TLS handshake with %s: %w", c.Address(), err)
-	}
-	return secure, expires, nil
-}

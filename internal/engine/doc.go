@@ -19,7 +19,7 @@
 //	refused, err := c.Serve(c.Context(), &view, route.Target{}, c)
 //	switch {
 //	case err != nil: // as the caller is to get it, and the call has ended
-//	case refused != nil: // answer it with refused.Answer, or with what the protocol has for refused.Err; then c.End
+//	case refused != nil: // answer it as refused.Answer says, or with what the protocol has for refused.Err; then c.End
 //	default: // Send has a response; when that is over: c.End
 //	}
 //

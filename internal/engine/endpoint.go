@@ -1,10 +1,12 @@
 package engine
 
 import (
+	"errors"
 	"sync/atomic"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -12,15 +14,15 @@ import (
 // endpoint is what a cluster attaches to a host of its balancer.
 type endpoint struct {
 	tracker *breaker.Tracker // nil if endpoints are never ejected
-	plain   *socket          // without TLS, or with that which the caller's URL asks for
+	plain   *sockets.Socket  // without TLS, or with that which the caller's URL asks for
 	secured atomic.Pointer[secured]
 }
 
 // secured is the socket of an endpoint for its security. It is replaced when discovery describes the endpoint differently.
 type secured struct {
-	security
-	err    error   // why the endpoint cannot be called
-	socket *socket // nil for plaintext
+	sockets.Security
+	err    error           // why the endpoint cannot be called
+	socket *sockets.Socket // nil for plaintext
 
 	// always says that a document asked for it, so that it also goes for calls whose URL asks for TLS. Auto-mTLS leaves those
 	// to their caller: it takes the place of plaintext only.
@@ -31,33 +33,35 @@ type secured struct {
 func (c *cluster) describe(h *balancer.Host, e *endpoint) {
 	security, err := c.secure(h.Endpoint())
 	old := e.secured.Load()
-	if old != nil && old.security == security && sameText(old.err, err) {
+	if old != nil && old.Security == security && sameText(old.err, err) {
 		return
 	}
 	mode := c.config.TLS.Mode
-	s := &secured{security: security, err: err, always: mode != policy.TLSAuto && mode != policy.TLSDisable}
-	if s.kind != plaintext {
-		s.socket = c.sockets.open(h.ID(), s.security, c.tlsConfig(s.security))
+	s := &secured{Security: security, err: err, always: mode != policy.TLSAuto && mode != policy.TLSDisable}
+	if s.Kind != sockets.Plaintext {
+		s.socket = c.sockets.Open(h.ID(), s.Security, c.tlsConfig(s.Security))
 	}
 	e.secured.Store(s)
 	if old != nil && old.socket != nil {
-		c.sockets.close(old.socket)
+		c.sockets.Close(old.socket)
 	}
 }
+
+var errRemoved = errors.New("the endpoint was removed meanwhile")
 
 func sameText(a, b error) bool {
 	return a == b || a != nil && b != nil && a.Error() == b.Error()
 }
 
 // enter counts an attempt in, and returns the connections it goes over. ownTLS says that the caller's URL asks for TLS.
-func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*Connections, error) {
+func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*sockets.Connections, error) {
 	for {
 		s, way := e.secured.Load(), e.plain
 		if !ownTLS || s.always {
 			if s.err != nil {
 				return nil, s.err
 			}
-			if s.kind == mutual {
+			if s.Kind == sockets.Mutual {
 				// Connections that are open would go on working with an identity that has expired.
 				if _, err := identity.Identity(); err != nil {
 					return nil, err
@@ -67,7 +71,7 @@ func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*Connections, err
 				way = s.socket
 			}
 		}
-		if current := way.enter(); current != nil {
+		if current := way.Enter(); current != nil {
 			return current, nil
 		}
 		if e.secured.Load() == s {
@@ -77,9 +81,9 @@ func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*Connections, err
 }
 
 // close closes the sockets of an endpoint that has no attempts.
-func (e *endpoint) close(c *sockets) {
-	c.close(e.plain)
+func (e *endpoint) close(c *sockets.Set) {
+	c.Close(e.plain)
 	if s := e.secured.Load(); s.socket != nil {
-		c.close(s.socket)
+		c.Close(s.socket)
 	}
 }

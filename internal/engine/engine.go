@@ -2,18 +2,16 @@ package engine
 
 import (
 	"errors"
-	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/internal/fraction"
-	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/internal/mirror"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy"
-	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -23,8 +21,8 @@ type Config struct {
 	// Resolver finds endpoints. nil means [discovery.DNS].
 	Resolver discovery.Resolver
 
-	// Template is what the transports of endpoints are cloned from. It is never used itself.
-	Template *http.Transport
+	// Template is what connections are made like. It must be set.
+	Template *sockets.Template
 
 	// RegistryOnly refuses hosts outside the mesh.
 	RegistryOnly bool
@@ -43,14 +41,11 @@ type Engine struct {
 
 	config      Config
 	hooks       Hooks
-	template    *http.Transport
 	trustDomain string // of the identities that endpoints have
 
 	watcher  *discovery.Watcher
 	names    *discovery.Watcher // of DNS, whatever finds the endpoints
 	identity *tlsid.Keeper      // nil without one
-	outside  *limit.Conns       // for hosts outside the mesh; unlimited, with the template's proxy
-	replaced http.RoundTripper  // in place of all connections, for benchmarks
 
 	// view is what calls look at: one load at the start of a call fixes its plan.
 	view atomic.Pointer[view]
@@ -69,12 +64,7 @@ func New(config Config) (*Engine, error) {
 	if err := checkProtections(config.Protections); err != nil {
 		return nil, err
 	}
-	e := &Engine{config: config, hooks: config.Hooks, template: httpclone.Transport(config.Template)}
-	var unlimited *limit.Pool
-	var err error
-	if e.outside, err = unlimited.Conns(e.template); err != nil {
-		return nil, err
-	}
+	e := &Engine{config: config, hooks: config.Hooks}
 	var resolver discovery.Resolver = discovery.DNS{}
 	if config.Resolver != nil {
 		resolver = config.Resolver
@@ -96,7 +86,7 @@ func (e *Engine) Identify(identity *tlsid.Keeper, trustDomain string) {
 // Rotate has new calls use new connections wherever the identity was presented.
 func (e *Engine) Rotate() {
 	for _, c := range e.view.Load().clusters {
-		c.sockets.rotate()
+		c.sockets.Rotate()
 	}
 }
 
@@ -108,9 +98,9 @@ func (e *Engine) Plan() *policy.Plan {
 // CloseIdleConnections closes the connections that serve no call.
 func (e *Engine) CloseIdleConnections() {
 	for _, c := range e.view.Load().clusters {
-		c.sockets.closeIdle()
+		c.sockets.CloseIdle()
 	}
-	e.outside.CloseIdleConnections()
+	e.config.Template.CloseIdle()
 }
 
 // Close ends the engine: new calls fail with [ErrClosed], mirrored copies and discovery stop, and idle connections close.
@@ -133,14 +123,9 @@ func (e *Engine) Close() {
 	e.names.Close()
 	for _, c := range last.clusters {
 		c.close()
-		c.sockets.closeIdle()
+		c.sockets.CloseIdle()
 	}
-	e.outside.CloseIdleConnections()
-}
-
-// ReplaceConnections makes every endpoint answer with rt, so that a benchmark sees what the engine itself costs.
-func (e *Engine) ReplaceConnections(rt http.RoundTripper) {
-	e.replaced = rt
+	e.config.Template.CloseIdle()
 }
 
 // Observed reports whether anybody is told of calls.
@@ -149,15 +134,12 @@ func (e *Engine) Observed() bool { return e.hooks.Call != nil }
 // HeadersObserved reports whether observers set headers of attempts.
 func (e *Engine) HeadersObserved() bool { return e.hooks.Headers }
 
-// Outside returns the connections to hosts outside the mesh.
-func (e *Engine) Outside() http.RoundTripper { return e.outside }
-
-// Replaced returns what takes the place of all connections, nil if nothing does.
-func (e *Engine) Replaced() http.RoundTripper { return e.replaced }
+// Template returns what connections are made like.
+func (e *Engine) Template() *sockets.Template { return e.config.Template }
 
 // Of returns the engine behind the transport of a mesh, nil for any other.
-func Of(rt http.RoundTripper) *Engine {
-	if t, ok := rt.(interface{ Engine() *Engine }); ok {
+func Of(transport any) *Engine {
+	if t, ok := transport.(interface{ Engine() *Engine }); ok {
 		return t.Engine()
 	}
 	return nil

@@ -1,19 +1,15 @@
 package engine
 
 import (
-	"bufio"
-	"bytes"
 	"maps"
 	"net"
-	"net/http"
-	"net/url"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -149,7 +145,7 @@ func (c *hostCache) get(scheme, authority string) *host {
 	if _, own, err := net.SplitHostPort(authority); err == nil {
 		port = own
 	}
-	whole := ascii(withPort(authority, port))
+	whole := field.ASCII(withPort(authority, port))
 	h := &host{HostPlan: c.plan.Host(whole)}
 	h.asked = h.Service.Host
 	if service, ok := c.plan.InCluster(whole); ok && (c.engine.config.Resolver != nil || service.Service == h.Service) {
@@ -186,24 +182,6 @@ func withPort(authority, port string) string {
 	return net.JoinHostPort(strings.Trim(authority, "[]"), port)
 }
 
-// ascii returns an authority as it is sent, and as documents name it: in Punycode. What cannot be sent stays as it is.
-func ascii(authority string) string {
-	if strings.IndexFunc(authority, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
-		return authority
-	}
-	// net/http knows how, and has no other function that tells.
-	var sent bytes.Buffer
-	req := http.Request{Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: strings.ToLower(authority), Path: "/"}}
-	if err := req.Write(&sent); err != nil {
-		return authority
-	}
-	got, err := http.ReadRequest(bufio.NewReader(&sent))
-	if err != nil {
-		return authority
-	}
-	return got.Host
-}
-
 // mayOwn reports whether a host that no document names is part of the mesh if discovery knows it.
 func (e *Engine) mayOwn(scheme, authority string) bool {
 	if e.config.Resolver != nil {
@@ -214,11 +192,5 @@ func (e *Engine) mayOwn(scheme, authority string) bool {
 	if e.config.RegistryOnly {
 		return false
 	}
-	if e.template.Proxy == nil {
-		return true
-	}
-	proxy, err := e.template.Proxy(&http.Request{
-		Method: http.MethodGet, URL: &url.URL{Scheme: scheme, Host: authority}, Host: authority, Header: make(http.Header),
-	})
-	return proxy == nil && err == nil
+	return !e.config.Template.Proxies(scheme, authority)
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -117,7 +118,7 @@ func (m *message) attempt(ctx context.Context, a *engine.Attempt, n int) error {
 	return a.End(err)
 }
 
-func (m *message) exchange(ctx context.Context, conns *engine.Connections) (string, error) {
+func (m *message) exchange(ctx context.Context, conns *sockets.Connections) (string, error) {
 	conn, err := conns.Dial(ctx, false)
 	if err != nil {
 		return "", err
@@ -215,12 +216,16 @@ func newShop(t *testing.T, n *network, told *ends, protections ...engine.HostPro
 	if err := findings.Err(); err != nil {
 		t.Fatal(err)
 	}
+	template, err := sockets.NewTemplate(&http.Transport{DialContext: n.dial})
+	if err != nil {
+		t.Fatal(err)
+	}
 	e, err := engine.New(engine.Config{
 		Resolver: discovery.Static{
 			"shop": {{Address: "10.0.0.9", Port: 80}, {Address: "10.0.0.1", Port: 80}},
 			"beta": {{Address: "10.0.0.2", Port: 80}},
 		},
-		Template: &http.Transport{DialContext: n.dial}, Protections: protections,
+		Template: template, Protections: protections,
 		Hooks: engine.Hooks{
 			Error: func(f engine.Failure) error { return fmt.Errorf("%s [%s] %w", f.Layer, f.Flags, f.Err) },
 			Call: func(ctx context.Context, _ engine.CallStart) (context.Context, engine.CallObserver) {

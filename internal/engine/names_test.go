@@ -12,12 +12,23 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
 // names is a DNS in which some names have an address, and others never answer.
 type names map[string]string
+
+// template returns a template of connections.
+func template(t *testing.T, like *http.Transport) *sockets.Template {
+	t.Helper()
+	made, err := sockets.NewTemplate(like)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return made
+}
 
 func (n names) Watch(ctx context.Context, s discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
 	return func(yield func([]discovery.Endpoint, error) bool) {
@@ -53,11 +64,11 @@ spec:
 		t.Fatal(err)
 	}
 	e, err := New(Config{
-		Template: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+		Template: template(t, &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
 			client, server := net.Pipe()
 			server.Close()
 			return client, nil
-		}},
+		}}),
 		Hooks: Hooks{Error: func(f Failure) error { return f.Err }},
 	})
 	if err != nil {

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"net/http"
 	"time"
 
 	"github.com/nosidecar/mesh/breaker"
@@ -41,9 +40,9 @@ type Hooks struct {
 
 // CallStart is how a call begins.
 type CallStart struct {
-	Request *http.Request
-	Start   time.Time
-	Mirror  bool
+	Described any // the call, in a way that the observers know
+	Start     time.Time
+	Mirror    bool
 }
 
 // CallObserver is told of one call.
@@ -132,7 +131,7 @@ type AttemptStart struct {
 
 	Number int
 	Peer   Peer
-	Header http.Header
+	Header map[string][]string
 	Sent   HeaderSetter
 	Start  time.Time
 }
@@ -143,23 +142,8 @@ type HeaderSetter interface {
 	SetHeader(name, value string)
 
 	// Header returns what will be sent.
-	Header() http.Header
+	Header() map[string][]string
 }
-
-// OwnHeader is the HeaderSetter of an adapter that makes a header for each attempt.
-type OwnHeader http.Header
-
-// SetHeader implements HeaderSetter.
-func (h OwnHeader) SetHeader(name, value string) {
-	if name = http.CanonicalHeaderKey(name); value == "" {
-		delete(h, name)
-	} else {
-		h[name] = []string{value}
-	}
-}
-
-// Header implements HeaderSetter.
-func (h OwnHeader) Header() http.Header { return http.Header(h) }
 
 // CallEnd is how a call ended.
 type CallEnd struct {
@@ -179,12 +163,12 @@ type CallEnd struct {
 
 // peer returns what is known of the endpoint.
 func (a *Attempt) peer() Peer {
-	return Peer{Address: a.endpoint.ID(), Endpoint: a.endpoint.Endpoint(), ID: a.conns.expectedID()}
+	return Peer{Address: a.endpoint.ID(), Endpoint: a.endpoint.Endpoint(), ID: a.conns.ExpectedID()}
 }
 
 // Observe tells the observers, if there are any, that the n-th attempt begins. If they set headers, they change through sent the
 // header that will be sent. It returns the context to go on with.
-func (a *Attempt) Observe(ctx context.Context, n int, header http.Header, sent HeaderSetter) context.Context {
+func (a *Attempt) Observe(ctx context.Context, n int, header map[string][]string, sent HeaderSetter) context.Context {
 	c := a.call
 	if c.observer == nil {
 		return ctx

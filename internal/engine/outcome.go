@@ -68,6 +68,12 @@ func (f Flags) String() string {
 	return strings.Join(set, ",")
 }
 
+// Statuses as [Attempt.Answered] is told them.
+const (
+	statusOK     = 200
+	statusFailed = 500 // and beyond: the server is at fault
+)
+
 // flagsOf returns the response flags of a failure. A timeout of the whole call is ours or the caller's.
 func flagsOf(kind failure.Kind, ours bool) Flags {
 	switch kind {

@@ -25,7 +25,7 @@ func (e *hintedError) Unwrap() error { return e.error }
 // only. It is "" for other failures.
 func (a *Attempt) plaintextHint(kind failure.Kind, err error) string {
 	c := a.call
-	if !cutOff(kind, err) || c.kind == Raw || c.ownTLS || a.conns == nil || a.conns.socket.config != nil {
+	if !cutOff(kind, err) || c.kind == Raw || c.ownTLS || a.conns == nil || a.conns.Secured() {
 		return ""
 	}
 	const sent, maybe = "it was sent plaintext, ", ", and the endpoint may take TLS only"

@@ -3,10 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
-	"net/http"
 
 	"github.com/nosidecar/mesh/internal/refusal"
-	"github.com/nosidecar/mesh/internal/reply"
+	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -33,9 +32,24 @@ type Refusal struct {
 	// context, and judged as such.
 	Err error
 
-	// Answer makes the response that documents prescribe. nil means that the caller gets an error.
-	Answer func(req *http.Request) *http.Response
+	// Answer is what the caller is answered. Without one it gets an error.
+	Answer Answer
+
+	// Fault is that of AnswerFault.
+	Fault fault.Decision
 }
+
+// Answer is the answer to a call that is refused. An adapter makes a response of it.
+type Answer uint8
+
+const (
+	NoAnswer          Answer = iota
+	AnswerNotFound           // no route matches
+	AnswerRule               // what the rule says: see Call.Rule
+	AnswerFault              // Refusal.Fault was injected
+	AnswerOverloaded         // there is no room in the pool of the destination
+	AnswerRateLimited        // there were too many calls
+)
 
 // Error implements error.
 func (r *Refusal) Error() string { return r.Err.Error() }
@@ -49,7 +63,7 @@ func refuse(layer Layer, flags Flags, err error) error {
 }
 
 // prescribe returns a refusal that is answered.
-func prescribe(layer Layer, flags Flags, err error, answer func(*http.Request) *http.Response) error {
+func prescribe(layer Layer, flags Flags, err error, answer Answer) error {
 	return &Refusal{Layer: layer, Flags: flags, Err: refusal.Because(err), Answer: answer}
 }
 
@@ -84,7 +98,7 @@ func undiscovered(ctx context.Context, err error) error {
 
 // answerOf returns the refusal in err if it is answered, and else nil.
 func answerOf(err error) *Refusal {
-	if r, ok := errors.AsType[*Refusal](err); ok && r.Answer != nil {
+	if r, ok := errors.AsType[*Refusal](err); ok && r.Answer != NoAnswer {
 		return r
 	}
 	return nil
@@ -102,9 +116,4 @@ func explain(err error) (Layer, Flags, error) {
 		err = r.Err
 	}
 	return r.Layer, r.Flags, err
-}
-
-// notFound is the answer where no route matches.
-func notFound(req *http.Request) *http.Response {
-	return reply.New(req, http.StatusNotFound, nil)
 }

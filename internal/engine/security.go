@@ -7,24 +7,10 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
-)
-
-// security is how connections to an endpoint are secured. It is comparable: connections are shared only where it is equal.
-type security struct {
-	kind     securityKind
-	expected tlsid.Expected // of mutual: who may answer
-	only     string         // the ID of expected, if it is one
-}
-
-type securityKind uint8
-
-const (
-	plaintext  securityKind = iota // or whatever TLS the caller's URL asks for
-	mutual                         // mTLS with the identity of the mesh
-	originated                     // TLS with what a DestinationRule names
 )
 
 // tlsModeLabel is how Istio marks the endpoints that take its mTLS.
@@ -37,18 +23,18 @@ var (
 )
 
 // secure says how to connect to an endpoint, or why that is not possible.
-func (c *cluster) secure(e *discovery.Endpoint) (security, error) {
+func (c *cluster) secure(e *discovery.Endpoint) (sockets.Security, error) {
 	config := &c.config
 	switch config.TLS.Mode {
 	case policy.TLSDisable:
-		return security{}, nil
+		return sockets.Security{}, nil
 	case policy.TLSSimple, policy.TLSMutual:
-		return security{kind: originated}, nil
+		return sockets.Security{Kind: sockets.Originated}, nil
 	case policy.TLSIstioMutual:
 		return c.mutual(e)
 	}
 	if config.TLS.External {
-		return security{}, nil
+		return sockets.Security{}, nil
 	}
 	// Auto-mTLS: what the server's documents say of it, and else what is known of the endpoint.
 	switch mode, _ := config.peers.Mode(e.Labels, e.Port); mode {
@@ -59,26 +45,26 @@ func (c *cluster) secure(e *discovery.Endpoint) (security, error) {
 			return c.mutual(e)
 		}
 	}
-	return security{}, nil
+	return sockets.Security{}, nil
 }
 
 // mutual is mTLS with those SPIFFE IDs that the endpoint may have: never with any.
-func (c *cluster) mutual(e *discovery.Endpoint) (security, error) {
+func (c *cluster) mutual(e *discovery.Endpoint) (sockets.Security, error) {
 	if c.engine.identity == nil {
-		return security{}, errNeedsIdentity
+		return sockets.Security{}, errNeedsIdentity
 	}
 	if names := c.config.TLS.SubjectAltNames; len(names) > 0 {
 		var ids []spiffeid.ID
 		for _, name := range names {
 			id, err := spiffeid.FromString(name)
 			if err != nil {
-				return security{}, fmt.Errorf("subjectAltNames: %q: %w", name, err)
+				return sockets.Security{}, fmt.Errorf("subjectAltNames: %q: %w", name, err)
 			}
 			ids = append(ids, id)
 		}
-		s := security{kind: mutual, expected: tlsid.Expect(ids...)}
+		s := sockets.Security{Kind: sockets.Mutual, Expected: tlsid.Expect(ids...)}
 		if len(ids) == 1 {
-			s.only = ids[0].String()
+			s.Only = ids[0].String()
 		}
 		return s, nil
 	}
@@ -87,28 +73,28 @@ func (c *cluster) mutual(e *discovery.Endpoint) (security, error) {
 		namespace, account = c.config.service.Namespace, e.ServiceAccount
 	}
 	if namespace == "" || account == "" {
-		return security{}, errUnknownPeer
+		return sockets.Security{}, errUnknownPeer
 	}
 	domain, err := spiffeid.TrustDomainFromString(c.config.trustDomain)
 	if err != nil {
-		return security{}, err
+		return sockets.Security{}, err
 	}
 	id, err := spiffeid.FromSegments(domain, "ns", namespace, "sa", account)
 	if err != nil {
-		return security{}, fmt.Errorf("service account %q: %w", e.ServiceAccount, err)
+		return sockets.Security{}, fmt.Errorf("service account %q: %w", e.ServiceAccount, err)
 	}
-	return security{mutual, tlsid.Expect(id), id.String()}, nil
+	return sockets.Security{Kind: sockets.Mutual, Expected: tlsid.Expect(id), Only: id.String()}, nil
 }
 
 // tlsConfig returns the configuration of the handshakes of a security, nil for none.
-func (c *cluster) tlsConfig(s security) *tls.Config {
-	switch s.kind {
-	case mutual:
-		config := c.engine.identity.Client(s.expected)
+func (c *cluster) tlsConfig(s sockets.Security) *tls.Config {
+	switch s.Kind {
+	case sockets.Mutual:
+		config := c.engine.identity.Client(s.Expected)
 		config.ServerName = c.config.TLS.ServerName // empty means the host of the request
 		return config
-	case originated:
-		return c.sockets.origination.TLS(c.target.Host)
+	case sockets.Originated:
+		return c.sockets.Originate(c.target.Host)
 	}
 	return nil
 }

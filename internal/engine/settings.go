@@ -14,6 +14,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
@@ -139,7 +140,7 @@ func isHost(name string) bool {
 	if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
 		return true
 	}
-	for label := range strings.SplitSeq(strings.TrimSuffix(ascii(name), "."), ".") {
+	for label := range strings.SplitSeq(strings.TrimSuffix(field.ASCII(name), "."), ".") {
 		if label == "" || strings.ContainsFunc(label, func(r rune) bool {
 			return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && r != '-' && r != '_'
 		}) {

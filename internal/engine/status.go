@@ -8,6 +8,7 @@ import (
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -106,7 +107,7 @@ func lastUsed(clusters []*cluster) []*cluster {
 func (c *cluster) status() ServiceStatus {
 	s := ServiceStatus{
 		Target: c.target, InFlight: int(c.calls.Load() &^ clusterGone),
-		Pool:    PoolStatus{c.sockets.pool.Stats(), c.sockets.limits},
+		Pool:    PoolStatus{c.sockets.Pool.Stats(), c.sockets.Limits},
 		Retries: RetryStatus{Budget: c.budget.Left()},
 	}
 	s.Retries.Active, s.Retries.Most = c.limiter.Retries()
@@ -146,7 +147,7 @@ func endpointStatus(h *balancer.Host, ejection breaker.EndpointStatus) EndpointS
 	described := h.Endpoint()
 	s := EndpointStatus{Address: h.ID(), Locality: described.Locality.String(), InFlight: h.InFlight()}
 	secured := h.Value().(*endpoint).secured.Load()
-	s.Security = [...]string{plaintext: "", mutual: "mtls", originated: "tls"}[secured.kind]
+	s.Security = [...]string{sockets.Plaintext: "", sockets.Mutual: "mtls", sockets.Originated: "tls"}[secured.Kind]
 	switch {
 	case h.Ejected():
 		s.Reason, s.Until = string(ejection.Reason), ejection.Until

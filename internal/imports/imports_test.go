@@ -192,3 +192,18 @@ func moduleOf(pkg string) string {
 	}
 	return found
 }
+
+// TestCore holds the engine to what it is: it decides about calls of all protocols. What speaks net/http are its adapters, and
+// its sockets, which have the connections.
+func TestCore(t *testing.T) {
+	out, err := exec.Command("go", "list", "-f", `{{join .Imports " "}}`, module+"/internal/engine").Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	for _, dep := range strings.Fields(string(out)) {
+		switch strings.TrimPrefix(dep, module) {
+		case "net/http", "/internal/body", "/internal/reply", "/internal/response", "/internal/httpclone":
+			t.Errorf("the engine imports %s: what it needs of it belongs to an adapter", dep)
+		}
+	}
+}

@@ -113,7 +113,7 @@ func (o *outgoing) SetHeader(name, value string) {
 }
 
 // Header implements engine.HeaderSetter.
-func (o *outgoing) Header() http.Header { return o.header }
+func (o *outgoing) Header() map[string][]string { return o.header }
 
 // observe tells the observers that the attempt begins. It returns the request to send. own says that its header is nobody
 // else's.
@@ -142,7 +142,7 @@ func (c *call) observe(t *try, req *http.Request, n int, own bool) *http.Request
 
 // exchange sends the request of an attempt and waits for the answer.
 func (c *call) exchange(req *http.Request, t *try) (*http.Response, error) {
-	if replaced := c.Engine().Replaced(); replaced != nil {
+	if replaced := c.Engine().Template().Replaced(); replaced != nil {
 		return replaced.RoundTrip(req)
 	}
 	return t.Connections().RoundTrip(req)

@@ -32,7 +32,7 @@ func New(e *engine.Engine) *Transport {
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL == nil || req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
-		return t.engine.Outside().RoundTrip(req) // which knows best what to say
+		return t.engine.Template().Outside().RoundTrip(req) // which knows best what to say
 	}
 	c := newCall(t.engine, req)
 	return c.run(t.engine, engine.Routed, route.Target{})
@@ -126,7 +126,7 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 	resp := c.resp
 	switch {
 	case answer != nil:
-		resp = answer.Answer(c.req)
+		resp = Respond(&c.Call, answer, c.req)
 		c.AnswerHeader(resp.Header)
 	case c.Backend() == nil && kind == engine.Routed: // outside the mesh
 		c.AnswerHeader(resp.Header)
@@ -211,7 +211,7 @@ func (c *call) Bytes() (sent, received int64) {
 // Outside implements engine.Adapter.
 func (c *call) Outside(ctx context.Context) (err error) {
 	c.sent = c.request(ctx)
-	c.resp, err = c.Engine().Outside().RoundTrip(c.sent)
+	c.resp, err = c.Engine().Template().Outside().RoundTrip(c.sent)
 	if c.observed != nil {
 		c.observed.answered = err == nil
 	}

@@ -1,10 +1,10 @@
-package engine
+package sockets
 
 import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"net/url"
@@ -22,7 +22,7 @@ import (
 // Connections are the connections to one endpoint that were made under the same certificates. When these rotate, others take
 // their place: attempts under way may end, new ones go over the others. They are safe for concurrent use.
 type Connections struct {
-	socket   *socket
+	socket   *Socket
 	attempts atomic.Int64 // under way, with the bits below
 	expires  atomic.Int64 // shortly before the first certificate expires, in Unix nanoseconds; 0 if there is none
 
@@ -69,7 +69,7 @@ func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
 		}
 		expires(state.PeerCertificates[0].NotAfter)
-		if c.socket.key.security.kind == mutual {
+		if c.socket.key.security.Kind == Mutual {
 			c.prove(state.PeerCertificates[0])
 		}
 		return nil
@@ -89,25 +89,25 @@ func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 // prove notes who the endpoint is by its certificate, which was verified.
 func (c *Connections) prove(certificate *x509.Certificate) {
 	id, err := spiffeid.FromURI(certificate.URIs[0])
-	if name := id.String(); err == nil && name != c.provenID() {
+	if name := id.String(); err == nil && name != c.ProvenID() {
 		c.proven.Store(&name)
 	}
 }
 
-// provenID returns the SPIFFE ID that the endpoint has proved, "" if it has proved none.
-func (c *Connections) provenID() string {
+// ProvenID returns the SPIFFE ID that the endpoint has proved, "" if it has proved none.
+func (c *Connections) ProvenID() string {
 	if id := c.proven.Load(); id != nil {
 		return *id
 	}
 	return ""
 }
 
-// expectedID returns the SPIFFE ID of an endpoint that has to prove one, as far as it is known.
-func (c *Connections) expectedID() string {
-	if id := c.provenID(); id != "" {
+// ExpectedID returns the SPIFFE ID of an endpoint that has to prove one, as far as it is known.
+func (c *Connections) ExpectedID() string {
+	if id := c.ProvenID(); id != "" {
 		return id
 	}
-	return c.socket.key.security.only
+	return c.socket.key.security.Only
 }
 
 // expireBefore has the connections replaced somewhat before a certificate expires, for attempts under way then: the peer cuts
@@ -148,14 +148,14 @@ func (c *Connections) OnClose(f func()) (forget func()) {
 // enter counts an attempt in. It reports false if no more are taken.
 func (c *Connections) enter() bool {
 	if c.attempts.Add(1)&retired != 0 {
-		c.leave()
+		c.Leave()
 		return false
 	}
 	return true
 }
 
-// leave counts an attempt out. The last one closes retired connections.
-func (c *Connections) leave() {
+// Leave counts an attempt out. The last one closes retired connections.
+func (c *Connections) Leave() {
 	if c.attempts.Add(-1) == retired {
 		c.close()
 	}
@@ -200,7 +200,7 @@ func (c *Connections) open() (*limit.Conns, error) {
 			config.NextProtos = markers(config.NextProtos) // net/http asks for what the template speaks: maybe HTTP/1.1 only
 			t.TLSClientConfig = config
 		}
-		conns, err := c.socket.owner.pool.Conns(t)
+		conns, err := c.socket.owner.Pool.Conns(t)
 		if c.err = err; err == nil {
 			c.conns.Store(conns)
 		}
@@ -235,9 +235,42 @@ func (c *Connections) Dial(ctx context.Context, first bool) (net.Conn, error) {
 	return conns.Dial(ctx)
 }
 
+// Connect makes a connection for protocols other than HTTP. It tells when the first certificate it was made with expires: zero
+// without certificates.
+func (c *Connections) Connect(ctx context.Context) (_ net.Conn, expires time.Time, _ error) {
+	conns, err := c.open()
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	conn, err := conns.Dial(ctx)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	config := c.tls(func(notAfter time.Time) {
+		if expires.IsZero() || notAfter.Before(expires) {
+			expires = notAfter
+		}
+	})
+	if config == nil {
+		return conn, time.Time{}, nil
+	}
+	config.NextProtos = markers(config.NextProtos) // they are HTTP's
+	secure := tls.Client(conn, config)
+	ctx, cancel := context.WithTimeout(ctx, c.socket.owner.ConnectTimeout())
+	defer cancel()
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, time.Time{}, fmt.Errorf("TLS handshake with %s: %w", c.Address(), err)
+	}
+	return secure, expires, nil
+}
+
+// Secured reports whether there is TLS of ours.
+func (c *Connections) Secured() bool { return c.socket.config != nil }
+
 // Limits returns the limits of the destination's connections.
 func (c *Connections) Limits() limit.PoolConfig {
-	return c.socket.owner.limits
+	return c.socket.owner.Limits
 }
 
 // overTLS returns the request as net/http sends it over TLS. Nobody else sees this copy.
@@ -250,8 +283,6 @@ func overTLS(req *http.Request) *http.Request {
 	copied.req.URL = &copied.url
 	return &copied.req
 }
-
-var errRemoved = errors.New("the endpoint was removed meanwhile")
 
 // dialling returns a copy of template that dials address, whatever the URL says. Host header and TLS server name thus
 // stay the service's, and the request stays the caller's.

@@ -1,0 +1,199 @@
+// Package sockets has the connections of an engine: for each destination, and each endpoint of it, and each way to secure that,
+// one set, which is replaced when certificates change. It is where the engine meets net/http. An adapter sends requests over a
+// set with [Connections.RoundTrip], or makes connections of its own protocol with [Connections.Dial] and [Connections.TLS].
+package sockets
+
+import (
+	"crypto/tls"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/httpclone"
+	"github.com/nosidecar/mesh/internal/originate"
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/limit"
+	"github.com/nosidecar/mesh/tlsid"
+)
+
+// Set is the transport sockets to the endpoints of a target, within one pool.
+type Set struct {
+	Pool   *limit.Pool
+	Limits limit.PoolConfig // of Pool
+
+	// Multiplexed says that the endpoints speak HTTP/2, so that calls share connections.
+	Multiplexed atomic.Bool
+
+	template    *http.Transport
+	origination *originate.Origination // nil unless a document asks for TLS with certificates that it names
+
+	mu  sync.Mutex
+	all map[key]*Socket
+}
+
+// Security is how connections to an endpoint are secured. It is comparable: connections are shared only where it is equal.
+type Security struct {
+	Kind     Kind
+	Expected tlsid.Expected // of Mutual: who may answer
+	Only     string         // the ID of Expected, if it is one
+}
+
+// Kind is a way to secure connections.
+type Kind uint8
+
+const (
+	Plaintext  Kind = iota // or whatever TLS the caller's URL asks for
+	Mutual                 // mTLS with the identity of the mesh
+	Originated             // TLS with what a DestinationRule names
+)
+
+// key tells apart what must not share connections: who is dialled, and who is expected there.
+type key struct {
+	address  string
+	security Security
+}
+
+// New returns the sockets of a target that documents ask for.
+func New(from *Template, config *policy.Cluster) (*Set, error) {
+	pool, err := limit.NewPool(config.Pool)
+	if err != nil {
+		return nil, err
+	}
+	var origination *originate.Origination
+	if config.TLS.Mode == policy.TLSSimple || config.TLS.Mode == policy.TLSMutual {
+		if origination, err = originate.New(originate.Config{
+			ClientCertificate: config.TLS.ClientCertificate, PrivateKey: config.TLS.PrivateKey,
+			CACertificates: config.TLS.CACertificates, SubjectAltNames: config.TLS.SubjectAltNames,
+			ServerName: config.TLS.ServerName,
+		}); err != nil {
+			return nil, err
+		}
+	}
+	template := httpclone.Transport(from.transport)
+	template.Proxy = nil // an endpoint is dialled directly
+	if config.UpgradeHTTP2 {
+		template.Protocols = new(http.Protocols)
+		template.Protocols.SetHTTP2(true)
+		template.Protocols.SetUnencryptedHTTP2(true)
+	}
+	// Whatever can be wrong with the template is so for every endpoint.
+	probe, err := pool.Conns(template)
+	if err != nil {
+		return nil, err
+	}
+	probe.Close()
+	c := &Set{Pool: pool, Limits: config.Pool, template: template, origination: origination, all: make(map[key]*Socket)}
+	c.Multiplexed.Store(config.UpgradeHTTP2)
+	return c, nil
+}
+
+// Open returns the socket to the endpoint at address. The caller closes it.
+func (c *Set) Open(address string, under Security, config *tls.Config) *Socket {
+	k := key{address, under}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.all[k]
+	if s == nil {
+		s = &Socket{owner: c, key: k, config: config}
+		s.current.Store(&Connections{socket: s})
+		c.all[k] = s
+	}
+	s.refs++
+	return s
+}
+
+// Close closes a socket that was opened, once for each Open.
+func (c *Set) Close(s *Socket) {
+	c.mu.Lock()
+	s.refs--
+	last := s.refs == 0
+	if last {
+		delete(c.all, s.key)
+	}
+	c.mu.Unlock()
+	if last {
+		s.current.Swap(nil).retire()
+	}
+}
+
+// each calls f for each socket.
+func (c *Set) each(f func(*Socket)) {
+	c.mu.Lock()
+	all := slices.Collect(maps.Values(c.all))
+	c.mu.Unlock()
+	for _, s := range all {
+		f(s)
+	}
+}
+
+// CloseIdle closes the connections that serve no call.
+func (c *Set) CloseIdle() {
+	c.each(func(s *Socket) {
+		if current := s.current.Load(); current != nil {
+			current.closeIdle()
+		}
+	})
+}
+
+// Rotate makes new calls use new connections wherever our identity was presented.
+func (c *Set) Rotate() {
+	c.each(func(s *Socket) {
+		if s.key.security.Kind == Mutual {
+			s.renew(s.current.Load())
+		}
+	})
+}
+
+// Originate returns the configuration for TLS to a host with the certificates that a document names.
+func (c *Set) Originate(host string) *tls.Config { return c.origination.TLS(host) }
+
+// Active returns the number of calls in flight.
+func (c *Set) Active() int64 {
+	return int64(c.Pool.Stats().Active)
+}
+
+// ConnectTimeout is how long a connection may take.
+func (c *Set) ConnectTimeout() time.Duration {
+	if d := c.Limits.ConnectTimeout; d > 0 {
+		return d
+	}
+	return 10 * time.Second
+}
+
+// Socket is the way to one endpoint under one security: what Envoy calls a transport socket. Two clusters that follow one
+// another share it. Its connections are replaced when certificates change.
+type Socket struct {
+	owner  *Set
+	key    key
+	config *tls.Config // nil for connections without TLS of ours
+	refs   int         // guarded by Set.mu
+
+	current atomic.Pointer[Connections] // nil once the socket is closed
+}
+
+// Enter counts an attempt in, on the connections of now. It returns nil if the socket is closed.
+func (s *Socket) Enter() *Connections {
+	for {
+		current := s.current.Load()
+		if current == nil {
+			return nil
+		}
+		if at := current.expires.Load(); at != 0 && time.Now().UnixNano() >= at {
+			s.renew(current) // a certificate is nearly over, and with it what one side knows of the other
+			continue
+		}
+		if current.enter() {
+			return current
+		}
+	}
+}
+
+// renew puts new connections in the place of old ones, unless that has happened already.
+func (s *Socket) renew(old *Connections) {
+	if old != nil && s.current.CompareAndSwap(old, &Connections{socket: s}) {
+		old.retire()
+	}
+}

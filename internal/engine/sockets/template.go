@@ -1,0 +1,55 @@
+package sockets
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"net/url"
+
+	"github.com/nosidecar/mesh/internal/httpclone"
+	"github.com/nosidecar/mesh/policy/limit"
+)
+
+// Template is what all connections are made like, and the connections to hosts outside the mesh, which have no limits.
+type Template struct {
+	transport *http.Transport
+	outside   *limit.Conns      // with the template's proxy
+	replaced  http.RoundTripper // in place of all connections to endpoints, for benchmarks
+}
+
+// NewTemplate returns a template like transport, which is never used itself. nil means http.DefaultTransport.
+func NewTemplate(transport *http.Transport) (*Template, error) {
+	t := &Template{transport: httpclone.Transport(transport)}
+	var unlimited *limit.Pool
+	var err error
+	t.outside, err = unlimited.Conns(t.transport)
+	return t, err
+}
+
+// Outside returns the connections to hosts outside the mesh.
+func (t *Template) Outside() http.RoundTripper { return t.outside }
+
+// CloseIdle closes those of them that serve no call.
+func (t *Template) CloseIdle() { t.outside.CloseIdleConnections() }
+
+// Dial makes a connection to a host outside the mesh.
+func (t *Template) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	return contextDialer(t.transport)(ctx, network, address)
+}
+
+// Proxies reports whether calls to a host go to a proxy.
+func (t *Template) Proxies(scheme, authority string) bool {
+	if t.transport.Proxy == nil {
+		return false
+	}
+	proxy, err := t.transport.Proxy(&http.Request{
+		Method: http.MethodGet, URL: &url.URL{Scheme: scheme, Host: authority}, Host: authority, Header: make(http.Header),
+	})
+	return proxy != nil || err != nil
+}
+
+// Replace makes every endpoint answer with rt, so that a benchmark sees what the engine itself costs.
+func (t *Template) Replace(rt http.RoundTripper) { t.replaced = rt }
+
+// Replaced returns what takes the place of all connections to endpoints, nil if nothing does.
+func (t *Template) Replaced() http.RoundTripper { return t.replaced }
