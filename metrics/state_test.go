@@ -14,12 +14,16 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
+
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/retry"
@@ -218,6 +222,45 @@ func TestOutboundWithoutInbound(t *testing.T) {
 		}
 	}
 	http.DefaultClient.CloseIdleConnections()
+}
+
+// The same for gRPC, whose requests have no context of net/http.
+func TestOutboundWithinInboundOfGRPC(t *testing.T) {
+	leak.Check(t)
+	tn := newTown(t, "", false)
+	tn.registry.Set("bank", meshtest.Serve(t, func(http.ResponseWriter, *http.Request) {}))
+	ln := listen(t)
+	tn.add(t, host, ln.Addr().String())
+	grpctest.ServeOn(t, tn.order.Listen(ln), &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			if in.GetFillUsername() {
+				ctx = context.Background()
+			}
+			out, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://bank/", nil)
+			if err != nil {
+				return nil, err
+			}
+			resp, err := tn.order.Client().Do(out)
+			if err != nil {
+				return nil, err
+			}
+			return &grpctest.Response{}, resp.Body.Close()
+		},
+	}, meshgrpc.ServerOptions(tn.order)...)
+	client, err := grpc.NewClient("mesh:///"+host, meshgrpc.DialOptions(tn.web)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	for forgets, want := range map[bool]float64{false: 0, true: 1} {
+		before := tn.destination.one(t, "mesh_outbound_without_inbound_total").value()
+		if _, err := grpctest.NewClient(client).UnaryCall(t.Context(), &grpctest.Request{FillUsername: forgets}); err != nil {
+			t.Fatal(err)
+		}
+		if got := tn.destination.one(t, "mesh_outbound_without_inbound_total").value() - before; got != want {
+			t.Errorf("forgets %t: counts %v, want %v", forgets, got, want)
+		}
+	}
 }
 
 // The messages of a stream that goes on are counted within five seconds.

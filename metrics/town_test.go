@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,6 +29,7 @@ import (
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -119,7 +121,10 @@ const host = "order.shop.svc.cluster.local"
 func (tn *town) serveHTTP(t *testing.T, h http.HandlerFunc) {
 	ln := listen(t)
 	tn.add(t, host, ln.Addr().String())
-	srv := &http.Server{Handler: tn.order.Handler(h)}
+	srv := &http.Server{Handler: tn.order.Handler(h), Protocols: new(http.Protocols)}
+	srv.Protocols.SetHTTP1(true)
+	srv.Protocols.SetHTTP2(true)
+	srv.Protocols.SetUnencryptedHTTP2(true)
 	var serving sync.WaitGroup
 	serving.Go(func() { srv.Serve(tn.order.Listen(ln)) })
 	t.Cleanup(func() {
@@ -395,6 +400,55 @@ func TestLabelsOfTCP(t *testing.T) {
 		takenByKiali(t, tn.source)
 		takenByKiali(t, tn.destination)
 	})
+}
+
+// HTTP/2 without TLS has the same labels as HTTP/1.
+func TestLabelsOfPlaintextHTTP2(t *testing.T) {
+	leak.Check(t)
+	const upgrade = `
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: order, namespace: default}
+spec: {host: order.shop.svc.cluster.local, trafficPolicy: {connectionPool: {http: {h2UpgradePolicy: UPGRADE}}}}
+`
+	tn := newTown(t, upgrade, false)
+	tn.serveHTTP(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.ProtoMajor != 2 || r.TLS != nil {
+			t.Errorf("called over %s, TLS: %t", r.Proto, r.TLS != nil)
+		}
+	})
+	if code := do(t, tn.web, http.MethodPost, "http://"+host+"/", "body"); code != 200 {
+		t.Error(code)
+	}
+	tn.settled(t, "istio_requests_total")
+	for _, p := range []*process{tn.source, tn.destination} {
+		if s := p.one(t, "istio_requests_total"); !s.has("response_code", "200", "request_protocol", "http", "connection_security_policy", "none") {
+			t.Errorf("counted as %v", s)
+		}
+		takenByKiali(t, p)
+	}
+}
+
+// A server that refuses a request says why; its caller knows the code.
+func TestLabelsOfRefusals(t *testing.T) {
+	leak.Check(t)
+	p := newProcess(t, metrics.Config{})
+	m := meshtest.New(t, "", mesh.WithObserver(p.Observer()), mesh.WithServer(mesh.ServerConfig{
+		RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}, MaxRequests: 1,
+	}))
+	var inside http.Handler
+	inside = m.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		inside.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil)) // beyond MaxRequests
+	}))
+	for range 2 {
+		inside.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, "/", nil))
+	}
+	for code, flags := range map[string]string{"200": "-", "503": "UO", "429": "RL"} {
+		if s := p.one(t, "istio_requests_total", "response_code", code); s.value() != 1 || !s.has("response_flags", flags) {
+			t.Errorf("%s: %v", code, s)
+		}
+	}
 }
 
 // Calls that reach nobody, or nobody of the mesh.
