@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"iter"
 	"maps"
 	"net"
@@ -24,53 +25,44 @@ type wildcard[T any] struct {
 	value *T
 }
 
+// place returns the place of a wildcard in the list, and whether it is there.
+func (m *hostMap[T]) place(host string) (at int, found bool) {
+	return slices.BinarySearchFunc(m.wild, host, func(w wildcard[T], host string) int {
+		return cmp.Or(len(host)-len(w.host), strings.Compare(w.host, host))
+	})
+}
+
+// of returns the value of a host itself, nil if it has none.
+func (m *hostMap[T]) of(host string) *T {
+	if at, found := m.place(host); found {
+		return m.wild[at].value
+	}
+	return m.exact[host]
+}
+
 // add adds a value unless the host has one, which it returns.
 func (m *hostMap[T]) add(host string, value *T) (has *T, added bool) {
+	if has := m.of(host); has != nil {
+		return has, false
+	}
+	m.set(host, value)
+	return value, true
+}
+
+// set gives a host a value, in the place of the one that it has.
+func (m *hostMap[T]) set(host string, value *T) {
 	if !strings.HasPrefix(host, "*") {
-		if has := m.exact[host]; has != nil {
-			return has, false
-		}
 		if m.exact == nil {
 			m.exact = make(map[string]*T)
 		}
 		m.exact[host] = value
-		return value, true
+		return
 	}
-	at, found := slices.BinarySearchFunc(m.wild, host, func(w wildcard[T], host string) int {
-		if len(w.host) != len(host) {
-			return len(host) - len(w.host)
-		}
-		return strings.Compare(w.host, host)
-	})
-	if found {
-		return m.wild[at].value, false
+	at, found := m.place(host)
+	if !found {
+		m.wild = slices.Insert(m.wild, at, wildcard[T]{host: host})
 	}
-	m.wild = slices.Insert(m.wild, at, wildcard[T]{host, value})
-	return value, true
-}
-
-// set replaces the value of a host.
-func (m *hostMap[T]) set(host string, value *T) {
-	for i := range m.wild {
-		if m.wild[i].host == host {
-			m.wild[i].value = value
-			return
-		}
-	}
-	if m.exact == nil {
-		m.exact = make(map[string]*T)
-	}
-	m.exact[host] = value
-}
-
-// of returns the value of a host itself.
-func (m *hostMap[T]) of(host string) *T {
-	for i := range m.wild {
-		if m.wild[i].host == host {
-			return m.wild[i].value
-		}
-	}
-	return m.exact[host]
+	m.wild[at].value = value
 }
 
 // find returns the value of the most specific host that covers name, and nil if there is none.

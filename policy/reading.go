@@ -203,7 +203,7 @@ func (c *compiler) takeItems(file string, doc *yamldoc.Document, r *reading) {
 		}
 		return
 	}
-	items, _ := doc.Items("items")
+	items := doc.Items("items")
 	readings, all := make([]*reading, len(items)), true
 	for i, item := range items {
 		problems := len(item.Problems)

@@ -9,11 +9,9 @@ import (
 
 // service is a Service of Kubernetes. Its ports are all that matters here.
 type service struct {
-	APIVersion string           `yaml:"apiVersion,required"`
-	Kind       string           `yaml:"kind,required"`
-	Metadata   yamldoc.Metadata `yaml:"metadata,required"`
-	Spec       serviceSpec      `yaml:"spec"`
-	Status     yamldoc.Any      `yaml:"status" mesh:"unused: written by the control plane"`
+	yamldoc.Object
+	Spec   serviceSpec `yaml:"spec"`
+	Status yamldoc.Any `yaml:"status" mesh:"unused: written by the control plane"`
 }
 
 type serviceSpec struct {

@@ -12,7 +12,8 @@ import (
 // A Decoder fills Go structs from documents. Its zero value is ready; it remembers the struct types it has met, so
 // using one for many documents is faster. It is not safe for concurrent use.
 //
-// A field is filled from the key its yaml tag names; fields without one are left alone. The tag may go on with
+// A field is filled from the key its yaml tag names; fields without one are left alone, and those of embedded structs are like
+// any other. The tag may go on with
 // "required" (the key must be there), "nullable" (an element may be null) and "single" (a list may be written as its
 // only element, if that is an object). Further tags:
 //
@@ -52,7 +53,7 @@ type structType struct {
 
 type field struct {
 	name               string
-	index              int
+	index              []int // of embedded structs, too
 	required, nullable bool
 	single             bool
 	state              State
@@ -225,7 +226,7 @@ func (w *walk) structure(node *yaml.Node, v reflect.Value) {
 			case Meaningless:
 				w.report(key, true, "%s", f.reason)
 			}
-			w.value(value, v.Field(f.index), f)
+			w.value(value, v.FieldByIndex(f.index), f)
 		}
 		w.path = w.path[:len(w.path)-1]
 	}

@@ -69,7 +69,7 @@ func (d *Document) KnownItems(key string, digests []*Digest) (items []*Document)
 			break
 		}
 		item := d.stream.restore(digest, d.offset)
-		item.depth, item.list, item.key, item.nth = d.depth+1, d, key, i
+		item.depth, item.of, item.key, item.nth = d.depth+1, d, key, i
 		items = append(items, item)
 	}
 	return items
@@ -81,10 +81,9 @@ func (d *Document) load() {
 		return
 	}
 	d.unread = false
-	if d.list != nil {
-		d.list.load()
-		_, list := child(d.list.root, d.key, -1)
-		d.root = target(target(list).Content[d.nth])
+	if d.of != nil {
+		elements, _ := d.of.list(d.key)
+		d.root = target(elements[d.nth])
 		return
 	}
 	c := chunk{data: d.text}

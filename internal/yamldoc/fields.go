@@ -15,14 +15,13 @@ func (dec *Decoder) structOf(t reflect.Type) *structType {
 		dec.types = make(map[reflect.Type]*structType)
 	}
 	st := &structType{byName: make(map[string]int)}
-	for i := range t.NumField() {
-		sf := t.Field(i)
+	for _, sf := range reflect.VisibleFields(t) {
 		tag := sf.Tag.Get("yaml")
 		if tag == "" {
 			continue
 		}
 		options := strings.Split(tag, ",")
-		f := field{name: options[0], index: i, state: Enforced, oneof: sf.Tag.Get("oneof")}
+		f := field{name: options[0], index: sf.Index, state: Enforced, oneof: sf.Tag.Get("oneof")}
 		f.required = slices.Contains(options, "required")
 		f.nullable = slices.Contains(options, "nullable")
 		f.single = slices.Contains(options, "single")
@@ -68,7 +67,7 @@ func (dec *Decoder) fields(list []Field, path string, t reflect.Type, within []r
 	for _, f := range dec.structOf(t).fields {
 		at := strings.TrimPrefix(path+"."+f.name, ".")
 		list = append(list, Field{Path: at, State: f.state, Reason: f.reason})
-		list = dec.fields(list, at, t.Field(f.index).Type, append(within, t))
+		list = dec.fields(list, at, t.FieldByIndex(f.index).Type, append(within, t))
 	}
 	return list
 }

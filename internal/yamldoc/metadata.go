@@ -1,6 +1,19 @@
 package yamldoc
 
-import "strings"
+import (
+	"cmp"
+	"strings"
+)
+
+// Object is what the documents of all kinds begin with. Types of documents embed it.
+type Object struct {
+	APIVersion string   `yaml:"apiVersion,required"`
+	Kind       string   `yaml:"kind,required"`
+	Metadata   Metadata `yaml:"metadata,required"`
+}
+
+// Namespace returns the namespace of the document, which is "default" if it names none.
+func (o *Object) Namespace() string { return cmp.Or(o.Metadata.Namespace, "default") }
 
 // Metadata is what Kubernetes knows of an object.
 type Metadata struct {

@@ -84,8 +84,7 @@ func (d *Document) emptyList() bool {
 	if d.Text("kind") != "List" {
 		return false
 	}
-	items, ok := d.Items("items")
-	return ok && len(items) == 0 && !d.Failed()
+	return d.HasItems("items") && d.Len("items") == 0
 }
 
 // run is one run of Parse: what its streams have used of the bounds that they share.

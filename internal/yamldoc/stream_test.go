@@ -222,7 +222,7 @@ func TestDocument_ItemsAreBounded(t *testing.T) {
 				if n++; n > 100_000 {
 					t.Fatal("no end of items")
 				}
-				items, _ := doc.Items("items")
+				items := doc.Items("items")
 				for _, item := range items {
 					visit(item)
 				}

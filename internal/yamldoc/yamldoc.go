@@ -59,9 +59,9 @@ type Document struct {
 	failed  bool       // a problem is not just a warning
 	omitted int
 
-	list *Document // of an unread item: what it is an item of, and where
-	key  string
-	nth  int
+	of  *Document // of an unread item: what it is an item of, and where
+	key string
+	nth int
 }
 
 // Failed says that a problem of the document is an error and not just a warning.
@@ -139,8 +139,8 @@ func child(node *yaml.Node, key string, index int) (line int, value *yaml.Node) 
 	return 0, nil
 }
 
-// Text returns the text of the scalar at path, or "" if there is none.
-func (d *Document) Text(path string) string {
+// find returns the node at path, or nil if there is none.
+func (d *Document) find(path string) *yaml.Node {
 	d.load()
 	node := d.root
 	for path != "" && node != nil {
@@ -150,30 +150,37 @@ func (d *Document) Text(path string) string {
 		_, node = child(node, key, index)
 	}
 	if node == nil {
-		return ""
+		return nil
 	}
-	if node = target(node); node.Kind != yaml.ScalarNode || null(node) {
+	return target(node)
+}
+
+// list returns the elements of the list at path, and false if there is no list.
+func (d *Document) list(path string) (elements []*yaml.Node, ok bool) {
+	node := d.find(path)
+	if node == nil || node.Kind != yaml.SequenceNode {
+		return nil, false
+	}
+	return node.Content, true
+}
+
+// Text returns the text of the scalar at path, or "" if there is none.
+func (d *Document) Text(path string) string {
+	node := d.find(path)
+	if node == nil || node.Kind != yaml.ScalarNode || null(node) {
 		return ""
 	}
 	return node.Value
 }
 
-// Items returns the elements of the list under a key of the document as documents of their own, and false if there is no
-// such list.
-func (d *Document) Items(key string) (items []*Document, ok bool) {
-	d.load()
-	if d.root == nil {
-		return nil, false
-	}
-	_, list := child(d.root, key, -1)
-	if list == nil || target(list).Kind != yaml.SequenceNode {
-		return nil, false
-	}
-	if d.depth >= maxDepth {
+// Items returns the elements of the list under a key of the document as documents of their own.
+func (d *Document) Items(key string) (items []*Document) {
+	elements, _ := d.list(key)
+	if d.depth >= maxDepth && elements != nil {
 		d.Errorf(key, "Lists are nested more than %d levels deep", maxDepth)
-		return nil, true
+		return nil
 	}
-	for _, node := range target(list).Content {
+	for _, node := range elements {
 		if message := d.stream.documented(); message != "" {
 			d.Errorf(key, "%s", message)
 			break
@@ -182,7 +189,7 @@ func (d *Document) Items(key string) (items []*Document, ok bool) {
 		item.depth = d.depth + 1
 		items = append(items, item)
 	}
-	return items, true
+	return items
 }
 
 // Texts returns the scalars of the list at path.
@@ -196,28 +203,14 @@ func (d *Document) Texts(path string) []string {
 
 // Len returns the number of elements of the list at path, and 0 if there is none.
 func (d *Document) Len(path string) int {
-	d.load()
-	node := d.root
-	for path != "" && node != nil {
-		var key string
-		var index int
-		key, index, path = step(path)
-		_, node = child(node, key, index)
-	}
-	if node == nil || target(node).Kind != yaml.SequenceNode {
-		return 0
-	}
-	return len(target(node).Content)
+	elements, _ := d.list(path)
+	return len(elements)
 }
 
 // HasItems says that there is a list under a key of the document.
 func (d *Document) HasItems(key string) bool {
-	d.load()
-	if d.root == nil {
-		return false
-	}
-	_, list := child(d.root, key, -1)
-	return list != nil && target(list).Kind == yaml.SequenceNode
+	_, ok := d.list(key)
+	return ok
 }
 
 // target follows an alias.

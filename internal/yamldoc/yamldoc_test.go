@@ -271,11 +271,11 @@ func TestDocument_LineOf(t *testing.T) {
 
 func TestDocument_Items(t *testing.T) {
 	doc := yamldoc.Parse([]byte("kind: List\nitems:\n- kind: a\n- 5\n- kid: b\n"))[0][0]
-	items, ok := doc.Items("items")
+	items, ok := doc.Items("items"), doc.HasItems("items")
 	if len(items) != 3 || !ok {
 		t.Fatalf("%d items, %v, want 3", len(items), ok)
 	}
-	if _, ok := doc.Items("kind"); ok {
+	if items := doc.Items("kind"); items != nil || doc.HasItems("kind") {
 		t.Error("items of a string")
 	}
 	var dec yamldoc.Decoder
@@ -327,7 +327,7 @@ func FuzzDecode(f *testing.F) {
 		var dec yamldoc.Decoder
 		for _, doc := range yamldoc.Parse([]byte(data))[0] {
 			ok := dec.Decode(doc, new(object))
-			items, _ := doc.Items("items")
+			items := doc.Items("items")
 			for _, item := range items {
 				dec.Decode(item, new(object))
 			}

@@ -171,15 +171,10 @@ func compileCondition(in *Condition) (condition, error) {
 	}
 	address := func(about attribute) (condition, error) {
 		out.attribute = about
-		values, err := parsePrefixes(in.Key, in.Values)
-		if err != nil {
-			return out, err
+		values, notValues, err := parseBoth(in, ParsePrefix)
+		if err == nil {
+			err = compilePrefixes(in.Key, values, notValues, &out.addresses)
 		}
-		notValues, err := parsePrefixes(in.Key, in.NotValues)
-		if err != nil {
-			return out, err
-		}
-		err = compilePrefixes(in.Key, values, notValues, &out.addresses)
 		return out, err
 	}
 	switch in.Key {
@@ -190,16 +185,10 @@ func compileCondition(in *Condition) (condition, error) {
 	case "destination.ip":
 		return address(destinationIP)
 	case "destination.port":
-		values, err := parsePorts(in.Values)
-		if err != nil {
-			return out, err
-		}
-		notValues, err := parsePorts(in.NotValues)
-		if err != nil {
-			return out, err
-		}
-		out.attribute, out.ports = destinationPort, ports{values, notValues}
-		return out, nil
+		var err error
+		out.attribute = destinationPort
+		out.ports.values, out.ports.notValues, err = parseBoth(in, parsePort)
+		return out, err
 	case "source.principal":
 		return text(principal, principalPattern)
 	case "source.namespace":
@@ -307,17 +296,20 @@ func maskPrefixes(field string, in []netip.Prefix) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// parsePrefixes reads addresses and prefixes; an address stands for itself alone.
-func parsePrefixes(field string, texts []string) ([]netip.Prefix, error) {
-	var prefixes []netip.Prefix
-	for _, text := range texts {
-		p, err := ParsePrefix(text)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", field, err)
+// parseBoth reads the values of a condition and those that it excludes.
+func parseBoth[T any](c *Condition, parse func(string) (T, error)) (values, notValues []T, err error) {
+	read := func(texts []string) (list []T) {
+		for _, text := range texts {
+			value, wrong := parse(text)
+			if wrong != nil && err == nil {
+				err = fmt.Errorf("%s: %w", c.Key, wrong)
+			}
+			list = append(list, value)
 		}
-		prefixes = append(prefixes, p)
+		return list
 	}
-	return prefixes, nil
+	values, notValues = read(c.Values), read(c.NotValues)
+	return values, notValues, err
 }
 
 // ParsePrefix reads an address, or a prefix in CIDR notation, as ipBlocks has them. An address stands for itself alone.
@@ -336,14 +328,10 @@ func ParsePrefix(text string) (netip.Prefix, error) {
 	return netip.PrefixFrom(addr, addr.BitLen()), nil
 }
 
-func parsePorts(texts []string) ([]uint16, error) {
-	var ports []uint16
-	for _, text := range texts {
-		n, err := strconv.ParseUint(text, 10, 16)
-		if err != nil || n == 0 {
-			return nil, fmt.Errorf("destination.port: %q is not a port", text)
-		}
-		ports = append(ports, uint16(n))
+func parsePort(text string) (uint16, error) {
+	n, err := strconv.ParseUint(text, 10, 16)
+	if err != nil || n == 0 {
+		return 0, fmt.Errorf("%q is not a port", text)
 	}
-	return ports, nil
+	return uint16(n), nil
 }

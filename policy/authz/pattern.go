@@ -27,7 +27,7 @@ const (
 	foldedBit kind = 0x80 // compare without case; text is in lower case
 )
 
-func textPattern(v string) (pattern, error) {
+func textPattern(v string) pattern {
 	p := pattern{kind: exact, text: v}
 	switch {
 	case v == "*":
@@ -38,18 +38,15 @@ func textPattern(v string) (pattern, error) {
 		p.kind, p.text = prefix, v[:len(v)-1]
 	}
 	p.decoded = p.text
-	return p, nil
+	return p
 }
 
 func principalPattern(v string) (pattern, error) {
 	if strings.HasPrefix(v, "spiffe://") {
 		return pattern{}, errors.New("write the identity without spiffe://")
 	}
-	p, err := textPattern(v)
-	if err == nil {
-		err = checkPrincipal(p)
-	}
-	return p, err
+	p := textPattern(v)
+	return p, checkPrincipal(p)
 }
 
 // hostPattern takes "*" for any host, also one that is empty, as a peer may send it.
@@ -62,28 +59,20 @@ func hostPattern(v string) (pattern, error) {
 
 // foldedPattern is for hosts, and names that a peer asked for by SNI.
 func foldedPattern(v string) (pattern, error) {
-	p, err := textPattern(lower(v))
-	if err == nil {
-		err = checkHost(p)
-	}
+	p := textPattern(lower(v))
+	err := checkHost(p)
 	p.kind |= foldedBit
 	return p, err
 }
 
 func methodPattern(v string) (pattern, error) {
-	p, err := textPattern(v)
-	if err == nil {
-		err = checkMethod(p)
-	}
-	return p, err
+	p := textPattern(v)
+	return p, checkMethod(p)
 }
 
 func headerPattern(v string) (pattern, error) {
-	p, err := textPattern(v)
-	if err == nil {
-		err = checkHeader(p)
-	}
-	return p, err
+	p := textPattern(v)
+	return p, checkHeader(p)
 }
 
 func trustDomainPattern(v string) (pattern, error) {
@@ -110,15 +99,13 @@ func accountPattern(v string) (pattern, error) {
 
 // pathPattern returns the parser of the paths of a mode.
 func pathPattern(mode Normalization) func(v string) (pattern, error) {
-	return func(v string) (p pattern, err error) {
+	return func(v string) (pattern, error) {
+		p := textPattern(v)
 		if strings.Contains(v, "{*}") || strings.Contains(v, "{**}") {
-			err = checkTemplate(v)
-			p.kind, p.text = template, v
-		} else {
-			p, err = textPattern(v)
-		}
-		if err != nil {
-			return p, err
+			p = pattern{kind: template, text: v}
+			if err := checkTemplate(v); err != nil {
+				return p, err
+			}
 		}
 		p.text = decodeNone.apply(p.text)
 		p.decoded = decodeEvery.apply(p.text)

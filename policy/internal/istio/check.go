@@ -78,16 +78,6 @@ func isIP(s string) bool {
 	return err == nil
 }
 
-// wrongName checks the name of a Kubernetes object: labels in lower case, joined by dots.
-func wrongName(name string) string {
-	if len(name) <= 253 && name == strings.ToLower(name) {
-		if !slices.ContainsFunc(strings.Split(name, "."), func(label string) bool { return !isLabel(label) }) {
-			return ""
-		}
-	}
-	return fmt.Sprintf("%q is not a name of Kubernetes: use lower-case letters, digits, hyphens and dots", name)
-}
-
 // wrongDuration checks a duration that Istio wants to be at least a millisecond, and a whole number of them.
 func wrongDuration(d yamldoc.Duration) string {
 	if message := shortDuration(d); message != "" {
@@ -264,17 +254,10 @@ func (c check) atMost(n, most int, at string) {
 // dryRun is the annotation of an AuthorizationPolicy that is only to be tried out.
 const dryRun = "istio.io/dry-run"
 
-func (c check) metadata(m *Metadata) {
-	c.object(m)
+func (c check) metadata(m *yamldoc.Metadata) {
+	m.Check(c.Document)
 	if _, set := m.Annotations[dryRun]; set {
 		c.Errorf(yamldoc.Key("metadata.annotations", dryRun), "goes with an AuthorizationPolicy only: remove it")
-	}
-}
-
-func (c check) object(m *Metadata) {
-	c.that(wrongName(m.Name), "metadata.name", "")
-	if m.Namespace != "" && (!isLabel(m.Namespace) || m.Namespace != strings.ToLower(m.Namespace)) {
-		c.Errorf("metadata.namespace", "%q is not a namespace: use lower-case letters, digits and hyphens", m.Namespace)
 	}
 }
 

@@ -4,11 +4,9 @@ import "github.com/nosidecar/mesh/internal/yamldoc"
 
 // DestinationRule says how the endpoints of a service are chosen, connected to and watched.
 type DestinationRule struct {
-	APIVersion string              `yaml:"apiVersion,required"`
-	Kind       string              `yaml:"kind,required"`
-	Metadata   Metadata            `yaml:"metadata,required"`
-	Spec       DestinationRuleSpec `yaml:"spec,required"`
-	Status     yamldoc.Any         `yaml:"status" mesh:"unused: written by the control plane"`
+	yamldoc.Object
+	Spec   DestinationRuleSpec `yaml:"spec,required"`
+	Status yamldoc.Any         `yaml:"status" mesh:"unused: written by the control plane"`
 }
 
 // DestinationRuleSpec is the spec of a [DestinationRule].

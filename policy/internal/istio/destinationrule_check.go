@@ -37,9 +37,6 @@ func (dr *DestinationRule) Check(doc *yamldoc.Document) {
 	c.selector(spec.WorkloadSelector, "spec.workloadSelector")
 }
 
-// Namespace returns the document's namespace.
-func (dr *DestinationRule) Namespace() string { return dr.Metadata.namespace() }
-
 func (c check) policy(p *TrafficPolicy, at string) {
 	if p == nil {
 		return

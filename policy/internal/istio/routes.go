@@ -13,6 +13,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/fault"
+	"github.com/nosidecar/mesh/policy/internal/conjunction"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -58,10 +59,6 @@ func retries(r *HTTPRetry) retry.Config {
 		NestedRetries: true,
 	}
 }
-
-// never is a match for the requests of other workloads: no method has a parenthesis. Routes and matches keep their
-// places, so that what is said of them names the place in the document.
-var never = route.Match{Method: route.StringMatch{Kind: route.Exact, Value: "(none)"}}
 
 // Routes translates the document, which Check found to be right, as it concerns the calls of a workload.
 func (vs *VirtualService) Routes(client Client) []route.Route {
@@ -195,7 +192,7 @@ func (m *HTTPMatchRequest) concerns(client Client) bool {
 // translate returns a match. What concerns the client and not the request is decided here.
 func (m *HTTPMatchRequest) translate(client Client) route.Match {
 	if !m.concerns(client) {
-		return never
+		return conjunction.Never // routes and matches keep their places, so that what is said of them names those in the document
 	}
 	out := route.Match{
 		Name:           m.Name,

@@ -7,11 +7,9 @@ const SecurityGroup = "security.istio.io"
 
 // PeerAuthentication says which connections a workload accepts.
 type PeerAuthentication struct {
-	APIVersion string                 `yaml:"apiVersion,required"`
-	Kind       string                 `yaml:"kind,required"`
-	Metadata   Metadata               `yaml:"metadata,required"`
-	Spec       PeerAuthenticationSpec `yaml:"spec"`
-	Status     yamldoc.Any            `yaml:"status" mesh:"unused: written by the control plane"`
+	yamldoc.Object
+	Spec   PeerAuthenticationSpec `yaml:"spec"`
+	Status yamldoc.Any            `yaml:"status" mesh:"unused: written by the control plane"`
 }
 
 // PeerAuthenticationSpec is the spec of a [PeerAuthentication].
@@ -26,16 +24,11 @@ type MutualTLS struct {
 	Mode string `yaml:"mode" enum:"UNSET,DISABLE,PERMISSIVE,STRICT"`
 }
 
-// Namespace returns the document's namespace.
-func (pa *PeerAuthentication) Namespace() string { return pa.Metadata.namespace() }
-
 // AuthorizationPolicy says which requests a workload accepts.
 type AuthorizationPolicy struct {
-	APIVersion string                  `yaml:"apiVersion,required"`
-	Kind       string                  `yaml:"kind,required"`
-	Metadata   Metadata                `yaml:"metadata,required"`
-	Spec       AuthorizationPolicySpec `yaml:"spec"`
-	Status     yamldoc.Any             `yaml:"status" mesh:"unused: written by the control plane"`
+	yamldoc.Object
+	Spec   AuthorizationPolicySpec `yaml:"spec"`
+	Status yamldoc.Any             `yaml:"status" mesh:"unused: written by the control plane"`
 }
 
 // AuthorizationPolicySpec is the spec of an [AuthorizationPolicy].
@@ -115,16 +108,11 @@ type Condition struct {
 	NotValues []string `yaml:"notValues"`
 }
 
-// Namespace returns the document's namespace.
-func (ap *AuthorizationPolicy) Namespace() string { return ap.Metadata.namespace() }
-
 // RequestAuthentication says which tokens a workload accepts.
 type RequestAuthentication struct {
-	APIVersion string                    `yaml:"apiVersion,required"`
-	Kind       string                    `yaml:"kind,required"`
-	Metadata   Metadata                  `yaml:"metadata,required"`
-	Spec       RequestAuthenticationSpec `yaml:"spec"`
-	Status     yamldoc.Any               `yaml:"status" mesh:"unused: written by the control plane"`
+	yamldoc.Object
+	Spec   RequestAuthenticationSpec `yaml:"spec"`
+	Status yamldoc.Any               `yaml:"status" mesh:"unused: written by the control plane"`
 }
 
 // RequestAuthenticationSpec is the spec of a [RequestAuthentication].
@@ -163,6 +151,3 @@ type ClaimToHeader struct {
 	Header string `yaml:"header,required"`
 	Claim  string `yaml:"claim,required"`
 }
-
-// Namespace returns the document's namespace.
-func (ra *RequestAuthentication) Namespace() string { return ra.Metadata.namespace() }

@@ -44,7 +44,7 @@ func (pa *PeerAuthentication) Check(doc *yamldoc.Document) {
 // Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
 func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 	c := check{Document: doc}
-	c.object(&ap.Metadata)
+	ap.Metadata.Check(doc)
 	spec := &ap.Spec
 	if value, set := ap.Metadata.Annotations[dryRun]; set {
 		at := yamldoc.Key("metadata.annotations", dryRun)

@@ -11,11 +11,9 @@ import (
 
 // ServiceEntry adds hosts to the mesh and says where their endpoints are.
 type ServiceEntry struct {
-	APIVersion string           `yaml:"apiVersion,required"`
-	Kind       string           `yaml:"kind,required"`
-	Metadata   Metadata         `yaml:"metadata,required"`
-	Spec       ServiceEntrySpec `yaml:"spec,required"`
-	Status     yamldoc.Any      `yaml:"status" mesh:"unused: written by the control plane"`
+	yamldoc.Object
+	Spec   ServiceEntrySpec `yaml:"spec,required"`
+	Status yamldoc.Any      `yaml:"status" mesh:"unused: written by the control plane"`
 }
 
 // ServiceEntrySpec is the spec of a [ServiceEntry].
@@ -54,9 +52,6 @@ type WorkloadEntry struct {
 type EntrySelector struct {
 	Labels map[string]string `yaml:"labels"`
 }
-
-// Namespace returns the document's namespace.
-func (se *ServiceEntry) Namespace() string { return se.Metadata.namespace() }
 
 // External says that the hosts are outside of the mesh, where workloads have no identities.
 func (se *ServiceEntry) External() bool { return se.Spec.Location != "MESH_INTERNAL" }

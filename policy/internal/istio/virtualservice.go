@@ -4,11 +4,9 @@ import "github.com/nosidecar/mesh/internal/yamldoc"
 
 // VirtualService routes requests.
 type VirtualService struct {
-	APIVersion string             `yaml:"apiVersion,required"`
-	Kind       string             `yaml:"kind,required"`
-	Metadata   Metadata           `yaml:"metadata,required"`
-	Spec       VirtualServiceSpec `yaml:"spec,required"`
-	Status     yamldoc.Any        `yaml:"status" mesh:"unused: written by the control plane"`
+	yamldoc.Object
+	Spec   VirtualServiceSpec `yaml:"spec,required"`
+	Status yamldoc.Any        `yaml:"status" mesh:"unused: written by the control plane"`
 }
 
 // VirtualServiceSpec is the spec of a [VirtualService].

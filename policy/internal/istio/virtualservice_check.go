@@ -50,16 +50,6 @@ func (vs *VirtualService) check(doc *yamldoc.Document, inMesh bool) {
 	}
 }
 
-// Namespace returns the document's namespace.
-func (vs *VirtualService) Namespace() string { return vs.Metadata.namespace() }
-
-func (m *Metadata) namespace() string {
-	if m.Namespace == "" {
-		return "default"
-	}
-	return m.Namespace
-}
-
 // delegate checks what a document cannot have whose routes are part of others'.
 func (c check) delegate(spec *VirtualServiceSpec) {
 	refuse := func(field string, set bool) {

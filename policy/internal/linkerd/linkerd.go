@@ -23,10 +23,8 @@ const Group = "linkerd.io"
 
 // ServiceProfile describes the routes of a service: which of them time out, and which are retried.
 type ServiceProfile struct {
-	APIVersion string             `yaml:"apiVersion,required"`
-	Kind       string             `yaml:"kind,required"`
-	Metadata   yamldoc.Metadata   `yaml:"metadata,required"`
-	Spec       ServiceProfileSpec `yaml:"spec"`
+	yamldoc.Object
+	Spec ServiceProfileSpec `yaml:"spec"`
 }
 
 // ServiceProfileSpec is the spec of a [ServiceProfile].
@@ -96,12 +94,4 @@ type RetryBudget struct {
 type WeightedDst struct {
 	Authority string           `yaml:"authority,required"`
 	Weight    yamldoc.Quantity `yaml:"weight"`
-}
-
-// Namespace returns the document's namespace.
-func (sp *ServiceProfile) Namespace() string {
-	if sp.Metadata.Namespace == "" {
-		return "default"
-	}
-	return sp.Metadata.Namespace
 }

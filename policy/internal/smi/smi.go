@@ -19,10 +19,8 @@ const (
 
 // TrafficSplit divides the requests to a service, called the root, between services.
 type TrafficSplit struct {
-	APIVersion string           `yaml:"apiVersion,required"`
-	Kind       string           `yaml:"kind,required"`
-	Metadata   yamldoc.Metadata `yaml:"metadata,required"`
-	Spec       TrafficSplitSpec `yaml:"spec,required"`
+	yamldoc.Object
+	Spec TrafficSplitSpec `yaml:"spec,required"`
 }
 
 // TrafficSplitSpec is the spec of a [TrafficSplit].
@@ -47,11 +45,9 @@ type GroupRef struct {
 
 // HTTPRouteGroup is a set of matches, of which one has to hold.
 type HTTPRouteGroup struct {
-	APIVersion string              `yaml:"apiVersion,required"`
-	Kind       string              `yaml:"kind,required"`
-	Metadata   yamldoc.Metadata    `yaml:"metadata,required"`
-	Spec       *HTTPRouteGroupSpec `yaml:"spec"`    // from v1alpha3 on
-	Matches    []HTTPMatch         `yaml:"matches"` // before
+	yamldoc.Object
+	Spec    *HTTPRouteGroupSpec `yaml:"spec"`    // from v1alpha3 on
+	Matches []HTTPMatch         `yaml:"matches"` // before
 }
 
 // HTTPRouteGroupSpec is the spec of an [HTTPRouteGroup].
@@ -68,19 +64,6 @@ type HTTPMatch struct {
 	// Headers maps names to regular expressions. The specification writes it as a list of objects up to v1alpha3, and as
 	// one object in v1alpha4.
 	Headers []map[string]string `yaml:"headers,single"`
-}
-
-// Namespace returns the document's namespace.
-func (ts *TrafficSplit) Namespace() string { return namespace(&ts.Metadata) }
-
-// Namespace returns the document's namespace.
-func (g *HTTPRouteGroup) Namespace() string { return namespace(&g.Metadata) }
-
-func namespace(m *yamldoc.Metadata) string {
-	if m.Namespace == "" {
-		return "default"
-	}
-	return m.Namespace
 }
 
 // version returns the number of an alpha version: 4 for "split.smi-spec.io/v1alpha4".
