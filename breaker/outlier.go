@@ -1,7 +1,6 @@
 package breaker
 
 import (
-	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -385,71 +384,4 @@ func (o *Outlier) expiredLocked(t *Tracker, sweeps int) bool {
 	}
 	t.idle += sweeps
 	return time.Duration(t.idle) > (minIdle+o.cfg.MaxEjection+o.cfg.Jitter)/o.cfg.Interval
-}
-
-// compareLocked applies the rules that compare endpoints to what was counted since the last sweep.
-func (o *Outlier) compareLocked(now time.Time) {
-	type share struct {
-		tracker  *Tracker
-		calls    int
-		failures int
-		success  float64 // percent
-	}
-	var shares []share
-	for _, t := range o.trackers {
-		counts := t.rate.Swap(0)
-		calls, successes := counts>>32, counts&(1<<32-1)
-		if calls > 0 && !t.out.Load() {
-			shares = append(shares, share{t, int(calls), int(calls - successes), 100 * float64(successes) / float64(calls)})
-		}
-	}
-	// Worst first, so that they are the ones to go if not all may.
-	slices.SortFunc(shares, func(a, b share) int {
-		if a.success != b.success {
-			if a.success < b.success {
-				return -1
-			}
-			return 1
-		}
-		return strings.Compare(a.tracker.id, b.tracker.id)
-	})
-	// apply ejects what is out of line among the endpoints with enough calls, if those are enough.
-	apply := func(reason Reason, volume, minHosts int, outOfLine func(among []share) func(share) bool) {
-		var among []share
-		for _, s := range shares {
-			if s.calls >= volume {
-				among = append(among, s)
-			}
-		}
-		if len(among) < minHosts || len(among) == 0 {
-			return
-		}
-		test := outOfLine(among)
-		for _, s := range among {
-			if test(s) {
-				o.ejectLocked(s.tracker, reason, now, s.failures, s.calls)
-			}
-		}
-	}
-	if o.cfg.SuccessRate {
-		apply(SuccessRate, o.cfg.SuccessRateVolume, o.cfg.SuccessRateMinHosts, func(among []share) func(share) bool {
-			var sum, squares float64
-			for _, s := range among {
-				sum += s.success
-			}
-			mean := sum / float64(len(among))
-			for _, s := range among {
-				squares += (s.success - mean) * (s.success - mean)
-			}
-			deviation := math.Sqrt(squares / float64(len(among)))
-			limit := mean - deviation*o.cfg.SuccessRateFactor
-			return func(s share) bool { return s.success < limit }
-		})
-	}
-	if o.cfg.FailureFraction > 0 {
-		apply(FailurePercentage, o.cfg.FailureFractionVolume, o.cfg.FailureFractionMinHosts,
-			func([]share) func(share) bool {
-				return func(s share) bool { return fraction.AtLeast(s.failures, s.calls, o.cfg.FailureFraction) }
-			})
-	}
 }

@@ -20,31 +20,43 @@ import (
 // sent. again is the body of a second or further try.
 func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser) (
 	*http.Response, *http.Request, error) {
-	limit := l.Policy.config.PerTryTimeout
+	ctx, limit := l.context(req), l.Policy.config.PerTryTimeout
 	if limit > 0 {
-		if at, ok := l.context(req).Deadline(); ok && time.Until(at) <= limit {
+		if at, ok := ctx.Deadline(); ok && time.Until(at) <= limit {
 			limit = 0
 		}
 	}
-	watch := caller.ToWatch(req)
-	if limit <= 0 && !l.Policy.trace {
-		if n == 1 && r == nil && !watch && (l.Context == nil || l.Context == req.Context()) {
-			resp, err := a.Attempt(req, 1)
-			return resp, req, err
-		}
-		out, err := prepare(req, l.context(req), n, r, again)
-		if err != nil {
-			return nil, req, err
-		}
-		if watch {
-			caller.Watch(out, deadline.UploadOf(out.Context()))
-		}
-		resp, err := a.Attempt(out, n)
-		return resp, out, err
+	if limit > 0 || l.Policy.trace {
+		t := &try{traced: l.Policy.trace}
+		t.ctx.Start(ctx, deadline.PerTry, limit, false)
+		return t.do(req, a, n, r, again, limit)
 	}
+	if n == 1 && r == nil && (l.Context == nil || l.Context == req.Context()) && !caller.ToWatch(req) {
+		resp, err := a.Attempt(req, 1)
+		return resp, req, err
+	}
+	out, err := prepare(req, ctx, n, r, again)
+	if err != nil {
+		return nil, req, err
+	}
+	resp, err := a.Attempt(out, n)
+	return resp, out, err
+}
 
-	t := &try{traced: l.Policy.trace}
-	t.ctx.Start(l.context(req), deadline.PerTry, limit, false)
+// try is a try with a limit, or with a trace.
+type try struct {
+	ctx    deadline.Context
+	body   body.Reader
+	traced bool
+	begun  atomic.Bool // the transport began to write the request
+}
+
+// End implements body.Ender.
+func (t *try) End(error) { t.ctx.Cancel() }
+
+// do makes the try, once its context has started.
+func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser, limit time.Duration) (
+	*http.Response, *http.Request, error) {
 	attached := false
 	defer func() {
 		if !attached {
@@ -54,9 +66,6 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 	out, err := prepare(req, t.context(), n, r, again)
 	if err != nil {
 		return nil, req, err
-	}
-	if watch {
-		caller.Watch(out, deadline.UploadOf(&t.ctx))
 	}
 	resp, err := a.Attempt(out, n)
 	inTime := t.ctx.Stop()
@@ -71,26 +80,13 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 			resp.Body.Close()
 		}
 		return nil, out, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
-	}
-	if exceeded := t.ctx.Exceeded(); exceeded != nil {
-		return nil, out, exceeded
-	}
-	if t.traced && !t.begun.Load() {
+	case t.ctx.Exceeded() != nil:
+		return nil, out, t.ctx.Exceeded()
+	case t.traced && !t.begun.Load():
 		return nil, out, failure.MarkUnsent(err)
 	}
 	return nil, out, err
 }
-
-// try is a try with a limit, or with a trace.
-type try struct {
-	ctx    deadline.Context
-	body   body.Reader
-	traced bool
-	begun  atomic.Bool // the transport began to write the request
-}
-
-// End implements body.Ender.
-func (t *try) End(error) { t.ctx.Cancel() }
 
 func (t *try) context() context.Context {
 	if !t.traced {
@@ -127,6 +123,9 @@ func prepare(req *http.Request, ctx context.Context, n int, r *replay, again io.
 			out.Header = make(http.Header)
 		}
 		out.Header[attempt.Header] = []string{strconv.Itoa(n)}
+	}
+	if caller.ToWatch(req) {
+		caller.Watch(out, deadline.UploadOf(ctx))
 	}
 	return out, nil
 }

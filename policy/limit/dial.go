@@ -1,0 +1,99 @@
+package limit
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"time"
+)
+
+// contextDial returns the dial function of a transport that has no DialContext.
+func contextDial(t *http.Transport) func(context.Context, string, string) (net.Conn, error) {
+	//lint:ignore SA1019 Dial is deprecated, but still honoured by net/http
+	if dial := t.Dial; dial != nil {
+		return func(_ context.Context, network, addr string) (net.Conn, error) { return dial(network, addr) }
+	}
+	return new(net.Dialer).DialContext
+}
+
+func (c *Conns) dialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	return c.connect(ctx, network, addr, false)
+}
+
+// connect makes a connection. A first one is made in any case.
+func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, c.connectTimeout())
+	defer cancel()
+	if err := c.admit(ctx, first); err != nil {
+		return nil, err
+	}
+	opened := false
+	defer func() {
+		if !opened {
+			c.unreserve() // the dial failed, or panicked
+		}
+	}()
+	nc, err := c.dial(ctx, network, addr)
+	if err != nil {
+		// Whatever dialled, a failure to connect says so: it is retried where nothing else would be.
+		if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" {
+			err = &net.OpError{Op: "dial", Net: network, Err: err}
+		}
+		return nil, err
+	}
+	err = c.setKeepalive(nc)
+	if err == nil {
+		var wrapped *conn
+		if wrapped, err = c.add(nc); err == nil {
+			opened = true
+			return wrapped, nil
+		}
+	}
+	nc.Close()
+	return nil, &net.OpError{Op: "dial", Net: network, Addr: nc.RemoteAddr(), Err: err}
+}
+
+func (c *Conns) connectTimeout() time.Duration {
+	return cmp.Or(c.pool.config.ConnectTimeout, defaultConnectTimeout)
+}
+
+// connected reports whether there is an open connection.
+func (c *Conns) connected() bool {
+	c.pool.links.mu.Lock()
+	defer c.pool.links.mu.Unlock()
+	return len(c.live) > 0
+}
+
+// add makes nc one of the open connections.
+func (c *Conns) add(nc net.Conn) (*conn, error) {
+	wrapped := &conn{Conn: nc, born: time.Now()}
+	wrapped.owner.Store(c)
+	l := &c.pool.links
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if c.closed {
+		return nil, net.ErrClosed
+	}
+	c.live[wrapped] = struct{}{}
+	return wrapped, nil
+}
+
+// setKeepalive applies Keepalive to a TCP connection. There is nothing to probe on others.
+func (c *Conns) setKeepalive(nc net.Conn) error {
+	keepalive := c.pool.config.Keepalive
+	if keepalive == (Keepalive{}) {
+		return nil
+	}
+	tcp, ok := nc.(interface {
+		SetKeepAliveConfig(net.KeepAliveConfig) error
+	})
+	if !ok {
+		return nil
+	}
+	// In net.KeepAliveConfig, unlike here, it is a negative value that leaves the system's default alone.
+	return tcp.SetKeepAliveConfig(net.KeepAliveConfig{
+		Enable: true, Count: cmp.Or(keepalive.Probes, -1), Idle: cmp.Or(keepalive.Time, -1), Interval: cmp.Or(keepalive.Interval, -1),
+	})
+}

@@ -1,0 +1,125 @@
+package limit
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+)
+
+// roomCheck is how often a dial that waits for room looks for idle connections, which come up without notice.
+const roomCheck = 20 * time.Millisecond
+
+// links are the open connections of a pool, over all its endpoints.
+type links struct {
+	mu    sync.Mutex
+	open  int
+	conns []*Conns
+	next  int           // where in conns to begin when idle connections must make room
+	room  chan struct{} // closed when a connection closes; nil if no dial waits
+}
+
+func (l *links) count() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.open
+}
+
+// wake has those that wait for room look again.
+func (l *links) wake() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.wakeLocked()
+}
+
+func (l *links) wakeLocked() {
+	if l.room != nil {
+		close(l.room)
+		l.room = nil
+	}
+}
+
+// reserve counts one connection in. At MaxConnections it first closes idle connections to other endpoints and then
+// waits for a connection to close, unless this would be the endpoint's only one, or is a first one. The call that wants the connection
+// holds a slot, so unless an HTTP/2 connection is out of streams the wait is for one that is just being given up.
+func (c *Conns) reserve(ctx context.Context, first bool) error {
+	if _, ok := c.take(false, false); ok {
+		return nil
+	}
+	timer := time.NewTimer(roomCheck)
+	defer timer.Stop()
+	for {
+		c.evict()
+		room, ok := c.take(true, first)
+		if ok {
+			return nil
+		}
+		select {
+		case <-room:
+		case <-timer.C:
+			timer.Reset(roomCheck)
+		case <-ctx.Done():
+			c.pool.overflows.Add(1)
+			return fmt.Errorf("%w: %w", ErrOverflow, context.Cause(ctx))
+		}
+	}
+}
+
+// take counts one connection in if there is room, if it is the endpoint's only one and that will do, or if it is a first one.
+// Otherwise it returns a channel that is closed when the next connection closes.
+func (c *Conns) take(only, first bool) (<-chan struct{}, bool) {
+	limit := c.pool.config.MaxConnections
+	l := &c.pool.links
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if limit == 0 || l.open < limit || only && c.open == 0 || first {
+		l.open++
+		c.open++
+		return nil, true
+	}
+	if l.room == nil {
+		l.room = make(chan struct{})
+	}
+	return l.room, false
+}
+
+// evict closes idle connections to other endpoints, one endpoint after the other, until there is room.
+func (c *Conns) evict() {
+	l := &c.pool.links
+	l.mu.Lock()
+	conns := slices.Clone(l.conns)
+	next := l.next
+	l.next++
+	l.mu.Unlock()
+	for i := range conns {
+		if l.count() < c.pool.config.MaxConnections {
+			return
+		}
+		if other := conns[(next+i)%len(conns)]; other != c {
+			other.CloseIdleConnections()
+		}
+	}
+}
+
+func (c *Conns) remove(nc *conn) {
+	l := &c.pool.links
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(c.live, nc)
+	c.unreserveLocked()
+}
+
+func (c *Conns) unreserve() {
+	l := &c.pool.links
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	c.unreserveLocked()
+}
+
+func (c *Conns) unreserveLocked() {
+	l := &c.pool.links
+	l.open--
+	c.open--
+	l.wakeLocked()
+}
