@@ -394,6 +394,36 @@ func TestPage_Failures(t *testing.T) {
 	}
 }
 
+// TestPage_FewCalls: a destination that is hardly called hurts if most calls fail, and one of many calls that fails does not.
+func TestPage_FewCalls(t *testing.T) {
+	for _, tt := range []struct {
+		calls, errors int
+		want          string
+	}{
+		{1, 1, "warning"}, {3, 1, ""}, {3, 2, "warning"}, {3, 3, "critical"}, {100, 2, ""}, {100, 3, "warning"}, {1000, 9, ""}, {100, 20, "critical"},
+	} {
+		page := admin.New(admin.Config{})
+		defer page.Close()
+		o := page.Observer()
+		meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(o))
+		request := httptest.NewRequest("GET", "http://api/", nil)
+		for i := range tt.calls {
+			c := &mesh.Call{Request: request, Start: time.Now(), Status: 200, GRPCStatus: -1}
+			if c.Target.Host = "api"; i < tt.errors {
+				c.Status = 500
+			}
+			o.CallEnd(t.Context(), c)
+		}
+		got := ""
+		if p := reportOf(t, page).Problems; len(p) == 1 {
+			got = p[0].Severity
+		}
+		if got != tt.want {
+			t.Errorf("%d of %d calls fail: %q, want %q", tt.errors, tt.calls, got, tt.want)
+		}
+	}
+}
+
 // TestPage_Identity: a process without the identity that it was promised, and one whose certificate is not replaced in time, say so.
 func TestPage_Identity(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -146,7 +146,7 @@ func (b *browser) pictures() {
 		scheme        string
 	}{
 		{"light", 1280, 900, false, "light"}, {"dark", 1280, 900, false, "dark"},
-		{"phone-light", 390, 844, true, "light"}, {"phone-dark", 390, 844, true, "dark"},
+		{"tablet-light", 820, 1100, true, "light"}, {"phone-light", 390, 844, true, "light"}, {"phone-dark", 390, 844, true, "dark"},
 	} {
 		b.look(look.width, look.height, look.phone, look.scheme)
 		b.eval("for (const d of document.querySelectorAll('#destinations details.critical, #calls details')) d.open = false", nil)

@@ -30,7 +30,8 @@ type problem struct {
 const (
 	fewErrors     = 3    // are no problem
 	someErrors    = 0.01 // of the calls are one,
-	manyErrors    = 0.2  // and these a critical one
+	manyErrors    = 0.2  // and these a critical one.
+	halfOfCalls   = 0.5  // is a problem even if there are few
 	slowCalls     = 20   // so many make a slow destination
 	lateRotation  = 5    // an identity is replaced before the last fifth of its life
 	mostReasons   = 6
@@ -164,12 +165,16 @@ func (r *report) destinationProblem(d *destinationOf, slow time.Duration) *probl
 	if serving > 0 && len(out) == serving {
 		p.say(critical, "No endpoint is healthy")
 	}
-	if d.Errors >= fewErrors && d.ErrorShare >= someErrors {
+	severity := severityOf(d.ErrorShare)
+	if d.Errors < fewErrors {
+		severity = warning
+	}
+	if d.Errors >= fewErrors && d.ErrorShare >= someErrors || d.ErrorShare >= halfOfCalls {
 		fail := percent(d.ErrorShare) + " of the calls fail"
 		if p.Title != "" {
 			p.Title += ": " + fail
 		}
-		p.say(severityOf(d.ErrorShare), fail)
+		p.say(severity, fail)
 	}
 	p.endpoints(out, serving)
 	p.causes()

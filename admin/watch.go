@@ -16,6 +16,7 @@ const (
 	mostWatchers = 16 // pages that are open
 	tick         = time.Second
 	atMostEvery  = 200 * time.Millisecond // however much happens
+	largePage    = 128 << 10              // bytes that are not sent each second: each such amount adds one
 	writeWithin  = 10 * time.Second
 )
 
@@ -47,6 +48,13 @@ type part struct {
 	id   string
 	html string
 	sum  uint64
+}
+
+func (f *frame) size() (n int) {
+	for i := range f.parts {
+		n += len(f.parts[i].html)
+	}
+	return n
 }
 
 func (w *watch) init(p *Page) {
@@ -113,7 +121,9 @@ func (w *watch) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		size := 0
 		if f, err := w.frame(); err == nil {
+			size = f.size()
 			w.latest.Store(f)
 			w.tell()
 		}
@@ -123,7 +133,7 @@ func (w *watch) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		timer.Reset(tick - atMostEvery)
+		timer.Reset(tick*time.Duration(1+size/largePage) - atMostEvery)
 	}
 }
 
