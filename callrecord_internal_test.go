@@ -1,0 +1,81 @@
+package mesh
+
+import (
+	"context"
+	"slices"
+	"testing"
+
+	"github.com/nosidecar/mesh/internal/engine"
+)
+
+// told is what an observer was told, in order.
+type told struct{ events []string }
+
+func (o *told) mesh() *Mesh {
+	note := func(event string) { o.events = append(o.events, event) }
+	return &Mesh{observers: observers{{
+		CallStart:    func(ctx context.Context, _ *Call) context.Context { note("call"); return ctx },
+		AttemptStart: func(ctx context.Context, _ *Attempt) context.Context { note("attempt"); return ctx },
+		AttemptEnd:   func(context.Context, *Attempt) { note("attempt ends") },
+		CallMessage:  func(context.Context, *Call, bool) { note("message") },
+		CallEnd: func(_ context.Context, c *Call) {
+			if c.Last != nil && c.Last.Status == 0 {
+				note("call ends before its attempt")
+			}
+			note("call ends")
+		},
+	}}}
+}
+
+// noHeader is a header that nobody sets.
+type noHeader struct{}
+
+func (noHeader) SetHeader(string, string)    {}
+func (noHeader) Header() map[string][]string { return nil }
+
+// Two goroutines may read and close a body. Whichever ends the call, its attempt has ended when observers are told.
+func TestACallEndsForObserversAfterItsAttempts(t *testing.T) {
+	var o told
+	ctx, call := o.mesh().callStart(t.Context(), engine.CallStart{})
+	_, attempt := call.Attempt(ctx, engine.AttemptStart{Number: 1, Sent: noHeader{}})
+	call.End(engine.CallEnd{Status: 200})
+	attempt.End(engine.AttemptEnd{Status: 200})
+	if want := []string{"call", "attempt", "attempt ends", "call ends"}; !slices.Equal(o.events, want) {
+		t.Errorf("observers were told %v, want %v", o.events, want)
+	}
+}
+
+// A goroutine that sends a message may be late. The record of its call may be another call's by then.
+func TestAMessageOfACallThatHasEnded(t *testing.T) {
+	var o told
+	m := o.mesh()
+	_, first := m.callStart(t.Context(), engine.CallStart{})
+	ticket := first.Ticket()
+	first.Message(ticket, true)
+	first.End(engine.CallEnd{})
+	first.Message(ticket, true)
+	r := first.(*callRecord)
+	r.mesh, r.ctx = m, t.Context()
+	r.users.Add(oneCall) // as callStart does for the next call
+	r.Message(ticket, true)
+	r.Message(r.Ticket(), true)
+	if want := []string{"call", "message", "call ends", "message"}; !slices.Equal(o.events, want) {
+		t.Errorf("observers were told %v, want %v", o.events, want)
+	}
+}
+
+// An observer that panics does not keep a call from its end.
+func TestAnAttemptWhoseObserverPanics(t *testing.T) {
+	var o told
+	m := o.mesh()
+	m.observers[0].AttemptStart = func(context.Context, *Attempt) context.Context { panic("observer") }
+	ctx, call := m.callStart(t.Context(), engine.CallStart{})
+	func() {
+		defer func() { _ = recover() }()
+		call.Attempt(ctx, engine.AttemptStart{Number: 1, Sent: noHeader{}})
+	}()
+	call.End(engine.CallEnd{})
+	if !slices.Contains(o.events, "call ends") {
+		t.Errorf("observers were told %v, and not of the end", o.events)
+	}
+}
