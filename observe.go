@@ -224,7 +224,8 @@ type Inbound struct {
 	// The fields below are set when the request ends.
 
 	// BytesReceived and BytesSent are the sizes of the bodies. That of a request of known length counts if the handler was
-	// called. The bodies of gRPC calls are their messages, before compression, each with the 5 bytes before it.
+	// called. The bodies of gRPC calls are their messages, before compression, each with the 5 bytes before it. A connection that the
+	// handler has taken over does not count.
 	BytesReceived, BytesSent int64
 
 	// Decision is what was decided about it, with the policy, the rule and the reason, which the peer is not told; what

@@ -306,3 +306,39 @@ func TestBodyOfKnownLengthIsNotWrapped(t *testing.T) {
 		t.Errorf("%d bytes sent, want the length of the body", c.BytesSent)
 	}
 }
+
+// What goes over an upgraded connection counts as sent and received.
+func TestBytesOfAnUpgradedCall(t *testing.T) {
+	noLeaks(t)
+	var registry discovery.Memory
+	registry.Set("api", serve(t, func(w http.ResponseWriter, r *http.Request) {
+		c, rw, err := http.NewResponseController(w).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer c.Close()
+		io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+		io.CopyN(c, rw, 4)
+	}))
+	seen := newWatcher(t)
+	m := newMesh(t, "", mesh.WithDiscovery(&registry), seen.calling())
+	req, err := http.NewRequest("GET", "http://api/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Connection", "Upgrade")
+	req.Header.Set("Upgrade", "echo")
+	resp, err := m.Transport().RoundTrip(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(resp.Body.(io.Writer), "ping")
+	if back, err := io.ReadAll(resp.Body); string(back) != "ping" || err != nil {
+		t.Errorf("%q, %v", back, err)
+	}
+	resp.Body.Close()
+	if c := <-seen.calls; c.BytesSent != 4 || c.BytesReceived != 4 {
+		t.Errorf("%d bytes sent and %d received, want 4 and 4", c.BytesSent, c.BytesReceived)
+	}
+}

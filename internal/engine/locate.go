@@ -1,0 +1,132 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// locate finds out where the call goes: it sets cluster, or leaves it nil if the host is outside the mesh.
+func (c *Call) locate(wait context.Context, req *Request) error {
+	c.ownTLS = req.Scheme == "https"
+	asked := c.target
+	for {
+		v := c.engine.view.Load()
+		c.host = v.hosts.lookup(req)
+		if c.kind != Copied && c.host.outside(c.start) { // a copy belongs where its original does
+			return c.leaveMesh()
+		}
+		c.target = asked
+		// No document may name the host: it belongs to the mesh only if discovery knows it.
+		certain := c.kind == Copied || c.host.Known
+		if c.kind == Routed && !certain && c.host.Routes != nil {
+			// A wildcard routes it, if it is a service.
+			if current, err := c.enter(v); err != nil {
+				return err
+			} else if !current {
+				continue
+			}
+			if err := c.confirm(wait); err != nil || c.cluster == nil {
+				return err
+			}
+			c.cluster.leave()
+			c.cluster, c.target, certain = nil, asked, true
+		}
+		if c.kind == Routed {
+			if err := c.route(v, req); err != nil {
+				return err
+			}
+		}
+		if current, err := c.enter(v); err != nil {
+			return err
+		} else if !current {
+			continue // the documents changed meanwhile; nothing was sent yet, so begin again with the new ones
+		}
+		if !certain {
+			if err := c.confirm(wait); err != nil || c.cluster == nil {
+				return err
+			}
+		}
+		if c.cluster.config.Missing {
+			return refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
+		}
+		return nil
+	}
+}
+
+// enter has the call count in the cluster of its target. current is false if the documents have changed.
+func (c *Call) enter(v *view) (current bool, err error) {
+	c.resolve()
+	cluster, current, err := c.engine.enter(v, c.target, c.start)
+	if _, refused := err.(*Refusal); err != nil && !refused {
+		err = refuse(LayerRoute, 0, err)
+	}
+	if current {
+		c.cluster = cluster
+	}
+	return current, err
+}
+
+// route picks the rule and its destination.
+func (c *Call) route(v *view, req *Request) error {
+	table := c.host.Routes
+	if table == nil {
+		table = v.plan.Defaults()
+	}
+	// The request is the caller's: routing is by what was asked, not by what it is rewritten to.
+	rule, match, ok := table.Match(&req.Request)
+	if !ok {
+		return prescribe(LayerRoute, FlagNoRoute, errNoRoute, AnswerNotFound)
+	}
+	c.rule, c.match, c.backend = rule, int32(match), rule.Pick(nil)
+	if c.backend == nil {
+		return prescribe(LayerRoute, 0, errRouteAnswers, AnswerRule)
+	}
+	c.target = c.backend.Target
+	return nil
+}
+
+// resolve fills in what a document left to the request.
+func (c *Call) resolve() {
+	if c.target.Host == "" {
+		c.target.Host = c.host.Service.Host
+	}
+	if c.target.Port == 0 {
+		c.target.Port = c.host.port
+	}
+}
+
+// confirm waits until discovery has said whether it knows the host. If it does not, the call leaves the mesh.
+func (c *Call) confirm(ctx context.Context) error {
+	if c.cluster.confirmed.Load() {
+		return nil
+	}
+	err := c.cluster.wait(ctx)
+	switch {
+	case err == nil:
+		c.cluster.confirmed.Store(true)
+		return nil
+	case errors.Is(err, discovery.ErrUnknownService):
+		c.host.deny(time.Now())
+		c.engine.drop(c.cluster)
+		c.cluster.leave()
+		return c.leaveMesh()
+	}
+	return undiscovered(ctx, err)
+}
+
+// leaveMesh says what becomes of a call to a host outside the mesh.
+func (c *Call) leaveMesh() error {
+	c.rule, c.backend, c.cluster, c.outside = nil, nil, nil, true
+	c.target = route.Target{Host: c.host.asked}
+	if c.engine.closed.Load() {
+		return refuse(LayerRoute, 0, ErrClosed)
+	}
+	if c.engine.config.RegistryOnly {
+		return refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
+	}
+	return nil
+}
