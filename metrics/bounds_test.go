@@ -270,7 +270,7 @@ func TestLabelsAreShortAndUTF8(t *testing.T) {
 
 func TestConfigIsRefused(t *testing.T) {
 	for name, c := range map[string]metrics.Config{
-		"negative": {MaxIdentities: -1}, "soon": {IdleExpiry: time.Second}, "owner": {Owner: strings.Repeat("x", 9000)},
+		"negative": {MaxIdentities: -1}, "endpoints": {MaxEndpoints: -1}, "soon": {IdleExpiry: time.Second}, "owner": {Owner: strings.Repeat("x", 9000)},
 	} {
 		c.Registerer = newProcess(t, metrics.Config{}).registry // where it would be refused, too
 		if m, err := metrics.New(c); err == nil {

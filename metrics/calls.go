@@ -14,7 +14,7 @@ import (
 )
 
 func (w *watcher) observer() mesh.Observer {
-	return mesh.Observer{
+	o := mesh.Observer{
 		Started:   func(m *mesh.Mesh) { w.mesh.Store(m) },
 		CallStart: w.callStart, CallEnd: w.callEnd, CallMessage: w.callMessage, AttemptStart: w.attemptStart,
 		InboundStart: w.inboundStart, InboundEnd: w.inboundEnd, InboundMessage: w.inboundMessage,
@@ -23,6 +23,10 @@ func (w *watcher) observer() mesh.Observer {
 		MirrorDropped: w.state.mirrorDropped, Identity: w.identity, ConnectionRefused: w.state.connectionRefused,
 		PolicyLoad: w.state.policyLoad,
 	}
+	if w.tails.most > 0 {
+		o.AttemptEnd = w.attemptEnd
+	}
+	return o
 }
 
 // request is one call that has ended.

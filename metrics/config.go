@@ -44,6 +44,10 @@ type Config struct {
 	// mesh_metrics_overflow_total only. 0 means 1000.
 	MaxIdentities int
 
+	// MaxEndpoints is how many endpoints have a histogram of their own, mesh_attempt_duration_milliseconds, which shows the one that is
+	// slow among many. The others share one. Each is 44 series, so that there are none by default.
+	MaxEndpoints int
+
 	// IdleExpiry is after how long without a call a set of labels is forgotten. 0 means one hour; it is at least a minute.
 	IdleExpiry time.Duration
 
@@ -65,6 +69,7 @@ type settings struct {
 	served            service
 	version           string
 	most              int
+	endpoints         int
 	idle              time.Duration
 	native            bool
 	dropped           map[string]func() uint64
@@ -73,6 +78,9 @@ type settings struct {
 func (c Config) settings(getenv func(string) string, hostname func() (string, error)) (*settings, error) {
 	if c.MaxIdentities < 0 {
 		return nil, errors.New("metrics: MaxIdentities is negative")
+	}
+	if c.MaxEndpoints < 0 {
+		return nil, errors.New("metrics: MaxEndpoints is negative")
 	}
 	if c.IdleExpiry != 0 && c.IdleExpiry < time.Minute {
 		return nil, fmt.Errorf("metrics: IdleExpiry is %v, which is less than a minute: series would be gone before they are scraped", c.IdleExpiry)
@@ -89,7 +97,7 @@ func (c Config) settings(getenv func(string) string, hostname func() (string, er
 	s := &settings{
 		registerer: c.Registerer, native: c.NativeHistograms, dropped: c.Dropped,
 		namespace: cmp.Or(w.Namespace, "default"), domain: cmp.Or(w.ClusterDomain, "cluster.local"), address: w.Address,
-		most: cmp.Or(c.MaxIdentities, 1000), idle: cmp.Or(c.IdleExpiry, time.Hour),
+		most: cmp.Or(c.MaxIdentities, 1000), endpoints: c.MaxEndpoints, idle: cmp.Or(c.IdleExpiry, time.Hour),
 		version: cmp.Or(c.Version, moduleVersion()),
 	}
 	if s.registerer == nil {

@@ -84,6 +84,8 @@
 //	mesh_outbound_without_inbound_total         calls of a process that serves requests, made with a context that is not a request's:
 //	                                            the trace breaks there
 //	mesh_peer_metadata_refused_total            values of x-envoy-peer-metadata that were not believed
+//	mesh_attempt_duration_milliseconds          histogram, by destination, if Config.MaxEndpoints is set; labels endpoint and result: success,
+//	                                            failure
 //	mesh_dropped_total                          what telemetry dropped, see Config.Dropped; label what
 //	mesh_metrics_identities                     sets of labels that are kept
 //	mesh_metrics_identities_limit               how many may be
@@ -96,7 +98,7 @@
 //
 // Others choose much of what the labels say, so everything is bounded: the sets of labels (Config.MaxIdentities), the outcomes of one
 // path (64), the hosts that no document names (a quarter of the sets; the others share the host "unknown"), the workloads that one peer
-// says it is (64), the length of each value (253 bytes) and of a peer's metadata (8 kB). Calls beyond the first two are counted in
+// says it is (64), the endpoints (Config.MaxEndpoints), the length of each value (253 bytes) and of a peer's metadata (8 kB). Calls beyond the first two are counted in
 // mesh_metrics_overflow_total and nowhere else. Sets of labels that are not used are forgotten after Config.IdleExpiry.
 //
 // # Costs

@@ -20,6 +20,7 @@ type Metrics struct {
 	store     store
 	hosts     hosts
 	claims    claims
+	tails     tails
 	state     state
 	collector *collector
 	over      atomic.Bool
@@ -39,6 +40,7 @@ func New(c Config) (*Metrics, error) {
 	m.store = store{settings: s, paths: make(map[identity]*path), pairs: make(map[[2]string]*dto.LabelPair)}
 	m.hosts = hosts{most: max(s.most/4, 16), used: make(map[string]int64)}
 	m.claims = claims{used: make(map[claim]int64), perPeer: make(map[string]int)}
+	m.tails = tails{most: s.endpoints, all: make(map[tailKey]*tail)}
 	m.state.init()
 	m.collector = &collector{m}
 	if err := s.registerer.Register(m.collector); err != nil {
@@ -97,6 +99,7 @@ func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 		}
 	}
 	c.m.state.describe(ch)
+	ch <- attemptDuration
 }
 
 // Collect implements prometheus.Collector.
@@ -107,5 +110,6 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	m.hosts.sweep(before)
 	m.claims.sweep(before)
 	m.store.collect(ch, now.Unix())
+	m.tails.collect(ch, before)
 	m.state.collect(m, ch)
 }

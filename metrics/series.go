@@ -93,13 +93,15 @@ type series struct {
 const expired = -1
 
 // touch notes that the series is used now. It returns false if it is not collected any more.
-func (s *series) touch(now int64) bool {
-	used := s.used.Load()
+func (s *series) touch(now int64) bool { return touch(&s.used, now) }
+
+func touch(second *atomic.Int64, now int64) bool {
+	used := second.Load()
 	for used != now && used != expired {
-		if s.used.CompareAndSwap(used, now) {
+		if second.CompareAndSwap(used, now) {
 			return true
 		}
-		used = s.used.Load()
+		used = second.Load()
 	}
 	return used != expired
 }
@@ -201,24 +203,28 @@ func (h *histograms) write(which int) (*dto.Histogram, error) {
 		}
 		return m.Histogram, nil
 	}
-	from, scale := &h.own[which], 1.0
 	if which == duration {
-		scale = 1000
+		return h.own[which].write(1000), nil
 	}
+	return h.own[which].write(1), nil
+}
+
+// write returns the histogram, whose values are so many times what they are to be.
+func (h *histogram) write(scale float64) *dto.Histogram {
 	out := make([]dto.Bucket, bucketCount)
 	list := make([]*dto.Bucket, bucketCount)
 	counts := make([]uint64, bucketCount+1)
 	var all uint64
 	for i := range counts {
-		all += from.counts[i].Load()
+		all += h.counts[i].Load()
 		counts[i] = all
 		if i < bucketCount {
 			out[i].CumulativeCount, out[i].UpperBound = &counts[i], &buckets[i]
 			list[i] = &out[i]
 		}
 	}
-	sum := float64(from.sum.Load()) / scale
-	return &dto.Histogram{SampleCount: &counts[bucketCount], SampleSum: &sum, Bucket: list}, nil
+	sum := float64(h.sum.Load()) / scale
+	return &dto.Histogram{SampleCount: &counts[bucketCount], SampleSum: &sum, Bucket: list}
 }
 
 // store is all paths, with the bounds that they are kept in.

@@ -224,6 +224,51 @@ func TestOutboundWithoutInbound(t *testing.T) {
 	http.DefaultClient.CloseIdleConnections()
 }
 
+// The endpoint that is slow, or fails, shows among the others.
+func TestAttemptsByEndpoint(t *testing.T) {
+	leak.Check(t)
+	p := newProcess(t, metrics.Config{MaxEndpoints: 2})
+	var registry discovery.Memory
+	bad := meshtest.Serve(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) })
+	good := meshtest.Serve(t, func(http.ResponseWriter, *http.Request) {})
+	registry.Set("orders", bad, good)
+	m := meshtest.New(t, fragile, mesh.WithDiscovery(&registry), mesh.WithObserver(p.Observer()))
+	for range 5 {
+		do(t, m, http.MethodGet, "http://orders/", "")
+	}
+	destination := []string{"destination_service", "orders.default.svc.cluster.local", "destination_port", "80", "destination_subset", "-"}
+	at := func(e discovery.Endpoint, result string) []string {
+		return append(destination[:6:6], "endpoint", net.JoinHostPort(e.Address, fmt.Sprint(e.Port)), "result", result)
+	}
+	p.is(t, 5, "mesh_attempt_duration_milliseconds", at(good, "success")...)
+	p.is(t, 1, "mesh_attempt_duration_milliseconds", at(bad, "failure")...)
+
+	synctest.Test(t, func(t *testing.T) {
+		p := newProcess(t, metrics.Config{MaxEndpoints: 2, IdleExpiry: time.Minute})
+		o := p.Observer()
+		attempt := func(i int, err error) {
+			c := call(t, "orders", &discovery.Endpoint{}, "")
+			c.Last.Endpoint, c.Last.Start, c.Last.Duration, c.Last.Status, c.Last.GRPCStatus = fmt.Sprint("10.0.0.", i), time.Now(), time.Second, 200, -1
+			c.Last.Err = err
+			o.AttemptEnd(t.Context(), c.Last)
+			ends(o, c)
+		}
+		for i := range 10 {
+			attempt(i, nil)
+		}
+		attempt(3, fmt.Errorf("the caller: %w", context.Canceled))
+		p.is(t, 1, "mesh_attempt_duration_milliseconds", "endpoint", "10.0.0.3")
+		p.is(t, 6, "mesh_attempt_duration_milliseconds", "endpoint", "other")
+		time.Sleep(2 * time.Minute)
+		attempt(11, nil)
+		if s := p.one(t, "mesh_attempt_duration_milliseconds"); !s.has("endpoint", "other") {
+			t.Errorf("left is %v", s)
+		}
+		attempt(11, nil)
+		p.is(t, 1, "mesh_attempt_duration_milliseconds", "endpoint", "10.0.0.11")
+	})
+}
+
 // The same for gRPC, whose requests have no context of net/http.
 func TestOutboundWithinInboundOfGRPC(t *testing.T) {
 	leak.Check(t)

@@ -81,6 +81,7 @@ type endpoint struct {
 	views   atomic.Pointer[[]view]
 	learned atomic.Pointer[workload] // from its metadata, for calls that were not answered
 	used    atomic.Int64             // second
+	tails   [2]atomic.Pointer[tail]  // of the attempts that succeeded, and failed
 }
 
 // mostViews bounds what is kept of one endpoint. There is more than one view where two hosts share it.

@@ -1,0 +1,132 @@
+package metrics
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"sync/atomic"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
+)
+
+// tails are how long the attempts at each endpoint take, which shows the one that is slow among many.
+type tails struct {
+	most int
+
+	mu  sync.Mutex
+	all map[tailKey]*tail
+}
+
+// tailKey is an endpoint of a destination, and what became of the attempts.
+type tailKey struct {
+	target   route.Target
+	endpoint string
+	failed   bool
+}
+
+// otherEndpoints is what those beyond the bound are called.
+const otherEndpoints = "other"
+
+type tail struct {
+	tailKey
+	used   atomic.Int64
+	hist   histogram
+	labels []*dto.LabelPair
+}
+
+var attemptDuration = prometheus.NewDesc("mesh_attempt_duration_milliseconds",
+	"Time until the end of the response of an attempt, by endpoint and result: success or failure.",
+	[]string{"destination_service", "destination_port", "destination_subset", "endpoint", "result"}, nil)
+
+// attemptEnd records an attempt, unless the caller gave it up.
+func (w *watcher) attemptEnd(_ context.Context, a *mesh.Attempt) {
+	if w.over.Load() || a.Peer == nil || a.Err != nil && errors.Is(a.Err, context.Canceled) {
+		return
+	}
+	now := a.Start.Add(a.Duration).Unix()
+	key := tailKey{a.Call.Target, a.Endpoint, hasFailed(a)}
+	var e *endpoint
+	if known, ok := w.endpoints.Load(a.Peer); ok {
+		e = known.(*endpoint)
+		if t := e.tails[index(key.failed)].Load(); t != nil && t.target == key.target && t.endpoint == key.endpoint && t.touch(now) {
+			t.hist.observe(&limitsMicro, a.Duration.Microseconds())
+			return
+		}
+	}
+	t := w.tails.of(key, now)
+	if e != nil && t.endpoint == key.endpoint {
+		e.tails[index(key.failed)].Store(t)
+	}
+	t.hist.observe(&limitsMicro, a.Duration.Microseconds())
+}
+
+// hasFailed reports whether an attempt was not answered, or with what stands for trouble at the server.
+func hasFailed(a *mesh.Attempt) bool {
+	switch a.GRPCStatus {
+	case 2, 4, 13, 14, 15: // Unknown, DeadlineExceeded, Internal, Unavailable, DataLoss
+		return true
+	}
+	return a.Err != nil || a.Status == 0 || a.Status >= 500
+}
+
+func index(failed bool) int {
+	if failed {
+		return 1
+	}
+	return 0
+}
+
+func (t *tail) touch(now int64) bool { return touch(&t.used, now) }
+
+// of returns where attempts are recorded.
+func (ts *tails) of(key tailKey, now int64) *tail {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	if t := ts.all[key]; t != nil {
+		t.touch(now)
+		return t
+	}
+	if len(ts.all) >= 2*ts.most {
+		key = tailKey{route.Target{Host: unknown}, otherEndpoints, key.failed}
+		if t := ts.all[key]; t != nil {
+			t.touch(now)
+			return t
+		}
+	}
+	t := &tail{tailKey: key}
+	t.used.Store(now)
+	values := append(targetValues(key.target.Host, key.target.Port, key.target.Subset), bounded(key.endpoint), "success")
+	if key.failed {
+		values[4] = "failure"
+	}
+	for i, name := range []string{"destination_service", "destination_port", "destination_subset", "endpoint", "result"} {
+		t.labels = append(t.labels, &dto.LabelPair{Name: &name, Value: &values[i]})
+	}
+	t.labels[0], t.labels[1] = t.labels[1], t.labels[0] // by name
+	ts.all[key] = t
+	return t
+}
+
+func (ts *tails) collect(ch chan<- prometheus.Metric, before int64) {
+	ts.mu.Lock()
+	defer ts.mu.Unlock()
+	for key, t := range ts.all {
+		if used := t.used.Load(); used < before && t.used.CompareAndSwap(used, expired) {
+			delete(ts.all, key)
+			continue
+		}
+		ch <- t
+	}
+}
+
+// Desc implements prometheus.Metric.
+func (t *tail) Desc() *prometheus.Desc { return attemptDuration }
+
+// Write implements prometheus.Metric.
+func (t *tail) Write(out *dto.Metric) error {
+	out.Label, out.Histogram = t.labels, t.hist.write(1000)
+	return nil
+}
