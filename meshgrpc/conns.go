@@ -15,13 +15,13 @@ import (
 	"google.golang.org/grpc/resolver"
 
 	"github.com/nosidecar/mesh/internal/engine/sockets"
+	"github.com/nosidecar/mesh/internal/grpcconns"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
 // group is the connections of a ClientConn over one link. Usually it is one.
 type group struct {
-	only   atomic.Pointer[conn]    // the one in ready, if it is one
-	ready  atomic.Pointer[[]*conn] // nil if there is none
+	ready  grpcconns.Ready[conn, *conn]
 	limits limits
 	owner  *connections
 	link   *sockets.Connections
@@ -83,20 +83,14 @@ func limitsOf(config limit.PoolConfig) limits {
 // there is none. A server that limits the streams of a connection lets those beyond wait without a word: they get another
 // connection.
 func (g *group) pick() (ready, dialling *conn) {
-	best := g.only.Load()
+	best := g.ready.Fewest()
 	if best == nil {
-		all := g.ready.Load()
-		if all == nil {
-			return nil, nil
-		}
-		best = (*all)[0]
-		for _, c := range (*all)[1:] {
-			if c.inFlight.Load() < best.inFlight.Load() {
-				best = c
-			}
-		}
+		return nil, nil
 	}
-	n := best.inFlight.Add(1)
+	n := best.Enter()
+	if n == 0 { // it was retired meanwhile
+		return g.pick()
+	}
 	if streams := best.streams.Load(); streams > 0 && n > streams {
 		if dialling, _ = g.dial(false); dialling != nil {
 			best.release()
@@ -110,7 +104,7 @@ func (g *group) pick() (ready, dialling *conn) {
 		n := best.served.Add(1)
 		if l.calls > 0 && n > l.calls { // others were faster
 			best.retire()
-			best.release() // its last call may have ended meanwhile
+			best.release()
 			return g.pick()
 		}
 		if l.calls > 0 && n == l.calls || l.age > 0 && time.Since(best.born) >= l.age {
@@ -132,7 +126,7 @@ func (g *group) dial(first bool) (*conn, error) {
 		g.mu.Unlock()
 		return c, nil
 	}
-	if first && g.ready.Load() != nil {
+	if first && g.ready.Any() {
 		g.mu.Unlock()
 		return nil, nil
 	}
@@ -199,15 +193,7 @@ func (g *group) publishLocked() {
 			ready = append(ready, c)
 		}
 	}
-	g.only.Store(nil)
-	switch len(ready) {
-	case 0:
-		g.ready.Store(nil)
-		return
-	case 1:
-		g.only.Store(ready[0])
-	}
-	g.ready.Store(&ready)
+	g.ready.Set(ready)
 }
 
 // watch has the group closed with its link. It reports false if the group is closed.
@@ -240,15 +226,15 @@ func (g *group) close() {
 
 // conn is one connection.
 type conn struct {
-	inFlight atomic.Int64
-	served   atomic.Int64 // calls, where somebody wants to know
-	streams  atomic.Int64 // how many the server allows at a time; 0 for any number
-	group    *group
-	used     atomic.Bool           // since somebody looked whether it is idle
-	secured  atomic.Bool           // by our credentials
-	only     bool                  // the first of the group
-	dialled  time.Time             // guarded by gRPC: set before the handshake
-	failure  atomic.Pointer[error] // why it could not be made
+	grpcconns.Calls
+	served  atomic.Int64 // calls, where somebody wants to know
+	streams atomic.Int64 // how many the server allows at a time; 0 for any number
+	group   *group
+	used    atomic.Bool           // since somebody looked whether it is idle
+	secured atomic.Bool           // by our credentials
+	only    bool                  // the first of the group
+	dialled time.Time             // guarded by gRPC: set before the handshake
+	failure atomic.Pointer[error] // why it could not be made
 
 	// Guarded by group.mu, except that sub and born do not change once calls are given the connection.
 	sub     balancer.SubConn
@@ -324,8 +310,8 @@ func (c *conn) begin() {
 
 // expire closes the connection if it was idle since it was asked before.
 func (c *conn) expire() {
-	if !c.used.Swap(false) && c.inFlight.Load() == 0 {
-		c.shutdown(nil)
+	if !c.used.Swap(false) && c.Count() == 0 {
+		c.retire()
 		return
 	}
 	g := c.group
@@ -343,21 +329,14 @@ func (c *conn) retire() {
 	c.retired = true
 	g.publishLocked()
 	g.mu.Unlock()
+	if c.Retire() {
+		c.shutdown(nil)
+	}
 }
 
 // release ends a call that pick counted.
 func (c *conn) release() {
-	if c.inFlight.Add(-1) > 0 {
-		return
-	}
-	g := c.group
-	if g.limits.calls == 0 && g.limits.age == 0 {
-		return
-	}
-	g.mu.Lock()
-	retired := c.retired
-	g.mu.Unlock()
-	if retired {
+	if c.Leave() {
 		c.shutdown(nil)
 	}
 }

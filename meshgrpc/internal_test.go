@@ -50,7 +50,7 @@ func TestDialWhereReady(t *testing.T) {
 	}
 }
 
-// A connection that has served all the calls it may is closed, whoever comes to see that last.
+// A connection that takes no more calls is closed with its last one, also if that comes late to see it.
 func TestRetiredConnectionCloses(t *testing.T) {
 	_, endpoints := loopback(t, 1)
 	var groups sync.Map
@@ -60,15 +60,17 @@ func TestRetiredConnectionCloses(t *testing.T) {
 	}
 	for key := range groups.Range {
 		g := key.(*group)
-		c := g.only.Load()
 		g.limits.calls = 1
+		c, _ := g.pick()
 		c.served.Store(1)
-		c.retire()
-		g.only.Store(c) // as it was when a call looked that now comes too late
-		// While that call is counted the last one before it ends, and does not close the connection.
-		if ready, _ := g.pick(); ready != nil {
+		last, _ := g.pick() // which had no more to serve
+		if last == c || c.Enter() != 0 {
 			t.Error("a connection was picked that takes no more calls")
 		}
+		if n := g.size(); n != 1 {
+			t.Errorf("%d connections while a call goes on, want 1", n)
+		}
+		c.release()
 		if n := g.size(); n != 0 {
 			t.Errorf("%d connections are left, want none", n)
 		}

@@ -249,3 +249,34 @@ func TestObserversOfMessagesThatAreSentAgain(t *testing.T) {
 		})
 	}
 }
+
+// A call may be cancelled while its only message is awaited. What observers are told of messages is no race with that.
+func TestMessagesOfACancelledCall(t *testing.T) {
+	leak.Check(t)
+	var registry discovery.Memory
+	registry.Set("echo", serve(t, &grpctest.Service{Input: func(s grpctest.UploadServer) error {
+		if err := s.SendHeader(nil); err != nil {
+			return err
+		}
+		<-s.Context().Done()
+		return s.Context().Err()
+	}}))
+	m := meshtest.New(t, "", mesh.WithDiscovery(&registry), mesh.WithObserver(mesh.Observer{
+		CallMessage: func(context.Context, *mesh.Call, bool) {},
+	}))
+	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+	for range 50 {
+		ctx, cancel := context.WithCancel(t.Context())
+		stream, err := client.StreamingInputCall(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Header(); err != nil {
+			t.Fatal(err)
+		}
+		go cancel()
+		if _, err := stream.CloseAndRecv(); status.Code(err) != codes.Canceled {
+			t.Errorf("end of stream: %v, want Canceled", err)
+		}
+	}
+}

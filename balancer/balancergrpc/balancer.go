@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc/connectivity"
 
 	"github.com/nosidecar/mesh/balancer"
-	"github.com/nosidecar/mesh/internal/grpcconns"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 )
 
@@ -32,7 +31,7 @@ func (builder) Build(cc grpcbalancer.ClientConn, _ grpcbalancer.BuildOptions) gr
 type connector struct {
 	cc      grpcbalancer.ClientConn
 	service *service // nil until the resolver has told
-	conns   *grpcconns.Set
+	conns   *connections
 	picker  *picker
 }
 
@@ -48,23 +47,17 @@ func (c *connector) UpdateClientConnState(state grpcbalancer.ClientConnState) er
 	s.seen.Store(true)
 	if c.service == nil {
 		c.service = s
-		c.conns = grpcconns.New(c.cc, grpcconns.Config{
-			Connections: s.client.Connections,
-			Attach:      func(conn *grpcconns.Conn) { c.attach(conn) },
-			Changed: func(e *grpcconns.Endpoint) {
-				s.connected(e)
-				c.publish()
-			},
-		})
+		c.conns = &connections{cc: c.cc, each: max(1, s.client.Connections), attach: c.attach, changed: func(e *endpoint) {
+			s.connected(e)
+			c.publish()
+		}}
 		c.picker = &picker{connector: c, service: s}
 	}
 	targets, err := s.targets()
-	err = errors.Join(err, c.conns.Update(targets))
-	for _, target := range targets {
-		if e := c.conns.Lookup(target.ID); e != nil {
-			target.Value.(*link).endpoint.Store(e)
-			s.connected(e)
-		}
+	err = errors.Join(err, c.conns.update(targets))
+	for _, e := range c.conns.endpoints {
+		e.link.endpoint.Store(e)
+		s.connected(e)
 	}
 	c.picker.problem(err)
 	c.publish()
@@ -72,10 +65,10 @@ func (c *connector) UpdateClientConnState(state grpcbalancer.ClientConnState) er
 }
 
 // attach prepares the end of the calls on a connection: one function for all, so that a pick allocates nothing.
-func (c *connector) attach(conn *grpcconns.Conn) {
-	s, host := c.service, conn.Endpoint.Target.Value.(*link).host
-	conn.Done = func(info grpcbalancer.DoneInfo) {
-		conn.Release()
+func (c *connector) attach(conn *conn) {
+	s, host := c.service, conn.endpoint.link.host
+	conn.done = func(info grpcbalancer.DoneInfo) {
+		conn.release()
 		s.done(host, &info, 0)
 	}
 }
@@ -96,8 +89,8 @@ func (c *connector) fail(err error) {
 
 // publish has all calls that wait for a connection look again.
 func (c *connector) publish() {
-	state, err := c.conns.State()
-	c.picker.connectivity(state, err)
+	state := c.conns.states.CurrentState()
+	c.picker.connectivity(state, c.conns.err)
 	c.cc.UpdateState(grpcbalancer.State{ConnectivityState: state, Picker: c.picker})
 }
 
@@ -107,7 +100,7 @@ func (c *connector) UpdateSubConnState(grpcbalancer.SubConn, grpcbalancer.SubCon
 // ExitIdle implements balancer.Balancer.
 func (c *connector) ExitIdle() {
 	if c.conns != nil {
-		c.conns.Connect()
+		c.conns.connect()
 	}
 }
 
@@ -117,7 +110,7 @@ func (c *connector) Close() {
 		return
 	}
 	c.picker.close()
-	c.conns.Close()
+	_ = c.conns.update(nil)
 	c.service.disconnected()
 }
 
@@ -154,9 +147,9 @@ func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, erro
 			return p.refuse(err, call)
 		}
 		if e := linkOf(h).endpoint.Load(); e != nil {
-			if conn := e.Pick(); conn != nil {
+			if conn := e.pick(); conn != nil {
 				call.sentTo(h.ID())
-				return grpcbalancer.PickResult{SubConn: conn.SubConn, Done: p.done(conn, h, call)}, nil
+				return grpcbalancer.PickResult{SubConn: conn.sub, Done: p.done(conn, h, call)}, nil
 			}
 		}
 		h.Release(0, false)
@@ -170,13 +163,13 @@ func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, erro
 }
 
 // done returns what ends the call.
-func (p *picker) done(conn *grpcconns.Conn, h *balancer.Host, call *call) func(grpcbalancer.DoneInfo) {
+func (p *picker) done(conn *conn, h *balancer.Host, call *call) func(grpcbalancer.DoneInfo) {
 	if p.service.client.Config.Algorithm != balancer.PeakEWMA || call == nil || !call.unary {
-		return conn.Done
+		return conn.done
 	}
 	began := time.Now()
 	return func(info grpcbalancer.DoneInfo) {
-		conn.Release()
+		conn.release()
 		p.service.done(h, &info, time.Since(began))
 	}
 }

@@ -241,6 +241,59 @@ func TestRemovedEndpointDrains(t *testing.T) {
 	}
 }
 
+// slowToken is credentials that a call waits for after it was given a connection.
+type slowToken struct {
+	asked, given chan struct{}
+	once         sync.Once
+}
+
+func (s *slowToken) GetRequestMetadata(ctx context.Context, _ ...string) (map[string]string, error) {
+	s.once.Do(func() { close(s.asked) })
+	select {
+	case <-s.given:
+		return nil, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (*slowToken) RequireTransportSecurity() bool { return false }
+
+// TestCallOnARemovedEndpointDoesNotHang: gRPC has a call wait for ever that begins on a connection which was shut down and still
+// has another call. Between its pick and its beginning, a call counts as one.
+func TestCallOnARemovedEndpointDoesNotHang(t *testing.T) {
+	leak.Check(t)
+	f := newFleet(t, 2)
+	f.memory.Set("orders.example.com", f.endpoints[0])
+	client := dial(t, &balancergrpc.Client{Resolver: &f.memory})
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	stream, err := client.FullDuplexCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Header(); err != nil {
+		t.Fatal(err)
+	}
+	token := &slowToken{asked: make(chan struct{}), given: make(chan struct{})}
+	late := make(chan error, 1)
+	go func() {
+		_, err := client.UnaryCall(ctx, &grpctest.Request{}, grpc.PerRPCCredentials(token))
+		late <- err
+	}()
+	<-token.asked
+	f.memory.Set("orders.example.com", f.endpoints[1])
+	for f.calls[1].Load() == 0 {
+		if err := call(ctx, client); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(token.given)
+	if err := <-late; err != nil {
+		t.Errorf("the call that had been given the connection: %v", err)
+	}
+}
+
 // TestChurnFailsNoCall: endpoints come and go under load. As long as there is one, no call fails.
 func TestChurnFailsNoCall(t *testing.T) {
 	leak.Check(t)

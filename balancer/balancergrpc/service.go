@@ -10,10 +10,8 @@ import (
 	"time"
 
 	grpcbalancer "google.golang.org/grpc/balancer"
-	"google.golang.org/grpc/resolver"
 
 	"github.com/nosidecar/mesh/balancer"
-	"github.com/nosidecar/mesh/internal/grpcconns"
 )
 
 // service is the state of a service for one ClientConn. It lives longer than the balancers that gRPC makes for it.
@@ -53,7 +51,7 @@ func newService(c *Client, target, endpoint string) (*service, error) {
 // link is what the service keeps for a host of its balancer: the connections of the host, and why it is not picked.
 type link struct {
 	host     *balancer.Host
-	endpoint atomic.Pointer[grpcconns.Endpoint] // nil while gRPC has no balancer
+	endpoint atomic.Pointer[endpoint] // nil while gRPC has no balancer
 
 	mu   sync.Mutex  // held to change what follows
 	down bool        // not connected to
@@ -85,13 +83,12 @@ func (l *link) set(change func()) {
 }
 
 // connected notes the state of the connections to an endpoint.
-func (s *service) connected(e *grpcconns.Endpoint) {
-	l := e.Target.Value.(*link)
-	down := !e.Ready()
+func (s *service) connected(e *endpoint) {
+	down := !e.ready.Any()
 	if s.hashes {
-		down = e.Failing()
+		down = e.failing.Load()
 	}
-	l.set(func() { l.down = down })
+	e.link.set(func() { e.link.down = down })
 }
 
 // disconnected notes that gRPC has closed all connections.
@@ -120,10 +117,10 @@ func (s *service) outlook() outlook {
 		switch {
 		case h.Endpoint().Draining:
 		case l.out.Load():
-			if e != nil && e.Ready() {
+			if e != nil && e.ready.Any() {
 				best = ejected
 			}
-		case e == nil || !e.Failing():
+		case e == nil || !e.failing.Load():
 			return hopeful
 		}
 	}
@@ -131,10 +128,10 @@ func (s *service) outlook() outlook {
 }
 
 // targets returns what to connect to.
-func (s *service) targets() ([]grpcconns.Target, error) {
+func (s *service) targets() ([]target, error) {
 	var failed error
 	hosts := s.balancer.Hosts()
-	targets := make([]grpcconns.Target, 0, len(hosts))
+	targets := make([]target, 0, len(hosts))
 	for _, h := range hosts {
 		e := h.Endpoint()
 		port := e.DialPort(s.port)
@@ -142,8 +139,7 @@ func (s *service) targets() ([]grpcconns.Target, error) {
 			failed = fmt.Errorf("balancergrpc: neither the target nor the endpoint %s has a port", e.Address)
 			continue
 		}
-		address := resolver.Address{Addr: net.JoinHostPort(e.Address, strconv.Itoa(port))}
-		targets = append(targets, grpcconns.Target{ID: h.ID(), Address: address, Value: linkOf(h)})
+		targets = append(targets, target{h.ID(), net.JoinHostPort(e.Address, strconv.Itoa(port)), linkOf(h)})
 	}
 	return targets, failed
 }
@@ -198,7 +194,7 @@ func (s *service) readmit() {
 
 // done ends a call. latency is 0 if there was nothing to learn.
 func (s *service) done(h *balancer.Host, info *grpcbalancer.DoneInfo, latency time.Duration) {
-	code, err := grpcconns.Result(info)
+	code, err := resultOf(info)
 	if code == 0 && err == nil {
 		h.Release(0, false)
 		return

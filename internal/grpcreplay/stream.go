@@ -190,8 +190,8 @@ func (s *Stream) settle(a Answer) {
 // end tells the driver that the last try is over, if that was answered.
 func (s *Stream) end() {
 	s.ending.Do(func() {
-		if s.in != nil && s.err == nil && !s.config.Desc.ServerStreams {
-			s.receivedMessage() // gRPC ends such a stream before it gives out the only message
+		if s.err == nil && !s.config.Desc.ServerStreams && s.in != nil {
+			s.receivedMessage() // gRPC ends such a stream, on the goroutine of RecvMsg, before that gives out the only message
 		}
 		s.instead = s.driver.End(s.err)
 	})

@@ -1,16 +1,14 @@
-package grpcconns_test
+package balancergrpc
 
 import (
 	"context"
 	"testing"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/balancer"
+	grpcbalancer "google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-
-	"github.com/nosidecar/mesh/internal/grpcconns"
 )
 
 func TestResult(t *testing.T) {
@@ -32,18 +30,18 @@ func TestResult(t *testing.T) {
 		{name: "server was canceled", code: codes.Canceled, trailer: trailer, sent: true, received: true, want: 499},
 		{name: "caller gave up", code: codes.Canceled, sent: true},
 		{name: "stream not made", code: codes.Unavailable},
-		{name: "connection lost", code: codes.Unavailable, sent: true, err: grpcconns.ErrReset},
+		{name: "connection lost", code: codes.Unavailable, sent: true, err: errReset},
 		{name: "out of time", code: codes.DeadlineExceeded, sent: true, err: context.DeadlineExceeded},
 	} {
-		info := balancer.DoneInfo{Err: status.Error(test.code, "x"), Trailer: test.trailer,
+		info := grpcbalancer.DoneInfo{Err: status.Error(test.code, "x"), Trailer: test.trailer,
 			BytesSent: test.sent, BytesReceived: test.received}
-		if code, err := grpcconns.Result(&info); code != test.want || err != test.err {
+		if code, err := resultOf(&info); code != test.want || err != test.err {
 			t.Errorf("%s: %d, %v; want %d, %v", test.name, code, err, test.want, test.err)
 		}
 	}
 	//lint:ignore SA1019 gRPC puts it into words like this when it is asked for headers
 	closed := status.Error(codes.Unavailable, grpc.ErrClientConnClosing.Error())
-	if code, err := grpcconns.Result(&balancer.DoneInfo{Err: closed, BytesSent: true}); code != 0 || err != nil {
+	if code, err := resultOf(&grpcbalancer.DoneInfo{Err: closed, BytesSent: true}); code != 0 || err != nil {
 		t.Errorf("the caller closed the ClientConn: %d, %v; want nothing said of the endpoint", code, err)
 	}
 }

@@ -1,11 +1,11 @@
-package grpcconns
+package balancergrpc
 
 import (
 	"context"
 	"errors"
 	"net/http"
 
-	"google.golang.org/grpc/balancer"
+	grpcbalancer "google.golang.org/grpc/balancer"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -13,13 +13,13 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
-// ErrReset says that a connection or a stream broke.
-var ErrReset = errors.New("grpc: connection or stream broken")
+// errReset says that a connection or a stream broke.
+var errReset = errors.New("grpc: connection or stream broken")
 
-// Result returns what a call says about the endpoint that it was sent to, for outlier detection: the HTTP status that
+// resultOf returns what a call says about the endpoint that it was sent to, for outlier detection: the HTTP status that
 // Envoy takes the status of the reply for, or, with status 0, how the call failed on our side. With neither, it says
 // nothing: gRPC did not use the pick, or the caller gave up.
-func Result(info *balancer.DoneInfo) (code int, err error) {
+func resultOf(info *grpcbalancer.DoneInfo) (code int, err error) {
 	if info.Err == nil {
 		if !info.BytesReceived {
 			return 0, nil
@@ -34,7 +34,7 @@ func Result(info *balancer.DoneInfo) (code int, err error) {
 		case c == codes.DeadlineExceeded:
 			return 0, context.DeadlineExceeded
 		case c == codes.Unavailable:
-			return 0, ErrReset
+			return 0, errReset
 		}
 	}
 	return grpcstatus.HTTP(c), nil
