@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
 // WorkloadFromEnv returns what the environment of the process says about it, by the variables and files that Istio's agent
@@ -121,14 +122,8 @@ func clusterDomain(resolvConf string) string {
 }
 
 func localityOf(labels map[string]string) discovery.Locality {
-	if own := labels["istio-locality"]; own != "" {
-		if !strings.Contains(own, "/") {
-			own = strings.ReplaceAll(own, ".", "/")
-		}
-		var l discovery.Locality
-		l.Region, own, _ = strings.Cut(own, "/")
-		l.Zone, l.SubZone, _ = strings.Cut(own, "/")
-		return l
+	if own := labels[istio.LocalityLabel]; own != "" {
+		return istio.LabelledLocality(own)
 	}
 	return discovery.Locality{
 		Region:  labels["topology.kubernetes.io/region"],

@@ -215,8 +215,8 @@ func metadata(b *strings.Builder, t *testing.T) {
 func one(t reflect.Type) ([]yamldoc.Field, []reflect.Type) {
 	var flat []reflect.StructField
 	var types []reflect.Type
-	for i := range t.NumField() {
-		if f := t.Field(i); f.Tag.Get("yaml") != "" {
+	for _, f := range reflect.VisibleFields(t) {
+		if f.Tag.Get("yaml") != "" {
 			flat = append(flat, reflect.StructField{Name: f.Name, Type: reflect.TypeFor[yamldoc.Any](), Tag: f.Tag})
 			types = append(types, f.Type)
 		}

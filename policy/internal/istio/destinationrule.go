@@ -32,19 +32,21 @@ type Subset struct {
 
 // TrafficPolicy is the policy of a service or subset.
 type TrafficPolicy struct {
-	LoadBalancer      *LoadBalancerSettings   `yaml:"loadBalancer"`
-	ConnectionPool    *ConnectionPoolSettings `yaml:"connectionPool"`
-	OutlierDetection  *OutlierDetection       `yaml:"outlierDetection"`
-	TLS               *ClientTLSSettings      `yaml:"tls"`
-	PortLevelSettings []PortTrafficPolicy     `yaml:"portLevelSettings"`
-	Tunnel            *TunnelSettings         `yaml:"tunnel" mesh:"refused: tunnels carry TCP connections and are not enforced in-process"`
-	ProxyProtocol     *ProxyProtocol          `yaml:"proxyProtocol" mesh:"refused: the PROXY protocol is not enforced in-process"`
-	RetryBudget       *RetryBudget            `yaml:"retryBudget"`
+	EndpointPolicy
+	PortLevelSettings []PortTrafficPolicy `yaml:"portLevelSettings"`
+	Tunnel            *TunnelSettings     `yaml:"tunnel" mesh:"refused: tunnels carry TCP connections and are not enforced in-process"`
+	ProxyProtocol     *ProxyProtocol      `yaml:"proxyProtocol" mesh:"refused: the PROXY protocol is not enforced in-process"`
+	RetryBudget       *RetryBudget        `yaml:"retryBudget"`
 }
 
 // PortTrafficPolicy is the policy of one port. It replaces the service's: what it leaves out has its default.
 type PortTrafficPolicy struct {
-	Port             *PortSelector           `yaml:"port"`
+	Port *PortSelector `yaml:"port"`
+	EndpointPolicy
+}
+
+// EndpointPolicy says how endpoints are chosen, connected to, watched and secured.
+type EndpointPolicy struct {
 	LoadBalancer     *LoadBalancerSettings   `yaml:"loadBalancer"`
 	ConnectionPool   *ConnectionPoolSettings `yaml:"connectionPool"`
 	OutlierDetection *OutlierDetection       `yaml:"outlierDetection"`

@@ -41,17 +41,14 @@ func (c check) policy(p *TrafficPolicy, at string) {
 	if p == nil {
 		return
 	}
-	if p.LoadBalancer == nil && p.ConnectionPool == nil && p.OutlierDetection == nil && p.TLS == nil &&
-		len(p.PortLevelSettings) == 0 && p.Tunnel == nil && p.ProxyProtocol == nil && p.RetryBudget == nil {
+	if p.EndpointPolicy == (EndpointPolicy{}) && len(p.PortLevelSettings) == 0 && p.Tunnel == nil && p.ProxyProtocol == nil &&
+		p.RetryBudget == nil {
 		c.Errorf(at, "is empty: set a field or remove it")
 	}
 	if p.Tunnel != nil && p.ProxyProtocol != nil {
 		c.Errorf(at, "tunnel and proxyProtocol exclude each other: set only one of them")
 	}
-	c.loadBalancer(p.LoadBalancer, p.OutlierDetection != nil, at+".loadBalancer")
-	c.connectionPool(p.ConnectionPool, at+".connectionPool")
-	c.outliers(p.OutlierDetection, at+".outlierDetection")
-	c.tls(p.TLS, at+".tls")
+	c.endpoints(&p.EndpointPolicy, at)
 	if b := p.RetryBudget; b != nil {
 		if b.Percent != nil {
 			c.that(wrongPercentage(*b.Percent), at, ".retryBudget.percent")
@@ -79,14 +76,18 @@ func (c check) policy(p *TrafficPolicy, at string) {
 				}
 			}
 		}
-		if s.LoadBalancer == nil && s.ConnectionPool == nil && s.OutlierDetection == nil && s.TLS == nil {
+		if s.EndpointPolicy == (EndpointPolicy{}) {
 			c.Errorf(at, "has no settings: set a field or remove it")
 		}
-		c.loadBalancer(s.LoadBalancer, s.OutlierDetection != nil, at+".loadBalancer")
-		c.connectionPool(s.ConnectionPool, at+".connectionPool")
-		c.outliers(s.OutlierDetection, at+".outlierDetection")
-		c.tls(s.TLS, at+".tls")
+		c.endpoints(&s.EndpointPolicy, at)
 	}
+}
+
+func (c check) endpoints(p *EndpointPolicy, at string) {
+	c.loadBalancer(p.LoadBalancer, p.OutlierDetection != nil, at+".loadBalancer")
+	c.connectionPool(p.ConnectionPool, at+".connectionPool")
+	c.outliers(p.OutlierDetection, at+".outlierDetection")
+	c.tls(p.TLS, at+".tls")
 }
 
 func (c check) loadBalancer(lb *LoadBalancerSettings, ejects bool, at string) {

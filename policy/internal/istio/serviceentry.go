@@ -150,18 +150,26 @@ func (spec *ServiceEntrySpec) ports(own map[string]uint32) []discovery.Port {
 	return ports
 }
 
-// localityLabel holds the place of an endpoint that has no locality of its own, with dots in place of slashes.
-const localityLabel = "istio-locality"
+// LocalityLabel holds the place of an endpoint or process that has no locality of its own, with dots in place of slashes.
+const LocalityLabel = "istio-locality"
 
 func (e *WorkloadEntry) locality() discovery.Locality {
-	text := e.Locality
-	if label := e.Labels[localityLabel]; text == "" && label != "" {
-		text = label
-		if !strings.Contains(text, "/") {
-			text = strings.ReplaceAll(text, ".", "/")
-		}
+	if e.Locality != "" {
+		return place(e.Locality)
 	}
-	var l discovery.Locality
+	return LabelledLocality(e.Labels[LocalityLabel])
+}
+
+// LabelledLocality returns the place that the value of a [LocalityLabel] means.
+func LabelledLocality(value string) discovery.Locality {
+	if !strings.Contains(value, "/") {
+		value = strings.ReplaceAll(value, ".", "/")
+	}
+	return place(value)
+}
+
+// place returns the place of a text region/zone/subzone.
+func place(text string) (l discovery.Locality) {
 	l.Region, text, _ = strings.Cut(text, "/")
 	l.Zone, l.SubZone, _ = strings.Cut(text, "/")
 	return l

@@ -42,8 +42,7 @@ func Merge(rule, subset *TrafficPolicy, port int) TrafficPolicy {
 		for i := range p.PortLevelSettings {
 			// What the settings of a port leave out has its default; it is not inherited.
 			if s := &p.PortLevelSettings[i]; s.Port != nil && int(s.Port.Number) == port {
-				merged.LoadBalancer, merged.ConnectionPool = s.LoadBalancer, s.ConnectionPool
-				merged.OutlierDetection, merged.TLS = s.OutlierDetection, s.TLS
+				merged.EndpointPolicy = s.EndpointPolicy
 				break
 			}
 		}

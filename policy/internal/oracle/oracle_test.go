@@ -256,8 +256,7 @@ func scalar(fd protoreflect.FieldDescriptor) string {
 
 // declare adds the fields of a struct of ours, by the same paths as [yamldoc.Fields].
 func (fields schema) declare(path string, t reflect.Type) {
-	for i := range t.NumField() {
-		f := t.Field(i)
+	for _, f := range reflect.VisibleFields(t) {
 		name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
 		if name == "" {
 			continue
