@@ -394,6 +394,63 @@ func TestPage_Failures(t *testing.T) {
 	}
 }
 
+// TestPage_ErrorTexts: errors are shown without what is secret in the URLs that they name, and cannot write lines or control terminals.
+func TestPage_ErrorTexts(t *testing.T) {
+	page := admin.New(admin.Config{})
+	defer page.Close()
+	o := page.Observer()
+	meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(o))
+	for _, text := range []string{
+		`Get "http://user:secret@api/orders?token=secret": EOF`, "dial http://user:secret@api failed", "parse /orders?token=secret",
+		"broken\x1b[31m\nCRITICAL  forged: line\r\n", strings.Repeat("long ", 10_000), "<script>alert(1)</script>",
+	} {
+		c := &mesh.Call{Request: httptest.NewRequest("GET", "http://api/", nil), Start: time.Now(), GRPCStatus: -1, Err: errors.New(text), Attempts: 1}
+		c.Target.Host = fmt.Sprintf("api-%d", len(text))
+		c.Last = &mesh.Attempt{Call: c, Number: 1, Endpoint: "10.0.0.1:80", Start: c.Start, GRPCStatus: -1, Err: c.Err}
+		o.AttemptEnd(t.Context(), c.Last)
+		o.CallEnd(t.Context(), c)
+	}
+	for _, format := range []string{"html", "json", "text"} {
+		body := ask(t, page, "?format="+format).Body.String()
+		for _, bad := range []string{"secret", "\x1b", "\nCRITICAL  forged", "\r", strings.Repeat("long ", 200)} {
+			if strings.Contains(body, bad) {
+				t.Errorf("%s has %.20q", format, bad)
+			}
+		}
+		if format != "text" && strings.Contains(body, "<script>alert") {
+			t.Errorf("%s has what an error says, as it is", format)
+		}
+		if !strings.Contains(body, "http://api/orders?…") {
+			t.Errorf("%s does not tell the URL", format)
+		}
+	}
+}
+
+// TestPage_FailedCopies: copies whose attempts fail take no room from the attempts of calls.
+func TestPage_FailedCopies(t *testing.T) {
+	page := admin.New(admin.Config{})
+	defer page.Close()
+	o := page.Observer()
+	meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(o))
+	request := httptest.NewRequest("GET", "http://api/", nil)
+	fail := func(c *mesh.Call, attempts int) {
+		for n := range attempts {
+			c.Last = &mesh.Attempt{Call: c, Number: n + 1, Endpoint: "10.0.0.1:80", Start: c.Start, Status: 500, GRPCStatus: -1}
+			o.AttemptEnd(t.Context(), c.Last)
+		}
+		c.Status, c.Attempts = 500, attempts
+		o.CallEnd(t.Context(), c)
+	}
+	start := time.Now()
+	for i := range 10_000 {
+		fail(&mesh.Call{Request: request, Start: start.Add(time.Duration(i)), GRPCStatus: -1, Mirror: true}, 1)
+	}
+	fail(&mesh.Call{Request: request, Start: start, GRPCStatus: -1}, 3)
+	if r := reportOf(t, page); len(r.Calls) != 1 || len(r.Calls[0].Attempts) != 3 {
+		t.Errorf("calls %+v, want one with 3 attempts", r.Calls)
+	}
+}
+
 // TestPage_FewCalls: a destination that is hardly called hurts if most calls fail, and one of many calls that fails does not.
 func TestPage_FewCalls(t *testing.T) {
 	for _, tt := range []struct {

@@ -294,30 +294,44 @@ func pathOf(r *http.Request) string {
 	return strings.Clone(cut(r.URL.EscapedPath(), longestPath))
 }
 
-// errorText returns what an error says, cut, and without the query of a URL that it may name.
+// errorText returns what an error says, cut, and without the credentials and the query of a URL that it may name.
 func errorText(err error) string {
-	text := strings.Map(func(r rune) rune {
+	text := err.Error()
+	if len(text) > 4*longestText {
+		text = text[:4*longestText]
+	}
+	text = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
 			return ' ' // so that nobody can write lines of their own
 		}
 		return r
-	}, err.Error())
-	if len(text) > 4*longestText {
-		text = text[:4*longestText]
-	}
-	if strings.Contains(text, "?") && strings.Contains(text, "://") {
+	}, text)
+	if strings.ContainsAny(text, "?@") {
 		words := strings.Split(text, " ")
-		for i, word := range words {
-			if before, _, ok := strings.Cut(word, "?"); ok && strings.Contains(before, "://") {
-				words[i] = before
-				if strings.HasPrefix(word, `"`) {
-					words[i] += `"`
-				}
-			}
+		for i := range words {
+			words[i] = withoutSecrets(words[i])
 		}
 		text = strings.Join(words, " ")
 	}
 	return cut(text, longestText)
+}
+
+// withoutSecrets takes the credentials and the query out of a word that is a URL.
+func withoutSecrets(word string) string {
+	if before, after, ok := strings.Cut(word, "://"); ok {
+		if end := strings.IndexAny(after, "/?#"); end >= 0 {
+			if at := strings.LastIndexByte(after[:end], '@'); at >= 0 {
+				after = after[at+1:]
+			}
+		} else if at := strings.LastIndexByte(after, '@'); at >= 0 {
+			after = after[at+1:]
+		}
+		word = before + "://" + after
+	}
+	if before, query, ok := strings.Cut(word, "?"); ok && strings.Contains(query, "=") {
+		word = before + "?…"
+	}
+	return word
 }
 
 // cut bounds a text.
