@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/nosidecar/mesh"
@@ -35,17 +36,18 @@ type request struct {
 	took           time.Duration
 	sent, answered int64 // bytes
 	end            int64 // second
+	inbound        bool
 }
 
 // record counts a request. It returns false if the path is gone meanwhile.
 func (st *store) record(ctx context.Context, p *path, r *request) bool {
 	if p == nil {
-		return st.drop(false)
+		return st.drop(r.inbound)
 	}
 	s := p.find(r.key)
 	if s == nil || !s.touch(r.end) {
 		if s = st.add(p, r.key, r.end); s == nil {
-			return !p.gone.Load() && st.drop(p.identity.inbound)
+			return !p.gone.Load() && st.drop(r.inbound)
 		}
 	}
 	s.counts[requests].Add(1)
@@ -71,15 +73,15 @@ func (w *watcher) callStart(ctx context.Context, c *mesh.Call) context.Context {
 	return ctx
 }
 
-// attemptStart tells the peer who calls.
+// attemptStart tells a peer of the mesh who calls: one that has to prove its SPIFFE ID, or a service of the cluster. What else documents
+// name, or DNS knows, may be anywhere.
 func (w *watcher) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
-	if a.Call.Outside {
-		return ctx
+	if a.PeerID != "" || strings.HasSuffix(a.Call.Target.Host, w.settings.suffix) {
+		self := w.self.Load()
+		a.Sent.SetHeader(peermeta.Header, self.value[0])
+		a.Sent.SetHeader(peermeta.HeaderID, self.named[0])
 	}
-	self := w.self.Load()
-	a.Sent.SetHeader(peermeta.Header, self.value[0])
-	a.Sent.SetHeader(peermeta.HeaderID, self.named[0])
-	if isRPC(a.Call.Request.Header) {
+	if isRPC(a.Call.Request.Header) && !w.over.Load() {
 		w.streams.attempt(a)
 	}
 	return ctx
@@ -91,14 +93,17 @@ func isRPC(header http.Header) bool {
 }
 
 func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
+	rpc := isRPC(c.Request.Header)
 	if w.over.Load() {
+		if rpc {
+			w.streams.take(c)
+		}
 		return
 	}
 	r := request{
 		key: newOutcome(codeOf(c.Status, c.Flags), c.GRPCStatus, c.Flags), took: c.Duration, end: c.Start.Add(c.Duration).Unix(),
 		sent: c.BytesSent + requestHeader(c.Request), answered: c.BytesReceived + responseHeader(c.ResponseHeader),
 	}
-	rpc := isRPC(c.Request.Header)
 	if rpc {
 		r.key |= isGRPC
 	}
@@ -110,7 +115,7 @@ func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
 		p = w.pathOf(c, r.end) // the path was forgotten meanwhile
 	}
 	if rpc {
-		w.streams.end(w, c, p, r.end)
+		w.store.messages(p, w.streams.take(c), r.end)
 	}
 	if c.Attempts > 1 || c.Stopped != 0 {
 		w.state.retried(c)
@@ -201,6 +206,7 @@ func (w *watcher) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 		key: newOutcome(in.Status, in.GRPCStatus, in.Flags), took: in.Duration, end: in.Start.Add(in.Duration).Unix(),
 		sent: in.BytesReceived + requestHeader(in.Request), answered: in.BytesSent + responseHeader(in.ResponseHeader),
 	}
+	r.inbound = true
 	if isRPC(in.Request.Header) {
 		r.key |= isGRPC
 	}

@@ -65,6 +65,7 @@ type settings struct {
 	own               workload
 	metadata          peermeta.Metadata
 	address           string
+	suffix            string // of the services of the cluster
 	namespace, domain string
 	served            service
 	version           string
@@ -103,6 +104,7 @@ func (c Config) settings(getenv func(string) string, hostname func() (string, er
 	if s.registerer == nil {
 		s.registerer = prometheus.DefaultRegisterer
 	}
+	s.suffix = ".svc." + s.domain
 	cluster := cmp.Or(c.Cluster, getenv("ISTIO_META_CLUSTER_ID"), "Kubernetes")
 	name := cmp.Or(w.Labels[workloadName], c.Name, getenv("ISTIO_META_WORKLOAD_NAME"), first(w.Labels, canonicalNames), host)
 	s.metadata = peermeta.Metadata{

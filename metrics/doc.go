@@ -40,8 +40,8 @@
 // # Who is at the other end
 //
 // Workloads tell each other who they are, with the headers x-envoy-peer-metadata and x-envoy-peer-metadata-id, as Istio's sidecars do,
-// and are understood by these. They are sent with every call to an endpoint of the mesh, and never outside. A server answers with them
-// only if the request has them, and only to a peer with an identity. They are believed only over mTLS, and only of the namespace that the
+// and are understood by these. They are sent to peers of the mesh: to endpoints that have to prove a SPIFFE ID, and to services of the
+// cluster, but to nobody else, even if a document names the host. A server answers with them only if the request has them, and only to a peer with an identity. They are believed only over mTLS, and only of the namespace that the
 // peer's SPIFFE ID names. The application sees them neither in requests nor in responses. Of the rest discovery tells: the labels of the
 // endpoint and its service account. Of a source nothing but its SPIFFE ID may be known: then its service account stands for its workload,
 // app and canonical service. Raw connections carry no headers, so their two ends may name a workload differently, unless its endpoint

@@ -144,14 +144,13 @@ func (c *settings) named(host string) service {
 	if host == "" {
 		return service{unknown, unknown, unknown}
 	}
-	suffix := ".svc." + c.domain
 	if !strings.Contains(host, ".") && !strings.Contains(host, ":") {
-		host += "." + c.namespace + suffix
+		host += "." + c.namespace + c.suffix
 	} else if strings.HasSuffix(host, ".svc") {
 		host += "." + c.domain
 	}
 	host = bounded(host)
-	if rest, ok := strings.CutSuffix(host, suffix); ok {
+	if rest, ok := strings.CutSuffix(host, c.suffix); ok {
 		if name, namespace, ok := strings.Cut(rest, "."); ok {
 			return service{host, name, namespace}
 		}

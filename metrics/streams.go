@@ -72,6 +72,9 @@ func (s *streams) attempt(a *mesh.Attempt) {
 }
 
 func (w *watcher) callMessage(_ context.Context, c *mesh.Call, sent bool) {
+	if w.over.Load() {
+		return
+	}
 	sh := w.streams.of(c)
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
@@ -90,22 +93,21 @@ func messageOf(sent bool) int {
 	return responseMessages
 }
 
-// end counts what is left of a call.
-func (s *streams) end(w *watcher, c *mesh.Call, p *path, now int64) {
+// take forgets a call that has ended. It returns the messages that were not counted.
+func (s *streams) take(c *mesh.Call) (messages [2]uint64) {
 	sh := s.of(c)
 	sh.mu.Lock()
+	defer sh.mu.Unlock()
 	st := sh.open[c]
 	if st == nil {
-		sh.mu.Unlock()
-		return
+		return messages
 	}
-	messages := st.messages
+	messages = st.messages
 	delete(sh.open, c)
 	if *st = (stream{}); len(sh.free) < 64 {
 		sh.free = append(sh.free, st)
 	}
-	sh.mu.Unlock()
-	w.store.messages(p, messages, now)
+	return messages
 }
 
 // flush counts the messages of calls that have waited long enough.

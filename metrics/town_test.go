@@ -14,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -26,6 +27,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy"
@@ -470,24 +472,45 @@ func TestLabelsWithoutDestination(t *testing.T) {
 	takenByKiali(t, tn.source)
 }
 
-// With hosts outside allowed, they are called as they are, and nothing is told to them.
+// Somebody outside is told nothing, whether a document names it or not.
 func TestOutsideIsToldNothing(t *testing.T) {
 	leak.Check(t)
-	tn := newTown(t, "", true)
-	out := meshtest.Serve(t, func(w http.ResponseWriter, r *http.Request) {
-		for name := range r.Header {
-			if strings.HasPrefix(name, "X-Envoy-") {
-				t.Errorf("somebody outside is sent %s", name)
-			}
+	var told atomic.Int32
+	server := meshtest.Serve(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(peermeta.Header) != "" && r.Header.Get(peermeta.HeaderID) != "" {
+			told.Add(1)
+		} else if r.Header.Get(peermeta.Header) != "" || r.Header.Get(peermeta.HeaderID) != "" {
+			t.Errorf("told %v", r.Header)
 		}
 	})
-	if code := do(t, tn.web, http.MethodGet, fmt.Sprintf("http://%s:%d/", out.Address, out.Port), ""); code != 200 {
-		t.Error(code)
+	address := fmt.Sprintf("%s:%d", server.Address, server.Port)
+	tn := newTown(t, fmt.Sprintf(`
+---
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: outside, namespace: default}
+spec:
+  hosts: [api.example.com]
+  location: MESH_EXTERNAL
+  resolution: STATIC
+  ports: [{number: 80, name: http, protocol: HTTP}]
+  endpoints: [{address: %s, ports: {http: %d}}]
+`, server.Address, server.Port), false)
+	for name, want := range map[string]int32{address: 0, "api.example.com": 0, host: 1} {
+		told.Store(0)
+		tn.add(t, host, address)
+		if code := do(t, tn.web, http.MethodGet, "http://"+name+"/", ""); code != 200 {
+			t.Error(name, code)
+		}
+		if got := told.Load(); got != want {
+			t.Errorf("%s is told %d times who calls, want %d", name, got, want)
+		}
 	}
-	s := tn.source.one(t, "istio_requests_total")
-	if !s.has("destination_service_name", "PassthroughCluster", "destination_service", "unknown", "response_code", "200", "response_flags", "-") {
+	s := tn.source.one(t, "istio_requests_total", "destination_service_name", "PassthroughCluster")
+	if !s.has("destination_service", "unknown", "response_code", "200", "response_flags", "-") {
 		t.Errorf("counted as %v", s)
 	}
+	tn.source.is(t, 1, "istio_requests_total", "destination_service", "api.example.com", "destination_service_name", "api.example.com")
 	takenByKiali(t, tn.source)
 }
 

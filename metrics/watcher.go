@@ -203,7 +203,7 @@ type unreached struct {
 	paths map[string]view
 }
 
-// unreached returns the path of a call that no endpoint was found for.
+// nobody returns the path of a call that no endpoint was found for.
 func (w *watcher) nobody(host string, documented bool, now int64) *path {
 	u := &w.unreached
 	u.mu.RLock()
