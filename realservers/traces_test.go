@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -31,8 +30,6 @@ import (
 	"github.com/nosidecar/mesh/tracing"
 	"github.com/nosidecar/mesh/tracing/tracingmesh"
 )
-
-func TestMain(m *testing.M) { os.Exit(leak.Run(m)) }
 
 // documents are those of the whole chain: order answers its first request with 503, and nothing listens where audit is.
 const documents = `
