@@ -59,6 +59,7 @@ func TestAMessageOfACallThatHasEnded(t *testing.T) {
 	r.users.Add(oneCall) // as callStart does for the next call
 	r.Message(ticket, true)
 	r.Message(r.Ticket(), true)
+	r.users.Add(^uint64(0)) // it is free to be used again
 	if want := []string{"call", "message", "call ends", "message"}; !slices.Equal(o.events, want) {
 		t.Errorf("observers were told %v, want %v", o.events, want)
 	}
