@@ -8,7 +8,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// A security document that applies to another workload than was meant says nothing where it is missing. What can be told
+// A security document that selects the wrong workload is silent where it is missing. What can be told
 // of that is told here.
 
 // defaultNamespace is where documents without a namespace are, as with kubectl.

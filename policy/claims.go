@@ -9,27 +9,27 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// claim is what documents say of the requests to a host.
+// claim is what documents say about the requests to a host.
 type claim struct {
 	virtual *virtual   // that claims the host; nil if none does
 	at      place      // of that document
 	whole   *expansion // of virtual; nil if it has no delegates
 	joint   *joint     // of virtual with splits and profiles; nil if none is about the host
 
-	// ports are those that the document speaks of, if it does not speak of all: requests to others are treated as if it
-	// was not there.
+	// ports are the ports that the document applies to; nil: all. Requests to other ports are treated as if the document were
+	// not there.
 	ports     []int
 	otherwise *claim // what then counts; nil: nothing
 
-	// done are the routes. They are compiled for the first request, unless splits and profiles have a part in them.
+	// done are the compiled routes. They are compiled for the first request, unless splits or profiles contribute to them.
 	done atomic.Pointer[built]
 }
 
-// unit is what routes are made of. As long as that stays the same, so do the routes: a plan has them from the one before.
+// unit lists what routes are made of. While it stays the same, so do the routes: a plan takes them over from the plan before.
 type unit struct {
 	virtual  *virtual
 	whole    *expansion
-	ports    []int              // the only ones of the services that requests are sent to; 0 for those with none or several
+	ports    []int              // of each service that requests go to: its only port, or 0
 	profiles []*linkerd.Profile // of the host and of those services
 	splits   []*split
 }
@@ -39,10 +39,10 @@ func (u *unit) equal(other *unit) bool {
 		slices.Equal(u.profiles, other.profiles) && slices.EqualFunc(u.splits, other.splits, (*split).equal)
 }
 
-// joint is what comes of a unit with splits and profiles.
+// joint is a unit with the splits and profiles that apply to it.
 type joint struct {
 	unit
-	routes  *built // nil: those of the VirtualService alone
+	routes  *built // nil: the VirtualService alone makes them
 	budgets []hostBudget
 }
 
@@ -63,7 +63,7 @@ type built struct {
 // origin is where a route comes from.
 type origin struct {
 	document string // empty for the defaults of the mesh
-	by       any    // what a split or a profile says that the route comes from; nil if it is the VirtualService's
+	by       any    // the split or profile that the route comes from, as compiler.of takes it; nil for the VirtualService
 	index    int    // of the route in the document, or -1
 	matches  []int  // the index of each match in the document
 }
@@ -123,7 +123,7 @@ func (h HostPlan) Origin(e *route.Rule, match int) Origin {
 	return o
 }
 
-// of returns the claim that counts for requests to a port.
+// of returns the claim that applies to requests to a port.
 func (c *claim) of(port int) *claim {
 	for c != nil && c.ports != nil && !slices.Contains(c.ports, port) {
 		c = c.otherwise
@@ -151,7 +151,7 @@ func (c *claim) leads() []string {
 	return c.virtual.leads
 }
 
-// unit returns what the routes of a claim are made of, but for splits and profiles. The claim may be nil.
+// unit returns what the routes of a claim are made of, without splits and profiles. The claim may be nil.
 func (p *Plan) unit(c *claim) unit {
 	if c == nil {
 		return unit{}
@@ -209,7 +209,7 @@ func (p *Plan) steps(c *claim) []step {
 			timed:   spec.Timeout.Set,
 			retried: spec.Retries != nil,
 		}
-		// Of a route with a delegate, what counts are the matches of the root.
+		// For a route with a delegate, the matches of the root count.
 		own, inner := len(root.Spec.HTTP[from.Route].Match), 0
 		if from.Delegate != nil {
 			inner = len(from.Delegate.Spec.HTTP[from.DelegateRoute].Match)
@@ -230,7 +230,7 @@ func (p *Plan) steps(c *claim) []step {
 	return steps
 }
 
-// fill gives targets without a port the only one of their service, if it has one.
+// fill gives targets without a port the port of their service, if it has exactly one.
 func (p *Plan) fill(s *step) {
 	fill := func(t *route.Target) {
 		if t.Port == 0 {

@@ -33,7 +33,7 @@ func (r rules) applies() rule {
 	return general
 }
 
-// policy returns what the rule says of all endpoints.
+// policy returns the policy for all endpoints.
 func (r rule) policy() *istio.TrafficPolicy {
 	for _, d := range r {
 		if d.policy {
@@ -71,7 +71,7 @@ type destination struct {
 	modes    tlsModes // of the endpoints, their subsets and ports
 }
 
-// subset is what is kept of the subset of a rule.
+// subset is what a plan keeps of a subset.
 type subset struct {
 	name     string
 	line     int32 // of the document
@@ -131,8 +131,8 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 	return c
 }
 
-// rule returns the DestinationRule of a host. The workload's own namespace is asked first, then that of the service, then
-// the root's; the first that has a rule for the host counts.
+// rule returns the DestinationRule of a host. It looks in the workload's own namespace, then in that of the service, then in
+// the root namespace; the first namespace that has a rule for the host counts.
 func (p *Plan) rule(host string) rule {
 	for _, namespace := range []string{p.workload.Namespace, p.service(host).Namespace, rootNamespace} {
 		if found := p.rules[namespace].find(host); found != nil {
@@ -161,7 +161,7 @@ func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port i
 	return c
 }
 
-// check says what the layers cannot honour.
+// check reports what the layers cannot enforce.
 func (c *Cluster) check() error {
 	var outlier error
 	if c.Eject {
@@ -226,7 +226,7 @@ func exported(to []string, namespace string) string {
 	return strings.Join(slices.Compact(to), ",")
 }
 
-// merging warns of what has no effect in a rule because others for the same host come before it.
+// merging warns about parts of a rule that have no effect because another rule for the same host has them already.
 func (c *compiler) merging(before rule, dr decoded[destination]) {
 	if dr.is.policy && slices.ContainsFunc(before, func(d *destination) bool { return d.policy }) {
 		first := c.of(before[0])
@@ -246,7 +246,7 @@ func (c *compiler) merging(before rule, dr decoded[destination]) {
 	}
 }
 
-// enforceable has the layers look at everything that a rule asks of them. What they refuse must not come up with the
+// enforceable has the layers check every setting of a rule. What they refuse must not come up with the
 // first request.
 func (c *compiler) enforceable(doc *yamldoc.Document, spec *istio.DestinationRuleSpec) {
 	try := func(at string, policy *istio.TrafficPolicy, subset *istio.Subset, port int) {

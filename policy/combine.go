@@ -9,7 +9,7 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// combine joins what TrafficSplits and ServiceProfiles say with the claims.
+// combine applies TrafficSplits and ServiceProfiles to the claims.
 func (c *compiler) combine() {
 	if len(c.splits) == 0 && len(c.profiles) == 0 || c.failed() {
 		return
@@ -44,8 +44,8 @@ func (c *compiler) combine() {
 // maxRoutes bounds the routes of a host that several documents make together.
 const maxRoutes = 10_000
 
-// combined returns the claim on a host with what splits and profiles add to it. That is the claim itself if none is about the
-// host or the services that it leads to. Of the claim that the last plan had in this place, what did not change is kept.
+// combined returns the claim on a host with what splits and profiles add to it, or the claim itself if there are none for the
+// host and the services that it leads to. last is the claim in the same place of the last plan: what did not change is kept.
 func (c *compiler) combined(host string, own, last *claim) *claim {
 	with := c.joint(host, own, last)
 	var otherwise, lastOtherwise *claim
@@ -76,7 +76,7 @@ func (c *compiler) combined(host string, own, last *claim) *claim {
 	return both
 }
 
-// joint returns what comes of a claim with splits and profiles, and nil if there are none for it.
+// joint returns a claim with its splits and profiles, or nil if it has none.
 func (c *compiler) joint(host string, own, last *claim) *joint {
 	profile, split := c.profiles[host], c.splits[host]
 	speaks := profile != nil || split != nil
@@ -99,7 +99,7 @@ func (c *compiler) joint(host string, own, last *claim) *joint {
 	return c.join(host, own, u)
 }
 
-// join makes the routes of a unit. It reports what cannot be enforced together and then returns nil.
+// join makes the routes of a unit. If they cannot be enforced together, it reports that and returns nil.
 func (c *compiler) join(host string, own *claim, u unit) *joint {
 	j := joiner{compiler: c, host: host, virtual: own != nil}
 	name, steps := "", []step{{
@@ -140,7 +140,7 @@ func (c *compiler) join(host string, own *claim, u unit) *joint {
 	return &joint{unit: u, routes: routes, budgets: j.budgets}
 }
 
-// joiner combines what is said of one host.
+// joiner combines what documents say about one host.
 type joiner struct {
 	*compiler
 	host    string
@@ -199,7 +199,7 @@ func (j *joiner) split(s step, from int) {
 	j.add(s)
 }
 
-// profile adds a step with what a ServiceProfile says about it.
+// profile adds a step with the settings of its ServiceProfile.
 func (j *joiner) profile(s step) {
 	profile := j.profiles[s.service]
 	if profile == nil {
@@ -242,7 +242,7 @@ func (j *joiner) profile(s step) {
 	j.add(s)
 }
 
-// narrow returns a step for the requests that meet one of a list of matches too, and false if there are none.
+// narrow returns a step for the requests that also meet one of a list of matches, and false if there can be none.
 func (j *joiner) narrow(s step, matches []route.Match) (step, bool) {
 	own := s.Matches
 	if len(own) == 0 {

@@ -16,7 +16,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// rootNamespace holds the documents that are about all of the mesh.
+// rootNamespace holds the documents that apply to the whole mesh.
 const rootNamespace = "istio-system"
 
 // Compile reads the documents of all sources and compiles them for a workload. It reports everything it finds; if any
@@ -46,8 +46,8 @@ type Report struct {
 	// Documents is their number. A List is not a document itself; its items are.
 	Documents int
 
-	// InForce is how many documents of each source have a meaning in a process, in the order of the sources. See [Plan.InForce];
-	// whom a document is meant for does not count here.
+	// InForce is how many documents of each source have a meaning in a process, in the order of the sources. Unlike
+	// [Plan.InForce] it also counts documents that are meant for other workloads.
 	InForce []int
 
 	Findings Findings
@@ -145,8 +145,8 @@ type compiler struct {
 	plan  *Plan
 	dec   yamldoc.Decoder
 	apis  map[string]api
-	last  *Plan             // what did not change is taken from it; empty if there is none
-	fresh []*document       // those that are not in it
+	last  *Plan             // the plan before, of which everything that did not change is kept; never nil
+	fresh []*document       // documents that are not in last
 	texts map[string]string // repeated ones, each once
 
 	count     int // of the documents, without Lists
@@ -168,7 +168,7 @@ type compiler struct {
 	peers       []decoded[istio.PeerAuthentication]
 	access      []decoded[access]
 
-	// What applies to the calls to a host, beside its VirtualService.
+	// What else applies to the calls to a host, besides its VirtualService.
 	profiles map[string]*linkerd.Profile
 	splits   map[string]*split
 }
@@ -178,7 +178,7 @@ func (c *compiler) failed() bool {
 	return slices.ContainsFunc(c.documents, func(d *document) bool { return d.Failed() })
 }
 
-// findings collects what the documents have been reported for, in the order of the sources.
+// findings collects the problems of the documents, in the order of the sources.
 func (c *compiler) findings(sources []Source) Findings {
 	type rest struct {
 		count, line int

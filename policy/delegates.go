@@ -15,18 +15,18 @@ type delegation struct {
 	atGateways bool   // it is only about gateways
 }
 
-// expansion is what comes of a VirtualService with its delegates.
+// expansion is the result of putting the routes of delegates into a VirtualService.
 type expansion struct {
 	delegates []*virtual // one for each delegation; nil if it is not there
 
 	leads   []string // the hosts that requests are sent to
-	ports   []int    // that it speaks of; nil: all
+	ports   []int    // that it applies to; nil: all
 	some    bool     // it concerns the workload
 	missing []delegation
 	dropped []droppedRoute
 }
 
-// droppedRoute is a route of a delegate that no request can meet which comes by one of the root's routes.
+// droppedRoute is a route of a delegate that no request can meet which the root's route takes.
 type droppedRoute struct {
 	delegate         string
 	index, ofTheRoot int
@@ -59,8 +59,8 @@ func (c *compiler) delegates() map[string]decoded[virtual] {
 	return delegates
 }
 
-// whole returns what comes of a document with its delegates, and reports what is left out. It returns nil if that cannot be
-// compiled.
+// whole expands a document, unless the last plan did so with the same delegates. It warns about routes that are left out, and
+// returns nil if the result cannot be compiled.
 func (c *compiler) whole(vs decoded[virtual], delegates map[string]decoded[virtual]) *expansion {
 	v := vs.is
 	found := make([]*virtual, len(v.delegates))
@@ -91,7 +91,7 @@ func (c *compiler) whole(vs decoded[virtual], delegates map[string]decoded[virtu
 	return e
 }
 
-// expand compiles a document with its delegates.
+// expand compiles a document with its delegates, or reports why it cannot and returns nil.
 func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion {
 	e, client := &expansion{delegates: delegates}, c.plan.client()
 	whole := e.of(vs.is)
@@ -121,7 +121,7 @@ func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion 
 	return e
 }
 
-// of puts the routes of the delegates in their place. The expansion of a document without delegates is nil.
+// of returns the document with the routes of its delegates. The expansion of a document without delegates is nil.
 func (e *expansion) of(v *virtual) istio.Expansion {
 	return v.get().Expand(func(namespace, name string) (*istio.VirtualService, bool) {
 		i := slices.IndexFunc(v.delegates, func(d delegation) bool { return d.to == namespace+"/"+name })

@@ -18,7 +18,7 @@ type ServiceEntry struct {
 	// Document names the document, as "ServiceEntry default/payments".
 	Document string
 
-	// Namespace is that of the document: [Plan.Peers] of it are about the endpoints.
+	// Namespace is the namespace of the document. [Plan.Peers] of this namespace apply to the endpoints.
 	Namespace string
 
 	// LookUp says that the addresses of Endpoints are host names to look up in DNS (resolution DNS). Each IP address that is
@@ -91,7 +91,7 @@ func (c *compiler) readEntry(doc *yamldoc.Document, r *reading, is *istio.Servic
 	return e
 }
 
-// of returns what the entry says of a host.
+// of returns what the entry says about a host.
 func (e *entry) of(host string) *ServiceEntry {
 	if known := e.exact[host]; known != nil {
 		return known
@@ -106,7 +106,7 @@ func (e *entry) of(host string) *ServiceEntry {
 	}
 }
 
-// placed warns of an entry that is outside of the mesh only because it does not say where it is.
+// placed warns about an entry that is outside the mesh only because it has no location.
 func (c *compiler) placed(doc *yamldoc.Document, is *istio.ServiceEntry) {
 	if is.Spec.Location != "" {
 		return
@@ -146,7 +146,7 @@ func (c *compiler) serviceEntries() {
 	}
 }
 
-// selecting warns of the subsets of a rule that have no endpoints, where an entry says which ones there are.
+// selecting warns about subsets without endpoints, where an entry lists the endpoints.
 func (c *compiler) selecting(dr decoded[destination], host string) {
 	e := c.plan.entries.exact[host]
 	if e == nil {

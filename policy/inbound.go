@@ -13,7 +13,7 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// Inbound is what a plan says of the connections and requests to its workload. It is immutable and safe for concurrent
+// Inbound is what a plan says about the connections and requests to its workload. It is immutable and safe for concurrent
 // use.
 type Inbound struct {
 	mode       tlsid.Mode
@@ -23,7 +23,7 @@ type Inbound struct {
 	asserted   []string // headers that policies ask about, and that a peer without an identity may not assert
 }
 
-// Inbound returns what the plan says of the connections and requests to the workload. It is never nil.
+// Inbound returns what the plan says about the connections and requests to the workload. It is never nil.
 func (p *Plan) Inbound() *Inbound {
 	return p.inbound
 }
@@ -39,8 +39,8 @@ func (in *Inbound) Mode(port int) tlsid.Mode {
 
 // Authorize decides about a request, which it does not keep or change. The mode of the port that it arrived at comes first:
 // a peer without an identity is denied where it is [tlsid.Strict], and no peer has one where it is [tlsid.Disable]. Then
-// the AuthorizationPolicies are asked. To them, the headers x-envoy-* and x-request-id of a peer without an identity are
-// not there: handlers do not see them either.
+// the AuthorizationPolicies decide. For them, a peer without an identity has sent no x-envoy-* and x-request-id headers:
+// handlers do not see them either.
 func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
 	switch mode := in.Mode(int(r.Destination.Port())); {
 	case mode == tlsid.Strict && r.Principal == "":
@@ -51,7 +51,7 @@ func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
 	return in.authorizer.Decide(r)
 }
 
-// Authorizes reports whether there are AuthorizationPolicies about the workload that decide anything.
+// Authorizes reports whether any AuthorizationPolicy that is enforced applies to the workload.
 func (in *Inbound) Authorizes() bool {
 	return in.authorizes
 }
@@ -116,7 +116,7 @@ func (c *compiler) readAccess(doc *yamldoc.Document, is *istio.AuthorizationPoli
 	return a
 }
 
-// authorizationPolicies compiles what is about the workload.
+// authorizationPolicies compiles the policies that apply to the workload.
 func (c *compiler) authorizationPolicies() {
 	p := c.plan
 	config := authz.Config{Normalization: p.workload.Paths}
@@ -150,8 +150,8 @@ func (c *compiler) authorizationPolicies() {
 	p.inbound = in
 }
 
-// unselected warns of a workload without labels, as a process has that was told of none: what selects by labels is about
-// others then, and a policy that was to deny something would not. It says whether it warned.
+// unselected warns about a workload without labels, because the process was given none: policies that select by labels then
+// apply to others, and a policy that should deny something does not. It reports whether it warned.
 func (c *compiler) unselected() bool {
 	w := &c.plan.workload
 	if len(w.Labels) > 0 {

@@ -24,7 +24,7 @@ const (
 	meaningless       // it does not concern traffic between processes that use this library
 )
 
-// api is what is known of an API group. Without versions, every version has the kinds. Other kinds are mistakes, unless
+// api is what is known about an API group. Without versions, every version has the kinds. Other kinds are mistakes, unless
 // the group is one of Kubernetes.
 type api struct {
 	versions []string
@@ -113,8 +113,8 @@ func kubernetes(group string) bool {
 	return strings.HasSuffix(group, ".k8s.io")
 }
 
-// foreign says that a group is that of an extension of Kubernetes, whose names have dots, and that its kinds cannot be about a
-// mesh. Folders hold such documents beside ours: certificates, monitors, rollouts.
+// foreign reports whether a group belongs to an extension of Kubernetes, whose names have dots, that has nothing to do with a
+// mesh. Folders often hold such documents too: certificates, monitors, rollouts.
 func foreign(group string) bool {
 	for _, mesh := range []string{"istio.io", "linkerd.io", "smi-spec.io"} {
 		if group == mesh || strings.HasSuffix(group, "."+mesh) {

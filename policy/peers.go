@@ -10,7 +10,7 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// PeerRules are what PeerAuthentications say of the workloads of a namespace: which connections they accept. They are
+// PeerRules are what PeerAuthentications say about the workloads of a namespace: which connections they accept. They are
 // immutable and safe for concurrent use. A nil *PeerRules says nothing.
 type PeerRules struct {
 	general peerMode   // of all workloads
@@ -30,7 +30,7 @@ type peerMode struct {
 	set  bool
 }
 
-// Peers returns what documents say of the workloads of a namespace, and nil if they say nothing.
+// Peers returns what documents say about the workloads of a namespace, and nil if they say nothing.
 func (p *Plan) Peers(namespace string) *PeerRules {
 	if rules := p.peers[namespace]; rules != nil {
 		return rules
@@ -131,7 +131,7 @@ func (c *compiler) peerAuthentications() {
 	}
 }
 
-// peerRules translates the rules for some workloads of a namespace, and warns of those that others come before.
+// peerRules translates the rules for some workloads of a namespace, and warns about rules that an earlier one overrides.
 func (c *compiler) peerRules(policies []decoded[istio.PeerAuthentication]) []peerRule {
 	rules := make([]peerRule, 0, len(policies))
 	same := make(map[string]*document) // by labels

@@ -76,11 +76,11 @@ type Plan struct {
 
 // HostPlan is what a plan says about the host of a request.
 type HostPlan struct {
-	// Service is what discovery is asked for.
+	// Service is the service to look up in discovery.
 	Service discovery.Service
 
 	// Document names the document whose routes apply, as "VirtualService default/user-service". Empty if there is none.
-	// Others may have a part in them: see [HostPlan.Origin].
+	// Other documents may contribute to them: see [HostPlan.Origin].
 	Document string
 
 	// Routes are the routes of that document. nil means that no document routes the host: the request goes to the host
@@ -112,7 +112,7 @@ type Cluster struct {
 	// Passthrough dials what the caller asked for (loadBalancer.simple PASSTHROUGH).
 	Passthrough bool
 
-	// Outlier ejects endpoints that fail; Eject says whether it does at all.
+	// Outlier says when endpoints that fail are ejected; it counts only if Eject is set.
 	Eject   bool
 	Outlier breaker.OutlierConfig
 
@@ -122,7 +122,7 @@ type Cluster struct {
 	// RetryLimit bounds the retries under way at once. Its zero value does not.
 	RetryLimit retry.LimiterConfig
 
-	// RetryBudget bounds the retries by a share of the calls. It is Off unless a document asks for it.
+	// RetryBudget bounds the retries by a share of the calls. It is Off unless a document sets it.
 	RetryBudget retry.BudgetConfig
 
 	// TLS says how connections are secured.

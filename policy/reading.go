@@ -18,13 +18,13 @@ type document struct {
 	*yamldoc.Document
 	*reading
 	file string
-	idle bool // a delegate to which nobody hands requests in the mesh
+	idle bool // a delegate that no route in the mesh hands requests to
 }
 
 func (d *document) place() place { return place{d.file, d.Line} }
 
-// reading is what a document says by itself, whatever the others say. It does not change, so that plans share it as long
-// as the text of the document stays the same.
+// reading is what a document says by itself, independently of others. It does not change: plans share it while the text of
+// the document stays the same.
 type reading struct {
 	identity
 	group   string
@@ -55,12 +55,12 @@ type decoded[T any] struct {
 	is *T
 }
 
-// source is what a document says as it is written. Most of it is of no use until somebody calls the service that it is
-// about, and takes a multiple of the memory of its text: so it is decoded when it is asked for, and then kept.
+// source is a decoded document. It is not needed before the first call to the service that it is about, and takes several
+// times the memory of its text: so it is decoded when it is first used, and then kept.
 type source[T any] struct {
 	words  *yamldoc.Words
 	packed yamldoc.Packed // empty: spec stays
-	fresh  atomic.Bool    // spec was decoded for compiling, and nobody has asked for it
+	fresh  atomic.Bool    // spec was decoded for compiling, and has not been used since
 	spec   atomic.Pointer[T]
 }
 
@@ -80,7 +80,7 @@ func (s *source[T]) get() *T {
 	return s.spec.Load()
 }
 
-// pack leaves it to get to decode the document again, if nobody has asked for it so far.
+// pack drops the decoded document if it has not been used since it was compiled: get decodes it again.
 func (s *source[T]) pack(words *yamldoc.Words, d *yamldoc.Document) {
 	if !s.fresh.Load() {
 		return
@@ -97,7 +97,7 @@ func (s *source[T]) keep(spec *T) {
 	s.fresh.Store(true)
 }
 
-// pack gives up what was only needed to compile.
+// pack drops what was needed only for compiling.
 func (c *compiler) pack() {
 	type packer interface {
 		pack(*yamldoc.Words, *yamldoc.Document)
@@ -128,7 +128,7 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 	}
 }
 
-// keeps gives a reading what the next plan needs to do without the document, and says whether it can.
+// keeps reports whether the next plan can do without reading the document again.
 func keeps(doc *yamldoc.Document, r *reading) bool {
 	if r.kind == "" || doc.Failed() || doc.Omitted() > 0 || len(doc.Problems) >= 10 || r.list() && r.items == nil {
 		return false
@@ -215,7 +215,7 @@ func (c *compiler) takeItems(file string, doc *yamldoc.Document, r *reading) {
 	}
 }
 
-// notEnforced is what a document says that was checked and is refused.
+// notEnforced stands for a document that was checked and is refused.
 type notEnforced struct{}
 
 // readNew reads a document that was not read before, and reports what is wrong with it by itself.
@@ -351,7 +351,7 @@ func shaped[T any, P interface {
 	return is
 }
 
-// delegated returns what there is to report of a delegate, beyond what was, if requests in the mesh are handed to it.
+// delegated returns what has to be reported about a delegate, in addition, if a route in the mesh hands requests to it.
 func (c *compiler) delegated(doc *yamldoc.Document) *yamldoc.Digest {
 	again := doc.Again()
 	if is := shaped[istio.VirtualService](c, again, istio.AtGateways(again, false)...); is != nil && !again.Failed() {

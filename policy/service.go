@@ -95,7 +95,7 @@ func (p *servedPort) protocol() string {
 // servicePort is a port that documents give to a service.
 type servicePort struct {
 	number int
-	http2  bool // it is spoken to in HTTP/2, without TLS too
+	http2  bool // it speaks HTTP/2, also without TLS
 }
 
 // served are the ports of a Service.
@@ -161,7 +161,7 @@ func (p *Plan) onlyPort(host string) int {
 	return 0
 }
 
-// http2 says whether a port of a host is spoken to in HTTP/2.
+// http2 reports whether a port of a host speaks HTTP/2.
 func (p *Plan) http2(host string, port int) bool {
 	ports := p.servicePorts(host)
 	if e := p.entries.find(host); ports == nil && e != nil {

@@ -39,12 +39,12 @@ func (t TLS) Equal(other TLS) bool {
 		t.ServerName == other.ServerName && t.External == other.External
 }
 
-// TLSMode is the kind of connection that a DestinationRule asks for.
+// TLSMode is the kind of connection that a DestinationRule sets.
 type TLSMode uint8
 
 // The modes.
 const (
-	// TLSAuto is the mode of targets that no document speaks of: mutual TLS with the workload's identity where endpoints
+	// TLSAuto is the mode of targets without settings for TLS: mutual TLS with the workload's identity where endpoints
 	// take it, and else plaintext. See [Plan.Peers].
 	TLSAuto TLSMode = iota
 
@@ -124,8 +124,8 @@ func (p *Plan) entryTLS(t *TLS, host string) {
 	}
 }
 
-// certificateNames warns of the names of a ServiceEntry that nobody looks at, or that no endpoint can have. The rules of
-// all namespaces count: documents are also checked for workloads that nobody has named.
+// certificateNames warns about names of a ServiceEntry that are never compared, or that no endpoint can have. The rules of
+// all namespaces count, because documents are also checked without a workload.
 func (c *compiler) certificateNames() {
 	for _, se := range c.entries {
 		if se.Failed() || len(se.is.names) == 0 {

@@ -28,10 +28,10 @@ type virtual struct {
 	lines   []int32        // of its routes, counted from that of the document
 
 	// Of a document without delegates. Those of others stand in whole.
-	ports []int // that it speaks of; nil: all
+	ports []int // that it applies to; nil: all
 	some  bool  // it concerns the workload
 
-	// What came of it in the last plan, for the next one.
+	// What the last plan made of it, for the next one.
 	whole atomic.Pointer[expansion]
 	last  atomic.Pointer[built]
 }
@@ -103,7 +103,7 @@ func (p *Plan) client() istio.Client {
 	return istio.Client{Namespace: p.workload.Namespace, Labels: p.workload.Labels, ClusterDomain: p.workload.ClusterDomain}
 }
 
-// portsOf returns the ports that a document speaks of, nil for all, and false if it does not concern the workload.
+// portsOf returns the ports that a document applies to, nil for all, and false if it does not concern the workload.
 func portsOf(vs *istio.VirtualService, client istio.Client) (ports []int, some bool) {
 	named := make(map[int]bool)
 	for i := range vs.Spec.HTTP {

@@ -57,7 +57,7 @@ const usage = `Usage:
         --principal P       the peer's identity, as cluster.local/ns/default/sa/name; without it the peer is plaintext
         --source-ip IP      the peer's address (default 127.0.0.1)
         --port N            the workload's port (default that of the URL)
-        --trusted-hops N    the proxies in front that x-forwarded-for is believed of (default 0)
+        --trusted-hops N    how many proxies in front are trusted to set x-forwarded-for (default 0)
         -X METHOD           the request's method (default GET)
         -H 'NAME: VALUE'    a request header; may be repeated; Host replaces the authority
         Flags come before the URL.

@@ -153,7 +153,7 @@ func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
 		a.Action = "notFound"
 		return a, nil
 	}
-	// What decided may be another document than the first, if several speak of the host.
+	// If several documents apply to the host, another one than the first may have decided.
 	if origin := host.Origin(entry, match); origin.Document != "" {
 		a.Document = origin.Document
 		if origin.Route >= 0 {

@@ -261,7 +261,7 @@ func text(line []byte) bool {
 	return utf8.Valid(line)
 }
 
-// read parses the chunk unless it is known. It may run beside that of other chunks.
+// read parses the chunk unless it is known. Chunks may be read concurrently.
 func (c *chunk) read(known func(Sum) *Digest) {
 	if c.doc != nil {
 		return
@@ -300,7 +300,7 @@ var errSecond = errors.New("a second document begins after an unusual line break
 // notYAML is an error of the YAML parser.
 type notYAML struct{ error }
 
-// broken reports why the chunk could not be parsed. Of very many chunks in a stream, only the first are told one by one.
+// broken reports why the chunk could not be parsed. If there are very many in a stream, only the first are reported one by one.
 func (c *chunk) broken() {
 	line := c.line + c.skip
 	if c.stream.broken++; c.stream.broken > maxBroken {

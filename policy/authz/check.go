@@ -8,7 +8,7 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// What follows refuses values that no request can match. A Deny rule that has one denies nothing, and nobody would notice.
+// The checks below refuse values that no request can match: a Deny rule with such a value would silently deny nothing.
 
 var (
 	errMiddleStar = errors.New("only a star at the beginning or the end stands for other text, and only one of them")

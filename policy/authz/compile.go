@@ -56,7 +56,7 @@ func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 	return a, nil
 }
 
-// prepare gives a slot to each header that the rule asks for, and reports whether it asks for hosts.
+// prepare gives a slot to each header that the rule reads, and reports whether it has conditions on hosts.
 func (r *rule) prepare(slots map[string]int) (hosts bool) {
 	for i := range r.to {
 		r.hosts = r.hosts || !r.to[i].hosts.empty()

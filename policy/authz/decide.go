@@ -13,7 +13,7 @@ type Authorizer struct {
 	present        bool // there is any policy
 	enforced       bool // there is an enforced policy that may deny
 	escaped        bool // the text of a path is another once it is decoded
-	hosts          bool // a rule asks for hosts
+	hosts          bool // a rule has conditions on hosts
 	slots          int  // how many headers the rules ask for
 	normalization  Normalization
 }

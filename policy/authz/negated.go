@@ -2,8 +2,8 @@ package authz
 
 import "slices"
 
-// negations are rules that are only about what a path is not, as far as paths and identities go: no text that a request must
-// have leads to them. All readings of a path are looked up once, and that leaves few rules to try under each.
+// negations are the rules with notPaths that have no text a request must have, so that the index cannot find them. The
+// patterns that the readings of a path match are looked up once, and only the few rules that may still match are tried.
 type negations struct {
 	rules    []negatedRule
 	patterns []negatedPath
@@ -14,20 +14,20 @@ type negations struct {
 	operations int
 }
 
-// negatedRule is a rule and the numbers of its operations, each of which names paths that it is not about.
+// negatedRule is a rule and the numbers of its operations, each of which has notPaths.
 type negatedRule struct {
 	rule     int32
 	from, to int
 }
 
-// negatedPath is a path that operations are not about.
+// negatedPath is a pattern and the operations that have it among their notPaths.
 type negatedPath struct {
 	pattern
 	operations []int32
 }
 
-// add takes a rule, unless nothing can be told from single operations of it: one that must match under every reading may do so by
-// another operation under each.
+// add takes a rule, if each of its operations has notPaths. A rule that must match under every reading may do so by a different
+// operation under each, so it is taken only if it has a single one.
 func (n *negations) add(i int32, r *rule) bool {
 	if len(r.to) == 0 || r.every && len(r.to) > 1 {
 		return false
@@ -101,12 +101,12 @@ func (n *negations) try(g *group, best int, q *query) int {
 	return best
 }
 
-// matched says of each operation whether a path that it is not about is there under every reading, or, for rules that must match
-// under every reading, under any. Either way the operation does not match.
+// matched reports for each operation whether its notPaths match every reading or, for rules that must match under every
+// reading, any. Either way the operation does not match the request.
 func (n *negations) matched(paths []reading, anyReading bool) []bool {
 	found, times := n.find(paths)
 	matched := make([]bool, n.operations)
-	var under []int32 // of operations that several patterns are about: under how many readings, from the first on
+	var under []int32 // for operations that different patterns match: how many readings, counted from the first
 	for _, f := range found {
 		operations := n.patterns[f.pattern].operations
 		switch {

@@ -11,19 +11,19 @@ type query struct {
 	*Request
 	paths      []reading // of a raw TCP connection they mean nothing
 	unreadable bool      // there are none: the path might be any
-	hosts      []string  // none: the host might be any. Not there unless a rule asks for hosts
+	hosts      []string  // none: the host might be any. Not set unless a rule has conditions on hosts
 
 	slots int               // how many headers the rules ask for
 	plain uint64            // those of the first of them that have one reading only
-	odd   []*headerReadings // by slot, of those that have more; nil for those that nobody has asked for yet
+	odd   []*headerReadings // by slot, of those that have more; nil for those that no rule has needed yet
 }
 
 // rule is a compiled Rule.
 type rule struct {
 	name  Match
 	every bool // must match under every reading (ALLOW), rather than any
-	hosts bool // an operation asks for hosts
-	paths bool // an operation asks for paths
+	hosts bool // an operation has conditions on hosts
+	paths bool // an operation has conditions on paths
 	from  []source
 	to    []operation
 	when  []condition
@@ -60,7 +60,7 @@ const (
 type condition struct {
 	attribute attribute
 	header    string // its canonical name
-	slot      int    // of the header among those that are asked for
+	slot      int    // of the header among those that rules read
 	single    bool   // the header is no list
 	binary    bool   // the header is in base64
 	texts     texts

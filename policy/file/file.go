@@ -224,11 +224,11 @@ func (s *session) calm(ctx context.Context, now state) state {
 	}
 }
 
-// look reads the documents as they are now. Whatever changes later, the notifier tells of.
+// look reads the documents as they are now. The notifier reports later changes.
 func (s *session) look() state {
 	for try := 1; ; try++ {
 		before, err := s.Locate()
-		// Follow first and read then: a change is either read or told of.
+		// Follow first, then read: a change is either read or reported.
 		fresh := s.follow(before.Interests)
 		if err == nil {
 			var files []folder.File

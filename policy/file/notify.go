@@ -14,7 +14,7 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/folder"
 )
 
-// notifier tells of changes in the folders it follows. While the kernel's notifications cannot be had it tells of none,
+// notifier reports changes in the folders it follows. While the kernel's notifications are not available it reports none,
 // and tries again with every follow.
 type notifier struct {
 	open    func() (*fsnotify.Watcher, error)
@@ -29,7 +29,7 @@ type notifier struct {
 
 var errEnded = errors.New("the notifications ended")
 
-// follow tells from now on of changes in the folders of interests, and of no others. It reports whether it followed
+// follow makes the notifier report changes in the folders of interests, and in no others. It returns whether it followed
 // one that it did not before: what happened in it until now may have been missed.
 func (n *notifier) follow(interests map[string]*folder.Interest) (fresh bool) {
 	n.err = nil

@@ -138,7 +138,7 @@ func inherit[T any](field **T, from *T) {
 	}
 }
 
-// joinNames names what comes of a root and a delegate.
+// joinNames returns the name of a route that a root and a delegate make together.
 func joinNames(root, leaf string) string {
 	if root == "" || leaf == "" {
 		return root + leaf

@@ -49,7 +49,7 @@ type PolicyTargetReference struct {
 	Namespace string `yaml:"namespace"`
 }
 
-// ExtensionProvider names who decides about the requests of a CUSTOM policy.
+// ExtensionProvider names the authorizer of a CUSTOM policy.
 type ExtensionProvider struct {
 	Name string `yaml:"name"`
 }
@@ -71,7 +71,7 @@ type RuleTo struct {
 	Operation *Operation `yaml:"operation"`
 }
 
-// Source matches who sends a request. All fields must hold; of a field, any value or, of one that begins with not, none.
+// Source matches the sender of a request. All fields must hold; of a field, any value or, of one that begins with not, none.
 type Source struct {
 	Principals           []string `yaml:"principals"`
 	NotPrincipals        []string `yaml:"notPrincipals"`
@@ -89,7 +89,7 @@ type Source struct {
 	NotRemoteIPBlocks    []string `yaml:"notRemoteIpBlocks"`
 }
 
-// Operation matches what a request asks for, in the way of [Source].
+// Operation matches a request itself, in the way of [Source].
 type Operation struct {
 	Hosts      []string `yaml:"hosts"`
 	NotHosts   []string `yaml:"notHosts"`
