@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"net/http"
-	"reflect"
 	"strconv"
 	"strings"
 
@@ -14,6 +13,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/refusal"
@@ -123,10 +123,10 @@ func lost(err error) error {
 	s := status.Convert(err)
 	text := s.Message()
 	if grpcwire.Unprocessed(err) {
-		return &resetError{err: err, code: refusedStream}
+		return failure.Mark(failure.RefusedStream, err)
 	}
 	if _, reset := grpcwire.ResetCode(err); reset {
-		return &resetError{err: err, code: otherReset}
+		return failure.Mark(failure.StreamReset, err)
 	}
 	if s.Code() != codes.Unavailable {
 		return nil
@@ -140,35 +140,4 @@ func lost(err error) error {
 		}
 	}
 	return nil
-}
-
-// The codes of RST_STREAM frames: RFC 9113, section 7. Only the one matters.
-const (
-	refusedStream = 0x7
-	otherReset    = 0x2
-)
-
-// resetError is the end of a stream that the server reset. The rest of the mesh knows such errors by their shape.
-type resetError struct {
-	err  error
-	code uint32
-}
-
-func (e *resetError) Error() string { return e.err.Error() }
-func (e *resetError) Unwrap() error { return e.err }
-
-// As fills in a stream error, as that of net/http does: a struct of a stream ID, a code, and a cause.
-func (e *resetError) As(target any) bool {
-	v := reflect.ValueOf(target).Elem()
-	if v.Kind() != reflect.Struct || v.NumField() != 3 {
-		return false
-	}
-	t := v.Type()
-	if t.Field(0).Name != "StreamID" || t.Field(1).Name != "Code" || t.Field(2).Name != "Cause" ||
-		t.Field(1).Type.Kind() != reflect.Uint32 {
-		return false
-	}
-	v.Field(1).SetUint(uint64(e.code))
-	v.Field(2).Set(reflect.ValueOf(e.err))
-	return true
 }

@@ -83,7 +83,7 @@ func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.Read
 	case t.ctx.Exceeded() != nil:
 		return nil, out, t.ctx.Exceeded()
 	case t.traced && !t.begun.Load():
-		return nil, out, failure.MarkUnsent(err)
+		return nil, out, failure.Mark(failure.Unsent, err)
 	}
 	return nil, out, err
 }

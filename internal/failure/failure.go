@@ -85,14 +85,17 @@ func (k Kind) Unprocessed() bool {
 	return false
 }
 
-// MarkUnsent wraps err, of a call of which nothing was written, so that Of knows.
-func MarkUnsent(err error) error {
-	return &unsent{err}
+// Mark wraps err, whose kind the transport knows, so that Of knows it too.
+func Mark(kind Kind, err error) error {
+	return &marked{err, kind}
 }
 
-type unsent struct{ error }
+type marked struct {
+	error
+	kind Kind
+}
 
-func (e *unsent) Unwrap() error { return e.error }
+func (e *marked) Unwrap() error { return e.error }
 
 // Of returns the kind of err, an error of http.RoundTripper or of a response body, for a call made with ctx. ctx must be the
 // context of the whole call and not that of a try: only it tells whether the caller went away. req is the request that was
@@ -125,8 +128,11 @@ func Of(ctx context.Context, req *http.Request, err error) Kind {
 		return BadRequest
 	case isConnect(err):
 		return Connect
-	case isUnsent(err):
-		return Unsent
+	}
+	if known, ok := errors.AsType[*marked](err); ok {
+		return known.kind
+	}
+	switch {
 	case IsTimeout(err):
 		return TryTimeout
 	case errors.Is(err, context.Canceled):
@@ -142,11 +148,6 @@ func Of(ctx context.Context, req *http.Request, err error) Kind {
 func overdue(ctx context.Context) bool {
 	at, ok := ctx.Deadline()
 	return ok && !time.Now().Before(at)
-}
-
-func isUnsent(err error) bool {
-	var u *unsent
-	return errors.As(err, &u)
 }
 
 // IsTimeout reports whether err is a timeout of any kind.

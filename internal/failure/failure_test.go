@@ -62,14 +62,14 @@ func TestOf(t *testing.T) {
 		{"other stream error of x/net", live,
 			errors.New("stream error: stream ID 3; CANCEL; received from peer"), failure.Reset},
 		{"connection unusable", live, errors.New("http2: client conn not usable"), failure.Unsent},
-		{"marked", live, fmt.Errorf("x: %w", failure.MarkUnsent(boom)), failure.Unsent},
+		{"marked", live, fmt.Errorf("x: %w", failure.Mark(failure.Unsent, boom)), failure.Unsent},
 	} {
 		if got := failure.Of(test.ctx, nil, test.err); got != test.want {
 			t.Errorf("%s: Of = %v, want %v", test.name, got, test.want)
 		}
 	}
-	if !errors.Is(failure.MarkUnsent(boom), boom) {
-		t.Error("MarkUnsent hides the error")
+	if !errors.Is(failure.Mark(failure.Unsent, boom), boom) {
+		t.Error("Mark hides the error")
 	}
 }
 
