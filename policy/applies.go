@@ -97,6 +97,8 @@ func (d *document) inForce() bool {
 		return is.visible && (is.selector == nil || is.selects)
 	case *entry:
 		return is.visible
+	case *reporting:
+		return is.selected || is.is.Spec.Selector.Labels() == nil
 	case *access:
 		return is.selected || is.is.Spec.Selector.Labels() == nil
 	}

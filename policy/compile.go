@@ -79,6 +79,7 @@ func compile(last *Plan, sources []Source, w Workload) *compiler {
 	c.subsets()
 	c.peerAuthentications()
 	c.authorizationPolicies()
+	c.telemetries()
 	return c
 }
 
@@ -167,6 +168,7 @@ type compiler struct {
 	kubernetes  []decoded[served]
 	peers       []decoded[istio.PeerAuthentication]
 	access      []decoded[access]
+	reports     []decoded[reporting]
 
 	// What else applies to the calls to a host, besides its VirtualService.
 	profiles map[string]*linkerd.Profile

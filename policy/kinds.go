@@ -54,7 +54,7 @@ func apis() map[string]api {
 		"":                    {[]string{"v1"}, kinds(enforced, "Service")},
 		istio.Group:           {[]string{"v1alpha3", "v1beta1", "v1"}, traffic},
 		istio.SecurityGroup:   {[]string{"v1beta1", "v1"}, security},
-		"telemetry.istio.io":  {kinds: kinds(refused, "Telemetry")},
+		istio.TelemetryGroup:  {[]string{"v1alpha1", "v1"}, kinds(enforced, "Telemetry")},
 		"extensions.istio.io": {kinds: kinds(refused, "WasmPlugin")},
 		linkerd.Group:         {[]string{"v1alpha1", "v1alpha2"}, kinds(enforced, "ServiceProfile")},
 		"policy.linkerd.io": {kinds: kinds(refused, "Server", "ServerAuthorization", "AuthorizationPolicy",

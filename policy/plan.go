@@ -14,6 +14,7 @@ import (
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/policy/telemetry"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -48,6 +49,10 @@ type Workload struct {
 	// Unlabelled says that discovery finds endpoints without labels, as DNS does. Subsets that select by labels then have
 	// no endpoints, unless a ServiceEntry gives them, and are warned of.
 	Unlabelled bool
+
+	// Expressions compiles the expressions of Telemetry documents: that of policy/telemetry/cel. Documents with an expression
+	// are an error without it.
+	Expressions telemetry.Expressions
 }
 
 // Plan is a set of documents, compiled for one workload. It is immutable and safe for concurrent use.
@@ -65,6 +70,7 @@ type Plan struct {
 
 	peers   map[string]*PeerRules // by namespace, as far as there are rules
 	inbound *Inbound
+	reports *telemetry.Settings
 
 	defaults *route.Table
 

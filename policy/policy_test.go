@@ -123,6 +123,9 @@ func dump(plan *policy.Plan, findings policy.Findings, hosts, peers []string) st
 		mode, set := plan.Peers(namespace).Mode(labels, number)
 		fmt.Fprintf(&b, "peers %s: %v, said: %v\n", asked, mode, set)
 	}
+	if s := plan.Telemetry(); s != nil {
+		fmt.Fprintf(&b, "\ntelemetry of calls: %s\ntelemetry of requests: %s\n", fields(*s.Client()), fields(*s.Server()))
+	}
 	seen := make(map[string]bool)
 	routed := make(map[*route.Table]bool)
 	targets := make(map[route.Target]bool)

@@ -185,6 +185,8 @@ func (c *compiler) take(file string, doc *yamldoc.Document, r *reading) *reading
 		c.kubernetes = append(c.kubernetes, decoded[served]{d, is})
 	case *istio.PeerAuthentication:
 		c.peers = append(c.peers, decoded[istio.PeerAuthentication]{d, is})
+	case *reporting:
+		c.reports = append(c.reports, decoded[reporting]{d, is})
 	case *access:
 		c.access = append(c.access, decoded[access]{d, is})
 	}
@@ -323,6 +325,10 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 	case "Service":
 		if is := shaped[service](c, doc); is != nil {
 			return c.readService(r, is)
+		}
+	case "Telemetry":
+		if is := shaped[istio.Telemetry](c, doc); is != nil {
+			return c.readTelemetry(doc, is)
 		}
 	case "PeerAuthentication":
 		c.unplaced(doc)

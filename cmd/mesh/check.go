@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/telemetry/cel"
 )
 
 // report is what check prints as JSON.
@@ -33,7 +34,7 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	checked := policy.Check(sources, policy.Workload{})
+	checked := policy.Check(sources, policy.Workload{Expressions: cel.Expressions{}})
 	findings := append(checked.Findings, idle(paths, checked)...)
 
 	switch {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/telemetry/cel"
 )
 
 // requestFlags are the flags of the commands that answer about one request.
@@ -24,7 +25,7 @@ type requestFlags struct {
 func newRequestFlags(command string) *requestFlags {
 	f := &requestFlags{
 		FlagSet:  flag.NewFlagSet(command, flag.ContinueOnError),
-		workload: policy.Workload{Labels: make(map[string]string)},
+		workload: policy.Workload{Labels: make(map[string]string), Expressions: cel.Expressions{}},
 		header:   make(http.Header),
 	}
 	f.Func("f", "", func(path string) error {

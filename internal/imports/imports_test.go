@@ -31,7 +31,11 @@ var thirdParty = []struct {
 	{"github.com/prometheus/procfs", "of client_golang: its metrics of processes", []string{"/metrics"}},
 	{"github.com/beorn7/perks", "of client_golang: its summaries", []string{"/metrics"}},
 	{"github.com/munnerz/goautoneg", "of client_golang: what format is asked for", []string{"/metrics"}},
-	{"go.yaml.in/yaml/v3", "the document syntax", []string{"/internal/yamldoc"}},
+	{"go.yaml.in/yaml/v3", "the document syntax", []string{"/internal/yamldoc", "/policy/telemetry/cel"}},
+	{"cel.dev/cel-go", "the expressions of Telemetry documents", []string{"/policy/telemetry/cel"}},
+	{"cel.dev/expr", "of cel-go", []string{"/policy/telemetry/cel"}},
+	{"github.com/antlr4-go/antlr/v4", "of cel-go", []string{"/policy/telemetry/cel"}},
+	{"golang.org/x/exp", "of cel-go", []string{"/policy/telemetry/cel"}},
 	{"github.com/fsnotify/fsnotify", "notice of changed files", []string{"/policy/file"}},
 	{"golang.org/x/sys", "what fsnotify, gRPC and Prometheus call the kernel with", []string{"/policy/file", "grpc", "/metrics"}},
 	{"github.com/spiffe/go-spiffe/v2/spiffeid", "the names of identities", []string{"/tlsid", "/policy/internal/istio"}},
@@ -41,10 +45,10 @@ var thirdParty = []struct {
 	{"github.com/spiffe/go-spiffe/v2", "the client of the Workload API", []string{"/tlsid/spiffe", "/internal/workloadapi"}},
 	{"github.com/go-jose/go-jose/v4", "JWT-SVIDs and bundles of the Workload API client", []string{"/tlsid/spiffe", "/internal/workloadapi"}},
 	{"google.golang.org/grpc", "the gRPC adapters", []string{"grpc"}},
-	{"google.golang.org/protobuf", "of gRPC, and of Prometheus and the metadata of peers", []string{"grpc", "/internal/peermeta"}},
-	{"google.golang.org/genproto", "the status of gRPC", []string{"grpc"}},
+	{"google.golang.org/protobuf", "of gRPC, and of Prometheus and the metadata of peers", []string{"grpc", "/internal/peermeta", "/policy/telemetry/cel"}},
+	{"google.golang.org/genproto", "the status of gRPC", []string{"grpc", "/policy/telemetry/cel"}},
 	{"golang.org/x/net", "HTTP/2 for gRPC", []string{"grpc"}},
-	{"golang.org/x/text", "of golang.org/x/net", []string{"grpc"}},
+	{"golang.org/x/text", "of golang.org/x/net", []string{"grpc", "/policy/telemetry/cel"}},
 }
 
 // speaksGRPC reports whether a package is one of those that gRPC may be reached by.
@@ -54,7 +58,7 @@ func speaksGRPC(name string) bool {
 
 // layers are useful alone: none reaches documents, the assembly, or a layer that stands above it.
 var layers = []string{"/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault", "/policy/route",
-	"/policy/authz", "/tlsid", "/tracing"}
+	"/policy/authz", "/policy/telemetry", "/policy/telemetry/cel", "/tlsid", "/tracing"}
 
 // forTests are the packages that nothing but tests imports.
 var forTests = []string{"/internal/await", "/internal/leak", "/internal/memnet", "/internal/meshtest", "/internal/grpctest",

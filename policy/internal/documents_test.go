@@ -207,7 +207,7 @@ func metadata(b *strings.Builder, t *testing.T) {
 	list.except["metadata.annotations{}"] = yamldoc.Field{State: yamldoc.Unused,
 		Reason: "annotations have no meaning here, except for `istio.io/dry-run` of an AuthorizationPolicy"}
 	list.except["metadata.creationTimestamp"] = yamldoc.Field{State: yamldoc.Unused,
-		Reason: "bookkeeping of Kubernetes, except that the oldest counts where several VirtualServices, DestinationRules, ServiceEntries or PeerAuthentications are about the same"}
+		Reason: "bookkeeping of Kubernetes, except that the oldest counts where several VirtualServices, DestinationRules, ServiceEntries, PeerAuthentications or Telemetries are about the same"}
 	list.write(b, "metadata", first, "enforced")
 }
 
@@ -436,7 +436,7 @@ var groups = []group{
 	{istio.Group, []string{"VirtualService", "DestinationRule", "ServiceEntry", "Sidecar", "WorkloadEntry", "WorkloadGroup",
 		"EnvoyFilter", "ProxyConfig", "Gateway"}},
 	{istio.SecurityGroup, []string{"PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"}},
-	{"telemetry.istio.io", []string{"Telemetry"}},
+	{istio.TelemetryGroup, []string{"Telemetry"}},
 	{"extensions.istio.io", []string{"WasmPlugin"}},
 	{linkerd.Group, []string{"ServiceProfile"}},
 	{"policy.linkerd.io", []string{"Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication",

@@ -171,6 +171,26 @@ var sections = []section{
 		},
 	},
 	{
+		apiVersion: "telemetry.istio.io/v1", kind: "Telemetry", of: reflect.TypeFor[istio.Telemetry](),
+		text: "Says what workloads report: which traces are sampled and what their spans say, which metrics there are and with which labels, " +
+			"and which calls have a line in the access log. A document in `istio-system` comes before that of the namespace, and that " +
+			"before those that select the workload, the oldest first; what comes later wins. It changes what the program reports with " +
+			"`tracing`, `metrics` and `accesslog`; it does not turn them on.\n",
+		probes: []probe{
+			{`tracing: [{providers: [{name: zipkin}]}]`, "%s", "providers", true},
+			{`tracing: [{enableIstioTags: true}]`, "%s", "enableIstioTags", false},
+			{`tracing: [{disableContextPropagation: true}]`, "%s", "disableContextPropagation", false},
+			{`tracing: [{randomSamplingPercentage: 1}, {disableSpanReporting: true}]`, "%s", "tracing", false},
+			{`tagOverrides: {a: {value: v1}}`, "metrics: [{overrides: [{%s}]}]", "value", false},
+			{`tagOverrides: {a: {value: request.host}}`, "metrics: [{overrides: [{%s}]}]", "value", false},
+			{`tagOverrides: {a: {operation: REMOVE}}`, "metrics: [{overrides: [{%s}]}]", "a", false},
+			{`providers: [{name: envoy}], filter: {expression: 'response.code >= 500'}`, "accessLogging: [{%s}]", "expression", false},
+			{`filter: {expression: 'response.code >= 500'}`, "accessLogging: [{%s}]", "filter", false},
+			{`targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: a}]`, "%s", "targetRefs[0]", false},
+			{`selector: {}`, "%s", "selector", false},
+		},
+	},
+	{
 		apiVersion: "security.istio.io/v1", kind: "RequestAuthentication", of: reflect.TypeFor[istio.RequestAuthentication](), refused: true,
 		text: "Checked as Istio does, and then refused with one error: not enforced yet.\n",
 	},

@@ -251,6 +251,15 @@ func (c check) atMost(n, most int, at string) {
 	}
 }
 
+// created checks when a document of a kind was created of which the oldest counts.
+func (c check) created() {
+	if text := c.Text("metadata.creationTimestamp"); text != "" {
+		if _, err := time.Parse(time.RFC3339, text); err != nil {
+			c.Errorf("metadata.creationTimestamp", "%q is not a time such as 2026-01-31T12:00:00Z", text)
+		}
+	}
+}
+
 // dryRun is the annotation of an AuthorizationPolicy that is only to be tried out.
 const dryRun = "istio.io/dry-run"
 

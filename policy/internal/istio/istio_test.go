@@ -27,6 +27,7 @@ func TestFields(t *testing.T) {
 		"PeerAuthentication":    reflect.TypeFor[istio.PeerAuthentication](),
 		"AuthorizationPolicy":   reflect.TypeFor[istio.AuthorizationPolicy](),
 		"RequestAuthentication": reflect.TypeFor[istio.RequestAuthentication](),
+		"Telemetry":             reflect.TypeFor[istio.Telemetry](),
 	} {
 		for _, f := range yamldoc.Fields(of) {
 			if strings.HasPrefix(f.Path, "spec.") {

@@ -39,6 +39,8 @@ func findings(t *testing.T, text string) []string {
 		into = new(istio.AuthorizationPolicy)
 	case "RequestAuthentication":
 		into = new(istio.RequestAuthentication)
+	case "Telemetry":
+		into = new(istio.Telemetry)
 	}
 	var dec yamldoc.Decoder
 	if dec.Decode(doc, into) {

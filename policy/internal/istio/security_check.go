@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
@@ -17,11 +16,7 @@ import (
 func (pa *PeerAuthentication) Check(doc *yamldoc.Document) {
 	c := check{Document: doc}
 	c.metadata(&pa.Metadata)
-	if text := doc.Text("metadata.creationTimestamp"); text != "" { // the oldest document counts
-		if _, err := time.Parse(time.RFC3339, text); err != nil {
-			c.Errorf("metadata.creationTimestamp", "%q is not a time such as 2026-01-31T12:00:00Z", text)
-		}
-	}
+	c.created()
 	spec := &pa.Spec
 	c.selector(spec.Selector, "spec.selector")
 	if spec.PortLevelMTLS == nil {

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 	networking "istio.io/api/networking/v1alpha3"
 	security "istio.io/api/security/v1beta1"
+	telemetry "istio.io/api/telemetry/v1alpha1"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/istio"
@@ -29,6 +30,7 @@ var kinds = []struct {
 	{"PeerAuthentication", reflect.TypeFor[istio.PeerAuthentication](), &security.PeerAuthentication{}},
 	{"AuthorizationPolicy", reflect.TypeFor[istio.AuthorizationPolicy](), &security.AuthorizationPolicy{}},
 	{"RequestAuthentication", reflect.TypeFor[istio.RequestAuthentication](), &security.RequestAuthentication{}},
+	{"Telemetry", reflect.TypeFor[istio.Telemetry](), &telemetry.Telemetry{}},
 }
 
 // extensions are the fields of ours that the descriptors do not have, with the reason.

@@ -1,0 +1,33 @@
+// Package attribute lists what the expressions of Telemetry documents may ask about a call.
+package attribute
+
+// Kind is the type of an attribute.
+type Kind uint8
+
+// The kinds, with the types of Go that they stand for.
+const (
+	Text     Kind = iota // string
+	Number               // int64
+	Bool                 // bool
+	Duration             // time.Duration
+	Header               // http.Header; names are looked up in any spelling
+	Labels               // map[string]string
+)
+
+// Variables returns the attributes that expressions may ask about, by name: those of Envoy, as far as calls of a process have them.
+func Variables() map[string]Kind {
+	v := map[string]Kind{
+		"request.path": Text, "request.url_path": Text, "request.host": Text, "request.method": Text, "request.useragent": Text,
+		"request.headers": Header, "request.duration": Duration,
+		"response.code": Number, "response.flags": Number, "response.grpc_status": Number, "response.duration": Duration,
+		"connection.mtls": Bool,
+		"source.address":  Text, "destination.port": Number, "xds.cluster_name": Text,
+	}
+	for _, peer := range []string{"upstream_peer", "downstream_peer"} {
+		for _, field := range []string{"namespace", "workload", "app", "version", "service", "revision", "cluster", "name"} {
+			v["filter_state."+peer+"."+field] = Text
+		}
+		v["filter_state."+peer+".labels"] = Labels
+	}
+	return v
+}

@@ -1,0 +1,356 @@
+package istio
+
+import (
+	"maps"
+	"net/http"
+	"os"
+	"slices"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/telemetry"
+)
+
+// TelemetryGroup is the API group of the documents about traces, metrics and access logs.
+const TelemetryGroup = "telemetry.istio.io"
+
+// Telemetry says what workloads report.
+type Telemetry struct {
+	yamldoc.Object
+	Spec   TelemetrySpec `yaml:"spec"`
+	Status yamldoc.Any   `yaml:"status" mesh:"unused: written by the control plane"`
+}
+
+// TelemetrySpec is the spec of a [Telemetry].
+type TelemetrySpec struct {
+	Selector      *WorkloadSelector       `yaml:"selector"`
+	TargetRef     *PolicyTargetReference  `yaml:"targetRef"`
+	TargetRefs    []PolicyTargetReference `yaml:"targetRefs"`
+	Tracing       []Tracing               `yaml:"tracing"`
+	Metrics       []Metrics               `yaml:"metrics"`
+	AccessLogging []AccessLogging         `yaml:"accessLogging"`
+}
+
+// ProviderRef names where something is reported to.
+type ProviderRef struct {
+	Name string `yaml:"name,required"`
+}
+
+// WorkloadModeSelector says for which side something counts.
+type WorkloadModeSelector struct {
+	Mode string `yaml:"mode" enum:"CLIENT_AND_SERVER,CLIENT,SERVER"`
+}
+
+// Tracing says which spans are made.
+type Tracing struct {
+	Match                        *WorkloadModeSelector `yaml:"match"`
+	Providers                    []ProviderRef         `yaml:"providers"`
+	RandomSamplingPercentage     *float64              `yaml:"randomSamplingPercentage"`
+	DisableSpanReporting         *bool                 `yaml:"disableSpanReporting"`
+	CustomTags                   map[string]CustomTag  `yaml:"customTags"`
+	UseRequestIDForTraceSampling *bool                 `yaml:"useRequestIdForTraceSampling" mesh:"meaningless: whether a trace is sampled is not read from x-request-id, but from the trace headers"`
+	EnableIstioTags              *bool                 `yaml:"enableIstioTags"`
+	DisableContextPropagation    *bool                 `yaml:"disableContextPropagation"`
+}
+
+// CustomTag is where the value of an attribute of spans comes from.
+type CustomTag struct {
+	Literal     *TagLiteral     `yaml:"literal" oneof:"type"`
+	Environment *TagEnvironment `yaml:"environment" oneof:"type"`
+	Header      *TagHeader      `yaml:"header" oneof:"type"`
+	Formatter   *TagFormatter   `yaml:"formatter" oneof:"type" mesh:"refused: formatter is not enforced: use literal, environment or header"`
+}
+
+// TagLiteral is a value.
+type TagLiteral struct {
+	Value string `yaml:"value,required"`
+}
+
+// TagEnvironment is a variable of the environment.
+type TagEnvironment struct {
+	Name         string `yaml:"name,required"`
+	DefaultValue string `yaml:"defaultValue"`
+}
+
+// TagHeader is a header of the request.
+type TagHeader struct {
+	Name         string `yaml:"name,required"`
+	DefaultValue string `yaml:"defaultValue"`
+}
+
+// TagFormatter is a format string of access logs.
+type TagFormatter struct {
+	Value string `yaml:"value,required"`
+}
+
+// Metrics says which metrics there are, and with which labels.
+type Metrics struct {
+	Providers         []ProviderRef      `yaml:"providers"`
+	Overrides         []MetricsOverrides `yaml:"overrides"`
+	ReportingInterval yamldoc.Duration   `yaml:"reportingInterval" mesh:"meaningless: what is counted shows at the next scrape, whatever the interval"`
+}
+
+// MetricsOverrides changes metrics.
+type MetricsOverrides struct {
+	Match        *MetricSelector        `yaml:"match"`
+	Disabled     *bool                  `yaml:"disabled"`
+	TagOverrides map[string]TagOverride `yaml:"tagOverrides"`
+}
+
+// MetricSelector says which metrics, and of which side.
+type MetricSelector struct {
+	Metric       string `yaml:"metric" oneof:"metricMatch" enum:"ALL_METRICS,REQUEST_COUNT,REQUEST_DURATION,REQUEST_SIZE,RESPONSE_SIZE,TCP_OPENED_CONNECTIONS,TCP_CLOSED_CONNECTIONS,TCP_SENT_BYTES,TCP_RECEIVED_BYTES,GRPC_REQUEST_MESSAGES,GRPC_RESPONSE_MESSAGES"`
+	CustomMetric string `yaml:"customMetric" oneof:"metricMatch" mesh:"refused: customMetric names a metric that does not exist in-process: only those of metric do"`
+	Mode         string `yaml:"mode" enum:"CLIENT_AND_SERVER,CLIENT,SERVER"`
+}
+
+// TagOverride changes a label.
+type TagOverride struct {
+	Operation string `yaml:"operation" enum:"UPSERT,REMOVE"`
+	Value     string `yaml:"value"`
+}
+
+// AccessLogging says which calls have a line.
+type AccessLogging struct {
+	Match     *WorkloadModeSelector `yaml:"match"`
+	Providers []ProviderRef         `yaml:"providers"`
+	Disabled  *bool                 `yaml:"disabled"`
+	Filter    *AccessLogFilter      `yaml:"filter"`
+}
+
+// AccessLogFilter is a condition.
+type AccessLogFilter struct {
+	Expression string `yaml:"expression"`
+}
+
+// Attached says that the document is about gateways or waypoints.
+func (t *Telemetry) Attached() bool { return t.Spec.TargetRef != nil || len(t.Spec.TargetRefs) > 0 }
+
+// Applied is a document that is about the workload, with the filters of its access logging, nil where there is none.
+type Applied struct {
+	*TelemetrySpec
+	Filters []telemetry.Filter
+}
+
+// The modes of a side in documents.
+const (
+	clientMode = "CLIENT"
+	serverMode = "SERVER"
+)
+
+// JoinTelemetry joins documents, the most general first.
+func JoinTelemetry(documents []Applied) *telemetry.Settings {
+	side := func(mode string) telemetry.Side {
+		return telemetry.Side{Tracing: tracingOf(documents, mode), Log: accessLogOf(documents, mode), Metrics: metricsOf(documents, mode)}
+	}
+	return telemetry.New(side(clientMode), side(serverMode))
+}
+
+func (m *WorkloadModeSelector) of(mode string) bool {
+	return m == nil || matches(m.Mode, mode)
+}
+
+func matches(want, mode string) bool {
+	return want == "" || want == "CLIENT_AND_SERVER" || want == mode
+}
+
+// tracingOf takes each setting from the last document that has it, tags as a whole.
+func tracingOf(documents []Applied, mode string) (out telemetry.Tracing) {
+	for _, d := range documents {
+		for i := range d.Tracing {
+			t := &d.Tracing[i]
+			if !t.Match.of(mode) {
+				continue
+			}
+			if t.DisableSpanReporting != nil {
+				out.Disabled = *t.DisableSpanReporting
+			}
+			if t.RandomSamplingPercentage != nil {
+				out.LimitsSampling, out.Sampling = true, *t.RandomSamplingPercentage
+			}
+			if t.CustomTags != nil {
+				out.Tags = nil
+				for _, name := range slices.Sorted(maps.Keys(t.CustomTags)) {
+					out.Tags = append(out.Tags, t.CustomTags[name].tag(name))
+				}
+			}
+		}
+	}
+	return out
+}
+
+func (t CustomTag) tag(name string) telemetry.Tag {
+	switch {
+	case t.Literal != nil:
+		return telemetry.Tag{Name: name, Text: t.Literal.Value}
+	case t.Environment != nil:
+		value, set := os.LookupEnv(t.Environment.Name)
+		if !set {
+			value = t.Environment.DefaultValue
+		}
+		return telemetry.Tag{Name: name, Text: value}
+	case t.Header != nil:
+		return fromHeader(name, t.Header.Name, t.Header.DefaultValue)
+	}
+	return telemetry.Tag{Name: name}
+}
+
+// fromHeader returns the tag whose value is a header, and missing without it.
+func fromHeader(name, header, missing string) telemetry.Tag {
+	return telemetry.Tag{Name: name, Header: http.CanonicalHeaderKey(header), Text: missing}
+}
+
+// theirs stands for the provider that a document means which names none.
+const theirs = ""
+
+func names(refs []ProviderRef) (out []string) {
+	for _, ref := range refs {
+		out = append(out, ref.Name)
+	}
+	return out
+}
+
+// accessLogOf finds out, as Istio does, which providers log with which filter. All of them are the log of the program.
+func accessLogOf(documents []Applied, mode string) telemetry.AccessLog {
+	inScope, filters, any := []string{theirs}, make(map[string]telemetry.Filter), false
+	for _, d := range documents {
+		var named []string
+		for i := range d.AccessLogging {
+			entry := &d.AccessLogging[i]
+			any = true
+			if !entry.Match.of(mode) {
+				continue
+			}
+			for _, provider := range names(entry.Providers) {
+				named = append(named, provider)
+				filters[provider] = d.Filters[i]
+			}
+		}
+		if len(named) > 0 {
+			slices.Sort(named)
+			inScope = slices.Compact(named)
+		}
+	}
+	if !any {
+		return telemetry.AccessLog{}
+	}
+	on := map[string]bool{theirs: true} // the program has asked for it
+	parents := []string{theirs}
+	for _, d := range documents {
+		for i := range d.AccessLogging {
+			entry := &d.AccessLogging[i]
+			if !entry.Match.of(mode) {
+				continue
+			}
+			providers := names(entry.Providers)
+			if len(providers) == 0 {
+				providers = parents
+			}
+			parents = providers
+			for _, provider := range providers {
+				on[provider] = entry.Disabled == nil || !*entry.Disabled
+			}
+		}
+	}
+	out := telemetry.AccessLog{Disabled: true}
+	all := false
+	for _, provider := range inScope {
+		if on[provider] {
+			out.Disabled = false
+			if f := filters[provider]; f == nil {
+				all = true
+			} else {
+				out.Filters = append(out.Filters, f)
+			}
+		}
+	}
+	if all {
+		out.Filters = nil
+	}
+	return out
+}
+
+// standardMetrics are what ALL_METRICS stands for.
+var standardMetrics = []string{
+	"REQUEST_COUNT", "REQUEST_DURATION", "REQUEST_SIZE", "RESPONSE_SIZE", "TCP_OPENED_CONNECTIONS", "TCP_CLOSED_CONNECTIONS",
+	"TCP_SENT_BYTES", "TCP_RECEIVED_BYTES", "GRPC_REQUEST_MESSAGES", "GRPC_RESPONSE_MESSAGES",
+}
+
+// metricsOf applies the overrides in their order, each on top of those before it, as Istio does: for each label the last one
+// counts, and all metrics that were disabled are back, with what was said about them, with whatever is said of one later.
+func metricsOf(documents []Applied, mode string) map[string]telemetry.Metric {
+	type override struct {
+		disabled bool
+		tags     map[string]TagOverride
+	}
+	inScope := []string{theirs}
+	for _, d := range documents {
+		for i := range d.Metrics {
+			if named := names(d.Metrics[i].Providers); len(named) > 0 {
+				inScope = named
+			}
+		}
+	}
+	overrides, dropped := make(map[string]*override), false
+	parents := []string{theirs}
+	for _, d := range documents {
+		for i := range d.Metrics {
+			m := &d.Metrics[i]
+			if named := names(m.Providers); len(named) > 0 {
+				parents = named
+			}
+			if !slices.ContainsFunc(parents, func(provider string) bool { return slices.Contains(inScope, provider) }) {
+				continue // a later document reports elsewhere
+			}
+			for j := range m.Overrides {
+				o := &m.Overrides[j]
+				metric, of := "", ""
+				if o.Match != nil {
+					metric, of = o.Match.Metric, o.Match.Mode
+				}
+				if !matches(of, mode) {
+					continue
+				}
+				every := metric == "" || metric == "ALL_METRICS"
+				if every && o.Disabled != nil && *o.Disabled {
+					dropped = true
+					continue
+				}
+				dropped = false
+				metrics := []string{metric}
+				if every {
+					metrics = standardMetrics
+				}
+				for _, name := range metrics {
+					if overrides[name] == nil {
+						overrides[name] = &override{tags: make(map[string]TagOverride)}
+					}
+					if o.Disabled != nil {
+						overrides[name].disabled = *o.Disabled
+					}
+					maps.Copy(overrides[name].tags, o.TagOverrides)
+				}
+			}
+		}
+	}
+	out := make(map[string]telemetry.Metric)
+	for name, o := range overrides {
+		m := telemetry.Metric{Disabled: o.disabled}
+		for _, label := range slices.Sorted(maps.Keys(o.tags)) {
+			if tag := o.tags[label]; tag.Operation == "REMOVE" {
+				m.Remove = append(m.Remove, label)
+			} else if value, ok := labelValue(label, tag.Value); ok {
+				m.Set = append(m.Set, value)
+			}
+		}
+		out[name] = m
+	}
+	if dropped {
+		for _, name := range standardMetrics {
+			out[name] = telemetry.Metric{Disabled: true}
+		}
+	}
+	if len(out) == 0 {
+		return nil
+	}
+	return out
+}

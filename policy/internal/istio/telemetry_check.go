@@ -1,0 +1,162 @@
+package istio
+
+import (
+	"maps"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/telemetry"
+)
+
+// Check reports what is wrong with the document beyond its shape, but for the expressions of filters. It must have been decoded
+// without errors.
+func (t *Telemetry) Check(doc *yamldoc.Document) {
+	c := check{Document: doc}
+	c.metadata(&t.Metadata)
+	c.created()
+	spec := &t.Spec
+	c.attachment(spec.Selector, spec.TargetRef, spec.TargetRefs)
+	for at, ref := range (&AuthorizationPolicySpec{TargetRef: spec.TargetRef, TargetRefs: spec.TargetRefs}).targets() {
+		if ref.gateway() {
+			c.Warnf(at, "has no meaning in-process: the document is about a gateway")
+		} else {
+			c.Errorf(at, "is not enforced: it attaches the document to a waypoint, and there is none in-process: use selector")
+		}
+	}
+	if len(spec.Tracing) > 1 {
+		c.Warnf("spec.tracing", "has %d entries: what the last one sets for a side counts, and Istio does not support it", len(spec.Tracing))
+	}
+	for i := range spec.Tracing {
+		c.tracing(&spec.Tracing[i], yamldoc.Index("spec.tracing", i))
+	}
+	for i := range spec.Metrics {
+		c.metrics(&spec.Metrics[i], yamldoc.Index("spec.metrics", i))
+	}
+	for i := range spec.AccessLogging {
+		c.accessLogging(&spec.AccessLogging[i], yamldoc.Index("spec.accessLogging", i))
+	}
+}
+
+func (c check) providers(refs []ProviderRef, at string) {
+	for i, ref := range refs {
+		if ref.Name == "" {
+			c.Errorf(yamldoc.Index(at+".providers", i)+".name", "must not be empty")
+		}
+	}
+}
+
+func (c check) tracing(t *Tracing, at string) {
+	c.providers(t.Providers, at)
+	if len(t.Providers) > 0 {
+		c.Warnf(at+".providers", "has no meaning in-process: spans go to the TracerProvider of the program")
+	}
+	if p := t.RandomSamplingPercentage; p != nil && !(*p >= 0 && *p <= 100) {
+		c.Errorf(at+".randomSamplingPercentage", "%v is not a percentage: it must be from 0 to 100", *p)
+	}
+	if t.EnableIstioTags != nil && *t.EnableIstioTags {
+		c.Errorf(at+".enableIstioTags", "is not enforced yet: set it to false, or name the tags that are needed in customTags")
+	}
+	if t.DisableContextPropagation != nil && *t.DisableContextPropagation {
+		c.Errorf(at+".disableContextPropagation", "is not enforced yet: remove it, and calls carry the trace on")
+	}
+	for _, name := range slices.Sorted(maps.Keys(t.CustomTags)) {
+		tag, at := t.CustomTags[name], yamldoc.Key(at+".customTags", name)
+		switch {
+		case name == "":
+			c.Errorf(at, "the name of a tag must not be empty")
+		case tag == CustomTag{}:
+			c.Errorf(at, "has no value: set literal, environment or header")
+		case tag.Literal != nil && tag.Literal.Value == "":
+			c.Errorf(at+".literal.value", "must not be empty")
+		case tag.Environment != nil && tag.Environment.Name == "":
+			c.Errorf(at+".environment.name", "must not be empty")
+		case tag.Header != nil && tag.Header.Name == "":
+			c.Errorf(at+".header.name", "must not be empty")
+		case tag.Header != nil && !field.IsToken(tag.Header.Name):
+			c.Errorf(at+".header.name", "%q is not the name of a header", tag.Header.Name)
+		}
+	}
+}
+
+func (c check) metrics(m *Metrics, at string) {
+	c.providers(m.Providers, at)
+	if m.ReportingInterval.Set {
+		c.that(shortDuration(m.ReportingInterval), at, ".reportingInterval")
+	}
+	for i := range m.Overrides {
+		o, at := &m.Overrides[i], yamldoc.Index(at+".overrides", i)
+		for _, name := range slices.Sorted(maps.Keys(o.TagOverrides)) {
+			c.tagOverride(name, o.TagOverrides[name], yamldoc.Key(at+".tagOverrides", name))
+		}
+	}
+}
+
+var labelName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
+
+func (c check) tagOverride(name string, t TagOverride, at string) {
+	switch {
+	case name == "":
+		c.Errorf(at, "the name of a tag must not be empty")
+	case !labelName.MatchString(name) || strings.HasPrefix(name, "__"):
+		c.Errorf(at, "%q is not the name of a label of Prometheus: use letters, digits and _", name)
+	case t.Operation == "REMOVE" && t.Value != "":
+		c.Errorf(at+".value", "does not go with operation REMOVE")
+	case t.Operation == "REMOVE":
+		if !slices.Contains(standardTags, name) {
+			c.Warnf(at, "no metric has the label %q, which is to be removed", name)
+		}
+	case t.Value == "":
+		c.Errorf(at+".value", "missing: operation UPSERT needs a value")
+	default:
+		if _, ok := labelValue(name, t.Value); !ok {
+			hint := ""
+			if identifier.MatchString(t.Value) {
+				hint = ", and for a literal " + strconv.Quote("'"+t.Value+"'") + ", in quotes of its own"
+			}
+			c.Errorf(at+".value", "%s is not enforced: write 'a literal' or request.headers['name']%s", t.Value, hint)
+		}
+	}
+}
+
+var (
+	identifier = regexp.MustCompile(`^[a-zA-Z0-9_-]+$`)
+	literal    = regexp.MustCompile(`^(?:'([^'"\\\n]*)'|"([^'"\\\n]*)")$`)
+	headerOf   = regexp.MustCompile(`^request\.headers\[(?:'([^'"\\]+)'|"([^'"\\]+)")\]$`)
+)
+
+// labelValue reads the value of a tagOverride, as far as its expression is one of those that are enforced: a literal, or a header of
+// the request.
+func labelValue(label, expression string) (telemetry.Tag, bool) {
+	expression = strings.TrimSpace(expression)
+	if m := literal.FindStringSubmatch(expression); m != nil {
+		return telemetry.Tag{Name: label, Text: m[1] + m[2]}, true
+	}
+	if m := headerOf.FindStringSubmatch(expression); m != nil && field.IsToken(m[1]+m[2]) {
+		return fromHeader(label, m[1]+m[2], "unknown"), true
+	}
+	return telemetry.Tag{}, false
+}
+
+// standardTags are the labels of Istio's metrics.
+var standardTags = []string{
+	"reporter", "source_workload", "source_canonical_service", "source_canonical_revision", "source_workload_namespace",
+	"source_principal", "source_app", "source_version", "source_cluster", "destination_workload", "destination_workload_namespace",
+	"destination_principal", "destination_app", "destination_version", "destination_service", "destination_service_name",
+	"destination_service_namespace", "destination_canonical_service", "destination_canonical_revision", "destination_cluster",
+	"request_protocol", "response_code", "grpc_response_status", "response_flags", "connection_security_policy",
+}
+
+func (c check) accessLogging(l *AccessLogging, at string) {
+	c.providers(l.Providers, at)
+	switch {
+	case l.Filter == nil:
+	case l.Filter.Expression == "":
+		c.Errorf(at+".filter.expression", "missing: write a condition, or remove the filter")
+	case len(l.Providers) == 0:
+		c.Warnf(at+".filter", "has no effect, as in Istio, without providers: name one")
+	}
+}

@@ -1,0 +1,83 @@
+package policy
+
+import (
+	"slices"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/telemetry"
+)
+
+// Telemetry returns what documents say about traces, metrics and access logs of the workload, nil if they say nothing.
+func (p *Plan) Telemetry() *telemetry.Settings { return p.reports }
+
+// reporting is a Telemetry document.
+type reporting struct {
+	is       *istio.Telemetry
+	filters  []telemetry.Filter // of each entry of accessLogging
+	selected bool               // it is about the workload
+}
+
+func (c *compiler) readTelemetry(doc *yamldoc.Document, is *istio.Telemetry) *reporting {
+	w := &c.plan.workload
+	r := &reporting{is: is, filters: make([]telemetry.Filter, len(is.Spec.AccessLogging))}
+	for i, entry := range is.Spec.AccessLogging {
+		if entry.Filter == nil || entry.Filter.Expression == "" {
+			continue
+		}
+		at := yamldoc.Index("spec.accessLogging", i) + ".filter.expression"
+		if w.Expressions == nil && len(entry.Providers) == 0 {
+			continue // it has no effect, which was said
+		}
+		if w.Expressions == nil {
+			doc.Errorf(at, "is not enforced, as the program has no CEL: give cel.Expressions{} of github.com/nosidecar/mesh/policy/telemetry/cel "+
+				"to mesh.WithWorkload, as Expressions")
+			continue
+		}
+		var err error
+		if r.filters[i], err = w.Expressions.Filter(entry.Filter.Expression); err != nil {
+			doc.Errorf(at, "%v", err)
+		}
+	}
+	own := is.Namespace() == w.Namespace && (is.Spec.Selector.Labels() == nil || is.Spec.Selector.Selects(w.Labels))
+	r.selected = !is.Attached() && (own || is.Namespace() == rootNamespace && is.Spec.Selector.Labels() == nil)
+	return r
+}
+
+// telemetries joins what is about the workload: the document of the root namespace, that of its own, and then all those that select
+// it, the oldest first. Without a selector only the oldest of a namespace counts.
+func (c *compiler) telemetries() {
+	oldestFirst(c.reports)
+	w := &c.plan.workload
+	general := make(map[string]decoded[reporting]) // by namespace
+	var chosen []istio.Applied
+	for _, r := range c.reports {
+		spec := &r.is.is.Spec
+		switch {
+		case r.Failed() || r.is.is.Attached():
+		case spec.Selector.Labels() != nil:
+			if r.namespace == rootNamespace && w.Namespace != rootNamespace {
+				r.Warnf("spec.selector", "selects workloads of the namespace %s only: what is about all of the mesh has no selector", rootNamespace)
+			}
+			if r.is.selected {
+				chosen = append(chosen, istio.Applied{TelemetrySpec: spec, Filters: r.is.filters})
+			}
+		default:
+			if before, twice := general[r.namespace]; twice {
+				r.Warnf("spec", "has no effect: %s applies to the same workloads and is older or stands before it (%s:%d)",
+					before.identity, before.file, before.Line)
+				continue
+			}
+			general[r.namespace] = r
+		}
+	}
+	var applied []istio.Applied
+	for _, namespace := range slices.Compact([]string{rootNamespace, w.Namespace}) {
+		if r, ok := general[namespace]; ok {
+			applied = append(applied, istio.Applied{TelemetrySpec: &r.is.is.Spec, Filters: r.is.filters})
+		}
+	}
+	if applied = append(applied, chosen...); len(applied) > 0 {
+		c.plan.reports = istio.JoinTelemetry(applied)
+	}
+}
