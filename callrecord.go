@@ -75,7 +75,7 @@ func (r *callRecord) hold(ticket uint64) bool {
 func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.Context, engine.CallObserver) {
 	r := records.Get().(*callRecord)
 	described, _ := start.Described.(*http.Request)
-	r.Call = Call{Request: described, Start: start.Start, Mirror: start.Mirror, GRPCStatus: -1}
+	r.Call = Call{Request: described, Start: start.Start, Mirror: start.Mirror, GRPCStatus: -1, Telemetry: m.engine.Plan().Telemetry()}
 	r.mesh, r.ctx = m, ctx
 	r.users.Add(oneCall)
 	for i := range m.observers {

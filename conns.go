@@ -37,6 +37,7 @@ func (m *Mesh) observeDialled(conn net.Conn, start time.Time, d *engine.Dialled,
 	r := &connRecord{observers: m.observers}
 	c := &r.conn
 	c.Target, c.Outside, c.Endpoint, c.PeerID, c.Start = d.Target, d.Outside, d.Endpoint, d.PeerID, start
+	c.Telemetry = m.engine.Plan().Telemetry()
 	if err != nil {
 		r.started()
 		c.Flags = Flags(d.Flags)
@@ -50,7 +51,7 @@ func (m *Mesh) observeDialled(conn net.Conn, start time.Time, d *engine.Dialled,
 // connection for the program.
 func (m *Mesh) observeAccepted(conn net.Conn, start time.Time, principal string) net.Conn {
 	r := &connRecord{observers: m.observers}
-	r.conn.Inbound, r.conn.Start = true, start
+	r.conn.Inbound, r.conn.Start, r.conn.Telemetry = true, start, m.engine.Plan().Telemetry()
 	if principal != "" {
 		r.conn.PeerID = "spiffe://" + principal
 	}

@@ -252,7 +252,8 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 // identify finds out who the peer is, which observers are told before anything is decided.
 func (h *handler) identify(r *http.Request, in *inbound) {
 	m := h.mesh
-	in.rules = m.engine.Plan().Inbound()
+	plan := m.engine.Plan()
+	in.rules, in.Telemetry = plan.Inbound(), plan.Telemetry()
 	in.view = authz.NewRequest(r, "", m.server.TrustedHops)
 
 	// Certificates expire and bundles change while a connection lives, so this is asked each time.

@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/policy/telemetry"
 	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -97,6 +98,9 @@ type Call struct {
 
 	// Start is when the request entered the mesh.
 	Start time.Time
+
+	// Telemetry is what documents said about traces, metrics and logs when the call began. It may be nil.
+	Telemetry *telemetry.Settings
 
 	// Mirror says that the call is a copy of another one, whose response is not waited for.
 	Mirror bool
@@ -208,6 +212,9 @@ type Inbound struct {
 	// Start is when it reached the mesh.
 	Start time.Time
 
+	// Telemetry is what documents said about traces, metrics and logs when it arrived. It may be nil.
+	Telemetry *telemetry.Settings
+
 	// Peer is the SPIFFE ID of who sent it, "" for a peer without an identity. PeerErr says what is wrong with the
 	// certificate of a peer that has presented one.
 	Peer    string
@@ -274,6 +281,9 @@ type PolicyLoad struct {
 type Conn struct {
 	// Inbound says that the connection was accepted.
 	Inbound bool
+
+	// Telemetry is what documents said about metrics and logs when it began. It may be nil.
+	Telemetry *telemetry.Settings
 
 	// Target is where an outbound connection goes. Outside says that it is not part of the mesh.
 	Target  route.Target
