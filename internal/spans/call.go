@@ -12,6 +12,8 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
 // Call is one call of a client, with all its attempts.
@@ -26,6 +28,9 @@ type Call struct {
 
 	// Caller is the context of the caller.
 	Caller context.Context
+
+	// Documents is what documents say about spans of calls, nil if they say nothing.
+	Documents *telemetry.Tracing
 
 	// Shared says that the attempts are made by somebody below who finds the call with Shared.
 	Shared bool
@@ -83,7 +88,7 @@ var (
 // It makes no span of its own below a local one: that is made with the second attempt, if there is one. Where no local span is,
 // it makes one, which decides whether the trace is sampled and keeps the attempts together.
 func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
-	if t.tracer == nil || t.config.NoClientSpans {
+	if t.tracer == nil || t.config.NoClientSpans || disabled(d.Documents) {
 		return ctx
 	}
 	parent := trace.SpanFromContext(ctx)
@@ -98,6 +103,8 @@ func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
 	if !sc.IsValid() { // the application may have copied the headers that its request came with
 		if came := t.extract(d.Header); came.IsValid() {
 			ctx = trace.ContextWithRemoteSpanContext(ctx, came)
+		} else if passedOver(d.Documents) {
+			return unsampled(ctx)
 		}
 	}
 	name, kind := method(d.Method), internalKind
@@ -120,7 +127,7 @@ func clientAttributes(d *Call) []attribute.KeyValue {
 		all = appendMethod(all, d.Method)
 		all = append(all, semconv.URLFullKey.String(fullURL(d.URL)))
 	}
-	return appendServer(all, d.URL.Host)
+	return appendTags(appendServer(all, d.URL.Host), d.Documents, d.Header)
 }
 
 // Attempt is one attempt of a call.

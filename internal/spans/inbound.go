@@ -14,6 +14,8 @@ import (
 	"go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
 // What W3C Baggage allows, and what is passed on at most: https://www.w3.org/TR/baggage/#limits.
@@ -96,6 +98,9 @@ type Request struct {
 
 	// Restart says that the trace headers are not believed, NewID that the request id is not.
 	Restart, NewID bool
+
+	// Documents is what documents say about spans of requests, nil if they say nothing.
+	Documents *telemetry.Tracing
 }
 
 // StartInbound begins the SERVER span of a request, unless somebody else has, and keeps for the calls that are made for it
@@ -116,15 +121,19 @@ func (t *Tracer) StartInbound(ctx context.Context, r *Request) context.Context {
 			in.forwarded[i] = r.Header[name]
 		}
 	}
-	if !outer && t.tracer != nil && !t.config.NoServerSpans {
+	if !outer && t.tracer != nil && !t.config.NoServerSpans && !disabled(r.Documents) {
 		in.fresh = !trace.SpanContextFromContext(ctx).IsValid()
-		var span trace.Span
-		ctx, span = t.tracer.Start(ctx, serverName(r), serverKind...)
-		in.trace = span.SpanContext().TraceID()
-		if span.IsRecording() {
-			in.span = span
-			span.SetAttributes(serverAttributes(r)...)
+		if in.fresh && passedOver(r.Documents) {
+			ctx = unsampled(ctx)
+		} else {
+			ctx, in.span = t.tracer.Start(ctx, serverName(r), serverKind...)
+			if in.span.IsRecording() {
+				in.span.SetAttributes(serverAttributes(r)...)
+			} else {
+				in.span = nil
+			}
 		}
+		in.trace = trace.SpanContextFromContext(ctx).TraceID()
 	}
 	if in.requestID == "" && !t.config.NoRequestID {
 		in.seed = max(1, newSeed())
@@ -188,7 +197,7 @@ func serverAttributes(r *Request) []attribute.KeyValue {
 	if host, port := splitHostPort(r.RemoteAddr); port != "" {
 		all = append(all, semconv.NetworkPeerAddressKey.String(host))
 	}
-	return all
+	return appendTags(all, r.Documents, r.Header)
 }
 
 // Response is how an inbound request ended.

@@ -12,6 +12,8 @@
 // Requests to [mesh.Mesh.Handler] have SERVER spans, also if they are refused. x-request-id is believed of peers with an identity
 // only, and the trace headers of others are not if [mesh.ServerConfig.RestartTraces] is set. Put nothing that reads trace headers
 // around the handler of the mesh: it would read them before they are removed.
+//
+// Telemetry documents limit the share of the traces beginning here that are sampled, add attributes to spans, or have no spans made.
 package tracingmesh
 
 import (
@@ -50,6 +52,7 @@ func describe(c *mesh.Call) spans.Call {
 	return spans.Call{
 		Method: c.Request.Method, URL: c.Request.URL, RPC: isGRPC(c.Request), Start: c.Start,
 		Owner: c, Seed: uint64(reflect.ValueOf(c).Pointer()), Header: c.Request.Header, Caller: c.Request.Context(),
+		Documents: &c.Telemetry.Client().Tracing,
 	}
 }
 
@@ -94,6 +97,7 @@ func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.C
 	ctx = o.tracer.StartInbound(ctx, &spans.Request{
 		Request: in.Request, RPC: isGRPC(in.Request), Start: in.Start,
 		Restart: in.RestartTraces, NewID: in.Peer == "", // as the mesh removes it
+		Documents: &in.Telemetry.Server().Tracing,
 	})
 	if o.echo {
 		spans.EchoRequestID(ctx, in.ResponseHeader)
