@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
 // Format is how a line is written to a Writer.
@@ -108,7 +109,7 @@ func New(c Config) (*Log, error) {
 
 // Observer returns what logs the calls of a mesh, for [mesh.WithObserver]. A log may observe several meshes.
 func (l *Log) Observer() mesh.Observer {
-	return mesh.Observer{CallEnd: l.callEnd, InboundEnd: l.inboundEnd}
+	return mesh.Observer{CallEnd: l.callEnd, InboundEnd: l.inboundEnd, ConnEnd: l.connEnd}
 }
 
 // Dropped returns how many lines were not written: because the queue was full, because the log was closed, or because of an
@@ -142,9 +143,11 @@ func (l *Log) keeps(code int, duration time.Duration, flags mesh.Flags) bool {
 	return l.config.Sampling == 0 || rand.Float64() < l.config.Sampling
 }
 
-// put queues a record, or drops it.
-func (l *Log) put(r *record) {
-	if !l.queue.put(r) {
+// put queues a record, unless documents want no line, or drops it.
+func (l *Log) put(r *record, documents *telemetry.AccessLog) {
+	keeps := documents.Keeps(r)
+	r.headers, r.peer = nil, nil
+	if !keeps || !l.queue.put(r) {
 		l.recycle(r)
 	}
 }

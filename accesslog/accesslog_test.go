@@ -161,7 +161,9 @@ func TestCallsAndRequests(t *testing.T) {
 	server := meshtest.New(t, documents, mesh.WithObserver(served.Observer()))
 	orders := meshtest.Serve(t, server.Handler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.Copy(io.Discard, r.Body)
+		w.Header().Set("X-Envoy-Upstream-Service-Time", "7")
 		w.WriteHeader(http.StatusCreated)
+		_, _ = io.WriteString(w, "ordered")
 	})).ServeHTTP)
 	registry.Set("orders.default.svc.cluster.local", orders)
 	registry.Set("nobody.default.svc.cluster.local", meshtest.Refusing(t))
@@ -182,10 +184,11 @@ func TestCallsAndRequests(t *testing.T) {
 		"response_code_details": "via_upstream", "authority": "orders", "user_agent": "test/1", "request_id": "abc",
 		"route_name": "all", "upstream_cluster": cluster, "connection_termination_details": "-", "x_forwarded_for": "-",
 		"upstream_transport_failure_reason": "-", "downstream_remote_address": "-", "requested_server_name": "-",
+		"bytes_received": 10, "bytes_sent": 7, "upstream_host": address, "upstream_service_time": "7",
 	})
 	want(t, all[1], map[string]any{"response_code": 403, "response_code_details": "via_upstream"})
 	want(t, all[2], map[string]any{
-		"response_code": 503, "response_flags": "UF,URX", "route_name": "broken",
+		"response_code": 503, "response_flags": "UF,URX", "route_name": "broken", "upstream_service_time": "-",
 		"response_code_details": "upstream_reset_before_response_started{connection_failure}",
 	})
 	if reason := all[2]["upstream_transport_failure_reason"]; !strings.Contains(reason.(string), "refused") {
@@ -204,6 +207,7 @@ func TestCallsAndRequests(t *testing.T) {
 		"method": "POST", "path": "/orders?a=%20b", "protocol": "HTTP/1.1", "response_code": 201, "response_flags": "-",
 		"response_code_details": "via_upstream", "authority": "orders", "user_agent": "test/1", "route_name": "default",
 		"upstream_cluster": "inbound|" + port + "||", "downstream_local_address": address, "upstream_host": "-",
+		"bytes_received": 10, "bytes_sent": 7,
 	})
 	if remote := in[0]["downstream_remote_address"].(string); !strings.HasPrefix(remote, "127.0.0.1:") || remote == address {
 		t.Errorf("the peer is %s", remote)
@@ -240,7 +244,7 @@ func TestGRPC(t *testing.T) {
 		}
 		want(t, all[0], map[string]any{
 			"method": "POST", "path": "/grpc.testing.TestService/UnaryCall", "protocol": "HTTP/2", "response_code": 200,
-			"response_code_details": "via_upstream", "authority": "echo",
+			"response_code_details": "via_upstream", "authority": "echo", "bytes_received": 5, "bytes_sent": 0,
 		})
 	}
 }

@@ -15,6 +15,9 @@
 // A call is never held up: it copies what its line needs into a record, and a goroutine of the log formats and writes it. When
 // more lines wait than Config.Queue allows, further ones are dropped and counted; see [Log.Dropped].
 //
+// A Telemetry document (telemetry.istio.io) turns lines off, or filters them, for calls or requests; see [policy/telemetry/cel] for
+// its expressions. Then come Config.Filter and Config.Sampling.
+//
 // # The fields
 //
 // A line means what it means at a sidecar. The caller of an outbound call is this program, so what is downstream of it has no
@@ -23,4 +26,6 @@
 // response_code is that of the response. Where there was none, it is what Envoy answers in that case (503, 504, 404, 429), and 0
 // if the caller gave up. response_code_details says in Envoy's words who answered, and names the AuthorizationPolicy that denied.
 // upstream_transport_failure_reason is the error with which connections failed. Mirrored copies have no lines.
+//
+// [policy/telemetry/cel]: https://pkg.go.dev/github.com/nosidecar/mesh/policy/telemetry/cel
 package accesslog

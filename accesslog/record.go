@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -54,6 +55,12 @@ type record struct {
 	local        net.Addr // of this process, to the caller of an inbound request, and to the endpoint of an outbound connection
 	remote       net.Addr
 	remoteText   string // if there is no remote
+
+	// What only filters ask about. It is not kept.
+	grpcStatus int // -1 if there is none
+	headers    http.Header
+	peerID     string
+	peer       *discovery.Endpoint
 }
 
 // side is what a record is about.
@@ -67,35 +74,68 @@ const (
 )
 
 func (l *Log) callEnd(_ context.Context, c *mesh.Call) {
+	documents := &c.Telemetry.Client().Log
 	code := codeOf(c.Status, c.Flags)
-	if c.Mirror || !l.keeps(filterCode(code, c.GRPCStatus, c.Err != nil && c.Flags&mesh.FlagCallerGone == 0), c.Duration, c.Flags) {
+	failed := c.Err != nil && c.Flags&mesh.FlagCallerGone == 0
+	if c.Mirror || documents.Disabled || !l.keeps(filterCode(code, c.GRPCStatus, failed), c.Duration, c.Flags) {
 		return
 	}
 	r := l.records.Get().(*record)
 	r.side, r.start, r.duration = outbound, c.Start, c.Duration
 	r.request(c.Request)
-	r.status, r.code, r.flags, r.err, r.attempts = c.Status, code, c.Flags, c.Err, c.Attempts
-	r.target, r.routed, r.route = c.Target, c.Document != "", c.Route
-	l.put(r)
+	r.status, r.code, r.grpcStatus, r.flags, r.err, r.attempts = c.Status, code, c.GRPCStatus, c.Flags, c.Err, c.Attempts
+	r.target, r.routed, r.route, r.outside = c.Target, c.Document != "", c.Route, c.Outside
+	r.received, r.sent = c.BytesSent, c.BytesReceived
+	r.serviceTime = first(c.ResponseHeader, "X-Envoy-Upstream-Service-Time")
+	if a := c.Last; a != nil {
+		r.endpoint, r.peerID, r.peer = a.Endpoint, a.PeerID, a.Peer
+		r.header(a.Header) // with what observers have set
+	}
+	l.put(r, documents)
 }
 
 func (l *Log) inboundEnd(_ context.Context, in *mesh.Inbound) {
-	if !l.keeps(filterCode(in.Status, in.GRPCStatus, false), in.Duration, in.Flags) {
+	documents := &in.Telemetry.Server().Log
+	if documents.Disabled || !l.keeps(filterCode(in.Status, in.GRPCStatus, false), in.Duration, in.Flags) {
 		return
 	}
 	r := l.records.Get().(*record)
 	r.side, r.start, r.duration = inbound, in.Start, in.Duration
 	r.request(in.Request)
-	r.status, r.code, r.flags = in.Status, in.Status, in.Flags
+	r.status, r.code, r.grpcStatus, r.flags = in.Status, in.Status, in.GRPCStatus, in.Flags
 	if r.denied = !in.Decision.Allowed; r.denied {
 		r.badPath, r.policy, r.rule = in.Decision.BadRequest, in.Decision.Policy, in.Decision.Rule
 	}
+	r.received, r.sent, r.peerID = in.BytesReceived, in.BytesSent, in.Peer
 	r.local, _ = in.Request.Context().Value(http.LocalAddrContextKey).(net.Addr)
 	r.remoteText = in.Request.RemoteAddr
 	if in.Request.TLS != nil {
 		r.serverName = in.Request.TLS.ServerName
 	}
-	l.put(r)
+	l.put(r, documents)
+}
+
+func (l *Log) connEnd(c *mesh.Conn) {
+	side, said := outboundConn, c.Telemetry.Client()
+	if c.Inbound {
+		side, said = inboundConn, c.Telemetry.Server()
+	}
+	code := 0
+	if c.Err != nil {
+		code = codeOf(0, c.Flags) // which the filter goes by; a line has none
+	}
+	if said.Log.Disabled || !l.keeps(code, c.Duration, c.Flags) {
+		return
+	}
+	r := l.records.Get().(*record)
+	r.side, r.start, r.duration = side, c.Start, c.Duration
+	r.grpcStatus, r.flags, r.err, r.target, r.outside = -1, c.Flags, c.Err, c.Target, c.Outside
+	r.local, r.remote, r.peerID, r.peer = c.Local, c.Remote, c.PeerID, c.Endpoint
+	sent, received := c.Bytes()
+	if r.received, r.sent = sent, received; c.Inbound {
+		r.received, r.sent = received, sent
+	}
+	l.put(r, &said.Log)
 }
 
 // request fills in what a request says.
@@ -112,6 +152,7 @@ func (r *record) request(req *http.Request) {
 }
 
 func (r *record) header(h http.Header) {
+	r.headers = h
 	r.forwardedFor, r.userAgent, r.requestID = first(h, "X-Forwarded-For"), first(h, "User-Agent"), first(h, "X-Request-Id")
 }
 
@@ -128,15 +169,15 @@ func codeOf(status int, flags mesh.Flags) int {
 	switch {
 	case status != 0 || flags&mesh.FlagCallerGone != 0:
 		return status
-	case flags&mesh.FlagRateLimited != 0:
-		return http.StatusTooManyRequests
-	case flags&mesh.FlagNoRoute != 0:
-		return http.StatusNotFound
 	case flags&mesh.FlagUpstreamTimeout != 0:
 		return http.StatusGatewayTimeout
 	case flags&(mesh.FlagNoHealthyUpstream|mesh.FlagConnectFailure|mesh.FlagOverflow|mesh.FlagConnectionTerminated|
 		mesh.FlagRemoteReset|mesh.FlagNoCluster) != 0:
 		return http.StatusServiceUnavailable
+	case flags&mesh.FlagNoRoute != 0:
+		return http.StatusNotFound
+	case flags&mesh.FlagRateLimited != 0:
+		return http.StatusTooManyRequests
 	}
 	return 0
 }

@@ -1,0 +1,139 @@
+package accesslog
+
+import (
+	"cmp"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh"
+)
+
+// Attribute implements telemetry.Attributes, for the filters of documents.
+func (r *record) Attribute(name string) (any, bool) {
+	request := r.side == outbound || r.side == inbound
+	switch name {
+	case "request.path":
+		return r.requestURI(), request
+	case "request.url_path":
+		path, _, _ := strings.Cut(r.requestURI(), "?")
+		return path, request
+	case "request.host":
+		return r.authority, request
+	case "request.method":
+		return cmp.Or(r.method, "GET"), request
+	case "request.useragent":
+		return r.userAgent, r.userAgent != ""
+	case "request.headers":
+		return r.headers, request
+	case "request.duration", "response.duration":
+		return r.duration, true
+	case "response.code":
+		return int64(r.code), request
+	case "response.flags":
+		return envoyFlags(r.flags), true
+	case "response.grpc_status":
+		return int64(r.grpcStatus), r.grpcStatus >= 0
+	case "connection.mtls":
+		return r.peerID != "", true
+	case "source.address":
+		if r.remote != nil && r.side == inboundConn {
+			return r.remote.String(), true
+		}
+		return r.remoteText, r.remoteText != ""
+	case "destination.port":
+		return r.port()
+	case "xds.cluster_name":
+		name := r.cluster()
+		return name, name != ""
+	}
+	client := r.side == outbound || r.side == outboundConn
+	if field, ok := strings.CutPrefix(name, "filter_state.upstream_peer."); ok && client {
+		return r.peerField(field)
+	}
+	if field, ok := strings.CutPrefix(name, "filter_state.downstream_peer."); ok && !client {
+		return r.peerField(field)
+	}
+	return nil, false
+}
+
+// port is that which a call was made to.
+func (r *record) port() (any, bool) {
+	if r.side == outbound || r.side == outboundConn {
+		return int64(r.target.Port), r.target.Port != 0
+	}
+	if r.local == nil {
+		return nil, false
+	}
+	_, text, _ := net.SplitHostPort(r.local.String())
+	n, err := strconv.ParseInt(text, 10, 64)
+	return n, err == nil
+}
+
+// peerField is what is known of the peer: its labels by discovery, its namespace and service account by its identity. The account
+// stands for the workload where no label names it.
+func (r *record) peerField(field string) (any, bool) {
+	var labels map[string]string
+	account := ""
+	if r.peer != nil {
+		labels, account = r.peer.Labels, r.peer.ServiceAccount
+	}
+	namespace := ""
+	if _, path, ok := strings.Cut(strings.TrimPrefix(r.peerID, "spiffe://"), "/ns/"); ok {
+		var rest string
+		namespace, rest, _ = strings.Cut(path, "/")
+		account = strings.TrimPrefix(rest, "sa/")
+	} else if in, name, ok := strings.Cut(account, "/"); ok {
+		namespace, account = in, name
+	}
+	if namespace == "" { // that of the service
+		if parts := strings.Split(r.target.Host, "."); len(parts) > 2 && parts[2] == "svc" {
+			namespace = parts[1]
+		}
+	}
+	first := func(names ...string) string {
+		for _, name := range names {
+			if value := labels[name]; value != "" {
+				return value
+			}
+		}
+		return ""
+	}
+	const name, revision = "service.istio.io/canonical-name", "service.istio.io/canonical-revision"
+	value := ""
+	switch field {
+	case "labels":
+		return labels, labels != nil
+	case "namespace":
+		value = namespace
+	case "workload":
+		value = cmp.Or(first("service.istio.io/workload-name"), account)
+	case "app":
+		value = first("app", "app.kubernetes.io/name", name)
+	case "version":
+		value = first("version", "app.kubernetes.io/version", revision)
+	case "service":
+		value = first(name, "app.kubernetes.io/name", "app")
+	case "revision":
+		value = cmp.Or(first(revision, "app.kubernetes.io/version", "version"), "latest")
+	}
+	return value, value != ""
+}
+
+// envoyFlags returns flags as the bits that Envoy gives expressions.
+func envoyFlags(flags mesh.Flags) (bits int64) {
+	for _, f := range [...]struct {
+		flag mesh.Flags
+		bit  int
+	}{
+		{mesh.FlagNoHealthyUpstream, 1}, {mesh.FlagUpstreamTimeout, 2}, {mesh.FlagRemoteReset, 4}, {mesh.FlagConnectFailure, 5},
+		{mesh.FlagConnectionTerminated, 6}, {mesh.FlagOverflow, 7}, {mesh.FlagNoRoute, 8}, {mesh.FlagDelayInjected, 9},
+		{mesh.FlagFaultInjected, 10}, {mesh.FlagRateLimited, 11}, {mesh.FlagCallerGone, 14}, {mesh.FlagRetriesExhausted, 15},
+		{mesh.FlagNoCluster, 24},
+	} {
+		if flags&f.flag != 0 {
+			bits |= 1 << f.bit
+		}
+	}
+	return bits
+}
