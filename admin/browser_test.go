@@ -78,6 +78,18 @@ func TestBrowser(t *testing.T) {
 	if list := b.complaints(s.admin.URL); len(list) > 0 {
 		t.Errorf("the browser complains:\n%s", strings.Join(list, "\n"))
 	}
+
+	// The connection breaks, and the page finds its way back by itself.
+	s.admin.CloseClientConnections()
+	was := b.text("live")
+	await.True(t, "the page is live again", func() bool {
+		is := b.text("live")
+		return strings.HasPrefix(is, "live") && is != was
+	})
+	if err := s.mesh.Apply(documents()...); err != nil {
+		t.Fatal(err)
+	}
+	shows("what happened meanwhile", "loads", "load 4")
 	b.open("about:blank")
 	stop()
 }
