@@ -13,7 +13,8 @@
 // or one field like another, is escaped. A field of more than 4,096 bytes is cut.
 //
 // A call is never held up: it copies what its line needs into a record, and a goroutine of the log formats and writes it. When
-// more lines wait than Config.Queue allows, further ones are dropped and counted; see [Log.Dropped].
+// more lines wait than Config.Queue allows, further ones are dropped and counted: give [Log.Dropped] to metrics.Config.Dropped to see
+// how many.
 //
 // A Telemetry document (telemetry.istio.io) turns lines off, or filters them, for calls or requests; see [policy/telemetry/cel] for
 // its expressions. Then come Config.Filter and Config.Sampling.
