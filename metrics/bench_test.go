@@ -11,7 +11,9 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/policy/telemetry"
 	"github.com/prometheus/client_golang/prometheus"
+	"go.opentelemetry.io/otel/trace"
 )
 
 const (
@@ -116,5 +118,51 @@ func TestRecordAllocates(t *testing.T) {
 		if n := testing.AllocsPerRun(100, func() { w.inboundEnd(ctx, in) }); n != 0 {
 			t.Errorf("secure %t: a request allocates %v times", secure, n)
 		}
+	}
+}
+
+// BenchmarkMessage is a gRPC message, of a call from here and of one to here.
+func BenchmarkMessage(b *testing.B) {
+	w := newTestWatcher(b, Config{})
+	ctx := context.Background()
+	call, in := answered(b, true), arrived(b, true)
+	call.Request.Header = http.Header{"Content-Type": {"application/grpc"}}
+	b.Run("call", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			w.callMessage(ctx, call, true)
+		}
+	})
+	b.Run("inbound", func(b *testing.B) {
+		b.ReportAllocs()
+		for b.Loop() {
+			w.inboundMessage(ctx, in, true)
+		}
+	})
+}
+
+// BenchmarkExemplar is what is added to a call of a sampled trace, once a second.
+func BenchmarkExemplar(b *testing.B) {
+	span := trace.NewSpanContext(trace.SpanContextConfig{TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, TraceFlags: trace.FlagsSampled})
+	ctx := trace.ContextWithSpanContext(context.Background(), span)
+	var h histograms
+	now := int64(0)
+	b.ReportAllocs()
+	for b.Loop() {
+		now++
+		h.exemplify(ctx, 1000, now)
+	}
+}
+
+// BenchmarkOverrides is a call whose metrics documents change.
+func BenchmarkOverrides(b *testing.B) {
+	w := newTestWatcher(b, Config{})
+	call := answered(b, true)
+	call.Telemetry = telemetry.New(telemetry.Side{Metrics: map[string]telemetry.Metric{
+		"REQUEST_COUNT": {Remove: []string{"response_flags"}, Set: []telemetry.Tag{{Name: "method", Header: "X-Method"}}},
+	}}, telemetry.Side{})
+	b.ReportAllocs()
+	for b.Loop() {
+		w.callEnd(context.Background(), call)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/peermeta"
+	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
 func (w *watcher) observer() mesh.Observer {
@@ -37,6 +38,9 @@ type request struct {
 	sent, answered int64 // bytes
 	end            int64 // second
 	inbound        bool
+
+	side   *telemetry.Side // what documents say about the metrics, nil for nothing
+	header http.Header     // of the request
 }
 
 // record counts a request. It returns false if the path is gone meanwhile.
@@ -50,10 +54,59 @@ func (st *store) record(ctx context.Context, p *path, r *request) bool {
 			return !p.gone.Load() && st.drop(r.inbound)
 		}
 	}
+	if r.side != nil {
+		st.recordAltered(ctx, s, r)
+		return true
+	}
+	took := r.took.Microseconds()
 	s.counts[requests].Add(1)
-	s.hists.observe(r.took, r.sent, r.answered)
-	s.hists.exemplify(ctx, r.took, r.end)
+	s.hists.observe(duration, took)
+	s.hists.observe(requestBytes, r.sent)
+	s.hists.observe(responseBytes, r.answered)
+	s.hists.exemplify(ctx, took, r.end)
 	return true
+}
+
+// recordAltered counts a request as documents want it.
+func (st *store) recordAltered(ctx context.Context, s *series, r *request) {
+	took := r.took.Microseconds()
+	observed := [histogramCount]int64{duration: took, requestBytes: r.sent, responseBytes: r.answered}
+	list := families[kindRequest]
+	for i, to := range st.targets(s, r.side, r.header, r.end) {
+		switch f := &list[i]; {
+		case to == nil:
+		case f.count >= 0:
+			to.counts[f.count].Add(1)
+		default:
+			to.hists.observe(f.hist, observed[f.hist])
+			if f.hist == duration {
+				to.hists.exemplify(ctx, took, r.end)
+			}
+		}
+	}
+}
+
+// bump adds to the counters of messages or of connections.
+func (st *store) bump(s *series, side *telemetry.Side, header http.Header, by [4]uint64, now int64) {
+	list, to := families[s.key&kinds], []*series(nil)
+	if side != nil {
+		to = st.targets(s, side, header, now)
+	}
+	for i := range list {
+		at := s
+		if to != nil {
+			at = to[i]
+		}
+		if at == nil {
+			continue
+		}
+		if !at.shown[i].Load() {
+			at.shown[i].Store(true)
+		}
+		if by[i] > 0 {
+			at.counts[i].Add(by[i])
+		}
+	}
 }
 
 // drop counts a call that there is no room for.
@@ -104,6 +157,9 @@ func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
 		key: newOutcome(codeOf(c.Status, c.Flags), c.GRPCStatus, c.Flags), took: c.Duration, end: c.Start.Add(c.Duration).Unix(),
 		sent: c.BytesSent + requestHeader(c.Request), answered: c.BytesReceived + responseHeader(c.ResponseHeader),
 	}
+	if r.side = overridden(c.Telemetry.Client()); r.side != nil {
+		r.header = c.Request.Header
+	}
 	if rpc {
 		r.key |= isGRPC
 	}
@@ -115,7 +171,7 @@ func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
 		p = w.pathOf(c, r.end) // the path was forgotten meanwhile
 	}
 	if rpc {
-		w.store.messages(p, w.streams.take(c), r.end)
+		w.store.messages(p, r.side, r.header, w.streams.take(c), r.end)
 	}
 	if c.Attempts > 1 || c.Stopped != 0 {
 		w.state.retried(c)
@@ -207,6 +263,9 @@ func (w *watcher) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 		sent: in.BytesReceived + requestHeader(in.Request), answered: in.BytesSent + responseHeader(in.ResponseHeader),
 	}
 	r.inbound = true
+	if r.side = overridden(in.Telemetry.Server()); r.side != nil {
+		r.header = in.Request.Header
+	}
 	if isRPC(in.Request.Header) {
 		r.key |= isGRPC
 	}

@@ -10,8 +10,6 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-func compare(a, b string) int { return cmp.Compare(a, b) }
-
 // identityNames are the labels of an identity, in the order of its values.
 var identityNames = []string{
 	"reporter",
@@ -42,35 +40,36 @@ var (
 
 // The metrics of Istio that a series has, by its kind.
 type family struct {
+	name  string // in Telemetry documents
 	desc  *prometheus.Desc
 	count int // which of the counters, -1 for a histogram
 	hist  int
 }
 
-func counter(name, help string, labels []string, count int) family {
-	return family{prometheus.NewDesc(name, help, labels, nil), count, 0}
+func counter(document, name, help string, labels []string, count int) family {
+	return family{document, prometheus.NewDesc(name, help, labels, nil), count, 0}
 }
 
-func histogramOf(name, help string, hist int) family {
-	return family{prometheus.NewDesc(name, help, requestNames, nil), -1, hist}
+func histogramOf(document, name, help string, hist int) family {
+	return family{document, prometheus.NewDesc(name, help, requestNames, nil), -1, hist}
 }
 
 var families = map[outcome][]family{
 	kindRequest: {
-		counter("istio_requests_total", "Requests, HTTP and gRPC.", requestNames, requests),
-		histogramOf("istio_request_duration_milliseconds", "Time until the end of the response body.", duration),
-		histogramOf("istio_request_bytes", "Size of the request body, and an estimate of its headers.", requestBytes),
-		histogramOf("istio_response_bytes", "Size of the response body, and an estimate of its headers.", responseBytes),
+		counter("REQUEST_COUNT", "istio_requests_total", "Requests, HTTP and gRPC.", requestNames, requests),
+		histogramOf("REQUEST_DURATION", "istio_request_duration_milliseconds", "Time until the end of the response body.", duration),
+		histogramOf("REQUEST_SIZE", "istio_request_bytes", "Size of the request body, and an estimate of its headers.", requestBytes),
+		histogramOf("RESPONSE_SIZE", "istio_response_bytes", "Size of the response body, and an estimate of its headers.", responseBytes),
 	},
 	kindMessages: {
-		counter("istio_request_messages_total", "gRPC messages that clients sent.", identityNames, requestMessages),
-		counter("istio_response_messages_total", "gRPC messages that servers sent.", identityNames, responseMessages),
+		counter("GRPC_REQUEST_MESSAGES", "istio_request_messages_total", "gRPC messages that clients sent.", identityNames, requestMessages),
+		counter("GRPC_RESPONSE_MESSAGES", "istio_response_messages_total", "gRPC messages that servers sent.", identityNames, responseMessages),
 	},
 	kindTCP: {
-		counter("istio_tcp_connections_opened_total", "Raw connections that were opened.", tcpNames, opened),
-		counter("istio_tcp_connections_closed_total", "Raw connections that were closed.", tcpNames, closed),
-		counter("istio_tcp_sent_bytes_total", "Bytes that servers sent over raw connections.", tcpNames, sent),
-		counter("istio_tcp_received_bytes_total", "Bytes that servers received over raw connections.", tcpNames, received),
+		counter("TCP_OPENED_CONNECTIONS", "istio_tcp_connections_opened_total", "Raw connections that were opened.", tcpNames, opened),
+		counter("TCP_CLOSED_CONNECTIONS", "istio_tcp_connections_closed_total", "Raw connections that were closed.", tcpNames, closed),
+		counter("TCP_SENT_BYTES", "istio_tcp_sent_bytes_total", "Bytes that servers sent over raw connections.", tcpNames, sent),
+		counter("TCP_RECEIVED_BYTES", "istio_tcp_received_bytes_total", "Bytes that servers received over raw connections.", tcpNames, received),
 	},
 }
 
@@ -90,52 +89,107 @@ func newNative() []prometheus.Histogram {
 func (st *store) collect(ch chan<- prometheus.Metric, now int64) {
 	st.mu.Lock()
 	st.sweepLocked(now)
-	all := make([]*series, 0, st.count)
+	all := make([]*sample, 0, 4*st.count)
 	for _, p := range st.paths {
-		if list := p.series.Load(); list != nil {
-			for _, k := range *list {
-				all = append(all, k.series)
+		list := p.series.Load()
+		if list == nil {
+			continue
+		}
+		for _, k := range *list {
+			of := families[k.key&kinds]
+			for i := range of {
+				if k.series.has(&of[i]) {
+					all = append(all, &sample{&of[i], []*series{k.series}})
+				}
 			}
 		}
 	}
+	all = merged(all, st.altered)
 	st.mu.Unlock()
-	for _, s := range all {
-		for i, f := range families[s.key&kinds] {
-			ch <- &sample{&families[s.key&kinds][i], f.desc, s}
-		}
+	for _, m := range all {
+		ch <- m
 	}
 }
 
-// sample is one metric of a series, read when it is written.
+// has reports whether there is anything in one of the metrics of a series.
+func (s *series) has(f *family) bool {
+	switch {
+	case s.hists == nil:
+		return s.shown[f.count].Load()
+	case f.count >= 0:
+		return s.counts[f.count].Load() > 0
+	}
+	return s.hists.any(f.hist)
+}
+
+// sample is one metric of a series, or of several that documents have given the same labels. It is read when it is written.
 type sample struct {
 	family *family
-	desc   *prometheus.Desc
-	series *series
+	of     []*series
 }
 
 // Desc implements prometheus.Metric.
-func (m *sample) Desc() *prometheus.Desc { return m.desc }
+func (m *sample) Desc() *prometheus.Desc { return m.family.desc }
 
 // Write implements prometheus.Metric.
 func (m *sample) Write(out *dto.Metric) error {
-	out.Label = m.series.labels
+	s := m.of[0]
+	out.Label = s.labels
 	if m.family.count >= 0 {
-		v := float64(m.series.counts[m.family.count].Load())
+		v := 0.0
+		for _, s := range m.of {
+			v += float64(s.counts[m.family.count].Load())
+		}
 		out.Counter = &dto.Counter{Value: &v}
-		if h := m.series.hists; h != nil {
-			out.Counter.Exemplar = h.newest()
+		if s.hists != nil {
+			out.Counter.Exemplar = s.hists.newest()
 		}
 		return nil
 	}
-	h, err := m.series.hists.write(m.family.hist)
+	h, err := s.hists.write(m.family.hist)
 	if err != nil {
 		return err
 	}
+	for _, more := range m.of[1:] {
+		if err := addTo(h, more.hists, m.family.hist); err != nil {
+			return err
+		}
+	}
 	if m.family.hist == duration {
-		m.series.hists.attach(h)
+		s.hists.attach(h)
 	}
 	out.Histogram = h
 	return nil
+}
+
+// addTo adds the classic buckets of another histogram. The native ones of both cannot be added up.
+func addTo(to *dto.Histogram, from *histograms, which int) error {
+	h, err := from.write(which)
+	if err != nil {
+		return err
+	}
+	count, sum := to.GetSampleCount()+h.GetSampleCount(), to.GetSampleSum()+h.GetSampleSum()
+	to.SampleCount, to.SampleSum = &count, &sum
+	for i, b := range h.Bucket {
+		both := to.Bucket[i].GetCumulativeCount() + b.GetCumulativeCount()
+		to.Bucket[i].CumulativeCount = &both
+	}
+	to.Schema, to.ZeroThreshold, to.ZeroCount, to.PositiveSpan, to.PositiveDelta = nil, nil, nil, nil, nil
+	to.NegativeSpan, to.NegativeDelta = nil, nil
+	return nil
+}
+
+// any reports whether anything was observed.
+func (h *histograms) any(which int) bool {
+	if h.native != nil {
+		return h.observed[which].Load()
+	}
+	for i := range h.own[which].counts {
+		if h.own[which].counts[i].Load() > 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // newest returns the latest exemplar, with the value that it stands for in a counter.

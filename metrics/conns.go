@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
 // conns are the raw connections that are open.
@@ -19,6 +20,7 @@ type conn struct {
 	of             *watcher
 	path           *path
 	key            outcome
+	side           *telemetry.Side
 	sent, received int64 // as the server sees it
 }
 
@@ -28,7 +30,7 @@ func (w *watcher) connStart(c *mesh.Conn) {
 	}
 	now := time.Now().Unix()
 	n := w.newConn(c, now)
-	n.count(n.key, opened, 1, now)
+	n.count(n.key, [4]uint64{opened: 1}, now)
 	w.conns.mu.Lock()
 	defer w.conns.mu.Unlock()
 	w.conns.open[c] = n
@@ -39,8 +41,7 @@ func (w *watcher) connEnd(c *mesh.Conn) {
 	if c.Local == nil {
 		if !w.over.Load() {
 			n := w.newConn(c, now)
-			n.count(n.key|outcome(c.Flags), opened, 1, now)
-			n.count(n.key|outcome(c.Flags), closed, 1, now)
+			n.count(n.key|outcome(c.Flags), [4]uint64{opened: 1, closed: 1}, now)
 		}
 		return
 	}
@@ -53,11 +54,14 @@ func (w *watcher) connEnd(c *mesh.Conn) {
 	delete(w.conns.open, c)
 	key := n.key | outcome(c.Flags)
 	n.update(c, key, now)
-	n.count(key, closed, 1, now)
+	n.count(key, [4]uint64{closed: 1}, now)
 }
 
 func (w *watcher) newConn(c *mesh.Conn, now int64) *conn {
-	n := &conn{of: w, path: w.pathOfConn(c, now), key: kindTCP}
+	n := &conn{of: w, path: w.pathOfConn(c, now), key: kindTCP, side: overridden(c.Telemetry.Client())}
+	if c.Inbound {
+		n.side = overridden(c.Telemetry.Server())
+	}
 	if c.PeerID != "" {
 		n.key |= isMTLS
 	}
@@ -93,13 +97,12 @@ func (n *conn) update(c *mesh.Conn, key outcome, now int64) {
 	if !c.Inbound {
 		sentBytes, receivedBytes = receivedBytes, sentBytes // the names are the server's view
 	}
-	n.count(key, sent, sentBytes-n.sent, now)
-	n.count(key, received, receivedBytes-n.received, now)
+	n.count(key, [4]uint64{sent: uint64(max(sentBytes-n.sent, 0)), received: uint64(max(receivedBytes-n.received, 0))}, now)
 	n.sent, n.received = sentBytes, receivedBytes
 }
 
-// count adds to a counter. It is called with no addition, too, so that the series of an open connection stays.
-func (n *conn) count(key outcome, which int, by int64, now int64) {
+// count adds to the counters. It is called with no addition, too, so that the series of an open connection stays.
+func (n *conn) count(key outcome, by [4]uint64, now int64) {
 	if n.path == nil {
 		return
 	}
@@ -109,5 +112,5 @@ func (n *conn) count(key outcome, which int, by int64, now int64) {
 			return
 		}
 	}
-	s.counts[which].Add(uint64(max(by, 0)))
+	n.of.store.bump(s, n.side, nil, by, now)
 }

@@ -2,7 +2,6 @@ package metrics
 
 import (
 	"context"
-	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"go.opentelemetry.io/otel/trace"
@@ -11,10 +10,10 @@ import (
 
 var traceIDName, spanIDName = "trace_id", "span_id"
 
-// exemplify keeps the trace of a call as the exemplar of the bucket of its duration, if the trace is sampled. It keeps no more than
+// exemplify keeps the trace of a call as the exemplar of the bucket of its duration, in microseconds, if the trace is sampled. It keeps no more than
 // one a second, since each costs more than all the rest.
-func (h *histograms) exemplify(ctx context.Context, took time.Duration, now int64) {
-	place := &h.exemplars[bucketOf(&limitsMicro, took.Microseconds())]
+func (h *histograms) exemplify(ctx context.Context, took, now int64) {
+	place := &h.exemplars[bucketOf(&limitsMicro, took)]
 	before := place.Load()
 	if before != nil && before.Timestamp.Seconds >= now {
 		return
@@ -24,8 +23,8 @@ func (h *histograms) exemplify(ctx context.Context, took time.Duration, now int6
 	}
 }
 
-func newExemplar(span *trace.SpanContext, took time.Duration, now int64) *dto.Exemplar {
-	traceID, spanID, v := span.TraceID().String(), span.SpanID().String(), float64(took.Microseconds())/1000
+func newExemplar(span *trace.SpanContext, took, now int64) *dto.Exemplar {
+	traceID, spanID, v := span.TraceID().String(), span.SpanID().String(), float64(took)/1000
 	return &dto.Exemplar{
 		Label:     []*dto.LabelPair{{Name: &traceIDName, Value: &traceID}, {Name: &spanIDName, Value: &spanID}},
 		Value:     &v,

@@ -34,6 +34,12 @@ type process struct {
 func newProcess(t testing.TB, c metrics.Config) *process {
 	t.Helper()
 	registry := prometheus.NewPedanticRegistry()
+	return newProcessIn(t, registry, c)
+}
+
+// newProcessIn is newProcess with a registry that may take other labels than those that were described.
+func newProcessIn(t testing.TB, registry *prometheus.Registry, c metrics.Config) *process {
+	t.Helper()
 	c.Registerer = registry
 	m, err := metrics.New(c)
 	if err != nil {

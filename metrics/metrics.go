@@ -37,7 +37,8 @@ func New(c Config) (*Metrics, error) {
 		return nil, err
 	}
 	m := &Metrics{settings: s}
-	m.store = store{settings: s, paths: make(map[identity]*path), pairs: make(map[[2]string]*dto.LabelPair)}
+	m.store = store{settings: s, paths: make(map[identity]*path), pairs: make(map[[2]string]*dto.LabelPair),
+		altered: make(map[alteredKey]*series)}
 	m.hosts = hosts{most: max(s.most/4, 16), used: make(map[string]int64)}
 	m.claims = claims{used: make(map[claim]int64), perPeer: make(map[string]int)}
 	m.tails = tails{most: s.endpoints, all: make(map[tailKey]*tail)}

@@ -88,6 +88,9 @@ type series struct {
 	counts [4]atomic.Uint64
 	hists  *histograms // of requests
 	labels []*dto.LabelPair
+
+	shown    [4]atomic.Bool             // of the counters of messages and connections: which there are
+	variants atomic.Pointer[[]*variant] // by documents
 }
 
 const expired = -1
@@ -161,6 +164,15 @@ type histograms struct {
 	own       [histogramCount]histogram
 	exemplars [bucketCount + 1]atomic.Pointer[dto.Exemplar] // of durations
 	native    []prometheus.Histogram                        // in place of own, if set
+	observed  [histogramCount]atomic.Bool                   // of the native ones
+}
+
+func newHistograms(c *settings) *histograms {
+	h := new(histograms)
+	if c.native {
+		h.native = newNative()
+	}
+	return h
 }
 
 type histogram struct {
@@ -181,17 +193,21 @@ func bucketOf(limits *[bucketCount]int64, v int64) int {
 	return i
 }
 
-// observe notes one request.
-func (h *histograms) observe(took time.Duration, request, response int64) {
-	if h.native != nil {
-		h.native[duration].Observe(float64(took) / float64(time.Millisecond))
-		h.native[requestBytes].Observe(float64(request))
-		h.native[responseBytes].Observe(float64(response))
-		return
+// observe notes a duration in microseconds, or a size.
+func (h *histograms) observe(which int, v int64) {
+	if h.native != nil && !h.observed[which].Load() {
+		h.observed[which].Store(true)
 	}
-	h.own[duration].observe(&limitsMicro, took.Microseconds())
-	h.own[requestBytes].observe(&limitsBytes, request)
-	h.own[responseBytes].observe(&limitsBytes, response)
+	switch {
+	case h.native != nil && which == duration:
+		h.native[which].Observe(float64(v) / 1000)
+	case h.native != nil:
+		h.native[which].Observe(float64(v))
+	case which == duration:
+		h.own[which].observe(&limitsMicro, v)
+	default:
+		h.own[which].observe(&limitsBytes, v)
+	}
 }
 
 // write returns what there is of one of the histograms.
@@ -236,6 +252,7 @@ type store struct {
 	count    int   // of series
 	swept    int64 // second
 	pairs    map[[2]string]*dto.LabelPair
+	altered  map[alteredKey]*series
 	overflow [2]atomic.Uint64 // calls that were not counted, by reporter
 }
 
@@ -286,10 +303,7 @@ func (st *store) add(p *path, key outcome, now int64) *series {
 	s := &series{key: key, labels: st.labelsLocked(p, key)}
 	s.used.Store(now)
 	if key&kinds == kindRequest {
-		s.hists = new(histograms)
-		if st.settings.native {
-			s.hists.native = newNative()
-		}
+		s.hists = newHistograms(st.settings)
 	}
 	st.count++
 	list = append(slices.Clip(slices.Clone(list)), keyed{key, s})
@@ -328,6 +342,7 @@ func (st *store) sweepLocked(now int64) {
 			p.gone.Store(true)
 		}
 	}
+	st.sweepAlteredLocked(now, idle)
 	clear(st.pairs) // those in use stay where they are used
 }
 
@@ -355,6 +370,6 @@ func (st *store) labelsLocked(p *path, key outcome) []*dto.LabelPair {
 			add("grpc_response_status", key.grpcStatus())
 		}
 	}
-	slices.SortFunc(labels, func(a, b *dto.LabelPair) int { return compare(a.GetName(), b.GetName()) })
+	slices.SortFunc(labels, byName)
 	return slices.Clip(labels) // who wraps the registry appends to them
 }

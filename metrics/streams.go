@@ -3,11 +3,13 @@ package metrics
 import (
 	"context"
 	"hash/maphash"
+	"net/http"
 	"sync"
 	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
 // streams counts the messages of gRPC calls from here. Until a call is answered it is not known for sure who has got them: they wait
@@ -32,6 +34,8 @@ type stream struct {
 	host       string
 	documented bool
 	peer       string
+	side       *telemetry.Side
+	header     http.Header
 	messages   [2]uint64
 	since      time.Time // of the first of them
 }
@@ -69,6 +73,7 @@ func (s *streams) attempt(a *mesh.Attempt) {
 	defer sh.mu.Unlock()
 	st := sh.streamLocked(a.Call)
 	st.endpoint, st.host, st.documented, st.peer = a.Peer, a.Call.Target.Host, a.Call.Document != "", a.PeerID
+	st.side, st.header = overridden(a.Call.Telemetry.Client()), a.Call.Request.Header
 }
 
 func (w *watcher) callMessage(_ context.Context, c *mesh.Call, sent bool) {
@@ -120,7 +125,7 @@ func (s *streams) flush(w *watcher, now time.Time) {
 				continue
 			}
 			p := w.reached(st.endpoint, st.host, st.documented, st.peer, "", now.Unix())
-			w.store.messages(p, st.messages, now.Unix())
+			w.store.messages(p, st.side, st.header, st.messages, now.Unix())
 			st.messages = [2]uint64{}
 		}
 		sh.mu.Unlock()
@@ -128,7 +133,7 @@ func (s *streams) flush(w *watcher, now time.Time) {
 }
 
 // messages counts messages.
-func (st *store) messages(p *path, n [2]uint64, now int64) {
+func (st *store) messages(p *path, side *telemetry.Side, header http.Header, n [2]uint64, now int64) {
 	if p == nil || n == [2]uint64{} {
 		return
 	}
@@ -138,11 +143,7 @@ func (st *store) messages(p *path, n [2]uint64, now int64) {
 			return
 		}
 	}
-	for i := range n {
-		if n[i] > 0 {
-			s.counts[i].Add(n[i])
-		}
-	}
+	st.bump(s, side, header, [4]uint64{n[0], n[1]}, now)
 }
 
 // inboundMessage counts a message of a call to this process, whose sender is known from the start.
@@ -153,5 +154,5 @@ func (w *watcher) inboundMessage(_ context.Context, in *mesh.Inbound, sent bool)
 	var n [2]uint64
 	n[messageOf(!sent)] = 1
 	now := time.Now().Unix()
-	w.store.messages(w.from(in.Peer, in.Request.Header, now), n, now)
+	w.store.messages(w.from(in.Peer, in.Request.Header, now), overridden(in.Telemetry.Server()), in.Request.Header, n, now)
 }

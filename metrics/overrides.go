@@ -1,0 +1,182 @@
+package metrics
+
+import (
+	"cmp"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/policy/telemetry"
+	dto "github.com/prometheus/client_model/go"
+)
+
+// variant is a series as documents change it, for one set of the values that they take from headers.
+type variant struct {
+	side   *telemetry.Side
+	tags   []telemetry.Tag // those with headers
+	values []string
+	of     []*series // by metric of the kind: where each is counted, nil for one that is not exported
+}
+
+// mostVariants bounds those of one series. More are found anew each time.
+const mostVariants = 16
+
+// alteredKey is a metric with labels that documents have changed.
+type alteredKey struct {
+	metric string // as documents name it
+	labels string
+}
+
+// overridden returns what documents say about the metrics of a side, nil if they say nothing.
+func overridden(side *telemetry.Side) *telemetry.Side {
+	if side.Metrics == nil {
+		return nil
+	}
+	return side
+}
+
+// targets returns where the metrics of a series are counted. They were used now.
+func (st *store) targets(s *series, side *telemetry.Side, header http.Header, now int64) []*series {
+	if list := s.variants.Load(); list != nil {
+		for _, v := range *list {
+			if v.side == side && v.has(header) && v.touch(now) {
+				return v.of
+			}
+		}
+	}
+	return st.alter(s, side, header, now).of
+}
+
+func (v *variant) has(header http.Header) bool {
+	for i := range v.tags {
+		if v.tags[i].Value(header) != v.values[i] {
+			return false
+		}
+	}
+	return true
+}
+
+func (v *variant) touch(now int64) bool {
+	for _, s := range v.of {
+		if s != nil && !s.touch(now) {
+			return false
+		}
+	}
+	return true
+}
+
+// alter finds where the metrics of a series are counted, and keeps that.
+func (st *store) alter(s *series, side *telemetry.Side, header http.Header, now int64) *variant {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	list := families[s.key&kinds]
+	v := &variant{side: side, of: make([]*series, len(list))}
+	full := false
+	for i := range list {
+		metric, changed := side.Metrics[list[i].name]
+		for _, tag := range metric.Set {
+			if tag.Header != "" {
+				v.tags, v.values = append(v.tags, tag), append(v.values, strings.Clone(tag.Value(header)))
+			}
+		}
+		switch {
+		case metric.Disabled:
+		case !changed || len(metric.Remove) == 0 && len(metric.Set) == 0:
+			v.of[i] = s
+		default:
+			if v.of[i] = st.alteredLocked(s, &list[i], &metric, header, now); v.of[i] == nil {
+				full = true
+			}
+		}
+	}
+	if full {
+		st.drop(isInbound(s))
+		return v // and tried again with the next call
+	}
+	kept := []*variant{v}
+	if old := s.variants.Load(); old != nil {
+		for _, o := range *old {
+			if len(kept) < mostVariants && (o.side != side || !slices.Equal(o.values, v.values)) {
+				kept = append(kept, o)
+			}
+		}
+	}
+	s.variants.Store(&kept)
+	return v
+}
+
+func isInbound(s *series) bool {
+	return slices.ContainsFunc(s.labels, func(l *dto.LabelPair) bool { return l.GetName() == "reporter" && l.GetValue() == "destination" })
+}
+
+// alteredLocked returns the series of one metric with labels that documents have changed, nil if there is no room for it.
+func (st *store) alteredLocked(s *series, f *family, metric *telemetry.Metric, header http.Header, now int64) *series {
+	labels := slices.DeleteFunc(slices.Clone(s.labels), func(l *dto.LabelPair) bool {
+		return slices.Contains(metric.Remove, l.GetName()) || slices.ContainsFunc(metric.Set, func(t telemetry.Tag) bool { return t.Name == l.GetName() })
+	})
+	for i := range metric.Set {
+		value := cmp.Or(bounded(metric.Set[i].Value(header)), unknown)
+		labels = append(labels, st.pairLocked(metric.Set[i].Name, strings.Clone(value)))
+	}
+	slices.SortFunc(labels, byName)
+	key := alteredKey{f.name, keyOf(labels)}
+	if found := st.altered[key]; found != nil && found.touch(now) {
+		return found
+	}
+	if !st.roomLocked(now) {
+		return nil
+	}
+	out := &series{key: s.key, labels: slices.Clip(labels)}
+	out.used.Store(now)
+	if f.count < 0 || s.hists != nil {
+		out.hists = newHistograms(st.settings)
+	}
+	st.altered[key] = out
+	st.count++
+	return out
+}
+
+func byName(a, b *dto.LabelPair) int { return cmp.Compare(a.GetName(), b.GetName()) }
+
+func keyOf(labels []*dto.LabelPair) string {
+	var b strings.Builder
+	for _, l := range labels {
+		b.WriteString(l.GetName())
+		b.WriteByte(0xff)
+		b.WriteString(l.GetValue())
+		b.WriteByte(0xff)
+	}
+	return b.String()
+}
+
+// sweepAlteredLocked removes what was not used for long.
+func (st *store) sweepAlteredLocked(now, idle int64) {
+	for key, s := range st.altered {
+		if used := s.used.Load(); now-used > idle && s.used.CompareAndSwap(used, expired) {
+			delete(st.altered, key)
+			st.count--
+		}
+	}
+}
+
+// merged adds the series that documents have changed to the samples of the others. They may have the labels of another one, which
+// was there before the documents were: what has the same labels is one.
+func merged(all []*sample, altered map[alteredKey]*series) []*sample {
+	if len(altered) == 0 {
+		return all
+	}
+	known := make(map[alteredKey]*sample, len(all))
+	for _, m := range all {
+		known[alteredKey{m.family.name, keyOf(m.of[0].labels)}] = m
+	}
+	for key, s := range altered {
+		list := families[s.key&kinds]
+		i := slices.IndexFunc(list, func(f family) bool { return f.name == key.metric })
+		if m := known[key]; m != nil {
+			m.of = append(m.of, s)
+		} else {
+			all = append(all, &sample{&list[i], []*series{s}})
+		}
+	}
+	return all
+}
