@@ -479,7 +479,8 @@ func TestWaitingCallIsDelayedOnce(t *testing.T) {
 		var network memnet.Network
 		server := grpc.NewServer()
 		grpc_testing.RegisterTestServiceServer(server, echoStreams)
-		go func() { _ = server.Serve(network.Listen("10.0.0.1:80")) }()
+		listener := network.Listen("10.0.0.1:80")
+		go func() { _ = server.Serve(listener) }()
 		t.Cleanup(server.Stop)
 		var registry discovery.Memory
 		registry.Set("echo")

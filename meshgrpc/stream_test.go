@@ -493,7 +493,8 @@ func TestServerThatDoesNotRead(t *testing.T) {
 					<-stream.Context().Done()
 					return stream.Context().Err()
 				}})
-				go func() { _ = server.Serve(network.Listen("10.0.0.1:80")) }()
+				listener := network.Listen("10.0.0.1:80")
+				go func() { _ = server.Serve(listener) }()
 				t.Cleanup(server.Stop)
 				m := meshtest.New(t, route("    timeout: 1h\n"), mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
 					mesh.WithDiscovery(discovery.Static{"echo": {{Address: "10.0.0.1", Port: 80}}}))
