@@ -11,9 +11,11 @@ import (
 // told is what an observer was told, in order.
 type told struct{ events []string }
 
-func (o *told) mesh() *Mesh {
+// mesh makes a mesh that tells o, closed with the test.
+func (o *told) mesh(t *testing.T) *Mesh {
+	t.Helper()
 	note := func(event string) { o.events = append(o.events, event) }
-	return &Mesh{observers: observers{{
+	m, err := New(t.Context(), WithObserver(Observer{
 		CallStart:    func(ctx context.Context, _ *Call) context.Context { note("call"); return ctx },
 		AttemptStart: func(ctx context.Context, _ *Attempt) context.Context { note("attempt"); return ctx },
 		AttemptEnd:   func(context.Context, *Attempt) { note("attempt ends") },
@@ -24,7 +26,12 @@ func (o *told) mesh() *Mesh {
 			}
 			note("call ends")
 		},
-	}}}
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	return m
 }
 
 // noHeader is a header that nobody sets.
@@ -36,7 +43,7 @@ func (noHeader) Header() map[string][]string { return nil }
 // Two goroutines may read and close a body. Whichever ends the call, its attempt has ended when observers are told.
 func TestACallEndsForObserversAfterItsAttempts(t *testing.T) {
 	var o told
-	ctx, call := o.mesh().callStart(t.Context(), engine.CallStart{})
+	ctx, call := o.mesh(t).callStart(t.Context(), engine.CallStart{})
 	_, attempt := call.Attempt(ctx, engine.AttemptStart{Number: 1, Sent: noHeader{}})
 	call.End(engine.CallEnd{Status: 200})
 	attempt.End(engine.AttemptEnd{Status: 200})
@@ -48,7 +55,7 @@ func TestACallEndsForObserversAfterItsAttempts(t *testing.T) {
 // A goroutine that sends a message may be late. The record of its call may be another call's by then.
 func TestAMessageOfACallThatHasEnded(t *testing.T) {
 	var o told
-	m := o.mesh()
+	m := o.mesh(t)
 	_, first := m.callStart(t.Context(), engine.CallStart{})
 	ticket := first.Ticket()
 	first.Message(ticket, true)
@@ -68,7 +75,7 @@ func TestAMessageOfACallThatHasEnded(t *testing.T) {
 // An observer that panics does not keep a call from its end.
 func TestAnAttemptWhoseObserverPanics(t *testing.T) {
 	var o told
-	m := o.mesh()
+	m := o.mesh(t)
 	m.observers[0].AttemptStart = func(context.Context, *Attempt) context.Context { panic("observer") }
 	ctx, call := m.callStart(t.Context(), engine.CallStart{})
 	func() {
