@@ -36,21 +36,14 @@ const (
 	Maglev
 )
 
+var algorithms = [...]string{
+	LeastRequest: "least request", RoundRobin: "round robin", Random: "random", PeakEWMA: "peak EWMA", RingHash: "ring hash", Maglev: "maglev",
+}
+
 // String returns the name of a.
 func (a Algorithm) String() string {
-	switch a {
-	case LeastRequest:
-		return "least request"
-	case RoundRobin:
-		return "round robin"
-	case Random:
-		return "random"
-	case PeakEWMA:
-		return "peak EWMA"
-	case RingHash:
-		return "ring hash"
-	case Maglev:
-		return "maglev"
+	if int(a) < len(algorithms) {
+		return algorithms[a]
 	}
 	return fmt.Sprintf("Algorithm(%d)", uint8(a))
 }
@@ -110,11 +103,8 @@ type SlowStart struct {
 }
 
 const (
-	defaultDecay     = time.Second
-	defaultMinRing   = 1024
-	maxRing          = 8 << 20
-	defaultTableSize = 65537
-	maxTableSize     = 5000011
+	maxRing      = 8 << 20
+	maxTableSize = 5000011
 )
 
 // settings is a Config with its defaults filled in and its Locality compiled.
@@ -144,13 +134,13 @@ func (c Config) compile() (settings, error) {
 		return settings{}, err
 	}
 	set := settings{Config: c, topology: topology}
-	orDefault(&set.Choices, 2)
-	orDefault(&set.Decay, defaultDecay)
-	orDefault(&set.MaxRingSize, maxRing)
-	orDefault(&set.MinRingSize, min(defaultMinRing, set.MaxRingSize))
-	orDefault(&set.TableSize, defaultTableSize)
-	orDefault(&set.SlowStart.MinFraction, 0.1)
-	orDefault(&set.SlowStart.Aggression, 1)
+	set.Choices = cmp.Or(set.Choices, 2)
+	set.Decay = cmp.Or(set.Decay, time.Second)
+	set.MaxRingSize = cmp.Or(set.MaxRingSize, maxRing)
+	set.MinRingSize = cmp.Or(set.MinRingSize, min(1024, set.MaxRingSize))
+	set.TableSize = cmp.Or(set.TableSize, 65537)
+	set.SlowStart.MinFraction = cmp.Or(set.SlowStart.MinFraction, 0.1)
+	set.SlowStart.Aggression = cmp.Or(set.SlowStart.Aggression, 1)
 	return set, nil
 }
 
@@ -217,13 +207,6 @@ func (s SlowStart) check(a Algorithm) error {
 		return fmt.Errorf("balancer: Config.SlowStart.Aggression is %v, want 0 or more", s.Aggression)
 	}
 	return nil
-}
-
-func orDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 func isPrime(n int) bool {

@@ -1,6 +1,7 @@
 package breaker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"strconv"
@@ -61,15 +62,8 @@ type Config struct {
 }
 
 const (
-	defaultConsecutiveFailures = 5
-	defaultMinRequests         = 20
-	defaultWindow              = 10 * time.Second
-	defaultBuckets             = 10
-	maxBuckets                 = 1000
-	defaultOpenDuration        = 30 * time.Second
-	defaultProbes              = 1
-	defaultProbeTimeout        = 30 * time.Second
-	maxProbes                  = 1 << 16
+	maxBuckets = 1000
+	maxProbes  = 1 << 16
 )
 
 // Validate returns an error that names the field if no circuit can honour the settings.
@@ -104,13 +98,13 @@ func (c Config) withDefaults() (Config, error) {
 	case c.ConsecutiveFailures < 0 && c.FailureFraction == 0 && c.SlowCallFraction == 0:
 		return c, errors.New("breaker: Config has all rules off and the circuit would never open, want one of them")
 	}
-	orDefault(&c.ConsecutiveFailures, defaultConsecutiveFailures)
-	orDefault(&c.MinRequests, defaultMinRequests)
-	orDefault(&c.Window, defaultWindow)
-	orDefault(&c.Buckets, defaultBuckets)
-	orDefault(&c.OpenDuration, defaultOpenDuration)
-	orDefault(&c.Probes, defaultProbes)
-	orDefault(&c.ProbeTimeout, defaultProbeTimeout)
+	c.ConsecutiveFailures = cmp.Or(c.ConsecutiveFailures, 5)
+	c.MinRequests = cmp.Or(c.MinRequests, 20)
+	c.Window = cmp.Or(c.Window, 10*time.Second)
+	c.Buckets = cmp.Or(c.Buckets, 10)
+	c.OpenDuration = cmp.Or(c.OpenDuration, 30*time.Second)
+	c.Probes = cmp.Or(c.Probes, 1)
+	c.ProbeTimeout = cmp.Or(c.ProbeTimeout, 30*time.Second)
 	if c.Window/time.Duration(c.Buckets) <= 0 {
 		return c, fmt.Errorf("breaker: Config.Window is %v, want at least 1ns for each of %d buckets", c.Window, c.Buckets)
 	}
@@ -118,13 +112,6 @@ func (c Config) withDefaults() (Config, error) {
 		return c, fmt.Errorf("breaker: Config.OpenDuration is %v, want at least 1µs", c.OpenDuration)
 	}
 	return c, nil
-}
-
-func orDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // State is what a circuit does with calls.
@@ -136,15 +123,12 @@ const (
 	Open                  // calls are refused
 )
 
+var states = [...]string{Closed: "closed", HalfOpen: "half-open", Open: "open"}
+
 // String returns "closed", "half-open" or "open".
 func (s State) String() string {
-	switch s {
-	case Closed:
-		return "closed"
-	case HalfOpen:
-		return "half-open"
-	case Open:
-		return "open"
+	if int(s) < len(states) {
+		return states[s]
 	}
 	return "State(" + strconv.Itoa(int(s)) + ")"
 }

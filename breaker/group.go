@@ -38,9 +38,5 @@ func (g *Group) Allow(name string) (Lease, error) {
 
 // States returns the state of every circuit by name.
 func (g *Group) States() map[string]State {
-	states := make(map[string]State)
-	for _, d := range g.circuits.all() {
-		states[d.key] = d.circuit.State()
-	}
-	return states
+	return statesOf(&g.circuits)
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/failure"
@@ -64,7 +65,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		c.req = req.WithContext(req.Context())
 		caller.Watch(c.req, nil)
 	}
-	resp, err := t.base().RoundTrip(c.req)
+	resp, err := base.Or(t.Base).RoundTrip(c.req)
 	c.returned = true
 	c.lease.Answered()
 	if err != nil || resp == nil {
@@ -81,27 +82,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // CloseIdleConnections closes the idle connections of Base.
 func (t *Transport) CloseIdleConnections() {
-	if base, ok := t.base().(interface{ CloseIdleConnections() }); ok {
-		base.CloseIdleConnections()
-	}
+	base.CloseIdle(t.Base)
 }
 
 // States returns the state of every circuit by key.
 func (t *Transport) States() map[string]State {
-	states := make(map[string]State)
-	for _, r := range []*registry{&t.plain, &t.secure} {
-		for _, d := range r.all() {
-			states[d.key] = d.circuit.State()
-		}
-	}
-	return states
-}
-
-func (t *Transport) base() http.RoundTripper {
-	if t.Base == nil {
-		return http.DefaultTransport
-	}
-	return t.Base
+	return statesOf(&t.plain, &t.secure)
 }
 
 func (t *Transport) destination(req *http.Request) (*destination, error) {
@@ -191,6 +177,16 @@ const (
 	maxCircuits = 1000
 	minIdle     = 5 * time.Minute
 )
+
+func statesOf(registries ...*registry) map[string]State {
+	states := make(map[string]State)
+	for _, r := range registries {
+		for _, d := range r.all() {
+			states[d.key] = d.circuit.State()
+		}
+	}
+	return states
+}
 
 func (r *registry) all() map[string]*destination {
 	if m := r.byName.Load(); m != nil {

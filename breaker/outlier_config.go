@@ -1,6 +1,7 @@
 package breaker
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math"
@@ -79,18 +80,8 @@ type OutlierConfig struct {
 }
 
 const (
-	defaultConsecutive5xx         = 5
-	defaultConsecutiveLocalOrigin = 5
-	defaultInterval               = 10 * time.Second
-	defaultBaseEjection           = 30 * time.Second
-	defaultMaxEjection            = 300 * time.Second
-	defaultMaxEjectedFraction     = 0.1
-	defaultMinHosts               = 5
-	defaultSuccessRateVolume      = 100
-	defaultSuccessRateFactor      = 1.9
-	defaultFailureVolume          = 50
-	maxConsecutive                = 1<<streakBits - 1
-	maxDuration                   = 10 * 365 * 24 * time.Hour // leaves room to add some up
+	maxConsecutive = 1<<streakBits - 1
+	maxDuration    = 10 * 365 * 24 * time.Hour // leaves room to add some up
 )
 
 // Validate returns an error that names the field if the settings cannot be honoured.
@@ -146,20 +137,20 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 	if c.ConsecutiveLocalOrigin != 0 && !c.SplitLocalOrigin {
 		return c, errors.New("breaker: OutlierConfig has ConsecutiveLocalOrigin without SplitLocalOrigin, want both")
 	}
-	orDefault(&c.Consecutive5xx, defaultConsecutive5xx)
+	c.Consecutive5xx = cmp.Or(c.Consecutive5xx, 5)
 	if c.SplitLocalOrigin {
-		orDefault(&c.ConsecutiveLocalOrigin, defaultConsecutiveLocalOrigin)
+		c.ConsecutiveLocalOrigin = cmp.Or(c.ConsecutiveLocalOrigin, 5)
 	}
-	orDefault(&c.ErrorCodes, Codes{}.With(500, 599))
-	orDefault(&c.Interval, defaultInterval)
-	orDefault(&c.BaseEjection, defaultBaseEjection)
-	orDefault(&c.MaxEjection, max(defaultMaxEjection, c.BaseEjection))
-	orDefault(&c.MaxEjectedFraction, defaultMaxEjectedFraction)
-	orDefault(&c.SuccessRateMinHosts, defaultMinHosts)
-	orDefault(&c.SuccessRateVolume, defaultSuccessRateVolume)
-	orDefault(&c.SuccessRateFactor, defaultSuccessRateFactor)
-	orDefault(&c.FailureFractionMinHosts, defaultMinHosts)
-	orDefault(&c.FailureFractionVolume, defaultFailureVolume)
+	c.ErrorCodes = cmp.Or(c.ErrorCodes, Codes{}.With(500, 599))
+	c.Interval = cmp.Or(c.Interval, 10*time.Second)
+	c.BaseEjection = cmp.Or(c.BaseEjection, 30*time.Second)
+	c.MaxEjection = cmp.Or(c.MaxEjection, max(300*time.Second, c.BaseEjection))
+	c.MaxEjectedFraction = cmp.Or(c.MaxEjectedFraction, 0.1)
+	c.SuccessRateMinHosts = cmp.Or(c.SuccessRateMinHosts, 5)
+	c.SuccessRateVolume = cmp.Or(c.SuccessRateVolume, 100)
+	c.SuccessRateFactor = cmp.Or(c.SuccessRateFactor, 1.9)
+	c.FailureFractionMinHosts = cmp.Or(c.FailureFractionMinHosts, 5)
+	c.FailureFractionVolume = cmp.Or(c.FailureFractionVolume, 50)
 	if c.MaxEjection < c.BaseEjection {
 		return c, fmt.Errorf("breaker: OutlierConfig.MaxEjection is %v, want at least BaseEjection (%v)", c.MaxEjection, c.BaseEjection)
 	}

@@ -6,6 +6,7 @@
 package discovery
 
 import (
+	"cmp"
 	"context"
 	"iter"
 	"net"
@@ -69,16 +70,10 @@ func (l Locality) String() string {
 func (e *Endpoint) DialPort(number int) int {
 	for _, p := range e.Ports {
 		if p.Number == number || number == 0 {
-			if p.Target != 0 {
-				return p.Target
-			}
-			return p.Number
+			return cmp.Or(p.Target, p.Number)
 		}
 	}
-	if e.Port != 0 {
-		return e.Port
-	}
-	return number
+	return cmp.Or(e.Port, number)
 }
 
 // ID identifies the endpoint among those of its service: its address and port. State kept for an endpoint (requests in

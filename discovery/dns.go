@@ -203,11 +203,7 @@ func (d DNS) lookupName(ctx context.Context, name string) ([]Endpoint, error) {
 		}
 		return lookupSRV(ctx, resolver, name)
 	}
-	network := d.Network
-	if network == "" {
-		network = "ip"
-	}
-	addrs, err := resolver.LookupNetIP(ctx, network, name)
+	addrs, err := resolver.LookupNetIP(ctx, cmp.Or(d.Network, "ip"), name)
 	if err != nil {
 		return nil, err
 	}

@@ -1,17 +1,11 @@
 package retry
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"sync"
 	"time"
-)
-
-// Defaults of BudgetConfig.
-const (
-	defaultBudgetRatio        = 0.2
-	defaultBudgetMinPerSecond = 10
-	defaultBudgetWindow       = 10 * time.Second
 )
 
 // BudgetConfig says what share of the traffic may be retries. It is comparable. The zero value is a budget of 20% of the calls
@@ -75,20 +69,11 @@ func newBudget(config BudgetConfig, now time.Time) (*Budget, error) {
 	if err := config.Validate(); err != nil || config.Off {
 		return nil, err
 	}
-	orDefault := func(v, d float64) float64 {
-		if v == 0 {
-			return d
-		}
-		return max(v, 0)
-	}
 	b := &Budget{
-		ratio:     orDefault(config.Ratio, defaultBudgetRatio),
-		perSecond: orDefault(config.MinPerSecond, defaultBudgetMinPerSecond),
-		slot:      defaultBudgetWindow / slots,
+		ratio:     max(0, cmp.Or(config.Ratio, 0.2)),
+		perSecond: max(0, cmp.Or(config.MinPerSecond, 10)),
+		slot:      cmp.Or(config.Window, 10*time.Second) / slots,
 		start:     now,
-	}
-	if config.Window != 0 {
-		b.slot = config.Window / slots
 	}
 	if b.perSecond > 0 {
 		b.burst = max(1, b.perSecond) // one second's worth, but a whole retry

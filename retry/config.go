@@ -1,19 +1,13 @@
 package retry
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
 	"reflect"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/field"
-)
-
-// Defaults of Config.
-const (
-	defaultBackoff       = 25 * time.Millisecond
-	defaultMaxRetryAfter = 10 * time.Second
-	defaultBodyLimit     = 64 << 10
 )
 
 // Config is what a policy can say about retries. The zero Config retries nothing.
@@ -93,9 +87,7 @@ func NewPolicy(config Config) (*Policy, error) {
 	if c.On == (On{}) {
 		c.On.Conditions = GatewayError | ConnectFailure | RefusedStream
 	}
-	if c.Backoff == 0 {
-		c.Backoff = defaultBackoff
-	}
+	c.Backoff = cmp.Or(c.Backoff, 25*time.Millisecond)
 	switch {
 	case c.MaxBackoff > 0 && c.MaxBackoff < c.Backoff:
 		return nil, fmt.Errorf("retry: Config.MaxBackoff is %v, want at least Backoff (%v)", c.MaxBackoff, c.Backoff)
@@ -105,12 +97,8 @@ func NewPolicy(config Config) (*Policy, error) {
 			c.MaxBackoff = 1<<63 - 1
 		}
 	}
-	if c.MaxRetryAfter == 0 {
-		c.MaxRetryAfter = defaultMaxRetryAfter
-	}
-	if c.BodyLimit == 0 {
-		c.BodyLimit = defaultBodyLimit
-	}
+	c.MaxRetryAfter = cmp.Or(c.MaxRetryAfter, 10*time.Second)
+	c.BodyLimit = cmp.Or(c.BodyLimit, 64<<10)
 	if len(c.RetriableHeaders) > 0 && c.On.Conditions&RetriableHeaders == 0 {
 		return nil, fmt.Errorf("retry: Config.RetriableHeaders is %q, want the condition RetriableHeaders in On with it", c.RetriableHeaders)
 	}

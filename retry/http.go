@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 )
 
@@ -68,22 +69,13 @@ func (t *Transport) compile() {
 
 // CloseIdleConnections closes the idle connections of Base, if it can.
 func (t *Transport) CloseIdleConnections() {
-	if c, ok := t.base().(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
-}
-
-func (t *Transport) base() http.RoundTripper {
-	if t.Base == nil {
-		return http.DefaultTransport
-	}
-	return t.Base
+	base.CloseIdle(t.Base)
 }
 
 type attempter Transport
 
 func (a *attempter) Attempt(req *http.Request, _ int) (*http.Response, error) {
-	return (*Transport)(a).base().RoundTrip(req)
+	return base.Or(a.Base).RoundTrip(req)
 }
 
 // Attempts returns how many tries led to resp, through whatever wraps the transport: 1 if it was not retried.

@@ -8,8 +8,8 @@ import (
 
 func TestBackoffBounds(t *testing.T) {
 	const huge = time.Duration(math.MaxInt64)
-	for _, base := range []time.Duration{0, -1, 1, time.Millisecond, defaultBackoff, time.Hour, huge} {
-		for _, limit := range []time.Duration{0, 1, 10 * defaultBackoff, huge} {
+	for _, base := range []time.Duration{0, -1, 1, time.Millisecond, 25 * time.Millisecond, time.Hour, huge} {
+		for _, limit := range []time.Duration{0, 1, 250 * time.Millisecond, huge} {
 			// The last ones are what no random source should return.
 			for _, r := range []float64{0, 1e-300, 0.5, math.Nextafter(1, 0), 1, 2, -1, math.NaN(), math.Inf(1)} {
 				for n := range 2001 {

@@ -1,15 +1,13 @@
 package retry
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"sync/atomic"
 
 	"github.com/nosidecar/mesh/internal/fraction"
 )
-
-// defaultMinConcurrency is the default of [LimiterConfig.MinConcurrency], Envoy's.
-const defaultMinConcurrency = 3
 
 // LimiterConfig bounds how many retries are under way at a time, waiting ones included. It is comparable. The zero value
 // sets no bound.
@@ -61,11 +59,7 @@ func NewLimiter(config LimiterConfig, active func() int64) (*Limiter, error) {
 		return nil, err
 	}
 	if config.Fraction > 0 {
-		least := config.MinConcurrency
-		if least == 0 {
-			least = defaultMinConcurrency
-		}
-		return &Limiter{max: int64(least), part: config.Fraction, active: active}, nil
+		return &Limiter{max: int64(cmp.Or(config.MinConcurrency, 3)), part: config.Fraction, active: active}, nil
 	}
 	if config.MaxRetries == 0 {
 		return nil, nil

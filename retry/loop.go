@@ -46,27 +46,16 @@ const (
 	CallerGone
 )
 
+var reasons = [...]string{
+	Succeeded: "succeeded", NotRetriable: "not retriable", LimitReached: "retry limit reached",
+	BudgetRefused: "retry budget exhausted", LimiterRefused: "too many retries under way", OutOfTime: "no time left to retry",
+	BodyCommitted: "request body cannot be replayed", Nested: "request is itself a retry", CallerGone: "caller gone",
+}
+
 // String returns the reason in words.
 func (r Reason) String() string {
-	switch r {
-	case Succeeded:
-		return "succeeded"
-	case NotRetriable:
-		return "not retriable"
-	case LimitReached:
-		return "retry limit reached"
-	case BudgetRefused:
-		return "retry budget exhausted"
-	case LimiterRefused:
-		return "too many retries under way"
-	case OutOfTime:
-		return "no time left to retry"
-	case BodyCommitted:
-		return "request body cannot be replayed"
-	case Nested:
-		return "request is itself a retry"
-	case CallerGone:
-		return "caller gone"
+	if int(r) < len(reasons) {
+		return reasons[r]
 	}
 	return "unknown"
 }
@@ -209,27 +198,7 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 	case r != nil && !r.replayable():
 		return stop(BodyCommitted)
 	}
-	var (
-		wait    time.Duration
-		stopped Reason
-		ok      bool
-	)
-	var after, asked time.Duration
-	told := false
-	if resp != nil {
-		if field.IsGRPC(resp.Header.Get("Content-Type")) {
-			after, told = field.Pushback(resp.Header["Grpc-Retry-Pushback-Ms"])
-		}
-		asked = field.RetryAfter(resp.Header["Retry-After"], time.Now())
-	}
-	switch {
-	case !told:
-		wait, stopped, ok = l.Next(ctx, n, asked)
-	case after < 0:
-		return stop(NotRetriable)
-	default:
-		wait, stopped, ok = l.NextAfter(ctx, n, after)
-	}
+	wait, stopped, ok := l.nextTo(ctx, n, resp)
 	if !ok {
 		return stop(stopped)
 	}
@@ -240,6 +209,21 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 		return stop(BodyCommitted)
 	}
 	return step{retry: true, wait: wait, body: again}
+}
+
+// nextTo is Next or NextAfter, as resp says, which is nil after a failure.
+func (l *Loop) nextTo(ctx context.Context, n int, resp *http.Response) (wait time.Duration, stopped Reason, ok bool) {
+	if resp == nil {
+		return l.Next(ctx, n, 0)
+	}
+	if field.IsGRPC(resp.Header.Get("Content-Type")) {
+		if after, told := field.Pushback(resp.Header["Grpc-Retry-Pushback-Ms"]); told && after < 0 {
+			return 0, NotRetriable, false
+		} else if told {
+			return l.NextAfter(ctx, n, after)
+		}
+	}
+	return l.Next(ctx, n, field.RetryAfter(resp.Header["Retry-After"], time.Now()))
 }
 
 // rewind returns the request body for another try, nil if there is none.

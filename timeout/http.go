@@ -4,6 +4,7 @@ import (
 	"net/http"
 
 	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
@@ -32,7 +33,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	limits := deadline.Limits{Request: t.Config.Request, BodyIdle: t.Config.BodyIdle}
 	if limits == (deadline.Limits{}) {
 		if _, bounded := req.Context().Deadline(); !bounded || t.Config.NoPropagation {
-			return t.base().RoundTrip(req)
+			return base.Or(t.Base).RoundTrip(req)
 		}
 	}
 
@@ -56,7 +57,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		deadline.SetHeader(out.Header, at)
 	}
-	resp, err := t.base().RoundTrip(out)
+	resp, err := base.Or(t.Base).RoundTrip(out)
 	if err != nil {
 		return nil, call.Failed(err)
 	}
@@ -68,14 +69,5 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // CloseIdleConnections closes the idle connections of Base, if it can.
 func (t *Transport) CloseIdleConnections() {
-	if c, ok := t.base().(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
-}
-
-func (t *Transport) base() http.RoundTripper {
-	if t.Base == nil {
-		return http.DefaultTransport
-	}
-	return t.Base
+	base.CloseIdle(t.Base)
 }

@@ -1,6 +1,7 @@
 package tlsid
 
 import (
+	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -112,10 +113,7 @@ func (s *devSource) Watch(ctx context.Context) iter.Seq2[*Identity, error] {
 
 // wait waits for the next rotation. It reports whether there is one before ctx ends.
 func (ca *DevCA) wait(ctx context.Context, rotated <-chan struct{}) bool {
-	every := ca.RotateEvery
-	if every == 0 {
-		every = ca.ttl() / 2
-	}
+	every := cmp.Or(ca.RotateEvery, ca.ttl()/2)
 	var alarm <-chan time.Time
 	if every > 0 {
 		timer := time.NewTimer(every)
@@ -236,10 +234,7 @@ func writeVolume(dir string, files map[string][]byte) error {
 }
 
 func (ca *DevCA) ttl() time.Duration {
-	if ca.TTL == 0 {
-		return time.Hour
-	}
-	return ca.TTL
+	return cmp.Or(ca.TTL, time.Hour)
 }
 
 func (ca *DevCA) issue(namespace, serviceAccount string) (*x509svid.SVID, error) {

@@ -1,6 +1,7 @@
 package tlsid
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -51,11 +52,7 @@ func (f Files) Watch(ctx context.Context) iter.Seq2[*Identity, error] {
 			yield(nil, err)
 			return
 		}
-		interval := f.Interval
-		if interval == 0 {
-			interval = time.Second
-		}
-		ticker := time.NewTicker(interval)
+		ticker := time.NewTicker(cmp.Or(f.Interval, time.Second))
 		defer ticker.Stop()
 
 		var seen pemfile.Set // what was last yielded, or yielded as an error

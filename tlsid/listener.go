@@ -1,6 +1,7 @@
 package tlsid
 
 import (
+	"cmp"
 	"container/list"
 	"fmt"
 	"net"
@@ -62,15 +63,9 @@ func NewListener(inner net.Listener, config ListenerConfig) *Listener {
 	if config.Mode == nil {
 		config.Mode = func() Mode { return Strict }
 	}
-	if config.HandshakeTimeout == 0 {
-		config.HandshakeTimeout = defaultHandshakeTimeout
-	}
-	if config.MaxPending == 0 {
-		config.MaxPending = defaultMaxPending
-	}
-	if config.MaxPendingPerIP == 0 {
-		config.MaxPendingPerIP = defaultMaxPendingPerIP
-	}
+	config.HandshakeTimeout = cmp.Or(config.HandshakeTimeout, defaultHandshakeTimeout)
+	config.MaxPending = cmp.Or(config.MaxPending, defaultMaxPending)
+	config.MaxPendingPerIP = cmp.Or(config.MaxPendingPerIP, defaultMaxPendingPerIP)
 	config.TLS = noting(config.TLS)
 	backlog := config.MaxPending
 	if backlog < 0 {
@@ -205,17 +200,12 @@ func (l *Listener) find(r *http.Request) *conn {
 	return nil
 }
 
-// forbids returns why a connection, of TLS or plaintext, is not allowed in a mode.
+// forbids returns why a connection, of TLS or plaintext, is not allowed in a mode. One that is no mode is Strict.
 func forbids(mode Mode, tls bool) error {
 	switch {
-	case mode == Permissive:
-		return nil
-	case mode == Disable:
-		if tls {
-			return ErrTLSDisabled
-		}
-		return nil
-	case !tls:
+	case mode == Disable && tls:
+		return ErrTLSDisabled
+	case mode != Disable && mode != Permissive && !tls:
 		return ErrPlaintext
 	}
 	return nil

@@ -30,15 +30,12 @@ const (
 	Disable
 )
 
+var modes = [...]string{Permissive: "PERMISSIVE", Strict: "STRICT", Disable: "DISABLE"}
+
 // String returns the mode as documents spell it, such as "STRICT".
 func (m Mode) String() string {
-	switch m {
-	case Permissive:
-		return "PERMISSIVE"
-	case Strict:
-		return "STRICT"
-	case Disable:
-		return "DISABLE"
+	if int(m) < len(modes) {
+		return modes[m]
 	}
 	return "Mode(" + strconv.Itoa(int(m)) + ")"
 }

@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"sync"
 
+	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/failure"
@@ -50,21 +51,12 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		body.CloseRequest(req)
 		return d.Response(req), nil
 	}
-	return t.base().RoundTrip(req)
+	return base.Or(t.Base).RoundTrip(req)
 }
 
 // CloseIdleConnections closes the idle connections of the base.
 func (t *Transport) CloseIdleConnections() {
-	if closer, ok := t.base().(interface{ CloseIdleConnections() }); ok {
-		closer.CloseIdleConnections()
-	}
-}
-
-func (t *Transport) base() http.RoundTripper {
-	if t.Base == nil {
-		return http.DefaultTransport
-	}
-	return t.Base
+	base.CloseIdle(t.Base)
 }
 
 // Wait holds the call back for the delay, and returns the cause if ctx ends first.

@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"sync"
 
+	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/reply"
@@ -70,10 +71,7 @@ func (t *Transport) start() {
 	if t.pool, t.fault = NewPool(t.Config); t.fault != nil {
 		return
 	}
-	t.base = t.Base
-	if t.base == nil {
-		t.base = http.DefaultTransport
-	}
+	t.base = base.Or(t.Base)
 	if template, ok := t.base.(*http.Transport); ok {
 		conns, err := t.pool.Conns(template)
 		if err != nil {
@@ -99,7 +97,7 @@ func (t *Transport) Stats() Stats {
 // CloseIdleConnections closes the idle connections of the base.
 func (t *Transport) CloseIdleConnections() {
 	t.once.Do(t.start)
-	closeIdle(t.base)
+	base.CloseIdle(t.base)
 }
 
 // call is one call that holds a slot.
@@ -139,23 +137,10 @@ func (t *RateTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 		body.CloseRequest(req)
 		return reply.RateLimited(req), nil
 	}
-	return t.base().RoundTrip(req)
+	return base.Or(t.Base).RoundTrip(req)
 }
 
 // CloseIdleConnections closes the idle connections of the base.
 func (t *RateTransport) CloseIdleConnections() {
-	closeIdle(t.base())
-}
-
-func (t *RateTransport) base() http.RoundTripper {
-	if t.Base == nil {
-		return http.DefaultTransport
-	}
-	return t.Base
-}
-
-func closeIdle(rt http.RoundTripper) {
-	if closer, ok := rt.(interface{ CloseIdleConnections() }); ok {
-		closer.CloseIdleConnections()
-	}
+	base.CloseIdle(t.Base)
 }
