@@ -8,6 +8,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -75,7 +76,7 @@ const (
 
 func (l *Log) callEnd(_ context.Context, c *mesh.Call) {
 	documents := &c.Telemetry.Client().Log
-	code := codeOf(c.Status, c.Flags)
+	code := engine.Flags(c.Flags).Code(c.Status)
 	failed := c.Err != nil && c.Flags&mesh.FlagCallerGone == 0
 	if c.Mirror || documents.Disabled || !l.keeps(filterCode(code, c.GRPCStatus, failed), c.Duration, c.Flags) {
 		return
@@ -122,7 +123,7 @@ func (l *Log) connEnd(c *mesh.Conn) {
 	}
 	code := 0
 	if c.Err != nil {
-		code = codeOf(0, c.Flags) // which the filter goes by; a line has none
+		code = engine.Flags(c.Flags).Code(0) // which the filter goes by; a line has none
 	}
 	if said.Log.Disabled || !l.keeps(code, c.Duration, c.Flags) {
 		return
@@ -162,24 +163,6 @@ func first(h http.Header, name string) string {
 		return values[0]
 	}
 	return ""
-}
-
-// codeOf returns the code that Envoy answers with where there is no response: here the caller is given an error.
-func codeOf(status int, flags mesh.Flags) int {
-	switch {
-	case status != 0 || flags&mesh.FlagCallerGone != 0:
-		return status
-	case flags&mesh.FlagUpstreamTimeout != 0:
-		return http.StatusGatewayTimeout
-	case flags&(mesh.FlagNoHealthyUpstream|mesh.FlagConnectFailure|mesh.FlagOverflow|mesh.FlagConnectionTerminated|
-		mesh.FlagRemoteReset|mesh.FlagNoCluster) != 0:
-		return http.StatusServiceUnavailable
-	case flags&mesh.FlagNoRoute != 0:
-		return http.StatusNotFound
-	case flags&mesh.FlagRateLimited != 0:
-		return http.StatusTooManyRequests
-	}
-	return 0
 }
 
 // filterCode returns the status that a filter goes by.

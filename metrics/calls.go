@@ -10,6 +10,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/policy/telemetry"
@@ -154,7 +155,7 @@ func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
 		return
 	}
 	r := request{
-		key: newOutcome(codeOf(c.Status, c.Flags), c.GRPCStatus, c.Flags), took: c.Duration, end: c.Start.Add(c.Duration).Unix(),
+		key: newOutcome(engine.Flags(c.Flags).Code(c.Status), c.GRPCStatus, c.Flags), took: c.Duration, end: c.Start.Add(c.Duration).Unix(),
 		sent: c.BytesSent + requestHeader(c.Request), answered: c.BytesReceived + responseHeader(c.ResponseHeader),
 	}
 	if r.side = overridden(c.Telemetry.Client()); r.side != nil {
@@ -192,25 +193,6 @@ func (w *watcher) pathOf(c *mesh.Call, now int64) *path {
 		value = firstOf(c.ResponseHeader[peermeta.Header])
 	}
 	return w.reached(a.Peer, c.Target.Host, c.Document != "", a.PeerID, value, now)
-}
-
-// codeOf returns the code of a call, by its flags where no response came: what a sidecar would have answered.
-func codeOf(status int, flags mesh.Flags) int {
-	const unavailable = mesh.FlagNoHealthyUpstream | mesh.FlagConnectFailure | mesh.FlagOverflow | mesh.FlagConnectionTerminated |
-		mesh.FlagRemoteReset | mesh.FlagNoCluster
-	switch {
-	case status != 0 || flags&mesh.FlagCallerGone != 0:
-		return status
-	case flags&mesh.FlagUpstreamTimeout != 0:
-		return http.StatusGatewayTimeout
-	case flags&unavailable != 0:
-		return http.StatusServiceUnavailable
-	case flags&mesh.FlagNoRoute != 0:
-		return http.StatusNotFound
-	case flags&mesh.FlagRateLimited != 0:
-		return http.StatusTooManyRequests
-	}
-	return 0
 }
 
 // The sizes of headers are estimated: HTTP/2 compresses them, and to add them up would cost more than all the rest.

@@ -52,6 +52,26 @@ const (
 	FlagNoCluster                              // NC
 )
 
+// Code returns the status of a call that ended with the flags: the one that it was answered with, or where it was not, the one that
+// a sidecar would have answered with, as its metrics and logs say it. It is 0 for a caller that has gone.
+func (f Flags) Code(status int) int {
+	const unavailable = FlagNoHealthyUpstream | FlagConnectFailure | FlagOverflow | FlagConnectionTerminated | FlagRemoteReset |
+		FlagNoCluster
+	switch {
+	case status != 0 || f&FlagCallerGone != 0:
+		return status
+	case f&FlagUpstreamTimeout != 0:
+		return 504
+	case f&unavailable != 0:
+		return 503
+	case f&FlagNoRoute != 0:
+		return 404
+	case f&FlagRateLimited != 0:
+		return 429
+	}
+	return 0
+}
+
 var flagNames = [...]string{"UH", "UT", "UR", "UF", "UC", "UO", "NR", "DI", "FI", "RL", "DC", "URX", "NC"}
 
 // String returns the short codes joined with commas in Envoy's order, and "-" for none.
