@@ -400,16 +400,18 @@ func TestRunningRequestsEndWithTheirCertificate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newTown(t)
-				m := w.member(t, "payment-service", "")
 				server, err := w.Identity("default", "payment-service")
 				if err != nil {
 					t.Fatal(err)
 				}
+				ttl := w.TTL
 				w.TTL = time.Minute
 				client, err := w.Identity("default", "order-service")
 				if err != nil {
 					t.Fatal(err)
 				}
+				w.TTL = ttl
+				m := w.member(t, "payment-service", "") // which rotates its identity from here on
 				var network memnet.Network
 				inner := network.Listen("10.0.0.1:80")
 				listener := tls.NewListener(inner, &tls.Config{
