@@ -242,30 +242,12 @@ func (r *report) destinations(c *collector, s *mesh.Status, raw map[connKey]conn
 	var all totals
 	r.Destinations = make([]destinationOf, 0, len(s.Services))
 	add := func(d destinationOf, of *destination) {
-		var endpoints map[string]*series
-		if of != nil {
-			t := of.totals(now)
-			d.figures = figuresOf(&t, r.Seconds)
-			all.add(&t)
-			d.Causes = of.causes.read(now)
-			d.History.Calls, d.History.Errors = of.history(now)
-			d.Outside = of.outside.Load()
-			endpoints = *of.endpoints.Load()
-			of.mu.Lock()
-			if opened := of.opened; d.Circuit != nil && d.Circuit.State != "closed" && !opened.At.IsZero() {
-				*d.Circuit = circuitOf{d.Circuit.State, opened.At.UTC(), opened.Calls, opened.Failures, opened.Slow}
-			}
-			of.mu.Unlock()
-		} else {
-			d.Causes = []causeFigures{}
-			d.History.Calls, d.History.Errors = make([]uint32, historySlots), make([]uint32, historySlots)
-		}
 		if f, ok := raw[connKey{Target: route.Target(d.target)}]; ok {
 			d.Connections = &f
 		}
-		d.measure(endpoints, r.Seconds, now)
-		r.Destinations = append(r.Destinations, d)
+		r.add(d, of, &all, now)
 	}
+
 	for _, from := range s.Services {
 		t := route.Target{Host: from.Host, Port: from.Port, Subset: from.Subset}
 		seen[t] = true
@@ -301,6 +283,30 @@ func (r *report) destinations(c *collector, s *mesh.Status, raw map[connKey]conn
 		add(destinationOf{Others: true, Endpoints: []endpointOf{}}, &c.others)
 	}
 	r.Out = figuresOf(&all, r.Seconds)
+}
+
+// add adds a destination with what was counted of it, which may be nil, and counts that into all.
+func (r *report) add(d destinationOf, of *destination, all *totals, now time.Time) {
+	var endpoints map[string]*series
+	if of != nil {
+		t := of.totals(now)
+		d.figures = figuresOf(&t, r.Seconds)
+		all.add(&t)
+		d.Causes = of.causes.read(now)
+		d.History.Calls, d.History.Errors = of.history(now)
+		d.Outside = of.outside.Load()
+		endpoints = *of.endpoints.Load()
+		of.mu.Lock()
+		if opened := of.opened; d.Circuit != nil && d.Circuit.State != "closed" && !opened.At.IsZero() {
+			*d.Circuit = circuitOf{d.Circuit.State, opened.At.UTC(), opened.Calls, opened.Failures, opened.Slow}
+		}
+		of.mu.Unlock()
+	} else {
+		d.Causes = []causeFigures{}
+		d.History.Calls, d.History.Errors = make([]uint32, historySlots), make([]uint32, historySlots)
+	}
+	d.measure(endpoints, r.Seconds, now)
+	r.Destinations = append(r.Destinations, d)
 }
 
 // measure adds the figures of the endpoints. Those that were called and are gone stay for a minute.

@@ -92,50 +92,8 @@ func (c OutlierConfig) Validate() error {
 
 // withDefaults returns c with its defaults filled in.
 func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
-	for _, f := range []struct {
-		name  string
-		value int
-	}{
-		{"ConsecutiveGateway", c.ConsecutiveGateway},
-		{"SuccessRateMinHosts", c.SuccessRateMinHosts},
-		{"SuccessRateVolume", c.SuccessRateVolume},
-		{"FailureFractionMinHosts", c.FailureFractionMinHosts},
-		{"FailureFractionVolume", c.FailureFractionVolume},
-	} {
-		if f.value < 0 {
-			return c, fmt.Errorf("breaker: OutlierConfig.%s is %d, want 0 or more", f.name, f.value)
-		}
-	}
-	if n := max(c.Consecutive5xx, c.ConsecutiveGateway, c.ConsecutiveLocalOrigin); n > maxConsecutive {
-		return c, fmt.Errorf("breaker: OutlierConfig counts up to %d consecutive failures, want at most %d", n, maxConsecutive)
-	}
-	for _, f := range []struct {
-		name  string
-		value time.Duration
-	}{
-		{"Interval", c.Interval},
-		{"BaseEjection", c.BaseEjection},
-		{"MaxEjection", c.MaxEjection},
-		{"Jitter", c.Jitter},
-	} {
-		if f.value < 0 || f.value > maxDuration {
-			return c, fmt.Errorf("breaker: OutlierConfig.%s is %v, want 0 to %v", f.name, f.value, maxDuration)
-		}
-	}
-	if !fraction.Valid(c.MaxEjectedFraction) {
-		return c, fmt.Errorf("breaker: OutlierConfig.MaxEjectedFraction is %v, want 0 to 1", c.MaxEjectedFraction)
-	}
-	if !fraction.Valid(c.FailureFraction) {
-		return c, fmt.Errorf("breaker: OutlierConfig.FailureFraction is %v, want 0 to 1", c.FailureFraction)
-	}
-	if !(c.SuccessRateFactor >= 0 && c.SuccessRateFactor <= math.MaxFloat64) {
-		return c, fmt.Errorf("breaker: OutlierConfig.SuccessRateFactor is %v, want 0 or more", c.SuccessRateFactor)
-	}
-	if c.ErrorCodes.invalid {
-		return c, fmt.Errorf("breaker: OutlierConfig.ErrorCodes has a range that is empty or not within %d to %d", statusset.Min, statusset.Max)
-	}
-	if c.ConsecutiveLocalOrigin != 0 && !c.SplitLocalOrigin {
-		return c, errors.New("breaker: OutlierConfig has ConsecutiveLocalOrigin without SplitLocalOrigin, want both")
+	if err := c.check(); err != nil {
+		return c, err
 	}
 	c.Consecutive5xx = cmp.Or(c.Consecutive5xx, 5)
 	if c.SplitLocalOrigin {
@@ -155,6 +113,56 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 		return c, fmt.Errorf("breaker: OutlierConfig.MaxEjection is %v, want at least BaseEjection (%v)", c.MaxEjection, c.BaseEjection)
 	}
 	return c, nil
+}
+
+// check checks each field for itself.
+func (c *OutlierConfig) check() error {
+	for _, f := range []struct {
+		name  string
+		value int
+	}{
+		{"ConsecutiveGateway", c.ConsecutiveGateway},
+		{"SuccessRateMinHosts", c.SuccessRateMinHosts},
+		{"SuccessRateVolume", c.SuccessRateVolume},
+		{"FailureFractionMinHosts", c.FailureFractionMinHosts},
+		{"FailureFractionVolume", c.FailureFractionVolume},
+	} {
+		if f.value < 0 {
+			return fmt.Errorf("breaker: OutlierConfig.%s is %d, want 0 or more", f.name, f.value)
+		}
+	}
+	if n := max(c.Consecutive5xx, c.ConsecutiveGateway, c.ConsecutiveLocalOrigin); n > maxConsecutive {
+		return fmt.Errorf("breaker: OutlierConfig counts up to %d consecutive failures, want at most %d", n, maxConsecutive)
+	}
+	for _, f := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"Interval", c.Interval},
+		{"BaseEjection", c.BaseEjection},
+		{"MaxEjection", c.MaxEjection},
+		{"Jitter", c.Jitter},
+	} {
+		if f.value < 0 || f.value > maxDuration {
+			return fmt.Errorf("breaker: OutlierConfig.%s is %v, want 0 to %v", f.name, f.value, maxDuration)
+		}
+	}
+	if !fraction.Valid(c.MaxEjectedFraction) {
+		return fmt.Errorf("breaker: OutlierConfig.MaxEjectedFraction is %v, want 0 to 1", c.MaxEjectedFraction)
+	}
+	if !fraction.Valid(c.FailureFraction) {
+		return fmt.Errorf("breaker: OutlierConfig.FailureFraction is %v, want 0 to 1", c.FailureFraction)
+	}
+	if !(c.SuccessRateFactor >= 0 && c.SuccessRateFactor <= math.MaxFloat64) {
+		return fmt.Errorf("breaker: OutlierConfig.SuccessRateFactor is %v, want 0 or more", c.SuccessRateFactor)
+	}
+	if c.ErrorCodes.invalid {
+		return fmt.Errorf("breaker: OutlierConfig.ErrorCodes has a range that is empty or not within %d to %d", statusset.Min, statusset.Max)
+	}
+	if c.ConsecutiveLocalOrigin != 0 && !c.SplitLocalOrigin {
+		return errors.New("breaker: OutlierConfig has ConsecutiveLocalOrigin without SplitLocalOrigin, want both")
+	}
+	return nil
 }
 
 // Codes is a set of HTTP statuses. The zero Codes is empty. Codes can be compared with ==.

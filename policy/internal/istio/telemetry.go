@@ -1,6 +1,7 @@
 package istio
 
 import (
+	"iter"
 	"maps"
 	"net/http"
 	"os"
@@ -275,74 +276,46 @@ var standardMetrics = []string{
 	"TCP_SENT_BYTES", "TCP_RECEIVED_BYTES", "GRPC_REQUEST_MESSAGES", "GRPC_RESPONSE_MESSAGES",
 }
 
+// overridden is what several overrides together say of a metric.
+type overridden struct {
+	disabled bool
+	tags     map[string]TagOverride
+}
+
 // metricsOf applies the overrides in their order, each on top of those before it, as Istio does: for each label the last one
-// counts, and all metrics that were disabled are back, with what was said about them, with whatever is said of one later.
+// counts. If the last word is that all metrics are disabled, they are. Whatever is said of one after that brings all of them
+// back, with what was said about them before.
 func metricsOf(documents []Applied, mode string) map[string]telemetry.Metric {
-	type override struct {
-		disabled bool
-		tags     map[string]TagOverride
-	}
-	inScope := []string{theirs}
-	for _, d := range documents {
-		for i := range d.Metrics {
-			if named := names(d.Metrics[i].Providers); len(named) > 0 {
-				inScope = named
-			}
+	metrics, dropped := make(map[string]*overridden), false
+	for o := range overridesInScope(documents) {
+		metric, of := "", ""
+		if o.Match != nil {
+			metric, of = o.Match.Metric, o.Match.Mode
 		}
-	}
-	overrides, dropped := make(map[string]*override), false
-	parents := []string{theirs}
-	for _, d := range documents {
-		for i := range d.Metrics {
-			m := &d.Metrics[i]
-			if named := names(m.Providers); len(named) > 0 {
-				parents = named
+		if !matches(of, mode) {
+			continue
+		}
+		named := []string{metric}
+		if metric == "" || metric == "ALL_METRICS" {
+			if dropped = o.Disabled != nil && *o.Disabled; dropped {
+				continue
 			}
-			if !slices.ContainsFunc(parents, func(provider string) bool { return slices.Contains(inScope, provider) }) {
-				continue // a later document reports elsewhere
+			named = standardMetrics
+		}
+		dropped = false
+		for _, name := range named {
+			if metrics[name] == nil {
+				metrics[name] = &overridden{tags: make(map[string]TagOverride)}
 			}
-			for j := range m.Overrides {
-				o := &m.Overrides[j]
-				metric, of := "", ""
-				if o.Match != nil {
-					metric, of = o.Match.Metric, o.Match.Mode
-				}
-				if !matches(of, mode) {
-					continue
-				}
-				every := metric == "" || metric == "ALL_METRICS"
-				if every && o.Disabled != nil && *o.Disabled {
-					dropped = true
-					continue
-				}
-				dropped = false
-				metrics := []string{metric}
-				if every {
-					metrics = standardMetrics
-				}
-				for _, name := range metrics {
-					if overrides[name] == nil {
-						overrides[name] = &override{tags: make(map[string]TagOverride)}
-					}
-					if o.Disabled != nil {
-						overrides[name].disabled = *o.Disabled
-					}
-					maps.Copy(overrides[name].tags, o.TagOverrides)
-				}
+			if o.Disabled != nil {
+				metrics[name].disabled = *o.Disabled
 			}
+			maps.Copy(metrics[name].tags, o.TagOverrides)
 		}
 	}
 	out := make(map[string]telemetry.Metric)
-	for name, o := range overrides {
-		m := telemetry.Metric{Disabled: o.disabled}
-		for _, label := range slices.Sorted(maps.Keys(o.tags)) {
-			if tag := o.tags[label]; tag.Operation == "REMOVE" {
-				m.Remove = append(m.Remove, label)
-			} else if value, ok := labelValue(label, tag.Value); ok {
-				m.Set = append(m.Set, value)
-			}
-		}
-		out[name] = m
+	for name, o := range metrics {
+		out[name] = o.compile()
 	}
 	if dropped {
 		for _, name := range standardMetrics {
@@ -353,4 +326,48 @@ func metricsOf(documents []Applied, mode string) map[string]telemetry.Metric {
 		return nil
 	}
 	return out
+}
+
+// overridesInScope yields the overrides for the providers that are reported to: those that were named last, or else ours.
+func overridesInScope(documents []Applied) iter.Seq[*MetricsOverrides] {
+	inScope := []string{theirs}
+	for _, d := range documents {
+		for i := range d.Metrics {
+			if named := names(d.Metrics[i].Providers); len(named) > 0 {
+				inScope = named
+			}
+		}
+	}
+	return func(yield func(*MetricsOverrides) bool) {
+		parents := []string{theirs}
+		for _, d := range documents {
+			for i := range d.Metrics {
+				m := &d.Metrics[i]
+				if named := names(m.Providers); len(named) > 0 {
+					parents = named
+				}
+				if !slices.ContainsFunc(parents, func(provider string) bool { return slices.Contains(inScope, provider) }) {
+					continue // a later document reports elsewhere
+				}
+				for j := range m.Overrides {
+					if !yield(&m.Overrides[j]) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// compile returns what is to be reported of the metric.
+func (o *overridden) compile() telemetry.Metric {
+	m := telemetry.Metric{Disabled: o.disabled}
+	for _, label := range slices.Sorted(maps.Keys(o.tags)) {
+		if tag := o.tags[label]; tag.Operation == "REMOVE" {
+			m.Remove = append(m.Remove, label)
+		} else if value, ok := labelValue(label, tag.Value); ok {
+			m.Set = append(m.Set, value)
+		}
+	}
+	return m
 }
