@@ -72,7 +72,7 @@ func (in *inbound) Done(status, grpcStatus int) {
 	if in.mesh.server.observed {
 		in.Status, in.GRPCStatus = status, grpcStatus
 		if in.Decision.Allowed && in.context.Err() == context.Canceled {
-			in.Status, in.GRPCStatus, in.Flags = 0, -1, in.Flags|FlagCallerGone // nobody gets it
+			in.Status, in.GRPCStatus, in.Flags = 0, -1, in.Flags|FlagCallerGone // the caller does not get it
 		}
 		in.BytesSent, in.BytesReceived = in.sent.Load(), in.received.Load()
 		in.mesh.observers.inboundEnd(in.context, &in.Inbound)

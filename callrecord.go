@@ -11,34 +11,34 @@ import (
 	"github.com/nosidecar/mesh/internal/engine"
 )
 
-// callRecord is what observers are told of a call, with its first attempt, which usually is the only one.
+// callRecord is what observers see of a call. It includes the first attempt, which usually is the only one.
 type callRecord struct {
 	Call
 	mesh     *Mesh
 	ctx      context.Context
 	first    attemptRecord
-	answered http.Header // of an answer that is not that of an endpoint
-	copied   http.Header // of an answer whose header the caller gets with changes; used again
+	answered http.Header // of an answer that did not come from an endpoint
+	copied   http.Header // of an answer whose header the caller gets with changes; reused
 
-	// users counts, in its lower half, who needs the record: the call itself, its attempts, and messages that are being told
-	// of. The last one tells of the end, since the functions for that may look at all the others. The upper half counts the
-	// calls that the record was of.
+	// users counts, in its lower half, the users of the record: the call itself, its attempts, and messages that are being
+	// reported. The last one reports the end, since the functions for that may look at all the others. The upper half counts
+	// the calls that have used the record.
 	users atomic.Uint64
 
-	// last is held while Last or a field of it is written, and shared by those who tell of messages: a retry may begin
+	// last is held while Last or a field of it is written, and read-locked while messages are reported: a retry may begin
 	// meanwhile.
 	last sync.RWMutex
 }
 
 const oneCall = 1<<32 | 1
 
-// records are used again: they are large, and every observed call has one.
+// records is a pool: records are large, and every observed call has one.
 var records = sync.Pool{New: func() any { return new(callRecord) }}
 
 // mostHeaders is the size up to which a copied header is kept for other calls.
 const mostHeaders = 64
 
-// release tells of the end of the call, if it and all its attempts have ended, and gives the record back. Usually the call
+// release reports the end of the call, if it and all its attempts have ended, and gives the record back. Usually the call
 // ends last, but two goroutines that have the body can end them at the same time.
 func (r *callRecord) release() {
 	if uint32(r.users.Add(^uint64(0))) != 0 {
@@ -58,7 +58,7 @@ func (r *callRecord) release() {
 	records.Put(r)
 }
 
-// hold keeps the record for the call with a ticket. It reports false if that has ended.
+// hold keeps the record for the call with a ticket. It returns false if that call has ended.
 func (r *callRecord) hold(ticket uint64) bool {
 	for {
 		users := r.users.Load()
@@ -71,7 +71,7 @@ func (r *callRecord) hold(ticket uint64) bool {
 	}
 }
 
-// callStart tells the observers that a call begins. It returns the context to go on with.
+// callStart tells the observers that a call begins. It returns the context for the rest of the call.
 func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.Context, engine.CallObserver) {
 	r := records.Get().(*callRecord)
 	described, _ := start.Described.(*http.Request)
@@ -110,7 +110,7 @@ func (r *callRecord) Message(ticket uint64, sent bool) {
 
 // End implements engine.CallObserver.
 func (r *callRecord) End(end engine.CallEnd) {
-	if r.Last == nil { // or else it is known, and may be looked at
+	if r.Last == nil { // otherwise it is known, and observers may be reading it
 		r.Document, r.Route, r.Target = end.Document, end.Route, end.Target
 	}
 	r.Outside, r.Status, r.GRPCStatus, r.Err, r.Flags = end.Outside, end.Status, end.GRPCStatus, end.Err, Flags(end.Flags)
@@ -179,7 +179,7 @@ func (a *attemptRecord) Answered(header map[string][]string, shared, changes boo
 		return
 	}
 	r := a.call
-	if len(r.copied) > 0 { // with the header of an attempt before
+	if len(r.copied) > 0 { // with the header of an earlier attempt
 		r.copied = nil
 	}
 	if r.copied == nil {

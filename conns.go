@@ -13,26 +13,27 @@ import (
 	"github.com/nosidecar/mesh/internal/netconn"
 )
 
-// observedConn is a raw connection that observers are told of. It counts as it goes, so nothing is copied in the kernel.
+// observedConn is a raw connection that observers are told of. It counts bytes in Read and Write, so nothing is copied in
+// the kernel.
 type observedConn struct {
 	net.Conn
 	*connRecord
 }
 
-// connRecord is what observers are told of a connection.
+// connRecord is what observers see of a connection.
 type connRecord struct {
 	conn      Conn
 	observers observers
-	ours      bool // it says itself when it is closed, since the mesh may do so
+	ours      bool // it reports its own closing, since the mesh may close it
 	end       sync.Once
-	broken    atomic.Pointer[error] // the first that Read or Write said
+	broken    atomic.Pointer[error] // the first error of Read or Write
 }
 
-// observeDialled tells the observers of a connection that was made, or could not be, which err says. It returns the connection for
-// the program.
+// observeDialled tells the observers of a connection that was made, or that could not be made, with err as the reason. It
+// returns the connection for the program.
 func (m *Mesh) observeDialled(conn net.Conn, start time.Time, d *engine.Dialled, err error) net.Conn {
 	if d.Target.Host == "" {
-		return conn // nothing was asked for that could be dialled
+		return conn // the target is nothing that could be dialled
 	}
 	r := &connRecord{observers: m.observers}
 	c := &r.conn
@@ -47,8 +48,8 @@ func (m *Mesh) observeDialled(conn net.Conn, start time.Time, d *engine.Dialled,
 	return r.follow(conn)
 }
 
-// observeAccepted tells the observers of a connection from a peer whose ID is principal, as documents write it. It returns the
-// connection for the program.
+// observeAccepted tells the observers of a connection from a peer whose ID is principal, in the form that documents use. It
+// returns the connection for the program.
 func (m *Mesh) observeAccepted(conn net.Conn, start time.Time, principal string) net.Conn {
 	r := &connRecord{observers: m.observers}
 	r.conn.Inbound, r.conn.Start, r.conn.Telemetry = true, start, m.engine.Plan().Telemetry()
@@ -58,7 +59,7 @@ func (m *Mesh) observeAccepted(conn net.Conn, start time.Time, principal string)
 	return r.follow(conn)
 }
 
-// follow tells of a connection from its start to its end.
+// follow reports a connection from its start to its end.
 func (r *connRecord) follow(conn net.Conn) net.Conn {
 	r.conn.Local, r.conn.Remote = conn.LocalAddr(), conn.RemoteAddr()
 	r.started()
@@ -77,7 +78,7 @@ func (r *connRecord) started() {
 	}
 }
 
-// ended tells of the end, once. The reason is nil for a connection that the program has closed.
+// ended reports the end, once. The reason is nil for a connection that the program has closed.
 func (r *connRecord) ended(reason error) {
 	r.end.Do(func() {
 		c := &r.conn
@@ -96,7 +97,7 @@ func (r *connRecord) ended(reason error) {
 	})
 }
 
-// note notes how the connection broke. The ends of streams and deadlines are no such thing.
+// note records how the connection broke. The end of a stream and an expired deadline do not count as breaking.
 func (r *connRecord) note(err error) {
 	if err == nil || err == io.EOF || errors.Is(err, net.ErrClosed) || errors.Is(err, os.ErrDeadlineExceeded) {
 		return
@@ -133,10 +134,10 @@ func (c *observedConn) Close() error {
 	return err
 }
 
-// CloseWrite shuts down the writing side, where the connection beneath can.
+// CloseWrite shuts down the writing side, if the underlying connection can.
 func (c *observedConn) CloseWrite() error { return netconn.CloseWrite(c.Conn) }
 
-// NetConn returns the connection beneath: a *tls.Conn where there is TLS.
+// NetConn returns the underlying connection: a *tls.Conn if there is TLS.
 func (c *observedConn) NetConn() net.Conn {
 	if ours, ok := c.Conn.(*netconn.Conn); ok {
 		return ours.NetConn()

@@ -75,8 +75,8 @@
 //	    an identity is named in x-forwarded-client-cert. This comes after authorization, which sees what was sent, and before
 //	    any code that trusts these headers.
 //
-//	 7. Handler. While it runs, the request is decided about again when documents or bundles change, and when the certificate of
-//	    its peer expires. What is denied then is cut off.
+//	 7. Handler. While it runs, the request is authorized again when documents or bundles change, and when the certificate of
+//	    its peer expires. If it is denied then, it is cut off.
 //
 // # Responses and errors
 //

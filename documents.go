@@ -15,18 +15,18 @@ import (
 // Feed is a source of documents that change while the mesh runs. policy/file has one for folders.
 type Feed interface {
 	// Watch yields all documents of the source now, and again after every change, until ctx ends or the caller stops. An
-	// error is reported and otherwise changes nothing; Watch goes on trying. A feed that has a method String is named by it in
-	// errors.
+	// error is reported and otherwise changes nothing; Watch keeps trying. If a feed has a String method, errors name the
+	// feed by it.
 	Watch(ctx context.Context) iter.Seq2[[]policy.Source, error]
 }
 
-// documents are what the mesh is told: what the program gave and what the feeds yielded last. They are compiled together,
-// in this order: where two documents claim a host, the earlier one has it.
+// documents holds what the program gave and what each feed yielded last. They are compiled together, in this order: where
+// two documents claim a host, the earlier one wins.
 type documents struct {
 	mu     sync.Mutex // held while documents are compiled and put into force, so that the latest ones win
 	static []set
 	fed    []set        // by feed
-	plan   *policy.Plan // in force; nil before the first
+	plan   *policy.Plan // in force; nil before the first load
 
 	mayBeEmpty bool // set before the first load
 
@@ -39,7 +39,7 @@ type set struct {
 	sources []policy.Source
 }
 
-// holdsNothing says that there is no document in any of the sources.
+// holdsNothing reports whether none of the sources has a document.
 func holdsNothing(sources []policy.Source) bool {
 	for _, source := range sources {
 		if !yamldoc.Empty(source.Data) {
@@ -85,8 +85,8 @@ func feedName(feed Feed) string {
 	return "what a feed of documents yields"
 }
 
-// load compiles the documents after change was made to them, and puts them into force. If there is an error, those in force
-// stay, and undo takes the change back; where faulty is set, a change that is faulty waits for the next one to make the whole good.
+// load applies change to the documents, compiles them, and puts them into force. On an error, the documents in force stay,
+// and undo reverts the change; if faulty is set, a faulty change is kept until a later one makes the whole valid.
 func (m *Mesh) load(change, undo func(*documents), faulty bool) error {
 	d := &m.documents
 	d.mu.Lock()
@@ -124,13 +124,13 @@ func (m *Mesh) load(change, undo func(*documents), faulty bool) error {
 	return err
 }
 
-// Apply replaces the documents that the program gave itself, with [WithPolicy], [WithPolicyDir] or before with Apply; those
-// of feeds stay. Calls in flight end under the documents they began with; requests to this process are decided about again, see
-// [Mesh.Handler]. Whatever a destination has learned (ejections, circuits, budgets, connections) is kept where its settings did
-// not change.
+// Apply replaces the documents that the program gave itself, with [WithPolicy], [WithPolicyDir] or earlier with Apply; those
+// of feeds stay. Calls in flight end under the documents they began with; requests to this process are authorized again, see
+// [Mesh.Handler]. The state of a destination (ejections, circuits, budgets, connections) is kept where its settings did not
+// change.
 //
 // If any document has an error, nothing changes and the error lists all findings. Sources without any document are an error
-// too, see [WithEmptyPolicy]; no source at all takes the documents away.
+// too, see [WithEmptyPolicy]; Apply without a source removes the documents.
 func (m *Mesh) Apply(sources ...policy.Source) error {
 	const origin = "the sources of Apply"
 	if len(sources) > 0 && !m.documents.mayBeEmpty && holdsNothing(sources) {
@@ -144,7 +144,7 @@ func (m *Mesh) Apply(sources ...policy.Source) error {
 	}, false)
 }
 
-// take takes what a feed yields, until the mesh closes. What became of the first set is sent to first.
+// take loads what a feed yields, until the mesh closes. It sends the result of the first set to first.
 func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 	d := &m.documents
 	told := false

@@ -10,7 +10,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Errors a caller may want to tell apart with errors.Is. Those of the layers (breaker.ErrOpen, balancer.ErrNoEndpoints,
+// Errors that a caller may want to tell apart with errors.Is. Those of the layers (breaker.ErrOpen, balancer.ErrNoEndpoints,
 // retry.Error, ...) are found through an [Error] in the same way.
 var (
 	// ErrClosed is returned for calls made after [Mesh.Close].
@@ -23,14 +23,14 @@ var (
 	ErrUnknownSubset = engine.ErrUnknownSubset
 )
 
-// Error is how a call of the mesh fails. It says where the call was going, which layer ended it, and why.
+// Error is the error of a failed call. It says where the call was going, which layer ended it, and why.
 //
 // The cause stays visible to errors.Is and errors.As. An error that stems from the caller's own context is returned as
 // net/http would return it, not as an Error.
 type Error struct {
-	// Layer is what ended the call. "endpoint" means that the endpoint, or the way to it, failed. Each of the others is a
-	// decision of this process; in the order in which a request passes them: "route", "timeout", "limit", "fault",
-	// "breaker", "discovery", "balancer", "identity".
+	// Layer is the layer that ended the call. "endpoint" means that the endpoint, or the way to it, failed. Each of the
+	// others is a decision of this process. In the order in which a request passes them: "route", "timeout", "limit",
+	// "fault", "breaker", "discovery", "balancer", "identity".
 	Layer string
 
 	// Target is where the call was going.
@@ -50,11 +50,11 @@ func newError(f engine.Failure) error {
 	return &Error{Layer: string(f.Layer), Target: f.Target, Flags: Flags(f.Flags), Attempts: f.Attempts, Err: f.Err}
 }
 
-// Error returns the whole story in one line.
+// Error describes the failure in one line.
 func (e *Error) Error() string {
 	cause := e.Err
 	if retried, ok := cause.(*retry.Error); ok {
-		cause = retried.Last // the number of attempts is told below
+		cause = retried.Last // the number of attempts is added below
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "mesh: %s: ", e.Target)

@@ -2,8 +2,8 @@ package mesh
 
 import "github.com/nosidecar/mesh/internal/engine"
 
-// Flags say why a call ended as it did, with Envoy's response flags. Errors and observers are given the same ones. The zero
-// value says that nothing special happened.
+// Flags say why a call ended as it did, with Envoy's response flags. Errors and observers get the same flags. The zero value
+// says that nothing special happened.
 type Flags uint32
 
 // The response flags, in the order in which several are printed.
@@ -11,10 +11,10 @@ const (
 	FlagNoHealthyUpstream    = Flags(engine.FlagNoHealthyUpstream)    // UH: no healthy endpoint
 	FlagUpstreamTimeout      = Flags(engine.FlagUpstreamTimeout)      // UT: a try or the whole call took too long
 	FlagRemoteReset          = Flags(engine.FlagRemoteReset)          // UR: the endpoint reset the call
-	FlagConnectFailure       = Flags(engine.FlagConnectFailure)       // UF: no connection could be had
+	FlagConnectFailure       = Flags(engine.FlagConnectFailure)       // UF: no connection could be made
 	FlagConnectionTerminated = Flags(engine.FlagConnectionTerminated) // UC: the endpoint closed the connection
 	FlagOverflow             = Flags(engine.FlagOverflow)             // UO: a circuit is open or a connection pool is full
-	FlagNoRoute              = Flags(engine.FlagNoRoute)              // NR: no route matches, or the host is not of the mesh
+	FlagNoRoute              = Flags(engine.FlagNoRoute)              // NR: no route matches, or the host is not part of the mesh
 	FlagDelayInjected        = Flags(engine.FlagDelayInjected)        // DI: a fault delayed the call
 	FlagFaultInjected        = Flags(engine.FlagFaultInjected)        // FI: a fault answered the call
 	FlagRateLimited          = Flags(engine.FlagRateLimited)          // RL: a local rate limit refused the call

@@ -15,14 +15,14 @@ import (
 // identityWait is how long New waits for the first identity, if its context does not end before.
 const identityWait = 30 * time.Second
 
-// identityPatience is for how long New waits before it says so, and between one time and the next.
+// identityPatience is how long New waits before it reports that it is waiting, and the interval between reports.
 const identityPatience = 5 * time.Second
 
 var errIdentitySlow = errors.New("mesh: no identity in time")
 
 // Identity returns the identity of the process as it is now, with its expiry. The error says why there is none:
-// [tlsid.ErrNoIdentity] without [WithIdentity] or before the first has come, and a [*tlsid.ExpiredError] if the source has
-// not renewed it in time.
+// [tlsid.ErrNoIdentity] without [WithIdentity] or before the first identity has arrived, and a [*tlsid.ExpiredError] if the
+// source has not renewed it in time.
 func (m *Mesh) Identity() (*tlsid.Identity, error) {
 	if m.identity == nil {
 		return nil, tlsid.ErrNoIdentity
@@ -30,7 +30,7 @@ func (m *Mesh) Identity() (*tlsid.Identity, error) {
 	return m.identity.Identity()
 }
 
-// identify starts to keep the identity and, unless it may come late, waits for the first.
+// identify starts to keep the identity and, unless it may come late, waits for the first one.
 func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error {
 	if from == nil {
 		return nil
@@ -59,7 +59,7 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	return cmp.Or(checkTrustDomain(id, m.workload.TrustDomain), checkNamespace(id, cmp.Or(m.workload.Namespace, defaultNamespace)))
 }
 
-// tellOfWait tells the observers, until ctx ends, that New waits for an identity.
+// tellOfWait tells the observers, until ctx ends, that New is waiting for an identity.
 func (m *Mesh) tellOfWait(ctx context.Context) {
 	ticker := time.NewTicker(identityPatience)
 	defer ticker.Stop()
@@ -75,15 +75,15 @@ func (m *Mesh) tellOfWait(ctx context.Context) {
 	}
 }
 
-// defaultNamespace is where a workload is that says nothing of it, as policy.Workload has it.
+// defaultNamespace is the namespace of a workload that names none, as in policy.Workload.
 const defaultNamespace = "default"
 
 // trustDomain returns the trust domain that documents are compiled for.
 func (m *Mesh) trustDomain() string {
-	return cmp.Or(m.workload.TrustDomain, "cluster.local") // as policy.Workload has it
+	return cmp.Or(m.workload.TrustDomain, "cluster.local") // as in policy.Workload
 }
 
-// checkTrustDomain returns an error if the identity is not of the trust domain that documents are compiled for: their
+// checkTrustDomain returns an error if the identity is not in the trust domain that documents are compiled for: their
 // principals would mean other peers.
 func checkTrustDomain(id *tlsid.Identity, domain string) error {
 	if domain != id.TrustDomain().Name() {
@@ -93,8 +93,8 @@ func checkTrustDomain(id *tlsid.Identity, domain string) error {
 	return nil
 }
 
-// checkNamespace returns an error if the identity is that of a service account in another namespace than the workload's:
-// the documents that are about it would not be those that are enforced.
+// checkNamespace returns an error if the identity belongs to a service account in another namespace than the workload's: the
+// documents that select it would not be the ones that are enforced.
 func checkNamespace(id *tlsid.Identity, namespace string) error {
 	if own := namespaceOf(id); own != "" && own != namespace {
 		return fmt.Errorf("mesh: the identity %s is of the namespace %s, and the workload is in %s: correct Namespace in "+
@@ -103,7 +103,7 @@ func checkNamespace(id *tlsid.Identity, namespace string) error {
 	return nil
 }
 
-// namespaceOf returns the namespace in an identity of the form that Istio gives them, /ns/NAMESPACE/sa/ACCOUNT, and "" for others.
+// namespaceOf returns the namespace in an identity of Istio's form, /ns/NAMESPACE/sa/ACCOUNT, and "" for others.
 func namespaceOf(id *tlsid.Identity) string {
 	rest, ok := strings.CutPrefix(id.ID().Path(), "/ns/")
 	namespace, account, _ := strings.Cut(rest, "/")
@@ -113,11 +113,11 @@ func namespaceOf(id *tlsid.Identity) string {
 	return namespace
 }
 
-// oneWorkload is a source whose identities are all of one trust domain and namespace. Others are errors.
+// oneWorkload is a source whose identities all have one trust domain and namespace. Any other is an error.
 type oneWorkload struct {
 	tlsid.Source
-	domain    string // empty: that of the first, which New checks
-	namespace string // empty: that of the first, if it has one
+	domain    string // empty: the first identity's, which New checks
+	namespace string // empty: the first identity's, if it has one
 }
 
 // Watch implements tlsid.Source.
@@ -139,7 +139,7 @@ func (s oneWorkload) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error
 	}
 }
 
-// rotated is told of each new identity. The connections made with the one before take no new calls.
+// rotated is told of each new identity. Connections made with the previous one take no new calls.
 func (m *Mesh) rotated(_, now *tlsid.Identity) {
 	m.engine.Rotate()
 	m.server.certs.Store(new(forwardedCerts))

@@ -22,25 +22,25 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// ServerConfig is what no document says about the requests to this process. Its zero value limits nothing, trusts no proxy and
-// has the defaults of [tlsid.ListenerConfig].
+// ServerConfig holds settings for the requests to this process that no document can express. Its zero value limits nothing,
+// trusts no proxy and has the defaults of [tlsid.ListenerConfig].
 type ServerConfig struct {
-	// MaxRequests is how many requests may be in their handlers at once. Those beyond it are answered with 503 and
-	// x-envoy-overloaded, which callers of a mesh do not retry. 0 means no limit.
+	// MaxRequests is how many requests may be in their handlers at once. Those beyond it get a 503 with x-envoy-overloaded,
+	// which callers in the mesh do not retry. 0 means no limit.
 	MaxRequests int
 
-	// RateLimit bounds the requests per second. Those beyond it are answered with 429. Its zero value is off.
+	// RateLimit bounds the requests per second. Those beyond it get a 429. Its zero value is off.
 	RateLimit limit.RateConfig
 
 	// TrustedHops is how many proxies before this process append to x-forwarded-for. The address that remoteIpBlocks are
-	// compared to is that many entries from its end; see [authz.NewRequest]. 0 means that of the peer.
+	// compared to is that many entries from its end; see [authz.NewRequest]. 0 means the address of the peer.
 	TrustedHops int
 
-	// RestartTraces removes the trace headers (W3C and B3) of requests from outside the mesh, so that nobody out there decides
-	// what is sampled here. x-request-id is removed in any case.
+	// RestartTraces removes the trace headers (W3C and B3) of requests from outside the mesh, so that no outside caller
+	// decides what is sampled here. x-request-id is removed in any case.
 	RestartTraces bool
 
-	// HandshakeTimeout, MaxPending and MaxPendingPerIP bound what connections may cost before they are served: see
+	// HandshakeTimeout, MaxPending and MaxPendingPerIP bound what connections may cost before they are served; see
 	// [tlsid.ListenerConfig].
 	HandshakeTimeout            time.Duration
 	MaxPending, MaxPendingPerIP int
@@ -49,13 +49,13 @@ type ServerConfig struct {
 // server is the state of the inbound side.
 type server struct {
 	ServerConfig
-	observed bool // some observer wants to know of requests
+	observed bool // some observer wants to be told of requests
 	pool     *limit.Pool
 	rate     *limit.Rate
 	certs    atomic.Pointer[forwardedCerts]
 
 	handled  atomic.Bool // Handler was called
-	warned   atomic.Bool // of a workload that is open to all
+	warned   atomic.Bool // that the workload is open to all
 	requests sync.Pool   // of *inbound
 	running  running
 
@@ -85,22 +85,22 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 	return errors.Join(errs[:]...)
 }
 
-// Handler returns next behind the inbound side of the mesh. Each request passes, in this order: who the peer is, the
-// PeerAuthentication of the port, the AuthorizationPolicies, the removal of headers that the peer may not assert, limits,
-// and the deadline that the caller tells, which becomes the handler's context's.
+// Handler returns next behind the inbound side of the mesh. Each request passes these stages, in this order: identification
+// of the peer, the PeerAuthentication of the port, the AuthorizationPolicies, the removal of headers that the peer may not
+// assert, limits, and the deadline that the caller announces, which becomes the deadline of the handler's context.
 //
-// The peer is identified by its certificate, which is verified anew for each request, whichever listener terminated TLS: serve
-// over a listener of [Mesh.Listen] to have the port's PeerAuthentication enforced for connections too. Without [WithIdentity]
-// no peer has an identity.
+// The peer is identified by its certificate, which is verified again for each request, whichever listener terminated TLS.
+// Serve over a listener of [Mesh.Listen] to have the port's PeerAuthentication enforced for connections too. Without
+// [WithIdentity] no peer has an identity.
 //
-// What is denied is answered with 403 and "RBAC: access denied", a path that cannot be read with 400; only observers are told
-// why. So is, on a port that is STRICT, a request of a peer whose certificate is not, or no longer, good: its connection is
-// closed after that. A plaintext request to such a port is cut off without an answer.
+// A denied request is answered with 403 and "RBAC: access denied", a path that cannot be read with 400; only observers are
+// told why. On a STRICT port, a request from a peer whose certificate is not, or no longer, good gets the 403 too, and its
+// connection is closed after that. A plaintext request to such a port is cut off without an answer.
 //
-// A request that is under way is decided about again when documents or bundles change, and when the certificate of its peer
-// expires. If it is denied then, it is cut off: its context ends, what its handler reads or writes fails, and the peer sees a
-// reset. Connections that handlers take over, as for websockets, are cut off in the same way, also after the handler has
-// returned. Answers that are complete stay so. Envoy lets requests that are under way go on.
+// A request in flight is authorized again when documents or bundles change, and when the certificate of its peer expires. If
+// it is denied then, it is cut off: its context ends, its handler's reads and writes fail, and the peer sees a reset.
+// Connections that handlers take over, as for websockets, are cut off in the same way, even after the handler has returned.
+// A complete answer is not affected. Envoy lets requests in flight go on.
 //
 // Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
 // [WithWorkload]. Shutdown of the http.Server drains as usual.
@@ -110,8 +110,8 @@ func (m *Mesh) Handler(next http.Handler) http.Handler {
 	return &handler{m, next}
 }
 
-// warnOpen tells the observers, once, that a process with an identity serves every peer: an operator who set up identities may
-// well think otherwise.
+// warnOpen tells the observers, once, that a process with an identity serves every peer: an operator who set up identities
+// may not expect that.
 func (m *Mesh) warnOpen() {
 	in := m.engine.Plan().Inbound()
 	if m.identity == nil || in.Authorizes() || in.Mode(0) != tlsid.Permissive || !m.server.warned.CompareAndSwap(false, true) {
@@ -155,16 +155,16 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 	panicked := true
 	defer func() {
 		in.Status = answer.Status
-		if !panicked && in.Decision.Allowed { // and was not ended before it answered
+		if !panicked && in.Decision.Allowed { // and it was not ended before it answered
 			in.Status = answer.Code()
 		}
 		if answer.Status == 0 && in.Decision.Allowed && r.Context().Err() == context.Canceled {
-			in.Status, in.Flags = 0, in.Flags|FlagCallerGone // nobody gets what net/http would answer
+			in.Status, in.Flags = 0, in.Flags|FlagCallerGone // the caller does not get what net/http would answer
 		}
 		if field.IsGRPC(in.Request.Header.Get("Content-Type")) {
 			in.GRPCStatus = failure.GRPCAnswer(in.Status, w.Header())
 		}
-		if in.Request.Method != http.MethodHead { // whose answer is not sent
+		if in.Request.Method != http.MethodHead { // the body of its answer is not sent
 			in.BytesSent = answer.Bytes
 		}
 		if counted != nil {
@@ -200,7 +200,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	}
 }
 
-// enter is the way of an inbound request up to its handler, stage by stage. It returns nil if the request was answered.
+// enter takes an inbound request to its handler, stage by stage. It returns nil if the request was answered.
 func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *http.Request {
 	s := &h.mesh.server
 	if !h.admit(w, r, in) {
@@ -220,7 +220,7 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 	}
 
 	ctx := r.Context()
-	// The context of net/http ends with the connection, unless a body stands in between that is not read.
+	// The context of net/http ends with the connection, unless there is a body that has not been read.
 	if in.Peer != "" || r.ContentLength != 0 {
 		in.ctx = &requestContext{Context: ctx, id: in.Peer}
 		ctx = in.ctx
@@ -249,14 +249,14 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 	return r
 }
 
-// identify finds out who the peer is, which observers are told before anything is decided.
+// identify finds out who the peer is. Observers are told before anything is decided.
 func (h *handler) identify(r *http.Request, in *inbound) {
 	m := h.mesh
 	plan := m.engine.Plan()
 	in.rules, in.Telemetry = plan.Inbound(), plan.Telemetry()
 	in.view = authz.NewRequest(r, "", m.server.TrustedHops)
 
-	// Certificates expire and bundles change while a connection lives, so this is asked each time.
+	// Certificates expire and bundles change while a connection lives, so this is checked each time.
 	in.mode = in.rules.Mode(int(in.view.Destination.Port()))
 	in.state = r.TLS
 	if in.mode != tlsid.Disable {
@@ -270,14 +270,14 @@ func (h *handler) identify(r *http.Request, in *inbound) {
 	in.RestartTraces = in.Peer == "" && m.server.RestartTraces
 }
 
-// admit finds out whether the peer may do what it asks for. If not, it answers, and returns false.
+// admit decides whether the peer may do what it asks for. If not, it answers, and returns false.
 func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) bool {
 	m := h.mesh
 	if in.rules == nil {
 		h.identify(r, in)
 	}
 	if in.mode != tlsid.Disable && (in.PeerErr != nil || m.server.retires(r)) {
-		w.Header().Set("Connection", "close") // over a new one it may be somebody
+		w.Header().Set("Connection", "close") // over a new one it may have an identity
 	}
 	if in.PeerErr == errUnknownConnection {
 		in.Decision = authz.Decision{Match: authz.Match{Rule: -1}, Audit: authz.Match{Rule: -1}, Reason: errUnknownConnection.Error()}
@@ -285,10 +285,10 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 		return false
 	}
 	in.Decision = in.rules.Authorize(&in.view)
-	_, refused := errors.AsType[*tlsid.PeerError](in.PeerErr) // only an answer makes it leave a connection of HTTP/2
+	_, refused := errors.AsType[*tlsid.PeerError](in.PeerErr) // only an answer makes it leave an HTTP/2 connection
 	switch {
 	case in.mode == tlsid.Strict && in.Peer == "" && !refused:
-		panic(http.ErrAbortHandler) // as a connection that is refused: no answer
+		panic(http.ErrAbortHandler) // like a refused connection: no answer
 	case !in.Decision.Allowed:
 		in.Decision.Refuse(w, r)
 		return false
@@ -296,10 +296,10 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	return true
 }
 
-// errUnknownConnection is about a request to a port of ours over a connection that Listen did not return as it is.
+// errUnknownConnection is for a request to a port of ours over a connection that is not exactly as Listen returned it.
 var errUnknownConnection = errors.New("mesh: the connection of the request cannot be told: wrap the listener inside Listen, not its result")
 
-// peer returns who sent r: nobody, without an error, where no certificate was presented.
+// peer returns the peer that sent r. It is zero, without an error, if no certificate was presented.
 func (m *Mesh) peer(r *http.Request, in *inbound) (tlsid.Peer, error) {
 	state := r.TLS
 	if state == nil {
@@ -320,7 +320,7 @@ func (m *Mesh) peer(r *http.Request, in *inbound) (tlsid.Peer, error) {
 	return peer, err
 }
 
-// principal returns a peer's ID as documents write it.
+// principal returns a peer's ID in the form that documents use.
 func principal(peer tlsid.Peer) string {
 	return strings.TrimPrefix(peer.ID.String(), "spiffe://")
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// watched is a listener of the mesh: its connections are looked at again when documents change, and are announced to
-// Handler shortly before a certificate ends them.
+// watched is a listener of the mesh: its connections are checked again when documents change, and are announced to Handler
+// shortly before they are closed because a certificate expires.
 type watched interface {
 	Recheck()
 	Retiring(*http.Request) bool
@@ -27,27 +27,28 @@ type watched interface {
 	from(local net.Addr) bool
 }
 
-// Listen returns a listener over inner whose connections have the TLS that PeerAuthentication demands of the port, which is
-// the one inner listens on: STRICT takes mTLS only and resets plaintext, PERMISSIVE takes both on one port, DISABLE
-// plaintext only; without a document it is PERMISSIVE. A change of the documents counts from the next connection on, and
-// closes those that it forbids.
+// Listen returns a listener over inner whose connections have the TLS that PeerAuthentication demands for the port that
+// inner listens on: STRICT takes mTLS only and resets plaintext, PERMISSIVE takes both on one port, DISABLE takes plaintext
+// only; without a document it is PERMISSIVE. A change of the documents takes effect with the next connection, and closes
+// connections that it forbids.
 //
-// The listener is for http.Server.Serve, with [Mesh.Handler] as the handler: it says who may connect at all, the handler
-// says who may do what. HTTP/2 is spoken over TLS. Closing it closes inner. Probes and metrics that must be reached without a
-// certificate go on a listener of their own.
+// The listener is for http.Server.Serve, with [Mesh.Handler] as the handler: the listener decides who may connect at all,
+// the handler who may do what. HTTP/2 is spoken over TLS. Closing the listener closes inner. Serve probes and metrics that
+// must be reachable without a certificate on a listener of their own.
 //
-// What wraps a listener, such as netutil.LimitListener, wraps inner and not what Listen returns: net/http would see no TLS, and
-// speak no HTTP/2. A server without [Mesh.Handler] gets no connections while AuthorizationPolicies select the workload.
+// Apply wrappers such as netutil.LimitListener to inner, not to the listener that Listen returns: net/http would see no TLS,
+// and would not speak HTTP/2. A server without [Mesh.Handler] gets no connections while AuthorizationPolicies select the
+// workload.
 //
-// Without [WithIdentity] every TLS connection is refused, and under STRICT so is everything. Observers' ConnectionRefused
-// reports what is refused.
+// Without [WithIdentity] every TLS connection is refused, and under STRICT every connection is. Refused connections are
+// reported to the observers' ConnectionRefused.
 func (m *Mesh) Listen(inner net.Listener) net.Listener {
 	l := &listener{Listener: tlsid.NewListener(inner, m.listenerConfig(inner)), place: placeOf(inner.Addr()), mesh: m}
 	m.server.watch(l)
 	return l
 }
 
-// errNoHandler is about connections to a server whose requests nobody would authorize.
+// errNoHandler is for connections to a server whose requests would not be authorized.
 var errNoHandler = errors.New("mesh: AuthorizationPolicies select this workload, and nothing asks them: serve with Mesh.Handler, " +
 	"meshgrpc.ServerOptions or, for other protocols, Mesh.ListenTCP")
 
@@ -101,16 +102,16 @@ func portOf(addr net.Addr) int {
 	return port
 }
 
-// ListenTCP is [Mesh.Listen] for protocols other than HTTP: it also asks the AuthorizationPolicies about each connection,
+// ListenTCP is [Mesh.Listen] for protocols other than HTTP: it also applies the AuthorizationPolicies to each connection,
 // and closes those that are denied. Rules that need HTTP (methods, paths, hosts, headers) never match in an ALLOW policy,
-// and match without these conditions in a DENY policy, as in Istio. A change of the documents closes the connections that
-// it denies.
+// and match without these conditions in a DENY policy, as in Istio. A change of the documents closes the connections that it
+// denies.
 //
-// A server that speaks first, as that of MySQL does, needs STRICT or DISABLE: PERMISSIVE waits for the first byte.
+// A server that speaks first, like MySQL's, needs STRICT or DISABLE: PERMISSIVE waits for the first byte.
 func (m *Mesh) ListenTCP(inner net.Listener) net.Listener {
 	config := m.listenerConfig(inner)
 	if config.TLS != nil {
-		config.TLS.NextProtos = nil // they are HTTP's, and clients that offer others would be refused
+		config.TLS.NextProtos = nil // they are for HTTP, and clients that offer others would be refused
 	}
 	l := &tcpListener{Listener: tlsid.NewListener(inner, config), place: placeOf(inner.Addr()), mesh: m, open: make(map[*netconn.Conn]authz.Request)}
 	m.server.watch(l)
@@ -143,7 +144,7 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 			nc.Close()
 			continue
 		}
-		l.open[c] = authz.Request{} // first, so that a change of documents or bundles meanwhile is not missed
+		l.open[c] = authz.Request{} // first, so that no change of documents or bundles is missed meanwhile
 		l.mu.Unlock()
 		c.OnClose(func(error) { l.forget(c) })
 		request := l.request(nc)
@@ -196,7 +197,8 @@ func (l *tcpListener) judge(r *authz.Request) error {
 	return fmt.Errorf("%w: %s", errDenied, decision.Reason)
 }
 
-// Recheck closes the connections that the documents of now deny, and those whose peers the bundles of now do not vouch for.
+// Recheck closes the connections that the current documents deny, and those whose peers the current bundles do not vouch
+// for.
 func (l *tcpListener) Recheck() {
 	l.Listener.Recheck()
 	l.mu.Lock()
@@ -209,14 +211,14 @@ func (l *tcpListener) Recheck() {
 			denied = append(denied, c)
 		}
 	}
-	var closing sync.WaitGroup // side by side: crypto/tls gives a peer that does not read 5 s to take the alert
+	var closing sync.WaitGroup // concurrently: crypto/tls gives a peer that does not read 5 s to take the alert
 	for _, c := range denied {
 		closing.Go(func() { c.CloseFor(errDenied) })
 	}
 	closing.Wait()
 }
 
-// Close closes the listener. Connections that it accepted stay open, and the documents still count for them.
+// Close closes the listener. Connections that it accepted stay open, and the documents still apply to them.
 func (l *tcpListener) Close() error {
 	err := l.Listener.Close()
 	l.mu.Lock()
@@ -226,7 +228,7 @@ func (l *tcpListener) Close() error {
 	return err
 }
 
-// forget forgets a connection, and has the mesh forget the listener if that is closed and has no other.
+// forget forgets a connection, and makes the mesh forget the listener if it is closed and has no other connection.
 func (l *tcpListener) forget(c *netconn.Conn) {
 	l.mu.Lock()
 	delete(l.open, c)
@@ -262,7 +264,7 @@ func (s *server) watched() []watched {
 	return nil
 }
 
-// recheck looks again at what was admitted: requests under way first, which takes no time, then the connections.
+// recheck decides again about what was admitted: requests in flight first, which takes no time, then connections.
 func (s *server) recheck() {
 	s.running.recheck()
 	for _, l := range s.watched() {
@@ -270,8 +272,8 @@ func (s *server) recheck() {
 	}
 }
 
-// hiddenTLS returns the state of a connection with TLS that net/http takes for one without, because a wrapper around the
-// listener hides it. The error says that r came to a port of ours in a way that cannot be told.
+// hiddenTLS returns the state of a TLS connection that net/http takes for plaintext because a wrapper around the listener
+// hides it. It returns an error if r came to a port of ours and its connection cannot be identified.
 func (s *server) hiddenTLS(r *http.Request) (*tls.ConnectionState, error) {
 	list := s.watched()
 	for _, l := range list {
@@ -319,7 +321,7 @@ func (p *place) from(local net.Addr) bool {
 	return local.String() == p.text
 }
 
-// retires reports whether the connection of r is closed soon because a certificate expires.
+// retires reports whether the connection of r will be closed soon because a certificate expires.
 func (s *server) retires(r *http.Request) bool {
 	return slices.ContainsFunc(s.watched(), func(l watched) bool { return l.Retiring(r) })
 }

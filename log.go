@@ -16,10 +16,10 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// WithLogger logs to logger what goes wrong beside the calls: documents that are refused or warned of, ejections, circuits, and
-// trouble with discovery and with the identity of the process.
+// WithLogger logs to logger what goes wrong outside calls: documents that are refused or have warnings, ejections, circuits,
+// and failures of discovery and of the identity of the process.
 //
-// Without it this goes to [slog.Default], as far as no [Observer] takes it. A logger of [slog.DiscardHandler] is silent.
+// Without it, [slog.Default] gets whatever no [Observer] takes. A logger with [slog.DiscardHandler] is silent.
 func WithLogger(logger *slog.Logger) Option {
 	return func(o *options) error {
 		if logger == nil {
@@ -32,16 +32,16 @@ func WithLogger(logger *slog.Logger) Option {
 
 // journal logs what observers are told.
 type journal struct {
-	logger *slog.Logger // nil means slog.Default, of the time
+	logger *slog.Logger // nil means slog.Default at the time
 
 	mu      sync.Mutex
-	begun   bool                 // New has returned; before, it returns what goes wrong
+	begun   bool                 // New has returned; until then, New returns what goes wrong
 	warned  map[string]bool      // the warnings of the last load, which are not repeated
 	refused bool                 // the last load was refused
 	failed  map[string]time.Time // when which failure of discovery was logged
 }
 
-// observer returns the journal as an observer. Where it has no logger of its own, it leaves to others what they take.
+// observer returns the journal as an observer. Without a logger of its own, it skips what other observers take.
 func (j *journal) observer(others observers) Observer {
 	o := Observer{
 		PolicyLoad: j.policyLoad, Ejection: j.ejection, Circuit: j.circuit, DiscoveryFailed: j.discoveryFailed, Identity: j.identity,
@@ -75,14 +75,14 @@ func (j *journal) to() *slog.Logger {
 	return slog.Default()
 }
 
-// begin says that New has returned.
+// begin records that New has returned.
 func (j *journal) begin() {
 	j.mu.Lock()
 	j.begun = true
 	j.mu.Unlock()
 }
 
-// mostWarnings bounds what is logged of one load.
+// mostWarnings bounds the warnings that are logged per load.
 const mostWarnings = 50
 
 func (j *journal) policyLoad(load PolicyLoad) {
@@ -125,7 +125,8 @@ func (j *journal) policyLoad(load PolicyLoad) {
 	}
 }
 
-// aboutOthers says that a finding is that no security document is about this process. It is no news for one that only calls.
+// aboutOthers reports whether a finding says that no security document selects this process. That is no news for a process
+// that only makes calls.
 func aboutOthers(f policy.Finding) bool {
 	return f.Field == "" && (f.Kind == "AuthorizationPolicy" || f.Kind == "PeerAuthentication")
 }
@@ -148,8 +149,8 @@ func (j *journal) circuit(target route.Target, change breaker.Change) {
 		"from", change.From.String(), "to", change.To.String()}, counts...)...)
 }
 
-// Discovery is asked time and again, so what it says of a service is not repeated for repeatAfter. Of failures that differ each
-// time no more than mostFailures are kept apart.
+// Discovery is asked again and again, so a failure of a service is not logged again for repeatAfter. At most mostFailures
+// different failures are told apart.
 const (
 	repeatAfter  = 10 * time.Minute
 	mostFailures = 1000

@@ -19,7 +19,7 @@ import (
 // Mesh enforces a set of documents on the calls of a process. [New] makes one; it is safe for concurrent use.
 type Mesh struct {
 	observers     observers
-	connsObserved bool            // some observer wants to know of raw connections
+	connsObserved bool            // some observer wants to be told of raw connections
 	workload      policy.Workload // which documents are compiled for
 	identity      *tlsid.Keeper   // nil without one
 	engine        *engine.Engine  // takes calls to their destinations
@@ -29,7 +29,7 @@ type Mesh struct {
 
 	closing context.Context // ends when Close begins
 	cancel  context.CancelFunc
-	running sync.WaitGroup // what follows feeds
+	running sync.WaitGroup // goroutines that follow feeds
 }
 
 // New builds a mesh and loads its documents. ctx bounds the building only; the mesh lives until [Mesh.Close].
@@ -73,7 +73,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	return m, nil
 }
 
-// begin waits for what a mesh needs before its first call: an identity and documents.
+// begin waits for what the mesh needs before its first call: an identity and documents.
 func (m *Mesh) begin(ctx context.Context, o *options) error {
 	if err := m.identify(ctx, o.source, o.sourceLate); err != nil {
 		return err
@@ -109,19 +109,20 @@ func (m *Mesh) Wrap(client *http.Client) *http.Client {
 // the method CloseIdleConnections, which [http.Client.CloseIdleConnections] calls.
 //
 // Like every http.RoundTripper it does not change a request and closes its body. It fails with an [*Error], or with the
-// context's error if the caller gave up. The stages of a request are told in the package documentation. The response's
-// Request is the caller's, or, after retries, a copy of it that knows their number (see [retry.Attempts]).
+// context's error if the caller gave up. The package documentation describes the stages of a request. The response's Request
+// is the caller's, or, after retries, a copy of it that knows their number (see [retry.Attempts]).
 func (m *Mesh) Transport() http.RoundTripper {
 	return m.transport
 }
 
-// DialContext connects to a service for protocols other than HTTP, such as those of databases: it finds the endpoints,
-// picks one, and secures the connection as the documents ask. An endpoint that cannot be connected to counts against it in
-// outlier detection, and another one is tried, three in all. The DestinationRule's tcp settings apply (maxConnections,
-// connectTimeout, tcpKeepalive); what needs requests, such as retries and routes of HTTP, does not.
+// DialContext connects to a service for protocols other than HTTP, such as database protocols: it finds the endpoints, picks
+// one, and secures the connection as the documents require. A failure to connect counts against the endpoint in outlier
+// detection, and another endpoint is tried, up to three in all. The DestinationRule's tcp settings apply (maxConnections,
+// connectTimeout, tcpKeepalive); settings that need requests, such as retries and HTTP routes, do not.
 //
-// network is "tcp"; address is "host:port". A host outside the mesh is dialled as it is, unless [WithRegistryOnly] refuses it. The
-// error is an [*Error], or that of ctx. An mTLS connection is closed when the first certificate it was made with expires.
+// network is "tcp"; address is "host:port". A host outside the mesh is dialled as it is, unless [WithRegistryOnly] refuses
+// it. The error is an [*Error], or the error of ctx. An mTLS connection is closed when the first of its certificates
+// expires.
 func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	start := time.Now()
 	conn, dialled, err := m.engine.DialContext(ctx, network, address)
@@ -131,12 +132,12 @@ func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Co
 	return conn, err
 }
 
-// Close ends the mesh: new calls fail with [ErrClosed], mirrored copies and discovery stop, and idle connections close.
-// It waits for everything the mesh itself runs. Calls in flight are the caller's: they may end in their own time, and
-// their connections close after them. Close may be called more than once.
+// Close ends the mesh: new calls fail with [ErrClosed], mirrored copies and discovery stop, and idle connections close. It
+// waits for everything the mesh itself runs. Calls in flight belong to the caller: they may end in their own time, and their
+// connections close after them. Close may be called more than once.
 //
-// An [Observer], [Feed], [discovery.Resolver] or [tlsid.Source] that does not return is waited for no longer than 30 seconds. It is
-// left running then, and Close returns an error.
+// An [Observer], [Feed], [discovery.Resolver] or [tlsid.Source] that does not return is waited for no longer than 30
+// seconds. Then it is left running, and Close returns an error.
 func (m *Mesh) Close() error {
 	m.cancel()
 	closed := make(chan struct{})
@@ -159,7 +160,7 @@ func (m *Mesh) Close() error {
 	}
 }
 
-// closePatience is how long Close waits for what the program has given the mesh.
+// closePatience is how long Close waits for the program's own code: observers, feeds, resolvers and identity sources.
 const closePatience = 30 * time.Second
 
 var errStillRunning = fmt.Errorf("mesh: Close: an observer, a feed, discovery or the source of the identity has not returned for %v, "+

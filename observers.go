@@ -13,10 +13,10 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// observers are told in the order in which the program gave them.
+// observers are called in the order in which the program gave them.
 type observers []Observer
 
-// hooks returns what the engine calls.
+// hooks returns the hooks that the engine calls.
 func (m *Mesh) hooks() engine.Hooks {
 	h, o := engine.Hooks{Error: newError}, m.observers
 	h.Headers = slices.ContainsFunc(o, func(o Observer) bool { return o.AttemptStart != nil || o.AttemptEnd != nil })
@@ -62,19 +62,19 @@ func (m *Mesh) hooks() engine.Hooks {
 	return h
 }
 
-// watchInbound reports whether somebody wants to know of inbound requests.
+// watchInbound reports whether any observer wants to be told of inbound requests.
 func (o observers) watchInbound() bool {
 	return slices.ContainsFunc(o, func(o Observer) bool {
 		return o.InboundStart != nil || o.InboundEnd != nil || o.InboundMessage != nil
 	})
 }
 
-// watchConns reports whether somebody wants to know of raw connections.
+// watchConns reports whether any observer wants to be told of raw connections.
 func (o observers) watchConns() bool {
 	return slices.ContainsFunc(o, func(o Observer) bool { return o.ConnStart != nil || o.ConnEnd != nil })
 }
 
-// inboundStart tells the observers that a request arrived. It returns the context to go on with.
+// inboundStart tells the observers that a request arrived. It returns the context for the rest of the request.
 func (o observers) inboundStart(ctx context.Context, in *Inbound) context.Context {
 	for i := range o {
 		if f := o[i].InboundStart; f != nil {

@@ -26,7 +26,7 @@ type Option func(*options) error
 type options struct {
 	sources      []set
 	feeds        []Feed
-	empty        string // what was given and holds no document
+	empty        string // the source that was given and holds no document
 	mayBeEmpty   bool
 	workload     policy.Workload
 	resolver     discovery.Resolver
@@ -84,8 +84,9 @@ func ownAddress() string {
 	return ""
 }
 
-// WithPolicyDir loads the documents of a folder: its .yaml and .yml files, each with any number of documents. The path
-// may also name a single file. It may be given several times. Without any document in it [New] fails, see [WithEmptyPolicy].
+// WithPolicyDir loads the documents of a folder: its .yaml and .yml files, each with any number of documents. The path may
+// also name a single file. The option may be given several times. If the folder holds no document, [New] fails; see
+// [WithEmptyPolicy].
 func WithPolicyDir(path string) Option {
 	return func(o *options) error {
 		sources, err := policy.ReadDir(path)
@@ -100,8 +101,8 @@ func WithPolicyDir(path string) Option {
 	}
 }
 
-// WithPolicy adds documents that the program has at hand, such as embedded ones. It may be given several times. Sources
-// without any document are an error, see [WithEmptyPolicy]; no source at all is none.
+// WithPolicy adds documents that the program holds itself, such as embedded ones. It may be given several times. Sources
+// without any document are an error, see [WithEmptyPolicy]; giving no source is not.
 func WithPolicy(sources ...policy.Source) Option {
 	return func(o *options) error {
 		const origin = "the sources of WithPolicy"
@@ -113,11 +114,11 @@ func WithPolicy(sources ...policy.Source) Option {
 	}
 }
 
-// WithPolicyFeed follows documents that change while the mesh runs, such as those of a folder (policy/file). [New] waits
-// for the first set. Later ones take effect as they come, if they are good; the observers' PolicyLoad is told of each. It
-// may be given several times. All documents together make one load: the same kind, namespace and name twice is an error
-// across feeds too, and where two documents claim a host, that of [WithPolicy] and [WithPolicyDir] comes before those of
-// feeds, and these are in the order of the options. A set without any document is refused, see [WithEmptyPolicy].
+// WithPolicyFeed follows documents that change while the mesh runs, such as those of a folder (policy/file). [New] waits for
+// the first set. Later ones take effect as they arrive, if they are valid; each is reported to the observers' PolicyLoad.
+// The option may be given several times. All documents together make one load: the same kind, namespace and name twice is an
+// error across feeds too. Where two documents claim a host, those of [WithPolicy] and [WithPolicyDir] come before those of
+// feeds, and feeds come in the order of the options. A set without any document is refused, see [WithEmptyPolicy].
 func WithPolicyFeed(feed Feed) Option {
 	return func(o *options) error {
 		if feed == nil {
@@ -129,9 +130,9 @@ func WithPolicyFeed(feed Feed) Option {
 }
 
 // WithEmptyPolicy says that a folder, a feed or a source without any document is intended. Otherwise it is taken for a
-// mistake, such as a wrong path or a truncated file, that would take all authorization away: [New] and [Mesh.Apply] fail, and
-// a feed that turns empty is reported as one that cannot be read, while its last documents stay in force. Documents that are
-// skipped do not count: see [policy.Plan.InForce].
+// mistake, such as a wrong path or a truncated file, that would remove all authorization: [New] and [Mesh.Apply] fail, and a
+// feed that becomes empty is reported like one that cannot be read, while its last documents stay in force. Documents that
+// are skipped do not count: see [policy.Plan.InForce].
 func WithEmptyPolicy() Option {
 	return func(o *options) error {
 		o.mayBeEmpty = true
@@ -151,10 +152,10 @@ func WithDiscovery(r discovery.Resolver) Option {
 }
 
 // WithTransport makes t the template of the transports that the mesh keeps for each endpoint: TLS configuration, dialer,
-// buffer sizes, timeouts. It is cloned and never used for calls itself, except for hosts outside the mesh, which get a
-// plain clone. The default is a clone of [http.DefaultTransport].
+// buffer sizes, timeouts. It is cloned and never used for calls itself. Hosts outside the mesh get a plain clone. The
+// default is a clone of [http.DefaultTransport].
 //
-// Endpoints are dialled directly: the template's Proxy only counts for hosts outside the mesh.
+// Endpoints are dialled directly: the template's Proxy applies only to hosts outside the mesh.
 func WithTransport(t *http.Transport) Option {
 	return func(o *options) error {
 		o.template = t
@@ -163,9 +164,9 @@ func WithTransport(t *http.Transport) Option {
 }
 
 // WithWorkload says which workload the process is: documents select by its namespace and labels, and its locality decides
-// which endpoints are near. What w leaves empty is taken from the environment, see [policy.WorkloadFromEnv]; what is not known
-// then is the namespace "default" in "cluster.local", no labels, no locality, and the first address of the machine's
-// interfaces that others can reach.
+// which endpoints are near. Empty fields of w are taken from the environment, see [policy.WorkloadFromEnv]. The defaults for
+// what is still empty are the namespace "default" in "cluster.local", no labels, no locality, and the first address of the
+// machine's interfaces that others can reach.
 func WithWorkload(w policy.Workload) Option {
 	return func(o *options) error {
 		o.workload = w
@@ -179,8 +180,8 @@ func WithWorkload(w policy.Workload) Option {
 // label security.istio.io/tlsMode is "istio". An endpoint must have one of the subjectAltNames of the document, or else be
 // the service account that discovery names ([discovery.Endpoint].ServiceAccount).
 //
-// [New] waits for the first identity until its context ends, but no longer than 30 seconds, and then fails with what the
-// source last said.
+// [New] waits for the first identity until its context ends, but no longer than 30 seconds, and then fails with the last
+// error of the source.
 func WithIdentity(source tlsid.Source) Option {
 	return func(o *options) error {
 		if source == nil {
@@ -191,11 +192,11 @@ func WithIdentity(source tlsid.Source) Option {
 	}
 }
 
-// WithLateIdentity is [WithIdentity] for a process that starts before its identity is there. New does not wait: until the
-// identity comes, calls that need it fail with an error that is [tlsid.ErrNoIdentity], TLS handshakes of [Mesh.Listen] do
-// too, and [Mesh.Status] is not Ready, which is what a readiness probe is to ask. Documents are compiled before the trust
-// domain of the identity is known: unless it is "cluster.local", name it in [WithWorkload]. An identity of another one is
-// refused.
+// WithLateIdentity is [WithIdentity] for a process that starts before its identity is available. New does not wait: until
+// the identity arrives, calls that need it fail with an error that is [tlsid.ErrNoIdentity], TLS handshakes of [Mesh.Listen]
+// fail too, and [Mesh.Status] is not Ready, which a readiness probe should check. Documents are compiled before the trust
+// domain of the identity is known: unless it is "cluster.local", name it in [WithWorkload]. An identity in another trust
+// domain is refused.
 func WithLateIdentity(source tlsid.Source) Option {
 	return func(o *options) error {
 		if source == nil {
@@ -206,9 +207,9 @@ func WithLateIdentity(source tlsid.Source) Option {
 	}
 }
 
-// WithRegistryOnly refuses calls to hosts outside the mesh, those that no document names and discovery does not know, with
-// [ErrNotInMesh]. Without [WithDiscovery] only hosts that documents name are part of the mesh. It is REGISTRY_ONLY of Istio's
-// outboundTrafficPolicy. By default such calls pass with a plain transport, without any policy (ALLOW_ANY).
+// WithRegistryOnly refuses calls to hosts outside the mesh (those that no document names and discovery does not know) with
+// [ErrNotInMesh]. Without [WithDiscovery] only hosts that documents name are part of the mesh. It is REGISTRY_ONLY of
+// Istio's outboundTrafficPolicy. By default such calls pass with a plain transport, without any policy (ALLOW_ANY).
 func WithRegistryOnly() Option {
 	return func(o *options) error {
 		o.registryOnly = true
@@ -216,7 +217,7 @@ func WithRegistryOnly() Option {
 	}
 }
 
-// WithObserver attaches an observer. It may be given several times; the observers are told in that order.
+// WithObserver attaches an observer. It may be given several times; the observers are called in that order.
 func WithObserver(observer Observer) Option {
 	return func(o *options) error {
 		o.observers = append(o.observers, observer)
@@ -224,8 +225,8 @@ func WithObserver(observer Observer) Option {
 	}
 }
 
-// WithProtection turns on what no document can ask for, for the named hosts, or for all if none is named. Where several
-// apply to a host, the last one given counts.
+// WithProtection turns on protections that no document can express, for the named hosts, or for all if none is named. If
+// several apply to a host, the last one wins.
 func WithProtection(p Protection, hosts ...string) Option {
 	return func(o *options) error {
 		o.protections = append(o.protections, engine.HostProtection{Hosts: slices.Clone(hosts), Protection: engine.Protection(p)})
@@ -233,8 +234,8 @@ func WithProtection(p Protection, hosts ...string) Option {
 	}
 }
 
-// WithServer says what no document says about requests to this process: limits, trusted proxies, traces. Where it is given
-// several times, the last one counts.
+// WithServer sets what no document can express about requests to this process: limits, trusted proxies, traces. If it is
+// given several times, the last one wins.
 func WithServer(s ServerConfig) Option {
 	return func(o *options) error {
 		o.inbound = s

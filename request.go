@@ -16,43 +16,43 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// inbound is one request. What is decided about it is too large for the small stacks that HTTP/2 serves requests on.
+// inbound is one request. The decision about it is too large for the small stacks that HTTP/2 serves requests on.
 type inbound struct {
 	entry
 	mesh  *Mesh
-	spare http.Header // what observers set in the answer of a gRPC call; used again
+	spare http.Header // what observers set in the answer of a gRPC call; reused
 	passage
 }
 
-// passage is what is new with each request.
+// passage is the state that is new with each request.
 type passage struct {
 	Inbound
-	rules  *policy.Inbound // nil until it is known who sent it
+	rules  *policy.Inbound // nil until the sender is known
 	mode   tlsid.Mode
-	before uint64 // changes of documents and bundles, before it was decided about
+	before uint64 // changes of documents and bundles before the decision
 	peer   tlsid.Peer
 	secure *tls.ConnectionState // of a connection whose TLS a wrapper hides from net/http
 
-	// Of a request that is not served with a handler of HTTP.
+	// For a request that is not served by an HTTP handler.
 	answer         response.Recorder
 	writer         http.ResponseWriter
 	context        context.Context // of the observers
 	ender          admission.Ender
 	sent, received atomic.Int64 // sizes of messages
 
-	// What it holds until its handler has returned.
+	// Held until the handler has returned.
 	slot   limit.Slot
-	cancel context.CancelFunc // nil unless the caller tells how long it waits
+	cancel context.CancelFunc // nil unless the caller announces how long it waits
 
-	// By which it is ended while its handler runs.
+	// Used to end the request while its handler runs.
 	ctx    *requestContext     // nil if the request has none of ours
-	reply  http.ResponseWriter // nil if there is no handler of HTTP
-	handed *http.Request       // what the handler gets
+	reply  http.ResponseWriter // nil if there is no HTTP handler
+	handed *http.Request       // the request that the handler gets
 	guard  *response.Guard     // of HTTP/1
-	taken  net.Conn            // taken over by the handler; written before guard has it pass
+	taken  net.Conn            // taken over by the handler; written before guard lets it pass
 }
 
-// arrive returns the state of a request that is new.
+// arrive returns the state of a new request.
 func (s *server) arrive(r *http.Request) *inbound {
 	in := s.requests.Get().(*inbound)
 	in.Request, in.Start, in.GRPCStatus = r, time.Now(), -1
@@ -60,7 +60,7 @@ func (s *server) arrive(r *http.Request) *inbound {
 	return in
 }
 
-// recycle keeps in for another request.
+// recycle returns in to the pool for another request.
 func (in *inbound) recycle() {
 	in.forget()
 	clear(in.spare)
@@ -77,8 +77,8 @@ func (in *inbound) release() {
 	in.slot.Release()
 }
 
-// begin puts a request that was admitted into the register. It returns false if it was answered, because it is not allowed any
-// more.
+// begin puts an admitted request into the register. It returns false if the request was answered because it is no longer
+// allowed.
 func (in *inbound) begin(w http.ResponseWriter) bool {
 	now, peerErr := in.mesh.server.running.enter(&in.entry, in.before)
 	if now.Allowed {
@@ -90,7 +90,7 @@ func (in *inbound) begin(w http.ResponseWriter) bool {
 	return false
 }
 
-// withdraw notes the decision that ended the request.
+// withdraw records the decision that ended the request.
 func (in *inbound) withdraw(now authz.Decision, peerErr error) {
 	in.Decision = now
 	if peerErr != nil {
@@ -98,7 +98,7 @@ func (in *inbound) withdraw(now authz.Decision, peerErr error) {
 	}
 }
 
-// end ends the request, whose handler runs: its context, and its connection or stream.
+// end ends a request whose handler is running: its context, and its connection or stream.
 func (in *inbound) end(now authz.Decision, peerErr error) {
 	in.withdraw(now, peerErr)
 	cause := &admission.Withdrawn{Reason: now.Reason}
@@ -114,7 +114,7 @@ func (in *inbound) end(now authz.Decision, peerErr error) {
 	if in.guard != nil {
 		in.guard.Cut(cause)
 	}
-	// HTTP/2 resets the stream; HTTP/1 wakes who reads or writes.
+	// HTTP/2 resets the stream; HTTP/1 wakes the goroutines that read or write.
 	past, control := time.Unix(1, 0), http.NewResponseController(in.reply)
 	_ = control.SetReadDeadline(past)
 	unknown := control.SetWriteDeadline(past) != nil

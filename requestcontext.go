@@ -16,15 +16,15 @@ func PeerID(ctx context.Context) string {
 	return ""
 }
 
-// requestContext is the context of a request that knows its peer and may be ended. Until somebody waits for its end it costs no
-// more than context.WithValue.
+// requestContext is the context of a request. It knows the peer and can be ended. Until something waits for its end, it
+// costs no more than context.WithValue.
 type requestContext struct {
 	context.Context // of the request as it arrived
 	id              string
 	endable         atomic.Pointer[endable] // nil until it is needed
 }
 
-// endable is a child of the context of a request.
+// endable is a cancelable child of the context of a request.
 type endable struct {
 	context.Context
 	cancel context.CancelCauseFunc
@@ -32,7 +32,7 @@ type endable struct {
 
 type peerKey struct{}
 
-// child returns the context that can be ended.
+// child returns the cancelable child, which it creates if needed.
 func (c *requestContext) child() *endable {
 	if e := c.endable.Load(); e != nil {
 		return e
@@ -48,7 +48,7 @@ func (c *requestContext) child() *endable {
 
 func (c *requestContext) end(cause error) { c.child().cancel(cause) }
 
-// release gives back what waits for the end of the request.
+// release frees what waits for the end of the request.
 func (c *requestContext) release() {
 	if e := c.endable.Load(); e != nil {
 		e.cancel(nil)
@@ -75,7 +75,7 @@ func (c *requestContext) Value(key any) any {
 		return true
 	}
 	if e := c.endable.Load(); e != nil {
-		return e.Value(key) // which package context asks for the cause
+		return e.Value(key) // package context asks it for the cause
 	}
 	return c.Context.Value(key)
 }

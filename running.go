@@ -15,15 +15,16 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// running is what was admitted and is still under way: requests in their handlers, and connections that handlers took over.
-// They are decided about again when documents or bundles change, and when the certificate of a peer expires.
+// running is the register of what was admitted and is still in flight: requests in their handlers, and connections that
+// handlers took over. They are authorized again when documents or bundles change, and when the certificate of a peer
+// expires.
 type running struct {
 	mesh    *Mesh
-	changes atomic.Uint64 // of what decisions are made by
+	changes atomic.Uint64 // of documents and bundles, which decisions are based on
 	next    atomic.Uint32
 	shards  [runningShards]shard
 
-	alarm    atomic.Int64 // when the next certificate expires; math.MaxInt64: none is known
+	alarm    atomic.Int64 // when the next certificate expires; math.MaxInt64 if none is known
 	mu       sync.Mutex   // held while the alarm is set
 	timer    *time.Timer
 	closed   bool
@@ -41,34 +42,34 @@ type shard struct {
 // entry is a place in the register.
 type entry struct {
 	facts
-	shard *shard // always the same. Pools keep entries close to processors, so a shard is mostly asked by one
+	shard *shard // never changes. Pools keep entries close to processors, so mostly one processor uses a shard
 	ends  interface {
-		// end ends what was admitted, which is denied now. It does not return late.
+		// end ends what was admitted and is now denied. It returns quickly.
 		end(now authz.Decision, peerErr error)
 	}
 
-	// Under shard.mu.
+	// Guarded by shard.mu.
 	prev, next *entry
 	listed     bool
 	times      uint64        // it was listed
 	ending     chan struct{} // closed when it was ended; nil while it is not being ended
 }
 
-// facts are what a decision is about. They are no part of what handlers see, who may change that.
+// facts are what a decision is based on. They are not shared with handlers, which may change what they get.
 type facts struct {
 	view   authz.Request
-	header []headerField        // in the place of view.Header, if that is nil
+	header []headerField        // in place of view.Header, if that is nil
 	state  *tls.ConnectionState // nil for plaintext
-	id     string               // who the peer was when it was admitted; "" for nobody
-	until  time.Time            // when the proof of that expires
+	id     string               // the peer's ID when it was admitted; "" for a peer without an identity
+	until  time.Time            // when the certificate that proved it expires
 }
 
 type headerField struct{ name, value string }
 
-// mostFields is the length up to which the memory for a header is kept.
+// mostFields is the length up to which the memory of a header is kept for reuse.
 const mostFields = 64
 
-// keepHeader has the facts keep a header that handlers may change.
+// keepHeader copies a header, which handlers may change, into the facts.
 func (f *facts) keepHeader(h http.Header) {
 	f.view.Header, f.header = nil, f.header[:0]
 	for name, values := range h {
@@ -93,14 +94,14 @@ func (r *running) init(m *Mesh) {
 	r.alarm.Store(math.MaxInt64)
 }
 
-// place gives an entry its place.
+// place assigns an entry to a shard.
 func (r *running) place(e *entry) {
 	e.shard = &r.shards[r.next.Add(1)%runningShards]
 }
 
-// enter adds an entry, which then counts for every change of documents and bundles that comes. before is what changes was
-// before the decision. If there was a change meanwhile, it is decided again, and the result is not Allowed if the entry may not
-// be there. It stays all the same until it leaves.
+// enter adds an entry, which is then checked again on every change of documents and bundles. before is the value of changes
+// before the decision. If there was a change since then, enter decides again; the result is not Allowed if the entry is now
+// denied. The entry stays in the register until it leaves.
 func (r *running) enter(e *entry, before uint64) (now authz.Decision, peerErr error) {
 	s := e.shard
 	s.mu.Lock()
@@ -118,7 +119,7 @@ func (r *running) enter(e *entry, before uint64) (now authz.Decision, peerErr er
 	return r.mesh.reconsider(&e.facts)
 }
 
-// leave removes the entry. If it is being ended, leave waits for that.
+// leave removes the entry. If the entry is being ended, leave waits for that.
 func (e *entry) leave() {
 	s := e.shard
 	s.mu.Lock()
@@ -143,14 +144,14 @@ func (e *entry) leave() {
 	}
 }
 
-// snapshot is an entry as it was when the register was looked through.
+// snapshot is an entry as it was when the register was scanned.
 type snapshot struct {
 	facts
 	entry *entry
 	times uint64
 }
 
-// snapshots returns what is in the shard, but for what is being ended.
+// snapshots returns the entries of the shard, except those that are being ended.
 func (s *shard) snapshots(into []snapshot) []snapshot {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -164,7 +165,7 @@ func (s *shard) snapshots(into []snapshot) []snapshot {
 	return into
 }
 
-// end ends the entry, if it is still what it was.
+// end ends the entry, if it has not changed since the snapshot.
 func (s *snapshot) end(now authz.Decision, peerErr error) {
 	e := s.entry
 	e.shard.mu.Lock()
@@ -179,14 +180,14 @@ func (s *snapshot) end(now authz.Decision, peerErr error) {
 	e.ends.end(now, peerErr)
 }
 
-// recheck ends what is denied now. It is called after every change of documents and bundles. What is just being admitted is
-// either seen here, or sees the change itself.
+// recheck ends the entries that are denied now. It is called after every change of documents and bundles. A request that is
+// just being admitted is either seen here, or sees the change itself.
 func (r *running) recheck() {
 	r.changes.Add(1)
 	r.look()
 }
 
-// look looks through the register, and returns when the next certificate expires. The zero time: none is known.
+// look scans the register, and returns when the next certificate expires, or the zero time if none is known.
 func (r *running) look() (next time.Time) {
 	var ending sync.WaitGroup
 	var found []snapshot
@@ -195,7 +196,7 @@ func (r *running) look() (next time.Time) {
 		for _, s := range found {
 			now, peerErr := r.mesh.reconsider(&s.facts)
 			if !now.Allowed {
-				ending.Go(func() { s.end(now, peerErr) }) // side by side: none waits for another's connection
+				ending.Go(func() { s.end(now, peerErr) }) // concurrently: none waits for another's connection
 			} else if !s.until.IsZero() && (next.IsZero() || s.until.Before(next)) {
 				next = s.until
 			}
@@ -206,7 +207,7 @@ func (r *running) look() (next time.Time) {
 	return next
 }
 
-// wake has the register looked through when a certificate has expired.
+// wake sets the alarm, so that the register is scanned when a certificate has expired.
 func (r *running) wake(at time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -241,10 +242,10 @@ func (r *running) close() {
 	r.sounding.Wait()
 }
 
-// reasonNoPeer is about a peer that was somebody when it was admitted.
+// reasonNoPeer is the reason for a peer that had an identity when it was admitted.
 const reasonNoPeer = "the certificate of the peer is not, or no longer, good"
 
-// reconsider decides about what was admitted as if it came now. A peer who is nobody now was somebody else.
+// reconsider decides about what was admitted as if it arrived now. A peer that has no identity any more is denied.
 func (m *Mesh) reconsider(f *facts) (now authz.Decision, peerErr error) {
 	rules, view := m.engine.Plan().Inbound(), f.view
 	if view.Header == nil {
@@ -270,14 +271,14 @@ func (m *Mesh) reconsider(f *facts) (now authz.Decision, peerErr error) {
 	return now, peerErr
 }
 
-// takeover is a connection that a handler took over, as for a websocket. It is admitted as the request was.
+// takeover is a connection that a handler took over, as for a websocket. It is admitted like its request.
 type takeover struct {
 	netconn.Conn
 	entry
 }
 
-// takeOver returns the connection for the handler of a request that was decided about before. A change since then may have been
-// looked through before the connection was in the register, so that is decided about again.
+// takeOver returns the connection for the handler of a request that was admitted earlier. A change since then may have been
+// handled before the connection was in the register, so it is authorized again.
 func (r *running) takeOver(f *facts, before uint64, conn net.Conn) net.Conn {
 	t := &takeover{}
 	t.Conn.Conn = conn
@@ -298,8 +299,8 @@ func (t *takeover) Close() error {
 	return t.Conn.Close()
 }
 
-// abort closes a connection so that its peer does not take what was sent for the whole: with a reset, where there is TCP, and
-// without the last words of TLS, which might have to wait.
+// abort closes a connection so that its peer does not take a part for the whole: with a reset, if it is TCP, and without
+// TLS's close_notify, which might block.
 func abort(conn net.Conn) {
 	if secure, ok := conn.(*tls.Conn); ok {
 		conn = secure.NetConn()

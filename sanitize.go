@@ -18,13 +18,13 @@ var traceHeaders = [...]string{
 	"Traceparent", "Tracestate", "Baggage", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
 }
 
-// sanitised returns the header that the handler is to see, nil if it is the one that arrived. What a peer without an
-// identity says about itself or the mesh is removed; a peer with one is named.
+// sanitised returns the header that the handler gets, nil if it is the one that arrived. Claims of a peer without an
+// identity about itself or the mesh are removed; a peer with an identity is named.
 func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh) http.Header {
 	if !peer.ID.IsZero() {
 		own, err := m.identity.Identity()
 		if err != nil {
-			return s.stripped(h) // it expired this moment, and nothing can be said of the peer
+			return s.stripped(h) // it expired this moment, and nothing can be said about the peer
 		}
 		details := s.certs.Load().of(peer, own)
 		copied := maps.Clone(h)
@@ -52,7 +52,7 @@ func (s *server) stripped(h http.Header) http.Header {
 		delete(copied, name)
 	}
 	for name := range h {
-		// HTTP/2 may send a host header beside :authority. In Request.Host, where handlers look, is one of them only.
+		// HTTP/2 may send a host header beside :authority. Request.Host, where handlers look, has only one of them.
 		if asserted.Header(name) || name == "Host" {
 			remove(name)
 		}
@@ -79,8 +79,8 @@ func setOrDelete(h http.Header, name string, values []string) {
 	}
 }
 
-// connectionOptions returns the values of a Connection header without the options that would have a proxy behind the handler
-// remove what is said of the peer: proxies remove the headers that are named there.
+// connectionOptions returns the values of a Connection header without the options that would make a proxy behind the handler
+// remove the headers about the peer: proxies remove the headers that are named there.
 func connectionOptions(values []string) (kept []string, changed bool) {
 	for i, value := range values {
 		for option := range strings.SplitSeq(value, ",") {
@@ -111,12 +111,13 @@ func keptOptions(values []string) []string {
 	return []string{strings.Join(kept, ", ")}
 }
 
-// mayHaveTrailers reports whether trailers may come with the request: HTTP/2 takes only those that were announced, HTTP/1 any.
+// mayHaveTrailers reports whether the request may have trailers: HTTP/2 takes only announced ones, HTTP/1 takes any.
 func mayHaveTrailers(r *http.Request) bool {
 	return len(r.Trailer) > 0 || r.ProtoMajor == 1 && r.ContentLength < 0
 }
 
-// sanitiseTrailers has r, a copy of the request that arrived, get the trailers of that without those that only headers may say.
+// sanitiseTrailers gives r, a copy of the request that arrived, the trailers of that request, without those that the peer
+// may not assert.
 func sanitiseTrailers(arrived, r *http.Request) {
 	r.Trailer = nil
 	for name := range arrived.Trailer {
@@ -152,12 +153,12 @@ func (b *trailedBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// forwardedCerts are the values of x-forwarded-client-cert for the peers of late, under one identity of ours, by the end of the
-// signature of their certificates.
+// forwardedCerts caches the values of x-forwarded-client-cert for recent peers, under one identity of ours, by the end of
+// the signature of their certificates.
 type forwardedCerts [256]atomic.Pointer[forwardedCert]
 
 type forwardedCert struct {
-	certificate *x509.Certificate // as tlsid.Peer has it, which is the same for all connections of a peer
+	certificate *x509.Certificate // as in tlsid.Peer, which is the same for all connections of a peer
 	details     string
 }
 
@@ -176,7 +177,7 @@ func (f *forwardedCerts) of(peer tlsid.Peer, own *tlsid.Identity) string {
 	return details
 }
 
-// printable returns a distinguished name with its control characters as RFC 4514, section 2.4, writes them: a header must not
+// printable returns a distinguished name with its control characters escaped as in RFC 4514, section 2.4: a header must not
 // have any.
 func printable(name string) string {
 	if !strings.ContainsFunc(name, isControl) {

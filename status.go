@@ -11,16 +11,16 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// Status is what is in force in a mesh at one time: plain values, which encoding/json makes readable. See [Mesh.Status].
+// Status is a snapshot of what is in force in a mesh: plain values that encoding/json can marshal. See [Mesh.Status].
 type Status struct {
-	// Ready says that calls and requests are served under the documents and with the identity they need. NotReady says what is
-	// missing: it is there before the identity of [WithLateIdentity] has come, after an identity has expired, and after
+	// Ready says that calls and requests are served under the documents and with the identity they need. NotReady says what
+	// is missing: it is set before the identity of [WithLateIdentity] has arrived, after an identity has expired, and after
 	// [Mesh.Close]. Refused documents are no reason, since the last good ones are in force.
 	Ready    bool     `json:"ready"`
 	NotReady []string `json:"notReady,omitempty"`
 
-	// Documents are the ones in force. Number and Version are those of their [PolicyLoad], Loaded is when they came into force, and
-	// Count is how many they are, as far as they are about this process.
+	// Documents describes the documents in force. Number and Version are those of their [PolicyLoad], Loaded is when they
+	// came into force, and Count is the number of documents that apply to this process.
 	Documents struct {
 		Number  int       `json:"number"`
 		Version string    `json:"version"`
@@ -36,8 +36,8 @@ type Status struct {
 		} `json:"refused,omitzero"`
 	} `json:"documents"`
 
-	// Identity is that of the process, as far as it was given one. Error is what its source last failed with, if it has yielded no
-	// identity since.
+	// Identity is the identity of the process, if it was given one. Error is the last error of its source, if the source has
+	// yielded no identity since.
 	Identity struct {
 		ID      string    `json:"id,omitempty"` // SPIFFE ID
 		Expires time.Time `json:"expires,omitzero"`
@@ -52,21 +52,24 @@ type Status struct {
 		} `json:"trusted,omitempty"`
 	} `json:"identity,omitzero"`
 
-	// Services are the destinations that were called and that state is kept for, sorted by host, port and subset. There are no more
-	// than 250, those called last, each with no more than 100 endpoints, those that are not healthy or have most requests;
-	// ServicesOmitted and EndpointsOmitted count the rest. Uncalled is how many hosts documents name that were not called.
+	// Services are the destinations that were called and that state is kept for, sorted by host, port and subset. There are
+	// at most 250, the ones called last. Each has at most 100 endpoints: unhealthy ones and those with most requests come
+	// first. ServicesOmitted and EndpointsOmitted count the rest. Uncalled is how many hosts that documents name were not
+	// called.
 	Services []struct {
 		Host   string `json:"host"`
 		Port   int    `json:"port,omitempty"`
 		Subset string `json:"subset,omitempty"`
 
-		// Circuit is its state ([breaker.State]), and "" where there is none: see [Protection].
+		// Circuit is the state of the circuit ([breaker.State]), and "" if there is none; see [Protection].
 		Circuit string `json:"circuit,omitempty"`
 
-		// InFlight counts calls, with all their attempts; that of an endpoint counts attempts and raw connections.
+		// InFlight counts calls, each with all its attempts; the InFlight of an endpoint counts attempts and raw
+		// connections.
 		InFlight int `json:"inFlight"`
 
-		// Pool is how full the connection pool is. Refused counts the calls that found it full. The bounds are 0 where there is none.
+		// Pool is how full the connection pool is. Refused counts the calls that found it full. A bound is 0 if there is
+		// none.
 		Pool struct {
 			Active         int    `json:"active"`
 			Pending        int    `json:"pending"`
@@ -77,16 +80,16 @@ type Status struct {
 			MaxConnections int    `json:"maxConnections,omitempty"`
 		} `json:"pool"`
 
-		// Retries are those under way. Most is how many may be, 0 without a bound, and Budget how many more the retry budget permits
-		// now, -1 without one.
+		// Retries are the retries in flight. Most is their limit, 0 without one, and Budget is how many more the retry
+		// budget permits now, -1 without one.
 		Retries struct {
 			Active int `json:"active"`
 			Most   int `json:"most,omitempty"`
 			Budget int `json:"budget"`
 		} `json:"retries"`
 
-		// Endpoints are sorted by address. Reason says why one that is not healthy gets no calls: the [breaker.Reason] of its ejection,
-		// which ends at Until at the earliest, or what else is in the way.
+		// Endpoints are sorted by address. Reason says why an unhealthy one gets no calls: the [breaker.Reason] of its
+		// ejection, which ends at Until at the earliest, or another obstacle.
 		Endpoints []struct {
 			Address  string    `json:"address"`
 			Locality string    `json:"locality,omitempty"`
@@ -95,7 +98,8 @@ type Status struct {
 			Until    time.Time `json:"until,omitzero"`
 			InFlight int       `json:"inFlight"`
 
-			// Security is "mtls", "tls" with what a DestinationRule names, or "" for plaintext and whatever the caller's URL asks for.
+			// Security is "mtls", "tls" with the settings of a DestinationRule, or "" for plaintext and whatever the
+			// caller's URL asks for.
 			Security string `json:"security,omitempty"`
 		} `json:"endpoints"`
 		EndpointsOmitted int `json:"endpointsOmitted,omitempty"`
@@ -103,22 +107,22 @@ type Status struct {
 	ServicesOmitted int `json:"servicesOmitted,omitempty"`
 	Uncalled        int `json:"uncalled"`
 
-	// Routes are those of the hosts that were called and then of others, sorted by host and in their order: of no more than 100 hosts,
-	// and no more than 50 of each. RoutesOmitted is how many hosts that documents name were not looked at.
+	// Routes are the routes of the hosts that were called and then of others, sorted by host and in their order: of at most
+	// 100 hosts, and at most 50 of each. RoutesOmitted is how many hosts that documents name were left out.
 	Routes []struct {
 		Host string `json:"host"`
 
-		// Document is what the route is in, as "VirtualService default/orders", and File and Line the place of the route in it: see
-		// [policy.Origin]. They are empty if the route is the default of the mesh.
+		// Document is the document of the route, such as "VirtualService default/orders"; File and Line are the place of the
+		// route in it, see [policy.Origin]. They are empty if the route is the default of the mesh.
 		Document string `json:"document,omitempty"`
 		File     string `json:"file,omitempty"`
 		Line     int    `json:"line,omitempty"`
 		Name     string `json:"name,omitempty"`
 
-		// Matches are alternatives, as text. Without any the route is for every request that those before it leave.
+		// Matches are alternatives, as text. Without any, the route takes every request that earlier routes leave.
 		Matches []string `json:"matches,omitempty"`
 
-		// Targets share the requests by weight. Action is what is done instead of sending them, such as "redirect".
+		// Targets share the requests by weight. Action is what is done instead of sending requests, such as "redirect".
 		Targets []struct {
 			Host   string `json:"host"`
 			Port   int    `json:"port,omitempty"`
@@ -135,8 +139,8 @@ type Status struct {
 	RoutesOmitted int `json:"routesOmitted,omitempty"`
 }
 
-// Status returns what is in force now. It is safe for concurrent use, costs calls nothing, and is small enough for a page: see
-// [Status]. Its parts are looked at one after the other, so that calls under way may show in one and not yet in another.
+// Status returns what is in force now. It is safe for concurrent use, costs calls nothing, and is small enough for a page:
+// see [Status]. Its parts are read one after the other, so a call in flight may show in one and not yet in another.
 func (m *Mesh) Status() Status {
 	var s Status
 	s.Ready = true
@@ -208,10 +212,10 @@ func (m *Mesh) services(s *Status) {
 	}
 }
 
-// sized returns a slice of the type of like, which has no name.
+// sized returns a slice of the type of like, which is unnamed.
 func sized[S ~[]E, E any](like S, n int) S { return make(S, n) }
 
-// longest bounds the texts of errors in a status: those of documents list every finding.
+// longest bounds the length of error texts in a status: errors of documents list every finding.
 const longest = 4 << 10
 
 func bounded(text string) string {
@@ -221,14 +225,14 @@ func bounded(text string) string {
 	return strings.ToValidUTF8(text[:longest], "") + "..."
 }
 
-// loads is what there is to say of the loads of documents.
+// loads is what is known about the loads of documents.
 type loads struct {
 	mu     sync.Mutex
 	last   int    // number
 	status Status // its Documents
 }
 
-// next returns the number of a load that begins.
+// next returns the number for a load that begins.
 func (l *loads) next() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -236,7 +240,7 @@ func (l *loads) next() int {
 	return l.last
 }
 
-// ended notes what became of a load. plan is what it has put into force.
+// ended records the result of a load. plan is the plan that it put into force.
 func (l *loads) ended(load PolicyLoad, plan *policy.Plan) {
 	now := time.Now()
 	l.mu.Lock()
@@ -252,14 +256,15 @@ func (l *loads) ended(load PolicyLoad, plan *policy.Plan) {
 	}
 }
 
-// documents returns what a status says of documents.
+// documents fills in what a status says about documents.
 func (l *loads) documents(s *Status) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s.Documents = l.status.Documents
 }
 
-// version returns what stands for the content of documents. Their names do not count: they differ from one machine to another.
+// version returns the version of the content of documents. Names of sources do not count: they differ from one machine to
+// another.
 func version(sources []policy.Source) string {
 	sum := sha256.New()
 	var size [8]byte
