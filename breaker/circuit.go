@@ -15,8 +15,8 @@ import (
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
-// ErrOpen refuses a call: the circuit is open, or half-open with all its probes under way. Nothing was sent. Test for it
-// with errors.Is.
+// ErrOpen means that the circuit refused a call: it is open, or half-open with all its probes in flight. Nothing was sent.
+// Test for it with errors.Is.
 var ErrOpen = refusal.New("breaker: open")
 
 // Config says when a circuit opens and how it closes again. The zero Config opens after 5 consecutive failures and
@@ -26,38 +26,40 @@ type Config struct {
 	// 0 means 5; negative switches the rule off.
 	ConsecutiveFailures int
 
-	// FailureFraction opens the circuit when a call fails and at least this part of the calls that ended within Window have
+	// FailureFraction opens the circuit when a call fails and at least this fraction of the calls that ended within Window
 	// failed. It lies between 0 and 1. 0 means that there is no such rule.
 	FailureFraction float64
 
-	// SlowCallFraction opens the circuit when a call fails or is slow and at least this part of the calls that ended
-	// within Window were slow, failed or not. It lies between 0 and 1. 0 means that there is no such rule. It requires SlowCall.
+	// SlowCallFraction opens the circuit when a call fails or is slow and at least this fraction of the calls that ended
+	// within Window were slow, failed or not. It lies between 0 and 1. 0 means that there is no such rule. It requires
+	// SlowCall.
 	//
 	// A slow call that succeeded counts as a success for the two rules above. In a half-open circuit with a SlowCallFraction,
 	// it counts as a failure: the circuit may have opened for slowness.
 	SlowCallFraction float64
 
-	// SlowCall is the time to respond from which a call is slow. 0 means no call is. It requires SlowCallFraction.
+	// SlowCall is the response time from which a call counts as slow. 0 means that no call does. It requires
+	// SlowCallFraction.
 	SlowCall time.Duration
 
-	// MinRequests is the number of calls that must have ended within Window before a rate is looked at. 0 means 20.
+	// MinRequests is the number of calls that must have ended within Window before a rate is evaluated. 0 means 20.
 	MinRequests int
 
-	// Window is the time over which the rates are taken. 0 means 10 seconds.
+	// Window is the period over which the rates are computed. 0 means 10 seconds.
 	Window time.Duration
 
-	// Buckets is the number of parts in which Window moves on. 0 means 10; at most 1000.
+	// Buckets is the number of steps in which Window advances. 0 means 10; at most 1000.
 	Buckets int
 
 	// OpenDuration is how long the circuit refuses every call before it lets probes through. 0 means 30 seconds.
 	OpenDuration time.Duration
 
-	// Probes is the number of calls that a half-open circuit lets through. The circuit closes when so many have
-	// succeeded, and opens again when one fails. 0 means 1.
+	// Probes is the number of calls that a half-open circuit lets through. The circuit closes when that many have succeeded,
+	// and opens again when one fails. 0 means 1.
 	Probes int
 
-	// ProbeTimeout is how long a probe may take to end. After that its place goes to the next caller, and its outcome no
-	// longer matters: a probe that hangs or is never reported does not keep the circuit half-open. 0 means 30 seconds.
+	// ProbeTimeout is how long a probe may take to end. After that the next caller gets its place, and its outcome is
+	// ignored: a probe that hangs or is never reported does not keep the circuit half-open. 0 means 30 seconds.
 	ProbeTimeout time.Duration
 }
 
@@ -133,7 +135,7 @@ func (s State) String() string {
 	return "State(" + strconv.Itoa(int(s)) + ")"
 }
 
-// Outcome is how a call ended, as far as a circuit cares.
+// Outcome is how a call ended, from the point of view of a circuit.
 type Outcome uint8
 
 const (
@@ -147,8 +149,8 @@ type Change struct {
 	From, To State
 	At       time.Time
 
-	// Of a circuit that opens: the calls that it goes by, and how many of them failed and how many were slow. They are the failures in
-	// a row, the calls within Window, or the probe, which has failed also if it was slow.
+	// Set when a circuit opens: the calls that opened it, and how many of them failed and how many were slow. They are the
+	// consecutive failures, the calls within Window, or the probe, which also counts as failed if it was slow.
 	Calls, Failures, Slow int
 }
 
@@ -158,16 +160,16 @@ type Circuit struct {
 	created time.Time
 	changes mailbox[Change]
 
-	// breaker is the state machine: it keeps the open period, and lets the probes through and judges them. It has no
-	// part in calls that pass a closed circuit, except for the one that trips it: it would cost two looks at the clock
-	// and an allocation, and it drops the results of calls that outlast its window.
+	// breaker is the state machine: it times the open period, and admits and judges the probes. It takes no part in calls
+	// that pass a closed circuit, except the one that trips it: it would cost two clock reads and an allocation, and it
+	// drops the results of calls that outlast its window.
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
 	phase   atomic.Uint64 // see phase; written with the lock of breaker held
 
 	consecutive atomic.Int64 // failures; written with mu held
 
 	mu     sync.Mutex // may be held when breaker is used, never taken in its callbacks
-	window window     // has no buckets if no rate is looked at
+	window window     // has no buckets if no rate is evaluated
 	probes []*probe   // not yet ended, or not yet known to have
 
 	trippedBy tally // what opened the closed circuit last
@@ -188,9 +190,9 @@ func (c *Circuit) current() phase {
 	return phase(c.phase.Load())
 }
 
-// New returns a closed circuit. The error is that of [Config.Validate]. onChange, if not nil, is told of every change of state, in order, by one of the
-// goroutines that use the circuit, with no lock held: it may use the circuit itself. It delays the call that caused it,
-// so it should be quick.
+// New returns a closed circuit. The error is that of [Config.Validate]. onChange, if not nil, is called for every change of
+// state, in order, on one of the goroutines that use the circuit, with no lock held: it may use the circuit. It delays the
+// call that caused it, so it should be quick.
 func New(cfg Config, onChange func(Change)) (*Circuit, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -205,7 +207,7 @@ func New(cfg Config, onChange func(Change)) (*Circuit, error) {
 		MaxRequests:   uint32(cfg.Probes),
 		Timeout:       cfg.OpenDuration - 1, // gobreaker waits for more than Timeout to pass, not for Timeout
 		IsExcluded:    func(err error) bool { return err == errIgnored },
-		ReadyToTrip:   func(gobreaker.Counts) bool { return true }, // a closed breaker hears only of what trips it
+		ReadyToTrip:   func(gobreaker.Counts) bool { return true }, // a closed breaker is only told of calls that trip it
 		OnStateChange: func(_ string, from, to gobreaker.State) { c.changed(from, to) },
 	})
 	return c, nil
@@ -216,7 +218,7 @@ func (c *Circuit) State() State {
 	if c.current().state() == Closed {
 		return Closed
 	}
-	state := fromGobreaker(c.breaker.State()) // may find that the open period is over
+	state := fromGobreaker(c.breaker.State()) // may notice that the open period is over
 	c.changes.deliver()
 	return state
 }
@@ -253,20 +255,20 @@ type Lease struct {
 	phase   phase
 	probe   *probe // nil if the circuit was closed
 
-	// clock is when the call began, from circuit.created; once it is answered, how long that took, as its complement. It is
-	// set if slow calls count.
+	// clock is when the call began, relative to circuit.created; once it is answered, the complement of the response time.
+	// It is set only if slow calls count.
 	clock time.Duration
 }
 
-// Answered says that the response has begun. What follows, such as a long body, does not make the call a slow one.
+// Answered reports that the response has begun. What follows, such as a long body, does not make the call slow.
 func (l *Lease) Answered() {
 	if l.circuit != nil && l.circuit.cfg.SlowCall > 0 && l.clock >= 0 {
 		l.clock = ^(time.Since(l.circuit.created) - l.clock)
 	}
 }
 
-// Done says that the call has ended. Calls after the first do nothing. An outcome that comes after the circuit has
-// changed state, or after the lease of a probe has run out, is not counted.
+// Done reports that the call has ended. Calls after the first do nothing. An outcome that arrives after the circuit has
+// changed state, or after the lease of a probe has expired, is not counted.
 func (l *Lease) Done(outcome Outcome) {
 	c := l.circuit
 	if c == nil {
@@ -290,7 +292,7 @@ func (l *Lease) Done(outcome Outcome) {
 // record counts a call that passed the closed circuit in phase p, and trips the circuit if it must.
 func (c *Circuit) record(p phase, failed, slow bool) {
 	if !failed && c.window.buckets == nil && c.consecutive.Load() == 0 {
-		return // nothing to count: the usual case costs no lock
+		return // nothing to count: the usual case takes no lock
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -320,7 +322,7 @@ func (c *Circuit) record(p phase, failed, slow bool) {
 	}
 }
 
-// tripsLocked reports whether the circuit is to open, and by which calls.
+// tripsLocked reports whether the circuit must open, and because of which calls.
 func (c *Circuit) tripsLocked() (by tally, trips bool) {
 	if n := int(c.consecutive.Load()); c.cfg.ConsecutiveFailures > 0 && n >= c.cfg.ConsecutiveFailures {
 		return tally{calls: n, failed: n}, true
@@ -357,7 +359,7 @@ func fromGobreaker(s gobreaker.State) State {
 	return Closed
 }
 
-// What gobreaker is told of a call. Success is nil.
+// What gobreaker is told about a call. Success is nil.
 var (
 	errFailed  = errors.New("failed")
 	errIgnored = errors.New("ignored")
@@ -395,7 +397,7 @@ func (c *Circuit) newProbe(done func(error), now time.Time) *probe {
 	return p
 }
 
-// reclaim gives the places of probes that have run out to others. It reports whether there was one.
+// reclaim frees the places of expired probes. It reports whether there was one.
 func (c *Circuit) reclaim(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

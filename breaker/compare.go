@@ -14,10 +14,10 @@ import (
 type endpointCalls struct {
 	tracker         *Tracker
 	calls, failures int
-	success         float64 // percent, of which sums are more exact than of fractions
+	success         float64 // in percent: sums are more exact than with fractions
 }
 
-// compareLocked applies the rules that compare endpoints to what was counted since the last sweep.
+// compareLocked applies the rules that compare endpoints to the counts since the last sweep.
 func (o *Outlier) compareLocked(now time.Time) {
 	counted := o.countedLocked()
 	if o.cfg.SuccessRate {
@@ -38,8 +38,8 @@ func (o *Outlier) compareLocked(now time.Time) {
 	}
 }
 
-// countedLocked takes the counts of the endpoints that are not ejected and were called. The worst come first, so that they are the
-// ones to go if not all may.
+// countedLocked takes the counts of the endpoints that are not ejected and were called. The worst come first, so that they
+// are ejected if not all may be.
 func (o *Outlier) countedLocked() []endpointCalls {
 	var counted []endpointCalls
 	for _, t := range o.trackers {
@@ -64,7 +64,7 @@ func enough(counted []endpointCalls, volume, minHosts int) []endpointCalls {
 	return among
 }
 
-// leastSuccess returns the mean success less factor standard deviations.
+// leastSuccess returns the mean success rate minus factor standard deviations.
 func leastSuccess(among []endpointCalls, factor float64) float64 {
 	var sum, squares float64
 	for _, e := range among {

@@ -4,8 +4,8 @@
 // once, and after a while lets a few probes decide whether to close again. An [Outlier] watches the endpoints of one
 // destination and ejects those that fail while their peers do not, with the semantics of Envoy's outlier detection.
 //
-// [Transport] puts circuits in front of an http.RoundTripper, one per destination. An Outlier ejects nothing by itself:
-// a balancer asks it which endpoints to leave out, and reports to it how calls ended.
+// [Transport] puts circuits in front of an http.RoundTripper, one per destination. An Outlier ejects nothing by itself: a
+// balancer asks it which endpoints to leave out, and reports the outcomes of calls to it.
 //
-// Nothing here starts a goroutine or a timer: time is looked at when a call begins or ends.
+// Nothing here starts a goroutine or a timer: the clock is read when a call begins or ends.
 package breaker

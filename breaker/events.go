@@ -5,15 +5,15 @@ import (
 	"sync/atomic"
 )
 
-// mailbox keeps events that happen under a lock until they can be delivered without it. Events are delivered in the
-// order they were posted, one at a time; the handler may do whatever causes further events.
+// mailbox keeps events that happen under a lock until they can be delivered without it. Events are delivered in the order
+// they were posted, one at a time; the handler may cause further events.
 type mailbox[T any] struct {
 	handler func(T) // nil: not reported
 	waiting atomic.Bool
 
 	mu    sync.Mutex // may be taken with other locks held; never held while handler runs
 	queue []T
-	busy  bool // a goroutine is delivering; it will deliver what is posted meanwhile
+	busy  bool // a goroutine is delivering; it also delivers what is posted meanwhile
 }
 
 func (m *mailbox[T]) post(event T) {
@@ -26,7 +26,7 @@ func (m *mailbox[T]) post(event T) {
 	m.mu.Unlock()
 }
 
-// deliver must be called without locks after anything that may have posted.
+// deliver must be called, with no lock held, after anything that may have posted.
 func (m *mailbox[T]) deliver() {
 	if m.waiting.Load() {
 		m.drain()

@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// Group is circuits by name, each made when it is first used: what [Transport] does with the destinations of HTTP, for
-// calls of another kind. Like there, 1000 are kept and those not used for long forgotten. The zero Group is ready to
-// use. It is safe for concurrent use; its fields must not be changed once it is used, and it must not be copied.
+// Group holds circuits by name, each created on first use: what [Transport] does for HTTP destinations, for calls of another
+// kind. As there, at most 1000 are kept, and those unused for long are forgotten. The zero Group is ready to use. It is safe
+// for concurrent use; its fields must not be changed once it is used, and it must not be copied.
 type Group struct {
 	// Config is the configuration of every circuit.
 	Config Config
 
-	// OnChange, if not nil, is told of every change of a circuit's state, as described at [New].
+	// OnChange, if not nil, is called for every change of a circuit's state, as described at [New].
 	OnChange func(name string, change Change)
 
 	circuits registry
 }
 
-// Allow is [Circuit.Allow] of the named circuit; the error also says the name. It returns another error if the Config is
-// invalid.
+// Allow calls [Circuit.Allow] on the named circuit; the error also contains the name. It returns another error if the Config
+// is invalid.
 func (g *Group) Allow(name string) (Lease, error) {
 	d := g.circuits.get(name)
 	if d == nil {

@@ -7,9 +7,9 @@ import (
 	"github.com/nosidecar/mesh/internal/response"
 )
 
-// Handler is an http.Handler that stops serving for a while when what it serves keeps failing: a server whose database
-// is gone does better to refuse at once than to have all its callers wait. It answers what it refuses with 503 and
-// x-envoy-overloaded, which callers of this library do not retry.
+// Handler is an http.Handler that stops serving for a while when its requests keep failing: a server whose database is gone
+// does better to refuse at once than to keep all callers waiting. Refused requests get 503 and x-envoy-overloaded, which
+// clients of this library do not retry.
 //
 // A call counts as failed when its status is 500 or above or when the handler panics; a call whose client went away
 // counts neither way. It must not be copied or changed after its first use.
@@ -42,7 +42,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	var answer response.Recorder
-	outcome := Failure // of a handler that panics or exits
+	outcome := Failure // if the handler panics or exits
 	defer func() { lease.Done(outcome) }()
 	h.Next.ServeHTTP(answer.Watch(w), r)
 	switch {

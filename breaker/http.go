@@ -22,8 +22,8 @@ import (
 // A call ends, and its outcome counts, when the response body reaches EOF, fails or is closed. A call that the circuit
 // refuses fails with an error that wraps [ErrOpen] and names the destination.
 //
-// At most 1000 circuits are kept for http and as many for https. One that has not been used for a while (at least five minutes, and longer than its
-// window and open duration) is forgotten, as is, at the limit, one of those used least recently.
+// At most 1000 circuits are kept for http and as many for https. A circuit that has not been used for a while (at least five
+// minutes, and longer than its window and open duration) is forgotten. At the limit, so is one of the least recently used.
 type Transport struct {
 	// Base makes the calls. nil means http.DefaultTransport.
 	Base http.RoundTripper
@@ -35,13 +35,13 @@ type Transport struct {
 	// of the URL.
 	Key func(*http.Request) string
 
-	// IsFailure says whether a call failed. It gets the response, with a nil error or the error that reading its body
-	// ended with; or, without a response, the error of Base. It must not read the body. nil means that errors and 5xx
-	// responses are failures. It is not asked about calls that count for nothing: the caller cancelled them or made a request
-	// that cannot be sent, its body failed, or a layer below refused them before anything was sent.
+	// IsFailure reports whether a call failed. It gets the response, with a nil error or the error from reading its body;
+	// or, without a response, the error of Base. It must not read the body. nil means that errors and 5xx responses are
+	// failures. It is not called for calls that do not count: the caller cancelled them or made a request that cannot be
+	// sent, the request body failed, or a layer below refused them before anything was sent.
 	IsFailure func(*http.Response, error) bool
 
-	// OnChange, if not nil, is told of every change of a circuit's state, as described at [New].
+	// OnChange, if not nil, is called for every change of a circuit's state, as described at [New].
 	OnChange func(key string, change Change)
 
 	plain, secure registry // for http and everything else, and for https
@@ -91,13 +91,13 @@ func (t *Transport) States() map[string]State {
 }
 
 func (t *Transport) destination(req *http.Request) (*destination, error) {
-	// Two registries instead of names with a scheme: to join them would allocate.
+	// Two registries instead of names with a scheme: joining the two would allocate.
 	r, prefix, name := &t.plain, "", ""
 	switch {
 	case t.Key != nil:
 		name = t.Key(req)
 	case req.URL == nil:
-		// Base will say what it thinks of that.
+		// Base reports the error.
 	case req.URL.Scheme == "https":
 		r, prefix, name = &t.secure, "https://", req.URL.Host
 	case req.URL.Scheme == "http":
@@ -117,7 +117,7 @@ func (t *Transport) destination(req *http.Request) (*destination, error) {
 	return r.add(name, prefix+name, t.Config, t.OnChange, time.Now())
 }
 
-// call is one call under way: the only allocation of ours on its path.
+// call is one call in flight: the only allocation that this package makes per call.
 type call struct {
 	body      body.Reader
 	transport *Transport
@@ -145,7 +145,7 @@ func (t *Transport) outcome(req *http.Request, resp *http.Response, err error) O
 		case failure.Refused, failure.BadRequest:
 			return Ignored
 		case failure.Canceled:
-			if req.Context().Err() != nil || caller.Canceled(req) { // and not something below
+			if req.Context().Err() != nil || caller.Canceled(req) { // and not a layer below
 				return Ignored
 			}
 		}
@@ -233,8 +233,8 @@ func (r *registry) add(
 	return d, nil
 }
 
-// forget removes from m what has not been used since the sweep before the last one and, if there is no room for one
-// more, a tenth of the rest: first what is closed and has not been used since the last sweep.
+// forget removes from m the circuits that have not been used since the sweep before the last one and, if there is no room
+// for one more, a tenth of the rest: first those that are closed and have not been used since the last sweep.
 func (r *registry) forget(m map[string]*destination, cfg Config, now time.Time) {
 	if now.Sub(r.swept) >= max(minIdle, 2*cfg.OpenDuration, 2*cfg.Window) {
 		r.swept = now

@@ -15,7 +15,7 @@ import (
 type Result int
 
 const (
-	// NoResult counts for nothing: the caller gave up, or nothing was sent.
+	// NoResult does not count: the caller gave up, or nothing was sent.
 	NoResult Result = -iota
 	// ConnectFailure is a connection that could not be made. Counts as 503.
 	ConnectFailure
@@ -42,25 +42,25 @@ type Event struct {
 	Ejected  bool // false: readmitted
 	At       time.Time
 
-	// Of an ejection: why, and the earliest time it can end.
+	// Set for an ejection: the reason, and the earliest time at which it can end.
 	Reason Reason
 	Until  time.Time
 
-	// Failures are those that an ejection goes by, of so many Calls: those in a row or, for the reasons that compare endpoints, those
-	// since the last sweep.
+	// Failures is the number of failures, out of Calls, that caused an ejection: the consecutive ones or, for the reasons
+	// that compare endpoints, those since the last sweep.
 	Failures, Calls int
 }
 
-// EndpointStatus is what an Outlier knows of an endpoint.
+// EndpointStatus is what an Outlier knows about an endpoint.
 type EndpointStatus struct {
 	ID      string
 	Ejected bool
 
-	// Of the current ejection.
+	// Set for the current ejection.
 	Reason Reason
 	Until  time.Time
 
-	// Multiplier is how many times BaseEjection the last ejection lasted, less one for each healthy sweep since.
+	// Multiplier is the length of the last ejection as a multiple of BaseEjection, minus one for each healthy sweep since.
 	Multiplier int
 }
 
@@ -68,12 +68,12 @@ type EndpointStatus struct {
 // [NewOutlier].
 //
 // A caller that knows the set of endpoints calls [Outlier.Track] and [Outlier.Forget] as it changes, keeps the [Tracker]
-// with the endpoint, and calls [Outlier.Sweep] as calls are made. One that does not uses [Outlier.Report] and
-// [Outlier.Ejected], which see to the rest.
+// with the endpoint, and calls [Outlier.Sweep] as calls are made. A caller that does not know the set uses [Outlier.Report]
+// and [Outlier.Ejected], which do the rest.
 type Outlier struct {
 	cfg    OutlierConfig // with defaults
 	rates  bool          // whether a rule needs Tracker.rate
-	start  time.Time     // sweeps are due at whole multiples of cfg.Interval from here
+	start  time.Time     // sweeps are due at multiples of cfg.Interval from here
 	due    atomic.Int64  // when the next sweep is, in nanoseconds from start
 	events mailbox[Event]
 
@@ -82,8 +82,9 @@ type Outlier struct {
 	ejected  atomic.Int32 // number of ejected trackers; written with mu held
 }
 
-// NewOutlier returns an Outlier that knows no endpoint. The error is that of [OutlierConfig.Validate]. onEvent, if not nil, is told of every ejection and readmission,
-// in order, by one of the goroutines that use the Outlier, with no lock held: it may use the Outlier itself.
+// NewOutlier returns an Outlier that knows no endpoint. The error is that of [OutlierConfig.Validate]. onEvent, if not nil,
+// is called for every ejection and readmission, in order, on one of the goroutines that use the Outlier, with no lock held:
+// it may use the Outlier.
 func NewOutlier(cfg OutlierConfig, onEvent func(Event)) (*Outlier, error) {
 	cfg, err := cfg.withDefaults()
 	if err != nil {
@@ -177,15 +178,15 @@ func (t *Tracker) Ejected() bool {
 	return t.out.Load()
 }
 
-// SetTakesCalls says whether calls can go to the endpoint, as they do at first. They cannot while it drains, or where it has
-// no share of the traffic. It counts for [OutlierConfig.MaxEjectedFraction] only if they can.
+// SetTakesCalls sets whether the endpoint can receive calls; initially it can. It cannot while it drains, or when it has no
+// share of the traffic. It counts toward [OutlierConfig.MaxEjectedFraction] only if it can.
 func (t *Tracker) SetTakesCalls(takes bool) {
 	t.outlier.mu.Lock()
 	defer t.outlier.mu.Unlock()
 	t.aside = !takes
 }
 
-// A streak holds the numbers of consecutive failures that each rule counts.
+// A streak holds the number of consecutive failures that each rule counts.
 const streakBits = 21
 
 type streak struct {
@@ -202,10 +203,10 @@ func (s streak) bits() uint64 {
 	return min(s.any, limit) | min(s.gateway, limit)<<streakBits | min(s.local, limit)<<(2*streakBits)
 }
 
-// Report says how a call to the endpoint ended. It ejects the endpoint if that was one failure too many.
+// Report records how a call to the endpoint ended. It ejects the endpoint if that was one failure too many.
 //
-// Results that come while the endpoint is ejected are not counted, and it is readmitted with all counts at zero: it
-// takes a full run of failures to eject it again, though failures of calls that began before count among them.
+// Results that arrive while the endpoint is ejected are not counted, and it is readmitted with all counts at zero: it takes
+// a full run of failures to eject it again, which may include failures of calls that began earlier.
 func (t *Tracker) Report(r Result) {
 	if r == NoResult || t.out.Load() {
 		return
@@ -265,8 +266,8 @@ func (t *Tracker) fail(next func(streak) streak) {
 func (o *Outlier) ejectNow(t *Tracker, reason Reason, failures uint64) {
 	now := time.Now()
 	o.mu.Lock()
-	o.sweepLocked(now) // whom this sweep readmits makes room for t
-	// Whether or not the ejection happens, the run of failures has had its effect.
+	o.sweepLocked(now) // endpoints that this sweep readmits make room for t
+	// Whether or not the ejection happens, the run of failures is used up.
 	t.streak.Store(0)
 	o.ejectLocked(t, reason, now, int(failures), int(failures))
 	o.mu.Unlock()
@@ -294,7 +295,7 @@ func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time, failures
 	o.events.post(Event{Endpoint: t.id, Ejected: true, At: now, Reason: reason, Until: t.until, Failures: failures, Calls: calls})
 }
 
-// mayEjectLocked counts the endpoints that take calls: the others are no way out for the calls of one that is ejected.
+// mayEjectLocked counts only endpoints that take calls: the others cannot take over the calls of an ejected one.
 func (o *Outlier) mayEjectLocked() bool {
 	total, ejected := 0, 0
 	for _, t := range o.trackers {
@@ -309,9 +310,9 @@ func (o *Outlier) mayEjectLocked() bool {
 	return ejected == 0 && total >= 2 || fraction.AtMost(ejected+1, total, o.cfg.MaxEjectedFraction)
 }
 
-// Sweep readmits the endpoints whose ejection is over and applies the rules that compare endpoints, if a sweep is due
-// at now. It costs next to nothing when none is, so it may be called for every call. Sweeps that were missed because
-// nothing was called are made up for.
+// Sweep readmits the endpoints whose ejection is over and applies the rules that compare endpoints, if a sweep is due at
+// now. It costs next to nothing when none is, so it may be called for every call. Sweeps that were missed because there were
+// no calls are made up for.
 func (o *Outlier) Sweep(now time.Time) {
 	if int64(now.Sub(o.start)) < o.due.Load() {
 		return
@@ -328,7 +329,7 @@ func (o *Outlier) sweepLocked(now time.Time) {
 	if elapsed < due {
 		return
 	}
-	last := elapsed / o.cfg.Interval * o.cfg.Interval // the latest of the sweeps to make
+	last := elapsed / o.cfg.Interval * o.cfg.Interval // the latest of the sweeps that are due
 	sweeps := int((last-due)/o.cfg.Interval) + 1
 	o.due.Store(int64(last + o.cfg.Interval))
 
@@ -375,8 +376,7 @@ func (o *Outlier) readmitLocked(t *Tracker, now time.Time) {
 	o.events.post(Event{Endpoint: t.id, At: now})
 }
 
-// expiredLocked reports whether t was only ever seen by Report or Ejected, and not for so long that its endpoint must
-// be gone.
+// expiredLocked reports whether t was only ever seen by Report or Ejected, and so long ago that its endpoint must be gone.
 func (o *Outlier) expiredLocked(t *Tracker, sweeps int) bool {
 	if t.kept || t.used.Swap(false) {
 		t.idle = 0

@@ -15,73 +15,73 @@ import (
 // responses or local failures. The rules and defaults are those of Envoy's outlier detection. OutlierConfigs can be
 // compared with ==.
 type OutlierConfig struct {
-	// Consecutive5xx ejects an endpoint after this many errors with no success between them. An error is a response with
-	// one of ErrorCodes or, unless SplitLocalOrigin is set, a failure that we saw ourselves: a connection that could not
-	// be made (counted as 503), a timeout (504) or a reset (503). 0 means 5; negative switches the rule off.
+	// Consecutive5xx ejects an endpoint after this many errors with no success between them. An error is a response with one
+	// of ErrorCodes or, unless SplitLocalOrigin is set, a local failure: a connection that could not be made (counted as
+	// 503), a timeout (504) or a reset (503). 0 means 5; negative switches the rule off.
 	Consecutive5xx int
 
 	// ConsecutiveGateway does the same, but counts only the errors that are 502, 503 or 504; any other response starts the
 	// count again. 0 means that there is no such rule.
 	ConsecutiveGateway int
 
-	// SplitLocalOrigin counts failures that we saw ourselves apart from what the endpoint answered.
+	// SplitLocalOrigin counts local failures separately from the responses of the endpoint.
 	SplitLocalOrigin bool
 
-	// ConsecutiveLocalOrigin ejects an endpoint after this many failures that we saw ourselves with no response between
-	// them. It requires SplitLocalOrigin. 0 means 5; negative switches the rule off.
+	// ConsecutiveLocalOrigin ejects an endpoint after this many local failures with no response between them. It requires
+	// SplitLocalOrigin. 0 means 5; negative switches the rule off.
 	ConsecutiveLocalOrigin int
 
-	// ErrorCodes are the statuses that are errors. One below 500 counts like a 500. The zero value means 500 to 599.
+	// ErrorCodes are the statuses that count as errors. A status below 500 counts like a 500. The zero value means 500 to
+	// 599.
 	ErrorCodes Codes
 
 	// Interval is the time between two sweeps. A sweep readmits endpoints, and applies the two rules that compare
 	// endpoints. 0 means 10 seconds.
 	Interval time.Duration
 
-	// BaseEjection is how long an endpoint is ejected for the first time. The duration grows by as much with each
-	// further ejection, and shrinks by as much with each sweep that finds the endpoint healthy. 0 means 30 seconds.
+	// BaseEjection is how long an endpoint is ejected the first time. The duration grows by this amount with each further
+	// ejection, and shrinks by it with each sweep that finds the endpoint healthy. 0 means 30 seconds.
 	BaseEjection time.Duration
 
 	// MaxEjection bounds the duration, before Jitter. 0 means 300 seconds, or BaseEjection if that is longer.
 	MaxEjection time.Duration
 
-	// Jitter is the most that is added at random to each ejection, so that endpoints do not come back all at once. 0
-	// means none.
+	// Jitter is the maximum random time added to each ejection, so that endpoints do not all come back at once. 0 means
+	// none.
 	Jitter time.Duration
 
-	// MaxEjectedFraction is the part of the endpoints that take calls which may be ejected at a time, from 0 to 1. An
-	// ejection that would exceed it does not happen, except that one of at least two endpoints may always be ejected. The last
-	// endpoint is ejected only by 1: then calls fail at once. 0 means 0.1.
+	// MaxEjectedFraction is the fraction of the endpoints that take calls that may be ejected at a time, from 0 to 1. An
+	// ejection that would exceed it does not happen, except that one of at least two endpoints may always be ejected. The
+	// last endpoint is ejected only if the value is 1: then calls fail at once. 0 means 0.1.
 	MaxEjectedFraction float64
 
-	// SuccessRate ejects, at each sweep, the endpoints whose share of successes since the last sweep lies far below the
-	// mean of all: by more than SuccessRateFactor standard deviations. With SplitLocalOrigin it looks at responses only.
+	// SuccessRate ejects, at each sweep, the endpoints whose success rate since the last sweep is far below the mean: by
+	// more than SuccessRateFactor standard deviations. With SplitLocalOrigin it looks at responses only.
 	SuccessRate bool
 
 	// SuccessRateMinHosts is the number of endpoints with enough calls that the rule needs. 0 means 5.
 	SuccessRateMinHosts int
 
-	// SuccessRateVolume is the number of calls since the last sweep that an endpoint needs to be looked at. 0 means 100.
+	// SuccessRateVolume is the number of calls since the last sweep that an endpoint needs to be considered. 0 means 100.
 	SuccessRateVolume int
 
 	// SuccessRateFactor is that number of standard deviations of the population. 0 means 1.9.
 	SuccessRateFactor float64
 
-	// FailureFraction ejects, at each sweep, the endpoints of whose calls since the last sweep at least this part failed. It
-	// lies between 0 and 1. With SplitLocalOrigin it looks at responses only. 0 means that there is no such rule.
+	// FailureFraction ejects, at each sweep, the endpoints with at least this fraction of failed calls since the last sweep.
+	// It lies between 0 and 1. With SplitLocalOrigin it looks at responses only. 0 means that there is no such rule.
 	FailureFraction float64
 
 	// FailureFractionMinHosts is the number of endpoints with enough calls that the rule needs. 0 means 5.
 	FailureFractionMinHosts int
 
-	// FailureFractionVolume is the number of calls since the last sweep that an endpoint needs to be looked at. 0 means
-	// 50.
+	// FailureFractionVolume is the number of calls since the last sweep that an endpoint needs to be considered. 0 means 50.
 	FailureFractionVolume int
 }
 
 const (
 	maxConsecutive = 1<<streakBits - 1
-	maxDuration    = 10 * 365 * 24 * time.Hour // leaves room to add some up
+	maxDuration    = 10 * 365 * 24 * time.Hour // leaves room to add several
 )
 
 // Validate returns an error that names the field if the settings cannot be honoured.
@@ -168,7 +168,7 @@ func (c *OutlierConfig) check() error {
 // Codes is a set of HTTP statuses. The zero Codes is empty. Codes can be compared with ==.
 type Codes struct {
 	set     statusset.Set
-	invalid bool // With got a range that it could not add; NewOutlier complains
+	invalid bool // With got a range that it could not add; NewOutlier reports it
 }
 
 // With returns c with the statuses from first to last added to it. 100 <= first <= last <= 599 must

@@ -8,8 +8,8 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 )
 
-// resultOf returns the result of an HTTP call that ended with resp and err: the error of RoundTrip, or the one that
-// reading the body of resp ended with, or nil.
+// resultOf returns the result of an HTTP call that ended with resp and err: the error of RoundTrip, the error from reading
+// the body of resp, or nil.
 func resultOf(resp *http.Response, err error) Result {
 	if err != nil {
 		return resultOfError(err)
@@ -32,8 +32,8 @@ func resultOfError(err error) Result {
 	return Reset
 }
 
-// Report says how an HTTP call to an endpoint ended. An endpoint that is not tracked yet is tracked from now on, until it has
-// not been heard of for some minutes.
+// Report records how an HTTP call to an endpoint ended. An endpoint that is not tracked yet is tracked from now on, until it
+// has not been heard of for some minutes.
 func (o *Outlier) Report(endpoint string, resp *http.Response, err error) {
 	t := o.seen(endpoint)
 	if o.rates {
@@ -58,7 +58,7 @@ func (o *Outlier) seen(endpoint string) *Tracker {
 	t := o.trackers[endpoint]
 	o.mu.RUnlock()
 	if t == nil {
-		// Time to forget endpoints that are gone: this is when others come.
+		// Forget endpoints that are gone when new ones appear.
 		o.Sweep(time.Now())
 		o.mu.Lock()
 		t = o.trackLocked(endpoint)

@@ -35,7 +35,7 @@ func (w *window) add(now time.Time, failed, slow bool) {
 
 func (w *window) advance(now time.Time) {
 	tick := int64(now.Sub(w.start) / w.bucket)
-	// A longer jump empties every bucket, and each only once.
+	// A longer jump empties every bucket, each only once.
 	w.tick = max(w.tick, tick-int64(len(w.buckets)))
 	for w.tick < tick {
 		w.tick++

@@ -8,21 +8,20 @@ import (
 	"time"
 )
 
-// BudgetConfig says what share of the traffic may be retries. It is comparable. The zero value is a budget of 20% of the calls
-// of the last 10 s and 10 retries per second on top: enough for a service with little traffic, and no multiple of the load for
-// one that is down.
+// BudgetConfig says what share of the traffic may be retries. It is comparable. The zero value is a budget of 20% of the
+// calls of the last 10 s and 10 retries per second on top: enough for a service with little traffic, without multiplying the
+// load on one that is down.
 type BudgetConfig struct {
 	// Off permits every retry: there is no budget.
 	Off bool
 
-	// Ratio is the number of retries permitted per call within Window, which may exceed 1. 0: 0.2. Negative: none but
-	// MinPerSecond.
+	// Ratio is the number of retries permitted per call within Window. It may exceed 1. 0: 0.2. Negative: only MinPerSecond.
 	Ratio float64
 
 	// MinPerSecond is the number of retries per second permitted regardless of the traffic. 0: 10. Negative: none.
 	MinPerSecond float64
 
-	// Window is how long a call counts. 0: 10 s. At least 10 ms.
+	// Window is how long a call counts, at least 10 ms. 0: 10 s.
 	Window time.Duration
 }
 
@@ -76,7 +75,7 @@ func newBudget(config BudgetConfig, now time.Time) (*Budget, error) {
 		start:     now,
 	}
 	if b.perSecond > 0 {
-		b.burst = max(1, b.perSecond) // one second's worth, but a whole retry
+		b.burst = max(1, b.perSecond) // one second's worth, but at least one retry
 	}
 	b.tokens = b.burst
 	return b, nil
@@ -97,7 +96,7 @@ func (b *Budget) deposit(now time.Time) {
 	b.mu.Unlock()
 }
 
-// Left returns how many retries the budget permits now, and -1 if it permits every one.
+// Left returns how many retries the budget permits now, or -1 if it permits every one.
 func (b *Budget) Left() int {
 	if b == nil {
 		return -1
@@ -113,7 +112,7 @@ func (b *Budget) left(now time.Time) int {
 	return max(0, int(b.ratio*float64(b.sumCalls))-int(b.sumRetry)) + int(b.tokens)
 }
 
-// reserve takes a retry from the budget, and reports false if there is none left.
+// reserve takes a retry from the budget. It reports false if none is left.
 func (b *Budget) reserve(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()

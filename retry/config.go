@@ -10,32 +10,32 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Config is what a policy can say about retries. The zero Config retries nothing.
+// Config says what is retried, how often and how fast. The zero Config retries nothing.
 type Config struct {
 	// Retries is how often a call is tried again after the first try. 0: never. With 2, a server sees a call at most
 	// three times.
 	Retries int
 
-	// On says what is retried. The zero value means GatewayError|ConnectFailure|RefusedStream: the server, or something
-	// on the way to it, was not there.
+	// On says what is retried. The zero value means GatewayError|ConnectFailure|RefusedStream: the server, or something on
+	// the way to it, was unavailable.
 	On On
 
 	// RetriableHeaders names the response headers that the condition RetriableHeaders looks for.
 	RetriableHeaders []string
 
-	// PerTryTimeout bounds the wait of each try for response headers; a body may take longer. The clock stands still while
-	// the request body is sent. 0: no limit. It is ignored where the context's deadline comes first.
+	// PerTryTimeout bounds how long each try waits for response headers; a body may take longer. The clock is stopped while
+	// the request body is sent. 0: no limit. It is ignored if the context's deadline comes first.
 	PerTryTimeout time.Duration
 
-	// Backoff is the base of the wait before a retry: the n-th waits between 0 and min((2^n-1)*Backoff, MaxBackoff),
+	// Backoff is the base of the wait before a retry: the n-th wait is between 0 and min((2^n-1)*Backoff, MaxBackoff),
 	// chosen at random. 0: 25 ms. Negative: no wait.
 	Backoff time.Duration
 
 	// MaxBackoff is the longest wait. 0: ten times Backoff.
 	MaxBackoff time.Duration
 
-	// MaxRetryAfter is the longest Retry-After of a response that is waited for; a response that asks for a longer wait
-	// is returned at once. 0: 10 s. Negative: the header is not looked at.
+	// MaxRetryAfter is the longest Retry-After that is honoured; a response that asks for a longer wait is returned at once.
+	// 0: 10 s. Negative: the header is ignored.
 	MaxRetryAfter time.Duration
 
 	// BodyLimit is how many bytes of a request body without GetBody are kept for a replay. A request that has sent more
@@ -47,21 +47,21 @@ type Config struct {
 	// not be made, or the stream was refused.
 	AnyMethod bool
 
-	// NestedRetries retries also a request that is itself a retry, by its x-envoy-attempt-count or because it is made
-	// within one. Without it three layers of three tries make 7 calls at worst, with it 27.
+	// NestedRetries also retries a request that is itself a retry, by its x-envoy-attempt-count or because it is made within
+	// one. Without it, three layers of three tries make at most 7 calls; with it, 27.
 	NestedRetries bool
 }
 
 // Equal reports whether the settings are the same.
 func (c Config) Equal(other Config) bool {
-	return reflect.DeepEqual(c, other) // of reloads, not of calls
+	return reflect.DeepEqual(c, other) // on reloads, not on calls
 }
 
 // Policy is a Config ready for use. It is immutable and safe for concurrent use.
 type Policy struct {
 	config  Config // defaults filled in
 	headers []string
-	trace   bool // whether to find out if a request was begun to be written
+	trace   bool // whether to find out if writing the request began
 }
 
 // Validate returns an error that names the field if the settings cannot be honoured.
@@ -108,7 +108,7 @@ func NewPolicy(config Config) (*Policy, error) {
 		}
 		p.headers = append(p.headers, http.CanonicalHeaderKey(name))
 	}
-	// Only where it makes a difference: finding out costs a context and a callback a try.
+	// Only where it makes a difference: it costs a context and a callback per try.
 	p.trace = c.On.Conditions&ResetBeforeRequest != 0 && c.On.Conditions&anyFailure == 0
 	return p, nil
 }

@@ -1,8 +1,8 @@
-// Package retry retries calls that failed in a way that another try may mend.
+// Package retry retries calls that failed in a way that another try may fix.
 //
-// [Transport] does it for an http.Client. [Loop] is the same without a RoundTripper around it, for callers whose tries are of
+// [Transport] does it for an http.Client. [Loop] does the same without a RoundTripper, for callers that make tries of
 // another kind; [Policy], [Budget] and [Limiter] are its parts. Used alone, the defaults are careful: idempotent requests
 // only, full jitter, at most 20% more calls, no retries of retries.
 //
-// A per-try timeout is an error that timeout.Exceeded knows.
+// timeout.Exceeded recognizes the error of a per-try timeout.
 package retry

@@ -25,13 +25,13 @@ type Transport struct {
 	// Budget limits the retries to a share of the calls: by default 20%, and 10 per second on top.
 	Budget BudgetConfig
 
-	// Limiter bounds the retries that are under way at a time. Off by default.
+	// Limiter bounds the number of retries in flight. Off by default.
 	Limiter LimiterConfig
 
 	// Rand returns random numbers in [0, 1) for the backoff. It must be safe for concurrent use. nil: the global source.
 	Rand func() float64
 
-	// Observe, if set, is told what was done for a call, on the caller's goroutine before RoundTrip returns.
+	// Observe, if set, is called with a summary of each call, on the caller's goroutine before RoundTrip returns.
 	Observe func(*http.Request, Summary)
 
 	once sync.Once
@@ -41,8 +41,8 @@ type Transport struct {
 
 var _ http.RoundTripper = (*Transport)(nil)
 
-// RoundTrip makes a call and retries it as the Config says. If the tries are used up, it returns the response or the
-// error of the last one; the error is an *Error then.
+// RoundTrip makes a call and retries it as the Config says. If the tries are used up, it returns the response or the error
+// of the last one; the error is then an *Error.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(t.compile)
 	if t.err != nil {
@@ -78,7 +78,7 @@ func (a *attempter) Attempt(req *http.Request, _ int) (*http.Response, error) {
 	return base.Or(a.Base).RoundTrip(req)
 }
 
-// Attempts returns how many tries led to resp, through whatever wraps the transport: 1 if it was not retried.
+// Attempts returns how many tries led to resp: 1 if it was not retried. It works through whatever wraps the transport.
 func Attempts(resp *http.Response) int {
 	return attempt.Total(resp)
 }

@@ -9,27 +9,27 @@ import (
 	"github.com/nosidecar/mesh/internal/fraction"
 )
 
-// LimiterConfig bounds how many retries are under way at a time, waiting ones included. It is comparable. The zero value
+// LimiterConfig bounds how many retries are in flight at a time, waiting ones included. It is comparable. The zero value
 // sets no bound.
 type LimiterConfig struct {
 	// MaxRetries is the bound. 0: none.
 	MaxRetries int
 
-	// Fraction bounds the retries to a part of the calls under way, from 0 to 1. 0: no such bound. It does not go
+	// Fraction bounds the retries to a fraction of the calls in flight, from 0 to 1. 0: no such bound. It cannot be combined
 	// with MaxRetries.
 	Fraction float64
 
-	// MinConcurrency is the number of retries that Fraction always leaves. 0: 3. It goes with Fraction only.
+	// MinConcurrency is the number of retries that Fraction always permits. 0: 3. It requires Fraction.
 	MinConcurrency int
 }
 
-// Limiter bounds the retries of a destination that are under way. A nil Limiter sets no bound. A Limiter is safe for
+// Limiter bounds the retries to a destination that are in flight. A nil Limiter sets no bound. A Limiter is safe for
 // concurrent use.
 type Limiter struct {
 	max     int64
 	part    float64 // > 0: of the calls, and max is the minimum
 	active  func() int64
-	calls   atomic.Int64 // calls under way, if active is nil
+	calls   atomic.Int64 // calls in flight, if active is nil
 	retries atomic.Int64
 }
 
@@ -52,8 +52,8 @@ func (c LimiterConfig) Validate() error {
 
 // NewLimiter returns a Limiter, or nil if config sets no bound. The error is that of [LimiterConfig.Validate].
 //
-// Fraction is of what active returns; it must be cheap and safe
-// for concurrent use. If active is nil, it is of the calls inside [Loop.Do], which end with the response headers.
+// Fraction applies to the number that active returns; active must be cheap and safe for concurrent use. If active is nil,
+// Fraction applies to the calls inside [Loop.Do], which end with the response headers.
 func NewLimiter(config LimiterConfig, active func() int64) (*Limiter, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -67,7 +67,7 @@ func NewLimiter(config LimiterConfig, active func() int64) (*Limiter, error) {
 	return &Limiter{max: int64(config.MaxRetries)}, nil
 }
 
-// Acquire takes a slot for a retry, and reports false if there is none. The caller must Release a slot that it acquired.
+// Acquire takes a slot for a retry. It reports false if there is none. The caller must Release a slot that it acquired.
 func (l *Limiter) Acquire() bool {
 	if l == nil {
 		return true
@@ -97,7 +97,7 @@ func (l *Limiter) most() int64 {
 	return max(l.max, int64(l.part*float64(calls)))
 }
 
-// Retries returns how many retries are under way, and how many may be. most is 0 for a nil Limiter, which sets no bound.
+// Retries returns how many retries are in flight, and how many may be. most is 0 for a nil Limiter, which sets no bound.
 func (l *Limiter) Retries() (active, most int) {
 	if l == nil {
 		return 0, 0
@@ -105,7 +105,7 @@ func (l *Limiter) Retries() (active, most int) {
 	return int(l.retries.Load()), int(l.most())
 }
 
-// enter counts a call under way. It reports whether there is anything to count, and so a leave to do.
+// enter counts a call in flight. It reports whether the call was counted, so that leave must be called.
 func (l *Limiter) enter() bool {
 	if l == nil || l.part == 0 || l.active != nil {
 		return false

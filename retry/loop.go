@@ -15,19 +15,19 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Attempter makes one try of a call. Like http.RoundTripper it closes the request's body and does not change the
-// request, which is the caller's own on the first try. n counts the tries from 1.
+// Attempter makes one try of a call. Like http.RoundTripper it closes the request's body and does not change the request,
+// which on the first try is the caller's own. n counts the tries from 1.
 type Attempter interface {
 	Attempt(req *http.Request, n int) (*http.Response, error)
 }
 
-// Reason says why there was no further try.
+// Reason is why there was no further try.
 type Reason uint8
 
 const (
-	// Succeeded means that the server answered with nothing that is to be retried.
+	// Succeeded means that the server sent a response that is not to be retried.
 	Succeeded Reason = iota
-	// NotRetriable means that the policy does not retry this failure, or not this response for this method.
+	// NotRetriable means that the policy does not retry this failure, or this response to this method.
 	NotRetriable
 	// LimitReached means that Retries tries were made after the first.
 	LimitReached
@@ -35,8 +35,8 @@ const (
 	BudgetRefused
 	// LimiterRefused means that the Limiter had no slot left.
 	LimiterRefused
-	// OutOfTime means that the deadline of the call came, or would have come before the end of the wait for the next try,
-	// or that the server asked for a wait longer than MaxRetryAfter.
+	// OutOfTime means that the deadline of the call passed, or would have passed before the next try, or that the server
+	// asked for a wait longer than MaxRetryAfter.
 	OutOfTime
 	// BodyCommitted means that the request body could not be sent again.
 	BodyCommitted
@@ -67,13 +67,13 @@ type Summary struct {
 }
 
 // Loop makes the tries of calls. Policy must be set; the other fields may be nil, for no budget, no limit, and the global
-// random source. A Loop may be made per call; what it points to lives longer. It is safe for concurrent use.
+// random source. A Loop may be created per call; what it points to lives longer. It is safe for concurrent use.
 type Loop struct {
 	Policy  *Policy
 	Budget  *Budget
 	Limiter *Limiter
 
-	// Context is that of the call, if it is not the request's: one that derives from it.
+	// Context is the context of the call, if it is not the request's. It must derive from that one.
 	Context context.Context
 
 	// Rand returns random numbers in [0, 1) for the backoff. It must be safe for concurrent use.
@@ -81,8 +81,8 @@ type Loop struct {
 }
 
 // Do makes a call with as many tries as the policy permits, and counts it in the Budget. It returns the response or the
-// error of the last try; an error after a retry is an *Error. Like http.RoundTripper, it closes the body of req and does
-// not change req. The response's Request is req, or a copy of it that knows the number of tries (see [Attempts]).
+// error of the last try; an error after a retry is an *Error. Like http.RoundTripper, it closes the body of req and does not
+// change req. The response's Request is req, or a copy that carries the number of tries (see [Attempts]).
 func (l *Loop) Do(req *http.Request, a Attempter) (*http.Response, Summary, error) {
 	l.Budget.Deposit()
 	if l.Limiter.enter() {
@@ -157,8 +157,8 @@ func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Respo
 	}
 }
 
-// step is what follows a try: another one after a wait, with a slot of the limiter held and the request body at its beginning;
-// or a reason why there is none.
+// step is what follows a try: after a wait another one, with a slot of the limiter held and the request body rewound; or the
+// reason why there is none.
 type step struct {
 	retry   bool
 	wait    time.Duration
@@ -168,7 +168,7 @@ type step struct {
 
 func stop(reason Reason) step { return step{stopped: reason} }
 
-// next decides, after the n-th try, whether there is another one. sent is the request of that try.
+// next decides after the n-th try whether there is another one. sent is the request of that try.
 func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Response, err error) step {
 	p := l.Policy
 	ctx := l.context(req)
@@ -176,7 +176,7 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 	if err != nil {
 		kind = failure.Of(ctx, sent, err)
 		if kind == failure.RequestTimeout && !over(ctx) {
-			kind = failure.TryTimeout // of a timeout.Transport below, so what it bounds is a try
+			kind = failure.TryTimeout // from a timeout.Transport below, so it bounds one try
 		}
 		switch {
 		case over(ctx) || caller.Canceled(req):
@@ -184,7 +184,7 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 		case p.config.Retries == 0 || !p.config.On.failure(kind):
 			return stop(NotRetriable)
 		case r != nil && r.failed() != nil:
-			return stop(NotRetriable) // it is the request's body that failed
+			return stop(NotRetriable) // the request body failed
 		}
 	} else if p.config.Retries == 0 || !p.config.On.response(resp, p.headers) {
 		return stop(Succeeded)
@@ -202,7 +202,7 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 	if !ok {
 		return stop(stopped)
 	}
-	// The outcome that there is must not be given up for a try that cannot be made.
+	// The current outcome must not be given up for a try that cannot be made.
 	again, err := rewind(req, r)
 	if err != nil {
 		l.Limiter.Release()
@@ -211,7 +211,7 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 	return step{retry: true, wait: wait, body: again}
 }
 
-// nextTo is Next or NextAfter, as resp says, which is nil after a failure.
+// nextTo is Next or NextAfter, depending on resp, which is nil after a failure.
 func (l *Loop) nextTo(ctx context.Context, n int, resp *http.Response) (wait time.Duration, stopped Reason, ok bool) {
 	if resp == nil {
 		return l.Next(ctx, n, 0)
@@ -237,13 +237,13 @@ func rewind(req *http.Request, r *replay) (io.ReadCloser, error) {
 	return nil, nil
 }
 
-// Next is the part of Do that knows nothing of HTTP, for calls of other protocols. It decides, after the n-th try of a call
-// that is to be retried, whether there is another one and how long to wait before. asked is the wait that the server asked
-// for, 0 if it did not.
+// Next is the part of Do that does not depend on HTTP, for calls of other protocols. It decides after the n-th try of a call
+// that is to be retried whether there is another one, and how long to wait before it. asked is the wait that the server
+// asked for, 0 if it did not.
 //
-// If ok, a retry was taken from the Budget, and a slot of the Limiter is held: the caller gives it back by
-// Limiter.Release when the next try has got its answer, or does not take place. If not, stopped says why, and the caller
-// keeps the outcome it has.
+// If ok, a retry was taken from the Budget, and a slot of the Limiter is held: the caller gives it back with Limiter.Release
+// when the next try has its response, or does not take place. If not, stopped says why, and the caller keeps the outcome it
+// has.
 func (l *Loop) Next(ctx context.Context, n int, asked time.Duration) (wait time.Duration, stopped Reason, ok bool) {
 	config := &l.Policy.config
 	if config.MaxRetryAfter < 0 {
@@ -253,14 +253,14 @@ func (l *Loop) Next(ctx context.Context, n int, asked time.Duration) (wait time.
 	return l.reserve(ctx, n, asked, max(wait, asked))
 }
 
-// NextAfter is [Loop.Next] where the server says when to come back, neither earlier nor later, so that there is no
-// backoff. That is what gRPC's grpc-retry-pushback-ms means. A negative MaxRetryAfter sets no limit here.
+// NextAfter is [Loop.Next] for a server that says exactly when to come back, so that there is no backoff: the meaning of
+// gRPC's grpc-retry-pushback-ms. A negative MaxRetryAfter sets no limit here.
 func (l *Loop) NextAfter(ctx context.Context, n int, asked time.Duration) (
 	wait time.Duration, stopped Reason, ok bool) {
 	return l.reserve(ctx, n, asked, asked)
 }
 
-// reserve takes what the retry after the n-th try needs, if there is to be one.
+// reserve takes what the retry after the n-th try needs, if there is one.
 func (l *Loop) reserve(ctx context.Context, n int, asked, wait time.Duration) (time.Duration, Reason, bool) {
 	config := &l.Policy.config
 	switch {
@@ -271,7 +271,7 @@ func (l *Loop) reserve(ctx context.Context, n int, asked, wait time.Duration) (t
 	case config.MaxRetryAfter > 0 && asked > config.MaxRetryAfter:
 		return 0, OutOfTime, false
 	}
-	// What takes from others comes last.
+	// What is shared with other calls is taken last.
 	if at, bounded := ctx.Deadline(); bounded && time.Until(at) <= wait {
 		return 0, OutOfTime, false
 	}
@@ -294,7 +294,7 @@ func over(ctx context.Context) bool {
 	return bounded && !time.Now().Before(at)
 }
 
-// ended says why a context that is over is.
+// ended returns why a context is over.
 func ended(ctx context.Context) Reason {
 	if ctx.Err() != nil && failure.Of(ctx, nil, ctx.Err()) == failure.Canceled {
 		return CallerGone
@@ -302,7 +302,7 @@ func ended(ctx context.Context) Reason {
 	return OutOfTime
 }
 
-// ended says why the call of req is over.
+// ended returns why the call of req is over.
 func (l *Loop) ended(req *http.Request) Reason {
 	if ctx := l.context(req); over(ctx) {
 		return ended(ctx)
@@ -324,8 +324,8 @@ func (l *Loop) random() float64 {
 	return rand.Float64()
 }
 
-// idempotent reports whether sending req twice is as good as once (RFC 9110, section 9.2.2). net/http, too, takes the
-// keys for the client's word.
+// idempotent reports whether sending req twice is as good as once (RFC 9110, section 9.2.2). net/http also accepts these
+// keys as the client's word.
 func idempotent(req *http.Request) bool {
 	switch req.Method {
 	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:

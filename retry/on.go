@@ -12,7 +12,7 @@ import (
 )
 
 // Condition is a set of the conditions under which a call is retried, with the meaning Envoy gives them. A failure is an
-// error of the transport; a response is one the server sent.
+// error of the transport; a response comes from the server.
 type Condition uint32
 
 const (
@@ -91,9 +91,9 @@ type On struct {
 	Status StatusSet
 }
 
-// ParseOn reads the comma-separated list that retryOn of a VirtualService and retry_on of Envoy hold: names of
-// conditions and status codes, such as "gateway-error,connect-failure,429". Spaces around an item are ignored. The empty
-// list is the zero On. Conditions that cannot be honoured here are an error.
+// ParseOn reads the comma-separated list that retryOn of a VirtualService and retry_on of Envoy hold: names of conditions
+// and status codes, such as "gateway-error,connect-failure,429". Spaces around an item are ignored. The empty list is the
+// zero On. Conditions that are not supported are an error.
 func ParseOn(list string) (On, error) {
 	var on On
 	if strings.TrimSpace(list) == "" {
@@ -197,7 +197,7 @@ func (o *On) grpc(resp *http.Response) bool {
 	return err == nil && o.GRPC(uint32(code))
 }
 
-// GRPC reports whether a gRPC status is to be retried by its code. It must be one that came without messages before it.
+// GRPC reports whether a gRPC status is to be retried by its code. No message may have come before the status.
 func (o On) GRPC(code uint32) bool {
 	switch code {
 	case 1:

@@ -10,18 +10,18 @@ import (
 	"github.com/nosidecar/mesh/internal/caller"
 )
 
-// errCommitted is what a transport gets that asks for the body of a request again when it is too late.
+// errCommitted is what a transport gets when it asks for a request body again and it is too late.
 var errCommitted = fmt.Errorf("retry: %w", caller.ErrCommitted)
 
-// errDetached is what a transport gets that reads the body of a try that is over.
+// errDetached is what a transport gets when it reads the body of a try that is over.
 var errDetached = errors.New("retry: read of the request body of an earlier try")
 
-// replay lets the tries of a call read a body that can be read only once. It keeps what is read, up to a limit; a try
-// gets first what was kept and then, straight from the source, what nobody has read yet. So the first try starts at once,
-// and one that failed early is repeated though most of the body was not read by then.
+// replay lets the tries of a call read a body that can be read only once. It keeps what is read, up to a limit; a try gets
+// first what was kept and then, straight from the source, the part not read yet. So the first try starts at once, and one
+// that failed early can be repeated although most of the body was not read by then.
 //
-// A transport may read the body of a try even after RoundTrip has returned, so that a read for an earlier try can be
-// under way when the next one starts. What it gets is kept, too; the reader of the new try waits for it.
+// A transport may read the body of a try even after RoundTrip has returned, so that a read for an earlier try can be under
+// way when the next one starts. What that read returns is kept too; the reader of the new try waits for it.
 type replay struct {
 	source io.ReadCloser
 	limit  int
@@ -76,8 +76,8 @@ func (r *replay) failed() error {
 	return r.err
 }
 
-// finish says that there will be no further try. The source is closed with the current try's body: now, if that is
-// closed already, or at once if abort.
+// finish says that there is no further try. The source is closed with the current try's body: now if that is closed already,
+// or if abort is set.
 func (r *replay) finish(abort bool) {
 	r.mu.Lock()
 	r.final = true
@@ -121,14 +121,14 @@ func (c *cursor) Read(p []byte) (int, error) {
 	}
 }
 
-// readLocked reads from the source. It lets go of the lock meanwhile.
+// readLocked reads from the source. It releases the lock meanwhile.
 func (c *cursor) readLocked(p []byte) (int, error) {
 	r := c.r
 	room, lost := r.limit-len(r.kept), r.committed
 	if room > 0 && !lost {
 		p = p[:min(len(p), room)]
 	} else {
-		// What comes now is not kept, so from here on there is no way back, unless the source turns out to be at its end.
+		// What comes now is not kept, so no replay is possible from here on, unless the source turns out to be at its end.
 		r.committed = true
 	}
 	r.busy = true
@@ -153,7 +153,7 @@ func (c *cursor) readLocked(p []byte) (int, error) {
 
 func (r *replay) unlockedRead(p []byte) (int, error) {
 	r.mu.Unlock()
-	defer r.mu.Lock() // also if the source panics
+	defer r.mu.Lock() // even if the source panics
 	return r.source.Read(p)
 }
 
@@ -161,8 +161,8 @@ func (c *cursor) Close() error {
 	r := c.r
 	r.mu.Lock()
 	c.closed = true
-	// The source stays open for the next try where there can be one. But a transport that closes the body during a read
-	// wants that read to return, and may wait for it.
+	// The source stays open for the next try if there can be one. But a transport that closes the body during a read wants
+	// that read to return, and may wait for it.
 	closing := c == r.current && !r.closed && (r.final || r.committed || r.busy)
 	r.closed = r.closed || closing
 	r.idle.Broadcast()

@@ -16,7 +16,7 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 )
 
-// try makes one try: with req itself where nothing has to differ from it, else with one copy. It returns the request that was
+// try makes one try: with req itself if nothing has to differ from it, else with one copy. It returns the request that was
 // sent. again is the body of a second or further try.
 func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser) (
 	*http.Response, *http.Request, error) {
@@ -75,7 +75,7 @@ func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.Read
 		t.body.Attach(resp, t)
 		return resp, out, nil
 	case err == nil:
-		// The headers came while the timer fired. The body would break off.
+		// The headers arrived as the timer fired. The body would be cut off.
 		if resp.Body != nil {
 			resp.Body.Close()
 		}
@@ -111,7 +111,7 @@ func prepare(req *http.Request, ctx context.Context, n int, r *replay, again io.
 				return nil, err
 			}
 		}
-		// With GetBody a transport can replay by itself what it must: on a stale connection, on GOAWAY.
+		// With GetBody a transport can replay the body by itself when it must: on a stale connection or GOAWAY.
 		out.GetBody = r.next
 	}
 	if again != nil {
@@ -151,20 +151,20 @@ func (l *Loop) sleep(req *http.Request, d time.Duration) error {
 	}
 }
 
-// What is read of a response that nobody wants, so that its connection can be used again.
+// How much of a discarded response is read so that its connection can be reused.
 const (
 	drainBytes = 64 << 10
 	drainTime  = 100 * time.Millisecond
 )
 
-// discard drains and closes the body of resp. What is too long, or too slow, costs the connection.
+// discard drains and closes the body of resp. A body that is too long or too slow costs the connection.
 func discard(resp *http.Response) {
 	b := resp.Body
 	if b == nil || b == http.NoBody {
 		return
 	}
 	defer b.Close()
-	// A body that the transport decompresses cannot be closed while its first bytes are waited for.
+	// A body that the transport decompresses cannot be closed while a read waits for its first bytes.
 	if resp.ContentLength > drainBytes || resp.Uncompressed || resp.StatusCode == http.StatusSwitchingProtocols {
 		return
 	}

@@ -7,9 +7,10 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 )
 
-// Handler is an http.Handler that gives a handler's context the deadline its caller tells with [Header], so that nothing is
-// done for an answer that is not waited for. As with the caller, the time from the first byte of the request body that is read
-// to the last does not count. A request without the header, or with one that is not a positive number, passes as it is.
+// Handler is an http.Handler that gives the request's context the deadline that the caller sends in [Header], so that no
+// work is done for an answer that nobody waits for. As with the caller, the time between reading the first and the last byte
+// of the request body does not count. A request without the header, or with one that is not a positive number, passes
+// unchanged.
 //
 // A caller can only shorten its own call. Still, a server that is reached from outside should remove the header there:
 // the callers of a proxy in between may not know of it.
@@ -18,7 +19,7 @@ type Handler struct {
 	Next http.Handler
 }
 
-// ServeHTTP implements http.Handler. When the time is up, the cause of the context is an error that [Exceeded] knows, of
+// ServeHTTP implements http.Handler. When the time is up, the cause of the context is an error for which [Exceeded] returns
 // [Request].
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if ctx, cancel := deadline.Told(r.Context(), r.Header); cancel != nil {

@@ -10,9 +10,9 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 )
 
-// Transport is an http.RoundTripper that bounds calls in time. The zero value only tells servers of the callers'
-// deadlines. A Transport is safe for concurrent use; its fields must not be changed after the first call. Put it around
-// retry.Transport for the limit to hold for all tries together.
+// Transport is an http.RoundTripper that bounds calls in time. The zero value only tells servers the callers' deadlines. A
+// Transport is safe for concurrent use; its fields must not be changed after the first call. Put it around retry.Transport
+// so that the limit covers all tries together.
 type Transport struct {
 	// Base makes the calls. nil: http.DefaultTransport.
 	Base http.RoundTripper
@@ -23,8 +23,8 @@ type Transport struct {
 
 var _ http.RoundTripper = (*Transport)(nil)
 
-// RoundTrip makes a call within the limits. The time in which the request body is sent does not count (see [Config]). If a limit
-// is exceeded, the error, or that of reading the response body, is one that [Exceeded] knows.
+// RoundTrip makes a call within the limits. The time in which the request body is sent does not count (see [Config]). If a
+// limit is exceeded, the error, or the error from reading the response body, is one that [Exceeded] recognizes.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err := t.Config.Validate(); err != nil {
 		body.CloseRequest(req)

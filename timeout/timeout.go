@@ -1,7 +1,7 @@
 // Package timeout limits how long a call may take as a whole, and how long its response body may be silent. A server is told
 // how long its caller will wait.
 //
-// The limit on a single try belongs to the retries: see package retry.
+// The limit on a single try is part of package retry.
 package timeout
 
 import (
@@ -12,21 +12,21 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 )
 
-// Config says how long calls may take. It is comparable. The zero Config sets no limit of its own, and tells servers of
-// the deadline that a caller set.
+// Config says how long calls may take. It is comparable. The zero Config sets no limit of its own, and tells servers the
+// deadline that a caller set.
 type Config struct {
-	// Request bounds a whole call: all tries, the waits between them and the response body. The clock stands still from the
-	// first byte of a request body to its last, so that neither an upload nor a stream both ways is cut: as in Envoy, what
-	// counts is the wait for the answer. Bodies of up to 64 KiB in memory are sent in no time. A server that takes nothing
-	// more of the body for five minutes, and sends nothing either, ends the call (SendIdle). 0: no limit. Where the caller's
-	// own deadline comes first, that one holds.
+	// Request bounds a whole call: all tries, the waits between them and the response body. The clock is stopped from the
+	// first byte of a request body to its last, so neither an upload nor a bidirectional stream is cut: as in Envoy, only
+	// the wait for the answer counts. Sending a body of up to 64 KiB in memory counts as instant. If the server reads no
+	// more of the body for five minutes, and sends nothing either, the call ends (SendIdle). 0: no limit. If the caller's
+	// own deadline comes first, that applies.
 	Request time.Duration
 
-	// BodyIdle bounds the silence in a response body: one wait for more of it. Only time spent in Read counts, so that a
-	// slow reader is not punished. 0: no limit.
+	// BodyIdle bounds the silence in a response body: one wait for more of it. Only time spent in Read counts, so a slow
+	// reader is not penalized. 0: no limit.
 	BodyIdle time.Duration
 
-	// NoPropagation leaves out the header that tells the server the time left.
+	// NoPropagation omits the header that tells the server the remaining time.
 	NoPropagation bool
 }
 
@@ -48,7 +48,7 @@ const (
 	Request  = Kind(deadline.Request)  // Config.Request
 	PerTry   = Kind(deadline.PerTry)   // PerTryTimeout of package retry
 	BodyIdle = Kind(deadline.BodyIdle) // Config.BodyIdle
-	SendIdle = Kind(deadline.SendIdle) // five minutes in which a server takes nothing more of a request, where there is another limit
+	SendIdle = Kind(deadline.SendIdle) // five minutes in which a server reads nothing more of a request, if there is another limit
 )
 
 // String returns the name of the limit, such as "request timeout".
@@ -56,10 +56,11 @@ func (k Kind) String() string {
 	return deadline.Kind(k).String()
 }
 
-// Exceeded returns the limit that was exceeded and so caused err, and how long it was. It knows the errors of this package and
-// those of a per-try timeout; for all others, such as that of a deadline that the caller set, it returns 0.
+// Exceeded returns the limit whose expiry caused err, and how long it was. It recognizes the errors of this package and of
+// per-try timeouts; for all others, such as an exceeded deadline that the caller set, it returns 0.
 //
-// For all its errors, errors.Is(err, context.DeadlineExceeded) holds and Timeout reports true, as for those of the caller.
+// For these errors, errors.Is(err, context.DeadlineExceeded) is true and Timeout reports true, as for a deadline of the
+// caller.
 func Exceeded(err error) (Kind, time.Duration) {
 	if e, ok := errors.AsType[*deadline.Error](err); ok {
 		return Kind(e.Kind), e.Limit

@@ -1,7 +1,7 @@
-// Package breakergrpc puts circuits in front of gRPC calls: [Client] on the side that calls, one for each destination,
-// and [Server] on the side that serves.
+// Package breakergrpc puts circuits in front of gRPC calls: [Client] on the calling side, with one circuit per destination,
+// and [Server] on the serving side.
 //
-// Whether a call failed follows from its status, mapped to an HTTP status as Envoy does: Unknown, DeadlineExceeded,
+// The status of a call decides whether it failed. It is mapped to an HTTP status as Envoy does: Unknown, DeadlineExceeded,
 // Unimplemented, Internal, Unavailable and DataLoss are failures.
 package breakergrpc
 
@@ -26,22 +26,22 @@ import (
 //	circuits := &breakergrpc.Client{}
 //	conn, err := grpc.NewClient(target, append(circuits.DialOptions(), credentials)...)
 //
-// A call ends, and its outcome counts, when its stream ends. It is safe for concurrent use; its fields must not be
-// changed once it is used, and it must not be copied. Where it is used with retries, its options come after theirs.
+// A call ends, and its outcome counts, when its stream ends. It is safe for concurrent use; its fields must not be changed
+// once it is used, and it must not be copied. With retries, put its options after theirs.
 type Client struct {
-	// Config is the configuration of every circuit. If it is invalid, every call fails. A call responds, for SlowCall,
-	// when its response headers come, or without SlowCallFraction when it ends.
+	// Config is the configuration of every circuit. If it is invalid, every call fails. For SlowCall, a call has responded
+	// when its response headers arrive or, without SlowCallFraction, when it ends.
 	Config breaker.Config
 
 	// Key names the destination of a call: calls with the same key share a circuit. nil means the target of the
 	// ClientConn.
 	Key func(ctx context.Context, method string, cc *grpc.ClientConn) string
 
-	// IsFailure says whether a call failed that ended with err. nil means what the package says. It is not asked about
-	// calls that count for nothing: the caller cancelled them, or a layer below refused them before anything was sent.
+	// IsFailure reports whether a call that ended with err failed. nil means the mapping in the package comment. It is not
+	// called for calls that do not count: the caller cancelled them, or a layer below refused them before anything was sent.
 	IsFailure func(err error) bool
 
-	// OnChange, if not nil, is told of every change of a circuit's state, as described at breaker.New.
+	// OnChange, if not nil, is called for every change of a circuit's state, as described at breaker.New.
 	OnChange func(key string, change breaker.Change)
 
 	once  sync.Once
@@ -66,7 +66,7 @@ func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *g
 	if err != nil {
 		return err
 	}
-	result := breaker.Failure // of an invoker that panics or exits
+	result := breaker.Failure // if the invoker panics or exits
 	defer func() { lease.Done(result) }()
 	err = invoker(ctx, method, req, reply, cc, opts...)
 	result = c.outcome(ctx, err)
@@ -87,7 +87,7 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 			s.end(breaker.Failure)
 		}
 	}()
-	// gRPC calls it when the stream ends, also if the caller just cancels.
+	// gRPC calls it when the stream ends, even if the caller only cancels.
 	finish := grpc.OnFinish(func(err error) { s.end(c.outcome(ctx, err)) })
 	s.ClientStream, err = streamer(ctx, desc, cc, method, append(opts[:len(opts):len(opts)], finish)...)
 	returned = true
@@ -135,8 +135,8 @@ func (c *Client) outcome(ctx context.Context, err error) breaker.Outcome {
 	return breaker.Success
 }
 
-// cancelled reports whether the caller gave up. A deadline that has passed is not giving up, nor is a timer that cancels
-// the context and says so in its cause.
+// cancelled reports whether the caller gave up. An expired deadline does not count as giving up, nor does a timer that
+// cancels the context and says so in the cause.
 func cancelled(ctx context.Context) bool {
 	return ctx.Err() == context.Canceled && !errors.Is(context.Cause(ctx), context.DeadlineExceeded)
 }

@@ -13,10 +13,9 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 )
 
-// Server stops serving for a while when what it serves keeps failing: a server whose database is gone does better to
-// refuse at once than to have all its callers wait. It answers what it refuses with status Unavailable and asks, by
-// grpc-retry-pushback-ms and x-envoy-overloaded, not to be called again at once; gRPC's clients and those of this library
-// comply.
+// Server stops serving for a while when its calls keep failing: a server whose database is gone does better to refuse at
+// once than to keep all callers waiting. Refused calls get status Unavailable, with grpc-retry-pushback-ms and
+// x-envoy-overloaded so that clients do not retry at once; the clients of gRPC and of this library comply.
 //
 // A call counts as failed by its status, or when the handler panics; a call that its client cancelled counts neither
 // way. It must not be copied or changed after its first use.
@@ -24,7 +23,7 @@ type Server struct {
 	// Config is the circuit. If it is invalid, every call is answered with Internal.
 	Config breaker.Config
 
-	// IsFailure says whether a call failed that the handler ended with err. nil means what the package says.
+	// IsFailure reports whether a call that the handler ended with err failed. nil means the mapping in the package comment.
 	IsFailure func(err error) bool
 
 	// OnChange is called for every change of state, as described at breaker.New. nil: changes are not reported.
@@ -55,7 +54,7 @@ func (s *Server) unary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, ha
 	if err != nil {
 		return nil, err
 	}
-	result := breaker.Failure // of a handler that panics or exits
+	result := breaker.Failure // if the handler panics or exits
 	defer func() { lease.Done(result) }()
 	resp, err := handler(ctx, req)
 	result = s.outcome(ctx, err)

@@ -2,9 +2,9 @@
 //
 // [Client] is a pair of interceptors for an ordinary grpc.ClientConn.
 //
-// What is retried is what retry.On says, read as Envoy reads it: a status counts only if it came alone, as a reply that
-// consists of trailers only; once response headers have come, the reply is the caller's. Where the server sets
-// grpc-retry-pushback-ms, it has the last word. A retry carries grpc-previous-rpc-attempts.
+// retry.On says what is retried, with Envoy's meaning: a status counts only in a trailers-only reply; once response headers
+// have come, the caller gets the reply. If the server sets grpc-retry-pushback-ms, that has the last word. A retry carries
+// grpc-previous-rpc-attempts.
 package retrygrpc
 
 import (
@@ -32,35 +32,35 @@ type Client struct {
 	//
 	// On: the zero value means GatewayError|ConnectFailure|RefusedStream|Unavailable.
 	//
-	// PerTryTimeout bounds, for a stream, the wait for response headers: a stream that has begun is never cut. For a
-	// unary call, which is done when it is answered, it bounds the try, and the server is told.
+	// PerTryTimeout bounds, for a stream, the wait for response headers: a stream that has begun is never cut. For a unary
+	// call, which is done when it is answered, it bounds the whole try, and the server is told of it.
 	//
-	// AnyMethod: without it, a try that ended without a reply of the server, as when its connection broke, is retried
-	// only where the server provably did not process it, or where the call's metadata has an idempotency-key. A status
-	// that On names needs no such proof: the server has spoken.
+	// AnyMethod: without it, a try that ended without a reply from the server, such as on a broken connection, is retried
+	// only if the server provably did not process it, or if the call's metadata has an idempotency-key. A status that On
+	// names needs no such proof: it is the server's reply.
 	Config retry.Config
 
 	// Budget limits the retries to a share of the calls: by default 20%, and 10 per second on top.
 	Budget retry.BudgetConfig
 
-	// Limiter bounds the retries that are under way at a time. Off by default.
+	// Limiter bounds the number of retries in flight. Off by default.
 	Limiter retry.LimiterConfig
 
 	// Rand returns random numbers in [0, 1) for the backoff. It must be safe for concurrent use. nil: the global source.
 	Rand func() float64
 
-	// Observe, if set, is told what was done for a call: before a unary call returns, and when a stream is answered or
+	// Observe, if set, is called with a summary of each call: before a unary call returns, and when a stream is answered or
 	// given up. For a stream it runs on a goroutine of its own.
 	Observe func(ctx context.Context, method string, s retry.Summary)
 
 	once   sync.Once
 	loop   retry.Loop
 	err    error
-	active atomic.Int64 // calls without an answer so far, if the limiter wants to know
+	active atomic.Int64 // calls without an answer so far, if the limiter needs it
 }
 
-// DialOptions returns the interceptors, and grpc.WithDisableRetry: retry policies of a service config are not followed.
-// gRPC's transparent retries, of calls that never left, stay.
+// DialOptions returns the interceptors, and grpc.WithDisableRetry: retry policies in a service config are ignored. gRPC's
+// transparent retries, of calls that were never sent, stay on.
 func (c *Client) DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithDisableRetry(),
@@ -89,10 +89,10 @@ func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *g
 }
 
 // stream is a grpc.StreamClientInterceptor. A goroutine makes the tries of a stream. It ends when the stream is answered or
-// given up, or with ctx or the connection. No other try follows one of which more was sent than 256 KiB (or what
-// grpc.MaxRetryRPCBufferSize says), nor one whose Context or Trailer the caller has asked for. While a retry is under way,
-// SendMsg and RecvMsg wait. The options Header, Trailer, Peer and OnFinish do what they do without retries: once, for the call
-// as a whole.
+// given up, or with ctx or the connection. There is no further try after one that sent more than 256 KiB (or what
+// grpc.MaxRetryRPCBufferSize says), or whose Context or Trailer the caller has asked for. While a retry is under way,
+// SendMsg and RecvMsg wait. The options Header, Trailer, Peer and OnFinish do what they do without retries: once, for the
+// call as a whole.
 func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
 	c.once.Do(c.compile)

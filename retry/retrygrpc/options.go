@@ -7,7 +7,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 )
 
-// reply is what a try leaves behind. gRPC sets the fields at the end of a try that had a stream.
+// reply is what a try leaves behind. gRPC sets the fields at the end of a try if it had a stream.
 type reply struct {
 	header, trailer metadata.MD
 	peer            peer.Peer

@@ -21,14 +21,14 @@ import (
 
 // outcome is how a try ended.
 type outcome struct {
-	err     error       // nil if well
+	err     error       // nil on success
 	begun   bool        // there was a stream, so that the server may have seen something
 	header  metadata.MD // that came
-	late    bool        // the try took longer than it may
+	late    bool        // the try exceeded its limit
 	trailer metadata.MD // the whole reply, if it consists of trailers only
 }
 
-// decisive returns the outcome as far as it decides about another try.
+// decisive returns the part of the outcome that decides whether there is another try.
 func (o *outcome) decisive(ctx context.Context) (known grpcreplay.Outcome) {
 	answered := o.header != nil
 	if o.err == nil || answered && !o.late {
@@ -48,7 +48,7 @@ func (o *outcome) decisive(ctx context.Context) (known grpcreplay.Outcome) {
 	return known
 }
 
-// kind is the way a try failed that got no reply from the server.
+// kind returns how a try failed that got no reply from the server.
 func (o *outcome) kind() failure.Kind {
 	if refusal.Is(o.err) {
 		return failure.Refused
@@ -68,11 +68,11 @@ func (o *outcome) kind() failure.Kind {
 	case s.Code() == codes.Unavailable:
 		return failure.Reset
 	}
-	// What is wrong is on our side: a message that cannot be encoded, credentials, the caller's own cancel.
+	// The failure is on our side: a message that cannot be encoded, credentials, the caller's own cancel.
 	return failure.Refused
 }
 
-// idle reports whether there is nothing to do but to make calls.
+// idle reports whether there is nothing to do but make the call.
 func idle(l *retry.Loop) bool {
 	config := l.Policy.Config()
 	return config.Retries == 0 && config.PerTryTimeout == 0
@@ -91,7 +91,7 @@ func once(ctx context.Context, err error) retry.Summary {
 }
 
 // result returns the error of a call after its n-th and last try, which ended with err, or after which its context ended. It
-// tells of the tries if there were several and we gave up. What the server answered to the last one is passed on as it is.
+// mentions the tries if there were several and we gave up. The server's answer to the last one is passed on as it is.
 func result(ctx context.Context, n int, reason retry.Reason, gone bool, err error) error {
 	if gone {
 		code := codes.DeadlineExceeded

@@ -50,7 +50,7 @@ type stream struct {
 	results  *grpcreplay.Results
 	settled  func(retry.Summary)
 	out      outcome // of the last try
-	left     *reply  // by it; nil if nobody wants to know
+	left     *reply  // left by it; nil if not needed
 }
 
 // Make implements grpcreplay.Driver.
@@ -74,7 +74,7 @@ func (s *stream) Try(ctx context.Context, limit time.Duration, n int) grpcreplay
 	var bounded *deadline.Context
 	var release func()
 	if limit > 0 {
-		// Not announced: the server would end the stream then, however well it goes.
+		// Not announced to the server: it would end the stream then, however well it goes.
 		bounded = new(deadline.Context)
 		bounded.Start(marked, deadline.PerTry, limit, false)
 		marked, release = bounded, bounded.Cancel

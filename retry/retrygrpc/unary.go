@@ -35,7 +35,7 @@ func invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, c
 		defer message.Free()
 		common = encoded
 	}
-	u.opts = common[:len(common):len(common)] // an interceptor may append
+	u.opts = common[:len(common):len(common)] // an interceptor may append to it
 
 	n, reason, gone := grpcreplay.Do(ctx, l, u)
 	err := result(ctx, n, reason, gone, u.out.err)
@@ -56,7 +56,7 @@ type unary struct {
 	out        outcome
 }
 
-// Try implements grpcreplay.Tries. gRPC is done with the reply when it returns, so that tries never share it.
+// Try implements grpcreplay.Tries. gRPC is done with the reply when it returns, so tries never share it.
 func (u *unary) Try(ctx context.Context, limit time.Duration, n int) grpcreplay.Outcome {
 	u.left = reply{}
 	if limit == 0 {

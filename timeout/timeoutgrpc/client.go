@@ -1,7 +1,7 @@
 // Package timeoutgrpc limits how long a gRPC call may take as a whole, and how long a stream may be silent. The server of a
 // bounded call knows how long its caller will wait, because gRPC tells it.
 //
-// The limit on a single try belongs to the retries: see package retrygrpc.
+// The limit on a single try is part of package retrygrpc.
 package timeoutgrpc
 
 import (
@@ -21,13 +21,13 @@ import (
 	"github.com/nosidecar/mesh/timeout"
 )
 
-// Client bounds the calls of a grpc.ClientConn. A call that exceeds a limit fails with status DeadlineExceeded and an
-// error that [timeout.Exceeded] knows. The zero Client sets no limit. It is safe for concurrent use; its fields must not be
-// changed after the first call. Where it is used with retries, its options come before theirs, for the limit to hold for
-// all tries together.
+// Client bounds the calls of a grpc.ClientConn. A call that exceeds a limit fails with status DeadlineExceeded and an error
+// that [timeout.Exceeded] recognizes. The zero Client sets no limit. It is safe for concurrent use; its fields must not be
+// changed after the first call. Where it is used with retries, its options come before theirs, for the limit to hold for all
+// tries together.
 type Client struct {
-	// Config holds the limits. If it is invalid, every call fails. Request bounds a stream from its beginning to its
-	// end. BodyIdle bounds each wait for a message of a stream that has begun; time in which nobody receives does not
+	// Config holds the limits. If it is invalid, every call fails. Request bounds a stream from its beginning to its end.
+	// BodyIdle bounds each wait for a message of a stream that has begun; time in which the caller does not receive does not
 	// count. NoPropagation is an error: gRPC always tells servers of the deadline.
 	Config timeout.Config
 }
@@ -48,7 +48,7 @@ func (c *Client) check() error {
 	return nil
 }
 
-// request returns the limit of a call, 0 if there is none or the caller's deadline comes first.
+// request returns the limit of a call, or 0 if there is none or the caller's deadline comes first.
 func (c *Client) request(ctx context.Context) time.Duration {
 	if at, ok := ctx.Deadline(); ok && time.Until(at) <= c.Config.Request {
 		return 0
@@ -110,7 +110,7 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 			s.end(nil)
 		}
 	}()
-	// gRPC calls it when the stream ends, also if the caller just cancels.
+	// gRPC calls it when the stream ends, even if the caller only cancels.
 	var err error
 	s.ClientStream, err = streamer(&s.call, desc, cc, method, append(opts[:len(opts):len(opts)], grpc.OnFinish(s.end))...)
 	if err != nil {
