@@ -6,7 +6,7 @@ import "math/bits"
 // draws from equal weights.
 type alias []column
 
-// column is one of n equal parts of the whole: own of it belongs to the column's index, the rest to other.
+// column is one of n equal parts of the whole: its part own belongs to the column's index, the rest to other.
 type column struct {
 	own   uint64 // of 1<<64
 	other uint32
@@ -48,7 +48,7 @@ func newAlias(weights []float64) alias {
 			large++
 		}
 	}
-	// What is left is a whole column, but for rounding.
+	// What is left is a whole column, apart from rounding.
 	for _, i := range order[:small] {
 		table[i] = column{1<<64 - 1, i}
 	}

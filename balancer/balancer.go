@@ -1,10 +1,10 @@
 // Package balancer chooses the endpoint of a call.
 //
-// A [Balancer] serves one set of endpoints, the members of a service or of one of its subsets. It knows the calls in
-// flight on each endpoint, which endpoints are ejected and which are near; with [Config] it picks by least request (the
-// default), round robin, at random, by latency, or by consistent hash. A pick takes no lock and allocates nothing.
+// A [Balancer] serves one set of endpoints, the members of a service or of one of its subsets. It tracks the calls in flight
+// on each endpoint, and knows which endpoints are ejected and which are near. As [Config] says, it picks by least request
+// (the default), round robin, at random, by latency, or by consistent hash. A pick takes no lock and allocates nothing.
 //
-// [Transport] is the balancer as an http.RoundTripper that works alone.
+// [Transport] is the balancer as a standalone http.RoundTripper.
 package balancer
 
 import (
@@ -19,48 +19,48 @@ import (
 )
 
 var (
-	// ErrNoEndpoints says that the set has no endpoint that takes calls: it is empty, or all in it are draining.
+	// ErrNoEndpoints means that the set has no endpoint that takes calls: it is empty, or all in it are draining.
 	ErrNoEndpoints = refusal.New("balancer: no endpoints")
 
-	// ErrNoHealthy says that every endpoint is ejected and [Config.PanicFraction] is 0.
+	// ErrNoHealthy means that every endpoint is ejected and [Config.PanicFraction] is 0.
 	ErrNoHealthy = refusal.New("balancer: no healthy endpoint")
 )
 
 // Hooks tell the owner of a [Balancer] about its hosts. Each may be nil. They are called with no lock held.
 type Hooks struct {
-	// Attach makes what [Host.Value] returns, such as a connection pool. It runs inside [Balancer.Update], before the
-	// host can be picked, and may call the host's Endpoint, ID and SetEjected. Where two Updates that run at once both
-	// bring a new endpoint, one of the two hosts is dropped unused, through Removed and Drained.
+	// Attach makes what [Host.Value] returns, such as a connection pool. It runs inside [Balancer.Update], before the host
+	// can be picked, and may call the host's Endpoint, ID and SetEjected. If two concurrent Updates both add the same
+	// endpoint, one of the two hosts is dropped unused, through Removed and Drained.
 	Attach func(*Host) any
 
-	// Removed is told that no pick returns the host any more. Calls may still be in flight on it. It runs inside Update.
+	// Removed is called when no pick returns the host any more. Calls may still be in flight on it. It runs inside Update.
 	Removed func(*Host)
 
-	// Drained is told, once and after Removed, that the last call of a removed host ended: its connections may be
-	// closed. It runs inside Update, or on the goroutine that released the last call.
+	// Drained is called once, after Removed, when the last call on a removed host has ended: its connections may be closed.
+	// It runs inside Update, or on the goroutine that released the last call.
 	Drained func(*Host)
 }
 
-// Balancer picks endpoints out of one set. It is safe for concurrent use. It starts no goroutine and needs no Close; an
-// Update with no endpoints gives up its hosts.
+// Balancer picks endpoints from one set. It is safe for concurrent use. It starts no goroutine and needs no Close; an Update
+// with no endpoints releases its hosts.
 type Balancer struct {
 	cfg    settings
 	hooks  Hooks
 	rand   func() uint64
-	start  time.Time // of the clock that hosts keep their times in
+	start  time.Time // of the clock used for the times in hosts
 	picks  atomic.Pointer[snapshot]
-	change atomic.Uint64 // counts what the picks must take notice of
+	change atomic.Uint64 // counts the changes that picks must notice
 	busy   atomic.Int64  // calls in flight on all hosts; kept only for bounded loads
 
 	mu      sync.Mutex
-	seen    uint64 // the change that picks is up to date with
+	seen    uint64 // the change up to which picks is current
 	updates uint64
 	hosts   map[address]*Host
 	order   []*Host // hosts as the latest Update gave them
 	pools   []*pool
 }
 
-// address is what [discovery.Endpoint.ID] says, without the work of printing it.
+// address identifies an endpoint like [discovery.Endpoint.ID], without the cost of formatting it.
 type address struct {
 	host string
 	port int
@@ -79,8 +79,8 @@ func New(cfg Config, hooks Hooks) (*Balancer, error) {
 
 // PickInfo is what a pick depends on. The zero value is a first attempt without hash key.
 type PickInfo struct {
-	// Hash is the hash of the call's key, from [Hash]. It counts only with HasHash, and only for the algorithms that
-	// hash; without it they pick at random.
+	// Hash is the hash of the call's key, from [Hash]. It is used only with HasHash, and only by the hashing algorithms;
+	// without it they pick at random.
 	Hash    uint64
 	HasHash bool
 
@@ -103,7 +103,7 @@ func (b *Balancer) Pick(info PickInfo) (*Host, error) {
 		}
 		h := g.hosts[i]
 		if g.states[i].Add(1)&gone != 0 {
-			h.exit() // removed since the snapshot was loaded; a newer one is there already
+			h.exit() // removed since the snapshot was loaded; there is a newer one already
 			continue
 		}
 		if b.cfg.BoundedLoad > 0 {
@@ -113,9 +113,9 @@ func (b *Balancer) Pick(info PickInfo) (*Host, error) {
 	}
 }
 
-// Update replaces the set of endpoints. State (calls in flight, latency, ejection) stays with the endpoints whose ID
-// was there before. The Balancer does not keep the slice, but it does keep the labels. Of several endpoints with the same ID the
-// first counts.
+// Update replaces the set of endpoints. State (calls in flight, latency, ejection) stays with the endpoints whose ID was
+// there before. The Balancer does not keep the slice, but it does keep the labels. Of several endpoints with the same ID,
+// the first one is used.
 func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 	var fresh map[address]*Host
 	b.mu.Lock()
@@ -125,7 +125,7 @@ func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 			break
 		}
 		states := newStates(len(missing), len(endpoints))
-		b.mu.Unlock() // Attach is not ours
+		b.mu.Unlock() // Attach is the caller's code
 		if fresh == nil {
 			fresh = make(map[address]*Host, len(missing))
 		}
@@ -145,7 +145,7 @@ func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 	}
 }
 
-// Hosts returns the hosts of the set in the order of the latest Update, those that drain included.
+// Hosts returns the hosts of the set in the order of the latest Update, draining ones included.
 func (b *Balancer) Hosts() []*Host {
 	b.mu.Lock()
 	order := b.order // never written to again
@@ -171,8 +171,8 @@ func (b *Balancer) missingLocked(endpoints []discovery.Endpoint, fresh map[addre
 	return missing
 }
 
-// findLocked returns the host at an address, or nil. Most updates change little: the host is likely to be in the place
-// where it was before.
+// findLocked returns the host at an address, or nil. Most updates change little: the host is probably at the same index as
+// before.
 func (b *Balancer) findLocked(order []*Host, place int, a address) *Host {
 	if place < len(order) && order[place].address == a {
 		return order[place]
@@ -219,7 +219,7 @@ func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, fresh map[addre
 			}
 		}
 	}
-	for _, h := range fresh { // lost to an Update that ran at the same time
+	for _, h := range fresh { // lost to a concurrent Update
 		removed = append(removed, h)
 	}
 	if changed {
@@ -241,7 +241,7 @@ func (b *Balancer) poolLocked() {
 		p := places[h.place]
 		if p == nil {
 			p = &pool{place: h.place}
-			p.turn.Store(b.rand()) // or all clients would begin with the same endpoint
+			p.turn.Store(b.rand()) // otherwise all clients would begin with the same endpoint
 			places[h.place] = p
 			b.pools = append(b.pools, p)
 		}
@@ -249,7 +249,7 @@ func (b *Balancer) poolLocked() {
 	}
 	slices.SortFunc(b.pools, func(x, y *pool) int { return x.place - y.place })
 	if b.cfg.Algorithm == RingHash || b.cfg.Algorithm == Maglev {
-		// All processes must agree, in whatever order their endpoints came.
+		// All processes must agree, whatever order their endpoints came in.
 		for _, p := range b.pools {
 			slices.SortFunc(p.members, func(x, y *Host) int { return compareAddress(x.address, y.address) })
 		}
@@ -271,7 +271,7 @@ func (b *Balancer) publishLocked() {
 	b.picks.Store(b.snapshotLocked())
 }
 
-// now is the time of the clock that hosts keep their times in. It is never 0.
+// now returns the time on the clock used in hosts. It is never 0.
 func (b *Balancer) now() int64 {
 	return int64(time.Since(b.start)) + 1
 }

@@ -48,8 +48,8 @@ func (a Algorithm) String() string {
 	return fmt.Sprintf("Algorithm(%d)", uint8(a))
 }
 
-// Config says how a [Balancer] picks. The zero value is least request over all endpoints that are not ejected. Configs
-// are data, which Equal compares.
+// Config says how a [Balancer] picks. The zero value is least request over all endpoints that are not ejected. Equal
+// compares Configs.
 type Config struct {
 	// Algorithm is the way to pick. The zero value is [LeastRequest].
 	Algorithm Algorithm
@@ -60,26 +60,26 @@ type Config struct {
 	// Decay is the time after which PeakEWMA has forgotten 63% of a latency. 0 means 1s.
 	Decay time.Duration
 
-	// MinRingSize and MaxRingSize bound the entries of the RingHash ring, up to 8,388,608. 0 means 1,024 and 8,388,608.
-	// The ring grows with the number of endpoints, so that none is without keys; it passes MaxRingSize only to give
-	// each endpoint one entry.
+	// MinRingSize and MaxRingSize bound the entries of the RingHash ring, up to 8,388,608. 0 means 1,024 and 8,388,608. The
+	// ring grows with the number of endpoints, so that each gets keys; it exceeds MaxRingSize only to give each endpoint one
+	// entry.
 	MinRingSize, MaxRingSize int
 
-	// TableSize is the size of the Maglev table, a prime up to 5,000,011. 0 means 65,537. With more endpoints than that
-	// the table grows, so that none is without keys.
+	// TableSize is the size of the Maglev table, a prime up to 5,000,011. 0 means 65,537. With more endpoints than that the
+	// table grows, so that each gets keys.
 	TableSize int
 
 	// BoundedLoad is the most calls in flight an endpoint may have, as a multiple of its fair share by weight; 1.25 is
-	// usual. A call that would exceed it goes to another endpoint, and one with a hash key always to the same others. 0
-	// means no bound; other values below 1 are errors.
+	// usual. A call that would exceed it goes to another endpoint; with a hash key, always to the same others. 0 means no
+	// bound; other values below 1 are errors.
 	BoundedLoad float64
 
-	// SlowStart spares endpoints that are new.
+	// SlowStart sends less traffic to new endpoints at first.
 	SlowStart SlowStart
 
-	// PanicFraction is the part of the endpoints that must be healthy, from 0 to 1: if fewer are, ejections are ignored and
-	// all endpoints are picked. It is Istio's minHealthPercent. 0 means never: when all are ejected, Pick refuses. With
-	// Locality, it is the part in one place, and counts only when all places together cannot carry the calls.
+	// PanicFraction is the fraction of the endpoints that must be healthy, from 0 to 1: if fewer are, ejections are ignored
+	// and all endpoints can be picked. It is Istio's minHealthPercent. 0 means never: when all are ejected, Pick refuses.
+	// With Locality, it is the fraction in one place, and applies only when all places together cannot carry the calls.
 	PanicFraction float64
 
 	// Locality prefers near endpoints.
@@ -89,16 +89,16 @@ type Config struct {
 	HashKey HashKey
 }
 
-// SlowStart raises the traffic of a new endpoint over a time. Endpoints that come when more than half of the set would
-// be new get their full share at once. It does not go with RingHash and Maglev. The zero value is off.
+// SlowStart raises the traffic of a new endpoint gradually. If more than half of the set would be new, new endpoints get
+// their full share at once. It cannot be combined with RingHash or Maglev. The zero value is off.
 type SlowStart struct {
 	// Window is the time until an endpoint has its full share. 0 means no slow start.
 	Window time.Duration
 
-	// MinFraction is the part of its full share that an endpoint gets at least, up to 1. 0 means 0.1; negative means none.
+	// MinFraction is the least fraction of its full share that an endpoint gets, up to 1. 0 means 0.1; negative means none.
 	MinFraction float64
 
-	// Aggression bends the rise: the share is (time/Window)^(1/Aggression). 0 means 1, a straight line.
+	// Aggression shapes the rise: the share is (time/Window)^(1/Aggression). 0 means 1, a straight line.
 	Aggression float64
 }
 
@@ -121,7 +121,7 @@ func (c Config) Validate() error {
 
 // Equal reports whether the settings are the same.
 func (c Config) Equal(other Config) bool {
-	return reflect.DeepEqual(c, other) // of reloads, not of calls
+	return reflect.DeepEqual(c, other) // on reloads, not on calls
 }
 
 // compile checks c and fills in its defaults.
@@ -165,7 +165,7 @@ func (c *Config) checkPick() error {
 	return nil
 }
 
-// checkHash checks the settings of the algorithms that hash.
+// checkHash checks the settings of the hashing algorithms.
 func (c *Config) checkHash() error {
 	switch {
 	case (c.MinRingSize != 0 || c.MaxRingSize != 0) && c.Algorithm != RingHash:

@@ -12,14 +12,14 @@ import (
 	"github.com/nosidecar/mesh/internal/httpclone"
 )
 
-// connections are the connections to one endpoint. They have a transport of their own, which dials the endpoint whatever
-// the URL says: the request can stay as the caller made it.
+// connections are the connections to one endpoint. They have their own transport, which dials the endpoint whatever the URL
+// says: the request can stay as the caller made it.
 type connections struct {
 	template *http.Transport
 	host     *Host
 
 	mu  sync.Mutex
-	own *http.Transport // nil until the first call: most of 10,000 endpoints may never get one
+	own *http.Transport // nil until the first call: most of 10,000 endpoints may never get a call
 }
 
 func (c *connections) transport() *http.Transport {
@@ -58,7 +58,7 @@ func (c *connections) closeIdle() {
 	}
 }
 
-// newTemplate returns a copy of base that is fit to be copied for each endpoint.
+// newTemplate returns a copy of base that can be copied for each endpoint.
 func newTemplate(base *http.Transport) (*http.Transport, error) {
 	if base == nil {
 		standard, ok := http.DefaultTransport.(*http.Transport)
@@ -92,7 +92,7 @@ func newTemplate(base *http.Transport) (*http.Transport, error) {
 		t.ForceAttemptHTTP2 = false
 		t.Protocols = new(http.Protocols)
 		t.Protocols.SetHTTP1(true)
-		if c := t.TLSClientConfig; c != nil { // a copy; Clone has HTTP/2 put its name there
+		if c := t.TLSClientConfig; c != nil { // a copy; Clone makes HTTP/2 add its protocol name there
 			c.NextProtos = slices.DeleteFunc(slices.Clone(c.NextProtos), func(p string) bool { return p == "h2" })
 		}
 	case t.Protocols == nil && t.TLSNextProto == nil:

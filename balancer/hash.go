@@ -13,8 +13,8 @@ func mix(x uint64) uint64 {
 	return x ^ x>>31
 }
 
-// rehash returns the hash for a further try. Calls that cannot go where their key says spread over all hosts; the next
-// host on a ring would get all the calls of its neighbour.
+// rehash returns the hash for a further try. Calls that cannot go where their key says are spread over all hosts; otherwise
+// the next host on a ring would get all the calls of its neighbour.
 func rehash(hash uint64, try int) uint64 {
 	if try == 0 {
 		return hash

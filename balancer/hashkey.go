@@ -18,14 +18,14 @@ import (
 type KeySource uint8
 
 const (
-	NoKey       KeySource = iota // the caller of Pick brings hashes of its own, or none
+	NoKey       KeySource = iota // the caller of Pick provides its own hashes, or none
 	HeaderKey                    // a request header, or :authority, :path, :method or :scheme; several values count together
 	CookieKey                    // a cookie of the request
 	SourceIPKey                  // the IP address of the caller
-	QueryKey                     // the first value of a query parameter, whose name is matched with case
+	QueryKey                     // the first value of a query parameter, whose name is case-sensitive
 )
 
-// HashKey says where the key of a call is found. A call without key goes to a random endpoint. The zero value is no key.
+// HashKey says where the key of a call is found. A call without a key goes to a random endpoint. The zero value is no key.
 type HashKey struct {
 	// Source is where the key comes from. The zero value is [NoKey].
 	Source KeySource
@@ -33,13 +33,13 @@ type HashKey struct {
 	// Name is the name of the header, the cookie or the query parameter.
 	Name string
 
-	// SourceIP is the address of this process. It is the key of requests that do not have one of their own: a request
-	// that a server received and sends on has its sender's in RemoteAddr. It goes with SourceIPKey only. Empty means
-	// that such requests have no key.
+	// SourceIP is the address of this process. It is the key of requests that have none of their own: a request that a
+	// server received and forwards has its sender's address in RemoteAddr. It requires SourceIPKey. Empty means that such
+	// requests have no key.
 	SourceIP string
 
-	// Generate makes a cookie for calls that come without, and sets it on the response. Without it, such calls have no
-	// key. It goes with CookieKey only, and so do TTL, Path and Attributes with it.
+	// Generate makes a cookie for calls that have none, and sets it on the response. Without Generate, such calls have no
+	// key. It requires CookieKey; TTL, Path and Attributes require Generate.
 	Generate bool
 
 	// TTL is how long the generated cookie is kept, in whole seconds. 0 means until the end of the session.
@@ -98,7 +98,7 @@ func (k HashKey) Of(r *http.Request) (key string, ok bool) {
 	case HeaderKey:
 		values := r.Header.Values(k.Name)
 		switch {
-		case strings.HasPrefix(k.Name, ":") || strings.EqualFold(k.Name, "Host"): // net/http keeps them apart
+		case strings.HasPrefix(k.Name, ":") || strings.EqualFold(k.Name, "Host"): // net/http keeps them separately
 			return pseudoHeader(r, k.Name)
 		case len(values) == 1:
 			return values[0], true
@@ -121,8 +121,8 @@ func (k HashKey) Of(r *http.Request) (key string, ok bool) {
 	return "", false
 }
 
-// pseudoHeader returns what HTTP/2 sends of r under a name that begins with a colon, whatever the protocol (RFC 9113,
-// section 8.3.1), and for Host the same as for :authority.
+// pseudoHeader returns what HTTP/2 would send for r under a name that begins with a colon (RFC 9113, section 8.3.1),
+// whatever the protocol; Host is the same as :authority.
 func pseudoHeader(r *http.Request, name string) (string, bool) {
 	switch strings.ToLower(name) {
 	case ":authority", "host":
@@ -157,8 +157,8 @@ func queryValue(query, name string) (string, bool) {
 	return "", false
 }
 
-// NewCookie returns a new cookie for a call that came without, as the key of that call and as the Set-Cookie header of
-// its response. It returns false unless Generate is set.
+// NewCookie returns a new cookie for a call that has none, as the key of that call and as the Set-Cookie header of its
+// response. It returns false unless Generate is set.
 func (k HashKey) NewCookie() (key, setCookie string, ok bool) {
 	if !k.Generate {
 		return "", "", false

@@ -22,7 +22,7 @@ type Host struct {
 	address  address
 
 	warmed    atomic.Int64  // when slow start began, if warming
-	cost      atomic.Uint64 // float64 bits of the latency in ns; 0 means not known
+	cost      atomic.Uint64 // float64 bits of the latency in ns; 0 means unknown
 	observed  atomic.Int64  // when cost was valid
 	observing sync.Mutex    // held to write cost and observed
 
@@ -32,20 +32,19 @@ type Host struct {
 	place  int
 }
 
-// The state of a host is the number of calls in flight and these bits. All that a pick must know is in one word, and the
-// words of large sets lie close together: to look at two of 10,000 hosts is then to look at 80 KiB of memory, not at
-// megabytes.
+// The state of a host is the number of calls in flight and these bits. Everything that a pick needs is in one word, and the
+// words of large sets are adjacent: picking among 10,000 hosts then touches 80 KiB of memory, not megabytes.
 const (
 	ejected = 1 << (60 + iota)
 	warming // in slow start
 	gone    // removed: no new calls
-	drained // removed, and Drained has been told
+	drained // removed, and Drained has been called
 
 	calls = ejected - 1
 )
 
 // newStates returns the states of n new hosts in a set of the given size. The hosts of a small set get a cache line each,
-// because processors would wait for one another there.
+// because processors would contend for it.
 func newStates(n, size int) []*atomic.Uint64 {
 	states := make([]*atomic.Uint64, n)
 	if size > 256 {
@@ -81,7 +80,8 @@ func (h *Host) ID() string { return h.id }
 // long as updates say the same, so it can be the key of a cache.
 func (h *Host) Endpoint() *discovery.Endpoint { return h.endpoint.Load() }
 
-// describe notes what an Update says of the endpoint. It is copied, so that one endpoint does not keep a whole set in memory.
+// describe records how an Update describes the endpoint. It makes a copy, so that one endpoint does not keep a whole set in
+// memory.
 func (h *Host) describe(e *discovery.Endpoint) {
 	if old := h.endpoint.Load(); old == nil || !same(old, e) {
 		described := *e
@@ -89,7 +89,7 @@ func (h *Host) describe(e *discovery.Endpoint) {
 	}
 }
 
-// same reports whether two endpoints are described in the same way.
+// same reports whether two endpoints have the same description.
 func same(a, b *discovery.Endpoint) bool {
 	return a.Address == b.Address && a.Port == b.Port && slices.Equal(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels) &&
 		a.Locality == b.Locality && a.Weight == b.Weight && a.Draining == b.Draining && a.ServiceAccount == b.ServiceAccount
@@ -108,9 +108,9 @@ func (h *Host) Ejected() bool { return h.state.Load()&ejected != 0 }
 // Ejections do not matter.
 func (h *Host) TakesCalls() bool { return h.takes.Load() && h.state.Load()&gone == 0 }
 
-// SetEjected takes the host out of the picks or brings it back. No Pick that begins after SetEjected(true) returned
-// gives the host, unless so many are ejected that [Config.PanicFraction] applies. It builds the picks anew, which takes
-// time in proportion to the size of the set.
+// SetEjected takes the host out of the picks or brings it back. No Pick that begins after SetEjected(true) has returned
+// gives the host, unless so many are ejected that [Config.PanicFraction] applies. It rebuilds the picks, which takes time
+// proportional to the size of the set.
 func (h *Host) SetEjected(eject bool) {
 	var before uint64
 	if eject {
@@ -123,9 +123,9 @@ func (h *Host) SetEjected(eject bool) {
 	}
 }
 
-// Release ends the call that a Pick began. It must be called once for each pick. latency is the time from the pick to
-// the first byte of the answer, 0 if there was none to learn from (a call that its caller gave up); failed says that
-// the endpoint did not do what was asked. Both matter to [PeakEWMA] only.
+// Release ends the call that a Pick began. It must be called once for each pick. latency is the time from the pick to the
+// first byte of the answer, or 0 if there is nothing to learn (the caller gave up); failed means that the endpoint did not
+// do what was asked. Both matter to [PeakEWMA] only.
 func (h *Host) Release(latency time.Duration, failed bool) {
 	if latency > 0 && h.balancer.cfg.Algorithm == PeakEWMA {
 		h.observe(h.balancer.now(), latency, failed)
@@ -149,8 +149,8 @@ func (h *Host) remove() {
 	h.drain()
 }
 
-// drain tells Drained, if no call is in flight. Late picks may bring a removed host to zero calls more than once; only
-// one of them tells.
+// drain calls Drained if no call is in flight. Late picks may bring a removed host to zero calls more than once; only the
+// first calls it.
 func (h *Host) drain() {
 	for {
 		state := h.state.Load()

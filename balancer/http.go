@@ -17,36 +17,36 @@ import (
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
-// ErrClosed says that the [Transport] is closed.
+// ErrClosed means that the [Transport] is closed.
 var ErrClosed = refusal.New("balancer: transport closed")
 
-// Outlier finds the endpoints that fail. *breaker.Outlier is one. Endpoints are named by their IDs. It must be safe for
-// concurrent use, and Ejected must be fast. If it has a method Forget(endpoint string), that is told of endpoints that no
+// Outlier finds failing endpoints. *breaker.Outlier implements it. Endpoints are named by their IDs. It must be safe for
+// concurrent use, and Ejected must be fast. If it has a method Forget(endpoint string), that is called for endpoints that no
 // longer take calls, so that they do not count among those that may be ejected.
 type Outlier interface {
-	// Report says how a call ended: with an error of the connection; or with a response, and the error that reading its
-	// body ended with, if any.
+	// Report records how a call ended: with a connection error; or with a response, and the error from reading its body, if
+	// any.
 	Report(endpoint string, resp *http.Response, err error)
 
 	// Ejected reports whether the endpoint should get no calls now.
 	Ejected(endpoint string) bool
 }
 
-// Transport is an http.RoundTripper that sends each request to one of the endpoints of the service that its URL names.
-// It has connections to each endpoint of its own; Host header and TLS server name stay the service's. Set the fields
-// before the first use, and [Transport.Close] it at the end. It is safe for concurrent use.
+// Transport is an http.RoundTripper that sends each request to one of the endpoints of the service that its URL names. It
+// has its own connections to each endpoint; Host header and TLS server name stay the service's. Set the fields before the
+// first use, and [Transport.Close] it at the end. It is safe for concurrent use.
 //
-// The first request to a service begins to watch it, and waits for its endpoints as long as its context lasts. A
-// service is then watched until Close, unless the resolver does not know it.
+// The first request to a service starts a watch and waits for the endpoints as long as its context lasts. A service is then
+// watched until Close, unless the resolver does not know it.
 //
-// A call is over, and counts no more as in flight, when its response body is read to the end, fails or is closed.
+// A call is over, and no longer in flight, when its response body is read to the end, fails or is closed.
 type Transport struct {
 	// Base is the template of the connections' transports; it is copied for each endpoint. nil means
 	// http.DefaultTransport, if that is an *http.Transport. Endpoints are dialled directly, whatever Proxy says.
 	//
 	// HTTP/2 is tried whenever TLS is used, unless Base rules it out: with Protocols, with TLSNextProto, or with
-	// MaxConnsPerHost, which HTTP/2 connections do not keep to. MaxIdleConnsPerHost 0 means 100. DialTLS and
-	// DialTLSContext are errors: they would not know which name to verify.
+	// MaxConnsPerHost, which HTTP/2 connections do not obey. MaxIdleConnsPerHost 0 means 100. DialTLS and DialTLSContext are
+	// refused: they would not know which name to verify.
 	Base *http.Transport
 
 	// Resolver finds the endpoints of the services. It must be set.
@@ -68,13 +68,13 @@ type Transport struct {
 	services map[string]*service // by host name in lower case
 }
 
-// service is a service that is called.
+// service is a service that calls go to.
 type service struct {
 	balancer     *Balancer
 	subscription *discovery.Subscription
 	outlier      Outlier
 	ejected      atomic.Bool  // there may be hosts to readmit
-	checked      atomic.Int64 // when that was looked at, on the balancer's clock
+	checked      atomic.Int64 // when that was last checked, on the balancer's clock
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -127,7 +127,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// CloseIdleConnections closes the connections that serve no call.
+// CloseIdleConnections closes the connections that carry no call.
 func (t *Transport) CloseIdleConnections() {
 	t.mu.RLock()
 	defer t.mu.RUnlock()
@@ -185,7 +185,7 @@ func (t *Transport) service(req *http.Request) (*service, error) {
 	return s, nil
 }
 
-// open begins to watch a service.
+// open starts watching a service.
 func (t *Transport) open(name string) (*service, error) {
 	t.setup.Do(func() { t.setupErr = t.prepare() })
 	if t.setupErr != nil {
@@ -224,7 +224,7 @@ func (t *Transport) open(name string) (*service, error) {
 	return s, nil
 }
 
-// forget stops watching a service that the resolver does not know, so that callers that make up names cost nothing.
+// forget stops watching a service that the resolver does not know, so that made-up names cost nothing.
 func (t *Transport) forget(name string, s *service) {
 	t.mu.Lock()
 	if t.services[name] == s {
@@ -252,7 +252,7 @@ func (t *Transport) connect(h *Host) any {
 	return &connections{template: t.template, host: h}
 }
 
-// readmission is how often ejected hosts are looked at, to see whether they are to come back.
+// readmission is how often ejected hosts are checked for readmission.
 const readmission = 100 * time.Millisecond
 
 // pick picks a host that the outlier detection does not eject.
@@ -275,7 +275,7 @@ func (s *service) pick(info PickInfo) (*Host, error) {
 			continue
 		}
 		if err != nil || h.Ejected() || !s.outlier.Ejected(h.ID()) {
-			return h, err // an ejected host is picked in panic
+			return h, err // an ejected host is picked in panic mode
 		}
 		h.SetEjected(true)
 		s.ejected.Store(true)
@@ -297,14 +297,14 @@ func (s *service) readmit() {
 	}
 }
 
-// call is one call under way.
+// call is one call in flight.
 type call struct {
 	body     body.Reader
 	service  *service
 	host     *Host
 	req      *http.Request
 	resp     *http.Response
-	began    time.Time     // if latency is of interest
+	began    time.Time     // if latency is used
 	latency  time.Duration // until the answer
 	returned bool
 }
@@ -321,7 +321,7 @@ func (c *call) End(err error) {
 	failed := err != nil || c.resp.StatusCode >= 500
 	kind := failure.Of(c.req.Context(), c.req, err)
 	if kind == failure.Canceled || kind == failure.BadRequest {
-		c.latency, failed = 0, false // it was the caller; the endpoint may be well
+		c.latency, failed = 0, false // the caller gave up; the endpoint may be healthy
 	}
 	if kind == failure.Connect {
 		c.service.subscription.Refresh() // the endpoint may be gone

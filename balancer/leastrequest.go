@@ -1,7 +1,7 @@
 package balancer
 
-// leastRequest is the power of two choices. The two are different endpoints: drawn with replacement, a stuck endpoint of
-// two would go on getting a quarter of the calls.
+// leastRequest is the power of two choices. The two are different endpoints: drawn with replacement, one stuck endpoint of
+// two would still get a quarter of the calls.
 type leastRequest struct{ *sampler }
 
 func (l *leastRequest) next(PickInfo, int) int {
@@ -20,20 +20,20 @@ func (l *leastRequest) next(PickInfo, int) int {
 func (l *leastRequest) lighter(b, a int) bool {
 	stateB, stateA := l.states[b].Load(), l.states[a].Load()
 	if l.weights == nil && (stateB|stateA)&warming == 0 {
-		return stateB&calls < stateA&calls // what the below comes to
+		return stateB&calls < stateA&calls // what the code below reduces to
 	}
 	callsB, weightB := l.load(b)
 	callsA, weightA := l.load(a)
 	return lighter(callsB, weightB, 1, callsA, weightA, 1)
 }
 
-// lighter reports whether a call drawn for host a is better sent to host b, of which calls in flight, weights and
-// costs of a call are given.
+// lighter reports whether a call drawn for host a is better sent to host b, given the calls in flight, the weight and the
+// cost per call of each.
 //
-// With equal weights this is cost*(calls+1), compared. With unequal weights (calls+1)/weight alone would never send an
-// idle light host a call while a heavy one is idle too, and calls/weight would send it too many; so within one call of
-// balance the draw by weight stands. At rest the shares are then exactly the weights, and under load the calls in
-// flight are in proportion to them.
+// With equal weights this is cost*(calls+1), compared. With unequal weights (calls+1)/weight alone would never send an idle
+// light host a call while a heavy one is idle too, and calls/weight would send it too many; so within one call of balance
+// the weighted draw stands. At rest the shares are then exactly the weights, and under load the calls in flight are in
+// proportion to them.
 func lighter(callsB, weightB, costB, callsA, weightA, costA float64) bool {
 	return costB*(callsB+1)*weightA < costA*(callsA*weightB+min(weightA, weightB))
 }

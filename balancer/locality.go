@@ -10,8 +10,9 @@ import (
 
 // Locality prefers near endpoints, as Istio's localityLbSetting does. The zero value is off.
 //
-// Without Distribute, places are priorities: the calls go to the nearest endpoints, and to the next nearest as far as
-// less than 1/1.4 (71%) of the nearer are healthy. At most one of Distribute, Failover and FailoverPriority may be set.
+// Without Distribute, places are priorities: calls go to the nearest endpoints, and spill over to the next nearest to the
+// extent that less than 1/1.4 (71%) of the nearer are healthy. At most one of Distribute, Failover and FailoverPriority may
+// be set.
 type Locality struct {
 	// Enabled turns the preference on.
 	Enabled bool
@@ -20,21 +21,21 @@ type Locality struct {
 	// region, and the others.
 	Own discovery.Locality
 
-	// Distribute divides the calls by the caller's place, whatever is near. The first rule for the caller's place applies.
-	// A caller whose place has no rule has no preference.
+	// Distribute divides the calls by the caller's place, regardless of distance. The first rule for the caller's place
+	// applies. A caller whose place has no rule has no preference.
 	Distribute []Distribution
 
 	// Failover names, for the caller's region, the one to prefer among the other regions.
 	Failover []Failover
 
 	// FailoverPriority ranks endpoints by labels, given with the caller's own values and the most important first. The
-	// nearest endpoints have all of them, the next all but the last, and so on. Where an endpoint lacks one of the labels
+	// nearest endpoints match all of them, the next all but the last, and so on. If an endpoint lacks one of the labels
 	// topology.kubernetes.io/region, topology.kubernetes.io/zone and topology.istio.io/subzone, its Locality counts.
 	FailoverPriority []Label
 }
 
-// Distribution divides the calls of one place. Places are written region/zone/subzone; "*" is any name, and so is what is left
-// out.
+// Distribution divides the calls of one place. Places are written region/zone/subzone; "*" matches any name, and so does an
+// omitted part.
 type Distribution struct {
 	// From is the caller's place.
 	From string
@@ -59,7 +60,7 @@ type Label struct {
 	Name, Value string
 }
 
-// topology is a Locality, read.
+// topology is a compiled Locality.
 type topology struct {
 	mode      topologyMode
 	own       discovery.Locality
@@ -158,7 +159,7 @@ func isWithin(l discovery.Locality, place string) bool {
 
 func (t *topology) distributes() bool { return t.mode == byRule }
 
-// share returns the weight of a place; places are priorities where it does not matter.
+// share returns the weight of a place; it is unused when places are priorities.
 func (t *topology) share(place int) float64 {
 	if t.mode == byRule {
 		return float64(t.to[place].Weight)
@@ -166,7 +167,7 @@ func (t *topology) share(place int) float64 {
 	return 1
 }
 
-// place returns the pool of an endpoint: 0 is the nearest, or with a rule its index there.
+// place returns the pool of an endpoint: 0 is the nearest or, with a rule, the index in that rule.
 func (t *topology) place(e *discovery.Endpoint) int {
 	switch t.mode {
 	case byDistance:

@@ -17,8 +17,8 @@ func (m *maglev) next(info PickInfo, try int) int {
 	return int(m.table[rehash(info.Hash, try)%uint64(len(m.table))])
 }
 
-// newMaglevTable returns the table of hosts that are in order. Each host walks through the table in its own order
-// and takes the first place that is free when its turn comes, as often as its weight says (Maglev, NSDI 2016, 3.4).
+// newMaglevTable returns the table of hosts that are in order. Each host walks through the table in its own order. At its
+// turn it takes the first free place; its weight says how often it has a turn (Maglev, NSDI 2016, 3.4).
 func newMaglevTable(hosts []*Host, size int) []uint32 {
 	if len(hosts) == 0 {
 		return nil
@@ -39,7 +39,7 @@ func newMaglevTable(hosts []*Host, size int) []uint32 {
 		walks[i] = walk{
 			place:  Hash(h.id) % uint64(size),
 			step:   second.Sum64()%uint64(size-1) + 1,
-			credit: 1, // every endpoint has a first turn, so that none is without keys
+			credit: 1, // every endpoint has a first turn, so that each gets keys
 		}
 		heaviest = max(heaviest, float64(h.weight))
 	}

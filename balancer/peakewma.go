@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// peakEWMA compares latency times calls in flight. The latency decays while nothing is observed, so that an endpoint
-// that was slow once is asked again some time; that needs no probing at a fixed pace, which many clients together would
-// turn into load.
+// peakEWMA compares latency times calls in flight. The latency decays while nothing is observed, so that an endpoint that
+// was slow once is tried again eventually. That needs no probing at a fixed rate, which would add up to load with many
+// clients.
 type peakEWMA struct{ *sampler }
 
 func (p *peakEWMA) next(PickInfo, int) int {
@@ -29,7 +29,7 @@ func (p *peakEWMA) lighter(now int64, b, a int) bool {
 	callsA, weightA := p.load(a)
 	costB, costA := p.hosts[b].latency(now), p.hosts[a].latency(now)
 	if costB == 0 || costA == 0 {
-		// One is unknown: neither a herd to it nor a penalty, its calls in flight decide.
+		// One is unknown: it gets neither a herd nor a penalty; its calls in flight decide.
 		costB, costA = 1, 1
 	}
 	return lighter(callsB, weightB, costB, callsA, weightA, costA)
@@ -45,7 +45,7 @@ func (h *Host) latency(now int64) float64 {
 	return cost * math.Exp(-age/float64(h.balancer.cfg.Decay))
 }
 
-// observe takes a latency into the average.
+// observe adds a latency to the average.
 func (h *Host) observe(now int64, latency time.Duration, failed bool) {
 	h.observing.Lock()
 	defer h.observing.Unlock()
@@ -53,14 +53,14 @@ func (h *Host) observe(now int64, latency time.Duration, failed bool) {
 	sample := float64(latency)
 	switch {
 	case failed && sample < cost:
-		// To fail fast is not to be fast.
+		// Failing fast is not being fast.
 		sample = cost
 	case sample < cost:
 		age := float64(max(0, now-h.observed.Load()))
 		keep := math.Exp(-age / float64(h.balancer.cfg.Decay))
 		sample = cost*keep + sample*(1-keep)
 	}
-	// In this order a pick in between sees the old latency as fresh, which is the lesser error.
+	// In this order, a concurrent pick sees the old latency as fresh, which is the smaller error.
 	h.observed.Store(now)
 	h.cost.Store(math.Float64bits(sample))
 }

@@ -27,7 +27,7 @@ func (r *ringHash) next(info PickInfo, try int) int {
 type ring struct {
 	points []point // sorted
 	starts []uint32
-	shift  int // points[starts[h>>shift]] is the first whose hash has those high bits, or higher ones
+	shift  int // points[starts[h>>shift]] is the first point whose hash has those high bits or higher ones
 }
 
 type point struct {
@@ -52,9 +52,9 @@ func newRing(hosts []*Host, minSize, maxSize int) *ring {
 		return sum
 	}
 
-	// The number of entries of a host must not depend on how many hosts there are, or keys would move between hosts
-	// that stay. It does so only below four hosts, where the least size asks for more, and beyond half a million entries,
-	// where it halves.
+	// The number of entries of a host must not depend on how many hosts there are, or keys would move between hosts that
+	// stay. It does so only below four hosts, where the minimum size requires more entries, and beyond half a million
+	// entries, where it halves.
 	each := max((minSize+3)/4, (minSize+len(hosts)-1)/len(hosts))
 	for each > 1 {
 		size, half := total(each), total((each+1)/2)
@@ -66,7 +66,7 @@ func newRing(hosts []*Host, minSize, maxSize int) *ring {
 	if each > 1 || total(1) <= maxSize {
 		return index(ringPoints(hosts, func(h *Host) int { return count(h, each) }))
 	}
-	// The lightest host would have one entry and still the ring be too large: the heavier have to make do with less.
+	// The lightest host would have one entry and the ring would still be too large: heavier hosts get fewer entries.
 	sum := 0.0
 	for _, h := range hosts {
 		sum += float64(h.weight)
@@ -92,8 +92,8 @@ func ringPoints(hosts []*Host, count func(*Host) int) []point {
 	return points
 }
 
-// index sorts points, given in the order of their hosts. Hashes are evenly spread, so that one distribution by their
-// high bits leaves next to nothing to sort, and finds a key's place without a search.
+// index sorts points, given in the order of their hosts. Hashes are evenly spread, so one pass that distributes them by
+// their high bits leaves next to nothing to sort, and finds a key's place without a search.
 func index(points []point) *ring {
 	width := max(1, bits.Len(uint(len(points)))-1)
 	r := &ring{points: make([]point, len(points)), starts: make([]uint32, 1<<width+1), shift: 64 - width}
@@ -119,7 +119,7 @@ func index(points []point) *ring {
 	return r
 }
 
-// owner returns the index of the host that hash belongs to.
+// owner returns the index of the host that owns hash.
 func (r *ring) owner(hash uint64) int {
 	i := int(r.starts[hash>>r.shift])
 	for i < len(r.points) && r.points[i].hash < hash {

@@ -21,7 +21,7 @@ func (r *roundRobin) next(PickInfo, int) int {
 		} else {
 			i = r.alias.at(turn*goldenRatio, n)
 		}
-		if r.ripe(i) { // a turn that slow start forgoes is lost, so that it favours no other endpoint
+		if r.ripe(i) { // a turn that slow start skips is lost, so that it favours no other endpoint
 			break
 		}
 	}

@@ -9,7 +9,7 @@ import (
 type sampler struct {
 	balancer *Balancer
 	hosts    []*Host
-	states   []*atomic.Uint64 // of hosts: a pick need not touch the hosts it does not choose
+	states   []*atomic.Uint64 // of hosts: a pick does not touch hosts that it does not choose
 	weights  []float64        // nil if all are equal
 	alias    alias            // nil if all are equal
 	total    float64          // weight
@@ -24,8 +24,8 @@ func (s *sampler) draw() int {
 	return s.drawRipe(i)
 }
 
-// drawRipe draws again until a host is met that its slow start lets pass. At most half of the hosts are in slow start,
-// so that the bound is hardly ever met.
+// drawRipe draws again until it finds a host that slow start lets pass. At most half of the hosts are in slow start, so the
+// bound is hardly ever reached.
 func (s *sampler) drawRipe(i int) int {
 	for range redraws {
 		if s.ripe(i) {
@@ -46,8 +46,8 @@ func (s *sampler) drawTwo() (int, int) {
 	if n == 1 {
 		return 0, 0
 	}
-	// One random number is enough for both: what is left of it after the first draw is still even, and with weights each
-	// draw lives on one half of its bits.
+	// One random number is enough for both: what is left of it after the first draw is still uniform, and with weights each
+	// draw uses one half of its bits.
 	r := s.balancer.rand()
 	var i, j int
 	if s.alias == nil {

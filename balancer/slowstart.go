@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// warmUpLocked begins the slow start of hosts that have just arrived, unless most of the set would be in slow start: then no
-// other endpoint can take the load off them.
+// warmUpLocked begins the slow start of hosts that have just arrived, unless most of the set would be in slow start: then
+// the other endpoints cannot take over their load.
 func (b *Balancer) warmUpLocked(arrived []*Host) {
 	if b.cfg.SlowStart.Window == 0 {
 		return
@@ -26,7 +26,7 @@ func (b *Balancer) warmUpLocked(arrived []*Host) {
 	}
 }
 
-// ramp returns the part of its weight that a host in slow start gets, 1 when that is over.
+// ramp returns the fraction of its weight that a host in slow start gets, 1 when slow start is over.
 func (h *Host) ramp() float64 {
 	slow := &h.balancer.cfg.SlowStart
 	age := time.Duration(h.balancer.now() - h.warmed.Load())

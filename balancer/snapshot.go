@@ -8,7 +8,8 @@ import (
 	"github.com/nosidecar/mesh/internal/fraction"
 )
 
-// pool is the hosts of one place. It lasts until the set changes, so that what ejections do not change is kept.
+// pool is the hosts of one place. It lasts until the set changes, so that ejections do not rebuild what does not depend on
+// them.
 type pool struct {
 	place   int
 	members []*Host // in the order of their addresses; none drains
@@ -18,14 +19,14 @@ type pool struct {
 	_       [56]byte
 }
 
-// snapshot is what picks are made from. It is never changed.
+// snapshot is what picks are made from. It is immutable.
 type snapshot struct {
 	refusal error
 	groups  []*group // with traffic, the nearest first
 	shares  alias    // of the traffic
 }
 
-// group is the hosts of a pool that are picked.
+// group is the hosts of a pool that can be picked.
 type group struct {
 	sampler
 	picker
@@ -34,12 +35,12 @@ type group struct {
 
 // picker is an algorithm.
 type picker interface {
-	// next returns the index of a candidate. try counts the candidates of one pick that were not fit, so that an algorithm that
-	// would choose the same again can choose another.
+	// next returns the index of a candidate. try counts the unfit candidates of this pick, so that an algorithm that would
+	// choose the same host again can choose another.
 	next(info PickInfo, try int) int
 }
 
-// redraws is how many candidates of the algorithm are looked at, before the first that is fit is taken.
+// redraws is how many candidates the algorithm may propose before the first fit host is taken.
 const redraws = 16
 
 // overprovisioning is how many times the traffic of a place its healthy part may have to carry before some of it goes
@@ -66,7 +67,7 @@ func (b *Balancer) snapshotLocked() *snapshot {
 	return s
 }
 
-// trafficLocked returns the share of the traffic of each pool and whether its ejections are to be ignored.
+// trafficLocked returns the share of the traffic of each pool and whether its ejections are ignored.
 func (b *Balancer) trafficLocked() (shares []float64, panics []bool) {
 	n := len(b.pools)
 	shares, panics = make([]float64, n), make([]bool, n)
@@ -97,14 +98,14 @@ func (b *Balancer) trafficLocked() (shares []float64, panics []bool) {
 		return shares, panics
 	}
 
-	// Places are priorities: the first carries what it can, and the next what is left. Only when all of them together
-	// cannot carry the whole, ejections are doubted.
+	// Places are priorities: the first carries what it can, and the next what is left. Ejections are doubted only when all
+	// places together cannot carry the whole load.
 	if total >= 1 {
 		left := 1.0
 		for i := range able {
 			shares[i] = min(left, able[i])
 			if left -= shares[i]; left < 1e-9 {
-				left = 0 // but for rounding
+				left = 0 // apart from rounding
 			}
 		}
 		return shares, panics
@@ -164,7 +165,7 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 	return g
 }
 
-// choose returns the host of a pick, as its place in a group. It returns no group if all hosts were ejected since the
+// choose returns the host of a pick, as a group and an index in it. It returns no group if all hosts were ejected since the
 // snapshot was made.
 func (s *snapshot) choose(b *Balancer, info PickInfo) (*group, int) {
 	g := s.groups[0]
@@ -183,7 +184,7 @@ func (s *snapshot) choose(b *Balancer, info PickInfo) (*group, int) {
 	return s.sweep(b, g, info)
 }
 
-// sweep looks at all hosts for the most fit, beginning with the group g.
+// sweep searches all hosts for the fittest, beginning with group g.
 func (s *snapshot) sweep(b *Balancer, g *group, info PickInfo) (*group, int) {
 	r := rehash(info.Hash, redraws)
 	if !info.HasHash {
@@ -211,13 +212,13 @@ func (s *snapshot) sweep(b *Balancer, g *group, info PickInfo) (*group, int) {
 	if g, i := search(nil, false); g != nil {
 		return g, i
 	}
-	if b.cfg.PanicFraction > 0 { // all ejected is below any threshold
+	if b.cfg.PanicFraction > 0 { // with all ejected, any threshold is missed
 		return g, g.next(info, 0)
 	}
 	return nil, 0
 }
 
-// first returns the first host that is fit, in a circle from a place that r says, or -1.
+// first returns the index of the first fit host, in a circle from a start that r gives, or -1.
 func (g *group) first(r uint64, tried []string, bounded bool) int {
 	n := len(g.hosts)
 	from := alias(nil).at(r, n)
@@ -240,7 +241,7 @@ func (g *group) fit(i int, tried []string, bounded bool) bool {
 	return !bounded || g.balancer.cfg.BoundedLoad == 0 || !g.full(i)
 }
 
-// full reports whether host i has as many calls in flight as a bounded load allows, the new call counted in the whole.
+// full reports whether host i has as many calls in flight as the bounded load allows. The new call counts toward the total.
 func (g *group) full(i int) bool {
 	share := g.balancer.cfg.BoundedLoad * float64(g.balancer.busy.Load()+1) * g.weight(i) / g.total
 	const rounding = 1e-9

@@ -2,8 +2,8 @@ package balancer
 
 import "github.com/nosidecar/mesh/discovery"
 
-// Subset returns the endpoints that have all the labels. It returns endpoints itself if there are no labels to have, and
-// never changes it.
+// Subset returns the endpoints that have all the labels. It returns endpoints itself if labels is empty, and never changes
+// it.
 func Subset(endpoints []discovery.Endpoint, labels map[string]string) []discovery.Endpoint {
 	if len(labels) == 0 {
 		return endpoints

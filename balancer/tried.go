@@ -44,5 +44,5 @@ func (l *triedList) all() []string {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.ids[:len(l.ids):len(l.ids)] // later additions do not write where the reader reads
+	return l.ids[:len(l.ids):len(l.ids)] // later additions do not write to what the reader reads
 }

@@ -10,8 +10,8 @@ import (
 
 const backoffBase = 500 * time.Millisecond
 
-// backoff returns how long to wait after so many failures in a row, at least 1: twice as long each time up to limit,
-// and at random between half of that and all, so that many clients of a server that comes back do not meet there.
+// backoff returns how long to wait after that many failures in a row, at least 1: twice as long each time up to limit, and
+// at random between half of that and all of it, so that the clients of a server that comes back do not all arrive at once.
 func backoff(failures int, limit time.Duration) time.Duration {
 	d := limit
 	if shift := failures - 1; shift < 20 {
@@ -20,8 +20,8 @@ func backoff(failures int, limit time.Duration) time.Duration {
 	return d/2 + rand.N(d/2+1)
 }
 
-// sleepUnless waits for d, or until it is asked to stop, though no shorter than least. It reports whether it was asked, and
-// whether it was over before ctx ended.
+// sleepUnless waits for d, or until it is asked to stop, but for no less than least. It reports whether it was asked, and
+// whether the wait ended before ctx did.
 func sleepUnless(ctx context.Context, d time.Duration, ask <-chan struct{}, least time.Duration) (asked, ok bool) {
 	began := time.Now()
 	timer := time.NewTimer(d)

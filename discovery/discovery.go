@@ -1,8 +1,8 @@
 // Package discovery finds the endpoints of a service.
 //
 // A [Resolver] watches one service and yields its endpoints whenever they change. The package has three: [Memory], a
-// registry in the process; [Static], a fixed table; and [DNS]. Resolvers that need a client of their own live in
-// folders below this one.
+// registry in the process; [Static], a fixed table; and [DNS]. Resolvers that need a client library live in folders below
+// this one.
 package discovery
 
 import (
@@ -13,7 +13,7 @@ import (
 	"strconv"
 )
 
-// Endpoint is one instance of a service: where it listens and what is known of it. Endpoints are values; the Labels map
+// Endpoint is one instance of a service: where it listens and what is known about it. Endpoints are values; the Labels map
 // and the Ports slice are shared and must not be changed once published.
 type Endpoint struct {
 	// Address is an IP address or a host name, without port.
@@ -22,10 +22,10 @@ type Endpoint struct {
 	// Port is dialled for every service port that Ports does not name. 0 means the port the caller asked for.
 	Port int
 
-	// Ports says, for services with several ports, where each is served.
+	// Ports says where each port of a service with several ports is served.
 	Ports []Port
 
-	// Labels select the endpoint into subsets.
+	// Labels assign the endpoint to subsets.
 	Labels map[string]string
 
 	// Locality is where the endpoint runs. The zero value is an unknown place.
@@ -34,7 +34,7 @@ type Endpoint struct {
 	// Weight is the endpoint's share of the traffic, relative to its peers. 0 means 1.
 	Weight uint32
 
-	// Draining keeps the endpoint known, with its calls in flight, but gives it no new ones.
+	// Draining keeps the endpoint and its calls in flight, but sends it no new calls.
 	Draining bool
 
 	// ServiceAccount is the identity the endpoint runs as ("order-service", or "namespace/order-service"). Empty means
@@ -45,7 +45,7 @@ type Endpoint struct {
 // Port maps one port of a service to the port an endpoint listens on.
 type Port struct {
 	Name   string // such as "http"; may be empty
-	Number int    // the service's port, the one callers and documents name
+	Number int    // the service's port, as callers and documents name it
 	Target int    // the endpoint's port; 0 means Number
 }
 
@@ -54,7 +54,7 @@ type Locality struct {
 	Region, Zone, SubZone string
 }
 
-// String returns "region/zone/subzone", the form documents use, cut after the last part that is known.
+// String returns "region/zone/subzone", the form that documents use, cut after the last known part.
 func (l Locality) String() string {
 	switch {
 	case l.SubZone != "":
@@ -65,8 +65,8 @@ func (l Locality) String() string {
 	return l.Region
 }
 
-// DialPort returns the port to dial for the service port number, and for 0 the endpoint's only or first port. It
-// returns 0 if the endpoint does not say.
+// DialPort returns the port to dial for the service port number; for 0, the endpoint's only or first port. It returns 0 if
+// the endpoint does not say.
 func (e *Endpoint) DialPort(number int) int {
 	for _, p := range e.Ports {
 		if p.Number == number || number == 0 {
@@ -90,7 +90,7 @@ type Service struct {
 	// Name and Namespace are the parts of a Host inside the cluster domain; both are empty otherwise.
 	Name, Namespace string
 
-	// Local says that the caller lives in the same namespace and so may use Name alone.
+	// Local means that the caller is in the same namespace and so may use Name alone.
 	Local bool
 }
 
@@ -114,8 +114,8 @@ type Resolver interface {
 	// Watch yields the endpoints of the service now and after every change, until ctx ends or the caller stops. It
 	// blocks between changes and starts no goroutine that outlives the iteration.
 	//
-	// An empty set is an answer: the service has no endpoints now. An error is not: the caller keeps the last set it
-	// got, and Watch goes on trying at a pace of its own. [ErrUnknownService] says that this resolver has never heard of
-	// the service; it may still appear later. The yielded slice must not be changed by either side.
+	// An empty set is an answer: the service has no endpoints now. An error is not: the caller keeps the last set it got,
+	// and Watch keeps trying at its own pace. [ErrUnknownService] means that this resolver does not know the service; it may
+	// still appear later. The yielded slice must not be changed by either side.
 	Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error]
 }

@@ -20,7 +20,7 @@ const (
 	defaultDNSInterval = 30 * time.Second
 	dnsLookupTimeout   = 15 * time.Second
 
-	// refreshGap is the least time between two lookups, where callers ask for one.
+	// refreshGap is the least time between two lookups when callers ask for one.
 	refreshGap = time.Second
 )
 
@@ -30,20 +30,20 @@ type Lookup interface {
 	LookupSRV(ctx context.Context, service, proto, name string) (cname string, records []*net.SRV, err error)
 }
 
-// DNS is a [Resolver] that polls the domain name system: the addresses of a service, on the port the caller asks for, or with
-// SRV its targets, each with a port and a weight. It tries [Service.Names] in order until one exists, and stays with that one.
-// Of the names of a service of the cluster it leaves out name.namespace, which outside the cluster can belong to anyone:
+// DNS is a [Resolver] that polls the domain name system: the addresses of a service, on the port the caller asks for, or
+// with SRV its targets, each with a port and a weight. It tries [Service.Names] in order until one exists, and stays with
+// that one. For a service of the cluster it leaves out name.namespace, which outside the cluster can belong to anyone:
 // "orders.shop" is a domain that can be bought.
 //
-// It yields when the set changes, whatever the order of the answers, and each time in a random order, so that the
-// clients of a service do not all begin with the same endpoint. A watcher whose subscribers could not connect has it look
-// again sooner (see [Subscription.Refresh]). When a lookup fails it yields the error and tries again
-// soon, then less and less often. A name that does not exist is [ErrUnknownService], unless it existed before. IP
-// addresses and "localhost" are their own endpoints and are never looked up.
+// It yields when the set changes, whatever the order of the answers, and each time in a random order, so that the clients of
+// a service do not all begin with the same endpoint. It looks again sooner if a subscriber of the watcher could not connect
+// (see [Subscription.Refresh]). When a lookup fails it yields the error and tries again soon, then less and less often. A
+// name that does not exist is [ErrUnknownService], unless it existed before. IP addresses and "localhost" are their own
+// endpoints and are never looked up.
 //
 // The zero value is ready. It is safe for concurrent use and must not be changed while in use.
 type DNS struct {
-	// Interval is the time between lookups, give or take a tenth at random. 0 means 30 seconds.
+	// Interval is the time between lookups, plus or minus up to a tenth at random. 0 means 30 seconds.
 	Interval time.Duration
 
 	// Network is "ip4" for A records, "ip6" for AAAA records and "ip" for both. Empty means A, and AAAA for a name that
@@ -54,11 +54,11 @@ type DNS struct {
 	// targets only those with the lowest priority value are endpoints.
 	SRV bool
 
-	// SRVPrefix goes in front of the name when SRV is set, such as "_grpc._tcp". Empty means that the records are
-	// those of the name itself, as in Consul.
+	// SRVPrefix goes in front of the name when SRV is set, such as "_grpc._tcp". Empty means that the name itself has the
+	// records, as in Consul.
 	SRVPrefix string
 
-	// Resolver makes the lookups. Nil means net.DefaultResolver.
+	// Resolver makes the lookups. nil means net.DefaultResolver.
 	Resolver Lookup
 }
 
@@ -74,7 +74,7 @@ func (d DNS) check() error {
 	return fmt.Errorf("discovery: DNS.Network is %q, want ip4, ip6, ip or none", d.Network)
 }
 
-// Watch implements [Resolver]. It makes one lookup at a time. A DNS whose fields make no sense yields an error and nothing else.
+// Watch implements [Resolver]. It makes one lookup at a time. A DNS with invalid fields yields only an error.
 func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error] {
 	return func(yield func([]Endpoint, error) bool) {
 		if ctx.Err() != nil {
@@ -91,7 +91,7 @@ func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, e
 		}
 		w := dnsWatch{DNS: d, service: service, names: dnsNames(service), gap: refreshGap}
 		w.Interval = cmp.Or(d.Interval, defaultDNSInterval)
-		w.refresh, _ = ctx.Value(refreshKey{}).(<-chan struct{}) // nil: nobody asks
+		w.refresh, _ = ctx.Value(refreshKey{}).(<-chan struct{}) // nil: nothing asks
 		for w.lookUp(ctx, yield) {
 		}
 	}
@@ -108,12 +108,12 @@ type dnsWatch struct {
 	missing  bool       // whether the last thing yielded was ErrUnknownService
 	failures int
 
-	refresh <-chan struct{} // somebody could not connect
-	asked   bool            // whether that is why the latest lookup was made
-	gap     time.Duration   // the least time between lookups that are asked for
+	refresh <-chan struct{} // a subscriber could not connect
+	asked   bool            // whether that caused the latest lookup
+	gap     time.Duration   // the least time between requested lookups
 }
 
-// lookUp makes a lookup, yields what it brings, and waits until the next is due. It reports false at the end of the watch.
+// lookUp makes a lookup, yields its result, and waits until the next is due. It reports false at the end of the watch.
 func (w *dnsWatch) lookUp(ctx context.Context, yield func([]Endpoint, error) bool) bool {
 	select {
 	case <-w.refresh: // which comes in time for this lookup
@@ -147,7 +147,7 @@ func (w *dnsWatch) lookUp(ctx context.Context, yield func([]Endpoint, error) boo
 	return ok
 }
 
-// failed yields the error of a lookup without answer. That the service does not exist is yielded once.
+// failed yields the error of a lookup without an answer. ErrUnknownService is yielded only once.
 func (w *dnsWatch) failed(err error, yield func([]Endpoint, error) bool) bool {
 	w.failures++
 	absent := isNotFound(err) && !w.known
@@ -170,15 +170,15 @@ func dnsNames(service Service) []string {
 	return slices.DeleteFunc(names, func(name string) bool { return name == service.Name+"."+service.Namespace })
 }
 
-// lookup returns the first name that exists, and its endpoints, sorted. A nil slice means that there is no answer. The
-// error may come with an answer of which a part was unusable.
+// lookup returns the first name that exists, and its endpoints, sorted. A nil slice means that there is no answer. The error
+// may come with an answer that was unusable in part.
 func (d DNS) lookup(ctx context.Context, names []string) (string, []Endpoint, error) {
 	var notFound error
 	for _, name := range names {
 		endpoints, err := d.lookupName(ctx, name)
 		if endpoints == nil && isNotFound(err) {
 			if notFound == nil {
-				notFound = err // the host's own says more than those of its short forms
+				notFound = err // the error for the host itself says more than those for its short forms
 			}
 			continue
 		}
@@ -237,7 +237,7 @@ func lowest(records []*net.SRV) uint16 {
 	return slices.MinFunc(records, func(a, b *net.SRV) int { return cmp.Compare(a.Priority, b.Priority) }).Priority
 }
 
-// tidy sorts endpoints, so that sets can be compared, and drops what is there twice.
+// tidy sorts endpoints, so that sets can be compared, and drops duplicates.
 func tidy(endpoints []Endpoint) []Endpoint {
 	slices.SortFunc(endpoints, func(a, b Endpoint) int {
 		return cmp.Or(cmp.Compare(a.Address, b.Address), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Weight, b.Weight))
@@ -245,7 +245,7 @@ func tidy(endpoints []Endpoint) []Endpoint {
 	return slices.CompactFunc(endpoints, equalDNS)
 }
 
-// equalDNS compares what the domain name system tells of an endpoint.
+// equalDNS compares what the domain name system says about endpoints.
 func equalDNS(a, b Endpoint) bool {
 	return a.Address == b.Address && a.Port == b.Port && a.Weight == b.Weight
 }

@@ -9,27 +9,26 @@ import (
 	"sync"
 )
 
-// Memory is a registry in the process: a [Resolver] for tests, and for programs that learn of endpoints in a way of
-// their own. The zero value is empty and ready. It is safe for concurrent use and must not be copied.
+// Memory is an in-process registry: a [Resolver] for tests, and for programs that learn about endpoints in their own way.
+// The zero value is empty and ready. It is safe for concurrent use and must not be copied.
 type Memory struct {
 	mu       sync.Mutex
 	services map[string]*record
-	watchers map[string]map[chan<- struct{}]struct{} // by name, all the channels to wake
+	watchers map[string]map[chan<- struct{}]struct{} // by name, the channels to wake
 }
 
-// record is one state of a service. It is never changed, only replaced, so that its address tells states apart.
+// record is one state of a service. It is replaced, never changed, so its address identifies the state.
 type record struct {
 	endpoints []Endpoint
 }
 
-// Set makes endpoints, in place of any earlier ones, the endpoints of a service. None at all means that the service
-// exists but cannot be called now. The service is any of [Service.Names]: watchers find it under the most specific name
-// that is set.
+// Set sets the endpoints of a service, replacing any earlier ones. An empty set means that the service exists but cannot be
+// called now. The service is any of [Service.Names]: watchers find it under the most specific name that is set.
 func (m *Memory) Set(service string, endpoints ...Endpoint) {
 	m.put(canonical(service), &record{slices.Clone(endpoints)})
 }
 
-// Remove makes a service unknown. Those that watch it see an empty set.
+// Remove makes a service unknown. Its watchers see an empty set.
 func (m *Memory) Remove(service string) {
 	m.put(canonical(service), nil)
 }
@@ -53,7 +52,7 @@ func (m *Memory) put(name string, r *record) {
 	}
 }
 
-// Watch implements [Resolver]. A watcher that is slow to take a set gets the latest next, not each one in between.
+// Watch implements [Resolver]. A slow watcher gets the latest set next, and skips those in between.
 func (m *Memory) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error] {
 	return func(yield func([]Endpoint, error) bool) {
 		names := service.Names()
@@ -126,7 +125,7 @@ func (m *Memory) unregister(names []string, wake chan<- struct{}) {
 	}
 }
 
-// canonical returns the form under which a host name is kept: names have no case and may end in a dot.
+// canonical returns the form under which a host name is kept: names are case-insensitive and may end in a dot.
 func canonical(name string) string {
 	return strings.TrimSuffix(strings.ToLower(name), ".")
 }

@@ -25,7 +25,7 @@ func (s Static) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint
 	}
 }
 
-// yieldOnce is a watch of what never changes.
+// yieldOnce is a watch of a set that never changes.
 func yieldOnce(ctx context.Context, yield func([]Endpoint, error) bool, endpoints []Endpoint, err error) {
 	if yield(endpoints, err) {
 		<-ctx.Done()

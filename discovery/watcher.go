@@ -11,7 +11,7 @@ import (
 	"github.com/nosidecar/mesh/internal/pause"
 )
 
-// restartLimit bounds the wait before a watch that ended too early is begun again.
+// restartLimit bounds the wait before a watch that ended too early is restarted.
 const restartLimit = 30 * time.Second
 
 var (
@@ -19,21 +19,21 @@ var (
 	errWatchEnded = errors.New("discovery: resolver ended the watch; it is begun again")
 )
 
-// Watcher shares the watches of a [Resolver]: a service is watched once however many subscribe to it, and only while somebody
-// does. It keeps the last good set through errors. It is safe for concurrent use.
+// Watcher shares the watches of a [Resolver]: a service is watched once however many subscribers it has, and only while it
+// has any. It keeps the last good set through errors. It is safe for concurrent use.
 type Watcher struct {
 	resolver Resolver
 	onError  func(Service, error)
 
-	running sync.WaitGroup // the goroutines, one a watch
+	running sync.WaitGroup // the goroutines, one per watch
 
 	mu      sync.Mutex
 	watches map[Service]*watch
 	closed  bool
 }
 
-// NewWatcher returns a watcher that calls onError, unless nil, with whatever goes wrong, [ErrUnknownService] included.
-// onError runs on the goroutine of the watch and may use the watcher, but not close it. The caller closes the watcher.
+// NewWatcher returns a watcher that calls onError, unless nil, with every error, [ErrUnknownService] included. onError runs
+// on the goroutine of the watch and may use the watcher, but not close it. The caller closes the watcher.
 func NewWatcher(resolver Resolver, onError func(service Service, err error)) *Watcher {
 	if onError == nil {
 		onError = func(Service, error) {}
@@ -41,13 +41,13 @@ func NewWatcher(resolver Resolver, onError func(service Service, err error)) *Wa
 	return &Watcher{resolver: resolver, onError: onError, watches: make(map[Service]*watch)}
 }
 
-// watch is one service, watched.
+// watch is one watched service.
 type watch struct {
 	owner   *Watcher
 	service Service
 	cancel  context.CancelCauseFunc
 	stopped <-chan struct{}
-	refresh chan struct{} // holds a wish to look again
+	refresh chan struct{} // holds a request to look again
 
 	// The rest is guarded by Watcher.mu. No subscriber is called while it is held.
 
@@ -55,18 +55,18 @@ type watch struct {
 	endpoints []Endpoint
 	version   uint64        // counts the sets; 0 means none yet
 	lastErr   error         // the last error since the last set
-	unknown   error         // the resolver said so, and no set came since or before
+	unknown   error         // set if the resolver said so and no set has come before or since
 	answered  chan struct{} // closed once there is a set or the service is unknown
 }
 
-// Subscribe calls update with the endpoints of the service now, if they are known, and after every change. It begins to watch
-// the service if it is not watched yet. Two plans that follow one another keep the watch, and its last good set, if the new
-// one subscribes before the old one closes its subscription.
+// Subscribe calls update with the endpoints of the service now, if they are known, and after every change. It starts
+// watching the service if it is not watched yet. The watch and its last good set carry over to a new subscription that
+// begins before the old one is closed.
 //
-// The calls come one at a time and in order; where they come too slowly for the changes, the sets in between are left
-// out. The first may come before Subscribe returns, the others on a goroutine of the watcher. update may use the
-// watcher and close the subscription, but not close the watcher. Invalid endpoints are left out and reported. The slice
-// is shared and must not be changed.
+// The calls come one at a time and in order; if update is too slow for the changes, it misses the sets in between. The first
+// call may come before Subscribe returns, the others on a goroutine of the watcher. update may use the watcher and close the
+// subscription, but not close the watcher. Invalid endpoints are left out and reported. The slice is shared and must not be
+// changed.
 func (w *Watcher) Subscribe(service Service, update func(endpoints []Endpoint)) *Subscription {
 	sub := &Subscription{update: update, updated: make(chan struct{}), done: make(chan struct{})}
 	w.mu.Lock()
@@ -100,7 +100,7 @@ func (w *Watcher) Subscribe(service Service, update func(endpoints []Endpoint)) 
 	return sub
 }
 
-// Close ends all watches and waits for their goroutines, and so for updates under way. It is idempotent.
+// Close ends all watches and waits for their goroutines, and so for running updates. It is idempotent.
 func (w *Watcher) Close() error {
 	w.mu.Lock()
 	w.closed = true
@@ -185,12 +185,12 @@ type Subscription struct {
 	closed     bool
 	version    uint64 // of endpoints
 	endpoints  []Endpoint
-	pending    bool // endpoints are yet to be delivered
+	pending    bool // endpoints have yet to be delivered
 	delivering bool // a goroutine is calling update, and will deliver what is pending
 }
 
-// deliver calls update with the endpoints, unless a newer set was delivered. It leaves that to the goroutine that is
-// calling update, if there is one.
+// deliver calls update with the endpoints, unless a newer set was delivered. If another goroutine is calling update, it
+// leaves the delivery to that one.
 func (s *Subscription) deliver(version uint64, endpoints []Endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,7 +209,7 @@ func (s *Subscription) deliver(version uint64, endpoints []Endpoint) {
 	}
 }
 
-// callUnlocked calls update with s.mu let go, and takes it again also after a panic.
+// callUnlocked calls update with s.mu released, and takes it again even after a panic.
 func (s *Subscription) callUnlocked(endpoints []Endpoint) {
 	s.mu.Unlock()
 	defer s.mu.Lock()
@@ -221,16 +221,16 @@ func (s *Subscription) callUnlocked(endpoints []Endpoint) {
 	}
 }
 
-// Wait waits until the service has an answer. It returns nil once update has returned from its first call, be it that
-// there are no endpoints, and an error that is [ErrUnknownService] while the resolver does not know the service. If ctx
-// ends first, it returns the cause, joined with the resolver's last error.
+// Wait waits until the service has an answer. It returns nil once the first call of update has returned, even if there are
+// no endpoints, and an error that is [ErrUnknownService] while the resolver does not know the service. If ctx ends first, it
+// returns the cause, joined with the resolver's last error.
 func (s *Subscription) Wait(ctx context.Context) error {
 	w := s.watch
 	if w == nil {
 		return errClosed
 	}
 	select {
-	case <-s.updated: // and a service that was known stays so
+	case <-s.updated: // and a service that was known stays known
 		return nil
 	default:
 	}
@@ -278,22 +278,22 @@ func (s *Subscription) Err() error {
 }
 
 // Refresh asks the resolver to look again soon, because an endpoint could not be connected to: it may be gone. Of the
-// resolvers here [DNS] polls, and so acts on it: at once, or a second after its latest lookup, and less and less often while
-// that brings nothing new. Refresh does not wait, and may be called for every failure.
+// resolvers here only [DNS] polls, and so acts on it: at once, or a second after its latest lookup, and less and less often
+// while nothing new comes. Refresh does not wait, and may be called for every failure.
 func (s *Subscription) Refresh() {
 	if s.watch == nil {
 		return
 	}
 	select {
 	case s.watch.refresh <- struct{}{}:
-	default: // it is asked already
+	default: // already requested
 	}
 }
 
 type refreshKey struct{}
 
-// Close ends the subscription, and with the last one of a service the watch. No call of update begins after Close
-// returns; one that is under way may still be. Close is idempotent.
+// Close ends the subscription and, if it was the last one of the service, the watch. No call of update begins after Close
+// returns; one may still be running. Close is idempotent.
 func (s *Subscription) Close() {
 	s.mu.Lock()
 	if !s.closed {
@@ -316,7 +316,7 @@ func (s *Subscription) Close() {
 	}
 }
 
-// validate returns the endpoints without those that cannot be dialled, and what is wrong with these.
+// validate returns the endpoints that can be dialled, and what is wrong with the others.
 func validate(endpoints []Endpoint) ([]Endpoint, error) {
 	var errs []error
 	valid := endpoints

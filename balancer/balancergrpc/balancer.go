@@ -15,7 +15,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 )
 
-// builder is what gRPC knows by name.
+// builder is what gRPC looks up by name.
 type builder struct{}
 
 // Name implements balancer.Builder.
@@ -26,11 +26,11 @@ func (builder) Build(cc grpcbalancer.ClientConn, _ grpcbalancer.BuildOptions) gr
 	return &connector{cc: cc}
 }
 
-// connector is the balancer of a ClientConn in gRPC's sense, from one idleness to the next: it keeps the connections.
-// gRPC calls it one call at a time.
+// connector is the balancer of a ClientConn in gRPC's sense, between two idle periods: it keeps the connections. gRPC never
+// calls it concurrently.
 type connector struct {
 	cc      grpcbalancer.ClientConn
-	service *service // nil until the resolver has told
+	service *service // nil until the resolver has reported
 	conns   *connections
 	picker  *picker
 }
@@ -64,7 +64,8 @@ func (c *connector) UpdateClientConnState(state grpcbalancer.ClientConnState) er
 	return nil
 }
 
-// attach prepares the end of the calls on a connection: one function for all, so that a pick allocates nothing.
+// attach prepares the function that ends calls on a connection: one function for all calls, so that a pick allocates
+// nothing.
 func (c *connector) attach(conn *conn) {
 	s, host := c.service, conn.endpoint.link.host
 	conn.done = func(info grpcbalancer.DoneInfo) {
@@ -73,7 +74,7 @@ func (c *connector) attach(conn *conn) {
 	}
 }
 
-// ResolverError implements balancer.Balancer. What was known stays.
+// ResolverError implements balancer.Balancer. The last known set stays.
 func (c *connector) ResolverError(err error) {
 	if c.service == nil {
 		c.fail(err)
@@ -87,7 +88,7 @@ func (c *connector) fail(err error) {
 	})
 }
 
-// publish has all calls that wait for a connection look again.
+// publish makes all calls that wait for a connection pick again.
 func (c *connector) publish() {
 	state := c.conns.states.CurrentState()
 	c.picker.connectivity(state, c.conns.err)
@@ -122,8 +123,8 @@ func (f failing) Pick(grpcbalancer.PickInfo) (grpcbalancer.PickResult, error) {
 	return grpcbalancer.PickResult{}, f.err
 }
 
-// picker makes the picks. All that changes from call to call is in the service; to give it to gRPC once more only wakes
-// those who wait.
+// picker makes the picks. Everything that changes from call to call is in the service; publishing it again only wakes
+// waiting calls.
 type picker struct {
 	connector *connector
 	service   *service
@@ -154,7 +155,7 @@ func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, erro
 		}
 		h.Release(0, false)
 		if p.service.hashes || slices.Contains(passed, h.ID()) {
-			// Its connection is being made; when it is, or cannot be, the picker is renewed.
+			// Its connection is being made; when that succeeds or fails, the picker is published again.
 			return grpcbalancer.PickResult{}, grpcbalancer.ErrNoSubConnAvailable
 		}
 		passed = append(passed, h.ID())
@@ -162,7 +163,7 @@ func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, erro
 	}
 }
 
-// done returns what ends the call.
+// done returns the function that ends the call.
 func (p *picker) done(conn *conn, h *balancer.Host, call *call) func(grpcbalancer.DoneInfo) {
 	if p.service.client.Config.Algorithm != balancer.PeakEWMA || call == nil || !call.unary {
 		return conn.done
@@ -186,20 +187,20 @@ func (p *picker) refuse(err error, call *call) (grpcbalancer.PickResult, error) 
 		case outlook == disconnected && last != nil:
 			return grpcbalancer.PickResult{}, fmt.Errorf("balancergrpc: no connection to %q: %w", p.service.host, last)
 		}
-		p.wakeLater() // that an ejection ends is no event for gRPC
+		p.wakeLater() // gRPC gets no event when an ejection ends
 	}
 	refusal := p.service.refusals[err]
 	if wrong != nil {
 		refusal = fmt.Errorf("%w: %w", refusal, wrong)
 	}
 	if call != nil && !call.waits {
-		// With a status, gRPC passes the error on as it is, but it would fail also calls that are to wait.
+		// With a status, gRPC passes the error on unchanged, but it would also fail wait-for-ready calls.
 		refusal = grpcstatus.Wrap(codes.Unavailable, refusal)
 	}
 	return grpcbalancer.PickResult{}, refusal
 }
 
-// wakeLater has calls that wait for an ejection to end look again in a while.
+// wakeLater makes calls that wait for an ejection to end pick again in a while.
 func (p *picker) wakeLater() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

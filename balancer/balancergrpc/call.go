@@ -16,7 +16,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 )
 
-// call is what the picks of a call know of it. It travels in the context. It is itself that context: one allocation.
+// call is what the picks of a call know about it. It travels in the context, and is itself that context: one allocation.
 type call struct {
 	context.Context
 	unary bool
@@ -75,7 +75,7 @@ func (c *call) pickInfo() balancer.PickInfo {
 	return info
 }
 
-// sentTo remembers an endpoint. Picks must do that themselves: gRPC tries a call again by itself, below all interceptors.
+// sentTo remembers an endpoint. Picks must do that: gRPC retries calls by itself, below all interceptors.
 func (c *call) sentTo(id string) {
 	if c == nil {
 		return

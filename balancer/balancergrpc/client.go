@@ -1,8 +1,8 @@
 // Package balancergrpc spreads the calls of a grpc.ClientConn over the endpoints of a service.
 //
-// [Client] finds the endpoints with a discovery.Resolver, keeps a connection to each of them, and picks with the
-// algorithms of package balancer. gRPC knows balancers only by a name in a global table, so a program calls [Register]
-// when it starts. What belongs to a client is nevertheless its own: only the code is shared.
+// [Client] finds the endpoints with a discovery.Resolver, keeps a connection to each of them, and picks with the algorithms
+// of package balancer. gRPC knows balancers only by a name in a global table, so a program calls [Register] when it starts.
+// The state of each client is nevertheless its own: only the code is shared.
 package balancergrpc
 
 import (
@@ -26,52 +26,52 @@ import (
 )
 
 const (
-	// scheme is that of the targets of a Client: "discovery:///user-service:8080".
+	// scheme is the scheme of a Client's targets: "discovery:///user-service:8080".
 	scheme = "discovery"
 
-	// name is that of the balancer in service configs.
+	// name is the name of the balancer in service configs.
 	name = "nosidecar_balancer"
 
 	serviceConfig = `{"loadBalancingConfig":[{"` + name + `":{}}]}`
 )
 
 // Register makes the balancer known to gRPC. A program calls it once, from main or an init function, before it makes a
-// grpc.ClientConn: gRPC's table of balancers is not for concurrent use. Without it, grpc.NewClient with the options of a
-// [Client] fails.
+// grpc.ClientConn: gRPC's table of balancers is not safe for concurrent use. Without it, grpc.NewClient with the options of
+// a [Client] fails.
 func Register() {
 	grpcbalancer.Register(builder{})
 }
 
-// Client balances the calls of the grpc.ClientConns that are made with its DialOptions. It is used as a literal:
+// Client balances the calls of grpc.ClientConns made with its DialOptions. It is used as a literal:
 //
 //	c := &balancergrpc.Client{Resolver: resolver}
 //	conn, err := grpc.NewClient("discovery:///user-service:8080", append(c.DialOptions(), credentials)...)
 //
-// The port of the target is the port of the service; endpoints may map it to another. The authority, and with TLS the
-// name to verify, stay the service's. A ClientConn keeps connected to all its endpoints; calls go only to those whose
-// connection is up. Among them, and whatever else [balancer.Config] says, the balancer's algorithm decides; one that
-// hashes waits for an endpoint that is being connected to, and passes over one that cannot be connected to.
+// The port of the target is the port of the service; endpoints may map it to another. The authority, and with TLS the name
+// to verify, stay the service's. A ClientConn keeps connected to all its endpoints; calls go only to those whose connection
+// is up. Among those, the balancer picks as [balancer.Config] says; a hashing algorithm waits for an endpoint that is
+// connecting, and skips one that cannot be connected to.
 //
-// What is known of endpoints (calls in flight, latency, ejections) outlives the idleness of a ClientConn, in which gRPC
-// forgets its balancer. The fields must not be changed once DialOptions was called. A Client needs no Close: it does
-// nothing but for the ClientConns that are open.
+// The state of endpoints (calls in flight, latency, ejections) survives when a ClientConn goes idle, although gRPC then
+// discards its balancer. The fields must not be changed once DialOptions has been called. A Client needs no Close: it works
+// only for open ClientConns.
 type Client struct {
-	// Resolver finds the endpoints of the services. It must be set. A ClientConn whose service has no endpoints yet
-	// fails calls with what the Resolver says; those with grpc.WaitForReady wait. Errors later on change nothing: the
-	// last good set stays.
+	// Resolver finds the endpoints of the services. It must be set. A ClientConn whose service has no endpoints yet fails
+	// calls with the Resolver's error; calls with grpc.WaitForReady wait. Later errors change nothing: the last good set
+	// stays.
 	Resolver discovery.Resolver
 
 	// Config says how to pick. If it is invalid, every call fails. A HashKey with Source HeaderKey is looked up in the
-	// metadata of a call, CookieKey in its cookie metadata, and SourceIPKey is the peer whose call is being served; gRPC
-	// has no QueryKey, and no generated cookies.
+	// metadata of a call, CookieKey in its cookie metadata; SourceIPKey is the peer whose call is being served. QueryKey and
+	// generated cookies do not exist for gRPC.
 	Config balancer.Config
 
-	// Outlier ejects endpoints. nil means that none is ejected. It is told gRPC statuses as the HTTP statuses that Envoy maps
+	// Outlier ejects endpoints. nil means that none is ejected. It gets gRPC statuses as the HTTP statuses that Envoy maps
 	// them to: Unavailable is a 503, Internal a 500, NotFound a 404.
 	Outlier balancer.Outlier
 
-	// Connections is the number of connections to each endpoint. 0 means 1. More than one helps where servers allow few
-	// concurrent streams on a connection: a call that was given a full connection waits, even where others are free.
+	// Connections is the number of connections to each endpoint. 0 means 1. More than one helps if servers allow few
+	// concurrent streams per connection: a call on a full connection waits, even if others are free.
 	Connections int
 
 	mu    sync.Mutex
@@ -79,9 +79,9 @@ type Client struct {
 	spare map[string][]*service // those whose ClientConn is idle or closed, by target
 }
 
-// DialOptions returns the options that make a grpc.ClientConn use the client. They include grpc.WithNoProxy: endpoints
-// are dialled directly, and what is known of them is not lost on the way. The interceptors among them should come before
-// those of retries: then all tries of a call know of one another and go to different endpoints.
+// DialOptions returns the options that make a grpc.ClientConn use the client. They include grpc.WithNoProxy: endpoints are
+// dialled directly, so that their attributes are not lost on the way. The interceptors among them should come before retry
+// interceptors: then all tries of a call know about one another and go to different endpoints.
 func (c *Client) DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{
 		grpc.WithResolvers((*resolvers)(c)),
@@ -92,7 +92,7 @@ func (c *Client) DialOptions() []grpc.DialOption {
 	}
 }
 
-// check returns an error if the client cannot do what it is told.
+// check returns an error if the client's settings cannot be honoured.
 func (c *Client) check() error {
 	key := c.Config.HashKey
 	switch {
@@ -108,11 +108,10 @@ func (c *Client) check() error {
 	return nil
 }
 
-// spareTime is how long the state of a service is kept for a ClientConn that is idle, or may be closed: gRPC does not
-// say which.
+// spareTime is how long the state of a service is kept for a ClientConn that is idle or closed: gRPC does not say which.
 const spareTime = 24 * time.Hour
 
-// acquire returns the state for a target: that of a ClientConn which has become idle, or a new one.
+// acquire returns the state for a target: the state of a ClientConn that has become idle, or a new one.
 func (c *Client) acquire(target resolver.Target) (*service, error) {
 	if err := c.check(); err != nil {
 		return nil, err
@@ -159,7 +158,7 @@ func (c *Client) forgetLocked(now time.Time) {
 	}
 }
 
-// splitTarget returns the host and the port of a target, 0 if it has no port.
+// splitTarget returns the host and the port of a target. The port is 0 if the target has none.
 func splitTarget(endpoint string) (host string, port int, err error) {
 	host, service, err := net.SplitHostPort(endpoint)
 	if err != nil {
@@ -196,8 +195,8 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	return stream, err
 }
 
-// explain returns the error of a call that our picker has not seen. If that is because gRPC has another balancer, whose
-// own error would explain nothing, the error says so.
+// explain returns the error of a call that our picker has not seen. If gRPC uses another balancer, whose own error would
+// explain nothing, the error says so.
 func (c *Client) explain(cc *grpc.ClientConn, err error) error {
 	target := cc.CanonicalTarget()
 	c.mu.Lock()

@@ -10,8 +10,9 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcconns"
 )
 
-// connections are those of a ClientConn to its endpoints: made and closed as the endpoints change, and kept connected. gRPC calls
-// a balancer, and the listeners of its connections, one at a time, so that only picks need care.
+// connections are the connections of a ClientConn to its endpoints: made and closed as the endpoints change, and kept
+// connected. gRPC never calls a balancer and the listeners of its connections concurrently, so only picks need
+// synchronization.
 type connections struct {
 	cc        grpcbalancer.ClientConn
 	each      int // connections to an endpoint
@@ -28,8 +29,8 @@ type target struct {
 	link        *link
 }
 
-// update makes the targets the endpoints. Connections to endpoints that were there before, at the same address, stay. Those to
-// endpoints that are gone close when their last call is over.
+// update replaces the endpoints with the targets. Connections to endpoints that were there before, at the same address,
+// stay. Those to endpoints that are gone close when their last call is over.
 func (s *connections) update(targets []target) error {
 	before := s.endpoints
 	s.endpoints = make(map[string]*endpoint, len(targets))
@@ -61,7 +62,7 @@ func (s *connections) update(targets []target) error {
 	return failed
 }
 
-// connect has all connections that are idle connect.
+// connect connects all idle connections.
 func (s *connections) connect() {
 	for _, e := range s.endpoints {
 		e.connect()
@@ -105,7 +106,7 @@ type endpoint struct {
 	conns []*conn
 
 	ready   grpcconns.Ready[conn, *conn]
-	failing atomic.Bool // none of the connections could be made the last time that it was tried
+	failing atomic.Bool // none of the connections could be made on the last try
 }
 
 // pick returns a connection that is ready, the one with the fewest calls, and counts a call on it; nil if none is ready.
@@ -160,14 +161,14 @@ func (c *conn) changed(state grpcbalancer.SubConnState) {
 	e, s := c.endpoint, c.endpoint.owner
 	now := state.ConnectivityState
 	if c.state == connectivity.Shutdown || now == connectivity.Shutdown {
-		return // it is ours to shut down
+		return // we shut it down
 	}
 	if now == connectivity.Idle {
 		c.sub.Connect()
 	}
 	if c.state == connectivity.TransientFailure && now != connectivity.Ready && now != connectivity.TransientFailure {
-		// A connection that fails over and over is failing all the time. Else, with many of them, one would always be
-		// connecting, and calls would wait where they should fail.
+		// A connection that fails repeatedly counts as failing all the time. Otherwise, with many of them, one would always
+		// be connecting, and calls would wait when they should fail.
 		return
 	}
 	if now == connectivity.TransientFailure {

@@ -38,7 +38,7 @@ func (r *resolvers) Build(target resolver.Target, cc resolver.ClientConn, _ reso
 	return w, nil
 }
 
-// watch is the resolver.Resolver of a ClientConn, from one idleness to the next.
+// watch is the resolver.Resolver of a ClientConn, between two idle periods.
 type watch struct {
 	service *service
 	cc      resolver.ClientConn
@@ -55,22 +55,22 @@ func (w *watch) update(endpoints []discovery.Endpoint) {
 	s.balancer.Update(endpoints)
 	s.seen.Store(false)
 	s.told.Store(true)
-	// There are no addresses in it: no other balancer could do anything with them but connect to them without what is
-	// known of them. The error says no more than that the balancer wants another set.
+	// It has no addresses: another balancer could only connect to them without their attributes. The error only says that
+	// the balancer wants another set.
 	_ = w.cc.UpdateState(resolver.State{
 		ServiceConfig: w.cc.ParseServiceConfig(serviceConfig),
 		Attributes:    attributes.New(serviceKey{}, s),
 	})
 }
 
-// failed passes on what is wrong as long as nothing is known. After that the last good set stays.
+// failed passes on errors while no set is known. After that the last good set stays.
 func (w *watch) failed(err error) {
 	if !w.known {
 		w.cc.ReportError(err)
 	}
 }
 
-// ResolveNow implements resolver.Resolver. The watch knows all there is to know.
+// ResolveNow implements resolver.Resolver. The watch is always up to date.
 func (w *watch) ResolveNow(resolver.ResolveNowOptions) {}
 
 // Close implements resolver.Resolver.

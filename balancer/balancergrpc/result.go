@@ -13,11 +13,11 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
-// errReset says that a connection or a stream broke.
+// errReset means that a connection or a stream broke.
 var errReset = errors.New("grpc: connection or stream broken")
 
 // resultOf returns what a call says about the endpoint that it was sent to, for outlier detection: the HTTP status that
-// Envoy takes the status of the reply for, or, with status 0, how the call failed on our side. With neither, it says
+// Envoy maps the status of the reply to or, with status 0, how the call failed on our side. With neither, the call says
 // nothing: gRPC did not use the pick, or the caller gave up.
 func resultOf(info *grpcbalancer.DoneInfo) (code int, err error) {
 	if info.Err == nil {
@@ -27,7 +27,7 @@ func resultOf(info *grpcbalancer.DoneInfo) (code int, err error) {
 		return http.StatusOK, nil
 	}
 	c := status.Code(info.Err)
-	if len(info.Trailer) == 0 { // not, or not for certain, a reply of the server
+	if len(info.Trailer) == 0 { // not, or not certainly, a reply from the server
 		switch {
 		case c == codes.Canceled, !info.BytesSent, grpcwire.Closed(info.Err):
 			return 0, nil

@@ -14,21 +14,21 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 )
 
-// service is the state of a service for one ClientConn. It lives longer than the balancers that gRPC makes for it.
+// service is the state of a service for one ClientConn. It outlives the balancers that gRPC makes for it.
 type service struct {
 	client     *Client
 	target     string
 	host       string
 	port       int
 	balancer   *balancer.Balancer
-	hashes     bool // the algorithm wants a call where its key belongs, be it that it must wait
+	hashes     bool // the algorithm sends a call where its key belongs, even if it must wait
 	refusals   map[error]error
-	well       *http.Response // what the outlier detection is told of a call that went well
-	told, seen atomic.Bool    // the resolver has told gRPC; our balancer got the latest that it told
+	well       *http.Response // what the outlier detection gets for a successful call
+	told, seen atomic.Bool    // the resolver has reported to gRPC; our balancer got the latest report
 	spareSince time.Time      // guarded by Client.mu
 
 	ejected atomic.Bool  // there may be endpoints to readmit
-	checked atomic.Int64 // when that was looked at, from start
+	checked atomic.Int64 // when that was last checked, from start
 	start   time.Time
 }
 
@@ -62,7 +62,7 @@ type link struct {
 func (s *service) attach(h *balancer.Host) any {
 	l := &link{host: h, down: !s.hashes} // until it is connected to
 	if s.client.Outlier != nil {
-		// To ask makes the endpoint known: what share of them may be ejected counts all, not only those called so far.
+		// Asking makes the endpoint known: the share that may be ejected is of all endpoints, not only those called so far.
 		if s.client.Outlier.Ejected(h.ID()) {
 			l.out.Store(true)
 			s.ejected.Store(true)
@@ -74,7 +74,7 @@ func (s *service) attach(h *balancer.Host) any {
 
 func linkOf(h *balancer.Host) *link { return h.Value().(*link) }
 
-// set applies change to the reasons for which the host is not picked.
+// set applies change to the reasons why the host is not picked.
 func (l *link) set(change func()) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -100,7 +100,7 @@ func (s *service) disconnected() {
 	}
 }
 
-// outlook is what a call can hope for that finds no host.
+// outlook is what a call that finds no host can expect.
 type outlook uint8
 
 const (
@@ -144,7 +144,7 @@ func (s *service) targets() ([]target, error) {
 	return targets, failed
 }
 
-// readmission is how often ejected hosts are looked at, to see whether they are to come back.
+// readmission is how often ejected hosts are checked for readmission.
 const readmission = 100 * time.Millisecond
 
 // pick picks a host that the outlier detection does not eject.
@@ -168,7 +168,7 @@ func (s *service) pick(info balancer.PickInfo) (*balancer.Host, error) {
 			continue
 		}
 		if err != nil || h.Ejected() || !outlier.Ejected(h.ID()) {
-			return h, err // an ejected host is picked in panic
+			return h, err // an ejected host is picked in panic mode
 		}
 		l := linkOf(h)
 		l.set(func() { l.out.Store(true) })
