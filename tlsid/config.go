@@ -6,16 +6,17 @@ import (
 	"time"
 )
 
-// protocols are what both ends of the mesh speak, as ALPN names them.
+// protocols are the ALPN names of what both ends of the mesh speak.
 func protocols() []string { return []string{"h2", "http/1.1"} }
 
-// istio is what Istio's clients offer first, beside what they speak. A sidecar whose port is PERMISSIVE takes TLS for the
-// mesh's only if a client offers it, or one of its like; otherwise it is plaintext to it, for the application behind. No server
-// chooses it. Istio's clients offer istio-peer-exchange too, which promises a protocol between sidecars that is not spoken here.
+// istio is what Istio's clients offer first, besides what they speak. A sidecar with a PERMISSIVE port treats TLS as the
+// mesh's only if the client offers this name or a similar one; otherwise it passes it to the application like plaintext. No
+// server chooses it. Istio's clients offer istio-peer-exchange too, which promises a protocol between sidecars that is not
+// spoken here.
 const istio = "istio"
 
-// withoutALPN returns config without protocols for a client that offers only names of Istio's, as its sidecars do for TCP and
-// HTTP/1.0. They mean that the client speaks what it likes: no protocol is chosen. crypto/tls would refuse them.
+// withoutALPN returns config without protocols for a client that offers only names of Istio's, as its sidecars do for TCP
+// and HTTP/1.0. They mean that the client may speak anything: no protocol is chosen. crypto/tls would refuse them.
 func withoutALPN(config *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, error) {
 	bare := config.Clone()
 	bare.NextProtos = nil
@@ -34,9 +35,9 @@ func withoutALPN(config *tls.Config) func(*tls.ClientHelloInfo) (*tls.Config, er
 	}
 }
 
-// Client returns the configuration of a client. It presents the identity in force, and talks only to a peer whose SPIFFE
-// ID is in expect: the errors of a handshake are those of [Keeper.Peer] and [*MismatchError]. A host name proves nothing
-// here; ServerName, which the caller may set, only says what the client asks for.
+// Client returns the configuration of a client. It presents the current identity, and talks only to a peer whose SPIFFE ID
+// is in expect: a handshake fails with an error of [Keeper.Peer] or a [*MismatchError]. A host name proves nothing here;
+// ServerName, which the caller may set, only says what the client asks for.
 //
 // A rotation needs no new configuration. Sessions are not resumed: what was decided for one may no longer hold.
 func (k *Keeper) Client(expect Expected) *tls.Config {
@@ -61,8 +62,8 @@ func (k *Keeper) Client(expect Expected) *tls.Config {
 	}
 }
 
-// Server returns the configuration of a server. It presents the identity in force, and demands of the peer an SVID, which
-// it verifies as [Keeper.Peer] does. Who the peer may be is for authorization to decide. The caller adds no Certificates:
+// Server returns the configuration of a server. It presents the current identity, and requires an SVID from the peer, which
+// it verifies as [Keeper.Peer] does. Authorization decides who the peer may be. The caller must not add Certificates:
 // crypto/tls would present them to clients that name no server.
 //
 // A rotation needs no new configuration. Sessions are not resumed: what was decided for one may no longer hold.

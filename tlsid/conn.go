@@ -15,7 +15,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
-// conn is a connection: a plaintext one as Accept returns it, or what the *tls.Conn stands on.
+// conn is a connection: a plaintext one as Accept returns it, or the one below a *tls.Conn.
 type conn struct {
 	net.Conn
 	listener *Listener
@@ -23,7 +23,7 @@ type conn struct {
 	ip       netip.Addr
 
 	first  [1]byte     // the byte that was read to find out what the client speaks
-	unread atomic.Bool // first was not read yet by the server, or by TLS
+	unread atomic.Bool // first has not yet been read by the server or by TLS
 
 	// Written before the connection is live.
 	tls     *tls.Conn         // nil: plaintext
@@ -37,7 +37,7 @@ type conn struct {
 	// Under listener.mu.
 	waits   *list.Element // in listener.silent or listener.talking; nil: in neither
 	talking bool          // in listener.talking
-	evicted bool          // another took its place among the pending ones
+	evicted bool          // another connection took its place among the pending ones
 	offered bool          // to Accept
 	timer   *time.Timer   // for retire; nil: none, or closed
 }
@@ -45,7 +45,7 @@ type conn struct {
 // localAddr is an address of a type that may have equal values.
 type localAddr struct{ net.Addr }
 
-// uniqueAddr returns a copy of an address, which is different from every other one by ==.
+// uniqueAddr returns a copy of an address that differs from every other one by ==.
 func uniqueAddr(addr net.Addr) net.Addr {
 	switch addr := addr.(type) {
 	case nil:
@@ -95,7 +95,7 @@ func (c *conn) date(now time.Time) error {
 	return nil
 }
 
-// retire is called by the timer, first to announce the end, then to make it.
+// retire is called by the timer, first to announce the end of the connection, then to close it.
 func (c *conn) retire() {
 	l := c.listener
 	l.mu.Lock()
@@ -131,7 +131,7 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// reset has Close send a TCP reset, where there is TCP.
+// reset makes Close send a TCP reset, if the connection is TCP.
 func (c *conn) reset() {
 	_ = c.SetLinger(0)
 }
@@ -152,7 +152,7 @@ func (c *conn) Read(b []byte) (int, error) {
 	return c.Conn.Read(b)
 }
 
-// WriteTo and ReadFrom keep what the connection below can do better than a loop of Read and Write, such as splice(2) and
+// WriteTo and ReadFrom keep what the connection below does better than a loop of Read and Write, such as splice(2) and
 // sendfile(2).
 
 // WriteTo implements io.WriterTo.
@@ -171,7 +171,7 @@ func (c *conn) WriteTo(w io.Writer) (int64, error) {
 // ReadFrom implements io.ReaderFrom.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
 
-// CloseWrite shuts down the writing side, where the connection below can.
+// CloseWrite shuts down the writing side, if the connection below can.
 func (c *conn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()
@@ -179,7 +179,7 @@ func (c *conn) CloseWrite() error {
 	return errors.ErrUnsupported
 }
 
-// SetLinger says what Close does with data that was not sent yet, as that of [net.TCPConn] does, where the connection below can.
+// SetLinger sets what Close does with unsent data, like SetLinger of [net.TCPConn], if the connection below can.
 func (c *conn) SetLinger(sec int) error {
 	if tcp, ok := c.Conn.(interface{ SetLinger(int) error }); ok {
 		return tcp.SetLinger(sec)
@@ -187,7 +187,7 @@ func (c *conn) SetLinger(sec int) error {
 	return errors.ErrUnsupported
 }
 
-// SyscallConn implements syscall.Conn, where the connection below does.
+// SyscallConn implements syscall.Conn, if the connection below does.
 func (c *conn) SyscallConn() (syscall.RawConn, error) {
 	if raw, ok := c.Conn.(syscall.Conn); ok {
 		return raw.SyscallConn()

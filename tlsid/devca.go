@@ -29,14 +29,14 @@ import (
 const (
 	developmentOnly   = "DEVELOPMENT ONLY"
 	maxDevelopmentTTL = 24 * time.Hour
-	minDevelopmentTTL = time.Second // certificates do not know of less
+	minDevelopmentTTL = time.Second // certificates have no finer resolution
 )
 
 // DevCA is a certificate authority in memory, for examples and tests. It refuses to be mistaken for production: see
 // [NewDevCA]. It is safe for concurrent use, but its fields must not change once it has issued something.
 type DevCA struct {
-	// TTL is how long certificates live, though never longer than the root. 0 means 1 hour. Less than a second and more
-	// than 24 hours is refused.
+	// TTL is how long certificates live, but never longer than the root. 0 means 1 hour. Less than a second or more than 24
+	// hours is refused.
 	TTL time.Duration
 
 	// RotateEvery is how often each of its sources rotates. 0 means half of TTL; as long as TTL or longer is refused.
@@ -54,8 +54,8 @@ type DevCA struct {
 
 // NewDevCA makes an authority for a trust domain, such as "cluster.local".
 //
-// Its root is another one each time, says DEVELOPMENT ONLY in its subject, as all it issues does, and expires after 24
-// hours with everything below it; its key never leaves the process. Inside Kubernetes, known by the variable
+// Its root is new each time and expires after 24 hours, with everything it issued; its key never leaves the process. The
+// subjects of the root and of all it issues say DEVELOPMENT ONLY. Inside Kubernetes, recognized by the variable
 // KUBERNETES_SERVICE_HOST, NewDevCA returns an error; a test that runs in a pod clears the variable.
 func NewDevCA(trustDomain string) (*DevCA, error) {
 	if host := os.Getenv("KUBERNETES_SERVICE_HOST"); host != "" {
@@ -88,8 +88,8 @@ func NewDevCA(trustDomain string) (*DevCA, error) {
 	return &DevCA{domain: domain, root: root, key: key, rotated: make(chan struct{})}, nil
 }
 
-// Source returns a source that issues an identity spiffe://<trust domain>/ns/<namespace>/sa/<serviceAccount>, and
-// another one every RotateEvery and at each call of Rotate.
+// Source returns a source that issues an identity spiffe://<trust domain>/ns/<namespace>/sa/<serviceAccount>, and a new one
+// every RotateEvery and at each call of Rotate.
 func (ca *DevCA) Source(namespace, serviceAccount string) Source {
 	return &devSource{ca, namespace, serviceAccount}
 }
@@ -149,7 +149,7 @@ func (ca *DevCA) Bundle() *x509bundle.Bundle {
 	return x509bundle.FromX509Authorities(ca.domain, []*x509.Certificate{ca.root})
 }
 
-// Federate has everybody whom ca issues for trust bundle, which is of another trust domain, and rotates. A bundle
+// Federate makes every identity that ca issues trust bundle, which is for another trust domain, and rotates. A bundle
 // replaces an earlier one of the same trust domain.
 func (ca *DevCA) Federate(bundle *x509bundle.Bundle) error {
 	if domain := bundle.TrustDomain(); domain == ca.domain {
@@ -165,7 +165,7 @@ func (ca *DevCA) Federate(bundle *x509bundle.Bundle) error {
 	return nil
 }
 
-// Rotate makes all sources issue anew. It does not wait for that.
+// Rotate makes all sources issue a new identity. It does not wait for that.
 func (ca *DevCA) Rotate() {
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
@@ -180,8 +180,8 @@ func (ca *DevCA) rotation() <-chan struct{} {
 }
 
 // WriteFiles issues an identity and writes it into the folder dir, for [Files] in another process: tls.crt, tls.key and
-// ca.crt, as a mounted Secret has them. What was there before is replaced all at once, as Kubernetes does it, by a swap
-// of the link ..data. Calls for the same folder must not overlap.
+// ca.crt, as a mounted Secret has them. Existing files are replaced atomically, as Kubernetes does, by swapping the ..data
+// link. Calls for the same folder must not overlap.
 func (ca *DevCA) WriteFiles(dir, namespace, serviceAccount string) error {
 	svid, err := ca.issue(namespace, serviceAccount)
 	if err != nil {
@@ -199,7 +199,7 @@ func (ca *DevCA) WriteFiles(dir, namespace, serviceAccount string) error {
 	return nil
 }
 
-// writeVolume makes dir look like a mounted Secret that holds files.
+// writeVolume makes dir look like a mounted Secret with the given files.
 func writeVolume(dir string, files map[string][]byte) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err

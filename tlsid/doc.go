@@ -1,9 +1,9 @@
-// Package tlsid gives a process its SPIFFE identity and makes TLS configurations of it for both ends of a connection.
+// Package tlsid gives a process its SPIFFE identity and makes TLS configurations from it for both ends of a connection.
 //
 // An [Identity] is who the process is and whom it trusts: an X.509-SVID with its key, and a bundle of authorities for each
-// trust domain, kept apart. It comes from a [Source], which yields another at each rotation. Here are two: [Files], for
-// cert-manager, Istio and whatever else writes certificates into a folder, and [DevCA], for examples and tests. The one
-// for the SPIFFE Workload API is in the folder spiffe.
+// trust domain, kept apart. It comes from a [Source], which yields a new one at each rotation. This package has two:
+// [Files], for cert-manager, Istio and anything else that writes certificates into a folder, and [DevCA], for examples and
+// tests. The source for the SPIFFE Workload API is in the folder spiffe.
 //
 // A [Keeper] follows a source and always has the latest identity:
 //
@@ -15,22 +15,22 @@
 //	server.TLSConfig = keeper.Server()
 //	transport.TLSClientConfig = keeper.Client(tlsid.Expect(orderService))
 //
-// Its configurations need not be made again when the identity rotates: new connections use the new one, and those there
-// are go on, until whoever owns them retires them at the call of [Hooks].Rotated. They speak TLS 1.2 and 1.3, offer
-// HTTP/2, and resume no session: a resumed one would carry yesterday's decision. The client names whom it expects, each
-// time ([Expected]); there is no way to say anybody.
+// Its configurations need not be rebuilt when the identity rotates: new connections use the new one, and existing ones go on
+// until their owner retires them in [Hooks].Rotated. They speak TLS 1.2 and 1.3, offer HTTP/2, and resume no sessions: a
+// resumed one would carry yesterday's decision. The client always names the peers it expects ([Expected]); there is no way
+// to accept any peer.
 //
-// A connection can outlive what was verified when it began. [Keeper.Peer] therefore verifies the peer again, for each
-// request, against the bundles of the moment and the clock. For a peer it knows that is a look-up.
+// A connection can outlive what was verified when it began. [Keeper.Peer] therefore verifies the peer again for each
+// request, against the current bundles and the clock. For a known peer that is a look-up.
 //
 // # Time
 //
-// Everything has an expiry, and the clock is looked at each time something is used: an identity that has expired is an
-// [*ExpiredError] wherever it is asked for, whatever the source says, and with it its bundles are no longer believed. One
-// of the near future, as a clock that is behind makes it, comes into force when it is valid. [Keeper.Latest] shows
-// the identity and the last error of its source to those who watch.
+// Everything expires, and the clock is checked at each use: an expired identity is an [*ExpiredError] wherever it is
+// requested, whatever the source says, and its bundles are no longer trusted. An identity that is not valid yet, for example
+// because the local clock is slow, comes into force when it is valid. [Keeper.Latest] returns the identity and the last
+// error of its source for monitoring.
 //
 // # Beyond the mesh
 //
-// [Listener] takes plaintext and TLS on the same port, as PeerAuthentication says ([Mode]).
+// [Listener] accepts plaintext and TLS on the same port, as PeerAuthentication says ([Mode]).
 package tlsid

@@ -10,11 +10,11 @@ import (
 )
 
 var (
-	// ErrNoIdentity says that the source has not yielded an identity yet. The error that wraps it names what the source
-	// last failed with.
+	// ErrNoIdentity means that the source has not yielded an identity yet. The error that wraps it includes the source's
+	// last error.
 	ErrNoIdentity = errors.New("tlsid: no identity")
 
-	// ErrNoPeer says that there is no peer certificate to verify: the connection is not TLS, or the peer presented none.
+	// ErrNoPeer means that there is no peer certificate to verify: the connection is not TLS, or the peer presented none.
 	ErrNoPeer = errors.New("tlsid: peer presented no certificate")
 )
 
@@ -43,14 +43,15 @@ func (e *NotYetValidError) Error() string {
 		e.ID, e.NotBefore.UTC().Format(time.RFC3339), e.Skew.Round(time.Millisecond))
 }
 
-// noIdentityError is ErrNoIdentity, and why.
+// noIdentityError is ErrNoIdentity with the reason.
 type noIdentityError struct{ last error }
 
 func (e *noIdentityError) Error() string { return ErrNoIdentity.Error() + ": " + unprefixed(e.last) }
 
 func (e *noIdentityError) Unwrap() []error { return []error{ErrNoIdentity, e.last} }
 
-// unprefixed returns what an error says, for another of this package to wrap: the prefix comes once.
+// unprefixed returns the text of an error without its prefix, for another error of this package to wrap: the prefix appears
+// once.
 func unprefixed(err error) string { return strings.TrimPrefix(err.Error(), "tlsid: ") }
 
 // PeerError says why the certificate of a peer was refused.

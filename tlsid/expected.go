@@ -7,9 +7,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Expected is the set of SPIFFE IDs that a destination may have. The zero value is the empty set, which accepts nobody;
-// there is no set that accepts everybody. Sets are values: equal sets compare equal with ==, whatever the order they
-// were made in, and can be keys of a map.
+// Expected is the set of SPIFFE IDs that a destination may have. The zero value is the empty set, which accepts no peer; no
+// set accepts every peer. Sets are values: equal sets are equal by ==, whatever order they were made in, and can be map
+// keys.
 type Expected struct {
 	ids string // sorted, each once, joined by spaces, which no SPIFFE ID contains
 }

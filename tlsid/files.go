@@ -23,20 +23,20 @@ import (
 // Files is a [Source] that reads an identity from PEM files and follows their changes: the volumes of cert-manager
 // (tls.crt, tls.key, ca.crt), Istio's /etc/certs (cert-chain.pem, key.pem, root-cert.pem), or any three files.
 //
-// Certificate, key and authorities are taken together. A set that does not belong together, or that is half written, is
-// an error that names the file, and changes nothing; it is tried again until it is good. Symbolic links are followed each
-// time, so the ..data link of a Kubernetes volume may be swapped while Files reads.
+// Certificate, key and authorities are taken together. A set that does not match, or that is half written, is an error that
+// names the file, and changes nothing; it is tried again until it is good. Symbolic links are followed each time, so the
+// ..data link of a Kubernetes volume may be swapped while Files reads.
 //
 // The fields must not change once Watch is called.
 type Files struct {
 	// Dir is a folder in one of the two layouts; if it is in both, Istio's counts. It need not be filled yet.
 	Dir string
 
-	// Certificate, Key and CA name the files one by one, and come before those in Dir. Certificate holds the SVID and
+	// Certificate, Key and CA name individual files, and take precedence over those in Dir. Certificate holds the SVID and
 	// after it any intermediates; Key holds its private key; CA holds the authorities of the SVID's own trust domain.
 	Certificate, Key, CA string
 
-	// Federated names, for each further trust domain to accept peers from, the file with its authorities.
+	// Federated names the file with the authorities of each further trust domain to accept peers from.
 	Federated map[string]string
 
 	// Interval is how often to look for changes. 0 means 1 s.
@@ -44,7 +44,7 @@ type Files struct {
 }
 
 // Watch yields the identity in the files and again after each change, and an error once for each state of the files that
-// cannot be used. Only Files whose fields make no sense end the sequence with their error.
+// cannot be used. Only invalid fields end the sequence with an error.
 func (f Files) Watch(ctx context.Context) iter.Seq2[*Identity, error] {
 	return func(yield func(*Identity, error) bool) {
 		federated, err := f.check()
@@ -58,7 +58,7 @@ func (f Files) Watch(ctx context.Context) iter.Seq2[*Identity, error] {
 		var seen pemfile.Set // what was last yielded, or yielded as an error
 		for good, first := false, true; ctx.Err() == nil; first = false {
 			now := pemfile.Read(f.paths(federated))
-			// What could not be used may become good by time alone.
+			// A set that could not be used may become valid with time.
 			if changed := first || !now.Equal(seen); changed || !good {
 				identity, err := f.identity(now, federated)
 				if changed || err == nil {
@@ -119,7 +119,7 @@ func (f Files) paths(federated []spiffeid.TrustDomain) []string {
 	return paths
 }
 
-// identity makes an identity of what the files hold.
+// identity makes an identity from the contents of the files.
 func (f Files) identity(read pemfile.Set, federated []spiffeid.TrustDomain) (*Identity, error) {
 	if read.Err != nil {
 		return nil, fmt.Errorf("tlsid: %w", read.Err)

@@ -16,10 +16,10 @@ import (
 	"github.com/nosidecar/mesh/internal/pemfile"
 )
 
-// Identity is who this process is, and whom it trusts: an X.509-SVID with its key, and the bundles of the trust domains
-// it accepts peers from. It never changes and is safe for concurrent use; a rotation makes a new one.
+// Identity is who this process is, and whom it trusts: an X.509-SVID with its key, and the bundles of the trust domains it
+// accepts peers from. It is immutable and safe for concurrent use; a rotation makes a new one.
 //
-// Bundles stay apart: the authorities of one trust domain say nothing about IDs of another.
+// Bundles are kept separate: the authorities of one trust domain cannot vouch for IDs of another.
 type Identity struct {
 	id                  spiffeid.ID
 	notBefore, notAfter time.Time // of the leaf and all it was issued by
@@ -27,12 +27,12 @@ type Identity struct {
 	trust               trust
 }
 
-// NewIdentity returns the identity of svid, which trusts the trust domains of bundles. Both are copied.
+// NewIdentity returns the identity of svid. It trusts the trust domains of bundles. Both are copied.
 //
-// It refuses an svid that a peer would refuse: without certificate, without key or with another one's, without exactly
-// one URI SAN that is a SPIFFE ID with a path, with the usages of an authority (X509-SVID, sections 4 and 5), or that the
-// bundle of its own trust domain, which must be there, does not vouch for. It does not refuse one that has expired or is
-// not valid yet: time passes anyway, and whoever uses the identity looks at the clock.
+// It refuses an svid that a peer would refuse: without a certificate, without a key or with the key of another, without
+// exactly one URI SAN that is a SPIFFE ID with a path, with the usages of an authority (X509-SVID, sections 4 and 5), or
+// that the bundle of its own trust domain, which must be there, does not vouch for. It accepts one that has expired or is
+// not valid yet: time passes anyway, and each use of the identity checks the clock.
 func NewIdentity(svid *x509svid.SVID, bundles ...*x509bundle.Bundle) (*Identity, error) {
 	if svid == nil || len(svid.Certificates) == 0 || slices.Contains(svid.Certificates, nil) {
 		return nil, errors.New("tlsid: no certificate")
@@ -119,7 +119,7 @@ func (i *Identity) valid(now time.Time) error {
 	return nil
 }
 
-// equal reports whether there is nothing to rotate from one to the other.
+// equal reports whether the two are the same, so that there is nothing to rotate.
 func (i *Identity) equal(other *Identity) bool {
 	if other == nil {
 		return false

@@ -9,15 +9,15 @@ import (
 	"time"
 )
 
-// Hooks are told of what happens to the identity of a [Keeper]. Nil ones are left out. They are called one at a time, on
-// the keeper's goroutine and with no lock held; a hook that blocks delays the next rotation. They must not call Close.
+// Hooks are called for changes to the identity of a [Keeper]. Each may be nil. They are called one at a time, on the
+// keeper's goroutine and with no lock held; a hook that blocks delays the next rotation. They must not call Close.
 type Hooks struct {
-	// Rotated is told of each new identity once it is in force, and of the one before it: nil for the first. This is the
-	// time to retire connections that were made with the old one.
+	// Rotated is called with each new identity once it is in force, and with the one before it: nil for the first. This is
+	// the time to retire connections that were made with the old one.
 	Rotated func(old, new *Identity)
 
-	// Failed is told of each error of the source, of each identity refused because of the time, and with an
-	// [*ExpiredError] of the expiry of the identity in force. What is in force stays so.
+	// Failed is called with each error of the source, for each identity refused because of the time, and with an
+	// [*ExpiredError] when the identity in force expires. The identity in force does not change.
 	Failed func(error)
 }
 
@@ -31,10 +31,10 @@ type Keeper struct {
 	state atomic.Pointer[state] // never nil
 }
 
-// state is what is known at one time. It never changes.
+// state is what is known at one time. It is immutable.
 type state struct {
 	identity *Identity // in force; nil before the first
-	last     error     // what the source failed with since
+	last     error     // the source's last error since
 	none     error     // what Identity returns when identity is nil
 	over     bool      // nothing more will come
 	changed  chan struct{}
@@ -48,7 +48,7 @@ func newState(identity *Identity, last error) *state {
 	return s
 }
 
-// Keep starts to keep the identity of source. It does not wait for the first: [Keeper.Wait] does. The caller closes the
+// Keep starts keeping the identity of source. It does not wait for the first: [Keeper.Wait] does. The caller closes the
 // keeper.
 //
 // An identity that is not valid yet comes into force when it is; one that has expired is refused.
@@ -60,15 +60,15 @@ func Keep(source Source, hooks Hooks) *Keeper {
 	return k
 }
 
-// Close stops following the source and waits until nothing runs any more. The identity in force stays so until it
-// expires. It may be called more than once.
+// Close stops following the source and waits for its goroutines. The identity in force stays in force until it expires. It
+// may be called more than once.
 func (k *Keeper) Close() {
 	k.cancel()
 	<-k.done
 }
 
-// Wait waits until there is a valid identity, but no longer than ctx. The caller gives ctx a deadline: a source that
-// cannot be reached may say nothing for ever. The error joins the cause of ctx with what the source last failed with.
+// Wait waits until there is a valid identity, but no longer than ctx. The caller gives ctx a deadline: an unreachable source
+// may stay silent forever. The error joins the cause of ctx with the source's last error.
 func (k *Keeper) Wait(ctx context.Context) error {
 	for {
 		s := k.state.Load()
@@ -87,21 +87,21 @@ func (k *Keeper) Wait(ctx context.Context) error {
 	}
 }
 
-// Identity returns the identity in force. It looks at the clock each time: the error is an [*ExpiredError] once the
-// identity has expired, and wraps [ErrNoIdentity] before the first has come.
+// Identity returns the identity in force. It checks the clock each time: the error is an [*ExpiredError] once the identity
+// has expired, and wraps [ErrNoIdentity] before the first has come.
 func (k *Keeper) Identity() (*Identity, error) {
 	return k.state.Load().at(time.Now())
 }
 
-// Latest returns the identity in force whether it has expired or not, nil before the first, and the last error of the source
-// if it failed since. It is meant for monitoring, not for decisions.
+// Latest returns the identity in force, expired or not, or nil before the first, and the last error of the source if it has
+// failed since. It is meant for monitoring, not for decisions.
 func (k *Keeper) Latest() (*Identity, error) {
 	s := k.state.Load()
 	return s.identity, s.last
 }
 
 // Peer returns who is at the other end of the connection of state, verified at now against the bundles in force. It trusts
-// nothing that the handshake concluded, so it works for any connection, whichever listener terminated TLS. Ask it for each
+// nothing that the handshake concluded, so it works for any connection, whichever listener terminated TLS. Call it for each
 // request: certificates expire and bundles change while a connection lives. A certificate that was already verified with the
 // identity in force costs one map look-up and no allocation.
 //
@@ -139,8 +139,8 @@ type update struct {
 	err      error
 }
 
-// run follows the source until ctx ends. A goroutine of its own iterates over the source, so that this one can look at
-// the clock.
+// run follows the source until ctx ends. A separate goroutine iterates over the source, so that this one can watch the
+// clock.
 func (k *Keeper) run(ctx context.Context, source Source) {
 	defer close(k.done)
 	updates := make(chan update)
@@ -200,7 +200,7 @@ func (k *Keeper) run(ctx context.Context, source Source) {
 	}
 }
 
-// take puts an identity in force, if now is the time for it, and returns it if the time is still to come.
+// take puts an identity in force if it is valid now, and returns it if it will be valid later.
 func (k *Keeper) take(identity *Identity) (next *Identity) {
 	before := k.state.Load()
 	var early *NotYetValidError
@@ -223,7 +223,7 @@ func (k *Keeper) take(identity *Identity) (next *Identity) {
 	return nil
 }
 
-// fail notes an error, which changes nothing else.
+// fail records an error and changes nothing else.
 func (k *Keeper) fail(err error) {
 	k.publish(newState(k.state.Load().identity, err))
 	if k.hooks.Failed != nil {
@@ -231,7 +231,7 @@ func (k *Keeper) fail(err error) {
 	}
 }
 
-// end says that nothing more will come, and why if the source did not.
+// end records that nothing more will come, and why if the source did not say.
 func (k *Keeper) end(why error) {
 	before := k.state.Load()
 	if before.identity != nil || before.last != nil {

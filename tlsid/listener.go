@@ -43,7 +43,7 @@ type Listener struct {
 	failure  error          // why failed is closed
 	running  sync.WaitGroup // the accepting goroutine and those of pending connections
 
-	byLocal  sync.Map     // of net.Addr, as LocalAddr returns it, to *conn: those in live
+	byLocal  sync.Map     // net.Addr, as LocalAddr returns it, to *conn: those in live
 	retiring atomic.Int64 // how many of live are about to expire
 
 	mu      sync.Mutex
@@ -112,8 +112,8 @@ func (l *Listener) errClosed() error {
 	return &net.OpError{Op: "accept", Net: addr.Network(), Addr: addr, Err: net.ErrClosed}
 }
 
-// Close closes the inner listener and the connections that Accept did not return, and waits for them. Connections that it
-// returned stay open, and are still closed when their certificates expire.
+// Close closes the inner listener and the connections that Accept did not return, and waits for them. Connections that
+// Accept returned stay open, and are still closed when their certificates expire.
 func (l *Listener) Close() error {
 	l.shutdown.Do(func() {
 		l.mu.Lock()
@@ -159,17 +159,17 @@ func (l *Listener) Recheck() {
 		}
 	}
 	l.mu.Unlock()
-	var closing sync.WaitGroup // side by side: crypto/tls gives a peer that does not read 5 s to take the alert
+	var closing sync.WaitGroup // concurrently: crypto/tls gives a peer that does not read 5 s to take the alert
 	for _, c := range forbidden {
 		closing.Go(func() { c.Close() })
 	}
 	closing.Wait()
 }
 
-// Retiring reports whether the connection that an inbound request came over will soon be closed because a certificate it
-// was made with expires. A handler that then sets the response header "Connection: close" has the client move to a new
-// connection without losing a request: net/http ends an HTTP/1 connection after the response, and an HTTP/2 connection
-// with GOAWAY.
+// Retiring reports whether the connection that an inbound request came over will soon be closed because a certificate it was
+// made with expires. A handler that then sets the response header "Connection: close" makes the client move to a new
+// connection without losing a request: net/http ends an HTTP/1 connection after the response, and an HTTP/2 connection with
+// GOAWAY.
 func (l *Listener) Retiring(r *http.Request) bool {
 	if l.retiring.Load() == 0 {
 		return false
@@ -178,9 +178,9 @@ func (l *Listener) Retiring(r *http.Request) bool {
 	return c != nil && c.retiring.Load()
 }
 
-// Conn returns the connection that a request came over: a *tls.Conn, or a plaintext one. It is nil for a request that came
-// over no open connection of l. Request.TLS says the same, unless a wrapper around l hides from net/http that a connection is
-// a *tls.Conn. The connection is net/http's: read from it, write to it or close it only to end it.
+// Conn returns the connection that a request came over: a *tls.Conn, or a plaintext one. It is nil for a request that did
+// not come over an open connection of l. Request.TLS says the same, unless a wrapper around l hides from net/http that a
+// connection is a *tls.Conn. The connection is net/http's: read from it, write to it or close it only to end it.
 func (l *Listener) Conn(r *http.Request) net.Conn {
 	if c := l.find(r); c != nil {
 		return c.outer()
@@ -188,7 +188,7 @@ func (l *Listener) Conn(r *http.Request) net.Conn {
 	return nil
 }
 
-// find returns the connection of a request. Each has an address value of its own, which net/http tells and wrappers pass on.
+// find returns the connection of a request. Each has its own address value, which net/http reports and wrappers pass on.
 func (l *Listener) find(r *http.Request) *conn {
 	local := r.Context().Value(http.LocalAddrContextKey)
 	switch local.(type) {
@@ -200,7 +200,7 @@ func (l *Listener) find(r *http.Request) *conn {
 	return nil
 }
 
-// forbids returns why a connection, of TLS or plaintext, is not allowed in a mode. One that is no mode is Strict.
+// forbids returns why a TLS or plaintext connection is not allowed in a mode. An invalid mode counts as Strict.
 func forbids(mode Mode, tls bool) error {
 	switch {
 	case mode == Disable && tls:
@@ -211,7 +211,7 @@ func forbids(mode Mode, tls bool) error {
 	return nil
 }
 
-// begin starts to accept.
+// begin starts accepting.
 func (l *Listener) begin() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

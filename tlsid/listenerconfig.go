@@ -22,34 +22,33 @@ var (
 	// ErrTLSDisabled is the reason when the mode of a port became Disable while a connection made its TLS handshake.
 	ErrTLSDisabled = errors.New("tlsid: TLS connection, the port is DISABLE")
 
-	// ErrTooManyPending is the reason when as many connections are sniffed or in their handshake as ListenerConfig
-	// allows, in all or from one IP address.
+	// ErrTooManyPending is the reason when as many connections are being sniffed or in their handshake as ListenerConfig
+	// allows, in total or from one IP address.
 	ErrTooManyPending = errors.New("tlsid: too many connections in their handshake")
 )
 
 // ListenerConfig holds the settings of a Listener. All fields but TLS have working defaults.
 type ListenerConfig struct {
-	// TLS is the server side of TLS, for example that of Keeper.Server. NewListener takes what it needs; what is changed
-	// in it later has no effect, but its callbacks are asked for each connection. It names the protocols (NextProtos)
-	// that the server behind the listener speaks: net/http takes HTTP/2 connections if "h2" is among them.
-	// nil: every TLS connection is refused.
+	// TLS is the server side of TLS, for example that of Keeper.Server. NewListener copies what it needs; later changes have
+	// no effect, but its callbacks are called for each connection. Its NextProtos are the protocols that the server behind
+	// the listener speaks: net/http takes HTTP/2 connections if "h2" is among them. nil: every TLS connection is refused.
 	TLS *tls.Config
 
-	// Mode returns the mode of the port. It is asked for each connection, at its start and again at the end of its
-	// handshake, from several goroutines. nil, or a value that is no mode: Strict.
+	// Mode returns the mode of the port. It is called for each connection, at its start and again at the end of its
+	// handshake, from several goroutines. nil, or an invalid mode: Strict.
 	Mode func() Mode
 
-	// HandshakeTimeout bounds the time from the arrival of a connection to the end of its handshake, with the wait for
+	// HandshakeTimeout bounds the time from the arrival of a connection to the end of its handshake, including the wait for
 	// its first byte. 0: 10 s.
 	HandshakeTimeout time.Duration
 
-	// MaxPending and MaxPendingPerIP bound how many connections may wait for their first byte or be in their handshake, in all
-	// and from one IP address, for which an IPv6 network of 64 bits counts. A connection beyond the limit of its address is
-	// closed at once. At the limit for all the oldest that has sent nothing makes room, or else the oldest: silent connections
-	// cannot lock out others. 0: 4096 and 512. Negative: no limit.
+	// MaxPending and MaxPendingPerIP bound how many connections may wait for their first byte or be in their handshake, in
+	// total and from one IP address; an IPv6 /64 network counts as one address. A connection beyond the limit of its address
+	// is closed at once. At the total limit, the oldest that has sent nothing makes room, or else the oldest: silent
+	// connections cannot lock out others. 0: 4096 and 512. Negative: no limit.
 	MaxPending, MaxPendingPerIP int
 
-	// Refused is told of each connection that Accept does not return, except those that Close cuts. It is called from the
+	// Refused is called for each connection that Accept does not return, except those that Close cuts. It is called from the
 	// goroutine that accepts or from that of the connection, with no lock held, possibly several times at once; it should
 	// return soon and must not call Close. nil: refusals are not reported.
 	Refused func(Refusal)
@@ -64,8 +63,8 @@ type Refusal struct {
 	// Mode is what the port demanded.
 	Mode Mode
 
-	// Err says why: ErrPlaintext, ErrTLSDisabled, ErrTooManyPending, io.EOF for a peer that left without a byte (as
-	// probes of load balancers do), os.ErrDeadlineExceeded for one that was too slow, or what crypto/tls says of a failed
+	// Err says why: ErrPlaintext, ErrTLSDisabled, ErrTooManyPending, io.EOF for a peer that left without sending a byte (as
+	// load balancer probes do), os.ErrDeadlineExceeded for one that was too slow, or the error of crypto/tls for a failed
 	// handshake, such as a *PeerError.
 	Err error
 }

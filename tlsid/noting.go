@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 )
 
-// noting returns a copy of a server's configuration that notes on each connection when the certificate that was chosen for
-// it expires. It is one copy for all connections: crypto/tls hands its callbacks the connection.
+// noting returns a copy of a server's configuration that records on each connection when the certificate chosen for it
+// expires. It is one copy for all connections: crypto/tls hands its callbacks the connection.
 func noting(config *tls.Config) *tls.Config {
 	if config == nil {
 		return nil
@@ -27,7 +27,7 @@ func noting(config *tls.Config) *tls.Config {
 		}
 	}
 	if forClient := config.GetConfigForClient; forClient != nil {
-		// Mostly one configuration is returned again and again.
+		// Usually the same configuration is returned each time.
 		type pair struct{ from, to *tls.Config }
 		var last atomic.Pointer[pair]
 		noted.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
@@ -66,7 +66,7 @@ func choose(hello *tls.ClientHelloInfo, certificates []tls.Certificate,
 	return &certificates[0], nil
 }
 
-// note notes when our certificate of a connection expires.
+// note records when our certificate of a connection expires.
 func note(inner net.Conn, certificate *tls.Certificate) error {
 	c, ok := inner.(*conn)
 	if !ok || len(certificate.Certificate) == 0 {

@@ -88,8 +88,8 @@ func (i *Identity) Verify(state *tls.ConnectionState, now time.Time) (Peer, erro
 	return v.peer(), nil
 }
 
-// checkLeaf returns the SPIFFE ID of an X.509-SVID, and an error unless c is one (X509-SVID, sections 4 and 5). Only what
-// time and bundles decide is left open.
+// checkLeaf returns the SPIFFE ID of an X.509-SVID, and an error unless c is one (X509-SVID, sections 4 and 5). Only time
+// and bundles are not checked.
 func checkLeaf(c *x509.Certificate) (spiffeid.ID, error) {
 	switch len(c.URIs) {
 	case 0:
@@ -115,7 +115,7 @@ func checkLeaf(c *x509.Certificate) (spiffeid.ID, error) {
 	case c.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
 		return id, errors.New("certificate has the key usage of an authority, keyCertSign or cRLSign")
 	}
-	// Section 4.4: the extended key usage may be left out; one that is there has both.
+	// Section 4.4: the extended key usage may be omitted; if present, it has both.
 	if len(c.ExtKeyUsage)+len(c.UnknownExtKeyUsage) > 0 {
 		var server, client bool
 		for _, usage := range c.ExtKeyUsage {
@@ -144,8 +144,8 @@ func otherNames(c *x509.Certificate) string {
 	return strings.Join(names, ", ")
 }
 
-// trust is what an identity believes about others: the authorities of each trust domain, and who has been verified by
-// them. What was verified is forgotten with the authorities.
+// trust is what an identity knows about others: the authorities of each trust domain, and the certificates verified by them.
+// Verified certificates are forgotten with the authorities.
 type trust struct {
 	bundles map[spiffeid.TrustDomain]*x509bundle.Bundle
 	pools   map[spiffeid.TrustDomain]*x509.CertPool
@@ -188,7 +188,8 @@ func (t *trust) chain(id spiffeid.ID, certificates []*x509.Certificate, now time
 		return nil, fmt.Errorf("trust domain %q is not trusted: there is no bundle for it", id.TrustDomain())
 	}
 	leaf := certificates[0]
-	// What crypto/x509 says of time is less clear, and the same for a certificate of tomorrow as for one of yesterday.
+	// What crypto/x509 says about time is less clear, and the same for a certificate that is not valid yet as for an expired
+	// one.
 	if now.After(leaf.NotAfter) {
 		return nil, &ExpiredError{ID: id, NotAfter: leaf.NotAfter}
 	}
@@ -251,10 +252,10 @@ func (v *verified) of(leaf *x509.Certificate) bool {
 
 func (v *verified) peer() Peer { return Peer{ID: v.id, Certificate: v.leaf, known: v} }
 
-// cache remembers verified certificates by what is in them, so that a connection that is gone leaves nothing behind. Only good
-// ones are remembered: nothing that a peer sends keeps another out.
+// cache remembers verified certificates by content, so that a closed connection leaves nothing behind. Only good ones are
+// remembered: nothing that a peer sends can lock out another.
 type cache struct {
-	// recent are the last ones that were asked for, by the end of their signature, so that most look-ups need no hash.
+	// recent holds the most recently used ones, by the end of their signature, so that most look-ups need no hash.
 	recent [1 << recentBits]atomic.Pointer[verified]
 
 	young, old atomic.Pointer[generation]
@@ -262,7 +263,7 @@ type cache struct {
 
 const recentBits = 9
 
-// maxVerified bounds the memory that peers can take by coming with ever new certificates: this many in each of two
+// maxVerified bounds the memory that peers can take by presenting ever new certificates: this many in each of two
 // generations.
 const maxVerified = 1024
 
@@ -271,7 +272,7 @@ type generation struct {
 	size    atomic.Int32
 }
 
-// slot returns the place among the recent certificates where leaf would be.
+// slot returns the slot among the recent certificates where leaf would be.
 func (c *cache) slot(leaf *x509.Certificate) *atomic.Pointer[verified] {
 	var end uint64
 	if n := len(leaf.Signature); n >= 8 {

@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// take starts to look at a new connection, if there is room for it.
+// take starts handling a new connection, if there is room for it.
 func (l *Listener) take(inner net.Conn) {
 	c := &conn{Conn: inner, listener: l, local: uniqueAddr(inner.LocalAddr())}
 	ip := networkOf(inner.RemoteAddr())
@@ -63,8 +63,8 @@ func (l *Listener) tooMany() error {
 	return fmt.Errorf("%w: %d in all", ErrTooManyPending, l.config.MaxPending)
 }
 
-// evictLocked takes a place from the pending connection that is the least likely to become anything: the oldest that has sent
-// nothing, or else the oldest. It returns nil if all are done with their handshake.
+// evictLocked evicts the pending connection that is least likely to succeed: the oldest that has sent nothing, or else the
+// oldest. It returns nil if all have finished their handshake.
 func (l *Listener) evictLocked() *conn {
 	oldest := cmp.Or(l.silent.Front(), l.talking.Front())
 	if oldest == nil {
@@ -76,7 +76,7 @@ func (l *Listener) evictLocked() *conn {
 	return c
 }
 
-// talks notes that a pending connection has sent something.
+// talks records that a pending connection has sent something.
 func (l *Listener) talks(c *conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -117,7 +117,8 @@ func (l *Listener) settleLocked(c *conn) {
 	c.waits = nil
 }
 
-// admit makes the connection ready for Accept, or closes it and returns why. Those that Close cuts are not refused.
+// admit makes the connection ready for Accept, or closes it and returns why. Connections that Close cuts do not count as
+// refused.
 func (l *Listener) admit(c *conn) Refusal {
 	mode := l.config.Mode()
 	err := l.secure(c, mode)
@@ -164,7 +165,7 @@ func (l *Listener) refuse(r Refusal) {
 
 const recordHandshake = 0x16 // the type of the TLS record that a ClientHello comes in
 
-// secure finds out what the client speaks and makes the handshake if it is TLS.
+// secure finds out what the client speaks and does the handshake if it is TLS.
 func (l *Listener) secure(c *conn, mode Mode) error {
 	if mode == Disable {
 		return nil
@@ -182,7 +183,7 @@ func (l *Listener) secure(c *conn, mode Mode) error {
 			return errors.New("tlsid: TLS connection, the listener has no TLS configuration")
 		}
 		c.tls = tls.Server(c, l.config.TLS)
-		// No context: its goroutine would be one more for each handshake. Close ends the handshake by closing c.
+		// No context: that would cost another goroutine per handshake. Close ends the handshake by closing c.
 		if err := c.tls.Handshake(); err != nil {
 			return err
 		}
@@ -192,7 +193,7 @@ func (l *Listener) secure(c *conn, mode Mode) error {
 	} else if err := forbids(mode, false); err != nil {
 		return err
 	}
-	return c.SetDeadline(time.Time{}) // from here on deadlines are the server's
+	return c.SetDeadline(time.Time{}) // from here on the server sets deadlines
 }
 
 // keep counts a connection as live, and watches its age.
@@ -210,7 +211,7 @@ func (l *Listener) keep(c *conn) {
 }
 
 // networkOf returns the IP address that MaxPendingPerIP counts by. It is invalid for addresses without one, such as those of
-// unix sockets, for which only MaxPending holds. Who has an IPv6 address usually has its network of 64 bits.
+// unix sockets, for which only MaxPending holds. The owner of an IPv6 address usually has its /64 network.
 func networkOf(addr net.Addr) netip.Addr {
 	var ip netip.Addr
 	if tcp, ok := addr.(*net.TCPAddr); ok {

@@ -11,8 +11,8 @@ type Source interface {
 	// Watch yields the identity now and after each rotation, until ctx ends or the caller stops. It blocks between
 	// rotations and leaves no goroutine behind.
 	//
-	// An error changes nothing: the caller keeps the identity it has, and Watch goes on trying at a pace of its own. A
-	// Watch that ends before ctx does has nothing more to say.
+	// An error changes nothing: the caller keeps the identity it has, and Watch keeps trying at its own pace. A Watch that
+	// ends before ctx does has nothing more to yield.
 	Watch(ctx context.Context) iter.Seq2[*Identity, error]
 }
 
@@ -20,13 +20,13 @@ type Source interface {
 type Mode uint8
 
 const (
-	// Permissive takes mutual TLS and plaintext on the same port. A plaintext peer has no identity.
+	// Permissive accepts mutual TLS and plaintext on the same port. A plaintext peer has no identity.
 	Permissive Mode = iota
 
-	// Strict takes mutual TLS only.
+	// Strict accepts mutual TLS only.
 	Strict
 
-	// Disable takes plaintext only.
+	// Disable accepts plaintext only.
 	Disable
 )
 

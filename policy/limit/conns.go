@@ -16,21 +16,21 @@ import (
 )
 
 const (
-	// idlePerEndpoint is how many idle connections to an endpoint are kept. net/http's own 2 makes every burst of calls
-	// dial anew; a number beyond any burst keeps the pool as large as the calls in flight made it, as Envoy's is.
+	// idlePerEndpoint is how many idle connections to an endpoint are kept. net/http's default of 2 makes every burst of
+	// calls dial again; a number beyond any burst keeps the pool as large as the peak of calls in flight, like Envoy's.
 	idlePerEndpoint = 4096
 
-	// idleAnywhere is how many idle connections are kept over all hosts, where there may be any number of these. It is that of
-	// http.DefaultTransport.
+	// idleAnywhere is how many idle connections are kept over all hosts, when there may be any number of hosts. It is the
+	// value of http.DefaultTransport.
 	idleAnywhere = 100
 
-	// A peer that vanished is noticed by an HTTP/2 connection only through a ping.
+	// An HTTP/2 connection notices a vanished peer only through a ping.
 	pingAfter   = 30 * time.Second
 	pingTimeout = 15 * time.Second
 )
 
-// Conns is the connections of a [Pool] to one endpoint: an http.RoundTripper over a clone of a template, to which the
-// pool's settings were applied. It is safe for concurrent use.
+// Conns is the connections of a [Pool] to one endpoint: an http.RoundTripper over a clone of a template, with the pool's
+// settings applied. It is safe for concurrent use.
 type Conns struct {
 	pool      *Pool
 	transport *http.Transport
@@ -49,13 +49,13 @@ type Conns struct {
 // MaxConnections. The caller closes it.
 //
 // The template is cloned, and keeps its TLS configuration, proxy and dialer, inside a dial function that applies
-// ConnectTimeout, Keepalive and MaxConnections. The clone speaks HTTP/2 where the endpoint does, unless
-// template.Protocols or template.TLSNextProto say otherwise: that a TLSClientConfig or a dialer is set does not turn it
-// off. It pings HTTP/2 peers that fall silent and keeps as many idle connections as there were calls at once, unless the
-// template has settings of its own.
+// ConnectTimeout, Keepalive and MaxConnections. The clone speaks HTTP/2 where the endpoint does, unless template.Protocols
+// or template.TLSNextProto say otherwise: setting a TLSClientConfig or a dialer does not turn it off. It pings HTTP/2 peers
+// that fall silent and keeps as many idle connections as there were calls at once, unless the template has settings of its
+// own.
 //
-// A nil *Pool applies the defaults of [PoolConfig], and is for connections to any host: of these no more than
-// template.MaxIdleConns are kept idle, of which 0 means 100.
+// A nil *Pool applies the defaults of [PoolConfig], and is for connections to any host: at most template.MaxIdleConns of
+// them are kept idle, where 0 means 100.
 //
 // It is an error if the template dials TLS itself, since then neither timeouts nor limits can be enforced, or if it sets
 // MaxConnsPerHost, which MaxConnections replaces.
@@ -65,7 +65,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	case template.DialTLSContext != nil || template.DialTLS != nil:
 		return nil, errors.New("limit: the template transport has a DialTLS function; set TLSClientConfig and DialContext")
 	case template.MaxConnsPerHost != 0:
-		// With HTTP/2 it makes calls wait that could share a connection.
+		// With HTTP/2 it makes calls wait although they could share a connection.
 		return nil, errors.New("limit: the template transport sets MaxConnsPerHost; set PoolConfig.MaxConnections")
 	}
 	t := httpclone.Transport(template)
@@ -73,7 +73,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 		p = &Pool{}
 		t.MaxIdleConns = cmp.Or(t.MaxIdleConns, idleAnywhere)
 	} else {
-		t.MaxIdleConns = 0 // a limit over all hosts of a template says nothing of one endpoint
+		t.MaxIdleConns = 0 // a template's limit over all hosts says nothing about one endpoint
 	}
 	c := &Conns{
 		pool:      p,
@@ -85,7 +85,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	if c.dial == nil {
 		c.dial = contextDial(t)
 	}
-	t.DialContext = c.dialContext // goes before Dial, if that is set
+	t.DialContext = c.dialContext // takes precedence over Dial, if that is set
 	p.config.apply(t)
 	c.shared = c.share(t)
 
@@ -95,7 +95,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	return c, nil
 }
 
-// apply makes the settings those of a transport, as far as it has them.
+// apply copies the settings to a transport, as far as it has them.
 func (c *PoolConfig) apply(t *http.Transport) {
 	t.TLSHandshakeTimeout = cmp.Or(c.ConnectTimeout, t.TLSHandshakeTimeout, defaultConnectTimeout)
 	t.IdleConnTimeout = max(0, cmp.Or(c.IdleTimeout, defaultIdleTimeout))
@@ -151,11 +151,10 @@ func (c *Conns) send(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// simple reports whether there is nothing about a request that net/http's transport would check or choose, and HTTP/2 alone
-// would not.
+// simple reports whether a request has nothing that net/http's transport would check or choose and HTTP/2 alone would not.
 func simple(req *http.Request) bool {
 	return req.URL != nil && req.Header != nil && len(req.Trailer) == 0 && (req.Method == "" || field.IsToken(req.Method)) &&
-		len(req.Header["Upgrade"]) == 0 // which is HTTP/1's
+		len(req.Header["Upgrade"]) == 0 // HTTP/1 only
 }
 
 // Dial makes a connection for a protocol other than HTTP, as the template dials them, and counts it against MaxConnections
@@ -165,12 +164,12 @@ func (c *Conns) Dial(ctx context.Context) (net.Conn, error) {
 }
 
 // DialFirst is [Conns.Dial] for a caller that has no connection to the endpoint and cannot use those of others: it gets one,
-// beyond MaxConnections if it must be.
+// beyond MaxConnections if necessary.
 func (c *Conns) DialFirst(ctx context.Context) (net.Conn, error) {
 	return c.connect(ctx, "tcp", "", true)
 }
 
-// CloseIdleConnections closes the connections that serve no call.
+// CloseIdleConnections closes the connections that carry no call.
 func (c *Conns) CloseIdleConnections() {
 	c.transport.CloseIdleConnections()
 	if c.shared != nil {
@@ -185,8 +184,7 @@ func (c *Conns) Open() int {
 	return c.open
 }
 
-// Close closes all connections, and fails what is still sent over them: wait for the calls to end first. It is
-// idempotent.
+// Close closes all connections, and fails the calls still on them: wait for those to end first. It is idempotent.
 func (c *Conns) Close() {
 	l := &c.pool.links
 	l.mu.Lock()
@@ -198,7 +196,7 @@ func (c *Conns) Close() {
 	if c.shared != nil {
 		c.shared.close()
 	}
-	// An HTTP/2 connection is not idle as soon as its last call is over, and nobody would come to close it later.
+	// An HTTP/2 connection is not idle as soon as its last call is over, and nothing would close it later.
 	for _, nc := range live {
 		nc.Close()
 	}

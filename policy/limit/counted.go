@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// countedCall is a call that is counted on the connection it is sent over.
+// countedCall is a call that counts on the connection it is sent over.
 type countedCall struct {
 	conns *Conns
 	trace httptrace.ClientTrace
@@ -40,8 +40,8 @@ func (call *countedCall) sayClose() {
 		// If the peer agrees, the connection serves no further call anyway. If not, the next call is the last one.
 		return
 	}
-	// HTTP/1 looks at the header, since it may have copied the request; HTTP/2 at either, and takes no further calls on
-	// the connection. What the caller says of its own headers there stays.
+	// HTTP/1 looks at the header, since it may have copied the request; HTTP/2 at either, and takes no further calls on the
+	// connection. What the caller set in those headers stays.
 	call.req.Close = true
 	if options := strings.Join(h["Connection"], ", "); options != "" {
 		h["Connection"] = []string{options + ", close"}

@@ -37,7 +37,7 @@ func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (
 	}()
 	nc, err := c.dial(ctx, network, addr)
 	if err != nil {
-		// Whatever dialled, a failure to connect says so: it is retried where nothing else would be.
+		// Whatever dialled, a failure to connect is marked as one: it is retried when nothing else would be.
 		if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" {
 			err = &net.OpError{Op: "dial", Net: network, Err: err}
 		}
@@ -80,7 +80,7 @@ func (c *Conns) add(nc net.Conn) (*conn, error) {
 	return wrapped, nil
 }
 
-// setKeepalive applies Keepalive to a TCP connection. There is nothing to probe on others.
+// setKeepalive applies Keepalive to a TCP connection. Others have nothing to probe.
 func (c *Conns) setKeepalive(nc net.Conn) error {
 	keepalive := c.pool.config.Keepalive
 	if keepalive == (Keepalive{}) {
@@ -92,7 +92,7 @@ func (c *Conns) setKeepalive(nc net.Conn) error {
 	if !ok {
 		return nil
 	}
-	// In net.KeepAliveConfig, unlike here, it is a negative value that leaves the system's default alone.
+	// In net.KeepAliveConfig, unlike here, a negative value keeps the system's default.
 	return tcp.SetKeepAliveConfig(net.KeepAliveConfig{
 		Enable: true, Count: cmp.Or(keepalive.Probes, -1), Idle: cmp.Or(keepalive.Time, -1), Interval: cmp.Or(keepalive.Interval, -1),
 	})

@@ -7,9 +7,9 @@ import (
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
-// Handler is an http.Handler that bounds what a server takes on: how many requests are in their handlers at once, and how
-// many begin each second. It answers those beyond with 503 and x-envoy-overloaded, which callers of this library do not
-// retry, and with 429. It must not be copied or changed after its first use.
+// Handler is an http.Handler that bounds the load of a server: how many requests it handles at once, and how many begin each
+// second. It answers requests beyond the first limit with 503 and x-envoy-overloaded, which clients of this library do not
+// retry, and beyond the second with 429. It must not be copied or changed after its first use.
 type Handler struct {
 	// Next serves the requests. It must be set.
 	Next http.Handler

@@ -11,8 +11,8 @@ import (
 
 var errNotAgain = errors.New("limit: the connection was lost, and the request has no GetBody to be sent again")
 
-// held is the body of a request that is sent elsewhere if there is no connection for it. Until that is known, nobody closes it
-// unread.
+// held is the body of a request that is sent elsewhere if there is no connection for it. Until that is known, the body is
+// not closed unread.
 type held struct {
 	source io.ReadCloser
 
@@ -53,7 +53,7 @@ func (b *held) Close() error {
 	return b.source.Close()
 }
 
-// release lets the body go: the request was sent, or is not going to be.
+// release releases the body: the request was sent, or will not be.
 func (b *held) release() {
 	if b == nil {
 		return
@@ -67,8 +67,8 @@ func (b *held) release() {
 	}
 }
 
-// again returns the request to send after one that had this body did not get through. Its body is the same one unless that
-// was read. On an error the body is closed.
+// again returns the request to send after one with this body did not get through. Its body is the same one unless that was
+// read. On an error the body is closed.
 func (b *held) again(req *http.Request) (*http.Request, error) {
 	if b == nil {
 		return req, nil

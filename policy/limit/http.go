@@ -11,11 +11,11 @@ import (
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
-// Transport is an http.RoundTripper that keeps the calls through it within one connection pool. It answers those beyond
-// with 503 and x-envoy-overloaded, as Envoy does. It must not be copied or changed after its first use.
+// Transport is an http.RoundTripper that keeps the calls through it within one connection pool. It answers calls beyond the
+// limits with 503 and x-envoy-overloaded, as Envoy does. It must not be copied or changed after its first use.
 type Transport struct {
-	// Base makes the calls. Where it is an *http.Transport, a clone is used, to which Config applies; any other
-	// RoundTripper has connections of its own, and then every call fails if Config has settings for connections. Nil means
+	// Base makes the calls. If it is an *http.Transport, a clone is used, to which Config applies; any other RoundTripper
+	// has its own connections, and then every call fails if Config has settings for connections. Nil means
 	// http.DefaultTransport.
 	Base http.RoundTripper
 
@@ -112,8 +112,8 @@ func (c *call) End(error) {
 	c.slot.Release()
 }
 
-// RateTransport is an http.RoundTripper that keeps the calls through it within a rate. It answers those beyond with
-// 429 and x-envoy-ratelimited, as Envoy does. It must not be copied or changed after its first use.
+// RateTransport is an http.RoundTripper that keeps the calls through it within a rate. It answers calls beyond it with 429
+// and x-envoy-ratelimited, as Envoy does. It must not be copied or changed after its first use.
 type RateTransport struct {
 	// Base makes the calls. Nil means http.DefaultTransport.
 	Base http.RoundTripper

@@ -10,8 +10,8 @@ package limit
 
 import "github.com/nosidecar/mesh/internal/refusal"
 
-// ErrOverflow refuses a call that a [Pool] has no room for. The call was not sent, and is not retried.
+// ErrOverflow means that a [Pool] has no room for a call. The call was not sent, and is not retried.
 var ErrOverflow = refusal.New("limit: connection pool overflow")
 
-// ErrRateLimited refuses a call that a [Rate] has no token for. The call was not sent.
+// ErrRateLimited means that a [Rate] has no token for a call. The call was not sent.
 var ErrRateLimited = refusal.New("limit: rate limited")

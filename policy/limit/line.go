@@ -15,8 +15,8 @@ import (
 // firstLook is how soon a call that waits for a stream looks again: a stream ends a little after its call.
 const firstLook = time.Millisecond
 
-// line is where calls wait, first come, first served, when each HTTP/2 connection has as many streams as its peer permits and
-// there may be no more connections.
+// line is where calls wait, first come, first served, when each HTTP/2 connection has as many streams as its peer permits
+// and no more connections may be opened.
 type line struct {
 	calls atomic.Int64
 	turn  chan struct{} // has an element while a call is first in line
@@ -27,11 +27,11 @@ func (l *line) busy() bool {
 	return l.calls.Load() > 0
 }
 
-// await sends a call as soon as there is a stream for it, or room for another connection. The wait ends with the context of the
-// call, or when there was no connection for the connect timeout.
+// await sends a call as soon as there is a stream for it, or room for another connection. The wait ends with the context of
+// the call, or when there has been no connection for the connect timeout.
 func (m *multiplexed) await(req *http.Request) (*http.Response, error) {
 	w := &waiting{m: m, in: true}
-	w.trace.GotConn = func(httptrace.GotConnInfo) { w.leave() } // who is next may look
+	w.trace.GotConn = func(httptrace.GotConnInfo) { w.leave() } // the next in line may look
 	w.req = req.WithContext(httptrace.WithClientTrace(req.Context(), &w.trace))
 	if !w.join() {
 		body.CloseRequest(req)
@@ -41,7 +41,7 @@ func (m *multiplexed) await(req *http.Request) (*http.Response, error) {
 	return w.run()
 }
 
-// waiting is a call in line. It belongs to the goroutine of its RoundTrip, on which net/http tells it of its connection.
+// waiting is a call in line. It belongs to the goroutine of its RoundTrip, on which net/http reports its connection.
 type waiting struct {
 	m     *multiplexed
 	req   *http.Request
@@ -84,7 +84,7 @@ func (w *waiting) leave() {
 func (w *waiting) run() (*http.Response, error) {
 	c, ctx := w.m.conns, w.req.Context()
 	timeout := c.connectTimeout()
-	since := time.Now() // when there was a connection last, as far as this call knows
+	since := time.Now() // when there last was a connection, as far as this call knows
 	look := firstLook
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
@@ -148,18 +148,18 @@ func (w *waiting) try() (*http.Response, <-chan struct{}, error) {
 	}
 }
 
-// reservation is room for a connection, which was counted in already.
+// reservation is room for a connection that was already counted.
 type reservation struct {
 	spent atomic.Bool
 }
 
 type reservationKey struct{}
 
-// errSpent ends a dial for a call that has made a connection already, of which others took all streams.
+// errSpent ends a dial for a call that has already made a connection, whose streams were all taken by other calls.
 var errSpent = errors.New("limit: no room for a second connection")
 
-// dial sends a call over a new connection, which was counted in. If others got hold of that first, the call was not sent, and
-// next is to be sent.
+// dial sends a call over a new connection that was already counted. If other calls took the connection first, the call was
+// not sent, and next is to be sent.
 func (m *multiplexed) dial(req *http.Request) (resp *http.Response, next *http.Request, err error) {
 	r := new(reservation)
 	out, b := hold(req.WithContext(context.WithValue(req.Context(), reservationKey{}, r)))
@@ -176,7 +176,7 @@ func (m *multiplexed) dial(req *http.Request) (resp *http.Response, next *http.R
 	return resp, nil, err
 }
 
-// admit counts a connection in, unless that was done for it.
+// admit counts a connection, unless that was already done.
 func (c *Conns) admit(ctx context.Context, first bool) error {
 	if r, ok := ctx.Value(reservationKey{}).(*reservation); ok {
 		if !r.spent.CompareAndSwap(false, true) {

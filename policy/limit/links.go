@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// roomCheck is how often a dial that waits for room looks for idle connections, which come up without notice.
+// roomCheck is how often a dial that waits for room looks for idle connections, which appear without notice.
 const roomCheck = 20 * time.Millisecond
 
 // links are the open connections of a pool, over all its endpoints.
@@ -16,7 +16,7 @@ type links struct {
 	mu    sync.Mutex
 	open  int
 	conns []*Conns
-	next  int           // where in conns to begin when idle connections must make room
+	next  int           // where in conns to start closing idle connections to make room
 	room  chan struct{} // closed when a connection closes; nil if no dial waits
 }
 
@@ -26,7 +26,7 @@ func (l *links) count() int {
 	return l.open
 }
 
-// wake has those that wait for room look again.
+// wake makes dials that wait for room look again.
 func (l *links) wake() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -40,9 +40,9 @@ func (l *links) wakeLocked() {
 	}
 }
 
-// reserve counts one connection in. At MaxConnections it first closes idle connections to other endpoints and then
-// waits for a connection to close, unless this would be the endpoint's only one, or is a first one. The call that wants the connection
-// holds a slot, so unless an HTTP/2 connection is out of streams the wait is for one that is just being given up.
+// reserve counts one connection. At MaxConnections it first closes idle connections to other endpoints and then waits for a
+// connection to close, unless this would be the endpoint's only one, or is a first one. The call that wants the connection
+// holds a slot, so unless an HTTP/2 connection is out of streams, it waits for a connection that is just being released.
 func (c *Conns) reserve(ctx context.Context, first bool) error {
 	if _, ok := c.take(false, false); ok {
 		return nil
@@ -66,7 +66,7 @@ func (c *Conns) reserve(ctx context.Context, first bool) error {
 	}
 }
 
-// take counts one connection in if there is room, if it is the endpoint's only one and that will do, or if it is a first one.
+// take counts one connection if there is room, if it is the endpoint's only one and that suffices, or if it is a first one.
 // Otherwise it returns a channel that is closed when the next connection closes.
 func (c *Conns) take(only, first bool) (<-chan struct{}, bool) {
 	limit := c.pool.config.MaxConnections
@@ -84,7 +84,7 @@ func (c *Conns) take(only, first bool) (<-chan struct{}, bool) {
 	return l.room, false
 }
 
-// evict closes idle connections to other endpoints, one endpoint after the other, until there is room.
+// evict closes idle connections to other endpoints, one endpoint at a time, until there is room.
 func (c *Conns) evict() {
 	l := &c.pool.links
 	l.mu.Lock()

@@ -11,12 +11,12 @@ import (
 	"github.com/nosidecar/mesh/internal/httpclone"
 )
 
-// multiplexed are the HTTP/2 connections of a [Conns]. They belong to a transport of their own, without an idle timer: that of
-// net/http is set anew when a peer closes a connection with streams on it, and keeps the closed connection in memory until it
-// fires, an hour later by default. So they are closed from here when they are idle.
+// multiplexed are the HTTP/2 connections of a [Conns]. They belong to a separate transport without an idle timer: net/http's
+// timer is reset when a peer closes a connection with streams on it, and keeps the closed connection in memory until it
+// fires, an hour later by default. So idle connections are closed from here.
 type multiplexed struct {
 	conns *Conns
-	idle  time.Duration // 0 means that they are kept for ever
+	idle  time.Duration // 0 means that they are kept forever
 
 	once   sync.Once
 	holder atomic.Pointer[http.Transport] // has the connections and makes none; nil before the first one
@@ -24,7 +24,7 @@ type multiplexed struct {
 	secure, clear way // for calls over TLS, and for others
 
 	born time.Time
-	last atomic.Int64 // when a call was answered last, as a time.Duration since born
+	last atomic.Int64 // when a call was last answered, as a time.Duration since born
 
 	line line
 
@@ -34,16 +34,16 @@ type multiplexed struct {
 	closed  bool
 }
 
-// way is the way over the connections that are open.
+// way sends calls over the open connections.
 type way struct {
-	// over fails where there is no connection with room for a stream, before it touches the request. It is nil until there was
-	// a connection.
+	// over fails, before it touches the request, if no connection has room for a stream. It is nil before the first
+	// connection.
 	over atomic.Pointer[http.RoundTripper]
 
-	expected atomic.Bool // the peer is to speak HTTP/2, and has not said otherwise
+	expected atomic.Bool // the peer should speak HTTP/2, and has not said otherwise
 }
 
-// The names under which net/http keeps who takes over connections that speak HTTP/2.
+// The names under which net/http keeps the functions that take over HTTP/2 connections.
 const (
 	protoSecure = "h2"
 	protoClear  = "unencrypted_http2"
@@ -56,8 +56,8 @@ var bundled = sync.OnceValue(func() bool {
 	return probe.TLSNextProto[protoSecure] != nil
 })
 
-// share has the HTTP/2 connections that t makes belong to a multiplexed. It returns nil if there will be none, or if they are
-// those of another implementation.
+// share makes the HTTP/2 connections of t belong to a multiplexed. It returns nil if there will be none, or if another
+// implementation makes them.
 func (c *Conns) share(t *http.Transport) *multiplexed {
 	p := t.Protocols
 	if t.TLSNextProto != nil || p != nil && !p.HTTP2() && !p.UnencryptedHTTP2() || !bundled() {
@@ -71,7 +71,7 @@ func (c *Conns) share(t *http.Transport) *multiplexed {
 		protoSecure: m.adopt(protoSecure, &m.secure),
 		protoClear:  m.adopt(protoClear, &m.clear),
 	}
-	// net/http offers HTTP/2 by itself only where it is who takes the connections.
+	// net/http offers HTTP/2 by itself only if it takes the connections itself.
 	if t.TLSClientConfig == nil {
 		t.TLSClientConfig = new(tls.Config)
 	}
@@ -79,7 +79,7 @@ func (c *Conns) share(t *http.Transport) *multiplexed {
 	return m
 }
 
-// offers returns what a client offers in a handshake: protocols, with those of HTTP that it speaks.
+// offers returns what a client offers in a handshake: protocols, plus the versions of HTTP that it speaks.
 func offers(protocols []string, http1, http2 bool) []string {
 	protocols = slices.DeleteFunc(slices.Clone(protocols), func(p string) bool {
 		return p == "h2" && !http2 || p == "http/1.1" && !http1
@@ -93,7 +93,7 @@ func offers(protocols []string, http1, http2 bool) []string {
 	return protocols
 }
 
-// adopt returns what takes over a connection that speaks HTTP/2.
+// adopt returns the function that takes over an HTTP/2 connection.
 func (m *multiplexed) adopt(protocol string, w *way) func(string, *tls.Conn) http.RoundTripper {
 	return func(authority string, conn *tls.Conn) http.RoundTripper {
 		m.once.Do(m.open)
@@ -124,8 +124,7 @@ func (m *multiplexed) way(req *http.Request) *way {
 	return &m.clear
 }
 
-// roundTrip sends a call over a connection that is open, if one has room for it. Otherwise it was not sent, and next is to be
-// sent.
+// roundTrip sends a call over an open connection, if one has room for it. Otherwise it was not sent, and next is to be sent.
 func (m *multiplexed) roundTrip(req *http.Request) (resp *http.Response, next *http.Request, err error) {
 	over := m.way(req).over.Load()
 	if over == nil {
@@ -148,8 +147,8 @@ func (m *multiplexed) known(req *http.Request) bool {
 	return w.over.Load() != nil || w.expected.Load()
 }
 
-// answered learns from the response to a call that net/http has found a connection for: a peer that has chosen HTTP/1 does not
-// speak HTTP/2 any more.
+// answered learns from the response to a call for which net/http found a connection: a peer that chose HTTP/1 no longer
+// speaks HTTP/2.
 func (m *multiplexed) answered(req *http.Request, resp *http.Response) {
 	if resp == nil || resp.ProtoMajor != 1 || !m.known(req) {
 		return
@@ -163,7 +162,7 @@ func (m *multiplexed) touch() {
 	m.last.Store(int64(time.Since(m.born)))
 }
 
-// watch begins to look for idle connections, unless that has begun.
+// watch starts looking for idle connections, unless it already has.
 func (m *multiplexed) watch() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -204,7 +203,7 @@ func (m *multiplexed) closeIdle() {
 	}
 }
 
-// close ends the look for idle connections.
+// close stops looking for idle connections.
 func (m *multiplexed) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

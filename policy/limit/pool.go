@@ -16,45 +16,44 @@ const (
 // PoolConfig bounds the calls and connections of one destination. Values are comparable. The zero value limits nothing
 // and has Envoy's timeouts.
 type PoolConfig struct {
-	// MaxConnections is how many connections to all endpoints of the destination may be open at once. An HTTP/1 call
-	// has a connection to itself, so this also bounds the HTTP/1 calls in flight; those beyond it wait their turn. An
-	// endpoint that has no connection may always open one. 0 means no limit.
+	// MaxConnections is how many connections to all endpoints of the destination may be open at once. An HTTP/1 call has a
+	// connection to itself, so this also bounds the HTTP/1 calls in flight; calls beyond it wait their turn. An endpoint
+	// that has no connection may always open one. 0 means no limit.
 	MaxConnections int
 
-	// MaxPendingRequests is how many calls may wait for one of MaxConnections: HTTP/1 calls for a connection to
-	// themselves, HTTP/2 calls for a stream where each connection has as many as its peer permits. Those beyond it are
-	// refused. 0 means no limit. Without MaxConnections nothing waits.
+	// MaxPendingRequests is how many calls may wait for one of MaxConnections: HTTP/1 calls for a connection to themselves,
+	// HTTP/2 calls for a stream when each connection has as many as its peer permits. Calls beyond it are refused. 0 means
+	// no limit. Without MaxConnections nothing waits.
 	MaxPendingRequests int
 
-	// MaxRequests is how many calls may be in flight at once, over HTTP/1 and HTTP/2. Those beyond it are refused. 0
-	// means no limit.
+	// MaxRequests is how many calls may be in flight at once, over HTTP/1 and HTTP/2. Calls beyond it are refused. 0 means
+	// no limit.
 	MaxRequests int
 
-	// MaxRequestsPerConnection is how many calls a connection serves before it is closed. 1 means no keep-alive, 0 no
+	// MaxRequestsPerConnection is how many calls a connection serves before it is closed. 1 means no keep-alive; 0 means no
 	// limit.
 	MaxRequestsPerConnection int
 
-	// ConnectTimeout bounds the wait for a connection, and again the TLS handshake on it. 0 means 10 seconds for the
-	// first and what the template says for the second.
+	// ConnectTimeout bounds the wait for a connection and, separately, the TLS handshake on it. 0 means 10 seconds for the
+	// connection and the template's value for the handshake.
 	ConnectTimeout time.Duration
 
 	// IdleTimeout is how long a connection may be without calls before it is closed. 0 means one hour; a negative value
-	// means for ever. Of several HTTP/2 connections to an endpoint, those without calls at the moment are closed that often,
-	// since nobody knows for how long they had none.
+	// means forever. Of several HTTP/2 connections to an endpoint, those without calls at the moment are closed that often,
+	// since it is not known how long they had none.
 	IdleTimeout time.Duration
 
-	// MaxConnectionDuration is the age from which on a connection takes one last call and is then closed. 0 means no
-	// limit.
+	// MaxConnectionDuration is the age after which a connection takes one last call and is then closed. 0 means no limit.
 	MaxConnectionDuration time.Duration
 
-	// Keepalive is how TCP connections are probed. The zero value means what the template's dialer does.
+	// Keepalive is how TCP connections are probed. The zero value keeps what the template's dialer does.
 	Keepalive Keepalive
 }
 
-// Keepalive is how often the kernel probes a silent TCP connection. Where any field is set, the zero value of another
-// means the system's default.
+// Keepalive is how often the kernel probes a silent TCP connection. If any field is set, the zero value of another means the
+// system's default.
 type Keepalive struct {
-	// Probes is how many probes may go unanswered before the connection is taken for dead.
+	// Probes is how many probes may go unanswered before the connection is considered dead.
 	Probes int
 
 	// Time is how long the connection is silent before the first probe.
@@ -64,8 +63,8 @@ type Keepalive struct {
 	Interval time.Duration
 }
 
-// Pool is the connection pool of one destination: it hands out slots to calls, and through its [Conns] opens the
-// connections to the endpoints. A nil *Pool and the zero value limit nothing. It is safe for concurrent use.
+// Pool is the connection pool of one destination: it hands out slots to calls, and opens the connections to the endpoints
+// through its [Conns]. A nil *Pool and the zero value limit nothing. It is safe for concurrent use.
 type Pool struct {
 	config PoolConfig
 
@@ -82,8 +81,8 @@ type Pool struct {
 	links links
 }
 
-// waiter is a call in line for a connection. Its fields are guarded by Pool.mu, but for ready, which is closed to hand
-// over the slot.
+// waiter is a call in line for a connection. Its fields are guarded by Pool.mu, except ready, which is closed to hand over
+// the slot.
 type waiter struct {
 	ready      chan struct{}
 	granted    bool
@@ -121,17 +120,17 @@ func NewPool(config PoolConfig) (*Pool, error) {
 	return &Pool{config: config}, nil
 }
 
-// Slot is the right to one call. The zero value is a slot of a nil pool.
+// Slot is the right to make one call. The zero value is a slot of a nil pool.
 type Slot struct {
 	pool        *Pool
 	multiplexed bool
 }
 
-// Acquire takes a slot for a call, which the caller must release exactly once, when the call is over.
+// Acquire takes a slot for a call. The caller must release it exactly once, when the call is over.
 //
-// It returns [ErrOverflow] at once if there is no room. An HTTP/1 call for which only a connection is missing waits for
-// one, first come, first served; if ctx ends first, Acquire returns the cause. A multiplexed (HTTP/2) call shares its
-// connection and does not wait here.
+// It returns [ErrOverflow] at once if there is no room. An HTTP/1 call that lacks only a connection waits for one, first
+// come, first served; if ctx ends first, Acquire returns the cause. A multiplexed (HTTP/2) call shares its connection and
+// does not wait here.
 func (p *Pool) Acquire(ctx context.Context, multiplexed bool) (Slot, error) {
 	if p == nil {
 		return Slot{}, nil
@@ -177,7 +176,7 @@ func (p *Pool) Acquire(ctx context.Context, multiplexed bool) (Slot, error) {
 	}
 	p.mu.Unlock()
 	if granted {
-		// The slot and the end of ctx came together; the slot goes to the next in line.
+		// The slot came as ctx ended; it goes to the next in line.
 		slot.Release()
 	}
 	return Slot{}, context.Cause(ctx)
@@ -209,8 +208,8 @@ func (s Slot) Release() {
 	p.active.Add(-1)
 }
 
-// enter counts a call in, unless that would exceed MaxRequests. A refused call is never counted, not even for a moment,
-// or it could push out another.
+// enter counts a call, unless that would exceed MaxRequests. A refused call is never counted, not even briefly, because it
+// could displace another.
 func (p *Pool) enter() bool {
 	limit := int64(p.config.MaxRequests)
 	if limit == 0 {
@@ -267,7 +266,7 @@ type Stats struct {
 	Overflows   uint64 // calls refused so far
 }
 
-// Stats returns the counters. They are read one after the other, and so may be a call apart.
+// Stats returns the counters. They are read one after the other, so they may differ by a call.
 func (p *Pool) Stats() Stats {
 	if p == nil {
 		return Stats{}

@@ -10,10 +10,10 @@ import (
 
 // RateConfig is a token bucket. Values are comparable. The zero value does not limit.
 type RateConfig struct {
-	// PerSecond is how many tokens, one a call, the bucket gains each second. 0 means no limit.
+	// PerSecond is how many tokens, one per call, the bucket gains each second. 0 means no limit.
 	PerSecond float64
 
-	// Burst is how many tokens the bucket holds, and has at first. 0 means one second's worth, at least 1.
+	// Burst is how many tokens the bucket holds at most, and at first. 0 means one second's worth, at least 1.
 	Burst int
 }
 

@@ -1,6 +1,6 @@
 // Package spiffe gets the identity of this process from the SPIFFE Workload API, such as that of a SPIRE agent.
 //
-// It is the one package of identities that links gRPC.
+// It is the only identity package that links gRPC.
 package spiffe
 
 import (
@@ -28,16 +28,16 @@ import (
 // Source is a [tlsid.Source] that follows a Workload API. The zero value takes the default identity from the API that
 // SPIFFE_ENDPOINT_SOCKET names.
 //
-// All authorities that the API hands out are trusted, each for its own trust domain: that of the identity, and those it
-// is federated with.
+// All authorities that the API hands out are trusted, each for its own trust domain: the identity's own, and those it is
+// federated with.
 type Source struct {
 	// Addr is the address of the API, such as "unix:///run/spire/agent/public/api.sock" or "tcp://127.0.0.1:8000".
 	// Empty: the value of SPIFFE_ENDPOINT_SOCKET.
 	Addr string
 
 	// ID and Hint choose one of several identities, by its SPIFFE ID, by the hint that its operator gave it, or by both.
-	// Zero: the first, which is the default (SPIFFE Workload API, section 5.3). If none is as asked for, that is an error;
-	// another is not taken.
+	// Zero: the first, which is the default (SPIFFE Workload API, section 5.3). If none matches, that is an error; no other
+	// is taken.
 	ID   spiffeid.ID
 	Hint string
 }
@@ -45,12 +45,12 @@ type Source struct {
 var _ tlsid.Source = Source{}
 
 // Watch yields the identity now and after each rotation. An API that cannot be reached, that has no identity for this
-// process (yet), or that sends what is no identity, is an error each time, and is asked again after 0.25 s at first, with
-// 10 s at most between. Two errors end the sequence, since they do not go away: an address that is none, and
-// InvalidArgument from the API (SPIFFE Workload Endpoint, section 6).
+// process (yet), or that sends an invalid one, is an error each time, and is asked again, after 0.25 s at first and 10 s at
+// most. Two errors end the sequence, since they do not go away: an invalid address, and InvalidArgument from the API (SPIFFE
+// Workload Endpoint, section 6).
 //
-// An API that denies an identity it has issued before (PermissionDenied) is an error like others: a restarted agent says
-// so for a while too. Who is to lose an identity before it expires must have it removed from what others trust.
+// An API that denies an identity it has issued before (PermissionDenied) is an error like others: a restarted agent does so
+// for a while too. To revoke an identity before it expires, remove it from what its peers trust.
 func (s Source) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
 	return func(yield func(*tlsid.Identity, error) bool) {
 		addr := s.Addr
@@ -94,7 +94,7 @@ type watcher struct {
 	source Source
 	addr   string
 	yield  func(*tlsid.Identity, error) bool
-	ctx    context.Context // once it ended, nothing is handed on
+	ctx    context.Context // once it has ended, nothing is handed on
 	stop   context.CancelFunc
 }
 
@@ -120,7 +120,7 @@ func (w *watcher) hand(identity *tlsid.Identity, err error) {
 	}
 }
 
-// identity returns the identity that is asked for.
+// identity returns the requested identity.
 func (s Source) identity(x *workloadapi.X509Context) (*tlsid.Identity, error) {
 	svid, err := s.choose(x.SVIDs)
 	if err != nil {
@@ -128,7 +128,7 @@ func (s Source) identity(x *workloadapi.X509Context) (*tlsid.Identity, error) {
 	}
 	var bundles []*x509bundle.Bundle
 	for _, b := range x.Bundles.Bundles() {
-		// A federated trust domain without authorities is one that is not trusted; no reason to go without an identity.
+		// A federated trust domain without authorities is not trusted; that is no reason to go without an identity.
 		if !b.Empty() || b.TrustDomain() == svid.ID.TrustDomain() {
 			bundles = append(bundles, b)
 		}
@@ -162,12 +162,12 @@ const (
 	maxDelay   = 10 * time.Second
 )
 
-// reconnect is the pace of gRPC below that of the watch. Its default, 2 minutes at most, would keep a process long without
-// an API that is back; the API is on the same machine.
+// reconnect is the pace of gRPC below that of the watch. Its default, 2 minutes at most, would leave a process without the
+// API long after it is back; the API is on the same machine.
 var reconnect = grpcbackoff.Config{BaseDelay: firstDelay, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second}
 
-// backoff doubles the delay up to maxDelay; a quarter of each is random, so that the processes of a machine do not all come
-// at once after a restart of its agent. It is its own strategy: a watch has only one.
+// backoff doubles the delay up to maxDelay; a quarter of each is random, so that the processes of a machine do not all
+// return at once after its agent restarts. It is its own strategy: a watch has only one.
 type backoff struct{ delay time.Duration }
 
 func (b *backoff) NewBackoff() workloadapi.Backoff { return b }

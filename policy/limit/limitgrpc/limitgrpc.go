@@ -1,5 +1,5 @@
-// Package limitgrpc bounds how many gRPC calls are in flight and how many begin in a second: [Client] on the side that
-// calls, [Server] on the side that serves.
+// Package limitgrpc bounds how many gRPC calls are in flight and how many begin in a second: [Client] on the calling side,
+// [Server] on the serving side.
 //
 // A call that finds no room fails with status Unavailable, as behind Envoy, and one that comes too early with
 // ResourceExhausted. The errors of a Client wrap limit.ErrOverflow and limit.ErrRateLimited: nothing was sent.
@@ -37,7 +37,7 @@ func (l *limits) start(pool limit.PoolConfig, rate limit.RateConfig) {
 	}
 }
 
-// acquire takes a slot for a call, which is over when the slot is released.
+// acquire takes a slot for a call. The call is over when the slot is released.
 func (l *limits) acquire(ctx context.Context) (limit.Slot, error) {
 	if l.fault != nil {
 		return limit.Slot{}, l.fault
@@ -111,16 +111,16 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 			release()
 		}
 	}()
-	// gRPC calls it when the stream ends, also if the caller just cancels.
+	// gRPC calls it when the stream ends, even if the caller only cancels.
 	opts = append(opts[:len(opts):len(opts)], grpc.OnFinish(func(error) { release() }))
 	stream, err := streamer(ctx, desc, cc, method, opts...)
 	made = err == nil
 	return stream, err
 }
 
-// Server bounds the calls that a grpc.Server serves. It tells clients that a call which found no room is not to be
-// retried at once. The zero Server limits nothing. It is safe for concurrent use; its fields must not be changed after
-// the first call, and it must not be copied.
+// Server bounds the calls that a grpc.Server serves. It tells clients not to retry a call at once if it found no room. The
+// zero Server limits nothing. It is safe for concurrent use; its fields must not be changed after the first call, and it
+// must not be copied.
 type Server struct {
 	// Pool bounds the calls in flight, by MaxRequests. If another field is set, or Rate is invalid, every call fails.
 	Pool limit.PoolConfig
