@@ -56,7 +56,7 @@ func answered(t testing.TB, secure bool) *mesh.Call {
 		c.Last.PeerID = orderID
 		said := peermeta.Metadata{
 			Name: "order-1", Namespace: "shop", Workload: "order-v1", Cluster: "east", Identity: orderID,
-			Labels: map[string]string{"app": "order", "version": "v1", canonicalNames[0]: "order"},
+			Labels: map[string]string{"app": "order", "version": "v1", "service.istio.io/canonical-name": "order"},
 		}
 		c.ResponseHeader[peermeta.Header] = []string{said.Encode()}
 		c.ResponseHeader[peermeta.HeaderID] = []string{said.ID("10.0.0.1", "cluster.local")}

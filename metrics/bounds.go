@@ -4,6 +4,8 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/peermeta"
+
+	"github.com/nosidecar/mesh/internal/workload"
 )
 
 // hosts bounds how many hosts that no document names have a value of their own. With DNS every name may turn out to be a service, and
@@ -49,7 +51,7 @@ type claims struct {
 
 type claim struct {
 	peer string
-	workload
+	workload.Workload
 }
 
 const (
@@ -57,7 +59,7 @@ const (
 	mostClaims       = 16 << 10
 )
 
-func (c *claims) admit(peer string, w workload, now int64) bool {
+func (c *claims) admit(peer string, w workload.Workload, now int64) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	key := claim{peer, w}
@@ -87,16 +89,16 @@ func (c *claims) sweep(before int64) {
 
 // believe returns the workload that a peer says it is. It is believed only if it has proved an identity, and of the namespace of
 // that only.
-func (m *Metrics) believe(peer, value string, now int64) (workload, bool) {
+func (m *Metrics) believe(peer, value string, now int64) (workload.Workload, bool) {
 	if value == "" || peer == "" {
-		return workload{}, false
+		return workload.Workload{}, false
 	}
 	said, err := peermeta.Decode(value)
-	if err == nil && said.Namespace == accountOf(peer).namespace && said.Namespace != "" {
-		if w := byMetadata(&said, m.settings.own.cluster); m.claims.admit(peer, w, now) {
+	if err == nil && said.Namespace == workload.AccountOf(peer).Namespace && said.Namespace != "" {
+		if w := byMetadata(&said, m.settings.own.Cluster); m.claims.admit(peer, w, now) {
 			return w, true
 		}
 	}
 	m.state.metadataRefused.Inc()
-	return workload{}, false
+	return workload.Workload{}, false
 }

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
 )
@@ -21,8 +22,8 @@ var identityNames = []string{
 }
 
 func (id *identity) values() []string {
-	side := func(w *workload, principal string) []string {
-		return []string{w.name, w.namespace, cmp.Or(principal, unknown), w.app, w.version, w.service, w.revision, w.cluster}
+	side := func(w *workload.Workload, principal string) []string {
+		return []string{w.Name, w.Namespace, cmp.Or(principal, unknown), w.App, w.Version, w.Service, w.Revision, w.Cluster}
 	}
 	reporter := "source"
 	if id.inbound {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/peermeta"
+	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -62,7 +63,7 @@ type Config struct {
 // settings are a Config with its defaults.
 type settings struct {
 	registerer        prometheus.Registerer
-	own               workload
+	own               workload.Workload
 	metadata          peermeta.Metadata
 	address           string
 	suffix            string // of the services of the cluster
@@ -105,27 +106,19 @@ func (c Config) settings(getenv func(string) string, hostname func() (string, er
 		s.registerer = prometheus.DefaultRegisterer
 	}
 	s.suffix = ".svc." + s.domain
-	cluster := cmp.Or(c.Cluster, getenv("ISTIO_META_CLUSTER_ID"), "Kubernetes")
-	name := cmp.Or(w.Labels[workloadName], c.Name, getenv("ISTIO_META_WORKLOAD_NAME"), first(w.Labels, canonicalNames), host)
+	own := workload.Find(workload.Options{
+		Namespace: s.namespace, Labels: w.Labels, TrustDomain: w.TrustDomain, Name: c.Name, Cluster: c.Cluster, Host: host,
+	}, getenv)
 	s.metadata = peermeta.Metadata{
-		Name: host, Namespace: s.namespace, Workload: name, Cluster: cluster,
-		Owner:  cmp.Or(c.Owner, getenv("ISTIO_META_OWNER"), "kubernetes://apis/apps/v1/namespaces/"+s.namespace+"/deployments/"+name),
+		Name: host, Namespace: s.namespace, Workload: own.Name, Cluster: own.Cluster, Labels: own.Labels,
+		Owner:  cmp.Or(c.Owner, getenv("ISTIO_META_OWNER"), "kubernetes://apis/apps/v1/namespaces/"+s.namespace+"/deployments/"+own.Name),
 		Region: w.Locality.Region, Zone: w.Locality.Zone,
-		Labels: map[string]string{canonicalNames[0]: cmp.Or(first(w.Labels, canonicalNames), name)},
-	}
-	if revision := first(w.Labels, canonicalRevisions); revision != "" {
-		s.metadata.Labels[canonicalRevisions[0]] = revision
-	}
-	for _, name := range exchanged {
-		if v := w.Labels[name]; v != "" && s.metadata.Labels[name] == "" {
-			s.metadata.Labels[name] = v
-		}
 	}
 	if len(s.metadata.Encode()) > peermeta.MaxSize {
 		return nil, fmt.Errorf("metrics: what peers would be told of this workload is longer than %d bytes: shorten its labels", peermeta.MaxSize)
 	}
-	s.own = byMetadata(&s.metadata, cluster) // as peers see it
-	s.served = s.named(cmp.Or(c.Service, s.own.service+"."+s.namespace+".svc."+s.domain))
+	s.own = own.Workload()
+	s.served = s.named(cmp.Or(c.Service, s.own.Service+"."+s.namespace+".svc."+s.domain))
 	return s, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/policy/telemetry"
 	dto "github.com/prometheus/client_model/go"
 )
@@ -115,7 +116,7 @@ func (st *store) alteredLocked(s *series, f *family, metric *telemetry.Metric, h
 		return slices.Contains(metric.Remove, l.GetName()) || slices.ContainsFunc(metric.Set, func(t telemetry.Tag) bool { return t.Name == l.GetName() })
 	})
 	for i := range metric.Set {
-		value := cmp.Or(bounded(metric.Set[i].Value(header)), unknown)
+		value := cmp.Or(workload.Bounded(metric.Set[i].Value(header)), unknown)
 		labels = append(labels, st.pairLocked(metric.Set[i].Name, strings.Clone(value)))
 	}
 	slices.SortFunc(labels, byName)

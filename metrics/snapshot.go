@@ -8,6 +8,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -86,7 +87,7 @@ func (s *state) collect(m *Metrics, ch chan<- prometheus.Metric) {
 		ch <- c
 	}
 	r := readings{}
-	r.add(buildInfo, 1, "proxy", bounded(m.settings.version))
+	r.add(buildInfo, 1, "proxy", workload.Bounded(m.settings.version))
 	m.store.mu.Lock()
 	r.add(identities, float64(m.store.count))
 	m.store.mu.Unlock()
@@ -95,7 +96,7 @@ func (s *state) collect(m *Metrics, ch chan<- prometheus.Metric) {
 		r.add(overflows, float64(m.store.overflow[i].Load()), reporter)
 	}
 	for what, count := range m.settings.dropped {
-		r.add(dropped, float64(count()), bounded(what))
+		r.add(dropped, float64(count()), workload.Bounded(what))
 	}
 	s.mu.Lock()
 	last, findings := s.lastLoad, maps.Clone(s.findings)
@@ -181,9 +182,9 @@ func (r readings) meshes(all []mesh.Status) {
 			latest = of
 		}
 		if id := of.Identity; id.ID != "" {
-			r.earliest(certificateExpiry, id.Expires, bounded(id.ID))
+			r.earliest(certificateExpiry, id.Expires, workload.Bounded(id.ID))
 			for _, trusted := range id.Trusted {
-				r.earliest(authorityExpiry, trusted.Expires, bounded(trusted.Domain))
+				r.earliest(authorityExpiry, trusted.Expires, workload.Bounded(trusted.Domain))
 			}
 		}
 		r.services(of, circuits)
@@ -197,7 +198,7 @@ func (r readings) meshes(all []mesh.Status) {
 	r.add(ready, truth(isReady))
 	r.add(policyNumber, float64(d.Number))
 	r.add(policyDocuments, float64(d.Count))
-	r.add(policyInfo, 1, bounded(d.Version))
+	r.add(policyInfo, 1, workload.Bounded(d.Version))
 	r.add(policyLoaded, seconds(d.Loaded))
 	r.add(policyRefusedAt, seconds(d.Refused.At))
 }

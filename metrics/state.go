@@ -14,6 +14,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -94,7 +95,7 @@ func (s *state) of(t route.Target, more ...string) []string {
 
 func targetValues(host string, port int, subset string) []string {
 	text := func(s string) string {
-		if s = bounded(s); s == "" {
+		if s = workload.Bounded(s); s == "" {
 			return "-"
 		}
 		return s
@@ -131,7 +132,7 @@ func (s *state) discoveryFailed(service discovery.Service, _ error) {
 		}
 	}
 	s.mu.Unlock()
-	s.discoveryFailures.WithLabelValues(bounded(host)).Inc()
+	s.discoveryFailures.WithLabelValues(workload.Bounded(host)).Inc()
 }
 
 func (s *state) mirrorDropped(target route.Target, _ error) {

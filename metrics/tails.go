@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/prometheus/client_golang/prometheus"
 	dto "github.com/prometheus/client_model/go"
@@ -98,7 +99,7 @@ func (ts *tails) of(key tailKey, now int64) *tail {
 	}
 	t := &tail{tailKey: key}
 	t.used.Store(now)
-	values := append(targetValues(key.target.Host, key.target.Port, key.target.Subset), bounded(key.endpoint), "success")
+	values := append(targetValues(key.target.Host, key.target.Port, key.target.Subset), workload.Bounded(key.endpoint), "success")
 	if key.failed {
 		values[4] = "failure"
 	}

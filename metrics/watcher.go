@@ -9,6 +9,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/peermeta"
+	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -72,16 +73,16 @@ type view struct {
 	host    string
 	peer    string // SPIFFE ID
 	value   string // of the peer's metadata
-	learned *workload
+	learned *workload.Workload
 	*path
 }
 
 // endpoint is what was found about an endpoint of discovery.
 type endpoint struct {
 	views   atomic.Pointer[[]view]
-	learned atomic.Pointer[workload] // from its metadata, for calls that were not answered
-	used    atomic.Int64             // second
-	tails   [2]atomic.Pointer[tail]  // of the attempts that succeeded, and failed
+	learned atomic.Pointer[workload.Workload] // from its metadata, for calls that were not answered
+	used    atomic.Int64                      // second
+	tails   [2]atomic.Pointer[tail]           // of the attempts that succeeded, and failed
 }
 
 // mostViews bounds what is kept of one endpoint. There is more than one view where two hosts share it.
@@ -152,7 +153,7 @@ func (w *watcher) reachedAnew(self *self, to *discovery.Endpoint, host string, d
 	case !ok && learned != nil:
 		side = *learned
 	case !ok:
-		side = byDiscovery(to, peer, at.namespace, w.settings.own.cluster)
+		side = workload.ByDiscovery(to, peer, at.namespace, w.settings.own.Cluster)
 	}
 	id := w.outbound(self, peer, side, at)
 	p := w.store.intern(id, now)
@@ -163,10 +164,10 @@ func (w *watcher) reachedAnew(self *self, to *discovery.Endpoint, host string, d
 }
 
 // outbound returns the identity of calls from here.
-func (w *watcher) outbound(self *self, peer string, to workload, at service) identity {
+func (w *watcher) outbound(self *self, peer string, to workload.Workload, at service) identity {
 	id := identity{from: w.settings.own, to: to, host: at.host, hostName: at.name, hostNamespace: at.namespace}
 	if peer != "" {
-		id.fromID, id.toID = bounded(self.id), bounded(peer)
+		id.fromID, id.toID = workload.Bounded(self.id), workload.Bounded(peer)
 	}
 	return id
 }
@@ -213,7 +214,7 @@ func (w *watcher) nobody(host string, documented bool, now int64) *path {
 		return known.path
 	}
 	at := w.service(host, documented, now)
-	to := workload{cluster: w.settings.own.cluster}.complete()
+	to := workload.Nobody(w.settings.own.Cluster)
 	p := w.store.intern(w.outbound(nil, "", to, at), now)
 	if p == nil || at.host == unknown {
 		return p // such hosts are without number
@@ -236,7 +237,7 @@ func (w *watcher) beyond(refused bool, now int64) *path {
 	if v := place.Load(); v != nil && !v.gone.Load() {
 		return v.path
 	}
-	to := workload{cluster: w.settings.own.cluster}.complete()
+	to := workload.Nobody(w.settings.own.Cluster)
 	p := w.store.intern(w.outbound(nil, "", to, service{unknown, name, unknown}), now)
 	if p != nil {
 		place.Store(&view{path: p})
@@ -260,12 +261,12 @@ func (w *watcher) from(peer string, header map[string][]string, now int64) *path
 	}
 	side, ok := w.believe(peer, value, now)
 	if !ok {
-		side = byIdentity(peer, w.settings.own.cluster)
+		side = workload.ByIdentity(peer, w.settings.own.Cluster)
 	}
 	id := identity{inbound: true, from: side, to: w.settings.own,
 		host: w.settings.served.host, hostName: w.settings.served.name, hostNamespace: w.settings.served.namespace}
 	if peer != "" {
-		id.fromID, id.toID = bounded(peer), bounded(self.id)
+		id.fromID, id.toID = workload.Bounded(peer), workload.Bounded(self.id)
 	}
 	p := w.store.intern(id, now)
 	if p != nil {

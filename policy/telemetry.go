@@ -1,8 +1,10 @@
 package policy
 
 import (
+	"os"
 	"slices"
 
+	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/telemetry"
@@ -78,6 +80,9 @@ func (c *compiler) telemetries() {
 		}
 	}
 	if applied = append(applied, chosen...); len(applied) > 0 {
-		c.plan.reports = istio.JoinTelemetry(applied)
+		host, _ := os.Hostname() // it stands for a workload without a name
+		c.plan.reports = istio.JoinTelemetry(applied, workload.Options{
+			Namespace: w.Namespace, Labels: w.Labels, TrustDomain: w.TrustDomain, Host: host,
+		})
 	}
 }

@@ -203,6 +203,7 @@ type AttemptEnd struct {
 	Version string // of the protocol, "" if it is not known
 	Err     error
 	At      time.Time
+	Peer    Peer // nil if nobody asks for it
 }
 
 // EndAttempt ends an attempt. Its span is ended with the next attempt or with the call, which knows more of why it ended.
@@ -219,6 +220,9 @@ func EndAttempt(ctx context.Context, owner any, e *AttemptEnd) {
 	c.ended = e.At
 	if e.Version != "" {
 		c.last.SetAttributes(semconv.NetworkProtocolVersionKey.String(e.Version))
+	}
+	if e.Peer != nil {
+		c.last.SetAttributes(e.Peer.Append(nil)...)
 	}
 	settle(ctx, c.last, e.Status, e.Err)
 }
@@ -258,6 +262,7 @@ type CallEnd struct {
 	Flags      string // why it ended so, "" for no reason
 	Route      string // what routed it, "" if nothing did
 	Stopped    string // why there were no more attempts, "" for no reason
+	Peer       Peer   // of the last attempt; nil if nobody asks for it
 }
 
 // EndCall ends a call.
@@ -291,6 +296,9 @@ func (t *Tracer) EndCall(ctx context.Context, d *Call, e *CallEnd) {
 		return
 	}
 	c.whole.SetAttributes(details...)
+	if e.Peer != nil {
+		c.whole.SetAttributes(e.Peer.Append(nil)...)
+	}
 	if d.RPC {
 		settleRPC(ctx, c.whole, e)
 	} else {

@@ -31,6 +31,12 @@ func unsampled(ctx context.Context) context.Context {
 	return trace.ContextWithSpanContext(ctx, trace.NewSpanContext(trace.SpanContextConfig{TraceID: id, SpanID: newSpanID()}))
 }
 
+// Peer is who is at the other end. It is asked only for a span that is recorded.
+type Peer interface {
+	// Append appends the attributes that say who it is.
+	Append(all []attribute.KeyValue) []attribute.KeyValue
+}
+
 // appendTags appends the attributes that documents add to the spans of a request.
 func appendTags(all []attribute.KeyValue, d *telemetry.Tracing, h http.Header) []attribute.KeyValue {
 	if d == nil {

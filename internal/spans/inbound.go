@@ -101,6 +101,9 @@ type Request struct {
 
 	// Documents is what documents say about spans of requests, nil if they say nothing.
 	Documents *telemetry.Tracing
+
+	// Peer is who sent it, nil if nobody asks for it.
+	Peer Peer
 }
 
 // StartInbound begins the SERVER span of a request, unless somebody else has, and keeps for the calls that are made for it
@@ -196,6 +199,9 @@ func serverAttributes(r *Request) []attribute.KeyValue {
 	all = appendServer(all, r.Host)
 	if host, port := splitHostPort(r.RemoteAddr); port != "" {
 		all = append(all, semconv.NetworkPeerAddressKey.String(host))
+	}
+	if r.Peer != nil {
+		all = r.Peer.Append(all)
 	}
 	return appendTags(all, r.Documents, r.Header)
 }

@@ -175,10 +175,10 @@ var sections = []section{
 		text: "Says what workloads report: which traces are sampled and what their spans say, which metrics there are and with which labels, " +
 			"and which calls have a line in the access log. A document in `istio-system` comes before that of the namespace, and that " +
 			"before those that select the workload, the oldest first; what comes later wins. It changes what the program reports with " +
-			"`tracing`, `metrics` and `accesslog`; it does not turn them on.\n",
+			"`tracing`, `metrics` and `accesslog`; it does not turn them on. Istio's own tags of spans are there where `enableIstioTags: true` " +
+			"asks for them, and not by default.\n",
 		probes: []probe{
 			{`tracing: [{providers: [{name: zipkin}]}]`, "%s", "providers", true},
-			{`tracing: [{enableIstioTags: true}]`, "%s", "enableIstioTags", false},
 			{`tracing: [{disableContextPropagation: true}]`, "%s", "disableContextPropagation", false},
 			{`tracing: [{randomSamplingPercentage: 1}, {disableSpanReporting: true}]`, "%s", "tracing", false},
 			{`tagOverrides: {a: {value: v1}}`, "metrics: [{overrides: [{%s}]}]", "value", false},

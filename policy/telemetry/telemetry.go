@@ -51,8 +51,13 @@ type Tracing struct {
 	LimitsSampling bool
 	Sampling       float64
 
-	// Tags are added to spans, in the order of their names.
+	// Tags are added to spans: those of Istio that say which workload this process is, if documents ask for them, and then their
+	// own in the order of their names. Of two with one name the last counts.
 	Tags []Tag
+
+	// Peers adds to spans which workload is at the other end, by the names of Istio: istio.destination_workload,
+	// istio.destination_namespace and istio.destination_canonical_service to those of calls, and istio.source_ to those of requests.
+	Peers bool
 }
 
 // Tag is an attribute of a span or a label of a metric.

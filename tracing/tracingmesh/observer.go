@@ -14,6 +14,11 @@
 // around the handler of the mesh: it would read them before they are removed.
 //
 // Telemetry documents limit the share of the traces beginning here that are sampled, add attributes to spans, or have no spans made.
+// With enableIstioTags the attributes are Istio's, too. Of this process: istio.canonical_service, istio.canonical_revision,
+// istio.namespace, istio.cluster_id and istio.mesh_id, from [mesh.WithWorkload] and the variables that Istio's agent sets. Of both
+// ends: istio.source_workload, istio.source_namespace, istio.source_canonical_service, and the same with istio.destination_. The
+// one that was called is known by the labels that discovery has and by its SPIFFE ID, a caller by its SPIFFE ID only, whose service
+// account stands for the workload. What is not known is "unknown".
 package tracingmesh
 
 import (
@@ -75,6 +80,9 @@ func (o *observer) callEnd(ctx context.Context, c *mesh.Call) {
 	if c.Stopped != retry.Succeeded {
 		e.Stopped = c.Stopped.String()
 	}
+	if d.Documents.Peers {
+		e.Peer = (*callee)(c)
+	}
 	o.tracer.EndCall(ctx, &d, &e)
 }
 
@@ -90,15 +98,22 @@ func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
 	if a.ProtoMajor > 0 {
 		e.Version = spans.Version(a.ProtoMajor, a.ProtoMinor)
 	}
+	if a.Call.Telemetry.Client().Tracing.Peers {
+		e.Peer = (*tried)(a)
+	}
 	spans.EndAttempt(ctx, a.Call, &e)
 }
 
 func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.Context {
-	ctx = o.tracer.StartInbound(ctx, &spans.Request{
+	r := spans.Request{
 		Request: in.Request, RPC: isGRPC(in.Request), Start: in.Start,
 		Restart: in.RestartTraces, NewID: in.Peer == "", // as the mesh removes it
 		Documents: &in.Telemetry.Server().Tracing,
-	})
+	}
+	if r.Documents.Peers {
+		r.Peer = (*caller)(in)
+	}
+	ctx = o.tracer.StartInbound(ctx, &r)
 	if o.echo {
 		spans.EchoRequestID(ctx, in.ResponseHeader)
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
@@ -138,10 +139,10 @@ const (
 	serverMode = "SERVER"
 )
 
-// JoinTelemetry joins documents, the most general first.
-func JoinTelemetry(documents []Applied) *telemetry.Settings {
+// JoinTelemetry joins documents, the most general first, for a process.
+func JoinTelemetry(documents []Applied, process workload.Options) *telemetry.Settings {
 	side := func(mode string) telemetry.Side {
-		return telemetry.Side{Tracing: tracingOf(documents, mode), Log: accessLogOf(documents, mode), Metrics: metricsOf(documents, mode)}
+		return telemetry.Side{Tracing: tracingOf(documents, mode, process), Log: accessLogOf(documents, mode), Metrics: metricsOf(documents, mode)}
 	}
 	return telemetry.New(side(clientMode), side(serverMode))
 }
@@ -155,7 +156,7 @@ func matches(want, mode string) bool {
 }
 
 // tracingOf takes each setting from the last document that has it, tags as a whole.
-func tracingOf(documents []Applied, mode string) (out telemetry.Tracing) {
+func tracingOf(documents []Applied, mode string, process workload.Options) (out telemetry.Tracing) {
 	for _, d := range documents {
 		for i := range d.Tracing {
 			t := &d.Tracing[i]
@@ -168,6 +169,9 @@ func tracingOf(documents []Applied, mode string) (out telemetry.Tracing) {
 			if t.RandomSamplingPercentage != nil {
 				out.LimitsSampling, out.Sampling = true, *t.RandomSamplingPercentage
 			}
+			if t.EnableIstioTags != nil {
+				out.Peers = *t.EnableIstioTags
+			}
 			if t.CustomTags != nil {
 				out.Tags = nil
 				for _, name := range slices.Sorted(maps.Keys(t.CustomTags)) {
@@ -176,7 +180,30 @@ func tracingOf(documents []Applied, mode string) (out telemetry.Tracing) {
 			}
 		}
 	}
+	if out.Peers {
+		out.Tags = slices.Concat(istioTags(mode, process), out.Tags)
+	}
 	return out
+}
+
+// istioTags are the tags about this process that Istio adds to the spans of one side.
+func istioTags(mode string, process workload.Options) []telemetry.Tag {
+	side := "istio.source_"
+	if mode == serverMode {
+		side = "istio.destination_"
+	}
+	own := workload.Find(process, os.Getenv)
+	w := own.Workload()
+	return []telemetry.Tag{
+		{Name: "istio.canonical_revision", Text: w.Revision},
+		{Name: "istio.canonical_service", Text: w.Service},
+		{Name: "istio.cluster_id", Text: w.Cluster},
+		{Name: side + "canonical_service", Text: w.Service},
+		{Name: side + "namespace", Text: w.Namespace},
+		{Name: side + "workload", Text: w.Name},
+		{Name: "istio.mesh_id", Text: workload.Bounded(own.Mesh)},
+		{Name: "istio.namespace", Text: w.Namespace},
+	}
 }
 
 func (t CustomTag) tag(name string) telemetry.Tag {

@@ -57,9 +57,6 @@ func (c check) tracing(t *Tracing, at string) {
 	if p := t.RandomSamplingPercentage; p != nil && !(*p >= 0 && *p <= 100) {
 		c.Errorf(at+".randomSamplingPercentage", "%v is not a percentage: it must be from 0 to 100", *p)
 	}
-	if t.EnableIstioTags != nil && *t.EnableIstioTags {
-		c.Errorf(at+".enableIstioTags", "is not enforced yet: set it to false, or name the tags that are needed in customTags")
-	}
 	if t.DisableContextPropagation != nil && *t.DisableContextPropagation {
 		c.Errorf(at+".disableContextPropagation", "is not enforced yet: remove it, and calls carry the trace on")
 	}

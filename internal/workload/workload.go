@@ -1,0 +1,119 @@
+// Package workload says which workload this process is, and which one is at the other end of a call, in the terms of Istio's
+// telemetry. What reports to Prometheus and what makes spans share it.
+package workload
+
+import (
+	"cmp"
+	"strings"
+
+	"github.com/nosidecar/mesh/discovery"
+)
+
+// What stands for what is not known. Prometheus takes an empty value for a label that is not there.
+const (
+	Unknown = "unknown"
+	Latest  = "latest"
+)
+
+// Workload is what telemetry says about one side of a call.
+type Workload struct {
+	Name, Namespace, App, Version, Service, Revision, Cluster string
+}
+
+// The labels of workloads that say what they are, the first that is set.
+var (
+	canonicalNames     = []string{"service.istio.io/canonical-name", "app.kubernetes.io/name", "app"}
+	canonicalRevisions = []string{"service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"}
+	appNames           = []string{"app", "app.kubernetes.io/name", "service.istio.io/canonical-name"}
+	versions           = []string{"version", "app.kubernetes.io/version", "service.istio.io/canonical-revision"}
+)
+
+const workloadName = "service.istio.io/workload-name"
+
+func first(labels map[string]string, names []string) string {
+	for _, name := range names {
+		if v := labels[name]; v != "" {
+			return v
+		}
+	}
+	return ""
+}
+
+// Describe returns the workload of a name and labels. Without a name the canonical service stands for it.
+func Describe(name, namespace, cluster string, labels map[string]string) Workload {
+	w := Workload{Name: cmp.Or(labels[workloadName], name), Namespace: namespace, Cluster: cluster}
+	w.App, w.Version = first(labels, appNames), first(labels, versions)
+	w.Service, w.Revision = first(labels, canonicalNames), first(labels, canonicalRevisions)
+	w.Name = cmp.Or(w.Name, w.Service)
+	w.Service = cmp.Or(w.Service, w.Name)
+	return w.complete()
+}
+
+// Nobody returns a workload of which only the cluster is known.
+func Nobody(cluster string) Workload { return Workload{Cluster: cluster}.complete() }
+
+// complete fills in what is not known, and bounds the rest.
+func (w Workload) complete() Workload {
+	for _, field := range []*string{&w.Name, &w.Namespace, &w.App, &w.Version, &w.Service, &w.Cluster} {
+		*field = cmp.Or(Bounded(*field), Unknown)
+	}
+	w.Revision = cmp.Or(Bounded(w.Revision), Latest)
+	if w.Name == Unknown && w.App == Unknown {
+		w.Namespace = Unknown // alone it would make Kiali drop the series
+	}
+	return w
+}
+
+// longest bounds values that others choose: it is the longest name of Kubernetes.
+const longest = 253
+
+// Bounded returns a text as the value of a label: not too long, and UTF-8, without which a whole scrape would fail.
+func Bounded(text string) string {
+	if len(text) > longest {
+		text = text[:longest]
+	}
+	return strings.ToValidUTF8(text, "")
+}
+
+// Account is the service account in a SPIFFE ID, /ns/NAMESPACE/sa/ACCOUNT.
+type Account struct{ Namespace, Name string }
+
+// AccountOf returns the account in a SPIFFE ID, and none if it has another form.
+func AccountOf(id string) Account {
+	_, path, _ := strings.Cut(strings.TrimPrefix(id, "spiffe://"), "/")
+	rest, ok := strings.CutPrefix(path, "ns/")
+	namespace, rest, _ := strings.Cut(rest, "/")
+	name, isAccount := strings.CutPrefix(rest, "sa/")
+	if !ok || !isAccount || namespace == "" {
+		return Account{}
+	}
+	return Account{namespace, name}
+}
+
+// ByIdentity returns the workload of which only the SPIFFE ID is known. Its service account stands for it, since Kiali drops a
+// namespace without a workload.
+func ByIdentity(id, cluster string) Workload {
+	a := AccountOf(id)
+	return Workload{Name: a.Name, Namespace: a.Namespace, App: a.Name, Service: a.Name, Cluster: cluster}.complete()
+}
+
+// ByDiscovery returns the workload of an endpoint by what discovery says, and by the SPIFFE ID that it was found to have. namespace
+// is that of the service.
+func ByDiscovery(e *discovery.Endpoint, id, namespace, cluster string) Workload {
+	a := AccountOf(id)
+	if a.Name == "" && e.ServiceAccount != "" {
+		if in, name, ok := strings.Cut(e.ServiceAccount, "/"); ok {
+			a = Account{in, name}
+		} else {
+			a = Account{namespace, e.ServiceAccount}
+		}
+	}
+	w := Describe("", cmp.Or(a.Namespace, namespace), cluster, e.Labels)
+	if w.Name == Unknown && a.Name != "" {
+		w = Describe(a.Name, cmp.Or(a.Namespace, namespace), cluster, e.Labels)
+		if w.App == Unknown {
+			w.App = w.Name
+		}
+	}
+	return w
+}

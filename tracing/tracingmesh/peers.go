@@ -1,0 +1,55 @@
+package tracingmesh
+
+import (
+	"strings"
+
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/workload"
+)
+
+// Who is at the other end is worked out for spans that are recorded only. The conversion to these types costs nothing.
+type (
+	callee mesh.Call    // who was called last
+	tried  mesh.Attempt // who an attempt went to
+	caller mesh.Inbound // who sent a request
+)
+
+// Append implements spans.Peer.
+func (c *callee) Append(all []attribute.KeyValue) []attribute.KeyValue {
+	if c.Last == nil {
+		return appendDestination(all, workload.Nobody(""))
+	}
+	return (*tried)(c.Last).Append(all)
+}
+
+// Append implements spans.Peer.
+func (a *tried) Append(all []attribute.KeyValue) []attribute.KeyValue {
+	if a.Peer == nil {
+		return appendDestination(all, workload.ByIdentity(a.PeerID, ""))
+	}
+	return appendDestination(all, workload.ByDiscovery(a.Peer, a.PeerID, namespaceOf(a.Call.Target.Host), ""))
+}
+
+// Append implements spans.Peer.
+func (in *caller) Append(all []attribute.KeyValue) []attribute.KeyValue {
+	w := workload.ByIdentity(in.Peer, "")
+	return append(all, attribute.String("istio.source_workload", w.Name), attribute.String("istio.source_namespace", w.Namespace),
+		attribute.String("istio.source_canonical_service", w.Service))
+}
+
+func appendDestination(all []attribute.KeyValue, w workload.Workload) []attribute.KeyValue {
+	return append(all, attribute.String("istio.destination_workload", w.Name), attribute.String("istio.destination_namespace", w.Namespace),
+		attribute.String("istio.destination_canonical_service", w.Service))
+}
+
+// namespaceOf returns the namespace in the name of a service of the cluster, "" if it is another name.
+func namespaceOf(host string) string {
+	_, rest, _ := strings.Cut(host, ".")
+	namespace, rest, _ := strings.Cut(rest, ".")
+	if rest == "svc" || strings.HasPrefix(rest, "svc.") {
+		return namespace
+	}
+	return ""
+}
