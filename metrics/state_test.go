@@ -52,6 +52,7 @@ metadata: {name: orders}
 spec:
   host: orders
   trafficPolicy:
+    loadBalancer: {simple: ROUND_ROBIN} # so that each endpoint is called
     connectionPool: {http: {http1MaxPendingRequests: 7}}
     outlierDetection: {consecutive5xxErrors: 1, interval: 1h, baseEjectionTime: 1h, maxEjectionPercent: 100}
 `
