@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/nosidecar/mesh/internal/netconn"
 )
 
 // conn is a connection: a plaintext one as Accept returns it, or the one below a *tls.Conn.
@@ -172,12 +174,7 @@ func (c *conn) WriteTo(w io.Writer) (int64, error) {
 func (c *conn) ReadFrom(r io.Reader) (int64, error) { return io.Copy(c.Conn, r) }
 
 // CloseWrite shuts down the writing side, if the connection below can.
-func (c *conn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
+func (c *conn) CloseWrite() error { return netconn.CloseWrite(c.Conn) }
 
 // SetLinger sets what Close does with unsent data, like SetLinger of [net.TCPConn], if the connection below can.
 func (c *conn) SetLinger(sec int) error {

@@ -1,11 +1,12 @@
 package limit
 
 import (
-	"errors"
 	"io"
 	"net"
 	"sync/atomic"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/netconn"
 )
 
 // conn is an open connection.
@@ -43,12 +44,7 @@ func (c *conn) NetConn() net.Conn {
 }
 
 // CloseWrite shuts down the writing side, where the connection beneath can.
-func (c *conn) CloseWrite() error {
-	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
-		return half.CloseWrite()
-	}
-	return errors.ErrUnsupported
-}
+func (c *conn) CloseWrite() error { return netconn.CloseWrite(c.Conn) }
 
 // ReadFrom lets the connection beneath copy without a buffer, as for a file.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
