@@ -165,14 +165,12 @@ func (g *group) dial(first bool) (*conn, error) {
 	return c, nil
 }
 
-// remove forgets a connection and reports whether it was known.
-func (g *group) remove(c *conn) bool {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if c.over {
-		return false
-	}
+// removeLocked forgets a connection.
+func (g *group) removeLocked(c *conn) {
 	c.over = true
+	if c.idle != nil {
+		c.idle.Stop()
+	}
 	g.all = slices.DeleteFunc(g.all, func(other *conn) bool { return other == c })
 	if g.dialling == c {
 		g.dialling = nil
@@ -182,7 +180,6 @@ func (g *group) remove(c *conn) bool {
 		}
 	}
 	g.publishLocked()
-	return true
 }
 
 // publishLocked tells pick which connections are ready.
@@ -348,20 +345,19 @@ func (c *conn) shutdown(err error) {
 		c.fail(err)
 	}
 	g.mu.Lock()
-	from, sub := c.state, c.sub
-	if c.idle != nil {
-		c.idle.Stop()
+	if c.over {
+		g.mu.Unlock()
+		return
 	}
-	failed := err != nil && !c.over && !c.extra && c.born.IsZero()
+	from, sub := c.state, c.sub
+	failed := err != nil && !c.extra && c.born.IsZero()
 	if failed {
 		g.failures++
 		g.failure = *c.failure.Load()
 		g.backoff = time.Now().Add(pauseAfter(g.failures))
 	}
+	g.removeLocked(c)
 	g.mu.Unlock()
-	if !g.remove(c) {
-		return
-	}
 	if sub != nil {
 		sub.Shutdown()
 	}
