@@ -175,11 +175,11 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 	var kind failure.Kind
 	if err != nil {
 		kind = failure.Of(ctx, sent, err)
-		if kind == failure.RequestTimeout && !over(ctx) {
+		if kind == failure.RequestTimeout && !failure.Over(ctx) {
 			kind = failure.TryTimeout // from a timeout.Transport below, so it bounds one try
 		}
 		switch {
-		case over(ctx) || caller.Canceled(req):
+		case failure.Over(ctx) || caller.Canceled(req):
 			return stop(l.ended(req))
 		case p.config.Retries == 0 || !p.config.On.failure(kind):
 			return stop(NotRetriable)
@@ -285,15 +285,6 @@ func (l *Loop) reserve(ctx context.Context, n int, asked, wait time.Duration) (t
 	return wait, Succeeded, true
 }
 
-// over reports whether ctx has ended, or is due to.
-func over(ctx context.Context) bool {
-	if ctx.Err() != nil {
-		return true
-	}
-	at, bounded := ctx.Deadline()
-	return bounded && !time.Now().Before(at)
-}
-
 // ended returns why a context is over.
 func ended(ctx context.Context) Reason {
 	if ctx.Err() != nil && failure.Of(ctx, nil, ctx.Err()) == failure.Canceled {
@@ -304,7 +295,7 @@ func ended(ctx context.Context) Reason {
 
 // ended returns why the call of req is over.
 func (l *Loop) ended(req *http.Request) Reason {
-	if ctx := l.context(req); over(ctx) {
+	if ctx := l.context(req); failure.Over(ctx) {
 		return ended(ctx)
 	}
 	return CallerGone

@@ -20,12 +20,8 @@ import (
 // sent. again is the body of a second or further try.
 func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser) (
 	*http.Response, *http.Request, error) {
-	ctx, limit := l.context(req), l.Policy.config.PerTryTimeout
-	if limit > 0 {
-		if at, ok := ctx.Deadline(); ok && time.Until(at) <= limit {
-			limit = 0
-		}
-	}
+	ctx := l.context(req)
+	limit := deadline.Within(ctx, l.Policy.config.PerTryTimeout)
 	if limit > 0 || l.Policy.trace {
 		t := &try{traced: l.Policy.trace}
 		t.ctx.Start(ctx, deadline.PerTry, limit, false)

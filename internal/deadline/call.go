@@ -34,13 +34,7 @@ type Call struct {
 // Begin returns the context to make the call with: parent itself if the limits ask for nothing more than parent's
 // deadline does.
 func (c *Call) Begin(parent context.Context, limits Limits) context.Context {
-	request := limits.Request
-	if request > 0 {
-		// The caller's earlier deadline stays the caller's: it is no timeout of ours.
-		if at, ok := parent.Deadline(); ok && time.Until(at) <= request {
-			request = 0
-		}
-	}
+	request := Within(parent, limits.Request)
 	if request <= 0 && limits.BodyIdle <= 0 {
 		return parent
 	}

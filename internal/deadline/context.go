@@ -34,6 +34,16 @@ const (
 	expired
 )
 
+// Within returns limit, or 0 if the deadline of ctx comes first: then it is the caller's timeout, and none of ours.
+func Within(ctx context.Context, limit time.Duration) time.Duration {
+	if limit > 0 {
+		if at, ok := ctx.Deadline(); ok && time.Until(at) <= limit {
+			return 0
+		}
+	}
+	return limit
+}
+
 // Start begins the wait: unless Stop or Cancel comes first, c ends after limit, with an *Error as its cause. A limit of 0
 // or less only makes c cancellable. With announce, Deadline tells the limit to those below; without, they see only the
 // parent's deadline, for a limit that ends with the response headers.

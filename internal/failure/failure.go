@@ -143,6 +143,11 @@ func Of(ctx context.Context, req *http.Request, err error) Kind {
 	return ofHTTP2(err)
 }
 
+// Over reports whether ctx has ended, or its time is up.
+func Over(ctx context.Context) bool {
+	return ctx.Err() != nil || overdue(ctx)
+}
+
 // overdue reports whether the time of ctx is up. What derives from the same deadline can end a call a moment before the
 // context does: a connection's own deadline, or the Cancel channel that http.Client.Timeout sets.
 func overdue(ctx context.Context) bool {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/grpcwire"
@@ -58,7 +59,7 @@ func Do(ctx context.Context, l *retry.Loop, tries Tries) (n int, reason retry.Re
 	}()
 	l.Budget.Deposit()
 	for n = 1; ; n++ {
-		outcome := tries.Try(ctx, PerTry(ctx, l.Policy), n)
+		outcome := tries.Try(ctx, deadline.Within(ctx, l.Policy.Config().PerTryTimeout), n)
 		if held {
 			held = false
 			l.Limiter.Release()
@@ -82,7 +83,7 @@ func Next(ctx context.Context, l *retry.Loop, n int, o *Outcome) (wait time.Dura
 	config := l.Policy.Config()
 	if o.Kind != failure.None {
 		reason = retry.NotRetriable
-		if Over(ctx) {
+		if failure.Over(ctx) {
 			return 0, Ended(ctx), false
 		}
 	}
@@ -146,26 +147,6 @@ func above(values []string, n int) bool {
 	}
 	got, err := strconv.Atoi(values[0])
 	return err == nil && got > n
-}
-
-// PerTry returns the limit of a try that is made with ctx, 0 if there is none or the deadline of ctx comes first.
-func PerTry(ctx context.Context, p *retry.Policy) time.Duration {
-	limit := p.Config().PerTryTimeout
-	if limit > 0 {
-		if at, ok := ctx.Deadline(); ok && time.Until(at) <= limit {
-			return 0
-		}
-	}
-	return limit
-}
-
-// Over reports whether ctx has ended, or is due to.
-func Over(ctx context.Context) bool {
-	if ctx.Err() != nil {
-		return true
-	}
-	at, bounded := ctx.Deadline()
-	return bounded && !time.Now().Before(at)
 }
 
 // Ended says why a context that is over is.

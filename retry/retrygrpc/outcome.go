@@ -34,7 +34,7 @@ func (o *outcome) decisive(ctx context.Context) (known grpcreplay.Outcome) {
 	if o.err == nil || answered && !o.late {
 		return known
 	}
-	if grpcreplay.Over(ctx) || answered {
+	if failure.Over(ctx) || answered {
 		known.Kind = failure.Refused // whatever it was
 		return known
 	}
@@ -83,7 +83,7 @@ func once(ctx context.Context, err error) retry.Summary {
 	reason := retry.Succeeded
 	if err != nil {
 		reason = retry.NotRetriable
-		if grpcreplay.Over(ctx) {
+		if failure.Over(ctx) {
 			reason = grpcreplay.Ended(ctx)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -70,7 +71,7 @@ func (u *unary) Try(ctx context.Context, limit time.Duration, n int) grpcreplay.
 	u.end(u.invoker(bounded, u.method, u.req, u.reply, u.cc, u.opts...))
 	// The server knows the limit and may notice a moment before us that it is over.
 	if u.out.err != nil && (bounded.Exceeded() != nil ||
-		status.Code(u.out.err) == codes.DeadlineExceeded && !grpcreplay.Over(ctx) && time.Since(began) >= limit-limit/10) {
+		status.Code(u.out.err) == codes.DeadlineExceeded && !failure.Over(ctx) && time.Since(began) >= limit-limit/10) {
 		u.out.err, u.out.late = tooLate(limit), true
 	}
 	return u.out.decisive(ctx)

@@ -48,21 +48,13 @@ func (c *Client) check() error {
 	return nil
 }
 
-// request returns the limit of a call, or 0 if there is none or the caller's deadline comes first.
-func (c *Client) request(ctx context.Context) time.Duration {
-	if at, ok := ctx.Deadline(); ok && time.Until(at) <= c.Config.Request {
-		return 0
-	}
-	return c.Config.Request
-}
-
 // unary is a grpc.UnaryClientInterceptor.
 func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	limit := c.request(ctx)
+	limit := deadline.Within(ctx, c.Config.Request)
 	if limit == 0 {
 		return invoker(ctx, method, req, reply, cc, opts...)
 	}
@@ -92,7 +84,7 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	limit := c.request(ctx)
+	limit := deadline.Within(ctx, c.Config.Request)
 	if limit == 0 && c.Config.BodyIdle == 0 {
 		return streamer(ctx, desc, cc, method, opts...)
 	}
