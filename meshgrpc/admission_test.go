@@ -242,3 +242,41 @@ spec: {action: DENY, rules: [{when: [{key: "request.headers[`+test.key+`]", valu
 		})
 	}
 }
+
+// An interceptor that runs the handler of a call once more gets an error: what the call held is given back.
+func TestHandlerThatIsRunAgain(t *testing.T) {
+	leak.Check(t)
+	var observed inbounds
+	m := meshtest.New(t, "", observed.observer())
+	options := append([]grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, in any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+			if _, err := handler(ctx, in); err != nil {
+				return nil, err
+			}
+			return handler(ctx, in)
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+			if err := handler(srv, stream); err != nil {
+				return err
+			}
+			return handler(srv, stream)
+		}),
+	}, meshgrpc.ServerOptions(m)...)
+	client := grpctest.NewClient(grpctest.Dial(t, grpctest.Serve(t, echoStreams, options...)))
+	if _, err := client.UnaryCall(bounded(t), &grpctest.Request{}); status.Code(err) != codes.Internal {
+		t.Errorf("unary: %v, want Internal", err)
+	}
+	stream, err := client.FullDuplexCall(bounded(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); status.Code(err) != codes.Internal {
+		t.Errorf("stream: %v, want Internal", err)
+	}
+	if !await.Done(func() bool { return observed.open.Load() == 0 && observed.ended.Load() == 2 }) {
+		t.Errorf("observers saw %d calls without an end, and the end of %d, want 0 and 2", observed.open.Load(), observed.ended.Load())
+	}
+}

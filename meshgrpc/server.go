@@ -154,7 +154,10 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 		}
 	}
 	if !in.taken.CompareAndSwap(false, true) {
-		return nil, nil, status.FromContextError(in.Context.Err()).Err()
+		if err := in.Context.Err(); err != nil {
+			return nil, nil, status.FromContextError(err).Err()
+		}
+		return nil, nil, errAgain
 	}
 	if in.stop != nil {
 		in.stop()
@@ -197,6 +200,8 @@ func withdrawn(ctx context.Context) error {
 	}
 	return nil
 }
+
+var errAgain = status.Error(codes.Internal, "an interceptor of the server has run the handler of the call twice")
 
 var errDenied = status.Error(codes.PermissionDenied, "RBAC: access denied")
 
