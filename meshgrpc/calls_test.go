@@ -538,3 +538,41 @@ spec: {host: echo, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}, ht
 		}
 	}
 }
+
+// overdue is a context that does not end at its deadline.
+type overdue struct{ context.Context }
+
+func (overdue) Deadline() (time.Time, bool) { return time.Unix(1, 0), true }
+
+// A call whose context does not keep its word ends all the same.
+func TestContextThatOutlivesItsDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var network memnet.Network
+		server := grpc.NewServer()
+		grpc_testing.RegisterTestServiceServer(server, echoStreams)
+		listener := network.Listen("10.0.0.1:80")
+		go func() { _ = server.Serve(listener) }()
+		t.Cleanup(server.Stop)
+		var registry discovery.Memory
+		registry.Set("echo", discovery.Endpoint{Address: "10.0.0.1", Port: 80})
+		m := meshtest.New(t, "", mesh.WithDiscovery(&registry), mesh.WithTransport(&http.Transport{DialContext: network.DialContext}))
+		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		done := make(chan error, 1)
+		go func() {
+			_, err := client.UnaryCall(overdue{ctx}, &grpctest.Request{})
+			done <- err
+		}()
+		select {
+		case err := <-done:
+			if status.Code(err) != codes.DeadlineExceeded {
+				t.Errorf("%v, want DeadlineExceeded", err)
+			}
+		case <-time.After(time.Minute):
+			t.Error("the call has not ended after a minute")
+			cancel()
+			<-done
+		}
+	})
+}

@@ -24,6 +24,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
+	"github.com/nosidecar/mesh/internal/pause"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -244,13 +245,15 @@ func ended(ctx context.Context, code codes.Code) bool {
 	if ctx.Err() != nil {
 		return true
 	}
-	const moment = 20 * time.Millisecond
+	const (
+		moment   = 20 * time.Millisecond
+		patience = time.Second // with a context that does not keep its word
+	)
 	at, ok := ctx.Deadline()
 	if !ok || code != codes.DeadlineExceeded && code != codes.Canceled || time.Until(at) > moment {
 		return false
 	}
-	<-ctx.Done()
-	return true
+	return pause.For(ctx, patience) != nil
 }
 
 // settle tells the mesh what came of the try: unless it goes on, that is all. A limit of its own is over then.
