@@ -90,9 +90,7 @@ func (c *connector) fail(err error) {
 
 // publish makes all calls that wait for a connection pick again.
 func (c *connector) publish() {
-	state := c.conns.states.CurrentState()
-	c.picker.connectivity(state, c.conns.err)
-	c.cc.UpdateState(grpcbalancer.State{ConnectivityState: state, Picker: c.picker})
+	c.picker.publish(c.conns.states.CurrentState(), c.conns.err)
 }
 
 // UpdateSubConnState implements balancer.Balancer. Connections have listeners.
@@ -211,18 +209,23 @@ func (p *picker) wakeLater() {
 
 func (p *picker) wake() {
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.alarm = nil
-	closed, state := p.closed, p.state
-	p.mu.Unlock()
-	if !closed {
-		p.connector.cc.UpdateState(grpcbalancer.State{ConnectivityState: state, Picker: p})
+	if !p.closed {
+		p.publishLocked()
 	}
 }
 
-func (p *picker) connectivity(state connectivity.State, last error) {
+func (p *picker) publish(state connectivity.State, last error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.state, p.last = state, last
+	p.publishLocked()
+}
+
+// publishLocked tells gRPC the state, which only notes it: so what it notes last is what there is.
+func (p *picker) publishLocked() {
+	p.connector.cc.UpdateState(grpcbalancer.State{ConnectivityState: p.state, Picker: p})
 }
 
 func (p *picker) problem(err error) {

@@ -2,6 +2,8 @@ package balancergrpc
 
 import (
 	"errors"
+	"runtime"
+	"sync"
 	"testing"
 
 	grpcbalancer "google.golang.org/grpc/balancer"
@@ -133,5 +135,48 @@ func TestConnectionWithFewestCallsIsPicked(t *testing.T) {
 	second.release()
 	if third := e.pick(); third != second {
 		t.Error("the third call did not go to the connection without calls")
+	}
+}
+
+// lateConn is gRPC's side, which is slow to take one state.
+type lateConn struct {
+	toldConn
+	slow      connectivity.State
+	meanwhile func()
+
+	mu    sync.Mutex
+	state connectivity.State
+}
+
+func (c *lateConn) UpdateState(s grpcbalancer.State) {
+	if s.ConnectivityState == c.slow {
+		c.meanwhile()
+	}
+	c.mu.Lock()
+	c.state = s.ConnectivityState
+	c.mu.Unlock()
+}
+
+// A picker that wakes calls does not put back the state that its ClientConn had before.
+func TestWakingTellsTheStateThatThereIs(t *testing.T) {
+	told, conns, _ := newConnections(t, 1, target{id: "a", address: "10.0.0.1:80"})
+	told.made[0].become(connectivity.Ready, nil)
+	cc := &lateConn{slow: connectivity.TransientFailure}
+	c := &connector{cc: cc, conns: conns}
+	c.picker = &picker{connector: c, state: cc.slow}
+	published := make(chan struct{})
+	cc.meanwhile = func() {
+		go func() {
+			c.publish()
+			close(published)
+		}()
+		for range 1000 { // time to go first, for what may
+			runtime.Gosched()
+		}
+	}
+	c.picker.wake()
+	<-published
+	if cc.state != connectivity.Ready {
+		t.Errorf("the state is %v, want READY", cc.state)
 	}
 }
