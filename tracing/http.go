@@ -119,9 +119,8 @@ type call struct {
 	ctx    context.Context // to send it with
 	caller *http.Request
 	out    http.Request
-	header http.Header // of what is sent, nil while it is the caller's
-	values [8]string   // that are set in it
-	used   int         // of them
+	header http.Header  // of what is sent, nil while it is the caller's
+	values field.Values // that are set in it
 	resp   *http.Response
 
 	whole, attempt bool // what ends with it
@@ -164,15 +163,10 @@ func (c *call) SetHeader(name, value string) {
 		c.header = make(http.Header, len(c.caller.Header)+c.tracer.Sets())
 		maps.Copy(c.header, c.caller.Header)
 	}
-	switch {
-	case value == "":
+	if value == "" {
 		delete(c.header, name)
-	case c.used < len(c.values):
-		c.values[c.used] = value
-		c.used++
-		c.header[name] = c.values[c.used-1 : c.used : c.used]
-	default:
-		c.header[name] = []string{value}
+	} else {
+		c.header[name] = c.values.Of(value)
 	}
 }
 

@@ -87,9 +87,8 @@ func (c *call) withDeadline(req *http.Request, n int) *http.Request {
 type outgoing struct {
 	req    http.Request
 	header http.Header
-	own    bool // nobody else has the header
-	used   int
-	values [8]string // of what is set, so that each needs no allocation
+	own    bool         // nobody else has the header
+	values field.Values // of what is set
 }
 
 // SetHeader implements engine.HeaderSetter.
@@ -100,15 +99,10 @@ func (o *outgoing) SetHeader(name, value string) {
 			o.header = make(http.Header)
 		}
 	}
-	switch name = http.CanonicalHeaderKey(name); {
-	case value == "":
+	if name = http.CanonicalHeaderKey(name); value == "" {
 		delete(o.header, name)
-	case o.used < len(o.values):
-		o.values[o.used] = value
-		o.used++
-		o.header[name] = o.values[o.used-1 : o.used : o.used]
-	default:
-		o.header[name] = []string{value}
+	} else {
+		o.header[name] = o.values.Of(value)
 	}
 }
 
