@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
@@ -60,7 +61,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections closes the idle connections of Base, if it can.
-func (t *Transport) CloseIdleConnections() { closeIdle(t.Base) }
+func (t *Transport) CloseIdleConnections() { base.CloseIdle(t.Base) }
 
 // Calls is an http.RoundTripper to be used around a retry.Transport whose Base is a [Transport]: it makes of the attempts one
 // call, as the package says, with one x-request-id. Its Config should be that of the Transport, which sets the headers.
@@ -94,20 +95,7 @@ func (t *Calls) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // CloseIdleConnections closes the idle connections of Base, if it can.
-func (t *Calls) CloseIdleConnections() { closeIdle(t.Base) }
-
-func base(rt http.RoundTripper) http.RoundTripper {
-	if rt == nil {
-		return http.DefaultTransport
-	}
-	return rt
-}
-
-func closeIdle(rt http.RoundTripper) {
-	if c, ok := base(rt).(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
-}
+func (t *Calls) CloseIdleConnections() { base.CloseIdle(t.Base) }
 
 var errNoURL = errors.New("tracing: the request has no URL")
 
@@ -188,7 +176,7 @@ func (c *call) send(rt http.RoundTripper) (*http.Response, error) {
 			c.End(errPanic)
 		}
 	}()
-	resp, err := base(rt).RoundTrip(out)
+	resp, err := base.Or(rt).RoundTrip(out)
 	over = true
 	if err != nil {
 		c.End(err)
