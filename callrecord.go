@@ -26,8 +26,23 @@ type callRecord struct {
 	users atomic.Uint64
 
 	// last is held while Last or a field of it is written, and read-locked while messages are reported: a retry may begin
-	// meanwhile.
-	last sync.RWMutex
+	// meanwhile. Only calls that have given out a ticket need it.
+	last     sync.RWMutex
+	ticketed bool
+}
+
+// lock is for what may be read while messages are reported. It returns false if nobody reads, and there is nothing to unlock.
+func (r *callRecord) lock() bool {
+	if r.ticketed {
+		r.last.Lock()
+	}
+	return r.ticketed
+}
+
+func (r *callRecord) unlock(locked bool) {
+	if locked {
+		r.last.Unlock()
+	}
 }
 
 const oneCall = 1<<32 | 1
@@ -54,7 +69,7 @@ func (r *callRecord) release() {
 		r.copied = nil
 	}
 	clear(r.copied)
-	r.Call, r.mesh, r.ctx, r.first, r.answered = Call{}, nil, nil, attemptRecord{}, nil
+	r.Call, r.mesh, r.ctx, r.first, r.answered, r.ticketed = Call{}, nil, nil, attemptRecord{}, nil, false
 	records.Put(r)
 }
 
@@ -90,7 +105,10 @@ func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.C
 func (r *callRecord) Answered(header map[string][]string) { r.answered = header }
 
 // Ticket implements engine.CallObserver.
-func (r *callRecord) Ticket() uint64 { return r.users.Load() >> 32 }
+func (r *callRecord) Ticket() uint64 {
+	r.ticketed = true
+	return r.users.Load() >> 32
+}
 
 // Message implements engine.CallObserver.
 func (r *callRecord) Message(ticket uint64, sent bool) {
@@ -145,9 +163,9 @@ func (r *callRecord) Attempt(ctx context.Context, start engine.AttemptStart) (co
 	if r.Last == nil {
 		r.Document, r.Route, r.Target = start.Document, start.Route, start.Target
 	}
-	r.last.Lock()
+	locked := r.lock()
 	r.Last = &a.Attempt
-	r.last.Unlock()
+	r.unlock(locked)
 	o := r.mesh.observers
 	for i := range o {
 		if f := o[i].AttemptStart; f != nil {
@@ -161,21 +179,20 @@ func (r *callRecord) Attempt(ctx context.Context, start engine.AttemptStart) (co
 
 // Moved implements engine.AttemptObserver.
 func (a *attemptRecord) Moved(to engine.Peer) {
-	a.call.last.Lock()
-	defer a.call.last.Unlock()
+	defer a.call.unlock(a.call.lock())
 	a.Endpoint, a.Peer, a.PeerID = to.Address, to.Endpoint, to.ID
 }
 
 // Answered implements engine.AttemptObserver.
-func (a *attemptRecord) Answered(header map[string][]string, shared, changes bool) {
-	a.call.last.Lock()
-	defer a.call.last.Unlock()
-	a.ResponseHeader = header
-	if !shared {
+func (a *attemptRecord) Answered(answer engine.Response) {
+	defer a.call.unlock(a.call.lock())
+	header := answer.Header
+	a.ResponseHeader, a.ProtoMajor, a.ProtoMinor = header, answer.ProtoMajor, answer.ProtoMinor
+	if !answer.Shared {
 		return
 	}
 	hidden := header[asserted.PeerMetadata] != nil || header[asserted.PeerMetadataID] != nil
-	if hidden = hidden && a.Sent != nil; !hidden && !changes {
+	if hidden = hidden && a.Sent != nil; !hidden && !answer.Changes {
 		return
 	}
 	r := a.call
@@ -196,10 +213,9 @@ func (a *attemptRecord) Answered(header map[string][]string, shared, changes boo
 // End implements engine.AttemptObserver.
 func (a *attemptRecord) End(end engine.AttemptEnd) {
 	defer a.call.release()
-	a.call.last.Lock()
+	locked := a.call.lock()
 	a.PeerID, a.Status, a.GRPCStatus, a.Err, a.Duration = end.PeerID, end.Status, end.GRPCStatus, end.Err, end.Duration
-	a.ProtoMajor, a.ProtoMinor = end.ProtoMajor, end.ProtoMinor
-	a.call.last.Unlock()
+	a.call.unlock(locked)
 	o := a.call.mesh.observers
 	for i := range o {
 		if f := o[i].AttemptEnd; f != nil {

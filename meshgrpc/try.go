@@ -289,7 +289,7 @@ func (t *try) show() {
 		md = t.trailer
 	}
 	if t.exchanges || t.reads || t.call.results.WantHeader() {
-		t.Header(httpHeader(md), false, false)
+		t.Header(engine.Response{Header: httpHeader(md)})
 	}
 	t.trailer = hide(t.trailer)
 	t.header = hide(t.header)

@@ -25,7 +25,6 @@ type Attempt struct {
 	observer AttemptObserver // nil if nobody observes
 	status   int32           // of the answer, in terms of HTTP; 0 if there is none
 	grpc     int32           // the status of a gRPC answer and 1; 0 if there is none
-	proto    [2]uint8        // the version of HTTP of the answer
 }
 
 // Acquire begins the n-th attempt, counted from 1: it passes the limits and the circuit, and picks an endpoint and the
@@ -67,11 +66,14 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) (err error) {
 	}
 	acquired = true
 	c.sent++
-	if c.kind == Raw || cluster.config.timesAnswers() || c.observer != nil {
+	if c.timesAnswers() || c.observer != nil {
 		a.sent = time.Since(c.start) + 1
 	}
 	return nil
 }
+
+// timesAnswers says that the balancer or the circuit goes by how long endpoints take to answer.
+func (c *Call) timesAnswers() bool { return c.kind == Raw || c.cluster.config.timesAnswers() }
 
 // overflow is the answer to a call for which the pool has no room.
 func overflow(err error) error {
@@ -138,14 +140,11 @@ func (a *Attempt) sentAt() time.Time { return a.call.start.Add(a.sent - 1) }
 // Answered says that the endpoint has begun to answer, with a status of HTTP or what stands for it.
 func (a *Attempt) Answered(status int) {
 	a.status = int32(status)
-	if a.sent > 0 {
+	if a.call.timesAnswers() {
 		a.latency = time.Since(a.sentAt())
 		a.lease.Answered()
 	}
 }
-
-// Spoke says in which version of HTTP the endpoint answered.
-func (a *Attempt) Spoke(major, minor int) { a.proto = [2]uint8{uint8(major), uint8(minor)} }
 
 // GRPC says, before End, with which status of gRPC the endpoint answered. An attempt then counts as what Envoy takes that
 // status for.

@@ -97,12 +97,21 @@ type AttemptObserver interface {
 	// Moved is told that the attempt goes to another endpoint, before anything was sent.
 	Moved(Peer)
 
-	// Answered is told the header of the answer. If it is shared, the caller gets the same map, maybe after changes: then
-	// what the caller is not to see is removed from it.
-	Answered(header map[string][]string, shared, changes bool)
+	// Answered is told how the endpoint answers. What the caller is not to see is removed from a header that is shared.
+	Answered(Response)
 
 	// End is told once how the attempt ended.
 	End(AttemptEnd)
+}
+
+// Response is how an endpoint answers an attempt, in terms of HTTP.
+type Response struct {
+	Header map[string][]string
+
+	// Shared says that the caller gets the same header; Changes, that it may be changed before.
+	Shared, Changes bool
+
+	ProtoMajor, ProtoMinor int // 0 if they are not known
 }
 
 // Peer is what is known of the endpoint of an attempt.
@@ -119,12 +128,10 @@ type AttemptEnd struct {
 	GRPCStatus int // -1 without one
 	Err        error
 	Duration   time.Duration
-
-	ProtoMajor, ProtoMinor int // of HTTP, 0 if they are not known
 }
 
-// AttemptStart is how an attempt begins. Header is what will be sent. It is not changed itself: it may be the caller's. Sent is
-// nil unless observers set headers.
+// AttemptStart is how an attempt begins. Document and Route are those of the call, and only there for its first attempt. Header
+// is what will be sent. It is not changed itself: it may be the caller's. Sent is nil unless observers set headers.
 type AttemptStart struct {
 	Document, Route string
 	Target          route.Target
@@ -145,7 +152,7 @@ type HeaderSetter interface {
 	Header() map[string][]string
 }
 
-// CallEnd is how a call ended.
+// CallEnd is how a call ended. Document and Route are there if it had no attempts, which tell of them otherwise.
 type CallEnd struct {
 	Document, Route string
 	Target          route.Target
@@ -174,23 +181,23 @@ func (a *Attempt) Observe(ctx context.Context, n int, header map[string][]string
 		return ctx
 	}
 	start := AttemptStart{Target: c.target, Number: n, Peer: a.peer(), Header: header, Sent: sent, Start: a.sentAt()}
-	start.Document, start.Route = c.origin()
+	if c.sent == 1 {
+		start.Document, start.Route = c.origin()
+	}
 	ctx, a.observer = c.observer.Attempt(ctx, start)
 	return ctx
 }
 
-// Header tells the observers with which header the endpoint answers. If it is shared, it is what the caller gets, and may be
-// changed before.
-func (a *Attempt) Header(header map[string][]string, shared, changes bool) {
+// Header tells the observers, if there are any, how the endpoint answers.
+func (a *Attempt) Header(answer Response) {
 	if a.observer != nil {
-		a.observer.Answered(header, shared, changes)
+		a.observer.Answered(answer)
 	}
 }
 
 func (a *Attempt) observeEnd(peerID string, err error) {
 	a.observer.End(AttemptEnd{
 		PeerID: peerID, Status: int(a.status), GRPCStatus: int(a.grpc) - 1, Err: err, Duration: time.Since(a.sentAt()),
-		ProtoMajor: int(a.proto[0]), ProtoMinor: int(a.proto[1]),
 	})
 }
 
@@ -199,7 +206,9 @@ func (c *Call) observeEnd(status int, err error) {
 		Target: c.target, Outside: c.outside, Status: status, GRPCStatus: int(c.grpc) - 1, Err: err, Flags: c.flags,
 		Attempts: int(c.sent), Stopped: c.stopped, Duration: time.Since(c.start),
 	}
-	end.Document, end.Route = c.origin()
+	if c.sent == 0 {
+		end.Document, end.Route = c.origin()
+	}
 	if c.adapter != nil {
 		end.BytesSent, end.BytesReceived = c.adapter.Bytes()
 	}

@@ -60,10 +60,12 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		c.Multiplexed()
 	}
 	t.Answered(resp.StatusCode)
-	t.Spoke(resp.ProtoMajor, resp.ProtoMinor)
 	if c.observed != nil {
 		c.observed.answered = true
-		t.Header(resp.Header, true, c.setCookie != nil || c.ReadsHeader())
+		t.Header(engine.Response{
+			Header: resp.Header, Shared: true, Changes: c.setCookie != nil || c.ReadsHeader(),
+			ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
+		})
 	}
 	t.body.Attach(resp, t)
 	return resp, nil
