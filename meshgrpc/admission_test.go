@@ -3,8 +3,7 @@ package meshgrpc_test
 import (
 	"context"
 	"encoding/base64"
-	"net"
-	"net/http"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -179,25 +178,7 @@ func TestDeniedCallOverServeHTTP(t *testing.T) {
 	var observed inbounds
 	m := meshtest.New(t, strings.Replace(denyAll, "spec: {}", `spec: {rules: [{to: [{operation: {paths: ["/grpc.testing.TestService/UnaryCall"]}}]}]}`, 1),
 		observed.observer())
-	server := grpc.NewServer(meshgrpc.ServerOptions(m)...)
-	grpctest.Register(server, &grpctest.Service{Unary: grpctest.Echo})
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	front := &http.Server{Handler: server, Protocols: new(http.Protocols)}
-	front.Protocols.SetUnencryptedHTTP2(true)
-	served := make(chan struct{})
-	go func() {
-		defer close(served)
-		_ = front.Serve(listener) // ends with Close
-	}()
-	t.Cleanup(func() {
-		front.Close()
-		server.Stop()
-		<-served
-	})
-	client := grpctest.NewClient(grpctest.Dial(t, listener.Addr().String()))
+	client := grpctest.NewClient(grpctest.Dial(t, overServeHTTP(t, m, &grpctest.Service{Unary: grpctest.Echo})))
 	if _, err := client.UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
 		t.Errorf("allowed call: %v", err)
 	}
@@ -278,5 +259,46 @@ func TestHandlerThatIsRunAgain(t *testing.T) {
 	}
 	if !await.Done(func() bool { return observed.open.Load() == 0 && observed.ended.Load() == 2 }) {
 		t.Errorf("observers saw %d calls without an end, and the end of %d, want 0 and 2", observed.open.Load(), observed.ended.Load())
+	}
+}
+
+// brokenStream is a stream that panics, or worse, where a message is sent.
+type brokenStream struct {
+	grpc.ServerStream
+	end func()
+}
+
+func (s brokenStream) SendMsg(any) error { s.end(); return nil }
+
+// What goes wrong in a stream goes wrong for its handler, where an interceptor recovers it.
+func TestPanicInAStreamOverServeHTTP(t *testing.T) {
+	leak.Check(t)
+	for name, end := range map[string]func(){"panic": func() { panic("codec") }, "Goexit": runtime.Goexit} {
+		t.Run(name, func(t *testing.T) {
+			var observed inbounds
+			m := meshtest.New(t, "", observed.observer())
+			recovering := func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
+				defer func() {
+					if p := recover(); p != nil {
+						err = status.Error(codes.DataLoss, "recovered")
+					}
+				}()
+				return handler(srv, brokenStream{stream, end})
+			}
+			client := grpctest.NewClient(grpctest.Dial(t, overServeHTTP(t, m, echoStreams, grpc.ChainStreamInterceptor(recovering))))
+			stream, err := client.FullDuplexCall(bounded(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := stream.Send(&grpctest.In{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); status.Code(err) != codes.DataLoss {
+				t.Errorf("%v, want DataLoss", err)
+			}
+			if !await.Done(func() bool { return observed.open.Load() == 0 && observed.ended.Load() == 1 }) {
+				t.Errorf("observers saw %d calls without an end, and the end of %d, want 0 and 1", observed.open.Load(), observed.ended.Load())
+			}
+		})
 	}
 }

@@ -35,10 +35,11 @@ func apply(t *testing.T, m *mesh.Mesh, documents string) {
 	}
 }
 
-// overServeHTTP serves a gRPC server of m as the handler of an http.Server, and returns its address.
-func overServeHTTP(t *testing.T, m *mesh.Mesh, s *grpctest.Service) string {
+// overServeHTTP serves a gRPC server of m as the handler of an http.Server, and returns its address. Interceptors of outer come
+// before those of m.
+func overServeHTTP(t *testing.T, m *mesh.Mesh, s *grpctest.Service, outer ...grpc.ServerOption) string {
 	t.Helper()
-	server := grpc.NewServer(meshgrpc.ServerOptions(m)...)
+	server := grpc.NewServer(append(outer, meshgrpc.ServerOptions(m)...)...)
 	grpctest.Register(server, s)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -78,16 +78,7 @@ func (s *serverStream) pass(sent bool, m any) error {
 	}
 	var err error
 	if s.apart {
-		moved := make(chan error, 1)
-		go func() { moved <- f(m) }() // until the handler has returned, at the latest
-		select {
-		case err = <-moved:
-		case <-s.ctx.Done():
-			if denied := withdrawn(s.ctx); denied != nil {
-				return denied
-			}
-			err = <-moved
-		}
+		err = s.passApart(f, m)
 	} else {
 		err = f(m)
 	}
@@ -95,4 +86,37 @@ func (s *serverStream) pass(sent bool, m any) error {
 		return denied
 	}
 	return err
+}
+
+// passApart has f move a message, and does not wait for it when the call is ended.
+func (s *serverStream) passApart(f func(any) error, m any) error {
+	type end struct {
+		err      error
+		panicked any
+	}
+	moved := make(chan end, 1)
+	go func() { // until the handler has returned, at the latest
+		e := end{panicked: "runtime.Goexit in a stream"}
+		defer func() {
+			if p := recover(); p != nil {
+				e.panicked = p
+			}
+			moved <- e
+		}()
+		e.err = f(m)
+		e.panicked = nil
+	}()
+	var e end
+	select {
+	case e = <-moved:
+	case <-s.ctx.Done():
+		if denied := withdrawn(s.ctx); denied != nil {
+			return denied
+		}
+		e = <-moved
+	}
+	if e.panicked != nil {
+		panic(e.panicked) // the handler's, as if it had moved the message itself
+	}
+	return e.err
 }
