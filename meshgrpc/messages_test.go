@@ -3,8 +3,10 @@ package meshgrpc_test
 import (
 	"context"
 	"io"
+	"runtime"
 	"sync/atomic"
 	"testing"
+	"weak"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -13,6 +15,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
@@ -279,4 +282,32 @@ func TestMessagesOfACancelledCall(t *testing.T) {
 			t.Errorf("end of stream: %v, want Canceled", err)
 		}
 	}
+}
+
+// An observed stream does not keep the message that its caller received last.
+func TestReceivedMessageIsNotKept(t *testing.T) {
+	leak.Check(t)
+	var registry discovery.Memory
+	registry.Set("echo", serve(t, echoStreams))
+	var w watched
+	client := grpctest.NewClient(connect(t, meshtest.New(t, "", mesh.WithDiscovery(&registry), w.observer()), "mesh:///echo"))
+	ctx, cancel := context.WithCancel(bounded(t))
+	defer cancel()
+	stream, err := client.FullDuplexCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.Send(&grpctest.In{}); err != nil {
+		t.Fatal(err)
+	}
+	received, err := stream.Recv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := weak.Make(received)
+	received = nil
+	if !await.Done(func() bool { runtime.GC(); return kept.Value() == nil }) {
+		t.Error("the message is kept")
+	}
+	runtime.KeepAlive(stream)
 }

@@ -59,6 +59,7 @@ func (s *Stream) RecvMsg(m any) error {
 			if s.in != nil && s.config.Desc.ServerStreams {
 				s.receivedMessage()
 			}
+			s.in = nil // it is the caller's
 			return nil
 		}
 		s.received = err // that of an interceptor may be another than gRPC's
