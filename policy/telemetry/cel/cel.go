@@ -3,7 +3,8 @@
 //	m, err := mesh.New(ctx, mesh.WithWorkload(policy.Workload{Expressions: cel.Expressions{}}), ...)
 //
 // Only programs that import it link cel-go. Expressions are checked when documents are loaded: an attribute that calls of a process do
-// not have, a comparison of two types, and a result that is not true or false are errors then.
+// not have, a comparison of two types, and a result that is not true or false are errors then. An expression with exists, all, map or
+// filter that takes more than 100,000 steps for a call is not true of it.
 package cel
 
 import (
@@ -15,6 +16,7 @@ import (
 	"sync"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
 
 	"github.com/nosidecar/mesh/internal/attribute"
 	"github.com/nosidecar/mesh/policy/telemetry"
@@ -23,8 +25,14 @@ import (
 // Expressions implements [telemetry.Expressions]. Its zero value is ready, and safe for concurrent use.
 type Expressions struct{}
 
-// longest bounds an expression, in characters.
-const longest = 8192
+const (
+	// longest bounds an expression, in characters.
+	longest = 8192
+
+	// mostSteps bounds what an expression with exists, all and the like costs for each call, in the units of cel-go: about one for
+	// each operation. Nested in one another, a few of them would not end within a lifetime.
+	mostSteps = 100_000
+)
 
 // Filter implements [telemetry.Expressions].
 func (Expressions) Filter(expression string) (telemetry.Filter, error) {
@@ -35,20 +43,34 @@ func (Expressions) Filter(expression string) (telemetry.Filter, error) {
 	if err != nil {
 		return nil, err
 	}
-	ast, issues := env.Compile(expression)
+	compiled, issues := env.Compile(expression)
 	if issues.Err() != nil {
 		return nil, explain(issues)
 	}
-	if ast.OutputType() != cel.BoolType {
-		return nil, fmt.Errorf("is a %s: an expression must be true or false", ast.OutputType())
+	if compiled.OutputType() != cel.BoolType {
+		return nil, fmt.Errorf("is a %s: an expression must be true or false", compiled.OutputType())
 	}
-	program, err := env.Program(ast, cel.EvalOptions(cel.OptOptimize))
+	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
+	if repeats(compiled) {
+		options = append(options, cel.CostLimit(mostSteps))
+	}
+	program, err := env.Program(compiled, options...)
 	if err != nil {
 		return nil, err
 	}
 	f := &filter{text: expression, program: program}
 	f.calls.New = func() any { return new(call) }
 	return f, nil
+}
+
+// repeats reports whether an expression evaluates a part of it several times. One that does not takes time as it is long, and
+// counting its steps would cost more than they do.
+func repeats(compiled *cel.Ast) bool {
+	found := false
+	ast.PreOrderVisit(compiled.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
+		found = found || e.Kind() == ast.ComprehensionKind
+	}))
+	return found
 }
 
 // explain returns what is wrong with an expression, in one line.

@@ -121,6 +121,32 @@ func TestVariables(t *testing.T) {
 	}
 }
 
+// An expression that would not come to an end is not true of a call. One that is as long as a call needs is.
+func TestEndlessExpressions(t *testing.T) {
+	nested := func(depth int) string {
+		expression := "true"
+		for range depth {
+			expression = "[1, 2, 3].all(x, " + expression + ")"
+		}
+		return expression
+	}
+	for expression, want := range map[string]bool{
+		nested(5):  true,
+		nested(40): false,
+		"request.headers.all(a, request.headers.exists(b, a == b))": true,
+	} {
+		filter, err := cel.Expressions{}.Filter(expression)
+		if err != nil {
+			t.Fatalf("%s: %v", expression, err)
+		}
+		for range 2 {
+			if got := filter.Keeps(sample); got != want {
+				t.Errorf("%s: %t, want %t", expression, got, want)
+			}
+		}
+	}
+}
+
 func FuzzFilter(f *testing.F) {
 	for _, text := range []string{
 		"response.code >= 400", "has(request.useragent)", "request.headers['a'] == 'b'", "request.headers.all(x, x == '')",
