@@ -439,6 +439,70 @@ func TestErrorsOfTheWriter(t *testing.T) {
 	}
 }
 
+// panicking is a Handler and a Writer that panics once, and then takes what it gets.
+type panicking struct {
+	slog.Handler
+	io.Writer
+	panicked bool
+}
+
+func (p *panicking) once() {
+	if !p.panicked {
+		p.panicked = true
+		panic("broken")
+	}
+}
+
+func (p *panicking) Write(b []byte) (int, error) {
+	p.once()
+	return p.Writer.Write(b)
+}
+
+func (p *panicking) Handle(ctx context.Context, r slog.Record) error {
+	p.once()
+	return p.Handler.Handle(ctx, r)
+}
+
+// A Handler or Writer that panics costs the lines it was given, and does not end the program.
+func TestPanicsOfTheHandlerAndWriter(t *testing.T) {
+	leak.Check(t)
+	out := new(lines)
+	for name, c := range map[string]accesslog.Config{
+		"Handler": {Handler: &panicking{Handler: slog.NewJSONHandler(out, nil)}},
+		"Writer":  {Writer: &panicking{Writer: out}},
+	} {
+		access, _ := newLog(t, c)
+		log := func() {
+			access.Observer().CallEnd(t.Context(), &mesh.Call{Request: newRequest("/"), Status: 200, GRPCStatus: -1})
+		}
+		log()
+		await.True(t, "the panic", func() bool { return access.Dropped() == 1 })
+		log()
+		if err := access.Close(); err == nil || !strings.Contains(err.Error(), "broken") || access.Dropped() != 1 {
+			t.Errorf("%s: Close returned %v, %d dropped", name, err, access.Dropped())
+		}
+	}
+	if all := out.all(); len(all) != 2 {
+		t.Errorf("lines %q, want the second of each log", all)
+	}
+}
+
+// unspeakable is an error that panics when it is asked what it says.
+type unspeakable struct{}
+
+func (unspeakable) Error() string { panic("broken") }
+
+// So does an error that panics, which is of the program's own dialer, say.
+func TestPanicsOfErrors(t *testing.T) {
+	leak.Check(t)
+	access, out := newLog(t, accesslog.Config{})
+	access.Observer().CallEnd(t.Context(), &mesh.Call{Request: newRequest("/"), GRPCStatus: -1, Err: unspeakable{}, Flags: mesh.FlagConnectFailure})
+	access.Observer().CallEnd(t.Context(), &mesh.Call{Request: newRequest("/"), Status: 200, GRPCStatus: -1})
+	if err := access.Close(); err == nil || access.Dropped() != 1 || len(out.all()) != 1 {
+		t.Errorf("Close returned %v, %d dropped, lines %q", err, access.Dropped(), out.all())
+	}
+}
+
 func TestInvalidConfig(t *testing.T) {
 	handler := slog.DiscardHandler
 	for want, c := range map[string]accesslog.Config{

@@ -2,6 +2,7 @@ package accesslog
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/url"
@@ -217,6 +218,7 @@ const (
 
 // add writes a line, perhaps not before flush.
 func (o *output) add(r *record) {
+	defer o.contain(1)
 	if h := o.log.config.Handler; h != nil {
 		o.handle(h, r)
 		return
@@ -236,11 +238,21 @@ func (o *output) flush() {
 	if o.lines == 0 {
 		return
 	}
-	if _, err := o.log.config.Writer.Write(o.buffer); err != nil {
-		o.log.failed(err, o.lines)
-	}
-	if o.buffer, o.lines = o.buffer[:0], 0; cap(o.buffer) > keepSize {
+	buffer, lines := o.buffer, o.lines
+	defer o.contain(lines)
+	if o.buffer, o.lines = buffer[:0], 0; cap(buffer) > keepSize {
 		o.buffer = nil
+	}
+	if _, err := o.log.config.Writer.Write(buffer); err != nil {
+		o.log.failed(err, lines)
+	}
+}
+
+// contain, deferred, keeps a panic of the Handler or Writer, or of an error or address that a line shows, from ending the program: it
+// is an error like any other.
+func (o *output) contain(lines int) {
+	if p := recover(); p != nil {
+		o.log.failed(fmt.Errorf("accesslog: panic while lines were written: %v", p), lines)
 	}
 }
 
