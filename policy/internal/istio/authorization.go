@@ -31,7 +31,7 @@ var actions = map[string]authz.Action{"": authz.Allow, "ALLOW": authz.Allow, "DE
 // Selects says whether the policy is about a workload of a namespace, with the given labels. One in the root namespace is
 // about workloads of every namespace; one that is attached to something is about none.
 func (ap *AuthorizationPolicy) Selects(namespace string, labels map[string]string, rootNamespace string) bool {
-	for range ap.Spec.targets() {
+	for range targets(ap.Spec.TargetRef, ap.Spec.TargetRefs) {
 		return false
 	}
 	return (ap.Namespace() == namespace || ap.Namespace() == rootNamespace) && within(ap.Spec.Selector.Labels(), labels)

@@ -111,7 +111,7 @@ func wrongRegex(expr string) string {
 	return ""
 }
 
-// wrongPercentage checks the percentage of a fault or mirror.
+// wrongPercentage checks a percentage, such as that of a fault or mirror.
 func wrongPercentage(value float64) string {
 	if value < 0 || value > 100 {
 		return fmt.Sprintf("%v is not a percentage: it must be from 0 to 100", value)

@@ -50,7 +50,7 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 		}
 	}
 	c.attachment(spec.Selector, spec.TargetRef, spec.TargetRefs)
-	for at, ref := range spec.targets() {
+	for at, ref := range targets(spec.TargetRef, spec.TargetRefs) {
 		if ref.gateway() {
 			c.Warnf(at, "has no meaning in-process: the gateway checks requests before they get here")
 		} else {
@@ -73,14 +73,14 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 	}
 }
 
-// targets yields what the policy is attached to, with its place.
-func (spec *AuthorizationPolicySpec) targets() iter.Seq2[string, *PolicyTargetReference] {
+// targets yields what a document is attached to, with its place.
+func targets(ref *PolicyTargetReference, refs []PolicyTargetReference) iter.Seq2[string, *PolicyTargetReference] {
 	return func(yield func(string, *PolicyTargetReference) bool) {
-		if spec.TargetRef != nil && !yield("spec.targetRef", spec.TargetRef) {
+		if ref != nil && !yield("spec.targetRef", ref) {
 			return
 		}
-		for i := range spec.TargetRefs {
-			if !yield(yamldoc.Index("spec.targetRefs", i), &spec.TargetRefs[i]) {
+		for i := range refs {
+			if !yield(yamldoc.Index("spec.targetRefs", i), &refs[i]) {
 				return
 			}
 		}

@@ -20,7 +20,7 @@ func (t *Telemetry) Check(doc *yamldoc.Document) {
 	c.created()
 	spec := &t.Spec
 	c.attachment(spec.Selector, spec.TargetRef, spec.TargetRefs)
-	for at, ref := range (&AuthorizationPolicySpec{TargetRef: spec.TargetRef, TargetRefs: spec.TargetRefs}).targets() {
+	for at, ref := range targets(spec.TargetRef, spec.TargetRefs) {
 		if ref.gateway() {
 			c.Warnf(at, "has no meaning in-process: the document is about a gateway")
 		} else {
@@ -54,8 +54,8 @@ func (c check) tracing(t *Tracing, at string) {
 	if len(t.Providers) > 0 {
 		c.Warnf(at+".providers", "has no meaning in-process: spans go to the TracerProvider of the program")
 	}
-	if p := t.RandomSamplingPercentage; p != nil && !(*p >= 0 && *p <= 100) {
-		c.Errorf(at+".randomSamplingPercentage", "%v is not a percentage: it must be from 0 to 100", *p)
+	if p := t.RandomSamplingPercentage; p != nil {
+		c.that(wrongPercentage(*p), at, ".randomSamplingPercentage")
 	}
 	if t.DisableContextPropagation != nil && *t.DisableContextPropagation {
 		c.Errorf(at+".disableContextPropagation", "is not enforced yet: remove it, and calls carry the trace on")
