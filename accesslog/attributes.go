@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/workload"
 )
 
 // Attribute implements telemetry.Attributes, for the filters of documents.
@@ -79,10 +80,8 @@ func (r *record) peerField(field string) (any, bool) {
 		labels, account = r.peer.Labels, r.peer.ServiceAccount
 	}
 	namespace := ""
-	if _, path, ok := strings.Cut(strings.TrimPrefix(r.peerID, "spiffe://"), "/ns/"); ok {
-		var rest string
-		namespace, rest, _ = strings.Cut(path, "/")
-		account = strings.TrimPrefix(rest, "sa/")
+	if id := workload.AccountOf(r.peerID); id.Namespace != "" {
+		namespace, account = id.Namespace, id.Name
 	} else if in, name, ok := strings.Cut(account, "/"); ok {
 		namespace, account = in, name
 	}

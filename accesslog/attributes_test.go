@@ -71,6 +71,21 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
+// A namespace is that of an identity of Istio's form only, as for AuthorizationPolicies: others may have /ns/ anywhere.
+func TestIdentitiesOfOtherFormsHaveNoNamespace(t *testing.T) {
+	for _, id := range []string{
+		"spiffe://cluster.local/tenant/ns/shop/sa/web", "spiffe://cluster.local/ns/shop", "spiffe://cluster.local/ns/shop/job/web",
+		"spiffe://cluster.local/web",
+	} {
+		request := &record{side: inbound, peerID: id}
+		for _, name := range []string{"namespace", "workload"} {
+			if value, ok := request.Attribute("filter_state.downstream_peer." + name); ok {
+				t.Errorf("%s has the %s %v", id, name, value)
+			}
+		}
+	}
+}
+
 // The bits are those of Envoy's ResponseFlag.
 func TestEnvoyFlags(t *testing.T) {
 	if got := envoyFlags(mesh.FlagUpstreamTimeout | mesh.FlagRetriesExhausted | mesh.FlagNoCluster); got != 0x4|0x8000|0x1000000 {
