@@ -113,7 +113,7 @@ func (l *Log) Observer() mesh.Observer {
 }
 
 // Dropped returns how many lines were not written: because the queue was full, because the log was closed, or because of an
-// error of the Handler or Writer. Lines that the filter or the sampling leaves out do not count.
+// error or a panic of the Handler or Writer. Lines that the filter or the sampling leaves out do not count.
 func (l *Log) Dropped() uint64 {
 	return l.queue.dropped.Load() + l.lost.Load()
 }
@@ -147,6 +147,7 @@ func (l *Log) keeps(code int, duration time.Duration, flags mesh.Flags) bool {
 func (l *Log) put(r *record, documents *telemetry.AccessLog) {
 	keeps := documents.Keeps(r)
 	r.headers, r.peer = nil, nil
+	r.bound()
 	if !keeps || !l.queue.put(r) {
 		l.recycle(r)
 	}

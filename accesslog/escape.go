@@ -22,16 +22,7 @@ const hex = "0123456789abcdef"
 // appendEscaped appends s so that it stays one field: what separates fields and lines, what does not print and what is no UTF-8 is
 // written in ASCII. Fields that are too long are cut.
 func appendEscaped(line []byte, s string, at place) []byte {
-	cut := len(s) > longest
-	if cut {
-		s = s[:longest]
-		for len(s) > longest-utf8.UTFMax { // not within a character
-			if r, size := utf8.DecodeLastRuneInString(s); r != utf8.RuneError || size != 1 {
-				break
-			}
-			s = s[:len(s)-1]
-		}
-	}
+	s, cut := shorten(s)
 	done := 0 // of s
 	for i := 0; i < len(s); {
 		if c := s[i]; c < utf8.RuneSelf {
@@ -68,6 +59,21 @@ func appendEscaped(line []byte, s string, at place) []byte {
 		line = append(line, "..."...)
 	}
 	return line
+}
+
+// shorten returns what is written of s, and whether that is not all of it.
+func shorten(s string) (written string, cut bool) {
+	if len(s) <= longest {
+		return s, false
+	}
+	s = s[:longest]
+	for len(s) > longest-utf8.UTFMax { // not within a character
+		if r, size := utf8.DecodeLastRuneInString(s); r != utf8.RuneError || size != 1 {
+			break
+		}
+		s = s[:len(s)-1]
+	}
+	return s, true
 }
 
 func plain(c byte, at place) bool {

@@ -2,12 +2,16 @@ package accesslog_test
 
 import (
 	"encoding/json"
+	"log/slog"
+	"runtime"
 	"strings"
 	"testing"
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/accesslog"
+	"github.com/nosidecar/mesh/internal/leak"
 )
 
 var hostile = []string{
@@ -88,4 +92,49 @@ func TestFieldsAreCut(t *testing.T) {
 	if want := strings.Repeat("é", 2048) + "..."; got["user_agent"] != want {
 		t.Errorf("a long field was logged as %d bytes, want %d", len(got["user_agent"].(string)), len(want))
 	}
+}
+
+// A Handler gets fields that are cut, too.
+func TestFieldsOfHandlersAreCut(t *testing.T) {
+	leak.Check(t)
+	out := new(lines)
+	access, _ := newLog(t, accesslog.Config{Handler: slog.NewJSONHandler(out, nil)})
+	request := newRequest("/" + strings.Repeat("p", 5000) + "?q")
+	request.Header.Set("User-Agent", strings.Repeat("é", 3000))
+	access.Observer().CallEnd(t.Context(), &mesh.Call{Request: request, Status: 200, GRPCStatus: -1})
+	all := closed(t, access, out)
+	if len(all) != 1 {
+		t.Fatalf("logged %v", all)
+	}
+	want(t, all[0], map[string]any{"path": "/" + strings.Repeat("p", 4095) + "...", "user_agent": strings.Repeat("é", 2048) + "..."})
+}
+
+// Records that wait for a Writer that stalls do not keep all that callers have sent.
+func TestWaitingRecordsAreSmall(t *testing.T) {
+	leak.Check(t)
+	out := newGate()
+	access, _ := newLog(t, accesslog.Config{Writer: out})
+	const size, calls = 1 << 20, 64
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	for range calls {
+		request := newRequest("/")
+		request.RequestURI = "/" + strings.Repeat("p", size)
+		request.Header.Set("User-Agent", strings.Repeat("u", size))
+		access.Observer().InboundEnd(t.Context(), &mesh.Inbound{Request: request, Status: 200, GRPCStatus: -1})
+	}
+	if grown := int64(heap()) - int64(before); grown > size*calls/4 {
+		t.Errorf("%d records that wait keep %d bytes", calls, grown)
+	}
+	close(out.open)
+	all := closed(t, access, &out.lines)
+	if len(all) != calls {
+		t.Fatalf("%d lines, want %d", len(all), calls)
+	}
+	want(t, all[0], map[string]any{"path": "/" + strings.Repeat("p", 4095) + "...", "user_agent": strings.Repeat("u", 4096) + "..."})
 }

@@ -268,7 +268,11 @@ func (o *output) handle(h slog.Handler, r *record) {
 		if numeric[i] {
 			attrs[i] = slog.Int64(key, o.fields.number[i])
 		} else {
-			attrs[i] = slog.String(key, o.fields.text[i])
+			text, cut := shorten(o.fields.text[i])
+			if cut {
+				text += "..."
+			}
+			attrs[i] = slog.String(key, text)
 		}
 	}
 	line := slog.NewRecord(r.start.Add(r.duration), slog.LevelInfo, "access", 0)

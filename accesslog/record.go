@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/nosidecar/mesh"
@@ -155,6 +156,19 @@ func (r *record) request(req *http.Request) {
 func (r *record) header(h http.Header) {
 	r.headers = h
 	r.forwardedFor, r.userAgent, r.requestID = first(h, "X-Forwarded-For"), first(h, "User-Agent"), first(h, "X-Request-Id")
+}
+
+// bound gives up what no line shows of long texts, which would stay in memory while the record waits: callers choose their length.
+func (r *record) bound() {
+	if len(r.path)+len(r.query)+len(r.opaque) > longest {
+		r.uri = r.requestURI()
+		r.path, r.rawPath, r.query, r.opaque = "", "", "", ""
+	}
+	for _, s := range [...]*string{&r.method, &r.uri, &r.serviceTime, &r.forwardedFor, &r.userAgent, &r.requestID, &r.authority} {
+		if len(*s) > longest {
+			*s = strings.Clone((*s)[:longest+1]) // a byte more, by which the line knows that it is cut
+		}
+	}
 }
 
 // first returns the first value of a header whose name is canonical.
