@@ -130,6 +130,24 @@ func attach(t testing.TB, f *meshtest.Fleet, config admin.Config, documents stri
 	return page, m
 }
 
+// fed returns a page whose mesh makes no calls, and the observer that a test tells of calls.
+func fed(t testing.TB) (*admin.Page, mesh.Observer) {
+	t.Helper()
+	page := admin.New(admin.Config{})
+	t.Cleanup(page.Close)
+	o := page.Observer()
+	meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(o))
+	return page, o
+}
+
+// heap returns how many bytes are in use.
+func heap() int {
+	var stats runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&stats)
+	return int(stats.HeapAlloc)
+}
+
 const ejects = `
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
@@ -340,10 +358,7 @@ func TestPage_Connections(t *testing.T) {
 
 // TestPage_Failures: what counts as a failure, and what it is called.
 func TestPage_Failures(t *testing.T) {
-	page := admin.New(admin.Config{})
-	defer page.Close()
-	meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(page.Observer()))
-	o := page.Observer()
+	page, o := fed(t)
 	gone, leave := context.WithCancel(t.Context())
 	leave()
 	request := httptest.NewRequest("GET", "http://api/", nil)
@@ -396,10 +411,7 @@ func TestPage_Failures(t *testing.T) {
 
 // TestPage_ErrorTexts: errors are shown without what is secret in the URLs that they name, and cannot write lines or control terminals.
 func TestPage_ErrorTexts(t *testing.T) {
-	page := admin.New(admin.Config{})
-	defer page.Close()
-	o := page.Observer()
-	meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(o))
+	page, o := fed(t)
 	for _, text := range []string{
 		`Get "http://user:secret@api/orders?token=secret": EOF`, "dial http://user:secret@api failed", "parse /orders?token=secret",
 		"broken\x1b[31m\nCRITICAL  forged: line\r\n", strings.Repeat("long ", 10_000), "<script>alert(1)</script>",
@@ -428,10 +440,7 @@ func TestPage_ErrorTexts(t *testing.T) {
 
 // TestPage_FailedCopies: copies whose attempts fail take no room from the attempts of calls.
 func TestPage_FailedCopies(t *testing.T) {
-	page := admin.New(admin.Config{})
-	defer page.Close()
-	o := page.Observer()
-	meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(o))
+	page, o := fed(t)
 	request := httptest.NewRequest("GET", "http://api/", nil)
 	fail := func(c *mesh.Call, attempts int) {
 		for n := range attempts {
@@ -459,10 +468,7 @@ func TestPage_FewCalls(t *testing.T) {
 	}{
 		{1, 1, "warning"}, {3, 1, ""}, {3, 2, "warning"}, {3, 3, "critical"}, {100, 2, ""}, {100, 3, "warning"}, {1000, 9, ""}, {100, 20, "critical"},
 	} {
-		page := admin.New(admin.Config{})
-		defer page.Close()
-		o := page.Observer()
-		meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(o))
+		page, o := fed(t)
 		request := httptest.NewRequest("GET", "http://api/", nil)
 		for i := range tt.calls {
 			c := &mesh.Call{Request: request, Start: time.Now(), Status: 200, GRPCStatus: -1}
@@ -882,10 +888,7 @@ func TestWatch_ClientThatTakesNothing(t *testing.T) {
 
 // TestPage_Bounded: many destinations, endpoints and peers do not fill the memory, and are counted together.
 func TestPage_Bounded(t *testing.T) {
-	page := admin.New(admin.Config{})
-	defer page.Close()
-	o := page.Observer()
-	meshtest.New(t, "", mesh.WithDiscovery(new(discovery.Memory)), mesh.WithObserver(o))
+	page, o := fed(t)
 	request := httptest.NewRequest("GET", "http://api/"+strings.Repeat("long/", 500), nil)
 	drive := func(from, to int) {
 		for i := from; i < to; i++ {
@@ -899,12 +902,6 @@ func TestPage_Bounded(t *testing.T) {
 			o.CallEnd(t.Context(), c)
 			o.InboundEnd(t.Context(), &mesh.Inbound{Request: request, Peer: fmt.Sprintf("spiffe://x/%d", i), Start: c.Start, Status: 500, GRPCStatus: -1})
 		}
-	}
-	heap := func() int {
-		var stats runtime.MemStats
-		runtime.GC()
-		runtime.ReadMemStats(&stats)
-		return int(stats.HeapAlloc)
 	}
 	before := heap()
 	drive(0, 1_000)
