@@ -976,3 +976,23 @@ func BenchmarkObserver(b *testing.B) {
 		})
 	})
 }
+
+// TestPage_KeepsNoRequestLines: a call that is kept keeps nothing of the request it was, such as a line of a megabyte.
+func TestPage_KeepsNoRequestLines(t *testing.T) {
+	page, o := fed(t)
+	before := heap()
+	for i := range 200 {
+		line := "GET /" + strings.Repeat("x", 256<<10) + " HTTP/1.1\r\nHost: api\r\n\r\n"
+		r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(line)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.InboundEnd(t.Context(), &mesh.Inbound{Request: r, Peer: fmt.Sprintf("spiffe://x/%d", i%50), Start: time.Now(), Status: 500, GRPCStatus: -1})
+	}
+	if more := heap() - before; more > 8<<20 {
+		t.Errorf("the page keeps %d MB of 200 requests, want 8 at most", more>>20)
+	}
+	if r := reportOf(t, page); len(r.Calls) != 200 {
+		t.Errorf("%d calls are kept, want 200", len(r.Calls))
+	}
+}

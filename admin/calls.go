@@ -233,7 +233,7 @@ func (c *collector) keepCall(d *destination, from *mesh.Call, list []attempt, m 
 	slices.SortStableFunc(list, func(a, b attempt) int { return a.Number - b.Number })
 	k := call{
 		At: from.Start, Direction: "out", Failed: m.failed, Method: cut(from.Request.Method, 16), Path: pathOf(from.Request),
-		Target:   targetOf(from.Target),
+		Target:   targetOf(from.Target), // not that of d: others have many
 		Document: from.Document, Route: from.Route, Status: from.Status, GRPCStatus: grpcStatus(from.GRPCStatus),
 		DurationMs: milliseconds(m.took), Count: from.Attempts, Attempts: list, Held: held,
 	}
@@ -291,7 +291,7 @@ func pathOf(r *http.Request) string {
 	if r.URL == nil {
 		return ""
 	}
-	return strings.Clone(cut(r.URL.EscapedPath(), longestPath))
+	return cut(r.URL.EscapedPath(), longestPath)
 }
 
 // errorText returns what an error says, cut, and without the credentials and the query of a URL that it may name.
@@ -334,10 +334,11 @@ func withoutSecrets(word string) string {
 	return word
 }
 
-// cut bounds a text.
+// cut bounds a text. What it returns is no part of the text, which may be that of something large: the method of a request is part of
+// its first line, with the whole URL.
 func cut(text string, most int) string {
 	if len(text) <= most {
-		return text
+		return strings.Clone(text)
 	}
 	return strings.ToValidUTF8(text[:most], "") + "…"
 }

@@ -117,12 +117,18 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 			return &c.others
 		}
 	}
-	target.Host, target.Subset = strings.Clone(target.Host), strings.Clone(target.Subset) // they may be parts of something large
+	target = cloned(target)
 	d := &destination{target: target, series: newSeries(now), refused: throttle{most: mostRefused, period: refusedEvery}}
 	d.endpoints.Store(new(map[string]*series))
 	next[target] = d
 	c.destinations.Store(&next)
 	return d
+}
+
+// cloned returns a target to keep: the names of one may be parts of something large.
+func cloned(t route.Target) route.Target {
+	t.Host, t.Subset = strings.Clone(t.Host), strings.Clone(t.Subset)
+	return t
 }
 
 // endpoint returns the series of an endpoint, and nil if there is no room for it.

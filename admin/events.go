@@ -51,7 +51,7 @@ func (c *collector) happened(e event) {
 }
 
 func targetOf(t route.Target) *target {
-	to := target(t)
+	to := target(cloned(t))
 	return &to
 }
 
