@@ -996,3 +996,22 @@ func TestPage_KeepsNoRequestLines(t *testing.T) {
 		t.Errorf("%d calls are kept, want 200", len(r.Calls))
 	}
 }
+
+// TestPage_ManyProblems: destinations that fail are not fine because there are more of them than problems that are listed.
+func TestPage_ManyProblems(t *testing.T) {
+	page, o := fed(t)
+	for i := range 60 {
+		c := &mesh.Call{Request: httptest.NewRequest("GET", "http://api/", nil), Start: time.Now(), Status: 500, GRPCStatus: -1}
+		c.Target.Host = fmt.Sprintf("api-%d", i/2)
+		o.CallEnd(t.Context(), c)
+		o.CallEnd(t.Context(), c)
+	}
+	if r := reportOf(t, page); len(r.Problems) != 21 || r.Problems[20].Title != "and 10 more" {
+		t.Errorf("%d problems, want 20 and how many more there are", len(r.Problems))
+	}
+	_, list, _ := strings.Cut(ask(t, page, "").Body.String(), "# Destinations, last minute\n")
+	list, _, _ = strings.Cut(list, "\n\n")
+	if n := strings.Count(list, "\ncritical  "); n != 30 {
+		t.Errorf("%d destinations are critical, want 30:\n%s", n, list)
+	}
+}

@@ -41,12 +41,13 @@ const (
 	blamedAtLeast = 0.5 // of the errors, for an endpoint to be blamed
 )
 
-// problems lists what hurts, the worst first.
+// problems lists what hurts, the worst first, and notes the state of each destination that does.
 func (r *report) problems(c *collector) []problem {
 	list := r.ownProblems(c)
 	for i := range r.Destinations {
 		if p := r.destinationProblem(&r.Destinations[i], c.slow); p != nil {
 			list = append(list, *p)
+			r.Destinations[i].state = p.Severity
 		}
 	}
 	slices.SortStableFunc(list, func(a, b problem) int {
@@ -60,19 +61,6 @@ func (r *report) problems(c *collector) []problem {
 		list = []problem{}
 	}
 	return list
-}
-
-// severity says how much a destination hurts: 0 for not at all.
-func (r *report) severity(d *destinationOf) int {
-	for _, p := range r.Problems {
-		if p.Target != nil && *p.Target == d.target {
-			if p.Severity == critical {
-				return 2
-			}
-			return 1
-		}
-	}
-	return 0
 }
 
 // ownProblems are those of this process.

@@ -121,7 +121,8 @@ type destinationOf struct {
 	EndpointsOmitted int          `json:"endpointsOmitted,omitempty"`
 	Healthy          int          `json:"healthyEndpoints"` // of those that are shown
 
-	known bool // the mesh keeps state for it
+	known bool   // the mesh keeps state for it
+	state string // the severity of its problem, "" without one
 }
 
 type circuitOf struct {
@@ -199,7 +200,7 @@ func (c *collector) report(name string, s *mesh.Status, now time.Time) *report {
 	}
 	r.Problems = r.problems(c)
 	slices.SortStableFunc(r.Destinations, func(a, b destinationOf) int {
-		return cmp.Or(cmp.Compare(r.severity(&b), r.severity(&a)), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port),
+		return cmp.Or(cmp.Compare(rank(b.state), rank(a.state)), cmp.Compare(a.Host, b.Host), cmp.Compare(a.Port, b.Port),
 			cmp.Compare(a.Subset, b.Subset))
 	})
 	return r

@@ -75,7 +75,7 @@ func (r *report) writeDestinations(w io.Writer) {
 		if d.Retry != nil {
 			retries = fmt.Sprintf("%d; %s", d.Retries, retryText(d.Retry))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d/%d\t%s\t%s\t%s\n", r.State(d), d.name(), perSecond(d.CallsPerSecond), percent(d.ErrorShare),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d/%d\t%s\t%s\t%s\n", d.State(), d.name(), perSecond(d.CallsPerSecond), percent(d.ErrorShare),
 			ms(d.P50Ms), ms(d.P99Ms), d.InFlight, d.Healthy, len(d.Endpoints), circuit, pool, retries)
 	}
 	t.Flush()

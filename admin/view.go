@@ -98,7 +98,7 @@ func graphOf(r *report) graph {
 	}
 	for i := range r.Destinations {
 		d := &r.Destinations[i]
-		n := node{Name: d.name(), Link: "#" + d.ID(), State: r.State(d), figures: d.figures}
+		n := node{Name: d.name(), Link: "#" + d.ID(), State: d.State(), figures: d.figures}
 		if d.Circuit != nil && d.Circuit.State != "closed" {
 			n.Detail = "circuit " + d.Circuit.State
 		} else if len(d.Endpoints) > 0 && d.Healthy < len(d.Endpoints) && d.known {
@@ -136,12 +136,10 @@ func graphOf(r *report) graph {
 func rank(state string) int { return slices.Index([]string{"idle", "ok", warning, critical}, state) }
 
 // State says how a destination is: ok, warning, critical or idle.
-func (r *report) State(d *destinationOf) string {
+func (d *destinationOf) State() string {
 	switch {
-	case r.severity(d) == 2:
-		return critical
-	case r.severity(d) == 1:
-		return warning
+	case d.state != "":
+		return d.state
 	case d.Calls == 0 && d.Connections == nil:
 		return "idle"
 	}
