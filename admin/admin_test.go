@@ -1015,3 +1015,39 @@ func TestPage_ManyProblems(t *testing.T) {
 		t.Errorf("%d destinations are critical, want 30:\n%s", n, list)
 	}
 }
+
+// TestPage_IdleEndpointsMakeRoom: endpoints that nothing was sent to for a minute give their place to those of any destination.
+func TestPage_IdleEndpointsMakeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		page, o := fed(t)
+		send := func(host, endpoint string) {
+			c := &mesh.Call{Request: httptest.NewRequest("GET", "http://api/", nil), Start: time.Now(), Status: 200, GRPCStatus: -1, Attempts: 1}
+			c.Target.Host = host
+			c.Last = &mesh.Attempt{Call: c, Number: 1, Endpoint: endpoint, Start: c.Start, Status: 200, GRPCStatus: -1}
+			o.CallEnd(t.Context(), c)
+		}
+		for i := range 2_000 {
+			send(fmt.Sprintf("api-%d", i/100), fmt.Sprintf("10.0.%d.%d:80", i/100, i%100))
+		}
+		endpoints := func(host string) (n int) {
+			for _, d := range reportOf(t, page).Destinations {
+				if d.Host == host {
+					n = len(d.Endpoints)
+				}
+			}
+			return n
+		}
+		send("early", "10.1.0.1:80")
+		if n := endpoints("early"); n != 0 {
+			t.Errorf("%d endpoints are shown beyond 2000, want none", n)
+		}
+		time.Sleep(2 * time.Minute) // of the bubble
+		for i := range 20 {
+			send(fmt.Sprintf("api-%d", i), fmt.Sprintf("10.0.%d.0:80", i))
+		}
+		send("late", "10.1.0.2:80")
+		if n := endpoints("late"); n != 1 {
+			t.Errorf("%d endpoints are shown after the others were idle, want 1", n)
+		}
+	})
+}

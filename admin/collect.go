@@ -30,10 +30,10 @@ type collector struct {
 
 	destinations atomic.Pointer[map[route.Target]*destination]
 	callers      atomic.Pointer[map[string]*caller]
-	endpoints    int // in all destinations; under inner
 
 	// When what is idle was looked for last, as a slot: not more than once in each.
 	sweptDestinations, sweptCallers atomic.Int64
+	sweptEndpoints                  int64 // under inner
 
 	others       destination // that there is no room for
 	otherCallers caller
@@ -56,7 +56,7 @@ type destination struct {
 	outside atomic.Bool
 
 	endpoints atomic.Pointer[map[string]*series]
-	swept     atomic.Int64 // the slot in which idle endpoints were looked for
+	full      atomic.Int64 // the last slot in which there was no room for one more
 	causes    causes
 	kept      throttle
 	refused   throttle
@@ -109,7 +109,6 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 		since := slotOf(now.Add(-keepIdle))
 		for t, d := range next {
 			if d.idleSince(since) {
-				c.endpoints -= len(*d.endpoints.Load())
 				delete(next, t)
 			}
 		}
@@ -136,39 +135,51 @@ func (c *collector) endpoint(d *destination, address string, now time.Time) *ser
 	if s := (*d.endpoints.Load())[address]; s != nil {
 		return s
 	}
-	if d == &c.others || d.swept.Load() >= slotOf(now) {
+	if d == &c.others || d.full.Load() >= slotOf(now) {
 		return nil
 	}
 	c.inner.Lock()
 	defer c.inner.Unlock()
-	old := *d.endpoints.Load()
-	if s := old[address]; s != nil {
+	if s := (*d.endpoints.Load())[address]; s != nil {
 		return s
 	}
-	next := maps.Clone(old)
+	if !c.roomIn(d) && c.sweptEndpoints < slotOf(now) {
+		c.sweptEndpoints = slotOf(now)
+		for _, d := range *c.destinations.Load() {
+			d.sweep(slotOf(now) - windowSlots) // there is nothing to see of it any more
+		}
+	}
+	if !c.roomIn(d) {
+		d.full.Store(slotOf(now))
+		return nil
+	}
+	next := maps.Clone(*d.endpoints.Load())
 	if next == nil {
 		next = make(map[string]*series)
 	}
-	if len(next) >= mostEndpoints || c.endpoints >= mostAllEndpoints {
-		d.swept.Store(slotOf(now))
-		since := slotOf(now) - windowSlots // there is nothing to see of it any more
-		for address, s := range next {
-			if s.idleSince(since) {
-				delete(next, address)
-			}
-		}
-		if c.endpoints -= len(old) - len(next); len(next) >= mostEndpoints || c.endpoints >= mostAllEndpoints {
-			if len(old) != len(next) {
-				d.endpoints.Store(&next)
-			}
-			return nil
-		}
-	}
 	s := &series{last: slotOf(now)}
 	next[address] = s
-	c.endpoints++
 	d.endpoints.Store(&next)
 	return s
+}
+
+// roomIn reports whether there is room for one more endpoint of d. It is called under inner.
+func (c *collector) roomIn(d *destination) bool {
+	all := 0
+	for _, other := range *c.destinations.Load() {
+		all += len(*other.endpoints.Load())
+	}
+	return len(*d.endpoints.Load()) < mostEndpoints && all < mostAllEndpoints
+}
+
+// sweep drops the endpoints that were idle since then. It is called under the collector's inner.
+func (d *destination) sweep(since int64) {
+	old := *d.endpoints.Load()
+	next := maps.Clone(old)
+	maps.DeleteFunc(next, func(_ string, s *series) bool { return s.idleSince(since) })
+	if len(next) < len(old) {
+		d.endpoints.Store(&next)
+	}
 }
 
 // caller returns the figures of a peer.
