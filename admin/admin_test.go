@@ -1051,3 +1051,35 @@ func TestPage_IdleEndpointsMakeRoom(t *testing.T) {
 		}
 	})
 }
+
+// TestPage_RefusedBeyond: of destinations that there is no room for, calls that were refused are kept as seldom as of others.
+func TestPage_RefusedBeyond(t *testing.T) {
+	page, o := fed(t)
+	start := time.Now()
+	refuse := func(host string) {
+		c := &mesh.Call{Request: httptest.NewRequest("GET", "http://api/", nil), Start: start, Status: 503, GRPCStatus: -1, Flags: mesh.FlagNoHealthyUpstream}
+		c.Target.Host = host
+		o.CallEnd(t.Context(), c)
+	}
+	for i := range 250 {
+		refuse(fmt.Sprintf("api-%d", i))
+	}
+	for i := range 20 {
+		refuse(fmt.Sprintf("beyond-%d", i))
+	}
+	kept := 0
+	var list struct {
+		Calls []struct{ Target struct{ Host string } }
+	}
+	if err := json.Unmarshal(ask(t, page, "?format=json").Body.Bytes(), &list); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list.Calls {
+		if strings.HasPrefix(c.Target.Host, "beyond-") {
+			kept++
+		}
+	}
+	if kept != 1 {
+		t.Errorf("%d calls to destinations beyond the bound are kept, want 1", kept)
+	}
+}

@@ -35,7 +35,7 @@ type collector struct {
 	sweptDestinations, sweptCallers atomic.Int64
 	sweptEndpoints                  int64 // under inner
 
-	others       destination // that there is no room for
+	others       *destination // that there is no room for
 	otherCallers caller
 
 	lifetime atomic.Int64 // that the identity had before it when it came; 0 if none did
@@ -77,13 +77,18 @@ func newCollector(slow time.Duration, changed func()) *collector {
 	c.calls.size, c.loads.size, c.events.size = mostCalls, mostLoads, mostEvents
 	c.destinations.Store(new(map[route.Target]*destination))
 	c.callers.Store(new(map[string]*caller))
-	c.others.series, c.otherCallers.series = newSeries(c.began), newSeries(c.began)
-	c.others.endpoints.Store(new(map[string]*series))
+	c.others, c.otherCallers.series = newDestination(route.Target{}, c.began), newSeries(c.began)
 	return c
 }
 
 func newSeries(now time.Time) *series {
 	return &series{last: slotOf(now), long: new(history)} // it is new, not idle
+}
+
+func newDestination(target route.Target, now time.Time) *destination {
+	d := &destination{target: target, series: newSeries(now), refused: throttle{most: mostRefused, period: refusedEvery}}
+	d.endpoints.Store(new(map[string]*series))
+	return d
 }
 
 // destination returns the figures of a target, made with its first call.
@@ -92,7 +97,7 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 		return d
 	}
 	if len(*c.destinations.Load()) >= mostDestinations && c.sweptDestinations.Load() >= slotOf(now) {
-		return &c.others
+		return c.others
 	}
 	c.inner.Lock()
 	defer c.inner.Unlock()
@@ -113,12 +118,11 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 			}
 		}
 		if len(next) >= mostDestinations {
-			return &c.others
+			return c.others
 		}
 	}
 	target = cloned(target)
-	d := &destination{target: target, series: newSeries(now), refused: throttle{most: mostRefused, period: refusedEvery}}
-	d.endpoints.Store(new(map[string]*series))
+	d := newDestination(target, now)
 	next[target] = d
 	c.destinations.Store(&next)
 	return d
@@ -135,7 +139,7 @@ func (c *collector) endpoint(d *destination, address string, now time.Time) *ser
 	if s := (*d.endpoints.Load())[address]; s != nil {
 		return s
 	}
-	if d == &c.others || d.full.Load() >= slotOf(now) {
+	if d == c.others || d.full.Load() >= slotOf(now) {
 		return nil
 	}
 	c.inner.Lock()

@@ -281,7 +281,7 @@ func (r *report) destinations(c *collector, s *mesh.Status, raw map[connKey]conn
 		}
 	}
 	if t := c.others.totals(now); t.calls > 0 {
-		add(destinationOf{Others: true, Endpoints: []endpointOf{}}, &c.others)
+		add(destinationOf{Others: true, Endpoints: []endpointOf{}}, c.others)
 	}
 	r.Out = figuresOf(&all, r.Seconds)
 }
