@@ -1083,3 +1083,20 @@ func TestPage_RefusedBeyond(t *testing.T) {
 		t.Errorf("%d calls to destinations beyond the bound are kept, want 1", kept)
 	}
 }
+
+// TestPage_Streams: a stream of events that was open for long is no slow request.
+func TestPage_Streams(t *testing.T) {
+	page, o := fed(t)
+	in := &mesh.Inbound{Request: httptest.NewRequest("GET", "/news", nil), Start: time.Now().Add(-time.Minute), Duration: time.Minute, Status: 200, GRPCStatus: -1}
+	in.Decision.Allowed = true
+	in.ResponseHeader = http.Header{"Content-Type": {"text/event-stream"}}
+	o.InboundEnd(t.Context(), in)
+	if r := reportOf(t, page); len(r.Calls) != 0 {
+		t.Errorf("calls %+v, want none", r.Calls)
+	}
+	in.ResponseHeader = nil
+	o.InboundEnd(t.Context(), in)
+	if r := reportOf(t, page); len(r.Calls) != 1 {
+		t.Errorf("calls %+v, want one that is slow", r.Calls)
+	}
+}

@@ -186,15 +186,15 @@ func (c *collector) callEnd(_ context.Context, ended *mesh.Call) {
 		what, err := causeOf(ended)
 		d.causes.add(m.at, what, err)
 	}
-	if slow := m.took >= c.slow && !streams(ended); m.failed || slow {
+	if slow := m.took >= c.slow && !streams(ended.Status, ended.ResponseHeader); m.failed || slow {
 		c.keepCall(d, ended, list, m)
 	}
 }
 
-// streams reports whether a call is meant to take long.
-func streams(c *mesh.Call) bool {
-	kind := c.ResponseHeader["Content-Type"]
-	return c.Status == http.StatusSwitchingProtocols || len(kind) > 0 && strings.HasPrefix(kind[0], "text/event-stream")
+// streams reports whether an answer is meant to take long.
+func streams(status int, header http.Header) bool {
+	kind := header["Content-Type"]
+	return status == http.StatusSwitchingProtocols || len(kind) > 0 && strings.HasPrefix(kind[0], "text/event-stream")
 }
 
 // failed reports whether a call failed, as whoever is on call sees it: it got no answer, one of 500 or more, or this process refused
@@ -260,7 +260,7 @@ func (c *collector) inboundEnd(_ context.Context, in *mesh.Inbound) {
 	}
 	p := c.caller(in.Peer, m.at)
 	p.add(&m)
-	if m.took < c.slow && !m.failed && !m.denied || in.Status == http.StatusSwitchingProtocols {
+	if slow := m.took >= c.slow && !streams(in.Status, in.ResponseHeader); !slow && !m.failed && !m.denied {
 		return
 	}
 	held, ok := p.kept.allow(m.at)
