@@ -1100,3 +1100,35 @@ func TestPage_Streams(t *testing.T) {
 		t.Errorf("calls %+v, want one that is slow", r.Calls)
 	}
 }
+
+// TestPage_ManyRawConnections: raw connections beyond the bound are counted together, and inbound ones always.
+func TestPage_ManyRawConnections(t *testing.T) {
+	page, o := fed(t)
+	for i := range 150 {
+		c := new(mesh.Conn)
+		c.Target.Host = fmt.Sprintf("ledger-%d", i)
+		c.Err = errors.New("refused")
+		o.ConnStart(c)
+		o.ConnEnd(c)
+	}
+	in := &mesh.Conn{Inbound: true}
+	o.ConnStart(in)
+	r := reportOf(t, page)
+	if r.In.Connections.Open != 1 {
+		t.Errorf("inbound %+v, want one that is open", r.In.Connections)
+	}
+	o.ConnEnd(in)
+	failed, others := 0, 0
+	for _, d := range r.Destinations {
+		failed += d.Connections.Failed
+		if d.Others {
+			others += d.Connections.Failed
+		}
+	}
+	if failed != 150 || others != 50 || len(r.Destinations) != 101 {
+		t.Errorf("%d destinations with %d failed connections, of others %d; want 101, 150 and 50", len(r.Destinations), failed, others)
+	}
+	if r = reportOf(t, page); r.In.Connections.Open != 0 {
+		t.Errorf("inbound %+v, want none that is open", r.In.Connections)
+	}
+}

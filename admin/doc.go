@@ -24,7 +24,8 @@
 // # Memory and cost
 //
 // Figures are of the last minute and are kept for 250 destinations, 100 endpoints of each and 2,000 in all, and 100 callers; those
-// beyond are counted together, and what was not called for five minutes makes room. So a page takes some megabytes at most. A call that
+// beyond are counted together, and what was not called for five minutes makes room. Raw connections are counted for the first 100
+// targets. So a page takes some megabytes at most. A call that
 // succeeds costs two map look-ups and two short locks, and no allocation. Of the calls that failed or were slow the last 200 are kept,
 // no more than 5 per second of each destination and caller, and one in 5 seconds of those that were refused before anything was sent.
 //

@@ -142,12 +142,13 @@ type connections struct {
 	refused throttle
 
 	mu   sync.Mutex
-	open map[*mesh.Conn]struct{}
+	open map[*mesh.Conn]connKey // where each is counted
 	of   map[connKey]*connFigures
 }
 
 type connKey struct {
 	inbound bool
+	others  bool // targets that there is no room for
 	route.Target
 }
 
@@ -162,41 +163,45 @@ type connFigures struct {
 
 const mostConnTargets = 100
 
+// keyOf says where a connection that begins is counted.
 func (c *connections) keyOf(conn *mesh.Conn) connKey {
 	if conn.Inbound {
 		return connKey{inbound: true}
 	}
-	return connKey{Target: conn.Target}
+	key := connKey{Target: conn.Target}
+	if c.of[key] == nil && len(c.of) >= mostConnTargets {
+		return connKey{others: true}
+	}
+	return key
 }
 
 func (c *connections) start(conn *mesh.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	key := c.keyOf(conn)
 	if c.of == nil {
-		c.of, c.open = make(map[connKey]*connFigures), make(map[*mesh.Conn]struct{})
+		c.of, c.open = make(map[connKey]*connFigures), make(map[*mesh.Conn]connKey)
 	}
+	key := c.keyOf(conn)
 	f := c.of[key]
 	if f == nil {
-		if len(c.of) >= mostConnTargets {
-			return
-		}
 		f = new(connFigures)
+		key.Target = cloned(key.Target)
 		c.of[key] = f
 	}
 	f.Opened++
 	f.Open++
-	c.open[conn] = struct{}{}
+	c.open[conn] = key
 }
 
 func (c *connections) end(conn *mesh.Conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if _, ok := c.open[conn]; !ok {
+	key, ok := c.open[conn]
+	if !ok {
 		return
 	}
 	delete(c.open, conn)
-	f := c.of[c.keyOf(conn)]
+	f := c.of[key]
 	f.Open--
 	if conn.Err != nil {
 		f.Failed++
@@ -214,8 +219,7 @@ func (c *connections) read() map[connKey]connFigures {
 	for key, f := range c.of {
 		all[key] = *f
 	}
-	for conn := range c.open {
-		key := c.keyOf(conn)
+	for conn, key := range c.open {
 		f := all[key]
 		sent, received := conn.Bytes()
 		f.Sent += sent

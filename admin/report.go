@@ -243,7 +243,7 @@ func (r *report) destinations(c *collector, s *mesh.Status, raw map[connKey]conn
 	var all totals
 	r.Destinations = make([]destinationOf, 0, len(s.Services))
 	add := func(d destinationOf, of *destination) {
-		if f, ok := raw[connKey{Target: route.Target(d.target)}]; ok {
+		if f, ok := raw[connKey{others: d.Others, Target: route.Target(d.target)}]; ok {
 			d.Connections = &f
 		}
 		r.add(d, of, &all, now)
@@ -276,11 +276,12 @@ func (r *report) destinations(c *collector, s *mesh.Status, raw map[connKey]conn
 		}
 	}
 	for key := range raw {
-		if t := key.Target; !key.inbound && !seen[t] && counted[t] == nil {
+		if t := key.Target; !key.inbound && !key.others && !seen[t] && counted[t] == nil {
 			add(destinationOf{target: target(t), Endpoints: []endpointOf{}}, nil)
 		}
 	}
-	if t := c.others.totals(now); t.calls > 0 {
+	_, rawOthers := raw[connKey{others: true}]
+	if t := c.others.totals(now); t.calls > 0 || rawOthers {
 		add(destinationOf{Others: true, Endpoints: []endpointOf{}}, c.others)
 	}
 	r.Out = figuresOf(&all, r.Seconds)
