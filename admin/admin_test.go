@@ -1132,3 +1132,30 @@ func TestPage_ManyRawConnections(t *testing.T) {
 		t.Errorf("inbound %+v, want none that is open", r.In.Connections)
 	}
 }
+
+// TestPage_GoneIsNotUnhealthy: endpoints that discovery does not list any more, or hosts that it never listed, are not counted as unhealthy.
+func TestPage_GoneIsNotUnhealthy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		f.Network.Serve(t, "api.example.com:80", http.HandlerFunc(fine))
+		stays, goes := f.Add(t, fine), f.Add(t, fine)
+		f.Registry.Set("api", stays, goes)
+		page, m := attach(t, f, admin.Config{}, ejects)
+		for range 4 {
+			call(m.Client(), "GET", "http://api/")
+		}
+		call(m.Client(), "GET", "http://api.example.com/")
+		f.Registry.Set("api", stays)
+		synctest.Wait()
+		html := ask(t, page, "?format=html").Body.String()
+		if !strings.Contains(html, "<b>1/1</b> healthy") || strings.Contains(html, "1/2") || strings.Contains(html, "1 of 2 endpoints") || strings.Contains(html, "<b>0/1</b>") {
+			t.Error("an endpoint that is gone, or outside the mesh, counts as unhealthy")
+		}
+		if !strings.Contains(html, "○ gone") {
+			t.Error("the page does not show the endpoint that is gone")
+		}
+		if text := ask(t, page, "?format=text").Body.String(); strings.Contains(text, "1/2") || strings.Contains(text, "0/1") || !strings.Contains(text, "  1/1  ") {
+			t.Errorf("the text counts it as unhealthy:\n%s", text)
+		}
+	})
+}

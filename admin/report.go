@@ -336,6 +336,16 @@ func (d *destinationOf) measure(counted map[string]*series, seconds float64, now
 	slices.SortFunc(d.Endpoints, func(a, b endpointOf) int { return cmp.Compare(a.Address, b.Address) })
 }
 
+// Listed is how many of the endpoints that are shown discovery knows: it never knew those of a host outside the mesh.
+func (d *destinationOf) Listed() (n int) {
+	for i := range d.Endpoints {
+		if d.known && !d.Endpoints[i].Gone {
+			n++
+		}
+	}
+	return n
+}
+
 // callers adds who calls this process.
 func (r *report) callers(c *collector, now time.Time) {
 	r.Callers = []callerOf{}

@@ -76,7 +76,7 @@ func (r *report) writeDestinations(w io.Writer) {
 			retries = fmt.Sprintf("%d; %s", d.Retries, retryText(d.Retry))
 		}
 		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d/%d\t%s\t%s\t%s\n", d.State(), d.name(), perSecond(d.CallsPerSecond), percent(d.ErrorShare),
-			ms(d.P50Ms), ms(d.P99Ms), d.InFlight, d.Healthy, len(d.Endpoints), circuit, pool, retries)
+			ms(d.P50Ms), ms(d.P99Ms), d.InFlight, d.Healthy, d.Listed(), circuit, pool, retries)
 	}
 	t.Flush()
 

@@ -101,8 +101,8 @@ func graphOf(r *report) graph {
 		n := node{Name: d.name(), Link: "#" + d.ID(), State: d.State(), figures: d.figures}
 		if d.Circuit != nil && d.Circuit.State != "closed" {
 			n.Detail = "circuit " + d.Circuit.State
-		} else if len(d.Endpoints) > 0 && d.Healthy < len(d.Endpoints) && d.known {
-			n.Detail = fmt.Sprintf("%d of %d endpoints", d.Healthy, len(d.Endpoints))
+		} else if listed := d.Listed(); d.Healthy < listed {
+			n.Detail = fmt.Sprintf("%d of %d endpoints", d.Healthy, listed)
 		}
 		g.Destinations = append(g.Destinations, n)
 	}
