@@ -233,7 +233,7 @@ func (c *collector) keepCall(d *destination, from *mesh.Call, list []attempt, m 
 	slices.SortStableFunc(list, func(a, b attempt) int { return a.Number - b.Number })
 	k := call{
 		At: from.Start, Direction: "out", Failed: m.failed, Method: cut(from.Request.Method, 16), Path: pathOf(from.Request),
-		Target:   targetOf(from.Target), // not that of d: others have many
+		Target:   targetOf(from.Target),
 		Document: from.Document, Route: from.Route, Status: from.Status, GRPCStatus: grpcStatus(from.GRPCStatus),
 		DurationMs: milliseconds(m.took), Count: from.Attempts, Attempts: list, Held: held,
 	}
@@ -383,16 +383,14 @@ func (t *throttle) allow(at time.Time) (held int, ok bool) {
 type ring[T any] struct {
 	size int
 
-	mu    sync.Mutex
-	list  []T
-	next  int
-	added uint64
+	mu   sync.Mutex
+	list []T
+	next int
 }
 
 func (r *ring[T]) add(one T) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.added++
 	if len(r.list) < r.size {
 		r.list = append(r.list, one)
 		return
