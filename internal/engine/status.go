@@ -15,7 +15,6 @@ import (
 
 // Status is what the engine keeps of destinations: what mesh.Status says of them.
 type Status struct {
-	Closed   bool
 	Services []ServiceStatus // that were called, sorted
 	Omitted  int             // that were called too
 	Uncalled int             // that documents name and nobody has called
@@ -67,7 +66,7 @@ const (
 // Status returns what there is to see now.
 func (e *Engine) Status() Status {
 	v := e.view.Load()
-	s := Status{Closed: e.closed.Load()}
+	var s Status
 	clusters := slices.Collect(maps.Values(v.clusters))
 	called := make(map[string]bool, len(clusters))
 	for _, c := range clusters {

@@ -54,21 +54,26 @@ func (e *Engine) routes(v *view) (routes []RouteStatus, omitted int) {
 	if v.plan == nil {
 		return nil, 0
 	}
-	called := make(map[string]bool)
-	for target := range v.clusters {
-		called[target.Host] = true
-	}
 	cached := 0
-	for _, hosts := range []*map[string]*host{v.hosts.plain.Load(), v.hosts.secure.Load()} {
+	inUse := []*map[string]*host{v.hosts.plain.Load(), v.hosts.secure.Load()}
+	for _, hosts := range inUse {
 		if hosts != nil {
 			cached += len(*hosts)
-			for _, h := range *hosts {
-				called[h.Service.Host] = true
-			}
 		}
 	}
 	if seen := e.routesSeen.Load(); seen != nil && seen.view == weak.Make(v) && seen.cached == cached {
 		return seen.routes, seen.omitted
+	}
+	called := make(map[string]bool)
+	for target := range v.clusters {
+		called[target.Host] = true
+	}
+	for _, hosts := range inUse {
+		if hosts != nil {
+			for _, h := range *hosts {
+				called[h.Service.Host] = true
+			}
+		}
 	}
 	all := slices.Sorted(maps.Keys(called))
 	rest := slices.Sorted(v.plan.Hosts())
