@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -202,7 +203,7 @@ func (m *Mesh) services(s *Status) {
 	for i, r := range from.Routes {
 		to := &s.Routes[i]
 		to.Host, to.Document, to.File, to.Line = r.Host, r.Origin.Document, r.Origin.File, r.Origin.Line
-		to.Name, to.Matches, to.Action, to.Fault = r.Name, r.Matches, r.Action, r.Fault
+		to.Name, to.Matches, to.Action, to.Fault = r.Name, slices.Clone(r.Matches), r.Action, r.Fault // the engine keeps its own
 		to.Timeout, to.PerTryTimeout, to.Retries = r.Timeout, r.PerTryTimeout, r.Retries
 		to.Targets = sized(to.Targets, len(r.Targets))
 		for i, t := range r.Targets {

@@ -126,3 +126,17 @@ func TestStatus_Trusted(t *testing.T) {
 		t.Errorf("trusted: %+v, want the authority of cluster.local", s.Trusted)
 	}
 }
+
+// TestStatus_RoutesAreCopies: whoever changes a status changes that of nobody else.
+func TestStatus_RoutesAreCopies(t *testing.T) {
+	m := newMesh(t, routed, mesh.WithDiscovery(new(discovery.Memory)))
+	first := m.Status().Routes
+	if len(first) == 0 || len(first[0].Matches) != 2 {
+		t.Fatalf("routes %+v, want those of shop", first)
+	}
+	was := first[0].Matches[0]
+	first[0].Matches[0] = "changed"
+	if is := m.Status().Routes[0].Matches[0]; is != was {
+		t.Errorf("the match is %q, want %q", is, was)
+	}
+}
