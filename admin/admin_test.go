@@ -1159,3 +1159,52 @@ func TestPage_GoneIsNotUnhealthy(t *testing.T) {
 		}
 	})
 }
+
+// TestWatch_LargePage: a page is not left without news for so long that it says so itself, however large it is.
+func TestWatch_LargePage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		page, _ := attach(t, f, admin.Config{}, "")
+		o := page.Observer()
+		for range 24 {
+			for i := range 100 {
+				o.InboundEnd(t.Context(), &mesh.Inbound{Request: httptest.NewRequest("GET", "/", nil), Peer: fmt.Sprintf("spiffe://x/%d", i), Start: time.Now(), Status: 500, GRPCStatus: -1})
+			}
+			time.Sleep(5 * time.Second) // of the bubble
+		}
+		for i := range 40 * 25 {
+			c := &mesh.Call{Request: httptest.NewRequest("GET", "http://api/", nil), Start: time.Now(), Status: 200, GRPCStatus: -1, Attempts: 1}
+			c.Target.Host = fmt.Sprintf("api-%d", i/25)
+			c.Last = &mesh.Attempt{Call: c, Number: 1, Endpoint: fmt.Sprintf("[2001:db8:aaaa:bbbb:cccc:dddd:%x:%x]:8080", i/25, i%25), Start: c.Start, Status: 200, GRPCStatus: -1}
+			o.CallEnd(t.Context(), c)
+		}
+		f.Network.Serve(t, "10.1.1.1:80", page)
+		transport := &http.Transport{DialContext: f.Network.DialContext}
+		defer transport.CloseIdleConnections()
+		resp, err := (&http.Client{Transport: transport}).Get("http://10.1.1.1/?events")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		lines := bufio.NewReader(resp.Body)
+		last, size := time.Now(), 0
+		for n := 0; n < 4; {
+			line, err := lines.ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.HasPrefix(line, "data: ") {
+				continue
+			}
+			n++
+			size = max(size, len(line))
+			if waited := time.Since(last); waited > 4500*time.Millisecond {
+				t.Errorf("event %d comes after %v, want 4.5 s at most", n, waited)
+			}
+			last = time.Now()
+		}
+		if size < 900<<10 {
+			t.Errorf("the page has %d kB, want one that is large", size>>10)
+		}
+	})
+}

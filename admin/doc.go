@@ -29,7 +29,7 @@
 // succeeds costs two map look-ups and two short locks, and no allocation. Of the calls that failed or were slow the last 200 are kept,
 // no more than 5 per second of each destination and caller, and one in 5 seconds of those that were refused before anything was sent.
 //
-// 16 pages may be open at a time. While any is, a report is made each second, less often if it is large, and soon after an event.
+// 16 pages may be open at a time. While any is, a report is made each second, or each four if it is large, and soon after an event.
 //
 // # JSON
 //

@@ -16,7 +16,8 @@ const (
 	mostWatchers = 16 // pages that are open
 	tick         = time.Second
 	atMostEvery  = 200 * time.Millisecond // however much happens
-	largePage    = 128 << 10              // bytes that are not sent each second: each such amount adds one
+	largePage    = 128 << 10              // bytes that are not sent each second: each such amount adds one,
+	mostTicks    = 4                      // up to so many: after five seconds page.js says that there is no news
 	writeWithin  = 10 * time.Second
 )
 
@@ -133,7 +134,7 @@ func (w *watch) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		timer.Reset(tick*time.Duration(1+size/largePage) - atMostEvery)
+		timer.Reset(tick*time.Duration(min(1+size/largePage, mostTicks)) - atMostEvery)
 	}
 }
 
