@@ -97,26 +97,8 @@ func BenchmarkCompile(b *testing.B) {
 func BenchmarkCompile_Combined(b *testing.B) {
 	var text bytes.Buffer
 	for i := range 250 {
+		text.Write(profiledDocuments(i, "10s"))
 		fmt.Fprintf(&text, `---
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: service-%[1]d}
-spec:
-  hosts: [service-%[1]d]
-  http:
-  - match: [{uri: {prefix: /v2/}}]
-    route: [{destination: {host: service-%[1]d}}]
-  - route: [{destination: {host: service-%[1]d}}]
-    timeout: 10s
----
-apiVersion: linkerd.io/v1alpha2
-kind: ServiceProfile
-metadata: {name: service-%[1]d.default.svc.cluster.local}
-spec:
-  routes:
-  - {name: get, condition: {method: GET, pathRegex: "/users/[^/]*"}, isRetryable: true, timeout: 1s}
-  - {name: post, condition: {all: [{method: POST}, {not: {pathRegex: /login}}]}, timeout: 2s}
----
 apiVersion: split.smi-spec.io/v1alpha4
 kind: TrafficSplit
 metadata: {name: service-%[1]d}

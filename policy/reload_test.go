@@ -15,18 +15,22 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// services returns two documents for each of n services, in a file for each. One of them has the given timeout.
-func services(n int, timeout string) []policy.Source {
+// perService returns a file for each of n services: the documents that of makes for the number of a service and a timeout. One
+// of the services has the given timeout.
+func perService(n int, timeout string, of func(i int, timeout string) []byte) []policy.Source {
 	sources := make([]policy.Source, n)
 	for i := range sources {
 		seconds := "10s"
 		if i == n/2 {
 			seconds = timeout
 		}
-		sources[i] = policy.Source{Name: fmt.Sprintf("service-%d.yaml", i), Data: serviceDocuments(i, seconds)}
+		sources[i] = policy.Source{Name: fmt.Sprintf("service-%d.yaml", i), Data: of(i, seconds)}
 	}
 	return sources
 }
+
+// services returns two documents for each of n services.
+func services(n int, timeout string) []policy.Source { return perService(n, timeout, serviceDocuments) }
 
 // TestRecompile compiles every set of documents that there is after a plan of almost the same documents: what comes of it
 // is what comes of compiling them afresh.
@@ -201,15 +205,10 @@ func TestHeapPerService(t *testing.T) {
 	runtime.KeepAlive(sources)
 }
 
-// delegating returns n VirtualServices that each hand their requests to another one. One of those has the given timeout.
+// delegating returns n VirtualServices that each hand their requests to another one, which has the timeout.
 func delegating(n int, timeout string) []policy.Source {
-	sources := make([]policy.Source, n)
-	for i := range sources {
-		seconds := "10s"
-		if i == n/2 {
-			seconds = timeout
-		}
-		sources[i] = policy.Source{Name: fmt.Sprintf("service-%d.yaml", i), Data: fmt.Appendf(nil, `---
+	return perService(n, timeout, func(i int, timeout string) []byte {
+		return fmt.Appendf(nil, `---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: service-%[1]d}
@@ -229,20 +228,18 @@ spec:
     route: [{destination: {host: service-%[1]d, port: {number: 8080}}, weight: 90}, {destination: {host: other-%[1]d}, weight: 10}]
     timeout: %[2]s
   - route: [{destination: {host: service-%[1]d}}]
-`, i, seconds)}
-	}
-	return sources
+`, i, timeout)
+	})
 }
 
-// profiled returns a VirtualService and a ServiceProfile for each of n services. One VirtualService has the given timeout.
+// profiled returns a VirtualService and a ServiceProfile for each of n services.
 func profiled(n int, timeout string) []policy.Source {
-	sources := make([]policy.Source, n)
-	for i := range sources {
-		seconds := "10s"
-		if i == n/2 {
-			seconds = timeout
-		}
-		sources[i] = policy.Source{Name: fmt.Sprintf("service-%d.yaml", i), Data: fmt.Appendf(nil, `---
+	return perService(n, timeout, profiledDocuments)
+}
+
+// profiledDocuments are the VirtualService, with a timeout, and the ServiceProfile of a service.
+func profiledDocuments(i int, timeout string) []byte {
+	return fmt.Appendf(nil, `---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
 metadata: {name: service-%[1]d}
@@ -261,9 +258,7 @@ spec:
   routes:
   - {name: get, condition: {method: GET, pathRegex: "/users/[^/]*"}, isRetryable: true, timeout: 1s}
   - {name: post, condition: {all: [{method: POST}, {not: {pathRegex: /login}}]}, timeout: 2s}
-`, i, seconds)}
-	}
-	return sources
+`, i, timeout)
 }
 
 // BenchmarkReload changes one of 4,000 documents.
