@@ -19,6 +19,9 @@ const (
 	// hostsCached bounds the cache of hosts: its keys come from callers.
 	hostsCached = 1024
 
+	// longestCached bounds the keys, too: a name of the DNS has at most 253 bytes.
+	longestCached = 512
+
 	// For how long a host that discovery does not know is taken to be outside the mesh before it is asked again: a service
 	// may register after its first call.
 	unknownAtFirst = 250 * time.Millisecond
@@ -154,6 +157,9 @@ func (c *hostCache) get(scheme, authority string) *host {
 	h.port, _ = strconv.Atoi(port)
 	h.protection = c.engine.protection(c.plan, h.HostPlan)
 	h.mine = h.Known || c.engine.mayOwn(scheme, authority) // which may ask a Proxy function, so no lock is held yet
+	if len(authority) > longestCached {
+		return h
+	}
 
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -1,0 +1,36 @@
+package mesh_test
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+)
+
+// Hosts that are too long for any name are not remembered: whoever makes them up would decide how much memory that takes.
+func TestLongHostsAreNotRemembered(t *testing.T) {
+	const times, length, most = 200, 256 << 10, 8 << 20
+	m := newMesh(t, "", mesh.WithDiscovery(discovery.Static{}), mesh.WithRegistryOnly())
+	heap := func() int64 {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&stats)
+		return int64(stats.HeapAlloc)
+	}
+	before := heap()
+	for i := range times {
+		resp, err := m.Client().Get(fmt.Sprintf("http://%d.%s/", i, strings.Repeat("a", length)))
+		if err == nil {
+			resp.Body.Close()
+			t.Fatalf("a host of %d bytes answers %d", length, resp.StatusCode)
+		}
+	}
+	if grown := heap() - before; grown > most {
+		t.Errorf("%d long hosts hold %d MB, want at most %d", times, grown>>20, most>>20)
+	}
+	runtime.KeepAlive(m)
+}
