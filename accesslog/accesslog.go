@@ -127,7 +127,7 @@ func (l *Log) Close() error {
 	select {
 	case <-l.done:
 	case <-limit.C:
-		return fmt.Errorf("accesslog: Close: lines wait, but nobody has taken one for %v", closeLimit)
+		return fmt.Errorf("accesslog: Close: the Handler or Writer has not taken all lines within %v", closeLimit)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()

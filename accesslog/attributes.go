@@ -85,11 +85,7 @@ func (r *record) peerField(field string) (any, bool) {
 	} else if in, name, ok := strings.Cut(account, "/"); ok {
 		namespace, account = in, name
 	}
-	if namespace == "" { // that of the service
-		if parts := strings.Split(r.target.Host, "."); len(parts) > 2 && parts[2] == "svc" {
-			namespace = parts[1]
-		}
-	}
+	namespace = cmp.Or(namespace, workload.NamespaceOf(r.target.Host)) // that of the service
 	first := func(names ...string) string {
 		for _, name := range names {
 			if value := labels[name]; value != "" {

@@ -90,6 +90,16 @@ func AccountOf(id string) Account {
 	return Account{namespace, name}
 }
 
+// NamespaceOf returns the namespace in the name of a service of the cluster, "" if it is another name.
+func NamespaceOf(host string) string {
+	_, rest, _ := strings.Cut(host, ".")
+	namespace, rest, _ := strings.Cut(rest, ".")
+	if rest == "svc" || strings.HasPrefix(rest, "svc.") {
+		return namespace
+	}
+	return ""
+}
+
 // ByIdentity returns the workload of which only the SPIFFE ID is known. Its service account stands for it, since Kiali drops a
 // namespace without a workload.
 func ByIdentity(id, cluster string) Workload {

@@ -1,8 +1,6 @@
 package tracingmesh
 
 import (
-	"strings"
-
 	"go.opentelemetry.io/otel/attribute"
 
 	"github.com/nosidecar/mesh"
@@ -29,7 +27,7 @@ func (a *tried) Append(all []attribute.KeyValue) []attribute.KeyValue {
 	if a.Peer == nil {
 		return appendDestination(all, workload.ByIdentity(a.PeerID, ""))
 	}
-	return appendDestination(all, workload.ByDiscovery(a.Peer, a.PeerID, namespaceOf(a.Call.Target.Host), ""))
+	return appendDestination(all, workload.ByDiscovery(a.Peer, a.PeerID, workload.NamespaceOf(a.Call.Target.Host), ""))
 }
 
 // Append implements spans.Peer.
@@ -42,14 +40,4 @@ func (in *caller) Append(all []attribute.KeyValue) []attribute.KeyValue {
 func appendDestination(all []attribute.KeyValue, w workload.Workload) []attribute.KeyValue {
 	return append(all, attribute.String("istio.destination_workload", w.Name), attribute.String("istio.destination_namespace", w.Namespace),
 		attribute.String("istio.destination_canonical_service", w.Service))
-}
-
-// namespaceOf returns the namespace in the name of a service of the cluster, "" if it is another name.
-func namespaceOf(host string) string {
-	_, rest, _ := strings.Cut(host, ".")
-	namespace, rest, _ := strings.Cut(rest, ".")
-	if rest == "svc" || strings.HasPrefix(rest, "svc.") {
-		return namespace
-	}
-	return ""
 }
