@@ -1208,3 +1208,25 @@ func TestWatch_LargePage(t *testing.T) {
 		}
 	})
 }
+
+// TestPage_ProblemOfOthers: what hurts of destinations that there is no room for has their name, and leads to them.
+func TestPage_ProblemOfOthers(t *testing.T) {
+	page, o := fed(t)
+	for i := range 260 {
+		c := &mesh.Call{Request: httptest.NewRequest("GET", "http://api/", nil), Start: time.Now(), Status: 200, GRPCStatus: -1}
+		if c.Target.Host = fmt.Sprintf("api-%d", i); i >= 250 {
+			c.Status = 500
+		}
+		o.CallEnd(t.Context(), c)
+	}
+	if text := ask(t, page, "?format=text").Body.String(); !strings.Contains(text, "CRITICAL  other destinations: 100 % of the calls fail") {
+		t.Errorf("the text does not name them:\n%.300s", text)
+	}
+	html := ask(t, page, "?format=html").Body.String()
+	_, link, ok := strings.Cut(html, `</span>
+  <a href="#`)
+	link, name, _ := strings.Cut(link, `">`)
+	if !ok || !strings.HasPrefix(name, "other destinations<") || !strings.Contains(html, `id="`+link+`"`) {
+		t.Errorf("the page names %.30q, with a link to %q", name, link)
+	}
+}

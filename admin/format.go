@@ -105,8 +105,8 @@ func (t target) String() string {
 	return name
 }
 
-// name returns what a destination is called.
-func (d *destinationOf) name() string {
+// Name returns what a destination is called.
+func (d *destinationOf) Name() string {
 	if d.Others {
 		return "other destinations"
 	}

@@ -24,6 +24,8 @@ type problem struct {
 	Title    string   `json:"title"`
 	Why      []string `json:"why"`
 
+	To     string  `json:"-"` // the name of the destination
+	Link   string  `json:"-"` // to it, in the page
 	weight float64 // of problems as severe
 }
 
@@ -147,7 +149,7 @@ func (p *finder) because(format string, args ...any) {
 // destinationProblem says what is wrong with a destination, nil if nothing is.
 func (r *report) destinationProblem(d *destinationOf, slow time.Duration) *problem {
 	to := d.target // the list is sorted later
-	p := &finder{problem{Target: &to, Why: []string{}, weight: d.ErrorsPerSecond}, d, r.Time}
+	p := &finder{problem{Target: &to, To: d.Name(), Link: "#" + d.ID(), Why: []string{}, weight: d.ErrorsPerSecond}, d, r.Time}
 	out, serving := p.endpointsOut()
 	p.circuit()
 	if serving > 0 && len(out) == serving {

@@ -37,8 +37,8 @@ func writeText(w io.Writer, r *report) {
 	fmt.Fprintln(w, "\n# What hurts")
 	for _, p := range r.Problems {
 		name := ""
-		if p.Target != nil {
-			name = p.Target.String() + ": "
+		if p.To != "" {
+			name = p.To + ": "
 		}
 		fmt.Fprintf(w, "%s  %s%s\n", strings.ToUpper(p.Severity), name, p.Title)
 		for _, why := range p.Why {
@@ -75,7 +75,7 @@ func (r *report) writeDestinations(w io.Writer) {
 		if d.Retry != nil {
 			retries = fmt.Sprintf("%d; %s", d.Retries, retryText(d.Retry))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d/%d\t%s\t%s\t%s\n", d.State(), d.name(), perSecond(d.CallsPerSecond), percent(d.ErrorShare),
+		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d/%d\t%s\t%s\t%s\n", d.State(), d.Name(), perSecond(d.CallsPerSecond), percent(d.ErrorShare),
 			ms(d.P50Ms), ms(d.P99Ms), d.InFlight, d.Healthy, d.Listed(), circuit, pool, retries)
 	}
 	t.Flush()
@@ -95,7 +95,7 @@ func (r *report) writeDestinations(w io.Writer) {
 					state += ", " + short(e.Until.Sub(r.Time)) + " more"
 				}
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.name(), e.Address, orDash(state), perSecond(e.CallsPerSecond),
+			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Name(), e.Address, orDash(state), perSecond(e.CallsPerSecond),
 				percent(e.ErrorShare), ms(e.P50Ms), ms(e.P99Ms), e.InFlight, orDash(e.Locality), orDash(e.Security))
 		}
 	}

@@ -98,7 +98,7 @@ func graphOf(r *report) graph {
 	}
 	for i := range r.Destinations {
 		d := &r.Destinations[i]
-		n := node{Name: d.name(), Link: "#" + d.ID(), State: d.State(), figures: d.figures}
+		n := node{Name: d.Name(), Link: "#" + d.ID(), State: d.State(), figures: d.figures}
 		if d.Circuit != nil && d.Circuit.State != "closed" {
 			n.Detail = "circuit " + d.Circuit.State
 		} else if listed := d.Listed(); d.Healthy < listed {
@@ -152,9 +152,6 @@ func (d *destinationOf) ID() string {
 	fmt.Fprintf(sum, "%q %d %q %v", d.Host, d.Port, d.Subset, d.Others)
 	return "d-" + strconv.FormatUint(sum.Sum64(), 36)
 }
-
-// Name is that of the page.
-func (d *destinationOf) Name() string { return d.name() }
 
 // Key tells a call apart from others while the page changes.
 func (c *call) Key() string {
@@ -260,7 +257,6 @@ func number(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) }
 var functions = template.FuncMap{
 	"ms": ms, "rate": perSecond, "percent": percent, "bytes": size, "clock": clock, "peer": peerName, "caller": callerName,
 	"retries": retryText,
-	"dest":    func(t *target) string { return (&destinationOf{target: *t}).ID() },
 	"host":    func(name string) string { return target{Host: name}.String() },
 	"asset":   func(name string) string { return "?asset=" + name + "&v=" + assets[name].version },
 	"stamp":   func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
