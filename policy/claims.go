@@ -199,30 +199,15 @@ func compileSteps(name string, steps []step) (*built, error) {
 
 // steps returns the routes of a VirtualService with its delegates.
 func (p *Plan) steps(c *claim) []step {
-	root, whole := c.virtual.get(), c.whole.of(c.virtual)
+	whole := c.whole.of(c.virtual)
 	steps := make([]step, len(whole.Spec.HTTP))
 	for i, r := range whole.Routes(p.client()) {
 		spec, from := &whole.Spec.HTTP[i], whole.Origins[i]
 		s := step{
 			Route:   r,
-			origin:  origin{document: c.virtual.identity.String(), index: from.Route},
+			origin:  origin{document: c.virtual.identity.String(), index: from.Route, matches: from.Matches},
 			timed:   spec.Timeout.Set,
 			retried: spec.Retries != nil,
-		}
-		// For a route with a delegate, the matches of the root count.
-		own, inner := len(root.Spec.HTTP[from.Route].Match), 0
-		if from.Delegate != nil {
-			inner = len(from.Delegate.Spec.HTTP[from.DelegateRoute].Match)
-		}
-		for j := range s.Matches {
-			at := -1
-			switch {
-			case own == 1:
-				at = 0
-			case own > 1 && (inner == 0 || len(s.Matches) == own*inner):
-				at = j % own
-			}
-			s.matches = append(s.matches, at)
 		}
 		p.fill(&s)
 		steps[i] = s

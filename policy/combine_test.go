@@ -12,6 +12,35 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
+// The match of a root is known also where a delegate contradicts another one of its matches.
+func TestHost_OriginOfContradiction(t *testing.T) {
+	plan, findings := policy.Compile([]policy.Source{{Name: "a.yaml", Data: []byte(`---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: root}
+spec:
+  hosts: [orders]
+  http:
+  - match: [{uri: {prefix: /a}}, {uri: {prefix: /b}}]
+    delegate: {name: team}
+---
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: team}
+spec:
+  http:
+  - match: [{uri: {prefix: /b/x}}]
+    route: [{destination: {host: orders}}]
+`)}}, workload)
+	if plan == nil {
+		t.Fatal(findings)
+	}
+	h := plan.Host("orders")
+	if o := h.Origin(h.Routes.Rule(0), 0); o.Route != 0 || o.Match != 1 {
+		t.Errorf("the origin is route %d, match %d; want 0 and 1", o.Route, o.Match)
+	}
+}
+
 // TestHost_Origin asks for calls to a host that documents of three kinds speak of.
 func TestHost_Origin(t *testing.T) {
 	data, err := os.ReadFile("testdata/combined/all.yaml")
