@@ -1230,3 +1230,24 @@ func TestPage_ProblemOfOthers(t *testing.T) {
 		t.Errorf("the page names %.30q, with a link to %q", name, link)
 	}
 }
+
+// TestPage_LongHosts: hosts that are longer than names can be, which whoever chooses hosts may send, take no room of their own.
+func TestPage_LongHosts(t *testing.T) {
+	page, o := fed(t)
+	before := heap()
+	for i := range 200 {
+		c := &mesh.Call{Request: httptest.NewRequest("GET", "http://api/", nil), Start: time.Now().Add(-time.Duration(i) * time.Second / 10), GRPCStatus: -1, Attempts: 1}
+		c.Err, c.Target.Host = errors.New("no such host"), strings.Repeat("x", 256<<10)+fmt.Sprint(i)
+		o.CallEnd(t.Context(), c)
+		conn := new(mesh.Conn)
+		conn.Target = c.Target
+		o.ConnStart(conn)
+		o.ConnEnd(conn)
+	}
+	if more := heap() - before; more > 8<<20 {
+		t.Errorf("the page keeps %d MB of 200 hosts, want 8 at most", more>>20)
+	}
+	if r := reportOf(t, page); len(r.Destinations) != 1 || !r.Destinations[0].Others || r.Destinations[0].Calls != 200 || r.Destinations[0].Connections.Opened != 200 {
+		t.Errorf("%d destinations, want the others", len(r.Destinations))
+	}
+}

@@ -18,6 +18,7 @@ const (
 	mostEndpoints    = 100   // of a destination
 	mostAllEndpoints = 2_000 // of all
 	mostCallers      = 100
+	longestHost      = 255             // longer ones are no names, and are others
 	keepIdle         = 5 * time.Minute // what is not called for so long gives its place to what is
 )
 
@@ -96,7 +97,7 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 	if d := (*c.destinations.Load())[target]; d != nil {
 		return d
 	}
-	if len(*c.destinations.Load()) >= mostDestinations && c.sweptDestinations.Load() >= slotOf(now) {
+	if len(target.Host) > longestHost || len(*c.destinations.Load()) >= mostDestinations && c.sweptDestinations.Load() >= slotOf(now) {
 		return c.others
 	}
 	c.inner.Lock()
@@ -128,9 +129,9 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 	return d
 }
 
-// cloned returns a target to keep: the names of one may be parts of something large.
+// cloned returns a target to keep: the names of one may be parts of something large, or large.
 func cloned(t route.Target) route.Target {
-	t.Host, t.Subset = strings.Clone(t.Host), strings.Clone(t.Subset)
+	t.Host, t.Subset = cut(t.Host, longestHost), strings.Clone(t.Subset)
 	return t
 }
 

@@ -169,7 +169,7 @@ func (c *connections) keyOf(conn *mesh.Conn) connKey {
 		return connKey{inbound: true}
 	}
 	key := connKey{Target: conn.Target}
-	if c.of[key] == nil && len(c.of) >= mostConnTargets {
+	if c.of[key] == nil && (len(c.of) >= mostConnTargets || len(key.Host) > longestHost) {
 		return connKey{others: true}
 	}
 	return key
