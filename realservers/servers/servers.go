@@ -1,4 +1,4 @@
-// Package servers builds and starts real servers for tests: Jaeger and Prometheus. They listen on free ports of 127.0.0.1, and stop
+// Package servers builds and starts real servers for tests: Consul, Jaeger and Prometheus. They listen on free ports of 127.0.0.1, and stop
 // with the test.
 package servers
 
@@ -10,9 +10,9 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -23,7 +23,34 @@ const patience = 2 * time.Minute
 // process is a server that runs.
 type process struct {
 	output logs
+	cmd    *exec.Cmd
 	exited chan struct{}
+}
+
+// launch starts cmd. A process that has ended may be launched again.
+func (p *process) launch(cmd *exec.Cmd) error {
+	cmd.Stdout, cmd.Stderr = &p.output, &p.output
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	exited := make(chan struct{})
+	p.cmd, p.exited = cmd, exited
+	go func() {
+		defer close(exited)
+		_ = cmd.Wait()
+	}()
+	return nil
+}
+
+// end has the process end by a signal, or kills it if it does not.
+func (p *process) end(how syscall.Signal) {
+	_ = p.cmd.Process.Signal(how)
+	select {
+	case <-p.exited:
+	case <-time.After(10 * time.Second):
+		_ = p.cmd.Process.Kill()
+		<-p.exited
+	}
 }
 
 // logs is what a process has said.
@@ -59,34 +86,17 @@ func start(t testing.TB, command func() (cmd *exec.Cmd, ready string)) {
 }
 
 func tryStart(t testing.TB, command func() (cmd *exec.Cmd, ready string)) error {
-	ctx, cancel := context.WithCancel(context.Background())
-	p := &process{exited: make(chan struct{})}
+	p := new(process)
 	cmd, ready := command()
-	cmd.Stdout, cmd.Stderr = &p.output, &p.output
-	if err := cmd.Start(); err != nil {
-		cancel()
+	if err := p.launch(cmd); err != nil {
 		return err
 	}
-	go func() {
-		defer close(p.exited)
-		_ = cmd.Wait()
-	}()
-	stop := func() {
-		cancel()
-		_ = cmd.Process.Signal(os.Interrupt)
-		select {
-		case <-p.exited:
-		case <-time.After(10 * time.Second):
-			_ = cmd.Process.Kill()
-			<-p.exited
-		}
-	}
-	if err := p.await(ctx, ready); err != nil {
-		stop()
+	if err := p.await(ready); err != nil {
+		p.end(syscall.SIGINT)
 		return fmt.Errorf("%s: %w; it said:\n%s", cmd.Path, err, p.output.String())
 	}
 	t.Cleanup(func() {
-		stop()
+		p.end(syscall.SIGINT)
 		if t.Failed() {
 			t.Logf("%s said:\n%s", cmd.Path, p.output.String())
 		}
@@ -97,8 +107,8 @@ func tryStart(t testing.TB, command func() (cmd *exec.Cmd, ready string)) error 
 var errExited = errors.New("it has exited")
 
 // await waits until the server answers at url with 200.
-func (p *process) await(ctx context.Context, url string) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+func (p *process) await(url string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
