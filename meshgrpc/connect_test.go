@@ -2,10 +2,14 @@ package meshgrpc_test
 
 import (
 	"context"
+	"io"
 	"net"
+	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -16,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
@@ -123,6 +128,60 @@ func TestEndpointThatHangsUpIsPassedOver(t *testing.T) {
 	if state := conn.GetState(); state != connectivity.Ready {
 		t.Errorf("state %v, want READY", state)
 	}
+}
+
+// dyingConn is a connection that has ended, and whose closing takes as long as closed does.
+type dyingConn struct {
+	net.Conn
+	closed <-chan struct{}
+}
+
+func (dyingConn) Read([]byte) (int, error)          { return 0, io.EOF }
+func (dyingConn) Write(p []byte) (int, error)       { return len(p), nil }
+func (c dyingConn) Close() error                    { <-c.closed; return c.Conn.Close() }
+func (dyingConn) SetReadDeadline(t time.Time) error { return nil }
+
+// A connection that has failed takes no more calls with it, even if gRPC has not said so yet: one call fails with it, and those
+// that come after go to another endpoint.
+func TestConnectionThatHasFailedIsNotWaitedFor(t *testing.T) {
+	leak.Check(t)
+	synctest.Test(t, func(t *testing.T) {
+		var network memnet.Network
+		grpctest.ServeOn(t, network.Listen("10.0.0.1:80"), &grpctest.Service{Unary: grpctest.Echo})
+		closed := make(chan struct{})
+		dial := func(ctx context.Context, kind, address string) (net.Conn, error) {
+			if address == "10.0.0.1:80" {
+				return network.DialContext(ctx, kind, address)
+			}
+			near, far := net.Pipe()
+			far.Close()
+			return dyingConn{near, closed}, nil
+		}
+		m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithTransport(&http.Transport{DialContext: dial}),
+			mesh.WithDiscovery(discovery.Static{"echo": {{Address: "10.0.0.1", Port: 80}, {Address: "10.0.0.2", Port: 80}}}))
+		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
+		const calls = 10
+		var succeeded, failed atomic.Int64
+		var calling sync.WaitGroup
+		for range calls {
+			calling.Go(func() {
+				if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+					failed.Add(1)
+				} else {
+					succeeded.Add(1)
+				}
+			})
+			synctest.Wait()
+		}
+		if n := succeeded.Load(); n != calls-1 {
+			t.Errorf("%d of %d calls succeeded while one connection was failing, want all but one", n, calls)
+		}
+		close(closed)
+		calling.Wait()
+		if n := failed.Load(); n != 1 {
+			t.Errorf("%d calls failed with one connection, want 1", n)
+		}
+	})
 }
 
 // A target that names no host of the mesh is told as that.

@@ -124,7 +124,12 @@ func (g *group) dial(first bool) (*conn, error) {
 	}
 	if c := g.dialling; c != nil {
 		g.mu.Unlock()
-		return c, nil
+		if err := c.failure.Load(); err == nil {
+			return c, nil
+		} else if first {
+			return nil, &unreadyError{*err} // gRPC is about to notice
+		}
+		return nil, nil
 	}
 	if first && g.ready.Any() {
 		g.mu.Unlock()
