@@ -43,7 +43,7 @@ var thirdParty = []struct {
 	{"github.com/spiffe/go-spiffe/v2/bundle/x509bundle", "what they are verified with", []string{"/tlsid"}},
 	{"github.com/spiffe/go-spiffe/v2/internal", "what the packages above share", []string{"/tlsid", "/policy/internal/istio"}},
 	{"github.com/spiffe/go-spiffe/v2", "the client of the Workload API", []string{"/tlsid/spiffe", "/internal/workloadapi"}},
-	{"github.com/go-jose/go-jose/v4", "JWT-SVIDs and bundles of the Workload API client", []string{"/tlsid/spiffe", "/internal/workloadapi"}},
+	{"github.com/go-jose/go-jose/v4", "the JWKs of JSON Web Tokens; JWT-SVIDs of the Workload API client", []string{"/policy/jwt", "/tlsid/spiffe", "/internal/workloadapi"}},
 	{"google.golang.org/grpc", "the gRPC adapters", []string{"grpc"}},
 	{"google.golang.org/protobuf", "of gRPC, and of Prometheus and the metadata of peers", []string{"grpc", "/internal/peermeta", "/policy/telemetry/cel"}},
 	{"google.golang.org/genproto", "the status of gRPC", []string{"grpc", "/policy/telemetry/cel"}},
@@ -58,7 +58,7 @@ func speaksGRPC(name string) bool {
 
 // layers are useful alone: none reaches documents, the assembly, or a layer that stands above it.
 var layers = []string{"/discovery", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault", "/policy/route",
-	"/policy/authz", "/policy/telemetry", "/policy/telemetry/cel", "/tlsid", "/tracing"}
+	"/policy/authz", "/policy/jwt", "/policy/telemetry", "/policy/telemetry/cel", "/tlsid", "/tracing"}
 
 // forTests are the packages that nothing but tests imports.
 var forTests = []string{"/internal/await", "/internal/leak", "/internal/memnet", "/internal/meshtest", "/internal/grpctest",

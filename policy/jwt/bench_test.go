@@ -1,0 +1,73 @@
+package jwt_test
+
+import (
+	"context"
+	"crypto"
+	"crypto/rsa"
+	"crypto/sha256"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/nosidecar/mesh/policy/jwt"
+)
+
+func BenchmarkAuthenticate(b *testing.B) {
+	k := rs("k", "RS256")
+	set := keys(b, k)
+	claims := fmt.Sprintf(`{"iss":"https://issuer.example.com","sub":"alice","aud":["mesh","web"],"exp":%d,"iat":%d,"azp":"client","scope":"read write","email":"alice@example.com"}`,
+		now.Add(time.Hour).Unix(), now.Unix())
+	r := bearer(k.token(claims))
+	rule := jwt.Rule{Issuer: "https://issuer.example.com", Audiences: []string{"mesh"}, Keys: set, Forward: true}
+	b.Run("no token", func(b *testing.B) {
+		a, none := authenticator(b, rule), request("/")
+		b.ReportAllocs()
+		for b.Loop() {
+			a.Authenticate(context.Background(), none, now)
+		}
+	})
+	b.Run("remembered", func(b *testing.B) {
+		a := authenticator(b, rule)
+		b.ReportAllocs()
+		for b.Loop() {
+			if result := a.Authenticate(context.Background(), r, now); result.Claims == nil {
+				b.Fatal(result.Err)
+			}
+		}
+	})
+	fresh := make([]string, 2000)
+	for i := range fresh {
+		fresh[i] = k.token(fmt.Sprintf(`{"n":%d,%s`, i, claims[1:]))
+	}
+	b.Run("fresh RS256", func(b *testing.B) {
+		var a *jwt.Authenticator
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			if i%len(fresh) == 0 {
+				a = authenticator(b, rule) // which remembers none of them
+			}
+			r.Header["Authorization"] = []string{"Bearer " + fresh[i%len(fresh)]}
+			if result := a.Authenticate(context.Background(), r, now); result.Claims == nil {
+				b.Fatal(result.Err)
+			}
+		}
+	})
+	b.Run("crypto/rsa alone", func(b *testing.B) {
+		public, text := &rsaKey().PublicKey, part(fresh[0], 0)+"."+part(fresh[0], 1)
+		signature := []byte(unb64(part(fresh[0], 2)))
+		for b.Loop() {
+			digest := sha256.Sum256([]byte(text))
+			if rsa.VerifyPKCS1v15(public, crypto.SHA256, digest[:], signature) != nil {
+				b.Fatal("not verified")
+			}
+		}
+	})
+	b.Run("forged RS256", func(b *testing.B) {
+		a := authenticator(b, rule)
+		r := bearer(signer{"k", "RS256", rsaKey2()}.token(claims))
+		b.ReportAllocs()
+		for b.Loop() {
+			a.Authenticate(context.Background(), r, now)
+		}
+	})
+}

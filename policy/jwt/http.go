@@ -1,0 +1,81 @@
+package jwt
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/field"
+)
+
+// Handler is an http.Handler that refuses requests with a bad token, and tells the next one, through [ClaimsOf], whose request it is. Its
+// fields must not be changed once it is used.
+type Handler struct {
+	// Next serves the requests. It must be set.
+	Next http.Handler
+
+	// Authenticator verifies tokens. It must be set.
+	Authenticator *Authenticator
+}
+
+type claimsKey struct{}
+
+// ClaimsOf returns the claims of the user whose request a handler serves, nil if there was no token.
+func ClaimsOf(ctx context.Context) *Claims {
+	claims, _ := ctx.Value(claimsKey{}).(*Claims)
+	return claims
+}
+
+// ServeHTTP implements http.Handler.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	result := h.Authenticator.Authenticate(r.Context(), r, time.Now())
+	if result.Err != nil {
+		result.Err.Refuse(w, r, h.Authenticator.Realm(r))
+		return
+	}
+	ctx := r.Context()
+	if result.Claims != nil {
+		ctx = WithClaims(ctx, result.Claims)
+	}
+	seen := r.WithContext(ctx)
+	seen.Header = result.Header(r.Header)
+	if query := result.Query(r.URL.RawQuery); query != r.URL.RawQuery {
+		seen.URL = withQuery(r.URL, query)
+		seen.RequestURI = seen.URL.RequestURI()
+	}
+	h.Next.ServeHTTP(w, seen)
+}
+
+// WithClaims returns a context in which [ClaimsOf] finds the claims.
+func WithClaims(ctx context.Context, claims *Claims) context.Context {
+	return context.WithValue(ctx, claimsKey{}, claims)
+}
+
+func withQuery(u *url.URL, query string) *url.URL {
+	copied := *u
+	copied.RawQuery = query
+	return &copied
+}
+
+// Refuse answers a request: with the status, the text, and WWW-Authenticate with the realm (RFC 6750, section 3), or with the code of
+// gRPC that stands for the status.
+func (e *Error) Refuse(w http.ResponseWriter, r *http.Request, realm string) {
+	h := w.Header()
+	h["Www-Authenticate"] = []string{`Bearer realm="` + realm + `", error="invalid_token"`}
+	if field.IsGRPC(r.Header.Get("Content-Type")) {
+		code := "16" // UNAUTHENTICATED
+		if e.Status() == http.StatusForbidden {
+			code = "7" // PERMISSION_DENIED
+		}
+		h["Content-Type"], h["Grpc-Status"], h["Grpc-Message"] = []string{"application/grpc"}, []string{code}, []string{e.text}
+		w.WriteHeader(http.StatusOK)
+		return
+	}
+	h["Content-Type"] = []string{"text/plain"}
+	h["Content-Length"] = []string{strconv.Itoa(len(e.text))}
+	w.WriteHeader(e.Status())
+	_, _ = io.WriteString(w, e.text) // a peer that has gone needs no answer
+}

@@ -1,0 +1,101 @@
+package jwt
+
+import (
+	"bytes"
+	"encoding/json"
+	"reflect"
+	"strings"
+	"testing"
+	"unicode/utf8"
+)
+
+// FuzzParse compares the reader of JSON to encoding/json, which is laxer: what is taken here means the same there.
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{
+		`{}`, `{"a":1}`, ` {"a" : [ 1 , -2.5e+3, "x\n\ud83d\ude00", true, false, null ] , "b":{"c":{}}} `, `{"a":1,"a":2}`, `{"a":"\ud800"}`,
+		`{"a":01}`, `{"a":1}x`, `{"a":-}`, `{"a":1.}`, `{"a":1e}`, `{"a":[1,]}`, `[1]`, `{"a"}`, `{"a":}`, "{\"a\":\"\x01\"}", `{"a":"\x"}`, `{"a":tru}`,
+		strings.Repeat(`{"a":`, 70) + "1" + strings.Repeat("}", 70),
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		v, ok := parse(s)
+		if !ok {
+			if plain(s) {
+				t.Errorf("%q is refused", s)
+			}
+			return
+		}
+		var want, got any
+		if err := json.Unmarshal([]byte(s), &want); err != nil {
+			t.Fatalf("%q is taken: %v", s, err)
+		}
+		if err := json.Unmarshal(v.appendJSON(nil), &got); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%q is read as %v (%v), want %v", s, got, err, want)
+		}
+	})
+}
+
+// plain reports whether s is an object that everybody reads alike: of JSON, and neither deep, wide nor odd.
+func plain(s string) bool {
+	if !json.Valid([]byte(s)) || !utf8.ValidString(s) || strings.Contains(s, `\u`) || strings.Count(s, "{")+strings.Count(s, "[") > maxDepth || strings.Count(s, ":") > maxMembers {
+		return false
+	}
+	if !strings.HasPrefix(strings.TrimLeft(s, " \t\r\n"), "{") {
+		return false
+	}
+	return !repeats(json.NewDecoder(bytes.NewReader([]byte(s))))
+}
+
+// repeats reports whether a name occurs twice in an object.
+func repeats(d *json.Decoder) bool {
+	d.UseNumber()
+	type level struct {
+		names  map[string]bool // nil in a list
+		isName bool
+	}
+	var levels []level
+	for {
+		token, err := d.Token()
+		if err != nil {
+			return false
+		}
+		var top *level
+		if len(levels) > 0 {
+			top = &levels[len(levels)-1]
+		}
+		if name, ok := token.(string); ok && top != nil && top.names != nil && top.isName {
+			if top.names[name] {
+				return true
+			}
+			top.names[name], top.isName = true, false
+			continue
+		}
+		if top != nil {
+			top.isName = true // the next one, after this value
+		}
+		switch token {
+		case json.Delim('{'):
+			levels = append(levels, level{map[string]bool{}, true})
+		case json.Delim('['):
+			levels = append(levels, level{})
+		case json.Delim('}'), json.Delim(']'):
+			levels = levels[:len(levels)-1]
+		}
+	}
+}
+
+// FuzzRead takes tokens apart whatever they are.
+func FuzzRead(f *testing.F) {
+	f.Add("eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJpIiwiZXhwIjoxfQ.AAAA")
+	f.Add("..")
+	f.Fuzz(func(t *testing.T, s string) {
+		tok, err := read(s)
+		if (tok == nil) == (err == nil) {
+			t.Fatal("neither a token nor an error, or both")
+		}
+		if err == nil && (!strings.HasPrefix(s, tok.signed+".") || tok.alg == nil) {
+			t.Errorf("%q is read as %+v", s, tok)
+		}
+	})
+}

@@ -1,0 +1,126 @@
+package jwt
+
+import (
+	"cmp"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// place is where a token may be: a header, or a parameter or cookie.
+type place struct {
+	kind   placeKind
+	name   string // of a header, canonical
+	prefix string
+}
+
+type placeKind uint8
+
+const (
+	inHeader placeKind = iota
+	inParam
+	inCookie
+)
+
+// places returns where a rule looks, in its order.
+func (r *Rule) places() []place {
+	headers, params := r.Headers, r.Params
+	if len(headers)+len(params)+len(r.Cookies) == 0 {
+		headers, params = []Header{{Name: "Authorization", Prefix: "Bearer "}}, []string{"access_token"}
+	}
+	var all []place
+	for _, h := range headers {
+		all = append(all, place{inHeader, http.CanonicalHeaderKey(h.Name), h.Prefix})
+	}
+	for _, name := range params {
+		all = append(all, place{inParam, name, ""})
+	}
+	for _, name := range r.Cookies {
+		all = append(all, place{inCookie, name, ""})
+	}
+	slices.SortStableFunc(all, func(a, b place) int {
+		return cmp.Or(cmp.Compare(a.kind, b.kind), strings.Compare(a.name+a.prefix, b.name+b.prefix))
+	})
+	return slices.Compact(all)
+}
+
+// tokens appends the tokens of a request that are at this place.
+func (p *place) tokens(all []string, r *http.Request) []string {
+	switch p.kind {
+	case inHeader:
+		for _, line := range r.Header[p.name] {
+			if p.prefix == "" {
+				all = append(all, line)
+			} else if i := strings.Index(line, p.prefix); i >= 0 {
+				rest := line[i+len(p.prefix):]
+				all = append(all, rest[len(rest)-len(strings.TrimLeftFunc(rest, notOfToken)):])
+			}
+		}
+	case inParam:
+		for pair := range strings.SplitSeq(r.URL.RawQuery, "&") {
+			if name, value, _ := strings.Cut(pair, "="); unescaped(name) == p.name {
+				return append(all, unescaped(value)) // the first, as Envoy
+			}
+		}
+	case inCookie:
+		for _, line := range r.Header["Cookie"] {
+			for pair := range strings.SplitSeq(line, ";") {
+				if name, value, ok := strings.Cut(strings.TrimLeft(pair, " \t"), "="); ok && name == p.name {
+					return append(all, strings.Trim(value, ` "`))
+				}
+			}
+		}
+	}
+	return all
+}
+
+func notOfToken(r rune) bool {
+	return !('A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '-' || r == '_' || r == '.')
+}
+
+// unescaped decodes part of a query; what cannot be decoded stays.
+func unescaped(s string) string {
+	if plain, err := url.QueryUnescape(s); err == nil {
+		return plain
+	}
+	return s
+}
+
+// withoutParams returns a query without some parameters. The rest stays as it was sent.
+func withoutParams(query string, names []string) string {
+	if query == "" || len(names) == 0 {
+		return query
+	}
+	var kept []string
+	removed := false
+	for pair := range strings.SplitSeq(query, "&") {
+		if name, _, _ := strings.Cut(pair, "="); slices.Contains(names, unescaped(name)) {
+			removed = true
+		} else {
+			kept = append(kept, pair)
+		}
+	}
+	if !removed {
+		return query
+	}
+	return strings.Join(kept, "&")
+}
+
+// withoutCookie returns the lines of a Cookie header without a cookie.
+func withoutCookie(lines []string, name string) []string {
+	var all []string
+	for _, line := range lines {
+		var kept []string
+		for pair := range strings.SplitSeq(line, ";") {
+			pair = strings.Trim(pair, " \t")
+			if n, _, _ := strings.Cut(pair, "="); n != name && pair != "" {
+				kept = append(kept, pair)
+			}
+		}
+		if len(kept) > 0 {
+			all = append(all, strings.Join(kept, "; "))
+		}
+	}
+	return all
+}

@@ -1,0 +1,330 @@
+package jwt_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/policy/jwt"
+)
+
+// server answers fetches as a function says, and counts them.
+type server struct {
+	mu      sync.Mutex
+	answer  func(*http.Request) (*http.Response, error)
+	fetches int
+	busy    atomic.Int32
+	most    atomic.Int32
+}
+
+func (s *server) RoundTrip(r *http.Request) (*http.Response, error) {
+	s.mu.Lock()
+	s.fetches++
+	answer := s.answer
+	s.mu.Unlock()
+	if n := s.busy.Add(1); n > s.most.Load() {
+		s.most.Store(n)
+	}
+	defer s.busy.Add(-1)
+	resp, err := answer(r)
+	if resp != nil {
+		resp.Request = r
+	}
+	return resp, err
+}
+
+func (s *server) set(answer func(*http.Request) (*http.Response, error)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.answer = answer
+}
+
+// count returns the number of fetches since it was last called.
+func (s *server) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := s.fetches
+	s.fetches = 0
+	return n
+}
+
+func says(status int, body string, headers ...string) func(*http.Request) (*http.Response, error) {
+	return func(*http.Request) (*http.Response, error) {
+		h := http.Header{}
+		for i := 0; i < len(headers); i += 2 {
+			h.Set(headers[i], headers[i+1])
+		}
+		return &http.Response{StatusCode: status, Header: h, Body: io.NopCloser(strings.NewReader(body))}, nil
+	}
+}
+
+// hangs answers nothing before the fetch is given up.
+func hangs(r *http.Request) (*http.Response, error) {
+	<-r.Context().Done()
+	return nil, r.Context().Err()
+}
+
+// stalls answers, and never ends its body.
+func stalls(r *http.Request) (*http.Response, error) {
+	body, _ := io.Pipe()
+	context.AfterFunc(r.Context(), func() { body.CloseWithError(r.Context().Err()) })
+	return &http.Response{StatusCode: 200, Header: http.Header{}, Body: body}, nil
+}
+
+// fetching runs a test with an Authenticator whose keys are fetched from a scripted server, in a bubble of synthetic time.
+func fetching(t *testing.T, rule jwt.Rule, first func(*http.Request) (*http.Response, error), test func(t *testing.T, s *server, remotes *jwt.Remotes, judge func(token string) string)) {
+	synctest.Test(t, func(t *testing.T) {
+		s := &server{answer: first}
+		remotes := &jwt.Remotes{Transport: s}
+		defer remotes.Close()
+		a, err := jwt.New([]jwt.Rule{rule}, remotes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		judge := func(token string) string {
+			return outcome(a.Authenticate(t.Context(), bearer(token), time.Now()))
+		}
+		remotes.Use(a)
+		synctest.Wait()
+		test(t, s, remotes, judge)
+	})
+}
+
+var fetched = jwt.Rule{URI: "https://keys/set"}
+
+const user = `{"iss":"i","sub":"alice"}`
+
+// Keys are fetched ahead of need, at the pace that the answer allows, by one request at a time.
+func TestKeysAreFetchedAhead(t *testing.T) {
+	k := rs("k", "RS256")
+	set := keySet(t, k.jwk(t, nil))
+	for _, test := range []struct {
+		cache    string
+		min, max int // fetches in a day
+	}{
+		{"", 96, 130}, {"max-age=86400", 96, 130}, {"public, max-age=600", 192, 260}, {"max-age=0", 1440, 1930}, {"no-store", 96, 130}, {"max-age=x", 96, 130},
+	} {
+		fetching(t, fetched, says(200, set, "Cache-Control", test.cache), func(t *testing.T, s *server, remotes *jwt.Remotes, judge func(string) string) {
+			if got := judge(k.token(user)); got != "i/alice" || !remotes.Ready() {
+				t.Errorf("got %q", got)
+			}
+			s.count()
+			time.Sleep(24 * time.Hour)
+			if n := s.count(); n < test.min || n > test.max || s.most.Load() != 1 {
+				t.Errorf("%q: %d fetches in a day, %d at a time", test.cache, n, s.most.Load())
+			}
+		})
+	}
+}
+
+// Whatever the server does, the last good set stays in force, and is asked for at a bounded pace.
+func TestKeyServerInTrouble(t *testing.T) {
+	k, other := rs("k", "RS256"), signer{"k2", "RS256", rsaKey2()}
+	set := keySet(t, k.jwk(t, nil))
+	for name, trouble := range map[string]func(*http.Request) (*http.Response, error){
+		"dead": func(*http.Request) (*http.Response, error) { return nil, errors.New("refused") }, "hanging": hangs, "stalling": stalls,
+		"500": says(500, set), "404": says(404, ""), "204": says(204, ""), "empty": says(200, ""), "no keys": says(200, `{"keys":[]}`),
+		"a page": says(200, "<html>"), "60 MB": says(200, strings.Repeat(" ", 60<<20)),
+		"redirect to http":  func(r *http.Request) (*http.Response, error) { return redirect(r, "http://keys/set") },
+		"redirect to files": func(r *http.Request) (*http.Response, error) { return redirect(r, "file:///etc/passwd") },
+		"redirects":         func(r *http.Request) (*http.Response, error) { return redirect(r, "https://keys/again") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			fetching(t, fetched, says(200, set), func(t *testing.T, s *server, remotes *jwt.Remotes, judge func(string) string) {
+				good := k.token(user)
+				s.set(trouble)
+				time.Sleep(time.Hour)
+				s.count()
+				for range 60 {
+					time.Sleep(time.Minute)
+					if got := judge(good); got != "i/alice" {
+						t.Fatalf("a good token: %q", got)
+					}
+					if got := judge(k.token(`{"iss":"i","sub":"bob"}`)); got != "i/bob" { // one that is not remembered
+						t.Fatalf("another good token: %q", got)
+					}
+				}
+				n := s.count()
+				if state := remotes.States()[0]; state.Err == nil || state.Keys != 1 || time.Since(state.Fetched) < time.Hour {
+					t.Errorf("state %+v", state)
+				}
+				if limit := 60 * 60 / 45 * 4; n > limit { // a redirect is a request of its own
+					t.Errorf("%d fetches in an hour", n)
+				}
+				s.set(says(200, keySet(t, other.jwk(t, nil))))
+				time.Sleep(2 * time.Minute)
+				if got := judge(other.token(user)); got != "i/alice" {
+					t.Errorf("with new keys: %q", got)
+				}
+				if got := judge(good); got != noKey {
+					t.Errorf("with the key gone: %q", got)
+				}
+			})
+		})
+	}
+}
+
+func redirect(_ *http.Request, to string) (*http.Response, error) {
+	return says(302, "", "Location", to)(nil)
+}
+
+// Without keys no token passes, a request without one does, and both learn it at once.
+func TestStartWithoutKeys(t *testing.T) {
+	k := rs("k", "RS256")
+	fetching(t, fetched, hangs, func(t *testing.T, s *server, remotes *jwt.Remotes, judge func(string) string) {
+		start := time.Now()
+		if got := judge(k.token(user)); got != "401 Jwks remote fetch is failed" || remotes.Ready() || time.Since(start) > 0 {
+			t.Errorf("got %q after %v", got, time.Since(start))
+		}
+		if got := judge(k.token(`{"iss":"i","exp":1}`)); got != expired { // what is wrong with it anyway
+			t.Errorf("an expired token: %q", got)
+		}
+		s.set(says(200, keySet(t, k.jwk(t, nil))))
+		time.Sleep(10 * time.Second)
+		if got := judge(k.token(user)); got != "i/alice" || !remotes.Ready() {
+			t.Errorf("with keys: %q", got)
+		}
+	})
+}
+
+// A token with an unknown key ID makes the set be fetched again, once in a while, and waits for it; nobody else does.
+func TestUnknownKeyID(t *testing.T) {
+	k, next := rs("k", "RS256"), signer{"next", "RS256", rsaKey2()}
+	both := keySet(t, k.jwk(t, nil), next.jwk(t, nil))
+	fetching(t, fetched, says(200, keySet(t, k.jwk(t, nil))), func(t *testing.T, s *server, _ *jwt.Remotes, judge func(string) string) {
+		time.Sleep(time.Minute / 2)
+		s.set(says(200, both))
+		if got := judge(next.token(user)); got != "i/alice" {
+			t.Errorf("after a rotation: %q", got)
+		}
+		s.count()
+		// A flood of made-up key IDs.
+		for i := range 1000 {
+			if got := judge(signer{fmt.Sprint("kid-", i), "RS256", rsaKey2()}.token(user)); got != noKey {
+				t.Fatal(got)
+			}
+			time.Sleep(time.Minute / 1000)
+		}
+		if n := s.count(); n > 6 {
+			t.Errorf("%d fetches in a minute", n)
+		}
+		// While the server hangs, few wait; good tokens do not.
+		s.set(hangs)
+		time.Sleep(15 * time.Second)
+		var wait sync.WaitGroup
+		var waited atomic.Int32
+		for i := range 500 {
+			wait.Go(func() {
+				start := time.Now()
+				judge(signer{fmt.Sprint("kid-", i), "RS256", rsaKey2()}.token(user))
+				if d := time.Since(start); d > 5*time.Second {
+					t.Errorf("waited %v", d)
+				} else if d > 0 {
+					waited.Add(1)
+				}
+			})
+		}
+		synctest.Wait()
+		start := time.Now()
+		if got := judge(k.token(user)); got != "i/alice" || time.Since(start) > 0 {
+			t.Errorf("a good token meanwhile: %q after %v", got, time.Since(start))
+		}
+		wait.Wait()
+		if n := waited.Load(); n == 0 || n > 64 {
+			t.Errorf("%d waited", n)
+		}
+	})
+}
+
+// The issuer's OpenID configuration says where the keys are.
+func TestDiscovery(t *testing.T) {
+	k := rs("k", "RS256")
+	for config, want := range map[string]string{
+		`{"jwks_uri":"https://other/keys"}`: "i/alice",
+		`{"jwks_uri":"http://other/keys"}`:  "401 Jwks remote fetch is failed",
+		`{"jwks_uri":"file:///keys"}`:       "401 Jwks remote fetch is failed",
+		`{"jwks_uri":1}`:                    "401 Jwks remote fetch is failed",
+		`{}`:                                "401 Jwks remote fetch is failed",
+		`{"jwks_uri":"https://other/keys","jwks_uri":"https://evil/keys"}`: "401 Jwks remote fetch is failed",
+	} {
+		answer := func(r *http.Request) (*http.Response, error) {
+			switch r.URL.String() {
+			case "https://issuer/realm/.well-known/openid-configuration":
+				return says(200, config)(r)
+			case "https://other/keys":
+				return says(200, keySet(t, k.jwk(t, nil)))(r)
+			}
+			return says(404, "")(r)
+		}
+		fetching(t, jwt.Rule{Issuer: "https://issuer/realm/", Discover: true}, answer, func(t *testing.T, _ *server, _ *jwt.Remotes, judge func(string) string) {
+			if got := strings.Replace(judge(k.token(`{"iss":"https://issuer/realm/","sub":"alice"}`)), "https://issuer/realm/", "i", 1); got != want {
+				t.Errorf("%s: got %q", config, got)
+			}
+		})
+	}
+}
+
+// A key set belongs to its source: other rules with the same one do not fetch it again, and keys that did not change forget no token.
+func TestSourcesOutliveRules(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := rs("k", "RS256")
+		s := &server{answer: says(200, keySet(t, k.jwk(t, nil)))}
+		remotes := &jwt.Remotes{Transport: s}
+		defer remotes.Close()
+		var last *jwt.Authenticator
+		for i := range 10 {
+			a, err := jwt.New([]jwt.Rule{{Issuer: "i", URI: "https://keys/set"}, {Issuer: fmt.Sprint(i), URI: "https://keys/set"}}, remotes)
+			if err != nil {
+				t.Fatal(err)
+			}
+			remotes.Use(a)
+			synctest.Wait()
+			last = a
+		}
+		if n := s.count(); n != 1 {
+			t.Errorf("%d fetches", n)
+		}
+		remotes.Use(nil)
+		synctest.Wait()
+		if len(remotes.States()) != 0 {
+			t.Error("still in use")
+		}
+		time.Sleep(24 * time.Hour)
+		if n := s.count(); n != 0 {
+			t.Errorf("%d fetches of what nobody uses", n)
+		}
+		if got := outcome(last.Authenticate(t.Context(), bearer(k.token(user)), time.Now())); got != "i/alice" {
+			t.Errorf("a request that began before: %q", got)
+		}
+	})
+}
+
+// Addresses that only this machine reaches are not asked for keys.
+func TestMetadataIsNotFetched(t *testing.T) {
+	for _, uri := range []string{"http://169.254.169.254/latest", "http://[fe80::1]/", "http://[fd00:ec2::254]/", "http://100.100.100.200/", "http://[::ffff:169.254.169.254]/"} {
+		told := make(chan jwt.State, 1)
+		remotes := &jwt.Remotes{OnFetch: func(s jwt.State) {
+			select {
+			case told <- s:
+			default:
+			}
+		}}
+		a, err := jwt.New([]jwt.Rule{{URI: uri}}, remotes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		remotes.Use(a)
+		if state := <-told; state.Err == nil || !strings.Contains(state.Err.Error(), "link-local or metadata") {
+			t.Errorf("%s: %v", uri, state.Err)
+		}
+		remotes.Close()
+	}
+}
