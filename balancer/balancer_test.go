@@ -347,6 +347,24 @@ func TestStateSurvivesUpdates(t *testing.T) {
 	}
 }
 
+// A record that is new at each update must not make a new description, which others keep things by.
+func TestRecordsDescribeNothing(t *testing.T) {
+	b, err := balancer.New(balancer.Config{}, balancer.Hooks{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := endpoints(1)
+	set[0].Record = new(int)
+	b.Update(set)
+	before := b.Hosts()[0].Endpoint()
+	set = endpoints(1)
+	set[0].Record = new(int)
+	b.Update(set)
+	if after := b.Hosts()[0].Endpoint(); after != before {
+		t.Error("the endpoint has another description, though only its record is another")
+	}
+}
+
 func TestTriedAreAvoided(t *testing.T) {
 	for _, algorithm := range algorithms {
 		t.Run(algorithm.String(), func(t *testing.T) {

@@ -40,6 +40,10 @@ type Endpoint struct {
 	// ServiceAccount is the identity the endpoint runs as ("order-service", or "namespace/order-service"). Empty means
 	// unknown.
 	ServiceAccount string
+
+	// Record is what the resolver itself knows about the endpoint, for code that knows the resolver. nil if there is nothing.
+	// It is shared and must not be changed. Two endpoints that differ in nothing but their Records are the same.
+	Record any
 }
 
 // Port maps one port of a service to the port an endpoint listens on.
