@@ -1,0 +1,2 @@
+// Package consul speaks to a HashiCorp Consul agent.
+package consul

@@ -1,0 +1,191 @@
+package consul
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// NewClient returns a client that many watches may share. discovery/consul exports it and says what it does.
+func NewClient(config *api.Config) (*api.Client, error) {
+	if config == nil {
+		config = api.DefaultConfig()
+	}
+	c := *config
+	switch {
+	case c.HttpClient != nil:
+		own := *c.HttpClient
+		c.HttpClient = &own
+	case c.Transport != nil:
+		c.Transport = c.Transport.Clone()
+	}
+	client, err := api.NewClient(&c) // which fills in c, and keeps its HttpClient
+	if err != nil {
+		return nil, fmt.Errorf("consul: %w", err)
+	}
+	t := &transport{base: c.HttpClient.Transport, first: make(chan struct{}, 1)}
+	if t.base == nil {
+		t.base = http.DefaultTransport
+	}
+	if h, ok := t.base.(*http.Transport); ok && config.HttpClient == nil {
+		tune(h)
+		if c.Scheme != "https" {
+			h.MaxConnsPerHost = mostBlocked + mostShort // a place may be free a moment before its connection is
+		}
+	}
+	if c.TokenFile != "" {
+		if t.token, err = follow(c.TokenFile, c.Token); err != nil {
+			return nil, err
+		}
+	}
+	c.HttpClient.Transport = t
+	return client, nil
+}
+
+// tune makes a transport of the official client fit for queries that block.
+func tune(h *http.Transport) {
+	h.DisableKeepAlives = false // as it is for unix sockets
+	h.MaxIdleConns, h.MaxIdleConnsPerHost = 0, mostBlocked+mostShort
+	h.IdleConnTimeout = 30 * time.Second
+	h.ForceAttemptHTTP2 = true
+	// Blocked queries are silent for a minute. The ping finds out about an agent that is gone without a word.
+	h.HTTP2 = &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}
+}
+
+// transport sends the requests of a client: with the token of today, over one HTTP/2 connection or over few others.
+type transport struct {
+	base  http.RoundTripper
+	token *tokenFile // nil: the client's own
+	turns turns
+
+	first    chan struct{} // held by the request that connects
+	open     atomic.Bool   // the last request had an answer
+	parallel atomic.Bool   // over a connection that carries many requests
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
+	req = t.token.authorize(req)
+	if req.URL.Scheme == "https" {
+		connected, err := t.wait(req.Context())
+		switch {
+		case err != nil:
+			return nil, refuse(req, err)
+		case !connected:
+			defer t.pass()
+			return t.send(unblocked(req))
+		case t.parallel.Load():
+			return t.send(req)
+		}
+	}
+	req, done, err := t.turns.wait(req)
+	if err != nil {
+		return nil, refuse(req, err)
+	}
+	resp, err := t.send(req)
+	if err != nil {
+		done(false)
+		return nil, err
+	}
+	// An agent refuses a connection too many with 429 and closes it; otherwise 429 is about the rate, and leaves it open.
+	refused := resp.StatusCode == http.StatusTooManyRequests && resp.Close
+	resp.Body = &body{ReadCloser: resp.Body, done: func() { done(refused) }}
+	return resp, nil
+}
+
+// wait returns when there is a connection, or false if the caller is to make one while the others wait: each would make its
+// own. It then calls pass.
+func (t *transport) wait(ctx context.Context) (connected bool, err error) {
+	if t.open.Load() {
+		return true, nil
+	}
+	select {
+	case t.first <- struct{}{}:
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+	if t.open.Load() {
+		t.pass()
+		return true, nil
+	}
+	return false, nil
+}
+
+func (t *transport) pass() { <-t.first }
+
+func (t *transport) send(req *http.Request) (*http.Response, error) {
+	resp, err := t.base.RoundTrip(req)
+	switch {
+	case err == nil:
+		t.parallel.Store(resp.ProtoMajor >= 2)
+		t.open.Store(true)
+	case req.Context().Err() == nil:
+		t.open.Store(false)
+	}
+	return resp, err
+}
+
+// CloseIdleConnections is what http.Client.CloseIdleConnections calls.
+func (t *transport) CloseIdleConnections() {
+	if c, ok := t.base.(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// refuse closes the body of a request that is not sent.
+func refuse(req *http.Request, err error) error {
+	if req.Body != nil {
+		_ = req.Body.Close()
+	}
+	return err
+}
+
+// tokenFile is a file whose content is the token. The official client reads it once.
+type tokenFile struct {
+	path    string
+	initial string                 // what the client sends
+	last    atomic.Pointer[string] // the last token that was read
+}
+
+// follow returns the file if the client took its token from there, and nil if another one was set.
+func follow(path, token string) (*tokenFile, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("consul: token file: %w", err)
+	}
+	f := &tokenFile{path: path, initial: token}
+	if now := strings.TrimSpace(string(data)); now != "" && now != token {
+		return nil, nil
+	}
+	f.last.Store(&token)
+	return f, nil
+}
+
+const tokenHeader = "X-Consul-Token"
+
+// authorize gives a request the token of today, unless it has one of its own. A file that cannot be read, or is empty since it
+// is being written, leaves the last.
+func (f *tokenFile) authorize(req *http.Request) *http.Request {
+	if f == nil || req.Header.Get(tokenHeader) != f.initial {
+		return req
+	}
+	if data, err := os.ReadFile(f.path); err == nil {
+		if now := strings.TrimSpace(string(data)); now != "" && now != *f.last.Load() {
+			f.last.Store(&now)
+		}
+	}
+	now := *f.last.Load()
+	if now == f.initial {
+		return req
+	}
+	sent := *req
+	sent.Header = req.Header.Clone()
+	sent.Header.Set(tokenHeader, now)
+	return &sent
+}
