@@ -1,10 +1,10 @@
 // Package fault delays and aborts calls on purpose, to test what depends on them.
 //
-// Faults mean what they mean in a VirtualService: the delay comes first, then the abort, each sampled by itself, so that
-// a call may meet both. They come once per call, outside retries and timeouts of tries, and say nothing of the health
+// Faults mean what they mean in a VirtualService: the delay comes first, then the abort. Each is sampled independently, so a
+// call may get both. They are injected once per call, outside retries and per-try timeouts, and do not count against the health
 // of an endpoint.
 //
-// This is a layer: it works alone and imports no documents. It is below policy because documents configure it.
+// This package is a layer: it works alone and does not import policy documents. It is below policy because documents configure it.
 package fault
 
 import (
@@ -15,35 +15,35 @@ import (
 	"github.com/nosidecar/mesh/internal/fraction"
 )
 
-// Config is the faults of a route. Values are comparable. The zero value has none.
+// Config describes the faults of a route. Values are comparable. The zero value injects no faults.
 type Config struct {
 	Delay Delay
 	Abort Abort
 }
 
-// Delay holds calls back.
+// Delay delays calls before they are sent.
 type Delay struct {
-	// Fraction is the part of the calls that is delayed, from 0 to 1, to a millionth. 0 means none.
+	// Fraction is the fraction of calls that are delayed, from 0 to 1, with a precision of one millionth. 0 means none.
 	Fraction float64
 
 	// Fixed is how long they are delayed.
 	Fixed time.Duration
 }
 
-// Abort answers calls in place of the destination.
+// Abort answers calls instead of sending them to the destination.
 type Abort struct {
-	// Fraction is the part of the calls that is aborted, from 0 to 1, to a millionth. 0 means none.
+	// Fraction is the fraction of calls that are aborted, from 0 to 1, with a precision of one millionth. 0 means none.
 	Fraction float64
 
-	// HTTPStatus is the status of the answer, 200 to 599. 0 means that IsGRPC is set.
+	// HTTPStatus is the status of the response, 200 to 599. It is 0 if IsGRPC is set.
 	HTTPStatus int
 
-	// GRPCStatus is the gRPC status code of the answer, if IsGRPC is set. Exactly one of HTTPStatus and IsGRPC is set.
+	// GRPCStatus is the gRPC status code of the response if IsGRPC is set. An abort has either HTTPStatus or IsGRPC, not both.
 	GRPCStatus uint32
 	IsGRPC     bool
 }
 
-// Validate returns an error that names the field if the settings cannot be honoured.
+// Validate returns an error that names the first field whose value is invalid.
 func (c Config) Validate() error {
 	if err := fraction.CheckSample(c.Delay.Fraction); err != nil {
 		return fmt.Errorf("fault: Config.Delay.Fraction is %w", err)
@@ -68,18 +68,18 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Decision is what one call meets. The zero value is nothing.
+// Decision says which faults one call gets. The zero value means none.
 type Decision struct {
-	Delay time.Duration // how long the call is held back first; 0 for not at all
+	Delay time.Duration // how long the call is delayed; 0 means no delay
 
-	Abort      bool // whether the call is answered rather than sent
-	HTTPStatus int  // the answer's status, or 0
+	Abort      bool // the call is answered instead of being sent
+	HTTPStatus int  // the status of the response, or 0 for a gRPC status
 	GRPCStatus uint32
 	IsGRPC     bool
 }
 
-// Decide draws what one call meets. The function random returns an integer in [0, n), as [rand.Uint32N] does, which nil
-// stands for. Config must be valid.
+// Decide draws the faults of one call. The function random returns an integer in [0, n). Nil means [rand.Uint32N]. Config must
+// be valid.
 func (c *Config) Decide(random func(n uint32) uint32) Decision {
 	var d Decision
 	if c.Delay.Fixed > 0 && hit(c.Delay.Fraction, random) {

@@ -15,15 +15,15 @@ import (
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
-const abortText = "fault filter abort" // Envoy's
+const abortText = "fault filter abort" // Envoy's text
 
-// Transport is an http.RoundTripper that makes some of the calls through it meet faults. It must not be changed after
-// its first use.
+// Transport is an http.RoundTripper that injects faults into some of the calls. It is safe for concurrent use. Its fields must
+// not be changed after its first use.
 type Transport struct {
 	// Base makes the calls. Nil means http.DefaultTransport.
 	Base http.RoundTripper
 
-	// Config is the faults. The zero value has none. Every call fails if it is not valid.
+	// Config describes the faults. The zero value injects none. Every call fails if it is invalid.
 	Config Config
 
 	// Rand returns an integer in [0, n). Nil means math/rand/v2.
@@ -33,7 +33,7 @@ type Transport struct {
 	invalid error
 }
 
-// RoundTrip implements http.RoundTripper. If the request's context ends during a delay, it returns the cause.
+// RoundTrip implements http.RoundTripper. If the request's context ends during a delay, it returns the cause of the context.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(func() { t.invalid = t.Config.Validate() })
 	if t.invalid != nil {
@@ -59,7 +59,7 @@ func (t *Transport) CloseIdleConnections() {
 	base.CloseIdle(t.Base)
 }
 
-// Wait holds the call back for the delay, and returns the cause if ctx ends first.
+// Wait waits for the delay. If ctx ends first, it returns the cause of ctx.
 func (d *Decision) Wait(ctx context.Context) error {
 	if d.Delay <= 0 {
 		return nil
@@ -67,9 +67,9 @@ func (d *Decision) Wait(ctx context.Context) error {
 	return pause.For(ctx, d.Delay)
 }
 
-// Response returns the answer to an aborted call. A gRPC call (by its content type) gets a response without body whose
-// header is also its trailer, as gRPC has it; for an HTTPStatus, with the code that gRPC gives that status. Any other
-// call gets HTTPStatus, or 200 where the abort is a gRPC status, and a text.
+// Response returns the response to an aborted call. A gRPC call, recognised by its content type, gets a trailers-only response;
+// an HTTPStatus becomes the gRPC code that stands for it. Any other call gets HTTPStatus, or 200 if the abort has a gRPC status,
+// with a short text as its body.
 func (d *Decision) Response(req *http.Request) *http.Response {
 	if !field.IsGRPC(req.Header.Get("Content-Type")) {
 		status := http.StatusOK

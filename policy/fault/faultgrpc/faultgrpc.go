@@ -14,14 +14,14 @@ import (
 	"github.com/nosidecar/mesh/policy/fault"
 )
 
-// abortText is Envoy's.
+// abortText is Envoy's text.
 const abortText = "fault filter abort"
 
-// Client makes some of the calls of a grpc.ClientConn meet faults. An abort with an HTTP status fails a call with the
-// code that gRPC gives that status. A fault comes once a call: where it is used with retries, its options come before
-// theirs. The zero Client has no faults. Its fields must not be changed after its first use.
+// Client injects faults into some of the calls of a grpc.ClientConn. An abort with an HTTP status fails a call with the gRPC
+// code that stands for that status. Faults are injected once per call, so give these options before those of retries. The zero
+// Client injects no faults. A Client is safe for concurrent use. Its fields must not be changed after its first use.
 type Client struct {
-	// Config is the faults. Every call fails if it is not valid.
+	// Config describes the faults. Every call fails if it is invalid.
 	Config fault.Config
 
 	// Rand returns an integer in [0, n). Nil means math/rand/v2.
@@ -39,7 +39,7 @@ func (c *Client) DialOptions() []grpc.DialOption {
 // unary is a grpc.UnaryClientInterceptor.
 func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *grpc.ClientConn,
 	invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
-	if err := c.meet(ctx); err != nil {
+	if err := c.inject(ctx); err != nil {
 		return err
 	}
 	return invoker(ctx, method, req, reply, cc, opts...)
@@ -48,14 +48,14 @@ func (c *Client) unary(ctx context.Context, method string, req, reply any, cc *g
 // stream is a grpc.StreamClientInterceptor.
 func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
 	streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
-	if err := c.meet(ctx); err != nil {
+	if err := c.inject(ctx); err != nil {
 		return nil, err
 	}
 	return streamer(ctx, desc, cc, method, opts...)
 }
 
-// meet returns the error of a call that is aborted, or whose context ends while it is delayed.
-func (c *Client) meet(ctx context.Context) error {
+// inject delays the call, and returns the error if it is aborted or its context ends during the delay.
+func (c *Client) inject(ctx context.Context) error {
 	c.once.Do(func() { c.invalid = c.Config.Validate() })
 	if c.invalid != nil {
 		return grpcstatus.Wrap(codes.Internal, c.invalid)
@@ -72,7 +72,7 @@ func (c *Client) meet(ctx context.Context) error {
 	case !d.Abort:
 		return nil
 	case d.IsGRPC && d.GRPCStatus == 0:
-		return status.Error(codes.Internal, abortText+": a call that ends well, but without a reply") // as gRPC sees it
+		return status.Error(codes.Internal, abortText+": status OK without a reply") // to gRPC, that is a protocol error
 	case d.IsGRPC:
 		return status.Error(codes.Code(d.GRPCStatus), abortText)
 	}
