@@ -7,19 +7,19 @@ import (
 	"strings"
 )
 
-// HeaderEdits are compiled [HeaderOps]: those of a destination, followed by those of its route. A nil *HeaderEdits does
-// nothing. It is safe for concurrent use.
+// HeaderEdits is a compiled list of [HeaderOps]: those of a destination, followed by those of its route. A nil *HeaderEdits
+// does nothing. It is immutable and safe for concurrent use.
 type HeaderEdits struct {
 	levels []level
 }
 
-// level is what one HeaderOps compiles to. Envoy evaluates all values of a level, after its removals, before it changes
-// any header; then it overwrites, then it appends.
+// level is one compiled HeaderOps. Like Envoy, it first removes headers, then evaluates all values, then sets headers, and
+// appends last.
 type level struct {
 	remove  []headerKey
 	set     []headerValue
 	add     []headerValue
-	dynamic bool // some value is not known beforehand
+	dynamic bool // some value depends on the request or response
 }
 
 type headerValue struct {
@@ -27,8 +27,8 @@ type headerValue struct {
 	value template
 }
 
-// Apply edits h, a header with canonical keys such as http.Header. req is the request that h belongs to or, for a
-// response, answers; when a request is edited, req.Header is h. It copies nothing that does not change.
+// Apply edits h, a header with canonical keys such as http.Header. If h belongs to a request, req is that request and req.Header
+// is h. If h belongs to a response, req is the request that was sent. Values that do not change are not copied.
 func (e *HeaderEdits) Apply(h map[string][]string, req *Request) {
 	e.apply(h, req, false)
 }
@@ -83,7 +83,7 @@ func (l *level) apply(h map[string][]string, req *Request, lower bool) {
 			continue
 		}
 		key := a.key.spelled(lower)
-		// The slice may be the caller's, whose spare capacity is not ours.
+		// The slice may be shared with the caller: do not write to its spare capacity.
 		old := h[key]
 		h[key] = append(old[:len(old):len(old)], value)
 	}
@@ -101,7 +101,7 @@ func (k *headerKey) spelled(lower bool) string {
 	return k.canonical
 }
 
-// errFraming is about headers that net/http and gRPC write by themselves, whatever the map of headers holds.
+// errFraming is for headers that net/http and gRPC write themselves, whatever the header map says.
 var errFraming = errors.New("the header frames the message and cannot be changed")
 
 func compileLevel(ops *HeaderOps, response bool, report reporter) (l level, authority string) {
@@ -168,7 +168,7 @@ func newHeaderEdits(levels ...level) *HeaderEdits {
 	return &e
 }
 
-// template is a parsed format string.
+// template is a parsed format string. A template without commands is a literal.
 type template struct {
 	literal string // if parts is nil
 	parts   []part
@@ -178,8 +178,8 @@ type part struct {
 	literal string // if command is nil
 	command func(key *headerKey, h map[string][]string, req *Request) string
 	key     headerKey
-	alt     *headerKey // in place of an empty key
-	limit   int        // in bytes; 0 means none
+	alt     *headerKey // used if the value of key is empty; nil if there is none
+	limit   int        // of the value, in bytes; 0 means none
 }
 
 func (t *template) eval(h map[string][]string, req *Request) string {
@@ -214,7 +214,7 @@ func responseHeader(key *headerKey, h map[string][]string, _ *Request) string {
 	return strings.Join(key.in(h), ",")
 }
 
-// parseTemplate parses one of Envoy's format strings; [NewTable] lists what it knows.
+// parseTemplate parses a format string in Envoy's syntax. [NewTable] documents the supported commands.
 func parseTemplate(s string, response bool) (template, error) {
 	for i := range len(s) {
 		if c := s[i]; c < ' ' && c != '\t' || c == 0x7f {
@@ -258,7 +258,7 @@ func parseTemplate(s string, response bool) (template, error) {
 	return template{parts: parts}, nil
 }
 
-// parseCommand parses NAME(header?alternative):limit.
+// parseCommand parses a command of the form NAME(header?alternative):limit.
 func parseCommand(s string, response bool) (part, error) {
 	unsupported := fmt.Errorf("%%%s%% is not supported", s)
 	name, args, found := strings.Cut(s, "(")

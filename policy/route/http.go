@@ -21,45 +21,46 @@ import (
 	"github.com/nosidecar/mesh/timeout"
 )
 
-// Transport is an http.RoundTripper that does with a request what the first route that applies to it says: rewrites,
-// header edits, redirects, direct responses and mirrors, and, in this order around the destination, faults, timeout and
-// retries. A request that no route applies to is answered with 404.
+// Transport is an http.RoundTripper that applies the first matching route to each request: rewrites, header edits, redirects,
+// direct responses and mirrors, and around the destination, from the outside in, faults, the timeout and retries. A request that
+// matches no route gets a 404 response.
 //
-// It knows nothing of endpoints: RetryTried is up to what sends the requests.
+// A Transport does not choose endpoints, so RetryTried is up to the RoundTrippers that [Transport.Destination] returns.
 //
-// Each destination of a route that retries has a retry budget of its own, with the defaults of [retry.Transport].
+// Each destination of a route with retries has its own retry budget, with the defaults of [retry.Transport].
 //
-// A Transport is safe for concurrent use. It must not be copied, nor changed after its first use. Close it if the table
-// has mirrors.
+// A Transport is safe for concurrent use. It must not be copied, and its fields must not be changed after its first use. The
+// caller closes it if the table has mirrors.
 type Transport struct {
-	// Table says where requests go. A nil Table matches nothing.
+	// Table has the routes. A nil Table matches nothing.
 	Table *Table
 
-	// Destination returns what sends the requests of a target, which is one of the table's. It may be called often. If
-	// Destination or what it returns is nil, http.DefaultTransport sends them, unless the target is a subset: then the
-	// request fails.
+	// Destination returns the RoundTripper that sends the requests for a target of the table. It is called for every request.
+	// If Destination is nil or returns nil, http.DefaultTransport sends the request, unless the target names a subset: then
+	// the request fails.
 	//
-	// The URL of a request that is sent has the target's host and port, as far as the target says them; its Host is the
-	// one of the original, unless rewritten.
+	// The URL of a request that is sent has the host and port of the target, where the target sets them. Its Host is that of
+	// the original request unless a route rewrites it.
 	Destination func(Target) http.RoundTripper
 
-	// MirrorLimit is how many copies of requests may be under way at once; further ones are not sent. 0 means 64.
+	// MirrorLimit is the maximum number of copies of requests in flight; further copies are dropped. 0 means 64.
 	MirrorLimit int
 
-	// MirrorTimeout bounds a copy, its response included, if its route has no timeout. 0 means 15 s.
+	// MirrorTimeout is the timeout of a copy, including its response, if its route has no timeout. 0 means 15 s.
 	MirrorTimeout time.Duration
 
-	// MirrorDone, if not nil, is called once for each copy that was due: with nil after a response, and else with the
-	// reason why there is none. It may be called on the goroutine of the original, and must not block.
+	// MirrorDone, if not nil, is called once per copy: with nil after a response, otherwise with the reason why there was none.
+	// It may be called on the goroutine of the original request, so it must not block.
 	MirrorDone func(target Target, err error)
 
-	// Rand chooses among destinations and what is copied: it returns an integer in [0, n). Nil means math/rand/v2.
+	// Rand returns an integer in [0, n). It decides which destination gets a request, whether it is mirrored, and whether it
+	// gets a fault. Nil means math/rand/v2.
 	Rand func(n uint32) uint32
 
 	mirroring sync.Once
 	mirrors   mirror.Mirrorer[Mirror]
 
-	layers sync.Map // *Backend to http.RoundTripper, where a route has timeout, faults or retries
+	layers sync.Map // *Backend to http.RoundTripper, for routes with a timeout, faults or retries
 }
 
 var _ http.RoundTripper = (*Transport)(nil)
@@ -118,7 +119,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// layered returns what sends the requests of b, with the layers that its route asks for.
+// layered returns the RoundTripper of b, with the layers that its route needs.
 func (t *Transport) layered(b *Backend) (http.RoundTripper, error) {
 	r := b.rule.Route
 	retries := r.Retry.Retries > 0 || r.Retry.PerTryTimeout > 0
@@ -132,17 +133,17 @@ func (t *Transport) layered(b *Backend) (http.RoundTripper, error) {
 	if retries {
 		rt = &retry.Transport{Base: rt, Config: r.Retry}
 	}
-	if r.Timeout > 0 { // bounds all tries and waits
+	if r.Timeout > 0 { // bounds all tries and the waits between them
 		rt = &timeout.Transport{Base: rt, Config: timeout.Config{Request: r.Timeout}}
 	}
-	if r.Fault != (fault.Config{}) { // outside both: once a request, never retried, and no part of the timeout
+	if r.Fault != (fault.Config{}) { // outside both: once per request, never retried, and not part of the timeout
 		rt = &fault.Transport{Base: rt, Config: r.Fault, Rand: t.Rand}
 	}
-	kept, _ := t.layers.LoadOrStore(b, rt) // the first one, since it has a budget
+	kept, _ := t.layers.LoadOrStore(b, rt) // all requests share the budget of the first one
 	return kept.(http.RoundTripper), nil
 }
 
-// destination sends requests, already rewritten, to a target.
+// destination sends rewritten requests to a target.
 type destination struct {
 	t      *Transport
 	target Target
@@ -157,13 +158,13 @@ func (d *destination) RoundTrip(req *http.Request) (*http.Response, error) {
 	return base.RoundTrip(req)
 }
 
-// Close cancels the copies under way and waits for them. The Transport can still be used, without mirrors. Close always
-// returns nil, and may be called more than once.
+// Close cancels the copies in flight and waits for them. The Transport can still be used afterwards, but no longer mirrors
+// requests. Close always returns nil, and may be called more than once.
 func (t *Transport) Close() error {
 	return t.mirrors.Close()
 }
 
-// CloseIdleConnections closes the idle connections of the table's targets.
+// CloseIdleConnections closes the idle connections to all targets of the table.
 func (t *Transport) CloseIdleConnections() {
 	for i := range t.Table.Len() {
 		r := t.Table.Rule(i).Route
@@ -208,7 +209,7 @@ func (t *Transport) startMirroring() {
 	}
 }
 
-// address makes u point to the target. What the target does not say stays.
+// address sets the host and port of u to those of the target. A part that the target does not set is left alone.
 func (t *Target) address(u *url.URL) {
 	host, port := u.Hostname(), u.Port()
 	switch {

@@ -13,29 +13,29 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Request is what a [Table] sees of a request. [NewRequest] makes one of an HTTP request; a gRPC adapter fills it in.
-// It may share memory with the request it was made of, and is valid until that changes.
+// Request is a [Table]'s view of a request. [NewRequest] returns that of an HTTP request. The view shares memory with the request
+// it was made from, and is valid until that request changes.
 type Request struct {
 	Method string // in upper case, as sent
 	Scheme string // http or https
 
-	// Authority is the Host header or :authority, with a port only if the caller sends one.
+	// Authority is the Host header or :authority. It has a port only if the caller sends one.
 	Authority string
 
-	// Path is escaped, as sent, without the query. It starts with a slash.
+	// Path is the escaped path as sent, without the query. It starts with a slash.
 	Path string
 
-	// RawQuery is encoded, as sent, without the question mark.
+	// RawQuery is the encoded query as sent, without the question mark.
 	RawQuery string
 
-	// Header holds the request's headers, by canonical keys (http.Header) or lower-case ones (gRPC metadata).
+	// Header has the request's headers. Its keys are canonical (http.Header) or lower-case (gRPC metadata).
 	Header map[string][]string
 
 	// Port is the port the caller dialled.
 	Port int
 }
 
-// NewRequest returns the view of an outgoing request. It allocates only if the path has to be escaped.
+// NewRequest returns the view of an outgoing request. It allocates only if the path must be escaped.
 func NewRequest(req *http.Request) Request {
 	r := Request{Method: req.Method, Authority: req.Host, Path: "/", Header: req.Header}
 	if r.Method == "" {
@@ -50,7 +50,7 @@ func NewRequest(req *http.Request) Request {
 	return r
 }
 
-// escapedPath is the path that net/http puts on the wire for u.
+// escapedPath returns the path that net/http sends for u.
 func escapedPath(u *url.URL) string {
 	path := u.EscapedPath()
 	if u.Opaque != "" {
@@ -86,7 +86,7 @@ func defaultPort(scheme string) int {
 	return 0
 }
 
-// target is ":path" as Envoy has it: with the query.
+// target returns the path with the query, which is :path in Envoy.
 func (r *Request) target() string {
 	if r.RawQuery == "" {
 		return r.Path
@@ -94,13 +94,13 @@ func (r *Request) target() string {
 	return r.Path + "?" + r.RawQuery
 }
 
-// headerKey is the name of a header, spelled in the ways it is looked up by.
+// headerKey is the name of a header in the spellings under which it is looked up.
 type headerKey struct {
-	canonical string // or the pseudo-header
+	canonical string // or the name of a pseudo-header
 	lower     string
 }
 
-// newHeaderKey accepts a header's name or, if pseudo is set, one of the request's pseudo-headers.
+// newHeaderKey returns the key of a header. If pseudo is set, name may also be a pseudo-header of requests.
 func newHeaderKey(name string, pseudo bool) (headerKey, error) {
 	lower := strings.ToLower(name)
 	if pseudo {
@@ -118,7 +118,7 @@ func newHeaderKey(name string, pseudo bool) (headerKey, error) {
 	return headerKey{canonical: textproto.CanonicalMIMEHeaderKey(name), lower: lower}, nil
 }
 
-// in returns the values of the header in h, whichever way its keys are spelled.
+// in returns the values of the header in h, whose keys are canonical or lower-case.
 func (k *headerKey) in(h map[string][]string) []string {
 	if values, ok := h[k.canonical]; ok {
 		return values
@@ -126,8 +126,8 @@ func (k *headerKey) in(h map[string][]string) []string {
 	return h[k.lower]
 }
 
-// of returns the header's value in r and whether there is one. Several values are joined, as Envoy does; that is the one
-// case in which matching allocates.
+// of returns the value of the header in r and reports whether it is present. Several values are joined, as Envoy does; only then
+// does matching allocate.
 func (k *headerKey) of(r *Request) (value string, present bool) {
 	if k.canonical[0] == ':' {
 		switch k.canonical {
@@ -158,13 +158,13 @@ type matcher struct {
 	headers                        []headerMatcher
 	query                          []queryMatcher
 
-	// span is the length of the path's start that a rewrite replaces, or whole.
+	// span is the length of the prefix of the path that a rewrite replaces, or whole.
 	span int
 }
 
 const whole = -1
 
-// defaultSpan belongs to a match that says nothing of the path: to Istio, it matched the prefix "/".
+// defaultSpan is the span of a match without a condition on the path. Istio treats it as a match of the prefix "/".
 const defaultSpan = len("/")
 
 func (m *matcher) match(r *Request) bool {
@@ -287,7 +287,7 @@ type queryMatcher struct {
 	value stringMatcher
 }
 
-// match looks at the first parameter named key. Like Envoy, it compares keys and values as they are encoded.
+// match compares the first parameter named key. Like Envoy, it compares keys and values in their encoded form.
 func (m *queryMatcher) match(query string) bool {
 	if m.value.kind == Any {
 		return true
@@ -306,7 +306,7 @@ func (m *queryMatcher) match(query string) bool {
 type stringMatcher struct {
 	kind  MatchKind
 	fold  bool
-	line  bool // Prefix only: the rest must not hold a newline
+	line  bool // of Prefix: no newline may follow, because "." does not match one
 	value string
 	re    *regexp.Regexp
 }
@@ -327,10 +327,10 @@ func compileString(m StringMatch) (stringMatcher, error) {
 	return stringMatcher{}, fmt.Errorf("%d is not a kind of match", m.Kind)
 }
 
-// compileRegex compiles a regular expression that has to match the whole string. Many in documents are no more than a
-// literal, or a literal followed by ".*": comparing strings is an order of magnitude cheaper.
+// compileRegex compiles a regular expression that must match the whole string. Many of those in documents are only a literal,
+// or a literal followed by ".*". A string comparison is an order of magnitude cheaper for them.
 func compileRegex(expr string) (stringMatcher, error) {
-	re, err := regexp.Compile(expr) // by itself, so that "a)|(b" is an error
+	re, err := regexp.Compile(expr) // without the group below, so that "a)|(b" is an error
 	if err != nil {
 		return stringMatcher{}, err
 	}
@@ -345,7 +345,7 @@ func compileRegex(expr string) (stringMatcher, error) {
 	return stringMatcher{kind: Regex, re: re}, err
 }
 
-// match reports whether m holds for s, which is there.
+// match reports whether m matches s. Present matches every string.
 func (m *stringMatcher) match(s string) bool {
 	switch m.kind {
 	case Exact:

@@ -14,10 +14,10 @@ import (
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
-// ErrPath is wrapped by the error of a request whose path is not valid once it is rewritten. The request is not sent.
+// ErrPath is wrapped by the error of a request whose path is invalid after it was rewritten. Such a request is not sent.
 var ErrPath = refusal.New("route: invalid path after rewriting")
 
-// pathRewrite is the compiled part of a [Rewrite] that concerns the path.
+// pathRewrite is the compiled path rewrite of a [Rewrite].
 type pathRewrite struct {
 	uri     string
 	pattern *regexp.Regexp
@@ -28,7 +28,7 @@ func (w *pathRewrite) none() bool {
 	return w.uri == "" && w.pattern == nil
 }
 
-// apply returns the path with its first span bytes, or all of it, replaced.
+// apply returns the rewritten path. span is the length of the prefix that a rewrite by URI replaces, or whole.
 func (w *pathRewrite) apply(path string, span int) string {
 	switch {
 	case w.pattern != nil:
@@ -60,7 +60,7 @@ func compileRewrite(r *Rewrite, report reporter) pathRewrite {
 	case r.URI != "":
 		report("Pattern", errors.New("URI is set too"))
 	case r.Pattern == "" || r.Substitution == "":
-		report("Pattern", errors.New("only Pattern and Substitution together make sense"))
+		report("Pattern", errors.New("Pattern and Substitution must be set together"))
 	default:
 		var err error
 		if w.pattern, err = regexp.Compile(r.Pattern); err != nil {
@@ -87,7 +87,7 @@ func checkPath(s string) error {
 	return nil
 }
 
-// expandSyntax turns a substitution of RE2 (\1 for a group, \\ for a backslash) into one of regexp.Expand.
+// expandSyntax converts an RE2 substitution (\1 for a group, \\ for a backslash) to the syntax of regexp.Expand.
 func expandSyntax(s string, groups int) (string, error) {
 	if strings.ContainsAny(s, "?#") {
 		return "", fmt.Errorf("%q has a query or a fragment", s)
@@ -118,7 +118,7 @@ func expandSyntax(s string, groups int) (string, error) {
 	return b.String(), nil
 }
 
-// setPath makes escaped the path of u, on the wire and as seen by u.Path.
+// setPath sets the path of u, so that both the wire and u.Path have it.
 func setPath(u *url.URL, escaped string) error {
 	if !strings.HasPrefix(escaped, "/") {
 		return fmt.Errorf("%w: %q does not start with a slash", ErrPath, escaped)
@@ -139,16 +139,16 @@ func validAuthority(s string) bool {
 	return err == nil && s != "" && u.Host == s && u.Path == "/" && u.User == nil && !strings.ContainsAny(s, "%\\")
 }
 
-// Rewrites reports whether [Backend.Rewrite] changes anything. If not, a request need not be cloned for it.
+// Rewrites reports whether [Backend.Rewrite] changes anything. If not, the request need not be cloned.
 func (b *Backend) Rewrites() bool {
 	return b.Authority != "" || b.Request != nil || !b.rule.path.none()
 }
 
-// Rewrite edits headers, authority and path of out, as the route and the destination have it. The match is the one that
-// [Table.Match] returned for the request. URL and Header of out are changed in place: they must not be the caller's.
-// The error wraps [ErrPath].
+// Rewrite edits the headers, authority and path of out as the route and the destination specify. The match is the one that
+// [Table.Match] returned for the request. Rewrite changes out.URL and out.Header in place, so they must not be shared with the
+// caller. The error wraps [ErrPath].
 func (b *Backend) Rewrite(out *http.Request, match int) error {
-	// Header values may refer to the authority and the path, which Envoy rewrites after them.
+	// Header values may refer to the authority and the path. Envoy rewrites those after the headers.
 	if b.Request != nil {
 		if out.Header == nil {
 			out.Header = make(http.Header)
@@ -156,7 +156,7 @@ func (b *Backend) Rewrite(out *http.Request, match int) error {
 		view := NewRequest(out)
 		b.Request.Apply(out.Header, &view)
 		if _, ok := out.Header["User-Agent"]; !ok && b.dropsUserAgent {
-			out.Header["User-Agent"] = nil // or else net/http sends its own
+			out.Header["User-Agent"] = nil // otherwise net/http sends its own
 		}
 	}
 	if b.Authority != "" {
@@ -168,14 +168,14 @@ func (b *Backend) Rewrite(out *http.Request, match int) error {
 	return setPath(out.URL, b.rule.RewritePath(escapedPath(out.URL), match))
 }
 
-// RewritePath returns an escaped path, without query, as the destination gets it. The match is the one that
-// [Table.Match] returned for the path.
+// RewritePath returns an escaped path without a query as it is sent to the destination. The match is the one that [Table.Match]
+// returned for the path.
 func (rule *Rule) RewritePath(path string, match int) string {
 	return rule.path.apply(path, rule.span(match))
 }
 
-// Respond returns the response of a route that answers by itself, with [Route.Redirect] or [Route.Direct], and nil for
-// any other route. The match is the one that [Table.Match] returned for req. It leaves req and its body alone.
+// Respond returns the response of a route with [Route.Redirect] or [Route.Direct], and nil for any other route. The match is the
+// one that [Table.Match] returned for req. Respond does not change req or close its body.
 func (rule *Rule) Respond(req *http.Request, match int) *http.Response {
 	if rule.Route.Redirect == nil && rule.Route.Direct == nil {
 		return nil
@@ -183,7 +183,7 @@ func (rule *Rule) Respond(req *http.Request, match int) *http.Response {
 	return rule.answer(req, match)
 }
 
-// answer is apart from Respond so that a request that is sent on does not pay for its view.
+// answer is separate from Respond so that requests that are sent on do not pay for the view.
 func (rule *Rule) answer(req *http.Request, match int) *http.Response {
 	view := NewRequest(req)
 	var resp *http.Response
@@ -197,14 +197,14 @@ func (rule *Rule) answer(req *http.Request, match int) *http.Response {
 	return resp
 }
 
-// location is built as Envoy does it.
+// location returns the Location header of the redirect, built as Envoy builds it.
 func (d *Redirect) location(r *Request, span int) string {
 	scheme := cmp.Or(d.Scheme, r.Scheme)
 	host, port := splitPort(r.Authority)
 	if d.Authority != "" {
 		host, port = d.Authority, ""
 	} else if scheme != r.Scheme && port != "" && port == strconv.Itoa(defaultPort(r.Scheme)) {
-		port = "" // the default of the scheme that is left behind
+		port = "" // it was the default of the old scheme
 	}
 	switch {
 	case d.Port != 0:
@@ -234,7 +234,7 @@ func (d *Redirect) location(r *Request, span int) string {
 	return scheme + "://" + host + path
 }
 
-// splitPort cuts the port off an authority. What is left keeps the brackets of an IPv6 address.
+// splitPort splits an authority into host and port. The host keeps the brackets of an IPv6 address.
 func splitPort(authority string) (host, port string) {
 	i := strings.LastIndexByte(authority, ':')
 	if i < 0 || strings.HasSuffix(authority, "]") {
@@ -243,7 +243,7 @@ func splitPort(authority string) (host, port string) {
 	return authority[:i], authority[i+1:]
 }
 
-// elided returns a port as it stands in a URL: the scheme's default is left out.
+// elided returns a port as it appears in a URL, which leaves out the default of the scheme.
 func elided(port int, scheme string) string {
 	if port == 0 || port == defaultPort(scheme) {
 		return ""

@@ -1,10 +1,10 @@
 // Package route decides where a request goes: it matches the request against a list of routes in order, picks a
-// destination by weight, and says how the request, the response and their headers are rewritten on the way.
+// destination by weight, and rewrites the request, the response and their headers.
 //
-// The types below are plain data. [NewTable] checks and compiles them once; [Table.Match] then decides without
-// allocating. [Transport] applies a table by itself, without documents.
+// Routes are plain data. [NewTable] checks and compiles them once; [Table.Match] then decides without allocating. [Transport]
+// applies a table to HTTP requests.
 //
-// This is a layer: it works alone and imports no documents. It is below policy because documents configure it.
+// This package is a layer: it works alone and does not import policy documents. It is below policy because documents configure it.
 package route
 
 import (
@@ -15,48 +15,48 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Route is one rule of a [Table]. Exactly one of Redirect, Direct and Destinations is set. A route that answers by itself
-// sends nothing, so that it cannot have Rewrite or Fault, and Timeout, Retry and Mirrors have nothing to act on.
+// Route is one route of a [Table]. Exactly one of Redirect, Direct and Destinations is set. A route with Redirect or Direct sends
+// nothing: it must not have Rewrite or Fault, and its Timeout, Retry and Mirrors have no effect.
 type Route struct {
 	// Name appears in metrics and logs. It may be empty.
 	Name string
 
-	// Matches are alternatives: the route applies if any of them holds, or if there are none.
+	// Matches are alternatives: the route applies if any of them matches, or if there are none.
 	Matches []Match
 
-	// Redirect answers with a redirection.
+	// Redirect answers requests with a redirect.
 	Redirect *Redirect
 
-	// Direct answers with a fixed response.
+	// Direct answers requests with a fixed response.
 	Direct *DirectResponse
 
-	// Destinations share the requests by weight. A single destination gets all of them, whatever its weight.
+	// Destinations share the requests by weight. A single destination gets all requests, whatever its weight.
 	Destinations []Destination
 
-	// Rewrite changes the path and authority on the way to the destination.
+	// Rewrite changes the path and the authority that the destination sees.
 	Rewrite Rewrite
 
-	// Headers change on the way, after those of the chosen destination.
+	// Headers edits the headers of requests and responses, after the edits of the chosen destination.
 	Headers Headers
 
-	// Timeout bounds the call with all its retries and waits. 0 means no bound.
+	// Timeout bounds the call, including all retries and waits. 0 means no timeout.
 	Timeout time.Duration
 
-	// Retry says when and how often to try again. Its zero value retries nothing.
+	// Retry says when and how often to retry. Its zero value retries nothing.
 	Retry retry.Config
 
-	// RetryTried lets retries go to endpoints that the call was sent to before. Else they prefer others.
+	// RetryTried lets retries go to endpoints that the call was already sent to. Otherwise they prefer other endpoints.
 	RetryTried bool
 
-	// Fault delays or aborts a share of the requests.
+	// Fault delays or aborts a fraction of the requests.
 	Fault fault.Config
 
-	// Mirrors get copies of the requests; their responses are dropped.
+	// Mirrors get copies of the requests. Their responses are dropped.
 	Mirrors []Mirror
 }
 
-// Target names a set of endpoints: a host, perhaps a subset of its endpoints, and a port. It is comparable; the state
-// of a destination is kept by it.
+// Target names a set of endpoints: a host, optionally a subset of its endpoints, and a port. It is comparable: it is the key of
+// the state of a destination.
 type Target struct {
 	// Host is the canonical host name. Empty means the host the request was sent to.
 	Host string
@@ -68,7 +68,7 @@ type Target struct {
 	Port int
 }
 
-// String returns the target as people say it: host, port and subset where they are set.
+// String returns the host, port and subset for people to read, as far as they are set: "web:80 subset v2".
 func (t Target) String() string {
 	name := t.Host
 	if t.Port != 0 {
@@ -85,10 +85,11 @@ type Destination struct {
 	// Target is where they go.
 	Target Target
 
-	// Weight is relative to the sum of the weights of its route. 0 gets nothing, unless it is the only destination.
+	// Weight is relative to the sum of the weights of the route. A destination with weight 0 gets nothing, unless it is the
+	// only one.
 	Weight int
 
-	// Headers change for the requests that go here, before those of the route.
+	// Headers edits the headers of the requests that go here and of their responses, before the edits of the route.
 	Headers Headers
 }
 
@@ -97,13 +98,13 @@ type Mirror struct {
 	// Target is where the copies go.
 	Target Target
 
-	// Fraction is the part of the requests that is copied, from 0 to 1, to a millionth. 0 means none.
+	// Fraction is the fraction of requests that are copied, from 0 to 1, with a precision of one millionth. 0 means none.
 	Fraction float64
 }
 
-// Match is a set of conditions that must all hold. A zero StringMatch holds for everything.
+// Match is a set of conditions, all of which must match. A zero StringMatch matches everything.
 type Match struct {
-	// Name appears in logs beside the route's name. It may be empty.
+	// Name appears in logs next to the name of the route. It may be empty.
 	Name string
 
 	// URI is matched against the escaped path, without the query.
@@ -111,13 +112,13 @@ type Match struct {
 
 	Scheme, Method, Authority StringMatch
 
-	// Headers must all match. WithoutHeaders must all fail to match; a header that is absent counts as empty there,
-	// unless its matcher only asks for presence. Several values are compared joined with ",". Host, :authority, :method,
-	// :path (with the query) and :scheme can be asked for too.
+	// Headers must all match. WithoutHeaders must all fail to match; an absent header counts as empty there, unless the kind is
+	// Present. Several values of a header are joined with "," and compared as one. Besides headers, host, :authority, :method,
+	// :path (with the query) and :scheme can be named.
 	Headers, WithoutHeaders []KeyMatch
 
-	// Query parameters must all match; the first value of a repeated parameter counts. Keys and values are compared as
-	// they are encoded in the URL.
+	// Query parameters must all match. Of a repeated parameter, the first value counts. Keys and values are compared in their
+	// encoded form.
 	Query []KeyMatch
 
 	// Port is the port the caller dialled. 0 means any.
@@ -135,66 +136,66 @@ type MatchKind uint8
 
 // The kinds of comparison.
 const (
-	Any     MatchKind = iota // holds for every string; for a named value, present or not
-	Exact                    // the whole string
-	Prefix                   // the start of the string, not aware of path segments
-	Regex                    // RE2, matched against the whole string
-	Present                  // named values only: there is one, even if empty
+	Any     MatchKind = iota // matches everything, even an absent header or parameter
+	Exact                    // compares the whole string
+	Prefix                   // compares the start of the string; path segments do not matter
+	Regex                    // an RE2 expression that must match the whole string
+	Present                  // for headers and query parameters only: matches any value, even an empty one
 )
 
-// StringMatch compares a string. The zero value holds for everything.
+// StringMatch is a condition on a string. The zero value matches everything.
 type StringMatch struct {
 	Kind  MatchKind
 	Value string
 
-	// IgnoreCase compares Exact and Prefix without regard to case. It does not affect Regex.
+	// IgnoreCase makes Exact and Prefix ignore case. It does not affect Regex.
 	IgnoreCase bool
 }
 
 // Rewrite changes what the destination sees. Empty fields change nothing.
 type Rewrite struct {
 	// URI replaces the part of the path that was matched: the prefix of a Prefix match, the whole path of an Exact or Regex
-	// match, the leading slash if the match does not look at the path.
+	// match, or the leading slash if the match has no condition on the path.
 	URI string
 
-	// Pattern (RE2) and Substitution (with \1 for the first group) rewrite the path instead of URI, everywhere the
-	// pattern matches.
+	// Pattern (RE2) and Substitution (with \1 for the first group) rewrite the path wherever the pattern matches. They exclude
+	// URI.
 	Pattern, Substitution string
 
-	// Authority replaces the Host header. It wins over a Host among Headers, and that over one among the headers of a
-	// Destination.
+	// Authority replaces the Host header. It takes precedence over a Host in the Headers of the route, which takes precedence
+	// over one in the Headers of a destination.
 	Authority string
 }
 
-// Redirect answers with 3xx and a Location. Empty fields keep what the request had.
+// Redirect answers requests with a 3xx status and a Location. An empty field keeps that part of the request's URL.
 type Redirect struct {
-	// URI replaces the whole path, and the query if it has one itself; PrefixRewrite only the part of the path that was
-	// matched. At most one is set.
+	// URI replaces the whole path, and the query too if URI has one. PrefixRewrite replaces only the part of the path that was
+	// matched. At most one of them is set.
 	URI, PrefixRewrite string
 
 	Authority, Scheme string
 
-	// Port replaces the port. 0 keeps it, unless DerivePort says otherwise.
+	// Port replaces the port. If it is 0, DerivePort decides.
 	Port int
 
-	// DerivePort takes the port from the scheme or from the request.
+	// DerivePort says where the port comes from if Port is 0.
 	DerivePort DerivePort
 
 	// Status is 301, 302, 303, 307 or 308. 0 means 301.
 	Status int
 }
 
-// DerivePort says where a [Redirect] without a Port gets it from.
+// DerivePort says where a [Redirect] without a Port takes the port from.
 type DerivePort uint8
 
 // The sources of a redirect's port.
 const (
-	KeepPort     DerivePort = iota // what the request's authority says
-	FromProtocol                   // none: the scheme's default
-	FromRequest                    // the port the request was sent to
+	KeepPort     DerivePort = iota // the port in the request's authority
+	FromProtocol                   // the default port of the scheme, which a URL leaves out
+	FromRequest                    // the port that the request was sent to
 )
 
-// DirectResponse answers without a destination.
+// DirectResponse is a response that needs no destination.
 type DirectResponse struct {
 	Status int
 	Body   []byte
@@ -205,8 +206,8 @@ type Headers struct {
 	Request, Response HeaderOps
 }
 
-// HeaderOps are applied in the order remove, set, add. Values may hold Envoy's format commands; see [NewTable] for
-// those that are supported. Host and :authority can be set or added on a request, where they replace the Host header.
+// HeaderOps edits a header: it removes, then sets, then adds. Values may contain Envoy's format commands; [NewTable] lists the
+// supported ones. On a request, Host or :authority can be set or added; either replaces the Host header.
 type HeaderOps struct {
 	Set, Add []Header
 	Remove   []string

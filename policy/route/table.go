@@ -14,7 +14,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Table is a list of routes, compiled. It is immutable and safe for concurrent use. A nil *Table matches nothing.
+// Table is a compiled list of routes. It is immutable and safe for concurrent use. A nil *Table matches nothing.
 type Table struct {
 	rules []Rule
 }
@@ -24,7 +24,7 @@ type Rule struct {
 	// Route is what the rule was compiled from. It must not be changed.
 	Route *Route
 
-	// Index is the rule's place in the table.
+	// Index is the position of the rule in the table, counted from 0.
 	Index int
 
 	// Retry is Route.Retry, compiled.
@@ -34,15 +34,15 @@ type Rule struct {
 	path     pathRewrite
 	response *HeaderEdits // of the route alone, for its own responses
 	backends []Backend
-	total    uint32 // of the weights
+	total    uint32 // the sum of the weights
 }
 
-// Backend is a compiled [Destination]: where a request goes, and what changes on the way there and back.
+// Backend is a compiled [Destination]: where a request goes, and how the request and its response are edited.
 type Backend struct {
 	// Target is where requests go.
 	Target Target
 
-	// Index is the destination's place in its route.
+	// Index is the position of the destination in its route, counted from 0.
 	Index int
 
 	// Authority replaces the request's Host header, unless it is empty.
@@ -56,17 +56,17 @@ type Backend struct {
 	dropsUserAgent bool
 }
 
-// NewTable checks and compiles routes. The error joins a [FieldError] for each field that is wrong. The table keeps the
-// slices that the routes refer to.
+// NewTable checks and compiles routes. The error joins a [FieldError] for each invalid field. The table shares the slices that
+// the routes contain, so they must not be changed afterwards.
 //
-// A header value is a format string, of which this much is supported:
+// A header value is a format string. It may contain:
 //
 //	%%                      a percent sign
 //	%REQ(NAME)%             a header of the request; also :authority, :method, :path (with the query) and :scheme
 //	%RESP(NAME)%            a header of the response, in response headers
-//	%REQ(NAME?OTHER):20%    the other header if the first is absent; at most 20 bytes
+//	%REQ(NAME?OTHER):20%    the other header if the first is absent or empty; at most 20 bytes
 //
-// A header whose value comes out empty is neither set nor added.
+// A header whose value is empty after evaluation is neither set nor added.
 func NewTable(routes []Route) (*Table, error) {
 	t := &Table{rules: make([]Rule, len(routes))}
 	routes = slices.Clone(routes)
@@ -82,19 +82,19 @@ func NewTable(routes []Route) (*Table, error) {
 	return t, nil
 }
 
-// FieldError says what is wrong with one field of a [Route].
+// FieldError describes an invalid field of a [Route].
 type FieldError struct {
 	Route int    // the index of the route
 	Field string // the path of the field in the route, in the syntax of Go: "Matches[1].Headers[0]"
 	Err   error  // what is wrong
 }
 
-// Error returns the place and what is wrong with it.
+// Error returns the route, the field and the problem.
 func (e *FieldError) Error() string {
 	return fmt.Sprintf("route: routes[%d].%s: %v", e.Route, e.Field, e.Err)
 }
 
-// Unwrap returns what is wrong.
+// Unwrap returns Err.
 func (e *FieldError) Unwrap() error { return e.Err }
 
 // Len returns the number of routes.
@@ -110,9 +110,8 @@ func (t *Table) Rule(i int) *Rule {
 	return &t.rules[i]
 }
 
-// Match returns the first route that applies to the request, and which of its matches it was: an index of
-// [Route.Matches], or -1 if the route has none. It does not allocate, except to join several values of a header that
-// a route looks at.
+// Match returns the first route that applies to the request, and which of its matches matched: an index into [Route.Matches], or
+// -1 if the route has none. It allocates only to join several values of a header that a route matches on.
 func (t *Table) Match(r *Request) (rule *Rule, match int, ok bool) {
 	if t == nil {
 		return nil, -1, false
@@ -131,9 +130,8 @@ func (t *Table) Match(r *Request) (rule *Rule, match int, ok bool) {
 	return nil, -1, false
 }
 
-// Pick returns the destination of one request, by weight. The function random returns an integer in [0, n), as
-// [rand.Uint32N] does, which nil stands for. Retries of the request go to the same destination. It returns nil if the
-// route answers by itself; see [Rule.Respond].
+// Pick chooses the destination of one request by weight. Retries of the request go to the same destination. The function random
+// returns an integer in [0, n). Nil means [rand.Uint32N]. Pick returns nil if the route has no destinations; see [Rule.Respond].
 func (rule *Rule) Pick(random func(n uint32) uint32) *Backend {
 	switch len(rule.backends) {
 	case 0:
@@ -155,7 +153,7 @@ func (rule *Rule) Pick(random func(n uint32) uint32) *Backend {
 	panic(fmt.Sprintf("route: random returned %d, want less than %d", n, rule.total))
 }
 
-// Backends returns how many destinations the route has.
+// Backends returns the number of destinations of the route.
 func (rule *Rule) Backends() int {
 	return len(rule.backends)
 }
@@ -165,7 +163,7 @@ func (rule *Rule) Backend(i int) *Backend {
 	return &rule.backends[i]
 }
 
-// span is how much of the path a match has covered.
+// span returns the length of the prefix of the path that the match covers, or whole.
 func (rule *Rule) span(match int) int {
 	if match < 0 {
 		return defaultSpan
@@ -173,10 +171,10 @@ func (rule *Rule) span(match int) int {
 	return rule.matches[match].span
 }
 
-// reporter takes what is wrong with a field.
+// reporter is called for each invalid field.
 type reporter func(field string, err error)
 
-// within reports fields of a field.
+// within returns a reporter for the fields of the field prefix.
 func (report reporter) within(prefix string) reporter {
 	return func(field string, err error) { report(prefix+"."+field, err) }
 }
@@ -212,7 +210,7 @@ func (rule *Rule) compile(r *Route, index int, report reporter) {
 	}
 }
 
-// checkAction checks that the route does one thing with a request.
+// checkAction checks that the route has exactly one of Redirect, Direct and Destinations, and nothing that excludes it.
 func (r *Route) checkAction(report reporter) {
 	switch answers := r.Redirect != nil || r.Direct != nil; {
 	case r.Redirect != nil && r.Direct != nil:
@@ -234,7 +232,7 @@ func (r *Route) checkAction(report reporter) {
 	}
 }
 
-// compileBackends compiles the destinations, with the edits and the authority that the route sets for all of them.
+// compileBackends compiles the destinations. request, response and authority are those that the route sets for all of them.
 func (rule *Rule) compileBackends(request, response level, authority string, report reporter) {
 	destinations := rule.Route.Destinations
 	rule.backends = make([]Backend, len(destinations))
@@ -328,7 +326,7 @@ func (d *DirectResponse) check(report reporter) {
 	}
 }
 
-// removes reports whether some level removes the header.
+// removes reports whether the edits remove the header.
 func (e *HeaderEdits) removes(canonical string) bool {
 	if e == nil {
 		return false
