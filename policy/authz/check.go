@@ -8,14 +8,14 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// The checks below refuse values that no request can match: a Deny rule with such a value would silently deny nothing.
+// The checks below reject values that no request can match: a Deny rule with such a value would silently deny nothing.
 
 var (
-	errMiddleStar = errors.New("only a star at the beginning or the end stands for other text, and only one of them")
-	errSpaces     = errors.New("there is space or a control character in it, which no request has there")
+	errMiddleStar = errors.New("only one star is special, at the beginning or at the end")
+	errSpaces     = errors.New("it contains a space or a control character, which no request has there")
 )
 
-// checkStar refuses a star that would stand for itself, in a text that cannot have one.
+// checkStar rejects a star that would only match itself, in a field whose text cannot contain one.
 func checkStar(p pattern) error {
 	if p.kind != nonEmpty && strings.Contains(p.text, "*") {
 		return errMiddleStar
@@ -23,7 +23,7 @@ func checkStar(p pattern) error {
 	return nil
 }
 
-// checkPrincipal refuses what is not, or not part of, a SPIFFE ID without its scheme (SPIFFE-ID, section 2).
+// checkPrincipal rejects text that cannot be a SPIFFE ID without its scheme, or part of one (SPIFFE-ID, section 2).
 func checkPrincipal(p pattern) error {
 	if err := checkStar(p); err != nil {
 		return err
@@ -41,12 +41,13 @@ func checkPrincipal(p pattern) error {
 		return errors.New("a trust domain is in lower case")
 	}
 	if strings.Contains(p.text, "//") || (p.kind == exact || p.kind == suffix) && strings.HasSuffix(p.text, "/") {
-		return errors.New("no segment of a SPIFFE ID is empty")
+		return errors.New("a SPIFFE ID has no empty segments")
 	}
 	return nil
 }
 
-// checkIdentityPart refuses what is in no part of a SPIFFE ID. Stars may be anywhere.
+// checkIdentityPart rejects characters other than stars that a part of a SPIFFE ID cannot contain. also lists further characters
+// to allow.
 func checkIdentityPart(v, also string) error {
 	for i := range len(v) {
 		if c := v[i]; (!isUnreserved(c) || c == '~') && c != '*' && strings.IndexByte(also, c) < 0 {
@@ -56,7 +57,7 @@ func checkIdentityPart(v, also string) error {
 	return nil
 }
 
-// checkHost refuses what is not, or not part of, a host as requests have it, with or without a port.
+// checkHost rejects text that cannot be the host of a request, with or without a port, or part of one.
 func checkHost(p pattern) error {
 	if strings.Contains(p.text, "://") {
 		return errors.New("write the host without a scheme")
@@ -74,7 +75,7 @@ func checkHost(p pattern) error {
 	}
 	name, _, _ := strings.Cut(p.text, ":")
 	if p.kind != prefix && strings.HasSuffix(name, ".") {
-		return errors.New("write the host without the dot at its end: requests are read without it")
+		return errors.New("write the host without the trailing dot: hosts of requests are compared without it")
 	}
 	return nil
 }
@@ -86,26 +87,26 @@ func checkMethod(p pattern) error {
 	return nil
 }
 
-// checkHeader refuses what is not, or not part of, the value of a header.
+// checkHeader rejects text that cannot be the value of a header, or part of one.
 func checkHeader(p pattern) error {
 	if strings.ContainsAny(p.text, "\x00\r\n") {
 		return errSpaces
 	}
 	if p.kind == exact && strings.Trim(p.text, " \t") != p.text || p.kind == prefix && strings.TrimLeft(p.text, " \t") != p.text ||
 		p.kind == suffix && strings.TrimRight(p.text, " \t") != p.text {
-		return errors.New("there is space around it, which values of headers do not have")
+		return errors.New("values of headers have no leading or trailing space")
 	}
 	return nil
 }
 
-// checkPath refuses what is not, or not part of, a path as it is read in a mode.
+// checkPath rejects text that cannot be a path, or part of one, after it is normalised in the mode.
 func checkPath(p pattern, mode Normalization) error {
 	text := p.text
 	switch {
 	case strings.ContainsAny(text, "?#"):
-		return errors.New("there is no query and no fragment in a path: write %3F for a question mark and %23 for a number sign that belong to it")
+		return errors.New("a path has no query and no fragment: write %3F for a question mark and %23 for a number sign")
 	case strings.IndexByte(p.decoded, 0) >= 0:
-		return errors.New("a path with NUL is answered with 400")
+		return errors.New("no rule is tried for a path with NUL, which gets a 400 response")
 	case p.kind == nonEmpty || p.kind == exact && text == "*":
 		return nil
 	case p.kind != suffix && text != "" && text[0] != '/':
@@ -117,11 +118,11 @@ func checkPath(p pattern, mode Normalization) error {
 		last := strings.Count(text, "/") == i
 		whole := (i > 0 || p.kind != suffix) && !(last && p.kind == prefix)
 		if whole && (segment == "." || segment == "..") {
-			return errors.New("paths are read with their dot segments resolved: write what remains then")
+			return errors.New("paths are compared with their dot segments resolved: write the resolved path")
 		}
 	}
 	if (mode == MergeSlashes || mode == DecodeAndMergeSlashes) && strings.Contains(text, "//") {
-		return errors.New("paths are read with their slashes merged: write one")
+		return errors.New("paths are compared with their slashes merged: write a single slash")
 	}
 	return nil
 }

@@ -11,8 +11,8 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Compile turns policies into an Authorizer. It reports the first thing that cannot be enforced, with the policy,
-// rule and field it stands in. It keeps nothing of policies.
+// Compile turns policies into an Authorizer. The error describes the first value that cannot be enforced, with its policy, rule
+// and field. The Authorizer does not refer to policies.
 func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 	if cfg.Normalization > DecodeAndMergeSlashes {
 		return nil, fmt.Errorf("authz: unknown normalization %d", cfg.Normalization)
@@ -56,7 +56,7 @@ func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 	return a, nil
 }
 
-// prepare gives a slot to each header that the rule reads, and reports whether it has conditions on hosts.
+// prepare assigns a slot to each header that the rule reads, and reports whether the rule has conditions on hosts.
 func (r *rule) prepare(slots map[string]int) (hosts bool) {
 	for i := range r.to {
 		r.hosts = r.hosts || !r.to[i].hosts.empty()
@@ -209,7 +209,7 @@ func compileCondition(in *Condition) (condition, error) {
 	return out, fmt.Errorf("unknown key %q", in.Key)
 }
 
-// compileHeader compiles a condition on a header. Envoy knows some headers by two names, and net/http takes some out of
+// compileHeader compiles a condition on a header. Some headers have two names in Envoy, and net/http removes some from
 // Request.Header.
 func compileHeader(in *Condition, name string) (condition, error) {
 	out := condition{attribute: header, header: http.CanonicalHeaderKey(name)}
@@ -241,7 +241,7 @@ func firstError(errs ...error) error {
 	return nil
 }
 
-// notField returns the name of the negation of a field of a source or operation; a condition names its key for both.
+// notField returns the name of the negation of a field of a source or operation. Both lists of a condition go by its key.
 func notField(field string) string {
 	if strings.Contains(field, ".") {
 		return field
@@ -296,7 +296,7 @@ func maskPrefixes(field string, in []netip.Prefix) ([]netip.Prefix, error) {
 	return out, nil
 }
 
-// parseBoth reads the values of a condition and those that it excludes.
+// parseBoth parses Values and NotValues of a condition.
 func parseBoth[T any](c *Condition, parse func(string) (T, error)) (values, notValues []T, err error) {
 	read := func(texts []string) (list []T) {
 		for _, text := range texts {
@@ -312,7 +312,8 @@ func parseBoth[T any](c *Condition, parse func(string) (T, error)) (values, notV
 	return values, notValues, err
 }
 
-// ParsePrefix reads an address, or a prefix in CIDR notation, as ipBlocks has them. An address stands for itself alone.
+// ParsePrefix parses an address, or a prefix in CIDR notation, as they appear in ipBlocks. An address is a prefix that contains
+// only itself.
 func ParsePrefix(text string) (netip.Prefix, error) {
 	if strings.Contains(text, "/") {
 		p, err := netip.ParsePrefix(text)

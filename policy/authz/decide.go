@@ -2,7 +2,7 @@ package authz
 
 var noMatch = Match{Rule: -1}
 
-// Authorizer holds compiled policies. It is immutable and safe for concurrent use. nil and the zero Authorizer have no
+// Authorizer has compiled policies. It is immutable and safe for concurrent use. A nil Authorizer and the zero value have no
 // policies and allow everything.
 type Authorizer struct {
 	http, l4 ruleSet
@@ -12,19 +12,19 @@ type Authorizer struct {
 	hasShadowAllow bool
 	present        bool // there is any policy
 	enforced       bool // there is an enforced policy that may deny
-	escaped        bool // the text of a path is another once it is decoded
+	escaped        bool // a path of some rule changes when it is decoded
 	hosts          bool // a rule has conditions on hosts
-	slots          int  // how many headers the rules ask for
+	slots          int  // the number of headers that the rules have conditions on
 	normalization  Normalization
 }
 
-// ruleSet is the rules of all policies by what they do.
+// ruleSet is the rules of all policies, grouped by action.
 type ruleSet struct {
 	deny, allow, audit      group
 	shadowDeny, shadowAllow group
 }
 
-// Decide decides about r, which it does not keep or change.
+// Decide decides about r. It does not change r or refer to it afterwards.
 func (a *Authorizer) Decide(r *Request) (d Decision) {
 	d.Match, d.Audit, d.Shadow.Match = noMatch, noMatch, noMatch
 	if a == nil || !a.present {
@@ -69,7 +69,7 @@ func (a *Authorizer) Decide(r *Request) (d Decision) {
 	return d
 }
 
-// shadow returns what d would be if the policies with DryRun were enforced, too.
+// shadow returns the decision that would have been made instead of d if the policies with DryRun were enforced too.
 func (a *Authorizer) shadow(rules *ruleSet, q *query, d *Decision) Shadow {
 	same := Shadow{Present: true, Allowed: d.Allowed, Match: d.Match, Reason: d.Reason}
 	if d.Reason == reasonDenied {

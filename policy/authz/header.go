@@ -6,25 +6,25 @@ import (
 	"strings"
 )
 
-// Bounds on what is read of one header, so that a header repeated thousands of times costs no more than a short one.
+// Bounds on the readings of one header, so that a header repeated thousands of times costs no more than a short one.
 const (
 	maxHeaderReadings = 64      // lines and list elements
-	maxPlainHeader    = 8 << 10 // bytes that each condition may look at by itself
+	maxPlainHeader    = 8 << 10 // bytes of a value that each condition may compare without shared readings
 )
 
-// headerReadings are the ways to read a header that has more than one.
+// headerReadings are the readings of a header that has more than one.
 type headerReadings struct {
-	// unreadable says that there are too many: the header might say anything.
+	// unreadable says that there are too many readings: the header could mean anything.
 	unreadable bool
 
 	// line is the only line of the header, as sent; "" if there are several.
 	line string
 
-	// all are the readings. Each is a list of spellings of the same value: one, but for binary headers.
+	// all are the readings. Each is a list of the spellings of one value. Only values of binary headers have several spellings.
 	all [][]string
 }
 
-// headerOf returns the value of a header if it has one reading only, or its readings.
+// headerOf returns the value of a header that has a single reading, or its readings in odd if it has several.
 func (q *query) headerOf(c *condition) (value string, odd *headerReadings, present bool) {
 	values := q.Header[c.header]
 	if len(values) == 0 {
@@ -49,7 +49,7 @@ func (q *query) headerOf(c *condition) (value string, odd *headerReadings, prese
 	return "", q.odd[c.slot], true
 }
 
-// isPlainHeader reports whether a value has one reading only: there is no space around it and it is no list.
+// isPlainHeader reports whether a value has a single reading: it is not a list and has no surrounding space.
 func isPlainHeader(value string, single bool) bool {
 	if value == "" {
 		return true
@@ -60,12 +60,12 @@ func isPlainHeader(value string, single bool) bool {
 	return inner(value[0]) && inner(value[len(value)-1])
 }
 
-// inner reports whether c is certainly no part of space around a value. Unicode has spaces beyond ASCII.
+// inner reports whether c cannot be part of the space around a value. Unicode has spaces beyond ASCII.
 func inner(c byte) bool { return c > ' ' && c < 0x7f }
 
-// readHeader returns the readings of a header: all lines joined, as Envoy joins them, each line alone, and each element of a
-// line that is a list. Lines of cookies are also joined as cookies are. HTTP/1 removes the space around a line, HTTP/2 leaves it there, and handlers remove it or not, so both
-// count.
+// readHeader returns the readings of a header: all lines joined by commas, as in Envoy, each line alone, and each element of a
+// line that is a list. Lines of cookies are also joined by semicolons. HTTP/1 removes the space around a line, HTTP/2 keeps it, and
+// handlers may or may not remove it, so the value with and without the space are both readings.
 func readHeader(lines []string, c *condition) *headerReadings {
 	single, binary := c.single, c.binary
 	h := new(headerReadings)
@@ -103,7 +103,7 @@ func readHeader(lines []string, c *condition) *headerReadings {
 		}
 	}
 	add(strings.Join(lines, ","))
-	if c.header == "Cookie" { // Envoy joins these so, and handlers read them all
+	if c.header == "Cookie" { // Envoy joins cookies like this, and handlers read all lines
 		trimmed := make([]string, len(lines))
 		for i, line := range lines {
 			trimmed[i] = strings.TrimSpace(line)
@@ -124,8 +124,8 @@ func readHeader(lines []string, c *condition) *headerReadings {
 	return h
 }
 
-// spellings returns the ways to write the value of a header. Those of binary headers (-bin, as gRPC has them) travel in
-// base64, with or without padding, and handlers see them so or decoded.
+// spellings returns the ways to spell the value of a header. Values of binary headers (-bin, as in gRPC) are sent in base64, with
+// or without padding, and handlers see them encoded or decoded.
 func spellings(value string, binary bool) []string {
 	all := []string{value}
 	if !binary {
@@ -144,14 +144,14 @@ func spellings(value string, binary bool) []string {
 	return all
 }
 
-// singleHeaders are headers that are no lists: a comma in them separates nothing.
+// singleHeaders are headers whose value is not a list: a comma in it does not separate elements.
 var singleHeaders = []string{
 	"Authorization", "Content-Disposition", "Content-Location", "Content-Type", "Cookie", "Date", "Expires", "From",
 	"If-Modified-Since", "If-Range", "If-Unmodified-Since", "Last-Modified", "Location", "Proxy-Authorization", "Referer",
 	"Retry-After", "Server", "Set-Cookie", "User-Agent",
 }
 
-// matchHeader judges a header, under every reading or under any.
+// matchHeader reports whether a header matches under every reading, or under any.
 func (c *condition) matchHeader(q *query, every bool) bool {
 	value, odd, present := q.headerOf(c)
 	switch {
@@ -162,7 +162,7 @@ func (c *condition) matchHeader(q *query, every bool) bool {
 	case odd.unreadable:
 		return !every
 	}
-	// A value that is the whole line, commas included, says all there is to say about it.
+	// A value that equals the whole line, commas included, covers all its readings.
 	settled := every && odd.line != "" && c.texts.values.names(odd.line)
 	for _, reading := range odd.all {
 		if c.texts.matchSpellings(reading, settled) != every {
@@ -176,7 +176,7 @@ func (t *texts) matchPresent(s string) bool {
 	return (t.values.empty() || t.values.matchPresent(s)) && !t.notValues.matchPresent(s)
 }
 
-// matchSpellings is matchPresent for a value that can be written in several ways. With settled the values match.
+// matchSpellings is matchPresent for a value with several spellings. If settled, t.values are known to match.
 func (t *texts) matchSpellings(spellings []string, settled bool) bool {
 	return (settled || t.values.empty() || slices.ContainsFunc(spellings, t.values.matchPresent)) &&
 		!slices.ContainsFunc(spellings, t.notValues.matchPresent)
@@ -187,9 +187,9 @@ func isBinary(name string) bool { return strings.HasSuffix(name, "-Bin") }
 
 func isSingle(name string) bool { return slices.Contains(singleHeaders, name) }
 
-// hostReadings appends the ways to read the host of a request to buf, none if there are too many. HTTP/2 may send both
-// :authority, which is Request.Host, and a host header. Space around a host, a dot at its end and user information before it
-// make no other host.
+// hostReadings appends the readings of the host of a request to buf, or returns nil if there are too many. An HTTP/2 request may
+// have both :authority, which is Request.Host, and a host header. A host with surrounding space, a trailing dot or user
+// information is also read without it.
 func hostReadings(r *Request, buf []string) []string {
 	sent := r.Header["Host"]
 	if len(sent) == 0 && isPlainHost(r.Host) {
@@ -222,7 +222,7 @@ func hostReadings(r *Request, buf []string) []string {
 	return buf
 }
 
-// isPlainHost reports whether a host has one reading only.
+// isPlainHost reports whether a host has a single reading.
 func isPlainHost(host string) bool {
 	if host == "" {
 		return true

@@ -10,24 +10,24 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Handler is an http.Handler that passes on what its Authorizer allows. It answers the rest as [Decision.Refuse]
-// does. It belongs outside of what changes requests: it judges the request target as it was sent. Its fields must not
-// be changed once it is used.
+// Handler is an http.Handler that serves the requests that its Authorizer allows, and refuses the others with [Decision.Refuse].
+// It decides by the request target as it was sent, so it must be outside of any handler that changes requests. It is safe for
+// concurrent use. Its fields must not be changed after its first use.
 type Handler struct {
-	// Next serves what is allowed. It must be set.
+	// Next serves the requests that are allowed. It must be set.
 	Next http.Handler
 
-	// Authorizer decides. nil allows everything.
+	// Authorizer decides. Nil allows everything.
 	Authorizer *Authorizer
 
-	// Principal returns the verified identity of the peer, without "spiffe://", or "" if it has none. nil means that no
-	// peer has one.
+	// Principal returns the verified identity of the peer, without "spiffe://", or "" if it has none. Nil means that no peer has
+	// one.
 	Principal func(*http.Request) string
 
-	// TrustedHops is how many proxies in front may add to x-forwarded-for; see [NewRequest].
+	// TrustedHops is the number of proxies in front whose additions to x-forwarded-for are trusted; see [NewRequest].
 	TrustedHops int
 
-	// OnDecision, if not nil, is told of every decision before the request is served or refused.
+	// OnDecision, if not nil, is called with every decision, before the request is served or refused.
 	OnDecision func(*http.Request, Decision)
 }
 
@@ -50,12 +50,12 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 const (
-	deniedText     = "RBAC: access denied" // Envoy's
+	deniedText     = "RBAC: access denied" // Envoy's text
 	badRequestText = "Bad Request"
 )
 
-// Refuse answers a request that is not allowed: 403 with Envoy's text, or 400 if the path cannot be read. A gRPC call
-// gets the code that stands for that status. Nothing in the answer says why.
+// Refuse writes the response to a request that is not allowed: 403 with Envoy's text, or 400 if the path cannot be read. A gRPC
+// call gets the gRPC code that stands for that status. The response does not say why the request was refused.
 func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 	status, text, code := http.StatusForbidden, deniedText, "7" // PERMISSION_DENIED
 	if d.BadRequest {
@@ -72,13 +72,13 @@ func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 	header["Content-Type"] = []string{"text/plain"}
 	header["Content-Length"] = []string{strconv.Itoa(len(text))}
 	w.WriteHeader(status)
-	_, _ = w.Write([]byte(text)) // a peer that has gone needs no answer
+	_, _ = w.Write([]byte(text)) // a peer that has gone needs no response
 }
 
-// NewRequest returns the view of a request that a net/http server received, over HTTP/1 or HTTP/2, from a peer with
-// the given principal. Remote is the address of the client by x-forwarded-for: with n trusted hops (Istio's
-// numTrustedProxies) the nth from the right, which the outermost trusted proxy wrote; what is left of it anyone may have
-// written. Without trusted hops, or if there is no address in that place, it is the peer's.
+// NewRequest returns the view of a request that a net/http server received over HTTP/1 or HTTP/2 from a peer with the given
+// principal. Remote is the address of the client. With n trusted hops (Istio's numTrustedProxies), that is the nth address of
+// x-forwarded-for from the right, which the outermost trusted proxy wrote; anyone may have written the addresses to the left of
+// it. Without trusted hops, or if there is no valid address in that place, it is the address of the peer.
 func NewRequest(r *http.Request, principal string, trustedHops int) Request {
 	view := Request{
 		Principal: principal,
@@ -89,7 +89,7 @@ func NewRequest(r *http.Request, principal string, trustedHops int) Request {
 		Header:    r.Header,
 	}
 	view.Remote = remoteAddr(view.Source, r.Header["X-Forwarded-For"], trustedHops)
-	if view.Target == "" && r.URL != nil { // made by a program, not by a server
+	if view.Target == "" && r.URL != nil { // a request that did not come from a server, as in tests
 		view.Target = r.URL.RequestURI()
 	}
 	switch local := r.Context().Value(http.LocalAddrContextKey).(type) {
@@ -105,7 +105,7 @@ func NewRequest(r *http.Request, principal string, trustedHops int) Request {
 	return view
 }
 
-// parseAddr returns the zero value for what is not an address with a port, such as that of a Unix socket.
+// parseAddr returns the zero value for text that is not an address with a port, such as that of a Unix socket.
 func parseAddr(s string) netip.AddrPort {
 	addr, err := netip.ParseAddrPort(s)
 	if err != nil {
@@ -114,9 +114,7 @@ func parseAddr(s string) netip.AddrPort {
 	return netip.AddrPortFrom(addr.Addr().Unmap(), addr.Port())
 }
 
-// remoteAddr returns the address of the client by the values of x-forwarded-for. With n trusted hops (Istio's
-// numTrustedProxies) it is the nth address from the right, which the outermost trusted proxy wrote; what is left of
-// it anyone may have written. Without trusted hops, or if there is no address in that place, it is source.
+// remoteAddr returns the address of the client by the values of x-forwarded-for, as NewRequest documents it.
 func remoteAddr(source netip.Addr, xff []string, trustedHops int) netip.Addr {
 	if trustedHops <= 0 {
 		return source

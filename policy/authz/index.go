@@ -7,28 +7,28 @@ import (
 	"strings"
 )
 
-// group is the rules of one kind of policy, in the order of the documents, and an index of them.
+// group is the rules of one action, in the order of the policies, with an index of them.
 //
-// Each rule stands in the index under texts one of which a request must have to match it: principals, say, or paths. Of
-// the fields of a rule that offer such texts, the index uses the one that the rule shares with the fewest others. Rules
-// that offer none are tried for every request.
+// The index lists each rule under a set of keys, such as principals or paths. A request must have one of these keys to match the
+// rule. If several fields of a rule have such keys, the index uses the field whose keys lead to the fewest rules. Rules without
+// keys are tried for every request.
 type group struct {
 	rules []*rule
 
-	indexed    bool // there are enough rules for it; else what follows is not used
-	rest       []int32
-	negated    negations // rules like those of rest
+	indexed    bool      // there are enough rules for an index; otherwise the fields below are not used
+	rest       []int32   // rules without keys
+	negated    negations // rules without keys that have notPaths
 	principals lookup
 	paths      lookup
-	suffixes   lookup // of paths, both written backwards
+	suffixes   lookup // of paths; keys and paths are reversed
 	namespaces map[string][]int32
 	accounts   map[string][]int32
 	methods    map[string][]int32
 	headers    []headerLookup
-	identities []int32 // all of namespaces and accounts, for principals of another shape than Istio's
+	identities []int32 // all rules in namespaces and accounts, for principals that do not have Istio's form
 }
 
-// minIndexed is the number of rules from which on an index is faster than to try them all.
+// minIndexed is the number of rules from which an index is faster than trying them all.
 const minIndexed = 5
 
 func (g *group) add(r *rule) { g.rules = append(g.rules, r) }
@@ -61,7 +61,7 @@ func (g *group) first(q *query) Match {
 			best = g.lookup(&g.suffixes, backwards(q.paths[i].path), best, q)
 		}
 		if g.rules[0].every {
-			break // what matches under every reading matches under the first
+			break // a rule that matches under every reading matches under the first
 		}
 	}
 	best = g.try(g.methods[q.Method], best, q)
@@ -74,7 +74,7 @@ func (g *group) first(q *query) Match {
 	return g.rules[best].name
 }
 
-// try returns the first of the rules in list that matches, or best if none before it does.
+// try returns the first rule of list that matches, or best if none before best does.
 func (g *group) try(list []int32, best int, q *query) int {
 	for _, i := range list {
 		if int(i) >= best {
@@ -89,9 +89,9 @@ func (g *group) try(list []int32, best int, q *query) int {
 
 // headerLookup finds rules by the value of a header.
 type headerLookup struct {
-	condition condition // on the header
+	condition condition // any condition on the header, for the look-up of its value
 	exact     map[string][]int32
-	all       []int32
+	all       []int32 // every rule in exact
 }
 
 func (l *headerLookup) lookup(g *group, best int, q *query) int {
@@ -119,20 +119,20 @@ func (g *group) lookup(l *lookup, text string, best int, q *query) int {
 	return best
 }
 
-// lookup finds numbers, of rules for instance, by a text that a request has, or that what it has begins with.
+// lookup finds numbers, such as those of rules, by a text of a request: under the text itself and under its prefixes.
 type lookup struct {
 	exact    map[string][]int32
-	starts   map[string][]int32 // until they are linked
+	starts   map[string][]int32 // prefixes, until link sorts them
 	prefixes []prefixed         // sorted
 }
 
 type prefixed struct {
 	text    string
 	numbers []int32
-	parent  int // the longest other prefix that text begins with, or -1
+	parent  int // the longest other prefix of text, or -1
 }
 
-// find yields the numbers under text and under what it begins with.
+// find yields the numbers under text and under its prefixes.
 func (l *lookup) find(text string) iter.Seq[[]int32] {
 	return func(yield func([]int32) bool) {
 		if list := l.exact[text]; list != nil && !yield(list) {
@@ -146,9 +146,8 @@ func (l *lookup) find(text string) iter.Seq[[]int32] {
 	}
 }
 
-// longest returns the last prefix that is not behind text in the order of texts, or -1. If text begins with any
-// prefix, it begins with this one or with one of its parents: what is between a prefix and text begins with that
-// prefix, too.
+// longest returns the last prefix in sorted order that is not greater than text, or -1. All prefixes of text are this one or its
+// parents: whatever sorts between a prefix of text and text begins with that prefix too.
 func (l *lookup) longest(text string) int {
 	if len(l.prefixes) == 0 {
 		return -1
@@ -178,8 +177,8 @@ func (l *lookup) link() {
 	}
 }
 
-// splitPrincipal splits "trust-domain/ns/NAMESPACE/sa/NAME" into the namespace and "NAMESPACE/sa/NAME". It refuses
-// any other shape, and a namespace "ns", which makes a second "/ns/".
+// splitPrincipal splits "trust-domain/ns/NAMESPACE/sa/NAME" into the namespace and "NAMESPACE/sa/NAME". It reports false for any
+// other form, and for the namespace "ns", which leads to a second "/ns/".
 func splitPrincipal(principal string) (namespace, account string, ok bool) {
 	domain := strings.IndexByte(principal, '/')
 	if domain <= 0 {
@@ -197,14 +196,14 @@ func splitPrincipal(principal string) (namespace, account string, ok bool) {
 	return namespace, account, true
 }
 
-// key is a text to stand under.
+// key is an entry of the index.
 type key struct {
 	kind   keyKind
 	text   string
 	header string // of byHeader
 }
 
-// keyKind is the kinds of keys, the most telling first.
+// keyKind is the kind of a key. The most selective kinds come first.
 type keyKind uint8
 
 const (
@@ -302,7 +301,7 @@ func (g *group) insertHeader(k key, i int32) {
 	}
 }
 
-// cheapest returns the choice whose keys lead to the fewest rules; of equal ones that of the most telling kind.
+// cheapest returns the choice whose keys lead to the fewest rules. Among equals it returns the one of the most selective kind.
 func cheapest(choices [][]key, shared map[key]int) []key {
 	var best []key
 	bestCost, bestKind := 0, keyKind(0)
@@ -319,7 +318,7 @@ func cheapest(choices [][]key, shared map[key]int) []key {
 	return best
 }
 
-// keys returns the sets of keys that the rule may stand under. A request has to have a key of each set to match it.
+// keys returns the sets of keys under which the rule can be listed. A request must have a key of each set to match the rule.
 func (r *rule) keys() [][]key {
 	var choices [][]key
 	add := func(keys []key) {
@@ -349,7 +348,7 @@ func (r *rule) keys() [][]key {
 	return choices
 }
 
-// union returns the keys of n alternatives, or nil if one of them has none.
+// union returns the keys of n alternatives, or nil if one of them has no keys.
 func union(n int, of func(int) []key) []key {
 	var all []key
 	for i := range n {
@@ -371,7 +370,7 @@ func firstKeys(choices ...[]key) []key {
 	return nil
 }
 
-// textKeys returns a key for each value, or nil if there is a value that has none.
+// textKeys returns a key for each value, or nil if a value has no key.
 func textKeys(values []pattern, about attribute) []key {
 	keys := make([]key, 0, len(values))
 	for _, v := range values {
@@ -405,7 +404,7 @@ func headerKeys(c *condition) []key {
 	return keys
 }
 
-// pathKeys is textKeys for paths, whose text may be another once it is decoded.
+// pathKeys is textKeys for paths. Each value has two keys: as it is written and decoded.
 func pathKeys(values []pattern) []key {
 	keys := make([]key, 0, len(values))
 	for _, v := range values {
@@ -431,7 +430,7 @@ func pathKeys(values []pattern) []key {
 	return keys
 }
 
-// backwards returns s with its bytes in the other order.
+// backwards returns s with its bytes reversed.
 func backwards(s string) string {
 	var room [maxScratch]byte
 	out := scratch(&room, s)

@@ -2,14 +2,14 @@ package authz
 
 import "slices"
 
-// negations are the rules with notPaths that have no text a request must have, so that the index cannot find them. The
-// patterns that the readings of a path match are looked up once, and only the few rules that may still match are tried.
+// negations are the rules with notPaths that have no keys, so that the index cannot find them. The patterns that the readings of
+// a path match are looked up once. Then only the few rules that can still match are tried.
 type negations struct {
 	rules    []negatedRule
 	patterns []negatedPath
-	always   []int32 // patterns without a text to stand under
+	always   []int32 // patterns without a key
 	paths    lookup  // of patterns
-	suffixes lookup  // of patterns, both written backwards
+	suffixes lookup  // of patterns; keys and paths are reversed
 
 	operations int
 }
@@ -26,8 +26,8 @@ type negatedPath struct {
 	operations []int32
 }
 
-// add takes a rule, if each of its operations has notPaths. A rule that must match under every reading may do so by a different
-// operation under each, so it is taken only if it has a single one.
+// add adds a rule if each of its operations has notPaths, and reports whether it did. A rule that must match under every reading
+// can match by a different operation under each, so it is added only if it has a single operation.
 func (n *negations) add(i int32, r *rule) bool {
 	if len(r.to) == 0 || r.every && len(r.to) > 1 {
 		return false
@@ -48,7 +48,7 @@ func (n *negations) add(i int32, r *rule) bool {
 	return true
 }
 
-// link puts equal patterns together, and each under its text.
+// link merges equal patterns and lists each under its keys.
 func (n *negations) link() {
 	known := make(map[pattern]int)
 	all := n.patterns
@@ -87,7 +87,7 @@ func (n *negations) try(g *group, best int, q *query) int {
 		return best
 	}
 	var not []bool
-	if q.paths[0].path != q.paths[len(q.paths)-1].path { // else the path is plain: to try is as fast, and allocates nothing
+	if q.paths[0].path != q.paths[len(q.paths)-1].path { // for a plain path, trying the rules is as fast and does not allocate
 		not = n.matched(q.paths, g.rules[0].every)
 	}
 	for _, r := range n.rules {
@@ -101,12 +101,12 @@ func (n *negations) try(g *group, best int, q *query) int {
 	return best
 }
 
-// matched reports for each operation whether its notPaths match every reading or, for rules that must match under every
-// reading, any. Either way the operation does not match the request.
+// matched reports for each operation whether its notPaths match every reading. For rules that must match under every reading
+// (anyReading), it reports whether they match any. In both cases the operation does not match the request.
 func (n *negations) matched(paths []reading, anyReading bool) []bool {
 	found, times := n.find(paths)
 	matched := make([]bool, n.operations)
-	var under []int32 // for operations that different patterns match: how many readings, counted from the first
+	var under []int32 // for operations that different patterns match: how many readings in a row, from the first
 	for _, f := range found {
 		operations := n.patterns[f.pattern].operations
 		switch {
@@ -135,7 +135,7 @@ type foundPath struct{ reading, pattern int32 }
 // find returns the patterns that readings match, reading by reading, and how many readings match each pattern.
 func (n *negations) find(paths []reading) (found []foundPath, times []int32) {
 	times = make([]int32, len(n.patterns))
-	last := make([]int32, len(n.patterns)) // the reading that was found to match last, and 1
+	last := make([]int32, len(n.patterns)) // 1 plus the last reading that matched; 0 for none
 	for i := range paths {
 		r := &paths[i]
 		try := func(patterns []int32) {

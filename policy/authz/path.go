@@ -11,14 +11,14 @@ import (
 // reading is one way to read a path.
 type reading struct {
 	path    string
-	decoded bool // all escapes are decoded, as in URL.Path: compare with patterns that are, too
+	decoded bool // all escapes are decoded, as in URL.Path: it is compared with decoded patterns
 }
 
-// maxOddPath bounds the paths that have several readings by how many kinds of oddities they have: each multiplies the number of
-// readings, and no path should cost more than the request it comes with.
+// maxOddPath is the maximum length of paths with several readings, by the number of kinds of oddities that they have. Each kind
+// multiplies the number of readings, and no path should cost more than the rest of its request.
 var maxOddPath = [...]int{1: 2 << 10, 2: 768, 3: 256}
 
-// tooLong reports whether a path that is not plain is too long for its oddities.
+// tooLong reports whether a path that is not plain is too long to try all its readings.
 func tooLong(path string, found escapes) bool {
 	if len(path) <= maxOddPath[len(maxOddPath)-1] {
 		return false
@@ -41,10 +41,10 @@ func tooLong(path string, found escapes) bool {
 	return len(path) > maxOddPath[min(max(kinds, 1), len(maxOddPath)-1)]
 }
 
-// escapes says which characters stand in a path percent-encoded.
+// escapes says which characters are percent-encoded in a path.
 type escapes struct {
 	any, dot, slash, backslash bool
-	nul, high, malformed       bool // high: what is no ASCII
+	nul, high, malformed       bool // high: beyond ASCII
 }
 
 func escapesOf(path string) (found escapes) {
@@ -74,7 +74,7 @@ func escapesOf(path string) (found escapes) {
 	return found
 }
 
-// read appends the readings of a request target to buf, none if it is malformed.
+// read appends the readings of a request target to buf, or returns nil if the target is malformed.
 func (a *Authorizer) read(method, target string, buf []reading) []reading {
 	path, plain, ok := targetPath(method, target)
 	switch {
@@ -91,14 +91,14 @@ func (a *Authorizer) read(method, target string, buf []reading) []reading {
 		return nil
 	}
 	mode := a.normalization
-	if method == http.MethodConnect { // http.ServeMux cleans no path of these
+	if method == http.MethodConnect { // http.ServeMux does not clean their paths
 		mode = None
 	}
 	return readings(path, mode, a.escaped)
 }
 
-// targetPath returns the path of a request target with what follows it but for the query (RFC 9112, section 3.2). A
-// plain path has one reading only. The target of a CONNECT request has no path: it is "".
+// targetPath returns the path of a request target (RFC 9112, section 3.2) without the query. A fragment stays part of it. A plain
+// path has a single reading. The path of a CONNECT request is "".
 func targetPath(method, target string) (path string, plain, ok bool) {
 	if target == "" {
 		return "", false, false
@@ -111,7 +111,7 @@ func targetPath(method, target string) (path string, plain, ok bool) {
 		return target, true, true
 	}
 	if method == http.MethodConnect {
-		// net/http would take what follows the authority for a path, though there is nothing to follow it.
+		// Only an authority is valid here, but net/http would treat what follows it as a path.
 		return "", true, !strings.ContainsAny(target, `/\?#%`)
 	}
 	path, _, _ = strings.Cut(target, "?")
@@ -143,7 +143,7 @@ func isScheme(s string) bool {
 	return s != ""
 }
 
-// scan cuts the query off target, which begins with a slash, and reports whether what is left has one reading only.
+// scan cuts the query off target, which begins with a slash, and reports whether the path has a single reading.
 func scan(target string) (path string, plain bool) {
 	plain = true
 	for i := range len(target) {
@@ -159,7 +159,7 @@ func scan(target string) (path string, plain bool) {
 	return target, plain
 }
 
-// oddSegment reports whether rest begins with a segment that is a dot segment, or empty without being the last.
+// oddSegment reports whether the first segment of rest is a dot segment, or is empty and not the last one.
 func oddSegment(rest string) bool {
 	if rest == "" {
 		return false
@@ -185,7 +185,7 @@ func valid(path string, found escapes) bool {
 	return utf8.ValidString(path)
 }
 
-// decoding says which escapes are decoded, beside those of unreserved characters.
+// decoding says which escapes are decoded, in addition to those of unreserved characters.
 type decoding uint8
 
 const (
@@ -194,24 +194,24 @@ const (
 	decodeEvery            // all, as URL.Path has it
 )
 
-// readings returns the ways to read a valid path that begins with a slash; the first is the one that mode means.
+// readings returns the readings of a valid path that begins with a slash. The first one is the one that mode prescribes.
 //
-// What a reader does to a path, he does in this order: he decodes escapes, takes `\` for `/`, cuts parameters off
-// segments, and resolves dot segments. Parameters may be cut off before all that, too, as Java's servers do:
-// `/a;%2Fb/c` is `/a/b/c` or `/a/c`. And slashes are merged at the end, as Istio does, or before dot segments are
-// resolved, as path.Clean does: `/a//../b` is `/a/b` or `/b`. All combinations count that mode does not rule out.
+// A reader may decode escapes, treat `\` as `/`, cut the parameters off segments, and resolve dot segments, in this order.
+// Parameters may also be cut off first, as Java's servers do: `/a;%2Fb/c` is `/a/b/c` or `/a/c`. Slashes are merged at the end, as
+// Istio does, or before dot segments are resolved, as path.Clean does: `/a//../b` is `/a/b` or `/b`. All combinations that mode
+// does not rule out are readings.
 //
-// net/http takes `\` for an ordinary character, so a path that has one is read with it, too: to http.ServeMux `/a\b` is one
-// segment. In DecodeAndMergeSlashes, which says that the application takes it for a slash, that counts only where it may lead
-// somewhere else altogether: beside dot segments, which have then less to climb over, and parameters, of which there is then
-// more.
+// net/http treats `\` as an ordinary character, so a path is also read with its backslashes: to http.ServeMux, `/a\b` is one
+// segment. DecodeAndMergeSlashes says that the application treats it as a slash. In that mode the path with backslashes is a
+// reading only if it could name something else altogether: next to dot segments, which then remove more, and next to parameters,
+// which are then longer.
 //
-// Two oddities always count only there. net/http takes `#` for a part of the path: what follows it matters if it has segments
-// of its own, or makes a dot segment another one. And http.ServeMux resolves dot segments before it decodes escapes, so that
-// `/a/%2e%2e/b` belongs to the handler of `/a/`.
+// Two oddities count only in such cases in every mode. net/http treats `#` as part of the path: the text after it matters if it
+// has segments of its own, or if it turns a dot segment into an ordinary one. And http.ServeMux resolves dot segments before it
+// decodes escapes, so `/a/%2e%2e/b` belongs to the handler of `/a/`.
 //
-// Readings with every escape decoded are for patterns that differ once decoded. Without any (escaped is false), they
-// are left out for a path that has no escapes either.
+// Readings with every escape decoded are compared with patterns that change when they are decoded. If there are no such patterns
+// (escaped is false), these readings are omitted for a path that has no escapes.
 func readings(path string, mode Normalization, escaped bool) []reading {
 	s := readingSet{mode: mode}
 	if mode == None {
@@ -233,7 +233,7 @@ func readings(path string, mode Normalization, escaped bool) []reading {
 	return s.all
 }
 
-// endsInDots reports whether the last segment of path is a dot segment to any reader.
+// endsInDots reports whether the last segment of path is a dot segment under some reading.
 func endsInDots(path string) bool {
 	path = strings.ReplaceAll(decodeEvery.apply(path), `\`, "/")
 	return strings.HasSuffix(path, "/.") || strings.HasSuffix(path, "/..")
@@ -242,9 +242,9 @@ func endsInDots(path string) bool {
 // readingSet is the readings of a path, without duplicates.
 type readingSet struct {
 	mode    Normalization
-	decoded bool // of what is added
+	decoded bool // the decoded field of the readings that are being added
 	all     []reading
-	forms   []reading // whose segments were read
+	forms   []reading // those that addSegments has already seen
 }
 
 func (s *readingSet) add(path string) {
@@ -253,7 +253,7 @@ func (s *readingSet) add(path string) {
 	}
 }
 
-// addPath adds the readings of a path, with its parameters and without them.
+// addPath adds the readings of a path, with and without its parameters.
 func (s *readingSet) addPath(path string, escaped bool) {
 	s.addDecoded(path, escaped)
 	if strings.Contains(path, ";") {
@@ -261,7 +261,7 @@ func (s *readingSet) addPath(path string, escaped bool) {
 	}
 }
 
-// addRouted adds what a path with escaped dot segments is to a router to which those are like any other.
+// addRouted adds the readings of a router that resolves dot segments before it decodes escapes.
 func (s *readingSet) addRouted(path string) {
 	if !escapesOf(path).dot || removeDots(decodeNone.apply(path)) == decodeNone.apply(removeDots(path)) {
 		return
@@ -276,7 +276,7 @@ func (s *readingSet) addRouted(path string) {
 	s.add(mergeSlashes(decodeEvery.apply(cleaned)))
 }
 
-// addDecoded adds the readings of a path by the escapes that are decoded.
+// addDecoded adds the readings of a path with each choice of escapes to decode.
 func (s *readingSet) addDecoded(path string, escaped bool) {
 	s.decoded = false
 	normal := decodeNone.apply(path)
@@ -296,7 +296,7 @@ func (s *readingSet) addDecoded(path string, escaped bool) {
 	}
 }
 
-// addBackslashes adds the readings of a path whose escapes are settled.
+// addBackslashes adds the readings of a path whose escapes are decoded, with and without its backslashes.
 func (s *readingSet) addBackslashes(path string) {
 	s.addParameters(strings.ReplaceAll(path, `\`, "/"))
 	if strings.Contains(path, `\`) && (s.mode != DecodeAndMergeSlashes || strings.Contains(path, "..") || strings.Contains(path, ";")) {
@@ -314,7 +314,7 @@ func (s *readingSet) addParameters(path string) {
 func (s *readingSet) addSegments(path string) {
 	form := reading{path, s.decoded}
 	if slices.Contains(s.forms, form) {
-		return // another way to read the path came to the same
+		return // another combination led to the same form
 	}
 	s.forms = append(s.forms, form)
 	resolved := removeDots(path)
@@ -327,7 +327,7 @@ func (s *readingSet) addSegments(path string) {
 	}
 }
 
-// apply decodes the escapes of d in path. It writes the others in upper case, and leaves what is malformed as it is.
+// apply decodes those escapes in path that d names. It converts the others to upper case, and keeps malformed ones as they are.
 func (d decoding) apply(path string) string {
 	i := strings.IndexByte(path, '%')
 	if i < 0 {
@@ -378,13 +378,13 @@ func upper(c byte) byte {
 	return c
 }
 
-// isUnreserved reports whether c may be escaped or not without a difference (RFC 3986, section 2.3).
+// isUnreserved reports whether c means the same whether it is escaped or not (RFC 3986, section 2.3).
 func isUnreserved(c byte) bool {
 	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9' ||
 		c == '-' || c == '.' || c == '_' || c == '~'
 }
 
-// cutParameters cuts off each segment what follows a semicolon.
+// cutParameters removes the part of each segment from the first semicolon on.
 func cutParameters(path string) string {
 	first := strings.IndexByte(path, ';')
 	if first < 0 {
@@ -452,16 +452,16 @@ func removeDots(path string) string {
 			out = append(out, '/')
 		}
 	}
-	if len(out) == len(path) { // a name that begins with a dot
+	if len(out) == len(path) { // there was only a name that begins with a dot
 		return path
 	}
 	return string(out)
 }
 
-// maxScratch is the longest path that is rewritten without another allocation than that of what comes of it.
+// maxScratch is the length of the longest path that is rewritten with no allocation but that of the result.
 const maxScratch = 768
 
-// scratch returns room for what comes of path.
+// scratch returns an empty buffer with room for the rewritten path.
 func scratch(room *[maxScratch]byte, path string) []byte {
 	if len(path) <= len(room) {
 		return room[:0]

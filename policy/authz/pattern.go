@@ -10,7 +10,7 @@ import (
 type pattern struct {
 	kind    kind
 	text    string
-	decoded string // of a path: text with all escapes decoded, for readings that have them decoded
+	decoded string // text with all escapes decoded, to compare with decoded readings of a path
 }
 
 type kind uint8
@@ -20,11 +20,11 @@ const (
 	prefix        // text*
 	suffix        // *text
 	nonEmpty      // *
-	glob          // a trust domain, or a namespace as a pattern for the whole principal; * is any text
+	glob          // a trust domain, or a namespace as a pattern of the whole principal; * matches any text
 	serviceAccount
 	template // a path with {*} or {**}
 
-	foldedBit kind = 0x80 // compare without case; text is in lower case
+	foldedBit kind = 0x80 // ignore case; text is in lower case
 )
 
 func textPattern(v string) pattern {
@@ -49,7 +49,7 @@ func principalPattern(v string) (pattern, error) {
 	return p, checkPrincipal(p)
 }
 
-// hostPattern takes "*" for any host, also one that is empty, as a peer may send it.
+// hostPattern parses a host. "*" matches any host, even the empty one that a peer may send.
 func hostPattern(v string) (pattern, error) {
 	if v == "*" {
 		return pattern{kind: prefix}, nil
@@ -57,7 +57,7 @@ func hostPattern(v string) (pattern, error) {
 	return foldedPattern(v)
 }
 
-// foldedPattern is for hosts, and names that a peer asked for by SNI.
+// foldedPattern parses a host or a server name (SNI), both of which ignore case.
 func foldedPattern(v string) (pattern, error) {
 	p := textPattern(lower(v))
 	err := checkHost(p)
@@ -86,7 +86,7 @@ func namespacePattern(v string) (pattern, error) {
 	return pattern{kind: glob, text: "*/ns/" + v + "/*"}, checkIdentityPart(v, "/")
 }
 
-// namespaceOf returns what namespacePattern made a pattern of.
+// namespaceOf returns the value that namespacePattern was called with.
 func namespaceOf(p pattern) string { return p.text[len("*/ns/") : len(p.text)-len("/*")] }
 
 func accountPattern(v string) (pattern, error) {
@@ -97,7 +97,7 @@ func accountPattern(v string) (pattern, error) {
 	return pattern{kind: serviceAccount, text: v}, checkIdentityPart(v, "/")
 }
 
-// pathPattern returns the parser of the paths of a mode.
+// pathPattern returns the parser of paths for a mode.
 func pathPattern(mode Normalization) func(v string) (pattern, error) {
 	return func(v string) (pattern, error) {
 		p := textPattern(v)
@@ -113,7 +113,7 @@ func pathPattern(mode Normalization) func(v string) (pattern, error) {
 	}
 }
 
-// checkTemplate reports what is wrong with a path template.
+// checkTemplate returns an error if v is not a valid path template.
 func checkTemplate(v string) error {
 	if v[0] != '/' {
 		return errors.New("a template begins with a slash")
@@ -136,11 +136,11 @@ func checkTemplate(v string) error {
 // list is the values of a field, any of which may match.
 type list struct {
 	all    []pattern
-	exact  map[string]struct{} // those that stand for themselves alone, if there are many
-	others []pattern           // those not in exact
+	exact  map[string]struct{} // values that match only themselves; nil if there are few
+	others []pattern           // values that are not in exact
 }
 
-// manyExact is the number of texts from which on a map is faster than to compare them all.
+// manyExact is the number of texts from which a map is faster than comparing them all.
 const manyExact = 9
 
 func newList(all []pattern) list {
@@ -180,7 +180,7 @@ func (l *list) match(s string) bool {
 	return false
 }
 
-// matchPresent is match for the value of a header that is there, though it may be empty, for which "*" asks.
+// matchPresent is match for the value of a header that is present. "*" matches such a value even if it is empty.
 func (l *list) matchPresent(s string) bool {
 	if l.match(s) {
 		return true
@@ -188,7 +188,7 @@ func (l *list) matchPresent(s string) bool {
 	return s == "" && slices.ContainsFunc(l.others, func(p pattern) bool { return p.kind == nonEmpty })
 }
 
-// names reports whether one of the values is s itself.
+// names reports whether one of the values is exactly s.
 func (l *list) names(s string) bool {
 	if l.exact != nil {
 		if _, ok := l.exact[s]; ok {
@@ -215,7 +215,7 @@ func (l *list) matchPath(r *reading) bool {
 	return false
 }
 
-// matchReading compares the text that goes with the reading.
+// matchReading compares the decoded text with a decoded reading, and the text as written with any other.
 func (p *pattern) matchReading(r *reading) bool {
 	if r.decoded {
 		return match(p.kind, p.decoded, r.path)
@@ -260,8 +260,8 @@ func lower(s string) string {
 	}, s)
 }
 
-// equalFold reports whether s is lowercase but for the case of ASCII letters. Unlike strings.EqualFold it takes no
-// other letters for the same. The lengths are equal.
+// equalFold reports whether s equals lowercase, ignoring the case of ASCII letters. Unlike strings.EqualFold, it does not fold
+// other letters. Both must have the same length.
 func equalFold(s, lowercase string) bool {
 	for i := range len(s) {
 		c := s[i]
@@ -275,7 +275,7 @@ func equalFold(s, lowercase string) bool {
 	return true
 }
 
-// matchGlob reports whether s matches pattern, in which a star is any text.
+// matchGlob reports whether s matches pattern, in which a star matches any text.
 func matchGlob(pattern, s string) bool {
 	literal, pattern, star := strings.Cut(pattern, "*")
 	if !star {
@@ -318,7 +318,7 @@ func matchAccount(account, principal string) bool {
 	return false
 }
 
-// matchTemplate reports whether path matches a template that checkTemplate has found good.
+// matchTemplate reports whether path matches a template that checkTemplate has accepted.
 func matchTemplate(template, path string) bool {
 	for {
 		i := strings.IndexByte(template, '{')

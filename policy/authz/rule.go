@@ -9,13 +9,13 @@ import (
 // query is a request on its way through the rules.
 type query struct {
 	*Request
-	paths      []reading // of a raw TCP connection they mean nothing
-	unreadable bool      // there are none: the path might be any
-	hosts      []string  // none: the host might be any. Not set unless a rule has conditions on hosts
+	paths      []reading // meaningless for a raw TCP connection
+	unreadable bool      // there are no paths: the path could be anything
+	hosts      []string  // if there are none, the host could be anything; set only if a rule has conditions on hosts
 
-	slots int               // how many headers the rules ask for
-	plain uint64            // those of the first of them that have one reading only
-	odd   []*headerReadings // by slot, of those that have more; nil for those that no rule has needed yet
+	slots int               // the number of headers that the rules have conditions on
+	plain uint64            // a bit for each of the first 64 slots whose header is known to have a single reading
+	odd   []*headerReadings // by slot, for headers with several readings; nil until a rule needs them
 }
 
 // rule is a compiled Rule.
@@ -39,7 +39,7 @@ type operation struct {
 	ports                 ports
 }
 
-// attribute is what a condition is about.
+// attribute is the attribute of a request that a condition is about.
 type attribute uint8
 
 const (
@@ -60,8 +60,8 @@ const (
 type condition struct {
 	attribute attribute
 	header    string // its canonical name
-	slot      int    // of the header among those that rules read
-	single    bool   // the header is no list
+	slot      int    // of the header among those that rules have conditions on
+	single    bool   // the header is not a list
 	binary    bool   // the header is in base64
 	texts     texts
 	addresses addresses
@@ -87,7 +87,7 @@ func (o *operation) empty() bool {
 	return o.hosts.empty() && o.methods.empty() && o.paths.empty() && o.ports.empty()
 }
 
-// escaped reports whether the text of a path is another once it is decoded.
+// escaped reports whether some path of the rule changes when it is decoded.
 func (r *rule) escaped() bool {
 	differs := func(p pattern) bool { return p.text != p.decoded }
 	return slices.ContainsFunc(r.to, func(o operation) bool {
@@ -95,9 +95,8 @@ func (r *rule) escaped() bool {
 	})
 }
 
-// withoutHTTP returns the rule for raw TCP connections, or false if it never matches one. Any part that needs HTTP
-// spoils a rule of an Allow policy altogether, also when another operation would do without. From the others it is
-// dropped.
+// withoutHTTP returns the rule for raw TCP connections, or false if it never matches one. A rule of an Allow policy never matches
+// if any part of it needs HTTP, even if another operation does not. From other rules, such parts are removed.
 func (r *rule) withoutHTTP() (*rule, bool) {
 	l4 := *r
 	l4.to, l4.when = nil, nil
@@ -122,12 +121,12 @@ func (r *rule) withoutHTTP() (*rule, bool) {
 
 // match reports whether the rule matches, under every reading of the request or under any.
 //
-// Readings are those of the path and the host, which operations see, and those of each header. The whole of the
-// operations is judged under one reading of path and host at a time, so a path is never taken one way for a value and
-// another way for a negation, and each condition on a header is judged under one reading of that header at a time.
-// That is what it would be to judge the whole rule under each combination of readings: the parts are joined by AND,
-// which "under every" goes through, and so does "under any" where no two parts see the same thing. Where they do (two
-// conditions on one header) a Deny rule may match by two different readings: it is wider then, never narrower.
+// The path and the host have readings, which operations use, and so does each header. All operations together are evaluated under
+// one reading of path and host at a time, so a path is never read one way for a value and another way for a negation. Each
+// condition on a header is evaluated under one reading of that header at a time. The result is the same as if the whole rule was
+// evaluated under each combination of readings. The parts are joined by AND, which distributes over "under every", and over "under
+// any" if no two parts use the same reading. If two do (two conditions on one header), a Deny rule may match by two different
+// readings: it is wider then, never narrower.
 func (r *rule) match(q *query) bool {
 	return r.matchFrom(q) && r.matchWhen(q) && r.matchTo(q)
 }
@@ -159,7 +158,7 @@ func (r *rule) matchTo(q *query) bool {
 	}
 	paths := q.paths
 	if !r.paths {
-		paths = paths[:1] // they are all alike
+		paths = paths[:1] // without conditions on paths, all readings are equal
 	}
 	for i := range paths {
 		if r.matchHosts(q, &paths[i]) != r.every {
@@ -169,7 +168,7 @@ func (r *rule) matchTo(q *query) bool {
 	return r.every
 }
 
-// matchHosts judges the operations under one reading of the path, nil for one that might be any.
+// matchHosts evaluates the operations under one reading of the path, which is nil if the path could be anything.
 func (r *rule) matchHosts(q *query, path *reading) bool {
 	if !r.hosts || len(q.hosts) == 0 {
 		return r.matchView(q, path, nil)
@@ -241,7 +240,7 @@ func (t *texts) matchPath(r *reading) bool {
 	return (t.values.empty() || t.values.matchPath(r)) && !t.notValues.matchPath(r)
 }
 
-// matchHost judges one reading of the host, nil for one that might be any.
+// matchHost evaluates one reading of the host, which is nil if the host could be anything.
 func (t *texts) matchHost(host *string, every bool) bool {
 	if host == nil {
 		return t.empty() || !every
