@@ -30,24 +30,15 @@ type headerValue struct {
 // Apply edits h, a header with canonical keys such as http.Header. If h belongs to a request, req is that request and req.Header
 // is h. If h belongs to a response, req is the request that was sent. Values that do not change are not copied.
 func (e *HeaderEdits) Apply(h map[string][]string, req *Request) {
-	e.apply(h, req, false)
-}
-
-// ApplyLower is Apply for a header with lower-case keys, such as gRPC metadata.
-func (e *HeaderEdits) ApplyLower(h map[string][]string, req *Request) {
-	e.apply(h, req, true)
-}
-
-func (e *HeaderEdits) apply(h map[string][]string, req *Request, lower bool) {
 	if e == nil {
 		return
 	}
 	for i := range e.levels {
-		e.levels[i].apply(h, req, lower)
+		e.levels[i].apply(h, req)
 	}
 }
 
-func (l *level) apply(h map[string][]string, req *Request, lower bool) {
+func (l *level) apply(h map[string][]string, req *Request) {
 	for i := range l.remove {
 		remove(h, &l.remove[i])
 	}
@@ -71,7 +62,7 @@ func (l *level) apply(h map[string][]string, req *Request, lower bool) {
 			continue
 		}
 		remove(h, &s.key)
-		h[s.key.spelled(lower)] = []string{value}
+		h[s.key.canonical] = []string{value}
 	}
 	for i := range l.add {
 		a := &l.add[i]
@@ -82,7 +73,7 @@ func (l *level) apply(h map[string][]string, req *Request, lower bool) {
 		if value == "" {
 			continue
 		}
-		key := a.key.spelled(lower)
+		key := a.key.canonical
 		// The slice may be shared with the caller: do not write to its spare capacity.
 		old := h[key]
 		h[key] = append(old[:len(old):len(old)], value)
@@ -92,13 +83,6 @@ func (l *level) apply(h map[string][]string, req *Request, lower bool) {
 func remove(h map[string][]string, key *headerKey) {
 	delete(h, key.canonical)
 	delete(h, key.lower)
-}
-
-func (k *headerKey) spelled(lower bool) string {
-	if lower {
-		return k.lower
-	}
-	return k.canonical
 }
 
 // errFraming is for headers that net/http and gRPC write themselves, whatever the header map says.

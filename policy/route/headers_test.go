@@ -134,20 +134,6 @@ func TestResponseHeaders(t *testing.T) {
 	}
 }
 
-func TestApplyLower(t *testing.T) {
-	r := to("b")
-	r.Headers.Request = route.HeaderOps{
-		Set:    headers("X-Was", "%REQ(X-User)%"),
-		Add:    headers("X-User", "2"),
-		Remove: []string{"X-Gone"},
-	}
-	md := map[string][]string{"x-user": {"1"}, "x-gone": {"1"}}
-	table(t, r).Rule(0).Pick(nil).Request.ApplyLower(md, &route.Request{Header: md})
-	if want := (http.Header{"x-user": {"1", "2"}, "x-was": {"1"}}); !equal(md, want) {
-		t.Errorf("metadata = %v, want %v", md, want)
-	}
-}
-
 // Adding a value must not write into the spare capacity of a slice that the caller's header shares.
 func TestAddDoesNotShare(t *testing.T) {
 	r := to("b")
