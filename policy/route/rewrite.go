@@ -60,7 +60,7 @@ func compileRewrite(r *Rewrite, report reporter) pathRewrite {
 	case r.URI != "":
 		report("Pattern", errors.New("URI is set too"))
 	case r.Pattern == "" || r.Substitution == "":
-		report("Pattern", errors.New("Pattern and Substitution must be set together"))
+		report("Pattern", errors.New("set Pattern and Substitution together"))
 	default:
 		var err error
 		if w.pattern, err = regexp.Compile(r.Pattern); err != nil {
