@@ -13,11 +13,12 @@ import (
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
-// BalancerName is the load balancer of [DialOptions] in a service config. It works only with calls of these options.
+// BalancerName is the name of the load balancer of [DialOptions], for a service config. The balancer works only together with
+// these options.
 const BalancerName = "nosidecar_mesh"
 
-// gRPC knows load balancers only by their names, in a table that may be written to only by init functions. The balancer has
-// no state of its own: which connection a call gets is found in the call.
+// gRPC finds load balancers only by name, in a table that only init functions may write to. The balancer has no state of its own:
+// the call says which connection it needs.
 func init() { balancer.Register(balancerBuilder{}) }
 
 type balancerBuilder struct{}
@@ -28,16 +29,16 @@ func (balancerBuilder) Build(cc balancer.ClientConn, _ balancer.BuildOptions) ba
 	return &connections{cc: cc}
 }
 
-// connections are the connections of a ClientConn: the balancer of gRPC, and its picker. There is nothing to balance, since
-// the mesh has chosen the endpoint of a try before it begins. So connections are made when a try first needs them, and
-// all that is known of endpoints outlives them: a ClientConn that goes idle loses its balancer.
+// connections has the connections of a ClientConn. It is its gRPC balancer and picker. There is nothing to balance, since the mesh
+// chooses the endpoint of a try before the try begins. So a connection is made when a try first needs it. The state of endpoints
+// is kept elsewhere: a ClientConn that goes idle loses its balancer.
 type connections struct {
 	cc     balancer.ClientConn
 	groups sync.Map // *sockets.Connections to *group
 
 	mu     sync.Mutex
 	closed bool
-	count  [connectivity.Shutdown + 1]int // of connections, by state; those that are idle or shut down do not matter
+	count  [connectivity.Shutdown + 1]int // the number of connections by state; Idle and Shutdown do not matter
 
 	failing bool // the latest connection could not be made
 }
@@ -57,7 +58,8 @@ func (b *connections) Pick(info balancer.PickInfo) (balancer.PickResult, error) 
 	return t.pick(b)
 }
 
-// choose returns a connection of link, counted, or the one that is being made. waits is the one that the call waited for.
+// choose returns a ready connection of link, on which the call is counted, or the connection that is being made. waits is the
+// connection that the call has waited for, if any.
 func (b *connections) choose(link *sockets.Connections, waits *conn) (ready, dialling *conn, err error) {
 	for {
 		g, err := b.group(link)
@@ -81,7 +83,7 @@ func (b *connections) choose(link *sockets.Connections, waits *conn) (ready, dia
 	}
 }
 
-// failed returns why there is no connection: that is not the endpoint's fault if the ClientConn was closed.
+// failed returns the reason why there is no connection. If the ClientConn was closed, it is not the fault of the endpoint.
 func (b *connections) failed(err error) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -91,7 +93,7 @@ func (b *connections) failed(err error) error {
 	return err
 }
 
-// group returns the group of a link.
+// group returns the group of a link, which it creates if necessary.
 func (b *connections) group(link *sockets.Connections) (*group, error) {
 	if g, ok := b.groups.Load(link); ok {
 		return g.(*group), nil
@@ -110,11 +112,11 @@ func (b *connections) group(link *sockets.Connections) (*group, error) {
 	return g, nil
 }
 
-//lint:ignore SA1019 what gRPC says, which knows no better, either
+//lint:ignore SA1019 gRPC itself still returns this error
 var errBalancerClosed = refusal.Because(grpc.ErrClientConnClosing)
 
-// changed counts the change of a connection's state, and has the calls that wait for connections look again: nothing else
-// does.
+// changed counts a connection whose state has changed. It makes gRPC pick again for the calls that wait for a connection; nothing
+// else does.
 func (b *connections) changed(from, to connectivity.State, failed bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -151,7 +153,7 @@ func (b *connections) UpdateClientConnState(balancer.ClientConnState) error {
 	return nil
 }
 
-// ResolverError implements balancer.Balancer. What a resolver finds is of no interest.
+// ResolverError implements balancer.Balancer. The balancer does not need the results of the resolver.
 func (b *connections) ResolverError(error) {
 	_ = b.UpdateClientConnState(balancer.ClientConnState{})
 }

@@ -26,7 +26,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// call is one call on its way through the mesh: what unary calls and streams have in common.
+// call is one call on its way through the mesh. It has what unary calls and streams have in common.
 type call struct {
 	engine.Call
 	options
@@ -34,43 +34,43 @@ type call struct {
 	client    *client
 	cc        *grpc.ClientConn
 	asked     head   // as the call enters the mesh
-	sent      head   // as it leaves it
-	setCookie string // for a call that came without the cookie of its hash key
-	waited    bool   // the call is made anew
+	sent      head   // as it leaves the mesh
+	setCookie string // for a call without the cookie of its hash key
+	waited    bool   // the call has waited for an endpoint and was started again
 	first     try
-	last      *try // nil before the first
+	last      *try // the latest try; nil before the first
 
-	// The sizes of messages, if anybody is told of the call.
+	// The sizes of messages, if the call is observed.
 	sentBytes, receivedBytes atomic.Int64
 }
 
-// head is what there is of a call before its messages.
+// head is the part of a call that precedes its messages.
 type head struct {
 	method    string
 	authority string // "" for that of the ClientConn
 	header    http.Header
 }
 
-// attempter is a unary call or a stream, which makes its attempts one after the other.
+// attempter is a unary call or a stream. It makes its attempts one after the other.
 type attempter interface {
 	engine.Adapter
 	grpcreplay.Tries
 
-	// send makes the attempt that is the last, up to its answer.
+	// send makes the attempt t, up to the beginning of its response.
 	send(t *try)
 
 	// replayable reports whether another attempt can follow.
 	replayable() bool
 }
 
-// begin fills in a call of the caller's.
+// begin sets the fields of a call that the caller makes.
 func (c *call) begin(ctx context.Context, client *client, cc *grpc.ClientConn, method string, opts []grpc.CallOption) {
 	c.ctx, c.client, c.cc = ctx, client, cc
 	c.options.read(opts)
 	c.asked = head{method, c.options.authority, requestHeader(ctx, c.contentType())}
 }
 
-// request describes a call in terms of HTTP, which observers and documents speak.
+// request returns the call as an HTTP request, for observers and documents.
 func (c *call) request(h *head) *http.Request {
 	req := &http.Request{
 		Method: http.MethodPost, URL: &url.URL{Scheme: "http", Host: authority(c.cc), Path: h.method}, Host: h.authority,
@@ -79,7 +79,7 @@ func (c *call) request(h *head) *http.Request {
 	return req.WithContext(c.ctx)
 }
 
-// serve takes the call through the mesh: once, unless it is to wait until it can be sent.
+// serve takes the call through the mesh. A wait-for-ready call is repeated until it can be sent.
 func (c *call) serve(a attempter) (*engine.Refusal, error) {
 	for n := 0; ; n++ {
 		c.sent = c.asked
@@ -95,18 +95,18 @@ func (c *call) serve(a attempter) (*engine.Refusal, error) {
 	}
 }
 
-// patience is how long a wait-for-ready call waits after it could not be sent for the n-th time, counted from 0.
+// patience returns how long a wait-for-ready call waits after the n-th time that it could not be sent, counted from 0.
 func patience(n int) time.Duration {
 	return min(50*time.Millisecond<<min(n, 5), time.Second)
 }
 
-// pass takes the call, as it is to be sent, through the stages of the engine.
+// pass takes the call, with the head c.sent, through the stages of the engine.
 func (c *call) pass(kind engine.Kind, target route.Target, a engine.Adapter) (*engine.Refusal, error) {
 	req := c.request(&c.sent)
 	c.Begin(c.ctx, c.client.engine, kind, req)
 	view := engine.Request{Request: route.NewRequest(req), Host: req.URL.Host}
 	if kind == engine.Copied {
-		view.Authority = "" // it says that it is a copy
+		view.Authority = "" // the authority of a copy only marks it as one
 	}
 	return c.Serve(c.Context(), &view, target, a)
 }
@@ -133,7 +133,7 @@ func (c *call) Failure(err error) failure.Kind { return failure.Of(c.Context(), 
 // Bytes implements engine.Adapter.
 func (c *call) Bytes() (sent, received int64) { return c.sentBytes.Load(), c.receivedBytes.Load() }
 
-// size returns the size of a message, if anybody is told of the call.
+// size returns the size of a message if the call is observed, and 0 otherwise.
 func (c *call) size(m any) int64 {
 	if !c.client.engine.Observed() {
 		return 0
@@ -150,10 +150,10 @@ func (c *call) HashKey(key *balancer.HashKey) (value string, ok bool) {
 	return value, ok
 }
 
-// attempts is engine.Adapter's Send: it makes attempts as long as the loop has it.
+// attempts implements Send of engine.Adapter: it makes attempts as long as the loop allows.
 func (c *call) attempts(ctx context.Context, loop retry.Loop, a attempter) (retry.Reason, error) {
 	c.Multiplexed()
-	if loop.Policy == nil { // of a copy
+	if loop.Policy == nil { // a copy is not retried
 		a.Try(ctx, 0, 1)
 		return retry.Succeeded, c.last.failed()
 	}
@@ -173,7 +173,7 @@ func after(n int, err error) error {
 	return &retry.Error{Attempts: n, Last: err}
 }
 
-// attempt makes the n-th attempt, up to its answer, and returns what the retries go by.
+// attempt makes the n-th attempt, up to the beginning of its response, and returns what retries are decided by.
 func (c *call) attempt(ctx context.Context, limit time.Duration, a attempter, n int) grpcreplay.Outcome {
 	t := &c.first
 	if c.last != nil {
@@ -194,14 +194,14 @@ func (c *call) attempt(ctx context.Context, limit time.Duration, a attempter, n 
 	return t.outcome(!a.replayable())
 }
 
-// edit makes of the answer of a server what the caller gets: documents may change the metadata that it begins with.
+// edit applies the edits of documents to the response metadata that the caller gets.
 func (c *call) edit(t *try) {
 	backend := c.Backend()
 	if t.status == 0 || !t.reads || c.setCookie == "" && backend.Response == nil {
 		return
 	}
 	md := &t.header
-	if t.header == nil { // the answer is all trailers
+	if t.header == nil { // a trailers-only response
 		md = &t.trailer
 	}
 	h := httpHeader(*md)
@@ -218,7 +218,7 @@ func (c *call) edit(t *try) {
 	*md = fromReply(h)
 }
 
-// conclude ends a call as serve returned it, and returns what its caller gets. The last attempt has ended before.
+// conclude ends a call with the result of serve, and returns what the caller gets. The last attempt has already ended.
 func (c *call) conclude(answer *engine.Refusal, err error) (header, trailer metadata.MD, _ error) {
 	switch {
 	case err != nil:

@@ -10,29 +10,30 @@ import (
 	"github.com/nosidecar/mesh/internal/engine"
 )
 
-// scheme is that of the targets that [DialOptions] resolves, as in "mesh:///order-service:8080".
+// scheme is the scheme of the targets that [DialOptions] resolves, as in "mesh:///order-service:8080".
 const scheme = "mesh"
 
-// DialOptions returns the options that take the calls of a grpc.ClientConn through m. The target is a service of the mesh,
-// by a name that documents or discovery know: "mesh:///order-service:8080".
+// DialOptions returns the options that take the calls of a grpc.ClientConn through m. The target names a service that documents
+// or discovery know: "mesh:///order-service:8080".
 //
-// The mesh finds the endpoints, secures the connections, and retries. So these options come with credentials and a dialer,
-// and with [grpc.WithDisableRetry]. Calls fail with an explanation if later options replace the credentials or the service
-// config, which names the load balancer; a service config of your own must name [BalancerName] too. Interceptors that are
-// given before these options see each call once, those after them see each try.
+// The mesh finds the endpoints, secures the connections, and retries. So these options include credentials, a dialer and
+// [grpc.WithDisableRetry]. If later options replace the credentials, or the service config that names the load balancer, calls
+// fail with an error that says so. Your own service config must name [BalancerName] too. Interceptors that are given before these
+// options see each call once; those that are given after them see each try.
 //
-// The options may serve several ClientConns. What is known of endpoints (calls in flight, ejections, circuits, budgets) is the
-// mesh's, but connections are not shared: in grpc-go a connection belongs to a ClientConn, whose stats handlers, user agent
-// and buffers it has. maxConnections bounds them all together, except that each ClientConn gets a first connection to an
-// endpoint whatever the limit is. To end in order, close ClientConns before m.
+// Several ClientConns may use the same options. The state of endpoints (calls in flight, ejections, circuits, budgets) belongs to
+// the mesh, but connections are not shared: in grpc-go a connection belongs to a ClientConn and uses its stats handlers, user agent
+// and buffers. maxConnections bounds the connections of all of them together, but each ClientConn always gets one connection to
+// an endpoint, whatever the limit is. Close all ClientConns before m.
 //
-// Connections are made with the calls that need them, within connectTimeout. [grpc.ClientConn.Connect] makes none. An endpoint
-// that cannot be connected to is left alone for a while, from 100 ms up to 10 s; meanwhile calls pass it over if there is another.
-// The state of a ClientConn is READY if it has any connection, and TRANSIENT_FAILURE if the latest could not be made.
+// A connection is made when the first call needs it, within connectTimeout. [grpc.ClientConn.Connect] makes none. An endpoint to
+// which no connection could be made is not dialled again for a while, from 100 ms to 10 s. Meanwhile, calls go to another endpoint
+// if there is one. The state of a ClientConn is READY if it has any connection, and TRANSIENT_FAILURE if the latest one could not
+// be made.
 //
-// [grpc.CallAuthority] is to routes what the Host header is over HTTP: it decides if a document names the host. To have it for
-// all calls, give it as a default call option: [grpc.WithAuthority] reaches the server, but is known only to gRPC when a call
-// is routed.
+// Routes use [grpc.CallAuthority] as they use the Host header of an HTTP request: it decides which routes apply if a document names
+// that host. To set it for all calls, give it as a default call option. [grpc.WithAuthority] is sent to the server too, but the
+// mesh cannot see it when it routes a call.
 func DialOptions(m *mesh.Mesh) []grpc.DialOption {
 	c := &client{engine: engine.Of(m.Transport())}
 	return []grpc.DialOption{
@@ -48,14 +49,14 @@ func DialOptions(m *mesh.Mesh) []grpc.DialOption {
 	}
 }
 
-// A peer that vanished is noticed only through a ping. Servers of gRPC close connections that ping them more often than
-// every 5 minutes, unless they are told otherwise.
+// Only a ping detects a peer that has vanished. By default, gRPC servers close connections that ping more often than every 5
+// minutes.
 const (
 	pingAfter   = 6 * time.Minute
 	pingTimeout = 20 * time.Second
 )
 
-// client is what the ClientConns of one DialOptions share.
+// client is shared by the ClientConns that use the same DialOptions.
 type client struct {
 	engine *engine.Engine
 }

@@ -19,7 +19,7 @@ import (
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
-// group is the connections of a ClientConn over one link. Usually it is one.
+// group is the connections of a ClientConn for one link. Usually there is one.
 type group struct {
 	ready  grpcconns.Ready[conn, *conn]
 	limits limits
@@ -28,40 +28,40 @@ type group struct {
 
 	mu       sync.Mutex
 	closed   bool
-	dialling *conn     // nil if none is
-	later    time.Time // when an additional connection may be tried
-	failures int       // to connect, since a connection was ready
-	backoff  time.Time // when the next may be tried
-	failure  error     // the latest
+	dialling *conn     // the connection that is being made, or nil
+	later    time.Time // when the next additional connection may be tried
+	failures int       // failed attempts to connect since a connection was ready
+	backoff  time.Time // when the next attempt may be made
+	failure  error     // that of the latest attempt
 	all      []*conn
-	forget   func() // has the link forget the group; nil if it does not know it
+	forget   func() // removes the group from the link; nil if it was not added
 }
 
 var errGroupClosed = errors.New("closed")
 
-// unready is the error of an endpoint that could not be connected to a moment ago, and is left alone for a while.
+// unreadyError is the error of an endpoint to which no connection could be made a moment ago, and which is not dialled for a while.
 type unreadyError struct{ error }
 
 func (e *unreadyError) Unwrap() error { return e.error }
 
-// Between attempts to connect to an endpoint that could not be connected to: less than gRPC waits, since calls have no other
-// connection to fall back on.
+// The bounds of the pause after a failed attempt to connect. They are lower than gRPC's, since calls have no other connection to
+// fall back on.
 const (
 	leastBackoff = 100 * time.Millisecond
 	mostBackoff  = 10 * time.Second
 )
 
-// pauseAfter returns how long an endpoint is left alone after the n-th failure in a row, with some jitter.
+// pauseAfter returns how long an endpoint is not dialled after the n-th failure in a row, with some jitter.
 func pauseAfter(n int) time.Duration {
 	d := min(leastBackoff<<min(n-1, 10), mostBackoff)
 	return d - time.Duration(rand.Int64N(int64(d)/5+1))
 }
 
-// limits are those of the connections of a group. 0 means that there is none.
+// limits are the limits of the connections of a group. 0 means no limit.
 type limits struct {
-	calls int64         // per connection
+	calls int64         // per connection, over its lifetime
 	age   time.Duration // of a connection
-	idle  time.Duration
+	idle  time.Duration // how long a connection may have no calls
 	conns int
 }
 
@@ -79,16 +79,16 @@ func limitsOf(config limit.PoolConfig) limits {
 	return l
 }
 
-// pick returns a connection for a call, which is counted on it, or the one that the call is to wait for, or neither if
-// there is none. A server that limits the streams of a connection lets those beyond wait without a word: they get another
-// connection.
+// pick returns a connection for a call, which is counted on it, or the connection that the call must wait for, or neither if there
+// is none. If a connection already has as many calls as the server allows streams, the next call would silently wait, so another
+// connection is made for it.
 func (g *group) pick() (ready, dialling *conn) {
 	best := g.ready.Fewest()
 	if best == nil {
 		return nil, nil
 	}
 	n := best.Enter()
-	if n == 0 { // it was retired meanwhile
+	if n == 0 { // it was retired in the meantime
 		return g.pick()
 	}
 	if streams := best.streams.Load(); streams > 0 && n > streams {
@@ -97,7 +97,7 @@ func (g *group) pick() (ready, dialling *conn) {
 			return nil, dialling
 		}
 	}
-	if !best.used.Load() { // seldom: a write that all calls make slows them down
+	if !best.used.Load() { // avoids a write to a shared cache line with every call
 		best.used.Store(true)
 	}
 	if l := &g.limits; l.calls > 0 || l.age > 0 {
@@ -114,8 +114,9 @@ func (g *group) pick() (ready, dialling *conn) {
 	return best, nil
 }
 
-// dial has a connection made, unless one is already, and returns it. If first, it returns none where a connection has become
-// ready meanwhile. Without first, it is an additional one, of which there may be none.
+// dial starts to make a connection, unless one is being made already, and returns that connection. If first is set, it returns nil
+// if a connection has become ready in the meantime. Otherwise the connection is an additional one, and dial returns nil if there
+// may be no other.
 func (g *group) dial(first bool) (*conn, error) {
 	g.mu.Lock()
 	if g.closed {
@@ -170,7 +171,7 @@ func (g *group) dial(first bool) (*conn, error) {
 	return c, nil
 }
 
-// removeLocked forgets a connection.
+// removeLocked removes a connection from the group.
 func (g *group) removeLocked(c *conn) {
 	c.over = true
 	if c.idle != nil {
@@ -187,7 +188,7 @@ func (g *group) removeLocked(c *conn) {
 	g.publishLocked()
 }
 
-// publishLocked tells pick which connections are ready.
+// publishLocked updates the list of ready connections that pick uses.
 func (g *group) publishLocked() {
 	var ready []*conn
 	for _, c := range g.all {
@@ -198,7 +199,7 @@ func (g *group) publishLocked() {
 	g.ready.Set(ready)
 }
 
-// watch has the group closed with its link. It reports false if the group is closed.
+// watch makes the link close the group when it is closed itself. It reports false if the group is already closed.
 func (g *group) watch() bool {
 	forget := g.link.OnClose(g.close)
 	g.mu.Lock()
@@ -211,7 +212,7 @@ func (g *group) watch() bool {
 	return !closed
 }
 
-// close closes the connections. gRPC leaves them the calls that they have.
+// close closes the connections. gRPC lets the calls on them finish.
 func (g *group) close() {
 	g.mu.Lock()
 	g.closed = true
@@ -229,31 +230,31 @@ func (g *group) close() {
 // conn is one connection.
 type conn struct {
 	grpcconns.Calls
-	served  atomic.Int64 // calls, where somebody wants to know
-	streams atomic.Int64 // how many the server allows at a time; 0 for any number
+	served  atomic.Int64 // the number of calls so far, if a limit needs it
+	streams atomic.Int64 // how many concurrent streams the server allows; 0 for any number
 	group   *group
-	used    atomic.Bool           // since somebody looked whether it is idle
+	used    atomic.Bool           // since the last check whether the connection is idle
 	secured atomic.Bool           // by our credentials
-	only    bool                  // the first of the group
-	dialled time.Time             // guarded by gRPC: set before the handshake
-	failure atomic.Pointer[error] // why it could not be made
+	only    bool                  // the only connection of the group when it was dialled
+	dialled time.Time             // synchronised by gRPC: set before the handshake
+	failure atomic.Pointer[error] // why the connection could not be made
 
 	// Guarded by group.mu, except that sub and born do not change once calls are given the connection.
 	sub     balancer.SubConn
 	born    time.Time
 	state   connectivity.State
-	extra   bool        // beside others
+	extra   bool        // an additional connection
 	retired bool        // takes no more calls
-	over    bool        // forgotten by the group
-	idle    *time.Timer // nil if it may be idle for ever
+	over    bool        // removed from the group
+	idle    *time.Timer // nil if the connection may be idle forever
 }
 
-// fail notes why the connection cannot be made, if nobody has yet.
+// fail records why the connection cannot be made. Only the first reason counts.
 func (c *conn) fail(err error) {
 	c.failure.CompareAndSwap(nil, &err)
 }
 
-// changed is the listener of gRPC, called for one connection at a time.
+// changed is the state listener that gRPC calls. Its calls for a connection do not overlap.
 func (c *conn) changed(s balancer.SubConnState) {
 	switch s.ConnectivityState {
 	case connectivity.Ready:
@@ -272,13 +273,14 @@ func (c *conn) changed(s balancer.SubConnState) {
 		}
 		c.shutdown(connectError(c.group.link.Address(), err))
 	case connectivity.Idle:
-		// It was lost. The next call makes another one.
+		// The connection was lost. The next call makes a new one.
 		c.shutdown(connectError(c.group.link.Address(), errors.New("the connection was lost")))
 	}
 }
 
-// move notes the state of the connection. meanwhile, if not nil, is done with it, so that nobody sees one without the other.
-func (c *conn) move(to connectivity.State, meanwhile func()) {
+// move sets the state of the connection. also, if not nil, is called under the same lock, so that both changes become visible
+// together.
+func (c *conn) move(to connectivity.State, also func()) {
 	g := c.group
 	g.mu.Lock()
 	if c.over {
@@ -287,15 +289,15 @@ func (c *conn) move(to connectivity.State, meanwhile func()) {
 	}
 	from := c.state
 	c.state = to
-	if meanwhile != nil {
-		meanwhile()
+	if also != nil {
+		also()
 	}
 	g.publishLocked()
 	g.mu.Unlock()
 	g.owner.changed(from, to, false)
 }
 
-// begin has calls use the connection.
+// begin makes the connection ready for calls.
 func (c *conn) begin() {
 	g := c.group
 	c.move(connectivity.Ready, func() {
@@ -310,7 +312,7 @@ func (c *conn) begin() {
 	})
 }
 
-// expire closes the connection if it was idle since it was asked before.
+// expire closes the connection if it was idle since the previous check, and otherwise schedules the next check.
 func (c *conn) expire() {
 	if !c.used.Swap(false) && c.Count() == 0 {
 		c.retire()
@@ -324,7 +326,7 @@ func (c *conn) expire() {
 	g.mu.Unlock()
 }
 
-// retire gives the connection no further calls. It is closed with its last one.
+// retire ensures that the connection gets no more calls. It is closed when its last call ends.
 func (c *conn) retire() {
 	g := c.group
 	g.mu.Lock()
@@ -336,14 +338,14 @@ func (c *conn) retire() {
 	}
 }
 
-// release ends a call that pick counted.
+// release ends a call that pick has counted.
 func (c *conn) release() {
 	if c.Leave() {
 		c.shutdown(nil)
 	}
 }
 
-// shutdown closes the connection, once. err, if not nil, is for the goroutines that wait for it.
+// shutdown closes the connection, once. err, if not nil, is the error of the calls that wait for it.
 func (c *conn) shutdown(err error) {
 	g := c.group
 	if err != nil {
@@ -369,7 +371,7 @@ func (c *conn) shutdown(err error) {
 	g.owner.changed(from, connectivity.Shutdown, failed)
 }
 
-// connectError is the failure of a connection as the mesh knows it.
+// connectError returns the error of a failed connection in the form by which the mesh recognises it.
 func connectError(address string, err error) error {
 	return &net.OpError{Op: "dial", Net: "tcp", Err: fmt.Errorf("%s: %w", address, err)}
 }

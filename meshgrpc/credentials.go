@@ -30,11 +30,11 @@ func attributesOf(c *conn) *attributes.Attributes {
 	return attributes.New(connKey{}, c)
 }
 
-// dial is the dialer of gRPC: the mesh knows how its endpoints are dialled.
+// dial is the dialer for gRPC. It dials an endpoint as the mesh does.
 func dial(ctx context.Context, address string) (net.Conn, error) {
 	c := connOf(ctx)
 	if c == nil {
-		return nil, errBalancer // which alone makes connections without one
+		return nil, errBalancer // only another load balancer makes connections without a conn
 	}
 	c.dialled = time.Now()
 	nc, err := c.group.link.Dial(ctx, c.only) // gRPC cannot share connections between ClientConns
@@ -46,10 +46,10 @@ func dial(ctx context.Context, address string) (net.Conn, error) {
 	return nc, nil
 }
 
-// clientCredentials secure each connection as the mesh has it: with mTLS, with TLS, or not at all.
+// clientCredentials secures each connection as the mesh specifies: with mTLS, with TLS, or not at all.
 type clientCredentials struct{}
 
-var errALPN = errors.New(`the server does not speak HTTP/2: it has not chosen "h2"`)
+var errALPN = errors.New(`the server does not speak HTTP/2: it did not choose "h2"`)
 
 func (clientCredentials) ClientHandshake(ctx context.Context, authority string, raw net.Conn) (
 	net.Conn, credentials.AuthInfo, error) {
@@ -112,19 +112,19 @@ func (clientCredentials) OverrideServerName(string) error {
 	return errors.New("meshgrpc: the server name is the mesh's")
 }
 
-// verified is the security of a TLS connection of a client. The peer is who the mesh expected; the authority of a call,
-// which documents may rewrite, is not what its identity hangs on.
+// verified is the security of a TLS connection of a client. The mesh has verified the identity of the peer, so the authority of a
+// call, which documents may rewrite, need not match it.
 type verified struct{ credentials.TLSInfo }
 
 func (verified) ValidateAuthority(string) error { return nil }
 
-// plaintext is the absence of security.
+// plaintext is the AuthInfo of a plaintext connection.
 type plaintext struct{ credentials.CommonAuthInfo }
 
 func (plaintext) AuthType() string               { return "plaintext" }
 func (plaintext) ValidateAuthority(string) error { return nil }
 
-// tlsInfo returns what gRPC knows of a TLS connection.
+// tlsInfo returns gRPC's description of a TLS connection.
 func tlsInfo(state tls.ConnectionState) credentials.TLSInfo {
 	info := credentials.TLSInfo{
 		State:          state,
@@ -140,8 +140,8 @@ func tlsInfo(state tls.ConnectionState) credentials.TLSInfo {
 	return info
 }
 
-// settingsReader reads along, in what a server sends first, how many streams it allows on the connection: gRPC does not tell.
-// The first frame is a SETTINGS frame (RFC 9113, section 3.4), and gRPC takes the connection for ready when it has read it.
+// settingsReader learns from the first frame of a server how many concurrent streams it allows, which gRPC does not expose. The
+// first frame is a SETTINGS frame (RFC 9113, section 3.4). gRPC considers the connection ready once it has read that frame.
 type settingsReader struct {
 	net.Conn
 	conn *conn
@@ -149,8 +149,7 @@ type settingsReader struct {
 	done bool
 }
 
-// newSettingsReader returns nc with what bounds the wait for the first frame: a connection is made when that has come, and no
-// later than limit after it was dialled.
+// newSettingsReader wraps nc, and bounds the wait for the first frame: it must come within limit after the connection was dialled.
 func newSettingsReader(nc net.Conn, c *conn, limit time.Duration) *settingsReader {
 	_ = nc.SetReadDeadline(c.dialled.Add(limit))
 	return &settingsReader{Conn: nc, conn: c}

@@ -30,12 +30,12 @@ var (
 	errEnded        = errors.New("the try is over")
 )
 
-// closing is the end of a call whose caller closed the ClientConn. It is as if the caller had cancelled the call.
+// closing is the error of a call whose caller closed the ClientConn. It counts as if the caller had cancelled the call.
 type closing struct{}
 
 var errClosing error = closing{}
 
-//lint:ignore SA1019 there is no other way to tell that the caller closed the connection
+//lint:ignore SA1019 there is no other error for a ClientConn that the caller closed
 func (closing) Error() string { return status.Convert(grpc.ErrClientConnClosing).Message() }
 
 //lint:ignore SA1019 as above
@@ -44,16 +44,16 @@ func (closing) GRPCStatus() *status.Status { return status.Convert(grpc.ErrClien
 //lint:ignore SA1019 as above
 func (closing) Unwrap() []error { return []error{grpc.ErrClientConnClosing, context.Canceled} }
 
-// neverReady is the end of a wait-for-ready call that could not be sent.
+// neverReady is the error of a wait-for-ready call that could not be sent before its context ended.
 type neverReady struct {
-	cause error // of the end of its context
-	last  error
+	cause error // the cause of the context
+	last  error // why the call could not be sent
 }
 
 func (e *neverReady) Error() string   { return e.cause.Error() + "; latest error: " + e.last.Error() }
 func (e *neverReady) Unwrap() []error { return []error{e.cause, e.last} }
 
-// unready reports whether a call failed because there was no endpoint to send it to.
+// unready reports whether a call failed because there was no endpoint, or none that could be connected to.
 func unready(err error) bool {
 	var failed *mesh.Error
 	if !errors.As(err, &failed) {
@@ -66,7 +66,7 @@ func unready(err error) bool {
 	return failed.Flags&mesh.FlagConnectFailure != 0
 }
 
-// failed returns an error of the mesh as the caller of a gRPC call gets it.
+// failed returns an error of the mesh as a status error for the caller.
 func failed(ctx context.Context, err error) error {
 	return grpcstatus.Wrap(codeOf(ctx, err), err)
 }
@@ -94,11 +94,11 @@ func codeOf(ctx context.Context, err error) codes.Code {
 	return codes.Unavailable
 }
 
-// answered returns the error of a response that the mesh itself gave: a fault, a limit, a redirect.
+// answered returns the error for a response of the mesh itself: a fault, a limit, a redirect.
 func answered(resp *http.Response) error {
 	if code, err := strconv.ParseUint(resp.Header.Get("Grpc-Status"), 10, 32); err == nil {
-		if codes.Code(code) == codes.OK { // as gRPC sees it
-			return status.Error(codes.Internal, "the mesh ended the call well, but without a reply")
+		if codes.Code(code) == codes.OK { // to gRPC, that is a protocol error
+			return status.Error(codes.Internal, "the mesh ended the call with status OK, but without a reply")
 		}
 		return status.Error(codes.Code(code), resp.Header.Get("Grpc-Message"))
 	}
@@ -118,7 +118,7 @@ func answered(resp *http.Response) error {
 	return status.Error(code, "the mesh answered "+strconv.Itoa(resp.StatusCode)+": "+message)
 }
 
-// lost returns the error of a try whose stream was reset, or whose connection broke, and nil if err is none of that.
+// lost returns the error of a try whose stream was reset or whose connection broke, and nil for any other err.
 func lost(err error) error {
 	s := status.Convert(err)
 	text := s.Message()

@@ -21,20 +21,20 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
-// authority returns the host, with its port, that a ClientConn is for.
+// authority returns the host of the target of a ClientConn, with its port.
 func authority(cc *grpc.ClientConn) string {
 	target := cc.Target()
 	if host, ok := strings.CutPrefix(target, scheme+":///"); ok {
 		return host
 	}
-	if _, rest, ok := strings.Cut(target, "://"); ok { // of another scheme, whose resolver is not asked
+	if _, rest, ok := strings.Cut(target, "://"); ok { // another scheme, whose resolver is not used
 		_, host, _ := strings.Cut(rest, "/")
 		return host
 	}
 	return strings.TrimPrefix(target, scheme+":")
 }
 
-// checkTarget returns an error for a target that names no host of the mesh.
+// checkTarget returns an error if target cannot name a host of the mesh.
 func checkTarget(target string) error {
 	if rest, ok := strings.CutPrefix(target, scheme+"://"); ok {
 		if host, ok := strings.CutPrefix(rest, "/"); !ok || host == "" {
@@ -45,7 +45,7 @@ func checkTarget(target string) error {
 	if strings.Contains(target, "://") || strings.HasPrefix(target, scheme+":") || strings.HasPrefix(target, "[") {
 		return nil
 	}
-	// What has a colon and no port after it is a scheme with something opaque, as in "dns:echo".
+	// A colon without a port after it means a scheme with an opaque part, as in "dns:echo".
 	if _, rest, ok := strings.Cut(target, ":"); ok {
 		if _, err := strconv.ParseUint(rest, 10, 16); err != nil {
 			return fmt.Errorf("%w, and not %q", errTarget, target)
@@ -56,13 +56,13 @@ func checkTarget(target string) error {
 
 const contentType = "application/grpc"
 
-// plain is the header of a request without metadata. Nobody changes the header of a request.
+// plain is the header of a request without metadata. It is shared, since the header of a request is never changed.
 var plain = http.Header{"Content-Type": {contentType}, "Te": trailers}
 
-// trailers is what every gRPC request has as its te header.
+// trailers is the value of the te header of every gRPC request.
 var trailers = []string{"trailers"}
 
-// requestHeader returns the header of a call as the mesh sees it: its metadata.
+// requestHeader returns the header of a call as the mesh sees it, which is its metadata.
 func requestHeader(ctx context.Context, kind string) http.Header {
 	md, ok := metadata.FromOutgoingContext(ctx)
 	if !ok || len(md) == 0 {
@@ -78,14 +78,14 @@ func requestHeader(ctx context.Context, kind string) http.Header {
 	h["Content-Type"], h["Te"] = []string{kind}, trailers
 	if values := md[grpcwire.PreviousAttempts]; len(values) > 0 && h[attempt.Header] == nil {
 		if n, err := strconv.Atoi(values[0]); err == nil && n > 0 {
-			h[attempt.Header] = []string{strconv.Itoa(n + 1)} // so that a retry is known as one
+			h[attempt.Header] = []string{strconv.Itoa(n + 1)} // marks the call as a retry
 		}
 	}
 	return h
 }
 
-// httpHeader returns metadata as the header of HTTP, as it is on the wire. The values are shared, but for those of binary
-// metadata, which are encoded.
+// httpHeader returns metadata as an HTTP header, as it is on the wire. Values are shared, except those of binary metadata, which
+// are encoded.
 func httpHeader(md metadata.MD) http.Header {
 	h := make(http.Header, len(md)+2)
 	for key, values := range md {
@@ -97,7 +97,7 @@ func httpHeader(md metadata.MD) http.Header {
 	return h
 }
 
-// ownHeader is the engine.HeaderSetter of an attempt with a header of its own.
+// ownHeader is the engine.HeaderSetter of an attempt that has its own header.
 type ownHeader http.Header
 
 // SetHeader implements engine.HeaderSetter.
@@ -112,7 +112,7 @@ func (h ownHeader) SetHeader(name, value string) {
 // Header implements engine.HeaderSetter.
 func (h ownHeader) Header() map[string][]string { return h }
 
-// hide returns the metadata of an answer without what peers tell each other.
+// hide returns the metadata of a response without the metadata that peers exchange about themselves.
 func hide(md metadata.MD) metadata.MD {
 	for _, name := range [...]string{peerMetadata, peerMetadataID} {
 		if md[name] != nil {
@@ -123,21 +123,21 @@ func hide(md metadata.MD) metadata.MD {
 	return md
 }
 
-// The names of what peers tell each other, as gRPC has them.
+// The names of the metadata that peers exchange, in lower case as in gRPC.
 var peerMetadata, peerMetadataID = strings.ToLower(asserted.PeerMetadata), strings.ToLower(asserted.PeerMetadataID)
 
-// received returns the header of a call that has arrived, as HTTP has it.
+// received returns the metadata of an inbound call as an HTTP header.
 func received(md metadata.MD) http.Header {
 	h := httpHeader(md)
 	delete(h, ":authority")
-	h["Te"] = trailers // gRPC does not tell; every client must send it
+	h["Te"] = trailers // gRPC does not pass it on, but every client must send it
 	if h["Content-Type"] == nil {
 		h["Content-Type"] = []string{contentType}
 	}
 	return h
 }
 
-// binarySuffix is the end of the names of metadata that gRPC encodes.
+// binarySuffix is the suffix of the names of metadata that gRPC encodes.
 const binarySuffix = "-bin"
 
 func wireOf(values []string) []string {
@@ -148,7 +148,8 @@ func wireOf(values []string) []string {
 	return all
 }
 
-// metadataOf returns the values of a header as metadata. What is not encoded, as a document may have it, stays as it is.
+// metadataOf returns the values of a header as metadata. A binary value that is not encoded, such as one from a document, stays as
+// it is.
 func metadataOf(key string, values []string) []string {
 	if !strings.HasSuffix(key, binarySuffix) {
 		return values
@@ -162,13 +163,13 @@ func metadataOf(key string, values []string) []string {
 	return all
 }
 
-// fromHTTP returns a header as metadata, without what is gRPC's or the connection's.
+// fromHTTP returns a request header as metadata, without the headers that gRPC or the connection sets.
 func fromHTTP(h http.Header) metadata.MD {
 	md := make(metadata.MD, len(h))
 	for name, values := range h {
 		switch name {
 		case "Content-Type", "Content-Length", "Connection", "Te", deadline.Header:
-			continue // what the header tells of the deadline, grpc-timeout tells as well
+			continue // grpc-timeout has the deadline
 		}
 		key := strings.ToLower(name)
 		md[key] = metadataOf(key, values)
@@ -176,7 +177,7 @@ func fromHTTP(h http.Header) metadata.MD {
 	return md
 }
 
-// fromReply returns the header of a response as metadata, without the status.
+// fromReply returns a response header as metadata, without the status.
 func fromReply(h http.Header) metadata.MD {
 	md := make(metadata.MD, len(h))
 	for name, values := range h {
@@ -190,7 +191,7 @@ func fromReply(h http.Header) metadata.MD {
 	return md
 }
 
-// unchanged reports whether h is what base is, but for what gRPC itself sends in its own way.
+// unchanged reports whether h has the same values as base, apart from the deadline, which gRPC sends in its own way.
 func unchanged(h, base http.Header) bool {
 	if reflect.ValueOf(h).UnsafePointer() == reflect.ValueOf(base).UnsafePointer() {
 		return true
@@ -212,12 +213,12 @@ func unchanged(h, base http.Header) bool {
 	return n == len(base)
 }
 
-// same reports whether a and b are the same values, not only equal ones.
+// same reports whether a and b are the same slice, not just equal ones.
 func same(a, b []string) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0])
 }
 
-// outgoing returns the context of the n-th try of a call whose header was base, and is h now.
+// outgoing returns the context of the n-th try of a call whose header was base and now is h.
 func outgoing(ctx context.Context, h, base http.Header, n int) context.Context {
 	if unchanged(h, base) {
 		return ctx
@@ -229,7 +230,7 @@ func outgoing(ctx context.Context, h, base http.Header, n int) context.Context {
 	return metadata.NewOutgoingContext(ctx, md)
 }
 
-// incoming returns the metadata that a handler is to see, if the header of its call was before and is now after.
+// incoming returns the metadata for the handler of a call whose header was before and now is after.
 func incoming(md metadata.MD, before, after http.Header) metadata.MD {
 	changed := maps.Clone(md)
 	for name := range before {
@@ -239,7 +240,7 @@ func incoming(md metadata.MD, before, after http.Header) metadata.MD {
 	}
 	for name, values := range after {
 		if name == "Te" || same(values, before[name]) {
-			continue // it is there, as it came
+			continue // it is there, as it was received
 		}
 		key := strings.ToLower(name)
 		changed[key] = metadataOf(key, values)

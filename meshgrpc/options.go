@@ -9,20 +9,20 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
-// options are the options of a call, as far as it concerns us.
+// options are the options of a call that matter here.
 type options struct {
-	tries     []grpc.CallOption   // those that all tries have in common
-	results   *grpcreplay.Results // nil for a caller that wants nothing back
+	tries     []grpc.CallOption   // for every try
+	results   *grpcreplay.Results // what the caller wants back; nil for nothing
 	authority string              // "" for that of the ClientConn
 	encoding  grpcreplay.Encoding
-	waits     bool // for an endpoint
-	room      int  // for the messages of a stream, in bytes
+	waits     bool // the call waits until an endpoint is ready
+	room      int  // for the messages of a stream that are kept for a retry, in bytes
 }
 
-// read fills in o.
+// read sets the fields of o.
 func (o *options) read(opts []grpc.CallOption) {
 	o.tries, o.room, o.encoding = opts[:len(opts):len(opts)], grpcwire.DefaultBufferLimit, grpcreplay.EncodingOf(opts)
-	own := false // some option is not for the tries
+	own := false // some option is for the whole call, not for each try
 	for _, opt := range opts {
 		switch opt := opt.(type) {
 		case grpc.HeaderCallOption, grpc.TrailerCallOption, grpc.PeerCallOption, grpc.OnFinishCallOption:
@@ -39,7 +39,7 @@ func (o *options) read(opts []grpc.CallOption) {
 		o.tries, o.results = grpcreplay.Split(make([]grpc.CallOption, 0, len(opts)+4), opts)
 	}
 	if o.waits {
-		o.tries = append(o.tries, grpc.WaitForReady(false)) // the waiting is done here
+		o.tries = append(o.tries, grpc.WaitForReady(false)) // the call waits, not the try
 	}
 }
 
@@ -51,7 +51,7 @@ func (o *options) contentType() string {
 	return ""
 }
 
-// finish tells the caller how the call ended. last is nil if there was no try.
+// finish sets the results that the caller asked for. last is nil if there was no try.
 func (o *options) finish(header, trailer metadata.MD, last *try, err error) {
 	if o.results == nil {
 		return
@@ -61,7 +61,7 @@ func (o *options) finish(header, trailer metadata.MD, last *try, err error) {
 		from = last.peer
 	}
 	if v, ok := from.AuthInfo.(verified); ok {
-		from.AuthInfo = v.TLSInfo // as callers look for it
+		from.AuthInfo = v.TLSInfo // the type that callers expect
 	}
 	o.results.Fill(header, trailer, from)
 	o.results.End(err)

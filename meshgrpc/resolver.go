@@ -8,7 +8,7 @@ import (
 
 var errTarget = errors.New(`meshgrpc: a target of the mesh is "mesh:///host:port"`)
 
-// resolverBuilder resolves targets of the scheme "mesh" to nothing: the mesh finds the endpoints, call by call.
+// resolverBuilder resolves targets with the scheme "mesh" to an empty list: the mesh chooses an endpoint for each call.
 type resolverBuilder struct{}
 
 func (resolverBuilder) Scheme() string { return scheme }
@@ -17,7 +17,7 @@ func (resolverBuilder) Build(target resolver.Target, cc resolver.ClientConn, _ r
 	if target.URL.Host != "" || target.Endpoint() == "" {
 		return nil, errTarget
 	}
-	_ = cc.UpdateState(resolver.State{}) // another load balancer than ours may not like it: calls will tell
+	_ = cc.UpdateState(resolver.State{}) // another load balancer may refuse an empty list; calls then say what is wrong
 	return noResolver{}, nil
 }
 

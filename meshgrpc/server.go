@@ -28,24 +28,26 @@ import (
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
-// ServerOptions returns the options that put a grpc.Server behind the inbound side of m, which [mesh.Mesh.Handler] tells of:
-// PeerAuthentication, AuthorizationPolicies (the path is "/package.Service/Method"), the metadata that a peer may not
-// assert, limits, deadlines. It serves on a listener of m, which gives each connection the TLS that its port demands:
+// ServerOptions returns the options that put a grpc.Server behind the inbound side of m, which [mesh.Mesh.Handler] describes:
+// PeerAuthentication, AuthorizationPolicies (the path is "/package.Service/Method"), the removal of metadata that a peer may not
+// assert, limits, and deadlines. The server must serve on a listener of m, which handles the TLS of each connection:
 //
 //	server := grpc.NewServer(meshgrpc.ServerOptions(m)...)
 //	err := server.Serve(m.Listen(listener))
 //
-// Health checks and reflection are calls like others, and so are calls of methods that do not exist. What is denied gets
-// PERMISSION_DENIED and "RBAC: access denied"; what is beyond a limit gets UNAVAILABLE. A plaintext connection whose calls
-// must come over mTLS is closed. In handlers, [mesh.PeerID] names the caller, and package peer has the TLS state.
+// Health checks and reflection are treated like any other call, and so are calls of unknown methods. A denied call gets
+// PERMISSION_DENIED and "RBAC: access denied". A call that exceeds a limit gets UNAVAILABLE. A plaintext connection is closed if
+// its calls must use mTLS. In handlers, [mesh.PeerID] returns the identity of the caller, and package peer has the TLS state.
 //
-// A call that is denied while its handler runs, because documents or bundles have changed or the certificate of its peer has
-// expired, ends with PERMISSION_DENIED at once, unary or not: the context of its handler ends, and the stream returns that status.
+// A call can also be denied while its handler runs, because documents or trust bundles have changed or the certificate of the peer
+// has expired. Unary or not, it then ends with PERMISSION_DENIED at once: the context of its handler ends, and its stream returns
+// that status.
 //
-// A call is authorized when its headers have arrived, before a message of it is received: by grpc.InTapHandle, which a server
-// can have only once. So no interceptor sees what is not let through, and observers of inbound calls must not block: they run
-// on the goroutine that reads from the connection. gRPC has no trailers at that point; what is beyond a limit is told apart by
-// the details of its status, a google.rpc.ErrorInfo, which the clients of this module read. GracefulStop drains as usual.
+// A call is authorized when its headers have arrived, before any of its messages is received. That is done by grpc.InTapHandle,
+// which a server can have only once. So interceptors see only calls that are allowed. Observers of inbound calls must not block,
+// because they run on the goroutine that reads from the connection. gRPC cannot send trailers at that point, so a call that exceeds
+// a limit is marked in the details of its status, by a google.rpc.ErrorInfo that the clients of this module read. GracefulStop
+// drains as usual.
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
 	return []grpc.ServerOption{
@@ -55,16 +57,16 @@ func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 		grpc.InTapHandle(s.tap),
 		grpc.ChainUnaryInterceptor(s.unary),
 		grpc.ChainStreamInterceptor(s.stream),
-		grpc.UnknownServiceHandler(unknown), // so that interceptors see such calls, too
+		grpc.UnknownServiceHandler(unknown), // so that interceptors see such calls too
 	}
 }
 
-// connectionAge is how old connections get before clients are sent to new ones. The listener of the mesh closes a connection
-// when a certificate that it was made with expires; by then nothing should be left on it. A certificate is replaced when half
-// its life is over, so one in use has that much time left, and calls have as much time to end as the connection had.
+// connectionAge returns the age at which a connection is drained. The listener of the mesh closes a connection when one of its
+// certificates expires; no call should be left on it by then. A certificate is replaced after half of its lifetime, so a certificate
+// in use is valid for at least that long. The age is at most a quarter of the lifetime, so calls have at least as long to end.
 func connectionAge(m *mesh.Mesh) time.Duration {
 	const (
-		unknown = 10 * time.Minute // for an identity that is still to come, or none
+		unknown = 10 * time.Minute // without an identity, or until there is one
 		least   = time.Second
 	)
 	own, err := m.Identity()
@@ -79,14 +81,14 @@ func unknown(_ any, stream grpc.ServerStream) error {
 	return status.Error(codes.Unimplemented, "unknown method "+method)
 }
 
-// server is the interceptors, and the connections with TLS.
+// server has the interceptors and the TLS connections of a grpc.Server.
 type server struct {
 	gate  admission.Gate
-	conns sync.Map // **x509.Certificate, by which the TLS state of a connection is told from others, to net.Conn
+	conns sync.Map // **x509.Certificate, which identifies the TLS state of a connection, to *secureConn
 }
 
-// inbound is a call on its way through the inbound side: the context and the writer of a request, to which a refusal is
-// written.
+// inbound is a call on its way through the inbound side. It is the context of its HTTP request, and the http.ResponseWriter that a
+// refusal is written to.
 type inbound struct {
 	context.Context
 	local   net.Addr
@@ -94,19 +96,19 @@ type inbound struct {
 	arrived metadata.MD
 
 	header http.Header // written
-	status int         // written; 0 while nothing is
+	status int         // written; 0 if none was written yet
 
-	// Of a call that was let through.
+	// For a call that was allowed.
 	call  admission.Call
-	taken atomic.Bool // by a handler, or by nobody any more
-	stop  func() bool // nil if there is nothing to wait for
+	taken atomic.Bool // a handler has taken the call, or it was abandoned
+	stop  func() bool // stops waiting for the call to be abandoned; nil if there is no need to wait
 
-	// Of a call whose handler runs.
+	// For a call whose handler runs.
 	stream endable // nil if the stream cannot be ended from outside
 }
 
-// endable is the stream of a call as gRPC's own transport has it: its status can be written while the handler runs, which wakes
-// who sends or receives. Nothing in the API of gRPC does so.
+// endable is the stream of a call in gRPC's own transport. Its status can be written while the handler runs, which wakes goroutines
+// that send or receive. The public API of gRPC has no equivalent.
 type endable interface{ WriteStatus(*status.Status) error }
 
 type inboundKey struct{}
@@ -123,8 +125,8 @@ func (in *inbound) Value(key any) any {
 	return in.Context.Value(key)
 }
 
-// tap is the tap.ServerInHandle: it decides about a call when its headers have come, before any message is received. It runs on
-// the goroutine that reads from the connection.
+// tap is the tap.ServerInHandle. It admits or refuses a call when its headers have arrived, before any message is received. It runs
+// on the goroutine that reads from the connection.
 func (s *server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
 	passed, in, err := s.admit(ctx, info.FullMethodName)
 	if err != nil {
@@ -136,15 +138,15 @@ func (s *server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 	return passed, nil
 }
 
-// abandon ends a call that was let through, if no handler has taken it: its message never came, or was none.
+// abandon ends an allowed call that no handler has taken, because its message never came or was malformed.
 func (in *inbound) abandon() {
 	if in.taken.CompareAndSwap(false, true) {
 		in.call.Done(0, -1)
 	}
 }
 
-// take returns the call that was let through with ctx, with the context for its handler. Calls that have not passed tap, such as
-// those of grpc.Server.ServeHTTP, are decided about here.
+// take returns the allowed call of ctx and the context for its handler. Calls that did not pass tap, such as those of
+// grpc.Server.ServeHTTP, are admitted or refused here.
 func (s *server) take(ctx context.Context, method string) (context.Context, *inbound, error) {
 	in, tapped := ctx.Value(inboundKey{}).(*inbound)
 	if !tapped {
@@ -162,7 +164,7 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 	if in.stop != nil {
 		in.stop()
 	}
-	if tapped { // that of ServeHTTP would have to wait for who sends
+	if tapped { // ending a stream of ServeHTTP would have to wait for a send that is in progress
 		in.stream, _ = grpc.ServerTransportStreamFromContext(ctx).(endable)
 	}
 	ctx, allowed := in.call.Enter(ctx, in)
@@ -177,7 +179,7 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 	return ctx, in, nil
 }
 
-// moved says that the handler has received or sent a message.
+// moved reports a message that the handler has received or sent.
 func (in *inbound) moved(sent bool, m any) {
 	size, _ := grpcwire.MessageSize(m)
 	in.call.Message(sent, size)
@@ -190,7 +192,7 @@ func (in *inbound) End() {
 	}
 }
 
-// withdrawn returns the error of a call that was ended because it is not allowed any more, and nil for others.
+// withdrawn returns an error if the call was ended because it is no longer allowed, and nil otherwise.
 func withdrawn(ctx context.Context) error {
 	if ctx.Err() == nil {
 		return nil
@@ -257,7 +259,7 @@ func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	return err
 }
 
-// admit takes a call through the inbound side. It returns the context for the handler, or why there will be none.
+// admit takes a call through the inbound side. It returns the context for the handler, or an error if the call is refused.
 func (s *server) admit(ctx context.Context, method string) (context.Context, *inbound, error) {
 	in := &inbound{Context: ctx}
 	in.arrived, _ = metadata.FromIncomingContext(ctx)
@@ -296,7 +298,7 @@ func (s *server) admit(ctx context.Context, method string) (context.Context, *in
 	return passed, in, nil
 }
 
-// hangUp closes a connection, as a listener that refuses it.
+// hangUp closes a connection as if the listener had refused it.
 func (s *server) hangUp(info credentials.AuthInfo) {
 	switch info := info.(type) {
 	case unsecured:
@@ -304,7 +306,7 @@ func (s *server) hangUp(info credentials.AuthInfo) {
 	case credentials.TLSInfo:
 		if key := connKeyOf(&info.State); key != nil {
 			if c, ok := s.conns.Load(key); ok {
-				c.(*secureConn).tls.NetConn().Close() // without a word, which might have to wait
+				c.(*secureConn).tls.NetConn().Close() // without a close_notify alert, which could block
 			}
 		}
 	}
@@ -317,7 +319,7 @@ func connKeyOf(state *tls.ConnectionState) **x509.Certificate {
 	return &state.PeerCertificates[0]
 }
 
-// secureConn is a connection with TLS that the server knows.
+// secureConn is a TLS connection of the server, which hangUp can find by its key.
 type secureConn struct {
 	net.Conn
 	tls    *tls.Conn
@@ -330,7 +332,7 @@ func (c *secureConn) Close() error {
 	return c.Conn.Close()
 }
 
-// pass has the inbound side look at the call. It reports whether the call is to be cut off.
+// pass takes the call through the stages of the inbound side. It reports whether the connection must be closed.
 func (in *inbound) pass(g admission.Gate) (r *http.Request, aborted bool) {
 	defer func() {
 		if p := recover(); p == http.ErrAbortHandler {
@@ -343,7 +345,7 @@ func (in *inbound) pass(g admission.Gate) (r *http.Request, aborted bool) {
 	return r, false
 }
 
-// refused returns the error of a call that was answered in the place of its handler.
+// refused returns the error of a call that the inbound side has answered instead of its handler.
 func (in *inbound) refused() error {
 	if in.header.Get("Grpc-Status") != "" {
 		return answered(&http.Response{Header: in.header, Body: http.NoBody})
@@ -358,8 +360,8 @@ func (in *inbound) refused() error {
 	return status.Error(code, http.StatusText(in.status))
 }
 
-// limited returns the error of a call that is beyond a limit. Where gRPC refuses a call at its headers, there is no other place
-// than the status to say so in.
+// limited returns the error of a call that exceeds a limit. If gRPC refuses a call at its headers, it sends no trailer, so the
+// status must say so too.
 func (in *inbound) limited(code codes.Code, err error, key string) error {
 	_ = grpc.SetTrailer(in.Context, metadata.Pairs(key, "true"))
 	return grpcwire.Limited(code, err.Error(), key)
@@ -380,14 +382,13 @@ func (in *inbound) WriteHeader(status int) {
 	}
 }
 
-// Write implements http.ResponseWriter. The text of a refusal is in its status.
+// Write implements http.ResponseWriter. It drops the body: the status of the call has the text.
 func (in *inbound) Write(p []byte) (int, error) {
 	in.WriteHeader(http.StatusOK)
 	return len(p), nil
 }
 
-// serverCredentials take connections as the listener of the mesh has made them: with TLS whose handshake is done, or
-// plaintext.
+// serverCredentials accepts the connections of the listener of the mesh, which are plaintext or have completed the TLS handshake.
 type serverCredentials struct{ server *server }
 
 func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
@@ -395,7 +396,7 @@ func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	if !ok {
 		return raw, unsecured{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, raw}, nil
 	}
-	if err := secure.Handshake(); err != nil { // with another listener than the mesh's it may not be done
+	if err := secure.Handshake(); err != nil { // does nothing, except with a listener other than the mesh's
 		return nil, nil, err
 	}
 	state := secure.ConnectionState()
@@ -411,7 +412,7 @@ func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.
 	return c, tlsInfo(state), nil
 }
 
-var errClientALPN = errors.New(`the client does not speak HTTP/2: it has not offered "h2"`)
+var errClientALPN = errors.New(`the client does not speak HTTP/2: it did not offer "h2"`)
 
 func (serverCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	return nil, nil, errors.New("meshgrpc: these are the credentials of a server")
@@ -425,7 +426,7 @@ func (c serverCredentials) Clone() credentials.TransportCredentials { return c }
 
 func (serverCredentials) OverrideServerName(string) error { return nil }
 
-// unsecured is the absence of security, with the connection that has none.
+// unsecured is the AuthInfo of a plaintext connection.
 type unsecured struct {
 	credentials.CommonAuthInfo
 	conn net.Conn

@@ -9,20 +9,20 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
-// serverStream is a stream of a call that was let through. When the call is not allowed any more, it moves no message.
+// serverStream is the stream of an allowed call. It moves no more messages once the call is no longer allowed.
 type serverStream struct {
 	grpc.ServerStream
 	ctx   context.Context
-	apart bool // who waits in the stream is not woken when the call is ended
+	apart bool // ending the call does not wake goroutines that wait in the stream
 
 	in       *inbound
 	observed bool
-	users    atomic.Int32 // the handler, and messages that are being told of; the last one leaves the call
+	users    atomic.Int32 // the handler, and messages that are being reported; the last one leaves the call
 	err      error        // of the handler
 	panicked bool
 }
 
-// hold keeps the call from ending. It reports false if it has: a goroutine of a handler may outlive it by a moment.
+// hold keeps the call from ending. It reports false if the call has ended: goroutines of a handler may briefly outlive it.
 func (s *serverStream) hold() bool {
 	for {
 		n := s.users.Load()
@@ -47,13 +47,13 @@ func (s *serverStream) SendMsg(m any) error { return s.move(true, m) }
 
 func (s *serverStream) RecvMsg(m any) error { return s.move(false, m) }
 
-// move moves a message, and tells of it.
+// move moves a message, and reports it to the observers.
 func (s *serverStream) move(sent bool, m any) error {
 	if !s.observed {
 		return s.pass(sent, m)
 	}
 	size := 0
-	if sent { // what is sent may be used for something else afterwards
+	if sent { // a message may change after it was sent
 		size, _ = grpcwire.MessageSize(m)
 	}
 	err := s.pass(sent, m)
@@ -88,14 +88,14 @@ func (s *serverStream) pass(sent bool, m any) error {
 	return err
 }
 
-// passApart has f move a message, and does not wait for it when the call is ended.
+// passApart calls f in a goroutine, and does not wait for it if the call is ended.
 func (s *serverStream) passApart(f func(any) error, m any) error {
 	type end struct {
 		err      error
 		panicked any
 	}
 	moved := make(chan end, 1)
-	go func() { // until the handler has returned, at the latest
+	go func() { // ends when the handler has returned, at the latest
 		e := end{panicked: "runtime.Goexit in a stream"}
 		defer func() {
 			if p := recover(); p != nil {
@@ -116,7 +116,7 @@ func (s *serverStream) passApart(f func(any) error, m any) error {
 		e = <-moved
 	}
 	if e.panicked != nil {
-		panic(e.panicked) // the handler's, as if it had moved the message itself
+		panic(e.panicked) // in the goroutine of the handler, as if it had called f
 	}
 	return e.err
 }

@@ -20,13 +20,13 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// stream is a streaming call: it drives the replayed stream that the caller sees.
+// stream is a streaming call. It drives the replayed stream that the caller sees.
 type stream struct {
 	call
 	replayed grpcreplay.Stream
 
 	mu       sync.Mutex
-	messages engine.Messages // of the call as it was begun lately
+	messages engine.Messages // of the latest start of the call
 }
 
 // stream is the grpc.StreamClientInterceptor.
@@ -39,7 +39,7 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	s.begin(ctx, c, cc, method, opts)
 	config := grpcreplay.Config{
 		Context: ctx, Desc: desc, Conn: cc, Streamer: streamer, Encoding: s.encoding, Room: s.room,
-		Pausing: true, // a timeout begins when all is sent, as in Envoy
+		Pausing: true, // a timeout begins when the whole request is sent, as in Envoy
 	}
 	if c.engine.Observed() {
 		config.Meter = s
@@ -50,17 +50,17 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 // Sent implements grpcreplay.Meter.
 func (s *stream) Sent(size int) {
 	s.sentBytes.Add(int64(size))
-	s.told().Sent()
+	s.current().Sent()
 }
 
 // Received implements grpcreplay.Meter.
 func (s *stream) Received(size int) {
 	s.receivedBytes.Add(int64(size))
-	s.told().Received()
+	s.current().Received()
 }
 
-// told returns who is told of messages now.
-func (s *stream) told() engine.Messages {
+// current returns the observer of messages of the latest start of the call.
+func (s *stream) current() engine.Messages {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.messages
@@ -71,7 +71,7 @@ func (s *stream) Make() (a grpcreplay.Answer) {
 	answer, err := s.serve(s)
 	if answer == nil && err == nil && s.last.stop != nil {
 		a.Header, a.Trailer = s.last.metadata()
-		if a.Header == nil && s.last.reads { // the answer is all trailers, and documents had their say
+		if a.Header == nil && s.last.reads { // a trailers-only response that documents may have edited
 			a.Header = a.Trailer
 		}
 		a.Limits = s.Limits()

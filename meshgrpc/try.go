@@ -28,45 +28,44 @@ import (
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
-// try is one attempt of a call. It is the context that gRPC makes it with, by which the picker finds it.
+// try is one attempt of a call. It is the context of the attempt, so that the picker can find it.
 type try struct {
 	context.Context // ctx, with the metadata to send
 	engine.Attempt
 	call  *call
 	ctx   context.Context
-	limit *deadline.Context       // nil if the try has no limit of its own
-	held  bool                    // the Attempt is to be ended
-	done  func(balancer.DoneInfo) // ended, made once
+	limit *deadline.Context       // nil if the try has no timeout of its own
+	held  bool                    // the Attempt has not ended
+	done  func(balancer.DoneInfo) // the method ended, allocated once
 
-	// The picker's part. gRPC may pick again on its own, where it knows that nothing was sent.
+	// State of the picker. gRPC may pick again by itself if it knows that nothing was sent.
 	mu      sync.Mutex
-	over    bool // no further pick
-	picked  bool // our picker was asked at all
+	over    bool // no more picks
+	picked  bool // our picker was used at all
 	given   bool // a connection was given
 	link    *sockets.Connections
-	waits   *conn // that is being made
-	conn    *conn // that the try is counted on
-	failure error // why there is none
+	waits   *conn // the connection that the try waits for
+	conn    *conn // the connection that the try is counted on
+	failure error // why there is no connection
 
-	// What gRPC told at the end: whether there was a stream, whether anything came back, and the trailer. A reply that is
-	// all trailers has its header in there too.
+	// What gRPC reported at the end: whether a stream was begun, whether anything was received, and the trailer. The trailer of a
+	// trailers-only response includes its header.
 	begun, received bool
-	doneErr         error
 	trailer         metadata.MD
 
-	// What the caller or a document wants to see.
+	// What the caller or a document needs of the response.
 	header metadata.MD
 	peer   peer.Peer
-	reads  bool // the mesh looks at the header
+	reads  bool // the mesh needs the header
 
-	exchanges bool // the endpoint was told what we are, and may answer
+	exchanges bool // our peer metadata was sent, so the endpoint may answer with its own
 
-	// What became of it.
-	status int        // of the answer, in terms of HTTP; 0 if there was none
+	// The result.
+	status int        // of the response, as an HTTP status; 0 if there was none
 	code   codes.Code // of err
-	err    error      // what the caller is told, if this is the last try
-	rest   error      // why there was no answer, or how it broke off
-	stop   func()     // ends what goes on after the answer; nil if nothing does
+	err    error      // what the caller gets if this is the last try
+	rest   error      // why there was no response, or how it broke off
+	stop   func()     // cancels what continues after the response began; nil if nothing does
 }
 
 type tryKey struct{}
@@ -79,7 +78,7 @@ func (t *try) Value(key any) any {
 	return t.Context.Value(key)
 }
 
-// begin makes t the n-th attempt of c. It reports false if that is refused: rest says why. A limit of 0 is none.
+// begin makes t the n-th attempt of c. It reports false if the attempt is refused; t.rest says why. A limit of 0 means none.
 func (t *try) begin(ctx context.Context, c *call, limit time.Duration, n int) bool {
 	t.call = c
 	if n > 1 {
@@ -126,7 +125,7 @@ func (t *try) options() []grpc.CallOption {
 	return opts
 }
 
-// pick gives gRPC a connection of b.
+// pick returns a connection of b for gRPC.
 func (t *try) pick(b *connections) (balancer.PickResult, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -135,7 +134,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		return balancer.PickResult{}, status.Error(codes.Canceled, errEnded.Error())
 	}
 	if t.given {
-		// Nothing was sent over the connection given before, and gRPC begins anew. The mesh chooses another endpoint.
+		// Nothing was sent over the previous connection, and gRPC starts again. The mesh chooses another endpoint.
 		if err := t.Again(t.ctx, false); err != nil {
 			return t.failLocked(err)
 		}
@@ -143,7 +142,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 	}
 	c, waits, err := b.choose(t.link, t.waits)
 	for moves := 0; err != nil; moves++ {
-		// An endpoint that could not be connected to a moment ago is passed over, as long as there is another.
+		// Skip an endpoint to which no connection could be made a moment ago, as long as there is another.
 		_, unready := errors.AsType[*unreadyError](err)
 		if !unready || moves == mostMoves {
 			return t.failLocked(err)
@@ -159,39 +158,39 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		c, waits, err = b.choose(link, nil)
 	}
 	if t.waits = waits; c == nil {
-		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable // that one connection is being made
+		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable // until the connection is made
 	}
 	t.given, t.conn = true, c
 	return balancer.PickResult{SubConn: c.sub, Done: t.done}, nil
 }
 
-// mostMoves is how many endpoints a try passes over.
+// mostMoves is how many endpoints a try skips at most.
 const mostMoves = 16
 
-// failLocked ends the try: with a status, since for everything else gRPC has a wait-for-ready call wait.
+// failLocked fails the try. It returns a status error, since gRPC makes a wait-for-ready call wait after any other error.
 func (t *try) failLocked(err error) (balancer.PickResult, error) {
 	t.failure = err
 	return balancer.PickResult{}, status.Error(codes.Unavailable, err.Error())
 }
 
-// ended is told by gRPC how it went with a connection that pick gave. It must not call the stream, which may be locked.
+// ended is called by gRPC when a try is done with the connection from pick. It must not call the stream, which may be locked.
 func (t *try) ended(info balancer.DoneInfo) {
 	t.mu.Lock()
 	c := t.conn
 	t.conn = nil
-	t.begun, t.received, t.trailer, t.doneErr = info.BytesSent, info.BytesReceived, info.Trailer, info.Err
+	t.begun, t.received, t.trailer = info.BytesSent, info.BytesReceived, info.Trailer
 	t.mu.Unlock()
 	if c != nil {
 		c.release()
 	}
 }
 
-// judge says what came of a try that gRPC has ended with err. If committed, no other try can follow, and what the mesh is
-// told is that an answer began, and then broke off.
+// judge sets the result of a try that gRPC has ended with err. If committed, no other try can follow, and the failure counts as a
+// response that began and then broke off.
 func (t *try) judge(err error, committed bool) {
 	t.mu.Lock()
 	t.over = true
-	t.mu.Unlock() // from here on nobody else writes
+	t.mu.Unlock() // no other goroutine writes from here on
 
 	t.err, t.code = err, status.Code(err)
 	httpStatus, isHTTP := grpcwire.HTTPStatus(err)
@@ -215,7 +214,7 @@ func (t *try) judge(err error, committed bool) {
 		t.rest = errBalancer
 		return
 	case !t.begun:
-		t.rest = refusal.Because(err) // what is wrong is on our side: a message, credentials, metadata
+		t.rest = refusal.Because(err) // the fault is on our side: a message, credentials, metadata
 		return
 	case grpcwire.Closed(err):
 		t.err, t.code, t.rest = errClosing, codes.Canceled, errClosing
@@ -227,7 +226,7 @@ func (t *try) judge(err error, committed bool) {
 		t.rest = lost(err)
 		if t.rest == nil && !t.received {
 			if t.code != codes.Unavailable {
-				t.rest = refusal.Because(err) // of a message, again
+				t.rest = refusal.Because(err) // the fault is on our side: a message
 				return
 			}
 			t.rest = err
@@ -239,15 +238,15 @@ func (t *try) judge(err error, committed bool) {
 	}
 }
 
-// ended reports whether a call that came out with code did so because its context has ended. A server knows our deadline, and
-// may end the call a moment before we do: with a status, or by a reset of the stream. Then the end is waited for.
+// ended reports whether a call ended with code because its context ended. A server knows our deadline, and may end the call a
+// moment before we do, with a status or by resetting the stream. In that case ended waits for the deadline.
 func ended(ctx context.Context, code codes.Code) bool {
 	if ctx.Err() != nil {
 		return true
 	}
 	const (
 		moment   = 20 * time.Millisecond
-		patience = time.Second // with a context that does not keep its word
+		patience = time.Second // for a context that does not end at its deadline
 	)
 	at, ok := ctx.Deadline()
 	if !ok || code != codes.DeadlineExceeded && code != codes.Canceled || time.Until(at) > moment {
@@ -256,7 +255,7 @@ func ended(ctx context.Context, code codes.Code) bool {
 	return pause.For(ctx, patience) != nil
 }
 
-// settle tells the mesh what came of the try: unless it goes on, that is all. A limit of its own is over then.
+// settle reports the result of the try to the mesh, and stops the timeout of the try. A stream that was answered continues.
 func (t *try) settle(limit time.Duration) {
 	late := t.limit != nil && !t.limit.Stop()
 	switch {
@@ -279,13 +278,13 @@ func (t *try) settle(limit time.Duration) {
 	}
 }
 
-// show shows the header of an answer to the observers, and hides from the caller what is not for it.
+// show passes the header of a response to the observers, and hides peer metadata from the caller.
 func (t *try) show() {
 	if !t.call.Engine().HeadersObserved() {
 		return
 	}
 	md := t.header
-	if md == nil { // the answer is all trailers
+	if md == nil { // a trailers-only response
 		md = t.trailer
 	}
 	if t.exchanges || t.reads || t.call.results.WantHeader() {
@@ -309,7 +308,7 @@ func (t *try) close() {
 	t.cancelLimit()
 }
 
-// giveUp ends whatever of the try goes on.
+// giveUp ends the try in whatever state it is.
 func (t *try) giveUp() {
 	switch {
 	case t.stop != nil:
@@ -344,7 +343,7 @@ func (t *try) metadata() (header, trailer metadata.MD) {
 	return t.header, t.trailer
 }
 
-// outcome returns what the retries go by.
+// outcome returns what retries are decided by.
 func (t *try) outcome(committed bool) grpcreplay.Outcome {
 	o := grpcreplay.Outcome{HTTP: t.status, Reply: t.header, Committed: committed}
 	switch {

@@ -18,18 +18,18 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// unary is a unary call. It is the one allocation that every call costs on our side, and holds the first try, which usually is
+// unary is a unary call. It is the only allocation of our own that every call needs. It includes the first try, which usually is
 // the only one.
 type unary struct {
 	call
 	message, reply any
 	invoker        grpc.UnaryInvoker
-	told           bool   // that the message was sent
+	told           bool   // observers know that the message was sent
 	copied         []byte // message, encoded for mirrors
-	once           *once  // nil if the message may be encoded with each try
+	once           *once  // nil if the message may be encoded again for each try
 }
 
-// once is a message that is encoded once, and the codec of all tries.
+// once is a message that is encoded only once, and the codec of all tries.
 type once struct {
 	message grpcreplay.Message
 	codec   *grpcreplay.Codec
@@ -75,7 +75,7 @@ func (u *unary) Drop() bool {
 	return true
 }
 
-// reset removes from the reply what the last try may have put there. gRPC is done with the reply when a try returns.
+// reset clears the reply, to which the last try may have written. gRPC does not write to it after a try has returned.
 func (u *unary) reset() {
 	if !u.last.received {
 		return
@@ -93,7 +93,7 @@ func (u *unary) send(t *try) {
 	if t.reads || t.exchanges || u.results.WantHeader() {
 		opts = append(opts, grpc.Header(&t.header))
 	}
-	size := u.size(u.message) // before it is sent, since it may be something else afterwards
+	size := u.size(u.message) // before the message is sent, since it may change afterwards
 	t.judge(u.invoker(t, u.sent.method, u.message, u.reply, u.cc, opts...), false)
 	if t.begun && !u.told {
 		u.told = true
@@ -119,13 +119,13 @@ func (u *unary) Mirror(rule *route.Rule) {
 		c := &unary{message: u.copied, reply: new([]byte), invoker: u.invoker}
 		c.call = call{client: u.client, cc: u.cc, options: u.options, asked: u.asked, sent: u.sent}
 		c.sent.authority, c.results = authority, nil
-		// The call itself appends to its options meanwhile.
+		// The call itself appends to its options at the same time.
 		c.tries = append(slices.Clip(u.tries), grpc.ForceCodecV2(encoded{u.encoding.Subtype()}))
 		return func(ctx context.Context) error { return c.copy(ctx, to.Target) }, nil
 	})
 }
 
-// encode encodes the message for its copies, which may be sent when it is the caller's again.
+// encode encodes the message for its copies, which may be sent after the caller has got the message back.
 func (u *unary) encode() error {
 	if u.copied != nil {
 		return nil
@@ -143,7 +143,7 @@ func (u *unary) encode() error {
 	return nil
 }
 
-// copy sends a copy. Nothing of it reaches the caller.
+// copy sends a copy. The caller sees nothing of it.
 func (u *unary) copy(ctx context.Context, target route.Target) error {
 	u.ctx = ctx
 	_, err := u.pass(engine.Copied, target, u)
@@ -154,7 +154,7 @@ func (u *unary) copy(ctx context.Context, target route.Target) error {
 	return u.last.rest
 }
 
-// encoded is the codec of messages that are encoded already.
+// encoded is the codec of messages that are already encoded.
 type encoded struct{ name string }
 
 func (encoded) Marshal(v any) (mem.BufferSlice, error) {

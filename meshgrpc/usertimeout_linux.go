@@ -6,11 +6,11 @@ import (
 	"time"
 )
 
-// tcpUserTimeout is TCP_USER_TIMEOUT, which package syscall has no name for.
+// tcpUserTimeout is TCP_USER_TIMEOUT, which package syscall does not define.
 const tcpUserTimeout = 0x12
 
-// limitUnacknowledged bounds how long what was sent may stay unacknowledged before the connection is given up, as gRPC does for
-// connections with keepalive. gRPC can do that only with connections that are not wrapped.
+// limitUnacknowledged bounds how long sent data may stay unacknowledged before the connection is closed. gRPC does the same for
+// connections with keepalive, but not if they are wrapped.
 func limitUnacknowledged(nc net.Conn, limit time.Duration) {
 	for nc != nil {
 		if c, ok := nc.(syscall.Conn); ok {
@@ -19,7 +19,7 @@ func limitUnacknowledged(nc net.Conn, limit time.Duration) {
 				return
 			}
 			_ = raw.Control(func(fd uintptr) {
-				// On what is no TCP connection it fails, and there is nothing to bound.
+				// This fails for a connection that is not TCP. Then there is nothing to bound.
 				_ = syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, tcpUserTimeout, int(limit.Milliseconds()))
 			})
 			return
