@@ -161,9 +161,12 @@ func (r *callRecord) Attempt(ctx context.Context, start engine.AttemptStart) (co
 	}}
 	a.Endpoint, a.Peer, a.PeerID = start.Peer.Address, start.Peer.Endpoint, start.Peer.ID
 	if r.Last == nil {
-		r.Document, r.Route, r.Target = start.Document, start.Route, start.Target
+		r.Document, r.Route = start.Document, start.Route
 	}
 	locked := r.lock()
+	if r.Target != start.Target { // never written to without need: others may be reading it
+		r.Target = start.Target
+	}
 	r.Last = &a.Attempt
 	r.unlock(locked)
 	o := r.mesh.observers

@@ -109,7 +109,7 @@ type Call struct {
 	Document, Route string
 
 	// Target is where the call goes. It is zero if the call was answered or refused before a destination was chosen. It is
-	// set when the first attempt starts.
+	// set when the first attempt starts, and changes with a later one that fails over to another target.
 	Target route.Target
 
 	// Last is the latest attempt, nil if there was none. It may be read in CallMessage and CallEnd, too; for received

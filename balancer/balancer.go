@@ -113,6 +113,18 @@ func (b *Balancer) Pick(info PickInfo) (*Host, error) {
 	}
 }
 
+// Healthy returns nil if there is an endpoint that is not ejected for Pick to choose, and else [ErrNoEndpoints] or
+// [ErrNoHealthy], whatever [Config.PanicFraction] is. It takes no lock.
+func (b *Balancer) Healthy() error {
+	switch s := b.picks.Load(); {
+	case s.refusal != nil:
+		return s.refusal
+	case !s.healthy:
+		return ErrNoHealthy
+	}
+	return nil
+}
+
 // Update replaces the set of endpoints. State (calls in flight, latency, ejection) stays with the endpoints whose ID was
 // there before. The Balancer does not keep the slice, but it does keep the labels. Of several endpoints with the same ID,
 // the first one is used.

@@ -38,6 +38,36 @@ func TestTakesCalls(t *testing.T) {
 	}
 }
 
+// Healthy says what a Pick without panic would find.
+func TestHealthy(t *testing.T) {
+	b := newBalancer(t, balancer.Config{PanicFraction: 0.5})
+	check := func(when string, want error) {
+		t.Helper()
+		if got := b.Healthy(); got != want {
+			t.Errorf("%s: %v, want %v", when, got, want)
+		}
+	}
+	check("at first", balancer.ErrNoEndpoints)
+	set := placed("", "")
+	b.Update(set)
+	check("with two", nil)
+	hosts := b.Hosts()
+	hosts[0].SetEjected(true)
+	check("with one of two", nil)
+	hosts[1].SetEjected(true)
+	check("with all ejected, which picks ignore", balancer.ErrNoHealthy)
+	if _, err := b.Pick(balancer.PickInfo{}); err != nil {
+		t.Errorf("a pick: %v", err)
+	}
+	hosts[1].SetEjected(false)
+	check("with one that came back", nil)
+	set[1].Draining = true
+	b.Update(set)
+	check("with one ejected and one draining", balancer.ErrNoHealthy)
+	b.Update(nil)
+	check("with none", balancer.ErrNoEndpoints)
+}
+
 // TestTransportForgetsEndpointsWithoutCalls: the last endpoint that takes calls stays, though another was called before.
 func TestTransportForgetsEndpointsWithoutCalls(t *testing.T) {
 	status := http.StatusOK

@@ -22,6 +22,7 @@ type pool struct {
 // snapshot is what picks are made from. It is immutable.
 type snapshot struct {
 	refusal error
+	healthy bool     // some host in groups is not ejected
 	groups  []*group // with traffic, the nearest first
 	shares  alias    // of the traffic
 }
@@ -56,7 +57,9 @@ func (b *Balancer) snapshotLocked() *snapshot {
 	var used []float64
 	for i, p := range b.pools {
 		if shares[i] > 0 {
-			s.groups = append(s.groups, b.group(p, panics[i]))
+			g := b.group(p, panics[i])
+			s.groups = append(s.groups, g)
+			s.healthy = s.healthy || slices.ContainsFunc(g.hosts, func(h *Host) bool { return !h.Ejected() })
 			used = append(used, shares[i])
 		}
 	}

@@ -6,6 +6,7 @@ package policy
 
 import (
 	"maps"
+	"slices"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
@@ -112,6 +113,15 @@ type Cluster struct {
 	Subset  map[string]string
 	Missing bool
 
+	// Filter selects among the endpoints that have these labels. The zero value selects all.
+	Filter Filter
+
+	// Failover are the targets that calls to this one go to, the best first: each attempt goes to the first one that has a
+	// healthy endpoint. Each has the Cluster of its own, whose Failover does not matter. Its Port is that of this target if
+	// it is 0, and so is its Host if that is empty. The target itself may be among them; if it is not, its own endpoints
+	// are never used. Empty means the target itself and no other.
+	Failover []route.Target
+
 	// Balancer says how an endpoint is chosen.
 	Balancer balancer.Config
 
@@ -138,9 +148,16 @@ type Cluster struct {
 	UpgradeHTTP2 bool
 }
 
+// Filter selects endpoints by more than labels. Two of the same Text are the same.
+type Filter struct {
+	Text  string                         // as people read it
+	Match func(*discovery.Endpoint) bool // must be safe for concurrent use, and not change the endpoint; nil selects all
+}
+
 // Equal reports whether two clusters are treated alike.
 func (c *Cluster) Equal(other *Cluster) bool {
 	return maps.Equal(c.Subset, other.Subset) && c.Missing == other.Missing &&
+		c.Filter.Text == other.Filter.Text && slices.Equal(c.Failover, other.Failover) &&
 		c.Balancer.Equal(other.Balancer) && c.Passthrough == other.Passthrough &&
 		c.Eject == other.Eject && c.Outlier == other.Outlier &&
 		c.Pool == other.Pool && c.RetryLimit == other.RetryLimit && c.RetryBudget == other.RetryBudget &&

@@ -29,9 +29,27 @@ type Attempt struct {
 
 // Acquire begins the n-th attempt, counted from 1: it passes the limits and the circuit, and picks an endpoint and the
 // connections to it. ctx is that of the attempt. If it fails nothing is held, and the attempt is over.
-func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) (err error) {
+func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) error {
 	a.call = c
-	cluster := c.cluster
+	var err error
+	if c.cluster.failover == nil {
+		err = a.acquire(ctx, c.cluster, n)
+	} else {
+		err = a.acquireFirst(ctx, n)
+	}
+	if err != nil {
+		return err
+	}
+	c.sent++
+	if a.timesAnswers() || c.observer != nil {
+		a.sent = time.Since(c.start) + 1
+	}
+	return nil
+}
+
+// acquire acquires what the attempt needs of a cluster, in which it counts. If it fails nothing is held.
+func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err error) {
+	c := a.call
 
 	// 7. Limits come before the circuit: that a queue is full says nothing about the destination. A connection is counted
 	// when it is made.
@@ -45,7 +63,7 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) (err error) {
 	acquired := false
 	defer func() {
 		if !acquired { // no endpoint, a panic or a Goexit
-			a.release(breaker.NoResult, breaker.Ignored)
+			a.give(breaker.NoResult, breaker.Ignored)
 		}
 	}()
 
@@ -61,29 +79,25 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) (err error) {
 	if n > 1 {
 		now = time.Now()
 	}
-	if err := a.pick(ctx, now); err != nil {
+	if err := a.pick(ctx, cluster, now); err != nil {
 		return err
 	}
 	acquired = true
-	c.sent++
-	if c.timesAnswers() || c.observer != nil {
-		a.sent = time.Since(c.start) + 1
-	}
 	return nil
 }
 
 // timesAnswers says that the balancer or the circuit goes by how long endpoints take to answer.
-func (c *Call) timesAnswers() bool { return c.kind == Raw || c.cluster.config.timesAnswers() }
+func (a *Attempt) timesAnswers() bool { return a.call.kind == Raw || a.cluster().config.timesAnswers() }
 
 // overflow is the answer to a call for which the pool has no room.
 func overflow(err error) error {
 	return prescribe(LayerLimit, FlagOverflow, err, AnswerOverloaded)
 }
 
-// pick chooses an endpoint, and the connections to it.
-func (a *Attempt) pick(ctx context.Context, now time.Time) error {
+// pick chooses an endpoint of a cluster, and the connections to it.
+func (a *Attempt) pick(ctx context.Context, cluster *cluster, now time.Time) error {
 	c := a.call
-	h, err := c.cluster.pick(ctx, c.pick, now)
+	h, err := cluster.pick(ctx, c.pick, now)
 	if err != nil {
 		return err
 	}
@@ -115,6 +129,9 @@ func (c *Call) avoidsTried() bool {
 // Connections returns the connections that the attempt uses.
 func (a *Attempt) Connections() *sockets.Connections { return a.conns }
 
+// Multiplexed says that the endpoint speaks HTTP/2, so that attempts share connections.
+func (a *Attempt) Multiplexed() { a.cluster().multiplexed() }
+
 // Again chooses another endpoint for the same attempt, if there is another. It is for a protocol library that begins anew on
 // its own where it knows that nothing was sent. failed says that the endpoint could not be connected to. After an error the
 // attempt still ends with End.
@@ -124,8 +141,12 @@ func (a *Attempt) Again(ctx context.Context, failed bool) error {
 		result = breaker.ConnectFailure
 	}
 	a.report(result)
+	cluster := a.cluster()
 	a.leave(failed)
-	if err := a.pick(ctx, time.Now()); err != nil {
+	if err := a.pick(ctx, cluster, time.Now()); err != nil {
+		if a.endpoint == nil {
+			a.call.exit(cluster)
+		}
 		return err
 	}
 	if a.observer != nil {
@@ -140,7 +161,7 @@ func (a *Attempt) sentAt() time.Time { return a.call.start.Add(a.sent - 1) }
 // Answered says that the endpoint has begun to answer, with a status of HTTP or what stands for it.
 func (a *Attempt) Answered(status int) {
 	a.status = int32(status)
-	if a.call.timesAnswers() {
+	if a.timesAnswers() {
 		a.latency = time.Since(a.sentAt())
 		a.lease.Answered()
 	}
@@ -216,6 +237,13 @@ func (a *Attempt) judge(kind failure.Kind) (breaker.Result, breaker.Outcome) {
 
 // release gives everything back that the attempt holds.
 func (a *Attempt) release(result breaker.Result, outcome breaker.Outcome) {
+	cluster := a.cluster()
+	a.give(result, outcome)
+	a.call.exit(cluster)
+}
+
+// give gives everything back but the place in the cluster.
+func (a *Attempt) give(result breaker.Result, outcome breaker.Outcome) {
 	a.report(result)
 	a.leave(outcome == breaker.Failure)
 	a.lease.Done(outcome)
@@ -225,7 +253,7 @@ func (a *Attempt) release(result breaker.Result, outcome breaker.Outcome) {
 // report tells outlier detection how the endpoint did, and discovery that it may be gone.
 func (a *Attempt) report(result breaker.Result) {
 	if result == breaker.ConnectFailure {
-		a.call.cluster.refresh()
+		a.cluster().refresh()
 	}
 	if a.endpoint != nil {
 		if tracker := a.endpoint.Value().(*endpoint).tracker; tracker != nil {

@@ -85,6 +85,7 @@ type Call struct {
 
 	// How it went.
 	outside bool // of the mesh
+	shares  bool // connections, whichever cluster it goes to
 	stopped retry.Reason
 	flags   Flags
 	sent    int32 // attempts that were sent
@@ -300,11 +301,10 @@ func (c *Call) Rule() (rule *route.Rule, match int) { return c.rule, int(c.match
 // Limits returns the limits in time of the call, which also watch its response. It is nil if there are none.
 func (c *Call) Limits() *deadline.Call { return c.limits }
 
-// Multiplexed says that the endpoints speak HTTP/2, so that attempts share connections. The call must have one to go to.
+// Multiplexed says that the attempts of the call share connections, as those of HTTP/2 do. The call must have a destination.
 func (c *Call) Multiplexed() {
-	if shared := &c.cluster.sockets.Multiplexed; !shared.Load() {
-		shared.Store(true)
-	}
+	c.shares = true
+	c.cluster.multiplexed()
 }
 
 // ReadsHeader reports whether the header of a response is read or changed.

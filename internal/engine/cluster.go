@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,12 +36,17 @@ type cluster struct {
 	budget   *retry.Budget
 	rate     *limit.Rate // nil if there is none
 
+	// failover are the targets that attempts go to, the best first: see failover.go. nil means this one alone.
+	failover []route.Target
+	woken    atomic.Int64 // when these were last kept awake, in Unix seconds
+	heard    atomic.Bool  // discovery has answered, or had time enough: see healthy
+
 	calls atomic.Int64 // under way, with the bit below
 	used  atomic.Int64 // when the last call began, in Unix seconds
 
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
-	unselected atomic.Int64 // endpoints that do not have the labels of the subset
+	unselected atomic.Int64 // endpoints that are not of the subset
 
 	updating sync.Mutex // held while the endpoints change, so that none come after the end
 
@@ -55,7 +61,7 @@ const clusterGone = 1 << 62
 // newCluster builds the state of a target. Parts of the previous cluster of the same target, which may be nil, are taken
 // over where their settings are the same.
 func newCluster(e *Engine, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
-	c := &cluster{engine: e, target: target, config: config}
+	c := &cluster{engine: e, target: target, config: config, failover: failoverTargets(&config, target)}
 	if previous == nil {
 		previous = &cluster{}
 	}
@@ -147,6 +153,7 @@ func (c *cluster) start() {
 	entry := c.config.entry
 	switch {
 	case c.config.Missing: // a subset that nobody defines has no endpoints
+	case c.failover != nil && !slices.Contains(c.failover, c.target): // it stands for others
 	case c.config.Passthrough: // to where the caller would go without a mesh
 		c.subscribe(c.engine.names, c.config.service, c.update)
 	case entry == nil:
@@ -279,10 +286,25 @@ func (c *cluster) pick(ctx context.Context, info balancer.PickInfo, now time.Tim
 	if err == nil {
 		return h, nil
 	}
-	if n := c.unselected.Load(); n > 0 && err == balancer.ErrNoEndpoints {
-		err = fmt.Errorf("%w: none of the %d that there are has the labels %s", err, n, labelText(c.config.Subset))
+	if err == balancer.ErrNoEndpoints {
+		err = c.noEndpoints()
 	}
 	return nil, refuse(LayerBalancer, FlagNoHealthyUpstream, err)
+}
+
+// noEndpoints returns the error of a cluster without endpoints.
+func (c *cluster) noEndpoints() error {
+	if n := c.unselected.Load(); n > 0 {
+		return fmt.Errorf("%w: none of the %d that there are %s", balancer.ErrNoEndpoints, n, c.wanted())
+	}
+	return balancer.ErrNoEndpoints
+}
+
+// multiplexed says that attempts share the connections.
+func (c *cluster) multiplexed() {
+	if shared := &c.sockets.Multiplexed; !shared.Load() {
+		shared.Store(true)
+	}
 }
 
 var errDiscoverySlow = errors.New("discovery has not answered in time")
@@ -290,6 +312,9 @@ var errDiscoverySlow = errors.New("discovery has not answered in time")
 // update takes a set of endpoints from discovery.
 func (c *cluster) update(endpoints []discovery.Endpoint) {
 	chosen := slices.Clone(balancer.Subset(endpoints, c.config.Subset))
+	if match := c.config.Filter.Match; match != nil {
+		chosen = slices.DeleteFunc(chosen, func(e discovery.Endpoint) bool { return !match(&e) })
+	}
 	for i := range chosen {
 		// From here on the endpoint is where this cluster dials it: that is what it is told apart by.
 		e := &chosen[i]
@@ -313,6 +338,18 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 	}
 }
 
+// wanted says what the endpoints of the subset are like.
+func (c *cluster) wanted() string {
+	switch filter := c.config.Filter.Text; {
+	case filter == "":
+		return "has the labels " + labelText(c.config.Subset)
+	case len(c.config.Subset) == 0:
+		return "matches " + strconv.Quote(filter)
+	default:
+		return "has the labels " + labelText(c.config.Subset) + " and matches " + strconv.Quote(filter)
+	}
+}
+
 // labelText returns labels for people to read, sorted by name.
 func labelText(labels map[string]string) string {
 	var list []string
@@ -323,7 +360,7 @@ func labelText(labels map[string]string) string {
 }
 
 func (c *cluster) attach(h *balancer.Host) any {
-	e := &endpoint{plain: c.sockets.Open(h.ID(), sockets.Security{}, nil)}
+	e := &endpoint{cluster: c, plain: c.sockets.Open(h.ID(), sockets.Security{}, nil)}
 	c.describe(h, e)
 	if c.outlier != nil {
 		e.tracker = c.outlier.Track(h.ID())

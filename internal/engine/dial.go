@@ -98,6 +98,7 @@ func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 	a.Answered(statusOK)
 	a.report(statusOK)
 	a.lease.Done(breaker.Success)
+	c.exit(a.cluster())
 	raw := &netconn.Conn{Conn: conn}
 	raw.OnClose(func(error) { a.leave(false) })
 	if !expires.IsZero() {

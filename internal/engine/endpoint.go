@@ -13,6 +13,7 @@ import (
 
 // endpoint is what a cluster attaches to a host of its balancer.
 type endpoint struct {
+	cluster *cluster
 	tracker *breaker.Tracker // nil if endpoints are never ejected
 	plain   *sockets.Socket  // without TLS, or with that which the caller's URL asks for
 	secured atomic.Pointer[secured]

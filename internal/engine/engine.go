@@ -43,6 +43,9 @@ type Engine struct {
 	hooks       Hooks
 	trustDomain string // of the identities that endpoints have
 
+	// cluster says how a target is treated.
+	cluster func(*policy.Plan, route.Target) policy.Cluster
+
 	watcher  *discovery.Watcher
 	names    *discovery.Watcher // of DNS, whatever finds the endpoints
 	identity *tlsid.Keeper      // nil without one
@@ -64,7 +67,7 @@ func New(config Config) (*Engine, error) {
 	if err := checkProtections(config.Protections); err != nil {
 		return nil, err
 	}
-	e := &Engine{config: config, hooks: config.Hooks}
+	e := &Engine{config: config, hooks: config.Hooks, cluster: (*policy.Plan).Cluster}
 	var resolver discovery.Resolver = discovery.DNS{}
 	if config.Resolver != nil {
 		resolver = config.Resolver

@@ -50,7 +50,7 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 				return err
 			}
 		}
-		if c.cluster.config.Missing {
+		if c.cluster.config.Missing && c.cluster.failover == nil {
 			return refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
 		}
 		return nil

@@ -41,7 +41,7 @@ type clusterConfig struct {
 
 func (e *Engine) clusterConfig(plan *policy.Plan, target route.Target) clusterConfig {
 	h := plan.Host(target.Host)
-	config := clusterConfig{Cluster: plan.Cluster(target), service: h.Service, entry: h.Entry, documented: h.Known}
+	config := clusterConfig{Cluster: e.cluster(plan, target), service: h.Service, entry: h.Entry, documented: h.Known}
 	if h.Entry != nil {
 		config.peers = plan.Peers(h.Entry.Namespace)
 	} else if h.Service.Namespace != "" {

@@ -57,7 +57,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		t.grpc = resp
 	}
 	if resp.ProtoMajor == 2 {
-		c.Multiplexed()
+		t.Multiplexed()
 	}
 	t.Answered(resp.StatusCode)
 	if c.observed != nil {
