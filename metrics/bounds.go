@@ -4,20 +4,19 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/internal/peermeta"
-
 	"github.com/nosidecar/mesh/internal/workload"
 )
 
-// hosts bounds how many hosts that no document names have a value of their own. With DNS every name may turn out to be a service, and
-// callers may well take names from their requests.
+// hosts bounds the number of hosts that get a label value of their own although no document names them. With DNS, every name may
+// turn out to be a service, and callers may take names from the requests that they serve.
 type hosts struct {
 	most int
 
 	mu   sync.Mutex
-	used map[string]int64 // second
+	used map[string]int64 // when the host was last used, in Unix seconds
 }
 
-// admit reports whether a host may have a value of its own.
+// admit reports whether a host may have a label value of its own.
 func (h *hosts) admit(host string, documented bool, now int64) bool {
 	if documented {
 		return true
@@ -41,11 +40,11 @@ func (h *hosts) sweep(before int64) {
 	}
 }
 
-// claims is what peers with an identity said about themselves. Each may be no more than so many workloads: otherwise one of them
-// could make series without bound.
+// claims are the workloads that authenticated peers claim to be. The number of workloads per peer is bounded: otherwise one peer
+// could create any number of series.
 type claims struct {
 	mu      sync.Mutex
-	used    map[claim]int64 // second
+	used    map[claim]int64 // when the claim was last used, in Unix seconds
 	perPeer map[string]int
 }
 
@@ -87,8 +86,8 @@ func (c *claims) sweep(before int64) {
 	}
 }
 
-// believe returns the workload that a peer says it is. It is believed only if it has proved an identity, and of the namespace of
-// that only.
+// believe returns the workload that a peer claims to be. A claim is believed only if the peer has proved an identity, and only if
+// it is about the namespace of that identity.
 func (m *Metrics) believe(peer, value string, now int64) (workload.Workload, bool) {
 	if value == "" || peer == "" {
 		return workload.Workload{}, false

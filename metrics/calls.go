@@ -36,15 +36,15 @@ func (w *watcher) observer() mesh.Observer {
 type request struct {
 	key            outcome
 	took           time.Duration
-	sent, answered int64 // bytes
-	end            int64 // second
+	sent, answered int64 // bytes of the request and of the response
+	end            int64 // in Unix seconds
 	inbound        bool
 
-	side   *telemetry.Side // what documents say about the metrics, nil for nothing
-	header http.Header     // of the request
+	side   *telemetry.Side // what documents change about the metrics; nil for nothing
+	header http.Header     // of the request, if side is set
 }
 
-// record counts a request. It returns false if the path is gone meanwhile.
+// record counts a request. It reports false if the path has been removed in the meantime.
 func (st *store) record(ctx context.Context, p *path, r *request) bool {
 	if p == nil {
 		return st.drop(r.inbound)
@@ -68,7 +68,7 @@ func (st *store) record(ctx context.Context, p *path, r *request) bool {
 	return true
 }
 
-// recordAltered counts a request as documents want it.
+// recordAltered counts a request in metrics that documents have changed.
 func (st *store) recordAltered(ctx context.Context, s *series, r *request) {
 	took := r.took.Microseconds()
 	observed := [histogramCount]int64{duration: took, requestBytes: r.sent, responseBytes: r.answered}
@@ -110,7 +110,7 @@ func (st *store) bump(s *series, side *telemetry.Side, header http.Header, by [4
 	}
 }
 
-// drop counts a call that there is no room for.
+// drop counts a call for which there is no room.
 func (st *store) drop(inbound bool) bool {
 	i := 0
 	if inbound {
@@ -127,8 +127,8 @@ func (w *watcher) callStart(ctx context.Context, c *mesh.Call) context.Context {
 	return ctx
 }
 
-// attemptStart tells a peer of the mesh who calls: one that has to prove its SPIFFE ID, or a service of the cluster. What else documents
-// name, or DNS knows, may be anywhere.
+// attemptStart sends the metadata of this workload to peers of the mesh: endpoints that must prove a SPIFFE ID, and services of the
+// cluster. Other hosts in documents or DNS may be anywhere, so they do not get it.
 func (w *watcher) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
 	if a.PeerID != "" || strings.HasSuffix(a.Call.Target.Host, w.settings.suffix) {
 		self := w.self.Load()
@@ -169,7 +169,7 @@ func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
 	}
 	p := w.pathOf(c, r.end)
 	for tries := 0; !w.store.record(ctx, p, &r) && tries < 3; tries++ {
-		p = w.pathOf(c, r.end) // the path was forgotten meanwhile
+		p = w.pathOf(c, r.end) // the path was removed in the meantime
 	}
 	if rpc {
 		w.store.messages(p, r.side, r.header, w.streams.take(c), r.end)
@@ -195,7 +195,7 @@ func (w *watcher) pathOf(c *mesh.Call, now int64) *path {
 	return w.reached(a.Peer, c.Target.Host, c.Document != "", a.PeerID, value, now)
 }
 
-// The sizes of headers are estimated: HTTP/2 compresses them, and to add them up would cost more than all the rest.
+// The sizes of headers are estimated: HTTP/2 compresses them, and adding up their lengths would cost more than everything else.
 const (
 	perField  = 40
 	firstLine = 16
@@ -218,7 +218,7 @@ func responseHeader(h http.Header) int64 {
 	return int64(firstLine + perField*len(h))
 }
 
-// inboundStart answers a peer that says who it is. Others are told nothing: they would not believe it.
+// inboundStart sends the metadata of this workload to an authenticated peer that sent its own. Other peers would not trust it.
 func (w *watcher) inboundStart(ctx context.Context, in *mesh.Inbound) context.Context {
 	if !w.serving.Load() {
 		w.serving.Store(true)

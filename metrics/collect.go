@@ -11,7 +11,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// identityNames are the labels of an identity, in the order of its values.
+// identityNames are the labels of an identity, in the order of identity.values.
 var identityNames = []string{
 	"reporter",
 	"source_workload", "source_workload_namespace", "source_principal", "source_app", "source_version",
@@ -39,12 +39,12 @@ var (
 	requestNames = append(slices.Clone(tcpNames), "response_code", "grpc_response_status")
 )
 
-// The metrics of Istio that a series has, by its kind.
+// family is one of Istio's metrics.
 type family struct {
 	name  string // in Telemetry documents
 	desc  *prometheus.Desc
-	count int // which of the counters, -1 for a histogram
-	hist  int
+	count int // the index of the counter in a series; -1 for a histogram
+	hist  int // the index of the histogram
 }
 
 func counter(document, name, help string, labels []string, count int) family {
@@ -55,6 +55,7 @@ func histogramOf(document, name, help string, hist int) family {
 	return family{document, prometheus.NewDesc(name, help, requestNames, nil), -1, hist}
 }
 
+// families are the metrics that a series has, by its kind.
 var families = map[outcome][]family{
 	kindRequest: {
 		counter("REQUEST_COUNT", "istio_requests_total", "Requests, HTTP and gRPC.", requestNames, requests),
@@ -74,7 +75,7 @@ var families = map[outcome][]family{
 	},
 }
 
-// newNative returns the histograms of one series, each with the classic buckets and the native ones.
+// newNative returns the histograms of one series. Each has both classic and native buckets.
 func newNative() []prometheus.Histogram {
 	out := make([]prometheus.Histogram, histogramCount)
 	for i := range out {
@@ -86,7 +87,7 @@ func newNative() []prometheus.Histogram {
 	return out
 }
 
-// collect sends the metrics of all series that were used lately.
+// collect removes expired series, and sends the metrics of all others.
 func (st *store) collect(ch chan<- prometheus.Metric, now int64) {
 	st.mu.Lock()
 	st.sweepLocked(now)
@@ -112,7 +113,7 @@ func (st *store) collect(ch chan<- prometheus.Metric, now int64) {
 	}
 }
 
-// has reports whether there is anything in one of the metrics of a series.
+// has reports whether a metric of the series has a value.
 func (s *series) has(f *family) bool {
 	switch {
 	case s.hists == nil:
@@ -123,7 +124,7 @@ func (s *series) has(f *family) bool {
 	return s.hists.any(f.hist)
 }
 
-// sample is one metric of a series, or of several that documents have given the same labels. It is read when it is written.
+// sample is one metric of a series, or of several series to which documents have given the same labels. Its value is read by Write.
 type sample struct {
 	family *family
 	of     []*series
@@ -163,7 +164,7 @@ func (m *sample) Write(out *dto.Metric) error {
 	return nil
 }
 
-// addTo adds the classic buckets of another histogram. The native ones of both cannot be added up.
+// addTo adds the classic buckets of another histogram. Native buckets cannot be added, so the sum has none.
 func addTo(to *dto.Histogram, from *histograms, which int) error {
 	h, err := from.write(which)
 	if err != nil {
@@ -180,7 +181,7 @@ func addTo(to *dto.Histogram, from *histograms, which int) error {
 	return nil
 }
 
-// any reports whether anything was observed.
+// any reports whether the histogram has an observation.
 func (h *histograms) any(which int) bool {
 	if h.native != nil {
 		return h.observed[which].Load()
@@ -193,7 +194,7 @@ func (h *histograms) any(which int) bool {
 	return false
 }
 
-// newest returns the latest exemplar, with the value that it stands for in a counter.
+// newest returns the latest exemplar, as an exemplar of a counter.
 func (h *histograms) newest() *dto.Exemplar {
 	var found *dto.Exemplar
 	for i := range h.exemplars {
@@ -208,7 +209,7 @@ func (h *histograms) newest() *dto.Exemplar {
 	return &dto.Exemplar{Label: found.Label, Value: &one, Timestamp: found.Timestamp}
 }
 
-// attach puts the exemplars into a histogram of durations.
+// attach adds the exemplars to a histogram of durations.
 func (h *histograms) attach(to *dto.Histogram) {
 	for i := range h.exemplars {
 		e := h.exemplars[i].Load()

@@ -13,54 +13,55 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// Config says how metrics are kept, and who this process is. Its zero value works: what is empty is taken from the environment, by
-// the variables that Istio's agent sets.
+// Config says how metrics are kept, and which workload this process is. Its zero value works: empty fields are taken from the
+// environment variables that Istio's agent sets.
 type Config struct {
-	// Registerer is where the metrics are registered. nil means [prometheus.DefaultRegisterer].
+	// Registerer is where the metrics are registered. Nil means [prometheus.DefaultRegisterer].
 	Registerer prometheus.Registerer
 
-	// Workload is what [mesh.WithWorkload] was given: the namespace, the labels, the locality, the address and the domain of the
-	// cluster count here. What it leaves empty is taken from the environment, see [policy.WorkloadFromEnv].
+	// Workload is the workload that was given to [mesh.WithWorkload]. Its namespace, labels, locality, address and cluster domain
+	// are used here. Empty fields are taken from the environment; see [policy.WorkloadFromEnv].
 	Workload policy.Workload
 
-	// Name is the name of the workload, such as that of its Deployment. The label service.istio.io/workload-name comes before it. ""
-	// means ISTIO_META_WORKLOAD_NAME, else the canonical service that the labels name, else the name of the host.
+	// Name is the name of the workload, such as that of its Deployment. The label service.istio.io/workload-name takes precedence.
+	// Empty means ISTIO_META_WORKLOAD_NAME, otherwise the canonical service in the labels, otherwise the host name.
 	Name string
 
-	// Service is the service that this process serves, destination_service of requests to it. It must be what callers call it, or
-	// every edge of a graph appears twice. A name without a dot is one of the own namespace. "" means the canonical service in the
-	// own namespace.
+	// Service is the service that this process serves, which is the destination_service of requests to it. It must be the name that
+	// callers use, or every edge of a service graph appears twice. A name without a dot is in the workload's namespace. Empty means
+	// the canonical service in the workload's namespace.
 	Service string
 
-	// Cluster is the name of the cluster. "" means ISTIO_META_CLUSTER_ID, else "Kubernetes".
+	// Cluster is the name of the cluster. Empty means ISTIO_META_CLUSTER_ID, otherwise "Kubernetes".
 	Cluster string
 
-	// Owner is what the workload is deployed by, in the form of Istio. "" means ISTIO_META_OWNER, else a Deployment of that name.
+	// Owner is the object that the workload belongs to, in Istio's format. Empty means ISTIO_META_OWNER, otherwise a Deployment with
+	// the name of the workload.
 	Owner string
 
-	// Version is the tag of istio_build. "" means the version of this module in the program.
+	// Version is the tag of istio_build. Empty means the version of this module in the program.
 	Version string
 
-	// MaxIdentities bounds the sets of labels: one takes about 3 kB, and each scrape about 57 kB of text. Calls beyond it are counted in
-	// mesh_metrics_overflow_total only. 0 means 1000.
+	// MaxIdentities is the maximum number of sets of labels. One takes about 3 kB of memory, and 57 kB of text in each scrape. Calls
+	// that would need more are counted only in mesh_metrics_overflow_total. 0 means 1000.
 	MaxIdentities int
 
-	// MaxEndpoints is how many endpoints have a histogram of their own, mesh_attempt_duration_milliseconds, which shows the one that is
-	// slow among many. The others share one. Each is 44 series, so that there are none by default.
+	// MaxEndpoints is the number of endpoints with a histogram of their own, mesh_attempt_duration_milliseconds, which shows a slow
+	// endpoint among many. All others share one. A histogram has 44 series. 0 means that there are no such histograms.
 	MaxEndpoints int
 
-	// IdleExpiry is after how long without a call a set of labels is forgotten. 0 means one hour; it is at least a minute.
+	// IdleExpiry is how long a set of labels is kept without a call. It must be at least a minute. 0 means one hour.
 	IdleExpiry time.Duration
 
-	// NativeHistograms adds native buckets to the classic ones. Recording a call then takes about three times as long.
+	// NativeHistograms adds native buckets to the classic ones. Recording a call then takes about twice as long.
 	NativeHistograms bool
 
-	// Dropped are functions that tell how much of something, such as "access_log", was dropped so far. Each is asked at every scrape,
-	// and shown in mesh_dropped_total.
+	// Dropped has functions that return how many items of a kind, such as "access_log", were dropped so far. Each function is called
+	// at every scrape, and its result is exported as mesh_dropped_total.
 	Dropped map[string]func() uint64
 }
 
-// settings are a Config with its defaults.
+// settings is a Config with its defaults applied.
 type settings struct {
 	registerer        prometheus.Registerer
 	own               workload.Workload
@@ -115,7 +116,7 @@ func (c Config) settings(getenv func(string) string, hostname func() (string, er
 		Region: w.Locality.Region, Zone: w.Locality.Zone,
 	}
 	if len(s.metadata.Encode()) > peermeta.MaxSize {
-		return nil, fmt.Errorf("metrics: what peers would be told of this workload is longer than %d bytes: shorten its labels", peermeta.MaxSize)
+		return nil, fmt.Errorf("metrics: the metadata of this workload for its peers is longer than %d bytes: shorten its labels", peermeta.MaxSize)
 	}
 	s.own = own.Workload()
 	s.served = s.named(cmp.Or(c.Service, s.own.Service+"."+s.namespace+".svc."+s.domain))

@@ -9,13 +9,13 @@ import (
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
-// conns are the raw connections that are open.
+// conns has the open raw connections.
 type conns struct {
 	mu   sync.Mutex
 	open map[*mesh.Conn]*conn
 }
 
-// conn is a connection, with what of it was counted.
+// conn is a connection, with the bytes that were already counted.
 type conn struct {
 	of             *watcher
 	path           *path
@@ -25,7 +25,7 @@ type conn struct {
 }
 
 func (w *watcher) connStart(c *mesh.Conn) {
-	if w.over.Load() || c.Local == nil { // there is none: connEnd says why
+	if w.over.Load() || c.Local == nil { // the connection could not be made: connEnd counts it
 		return
 	}
 	now := time.Now().Unix()
@@ -80,7 +80,7 @@ func (w *watcher) pathOfConn(c *mesh.Conn, now int64) *path {
 	return w.reached(c.Endpoint, c.Target.Host, false, c.PeerID, "", now)
 }
 
-// update counts what went over the connections since the last time.
+// update counts the bytes that were sent and received since the previous update.
 func (cs *conns) update(now int64) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -101,7 +101,7 @@ func (n *conn) update(c *mesh.Conn, key outcome, now int64) {
 	n.sent, n.received = sentBytes, receivedBytes
 }
 
-// count adds to the counters. It is called with no addition, too, so that the series of an open connection stays.
+// count adds to the counters. It is also called with zeros, to keep the series of an open connection from expiring.
 func (n *conn) count(key outcome, by [4]uint64, now int64) {
 	if n.path == nil {
 		return

@@ -10,8 +10,8 @@ import (
 
 var traceIDName, spanIDName = "trace_id", "span_id"
 
-// exemplify keeps the trace of a call as the exemplar of the bucket of its duration, in microseconds, if the trace is sampled. It keeps no more than
-// one a second, since each costs more than all the rest.
+// exemplify makes the trace of a call the exemplar of the bucket of its duration in microseconds, if the trace is sampled. It does so
+// at most once per second, since an exemplar costs more than everything else.
 func (h *histograms) exemplify(ctx context.Context, took, now int64) {
 	place := &h.exemplars[bucketOf(&limitsMicro, took)]
 	before := place.Load()

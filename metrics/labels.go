@@ -5,14 +5,12 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/peermeta"
-
 	"github.com/nosidecar/mesh/internal/workload"
 )
 
 const unknown = workload.Unknown
 
-// identity is everything that the labels say about who called whom. It is the same for all calls of one path, and so what series
-// are kept by.
+// identity has all labels about the two ends of a call. It is the same for all calls of one path, so it is the key of paths.
 type identity struct {
 	inbound       bool // the reporter is the destination
 	from, to      workload.Workload
@@ -22,15 +20,15 @@ type identity struct {
 	hostNamespace string // destination_service_namespace
 }
 
-// byMetadata returns the workload that a peer says it is.
+// byMetadata returns the workload that a peer claims to be.
 func byMetadata(m *peermeta.Metadata, cluster string) workload.Workload {
 	return workload.Describe(m.Workload, m.Namespace, cmp.Or(m.Cluster, cluster), m.Labels)
 }
 
-// service is a destination as the labels name it.
+// service has the labels of a destination.
 type service struct{ host, name, namespace string }
 
-// named returns the service of a host. One without a dot is a name in the own namespace.
+// named returns the service of a host. A host without a dot is a name in the workload's namespace.
 func (c *settings) named(host string) service {
 	host = strings.ToLower(strings.TrimSuffix(host, "."))
 	if host == "" {
@@ -47,10 +45,10 @@ func (c *settings) named(host string) service {
 			return service{host, name, namespace}
 		}
 	}
-	return service{host, host, c.namespace} // of a ServiceEntry, or what DNS knows
+	return service{host, host, c.namespace} // a host of a ServiceEntry, or one that DNS knows
 }
 
-// The names for hosts outside the mesh, which have no others: callers choose them without bound.
+// The service names of all hosts outside the mesh. The hosts themselves are not labels: callers could choose any number of them.
 const (
 	passedThrough = "PassthroughCluster"
 	blackHole     = "BlackHoleCluster"

@@ -14,7 +14,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// Metrics keeps the metrics of a process. [New] makes one; it is safe for concurrent use.
+// Metrics has the metrics of a process. [New] returns one. It is safe for concurrent use.
 type Metrics struct {
 	settings  *settings
 	store     store
@@ -26,11 +26,11 @@ type Metrics struct {
 	over      atomic.Bool
 
 	mu       sync.Mutex
-	watchers []weak.Pointer[watcher] // of meshes, each held by its mesh
+	watchers []weak.Pointer[watcher] // each is kept alive by its mesh
 }
 
-// New returns metrics that are registered and stay so until Close. The error says what is wrong with the Config, or that metrics of
-// these names are registered already.
+// New returns metrics that stay registered until Close. The error says what is wrong with the Config, or that metrics with these
+// names are already registered.
 func New(c Config) (*Metrics, error) {
 	s, err := c.settings(os.Getenv, os.Hostname)
 	if err != nil {
@@ -50,7 +50,7 @@ func New(c Config) (*Metrics, error) {
 	return m, nil
 }
 
-// Observer returns what records the calls and the state of a mesh, for [mesh.WithObserver]. Each mesh needs one of its own.
+// Observer returns an observer for [mesh.WithObserver], which records the calls and the state of a mesh. Each mesh needs its own.
 func (m *Metrics) Observer() mesh.Observer {
 	w := newWatcher(m)
 	m.watch(w)
@@ -63,8 +63,8 @@ func (m *Metrics) watch(w *watcher) {
 	m.watchers = append(m.watchers, weak.Make(w))
 }
 
-// Close takes the metrics out of the registry. Meshes may still be observed after that, but nothing is recorded any more. It may be
-// called more than once.
+// Close unregisters the metrics. The observers may still be used afterwards, but they no longer record anything. Close always returns
+// nil, and may be called more than once.
 func (m *Metrics) Close() error {
 	if !m.over.Swap(true) {
 		m.settings.registerer.Unregister(m.collector)
@@ -72,7 +72,7 @@ func (m *Metrics) Close() error {
 	return nil
 }
 
-// each calls f for the meshes that are still there.
+// each calls f for the watchers of all meshes that still exist.
 func (m *Metrics) each(f func(*watcher)) {
 	m.mu.Lock()
 	var all []*watcher
@@ -89,7 +89,7 @@ func (m *Metrics) each(f func(*watcher)) {
 	}
 }
 
-// collector is the Metrics as the registry sees them.
+// collector is the prometheus.Collector of a Metrics.
 type collector struct{ m *Metrics }
 
 // Describe implements prometheus.Collector.

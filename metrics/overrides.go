@@ -11,24 +11,24 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// variant is a series as documents change it, for one set of the values that they take from headers.
+// variant is a series as documents change it, for one set of the values that come from headers.
 type variant struct {
 	side   *telemetry.Side
-	tags   []telemetry.Tag // those with headers
-	values []string
-	of     []*series // by metric of the kind: where each is counted, nil for one that is not exported
+	tags   []telemetry.Tag // those whose value is a header
+	values []string        // of tags
+	of     []*series       // by metric of the kind: the series that counts it, or nil if it is not exported
 }
 
-// mostVariants bounds those of one series. More are found anew each time.
+// mostVariants is the maximum number of variants that a series remembers. Others are looked up every time.
 const mostVariants = 16
 
 // alteredKey is a metric with labels that documents have changed.
 type alteredKey struct {
-	metric string // as documents name it
-	labels string
+	metric string // its name in documents
+	labels string // by keyOf
 }
 
-// overridden returns what documents say about the metrics of a side, nil if they say nothing.
+// overridden returns side if documents change its metrics, and nil otherwise.
 func overridden(side *telemetry.Side) *telemetry.Side {
 	if side.Metrics == nil {
 		return nil
@@ -36,7 +36,7 @@ func overridden(side *telemetry.Side) *telemetry.Side {
 	return side
 }
 
-// targets returns where the metrics of a series are counted. They were used now.
+// targets returns the series that count the metrics of s, and marks them as used now.
 func (st *store) targets(s *series, side *telemetry.Side, header http.Header, now int64) []*series {
 	if list := s.variants.Load(); list != nil {
 		for _, v := range *list {
@@ -66,7 +66,7 @@ func (v *variant) touch(now int64) bool {
 	return true
 }
 
-// alter finds where the metrics of a series are counted, and keeps that.
+// alter looks up or creates the series that count the metrics of s, and remembers them as a variant.
 func (st *store) alter(s *series, side *telemetry.Side, header http.Header, now int64) *variant {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -92,7 +92,7 @@ func (st *store) alter(s *series, side *telemetry.Side, header http.Header, now 
 	}
 	if full {
 		st.drop(isInbound(s))
-		return v // and tried again with the next call
+		return v // not remembered: the next call tries again
 	}
 	kept := []*variant{v}
 	if old := s.variants.Load(); old != nil {
@@ -110,7 +110,7 @@ func isInbound(s *series) bool {
 	return slices.ContainsFunc(s.labels, func(l *dto.LabelPair) bool { return l.GetName() == "reporter" && l.GetValue() == "destination" })
 }
 
-// alteredLocked returns the series of one metric with labels that documents have changed, nil if there is no room for it.
+// alteredLocked returns the series of one metric with labels that documents have changed, or nil if there is no room for it.
 func (st *store) alteredLocked(s *series, f *family, metric *telemetry.Metric, header http.Header, now int64) *series {
 	labels := slices.DeleteFunc(slices.Clone(s.labels), func(l *dto.LabelPair) bool {
 		return slices.Contains(metric.Remove, l.GetName()) || slices.ContainsFunc(metric.Set, func(t telemetry.Tag) bool { return t.Name == l.GetName() })
@@ -150,7 +150,7 @@ func keyOf(labels []*dto.LabelPair) string {
 	return b.String()
 }
 
-// sweepAlteredLocked removes what was not used for long.
+// sweepAlteredLocked removes the altered series that have expired.
 func (st *store) sweepAlteredLocked(now, idle int64) {
 	for key, s := range st.altered {
 		if used := s.used.Load(); now-used > idle && s.used.CompareAndSwap(used, expired) {
@@ -160,8 +160,8 @@ func (st *store) sweepAlteredLocked(now, idle int64) {
 	}
 }
 
-// merged adds the series that documents have changed to the samples of the others. They may have the labels of another one, which
-// was there before the documents were: what has the same labels is one.
+// merged adds the altered series to the samples. An altered series may have the same labels as another one from before the documents
+// changed; these become one sample.
 func merged(all []*sample, altered map[alteredKey]*series) []*sample {
 	if len(altered) == 0 {
 		return all

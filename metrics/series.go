@@ -12,8 +12,8 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// outcome is what differs between calls of one path, packed: kind, code, gRPC status, flags, protocol and security. It is the key of
-// a series.
+// outcome is the key of a series within its path. It packs what differs between the calls of a path: kind, code, gRPC status, flags,
+// protocol and security.
 type outcome uint64
 
 const (
@@ -26,7 +26,7 @@ const (
 	isMTLS outcome = 1 << 58
 )
 
-// noStatus is the gRPC status of what has none.
+// noStatus stands for the absence of a gRPC status.
 const noStatus = 0xff
 
 func newOutcome(code, grpcStatus int, flags mesh.Flags) outcome {
@@ -37,7 +37,7 @@ func newOutcome(code, grpcStatus int, flags mesh.Flags) outcome {
 	case grpcStatus < 0:
 		grpcStatus = noStatus
 	case grpcStatus > 16:
-		grpcStatus = 2 // UNKNOWN, as every client takes it: a peer could make any number of others
+		grpcStatus = 2 // UNKNOWN, as in every client; otherwise a peer could create any number of series
 	}
 	return kindRequest | outcome(code)<<40 | outcome(grpcStatus)<<32 | outcome(flags)
 }
@@ -81,21 +81,21 @@ const (
 	received = 3
 )
 
-// series is one set of labels, with all metrics that have them.
+// series is one set of labels, with all metrics that have these labels.
 type series struct {
 	key    outcome
-	used   atomic.Int64 // second of the last call; expired once it is not collected any more
+	used   atomic.Int64 // the time of the last call, in Unix seconds; expired once the series is no longer collected
 	counts [4]atomic.Uint64
-	hists  *histograms // of requests
+	hists  *histograms // of requests; nil for other kinds
 	labels []*dto.LabelPair
 
-	shown    [4]atomic.Bool             // of the counters of messages and connections: which there are
-	variants atomic.Pointer[[]*variant] // by documents
+	shown    [4]atomic.Bool             // which counters of messages and connections are exported
+	variants atomic.Pointer[[]*variant] // the series that replace this one under Telemetry documents
 }
 
 const expired = -1
 
-// touch notes that the series is used now. It returns false if it is not collected any more.
+// touch marks the series as used now. It reports false if the series is no longer collected.
 func (s *series) touch(now int64) bool { return touch(&s.used, now) }
 
 func touch(second *atomic.Int64, now int64) bool {
@@ -112,10 +112,10 @@ func touch(second *atomic.Int64, now int64) bool {
 // path is an identity with its series.
 type path struct {
 	identity identity
-	pairs    []*dto.LabelPair        // of the identity
-	gone     atomic.Bool             // not collected any more
+	pairs    []*dto.LabelPair        // the labels of the identity
+	gone     atomic.Bool             // no longer collected
 	series   atomic.Pointer[[]keyed] // never changed in place
-	messages atomic.Pointer[series]  // one of them
+	messages atomic.Pointer[series]  // the one of kind kindMessages; nil if there is none
 }
 
 type keyed struct {
@@ -123,7 +123,8 @@ type keyed struct {
 	*series
 }
 
-// mostOutcomes bounds the series of one path, so that a peer that answers with ever new codes does not use up what is there for all.
+// mostOutcomes bounds the series of one path, so that a peer that keeps answering with new codes does not use up the room of all
+// others.
 const mostOutcomes = 64
 
 func (p *path) find(key outcome) *series {
@@ -137,14 +138,14 @@ func (p *path) find(key outcome) *series {
 	return nil
 }
 
-// The buckets of all histograms, which are Istio's.
+// buckets are those of all histograms. They are Istio's.
 var buckets = []float64{
 	0.5, 1, 5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000, 30000, 60000, 300000, 600000, 1800000, 3600000,
 }
 
-const bucketCount = 19 // and one for what is beyond them
+const bucketCount = 19 // without the one for larger values
 
-// limits are the buckets in whole microseconds and in whole bytes.
+// The bounds of the buckets, in whole microseconds and in whole bytes.
 var limitsMicro, limitsBytes = func() (micro, bytes [bucketCount]int64) {
 	for i, b := range buckets {
 		micro[i], bytes[i] = int64(b*1000), int64(b)
@@ -163,8 +164,8 @@ const (
 type histograms struct {
 	own       [histogramCount]histogram
 	exemplars [bucketCount + 1]atomic.Pointer[dto.Exemplar] // of durations
-	native    []prometheus.Histogram                        // in place of own, if set
-	observed  [histogramCount]atomic.Bool                   // of the native ones
+	native    []prometheus.Histogram                        // used instead of own, if set
+	observed  [histogramCount]atomic.Bool                   // which native ones have an observation
 }
 
 func newHistograms(c *settings) *histograms {
@@ -193,7 +194,7 @@ func bucketOf(limits *[bucketCount]int64, v int64) int {
 	return i
 }
 
-// observe notes a duration in microseconds, or a size.
+// observe adds a duration in microseconds, or a size, to one of the histograms.
 func (h *histograms) observe(which int, v int64) {
 	if h.native != nil && !h.observed[which].Load() {
 		h.observed[which].Store(true)
@@ -210,7 +211,7 @@ func (h *histograms) observe(which int, v int64) {
 	}
 }
 
-// write returns what there is of one of the histograms.
+// write returns one of the histograms.
 func (h *histograms) write(which int) (*dto.Histogram, error) {
 	if h.native != nil {
 		var m dto.Metric
@@ -225,7 +226,7 @@ func (h *histograms) write(which int) (*dto.Histogram, error) {
 	return h.own[which].write(1), nil
 }
 
-// write returns the histogram, whose values are so many times what they are to be.
+// write returns the histogram with the sum of its values divided by scale.
 func (h *histogram) write(scale float64) *dto.Histogram {
 	out := make([]dto.Bucket, bucketCount)
 	list := make([]*dto.Bucket, bucketCount)
@@ -243,20 +244,20 @@ func (h *histogram) write(scale float64) *dto.Histogram {
 	return &dto.Histogram{SampleCount: &counts[bucketCount], SampleSum: &sum, Bucket: list}
 }
 
-// store is all paths, with the bounds that they are kept in.
+// store has all paths, and bounds them.
 type store struct {
 	settings *settings
 
 	mu       sync.Mutex
 	paths    map[identity]*path
 	count    int   // of series
-	swept    int64 // second
+	swept    int64 // when sweepLocked last ran, in Unix seconds
 	pairs    map[[2]string]*dto.LabelPair
 	altered  map[alteredKey]*series
 	overflow [2]atomic.Uint64 // calls that were not counted, by reporter
 }
 
-// intern returns the path of an identity, nil if there is no room for it.
+// intern returns the path of an identity, or nil if there is no room for it.
 func (st *store) intern(id identity, now int64) *path {
 	st.mu.Lock()
 	defer st.mu.Unlock()
@@ -282,12 +283,12 @@ func (st *store) roomLocked(now int64) bool {
 	return st.count < st.settings.most
 }
 
-// add returns the series of an outcome, nil if there is no room for it or the path is gone.
+// add returns the series of an outcome, or nil if there is no room for it or the path is gone.
 func (st *store) add(p *path, key outcome, now int64) *series {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	if s := p.find(key); s != nil {
-		s.touch(now) // only sweepLocked lets it expire
+		s.touch(now) // it cannot have expired: that happens only in sweepLocked
 		return s
 	}
 	var list []keyed
@@ -298,7 +299,7 @@ func (st *store) add(p *path, key outcome, now int64) *series {
 		return nil
 	}
 	if old := p.series.Load(); old != nil {
-		list = *old // as it is after a sweep
+		list = *old // roomLocked may have swept
 	}
 	s := &series{key: key, labels: st.labelsLocked(p, key)}
 	s.used.Store(now)
@@ -314,14 +315,14 @@ func (st *store) add(p *path, key outcome, now int64) *series {
 	return s
 }
 
-// sweepLocked removes what was not used for long.
+// sweepLocked removes the series that have expired, and paths without series.
 func (st *store) sweepLocked(now int64) {
 	st.swept = now
 	idle := int64(st.settings.idle / time.Second)
 	for id, p := range st.paths {
 		list := p.series.Load()
 		if list == nil {
-			delete(st.paths, id) // nothing was added to it
+			delete(st.paths, id) // it never had a series
 			p.gone.Store(true)
 			continue
 		}
@@ -343,10 +344,10 @@ func (st *store) sweepLocked(now int64) {
 		}
 	}
 	st.sweepAlteredLocked(now, idle)
-	clear(st.pairs) // those in use stay where they are used
+	clear(st.pairs) // series keep those that they use
 }
 
-// pairLocked returns a label, which series share.
+// pairLocked returns a label. Series share equal labels.
 func (st *store) pairLocked(name, value string) *dto.LabelPair {
 	key := [2]string{name, value}
 	pair := st.pairs[key]
@@ -371,5 +372,5 @@ func (st *store) labelsLocked(p *path, key outcome) []*dto.LabelPair {
 		}
 	}
 	slices.SortFunc(labels, byName)
-	return slices.Clip(labels) // who wraps the registry appends to them
+	return slices.Clip(labels) // wrappers of the registry append to it
 }

@@ -32,15 +32,15 @@ func gaugeOfTarget(name, help string, labels ...string) gauge {
 }
 
 var (
-	buildInfo  = newGauge("istio_build", "The version of this library, as Istio's proxies tell theirs.", "component", "tag")
+	buildInfo  = newGauge("istio_build", "The version of this library, where Istio's proxies report theirs.", "component", "tag")
 	identities = newGauge("mesh_metrics_identities", "Sets of labels that are kept.")
 	mostKept   = newGauge("mesh_metrics_identities_limit", "How many sets of labels may be kept.")
 	overflows  = newGauge("mesh_metrics_overflow_total", "Calls that were not counted, since there was no room for their labels.", "reporter")
-	dropped    = newGauge("mesh_dropped_total", "What telemetry has dropped, such as records of the access log.", "what")
+	dropped    = newGauge("mesh_dropped_total", "Items that telemetry has dropped, such as records of the access log.", "what")
 
-	ready           = newGauge("mesh_ready", "1 if calls and requests are served under the documents and with the identity they need.")
+	ready           = newGauge("mesh_ready", "1 if the mesh has the documents and the identity that calls and requests need.")
 	policyNumber    = newGauge("mesh_policy_number", "The number of the load of documents that is in force.")
-	policyDocuments = newGauge("mesh_policy_documents", "How many documents are in force and about this process.")
+	policyDocuments = newGauge("mesh_policy_documents", "How many documents are in force for this process.")
 	policyInfo      = newGauge("mesh_policy_info", "Always 1: the version of the documents in force.", "version")
 	policyLoaded    = newGauge("mesh_policy_loaded_timestamp_seconds", "When the documents in force were loaded.")
 	policyRefusedAt = newGauge("mesh_policy_refused_timestamp_seconds", "When documents were last refused, 0 if none were.")
@@ -51,15 +51,15 @@ var (
 	authorityExpiry   = newGauge("mesh_authority_expiry_timestamp_seconds", "When the last authority of a trust domain expires.", "trust_domain")
 
 	endpointCount   = gaugeOfTarget("mesh_endpoints", "Endpoints of a destination: healthy, ejected or otherwise unhealthy.", "state")
-	inFlight        = gaugeOfTarget("mesh_requests_in_flight", "Calls to a destination that are under way, with all their attempts.")
-	circuitState    = gaugeOfTarget("mesh_circuit_state", "1 for the state that the circuit of a destination is in.", "state")
+	inFlight        = gaugeOfTarget("mesh_requests_in_flight", "Calls to a destination that are in flight, however many attempts they make.")
+	circuitState    = gaugeOfTarget("mesh_circuit_state", "1 for the current state of the circuit of a destination.", "state")
 	poolActive      = gaugeOfTarget("mesh_pool_active", "Requests that hold a place in the connection pool.")
 	poolPending     = gaugeOfTarget("mesh_pool_pending", "Requests that wait for a place in the connection pool.")
 	poolConnections = gaugeOfTarget("mesh_pool_connections", "Connections of the pool.")
-	poolLimit       = gaugeOfTarget("mesh_pool_limit", "The bounds of the connection pool: of requests, pending ones and connections.", "of")
+	poolLimit       = gaugeOfTarget("mesh_pool_limit", "The limits of the connection pool: requests, pending requests and connections.", "of")
 	poolRefused     = gaugeOfTarget("mesh_pool_refused_total", "Calls that found the connection pool full.")
-	retriesActive   = gaugeOfTarget("mesh_retries_active", "Retries under way.")
-	retriesLimit    = gaugeOfTarget("mesh_retries_limit", "How many retries may be under way.")
+	retriesActive   = gaugeOfTarget("mesh_retries_active", "Retries in flight.")
+	retriesLimit    = gaugeOfTarget("mesh_retries_limit", "How many retries may be in flight.")
 	retryBudget     = gaugeOfTarget("mesh_retry_budget", "How many more retries the budget permits now.")
 )
 
@@ -115,7 +115,7 @@ func (s *state) collect(m *Metrics, ch chan<- prometheus.Metric) {
 	}
 }
 
-// readings are what gauges show, by their labels.
+// readings has the values of gauges, by gauge and labels.
 type readings map[gauge]map[string]*reading
 
 type reading struct {
@@ -123,7 +123,7 @@ type reading struct {
 	labels []string
 }
 
-// at returns the reading of a gauge. fresh says that it has no value yet.
+// at returns the reading of a gauge, which it creates if necessary. fresh reports whether it did.
 func (r readings) at(g gauge, labels []string) (found *reading, fresh bool) {
 	of := r[g]
 	if of == nil {
@@ -139,20 +139,20 @@ func (r readings) at(g gauge, labels []string) (found *reading, fresh bool) {
 	return found, fresh
 }
 
-// add adds to what other meshes of the process have.
+// add adds v to the values of other meshes.
 func (r readings) add(g gauge, v float64, labels ...string) {
 	at, _ := r.at(g, labels)
 	at.value += v
 }
 
-// earliest keeps the first of the times of all meshes.
+// earliest keeps the earliest time of all meshes.
 func (r readings) earliest(g gauge, t time.Time, labels ...string) {
 	if at, fresh := r.at(g, labels); fresh || seconds(t) < at.value {
 		at.value = seconds(t)
 	}
 }
 
-// inForce returns the status of the meshes. Those that are closed do not count beside others.
+// inForce returns the status of all open meshes, or of all closed ones if none is open.
 func (m *Metrics) inForce() []mesh.Status {
 	var all []mesh.Status
 	m.each(func(w *watcher) {
@@ -169,7 +169,7 @@ func (m *Metrics) inForce() []mesh.Status {
 	return all
 }
 
-// meshes reads what is in force in all meshes together: a process that has several has one set of metrics.
+// meshes adds the status of all meshes: a process with several meshes has one set of metrics.
 func (r readings) meshes(all []mesh.Status) {
 	if len(all) == 0 {
 		return
@@ -213,7 +213,7 @@ func (r readings) services(of *mesh.Status, circuits map[[3]string]string) {
 			circuits[key] = worse(circuits[key], service.Circuit)
 		}
 		r.add(inFlight, float64(service.InFlight), to...)
-		states := map[string]int{"healthy": service.EndpointsOmitted, "ejected": 0, "unhealthy": 0} // the others come first
+		states := map[string]int{"healthy": service.EndpointsOmitted, "ejected": 0, "unhealthy": 0} // only healthy ones are omitted
 		for _, e := range service.Endpoints {
 			switch {
 			case e.Healthy:

@@ -22,8 +22,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// state is the metrics of the mesh itself. What happens is counted when observers are told of it; what is in force is read from
-// [mesh.Mesh.Status] at each scrape, which has no destination that is gone, and needs no event to have come first.
+// state has the metrics of the mesh itself. Events are counted when the observer is called. The current state is read from
+// [mesh.Mesh.Status] at each scrape: that needs no earlier event, and does not include destinations that are gone.
 type state struct {
 	vecs     []*prometheus.CounterVec
 	counters []prometheus.Counter
@@ -35,9 +35,9 @@ type state struct {
 	metadataRefused, detached                           prometheus.Counter
 
 	mu       sync.Mutex
-	targets  map[route.Target]bool // that have a value of their own
-	services map[string]bool
-	lastLoad *mesh.PolicyLoad // its numbers only
+	targets  map[route.Target]bool // those with a label value of their own
+	services map[string]bool       // the same, for failures of discovery
+	lastLoad *mesh.PolicyLoad      // without the documents
 	findings map[policy.Severity]int
 }
 
@@ -61,25 +61,25 @@ func (s *state) init() {
 	s.loads = vec("mesh_policy_loads_total", "Loads of documents, by result: loaded or refused.", "result")
 	s.loads.WithLabelValues("loaded")
 	s.loads.WithLabelValues("refused")
-	s.ejections = ofTarget("mesh_ejections_total", "Endpoints that outlier detection took out, by reason.", "reason")
+	s.ejections = ofTarget("mesh_ejections_total", "Endpoints that outlier detection ejected, by reason.", "reason")
 	s.circuits = ofTarget("mesh_circuit_changes_total", "Changes of circuits, by the state they changed to.", "state")
 	s.retries = ofTarget("mesh_retries_total", "Attempts after the first.")
 	s.retriesStopped = ofTarget("mesh_retries_stopped_total", "Failed calls that were not retried further, by reason.", "reason")
 	s.discoveryUpdates = ofTarget("mesh_discovery_updates_total", "Sets of endpoints that discovery delivered.")
-	s.discoveryFailures = vec("mesh_discovery_failures_total", "Failures of discovery. The last endpoints stay.", "destination_service")
+	s.discoveryFailures = vec("mesh_discovery_failures_total", "Failures of discovery. The last known endpoints stay in use.", "destination_service")
 	s.mirrors = ofTarget("mesh_mirrors_dropped_total", "Copies of requests that were not sent.")
 	s.refused = vec("mesh_connections_refused_total", "Connections to this process that were refused, by reason.", "reason")
 	s.rotations = one("mesh_identity_rotations_total", "Identities that came into force.")
 	s.identityFailures = one("mesh_identity_failures_total", "Failures of the source of the identity.")
-	s.metadataRefused = one("mesh_peer_metadata_refused_total", "Values of x-envoy-peer-metadata that were not believed.")
+	s.metadataRefused = one("mesh_peer_metadata_refused_total", "Values of x-envoy-peer-metadata that were not trusted.")
 	s.detached = one("mesh_outbound_without_inbound_total",
-		"Calls that a process which serves requests made outside of them, so that no trace leads from one to the other.")
+		"Calls whose context does not come from a request, although the process serves requests. Traces break there.")
 }
 
-// mostTargets bounds the destinations that have values of their own here.
+// mostTargets bounds the destinations that have label values of their own here.
 const mostTargets = 1000
 
-// of returns the labels of a destination, those of no particular one if there are too many.
+// of returns the labels of a destination, or those of the unknown destination if there are too many.
 func (s *state) of(t route.Target, more ...string) []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -152,7 +152,7 @@ func (s *state) connectionRefused(_ net.Addr, refusal tlsid.Refusal) {
 	s.refused.WithLabelValues(reasonOf(refusal)).Inc()
 }
 
-// reasonOf returns one of a few words.
+// reasonOf returns the value of the label reason, which is one of a fixed set.
 func reasonOf(r tlsid.Refusal) string {
 	_, badPeer := errors.AsType[*tlsid.PeerError](r.Err)
 	_, notTLS := errors.AsType[tls.RecordHeaderError](r.Err)
@@ -192,7 +192,7 @@ func (s *state) policyLoad(load mesh.PolicyLoad) {
 	s.lastLoad, s.findings = &mesh.PolicyLoad{Number: load.Number, Err: load.Err}, findings
 }
 
-// retried counts the attempts of a call after the first, and why there were no more.
+// retried counts the attempts of a call after the first, and the reason why there were no more.
 func (s *state) retried(c *mesh.Call) {
 	if c.Attempts > 1 {
 		s.retries.WithLabelValues(s.of(c.Target)...).Add(float64(c.Attempts - 1))
@@ -202,7 +202,7 @@ func (s *state) retried(c *mesh.Call) {
 	}
 }
 
-// stopReasons are those of calls that would have been retried. What is not to be retried is no such reason.
+// stopReasons are the reasons why calls were not retried although they should have been.
 var stopReasons = map[retry.Reason]string{
 	retry.LimitReached: "limit", retry.BudgetRefused: "budget", retry.LimiterRefused: "too_many_under_way",
 	retry.OutOfTime: "out_of_time", retry.BodyCommitted: "body_committed", retry.Nested: "nested",

@@ -12,7 +12,7 @@ import (
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
-// streams counts the messages of gRPC calls from here. Until a call is answered it is not known for sure who has got them: they wait
+// streams counts the messages of outbound gRPC calls. Only the response says for certain which workload received them, so they wait
 // for the end of the call, but no longer than messagesWait.
 type streams struct {
 	seed   maphash.Seed
@@ -25,10 +25,10 @@ type streamShard struct {
 	free []*stream
 }
 
-// messagesWait is how long messages may wait, which is as long as with Istio.
+// messagesWait is how long messages wait to be counted, as in Istio.
 const messagesWait = 5 * time.Second
 
-// stream is a gRPC call under way: where its last attempt went, and the messages that are not yet counted.
+// stream is a gRPC call in flight: where its last attempt went, and the messages that are not yet counted.
 type stream struct {
 	endpoint   *discovery.Endpoint
 	host       string
@@ -37,7 +37,7 @@ type stream struct {
 	side       *telemetry.Side
 	header     http.Header
 	messages   [2]uint64
-	since      time.Time // of the first of them
+	since      time.Time // when the first of them was sent or received
 }
 
 func (s *streams) init() {
@@ -51,7 +51,7 @@ func (s *streams) of(c *mesh.Call) *streamShard {
 	return &s.shards[maphash.Comparable(s.seed, c)%uint64(len(s.shards))]
 }
 
-// streamLocked returns the stream of a call.
+// streamLocked returns the stream of a call, which it creates if necessary.
 func (sh *streamShard) streamLocked(c *mesh.Call) *stream {
 	st := sh.open[c]
 	if st != nil {
@@ -66,7 +66,7 @@ func (sh *streamShard) streamLocked(c *mesh.Call) *stream {
 	return st
 }
 
-// attempt notes where the messages of a call go.
+// attempt records where the messages of a call go.
 func (s *streams) attempt(a *mesh.Attempt) {
 	sh := s.of(a.Call)
 	sh.mu.Lock()
@@ -90,7 +90,7 @@ func (w *watcher) callMessage(_ context.Context, c *mesh.Call, sent bool) {
 	st.messages[messageOf(sent)]++
 }
 
-// messageOf returns which of the counters a message is of that the caller has sent or received.
+// messageOf returns the index of the counter for a message that the caller has sent or received.
 func messageOf(sent bool) int {
 	if sent {
 		return requestMessages
@@ -98,7 +98,7 @@ func messageOf(sent bool) int {
 	return responseMessages
 }
 
-// take forgets a call that has ended. It returns the messages that were not counted.
+// take removes a call that has ended, and returns its messages that are not yet counted.
 func (s *streams) take(c *mesh.Call) (messages [2]uint64) {
 	sh := s.of(c)
 	sh.mu.Lock()
@@ -132,7 +132,7 @@ func (s *streams) flush(w *watcher, now time.Time) {
 	}
 }
 
-// messages counts messages.
+// messages counts messages of a path.
 func (st *store) messages(p *path, side *telemetry.Side, header http.Header, n [2]uint64, now int64) {
 	if p == nil || n == [2]uint64{} {
 		return
@@ -146,7 +146,7 @@ func (st *store) messages(p *path, side *telemetry.Side, header http.Header, n [
 	st.bump(s, side, header, [4]uint64{n[0], n[1]}, now)
 }
 
-// inboundMessage counts a message of a call to this process, whose sender is known from the start.
+// inboundMessage counts a message of an inbound call. Its peer is known from the start, so the message need not wait.
 func (w *watcher) inboundMessage(_ context.Context, in *mesh.Inbound, sent bool) {
 	if w.over.Load() {
 		return

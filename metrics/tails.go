@@ -3,6 +3,7 @@ package metrics
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -13,7 +14,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 )
 
-// tails are how long the attempts at each endpoint take, which shows the one that is slow among many.
+// tails has the durations of attempts by endpoint, which show a slow endpoint among many.
 type tails struct {
 	most int
 
@@ -21,14 +22,14 @@ type tails struct {
 	all map[tailKey]*tail
 }
 
-// tailKey is an endpoint of a destination, and what became of the attempts.
+// tailKey is an endpoint of a destination, and the result of attempts.
 type tailKey struct {
 	target   route.Target
 	endpoint string
 	failed   bool
 }
 
-// otherEndpoints is what those beyond the bound are called.
+// otherEndpoints is the label value of the endpoints beyond the bound.
 const otherEndpoints = "other"
 
 type tail struct {
@@ -38,11 +39,12 @@ type tail struct {
 	labels []*dto.LabelPair
 }
 
-var attemptDuration = prometheus.NewDesc("mesh_attempt_duration_milliseconds",
-	"Time until the end of the response of an attempt, by endpoint and result: success or failure.",
-	[]string{"destination_service", "destination_port", "destination_subset", "endpoint", "result"}, nil)
+var tailNames = append(slices.Clone(targetNames), "endpoint", "result")
 
-// attemptEnd records an attempt, unless the caller gave it up.
+var attemptDuration = prometheus.NewDesc("mesh_attempt_duration_milliseconds",
+	"Time until the end of the response of an attempt, by endpoint and result: success or failure.", tailNames, nil)
+
+// attemptEnd records an attempt, unless the caller cancelled it.
 func (w *watcher) attemptEnd(_ context.Context, a *mesh.Attempt) {
 	if w.over.Load() || a.Peer == nil || a.Err != nil && errors.Is(a.Err, context.Canceled) {
 		return
@@ -64,7 +66,7 @@ func (w *watcher) attemptEnd(_ context.Context, a *mesh.Attempt) {
 	t.hist.observe(&limitsMicro, a.Duration.Microseconds())
 }
 
-// hasFailed reports whether an attempt was not answered, or with what stands for trouble at the server.
+// hasFailed reports whether an attempt got no response, or one that reports a failure of the server.
 func hasFailed(a *mesh.Attempt) bool {
 	switch a.GRPCStatus {
 	case 2, 4, 13, 14, 15: // Unknown, DeadlineExceeded, Internal, Unavailable, DataLoss
@@ -82,7 +84,7 @@ func index(failed bool) int {
 
 func (t *tail) touch(now int64) bool { return touch(&t.used, now) }
 
-// of returns where attempts are recorded.
+// of returns the tail for key, or the one of all other endpoints if there are too many.
 func (ts *tails) of(key tailKey, now int64) *tail {
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
@@ -103,10 +105,10 @@ func (ts *tails) of(key tailKey, now int64) *tail {
 	if key.failed {
 		values[4] = "failure"
 	}
-	for i, name := range []string{"destination_service", "destination_port", "destination_subset", "endpoint", "result"} {
+	for i, name := range tailNames {
 		t.labels = append(t.labels, &dto.LabelPair{Name: &name, Value: &values[i]})
 	}
-	t.labels[0], t.labels[1] = t.labels[1], t.labels[0] // by name
+	t.labels[0], t.labels[1] = t.labels[1], t.labels[0] // sorted by name
 	ts.all[key] = t
 	return t
 }

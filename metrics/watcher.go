@@ -13,20 +13,20 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// watcher observes one mesh. It finds the path of a call without making texts: by the endpoint, or by who sent a request.
+// watcher observes one mesh. It finds the path of a call without building strings: by the endpoint, or by the peer of a request.
 type watcher struct {
 	*Metrics
 	mesh atomic.Pointer[mesh.Mesh]
 	self atomic.Pointer[self]
 
-	// Of calls from here.
+	// For outbound calls.
 	endpoints sync.Map // *discovery.Endpoint -> *endpoint
 	known     atomic.Int64
 	unreached unreached
 	outside   [2]atomic.Pointer[view] // allowed, refused
 	streams   streams
 
-	// Of requests to here.
+	// For inbound requests.
 	seed    maphash.Seed
 	callers [callerCount]atomic.Pointer[caller]
 	serving atomic.Bool
@@ -34,13 +34,13 @@ type watcher struct {
 	conns conns
 }
 
-// callerCount is how many callers are remembered. Two that share a place are looked up anew each time.
+// callerCount is the number of places for callers. Callers that share a place displace each other.
 const callerCount = 1 << 10
 
-// self is this process as its peers are told of it. There is a new one with each SPIFFE ID.
+// self is the metadata of this workload for its peers. It is replaced when the SPIFFE ID changes.
 type self struct {
-	id           string // SPIFFE ID
-	value, named []string
+	id           string   // SPIFFE ID
+	value, named []string // the values of the two metadata headers
 }
 
 func newWatcher(m *Metrics) *watcher {
@@ -67,7 +67,7 @@ func (w *watcher) identity(id *tlsid.Identity, err error) {
 	}
 }
 
-// view is what a path was found by.
+// view is a path with what it was found by.
 type view struct {
 	self    *self
 	host    string
@@ -77,15 +77,15 @@ type view struct {
 	*path
 }
 
-// endpoint is what was found about an endpoint of discovery.
+// endpoint is what is known of an endpoint of discovery.
 type endpoint struct {
 	views   atomic.Pointer[[]view]
-	learned atomic.Pointer[workload.Workload] // from its metadata, for calls that were not answered
-	used    atomic.Int64                      // second
-	tails   [2]atomic.Pointer[tail]           // of the attempts that succeeded, and failed
+	learned atomic.Pointer[workload.Workload] // from its metadata, for calls that got no response
+	used    atomic.Int64                      // in Unix seconds
+	tails   [2]atomic.Pointer[tail]           // of successful and of failed attempts
 }
 
-// mostViews bounds what is kept of one endpoint. There is more than one view where two hosts share it.
+// mostViews bounds the views of one endpoint. Usually it has several only if several hosts share it.
 const mostViews = 4
 
 func (e *endpoint) find(self *self, host, peer, value string) *path {
@@ -103,7 +103,7 @@ func (e *endpoint) find(self *self, host, peer, value string) *path {
 	return nil
 }
 
-// keep puts a view in front of the others.
+// keep makes v the first view, and drops the last one if there are too many.
 func (e *endpoint) keep(v view) {
 	list := []view{v}
 	if old := e.views.Load(); old != nil {
@@ -113,10 +113,10 @@ func (e *endpoint) keep(v view) {
 			}
 		}
 	}
-	e.views.Store(&list) // one that is lost is found again
+	e.views.Store(&list) // a view that is lost in a race is found again
 }
 
-// reached returns the path of a call to an endpoint, nil if there is no room for it. value is the metadata that it answered with.
+// reached returns the path of a call to an endpoint, or nil if there is no room for it. value is the metadata in the response.
 func (w *watcher) reached(to *discovery.Endpoint, host string, documented bool, peer, value string, now int64) *path {
 	self := w.self.Load()
 	if known, ok := w.endpoints.Load(to); ok {
@@ -163,7 +163,7 @@ func (w *watcher) reachedAnew(self *self, to *discovery.Endpoint, host string, d
 	return p
 }
 
-// outbound returns the identity of calls from here.
+// outbound returns the identity of outbound calls.
 func (w *watcher) outbound(self *self, peer string, to workload.Workload, at service) identity {
 	id := identity{from: w.settings.own, to: to, host: at.host, hostName: at.name, hostNamespace: at.namespace}
 	if peer != "" {
@@ -172,7 +172,7 @@ func (w *watcher) outbound(self *self, peer string, to workload.Workload, at ser
 	return id
 }
 
-// service returns how a host is named.
+// service returns the labels of a host.
 func (w *watcher) service(host string, documented bool, now int64) service {
 	at := w.settings.named(host)
 	if !w.hosts.admit(at.host, documented, now) {
@@ -181,7 +181,7 @@ func (w *watcher) service(host string, documented bool, now int64) service {
 	return at
 }
 
-// forget drops what was not used within the last minute, and everything if that is not enough.
+// forget removes the endpoints that were not used within the last minute, and all of them if that is not enough.
 func (w *watcher) forget(now int64) {
 	for _, idle := range []int64{60, 0} {
 		w.endpoints.Range(func(key, v any) bool {
@@ -198,13 +198,13 @@ func (w *watcher) forget(now int64) {
 	}
 }
 
-// unreached are the paths of calls for which no endpoint was found, by host.
+// unreached has the paths of calls for which no endpoint was found, by host.
 type unreached struct {
 	mu    sync.RWMutex
 	paths map[string]view
 }
 
-// nobody returns the path of a call that no endpoint was found for.
+// nobody returns the path of a call for which no endpoint was found.
 func (w *watcher) nobody(host string, documented bool, now int64) *path {
 	u := &w.unreached
 	u.mu.RLock()
@@ -217,7 +217,7 @@ func (w *watcher) nobody(host string, documented bool, now int64) *path {
 	to := workload.Nobody(w.settings.own.Cluster)
 	p := w.store.intern(w.outbound(nil, "", to, at), now)
 	if p == nil || at.host == unknown {
-		return p // such hosts are without number
+		return p // not remembered: there may be any number of such hosts
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -245,10 +245,10 @@ func (w *watcher) beyond(refused bool, now int64) *path {
 	return p
 }
 
-// caller is who sent requests.
+// caller is the peer of requests.
 type caller struct{ view }
 
-// from returns the path of requests of a peer, by its SPIFFE ID and the metadata that came with the request.
+// from returns the path of requests of a peer, by its SPIFFE ID and the metadata in the request.
 func (w *watcher) from(peer string, header map[string][]string, now int64) *path {
 	var value, named string
 	if peer != "" {
@@ -282,7 +282,7 @@ func firstOf(values []string) string {
 	return values[0]
 }
 
-// scrape brings up to date what is not recorded at once.
+// scrape records what is not recorded immediately: the bytes of open connections, and the messages of open streams.
 func (w *watcher) scrape(now time.Time) {
 	w.conns.update(now.Unix())
 	w.streams.flush(w, now)
