@@ -1,4 +1,5 @@
-// Package authz decides whether an inbound request is allowed, by the rules of Istio's AuthorizationPolicy.
+// Package authz decides whether an inbound request is allowed, by the rules of Istio's AuthorizationPolicy and of Consul's
+// service-intentions.
 //
 // [Compile] turns policies, which are plain data, into an [Authorizer]. [Authorizer.Decide] decides about a [Request], which is a
 // view of an inbound request. [Handler] applies an Authorizer in a net/http server; [NewRequest] returns the view that it uses.
@@ -6,7 +7,8 @@
 // # Order
 //
 // A request that matches a rule of a [Deny] policy is denied. Otherwise it is allowed if there is no [Allow] policy at all, or if
-// it matches a rule of one. Otherwise it is denied. [Audit] policies only mark requests. Policies with DryRun set are not
+// it matches a rule of one. Otherwise it is denied. If there are [Intentions], they must allow the request too, after the Deny and
+// before the Allow policies. [Audit] policies only mark requests. Policies with DryRun set are not
 // enforced; [Decision.Shadow] has the decision that they would have led to.
 //
 // # Readings
@@ -83,6 +85,9 @@ type Policy struct {
 	Action Action
 	DryRun bool // not enforced; see [Decision.Shadow]. It has no effect on an Audit policy
 	Rules  []Rule
+
+	// Intentions take the place of Action and Rules. At most one policy may have them.
+	Intentions *Intentions
 }
 
 // Rule matches if one source of From, one operation of To and every condition of When match. An empty list matches everything,

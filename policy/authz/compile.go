@@ -27,6 +27,12 @@ func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 		if p.Action > Audit {
 			return nil, fmt.Errorf("authz: policy %s: unknown action %d", p.Name, p.Action)
 		}
+		if p.Intentions != nil {
+			if err := a.addIntentions(p, slots); err != nil {
+				return nil, fmt.Errorf("authz: policy %s: %w", p.Name, err)
+			}
+			continue
+		}
 		if p.DryRun && p.Action != Audit {
 			a.hasShadow = true
 			a.hasShadowAllow = a.hasShadowAllow || p.Action == Allow

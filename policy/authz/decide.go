@@ -5,7 +5,8 @@ var noMatch = Match{Rule: -1}
 // Authorizer has compiled policies. It is immutable and safe for concurrent use. A nil Authorizer and the zero value have no
 // policies and allow everything.
 type Authorizer struct {
-	http, l4 ruleSet
+	http, l4   ruleSet
+	intentions *intentions // nil for none
 
 	hasAllow       bool // there is an enforced Allow policy
 	hasShadow      bool // there are policies with DryRun
@@ -54,6 +55,9 @@ func (a *Authorizer) Decide(r *Request) (d Decision) {
 	switch denied := rules.deny.first(&q); {
 	case denied != noMatch:
 		d.Match, d.Reason = denied, reasonDenied
+	case a.intentions != nil && !a.intentions.decide(&q, &d):
+	case !a.hasAllow && a.intentions != nil:
+		d.Allowed = true // for the reason that the intentions have
 	case !a.hasAllow:
 		d.Allowed, d.Reason = true, reasonNoAllow
 	default:
@@ -72,7 +76,7 @@ func (a *Authorizer) Decide(r *Request) (d Decision) {
 // shadow returns the decision that would have been made instead of d if the policies with DryRun were enforced too.
 func (a *Authorizer) shadow(rules *ruleSet, q *query, d *Decision) Shadow {
 	same := Shadow{Present: true, Allowed: d.Allowed, Match: d.Match, Reason: d.Reason}
-	if d.Reason == reasonDenied {
+	if !d.Allowed && d.Reason != reasonUnmatched { // denied by what no Allow policy can change
 		return same
 	}
 	if q.unreadable {

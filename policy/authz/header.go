@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // Bounds on the readings of one header, so that a header repeated thousands of times costs no more than a short one.
@@ -156,7 +157,11 @@ func (c *condition) matchHeader(q *query, every bool) bool {
 	value, odd, present := q.headerOf(c)
 	switch {
 	case !present:
-		return c.texts.values.empty()
+		return c.texts.values.empty() && !c.demanded
+	case c.forbidden:
+		return false
+	case c.utf8 && slices.ContainsFunc(q.Header[c.header], func(line string) bool { return !utf8.ValidString(line) }):
+		return !every
 	case odd == nil:
 		return c.texts.matchPresent(value)
 	case odd.unreadable:

@@ -2,6 +2,7 @@ package authz
 
 import (
 	"errors"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -10,7 +11,8 @@ import (
 type pattern struct {
 	kind    kind
 	text    string
-	decoded string // text with all escapes decoded, to compare with decoded readings of a path
+	decoded string         // text with all escapes decoded, to compare with decoded readings of a path
+	re      *regexp.Regexp // of a regex
 }
 
 type kind uint8
@@ -22,7 +24,9 @@ const (
 	nonEmpty      // *
 	glob          // a trust domain, or a namespace as a pattern of the whole principal; * matches any text
 	serviceAccount
-	template // a path with {*} or {**}
+	template // a path with {*} or {**}, or an identity with {*}
+	substring
+	regex // matches the whole text
 
 	foldedBit kind = 0x80 // ignore case; text is in lower case
 )
@@ -217,13 +221,18 @@ func (l *list) matchPath(r *reading) bool {
 
 // matchReading compares the decoded text with a decoded reading, and the text as written with any other.
 func (p *pattern) matchReading(r *reading) bool {
-	if r.decoded {
+	if r.decoded && p.kind != regex {
 		return match(p.kind, p.decoded, r.path)
 	}
 	return p.match(r.path)
 }
 
-func (p *pattern) match(s string) bool { return match(p.kind, p.text, s) }
+func (p *pattern) match(s string) bool {
+	if p.kind == regex {
+		return p.re.MatchString(s)
+	}
+	return match(p.kind, p.text, s)
+}
 
 func match(kind kind, text, s string) bool {
 	switch kind {
@@ -241,6 +250,10 @@ func match(kind kind, text, s string) bool {
 		return matchAccount(text, s)
 	case template:
 		return matchTemplate(text, s)
+	case substring:
+		return strings.Contains(s, text)
+	case substring | foldedBit:
+		return strings.Contains(lower(s), text)
 	case exact | foldedBit:
 		return len(s) == len(text) && equalFold(s, text)
 	case prefix | foldedBit:

@@ -63,6 +63,9 @@ type condition struct {
 	slot      int    // of the header among those that rules have conditions on
 	single    bool   // the header is not a list
 	binary    bool   // the header is in base64
+	demanded  bool   // the header must be present, also for a negation
+	forbidden bool   // the header must not be present
+	utf8      bool   // what is not UTF-8 could mean anything: libraries for regular expressions differ
 	texts     texts
 	addresses addresses
 	ports     ports
