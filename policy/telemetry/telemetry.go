@@ -1,21 +1,22 @@
-// Package telemetry holds what Telemetry documents say about the traces, metrics and access logs of a workload, compiled into
-// settings, and decides by them. It reads no documents: package policy does.
+// Package telemetry has the settings of Telemetry documents for the traces, metrics and access logs of a workload. Package policy
+// reads the documents and compiles them into these settings.
 package telemetry
 
 import "net/http"
 
-// Settings are those of a workload. They are immutable and safe for concurrent use. nil says nothing, as the zero value does.
+// Settings has the settings of a workload. It is immutable and safe for concurrent use. Nil and the zero value change nothing.
 type Settings struct {
 	client, server Side
 }
 
-// Side is what is said about calls (CLIENT in documents), or about requests to the workload (SERVER). It must not be changed.
+// Side has the settings of outbound calls (CLIENT in documents) or of inbound requests (SERVER). It must not be changed once it is part
+// of Settings.
 type Side struct {
 	Tracing Tracing
 	Log     AccessLog
 
-	// Metrics are the overrides of each of Istio's metrics, by its name in documents, such as REQUEST_COUNT. There is none for a
-	// metric that nothing is said about.
+	// Metrics has the overrides of Istio's metrics, by their names in documents, such as REQUEST_COUNT. Metrics without overrides
+	// are absent.
 	Metrics map[string]Metric
 }
 
@@ -26,7 +27,7 @@ func New(client, server Side) *Settings {
 
 var none Side
 
-// Client returns what is said about calls. It is never nil.
+// Client returns the settings of outbound calls. It is never nil.
 func (s *Settings) Client() *Side {
 	if s == nil {
 		return &none
@@ -34,7 +35,7 @@ func (s *Settings) Client() *Side {
 	return &s.client
 }
 
-// Server returns what is said about requests to the workload. It is never nil.
+// Server returns the settings of inbound requests. It is never nil.
 func (s *Settings) Server() *Side {
 	if s == nil {
 		return &none
@@ -42,21 +43,21 @@ func (s *Settings) Server() *Side {
 	return &s.server
 }
 
-// Tracing is what is said about spans. Its zero value changes nothing.
+// Tracing has the settings of spans. Its zero value changes nothing.
 type Tracing struct {
-	// Disabled makes no spans. Traces are carried on.
+	// Disabled turns off spans. The trace context is still propagated.
 	Disabled bool
 
-	// LimitsSampling says that Sampling counts: the percentage, 0 to 100, of the traces beginning here that may be sampled.
+	// LimitsSampling says that Sampling applies: the percentage, 0 to 100, of the traces beginning here that may be sampled.
 	LimitsSampling bool
 	Sampling       float64
 
-	// Tags are added to spans: those of Istio that say which workload this process is, if documents ask for them, and then their
-	// own in the order of their names. Of two with one name the last counts.
+	// Tags are added to spans: first Istio's tags about this workload, if documents enable them, then the tags of documents, sorted
+	// by name. Of two tags with the same name, the last one counts.
 	Tags []Tag
 
-	// Peers adds to spans which workload is at the other end, by the names of Istio: istio.destination_workload,
-	// istio.destination_namespace and istio.destination_canonical_service to those of calls, and istio.source_ to those of requests.
+	// Peers adds the workload at the other end, with Istio's names: istio.destination_workload, istio.destination_namespace and
+	// istio.destination_canonical_service to spans of calls, and the same with istio.source_ to spans of requests.
 	Peers bool
 }
 
@@ -64,14 +65,14 @@ type Tracing struct {
 type Tag struct {
 	Name string
 
-	// Header, a key of an http.Header, is the request header that the value is taken from. "" means Text.
+	// Header is the request header whose value is used, as a key of http.Header. Empty means that Text is used.
 	Header string
 
-	// Text is the value, or that of a request without the header.
+	// Text is the value if Header is empty or the request does not have that header.
 	Text string
 }
 
-// Value returns the value of the tag for a request with a header, "" if it has none.
+// Value returns the value of the tag for a request with the header h. It may be empty.
 func (t *Tag) Value(h http.Header) string {
 	if t.Header != "" {
 		if values := h[t.Header]; len(values) > 0 {
@@ -81,16 +82,16 @@ func (t *Tag) Value(h http.Header) string {
 	return t.Text
 }
 
-// AccessLog is what is said about lines of access logs. Its zero value changes nothing.
+// AccessLog has the settings of access logs. Its zero value changes nothing.
 type AccessLog struct {
-	// Disabled writes no lines.
+	// Disabled turns off the log.
 	Disabled bool
 
-	// Filters keep the calls that any of them keeps. Without one all are kept.
+	// Filters keep a call if any of them keeps it. Without filters, all calls are kept.
 	Filters []Filter
 }
 
-// Keeps says whether there is a line for a call.
+// Keeps reports whether a call is logged.
 func (l *AccessLog) Keeps(call Attributes) bool {
 	if l.Disabled || len(l.Filters) == 0 {
 		return !l.Disabled
@@ -103,29 +104,29 @@ func (l *AccessLog) Keeps(call Attributes) bool {
 	return false
 }
 
-// Metric is what is said about a metric.
+// Metric has the overrides of a metric. Its zero value changes nothing.
 type Metric struct {
-	// Disabled exports it not at all.
+	// Disabled turns the metric off.
 	Disabled bool
 
-	// Remove are the labels that it does not have, and Set those that it has, with this value. Both are sorted by name.
+	// Remove lists the labels to remove. Set lists the labels to add or replace. Both are sorted by name.
 	Remove []string
 	Set    []Tag
 }
 
-// Filter decides by an expression of a document. It is safe for concurrent use.
+// Filter is a compiled expression of a document. It is safe for concurrent use.
 type Filter interface {
-	// Keeps reports whether the expression is true of a call. It is false if that cannot be said.
+	// Keeps reports whether the expression is true for a call. It reports false if the expression cannot be evaluated.
 	Keeps(call Attributes) bool
 }
 
-// Expressions compiles the expressions of documents. Package policy/telemetry/cel has one.
+// Expressions compiles the expressions of documents. Package policy/telemetry/cel has an implementation.
 type Expressions interface {
-	// Filter compiles an expression that is true or false of a call. The error says what is wrong with it.
+	// Filter compiles a boolean expression about a call. The error says what is wrong with the expression.
 	Filter(expression string) (Filter, error)
 }
 
-// Attributes are what expressions ask about a call, by the names that Envoy has for them:
+// Attributes has the attributes of a call that expressions can use, by the names that Envoy has for them:
 //
 //	request.path, .url_path, .host, .method, .useragent     string
 //	request.headers                                         http.Header; names are looked up in any spelling

@@ -2,9 +2,9 @@
 //
 //	m, err := mesh.New(ctx, mesh.WithWorkload(policy.Workload{Expressions: cel.Expressions{}}), ...)
 //
-// Only programs that import it link cel-go. Expressions are checked when documents are loaded: an attribute that calls of a process do
-// not have, a comparison of two types, and a result that is not true or false are errors then. An expression with exists, all, map or
-// filter that takes more than 100,000 steps for a call is not true of it.
+// Only programs that import this package link cel-go. Expressions are checked when documents are loaded: attributes that calls of a
+// process do not have, comparisons of different types, and results that are not boolean are errors. An expression with exists, all, map
+// or filter is false for a call if it needs more than 100,000 steps.
 package cel
 
 import (
@@ -26,18 +26,18 @@ import (
 type Expressions struct{}
 
 const (
-	// longest bounds an expression, in characters.
+	// longest is the maximum length of an expression, in bytes.
 	longest = 8192
 
-	// mostSteps bounds what an expression with exists, all and the like costs for each call, in the units of cel-go: about one for
-	// each operation. Nested in one another, a few of them would not end within a lifetime.
+	// mostSteps bounds the cost of an expression with exists, all and the like per call, in the units of cel-go, which are about one
+	// per operation. A few of these nested in each other would practically never end.
 	mostSteps = 100_000
 )
 
 // Filter implements [telemetry.Expressions].
 func (Expressions) Filter(expression string) (telemetry.Filter, error) {
 	if len(expression) > longest {
-		return nil, fmt.Errorf("is too long: the most is %d characters", longest)
+		return nil, fmt.Errorf("is too long: at most %d bytes are allowed", longest)
 	}
 	env, err := cel.NewEnv(newObjects().options()...)
 	if err != nil {
@@ -63,8 +63,8 @@ func (Expressions) Filter(expression string) (telemetry.Filter, error) {
 	return f, nil
 }
 
-// repeats reports whether an expression evaluates a part of it several times. One that does not takes time as it is long, and
-// counting its steps would cost more than they do.
+// repeats reports whether an expression evaluates a part of itself several times. The cost of other expressions is bounded by their
+// length, and counting their steps would cost more than the steps do.
 func repeats(compiled *cel.Ast) bool {
 	found := false
 	ast.PreOrderVisit(compiled.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
@@ -73,7 +73,7 @@ func repeats(compiled *cel.Ast) bool {
 	return found
 }
 
-// explain returns what is wrong with an expression, in one line.
+// explain returns the errors of an expression in one line.
 func explain(issues *cel.Issues) error {
 	const most = 3
 	var all []string
@@ -119,8 +119,8 @@ func (f *filter) Keeps(attributes telemetry.Attributes) bool {
 // String returns the expression.
 func (f *filter) String() string { return f.text }
 
-// call is the variables of an expression: a name stands for the call that it is about, whose fields are looked up when they are asked
-// for.
+// call has the variables of an expression. The value of every variable is the call itself, whose fields are looked up when they are
+// needed.
 type call struct {
 	attributes telemetry.Attributes
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/nosidecar/mesh/internal/attribute"
 )
 
-// objects are the types of what an expression can name, such as request, and of what is in them.
+// objects has the types of the variables of expressions, such as request, and of their fields.
 type objects struct {
 	*types.Registry
 	fields map[string]map[string]*types.FieldType // by type and name
@@ -26,7 +26,7 @@ type objects struct {
 func newObjects() *objects {
 	registry, err := types.NewRegistry()
 	if err != nil {
-		panic("cel: " + err.Error()) // which is of no message
+		panic("cel: " + err.Error()) // cannot happen without protobuf messages
 	}
 	o := &objects{Registry: registry, fields: make(map[string]map[string]*types.FieldType)}
 	for name, kind := range attribute.Variables() {
@@ -45,7 +45,7 @@ func newObjects() *objects {
 	return o
 }
 
-// object names the type of what is named by parts. It is no name that an expression can have.
+// object returns the name of the type of the field that parts name. Expressions cannot contain that name.
 func object(parts []string) string { return "@" + strings.Join(parts, ".") }
 
 func (o *objects) add(to, name string, f *types.FieldType) {
@@ -65,7 +65,7 @@ func (o *objects) options() []cel.EnvOption {
 
 var errAbsent = errors.New("the call has no such attribute")
 
-// field is an attribute.
+// field returns the field type of an attribute.
 func field(name string, kind attribute.Kind) *types.FieldType {
 	return &types.FieldType{
 		Type: typeOf(kind),
@@ -136,16 +136,16 @@ func (o *objects) FindStructFieldType(name, field string) (*types.FieldType, boo
 	return f, ok
 }
 
-// NewValue implements types.Provider: expressions look at calls, they do not make any.
+// NewValue implements types.Provider. Expressions cannot create objects.
 func (o *objects) NewValue(name string, fields map[string]ref.Val) ref.Val {
 	if _, ok := o.fields[name]; ok {
-		return types.NewErr("%s cannot be made", name)
+		return types.NewErr("%s cannot be created", name)
 	}
 	return o.Registry.NewValue(name, fields)
 }
 
-// header is a map of the headers of a request, by their names in any spelling. Values of one name are joined with commas. As a map it
-// is only copied where somebody asks for more than one of its elements.
+// header is the headers of a request as a CEL map. Names are looked up in any spelling, and several values of one header are joined by
+// commas. It is converted to an ordinary map only if an operation needs more than one element.
 type header http.Header
 
 func (h header) get(name string) (string, bool) {
