@@ -53,7 +53,7 @@ type Config struct {
 	// IdleExpiry is how long a set of labels is kept without a call. It must be at least a minute. 0 means one hour.
 	IdleExpiry time.Duration
 
-	// NativeHistograms adds native buckets to the classic ones. Recording a call then takes about twice as long.
+	// NativeHistograms adds native buckets to the classic ones. Recording a call then takes two to three times as long.
 	NativeHistograms bool
 
 	// Dropped has functions that return how many items of a kind, such as "access_log", were dropped so far. Each function is called
