@@ -15,49 +15,49 @@ import (
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
-// Format is how a line is written to a Writer.
+// Format is the format of the lines for a Writer.
 type Format uint8
 
 const (
-	// JSON is an object with the keys of Istio's JSON format, in one line. It is the default.
+	// JSON writes each line as an object with the keys of Istio's JSON format. It is the default.
 	JSON Format = iota
 
-	// Text is the line of Istio's default format.
+	// Text writes lines in Istio's default text format.
 	Text
 )
 
-// Config says what is logged, and where to. One of Handler and Writer must be set.
+// Config says what is logged, and where. Exactly one of Handler and Writer must be set.
 type Config struct {
-	// Handler takes a record for each line, with Istio's keys as attributes and the time at which the call ended. It is called by
-	// one goroutine, not by calls. For a *slog.Logger give its Handler.
+	// Handler gets a record for each line, with Istio's keys as attributes. The time of the record is the end of the call. Only
+	// the goroutine of the log calls it. To use a *slog.Logger, set its Handler.
 	Handler slog.Handler
 
-	// Writer takes the lines in Format, in writes of whole lines. It is called by one goroutine, not by calls.
+	// Writer gets the lines in Format. Each write has whole lines. Only the goroutine of the log calls it.
 	Writer io.Writer
 
-	// Format is that of the lines for Writer. A Handler has its own.
+	// Format is the format of the lines for Writer. It must not be set for a Handler.
 	Format Format
 
-	// Filter says which calls have a line. Its zero value keeps all.
+	// Filter says which calls are logged. Its zero value keeps all calls.
 	Filter Filter
 
-	// Sampling is the share of the lines, of those that Filter keeps, that are written: above 0, up to 1. 0 means all.
+	// Sampling is the fraction of the lines kept by Filter that are written, above 0 and up to 1. 0 means all.
 	Sampling float64
 
-	// Queue is how many lines may wait to be written. Those beyond it are dropped. 0 means 1,024.
+	// Queue is the number of lines that may wait to be written. Further lines are dropped. 0 means 1,024.
 	Queue int
 }
 
-// Filter keeps the calls that any of its conditions holds for, and all calls if it has none.
+// Filter keeps the calls that meet any of its conditions, and all calls if it has none.
 type Filter struct {
-	// Code keeps calls with this status or a higher one. The status of a gRPC call counts as the status of HTTP that stands for
-	// it, and a call without a response as 500 or more, unless its caller gave up. 0 is no condition.
+	// Code keeps calls with this status or a higher one. A gRPC status counts as the corresponding HTTP status. A call without a
+	// response counts as 500 or higher, unless its caller gave up. 0 means no condition.
 	Code int
 
-	// Duration keeps calls that took this long or longer. 0 is no condition.
+	// Duration keeps calls that took this long or longer. 0 means no condition.
 	Duration time.Duration
 
-	// Flags keeps calls that ended with any of these. 0 is no condition; ^mesh.Flags(0) is every flag there is.
+	// Flags keeps calls that ended with any of these flags. 0 means no condition; ^mesh.Flags(0) means any flag.
 	Flags mesh.Flags
 }
 
@@ -66,17 +66,17 @@ const (
 	closeLimit   = 10 * time.Second
 )
 
-// Log is an access log. It is safe for concurrent use. Its user closes it, after the mesh that it observes.
+// Log is an access log. It is safe for concurrent use. The caller closes it, after the mesh that it observes.
 type Log struct {
 	config  Config
 	queue   queue
 	records sync.Pool
-	done    chan struct{} // closed when everything is written
+	done    chan struct{} // closed when all lines are written
 
-	lost atomic.Uint64 // not written because of errors
+	lost atomic.Uint64 // lines that were not written because of errors
 
 	mu  sync.Mutex
-	err error // the first
+	err error // the first error
 }
 
 // New starts a log. It fails if the Config is invalid.
@@ -107,19 +107,20 @@ func New(c Config) (*Log, error) {
 	return l, nil
 }
 
-// Observer returns what logs the calls of a mesh, for [mesh.WithObserver]. A log may observe several meshes.
+// Observer returns an observer for [mesh.WithObserver], which logs the calls of a mesh. A log may observe several meshes.
 func (l *Log) Observer() mesh.Observer {
 	return mesh.Observer{CallEnd: l.callEnd, InboundEnd: l.inboundEnd, ConnEnd: l.connEnd}
 }
 
-// Dropped returns how many lines were not written: because the queue was full, because the log was closed, or because of an
-// error or a panic of the Handler or Writer. Lines that the filter or the sampling leaves out do not count.
+// Dropped returns how many lines were lost because the queue was full, the log was closed, or the Handler or Writer returned an
+// error or panicked. It does not count lines that Filter or Sampling excludes.
 func (l *Log) Dropped() uint64 {
 	return l.queue.dropped.Load() + l.lost.Load()
 }
 
-// Close writes the lines of all calls that have ended, and ends the log: lines of later calls are dropped. It returns the first
-// error of the Handler or Writer, and an error if these do not take the lines within 10 seconds. Close the mesh first.
+// Close writes the lines of all calls that have ended, and ends the log. Lines of later calls are dropped. It returns the first
+// error of the Handler or Writer, or an error if it takes them more than 10 seconds to write the lines. Close the mesh first. Close
+// may be called more than once.
 func (l *Log) Close() error {
 	l.queue.close()
 	limit := time.NewTimer(closeLimit)
@@ -134,7 +135,7 @@ func (l *Log) Close() error {
 	return l.err
 }
 
-// keeps says whether a call has a line.
+// keeps reports whether Filter and Sampling keep a call.
 func (l *Log) keeps(code int, duration time.Duration, flags mesh.Flags) bool {
 	f := &l.config.Filter
 	if *f != (Filter{}) && (f.Code == 0 || code < f.Code) && (f.Duration == 0 || duration < f.Duration) && flags&f.Flags == 0 {
@@ -143,7 +144,7 @@ func (l *Log) keeps(code int, duration time.Duration, flags mesh.Flags) bool {
 	return l.config.Sampling == 0 || rand.Float64() < l.config.Sampling
 }
 
-// put queues a record, unless documents want no line, or drops it.
+// put queues a record, unless documents exclude it or the queue is full.
 func (l *Log) put(r *record, documents *telemetry.AccessLog) {
 	keeps := documents.Keeps(r)
 	r.headers, r.peer = nil, nil
@@ -158,7 +159,7 @@ func (l *Log) recycle(r *record) {
 	l.records.Put(r)
 }
 
-// run writes what is queued, until the log is closed.
+// run writes the queued records until the log is closed.
 func (l *Log) run() {
 	defer close(l.done)
 	out := output{log: l}

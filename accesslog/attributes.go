@@ -58,7 +58,7 @@ func (r *record) Attribute(name string) (any, bool) {
 	return nil, false
 }
 
-// port is that which a call was made to.
+// port returns the port to which the call was made.
 func (r *record) port() (any, bool) {
 	if r.side == outbound || r.side == outboundConn {
 		return int64(r.target.Port), r.target.Port != 0
@@ -71,8 +71,8 @@ func (r *record) port() (any, bool) {
 	return n, err == nil
 }
 
-// peerField is what is known of the peer: its labels by discovery, its namespace and service account by its identity. The account
-// stands for the workload where no label names it.
+// peerField returns a field of the peer. Its labels come from discovery, its namespace and service account from its identity. The
+// account serves as the workload if no label names one.
 func (r *record) peerField(field string) (any, bool) {
 	var labels map[string]string
 	account := ""
@@ -115,7 +115,7 @@ func (r *record) peerField(field string) (any, bool) {
 	return value, value != ""
 }
 
-// envoyFlags returns flags as the bits that Envoy gives expressions.
+// envoyFlags returns flags as the bits that Envoy passes to expressions.
 func envoyFlags(flags mesh.Flags) (bits int64) {
 	for _, f := range [...]struct {
 		flag mesh.Flags

@@ -8,7 +8,7 @@ import (
 	"github.com/nosidecar/mesh"
 )
 
-// details says in Envoy's words who answered, or why nobody did.
+// details returns Envoy's response code details: who answered, or why there was no response.
 func (r *record) details() string {
 	switch {
 	case r.badPath:
@@ -55,7 +55,7 @@ func (r *record) inboundDetails() string {
 	return ""
 }
 
-// reset says how a call was reset.
+// reset returns how a call was reset, in Envoy's terms.
 func (r *record) reset() string {
 	switch {
 	case r.flags&mesh.FlagConnectFailure != 0:
@@ -70,7 +70,7 @@ func (r *record) reset() string {
 	return ""
 }
 
-// denial names the policy that denied, as Istio's sidecars do.
+// denial returns the details of a denied call, which name the policy, in the format of Istio's sidecars.
 func (r *record) denial() string {
 	name := "none"
 	if r.policy != "" {
@@ -80,7 +80,7 @@ func (r *record) denial() string {
 	return "rbac_access_denied_matched_policy[" + name + "]"
 }
 
-// cluster names where a call went, as Istio names clusters.
+// cluster returns the destination of a call as Istio names clusters.
 func (r *record) cluster() string {
 	if r.side == inbound || r.side == inboundConn {
 		if r.local == nil {
@@ -104,8 +104,8 @@ func (r *record) cluster() string {
 	return "outbound|" + port + "|" + r.target.Subset + "|" + r.target.Host
 }
 
-// routeName is "default" where no document routes, as with Istio, "allow_any" outside the mesh and "block_all" where that is
-// refused.
+// routeName returns the name of the route. As in Istio, it is "default" if no document routes the call, "allow_any" for a host outside
+// the mesh, and "block_all" if such a host is refused.
 func (r *record) routeName() string {
 	switch {
 	case r.side == inboundConn || r.side == outboundConn:
@@ -124,7 +124,7 @@ func (r *record) routeName() string {
 	return ""
 }
 
-// transportFailure says why there was no connection.
+// transportFailure returns why no connection could be made.
 func (r *record) transportFailure() string {
 	if r.err != nil && r.flags&mesh.FlagConnectFailure != 0 {
 		return r.err.Error()

@@ -1,5 +1,5 @@
-// Package accesslog writes a line for each call through a mesh, and for each request to it, in the formats of Istio's sidecars: HTTP
-// and gRPC, and raw TCP connections.
+// Package accesslog writes a line for each call and each inbound request of a mesh, in the formats of Istio's sidecars. It covers HTTP,
+// gRPC and raw TCP connections.
 //
 //	access, err := accesslog.New(accesslog.Config{Writer: os.Stdout})
 //	...
@@ -8,25 +8,26 @@
 //	m.Close()
 //	err = access.Close()
 //
-// [JSON] lines have the keys of Istio's JSON format, [Text] lines are those of its default format, and a [log/slog.Handler] gets
-// records with the same keys. What is not known is "-". Line breaks, quotes, and whatever else could make one line look like two,
-// or one field like another, is escaped. A field of more than 4,096 bytes is cut.
+// [JSON] lines have the keys of Istio's JSON format. [Text] lines have Istio's default format. A [log/slog.Handler] gets records with
+// the same keys. An unknown value is "-". Line breaks, quotes, and any other character that could make one line look like two, or one
+// field like another, are escaped. A field is cut after 4,096 bytes.
 //
-// A call is never held up: it copies what its line needs into a record, and a goroutine of the log formats and writes it. When
-// more lines wait than Config.Queue allows, further ones are dropped and counted: give [Log.Dropped] to metrics.Config.Dropped to see
-// how many.
+// Logging never blocks a call: the call copies its data into a record, and a goroutine of the log formats and writes it. If more
+// lines wait than Config.Queue allows, further lines are dropped and counted. Pass [Log.Dropped] to metrics.Config.Dropped to export
+// that number.
 //
-// A Telemetry document (telemetry.istio.io) turns lines off, or filters them, for calls or requests; see [policy/telemetry/cel] for
-// its expressions. Then come Config.Filter and Config.Sampling.
+// A Telemetry document (telemetry.istio.io) can turn lines off, or filter them, for outbound calls or inbound requests; see
+// [policy/telemetry/cel] for its expressions. Config.Filter and Config.Sampling apply in addition.
 //
-// # The fields
+// # Fields
 //
-// A line means what it means at a sidecar. The caller of an outbound call is this program, so what is downstream of it has no
-// address; a request to this process has no upstream host, which is the handler. In bytes, what a caller sent was received.
+// A line means the same as that of a sidecar. The downstream of an outbound call is this program, so it has no address. The upstream of
+// an inbound request is the handler, so it has no host. bytes_received are the bytes that the caller sent, as in a sidecar.
 //
-// response_code is that of the response. Where there was none, it is what Envoy answers in that case (503, 504, 404, 429), and 0
-// if the caller gave up. response_code_details says in Envoy's words who answered, and names the AuthorizationPolicy that denied.
-// upstream_transport_failure_reason is the error with which connections failed. Mirrored copies have no lines.
+// response_code is the status of the response. Without a response, it is the status with which Envoy would have answered (503, 504,
+// 404, 429), or 0 if the caller gave up. response_code_details says who answered, in Envoy's terms, and names the AuthorizationPolicy
+// that denied a request. upstream_transport_failure_reason is the error of a connection that could not be made. Mirrored copies are not
+// logged.
 //
 // [policy/telemetry/cel]: https://pkg.go.dev/github.com/nosidecar/mesh/policy/telemetry/cel
 package accesslog

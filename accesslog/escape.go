@@ -5,22 +5,22 @@ import (
 	"unicode/utf8"
 )
 
-// Where a field stands in a line decides what has to be escaped in it.
+// place is the place of a field in a line. It decides which characters must be escaped.
 type place uint8
 
 const (
-	inJSON   place = iota // in quotes, by the rules of JSON
-	inQuotes              // of a line of text
-	bare                  // in a line of text, between spaces
+	inJSON   place = iota // a JSON string
+	inQuotes              // within quotes in a line of text
+	bare                  // between spaces in a line of text
 )
 
-// longest is how many bytes of a field are written. Callers choose the length of some.
+// longest is the number of bytes of a field that are written. Callers choose the length of some fields.
 const longest = 4096
 
 const hex = "0123456789abcdef"
 
-// appendEscaped appends s so that it stays one field: what separates fields and lines, what does not print and what is no UTF-8 is
-// written in ASCII. Fields that are too long are cut.
+// appendEscaped appends s so that it remains one field: separators of fields and lines, unprintable characters and invalid UTF-8 are
+// escaped in ASCII. A field that is too long is cut.
 func appendEscaped(line []byte, s string, at place) []byte {
 	s, cut := shorten(s)
 	done := 0 // of s
@@ -40,11 +40,11 @@ func appendEscaped(line []byte, s string, at place) []byte {
 		if r == utf8.RuneError && size == 1 {
 			line = append(line, s[done:i]...)
 			if at == inJSON {
-				line = append(line, `\ufffd`...) // which has no way to write bytes
+				line = append(line, `\ufffd`...) // JSON cannot represent single bytes
 			} else {
 				line = appendByte(line, s[i], at)
 			}
-		} else if unicode.IsPrint(r) { // which excludes other spaces, and marks that turn the direction of text
+		} else if unicode.IsPrint(r) { // excludes other spaces, and marks that change the direction of text
 			i += size
 			continue
 		} else {
@@ -61,13 +61,13 @@ func appendEscaped(line []byte, s string, at place) []byte {
 	return line
 }
 
-// shorten returns what is written of s, and whether that is not all of it.
+// shorten returns the part of s that is written, and reports whether s was cut.
 func shorten(s string) (written string, cut bool) {
 	if len(s) <= longest {
 		return s, false
 	}
 	s = s[:longest]
-	for len(s) > longest-utf8.UTFMax { // not within a character
+	for len(s) > longest-utf8.UTFMax { // do not cut within a character
 		if r, size := utf8.DecodeLastRuneInString(s); r != utf8.RuneError || size != 1 {
 			break
 		}
@@ -90,12 +90,12 @@ func appendByte(line []byte, c byte, at place) []byte {
 	return append(line, '\\', 'x', hex[c>>4], hex[c&15])
 }
 
-// appendRune appends a character that does not print.
+// appendRune appends the escape of an unprintable character.
 func appendRune(line []byte, r rune, at place) []byte {
 	if r <= 0xffff {
 		return append(line, '\\', 'u', hex[r>>12], hex[r>>8&15], hex[r>>4&15], hex[r&15])
 	}
-	if at == inJSON { // as a pair of surrogates
+	if at == inJSON { // a surrogate pair
 		r -= 0x10000
 		return appendRune(appendRune(line, 0xd800+r>>10, at), 0xdc00+r&0x3ff, at)
 	}

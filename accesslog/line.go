@@ -9,7 +9,7 @@ import (
 	"strconv"
 )
 
-// The fields of a line, in the order of JSON.
+// The fields of a line, in the order of the JSON format.
 const (
 	startTime = iota
 	routeName
@@ -45,7 +45,7 @@ var keys = [fieldCount]string{
 	"downstream_local_address", "downstream_remote_address", "requested_server_name", "upstream_transport_failure_reason",
 }
 
-// fields are the values of a line: numbers, and texts, of which the empty ones are written as "-".
+// fields has the values of a line. fill replaces empty texts by "-".
 type fields struct {
 	text   [fieldCount]string
 	number [fieldCount]int64
@@ -56,7 +56,7 @@ var numeric = [fieldCount]bool{responseCode: true, bytesReceived: true, bytesSen
 
 const timeLayout = "2006-01-02T15:04:05.000Z"
 
-// fill takes the values of a record.
+// fill sets the values to those of a record.
 func (f *fields) fill(r *record) {
 	*f = fields{}
 	f.text[startTime] = r.start.UTC().Format(timeLayout)
@@ -108,7 +108,7 @@ func version(major, minor int) string {
 	switch {
 	case major >= 2:
 		return "HTTP/" + strconv.Itoa(major)
-	case major == 0 || major == 1 && minor == 1: // 0 in requests that programs make without http.NewRequest
+	case major == 0 || major == 1 && minor == 1: // 0 in a request that was made without http.NewRequest
 		return "HTTP/1.1"
 	}
 	return "HTTP/" + strconv.Itoa(major) + "." + strconv.Itoa(minor)
@@ -143,7 +143,7 @@ func (f *fields) appendJSON(line []byte) []byte {
 	return append(line, "}\n"...)
 }
 
-// textOrder is Istio's text line after its time: which fields follow one another, and which stand in quotes together.
+// textOrder has the fields of Istio's text format after the time, in order, and says which of them are in quotes, some together.
 var textOrder = [...]struct {
 	fields []int
 	quoted bool
@@ -182,7 +182,7 @@ func (f *fields) appendText(line []byte) []byte {
 		if group.quoted {
 			line = append(line, '"')
 			if at = inQuotes; len(group.fields) > 1 {
-				at = bare // they are told apart by spaces
+				at = bare // spaces separate them
 			}
 		}
 		for i, field := range group.fields {
@@ -202,7 +202,7 @@ func (f *fields) appendText(line []byte) []byte {
 	return append(line, '\n')
 }
 
-// output is where lines go.
+// output formats lines and passes them to the Handler or Writer.
 type output struct {
 	log    *Log
 	fields fields
@@ -210,13 +210,12 @@ type output struct {
 	lines  int // in buffer
 }
 
-// Lines are written together, but not more than this, and a buffer that became larger is given up.
 const (
-	flushSize = 32 << 10
-	keepSize  = 256 << 10
+	flushSize = 32 << 10  // size of the buffer from which it is written
+	keepSize  = 256 << 10 // a larger buffer is not reused
 )
 
-// add writes a line, perhaps not before flush.
+// add adds a line, which may not be written before flush.
 func (o *output) add(r *record) {
 	defer o.contain(1)
 	if h := o.log.config.Handler; h != nil {
@@ -248,15 +247,15 @@ func (o *output) flush() {
 	}
 }
 
-// contain, deferred, keeps a panic of the Handler or Writer, or of an error or address that a line shows, from ending the program: it
-// is an error like any other.
+// contain must be deferred. It turns a panic of the Handler or Writer, or of a method of an error or address in the line, into an error
+// of the log.
 func (o *output) contain(lines int) {
 	if p := recover(); p != nil {
-		o.log.failed(fmt.Errorf("accesslog: panic while lines were written: %v", p), lines)
+		o.log.failed(fmt.Errorf("accesslog: panic while writing lines: %v", p), lines)
 	}
 }
 
-// handle gives a line to a Handler, which escapes what it writes. The record may be kept there.
+// handle passes a line to a Handler, which does its own escaping and may keep the slog.Record.
 func (o *output) handle(h slog.Handler, r *record) {
 	ctx := context.Background()
 	if !h.Enabled(ctx, slog.LevelInfo) {

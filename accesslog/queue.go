@@ -5,15 +5,15 @@ import (
 	"sync/atomic"
 )
 
-// queue is records that wait for the goroutine that writes them. It takes all of them at once, so that a call holds the lock for
-// no more than an append.
+// queue has the records that wait for the goroutine that writes them. That goroutine takes all of them at once, so a call holds the
+// lock only for an append.
 type queue struct {
-	wake    chan struct{} // one if take is to look again
+	wake    chan struct{} // has an element if take must look again
 	dropped atomic.Uint64
 
 	mu      sync.Mutex
-	waiting []*record // with room for as many as may wait
-	asleep  bool      // take waits
+	waiting []*record // its capacity is the size of the queue
+	asleep  bool      // take is waiting
 	closed  bool
 }
 
@@ -22,7 +22,7 @@ func (q *queue) init(size int) {
 	q.waiting = make([]*record, 0, size)
 }
 
-// put adds a record. It returns false if it was dropped instead.
+// put adds a record. It reports false if the record was dropped.
 func (q *queue) put(r *record) bool {
 	q.mu.Lock()
 	if q.closed || len(q.waiting) == cap(q.waiting) {
@@ -35,13 +35,13 @@ func (q *queue) put(r *record) bool {
 	q.asleep = false
 	q.mu.Unlock()
 	if asleep {
-		q.wake <- struct{}{} // there is room: take sleeps once for each
+		q.wake <- struct{}{} // does not block: take has emptied it before it slept again
 	}
 	return true
 }
 
-// take returns the records that wait, after waiting for some, and false after the last ones. It takes back the slice that it
-// returned before.
+// take waits for records and returns all of them. It reports false once the queue is closed, with the last records. The argument is the
+// slice that the previous call returned, which is reused.
 func (q *queue) take(before []*record) (batch []*record, open bool) {
 	clear(before)
 	for {

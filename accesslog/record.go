@@ -14,8 +14,8 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// record is what the line of a call is made of. A call fills it: everything that costs more than to copy a word is left to the
-// goroutine that writes. Strings of a request may be kept, its header and URL not.
+// record has the data of the line of a call. The call fills it; anything that costs more than copying a word is left to the goroutine
+// that writes. Strings of a request may be kept, but not its header and URL.
 type record struct {
 	side     side
 	start    time.Time
@@ -31,17 +31,17 @@ type record struct {
 	major      int // of the version of HTTP
 	minor      int
 
-	status   int // 0 if there was no answer
-	code     int // that of the line, which may be that of the failure
+	status   int // of the response; 0 if there was none
+	code     int // response_code: status, or the code that stands for the failure
 	flags    mesh.Flags
 	err      error
 	attempts int
 	denied   bool
 	badPath  bool
-	policy   string // that denied
+	policy   string // the policy that denied the request
 	rule     int
 
-	received, sent int64 // from the view of this side's caller: what it sent is received
+	received, sent int64 // received from the caller, sent to the caller
 
 	serviceTime  string
 	forwardedFor string
@@ -54,18 +54,18 @@ type record struct {
 	outside      bool
 	routed       bool // by a document
 	route        string
-	local        net.Addr // of this process, to the caller of an inbound request, and to the endpoint of an outbound connection
+	local        net.Addr // our end of the connection of an inbound request, or of a raw connection
 	remote       net.Addr
-	remoteText   string // if there is no remote
+	remoteText   string // used if remote is nil
 
-	// What only filters ask about. It is not kept.
+	// For filters only. headers and peer are not kept.
 	grpcStatus int // -1 if there is none
 	headers    http.Header
 	peerID     string
 	peer       *discovery.Endpoint
 }
 
-// side is what a record is about.
+// side is the kind of a record.
 type side uint8
 
 const (
@@ -124,7 +124,7 @@ func (l *Log) connEnd(c *mesh.Conn) {
 	}
 	code := 0
 	if c.Err != nil {
-		code = engine.Flags(c.Flags).Code(0) // which the filter goes by; a line has none
+		code = engine.Flags(c.Flags).Code(0) // for the filter only
 	}
 	if said.Log.Disabled || !l.keeps(code, c.Duration, c.Flags) {
 		return
@@ -140,7 +140,7 @@ func (l *Log) connEnd(c *mesh.Conn) {
 	l.put(r, &said.Log)
 }
 
-// request fills in what a request says.
+// request copies the data of a request.
 func (r *record) request(req *http.Request) {
 	r.method, r.major, r.minor = req.Method, req.ProtoMajor, req.ProtoMinor
 	if r.uri = req.RequestURI; r.uri == "" && req.URL != nil {
@@ -158,7 +158,7 @@ func (r *record) header(h http.Header) {
 	r.forwardedFor, r.userAgent, r.requestID = first(h, "X-Forwarded-For"), first(h, "User-Agent"), first(h, "X-Request-Id")
 }
 
-// bound gives up what no line shows of long texts, which would stay in memory while the record waits: callers choose their length.
+// bound cuts long texts, whose length callers choose: the part that no line shows would stay in memory while the record waits.
 func (r *record) bound() {
 	if len(r.path)+len(r.query)+len(r.opaque) > longest {
 		r.uri = r.requestURI()
@@ -166,7 +166,7 @@ func (r *record) bound() {
 	}
 	for _, s := range [...]*string{&r.method, &r.uri, &r.serviceTime, &r.forwardedFor, &r.userAgent, &r.requestID, &r.authority} {
 		if len(*s) > longest {
-			*s = strings.Clone((*s)[:longest+1]) // a byte more, by which the line knows that it is cut
+			*s = strings.Clone((*s)[:longest+1]) // one byte more, so that shorten knows that it was cut
 		}
 	}
 }
@@ -179,7 +179,7 @@ func first(h http.Header, name string) string {
 	return ""
 }
 
-// filterCode returns the status that a filter goes by.
+// filterCode returns the status that Filter.Code is compared with.
 func filterCode(code, grpcStatus int, failed bool) int {
 	if grpcStatus > 0 {
 		code = max(code, failure.GRPCStatus(uint32(grpcStatus)))
