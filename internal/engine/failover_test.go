@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -31,6 +32,7 @@ import (
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -602,4 +604,83 @@ spec: {host: backup, trafficPolicy: {tls: {mode: ISTIO_MUTUAL, subjectAltNames: 
 		t.Errorf("a server with another identity: %q, %v", got, err)
 	}
 	nothingHeld(t, m)
+}
+
+// Connections of HTTP/2 count once, not once a call, at whichever target.
+func TestGRPCCallsShareTheConnectionsOfTheNextTarget(t *testing.T) {
+	defer leak.Check(t)
+	var registry discovery.Memory
+	const calls = 3
+	var begun atomic.Int32
+	all := make(chan struct{}) // closed when all have begun
+	registry.Set("web")
+	registry.Set("backup", meshtest.EndpointOf(t, grpctest.Serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			if begun.Add(1) == calls {
+				close(all)
+			}
+			select {
+			case <-all:
+			case <-ctx.Done():
+			}
+			return &grpctest.Response{}, ctx.Err()
+		},
+	})))
+	m := meshtest.New(t, web+"---"+strings.NewReplacer("name: web", "name: backup", "{host: web}",
+		"{host: backup, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1}, http: {http1MaxPendingRequests: 1}}}}").Replace(web),
+		mesh.WithDiscovery(&registry))
+	failOver(t, m, "web", "backup")
+	conn, err := grpc.NewClient("mesh:///web", meshgrpc.DialOptions(m)...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // of a test that fails
+	defer cancel()
+	var running sync.WaitGroup
+	for range calls {
+		running.Go(func() {
+			if _, err := grpctest.NewClient(conn).UnaryCall(ctx, &grpctest.Request{}); err != nil {
+				t.Error(err)
+				cancel()
+			}
+		})
+	}
+	running.Wait()
+	nothingHeld(t, m)
+}
+
+// mover is a message whose library asks for another endpoint.
+type mover struct {
+	message
+	before func()
+}
+
+func (m *mover) Send(ctx context.Context, _ retry.Loop) (retry.Reason, error) {
+	a := &m.first
+	if err := m.Acquire(ctx, a, 1); err != nil {
+		return retry.NotRetriable, err
+	}
+	m.before()
+	return retry.NotRetriable, a.End(a.Again(ctx, true))
+}
+
+func TestAttemptThatFindsNoOtherEndpointLeavesItsTarget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f meshtest.Fleet
+		f.Registry.Set("web")
+		f.Registry.Set("backup", f.Add(t, says("backup")))
+		m := f.Mesh(t, web)
+		failOver(t, m, "web", "backup")
+		c := &mover{before: func() {
+			f.Registry.Set("backup")
+			synctest.Wait()
+		}}
+		c.Begin(t.Context(), engine.Of(m.Transport()), engine.Routed, nil)
+		_, err := c.Serve(c.Context(), &engine.Request{Host: "web", Request: route.Request{Scheme: "http", Authority: "web", Path: "/", Port: 80}}, route.Target{}, c)
+		if !errors.Is(err, balancer.ErrNoEndpoints) {
+			t.Errorf("the call ended with %v", err)
+		}
+		nothingHeld(t, m)
+	})
 }

@@ -292,14 +292,20 @@ func (m *queryMatcher) match(query string) bool {
 	if m.value.kind == Any {
 		return true
 	}
+	value, present := parameter(query, m.key)
+	return present && m.value.match(value)
+}
+
+// parameter returns the first parameter of a name, as it is encoded.
+func parameter(query, name string) (value string, present bool) {
 	for query != "" {
 		var param string
 		param, query, _ = strings.Cut(query, "&")
-		if key, value, _ := strings.Cut(param, "="); key == m.key {
-			return m.value.match(value)
+		if key, value, _ := strings.Cut(param, "="); key == name {
+			return value, true
 		}
 	}
-	return false
+	return "", false
 }
 
 // stringMatcher is a compiled [StringMatch].

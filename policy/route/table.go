@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/retry"
@@ -16,7 +17,11 @@ import (
 
 // Table is a compiled list of routes. It is immutable and safe for concurrent use. A nil *Table matches nothing.
 type Table struct {
-	rules []Rule
+	rules   []Rule
+	matches int // how many the rules have together
+
+	indexing sync.Once
+	index    *index // of tables with many matches, when they were used
 }
 
 // Rule is a compiled [Route]. It is immutable, and its address identifies it within its table.
@@ -79,6 +84,9 @@ func NewTable(routes []Route) (*Table, error) {
 	if errs != nil {
 		return nil, errors.Join(errs...)
 	}
+	for i := range t.rules {
+		t.matches += len(t.rules[i].matches)
+	}
 	return t, nil
 }
 
@@ -116,6 +124,15 @@ func (t *Table) Match(r *Request) (rule *Rule, match int, ok bool) {
 	if t == nil {
 		return nil, -1, false
 	}
+	if t.matches < indexedFrom {
+		return t.search(r)
+	}
+	t.indexing.Do(func() { t.index = newIndex(t) })
+	return t.index.find(t, r)
+}
+
+// search is Match without an index.
+func (t *Table) search(r *Request) (rule *Rule, match int, ok bool) {
 	for i := range t.rules {
 		rule := &t.rules[i]
 		if len(rule.matches) == 0 {
