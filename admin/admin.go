@@ -15,22 +15,22 @@ import (
 	"github.com/nosidecar/mesh"
 )
 
-// Config says what a [Page] is like. Its zero value is ready to use.
+// Config has the settings of a [Page]. Its zero value is ready to use.
 type Config struct {
-	// Name is what the page calls the process. Empty means the name of the program.
+	// Name is the name of the process on the page. Empty means the name of the program.
 	Name string
 
-	// Slow is how long a call or a request takes from which on it is kept as a slow one, and a destination is slow if one of a hundred
-	// calls to it takes so long. 0 means one second. Less than 0 means that nothing is slow.
+	// Slow is the duration from which a call or a request is slow and is kept. A destination is slow if one of a hundred calls to it
+	// takes that long. 0 means one second. A negative value means that nothing is slow.
 	Slow time.Duration
 
-	// Hosts are the names under which the page may be asked for, without ports: those that operators type, or that a proxy in front
-	// of the page sends as Host. IP addresses and localhost need not be among them. Requests to any other name are refused, so that a
-	// web site whose name leads to this process cannot read the page through the browser of an operator. "*" means any name.
+	// Hosts are the host names under which the page may be requested, without ports: those that operators type, or that a proxy in
+	// front of the page sends as Host. IP addresses and localhost are always allowed. Requests to any other name are refused, so that
+	// a web site whose name resolves to this process cannot read the page through an operator's browser. "*" means any name.
 	Hosts []string
 }
 
-// Page is what is to see of a process: an http.Handler, and the [mesh.Observer] that it learns from. Use [New]; it is safe for
+// Page is a page about a process. It is an http.Handler, and has a [mesh.Observer] that collects its data. Use [New]. It is safe for
 // concurrent use.
 type Page struct {
 	name  string
@@ -41,10 +41,10 @@ type Page struct {
 	mesh      atomic.Pointer[mesh.Mesh]
 	watch     watch
 
-	building sync.Mutex // held while a report is made: one at a time is enough
+	building sync.Mutex // held while a report is made, so that there is one at a time
 }
 
-// New returns a page. It answers 503 until a mesh that was given its [Page.Observer] is ready.
+// New returns a page. It answers 503 until [mesh.New] has returned a mesh with its [Page.Observer].
 func New(config Config) *Page {
 	p := &Page{
 		name:  cmp.Or(config.Name, filepath.Base(os.Args[0])),
@@ -62,29 +62,30 @@ func New(config Config) *Page {
 	return p
 }
 
-// Observer returns what the mesh tells the page, for [mesh.WithObserver]. It costs a call two short locks and no allocation, unless the
-// call fails or is slow. A page is about one mesh: of several with the same observer it shows what is in force in the last.
+// Observer returns an observer for [mesh.WithObserver], which collects the data of the page. It costs two short locks and no allocation
+// per call, unless the call fails or is slow. A page is about one mesh. If several meshes have the same observer, it shows the status of
+// the last one.
 func (p *Page) Observer() mesh.Observer {
 	o := p.collector.observer()
 	o.Started = p.started
 	return o
 }
 
-// started takes the mesh whose observer the page is.
+// started sets the mesh whose status the page shows.
 func (p *Page) started(m *mesh.Mesh) {
 	p.mesh.Store(m)
 	p.watch.kick()
 }
 
-// Close ends the pages that are open, and waits until nothing of the page runs any more. Later requests are answered, but do not stay
-// open. It may be called more than once, and before or after [mesh.Mesh.Close].
+// Close ends the event streams of open pages, and waits until no goroutine of the page is left. Later requests are still answered, but
+// get no event streams. It may be called more than once, and before or after [mesh.Mesh.Close].
 func (p *Page) Close() {
 	p.watch.close()
 }
 
 var errNoMesh = errors.New("admin: the page knows no mesh yet: give Page.Observer to mesh.WithObserver, and wait until mesh.New has returned")
 
-// report returns what there is to see now.
+// report returns a report of the current state.
 func (p *Page) report() (*report, error) {
 	m := p.mesh.Load()
 	if m == nil {
@@ -96,7 +97,7 @@ func (p *Page) report() (*report, error) {
 	return p.collector.report(p.name, &s, time.Now()), nil
 }
 
-// admits returns an error for a request to a host name that is not known to be that of the page.
+// admits returns an error for a request to a host name that is not allowed.
 func (p *Page) admits(host string) error {
 	name := host
 	if h, _, err := net.SplitHostPort(host); err == nil {

@@ -15,36 +15,36 @@ import (
 )
 
 const (
-	mostCalls     = 200 // that are kept
-	mostAttempts  = 16  // of a call
-	mostPerSecond = 5   // calls to one destination, or of one caller
-	mostRefused   = 1   // of those to one destination for which nothing was sent: they are all alike,
-	refusedEvery  = 5   // in so many seconds
+	mostCalls     = 200 // calls that are kept
+	mostAttempts  = 16  // attempts that are kept of a call
+	mostPerSecond = 5   // calls that are kept of one destination or one caller per second
+	mostRefused   = 1   // calls that are kept of one destination if nothing was sent, since they are all alike
+	refusedEvery  = 5   // the period of mostRefused, in seconds
 	longestPath   = 160
 	longestText   = 600
 )
 
 // call is a call or a request that was slow or failed.
 type call struct {
-	At         time.Time `json:"at"`                      // it began
+	At         time.Time `json:"at"`                      // when it began
 	Direction  string    `json:"direction"`               // "out" or "in"
-	Failed     bool      `json:"failed"`                  // else it was slow
+	Failed     bool      `json:"failed"`                  // otherwise it was slow
 	Method     string    `json:"method"`                  // "POST" for gRPC
 	Path       string    `json:"path"`                    // without the query
-	Target     *target   `json:"target,omitempty"`        // of "out"
-	Caller     string    `json:"caller,omitempty"`        // of "in": the SPIFFE ID, "" for a peer without identity
-	Document   string    `json:"document,omitempty"`      // that routed it
+	Target     *target   `json:"target,omitempty"`        // for "out"
+	Caller     string    `json:"caller,omitempty"`        // for "in": the SPIFFE ID, "" for a peer without an identity
+	Document   string    `json:"document,omitempty"`      // the document that routed it
 	Route      string    `json:"route,omitempty"`         //
-	Status     int       `json:"status,omitempty"`        // 0: there was no answer
-	GRPCStatus *int      `json:"grpcStatus,omitempty"`    // of gRPC calls that were answered
+	Status     int       `json:"status,omitempty"`        // 0 if there was no response
+	GRPCStatus *int      `json:"grpcStatus,omitempty"`    // of gRPC calls with a response
 	Flags      string    `json:"flags,omitempty"`         // response flags
 	Error      string    `json:"error,omitempty"`         //
 	Stopped    string    `json:"stopped,omitempty"`       // why there were no more attempts
-	Decision   string    `json:"decision,omitempty"`      // of "in", if it was denied: the policy and the reason
+	Decision   string    `json:"decision,omitempty"`      // for "in", if it was denied: the policy and the reason
 	DurationMs float64   `json:"durationMs"`              //
 	Count      int       `json:"attemptCount"`            // requests that were sent
-	Attempts   []attempt `json:"attempts,omitempty"`      // no more than 16
-	Held       int       `json:"notKeptBefore,omitempty"` // calls like it that were not kept since the one before
+	Attempts   []attempt `json:"attempts,omitempty"`      // at most 16
+	Held       int       `json:"notKeptBefore,omitempty"` // similar calls since the previous one that were not kept
 }
 
 // attempt is one try of a call.
@@ -58,15 +58,15 @@ type attempt struct {
 	Error      string  `json:"error,omitempty"`
 }
 
-// target is where calls go.
+// target is a route.Target in JSON.
 type target struct {
 	Host   string `json:"host"`
 	Subset string `json:"subset,omitempty"`
 	Port   int    `json:"port,omitempty"`
 }
 
-// attempts keeps those attempts of calls under way that may not be the last ones: they are gone when the call ends. A call with a
-// single attempt that succeeds leaves nothing here.
+// attempts keeps the attempts of calls in flight that may not be the last ones. They are removed when the call ends. A call with a
+// single successful attempt has none here.
 type attempts struct {
 	shards [16]struct {
 		mu sync.Mutex
@@ -75,18 +75,18 @@ type attempts struct {
 }
 
 type tried struct {
-	start time.Time // of the call: the memory of a call is used again
+	start time.Time // of the call, to recognise a mesh.Call whose memory is reused
 	list  []attempt
 	took  []ended
 }
 
-// ended is what the figures of an endpoint need.
+// ended is an attempt as the figures of its endpoint need it.
 type ended struct {
 	endpoint string
 	sample
 }
 
-const mostTried = 256 // calls of a shard
+const mostTried = 256 // calls per shard
 
 func shardOf(start time.Time) int { return int(uint64(start.UnixNano()) * 0x9e3779b97f4a7c15 >> 60) }
 
@@ -125,7 +125,7 @@ func (a *attempts) take(of *mesh.Call) *tried {
 	return t
 }
 
-// noted reports whether an attempt is kept until its call ends, as there may be, or was, another one.
+// noted reports whether an attempt is kept until its call ends, because there was or may be another one.
 func noted(a *mesh.Attempt) bool {
 	return a.Number > 1 || a.Err != nil || a.Status >= 400 || a.GRPCStatus > 0
 }
@@ -154,11 +154,10 @@ func endedOf(a *mesh.Attempt) ended {
 	}}
 }
 
-// callEnd counts a call, and keeps it if it was slow or failed. For a call that is neither, that takes two map look-ups and two
-// short locks.
+// callEnd counts a call, and keeps it if it was slow or failed. Otherwise it takes two map look-ups and two short locks.
 func (c *collector) callEnd(_ context.Context, ended *mesh.Call) {
 	if ended.Mirror {
-		return // whose outcome nobody waits for
+		return // nobody waits for the result of a copy
 	}
 	m := sample{at: ended.Start.Add(ended.Duration), took: ended.Duration, retries: max(ended.Attempts-1, 0), failed: failed(ended)}
 	d := c.destination(ended.Target, m.at)
@@ -191,14 +190,14 @@ func (c *collector) callEnd(_ context.Context, ended *mesh.Call) {
 	}
 }
 
-// streams reports whether an answer is meant to take long.
+// streams reports whether a response is expected to take long.
 func streams(status int, header http.Header) bool {
 	kind := header["Content-Type"]
 	return status == http.StatusSwitchingProtocols || len(kind) > 0 && strings.HasPrefix(kind[0], "text/event-stream")
 }
 
-// failed reports whether a call failed, as whoever is on call sees it: it got no answer, one of 500 or more, or this process refused
-// it. One that its caller gave up did not.
+// failed reports whether a call failed from the view of an operator: it got no response or a status of 500 or higher, or this process
+// refused it. A call that its caller gave up did not fail.
 func failed(c *mesh.Call) bool {
 	switch {
 	case c.Flags&mesh.FlagCallerGone != 0:
@@ -209,7 +208,7 @@ func failed(c *mesh.Call) bool {
 	return c.Status >= 500 || grpcFailed(c.GRPCStatus) || c.Flags&^(mesh.FlagDelayInjected|mesh.FlagRetriesExhausted) != 0
 }
 
-// grpcFailed reports whether a gRPC status says that the server failed, and not the call.
+// grpcFailed reports whether a gRPC status blames the server rather than the request.
 func grpcFailed(code int) bool {
 	switch code {
 	case 2, 4, 8, 12, 13, 14, 15: // Unknown, DeadlineExceeded, ResourceExhausted, Unimplemented, Internal, Unavailable, DataLoss
@@ -256,7 +255,7 @@ func (c *collector) inboundEnd(_ context.Context, in *mesh.Inbound) {
 		denied: !in.Decision.Allowed,
 	}
 	if m.denied {
-		m.failed = false // it was not us
+		m.failed = false // a denied request is not an error of this process
 	}
 	p := c.caller(in.Peer, m.at)
 	p.add(&m)
@@ -286,7 +285,7 @@ func (c *collector) inboundEnd(_ context.Context, in *mesh.Inbound) {
 	c.calls.add(k)
 }
 
-// pathOf returns the path of a request, without what may be secret in its query.
+// pathOf returns the path of a request without its query, which may contain secrets.
 func pathOf(r *http.Request) string {
 	if r.URL == nil {
 		return ""
@@ -294,7 +293,7 @@ func pathOf(r *http.Request) string {
 	return cut(r.URL.EscapedPath(), longestPath)
 }
 
-// errorText returns what an error says, cut, and without the credentials and the query of a URL that it may name.
+// errorText returns the text of an error in one line, cut to a maximum length, without the credentials and queries of URLs in it.
 func errorText(err error) string {
 	text := err.Error()
 	if len(text) > 4*longestText {
@@ -302,7 +301,7 @@ func errorText(err error) string {
 	}
 	text = strings.Map(func(r rune) rune {
 		if unicode.IsControl(r) {
-			return ' ' // so that nobody can write lines of their own
+			return ' ' // a peer must not be able to add lines
 		}
 		return r
 	}, text)
@@ -316,7 +315,7 @@ func errorText(err error) string {
 	return cut(text, longestText)
 }
 
-// withoutSecrets takes the credentials and the query out of a word that is a URL.
+// withoutSecrets removes the credentials and the query of a word that is a URL.
 func withoutSecrets(word string) string {
 	if before, after, ok := strings.Cut(word, "://"); ok {
 		if end := strings.IndexAny(after, "/?#"); end >= 0 {
@@ -334,8 +333,8 @@ func withoutSecrets(word string) string {
 	return word
 }
 
-// cut bounds a text. What it returns is no part of the text, which may be that of something large: the method of a request is part of
-// its first line, with the whole URL.
+// cut returns at most so many bytes of a text. The result is a copy: the text may share the memory of something large, as the method of
+// a request shares that of the request line with the whole URL.
 func cut(text string, most int) string {
 	if len(text) <= most {
 		return strings.Clone(text)
@@ -352,10 +351,10 @@ func grpcStatus(code int) *int {
 
 func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// throttle lets a few through in each period. Its zero value lets five through each second.
+// throttle lets a few pass in each period. Its zero value lets five pass per second.
 type throttle struct {
-	most   int
-	period int64 // seconds
+	most   int   // 0 means mostPerSecond
+	period int64 // in seconds; 0 means 1
 
 	mu    sync.Mutex
 	began int64
@@ -363,7 +362,7 @@ type throttle struct {
 	held  int
 }
 
-// allow reports whether one more may pass, and how many did not since the one before.
+// allow reports whether one more may pass, and how many were held back since the previous one that passed.
 func (t *throttle) allow(at time.Time) (held int, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -379,7 +378,7 @@ func (t *throttle) allow(at time.Time) (held int, ok bool) {
 	return held, true
 }
 
-// ring keeps the latest of something.
+// ring keeps the latest elements that were added, up to size.
 type ring[T any] struct {
 	size int
 
@@ -399,7 +398,7 @@ func (r *ring[T]) add(one T) {
 	r.next = (r.next + 1) % r.size
 }
 
-// latest returns what is kept, the latest first.
+// latest returns the elements, the latest first.
 func (r *ring[T]) latest() []T {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -12,27 +12,27 @@ import (
 	"github.com/nosidecar/mesh"
 )
 
-// mostCauses is how many kinds of failure are told apart, of one destination.
+// mostCauses is the number of causes that are counted separately per destination.
 const mostCauses = 8
 
-// cause is what tells a kind of failure from others.
+// cause is a kind of failure.
 type cause struct {
 	flags        mesh.Flags
 	status, grpc int
 	layer        string // of the mesh.Error, if there was one
 }
 
-// breakerLayer is the Layer of a mesh.Error for an open circuit, which has a flag in common with a full pool.
+// breakerLayer is the Layer of a mesh.Error for an open circuit. Its flag is the same as that of a full pool.
 const breakerLayer = "breaker"
 
 func causeOf(c *mesh.Call) (what cause, err error) {
 	what, err = cause{flags: c.Flags, status: c.Status, grpc: c.GRPCStatus}, c.Err
 	var failure *mesh.Error
 	if errors.As(err, &failure) {
-		what.layer, err = failure.Layer, failure.Err // the rest of it is known
+		what.layer, err = failure.Layer, failure.Err // the rest of the error is shown anyway
 	}
 	if what.layer == breakerLayer {
-		err = nil // it says no more
+		err = nil // it adds nothing
 	}
 	return what, err
 }
@@ -49,8 +49,8 @@ type tally struct {
 		slot  int64
 		count uint32
 	}
-	text string    // of the last error
-	at   time.Time // of text
+	text string    // the text of a recent error
+	at   time.Time // when text was set
 }
 
 func (c *causes) add(at time.Time, what cause, err error) {
@@ -62,7 +62,7 @@ func (c *causes) add(at time.Time, what cause, err error) {
 		if i = len(c.list); i < mostCauses {
 			c.list = append(c.list, tally{})
 		} else {
-			// The one that was not seen for the longest time, or has the least to say.
+			// Replace the least frequent one.
 			i = 0
 			for j := range c.list {
 				if c.list[j].count(slot) < c.list[i].count(slot) {
@@ -78,7 +78,7 @@ func (c *causes) add(at time.Time, what cause, err error) {
 	} else {
 		r.count++
 	}
-	if err != nil && at.Sub(t.at) >= time.Second { // making the text costs more than the rest
+	if err != nil && at.Sub(t.at) >= time.Second { // building the text costs more than everything else
 		t.text, t.at = errorText(err), at
 	}
 }
@@ -93,14 +93,14 @@ func (t *tally) count(slot int64) (n int) {
 	return n
 }
 
-// causeFigures is a kind of failure, in a report.
+// causeFigures is a cause in a report.
 type causeFigures struct {
 	Count      int    `json:"count"`
 	Status     int    `json:"status,omitempty"`
 	GRPCStatus *int   `json:"grpcStatus,omitempty"`
 	Flags      string `json:"flags,omitempty"`
-	Text       string `json:"text"`            // what it is, in words
-	Error      string `json:"error,omitempty"` // the last one
+	Text       string `json:"text"`            // a description
+	Error      string `json:"error,omitempty"` // the text of a recent error
 
 	flags mesh.Flags
 }
@@ -129,7 +129,7 @@ func (c *causes) read(now time.Time) []causeFigures {
 	return list
 }
 
-// flagWords say what the flags mean, the most telling first.
+// flagWords describes the flags, the most specific first.
 var flagWords = []struct {
 	flag mesh.Flags
 	text string
@@ -146,7 +146,7 @@ var flagWords = []struct {
 	{mesh.FlagConnectionTerminated, "the endpoint closed the connection"},
 }
 
-// words says what a failure was.
+// words returns a description of the cause.
 func (c cause) words() string {
 	if c.layer == breakerLayer {
 		return "refused: the circuit is open"

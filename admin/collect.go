@@ -12,34 +12,34 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// What is kept at most. Of what there is more, figures are kept together, as those of others.
+// The bounds of what is kept. The figures of everything beyond them are kept together, under "others".
 const (
 	mostDestinations = 250
 	mostEndpoints    = 100   // of a destination
 	mostAllEndpoints = 2_000 // of all
 	mostCallers      = 100
-	longestHost      = 255             // longer ones are no names, and are others
-	keepIdle         = 5 * time.Minute // what is not called for so long gives its place to what is
+	longestHost      = 255             // a longer host is not a valid name, and belongs to others
+	keepIdle         = 5 * time.Minute // how long a destination or a caller keeps its place without calls
 )
 
-// collector keeps the figures of what the observer is told. The maps are copied when they grow, so that calls read them without a
+// collector keeps the figures of what the observer reports. The maps are copied when they change, so that calls read them without a
 // lock.
 type collector struct {
-	slow  time.Duration // from which on a call is kept
+	slow  time.Duration // the duration from which a call is kept
 	began time.Time
 	inner sync.Mutex // held while one of the maps changes
 
 	destinations atomic.Pointer[map[route.Target]*destination]
 	callers      atomic.Pointer[map[string]*caller]
 
-	// When what is idle was looked for last, as a slot: not more than once in each.
+	// The slots in which idle entries were last removed. That is done at most once per slot.
 	sweptDestinations, sweptCallers atomic.Int64
 	sweptEndpoints                  int64 // under inner
 
-	others       *destination // that there is no room for
+	others       *destination // the destinations for which there is no room
 	otherCallers caller
 
-	lifetime atomic.Int64 // that the identity had before it when it came; 0 if none did
+	lifetime atomic.Int64 // how long the identity was valid when it came into force; 0 if there was none
 
 	attempts attempts
 	calls    ring[call]
@@ -47,7 +47,7 @@ type collector struct {
 	events   ring[event]
 	tcp      connections
 
-	changed func() // something happened that is worth a look at once
+	changed func() // called when the page should be updated immediately
 }
 
 // destination is what is known of one target.
@@ -57,18 +57,18 @@ type destination struct {
 	outside atomic.Bool
 
 	endpoints atomic.Pointer[map[string]*series]
-	full      atomic.Int64 // the last slot in which there was no room for one more
+	full      atomic.Int64 // the last slot in which there was no room for another endpoint
 	causes    causes
 	kept      throttle
 	refused   throttle
 
 	mu     sync.Mutex
-	opened breaker.Change // of the circuit, when it was closed last; zero while it is
+	opened breaker.Change // the change that opened the circuit; zero while it is closed
 }
 
 // caller is what is known of one peer: the series of its requests.
 type caller struct {
-	id string // SPIFFE ID; "" for those without
+	id string // SPIFFE ID; "" for peers without an identity
 	*series
 	kept throttle
 }
@@ -83,7 +83,7 @@ func newCollector(slow time.Duration, changed func()) *collector {
 }
 
 func newSeries(now time.Time) *series {
-	return &series{last: slotOf(now), long: new(history)} // it is new, not idle
+	return &series{last: slotOf(now), long: new(history)} // a new series is not idle
 }
 
 func newDestination(target route.Target, now time.Time) *destination {
@@ -92,7 +92,7 @@ func newDestination(target route.Target, now time.Time) *destination {
 	return d
 }
 
-// destination returns the figures of a target, made with its first call.
+// destination returns the figures of a target, which it creates if necessary, or those of others if there is no room.
 func (c *collector) destination(target route.Target, now time.Time) *destination {
 	if d := (*c.destinations.Load())[target]; d != nil {
 		return d
@@ -129,13 +129,13 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 	return d
 }
 
-// cloned returns a target to keep: the names of one may be parts of something large, or large.
+// cloned returns a target to keep. The strings of t may be large, or share the memory of something large.
 func cloned(t route.Target) route.Target {
 	t.Host, t.Subset = cut(t.Host, longestHost), strings.Clone(t.Subset)
 	return t
 }
 
-// endpoint returns the series of an endpoint, and nil if there is no room for it.
+// endpoint returns the series of an endpoint, which it creates if necessary, or nil if there is no room for it.
 func (c *collector) endpoint(d *destination, address string, now time.Time) *series {
 	if s := (*d.endpoints.Load())[address]; s != nil {
 		return s
@@ -151,7 +151,7 @@ func (c *collector) endpoint(d *destination, address string, now time.Time) *ser
 	if !c.roomIn(d) && c.sweptEndpoints < slotOf(now) {
 		c.sweptEndpoints = slotOf(now)
 		for _, d := range *c.destinations.Load() {
-			d.sweep(slotOf(now) - windowSlots) // there is nothing to see of it any more
+			d.sweep(slotOf(now) - windowSlots) // these have no calls in the last minute
 		}
 	}
 	if !c.roomIn(d) {
@@ -168,7 +168,7 @@ func (c *collector) endpoint(d *destination, address string, now time.Time) *ser
 	return s
 }
 
-// roomIn reports whether there is room for one more endpoint of d. It is called under inner.
+// roomIn reports whether there is room for another endpoint of d. The caller holds c.inner.
 func (c *collector) roomIn(d *destination) bool {
 	all := 0
 	for _, other := range *c.destinations.Load() {
@@ -177,7 +177,7 @@ func (c *collector) roomIn(d *destination) bool {
 	return len(*d.endpoints.Load()) < mostEndpoints && all < mostAllEndpoints
 }
 
-// sweep drops the endpoints that were idle since then. It is called under the collector's inner.
+// sweep removes the endpoints that were idle since the slot. The caller holds the collector's inner.
 func (d *destination) sweep(since int64) {
 	old := *d.endpoints.Load()
 	next := maps.Clone(old)
@@ -187,7 +187,7 @@ func (d *destination) sweep(since int64) {
 	}
 }
 
-// caller returns the figures of a peer.
+// caller returns the figures of a peer, which it creates if necessary, or those of others if there is no room.
 func (c *collector) caller(id string, now time.Time) *caller {
 	if p := (*c.callers.Load())[id]; p != nil {
 		return p
@@ -219,7 +219,7 @@ func (c *collector) caller(id string, now time.Time) *caller {
 	return p
 }
 
-// observer returns what the mesh tells the collector.
+// observer returns the observer that feeds the collector.
 func (c *collector) observer() mesh.Observer {
 	return mesh.Observer{
 		CallEnd: c.callEnd, AttemptEnd: c.attemptEnd, InboundEnd: c.inboundEnd,

@@ -22,14 +22,14 @@ const (
 	mostFindings = 20 // of a load
 )
 
-// event is something that happened besides calls.
+// event is something that happened other than a call.
 type event struct {
 	At       time.Time `json:"at"`
-	Kind     string    `json:"kind"` // see the kinds below
+	Kind     string    `json:"kind"` // doc.go has the list
 	Target   *target   `json:"target,omitempty"`
 	Endpoint string    `json:"endpoint,omitempty"`
 	Text     string    `json:"text"`
-	Bad      bool      `json:"bad"` // it is trouble, and not its end
+	Bad      bool      `json:"bad"` // it is a problem, not the end of one
 }
 
 // load is an attempt to load documents.
@@ -37,9 +37,9 @@ type load struct {
 	At       time.Time        `json:"at"`
 	Number   int              `json:"number"`
 	Version  string           `json:"version,omitempty"`
-	InForce  bool             `json:"inForce"` // it was good; a later one may have taken its place
+	InForce  bool             `json:"inForce"` // it was accepted; a later load may have replaced it
 	Error    string           `json:"error,omitempty"`
-	Findings []policy.Finding `json:"findings"` // no more than 20
+	Findings []policy.Finding `json:"findings"` // at most 20
 	Omitted  int              `json:"findingsOmitted,omitempty"`
 }
 
@@ -90,7 +90,7 @@ func (c *collector) discoveryFailed(service discovery.Service, err error) {
 
 func (c *collector) mirrorDropped(to route.Target, err error) {
 	d := c.destination(to, time.Now())
-	if _, ok := d.kept.allow(time.Now()); ok { // they may be many
+	if _, ok := d.kept.allow(time.Now()); ok { // there may be many
 		c.happened(event{Kind: "mirror", Target: targetOf(to), Text: "a copy was not sent: " + errorText(err), Bad: true})
 	}
 }
@@ -108,7 +108,7 @@ func (c *collector) identity(id *tlsid.Identity, err error) {
 
 func (c *collector) connectionRefused(local net.Addr, r tlsid.Refusal) {
 	if errors.Is(r.Err, io.EOF) {
-		return // a probe of a load balancer
+		return // the health probe of a load balancer
 	}
 	if _, ok := c.tcp.refused.allow(time.Now()); !ok {
 		return
@@ -137,22 +137,22 @@ func (c *collector) policyLoad(l mesh.PolicyLoad) {
 	c.changed()
 }
 
-// connections counts raw connections by where they go.
+// connections counts raw connections by target.
 type connections struct {
 	refused throttle
 
 	mu   sync.Mutex
-	open map[*mesh.Conn]connKey // where each is counted
+	open map[*mesh.Conn]connKey // the key under which each is counted
 	of   map[connKey]*connFigures
 }
 
 type connKey struct {
 	inbound bool
-	others  bool // targets that there is no room for
+	others  bool // all targets for which there is no room
 	route.Target
 }
 
-// connFigures is the raw connections to one target, or those from outside.
+// connFigures has the figures of the raw connections to one target, or of all inbound ones.
 type connFigures struct {
 	Open     int   `json:"open"`
 	Opened   int   `json:"opened"` // since the start
@@ -163,7 +163,7 @@ type connFigures struct {
 
 const mostConnTargets = 100
 
-// keyOf says where a connection that begins is counted.
+// keyOf returns the key under which a new connection is counted.
 func (c *connections) keyOf(conn *mesh.Conn) connKey {
 	if conn.Inbound {
 		return connKey{inbound: true}
@@ -211,7 +211,7 @@ func (c *connections) end(conn *mesh.Conn) {
 	f.Received += received
 }
 
-// read returns the figures now, with those of open connections.
+// read returns the current figures, including the bytes of open connections.
 func (c *connections) read() map[connKey]connFigures {
 	c.mu.Lock()
 	defer c.mu.Unlock()

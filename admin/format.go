@@ -11,7 +11,7 @@ import (
 // clock returns the time of day.
 func clock(t time.Time) string { return t.UTC().Format("15:04:05") }
 
-// short returns a duration with as much precision as is of use.
+// short returns a duration for people to read, with a precision that suits its length.
 func short(d time.Duration) string {
 	switch {
 	case d < 0:
@@ -28,7 +28,7 @@ func short(d time.Duration) string {
 	return fmt.Sprintf("%d days", int(d.Hours()/24))
 }
 
-// ms returns milliseconds with two or three digits that count.
+// ms returns a number of milliseconds for people to read, with two or three significant digits.
 func ms(v float64) string {
 	switch {
 	case v == 0:
@@ -45,7 +45,7 @@ func ms(v float64) string {
 	return short(time.Duration(v) * time.Millisecond)
 }
 
-// perSecond returns a rate.
+// perSecond returns a rate for people to read.
 func perSecond(v float64) string {
 	switch {
 	case v == 0:
@@ -58,7 +58,7 @@ func perSecond(v float64) string {
 	return strconv.FormatFloat(v/1000, 'f', 0, 64) + " k/s"
 }
 
-// percent returns a share.
+// percent returns a share, from 0 to 1, in percent.
 func percent(share float64) string {
 	switch v := share * 100; {
 	case v == 0:
@@ -74,7 +74,7 @@ func percent(share float64) string {
 	}
 }
 
-// size returns a size.
+// size returns a number of bytes for people to read.
 func size(n int64) string {
 	switch {
 	case n < 10_000:
@@ -87,7 +87,7 @@ func size(n int64) string {
 	return fmt.Sprintf("%d GB", n/1_000_000_000)
 }
 
-// String returns the target as people say it. The end that all services of a cluster share is left out.
+// String returns the target for people to read, without the suffix that all services of a cluster share.
 func (t target) String() string {
 	name := t.Host
 	if before, rest, ok := strings.Cut(name, ".svc."); ok && !strings.Contains(rest, "/") {
@@ -105,7 +105,7 @@ func (t target) String() string {
 	return name
 }
 
-// Name returns what a destination is called.
+// Name returns the name of the destination on the page.
 func (d *destinationOf) Name() string {
 	if d.Others {
 		return "other destinations"
@@ -120,7 +120,7 @@ func callerName(c *callerOf) string {
 	return peerName(c.ID)
 }
 
-// peerName returns a SPIFFE ID as people say it: the namespace and the service account.
+// peerName returns the short form of a SPIFFE ID: the namespace and the service account.
 func peerName(id string) string {
 	if id == "" {
 		return "peers without an identity"

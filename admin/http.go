@@ -15,13 +15,13 @@ import (
 //go:embed page.html page.css page.js icon.svg
 var files embed.FS
 
-// assets are what the page loads, by name.
+// assets are the files that the page loads, by name.
 var assets = func() map[string]asset {
 	all := make(map[string]asset)
 	for name, kind := range map[string]string{"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"} {
 		data, err := files.ReadFile(name)
 		if err != nil {
-			panic(err) // it is embedded
+			panic(err) // cannot happen: the file is embedded
 		}
 		sum := fnv.New64a()
 		sum.Write(data)
@@ -38,11 +38,11 @@ type asset struct {
 
 var page = template.Must(template.New("page.html").Funcs(functions).ParseFS(files, "page.html"))
 
-// policy lets the page load what comes from here, and nothing else.
+// contentPolicy allows the page to load only its own files.
 const contentPolicy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
 	"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 
-// ServeHTTP implements http.Handler. It answers GET and HEAD at any path it is mounted at: see the package documentation.
+// ServeHTTP implements http.Handler. It answers GET and HEAD requests, at any path; see the package documentation.
 func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -62,7 +62,7 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
-	// A link from another site may lead here, but no other site may load anything.
+	// Other sites may link to the page, but their scripts may not load it.
 	if r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-Mode") != "navigate" {
 		http.Error(w, "admin: another site may not read the page", http.StatusForbidden)
 		return
@@ -110,10 +110,11 @@ func (p *Page) serve(w http.ResponseWriter, format string) {
 	}
 	w.Header().Set("Content-Type", kind)
 	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
-	_, _ = w.Write(body.Bytes()) // a client that is gone needs no answer
+	_, _ = w.Write(body.Bytes()) // a client that has gone needs no response
 }
 
-// formatOf returns html, json or text: what the query asks for, or else what is accepted. Browsers accept HTML by name.
+// formatOf returns html, json or text: the format in the query, or otherwise the one that the client accepts. Browsers name HTML in
+// their Accept header.
 func formatOf(asked string, accept []string) (string, error) {
 	switch asked {
 	case "html", "json", "text":

@@ -17,33 +17,33 @@ const (
 	warning  = "warning"
 )
 
-// problem is something that hurts, with why.
+// problem is something that is wrong, with its reasons.
 type problem struct {
 	Severity string   `json:"severity"`
-	Target   *target  `json:"target,omitempty"` // nil: it is this process
+	Target   *target  `json:"target,omitempty"` // nil for a problem of this process
 	Title    string   `json:"title"`
 	Why      []string `json:"why"`
 
 	To     string  `json:"-"` // the name of the destination
-	Link   string  `json:"-"` // to it, in the page
-	weight float64 // of problems as severe
+	Link   string  `json:"-"` // to the destination on the page
+	weight float64 // orders problems of equal severity
 }
 
 const (
-	fewErrors     = 3    // are no problem
-	someErrors    = 0.01 // of the calls are one,
-	manyErrors    = 0.2  // and these a critical one.
-	halfOfCalls   = 0.5  // is a problem even if there are few
-	slowCalls     = 20   // so many make a slow destination
-	lateRotation  = 5    // an identity is replaced before the last fifth of its life
+	fewErrors     = 3    // fewer errors than this are not a problem,
+	halfOfCalls   = 0.5  // unless they are this share of the calls
+	someErrors    = 0.01 // the share of errors that is a problem
+	manyErrors    = 0.2  // the share of errors that is a critical problem
+	slowCalls     = 20   // a destination with fewer calls is not called slow
+	lateRotation  = 5    // an identity should be replaced before the last fifth of its lifetime
 	mostReasons   = 6
 	mostProblems  = 20
 	recently      = time.Minute
 	mostBlamed    = 3
-	blamedAtLeast = 0.5 // of the errors, for an endpoint to be blamed
+	blamedAtLeast = 0.5 // the share of the errors for which an endpoint is blamed
 )
 
-// problems lists what hurts, the worst first, and notes the state of each destination that does.
+// problems returns the problems, the worst first, and sets the state of the destinations that have one.
 func (r *report) problems(c *collector) []problem {
 	list := r.ownProblems(c)
 	for i := range r.Destinations {
@@ -65,7 +65,7 @@ func (r *report) problems(c *collector) []problem {
 	return list
 }
 
-// ownProblems are those of this process.
+// ownProblems returns the problems of this process.
 func (r *report) ownProblems(c *collector) (list []problem) {
 	if !r.Ready {
 		list = append(list, problem{Severity: critical, Title: "This process is not ready", Why: r.NotReady, weight: 1e9})
@@ -125,14 +125,14 @@ func severityOf(share float64) string {
 	return warning
 }
 
-// finder collects what is wrong with a destination.
+// finder builds the problem of a destination.
 type finder struct {
 	problem
 	*destinationOf
 	now time.Time
 }
 
-// say notes something that is wrong. What is said first is the title, and what is said last the severity, if it is worse.
+// say adds something that is wrong. The first title stays; the worst severity counts.
 func (p *finder) say(severity, title string) {
 	if p.Severity == "" || severity < p.Severity {
 		p.Severity = severity
@@ -146,9 +146,9 @@ func (p *finder) because(format string, args ...any) {
 	p.Why = append(p.Why, fmt.Sprintf(format, args...))
 }
 
-// destinationProblem says what is wrong with a destination, nil if nothing is.
+// destinationProblem returns the problem of a destination, or nil if it has none.
 func (r *report) destinationProblem(d *destinationOf, slow time.Duration) *problem {
-	to := d.target // the list is sorted later
+	to := d.target // a copy, since the list is sorted later
 	p := &finder{problem{Target: &to, To: d.Name(), Link: "#" + d.ID(), Why: []string{}, weight: d.ErrorsPerSecond}, d, r.Time}
 	out, serving := p.endpointsOut()
 	p.circuit()
@@ -206,7 +206,7 @@ func (p *finder) circuit() {
 	p.because("the circuit opened %s ago, at %s: %d of %d calls failed%s", short(p.now.Sub(c.Opened)), clock(c.Opened), c.Failures, c.Calls, slow)
 }
 
-// endpointsOut returns the endpoints that get no calls and should, and how many should.
+// endpointsOut returns the endpoints that should get calls but do not, and how many should get calls.
 func (p *finder) endpointsOut() (out []*endpointOf, serving int) {
 	for i := range p.Endpoints {
 		e := &p.Endpoints[i]
@@ -220,7 +220,7 @@ func (p *finder) endpointsOut() (out []*endpointOf, serving int) {
 	return out, serving
 }
 
-// endpoints says which endpoints are out, and which one most errors come from.
+// endpoints adds which endpoints get no calls, and which one most errors come from.
 func (p *finder) endpoints(out []*endpointOf, serving int) {
 	if len(out) > 0 {
 		p.say(warning, fmt.Sprintf("%d of %d endpoints get no calls", len(out), serving))
@@ -250,7 +250,7 @@ func (p *finder) endpoints(out []*endpointOf, serving int) {
 	}
 }
 
-// causes says how the calls failed.
+// causes adds how the calls failed.
 func (p *finder) causes() {
 	if p.Severity == "" {
 		return
@@ -272,7 +272,7 @@ func (p *finder) causes() {
 	}
 }
 
-// slowest names the endpoint that is slower than the others.
+// slowest adds the endpoint that is slower than the others, if there is one.
 func (p *finder) slowest() {
 	p.because("half of the calls take %s, the slowest took %s", ms(p.P50Ms), ms(p.SlowestMs))
 	var slowest *endpointOf
@@ -292,7 +292,7 @@ func (p *finder) slowest() {
 	}
 }
 
-// discoveryTrouble returns the last failure of discovery for a destination, if it was just now.
+// discoveryTrouble returns the last failure of discovery for a destination, if it was within the last minute.
 func (r *report) discoveryTrouble(d *destinationOf) *event {
 	for i := range r.Events {
 		e := &r.Events[i]

@@ -10,15 +10,15 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// reportVersion is that of the JSON. It changes when a field is removed or means something else, not when one is added.
+// reportVersion is the version of the JSON. It changes when a field is removed or changes its meaning, not when one is added.
 const reportVersion = 1
 
-// report is everything that the page shows, at one time. Its JSON is documented in doc.go.
+// report has everything that the page shows. Its JSON is documented in doc.go.
 type report struct {
 	Version  int       `json:"version"`
 	Time     time.Time `json:"time"`
 	Name     string    `json:"name"`
-	Since    time.Time `json:"since"` // figures are kept
+	Since    time.Time `json:"since"` // when the collection of figures began
 	Seconds  float64   `json:"windowSeconds"`
 	Ready    bool      `json:"ready"`
 	NotReady []string  `json:"notReady,omitempty"`
@@ -60,7 +60,7 @@ type documents struct {
 	Version string    `json:"version"`
 	Loaded  time.Time `json:"loaded"`
 	Count   int       `json:"count"`
-	Refused *refused  `json:"refused,omitempty"` // the last that was refused, if no later load was good
+	Refused *refused  `json:"refused,omitempty"` // the last refused load, if no later one was accepted
 }
 
 type refused struct {
@@ -69,7 +69,7 @@ type refused struct {
 	Error  string    `json:"error"`
 }
 
-// figures are of the last minute.
+// figures are those of the last minute.
 type figures struct {
 	Calls           int     `json:"calls"`
 	Errors          int     `json:"errors"`
@@ -83,7 +83,7 @@ type figures struct {
 	SlowestMs       float64 `json:"slowestMs"`
 }
 
-// inFigures are those of requests to this process.
+// inFigures are the figures of inbound requests.
 type inFigures struct {
 	figures
 	Denied      int          `json:"denied"`
@@ -92,13 +92,13 @@ type inFigures struct {
 
 type callerOf struct {
 	ID     string `json:"id"`               // SPIFFE ID; "" for peers without an identity
-	Others bool   `json:"others,omitempty"` // they are those that there is no room for
+	Others bool   `json:"others,omitempty"` // it stands for all callers for which there is no room
 	figures
 	Denied  int       `json:"denied"`
 	History histogram `json:"history"`
 }
 
-// histogram is the counts of the last five minutes, five seconds each, the oldest first.
+// histogram has the counts of the last five minutes, in periods of five seconds, the oldest first.
 type histogram struct {
 	Calls  []uint32 `json:"calls"`
 	Errors []uint32 `json:"errors"`
@@ -106,7 +106,7 @@ type histogram struct {
 
 type destinationOf struct {
 	target
-	Others  bool `json:"others,omitempty"`  // they are those that there is no room for
+	Others  bool `json:"others,omitempty"`  // it stands for all destinations for which there is no room
 	Outside bool `json:"outside,omitempty"` // of the mesh
 	figures
 	InFlight    int            `json:"inFlight"`
@@ -122,13 +122,13 @@ type destinationOf struct {
 	Healthy          int          `json:"healthyEndpoints"` // of those that are shown
 
 	known bool   // the mesh keeps state for it
-	state string // the severity of its problem, "" without one
+	state string // the severity of its problem; "" if it has none
 }
 
 type circuitOf struct {
 	State    string    `json:"state"`
 	Opened   time.Time `json:"opened,omitzero"`
-	Calls    int       `json:"calls,omitempty"` // that it opened for
+	Calls    int       `json:"calls,omitempty"` // the calls that opened it
 	Failures int       `json:"failures,omitempty"`
 	Slow     int       `json:"slow,omitempty"`
 }
@@ -152,7 +152,7 @@ type retriesOf struct {
 type endpointOf struct {
 	Address  string    `json:"address"`
 	Locality string    `json:"locality,omitempty"`
-	Gone     bool      `json:"gone,omitempty"` // discovery does not know it any more
+	Gone     bool      `json:"gone,omitempty"` // discovery no longer has it
 	Healthy  bool      `json:"healthy"`
 	Reason   string    `json:"reason,omitempty"`
 	Until    time.Time `json:"until,omitzero"`
@@ -181,7 +181,7 @@ type weighted struct {
 	Weight int `json:"weight,omitempty"`
 }
 
-// report says what there is to see now.
+// report returns a report of the current state.
 func (c *collector) report(name string, s *mesh.Status, now time.Time) *report {
 	r := &report{
 		Version: reportVersion, Time: now.UTC(), Name: name, Since: c.began.UTC(), Ready: s.Ready, NotReady: s.NotReady,
@@ -206,7 +206,7 @@ func (c *collector) report(name string, s *mesh.Status, now time.Time) *report {
 	return r
 }
 
-// status takes over what a status says of the process.
+// status adds the parts of a status that are about the process.
 func (r *report) status(s *mesh.Status) {
 	d := s.Documents
 	r.Documents = documents{Number: d.Number, Version: d.Version, Loaded: d.Loaded.UTC(), Count: d.Count}
@@ -236,7 +236,7 @@ func (r *report) status(s *mesh.Status) {
 	}
 }
 
-// destinations puts together what the mesh keeps of destinations and what was counted.
+// destinations adds the destinations: the status that the mesh has of them, and the figures that were collected.
 func (r *report) destinations(c *collector, s *mesh.Status, raw map[connKey]connFigures, now time.Time) {
 	counted := *c.destinations.Load()
 	seen := make(map[route.Target]bool, len(s.Services))
@@ -287,7 +287,7 @@ func (r *report) destinations(c *collector, s *mesh.Status, raw map[connKey]conn
 	r.Out = figuresOf(&all, r.Seconds)
 }
 
-// add adds a destination with what was counted of it, which may be nil, and counts that into all.
+// add adds a destination with its figures, which may be nil, and adds these to all.
 func (r *report) add(d destinationOf, of *destination, all *totals, now time.Time) {
 	var endpoints map[string]*series
 	if of != nil {
@@ -311,7 +311,7 @@ func (r *report) add(d destinationOf, of *destination, all *totals, now time.Tim
 	r.Destinations = append(r.Destinations, d)
 }
 
-// measure adds the figures of the endpoints. Those that were called and are gone stay for a minute.
+// measure adds the figures of the endpoints. An endpoint that is gone stays for a minute after its last call.
 func (d *destinationOf) measure(counted map[string]*series, seconds float64, now time.Time) {
 	seen := make(map[string]bool, len(d.Endpoints))
 	for i := range d.Endpoints {
@@ -336,7 +336,7 @@ func (d *destinationOf) measure(counted map[string]*series, seconds float64, now
 	slices.SortFunc(d.Endpoints, func(a, b endpointOf) int { return cmp.Compare(a.Address, b.Address) })
 }
 
-// Listed is how many of the endpoints that are shown discovery knows: it never knew those of a host outside the mesh.
+// Listed returns how many of the endpoints come from discovery. Those of a host outside the mesh never do.
 func (d *destinationOf) Listed() (n int) {
 	for i := range d.Endpoints {
 		if d.known && !d.Endpoints[i].Gone {
@@ -346,7 +346,7 @@ func (d *destinationOf) Listed() (n int) {
 	return n
 }
 
-// callers adds who calls this process.
+// callers adds the callers of this process.
 func (r *report) callers(c *collector, now time.Time) {
 	r.Callers = []callerOf{}
 	var all totals

@@ -8,7 +8,7 @@ import (
 	"unicode"
 )
 
-// plain writes text for a terminal without what would control it.
+// plain writes text for a terminal, with control characters replaced.
 type plain struct{ w io.Writer }
 
 func (p *plain) Write(data []byte) (int, error) {
@@ -130,7 +130,7 @@ func (r *report) writeCalls(w io.Writer) {
 	}
 }
 
-// writeRest writes what is looked at less often.
+// writeRest writes the sections that are needed less often.
 func (r *report) writeRest(w io.Writer) {
 	fmt.Fprintln(w, "\n# Policy loads, the latest first")
 	for _, l := range r.Loads {

@@ -14,7 +14,7 @@ import (
 // sections are the parts of the page that change while it is open.
 var sections = []string{"state", "hurts", "graph", "destinations", "callers", "routes", "calls", "loads", "identity", "happened"}
 
-// What the page shows at most. The JSON has the rest.
+// The bounds of what the page shows. The JSON has the rest.
 const (
 	shownDestinations = 40
 	shownEndpoints    = 25
@@ -24,7 +24,7 @@ const (
 	shownEvents       = 40
 )
 
-// view is a report, with what the templates need.
+// view is a report for the templates.
 type view struct {
 	*report
 	Graph            graph
@@ -51,7 +51,7 @@ func firstOf[T any](list []T, most int) ([]T, int) {
 	return list[:n], len(list) - n
 }
 
-// graph is who calls this process, and what it calls.
+// graph has the callers of this process and the destinations that it calls.
 type graph struct {
 	Height, Middle int
 	Callers        []node
@@ -63,13 +63,13 @@ type graph struct {
 // node is one end of an edge, with the figures of the edge.
 type node struct {
 	Name   string
-	Link   string // of what tells more
+	Link   string // to the section with the details
 	State  string // ok, warning, critical or idle
 	Detail string
 	figures
 	Y      int
-	Curve  string // of the edge
-	Stroke string // its width
+	Curve  string // the path of the edge
+	Stroke string // the width of the edge
 }
 
 const (
@@ -135,7 +135,7 @@ func graphOf(r *report) graph {
 
 func rank(state string) int { return slices.Index([]string{"idle", "ok", warning, critical}, state) }
 
-// State says how a destination is: ok, warning, critical or idle.
+// State returns the state of a destination: ok, warning, critical or idle.
 func (d *destinationOf) State() string {
 	switch {
 	case d.state != "":
@@ -146,19 +146,19 @@ func (d *destinationOf) State() string {
 	return "ok"
 }
 
-// ID names the destination within the page.
+// ID returns the ID of the destination on the page.
 func (d *destinationOf) ID() string {
 	sum := fnv.New64a()
 	fmt.Fprintf(sum, "%q %d %q %v", d.Host, d.Port, d.Subset, d.Others)
 	return "d-" + strconv.FormatUint(sum.Sum64(), 36)
 }
 
-// Key tells a call apart from others while the page changes.
+// Key identifies a call while the page changes.
 func (c *call) Key() string {
 	return fmt.Sprintf("c-%d-%s", c.At.UnixNano(), c.Direction)
 }
 
-// Result is how a call ended, in a few characters.
+// Result returns how a call ended, in a few characters.
 func (c *call) Result() string {
 	switch {
 	case c.GRPCStatus != nil:
@@ -173,7 +173,7 @@ func (c *call) Result() string {
 	return "no answer"
 }
 
-// State is critical for a call that failed, and warning for one that was slow.
+// State returns critical for a call that failed, and warning for one that was slow.
 func (c *call) State() string {
 	if c.Failed {
 		return critical
@@ -181,7 +181,7 @@ func (c *call) State() string {
 	return warning
 }
 
-// With is who is at the other end.
+// With returns the name of the other end.
 func (c *call) With() string {
 	if c.Target != nil {
 		return c.Target.String()
@@ -189,7 +189,7 @@ func (c *call) With() string {
 	return peerName(c.Caller)
 }
 
-// Result is how an attempt ended, in a few characters.
+// Result returns how an attempt ended, in a few characters.
 func (a *attempt) Result() string {
 	switch {
 	case a.GRPCStatus != nil:
@@ -200,10 +200,10 @@ func (a *attempt) Result() string {
 	return "no answer"
 }
 
-// bar is a bar of a diagram, in percent of its width or in units of it.
+// bar is a bar of a diagram, in percent of its width or in its units.
 type bar struct{ X, Y, Width, Height string }
 
-// Bar places an attempt within the time of its call.
+// Bar returns the bar of an attempt within the duration of its call.
 func (c *call) Bar(a *attempt) bar {
 	whole := max(c.DurationMs, 0.001)
 	x := min(max(a.StartMs/whole, 0), 1) * 100
@@ -211,7 +211,7 @@ func (c *call) Bar(a *attempt) bar {
 	return bar{X: number(x), Width: number(width)}
 }
 
-// State says how an attempt ended.
+// State returns critical for an attempt that failed, and ok otherwise.
 func (a *attempt) State() string {
 	if a.Error != "" || a.Status >= 500 || a.GRPCStatus != nil && *a.GRPCStatus != 0 {
 		return critical
@@ -225,7 +225,7 @@ type bars struct {
 	Label         string
 }
 
-// Bars draws the calls and errors.
+// Bars returns the diagram of the calls and errors.
 func (h histogram) Bars() bars {
 	const height, step = 24.0, 2
 	var b bars
@@ -253,7 +253,7 @@ func (h histogram) Bars() bars {
 
 func number(v float64) string { return strconv.FormatFloat(v, 'f', 1, 64) }
 
-// functions are those of the templates.
+// functions are the functions that the templates use.
 var functions = template.FuncMap{
 	"ms": ms, "rate": perSecond, "percent": percent, "bytes": size, "clock": clock, "peer": peerName, "caller": callerName,
 	"retries": retryText,
@@ -269,7 +269,7 @@ var functions = template.FuncMap{
 		if len(list) <= shownEndpoints {
 			return list
 		}
-		// Those that hurt come first.
+		// Show those with problems first.
 		list = slices.Clone(list)
 		slices.SortStableFunc(list, func(a, b endpointOf) int {
 			if a.Healthy != b.Healthy {

@@ -13,17 +13,17 @@ import (
 )
 
 const (
-	mostWatchers = 16 // pages that are open
+	mostWatchers = 16 // open pages
 	tick         = time.Second
-	atMostEvery  = 200 * time.Millisecond // however much happens
-	largePage    = 128 << 10              // bytes that are not sent each second: each such amount adds one,
-	mostTicks    = 4                      // up to so many: after five seconds page.js says that there is no news
+	atMostEvery  = 200 * time.Millisecond // the shortest time between two reports
+	largePage    = 128 << 10              // each such number of bytes adds a tick between two reports,
+	mostTicks    = 4                      // up to this many: after five seconds page.js says that there is no news
 	writeWithin  = 10 * time.Second
 )
 
-// watch shows the pages that are open what changes. While there are any, one goroutine makes a report each second, and at once when
-// something happens. Each page has its own goroutine, that of its request, and takes the latest report when it has sent the one before:
-// so a slow client delays nobody, and nothing piles up for it.
+// watch sends changes to open pages. While there are any, one goroutine makes a report every second, and immediately after an event.
+// Each page has a goroutine of its own, that of its request, which sends the latest report when it has sent the previous one. So a slow
+// client delays nobody else, and nothing piles up for it.
 type watch struct {
 	page    *Page
 	ended   context.Context // ends with close
@@ -35,11 +35,11 @@ type watch struct {
 
 	mu       sync.Mutex
 	closed   bool
-	watchers map[chan struct{}]struct{} // told that there is a new frame
-	alone    context.CancelFunc         // ends the goroutine that makes frames; nil while there is none
+	watchers map[chan struct{}]struct{} // each gets an element when there is a new frame
+	stop     context.CancelFunc         // ends the goroutine that makes frames; nil if it is not running
 }
 
-// frame is the page at one time, in parts.
+// frame is the page at one time, split into its parts.
 type frame struct {
 	time  string
 	parts []part
@@ -65,7 +65,7 @@ func (w *watch) init(p *Page) {
 	w.watchers = make(map[chan struct{}]struct{})
 }
 
-// kick asks for a report at once. It never waits.
+// kick requests a report immediately. It never blocks.
 func (w *watch) kick() {
 	select {
 	case w.kicked <- struct{}{}:
@@ -91,12 +91,12 @@ func (w *watch) join() chan struct{} {
 	told := make(chan struct{}, 1)
 	w.watchers[told] = struct{}{}
 	w.running.Add(1)
-	if w.alone == nil {
+	if w.stop == nil {
 		ctx, cancel := context.WithCancel(w.ended)
-		w.alone = cancel
+		w.stop = cancel
 		w.running.Go(func() { w.run(ctx) })
 	}
-	w.kick() // it is to see something at once
+	w.kick() // the new page should not have to wait
 	return told
 }
 
@@ -104,9 +104,9 @@ func (w *watch) leave(told chan struct{}) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	delete(w.watchers, told)
-	if len(w.watchers) == 0 && w.alone != nil {
-		w.alone()
-		w.alone = nil
+	if len(w.watchers) == 0 && w.stop != nil {
+		w.stop()
+		w.stop = nil
 	}
 	w.running.Done()
 }
@@ -128,7 +128,7 @@ func (w *watch) run(ctx context.Context) {
 			w.latest.Store(f)
 			w.tell()
 		}
-		timer.Reset(atMostEvery) // what happens meanwhile is in the next one
+		timer.Reset(atMostEvery) // events in the meantime are in the next report
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
@@ -144,7 +144,7 @@ func (w *watch) tell() {
 	for told := range w.watchers {
 		select {
 		case told <- struct{}{}:
-		default: // it has not looked yet, and will see this one
+		default: // it has not yet taken the previous one, and will get this one
 		}
 	}
 }
@@ -169,7 +169,7 @@ func (w *watch) frame() (*frame, error) {
 	return f, nil
 }
 
-// serve sends what changes as server-sent events, until the client leaves or the page is closed.
+// serve sends changes as server-sent events, until the client disconnects or the page is closed.
 func (w *watch) serve(rw http.ResponseWriter, r *http.Request) {
 	if w.page.mesh.Load() == nil {
 		http.Error(rw, errNoMesh.Error(), http.StatusServiceUnavailable)
@@ -183,7 +183,7 @@ func (w *watch) serve(rw http.ResponseWriter, r *http.Request) {
 	}
 	defer w.leave(told)
 	rc := http.NewResponseController(rw)
-	// A client that takes nothing does not keep close waiting.
+	// A client that does not read must not block close.
 	stop := context.AfterFunc(w.ended, func() { _ = rc.SetWriteDeadline(time.Now()) })
 	defer stop()
 	h := rw.Header()
@@ -210,7 +210,7 @@ func (w *watch) serve(rw http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// since returns an event with the parts that are new to a client, and notes that it has them.
+// since returns an event with the parts that differ from those in seen, and updates seen.
 func (f *frame) since(seen map[string]uint64) []byte {
 	changed := make(map[string]string)
 	for _, p := range f.parts {
@@ -229,7 +229,7 @@ func (f *frame) since(seen map[string]uint64) []byte {
 }
 
 func (w *watch) send(rc *http.ResponseController, rw http.ResponseWriter, data []byte) error {
-	// Not every writer has deadlines: then the server's own count.
+	// Not every writer supports deadlines. If not, those of the server apply.
 	_ = rc.SetWriteDeadline(time.Now().Add(writeWithin))
 	if err := w.ended.Err(); err != nil {
 		return err

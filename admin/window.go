@@ -6,23 +6,24 @@ import (
 	"time"
 )
 
-// Figures are of the last minute, in slots, and the counts of calls and errors of the last five.
+// Figures cover the last minute, in slots. The counts of calls and errors are also kept for the last five minutes.
 const (
 	slotLength   = 5 * time.Second
 	windowSlots  = 12
 	historySlots = 60
 )
 
-// durationBuckets is how many classes of durations there are: two for each power of two, from 64 microseconds to a minute.
+// durationBuckets is the number of buckets for durations: two per power of two, from 64 microseconds to a minute.
 const (
 	durationBuckets = 42
 	firstBucket     = 12
 )
 
-// series counts what ended within the last minute. Its zero value is empty. It is safe for concurrent use.
+// series counts the calls, attempts or requests that ended within the last minute. Its zero value is empty. It is safe for concurrent
+// use.
 type series struct {
 	mu   sync.Mutex
-	last int64 // slot that something ended in
+	last int64 // the slot of the latest one
 	ring [windowSlots]cell
 	long *history // nil for endpoints
 }
@@ -34,11 +35,11 @@ type cell struct {
 	errors    uint32
 	retries   uint32
 	denied    uint32
-	slowest   uint32 // microseconds
+	slowest   uint32 // in microseconds
 	durations [durationBuckets]uint32
 }
 
-// sample is how a call, an attempt or a request ended.
+// sample is the result of a call, an attempt or a request.
 type sample struct {
 	at      time.Time
 	took    time.Duration
@@ -57,7 +58,7 @@ func (s *series) add(m *sample) {
 	if c.slot != slot {
 		if c.slot > slot {
 			s.mu.Unlock()
-			return // a clock that went back
+			return // the clock went back
 		}
 		*c = cell{slot: slot}
 	}
@@ -78,7 +79,7 @@ func (s *series) add(m *sample) {
 	s.mu.Unlock()
 }
 
-// idleSince reports whether nothing ended since then.
+// idleSince reports whether nothing has ended since the slot.
 func (s *series) idleSince(slot int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -113,7 +114,7 @@ func (s *series) totals(now time.Time) (t totals) {
 	return t
 }
 
-// quantile returns the duration in milliseconds that the share q of the calls did not take longer than, as far as the classes tell.
+// quantile returns an estimate of the q-quantile of the durations, in milliseconds.
 func (t *totals) quantile(q float64) float64 {
 	if t.calls == 0 {
 		return 0
@@ -149,13 +150,13 @@ func bucketOf(microseconds uint32) int {
 	return min(2*power+half-firstBucket, durationBuckets-1)
 }
 
-// boundOf returns the least duration of a class, in microseconds.
+// boundOf returns the lower bound of a bucket, in microseconds.
 func boundOf(bucket int) float64 {
 	power, half := (bucket+firstBucket)/2, (bucket+firstBucket)%2
 	return float64(uint64(1)<<power) * (1 + float64(half)/2)
 }
 
-// history is the calls and errors of each slot of the last five minutes. It is guarded by the series.
+// history has the calls and errors of each slot of the last five minutes. The mutex of the series guards it.
 type history [historySlots]struct {
 	slot          int64
 	calls, errors uint32
@@ -172,7 +173,7 @@ func (h *history) add(slot int64, failed bool) {
 	}
 }
 
-// history returns the slots, the oldest first.
+// history returns the counts of each slot, the oldest first.
 func (s *series) history(now time.Time) (calls, errors []uint32) {
 	calls, errors = make([]uint32, historySlots), make([]uint32, historySlots)
 	s.mu.Lock()
