@@ -13,12 +13,8 @@ import (
 
 // callRecord is what observers see of a call. It includes the first attempt, which usually is the only one.
 type callRecord struct {
-	Call
-	mesh     *Mesh
-	ctx      context.Context
-	first    attemptRecord
-	answered http.Header // of an answer that did not come from an endpoint
-	copied   http.Header // of an answer whose header the caller gets with changes; reused
+	recorded
+	copied http.Header // of an answer whose header the caller gets with changes; reused
 
 	// users counts, in its lower half, the users of the record: the call itself, its attempts, and messages that are being
 	// reported. The last one reports the end, since the functions for that may look at all the others. The upper half counts
@@ -27,8 +23,18 @@ type callRecord struct {
 
 	// last is held while Last or a field of it is written, and read-locked while messages are reported: a retry may begin
 	// meanwhile. Only calls that have given out a ticket need it.
-	last     sync.RWMutex
-	ticketed bool
+	last sync.RWMutex
+}
+
+// recorded is what is new with each call.
+type recorded struct {
+	Call
+	mesh     *Mesh
+	ctx      context.Context
+	first    attemptRecord
+	begun    bool        // first is in use
+	ticketed bool        // see last
+	answered http.Header // of an answer that did not come from an endpoint
 }
 
 // lock is for what may be read while messages are reported. It returns false if nobody reads, and there is nothing to unlock.
@@ -45,7 +51,8 @@ func (r *callRecord) unlock(locked bool) {
 	}
 }
 
-const oneCall = 1<<32 | 1
+// oneCall is what users grows by with a call: the call itself, and its first attempt, which nearly every call makes.
+const oneCall = 1<<32 | 2
 
 // records is a pool: records are large, and every observed call has one.
 var records = sync.Pool{New: func() any { return new(callRecord) }}
@@ -53,10 +60,10 @@ var records = sync.Pool{New: func() any { return new(callRecord) }}
 // mostHeaders is the size up to which a copied header is kept for other calls.
 const mostHeaders = 64
 
-// release reports the end of the call, if it and all its attempts have ended, and gives the record back. Usually the call
+// release takes off users. It reports the end of the call, if it and all its attempts have ended, and gives the record back. Usually the call
 // ends last, but two goroutines that have the body can end them at the same time.
-func (r *callRecord) release() {
-	if uint32(r.users.Add(^uint64(0))) != 0 {
+func (r *callRecord) release(users int) {
+	if uint32(r.users.Add(-uint64(users))) != 0 {
 		return
 	}
 	o := r.mesh.observers
@@ -69,7 +76,7 @@ func (r *callRecord) release() {
 		r.copied = nil
 	}
 	clear(r.copied)
-	r.Call, r.mesh, r.ctx, r.first, r.answered, r.ticketed = Call{}, nil, nil, attemptRecord{}, nil, false
+	r.recorded = recorded{}
 	records.Put(r)
 }
 
@@ -88,9 +95,9 @@ func (r *callRecord) hold(ticket uint64) bool {
 
 // callStart tells the observers that a call begins. It returns the context for the rest of the call.
 func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.Context, engine.CallObserver) {
-	r := records.Get().(*callRecord)
-	described, _ := start.Described.(*http.Request)
-	r.Call = Call{Request: described, Start: start.Start, Mirror: start.Mirror, GRPCStatus: -1, Telemetry: m.engine.Plan().Telemetry()}
+	r := records.Get().(*callRecord) // which is clear: a literal in its place would be copied
+	r.Request, _ = start.Described.(*http.Request)
+	r.Start, r.Mirror, r.GRPCStatus, r.Telemetry = start.Start, start.Mirror, -1, m.engine.Plan().Telemetry()
 	r.mesh, r.ctx = m, ctx
 	r.users.Add(oneCall)
 	for i := range m.observers {
@@ -115,7 +122,7 @@ func (r *callRecord) Message(ticket uint64, sent bool) {
 	if !r.hold(ticket) {
 		return
 	}
-	defer r.release()
+	defer r.release(1)
 	r.last.RLock()
 	defer r.last.RUnlock()
 	o := r.mesh.observers
@@ -141,7 +148,11 @@ func (r *callRecord) End(end engine.CallEnd) {
 	case r.Last != nil:
 		r.ResponseHeader = r.Last.ResponseHeader
 	}
-	r.release()
+	if r.begun {
+		r.release(1)
+	} else {
+		r.release(2)
+	}
 }
 
 type attemptRecord struct {
@@ -151,33 +162,53 @@ type attemptRecord struct {
 }
 
 // Attempt implements engine.CallObserver.
-func (r *callRecord) Attempt(ctx context.Context, start engine.AttemptStart) (context.Context, engine.AttemptObserver) {
+func (r *callRecord) Attempt(ctx context.Context, of *engine.Attempt, n int, header map[string][]string, sent engine.HeaderSetter) (
+	context.Context, engine.AttemptObserver) {
+	a := r.attempt(n)
+	peer := of.Peer()
+	a.Endpoint, a.Peer, a.PeerID = peer.Address, peer.Endpoint, peer.ID
+	a.Start = r.Start.Add(of.Sent())
+	if r.Last == nil {
+		r.Document, r.Route = of.Call().Origin()
+	}
+	if target := of.Call().Target(); r.Target != target { // never written to without need: others may be reading it
+		locked := r.lock()
+		r.Target = target
+		r.unlock(locked)
+	}
+	a.begin(ctx, header, sent)
+	return a.ctx, a
+}
+
+// attempt returns the record of the n-th attempt.
+func (r *callRecord) attempt(n int) *attemptRecord {
 	a := &r.first
-	if start.Number > 1 {
+	if n > 1 {
 		a = new(attemptRecord)
 	}
-	*a = attemptRecord{call: r, ctx: ctx, Attempt: Attempt{
-		Call: &r.Call, Number: start.Number, Header: start.Header, Start: start.Start, Sent: start.Sent, GRPCStatus: -1,
-	}}
-	a.Endpoint, a.Peer, a.PeerID = start.Peer.Address, start.Peer.Endpoint, start.Peer.ID
-	if r.Last == nil {
-		r.Document, r.Route = start.Document, start.Route
-	}
+	a.call, a.Call, a.Number, a.GRPCStatus = r, &r.Call, n, -1
+	return a
+}
+
+// begin tells the observers that an attempt begins.
+func (a *attemptRecord) begin(ctx context.Context, header map[string][]string, sent engine.HeaderSetter) {
+	a.ctx, a.Header, a.Sent = ctx, header, sent
+	r := a.call
 	locked := r.lock()
-	if r.Target != start.Target { // never written to without need: others may be reading it
-		r.Target = start.Target
-	}
 	r.Last = &a.Attempt
 	r.unlock(locked)
 	o := r.mesh.observers
 	for i := range o {
 		if f := o[i].AttemptStart; f != nil {
 			a.ctx = f(a.ctx, &a.Attempt)
-			a.Header = start.Sent.Header()
+			a.Header = sent.Header()
 		}
 	}
-	r.users.Add(1)
-	return a.ctx, a
+	if a == &r.first {
+		r.begun = true
+	} else {
+		r.users.Add(1)
+	}
 }
 
 // Moved implements engine.AttemptObserver.
@@ -194,8 +225,8 @@ func (a *attemptRecord) Answered(answer engine.Response) {
 	if !answer.Shared {
 		return
 	}
-	hidden := header[asserted.PeerMetadata] != nil || header[asserted.PeerMetadataID] != nil
-	if hidden = hidden && a.Sent != nil; !hidden && !answer.Changes {
+	hidden := a.Sent != nil && (header[asserted.PeerMetadata] != nil || header[asserted.PeerMetadataID] != nil)
+	if !hidden && !answer.Changes {
 		return
 	}
 	r := a.call
@@ -215,7 +246,7 @@ func (a *attemptRecord) Answered(answer engine.Response) {
 
 // End implements engine.AttemptObserver.
 func (a *attemptRecord) End(end engine.AttemptEnd) {
-	defer a.call.release()
+	defer a.call.release(1)
 	locked := a.call.lock()
 	a.PeerID, a.Status, a.GRPCStatus, a.Err, a.Duration = end.PeerID, end.Status, end.GRPCStatus, end.Err, end.Duration
 	a.call.unlock(locked)

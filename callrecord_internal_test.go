@@ -44,7 +44,8 @@ func (noHeader) Header() map[string][]string { return nil }
 func TestACallEndsForObserversAfterItsAttempts(t *testing.T) {
 	var o told
 	ctx, call := o.mesh(t).callStart(t.Context(), engine.CallStart{})
-	_, attempt := call.Attempt(ctx, engine.AttemptStart{Number: 1, Sent: noHeader{}})
+	attempt := call.(*callRecord).attempt(1)
+	attempt.begin(ctx, nil, noHeader{})
 	call.End(engine.CallEnd{Status: 200})
 	attempt.End(engine.AttemptEnd{Status: 200})
 	if want := []string{"call", "attempt", "attempt ends", "call ends"}; !slices.Equal(o.events, want) {
@@ -66,7 +67,7 @@ func TestAMessageOfACallThatHasEnded(t *testing.T) {
 	r.users.Add(oneCall) // as callStart does for the next call
 	r.Message(ticket, true)
 	r.Message(r.Ticket(), true)
-	r.users.Add(^uint64(0)) // it is free to be used again
+	r.users.Add(^uint64(1)) // it is free to be used again
 	if want := []string{"call", "message", "call ends", "message"}; !slices.Equal(o.events, want) {
 		t.Errorf("observers were told %v, want %v", o.events, want)
 	}
@@ -80,7 +81,7 @@ func TestAnAttemptWhoseObserverPanics(t *testing.T) {
 	ctx, call := m.callStart(t.Context(), engine.CallStart{})
 	func() {
 		defer func() { _ = recover() }()
-		call.Attempt(ctx, engine.AttemptStart{Number: 1, Sent: noHeader{}})
+		call.(*callRecord).attempt(1).begin(ctx, nil, noHeader{})
 	}()
 	call.End(engine.CallEnd{})
 	if !slices.Contains(o.events, "call ends") {

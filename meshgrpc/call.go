@@ -229,7 +229,7 @@ func (c *call) conclude(answer *engine.Refusal, err error) (header, trailer meta
 		defer resp.Body.Close()
 		err = answered(resp)
 		c.GRPC(uint32(status.Code(err)))
-		c.End(resp.StatusCode, nil)
+		c.End(resp.StatusCode, nil, nil)
 		return nil, fromReply(resp.Header), err
 	}
 	last := c.last
@@ -240,7 +240,7 @@ func (c *call) conclude(answer *engine.Refusal, err error) (header, trailer meta
 	if last.status == http.StatusOK && rest == nil {
 		c.GRPC(uint32(last.code))
 	}
-	c.End(last.status, rest)
+	c.End(last.status, rest, nil)
 	header, trailer = last.metadata()
 	if _, ours := errors.AsType[*deadline.Error](rest); ours {
 		return header, trailer, failed(c.ctx, rest)

@@ -20,7 +20,7 @@ type Attempt struct {
 	lease    breaker.Lease
 	endpoint *balancer.Host
 	conns    *sockets.Connections
-	sent     time.Duration // from the start of the call, and 1; 0 if nobody wants to know
+	sent     int64 // from the start of the call, and 1; 0 if nobody wants to know; see observeEnd
 	latency  time.Duration
 	observer AttemptObserver // nil if nobody observes
 	status   int32           // of the answer, in terms of HTTP; 0 if there is none
@@ -42,7 +42,7 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) error {
 	}
 	c.sent++
 	if a.timesAnswers() || c.observer != nil {
-		a.sent = time.Since(c.start) + 1
+		a.sent = int64(time.Since(c.start)) + 1
 	}
 	return nil
 }
@@ -150,19 +150,22 @@ func (a *Attempt) Again(ctx context.Context, failed bool) error {
 		return err
 	}
 	if a.observer != nil {
-		a.observer.Moved(a.peer())
+		a.observer.Moved(a.Peer())
 	}
 	return nil
 }
 
-// sentAt returns when the attempt was sent.
-func (a *Attempt) sentAt() time.Time { return a.call.start.Add(a.sent - 1) }
+// Call returns the call that the attempt is of.
+func (a *Attempt) Call() *Call { return a.call }
+
+// Sent returns when the attempt was sent, counted from the start of the call.
+func (a *Attempt) Sent() time.Duration { return time.Duration(a.sent - 1) }
 
 // Answered says that the endpoint has begun to answer, with a status of HTTP or what stands for it.
 func (a *Attempt) Answered(status int) {
 	a.status = int32(status)
 	if a.timesAnswers() {
-		a.latency = time.Since(a.sentAt())
+		a.latency = time.Since(a.call.start) - a.Sent()
 		a.lease.Answered()
 	}
 }

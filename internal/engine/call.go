@@ -117,7 +117,7 @@ func (c *Call) Serve(wait context.Context, req *Request, target route.Target, a 
 	defer func() {
 		if !returned { // a panic or Goexit below, or of an observer
 			c.endLimits(nil)
-			c.finish(0, nil)
+			c.finish(0, nil, nil)
 		}
 	}()
 	c.adapter, c.target = a, target
@@ -132,7 +132,7 @@ func (c *Call) Serve(wait context.Context, req *Request, target route.Target, a 
 		return answer, nil
 	}
 	err = c.failed(err)
-	c.finish(0, err)
+	c.finish(0, err, nil)
 	return nil, err
 }
 
@@ -264,8 +264,8 @@ func (c *Call) failed(err error) error {
 func (c *Call) GRPC(code uint32) { c.grpc = int32(code) + 1 }
 
 // End ends, once, a call that Serve let go on, and its limits in time. The status is that of HTTP, or 0. err is what broke the
-// response off.
-func (c *Call) End(status int, err error) {
+// response off. last is the attempt that ended just now with the call, if one did: it saves a look at the clock.
+func (c *Call) End(status int, err error, last *Attempt) {
 	if err != nil && c.limits != nil {
 		err = c.limits.Received(err)
 	}
@@ -273,21 +273,24 @@ func (c *Call) End(status int, err error) {
 		c.flags |= flagsOf(c.failure(err), c.timedOut()) // before the limits end the context
 	}
 	_ = c.endLimits(nil)
-	c.finish(status, err)
+	c.finish(status, err, last)
 }
 
 // finish leaves the destination and tells the observers.
-func (c *Call) finish(status int, err error) {
+func (c *Call) finish(status int, err error, last *Attempt) {
 	if c.cluster != nil {
 		c.cluster.leave()
 	}
 	if c.observer != nil {
-		c.observeEnd(status, err)
+		c.observeEnd(status, err, last)
 	}
 }
 
 // Context returns the context of the whole call.
 func (c *Call) Context() context.Context { return c.ctx }
+
+// Target returns where the call goes.
+func (c *Call) Target() route.Target { return c.target }
 
 // Engine returns the engine that the call began with.
 func (c *Call) Engine() *Engine { return c.engine }
@@ -310,5 +313,5 @@ func (c *Call) Multiplexed() {
 // ReadsHeader reports whether the header of a response is read or changed.
 func (c *Call) ReadsHeader() bool {
 	return c.backend != nil && c.backend.Response != nil ||
-		c.rule != nil && len(c.host.policy(c.rule).Config().RetriableHeaders) > 0
+		c.rule != nil && len(c.rule.Route.Retry.RetriableHeaders) > 0
 }

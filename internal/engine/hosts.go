@@ -41,6 +41,9 @@ type host struct {
 	// mine says that the host belongs to the mesh if discovery knows it; a host that is Known belongs in any case.
 	mine bool
 
+	// documents are those that the rules come from, in their order; only if calls are observed.
+	documents []string
+
 	// protection is what the program asked for, beside the documents; nil for nothing. The retry policies that it changes
 	// are kept by the rule they belong to.
 	protection *Protection
@@ -78,6 +81,14 @@ func (h *host) deny(now time.Time) {
 	}
 	next.until = now.Add(next.wait)
 	h.denied.CompareAndSwap(last, &next)
+}
+
+// documentOf returns the document that a rule comes from, if one does.
+func (h *host) documentOf(rule *route.Rule) string {
+	if rule.Index < len(h.documents) {
+		return h.documents[rule.Index]
+	}
+	return "" // the defaults
 }
 
 // policy returns the retry policy of a rule, with what the host's protection adds.
@@ -156,6 +167,12 @@ func (c *hostCache) get(scheme, authority string) *host {
 	}
 	h.port, _ = strconv.Atoi(port)
 	h.protection = c.engine.protection(c.plan, h.HostPlan)
+	if c.engine.Observed() && h.Routes != nil {
+		h.documents = make([]string, h.Routes.Len())
+		for i := range h.documents {
+			h.documents[i] = h.Origin(h.Routes.Rule(i), -1).Document
+		}
+	}
 	h.mine = h.Known || c.engine.mayOwn(scheme, authority) // which may ask a Proxy function, so no lock is held yet
 	if len(authority) > longestCached {
 		return h

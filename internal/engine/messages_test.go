@@ -48,7 +48,7 @@ func send(ctx context.Context, e *engine.Engine, host, path string, header map[s
 	if err != nil {
 		return "", nil, err
 	}
-	m.End(0, nil)
+	m.End(0, nil, nil)
 	return m.reply, refused, nil
 }
 
@@ -77,7 +77,7 @@ func (m *message) Mirror(rule *route.Rule) {
 			c.Begin(ctx, m.Engine(), engine.Copied, nil)
 			_, err := c.Serve(c.Context(), &engine.Request{Host: "shop"}, to.Target, c)
 			if err == nil {
-				c.End(0, nil)
+				c.End(0, nil, nil)
 			}
 			return err
 		}, nil
@@ -194,7 +194,8 @@ type ends struct {
 	all []engine.CallEnd
 }
 
-func (e *ends) Attempt(ctx context.Context, _ engine.AttemptStart) (context.Context, engine.AttemptObserver) {
+func (e *ends) Attempt(ctx context.Context, _ *engine.Attempt, _ int, _ map[string][]string, _ engine.HeaderSetter) (
+	context.Context, engine.AttemptObserver) {
 	return ctx, nil
 }
 

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/breaker"
@@ -47,8 +48,9 @@ type CallStart struct {
 
 // CallObserver is told of one call.
 type CallObserver interface {
-	// Attempt is told that an endpoint has been chosen for an attempt.
-	Attempt(ctx context.Context, start AttemptStart) (context.Context, AttemptObserver)
+	// Attempt is told that an endpoint has been chosen for the n-th attempt. Header is what will be sent. It is not changed
+	// itself: it may be the caller's. Sent is nil unless observers set headers.
+	Attempt(ctx context.Context, a *Attempt, n int, header map[string][]string, sent HeaderSetter) (context.Context, AttemptObserver)
 
 	// Answered is told the header of an answer that is not that of an endpoint of the mesh.
 	Answered(header map[string][]string)
@@ -130,19 +132,6 @@ type AttemptEnd struct {
 	Duration   time.Duration
 }
 
-// AttemptStart is how an attempt begins. Document and Route are those of the call, and only there for its first attempt. Header
-// is what will be sent. It is not changed itself: it may be the caller's. Sent is nil unless observers set headers.
-type AttemptStart struct {
-	Document, Route string
-	Target          route.Target
-
-	Number int
-	Peer   Peer
-	Header map[string][]string
-	Sent   HeaderSetter
-	Start  time.Time
-}
-
 // HeaderSetter changes the header of an attempt before it is sent.
 type HeaderSetter interface {
 	// SetHeader sets a header. An empty value removes it.
@@ -168,8 +157,11 @@ type CallEnd struct {
 	BytesSent, BytesReceived int64
 }
 
-// peer returns what is known of the endpoint.
-func (a *Attempt) peer() Peer {
+// Observed reports whether anybody is told of the call.
+func (c *Call) Observed() bool { return c.observer != nil }
+
+// Peer returns what is known of the endpoint.
+func (a *Attempt) Peer() Peer {
 	return Peer{Address: a.endpoint.ID(), Endpoint: a.endpoint.Endpoint(), ID: a.conns.ExpectedID()}
 }
 
@@ -180,11 +172,7 @@ func (a *Attempt) Observe(ctx context.Context, n int, header map[string][]string
 	if c.observer == nil {
 		return ctx
 	}
-	start := AttemptStart{Target: c.target, Number: n, Peer: a.peer(), Header: header, Sent: sent, Start: a.sentAt()}
-	if c.sent == 1 {
-		start.Document, start.Route = c.origin()
-	}
-	ctx, a.observer = c.observer.Attempt(ctx, start)
+	ctx, a.observer = c.observer.Attempt(ctx, a, n, header, sent)
 	return ctx
 }
 
@@ -196,18 +184,25 @@ func (a *Attempt) Header(answer Response) {
 }
 
 func (a *Attempt) observeEnd(peerID string, err error) {
-	a.observer.End(AttemptEnd{
-		PeerID: peerID, Status: int(a.status), GRPCStatus: int(a.grpc) - 1, Err: err, Duration: time.Since(a.sentAt()),
-	})
+	ended := time.Since(a.call.start)
+	took := ended - a.Sent()
+	atomic.StoreInt64(&a.sent, ^int64(ended)) // another goroutine may be ending the call
+	a.observer.End(AttemptEnd{PeerID: peerID, Status: int(a.status), GRPCStatus: int(a.grpc) - 1, Err: err, Duration: took})
 }
 
-func (c *Call) observeEnd(status int, err error) {
+// observeEnd tells the observers that the call has ended, with the attempt last, unless that is nil.
+func (c *Call) observeEnd(status int, err error, last *Attempt) {
 	end := CallEnd{
 		Target: c.target, Outside: c.outside, Status: status, GRPCStatus: int(c.grpc) - 1, Err: err, Flags: c.flags,
-		Attempts: int(c.sent), Stopped: c.stopped, Duration: time.Since(c.start),
+		Attempts: int(c.sent), Stopped: c.stopped,
+	}
+	if last == nil {
+		end.Duration = time.Since(c.start)
+	} else if end.Duration = time.Duration(^atomic.LoadInt64(&last.sent)); end.Duration < 0 { // it has not ended yet
+		end.Duration = time.Since(c.start)
 	}
 	if c.sent == 0 {
-		end.Document, end.Route = c.origin()
+		end.Document, end.Route = c.Origin()
 	}
 	if c.adapter != nil {
 		end.BytesSent, end.BytesReceived = c.adapter.Bytes()
@@ -215,11 +210,11 @@ func (c *Call) observeEnd(status int, err error) {
 	c.observer.End(end)
 }
 
-// origin returns the document and the route that the call follows, as far as there are any.
-func (c *Call) origin() (document, route string) {
+// Origin returns the document and the route that the call follows, as far as there are any.
+func (c *Call) Origin() (document, route string) {
 	switch {
 	case c.rule != nil:
-		return c.host.Origin(c.rule, int(c.match)).Document, c.rule.Route.Name
+		return c.host.documentOf(c.rule), c.rule.Route.Name
 	case c.host != nil:
 		return c.host.Document, ""
 	}

@@ -44,7 +44,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		req = c.withDeadline(req, n)
 		deadline.SetHeader(req.Header, at)
 	}
-	if c.observed != nil {
+	if c.Observed() {
 		req = c.observe(t, req, n, n > 1 || limited)
 	}
 	c.sent = req
@@ -60,8 +60,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		t.Multiplexed()
 	}
 	t.Answered(resp.StatusCode)
-	if c.observed != nil {
-		c.observed.answered = true
+	if c.answered = true; c.Observed() {
 		t.Header(engine.Response{
 			Header: resp.Header, Shared: true, Changes: c.setCookie != nil || c.ReadsHeader(),
 			ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
@@ -114,11 +113,11 @@ func (o *outgoing) Header() map[string][]string { return o.header }
 // observe tells the observers that the attempt begins. It returns the request to send. own says that its header is nobody
 // else's.
 func (c *call) observe(t *try, req *http.Request, n int, own bool) *http.Request {
-	o := c.observed.first
-	if o == nil {
+	if c.observed == nil || c.observed.first == nil {
 		t.Observe(req.Context(), n, req.Header, nil)
 		return req
 	}
+	o := c.observed.first
 	if n > 1 {
 		o = new(outgoing)
 	}

@@ -58,40 +58,32 @@ func (t *Transport) mirror(to *route.Mirror, req *http.Request) (*http.Response,
 // usually is the only one.
 type call struct {
 	engine.Call
-	req    *http.Request  // the caller's
-	out    *http.Request  // what is sent: a copy, or req itself
-	sent   *http.Request  // lately; nil as long as its body is to be closed here
-	resp   *http.Response // of the server; later what the caller was given, if that is gRPC's
-	tries  int32          // attempts begun
-	status int32          // of what the caller was given
+	req      *http.Request  // the caller's
+	out      *http.Request  // what is sent: a copy, or req itself
+	sent     *http.Request  // lately; nil as long as its body is to be closed here
+	resp     *http.Response // of the server; later what the caller was given, if that is gRPC's
+	tries    int32          // attempts begun
+	status   int16          // of what the caller was given
+	answered bool           // by somebody else than us
 
 	body      body.Reader
 	setCookie *string // for a request that came without the cookie of its hash key
 
 	first    try
-	observed *observed // nil if nobody is told of the call
+	observed *observed // nil for most calls, even if observers are told of them
 }
 
-// observed is what is kept of a call for observers.
+// observed is what only observers of some calls need.
 type observed struct {
 	body     *body.Counter                // of the request; nil if the length is known
-	answered bool                         // by somebody else than us
 	upgraded interface{ Written() int64 } // the body of a response that can be written to; mostly nil
 	first    *outgoing                    // of the first attempt; nil unless observers set headers
 }
 
-// newCall returns the call that req describes.
+// newCall returns the call that req describes. Larger ones than call are allocated in a way that costs more.
 func newCall(e *engine.Engine, req *http.Request) *call {
-	switch {
-	case !e.Observed():
+	if !e.HeadersObserved() {
 		return &call{req: req}
-	case !e.HeadersObserved():
-		c := &struct {
-			call
-			observed observed
-		}{}
-		c.call.req, c.call.observed = req, &c.observed
-		return &c.call
 	}
 	c := &struct {
 		call
@@ -100,6 +92,14 @@ func newCall(e *engine.Engine, req *http.Request) *call {
 	}{}
 	c.call.req, c.call.observed, c.observed.first = req, &c.observed, &c.first
 	return &c.call
+}
+
+// forObservers returns what is kept for the observers of the call.
+func (c *call) forObservers() *observed {
+	if c.observed == nil {
+		c.observed = new(observed)
+	}
+	return c.observed
 }
 
 var (
@@ -134,15 +134,16 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 		c.edit(resp)
 	}
 	attempt.Restore(resp, c.req, int(c.tries))
-	if c.status, c.resp = int32(resp.StatusCode), resp; !e.Observed() || !isGRPC(resp) {
-		c.resp = nil // nothing is read of it after this
+	c.status = int16(resp.StatusCode)
+	if c.resp = nil; c.Observed() && (answer != nil || c.tries != 1 || c.first.grpc != nil) && isGRPC(resp) {
+		c.resp = resp // which has its status at its end
 	}
-	if c.observed != nil {
+	if c.Observed() {
 		c.body.Count()
 	}
 	c.body.Attach(resp, c)
-	if resp.StatusCode == http.StatusSwitchingProtocols && c.observed != nil {
-		c.observed.upgraded, _ = resp.Body.(interface{ Written() int64 })
+	if resp.StatusCode == http.StatusSwitchingProtocols && c.Observed() {
+		c.forObservers().upgraded, _ = resp.Body.(interface{ Written() int64 })
 	}
 	if limits := c.Limits(); limits != nil {
 		limits.Watch(resp) // outside, since End asks whether they have ended the call
@@ -166,7 +167,11 @@ func (c *call) End(err error) {
 	if code, ok := grpcCode(c.resp); ok {
 		c.GRPC(code)
 	}
-	c.Call.End(int(c.status), err)
+	var last *engine.Attempt
+	if c.tries == 1 {
+		last = &c.first.Attempt // whose body, beneath that of the call, has just ended
+	}
+	c.Call.End(int(c.status), err, last)
 }
 
 // request returns the caller's request with the context ctx: the request itself if that is the one it has, unless its body is
@@ -181,29 +186,29 @@ func (c *call) request(ctx context.Context) *http.Request {
 
 // counted returns the request with a body that is counted, if observers want to know its length and it is not announced.
 func (c *call) counted(req *http.Request) *http.Request {
-	if c.observed == nil || req.Body == nil || req.Body == http.NoBody || req.ContentLength > 0 {
+	if !c.Observed() || req.Body == nil || req.Body == http.NoBody || req.ContentLength > 0 {
 		return req
 	}
 	if req == c.req {
 		req = c.copied()
 	}
-	c.observed.body = &body.Counter{ReadCloser: req.Body}
-	req.Body = c.observed.body
+	counter := &body.Counter{ReadCloser: req.Body}
+	c.forObservers().body, req.Body = counter, counter
 	return req
 }
 
 // Bytes implements engine.Adapter. A body of known length was sent if there was an answer.
 func (c *call) Bytes() (sent, received int64) {
-	switch {
-	case c.observed == nil:
-		return 0, 0
-	case c.observed.body != nil:
-		sent = c.observed.body.Bytes()
-	case c.observed.answered:
+	if c.answered {
 		sent = max(0, c.req.ContentLength)
 	}
-	if c.observed.upgraded != nil {
-		sent += c.observed.upgraded.Written()
+	if o := c.observed; o != nil {
+		if o.body != nil {
+			sent = o.body.Bytes()
+		}
+		if o.upgraded != nil {
+			sent += o.upgraded.Written()
+		}
 	}
 	return sent, c.body.Bytes()
 }
@@ -212,9 +217,7 @@ func (c *call) Bytes() (sent, received int64) {
 func (c *call) Outside(ctx context.Context) (err error) {
 	c.sent = c.request(ctx)
 	c.resp, err = c.Engine().Template().Outside().RoundTrip(c.sent)
-	if c.observed != nil {
-		c.observed.answered = err == nil
-	}
+	c.answered = err == nil
 	return err
 }
 
