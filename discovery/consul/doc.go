@@ -22,7 +22,8 @@
 // The labels of an endpoint are the metadata of its service and its tags: the tag "version=v1" is the label version, and the tag
 // "canary" is the label of that name with an empty value. The locality is that of the service or of the agent, or else what the
 // metadata of the node says under region, zone and subzone. The service account is the name of the service, for native services
-// of Connect and for sidecars. The record ([discovery.Endpoint].Record) is the *api.ServiceEntry, without indexes and without the
+// of Connect and for sidecars; these also get the label security.istio.io/tlsMode=istio, by which a mesh with an identity knows to
+// use mTLS. The record ([discovery.Endpoint].Record) is the *api.ServiceEntry, without indexes and without the
 // output of checks; its pointer stays while it says the same.
 //
 // # What is read, and how often

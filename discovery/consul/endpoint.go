@@ -20,6 +20,9 @@ import (
 const (
 	queryInterval = 10 * time.Second // of prepared queries, which do not block
 	mostWeight    = 128              // to Envoy, and so to the sidecars of Consul
+
+	// tlsMode is the label that tells a mesh that an endpoint takes its mTLS. It is Istio's.
+	tlsMode = "security.istio.io/tlsMode"
 )
 
 type entries = []*api.ServiceEntry
@@ -167,6 +170,12 @@ func endpointOf(entry *api.ServiceEntry) (discovery.Endpoint, bool) {
 		e.ServiceAccount = s.Proxy.DestinationServiceName
 	case s.Connect != nil && s.Connect.Native:
 		e.ServiceAccount = s.Service
+	}
+	if _, said := e.Labels[tlsMode]; e.ServiceAccount != "" && !said {
+		if e.Labels == nil {
+			e.Labels = make(map[string]string)
+		}
+		e.Labels[tlsMode] = "istio"
 	}
 	return e, healthy
 }

@@ -193,7 +193,7 @@ func TestEndpoint(t *testing.T) {
 			instance("a", 80, func(e *api.ServiceEntry) {
 				e.Service.Service, e.Service.Connect = "Web", &api.AgentServiceConnect{Native: true}
 			}), true,
-			&discovery.Endpoint{Address: "10.0.0.1", Port: 80, Weight: 1, ServiceAccount: "Web"},
+			&discovery.Endpoint{Address: "10.0.0.1", Port: 80, Weight: 1, ServiceAccount: "Web", Labels: map[string]string{"security.istio.io/tlsMode": "istio"}},
 		},
 		{
 			"a sidecar",
@@ -201,7 +201,7 @@ func TestEndpoint(t *testing.T) {
 				e.Service.Kind, e.Service.Service = api.ServiceKindConnectProxy, "web-sidecar-proxy"
 				e.Service.Proxy = &api.AgentServiceConnectProxyConfig{DestinationServiceName: "web"}
 			}), true,
-			&discovery.Endpoint{Address: "10.0.0.1", Port: 20000, Weight: 1, ServiceAccount: "web"},
+			&discovery.Endpoint{Address: "10.0.0.1", Port: 20000, Weight: 1, ServiceAccount: "web", Labels: map[string]string{"security.istio.io/tlsMode": "istio"}},
 		},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -309,6 +309,18 @@ func (c *cluster) multiplexed() {
 
 var errDiscoverySlow = errors.New("discovery has not answered in time")
 
+// identified describes the endpoints again: whom they are expected to be depends on the form of the own identity.
+func (c *cluster) identified() {
+	c.updating.Lock()
+	defer c.updating.Unlock()
+	if c.calls.Load()&clusterGone != 0 {
+		return
+	}
+	for _, h := range c.balancer.Hosts() {
+		c.describe(h, h.Value().(*endpoint))
+	}
+}
+
 // update takes a set of endpoints from discovery.
 func (c *cluster) update(endpoints []discovery.Endpoint) {
 	chosen := slices.Clone(balancer.Subset(endpoints, c.config.Subset))

@@ -88,7 +88,11 @@ func (e *Engine) Identify(identity *tlsid.Keeper, trustDomain string) {
 
 // Rotate has new calls use new connections wherever the identity was presented.
 func (e *Engine) Rotate() {
-	for _, c := range e.view.Load().clusters {
+	e.mu.Lock() // a cluster that is being made would be missed
+	clusters := e.view.Load().clusters
+	e.mu.Unlock()
+	for _, c := range clusters {
+		c.identified()
 		c.sockets.Rotate()
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/connectid"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
@@ -69,6 +70,13 @@ func (c *cluster) mutual(e *discovery.Endpoint) (sockets.Security, error) {
 		return s, nil
 	}
 	namespace, account, both := strings.Cut(e.ServiceAccount, "/")
+	if domain, ok := c.engine.connect(); ok && e.ServiceAccount != "" {
+		if !both {
+			namespace, account = connectid.Namespace, e.ServiceAccount
+		}
+		expected, err := tlsid.ExpectConnect(domain, namespace, account)
+		return sockets.Security{Kind: sockets.Mutual, Expected: expected}, err
+	}
 	if !both {
 		namespace, account = c.config.service.Namespace, e.ServiceAccount
 	}
@@ -84,6 +92,17 @@ func (c *cluster) mutual(e *discovery.Endpoint) (sockets.Security, error) {
 		return sockets.Security{}, fmt.Errorf("service account %q: %w", e.ServiceAccount, err)
 	}
 	return sockets.Security{Kind: sockets.Mutual, Expected: tlsid.Expect(id), Only: id.String()}, nil
+}
+
+// connect returns the trust domain of the own identity, and whether Consul Connect issued it: then its peers have IDs of the
+// same form.
+func (e *Engine) connect() (spiffeid.TrustDomain, bool) {
+	own, _ := e.identity.Latest()
+	if own == nil {
+		return spiffeid.TrustDomain{}, false
+	}
+	_, _, ok := connectid.Parse(own.ID().Path())
+	return own.TrustDomain(), ok
 }
 
 // tlsConfig returns the configuration of the handshakes of a security, nil for none.
