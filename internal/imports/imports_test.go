@@ -73,7 +73,7 @@ func speaksGRPC(name string) bool {
 
 // layers are useful alone: none reaches documents, the assembly, or a layer that stands above it.
 var layers = []string{"/discovery", "/discovery/consul", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault", "/policy/route",
-	"/policy/authz", "/policy/jwt", "/policy/telemetry", "/policy/telemetry/cel", "/tlsid", "/tracing"}
+	"/policy/authz", "/policy/jwt", "/policy/telemetry", "/policy/telemetry/cel", "/tlsid", "/tlsid/consul", "/tracing"}
 
 // forTests are the packages that nothing but tests imports.
 var forTests = []string{"/internal/await", "/internal/leak", "/internal/memnet", "/internal/meshtest", "/internal/grpctest",
