@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os/exec"
@@ -147,17 +148,20 @@ func get(ctx context.Context, url string) ([]byte, error) {
 	return data, err
 }
 
-// free returns n addresses on which nothing listens.
+// free returns n addresses on which nothing listens. Their ports are not among those that the kernel gives to connections, which
+// would take them from a server that is down for a while: those who dial it in vain connect to themselves at last.
 func free(t testing.TB, n int) []string {
 	t.Helper()
 	var all []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
+	for tries := 0; len(all) < n; tries++ {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000)))
+		switch {
+		case err == nil:
+			defer l.Close() // when all are known, so that they differ
+			all = append(all, l.Addr().String())
+		case tries > 100*n:
 			t.Fatal(err)
 		}
-		defer l.Close() // when all are known, so that they differ
-		all = append(all, l.Addr().String())
 	}
 	return all
 }
