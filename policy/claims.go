@@ -111,6 +111,7 @@ func (h HostPlan) Origin(e *route.Rule, match int) Origin {
 	if from.by != nil {
 		at := h.plan.places[from.by]
 		o.File, o.Line = at.file, at.line
+	} else if h.claim == nil { // a service without entries of its own
 	} else if v := h.claim.virtual; from.document != "" && v != nil {
 		o.File, o.Line = h.claim.at.file, h.claim.at.line
 		if o.Route >= 0 {

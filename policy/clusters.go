@@ -115,6 +115,9 @@ func (c *compiler) readDestination(doc *yamldoc.Document, r *reading, is *istio.
 // target has a port.
 func (p *Plan) Cluster(t route.Target) Cluster {
 	host := p.canonical(hostname(t.Host))
+	if of, ok := p.governs(host); ok {
+		return p.governed(of, t)
+	}
 	r := p.rule(host)
 	c := Cluster{Missing: t.Subset != ""}
 	if r != nil {

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
@@ -70,11 +71,13 @@ func compile(last *Plan, sources []Source, w Workload) *compiler {
 	oldestFirst(c.entries)
 	c.services()
 	c.serviceEntries()
+	c.configEntries()
 	c.destinationRules()
 	c.certificateNames()
 	c.trafficSplits()
 	c.serviceProfiles()
 	c.virtualServices()
+	c.disputed()
 	c.combine()
 	c.subsets()
 	c.peerAuthentications()
@@ -169,6 +172,8 @@ type compiler struct {
 	peers       []decoded[istio.PeerAuthentication]
 	access      []decoded[access]
 	reports     []decoded[reporting]
+
+	entriesOfConsul []decoded[consul.Entry]
 
 	// What else applies to the calls to a host, besides its VirtualService.
 	profiles map[string]*linkerd.Profile

@@ -42,6 +42,10 @@ func (w Workload) Or(defaults Workload) Workload {
 	if w.Expressions == nil {
 		w.Expressions = defaults.Expressions
 	}
+	if w.Filters == nil {
+		w.Filters = defaults.Filters
+	}
+	w.Service = cmp.Or(w.Service, defaults.Service)
 	w.Unlabelled = w.Unlabelled || defaults.Unlabelled
 	if w.Labels == nil {
 		w.Labels = defaults.Labels

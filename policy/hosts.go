@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
@@ -91,6 +92,9 @@ func (p *Plan) Host(authority string) HostPlan {
 	name := p.canonical(asked)
 	known := p.knows(name)
 	if name != asked && !known {
+		if _, ok := p.governs(name); ok {
+			return p.host(name, portOf(authority))
+		}
 		return HostPlan{Service: p.service(name)}
 	}
 	h := p.host(name, portOf(authority))
@@ -101,6 +105,11 @@ func (p *Plan) Host(authority string) HostPlan {
 // host returns what the plan says about a host by its full name.
 func (p *Plan) host(name string, port int) HostPlan {
 	h := HostPlan{Service: p.service(name)}
+	if of, ok := p.governs(name); ok && of.Datacenter == "" {
+		b := p.chainOf(of.Service).built(p)
+		h.Document, h.Routes, h.from, h.plan = b.name, b.routes, b, p
+		return h
+	}
 	if c := p.claims.find(name).of(port); c != nil {
 		b := p.built(c)
 		h.Document, h.Routes, h.from, h.claim, h.plan = b.name, b.routes, b, c, p
@@ -159,7 +168,7 @@ func (p *Plan) canonical(name string) string {
 		}
 		return full
 	case strings.Contains(rest, "."):
-		return name
+		return p.ofConsul(name)
 	}
 	full = name + ".svc" + cluster
 	switch {
@@ -169,6 +178,22 @@ func (p *Plan) canonical(name string) string {
 		return full
 	}
 	return name
+}
+
+// ofConsul returns the full name of a service that is named as in the DNS of Consul, if config entries govern it.
+func (p *Plan) ofConsul(name string) string {
+	short, ok := strings.CutSuffix(name, ".service.consul")
+	if !ok {
+		short, ok = strings.CutSuffix(name, ".virtual.consul")
+	}
+	if !ok || strings.Contains(short, ".") {
+		return name
+	}
+	host := p.hostOf(consul.Target{Service: short})
+	if _, ok := p.governs(host); !ok {
+		return name
+	}
+	return host
 }
 
 // knows says that a document is about the host of this very name or about all services of its namespace. A wildcard that

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
@@ -49,6 +50,10 @@ func apis() map[string]api {
 	gateway["Gateway"], gateway["GatewayClass"] = meaningless, meaningless
 	specs := kinds(refused, "TCPRoute", "UDPRoute")
 	specs["HTTPRouteGroup"] = enforced
+	consuls := kinds(refused, consul.OtherObjects...)
+	for object, kind := range consul.Objects {
+		consuls[object] = stateOf(kind)
+	}
 	alpha := []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"}
 	return map[string]api{
 		"":                    {[]string{"v1"}, kinds(enforced, "Service")},
@@ -63,6 +68,7 @@ func apis() map[string]api {
 		smi.SpecsGroup:              {alpha, specs},
 		"access.smi-spec.io":        {kinds: kinds(refused, "TrafficTarget")},
 		"gateway.networking.k8s.io": {kinds: gateway},
+		consul.Group:                {[]string{"v1alpha1"}, consuls},
 	}
 }
 
@@ -104,6 +110,32 @@ func lookUp(apis map[string]api, group, version, kind string) (state, string) {
 	return unknown, fmt.Sprintf("unknown kind %q of %s%s", kind, group, hint)
 }
 
+// stateOf says what becomes of a kind of Consul's config entries.
+func stateOf(kind string) state {
+	switch {
+	case kind == consul.ServiceIntentionsKind || slices.Contains(consul.Others, kind):
+		return refused
+	case slices.Contains(slices.Collect(maps.Values(consul.Objects)), kind):
+		return enforced
+	}
+	return unknown
+}
+
+// lookUpEntry is lookUp for the kind of a config entry of Consul.
+func lookUpEntry(kind string) (state, string) {
+	switch s := stateOf(kind); s {
+	case unknown:
+		hint := ""
+		if near := yamldoc.Closest(kind, slices.Sorted(maps.Values(consul.Objects))); near != "" {
+			hint = ", did you mean " + near + "?"
+		}
+		return unknown, fmt.Sprintf("unknown kind %q of Consul's config entries%s", kind, hint)
+	case refused:
+		return refused, kind + " is not enforced yet"
+	}
+	return enforced, ""
+}
+
 // kubernetes says that a group belongs to Kubernetes itself.
 func kubernetes(group string) bool {
 	switch group {
@@ -116,7 +148,7 @@ func kubernetes(group string) bool {
 // foreign reports whether a group belongs to an extension of Kubernetes, whose names have dots, that has nothing to do with a
 // mesh. Folders often hold such documents too: certificates, monitors, rollouts.
 func foreign(group string) bool {
-	for _, mesh := range []string{"istio.io", "linkerd.io", "smi-spec.io"} {
+	for _, mesh := range []string{"istio.io", "linkerd.io", "smi-spec.io", consul.Group} {
 		if group == mesh || strings.HasSuffix(group, "."+mesh) {
 			return false
 		}

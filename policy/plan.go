@@ -54,6 +54,19 @@ type Workload struct {
 	// Expressions compiles the expressions of Telemetry documents: that of policy/telemetry/cel. Documents with an expression
 	// are an error without it.
 	Expressions telemetry.Expressions
+
+	// Service is the name of the Consul service that the process is an instance of, whose service-intentions and (as a caller)
+	// service-defaults apply. Empty means that of a Connect identity, else none.
+	Service string
+
+	// Filters compiles the filters of the subsets in service-resolver entries of Consul: that of policy/consul. Subsets with a
+	// filter are an error without it.
+	Filters interface {
+		// Compile returns what says whether an endpoint meets an expression and, with onlyPassing, has no check in the state
+		// warning. An empty expression is met by all. The error says what is wrong with the expression. The function must be
+		// safe for concurrent use.
+		Compile(expression string, onlyPassing bool) (func(*discovery.Endpoint) bool, error)
+	}
 }
 
 // Plan is a set of documents, compiled for one workload. It is immutable and safe for concurrent use.
@@ -68,6 +81,8 @@ type Plan struct {
 	budgets map[string]retry.BudgetConfig // by host
 	retries retry.Config
 	places  map[any]place // of splits and profiles, by what they say
+
+	consul *governed // what config entries of Consul say; nil without any
 
 	peers   map[string]*PeerRules // by namespace, as far as there are rules
 	inbound *Inbound

@@ -2,12 +2,14 @@ package policy
 
 import (
 	"cmp"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
@@ -185,6 +187,9 @@ func (c *compiler) take(file string, doc *yamldoc.Document, r *reading) *reading
 		c.kubernetes = append(c.kubernetes, decoded[served]{d, is})
 	case *istio.PeerAuthentication:
 		c.peers = append(c.peers, decoded[istio.PeerAuthentication]{d, is})
+	case *consul.Entry:
+		doc.Loosen()
+		c.entriesOfConsul = append(c.entriesOfConsul, decoded[consul.Entry]{d, is})
 	case *reporting:
 		c.reports = append(c.reports, decoded[reporting]{d, is})
 	case *access:
@@ -231,6 +236,10 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	if doc.Failed() {
 		return r
 	}
+	if kind := consul.KindOf(doc); kind != "" {
+		c.readEntryOfConsul(doc, r, kind)
+		return r
+	}
 	version := c.word(doc.Text("apiVersion"))
 	if i := strings.LastIndexByte(version, '/'); i >= 0 {
 		r.group, version = version[:i], version[i+1:]
@@ -238,6 +247,9 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	switch {
 	case r.kind == "" && version == "" && kustomization(file):
 		doc.Warnf("", "a Kustomization has no meaning in-process: it is skipped")
+		return r
+	case r.kind == "" && version == "" && filepath.Ext(file) == ".json":
+		doc.Warnf("", "no document, since it has neither kind nor apiVersion: it is skipped")
 		return r
 	case r.kind == "":
 		doc.Errorf("kind", "missing: say what kind of document this is, such as VirtualService")
@@ -252,6 +264,10 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		return r
 	}
 	state, message := lookUp(c.apis, r.group, version, r.kind)
+	if kind := consul.Objects[r.kind]; state == enforced && r.group == consul.Group {
+		c.readEntryOfConsul(doc, r, kind)
+		return r
+	}
 	switch state {
 	case unknown:
 		doc.Errorf("kind", "%s", message)

@@ -96,6 +96,27 @@ var variants = map[string][]string{
 		`{ports: [{name: http, port: 80}, {name: grpc, port: 8080}]}`,
 		`{ports: [{port: 0}]}`,
 	},
+	"consul.hashicorp.com/v1alpha1 ServiceRouter": {
+		`{routes: [{match: {http: {pathPrefix: /v2}}, destination: {service: y, prefixRewrite: /, requestTimeout: 3s}}]}`,
+		`{routes: [{match: {http: {header: [{name: x, exact: y, invert: true}]}}, destination: {serviceSubset: v1, numRetries: 2, retryOn: [5xx]}}, {destination: {service: z}}]}`,
+		`{routes: [{match: {http: {pathRegex: "("}}}]}`,
+	},
+	"consul.hashicorp.com/v1alpha1 ServiceSplitter": {
+		`{splits: [{weight: 90, serviceSubset: v1}, {weight: 10, service: z}]}`,
+		`{splits: [{weight: 50, service: y}, {weight: 50, service: z}]}`,
+		`{splits: [{weight: 50, service: y}]}`,
+	},
+	"consul.hashicorp.com/v1alpha1 ServiceResolver": {
+		`{subsets: {v1: {}}, defaultSubset: v1, failover: {"*": {service: z}}}`,
+		`{subsets: {v1: {}, v2: {}}, connectTimeout: 3s, loadBalancer: {policy: maglev, hashPolicies: [{field: header, fieldValue: x}]}}`,
+		`{redirect: {service: z, datacenter: dc2}}`,
+		`{redirect: {}}`,
+	},
+	"consul.hashicorp.com/v1alpha1 ServiceDefaults": {
+		`{protocol: http}`,
+		`{protocol: http, upstreamConfig: {defaults: {limits: {maxConnections: 7}}, overrides: [{name: y, connectTimeoutMs: 7}]}}`,
+		`{protocol: udp}`,
+	},
 	"v1 ConfigMap":                       {`{}`},
 	"networking.istio.io/v1 Gateway":     {`{}`},
 	"networking.istio.io/v1 EnvoyFilter": {`{}`},
@@ -115,6 +136,9 @@ func randomStored(rng *rand.Rand, broken bool) stored {
 		d.spec = rng.IntN(n - 2)
 	}
 	d.namespace = []string{"", "default", "default", "shop", "istio-system"}[rng.IntN(5)]
+	if strings.HasPrefix(d.kind, "consul") {
+		d.namespace = "" // they have none
+	}
 	if strings.HasPrefix(d.kind, "security") && d.namespace == "" {
 		d.namespace = "default"
 	}
@@ -245,7 +269,7 @@ func reloads(t *testing.T, seed uint64) (accepted, refused int) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 1))
 	w := []Workload{
-		{}, {Namespace: "shop", Labels: map[string]string{"app": "web"}}, {Labels: map[string]string{"app": "web"}, TrustDomain: "td", Unlabelled: true},
+		{}, {Namespace: "shop", Labels: map[string]string{"app": "web"}}, {Labels: map[string]string{"app": "web"}, TrustDomain: "td", Unlabelled: true, Service: "x"},
 	}[rng.IntN(3)]
 	var docs []stored
 	var last *Plan
@@ -331,6 +355,12 @@ func samePlan(t *testing.T, got, want *Plan) {
 	equal("the peers", got.peers, want.peers)
 	equal("what is in force", got.inForce, want.inForce)
 	equal("what is inbound", got.inbound, want.inbound)
+	if equal("that there are config entries", got.consul != nil, want.consul != nil); want.consul != nil {
+		equal("the services of Consul", got.consul.services, want.consul.services)
+		for name, c := range want.consul.chains {
+			sameBuilt(t, name, got.consul.chains[name].built(got), c.built(want))
+		}
+	}
 	for host, c := range want.claims.exact {
 		sameClaim(t, host, got, want, got.claims.exact[host], c)
 	}
@@ -370,18 +400,23 @@ func sameClaim(t *testing.T, host string, got, want *Plan, a, b *claim) {
 		if !slices.Equal(a.ports, b.ports) {
 			t.Errorf("%s is claimed at the ports %v, want %v", host, a.ports, b.ports)
 		}
-		x, y := got.built(a), want.built(b)
-		if x.name != y.name || x.routes.Len() != y.routes.Len() || !reflect.DeepEqual(x.origins, y.origins) {
-			t.Errorf("%s is claimed by %s with %d routes of %v, want %s with %d of %v", host, x.name, x.routes.Len(), x.origins, y.name, y.routes.Len(), y.origins)
-			return
-		}
-		for i := range y.routes.Len() {
-			if !reflect.DeepEqual(x.routes.Rule(i).Route, y.routes.Rule(i).Route) {
-				t.Errorf("route %d of %s is\n%+v\nwant\n%+v", i, host, x.routes.Rule(i).Route, y.routes.Rule(i).Route)
-			}
-		}
+		sameBuilt(t, host, got.built(a), want.built(b))
 	}
 	if (a == nil) != (b == nil) {
 		t.Errorf("%s: the chains of claims differ in length", host)
+	}
+}
+
+// sameBuilt compares the routes of a host. Those that come from Consul are told apart by their entries, which are read again.
+func sameBuilt(t *testing.T, host string, x, y *built) {
+	t.Helper()
+	if x.name != y.name || x.routes.Len() != y.routes.Len() || !reflect.DeepEqual(x.origins, y.origins) {
+		t.Errorf("%s is claimed by %s with %d routes of %v, want %s with %d of %v", host, x.name, x.routes.Len(), x.origins, y.name, y.routes.Len(), y.origins)
+		return
+	}
+	for i := range y.routes.Len() {
+		if !reflect.DeepEqual(x.routes.Rule(i).Route, y.routes.Rule(i).Route) {
+			t.Errorf("route %d of %s is\n%+v\nwant\n%+v", i, host, x.routes.Rule(i).Route, y.routes.Rule(i).Route)
+		}
 	}
 }

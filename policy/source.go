@@ -6,7 +6,7 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/folder"
 )
 
-// Source is a stream of YAML documents with the name that findings give it, such as its path.
+// Source is a stream of YAML documents, or one of JSON, with the name that findings give it, such as its path.
 type Source struct {
 	Name string
 	Data []byte
@@ -16,6 +16,8 @@ type Source struct {
 // Hidden files and folders are left out, and so are links to folders. A mounted ConfigMap or Secret, in the folder or
 // deeper, is read through its ..data link as one set: never some files of one version and some of another. Sources are
 // named by path, joined with the path in that folder.
+//
+// Config entries of Consul in files whose names end in .json or .hcl are read by ReadDir of policy/consul.
 //
 // More than 10,000 files and folders, or more than 64 MiB of documents, are an error.
 func ReadDir(path string) ([]Source, error) {

@@ -192,7 +192,14 @@ func (c *compiler) subsets() {
 		return // what the documents say together is not known
 	}
 	p := c.plan
-	lacks := func(t route.Target) bool { return !p.rule(p.canonical(t.Host)).defines(t.Subset) }
+	lacks := func(t route.Target) bool {
+		host := p.canonical(t.Host)
+		if of, ok := p.governs(host); ok {
+			of.Subset = t.Subset
+			return !p.consul.set.Has(of)
+		}
+		return !p.rule(host).defines(t.Subset)
+	}
 	port := func(t route.Target) error {
 		if e := p.entries.find(p.canonical(t.Host)); e != nil {
 			return e.of(t.Host).CheckPort(t.Port)

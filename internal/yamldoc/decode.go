@@ -30,6 +30,21 @@ type Decoder struct {
 	types map[reflect.Type]*structType
 }
 
+// DecodeLoosely is Decode for a document that is written as Consul takes them; see [Document.Loosen]. Keys count in any case
+// and with underscores or without. What is null is not there. Numbers, booleans and durations may be strings, and strings may
+// be numbers and booleans. A list may be written as its only element, and an object as a list of one object; what is a map may
+// be a list of objects that make it together. A whole number as a duration counts nanoseconds. A field that is refused or
+// meaningless may be there as long as it says nothing: the zero value of its type.
+func (dec *Decoder) DecodeLoosely(d *Document, into any) bool {
+	d.Loosen()
+	if d.load(); d.root == nil {
+		return false
+	}
+	w := walk{dec: dec, doc: d, loose: true}
+	w.structure(d.root, reflect.ValueOf(into).Elem())
+	return !w.malformed
+}
+
 // Any takes a value of whatever type, unread.
 type Any struct{}
 
@@ -47,8 +62,9 @@ const (
 type structType struct {
 	fields []field
 	byName map[string]int
-	groups bool // there are oneofs
-	must   bool // there are required fields
+	folded map[string]int // by the names as keyed folds them
+	groups bool           // there are oneofs
+	must   bool           // there are required fields
 }
 
 type field struct {
@@ -93,6 +109,7 @@ type walk struct {
 	doc     *Document
 	path    []part   // where the walk is; rendered only for a problem
 	idle    []string // paths of what has no effect
+	loose   bool     // see DecodeLoosely
 	aliases int      // aliases around the current node
 	aliased int      // nodes reached through aliases
 
@@ -157,7 +174,7 @@ func (w *walk) value(node *yaml.Node, v reflect.Value, f *field) {
 		return
 	}
 	if null(node) {
-		if !f.nullable && v.Type() != anyType {
+		if !f.nullable && v.Type() != anyType && !w.loose {
 			w.errorf(node, "has no value: give it one or remove it")
 		}
 		return
@@ -165,6 +182,9 @@ func (w *walk) value(node *yaml.Node, v reflect.Value, f *field) {
 	if v.Kind() == reflect.Pointer {
 		v.Set(reflect.New(v.Type().Elem()))
 		v = v.Elem()
+	}
+	if w.loose {
+		node = w.loosen(node, v)
 	}
 	switch t := v.Type(); {
 	case t == anyType:
@@ -206,6 +226,9 @@ func (w *walk) structure(node *yaml.Node, v reflect.Value) {
 			continue
 		}
 		n, known := st.byName[key.Value]
+		if !known && w.loose {
+			n, known = st.folded[keyed(key.Value)]
+		}
 		if !known {
 			w.unknown(key, st)
 			continue
@@ -218,12 +241,13 @@ func (w *walk) structure(node *yaml.Node, v reflect.Value) {
 			seen[n] = -key.Line // as if it was not there: an API server prunes it
 		} else {
 			seen[n] = key.Line
-			switch f.state {
-			case Refused:
+			switch state := f.state; {
+			case w.loose && isZero(value):
+			case state == Refused:
 				if !w.lenient() {
 					w.report(key, false, "%s", f.reason)
 				}
-			case Meaningless:
+			case state == Meaningless:
 				w.report(key, true, "%s", f.reason)
 			}
 			w.value(value, v.FieldByIndex(f.index), f)

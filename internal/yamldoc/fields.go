@@ -14,7 +14,7 @@ func (dec *Decoder) structOf(t reflect.Type) *structType {
 	if dec.types == nil {
 		dec.types = make(map[reflect.Type]*structType)
 	}
-	st := &structType{byName: make(map[string]int)}
+	st := &structType{byName: make(map[string]int), folded: make(map[string]int)}
 	for _, sf := range reflect.VisibleFields(t) {
 		tag := sf.Tag.Get("yaml")
 		if tag == "" {
@@ -34,6 +34,7 @@ func (dec *Decoder) structOf(t reflect.Type) *structType {
 		st.must = st.must || f.required
 		st.groups = st.groups || f.oneof != ""
 		st.byName[f.name] = len(st.fields)
+		st.folded[keyed(f.name)] = len(st.fields)
 		st.fields = append(st.fields, f)
 	}
 	dec.types[t] = st

@@ -278,7 +278,7 @@ func (c *chunk) parse() {
 		return
 	}
 	var node, second yaml.Node
-	dec := yaml.NewDecoder(bytes.NewReader(c.data))
+	dec := yaml.NewDecoder(bytes.NewReader(fromJSON(c.data)))
 	if err := dec.Decode(&node); err != nil {
 		if err != io.EOF {
 			c.err = &notYAML{err}

@@ -54,6 +54,7 @@ type Document struct {
 	sum     Sum        // of text
 	root    *yaml.Node // a mapping; nil if the syntax is broken
 	unread  bool       // root is still to be parsed
+	loose   bool       // see Loosen
 	offset  int        // lines of the stream before those the nodes count
 	depth   int        // Lists around the document
 	failed  bool       // a problem is not just a warning
@@ -93,6 +94,9 @@ func (d *Document) report(line int, path string, warning bool, format string, ar
 		d.omitted++
 		return
 	}
+	if d.loose {
+		path = d.spelled(path)
+	}
 	switch {
 	case n < maxProblems:
 		d.Problems = append(d.Problems, Problem{line, path, warning, fmt.Sprintf(format, args...)})
@@ -114,7 +118,7 @@ func (d *Document) LineOf(path string) int {
 		var key string
 		var index, at int
 		key, index, path = step(path)
-		if at, node = child(node, key, index); node != nil {
+		if at, node = d.child(node, key, index); node != nil {
 			line = d.offset + at
 		}
 	}
@@ -122,8 +126,11 @@ func (d *Document) LineOf(path string) int {
 }
 
 // child returns a node of a mapping or sequence, and the line it stands at: for a field that of its key.
-func child(node *yaml.Node, key string, index int) (line int, value *yaml.Node) {
+func (d *Document) child(node *yaml.Node, key string, index int) (line int, value *yaml.Node) {
 	node = target(node)
+	if d.loose {
+		return looseChild(node, key, index)
+	}
 	switch node.Kind {
 	case yaml.MappingNode:
 		for i := 0; i+1 < len(node.Content); i += 2 {
@@ -147,7 +154,7 @@ func (d *Document) find(path string) *yaml.Node {
 		var key string
 		var index int
 		key, index, path = step(path)
-		_, node = child(node, key, index)
+		_, node = d.child(node, key, index)
 	}
 	if node == nil {
 		return nil

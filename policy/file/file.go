@@ -54,6 +54,11 @@ type Watcher struct {
 	// MaxBytes is how large the documents may be together, and so also each. 0 means 64 MiB.
 	MaxBytes int64
 
+	// Formats adds files by how their names end, such as ".hcl", with the function that makes YAML or JSON of them; a nil
+	// function takes them as they are. That of policy/consul has the formats of Consul's config entries. nil means .yaml and
+	// .yml alone.
+	Formats map[string]func(data []byte) ([]byte, error)
+
 	notify func() (*fsnotify.Watcher, error) // nil means fsnotify.NewWatcher
 }
 
@@ -126,9 +131,10 @@ func (w *Watcher) begin() (*session, error) {
 	reader.MaxFiles = orDefault(w.MaxFiles, folder.DefaultMaxFiles)
 	reader.MaxBytes = orDefault(w.MaxBytes, folder.DefaultMaxBytes)
 	reader.FilesRemedy, reader.BytesRemedy = ", or raise MaxFiles", ", or raise MaxBytes"
+	reader.Formats = w.Formats
 	s := &session{
 		Reader:   *reader,
-		notifier: notifier{open: w.notify},
+		notifier: notifier{open: w.notify, document: reader.Document},
 		debounce: orDefault(w.Debounce, defaultDebounce),
 		poll:     orDefault(w.Poll, defaultPoll),
 	}

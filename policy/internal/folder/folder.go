@@ -24,6 +24,9 @@ type File struct {
 	Data []byte
 }
 
+// Format makes documents of the content of a file. Its error begins with the line, as "3: ".
+type Format = func(data []byte) ([]byte, error)
+
 // Place is a file or folder: its name for people and its absolute path, with no link in it once it is resolved.
 type Place struct {
 	Name, Path string
@@ -37,6 +40,9 @@ type Reader struct {
 
 	// FilesRemedy and BytesRemedy end the errors of these bounds, as ", or raise MaxFiles".
 	FilesRemedy, BytesRemedy string
+
+	// Formats makes YAML or JSON of what files have whose names end so, such as ".hcl". A nil function takes it as it is.
+	Formats map[string]Format
 
 	// Once says that a root may also be what can only be read once, such as a pipe.
 	Once bool
@@ -105,6 +111,11 @@ func (r *Reader) Read(l *Layout) ([]File, error) {
 			return nil, unreadable(document.Name, err)
 		}
 		left -= int64(len(data))
+		if convert := r.Formats[filepath.Ext(document.Name)]; convert != nil {
+			if data, err = convert(data); err != nil {
+				return nil, fmt.Errorf("%s:%w", document.Name, err)
+			}
+		}
 		sources = append(sources, File{Name: document.Name, Data: data})
 	}
 	return sources, nil

@@ -95,7 +95,7 @@ func (l *Layout) walk(name, path string) error {
 			if err := l.walk(name, e.path); err != nil {
 				return err
 			}
-		case Document(e.name):
+		case l.reader.Document(e.name):
 			if e.link() {
 				if e.path, err = l.resolve(e.path); err != nil {
 					return unreadable(name, err)
@@ -186,9 +186,10 @@ func (l *Layout) list(name, path string) ([]entry, error) {
 func Hidden(name string) bool { return strings.HasPrefix(name, ".") }
 
 // Document says that a file of this name holds documents.
-func Document(name string) bool {
+func (r *Reader) Document(name string) bool {
 	ext := filepath.Ext(name)
-	return ext == ".yaml" || ext == ".yml"
+	_, converted := r.Formats[ext]
+	return ext == ".yaml" || ext == ".yml" || converted
 }
 
 // maxLinks is how many links may follow one another, as on Linux.

@@ -1,0 +1,333 @@
+package policy
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+	"sync/atomic"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/consul"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// governed is what config entries of Consul say. A service of Consul is the service of the same name in the namespace default.
+type governed struct {
+	set      consul.Set
+	services map[string]consul.Target // that entries are about or lead to, by host: without subset
+	chains   map[string]*chain        // by service
+
+	// all says that the entries are also about services that no document names.
+	all bool
+}
+
+// chain is the discovery chain of a service.
+type chain struct {
+	*consul.Chain
+	own  *consul.ServiceDefaults // of the caller
+	name string                  // of the document that it begins with
+	by   any                     // that document, as compiler.of takes it; nil if there is none
+
+	done atomic.Pointer[built] // the routes, compiled for the first request
+}
+
+// readEntryOfConsul reads a document that is a config entry of Consul of a kind.
+func (c *compiler) readEntryOfConsul(doc *yamldoc.Document, r *reading, kind string) {
+	r.kind, r.group, r.namespace = c.word(kind), consul.Group, defaultNamespace
+	doc.Loosen()
+	if r.name == "" {
+		r.name = doc.Text("Name")
+	}
+	state, message := lookUpEntry(kind)
+	if state != enforced {
+		if doc.Errorf("Kind", "%s", message); state == refused {
+			r.is = notEnforced{}
+		}
+		return
+	}
+	w := &c.plan.workload
+	env := consul.Environment{Service: w.Service}
+	if w.Filters != nil {
+		env.Filter = func(expression string, onlyPassing bool) (consul.Predicate, error) {
+			return w.Filters.Compile(expression, onlyPassing)
+		}
+	}
+	if e := consul.Read(&c.dec, doc, kind, &env); e != nil {
+		r.name, r.is = e.Name, e
+		return
+	}
+	r.is = notEnforced{}
+}
+
+// configEntries puts the entries into the plan, with the chains that they make.
+func (c *compiler) configEntries() {
+	if len(c.entriesOfConsul) == 0 {
+		return
+	}
+	p := c.plan
+	g := &governed{services: make(map[string]consul.Target), chains: make(map[string]*chain)}
+	g.set = consul.Set{
+		Routers: make(map[string]*consul.Router), Splitters: make(map[string]*consul.Splitter),
+		Resolvers: make(map[string]*consul.Resolver), Services: make(map[string]*consul.ServiceDefaults),
+	}
+	p.consul = g
+	at := make(map[identity]decoded[consul.Entry], len(c.entriesOfConsul))
+	var names []string
+	failed := false
+	for _, d := range c.entriesOfConsul {
+		failed = failed || d.Failed()
+		at[d.identity] = d
+		switch is := d.is.Is.(type) {
+		case *consul.Router:
+			g.set.Routers[d.name] = is
+		case *consul.Splitter:
+			g.set.Splitters[d.name] = is
+		case *consul.Resolver:
+			g.set.Resolvers[d.name] = is
+		case *consul.ServiceDefaults:
+			g.set.Services[d.name] = is
+		case *consul.ProxyDefaults:
+			g.set.Proxy = is
+			continue
+		default:
+			continue
+		}
+		names = append(names, d.name)
+	}
+	if w := p.workload.Service; w != "" {
+		g.set.Own = g.set.Services[w]
+	}
+	g.all = g.set.Proxy != nil || g.set.Own != nil
+	if failed {
+		return // what the entries say together is not known
+	}
+	slices.Sort(names)
+	names = slices.Compact(names)
+	reported := make(map[consul.Error]bool)
+	for i := 0; i < len(names); i++ { // it grows by the services that chains lead to
+		name := names[i]
+		if g.chains[name] != nil {
+			continue
+		}
+		ch, wrong := c.chain(g, name, at)
+		if wrong != nil {
+			if d, ok := at[identity{wrong.Kind, defaultNamespace, wrong.Name}]; ok && !reported[*wrong] {
+				reported[*wrong] = true
+				at := wrong.Field
+				if at != "" {
+					at = d.is.At + at
+				}
+				d.Errorf(at, "%s", wrong.Message)
+			}
+			continue
+		}
+		g.chains[name] = ch
+		c.govern(consul.Target{Service: name}, at)
+		for _, t := range ch.Targets {
+			c.govern(consul.Target{Service: t.Service, Datacenter: t.Datacenter}, at)
+			if g.chains[t.Service] == nil {
+				names = append(names, t.Service)
+			}
+		}
+	}
+}
+
+// govern notes that entries are about a service, or lead to it.
+func (c *compiler) govern(t consul.Target, at map[identity]decoded[consul.Entry]) {
+	g, host := c.plan.consul, c.plan.hostOf(t)
+	has, known := g.services[host]
+	switch {
+	case !known:
+		g.services[host] = t
+		c.plan.name(host)
+	case has != t:
+		for id, d := range at {
+			if id.name == t.Service {
+				d.Errorf(d.is.NameField(), "%s and %s differ only in case, and are the same host: rename one of them", has.Service, t.Service)
+				return
+			}
+		}
+	}
+}
+
+// chain returns the chain of a service: that of the last plan, if the entries that it was made from are the same.
+func (c *compiler) chain(g *governed, service string, at map[identity]decoded[consul.Entry]) (*chain, *consul.Error) {
+	ch := &chain{own: g.set.Own}
+	for _, kind := range []string{consul.ServiceRouterKind, consul.ServiceSplitterKind, consul.ServiceResolverKind, consul.ServiceDefaultsKind} {
+		if d, ok := at[identity{kind, defaultNamespace, service}]; ok {
+			ch.name, ch.by = d.identity.String(), d.is
+			c.plan.places[ch.by] = d.place()
+			if r, ok := d.is.Is.(*consul.Router); ok {
+				for i := range r.Routes {
+					c.plan.places[&r.Routes[i]] = place{d.file, d.Line + int(d.is.Lines[i])}
+				}
+			}
+			break
+		}
+	}
+	if last := c.last.consul; last != nil {
+		if has := last.chains[service]; has != nil && has.own == g.set.Own && has.by == ch.by && has.name == ch.name && has.Current(&g.set) {
+			return has, nil
+		}
+	}
+	var wrong *consul.Error
+	ch.Chain, wrong = g.set.Chain(service)
+	return ch, wrong
+}
+
+// hostOf returns the host of a target.
+func (p *Plan) hostOf(t consul.Target) string {
+	name := strings.ToLower(t.Service)
+	if t.Datacenter != "" {
+		return name + ".service." + strings.ToLower(t.Datacenter) + ".consul"
+	}
+	return name + "." + defaultNamespace + ".svc." + p.workload.ClusterDomain
+}
+
+// disputed reports services that documents of other dialects are about, too: one of them would have to give way.
+func (c *compiler) disputed() {
+	g := c.plan.consul
+	if g == nil || c.failed() {
+		return
+	}
+	for _, host := range slices.Sorted(maps.Keys(g.services)) {
+		other := c.about(host)
+		if other == nil {
+			continue
+		}
+		service := g.services[host].Service
+		for _, d := range c.entriesOfConsul {
+			own := d.name == service && d.kind != consul.ProxyDefaultsKind && d.kind != consul.MeshKind
+			if ch := g.chains[d.name]; own || ch != nil && ch.by == any(d.is) && slices.ContainsFunc(ch.Targets, func(t consul.Target) bool { return t.Service == service }) {
+				d.Errorf(d.is.NameField(), "%s is a service that %s is about, too (%s:%d): leave it to one of them, since their defaults differ",
+					service, other.identity, other.file, other.Line)
+				break
+			}
+		}
+	}
+}
+
+// about returns a document of another dialect that says how calls to a host are made, nil if there is none.
+func (c *compiler) about(host string) *document {
+	p := c.plan
+	if claim := p.claims.find(host); claim != nil && claim.virtual != nil {
+		return c.of(claim.virtual)
+	}
+	if r := p.rule(host); r != nil {
+		return c.of(r[0])
+	}
+	if e := p.entries.find(host); e != nil {
+		return c.of(e)
+	}
+	if profile := c.profiles[host]; profile != nil {
+		return c.of(profile)
+	}
+	if split := c.splits[host]; split != nil {
+		return c.of(split.by)
+	}
+	return nil
+}
+
+// governs returns the service that a host is, if config entries govern it.
+func (p *Plan) governs(host string) (consul.Target, bool) {
+	g := p.consul
+	if g == nil {
+		return consul.Target{}, false
+	}
+	if of, ok := g.services[host]; ok {
+		return of, true
+	}
+	s := p.service(host)
+	if !g.all || s.Namespace != defaultNamespace || p.claims.find(host) != nil || p.rule(host) != nil || p.entries.find(host) != nil {
+		return consul.Target{}, false
+	}
+	if _, budgeted := p.budgets[host]; budgeted {
+		return consul.Target{}, false
+	}
+	return consul.Target{Service: s.Name}, true
+}
+
+// chainOf returns the chain of a service that is governed.
+func (p *Plan) chainOf(service string) *chain {
+	if ch := p.consul.chains[service]; ch != nil {
+		return ch
+	}
+	// No entry names it: all it has is the defaults, which cannot be wrong.
+	made, _ := p.consul.set.Chain(service)
+	return &chain{Chain: made, own: p.consul.set.Own}
+}
+
+// built returns the routes of a chain.
+func (ch *chain) built(p *Plan) *built {
+	if b := ch.done.Load(); b != nil {
+		return b
+	}
+	set := &p.consul.set
+	routes := ch.Routes(set, func(t consul.Target) route.Target { return p.targetOf(ch.Service, t) })
+	steps := make([]step, len(routes))
+	for i := range routes {
+		leg := &ch.Legs[i]
+		s := step{Route: routes[i], origin: origin{document: ch.name, by: ch.by, index: leg.Index}}
+		if leg.Route != nil {
+			s.by = leg.Route
+		}
+		s.matches = make([]int, len(s.Matches))
+		steps[i] = s
+	}
+	b, err := compileSteps(ch.name, steps)
+	if err != nil {
+		panic("policy: routes that were compiled before are refused: " + err.Error())
+	}
+	if !ch.done.CompareAndSwap(nil, b) {
+		return ch.done.Load() // the addresses of routes identify them
+	}
+	return b
+}
+
+// viaChain parts the name of a subset from that of the chain that calls to it are a part of, where those are made in another way
+// than in the chain of the service itself. No subset has it in its name.
+const viaChain = "~"
+
+// targetOf returns where the calls to a target go, as a part of the chain of a service.
+func (p *Plan) targetOf(service string, t consul.Target) route.Target {
+	out := route.Target{Host: p.hostOf(t), Subset: t.Subset}
+	if service != t.Service && p.consul.set.Apart(service, t.Service) {
+		out.Subset += viaChain + service
+	}
+	return out
+}
+
+// governed returns the policy of a target of a service that config entries govern.
+func (p *Plan) governed(of consul.Target, t route.Target) Cluster {
+	set := &p.consul.set
+	subset, service, apart := strings.Cut(t.Subset, viaChain)
+	if !apart {
+		service = of.Service
+	}
+	of.Subset = subset
+	settings := set.Settings(service, of)
+	c := Cluster{
+		Balancer: settings.Balancer, Pool: settings.Pool, RetryLimit: settings.RetryLimit,
+		Eject: settings.Eject, Outlier: settings.Outlier,
+		UpgradeHTTP2: settings.HTTP2 || p.http2(p.hostOf(of), t.Port),
+	}
+	if key := &c.Balancer.HashKey; key.Source == balancer.SourceIPKey {
+		key.SourceIP = p.workload.Address
+	}
+	c.RetryBudget.Off = true
+	ends := set.Ends(of)
+	if c.Missing = ends == nil; c.Missing {
+		return c
+	}
+	if !reflect.DeepEqual(ends, []consul.Target{of}) {
+		for _, end := range ends {
+			c.Failover = append(c.Failover, p.targetOf(service, end))
+		}
+	}
+	if set.Has(of) {
+		c.Filter.Text, c.Filter.Match = set.Subset(of)
+	}
+	return c
+}

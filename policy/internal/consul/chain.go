@@ -1,0 +1,487 @@
+package consul
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// Set is the entries that there are, by the names of their services.
+type Set struct {
+	Routers   map[string]*Router
+	Splitters map[string]*Splitter
+	Resolvers map[string]*Resolver
+	Services  map[string]*ServiceDefaults
+	Proxy     *ProxyDefaults // nil if there is none
+
+	Own *ServiceDefaults // of the service that the process is an instance of; nil if there is none
+}
+
+// Target is a set of instances.
+type Target struct {
+	Service, Subset, Datacenter string
+}
+
+// Chain is the discovery chain of a service: what becomes of the calls to it.
+type Chain struct {
+	Service  string
+	Protocol string // tcp, http, http2 or grpc
+	Legs     []Leg  // the first that a request takes counts, and the last takes all
+
+	Targets []Target // that it may lead to, those of failover too
+
+	used []lookup
+}
+
+// Leg is a part of a chain: a route, or what there is without a router.
+type Leg struct {
+	Route    *Route // nil: none
+	Index    int    // of the route in its router, or -1
+	Splitter bool   // the calls are divided
+	Shares   []Share
+
+	timeout bool // the chain begins with the resolver: its RequestTimeout counts
+}
+
+// Share is where a part of the calls goes.
+type Share struct {
+	Weight  int // in hundredths of a percent
+	Target  Target
+	Headers route.Headers
+
+	weight            float32
+	request, response *Modifiers
+}
+
+// lookup is an entry, or that there is none, that a chain was made from.
+type lookup struct {
+	kind, name string
+	found      any
+}
+
+// Error is what is wrong with a chain.
+type Error struct {
+	Kind, Name string // of the entry
+	Field      string // in it
+	Message    string
+}
+
+func (e *Error) Error() string { return e.Kind + " " + e.Name + ": " + e.Field + ": " + e.Message }
+
+// Current says that the entries that the chain was made from are those of another set.
+func (c *Chain) Current(set *Set) bool {
+	for _, l := range c.used {
+		if set.look(l.kind, l.name) != l.found {
+			return false
+		}
+	}
+	return true
+}
+
+// look returns the entry of a kind, as a pointer that may be nil.
+func (s *Set) look(kind, name string) any {
+	switch kind {
+	case ServiceRouterKind:
+		return s.Routers[name]
+	case ServiceSplitterKind:
+		return s.Splitters[name]
+	case ServiceResolverKind:
+		return s.Resolvers[name]
+	case ServiceDefaultsKind:
+		return s.Services[name]
+	}
+	return s.Proxy
+}
+
+// Protocol returns the protocol of a service. An entry of its own hides the defaults, even if it names none.
+func (s *Set) Protocol(service string) string {
+	protocol := ""
+	if own := s.Services[service]; own != nil {
+		protocol = own.Protocol
+	} else if s.Proxy != nil {
+		protocol = s.Proxy.Protocol
+	}
+	if protocol == "" {
+		return "tcp"
+	}
+	return protocol
+}
+
+// Chain compiles the chain of a service.
+func (s *Set) Chain(service string) (*Chain, *Error) {
+	c := chainer{Set: s, chain: &Chain{Service: service}, seen: make(map[Target]bool)}
+	if err := c.compile(); err != nil {
+		return nil, err
+	}
+	return c.chain, nil
+}
+
+// chainer is one run of Chain.
+type chainer struct {
+	*Set
+	chain  *Chain
+	splits []string // that are being flattened
+	seen   map[Target]bool
+}
+
+func (c *chainer) uses(kind, name string) {
+	l := lookup{kind, name, c.look(kind, name)}
+	for _, other := range c.chain.used {
+		if other == l {
+			return
+		}
+	}
+	c.chain.used = append(c.chain.used, l)
+}
+
+func (c *chainer) compile() *Error {
+	service := c.chain.Service
+	c.uses(ServiceRouterKind, service)
+	router := c.Routers[service]
+	if router == nil {
+		leg := Leg{Index: -1}
+		if err := c.lead(&leg, Target{Service: service}, place{}); err != nil {
+			return err
+		}
+		leg.timeout = !leg.Splitter
+		c.chain.Legs = []Leg{leg}
+		return nil
+	}
+	from := place{ServiceRouterKind, service, ""}
+	if err := c.speaks(service, from); err != nil {
+		return err
+	}
+	if c.chain.Protocol == "tcp" {
+		return from.errorf("cannot be enforced: the protocol of %s is tcp, which has no requests; set Protocol in a service-defaults entry of it to http, http2 or grpc", service)
+	}
+	for i := range router.Routes {
+		r := &router.Routes[i]
+		leg := Leg{Route: r, Index: i}
+		to, from := Target{Service: service}, place{ServiceRouterKind, service, fmt.Sprintf("Routes[%d].Destination", i)}
+		if d := r.Destination; d != nil {
+			if d.Service != "" {
+				to.Service = d.Service
+			}
+			to.Subset = d.ServiceSubset
+		}
+		if err := c.lead(&leg, to, from); err != nil {
+			return err
+		}
+		c.chain.Legs = append(c.chain.Legs, leg)
+	}
+	rest := Leg{Index: -1}
+	if err := c.lead(&rest, Target{Service: service}, from); err != nil {
+		return err
+	}
+	c.chain.Legs = append(c.chain.Legs, rest)
+	return nil
+}
+
+// place is what leads to something, for errors.
+type place struct{ kind, name, field string }
+
+func (p place) errorf(format string, args ...any) *Error {
+	return &Error{Kind: p.kind, Name: p.name, Field: p.field, Message: fmt.Sprintf(format, args...)}
+}
+
+// speaks notes the protocol of a service, which all services of a chain share.
+func (c *chainer) speaks(service string, from place) *Error {
+	c.uses(ServiceDefaultsKind, service)
+	if c.Services[service] == nil {
+		c.uses(ProxyDefaultsKind, "")
+	}
+	protocol := c.Set.Protocol(service)
+	if c.chain.Protocol == "" {
+		c.chain.Protocol = protocol
+	}
+	if protocol != c.chain.Protocol {
+		return from.errorf("cannot be enforced: the protocol of %s is %s, and that of %s is %s: give them the same in their service-defaults entries",
+			service, protocol, c.chain.Service, c.chain.Protocol)
+	}
+	return nil
+}
+
+// lead fills in where the calls of a leg go.
+func (c *chainer) lead(leg *Leg, to Target, from place) *Error {
+	if to.Subset == "" {
+		shares, err := c.split(to.Service, from)
+		if err != nil {
+			return err
+		}
+		if shares != nil {
+			leg.Splitter, leg.Shares = true, shares
+			for i := range leg.Shares {
+				s := &leg.Shares[i]
+				s.Weight = int(s.weight * 100)
+				s.Headers = route.Headers{Request: s.request.translate(), Response: s.response.translate()}
+			}
+			return nil
+		}
+	}
+	target, err := c.end(to, from)
+	if err != nil {
+		return err
+	}
+	leg.Shares = []Share{{Weight: 100_00, Target: target}}
+	return nil
+}
+
+// split returns the shares of a service that has a splitter, with those of the splitters that it leads to in their place. It
+// returns nil if there is none.
+func (c *chainer) split(service string, from place) ([]Share, *Error) {
+	c.uses(ServiceSplitterKind, service)
+	splitter := c.Splitters[service]
+	if splitter == nil {
+		return nil, nil
+	}
+	for _, outer := range c.splits {
+		if outer == service {
+			return nil, from.errorf("leads in a circle: %s", strings.Join(append(c.splits, service), " -> "))
+		}
+	}
+	from = place{ServiceSplitterKind, service, ""}
+	if err := c.speaks(service, from); err != nil {
+		return nil, err
+	}
+	if c.chain.Protocol == "tcp" {
+		return nil, from.errorf("cannot be enforced: the protocol of %s is tcp, which has no requests; set Protocol in a service-defaults entry of it to http, http2 or grpc", service)
+	}
+	c.splits = append(c.splits, service)
+	defer func() { c.splits = c.splits[:len(c.splits)-1] }()
+	shares := []Share{}
+	for i := range splitter.Splits {
+		split := &splitter.Splits[i]
+		from := place{ServiceSplitterKind, service, fmt.Sprintf("Splits[%d]", i)}
+		weight := normal(float32(split.Weight))
+		to := Target{Service: split.Service, Subset: split.ServiceSubset}
+		if to.Service == "" {
+			to.Service = service
+		}
+		if to.Service != service && to.Subset == "" {
+			inner, err := c.split(to.Service, from)
+			if err != nil {
+				return nil, err
+			}
+			for _, s := range inner {
+				s.weight = normal(weight * s.weight / 100)
+				s.request, s.response = split.RequestHeaders.merge(s.request), s.response.merge(split.ResponseHeaders)
+				shares = append(shares, s)
+			}
+			if inner != nil {
+				if len(shares) > maxShares {
+					return nil, from.errorf("cannot be enforced: the splitters divide the calls into more than %d shares together", maxShares)
+				}
+				continue
+			}
+		}
+		target, err := c.end(to, from)
+		if err != nil {
+			return nil, err
+		}
+		shares = append(shares, Share{Target: target, weight: weight, request: split.RequestHeaders, response: split.ResponseHeaders})
+	}
+	return shares, nil
+}
+
+const maxShares = 10_000
+
+// end returns where the calls to a target end, and has those of its failover, too, among the targets of the chain.
+func (c *chainer) end(to Target, from place) (Target, *Error) {
+	target, err := c.resolve(to, from)
+	if err != nil {
+		return Target{}, err
+	}
+	if c.add(target) {
+		return target, nil
+	}
+	others, err := c.failover(target)
+	for _, other := range others {
+		c.add(other)
+	}
+	return target, err
+}
+
+// add adds a target of the chain, and reports whether it was there already.
+func (c *chainer) add(t Target) (has bool) {
+	if has = c.seen[t]; !has {
+		c.seen[t] = true
+		c.chain.Targets = append(c.chain.Targets, t)
+	}
+	return has
+}
+
+// resolve follows redirects and default subsets.
+func (c *chainer) resolve(t Target, from place) (Target, *Error) {
+	visited := make(map[Target]bool)
+	for {
+		c.uses(ServiceResolverKind, t.Service)
+		if err := c.speaks(t.Service, from); err != nil {
+			return t, err
+		}
+		if visited[t] {
+			return t, from.errorf("leads in a circle: the redirect of %s comes back to it", t.Service)
+		}
+		visited[t] = true
+		r := c.Resolvers[t.Service]
+		if r != nil && r.Redirect != nil {
+			d := r.Redirect
+			if next := t.rewritten(d.Service, d.ServiceSubset, d.Datacenter); next != t {
+				from = place{ServiceResolverKind, t.Service, "Redirect"}
+				t = next
+				continue
+			}
+		}
+		if r != nil && t.Subset == "" && r.DefaultSubset != "" {
+			t.Subset = r.DefaultSubset
+			continue
+		}
+		if !r.has(t.Subset) {
+			return t, from.errorf("cannot be enforced: no service-resolver entry of %s has the subset %s", t.Service, t.Subset)
+		}
+		return t, nil
+	}
+}
+
+// rewritten returns a target with parts of it replaced. A subset is one of its service, and goes with it.
+func (t Target) rewritten(service, subset, datacenter string) Target {
+	if service != "" && service != t.Service {
+		t.Service, t.Subset = service, ""
+	}
+	if subset != "" {
+		t.Subset = subset
+	}
+	if datacenter != "" {
+		t.Datacenter = datacenter
+	}
+	return t
+}
+
+// failover returns the targets that are used in the place of one, which was resolved, while it has no healthy endpoint.
+func (c *chainer) failover(t Target) ([]Target, *Error) {
+	r := c.Resolvers[t.Service]
+	if r == nil {
+		return nil, nil
+	}
+	key := t.Subset
+	f, ok := r.Failover[key]
+	if !ok {
+		key = "*"
+		if f, ok = r.Failover[key]; !ok {
+			return nil, nil
+		}
+	}
+	var next []Target
+	switch {
+	case len(f.Datacenters) > 0:
+		for _, dc := range f.Datacenters {
+			next = append(next, t.rewritten(f.Service, f.ServiceSubset, dc))
+		}
+	case len(f.Targets) > 0:
+		for _, to := range f.Targets {
+			next = append(next, t.rewritten(to.Service, to.ServiceSubset, to.Datacenter))
+		}
+	default:
+		next = append(next, t.rewritten(f.Service, f.ServiceSubset, ""))
+	}
+	from := place{ServiceResolverKind, t.Service, fmt.Sprintf("Failover[%q]", key)}
+	var list []Target
+	for _, to := range next {
+		if to == t {
+			continue
+		}
+		to, err := c.resolve(to, from)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, to)
+	}
+	return list, nil
+}
+
+// Ends returns where calls to a target go: the first target that has healthy endpoints. It must be of a chain that compiles.
+func (s *Set) Ends(t Target) []Target {
+	c := chainer{Set: s, chain: &Chain{Service: t.Service}, seen: make(map[Target]bool)}
+	first, err := c.resolve(t, place{})
+	if err != nil {
+		return nil
+	}
+	others, err := c.failover(first)
+	if err != nil {
+		return nil
+	}
+	list := []Target{first}
+	for _, to := range others {
+		if !c.seen[to] && to != first {
+			c.seen[to] = true
+			list = append(list, to)
+		}
+	}
+	return list
+}
+
+// Has says that a service has a subset.
+func (s *Set) Has(t Target) bool { return s.Resolvers[t.Service].has(t.Subset) }
+
+// Subset returns the filter of the subset of a target, as people read it, and the predicate. It returns nil if all endpoints
+// are in it.
+func (s *Set) Subset(t Target) (text string, predicate Predicate) {
+	r := s.Resolvers[t.Service]
+	if r == nil || t.Subset == "" {
+		return "", nil
+	}
+	subset := r.Subsets[t.Subset]
+	if text = subset.Filter; subset.OnlyPassing {
+		if text != "" {
+			text = "(" + text + ") and "
+		}
+		text += "only passing"
+	}
+	return text, r.predicates[t.Subset]
+}
+
+// Settings returns how calls to a target are made, as part of the chain of a service.
+func (s *Set) Settings(chain string, t Target) Settings {
+	settings := Settings{Balancer: (*LoadBalancer)(nil).config()}
+	settings.Pool.ConnectTimeout = connectTimeout
+	if r := s.Resolvers[t.Service]; r != nil {
+		settings.Balancer = r.LoadBalancer.config()
+		if r.ConnectTimeout.Duration > 0 {
+			settings.Pool.ConnectTimeout = r.ConnectTimeout.Duration
+		}
+	}
+	settings = s.Own.upstream(chain).settings(settings)
+	switch s.Protocol(t.Service) {
+	case "http2", "grpc":
+		settings.HTTP2 = true
+	}
+	return settings
+}
+
+// Apart says that the calls to a service are made in another way in one chain than in another.
+func (s *Set) Apart(chain, other string) bool {
+	a, b := s.Own.upstream(chain).settings(Settings{}), s.Own.upstream(other).settings(Settings{})
+	return a.Pool != b.Pool || a.Eject != b.Eject || a.Outlier != b.Outlier
+}
+
+// Routes returns the routes of a chain. host returns where the calls to a target go.
+func (c *Chain) Routes(set *Set, host func(Target) route.Target) []route.Route {
+	routes := make([]route.Route, len(c.Legs))
+	for i := range c.Legs {
+		leg := &c.Legs[i]
+		out := route.Route{Timeout: requestTimeout, RetryTried: true}
+		switch r := set.Resolvers[leg.Shares[0].Target.Service]; {
+		case c.Protocol == "tcp":
+			out.Timeout = 0
+		case leg.Route != nil:
+			out = leg.Route.Route()
+		case leg.timeout && r != nil && r.RequestTimeout.Duration > 0:
+			out.Timeout = r.RequestTimeout.Duration
+		}
+		for _, share := range leg.Shares {
+			out.Destinations = append(out.Destinations, route.Destination{Target: host(share.Target), Weight: share.Weight, Headers: share.Headers})
+		}
+		routes[i] = out
+	}
+	return routes
+}
