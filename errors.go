@@ -18,9 +18,6 @@ var (
 
 	// ErrNotInMesh is returned for a host that neither a document nor discovery knows: see [WithRegistryOnly].
 	ErrNotInMesh = engine.ErrNotInMesh
-
-	// ErrUnknownSubset is returned for a subset that no DestinationRule defines.
-	ErrUnknownSubset = engine.ErrUnknownSubset
 )
 
 // Error is the error of a failed call. It says where the call was going, which layer ended it, and why.

@@ -91,18 +91,11 @@ func interrupted(ctx context.Context) error {
 	return fmt.Errorf("mesh: New: %w", context.Cause(ctx))
 }
 
-// Client returns an http.Client whose calls go through the mesh. Each call returns a new client, whose Jar,
-// CheckRedirect and Timeout may be set.
+// Client returns an http.Client whose calls go through the mesh. Each call returns a new client, whose Jar, CheckRedirect and
+// Timeout may be set. A client that the program has already goes through the mesh when [Mesh.Transport] is its Transport; the
+// settings of an *http.Transport are kept by [WithTransport].
 func (m *Mesh) Client() *http.Client {
 	return &http.Client{Transport: m.Transport()}
-}
-
-// Wrap returns a copy of client whose calls go through the mesh: its Jar, CheckRedirect and Timeout are kept, its
-// Transport is replaced. To keep the settings of an *http.Transport, give it to [WithTransport].
-func (m *Mesh) Wrap(client *http.Client) *http.Client {
-	wrapped := *client
-	wrapped.Transport = m.Transport()
-	return &wrapped
 }
 
 // Transport returns the mesh as an http.RoundTripper. All calls return the same one. It is safe for concurrent use, and has

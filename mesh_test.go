@@ -21,6 +21,7 @@ import (
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -100,7 +101,7 @@ spec:
 			{"http://api/", "UF,URX", "api.default.svc.cluster.local:80", "endpoint", 3, syscall.ECONNREFUSED},
 			{"http://empty/", "UH", "empty.default.svc.cluster.local:80", "balancer", 0, balancer.ErrNoEndpoints},
 			{"http://failing/", "UO", "failing.default.svc.cluster.local:80", "breaker", 0, breaker.ErrOpen},
-			{"http://subset/", "NC", "api.default.svc.cluster.local:80 subset v9", "route", 0, mesh.ErrUnknownSubset},
+			{"http://subset/", "NC", "api.default.svc.cluster.local:80 subset v9", "route", 0, engine.ErrUnknownSubset},
 			{"http://elsewhere/", "NR", "elsewhere.default.svc.cluster.local", "route", 0, mesh.ErrNotInMesh},
 			{"http://cut/", "UC", "cut.default.svc.cluster.local:80", "endpoint", 1, io.EOF},
 		} {
@@ -563,7 +564,7 @@ spec:
 	}
 }
 
-func TestWrapKeepsTheClientsOwn(t *testing.T) {
+func TestClientKeepsItsOwnSettings(t *testing.T) {
 	noLeaks(t)
 	api := serve(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/login" {
@@ -578,9 +579,13 @@ func TestWrapKeepsTheClientsOwn(t *testing.T) {
 	redirects := 0
 	mine := &http.Client{Jar: jar, Timeout: time.Minute, CheckRedirect: func(*http.Request, []*http.Request) error { redirects++; return nil }}
 	m := newMesh(t, "", mesh.WithDiscovery(discovery.Static{"api": {api}}))
-	c := m.Wrap(mine)
-	if got := get(t, c, "http://api/login").body; got != "true" || redirects != 1 || c.Timeout != time.Minute || mine.Transport != nil {
-		t.Errorf("body %q, %d redirects, timeout %v, own transport %v", got, redirects, c.Timeout, mine.Transport)
+	mine.Transport = m.Transport()
+	if got := get(t, mine, "http://api/login").body; got != "true" || redirects != 1 {
+		t.Errorf("body %q, %d redirects", got, redirects)
+	}
+	one, other := m.Client(), m.Client()
+	if one.Jar = jar; other.Jar != nil || one.Transport != mine.Transport {
+		t.Errorf("clients of a mesh share the jar %v, or have not its transport: %v", other.Jar, one.Transport)
 	}
 }
 
@@ -728,7 +733,7 @@ func TestCookieOfConsistentHash(t *testing.T) {
 		f.Registry.Set("api", f.Add(t, says("a")), f.Add(t, says("b")), f.Add(t, says("c")))
 		m := f.Mesh(t, virtualService("timeout: 1s")+destinationRule("loadBalancer: {consistentHash: {httpCookie: {name: user, path: /, ttl: 60s}}}"))
 		jar, _ := cookiejar.New(nil)
-		c := m.Wrap(&http.Client{Jar: jar})
+		c := &http.Client{Jar: jar, Transport: m.Transport()}
 		first := get(t, c, "http://api/")
 		if set := first.header.Get("Set-Cookie"); !strings.HasPrefix(set, "user=") || !strings.Contains(set, "Max-Age=60") || !strings.Contains(set, "Path=/") {
 			t.Errorf("Set-Cookie: %q", set)

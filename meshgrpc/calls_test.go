@@ -26,6 +26,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/memnet"
@@ -314,7 +315,7 @@ spec: {hosts: [moved], http: [{redirect: {uri: /elsewhere}}]}
 		{"empty", codes.Unavailable, "balancer", balancer.ErrNoEndpoints},
 		{"slow", codes.DeadlineExceeded, "timeout", context.DeadlineExceeded},
 		{"unrouted", codes.Unimplemented, "", nil},
-		{"subset", codes.Unavailable, "route", mesh.ErrUnknownSubset},
+		{"subset", codes.Unavailable, "route", engine.ErrUnknownSubset},
 		{"unknown", codes.Unavailable, "route", mesh.ErrNotInMesh},
 		{"aborted", codes.DataLoss, "", nil},
 		{"ended", codes.Internal, "", nil},
