@@ -1,5 +1,5 @@
-// Package asserted knows the headers with which a peer asserts something about itself or the mesh. From a peer without an
-// identity they are not believed: handlers do not see them, and policies do not either.
+// Package asserted lists the headers with which a peer asserts something about itself or the mesh. They are trusted only from
+// authenticated peers: without an identity, neither handlers nor policies see them.
 package asserted
 
 import (
@@ -7,20 +7,20 @@ import (
 	"strings"
 )
 
-// The headers beside those that begin with x-envoy-.
+// The headers that do not begin with x-envoy-.
 const (
 	ClientCert = "X-Forwarded-Client-Cert"
 	RequestID  = "X-Request-Id"
 )
 
-// The headers with which two peers of a mesh tell each other what they are, for their metrics. Nobody else sees them.
+// The headers with which two peers of a mesh describe themselves to each other, for telemetry. The application does not see them.
 const (
 	PeerMetadata   = "X-Envoy-Peer-Metadata"
 	PeerMetadataID = "X-Envoy-Peer-Metadata-Id"
 )
 
-// Header reports whether name, a key of an http.Header, is such a header, or with underscores is taken for one by CGI and
-// its kin.
+// Header reports whether name, a key of an http.Header, is such a header. It also reports true for names with underscores that CGI and
+// similar interfaces would confuse with one.
 func Header(name string) bool {
 	if strings.IndexByte(name, '_') >= 0 {
 		name = http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))

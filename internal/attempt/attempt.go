@@ -1,5 +1,5 @@
-// Package attempt carries the number of a try in contexts: towards the server, so that no retry is itself retried, and back to
-// the caller, so that the number survives every wrapper.
+// Package attempt carries the number of a try in contexts: to the server, so that a retry is not itself retried, and back to the caller,
+// through all wrappers.
 package attempt
 
 import (
@@ -21,7 +21,7 @@ func Mark(ctx context.Context, n int) context.Context {
 	return context.WithValue(ctx, currentKey{}, n)
 }
 
-// IsRetry reports whether req is a retry already: it says so, or it is made within one.
+// IsRetry reports whether req is already a retry: its header says so, or it is made within one.
 func IsRetry(req *http.Request) bool {
 	if v := req.Header[Header]; len(v) > 0 {
 		if n, err := strconv.Atoi(v[0]); err == nil && n > 1 {
@@ -47,8 +47,8 @@ func Total(resp *http.Response) int {
 	return 1
 }
 
-// Restore makes resp.Request the caller's request again, after a try with a copy of it. The number of tries is kept: it
-// is n, or what the layers below said if n is 1.
+// Restore sets resp.Request to the caller's request after a try with a copy of it. It keeps the number of tries: n, or the number of the
+// layers below if n is 1.
 func Restore(resp *http.Response, req *http.Request, n int) {
 	if n <= 1 {
 		if resp.Request == req {

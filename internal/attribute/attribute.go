@@ -1,10 +1,10 @@
-// Package attribute lists what the expressions of Telemetry documents may ask about a call.
+// Package attribute lists the attributes of a call that expressions of Telemetry documents can use.
 package attribute
 
 // Kind is the type of an attribute.
 type Kind uint8
 
-// The kinds, with the types of Go that they stand for.
+// The kinds, with the Go types of their values.
 const (
 	Text     Kind = iota // string
 	Number               // int64
@@ -14,7 +14,7 @@ const (
 	Labels               // map[string]string
 )
 
-// Variables returns the attributes that expressions may ask about, by name: those of Envoy, as far as calls of a process have them.
+// Variables returns the attributes that expressions can use, by name: those of Envoy's attributes that calls of a process have.
 func Variables() map[string]Kind {
 	v := map[string]Kind{
 		"request.path": Text, "request.url_path": Text, "request.host": Text, "request.method": Text, "request.useragent": Text,

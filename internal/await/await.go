@@ -1,5 +1,4 @@
-// Package await waits in tests for what happens on other goroutines. Its limits are for tests that hang: no test depends
-// on how fast a machine is.
+// Package await waits in tests for other goroutines. Its limits end tests that hang: no test depends on the speed of a machine.
 package await
 
 import (
@@ -7,10 +6,10 @@ import (
 	"time"
 )
 
-// limit is far beyond what anything takes on a machine that is busy with other things.
+// limit is far more than anything takes on a busy machine.
 const limit = time.Minute
 
-// True waits until done reports true, and ends the test with what was expected if it never does.
+// True waits until done returns true. If it never does, the test fails with the text expected.
 func True(t testing.TB, expected string, done func() bool) {
 	t.Helper()
 	if !Done(done) {
@@ -18,7 +17,7 @@ func True(t testing.TB, expected string, done func() bool) {
 	}
 }
 
-// Done waits until done reports true, and reports false if it never does.
+// Done waits until done returns true, and reports false if it never does.
 func Done(done func() bool) bool {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -30,8 +29,8 @@ func Done(done func() bool) bool {
 	return true
 }
 
-// Receive returns what comes from a channel, or the zero value when it is closed. It ends the test with what was expected
-// if nothing ever comes.
+// Receive returns the next value from a channel, or the zero value if it is closed. If nothing comes, the test fails with the text
+// expected.
 func Receive[T any](t testing.TB, expected string, from <-chan T) T {
 	t.Helper()
 	timer := time.NewTimer(limit)

@@ -1,9 +1,9 @@
-// Package base holds what every http.RoundTripper of this module does with the one beneath it.
+// Package base has what the http.RoundTrippers of this module do with their base RoundTripper.
 package base
 
 import "net/http"
 
-// Or returns rt, and http.DefaultTransport if rt is nil.
+// Or returns rt, or http.DefaultTransport if rt is nil.
 func Or(rt http.RoundTripper) http.RoundTripper {
 	if rt == nil {
 		return http.DefaultTransport
@@ -11,7 +11,7 @@ func Or(rt http.RoundTripper) http.RoundTripper {
 	return rt
 }
 
-// CloseIdle closes the idle connections of Or(rt), if it can.
+// CloseIdle closes the idle connections of Or(rt), if it has a method for that.
 func CloseIdle(rt http.RoundTripper) {
 	if closer, ok := Or(rt).(interface{ CloseIdleConnections() }); ok {
 		closer.CloseIdleConnections()

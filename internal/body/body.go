@@ -1,7 +1,7 @@
-// Package body tells a layer when a call is over, and closes the bodies of requests.
+// Package body notifies a layer of the end of a call, and closes the bodies of requests.
 //
-// A call does not end when RoundTrip returns: it ends when the response body reaches EOF, fails or is closed, whichever
-// is first. Slots are released, outcomes recorded and contexts cancelled there, exactly once.
+// A call does not end when RoundTrip returns. It ends when the response body reaches EOF, fails or is closed, whichever is first. At that
+// point, exactly once, slots are released, outcomes are recorded and contexts are cancelled.
 package body
 
 import (
@@ -11,15 +11,15 @@ import (
 	"sync/atomic"
 )
 
-// Ender is told, exactly once, that a call is over.
+// Ender is notified, exactly once, of the end of a call.
 type Ender interface {
-	// End receives nil when the body was read to its end or closed, and the read error otherwise. It runs on the
-	// goroutine that read or closed the body.
+	// End is called with nil if the body was read to its end or closed, and with the read error otherwise. It runs on the goroutine
+	// that read or closed the body.
 	End(err error)
 }
 
-// Reader is a response body that reports its end. It is meant to be embedded in the value that a layer allocates for a
-// call, so that watching the body costs no allocation of its own. The zero value is ready for Attach.
+// Reader is a response body that reports its end. A layer embeds it in the value that it allocates for a call, so that watching the body
+// needs no further allocation. The zero value is ready for Attach.
 type Reader struct {
 	rc    io.ReadCloser
 	end   Ender
@@ -27,20 +27,20 @@ type Reader struct {
 }
 
 const (
-	closing  = 1 << iota // the caller closes the body, or has
-	ended                // End was called, or is
-	counting             // somebody wants to know how much is read
-	oneByte
+	closing  = 1 << iota // Close was called
+	ended                // End was called, or is about to be
+	counting             // the bytes are counted
+	oneByte              // the unit of the count
 )
 
-// Count has the reader count what is read. It must be called before Attach.
+// Count makes the reader count the bytes that are read. It must be called before Attach.
 func (r *Reader) Count() { r.state.Or(counting) }
 
-// Bytes returns how much was read, if that is counted.
+// Bytes returns the number of bytes that were read, if Count was called.
 func (r *Reader) Bytes() int64 { return int64(r.state.Load() / oneByte) }
 
-// Attach puts r in front of resp.Body. A response that has no body ends before Attach returns. A body that can also be
-// written to (101 Switching Protocols) still can be, and half-closed. r must not be attached twice.
+// Attach puts r in front of resp.Body. The call of a response without a body ends before Attach returns. A body that is also an
+// io.Writer (101 Switching Protocols) remains one, and can be half-closed. r must not be attached twice.
 func (r *Reader) Attach(resp *http.Response, end Ender) {
 	r.rc, r.end = resp.Body, end
 	if resp.Body == nil || resp.Body == http.NoBody {
@@ -68,14 +68,14 @@ func (r *Reader) Read(p []byte) (int, error) {
 	case state&closing == 0:
 		r.finish(err)
 	default:
-		// It is Close that woke this Read. Close reports the end.
+		// Close interrupted this Read, and reports the end.
 	}
 	return n, err
 }
 
-// Close implements io.Closer. It may be called while a Read is under way, and more than once.
+// Close implements io.Closer. It may be called during a Read, and more than once.
 func (r *Reader) Close() error {
-	if r.state.Load()&ended == 0 { // as it has when it was read to its end
+	if r.state.Load()&ended == 0 { // not if the body was read to its end
 		r.state.Or(closing)
 	}
 	// Deferred, so that a body that panics in Close still ends.
@@ -89,7 +89,7 @@ func (r *Reader) finish(err error) {
 	}
 }
 
-// Counter counts what is read of a body that it stands in front of.
+// Counter is a body that counts the bytes that are read.
 type Counter struct {
 	io.ReadCloser
 	bytes atomic.Int64
@@ -102,7 +102,7 @@ func (c *Counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Bytes returns how much was read.
+// Bytes returns the number of bytes that were read.
 func (c *Counter) Bytes() int64 { return c.bytes.Load() }
 
 // upgraded is the body of a 101 response, which net/http promises to be an io.ReadWriteCloser.
@@ -119,11 +119,11 @@ func (u *upgraded) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Written returns how much was written.
+// Written returns the number of bytes that were written.
 func (u *upgraded) Written() int64 { return u.written.Load() }
 
-// CloseWrite tells the peer that nothing more will be written; reading goes on. It fails with an error that is
-// http.ErrNotSupported where the connection cannot be half-closed.
+// CloseWrite tells the peer that nothing more will be written. Reading is still possible. The error wraps http.ErrNotSupported if the
+// connection cannot be half-closed.
 func (u *upgraded) CloseWrite() error {
 	half, ok := u.Writer.(interface{ CloseWrite() error })
 	if !ok {
@@ -132,7 +132,7 @@ func (u *upgraded) CloseWrite() error {
 	return half.CloseWrite()
 }
 
-// CloseRequest closes the body of a request that is not sent, as every http.RoundTripper must.
+// CloseRequest closes the body of a request that is not sent, which every http.RoundTripper must do.
 func CloseRequest(req *http.Request) {
 	if req.Body != nil {
 		req.Body.Close()

@@ -1,5 +1,5 @@
-// Package failure tells apart the ways in which a call ends without a response: what may be retried, what counts against
-// an endpoint and what a response flag says all hang on it.
+// Package failure classifies the ways in which a call ends without a response. Retries, outlier detection and response flags all depend
+// on it.
 package failure
 
 import (
@@ -24,32 +24,32 @@ type Kind uint8
 const (
 	// None means that there is no failure: the error is nil.
 	None Kind = iota
-	// Refused is a refusal of ours; nothing was sent.
+	// Refused means that we refused the call. Nothing was sent.
 	Refused
-	// Canceled means that the caller went away.
+	// Canceled means that the caller gave up.
 	Canceled
-	// BadRequest means that the caller's request is at fault: it cannot be sent, its body failed or has another length than
-	// it said. It says nothing about the server, and it would fail again.
+	// BadRequest means that the caller's request is at fault: it cannot be sent, its body failed, or its body does not have the
+	// announced length. It says nothing about the server, and would fail again.
 	BadRequest
-	// RequestTimeout is the end of the time for the whole call, be it set by us or by the caller.
+	// RequestTimeout means that the time for the whole call is up, whether we or the caller set it.
 	RequestTimeout
-	// TryTimeout means that one try took too long: our per-try timeout, or a timeout of the transport's own.
+	// TryTimeout means that one try took too long: our per-try timeout, or a timeout of the transport.
 	TryTimeout
-	// Connect means that no connection came about: name lookup, dial, proxy or TLS handshake failed.
+	// Connect means that no connection could be made: name lookup, dial, proxy or TLS handshake failed.
 	Connect
-	// RefusedStream means that the server said it did not process the request: REFUSED_STREAM, or a GOAWAY that names an
+	// RefusedStream means that the server said that it did not process the request: REFUSED_STREAM, or a GOAWAY that names an
 	// earlier stream as the last.
 	RefusedStream
 	// Unsent means that the connection was lost before any of the request was written to it.
 	Unsent
-	// StreamReset means that the server reset the HTTP/2 stream, for another reason than to refuse it. The request may have
-	// been processed.
+	// StreamReset means that the server reset the HTTP/2 stream for a reason other than refusing it. The request may have been
+	// processed.
 	StreamReset
 	// Reset is every other failure: the request may or may not have been processed.
 	Reset
 )
 
-// String returns the kind in words.
+// String returns the name of the kind.
 func (k Kind) String() string {
 	switch k {
 	case None:
@@ -76,7 +76,7 @@ func (k Kind) String() string {
 	return "reset"
 }
 
-// Unprocessed reports whether the server provably did not act on the request.
+// Unprocessed reports whether the server certainly did not act on the request.
 func (k Kind) Unprocessed() bool {
 	switch k {
 	case Refused, Connect, RefusedStream, Unsent:
@@ -85,7 +85,7 @@ func (k Kind) Unprocessed() bool {
 	return false
 }
 
-// Mark wraps err, whose kind the transport knows, so that Of knows it too.
+// Mark wraps err so that Of returns kind for it. It is for errors whose kind only the transport knows.
 func Mark(kind Kind, err error) error {
 	return &marked{err, kind}
 }
@@ -97,9 +97,9 @@ type marked struct {
 
 func (e *marked) Unwrap() error { return e.error }
 
-// Of returns the kind of err, an error of http.RoundTripper or of a response body, for a call made with ctx. ctx must be the
-// context of the whole call and not that of a try: only it tells whether the caller went away. req is the request that was
-// sent, and nil for calls of another kind.
+// Of returns the kind of err, an error of an http.RoundTripper or of a response body, for a call that was made with ctx. ctx must be the
+// context of the whole call, not that of a try: only the former shows that the caller gave up. req is the request that was sent, or nil
+// for protocols other than HTTP.
 func Of(ctx context.Context, req *http.Request, err error) Kind {
 	if err == nil {
 		return None
@@ -113,7 +113,7 @@ func Of(ctx context.Context, req *http.Request, err error) Kind {
 	case isLimit && exceeded.Kind == deadline.Request:
 		return RequestTimeout
 	case ctx.Err() != nil:
-		// Cause, because a context of ours that a timer ended may lie above one that only says "canceled".
+		// Look at the cause too: ctx may be a child of a context of ours that a timer ended, and only say "canceled".
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) || errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
 			return RequestTimeout
 		}
@@ -148,8 +148,8 @@ func Over(ctx context.Context) bool {
 	return ctx.Err() != nil || overdue(ctx)
 }
 
-// overdue reports whether the time of ctx is up. What derives from the same deadline can end a call a moment before the
-// context does: a connection's own deadline, or the Cancel channel that http.Client.Timeout sets.
+// overdue reports whether the deadline of ctx has passed. Other timers for the same deadline can end a call a moment before the context
+// ends: the deadline of a connection, or the Cancel channel of http.Client.Timeout.
 func overdue(ctx context.Context) bool {
 	at, ok := ctx.Deadline()
 	return ok && !time.Now().Before(at)
@@ -191,9 +191,9 @@ func isConnect(err error) bool {
 		hasText(err, "net/http: TLS handshake timeout")
 }
 
-// handshakeAlert reports whether err is a TLS alert that a peer sends only before the handshake is complete. With TLS
-// 1.3 a refusal of the client's certificate arrives when the client has sent its request already; a server that refuses
-// one never reads it. crypto/tls does not export the type: it is a uint8 of RFC 8446, section 6.
+// handshakeAlert reports whether err is a TLS alert that a peer sends only before it has completed the handshake. In TLS 1.3 the refusal
+// of a client's certificate arrives after the client has sent its request, but such a server never reads the request. crypto/tls does
+// not export the type, which is a uint8 with the values of RFC 8446, section 6.
 func handshakeAlert(err error) bool {
 	v := reflect.ValueOf(err)
 	if v.Kind() != reflect.Uint8 {
@@ -211,7 +211,7 @@ func handshakeAlert(err error) bool {
 	return false
 }
 
-// streamError has the shape of the stream error inside net/http, whose As method fills any struct of this shape.
+// streamError has the fields of the stream error inside net/http, whose As method fills any struct with these fields.
 type streamError struct {
 	StreamID uint32
 	Code     uint32
@@ -222,7 +222,7 @@ func (streamError) Error() string { return "" }
 
 const refusedStream = 0x7 // RFC 9113, section 7
 
-// ofHTTP2 tells what only the HTTP/2 stack can know. Except for the stream error, net/http has nothing but texts for it.
+// ofHTTP2 returns the kind of an error of the HTTP/2 stack. Except for the stream error, only the text of an error identifies it.
 func ofHTTP2(err error) Kind {
 	var stream streamError
 	if errors.As(err, &stream) {
@@ -234,7 +234,7 @@ func ofHTTP2(err error) Kind {
 	for e := err; e != nil; e = errors.Unwrap(e) {
 		text := e.Error()
 		if rest, ok := strings.CutPrefix(text, "http2: Transport: cannot retry err ["); ok {
-			// net/http could not rewind the body and has put the error into words. The body may still be ours to rewind.
+			// net/http could not rewind the body, and only has the error as text. We may still be able to rewind it.
 			if strings.HasPrefix(rest, "stream error:") && strings.Contains(rest, "; REFUSED_STREAM") ||
 				strings.HasPrefix(rest, gotGoAway) {
 				return RefusedStream
@@ -243,7 +243,7 @@ func ofHTTP2(err error) Kind {
 		}
 		switch {
 		case strings.HasPrefix(text, "stream error: stream ID ") && strings.Contains(text, "; REFUSED_STREAM"):
-			return RefusedStream // of golang.org/x/net/http2
+			return RefusedStream // an error of golang.org/x/net/http2
 		case text == gotGoAway, strings.HasPrefix(text, "http2: Transport received GOAWAY from server ErrCode:"):
 			return RefusedStream
 		case text == "http2: client conn not usable", text == "http2: client conn could not be established",

@@ -5,7 +5,7 @@ import (
 	"strconv"
 )
 
-// GRPCStatus returns the HTTP status that Envoy takes a gRPC status for, as in its outlier detection.
+// GRPCStatus returns the HTTP status to which Envoy maps a gRPC status, in outlier detection for example.
 func GRPCStatus(code uint32) int {
 	switch code {
 	case 0: // OK
@@ -31,10 +31,10 @@ func GRPCStatus(code uint32) int {
 	case 16: // UNAUTHENTICATED
 		return http.StatusUnauthorized
 	}
-	return http.StatusInternalServerError // UNKNOWN, INTERNAL, DATA_LOSS, and what there is not yet
+	return http.StatusInternalServerError // UNKNOWN, INTERNAL, DATA_LOSS and unassigned codes
 }
 
-// GRPCCode returns the code of a gRPC call that is answered with an HTTP status, by gRPC's "HTTP to gRPC Status Code Mapping".
+// GRPCCode returns the code of a gRPC call whose response has an HTTP status, by gRPC's "HTTP to gRPC Status Code Mapping".
 func GRPCCode(status int) uint32 {
 	switch status {
 	case http.StatusBadRequest:
@@ -51,8 +51,8 @@ func GRPCCode(status int) uint32 {
 	return 2 // UNKNOWN
 }
 
-// GRPCAnswered returns the code of a gRPC call that was answered with an HTTP status, a header and trailers, and -1 if there was no
-// answer, or one without a code.
+// GRPCAnswered returns the code of a gRPC call whose response had an HTTP status, a header and trailers. It returns -1 if there was no
+// response, or one without a code.
 func GRPCAnswered(status int, answer ...http.Header) int {
 	if status == 0 {
 		return -1
@@ -77,7 +77,7 @@ func first(values []string) string {
 	return values[0]
 }
 
-// GRPCAnswer is GRPCAnswered for a server, where an answer without a code is one with UNKNOWN.
+// GRPCAnswer is GRPCAnswered for a server. There, a response without a code counts as UNKNOWN.
 func GRPCAnswer(status int, answer http.Header) int {
 	code := GRPCAnswered(status, answer)
 	if code < 0 && status != 0 {

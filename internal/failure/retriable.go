@@ -1,6 +1,6 @@
 package failure
 
-// The conditions of package retry that failures meet, by their bits there.
+// The conditions of package retry that failures can meet. The bits are those of retry.Condition.
 const (
 	serverError = 1 << iota
 	gatewayError
@@ -12,7 +12,7 @@ const (
 	anyFailure = serverError | gatewayError | reset
 )
 
-// Retriable reports whether a failure of this kind is to be retried under conditions, which are a retry.Condition.
+// Retriable reports whether a failure of this kind meets the conditions, which are a retry.Condition.
 func (k Kind) Retriable(conditions uint32) bool {
 	switch k {
 	case TryTimeout, StreamReset, Reset:
@@ -24,6 +24,6 @@ func (k Kind) Retriable(conditions uint32) bool {
 	case Unsent:
 		return conditions&(anyFailure|resetBeforeRequest) != 0
 	}
-	// Our own refusals would be repeated; the caller, or the time for the call, is gone.
+	// We would refuse the call again, the request would be as bad as before, the caller has given up, or the time is up.
 	return false
 }

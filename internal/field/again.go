@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// RetryAfter returns the wait that a Retry-After, given as all its values, asks for: a number of seconds or a date in any of
-// HTTP's three forms (RFC 9110, section 10.2.3). What is malformed, past or beyond a Duration is no wish at all: 0.
+// RetryAfter returns the wait that the values of a Retry-After header ask for: a number of seconds, or a date in any of HTTP's three
+// formats (RFC 9110, section 10.2.3). It returns 0 if the value is malformed, in the past or too large.
 func RetryAfter(values []string, now time.Time) time.Duration {
 	if len(values) == 0 {
 		return 0
@@ -37,8 +37,8 @@ func digits(s string) bool {
 	return s != ""
 }
 
-// Pushback returns when a gRPC server would have a call tried again, negative for never, if its grpc-retry-pushback-ms, given
-// as all its values, says so (gRFC A6). What it says in words that are not known means never.
+// Pushback returns the delay in the values of grpc-retry-pushback-ms, after which a gRPC server wants a call to be retried (gRFC A6). It
+// is negative if the call must not be retried, which is also the meaning of a malformed value. told reports whether there is a value.
 func Pushback(values []string) (after time.Duration, told bool) {
 	if len(values) == 0 {
 		return 0, false

@@ -9,12 +9,12 @@ import (
 	"unicode/utf8"
 )
 
-// ASCII returns an authority as it is sent, and as documents name it: in Punycode. What cannot be sent stays as it is.
+// ASCII returns an authority in Punycode, as it is sent and as documents name it. An authority that cannot be sent is returned unchanged.
 func ASCII(authority string) string {
 	if strings.IndexFunc(authority, func(r rune) bool { return r >= utf8.RuneSelf }) < 0 {
 		return authority
 	}
-	// net/http knows how, and has no other function that tells.
+	// net/http does the conversion, but does not export it otherwise.
 	var sent bytes.Buffer
 	req := http.Request{Method: http.MethodGet, URL: &url.URL{Scheme: "http", Host: strings.ToLower(authority), Path: "/"}}
 	if err := req.Write(&sent); err != nil {

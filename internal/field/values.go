@@ -1,12 +1,13 @@
 package field
 
-// Values has room for the values of some headers, so that setting them in what is allocated for a call costs no allocation each.
+// Values has room for the values of several headers. As part of a larger allocation, it makes setting these headers free of further
+// allocations.
 type Values struct {
 	used int
 	room [8]string
 }
 
-// Of returns value as a header has it. It is allocated only where there is no room left.
+// Of returns value as the values of a header. It allocates only if there is no room left.
 func (v *Values) Of(value string) []string {
 	if v.used == len(v.room) {
 		return []string{value}

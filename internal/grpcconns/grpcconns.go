@@ -1,20 +1,20 @@
-// Package grpcconns has what the balancers for gRPC share about connections: which of those to an endpoint takes a call, and when
-// one that is to be closed has no calls any more.
+// Package grpcconns has what the gRPC balancers share about connections: which connection to an endpoint gets a call, and when a retired
+// connection has no calls left.
 package grpcconns
 
 import "sync/atomic"
 
-// Ready is the connections to an endpoint that take calls. It is safe for concurrent use, and a look-up takes no lock. The zero
-// value is none.
+// Ready is the set of connections to an endpoint that take calls. It is safe for concurrent use, and look-ups take no lock. The zero value
+// is empty.
 type Ready[T any, C interface {
 	*T
 	Count() int64
 }] struct {
-	only atomic.Pointer[T] // the one in all, if it is one
+	only atomic.Pointer[T] // the element of all, if there is only one
 	all  atomic.Pointer[[]C]
 }
 
-// Set says which connections there are from now on. The slice must not be changed any more.
+// Set replaces the connections. The slice must not be changed afterwards.
 func (r *Ready[T, C]) Set(all []C) {
 	r.only.Store(nil)
 	switch len(all) {
@@ -27,10 +27,10 @@ func (r *Ready[T, C]) Set(all []C) {
 	r.all.Store(&all)
 }
 
-// Any reports whether there are any.
+// Any reports whether there is a connection.
 func (r *Ready[T, C]) Any() bool { return r.all.Load() != nil }
 
-// Fewest returns the connection with the fewest calls, nil if there is none.
+// Fewest returns the connection with the fewest calls, or nil if there is none.
 func (r *Ready[T, C]) Fewest() C {
 	if only := r.only.Load(); only != nil {
 		return only
@@ -48,24 +48,24 @@ func (r *Ready[T, C]) Fewest() C {
 	return best
 }
 
-// Calls counts the calls that a connection has until it is retired. It is meant to be embedded in what is kept for one, and safe
-// for concurrent use.
+// Calls counts the calls on a connection, and says when a retired connection can be shut down. It is meant to be embedded in the type of
+// connections, and is safe for concurrent use.
 //
-// A connection must not be shut down earlier: to gRPC, a call that was given one in the meantime waits for nothing as long as
-// another call goes on there.
+// A connection must not be shut down while it has calls: gRPC would leave a call that had just been given the connection waiting for as
+// long as another call continues on it.
 type Calls struct {
 	state atomic.Int64 // the number of calls, with the bits below
 }
 
 const (
-	retired = 1 << 61 // no call may enter
-	ended   = 1 << 62 // nor leave
+	retired = 1 << 61 // no more calls may enter
+	ended   = 1 << 62 // the last call has left, and the end was reported
 )
 
 // Count returns the number of calls.
 func (c *Calls) Count() int64 { return c.state.Load() &^ (retired | ended) }
 
-// Enter counts a call in, and returns how many there are. It returns 0 if the connection takes no more.
+// Enter adds a call and returns the number of calls. It returns 0 if the connection is retired.
 func (c *Calls) Enter() int64 {
 	for {
 		n := c.state.Load()
@@ -78,12 +78,12 @@ func (c *Calls) Enter() int64 {
 	}
 }
 
-// Leave counts a call out. It reports true, once, if the connection is to be shut down now.
+// Leave removes a call. It reports true, once, if the connection must be shut down now.
 func (c *Calls) Leave() (last bool) {
 	return c.state.Add(-1) == retired && c.end()
 }
 
-// Retire lets no more calls enter. It reports true, once, if the connection is to be shut down now.
+// Retire prevents further calls. It reports true, once, if the connection must be shut down now.
 func (c *Calls) Retire() (last bool) {
 	return c.state.Or(retired)&^retired == 0 && c.end()
 }

@@ -1,5 +1,5 @@
-// Package grpcwire has what the gRPC adapters know of gRPC's wire: sizes, metadata with a meaning, and the texts in which
-// grpc-go puts what went wrong below it.
+// Package grpcwire has what the gRPC adapters know of gRPC's wire protocol: sizes, metadata with a meaning, and the texts by which
+// grpc-go reports failures of the transport.
 package grpcwire
 
 import (
@@ -14,13 +14,13 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 )
 
-// DefaultBufferLimit is how many bytes of messages gRPC keeps of a stream for a retry.
+// DefaultBufferLimit is the number of bytes of the messages of a stream that gRPC keeps for a retry.
 const DefaultBufferLimit = 256 << 10
 
-// PreviousAttempts is the metadata that tells a server that a call is a retry, and the how many-th (gRFC A6).
+// PreviousAttempts is the metadata that has the number of previous attempts of a call (gRFC A6).
 const PreviousAttempts = "grpc-previous-rpc-attempts"
 
-// MessageSize returns the size of a message on the wire, if it can be told.
+// MessageSize returns the size of a message on the wire, if it is known.
 func MessageSize(m any) (size int, known bool) {
 	const prefix = 5 // of every message
 	switch m := m.(type) {
@@ -38,28 +38,27 @@ func MessageSize(m any) (size int, known bool) {
 	return 0, false
 }
 
-// What gRPC says of a stream that was reset, and of a response that is not gRPC's. There is nothing but the text to tell
-// them by.
+// The texts of gRPC for a stream that was reset, and for a response that is not a gRPC response. Nothing but the text identifies
+// these errors.
 const (
 	resetText = "stream terminated by RST_STREAM with error code: "
 	httpText  = "unexpected HTTP status code received from server: "
 )
 
-// What gRPC says of streams that a connection has not sent any more, or that GOAWAY says were not processed.
+// The texts of gRPC for streams that were not sent because the connection was closing, or that GOAWAY marks as not processed.
 const (
 	closingText  = "transport is closing"
 	drainingText = "the connection is draining"
 	goAwayText   = "the stream is rejected because server is draining the connection"
 )
 
-// ResetCode returns the name of the HTTP/2 error code that err's stream was reset with, and false if it was not reset.
+// ResetCode returns the name of the HTTP/2 error code with which the stream of err was reset. It reports false if it was not reset.
 func ResetCode(err error) (code string, reset bool) {
 	return strings.CutPrefix(status.Convert(err).Message(), resetText)
 }
 
-// Unprocessed reports whether err is the end of a try that the server has not seen, or says that it has not processed: the
-// stream was refused, or its connection was closing or draining before the stream was sent. err must not be a status of the
-// server.
+// Unprocessed reports whether err is the error of a try that the server did not see or did not process: the stream was refused, or the
+// connection was closing or draining before the stream was sent. err must not be a status of the server.
 func Unprocessed(err error) bool {
 	if code, reset := ResetCode(err); reset {
 		return code == "REFUSED_STREAM"
@@ -75,17 +74,17 @@ func Unprocessed(err error) bool {
 	return false
 }
 
-// Unsent reports whether err is the end of a try of which nothing was sent, because its connection was closing or draining. err
-// must not be a status of the server.
+// Unsent reports whether err is the error of a try that was not sent because the connection was closing or draining. err must not be a
+// status of the server.
 func Unsent(err error) bool {
 	s := status.Convert(err)
 	return s.Code() == codes.Unavailable && (s.Message() == closingText || s.Message() == drainingText)
 }
 
-// Closed reports whether a call ended with err because its caller closed the ClientConn. Where the server had sent GOAWAY before,
-// and where gRPC is asked for headers, it puts that into words.
+// Closed reports whether a call ended with err because its caller closed the ClientConn. gRPC only says so in the text of the error if
+// the server had sent GOAWAY before, or if headers were being read.
 func Closed(err error) bool {
-	//lint:ignore SA1019 there is no other way to tell
+	//lint:ignore SA1019 there is no other error for a ClientConn that the caller closed
 	if err == grpc.ErrClientConnClosing {
 		return true
 	}
@@ -97,7 +96,8 @@ func Closed(err error) bool {
 //lint:ignore SA1019 as above
 var clientClosed = grpc.ErrClientConnClosing.Error()
 
-// HTTPStatus returns the HTTP status of a response that was no gRPC response, as proxies give, and false if err is not of one.
+// HTTPStatus returns the HTTP status of a response that is not a gRPC response, such as one of a proxy. It reports false if err is any
+// other error.
 func HTTPStatus(err error) (code int, ok bool) {
 	text, ok := strings.CutPrefix(status.Convert(err).Message(), httpText)
 	if !ok || len(text) < 3 {

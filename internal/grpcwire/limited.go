@@ -6,17 +6,17 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// The metadata by which Envoy says that a call is beyond a limit, in a trailer.
+// The trailers with which Envoy marks a call that exceeds a limit.
 const (
 	Overloaded  = "x-envoy-overloaded"
 	RateLimited = "x-envoy-ratelimited"
 )
 
-// domain is that of the reasons in status details.
+// domain is the domain of the ErrorInfo in status details.
 const domain = "github.com/nosidecar/mesh"
 
-// Limited returns a status that says in its details what key, Overloaded or RateLimited, says in a trailer: where gRPC refuses a
-// call at its headers, it sends no trailer but the status.
+// Limited returns a status whose details contain key, which is Overloaded or RateLimited. It replaces the trailer of that name if gRPC
+// refuses a call at its headers: then it sends only the status.
 func Limited(code codes.Code, text, key string) error {
 	s := status.New(code, text)
 	if detailed, err := s.WithDetails(&errdetails.ErrorInfo{Reason: key, Domain: domain}); err == nil {
@@ -25,7 +25,7 @@ func Limited(code codes.Code, text, key string) error {
 	return s.Err()
 }
 
-// LimitedBy returns the key that err was made with by Limited, perhaps by another process, and "" if it was not.
+// LimitedBy returns the key with which Limited made err, even if another process did. It returns "" for any other error.
 func LimitedBy(err error) string {
 	s, ok := status.FromError(err)
 	if !ok || s.Code() == codes.OK {

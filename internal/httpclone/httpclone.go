@@ -6,8 +6,8 @@ import (
 	"slices"
 )
 
-// Transport returns a clone of t that may be used beside t and its other clones. [http.Transport.Clone] leaves them one list
-// of protocols in their TLS configurations, to which each appends when it is used first.
+// Transport returns a clone of t that may be used at the same time as t and its other clones. After [http.Transport.Clone], their TLS
+// configurations share one list of protocols, to which each transport appends at its first use.
 func Transport(t *http.Transport) *http.Transport {
 	t = t.Clone()
 	if config := t.TLSClientConfig; config != nil {

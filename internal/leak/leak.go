@@ -1,4 +1,4 @@
-// Package leak finds goroutines that tests leave running.
+// Package leak finds goroutines that tests have left running.
 package leak
 
 import (
@@ -10,11 +10,10 @@ import (
 	"time"
 )
 
-// patience is how long goroutines may take to end, on a machine that is busy with other things.
+// patience is how long goroutines may take to end on a busy machine.
 const patience = 30 * time.Second
 
-// Run runs the tests of a package and returns the code to exit with. It is 1 if the tests leave goroutines that did not
-// run before:
+// Run runs the tests of a package and returns the exit code. It is 1 if the tests leave goroutines that did not run before:
 //
 //	func TestMain(m *testing.M) { os.Exit(leak.Run(m)) }
 func Run(m *testing.M) int {
@@ -30,8 +29,8 @@ func Run(m *testing.M) int {
 	return 0
 }
 
-// Check fails a test that leaves goroutines which did not run when Check was called. It looks when everything that was
-// registered with Cleanup after it has been cleaned up, so call it first. It is not for tests that run in parallel.
+// Check fails a test that leaves goroutines that did not run when Check was called. It looks for them after all cleanups that were
+// registered later, so call it first. It is not for tests that run in parallel.
 func Check(t testing.TB) {
 	t.Helper()
 	before := goroutines()
@@ -42,8 +41,8 @@ func Check(t testing.TB) {
 	})
 }
 
-// CheckOf is [Check] for goroutines in whose stack one of the texts occurs, whenever they began, and for nothing else. It
-// serves tests beside which other things run.
+// CheckOf is like [Check], but only for goroutines whose stack contains one of the texts, whenever they began. It is for tests during
+// which other goroutines come and go.
 func CheckOf(t testing.TB, texts ...string) {
 	t.Helper()
 	t.Cleanup(func() {
@@ -53,7 +52,7 @@ func CheckOf(t testing.TB, texts ...string) {
 	})
 }
 
-// Running returns the stacks of the goroutines in whose stack one of the texts occurs, the caller's excepted.
+// Running returns the stacks of the goroutines whose stack contains one of the texts, except that of the caller.
 func Running(texts ...string) string {
 	var found strings.Builder
 	for _, stack := range stacks() {
@@ -64,7 +63,7 @@ func Running(texts ...string) string {
 	return found.String()
 }
 
-// wait returns what is left when nothing is, or when patience is at its end.
+// wait polls look until it returns "" or patience has passed, and returns its last result.
 func wait(look func() string) (left string) {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
@@ -75,7 +74,7 @@ func wait(look func() string) (left string) {
 	}
 }
 
-// since returns the stacks of the goroutines that are new.
+// since returns the stacks of the goroutines that are not in before.
 func since(before map[string]bool) string {
 	var left strings.Builder
 	for _, stack := range stacks() {
@@ -86,11 +85,11 @@ func since(before map[string]bool) string {
 	return left.String()
 }
 
-// ofTesting reports whether a goroutine belongs to the machinery of the tests or of the process.
+// ofTesting reports whether a goroutine belongs to package testing or to the runtime.
 func ofTesting(stack string) bool {
 	for _, of := range []string{
 		"created by testing.", // tests, which may wait for each other
-		"os/signal.loop",      // runs for good once a signal was asked for
+		"os/signal.loop",      // runs forever after the first signal.Notify
 	} {
 		if strings.Contains(stack, of) {
 			return true
@@ -107,13 +106,13 @@ func goroutines() map[string]bool {
 	return running
 }
 
-// number returns what precedes the state in "goroutine 7 [running]:". Numbers are never used again.
+// number returns the part before the state in "goroutine 7 [running]:". Numbers are never reused.
 func number(stack string) string {
 	number, _, _ := strings.Cut(stack, " [")
 	return number
 }
 
-// stacks returns the stacks of all goroutines but the caller's.
+// stacks returns the stacks of all goroutines except the caller's.
 func stacks() []string {
 	for size := 1 << 20; ; size *= 2 {
 		buf := make([]byte, size)

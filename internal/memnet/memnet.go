@@ -1,5 +1,5 @@
-// Package memnet is a network in memory for tests. A connection of the kernel keeps time from passing in a bubble of
-// testing/synctest; these connections do not.
+// Package memnet is a network in memory for tests. In a bubble of testing/synctest, time does not pass while a goroutine waits for a
+// connection of the kernel. With these connections it does.
 package memnet
 
 import (
@@ -11,17 +11,16 @@ import (
 	"testing"
 )
 
-// Network connects those who dial with the listeners of its addresses. Its zero value is a network without listeners. It
-// is safe for concurrent use. A network that is used in a bubble belongs to that bubble.
+// Network connects dialers to the listeners of its addresses. Its zero value has no listeners. It is safe for concurrent use. A network
+// that is used in a bubble belongs to that bubble.
 type Network struct {
 	mu        sync.Mutex
 	listeners map[string]*listener
 	dials     int
 }
 
-// Listen returns a listener for an address, as a client writes it: "10.0.0.1:80". A listener for the empty address takes
-// the connections to all addresses that have none of their own. Closing the listener frees the address. Listen panics if
-// the address is taken.
+// Listen returns a listener for an address such as "10.0.0.1:80". A listener for the empty address gets the connections to all addresses
+// without a listener. Closing a listener frees its address. Listen panics if the address is taken.
 func (n *Network) Listen(address string) net.Listener {
 	l := &listener{network: n, address: address, conns: make(chan net.Conn), closed: make(chan struct{})}
 	n.mu.Lock()
@@ -36,9 +35,8 @@ func (n *Network) Listen(address string) net.Listener {
 	return l
 }
 
-// DialContext connects to a listener and waits until it accepts, as [net/http.Transport] and gRPC want it. Without a
-// listener the connection is refused. The connection is a
-// [net.Pipe] that knows the address: what one end writes waits until the other reads.
+// DialContext connects to a listener and waits until it accepts. Its signature suits [net/http.Transport] and gRPC. Without a listener,
+// the connection is refused. The connection is a [net.Pipe] with addresses: a write at one end waits for a read at the other.
 func (n *Network) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	n.mu.Lock()
 	n.dials++
@@ -62,14 +60,14 @@ func (n *Network) DialContext(ctx context.Context, network, address string) (net
 	}
 }
 
-// Dials returns how often somebody dialled, with or without success.
+// Dials returns the number of calls of DialContext, successful or not.
 func (n *Network) Dials() int {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return n.dials
 }
 
-// Serve serves HTTP at an address until the test is over. The server is gone when Serve's cleanup returns.
+// Serve serves HTTP at an address until the end of the test. Its cleanup waits for the server.
 func (n *Network) Serve(t testing.TB, address string, handler http.Handler) {
 	l, server, done := n.Listen(address), &http.Server{Handler: handler}, make(chan struct{})
 	go func() {
@@ -82,7 +80,7 @@ func (n *Network) Serve(t testing.TB, address string, handler http.Handler) {
 	})
 }
 
-// Transport returns a transport whose connections lead to handler, whatever their address, until the test is over.
+// Transport returns a transport whose connections lead to handler, whatever their address, until the end of the test.
 func Transport(t testing.TB, handler http.HandlerFunc) *http.Transport {
 	var n Network
 	n.Serve(t, "", handler)
@@ -120,7 +118,7 @@ func (l *listener) Close() error {
 
 func (l *listener) Addr() net.Addr { return addr(l.address) }
 
-// conn has the addresses that its end of the connection would have.
+// conn is one end of a connection, with addresses.
 type conn struct {
 	net.Conn
 	local, remote addr

@@ -1,5 +1,5 @@
-// Package meshtest makes meshes, and servers for them to call, in tests. It imports the root: tests of layers use
-// internal/memnet, internal/leak and internal/await alone.
+// Package meshtest makes meshes in tests, and servers that they can call. It imports the root, so tests of layers use only
+// internal/memnet, internal/leak and internal/await.
 package meshtest
 
 import (
@@ -17,7 +17,7 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// New makes a mesh of YAML documents, if there are any, closed with the test.
+// New returns a mesh with YAML documents, which may be empty. It is closed at the end of the test.
 func New(t testing.TB, documents string, opts ...mesh.Option) *mesh.Mesh {
 	t.Helper()
 	if documents != "" {
@@ -45,7 +45,7 @@ func EndpointOf(t testing.TB, address string) discovery.Endpoint {
 	return discovery.Endpoint{Address: host, Port: n}
 }
 
-// Serve starts an HTTP server on the loopback, closed with the test, and returns its endpoint.
+// Serve starts an HTTP server on the loopback interface and returns its endpoint. The server is closed at the end of the test.
 func Serve(t testing.TB, h http.HandlerFunc) discovery.Endpoint {
 	t.Helper()
 	srv := httptest.NewServer(h)
@@ -53,7 +53,7 @@ func Serve(t testing.TB, h http.HandlerFunc) discovery.Endpoint {
 	return EndpointOf(t, srv.Listener.Addr().String())
 }
 
-// Refusing returns an endpoint on the loopback that refuses connections.
+// Refusing returns an endpoint on the loopback interface that refuses connections.
 func Refusing(t testing.TB) discovery.Endpoint {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -64,8 +64,8 @@ func Refusing(t testing.TB) discovery.Endpoint {
 	return EndpointOf(t, l.Addr().String())
 }
 
-// Fleet is HTTP servers on a network in memory, for tests in a bubble of testing/synctest, and what discovery knows of
-// them. Its zero value is empty. A fleet that is used in a bubble belongs to that bubble.
+// Fleet has HTTP servers on a network in memory, for tests in a bubble of testing/synctest, and a registry for them. Its zero value is
+// empty. A fleet that is used in a bubble belongs to that bubble.
 type Fleet struct {
 	Network  memnet.Network
 	Registry discovery.Memory
@@ -74,7 +74,7 @@ type Fleet struct {
 	servers int
 }
 
-// Add starts a server, closed with the test, and returns its endpoint, which no service has yet.
+// Add starts a server and returns its endpoint, which is not yet in the Registry. The server is closed at the end of the test.
 func (f *Fleet) Add(t testing.TB, h http.HandlerFunc) discovery.Endpoint {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -84,7 +84,7 @@ func (f *Fleet) Add(t testing.TB, h http.HandlerFunc) discovery.Endpoint {
 	return e
 }
 
-// Mesh makes a mesh that calls the servers of the fleet, closed with the test.
+// Mesh returns a mesh that calls the servers of the fleet. It is closed at the end of the test.
 func (f *Fleet) Mesh(t testing.TB, documents string, opts ...mesh.Option) *mesh.Mesh {
 	t.Helper()
 	return New(t, documents, append([]mesh.Option{

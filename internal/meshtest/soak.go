@@ -18,32 +18,32 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// Soak is a load under which everything changes: endpoints of the service "api" come and go 50 times a second, documents
-// change each second, and the certificates of both sides, if they have any, every few seconds. No call may fail, and once it
-// is quiet, nothing may be left: neither goroutines nor memory.
+// Soak is a load test during which everything changes: endpoints of the service "api" come and go 50 times per second, documents change
+// every second, and the certificates of both sides, if they have any, every few seconds. No call may fail, and no goroutines or memory
+// may be left afterwards.
 type Soak struct {
-	// MTLS gives both sides an identity, and has them authenticate each other.
+	// MTLS gives both sides an identity and makes them authenticate each other.
 	MTLS bool
 
-	// Documents apply besides those of the service and of MTLS.
+	// Documents are used in addition to those for the service and for MTLS.
 	Documents string
 
-	// Transport is the template for connections of the client, which Run changes. nil means an empty one.
+	// Transport is the template for connections of the client. Run changes it. Nil means an empty one.
 	Transport *http.Transport
 
 	// Serve serves behind the inbound side of a mesh until stop is called.
 	Serve func(m *mesh.Mesh, ln net.Listener) (stop func())
 
-	// Dial prepares calls to "api". Many goroutines use call; hangUp closes the connections when there are no calls.
+	// Dial prepares calls to "api". Many goroutines use call. hangUp closes the connections after the last call.
 	Dial func(t testing.TB, m *mesh.Mesh) (call func(context.Context) error, hangUp func())
 }
 
 const (
-	soakServers = 8       // which share the addresses of all endpoints
-	soakCallers = 8       // at the same time
-	soakSets    = 50      // of endpoints, each second
-	soakNew     = 4       // endpoints in each set
-	soakHeap    = 5 << 20 // bytes that the heap may have grown by
+	soakServers = 8       // servers, which share the addresses of all endpoints
+	soakCallers = 8       // concurrent callers
+	soakSets    = 50      // sets of endpoints per second
+	soakNew     = 4       // new endpoints in each set
+	soakHeap    = 5 << 20 // bytes by which the heap may have grown
 )
 
 const soakDocuments = `
@@ -63,8 +63,8 @@ metadata: {name: default, namespace: default}
 spec: {mtls: {mode: %s}}
 `
 
-// Run soaks for 2 seconds, or for as long as the variable MESH_SOAK says, after a second to warm up. Then it waits up to a
-// minute until nothing is left.
+// Run runs the test for 2 seconds, or for the duration in the environment variable MESH_SOAK, after a second to warm up. Then it waits up
+// to a minute until nothing is left.
 func (s Soak) Run(t *testing.T) {
 	limit := 2 * time.Second
 	if v := os.Getenv("MESH_SOAK"); v != "" {
@@ -76,7 +76,7 @@ func (s Soak) Run(t *testing.T) {
 	r := s.begin(t, limit)
 	r.round(t, time.Second, false)
 	var goroutines, heap int
-	until(func() bool { // whatever ends within a second is not the start
+	until(func() bool { // gives everything that is about to end a second to do so
 		goroutines, heap = runtime.NumGoroutine(), liveHeap()
 		return false
 	}, time.Second)
@@ -99,7 +99,7 @@ func (s Soak) Run(t *testing.T) {
 	}
 }
 
-// soaking is a Soak under way.
+// soaking is a running Soak.
 type soaking struct {
 	registry  discovery.Memory
 	client    *mesh.Mesh
@@ -111,7 +111,7 @@ type soaking struct {
 	hangUp    func()
 	calls     atomic.Int64
 	rotations atomic.Int64
-	endpoints int // that there were ever
+	endpoints int // how many there have been
 	reloads   int
 }
 
@@ -146,7 +146,7 @@ func (s Soak) begin(t *testing.T, limit time.Duration) *soaking {
 	if template == nil {
 		template = new(http.Transport)
 	}
-	// Each endpoint has an address that none had before, as pods do. Behind it is one of a few servers.
+	// Each endpoint has a new address, as pods do, but leads to one of a few servers.
 	template.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
 		var a, b, c byte
 		if _, err := fmt.Sscanf(address, "10.%d.%d.%d:80", &a, &b, &c); err != nil {
@@ -173,7 +173,7 @@ func (r *soaking) change() {
 	r.registry.Set("api", endpoints...)
 }
 
-// round makes calls for a time, while the endpoints and documents stay as they are or not.
+// round makes calls for a while. If changing is set, the endpoints and documents change meanwhile.
 func (r *soaking) round(t *testing.T, limit time.Duration, changing bool) {
 	t.Helper()
 	var callers sync.WaitGroup
@@ -219,7 +219,7 @@ func (r *soaking) round(t *testing.T, limit time.Duration, changing bool) {
 	r.hangUp()
 }
 
-// until looks again and again, and reports whether it was done before the limit.
+// until polls done, and reports whether it returned true within the limit.
 func until(done func() bool, limit time.Duration) bool {
 	tick := time.NewTicker(100 * time.Millisecond)
 	defer tick.Stop()
@@ -233,7 +233,7 @@ func until(done func() bool, limit time.Duration) bool {
 	}
 }
 
-// liveHeap returns the bytes in use on the heap. What a pool holds goes with the second collection.
+// liveHeap returns the number of bytes in use on the heap. The second collection empties pools.
 func liveHeap() int {
 	runtime.GC()
 	runtime.GC()

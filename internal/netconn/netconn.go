@@ -1,4 +1,4 @@
-// Package netconn wraps connections without hiding what they can do.
+// Package netconn wraps connections without hiding their optional methods.
 package netconn
 
 import (
@@ -8,8 +8,8 @@ import (
 	"sync"
 )
 
-// Conn is a connection of which others want to know when it is closed. It can do what the connection beneath can: half-close it,
-// and copy from one connection to another in the kernel.
+// Conn is a connection that reports when it is closed. Like the connection that it wraps, it can be half-closed, and data can be copied
+// from one connection to another within the kernel.
 type Conn struct {
 	net.Conn
 
@@ -19,8 +19,8 @@ type Conn struct {
 	told   []func(reason error)
 }
 
-// OnClose has f called once the connection was closed, with the reason: nil if its user has closed it. If it is closed already, f
-// is called at once.
+// OnClose registers f to be called when the connection is closed. The reason is nil if its user has closed it. If the connection is
+// already closed, f is called immediately.
 func (c *Conn) OnClose(f func(reason error)) {
 	c.mu.Lock()
 	closed := c.closed
@@ -36,9 +36,9 @@ func (c *Conn) OnClose(f func(reason error)) {
 // Close implements net.Conn.
 func (c *Conn) Close() error { return c.CloseFor(nil) }
 
-// CloseFor closes the connection for a reason that is not its user's.
+// CloseFor closes the connection for a reason other than that of its user.
 func (c *Conn) CloseFor(reason error) error {
-	c.mu.Lock() // the first reason counts: who waits in Read closes the connection too, when it fails
+	c.mu.Lock() // the first reason counts: its user closes the connection too when Read fails
 	told := c.told
 	c.told = nil
 	if !c.closed {
@@ -52,10 +52,10 @@ func (c *Conn) CloseFor(reason error) error {
 	return err
 }
 
-// CloseWrite shuts down the writing side, where the connection beneath can.
+// CloseWrite shuts down the writing side, if the wrapped connection supports it.
 func (c *Conn) CloseWrite() error { return CloseWrite(c.Conn) }
 
-// NetConn returns the connection beneath: a *tls.Conn where there is TLS.
+// NetConn returns the wrapped connection, which is a *tls.Conn if the connection uses TLS.
 func (c *Conn) NetConn() net.Conn { return c.Conn }
 
 // WriteTo implements io.WriterTo.
@@ -64,7 +64,7 @@ func (c *Conn) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, c.Conn) }
 // ReadFrom implements io.ReaderFrom.
 func (c *Conn) ReadFrom(src io.Reader) (int64, error) { return io.Copy(c.Conn, src) }
 
-// CloseWrite shuts down the writing side of a connection that can.
+// CloseWrite shuts down the writing side of a connection. It returns errors.ErrUnsupported if the connection cannot do that.
 func CloseWrite(c net.Conn) error {
 	if half, ok := c.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()

@@ -1,4 +1,4 @@
-// Package pause waits for a while, or less if a context ends.
+// Package pause waits for a duration, or until a context ends.
 package pause
 
 import (
@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// For waits for d, and returns the cause if ctx ends first. If d is 0 or less, it only looks whether ctx has ended.
+// For waits for d. If ctx ends first, it returns the cause. If d is 0 or less, it only checks whether ctx has ended.
 func For(ctx context.Context, d time.Duration) error {
 	if d <= 0 {
 		return context.Cause(ctx)

@@ -1,5 +1,5 @@
-// Package peermeta reads and writes what workloads of a mesh tell each other about themselves in the header
-// x-envoy-peer-metadata: a protobuf Struct in base64, as Istio's sidecars exchange it.
+// Package peermeta encodes and decodes the header x-envoy-peer-metadata, in which workloads of a mesh describe themselves to each
+// other: a protobuf Struct in base64, as Istio's sidecars exchange it.
 package peermeta
 
 import (
@@ -19,12 +19,12 @@ const (
 	HeaderID = "X-Envoy-Peer-Metadata-Id"
 )
 
-// MaxSize is how long a value may be.
+// MaxSize is the maximum length of a value, in bytes.
 const MaxSize = 8 << 10
 
-// Metadata is what a workload says about itself. What is empty is not said.
+// Metadata describes a workload. Empty fields are omitted from the header.
 type Metadata struct {
-	Name      string // of the pod
+	Name      string // the name of the pod
 	Namespace string
 	Workload  string
 	Cluster   string
@@ -35,7 +35,7 @@ type Metadata struct {
 	Labels    map[string]string
 }
 
-// fields are the names of the fields in the Struct, with where they go.
+// fields returns the fields of m by their names in the Struct.
 func (m *Metadata) fields() map[string]*string {
 	return map[string]*string{
 		"NAME": &m.Name, "NAMESPACE": &m.Namespace, "WORKLOAD_NAME": &m.Workload, "CLUSTER_ID": &m.Cluster, "OWNER": &m.Owner,
@@ -63,7 +63,7 @@ const (
 	valueList    protowire.Number = 6
 )
 
-// Encode returns the value of the header. It is the same for the same metadata: the keys are sorted.
+// Encode returns the value of the header. Equal metadata have equal values, since the keys are sorted.
 func (m *Metadata) Encode() string {
 	values := make(map[string][]byte)
 	for name, field := range m.fields() {
@@ -99,12 +99,12 @@ func appendBytes(to []byte, number protowire.Number, data []byte) []byte {
 
 var (
 	errTooLong = fmt.Errorf("peermeta: longer than %d bytes", MaxSize)
-	errText    = errors.New("peermeta: a text is not UTF-8")
+	errText    = errors.New("peermeta: a string is not UTF-8")
 	errNested  = errors.New("peermeta: nested too deeply")
 )
 
-// Decode reads the value of the header. Fields that have no meaning here, or another type than they should, are skipped. The
-// error says that the value is no Struct, or too long.
+// Decode decodes the value of the header. It skips unknown fields and fields of a wrong type. It returns an error if the value is not a
+// Struct, or is too long.
 func Decode(value string) (Metadata, error) {
 	if len(value) > MaxSize {
 		return Metadata{}, errTooLong
@@ -117,7 +117,7 @@ func Decode(value string) (Metadata, error) {
 	fields := m.fields()
 	err = eachField(data, func(name string, v anyValue) error {
 		if field := fields[name]; field != nil {
-			*field = v.text // "" if it is no text: the last of several counts
+			*field = v.text // "" if it is not a string; of several values, the last one counts
 		}
 		if name != labelsField {
 			return nil
@@ -144,7 +144,7 @@ func Decode(value string) (Metadata, error) {
 type anyValue struct {
 	kind  protowire.Number
 	text  string
-	inner []byte // of a struct
+	inner []byte // the Struct, if kind is valueStruct
 }
 
 // eachField calls f for the fields of a Struct.
@@ -177,10 +177,11 @@ func decodeEntry(entry []byte, depth int) (name string, v anyValue, err error) {
 	return name, v, err
 }
 
-// deepest is how far values may be nested. Those of the mesh are two levels deep.
+// deepest is the maximum depth of nested values. Those of a mesh have two levels.
 const deepest = 16
 
-// decode reads a Value, over what v is already: in a protobuf message the last one counts, and messages that are repeated merge.
+// decode decodes a Value into v, which may already have a value: in protobuf, the last of several values counts, and repeated messages
+// are merged.
 func (v *anyValue) decode(data []byte, depth int) error {
 	if depth > deepest {
 		return errNested
@@ -222,7 +223,7 @@ func (v *anyValue) decode(data []byte, depth int) error {
 	})
 }
 
-// eachBytes calls f for each field of a message that has bytes, and other, if it is set, for the rest.
+// eachBytes calls f for each length-delimited field of a message, and other, if not nil, for each other field.
 func eachBytes(data []byte, f func(protowire.Number, []byte) error, other func(protowire.Number, protowire.Type)) error {
 	for len(data) > 0 {
 		number, kind, n := protowire.ConsumeTag(data)

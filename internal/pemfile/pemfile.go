@@ -1,4 +1,4 @@
-// Package pemfile reads certificates and keys from PEM files that others replace while they are read.
+// Package pemfile reads certificates and keys from PEM files that may be replaced at any time.
 package pemfile
 
 import (
@@ -13,17 +13,17 @@ import (
 	"slices"
 )
 
-// maxFile is how large a file of certificates may be, in bytes.
+// maxFile is the maximum size of a file, in bytes.
 const maxFile = 1 << 20
 
-// Set is what files held at one time, or why they could not be read.
+// Set is the content of files at one time, or the error of reading them.
 type Set struct {
 	Paths []string
 	Data  [][]byte
 	Err   error
 }
 
-// Equal reports whether the files held the same, or could not be read for the same reason.
+// Equal reports whether both sets have the same content, or the same error.
 func (s Set) Equal(other Set) bool {
 	if s.Err != nil || other.Err != nil {
 		return s.Err != nil && other.Err != nil && s.Err.Error() == other.Err.Error()
@@ -31,8 +31,8 @@ func (s Set) Equal(other Set) bool {
 	return slices.Equal(s.Paths, other.Paths) && slices.EqualFunc(s.Data, other.Data, bytes.Equal)
 }
 
-// Read reads files that belong together and may be replaced at any time, all at once or one by one. It reads them
-// until it finds the same twice running: only then did no replacement come between the first and the last of them.
+// Read reads files that belong together and may be replaced at any time, together or one by one. It reads them until two consecutive
+// reads are equal: only then was none of them replaced in between.
 func Read(paths []string) Set {
 	before := readOnce(paths)
 	for range 10 {
@@ -42,7 +42,7 @@ func Read(paths []string) Set {
 		}
 		before = now
 	}
-	return Set{Err: fmt.Errorf("%s and the files with it do not stop changing", paths[0])}
+	return Set{Err: fmt.Errorf("%s and the files with it keep changing", paths[0])}
 }
 
 func readOnce(paths []string) Set {
@@ -70,8 +70,8 @@ func readFile(path string) ([]byte, error) {
 	return data, err
 }
 
-// parseBlocks returns the PEM blocks in data. Unlike pem.Decode it passes over nothing that begins like a block: half a
-// file must not look like a whole one.
+// parseBlocks returns the PEM blocks in data. Unlike pem.Decode, it does not skip anything that begins like a block: a truncated file
+// must not look like a complete one.
 func parseBlocks(data []byte) ([]*pem.Block, error) {
 	var blocks []*pem.Block
 	for rest := data; ; {
@@ -92,7 +92,7 @@ func parseBlocks(data []byte) ([]*pem.Block, error) {
 	return blocks, nil
 }
 
-// Certificates returns the certificates in data, of which there is at least one. Other blocks are passed over.
+// Certificates returns the certificates in data. It is an error if there are none. Other blocks are skipped.
 func Certificates(data []byte) ([]*x509.Certificate, error) {
 	blocks, err := parseBlocks(data)
 	if err != nil {
@@ -115,8 +115,7 @@ func Certificates(data []byte) ([]*x509.Certificate, error) {
 	return certificates, nil
 }
 
-// Key returns the one private key in data, in any of the encodings that cert-manager and Istio write. Other blocks
-// are passed over.
+// Key returns the only private key in data, in any of the encodings that cert-manager and Istio write. Other blocks are skipped.
 func Key(data []byte) (crypto.Signer, error) {
 	blocks, err := parseBlocks(data)
 	if err != nil {
@@ -156,7 +155,7 @@ func Key(data []byte) (crypto.Signer, error) {
 	return found, nil
 }
 
-// CheckKey says whether key is the private half of the leaf's.
+// CheckKey returns an error if key is not the private key of leaf.
 func CheckKey(leaf *x509.Certificate, key crypto.Signer) error {
 	if key == nil {
 		return errors.New("there is none")

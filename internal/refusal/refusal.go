@@ -1,7 +1,7 @@
 // Package refusal marks the errors with which a layer refuses a call before anything was sent.
 //
-// Whoever looks at the outcome of a call must tell a refusal of ours from a failure of the peer: a refusal is not held
-// against an endpoint and is not retried, because the layer that refused would refuse again.
+// A refusal of ours must be distinguished from a failure of the peer: it does not count against an endpoint, and is not retried, because
+// the layer would refuse the call again.
 package refusal
 
 import "errors"
@@ -17,7 +17,7 @@ func New(text string) error {
 	return &Error{text: text}
 }
 
-// Because returns a refusal with err as its cause, or err itself if that is a refusal already.
+// Because returns a refusal with err as its cause, or err itself if it already is a refusal.
 func Because(err error) error {
 	if Is(err) {
 		return err
@@ -25,7 +25,7 @@ func Because(err error) error {
 	return &Error{text: err.Error(), cause: err}
 }
 
-// Unwrap returns the cause, nil if the refusal has none.
+// Unwrap returns the cause, or nil if there is none.
 func (e *Error) Unwrap() error {
 	return e.cause
 }

@@ -1,4 +1,4 @@
-// Package reply makes the responses that no server sent: refusals, injected faults, redirects.
+// Package reply makes the responses that do not come from a server: refusals, injected faults, redirects.
 package reply
 
 import (
@@ -9,8 +9,8 @@ import (
 	"strings"
 )
 
-// New returns a response to req with the given status, and a text as its body unless that is empty. The caller may go on
-// to set headers. It leaves req and its body alone.
+// New returns a response to req with a status and a text, which may be empty, as its body. The caller may set further headers. New does
+// not change req or close its body.
 func New(req *http.Request, status int, text []byte) *http.Response {
 	resp := &http.Response{
 		Status:     strings.TrimSpace(strconv.Itoa(status) + " " + http.StatusText(status)),
@@ -23,12 +23,12 @@ func New(req *http.Request, status int, text []byte) *http.Response {
 		Request:    req,
 	}
 	if status == http.StatusNoContent || status == http.StatusNotModified {
-		return resp // which have no body (RFC 9110, section 6.4.1)
+		return resp // these have no body (RFC 9110, section 6.4.1)
 	}
 	resp.Header["Content-Length"] = []string{strconv.Itoa(len(text))}
 	resp.ContentLength = int64(len(text))
 	if len(text) > 0 {
-		resp.Header["Content-Type"] = []string{"text/plain"} // as Envoy answers
+		resp.Header["Content-Type"] = []string{"text/plain"} // as in Envoy
 		if req.Method != http.MethodHead {
 			resp.Body = io.NopCloser(bytes.NewReader(text))
 		}
@@ -36,13 +36,13 @@ func New(req *http.Request, status int, text []byte) *http.Response {
 	return resp
 }
 
-// Overflow returns the answer to a call that limit.ErrOverflow refuses: 503, as Envoy words it.
+// Overflow returns the response to a call that is refused with limit.ErrOverflow: 503 with Envoy's text.
 func Overflow(req *http.Request) *http.Response {
 	return refuse(req, http.StatusServiceUnavailable, "X-Envoy-Overloaded",
 		"upstream connect error or disconnect/reset before headers. reset reason: overflow")
 }
 
-// RateLimited returns the answer to a call that limit.ErrRateLimited refuses: 429, as Envoy words it.
+// RateLimited returns the response to a call that is refused with limit.ErrRateLimited: 429 with Envoy's text.
 func RateLimited(req *http.Request) *http.Response {
 	return refuse(req, http.StatusTooManyRequests, "X-Envoy-Ratelimited", "local_rate_limited")
 }
@@ -53,11 +53,11 @@ func refuse(req *http.Request, status int, reason, text string) *http.Response {
 	return resp
 }
 
-// Write sends a response of New to the client of a server.
+// Write writes a response that New returned to w.
 func Write(w http.ResponseWriter, resp *http.Response) {
 	for name, values := range resp.Header {
 		w.Header()[name] = values
 	}
 	w.WriteHeader(resp.StatusCode)
-	_, _ = io.Copy(w, resp.Body) // an error is the client's loss
+	_, _ = io.Copy(w, resp.Body) // a client that has gone needs no response
 }

@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Guard is the ResponseWriter of a handler of HTTP/1 that may be cut off while it runs. It knows when the handler takes the
-// connection over.
+// Guard is the ResponseWriter of an HTTP/1 handler that may be cut off while it runs. It knows when the handler takes over the
+// connection.
 type Guard struct {
 	w     http.ResponseWriter
 	owner Owner
@@ -20,14 +20,14 @@ type Guard struct {
 	mu sync.Mutex // held while deadlines are set, and while the connection is taken over
 }
 
-// Owner is told when the connection is taken over.
+// Owner is notified when the handler takes over the connection.
 type Owner interface {
 	// TakeOver returns the connection for the handler.
 	TakeOver(net.Conn) net.Conn
 }
 
-// NewGuard returns a writer for a handler that passes everything on to w, an http.Hijacker, and what cuts the handler off.
-// It flushes if w does; http.ResponseController finds the rest through Unwrap.
+// NewGuard returns a writer for a handler, which passes everything on to w, and the Guard that can cut the handler off. w must be an
+// http.Hijacker. The writer is an http.Flusher if w is; http.ResponseController finds other methods through Unwrap.
 func NewGuard(w http.ResponseWriter, owner Owner) (http.ResponseWriter, *Guard) {
 	if _, flushes := w.(http.Flusher); flushes {
 		g := &flushingGuard{Guard{w: w, owner: owner}}
@@ -37,8 +37,8 @@ func NewGuard(w http.ResponseWriter, owner Owner) (http.ResponseWriter, *Guard) 
 	return g, g
 }
 
-// Cut has everything fail with err that the handler asks of the writer from now on. What it already waits for, the caller ends:
-// by deadlines in the past, which the handler cannot change any more.
+// Cut makes all further operations of the handler on the writer fail with err. The caller ends operations that are already blocked by
+// setting deadlines in the past, which the handler can no longer change.
 func (g *Guard) Cut(err error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -100,7 +100,7 @@ func (g *Guard) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return g.owner.TakeOver(conn), rw, nil
 }
 
-// SetReadDeadline is for http.ResponseController.
+// SetReadDeadline implements the method that http.ResponseController calls.
 func (g *Guard) SetReadDeadline(at time.Time) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -110,7 +110,7 @@ func (g *Guard) SetReadDeadline(at time.Time) error {
 	return http.NewResponseController(g.w).SetReadDeadline(at)
 }
 
-// SetWriteDeadline is for http.ResponseController.
+// SetWriteDeadline implements the method that http.ResponseController calls.
 func (g *Guard) SetWriteDeadline(at time.Time) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -129,7 +129,7 @@ type flushingGuard struct{ Guard }
 // Flush implements http.Flusher.
 func (g *flushingGuard) Flush() { _ = g.FlushError() }
 
-// FlushError is what http.ResponseController asks for, rather than unwrap the writer.
+// FlushError implements the method that http.ResponseController calls instead of unwrapping the writer.
 func (g *flushingGuard) FlushError() error {
 	if err := g.err(); err != nil {
 		return err
@@ -137,9 +137,9 @@ func (g *flushingGuard) FlushError() error {
 	return http.NewResponseController(g.w).Flush()
 }
 
-// CloseNotify implements http.CloseNotifier, which handlers of old ask for. Like net/http's it never tells of the end of a handler.
+// CloseNotify implements http.CloseNotifier, which old handlers use. As in net/http, the channel never reports the end of a handler.
 func (g *flushingGuard) CloseNotify() <-chan bool {
-	//lint:ignore SA1019 the same
+	//lint:ignore SA1019 old handlers still use it
 	if notifier, ok := g.w.(http.CloseNotifier); ok {
 		return notifier.CloseNotify()
 	}

@@ -7,13 +7,13 @@ import (
 	"net/http"
 )
 
-// The types below are only used with a ResponseWriter that has their method.
+// The types below are used only with a ResponseWriter that has the same method.
 
 type flusher struct{ plain }
 
 func (f flusher) Flush() { _ = f.FlushError() }
 
-// FlushError is what http.ResponseController asks for, rather than unwrap the writer.
+// FlushError implements the method that http.ResponseController calls instead of unwrapping the writer.
 func (f flusher) FlushError() error {
 	f.r.begin(http.StatusOK)
 	return http.NewResponseController(f.r.w).Flush()

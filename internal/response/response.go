@@ -1,4 +1,4 @@
-// Package response watches what a handler answers, for the layers on the server side.
+// Package response watches the responses of handlers, for the layers on the server side.
 package response
 
 import (
@@ -6,21 +6,20 @@ import (
 	"net/http"
 )
 
-// Recorder is what is known of a response while its handler runs.
+// Recorder records a response while its handler runs.
 type Recorder struct {
 	w http.ResponseWriter
 
-	// Status is the status that was sent, 101 if the connection was taken over, and 0 while nothing was sent. A handler
-	// that returns without a word answers 200.
+	// Status is the status that was sent. It is 101 if the connection was taken over, and 0 if nothing was sent yet.
 	Status int
 
-	// Bytes is how much was written of the body.
+	// Bytes is the number of bytes of the body that were written.
 	Bytes int64
 }
 
-// Watch returns a writer for the handler, which passes everything on to w and notes the status. It has the optional
-// methods of w that handlers ask for by assertion (http.Flusher, http.Hijacker, io.ReaderFrom), and no others;
-// http.ResponseController finds the rest through Unwrap.
+// Watch returns a writer for the handler, which passes everything on to w and records the status. Of the optional interfaces that
+// handlers use (http.Flusher, http.Hijacker, io.ReaderFrom), it implements those that w implements. http.ResponseController finds other
+// methods through Unwrap.
 func (r *Recorder) Watch(w http.ResponseWriter) http.ResponseWriter {
 	r.w = w
 	p := plain{r}
@@ -38,7 +37,7 @@ func (r *Recorder) Watch(w http.ResponseWriter) http.ResponseWriter {
 	return p
 }
 
-// Code returns the status of a response whose handler has returned.
+// Code returns the status of a response whose handler has returned: 200 if the handler has not sent any.
 func (r *Recorder) Code() int {
 	if r.Status == 0 {
 		return http.StatusOK
@@ -47,13 +46,13 @@ func (r *Recorder) Code() int {
 }
 
 func (r *Recorder) begin(status int) {
-	// 1xx come before the response; 101 is one.
+	// Statuses 1xx precede the response, except for 101.
 	if r.Status == 0 && (status >= 200 || status == http.StatusSwitchingProtocols) {
 		r.Status = status
 	}
 }
 
-// plain and the types that embed it are single pointers, which need no allocation to be an interface.
+// plain and the types that embed it are single pointers, so converting them to an interface does not allocate.
 type plain struct{ r *Recorder }
 
 func (p plain) Header() http.Header { return p.r.w.Header() }
@@ -70,5 +69,5 @@ func (p plain) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// Unwrap is for http.ResponseController.
+// Unwrap implements the method that http.ResponseController calls.
 func (p plain) Unwrap() http.ResponseWriter { return p.r.w }

@@ -26,17 +26,17 @@ type Server struct {
 	t       testing.TB
 	socket  string
 	sources []tlsid.Source
-	server  *grpc.Server // nil: stopped
+	server  *grpc.Server // nil if stopped
 	serving sync.WaitGroup
 
 	mu      sync.Mutex
-	edit    func(*workload.X509SVIDResponse) // nil: responses stay as they are
-	failure error                            // what streams end with; nil: they are served
+	edit    func(*workload.X509SVIDResponse) // edits responses, if not nil
+	failure error                            // the error that ends all streams, if not nil
 	changed chan struct{}                    // closed when edit or failure changes
 }
 
-// Start starts a Workload API, which stops at the end of the test. Each client gets what the sources yield for it, each
-// time one of them yields: the first is the default identity.
+// Start starts a Workload API, which stops at the end of the test. Each client gets the identities of the sources, again whenever one of
+// them yields. The first source has the default identity.
 func Start(t testing.TB, sources ...tlsid.Source) *Server {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "spiffe") // t.TempDir is too long for the address of a socket
@@ -77,17 +77,17 @@ func (s *Server) Restart() {
 	s.serving.Go(func() { server.Serve(l) })
 }
 
-// Fail ends all streams with err, and new ones at once, until it is called with nil.
+// Fail ends all streams with err, including new ones, until it is called with nil.
 func (s *Server) Fail(err error) {
 	s.change(func() { s.failure = err })
 }
 
-// Deny is Fail with what an agent says to a workload that it has no identity for.
+// Deny is Fail with the error that an agent returns to a workload without an identity.
 func (s *Server) Deny() {
 	s.Fail(status.Error(codes.PermissionDenied, "no identity issued"))
 }
 
-// Edit has f change each response before it is sent, and sends the last again, changed. f is called from several goroutines.
+// Edit makes f edit each response before it is sent, and sends the latest response again. f is called from several goroutines.
 func (s *Server) Edit(f func(*workload.X509SVIDResponse)) {
 	s.change(func() { s.edit = f })
 }
@@ -106,15 +106,15 @@ func (s *Server) state() (edit func(*workload.X509SVIDResponse), changed <-chan 
 	return s.edit, s.changed, s.failure
 }
 
-// service is the part of the Workload API that is there: X.509-SVIDs.
+// service implements the X.509-SVID part of the Workload API.
 type service struct {
 	workload.UnimplementedSpiffeWorkloadAPIServer
 	*Server
 }
 
-// FetchX509SVID is section 5.2.1 of the SPIFFE Workload API.
+// FetchX509SVID implements section 5.2.1 of the SPIFFE Workload API.
 func (s *service) FetchX509SVID(_ *workload.X509SVIDRequest, stream grpc.ServerStreamingServer[workload.X509SVIDResponse]) error {
-	// SPIFFE Workload Endpoint, section 3: a server that was made to send requests for others cannot send it.
+	// SPIFFE Workload Endpoint, section 3: a server that is tricked into sending requests for others does not send this header.
 	header, _ := metadata.FromIncomingContext(stream.Context())
 	if !slices.Equal(header.Get("workload.spiffe.io"), []string{"true"}) {
 		return status.Error(codes.InvalidArgument, "security header missing from request")
