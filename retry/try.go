@@ -27,7 +27,7 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 		t.ctx.Start(ctx, deadline.PerTry, limit, false)
 		return t.do(req, a, n, r, again, limit)
 	}
-	if n == 1 && r == nil && (l.Context == nil || l.Context == req.Context()) && !caller.ToWatch(req) {
+	if n == 1 && r == nil && (l.Context == nil || caller.SameContext(l.Context, req.Context())) && !caller.ToWatch(req) {
 		resp, err := a.Attempt(req, 1)
 		return resp, req, err
 	}
