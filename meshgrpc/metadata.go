@@ -18,6 +18,7 @@ import (
 	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/attempt"
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
@@ -102,7 +103,7 @@ type ownHeader http.Header
 
 // SetHeader implements engine.HeaderSetter.
 func (h ownHeader) SetHeader(name, value string) {
-	if name = http.CanonicalHeaderKey(name); value == "" {
+	if name = field.Key(name); value == "" {
 		delete(h, name)
 	} else {
 		h[name] = []string{value}

@@ -3,7 +3,6 @@ package tracing
 import (
 	"net/http"
 	"sync"
-	"time"
 
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/response"
@@ -44,7 +43,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	untrusted := h.Untrusted != nil && h.Untrusted(r)
 	ctx := h.tracer.StartInbound(r.Context(), &spans.Request{
-		Request: r, RPC: isGRPC(r.Header), Start: time.Now(), Restart: untrusted, NewID: untrusted,
+		Request: r, RPC: isGRPC(r.Header), Restart: untrusted, NewID: untrusted,
 	})
 	if h.Config.EchoRequestID {
 		spans.EchoRequestID(ctx, w.Header())

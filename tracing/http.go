@@ -3,7 +3,6 @@ package tracing
 import (
 	"context"
 	"errors"
-	"maps"
 	"math/rand/v2"
 	"net/http"
 	"strconv"
@@ -15,6 +14,7 @@ import (
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/outgoing"
 	"github.com/nosidecar/mesh/internal/spans"
 )
 
@@ -44,20 +44,18 @@ func (t *Transport) setup() { t.tracer, t.err = spans.New(spans.Config(t.Config)
 // RoundTrip sends a copy of req with the headers of its span, which ends with the body of the response.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(t.setup)
-	c, err := begin(req, t.tracer, t.err)
+	r, err := begin(req, t.tracer, t.err)
 	if err != nil {
 		return nil, err
 	}
-	ctx := req.Context()
-	if owner := spans.Shared(ctx); owner != nil { // that of a Calls
-		c.desc.Owner, c.attempt = owner, true
+	d, ctx, owner := r.describe(), req.Context(), spans.Shared(req.Context())
+	if owner != nil { // that of a Calls
+		d.Owner = owner
 	} else {
-		ctx, c.attempt, c.whole = c.tracer.StartCall(ctx, &c.desc), true, true
+		ctx = r.tracer.StartCall(ctx, &d)
 	}
-	c.ctx = c.tracer.StartAttempt(ctx, &c.desc, &spans.Attempt{
-		Number: number(req), Start: c.desc.Start, Header: req.Header, Set: c,
-	})
-	return c.send(t.Base)
+	ctx = r.tracer.StartAttempt(ctx, &d, &spans.Attempt{Number: number(req), Header: req.Header, Set: r})
+	return r.send(ctx, t.Base, &d, ending{whole: owner == nil, attempt: true})
 }
 
 // CloseIdleConnections closes the idle connections of Base, if it can.
@@ -84,14 +82,15 @@ var _ http.RoundTripper = (*Calls)(nil)
 // RoundTrip makes a call. Its span, if it has one, ends with the body of the response.
 func (t *Calls) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(func() { t.tracer, t.err = spans.New(spans.Config(t.Config)) })
-	c, err := begin(req, t.tracer, t.err)
+	r, err := begin(req, t.tracer, t.err)
 	if err != nil {
 		return nil, err
 	}
-	c.desc.Shared, c.whole = true, true
-	c.ctx = c.tracer.StartCall(req.Context(), &c.desc)
-	c.tracer.SetRequestID(&c.desc, c)
-	return c.send(t.Base)
+	d := r.describe()
+	d.Shared = true
+	ctx := r.tracer.StartCall(req.Context(), &d)
+	r.tracer.SetRequestID(&d, r)
+	return r.send(ctx, t.Base, &d, ending{whole: true})
 }
 
 // CloseIdleConnections closes the idle connections of Base, if it can.
@@ -99,22 +98,14 @@ func (t *Calls) CloseIdleConnections() { base.CloseIdle(t.Base) }
 
 var errNoURL = errors.New("tracing: the request has no URL")
 
-// call is a request on its way.
-type call struct {
-	body   body.Reader
+// request is a request on its way. It owns its spans.
+type request struct {
+	outgoing.Request
 	tracer *spans.Tracer
-	desc   spans.Call
-	ctx    context.Context // to send it with
 	caller *http.Request
-	out    http.Request
-	header http.Header  // of what is sent, nil while it is the caller's
-	values field.Values // that are set in it
-	resp   *http.Response
-
-	whole, attempt bool // what ends with it
 }
 
-func begin(req *http.Request, tracer *spans.Tracer, err error) (*call, error) {
+func begin(req *http.Request, tracer *spans.Tracer, err error) (*request, error) {
 	if err == nil && req.URL == nil {
 		err = errNoURL
 	}
@@ -122,12 +113,17 @@ func begin(req *http.Request, tracer *spans.Tracer, err error) (*call, error) {
 		body.CloseRequest(req)
 		return nil, err
 	}
-	c := &call{tracer: tracer, caller: req}
-	c.desc = spans.Call{
-		Method: req.Method, URL: req.URL, RPC: isGRPC(req.Header), Start: time.Now(), Owner: c, Seed: rand.Uint64(),
-		Header: req.Header, Caller: req.Context(),
+	r := &request{tracer: tracer, caller: req}
+	r.Begin(req.Header, false, tracer.Sets())
+	return r, nil
+}
+
+// describe returns the call as the tracer knows it.
+func (r *request) describe() spans.Call {
+	req := r.caller
+	return spans.Call{
+		Method: req.Method, URL: req.URL, RPC: isGRPC(req.Header), Owner: r, Seed: rand.Uint64(), Header: req.Header, Caller: req.Context(),
 	}
-	return c, nil
 }
 
 func isGRPC(h http.Header) bool {
@@ -145,50 +141,48 @@ func number(req *http.Request) int {
 	return 1
 }
 
-// SetHeader implements spans.Setter.
-func (c *call) SetHeader(name, value string) {
-	if c.header == nil { // values are only ever replaced as a whole, so the caller's can be shared
-		c.header = make(http.Header, len(c.caller.Header)+c.tracer.Sets())
-		maps.Copy(c.header, c.caller.Header)
-	}
-	if value == "" {
-		delete(c.header, name)
-	} else {
-		c.header[name] = c.values.Of(value)
-	}
-}
+// ending says what ends with the response.
+type ending struct{ whole, attempt bool }
 
-// send sends the request and has the spans end with the response.
-func (c *call) send(rt http.RoundTripper) (*http.Response, error) {
-	out := c.caller
-	if c.ctx != c.caller.Context() {
-		out = c.caller.WithContext(c.ctx)
-	} else if c.header != nil {
-		c.out = *c.caller
-		out = &c.out
+// send sends the request and has its spans, if it has any, end with the response.
+func (r *request) send(ctx context.Context, rt http.RoundTripper, d *spans.Call, ends ending) (*http.Response, error) {
+	if !spans.Recorded(ctx, d.Owner) {
+		resp, err := base.Or(rt).RoundTrip(r.Of(r.caller, ctx))
+		if err == nil {
+			attempt.Restore(resp, r.caller, 1)
+		}
+		return resp, err
 	}
-	if c.header != nil {
-		out.Header = c.header
-	}
+	c := &call{tracer: r.tracer, desc: *d, ctx: ctx, ending: ends}
 	over := false
 	defer func() {
 		if !over { // a panic or a Goexit
 			c.End(errPanic)
 		}
 	}()
-	resp, err := base.Or(rt).RoundTrip(out)
+	resp, err := base.Or(rt).RoundTrip(r.Of(r.caller, ctx))
 	over = true
 	if err != nil {
 		c.End(err)
 		return nil, err
 	}
 	c.resp = resp
-	attempt.Restore(resp, c.caller, 1)
+	attempt.Restore(resp, r.caller, 1)
 	c.body.Attach(resp, c)
 	return resp, nil
 }
 
 var errPanic = errors.New("tracing: the transport has panicked")
+
+// call is a request that is recorded.
+type call struct {
+	body   body.Reader
+	tracer *spans.Tracer
+	desc   spans.Call
+	ctx    context.Context
+	resp   *http.Response
+	ending
+}
 
 // End implements body.Ender.
 func (c *call) End(err error) {

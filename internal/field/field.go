@@ -1,7 +1,10 @@
 // Package field says what stands in an HTTP field: what may, in its name and its value, and what a Content-Type means.
 package field
 
-import "strings"
+import (
+	"net/http"
+	"strings"
+)
 
 // IsToken reports whether s is a token, which names headers, methods and cookies (RFC 9110, section 5.6.2).
 func IsToken(s string) bool {
@@ -30,4 +33,13 @@ func IsValue(s string) bool {
 func IsGRPC(contentType string) bool {
 	rest, ok := strings.CutPrefix(contentType, "application/grpc")
 	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
+}
+
+// Key returns a name as a key of an http.Header, as http.CanonicalHeaderKey does. Those that telemetry sets with every call are known.
+func Key(name string) string {
+	switch name {
+	case "Traceparent", "X-Request-Id", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Sampled", "X-Envoy-Peer-Metadata", "X-Envoy-Peer-Metadata-Id":
+		return name
+	}
+	return http.CanonicalHeaderKey(name)
 }

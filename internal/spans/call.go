@@ -21,7 +21,7 @@ type Call struct {
 	Method string
 	URL    *url.URL // of gRPC: with the path /package.Service/Method
 	RPC    bool
-	Start  time.Time
+	Start  time.Time   // zero for now
 	Owner  any         // tells the call from others: a pointer
 	Seed   uint64      // tells it from others that begin at the same time
 	Header http.Header // of the request; it is not changed
@@ -69,6 +69,9 @@ func callOf(ctx context.Context, owner any) *call {
 	return nil
 }
 
+// Recorded reports whether the call of owner is recorded: otherwise nothing ends with it.
+func Recorded(ctx context.Context, owner any) bool { return callOf(ctx, owner) != nil }
+
 // Shared returns the owner of the call that an attempt with ctx is one of, nil if it is none. Within an attempt there is none.
 func Shared(ctx context.Context) any {
 	c, ok := ctx.Value(callKey{}).(*call)
@@ -98,7 +101,7 @@ func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
 		return ctx
 	}
 	if local && !d.RPC && !t.config.CallSpans {
-		return &call{Context: ctx, owner: d.Owner, shared: d.Shared, start: d.Start}
+		return newCall(ctx, d, nil)
 	}
 	if !sc.IsValid() { // the application may have copied the headers that its request came with
 		if came := t.extract(d.Header); came.IsValid() {
@@ -116,7 +119,18 @@ func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
 		return sctx
 	}
 	span.SetAttributes(clientAttributes(d)...)
-	return &call{Context: sctx, owner: d.Owner, shared: d.Shared, start: d.Start, whole: span}
+	return newCall(sctx, d, span)
+}
+
+func newCall(ctx context.Context, d *Call, whole trace.Span) *call {
+	return &call{Context: ctx, owner: d.Owner, shared: d.Shared, start: orNow(d.Start), whole: whole}
+}
+
+func orNow(at time.Time) time.Time {
+	if at.IsZero() { // the clock is not read for calls that are not recorded
+		return time.Now()
+	}
+	return at
 }
 
 func clientAttributes(d *Call) []attribute.KeyValue {
@@ -132,8 +146,8 @@ func clientAttributes(d *Call) []attribute.KeyValue {
 
 // Attempt is one attempt of a call.
 type Attempt struct {
-	Number   int // from 1
-	Start    time.Time
+	Number   int         // from 1
+	Start    time.Time   // zero for now
 	Endpoint string      // address and port, "" if they are not known
 	Header   http.Header // of what is sent; it is changed only through Set
 	Set      Setter
@@ -169,7 +183,7 @@ func (t *Tracer) unrecorded(sc trace.SpanContext) trace.SpanContext {
 // try notes an attempt of a gRPC call, whose span is the call's.
 func (c *call) try(a *Attempt) {
 	attributes := append(make([]attribute.KeyValue, 0, 3), attribute.Int("mesh.attempt", a.Number))
-	c.whole.AddEvent("attempt", trace.WithTimestamp(a.Start), trace.WithAttributes(appendPeer(attributes, a.Endpoint)...))
+	c.whole.AddEvent("attempt", trace.WithTimestamp(orNow(a.Start)), trace.WithAttributes(appendPeer(attributes, a.Endpoint)...))
 }
 
 func (t *Tracer) startAttempt(ctx context.Context, c *call, d *Call, a *Attempt) (context.Context, trace.Span) {
@@ -190,7 +204,7 @@ func (t *Tracer) startAttempt(ctx context.Context, c *call, d *Call, a *Attempt)
 		ctx = trace.ContextWithSpan(ctx, c.whole)
 	}
 	ctx, c.last = t.tracer.Start(ctx, method(d.Method), trace.WithSpanKind(trace.SpanKindClient),
-		trace.WithTimestamp(a.Start), trace.WithAttributes(attributes...))
+		trace.WithTimestamp(orNow(a.Start)), trace.WithAttributes(attributes...))
 	if c.n == 1 {
 		c.first = c.last.SpanContext()
 	}

@@ -5,7 +5,6 @@ import (
 	"maps"
 	"net/http"
 	"strings"
-	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/baggage"
@@ -93,8 +92,7 @@ func Baggage(ctx context.Context) baggage.Baggage {
 // Request is an inbound request, or a gRPC call as the POST that it is.
 type Request struct {
 	*http.Request
-	RPC   bool
-	Start time.Time
+	RPC bool
 
 	// Restart says that the trace headers are not believed, NewID that the request id is not.
 	Restart, NewID bool

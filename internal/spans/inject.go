@@ -185,11 +185,13 @@ func appendUUID(b []byte, seed uint64) []byte {
 	put(u[:8], mix(seed+process[0]))
 	put(u[8:], mix(seed^process[1]))
 	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80
-	for i, part := range [...][]byte{u[:4], u[4:6], u[6:8], u[8:10], u[10:]} {
-		if i > 0 {
-			b = append(b, '-')
-		}
-		b = hex.AppendEncode(b, part)
-	}
+	at := len(b)
+	b = append(b, "00000000-0000-0000-0000-000000000000"...)
+	text := b[at : at+uuidLength]
+	hex.Encode(text[:8], u[:4])
+	hex.Encode(text[9:13], u[4:6])
+	hex.Encode(text[14:18], u[6:8])
+	hex.Encode(text[19:23], u[8:10])
+	hex.Encode(text[24:], u[10:])
 	return b
 }

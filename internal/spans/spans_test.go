@@ -107,7 +107,7 @@ func passOn(t *testing.T, c spans.Config, came http.Header) http.Header {
 	}
 	req, _ := http.NewRequest(http.MethodGet, "http://orders/", nil)
 	req.Header = came
-	ctx := tracer.StartInbound(context.Background(), &spans.Request{Request: req, Start: time.Now()})
+	ctx := tracer.StartInbound(context.Background(), &spans.Request{Request: req})
 	return attempt(tracer, ctx, nil)
 }
 
@@ -254,7 +254,7 @@ func TestB3DecisionWithoutIDsHoldsForTheNewTrace(t *testing.T) {
 		}
 		req, _ := http.NewRequest(http.MethodGet, "http://orders/", nil)
 		req.Header["B3"] = []string{decision}
-		ctx := tracer.StartInbound(context.Background(), &spans.Request{Request: req, Start: time.Now()})
+		ctx := tracer.StartInbound(context.Background(), &spans.Request{Request: req})
 		if got := trace.SpanContextFromContext(ctx).IsSampled(); got != want {
 			t.Errorf("b3: %s: sampled %t, want %t", decision, got, want)
 		}
@@ -273,7 +273,7 @@ func TestRandomFlag(t *testing.T) {
 			if came != "" {
 				req.Header["Traceparent"] = []string{came}
 			}
-			ctx := tracer.StartInbound(context.Background(), &spans.Request{Request: req, Start: time.Now()})
+			ctx := tracer.StartInbound(context.Background(), &spans.Request{Request: req})
 			sent := attempt(tracer, ctx, nil).Get("Traceparent")
 			if len(sent) != 55 || (sent[54]-'0')&2 != want {
 				t.Errorf("%s: %q came, %q was sent", sampler.Description(), came, sent)
@@ -295,7 +295,7 @@ func TestSpanIDsOfCallsWithoutASpan(t *testing.T) {
 	for flags, same := range map[string]bool{"00": false, "01": true} {
 		req, _ := http.NewRequest(http.MethodGet, "http://orders/", nil)
 		req.Header["Traceparent"] = []string{parent[:53] + flags}
-		ctx := tracer.StartInbound(context.Background(), &spans.Request{Request: req, Start: time.Now()})
+		ctx := tracer.StartInbound(context.Background(), &spans.Request{Request: req})
 		sent := attempt(tracer, ctx, nil).Get("Traceparent")
 		if sent[:35] != parent[:35] || sent[53:] != flags || (sent[36:52] == spanID) != same {
 			t.Errorf("%s sends on %s", req.Header["Traceparent"], sent)

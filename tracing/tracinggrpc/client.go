@@ -13,7 +13,6 @@ import (
 	"net/url"
 	"strings"
 	"sync"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -62,11 +61,11 @@ func (c *Client) begin(ctx context.Context, method string, cc *grpc.ClientConn) 
 	made := &call{tracer: c.tracer}
 	made.desc = spans.Call{
 		Method: http.MethodPost, URL: &url.URL{Scheme: "http", Host: host(cc.Target()), Path: method}, RPC: true,
-		Start: time.Now(), Owner: made, Seed: rand.Uint64(), Header: header(md, c.tracer.Names()), Caller: ctx,
+		Owner: made, Seed: rand.Uint64(), Header: header(md, c.tracer.Names()), Caller: ctx,
 	}
 	ctx = c.tracer.StartCall(ctx, &made.desc)
 	ctx = c.tracer.StartAttempt(ctx, &made.desc, &spans.Attempt{
-		Number: 1, Start: made.desc.Start, Header: made.desc.Header, Set: setter(md),
+		Number: 1, Header: made.desc.Header, Set: setter(md),
 	})
 	made.ctx = metadata.NewOutgoingContext(ctx, md)
 	return made, nil

@@ -6,7 +6,6 @@ import (
 	"net/url"
 	"strings"
 	"sync"
-	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -64,7 +63,7 @@ func (s *Server) begin(ctx context.Context, method string) (context.Context, err
 		ctx = metadata.NewIncomingContext(ctx, md)
 	}
 	ctx = s.tracer.StartInbound(ctx, &spans.Request{
-		Request: req, RPC: true, Start: time.Now(), Restart: untrusted, NewID: untrusted,
+		Request: req, RPC: true, Restart: untrusted, NewID: untrusted,
 	})
 	if s.Config.EchoRequestID {
 		_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", spans.RequestID(ctx))) // fails when there is no answer any more

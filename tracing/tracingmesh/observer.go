@@ -72,6 +72,9 @@ func (o *observer) callStart(ctx context.Context, c *mesh.Call) context.Context 
 }
 
 func (o *observer) callEnd(ctx context.Context, c *mesh.Call) {
+	if !spans.Recorded(ctx, c) {
+		return
+	}
 	d := describe(c)
 	e := spans.CallEnd{Status: c.Status, GRPCStatus: c.GRPCStatus, Err: c.Err, Route: c.Route}
 	if c.Flags != 0 {
@@ -94,6 +97,9 @@ func (o *observer) attemptStart(ctx context.Context, a *mesh.Attempt) context.Co
 }
 
 func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
+	if !spans.Recorded(ctx, a.Call) {
+		return
+	}
 	e := spans.AttemptEnd{Status: a.Status, Err: a.Err, At: a.Start.Add(a.Duration)}
 	if a.ProtoMajor > 0 {
 		e.Version = spans.Version(a.ProtoMajor, a.ProtoMinor)
@@ -106,7 +112,7 @@ func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
 
 func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.Context {
 	r := spans.Request{
-		Request: in.Request, RPC: isGRPC(in.Request), Start: in.Start,
+		Request: in.Request, RPC: isGRPC(in.Request),
 		Restart: in.RestartTraces, NewID: in.Peer == "", // as the mesh removes it
 		Documents: &in.Telemetry.Server().Tracing,
 	}

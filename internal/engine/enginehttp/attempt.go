@@ -1,7 +1,6 @@
 package enginehttp
 
 import (
-	"maps"
 	"net/http"
 	"strconv"
 
@@ -10,6 +9,7 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/outgoing"
 )
 
 // try is an attempt of a call. It ends with its response body.
@@ -77,38 +77,14 @@ func (c *call) withDeadline(req *http.Request, n int) *http.Request {
 		req = &copied
 	}
 	if n == 1 { // the header of a retry is its own
-		if req.Header = maps.Clone(req.Header); req.Header == nil {
-			req.Header = make(http.Header)
+		room := 1
+		if c.observed != nil && c.observed.first != nil {
+			room += int(c.observed.sets.Load())
 		}
+		req.Header = outgoing.CopyHeader(req.Header, room)
 	}
 	return req
 }
-
-// outgoing is what an observed attempt sends: a copy of the request as soon as something about it changes.
-type outgoing struct {
-	req    http.Request
-	header http.Header
-	own    bool         // nobody else has the header
-	values field.Values // of what is set
-}
-
-// SetHeader implements engine.HeaderSetter.
-func (o *outgoing) SetHeader(name, value string) {
-	if !o.own {
-		// Values are only ever replaced as a whole, so the caller's can be shared.
-		if o.header, o.own = maps.Clone(o.header), true; o.header == nil {
-			o.header = make(http.Header)
-		}
-	}
-	if name = http.CanonicalHeaderKey(name); value == "" {
-		delete(o.header, name)
-	} else {
-		o.header[name] = o.values.Of(value)
-	}
-}
-
-// Header implements engine.HeaderSetter.
-func (o *outgoing) Header() map[string][]string { return o.header }
 
 // observe tells the observers that the attempt begins. It returns the request to send. own says that its header is nobody
 // else's.
@@ -119,20 +95,15 @@ func (c *call) observe(t *try, req *http.Request, n int, own bool) *http.Request
 	}
 	o := c.observed.first
 	if n > 1 {
-		o = new(outgoing)
+		o = new(outgoing.Request)
 	}
-	o.header, o.own = req.Header, own && req.Header != nil
+	room := c.observed.sets.Load()
+	o.Begin(req.Header, own, int(room))
 	ctx := t.Observe(req.Context(), n, req.Header, o)
-	out := &o.req
-	if ctx != req.Context() {
-		out = req.WithContext(ctx)
-	} else if o.own == own {
-		return req
-	} else {
-		*out = *req
+	if added := o.Added(req.Header); added > 0 && int32(added) != room {
+		c.observed.sets.Store(int32(added))
 	}
-	out.Header = o.header
-	return out
+	return o.Of(req, ctx)
 }
 
 // exchange sends the request of an attempt and waits for the answer.

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/http"
 	"net/url"
+	"sync/atomic"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/internal/attempt"
@@ -13,6 +14,7 @@ import (
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/outgoing"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -20,11 +22,12 @@ import (
 // Transport is an http.RoundTripper over an engine. [New] makes one.
 type Transport struct {
 	engine *engine.Engine
+	sets   atomic.Int32 // how many headers observers added to an attempt lately: a hint
 }
 
 // New returns the transport of e. There must be one only.
 func New(e *engine.Engine) *Transport {
-	t := &Transport{e}
+	t := &Transport{engine: e}
 	e.Mirrors.Send = t.mirror
 	return t
 }
@@ -34,7 +37,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL == nil || req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return t.engine.Template().Outside().RoundTrip(req) // which knows best what to say
 	}
-	c := newCall(t.engine, req)
+	c := t.newCall(req)
 	return c.run(t.engine, engine.Routed, route.Target{})
 }
 
@@ -50,7 +53,7 @@ func (t *Transport) Engine() *engine.Engine {
 
 // mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
 func (t *Transport) mirror(to *route.Mirror, req *http.Request) (*http.Response, error) {
-	c := newCall(t.engine, req)
+	c := t.newCall(req)
 	return c.run(t.engine, engine.Copied, to.Target)
 }
 
@@ -77,20 +80,21 @@ type call struct {
 type observed struct {
 	body     *body.Counter                // of the request; nil if the length is known
 	upgraded interface{ Written() int64 } // the body of a response that can be written to; mostly nil
-	first    *outgoing                    // of the first attempt; nil unless observers set headers
+	first    *outgoing.Request            // of the first attempt; nil unless observers set headers
+	sets     *atomic.Int32                // of the Transport
 }
 
 // newCall returns the call that req describes. Larger ones than call are allocated in a way that costs more.
-func newCall(e *engine.Engine, req *http.Request) *call {
-	if !e.HeadersObserved() {
+func (t *Transport) newCall(req *http.Request) *call {
+	if !t.engine.HeadersObserved() {
 		return &call{req: req}
 	}
 	c := &struct {
 		call
 		observed observed
-		first    outgoing
+		first    outgoing.Request
 	}{}
-	c.call.req, c.call.observed, c.observed.first = req, &c.observed, &c.first
+	c.call.req, c.call.observed, c.observed.first, c.observed.sets = req, &c.observed, &c.first, &t.sets
 	return &c.call
 }
 
@@ -178,7 +182,7 @@ func (c *call) End(err error) {
 // counted.
 func (c *call) request(ctx context.Context) *http.Request {
 	req := c.req
-	if ctx != req.Context() {
+	if !caller.SameContext(ctx, req.Context()) {
 		req = req.WithContext(ctx)
 	}
 	return c.counted(req)

@@ -1,0 +1,82 @@
+package outgoing_test
+
+import (
+	"context"
+	"maps"
+	"net/http"
+	"strconv"
+	"testing"
+
+	"github.com/nosidecar/mesh/internal/outgoing"
+)
+
+func request(t *testing.T, fields int) *http.Request {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://orders/", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range fields {
+		req.Header["X-"+strconv.Itoa(i)] = []string{"caller's"}
+	}
+	return req
+}
+
+// The caller's request stays as it is, whatever its size and whatever room there is for more.
+func TestCallersRequestIsNotChanged(t *testing.T) {
+	for _, fields := range []int{0, 1, 4, 8, 20} {
+		for _, room := range []int{0, 2, 7} {
+			req := request(t, fields)
+			before := maps.Clone(req.Header)
+			var r outgoing.Request
+			r.Begin(req.Header, false, room)
+			r.SetHeader("traceparent", "00")
+			r.SetHeader("X-Request-Id", "1")
+			r.SetHeader("x-0", "ours")
+			r.SetHeader("X-3", "")
+			if added := r.Added(req.Header); fields == 8 && added != 1 {
+				t.Errorf("%d fields were added, want 1", added)
+			}
+			sent := r.Of(req, req.Context())
+			if !maps.EqualFunc(req.Header, before, func(a, b []string) bool { return len(a) == 1 && a[0] == b[0] }) {
+				t.Errorf("%d fields, room for %d: the caller's header is %v", fields, room, req.Header)
+			}
+			h := sent.Header
+			if sent == req || h.Get("Traceparent") != "00" || h.Get("X-Request-Id") != "1" || h.Get("X-0") != "ours" || h["X-3"] != nil {
+				t.Errorf("%d fields, room for %d: sent %v", fields, room, h)
+			}
+			if fields > 5 && h.Get("X-5") != "caller's" {
+				t.Errorf("%d fields, room for %d: the caller's fields are not sent: %v", fields, room, h)
+			}
+		}
+	}
+}
+
+func TestRequestIsCopiedOnlyIfItChanges(t *testing.T) {
+	req := request(t, 1)
+	var r outgoing.Request
+	r.Begin(req.Header, false, 2)
+	if r.Of(req, req.Context()) != req {
+		t.Error("a request that nothing was changed about is copied")
+	}
+	ctx, cancel := context.WithCancel(req.Context())
+	defer cancel()
+	sent := r.Of(req, ctx)
+	if sent == req || sent.Context() != ctx || sent.Header.Get("X-0") != "caller's" {
+		t.Errorf("a request with another context is sent as %v", sent)
+	}
+	own := http.Header{"X-Own": {"1"}}
+	r = outgoing.Request{}
+	r.Begin(own, true, 2)
+	r.SetHeader("X-Own", "2")
+	if own.Get("X-Own") != "2" {
+		t.Error("a header that is nobody else's is copied")
+	}
+	r = outgoing.Request{}
+	r.Begin(nil, true, 2)
+	r.SetHeader("X-Own", "1") // there is nothing to write to
+	req.Header = nil
+	if sent := r.Of(req, req.Context()); sent.Header.Get("X-Own") != "1" {
+		t.Errorf("sent %v", sent.Header)
+	}
+}
