@@ -1,8 +1,11 @@
-// Command mesh answers offline, from documents alone, what the library would do:
+// Command mesh answers offline, from documents alone, what the library would do, and publishes documents:
 //
 //	mesh check   finds mistakes in documents
 //	mesh route   says what an outbound request gets
 //	mesh authz   says whether an inbound request is allowed
+//	mesh push    publishes documents in Consul
+//	mesh pull    reads them back
+//	mesh diff    says what a push would change
 //	mesh certs   makes certificates for development
 //	mesh version says what was built
 //
@@ -27,9 +30,11 @@ import (
 // The exit codes.
 const (
 	exitOK     = 0
-	exitErrors = 1 // of check: a document has an error
-	exitFailed = 2 // no answer: wrong usage, a file that cannot be read, except for check also invalid documents
+	exitErrors = 1 // of check, push and diff: a document has an error
+	exitFailed = 2 // no answer: wrong usage, a file that cannot be read, wrong documents of other commands than check, push and diff
 	exitDenied = 3 // of authz: the request is not allowed
+
+	exitDiffers = 4 // of diff: a push would change something
 )
 
 const usage = `Usage:
@@ -62,6 +67,22 @@ const usage = `Usage:
         -H 'NAME: VALUE'    a request header; may be repeated; Host replaces the authority
         Flags come before the URL.
 
+  mesh push -prefix PREFIX PATH...
+        Publish documents in the KV store of Consul, in the place of all that are published there, for policy/consulkv. All processes
+        get the whole set, whatever its size. Files are named relative to PATH. What mesh check refuses is not published; what it
+        finds goes to standard error. Of two pushes at once, one fails and says so. The same again is no change.
+        -prefix PREFIX      their place, as mesh/shop
+        Consul is the agent that the environment names: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE,
+        CONSUL_HTTP_SSL, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY, CONSUL_TLS_SERVER_NAME, CONSUL_NAMESPACE.
+        Exit status: 0 if they are published, or were before, 1 if any has an error.
+
+  mesh pull -prefix PREFIX FOLDER
+        Write the documents that are published to FOLDER, which is not there yet or empty. Consul is found as for push.
+
+  mesh diff -prefix PREFIX [-o text|json] PATH...
+        Say what a push would change: files that are added, changed and removed. Consul is found as for push.
+        Exit status: 0 if nothing would change, 4 if something would, 1 if any document has an error: push would refuse them.
+
   mesh certs [-o FOLDER] [-d DOMAIN] [-t TIME] NAMESPACE/ACCOUNT...
         Make certificates for workloads on a developer's machine: FOLDER/NAMESPACE/ACCOUNT holds tls.crt, tls.key and ca.crt,
         for tlsid.Files. All of one call trust each other, and nobody else: the key of their authority is not kept.
@@ -72,7 +93,8 @@ const usage = `Usage:
   mesh version
         Print the version of the module and of Go.
 
-The exit status is 2 on wrong usage, if a file cannot be read or written and, except for check, if the documents are not valid.
+The exit status is 2 on wrong usage, if a file cannot be read or written, if Consul does not do what it is asked for and, except
+for check, push and diff, if the documents are not valid.
 `
 
 func main() {
@@ -82,7 +104,7 @@ func main() {
 // run is the command with its arguments, less its name. It returns the exit status.
 func run(args []string, stdout, stderr io.Writer) int {
 	if len(args) == 0 {
-		fmt.Fprintf(stderr, "mesh: name a command: check, route, authz, certs or version\n%s", seeHelp)
+		fmt.Fprintf(stderr, "mesh: name a command: check, route, authz, push, pull, diff, certs or version\n%s", seeHelp)
 		return exitFailed
 	}
 	name, args := args[0], args[1:]
@@ -95,6 +117,12 @@ func run(args []string, stdout, stderr io.Writer) int {
 		err = route(args, stdout)
 	case "authz":
 		code, err = authz(args, stdout)
+	case "push":
+		code, err = push(args, stdout, stderr)
+	case "pull":
+		err = pull(args, stdout)
+	case "diff":
+		code, err = diff(args, stdout, stderr)
 	case "certs":
 		err = certs(args, stdout)
 	case "version":

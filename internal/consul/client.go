@@ -23,7 +23,10 @@ func NewClient(config *api.Config) (*api.Client, error) {
 		own := *c.HttpClient
 		c.HttpClient = &own
 	case c.Transport != nil:
-		c.Transport = c.Transport.Clone()
+		given := c.Transport.TLSClientConfig
+		if c.Transport = c.Transport.Clone(); given == nil {
+			c.Transport.TLSClientConfig = nil // Clone makes one, and the client would leave its own out
+		}
 	}
 	client, err := api.NewClient(&c) // which fills in c, and keeps its HttpClient
 	if err != nil {

@@ -302,6 +302,24 @@ func TestClientOfTheEnvironment(t *testing.T) {
 	}
 }
 
+// The certificates that the environment names are those that the agent is verified with.
+func TestCertificatesOfTheEnvironment(t *testing.T) {
+	a := newAgent(t, true)
+	path := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(path, a.config().TLSConfig.CAPem, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("CONSUL_HTTP_ADDR", a.URL)
+	t.Setenv("CONSUL_CACERT", path)
+	client, err := NewClient(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := client.Catalog().Nodes(nil); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestUnixSocket(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "agent.sock")
 	l, err := net.Listen("unix", path)

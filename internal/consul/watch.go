@@ -32,6 +32,10 @@ const (
 // ErrDenied is wrapped by errors that say that Consul does not let this client read something.
 var ErrDenied = errors.New("denied")
 
+// ErrUnusable is wrapped by errors of Watch.Read that say that what there is makes no sense. It will not soon: it is not read
+// again at the pace of an agent that is gone.
+var ErrUnusable = errors.New("unusable")
+
 // Watch is a read that is made again and again, as a blocking query or, with Poll, after some time. It must not be changed
 // while in use; then it is safe for concurrent use.
 type Watch[T any] struct {
@@ -243,7 +247,7 @@ func (r *run[T]) fail(err error) bool {
 	case status == http.StatusForbidden && !errors.Is(err, ErrDenied):
 		err = fmt.Errorf("%w: %w", ErrDenied, err)
 		limit = 10 * time.Second
-	case status >= 500 || errors.Is(err, ErrDenied):
+	case status >= 500 || errors.Is(err, ErrDenied) || errors.Is(err, ErrUnusable):
 		limit = 10 * time.Second
 	case status != 0:
 		limit = 30 * time.Second // 429, and what no repetition mends
