@@ -1,4 +1,4 @@
-// Package admission is what the inbound side of a mesh is to protocols whose handlers are not those of net/http, such as gRPC.
+// Package admission is the interface of the inbound side of a mesh for protocols whose handlers are not those of net/http, such as gRPC.
 package admission
 
 import (
@@ -6,44 +6,45 @@ import (
 	"net/http"
 )
 
-// Gate is what the handler of a mesh is besides.
+// Gate is implemented by the handler of a mesh.
 type Gate interface {
-	// Admit takes a request up to its handler. It returns the request to run the handler with and the call that this is, or
-	// answers it and returns nil.
+	// Admit takes a request through the inbound side, up to its handler. It returns the request for the handler and its call. If the
+	// request is refused, Admit answers it and returns nil.
 	Admit(http.ResponseWriter, *http.Request) (*http.Request, Call)
 }
 
-// Call is a request that was admitted. It is used in this order: Enter, then Done; nothing after Done.
+// Call is a request that was admitted. Enter is called first, then Done, and nothing after Done.
 type Call interface {
-	// Held reports whether Done has to be called even if no handler is run.
+	// Held reports whether Done must be called even if no handler runs.
 	Held() bool
 
-	// Enter is called when the handler is about to begin, which may be long after Admit. It returns the context for the handler,
-	// a child of ctx, and whether the request is still allowed. If not, it was answered, and Done is called all the same. When
-	// from Enter to Done the request is no longer allowed, that context ends with a *Withdrawn as its cause, and end is called.
+	// Enter must be called when the handler is about to begin, which may be long after Admit. It returns the context for the handler,
+	// a child of ctx, and reports whether the request is still allowed. If it is not, Enter has answered it, and Done must still be
+	// called. If the request is no longer allowed at some time between Enter and Done, the context ends with a *Withdrawn as its cause,
+	// and end is called.
 	Enter(ctx context.Context, end Ender) (context.Context, bool)
 
-	// Observed reports whether Message is to be called.
+	// Observed reports whether Message should be called.
 	Observed() bool
 
-	// Message is called between Enter and Done for each message that the handler received or sent, with its size.
+	// Message must be called between Enter and Done for each message that the handler received or sent, with its size.
 	Message(sent bool, size int)
 
-	// Header returns what the answer of the handler is to begin with besides, which may be nothing.
+	// Header returns headers to add to the response of the handler. It may be empty.
 	Header() http.Header
 
-	// Done is called when the handler has returned, with the status that was answered in HTTP, 0 for none, and in gRPC, -1 for
-	// none.
+	// Done must be called when the handler has returned, with the HTTP status of the response (0 for none) and the gRPC status (-1 for
+	// none).
 	Done(status, grpcStatus int)
 }
 
 // Ender ends a request while its handler runs.
 type Ender interface {
-	// End returns soon.
+	// End must not block.
 	End()
 }
 
-// Withdrawn is why a request was ended while its handler ran.
+// Withdrawn is the cause of a request that was ended while its handler ran.
 type Withdrawn struct {
 	Reason string // for the program, not for the peer
 }
@@ -53,5 +54,5 @@ func (w *Withdrawn) Error() string {
 	return "mesh: access was withdrawn while the request was served: " + w.Reason
 }
 
-// RequestKey is the key of a value in the context of every gRPC call to this process. Requests of HTTP have that of net/http.
+// RequestKey is the key of a value in the context of every inbound gRPC call. HTTP requests have the key of net/http instead.
 type RequestKey struct{}

@@ -11,28 +11,27 @@ import (
 	"github.com/nosidecar/mesh/internal/body"
 )
 
-// Limits are the limits of a call. 0 means none.
+// Limits has the time limits of a call. 0 means no limit.
 type Limits struct {
-	// Request bounds the whole call, its response body included.
+	// Request bounds the whole call, including the response body.
 	Request time.Duration
-	// BodyIdle bounds each wait for more of the response body. Time in which nobody reads does not count.
+	// BodyIdle bounds each wait for more of the response body. Time during which nobody reads does not count.
 	BodyIdle time.Duration
 }
 
-// Call holds a call to its Limits. What counts of the limit on the whole call is the time in which the request is not being
-// sent: whoever makes the call has its body watched with the Clock of the context (see package caller). It is a value to embed in what is allocated per call, and is used in this order:
-// Begin, then Failed or Watch. The zero value is ready for Begin; a Call serves once.
+// Call enforces the Limits of a call. The time during which the request is being sent does not count for the limit on the whole call: the
+// caller watches the request body with the Clock of the context (see package caller). A Call is meant to be embedded in a value that is
+// allocated per call, and is used once, in this order: Begin, then Failed or Watch. The zero value is ready for Begin.
 type Call struct {
 	ctx     Context
 	began   bool
 	body    body.Reader
 	idle    time.Duration
-	timer   *time.Timer // idle timer, running only inside Read
+	timer   *time.Timer // the idle timer, which runs only during Read
 	stalled Error
 }
 
-// Begin returns the context to make the call with: parent itself if the limits ask for nothing more than parent's
-// deadline does.
+// Begin returns the context for the call. It is parent itself if the deadline of parent is at least as strict as the limits.
 func (c *Call) Begin(parent context.Context, limits Limits) context.Context {
 	request := Within(parent, limits.Request)
 	if request <= 0 && limits.BodyIdle <= 0 {
@@ -44,8 +43,8 @@ func (c *Call) Begin(parent context.Context, limits Limits) context.Context {
 	return &c.ctx
 }
 
-// Failed ends a call that got no response, or that panicked. It returns the error for the caller: the *Error if a limit
-// caused err, and err itself otherwise.
+// Failed ends a call that got no response or panicked. It returns the error for the caller: an *Error if a limit caused err, otherwise
+// err itself.
 func (c *Call) Failed(err error) error {
 	if !c.began {
 		return err
@@ -57,8 +56,8 @@ func (c *Call) Failed(err error) error {
 	return err
 }
 
-// Watch holds the body of resp to the limits and ends the call with it. An upgraded connection (101) has no end to wait
-// for and is idle when it pleases: it is bound no longer.
+// Watch enforces the limits on the body of resp, and ends the call when the body ends. An upgraded connection (101) may be open and idle for
+// any time, so it is no longer limited.
 func (c *Call) Watch(resp *http.Response) {
 	if !c.began {
 		return
@@ -75,8 +74,8 @@ func (c *Call) Watch(resp *http.Response) {
 	}
 }
 
-// WatchMessages holds a response that is no body to the limits: Await and Received stand around each wait for more of it, and
-// End ends the call.
+// WatchMessages enforces the limits on a response that consists of messages. Await must be called before each wait for a message, Received
+// after it, and End at the end of the call.
 func (c *Call) WatchMessages() {
 	if c.began && c.idle > 0 {
 		c.stalled = Error{Kind: BodyIdle, Limit: c.idle}
@@ -85,14 +84,14 @@ func (c *Call) WatchMessages() {
 	}
 }
 
-// Await begins a wait for more of the response.
+// Await begins a wait for the next part of the response.
 func (c *Call) Await() {
 	if c.timer != nil {
 		c.timer.Reset(c.idle)
 	}
 }
 
-// Received ends a wait. It returns err, or the *Error if a limit caused it.
+// Received ends a wait. It returns an *Error if a limit caused err, otherwise err itself.
 func (c *Call) Received(err error) error {
 	if c.timer != nil {
 		c.timer.Stop()
@@ -101,7 +100,7 @@ func (c *Call) Received(err error) error {
 		c.ctx.progress()
 		return err
 	}
-	// Transports report a context that ended in different words.
+	// Transports report the end of a context by different errors.
 	if cause := context.Cause(c.ctx.Context); cause == error(&c.stalled) {
 		return cause
 	}
@@ -140,17 +139,17 @@ func (w *watched) Close() error {
 	return w.body.Close()
 }
 
-// Header tells a server how long the caller will wait, in milliseconds.
+// Header has the time for which the caller will wait, in milliseconds.
 const Header = "X-Envoy-Expected-Rq-Timeout-Ms"
 
-// SetHeader sets Header in h to the time left until at: whole milliseconds, at least 1.
+// SetHeader sets Header in h to the time until at, in whole milliseconds, at least 1.
 func SetHeader(h http.Header, at time.Time) {
 	h[Header] = []string{strconv.FormatInt(max(1, time.Until(at).Milliseconds()), 10)}
 }
 
-// Told returns a context with the deadline that the caller tells in h, with an *Error of kind Request as its cause. cancel is
-// nil, and the context ctx itself, if the caller tells none. The clock of the caller stands still while it sends the request:
-// whoever serves it has its body watched with the Clock of the context.
+// Told returns a context with the deadline that the caller has sent in h. Its cause is an *Error of kind Request. If the caller has sent
+// none, Told returns ctx itself and a nil cancel. The time of the caller does not run while it sends the request, so the server must watch
+// the request body with the Clock of the context.
 func Told(ctx context.Context, h http.Header) (_ context.Context, cancel context.CancelFunc) {
 	left, ok := fromHeader(h)
 	if !ok {
@@ -164,11 +163,11 @@ func Told(ctx context.Context, h http.Header) (_ context.Context, cancel context
 	return c, c.Cancel
 }
 
-// fromHeader returns the time that Header leaves a server, and false without a valid one: whole milliseconds, more than 0.
+// fromHeader returns the time in Header. It reports false unless there is exactly one valid value: whole milliseconds, more than 0.
 func fromHeader(h http.Header) (time.Duration, bool) {
 	values := h[Header]
 	if len(values) != 1 {
-		return 0, false // none, or several of which one may be true
+		return 0, false // none, or several, any of which could be right
 	}
 	ms, err := strconv.ParseInt(values[0], 10, 64)
 	if err != nil || ms <= 0 || ms > math.MaxInt64/int64(time.Millisecond) {

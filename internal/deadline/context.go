@@ -7,34 +7,34 @@ import (
 	"time"
 )
 
-// Context is a context that a timer may end. Unlike one of context.WithTimeoutCause, its timer can be stopped while the
-// context lives on, or stand still for a while, and it is a value to embed in what is allocated per call. It starts no
-// goroutine. The zero value is ready for Start; it must not be copied after.
+// Context is a context that a timer may end. Unlike that of context.WithTimeoutCause, the timer can be stopped without ending the context,
+// and can be paused. A Context is meant to be embedded in a value that is allocated per call, and starts no goroutine. The zero value is
+// ready for Start. It must not be copied after that.
 type Context struct {
 	context.Context // a child of the caller's, cancelled through cancel
 
 	cancel   context.CancelCauseFunc
 	timer    *time.Timer
-	state    atomic.Int32 // one of those below, changed with mu held
-	announce bool         // Deadline tells the limit
+	state    atomic.Int32 // one of the states below, changed with mu held
+	announce bool         // Deadline includes the limit
 	exceeded Error
 
 	mu      sync.Mutex
-	at      time.Time     // when the timer fires; not while paused
-	left    time.Duration // what remains of the limit; while paused and uploading
-	stalled *Error        // nil unless it was SendIdle that ended the context
+	at      time.Time     // when the timer fires; unused while paused
+	left    time.Duration // what remains of the limit while paused or uploading
+	stalled *Error        // set if SendIdle ended the context
 }
 
 // The states of a Context with a timer.
 const (
 	running   int32 = iota
-	paused          // the limit stands still
-	uploading       // it does, and the timer is that of SendIdle
+	paused          // the limit is paused
+	uploading       // the limit is paused, and the timer is that of SendIdle
 	stopped
 	expired
 )
 
-// Within returns limit, or 0 if the deadline of ctx comes first: then it is the caller's timeout, and none of ours.
+// Within returns limit, or 0 if the deadline of ctx comes first: then the timeout is the caller's, not ours.
 func Within(ctx context.Context, limit time.Duration) time.Duration {
 	if limit > 0 {
 		if at, ok := ctx.Deadline(); ok && time.Until(at) <= limit {
@@ -44,9 +44,9 @@ func Within(ctx context.Context, limit time.Duration) time.Duration {
 	return limit
 }
 
-// Start begins the wait: unless Stop or Cancel comes first, c ends after limit, with an *Error as its cause. A limit of 0
-// or less only makes c cancellable. With announce, Deadline tells the limit to those below; without, they see only the
-// parent's deadline, for a limit that ends with the response headers.
+// Start makes c a child of parent that ends after limit, with an *Error as its cause, unless Stop or Cancel comes first. A limit of 0 or
+// less only makes c cancellable. If announce is set, Deadline includes the limit. Otherwise it returns only the deadline of the parent, for
+// a limit that ends with the response headers.
 func (c *Context) Start(parent context.Context, kind Kind, limit time.Duration, announce bool) {
 	c.Context, c.cancel = context.WithCancelCause(parent)
 	c.exceeded = Error{Kind: kind, Limit: limit}
@@ -58,7 +58,7 @@ func (c *Context) Start(parent context.Context, kind Kind, limit time.Duration, 
 	c.timer = time.AfterFunc(limit, c.expire)
 }
 
-// expire runs when the timer fires, which it may have done just before it was stopped or set anew.
+// expire runs when the timer fires. That may have happened just before the timer was stopped or reset.
 func (c *Context) expire() {
 	c.mu.Lock()
 	state := c.state.Load()
@@ -76,8 +76,8 @@ func (c *Context) expire() {
 	c.cancel(cause)
 }
 
-// Stop stops the timer and leaves the context alive. It reports whether it came in time: false means that the limit was
-// exceeded and the context is ended, or about to be.
+// Stop stops the timer without ending the context. It reports false if it came too late: the limit was exceeded, and the context has ended
+// or is about to end.
 func (c *Context) Stop() bool {
 	if c.timer == nil {
 		return true
@@ -104,7 +104,7 @@ func (c *Context) Cancel() {
 	c.Stop()
 }
 
-// Pause makes the limit stand still until Resume. Once it was exceeded or stopped, nothing happens.
+// Pause pauses the limit until Resume. It does nothing if the limit was exceeded or stopped.
 func (c *Context) Pause() {
 	if c.timer == nil || c.state.Load() == paused {
 		return
@@ -125,7 +125,7 @@ func (c *Context) Pause() {
 	c.state.Store(paused)
 }
 
-// Resume ends a Pause. Without one it does nothing.
+// Resume ends a Pause. Otherwise it does nothing.
 func (c *Context) Resume() {
 	if c.timer == nil {
 		return
@@ -138,8 +138,8 @@ func (c *Context) Resume() {
 	c.setLocked(running, c.left)
 }
 
-// sending begins to wait, during a Pause, until the peer has taken what the transport has of the request. It reports false
-// where there is no Pause.
+// sending begins, during a Pause, the wait for the peer to take the part of the request that the transport has. It reports false if the
+// limit is not paused.
 func (c *Context) sending() bool {
 	if c.timer == nil {
 		return false
@@ -153,7 +153,7 @@ func (c *Context) sending() bool {
 	return true
 }
 
-// progress says that the peer does something, whatever it takes of the request.
+// progress records a sign of life from the peer, which restarts the wait for it to take more of the request.
 func (c *Context) progress() {
 	if c.state.Load() == uploading {
 		c.sending()
@@ -166,7 +166,7 @@ func (c *Context) setLocked(state int32, after time.Duration) {
 	c.timer.Reset(after)
 }
 
-// Exceeded returns the *Error if it was the limit that ended the context, and nil otherwise.
+// Exceeded returns an *Error if the limit has ended the context, and nil otherwise.
 func (c *Context) Exceeded() error {
 	if c.Context == nil {
 		return nil
@@ -185,7 +185,7 @@ func (c *Context) Exceeded() error {
 	return nil
 }
 
-// Deadline implements context.Context. While the timer stands still, it is the parent's.
+// Deadline implements context.Context. While the limit is paused, it returns the deadline of the parent.
 func (c *Context) Deadline() (time.Time, bool) {
 	if c.announce {
 		c.mu.Lock()
@@ -199,7 +199,7 @@ func (c *Context) Deadline() (time.Time, bool) {
 	return c.Context.Deadline()
 }
 
-// Err implements context.Context. Who looks at a context to tell a timeout from a cancel sees a timeout.
+// Err implements context.Context. It returns context.DeadlineExceeded if the limit has ended the context.
 func (c *Context) Err() error {
 	err := c.Context.Err()
 	if err != nil && c.Exceeded() != nil {
@@ -218,8 +218,8 @@ func (c *Context) Value(key any) any {
 
 type clockKey struct{}
 
-// Clock is the limits of a call, as far as they are contexts of this package: that of a try, that of the whole call. They
-// stand still together while the request is sent. The zero value is no limit.
+// Clock has the limits of a call that are contexts of this package: that of the try, and that of the whole call. They are paused together
+// while the request is sent. The zero value has no limits.
 type Clock struct {
 	innermost *Context
 }
@@ -230,7 +230,7 @@ func ClockOf(ctx context.Context) Clock {
 	return Clock{innermost}
 }
 
-// Pause makes the limits stand still until Resume. Pauses do not add up. A limit that begins later is not paused.
+// Pause pauses the limits until Resume. Pauses do not nest. A limit that begins later is not paused.
 func (c Clock) Pause() {
 	for limit := c.innermost; limit != nil; limit = ClockOf(limit.Context).innermost {
 		limit.Pause()
@@ -244,7 +244,7 @@ func (c Clock) Resume() {
 	}
 }
 
-// Upload is a Clock for who sends the request, and knows when the peer takes it.
+// Upload is a Clock for the sender of a request, who knows when the peer takes parts of it.
 type Upload struct {
 	Clock
 }
@@ -254,7 +254,7 @@ func UploadOf(ctx context.Context) Upload {
 	return Upload{ClockOf(ctx)}
 }
 
-// RequestUploadOf returns the limit of the whole call alone.
+// RequestUploadOf returns only the limit of the whole call.
 func RequestUploadOf(ctx context.Context) Upload {
 	u := UploadOf(ctx)
 	for u.innermost != nil && u.innermost.exceeded.Kind != Request {
@@ -263,15 +263,14 @@ func RequestUploadOf(ctx context.Context) Upload {
 	return u
 }
 
-// Sending says, during a Pause, that the transport has some of the request to send. If it is still at it after five minutes,
-// without a further Pause or a Resume, or a Sent, the innermost limit ends the call. The response, if that comes already,
-// counts too.
+// Sending says, during a Pause, that the transport has a part of the request to send. If there is no Sent, Pause or Resume within five
+// minutes, and no part of the response arrives either, the innermost limit ends the call.
 func (u Upload) Sending() {
 	for limit := u.innermost; limit != nil && !limit.sending(); limit = ClockOf(limit.Context).innermost {
 	}
 }
 
-// Sent says that the transport has sent what it had. The Pause goes on.
+// Sent says that the transport has sent that part. The Pause continues.
 func (u Upload) Sent() {
 	for limit := u.innermost; limit != nil; limit = ClockOf(limit.Context).innermost {
 		if limit.state.Load() == uploading {

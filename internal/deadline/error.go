@@ -1,5 +1,5 @@
-// Package deadline bounds calls in time: the error of an exceeded limit, a context that a timer ends, and the watch over
-// a whole call, body included.
+// Package deadline bounds the duration of calls. It has the error of an exceeded limit, a context that a timer ends, and the limits of a
+// whole call including its body.
 package deadline
 
 import (
@@ -21,7 +21,7 @@ const (
 	SendIdle
 )
 
-// sendIdle is the limit SendIdle. It is as long as a stream may be idle in Envoy by default.
+// sendIdle is the duration of SendIdle. It is Envoy's default for idle streams.
 const sendIdle = 5 * time.Minute
 
 // String returns the name of the limit.
@@ -39,11 +39,11 @@ func (k Kind) String() string {
 	return "timeout"
 }
 
-// Error is returned when a limit of ours was exceeded. errors.Is(err, context.DeadlineExceeded) holds for it, and
-// errors.As finds a net.Error whose Timeout is true. A deadline that the caller set is not reported as an Error.
+// Error is the error of a call that exceeded one of our limits. errors.Is(err, context.DeadlineExceeded) is true for it, and errors.As finds
+// a net.Error whose Timeout is true. A deadline that the caller has set is not reported as an Error.
 type Error struct {
-	Kind  Kind          // which limit
-	Limit time.Duration // how long it was
+	Kind  Kind          // the limit that was exceeded
+	Limit time.Duration // its duration
 }
 
 // Error implements error.
@@ -61,7 +61,7 @@ func (e *Error) Error() string {
 	return "timeout after " + e.Limit.String()
 }
 
-// Timeout reports true: *url.Error and others ask for it by assertion.
+// Timeout returns true. *url.Error and others look for this method.
 func (e *Error) Timeout() bool { return true }
 
 // Unwrap returns context.DeadlineExceeded.

@@ -12,8 +12,8 @@ import (
 
 var _ grpc.ClientStream = (*Stream)(nil)
 
-// wait waits for the answer. It returns the try that the stream is from there on, and whether that is over, or why there is
-// none: then what the caller's options ask for is in its place.
+// wait waits for the answer. It returns the try that continues as the stream, and whether that try is over. If no try does, it returns the
+// error; the results that the caller's options ask for are set then.
 func (s *Stream) wait() (t *try, over bool, err error) {
 	s.mu.Lock()
 	for !s.told {
@@ -27,8 +27,7 @@ func (s *Stream) wait() (t *try, over bool, err error) {
 	return t, over, err
 }
 
-// await waits for a try that takes messages, which is to be the last one if so committed. It returns nil if there will be
-// none: not that one which is over.
+// await waits for a try that takes messages, other than over, and commits it if commit is set. It returns nil if there will be no such try.
 func (s *Stream) await(over *try, commit bool) (t *try, committed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -59,14 +58,14 @@ func (s *Stream) RecvMsg(m any) error {
 			if s.in != nil && s.config.Desc.ServerStreams {
 				s.receivedMessage()
 			}
-			s.in = nil // it is the caller's
+			s.in = nil // the message now belongs to the caller
 			return nil
 		}
-		s.received = err // that of an interceptor may be another than gRPC's
+		s.received = err // interceptors may return another error than gRPC
 		t.note(err)
 	}
 	s.end()
-	t.end() // an interceptor may have ended what goes on for gRPC
+	t.end() // gRPC may not have noticed the end, if an interceptor has ended the stream
 	switch {
 	case s.instead != nil:
 		return s.instead
@@ -75,43 +74,43 @@ func (s *Stream) RecvMsg(m any) error {
 	case s.err != nil:
 		return s.err
 	case !s.config.Desc.ServerStreams:
-		return t.cs.RecvMsg(m) // which knows how many messages there must be
+		return t.cs.RecvMsg(m) // gRPC checks the number of messages
 	}
 	return io.EOF
 }
 
-// receivedMessage tells the Meter of the message that was received.
+// receivedMessage reports the received message to the Meter.
 func (s *Stream) receivedMessage() {
 	size, _ := grpcwire.MessageSize(s.in)
 	s.config.Meter.Received(size)
 }
 
-// receive waits for a message, as long as it may.
+// receive waits for a message, within the limits.
 func (s *Stream) receive(t *try, m any) error {
 	limits := s.answer.Limits
 	if limits == nil {
 		return t.cs.RecvMsg(m)
 	}
 	limits.Await()
-	defer limits.Received(nil) // End asks why it ended
+	defer limits.Received(nil) // End determines why the wait failed
 	return t.cs.RecvMsg(m)
 }
 
 // SendMsg implements grpc.ClientStream.
 func (s *Stream) SendMsg(m any) error {
-	_, once := m.(*grpc.PreparedMsg) // which gRPC sends only once
+	_, once := m.(*grpc.PreparedMsg) // gRPC sends such a message only once
 	s.out = Message{Value: m}
 	defer s.out.Free()
 	var over *try
 	size := 0
-	if s.config.Meter != nil { // before it is sent, since it may be something else afterwards
+	if s.config.Meter != nil { // before it is sent, since it may change afterwards
 		size, _ = grpcwire.MessageSize(m)
 	}
 	for {
 		t, committed := s.await(over, once)
 		if t == nil {
 			if !s.config.Desc.ClientStreams {
-				return nil // generated code asks for that; RecvMsg says what is wrong
+				return nil // generated code expects that; RecvMsg returns the error
 			}
 			return io.EOF
 		}
@@ -129,13 +128,13 @@ func (s *Stream) SendMsg(m any) error {
 		case err == io.EOF:
 			over = t // another try may follow
 		default:
-			s.commit(t) // something is wrong with the message
+			s.commit(t) // the message is invalid
 			return err
 		}
 	}
 }
 
-// keep keeps the message that t took. It reports false if t is not the current try any more, so that the message is lost.
+// keep keeps the message that t has taken. It reports false if t is no longer the current try, so that the message is lost.
 func (s *Stream) keep(t *try) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -169,7 +168,7 @@ func (s *Stream) CloseSend() error {
 	t := s.current
 	s.mu.Unlock()
 	if t == nil {
-		return nil // the next try is told
+		return nil // open calls it for the next try
 	}
 	t.clock.Resume()
 	return t.cs.CloseSend()
@@ -178,7 +177,7 @@ func (s *Stream) CloseSend() error {
 // Header implements grpc.ClientStream.
 func (s *Stream) Header() (metadata.MD, error) {
 	if _, _, err := s.wait(); err != nil {
-		return nil, nil // RecvMsg says why
+		return nil, nil // RecvMsg returns the error
 	}
 	return copied(s.answer.Header), nil
 }

@@ -1,7 +1,7 @@
-// Package grpcreplay has what it takes to send the messages of a gRPC call more than once.
+// Package grpcreplay sends the messages of a gRPC call more than once, for retries.
 //
-// A codec may hand over the buffers of a message, and gRPC frees them once they are sent. So such a message is encoded once, and
-// each try gets a reference of its own.
+// A codec may hand over the buffers of a message to gRPC, which frees them after they are sent. So such a message is encoded only once, and
+// each try gets its own reference to the buffers.
 package grpcreplay
 
 import (
@@ -17,7 +17,7 @@ import (
 type Encoding struct {
 	codec    encoding.CodecV2 // nil if gRPC will find none
 	name     string           // the content subtype; "" if the call asks for none
-	standard bool             // gRPC's own codec for protocol buffers, whose messages can be encoded as often as one likes
+	standard bool             // gRPC's own codec for protocol buffers, with which a message can be encoded any number of times
 }
 
 // EncodingOf returns the encoding of a call with the options, as gRPC chooses it.
@@ -56,7 +56,7 @@ func EncodingOf(opts []grpc.CallOption) Encoding {
 
 const protobuf = "proto"
 
-// isStandard reports whether codec is that of gRPC, and not one that a program has put in its place.
+// isStandard reports whether codec is gRPC's own, not one that the program has registered in its place.
 func isStandard(codec encoding.CodecV2) bool {
 	t := reflect.TypeOf(codec)
 	if t.Kind() == reflect.Pointer {
@@ -65,16 +65,17 @@ func isStandard(codec encoding.CodecV2) bool {
 	return t.PkgPath() == "google.golang.org/grpc/encoding/proto"
 }
 
-// Subtype returns the content subtype of the call, "" if it asks for none.
+// Subtype returns the content subtype of the call, or "" if it has none.
 func (e Encoding) Subtype() string { return e.name }
 
-// Codec is the codec of one try at a time. nil is that of a call whose messages need no care.
+// Codec is a codec that encodes each message of a call only once. It is for one try at a time. A nil *Codec is that of a call whose
+// messages may be encoded again.
 type Codec struct {
 	encoding Encoding
 	sending  *Message
 }
 
-// Codec returns a codec for one try at a time, and the options with which gRPC uses it.
+// Codec returns a codec for one try at a time, and opts with the option that makes gRPC use it.
 func (e Encoding) Codec(opts []grpc.CallOption) (*Codec, []grpc.CallOption) {
 	if e.standard || e.codec == nil {
 		return nil, opts
@@ -83,7 +84,7 @@ func (e Encoding) Codec(opts []grpc.CallOption) (*Codec, []grpc.CallOption) {
 	return c, append(opts, grpc.ForceCodecV2(c))
 }
 
-// Sends says which message is sent next.
+// Sends sets the message that is sent next.
 func (c *Codec) Sends(m *Message) {
 	if c != nil {
 		c.sending = m
@@ -95,7 +96,7 @@ func (c *Codec) Marshal(v any) (mem.BufferSlice, error) {
 	if m := c.sending; m != nil && same(v, m.Value) {
 		return m.Encode(c.encoding)
 	}
-	return c.encoding.codec.Marshal(v) // the message of an interceptor
+	return c.encoding.codec.Marshal(v) // a message from an interceptor
 }
 
 // Unmarshal implements encoding.CodecV2.
@@ -121,7 +122,7 @@ func same(a, b any) bool {
 	return x.Comparable() && y.Comparable() && a == b
 }
 
-// bridge is a codec of the older kinds.
+// bridge adapts the older kinds of codecs.
 type bridge struct {
 	codec interface {
 		Marshal(v any) ([]byte, error)

@@ -9,7 +9,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
-// Message is a message that may be sent more than once. It is not safe for concurrent use. The one who made it calls Free.
+// Message is a message that may be sent more than once. It is not safe for concurrent use. Its creator calls Free.
 type Message struct {
 	Value   any
 	data    mem.BufferSlice
@@ -18,7 +18,7 @@ type Message struct {
 
 var errNoCodec = errors.New("no codec is registered for the content subtype")
 
-// Encode returns the message on the wire, for the caller to free.
+// Encode returns the encoded message, which the caller frees.
 func (m *Message) Encode(e Encoding) (mem.BufferSlice, error) {
 	if !m.encoded {
 		if e.codec == nil {
@@ -37,7 +37,7 @@ func (m *Message) Encode(e Encoding) (mem.BufferSlice, error) {
 	return m.data, nil
 }
 
-// Free gives up what was kept of the message. Those who were given it have references of their own.
+// Free frees the encoded message. Callers of Encode have their own references.
 func (m *Message) Free() {
 	if m.encoded {
 		m.data.Free()
@@ -51,12 +51,12 @@ func (m *Message) size() (size int, known bool) {
 		return grpcwire.MessageSize(m.data)
 	}
 	if _, raw := m.Value.(mem.BufferSlice); raw {
-		return 0, false // gRPC may have freed it
+		return 0, false // gRPC may have freed the buffers
 	}
 	return grpcwire.MessageSize(m.Value)
 }
 
-// Send sends the message on a stream that was made with the options of c.
+// Send sends the message on a stream that uses c.
 func (m *Message) Send(stream grpc.ClientStream, c *Codec) error {
 	c.Sends(m)
 	err := stream.SendMsg(m.Value)
@@ -64,14 +64,14 @@ func (m *Message) Send(stream grpc.ClientStream, c *Codec) error {
 	return err
 }
 
-// Sent is the messages of a stream that the next try is sent first. It is not safe for concurrent use.
+// Sent has the messages of a stream that must be sent again on the next try. It is not safe for concurrent use.
 type Sent struct {
-	Room     int // for further messages, in bytes
+	Room     int // the room for further messages, in bytes
 	messages []Message
 }
 
-// Keep takes over a message that was sent. It reports false, and leaves the message, if there is no room, or if nobody knows how
-// much it would need.
+// Keep takes ownership of a message that was sent. It reports false, and does not take the message, if there is not enough room or the size
+// of the message is unknown.
 func (s *Sent) Keep(m *Message) bool {
 	size, known := m.size()
 	if !known || size > s.Room {
@@ -82,7 +82,7 @@ func (s *Sent) Keep(m *Message) bool {
 	return true
 }
 
-// Replay sends the messages on another try, until one is not taken.
+// Replay sends the messages on another try. It stops at the first error.
 func (s *Sent) Replay(stream grpc.ClientStream, c *Codec) error {
 	for i := range s.messages {
 		if err := s.messages[i].Send(stream, c); err != nil {

@@ -17,41 +17,39 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Outcome is how a try ended, as far as it decides about another one.
+// Outcome is the result of a try, as far as it matters for a retry.
 type Outcome struct {
-	// Kind is how a try failed that was not answered, and None for one that was. Unsent says that nothing of the try was sent.
+	// Kind is the kind of failure of a try that got no response, and None for one that did. Unsent says that nothing was sent.
 	Kind   failure.Kind
 	Unsent bool
 
-	// HTTP is the status of HTTP of an answer, if it counts.
+	// HTTP is the HTTP status of the response, or 0 if it does not matter.
 	HTTP int
 
-	// Code is the status of an answer that is nothing but a status. An answer with headers of its own is a success,
-	// whatever may follow.
+	// Code is the status of a trailers-only response. A response with headers counts as a success, whatever follows.
 	Code codes.Code
 
-	// Reply is the metadata that an answer begins with, and Limited what its status says of a limit: see
-	// [grpcwire.LimitedBy].
+	// Reply is the metadata at the beginning of the response. Limited is what [grpcwire.LimitedBy] returns for its status.
 	Reply   metadata.MD
 	Limited string
 
-	// Committed says that the try cannot be followed by another.
+	// Committed says that no other try can follow.
 	Committed bool
 }
 
 // Tries makes the tries of a call, one after the other.
 type Tries interface {
-	// Try makes the n-th try, up to its answer. A limit of 0 is none.
+	// Try makes the n-th try, up to the beginning of its response. A limit of 0 means none.
 	Try(ctx context.Context, limit time.Duration, n int) Outcome
 
-	// Drop gives up the latest try, for another to follow. It reports false if none can follow any more.
+	// Drop abandons the latest try so that another can follow. It reports false if none can follow.
 	Drop() bool
 }
 
-// Do makes tries of a call for as long as the loop has it. It returns how many there were and why there are no more; gone says
-// that ctx ended before the next one.
+// Do makes tries of a call as long as the loop allows. It returns the number of tries and the reason why there are no more. gone reports
+// that ctx ended before the next try.
 func Do(ctx context.Context, l *retry.Loop, tries Tries) (n int, reason retry.Reason, gone bool) {
-	held := false // a slot of the limiter, from the decision to the answer
+	held := false // a slot of the limiter is held, from the decision to retry until the response
 	defer func() {
 		if held {
 			l.Limiter.Release()
@@ -77,8 +75,8 @@ func Do(ctx context.Context, l *retry.Loop, tries Tries) (n int, reason retry.Re
 	}
 }
 
-// Next decides, after the n-th try of a call, whether there is another one: see [retry.Loop.Next]. If again, a slot of the
-// limiter is held.
+// Next decides after the n-th try of a call whether there is another one; see [retry.Loop.Next]. If again is true, a slot of the limiter is
+// held.
 func Next(ctx context.Context, l *retry.Loop, n int, o *Outcome) (wait time.Duration, reason retry.Reason, again bool) {
 	config := l.Policy.Config()
 	if o.Kind != failure.None {
@@ -106,7 +104,7 @@ func Next(ctx context.Context, l *retry.Loop, n int, o *Outcome) (wait time.Dura
 	return 0, retry.NotRetriable, false
 }
 
-// retriable reports whether config asks for another try.
+// retriable reports whether the outcome is one that config retries.
 func (o *Outcome) retriable(config *retry.Config) bool {
 	on := config.On
 	switch {
@@ -128,12 +126,12 @@ func (o *Outcome) retriable(config *retry.Config) bool {
 	return on.GRPC(uint32(o.Code))
 }
 
-// idempotent reports whether a call says that being sent twice does no harm.
+// idempotent reports whether the metadata of a call says that it may be sent twice.
 func idempotent(ctx context.Context) bool {
 	return len(metadata.ValueFromOutgoingContext(ctx, "idempotency-key")) > 0
 }
 
-// nested reports whether a call is itself a retry, says so, or is made by the handler of one.
+// nested reports whether a call is already a retry, by its context or its metadata, or is made by the handler of a retry.
 func nested(ctx context.Context) bool {
 	return attempt.Within(ctx) ||
 		above(metadata.ValueFromOutgoingContext(ctx, "x-envoy-attempt-count"), 1) ||
@@ -149,7 +147,7 @@ func above(values []string, n int) bool {
 	return err == nil && got > n
 }
 
-// Ended says why a context that is over is.
+// Ended returns the reason why a context has ended.
 func Ended(ctx context.Context) retry.Reason {
 	if ctx.Err() != nil && failure.Of(ctx, nil, ctx.Err()) == failure.Canceled {
 		return retry.CallerGone

@@ -6,8 +6,8 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// Results are the call options by which a caller gets something back. gRPC fills them in at the end of each try; to the
-// caller, a call ends once. A nil *Results is that of a caller who wants nothing.
+// Results has the call options through which a caller gets results. gRPC would set them at the end of each try, but for the caller, a call
+// ends once. A nil *Results has no options.
 type Results struct {
 	headers  []*metadata.MD
 	trailers []*metadata.MD
@@ -15,7 +15,7 @@ type Results struct {
 	finish   []func(error)
 }
 
-// Split adds to rest the options that all tries of a call may have in common, and returns the others.
+// Split appends to rest the options that all tries of a call can share, and returns the others as Results.
 func Split(rest, opts []grpc.CallOption) ([]grpc.CallOption, *Results) {
 	var r Results
 	for _, opt := range opts {
@@ -39,18 +39,18 @@ func Split(rest, opts []grpc.CallOption) ([]grpc.CallOption, *Results) {
 	return rest, &kept
 }
 
-// WantHeader reports whether the caller wants the header of the reply.
+// WantHeader reports whether the caller wants the header.
 func (r *Results) WantHeader() bool { return r != nil && len(r.headers) > 0 }
 
-// WantPeer reports whether the caller wants to know who was called.
+// WantPeer reports whether the caller wants the peer.
 func (r *Results) WantPeer() bool { return r != nil && len(r.peers) > 0 }
 
-// WantReply reports whether the caller wants anything of what a try leaves behind.
+// WantReply reports whether the caller wants any result of the last try.
 func (r *Results) WantReply() bool {
 	return r != nil && len(r.headers)+len(r.trailers)+len(r.peers) > 0
 }
 
-// Fill gives the caller what the last try left behind.
+// Fill sets the caller's results to those of the last try.
 func (r *Results) Fill(header, trailer metadata.MD, from peer.Peer) {
 	if r == nil {
 		return
@@ -66,7 +66,7 @@ func (r *Results) Fill(header, trailer metadata.MD, from peer.Peer) {
 	}
 }
 
-// copied returns a copy of md that is nil if md is.
+// copied returns a copy of md, or nil if md is nil.
 func copied(md metadata.MD) metadata.MD {
 	if md == nil {
 		return nil
@@ -74,7 +74,7 @@ func copied(md metadata.MD) metadata.MD {
 	return md.Copy()
 }
 
-// End tells the caller how the call ended.
+// End calls the caller's OnFinish functions with the error of the call.
 func (r *Results) End(err error) {
 	if r == nil {
 		return

@@ -16,105 +16,105 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 )
 
-// Stream is a grpc.ClientStream that is tried more than once. Its [Driver] makes the tries on a goroutine of their own, until
-// one is answered or none is to follow. Until then another try may take the place of the current one, and is sent what was
-// sent before. The answer of the last try, and all that follows, is the caller's.
+// Stream is a grpc.ClientStream that can be retried. Its [Driver] makes the tries on a separate goroutine, until one is answered or there
+// are no more tries. Until then another try can replace the current one, and all messages are sent again. The caller gets the response of
+// the last try.
 //
-// No other try follows one that is committed: because more was sent than is kept, because gRPC sends a message only once, or
-// because the caller asked for Context or Trailer. Messages are kept, not copied: like gRPC's own, the stream must be left
-// the messages it is given. While no try takes messages SendMsg waits, and only RecvMsg of the last one sees the caller's.
+// A try is committed if no other try can follow: because more was sent than is kept, because gRPC sends a message only once, or because the
+// caller has called Context or Trailer. Messages are kept, not copied: as with gRPC's own streams, the caller must not change a message that
+// it has sent. While no try takes messages, SendMsg waits. Only RecvMsg of the last try gets the caller's message.
 //
-// It is meant to be embedded in the value that is allocated for a call, and begins with [Stream.Begin].
+// A Stream is meant to be embedded in the value that is allocated for a call. It begins with [Stream.Begin].
 type Stream struct {
 	config Config
 	driver Driver
 	first  try
-	out    Message // that SendMsg is sending
-	in     any     // that RecvMsg is receiving, if there is a Meter
+	out    Message // the message that SendMsg is sending
+	in     any     // the message that RecvMsg is receiving, if there is a Meter
 
-	mu        sync.Mutex // neither gRPC nor code of the caller's runs with it; gRPC may call with locks of its own
-	news      sync.Cond  // of all below but over and err
-	last      *try       // that was begun
-	current   *try       // takes messages: last or nil
-	opened    bool       // there was a current
+	mu        sync.Mutex // not held while gRPC or code of the caller runs; gRPC may hold locks of its own when it calls us
+	news      sync.Cond  // signals changes of the fields below, except over and err
+	last      *try       // the latest try
+	current   *try       // the try that takes messages: last or nil
+	opened    bool       // there has been a current try
 	committed bool       // no other try can follow current
 	kept      Sent
 	closed    bool // CloseSend was called
-	settled   bool // no other try is made: the rest is as answer says
-	told      bool // and the caller's options say so, unless the stream goes on
+	settled   bool // there are no more tries; answer is set
+	told      bool // the stream goes on, or the caller's options were set
 	answer    Answer
-	over      bool  // last is, with err
-	err       error // nil if well
+	over      bool  // last has ended with err
+	err       error // nil if last has ended without an error
 
-	panicked any // of the driver, for the caller to see
+	panicked any // the panic of the driver, which is passed on to the caller
 
 	ending   sync.Once
-	instead  error // what the driver says of the end, set by ending
-	received error // what RecvMsg said of it
+	instead  error // the error of Driver.End, set by ending
+	received error // the last error of RecvMsg
 }
 
-// Config is what a [Stream] is made with.
+// Config has the parameters of a [Stream].
 type Config struct {
 	Context  context.Context // the caller's
 	Desc     *grpc.StreamDesc
 	Conn     *grpc.ClientConn
 	Streamer grpc.Streamer
 	Encoding Encoding
-	Room     int // for messages that are kept, in bytes
+	Room     int // the room for messages that are kept, in bytes
 
-	// Pausing has the limit of the whole call stand still while the caller has more to send.
+	// Pausing pauses the limit of the whole call while the caller has more to send.
 	Pausing bool
 
-	// Meter is told of the messages of the caller. nil means nobody.
+	// Meter, if not nil, is called for the messages of the caller.
 	Meter Meter
 }
 
-// Meter is told of messages as they are sent and received, each once, with their sizes if these are known. Those in one
-// direction come one after the other.
+// Meter is called once for each message that was sent or received, with its size, or 0 if that is unknown. The calls for one direction do
+// not overlap.
 type Meter interface {
 	Sent(size int)
 	Received(size int)
 }
 
-// Driver decides about the tries of a [Stream].
+// Driver makes the tries of a [Stream].
 type Driver interface {
 	// Make makes the tries, each with [Stream.Try].
 	Make() Answer
 
-	// Tell tells the caller's options of an answer that ends the stream.
+	// Tell sets the caller's options for an answer that ends the stream.
 	Tell(Answer)
 
-	// End ends a stream that was answered and went on, with the error that its last try ended with, nil if well, and tells the
-	// caller's options. It returns the error that RecvMsg gives instead of its own, nil if none.
+	// End ends a stream that was answered and has continued. Its argument is the error of the last try, or nil. It sets the caller's
+	// options. If it returns an error, RecvMsg returns that instead of its own.
 	End(error) error
 }
 
-// Answer is how the tries of a stream came out.
+// Answer is the result of the tries of a stream.
 type Answer struct {
-	// Err is why the stream has ended. nil means that it goes on: as that of the last try.
+	// Err is the error with which the stream has ended. If it is nil, the stream continues as that of the last try.
 	Err error
 
-	// Header and Trailer are what there is of the answer. The trailer of a stream that goes on is that of the last try.
+	// Header and Trailer are those of the response. If the stream continues, Trailer is not used.
 	Header, Trailer metadata.MD
 
-	// Limits bound each wait for a message. nil means none.
+	// Limits bounds each wait for a message. Nil means no limits.
 	Limits *deadline.Call
 }
 
-// Reply is what comes of a try. One without a Header is over.
+// Reply is the result of a try. A try without a Header is over.
 type Reply struct {
-	Begun           bool // there was a stream, so that the server may have seen something
+	Begun           bool // there was a stream, so the server may have seen the call
 	Header, Trailer metadata.MD
-	Err             error // nil if there is a header, or if the try ended well without
+	Err             error // nil if there is a header, or if the try ended without an error
 }
 
 // try is one try.
 type try struct {
 	stream  *Stream
-	cs      grpc.ClientStream // nil if there was none
+	cs      grpc.ClientStream // nil if there is none
 	codec   *Codec
 	clock   deadline.Upload
-	release func() // ends what goes on of the try; nil if nobody has to
+	release func() // ends the try if it is still running; may be nil
 }
 
 // Begin begins the stream. It returns once there is a try that takes messages.
@@ -140,7 +140,7 @@ func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) 
 
 var errPanicked = status.Error(codes.Internal, "the goroutine of the stream panicked")
 
-// run has the driver make the tries.
+// run makes the driver make the tries, and settles the stream.
 func (s *Stream) run() {
 	returned := false
 	defer func() {
@@ -160,7 +160,7 @@ func (s *Stream) run() {
 	s.settle(answer)
 }
 
-// settle takes the answer, which is the caller's from here on.
+// settle sets the answer, and makes it visible to the caller.
 func (s *Stream) settle(a Answer) {
 	if a.Limits != nil {
 		a.Limits.WatchMessages()
@@ -187,17 +187,17 @@ func (s *Stream) settle(a Answer) {
 	}
 }
 
-// end tells the driver that the last try is over, if that was answered.
+// end calls Driver.End, once, for a stream whose last try was answered and is over.
 func (s *Stream) end() {
 	s.ending.Do(func() {
 		if s.err == nil && !s.config.Desc.ServerStreams && s.in != nil {
-			s.receivedMessage() // gRPC ends such a stream, on the goroutine of RecvMsg, before that gives out the only message
+			s.receivedMessage() // gRPC ends such a stream within RecvMsg, before that returns the only message
 		}
 		s.instead = s.driver.End(s.err)
 	})
 }
 
-// Try makes another try, with ctx, up to its answer. release, if not nil, is called when gRPC is done with it.
+// Try makes another try with ctx, up to the beginning of its response. release, if not nil, is called when gRPC is done with the try.
 func (s *Stream) Try(ctx context.Context, release func(), method string, opts []grpc.CallOption) Reply {
 	t := s.begin(ctx, release)
 	t.codec, opts = s.config.Encoding.Codec(append(opts, grpc.OnFinish(t.finished)))
@@ -207,7 +207,7 @@ func (s *Stream) Try(ctx context.Context, release func(), method string, opts []
 		return Reply{Err: err}
 	}
 	t.cs = cs
-	_ = s.kept.Replay(cs, t.codec) // if the try ended meanwhile, its header will say so
+	_ = s.kept.Replay(cs, t.codec) // if the try has ended, Header below shows it
 	s.open(t)
 
 	header, _ := cs.Header()
@@ -225,14 +225,14 @@ func (s *Stream) Try(ctx context.Context, release func(), method string, opts []
 	if over && grpcstatus.TrailersOnly(r.Trailer) {
 		return r
 	}
-	// To gRPC's Header, a stream that was cut before it was sent ended well. RecvMsg knows better, and has no message.
+	// For a stream that was cut before it was sent, gRPC's Header returns no error, but RecvMsg does. There is no message to receive.
 	switch r.Err = cs.RecvMsg(new(emptypb.Empty)); {
 	case r.Err == nil:
-		r.Err = status.Error(codes.Internal, "a stream without headers has a message")
+		r.Err = status.Error(codes.Internal, "the stream has a message, but no headers")
 	case r.Err == io.EOF:
 		r.Err = nil
 	case status.Code(r.Err) == codes.Unavailable && s.config.Conn.GetState() == connectivity.Shutdown:
-		//lint:ignore SA1019 there is no other way to tell that the caller closed the connection
+		//lint:ignore SA1019 there is no other error for a ClientConn that the caller closed
 		r.Err = grpc.ErrClientConnClosing
 	}
 	return r
@@ -257,20 +257,20 @@ func (s *Stream) begin(ctx context.Context, release func()) *try {
 	return t
 }
 
-// open makes t, which was sent what was sent before, the current try.
+// open makes t the current try. All messages so far were sent on it.
 func (s *Stream) open(t *try) {
 	s.mu.Lock()
 	s.current, s.opened = t, true
 	closed := s.closed
 	s.news.Broadcast()
 	s.mu.Unlock()
-	if closed { // while there was no try that could be told
+	if closed { // CloseSend was called while there was no current try
 		t.clock.Resume()
 		_ = t.cs.CloseSend()
 	}
 }
 
-// finished is told by gRPC that it is done with the try.
+// finished is called by gRPC when it is done with the try.
 func (t *try) finished(err error) {
 	if t.note(err) {
 		t.stream.end()
@@ -278,8 +278,8 @@ func (t *try) finished(err error) {
 	t.end()
 }
 
-// note notes how a try ended, if that is not known yet. It reports whether the stream ends with it: not if the end of a try
-// comes after another has taken its place.
+// note records the error with which a try has ended, if that is not yet known. It reports whether the stream ends with it, which is not the
+// case if another try has already replaced t.
 func (t *try) note(err error) (ends bool) {
 	s := t.stream
 	s.mu.Lock()
@@ -296,21 +296,21 @@ func (t *try) note(err error) (ends bool) {
 	return s.settled && s.answer.Err == nil
 }
 
-// end ends what goes on of the try.
+// end ends the try if it is still running.
 func (t *try) end() {
 	if t.release != nil {
 		t.release()
 	}
 }
 
-// Committed reports whether no other try can follow the one that there is.
+// Committed reports whether no other try can follow the current one.
 func (s *Stream) Committed() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.committed
 }
 
-// Drop makes room for another try, and gives up the one that there is. It reports false if that is committed.
+// Drop abandons the current try so that another can follow. It reports false if the current try is committed.
 func (s *Stream) Drop() bool {
 	s.mu.Lock()
 	if s.committed {
@@ -324,7 +324,7 @@ func (s *Stream) Drop() bool {
 	return true
 }
 
-// commitLocked says that no other try follows.
+// commitLocked commits the current try.
 func (s *Stream) commitLocked() {
 	s.committed = true
 	s.kept.Drop()

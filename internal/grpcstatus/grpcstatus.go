@@ -1,5 +1,5 @@
-// Package grpcstatus has what the gRPC adapters share about statuses: errors that carry one and keep their cause, and which
-// HTTP status stands for a gRPC status.
+// Package grpcstatus has what the gRPC adapters share about statuses: errors with a status and a cause, and the mapping between HTTP and
+// gRPC statuses.
 package grpcstatus
 
 import (
@@ -10,8 +10,7 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 )
 
-// Error is an error with a status. It unwraps to its cause, so that errors.Is finds a sentinel where status.Code finds
-// the code.
+// Error is an error with a status. It unwraps to its cause, so errors.Is finds a sentinel and status.Code finds the code.
 type Error struct {
 	code  codes.Code
 	cause error
@@ -28,11 +27,11 @@ func (e *Error) Error() string { return e.cause.Error() }
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.cause }
 
-// GRPCStatus makes Error known to package status.
+// GRPCStatus returns the status. Package status looks for this method.
 func (e *Error) GRPCStatus() *status.Status { return status.New(e.code, e.cause.Error()) }
 
-// TrailersOnly reports whether the trailer of an RPC is the whole of what the server said, its status in the headers: such
-// a reply is the only one that has a content type in what gRPC calls the trailer.
+// TrailersOnly reports whether trailer is that of a trailers-only response. Only then does the trailer, as gRPC returns it, have a content
+// type.
 func TrailersOnly(trailer metadata.MD) bool {
 	return len(trailer["content-type"]) > 0
 }
@@ -46,13 +45,12 @@ func Code(err error) codes.Code {
 	return s.Code()
 }
 
-// HTTP returns the HTTP status that Envoy takes a gRPC status for, as in its outlier detection.
+// HTTP returns the HTTP status to which Envoy maps a gRPC status, in outlier detection for example.
 func HTTP(code codes.Code) int {
 	return failure.GRPCStatus(uint32(code))
 }
 
-// FromHTTP returns the code of a gRPC call that is answered with an HTTP status, by gRPC's "HTTP to gRPC Status Code
-// Mapping".
+// FromHTTP returns the code of a gRPC call whose response has an HTTP status, by gRPC's "HTTP to gRPC Status Code Mapping".
 func FromHTTP(code int) codes.Code {
 	return codes.Code(failure.GRPCCode(code))
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
-// ServeCut is [Serve] with a server that closes each of its connections after a few reads, wherever the streams on it are.
+// ServeCut is [Serve] with a server that closes each connection after a few reads, whatever the state of its streams is.
 func ServeCut(t testing.TB, s *Service) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -29,7 +29,7 @@ func ServeCut(t testing.TB, s *Service) string {
 
 type cutListener struct {
 	net.Listener
-	rand *rand.Rand // Accept is called by one goroutine
+	rand *rand.Rand // used only by the goroutine that calls Accept
 }
 
 func (l *cutListener) Accept() (net.Conn, error) {
@@ -45,7 +45,7 @@ func (l *cutListener) Accept() (net.Conn, error) {
 
 type cutConn struct {
 	net.Conn
-	left atomic.Int64 // reads
+	left atomic.Int64 // how many more reads there are
 }
 
 func (c *cutConn) Read(p []byte) (int, error) {
@@ -55,23 +55,22 @@ func (c *cutConn) Read(p []byte) (int, error) {
 	return c.Conn.Read(p)
 }
 
-// Ends is how streams ended.
+// Ends counts how streams ended.
 type Ends struct {
 	mu    sync.Mutex
 	codes map[codes.Code]int
 
-	// False counts the streams that ended well without the message that the server sends first.
+	// False counts the streams that ended without an error, but also without the message that the server sends first.
 	False int
 
-	// Unprocessed counts the streams that failed without having been sent, which any retry policy may try again.
+	// Unprocessed counts the streams that failed without having been processed, which any retry policy may retry.
 	Unprocessed int
 }
 
 // Codes returns how many streams ended with each code.
 func (e *Ends) Codes() map[codes.Code]int { return e.codes }
 
-// Streams makes n streams over conn, several at a time, to a server that answers each message with one, and returns how they
-// ended.
+// Streams makes n streams over conn, several at a time, to a server that answers each message with a message. It returns how they ended.
 func Streams(t testing.TB, conn grpc.ClientConnInterface, n int) *Ends {
 	t.Helper()
 	client := NewClient(conn)
@@ -122,7 +121,7 @@ func Streams(t testing.TB, conn grpc.ClientConnInterface, n int) *Ends {
 	return e
 }
 
-// EchoStream answers each message of a stream with one.
+// EchoStream answers each message of a stream with the same payload.
 func EchoStream(s BidiServer) error {
 	for {
 		in, err := s.Recv()

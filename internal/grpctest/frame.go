@@ -8,10 +8,10 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// Frame is a message as proxies handle it: encoded, in buffers that are counted.
+// Frame is an encoded message in reference-counted buffers, as proxies handle it.
 type Frame struct{ Data mem.BufferSlice }
 
-// NewFrame returns m as a frame whose buffers are large enough to be pooled: to use them once too often is a panic.
+// NewFrame returns m as a frame whose buffers are large enough to be pooled, so that using them after they are freed panics.
 func NewFrame(t testing.TB, m proto.Message) *Frame {
 	t.Helper()
 	data, err := proto.Marshal(m)
@@ -24,7 +24,7 @@ func NewFrame(t testing.TB, m proto.Message) *Frame {
 	return &Frame{mem.BufferSlice{mem.Copy(data, mem.DefaultBufferPool())}}
 }
 
-// FrameCodec is the codec of frames. It hands the buffers of a frame over to gRPC, which frees them.
+// FrameCodec is the codec of frames. It hands over the buffers of a frame to gRPC, which frees them.
 type FrameCodec struct{}
 
 // Marshal implements encoding.CodecV2.

@@ -11,7 +11,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// Frames is the server's side of one HTTP/2 connection of which every frame is the test's.
+// Frames is the server's side of an HTTP/2 connection on which the test sends every frame.
 type Frames struct {
 	mu     sync.Mutex
 	framer *http2.Framer
@@ -21,7 +21,7 @@ type Frames struct {
 func (f *Frames) Headers(stream uint32, end bool, fields ...string) {
 	var block bytes.Buffer
 	encoder := hpack.NewEncoder(&block)
-	encoder.SetMaxDynamicTableSize(0) // blocks do not depend on one another
+	encoder.SetMaxDynamicTableSize(0) // so that blocks do not depend on each other
 	for i := 0; i < len(fields); i += 2 {
 		_ = encoder.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
 	}
@@ -39,7 +39,7 @@ func (f *Frames) Reset(stream uint32, code http2.ErrCode) {
 	_ = f.framer.WriteRSTStream(stream, code)
 }
 
-// Reply sends headers, an empty message and trailers: the reply of a unary call that went well.
+// Reply sends headers, an empty message and trailers: the response to a successful unary call.
 func (f *Frames) Reply(stream uint32) {
 	f.Headers(stream, false, ":status", "200", "content-type", "application/grpc")
 	f.mu.Lock()
@@ -48,8 +48,8 @@ func (f *Frames) Reply(stream uint32) {
 	f.Headers(stream, true, "grpc-status", "0")
 }
 
-// ServeFrames answers every call at the returned address by answer, which gets the number of the call, from 1, and the
-// stream to answer on. If answer returns false, the connection is closed.
+// ServeFrames calls answer for every call to the returned address, with the number of the call, counted from 1, and its stream. If answer
+// returns false, the connection is closed.
 func ServeFrames(t testing.TB, answer func(n int, f *Frames, stream uint32) bool) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

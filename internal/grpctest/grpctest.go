@@ -1,5 +1,5 @@
-// Package grpctest has gRPC servers for tests: over loopback where the kernel's part matters, and in memory for tests in
-// a synctest bubble.
+// Package grpctest has gRPC servers for tests: on the loopback interface if the kernel matters, and in memory for tests in a synctest
+// bubble.
 package grpctest
 
 import (
@@ -30,10 +30,10 @@ type (
 	UploadServer = grpc_testing.TestService_StreamingInputCallServer
 )
 
-// UnaryMethod is the full name of the unary call.
+// UnaryMethod is the full name of the unary method.
 const UnaryMethod = "/grpc.testing.TestService/UnaryCall"
 
-// Service is a server of grpc.testing.TestService. A call whose function is nil is not implemented.
+// Service implements grpc.testing.TestService. A method whose function is nil is unimplemented.
 type Service struct {
 	grpc_testing.UnimplementedTestServiceServer
 	Unary  func(context.Context, *Request) (*Response, error)
@@ -41,7 +41,7 @@ type Service struct {
 	Output func(*In, OutServer) error
 	Input  func(UploadServer) error
 
-	// Options are those of the server.
+	// Options are options of the server.
 	Options []grpc.ServerOption
 }
 
@@ -82,7 +82,7 @@ func Echo(_ context.Context, in *Request) (*Response, error) {
 	return &Response{Payload: in.GetPayload()}, nil
 }
 
-// Serve serves s on a loopback port until the test ends, and returns the address.
+// Serve serves s on the loopback interface until the end of the test, and returns the address.
 func Serve(t testing.TB, s *Service, opts ...grpc.ServerOption) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -93,7 +93,7 @@ func Serve(t testing.TB, s *Service, opts ...grpc.ServerOption) string {
 	return listener.Addr().String()
 }
 
-// ServeOn serves s on a listener until the test ends.
+// ServeOn serves s on a listener until the end of the test.
 func ServeOn(t testing.TB, listener net.Listener, s *Service, opts ...grpc.ServerOption) *grpc.Server {
 	server := grpc.NewServer(append(opts, s.Options...)...)
 	Register(server, s)
@@ -109,12 +109,12 @@ func ServeOn(t testing.TB, listener net.Listener, s *Service, opts ...grpc.Serve
 	return server
 }
 
-// Register registers s with a server of the test's own.
+// Register registers s with a server.
 func Register(server *grpc.Server, s *Service) {
 	grpc_testing.RegisterTestServiceServer(server, s)
 }
 
-// Dial returns a connection that the test closes.
+// Dial returns a connection that is closed at the end of the test.
 func Dial(t testing.TB, target string, opts ...grpc.DialOption) *grpc.ClientConn {
 	t.Helper()
 	opts = append([]grpc.DialOption{grpc.WithTransportCredentials(insecure.NewCredentials())}, opts...)
@@ -131,7 +131,7 @@ func NewClient(conn grpc.ClientConnInterface) Client {
 	return grpc_testing.NewTestServiceClient(conn)
 }
 
-// Connect serves s in memory and returns a client, for tests in a bubble. stop ends both; it must be called within.
+// Connect serves s in memory and returns a client, for tests in a bubble. stop ends both. It must be called within the bubble.
 func Connect(t testing.TB, s *Service, opts ...grpc.DialOption) (client Client, stop func()) {
 	t.Helper()
 	listener := bufconn.Listen(1 << 20)

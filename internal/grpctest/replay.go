@@ -14,9 +14,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// RetriedFrames tests that messages whose buffers a codec hands over, and which gRPC frees, survive retries: a retry must not
-// encode them again. dial returns a connection to a service whose calls are tried three times, with [FrameCodec]. each, if not
-// nil, is called after each unary call with the first byte of its message.
+// RetriedFrames tests that messages survive retries if a codec hands over their buffers, which gRPC frees: a retry must not encode them
+// again. dial returns a connection to a service whose calls are tried three times, with [FrameCodec]. each, if not nil, is called after each
+// unary call with the first byte of its message.
 func RetriedFrames(t *testing.T, dial func(t *testing.T, s *Service) *grpc.ClientConn, each func(t *testing.T, first byte)) {
 	t.Helper()
 	pass := refuseTwice()
@@ -41,14 +41,14 @@ func RetriedFrames(t *testing.T, dial func(t *testing.T, s *Service) *grpc.Clien
 	}
 }
 
-// RetriedFramesOfStreams is [RetriedFrames] for streams. Messages that are no protocol buffers are kept for a retry, too: how
-// large they are is known once they are encoded.
+// RetriedFramesOfStreams is [RetriedFrames] for streams. It also tests that messages that are not protocol buffers are kept for a retry:
+// their size is known once they are encoded.
 func RetriedFramesOfStreams(t *testing.T, dial func(t *testing.T, s *Service) *grpc.ClientConn) {
 	t.Helper()
 	pass := refuseTwice()
 	const messages = 5
 	conn := dial(t, &Service{Bidi: func(s BidiServer) error {
-		for range messages { // so that all must be sent again
+		for range messages { // so that all of them must be sent again
 			if _, err := s.Recv(); err != nil {
 				return err
 			}
@@ -99,7 +99,7 @@ func RetriedFramesOfStreams(t *testing.T, dial func(t *testing.T, s *Service) *g
 	}
 }
 
-// refuseTwice lets every third try pass.
+// refuseTwice returns a function that fails, except at every third call.
 func refuseTwice() func() error {
 	var tries atomic.Int64
 	return func() error {

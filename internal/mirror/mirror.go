@@ -1,6 +1,5 @@
-// Package mirror copies calls to other destinations. Nothing that becomes of a copy has an effect on its original: a copy is
-// not retried, has a deadline of its own and does not end with its original's context. The Host of a copy is the original's
-// with "-shadow" before the port.
+// Package mirror copies calls to other destinations. A copy has no effect on its original. It is not retried, has a deadline of its own, and
+// does not end with the context of its original. The Host of a copy is that of the original with "-shadow" before the port.
 package mirror
 
 import (
@@ -20,41 +19,39 @@ import (
 
 const (
 	defaultLimit   = 64
-	defaultTimeout = 15 * time.Second // Envoy's for a route without timeout
+	defaultTimeout = 15 * time.Second // Envoy's default for a route without a timeout
 
 	million = 1_000_000
 
-	bodyLimit = 64 << 10 // of a request body that has to be kept
-	drain     = 64 << 10 // of a response body that is read so that its connection can be used again
+	bodyLimit = 64 << 10 // the maximum size of a request body that must be kept
+	drain     = 64 << 10 // how much of a response body is read so that its connection can be reused
 )
 
-// Why a copy was not sent; see [Mirrorer.Done].
+// The reasons why a copy was not sent; see [Mirrorer.Done].
 var (
-	ErrLimit  = refusal.New("route: too many mirrored requests under way")
+	ErrLimit  = refusal.New("route: too many mirrored requests in flight")
 	ErrBody   = refusal.New("route: request body not mirrored: too large, or not read to its end")
 	ErrClosed = refusal.New("route: mirroring closed")
 )
 
-// Mirrorer sends copies of calls and drops the responses. M is a mirror: where copies go.
+// Mirrorer sends copies of calls and drops the responses. M is the type of mirrors, which are the destinations of copies.
 //
-// A Mirrorer is safe for concurrent use and must not be changed after its first use. Close it.
+// A Mirrorer is safe for concurrent use. Its fields must not be changed after its first use. The caller closes it.
 type Mirrorer[M any] struct {
-	// Share returns how many calls in a million a mirror gets copies of.
+	// Share returns how many of a million calls are copied to a mirror.
 	Share func(*M) uint32
 
-	// Send sends a copy to a mirror. It must return when the context of req ends. It is called on a goroutine of the
-	// Mirrorer's.
+	// Send sends a copy to a mirror. It must return when the context of req ends. It is called on a goroutine of the Mirrorer.
 	Send func(to *M, req *http.Request) (*http.Response, error)
 
-	// Limit is how many copies may be under way at once; further ones are dropped. 0 means 64.
+	// Limit is the maximum number of copies in flight; further copies are dropped. 0 means 64.
 	Limit int
 
-	// Timeout bounds a copy, its response included, if its route has no timeout. 0 means 15 s.
+	// Timeout is the timeout of a copy, including its response, if its route has no timeout. 0 means 15 s.
 	Timeout time.Duration
 
-	// Done, if not nil, is called once for each copy that was due: with nil after a response, with the error of Send, or
-	// with one of [ErrLimit], [ErrBody] and [ErrClosed]. It may be called on the goroutine of the original, and must not
-	// block.
+	// Done, if not nil, is called once per copy: with nil after a response, with the error of Send, or with one of [ErrLimit],
+	// [ErrBody] and [ErrClosed]. It may be called on the goroutine of the original, so it must not block.
 	Done func(to *M, err error)
 
 	// Rand returns an integer in [0, n). Nil means math/rand/v2.
@@ -63,15 +60,15 @@ type Mirrorer[M any] struct {
 	running sync.WaitGroup
 
 	mu       sync.Mutex
-	ctx      context.Context // of all copies; nil until the first
+	ctx      context.Context // of all copies; nil before the first one
 	cancel   context.CancelFunc
 	underWay int
 	closed   bool
 }
 
-// Copy is [Mirrorer.Fork] for calls that are not requests of net/http. For each mirror that is drawn, prepare is called, before
-// Copy returns, with the authority of the copy, which is made from that of the original. It returns what sends the copy, on a
-// goroutine of the Mirrorer's and within the context given to it: one with the values of ctx, but not its end.
+// Copy is [Mirrorer.Fork] for calls that are not net/http requests. For each mirror that is drawn, Copy calls prepare with the authority of
+// the copy, which is derived from that of the original. prepare returns the function that sends the copy. That is called on a goroutine of
+// the Mirrorer, with a context that has the values of ctx, but does not end with it.
 func (m *Mirrorer[M]) Copy(ctx context.Context, mirrors []M, timeout time.Duration, authority string,
 	prepare func(to *M, authority string) (send func(context.Context) error, err error)) {
 	for i := range mirrors {
@@ -98,7 +95,7 @@ func (m *Mirrorer[M]) Copy(ctx context.Context, mirrors []M, timeout time.Durati
 	}
 }
 
-// bound returns the context of a copy, which ends with all others or when its time is up.
+// bound returns the context of a copy, which ends with all or at its timeout.
 func (m *Mirrorer[M]) bound(ctx, all context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
 	if timeout <= 0 {
 		timeout = m.Timeout
@@ -114,9 +111,9 @@ func (m *Mirrorer[M]) bound(ctx, all context.Context, timeout time.Duration) (co
 	}
 }
 
-// Fork copies out, a request that is about to be sent, to those of the mirrors that are drawn. The timeout is that of the
-// route, 0 if it has none. out must not be the caller's request, since its Body may be replaced by one that records what is
-// read: without GetBody, a copy is sent once the body was read to its end, if it is no larger than 64 KiB.
+// Fork copies out, a request that is about to be sent, to the mirrors that are drawn. timeout is that of the route, or 0 if it has none. out
+// must not be the caller's request, since its Body may be replaced by one that records what is read: without GetBody, a copy is sent after
+// the body was read to its end, if it is not larger than 64 KiB.
 func (m *Mirrorer[M]) Fork(out *http.Request, mirrors []M, timeout time.Duration) {
 	var tee *teeBody[M]
 	for i := range mirrors {
@@ -148,8 +145,7 @@ func (m *Mirrorer[M]) Fork(out *http.Request, mirrors []M, timeout time.Duration
 	}
 }
 
-// Close cancels the copies under way and waits for them. Later ones are not sent. It always returns nil, and may be called
-// more than once.
+// Close cancels the copies in flight and waits for them. Later copies are not sent. It always returns nil, and may be called more than once.
 func (m *Mirrorer[M]) Close() error {
 	m.mu.Lock()
 	m.closed = true
@@ -173,14 +169,14 @@ func (m *Mirrorer[M]) drawn(to *M) bool {
 	return m.Rand(million) < perMillion
 }
 
-// mirrored is a copy and what it takes to send it.
+// mirrored is a copy that is ready to be sent.
 type mirrored[M any] struct {
 	to      *M
 	req     *http.Request
 	timeout time.Duration
 }
 
-// start sends c on a goroutine of its own, if there is room.
+// start sends c on a new goroutine, if the limit allows it.
 func (m *Mirrorer[M]) start(c mirrored[M]) {
 	ctx, err := m.enter()
 	if err != nil {
@@ -207,7 +203,7 @@ func (m *Mirrorer[M]) send(all context.Context, c mirrored[M]) error {
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusSwitchingProtocols {
-		return nil // there is no end to wait for
+		return nil // it has no end to wait for
 	}
 	_, err = io.CopyN(io.Discard, resp.Body, drain)
 	if err == io.EOF {
@@ -251,7 +247,7 @@ func (m *Mirrorer[M]) done(to *M, err error) {
 	}
 }
 
-// copyOf returns a copy of out that shares nothing with it, without a body.
+// copyOf returns a copy of out without a body. It shares nothing with out.
 func copyOf(out *http.Request) *http.Request {
 	u := *out.URL
 	host := out.Host
@@ -281,14 +277,14 @@ func shadowHost(authority string) string {
 	return host + "-shadow" + authority[len(host):]
 }
 
-// detach keeps the values of ctx, but neither its end nor the hooks of httptrace: those belong to the original, and are
-// not made to be called for two requests at once.
+// detach returns a context with the values of ctx that does not end with it and has no httptrace hooks: the hooks belong to the original,
+// and cannot be called for two requests at the same time.
 func detach(ctx context.Context) context.Context {
 	ctx = context.WithoutCancel(ctx)
 	if httptrace.ContextClientTrace(ctx) == nil {
 		return ctx
 	}
-	// A hook for connections shadows also the ones that package net finds by itself.
+	// A hook for connections also hides those that package net looks up.
 	return httptrace.WithClientTrace(untraced{ctx}, &httptrace.ClientTrace{ConnectStart: func(_, _ string) {}})
 }
 
@@ -304,14 +300,14 @@ func (c untraced) Value(key any) any {
 	return value
 }
 
-// teeBody is the body of an original whose copies wait for it to be read.
+// teeBody is the request body of an original. Its copies wait until it was read.
 type teeBody[M any] struct {
 	rc     io.ReadCloser
 	m      *Mirrorer[M]
-	length int64 // as announced; 0 or less if it is not known
+	length int64 // as announced; 0 or less if unknown
 
 	mu      sync.Mutex
-	waiting []mirrored[M] // nil once they are sent or given up
+	waiting []mirrored[M] // nil once they were sent or dropped
 	kept    []byte
 }
 
@@ -322,7 +318,7 @@ func (t *teeBody[M]) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// Close implements io.Closer. It may be called while a Read is under way.
+// Close implements io.Closer. It may be called during a Read.
 func (t *teeBody[M]) Close() error {
 	defer t.giveUp()
 	return t.rc.Close()
@@ -338,7 +334,7 @@ func (t *teeBody[M]) observe(p []byte, err error) {
 	if fits {
 		t.kept = append(t.kept, p...)
 	}
-	// Who knows the length may stop reading before it meets EOF.
+	// A reader that knows the length may stop before EOF.
 	ended := err == io.EOF || t.length > 0 && int64(len(t.kept)) == t.length
 	if fits && !ended && err == nil {
 		t.mu.Unlock()
@@ -369,7 +365,7 @@ func (t *teeBody[M]) giveUp() {
 	t.m.abandon(waiting)
 }
 
-// abandon gives up copies whose body did not come.
+// abandon drops copies whose body is not available.
 func (m *Mirrorer[M]) abandon(waiting []mirrored[M]) {
 	for _, c := range waiting {
 		m.done(c.to, ErrBody)

@@ -1,4 +1,4 @@
-// Package originate begins TLS to servers outside the mesh, which have no SPIFFE ID but a host name.
+// Package originate originates TLS to servers outside the mesh, which have a host name but no SPIFFE ID.
 package originate
 
 import (
@@ -15,38 +15,39 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// Config says how to begin TLS to a destination outside the mesh, as DestinationRule does with the modes SIMPLE and
-// MUTUAL. The zero value is SIMPLE, verified by the authorities of the system.
+// Config says how to originate TLS to a destination outside the mesh, like the modes SIMPLE and MUTUAL of a DestinationRule. The zero value
+// is SIMPLE, verified with the authorities of the system.
 type Config struct {
-	// ClientCertificate and PrivateKey are the PEM files of what to present to the server: both or neither.
+	// ClientCertificate and PrivateKey are the PEM files with the certificate to present to the server and its key. Both or neither
+	// must be set.
 	ClientCertificate, PrivateKey string
 
-	// CACertificates is the PEM file of the authorities that may vouch for the server. Empty means those of the system.
+	// CACertificates is the PEM file with the authorities that may issue the server's certificate. Empty means those of the system.
 	CACertificates string
 
-	// SubjectAltNames are names of which the server's certificate must have one, as DNS name, URI or IP address. Empty
-	// means ServerName, or else the host that is called.
+	// SubjectAltNames are DNS names, URIs or IP addresses, one of which the server's certificate must have. Empty means ServerName, or
+	// the host that is called if that is empty too.
 	SubjectAltNames []string
 
-	// ServerName is the name to ask the server for (SNI). Empty means the host that is called.
+	// ServerName is the name that is sent to the server (SNI). Empty means the host that is called.
 	ServerName string
 }
 
-// Origination makes TLS configurations from an Config. It is safe for concurrent use.
+// Origination makes TLS configurations from a Config. It is safe for concurrent use.
 type Origination struct {
 	cfg Config
 
 	mu     sync.Mutex
 	looked time.Time   // when the files were last read
-	held   pemfile.Set // what they held then
-	err    error       // why that is not used
+	held   pemfile.Set // their content then
+	err    error       // why that content is not used
 	used   material
 }
 
-// material is what the files of an Origination hold.
+// material is the parsed content of the files of an Origination.
 type material struct {
-	client *tls.Certificate // nil without one
-	roots  *x509.CertPool   // nil for those of the system
+	client *tls.Certificate // nil if there is none
+	roots  *x509.CertPool   // nil for the authorities of the system
 }
 
 // New reads the files of cfg. An error names the file that cannot be used.
@@ -66,8 +67,8 @@ func New(cfg Config) (*Origination, error) {
 	return o, nil
 }
 
-// TLS returns the configuration for calls to host, a DNS name or an IP address without port. Files that have changed
-// are read again at the next handshake, though at most once a second.
+// TLS returns the configuration for calls to host, a DNS name or an IP address without a port. Files that have changed are read again at the
+// next handshake, at most once per second.
 func (o *Origination) TLS(host string) *tls.Config {
 	name := o.cfg.ServerName
 	if name == "" {
@@ -78,7 +79,7 @@ func (o *Origination) TLS(host string) *tls.Config {
 		NextProtos: []string{"h2", "http/1.1"},
 		ServerName: name,
 
-		// crypto/tls knows neither SubjectAltNames nor authorities that change. VerifyConnection verifies both.
+		// crypto/tls supports neither SubjectAltNames nor changing authorities. VerifyConnection verifies the certificate instead.
 		InsecureSkipVerify: true,
 		VerifyConnection: func(state tls.ConnectionState) error {
 			return o.verify(state.PeerCertificates, name, time.Now())
@@ -99,15 +100,15 @@ func (o *Origination) TLS(host string) *tls.Config {
 	return c
 }
 
-// Err returns why the files as last read are not in use, so that their previous content still is. It is nil if they are in
-// use.
+// Err returns the error for which the files, as last read, are not used, so that their previous content stays in use. It is nil if they are
+// used.
 func (o *Origination) Err() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return o.err
 }
 
-// verify says whether the server is who name, or SubjectAltNames, say.
+// verify returns an error if the certificates are not those of a server with the name, or with one of SubjectAltNames.
 func (o *Origination) verify(certificates []*x509.Certificate, name string, now time.Time) error {
 	if len(certificates) == 0 {
 		return tlsid.ErrNoPeer
@@ -139,7 +140,7 @@ func (o *Origination) verify(certificates []*x509.Certificate, name string, now 
 	return fmt.Errorf("tlsid: server %s: certificate has none of the subjectAltNames %s", name, strings.Join(o.cfg.SubjectAltNames, ", "))
 }
 
-// hasName reports whether c is valid for a name: a URI, a DNS name, for which c may have a wildcard, or an IP address.
+// hasName reports whether c is valid for a name: a URI, an IP address, or a DNS name, which may match a wildcard of c.
 func hasName(c *x509.Certificate, name string) bool {
 	for _, uri := range c.URIs {
 		if uri.String() == name {
@@ -149,7 +150,7 @@ func hasName(c *x509.Certificate, name string) bool {
 	return c.VerifyHostname(name) == nil
 }
 
-// current returns what to use at now, after a look at the files if the last is long enough ago.
+// current returns the material to use. It first checks the files if they were not checked within the last second.
 func (o *Origination) current(now time.Time) material {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -159,7 +160,7 @@ func (o *Origination) current(now time.Time) material {
 	return o.used
 }
 
-// reload reads the files and uses them if they are good.
+// reload reads the files, and uses their content if it is valid.
 func (o *Origination) reload(now time.Time) {
 	o.looked = now
 	var paths []string

@@ -1,4 +1,4 @@
-// Package statusset is the sets of HTTP statuses that settings hold.
+// Package statusset has sets of HTTP statuses for settings.
 package statusset
 
 // The statuses that a set can hold.
@@ -12,7 +12,7 @@ type Set struct {
 	bits [(Max - Min + 64) / 64]uint64
 }
 
-// Add adds a status, and reports false for one that no response has.
+// Add adds a status. It reports false if the status is not from Min to Max.
 func (s *Set) Add(status int) bool {
 	i := status - Min
 	if i < 0 || status > Max {

@@ -1,6 +1,6 @@
-// Package w3c has the rules of W3C Trace Context, level 2, as requests for tests: what a service that is traced must send on when
-// it gets them. They are those that the test suite of the specification checks, https://github.com/w3c/trace-context, and some
-// that its text has besides.
+// Package w3c has the rules of W3C Trace Context, level 2, as test requests: what a traced service must send in its own calls when it gets
+// them. They include the rules that the test suite of the specification checks, https://github.com/w3c/trace-context, and some more from
+// its text.
 package w3c
 
 import (
@@ -14,20 +14,20 @@ import (
 	"time"
 )
 
-// Field is a header, with its name as it is sent.
+// Field is a header with its name as sent.
 type Field struct{ Name, Value string }
 
-// Request is what a service gets, and what is expected of its calls.
+// Request is a request to a service, with what is expected of its calls.
 type Request struct {
 	Header []Field
-	Calls  int // that the service is to make; 0 is one
+	Calls  int // how many calls the service must make; 0 means one
 
-	trace string // that goes on, "" for a new one
-	state string // that is sent on
-	flags byte   // that must be sent on, of those that are not the sampler's to decide
+	trace string // the trace ID of the calls; "" for a new one
+	state string // the tracestate of the calls
+	flags byte   // the flags of the calls, except those that the sampler decides
 }
 
-// Rule is one rule.
+// Rule is one rule of the specification.
 type Rule struct {
 	Name     string
 	Requests []Request
@@ -48,7 +48,7 @@ func fields(name string, values []string) (all []Field) {
 	return all
 }
 
-// restarts are requests with which a new trace must begin.
+// restarts returns requests for which a new trace must begin.
 func restarts(parents ...string) (all []Request) {
 	for _, p := range parents {
 		all = append(all, Request{Header: traceparent(p), flags: 2})
@@ -56,7 +56,7 @@ func restarts(parents ...string) (all []Request) {
 	return all
 }
 
-// continues are requests whose trace must go on.
+// continues returns requests whose trace must continue.
 func continues(parents ...string) (all []Request) {
 	for _, p := range parents {
 		all = append(all, Request{Header: traceparent(p), trace: trace})
@@ -64,12 +64,12 @@ func continues(parents ...string) (all []Request) {
 	return all
 }
 
-// keeps is a request whose tracestate must be sent on as want.
+// keeps returns a request whose tracestate must be propagated as want.
 func keeps(want string, lines ...string) Request {
 	return Request{Header: append(traceparent(parent), fields("tracestate", lines)...), trace: trace, state: want}
 }
 
-// drops are requests whose tracestate must not be sent on.
+// drops returns requests whose tracestate must not be propagated.
 func drops(states ...string) (all []Request) {
 	for _, s := range states {
 		all = append(all, keeps("", s))
@@ -92,7 +92,7 @@ func printable(from, to byte) string {
 	return b.String()
 }
 
-// Rules are all rules.
+// Rules returns all rules.
 func Rules() []Rule {
 	keyChars := printable('a', 'z') + "0123456789_-*/"
 	valueChars := printable(' ', '+') + printable('-', '<') + printable('>', '~')
@@ -183,7 +183,8 @@ func Rules() []Rule {
 	}
 }
 
-// Check sends all requests to a service and checks what it sends on. send returns the headers of the calls that the service made.
+// Check sends all requests to a service and checks its calls. send sends a request and returns the headers of the calls that the service
+// made.
 func Check(t *testing.T, send func(t *testing.T, header []Field, calls int) []http.Header) {
 	for _, rule := range Rules() {
 		t.Run(rule.Name, func(t *testing.T) {
@@ -228,7 +229,7 @@ func (r *Request) check(t *testing.T, sent []http.Header) {
 	}
 }
 
-// Get sends a request of HTTP/1.1 with headers as they are, which net/http would tidy up.
+// Get sends an HTTP/1.1 request with the headers exactly as given, which net/http would normalise.
 func Get(t *testing.T, address string, header []Field) {
 	t.Helper()
 	conn, err := net.Dial("tcp", address)

@@ -1,5 +1,5 @@
-// Package workload says which workload this process is, and which one is at the other end of a call, in the terms of Istio's
-// telemetry. What reports to Prometheus and what makes spans share it.
+// Package workload describes the workload of this process, and the one at the other end of a call, in the terms of Istio's telemetry.
+// Metrics and spans share it.
 package workload
 
 import (
@@ -9,18 +9,18 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 )
 
-// What stands for what is not known. Prometheus takes an empty value for a label that is not there.
+// The values for what is unknown. To Prometheus, an empty value is the same as no label.
 const (
 	Unknown = "unknown"
 	Latest  = "latest"
 )
 
-// Workload is what telemetry says about one side of a call.
+// Workload is the telemetry description of one end of a call.
 type Workload struct {
 	Name, Namespace, App, Version, Service, Revision, Cluster string
 }
 
-// The labels of workloads that say what they are, the first that is set.
+// The labels that describe a workload. The first one that is set counts.
 var (
 	canonicalNames     = []string{"service.istio.io/canonical-name", "app.kubernetes.io/name", "app"}
 	canonicalRevisions = []string{"service.istio.io/canonical-revision", "app.kubernetes.io/version", "version"}
@@ -39,7 +39,7 @@ func first(labels map[string]string, names []string) string {
 	return ""
 }
 
-// Describe returns the workload of a name and labels. Without a name the canonical service stands for it.
+// Describe returns the workload with a name and labels. If there is no name, the canonical service is used instead.
 func Describe(name, namespace, cluster string, labels map[string]string) Workload {
 	w := Workload{Name: cmp.Or(labels[workloadName], name), Namespace: namespace, Cluster: cluster}
 	w.App, w.Version = first(labels, appNames), first(labels, versions)
@@ -49,25 +49,26 @@ func Describe(name, namespace, cluster string, labels map[string]string) Workloa
 	return w.complete()
 }
 
-// Nobody returns a workload of which only the cluster is known.
+// Nobody returns a workload about which nothing but the cluster is known.
 func Nobody(cluster string) Workload { return Workload{Cluster: cluster}.complete() }
 
-// complete fills in what is not known, and bounds the rest.
+// complete sets empty fields to Unknown or Latest, and bounds the others.
 func (w Workload) complete() Workload {
 	for _, field := range []*string{&w.Name, &w.Namespace, &w.App, &w.Version, &w.Service, &w.Cluster} {
 		*field = cmp.Or(Bounded(*field), Unknown)
 	}
 	w.Revision = cmp.Or(Bounded(w.Revision), Latest)
 	if w.Name == Unknown && w.App == Unknown {
-		w.Namespace = Unknown // alone it would make Kiali drop the series
+		w.Namespace = Unknown // Kiali drops series with only a namespace
 	}
 	return w
 }
 
-// longest bounds values that others choose: it is the longest name of Kubernetes.
+// longest is the maximum length of values that others choose. It is that of names in Kubernetes.
 const longest = 253
 
-// Bounded returns a text as the value of a label: not too long, and UTF-8, without which a whole scrape would fail.
+// Bounded makes a text a valid label value: it cuts it to the maximum length and removes invalid UTF-8, with which a whole scrape would
+// fail.
 func Bounded(text string) string {
 	if len(text) > longest {
 		text = text[:longest]
@@ -78,7 +79,7 @@ func Bounded(text string) string {
 // Account is the service account in a SPIFFE ID, /ns/NAMESPACE/sa/ACCOUNT.
 type Account struct{ Namespace, Name string }
 
-// AccountOf returns the account in a SPIFFE ID, and none if it has another form.
+// AccountOf returns the account in a SPIFFE ID. It is empty if the ID has another form.
 func AccountOf(id string) Account {
 	_, path, _ := strings.Cut(strings.TrimPrefix(id, "spiffe://"), "/")
 	rest, ok := strings.CutPrefix(path, "ns/")
@@ -90,7 +91,7 @@ func AccountOf(id string) Account {
 	return Account{namespace, name}
 }
 
-// NamespaceOf returns the namespace in the name of a service of the cluster, "" if it is another name.
+// NamespaceOf returns the namespace in the host name of a service of the cluster, and "" for any other host.
 func NamespaceOf(host string) string {
 	_, rest, _ := strings.Cut(host, ".")
 	namespace, rest, _ := strings.Cut(rest, ".")
@@ -100,15 +101,15 @@ func NamespaceOf(host string) string {
 	return ""
 }
 
-// ByIdentity returns the workload of which only the SPIFFE ID is known. Its service account stands for it, since Kiali drops a
+// ByIdentity returns a workload about which only the SPIFFE ID is known. Its service account serves as its name, since Kiali drops a
 // namespace without a workload.
 func ByIdentity(id, cluster string) Workload {
 	a := AccountOf(id)
 	return Workload{Name: a.Name, Namespace: a.Namespace, App: a.Name, Service: a.Name, Cluster: cluster}.complete()
 }
 
-// ByDiscovery returns the workload of an endpoint by what discovery says, and by the SPIFFE ID that it was found to have. namespace
-// is that of the service.
+// ByDiscovery returns the workload of an endpoint by its description in discovery and the SPIFFE ID that it has proved. namespace is that of
+// the service.
 func ByDiscovery(e *discovery.Endpoint, id, namespace, cluster string) Workload {
 	a := AccountOf(id)
 	if a.Name == "" && e.ServiceAccount != "" {
