@@ -5,9 +5,11 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -180,6 +182,54 @@ func TestConnectionThatHasFailedIsNotWaitedFor(t *testing.T) {
 		calling.Wait()
 		if n := failed.Load(); n != 1 {
 			t.Errorf("%d calls failed with one connection, want 1", n)
+		}
+	})
+}
+
+// cutConn is a connection that its peer has cut off: writing to it fails, while reading goes on until it is closed.
+type cutConn struct {
+	net.Conn
+	closed chan struct{}
+	once   *sync.Once
+}
+
+func (c cutConn) Read([]byte) (int, error) {
+	<-c.closed
+	return 0, &net.OpError{Op: "read", Net: "tcp", Err: net.ErrClosed}
+}
+
+func (c cutConn) Write([]byte) (int, error) {
+	return 0, &net.OpError{Op: "write", Net: "tcp", Err: os.NewSyscallError("write", syscall.EPIPE)}
+}
+
+func (c cutConn) Close() error {
+	c.once.Do(func() {
+		close(c.closed)
+		synctest.Wait() // the reader comes first
+	})
+	return c.Conn.Close()
+}
+
+func (cutConn) SetReadDeadline(time.Time) error { return nil }
+
+// The error of a connection that its peer has cut off says so, and not that gRPC has closed it after that.
+func TestErrorOfAConnectionThatIsCutOffWhileItIsWrittenTo(t *testing.T) {
+	leak.Check(t)
+	synctest.Test(t, func(t *testing.T) {
+		dial := func(context.Context, string, string) (net.Conn, error) {
+			near, far := net.Pipe()
+			far.Close()
+			return cutConn{near, make(chan struct{}), new(sync.Once)}, nil
+		}
+		const documents = "apiVersion: networking.istio.io/v1\nkind: ServiceEntry\nmetadata: {name: payment}\nspec:\n" +
+			"  hosts: [payment.default.svc.cluster.local]\n  resolution: STATIC\n  ports: [{number: 80, name: grpc, protocol: GRPC}]\n" +
+			"  endpoints: [{address: 10.0.0.1}]\n"
+		m := meshtest.New(t, documents, mesh.WithTransport(&http.Transport{DialContext: dial}))
+		_, err := grpctest.NewClient(connect(t, m, "mesh:///payment:80")).UnaryCall(t.Context(), &grpctest.Request{})
+		for _, want := range []string{"broken pipe", "it was sent plaintext, as ServiceEntry default/payment has no location"} {
+			if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), want) {
+				t.Errorf("the error is %v, want %q in it", err, want)
+			}
 		}
 	})
 }

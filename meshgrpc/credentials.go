@@ -162,7 +162,7 @@ func (r *settingsReader) Read(p []byte) (int, error) {
 	}
 	if r.look(p[:n]); r.done {
 		_ = r.Conn.SetReadDeadline(time.Time{})
-	} else if err != nil {
+	} else if err != nil && !errors.Is(err, net.ErrClosed) { // gRPC has closed it, and knows why
 		r.conn.fail(&net.OpError{Op: "dial", Net: "tcp", Addr: r.RemoteAddr(), Err: fmt.Errorf("no HTTP/2 preface: %w", err)})
 	}
 	return n, err

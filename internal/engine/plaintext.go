@@ -51,7 +51,7 @@ func cutOff(kind failure.Kind, err error) bool {
 	case failure.Reset, failure.Unsent:
 		return true
 	case failure.Connect:
-		return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+		return errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
 	}
 	return false
 }
