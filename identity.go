@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/connectid"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -35,9 +36,10 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	if from == nil {
 		return nil
 	}
-	source := oneWorkload{Source: from, namespace: m.workload.Namespace}
+	source := oneWorkload{Source: from, namespace: m.workload.Namespace, service: m.workload.Service}
 	if late {
 		source.domain = m.trustDomain()
+		source.service = m.workload.Service
 		source.namespace = cmp.Or(m.workload.Namespace, defaultNamespace)
 	}
 	m.identity = tlsid.Keep(source, tlsid.Hooks{Rotated: m.rotated, Failed: m.identityFailed})
@@ -56,7 +58,9 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	}
 	m.workload.TrustDomain = cmp.Or(m.workload.TrustDomain, id.TrustDomain().Name())
 	m.workload.Namespace = cmp.Or(m.workload.Namespace, namespaceOf(id))
-	return cmp.Or(checkTrustDomain(id, m.workload.TrustDomain), checkNamespace(id, cmp.Or(m.workload.Namespace, defaultNamespace)))
+	m.workload.Service = cmp.Or(m.workload.Service, serviceOf(id))
+	return cmp.Or(checkTrustDomain(id, m.workload.TrustDomain), checkNamespace(id, cmp.Or(m.workload.Namespace, defaultNamespace)),
+		checkService(id, m.workload.Service))
 }
 
 // tellOfWait tells the observers, until ctx ends, that New is waiting for an identity.
@@ -113,22 +117,40 @@ func namespaceOf(id *tlsid.Identity) string {
 	return namespace
 }
 
-// oneWorkload is a source whose identities all have one trust domain and namespace. Any other is an error.
+// serviceOf returns the service in an identity of Consul Connect's form, and "" for others.
+func serviceOf(id *tlsid.Identity) string {
+	_, service, _ := connectid.Parse(id.ID().Path())
+	return service
+}
+
+// checkService returns an error if the identity is that of another Consul service than the workload's: the intentions of that
+// one would be enforced.
+func checkService(id *tlsid.Identity, service string) error {
+	if own := serviceOf(id); own != "" && service != "" && own != service {
+		return fmt.Errorf("mesh: the identity %s is of the service %s, and the workload is of %s: correct Service in WithWorkload",
+			id.ID(), own, service)
+	}
+	return nil
+}
+
+// oneWorkload is a source whose identities all have one trust domain, namespace and service. Any other is an error.
 type oneWorkload struct {
 	tlsid.Source
 	domain    string // empty: the first identity's, which New checks
 	namespace string // empty: the first identity's, if it has one
+	service   string // likewise
 }
 
 // Watch implements tlsid.Source.
 func (s oneWorkload) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
 	return func(yield func(*tlsid.Identity, error) bool) {
-		domain, namespace := s.domain, s.namespace
+		domain, namespace, service := s.domain, s.namespace, s.service
 		for id, err := range s.Source.Watch(ctx) {
 			if err == nil {
+				service = cmp.Or(service, serviceOf(id))
 				if domain == "" {
 					domain, namespace = id.TrustDomain().Name(), cmp.Or(namespace, namespaceOf(id), defaultNamespace)
-				} else if err = cmp.Or(checkTrustDomain(id, domain), checkNamespace(id, namespace)); err != nil {
+				} else if err = cmp.Or(checkTrustDomain(id, domain), checkNamespace(id, namespace), checkService(id, service)); err != nil {
 					id = nil
 				}
 			}

@@ -37,6 +37,7 @@ func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 	if !c.unselected() {
 		c.unprotected()
 	}
+	c.unnamed()
 	c.plan.inForce = c.countInForce((*document).inForce)
 	c.pack()
 	return c.plan, c.findings(sources)

@@ -48,7 +48,7 @@ func (c *compiler) readEntryOfConsul(doc *yamldoc.Document, r *reading, kind str
 		return
 	}
 	w := &c.plan.workload
-	env := consul.Environment{Service: w.Service}
+	env := consul.Environment{Service: w.Service, Paths: w.Paths}
 	if w.Filters != nil {
 		env.Filter = func(expression string, onlyPassing bool) (consul.Predicate, error) {
 			return w.Filters.Compile(expression, onlyPassing)
@@ -102,6 +102,11 @@ func (c *compiler) configEntries() {
 	g.all = g.set.Proxy != nil || g.set.Own != nil
 	if failed {
 		return // what the entries say together is not known
+	}
+	for _, d := range c.entriesOfConsul {
+		if wrong := g.set.Unenforceable(d.is); wrong != nil {
+			d.Errorf(d.is.At+wrong.Field, "%s", wrong.Message)
+		}
 	}
 	slices.Sort(names)
 	names = slices.Compact(names)
@@ -199,7 +204,7 @@ func (c *compiler) disputed() {
 		}
 		service := g.services[host].Service
 		for _, d := range c.entriesOfConsul {
-			own := d.name == service && d.kind != consul.ProxyDefaultsKind && d.kind != consul.MeshKind
+			own := d.name == service && d.kind != consul.ProxyDefaultsKind && d.kind != consul.MeshKind && d.kind != consul.ServiceIntentionsKind
 			if ch := g.chains[d.name]; own || ch != nil && ch.by == any(d.is) && slices.ContainsFunc(ch.Targets, func(t consul.Target) bool { return t.Service == service }) {
 				d.Errorf(d.is.NameField(), "%s is a service that %s is about, too (%s:%d): leave it to one of them, since their defaults differ",
 					service, other.identity, other.file, other.Line)

@@ -47,6 +47,7 @@ func (w Workload) Or(defaults Workload) Workload {
 	}
 	w.Service = cmp.Or(w.Service, defaults.Service)
 	w.Unlabelled = w.Unlabelled || defaults.Unlabelled
+	w.AllowByDefault = w.AllowByDefault || defaults.AllowByDefault
 	if w.Labels == nil {
 		w.Labels = defaults.Labels
 	}

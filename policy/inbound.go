@@ -9,6 +9,7 @@ import (
 	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -143,9 +144,13 @@ func (c *compiler) authorizationPolicies() {
 			}
 		}
 	}
+	if intentions := c.intentions(); intentions != nil {
+		in.authorizes = true
+		own = append(own, authz.Policy{Name: consul.ServiceIntentionsKind, Intentions: intentions})
+	}
 	var err error
 	if in.authorizer, err = authz.Compile(own, config); err != nil { // although each is right by itself
-		c.access[0].Errorf("spec", "cannot be enforced: %v", err)
+		c.documents[0].Errorf("", "cannot be enforced: %v", err)
 	}
 	p.inbound = in
 }

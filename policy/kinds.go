@@ -113,7 +113,7 @@ func lookUp(apis map[string]api, group, version, kind string) (state, string) {
 // stateOf says what becomes of a kind of Consul's config entries.
 func stateOf(kind string) state {
 	switch {
-	case kind == consul.ServiceIntentionsKind || slices.Contains(consul.Others, kind):
+	case slices.Contains(consul.Others, kind):
 		return refused
 	case slices.Contains(slices.Collect(maps.Values(consul.Objects)), kind):
 		return enforced

@@ -59,6 +59,11 @@ type Workload struct {
 	// service-defaults apply. Empty means that of a Connect identity, else none.
 	Service string
 
+	// AllowByDefault says that a peer which no service-intentions of Consul decides about is allowed: that default_intention_policy
+	// is "allow" in the configuration of Consul's servers or, without it, default_policy of their ACLs. No API of Consul tells. By
+	// default such peers are denied.
+	AllowByDefault bool
+
 	// Filters compiles the filters of the subsets in service-resolver entries of Consul: that of policy/consul. Subsets with a
 	// filter are an error without it.
 	Filters interface {

@@ -117,6 +117,12 @@ var variants = map[string][]string{
 		`{protocol: http, upstreamConfig: {defaults: {limits: {maxConnections: 7}}, overrides: [{name: y, connectTimeoutMs: 7}]}}`,
 		`{protocol: udp}`,
 	},
+	"consul.hashicorp.com/v1alpha1 ServiceIntentions": {
+		`{destination: {name: x}, sources: [{name: y, action: allow}, {name: "*", action: deny}]}`,
+		`{destination: {name: "*"}, sources: [{name: y, action: deny}]}`,
+		`{destination: {name: x}, sources: [{name: y, permissions: [{action: allow, http: {pathRegex: "/a.*"}}]}]}`,
+		`{destination: {name: x}, sources: [{name: y, permissions: [{action: allow, http: {pathRegex: "("}}]}]}`,
+	},
 	"v1 ConfigMap":                       {`{}`},
 	"networking.istio.io/v1 Gateway":     {`{}`},
 	"networking.istio.io/v1 EnvoyFilter": {`{}`},

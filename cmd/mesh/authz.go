@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/connectid"
 	"github.com/nosidecar/mesh/policy"
 	access "github.com/nosidecar/mesh/policy/authz"
 )
@@ -45,6 +46,7 @@ func authz(args []string, stdout io.Writer) (code int, err error) {
 		return err
 	})
 	flags.IntVar(&peer.trustedHops, "trusted-hops", 0, "")
+	flags.BoolVar(&flags.workload.AllowByDefault, "allow-by-default", false, "")
 	target, err := flags.parse(args)
 	if err != nil {
 		return 0, err
@@ -64,6 +66,10 @@ func authz(args []string, stdout io.Writer) (code int, err error) {
 		return 0, usagef("%q is not a method", raw.method)
 	}
 	peer.port = cmp.Or(peer.port, raw.port)
+	if flags.workload.Service == "" {
+		flags.workload.Service, _, _ = strings.Cut(raw.host, ".")
+	}
+	flags.workload.TrustDomain = connectDomain(peer.principal)
 	plan, err := flags.plan()
 	if err != nil {
 		return 0, err
@@ -83,6 +89,16 @@ func authz(args []string, stdout io.Writer) (code int, err error) {
 		}
 	}
 	return code, printJSON(stdout, v)
+}
+
+// connectDomain returns the trust domain of a principal that Consul Connect issues, since the workload's is the same; "" for any
+// other.
+func connectDomain(principal string) string {
+	domain, path, _ := strings.Cut(principal, "/")
+	if _, _, ok := connectid.Parse("/" + path); !ok {
+		return ""
+	}
+	return domain
 }
 
 // inbound is where a request comes from and arrives.

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -89,4 +91,44 @@ func send(t *testing.T, address, method, host, target, client string) (status in
 	}
 	resp.Body.Close()
 	return resp.StatusCode, resp.Header.Get("Policy")
+}
+
+func TestAuthzByIntentions(t *testing.T) {
+	const domain = "11111111-2222-3333-4444-555555555555.consul"
+	documents := filepath.Join(t.TempDir(), "intentions.yaml")
+	if err := os.WriteFile(documents, []byte(`
+Kind: service-intentions
+Name: web
+Sources:
+- {Name: api, Permissions: [{Action: allow, HTTP: {PathPrefix: /v1/}}]}
+- {Name: old, Action: deny}
+`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	principal := func(service string) string { return domain + "/ns/default/dc/dc1/svc/" + service }
+	for _, tt := range []struct {
+		args   []string
+		want   int
+		policy string
+		reason string
+	}{
+		{[]string{"--principal", principal("api"), "http://web/v1/a"}, exitOK, "service-intentions/web", "a permission"},
+		{[]string{"--principal", principal("api"), "http://web/v2/a"}, exitDenied, "service-intentions/web", "no permission"},
+		{[]string{"--principal", principal("old"), "http://web/v1/a"}, exitDenied, "service-intentions/web", "an intention"},
+		{[]string{"--principal", principal("db"), "http://web/v1/a"}, exitDenied, "", "none names the peer"},
+		{[]string{"--principal", principal("db"), "--allow-by-default", "http://web/v1/a"}, exitOK, "", "none names the peer"},
+		{[]string{"--principal", principal("api"), "http://web.service.consul/v1/a"}, exitOK, "service-intentions/web", "a permission"},
+		{[]string{"--principal", principal("api"), "--service", "db", "http://web/v1/a"}, exitDenied, "", "none names the peer"},
+		{[]string{"--principal", "cluster.local/ns/default/sa/api", "http://web/v1/a"}, exitDenied, "", "no identity of the form"},
+		{[]string{"http://web/v1/a"}, exitDenied, "", "no identity of the form"},
+	} {
+		code, stdout, stderr := command(append([]string{"authz", "-f", documents}, tt.args...)...)
+		var got verdict
+		if err := json.Unmarshal([]byte(stdout), &got); err != nil {
+			t.Fatalf("%v: %v, %s", tt.args, err, stderr)
+		}
+		if code != tt.want || got.Policy != tt.policy || !strings.Contains(got.Reason, tt.reason) {
+			t.Errorf("%v: %d, %+v, want %d by %q since %q", tt.args, code, got, tt.want, tt.policy, tt.reason)
+		}
+	}
 }

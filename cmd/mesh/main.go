@@ -49,6 +49,7 @@ const usage = `Usage:
         -f PATH             a file or folder of documents; may be repeated
         -n NAMESPACE        the caller's namespace (default "default")
         -l KEY=VALUE,...    the caller's labels; may be repeated
+        --service NAME      the Consul service that the caller is an instance of (default: none)
         -X METHOD           the request's method (default GET)
         -H 'NAME: VALUE'    a request header; may be repeated; Host replaces the authority
         Flags come before the URL.
@@ -59,7 +60,10 @@ const usage = `Usage:
         -f PATH             a file or folder of documents; may be repeated
         -n NAMESPACE        the workload's namespace (default "default")
         -l KEY=VALUE,...    the workload's labels; may be repeated
-        --principal P       the peer's identity, as cluster.local/ns/default/sa/name; without it the peer is plaintext
+        --principal P       the peer's identity, as cluster.local/ns/default/sa/name, or DOMAIN/ns/default/dc/DC/svc/NAME of Consul
+                            Connect, whose DOMAIN is the workload's too; without it the peer is plaintext
+        --service NAME      the Consul service that the workload is an instance of (default: the URL's host up to the first dot)
+        --allow-by-default  a peer that no service-intentions decides about is allowed, as Consul's servers are configured
         --source-ip IP      the peer's address (default 127.0.0.1)
         --port N            the workload's port (default that of the URL)
         --trusted-hops N    how many proxies in front are trusted to set x-forwarded-for (default 0)

@@ -34,6 +34,7 @@ func newRequestFlags(command string) *requestFlags {
 	})
 	f.StringVar(&f.workload.Namespace, "n", "default", "")
 	f.Func("l", "", func(list string) error { return addLabels(f.workload.Labels, list) })
+	f.StringVar(&f.workload.Service, "service", "", "")
 	f.StringVar(&f.method, "X", http.MethodGet, "")
 	f.Func("H", "", func(line string) error { return addHeader(f.header, line) })
 	return f

@@ -20,6 +20,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/authz"
 )
 
 // Group is the API group of the entries as objects of Kubernetes.
@@ -109,7 +110,7 @@ func ordinary(name string) bool { return name == "" || strings.EqualFold(name, "
 type Entry struct {
 	Kind, Name string
 
-	// Is is a *Router, *Splitter, *Resolver, *ServiceDefaults, *ProxyDefaults or *Mesh.
+	// Is is a *Router, *Splitter, *Resolver, *ServiceDefaults, *ProxyDefaults, *Mesh or *ServiceIntentions.
 	Is any
 
 	At    string  // the path around its fields: "" or "spec."
@@ -124,6 +125,7 @@ type checked interface {
 // Environment is what an entry is checked for.
 type Environment struct {
 	Service string // that the process is an instance of; "" if it is not known
+	Paths   authz.Normalization
 
 	// Filter compiles the filter of a subset. nil: there is nothing that can.
 	Filter func(expression string, onlyPassing bool) (Predicate, error)
@@ -210,11 +212,13 @@ func forms(kind string) (native, kubernetes form) {
 		return new(serviceEntry), new(object[ServiceDefaults])
 	case ProxyDefaultsKind:
 		return new(proxyEntry), new(object[ProxyDefaults])
+	case ServiceIntentionsKind:
+		return new(intentionsEntry), new(intentionsObject)
 	}
 	return new(meshEntry), new(object[Mesh])
 }
 
-// Read decodes an entry of a kind that is enforced, but for intentions, and checks it. It returns nil if the document has not
+// Read decodes an entry of a kind that is enforced, and checks it. It returns nil if the document has not
 // the shape of its kind.
 func Read(dec *yamldoc.Decoder, doc *yamldoc.Document, kind string, env *Environment) *Entry {
 	e := &Entry{Kind: kind}
@@ -236,6 +240,8 @@ func Read(dec *yamldoc.Decoder, doc *yamldoc.Document, kind string, env *Environ
 		doc.Errorf(at, "%q: there is one entry of this kind, which is called %q", name, map[string]string{ProxyDefaultsKind: "global", MeshKind: "mesh"}[kind])
 	case name == "":
 		doc.Errorf(at, "missing: name the service")
+	case kind == ServiceIntentionsKind:
+		checkName(doc, at, name)
 	case !isService(name):
 		doc.Errorf(at, "%q cannot be the name of a service in a URL: use letters, digits, hyphens and underscores", name)
 	}
@@ -245,7 +251,10 @@ func Read(dec *yamldoc.Decoder, doc *yamldoc.Document, kind string, env *Environ
 
 // NameField is the field that the name of the entry is in.
 func (e *Entry) NameField() string {
-	if e.At != "" {
+	switch {
+	case e.At != "" && e.Kind == ServiceIntentionsKind:
+		return "spec.destination.name"
+	case e.At != "":
 		return "metadata.name"
 	}
 	return "Name"
