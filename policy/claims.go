@@ -4,9 +4,8 @@ import (
 	"slices"
 	"sync/atomic"
 
-	"github.com/nosidecar/mesh/policy/internal/linkerd"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/route"
-	"github.com/nosidecar/mesh/retry"
 )
 
 // claim is what documents say about the requests to a host.
@@ -21,7 +20,7 @@ type claim struct {
 	ports     []int
 	otherwise *claim // what then counts; nil: nothing
 
-	// done are the compiled routes. They are compiled for the first request, unless splits or profiles contribute to them.
+	// done are the compiled routes. They are compiled for the first request.
 	done atomic.Pointer[built]
 }
 
@@ -29,8 +28,8 @@ type claim struct {
 type unit struct {
 	virtual  *virtual
 	whole    *expansion
-	ports    []int              // of each service that requests go to: its only port, or 0
-	profiles []*linkerd.Profile // of the host and of those services
+	ports    []int      // of each service that requests go to: its only port, or 0
+	profiles []*profile // of the host and of those services
 	splits   []*split
 }
 
@@ -42,14 +41,10 @@ func (u *unit) equal(other *unit) bool {
 // joint is a unit with the splits and profiles that apply to it.
 type joint struct {
 	unit
-	routes  *built // nil: the VirtualService alone makes them
+	host    string
+	changed bool // they make other routes than the VirtualService alone
 	budgets []hostBudget
-}
-
-// hostBudget bounds the retries of calls to a host.
-type hostBudget struct {
-	host   string
-	budget retry.BudgetConfig
+	done    atomic.Pointer[built] // the routes, if they are changed, once they were needed
 }
 
 // built are the routes of a unit, compiled.
@@ -170,19 +165,39 @@ func (p *Plan) built(c *claim) *built {
 	if b := c.done.Load(); b != nil {
 		return b
 	}
+	if c.joint != nil && c.joint.changed {
+		c.done.CompareAndSwap(nil, p.joined(c))
+		return c.done.Load()
+	}
 	u := p.unit(c)
 	b := c.virtual.last.Load()
 	if b == nil || !b.unit.equal(&u) {
-		var err error
-		if b, err = compileSteps(c.virtual.identity.String(), p.steps(c)); err != nil {
-			panic("policy: routes that were compiled before are refused: " + err.Error())
-		}
+		b = mustCompile(c.virtual.identity.String(), p.steps(c, (*virtual).get))
 		b.unit = u
 	}
 	if !c.done.CompareAndSwap(nil, b) {
 		return c.done.Load() // the addresses of routes identify them
 	}
 	c.virtual.last.Store(b)
+	return b
+}
+
+// joined returns the routes of a claim with its splits and profiles.
+func (p *Plan) joined(c *claim) *built {
+	if b := c.joint.done.Load(); b != nil {
+		return b
+	}
+	j := p.join(c.joint.host, c, &c.joint.unit, (*virtual).get)
+	c.joint.done.CompareAndSwap(nil, mustCompile(j.name, j.out)) // the addresses of routes identify them
+	return c.joint.done.Load()
+}
+
+// mustCompile compiles routes that were compiled before, when the documents were loaded.
+func mustCompile(name string, steps []step) *built {
+	b, err := compileSteps(name, steps)
+	if err != nil {
+		panic("policy: routes that were compiled before are refused: " + err.Error())
+	}
 	return b
 }
 
@@ -198,9 +213,9 @@ func compileSteps(name string, steps []step) (*built, error) {
 	return b, err
 }
 
-// steps returns the routes of a VirtualService with its delegates.
-func (p *Plan) steps(c *claim) []step {
-	whole := c.whole.of(c.virtual)
+// steps returns the routes of a VirtualService with its delegates, which read returns.
+func (p *Plan) steps(c *claim, read func(*virtual) *istio.VirtualService) []step {
+	whole := c.whole.of(c.virtual, read)
 	steps := make([]step, len(whole.Spec.HTTP))
 	for i, r := range whole.Routes(p.client()) {
 		spec, from := &whole.Spec.HTTP[i], whole.Origins[i]

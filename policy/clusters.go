@@ -125,8 +125,9 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 			c = p.cluster(r.policy(), subset, t.Port)
 		}
 	}
-	var budgeted bool
-	if c.RetryBudget, budgeted = p.budgets[host]; !budgeted {
+	if budget := p.budgets[host]; budget != nil {
+		c.RetryBudget = *budget
+	} else {
 		c.RetryBudget.Off = true
 	}
 	c.UpgradeHTTP2 = c.UpgradeHTTP2 || p.http2(host, t.Port)

@@ -6,7 +6,9 @@ import (
 	"slices"
 
 	"github.com/nosidecar/mesh/policy/internal/conjunction"
+	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
 )
 
 // combine applies TrafficSplits and ServiceProfiles to the claims.
@@ -16,8 +18,8 @@ func (c *compiler) combine() {
 	}
 	p := c.plan
 	for host, profile := range c.profiles {
-		if !profile.Budget.Off {
-			p.budgets[host] = profile.Budget
+		if !profile.budget.Off {
+			p.budgets[host] = &profile.budget
 		}
 	}
 	hosts := make(map[string]*claim)
@@ -65,9 +67,6 @@ func (c *compiler) combined(host string, own, last *claim) *claim {
 	if with == nil {
 		return both
 	}
-	if with.routes != nil {
-		both.done.Store(with.routes)
-	}
 	for _, b := range with.budgets {
 		if _, has := c.plan.budgets[b.host]; !has {
 			c.plan.budgets[b.host] = b.budget
@@ -78,8 +77,8 @@ func (c *compiler) combined(host string, own, last *claim) *claim {
 
 // joint returns a claim with its splits and profiles, or nil if it has none.
 func (c *compiler) joint(host string, own, last *claim) *joint {
-	profile, split := c.profiles[host], c.splits[host]
-	speaks := profile != nil || split != nil
+	of, divided := c.profiles[host], c.splits[host]
+	speaks := of != nil || divided != nil
 	leads := own.leads()
 	for _, name := range leads {
 		speaks = speaks || c.profiles[name] != nil || c.splits[c.plan.canonical(name)] != nil
@@ -88,7 +87,7 @@ func (c *compiler) joint(host string, own, last *claim) *joint {
 		return nil
 	}
 	u := c.plan.unit(own)
-	u.profiles, u.splits = append(u.profiles, profile), append(u.splits, split)
+	u.profiles, u.splits = append(make([]*profile, 0, 1+len(leads)), of), append(make([]*split, 0, 1+len(leads)), divided)
 	for _, name := range leads {
 		u.profiles = append(u.profiles, c.profiles[name])
 		u.splits = append(u.splits, c.splits[c.plan.canonical(name)])
@@ -96,24 +95,49 @@ func (c *compiler) joint(host string, own, last *claim) *joint {
 	if last != nil && last.joint != nil && last.joint.unit.equal(&u) {
 		return last.joint
 	}
-	return c.join(host, own, u)
+	return c.check(host, own, u)
 }
 
-// join makes the routes of a unit. If they cannot be enforced together, it reports that and returns nil.
-func (c *compiler) join(host string, own *claim, u unit) *joint {
-	j := joiner{compiler: c, host: host, virtual: own != nil}
-	name, steps := "", []step{{
-		Route:   route.Route{Destinations: []route.Destination{{Target: route.Target{Host: host}}}, Retry: c.plan.retries},
+// check makes the routes of a unit, to see whether they can be enforced: they are made again when they are needed. If they
+// cannot, it reports that and returns nil.
+func (c *compiler) check(host string, own *claim, u unit) *joint {
+	j := c.plan.join(host, own, &u, (*virtual).peek)
+	with := &joint{unit: u, host: host, changed: own == nil || j.changed}
+	if !with.changed {
+		return with
+	}
+	err := j.err
+	if err == nil {
+		_, err = compileSteps(j.name, j.out)
+	}
+	if err != nil {
+		last := c.of(j.last)
+		if j.name != last.identity.String() {
+			err = fmt.Errorf("with %s: %w", j.name, err)
+		}
+		last.Errorf("spec", "cannot be enforced for calls to %s: %v", host, err)
+		return nil
+	}
+	with.budgets = slices.Clip(j.budgets)
+	return with
+}
+
+// join makes the routes of a unit. The claim is that of its VirtualService, which may be nil or have none.
+func (p *Plan) join(host string, own *claim, u *unit, read func(*virtual) *istio.VirtualService) *joiner {
+	j := &joiner{plan: p, unit: u, host: host}
+	steps := []step{{
+		Route:   route.Route{Destinations: []route.Destination{{Target: route.Target{Host: host}}}, Retry: p.retries},
 		origin:  origin{index: -1},
 		service: host,
 	}}
 	switch profile, split := u.profiles[0], u.splits[0]; {
-	case own != nil:
-		name, steps = own.virtual.identity.String(), c.plan.steps(own)
+	case u.virtual != nil:
+		j.leads = own.leads()
+		j.name, steps = u.virtual.identity.String(), p.steps(own, read)
 	case profile != nil:
-		name = c.of(profile).identity.String()
+		j.name = profile.identity.String()
 	case split != nil:
-		name = c.of(split.by).identity.String()
+		j.name = split.from.String()
 	}
 	for i := range steps {
 		j.split(steps[i], 0)
@@ -123,35 +147,48 @@ func (c *compiler) join(host string, own *claim, u unit) *joint {
 	for i := range parts {
 		j.profile(parts[i])
 	}
-	if own != nil && !j.changed {
-		return &joint{unit: u}
-	}
-	routes, err := compileSteps(name, j.out)
-	if j.err != nil {
-		err = j.err
-	}
-	if err != nil {
-		if name != j.last.identity.String() {
-			err = fmt.Errorf("with %s: %w", name, err)
-		}
-		j.last.Errorf("spec", "cannot be enforced for calls to %s: %v", host, err)
-		return nil
-	}
-	return &joint{unit: u, routes: routes, budgets: j.budgets}
+	return j
 }
 
 // joiner combines what documents say about one host.
 type joiner struct {
-	*compiler
+	plan    *Plan
+	unit    *unit
 	host    string
-	virtual bool // a VirtualService claims the host
+	leads   []string // the services that the profiles and splits of unit are of, after those of host
+	name    string   // of the document that the routes begin with
 	out     []step
 	matches int // of out
 	budgets []hostBudget
 
 	changed bool
-	last    *document // that changed something
+	last    any // what the document says that changed something last
 	err     error
+}
+
+// hostBudget bounds the retries of calls to a host.
+type hostBudget struct {
+	host   string
+	budget *retry.BudgetConfig
+}
+
+// splitOf returns the split of a destination, nil if it has none.
+func (j *joiner) splitOf(host string) *split {
+	if j.unit.virtual == nil {
+		return j.unit.splits[0]
+	}
+	if i := slices.Index(j.leads, host); i >= 0 {
+		return j.unit.splits[i+1]
+	}
+	return nil
+}
+
+// profileOf returns the profile of a service or else that of the host, nil if there is none.
+func (j *joiner) profileOf(service string) *profile {
+	if i := slices.Index(j.leads, service); i >= 0 && j.unit.profiles[i+1] != nil {
+		return j.unit.profiles[i+1]
+	}
+	return j.unit.profiles[0]
 }
 
 func (j *joiner) add(s step) {
@@ -167,7 +204,7 @@ func (j *joiner) add(s step) {
 func (j *joiner) split(s step, from int) {
 	for i := from; i < len(s.Destinations) && j.err == nil; i++ {
 		d := s.Destinations[i]
-		split := j.splits[j.plan.canonical(d.Target.Host)]
+		split := j.splitOf(d.Target.Host)
 		if split == nil || d.Target.Subset != "" {
 			continue
 		}
@@ -175,12 +212,11 @@ func (j *joiner) split(s step, from int) {
 			if part.port != 0 && d.Target.Port != 0 && part.port != d.Target.Port {
 				continue
 			}
-			by := j.of(split.by)
-			j.changed, j.last = true, by
+			j.changed, j.last = true, split.by
 			divided := s
 			divided.Destinations = divide(s.Destinations, i, part.backends)
-			if !j.virtual {
-				divided.document, divided.by = by.identity.String(), split.by
+			if j.unit.virtual == nil {
+				divided.document, divided.by = split.from.String(), split.by
 			}
 			next := i + len(part.backends)
 			matches := part.when
@@ -201,26 +237,22 @@ func (j *joiner) split(s step, from int) {
 
 // profile adds a step with the settings of its ServiceProfile.
 func (j *joiner) profile(s step) {
-	profile := j.profiles[s.service]
-	if profile == nil {
-		profile = j.profiles[j.host]
-	}
+	profile := j.profileOf(s.service)
 	if profile == nil || len(s.Destinations) == 0 {
 		j.add(s)
 		return
 	}
-	by := j.of(profile)
-	j.changed, j.last = true, by
+	j.changed, j.last = true, profile
 	for _, d := range s.Destinations {
-		if !profile.Budget.Off {
-			j.budgets = append(j.budgets, hostBudget{d.Target.Host, profile.Budget})
+		if b := (hostBudget{d.Target.Host, &profile.budget}); !profile.budget.Off && !slices.Contains(j.budgets, b) {
+			j.budgets = append(j.budgets, b)
 		}
 	}
 	if s.timed && s.retried {
 		j.add(s)
 		return
 	}
-	for i, r := range profile.Routes {
+	for i, r := range profile.routes() {
 		if j.err != nil {
 			return
 		}
@@ -234,8 +266,8 @@ func (j *joiner) profile(s step) {
 		if !s.retried {
 			part.Retry = r.Retry
 		}
-		if !j.virtual {
-			part.Name, part.document, part.by, part.index = r.Name, by.identity.String(), profile, i
+		if j.unit.virtual == nil {
+			part.Name, part.document, part.by, part.index = r.Name, profile.identity.String(), profile, i
 		}
 		j.add(part)
 	}

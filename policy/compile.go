@@ -11,7 +11,6 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
-	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -104,7 +103,7 @@ func newCompiler(last *Plan, w Workload) *compiler {
 			claims:   hostMap[claim]{exact: make(map[string]*claim, len(last.claims.exact))},
 			rules:    make(map[string]*hostMap[rules]),
 			ports:    make(map[string][]servicePort),
-			budgets:  make(map[string]retry.BudgetConfig),
+			budgets:  make(map[string]*retry.BudgetConfig),
 			peers:    make(map[string]*PeerRules),
 			places:   make(map[any]place),
 			readings: make(map[yamldoc.Sum]*reading, n),
@@ -117,7 +116,7 @@ func newCompiler(last *Plan, w Workload) *compiler {
 		texts:     make(map[string]string),
 		documents: make([]*document, 0, n),
 		first:     make(map[groupIdentity]*document, n),
-		profiles:  make(map[string]*linkerd.Profile),
+		profiles:  make(map[string]*profile),
 		splits:    make(map[string]*split),
 	}
 }
@@ -166,7 +165,7 @@ type compiler struct {
 	virtual     []decoded[virtual]
 	rules       []decoded[destination]
 	entries     []decoded[entry]
-	linkerd     []decoded[linkerd.Profile]
+	linkerd     []decoded[profile]
 	smi         []decoded[smi.TrafficSplit]
 	routeGroups []decoded[smi.HTTPRouteGroup]
 	kubernetes  []decoded[served]
@@ -177,7 +176,7 @@ type compiler struct {
 	entriesOfConsul []decoded[consul.Entry]
 
 	// What else applies to the calls to a host, besides its VirtualService.
-	profiles map[string]*linkerd.Profile
+	profiles map[string]*profile
 	splits   map[string]*split
 }
 

@@ -94,7 +94,7 @@ func (c *compiler) whole(vs decoded[virtual], delegates map[string]decoded[virtu
 // expand compiles a document with its delegates, or reports why it cannot and returns nil.
 func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion {
 	e, client := &expansion{delegates: delegates}, c.plan.client()
-	whole := e.of(vs.is)
+	whole := e.of(vs.is, (*virtual).peek)
 	table := whole.Table(vs.document.Document, client)
 	if table == nil {
 		return nil
@@ -121,13 +121,14 @@ func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion 
 	return e
 }
 
-// of returns the document with the routes of its delegates. The expansion of a document without delegates is nil.
-func (e *expansion) of(v *virtual) istio.Expansion {
-	return v.get().Expand(func(namespace, name string) (*istio.VirtualService, bool) {
+// of returns the document with the routes of its delegates, which read returns. The expansion of a document without delegates is
+// nil.
+func (e *expansion) of(v *virtual, read func(*virtual) *istio.VirtualService) istio.Expansion {
+	return read(v).Expand(func(namespace, name string) (*istio.VirtualService, bool) {
 		i := slices.IndexFunc(v.delegates, func(d delegation) bool { return d.to == namespace+"/"+name })
 		if i < 0 || e.delegates[i] == nil {
 			return nil, false
 		}
-		return e.delegates[i].get(), true
+		return read(e.delegates[i]), true
 	})
 }

@@ -78,12 +78,12 @@ type Workload struct {
 type Plan struct {
 	workload Workload // with its defaults filled in
 
-	named   hostMap[struct{}]             // the hosts that documents name
-	claims  hostMap[claim]                // the routes of each host
-	entries hostMap[entry]                // the ServiceEntry of each host
-	rules   map[string]*hostMap[rules]    // the DestinationRules of each namespace
-	ports   map[string][]servicePort      // of the services of the cluster, by their full names
-	budgets map[string]retry.BudgetConfig // by host
+	named   hostMap[struct{}]              // the hosts that documents name
+	claims  hostMap[claim]                 // the routes of each host
+	entries hostMap[entry]                 // the ServiceEntry of each host
+	rules   map[string]*hostMap[rules]     // the DestinationRules of each namespace
+	ports   map[string][]servicePort       // of the services of the cluster, by their full names
+	budgets map[string]*retry.BudgetConfig // by host
 	retries retry.Config
 	places  map[any]place // of splits and profiles, by what they say
 

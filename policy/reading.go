@@ -82,6 +82,16 @@ func (s *source[T]) get() *T {
 	return s.spec.Load()
 }
 
+// peek is get for compiling, which does not keep what it decodes.
+func (s *source[T]) peek() *T {
+	if spec := s.spec.Load(); spec != nil {
+		return spec
+	}
+	spec := new(T)
+	s.words.Unpack(s.packed, spec)
+	return spec
+}
+
 // pack drops the decoded document if it has not been used since it was compiled: get decodes it again.
 func (s *source[T]) pack(words *yamldoc.Words, d *yamldoc.Document) {
 	if !s.fresh.Load() {
@@ -177,8 +187,8 @@ func (c *compiler) take(file string, doc *yamldoc.Document, r *reading) *reading
 		c.rules = append(c.rules, decoded[destination]{d, is})
 	case *entry:
 		c.entries = append(c.entries, decoded[entry]{d, is})
-	case *linkerd.Profile:
-		c.linkerd = append(c.linkerd, decoded[linkerd.Profile]{d, is})
+	case *profile:
+		c.linkerd = append(c.linkerd, decoded[profile]{d, is})
 	case *smi.TrafficSplit:
 		c.smi = append(c.smi, decoded[smi.TrafficSplit]{d, is})
 	case *smi.HTTPRouteGroup:
@@ -324,11 +334,7 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		}
 	case "ServiceProfile":
 		if is := shaped[linkerd.ServiceProfile](c, doc); is != nil {
-			var profile linkerd.Profile
-			if !doc.Failed() {
-				profile = is.Profile()
-			}
-			return &profile
+			return readProfile(doc, r, is)
 		}
 	case "TrafficSplit":
 		if is := shaped[smi.TrafficSplit](c, doc); is != nil {

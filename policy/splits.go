@@ -4,7 +4,6 @@ import (
 	"math"
 	"reflect"
 	"slices"
-	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/istio"
@@ -15,6 +14,7 @@ import (
 // split says how the requests to a service are divided.
 type split struct {
 	by    any         // what its document says; see compiler.of
+	from  identity    // of that document
 	parts []splitPart // the first that a request meets counts; without one it goes to the service itself
 }
 
@@ -79,7 +79,7 @@ func (c *compiler) trafficSplits() {
 			p.name(to)
 			backends[i] = route.Destination{Target: route.Target{Host: to}, Weight: weights[i]}
 		}
-		c.splits[host] = &split{ts.is, c.byPort(ts, host, when, backends)}
+		c.splits[host] = &split{ts.is, ts.identity, c.byPort(ts, host, when, backends)}
 	}
 	for _, g := range c.routeGroups {
 		if !used[g.namespace+"/"+g.name] && !g.Failed() {
@@ -123,52 +123,6 @@ func (c *compiler) byPort(ts decoded[smi.TrafficSplit], host string, when []rout
 		}
 	}
 	return parts
-}
-
-// serviceProfiles puts the profile of each service in its place: the one in the caller's namespace, else that in the
-// service's.
-func (c *compiler) serviceProfiles() {
-	p := c.plan
-	for _, own := range []bool{true, false} {
-		for _, sp := range c.linkerd {
-			if sp.Failed() || (sp.namespace == p.workload.Namespace) != own {
-				continue
-			}
-			host := strings.TrimSuffix(strings.ToLower(sp.name), ".")
-			service := p.service(host)
-			switch has := c.profiles[host]; {
-			case service.Name == "" && strings.HasSuffix(p.canonical(host), ".svc."+p.workload.ClusterDomain):
-				sp.Warnf("metadata.name", "has no effect: a profile has the full name of its service, such as %s.%s.svc.%s",
-					"name", "namespace", p.workload.ClusterDomain)
-				continue
-			case !own && sp.namespace != service.Namespace:
-				sp.Warnf("metadata.namespace", "has no effect: callers in %s look for the profile there and in the namespace "+
-					"of the service", p.workload.Namespace)
-				continue
-			case has != nil:
-				first := c.of(has)
-				sp.Warnf("metadata.name", "has no effect: %s is for the same service and in the caller's namespace (%s:%d)",
-					first.identity, first.file, first.Line)
-				continue
-			}
-			p.name(host)
-			c.profiles[host] = sp.is
-			destinations := slices.Clone(sp.is.Destinations)
-			for i := range destinations {
-				d := &destinations[i]
-				d.Target.Host = p.canonical(d.Target.Host)
-				p.name(d.Target.Host)
-			}
-			switch has := c.splits[host]; {
-			case len(destinations) == 0:
-			case has != nil:
-				first := c.of(has.by)
-				sp.Warnf("spec.dstOverrides", "has no effect: %s splits the service (%s:%d)", first.identity, first.file, first.Line)
-			default:
-				c.splits[host] = &split{sp.is, []splitPart{{backends: reduced(destinations)}}}
-			}
-		}
-	}
 }
 
 // divide returns destinations with the one at index i divided among backends. Where those have no port, its own stays.
