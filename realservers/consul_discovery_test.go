@@ -271,9 +271,10 @@ func TestConsulDiscoveryWhenTheLeaderDies(t *testing.T) {
 	c.follows("scaling down", "one two")
 }
 
-// faults stands in front of an agent and spoils its answers about services.
+// faults stands in front of an agent and spoils its answers.
 type faults struct {
 	agent http.Handler
+	of    string // how the paths of these answers begin
 
 	mu   sync.Mutex
 	mode string
@@ -300,7 +301,7 @@ func (f *faults) count() int {
 func (f *faults) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	mode, end := f.mode, f.end
-	spoilt := mode != "" && strings.HasPrefix(r.URL.Path, "/v1/health/")
+	spoilt := mode != "" && strings.HasPrefix(r.URL.Path, f.of)
 	if spoilt {
 		f.n++
 	}
@@ -360,7 +361,7 @@ func (f *faults) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func TestConsulDiscoveryWithFaults(t *testing.T) {
 	leak.Check(t)
 	agent := servers.StartConsul(t, servers.ConsulConfig{})
-	f := &faults{agent: forward(t, agent.HTTP)}
+	f := &faults{agent: forward(t, agent.HTTP), of: "/v1/health/"}
 	f.spoil("")
 	proxy := httptest.NewServer(f)
 	t.Cleanup(proxy.Close)

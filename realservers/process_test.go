@@ -46,7 +46,12 @@ const (
 )
 
 func TestMain(m *testing.M) {
-	if role := os.Getenv(roleVariable); role != "" {
+	if role := os.Getenv(roleVariable); role == canaryRole {
+		if err := callCanary(os.Stdin, os.Stdout); err != nil {
+			log.Fatal(err)
+		}
+		return
+	} else if role != "" {
 		if err := serveRole(role, os.Getenv(certsVariable)); err != nil {
 			log.Fatal(err)
 		}

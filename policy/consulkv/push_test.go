@@ -30,6 +30,7 @@ func TestPushKeepsWithinTransactions(t *testing.T) {
 		{"the largest", 3, 380 << 10, false},
 		{"the largest with a long name", 2, 380 << 10, true},
 		{"many of some size", 100, 20_000, false},
+		{"as much as fits with all operations", 200, 390_000 / 63, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			f := newFake(t)
