@@ -2,6 +2,7 @@ package accesslog_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -517,6 +518,43 @@ func TestInvalidConfig(t *testing.T) {
 		if _, err := accesslog.New(c); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want one with %q", err, want)
 		}
+	}
+}
+
+// The second and the addresses that lines share are kept from one to the next, and no longer.
+func TestTimesAndAddressesOfManyLines(t *testing.T) {
+	access, out := newLog(t, accesslog.Config{})
+	o := access.Observer()
+	in := sampleInbound()
+	cases := []struct {
+		start, wantStart string
+		local            net.Addr
+		wantLocal, port  string
+	}{
+		{"2026-08-01T10:00:00.000Z", "", &net.TCPAddr{IP: net.IPv4(10, 0, 0, 8), Port: 80}, "10.0.0.8:80", "80"},
+		{"2026-08-01T10:00:00.999Z", "", &net.TCPAddr{IP: net.IPv4(10, 0, 0, 8), Port: 81}, "10.0.0.8:81", "81"},
+		{"2026-08-01T10:00:01.007Z", "", &net.TCPAddr{IP: net.IPv4(10, 0, 0, 8).To4(), Port: 81}, "10.0.0.8:81", "81"},
+		{"2026-08-01T12:00:01.07+02:00", "2026-08-01T10:00:01.070Z", &net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 81, Zone: "eth0"}, "[fe80::1%eth0]:81", "81"},
+		{"1969-12-31T23:59:59.5Z", "1969-12-31T23:59:59.500Z", &net.TCPAddr{IP: net.ParseIP("fe80::1"), Port: 81, Zone: "eth1"}, "[fe80::1%eth1]:81", "81"},
+		{"1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000Z", &net.TCPAddr{}, ":0", "0"},
+		{"1970-01-01T00:00:00.001Z", "", &net.UnixAddr{Name: "/run/orders", Net: "unix"}, "/run/orders", ""},
+		{"1970-01-01T00:00:00.002Z", "", nil, "-", ""},
+		{"1970-01-01T00:00:00.003Z", "", (*net.TCPAddr)(nil), "<nil>", ""},
+	}
+	for _, c := range cases {
+		at, err := time.Parse(time.RFC3339Nano, c.start)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in.Start = at
+		in.Request = in.Request.WithContext(context.WithValue(t.Context(), http.LocalAddrContextKey, c.local))
+		o.InboundEnd(t.Context(), in)
+	}
+	for i, line := range closed(t, access, out) {
+		c := cases[i]
+		want(t, line, map[string]any{
+			"start_time": cmp.Or(c.wantStart, c.start), "downstream_local_address": c.wantLocal, "upstream_cluster": "inbound|" + c.port + "||",
+		})
 	}
 }
 

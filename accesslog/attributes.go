@@ -45,7 +45,11 @@ func (r *record) Attribute(name string) (any, bool) {
 	case "destination.port":
 		return r.port()
 	case "xds.cluster_name":
-		name := r.cluster()
+		local := ""
+		if r.local != nil {
+			local = r.local.String()
+		}
+		name := r.cluster(local)
 		return name, name != ""
 	}
 	client := r.side == outbound || r.side == outboundConn

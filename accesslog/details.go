@@ -80,13 +80,13 @@ func (r *record) denial() string {
 	return "rbac_access_denied_matched_policy[" + name + "]"
 }
 
-// cluster returns the destination of a call as Istio names clusters.
-func (r *record) cluster() string {
+// cluster returns the destination of a call as Istio names clusters. local is the text of the local address.
+func (r *record) cluster(local string) string {
 	if r.side == inbound || r.side == inboundConn {
-		if r.local == nil {
+		if local == "" {
 			return "inbound|||"
 		}
-		_, port, _ := net.SplitHostPort(r.local.String())
+		_, port, _ := net.SplitHostPort(local)
 		return "inbound|" + port + "||"
 	}
 	switch {

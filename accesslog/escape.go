@@ -25,11 +25,11 @@ func appendEscaped(line []byte, s string, at place) []byte {
 	s, cut := shorten(s)
 	done := 0 // of s
 	for i := 0; i < len(s); {
+		if plain[at][s[i]] {
+			i++
+			continue
+		}
 		if c := s[i]; c < utf8.RuneSelf {
-			if plain(c, at) {
-				i++
-				continue
-			}
 			line = append(line, s[done:i]...)
 			line = appendByte(line, c, at)
 			i++
@@ -76,9 +76,15 @@ func shorten(s string) (written string, cut bool) {
 	return s, true
 }
 
-func plain(c byte, at place) bool {
-	return c > ' ' && c < 0x7f && c != '"' && c != '\\' || c == ' ' && at != bare
-}
+// plain has the characters that are written as they are.
+var plain = func() (all [3][256]bool) {
+	for at := range all {
+		for c := byte(' '); c < 0x7f; c++ {
+			all[at][c] = c != '"' && c != '\\' && (c != ' ' || place(at) != bare)
+		}
+	}
+	return all
+}()
 
 func appendByte(line []byte, c byte, at place) []byte {
 	switch {

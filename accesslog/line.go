@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"strconv"
+	"time"
 )
 
 // The fields of a line, in the order of the JSON format.
@@ -45,21 +47,30 @@ var keys = [fieldCount]string{
 	"downstream_local_address", "downstream_remote_address", "requested_server_name", "upstream_transport_failure_reason",
 }
 
-// fields has the values of a line. fill replaces empty texts by "-".
+// fields has the values of a line, but for the time. fill replaces empty texts by "-".
 type fields struct {
 	text   [fieldCount]string
 	number [fieldCount]int64
+	start  time.Time
+
+	// What lines have in common is kept from one to the next.
+	second  int64  // of stamp
+	stamp   []byte // start_time, up to the second
+	address [2]addressText
+}
+
+// addressText is an address as a line has it.
+type addressText struct {
+	address netip.AddrPort
+	text    string
 }
 
 // numeric says which fields are numbers.
 var numeric = [fieldCount]bool{responseCode: true, bytesReceived: true, bytesSent: true, duration: true}
 
-const timeLayout = "2006-01-02T15:04:05.000Z"
-
 // fill sets the values to those of a record.
 func (f *fields) fill(r *record) {
-	*f = fields{}
-	f.text[startTime] = r.start.UTC().Format(timeLayout)
+	f.text, f.number, f.start = [fieldCount]string{}, [fieldCount]int64{}, r.start
 	f.text[method] = r.method
 	f.text[responseFlags] = r.flags.String()
 	f.text[upstreamServiceTime], f.text[xForwardedFor] = r.serviceTime, r.forwardedFor
@@ -76,19 +87,19 @@ func (f *fields) fill(r *record) {
 	}
 	switch r.side {
 	case outbound:
-		f.text[upstreamLocalAddress] = text(r.local)
+		f.text[upstreamLocalAddress] = f.of(local, r.local)
 	case outboundConn:
-		f.text[upstreamLocalAddress] = text(r.local)
+		f.text[upstreamLocalAddress] = f.of(local, r.local)
 		if r.endpoint == "" {
-			f.text[upstreamHost] = text(r.remote)
+			f.text[upstreamHost] = f.of(remote, r.remote)
 		}
 	default:
-		f.text[downstreamLocalAddress] = text(r.local)
+		f.text[downstreamLocalAddress] = f.of(local, r.local)
 		if f.text[downstreamRemoteAddress] = r.remoteText; r.remote != nil {
-			f.text[downstreamRemoteAddress] = text(r.remote)
+			f.text[downstreamRemoteAddress] = f.of(remote, r.remote)
 		}
 	}
-	f.text[routeName], f.text[upstreamCluster] = r.routeName(), r.cluster()
+	f.text[routeName], f.text[upstreamCluster] = r.routeName(), r.cluster(f.text[downstreamLocalAddress])
 	f.text[upstreamTransportFailureReason] = r.transportFailure()
 	for i := range f.text {
 		if f.text[i] == "" && !numeric[i] {
@@ -97,11 +108,37 @@ func (f *fields) fill(r *record) {
 	}
 }
 
-func text(a net.Addr) string {
+// The ends of a connection, of which the local one is mostly the same.
+const (
+	local = iota
+	remote
+)
+
+// of returns the text of an address.
+func (f *fields) of(end int, a net.Addr) string {
 	if a == nil {
 		return ""
 	}
-	return a.String()
+	known := &f.address[end]
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok || tcp == nil {
+		return a.String()
+	}
+	if address := tcp.AddrPort(); address != known.address || known.text == "" {
+		known.address, known.text = address, tcp.String()
+	}
+	return known.text
+}
+
+// appendStart appends the time, to the millisecond.
+func (f *fields) appendStart(line []byte) []byte {
+	at := f.start.UTC()
+	if second := at.Unix(); second != f.second || len(f.stamp) == 0 {
+		f.second, f.stamp = second, at.AppendFormat(f.stamp[:0], "2006-01-02T15:04:05.")
+	}
+	ms := at.Nanosecond() / 1e6
+	line = append(line, f.stamp...)
+	return append(line, byte('0'+ms/100), byte('0'+ms/10%10), byte('0'+ms%10), 'Z')
 }
 
 func version(major, minor int) string {
@@ -122,25 +159,34 @@ func (r *record) requestURI() string {
 	return u.RequestURI()
 }
 
+// beforeJSON has what stands before each value.
+var beforeJSON = func() (all [fieldCount]string) {
+	for i, key := range keys {
+		all[i] = `,"` + key + `":`
+		if !numeric[i] {
+			all[i] += `"`
+		}
+		if i > 0 && !numeric[i-1] {
+			all[i] = `"` + all[i] // ends the text before it
+		}
+	}
+	all[0] = "{" + all[0][1:]
+	return all
+}()
+
 // appendJSON appends a line of JSON.
 func (f *fields) appendJSON(line []byte) []byte {
-	for i, key := range keys {
-		if i == 0 {
-			line = append(line, `{"`...)
-		} else {
-			line = append(line, `,"`...)
-		}
-		line = append(line, key...)
-		line = append(line, `":`...)
+	line = append(line, beforeJSON[startTime]...)
+	line = f.appendStart(line)
+	for i := startTime + 1; i < fieldCount; i++ {
+		line = append(line, beforeJSON[i]...)
 		if numeric[i] {
 			line = strconv.AppendInt(line, f.number[i], 10)
-			continue
+		} else {
+			line = appendEscaped(line, f.text[i], inJSON)
 		}
-		line = append(line, '"')
-		line = appendEscaped(line, f.text[i], inJSON)
-		line = append(line, '"')
 	}
-	return append(line, "}\n"...)
+	return append(line, "\"}\n"...) // the last value is a text
 }
 
 // textOrder has the fields of Istio's text format after the time, in order, and says which of them are in quotes, some together.
@@ -174,7 +220,7 @@ var textOrder = [...]struct {
 // appendText appends a line of text.
 func (f *fields) appendText(line []byte) []byte {
 	line = append(line, '[')
-	line = append(line, f.text[startTime]...)
+	line = f.appendStart(line)
 	line = append(line, ']')
 	for _, group := range textOrder {
 		line = append(line, ' ')
@@ -262,6 +308,7 @@ func (o *output) handle(h slog.Handler, r *record) {
 		return
 	}
 	o.fields.fill(r)
+	o.fields.text[startTime] = string(o.fields.appendStart(nil))
 	var attrs [fieldCount]slog.Attr
 	for i, key := range keys {
 		if numeric[i] {
