@@ -77,8 +77,10 @@ func (p *Page) started(m *mesh.Mesh) {
 	p.watch.kick()
 }
 
-// Close ends the event streams of open pages, and waits until no goroutine of the page is left. Later requests are still answered, but
-// get no event streams. It may be called more than once, and before or after [mesh.Mesh.Close].
+// Close ends the event streams of open pages, and waits until no goroutine of the page is left, for 10 seconds at most: a client that
+// does not read holds its stream if the ResponseWriter supports no write deadlines, as behind a middleware whose writer has no Unwrap
+// method, until its server closes the connection. Later requests are still answered, but get no event streams. It may be called more
+// than once, and before or after [mesh.Mesh.Close].
 func (p *Page) Close() {
 	p.watch.close()
 }

@@ -886,6 +886,35 @@ func TestWatch_ClientThatTakesNothing(t *testing.T) {
 	})
 }
 
+// opaque is the writer of a middleware that hides what it wraps, and with it the write deadlines.
+type opaque struct{ w http.ResponseWriter }
+
+func (o opaque) Header() http.Header         { return o.w.Header() }
+func (o opaque) Write(b []byte) (int, error) { return o.w.Write(b) }
+func (o opaque) WriteHeader(status int)      { o.w.WriteHeader(status) }
+func (o opaque) Flush()                      { o.w.(http.Flusher).Flush() }
+
+// A middleware may hide the write deadlines. Then a client that takes nothing cannot be cut off, but Close returns.
+func TestWatch_ClientThatTakesNothingBehindAMiddleware(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		page, _ := attach(t, f, admin.Config{}, "")
+		f.Network.Serve(t, "10.1.1.1:80", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { page.ServeHTTP(opaque{w}, r) }))
+		conn, err := f.Network.DialContext(t.Context(), "tcp", "10.1.1.1:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		fmt.Fprint(conn, "GET /?events HTTP/1.1\r\nHost: 10.1.1.1\r\n\r\n")
+		synctest.Wait()
+		began := time.Now()
+		page.Close()
+		if took := time.Since(began); took > 10*time.Second {
+			t.Errorf("Close takes %v, want 10 s at most", took)
+		}
+	})
+}
+
 // TestPage_Bounded: many destinations, endpoints and peers do not fill the memory, and are counted together.
 func TestPage_Bounded(t *testing.T) {
 	page, o := fed(t)

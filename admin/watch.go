@@ -73,12 +73,24 @@ func (w *watch) kick() {
 	}
 }
 
+// close waits for the streams no longer than a write may take: where the writer has no deadlines, a client that does not read holds
+// its stream until its server closes the connection.
 func (w *watch) close() {
 	w.mu.Lock()
 	w.closed = true
 	w.mu.Unlock()
 	w.end()
-	w.running.Wait()
+	left := make(chan struct{})
+	go func() {
+		w.running.Wait()
+		close(left)
+	}()
+	limit := time.NewTimer(writeWithin)
+	defer limit.Stop()
+	select {
+	case <-left:
+	case <-limit.C:
+	}
 }
 
 // join adds a page. It returns nil if there are too many, or after close.
