@@ -8,14 +8,14 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// A security document that selects the wrong workload is silent where it is missing. What can be told
-// of that is told here.
+// A security document that selects the wrong workloads does nothing for the right ones, and nobody notices. The functions below report
+// what can be known about that.
 
-// defaultNamespace is where documents without a namespace are, as with kubectl.
+// defaultNamespace is the namespace of documents that name none, as in kubectl.
 const defaultNamespace = "default"
 
-// unplaced reports a security document that names no namespace: it is in the namespace default, and so it does nothing
-// for a workload elsewhere, where its author may well expect it to.
+// unplaced reports a security document without a namespace. It is in the namespace default, so it does nothing for a workload in another
+// namespace, although its author may expect it to.
 func (c *compiler) unplaced(d *yamldoc.Document) {
 	if d.Text("metadata.namespace") != "" {
 		return
@@ -28,8 +28,8 @@ func (c *compiler) unplaced(d *yamldoc.Document) {
 	d.Warnf("metadata.namespace", "%s: name the namespace that is meant", message)
 }
 
-// unprotected warns of a workload that none of the security documents there are is about. Its labels or its namespace may
-// be wrong, and then neither STRICT nor any authorization is in force.
+// unprotected warns if there are security documents, but none of them is about the workload. Its labels or its namespace may be wrong, so
+// that neither STRICT nor any authorization is in force.
 func (c *compiler) unprotected() {
 	w := &c.plan.workload
 	var first *document
@@ -65,13 +65,12 @@ func (c *compiler) unprotected() {
 		"if one is meant to apply, correct the workload's namespace and labels", who)
 }
 
-// InForce returns how many documents of each source are in force for the workload, in the order of the sources. Those that are
-// skipped do not count: kinds without a meaning in-process, documents that are only about gateways, those that are not
-// exported to the workload's namespace, and those whose selector selects others. The items of a List count, not the List.
-// The slice must not be changed.
+// InForce returns how many documents of each source are in force for the workload, in the order of the sources. It does not count kinds
+// without a meaning in-process, documents that are only about gateways, documents that are not exported to the workload's namespace, and
+// documents whose selector does not select the workload. The items of a List count, but not the List itself. The slice must not be changed.
 func (p *Plan) InForce() []int { return p.inForce }
 
-// countInForce returns for how many documents of each source counts says true.
+// countInForce returns the number of documents of each source for which counts returns true.
 func (c *compiler) countInForce(counts func(*document) bool) []int {
 	numbers, from := make([]int, len(c.ends)), 0
 	for i, end := range c.ends {
@@ -85,8 +84,8 @@ func (c *compiler) countInForce(counts func(*document) bool) []int {
 	return numbers
 }
 
-// inForce says that the document has a meaning for the workload. One that protects the workloads of another namespace is about
-// others as a whole, which is no reason to take it for a mistake: see unprotected.
+// inForce reports whether the document has a meaning for the workload. A security document for all workloads of another namespace counts:
+// it is not likely to be a mistake. See unprotected.
 func (d *document) inForce() bool {
 	switch is := d.is.(type) {
 	case nil:
@@ -105,14 +104,14 @@ func (d *document) inForce() bool {
 	return true
 }
 
-// atGateways says that the document is only about gateways.
+// atGateways reports whether the document is only about gateways.
 func (d *document) atGateways() bool {
 	v, ok := d.is.(*virtual)
 	return ok && (!v.inMesh || d.idle)
 }
 
-// unread says that a document of this name exists, but cannot be read; or that one cannot that does not even say its name.
-// That others refer to it is no second mistake then. The kind does not count: it may be what is wrong.
+// unread reports whether a document with this name could not be read, or one whose name is unknown. A reference to it is then not another
+// mistake. The kind of the document is ignored, since it may be what is wrong.
 func (c *compiler) unread(namespace, name string) bool {
 	if c.broken == nil {
 		c.broken = make(map[identity]bool)

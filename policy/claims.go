@@ -8,28 +8,27 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// claim is what documents say about the requests to a host.
+// claim has the documents about requests to a host.
 type claim struct {
-	virtual *virtual   // that claims the host; nil if none does
-	at      place      // of that document
-	whole   *expansion // of virtual; nil if it has no delegates
-	joint   *joint     // of virtual with splits and profiles; nil if none is about the host
+	virtual *virtual   // the document that claims the host; nil if none does
+	at      place      // the place of that document
+	whole   *expansion // the expansion of virtual; nil if it has no delegates
+	joint   *joint     // virtual joined with splits and profiles; nil if there are none for the host
 
-	// ports are the ports that the document applies to; nil: all. Requests to other ports are treated as if the document were
-	// not there.
+	// ports are the ports that the document applies to, or nil for all. For other ports, the document is ignored.
 	ports     []int
-	otherwise *claim // what then counts; nil: nothing
+	otherwise *claim // the claim for other ports; nil if there is none
 
-	// done are the compiled routes. They are compiled for the first request.
+	// done has the compiled routes. They are compiled for the first request.
 	done atomic.Pointer[built]
 }
 
-// unit lists what routes are made of. While it stays the same, so do the routes: a plan takes them over from the plan before.
+// unit has everything that determines the routes of a host. If it is unchanged, a plan takes over the routes of the last plan.
 type unit struct {
 	virtual  *virtual
 	whole    *expansion
-	ports    []int      // of each service that requests go to: its only port, or 0
-	profiles []*profile // of the host and of those services
+	ports    []int      // for each service that requests go to: its only port, or 0
+	profiles []*profile // those of the host and of these services
 	splits   []*split
 }
 
@@ -38,32 +37,32 @@ func (u *unit) equal(other *unit) bool {
 		slices.Equal(u.profiles, other.profiles) && slices.EqualFunc(u.splits, other.splits, (*split).equal)
 }
 
-// joint is a unit with the splits and profiles that apply to it.
+// joint is a unit with splits and profiles, with the result of combining them.
 type joint struct {
 	unit
 	host    string
-	changed bool // they make other routes than the VirtualService alone
+	changed bool // the routes differ from those of the VirtualService alone
 	budgets []hostBudget
-	done    atomic.Pointer[built] // the routes, if they are changed, once they were needed
+	done    atomic.Pointer[built] // the routes, if they differ, once they were needed
 }
 
-// built are the routes of a unit, compiled.
+// built has the compiled routes of a unit.
 type built struct {
 	unit
-	name    string // of the document, with its kind
+	name    string // the kind and name of the document
 	routes  *route.Table
-	origins []origin // one for each of routes
+	origins []origin // one for each route
 }
 
 // origin is where a route comes from.
 type origin struct {
 	document string // empty for the defaults of the mesh
-	by       any    // the split or profile that the route comes from, as compiler.of takes it; nil for the VirtualService
-	index    int    // of the route in the document, or -1
+	by       any    // the split or profile that the route comes from, as in compiler.of; nil for the VirtualService
+	index    int    // the index of the route in the document, or -1
 	matches  []int  // the index of each match in the document
 }
 
-// place is where a document begins.
+// place is the place where a document begins.
 type place struct {
 	file string
 	line int
@@ -75,28 +74,28 @@ type step struct {
 
 	origin
 
-	service        string // the one service that the route leads to, or the host of the request
-	timed, retried bool   // a VirtualService decides about timeout and retries
+	service        string // the only service that the route leads to, or the host of the request; "*" if there are several
+	timed, retried bool   // a VirtualService sets the timeout, or the retries
 }
 
 // Origin is where a route comes from.
 type Origin struct {
-	// Document names the document, as "VirtualService default/user-service". Empty means that none has a part in the
-	// route: the requests meet the mesh's defaults.
+	// Document names the document, as in "VirtualService default/user-service". Empty means that no document contributes to the route,
+	// which has the mesh's defaults.
 	Document string
 
-	// File is the [Source.Name] of the document, and Line the line of the route in it or, where the document has no routes or is no
-	// VirtualService, of the document.
+	// File is the [Source.Name] of the document. Line is the line of the route in it, or that of the document if it has no routes or is
+	// not a VirtualService.
 	File string
 	Line int
 
-	// Route and Match are indices in the document, from 0. They are -1 if it has no routes, and if its route has no
-	// matches.
+	// Route and Match are indices in the document, counted from 0. Route is -1 if the document has no routes, and Match is -1 if the
+	// route has no matches.
 	Route, Match int
 }
 
-// Origin says where a route of h.Routes, with one of its matches, comes from. It differs from the place in the table where
-// documents of several kinds say something of the same host.
+// Origin returns where a route of h.Routes and one of its matches come from. The indices differ from those in the table if documents of
+// several kinds are combined.
 func (h HostPlan) Origin(e *route.Rule, match int) Origin {
 	if h.from == nil {
 		return Origin{Route: -1, Match: -1}
@@ -127,7 +126,7 @@ func (c *claim) of(port int) *claim {
 	return c
 }
 
-// before returns the claim with another one behind it.
+// before returns the claim followed by another one, which applies to the remaining ports.
 func (c *claim) before(other *claim) *claim {
 	first := &claim{virtual: c.virtual, at: c.at, whole: c.whole, ports: c.ports, otherwise: other}
 	if c.otherwise != nil {
@@ -147,7 +146,7 @@ func (c *claim) leads() []string {
 	return c.virtual.leads
 }
 
-// unit returns what the routes of a claim are made of, without splits and profiles. The claim may be nil.
+// unit returns the unit of a claim, without splits and profiles. The claim may be nil.
 func (p *Plan) unit(c *claim) unit {
 	if c == nil {
 		return unit{}
@@ -160,7 +159,7 @@ func (p *Plan) unit(c *claim) unit {
 	return u
 }
 
-// built returns the routes of a claim.
+// built returns the compiled routes of a claim.
 func (p *Plan) built(c *claim) *built {
 	if b := c.done.Load(); b != nil {
 		return b
@@ -176,7 +175,7 @@ func (p *Plan) built(c *claim) *built {
 		b.unit = u
 	}
 	if !c.done.CompareAndSwap(nil, b) {
-		return c.done.Load() // the addresses of routes identify them
+		return c.done.Load() // rules are identified by their address, so all requests must see the same ones
 	}
 	c.virtual.last.Store(b)
 	return b
@@ -231,7 +230,7 @@ func (p *Plan) steps(c *claim, read func(*virtual) *istio.VirtualService) []step
 	return steps
 }
 
-// fill gives targets without a port the port of their service, if it has exactly one.
+// fill sets the port of targets without one to the port of their service, if it has exactly one.
 func (p *Plan) fill(s *step) {
 	fill := func(t *route.Target) {
 		if t.Port == 0 {

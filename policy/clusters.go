@@ -12,14 +12,14 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// rules are the DestinationRules of one host in one namespace, in their order.
+// rules has the DestinationRules of one host in one namespace, in order.
 type rules []rule
 
-// rule are DestinationRules that have the same host, namespace, selector and exportTo. They count as one.
+// rule has DestinationRules with the same host, namespace, selector and exportTo, which are merged.
 type rule []*destination
 
-// applies returns the rule for the workload: the first that selects it or, without one, the last that is for all
-// workloads. If there is none, the host has the defaults of the mesh.
+// applies returns the rule for the workload: the first one that selects it, or otherwise the last one for all workloads. If there is none, the
+// host has the defaults of the mesh.
 func (r rules) applies() rule {
 	var general rule
 	for _, same := range r {
@@ -43,12 +43,12 @@ func (r rule) policy() *istio.TrafficPolicy {
 	return nil
 }
 
-// defines says that the rule has a subset of the given name.
+// defines reports whether the rule has a subset with the name.
 func (r rule) defines(name string) bool {
 	return slices.ContainsFunc(r, func(d *destination) bool { return d.index(name) >= 0 })
 }
 
-// subset returns a subset by its name.
+// subset returns the subset with the name, or nil if there is none.
 func (r rule) subset(name string) *istio.Subset {
 	for _, d := range r {
 		if i := d.index(name); i >= 0 {
@@ -61,24 +61,24 @@ func (r rule) subset(name string) *istio.Subset {
 // destination is a DestinationRule.
 type destination struct {
 	source[istio.DestinationRule]
-	host     string            // its full name
-	visible  bool              // to the workload
-	exportTo string            // where it is visible, in a form that can be compared
-	selector map[string]string // of workloads; nil: all of the caller's
-	selects  bool              // by selector, the workload
-	policy   bool              // there is one
+	host     string            // the full name of the host
+	visible  bool              // it is visible to the workload
+	exportTo string            // where it is visible, in a normal form
+	selector map[string]string // the labels that it selects workloads by; nil for all workloads
+	selects  bool              // the selector selects the workload
+	policy   bool              // it has a policy for all endpoints
 	subsets  []subset
-	modes    tlsModes // of the endpoints, their subsets and ports
+	modes    tlsModes // all modes in it, including those of subsets and ports
 }
 
-// subset is what a plan keeps of a subset.
+// subset is the part of a subset that a plan keeps.
 type subset struct {
 	name     string
-	line     int32 // of the document
+	line     int32 // relative to that of the document
 	labelled bool  // it selects by labels
 }
 
-// index returns the place of a subset in the rule, and -1 if there is none of this name.
+// index returns the index of the subset with the name, or -1 if there is none.
 func (d *destination) index(name string) int {
 	return slices.IndexFunc(d.subsets, func(s subset) bool { return s.name == name })
 }
@@ -111,8 +111,7 @@ func (c *compiler) readDestination(doc *yamldoc.Document, r *reading, is *istio.
 	return d
 }
 
-// Cluster returns the policy of a target. A target without host has the mesh's defaults. Rules for ports apply if the
-// target has a port.
+// Cluster returns the policy of a target. A target without a host has the mesh's defaults. Port-level settings apply if the target has a port.
 func (p *Plan) Cluster(t route.Target) Cluster {
 	host := p.canonical(hostname(t.Host))
 	if of, ok := p.governs(host); ok {
@@ -135,8 +134,8 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 	return c
 }
 
-// rule returns the DestinationRule of a host. It looks in the workload's own namespace, then in that of the service, then in
-// the root namespace; the first namespace that has a rule for the host counts.
+// rule returns the DestinationRule of a host. It looks in the workload's namespace, then in that of the service, then in the root namespace.
+// The first namespace with a rule for the host counts.
 func (p *Plan) rule(host string) rule {
 	for _, namespace := range []string{p.workload.Namespace, p.service(host).Namespace, rootNamespace} {
 		if found := p.rules[namespace].find(host); found != nil {
@@ -165,7 +164,7 @@ func (p *Plan) cluster(policy *istio.TrafficPolicy, subset *istio.Subset, port i
 	return c
 }
 
-// check reports what the layers cannot enforce.
+// check returns an error if a layer cannot enforce the cluster.
 func (c *Cluster) check() error {
 	var outlier error
 	if c.Eject {
@@ -174,7 +173,7 @@ func (c *Cluster) check() error {
 	return errors.Join(c.Balancer.Validate(), outlier, c.Pool.Validate(), c.RetryLimit.Validate())
 }
 
-// destinationRules puts the rules that the workload sees into the plan.
+// destinationRules adds the rules that are visible to the workload to the plan.
 func (c *compiler) destinationRules() {
 	p := c.plan
 	for _, dr := range c.rules {
@@ -210,12 +209,12 @@ func (c *compiler) destinationRules() {
 	}
 }
 
-// merges says that a rule is for the same workloads.
+// merges reports whether d is merged with r: they have the same selector and exportTo.
 func (d *destination) merges(r rule) bool {
 	return r[0].exportTo == d.exportTo && (r[0].selector == nil) == (d.selector == nil) && maps.Equal(r[0].selector, d.selector)
 }
 
-// exported returns the namespaces that a document is exported to, sorted and each once.
+// exported returns the namespaces that a document is exported to, sorted and without duplicates.
 func exported(to []string, namespace string) string {
 	if len(to) == 0 || slices.Contains(to, "*") {
 		return "*"
@@ -230,7 +229,7 @@ func exported(to []string, namespace string) string {
 	return strings.Join(slices.Compact(to), ",")
 }
 
-// merging warns about parts of a rule that have no effect because another rule for the same host has them already.
+// merging warns about parts of a rule that have no effect because an earlier rule for the same host has them.
 func (c *compiler) merging(before rule, dr decoded[destination]) {
 	if dr.is.policy && slices.ContainsFunc(before, func(d *destination) bool { return d.policy }) {
 		first := c.of(before[0])
@@ -250,8 +249,7 @@ func (c *compiler) merging(before rule, dr decoded[destination]) {
 	}
 }
 
-// enforceable has the layers check every setting of a rule. What they refuse must not come up with the
-// first request.
+// enforceable makes the layers check all settings of a rule, so that errors do not first appear with a request.
 func (c *compiler) enforceable(doc *yamldoc.Document, spec *istio.DestinationRuleSpec) {
 	try := func(at string, policy *istio.TrafficPolicy, subset *istio.Subset, port int) {
 		cluster := c.plan.cluster(policy, subset, port)

@@ -43,11 +43,11 @@ func (c *compiler) combine() {
 	}
 }
 
-// maxRoutes bounds the routes of a host that several documents make together.
+// maxRoutes bounds the routes of a host that result from several documents.
 const maxRoutes = 10_000
 
-// combined returns the claim on a host with what splits and profiles add to it, or the claim itself if there are none for the
-// host and the services that it leads to. last is the claim in the same place of the last plan: what did not change is kept.
+// combined returns the claim on a host together with its splits and profiles, or the claim itself if there are none for the host and the
+// services that it leads to. last is the corresponding claim of the last plan. Its unchanged parts are kept.
 func (c *compiler) combined(host string, own, last *claim) *claim {
 	with := c.joint(host, own, last)
 	var otherwise, lastOtherwise *claim
@@ -75,7 +75,7 @@ func (c *compiler) combined(host string, own, last *claim) *claim {
 	return both
 }
 
-// joint returns a claim with its splits and profiles, or nil if it has none.
+// joint returns the joint of a claim with its splits and profiles, or nil if it has none.
 func (c *compiler) joint(host string, own, last *claim) *joint {
 	of, divided := c.profiles[host], c.splits[host]
 	speaks := of != nil || divided != nil
@@ -98,8 +98,8 @@ func (c *compiler) joint(host string, own, last *claim) *joint {
 	return c.check(host, own, u)
 }
 
-// check makes the routes of a unit, to see whether they can be enforced: they are made again when they are needed. If they
-// cannot, it reports that and returns nil.
+// check compiles the routes of a unit to find out whether they can be enforced; they are compiled again when they are needed. If they cannot
+// be enforced, it reports that and returns nil.
 func (c *compiler) check(host string, own *claim, u unit) *joint {
 	j := c.plan.join(host, own, &u, (*virtual).peek)
 	with := &joint{unit: u, host: host, changed: own == nil || j.changed}
@@ -122,7 +122,7 @@ func (c *compiler) check(host string, own *claim, u unit) *joint {
 	return with
 }
 
-// join makes the routes of a unit. The claim is that of its VirtualService, which may be nil or have none.
+// join makes the routes of a unit. own is the claim of its VirtualService; it may be nil, or have no VirtualService.
 func (p *Plan) join(host string, own *claim, u *unit, read func(*virtual) *istio.VirtualService) *joiner {
 	j := &joiner{plan: p, unit: u, host: host}
 	steps := []step{{
@@ -150,19 +150,19 @@ func (p *Plan) join(host string, own *claim, u *unit, read func(*virtual) *istio
 	return j
 }
 
-// joiner combines what documents say about one host.
+// joiner combines the documents about one host.
 type joiner struct {
 	plan    *Plan
 	unit    *unit
 	host    string
 	leads   []string // the services that the profiles and splits of unit are of, after those of host
-	name    string   // of the document that the routes begin with
+	name    string   // the name of the document that the routes begin with
 	out     []step
-	matches int // of out
+	matches int // the number of routes and matches in out
 	budgets []hostBudget
 
 	changed bool
-	last    any // what the document says that changed something last
+	last    any // the content of the latest document that changed something
 	err     error
 }
 
@@ -200,7 +200,7 @@ func (j *joiner) add(s step) {
 	j.out = append(j.out, s)
 }
 
-// split adds a step with its destinations, from the given one on, divided by their TrafficSplits.
+// split adds a step whose destinations, from the given index on, are divided by their TrafficSplits.
 func (j *joiner) split(s step, from int) {
 	for i := from; i < len(s.Destinations) && j.err == nil; i++ {
 		d := s.Destinations[i]
@@ -274,7 +274,7 @@ func (j *joiner) profile(s step) {
 	j.add(s)
 }
 
-// narrow returns a step for the requests that also meet one of a list of matches, and false if there can be none.
+// narrow returns a step for the requests that also match one of matches. It reports false if there can be no such requests.
 func (j *joiner) narrow(s step, matches []route.Match) (step, bool) {
 	own := s.Matches
 	if len(own) == 0 {

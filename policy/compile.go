@@ -16,18 +16,17 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// rootNamespace holds the documents that apply to the whole mesh.
+// rootNamespace is the namespace of the documents that apply to the whole mesh.
 const rootNamespace = "istio-system"
 
-// Compile reads the documents of all sources and compiles them for a workload. It reports everything it finds; if any
-// of it is an error, the plan is nil. Without documents the plan has the defaults of the mesh.
+// Compile reads the documents of all sources and compiles them for a workload. It returns all findings. If one of them is an error, the plan is
+// nil. Without documents, the plan has the defaults of the mesh.
 func Compile(sources []Source, w Workload) (*Plan, Findings) {
 	return Recompile(nil, sources, w)
 }
 
-// Recompile is Compile for sources of which last, a plan for the same workload, has compiled most already: only documents that
-// are new or changed are read. The result is that of Compile. If last is nil or for another workload, Recompile does what
-// Compile does.
+// Recompile is like Compile, but reads only documents that are not in last, a plan for the same workload. The result is the same. If last is
+// nil or is for another workload, Recompile reads all documents.
 func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 	c := compile(last, sources, w)
 	if c.failed() {
@@ -44,17 +43,17 @@ func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 
 // Report is the result of checking a set of documents.
 type Report struct {
-	// Documents is their number. A List is not a document itself; its items are.
+	// Documents is the number of documents. The items of a List count, but not the List itself.
 	Documents int
 
-	// InForce is how many documents of each source have a meaning in a process, in the order of the sources. Unlike
-	// [Plan.InForce] it also counts documents that are meant for other workloads.
+	// InForce is the number of documents of each source that have a meaning in-process, in the order of the sources. Unlike
+	// [Plan.InForce], it includes documents for other workloads.
 	InForce []int
 
 	Findings Findings
 }
 
-// Check reads documents as [Compile] does, for a report about them.
+// Check checks documents as [Compile] does, and returns a report.
 func Check(sources []Source, w Workload) Report {
 	c := compile(nil, sources, w)
 	return Report{
@@ -149,19 +148,19 @@ type compiler struct {
 	plan  *Plan
 	dec   yamldoc.Decoder
 	apis  map[string]api
-	last  *Plan             // the plan before, of which everything that did not change is kept; never nil
+	last  *Plan             // the previous plan, whose unchanged parts are kept; never nil
 	fresh []*document       // documents that are not in last
-	texts map[string]string // repeated ones, each once
+	texts map[string]string // strings that documents share; see word
 
-	count     int // of the documents, without Lists
+	count     int // the number of documents, without Lists
 	documents []*document
-	ends      []int                       // of each source in documents
-	blank     []string                    // sources without any
+	ends      []int                       // the end of each source in documents
+	blank     []string                    // sources without documents
 	first     map[groupIdentity]*document // the first document of each identity
-	broken    map[identity]bool           // those that cannot be read; see unread
-	byReading map[any]*document           // of documents, by what they say; see of
+	broken    map[identity]bool           // documents that could not be read; see unread
+	byReading map[any]*document           // documents by their content; see of
 
-	// The documents of each kind, in their order.
+	// The documents of each kind, in order.
 	virtual     []decoded[virtual]
 	rules       []decoded[destination]
 	entries     []decoded[entry]
@@ -175,12 +174,12 @@ type compiler struct {
 
 	entriesOfConsul []decoded[consul.Entry]
 
-	// What else applies to the calls to a host, besides its VirtualService.
+	// By host, what applies to its calls in addition to its VirtualService.
 	profiles map[string]*profile
 	splits   map[string]*split
 }
 
-// failed says that some document has an error.
+// failed reports whether any document has an error.
 func (c *compiler) failed() bool {
 	return slices.ContainsFunc(c.documents, func(d *document) bool { return d.Failed() })
 }
@@ -214,7 +213,7 @@ func (c *compiler) findings(sources []Source) Findings {
 		}
 	}
 	for _, file := range c.blank {
-		if c.count > 0 { // else it is not the file that is blank
+		if c.count > 0 { // with no documents at all, it is not the file's fault
 			findings = append(findings, Finding{File: file, Line: 1, Severity: Warning, Message: "there is no document in it: remove it if that is meant"})
 		}
 	}
@@ -236,7 +235,7 @@ func (c *compiler) findings(sources []Source) Findings {
 	return findings
 }
 
-// Defaults are the routes of a host that no document routes: to the host itself, with the mesh's default retries.
+// Defaults returns the routes of a host that no document routes: to the host itself, with the mesh's default retries.
 func (p *Plan) Defaults() *route.Table {
 	return p.defaults
 }

@@ -10,30 +10,30 @@ import (
 
 // delegation is a route that hands requests to another document.
 type delegation struct {
-	route      int    // its index
-	to         string // namespace/name
-	atGateways bool   // it is only about gateways
+	route      int    // the index of the route
+	to         string // the document, as namespace/name
+	atGateways bool   // the route is only about gateways
 }
 
-// expansion is the result of putting the routes of delegates into a VirtualService.
+// expansion is the result of inserting the routes of delegates into a VirtualService.
 type expansion struct {
-	delegates []*virtual // one for each delegation; nil if it is not there
+	delegates []*virtual // one for each delegation; nil if the delegate does not exist
 
 	leads   []string // the hosts that requests are sent to
-	ports   []int    // that it applies to; nil: all
-	some    bool     // it concerns the workload
+	ports   []int    // the ports that it applies to; nil for all
+	some    bool     // some route applies to the workload
 	missing []delegation
 	dropped []droppedRoute
 }
 
-// droppedRoute is a route of a delegate that no request can meet which the root's route takes.
+// droppedRoute is a route of a delegate that matches none of the requests that the root's route hands to the delegate.
 type droppedRoute struct {
 	delegate         string
 	index, ofTheRoot int
 }
 
-// delegates returns the documents without hosts, by name. One that is refused is refused only if requests in the mesh are
-// handed to it.
+// delegates returns the documents without hosts, by name. Errors that only matter in use are reported only if a route in the mesh hands
+// requests to the document.
 func (c *compiler) delegates() map[string]decoded[virtual] {
 	delegates, named := make(map[string]decoded[virtual]), make(map[string]bool) // named: true by a route in the mesh
 	for _, vs := range c.virtual {
@@ -55,12 +55,12 @@ func (c *compiler) delegates() map[string]decoded[virtual] {
 			d.Warnf("", "has no hosts and no VirtualService delegates to it: it has no effect")
 		}
 	}
-	c.broken = nil // there may be more now
+	c.broken = nil // more documents may have failed
 	return delegates
 }
 
-// whole expands a document, unless the last plan did so with the same delegates. It warns about routes that are left out, and
-// returns nil if the result cannot be compiled.
+// whole returns the expansion of a document, which is that of the last plan if the delegates are the same. It warns about routes that are
+// left out. It returns nil if the result cannot be compiled.
 func (c *compiler) whole(vs decoded[virtual], delegates map[string]decoded[virtual]) *expansion {
 	v := vs.is
 	found := make([]*virtual, len(v.delegates))
@@ -78,7 +78,7 @@ func (c *compiler) whole(vs decoded[virtual], delegates map[string]decoded[virtu
 	}
 	for _, d := range e.missing {
 		namespace, name, _ := strings.Cut(d.to, "/")
-		if d.atGateways || c.unread(namespace, name) { // which says itself what is wrong
+		if d.atGateways || c.unread(namespace, name) { // the unread document has a finding of its own
 			continue
 		}
 		vs.Warnf(yamldoc.Index("spec.http", d.route)+".delegate",
@@ -91,7 +91,7 @@ func (c *compiler) whole(vs decoded[virtual], delegates map[string]decoded[virtu
 	return e
 }
 
-// expand compiles a document with its delegates, or reports why it cannot and returns nil.
+// expand compiles a document with its delegates. If that fails, it reports the errors and returns nil.
 func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion {
 	e, client := &expansion{delegates: delegates}, c.plan.client()
 	whole := e.of(vs.is, (*virtual).peek)
@@ -121,8 +121,7 @@ func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion 
 	return e
 }
 
-// of returns the document with the routes of its delegates, which read returns. The expansion of a document without delegates is
-// nil.
+// of returns the document with the routes of its delegates, which read returns. A nil expansion is that of a document without delegates.
 func (e *expansion) of(v *virtual, read func(*virtual) *istio.VirtualService) istio.Expansion {
 	return read(v).Expand(func(namespace, name string) (*istio.VirtualService, bool) {
 		i := slices.IndexFunc(v.delegates, func(d delegation) bool { return d.to == namespace+"/"+name })

@@ -13,20 +13,19 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
-// ServiceEntry says where the endpoints of a host are. It is immutable.
+// ServiceEntry has the endpoints of a host. It is immutable.
 type ServiceEntry struct {
-	// Document names the document, as "ServiceEntry default/payments".
+	// Document names the document, as in "ServiceEntry default/payments".
 	Document string
 
-	// Namespace is the namespace of the document. [Plan.Peers] of this namespace apply to the endpoints.
+	// Namespace is the namespace of the document. [Plan.Peers] of this namespace applies to the endpoints.
 	Namespace string
 
-	// LookUp says that the addresses of Endpoints are host names to look up in DNS (resolution DNS). Each IP address that is
-	// found is an endpoint, with the labels and the rest of what the entry says. Otherwise each address is dialled as it is,
-	// an IP address or a name.
+	// LookUp says that the addresses of Endpoints are host names to look up in DNS (resolution DNS). Each IP address that is found
+	// becomes an endpoint with the other fields of the entry. Otherwise each address, an IP address or a name, is dialled as it is.
 	LookUp bool
 
-	// Ports are the numbers of its ports: calls to others reach nothing.
+	// Ports are the port numbers of the entry. Calls to other ports fail.
 	Ports []int
 
 	// Unplaced says that the document has no location, which means MESH_EXTERNAL.
@@ -36,7 +35,8 @@ type ServiceEntry struct {
 	Endpoints []discovery.Endpoint
 }
 
-// Equal says whether two entries give the same endpoints of the same namespace, so that what is known of those can be kept. Either may be nil.
+// Equal reports whether two entries have the same endpoints in the same namespace, so that the state of the endpoints can be kept. Either may
+// be nil.
 func (e *ServiceEntry) Equal(other *ServiceEntry) bool {
 	if e == nil || other == nil || e == other {
 		return e == other
@@ -47,8 +47,8 @@ func (e *ServiceEntry) Equal(other *ServiceEntry) bool {
 	})
 }
 
-// CheckPort returns an error that names the ports of the entry if port is none of them. A nil entry and the port 0, which is not
-// known, have none.
+// CheckPort returns an error that names the ports of the entry if port is not one of them. It returns nil for a nil entry, and for port 0,
+// which means an unknown port.
 func (e *ServiceEntry) CheckPort(port int) error {
 	if e == nil || port == 0 || len(e.Ports) == 0 || slices.Contains(e.Ports, port) {
 		return nil
@@ -65,13 +65,13 @@ type entry struct {
 	*reading
 	is      *istio.ServiceEntry
 	visible bool
-	hosts   []string // its names: the hosts, and behind them the addresses
+	hosts   []string // its names: first the hosts, then the addresses
 	ports   []servicePort
-	numbers []int    // of the ports
-	names   []string // in the certificates of the endpoints, as TLS has them
-	ids     []string // those of them that are SPIFFE IDs
+	numbers []int    // the port numbers
+	names   []string // the names in the certificates of the endpoints, for TLS.SubjectAltNames
+	ids     []string // those of names that are SPIFFE IDs
 
-	exact map[string]*ServiceEntry // of the hosts without a wildcard
+	exact map[string]*ServiceEntry // by host, without wildcards
 }
 
 func (c *compiler) readEntry(doc *yamldoc.Document, r *reading, is *istio.ServiceEntry) *entry {
@@ -91,7 +91,7 @@ func (c *compiler) readEntry(doc *yamldoc.Document, r *reading, is *istio.Servic
 	return e
 }
 
-// of returns what the entry says about a host.
+// of returns the ServiceEntry for a host of the document.
 func (e *entry) of(host string) *ServiceEntry {
 	if known := e.exact[host]; known != nil {
 		return known
@@ -106,7 +106,7 @@ func (e *entry) of(host string) *ServiceEntry {
 	}
 }
 
-// placed warns about an entry that is outside the mesh only because it has no location.
+// placed warns about an entry that is outside the mesh only because its location is missing.
 func (c *compiler) placed(doc *yamldoc.Document, is *istio.ServiceEntry) {
 	if is.Spec.Location != "" {
 		return
@@ -126,7 +126,7 @@ func (c *compiler) placed(doc *yamldoc.Document, is *istio.ServiceEntry) {
 	}
 }
 
-// serviceEntries gives every host to the first entry that claims it. Those of the workload's own namespace come first.
+// serviceEntries assigns each host to the first entry that claims it. Entries in the workload's namespace take precedence.
 func (c *compiler) serviceEntries() {
 	p := c.plan
 	for _, local := range []bool{true, false} {
@@ -146,7 +146,7 @@ func (c *compiler) serviceEntries() {
 	}
 }
 
-// selecting warns about subsets without endpoints, where an entry lists the endpoints.
+// selecting warns about subsets without endpoints, if the endpoints of the host are known.
 func (c *compiler) selecting(dr decoded[destination], host string) {
 	e := c.plan.entries.exact[host]
 	if e == nil {

@@ -15,23 +15,23 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
-// WorkloadFromEnv returns what the environment of the process says about it, by the variables and files that Istio's agent
-// goes by. What the environment does not set stays empty.
+// WorkloadFromEnv returns the workload of the process, from the environment variables and files that Istio's agent uses. Fields that the
+// environment does not set are empty.
 //
-//	Namespace      POD_NAMESPACE, else the file in which Kubernetes puts the namespace of the service account
-//	Labels         ISTIO_METAJSON_LABELS, a JSON object, and over it the file /etc/istio/pod/labels of the downward API
-//	Address        INSTANCE_IP, else POD_IP
+//	Namespace      POD_NAMESPACE, otherwise the file in which Kubernetes stores the namespace of the service account
+//	Labels         ISTIO_METAJSON_LABELS, a JSON object, overridden by the file /etc/istio/pod/labels of the downward API
+//	Address        INSTANCE_IP, otherwise POD_IP
 //	TrustDomain    TRUST_DOMAIN
-//	ClusterDomain  the search list of /etc/resolv.conf, which in a pod holds "svc.cluster.local"
-//	Locality       the label istio-locality ("region.zone.subzone"), else the labels topology.kubernetes.io/region and
+//	ClusterDomain  the search list of /etc/resolv.conf, which contains "svc.cluster.local" in a pod
+//	Locality       the label istio-locality ("region.zone.subzone"), otherwise the labels topology.kubernetes.io/region and
 //	               /zone and topology.istio.io/subzone
 //
-// The error names what is there but cannot be read.
+// The error names variables and files that are there but cannot be read.
 func WorkloadFromEnv() (Workload, error) {
 	return workloadFrom(os.Getenv, os.ReadFile)
 }
 
-// Or returns w with what it leaves empty taken from defaults. Labels are taken as a whole.
+// Or returns w with its empty fields set to those of defaults. Labels are not merged.
 func (w Workload) Or(defaults Workload) Workload {
 	w.Namespace = cmp.Or(w.Namespace, defaults.Namespace)
 	w.ClusterDomain = cmp.Or(w.ClusterDomain, defaults.ClusterDomain)
@@ -91,7 +91,7 @@ func workloadFrom(getenv func(string) string, readFile func(string) ([]byte, err
 	return w, errors.Join(errs...)
 }
 
-// parseLabels reads labels as the downward API writes them: a line of key="value" each, quoted as in Go.
+// parseLabels parses labels as the downward API writes them: one key="value" per line, quoted as in Go.
 func parseLabels(text string) (map[string]string, error) {
 	var labels map[string]string
 	number := 0
@@ -113,7 +113,7 @@ func parseLabels(text string) (map[string]string, error) {
 	return labels, nil
 }
 
-// clusterDomain returns the domain whose services a resolver's search list covers, and "" if there is none.
+// clusterDomain returns the cluster domain in the search list of a resolv.conf, or "" if there is none.
 func clusterDomain(resolvConf string) string {
 	for line := range strings.Lines(resolvConf) {
 		fields := strings.Fields(line)

@@ -7,30 +7,30 @@ import (
 	"strings"
 )
 
-// Severity says how bad a [Finding] is.
+// Severity is the severity of a [Finding].
 type Severity string
 
 const (
 	// Error is a mistake, or something this library does not enforce. The document does not take effect.
 	Error Severity = "error"
 
-	// Warning is something that is valid, but has no meaning in-process or is probably not meant.
+	// Warning is something valid that has no meaning in-process, or is probably a mistake.
 	Warning Severity = "warning"
 )
 
 // Finding is an error or a warning about a document.
 type Finding struct {
-	// File is the [Source.Name] and Line, from 1, the place in it.
+	// File is the [Source.Name]. Line is the line in it, counted from 1.
 	File string `json:"file"`
 	Line int    `json:"line"`
 
-	// Kind, Namespace and Name identify the document. They are empty if it cannot be read that far.
+	// Kind, Namespace and Name identify the document. They are empty if they could not be read.
 	Kind      string `json:"kind"`
 	Namespace string `json:"namespace"`
 	Name      string `json:"name"`
 
-	// Field is the path of the field, as "spec.http[0].retries.perTryTimeout". It is empty if the finding is about the
-	// document as a whole.
+	// Field is the path of the field, such as "spec.http[0].retries.perTryTimeout". It is empty if the finding is about the whole
+	// document.
 	Field string `json:"field"`
 
 	Severity Severity `json:"severity"`
@@ -39,8 +39,7 @@ type Finding struct {
 	Message string `json:"message"`
 }
 
-// String returns the finding as one line: "file:line: Kind namespace/name: field.path: severity: message". What is
-// empty is left out.
+// String returns the finding in one line: "file:line: Kind namespace/name: field.path: severity: message". Empty parts are omitted.
 func (f Finding) String() string {
 	var b strings.Builder
 	if f.File != "" {
@@ -56,10 +55,10 @@ func (f Finding) String() string {
 	return b.String()
 }
 
-// Findings are what was found in a set of documents, in their order. As an error they print one finding a line.
+// Findings are the findings in a set of documents, in the order of the documents. It is an error whose text has one finding per line.
 type Findings []Finding
 
-// Error returns the findings, one a line.
+// Error returns the findings, one per line.
 func (f Findings) Error() string {
 	lines := make([]string, len(f))
 	for i := range f {
@@ -68,7 +67,7 @@ func (f Findings) Error() string {
 	return strings.Join(lines, "\n")
 }
 
-// Err returns the findings that are errors as an error, a Findings, and nil if there are none.
+// Err returns the findings with severity [Error] as a Findings, or nil if there are none.
 func (f Findings) Err() error {
 	var errs Findings
 	for _, finding := range f {
@@ -82,7 +81,7 @@ func (f Findings) Err() error {
 	return errs
 }
 
-// sort puts findings in the order of their files and lines. Files are given by their place among the sources.
+// sort sorts findings by file and line. files has the position of each file among the sources.
 func (f Findings) sort(files map[string]int) {
 	slices.SortStableFunc(f, func(a, b Finding) int {
 		return cmp.Or(cmp.Compare(files[a.File], files[b.File]), cmp.Compare(a.Line, b.Line))

@@ -15,7 +15,7 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
-// hostMap finds values by host. Hosts may begin with a wildcard; the most specific one counts.
+// hostMap is a map from hosts to values. Hosts may begin with a wildcard; the most specific one counts.
 type hostMap[T any] struct {
 	exact map[string]*T
 	wild  []wildcard[T] // longest first
@@ -26,14 +26,14 @@ type wildcard[T any] struct {
 	value *T
 }
 
-// place returns the place of a wildcard in the list, and whether it is there.
+// place returns the index of a wildcard in the list, and reports whether it is there.
 func (m *hostMap[T]) place(host string) (at int, found bool) {
 	return slices.BinarySearchFunc(m.wild, host, func(w wildcard[T], host string) int {
 		return cmp.Or(len(host)-len(w.host), strings.Compare(w.host, host))
 	})
 }
 
-// of returns the value of a host itself, nil if it has none.
+// of returns the value of exactly this host or wildcard, or nil if it has none.
 func (m *hostMap[T]) of(host string) *T {
 	if at, found := m.place(host); found {
 		return m.wild[at].value
@@ -41,7 +41,7 @@ func (m *hostMap[T]) of(host string) *T {
 	return m.exact[host]
 }
 
-// add adds a value unless the host has one, which it returns.
+// add adds a value unless the host already has one. It returns the value of the host.
 func (m *hostMap[T]) add(host string, value *T) (has *T, added bool) {
 	if has := m.of(host); has != nil {
 		return has, false
@@ -50,7 +50,7 @@ func (m *hostMap[T]) add(host string, value *T) (has *T, added bool) {
 	return value, true
 }
 
-// set gives a host a value, in the place of the one that it has.
+// set sets or replaces the value of a host.
 func (m *hostMap[T]) set(host string, value *T) {
 	if !strings.HasPrefix(host, "*") {
 		if m.exact == nil {
@@ -66,7 +66,7 @@ func (m *hostMap[T]) set(host string, value *T) {
 	m.wild[at].value = value
 }
 
-// find returns the value of the most specific host that covers name, and nil if there is none.
+// find returns the value of the most specific host that covers name, or nil if there is none.
 func (m *hostMap[T]) find(name string) *T {
 	if m == nil {
 		return nil
@@ -82,11 +82,10 @@ func (m *hostMap[T]) find(name string) *T {
 	return nil
 }
 
-// Host returns what the plan says about a host as requests name it: "name" or "name:port" in any case, where name is a
-// DNS name, with or without a dot at its end, or an IP address. A service of the cluster has several names: its full
-// one, name.namespace.svc, name.namespace if a document knows it (see [Plan.InCluster]) and, in its own namespace, the bare
-// one. Wildcards cover full names; of names that are cut short they cover those that documents know, and those in a
-// namespace that the wildcard names.
+// Host returns the plan for a host as it appears in requests: "name" or "name:port" in any case, where name is a DNS name, with or without a
+// trailing dot, or an IP address. A service of the cluster has several names: its full name, name.namespace.svc, name.namespace if a document
+// knows it (see [Plan.InCluster]) and, in its own namespace, the bare name. Wildcards cover full names. They cover a shortened name only if
+// documents name the service, or if the wildcard names its namespace.
 func (p *Plan) Host(authority string) HostPlan {
 	asked := hostname(authority)
 	name := p.canonical(asked)
@@ -102,7 +101,7 @@ func (p *Plan) Host(authority string) HostPlan {
 	return h
 }
 
-// host returns what the plan says about a host by its full name.
+// host returns the plan for a host by its full name.
 func (p *Plan) host(name string, port int) HostPlan {
 	h := HostPlan{Service: p.service(name)}
 	if of, ok := p.governs(name); ok && of.Datacenter == "" {
@@ -120,7 +119,7 @@ func (p *Plan) host(name string, port int) HostPlan {
 	return h
 }
 
-// hostname takes the port off an authority and brings the rest into the form that documents are kept in.
+// hostname returns the host of an authority without its port, in the normal form of hosts in the plan.
 func hostname(authority string) string {
 	host := authority
 	if h, _, err := net.SplitHostPort(authority); err == nil {
@@ -134,7 +133,7 @@ func hostname(authority string) string {
 	return strings.TrimSuffix(strings.ToLower(host), ".")
 }
 
-// portOf returns the port of an authority, and 80 if it has none.
+// portOf returns the port of an authority, or 80 if it has none.
 func portOf(authority string) int {
 	if _, port, err := net.SplitHostPort(authority); err == nil {
 		if n, err := strconv.Atoi(port); err == nil {
@@ -144,8 +143,8 @@ func portOf(authority string) int {
 	return 80
 }
 
-// canonical returns the full name of a host. A name with one dot may be that of a service with its namespace or one from
-// outside of the cluster: it is what a document names, and else the latter.
+// canonical returns the full name of a host. A name with one dot may be a service and its namespace, or a host outside the cluster. It is the
+// one that a document names, or otherwise a host outside the cluster.
 func (p *Plan) canonical(name string) string {
 	cluster := "." + p.workload.ClusterDomain
 	_, rest, dotted := strings.Cut(name, ".")
@@ -180,7 +179,7 @@ func (p *Plan) canonical(name string) string {
 	return name
 }
 
-// ofConsul returns the full name of a service that is named as in the DNS of Consul, if config entries govern it.
+// ofConsul returns the full name of a service with a name of Consul's DNS, if config entries govern it. It returns any other name unchanged.
 func (p *Plan) ofConsul(name string) string {
 	short, ok := strings.CutSuffix(name, ".service.consul")
 	if !ok {
@@ -196,8 +195,8 @@ func (p *Plan) ofConsul(name string) string {
 	return host
 }
 
-// knows says that a document is about the host of this very name or about all services of its namespace. A wildcard that
-// covers more is no reason to take a name that is cut short for a service: *.local would take every name there is.
+// knows reports whether a document names exactly this host, or all services of its namespace. A wildcard that covers more does not make a
+// shortened name a service: *.local would cover every name.
 func (p *Plan) knows(name string) bool {
 	if p.named.exact[name] != nil || p.ports[name] != nil {
 		return true
@@ -212,9 +211,9 @@ func (p *Plan) knows(name string) bool {
 	})
 }
 
-// InCluster returns what the plan says about the service that an authority of the form name, name.namespace or
-// name.namespace.svc means if discovery knows it, and false for any other authority and for hosts that documents name. Its Routes
-// are those of a wildcard. The host is not Known: what is said of it counts once discovery knows the service.
+// InCluster returns the plan for the service that an authority of the form name, name.namespace or name.namespace.svc means if discovery
+// knows it. It reports false for any other authority, and for hosts that documents name. The Routes are those of a wildcard. The host is not
+// Known: the plan applies only once discovery knows the service.
 func (p *Plan) InCluster(authority string) (HostPlan, bool) {
 	asked := hostname(authority)
 	name := p.canonical(asked)
@@ -231,7 +230,7 @@ func (p *Plan) InCluster(authority string) (HostPlan, bool) {
 	return p.host(name, portOf(authority)), true
 }
 
-// service returns what discovery is asked for the full name of a host.
+// service returns the service to look up in discovery for the full name of a host.
 func (p *Plan) service(host string) discovery.Service {
 	s := discovery.Service{Host: host}
 	if short, ok := strings.CutSuffix(host, ".svc."+p.workload.ClusterDomain); ok {
@@ -243,12 +242,12 @@ func (p *Plan) service(host string) discovery.Service {
 	return s
 }
 
-// Hosts yields the hosts that documents name, in no order. Wildcards are not among them.
+// Hosts yields the hosts that documents name, without wildcards, in no particular order.
 func (p *Plan) Hosts() iter.Seq[string] { return maps.Keys(p.named.exact) }
 
 var isNamed struct{}
 
-// name remembers a host that a document names. A wildcard for everything names nothing.
+// name adds a host that a document names. The wildcard for everything is ignored.
 func (p *Plan) name(host string) {
 	if host != "*" {
 		p.named.add(host, &isNamed)

@@ -14,23 +14,22 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// Inbound is what a plan says about the connections and requests to its workload. It is immutable and safe for concurrent
-// use.
+// Inbound is the part of a plan about connections and requests to its workload. It is immutable and safe for concurrent use.
 type Inbound struct {
 	mode       tlsid.Mode
-	ports      map[int]tlsid.Mode // those with a mode of their own
+	ports      map[int]tlsid.Mode // the ports with a mode of their own
 	authorizer *authz.Authorizer
-	authorizes bool     // a policy of the authorizer decides
-	asserted   []string // headers that policies ask about, and that a peer without an identity may not assert
+	authorizes bool     // the authorizer has an enforced policy
+	asserted   []string // headers in conditions of policies that are trusted only from authenticated peers
 }
 
-// Inbound returns what the plan says about the connections and requests to the workload. It is never nil.
+// Inbound returns the part of the plan about connections and requests to the workload. It is never nil.
 func (p *Plan) Inbound() *Inbound {
 	return p.inbound
 }
 
-// Mode returns the mode in which the workload takes connections at a port of its own: what PeerAuthentications say, and
-// [tlsid.Permissive] if none does. A port that is not known, 0, has the strictest of all.
+// Mode returns the mode in which the workload accepts connections at one of its ports. PeerAuthentications set it; the default is
+// [tlsid.Permissive]. Port 0, which means an unknown port, has the strictest mode of all ports.
 func (in *Inbound) Mode(port int) tlsid.Mode {
 	if mode, own := in.ports[port]; own {
 		return mode
@@ -38,10 +37,10 @@ func (in *Inbound) Mode(port int) tlsid.Mode {
 	return in.mode
 }
 
-// Authorize decides about a request, which it does not keep or change. The mode of the port that it arrived at comes first:
-// a peer without an identity is denied where it is [tlsid.Strict], and no peer has one where it is [tlsid.Disable]. Then
-// the AuthorizationPolicies decide. For them, a peer without an identity has sent no x-envoy-* and x-request-id headers:
-// handlers do not see them either.
+// Authorize decides about a request. It does not change the request or refer to it afterwards. The mode of the port at which the request
+// arrived comes first: in mode [tlsid.Strict] a peer without an identity is denied, and in mode [tlsid.Disable] no peer has an identity.
+// Then the AuthorizationPolicies decide. They do not see the x-envoy-* and x-request-id headers of a peer without an identity, and neither
+// do handlers.
 func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
 	switch mode := in.Mode(int(r.Destination.Port())); {
 	case mode == tlsid.Strict && r.Principal == "":
@@ -52,7 +51,7 @@ func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
 	return in.authorizer.Decide(r)
 }
 
-// Authorizes reports whether any AuthorizationPolicy that is enforced applies to the workload.
+// Authorizes reports whether an enforced policy applies to the workload: an AuthorizationPolicy, or service-intentions of Consul.
 func (in *Inbound) Authorizes() bool {
 	return in.authorizes
 }
@@ -66,7 +65,7 @@ func nobody() authz.Decision {
 	}
 }
 
-// disregarding decides about a request as if its peer had no identity and asserted nothing about the mesh.
+// disregarding decides about a request as if its peer had no identity and had sent none of the asserted headers.
 func (in *Inbound) disregarding(r *authz.Request) authz.Decision {
 	plain := *r
 	plain.Principal = ""
@@ -88,7 +87,7 @@ func (in *Inbound) asserts(r *authz.Request) bool {
 	return false
 }
 
-// assertion returns the header that a condition is about, and whether only peers with an identity may assert it.
+// assertion returns the header that a condition is about, and reports whether it is trusted only from authenticated peers.
 func assertion(key string) (name string, ok bool) {
 	name, ok = strings.CutPrefix(key, "request.headers[")
 	name = http.CanonicalHeaderKey(strings.TrimSuffix(name, "]"))
@@ -129,7 +128,7 @@ func (c *compiler) authorizationPolicies() {
 	}
 	mode, ports := p.Peers(p.workload.Namespace).of(p.workload.Labels)
 	in := &Inbound{mode: mode.mode, ports: maps.Clone(ports)}
-	for _, mode := range ports { // a port that is not known may be any of them
+	for _, mode := range ports { // an unknown port could be any of them
 		if unknown := in.Mode(0); mode == tlsid.Strict || mode == tlsid.Permissive && unknown == tlsid.Disable {
 			in.ports[0] = mode
 		}
@@ -149,14 +148,14 @@ func (c *compiler) authorizationPolicies() {
 		own = append(own, authz.Policy{Name: consul.ServiceIntentionsKind, Intentions: intentions})
 	}
 	var err error
-	if in.authorizer, err = authz.Compile(own, config); err != nil { // although each is right by itself
+	if in.authorizer, err = authz.Compile(own, config); err != nil { // although each policy alone is valid
 		c.documents[0].Errorf("", "cannot be enforced: %v", err)
 	}
 	p.inbound = in
 }
 
-// unselected warns about a workload without labels, because the process was given none: policies that select by labels then
-// apply to others, and a policy that should deny something does not. It reports whether it warned.
+// unselected warns if the workload has no labels, but policies of its namespace select by labels: the process may just not know its labels,
+// so that a policy that should deny something does not apply. It reports whether it warned.
 func (c *compiler) unselected() bool {
 	w := &c.plan.workload
 	if len(w.Labels) > 0 {
@@ -182,7 +181,7 @@ func (c *compiler) unselected() bool {
 	return false
 }
 
-// unenforceable reports why a policy cannot be compiled, in the part of it that cannot.
+// unenforceable reports why a policy cannot be compiled, at the part that cannot be compiled.
 func unenforceable(d *yamldoc.Document, policy authz.Policy, config authz.Config, err error) {
 	found := false
 	try := func(rule authz.Rule, at, part string) {

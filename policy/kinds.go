@@ -15,24 +15,24 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
-// state says what becomes of a kind of document.
+// state says how a kind of document is treated.
 type state uint8
 
 const (
 	unknown     state = iota
 	enforced          // compiled
-	refused           // it would change how traffic is handled, but is not enforced
-	meaningless       // it does not concern traffic between processes that use this library
+	refused           // an error: it would change how traffic is handled, but is not enforced
+	meaningless       // skipped: it does not concern traffic between processes that use this library
 )
 
-// api is what is known about an API group. Without versions, every version has the kinds. Other kinds are mistakes, unless
-// the group is one of Kubernetes.
+// api describes an API group. If versions is nil, every version has the kinds. Other kinds are errors, unless the group belongs to Kubernetes
+// itself.
 type api struct {
 	versions []string
 	kinds    map[string]state
 }
 
-// apis returns the groups that have to do with a mesh, by name.
+// apis returns the API groups that are related to a mesh, by name.
 func apis() map[string]api {
 	kinds := func(s state, names ...string) map[string]state {
 		m := make(map[string]state, len(names))
@@ -72,13 +72,13 @@ func apis() map[string]api {
 	}
 }
 
-// lookUp says what becomes of a kind and, if it is not compiled, why.
+// lookUp returns the state of a kind and, unless it is enforced, the reason.
 func lookUp(apis map[string]api, group, version, kind string) (state, string) {
 	skipped := fmt.Sprintf("a %s has no meaning in-process: it is skipped", kind)
 	a, known := apis[group]
 	if !known || a.kinds[kind] == unknown && kubernetes(group) {
-		// A document that is to be enforced must not be skipped because of a mistake in its apiVersion. Kubernetes' own
-		// kinds have names that others use too.
+		// A document that should be enforced must not be skipped because of a mistake in its apiVersion. The names of Kubernetes' own
+		// kinds are excepted, since others use them too.
 		for _, other := range slices.Sorted(maps.Keys(apis)) {
 			if s := apis[other].kinds[kind]; other != "" && (s == enforced || s == refused) {
 				return unknown, fmt.Sprintf("a %s belongs to %s: correct apiVersion", kind, other)
@@ -110,7 +110,7 @@ func lookUp(apis map[string]api, group, version, kind string) (state, string) {
 	return unknown, fmt.Sprintf("unknown kind %q of %s%s", kind, group, hint)
 }
 
-// stateOf says what becomes of a kind of Consul's config entries.
+// stateOf returns the state of a kind of Consul's config entries.
 func stateOf(kind string) state {
 	switch {
 	case slices.Contains(consul.Others, kind):
@@ -136,7 +136,7 @@ func lookUpEntry(kind string) (state, string) {
 	return enforced, ""
 }
 
-// kubernetes says that a group belongs to Kubernetes itself.
+// kubernetes reports whether a group belongs to Kubernetes itself.
 func kubernetes(group string) bool {
 	switch group {
 	case "", "apps", "autoscaling", "batch", "extensions", "policy":
@@ -145,8 +145,8 @@ func kubernetes(group string) bool {
 	return strings.HasSuffix(group, ".k8s.io")
 }
 
-// foreign reports whether a group belongs to an extension of Kubernetes, whose names have dots, that has nothing to do with a
-// mesh. Folders often hold such documents too: certificates, monitors, rollouts.
+// foreign reports whether a group belongs to an extension of Kubernetes, whose name has a dot, that is not related to a mesh. Folders often
+// contain such documents: certificates, monitors, rollouts.
 func foreign(group string) bool {
 	for _, mesh := range []string{"istio.io", "linkerd.io", "smi-spec.io", consul.Group} {
 		if group == mesh || strings.HasSuffix(group, "."+mesh) {
@@ -156,7 +156,7 @@ func foreign(group string) bool {
 	return strings.Contains(group, ".")
 }
 
-// kustomization says that a file of this name is a Kustomization, which needs to name neither API nor kind.
+// kustomization reports whether a file with this name is a Kustomization, which need not have an apiVersion or a kind.
 func kustomization(file string) bool {
 	name := filepath.Base(file)
 	return name == "kustomization.yaml" || name == "kustomization.yml"

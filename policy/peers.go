@@ -10,18 +10,18 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// PeerRules are what PeerAuthentications say about the workloads of a namespace: which connections they accept. They are
-// immutable and safe for concurrent use. A nil *PeerRules says nothing.
+// PeerRules says which connections the workloads of a namespace accept, by PeerAuthentications. It is immutable and safe for concurrent use.
+// A nil *PeerRules has no rules.
 type PeerRules struct {
-	general peerMode   // of all workloads
-	chosen  []peerRule // for some, the first of which counts
+	general peerMode   // for all workloads
+	chosen  []peerRule // for workloads with certain labels; the first that selects a workload counts
 }
 
 // peerRule is one PeerAuthentication.
 type peerRule struct {
-	labels map[string]string // which workloads
+	labels map[string]string // the labels that it selects workloads by
 	mode   peerMode
-	ports  map[int]tlsid.Mode // of the workload
+	ports  map[int]tlsid.Mode // the modes of single ports of the workload
 }
 
 // peerMode is a mode that may be unset.
@@ -30,7 +30,7 @@ type peerMode struct {
 	set  bool
 }
 
-// Peers returns what documents say about the workloads of a namespace, and nil if they say nothing.
+// Peers returns the rules for the workloads of a namespace, or nil if there are none.
 func (p *Plan) Peers(namespace string) *PeerRules {
 	if rules := p.peers[namespace]; rules != nil {
 		return rules
@@ -38,8 +38,8 @@ func (p *Plan) Peers(namespace string) *PeerRules {
 	return p.peers[rootNamespace]
 }
 
-// Mode returns the mode in which a workload with the given labels takes connections at a port of its own, and whether any
-// document says so. Without one it is [tlsid.Permissive].
+// Mode returns the mode in which a workload with the given labels accepts connections at one of its ports, and reports whether a document
+// sets it. The default is [tlsid.Permissive].
 func (r *PeerRules) Mode(labels map[string]string, port int) (mode tlsid.Mode, set bool) {
 	own, ports := r.of(labels)
 	if mode, set := ports[port]; set {
@@ -48,7 +48,7 @@ func (r *PeerRules) Mode(labels map[string]string, port int) (mode tlsid.Mode, s
 	return own.mode, own.set
 }
 
-// of returns the mode of a workload, and of the ports that have another.
+// of returns the mode of a workload, and the modes of ports that differ from it.
 func (r *PeerRules) of(labels map[string]string) (peerMode, map[int]tlsid.Mode) {
 	if r == nil {
 		return peerMode{}, nil
@@ -70,8 +70,7 @@ func (r *peerRule) selects(labels map[string]string) bool {
 	return true
 }
 
-// Equal says whether two sets of rules say the same, so that connections made under one can be kept under the other.
-// Either may be nil.
+// Equal reports whether two sets of rules are equal, so that connections made under one can be kept under the other. Either may be nil.
 func (r *PeerRules) Equal(other *PeerRules) bool {
 	if r == nil || other == nil || r == other {
 		return r == other
@@ -81,8 +80,8 @@ func (r *PeerRules) Equal(other *PeerRules) bool {
 	})
 }
 
-// peerAuthentications puts the rules of each namespace into the plan. The mode of a workload's rule comes before that of
-// its namespace, and that before the mesh's; of several for the same, the oldest counts.
+// peerAuthentications adds the rules of each namespace to the plan. The rule of a workload takes precedence over that of its namespace, which
+// takes precedence over that of the mesh. Of several rules for the same workloads, the oldest counts.
 func (c *compiler) peerAuthentications() {
 	sorted := slices.Clone(c.peers)
 	slices.SortStableFunc(sorted, func(a, b decoded[istio.PeerAuthentication]) int {
@@ -131,11 +130,11 @@ func (c *compiler) peerAuthentications() {
 	}
 }
 
-// peerRules translates the rules for some workloads of a namespace, and warns about rules that an earlier one overrides.
+// peerRules translates the rules with selectors of a namespace, and warns about rules that an earlier one overrides.
 func (c *compiler) peerRules(policies []decoded[istio.PeerAuthentication]) []peerRule {
 	rules := make([]peerRule, 0, len(policies))
 	same := make(map[string]*document) // by labels
-	var own *document                  // the one that selects the workload of the plan
+	var own *document                  // the first one that selects the workload of the plan
 	for _, pa := range policies {
 		selector := pa.is.Spec.Selector
 		rules = append(rules, translated(&pa.is.Spec))
@@ -190,7 +189,7 @@ func modeOf(mtls *istio.MutualTLS) peerMode {
 	return peerMode{}
 }
 
-// or returns m or, if it is unset, what it inherits.
+// or returns m, or inherited if m is unset.
 func (m peerMode) or(inherited peerMode) peerMode {
 	if m.set {
 		return m
@@ -198,7 +197,7 @@ func (m peerMode) or(inherited peerMode) peerMode {
 	return inherited
 }
 
-// labelKey returns a text that is equal for equal labels, sorted by name. Labels in documents hold neither "=" nor ",".
+// labelKey returns a string that is the same for equal labels. Labels in documents contain neither "=" nor ",".
 func labelKey(labels map[string]string) string {
 	var key strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(labels)) {

@@ -47,8 +47,7 @@ func (p *profile) pack(words *yamldoc.Words, d *yamldoc.Document) {
 	p.source.pack(words, d)
 }
 
-// serviceProfiles puts the profile of each service in its place: the one in the caller's namespace, else that in the
-// service's.
+// serviceProfiles assigns each service its profile: that in the caller's namespace, or otherwise that in the service's namespace.
 func (c *compiler) serviceProfiles() {
 	p := c.plan
 	for _, own := range []bool{true, false} {

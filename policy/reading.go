@@ -20,23 +20,23 @@ type document struct {
 	*yamldoc.Document
 	*reading
 	file string
-	idle bool // a delegate that no route in the mesh hands requests to
+	idle bool // it is a delegate to which no route in the mesh hands requests
 }
 
 func (d *document) place() place { return place{d.file, d.Line} }
 
-// reading is what a document says by itself, independently of others. It does not change: plans share it while the text of
-// the document stays the same.
+// reading is the content of a document, independent of other documents. It does not change: plans share it as long as the text of the document
+// stays the same.
 type reading struct {
 	identity
 	group   string
-	created time.Time // as far as it says so: a server adds that to what it stores
-	is      any       // by its kind: *virtual, *destination and so on; nil if it has no effect
+	created time.Time // zero if unknown; only documents from an API server have it
+	is      any       // the content by kind: *virtual, *destination and so on; nil if the document has no effect
 	digest  *yamldoc.Digest
-	items   []*reading // of a List, if all of them are known by themselves
+	items   []*reading // the items of a List, if the readings of all of them can be reused
 }
 
-// identity is what a document is known by.
+// identity identifies a document.
 type identity struct {
 	kind, namespace, name string
 }
@@ -45,28 +45,28 @@ func (id identity) String() string {
 	return id.kind + " " + id.namespace + "/" + id.name
 }
 
-// groupIdentity tells kinds of different groups apart.
+// groupIdentity is an identity that distinguishes kinds of the same name in different groups.
 type groupIdentity struct {
 	group string
 	identity
 }
 
-// decoded is a document with what it says.
+// decoded is a document with its content.
 type decoded[T any] struct {
 	*document
 	is *T
 }
 
-// source is a decoded document. It is not needed before the first call to the service that it is about, and takes several
-// times the memory of its text: so it is decoded when it is first used, and then kept.
+// source is a document that is decoded when it is first used, and then kept. It is not needed before the first call to its service, and takes
+// several times the memory of its text.
 type source[T any] struct {
 	words  *yamldoc.Words
-	packed yamldoc.Packed // empty: spec stays
+	packed yamldoc.Packed // if it is empty, spec is kept
 	fresh  atomic.Bool    // spec was decoded for compiling, and has not been used since
 	spec   atomic.Pointer[T]
 }
 
-// get returns what the document says.
+// get returns the decoded document.
 func (s *source[T]) get() *T {
 	if spec := s.spec.Load(); spec != nil {
 		if s.fresh.Load() {
@@ -92,7 +92,7 @@ func (s *source[T]) peek() *T {
 	return spec
 }
 
-// pack drops the decoded document if it has not been used since it was compiled: get decodes it again.
+// pack drops the decoded document if it has not been used since it was compiled. get then decodes it again.
 func (s *source[T]) pack(words *yamldoc.Words, d *yamldoc.Document) {
 	if !s.fresh.Load() {
 		return
@@ -103,13 +103,13 @@ func (s *source[T]) pack(words *yamldoc.Words, d *yamldoc.Document) {
 	}
 }
 
-// keep remembers what the document says.
+// keep sets the decoded document.
 func (s *source[T]) keep(spec *T) {
 	s.spec.Store(spec)
 	s.fresh.Store(true)
 }
 
-// pack drops what was needed only for compiling.
+// pack drops the decoded documents that were needed only for compiling.
 func (c *compiler) pack() {
 	type packer interface {
 		pack(*yamldoc.Words, *yamldoc.Document)
@@ -128,7 +128,7 @@ func (c *compiler) pack() {
 	}
 }
 
-// read sorts a document by its kind.
+// read adds a document to the documents of its kind. It reuses the reading of the last plan if there is one.
 func (c *compiler) read(file string, doc *yamldoc.Document) {
 	sum, own := doc.Sum()
 	r := c.last.readings[sum]
@@ -140,7 +140,7 @@ func (c *compiler) read(file string, doc *yamldoc.Document) {
 	}
 }
 
-// keeps reports whether the next plan can do without reading the document again.
+// keeps reports whether the next plan can reuse the reading.
 func keeps(doc *yamldoc.Document, r *reading) bool {
 	if r.kind == "" || doc.Failed() || doc.Omitted() > 0 || len(doc.Problems) >= 10 || r.list() && r.items == nil {
 		return false
@@ -150,7 +150,7 @@ func keeps(doc *yamldoc.Document, r *reading) bool {
 
 func (r *reading) list() bool { return r.kind == "List" && r.group == "" }
 
-// take sorts a document by its kind. Its reading is nil if it was not read before.
+// take adds a document to the documents of its kind. r is nil if the document was not read before.
 func (c *compiler) take(file string, doc *yamldoc.Document, r *reading) *reading {
 	fresh := r == nil
 	if fresh {
@@ -208,7 +208,7 @@ func (c *compiler) take(file string, doc *yamldoc.Document, r *reading) *reading
 	return r
 }
 
-// takeItems takes the items of a List.
+// takeItems calls take for the items of a List.
 func (c *compiler) takeItems(file string, doc *yamldoc.Document, r *reading) {
 	if r.items != nil {
 		digests := make([]*yamldoc.Digest, len(r.items))
@@ -232,10 +232,10 @@ func (c *compiler) takeItems(file string, doc *yamldoc.Document, r *reading) {
 	}
 }
 
-// notEnforced stands for a document that was checked and is refused.
+// notEnforced is the content of a document that was checked and is refused.
 type notEnforced struct{}
 
-// readNew reads a document that was not read before, and reports what is wrong with it by itself.
+// readNew reads a document that was not read before, and reports the errors that do not depend on other documents.
 func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	r := new(reading)
 	r.kind = c.word(doc.Text("kind"))
@@ -292,12 +292,12 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		doc.Warnf("kind", "%s", message)
 		return r
 	}
-	r.created, _ = time.Parse(time.RFC3339, doc.Text("metadata.creationTimestamp")) // Check sees to its form
+	r.created, _ = time.Parse(time.RFC3339, doc.Text("metadata.creationTimestamp")) // Check validates its format
 	r.is = c.decode(doc, r)
 	return r
 }
 
-// word returns a string of the same text that others share.
+// word returns an equal string that all documents share.
 func (c *compiler) word(s string) string {
 	if known, ok := c.texts[s]; ok {
 		return known
@@ -306,7 +306,7 @@ func (c *compiler) word(s string) string {
 	return s
 }
 
-// decode returns what a document of a kind that is enforced says, and nil if it does not have the shape of its kind.
+// decode returns the content of a document of an enforced kind, or notEnforced if the document does not have the shape of its kind.
 func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 	switch r.kind {
 	case "VirtualService":
@@ -366,7 +366,8 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 	return notEnforced{}
 }
 
-// shaped decodes a document and checks it, if it has the shape of its kind. Parts of it may have no effect.
+// shaped decodes and checks a document. It returns nil if the document does not have the shape of its kind. idle lists parts that have no
+// effect.
 func shaped[T any, P interface {
 	*T
 	Check(*yamldoc.Document)
@@ -379,7 +380,7 @@ func shaped[T any, P interface {
 	return is
 }
 
-// delegated returns what has to be reported about a delegate, in addition, if a route in the mesh hands requests to it.
+// delegated returns the additional findings of a delegate to which a route in the mesh hands requests.
 func (c *compiler) delegated(doc *yamldoc.Document) *yamldoc.Digest {
 	again := doc.Again()
 	if is := shaped[istio.VirtualService](c, again, istio.AtGateways(again, false)...); is != nil && !again.Failed() {
@@ -388,14 +389,13 @@ func (c *compiler) delegated(doc *yamldoc.Document) *yamldoc.Digest {
 	return again.Digest().Without(doc.Digest())
 }
 
-// refused checks a RequestAuthentication, which is not enforced, so that its mistakes come up now and not with its
-// enforcement.
+// refused checks a RequestAuthentication, which is not enforced, so that its mistakes are known before it ever is.
 func (c *compiler) refused(doc *yamldoc.Document) {
 	shaped[istio.RequestAuthentication](c, doc)
 }
 
-// oldestFirst sorts the documents of a kind by when they were created, and by name where that is the same, if all of them
-// say so. Documents of a folder do not, and stay in their order.
+// oldestFirst sorts the documents of a kind by creation time, then by name, if all of them have a creation time. Documents in a folder usually
+// have none, and stay in order.
 func oldestFirst[T any](list []decoded[T]) {
 	if slices.ContainsFunc(list, func(d decoded[T]) bool { return d.created.IsZero() }) {
 		return
@@ -403,12 +403,12 @@ func oldestFirst[T any](list []decoded[T]) {
 	slices.SortStableFunc(list, func(a, b decoded[T]) int { return byAge(a.document, b.document) })
 }
 
-// byAge compares documents that say when they were created.
+// byAge compares documents with a creation time.
 func byAge(a, b *document) int {
 	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name+"."+a.namespace, b.name+"."+b.namespace))
 }
 
-// of returns the document that says something, the first of several with the same text.
+// of returns the document with the content is, or the first one if several have the same text.
 func (c *compiler) of(is any) *document {
 	if c.byReading == nil {
 		c.byReading = make(map[any]*document, len(c.documents))

@@ -7,7 +7,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// service is a Service of Kubernetes. Its ports are all that matters here.
+// service is a Kubernetes Service. Only its ports matter here.
 type service struct {
 	yamldoc.Object
 	Spec   serviceSpec `yaml:"spec"`
@@ -48,7 +48,7 @@ type servedPort struct {
 	AppProtocol string      `yaml:"appProtocol"`
 }
 
-// Check reports what Kubernetes would not accept.
+// Check reports what Kubernetes would reject.
 func (s *service) Check(doc *yamldoc.Document) {
 	s.Metadata.Check(doc)
 	if name := s.Metadata.Name; yamldoc.IsName(name) && (strings.Contains(name, ".") || name[0] <= '9') {
@@ -95,13 +95,13 @@ func (p *servedPort) protocol() string {
 // servicePort is a port that documents give to a service.
 type servicePort struct {
 	number int
-	http2  bool // it speaks HTTP/2, also without TLS
+	http2  bool // it speaks HTTP/2, even without TLS
 }
 
-// served are the ports of a Service.
+// served has the ports of a Service.
 type served struct {
 	host  string
-	ports []servicePort // not nil: it is known that there are none
+	ports []servicePort // not nil, even if there are none: nil would mean that the ports are unknown
 }
 
 func (c *compiler) readService(r *reading, is *service) *served {
@@ -117,7 +117,7 @@ func (c *compiler) readService(r *reading, is *service) *served {
 	return s
 }
 
-// services remembers the ports of the cluster's services.
+// services adds the ports of the cluster's services to the plan.
 func (c *compiler) services() {
 	for _, s := range c.kubernetes {
 		if !s.Failed() {
@@ -126,7 +126,7 @@ func (c *compiler) services() {
 	}
 }
 
-// http2 says whether the protocol of a port is HTTP/2. Istio goes by appProtocol and else by the start of the name.
+// http2 reports whether the protocol of a port is HTTP/2. Like Istio, it uses appProtocol, or otherwise the prefix of the name.
 func http2(name, appProtocol string) bool {
 	protocol := strings.ToLower(appProtocol)
 	if protocol == "" {
@@ -142,7 +142,7 @@ func http2(name, appProtocol string) bool {
 	return false
 }
 
-// servicePorts returns the ports of a host, and nil if no document says which they are.
+// servicePorts returns the ports of a host, or nil if no document has them.
 func (p *Plan) servicePorts(host string) []servicePort {
 	if ports := p.ports[host]; ports != nil {
 		return ports
@@ -153,7 +153,7 @@ func (p *Plan) servicePorts(host string) []servicePort {
 	return nil
 }
 
-// onlyPort returns the port of a host that has exactly one, and else 0.
+// onlyPort returns the port of a host that has exactly one, and 0 otherwise.
 func (p *Plan) onlyPort(host string) int {
 	if ports := p.servicePorts(host); len(ports) == 1 {
 		return ports[0].number

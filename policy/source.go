@@ -6,16 +6,15 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/folder"
 )
 
-// Source is a stream of YAML documents, or one of JSON, with the name that findings give it, such as its path.
+// Source is a stream of YAML documents, or a JSON document. Findings refer to it by its name, such as its path.
 type Source struct {
 	Name string
 	Data []byte
 }
 
-// ReadDir reads a file or, of a folder and the folders in it, the files whose names end in .yaml or .yml, sorted by name.
-// Hidden files and folders are left out, and so are links to folders. A mounted ConfigMap or Secret, in the folder or
-// deeper, is read through its ..data link as one set: never some files of one version and some of another. Sources are
-// named by path, joined with the path in that folder.
+// ReadDir reads a file, or the files in a folder and its subfolders whose names end in .yaml or .yml, sorted by name. Hidden files and folders
+// are skipped, and so are links to folders. A mounted ConfigMap or Secret, in the folder or deeper, is read through its ..data link as one set,
+// so its files are always of the same version. The name of a source is path joined with the path of the file in the folder.
 //
 // Config entries of Consul in files whose names end in .json or .hcl are read by ReadDir of policy/consul.
 //

@@ -13,12 +13,12 @@ import (
 
 // split says how the requests to a service are divided.
 type split struct {
-	by    any         // what its document says; see compiler.of
-	from  identity    // of that document
-	parts []splitPart // the first that a request meets counts; without one it goes to the service itself
+	by    any         // the content of its document; see compiler.of
+	from  identity    // the identity of that document
+	parts []splitPart // the first that matches a request counts; if none does, the request goes to the service itself
 }
 
-// equal says that two splits are the same document and divide alike. Either may be nil.
+// equal reports whether two splits have the same document and parts. Either may be nil.
 func (s *split) equal(other *split) bool {
 	if s == nil || other == nil {
 		return s == other
@@ -26,14 +26,14 @@ func (s *split) equal(other *split) bool {
 	return s.by == other.by && reflect.DeepEqual(s.parts, other.parts)
 }
 
-// splitPart is a division of some requests.
+// splitPart says how some requests are divided.
 type splitPart struct {
-	port     int           // that is dialled; 0: any
-	when     []route.Match // one must hold; nil: always
+	port     int           // the port that is dialled; 0 for any
+	when     []route.Match // one of these must match; nil for all requests
 	backends []route.Destination
 }
 
-// trafficSplits puts the first split of each service in its place.
+// trafficSplits assigns each service its first split.
 func (c *compiler) trafficSplits() {
 	p := c.plan
 	groups := make(map[string]decoded[smi.HTTPRouteGroup])
@@ -93,8 +93,7 @@ func (c *compiler) service(name, namespace string) string {
 	return c.plan.canonical(istio.Resolve(name, namespace, c.plan.workload.ClusterDomain))
 }
 
-// byPort leaves backends out where they lack a port of the service. It knows the ports if the services are among the
-// documents.
+// byPort returns the parts of a split. Backends are left out for ports of the service that they lack, if documents have the ports of both.
 func (c *compiler) byPort(ts decoded[smi.TrafficSplit], host string, when []route.Match, backends []route.Destination) []splitPart {
 	var parts []splitPart
 	lacking := make([]bool, len(backends))
@@ -125,7 +124,7 @@ func (c *compiler) byPort(ts decoded[smi.TrafficSplit], host string, when []rout
 	return parts
 }
 
-// divide returns destinations with the one at index i divided among backends. Where those have no port, its own stays.
+// divide returns destinations with the one at index i divided among backends. Backends without a port get that of the destination.
 func divide(destinations []route.Destination, i int, backends []route.Destination) []route.Destination {
 	whole := destinations[i]
 	total := 0
@@ -154,7 +153,7 @@ func divide(destinations []route.Destination, i int, backends []route.Destinatio
 	return reduced(out)
 }
 
-// times multiplies weights. Products that do not fit are too large for a router in any case.
+// times multiplies weights. A product that overflows would be too large for a route table anyway.
 func times(a, b int) int {
 	if a != 0 && b > math.MaxInt/a {
 		return math.MaxInt
@@ -162,8 +161,8 @@ func times(a, b int) int {
 	return a * b
 }
 
-// reduced returns destinations with their weights in smaller numbers: in whole proportion, if the router can count that
-// far, else in parts of about a million.
+// reduced returns destinations with smaller weights: in the same proportion if the result fits a route table, otherwise in parts of about a
+// million.
 func reduced(destinations []route.Destination) []route.Destination {
 	sum := 0.0
 	for _, d := range destinations {
@@ -194,7 +193,7 @@ func gcd(a, b int) int {
 	return a
 }
 
-// atPort returns matches that also ask for a port.
+// atPort returns matches with an additional condition on the port.
 func atPort(matches []route.Match, port int) []route.Match {
 	if matches == nil {
 		return []route.Match{{Port: port}}

@@ -10,14 +10,14 @@ import (
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
-// Telemetry returns what documents say about traces, metrics and access logs of the workload, nil if they say nothing.
+// Telemetry returns the settings for traces, metrics and access logs of the workload, or nil if no document has any.
 func (p *Plan) Telemetry() *telemetry.Settings { return p.reports }
 
 // reporting is a Telemetry document.
 type reporting struct {
 	is       *istio.Telemetry
-	filters  []telemetry.Filter // of each entry of accessLogging
-	selected bool               // it is about the workload
+	filters  []telemetry.Filter // the filter of each entry of accessLogging, or nil
+	selected bool               // it applies to the workload
 }
 
 func (c *compiler) readTelemetry(doc *yamldoc.Document, is *istio.Telemetry) *reporting {
@@ -29,7 +29,7 @@ func (c *compiler) readTelemetry(doc *yamldoc.Document, is *istio.Telemetry) *re
 		}
 		at := yamldoc.Index("spec.accessLogging", i) + ".filter.expression"
 		if w.Expressions == nil && len(entry.Providers) == 0 {
-			continue // it has no effect, which was said
+			continue // it has no effect, which Check has reported
 		}
 		if w.Expressions == nil {
 			doc.Errorf(at, "is not enforced, as the program has no CEL: give cel.Expressions{} of github.com/nosidecar/mesh/policy/telemetry/cel "+
@@ -46,8 +46,8 @@ func (c *compiler) readTelemetry(doc *yamldoc.Document, is *istio.Telemetry) *re
 	return r
 }
 
-// telemetries joins what is about the workload: the document of the root namespace, that of its own, and then all those that select
-// it, the oldest first. Without a selector only the oldest of a namespace counts.
+// telemetries joins the documents that apply to the workload: that of the root namespace, that of its own namespace, and then all that select
+// it, the oldest first. Of documents without a selector, only the oldest in a namespace counts.
 func (c *compiler) telemetries() {
 	oldestFirst(c.reports)
 	w := &c.plan.workload
@@ -80,7 +80,7 @@ func (c *compiler) telemetries() {
 		}
 	}
 	if applied = append(applied, chosen...); len(applied) > 0 {
-		host, _ := os.Hostname() // it stands for a workload without a name
+		host, _ := os.Hostname() // serves as the name of a workload without one
 		c.plan.reports = istio.JoinTelemetry(applied, workload.Options{
 			Namespace: w.Namespace, Labels: w.Labels, TrustDomain: w.TrustDomain, Host: host,
 		})

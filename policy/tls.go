@@ -6,52 +6,52 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
-// TLS says how the connections to a target are secured. Its zero value leaves that to what is known of the endpoints.
+// TLS says how the connections to a target are secured. The zero value is [TLSAuto].
 type TLS struct {
 	Mode TLSMode
 
-	// ClientCertificate and PrivateKey are the paths of the PEM files with which TLSMutual presents itself. They are not
-	// opened here: documents are checked on other machines too.
+	// ClientCertificate and PrivateKey are the paths of the PEM files with the certificate that TLSMutual presents, and its key. The
+	// files are not opened here, since documents are also checked on other machines.
 	ClientCertificate string
 	PrivateKey        string
 
-	// CACertificates is the path of the PEM file with the roots that TLSSimple and TLSMutual trust. Empty means the roots
-	// of the system.
+	// CACertificates is the path of the PEM file with the roots that TLSSimple and TLSMutual trust. Empty means the roots of the
+	// system.
 	CACertificates string
 
-	// SubjectAltNames are the names of which the endpoint's certificate must have one, sorted and each once: for
-	// TLSIstioMutual and TLSAuto SPIFFE IDs. Empty means those that are known of the endpoint or, for TLSSimple and
-	// TLSMutual, the host of the request.
+	// SubjectAltNames are names, one of which the endpoint's certificate must have. They are sorted and unique. For TLSIstioMutual and
+	// TLSAuto they are SPIFFE IDs. Empty means the IDs that are expected of the endpoint or, for TLSSimple and TLSMutual, the host of
+	// the request.
 	SubjectAltNames []string
 
 	// ServerName is sent as SNI. Empty means the host of the request.
 	ServerName string
 
-	// External says that the host is outside of the mesh, so that TLSAuto means plaintext: a ServiceEntry that is not
-	// MESH_INTERNAL names it.
+	// External says that a ServiceEntry names the host, and is not MESH_INTERNAL. The host is outside the mesh then, so TLSAuto means
+	// plaintext.
 	External bool
 }
 
-// Equal reports whether connections are secured in the same way.
+// Equal reports whether two configurations are equal.
 func (t TLS) Equal(other TLS) bool {
 	return t.Mode == other.Mode && t.ClientCertificate == other.ClientCertificate && t.PrivateKey == other.PrivateKey &&
 		t.CACertificates == other.CACertificates && slices.Equal(t.SubjectAltNames, other.SubjectAltNames) &&
 		t.ServerName == other.ServerName && t.External == other.External
 }
 
-// TLSMode is the kind of connection that a DestinationRule sets.
+// TLSMode is the TLS mode of a DestinationRule.
 type TLSMode uint8
 
 // The modes.
 const (
-	// TLSAuto is the mode of targets without settings for TLS: mutual TLS with the workload's identity where endpoints
-	// take it, and else plaintext. See [Plan.Peers].
+	// TLSAuto is the mode of targets without TLS settings: mutual TLS with the workload's identity if the endpoint accepts it, and
+	// plaintext otherwise. See [Plan.Peers].
 	TLSAuto TLSMode = iota
 
 	// TLSDisable sends plaintext.
 	TLSDisable
 
-	// TLSSimple verifies the endpoint and presents nothing.
+	// TLSSimple verifies the endpoint and presents no certificate.
 	TLSSimple
 
 	// TLSMutual also presents a certificate from a file.
@@ -76,7 +76,7 @@ func (m TLSMode) String() string {
 	return "AUTO"
 }
 
-// tlsOf translates the settings of a DestinationRule, which Check found to be right.
+// tlsOf translates the settings of a DestinationRule, which Check has validated.
 func tlsOf(s *istio.ClientTLSSettings) TLS {
 	if s == nil {
 		return TLS{}
@@ -99,14 +99,14 @@ func tlsOf(s *istio.ClientTLSSettings) TLS {
 	return t
 }
 
-// sortNames returns the names in order and each once, so that equal sets are equal lists.
+// sortNames returns the names sorted and without duplicates, so that equal sets become equal lists.
 func sortNames(names []string) []string {
 	names = slices.Clone(names)
 	slices.Sort(names)
 	return slices.Compact(names)
 }
 
-// entryTLS adds what the ServiceEntry of a host says of its endpoints. The names of a DestinationRule come first.
+// entryTLS adds the settings in the ServiceEntry of a host. The names of a DestinationRule take precedence.
 func (p *Plan) entryTLS(t *TLS, host string) {
 	e := p.entries.find(host)
 	if e == nil {
@@ -120,12 +120,12 @@ func (p *Plan) entryTLS(t *TLS, host string) {
 	case len(e.ids) > 0:
 		t.SubjectAltNames = e.ids
 	default:
-		t.SubjectAltNames = e.names // they match nobody, rather than all
+		t.SubjectAltNames = e.names // these match no SPIFFE ID; an empty list would match all
 	}
 }
 
-// certificateNames warns about names of a ServiceEntry that are never compared, or that no endpoint can have. The rules of
-// all namespaces count, because documents are also checked without a workload.
+// certificateNames warns about names of a ServiceEntry that are never compared, or that no endpoint can have. It considers the rules of all
+// namespaces, because documents are also checked without a workload.
 func (c *compiler) certificateNames() {
 	for _, se := range c.entries {
 		if se.Failed() || len(se.is.names) == 0 {
@@ -152,7 +152,7 @@ type tlsModes uint8
 
 func (m tlsModes) has(mode TLSMode) bool { return m&(1<<mode) != 0 }
 
-// modes returns those that DestinationRules name for a host, whatever the subset and port.
+// modes returns the modes that DestinationRules name for a host, for any subset and port.
 func (c *compiler) modes(host string) tlsModes {
 	var modes tlsModes
 	for _, dr := range c.rules {

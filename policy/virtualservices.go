@@ -14,24 +14,24 @@ import (
 type virtual struct {
 	source[istio.VirtualService]
 	*reading
-	hosts           []string // their full names
-	visible, public bool     // to the workload, and to all
+	hosts           []string // the full names of its hosts
+	visible, public bool     // it is visible to the workload, and to all
 	inMesh          bool     // it is not only about gateways
-	leaf            bool     // it has no hosts: others hand requests to it
+	leaf            bool     // it has no hosts: other documents hand requests to it
 	delegates       []delegation
 
-	inUse *yamldoc.Digest // of a leaf: what is wrong with it if requests in the mesh are handed to it
+	inUse *yamldoc.Digest // the additional findings of a leaf to which a route in the mesh hands requests
 
 	leads   []string       // the hosts that its own routes send requests to
-	subsets []route.Target // those that it names
-	targets []route.Target // those that it names the port of
-	lines   []int32        // of its routes, counted from that of the document
+	subsets []route.Target // the subsets that it names
+	targets []route.Target // the ports that it names
+	lines   []int32        // the lines of its routes, relative to that of the document
 
-	// Of a document without delegates. Those of others stand in whole.
-	ports []int // that it applies to; nil: all
-	some  bool  // it concerns the workload
+	// For a document without delegates; whole has the same for others.
+	ports []int // the ports that it applies to; nil for all
+	some  bool  // some route applies to the workload
 
-	// What the last plan made of it, for the next one.
+	// The results of the last plan, for the next one.
 	whole atomic.Pointer[expansion]
 	last  atomic.Pointer[built]
 }
@@ -57,7 +57,7 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 		}
 	}
 	if !doc.Failed() && v.inMesh && !v.leaf {
-		is.Table(doc, client) // for its errors
+		is.Table(doc, client) // only for its errors
 	}
 	if !doc.Failed() && v.inMesh && v.delegates == nil {
 		v.ports, v.some = portsOf(is, client)
@@ -67,8 +67,8 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 	return v
 }
 
-// destinations returns the hosts that a document names as destinations, and the subsets and ports that it names of them. The
-// names of hosts are those of the list where they are in it.
+// destinations returns the hosts that a document names as destinations, and the subsets and ports of these hosts that it names. It uses the
+// strings in hosts for hosts that are in that list.
 func (c *compiler) destinations(is *istio.VirtualService, hosts []string) (leads []string, subsets, targets []route.Target) {
 	for d := range is.Destinations() {
 		host := istio.Resolve(d.Host, is.Namespace(), c.plan.workload.ClusterDomain)
@@ -90,7 +90,7 @@ func (c *compiler) destinations(is *istio.VirtualService, hosts []string) (leads
 	return slices.Clip(leads), slices.Clip(subsets), slices.Clip(targets)
 }
 
-// addTo adds a value to a list that has each once.
+// addTo appends a value to a list, unless the list already has it.
 func addTo[T comparable](list []T, value T) []T {
 	if slices.Contains(list, value) {
 		return list
@@ -98,12 +98,12 @@ func addTo[T comparable](list []T, value T) []T {
 	return append(list, value)
 }
 
-// client is the workload as the documents see it.
+// client returns the workload in the terms of package istio.
 func (p *Plan) client() istio.Client {
 	return istio.Client{Namespace: p.workload.Namespace, Labels: p.workload.Labels, ClusterDomain: p.workload.ClusterDomain}
 }
 
-// portsOf returns the ports that a document applies to, nil for all, and false if it does not concern the workload.
+// portsOf returns the ports that a document applies to, or nil for all. It reports false if no route of it applies to the workload.
 func portsOf(vs *istio.VirtualService, client istio.Client) (ports []int, some bool) {
 	named := make(map[int]bool)
 	for i := range vs.Spec.HTTP {
@@ -129,8 +129,8 @@ func portsOf(vs *istio.VirtualService, client istio.Client) (ports []int, some b
 	return ports, len(ports) > 0
 }
 
-// virtualServices gives every host to the first document that claims it. Documents that are exported to the workload's
-// namespace by name come before those that are exported to all.
+// virtualServices assigns each host to the first document that claims it. Documents that are exported to the workload's namespace by name take
+// precedence over those that are exported to all namespaces.
 func (c *compiler) virtualServices() {
 	delegates := c.delegates()
 	for _, publicly := range []bool{false, true} {
@@ -146,7 +146,7 @@ func (c *compiler) virtualServices() {
 	}
 }
 
-// claim gives the hosts of a document to it, if it is seen by the workload and concerns it.
+// claim assigns the hosts of a document to it, if it is visible to the workload and some route applies to it.
 func (c *compiler) claim(vs decoded[virtual], delegates map[string]decoded[virtual]) {
 	p, v := c.plan, vs.is
 	own, some := &claim{virtual: v, at: vs.place(), ports: v.ports}, v.some
@@ -159,7 +159,7 @@ func (c *compiler) claim(vs decoded[virtual], delegates map[string]decoded[virtu
 	if !v.visible {
 		return
 	}
-	if !some { // Istio acts as if it was not there
+	if !some { // Istio ignores such a document
 		for _, host := range v.hosts {
 			p.name(host)
 		}
@@ -176,7 +176,7 @@ func (c *compiler) claim(vs decoded[virtual], delegates map[string]decoded[virtu
 		switch {
 		case added || has.virtual == v:
 		case has.ports != nil:
-			p.claims.set(host, has.before(own)) // for the ports that the first one leaves
+			p.claims.set(host, has.before(own)) // for the ports that the first one does not claim
 		default:
 			first := c.of(has.virtual)
 			vs.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
@@ -186,10 +186,10 @@ func (c *compiler) claim(vs decoded[virtual], delegates map[string]decoded[virtu
 	}
 }
 
-// subsets warns of destinations that have no endpoints, because no document defines their subset or their entry lacks the port.
+// subsets warns about destinations without endpoints, because no document defines their subset or their ServiceEntry lacks the port.
 func (c *compiler) subsets() {
 	if c.failed() {
-		return // what the documents say together is not known
+		return // the documents are incomplete
 	}
 	p := c.plan
 	lacks := func(t route.Target) bool {
