@@ -76,7 +76,7 @@ func (b *connections) choose(link *sockets.Connections, waits *conn) (ready, dia
 		}
 		switch dialling, err = g.dial(true); {
 		case err == errGroupClosed:
-			b.groups.CompareAndDelete(link, g)
+			g.forgotten()
 		case dialling != nil || err != nil:
 			return nil, dialling, err
 		}
@@ -95,7 +95,11 @@ func (b *connections) failed(err error) error {
 
 // group returns the group of a link, which it creates if necessary.
 func (b *connections) group(link *sockets.Connections) (*group, error) {
+	if g, _ := link.Kept.Load().(*group); g != nil && g.owner == b {
+		return g, nil
+	}
 	if g, ok := b.groups.Load(link); ok {
+		g.(*group).keep()
 		return g.(*group), nil
 	}
 	b.mu.Lock()

@@ -212,13 +212,33 @@ func (g *group) watch() bool {
 	return !closed
 }
 
+// keep makes the group the one that is found first with its link, if that is no other ClientConn's.
+func (g *group) keep() {
+	kept := &g.link.Kept
+	if !kept.CompareAndSwap(nil, g) && !kept.CompareAndSwap((*group)(nil), g) {
+		return
+	}
+	g.mu.Lock()
+	closed := g.closed
+	g.mu.Unlock()
+	if closed {
+		g.forgotten()
+	}
+}
+
+// forgotten makes sure that a closed group is not found any more.
+func (g *group) forgotten() {
+	g.owner.groups.CompareAndDelete(g.link, g)
+	g.link.Kept.CompareAndSwap(g, (*group)(nil))
+}
+
 // close closes the connections. gRPC lets the calls on them finish.
 func (g *group) close() {
 	g.mu.Lock()
 	g.closed = true
 	all, forget := slices.Clone(g.all), g.forget
 	g.mu.Unlock()
-	g.owner.groups.CompareAndDelete(g.link, g)
+	g.forgotten()
 	if forget != nil {
 		forget()
 	}

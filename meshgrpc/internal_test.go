@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/balancer"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
 )
 
@@ -91,4 +92,53 @@ func TestWatchClosed(t *testing.T) {
 		t.Error("the group is kept")
 	}
 	runtime.KeepAlive(link)
+}
+
+// The group that is found first with a link is that of one ClientConn. Others find their own, and take its place when it is
+// closed, which leaves nothing behind.
+func TestGroupsOfSeveralClientConns(t *testing.T) {
+	_, endpoints := loopback(t, 1)
+	var registry discovery.Memory
+	registry.Set("echo", endpoints...)
+	m, err := mesh.New(t.Context(), mesh.WithDiscovery(&registry))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	use := func() (conn *grpc.ClientConn, used func() *group) {
+		var groups sync.Map
+		conn, err := grpc.NewClient("mesh:///echo", append(DialOptions(m), groupsOf(&groups))...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return conn, func() (g *group) {
+			t.Helper()
+			groups.Clear()
+			if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+				t.Fatal(err)
+			}
+			for key := range groups.Range {
+				g = key.(*group)
+			}
+			return g
+		}
+	}
+	first, firstUsed := use()
+	defer first.Close()
+	second, secondUsed := use()
+	defer second.Close()
+	for range 2 { // once made, then found
+		if a, b := firstUsed(), secondUsed(); a.owner == b.owner || a.link != b.link || a.link.Kept.Load() != any(a) && a.link.Kept.Load() != nil {
+			t.Fatalf("groups %p of %p and %p of %p with one link: %v", a, a.owner, b, b.owner, a.link == b.link)
+		}
+	}
+	first.Close()
+	own := secondUsed()
+	if own.link.Kept.Load() != any(own) {
+		t.Error("the place of a closed ClientConn was not taken")
+	}
+	second.Close()
+	if own.link.Kept.Load() != any((*group)(nil)) {
+		t.Error("a closed ClientConn is kept with the link")
+	}
 }

@@ -22,6 +22,9 @@ import (
 // Connections are the connections to one endpoint that were made under the same certificates. When these rotate, others take
 // their place: attempts under way may end, new ones go over the others. They are safe for concurrent use.
 type Connections struct {
+	// Kept is what an adapter keeps with the connections, to find it without a look-up. Its values are all of one type.
+	Kept atomic.Value
+
 	socket   *Socket
 	attempts atomic.Int64 // under way, with the bits below
 	expires  atomic.Int64 // shortly before the first certificate expires, in Unix nanoseconds; 0 if there is none
