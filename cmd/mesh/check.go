@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/nosidecar/mesh/policy"
+	entries "github.com/nosidecar/mesh/policy/consul"
 	"github.com/nosidecar/mesh/policy/telemetry/cel"
 )
 
@@ -21,6 +22,7 @@ type report struct {
 func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	format := flags.String("o", "text", "")
+	service := flags.String("service", "", "")
 	if err := parse(flags, args); err != nil {
 		return 0, err
 	}
@@ -34,7 +36,7 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	checked := policy.Check(sources, policy.Workload{Expressions: cel.Expressions{}})
+	checked := policy.Check(sources, policy.Workload{Service: *service, Expressions: cel.Expressions{}, Filters: entries.Filters{}})
 	findings := append(checked.Findings, idle(paths, checked)...)
 
 	switch {

@@ -25,6 +25,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy"
+	entries "github.com/nosidecar/mesh/policy/consul"
 )
 
 // The exit codes.
@@ -39,8 +40,9 @@ const (
 
 const usage = `Usage:
 
-  mesh check [-o text|json] PATH...
-        Report what is wrong with documents. PATH is a file, or a folder of .yaml and .yml files; to hold no document is an error.
+  mesh check [-o text|json] [--service NAME] PATH...
+        Report what is wrong with documents. PATH is a file, or a folder of .yaml, .yml, .json and .hcl files; to hold no document is an error.
+        Config entries of Consul, one a file, are .json or .hcl. Programs read these files with package policy/consul.
         The last line, on standard error, counts the documents and the findings.
         Exit status: 0 if all documents are valid and enforceable (warnings are allowed), 1 if any has an error.
 
@@ -199,7 +201,7 @@ type origin struct {
 // read reads the documents of all paths.
 func read(names []string) (sources []policy.Source, paths []origin, err error) {
 	for _, name := range names {
-		more, err := policy.ReadDir(name)
+		more, err := entries.ReadDir(name)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -215,7 +217,7 @@ func holdsNothing(sources []policy.Source) bool {
 	return !slices.ContainsFunc(sources, func(s policy.Source) bool { return !yamldoc.Empty(s.Data) })
 }
 
-const nothing = "there is no document in it: correct the path, or put documents there, in files named .yaml or .yml"
+const nothing = "there is no document in it: correct the path, or put documents there, in files named .yaml, .yml, .json or .hcl"
 
 // printJSON prints v as people and programs can read it: indented, with & and < as they are.
 func printJSON(w io.Writer, v any) error {

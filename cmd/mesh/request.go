@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/policy"
+	entries "github.com/nosidecar/mesh/policy/consul"
 	"github.com/nosidecar/mesh/policy/telemetry/cel"
 )
 
@@ -25,7 +26,7 @@ type requestFlags struct {
 func newRequestFlags(command string) *requestFlags {
 	f := &requestFlags{
 		FlagSet:  flag.NewFlagSet(command, flag.ContinueOnError),
-		workload: policy.Workload{Labels: make(map[string]string), Expressions: cel.Expressions{}},
+		workload: policy.Workload{Labels: make(map[string]string), Expressions: cel.Expressions{}, Filters: entries.Filters{}},
 		header:   make(http.Header),
 	}
 	f.Func("f", "", func(path string) error {
@@ -33,8 +34,8 @@ func newRequestFlags(command string) *requestFlags {
 		return nil
 	})
 	f.StringVar(&f.workload.Namespace, "n", "default", "")
-	f.Func("l", "", func(list string) error { return addLabels(f.workload.Labels, list) })
 	f.StringVar(&f.workload.Service, "service", "", "")
+	f.Func("l", "", func(list string) error { return addLabels(f.workload.Labels, list) })
 	f.StringVar(&f.method, "X", http.MethodGet, "")
 	f.Func("H", "", func(line string) error { return addHeader(f.header, line) })
 	return f

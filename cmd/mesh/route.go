@@ -46,6 +46,9 @@ type destination struct {
 	Weight    int    `json:"weight"`
 	Authority string `json:"authority,omitempty"` // if the destinations rewrite it differently
 	Refused   string `json:"refused,omitempty"`   // why calls to it fail in any case
+
+	// Failover is where calls go while there is no healthy endpoint, in this order.
+	Failover []string `json:"failover,omitempty"`
 }
 
 type retries struct {
@@ -169,6 +172,7 @@ func answerTo(plan *policy.Plan, req *http.Request) (*answer, error) {
 	a.Action = "route"
 	a.policies(entry)
 	a.refuse(plan, view.Port)
+	a.failover(plan, entry)
 	return a, a.rewrite(entry, match, req)
 }
 
@@ -185,6 +189,17 @@ func (a *answer) refuse(plan *policy.Plan, port int) {
 	}
 	for i := range a.Mirrors {
 		a.Mirrors[i].Refused = why(a.Mirrors[i].Host, a.Mirrors[i].Port)
+	}
+}
+
+// failover fills in where calls go while a destination has no healthy endpoint.
+func (a *answer) failover(plan *policy.Plan, entry *router.Rule) {
+	for i, d := range entry.Route.Destinations {
+		for _, target := range plan.Cluster(d.Target).Failover {
+			if target != d.Target {
+				a.Destinations[i].Failover = append(a.Destinations[i].Failover, target.String())
+			}
+		}
 	}
 }
 

@@ -53,6 +53,8 @@ var thirdParty = []struct {
 	{"github.com/fatih/color", "of go-hclog", []string{"/internal/consul"}},
 	{"github.com/mattn/go-colorable", "of go-hclog", []string{"/internal/consul"}},
 	{"github.com/mattn/go-isatty", "of go-hclog", []string{"/internal/consul"}},
+	{"github.com/hashicorp/hcl", "config entries of Consul in HCL", []string{"/policy/consul"}},
+	{"github.com/hashicorp/go-bexpr", "the filters of service-resolvers", []string{"/policy/consul"}},
 	{"github.com/spiffe/go-spiffe/v2/spiffeid", "the names of identities", []string{"/tlsid", "/policy/internal/istio"}},
 	{"github.com/spiffe/go-spiffe/v2/svid/x509svid", "certificates that carry an identity", []string{"/tlsid"}},
 	{"github.com/spiffe/go-spiffe/v2/bundle/x509bundle", "what they are verified with", []string{"/tlsid"}},

@@ -22,7 +22,7 @@ var bounds = []struct {
 	{"the root", 60, nil},
 	{"the packages of telemetry", 53, []string{"/tracing", "/accesslog", "/admin", "/metrics", "/policy/telemetry"}},
 	{"the packages of JSON Web Tokens", 40, []string{"/policy/jwt"}},
-	{"the packages of Consul", 21, []string{"/discovery/consul", "/tlsid/consul", "/policy/consul", "/policy/consulkv"}}, // 30 when they are all there
+	{"the packages of Consul", 28, []string{"/discovery/consul", "/tlsid/consul", "/policy/consul", "/policy/consulkv"}}, // 30 when they are all there
 	{"all others, the root included", 566, nil},
 }
 

@@ -134,7 +134,7 @@ func (w *Watcher) begin() (*session, error) {
 	reader.Formats = w.Formats
 	s := &session{
 		Reader:   *reader,
-		notifier: notifier{open: w.notify, document: reader.Document},
+		notifier: notifier{open: w.notify, reader: *reader},
 		debounce: orDefault(w.Debounce, defaultDebounce),
 		poll:     orDefault(w.Poll, defaultPoll),
 	}

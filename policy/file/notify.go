@@ -17,11 +17,11 @@ import (
 // notifier reports changes in the folders it follows. While the kernel's notifications are not available it reports none,
 // and tries again with every follow.
 type notifier struct {
-	document func(name string) bool // a file of this name counts
-	open     func() (*fsnotify.Watcher, error)
-	watcher  *fsnotify.Watcher // nil if there is none
-	events   <-chan fsnotify.Event
-	errors   <-chan error
+	reader  folder.Reader // says which files count
+	open    func() (*fsnotify.Watcher, error)
+	watcher *fsnotify.Watcher // nil if there is none
+	events  <-chan fsnotify.Event
+	errors  <-chan error
 
 	interests map[string]*folder.Interest
 	followed  map[string]fs.FileInfo // by path; tells whether it is still the same folder
@@ -106,7 +106,7 @@ func (n *notifier) changed(event fsnotify.Event, open bool) bool {
 		return false
 	case folder.Hidden(name):
 		return name == folder.DataLink
-	case n.document(name):
+	case n.reader.Document(name):
 		return true
 	}
 	// It may be a folder. If so, only its coming and going matters here.

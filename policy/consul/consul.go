@@ -1,0 +1,41 @@
+// Package consul reads Consul's config entries: from files in the languages of Consul, and from a Consul that runs.
+//
+//	mesh.New(ctx,
+//		mesh.WithPolicyFeed(&consul.Feed{}),
+//		mesh.WithWorkload(policy.Workload{Service: "web", Filters: consul.Filters{}}),
+//		...)
+//
+// What the entries mean is documented in docs/documents.md. Package policy compiles them, and reads them as JSON by itself;
+// here is what needs the client of Consul, HCL, or the language of filters.
+package consul
+
+import (
+	"fmt"
+
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/internal/folder"
+)
+
+// ReadDir is policy.ReadDir that also reads files whose names end in .json or .hcl, with one config entry each: HCL is turned
+// into JSON, line by line, so that findings name the lines of the file. JSON that is no document is warned of and skipped.
+func ReadDir(path string) ([]policy.Source, error) {
+	reader, err := folder.NewReader(path)
+	if err != nil {
+		return nil, fmt.Errorf("consul: %w", err)
+	}
+	reader.Once, reader.Formats = true, Formats()
+	files, err := reader.ReadAll()
+	if err != nil {
+		return nil, fmt.Errorf("consul: %w", err)
+	}
+	sources := make([]policy.Source, len(files))
+	for i, file := range files {
+		sources[i] = policy.Source(file)
+	}
+	return sources, nil
+}
+
+// Formats are the files that ReadDir reads beside .yaml and .yml, for [github.com/nosidecar/mesh/policy/file.Watcher].
+func Formats() map[string]func(data []byte) ([]byte, error) {
+	return map[string]func([]byte) ([]byte, error){".json": nil, ".hcl": toJSON}
+}
