@@ -620,14 +620,21 @@ func TestConsulDiscoveryOfManyServices(t *testing.T) {
 // registerMany registers service-0, service-1 and so on, with a version in their metadata.
 func registerMany(t testing.TB, agent *servers.Consul, n int, version string) {
 	t.Helper()
-	client := consulClient(t, agent, nil)
+	if err := register(agent, n, version); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func register(agent *servers.Consul, n int, version string) error {
+	client := agent.Client()
 	for i := range n {
 		name := fmt.Sprintf("service-%d", i)
 		err := client.Agent().ServiceRegister(&api.AgentServiceRegistration{Name: name, Address: "127.0.0.1", Port: 10000 + i, Meta: map[string]string{"version": version}})
 		if err != nil {
-			t.Fatal(err)
+			return err
 		}
 	}
+	return nil
 }
 
 // watching is the versions of many services.

@@ -51,6 +51,11 @@ func TestMain(m *testing.M) {
 			log.Fatal(err)
 		}
 		return
+	} else if role == watcherRole {
+		if err := runWatcher(); err != nil {
+			log.Fatal(err)
+		}
+		return
 	} else if role != "" {
 		if err := serveRole(role, os.Getenv(certsVariable)); err != nil {
 			log.Fatal(err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"strings"
 	"sync/atomic"
@@ -40,8 +41,10 @@ func NewClient(config *api.Config) (*api.Client, error) {
 		tune(h)
 		if c.Scheme != "https" {
 			h.MaxConnsPerHost = mostBlocked + mostShort // a place may be free a moment before its connection is
+			h.DialContext = patient(h.DialContext)
 		}
 	}
+	t.turns.idle = t.CloseIdleConnections
 	if c.TokenFile != "" {
 		if t.token, err = follow(c.TokenFile, c.Token); err != nil {
 			return nil, err
@@ -55,7 +58,7 @@ func NewClient(config *api.Config) (*api.Client, error) {
 func tune(h *http.Transport) {
 	h.DisableKeepAlives = false // as it is for unix sockets
 	h.MaxIdleConns, h.MaxIdleConnsPerHost = 0, mostBlocked+mostShort
-	h.IdleConnTimeout = 30 * time.Second
+	h.IdleConnTimeout = 10 * time.Second
 	h.ForceAttemptHTTP2 = true
 	// Blocked queries are silent for a minute. The ping finds out about an agent that is gone without a word.
 	h.HTTP2 = &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}
@@ -82,7 +85,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 			return nil, refuse(req, err)
 		case !connected:
 			defer t.pass()
-			return t.send(unblocked(req))
+			return t.send(waiting(req, shortWait))
 		case t.parallel.Load():
 			return t.send(req)
 		}
@@ -91,12 +94,19 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, refuse(req, err)
 	}
-	resp, err := t.send(req)
+	var fresh atomic.Bool
+	trace := &httptrace.ClientTrace{GotConn: func(info httptrace.GotConnInfo) { fresh.Store(!info.Reused) }}
+	began := time.Now()
+	resp, err := t.send(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
 	if err != nil {
-		done(false)
+		// Whatever was blocked for longer has had its connection, and lost it with the agent.
+		refused := fresh.Load() && time.Since(began) < time.Second && req.Context().Err() == nil
+		if done(refused); refused {
+			err = fmt.Errorf("the agent closed a new connection, as it does when it has too many from this host (http_max_conns_per_client): %w", err)
+		}
 		return nil, err
 	}
-	// An agent refuses a connection too many with 429 and closes it; otherwise 429 is about the rate, and leaves it open.
+	// An agent refuses a connection too many with 429 and closes it, if that gets through. Otherwise 429 is about the rate.
 	refused := resp.StatusCode == http.StatusTooManyRequests && resp.Close
 	resp.Body = &body{ReadCloser: resp.Body, done: func() { done(refused) }}
 	return resp, nil

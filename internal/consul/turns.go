@@ -3,6 +3,8 @@ package consul
 import (
 	"context"
 	"io"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -14,15 +16,19 @@ const (
 	mostBlocked = 64 // queries that block
 	mostShort   = 8  // other requests at a time
 
-	shortWait = "10ms"      // of a query that is not to block
-	regrowth  = time.Minute // until a bound that was lowered is raised by one
-	shrinkage = time.Second // until a bound that was lowered is lowered again
+	longWait  = 10 * time.Second // of a query that blocks: until then its connection cannot be taken from it
+	shortWait = 10 * time.Millisecond
+	regrowth  = time.Minute     // until a bound that was lowered is raised by one
+	shrinkage = time.Second     // until a bound that was lowered is lowered again
+	penalty   = time.Second / 4 // for which a place is empty after a refusal
 )
 
 // turns bounds the connections to an agent that carry one request each. So many queries block; others that want to are answered
 // after a moment, and come again at the rate of their watches. Where an agent refuses a connection the bound is halved, so that
 // many processes on one host share what it takes. The zero value is ready.
 type turns struct {
+	idle func() // closes idle connections, for others to have them
+
 	mu             sync.Mutex
 	lowered        int // how far the bound is below mostBlocked
 	changed        time.Time
@@ -30,26 +36,37 @@ type turns struct {
 	queue          []chan struct{} // requests that wait, each for one place among the short ones
 }
 
-// wait returns the request when its turn has come, with a shorter wait if it may not block. done must be called once when it is
+// wait returns the request when its turn has come, with a shorter wait if it blocks or may not. done must be called once when it is
 // over, with whether its connection was refused.
 func (t *turns) wait(req *http.Request) (*http.Request, func(refused bool), error) {
-	short := unblocked(req)
-	if short != req && t.block() {
-		return req, t.unblock, nil
+	if blocks(req) && t.block() {
+		// Whoever keeps a connection is never refused one, and would leave nothing to processes that begin later.
+		sent := *waiting(req, longWait)
+		sent.Close = true
+		return &sent, t.unblock, nil
 	}
 	if err := t.enter(req.Context()); err != nil {
 		return req, nil, err
 	}
-	return short, t.leave, nil
+	return waiting(req, shortWait), t.leave, nil
 }
 
-// unblocked returns the request with a wait of a moment if it is a query that blocks.
-func unblocked(req *http.Request) *http.Request {
+// blocks reports whether a request is a query that blocks.
+func blocks(req *http.Request) bool {
 	query := req.URL.Query()
-	if !query.Has("hash") && (!query.Has("index") || query.Get("index") == "0") {
+	return query.Has("hash") || query.Has("index") && query.Get("index") != "0"
+}
+
+// waiting returns the request with a wait of d at most, if it is a query that blocks.
+func waiting(req *http.Request, d time.Duration) *http.Request {
+	if !blocks(req) {
 		return req
 	}
-	query.Set("wait", shortWait)
+	query := req.URL.Query()
+	if wait, err := time.ParseDuration(query.Get("wait")); err == nil && wait <= d {
+		return req
+	}
+	query.Set("wait", d.String())
 	sent, url := *req, *req.URL
 	url.RawQuery = query.Encode()
 	sent.URL = &url
@@ -107,12 +124,17 @@ func (t *turns) enter(ctx context.Context) error {
 }
 
 func (t *turns) leave(refused bool) {
-	t.mu.Lock()
-	t.leaveLocked()
-	t.mu.Unlock()
-	if refused {
-		t.shrink()
+	leave := func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.leaveLocked()
 	}
+	if !refused {
+		leave()
+		return
+	}
+	t.shrink()
+	time.AfterFunc(penalty/2+rand.N(penalty), leave)
 }
 
 func (t *turns) leaveLocked() {
@@ -131,11 +153,66 @@ func (t *turns) mostShortLocked() int {
 // shrink halves the bound, once for all refusals of a moment.
 func (t *turns) shrink() {
 	t.mu.Lock()
-	defer t.mu.Unlock()
-	if now := time.Now(); t.lowered == 0 || now.Sub(t.changed) >= shrinkage {
-		t.lowered = mostBlocked - max(1, (mostBlocked-t.lowered)/2)
+	now := time.Now()
+	again := t.lowered > 0 && now.Sub(t.changed) < shrinkage
+	if !again {
+		t.lowered = mostBlocked - max(1, min(mostBlocked-t.lowered, t.blocked)/2)
 		t.changed = now
 	}
+	t.mu.Unlock()
+	if !again && t.idle != nil {
+		t.idle()
+	}
+}
+
+// patient makes a dialer whose connections are not read before something was written, or a second is over. A connection too many is answered before it
+// has a request; net/http takes that for an answer to nothing, and logs it.
+func patient(dial func(ctx context.Context, network, address string) (net.Conn, error)) func(ctx context.Context, network, address string) (net.Conn, error) {
+	if dial == nil {
+		dial = (&net.Dialer{Timeout: grace}).DialContext
+	}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &patientConn{Conn: conn, written: make(chan struct{})}, nil
+	}
+}
+
+type patientConn struct {
+	net.Conn
+	once    sync.Once
+	written chan struct{}
+}
+
+func (c *patientConn) Read(p []byte) (int, error) {
+	select {
+	case <-c.written:
+	default:
+		c.wait()
+	}
+	return c.Conn.Read(p)
+}
+
+func (c *patientConn) wait() {
+	timer := time.NewTimer(time.Second)
+	defer timer.Stop()
+	select {
+	case <-c.written:
+	case <-timer.C: // made for a request that got another one
+	}
+}
+
+func (c *patientConn) Write(p []byte) (int, error) {
+	defer c.once.Do(func() { close(c.written) })
+	return c.Conn.Write(p)
+}
+
+// Close implements net.Conn.
+func (c *patientConn) Close() error {
+	defer c.once.Do(func() { close(c.written) })
+	return c.Conn.Close()
 }
 
 // body reports when an answer has been read.
