@@ -99,6 +99,29 @@ func TestDefaultOfIntentions(t *testing.T) {
 	}
 }
 
+// The sidecars of Consul do so, though the order of intentions says otherwise.
+func TestIntentionOfACallerForAllServicesIsNotHidden(t *testing.T) {
+	mine := `{"Kind": "service-intentions", "Name": "web", "Sources": [{"Name": "*", "Action": %q}]}`
+	everywhere := `{"Kind": "service-intentions", "Name": "*", "Sources": [{"Name": "api", "Action": %q}]}`
+	for _, tt := range []struct {
+		mine, everywhere string
+		allowByDefault   bool
+		want             bool
+	}{
+		{"allow", "deny", true, false},
+		{"allow", "deny", false, true},
+		{"deny", "allow", true, false},
+		{"deny", "allow", false, false}, // sidecars allow
+	} {
+		w := ofWeb
+		w.AllowByDefault = tt.allowByDefault
+		in := intentionsOf(t, w, fmt.Sprintf(mine, tt.mine), fmt.Sprintf(everywhere, tt.everywhere)).Inbound()
+		if got := in.Authorize(requestOf("api", "GET", "/")); got.Allowed != tt.want {
+			t.Errorf("%+v: allowed %v", tt, got.Allowed)
+		}
+	}
+}
+
 // A process of which it is not known whom it serves must not serve everybody.
 func TestIntentionsOfAServiceThatIsNotKnown(t *testing.T) {
 	all := `{"Kind": "service-intentions", "Name": "*", "Sources": [{"Name": "*", "Action": "allow"}]}`

@@ -242,6 +242,10 @@ func (s *Set) Unenforceable(e *Entry) *Error {
 
 // Intentions returns the intentions of entries that are about a service of a trust domain, the one that counts most first: what
 // names the service counts more than what is for all, and then what names the caller.
+//
+// The rules that Consul 1.22 makes for sidecars differ from that order in one case: an intention of all callers for the service
+// does not hide one of a caller for all services. Where such a one denies and the default allows, the caller is denied, and so
+// it is here. Where it allows and the default denies, the caller is allowed there, but not here.
 func Intentions(domain, service string, allowByDefault bool, entries []*Entry) *authz.Intentions {
 	form := func(name string) string {
 		if name == everyone {
@@ -250,21 +254,28 @@ func Intentions(domain, service string, allowByDefault bool, entries []*Entry) *
 		return domain + connectid.Path(connectid.Namespace, connectid.Any, name)
 	}
 	out := &authz.Intentions{Peers: form(everyone), AllowByDefault: allowByDefault}
-	for _, to := range []string{service, everyone} {
-		for _, all := range []bool{false, true} {
-			for _, e := range entries {
-				in, ok := e.Is.(*ServiceIntentions)
-				if !ok || e.Name != to {
-					continue
-				}
-				for i := range in.Sources {
-					if s := &in.Sources[i]; (s.Name == everyone) == all {
-						out.List = append(out.List, s.translate(authz.Match{Policy: fmt.Sprint(e.Kind, "/", e.Name), Rule: i}, form(s.Name)))
-					}
+	add := func(destination string, chosen func(*IntentionSource) bool) {
+		for _, e := range entries {
+			in, ok := e.Is.(*ServiceIntentions)
+			if !ok || e.Name != destination {
+				continue
+			}
+			for i := range in.Sources {
+				if s := &in.Sources[i]; chosen(s) {
+					out.List = append(out.List, s.translate(authz.Match{Policy: fmt.Sprint(e.Kind, "/", e.Name), Rule: i}, form(s.Name)))
 				}
 			}
 		}
 	}
+	one := func(s *IntentionSource) bool { return s.Name != everyone }
+	all := func(s *IntentionSource) bool { return s.Name == everyone }
+	add(service, one)
+	if allowByDefault {
+		add(everyone, func(s *IntentionSource) bool { return one(s) && s.Action == "deny" })
+	}
+	add(service, all)
+	add(everyone, one)
+	add(everyone, all)
 	return out
 }
 
