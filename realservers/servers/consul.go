@@ -96,11 +96,7 @@ func StartConsulClient(t testing.TB, name string, servers []*Consul, cfg ConsulC
 // newConsul prepares an agent; expect is the number of servers that elect a leader, 0 for a client.
 func newConsul(t testing.TB, name string, cfg ConsulConfig, expect int) *Consul {
 	t.Helper()
-	path, err := consulPath()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir := t.TempDir()
+	path, dir := ConsulProgram(t), t.TempDir()
 	at := free(t, 7)
 	c := &Consul{Name: name, HTTP: at[0], GRPC: at[1], serfLAN: at[3], server: expect > 0}
 	port := func(i int) int {
@@ -149,6 +145,16 @@ func newConsul(t testing.TB, name string, cfg ConsulConfig, expect int) *Consul 
 		}
 	})
 	return c
+}
+
+// ConsulProgram returns the path of the program, which is named consul. It builds it if that has not been done yet.
+func ConsulProgram(t testing.TB) string {
+	t.Helper()
+	path, err := consulPath()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }
 
 var consulPath = sync.OnceValues(func() (string, error) {
