@@ -20,6 +20,10 @@
 // Spans have the names and attributes of the semantic conventions 1.43: the method or "method route", and never a path. Clients
 // call 4xx and 5xx errors, servers only 5xx; a call that its caller gave up is none. Spans end with the body of the response.
 //
+// What others choose is bounded: a span has 256 bytes at most of a path, a path and query, a User-Agent, a host, an unknown method, the
+// name of a gRPC method and a header that documents add, as Envoy's max_path_tag_length has it, and 1,024 bytes of the text of an error.
+// Bytes that are no UTF-8 are replaced, since exporters refuse a whole batch of spans for one of them.
+//
 // # With otelhttp and otelgrpc
 //
 // Around a [Transport] or a mesh, their spans are the parents of its attempts. Below one, their spans are children of the attempt,

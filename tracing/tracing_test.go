@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/propagation"
@@ -649,6 +650,54 @@ func TestGRPCOverHTTP(t *testing.T) {
 			t.Fatalf("%s: %d spans, the first %s, %v", test.name, len(s), s[0].Name(), s[0].Status())
 		}
 		wantAttributes(t, s[0], map[string]string{"rpc.system.name": "grpc", "rpc.method": "shop.Payment/Charge", "rpc.response.status_code": test.want})
+	}
+}
+
+// Peers and callers choose paths, agents, hosts and methods. Spans have a bounded part of them, and nothing that exporters refuse.
+func TestTextsOfOthersAreBounded(t *testing.T) {
+	provider, recorded := recorder()
+	config := tracing.Config{Provider: provider}
+	h := &tracing.Handler{Config: config, Next: http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})}
+	long, broken := strings.Repeat("é", 5000), "\xff\xfeé"
+	for _, text := range []string{long, broken, broken + long, "a" + long} {
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.URL.Path, r.Host, r.Method = "/"+text, text, text
+		r.Header = http.Header{"User-Agent": {text}}
+		h.ServeHTTP(httptest.NewRecorder(), r)
+		r = httptest.NewRequest(http.MethodPost, "/", nil)
+		r.URL.Path, r.Header = "/"+text, http.Header{"Content-Type": {"application/grpc"}}
+		h.ServeHTTP(httptest.NewRecorder(), r)
+		rt := &tracing.Transport{Config: config, Base: roundTrip(func(*http.Request) (*http.Response, error) { return nil, errors.New(text) })}
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://user:secret@orders:8080/1", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.URL.RawQuery = text
+		if _, err := rt.RoundTrip(req); err == nil {
+			t.Fatal("no error")
+		}
+	}
+	for _, s := range recorded.Ended() {
+		texts := []string{s.Name()}
+		for _, kv := range s.Attributes() {
+			texts = append(texts, strings.TrimPrefix(kv.Value.String(), "http://REDACTED:REDACTED@orders:8080"))
+		}
+		if most := len(s.Status().Description); most > 1024+3 {
+			t.Errorf("%s: a description of %d bytes", s.SpanKind(), most)
+		}
+		for _, text := range append(texts, s.Status().Description) {
+			if !utf8.ValidString(text) {
+				t.Errorf("%s has the text %.40q, which is no UTF-8", s.SpanKind(), text)
+			}
+		}
+		for _, text := range texts {
+			if len(text) > 256+3 {
+				t.Errorf("%s has a text of %d bytes: %.40q", s.SpanKind(), len(text), text)
+			}
+		}
+	}
+	if len(recorded.Ended()) < 12 {
+		t.Errorf("%d spans", len(recorded.Ended()))
 	}
 }
 

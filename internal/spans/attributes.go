@@ -10,9 +10,12 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
 )
 
 // Attributes that no convention has.
@@ -23,6 +26,26 @@ const (
 )
 
 const otherError = "_OTHER"
+
+// longest is how many bytes of a text a span has that others choose, such as a path, a User-Agent or a header that documents add: as
+// many as Envoy's max_path_tag_length has by default.
+const longest = 256
+
+// bounded returns what a span has of a text that others choose. Exporters refuse a whole batch of spans for one byte that is not UTF-8.
+func bounded(text string, most int) string {
+	if len(text) > most {
+		text = text[:most]
+		for i := len(text) - 1; i >= 0 && i >= len(text)-utf8.UTFMax; i-- {
+			if utf8.RuneStart(text[i]) { // do not cut within a character
+				if !utf8.FullRuneInString(text[i:]) {
+					text = text[:i]
+				}
+				break
+			}
+		}
+	}
+	return strings.ToValidUTF8(text, "\ufffd")
+}
 
 func newSeed() uint64 { return rand.Uint64() }
 
@@ -54,13 +77,13 @@ func appendMethod(all []attribute.KeyValue, name string) []attribute.KeyValue {
 	if known(name) {
 		return append(all, semconv.HTTPRequestMethodKey.String(orGet(name)))
 	}
-	return append(all, semconv.HTTPRequestMethodOther, semconv.HTTPRequestMethodOriginalKey.String(name))
+	return append(all, semconv.HTTPRequestMethodOther, semconv.HTTPRequestMethodOriginalKey.String(bounded(name, longest)))
 }
 
 // appendServer appends the name and the port of a server.
 func appendServer(all []attribute.KeyValue, hostport string) []attribute.KeyValue {
 	host, port := splitHostPort(hostport)
-	return appendPort(append(all, semconv.ServerAddressKey.String(host)), semconv.ServerPortKey, port)
+	return appendPort(append(all, semconv.ServerAddressKey.String(bounded(host, longest))), semconv.ServerPortKey, port)
 }
 
 // appendPeer appends where an attempt went.
@@ -104,8 +127,13 @@ var secretQueries = []string{"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signa
 
 const redacted = "REDACTED"
 
-// fullURL returns a URL without what is secret in it.
+// fullURL returns a URL without what is secret in it. Path and query are bounded.
 func fullURL(u *url.URL) string {
+	clean := withoutSecrets(u)
+	return bounded(clean, longest+max(0, strings.Index(clean, u.Host))+len(u.Host))
+}
+
+func withoutSecrets(u *url.URL) string {
 	if u.User == nil && u.RawQuery == "" {
 		return u.String()
 	}
@@ -140,9 +168,15 @@ func redact(query string) string {
 	return out.String()
 }
 
-func rpcMethod(path string) string { return strings.TrimPrefix(path, "/") }
+func rpcMethod(path string) string { return bounded(strings.TrimPrefix(path, "/"), longest) }
 
 func statusText(status int) string { return strconv.Itoa(status) }
+
+// failWith says that a span failed with an error, which may have the words of others.
+func failWith(span trace.Span, err error) {
+	span.SetStatus(codes.Error, bounded(err.Error(), 4*longest))
+	span.SetAttributes(semconv.ErrorTypeKey.String(errorType(err)))
+}
 
 // gaveUp reports whether a call ended because its caller did not want it any more, which is no error.
 func gaveUp(ctx context.Context, err error) bool {

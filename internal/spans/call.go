@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
@@ -261,8 +260,7 @@ func settle(ctx context.Context, span trace.Span, status int, err error) {
 	}
 	switch {
 	case err != nil && !gaveUp(ctx, err):
-		span.SetStatus(codes.Error, err.Error())
-		span.SetAttributes(semconv.ErrorTypeKey.String(errorType(err)))
+		failWith(span, err)
 	case err == nil && status >= http.StatusBadRequest:
 		fail(span, statusText(status))
 	}
@@ -340,7 +338,6 @@ func settleRPC(ctx context.Context, span trace.Span, e *CallEnd) {
 	case code > 0:
 		fail(span, codeName(uint32(code)))
 	case e.Err != nil:
-		span.SetStatus(codes.Error, e.Err.Error())
-		span.SetAttributes(semconv.ErrorTypeKey.String(errorType(e.Err)))
+		failWith(span, e.Err)
 	}
 }

@@ -44,7 +44,7 @@ func appendTags(all []attribute.KeyValue, d *telemetry.Tracing, h http.Header) [
 	}
 	for i := range d.Tags {
 		if value := d.Tags[i].Value(h); value != "" {
-			all = append(all, attribute.String(d.Tags[i].Name, value))
+			all = append(all, attribute.String(d.Tags[i].Name, bounded(value, longest)))
 		}
 	}
 	return all

@@ -188,10 +188,10 @@ func serverAttributes(r *Request) []attribute.KeyValue {
 			scheme = "https"
 		}
 		all = appendMethod(all, r.Method)
-		all = append(all, semconv.URLPathKey.String(r.URL.Path), semconv.URLSchemeKey.String(scheme),
+		all = append(all, semconv.URLPathKey.String(bounded(r.URL.Path, longest)), semconv.URLSchemeKey.String(scheme),
 			semconv.NetworkProtocolVersionKey.String(Version(r.ProtoMajor, r.ProtoMinor)))
 		if agent := first(r.Header, "User-Agent"); agent != "" {
-			all = append(all, semconv.UserAgentOriginalKey.String(agent))
+			all = append(all, semconv.UserAgentOriginalKey.String(bounded(agent, longest)))
 		}
 	}
 	all = appendServer(all, r.Host)

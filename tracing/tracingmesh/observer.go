@@ -18,7 +18,9 @@
 // istio.namespace, istio.cluster_id and istio.mesh_id, from [mesh.WithWorkload] and the variables that Istio's agent sets. Of both
 // ends: istio.source_workload, istio.source_namespace, istio.source_canonical_service, and the same with istio.destination_. The
 // one that was called is known by the labels that discovery has and by its SPIFFE ID, a caller by its SPIFFE ID only, whose service
-// account stands for the workload. What is not known is "unknown".
+// account stands for the workload. What is not known is "unknown". The Name and the Cluster of metrics.Config do not reach the tags,
+// which documents make: set ISTIO_META_WORKLOAD_NAME and ISTIO_META_CLUSTER_ID, or the label service.istio.io/workload-name, where both
+// are to agree.
 package tracingmesh
 
 import (
