@@ -152,7 +152,7 @@ func serveRole(service, certs string) error {
 		return err
 	}
 	defer access.Close()
-	recorded, err := metrics.New(metrics.Config{Workload: workload, Dropped: map[string]func() uint64{"access_log": access.Dropped}})
+	recorded, err := metrics.New(metrics.Config{Workload: workload, MaxEndpoints: 20, Dropped: map[string]func() uint64{"access_log": access.Dropped}})
 	if err != nil {
 		return err
 	}
