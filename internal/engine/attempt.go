@@ -12,23 +12,23 @@ import (
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
-// Attempt is one attempt of a call: what it holds of its destination. [Call.Acquire] fills it in; then it ends exactly once,
-// with End or Abandon, and gives back its slots and says how the endpoint did.
+// Attempt is one attempt of a call, with what it holds of its destination. [Call.Acquire] fills it in; then it ends exactly
+// once, with End or Abandon, which gives back its slots and reports how the endpoint did.
 type Attempt struct {
 	call     *Call
 	slot     limit.Slot
 	lease    breaker.Lease
 	endpoint *balancer.Host
 	conns    *sockets.Connections
-	sent     int64 // from the start of the call, and 1; 0 if nobody wants to know; see observeEnd
+	sent     int64 // from the start of the call, plus 1; 0 if it is not needed; see observeEnd
 	latency  time.Duration
 	observer AttemptObserver // nil if nobody observes
-	status   int32           // of the answer, in terms of HTTP; 0 if there is none
-	grpc     int32           // the status of a gRPC answer and 1; 0 if there is none
+	status   int32           // HTTP status of the answer, or its equivalent; 0 if there is none
+	grpc     int32           // the status of a gRPC answer, plus 1; 0 if there is none
 }
 
 // Acquire begins the n-th attempt, counted from 1: it passes the limits and the circuit, and picks an endpoint and the
-// connections to it. ctx is that of the attempt. If it fails nothing is held, and the attempt is over.
+// connections to it. ctx is the context of the attempt. If Acquire fails, nothing is held, and the attempt is over.
 func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) error {
 	a.call = c
 	var err error
@@ -51,8 +51,8 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) error {
 func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err error) {
 	c := a.call
 
-	// 7. Limits come before the circuit: that a queue is full says nothing about the destination. A connection is counted
-	// when it is made.
+	// 7. Limits come before the circuit: a full queue says nothing about the destination. A connection is counted when it is
+	// made.
 	if c.kind != Raw {
 		if a.slot, err = cluster.sockets.Pool.Acquire(ctx, cluster.sockets.Multiplexed.Load()); err == limit.ErrOverflow {
 			return overflow(err)
@@ -67,7 +67,7 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 		}
 	}()
 
-	// 8. The circuit is the destination's, so an attempt that it refuses is not worth another one.
+	// 8. The circuit belongs to the whole destination, so an attempt that it refuses is not worth retrying.
 	if cluster.circuit != nil {
 		if a.lease, err = cluster.circuit.Allow(); err != nil {
 			return refuse(LayerBreaker, FlagOverflow, err)
@@ -114,8 +114,8 @@ func (a *Attempt) pick(ctx context.Context, cluster *cluster, now time.Time) err
 	return nil
 }
 
-// avoidsTried says whether retries prefer endpoints that were not tried. A key that leads to one endpoint, with no other
-// destination to go to, leads there again, as in Istio.
+// avoidsTried reports whether retries prefer endpoints that were not tried. A hash key that selects one endpoint selects it
+// again, if there is no other destination, as in Istio.
 func (c *Call) avoidsTried() bool {
 	switch {
 	case c.kind == Raw:
@@ -132,8 +132,8 @@ func (a *Attempt) Connections() *sockets.Connections { return a.conns }
 // Multiplexed says that the endpoint speaks HTTP/2, so that attempts share connections.
 func (a *Attempt) Multiplexed() { a.cluster().multiplexed() }
 
-// Again chooses another endpoint for the same attempt, if there is another. It is for a protocol library that begins anew on
-// its own where it knows that nothing was sent. failed says that the endpoint could not be connected to. After an error the
+// Again chooses another endpoint for the same attempt, if there is another. It is for a protocol library that starts over on
+// its own when it knows that nothing was sent. failed says that the endpoint could not be connected to. After an error the
 // attempt still ends with End.
 func (a *Attempt) Again(ctx context.Context, failed bool) error {
 	result := breaker.NoResult
@@ -161,7 +161,7 @@ func (a *Attempt) Call() *Call { return a.call }
 // Sent returns when the attempt was sent, counted from the start of the call.
 func (a *Attempt) Sent() time.Duration { return time.Duration(a.sent - 1) }
 
-// Answered says that the endpoint has begun to answer, with a status of HTTP or what stands for it.
+// Answered says that the endpoint has begun to answer, with an HTTP status or its equivalent.
 func (a *Attempt) Answered(status int) {
 	a.status = int32(status)
 	if a.timesAnswers() {
@@ -170,12 +170,12 @@ func (a *Attempt) Answered(status int) {
 	}
 }
 
-// GRPC says, before End, with which status of gRPC the endpoint answered. An attempt then counts as what Envoy takes that
-// status for.
+// GRPC says, before End, with which gRPC status the endpoint answered. The attempt then counts as the HTTP status to which
+// Envoy maps it.
 func (a *Attempt) GRPC(code uint32) { a.grpc = int32(code) + 1 }
 
-// End ends an attempt that was sent. It counts as what it was answered with, unless err broke that off. The error that it
-// returns is that of the attempt.
+// End ends an attempt that was sent. The attempt counts as its answer says, unless err broke the answer off. End returns the
+// error of the attempt.
 func (a *Attempt) End(err error) error {
 	result, outcome, kind := breaker.Result(a.status), breaker.Success, failure.None
 	if err != nil {
@@ -219,7 +219,7 @@ func (a *Attempt) finish(result breaker.Result, outcome breaker.Outcome, err err
 	a.observeEnd(peerID, err)
 }
 
-// judge says what a failure means for the endpoint and for the destination.
+// judge returns what a failure means for the endpoint and for the destination.
 func (a *Attempt) judge(kind failure.Kind) (breaker.Result, breaker.Outcome) {
 	c := a.call
 	switch kind {
@@ -238,7 +238,7 @@ func (a *Attempt) judge(kind failure.Kind) (breaker.Result, breaker.Outcome) {
 	return breaker.Reset, breaker.Failure
 }
 
-// release gives everything back that the attempt holds.
+// release gives back everything that the attempt holds.
 func (a *Attempt) release(result breaker.Result, outcome breaker.Outcome) {
 	cluster := a.cluster()
 	a.give(result, outcome)

@@ -15,12 +15,12 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Request is what the engine sees of a call.
+// Request is the engine's view of a call.
 type Request struct {
 	route.Request
 
-	// Host is what the caller dials: a host, or host:port. Authority may name another one, which then decides if a document
-	// names it too.
+	// Host is what the caller dials: a host, or host:port. Authority may name another one, which takes precedence if a
+	// document names it too.
 	Host string
 }
 
@@ -29,37 +29,37 @@ type Kind uint8
 
 const (
 	Routed Kind = iota // by the routes of its host
-	Copied             // it is the copy of another call, to a mirror of that
-	Raw                // it is a connection, which has no routes
+	Copied             // a copy of another call, to one of its mirrors
+	Raw                // a connection, which has no routes
 )
 
-// Adapter does for a protocol what the engine cannot: it knows what a call looks like there.
+// Adapter does for a protocol what the engine cannot: it knows what a call looks like in the protocol.
 type Adapter interface {
 	// Outside sends the call to a host outside the mesh.
 	Outside(ctx context.Context) error
 
-	// Prepare makes what is sent: the call with the rewrites of backend. match is that of [route.Table.Match].
+	// Prepare makes what is sent: the call with the rewrites of backend. match is the result of [route.Table.Match].
 	Prepare(backend *route.Backend, match int) error
 
-	// Failure tells what kind of failure an error is, of the call or of an attempt.
+	// Failure returns the kind of failure of an error of the call or of an attempt.
 	Failure(err error) failure.Kind
 
-	// HashKey returns what consistent hashing goes by, if the call has it.
+	// HashKey returns the key for consistent hashing, if the call has it.
 	HashKey(key *balancer.HashKey) (value string, ok bool)
 
 	// Mirror sends copies of the call to the mirrors of rule. Each is a call of the kind Copied.
 	Mirror(rule *route.Rule)
 
-	// Send makes the attempts, each with [Call.Acquire], for as long as the loop has it. ctx bounds them all. Copies are
-	// sent once, without a Policy in the loop.
+	// Send makes the attempts, each with [Call.Acquire], for as long as the loop asks for them. ctx bounds them all. Copies
+	// are sent once, without a Policy in the loop.
 	Send(ctx context.Context, loop retry.Loop) (retry.Reason, error)
 
-	// Bytes returns how much was sent and received of bodies. It is asked at the end of calls that are observed.
+	// Bytes returns how many bytes of bodies were sent and received. It is called at the end of observed calls.
 	Bytes() (sent, received int64)
 }
 
-// Call is one call on its way. It is meant to be embedded in the value that an adapter allocates for a call. It is used in
-// this order: Begin, Serve, End.
+// Call is one call in flight. It is meant to be embedded in the value that an adapter allocates per call. It is used in this
+// order: Begin, Serve, End.
 type Call struct {
 	engine   *Engine
 	adapter  Adapter // nil for a connection
@@ -73,7 +73,7 @@ type Call struct {
 	rule    *route.Rule    // nil if no route decided
 	backend *route.Backend // of rule
 	target  route.Target
-	cluster *cluster // which counts the call; nil outside the mesh
+	cluster *cluster // it counts the call; nil outside the mesh
 
 	pick  balancer.PickInfo
 	tried [2]string // room for pick.Tried
@@ -81,7 +81,7 @@ type Call struct {
 	match  int32 // of rule
 	kind   Kind
 	ownTLS bool // the caller's URL asks for TLS
-	passed bool // stage 3: what is refused or injected once per call was not
+	passed bool // stage 3 has let the call pass
 
 	// How it went.
 	outside bool // of the mesh
@@ -89,12 +89,12 @@ type Call struct {
 	stopped retry.Reason
 	flags   Flags
 	sent    int32 // attempts that were sent
-	grpc    int32 // the status of a gRPC call and 1; 0 if there is none
+	grpc    int32 // the status of a gRPC call, plus 1; 0 if there is none
 }
 
-// Begin begins a call with the caller's context, or with one that derives from it. The observers see it as described, in a way
-// that they know, which need not be there unless the engine is [Engine.Observed]. The context to go on with is that of
-// [Call.Context].
+// Begin begins a call with the caller's context, or with one that derives from it. described describes the call to the
+// observers, in a form that they know; it may be nil unless the engine is [Engine.Observed]. [Call.Context] has the context
+// for the rest of the call.
 func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described any) {
 	c.engine, c.kind, c.ctx, c.start = e, kind, ctx, time.Now()
 	if e.hooks.Call != nil {
@@ -102,16 +102,16 @@ func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described any) {
 	}
 }
 
-// Renew readies a call that Serve has failed to be begun again, for a caller that waits until it can be sent. Rate limits and
-// faults that let it pass do so again.
+// Renew resets a call that Serve has failed so that it can be begun again, for a caller that waits until it can be sent.
+// Rate limits and faults that let it pass are not applied again.
 func (c *Call) Renew() { *c = Call{passed: c.passed} }
 
-// Serve takes the call through all stages. It returns an error as the caller is to get it, and then the call has ended; or
-// the refusal that is answered with a response; or neither: then Outside or Send of the adapter has one. A call without an
-// error goes on until [Call.End]. The context wait, that of the call or one that ends earlier, is for waits before anything is
-// sent.
+// Serve takes the call through all stages. It returns an error as the caller should get it, and then the call has ended; or
+// a refusal that is answered with a response; or neither: then Outside or Send of the adapter has the response. A call
+// without an error goes on until [Call.End]. The context wait, which is the call's or one that ends earlier, is for waits
+// before anything is sent.
 //
-// If neither Outside nor Send was called, it is left to the adapter to drop what was to be sent.
+// If neither Outside nor Send was called, the adapter must drop what was to be sent.
 func (c *Call) Serve(wait context.Context, req *Request, target route.Target, a Adapter) (answer *Refusal, err error) {
 	returned := false
 	defer func() {
@@ -136,7 +136,7 @@ func (c *Call) Serve(wait context.Context, req *Request, target route.Target, a 
 	return nil, err
 }
 
-// serve is the way of a call, stage by stage. The package documentation of mesh has the reason for their order.
+// serve takes the call through the stages. The package documentation of mesh has the reason for their order.
 func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	// 2. Where it goes.
 	if err := c.locate(wait, req); err != nil {
@@ -189,7 +189,7 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	return err
 }
 
-// injectFault delays the call or answers it, if the route asks for that and chance has it so.
+// injectFault delays the call or answers it, if the route asks for that and the call is drawn.
 func (c *Call) injectFault(ctx context.Context) error {
 	if c.rule.Route.Fault == (fault.Config{}) {
 		return nil
@@ -217,8 +217,7 @@ func (c *Call) beginLimits() {
 	}
 }
 
-// endLimits ends the limits of a call that got no response. It returns their error if it was they that ended it, and else
-// err.
+// endLimits ends the limits of a call that got no response. It returns their error if they ended it, and err otherwise.
 func (c *Call) endLimits(err error) error {
 	if c.limits == nil {
 		return err
@@ -226,13 +225,13 @@ func (c *Call) endLimits(err error) error {
 	return c.limits.Failed(err)
 }
 
-// timedOut reports whether the call ended because of a limit of ours, and not of the caller's.
+// timedOut reports whether the call ended because of a limit of ours, and not one of the caller's.
 func (c *Call) timedOut() bool {
 	_, ours := errors.AsType[*deadline.Error](context.Cause(c.ctx))
 	return ours
 }
 
-// failure tells what kind of failure err is.
+// failure returns the kind of failure of err.
 func (c *Call) failure(err error) failure.Kind {
 	if c.adapter == nil {
 		return failure.Of(c.ctx, nil, err)
@@ -240,7 +239,7 @@ func (c *Call) failure(err error) failure.Kind {
 	return c.adapter.Failure(err)
 }
 
-// failed returns the error of a call without a response as the caller gets it.
+// failed returns the error that the caller of a call without a response gets.
 func (c *Call) failed(err error) error {
 	kind := c.failure(err) // before the limits end the context
 	err = c.endLimits(err)
@@ -263,8 +262,8 @@ func (c *Call) failed(err error) error {
 // GRPC says, before End, with which status a gRPC call was answered.
 func (c *Call) GRPC(code uint32) { c.grpc = int32(code) + 1 }
 
-// End ends, once, a call that Serve let go on, and its limits in time. The status is that of HTTP, or 0. err is what broke the
-// response off. last is the attempt that ended just now with the call, if one did: it saves a look at the clock.
+// End ends, once, a call that Serve let go on, and its time limits. status is the HTTP status, or 0. err is what broke the
+// response off. last is the attempt that has just ended with the call, or nil: with it the clock is not read again.
 func (c *Call) End(status int, err error, last *Attempt) {
 	if err != nil && c.limits != nil {
 		err = c.limits.Received(err)
@@ -298,10 +297,10 @@ func (c *Call) Engine() *Engine { return c.engine }
 // Backend returns the destination that a route has chosen, nil if none has.
 func (c *Call) Backend() *route.Backend { return c.backend }
 
-// Rule returns the rule that has decided, and which of its matches has, nil if none has.
+// Rule returns the rule that routed the call, and which of its matches did, nil if none did.
 func (c *Call) Rule() (rule *route.Rule, match int) { return c.rule, int(c.match) }
 
-// Limits returns the limits in time of the call, which also watch its response. It is nil if there are none.
+// Limits returns the time limits of the call, which also watch its response. It is nil if there are none.
 func (c *Call) Limits() *deadline.Call { return c.limits }
 
 // Multiplexed says that the attempts of the call share connections, as those of HTTP/2 do. The call must have a destination.

@@ -21,7 +21,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// cluster is the state of one target: its endpoints and what was learned about them. What Envoy calls a cluster.
+// cluster is the state of one target: its endpoints and what was learned about them. Envoy calls this a cluster, too.
 type cluster struct {
 	engine *Engine
 	target route.Target
@@ -36,19 +36,19 @@ type cluster struct {
 	budget   *retry.Budget
 	rate     *limit.Rate // nil if there is none
 
-	// failover are the targets that attempts go to, the best first: see failover.go. nil means this one alone.
+	// failover lists the targets that attempts go to, the best first: see failover.go. nil means only this one.
 	failover []route.Target
-	woken    atomic.Int64 // when these were last kept awake, in Unix seconds
-	heard    atomic.Bool  // discovery has answered, or had time enough: see healthy
+	woken    atomic.Int64 // when they were last kept awake, in Unix seconds
+	heard    atomic.Bool  // discovery has answered, or has had enough time: see healthy
 
-	calls atomic.Int64 // under way, with the bit below
+	calls atomic.Int64 // in flight, with the bit below
 	used  atomic.Int64 // when the last call began, in Unix seconds
 
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
 	unselected atomic.Int64 // endpoints that are not of the subset
 
-	updating sync.Mutex // held while the endpoints change, so that none come after the end
+	updating sync.Mutex // held while the endpoints change, so that none arrive after the end
 
 	mu     sync.Mutex
 	subs   []*discovery.Subscription // one, unless a document lists several names
@@ -58,8 +58,8 @@ type cluster struct {
 // clusterGone is set in cluster.calls when the cluster is closed and no call is left.
 const clusterGone = 1 << 62
 
-// newCluster builds the state of a target. Parts of the previous cluster of the same target, which may be nil, are taken
-// over where their settings are the same.
+// newCluster builds the state of a target. Parts of the previous cluster of the same target, which may be nil, are kept
+// where their settings are the same.
 func newCluster(e *Engine, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
 	c := &cluster{engine: e, target: target, config: config, failover: failoverTargets(&config, target)}
 	if previous == nil {
@@ -121,8 +121,8 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 	return c, nil
 }
 
-// enter counts a call in. It reports false if the cluster is closed and has given up its endpoints: there is a newer
-// view then.
+// enter counts a call in. It returns false if the cluster is closed and has given up its endpoints: then there is a newer
+// view.
 func (c *cluster) enter(now time.Time) bool {
 	if c.calls.Add(1)&clusterGone != 0 {
 		c.calls.Add(-1)
@@ -142,17 +142,17 @@ func (c *cluster) leave() {
 	}
 }
 
-// idleSince reports whether there has been no call since then.
+// idleSince reports whether there has been no call since the given time.
 func (c *cluster) idleSince(then time.Time) bool {
 	return c.calls.Load() == 0 && c.used.Load() < then.Unix()
 }
 
-// start finds the endpoints, now and from now on. It is not part of newCluster because it tells observers, which must not
-// happen while the mesh is locked.
+// start begins to watch the endpoints. It is not part of newCluster because it calls observers, which must not happen while
+// the mesh is locked.
 func (c *cluster) start() {
 	entry := c.config.entry
 	switch {
-	case c.config.Missing: // a subset that nobody defines has no endpoints
+	case c.config.Missing: // an undefined subset has no endpoints
 	case c.failover != nil && !slices.Contains(c.failover, c.target): // it stands for others
 	case c.config.Passthrough: // to where the caller would go without a mesh
 		c.subscribe(c.engine.names, c.config.service, c.update)
@@ -175,7 +175,7 @@ func (c *cluster) start() {
 
 // namedEndpoints are the endpoints behind several names.
 type namedEndpoints struct {
-	mu    sync.Mutex // held while they are handed on, so that the latest come last
+	mu    sync.Mutex // held while they are handed on, so that the latest set comes last
 	found [][]discovery.Endpoint
 }
 
@@ -199,7 +199,7 @@ func (c *cluster) subscribe(watcher *discovery.Watcher, service discovery.Servic
 	}
 }
 
-// refresh has discovery look again soon: an endpoint could not be connected to, so it may be gone.
+// refresh asks discovery to look again soon: an endpoint could not be connected to, so it may be gone.
 func (c *cluster) refresh() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -208,7 +208,7 @@ func (c *cluster) refresh() {
 	}
 }
 
-// close makes the cluster end with the last of its calls: until then they may still wait for endpoints. It may be called
+// close makes the cluster end with the last of its calls: until then calls may still wait for endpoints. It may be called
 // more than once.
 func (c *cluster) close() {
 	c.mu.Lock()
@@ -217,7 +217,7 @@ func (c *cluster) close() {
 	c.giveUp()
 }
 
-// giveUp ends a closed cluster that no call is left in.
+// giveUp ends a closed cluster that has no calls left.
 func (c *cluster) giveUp() {
 	c.mu.Lock()
 	closed, subs := c.closed, c.subs
@@ -233,7 +233,7 @@ func (c *cluster) giveUp() {
 	c.balancer.Update(nil)
 }
 
-// wait waits until discovery has said something about the endpoints, for as long as a connection would be waited for.
+// wait waits until discovery has reported on the endpoints, no longer than the connect timeout.
 func (c *cluster) wait(ctx context.Context) error {
 	c.mu.Lock()
 	subs := c.subs
@@ -269,7 +269,7 @@ func (c *cluster) wait(ctx context.Context) error {
 	return failed
 }
 
-// pick chooses an endpoint, and waits for endpoints if there are none yet. An error is a refusal, of discovery if it was
+// pick chooses an endpoint, and waits for endpoints if there are none yet. An error is a refusal, by discovery if it was
 // waited for.
 func (c *cluster) pick(ctx context.Context, info balancer.PickInfo, now time.Time) (*balancer.Host, error) {
 	if c.outlier != nil {
@@ -328,7 +328,7 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 		chosen = slices.DeleteFunc(chosen, func(e discovery.Endpoint) bool { return !match(&e) })
 	}
 	for i := range chosen {
-		// From here on the endpoint is where this cluster dials it: that is what it is told apart by.
+		// From here on the endpoint has the address that this cluster dials, which identifies it.
 		e := &chosen[i]
 		e.Port, e.Ports = e.DialPort(c.target.Port), nil
 	}
@@ -340,7 +340,7 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 			if e.tracker != nil {
 				e.tracker.SetTakesCalls(h.TakesCalls())
 			}
-			c.describe(h, e) // one that was there before may have got another identity
+			c.describe(h, e) // a known one may have another identity now
 		}
 		c.unselected.Store(int64(len(endpoints) - len(chosen)))
 	}
@@ -362,7 +362,7 @@ func (c *cluster) wanted() string {
 	}
 }
 
-// labelText returns labels for people to read, sorted by name.
+// labelText returns labels as readable text, sorted by name.
 func labelText(labels map[string]string) string {
 	var list []string
 	for _, name := range slices.Sorted(maps.Keys(labels)) {

@@ -14,11 +14,11 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// dialAttempts is how many endpoints a dial tries: as many as the mesh's default retries make of a call. A connection that
-// could not be made has carried nothing.
+// dialAttempts is how many endpoints a dial tries: as many attempts as a call gets with the mesh's default retries. A
+// connection that could not be made has carried nothing.
 const dialAttempts = 3
 
-// Dialled is what is known of a connection of [Engine.DialContext], or of one that could not be made.
+// Dialled describes a connection of [Engine.DialContext], or one that could not be made.
 type Dialled struct {
 	Target   route.Target
 	Outside  bool                // of the mesh
@@ -52,14 +52,14 @@ func (e *Engine) DialContext(ctx context.Context, network, address string) (net.
 	return conn, d, err
 }
 
-// dial is the way of a connection, which has those stages of a call that need no requests.
+// dial takes a connection through the stages of a call that need no requests.
 func (c *Call) dial(network, address string, d *Dialled) (conn net.Conn, err error) {
-	defer func() { // a connection is no call: it does not keep the endpoints of a removed destination known
+	defer func() { // a connection is no call: it does not keep the endpoints of a removed destination
 		if c.cluster != nil {
 			c.cluster.leave()
 		}
 	}()
-	// It comes in plaintext, as a request of http does, and leaves as the documents ask.
+	// It comes in plaintext, like an http request, and leaves as the documents require.
 	if err := c.locate(c.ctx, &Request{Host: address, Request: route.Request{Scheme: "http"}}); err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func (c *Call) dial(network, address string, d *Dialled) (conn net.Conn, err err
 	return conn, err
 }
 
-// connect is one attempt. It ends with the connection, but what it says of the endpoint and of the destination is known
+// connect makes one attempt. It ends with the connection, but its results for the endpoint and the destination are reported
 // before.
 func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 	a := new(Attempt)

@@ -1,12 +1,12 @@
-// Package engine is the outbound half of a mesh: it takes calls to their destinations. It knows the plan, which documents
-// were compiled to, and keeps the state of the destinations that are called: endpoints, connections, circuits, budgets. It is
+// Package engine is the outbound half of a mesh: it takes calls to their destinations. It knows the plan, which is compiled
+// from documents, and keeps the state of the destinations that are called: endpoints, connections, circuits, budgets. It is
 // internal: a program sees mesh.Mesh.
 //
 // # Protocols
 //
-// The engine knows a call by a small view ([Request]) and an attempt by one value ([Attempt]). What a call looks like on the
-// wire, and what becomes of its body, is known to an [Adapter]: enginehttp for net/http, and DialContext here for connections
-// without requests. Another protocol is added in this way:
+// The engine knows a call by a small view ([Request]) and an attempt by one value ([Attempt]). An [Adapter] knows what a
+// call looks like on the wire, and handles its body: enginehttp for net/http, and DialContext here for connections without
+// requests. Another protocol is added in this way:
 //
 //	type call struct {
 //		engine.Call // one allocation holds the call, and the first attempt
@@ -23,10 +23,10 @@
 //	default: // Send has a response; when that is over: c.End
 //	}
 //
-// A call that Serve failed may be begun again after Renew, by a caller who waits until it can be sent. Serve calls the methods
-// of the adapter, in this order: Outside alone, for a host outside the mesh; or Prepare, HashKey if
-// the destination hashes, Mirror if the rule has mirrors, and Send. Send makes attempts as the retry.Loop that it is given
-// permits: retry.Loop.Do for requests of net/http; otherwise Budget.Deposit, and after each attempt that is to be retried
+// A call that Serve failed may be begun again after Renew, by a caller that waits until it can be sent. Serve calls the
+// methods of the adapter, in this order: Outside alone, for a host outside the mesh; or Prepare, HashKey if the destination
+// hashes, Mirror if the rule has mirrors, and Send. Send makes attempts as the retry.Loop that it is given permits:
+// retry.Loop.Do for requests of net/http; otherwise Budget.Deposit, and after each attempt that is to be retried
 // (Policy.Config().On) Loop.Next, or NextAfter where the server says when, and Limiter.Release when the next attempt has got
 // its answer. An attempt is:
 //
@@ -37,7 +37,7 @@
 //	a.Answered(status)                      // when the response begins; then Header, if e.Observed()
 //	err = a.End(err)                        // when it is over: exactly once, or Abandon if it was not sent
 //
-// A protocol whose calls share connections says so with Multiplexed before it acquires. A response that is a stream is held to
-// the limits in time by those of deadline.Call ([Call.Limits]): WatchMessages, and Await and Received around each wait. Mirror
-// makes copies with Engine.Mirrors.Copy: each is a call of the kind [Copied], served with the target of its mirror.
+// A protocol whose calls share connections says so with Multiplexed before it acquires. A streaming response is held to the
+// time limits with the methods of deadline.Call ([Call.Limits]): WatchMessages, and Await and Received around each wait.
+// Mirror makes copies with Engine.Mirrors.Copy: each is a call of the kind [Copied], served with the target of its mirror.
 package engine

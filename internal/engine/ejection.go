@@ -8,7 +8,7 @@ import (
 )
 
 // outlierDetector connects the outlier detection of a target with the hosts it ejects. It may outlive the cluster that made
-// it, and its hosts then are those of the next.
+// it; then its hosts are those of the next one.
 type outlierDetector struct {
 	*breaker.Outlier
 
@@ -16,7 +16,7 @@ type outlierDetector struct {
 	hosts map[string]ejectable
 }
 
-// ejectable is an endpoint that may be taken out.
+// ejectable is an endpoint that may be ejected.
 type ejectable struct {
 	cluster *cluster
 	host    *balancer.Host
@@ -30,7 +30,7 @@ func newOutlierDetector(config breaker.OutlierConfig) (*outlierDetector, error) 
 	return d, err
 }
 
-// watch has the host ejected when its tracker is.
+// watch keeps the host ejected while its tracker is.
 func (d *outlierDetector) watch(c *cluster, h *balancer.Host, t *breaker.Tracker) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

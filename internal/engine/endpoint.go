@@ -15,7 +15,7 @@ import (
 type endpoint struct {
 	cluster *cluster
 	tracker *breaker.Tracker // nil if endpoints are never ejected
-	plain   *sockets.Socket  // without TLS, or with that which the caller's URL asks for
+	plain   *sockets.Socket  // without TLS, or with the TLS that the caller's URL asks for
 	secured atomic.Pointer[secured]
 }
 
@@ -25,8 +25,8 @@ type secured struct {
 	err    error           // why the endpoint cannot be called
 	socket *sockets.Socket // nil for plaintext
 
-	// always says that a document asked for it, so that it also goes for calls whose URL asks for TLS. Auto-mTLS leaves those
-	// to their caller: it takes the place of plaintext only.
+	// always says that a document asked for it, so that it also applies to calls whose URL asks for TLS. Auto-mTLS leaves
+	// those to their caller: it replaces plaintext only.
 	always bool
 }
 
@@ -54,7 +54,7 @@ func sameText(a, b error) bool {
 	return a == b || a != nil && b != nil && a.Error() == b.Error()
 }
 
-// enter counts an attempt in, and returns the connections it goes over. ownTLS says that the caller's URL asks for TLS.
+// enter counts an attempt in, and returns the connections that it uses. ownTLS says that the caller's URL asks for TLS.
 func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*sockets.Connections, error) {
 	for {
 		s, way := e.secured.Load(), e.plain
@@ -63,7 +63,7 @@ func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*sockets.Connecti
 				return nil, s.err
 			}
 			if s.Kind == sockets.Mutual {
-				// Connections that are open would go on working with an identity that has expired.
+				// Open connections would keep working with an identity that has expired.
 				if _, err := identity.Identity(); err != nil {
 					return nil, err
 				}

@@ -16,27 +16,27 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// Config is what an [Engine] is made of.
+// Config holds the settings of an [Engine].
 type Config struct {
 	// Resolver finds endpoints. nil means [discovery.DNS].
 	Resolver discovery.Resolver
 
-	// Template is what connections are made like. It must be set.
+	// Template is the template for connections. It must be set.
 	Template *sockets.Template
 
 	// RegistryOnly refuses hosts outside the mesh.
 	RegistryOnly bool
 
-	// Protections are what no document asks for. Where several apply to a host, the last one counts.
+	// Protections are settings that no document can express. If several apply to a host, the last one wins.
 	Protections []HostProtection
 
 	// Hooks are told what happens.
 	Hooks Hooks
 }
 
-// Engine takes calls to their destinations. [New] makes one; it is safe for concurrent use once a plan was applied.
+// Engine takes calls to their destinations. [New] makes one; it is safe for concurrent use once a plan has been applied.
 type Engine struct {
-	// Mirrors sends the copies of calls. Its Send is set by the adapter of HTTP.
+	// Mirrors sends the copies of calls. The HTTP adapter sets its Send.
 	Mirrors mirror.Mirrorer[route.Mirror]
 
 	config      Config
@@ -50,7 +50,7 @@ type Engine struct {
 	names    *discovery.Watcher // of DNS, whatever finds the endpoints
 	identity *tlsid.Keeper      // nil without one
 
-	// view is what calls look at: one load at the start of a call fixes its plan.
+	// view is what calls use: one load at the start of a call fixes its plan.
 	view atomic.Pointer[view]
 
 	routesSeen atomic.Pointer[routesSeen] // of status
@@ -86,7 +86,7 @@ func (e *Engine) Identify(identity *tlsid.Keeper, trustDomain string) {
 	e.identity, e.trustDomain = identity, trustDomain
 }
 
-// Rotate has new calls use new connections wherever the identity was presented.
+// Rotate makes new calls use new connections wherever the identity was presented.
 func (e *Engine) Rotate() {
 	e.mu.Lock() // a cluster that is being made would be missed
 	clusters := e.view.Load().clusters
@@ -110,15 +110,15 @@ func (e *Engine) CloseIdleConnections() {
 	e.config.Template.CloseIdle()
 }
 
-// Close ends the engine: new calls fail with [ErrClosed], mirrored copies and discovery stop, and idle connections close.
-// It waits for everything the engine itself runs. Calls in flight end in their own time, and their connections close after
+// Close ends the engine: new calls fail with [ErrClosed], mirrored copies and discovery stop, and idle connections close. It
+// waits for everything that the engine itself runs. Calls in flight end in their own time, and their connections close after
 // them. Close may be called more than once.
 func (e *Engine) Close() {
 	e.mu.Lock()
 	e.closed.Store(true)
 	last := e.view.Load()
 	empty := *last
-	empty.clusters = nil // a call that needs one now is told that the engine is closed
+	empty.clusters = nil // a call that needs one now learns that the engine is closed
 	e.view.Store(&empty)
 	if e.sweeper != nil {
 		e.sweeper.Stop()
@@ -135,13 +135,13 @@ func (e *Engine) Close() {
 	e.config.Template.CloseIdle()
 }
 
-// Observed reports whether anybody is told of calls.
+// Observed reports whether there are observers of calls.
 func (e *Engine) Observed() bool { return e.hooks.Call != nil }
 
 // HeadersObserved reports whether observers set headers of attempts.
 func (e *Engine) HeadersObserved() bool { return e.hooks.Headers }
 
-// Template returns what connections are made like.
+// Template returns the template for connections.
 func (e *Engine) Template() *sockets.Template { return e.config.Template }
 
 // Of returns the engine behind the transport of a mesh, nil for any other.
@@ -160,7 +160,7 @@ func (e *Engine) mirrorDone(to *route.Mirror, err error) {
 
 func (e *Engine) discoveryFailed(service discovery.Service, err error) {
 	if errors.Is(err, discovery.ErrUnknownService) {
-		return // an answer, which the call that asked for it gets
+		return // an answer: it goes to the call that asked
 	}
 	if f := e.hooks.DiscoveryFailed; f != nil {
 		f(service, err)

@@ -19,11 +19,11 @@ const (
 	// hostsCached bounds the cache of hosts: its keys come from callers.
 	hostsCached = 1024
 
-	// longestCached bounds the keys, too: a name of the DNS has at most 253 bytes.
+	// longestCached bounds the keys, too: a DNS name has at most 253 bytes.
 	longestCached = 512
 
-	// For how long a host that discovery does not know is taken to be outside the mesh before it is asked again: a service
-	// may register after its first call.
+	// For how long a host that discovery does not know is treated as outside the mesh before discovery is asked again: a
+	// service may register after its first call.
 	unknownAtFirst = 250 * time.Millisecond
 	unknownAtMost  = 5 * time.Second
 )
@@ -32,34 +32,34 @@ const (
 type host struct {
 	policy.HostPlan
 
-	// asked is its name as the caller has it, which is what it is called if it turns out to be outside the mesh.
+	// asked is the name as the caller wrote it, which is used if the host turns out to be outside the mesh.
 	asked string
 
-	// port is the one the caller asks for: that of the URL, or of its scheme.
+	// port is the port that the caller asks for: the URL's, or the default of its scheme.
 	port int
 
 	// mine says that the host belongs to the mesh if discovery knows it; a host that is Known belongs in any case.
 	mine bool
 
-	// documents are those that the rules come from, in their order; only if calls are observed.
+	// documents names the document of each rule. It is nil unless calls are observed.
 	documents []string
 
-	// protection is what the program asked for, beside the documents; nil for nothing. The retry policies that it changes
-	// are kept by the rule they belong to.
+	// protection is what the program asked for in addition to the documents, nil for nothing. The retry policies that it
+	// changes are kept by rule.
 	protection *Protection
 	policies   sync.Map
 
-	// denied says that discovery does not know the host; nil if it has not said so.
+	// denied is set if discovery has said that it does not know the host.
 	denied atomic.Pointer[denial]
 }
 
-// denial is for how long, and until when, a host is taken not to be of the mesh.
+// denial says for how long, and until when, a host is treated as outside the mesh.
 type denial struct {
 	wait  time.Duration
 	until time.Time
 }
 
-// outside reports whether the host is taken not to belong to the mesh now.
+// outside reports whether the host is treated as outside the mesh now.
 func (h *host) outside(now time.Time) bool {
 	if h.Known {
 		return false
@@ -68,14 +68,13 @@ func (h *host) outside(now time.Time) bool {
 	return !h.mine || d != nil && now.Before(d.until)
 }
 
-// deny notes that discovery does not know the host. It is asked again soon, and if it then still does not, less and less
-// often.
+// deny records that discovery does not know the host. Discovery is asked again soon, and then less and less often.
 func (h *host) deny(now time.Time) {
 	last := h.denied.Load()
 	next := denial{wait: unknownAtFirst}
 	if last != nil {
 		if now.Before(last.until) {
-			return // others have asked meanwhile
+			return // another call has asked meanwhile
 		}
 		next.wait = min(2*last.wait, unknownAtMost)
 	}
@@ -109,13 +108,13 @@ func (h *host) policy(rule *route.Rule) *retry.Policy {
 	}
 	policy, err := retry.NewPolicy(config)
 	if err != nil {
-		policy = rule.Retry // cannot be: neither change can make a good policy bad
+		policy = rule.Retry // cannot happen: neither change can make a valid policy invalid
 	}
 	h.policies.Store(rule, policy)
 	return policy
 }
 
-// hostCache remembers the hosts of a plan by the way callers write them. Reading takes no lock.
+// hostCache caches the hosts of a plan by the spelling of callers. Reading takes no lock.
 type hostCache struct {
 	engine *Engine
 	plan   *policy.Plan
@@ -129,8 +128,8 @@ func newHostCache(e *Engine, plan *policy.Plan) *hostCache {
 	return &hostCache{engine: e, plan: plan}
 }
 
-// lookup returns the host that decides over a call. That is the one its authority names, if a document does too, and else
-// the one that is dialled. The port is that of the dialled in any case.
+// lookup returns the host that routes a call. It is the one that the authority names, if a document names it too, and the
+// dialled host otherwise. The port is the dialled host's in any case.
 func (c *hostCache) lookup(r *Request) *host {
 	asked := c.get(r.Scheme, r.Host)
 	if r.Authority == "" || r.Authority == r.Host {
@@ -163,7 +162,7 @@ func (c *hostCache) get(scheme, authority string) *host {
 	h := &host{HostPlan: c.plan.Host(whole)}
 	h.asked = h.Service.Host
 	if service, ok := c.plan.InCluster(whole); ok && (c.engine.config.Resolver != nil || service.Service == h.Service) {
-		h.HostPlan = service // else it is outside, and the URL says where
+		h.HostPlan = service // otherwise it is outside, and the URL says where
 	}
 	h.port, _ = strconv.Atoi(port)
 	h.protection = c.engine.protection(c.plan, h.HostPlan)
@@ -197,7 +196,7 @@ func (c *hostCache) get(scheme, authority string) *host {
 	return h
 }
 
-// withPort returns an authority with a port: its own, or else the given one.
+// withPort returns an authority with a port: its own, or the given one if it has none.
 func withPort(authority, port string) string {
 	if _, _, err := net.SplitHostPort(authority); err == nil {
 		return authority
@@ -210,8 +209,8 @@ func (e *Engine) mayOwn(scheme, authority string) bool {
 	if e.config.Resolver != nil {
 		return true
 	}
-	// DNS knows the whole world. What RegistryOnly calls the registry are then the documents, and a host behind a proxy
-	// is best left to it.
+	// DNS knows the whole world. So for RegistryOnly the documents are the registry, and a host behind a proxy is best left
+	// to the proxy.
 	if e.config.RegistryOnly {
 		return false
 	}

@@ -9,22 +9,23 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// Which targets are called, and on which ports, is up to the callers, so the state of those that are called no more is
-// dropped: connections, watches, what was learned.
+// Callers choose which targets are called, and on which ports, so the state of targets that are no longer called is dropped:
+// connections, watches, what was learned.
 const (
-	// clustersKept is how many targets are kept before those are dropped that had no calls for clusterIdle.
+	// clustersKept is how many targets are kept before targets without calls for clusterIdle are dropped.
 	clustersKept = 256
 	clusterIdle  = 10 * time.Minute
 
-	// Targets that no document names, strangers, are dropped when they had no calls for strangerIdle. DNS knows any number of
-	// them: of these no more are kept than http.DefaultTransport keeps idle connections. A registry knows only its services.
-	// Beyond that those go that were used longest ago.
+	// Targets that no document names, strangers, are dropped when they had no calls for strangerIdle. DNS knows any number
+	// of them: no more of these are kept than http.DefaultTransport keeps idle connections. A registry knows only its
+	// services. Beyond that the least recently used ones are dropped.
 	strangerIdle   = 5 * time.Minute
 	strangersKept  = 100
 	registeredKept = 1024
 )
 
-// makeRoomLocked drops idle targets so that there is room for c. The caller closes what it returns when it has let go of mu.
+// makeRoomLocked drops idle targets so that there is room for c. The caller closes the returned ones after it has released
+// mu.
 func (e *Engine) makeRoomLocked(clusters map[route.Target]*cluster, c *cluster) (dropped []*cluster) {
 	now := time.Now()
 	if len(clusters) >= clustersKept {
@@ -59,7 +60,7 @@ func (e *Engine) makeRoomLocked(clusters map[route.Target]*cluster, c *cluster) 
 	return dropped
 }
 
-// sweep drops targets that no document names and that were not called for a time. It runs while there are any.
+// sweep drops targets that no document names and that were not called for a while. It runs while there are any.
 func (e *Engine) sweep() {
 	var dropped []*cluster
 	defer func() { closeAll(dropped) }()
@@ -86,7 +87,7 @@ func (e *Engine) sweep() {
 	e.sweeper.Reset(strangerIdle)
 }
 
-// drop forgets a target that turned out to be none.
+// drop forgets a target that turned out not to exist.
 func (e *Engine) drop(c *cluster) {
 	e.mu.Lock()
 	current := e.view.Load()
@@ -100,7 +101,7 @@ func (e *Engine) drop(c *cluster) {
 	c.close()
 }
 
-// dropIdle deletes those clusters that are idle, and returns them.
+// dropIdle deletes the clusters that are idle, and returns them.
 func dropIdle(clusters map[route.Target]*cluster, idle func(*cluster) bool) (dropped []*cluster) {
 	for target, c := range clusters {
 		if idle(c) {

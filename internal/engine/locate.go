@@ -9,7 +9,7 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// locate finds out where the call goes: it sets cluster, or leaves it nil if the host is outside the mesh.
+// locate determines where the call goes: it sets cluster, or leaves it nil if the host is outside the mesh.
 func (c *Call) locate(wait context.Context, req *Request) error {
 	c.ownTLS = req.Scheme == "https"
 	asked := c.target
@@ -23,7 +23,7 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 		// No document may name the host: it belongs to the mesh only if discovery knows it.
 		certain := c.kind == Copied || c.host.Known
 		if c.kind == Routed && !certain && c.host.Routes != nil {
-			// A wildcard routes it, if it is a service.
+			// A wildcard routes the host, if it is a service.
 			if current, err := c.enter(v); err != nil {
 				return err
 			} else if !current {
@@ -43,7 +43,7 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 		if current, err := c.enter(v); err != nil {
 			return err
 		} else if !current {
-			continue // the documents changed meanwhile; nothing was sent yet, so begin again with the new ones
+			continue // the documents changed meanwhile; nothing has been sent yet, so start over with the new ones
 		}
 		if !certain {
 			if err := c.confirm(wait); err != nil || c.cluster == nil {
@@ -57,7 +57,7 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 	}
 }
 
-// enter has the call count in the cluster of its target. current is false if the documents have changed.
+// enter counts the call in the cluster of its target. current is false if the documents have changed.
 func (c *Call) enter(v *view) (current bool, err error) {
 	c.resolve()
 	cluster, current, err := c.engine.enter(v, c.target, c.start)
@@ -76,7 +76,7 @@ func (c *Call) route(v *view, req *Request) error {
 	if table == nil {
 		table = v.plan.Defaults()
 	}
-	// The request is the caller's: routing is by what was asked, not by what it is rewritten to.
+	// The request is the caller's: routes match the original request, not the rewritten one.
 	rule, match, ok := table.Match(&req.Request)
 	if !ok {
 		return prescribe(LayerRoute, FlagNoRoute, errNoRoute, AnswerNotFound)
@@ -118,7 +118,7 @@ func (c *Call) confirm(ctx context.Context) error {
 	return undiscovered(ctx, err)
 }
 
-// leaveMesh says what becomes of a call to a host outside the mesh.
+// leaveMesh decides what happens to a call to a host outside the mesh.
 func (c *Call) leaveMesh() error {
 	c.rule, c.backend, c.cluster, c.outside = nil, nil, nil, true
 	c.target = route.Target{Host: c.host.asked}

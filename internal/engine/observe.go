@@ -11,25 +11,25 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Hooks are told what an [Engine] does. Those that are nil are skipped, and cost nothing. They are called without locks, on
-// the goroutine of the call or, for what is no part of a call, on one of the engine's own.
+// Hooks are told what an [Engine] does. Hooks that are nil are skipped, and cost nothing. They are called without locks, on
+// the goroutine of the call or, for events outside calls, on one of the engine's own.
 type Hooks struct {
-	// Call is told that a call begins. It returns the context to go on with, and who is told of the rest.
+	// Call is told that a call begins. It returns the context for the rest of the call, and the observer of the rest.
 	Call func(ctx context.Context, start CallStart) (context.Context, CallObserver)
 
-	// Headers says that observers set headers of attempts; Messages, that they want to know of messages.
+	// Headers says that observers set headers of attempts; Messages, that they want to be told of messages.
 	Headers, Messages bool
 
-	// Error makes the error that a caller gets of a failure. It must be set.
+	// Error makes the error that a caller gets for a failure. It must be set.
 	Error func(Failure) error
 
 	// EndpointsChanged is told that discovery delivered a set of n endpoints.
 	EndpointsChanged func(target route.Target, n int)
 
-	// Ejection is told that outlier detection took an endpoint out, or gave it another chance.
+	// Ejection is told that outlier detection ejected an endpoint, or readmitted it.
 	Ejection func(target route.Target, event breaker.Event)
 
-	// CircuitChanged is told of the state of a destination's circuit.
+	// CircuitChanged is told of a change of the state of a destination's circuit.
 	CircuitChanged func(target route.Target, change breaker.Change)
 
 	// DiscoveryFailed is told that discovery failed. The last known endpoints stay.
@@ -41,7 +41,7 @@ type Hooks struct {
 
 // CallStart is how a call begins.
 type CallStart struct {
-	Described any // the call, in a way that the observers know
+	Described any // the call, in a form that the observers know
 	Start     time.Time
 	Mirror    bool
 }
@@ -52,10 +52,10 @@ type CallObserver interface {
 	// itself: it may be the caller's. Sent is nil unless observers set headers.
 	Attempt(ctx context.Context, a *Attempt, n int, header map[string][]string, sent HeaderSetter) (context.Context, AttemptObserver)
 
-	// Answered is told the header of an answer that is not that of an endpoint of the mesh.
+	// Answered is told the header of an answer that did not come from an endpoint of the mesh.
 	Answered(header map[string][]string)
 
-	// Ticket returns what stands for the call until it ends.
+	// Ticket returns a number that identifies the call until it ends.
 	Ticket() uint64
 
 	// Message is told that a message was sent or received. It may be called at any time, on any goroutine: it does nothing
@@ -66,13 +66,13 @@ type CallObserver interface {
 	End(CallEnd)
 }
 
-// Messages tells the observers of a call of its messages. Those of the zero Messages are nobody.
+// Messages tells the observers of a call of its messages. The zero Messages has no observers.
 type Messages struct {
 	observer CallObserver
 	ticket   uint64
 }
 
-// Messages returns what is told of the messages of a call, as long as it goes on.
+// Messages returns the Messages of a call, which work as long as the call goes on.
 func (c *Call) Messages() Messages {
 	if !c.engine.hooks.Messages {
 		return Messages{}
@@ -99,7 +99,7 @@ type AttemptObserver interface {
 	// Moved is told that the attempt goes to another endpoint, before anything was sent.
 	Moved(Peer)
 
-	// Answered is told how the endpoint answers. What the caller is not to see is removed from a header that is shared.
+	// Answered is told how the endpoint answers. It removes from a shared header what the caller must not see.
 	Answered(Response)
 
 	// End is told once how the attempt ended.
@@ -116,11 +116,11 @@ type Response struct {
 	ProtoMajor, ProtoMinor int // 0 if they are not known
 }
 
-// Peer is what is known of the endpoint of an attempt.
+// Peer is what is known about the endpoint of an attempt.
 type Peer struct {
 	Address  string
 	Endpoint *discovery.Endpoint
-	ID       string // the SPIFFE ID that it has to prove, if that is one
+	ID       string // the SPIFFE ID that it has to prove, if there is exactly one
 }
 
 // AttemptEnd is how an attempt ended.
@@ -157,16 +157,16 @@ type CallEnd struct {
 	BytesSent, BytesReceived int64
 }
 
-// Observed reports whether anybody is told of the call.
+// Observed reports whether the call has observers.
 func (c *Call) Observed() bool { return c.observer != nil }
 
-// Peer returns what is known of the endpoint.
+// Peer returns what is known about the endpoint.
 func (a *Attempt) Peer() Peer {
 	return Peer{Address: a.endpoint.ID(), Endpoint: a.endpoint.Endpoint(), ID: a.conns.ExpectedID()}
 }
 
-// Observe tells the observers, if there are any, that the n-th attempt begins. If they set headers, they change through sent the
-// header that will be sent. It returns the context to go on with.
+// Observe tells the observers, if there are any, that the n-th attempt begins. If they set headers, they change the header
+// that will be sent through sent. It returns the context for the rest of the attempt.
 func (a *Attempt) Observe(ctx context.Context, n int, header map[string][]string, sent HeaderSetter) context.Context {
 	c := a.call
 	if c.observer == nil {
@@ -210,7 +210,7 @@ func (c *Call) observeEnd(status int, err error, last *Attempt) {
 	c.observer.End(end)
 }
 
-// Origin returns the document and the route that the call follows, as far as there are any.
+// Origin returns the document and the route that the call follows, if there are any.
 func (c *Call) Origin() (document, route string) {
 	switch {
 	case c.rule != nil:
@@ -221,7 +221,7 @@ func (c *Call) Origin() (document, route string) {
 	return "", ""
 }
 
-// AnswerHeader tells the observers the header of an answer that is not that of an endpoint of the mesh.
+// AnswerHeader tells the observers the header of an answer that did not come from an endpoint of the mesh.
 func (c *Call) AnswerHeader(header map[string][]string) {
 	if c.observer != nil {
 		c.observer.Answered(header)

@@ -52,8 +52,8 @@ const (
 	FlagNoCluster                              // NC
 )
 
-// Code returns the status of a call that ended with the flags: the one that it was answered with, or where it was not, the one that
-// a sidecar would have answered with, as its metrics and logs say it. It is 0 for a caller that has gone.
+// Code returns the status of a call that ended with the flags: the status of its answer or, without one, the status that a
+// sidecar would have answered with and put into its metrics and logs. It is 0 if the caller is gone.
 func (f Flags) Code(status int) int {
 	const unavailable = FlagNoHealthyUpstream | FlagConnectFailure | FlagOverflow | FlagConnectionTerminated | FlagRemoteReset |
 		FlagNoCluster
@@ -88,13 +88,13 @@ func (f Flags) String() string {
 	return strings.Join(set, ",")
 }
 
-// Statuses as [Attempt.Answered] is told them.
+// Statuses as they are passed to [Attempt.Answered].
 const (
 	statusOK     = 200
-	statusFailed = 500 // and beyond: the server is at fault
+	statusFailed = 500 // and above: the server is at fault
 )
 
-// flagsOf returns the response flags of a failure. A timeout of the whole call is ours or the caller's.
+// flagsOf returns the response flags of a failure. ours says whether a timeout of the whole call is ours or the caller's.
 func flagsOf(kind failure.Kind, ours bool) Flags {
 	switch kind {
 	case failure.Canceled, failure.BadRequest:

@@ -9,7 +9,7 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// hintedError is an error of an attempt, with what may be its cause.
+// hintedError is an error of an attempt, with its possible cause.
 type hintedError struct {
 	error
 	hint string
@@ -21,8 +21,8 @@ func (e *hintedError) Error() string { return e.error.Error() + " (" + e.hint + 
 // Unwrap returns the error.
 func (e *hintedError) Unwrap() error { return e.error }
 
-// plaintextHint says why the attempt went out in plaintext, if its endpoint cut the connection off, as those do that take TLS
-// only. It is "" for other failures.
+// plaintextHint says why the attempt went out in plaintext, if its endpoint cut the connection off, as endpoints do that
+// take only TLS. It is "" for other failures.
 func (a *Attempt) plaintextHint(kind failure.Kind, err error) string {
 	c := a.call
 	if !cutOff(kind, err) || c.kind == Raw || c.ownTLS || a.conns == nil || a.conns.Secured() {
@@ -35,7 +35,7 @@ func (a *Attempt) plaintextHint(kind failure.Kind, err error) string {
 	case config.TLS.Mode == policy.TLSAuto && entry != nil && entry.Unplaced:
 		return sent + "as " + entry.Document + " has no location, which means MESH_EXTERNAL: write MESH_INTERNAL if the endpoint takes mutual TLS"
 	case c.engine.identity == nil:
-		return "" // nobody expects mutual TLS of this process
+		return "" // no peer expects mutual TLS of this process
 	case config.TLS.Mode == policy.TLSDisable:
 		return sent + "as its DestinationRule says DISABLE" + maybe
 	case config.TLS.External && entry != nil:
@@ -44,8 +44,8 @@ func (a *Attempt) plaintextHint(kind failure.Kind, err error) string {
 	return sent + "as nothing says that the endpoint takes mutual TLS: no PeerAuthentication has it STRICT, and it lacks the label " + tlsModeLabel
 }
 
-// cutOff reports whether the other end closed a connection that it had taken. To gRPC, a connection comes about with the first
-// frame of HTTP/2.
+// cutOff reports whether the other end closed a connection that it had accepted. For gRPC, a connection is established with
+// the first HTTP/2 frame.
 func cutOff(kind failure.Kind, err error) bool {
 	switch kind {
 	case failure.Reset, failure.Unsent:

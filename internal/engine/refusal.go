@@ -16,26 +16,26 @@ var (
 	ErrUnknownSubset = refusal.New("no DestinationRule defines the subset")
 )
 
-// What calls are answered for, if the answer cannot say it.
+// The reasons of those refusals whose answers do not say them.
 var (
 	errNoRoute      = refusal.New("no route matches")
 	errRouteAnswers = refusal.New("the route answers by itself")
 	errAborted      = refusal.New("fault filter abort")
 )
 
-// Refusal says that a layer of ours ends a call or an attempt, and why.
+// Refusal says that a layer of this process ends a call or an attempt, and why.
 type Refusal struct {
 	Layer Layer
 	Flags Flags
 
-	// Err is the reason. It is no error of internal/refusal where only time ran out in the layer: then it is that of the
-	// context, and judged as such.
+	// Err is the reason. If time merely ran out in the layer, it is the error of the context and not one of
+	// internal/refusal, and is judged as such.
 	Err error
 
-	// Answer is what the caller is answered. Without one it gets an error.
+	// Answer is the answer that the caller gets. Without one it gets an error.
 	Answer Answer
 
-	// Fault is that of AnswerFault.
+	// Fault is the fault of AnswerFault.
 	Fault fault.Decision
 }
 
@@ -67,7 +67,7 @@ func prescribe(layer Layer, flags Flags, err error, answer Answer) error {
 	return &Refusal{Layer: layer, Flags: flags, Err: refusal.Because(err), Answer: answer}
 }
 
-// NotInMesh is what an [Adapter] returns of a host outside the mesh that its protocol cannot call.
+// NotInMesh returns the error that an [Adapter] returns for a host outside the mesh that its protocol cannot call.
 func NotInMesh() error {
 	return refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
 }
@@ -96,7 +96,7 @@ func undiscovered(ctx context.Context, err error) error {
 	return refuse(LayerDiscovery, FlagNoHealthyUpstream, err)
 }
 
-// answerOf returns the refusal in err if it is answered, and else nil.
+// answerOf returns the refusal in err if it is answered, and nil otherwise.
 func answerOf(err error) *Refusal {
 	if r, ok := errors.AsType[*Refusal](err); ok && r.Answer != NoAnswer {
 		return r
@@ -104,7 +104,7 @@ func answerOf(err error) *Refusal {
 	return nil
 }
 
-// explain takes apart the error of a call: what is no refusal comes from the endpoint, or from the way to it.
+// explain takes apart the error of a call: an error that is no refusal comes from the endpoint, or from the way to it.
 func explain(err error) (Layer, Flags, error) {
 	r, ok := errors.AsType[*Refusal](err)
 	if !ok {

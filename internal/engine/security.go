@@ -23,7 +23,7 @@ var (
 		"subjectAltNames in a DestinationRule")
 )
 
-// secure says how to connect to an endpoint, or why that is not possible.
+// secure returns how to connect to an endpoint, or why that is not possible.
 func (c *cluster) secure(e *discovery.Endpoint) (sockets.Security, error) {
 	config := &c.config
 	switch config.TLS.Mode {
@@ -37,7 +37,7 @@ func (c *cluster) secure(e *discovery.Endpoint) (sockets.Security, error) {
 	if config.TLS.External {
 		return sockets.Security{}, nil
 	}
-	// Auto-mTLS: what the server's documents say of it, and else what is known of the endpoint.
+	// Auto-mTLS: what documents say about the server, and otherwise what is known about the endpoint.
 	switch mode, _ := config.peers.Mode(e.Labels, e.Port); mode {
 	case tlsid.Strict:
 		return c.mutual(e)
@@ -49,7 +49,7 @@ func (c *cluster) secure(e *discovery.Endpoint) (sockets.Security, error) {
 	return sockets.Security{}, nil
 }
 
-// mutual is mTLS with those SPIFFE IDs that the endpoint may have: never with any.
+// mutual returns mTLS with the SPIFFE IDs that the endpoint may have. That is never just any ID.
 func (c *cluster) mutual(e *discovery.Endpoint) (sockets.Security, error) {
 	if c.engine.identity == nil {
 		return sockets.Security{}, errNeedsIdentity

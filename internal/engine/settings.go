@@ -29,7 +29,7 @@ type clusterConfig struct {
 
 	documented bool // some document names the host
 
-	peers       *policy.PeerRules // what connections the endpoints take
+	peers       *policy.PeerRules // which connections the endpoints accept
 	trustDomain string            // of the identities the endpoints have
 
 	circuit    breaker.Config
@@ -70,12 +70,12 @@ func (c *clusterConfig) equal(other *clusterConfig) bool {
 		c.rate == other.rate && c.bodyIdle == other.bodyIdle
 }
 
-// timesAnswers says whether it matters how long the endpoints take to answer.
+// timesAnswers reports whether it matters how long the endpoints take to answer.
 func (c *clusterConfig) timesAnswers() bool {
 	return c.Balancer.Algorithm == balancer.PeakEWMA || c.circuit.SlowCall > 0
 }
 
-// Protection is what no document asks for: mesh.Protection, which documents it.
+// Protection holds settings that no document can express: see mesh.Protection.
 type Protection struct {
 	Circuit           *breaker.Config
 	RetryBudget       *retry.BudgetConfig
@@ -85,7 +85,7 @@ type Protection struct {
 	BodyIdle          time.Duration
 }
 
-// HostProtection is a Protection for some hosts, as they were named; none means all.
+// HostProtection is a Protection for the named hosts; none means all.
 type HostProtection struct {
 	Hosts []string
 	Protection
@@ -103,7 +103,7 @@ func (e *Engine) protection(plan *policy.Plan, h policy.HostPlan) *Protection {
 	return nil
 }
 
-// checkProtections checks the settings of the protections, so that a mistake is an error of New and not of a call.
+// checkProtections checks the settings of the protections, so that a mistake is an error from New and not from a call.
 func checkProtections(protections []HostProtection) error {
 	for _, p := range protections {
 		var errs [5]error

@@ -13,14 +13,14 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// Status is what the engine keeps of destinations: what mesh.Status says of them.
+// Status is the state that the engine keeps for destinations, for mesh.Status.
 type Status struct {
 	Services []ServiceStatus // that were called, sorted
-	Omitted  int             // that were called too
-	Uncalled int             // that documents name and nobody has called
+	Omitted  int             // further ones that were called
+	Uncalled int             // that documents name and that were never called
 
 	Routes        []RouteStatus // of the hosts that were called, and of others that documents route; sorted
-	RoutesOmitted int           // hosts that have routes too
+	RoutesOmitted int           // further hosts that have routes
 }
 
 // ServiceStatus is a destination.
@@ -31,18 +31,18 @@ type ServiceStatus struct {
 	Pool      PoolStatus
 	Retries   RetryStatus
 	Endpoints []EndpointStatus
-	Omitted   int // endpoints that there are too
+	Omitted   int // further endpoints
 }
 
-// PoolStatus is how full the pool of a destination is.
+// PoolStatus says how full the pool of a destination is.
 type PoolStatus struct {
 	limit.Stats
 	limit.PoolConfig
 }
 
-// RetryStatus is what bounds the retries to a destination.
+// RetryStatus says what bounds the retries to a destination.
 type RetryStatus struct {
-	Active, Most int // under way; Most is 0 without a bound
+	Active, Most int // in flight; Most is 0 without a bound
 	Budget       int // left; -1 without one
 }
 
@@ -57,13 +57,13 @@ type EndpointStatus struct {
 	Security string // "mtls", "tls", or "" for plaintext
 }
 
-// Of no more destinations and endpoints is there more to see than their number.
+// At most so many destinations and endpoints are shown; the rest are only counted.
 const (
 	servicesShown  = 250
 	endpointsShown = 100
 )
 
-// Status returns what there is to see now.
+// Status returns the current state.
 func (e *Engine) Status() Status {
 	v := e.view.Load()
 	var s Status
@@ -95,7 +95,7 @@ func (e *Engine) Status() Status {
 
 // lastUsed returns clusters sorted by when they were called, the latest first.
 func lastUsed(clusters []*cluster) []*cluster {
-	used := make(map[*cluster]int64, len(clusters)) // as it changes meanwhile
+	used := make(map[*cluster]int64, len(clusters)) // read once, as it changes meanwhile
 	for _, c := range clusters {
 		used[c] = c.used.Load()
 	}

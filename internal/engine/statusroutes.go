@@ -20,7 +20,7 @@ type RouteStatus struct {
 	Origin policy.Origin
 	Name   string
 
-	Matches []string // alternatives; none: every request
+	Matches []string // alternatives; none means every request
 	Targets []TargetStatus
 	Action  string // what is done instead of sending the request: "" for nothing
 
@@ -35,21 +35,22 @@ type TargetStatus struct {
 	Weight int
 }
 
-// Of no more hosts are the routes shown, and no more of one.
+// The routes of at most so many hosts are shown, and at most so many per host.
 const (
 	routedShown = 100
 	routesShown = 50
 )
 
-// routesSeen are the routes as they were last asked for.
+// routesSeen caches the routes as they were last asked for.
 type routesSeen struct {
-	view    weak.Pointer[view] // which is not to stay in memory for it
-	cached  int                // hosts that calls had named under it
+	view    weak.Pointer[view] // weak, so that the cache does not keep it in memory
+	cached  int                // hosts that calls had named in it
 	routes  []RouteStatus
 	omitted int
 }
 
-// routes returns the routes of hosts: first of those that were called, since the routes of others may be still to be compiled.
+// routes returns the routes of hosts: first of those that were called, since the routes of others may still have to be
+// compiled.
 func (e *Engine) routes(v *view) (routes []RouteStatus, omitted int) {
 	if v.plan == nil {
 		return nil, 0
@@ -81,7 +82,7 @@ func (e *Engine) routes(v *view) (routes []RouteStatus, omitted int) {
 	shown := 0
 	for _, name := range append(all, rest...) {
 		if shown == routedShown {
-			omitted++ // as far as it has any
+			omitted++ // if it has any
 			continue
 		}
 		h := v.plan.Host(name)
@@ -135,7 +136,7 @@ func faultText(c fault.Config) string {
 	return strings.Join(parts, ", ")
 }
 
-// matchText returns a match as people say it: "GET, path prefix /v1, header x-canary".
+// matchText returns a match as readable text: "GET, path prefix /v1, header x-canary".
 func matchText(m *route.Match) string {
 	var parts []string
 	add := func(what string, s route.StringMatch) {

@@ -8,8 +8,8 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// view is a plan with the clusters that calls under it have needed so far. It never changes: another cluster or another
-// plan make another view. The hosts are a cache, which fills as hosts are called.
+// view is a plan with the clusters that calls under it have needed so far. It never changes: another cluster or another plan
+// makes another view. The hosts are a cache, which fills as hosts are called.
 type view struct {
 	plan     *policy.Plan
 	clusters map[route.Target]*cluster
@@ -51,7 +51,7 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 	e.view.Store(next)
 	return func() {
 		for successor, c := range replaced {
-			// In this order, so that the watch of the service and its last good endpoints pass on.
+			// In this order, so that the watch of the service and its last good endpoints are handed on.
 			successor.starting.Do(successor.start)
 			c.close()
 		}
@@ -60,7 +60,7 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 }
 
 // enter counts a call in on the state of a target, which the first call creates. current is false if the documents changed
-// after v was loaded: then the caller begins again with the view in force.
+// after v was loaded: then the caller starts over with the view in force.
 func (e *Engine) enter(v *view, target route.Target, now time.Time) (c *cluster, current bool, err error) {
 	c = v.clusters[target]
 	if c == nil {
@@ -71,7 +71,7 @@ func (e *Engine) enter(v *view, target route.Target, now time.Time) (c *cluster,
 	return c, c.enter(now), nil
 }
 
-// create returns the cluster of a target, and makes it if there is none. current is false if plan is not in force any more.
+// create returns the cluster of a target, and makes it if there is none. current is false if plan is no longer in force.
 func (e *Engine) create(plan *policy.Plan, target route.Target) (c *cluster, current bool, err error) {
 	var dropped []*cluster
 	defer func() { closeAll(dropped) }() // without the lock

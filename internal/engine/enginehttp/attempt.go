@@ -16,7 +16,7 @@ import (
 type try struct {
 	engine.Attempt
 	body body.Reader
-	grpc *http.Response // of a gRPC call, whose status comes at its end
+	grpc *http.Response // of a gRPC call, whose status arrives at its end
 }
 
 // Attempt implements retry.Attempter.
@@ -86,8 +86,8 @@ func (c *call) withDeadline(req *http.Request, n int) *http.Request {
 	return req
 }
 
-// observe tells the observers that the attempt begins. It returns the request to send. own says that its header is nobody
-// else's.
+// observe tells the observers that the attempt begins. It returns the request to send. own says that its header is not
+// shared.
 func (c *call) observe(t *try, req *http.Request, n int, own bool) *http.Request {
 	if c.observed == nil || c.observed.first == nil {
 		t.Observe(req.Context(), n, req.Header, nil)
@@ -119,7 +119,7 @@ func (t *try) End(err error) {
 	if code, ok := grpcCode(t.grpc); ok && err == nil {
 		t.GRPC(code)
 	}
-	_ = t.Attempt.End(err) // the reader of the body has it
+	_ = t.Attempt.End(err) // the reader of the body already has the error
 }
 
 // isGRPC reports whether a response is gRPC's.

@@ -25,7 +25,7 @@ type Transport struct {
 	sets   atomic.Int32 // how many headers observers added to an attempt lately: a hint
 }
 
-// New returns the transport of e. There must be one only.
+// New returns the transport of e. There must be only one.
 func New(e *engine.Engine) *Transport {
 	t := &Transport{engine: e}
 	e.Mirrors.Send = t.mirror
@@ -35,7 +35,7 @@ func New(e *engine.Engine) *Transport {
 // RoundTrip implements http.RoundTripper.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL == nil || req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
-		return t.engine.Template().Outside().RoundTrip(req) // which knows best what to say
+		return t.engine.Template().Outside().RoundTrip(req) // it has the best error for this
 	}
 	c := t.newCall(req)
 	return c.run(t.engine, engine.Routed, route.Target{})
@@ -46,7 +46,7 @@ func (t *Transport) CloseIdleConnections() {
 	t.engine.CloseIdleConnections()
 }
 
-// Engine returns the engine beneath.
+// Engine returns the underlying engine.
 func (t *Transport) Engine() *engine.Engine {
 	return t.engine
 }
@@ -57,26 +57,26 @@ func (t *Transport) mirror(to *route.Mirror, req *http.Request) (*http.Response,
 	return c.run(t.engine, engine.Copied, to.Target)
 }
 
-// call is one request on its way. It is the one allocation that every request costs, and holds the first attempt, which
-// usually is the only one.
+// call is one request in flight. It is the one allocation that every request costs, and holds the first attempt, which is
+// usually the only one.
 type call struct {
 	engine.Call
 	req      *http.Request  // the caller's
 	out      *http.Request  // what is sent: a copy, or req itself
-	sent     *http.Request  // lately; nil as long as its body is to be closed here
-	resp     *http.Response // of the server; later what the caller was given, if that is gRPC's
+	sent     *http.Request  // most recently; nil as long as its body must be closed here
+	resp     *http.Response // the server's; later the one that the caller got, if it is a gRPC response
 	tries    int32          // attempts begun
-	status   int16          // of what the caller was given
-	answered bool           // by somebody else than us
+	status   int16          // of the response that the caller got
+	answered bool           // by a server, not by this process
 
 	body      body.Reader
 	setCookie *string // for a request that came without the cookie of its hash key
 
 	first    try
-	observed *observed // nil for most calls, even if observers are told of them
+	observed *observed // nil for most calls, even observed ones
 }
 
-// observed is what only observers of some calls need.
+// observed is state that only observers of some calls need.
 type observed struct {
 	body     *body.Counter                // of the request; nil if the length is known
 	upgraded interface{ Written() int64 } // the body of a response that can be written to; mostly nil
@@ -111,12 +111,12 @@ var (
 	_ retry.Attempter = (*call)(nil)
 )
 
-// run makes the call. It goes on until the body of the response ends.
+// run makes the call, which lasts until the body of the response ends.
 func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*http.Response, error) {
 	c.Begin(c.req.Context(), e, kind, c.req)
 	view := engine.Request{Request: route.NewRequest(c.req), Host: c.req.URL.Host}
 	if kind == engine.Copied {
-		view.Authority = "" // it says that it is a copy
+		view.Authority = "" // it only says that this is a copy
 	}
 	wait, stop := caller.Wait(c.Context(), c.req)
 	answer, err := c.Serve(wait, &view, target, c)
@@ -155,7 +155,7 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 	return resp, nil
 }
 
-// edit makes of the response of a server what the caller gets.
+// edit turns the response of a server into the one that the caller gets.
 func (c *call) edit(resp *http.Response) {
 	if b := c.Backend(); b != nil && b.Response != nil {
 		sent := route.NewRequest(c.out)
@@ -178,7 +178,7 @@ func (c *call) End(err error) {
 	c.Call.End(int(c.status), err, last)
 }
 
-// request returns the caller's request with the context ctx: the request itself if that is the one it has, unless its body is
+// request returns the caller's request with the context ctx: the request itself if it has that context, unless its body is
 // counted.
 func (c *call) request(ctx context.Context) *http.Request {
 	req := c.req
@@ -188,7 +188,7 @@ func (c *call) request(ctx context.Context) *http.Request {
 	return c.counted(req)
 }
 
-// counted returns the request with a body that is counted, if observers want to know its length and it is not announced.
+// counted returns the request with a body that is counted, if observers want its length and it is not announced.
 func (c *call) counted(req *http.Request) *http.Request {
 	if !c.Observed() || req.Body == nil || req.Body == http.NoBody || req.ContentLength > 0 {
 		return req
@@ -225,8 +225,8 @@ func (c *call) Outside(ctx context.Context) (err error) {
 	return err
 }
 
-// Prepare implements engine.Adapter. The request that is sent is the caller's own if nothing about it changes, and else a
-// copy.
+// Prepare implements engine.Adapter. The request that is sent is the caller's own if nothing about it changes, and a copy
+// otherwise.
 func (c *call) Prepare(backend *route.Backend, match int) error {
 	c.out = c.counted(c.req)
 	if !backend.Rewrites() {

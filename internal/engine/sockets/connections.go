@@ -19,22 +19,23 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Connections are the connections to one endpoint that were made under the same certificates. When these rotate, others take
-// their place: attempts under way may end, new ones go over the others. They are safe for concurrent use.
+// Connections are the connections to one endpoint that were made under the same certificates. When these rotate, new
+// Connections take their place: attempts in flight may end on the old ones, new attempts use the new ones. They are safe for
+// concurrent use.
 type Connections struct {
 	// Kept is what an adapter keeps with the connections, to find it without a look-up. Its values are all of one type.
 	Kept atomic.Value
 
 	socket   *Socket
-	attempts atomic.Int64 // under way, with the bits below
+	attempts atomic.Int64 // in flight, with the bits below
 	expires  atomic.Int64 // shortly before the first certificate expires, in Unix nanoseconds; 0 if there is none
 
-	// The connections of net/http come about with the first call: most of ten thousand endpoints may never get one.
+	// The net/http connections are created by the first call: most of ten thousand endpoints may never get one.
 	opening sync.Once
 	conns   atomic.Pointer[limit.Conns]
 	err     error // why there are none
 
-	proven atomic.Pointer[string] // the SPIFFE ID that the endpoint proved lately; nil if it has not
+	proven atomic.Pointer[string] // the SPIFFE ID that the endpoint proved last; nil if it has not
 
 	mu      sync.Mutex
 	onClose map[*func()]struct{}
@@ -46,12 +47,12 @@ const (
 	ended   = 1 << 62 // have none any more either
 )
 
-// Address is what is dialled, as "host:port".
+// Address returns the dialled address, as "host:port".
 func (c *Connections) Address() string {
 	return c.socket.key.address
 }
 
-// TLS returns the configuration for the handshake with the endpoint, and nil if it is spoken to without TLS. It checks the
+// TLS returns the configuration for the handshake with the endpoint, and nil without TLS. The configuration checks the
 // identity of the endpoint, whatever server name it is used with. It must not be changed.
 func (c *Connections) TLS() *tls.Config {
 	return c.tls(c.expireBefore)
@@ -68,7 +69,7 @@ func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 	verify, present := config.VerifyConnection, config.GetClientCertificate
 	config.VerifyConnection = func(state tls.ConnectionState) error {
 		if err := verify(state); err != nil {
-			// Nothing was sent yet, and this type says so to all that read it.
+			// Nothing has been sent yet, and this error type says so.
 			return &tls.CertificateVerificationError{UnverifiedCertificates: state.PeerCertificates, Err: err}
 		}
 		expires(state.PeerCertificates[0].NotAfter)
@@ -89,7 +90,7 @@ func (c *Connections) tls(expires func(notAfter time.Time)) *tls.Config {
 	return config
 }
 
-// prove notes who the endpoint is by its certificate, which was verified.
+// prove records the identity in the endpoint's certificate, which was verified.
 func (c *Connections) prove(certificate *x509.Certificate) {
 	id, err := spiffeid.FromURI(certificate.URIs[0])
 	if name := id.String(); err == nil && name != c.ProvenID() {
@@ -105,7 +106,7 @@ func (c *Connections) ProvenID() string {
 	return ""
 }
 
-// ExpectedID returns the SPIFFE ID of an endpoint that has to prove one, as far as it is known.
+// ExpectedID returns the SPIFFE ID that the endpoint has to prove, as far as it is known.
 func (c *Connections) ExpectedID() string {
 	if id := c.ProvenID(); id != "" {
 		return id
@@ -113,8 +114,8 @@ func (c *Connections) ExpectedID() string {
 	return c.socket.key.security.Only
 }
 
-// expireBefore has the connections replaced somewhat before a certificate expires, for attempts under way then: the peer cuts
-// them when it does.
+// expireBefore has the connections replaced shortly before a certificate expires, for the sake of the attempts that are then in
+// flight: when it expires, the peer cuts them.
 func (c *Connections) expireBefore(notAfter time.Time) {
 	at := notAfter.Add(-min(time.Until(notAfter)/4, time.Minute)).UnixNano()
 	for {
@@ -125,8 +126,8 @@ func (c *Connections) expireBefore(notAfter time.Time) {
 	}
 }
 
-// OnClose has f called once there are no new attempts and the last one has ended: then what others made over them is to be
-// closed. If that is the case already, f is called at once. forget takes it back.
+// OnClose calls f once there are no new attempts and the last one has ended: then whatever was built on them should be
+// closed. If that is the case already, f is called at once. forget unregisters f.
 func (c *Connections) OnClose(f func()) (forget func()) {
 	key := &f
 	c.mu.Lock()
@@ -148,7 +149,7 @@ func (c *Connections) OnClose(f func()) (forget func()) {
 	}
 }
 
-// enter counts an attempt in. It reports false if no more are taken.
+// enter counts an attempt in. It returns false if no more are taken.
 func (c *Connections) enter() bool {
 	if c.attempts.Add(1)&retired != 0 {
 		c.Leave()
@@ -195,12 +196,12 @@ func (c *Connections) closeIdle() {
 	}
 }
 
-// open returns the connections of net/http, which the first call makes.
+// open returns the net/http connections, which the first call creates.
 func (c *Connections) open() (*limit.Conns, error) {
 	c.opening.Do(func() {
 		t := dialling(c.socket.owner.template, c.Address())
 		if config := c.TLS(); config != nil {
-			config.NextProtos = markers(config.NextProtos) // net/http asks for what the template speaks: maybe HTTP/1.1 only
+			config.NextProtos = markers(config.NextProtos) // net/http offers what the template speaks: maybe only HTTP/1.1
 			t.TLSClientConfig = config
 		}
 		conns, err := c.socket.owner.Pool.Conns(t)
@@ -225,8 +226,8 @@ func (c *Connections) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // Dial makes a connection, under the limits of the destination: connectTimeout, tcpKeepalive, maxConnections. It has no TLS.
-// The error of a connection that failed is a *net.OpError with Op "dial"; [limit.ErrOverflow] says that there was no room. For
-// a first one, of who cannot use those of others, there is.
+// The error of a failed connection is a *net.OpError with Op "dial"; [limit.ErrOverflow] says that there was no room. There
+// is always room for the first one of a caller that cannot share those of others.
 func (c *Connections) Dial(ctx context.Context, first bool) (net.Conn, error) {
 	conns, err := c.open()
 	if err != nil {
@@ -238,7 +239,7 @@ func (c *Connections) Dial(ctx context.Context, first bool) (net.Conn, error) {
 	return conns.Dial(ctx)
 }
 
-// Connect makes a connection for protocols other than HTTP. It tells when the first certificate it was made with expires: zero
+// Connect makes a connection for protocols other than HTTP. It returns when the first of its certificates expires: zero
 // without certificates.
 func (c *Connections) Connect(ctx context.Context) (_ net.Conn, expires time.Time, _ error) {
 	conns, err := c.open()
@@ -257,7 +258,7 @@ func (c *Connections) Connect(ctx context.Context) (_ net.Conn, expires time.Tim
 	if config == nil {
 		return conn, time.Time{}, nil
 	}
-	config.NextProtos = markers(config.NextProtos) // they are HTTP's
+	config.NextProtos = markers(config.NextProtos) // the others are for HTTP
 	secure := tls.Client(conn, config)
 	ctx, cancel := context.WithTimeout(ctx, c.socket.owner.ConnectTimeout())
 	defer cancel()
@@ -268,7 +269,7 @@ func (c *Connections) Connect(ctx context.Context) (_ net.Conn, expires time.Tim
 	return secure, expires, nil
 }
 
-// Secured reports whether there is TLS of ours.
+// Secured reports whether this process adds TLS.
 func (c *Connections) Secured() bool { return c.socket.config != nil }
 
 // Limits returns the limits of the destination's connections.
@@ -276,9 +277,9 @@ func (c *Connections) Limits() limit.PoolConfig {
 	return c.socket.owner.Limits
 }
 
-// overTLS returns the request as net/http sends it over TLS. Nobody else sees this copy.
+// overTLS returns the request as net/http sends it over TLS. The copy is not shared.
 func overTLS(req *http.Request) *http.Request {
-	copied := &struct { // at once, since it is made for each try
+	copied := &struct { // in one allocation, since it is made for each try
 		req http.Request
 		url url.URL
 	}{*req, *req.URL}
@@ -287,8 +288,8 @@ func overTLS(req *http.Request) *http.Request {
 	return &copied.req
 }
 
-// dialling returns a copy of template that dials address, whatever the URL says. Host header and TLS server name thus
-// stay the service's, and the request stays the caller's.
+// dialling returns a copy of template that dials address, whatever the URL says. So Host header and TLS server name stay the
+// service's, and the request stays the caller's.
 func dialling(template *http.Transport, address string) *http.Transport {
 	t := httpclone.Transport(template)
 	dial := contextDialer(t)
@@ -310,7 +311,7 @@ func contextDialer(t *http.Transport) func(ctx context.Context, network, address
 	return new(net.Dialer).DialContext
 }
 
-// markers returns the protocols that only say where a client belongs, as Istio's do, and nothing of HTTP.
+// markers returns the protocols that only say where a client belongs, like Istio's, and have nothing to do with HTTP.
 func markers(protocols []string) []string {
 	return slices.DeleteFunc(slices.Clone(protocols), func(p string) bool { return p == "h2" || p == "http/1.1" })
 }

@@ -1,6 +1,7 @@
-// Package sockets has the connections of an engine: for each destination, and each endpoint of it, and each way to secure that,
-// one set, which is replaced when certificates change. It is where the engine meets net/http. An adapter sends requests over a
-// set with [Connections.RoundTrip], or makes connections of its own protocol with [Connections.Dial] and [Connections.TLS].
+// Package sockets has the connections of an engine: one set for each destination, each of its endpoints, and each way to
+// secure the connections. A set is replaced when certificates change. This is where the engine meets net/http. An adapter
+// sends requests over a set with [Connections.RoundTrip], or makes connections of its own protocol with [Connections.Dial]
+// and [Connections.TLS].
 package sockets
 
 import (
@@ -19,7 +20,7 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// Set is the transport sockets to the endpoints of a target, within one pool.
+// Set holds the transport sockets to the endpoints of a target, within one pool.
 type Set struct {
 	Pool   *limit.Pool
 	Limits limit.PoolConfig // of Pool
@@ -34,11 +35,11 @@ type Set struct {
 	all map[key]*Socket
 }
 
-// Security is how connections to an endpoint are secured. It is comparable: connections are shared only where it is equal.
+// Security says how connections to an endpoint are secured. It is comparable: connections are shared only where it is equal.
 type Security struct {
 	Kind     Kind
-	Expected tlsid.Expected // of Mutual: who may answer
-	Only     string         // the ID of Expected, if it is one
+	Expected tlsid.Expected // for Mutual: which IDs may answer
+	Only     string         // the ID of Expected, if there is just one
 }
 
 // Kind is a way to secure connections.
@@ -50,7 +51,7 @@ const (
 	Originated             // TLS with what a DestinationRule names
 )
 
-// key tells apart what must not share connections: who is dialled, and who is expected there.
+// key separates endpoints that must not share connections: by the dialled address, and by the expected identity.
 type key struct {
 	address  string
 	security Security
@@ -79,7 +80,7 @@ func New(from *Template, config *policy.Cluster) (*Set, error) {
 		template.Protocols.SetHTTP2(true)
 		template.Protocols.SetUnencryptedHTTP2(true)
 	}
-	// Whatever can be wrong with the template is so for every endpoint.
+	// Whatever can be wrong with the template is wrong for every endpoint.
 	probe, err := pool.Conns(template)
 	if err != nil {
 		return nil, err
@@ -155,7 +156,7 @@ func (c *Set) Active() int64 {
 	return int64(c.Pool.Stats().Active)
 }
 
-// ConnectTimeout is how long a connection may take.
+// ConnectTimeout returns how long a connection may take.
 func (c *Set) ConnectTimeout() time.Duration {
 	if d := c.Limits.ConnectTimeout; d > 0 {
 		return d
@@ -163,8 +164,8 @@ func (c *Set) ConnectTimeout() time.Duration {
 	return 10 * time.Second
 }
 
-// Socket is the way to one endpoint under one security: what Envoy calls a transport socket. Two clusters that follow one
-// another share it. Its connections are replaced when certificates change.
+// Socket is the way to one endpoint under one Security: what Envoy calls a transport socket. A cluster and its successor
+// share it. Its connections are replaced when certificates change.
 type Socket struct {
 	owner  *Set
 	key    key
@@ -174,7 +175,7 @@ type Socket struct {
 	current atomic.Pointer[Connections] // nil once the socket is closed
 }
 
-// Enter counts an attempt in, on the connections of now. It returns nil if the socket is closed.
+// Enter counts an attempt in, on the current connections. It returns nil if the socket is closed.
 func (s *Socket) Enter() *Connections {
 	for {
 		current := s.current.Load()
@@ -182,7 +183,7 @@ func (s *Socket) Enter() *Connections {
 			return nil
 		}
 		if at := current.expires.Load(); at != 0 && time.Now().UnixNano() >= at {
-			s.renew(current) // a certificate is nearly over, and with it what one side knows of the other
+			s.renew(current) // a certificate is about to expire, and with it what one side knows about the other
 			continue
 		}
 		if current.enter() {
@@ -191,7 +192,7 @@ func (s *Socket) Enter() *Connections {
 	}
 }
 
-// renew puts new connections in the place of old ones, unless that has happened already.
+// renew replaces the connections old, unless that has happened already.
 func (s *Socket) renew(old *Connections) {
 	if old != nil && s.current.CompareAndSwap(old, &Connections{socket: s}) {
 		old.retire()

@@ -10,7 +10,8 @@ import (
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
-// Template is what all connections are made like, and the connections to hosts outside the mesh, which have no limits.
+// Template is the template for all connections. It also holds the connections to hosts outside the mesh, which have no
+// limits.
 type Template struct {
 	transport *http.Transport
 	outside   *limit.Conns      // with the template's proxy
@@ -29,7 +30,7 @@ func NewTemplate(transport *http.Transport) (*Template, error) {
 // Outside returns the connections to hosts outside the mesh.
 func (t *Template) Outside() http.RoundTripper { return t.outside }
 
-// CloseIdle closes those of them that serve no call.
+// CloseIdle closes the connections to hosts outside the mesh that serve no call.
 func (t *Template) CloseIdle() { t.outside.CloseIdleConnections() }
 
 // Dial makes a connection to a host outside the mesh.
@@ -51,5 +52,5 @@ func (t *Template) Proxies(scheme, authority string) bool {
 // Replace makes every endpoint answer with rt, so that a benchmark sees what the engine itself costs.
 func (t *Template) Replace(rt http.RoundTripper) { t.replaced = rt }
 
-// Replaced returns what takes the place of all connections to endpoints, nil if nothing does.
+// Replaced returns what replaces all connections to endpoints, nil if nothing does.
 func (t *Template) Replaced() http.RoundTripper { return t.replaced }
