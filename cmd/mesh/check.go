@@ -36,7 +36,7 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	checked := policy.Check(sources, policy.Workload{Service: *service, Expressions: cel.Expressions{}, Filters: entries.Filters{}})
+	checked := checkAll(sources, *service)
 	findings := append(checked.Findings, idle(paths, checked)...)
 
 	switch {
@@ -57,6 +57,11 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 			count(warnings, "warning"))
 	}
 	return code, err
+}
+
+// checkAll checks documents for a process that is an instance of a service of Consul, "" for one that is none.
+func checkAll(sources []policy.Source, service string) policy.Report {
+	return policy.Check(sources, policy.Workload{Service: service, Expressions: cel.Expressions{}, Filters: entries.Filters{}})
 }
 
 // idle finds the paths of which nothing can be in force, with documents or without.

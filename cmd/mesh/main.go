@@ -75,8 +75,9 @@ const usage = `Usage:
 
   mesh push -prefix PREFIX PATH...
         Publish documents in the KV store of Consul, in the place of all that are published there, for policy/consulkv. All processes
-        get the whole set, whatever its size. Files are named relative to PATH. What mesh check refuses is not published; what it
-        finds goes to standard error. Of two pushes at once, one fails and says so. The same again is no change.
+        get the whole set, whatever its size. Files are named relative to PATH; HCL is published as JSON, as NAME.hcl.json.
+        What mesh check refuses is not published; what it finds goes to standard error. Of two pushes at once, one fails and says
+        so. The same again is no change.
         -prefix PREFIX      their place, as mesh/shop
         Consul is the agent that the environment names: CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE,
         CONSUL_HTTP_SSL, CONSUL_CACERT, CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY, CONSUL_TLS_SERVER_NAME, CONSUL_NAMESPACE.

@@ -17,7 +17,6 @@ import (
 
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/consulkv"
-	"github.com/nosidecar/mesh/policy/telemetry/cel"
 )
 
 // push publishes documents in Consul if check finds no error in them. The code counts if there is no error.
@@ -252,7 +251,7 @@ func checked(paths []string, stderr io.Writer) ([]policy.Source, error) {
 		sorted = append(sorted, sources[i])
 		files = append(files, policy.Source{Name: names[i], Data: sources[i].Data})
 	}
-	report := policy.Check(sorted, policy.Workload{Expressions: cel.Expressions{}})
+	report := checkAll(sorted, "")
 	inForce := make([]int, len(sources))
 	for n, i := range order {
 		inForce[i] = report.InForce[n]
@@ -271,6 +270,7 @@ func checked(paths []string, stderr io.Writer) ([]policy.Source, error) {
 }
 
 // nameBelow returns the name that a source of a path is published under: that of the file in the folder, or the last part of the path.
+// HCL was read as JSON, and is published as that: whoever follows the documents needs no HCL.
 func nameBelow(origin, name string) (string, error) {
 	below, err := filepath.Rel(origin, name)
 	if err != nil {
@@ -278,6 +278,9 @@ func nameBelow(origin, name string) (string, error) {
 	}
 	if below == "." {
 		below = filepath.Base(name)
+	}
+	if filepath.Ext(below) == ".hcl" {
+		below += ".json"
 	}
 	return path.Clean(filepath.ToSlash(below)), nil
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
@@ -13,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/nosidecar/mesh/internal/kvtest"
+	"github.com/nosidecar/mesh/policy"
 )
 
 // consul starts an agent that the environment names.
@@ -95,6 +97,32 @@ func TestPushDiffPull(t *testing.T) {
 	for _, token := range tokens {
 		if token != "of the environment" {
 			t.Errorf("a request with the token %q", token)
+		}
+	}
+}
+
+// Config entries of Consul are published with the other documents, HCL as JSON.
+func TestPushHCL(t *testing.T) {
+	agent := consul(t)
+	dir := folder(t, map[string]string{"shop.hcl": `
+Kind = "service-resolver"
+Name = "shop"
+Subsets = {
+  v1 = { Filter = "Service.Meta.version == v1" }
+}
+`, "defaults.json": `{"Kind": "service-defaults", "Name": "shop", "Protocol": "http"}`, "service.yaml": service})
+	if code, stdout, stderr := command("push", "-prefix", "mesh/shop", dir); code != 0 || stdout != "consul:mesh/shop: 3 files published\n" {
+		t.Fatalf("push = %d, printed %q and as errors %q", code, stdout, stderr)
+	}
+	for _, pair := range agent.Below("mesh/shop/v/") {
+		if isJSON := strings.HasSuffix(pair.Key, "/shop.hcl.json") || strings.HasSuffix(pair.Key, "/defaults.json"); isJSON != json.Valid(pair.Value) {
+			t.Errorf("%s is %s", pair.Key, pair.Value)
+		}
+	}
+	pulled := filepath.Join(t.TempDir(), "pulled")
+	for _, args := range [][]string{{"pull", "-prefix", "mesh/shop", pulled}, {"check", pulled}, {"diff", "-prefix", "mesh/shop", pulled}, {"diff", "-prefix", "mesh/shop", dir}} {
+		if code, stdout, stderr := command(args...); code != 0 {
+			t.Errorf("mesh %q = %d, printed %q and as errors %q", args, code, stdout, stderr)
 		}
 	}
 }
@@ -197,7 +225,6 @@ func TestPullStaysInItsFolder(t *testing.T) {
 			if !r.URL.Query().Has("recurse") {
 				return false
 			}
-			// The sum of the pointer is right: this is by somebody who may write to Consul.
 			key, value := strings.TrimPrefix(r.URL.Path, "/v1/kv/"), base64.StdEncoding.EncodeToString([]byte(service))
 			w.Header().Set("X-Consul-Index", "9")
 			json.NewEncoder(w).Encode([]map[string]any{{"Key": key + "a.yaml", "Value": value}, {"Key": key + name, "Value": value}})
@@ -215,6 +242,26 @@ func TestPullStaysInItsFolder(t *testing.T) {
 			}
 			return nil
 		})
+	}
+}
+
+// Names that the store lets through by mistake lead nowhere else, either.
+func TestWritingStaysInItsFolder(t *testing.T) {
+	above := t.TempDir()
+	for i, name := range []string{"../outside.yaml", "a/../../../outside.yaml", filepath.Join(above, "outside.yaml"), "link/outside.yaml"} {
+		dir := filepath.Join(above, fmt.Sprint(i))
+		files := []policy.Source{{Name: "a.yaml", Data: []byte("a")}, {Name: name, Data: []byte("b")}}
+		if name == "link/outside.yaml" {
+			if err := errors.Join(os.Mkdir(dir, 0o777), os.Symlink("..", filepath.Join(dir, "link"))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := writeAll(dir, files); err == nil {
+			t.Errorf("%q was written", name)
+		}
+	}
+	if found, err := filepath.Glob(filepath.Join(above, "*.yaml")); err != nil || len(found) > 0 {
+		t.Errorf("%q are there, %v", found, err)
 	}
 }
 

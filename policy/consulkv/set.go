@@ -134,8 +134,8 @@ func (r *reader) arrange(sources []policy.Source) ([]policy.Source, error) {
 	return files, nil
 }
 
-// extensions are how the names of documents end. What was HCL is published as the JSON that it is read as.
-var extensions = []string{".yaml", ".yml", ".json", ".hcl"}
+// extensions are how the names of documents end. HCL is for people to write: mesh push publishes it as JSON.
+var extensions = []string{".yaml", ".yml", ".json"}
 
 // checkName says what is wrong with the name of a file. Whoever may write keys may choose it, and mesh pull makes files of it.
 func checkName(name string) error {

@@ -125,8 +125,12 @@ func TestWatchKeepsTheLastDocuments(t *testing.T) {
 				f.Change(func(keys kvtest.Keys) { test.change(keys, folder(keys)) })
 				synctest.Wait()
 				f.Intercept(nil)
+				before := f.Reads()
 				time.Sleep(later)
 				w.wantLast(t, test.want)
+				if reads := f.Reads() - before; reads > 300 { // up to four every five to ten seconds
+					t.Errorf("%d reads in five minutes, want that it is not asked for all the time", reads)
+				}
 				f.Change(func(keys kvtest.Keys) { clear(keys.All) })
 				push(t, s, "a.yaml", "2")
 				time.Sleep(later)
