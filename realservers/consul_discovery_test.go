@@ -212,6 +212,42 @@ func TestConsulDiscoveryFollows(t *testing.T) {
 	}
 }
 
+// Instances that are replaced one after the other, each deregistered before its server stops, fail no call.
+func TestConsulDiscoveryWhileInstancesAreReplaced(t *testing.T) {
+	leak.Check(t)
+	agent := servers.StartConsul(t, servers.ConsulConfig{})
+	c := newCaller(t, consulClient(t, agent, nil))
+	c.register("constant")
+	c.known()
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() {
+		for ctx.Err() == nil {
+			resp, err := c.Get("http://web/")
+			if err != nil {
+				done <- err
+				return
+			}
+			_, _ = io.Copy(io.Discard, resp.Body)
+			resp.Body.Close()
+		}
+		done <- nil
+	}()
+	for _, name := range []string{"one", "two", "three"} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, name) }))
+		at := server.Listener.Addr().(*net.TCPAddr)
+		r, err := consul.Register(t.Context(), c.consul, api.AgentServiceRegistration{ID: name, Name: "web", Address: at.IP.String(), Port: at.Port}, nil)
+		c.must(err)
+		c.follows("the arrival of "+name, "constant "+name)
+		c.must(r.Close(t.Context()))
+		server.Close()
+	}
+	cancel()
+	if err := await.Receive(t, "the end of the calls", done); err != nil {
+		t.Errorf("a call failed: %v", err)
+	}
+}
+
 // An agent that comes back without its services has them again from those who registered them. Nobody notices.
 func TestConsulDiscoveryAfterLossOfState(t *testing.T) {
 	leak.Check(t)

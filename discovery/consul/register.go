@@ -28,6 +28,7 @@ const (
 	beatInterval = 2 * time.Second  // between looks whether the agent still knows the service
 	beatTimeout  = 10 * time.Second // of each request to the agent
 	goneWait     = 2 * time.Second  // until a service that was deregistered is no longer listed
+	lateness     = time.Second      // of watches that have read within the last second
 )
 
 // Registration is a service of this process in Consul. It is safe for concurrent use.
@@ -220,8 +221,9 @@ func (r *Registration) explain(what string, err error) error {
 	return fmt.Errorf("consul: %s service %q: %w", what, r.service.ID, err)
 }
 
-// Close deregisters the service and waits until the agent no longer lists it, or two seconds, so that callers have taken notice.
-// Close it first, then let the server finish its requests and stop. Once ctx ends, Close no longer waits.
+// Close deregisters the service and waits until callers have taken notice: until the agent no longer lists it, or two seconds, and
+// then for the second by which the watch of a [Resolver] may be late. Close it first, then let the server finish its requests and
+// stop. Once ctx ends, Close no longer waits.
 //
 // It is an error if the agent could not be told within two seconds. Only the first call does something; others wait for it and
 // return the same.
@@ -235,14 +237,14 @@ func (r *Registration) Close(ctx context.Context) error {
 }
 
 func (r *Registration) end(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, goneWait)
+	limited, cancel := context.WithTimeout(ctx, goneWait)
 	defer cancel()
 	for failures := 0; ; failures++ {
-		err := r.client.Agent().ServiceDeregisterOpts(r.service.ID, (&api.QueryOptions{}).WithContext(ctx))
+		err := r.client.Agent().ServiceDeregisterOpts(r.service.ID, (&api.QueryOptions{}).WithContext(limited))
 		if err == nil || consul.Status(err) == http.StatusNotFound {
 			break
 		}
-		if pause.For(ctx, retryAfter(failures)) != nil {
+		if pause.For(limited, retryAfter(failures)) != nil {
 			return r.explain("deregister", err)
 		}
 	}
@@ -250,12 +252,13 @@ func (r *Registration) end(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for endpoints, err := range resolver.Watch(ctx, discovery.Service{Host: r.service.Name}) {
+	for endpoints, err := range resolver.Watch(limited, discovery.Service{Host: r.service.Name}) {
 		if errors.Is(err, discovery.ErrUnknownService) || err == nil && !slices.ContainsFunc(endpoints, r.is) {
-			return nil
+			break
 		}
 	}
-	return nil // its callers had the time to take notice
+	_ = pause.For(ctx, lateness)
+	return nil
 }
 
 // is reports whether an endpoint is that of the service. Other nodes may have services with the same ID.

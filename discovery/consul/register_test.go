@@ -125,9 +125,9 @@ func TestCloseWaitsUntilItIsGone(t *testing.T) {
 		name       string
 		slow, want time.Duration
 	}{
-		{"gone at once", 0, 0},
-		{"gone after a while", 1500 * time.Millisecond, 1500 * time.Millisecond},
-		{"not gone", time.Hour, 2 * time.Second},
+		{"gone at once", 0, time.Second},
+		{"gone after a while", 1500 * time.Millisecond, 2500 * time.Millisecond},
+		{"not gone", time.Hour, 3 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
