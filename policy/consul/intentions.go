@@ -59,9 +59,16 @@ func (in *Intentions) Watch(ctx context.Context) iter.Seq2[[]policy.Source, erro
 				return
 			}
 		}
+		var last intentions
 		watch := consul.Watch[intentions]{
 			What: in.String(),
-			Read: func(options *api.QueryOptions) (intentions, *api.QueryMeta, error) { return in.read(client, options) },
+			Read: func(options *api.QueryOptions) (intentions, *api.QueryMeta, error) {
+				now, meta, err := in.read(client, options, last)
+				if err == nil {
+					last = now
+				}
+				return now, meta, err
+			},
 			// A denial is an error, but a server that has lost its state knows no intentions.
 			Size: func(now intentions) int { return now.count },
 			Equal: func(a, b intentions) bool {
@@ -81,12 +88,14 @@ func (in *Intentions) Watch(ctx context.Context) iter.Seq2[[]policy.Source, erro
 // intentions are those that match the service.
 type intentions struct {
 	count   int
+	latest  map[string]uint64 // by destination, when its entry was changed last
 	sources []policy.Source
 }
 
 // read reads the intentions that match the service, which a query can wait for, and then the entries that they are from: the
-// client of Consul drops what it does not know of an intention, such as the tokens that requests must have.
-func (in *Intentions) read(client *api.Client, options *api.QueryOptions) (now intentions, meta *api.QueryMeta, err error) {
+// client of Consul drops what it does not know of an intention, such as the tokens that requests must have. Entries that last was
+// read from, and that have not changed since, are not read again.
+func (in *Intentions) read(client *api.Client, options *api.QueryOptions, last intentions) (now intentions, meta *api.QueryMeta, err error) {
 	match := &api.IntentionMatch{By: api.IntentionMatchDestination, Names: []string{in.Service}}
 	found, meta, err := client.Connect().IntentionMatch(match, options)
 	if err != nil {
@@ -96,7 +105,7 @@ func (in *Intentions) read(client *api.Client, options *api.QueryOptions) (now i
 	if !ok || len(found) != 1 {
 		return now, nil, fmt.Errorf("the answer is about others: %q", slices.Sorted(maps.Keys(found)))
 	}
-	latest := make(map[string]uint64) // by destination, when its entry was changed last
+	now.latest = make(map[string]uint64)
 	for _, one := range list {
 		switch {
 		case one == nil:
@@ -104,11 +113,13 @@ func (in *Intentions) read(client *api.Client, options *api.QueryOptions) (now i
 		case one.DestinationName != in.Service && one.DestinationName != "*":
 			return now, nil, fmt.Errorf("an intention is for another service, %q", one.DestinationName)
 		}
-		latest[one.DestinationName] = max(latest[one.DestinationName], one.ModifyIndex)
+		now.latest[one.DestinationName] = max(now.latest[one.DestinationName], one.ModifyIndex)
 	}
-	now.count = len(list)
+	if now.count = len(list); now.count == last.count && last.sources != nil && maps.Equal(now.latest, last.latest) {
+		return last, meta, nil
+	}
 	for _, name := range []string{in.Service, "*"} {
-		if index, ok := latest[name]; ok {
+		if index, ok := now.latest[name]; ok {
 			source, err := readEntry(client, name, index, options)
 			if err != nil {
 				return now, nil, err
