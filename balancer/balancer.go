@@ -58,6 +58,8 @@ type Balancer struct {
 	hosts   map[address]*Host
 	order   []*Host // hosts as the latest Update gave them
 	pools   []*pool
+
+	aperture *aperture // nil without one
 }
 
 // address identifies an endpoint like [discovery.Endpoint.ID], without the cost of formatting it.
@@ -73,6 +75,9 @@ func New(cfg Config, hooks Hooks) (*Balancer, error) {
 		return nil, err
 	}
 	b := &Balancer{cfg: set, hooks: hooks, rand: rand.Uint64, start: time.Now(), hosts: map[address]*Host{}}
+	if set.Aperture > 0 {
+		b.aperture = &aperture{least: set.Aperture}
+	}
 	b.picks.Store(&snapshot{refusal: ErrNoEndpoints})
 	return b, nil
 }
@@ -84,27 +89,46 @@ type PickInfo struct {
 	Hash    uint64
 	HasHash bool
 
+	// Now is the time, for PeakEWMA. Zero means [time.Now], which a caller that knows the time need not pay for.
+	Now time.Time
+
 	// Tried holds the IDs of the endpoints that earlier attempts of the same call were sent to. They are avoided while
 	// another endpoint is available.
 	Tried []string
 }
 
+// pick is what algorithms see of a PickInfo.
+type pick struct {
+	hash    uint64
+	hasHash bool
+	tried   []string
+	now     int64 // only for PeakEWMA
+}
+
 // Pick chooses a host and counts a call in flight on it. The caller calls [Host.Release] when that call is over. The
 // error is [ErrNoEndpoints] or [ErrNoHealthy].
 func (b *Balancer) Pick(info PickInfo) (*Host, error) {
+	p := pick{hash: info.Hash, hasHash: info.HasHash, tried: info.Tried}
+	if b.cfg.Algorithm == PeakEWMA {
+		p.now = b.at(info.Now)
+	}
 	for {
 		s := b.picks.Load()
 		if s.refusal != nil {
 			return nil, s.refusal
 		}
-		g, i := s.choose(b, info)
+		g, i := s.choose(b, p)
 		if g == nil {
 			return nil, ErrNoHealthy
 		}
 		h := g.hosts[i]
-		if g.states[i].Add(1)&gone != 0 {
+		state := g.states[i].Add(1)
+		if state&gone != 0 {
 			h.exit() // removed since the snapshot was loaded; there is a newer one already
 			continue
+		}
+		if state&calls == 1 && b.cfg.Algorithm == PeakEWMA {
+			h.since.Store(p.now)
 		}
 		if b.cfg.BoundedLoad > 0 {
 			b.busy.Add(1)
@@ -286,6 +310,14 @@ func (b *Balancer) publishLocked() {
 // now returns the time on the clock used in hosts. It is never 0.
 func (b *Balancer) now() int64 {
 	return int64(time.Since(b.start)) + 1
+}
+
+// at returns a time on that clock; the zero time is now.
+func (b *Balancer) at(t time.Time) int64 {
+	if t.IsZero() {
+		return b.now()
+	}
+	return int64(t.Sub(b.start)) + 1
 }
 
 // float returns a random number in [0, 1).

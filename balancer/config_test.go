@@ -26,6 +26,8 @@ func TestConfigErrors(t *testing.T) {
 		{"algorithm", balancer.Config{Algorithm: 99}, "Algorithm is 99"},
 		{"one choice", balancer.Config{Choices: 1}, "want 2 to 10"},
 		{"choices of round robin", balancer.Config{Algorithm: balancer.RoundRobin, Choices: 2}, "round robin"},
+		{"aperture of one", balancer.Config{Algorithm: balancer.PeakEWMA, Aperture: 1}, "Aperture is 1"},
+		{"aperture of least request", balancer.Config{Aperture: 12}, "least request"},
 		{"negative decay", balancer.Config{Algorithm: balancer.PeakEWMA, Decay: -1}, "Decay is -1ns"},
 		{"decay of least request", balancer.Config{Decay: time.Second}, "least request"},
 		{"ring of maglev", balancer.Config{Algorithm: balancer.Maglev, MinRingSize: 1}, "maglev"},

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"maps"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -21,10 +20,9 @@ type Host struct {
 	takes    atomic.Bool // calls
 	address  address
 
-	warmed    atomic.Int64  // when slow start began, if warming
-	cost      atomic.Uint64 // float64 bits of the latency in ns; 0 means unknown
-	observed  atomic.Int64  // when cost was valid
-	observing sync.Mutex    // held to write cost and observed
+	warmed atomic.Int64  // when slow start began, if warming
+	cost   atomic.Uint64 // see packCost; 0 means unknown
+	since  atomic.Int64  // PeakEWMA: how long the calls in flight have waited at least; see peakEWMA.cost
 
 	// Guarded by Balancer.mu.
 	update uint64 // the last Update that had the host
@@ -124,11 +122,15 @@ func (h *Host) SetEjected(eject bool) {
 }
 
 // Release ends the call that a Pick began. It must be called once for each pick. latency is the time from the pick to the
-// first byte of the answer, or 0 if there is nothing to learn (the caller gave up); failed means that the endpoint did not
-// do what was asked. Both matter to [PeakEWMA] only.
+// first byte of the answer or to the failure, 0 if it is not known; failed means that the endpoint did not do what was asked.
+// Neither is there if there is nothing to learn (the caller gave up). Both matter to [PeakEWMA] only.
 func (h *Host) Release(latency time.Duration, failed bool) {
-	if latency > 0 && h.balancer.cfg.Algorithm == PeakEWMA {
-		h.observe(h.balancer.now(), latency, failed)
+	if h.balancer.cfg.Algorithm == PeakEWMA {
+		now := h.balancer.now()
+		h.since.Store(now)
+		if latency > 0 || failed {
+			h.observe(now, latency, failed)
+		}
 	}
 	if h.balancer.cfg.BoundedLoad > 0 {
 		h.balancer.busy.Add(-1)

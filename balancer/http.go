@@ -326,6 +326,9 @@ func (c *call) End(err error) {
 	if kind == failure.Connect {
 		c.service.subscription.Refresh() // the endpoint may be gone
 	}
+	if failed && c.latency == 0 && !c.began.IsZero() {
+		c.latency = time.Since(c.began) // until it failed
+	}
 	c.host.Release(c.latency, failed)
 	if c.service.outlier != nil && kind != failure.BadRequest && c.host.TakesCalls() {
 		c.service.outlier.Report(c.host.ID(), c.resp, err)

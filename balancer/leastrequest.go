@@ -4,7 +4,7 @@ package balancer
 // two would still get a quarter of the calls.
 type leastRequest struct{ *sampler }
 
-func (l *leastRequest) next(PickInfo, int) int {
+func (l *leastRequest) next(pick, int) int {
 	best, other := l.drawTwo()
 	for k := 1; ; k++ {
 		if l.lighter(other, best) {

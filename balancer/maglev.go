@@ -10,11 +10,11 @@ type maglev struct {
 	table []uint32
 }
 
-func (m *maglev) next(info PickInfo, try int) int {
-	if !info.HasHash {
+func (m *maglev) next(info pick, try int) int {
+	if !info.hasHash {
 		return m.draw()
 	}
-	return int(m.table[rehash(info.Hash, try)%uint64(len(m.table))])
+	return int(m.table[rehash(info.hash, try)%uint64(len(m.table))])
 }
 
 // newMaglevTable returns the table of hosts that are in order. Each host walks through the table in its own order. At its

@@ -3,4 +3,4 @@ package balancer
 // random draws by weight.
 type random struct{ *sampler }
 
-func (r *random) next(PickInfo, int) int { return r.draw() }
+func (r *random) next(pick, int) int { return r.draw() }

@@ -16,11 +16,11 @@ type ringHash struct {
 	ring *ring
 }
 
-func (r *ringHash) next(info PickInfo, try int) int {
-	if !info.HasHash {
+func (r *ringHash) next(info pick, try int) int {
+	if !info.hasHash {
 		return r.draw()
 	}
-	return r.ring.owner(rehash(info.Hash, try))
+	return r.ring.owner(rehash(info.hash, try))
 }
 
 // ring is a hash ring. Entry k of a host is at xxHash64 of its ID, "_" and k, as in Envoy.

@@ -11,7 +11,7 @@ type roundRobin struct {
 
 const goldenRatio = 0x9e3779b97f4a7c15 // of 1<<64
 
-func (r *roundRobin) next(PickInfo, int) int {
+func (r *roundRobin) next(pick, int) int {
 	n := len(r.hosts)
 	i := 0
 	for range redraws {

@@ -13,6 +13,7 @@ type sampler struct {
 	weights  []float64        // nil if all are equal
 	alias    alias            // nil if all are equal
 	total    float64          // weight
+	near     []int32          // the indices of hosts in the order of the aperture; nil without one
 }
 
 // draw returns the index of a host.

@@ -14,6 +14,7 @@ type pool struct {
 	place   int
 	members []*Host // in the order of their addresses; none drains
 	ring    *ring   // of all members; nil until RingHash needs it
+	order   []int32 // of all members, for the aperture; nil until that needs it
 	_       [64]byte
 	turn    atomic.Uint64
 	_       [56]byte
@@ -38,7 +39,7 @@ type group struct {
 type picker interface {
 	// next returns the index of a candidate. try counts the unfit candidates of this pick, so that an algorithm that would
 	// choose the same host again can choose another.
-	next(info PickInfo, try int) int
+	next(info pick, try int) int
 }
 
 // redraws is how many candidates the algorithm may propose before the first fit host is taken.
@@ -156,6 +157,12 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 	case Random:
 		g.picker = &random{&g.sampler}
 	case PeakEWMA:
+		if b.aperture != nil && len(g.hosts) > b.aperture.least && g.weights == nil {
+			if p.order == nil {
+				p.order = b.orderLocked(p.members)
+			}
+			g.near = p.near(g.hosts)
+		}
 		g.picker = &peakEWMA{&g.sampler}
 	case RingHash:
 		if p.ring == nil {
@@ -168,19 +175,41 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 	return g
 }
 
+// near returns the indices of hosts, which are some of the members, in the order of the aperture.
+func (p *pool) near(hosts []*Host) []int32 {
+	if len(hosts) == len(p.members) {
+		return p.order
+	}
+	index := make([]int32, len(p.members)) // in hosts, and 1
+	n := 0
+	for i, h := range p.members {
+		if n < len(hosts) && hosts[n] == h {
+			n++
+			index[i] = int32(n)
+		}
+	}
+	near := make([]int32, 0, n)
+	for _, i := range p.order {
+		if index[i] > 0 {
+			near = append(near, index[i]-1)
+		}
+	}
+	return near
+}
+
 // choose returns the host of a pick, as a group and an index in it. It returns no group if all hosts were ejected since the
 // snapshot was made.
-func (s *snapshot) choose(b *Balancer, info PickInfo) (*group, int) {
+func (s *snapshot) choose(b *Balancer, info pick) (*group, int) {
 	g := s.groups[0]
 	if len(s.groups) > 1 {
-		r := mix(info.Hash) // not the hash itself: the algorithm uses its high bits too
-		if !info.HasHash {
+		r := mix(info.hash) // not the hash itself: the algorithm uses its high bits too
+		if !info.hasHash {
 			r = b.rand()
 		}
 		g = s.groups[s.shares.at(r, len(s.groups))]
 	}
 	for try := range redraws {
-		if i := g.next(info, try); g.fit(i, info.Tried, true) {
+		if i := g.next(info, try); g.fit(i, info.tried, true) {
 			return g, i
 		}
 	}
@@ -188,9 +217,9 @@ func (s *snapshot) choose(b *Balancer, info PickInfo) (*group, int) {
 }
 
 // sweep searches all hosts for the fittest, beginning with group g.
-func (s *snapshot) sweep(b *Balancer, g *group, info PickInfo) (*group, int) {
-	r := rehash(info.Hash, redraws)
-	if !info.HasHash {
+func (s *snapshot) sweep(b *Balancer, g *group, info pick) (*group, int) {
+	r := rehash(info.hash, redraws)
+	if !info.hasHash {
 		r = b.rand()
 	}
 	search := func(tried []string, bounded bool) (*group, int) {
@@ -205,11 +234,11 @@ func (s *snapshot) sweep(b *Balancer, g *group, info PickInfo) (*group, int) {
 		return nil, 0
 	}
 	if b.cfg.BoundedLoad > 0 {
-		if g, i := search(info.Tried, true); g != nil {
+		if g, i := search(info.tried, true); g != nil {
 			return g, i
 		}
 	}
-	if g, i := search(info.Tried, false); g != nil {
+	if g, i := search(info.tried, false); g != nil {
 		return g, i
 	}
 	if g, i := search(nil, false); g != nil {

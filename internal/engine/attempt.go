@@ -76,7 +76,7 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 
 	// 9 and 10. An endpoint, and the connections to it.
 	now := c.start
-	if n > 1 {
+	if n > 1 || cluster.config.Balancer.Algorithm == balancer.PeakEWMA {
 		now = time.Now()
 	}
 	if err := a.pick(ctx, cluster, now); err != nil {
@@ -97,16 +97,16 @@ func overflow(err error) error {
 // pick chooses an endpoint of a cluster, and the connections to it.
 func (a *Attempt) pick(ctx context.Context, cluster *cluster, now time.Time) error {
 	c := a.call
-	h, err := cluster.pick(ctx, c.pick, now)
+	h, err := cluster.pick(ctx, balancer.PickInfo{Hash: c.hash, HasHash: c.hashed, Now: now, Tried: c.tried})
 	if err != nil {
 		return err
 	}
 	a.endpoint = h
 	if c.avoidsTried() {
-		if c.pick.Tried == nil {
-			c.pick.Tried = c.tried[:0]
+		if c.tried == nil {
+			c.tried = c.first[:0]
 		}
-		c.pick.Tried = append(c.pick.Tried, h.ID())
+		c.tried = append(c.tried, h.ID())
 	}
 	if a.conns, err = h.Value().(*endpoint).enter(c.engine.identity, c.ownTLS); err != nil {
 		return refuse(LayerIdentity, FlagConnectFailure, err)
@@ -123,7 +123,7 @@ func (c *Call) avoidsTried() bool {
 	case c.rule == nil: // a copy has one attempt
 		return false
 	}
-	return !c.rule.Route.RetryTried && (!c.pick.HasHash || c.rule.Backends() > 1)
+	return !c.rule.Route.RetryTried && (!c.hashed || c.rule.Backends() > 1)
 }
 
 // Connections returns the connections that the attempt uses.
@@ -268,6 +268,9 @@ func (a *Attempt) report(result breaker.Result) {
 // leave leaves the endpoint.
 func (a *Attempt) leave(failed bool) {
 	if a.endpoint != nil {
+		if failed && a.latency == 0 && a.sent > 0 {
+			a.latency = time.Since(a.call.start) - a.Sent() // until it failed
+		}
 		a.endpoint.Release(a.latency, failed)
 	}
 	if a.conns != nil {

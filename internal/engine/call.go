@@ -75,12 +75,14 @@ type Call struct {
 	target  route.Target
 	cluster *cluster // it counts the call; nil outside the mesh
 
-	pick  balancer.PickInfo
-	tried [2]string // room for pick.Tried
+	hash  uint64    // of the key, if hashed
+	tried []string  // IDs of endpoints
+	first [2]string // room for them
 
 	match  int32 // of rule
 	kind   Kind
 	ownTLS bool // the caller's URL asks for TLS
+	hashed bool // the call has a key for consistent hashing
 	passed bool // stage 3 has let the call pass
 
 	// How it went.
@@ -168,7 +170,7 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	}
 	if key := &c.cluster.config.Balancer.HashKey; key.Source != balancer.NoKey {
 		if value, ok := a.HashKey(key); ok {
-			c.pick.Hash, c.pick.HasHash = balancer.Hash(value), true
+			c.hash, c.hashed = balancer.Hash(value), true
 		}
 	}
 

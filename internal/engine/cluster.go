@@ -271,9 +271,9 @@ func (c *cluster) wait(ctx context.Context) error {
 
 // pick chooses an endpoint, and waits for endpoints if there are none yet. An error is a refusal, by discovery if it was
 // waited for.
-func (c *cluster) pick(ctx context.Context, info balancer.PickInfo, now time.Time) (*balancer.Host, error) {
+func (c *cluster) pick(ctx context.Context, info balancer.PickInfo) (*balancer.Host, error) {
 	if c.outlier != nil {
-		c.outlier.Sweep(now)
+		c.outlier.Sweep(info.Now)
 	}
 	h, err := c.balancer.Pick(info)
 	if err == balancer.ErrNoEndpoints {
@@ -281,6 +281,7 @@ func (c *cluster) pick(ctx context.Context, info balancer.PickInfo, now time.Tim
 		if err := c.wait(ctx); err != nil {
 			return nil, undiscovered(ctx, err)
 		}
+		info.Now = time.Time{}
 		h, err = c.balancer.Pick(info)
 	}
 	if err == nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -58,6 +59,7 @@ func (e *Engine) clusterConfig(plan *policy.Plan, target route.Target) clusterCo
 		}
 		config.rate = p.RateLimit
 		config.bodyIdle = p.BodyIdle
+		config.Balancer = p.balance(config.Balancer)
 	}
 	return config
 }
@@ -83,6 +85,21 @@ type Protection struct {
 	StopNestedRetries bool
 	RateLimit         limit.RateConfig
 	BodyIdle          time.Duration
+	Balancing         *balancer.Config
+}
+
+// balance returns how endpoints are chosen, given what the documents say of it.
+func (p *Protection) balance(documents balancer.Config) balancer.Config {
+	if p.Balancing == nil || documents.Algorithm != balancer.LeastRequest {
+		return documents
+	}
+	config := *p.Balancing
+	if reflect.DeepEqual(config.Locality, balancer.Locality{}) {
+		config.Locality = documents.Locality
+	}
+	config.SlowStart = cmp.Or(config.SlowStart, documents.SlowStart)
+	config.PanicFraction = cmp.Or(config.PanicFraction, documents.PanicFraction)
+	return config
 }
 
 // HostProtection is a Protection for the named hosts; none means all.
@@ -106,7 +123,7 @@ func (e *Engine) protection(plan *policy.Plan, h policy.HostPlan) *Protection {
 // checkProtections checks the settings of the protections, so that a mistake is an error from New and not from a call.
 func checkProtections(protections []HostProtection) error {
 	for _, p := range protections {
-		var errs [5]error
+		var errs [6]error
 		if p.Circuit != nil {
 			errs[0] = p.Circuit.Validate()
 		}
@@ -116,6 +133,11 @@ func checkProtections(protections []HostProtection) error {
 		errs[2] = p.RateLimit.Validate()
 		if p.BodyIdle < 0 {
 			errs[3] = errors.New("BodyIdle is negative")
+		}
+		if b := p.Balancing; b != nil {
+			if errs[5] = b.Validate(); errs[5] == nil && (b.Algorithm == balancer.RingHash || b.Algorithm == balancer.Maglev) {
+				errs[5] = fmt.Errorf("balancing is %v: have a DestinationRule say what is hashed", b.Algorithm)
+			}
 		}
 		for _, name := range p.Hosts {
 			if !isHost(name) {

@@ -1,0 +1,250 @@
+//go:build !race
+
+// A simulation runs on one goroutine, and takes too long with the race detector.
+
+package balancer_test
+
+import (
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/balancer"
+)
+
+// simulation is servers that answer one request after the other, and clients that each have a balancer of their own.
+type simulation struct {
+	servers, clients int
+	load             float64 // of the servers, if none is slow
+	length           time.Duration
+	slow             func(server int, at time.Duration) float64 // by how much longer a server takes; -1: it fails at once
+	config           balancer.Config
+	oracle           bool // instead of balancers: it knows when each server would be done
+}
+
+const (
+	serviceTime = 10 * time.Millisecond
+	workers     = 10
+)
+
+type event struct {
+	at     time.Duration
+	server int // -1: a request comes
+	took   time.Duration
+	host   *balancer.Host
+	failed bool
+}
+
+type events []event
+
+func (e events) Len() int           { return len(e) }
+func (e events) Less(i, j int) bool { return e[i].at < e[j].at }
+func (e events) Swap(i, j int)      { e[i], e[j] = e[j], e[i] }
+func (e *events) Push(x any)        { *e = append(*e, x.(event)) }
+func (e *events) Pop() any {
+	last := (*e)[len(*e)-1]
+	*e = (*e)[:len(*e)-1]
+	return last
+}
+
+// outcome is how a simulation went.
+type outcome struct {
+	p50, p99 time.Duration
+	failed   float64 // share
+	most     float64 // load of the server with the most requests, in terms of its share
+}
+
+func (s *simulation) run(t *testing.T, seed uint64) (o outcome) {
+	synctest.Test(t, func(t *testing.T) {
+		random := rand.New(rand.NewPCG(seed, 1))
+		set := endpoints(s.servers)
+		var clients []*balancer.Balancer
+		for c := range s.clients {
+			b := newBalancer(t, s.config)
+			balancer.SetRand(b, rand.New(rand.NewPCG(seed, uint64(c)+2)).Uint64)
+			b.Update(set)
+			clients = append(clients, b)
+		}
+		index := map[string]int{}
+		for i := range set {
+			index[set[i].ID()] = i
+		}
+		free := make([][workers]time.Duration, s.servers) // when each worker is done with what it has
+		idle := func(server int) *time.Duration {
+			first := &free[server][0]
+			for w := range free[server] {
+				if free[server][w] < *first {
+					first = &free[server][w]
+				}
+			}
+			return first
+		}
+		requests := make([]int, s.servers)
+		var took []time.Duration
+		failed := 0
+		capacity := 0.0
+		for i := range s.servers {
+			if s.slow == nil {
+				capacity += workers
+			} else if slow := s.slow(i, 0); slow > 0 {
+				capacity += workers / slow
+			}
+		}
+		every := float64(serviceTime) / s.load / capacity
+		queue := &events{{at: 0, server: -1}}
+		start := time.Now()
+		warm := s.length / 4
+		for {
+			e := heap.Pop(queue).(event)
+			if e.at > s.length {
+				break
+			}
+			if now := time.Since(start); e.at > now {
+				time.Sleep(e.at - now)
+			}
+			if e.server >= 0 {
+				if e.host != nil {
+					e.host.Release(e.took, e.failed)
+				}
+				continue
+			}
+			heap.Push(queue, event{at: e.at + time.Duration(random.ExpFloat64()*every), server: -1})
+			work := time.Duration(random.ExpFloat64() * float64(serviceTime))
+			cost := func(i int) time.Duration {
+				slow := 1.0
+				if s.slow != nil {
+					slow = s.slow(i, e.at)
+				}
+				return time.Duration(float64(work) * slow)
+			}
+			var server int
+			var h *balancer.Host
+			if s.oracle {
+				best := time.Duration(1 << 62)
+				for i := range s.servers {
+					if c := cost(i); c >= 0 {
+						if done := max(*idle(i), e.at) + c; done < best {
+							best, server = done, i
+						}
+					}
+				}
+			} else {
+				var err error
+				if h, err = clients[random.IntN(s.clients)].Pick(balancer.PickInfo{}); err != nil {
+					t.Fatal(err)
+				}
+				server = index[h.ID()]
+			}
+			c := cost(server)
+			if e.at > warm {
+				requests[server]++
+			}
+			if c < 0 {
+				if e.at > warm {
+					failed++
+				}
+				heap.Push(queue, event{e.at + time.Millisecond, server, time.Millisecond, h, true})
+				continue
+			}
+			worker := idle(server)
+			*worker = max(*worker, e.at) + c
+			latency := *worker - e.at + 1
+			if e.at > warm {
+				took = append(took, latency)
+			}
+			heap.Push(queue, event{e.at + latency, server, latency, h, false})
+		}
+		slices.Sort(took)
+		o.p50, o.p99 = took[len(took)/2], took[len(took)*99/100]
+		all := len(took) + failed
+		o.failed = float64(failed) / float64(all)
+		o.most = float64(slices.Max(requests)) * float64(s.servers) / float64(all)
+	})
+	return o
+}
+
+func tenth(server int, slow float64) float64 {
+	if server%10 == 0 {
+		return slow
+	}
+	return 1
+}
+
+// scenarios say by how much longer servers take.
+var scenarios = map[string]func(server int, at time.Duration) float64{
+	"even": nil,
+	"slow": func(server int, _ time.Duration) float64 { return tenth(server, 5) },
+	"bursts": func(server int, at time.Duration) float64 { // others each second
+		return tenth(server+int(at/time.Second)*3, 5)
+	},
+	"failing": func(server int, _ time.Duration) float64 {
+		if server == 0 {
+			return -1 // at once
+		}
+		return 1
+	},
+}
+
+// tail is what PeakEWMA needs for a short tail: more choices, and knowledge that is fresh.
+var tail = balancer.Config{Algorithm: balancer.PeakEWMA, Choices: 6, Aperture: 12}
+
+// TestTail holds the longest latencies, and where requests go, in some ways in which servers are slow or sick. The limits have room: the
+// comments say what came out.
+func TestTail(t *testing.T) {
+	least, oracle := balancer.Config{}, &balancer.Config{}
+	type limit struct {
+		low, high int // of the 99th percentile, in milliseconds
+	}
+	for _, test := range []struct {
+		scenario string
+		load     float64
+		clients  int
+		oracle   limit
+		least    limit
+		tail     limit
+		failed   float64 // at most, with tail
+	}{
+		{"even", 0.7, 100, limit{40, 52}, limit{40, 54}, limit{40, 54}, 0},
+		{"slow", 0.7, 100, limit{40, 52}, limit{150, 5000}, limit{40, 60}, 0},
+		{"bursts", 0.7, 100, limit{40, 52}, limit{150, 5000}, limit{40, 75}, 0},
+		{"failing", 0.7, 100, limit{40, 52}, limit{40, 54}, limit{40, 54}, 0.01},
+		{"even", 0.9, 100, limit{40, 56}, limit{40, 70}, limit{40, 70}, 0},
+		{"slow", 0.9, 100, limit{40, 56}, limit{150, 5000}, limit{40, 80}, 0},
+		{"bursts", 0.9, 100, limit{40, 56}, limit{150, 5000}, limit{40, 100}, 0},
+	} {
+		t.Run(fmt.Sprintf("%s at %v", test.scenario, test.load), func(t *testing.T) {
+			for _, way := range []struct {
+				name   string
+				config *balancer.Config
+				limit
+			}{{"oracle", oracle, test.oracle}, {"least request", &least, test.least}, {"tail", &tail, test.tail}} {
+				s := simulation{20, test.clients, test.load, 3 * time.Second, scenarios[test.scenario], *way.config, way.config == oracle}
+				o := s.run(t, 7)
+				t.Logf("%s: p99 %v, %.4f failed", way.name, o.p99, o.failed)
+				if ms := int(o.p99.Milliseconds()); ms < way.low || ms > way.high {
+					t.Errorf("%s: p99 is %d ms, want %d to %d", way.name, ms, way.low, way.high)
+				}
+				if way.config == &tail && o.failed > test.failed {
+					t.Errorf("%.4f of the requests failed, want at most %.4f", o.failed, test.failed)
+				}
+			}
+		})
+	}
+}
+
+// TestAperturesAreEvenTogether: clients that each keep to some endpoints use all of them alike, with no other than the calls of their own to
+// go by.
+func TestAperturesAreEvenTogether(t *testing.T) {
+	for _, clients := range []int{10, 20, 100, 500} {
+		s := simulation{50, clients, 0.7, 3 * time.Second, nil, tail, false}
+		o := s.run(t, 7)
+		t.Logf("%d clients: the busiest endpoint has %.2f of its share", clients, o.most)
+		if o.most > 1.25 {
+			t.Errorf("%d clients: an endpoint has %.2f of its share, want at most 1.25", clients, o.most)
+		}
+	}
+}
