@@ -6,6 +6,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/policy/jwt"
 )
 
 // What follows is the inbound side for protocols other than HTTP.
@@ -46,6 +47,9 @@ func (in *inbound) Held() bool {
 
 // Enter implements admission.Call.
 func (in *inbound) Enter(ctx context.Context, end admission.Ender) (context.Context, bool) {
+	if in.token.Claims != nil {
+		ctx = jwt.WithClaims(ctx, in.token.Claims)
+	}
 	in.ctx, in.ender = &requestContext{Context: ctx, id: in.Peer}, end
 	return in.ctx, in.begin(in.writer)
 }

@@ -64,18 +64,22 @@
 //	 2. Identity. The peer's certificate is verified against the bundles in force for each request, because certificates
 //	    expire and bundles change while a connection lives. A certificate that was already verified costs one map look-up.
 //
-//	 3. Authorization. AuthorizationPolicies see the request as it was sent. Where a path or a repeated header can be read in
+//	 3. Tokens. If RequestAuthentications are about the workload, the request's JSON Web Tokens are verified, and whatever the
+//	    client wrote where their claims go is removed. A token that no rule accepts ends the request; a request without one
+//	    goes on.
+//
+//	 4. Authorization. AuthorizationPolicies see the request as it was sent, with the claims of its token. Where a path or a repeated header can be read in
 //	    several ways, an ALLOW rule must match under every reading, a DENY rule under any.
 //
-//	 4. Limits. First concurrency, then rate. Only authorized requests count.
+//	 5. Limits. First concurrency, then rate. Only authorized requests count.
 //
-//	 5. Deadline. The time for which a caller in the mesh will wait becomes the deadline of the handler's context.
+//	 6. Deadline. The time for which a caller in the mesh will wait becomes the deadline of the handler's context.
 //
-//	 6. Sanitizing. Headers that only the mesh may set are removed from the request of a peer without an identity. A peer with
+//	 7. Sanitizing. Headers that only the mesh may set are removed from the request of a peer without an identity. A peer with
 //	    an identity is named in x-forwarded-client-cert. This comes after authorization, which sees what was sent, and before
 //	    any code that trusts these headers.
 //
-//	 7. Handler. While it runs, the request is authorized again when documents or bundles change, and when the certificate of
+//	 8. Handler. While it runs, the request is authorized again when documents or bundles change, and when the certificate of
 //	    its peer expires. If it is denied then, it is cut off.
 //
 // # Responses and errors

@@ -109,6 +109,7 @@ func (m *Mesh) load(change, undo func(*documents), faulty bool) error {
 	}
 	if err == nil {
 		d.plan = plan
+		m.keys.Use(plan.Inbound().Tokens())
 	} else if !waits {
 		undo(d)
 	}

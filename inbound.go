@@ -18,6 +18,7 @@ import (
 	"github.com/nosidecar/mesh/internal/response"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -86,7 +87,7 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 }
 
 // Handler returns next behind the inbound side of the mesh. Each request passes these stages, in this order: identification
-// of the peer, the PeerAuthentication of the port, the AuthorizationPolicies, the removal of headers that the peer may not
+// of the peer, the PeerAuthentication of the port, the RequestAuthentications, the AuthorizationPolicies, the removal of headers that the peer may not
 // assert, limits, and the deadline that the caller announces, which becomes the deadline of the handler's context.
 //
 // The peer is identified by its certificate, which is verified again for each request, whichever listener terminated TLS.
@@ -221,6 +222,9 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 
 	ctx := r.Context()
 	// The context of net/http ends with the connection, unless there is a body that has not been read.
+	if in.token.Claims != nil {
+		ctx = jwt.WithClaims(ctx, in.token.Claims)
+	}
 	if in.Peer != "" || r.ContentLength != 0 {
 		in.ctx = &requestContext{Context: ctx, id: in.Peer}
 		ctx = in.ctx
@@ -228,7 +232,10 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 	if in.Peer != "" {
 		ctx, in.cancel = deadline.Told(ctx, r.Header)
 	}
-	header := s.sanitised(r.Header, in.peer, h.mesh)
+	header := s.sanitised(in.view.Header, in.peer, h.mesh)
+	if header == nil && in.edited {
+		header = in.view.Header
+	}
 	trailers := mayHaveTrailers(r)
 	if ctx != r.Context() || header != nil || trailers || in.secure != nil {
 		arrived := r
@@ -236,6 +243,7 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 		if header != nil {
 			r.Header = header
 		}
+		in.token.HideToken(r)
 		if in.secure != nil {
 			r.TLS = in.secure
 		}
@@ -282,6 +290,10 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	if in.PeerErr == errUnknownConnection {
 		in.Decision = authz.Decision{Match: authz.Match{Rule: -1}, Audit: authz.Match{Rule: -1}, Reason: errUnknownConnection.Error()}
 		in.Decision.Refuse(w, r)
+		return false
+	}
+	// Where only peers with an identity are served, no other's token is looked at.
+	if tokens := in.rules.Tokens(); tokens != nil && (in.mode != tlsid.Strict || in.Peer != "") && !in.authenticate(w, r, tokens) {
 		return false
 	}
 	in.Decision = in.rules.Authorize(&in.view)

@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -39,12 +40,14 @@ type journal struct {
 	warned  map[string]bool      // the warnings of the last load, which are not repeated
 	refused bool                 // the last load was refused
 	failed  map[string]time.Time // when which failure of discovery was logged
+	keyless map[jwt.Source]bool  // sources of keys whose failure was logged
 }
 
 // observer returns the journal as an observer. Without a logger of its own, it skips what other observers take.
 func (j *journal) observer(others observers) Observer {
 	o := Observer{
 		PolicyLoad: j.policyLoad, Ejection: j.ejection, Circuit: j.circuit, DiscoveryFailed: j.discoveryFailed, Identity: j.identity,
+		Keys: j.keys,
 	}
 	if j.logger != nil {
 		return o
@@ -64,6 +67,9 @@ func (j *journal) observer(others observers) Observer {
 	}
 	if taken(func(o Observer) bool { return o.Identity != nil }) {
 		o.Identity = nil
+	}
+	if taken(func(o Observer) bool { return o.Keys != nil }) {
+		o.Keys = nil
 	}
 	return o
 }
@@ -176,5 +182,26 @@ func (j *journal) discoveryFailed(service discovery.Service, err error) {
 func (j *journal) identity(_ *tlsid.Identity, err error) {
 	if err != nil {
 		j.to().Error("mesh: no new identity", "error", err)
+	}
+}
+
+// keys logs the first of the failures to fetch keys, and the end of them.
+func (j *journal) keys(state jwt.State) {
+	j.mu.Lock()
+	before, now := j.keyless[state.Source], state.Err != nil
+	if j.keyless == nil {
+		j.keyless = make(map[jwt.Source]bool)
+	}
+	if j.keyless[state.Source] = now; !now {
+		delete(j.keyless, state.Source)
+	}
+	j.mu.Unlock()
+	switch {
+	case now && !before && state.Keys == 0:
+		j.to().Error("mesh: there are no keys to verify tokens with, which are refused", "uri", state.Source.URI, "error", state.Err)
+	case now && !before:
+		j.to().Warn("mesh: no new keys to verify tokens with, the last ones stay in force", "uri", state.Source.URI, "error", state.Err)
+	case before && !now:
+		j.to().Info("mesh: the keys to verify tokens with are fetched again", "uri", state.Source.URI)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -25,6 +26,7 @@ type Mesh struct {
 	engine        *engine.Engine  // takes calls to their destinations
 	transport     *enginehttp.Transport
 	server        server
+	keys          jwt.Remotes // of tokens
 	documents     documents
 
 	closing context.Context // ends when Close begins
@@ -63,6 +65,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 		return nil, err
 	}
 	m.transport = enginehttp.New(m.engine)
+	m.initKeys()
 	m.closing, m.cancel = context.WithCancel(context.Background())
 	if err := m.begin(ctx, o); err != nil {
 		m.Close()
@@ -136,6 +139,7 @@ func (m *Mesh) Close() error {
 	closed := make(chan struct{})
 	go func() {
 		defer close(closed)
+		m.keys.Close()
 		m.engine.Close()
 		if m.identity != nil {
 			m.identity.Close()

@@ -11,6 +11,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/policy/telemetry"
 	"github.com/nosidecar/mesh/retry"
@@ -82,6 +83,9 @@ type Observer struct {
 	// Identity is called when a new identity is in force; err is nil then. It is called with a nil id when the source of the
 	// identity fails; the last identity stays in force until it expires.
 	Identity func(id *tlsid.Identity, err error)
+
+	// Keys is called after every fetch of keys that tokens are verified with; see [jwt.State]. The last good ones stay in force.
+	Keys func(state jwt.State)
 
 	// ConnectionRefused is called when [Mesh.Listen] or [Mesh.ListenTCP] refuses a connection at the address local.
 	ConnectionRefused func(local net.Addr, refusal tlsid.Refusal)
@@ -220,6 +224,9 @@ type Inbound struct {
 	// certificate that the peer presented, if anything is.
 	Peer    string
 	PeerErr error
+
+	// User is whom the verified token of the request names, "issuer/subject"; "" without a token. It is set when the request ends.
+	User string
 
 	// RestartTraces says that the trace headers of the request are not trusted and are hidden from the handler; see
 	// [ServerConfig.RestartTraces].

@@ -9,6 +9,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/engine"
+	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -60,6 +61,15 @@ func (m *Mesh) hooks() engine.Hooks {
 		}
 	}
 	return h
+}
+
+// keysFetched tells the observers of a fetch of keys.
+func (o observers) keysFetched(state jwt.State) {
+	for i := range o {
+		if f := o[i].Keys; f != nil {
+			f(state)
+		}
+	}
 }
 
 // watchInbound reports whether any observer wants to be told of inbound requests.

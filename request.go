@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/internal/response"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -31,6 +32,8 @@ type passage struct {
 	mode   tlsid.Mode
 	before uint64 // changes of documents and bundles before the decision
 	peer   tlsid.Peer
+	token  jwt.Result           // what the tokens of the request say
+	edited bool                 // view.Header is not that of the request as it arrived
 	secure *tls.ConnectionState // of a connection whose TLS a wrapper hides from net/http
 
 	// For a request that is not served by an HTTP handler.

@@ -10,13 +10,14 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/jwt"
 )
 
 // Status is a snapshot of what is in force in a mesh: plain values that encoding/json can marshal. See [Mesh.Status].
 type Status struct {
 	// Ready says that calls and requests are served under the documents and with the identity they need. NotReady says what
-	// is missing: it is set before the identity of [WithLateIdentity] has arrived, after an identity has expired, and after
-	// [Mesh.Close]. Refused documents are no reason, since the last good ones are in force.
+	// is missing: it is set before the identity of [WithLateIdentity] has arrived, after an identity has expired, while there are
+	// no keys to verify tokens with, and after [Mesh.Close]. Refused documents are no reason, since the last good ones are in force.
 	Ready    bool     `json:"ready"`
 	NotReady []string `json:"notReady,omitempty"`
 
@@ -52,6 +53,15 @@ type Status struct {
 			Expires     time.Time `json:"expires"`
 		} `json:"trusted,omitempty"`
 	} `json:"identity,omitzero"`
+
+	// Keys are the sets of keys that tokens are verified with and that are fetched, sorted by URI: when they were, how many there
+	// are, and what went wrong the last time. Without keys the mesh is not ready.
+	Keys []struct {
+		URI     string    `json:"uri"`
+		Keys    int       `json:"keys"`
+		Fetched time.Time `json:"fetched,omitzero"`
+		Error   string    `json:"error,omitempty"`
+	} `json:"keys,omitempty"`
 
 	// Services are the destinations that were called and that state is kept for, sorted by host, port and subset. There are
 	// at most 250, the ones called last. Each has at most 100 endpoints: unhealthy ones and those with most requests come
@@ -171,11 +181,32 @@ func (m *Mesh) Status() Status {
 			not(bounded(err.Error()))
 		}
 	}
+	m.keySets(&s, not)
 	m.services(&s)
 	if m.closing.Err() != nil {
 		not(ErrClosed.Error())
 	}
 	return s
+}
+
+// keySets fills in what is known about the keys of tokens.
+func (m *Mesh) keySets(s *Status, not func(reason string)) {
+	states := m.keys.States()
+	if len(states) == 0 {
+		return
+	}
+	slices.SortFunc(states, func(a, b jwt.State) int { return strings.Compare(a.Source.URI, b.Source.URI) })
+	s.Keys = sized(s.Keys, len(states))
+	for i, state := range states {
+		to := &s.Keys[i]
+		to.URI, to.Keys, to.Fetched = state.Source.URI, state.Keys, state.Fetched
+		if state.Err != nil {
+			to.Error = bounded(state.Err.Error())
+		}
+		if state.Keys == 0 {
+			not("the keys at " + to.URI + " have not been fetched yet")
+		}
+	}
 }
 
 // services fills in what the engine knows.

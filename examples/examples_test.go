@@ -21,6 +21,7 @@ var programs = map[string]string{
 	"errors":     "no connection could be had: the server has not seen the call",
 	"fault":      "an aborted call is never sent",
 	"grpc":       "All of it was as the documents ask.",
+	"jwt":        "alice     /orders     200 for \"alice\"",
 	"limit":      "refused so far: 3",
 	"mtls":       "All of it was as the documents ask.",
 	"observer":   "route=orders status=200 flags=- attempts=2",

@@ -41,6 +41,14 @@ func (c *compiler) unprotected() {
 			first = ap.document
 		}
 	}
+	for _, ra := range c.tokens {
+		if ra.is.selected {
+			return
+		}
+		if first == nil {
+			first = ra.document
+		}
+	}
 	for _, pa := range c.peers {
 		selector := pa.is.Spec.Selector
 		if pa.namespace == w.Namespace && (selector.Labels() == nil || selector.Selects(w.Labels)) || pa.namespace == rootNamespace && selector.Labels() == nil {
@@ -97,6 +105,8 @@ func (d *document) inForce() bool {
 	case *entry:
 		return is.visible
 	case *reporting:
+		return is.selected || is.is.Spec.Selector.Labels() == nil
+	case *tokens:
 		return is.selected || is.is.Spec.Selector.Labels() == nil
 	case *access:
 		return is.selected || is.is.Spec.Selector.Labels() == nil

@@ -1,13 +1,16 @@
 package policy_test
 
 import (
+	"fmt"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -233,17 +236,65 @@ kind: List
 	}
 }
 
-// TestRequestAuthentication checks that a document that is not enforced has exactly one error if it is right, and its own
-// if not.
+// A workload verifies the tokens that the RequestAuthentications about it describe, all of them together.
 func TestRequestAuthentication(t *testing.T) {
-	const document = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: a}\nspec: "
+	const document = "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: a, namespace: default}\nspec: "
 	find := func(spec string) policy.Findings {
 		return policy.Check([]policy.Source{{Name: "a.yaml", Data: []byte(document + spec)}}, workload).Findings
 	}
-	if got := find("{}"); len(got) != 1 || got[0].Message != "RequestAuthentication is not enforced yet" || got[0].Severity != policy.Error {
+	if got := find("{}"); len(got) != 0 {
 		t.Errorf("right:\n%s", got)
 	}
-	if got := find("{jwtRules: [{}]}"); len(got) != 2 {
+	if got := find("{jwtRules: [{}]}"); len(got) != 1 || got[0].Severity != policy.Error {
 		t.Errorf("wrong:\n%s", got)
+	}
+
+	of := func(namespace, selector, issuer string) string {
+		return "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: " + issuer + ", namespace: " + namespace + "}\n" +
+			"spec: {" + selector + "jwtRules: [{issuer: " + issuer + ", jwksUri: 'https://keys/" + issuer + "'}]}\n"
+	}
+	documents := of("default", "", "z") + of("default", "selector: {matchLabels: {app: web}}, ", "b") + of("istio-system", "", "a") +
+		of("default", "selector: {matchLabels: {app: other}}, ", "c") + of("elsewhere", "", "d")
+	w := policy.Workload{Namespace: "default", Labels: map[string]string{"app": "web"}, Keys: new(jwt.Remotes)}
+	sources := []policy.Source{{Name: "a.yaml", Data: []byte(documents)}}
+	plan, findings := policy.Compile(sources, w)
+	if plan == nil {
+		t.Fatal(findings)
+	}
+	var uris []string
+	for _, source := range plan.Inbound().Tokens().Sources() {
+		uris = append(uris, source.URI)
+	}
+	if want := []string{"https://keys/a", "https://keys/b", "https://keys/z"}; !slices.Equal(uris, want) {
+		t.Errorf("keys at %v, want %v", uris, want)
+	}
+	again, _ := policy.Recompile(plan, append(sources, policy.Source{Name: "b.yaml", Data: []byte(of("elsewhere", "", "e"))}), w)
+	if again.Inbound().Tokens() != plan.Inbound().Tokens() {
+		t.Error("a change of other documents forgets the tokens that are known")
+	}
+	if without, _ := policy.Recompile(again, nil, w); without.Inbound().Tokens() != nil {
+		t.Error("without documents there are rules about tokens")
+	}
+}
+
+// A policy that asks for a token where none is verified is warned of, and so is one that allows nobody.
+func TestPoliciesAboutTokens(t *testing.T) {
+	policyOf := func(action, rule string) string {
+		return "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: p, namespace: default}\nspec: {action: " + action + ", rules: [" + rule + "]}\n"
+	}
+	const rules = "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: r, namespace: default}\n" +
+		"spec: {jwtRules: [{issuer: i, jwksUri: 'https://keys'}]}\n"
+	for _, tt := range []struct{ documents, want string }{
+		{policyOf("ALLOW", "{from: [{source: {requestPrincipals: ['*']}}]}"), "asks for a token, and no RequestAuthentication"},
+		{policyOf("DENY", "{when: [{key: 'request.auth.claims[a]', values: [b]}]}"), "asks for a token, and no RequestAuthentication"},
+		{rules + policyOf("ALLOW", "{from: [{source: {requestPrincipals: ['*']}}]}"), ""},
+		{rules + policyOf("ALLOW", "{from: [{source: {requestPrincipals: ['*/*']}}]}"), `spec.rules[0].from[0].source: warning: requestPrincipals: "*/*" matches nobody`},
+		{rules + policyOf("DENY", "{from: [{source: {requestPrincipals: ['https://i']}}]}"), `spec.rules[0].from[0].source: error: cannot be enforced: requestPrincipals: "https://i" matches nobody`},
+		{rules + policyOf("DENY", "{when: [{key: request.auth.principal, notValues: ['i']}]}"), `spec.rules[0].when[0]: error: cannot be enforced: request.auth.principal: "i" matches nobody`},
+	} {
+		findings := policy.Check([]policy.Source{{Name: "a.yaml", Data: []byte(tt.documents)}}, policy.Workload{Namespace: "default"}).Findings
+		if got := fmt.Sprint(findings); tt.want == "" && len(findings) > 0 || !strings.Contains(got, tt.want) {
+			t.Errorf("found %s\nwant %s", got, tt.want)
+		}
 	}
 }

@@ -81,6 +81,7 @@ func compile(last *Plan, sources []Source, w Workload) *compiler {
 	c.subsets()
 	c.peerAuthentications()
 	c.authorizationPolicies()
+	c.requestAuthentications()
 	c.telemetries()
 	return c
 }
@@ -170,6 +171,7 @@ type compiler struct {
 	kubernetes  []decoded[served]
 	peers       []decoded[istio.PeerAuthentication]
 	access      []decoded[access]
+	tokens      []decoded[tokens]
 	reports     []decoded[reporting]
 
 	entriesOfConsul []decoded[consul.Entry]

@@ -39,6 +39,9 @@ func (w Workload) Or(defaults Workload) Workload {
 	w.Paths = cmp.Or(w.Paths, defaults.Paths)
 	w.Locality = cmp.Or(w.Locality, defaults.Locality)
 	w.Address = cmp.Or(w.Address, defaults.Address)
+	if w.Keys == nil {
+		w.Keys = defaults.Keys
+	}
 	if w.Expressions == nil {
 		w.Expressions = defaults.Expressions
 	}

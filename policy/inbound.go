@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"fmt"
 	"maps"
 	"net/http"
 	"strings"
@@ -11,6 +10,7 @@ import (
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -19,8 +19,10 @@ type Inbound struct {
 	mode       tlsid.Mode
 	ports      map[int]tlsid.Mode // the ports with a mode of their own
 	authorizer *authz.Authorizer
-	authorizes bool     // the authorizer has an enforced policy
-	asserted   []string // headers in conditions of policies that are trusted only from authenticated peers
+	authorizes bool               // the authorizer has an enforced policy
+	rules      []jwt.Rule         // of tokens
+	tokens     *jwt.Authenticator // nil without rules
+	asserted   []string           // headers in conditions of policies that are trusted only from authenticated peers
 }
 
 // Inbound returns the part of the plan about connections and requests to the workload. It is never nil.
@@ -110,7 +112,14 @@ func (c *compiler) readAccess(doc *yamldoc.Document, is *istio.AuthorizationPoli
 	a.policy = is.Policy(w.TrustDomain)
 	config := authz.Config{Normalization: w.Paths}
 	if _, err := authz.Compile([]authz.Policy{a.policy}, config); err != nil {
-		unenforceable(doc, a.policy, config, err)
+		unenforceable(a.policy, config, err, func(at, why string) { doc.Errorf(at, "cannot be enforced: %s", why) })
+	} else if a.policy.Action == authz.Allow {
+		// What matches nobody is an error where it should deny. Here it does no harm, but is not meant.
+		strict := a.policy
+		strict.Action = authz.Deny
+		if _, err := authz.Compile([]authz.Policy{strict}, config); err != nil {
+			unenforceable(strict, config, err, func(at, why string) { doc.Warnf(at, "%s", why) })
+		}
 	}
 	a.selected = is.Selects(w.Namespace, w.Labels, rootNamespace)
 	return a
@@ -178,17 +187,22 @@ func (c *compiler) unselected() bool {
 			return true
 		}
 	}
+	for _, ra := range c.tokens {
+		if warn(ra.document, ra.is.is.Spec.Selector) {
+			return true
+		}
+	}
 	return false
 }
 
 // unenforceable reports why a policy cannot be compiled, at the part that cannot be compiled.
-func unenforceable(d *yamldoc.Document, policy authz.Policy, config authz.Config, err error) {
+func unenforceable(policy authz.Policy, config authz.Config, err error, report func(at, why string)) {
 	found := false
 	try := func(rule authz.Rule, at, part string) {
 		alone := authz.Policy{Name: policy.Name, Action: policy.Action, Rules: []authz.Rule{rule}}
 		if _, err := authz.Compile([]authz.Policy{alone}, config); err != nil {
-			prefix := fmt.Sprintf("authz: policy %s: rule 0: %s 0: ", policy.Name, part)
-			d.Errorf(at, "cannot be enforced: %s", strings.TrimPrefix(err.Error(), prefix))
+			why := strings.TrimPrefix(err.Error(), "authz: policy "+policy.Name+": rule 0: ")
+			report(at, strings.TrimPrefix(why, part+" 0: "))
 			found = true
 		}
 	}
@@ -205,6 +219,6 @@ func unenforceable(d *yamldoc.Document, policy authz.Policy, config authz.Config
 		}
 	}
 	if !found {
-		d.Errorf("spec", "cannot be enforced: %v", err)
+		report("spec", err.Error())
 	}
 }

@@ -44,8 +44,7 @@ func apis() map[string]api {
 	traffic := kinds(refused, "Sidecar", "WorkloadEntry", "WorkloadGroup", "EnvoyFilter", "ProxyConfig")
 	traffic["VirtualService"], traffic["DestinationRule"], traffic["ServiceEntry"] = enforced, enforced, enforced
 	traffic["Gateway"] = meaningless
-	security := kinds(refused, "RequestAuthentication")
-	security["PeerAuthentication"], security["AuthorizationPolicy"] = enforced, enforced
+	security := kinds(enforced, "PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication")
 	gateway := kinds(refused, "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "ReferenceGrant")
 	gateway["Gateway"], gateway["GatewayClass"] = meaningless, meaningless
 	specs := kinds(refused, "TCPRoute", "UDPRoute")

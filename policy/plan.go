@@ -13,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/policy/telemetry"
@@ -71,6 +72,10 @@ type Workload struct {
 		// function must be safe for concurrent use.
 		Compile(expression string, onlyPassing bool) (func(*discovery.Endpoint) bool, error)
 	}
+
+	// Keys fetches the keys that RequestAuthentications verify tokens with, where these do not stand in the documents. A mesh has
+	// its own. Without it, as when documents are only checked, nothing is fetched, and such tokens are refused.
+	Keys *jwt.Remotes
 }
 
 // Plan is a set of documents compiled for one workload. It is immutable and safe for concurrent use.

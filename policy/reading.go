@@ -204,6 +204,8 @@ func (c *compiler) take(file string, doc *yamldoc.Document, r *reading) *reading
 		c.reports = append(c.reports, decoded[reporting]{d, is})
 	case *access:
 		c.access = append(c.access, decoded[access]{d, is})
+	case *tokens:
+		c.tokens = append(c.tokens, decoded[tokens]{d, is})
 	}
 	return r
 }
@@ -284,9 +286,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		return r
 	case refused:
 		doc.Errorf("kind", "%s", message)
-		if r.is = (notEnforced{}); r.group == istio.SecurityGroup {
-			c.refused(doc)
-		}
+		r.is = notEnforced{}
 		return r
 	case meaningless:
 		doc.Warnf("kind", "%s", message)
@@ -362,6 +362,11 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		if is := shaped[istio.AuthorizationPolicy](c, doc); is != nil {
 			return c.readAccess(doc, is)
 		}
+	case "RequestAuthentication":
+		c.unplaced(doc)
+		if is := shaped[istio.RequestAuthentication](c, doc); is != nil {
+			return c.readTokens(doc, is)
+		}
 	}
 	return notEnforced{}
 }
@@ -387,11 +392,6 @@ func (c *compiler) delegated(doc *yamldoc.Document) *yamldoc.Digest {
 		is.Table(again, c.plan.client())
 	}
 	return again.Digest().Without(doc.Digest())
-}
-
-// refused checks a RequestAuthentication, which is not enforced, so that its mistakes are known before it ever is.
-func (c *compiler) refused(doc *yamldoc.Document) {
-	shaped[istio.RequestAuthentication](c, doc)
 }
 
 // oldestFirst sorts the documents of a kind by creation time, then by name, if all of them have a creation time. Documents in a folder usually

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -12,10 +13,13 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/nosidecar/mesh/internal/connectid"
 	"github.com/nosidecar/mesh/policy"
 	access "github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/jwt"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // verdict is what authz prints: whether a request is allowed, by which rule, and why. Where no rule decided, it is left out.
@@ -45,6 +49,12 @@ func authz(args []string, stdout io.Writer) (code int, err error) {
 		peer.port, err = parsePort(text)
 		return err
 	})
+	keys := make(keyFiles)
+	flags.Func("jwks", "", keys.add)
+	flags.Func("time", "", func(text string) (err error) {
+		peer.now, err = time.Parse(time.RFC3339, text)
+		return err
+	})
 	flags.IntVar(&peer.trustedHops, "trusted-hops", 0, "")
 	flags.BoolVar(&flags.workload.AllowByDefault, "allow-by-default", false, "")
 	target, err := flags.parse(args)
@@ -70,8 +80,13 @@ func authz(args []string, stdout io.Writer) (code int, err error) {
 		flags.workload.Service, _, _ = strings.Cut(raw.host, ".")
 	}
 	flags.workload.TrustDomain = connectDomain(peer.principal)
+	flags.workload.Keys = &jwt.Remotes{Transport: func(*http.Request) http.RoundTripper { return fetched(keys) }}
+	defer flags.workload.Keys.Close()
 	plan, err := flags.plan()
 	if err != nil {
+		return 0, err
+	}
+	if err := keys.read(plan.Inbound().Tokens(), flags.workload.Keys); err != nil {
 		return 0, err
 	}
 
@@ -107,6 +122,7 @@ type inbound struct {
 	source      netip.Addr
 	port        uint16
 	trustedHops int
+	now         time.Time // the zero time is now
 }
 
 // decide asks the plan as the handler of a mesh does.
@@ -114,7 +130,29 @@ func (in *inbound) decide(plan *policy.Plan, req *http.Request) access.Decision 
 	req.RemoteAddr = net.JoinHostPort(in.source.String(), "0")
 	view := access.NewRequest(req, in.principal, in.trustedHops)
 	view.Destination = netip.AddrPortFrom(netip.Addr{}, in.port)
-	return plan.Inbound().Authorize(&view)
+	rules := plan.Inbound()
+	if tokens := rules.Tokens(); tokens != nil && (rules.Mode(int(in.port)) != tlsid.Strict || in.principal != "") {
+		result := tokens.Authenticate(context.Background(), req, in.at())
+		if result.Err != nil {
+			none := access.Match{Rule: -1}
+			return access.Decision{Match: none, Audit: none, Reason: result.Err.Error()}
+		}
+		if header := result.Header(req.Header); header != nil {
+			view.Header = header
+		}
+		if result.Claims != nil {
+			view.Claims = result.Claims
+		}
+	}
+	return rules.Authorize(&view)
+}
+
+// at returns when the request arrives.
+func (in *inbound) at() time.Time {
+	if in.now.IsZero() {
+		return time.Now()
+	}
+	return in.now
 }
 
 // rawRequest is a request as it is sent. The target is not cleaned: what a server makes of it is the question.

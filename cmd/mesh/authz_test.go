@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/nosidecar/mesh/internal/jwttest"
 	"github.com/nosidecar/mesh/policy"
 	access "github.com/nosidecar/mesh/policy/authz"
 )
@@ -130,5 +131,57 @@ Sources:
 		if code != tt.want || got.Policy != tt.policy || !strings.Contains(got.Reason, tt.reason) {
 			t.Errorf("%v: %d, %+v, want %d by %q since %q", tt.args, code, got, tt.want, tt.policy, tt.reason)
 		}
+	}
+}
+
+// authz verifies tokens as a handler does, by keys in documents and in files, at the time that is asked for.
+func TestAuthzTokens(t *testing.T) {
+	inline, remote := jwttest.New("a"), jwttest.New("b")
+	dir := t.TempDir()
+	write := func(name, text string) string {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	documents := write("documents.yaml", "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: users, namespace: default}\nspec:\n  jwtRules:\n"+
+		"  - {issuer: i, jwks: '"+jwttest.KeySet(inline)+"', outputClaimToHeaders: [{header: x-sub, claim: sub}]}\n  - {issuer: j, jwksUri: 'https://keys/?a=b'}\n---\n"+
+		"apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: users, namespace: default}\nspec:\n  rules:\n"+
+		"  - when: [{key: 'request.headers[x-sub]', values: [alice]}]\n  - from: [{source: {requestPrincipals: ['j/*']}}]\n")
+	keys := write("keys.json", jwttest.KeySet(remote))
+	alice := inline.Token(`{"iss":"i","sub":"alice","exp":1800000000}`)
+	bob := remote.Token(`{"iss":"j","sub":"bob"}`)
+	for _, tt := range []struct {
+		name   string
+		args   []string
+		code   int
+		reason string
+	}{
+		{"no token", []string{"-H", "X-Sub: alice"}, exitDenied, "no ALLOW policy matched"},
+		{"good", []string{"-H", "Authorization: Bearer " + alice, "--time", "2026-11-28T12:00:00Z"}, exitOK, "matched an ALLOW policy"},
+		{"later", []string{"-H", "Authorization: Bearer " + alice, "--time", "2036-11-28T12:00:00Z"}, exitDenied, "Jwt is expired"},
+		{"keys in a file", []string{"-H", "Authorization: Bearer " + bob, "--jwks", "https://keys/?a=b=" + keys}, exitOK, "matched an ALLOW policy"},
+		{"keys not given", []string{"-H", "Authorization: Bearer " + bob}, exitDenied, "Jwks remote fetch is failed"},
+		{"forged", []string{"-H", "Authorization: Bearer " + inline.Token(`{"iss":"j","sub":"bob"}`), "--jwks", "https://keys/?a=b=" + keys}, exitDenied, "Jwks doesn't have key to match kid or alg from Jwt"},
+		{"no such file", []string{"--jwks", "https://keys/?a=b=" + keys + ".none"}, exitFailed, ""},
+		{"not keys", []string{"--jwks", "https://keys/?a=b=" + documents}, exitFailed, ""},
+		{"no file", []string{"--jwks", "https://keys"}, exitFailed, ""},
+		{"no time", []string{"--time", "noon"}, exitFailed, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			var out, errs strings.Builder
+			code := run(append(append([]string{"authz", "-f", documents}, tt.args...), "http://web/"), &out, &errs)
+			var v verdict
+			if out.Len() > 0 {
+				if err := json.Unmarshal([]byte(out.String()), &v); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if code != tt.code || v.Reason != tt.reason {
+				t.Errorf("got %d %q, want %d %q; %s", code, v.Reason, tt.code, tt.reason, &errs)
+			}
+		})
 	}
 }

@@ -69,6 +69,8 @@ const usage = `Usage:
         --source-ip IP      the peer's address (default 127.0.0.1)
         --port N            the workload's port (default that of the URL)
         --trusted-hops N    how many proxies in front are trusted to set x-forwarded-for (default 0)
+        --jwks URI=FILE     the key set that RequestAuthentications would fetch from URI; may be repeated; nothing is fetched
+        --time TIME         when the tokens of the request are judged, as 2026-01-31T12:00:00Z (default now)
         -X METHOD           the request's method (default GET)
         -H 'NAME: VALUE'    a request header; may be repeated; Host replaces the authority
         Flags come before the URL.

@@ -113,6 +113,11 @@ type Source struct {
 	// Namespaces are the namespaces of principals. A star may be anywhere in them and matches any text.
 	Namespaces, NotNamespaces []string
 
+	// RequestPrincipals are "issuer/subject", of the verified token of the request. A pattern is split at its last slash. One that
+	// begins with a star has it for the end of the issuer, "*/alice", or without a slash of the subject, "*alice"; one that ends
+	// in a star has it for the beginning of the subject, "issuer/a*", or without a slash of the issuer.
+	RequestPrincipals, NotRequestPrincipals []string
+
 	// ServiceAccounts are "namespace/name", without stars.
 	ServiceAccounts, NotServiceAccounts []string
 
@@ -125,8 +130,8 @@ type Source struct {
 }
 
 // Operation describes a request. Its fields are combined, and their values are compared, like those of [Source]. All fields but
-// the ports need HTTP: on a raw TCP connection, an Allow rule with such a field never matches, and Deny and Audit rules ignore the
-// field.
+// the ports need HTTP, as what is said of tokens does: on a raw TCP connection, an Allow rule with such a field never matches, and
+// Deny and Audit rules ignore the field.
 type Operation struct {
 	// Hosts are compared to the host as it was sent, including the port and ignoring case, as in Istio: "example.com" does not
 	// match "example.com:8080", but "example.com:*" does. "*" matches any host, even an empty one.
@@ -145,9 +150,10 @@ type Operation struct {
 }
 
 // Condition is an additional condition of a rule. Key is one of request.headers[name], source.ip, remote.ip, source.namespace,
-// source.serviceAccount, source.trustDomain, source.principal, destination.ip, destination.port and connection.sni. The condition
-// matches if one of Values matches, or there are none, and none of NotValues matches. Any other key is an error, including those
-// that need a token (request.auth...).
+// source.serviceAccount, source.trustDomain, source.principal, destination.ip, destination.port, connection.sni,
+// request.auth.principal, request.auth.audiences, request.auth.presenter and request.auth.claims[name], with more names in brackets
+// for claims in claims. The condition matches if one of Values matches, or there are none, and none of NotValues matches; a claim
+// that is a list matches if one of its strings does. Any other key is an error.
 type Condition struct {
 	Key               string
 	Values, NotValues []string
@@ -177,6 +183,13 @@ type Request struct {
 	Method string
 	Target string // as in the request line (http.Request.RequestURI), :path in HTTP/2
 	Header http.Header
+
+	// Claims are those of the request's token, which must be verified. nil without one: what is said of tokens does not match
+	// then, and what is excluded is not there.
+	Claims interface {
+		// Values returns the strings that the claim at path has; see jwt.Claims.
+		Values(path ...string) []string
+	}
 }
 
 // Match names a rule of a policy, or no rule.

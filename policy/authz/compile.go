@@ -43,6 +43,9 @@ func Compile(policies []Policy, cfg Config) (*Authorizer, error) {
 		}
 		for n := range p.Rules {
 			r, err := compileRule(&p.Rules[n], cfg.Normalization)
+			if err == nil && p.Action != Allow {
+				err = neverIn(&p.Rules[n])
+			}
 			if err != nil {
 				return nil, fmt.Errorf("authz: policy %s: rule %d: %w", p.Name, n, err)
 			}
@@ -138,6 +141,7 @@ func compileSource(in *Source) (source, error) {
 		compileTexts("principals", in.Principals, in.NotPrincipals, principalPattern, &out.principals),
 		compileTexts("namespaces", in.Namespaces, in.NotNamespaces, namespacePattern, &out.namespaces),
 		compileTexts("serviceAccounts", in.ServiceAccounts, in.NotServiceAccounts, accountPattern, &out.accounts),
+		compileUsers("requestPrincipals", in.RequestPrincipals, in.NotRequestPrincipals, &out.users),
 		compileTexts("trustDomains", in.TrustDomains, in.NotTrustDomains, trustDomainPattern, &out.trustDomains),
 		compilePrefixes("ipBlocks", in.IPBlocks, in.NotIPBlocks, &out.source),
 		compilePrefixes("remoteIpBlocks", in.RemoteIPBlocks, in.NotRemoteIPBlocks, &out.remote),
@@ -209,8 +213,17 @@ func compileCondition(in *Condition) (condition, error) {
 	if name, ok := strings.CutPrefix(in.Key, "request.headers["); ok && strings.HasSuffix(name, "]") {
 		return compileHeader(in, strings.TrimSuffix(name, "]"))
 	}
-	if strings.HasPrefix(in.Key, "request.auth.") {
-		return out, fmt.Errorf("%s: needs the token of a RequestAuthentication, which is not supported", in.Key)
+	switch {
+	case in.Key == keyUser:
+		out.attribute = requestPrincipal
+		err := compileUsers(in.Key, in.Values, in.NotValues, &out.users)
+		return out, err
+	case in.Key == keyAudiences, in.Key == keyPresenter, strings.HasPrefix(in.Key, keyClaims):
+		var err error
+		if out.claim, err = claimPath(in.Key); err != nil {
+			return out, fmt.Errorf("%s: %w", in.Key, err)
+		}
+		return text(claim, claimPattern)
 	}
 	return out, fmt.Errorf("unknown key %q", in.Key)
 }
@@ -236,6 +249,23 @@ func compileHeader(in *Condition, name string) (condition, error) {
 	}
 	err := compileTexts(in.Key, in.Values, in.NotValues, parse, &out.texts)
 	return out, err
+}
+
+func compileUsers(field string, values, notValues []string, out *users) error {
+	for i, list := range [...][]string{values, notValues} {
+		for _, v := range list {
+			if v == "" {
+				return fmt.Errorf("%s: an empty value", [...]string{field, notField(field)}[i])
+			}
+		}
+	}
+	for _, v := range values {
+		out.values = append(out.values, parseUser(v))
+	}
+	for _, v := range notValues {
+		out.notValues = append(out.notValues, parseUser(v))
+	}
+	return nil
 }
 
 func firstError(errs ...error) error {

@@ -74,6 +74,8 @@ func methodPattern(v string) (pattern, error) {
 	return p, checkMethod(p)
 }
 
+func claimPattern(v string) (pattern, error) { return textPattern(v), nil }
+
 func headerPattern(v string) (pattern, error) {
 	p := textPattern(v)
 	return p, checkHeader(p)

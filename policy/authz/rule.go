@@ -31,6 +31,7 @@ type rule struct {
 
 type source struct {
 	principals, namespaces, accounts, trustDomains texts
+	users                                          users
 	source, remote                                 addresses
 }
 
@@ -55,6 +56,8 @@ const (
 	account
 	trustDomain
 	sni
+	requestPrincipal
+	claim
 )
 
 type condition struct {
@@ -69,6 +72,8 @@ type condition struct {
 	texts     texts
 	addresses addresses
 	ports     ports
+	users     users
+	claim     []string // the path of its names
 }
 
 type texts struct{ values, notValues list }
@@ -83,7 +88,7 @@ func (p *ports) empty() bool     { return len(p.values) == 0 && len(p.notValues)
 
 func (s *source) empty() bool {
 	return s.principals.empty() && s.namespaces.empty() && s.accounts.empty() && s.trustDomains.empty() &&
-		s.source.empty() && s.remote.empty()
+		s.users.empty() && s.source.empty() && s.remote.empty()
 }
 
 func (o *operation) empty() bool {
@@ -102,7 +107,14 @@ func (r *rule) escaped() bool {
 // if any part of it needs HTTP, even if another operation does not. From other rules, such parts are removed.
 func (r *rule) withoutHTTP() (*rule, bool) {
 	l4 := *r
-	l4.to, l4.when = nil, nil
+	l4.from, l4.to, l4.when = nil, nil, nil
+	for _, s := range r.from {
+		if r.every && !s.users.empty() {
+			return nil, false
+		}
+		s.users = users{}
+		l4.from = append(l4.from, s)
+	}
 	for _, o := range r.to {
 		if r.every && !(o.hosts.empty() && o.methods.empty() && o.paths.empty()) {
 			return nil, false
@@ -111,7 +123,7 @@ func (r *rule) withoutHTTP() (*rule, bool) {
 	}
 	for _, c := range r.when {
 		switch c.attribute {
-		case header, host, method:
+		case header, host, method, requestPrincipal, claim:
 			if r.every {
 				return nil, false
 			}
@@ -195,7 +207,7 @@ func (r *rule) matchView(q *query, path *reading, host *string) bool {
 
 func (s *source) match(q *query, every bool) bool {
 	return s.principals.match(q.Principal) && s.namespaces.match(q.Principal) && s.accounts.match(q.Principal) &&
-		(s.trustDomains.empty() || s.trustDomains.match(trustDomainOf(q.Principal))) &&
+		(s.trustDomains.empty() || s.trustDomains.match(trustDomainOf(q.Principal))) && s.users.match(q) &&
 		s.source.match(q.Source, every) && s.remote.match(q.Remote, every)
 }
 
@@ -219,6 +231,10 @@ func (c *condition) match(q *query, every bool) bool {
 		return c.matchHost(q, every)
 	case method:
 		return c.texts.match(q.Method)
+	case requestPrincipal:
+		return c.users.match(q)
+	case claim:
+		return c.matchClaim(q)
 	case sourceIP:
 		return c.addresses.match(q.Source, every)
 	case remoteIP:

@@ -160,7 +160,7 @@ var sections = []section{
 			{`targetRefs: [{kind: GatewayClass, group: gateway.networking.k8s.io, name: istio-waypoint}]`, "%s", "targetRefs[0]", false},
 			{`targetRefs: [{kind: Gateway, group: gateway.networking.k8s.io, name: a}]`, "%s", "targetRefs[0]", false},
 			{`principals: [spiffe://cluster.local/ns/default/sa/a]`, inSource, "principals[0]", false},
-			{`key: 'request.auth.claims[groups]'`, inCondition, "key", false},
+			{`requestPrincipals: ['https://issuer']`, inSource, "source", false},
 			{`key: 'experimental.envoy.filters.a[b]'`, inCondition, "key", false},
 			{`key: 'request.experimental.inline.headers[a]'`, inCondition, "key", false},
 			{`namespaces: ['team-[ab]']`, inSource, "namespaces[0]", false},
@@ -191,7 +191,14 @@ var sections = []section{
 		},
 	},
 	{
-		apiVersion: "security.istio.io/v1", kind: "RequestAuthentication", of: reflect.TypeFor[istio.RequestAuthentication](), refused: true,
-		text: "Checked as Istio does, and then refused with one error: not enforced yet.\n",
+		apiVersion: "security.istio.io/v1", kind: "RequestAuthentication", of: reflect.TypeFor[istio.RequestAuthentication](),
+		text: "Says which tokens workloads accept: those of its namespace or, in `istio-system`, of all, as far as `selector` selects them. All rules of all documents " +
+			"about a workload are alternatives. A request without a token passes; one with a token that no rule accepts is answered with 401 or 403.\n",
+		probes: []probe{
+			{`jwks: '{"keys":[{"kty":"oct","k":"AAAA"}]}'`, "jwtRules: [{issuer: a, %s}]", "jwks", false},
+			{`issuer: a`, "jwtRules: [{%s}]", "jwtRules[0]", false},
+			{`outputClaimToHeaders: [{header: x_a, claim: b}]`, "jwtRules: [{issuer: a, jwksUri: 'https://a', %s}]", "header", false},
+			{`selector: {}`, "%s", "selector", false},
+		},
 	},
 }

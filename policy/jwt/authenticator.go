@@ -258,8 +258,8 @@ func (r *Result) checkHeaders() *Error {
 	return nil
 }
 
-// Header returns the header that the handler gets: h without what the client may not assert and without tokens that are not
-// forwarded, with what the rule adds. It is h itself if that is the same, else a copy.
+// Header returns the header that the handler gets: a copy of h without what the client may not assert and without tokens that are
+// not forwarded, with what the rule adds. It returns nil if that is h itself.
 func (r *Result) Header(h http.Header) http.Header {
 	copied := false
 	edit := func() http.Header {
@@ -267,6 +267,12 @@ func (r *Result) Header(h http.Header) http.Header {
 			h, copied = maps.Clone(h), true
 		}
 		return h
+	}
+	changed := func() http.Header {
+		if copied {
+			return h
+		}
+		return nil
 	}
 	if len(r.outer.outputs) > 0 {
 		for name := range h {
@@ -288,7 +294,7 @@ func (r *Result) Header(h http.Header) http.Header {
 		}
 	}
 	if r.Claims == nil {
-		return h
+		return changed()
 	}
 	if name := r.rule.PayloadHeader; name != "" {
 		edit().Set(name, r.Claims.token.payload)
@@ -298,15 +304,5 @@ func (r *Result) Header(h http.Header) http.Header {
 			edit().Set(c.Header, value)
 		}
 	}
-	return h
-}
-
-// Query returns the query that the handler gets: that of the request without tokens that are not forwarded.
-func (r *Result) Query(query string) string {
-	for _, p := range r.used {
-		if p.kind == inParam {
-			query = withoutParams(query, []string{p.name})
-		}
-	}
-	return query
+	return changed()
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"net/http"
-	"net/url"
 	"strconv"
 	"time"
 
@@ -41,11 +40,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		ctx = WithClaims(ctx, result.Claims)
 	}
 	seen := r.WithContext(ctx)
-	seen.Header = result.Header(r.Header)
-	if query := result.Query(r.URL.RawQuery); query != r.URL.RawQuery {
-		seen.URL = withQuery(r.URL, query)
-		seen.RequestURI = seen.URL.RequestURI()
+	if header := result.Header(r.Header); header != nil {
+		seen.Header = header
 	}
+	result.HideToken(seen)
 	h.Next.ServeHTTP(w, seen)
 }
 
@@ -54,10 +52,19 @@ func WithClaims(ctx context.Context, claims *Claims) context.Context {
 	return context.WithValue(ctx, claimsKey{}, claims)
 }
 
-func withQuery(u *url.URL, query string) *url.URL {
-	copied := *u
-	copied.RawQuery = query
-	return &copied
+// HideToken takes a token that is not forwarded out of the URL of r, a copy of the request that was authenticated.
+func (r *Result) HideToken(seen *http.Request) {
+	query := seen.URL.RawQuery
+	for _, p := range r.used {
+		if p.kind == inParam {
+			query = withoutParams(query, []string{p.name})
+		}
+	}
+	if query != seen.URL.RawQuery {
+		hidden := *seen.URL
+		hidden.RawQuery = query
+		seen.URL, seen.RequestURI = &hidden, hidden.RequestURI()
+	}
 }
 
 // Refuse answers a request: with the status, the text, and WWW-Authenticate with the realm (RFC 6750, section 3), or with the code of

@@ -57,9 +57,9 @@ type State struct {
 // there is a newer one. Its zero value is ready to use; its fields must not be changed after that. It is safe for concurrent
 // use.
 type Remotes struct {
-	// Transport carries the requests. nil means one that refuses to connect to link-local addresses and to those where clouds
-	// serve their metadata.
-	Transport http.RoundTripper
+	// Transport returns what carries a request. If it is nil, or returns nil, that refuses to connect to link-local addresses and to
+	// those where clouds serve their metadata.
+	Transport func(*http.Request) http.RoundTripper
 
 	// OnFetch, if not nil, is told of the outcome of every fetch, one at a time for each source.
 	OnFetch func(State)
@@ -145,18 +145,6 @@ func (s *Remotes) States() []State {
 	return all
 }
 
-// Ready reports whether there are keys of every source in use.
-func (s *Remotes) Ready() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, r := range s.all {
-		if r.current() == nil {
-			return false
-		}
-	}
-	return true
-}
-
 // current returns the set in force, nil before the first.
 func (r *remoteSet) current() *Keys { return r.keys.Load() }
 
@@ -232,12 +220,9 @@ func (r *remoteSet) newer(ctx context.Context, keys *Keys) *Keys {
 
 // run fetches until ctx ends.
 func (s *Remotes) run(ctx context.Context, r *remoteSet) {
-	client := &http.Client{Transport: s.Transport, CheckRedirect: checkRedirect}
-	if s.Transport == nil {
-		transport := guarded()
-		defer transport.CloseIdleConnections()
-		client.Transport = transport
-	}
+	transport := &chosen{s.Transport, guarded()}
+	defer transport.guarded.CloseIdleConnections()
+	client := &http.Client{Transport: transport, CheckRedirect: checkRedirect}
 	retry := minRetry
 	for {
 		keys, maxAge, err := r.source.fetch(ctx, client)
@@ -370,6 +355,22 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 		return errors.New("a redirect from or to something else than https is not followed")
 	}
 	return nil
+}
+
+// chosen is the transport of each request.
+type chosen struct {
+	choose  func(*http.Request) http.RoundTripper
+	guarded *http.Transport
+}
+
+// RoundTrip implements http.RoundTripper.
+func (c *chosen) RoundTrip(r *http.Request) (*http.Response, error) {
+	if c.choose != nil {
+		if transport := c.choose(r); transport != nil {
+			return transport.RoundTrip(r)
+		}
+	}
+	return c.guarded.RoundTrip(r)
 }
 
 // guarded returns a transport that keeps a key set's URI from reaching what only this machine can: its link, and the metadata of its

@@ -83,7 +83,7 @@ func stalls(r *http.Request) (*http.Response, error) {
 func fetching(t *testing.T, rule jwt.Rule, first func(*http.Request) (*http.Response, error), test func(t *testing.T, s *server, remotes *jwt.Remotes, judge func(token string) string)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &server{answer: first}
-		remotes := &jwt.Remotes{Transport: s}
+		remotes := &jwt.Remotes{Transport: func(*http.Request) http.RoundTripper { return s }}
 		defer remotes.Close()
 		a, err := jwt.New([]jwt.Rule{rule}, remotes)
 		if err != nil {
@@ -113,7 +113,7 @@ func TestKeysAreFetchedAhead(t *testing.T) {
 		{"", 96, 130}, {"max-age=86400", 96, 130}, {"public, max-age=600", 192, 260}, {"max-age=0", 1440, 1930}, {"no-store", 96, 130}, {"max-age=x", 96, 130},
 	} {
 		fetching(t, fetched, says(200, set, "Cache-Control", test.cache), func(t *testing.T, s *server, remotes *jwt.Remotes, judge func(string) string) {
-			if got := judge(k.token(user)); got != "i/alice" || !remotes.Ready() {
+			if got := judge(k.token(user)); got != "i/alice" || remotes.States()[0].Keys == 0 {
 				t.Errorf("got %q", got)
 			}
 			s.count()
@@ -181,7 +181,7 @@ func TestStartWithoutKeys(t *testing.T) {
 	k := rs("k", "RS256")
 	fetching(t, fetched, hangs, func(t *testing.T, s *server, remotes *jwt.Remotes, judge func(string) string) {
 		start := time.Now()
-		if got := judge(k.token(user)); got != "401 Jwks remote fetch is failed" || remotes.Ready() || time.Since(start) > 0 {
+		if got := judge(k.token(user)); got != "401 Jwks remote fetch is failed" || remotes.States()[0].Keys != 0 || time.Since(start) > 0 {
 			t.Errorf("got %q after %v", got, time.Since(start))
 		}
 		if got := judge(k.token(`{"iss":"i","exp":1}`)); got != expired { // what is wrong with it anyway
@@ -189,7 +189,7 @@ func TestStartWithoutKeys(t *testing.T) {
 		}
 		s.set(says(200, keySet(t, k.jwk(t, nil))))
 		time.Sleep(10 * time.Second)
-		if got := judge(k.token(user)); got != "i/alice" || !remotes.Ready() {
+		if got := judge(k.token(user)); got != "i/alice" || remotes.States()[0].Keys == 0 {
 			t.Errorf("with keys: %q", got)
 		}
 	})
@@ -277,7 +277,7 @@ func TestSourcesOutliveRules(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := rs("k", "RS256")
 		s := &server{answer: says(200, keySet(t, k.jwk(t, nil)))}
-		remotes := &jwt.Remotes{Transport: s}
+		remotes := &jwt.Remotes{Transport: func(*http.Request) http.RoundTripper { return s }}
 		defer remotes.Close()
 		var last *jwt.Authenticator
 		for i := range 10 {

@@ -47,8 +47,9 @@ func (t translation) rule(r *AuthorizationRule) authz.Rule {
 	for _, from := range r.From {
 		s := from.Source
 		out.From = append(out.From, authz.Source{
-			Principals:         t.principals(s.Principals),
-			NotPrincipals:      t.principals(s.NotPrincipals),
+			Principals:        t.principals(s.Principals),
+			NotPrincipals:     t.principals(s.NotPrincipals),
+			RequestPrincipals: s.RequestPrincipals, NotRequestPrincipals: s.NotRequestPrincipals,
 			Namespaces:         s.Namespaces,
 			NotNamespaces:      s.NotNamespaces,
 			ServiceAccounts:    t.serviceAccounts(s.ServiceAccounts),

@@ -653,10 +653,9 @@ func TestRules_AuthorizationPolicy(t *testing.T) {
 		{"source serviceAccounts with an expression", "serviceAccounts: [ns/a|b]",
 			`spec.rules[0].from[0].source.serviceAccounts[0]: "ns/a|b" is not enforced`},
 		{"source empty value", "principals: ['']", "spec.rules[0].from[0].source.principals[0]: must not be empty"},
-		{"source requestPrincipals not enforced", "requestPrincipals: ['*']",
-			"spec.rules[0].from[0].source.requestPrincipals: JWT authentication is not enforced yet"},
-		{"source notRequestPrincipals not enforced", "notRequestPrincipals: ['*']",
-			"spec.rules[0].from[0].source.notRequestPrincipals: JWT authentication is not enforced yet"},
+		{"source requestPrincipals", "requestPrincipals: ['*'], notRequestPrincipals: ['https://i/s']", ""},
+		{"source requestPrincipals empty", "requestPrincipals: ['']", "spec.rules[0].from[0].source.requestPrincipals[0]: must not be empty"},
+		{"source notRequestPrincipals empty", "notRequestPrincipals: ['']", "spec.rules[0].from[0].source.notRequestPrincipals[0]: must not be empty"},
 		{"source ipBlocks", "ipBlocks: [10.0.0.1/33]", `spec.rules[0].from[0].source.ipBlocks[0]: "10.0.0.1/33" is neither`},
 		{"source ipBlocks with a zone", "ipBlocks: ['fe80::1%eth0']", `spec.rules[0].from[0].source.ipBlocks[0]: "fe80::1%eth0" is neither`},
 		{"source remoteIpBlocks", "remoteIpBlocks: [a]", `spec.rules[0].from[0].source.remoteIpBlocks[0]: "a" is neither`},
@@ -701,7 +700,7 @@ func TestRules_AuthorizationPolicy(t *testing.T) {
 		{"condition header of peers with underscores", "key: 'request.headers[x_forwarded_client_cert]', values: [a]",
 			"spec.rules[0].when[0].key: request.headers[x_forwarded_client_cert] is not enforced: anybody"},
 		{"condition header empty name", "key: 'request.headers[]', values: [a]", `spec.rules[0].when[0].key: "request.headers[]" is not complete`},
-		{"condition claims not enforced", "key: 'request.auth.claims[a][b]', values: [c]", "spec.rules[0].when[0].key: request.auth.claims[a][b] is not enforced yet"},
+		{"condition claims", "key: 'request.auth.claims[a][b]', values: [c]", ""},
 		{"condition claims without name", "key: request.auth.claims, values: [c]", `spec.rules[0].when[0].key: "request.auth.claims" is not`},
 		{"condition ip", "key: source.ip, values: [10.0.0.0/8], notValues: [10.1.1.1]", ""},
 		{"condition ip wrong", "key: remote.ip, notValues: [a]", `spec.rules[0].when[0].notValues[0]: "a" is neither`},
@@ -709,8 +708,8 @@ func TestRules_AuthorizationPolicy(t *testing.T) {
 		{"condition principal", "key: source.principal, values: [spiffe://a]", "spec.rules[0].when[0].values[0]: principals are written"},
 		{"condition namespace with an expression", "key: source.namespace, values: [a+]", `spec.rules[0].when[0].values[0]: "a+" is not enforced`},
 		{"condition serviceAccount", "key: source.serviceAccount, values: ['*']", `spec.rules[0].when[0].values[0]: "*" has a wildcard`},
-		{"condition audiences not enforced", "key: request.auth.audiences, values: [a]", "spec.rules[0].when[0].key: request.auth.audiences is not enforced yet"},
-		{"condition presenter not enforced", "key: request.auth.presenter, values: [a]", "spec.rules[0].when[0].key: request.auth.presenter is not enforced yet"},
+		{"condition audiences", "key: request.auth.audiences, values: [a]", ""},
+		{"condition presenter", "key: request.auth.presenter, values: [a]", ""},
 		{"condition sni", "key: connection.sni, values: [a.com]", ""},
 		{"condition of old", "key: 'destination.labels[a]', values: [a]", "spec.rules[0].when[0].key: destination.labels[a] is not a key"},
 		{"condition inline header not enforced", "key: 'request.experimental.inline.headers[x-a]', values: [a]",
@@ -718,6 +717,9 @@ func TestRules_AuthorizationPolicy(t *testing.T) {
 		{"condition of Envoy not enforced", "key: 'experimental.envoy.filters.a[b]', values: [a]", "spec.rules[0].when[0].key: experimental.envoy.filters.a[b] is what"},
 	}, func(when string) string { return "{rules: [{when: [{" + when + "}]}]}" })
 }
+
+// publicKey is a JSON Web Key.
+const publicKey = `{"kty":"EC","crv":"P-256","kid":"k","x":"JZnUTpjYGzarM6JbhB6vpcs49ip_MO-wKGNqGB8iq8E","y":"wSGId-crDuMNxDOltZ3qnOfk47UCfuzS_13NcHBDX-M"}`
 
 func TestRules_RequestAuthentication(t *testing.T) {
 	check(t, "RequestAuthentication", []rule{
@@ -732,9 +734,13 @@ func TestRules_RequestAuthentication(t *testing.T) {
 		{"jwksUri scheme", "jwksUri: 'ftp://a.com/keys'", `spec.jwtRules[0].jwksUri: "ftp://a.com/keys" is not`},
 		{"jwksUri port", "jwksUri: 'https://a.com:x/keys'", `spec.jwtRules[0].jwksUri: "https://a.com:x/keys" is not`},
 		{"jwksUri in snake case", "jwks_uri: 'ftp://a'", `spec.jwtRules[0].jwks_uri: "ftp://a" is not`},
-		{"jwksUri and jwks", `jwksUri: 'https://a', jwks: '{"keys":[]}'`, "spec.jwtRules[0]: jwksUri and jwks exclude"},
-		{"jwks", `jwks: '{"keys":[{"kty":"RSA","e":"AQAB","n":"x"}]}'`, ""},
-		{"jwks of one key", `jwks: '{"kty":"EC"}'`, ""},
+		{"jwksUri and jwks", `jwksUri: 'https://a', jwks: '{"keys":[` + publicKey + `]}'`, "spec.jwtRules[0]: jwksUri and jwks exclude"},
+		{"jwks", `jwks: '{"keys":[` + publicKey + `]}'`, ""},
+		{"jwks with a key of no use", `jwks: '{"keys":[` + publicKey + `,{"kty":"oct","k":"AAAA"}]}'`,
+			"spec.jwtRules[0].jwks: warning: keys[1] is left out: it is a private or a symmetric key"},
+		{"jwks of one key", `jwks: '` + publicKey + `'`, "spec.jwtRules[0].jwks: is not a JSON Web Key Set that can verify a token"},
+		{"jwks of a key that is too short", `jwks: '{"keys":[{"kty":"RSA","e":"AQAB","n":"x"}]}'`, "spec.jwtRules[0].jwks: is not a JSON Web Key Set that can verify a token"},
+		{"discovery of an issuer that is no URL", "audiences: [a]", "spec.jwtRules[0]: cannot be enforced: the URI \"i/.well-known/openid-configuration\" is not"},
 		{"jwks not JSON", "jwks: x", "spec.jwtRules[0].jwks: is not a JSON Web Key Set"},
 		{"jwks without keys", "jwks: '{}'", "spec.jwtRules[0].jwks: is not"},
 		{"audience", "audiences: ['']", "spec.jwtRules[0].audiences[0]: must not be empty"},
@@ -742,7 +748,8 @@ func TestRules_RequestAuthentication(t *testing.T) {
 		{"fromHeaders name required", "fromHeaders: [{prefix: 'Bearer '}]", "spec.jwtRules[0].fromHeaders[0].name: missing"},
 		{"fromParams", "fromParams: ['']", "spec.jwtRules[0].fromParams[0]: must not be empty"},
 		{"fromCookies", "fromCookies: ['']", "spec.jwtRules[0].fromCookies[0]: must not be empty"},
-		{"output header", "outputClaimToHeaders: [{header: x-a, claim: sub}]", ""},
+		{"output header", "jwksUri: 'https://a', outputClaimToHeaders: [{header: x-a, claim: sub}]", ""},
+		{"output header twice", "jwksUri: 'https://a', outputClaimToHeaders: [{header: x-a, claim: sub}, {header: X-A, claim: iss}]", `spec.jwtRules[0]: cannot be enforced: ClaimHeaders: the header "X-A" is set twice`},
 		{"output header name", "outputClaimToHeaders: [{header: x_a, claim: sub}]", `spec.jwtRules[0].outputClaimToHeaders[0].header: "x_a" is not`},
 		{"output claim", "outputClaimToHeaders: [{header: x-a, claim: ''}]", "spec.jwtRules[0].outputClaimToHeaders[0].claim: must not"},
 		{"output claim required", "outputClaimToHeaders: [{header: x-a}]", "spec.jwtRules[0].outputClaimToHeaders[0].claim: missing"},
@@ -836,7 +843,7 @@ func TestRules_SeveralFindings(t *testing.T) {
 			"spec.action: CUSTOM is not enforced", "spec.rules[0].from[0].source.namespaces: does not go with action CUSTOM",
 		}},
 		{"CUSTOM with claims", "AuthorizationPolicy", "{action: CUSTOM, provider: {name: p}, rules: [{when: [{key: 'request.auth.claims[a]', values: [b]}]}]}", []string{
-			"spec.action: CUSTOM is not enforced", "spec.rules[0].when[0].key: request.auth.claims[a] is not enforced yet",
+			"spec.action: CUSTOM is not enforced",
 			"spec.rules[0].when[0].key: request.auth.claims[a] does not go with action CUSTOM",
 		}},
 		{"targetRef kind", "AuthorizationPolicy", "{targetRef: {kind: Pod, name: a}}", []string{
@@ -882,7 +889,7 @@ func FuzzCheck(f *testing.F) {
 		},
 		"PeerAuthentication":    {"{selector: {matchLabels: {a: b}}, portLevelMtls: {'1': {mode: STRICT}}}"},
 		"AuthorizationPolicy":   {"{rules: [{from: [{source: {principals: [a]}}], to: [{operation: {paths: ['/{**}']}}], when: [{key: 'request.headers[a]', values: [a]}]}]}"},
-		"RequestAuthentication": {`{jwtRules: [{issuer: a, jwks: '{"keys":[]}', outputClaimToHeaders: [{header: a, claim: b}]}]}`},
+		"RequestAuthentication": {`{jwtRules: [{issuer: a, jwks: '{"keys":[` + publicKey + `]}', outputClaimToHeaders: [{header: a, claim: b}]}]}`},
 	} {
 		for _, spec := range specs {
 			f.Add("kind: " + kind + "\napiVersion: x/v1\nmetadata: {name: x}\nspec: " + spec)

@@ -75,8 +75,8 @@ type RuleTo struct {
 type Source struct {
 	Principals           []string `yaml:"principals"`
 	NotPrincipals        []string `yaml:"notPrincipals"`
-	RequestPrincipals    []string `yaml:"requestPrincipals" mesh:"refused: JWT authentication is not enforced yet"`
-	NotRequestPrincipals []string `yaml:"notRequestPrincipals" mesh:"refused: JWT authentication is not enforced yet"`
+	RequestPrincipals    []string `yaml:"requestPrincipals"`
+	NotRequestPrincipals []string `yaml:"notRequestPrincipals"`
 	Namespaces           []string `yaml:"namespaces"`
 	NotNamespaces        []string `yaml:"notNamespaces"`
 	ServiceAccounts      []string `yaml:"serviceAccounts"`

@@ -1,7 +1,6 @@
 package istio
 
 import (
-	"encoding/json"
 	"iter"
 	"maps"
 	"net/url"
@@ -10,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/jwt"
 )
 
 // Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
@@ -292,12 +292,10 @@ func (c check) condition(w *Condition, custom bool, at string) {
 	case key == "source.namespace":
 		wrong = wrongIdentity
 	case key == "source.trustDomain", key == "connection.sni",
-		subscript("request.headers"):
+		subscript("request.headers"), subscript("request.auth.claims"),
+		key == "request.auth.principal", key == "request.auth.audiences", key == "request.auth.presenter":
 	case subscript("request.experimental.inline.headers"):
 		c.Errorf(at+".key", "%s is not enforced: use request.headers", key)
-	case key == "request.auth.principal", key == "request.auth.audiences", key == "request.auth.presenter",
-		subscript("request.auth.claims"):
-		c.Errorf(at+".key", "%s is not enforced yet, and neither is JWT authentication", key)
 	case strings.HasPrefix(key, "request.headers"), strings.HasPrefix(key, "request.auth.claims"):
 		c.Errorf(at+".key", "%q is not complete: write it as request.headers[name] or request.auth.claims[name]", key)
 	case strings.HasPrefix(key, "experimental.envoy.filters."):
@@ -363,8 +361,7 @@ func (c check) targetRef(ref *PolicyTargetReference, at string) {
 	}
 }
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors. That the
-// document is not enforced yet is for the caller to say.
+// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
 func (ra *RequestAuthentication) Check(doc *yamldoc.Document) {
 	c := check{Document: doc}
 	c.metadata(&ra.Metadata)
@@ -382,8 +379,15 @@ func (c check) jwtRule(r *JWTRule, at string) {
 	}
 	c.that(wrongKeySetURI(r.JWKSURI), at, ".jwksUri")
 	c.that(wrongKeySetURI(r.JWKSURIOld), at, ".jwks_uri")
-	if r.JWKS != "" && !isKeySet(r.JWKS) {
-		c.Errorf(at+".jwks", "is not a JSON Web Key Set")
+	if r.JWKS != "" {
+		_, skipped, err := jwt.ParseKeys(r.JWKS)
+		if err != nil {
+			c.Errorf(at+".jwks", "is not a JSON Web Key Set that can verify a token: %v", err)
+			skipped = nil // they are part of the error
+		}
+		for _, why := range skipped {
+			c.Warnf(at+".jwks", "%v", why)
+		}
 	}
 	c.each([]values{
 		{".audiences", r.Audiences, nil},
@@ -408,6 +412,12 @@ func (c check) jwtRule(r *JWTRule, at string) {
 		}
 	}
 	c.duration(r.Timeout, at, ".timeout")
+	if !c.Failed() {
+		rule := r.rule()
+		if err := rule.Validate(); err != nil {
+			c.Errorf(at, "cannot be enforced: %v", err)
+		}
+	}
 }
 
 func wrongKeySetURI(uri string) string {
@@ -415,23 +425,4 @@ func wrongKeySetURI(uri string) string {
 		return strconv.Quote(uri) + " is not an http or https URL"
 	}
 	return ""
-}
-
-// isKeySet says that text is a set of JSON Web Keys, or one of them (RFC 7517).
-func isKeySet(text string) bool {
-	type key struct {
-		Type string `json:"kty"`
-	}
-	var set struct {
-		key
-		Keys []key `json:"keys"`
-	}
-	if json.Unmarshal([]byte(text), &set) != nil {
-		return false
-	}
-	known := func(k key) bool { return slices.Contains([]string{"RSA", "EC", "OKP", "oct"}, k.Type) }
-	if set.Keys == nil {
-		return known(set.key)
-	}
-	return !slices.ContainsFunc(set.Keys, func(k key) bool { return !known(k) })
 }

@@ -1,0 +1,42 @@
+package istio
+
+import (
+	"cmp"
+	"net/http"
+
+	"github.com/nosidecar/mesh/policy/jwt"
+)
+
+// Rules returns what the document says. It must have been checked without errors.
+func (ra *RequestAuthentication) Rules() []jwt.Rule {
+	all := make([]jwt.Rule, len(ra.Spec.JWTRules))
+	for i := range all {
+		all[i] = ra.Spec.JWTRules[i].rule()
+	}
+	return all
+}
+
+// Selects says whether the document is about a workload of a namespace, with the given labels. One in the root namespace is
+// about workloads of every namespace.
+func (ra *RequestAuthentication) Selects(namespace string, labels map[string]string, rootNamespace string) bool {
+	return (ra.Namespace() == namespace || ra.Namespace() == rootNamespace) && within(ra.Spec.Selector.Labels(), labels)
+}
+
+func (r *JWTRule) rule() jwt.Rule {
+	rule := jwt.Rule{
+		Issuer: r.Issuer, Audiences: r.Audiences, URI: cmp.Or(r.JWKSURI, r.JWKSURIOld), Params: r.FromParams, Cookies: r.FromCookies,
+		Timeout: r.Timeout.Duration, Forward: r.ForwardOriginalToken, PayloadHeader: http.CanonicalHeaderKey(r.OutputPayloadToHeader),
+		SpaceDelimited: r.SpaceDelimitedClaims,
+	}
+	if r.JWKS != "" {
+		rule.Keys, _, _ = jwt.ParseKeys(r.JWKS) // Check sees to errors
+	}
+	rule.Discover = rule.Keys == nil && rule.URI == "" // as Istio does
+	for _, h := range r.FromHeaders {
+		rule.Headers = append(rule.Headers, jwt.Header{Name: http.CanonicalHeaderKey(h.Name), Prefix: h.Prefix})
+	}
+	for _, c := range r.OutputClaimToHeaders {
+		rule.ClaimHeaders = append(rule.ClaimHeaders, jwt.ClaimHeader{Header: http.CanonicalHeaderKey(c.Header), Claim: c.Claim})
+	}
+	return rule
+}

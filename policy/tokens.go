@@ -1,0 +1,87 @@
+package policy
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/authz"
+	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/jwt"
+)
+
+// Tokens returns what verifies the tokens of requests, as the RequestAuthentications of the workload ask. It is nil if there is
+// none.
+func (in *Inbound) Tokens() *jwt.Authenticator { return in.tokens }
+
+// tokens is a RequestAuthentication.
+type tokens struct {
+	is       *istio.RequestAuthentication
+	rules    []jwt.Rule
+	selected bool // it is about the workload
+}
+
+func (c *compiler) readTokens(doc *yamldoc.Document, is *istio.RequestAuthentication) *tokens {
+	w := &c.plan.workload
+	t := &tokens{is: is, selected: is.Selects(w.Namespace, w.Labels, rootNamespace)}
+	if !doc.Failed() {
+		t.rules = is.Rules()
+	}
+	return t
+}
+
+// requestAuthentications compiles the rules about tokens that apply to the workload. They add up: none replaces another.
+func (c *compiler) requestAuthentications() {
+	in := c.plan.inbound
+	var first *document
+	broken := false
+	for _, ra := range c.tokens {
+		broken = broken || ra.Failed()
+		if ra.Failed() || !ra.is.selected {
+			continue
+		}
+		if first == nil {
+			first = ra.document
+		}
+		in.rules = append(in.rules, ra.is.rules...)
+	}
+	if len(in.rules) == 0 {
+		if !broken {
+			c.nobodysTokens()
+		}
+		return
+	}
+	equal := func(a, b jwt.Rule) bool { return a.Equal(&b) }
+	if last := c.last.inbound; last != nil && last.tokens != nil && slices.EqualFunc(last.rules, in.rules, equal) {
+		in.tokens = last.tokens // with the tokens that it remembers
+		return
+	}
+	remotes := c.plan.workload.Keys
+	if remotes == nil {
+		remotes = new(jwt.Remotes)
+	}
+	var err error
+	if in.tokens, err = jwt.New(in.rules, remotes); err != nil { // although each is right by itself
+		first.Errorf("spec", "cannot be enforced: %v", err)
+	}
+}
+
+// nobodysTokens warns of policies that ask for a token where none is verified.
+func (c *compiler) nobodysTokens() {
+	for _, ap := range c.access {
+		if ap.Failed() || !ap.is.selected {
+			continue
+		}
+		for i := range ap.is.policy.Rules {
+			if asksForToken(&ap.is.policy.Rules[i]) {
+				ap.Warnf(yamldoc.Index("spec.rules", i), "asks for a token, and no RequestAuthentication of this workload verifies one: no request has any")
+				break
+			}
+		}
+	}
+}
+
+func asksForToken(r *authz.Rule) bool {
+	return slices.ContainsFunc(r.From, func(s authz.Source) bool { return len(s.RequestPrincipals)+len(s.NotRequestPrincipals) > 0 }) ||
+		slices.ContainsFunc(r.When, func(c authz.Condition) bool { return strings.HasPrefix(c.Key, "request.auth.") })
+}

@@ -1,0 +1,270 @@
+package mesh_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/jwttest"
+	"github.com/nosidecar/mesh/policy/jwt"
+)
+
+// authentication is a RequestAuthentication for everything in the namespace default.
+func authentication(rules ...string) string {
+	return "---\napiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: users, namespace: default}\nspec:\n  jwtRules:\n  - {" +
+		strings.Join(rules, "}\n  - {") + "}\n"
+}
+
+func authorization(action, rules string) string {
+	annotation := ""
+	if action, dry := strings.CutSuffix(action, " dry"); dry {
+		return strings.Replace(authorization(action, rules), "namespace: default}", "namespace: default, annotations: {istio.io/dry-run: 'true'}}", 1)
+	}
+	return "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: " + strings.ToLower(action) + ", namespace: default" + annotation +
+		"}\nspec: {action: " + action + ", rules: [" + rules + "]}\n"
+}
+
+// Whose token a request has, and which peer sent it, decides together with the documents.
+func TestDecisionsAboutTokens(t *testing.T) {
+	noLeaks(t)
+	issuer, other := jwttest.New("a"), jwttest.New("b")
+	users := authentication(
+		"issuer: i, audiences: [shop], jwks: '"+jwttest.KeySet(issuer)+"', outputClaimToHeaders: [{header: x-sub, claim: sub}]",
+		"issuer: j, jwks: '"+jwttest.KeySet(other)+"'")
+	alice := issuer.Token(`{"iss":"i","sub":"alice","aud":"shop","groups":["dev"],"scope":"read"}`)
+	tokens := []struct {
+		name, header string
+	}{
+		{"none", ""},
+		{"alice", "Bearer " + alice},
+		{"root", "Bearer " + issuer.Token(`{"iss":"i","sub":"root","aud":"shop","groups":["admin"],"scope":"read write"}`)},
+		{"carol of another issuer", "Bearer " + other.Token(`{"iss":"j","sub":"carol","groups":["admin"]}`)},
+		{"forged", "Bearer " + other.Token(`{"iss":"i","sub":"root","aud":"shop","groups":["admin"]}`)},
+		{"expired", "Bearer " + issuer.Token(`{"iss":"i","sub":"alice","aud":"shop","exp":1000000000}`)},
+		{"for others", "Bearer " + issuer.Token(`{"iss":"i","sub":"alice","aud":"bank"}`)},
+		{"not signed", "Bearer eyJhbGciOiJub25lIn0.eyJpc3MiOiJpIiwic3ViIjoicm9vdCIsImF1ZCI6InNob3AifQ."},
+		{"no token", "Basic YTpi"},
+	}
+	const caller = "cluster.local/ns/default/sa/order-service"
+	for _, test := range []struct {
+		name, documents string
+		plain, mutual   string // the status for each token, over plaintext and mutual TLS; - is none
+	}{
+		{"no policy", "", "200 200 200 200 401 401 403 401 200", "200 200 200 200 401 401 403 401 200"},
+		{"somebody", authorization("ALLOW", "{from: [{source: {requestPrincipals: ['*']}}]}"), "403 200 200 200 401 401 403 401 403", "403 200 200 200 401 401 403 401 403"},
+		{"alice", authorization("ALLOW", "{from: [{source: {requestPrincipals: [i/alice]}}]}"), "403 200 403 403 401 401 403 401 403", "403 200 403 403 401 401 403 401 403"},
+		{"an issuer", authorization("ALLOW", "{from: [{source: {requestPrincipals: ['j/*']}}]}"), "403 403 403 200 401 401 403 401 403", "403 403 403 200 401 401 403 401 403"},
+		{"nobody without a token", authorization("DENY", "{from: [{source: {notRequestPrincipals: ['*']}}]}"), "403 200 200 200 401 401 403 401 403", "403 200 200 200 401 401 403 401 403"},
+		{"a user and a peer", authorization("ALLOW", "{from: [{source: {principals: ["+caller+"], requestPrincipals: ['*']}}]}"), "403 403 403 403 401 401 403 401 403", "403 200 200 200 401 401 403 401 403"},
+		{"a user or a peer", authorization("ALLOW", "{from: [{source: {principals: ["+caller+"]}}, {source: {requestPrincipals: [i/alice]}}]}"), "403 200 403 403 401 401 403 401 403", "200 200 200 200 401 401 403 401 200"},
+		{"a group", authorization("ALLOW", "{when: [{key: 'request.auth.claims[groups]', values: [admin]}]}"), "403 403 200 200 401 401 403 401 403", "403 403 200 200 401 401 403 401 403"},
+		{"a group of one issuer", authorization("ALLOW", "{from: [{source: {requestPrincipals: ['i/*']}}], when: [{key: 'request.auth.claims[groups]', values: [admin]}]}"), "403 403 200 403 401 401 403 401 403", "403 403 200 403 401 401 403 401 403"},
+		{"no writers", authorization("DENY", "{when: [{key: 'request.auth.claims[scope]', values: [write]}]}"), "200 200 403 200 401 401 403 401 200", "200 200 403 200 401 401 403 401 200"},
+		{"an audience", authorization("ALLOW", "{when: [{key: request.auth.audiences, values: [shop]}]}"), "403 200 200 403 401 401 403 401 403", "403 200 200 403 401 401 403 401 403"},
+		{"a claim as a header", authorization("ALLOW", "{when: [{key: 'request.headers[x-sub]', values: [alice]}]}"), "403 200 403 403 401 401 403 401 403", "403 200 403 403 401 401 403 401 403"},
+		{"no header", authorization("DENY", "{when: [{key: 'request.headers[x-sub]', values: ['*']}]}"), "200 403 403 200 401 401 403 401 200", "200 403 403 200 401 401 403 401 200"},
+		{"DENY before ALLOW", authorization("ALLOW", "{}") + authorization("DENY", "{from: [{source: {requestPrincipals: [i/root]}}]}"), "200 200 403 200 401 401 403 401 200", "200 200 403 200 401 401 403 401 200"},
+		{"AUDIT", authorization("AUDIT", "{from: [{source: {notRequestPrincipals: ['*']}}]}"), "200 200 200 200 401 401 403 401 200", "200 200 200 200 401 401 403 401 200"},
+		{"dry run", authorization("DENY dry", "{from: [{source: {notRequestPrincipals: ['*']}}]}"), "200 200 200 200 401 401 403 401 200", "200 200 200 200 401 401 403 401 200"},
+		{"STRICT", "---" + strict + authorization("ALLOW", "{from: [{source: {requestPrincipals: ['*']}}]}"), "- - - - - - - - -", "403 200 200 200 401 401 403 401 403"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			w := newTown(t)
+			e := labeled(w.serve(t, w.member(t, "web", users+test.documents), "web", func(http.ResponseWriter, *http.Request) {}), "security.istio.io/tlsMode", "istio")
+			w.registry.Set("web", e)
+			plain := &http.Client{Transport: new(http.Transport)}
+			defer plain.CloseIdleConnections()
+			for _, way := range []struct {
+				name, want, url string
+				client          *http.Client
+			}{
+				{"plaintext", test.plain, "http://" + addressOf(e) + "/", plain},
+				{"mutual TLS", test.mutual, "http://web/", w.member(t, "order-service", "").Client()},
+			} {
+				wants := strings.Fields(way.want)
+				for i, token := range tokens {
+					req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, way.url, nil)
+					req.Header.Set("X-Sub", "alice") // what it may not say itself
+					if token.header != "" {
+						req.Header.Set("Authorization", token.header)
+					}
+					got := "-"
+					if resp, err := way.client.Do(req); err == nil {
+						got = fmt.Sprint(resp.StatusCode)
+						resp.Body.Close()
+					}
+					if got != wants[i] {
+						t.Errorf("%s, token %s: got %s, want %s", way.name, token.name, got, wants[i])
+					}
+				}
+			}
+		})
+	}
+}
+
+// The handler sees the user and what the rules give it, and neither the token nor what the client made up.
+func TestTokensAreHiddenFromHandlers(t *testing.T) {
+	noLeaks(t)
+	issuer := jwttest.New("a")
+	seen := make(chan *http.Request, 1)
+	users := make(chan string, 1)
+	m := newMesh(t, authentication("issuer: i, jwks: '"+jwttest.KeySet(issuer)+"', outputPayloadToHeader: x-payload, outputClaimToHeaders: [{header: x-sub, claim: sub}]"),
+		mesh.WithObserver(mesh.Observer{InboundEnd: func(_ context.Context, in *mesh.Inbound) { users <- in.User }}))
+	e := serveMesh(t, m, func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		if claims := jwt.ClaimsOf(r.Context()); claims != nil {
+			w.Header().Set("User", claims.Subject())
+		}
+		seen <- r.Clone(r.Context())
+	})
+	client := &http.Client{Transport: new(http.Transport)}
+	defer client.CloseIdleConnections()
+	token := issuer.Token(`{"iss":"i","sub":"alice"}`)
+	for _, test := range []struct {
+		name, query, authorization string
+		user                       string
+	}{
+		{"header", "a=b", "Bearer " + token, "alice"}, {"query", "a=b&access_token=" + token + "&c=%7e", "", "alice"}, {"none", "a=b", "", ""},
+	} {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+addressOf(e)+"/p?"+test.query, strings.NewReader("body"))
+		req.Header.Set("X-Sub", "root")
+		req.Header["x_payload"] = []string{"forged"}
+		if test.authorization != "" {
+			req.Header.Set("Authorization", test.authorization)
+		}
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		r := await.Receive(t, "a request", seen)
+		if got := resp.Header.Get("User"); got != test.user || r.Header.Get("X-Sub") != test.user {
+			t.Errorf("%s: the handler sees the user %q and the header %q", test.name, got, r.Header.Get("X-Sub"))
+		}
+		if strings.Contains(fmt.Sprint(r.Header, r.URL, r.RequestURI), token) || strings.Contains(fmt.Sprint(r.Header), "forged") {
+			t.Errorf("%s: the handler sees %v %s", test.name, r.Header, r.RequestURI)
+		}
+		if got, want := await.Receive(t, "the end of a request", users), map[string]string{"alice": "i/alice"}[test.user]; got != want {
+			t.Errorf("%s: observers are told of %q", test.name, got)
+		}
+	}
+}
+
+// Keys of a host in the mesh are fetched through the mesh. Until they are there, tokens are refused, the rest passes, and the mesh is
+// not ready.
+func TestKeysThroughTheMesh(t *testing.T) {
+	noLeaks(t)
+	issuer := jwttest.New("a")
+	w := newTown(t)
+	var peer sync.Map
+	keys := w.member(t, "keys", strict)
+	fetches := make(chan jwt.State, 100)
+	m := w.member(t, "web", authentication("issuer: i, jwksUri: 'http://keys.default.svc.cluster.local/set'")+"---"+strict, mesh.WithObserver(mesh.Observer{
+		Keys: func(s jwt.State) {
+			select {
+			case fetches <- s:
+			default:
+			}
+		},
+	}))
+	e := serveMesh(t, m, func(http.ResponseWriter, *http.Request) {})
+	if state := await.Receive(t, "a fetch", fetches); state.Err == nil {
+		t.Error("keys are fetched from nowhere")
+	}
+	if s := m.Status(); s.Ready || len(s.Keys) != 1 || s.Keys[0].Error == "" || !strings.Contains(fmt.Sprint(s.NotReady), "have not been fetched") {
+		t.Errorf("status %+v", s.Keys)
+	}
+	get := func(token string) int {
+		c := w.member(t, "order-service", strict)
+		e.ServiceAccount = "web"
+		w.registry.Set("web", e)
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://web/", nil)
+		if token != "" {
+			req.Header.Set("Authorization", "Bearer "+token)
+		}
+		resp, err := c.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	token := issuer.Token(`{"iss":"i","sub":"alice"}`)
+	if with, without := get(token), get(""); with != 401 || without != 200 {
+		t.Errorf("without keys: %d with a token, %d without", with, without)
+	}
+	w.serve(t, keys, "keys", func(rw http.ResponseWriter, r *http.Request) {
+		peer.Store(mesh.PeerID(r.Context()), true)
+		io.WriteString(rw, jwttest.KeySet(issuer))
+	})
+	await.True(t, "keys to be fetched", func() bool { return m.Status().Ready })
+	if code := get(token); code != 200 {
+		t.Errorf("with keys: %d", code)
+	}
+	if _, ok := peer.Load("spiffe://cluster.local/ns/default/sa/web"); !ok {
+		t.Error("the keys were not fetched with the identity of the process")
+	}
+}
+
+// A change of documents brings rules about tokens into force, and takes them back, without a request in between seeing half.
+func TestTokensAndReloads(t *testing.T) {
+	noLeaks(t)
+	issuer := jwttest.New("a")
+	with := authentication("issuer: i, jwks: '"+jwttest.KeySet(issuer)+"', outputClaimToHeaders: [{header: x-sub, claim: sub}]") +
+		authorization("ALLOW", "{when: [{key: 'request.headers[x-sub]', values: [alice]}]}")
+	const without = "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: none, namespace: default}\nspec: {}\n"
+	m := newMesh(t, without)
+	e := serveMesh(t, m, func(http.ResponseWriter, *http.Request) {})
+	client := &http.Client{Transport: new(http.Transport)}
+	defer client.CloseIdleConnections()
+	send := func(token string) int {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addressOf(e)+"/", nil)
+		req.Header.Set("X-Sub", "alice")
+		req.Header.Set("Authorization", "Bearer "+token)
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Error(err)
+			return 0
+		}
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	bob, alice := issuer.Token(`{"iss":"i","sub":"bob"}`), issuer.Token(`{"iss":"i","sub":"alice"}`)
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	for range 2 {
+		asking.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if code := send(bob); code != 403 {
+					t.Errorf("bob gets %d", code)
+					return
+				}
+			}
+		})
+	}
+	for range 50 {
+		for _, documents := range []string{with, without} {
+			if err := m.Apply(source(documents)); err != nil {
+				t.Fatal(err)
+			}
+			want := map[string]int{with: 200, without: 403}[documents]
+			if code := send(alice); code != want {
+				t.Fatalf("alice gets %d, want %d", code, want)
+			}
+		}
+	}
+	close(stop)
+	asking.Wait()
+
+}
