@@ -9,32 +9,30 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// A Decoder fills Go structs from documents. Its zero value is ready; it remembers the struct types it has met, so
-// using one for many documents is faster. It is not safe for concurrent use.
+// A Decoder decodes documents into Go structs. Its zero value is ready. It caches struct types, so using one Decoder for many documents is
+// faster. It is not safe for concurrent use.
 //
-// A field is filled from the key its yaml tag names; fields without one are left alone, and those of embedded structs are like
-// any other. The tag may go on with
-// "required" (the key must be there), "nullable" (an element may be null) and "single" (a list may be written as its
-// only element, if that is an object). Further tags:
+// A field is set from the key that its yaml tag names. Fields without a tag are ignored. Fields of embedded structs are like any other. The
+// tag may also have the options "required" (the key must exist), "nullable" (an element may be null) and "single" (a list may be written as
+// its only element, if that is an object). Further tags:
 //
-//	mesh:"refused: REASON"      an error where the field is used
-//	mesh:"meaningless: REASON"  a warning where the field is used
-//	mesh:"unused: REASON"       accepted: it never affects traffic
-//	enum:"A,B"                  the strings that are allowed
+//	mesh:"refused: REASON"      an error if the field is used
+//	mesh:"meaningless: REASON"  a warning if the field is used
+//	mesh:"unused: REASON"       accepted, since it never affects traffic
+//	enum:"A,B"                  the allowed strings
 //	oneof:"GROUP"               at most one field of the group may be set
 //
-// Without a mesh tag the field is enforced. Fields may be strings, booleans, numbers, [Duration], [Quantity], []byte (base64),
-// [Any], structs, slices and maps with string keys of those, and pointers to them, which stay nil if the document does not
-// set the field. Keys are compared as they are written: camelCase only.
+// A field without a mesh tag is enforced. Fields may be strings, booleans, numbers, [Duration], [Quantity], []byte (base64), [Any], structs,
+// slices of these, maps from strings to these, and pointers to these, which stay nil if the document does not set the field. Keys are
+// case-sensitive.
 type Decoder struct {
 	types map[reflect.Type]*structType
 }
 
-// DecodeLoosely is Decode for a document that is written as Consul takes them; see [Document.Loosen]. Keys count in any case
-// and with underscores or without. What is null is not there. Numbers, booleans and durations may be strings, and strings may
-// be numbers and booleans. A list may be written as its only element, and an object as a list of one object; what is a map may
-// be a list of objects that make it together. A whole number as a duration counts nanoseconds. A field that is refused or
-// meaningless may be there as long as it says nothing: the zero value of its type.
+// DecodeLoosely is Decode for a document in the form that Consul accepts; see [Document.Loosen]. Keys may be in any case, with or without
+// underscores. A null value counts as absent. Numbers, booleans and durations may be strings, and strings may be numbers and booleans. A list
+// may be written as its only element, an object as a list of one object, and a map as a list of objects that are merged. An integer as a
+// duration is a number of nanoseconds. A field that is refused or meaningless may be present if it has the zero value of its type.
 func (dec *Decoder) DecodeLoosely(d *Document, into any) bool {
 	d.Loosen()
 	if d.load(); d.root == nil {
@@ -45,7 +43,7 @@ func (dec *Decoder) DecodeLoosely(d *Document, into any) bool {
 	return !w.malformed
 }
 
-// Any takes a value of whatever type, unread.
+// Any accepts a value of any type and ignores it.
 type Any struct{}
 
 // State says what this library does with a field.
@@ -62,14 +60,14 @@ const (
 type structType struct {
 	fields []field
 	byName map[string]int
-	folded map[string]int // by the names as keyed folds them
-	groups bool           // there are oneofs
-	must   bool           // there are required fields
+	folded map[string]int // by the result of keyed for their names
+	groups bool           // it has oneofs
+	must   bool           // it has required fields
 }
 
 type field struct {
 	name               string
-	index              []int // of embedded structs, too
+	index              []int // for reflect.Value.FieldByIndex
 	required, nullable bool
 	single             bool
 	state              State
@@ -85,15 +83,13 @@ var (
 	bytesType    = reflect.TypeFor[[]byte]()
 )
 
-// Decode fills the struct that into points to and reports what is wrong to the document. It returns true if the document
-// has the shape of the struct, so that a closer look makes sense. Fields that are refused do not count here; see
-// [Document.Failed].
+// Decode decodes a document into the struct that into points to, and reports problems to the document. It returns true if the document has the
+// shape of the struct, so that further checks make sense. Refused fields do not affect that; see [Document.Failed].
 func (dec *Decoder) Decode(d *Document, into any) bool {
 	return dec.DecodeLeniently(d, into, nil)
 }
 
-// DecodeLeniently is Decode for a document of which some parts have no effect: fields that are refused may stand in those,
-// which are given by the paths of their fields.
+// DecodeLeniently is Decode for a document with parts that have no effect, given by their paths. Refused fields are allowed in these parts.
 func (dec *Decoder) DecodeLeniently(d *Document, into any, parts []string) bool {
 	if d.load(); d.root == nil {
 		return false
@@ -107,13 +103,13 @@ func (dec *Decoder) DecodeLeniently(d *Document, into any, parts []string) bool 
 type walk struct {
 	dec     *Decoder
 	doc     *Document
-	path    []part   // where the walk is; rendered only for a problem
-	idle    []string // paths of what has no effect
+	path    []part   // the current path; rendered only for a problem
+	idle    []string // the paths of parts that have no effect
 	loose   bool     // see DecodeLoosely
 	aliases int      // aliases around the current node
 	aliased int      // nodes reached through aliases
 
-	malformed bool // there is an error other than a field that is refused
+	malformed bool // there is an error other than a refused field
 }
 
 type part struct {
@@ -133,7 +129,7 @@ func (w *walk) render(parts []part) string {
 	return path
 }
 
-// lenient says that the walk is in a part that has no effect.
+// lenient reports whether the walk is in a part that has no effect.
 func (w *walk) lenient() bool {
 	if len(w.idle) == 0 {
 		return false
@@ -154,7 +150,7 @@ func (w *walk) report(node *yaml.Node, warning bool, format string, args ...any)
 	w.doc.report(w.doc.offset+node.Line, w.render(w.path), warning, format, args...)
 }
 
-// value fills v from a node. f holds the tags of the field that the node belongs to.
+// value decodes a node into v. f has the tags of the field that the node belongs to.
 func (w *walk) value(node *yaml.Node, v reflect.Value, f *field) {
 	if node.Kind == yaml.AliasNode {
 		w.aliases++
@@ -238,7 +234,7 @@ func (w *walk) structure(node *yaml.Node, v reflect.Value) {
 		if seen[n] != 0 {
 			w.errorf(key, "set twice, first in line %d: remove one", w.doc.offset+max(seen[n], -seen[n]))
 		} else if null(target(value)) {
-			seen[n] = -key.Line // as if it was not there: an API server prunes it
+			seen[n] = -key.Line // counts as absent, since an API server prunes it
 		} else {
 			seen[n] = key.Line
 			switch state := f.state; {

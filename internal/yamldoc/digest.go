@@ -8,19 +8,18 @@ import (
 // Sum identifies the text of a document.
 type Sum [sha256.Size]byte
 
-// Digest is what [ParseNew] needs of a document to do without parsing it: where it begins in its text, and what is wrong
-// with it.
+// Digest has what [ParseNew] needs to know about a document in order not to parse it: where it begins in its text, and its problems.
 type Digest struct {
 	line     int
 	problems []Problem // with lines of the text
 }
 
-// Sum returns what identifies the text of the document, and false if it has none of its own, as an item of a List.
+// Sum returns the Sum of the document's text. It reports false if the document has no text of its own, like an item of a List.
 func (d *Document) Sum() (Sum, bool) {
 	return d.sum, d.text != nil
 }
 
-// Digest returns the digest of the document as it is now.
+// Digest returns the digest of the document with its current problems.
 func (d *Document) Digest() *Digest {
 	digest := &Digest{line: d.Line - d.offset, problems: slices.Clone(d.Problems)}
 	for i := range digest.problems {
@@ -29,14 +28,13 @@ func (d *Document) Digest() *Digest {
 	return digest
 }
 
-// Again returns the document as if nothing had been reported of it. What is reported of the result does not count against
-// the bounds of the stream.
+// Again returns a copy of the document without problems. Problems of the copy do not count towards the limits of the stream.
 func (d *Document) Again() *Document {
 	d.load()
 	return &Document{Line: d.Line, root: d.root, offset: d.offset, depth: d.depth, stream: &stream{run: new(run)}}
 }
 
-// Without returns the digest without the problems that another one has too.
+// Without returns the digest without the problems that other has too.
 func (d *Digest) Without(other *Digest) *Digest {
 	rest := &Digest{line: d.line}
 	for _, p := range d.problems {
@@ -47,21 +45,21 @@ func (d *Digest) Without(other *Digest) *Digest {
 	return rest
 }
 
-// Report reports what a digest says of the same text.
+// Report reports the problems of a digest of the same text.
 func (d *Document) Report(digest *Digest) {
 	for _, p := range digest.problems {
 		d.report(d.offset+p.Line, p.Path, p.Warning, "%s", p.Message)
 	}
 }
 
-// restore returns the document that a digest was made of, at another place.
+// restore returns the document of a digest, at another place.
 func (s *stream) restore(from *Digest, offset int) *Document {
 	d := &Document{Line: offset + from.line, stream: s, offset: offset, unread: true}
 	d.Report(from)
 	return d
 }
 
-// KnownItems is Items for a list of which all elements have a digest. None of them is parsed.
+// KnownItems is Items for a list whose elements all have a digest. None of them is parsed.
 func (d *Document) KnownItems(key string, digests []*Digest) (items []*Document) {
 	for i, digest := range digests {
 		if message := d.stream.documented(); message != "" {
@@ -75,7 +73,7 @@ func (d *Document) KnownItems(key string, digests []*Digest) (items []*Document)
 	return items
 }
 
-// load parses the document if that was not necessary until now.
+// load parses the document if it was not yet parsed.
 func (d *Document) load() {
 	if !d.unread {
 		return

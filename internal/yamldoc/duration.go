@@ -2,8 +2,8 @@ package yamldoc
 
 import "time"
 
-// Duration is a span of time that knows whether the document sets it. It is written as in Istio's documents: a decimal
-// number with a unit, or several ("100ms", "0.5s", "1h30m").
+// Duration is a duration that knows whether the document sets it. It is written as in Istio's documents: one or more decimal numbers with
+// units ("100ms", "0.5s", "1h30m").
 type Duration struct {
 	time.Duration
 	Set bool

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// structOf returns what the tags of a struct type say.
+// structOf returns the description of a struct type by its tags.
 func (dec *Decoder) structOf(t reflect.Type) *structType {
 	if st := dec.types[t]; st != nil {
 		return st
@@ -48,8 +48,8 @@ type Field struct {
 	Reason string // empty if State is Enforced
 }
 
-// Fields lists the fields of a struct type, in the order of its declaration, and those inside of them. Where a type
-// contains itself, it is not listed again inside of itself.
+// Fields returns the fields of a struct type in the order of their declaration, including nested fields. A type that contains itself is not
+// listed again within itself.
 func Fields(t reflect.Type) []Field {
 	return new(Decoder).fields(nil, "", t, nil)
 }
@@ -73,7 +73,7 @@ func (dec *Decoder) fields(list []Field, path string, t reflect.Type, within []r
 	return list
 }
 
-// closest returns the field that a misspelt name was probably meant to be, or "".
+// closest returns the field that a misspelt name probably means, or "".
 func (st *structType) closest(name string) string {
 	names := make([]string, len(st.fields))
 	for i := range st.fields {
@@ -82,7 +82,7 @@ func (st *structType) closest(name string) string {
 	return Closest(name, names)
 }
 
-// Closest returns the name that differs least, if that is little. Case and separators do not count.
+// Closest returns the most similar of names, or "" if none is similar enough. Case and separators are ignored.
 func Closest(name string, names []string) string {
 	if len(name) > 64 {
 		return ""

@@ -7,7 +7,7 @@ import (
 	"unicode/utf16"
 )
 
-// fromJSON returns JSON with those escapes written out that YAML does not have, and anything else as it is.
+// fromJSON replaces the escapes in JSON that YAML does not have by the characters themselves. It returns anything else unchanged.
 func fromJSON(data []byte) []byte {
 	if rest := bytes.TrimLeft(data, " \t\r\n"); len(rest) == 0 || rest[0] != '{' {
 		return data
@@ -46,7 +46,7 @@ func fromJSON(data []byte) []byte {
 	return out
 }
 
-// unit returns the four digits that data begins with, as a number.
+// unit returns the number in the first four hexadecimal digits of data, or -1 if there are none.
 func unit(data []byte) rune {
 	n, err := strconv.ParseUint(string(data[:min(4, len(data))]), 16, 16)
 	if err != nil {

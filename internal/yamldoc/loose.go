@@ -11,9 +11,9 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Loosen has the fields of the document be found by names in any case and with underscores or without, and through a list of
-// which they are in the only element. [Decoder.DecodeLoosely] does that, and so must whoever reports about a document that
-// was decoded by it before.
+// Loosen makes paths find the fields of the document by names in any case, with or without underscores, and through lists with a single
+// element. [Decoder.DecodeLoosely] calls it. It must also be called before problems are reported about a document that was decoded loosely
+// earlier.
 func (d *Document) Loosen() { d.loose = true }
 
 // keyed returns a key as DecodeLoosely compares it.
@@ -27,7 +27,7 @@ func looseChild(node *yaml.Node, key string, index int) (line int, value *yaml.N
 	return line, value
 }
 
-// spelledChild is looseChild that also returns the key as it is written.
+// spelledChild is like looseChild, and also returns the key as it is written.
 func spelledChild(node *yaml.Node, key string, index int) (line int, spelled string, value *yaml.Node) {
 	if key == "" {
 		switch {
@@ -59,7 +59,7 @@ func spelledChild(node *yaml.Node, key string, index int) (line int, spelled str
 	return 0, "", nil
 }
 
-// spelled returns a path with its keys as the document spells them, as far as it has them.
+// spelled returns a path with the keys as the document spells them, as far as they exist.
 func (d *Document) spelled(path string) string {
 	d.load()
 	out := ""
@@ -84,8 +84,8 @@ func (d *Document) spelled(path string) string {
 	return out
 }
 
-// loosen returns a node as the walk goes on with it, in place of one of another type. What cannot be taken for the type of v
-// stays as it is, for the error.
+// loosen returns a node of the type of v for a node of another type. A node that cannot be converted is returned unchanged, for the error
+// message.
 func (w *walk) loosen(node *yaml.Node, v reflect.Value) *yaml.Node {
 	t := v.Type()
 	switch {
@@ -107,7 +107,7 @@ func (w *walk) loosen(node *yaml.Node, v reflect.Value) *yaml.Node {
 	return node
 }
 
-// isZero says that a value says nothing: it is empty, or has nothing that does.
+// isZero reports whether a value is a zero value: empty, or with zero values only.
 func isZero(node *yaml.Node) bool {
 	node = target(node)
 	switch node.Kind {
@@ -127,7 +127,7 @@ func isZero(node *yaml.Node) bool {
 	return false
 }
 
-// merged returns an object with what all objects of a list have. A key that is in two of them is in it twice.
+// merged returns an object with the keys of all objects of a list. A key of two objects appears twice.
 func merged(node *yaml.Node) *yaml.Node {
 	whole := &yaml.Node{Kind: yaml.MappingNode, Line: node.Line}
 	for _, element := range node.Content {
@@ -153,7 +153,7 @@ func looseDuration(node *yaml.Node) *yaml.Node {
 	return node
 }
 
-// looseScalar returns a scalar as one of a type, if it can be.
+// looseScalar converts a scalar to a type, if possible.
 func looseScalar(node *yaml.Node, t reflect.Type) *yaml.Node {
 	tag := node.ShortTag()
 	number := t.Kind() != reflect.String && t.Kind() != reflect.Bool

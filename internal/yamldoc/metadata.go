@@ -5,7 +5,7 @@ import (
 	"strings"
 )
 
-// Object is what the documents of all kinds begin with. Types of documents embed it.
+// Object has the fields that all kinds of documents have. Types of documents embed it.
 type Object struct {
 	APIVersion string   `yaml:"apiVersion,required"`
 	Kind       string   `yaml:"kind,required"`
@@ -15,7 +15,7 @@ type Object struct {
 // Namespace returns the namespace of the document, which is "default" if it names none.
 func (o *Object) Namespace() string { return cmp.Or(o.Metadata.Namespace, "default") }
 
-// Metadata is what Kubernetes knows of an object.
+// Metadata is the metadata of a Kubernetes object.
 type Metadata struct {
 	Name      string `yaml:"name,required"`
 	Namespace string `yaml:"namespace"`
@@ -36,7 +36,7 @@ type Metadata struct {
 	UID                        Any    `yaml:"uid" mesh:"unused: bookkeeping of Kubernetes"`
 }
 
-// Check reports a name or namespace that no object can have.
+// Check reports an invalid name or namespace.
 func (m *Metadata) Check(d *Document) {
 	if !IsName(m.Name) {
 		d.Errorf("metadata.name", "%q is not a name of Kubernetes: use lower-case letters, digits, hyphens and dots", m.Name)
@@ -46,7 +46,7 @@ func (m *Metadata) Check(d *Document) {
 	}
 }
 
-// IsName says that s can name an object of Kubernetes: labels joined by dots (RFC 1123 subdomain).
+// IsName reports whether s is a valid name of a Kubernetes object: labels joined by dots (an RFC 1123 subdomain).
 func IsName(s string) bool {
 	for label := range strings.SplitSeq(s, ".") {
 		if !IsLabel(label) {
@@ -56,7 +56,7 @@ func IsName(s string) bool {
 	return len(s) <= 253
 }
 
-// IsLabel says that s is a label of a DNS name in lower case (RFC 1123).
+// IsLabel reports whether s is a lower-case label of a DNS name (RFC 1123).
 func IsLabel(s string) bool {
 	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
 		return false

@@ -6,26 +6,26 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Words are the texts that documents repeat: names of fields, above all. Packed documents refer to them by number. They do
-// not change, and are safe for concurrent use.
+// Words has the strings that documents repeat, mainly names of fields. Packed documents refer to them by number. It is immutable and safe for
+// concurrent use.
 type Words struct {
 	list   []string
 	index  map[string]int
 	shapes []shape
-	known  map[shape]int // the index of each of shapes
+	known  map[shape]int // the index of each shape
 }
 
-// shape is everything about a node but its value. There are few.
+// shape has the properties of a node other than its value. There are few different shapes.
 type shape struct {
 	kind  yaml.Kind
 	style yaml.Style
 	tag   string
 }
 
-// worthwhile is how often a text must occur to be a word.
+// worthwhile is how often a string must occur to become a word.
 const worthwhile = 16
 
-// NewWords returns the texts that documents repeat.
+// NewWords returns the strings that docs repeat.
 func NewWords(docs []*Document) *Words {
 	w := &Words{index: make(map[string]int), known: make(map[shape]int)}
 	seen := make(map[string]int)
@@ -52,11 +52,10 @@ func NewWords(docs []*Document) *Words {
 	return w
 }
 
-// Packed is a document in little memory. It says what the document says, but not where: a problem that is found in it has
-// no line.
+// Packed is a compact form of a document. It does not include lines, so a problem that is found in it has none.
 type Packed string
 
-// Pack packs a document. It returns "" for one with aliases, which packed could become much larger.
+// Pack packs a document. It returns "" for a document with aliases, which could become much larger.
 func (w *Words) Pack(d *Document) Packed {
 	d.load()
 	if d.root == nil {
@@ -93,7 +92,7 @@ func (w *Words) pack(b []byte, node *yaml.Node) (_ []byte, ok bool) {
 	return b, true
 }
 
-// text writes the number of a word or the length of another text, which follows. The lowest bit tells them apart.
+// text appends the number of a word, or the length of any other string followed by the string. The lowest bit distinguishes the two.
 func (w *Words) text(b []byte, text string) []byte {
 	if i, ok := w.index[text]; ok {
 		return binary.AppendUvarint(b, uint64(i)<<1|1)
@@ -101,7 +100,7 @@ func (w *Words) text(b []byte, text string) []byte {
 	return append(binary.AppendUvarint(b, uint64(len(text))<<1), text...)
 }
 
-// Unpack fills the struct that into points to with what a packed document says, as [Decoder.Decode] does.
+// Unpack decodes a packed document into the struct that into points to, as [Decoder.Decode] does.
 func (w *Words) Unpack(p Packed, into any) {
 	u := unpacker{words: w, rest: string(p)}
 	root := u.node()

@@ -6,22 +6,22 @@ import (
 	"strings"
 )
 
-// Quantity is a number as Kubernetes writes quantities: 90, "90", "500m" (a half), "1.5k" or "2Ki".
+// Quantity is a number in the format of Kubernetes: 90, "90", "500m" (a half), "1.5k" or "2Ki".
 type Quantity struct {
 	// Milli is the number in thousandths, rounded up.
 	Milli int64
 
-	// Whole says that the document writes it as a whole number, without quotes and suffix.
+	// Whole says that the document has an integer without quotes and suffix.
 	Whole bool
 
-	// Set says that the document writes it at all.
+	// Set says that the document sets the quantity.
 	Set bool
 }
 
-// maxQuantity bounds quantities so that sums and products of a few of them stay whole numbers.
+// maxQuantity bounds quantities so that sums and products of a few of them do not overflow.
 const maxQuantity = 1 << 40
 
-// scales are what the suffixes multiply by.
+// scales has the factors of the suffixes.
 var scales = map[string]*big.Rat{
 	"":  big.NewRat(1, 1),
 	"n": big.NewRat(1, 1e9), "u": big.NewRat(1, 1e6), "m": big.NewRat(1, 1e3),
@@ -29,7 +29,7 @@ var scales = map[string]*big.Rat{
 	"Ki": big.NewRat(1<<10, 1), "Mi": big.NewRat(1<<20, 1), "Gi": big.NewRat(1<<30, 1), "Ti": big.NewRat(1<<40, 1),
 }
 
-// parseQuantity returns the thousandths in s, and what is wrong if there is no such number.
+// parseQuantity returns s in thousandths, or what is wrong with it.
 func parseQuantity(s string) (milli int64, message string) {
 	const form = "is not a quantity: write it like 90 or 500m"
 	digits := strings.TrimRight(s, "numkKMGTi")

@@ -12,8 +12,8 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// text fills a string. Plain words that YAML 1.1, and with it Kubernetes, takes for booleans must be quoted: whether
-// "method: on" is a string would else depend on who reads it.
+// text decodes a string. Plain words that are booleans in YAML 1.1, and so in Kubernetes, must be quoted: otherwise it would depend on the
+// reader whether "method: on" is a string.
 func (w *walk) text(node *yaml.Node, v reflect.Value, f *field) {
 	if node.Kind != yaml.ScalarNode {
 		w.errorf(node, "must be a string, not %s", describe(node))
@@ -92,7 +92,7 @@ func (w *walk) integer(node *yaml.Node, v reflect.Value) {
 	w.errorf(node, "%s must be written in decimal", clip(node.Value))
 }
 
-// octal says that digits start with a zero, which YAML 1.1 and 1.2 read differently, unless they are zero in both.
+// octal reports whether digits start with a zero, which YAML 1.1 and 1.2 read differently, and are not zero.
 func octal(digits string) bool {
 	digits = strings.TrimPrefix(digits, "-")
 	return len(digits) > 1 && digits[0] == '0' && strings.Trim(digits, "0") != ""

@@ -17,15 +17,15 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Parse splits streams into their documents and parses each by itself: a broken one does not hide the others. It returns
-// the documents of each stream; those without content are left out. It uses all processors.
+// Parse splits streams into documents and parses each separately, so a malformed one does not hide the others. It returns the documents of each
+// stream, without those that have no content. It uses all processors.
 func Parse(streams ...[]byte) [][]*Document {
 	return ParseNew(func(Sum) *Digest { return nil }, streams...)
 }
 
-// ParseNew is Parse for streams that have been read before in another form. It does not parse the documents of which known
-// has a digest: those have the place and the problems that the digest has, and are parsed when somebody asks what is in
-// them. The function known is called by several goroutines at once.
+// ParseNew is Parse for streams of which an earlier version was already parsed. It does not parse documents for which known returns a digest:
+// they get the place and the problems of the digest, and are parsed when their content is needed. known is called by several goroutines
+// concurrently.
 func ParseNew(known func(Sum) *Digest, streams ...[]byte) [][]*Document {
 	all := &run{search: maxSearch}
 	var chunks []chunk
@@ -66,8 +66,8 @@ func ParseNew(known func(Sum) *Digest, streams ...[]byte) [][]*Document {
 	return docs
 }
 
-// Empty says that there is no document in any of the streams, and nothing that was meant to be one. A List without items
-// is none. It reads no further than to the first document.
+// Empty reports whether the streams contain no document, and nothing that was meant to be one. A List without items does not count. It stops at
+// the first document.
 func Empty(streams ...[]byte) bool {
 	for _, data := range streams {
 		all := new(run)
@@ -87,11 +87,11 @@ func (d *Document) emptyList() bool {
 	return d.HasItems("items") && d.Len("items") == 0
 }
 
-// run is one run of Parse: what its streams have used of the bounds that they share.
+// run is one run of Parse. It counts what its streams have used of their common limits.
 type run struct {
 	documents int
 	problems  int
-	search    int // bytes that may still be parsed to find the places of mistakes
+	search    int // how many bytes may still be parsed again to find the places of errors
 }
 
 // stream is one of the streams of a run.
@@ -101,7 +101,7 @@ type stream struct {
 	documents int
 	problems  int
 	broken    int       // documents that are not valid YAML
-	rest      *Document // stands for those beyond the bound
+	rest      *Document // stands for the documents beyond maxBroken
 }
 
 // admits counts a problem and reports whether it may be kept.
@@ -114,7 +114,7 @@ func (s *stream) admits() bool {
 	return true
 }
 
-// documented counts a document and returns what is wrong if it is one too many.
+// documented counts a document. It returns an error message if there are too many.
 func (s *stream) documented() string {
 	s.documents++
 	s.run.documents++
@@ -131,14 +131,14 @@ func (s *stream) documented() string {
 type chunk struct {
 	*stream
 	data []byte
-	line int // in the stream
-	skip int // lines before the first content
+	line int // the line of the stream at which it begins
+	skip int // the number of lines before the first content
 	sum  Sum
 	root *yaml.Node
 	err  error // why it could not be parsed
 	doc  *Document
 
-	known *Digest // in place of root
+	known *Digest // used instead of root, if not nil
 }
 
 func (r *run) split(chunks []chunk, s *stream, data []byte) []chunk {
@@ -179,9 +179,9 @@ func (r *run) split(chunks []chunk, s *stream, data []byte) []chunk {
 
 const endMark = "..."
 
-// cut finds the end of the document that data begins with, where the next one begins, and how many lines lie before the
-// latter. Only an end mark lies between them. A line that starts with "---" or "..." is a boundary wherever it stands, in
-// block scalars and quotes too (YAML 1.2, section 9.1.2), so a search for it needs no parser.
+// cut returns where the first document in data ends, where the next one begins, and the number of lines before the latter. Only an end mark can
+// be between them. A line that starts with "---" or "..." is a boundary everywhere, even in block scalars and quotes (YAML 1.2, section 9.1.2),
+// so finding it needs no parser.
 func cut(data []byte) (end, next, lines int) {
 	for pos := 0; pos < len(data); {
 		rest := data[pos:]
@@ -208,14 +208,14 @@ func marker(line []byte, mark string) bool {
 	return len(line) == len(mark) || strings.IndexByte(" \t\r\n", line[len(mark)]) >= 0
 }
 
-// bare says that the first line of text has no content.
+// bare reports whether the first line of text has no content.
 func bare(text []byte) bool {
 	line, _ := cutLine(text)
 	line = bytes.TrimLeft(line, " \t")
 	return len(line) == 0 || line[0] == '#'
 }
 
-// cutLine cuts text at its first line break. Those of YAML 1.1, which the parser knows, are more than LF and CRLF.
+// cutLine cuts text at its first line break. The parser also accepts the line breaks of YAML 1.1, which are more than LF and CRLF.
 func cutLine(text []byte) (line, rest []byte) {
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
@@ -232,8 +232,8 @@ func cutLine(text []byte) (line, rest []byte) {
 	return text, nil
 }
 
-// blank counts the lines before the content of a document and says whether there is none for certain: only comments,
-// markers, directives and what the parser takes for nothing either.
+// blank counts the lines before the content of a document, and reports whether the document certainly has no content: only comments, markers,
+// directives and whatever else the parser ignores.
 func blank(data []byte) (lines int, empty bool) {
 	begun := false // directives are over
 	for rest := data; len(rest) > 0; lines++ {
@@ -251,7 +251,7 @@ func blank(data []byte) (lines int, empty bool) {
 	return 0, true
 }
 
-// text says that the parser takes line for text.
+// text reports whether the parser accepts line as text.
 func text(line []byte) bool {
 	for _, c := range line {
 		if c < ' ' && c != '\t' || c == 0x7F {
@@ -285,7 +285,7 @@ func (c *chunk) parse() {
 		}
 		return
 	}
-	// YAML has line breaks that cut does not look for, such as a lone CR. What follows them must not get lost.
+	// YAML has line breaks that cut does not look for, such as a lone CR. A document after one must not be lost.
 	if err := dec.Decode(&second); err != io.EOF {
 		c.err = errSecond
 		return
@@ -300,7 +300,7 @@ var errSecond = errors.New("a second document begins after an unusual line break
 // notYAML is an error of the YAML parser.
 type notYAML struct{ error }
 
-// broken reports why the chunk could not be parsed. If there are very many in a stream, only the first are reported one by one.
+// broken reports why the chunk could not be parsed. If a stream has many such chunks, only the first ones are reported separately.
 func (c *chunk) broken() {
 	line := c.line + c.skip
 	if c.stream.broken++; c.stream.broken > maxBroken {
@@ -321,8 +321,8 @@ func (c *chunk) broken() {
 	c.doc = c.report(line, "%s", c.err)
 }
 
-// syntaxError takes line and message out of an error of the YAML parser. The parser often names the line where the
-// broken object begins. For documents of a usual size, the line after the longest part that is valid by itself is closer.
+// syntaxError returns the line and the message of an error of the YAML parser. The parser often names the line where the malformed object
+// begins. For documents of a usual size, the line after the longest valid prefix is more precise.
 func (c *chunk) syntaxError(err error) (line int, message string) {
 	message = strings.TrimPrefix(err.Error(), "yaml: ")
 	if rest, ok := strings.CutPrefix(message, "line "); ok {
@@ -353,8 +353,7 @@ func (c *chunk) syntaxError(err error) (line int, message string) {
 		var node yaml.Node
 		return yaml.Unmarshal(part, &node) == nil
 	}
-	// A part may be broken only because it ends within brackets or quotes. So look a little further before a line is
-	// taken for the culprit, but not for ever.
+	// A prefix may be invalid only because it ends within brackets or quotes. So look a little further before a line is blamed.
 	good := 0
 	for range 8 {
 		good += sort.Search(len(ends)-good, func(n int) bool { return !valid(good + n + 1) })
@@ -368,12 +367,12 @@ func (c *chunk) syntaxError(err error) (line int, message string) {
 		good = next
 	}
 	if c.search < 0 {
-		return line, message // the search is not at its end
+		return line, message // the search was not completed
 	}
 	return max(line, good+1), message
 }
 
-// report returns a document that is not read further.
+// report returns a document that has only this problem.
 func (s *stream) report(line int, format string, args ...any) *Document {
 	d := &Document{Line: line, stream: s}
 	d.report(line, "", false, format, args...)

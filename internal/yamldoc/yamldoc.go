@@ -1,9 +1,9 @@
-// Package yamldoc reads streams of YAML documents strictly: into Go structs, with every mistake reported by its line,
-// its field path and what to do about it.
+// Package yamldoc reads streams of YAML documents strictly into Go structs. It reports every mistake with its line, its field path and what to
+// do about it.
 //
-// It takes the part of YAML that configuration needs. Unknown fields, duplicate keys, values of another type and nulls
-// are errors; merge keys, directives and tags of one's own are refused; documents, keys, nesting and the expansion of
-// aliases have bounds, so that no input costs more than its size suggests.
+// It accepts the part of YAML that configuration needs. Unknown fields, duplicate keys and values of a wrong type are errors. Merge keys,
+// directives and custom tags are refused. Documents, keys, nesting and the expansion of aliases are bounded, so that no input costs more than
+// its size suggests.
 package yamldoc
 
 import (
@@ -14,7 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// The bounds of what is read. A Kubernetes object cannot be larger than 1.5 MiB.
+// The limits of what is read. A Kubernetes object cannot be larger than 1.5 MiB.
 const (
 	maxStream   = 64 << 20 // bytes of one stream
 	maxDocument = 1 << 20  // bytes of one document
@@ -24,55 +24,53 @@ const (
 	maxAliased  = 10_000   // nodes of one document reached through aliases
 	maxProblems = 100      // problems reported of one document
 
-	maxDocuments      = 20_000  // of one stream, those in Lists too
-	maxAllDocuments   = 200_000 // of all streams
-	maxBroken         = 100     // documents of one stream that are reported one by one for not being YAML
-	maxStreamProblems = 1_000   // reported of one stream
-	maxAllProblems    = 10_000  // reported of all streams
-	maxSearch         = 4 << 20 // bytes parsed once more to find the places of mistakes
+	maxDocuments      = 20_000  // documents of one stream, including those in Lists
+	maxAllDocuments   = 200_000 // documents of all streams
+	maxBroken         = 100     // documents of one stream that are reported separately for not being YAML
+	maxStreamProblems = 1_000   // problems reported of one stream
+	maxAllProblems    = 10_000  // problems reported of all streams
+	maxSearch         = 4 << 20 // bytes parsed again to find the places of errors
 )
 
 // Problem is a mistake in a document.
 type Problem struct {
-	Line    int    // in the file, from 1
-	Path    string // the field, as "spec.http[0].timeout"; empty for the document as a whole
-	Warning bool   // valid, but meaningless or probably not meant
+	Line    int    // the line in the file, counted from 1
+	Path    string // the field, such as "spec.http[0].timeout"; empty for the whole document
+	Warning bool   // it is valid, but has no meaning or is probably a mistake
 	Message string // what is wrong and what to do about it
 }
 
 // Document is one document of a stream, with the problems found in it so far.
 type Document struct {
-	// Line is the line of the file the document begins at.
+	// Line is the line of the file at which the document begins.
 	Line int
 
-	// Problems are those of the syntax and those reported by [Decoder.Decode], [Document.Errorf] and
-	// [Document.Warnf], in this order.
+	// Problems are the problems of the syntax, then those that [Decoder.Decode], [Document.Errorf] and [Document.Warnf] have reported.
 	Problems []Problem
 
 	stream  *stream
 	text    []byte
 	sum     Sum        // of text
 	root    *yaml.Node // a mapping; nil if the syntax is broken
-	unread  bool       // root is still to be parsed
+	unread  bool       // root was not yet parsed
 	loose   bool       // see Loosen
-	offset  int        // lines of the stream before those the nodes count
-	depth   int        // Lists around the document
-	failed  bool       // a problem is not just a warning
+	offset  int        // what to add to the lines of nodes to get lines of the stream
+	depth   int        // the number of Lists around the document
+	failed  bool       // a problem is an error
 	omitted int
 
-	of  *Document // of an unread item: what it is an item of, and where
+	of  *Document // for an unread item: its List, and its place there
 	key string
 	nth int
 }
 
-// Failed says that a problem of the document is an error and not just a warning.
+// Failed reports whether a problem of the document is an error rather than a warning.
 func (d *Document) Failed() bool { return d.failed }
 
-// Omitted returns how many problems of the document are not reported because there are too many in all the documents of
-// its stream, or of all streams.
+// Omitted returns how many problems of the document are not in Problems, because its stream or all streams together have too many.
 func (d *Document) Omitted() int { return d.omitted }
 
-// Errorf reports an error in the field at path, which need not exist: the closest field around it gives the line.
+// Errorf reports an error in the field at path. If the field does not exist, the error has the line of the closest enclosing field.
 func (d *Document) Errorf(path, format string, args ...any) {
 	d.report(d.LineOf(path), path, false, format, args...)
 }
@@ -82,7 +80,7 @@ func (d *Document) Warnf(path, format string, args ...any) {
 	d.report(d.LineOf(path), path, true, format, args...)
 }
 
-// WarnLine is Warnf for a field of which the line is known.
+// WarnLine is Warnf for a field whose line is known.
 func (d *Document) WarnLine(line int, path, format string, args ...any) {
 	d.report(line, path, true, format, args...)
 }
@@ -108,7 +106,7 @@ func (d *Document) report(line int, path string, warning bool, format string, ar
 	}
 }
 
-// LineOf returns the line of the field at path, or of the closest field around it that exists.
+// LineOf returns the line of the field at path, or of the closest enclosing field that exists.
 func (d *Document) LineOf(path string) int {
 	if path != "" {
 		d.load()
@@ -125,7 +123,7 @@ func (d *Document) LineOf(path string) int {
 	return line
 }
 
-// child returns a node of a mapping or sequence, and the line it stands at: for a field that of its key.
+// child returns a node of a mapping or sequence, and its line, which is that of the key for a field.
 func (d *Document) child(node *yaml.Node, key string, index int) (line int, value *yaml.Node) {
 	node = target(node)
 	if d.loose {
@@ -180,7 +178,7 @@ func (d *Document) Text(path string) string {
 	return node.Value
 }
 
-// Items returns the elements of the list under a key of the document as documents of their own.
+// Items returns the elements of the list under a key of the document as separate documents.
 func (d *Document) Items(key string) (items []*Document) {
 	elements, _ := d.list(key)
 	if d.depth >= maxDepth && elements != nil {
@@ -214,7 +212,7 @@ func (d *Document) Len(path string) int {
 	return len(elements)
 }
 
-// HasItems says that there is a list under a key of the document.
+// HasItems reports whether there is a list under a key of the document.
 func (d *Document) HasItems(key string) bool {
 	_, ok := d.list(key)
 	return ok
@@ -232,7 +230,7 @@ func null(node *yaml.Node) bool {
 	return node.Kind == yaml.ScalarNode && node.ShortTag() == "!!null"
 }
 
-// describe says in words what a node is.
+// describe returns a description of a node for messages.
 func describe(node *yaml.Node) string {
 	switch node.Kind {
 	case yaml.MappingNode:
@@ -255,7 +253,7 @@ func describe(node *yaml.Node) string {
 	return "a value tagged " + clip(node.Tag)
 }
 
-// clip shortens text that is repeated in a message.
+// clip shortens text that is quoted in a message.
 func clip(s string) string {
 	const most = 64
 	if len(s) <= most {
