@@ -17,9 +17,9 @@ STATIC     = $(GO) tool -modfile=tools/go.mod staticcheck
 
 VULN       = $(GO) tool -modfile=tools/go.mod govulncheck
 
-.PHONY: test quick soak bench vet fuzz stress vuln browser servers prometheus
+.PHONY: test quick allocations soak bench vet fuzz stress vuln browser servers prometheus
 
-test: vet
+test: vet allocations
 	$(GO) test -race ./...
 	MESH_CHURN=60s $(GO) test -race -count=1 -run '^TestChurn$$' .
 	MESH_ROTATE=60s $(GO) test -race -count=1 -run '^TestRotationUnderLoad$$' .
@@ -50,8 +50,12 @@ browser:
 		{ apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium chromium-driver; }
 	MESH_CHROMIUM=1 MESH_ARTIFACTS=$(ARTIFACTS) $(GO) test -count=1 -timeout 10m -v -run '^TestBrowser$$' ./admin
 
-quick: vet
+quick: vet allocations
 	$(GO) test -race ./...
+
+# The race detector makes sync.Pool drop what it is given, so these tests are not built with it.
+allocations:
+	$(GO) test -run Alloc . ./accesslog ./policy/route
 
 soak:
 	MESH_SOAK=$(MESH_SOAK) $(GO) test -count=1 -timeout 3h -v -run '^TestSoak$$' . ./meshgrpc

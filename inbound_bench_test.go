@@ -57,20 +57,3 @@ func BenchmarkHandler(b *testing.B) {
 		})
 	}
 }
-
-// A request that the inbound side does not change goes through it without an allocation.
-func TestHandlerAllocations(t *testing.T) {
-	w := newTown(t)
-	h := w.member(t, "payment-service", "").Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	r, answer := inboundRequest(nil), discard{make(http.Header)}
-	if n := testing.AllocsPerRun(100, func() { h.ServeHTTP(answer, r) }); n > 0 {
-		t.Errorf("%v allocations a request", n)
-	}
-	observed := w.member(t, "payment-service", "", mesh.WithObserver(mesh.Observer{
-		InboundStart: func(ctx context.Context, _ *mesh.Inbound) context.Context { return ctx },
-		InboundEnd:   func(context.Context, *mesh.Inbound) {},
-	})).Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(nil) }))
-	if n := testing.AllocsPerRun(100, func() { observed.ServeHTTP(answer, r) }); n > 3 {
-		t.Errorf("%v allocations a request that is observed, want at most 3", n)
-	}
-}
