@@ -9,7 +9,8 @@
 //
 // # A set is in force as a whole
 //
-// Consul writes at most 64 to 128 keys and half a megabyte at once, so a set of documents is written first and then pointed to:
+// Consul writes at most 64 to 128 keys and half a megabyte at once, so a set of documents is written first, and then one key is made
+// to point to it:
 //
 //	mesh/shop/v/VERSION/FILE   each document file of a version, one key per file
 //	mesh/shop/current          {"version": VERSION, "keys": 3, "sha256": "...", "previous": [...]}
@@ -17,7 +18,7 @@
 // Readers follow the one key current. When it changes they read the version that it names, and compare the number of the keys and
 // the hash of their names and values. What does not agree is read again from the leader, and if it still does not, it is an
 // error: the last good documents stay in force. The same holds if the key current is deleted, if Consul cannot be reached or has
-// lost its data, and if the token may not read any more: nothing of this empties a policy.
+// lost its data, and if the token may no longer read: none of this empties a policy.
 //
 // A prefix without the key current is an error, too, whatever else is below it: keys that were put there one by one have no moment
 // at which they are a set, and a token that may read only some of them sees a smaller set instead of an error. Publish them with
@@ -25,8 +26,8 @@
 //
 // # Rights
 //
-// Readers need key_prefix "mesh/shop/" { policy = "read" }. Who publishes needs "write" there; key:list matters only if
-// acl.enable_key_list_policy is set.
+// Readers need key_prefix "mesh/shop/" { policy = "read" }, or "list" where acl.enable_key_list_policy is set. Whoever publishes
+// needs "write".
 package consulkv
 
 import (
@@ -60,8 +61,8 @@ func (s *Store) String() string { return "consul:" + trim(s.Prefix) }
 // Watch yields the documents now and after every change, until ctx ends. Sources are named "consul:" and the prefix, followed by
 // the name of the file, as consul:mesh/shop/retries.yaml. They are in the order of a folder with these files.
 //
-// An error means that the last documents hold, and that Watch goes on: it says what is wrong, with the key, and wraps "denied" by
-// Consul as such. The same error is not yielded twice in a row; documents are yielded again after an error, the same as before or
+// An error means that the last documents hold, and that Watch goes on: it says what is wrong, with the key, and says "denied"
+// if that is the reason. The same error is not yielded twice in a row; documents are yielded again after an error, the same as before or
 // not. Only a Store that makes no sense, and an environment from which no client can be made, end the sequence.
 //
 // A change is followed at once, but no more than once a second. Reads are stale at first: any server answers, also while there
