@@ -130,6 +130,17 @@ func TestHTTPSTakesOneConnection(t *testing.T) {
 	}
 }
 
+// While one request connects all others wait, so it must not be a query that is answered after a minute.
+func TestTheFirstRequestDoesNotBlock(t *testing.T) {
+	a := newAgent(t, true)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	options := (&api.QueryOptions{WaitIndex: 5, WaitTime: time.Minute}).WithContext(ctx)
+	if _, _, err := a.client(t).Health().Service("web", "", false, options); err != nil || a.short.Load() != 1 {
+		t.Errorf("%v after %d queries with a short wait, want an answer after one", err, a.short.Load())
+	}
+}
+
 func TestHTTPTakesFewConnections(t *testing.T) {
 	a := newAgent(t, false)
 	client := a.client(t)
