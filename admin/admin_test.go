@@ -438,6 +438,38 @@ func TestPage_ErrorTexts(t *testing.T) {
 	}
 }
 
+// Whatever an error says, no part of a password or a query in it is shown.
+func TestPage_SecretsInErrors(t *testing.T) {
+	for _, c := range []struct{ text, want string }{
+		{`Get "http://api/orders?token=secret": EOF`, `Get "http://api/orders?… EOF`},
+		{`Get "http://api/orders?secret": EOF`, `Get "http://api/orders?… EOF`},
+		{`Get "http://api/orders#access_token=secret": EOF`, `Get "http://api/orders#… EOF`},
+		{`parse "http://user:sec/ret@api/orders": invalid port ":sec" after host`, `parse "http://api/orders": invalid port`},
+		{`parse "http://user:sec?ret@api/orders": no`, `parse "http://api/orders": no`},
+		{`parse "http://user:sec#ret@api:80/orders": no`, `parse "http://api:80/orders": no`},
+		{`parse "http://user:p@secret@api/": no`, `parse "http://api/": no`},
+		{"dial amqp://user:secret@a,amqp://user:secret@b:80/v: refused", "dial amqp://a,amqp://b:80/v: refused"},
+		{"dial http://a/?to=http://user:secret@b failed", "dial http://a/?…"},
+		{"dial http://a:80/@scope/pkg failed", "dial http://a:80/@scope/pkg failed"},
+		{"dial http://[::1]:80/@scope failed", "dial http://[::1]:80/@scope failed"},
+		{"dial http://[::1]/@scope failed", "dial http://[::1]/@scope failed"},
+		{"is it so? user@host://", "is it so? user@host://"},
+		{"turned \u202etnemuced", "turned  tnemuced"},
+	} {
+		page, o := fed(t)
+		call := &mesh.Call{Request: httptest.NewRequest("GET", "http://api/", nil), Start: time.Now(), GRPCStatus: -1, Err: errors.New(c.text)}
+		o.CallEnd(t.Context(), call)
+		calls := reportOf(t, page).Calls
+		if len(calls) != 1 {
+			t.Fatalf("%d calls", len(calls))
+		}
+		got := calls[0].Error
+		if !strings.HasPrefix(got, c.want) || strings.Contains(got, "secret") || strings.Contains(got, "ret@") {
+			t.Errorf("%s is shown as %s, want %s", c.text, got, c.want)
+		}
+	}
+}
+
 // TestPage_FailedCopies: copies whose attempts fail take no room from the attempts of calls.
 func TestPage_FailedCopies(t *testing.T) {
 	page, o := fed(t)

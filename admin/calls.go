@@ -300,12 +300,12 @@ func errorText(err error) string {
 		text = text[:4*longestText]
 	}
 	text = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' ' // a peer must not be able to add lines
+		if !unicode.IsPrint(r) {
+			return ' ' // a peer must not be able to add lines, or to turn what follows around
 		}
 		return r
 	}, text)
-	if strings.ContainsAny(text, "?@") {
+	if strings.ContainsAny(text, "?@#") {
 		words := strings.Split(text, " ")
 		for i := range words {
 			words[i] = withoutSecrets(words[i])
@@ -315,22 +315,49 @@ func errorText(err error) string {
 	return cut(text, longestText)
 }
 
-// withoutSecrets removes the credentials and the query of a word that is a URL.
+// withoutSecrets removes the credentials and the query of a word that is a URL, or that contains some.
 func withoutSecrets(word string) string {
-	if before, after, ok := strings.Cut(word, "://"); ok {
-		if end := strings.IndexAny(after, "/?#"); end >= 0 {
-			if at := strings.LastIndexByte(after[:end], '@'); at >= 0 {
-				after = after[at+1:]
-			}
-		} else if at := strings.LastIndexByte(after, '@'); at >= 0 {
-			after = after[at+1:]
+	before, after, ok := strings.Cut(word, "://")
+	if !ok {
+		if path, query, ok := strings.Cut(word, "?"); ok && strings.Contains(query, "=") {
+			return path + "?…"
 		}
-		word = before + "://" + after
+		return word
 	}
-	if before, query, ok := strings.Cut(word, "?"); ok && strings.Contains(query, "=") {
-		word = before + "?…"
+	next := ""
+	if i := strings.Index(after, "://"); i >= 0 { // one more
+		start := i
+		for start > 0 && isScheme(after[start-1]) {
+			start--
+		}
+		after, next = after[:start], withoutSecrets(after[start:])
 	}
-	return word
+	authority := after
+	if end := strings.IndexAny(after, "/?#"); end >= 0 {
+		authority = after[:end]
+	}
+	if at := strings.LastIndexByte(authority, '@'); at >= 0 {
+		after = after[at+1:]
+	} else if at := strings.LastIndexByte(after, '@'); at >= 0 && !isHostPort(authority) { // a password with one of /?# in it
+		after = after[at+1:]
+	}
+	if end := strings.IndexAny(after, "?#"); end >= 0 {
+		after = after[:end+1] + "…"
+	}
+	return before + "://" + after + next
+}
+
+func isScheme(c byte) bool {
+	return c|0x20 >= 'a' && c|0x20 <= 'z' || c >= '0' && c <= '9' || c == '+' || c == '-' || c == '.'
+}
+
+// isHostPort reports whether text is a host, perhaps with a port, rather than a name and the beginning of a password.
+func isHostPort(text string) bool {
+	i := strings.LastIndexByte(text, ':')
+	if i < 0 || strings.HasSuffix(text, "]") {
+		return true
+	}
+	return strings.Trim(text[i+1:], "0123456789") == ""
 }
 
 // cut returns at most so many bytes of a text. The result is a copy: the text may share the memory of something large, as the method of
