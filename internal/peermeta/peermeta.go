@@ -244,9 +244,7 @@ func eachBytes(data []byte, f func(protowire.Number, []byte) error, other func(p
 		if n < 0 {
 			return fmt.Errorf("peermeta: %w", protowire.ParseError(n))
 		}
-		if data = data[n:]; len(value) > MaxSize {
-			return errTooLong
-		}
+		data = data[n:]
 		if err := f(number, value); err != nil {
 			return err
 		}
