@@ -87,8 +87,9 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 }
 
 // Handler returns next behind the inbound side of the mesh. Each request passes these stages, in this order: identification
-// of the peer, the PeerAuthentication of the port, the RequestAuthentications, the AuthorizationPolicies, the removal of headers that the peer may not
-// assert, limits, and the deadline that the caller announces, which becomes the deadline of the handler's context.
+// of the peer, the PeerAuthentication of the port, the RequestAuthentications, the AuthorizationPolicies and intentions, the
+// removal of headers that the peer may not assert, limits, and the deadline that the caller announces, which becomes the deadline of the
+// handler's context.
 //
 // The peer is identified by its certificate, which is verified again for each request, whichever listener terminated TLS.
 // Serve over a listener of [Mesh.Listen] to have the port's PeerAuthentication enforced for connections too. Without

@@ -3,7 +3,7 @@
 // An [Identity] is who the process is and whom it trusts: an X.509-SVID with its key, and a bundle of authorities for each
 // trust domain, kept apart. It comes from a [Source], which yields a new one at each rotation. This package has two:
 // [Files], for cert-manager, Istio and anything else that writes certificates into a folder, and [DevCA], for examples and
-// tests. The source for the SPIFFE Workload API is in the folder spiffe.
+// tests. The source for the SPIFFE Workload API is in the folder spiffe, that for Consul Connect in the folder consul.
 //
 // A [Keeper] follows a source and always has the latest identity:
 //
