@@ -165,7 +165,7 @@ func (t *turns) shrink() {
 	}
 }
 
-// patient makes a dialer whose connections are not read before something was written, or a second is over. A connection too many is answered before it
+// patient makes a dialer whose connections hold back what they read until something was written, or a second is over. A connection too many is answered before it
 // has a request; net/http takes that for an answer to nothing, and logs it.
 func patient(dial func(ctx context.Context, network, address string) (net.Conn, error)) func(ctx context.Context, network, address string) (net.Conn, error) {
 	if dial == nil {
@@ -187,15 +187,19 @@ type patientConn struct {
 }
 
 func (c *patientConn) Read(p []byte) (int, error) {
-	select {
-	case <-c.written:
-	default:
+	n, err := c.Conn.Read(p)
+	if n > 0 {
 		c.wait()
 	}
-	return c.Conn.Read(p)
+	return n, err
 }
 
 func (c *patientConn) wait() {
+	select {
+	case <-c.written:
+		return
+	default:
+	}
 	timer := time.NewTimer(time.Second)
 	defer timer.Stop()
 	select {
