@@ -49,7 +49,9 @@ func (s *Splitter) check(doc *yamldoc.Document, e *Entry, _ *Environment) {
 		if to[0] == "" {
 			to[0] = e.Name
 		}
-		if other, twice := first[to]; twice {
+		if split.RequestHeaders != nil || split.ResponseHeaders != nil {
+			// Another share of the same with headers of its own is one of its own.
+		} else if other, twice := first[to]; twice {
 			doc.Errorf(at, "goes to the same as %s: make one split of both", yamldoc.Index(e.At+"Splits", other))
 		} else {
 			first[to] = i
