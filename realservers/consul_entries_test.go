@@ -27,7 +27,7 @@ import (
 	"github.com/nosidecar/mesh/realservers/servers"
 )
 
-const entrySets = 120
+const entrySets = 100
 
 // object is a part of an entry.
 type object = map[string]any
@@ -663,4 +663,53 @@ func agentsOps(options []*core.HeaderValueOption, remove []string) string {
 		return slices.ContainsFunc(set, func(s route.Header) bool { return http.CanonicalHeaderKey(s.Name) == http.CanonicalHeaderKey(h.Name) })
 	})
 	return shownOps(set, add, remove)
+}
+
+// A change of an entry reaches a process, and a token that may not read entries is no reason to drop them.
+func TestConsulEntries_Live(t *testing.T) {
+	leak.Check(t)
+	agent := servers.StartConsul(t, servers.ConsulConfig{Dev: true, ACL: "deny"})
+	client := consulClient(t, agent, nil)
+	write := func(entry object) {
+		t.Helper()
+		if _, err := client.Raw().Write("/v1/config", entry, nil, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(object{"Kind": "proxy-defaults", "Name": "global", "Config": object{"protocol": "http"}})
+	write(object{"Kind": "service-router", "Name": "web", "Routes": []object{{"Destination": object{"Service": "api"}}}})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	step := 0
+	for sources, err := range (&entries.Feed{Client: client}).Watch(ctx) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		plan, findings := policy.Compile(sources, policy.Workload{Filters: entries.Filters{}})
+		if plan == nil {
+			t.Fatal(findings)
+		}
+		text := ourChain(plan, "web")
+		switch {
+		case step == 0 && strings.HasPrefix(text, "0: api 10000"):
+			write(object{"Kind": "service-splitter", "Name": "web", "Splits": []object{{"Weight": 30, "Service": "web"}, {"Weight": 70, "Service": "api"}}})
+			write(object{"Kind": "service-router", "Name": "web", "Routes": []object{}})
+			step = 1
+		case step == 1 && strings.HasPrefix(text, "0: web 3000") && strings.Contains(text, "0: api 7000"):
+			step = 2
+		}
+		if step == 2 {
+			break
+		}
+	}
+	if step != 2 {
+		t.Errorf("the changes came up to step %d", step)
+	}
+	stranger := consulClient(t, agent, &api.Config{Token: ""})
+	for sources, err := range (&entries.Feed{Client: stranger}).Watch(ctx) {
+		if err == nil || !strings.Contains(err.Error(), "denied") {
+			t.Errorf("without a token: %v, %v", sources, err)
+		}
+		break
+	}
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"reflect"
 	"regexp"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
 	"github.com/nosidecar/mesh/policy/internal/smi"
@@ -72,6 +74,7 @@ func generate(t *testing.T) []byte {
 	for _, s := range sections {
 		s.write(&b, t)
 	}
+	configEntries(&b)
 	differences, err := os.ReadFile("testdata/differences.md")
 	if err != nil {
 		t.Fatal(err)
@@ -80,6 +83,50 @@ func generate(t *testing.T) []byte {
 	b.Write(differences)
 	return []byte(b.String())
 }
+
+// configEntries describes the config entries of Consul.
+func configEntries(b *strings.Builder) {
+	b.WriteString(aboutEntries)
+	for _, e := range []struct {
+		kind, text string
+		of         reflect.Type
+	}{
+		{consul.ServiceRouterKind, "The first route that a request matches counts, and then there is one to the service itself. Only the router of the service that is called counts. " +
+			"`RequestTimeout` is for the whole call: 15 s unless it is set, none if it is negative. `NumRetries` alone retries nothing, and a condition alone retries once; every method is retried. " +
+			"A header that must not have a value (`Invert`) must be there. `PrefixRewrite: \"/\"` takes the slash after the prefix away, too; with `PathExact` it changes nothing, as in Consul 1.22, with a warning.",
+			reflect.TypeFor[consul.Router]()},
+		{consul.ServiceSplitterKind, "Weights are percent, to a hundredth, and 100 together. A service with a splitter of its own is divided further.", reflect.TypeFor[consul.Splitter]()},
+		{consul.ServiceResolverKind, "Redirects lead to the resolver of the other service, default subsets to the subset. `Failover` is an ordered list: a target gets calls only while those before it have no healthy endpoint. " +
+			"`Filter` is evaluated on the health entry of `discovery/consul`, and checked when it is read. `RequestTimeout` counts only where neither a router nor a splitter is before it. Several `HashPolicies` are an error.",
+			reflect.TypeFor[consul.Resolver]()},
+		{consul.ServiceDefaultsKind, "The protocol (`tcp` unless it is named) is that of all services of a chain; `tcp` has neither routers nor splitters. `UpstreamConfig` is that of the service that the process is an instance of " +
+			"(`Workload.Service`): an override takes the place of whole `Limits` and `PassiveHealthCheck`. A limit of 0 is an error, and so is `EnforcingConsecutive5xx` from 1 to 99. `MaxInboundConnections`, `LocalRequestTimeoutMs` and " +
+			"`MutualTLSMode: permissive` are errors for the process's own service, and about others for any other.",
+			reflect.TypeFor[consul.ServiceDefaults]()},
+		{consul.ProxyDefaultsKind, "`Config.protocol` is the protocol of services without a service-defaults entry; what else is in `Config` is warned of.", reflect.TypeFor[consul.ProxyDefaults]()},
+		{consul.MeshKind, "Nothing of it is enforced.", reflect.TypeFor[consul.Mesh]()},
+	} {
+		fmt.Fprintf(b, "\n### %s\n\n%s\n\n", e.kind, e.text)
+		newTable("entry", e.of).write(b, "entry", e.of, "enforced")
+	}
+}
+
+const aboutEntries = `
+## Config entries of Consul
+
+They are JSON as Consul's API has it (keys in PascalCase or snake_case, weak types, whole numbers as durations are nanoseconds), HCL read
+with policy/consul, or objects of consul.hashicorp.com/v1alpha1. The service web of Consul is the service web of the namespace default; a
+service in another datacenter is web.service.DC.consul. Entries govern the services that they are about and those that
+these lead to; with a proxy-defaults entry, or a service-defaults entry of the process's own service, also every other service of the
+namespace default that no document names. A service that a document of another dialect is about, too, is an error.
+
+What entries leave unset means what it means to Consul's Envoy: round robin, 5 s to connect, 15 s for a request (no limit for tcp), 1,024
+connections, pending requests and requests, 3 retries at once, outlier detection on (5 errors in a row, and success rate), no panic
+threshold, no retries. Namespaces, partitions, peers and sameness groups are errors. The kinds api-gateway, bound-api-gateway,
+control-plane-request-limit, exported-services, file-system-certificate, http-route, ingress-gateway, inline-certificate, jwt-provider,
+sameness-group, tcp-route and terminating-gateway are errors. Generated entries are compared with the chains and the routes of
+real agents of Consul 1.22; the server side of service-defaults (15 s for local requests) is not enforced.
+`
 
 // write writes what there is to say about a kind.
 func (s *section) write(b *strings.Builder, t *testing.T) {
@@ -446,6 +493,7 @@ var groups = []group{
 	{"access.smi-spec.io", []string{"TrafficTarget"}},
 	{"gateway.networking.k8s.io", []string{"HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy",
 		"ReferenceGrant", "Gateway", "GatewayClass"}},
+	{consul.Group, append(slices.Sorted(maps.Keys(consul.Objects)), consul.OtherObjects...)},
 	{"", []string{"Service", "ConfigMap", "Namespace"}},
 	{"apps", []string{"Deployment"}},
 }
