@@ -18,8 +18,9 @@ type Prometheus struct {
 	URL string
 }
 
-// StartPrometheus starts a Prometheus that scrapes, each second, the targets of each job. The file rules, if it is not "", has its
-// recording and alert rules. The program comes from Debian's package prometheus.
+// StartPrometheus starts a Prometheus that scrapes the targets of each job every five seconds, which is also how long a target has
+// to answer: on a busy machine a second was not enough, and series without an answer are gone. The file rules, if it is not "", has
+// the recording and alert rules. The program comes from Debian's package prometheus.
 func StartPrometheus(t testing.TB, jobs map[string][]string, rules string) *Prometheus {
 	t.Helper()
 	path, err := exec.LookPath("prometheus")
@@ -27,7 +28,7 @@ func StartPrometheus(t testing.TB, jobs map[string][]string, rules string) *Prom
 		t.Fatalf("%v: it is in the Debian package prometheus, which make servers installs", err)
 	}
 	var config strings.Builder
-	fmt.Fprintln(&config, "global: {scrape_interval: 1s, evaluation_interval: 1s}")
+	fmt.Fprintln(&config, "global: {scrape_interval: 5s, scrape_timeout: 5s, evaluation_interval: 1s}")
 	if rules != "" {
 		fmt.Fprintf(&config, "rule_files: [%q]\n", rules)
 	}
@@ -93,6 +94,8 @@ func (p *Prometheus) Await(t testing.TB, expr string, good func([]Sample) bool) 
 		}
 	}
 	t.Errorf("%s is never answered as it should be: %v, %v", expr, all, err)
+	targets, err := get(context.Background(), p.URL+"/api/v1/targets?state=active")
+	t.Logf("the targets: %s, %v", targets, err)
 	return all
 }
 
