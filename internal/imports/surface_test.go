@@ -22,8 +22,8 @@ var bounds = []struct {
 	{"the root", 60, nil},
 	{"the packages of telemetry", 53, []string{"/tracing", "/accesslog", "/admin", "/metrics", "/policy/telemetry"}},
 	{"the packages of JSON Web Tokens", 40, []string{"/policy/jwt"}},
-	{"the packages of Consul", 28, []string{"/discovery/consul", "/tlsid/consul", "/policy/consul", "/policy/consulkv"}}, // 30 when they are all there
-	{"all others, the root included", 566, nil},
+	{"the packages of Consul", 28, []string{"/discovery/consul", "/tlsid/consul", "/policy/consul", "/policy/consulkv"}},
+	{"all others, the root included", 560, nil},
 }
 
 // TestSurface counts the exported names of the root, and of all public packages, as go doc shows them: constants, variables,
