@@ -244,6 +244,41 @@ func TestUnknownKeyID(t *testing.T) {
 	})
 }
 
+// An issuer that publishes a key a day before it signs with it, and keeps the old one a day longer, has no good token refused, whatever
+// happens to its server in between; and a token of the key that is gone is refused.
+func TestRotationOfKeys(t *testing.T) {
+	first, second := signer{"1", "EdDSA", ed25519Key()}, signer{"2", "ES256", ecKey()}
+	both, last := keySet(t, first.jwk(t, nil), second.jwk(t, nil)), keySet(t, second.jwk(t, nil))
+	fetching(t, fetched, says(200, keySet(t, first.jwk(t, nil))), func(t *testing.T, s *server, _ *jwt.Remotes, judge func(string) string) {
+		n := 0
+		day := func(by signer, answer func(*http.Request) (*http.Response, error)) {
+			s.set(answer)
+			for minute := range 24 * 60 {
+				if minute == 12*60 {
+					s.set(hangs)
+				}
+				if minute == 13*60 {
+					s.set(answer)
+				}
+				if minute%10 == 0 { // each a token that is not remembered
+					n++
+					if got, want := judge(by.token(fmt.Sprintf(`{"iss":"i","sub":"%d"}`, n))), fmt.Sprintf("i/%d", n); got != want {
+						t.Fatalf("user %d, minute %d: %q", n, minute, got)
+					}
+				}
+				time.Sleep(time.Minute)
+			}
+		}
+		day(first, says(200, keySet(t, first.jwk(t, nil))))
+		day(first, says(200, both))
+		day(second, says(200, both))
+		day(second, says(200, last))
+		if got := judge(first.token(user)); got != noKey {
+			t.Errorf("a token of the key that is gone: %q", got)
+		}
+	})
+}
+
 // The issuer's OpenID configuration says where the keys are.
 func TestDiscovery(t *testing.T) {
 	k := rs("k", "RS256")
