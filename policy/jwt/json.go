@@ -60,7 +60,13 @@ func (v *value) member(name string) *value {
 
 type parser struct{ rest string }
 
-func (p *parser) space() { p.rest = strings.TrimLeft(p.rest, " \t\r\n") }
+func (p *parser) space() {
+	i := 0
+	for i < len(p.rest) && (p.rest[i] == ' ' || p.rest[i] == '\t' || p.rest[i] == '\r' || p.rest[i] == '\n') {
+		i++
+	}
+	p.rest = p.rest[i:]
+}
 
 // take takes c, with the space before it.
 func (p *parser) take(c byte) bool {
@@ -112,6 +118,9 @@ func (p *parser) object(depth int) (v value, ok bool) {
 		m, ok := p.value(depth + 1)
 		if !ok || len(v.members) == maxMembers {
 			return v, false
+		}
+		if v.members == nil {
+			v.members = make([]member, 0, 8) // as many claims as most tokens have
 		}
 		v.members = append(v.members, member{name, m})
 		if p.take('}') {
