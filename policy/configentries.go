@@ -66,50 +66,10 @@ func (c *compiler) configEntries() {
 	if len(c.entriesOfConsul) == 0 {
 		return
 	}
-	p := c.plan
-	g := &governed{services: make(map[string]consul.Target), chains: make(map[string]*chain)}
-	g.set = consul.Set{
-		Routers: make(map[string]*consul.Router), Splitters: make(map[string]*consul.Splitter),
-		Resolvers: make(map[string]*consul.Resolver), Services: make(map[string]*consul.ServiceDefaults),
+	g, at, names := c.gather()
+	if names == nil {
+		return
 	}
-	p.consul = g
-	at := make(map[identity]decoded[consul.Entry], len(c.entriesOfConsul))
-	var names []string
-	failed := false
-	for _, d := range c.entriesOfConsul {
-		failed = failed || d.Failed()
-		at[d.identity] = d
-		switch is := d.is.Is.(type) {
-		case *consul.Router:
-			g.set.Routers[d.name] = is
-		case *consul.Splitter:
-			g.set.Splitters[d.name] = is
-		case *consul.Resolver:
-			g.set.Resolvers[d.name] = is
-		case *consul.ServiceDefaults:
-			g.set.Services[d.name] = is
-		case *consul.ProxyDefaults:
-			g.set.Proxy = is
-			continue
-		default:
-			continue
-		}
-		names = append(names, d.name)
-	}
-	if w := p.workload.Service; w != "" {
-		g.set.Own = g.set.Services[w]
-	}
-	g.all = g.set.Proxy != nil || g.set.Own != nil
-	if failed {
-		return // what the entries say together is not known
-	}
-	for _, d := range c.entriesOfConsul {
-		if wrong := g.set.Unenforceable(d.is); wrong != nil {
-			d.Errorf(d.is.At+wrong.Field, "%s", wrong.Message)
-		}
-	}
-	slices.Sort(names)
-	names = slices.Compact(names)
 	reported := make(map[consul.Error]bool)
 	for i := 0; i < len(names); i++ { // it grows by the services that chains lead to
 		name := names[i]
@@ -137,6 +97,54 @@ func (c *compiler) configEntries() {
 			}
 		}
 	}
+}
+
+// gather sorts the entries by what they are, and returns the names of the services that they are about, each once. There are none
+// if an entry has an error: what the entries say together is not known then.
+func (c *compiler) gather() (g *governed, at map[identity]decoded[consul.Entry], names []string) {
+	p := c.plan
+	g = &governed{services: make(map[string]consul.Target), chains: make(map[string]*chain)}
+	g.set = consul.Set{
+		Routers: make(map[string]*consul.Router), Splitters: make(map[string]*consul.Splitter),
+		Resolvers: make(map[string]*consul.Resolver), Services: make(map[string]*consul.ServiceDefaults),
+	}
+	p.consul = g
+	at = make(map[identity]decoded[consul.Entry], len(c.entriesOfConsul))
+	failed := false
+	for _, d := range c.entriesOfConsul {
+		failed = failed || d.Failed()
+		at[d.identity] = d
+		switch is := d.is.Is.(type) {
+		case *consul.Router:
+			g.set.Routers[d.name] = is
+		case *consul.Splitter:
+			g.set.Splitters[d.name] = is
+		case *consul.Resolver:
+			g.set.Resolvers[d.name] = is
+		case *consul.ServiceDefaults:
+			g.set.Services[d.name] = is
+		case *consul.ProxyDefaults:
+			g.set.Proxy = is
+			continue
+		default:
+			continue
+		}
+		names = append(names, d.name)
+	}
+	if w := p.workload.Service; w != "" {
+		g.set.Own = g.set.Services[w]
+	}
+	g.all = g.set.Proxy != nil || g.set.Own != nil
+	if failed {
+		return g, at, nil
+	}
+	for _, d := range c.entriesOfConsul {
+		if wrong := g.set.Unenforceable(d.is); wrong != nil {
+			d.Errorf(d.is.At+wrong.Field, "%s", wrong.Message)
+		}
+	}
+	slices.Sort(names)
+	return g, at, slices.Compact(names)
 }
 
 // govern notes that entries are about a service, or lead to it.

@@ -352,18 +352,25 @@ func (c *compiler) decode(doc *yamldoc.Document, r *reading) any {
 		if is := shaped[istio.Telemetry](c, doc); is != nil {
 			return c.readTelemetry(doc, is)
 		}
+	case "PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication":
+		return c.decodeSecurity(doc, r.kind)
+	}
+	return notEnforced{}
+}
+
+// decodeSecurity is decode for the documents that protect workloads.
+func (c *compiler) decodeSecurity(doc *yamldoc.Document, kind string) any {
+	c.unplaced(doc)
+	switch kind {
 	case "PeerAuthentication":
-		c.unplaced(doc)
 		if is := shaped[istio.PeerAuthentication](c, doc); is != nil {
 			return is
 		}
 	case "AuthorizationPolicy":
-		c.unplaced(doc)
 		if is := shaped[istio.AuthorizationPolicy](c, doc); is != nil {
 			return c.readAccess(doc, is)
 		}
 	case "RequestAuthentication":
-		c.unplaced(doc)
 		if is := shaped[istio.RequestAuthentication](c, doc); is != nil {
 			return c.readTokens(doc, is)
 		}

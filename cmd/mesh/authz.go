@@ -32,30 +32,10 @@ type verdict struct {
 
 // authz says whether an inbound request to the workload is allowed. The code counts if there is no error.
 func authz(args []string, stdout io.Writer) (code int, err error) {
-	flags := newRequestFlags("authz")
+	flags, keys := newRequestFlags("authz"), make(keyFiles)
 	peer := inbound{source: netip.AddrFrom4([4]byte{127, 0, 0, 1})}
-	flags.Func("principal", "", func(name string) error {
-		if strings.Contains(name, "://") {
-			return errors.New("it is an identity as documents write it, without spiffe://")
-		}
-		peer.principal = name
-		return nil
-	})
-	flags.Func("source-ip", "", func(text string) (err error) {
-		peer.source, err = netip.ParseAddr(text)
-		return err
-	})
-	flags.Func("port", "", func(text string) (err error) {
-		peer.port, err = parsePort(text)
-		return err
-	})
-	keys := make(keyFiles)
+	peer.flags(flags)
 	flags.Func("jwks", "", keys.add)
-	flags.Func("time", "", func(text string) (err error) {
-		peer.now, err = time.Parse(time.RFC3339, text)
-		return err
-	})
-	flags.IntVar(&peer.trustedHops, "trusted-hops", 0, "")
 	flags.BoolVar(&flags.workload.AllowByDefault, "allow-by-default", false, "")
 	target, err := flags.parse(args)
 	if err != nil {
@@ -123,6 +103,30 @@ type inbound struct {
 	port        uint16
 	trustedHops int
 	now         time.Time // the zero time is now
+}
+
+// flags adds the flags that say where the request comes from.
+func (in *inbound) flags(flags *requestFlags) {
+	flags.Func("principal", "", func(name string) error {
+		if strings.Contains(name, "://") {
+			return errors.New("it is an identity as documents write it, without spiffe://")
+		}
+		in.principal = name
+		return nil
+	})
+	flags.Func("source-ip", "", func(text string) (err error) {
+		in.source, err = netip.ParseAddr(text)
+		return err
+	})
+	flags.Func("port", "", func(text string) (err error) {
+		in.port, err = parsePort(text)
+		return err
+	})
+	flags.Func("time", "", func(text string) (err error) {
+		in.now, err = time.Parse(time.RFC3339, text)
+		return err
+	})
+	flags.IntVar(&in.trustedHops, "trusted-hops", 0, "")
 }
 
 // decide asks the plan as the handler of a mesh does.
