@@ -127,7 +127,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 	}
 	var failure *Error
 	for i := range a.rules {
-		claims, err := a.rules[i].judge(ctx, all, now)
+		claims, err := a.rules[i].judge(ctx, a, all, now)
 		if claims != nil && result.Claims == nil {
 			result.Claims, result.rule = claims, a.rules[i]
 		}
@@ -163,17 +163,35 @@ type sighting struct {
 	text  string
 	by    *rule  // the first that accepts it
 	err   *Error // of the last rule that does not, nil if none was asked
+
+	token *token // once it was read, whichever rule asked
+	bad   *Error // why it cannot be
+}
+
+// read reads the token once for all rules, and not at all if one of them remembers it.
+func (s *sighting) read(a *Authenticator) (*token, *Error) {
+	if s.token != nil || s.bad != nil {
+		return s.token, s.bad
+	}
+	for _, r := range a.rules {
+		if claims := r.known.get(s.text, r.keys()); claims != nil {
+			s.token = claims.token
+			return s.token, nil
+		}
+	}
+	s.token, s.bad = read(s.text)
+	return s.token, s.bad
 }
 
 // judge returns the claims of the first token, in the order of the rule's places, if the rule accepts all that are there.
-func (r *rule) judge(ctx context.Context, all []sighting, now time.Time) (claims *Claims, failure *Error) {
+func (r *rule) judge(ctx context.Context, a *Authenticator, all []sighting, now time.Time) (claims *Claims, failure *Error) {
 	for _, place := range r.places {
 		for i := range all {
 			s := &all[i]
 			if s.place != place {
 				continue
 			}
-			c, err := r.accept(ctx, s.text, now)
+			c, err := r.accept(ctx, a, s, now)
 			if err != nil {
 				if s.err == nil || s.err == errIssuer || err != errIssuer {
 					s.err = err
@@ -198,19 +216,16 @@ func (r *rule) judge(ctx context.Context, all []sighting, now time.Time) (claims
 }
 
 // accept verifies one token.
-func (r *rule) accept(ctx context.Context, text string, now time.Time) (*Claims, *Error) {
+func (r *rule) accept(ctx context.Context, a *Authenticator, s *sighting, now time.Time) (*Claims, *Error) {
 	keys := r.keys()
-	claims := r.known.get(text, keys)
-	var t *token
+	claims := r.known.get(s.text, keys)
 	if claims != nil {
-		t = claims.token
-	} else {
-		var err *Error
-		if t, err = read(text); err != nil {
-			return nil, err
-		}
+		s.token = claims.token
 	}
+	t, bad := s.read(a)
 	switch {
+	case bad != nil:
+		return nil, bad
 	case r.Issuer != "" && t.issuer != r.Issuer:
 		return nil, errIssuer
 	case t.current(now) != nil:
@@ -234,7 +249,7 @@ func (r *rule) accept(ctx context.Context, text string, now time.Time) (*Claims,
 		return nil, err
 	}
 	claims = &Claims{token: t, words: r.SpaceDelimited}
-	r.known.add(text, keys, claims)
+	r.known.add(s.text, keys, claims)
 	return claims, nil
 }
 

@@ -35,6 +35,19 @@ func BenchmarkAuthenticate(b *testing.B) {
 			}
 		}
 	})
+	b.Run("remembered, of the last of ten issuers", func(b *testing.B) {
+		rules := []jwt.Rule{rule}
+		for i := range 9 {
+			rules = append(rules, jwt.Rule{Issuer: fmt.Sprint(i), Keys: set})
+		}
+		a := authenticator(b, rules...)
+		b.ReportAllocs()
+		for b.Loop() {
+			if result := a.Authenticate(context.Background(), r, now); result.Claims == nil {
+				b.Fatal(result.Err)
+			}
+		}
+	})
 	fresh := make([]string, 2000)
 	for i := range fresh {
 		fresh[i] = k.token(fmt.Sprintf(`{"n":%d,%s`, i, claims[1:]))
