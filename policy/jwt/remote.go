@@ -140,7 +140,9 @@ func (s *Remotes) States() []State {
 	defer s.mu.Unlock()
 	all := make([]State, 0, len(s.all))
 	for _, r := range s.all {
-		all = append(all, r.state())
+		if r.used() {
+			all = append(all, r.state())
+		}
 	}
 	return all
 }
@@ -158,6 +160,13 @@ func (r *remoteSet) begin() context.Context {
 	ctx, stop := context.WithCancel(context.Background())
 	r.stop = stop
 	return ctx
+}
+
+// used is false for a source that only rules have which were never put in force.
+func (r *remoteSet) used() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.stop != nil
 }
 
 func (r *remoteSet) end() {
@@ -376,7 +385,10 @@ func (c *chosen) RoundTrip(r *http.Request) (*http.Response, error) {
 // guarded returns a transport that keeps a key set's URI from reaching what only this machine can: its link, and the metadata of its
 // cloud, credentials included.
 func guarded() *http.Transport {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second}
+	if standard, ok := http.DefaultTransport.(*http.Transport); ok { // programs put other things there
+		transport = standard.Clone()
+	}
 	dialer := &net.Dialer{Timeout: 5 * time.Second, Control: func(_, address string, _ syscall.RawConn) error {
 		addr, err := netip.ParseAddrPort(address)
 		if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/jwttest"
 	"github.com/nosidecar/mesh/policy/jwt"
 )
 
@@ -361,5 +363,35 @@ func TestMetadataIsNotFetched(t *testing.T) {
 			t.Errorf("%s: %v", uri, state.Err)
 		}
 		remotes.Close()
+	}
+}
+
+// A program may have replaced http.DefaultTransport by something else, as for tracing.
+func TestAnotherDefaultTransport(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, jwttest.KeySet(jwttest.New("a")))
+	}))
+	defer s.Close()
+	standard := http.DefaultTransport
+	http.DefaultTransport = &server{answer: hangs}
+	defer func() { http.DefaultTransport = standard }()
+	told := make(chan jwt.State, 1)
+	remotes := &jwt.Remotes{OnFetch: func(s jwt.State) {
+		select {
+		case told <- s:
+		default:
+		}
+	}}
+	defer remotes.Close()
+	a, err := jwt.New([]jwt.Rule{{URI: s.URL}}, remotes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if states := remotes.States(); len(states) != 0 {
+		t.Errorf("before Use: %v", states)
+	}
+	remotes.Use(a)
+	if state := <-told; state.Err != nil || state.Keys != 1 {
+		t.Errorf("%d keys, %v", state.Keys, state.Err)
 	}
 }
