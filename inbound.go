@@ -233,7 +233,7 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 	if in.Peer != "" {
 		ctx, in.cancel = deadline.Told(ctx, r.Header)
 	}
-	header := s.sanitised(in.view.Header, in.peer, h.mesh)
+	header := s.sanitised(in.view.Header, in.peer, h.mesh, in.rules.Tokens())
 	if header == nil && in.edited {
 		header = in.view.Header
 	}
@@ -249,7 +249,7 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 			r.TLS = in.secure
 		}
 		if trailers {
-			sanitiseTrailers(arrived, r)
+			sanitiseTrailers(arrived, r, in.rules.Tokens())
 		}
 		if in.cancel != nil && caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/nosidecar/mesh/internal/asserted"
+	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -20,11 +21,11 @@ var traceHeaders = [...]string{
 
 // sanitised returns the header that the handler gets, nil if it is the one that arrived. Claims of a peer without an
 // identity about itself or the mesh are removed; a peer with an identity is named.
-func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh) http.Header {
+func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator) http.Header {
 	if !peer.ID.IsZero() {
 		own, err := m.identity.Identity()
 		if err != nil {
-			return s.stripped(h) // it expired this moment, and nothing can be said about the peer
+			return s.stripped(h, tokens) // it expired this moment, and nothing can be said about the peer
 		}
 		details := s.certs.Load().of(peer, own)
 		copied := maps.Clone(h)
@@ -32,7 +33,7 @@ func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh) http.Header 
 			details = strings.Join(before, ",") + "," + details // of its own peers, as Istio has it (APPEND_FORWARD)
 		}
 		copied[asserted.ClientCert] = []string{details}
-		if options, changed := connectionOptions(h["Connection"]); changed {
+		if options, changed := connectionOptions(h["Connection"], tokens); changed {
 			setOrDelete(copied, "Connection", options)
 		}
 		delete(copied, "Host")
@@ -40,10 +41,10 @@ func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh) http.Header 
 		delete(copied, asserted.PeerMetadataID)
 		return copied
 	}
-	return s.stripped(h)
+	return s.stripped(h, tokens)
 }
 
-func (s *server) stripped(h http.Header) http.Header {
+func (s *server) stripped(h http.Header, tokens *jwt.Authenticator) http.Header {
 	var copied http.Header
 	remove := func(name string) {
 		if copied == nil {
@@ -57,7 +58,7 @@ func (s *server) stripped(h http.Header) http.Header {
 			remove(name)
 		}
 	}
-	if options, changed := connectionOptions(h["Connection"]); changed {
+	if options, changed := connectionOptions(h["Connection"], tokens); changed {
 		remove("Connection")
 		setOrDelete(copied, "Connection", options)
 	}
@@ -79,14 +80,19 @@ func setOrDelete(h http.Header, name string, values []string) {
 	}
 }
 
+// saidByMesh reports whether a header is about the peer, or about the user whom a token names.
+func saidByMesh(name string, tokens *jwt.Authenticator) bool {
+	return asserted.Header(name) || tokens.Output(name)
+}
+
 // connectionOptions returns the values of a Connection header without the options that would make a proxy behind the handler
-// remove the headers about the peer: proxies remove the headers that are named there.
-func connectionOptions(values []string) (kept []string, changed bool) {
+// remove the headers about the peer and its user: proxies remove the headers that are named there.
+func connectionOptions(values []string, tokens *jwt.Authenticator) (kept []string, changed bool) {
 	for i, value := range values {
 		for option := range strings.SplitSeq(value, ",") {
 			name := http.CanonicalHeaderKey(strings.TrimSpace(option))
-			if asserted.Header(name) || strings.HasPrefix(name, "X-Forwarded-") || name == "Forwarded" {
-				return keptOptions(values), true
+			if saidByMesh(name, tokens) || strings.HasPrefix(name, "X-Forwarded-") || name == "Forwarded" {
+				return keptOptions(values, tokens), true
 			}
 		}
 		kept = values[:i+1]
@@ -94,13 +100,13 @@ func connectionOptions(values []string) (kept []string, changed bool) {
 	return kept, false
 }
 
-func keptOptions(values []string) []string {
+func keptOptions(values []string, tokens *jwt.Authenticator) []string {
 	var kept []string
 	for _, value := range values {
 		for option := range strings.SplitSeq(value, ",") {
 			option = strings.TrimSpace(option)
 			name := http.CanonicalHeaderKey(option)
-			if option != "" && !asserted.Header(name) && !strings.HasPrefix(name, "X-Forwarded-") && name != "Forwarded" {
+			if option != "" && !saidByMesh(name, tokens) && !strings.HasPrefix(name, "X-Forwarded-") && name != "Forwarded" {
 				kept = append(kept, option)
 			}
 		}
@@ -118,30 +124,31 @@ func mayHaveTrailers(r *http.Request) bool {
 
 // sanitiseTrailers gives r, a copy of the request that arrived, the trailers of that request, without those that the peer
 // may not assert.
-func sanitiseTrailers(arrived, r *http.Request) {
+func sanitiseTrailers(arrived, r *http.Request, tokens *jwt.Authenticator) {
 	r.Trailer = nil
 	for name := range arrived.Trailer {
-		if !asserted.Header(name) {
+		if !saidByMesh(name, tokens) {
 			if r.Trailer == nil {
 				r.Trailer = make(http.Header)
 			}
 			r.Trailer[name] = nil
 		}
 	}
-	r.Body = &trailedBody{ReadCloser: arrived.Body, arrived: arrived, seen: r}
+	r.Body = &trailedBody{ReadCloser: arrived.Body, arrived: arrived, seen: r, tokens: tokens}
 }
 
 // trailedBody copies trailers once the body has been read, when net/http has set them.
 type trailedBody struct {
 	io.ReadCloser
 	arrived, seen *http.Request
+	tokens        *jwt.Authenticator
 }
 
 func (b *trailedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if err == io.EOF {
 		for name, values := range b.arrived.Trailer {
-			if asserted.Header(name) {
+			if saidByMesh(name, b.tokens) {
 				continue
 			}
 			if b.seen.Trailer == nil {

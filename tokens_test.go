@@ -268,3 +268,41 @@ func TestTokensAndReloads(t *testing.T) {
 	asking.Wait()
 
 }
+
+// What the mesh says of the user is not for the client to say in trailers, nor to have removed by a proxy behind the handler.
+func TestClaimsInTrailersAndConnection(t *testing.T) {
+	noLeaks(t)
+	issuer := jwttest.New("a")
+	seen := make(chan string, 1)
+	m := newMesh(t, authentication("issuer: i, jwks: '"+jwttest.KeySet(issuer)+"', outputClaimToHeaders: [{header: x-sub, claim: sub}]"))
+	e := serveMesh(t, m, func(_ http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		seen <- fmt.Sprint(r.Header["X-Sub"], r.Header["Connection"], r.Trailer)
+	})
+	client := &http.Client{Transport: new(http.Transport)}
+	defer client.CloseIdleConnections()
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+addressOf(e)+"/", io.MultiReader(strings.NewReader("body")))
+	req.Header.Set("Authorization", "Bearer "+issuer.Token(`{"iss":"i","sub":"alice"}`))
+	req.Header.Set("Connection", "x-other, x-sub, X_Sub")
+	req.Trailer = http.Header{"X-Sub": {"root"}, "X_sub": {"root"}, "X-Sum": {"1"}}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if got, want := await.Receive(t, "a request", seen), "[alice] [x-other] map[X-Sum:[1]]"; got != want {
+		t.Errorf("the handler sees %s, want %s", got, want)
+	}
+}
+
+// A refused document that names other keys does not make the mesh wait for them.
+func TestRefusedDocumentsAndReadiness(t *testing.T) {
+	noLeaks(t)
+	m := newMesh(t, authorization("ALLOW", "{}"))
+	if err := m.Apply(source(authentication("issuer: i, jwksUri: 'http://127.0.0.1:1/keys'") + "---\nkind: Unknown\n")); err == nil {
+		t.Fatal("taken")
+	}
+	if s := m.Status(); !s.Ready || len(s.Keys) != 0 {
+		t.Errorf("not ready: %q, keys %v", s.NotReady, s.Keys)
+	}
+}

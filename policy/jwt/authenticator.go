@@ -85,9 +85,9 @@ func (a *Authenticator) Sources() []Source {
 }
 
 // Output reports whether a rule gives the handler something in the header of this name, in any spelling. Such a header of the
-// client must be removed from every request, before anything reads it; [Result.Header] does.
+// client must be removed from every request, before anything reads it; [Result.Header] does. A nil Authenticator has no rules.
 func (a *Authenticator) Output(name string) bool {
-	return len(a.outputs) > 0 && a.outputs[plainName(name)]
+	return a != nil && len(a.outputs) > 0 && a.outputs[plainName(name)]
 }
 
 // Result is what the tokens of a request say.
