@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/connecttest"
 	"github.com/nosidecar/mesh/policy"
 )
@@ -94,7 +95,7 @@ func TestIntentionTurnedToDenyEndsARequestUnderWay(t *testing.T) {
 		t.Fatal(line, err)
 	}
 	intends(t, server, `{"Name": "order", "Action": "deny"}`)
-	<-ended
+	await.Receive(t, "the end of the request", ended)
 	if _, err := body.ReadString('\n'); err == nil || errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		t.Errorf("the response ends as if it was whole: %v", err)
 	}

@@ -238,6 +238,8 @@ func TestTokensAndReloads(t *testing.T) {
 	bob, alice := issuer.Token(`{"iss":"i","sub":"bob"}`), issuer.Token(`{"iss":"i","sub":"alice"}`)
 	stop := make(chan struct{})
 	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer close(stop)
 	for range 2 {
 		asking.Go(func() {
 			for {
@@ -264,9 +266,6 @@ func TestTokensAndReloads(t *testing.T) {
 			}
 		}
 	}
-	close(stop)
-	asking.Wait()
-
 }
 
 // What the mesh says of the user is not for the client to say in trailers, nor to have removed by a proxy behind the handler.
