@@ -1,7 +1,7 @@
 // Package mesh gives a process what a service mesh gives it, without the sidecar.
 //
-// It reads the documents that operators write for Istio, Linkerd and SMI and enforces them inside the process, behind an
-// ordinary [http.Client]:
+// It reads the documents that operators write for Istio, Linkerd, SMI and Consul and enforces them inside the process, behind
+// an ordinary [http.Client]:
 //
 //	m, err := mesh.New(ctx, mesh.WithPolicyDir("mesh.d"))
 //	if err != nil { ... }
@@ -68,8 +68,8 @@
 //	    client wrote where their claims go is removed. A token that no rule accepts ends the request; a request without one
 //	    goes on.
 //
-//	 4. Authorization. AuthorizationPolicies see the request as it was sent, with the claims of its token. Where a path or a repeated header can be read in
-//	    several ways, an ALLOW rule must match under every reading, a DENY rule under any.
+//	 4. Authorization. AuthorizationPolicies see the request as it was sent, with the claims of its token. Where a path or a repeated
+//	    header can be read in several ways, an ALLOW rule must match under every reading, a DENY rule under any.
 //
 //	 5. Limits. First concurrency, then rate. Only authorized requests count.
 //
@@ -97,7 +97,8 @@
 // # The layers alone
 //
 // Every layer is a package that works without documents, as an [http.RoundTripper] around another: retry, timeout,
-// breaker, balancer, policy/limit, policy/fault and policy/route. The mesh runs the same cores.
+// breaker, balancer, policy/limit, policy/fault and policy/route. So are policy/authz and policy/jwt, as an [http.Handler]. The
+// mesh runs the same cores.
 //
 // [meshgrpc]: https://pkg.go.dev/github.com/nosidecar/mesh/meshgrpc
 package mesh
