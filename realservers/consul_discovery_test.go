@@ -393,15 +393,22 @@ func (f *faults) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// newFaults starts a proxy in front of an agent, which spoils nothing yet, and returns its URL. What it may spoil is below the path of.
+func newFaults(t *testing.T, agent *servers.Consul, of string) (f *faults, url string) {
+	t.Helper()
+	f = &faults{agent: forward(t, agent.HTTP), of: of}
+	f.spoil("")
+	proxy := httptest.NewServer(f)
+	t.Cleanup(proxy.Close)
+	return f, proxy.URL
+}
+
 // A faulty Consul is not asked more often for its faults, and leaves no service without endpoints.
 func TestConsulDiscoveryWithFaults(t *testing.T) {
 	leak.Check(t)
 	agent := servers.StartConsul(t, servers.ConsulConfig{})
-	f := &faults{agent: forward(t, agent.HTTP), of: "/v1/health/"}
-	f.spoil("")
-	proxy := httptest.NewServer(f)
-	t.Cleanup(proxy.Close)
-	client, err := consul.NewClient(&api.Config{Address: proxy.URL})
+	f, url := newFaults(t, agent, "/v1/health/")
+	client, err := consul.NewClient(&api.Config{Address: url})
 	if err != nil {
 		t.Fatal(err)
 	}

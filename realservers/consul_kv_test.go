@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -294,11 +293,8 @@ func TestConsulKVWhenTheLeaderDies(t *testing.T) {
 func TestConsulKVWithFaults(t *testing.T) {
 	leak.Check(t)
 	agent := servers.StartConsul(t, servers.ConsulConfig{})
-	f := &faults{agent: forward(t, agent.HTTP), of: "/v1/kv/"}
-	f.spoil("")
-	proxy := httptest.NewServer(f)
-	t.Cleanup(proxy.Close)
-	client, err := api.NewClient(&api.Config{Address: proxy.URL})
+	f, url := newFaults(t, agent, "/v1/kv/")
+	client, err := api.NewClient(&api.Config{Address: url})
 	if err != nil {
 		t.Fatal(err)
 	}
