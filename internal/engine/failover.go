@@ -157,9 +157,10 @@ func (c *cluster) healthy(ctx context.Context) error {
 	return err
 }
 
-// panics returns nil if the cluster may ignore ejections.
+// panics returns nil if the cluster may ignore ejections, and has endpoints to which that matters: discovery is not waited
+// for again.
 func (c *cluster) panics(context.Context) error {
-	if c.config.Balancer.PanicFraction > 0 && !c.config.Missing {
+	if c.config.Balancer.PanicFraction > 0 && len(c.balancer.Hosts()) > 0 {
 		return nil
 	}
 	return balancer.ErrNoHealthy

@@ -334,6 +334,24 @@ func TestTargetThatDiscoveryIsSlowAboutIsWaitedForOnce(t *testing.T) {
 	})
 }
 
+func TestTargetThatDiscoveryDoesNotKnowDoesNotKeepTheNextFromPanicking(t *testing.T) {
+	for _, silent := range []string{"", "web"} {
+		t.Run("silent about "+silent, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var f meshtest.Fleet
+				f.Registry.Set("backup", f.Add(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }))
+				m := f.Mesh(t, fmt.Sprintf(ejects, "web", 50)+"---"+fmt.Sprintf(ejects, "backup", 50)+"---"+noRetries,
+					mesh.WithDiscovery(&slow{Memory: &f.Registry, service: silent}))
+				failOver(t, m, "web", "backup")
+				for range 2 { // the first answer ejects
+					wantAnswer(t, m, "http://web/", "503 Service Unavailable")
+				}
+				nothingHeld(t, m)
+			})
+		})
+	}
+}
+
 func TestDiscoveryOfAllTargetsBeginsWithTheFirstCall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var f meshtest.Fleet
