@@ -321,7 +321,7 @@ func TestStatusOfSpans(t *testing.T) {
 			return w.Result(), nil
 		})}
 		ctx, above := provider.Tracer("").Start(context.Background(), "above")
-		req, _ := http.NewRequestWithContext(ctx, "BREW", "http://user:pw@pots:8080/1?a=b&sig=x", nil)
+		req, _ := http.NewRequestWithContext(ctx, "BREW", "http://user:pw@pots:8080/1?a=b&sig=x&access_token=y", nil)
 		resp, err := rt.RoundTrip(req)
 		if err != nil {
 			t.Fatal(err)
@@ -333,7 +333,7 @@ func TestStatusOfSpans(t *testing.T) {
 			if s.SpanKind() == trace.SpanKindServer {
 				want = test.server
 			} else {
-				wantAttributes(t, s, map[string]string{"url.full": "http://REDACTED:REDACTED@pots:8080/1?a=b&sig=REDACTED", "server.address": "pots", "server.port": "8080"})
+				wantAttributes(t, s, map[string]string{"url.full": "http://REDACTED:REDACTED@pots:8080/1?a=b&sig=REDACTED&access_token=REDACTED", "server.address": "pots", "server.port": "8080"})
 			}
 			if s.Status().Code != want || s.Name() != "HTTP" {
 				t.Errorf("%d: %s %s: %v, want %v", test.status, s.SpanKind(), s.Name(), s.Status().Code, want)

@@ -122,8 +122,8 @@ func Version(major, minor int) string {
 	return strconv.Itoa(major) + "." + strconv.Itoa(minor)
 }
 
-// secretQueries are those whose values semantic conventions have redacted.
-var secretQueries = []string{"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature"}
+// secretQueries are those whose values semantic conventions have redacted, and that of tokens (RFC 6750, section 2.3).
+var secretQueries = []string{"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature", "access_token"}
 
 const redacted = "REDACTED"
 
