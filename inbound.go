@@ -102,7 +102,8 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 // A request in flight is authorized again when documents or bundles change, and when the certificate of its peer expires. If
 // it is denied then, it is cut off: its context ends, its handler's reads and writes fail, and the peer sees a reset.
 // Connections that handlers take over, as for websockets, are cut off in the same way, even after the handler has returned.
-// A complete answer is not affected. Envoy lets requests in flight go on.
+// A complete answer is not affected. Envoy lets requests in flight go on. Tokens are verified when the request arrives, and not
+// again: its claims stay what they were.
 //
 // Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
 // [WithWorkload]. Shutdown of the http.Server drains as usual.

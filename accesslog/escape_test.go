@@ -109,6 +109,28 @@ func TestFieldsOfHandlersAreCut(t *testing.T) {
 	want(t, all[0], map[string]any{"path": "/" + strings.Repeat("p", 4095) + "...", "user_agent": strings.Repeat("é", 2048) + "..."})
 }
 
+// A token in the query of a request is in no line; RFC 6750, section 2.3, has it there.
+func TestTokensAreNotLogged(t *testing.T) {
+	out := new(lines)
+	access, _ := newLog(t, accesslog.Config{Writer: out})
+	o := access.Observer()
+	for _, uri := range []string{"", "/p?a=b&access_token=secret&c", "/p?access%5Ftoken=secret"} { // "" is a call's, which has no RequestURI
+		request := newRequest("/p?access_token=secret")
+		if request.RequestURI = uri; uri == "" {
+			o.CallEnd(t.Context(), &mesh.Call{Request: request, Status: 200, GRPCStatus: -1})
+		} else {
+			o.InboundEnd(t.Context(), &mesh.Inbound{Request: request, Status: 200, GRPCStatus: -1})
+		}
+	}
+	all := closed(t, access, out)
+	if len(all) != 3 {
+		t.Fatalf("logged %v", all)
+	}
+	for i, path := range []string{"/p?access_token=REDACTED", "/p?a=b&access_token=REDACTED&c", "/p?access%5Ftoken=REDACTED"} {
+		want(t, all[i], map[string]any{"path": path})
+	}
+}
+
 // Records that wait for a Writer that stalls do not keep all that callers have sent.
 func TestWaitingRecordsAreSmall(t *testing.T) {
 	leak.Check(t)

@@ -8,7 +8,10 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // The fields of a line, in the order of the JSON format.
@@ -79,7 +82,7 @@ func (f *fields) fill(r *record) {
 	f.number[responseCode], f.number[bytesReceived], f.number[bytesSent] = int64(r.code), r.received, r.sent
 	f.number[duration] = r.duration.Milliseconds()
 	if r.side == outbound || r.side == inbound {
-		f.text[path] = r.requestURI()
+		f.text[path] = withoutToken(r.requestURI())
 		f.text[protocol] = version(r.major, r.minor)
 		f.text[responseCodeDetails] = r.details()
 	} else if r.denied {
@@ -149,6 +152,21 @@ func version(major, minor int) string {
 		return "HTTP/1.1"
 	}
 	return "HTTP/" + strconv.Itoa(major) + "." + strconv.Itoa(minor)
+}
+
+// secretQueries are parameters that hold a token (RFC 6750, section 2.3).
+var secretQueries = []string{"access_token"}
+
+// withoutToken returns the target of a request without the token in its query.
+func withoutToken(uri string) string {
+	before, query, ok := strings.Cut(uri, "?")
+	if !ok {
+		return uri
+	}
+	if clean := field.RedactQuery(query, secretQueries); clean != query {
+		return before + "?" + clean
+	}
+	return uri
 }
 
 func (r *record) requestURI() string {

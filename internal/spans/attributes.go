@@ -16,6 +16,8 @@ import (
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // Attributes that no convention has.
@@ -125,8 +127,6 @@ func Version(major, minor int) string {
 // secretQueries are those whose values semantic conventions have redacted, and that of tokens (RFC 6750, section 2.3).
 var secretQueries = []string{"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature", "access_token"}
 
-const redacted = "REDACTED"
-
 // fullURL returns a URL without what is secret in it. Path and query are bounded.
 func fullURL(u *url.URL) string {
 	clean := withoutSecrets(u)
@@ -139,33 +139,10 @@ func withoutSecrets(u *url.URL) string {
 	}
 	clean := *u
 	if clean.User != nil {
-		clean.User = url.UserPassword(redacted, redacted)
+		clean.User = url.UserPassword(field.Redacted, field.Redacted)
 	}
-	clean.RawQuery = redact(clean.RawQuery)
+	clean.RawQuery = field.RedactQuery(clean.RawQuery, secretQueries)
 	return clean.String()
-}
-
-func redact(query string) string {
-	var out strings.Builder
-	for i, pair := range strings.Split(query, "&") {
-		if i > 0 {
-			out.WriteByte('&')
-		}
-		key, _, ok := strings.Cut(pair, "=")
-		name, err := url.QueryUnescape(key)
-		if err != nil {
-			name = key
-		}
-		secret := false
-		for _, s := range secretQueries {
-			secret = secret || s == name
-		}
-		if ok && secret {
-			pair = key + "=" + redacted
-		}
-		out.WriteString(pair)
-	}
-	return out.String()
 }
 
 func rpcMethod(path string) string { return bounded(strings.TrimPrefix(path, "/"), longest) }
