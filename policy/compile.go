@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/smi"
@@ -112,7 +113,7 @@ func newCompiler(last *Plan, w Workload) *compiler {
 			defaults: defaults(istio.DefaultRetry()),
 		},
 		last:      last,
-		apis:      apis(),
+		apis:      catalog.Groups(),
 		texts:     make(map[string]string),
 		documents: make([]*document, 0, n),
 		first:     make(map[groupIdentity]*document, n),
@@ -148,7 +149,7 @@ func (c *compiler) readAll(sources []Source) {
 type compiler struct {
 	plan  *Plan
 	dec   yamldoc.Decoder
-	apis  map[string]api
+	apis  map[string]catalog.API
 	last  *Plan             // the previous plan, whose unchanged parts are kept; never nil
 	fresh []*document       // documents that are not in last
 	texts map[string]string // strings that documents share; see word

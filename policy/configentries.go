@@ -9,6 +9,7 @@ import (
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -41,8 +42,8 @@ func (c *compiler) readEntryOfConsul(doc *yamldoc.Document, r *reading, kind str
 		r.name = doc.Text("Name")
 	}
 	state, message := lookUpEntry(kind)
-	if state != enforced {
-		if doc.Errorf("Kind", "%s", message); state == refused {
+	if state != catalog.Enforced {
+		if doc.Errorf("Kind", "%s", message); state == catalog.Refused {
 			r.is = notEnforced{}
 		}
 		return

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
@@ -276,19 +277,19 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		return r
 	}
 	state, message := lookUp(c.apis, r.group, version, r.kind)
-	if kind := consul.Objects[r.kind]; state == enforced && r.group == consul.Group {
+	if kind := consul.Objects[r.kind]; state == catalog.Enforced && r.group == consul.Group {
 		c.readEntryOfConsul(doc, r, kind)
 		return r
 	}
 	switch state {
-	case unknown:
+	case catalog.Unknown:
 		doc.Errorf("kind", "%s", message)
 		return r
-	case refused:
+	case catalog.Refused:
 		doc.Errorf("kind", "%s", message)
 		r.is = notEnforced{}
 		return r
-	case meaningless:
+	case catalog.Meaningless:
 		doc.Warnf("kind", "%s", message)
 		return r
 	}
