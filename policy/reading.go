@@ -279,6 +279,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	state, message := lookUp(c.apis, r.group, version, r.kind)
 	if kind := consul.Objects[r.kind]; state == catalog.Enforced && r.group == consul.Group {
 		c.readEntryOfConsul(doc, r, kind)
+		c.pruned(doc, r)
 		return r
 	}
 	switch state {
@@ -295,6 +296,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	}
 	r.created, _ = time.Parse(time.RFC3339, doc.Text("metadata.creationTimestamp")) // Check validates its format
 	r.is = c.decode(doc, r)
+	c.pruned(doc, r)
 	return r
 }
 

@@ -52,3 +52,13 @@ func step(path string) (key string, index int, rest string) {
 	}
 	return path, -1, ""
 }
+
+// Parent returns the path of the object or list that the field or element at path is part of, which is "" for the document.
+func Parent(path string) string {
+	parent, rest := "", path
+	for rest != "" {
+		parent = path[:len(path)-len(rest)]
+		_, _, rest = step(rest)
+	}
+	return parent
+}

@@ -178,6 +178,9 @@ func (d *Document) Text(path string) string {
 	return node.Value
 }
 
+// Has reports whether there is a field at path, with or without a value.
+func (d *Document) Has(path string) bool { return d.find(path) != nil }
+
 // Items returns the elements of the list under a key of the document as separate documents.
 func (d *Document) Items(key string) (items []*Document) {
 	elements, _ := d.list(key)

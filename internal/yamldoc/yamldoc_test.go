@@ -387,3 +387,13 @@ func TestFields_TypeThatContainsItself(t *testing.T) {
 		t.Errorf("fields %q, want name and all", got)
 	}
 }
+
+func TestParent(t *testing.T) {
+	for path, want := range map[string]string{
+		"": "", "spec": "", "spec.rules": "spec", "spec.rules[0]": "spec.rules", "spec.rules[0].form": "spec.rules[0]", `spec.labels["a.b"]`: "spec.labels",
+	} {
+		if got := yamldoc.Parent(path); got != want {
+			t.Errorf("Parent(%q) = %q, want %q", path, got, want)
+		}
+	}
+}

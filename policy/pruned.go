@@ -1,0 +1,97 @@
+package policy
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/catalog"
+	"github.com/nosidecar/mesh/policy/internal/consul"
+	"github.com/nosidecar/mesh/policy/internal/istio"
+	"github.com/nosidecar/mesh/policy/internal/linkerd"
+	"github.com/nosidecar/mesh/policy/internal/smi"
+)
+
+// lastApplied is the annotation in which kubectl stores a document as it was applied.
+const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
+
+// pruned reports the fields that a document had when it was applied, and that an API server dropped since its schema does not know them: what
+// is left may say something else. A rule with a misspelt "from" becomes one that anybody meets.
+func (c *compiler) pruned(doc *yamldoc.Document, r *reading) {
+	text := doc.Text(yamldoc.Key("metadata.annotations", lastApplied))
+	if text == "" {
+		return
+	}
+	parsed := yamldoc.Parse([]byte(text))[0]
+	if len(parsed) != 1 {
+		return
+	}
+	written := parsed[0]
+	for _, field := range []string{"kind", "metadata.name"} {
+		if written.Text(field) != doc.Text(field) {
+			return // it was copied from another document
+		}
+	}
+	if cmp.Or(written.Text("metadata.namespace"), defaultNamespace) != cmp.Or(doc.Text("metadata.namespace"), defaultNamespace) {
+		return
+	}
+	c.shape(written, r)
+	protects := catalog.Protects(r.group, r.kind)
+	if r.group == consul.Group {
+		protects = catalog.Protects(r.group, doc.Text("kind"))
+	}
+	for _, p := range written.Problems {
+		switch {
+		case p.Warning, strings.HasPrefix(p.Path, "metadata"), strings.HasPrefix(p.Path, "status"), failed(doc, p.Path):
+			continue
+		case doc.Has(p.Path), !doc.Has(yamldoc.Parent(p.Path)): // it is still there, or what it was part of is not
+			continue
+		}
+		report := doc.Warnf
+		if protects || r.kind == "DestinationRule" && strings.Contains(p.Path, ".tls.") {
+			report = doc.Errorf
+		}
+		report(p.Path, "the API server dropped this when the document was applied (%s): apply the corrected document, or remove the annotation %s if it is out of date",
+			p.Message, lastApplied)
+	}
+}
+
+// failed reports whether a document has an error at a path already.
+func failed(doc *yamldoc.Document, path string) bool {
+	return slices.ContainsFunc(doc.Problems, func(p yamldoc.Problem) bool { return p.Path == path && !p.Warning })
+}
+
+// shape reports the mistakes in the shape of a document of the kind of r.
+func (c *compiler) shape(doc *yamldoc.Document, r *reading) {
+	if r.group == consul.Group {
+		consul.Read(&c.dec, doc, r.kind, new(consul.Environment))
+		return
+	}
+	var into any
+	switch r.kind {
+	case "VirtualService":
+		into = new(istio.VirtualService)
+	case "DestinationRule":
+		into = new(istio.DestinationRule)
+	case "ServiceEntry":
+		into = new(istio.ServiceEntry)
+	case "PeerAuthentication":
+		into = new(istio.PeerAuthentication)
+	case "AuthorizationPolicy":
+		into = new(istio.AuthorizationPolicy)
+	case "RequestAuthentication":
+		into = new(istio.RequestAuthentication)
+	case "Telemetry":
+		into = new(istio.Telemetry)
+	case "ServiceProfile":
+		into = new(linkerd.ServiceProfile)
+	case "TrafficSplit":
+		into = new(smi.TrafficSplit)
+	case "HTTPRouteGroup":
+		into = new(smi.HTTPRouteGroup)
+	default:
+		return
+	}
+	c.dec.Decode(doc, into)
+}

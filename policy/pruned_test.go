@@ -1,0 +1,59 @@
+package policy_test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh/policy"
+)
+
+// TestCheck_FieldsThatTheAPIServerDropped: an API server stores a document without the fields that its schema does not know, and what is left
+// may allow anybody. kubectl keeps what was applied in an annotation.
+func TestCheck_FieldsThatTheAPIServerDropped(t *testing.T) {
+	const security, networking = "security.istio.io/v1", "networking.istio.io/v1"
+	for _, tt := range []struct {
+		name, api, kind, written, stored string
+		want                             string // how the only finding begins; "" for none
+	}{
+		{"rule with a misspelt from", security, "AuthorizationPolicy", `{"action":"ALLOW","rules":[{"form":[]}]}`, `{"action":"ALLOW","rules":[{}]}`,
+			`spec.rules[0].form: error: the API server dropped this when the document was applied (unknown field "form", did you mean "from"?)`},
+		{"misspelt selector", security, "AuthorizationPolicy", `{"selector":{"matchLabel":{"app":"a"}},"rules":[{}]}`, `{"selector":{},"rules":[{}]}`,
+			"spec.selector.matchLabel: error: "},
+		{"misspelt mode", security, "PeerAuthentication", `{"mtls":{"modes":"STRICT"}}`, `{"mtls":{}}`, "spec.mtls.modes: error: "},
+		{"misspelt list", security, "RequestAuthentication", `{"jwtRule":[{"issuer":"https://a"}]}`, `{}`, "spec.jwtRule: error: "},
+		{"route", networking, "VirtualService", `{"hosts":["a"],"http":[{"timeouts":"1s","route":[{"destination":{"host":"a"}}]}]}`,
+			`{"hosts":["a"],"http":[{"route":[{"destination":{"host":"a"}}]}]}`, "spec.http[0].timeouts: warning: "},
+		{"names of peers", networking, "DestinationRule", `{"host":"a","trafficPolicy":{"tls":{"mode":"SIMPLE","subjectAltName":["a"]}}}`,
+			`{"host":"a","trafficPolicy":{"tls":{"mode":"SIMPLE"}}}`, "spec.trafficPolicy.tls.subjectAltName: error: "},
+		{"field beside the spec", security, "PeerAuthentication", `{},"specs":{"mtls":{"mode":"STRICT"}}`, `{}`, "specs: error: "},
+		{"nothing dropped", security, "AuthorizationPolicy", `{"rules":[{"to":[{"operation":{"ports":["80"]}}]}]}`, `{"rules":[{"to":[{"operation":{"ports":["80"]}}]}]}`, ""},
+		{"a known field was removed by others", security, "AuthorizationPolicy", `{"action":"DENY","rules":[{}]}`, `{"rules":[{}]}`, ""},
+		{"the rule was removed by others", security, "AuthorizationPolicy", `{"rules":[{},{"form":[]}]}`, `{"rules":[{}]}`, ""},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			head := `"apiVersion":"` + tt.api + `","kind":"` + tt.kind + `",`
+			written := `{` + head + `"metadata":{"annotations":{},"name":"a","namespace":"shop"},"spec":` + tt.written + "}\n"
+			quoted, _ := json.Marshal(written)
+			stored := func(annotation string) policy.Source {
+				return policy.Source{Name: "a.json", Data: []byte(`{` + head + `"metadata":{"name":"a","namespace":"shop","annotations":{` + annotation + `}},"spec":` + tt.stored + `}`)}
+			}
+			var dropped policy.Findings
+			with := policy.Check([]policy.Source{stored(`"kubectl.kubernetes.io/last-applied-configuration":` + string(quoted))}, policy.Workload{Namespace: "shop"})
+			for _, f := range with.Findings {
+				if strings.Contains(f.Message, "dropped") {
+					dropped = append(dropped, f)
+				}
+			}
+			prefix := "a.json:1: " + tt.kind + " shop/a: " + tt.want
+			if tt.want == "" && dropped != nil || tt.want != "" && (len(dropped) != 1 || !strings.HasPrefix(dropped[0].String(), prefix)) {
+				t.Errorf("findings:\n%v\nwant one that begins with\n%s", with.Findings, prefix)
+			}
+			// Another document's annotation says nothing about this one.
+			other := strings.Replace(string(quoted), `\"name\":\"a\"`, `\"name\":\"b\"`, 1)
+			if r := policy.Check([]policy.Source{stored(`"kubectl.kubernetes.io/last-applied-configuration":` + other)}, policy.Workload{Namespace: "shop"}); strings.Contains(r.Findings.Error(), "dropped") {
+				t.Errorf("with the annotation of another document: %v", r.Findings)
+			}
+		})
+	}
+}
