@@ -11,7 +11,7 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-func scaled(b *testing.B, endpoints int) *Engine {
+func scaled(b testing.TB, endpoints int) *Engine {
 	var registry discovery.Memory
 	list := make([]discovery.Endpoint, endpoints)
 	for i := range list {
@@ -52,7 +52,7 @@ func BenchmarkFirstCall(b *testing.B) {
 					b.Fatal(err)
 				}
 				c.config.documented = true
-				v.clusters[t] = c
+				v.clusters.addLocked(c)
 			}
 			b.ReportAllocs()
 			t := route.Target{Host: "new.default.svc.cluster.local", Port: 80}

@@ -44,6 +44,10 @@ type cluster struct {
 	calls atomic.Int64 // in flight, with the bit below
 	used  atomic.Int64 // when the last call began, in Unix seconds
 
+	outdated atomic.Bool // removed from the view, so that the next call needs another
+	rank     int64       // see byUse; guarded by Engine.mu
+	place    int         // in byUse; guarded by Engine.mu
+
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
 	unselected atomic.Int64 // endpoints that are not of the subset

@@ -76,7 +76,7 @@ func New(config Config) (*Engine, error) {
 	e.names = discovery.NewWatcher(discovery.DNS{}, e.discoveryFailed)
 	e.Mirrors.Share = func(to *route.Mirror) uint32 { return fraction.PerMillion(to.Fraction) }
 	e.Mirrors.Done = e.mirrorDone
-	e.view.Store(&view{})
+	e.view.Store(e.newView(nil))
 	return e, nil
 }
 
@@ -89,7 +89,7 @@ func (e *Engine) Identify(identity *tlsid.Keeper, trustDomain string) {
 // Rotate makes new calls use new connections wherever the identity was presented.
 func (e *Engine) Rotate() {
 	e.mu.Lock() // a cluster that is being made would be missed
-	clusters := e.view.Load().clusters
+	clusters := e.view.Load().clusters.list()
 	e.mu.Unlock()
 	for _, c := range clusters {
 		c.identified()
@@ -104,9 +104,7 @@ func (e *Engine) Plan() *policy.Plan {
 
 // CloseIdleConnections closes the connections that serve no call.
 func (e *Engine) CloseIdleConnections() {
-	for _, c := range e.view.Load().clusters {
-		c.sockets.CloseIdle()
-	}
+	e.view.Load().clusters.each(func(c *cluster) { c.sockets.CloseIdle() })
 	e.config.Template.CloseIdle()
 }
 
@@ -117,9 +115,7 @@ func (e *Engine) Close() {
 	e.mu.Lock()
 	e.closed.Store(true)
 	last := e.view.Load()
-	empty := *last
-	empty.clusters = nil // a call that needs one now learns that the engine is closed
-	e.view.Store(&empty)
+	e.view.Store(e.newView(last.plan)) // a call that needs a cluster now learns that the engine is closed
 	if e.sweeper != nil {
 		e.sweeper.Stop()
 	}
@@ -128,10 +124,10 @@ func (e *Engine) Close() {
 	e.Mirrors.Close()
 	e.watcher.Close()
 	e.names.Close()
-	for _, c := range last.clusters {
+	last.clusters.each(func(c *cluster) {
 		c.close()
 		c.sockets.CloseIdle()
-	}
+	})
 	e.config.Template.CloseIdle()
 }
 

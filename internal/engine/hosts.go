@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"maps"
 	"net"
 	"strconv"
 	"strings"
@@ -16,8 +15,8 @@ import (
 )
 
 const (
-	// hostsCached bounds the cache of hosts: its keys come from callers.
-	hostsCached = 1024
+	// hostsCached bounds the cache of hosts: its keys come from callers. Twice as many may be kept for each scheme.
+	hostsCached = 16384
 
 	// longestCached bounds the keys, too: a DNS name has at most 253 bytes.
 	longestCached = 512
@@ -48,6 +47,9 @@ type host struct {
 	// changes are kept by rule.
 	protection *Protection
 	policies   sync.Map
+
+	// latest is the cluster of a target of the host, for whoever needs the same one next: see enterFrom.
+	latest atomic.Pointer[cluster]
 
 	// denied is set if discovery has said that it does not know the host.
 	denied atomic.Pointer[denial]
@@ -119,9 +121,86 @@ type hostCache struct {
 	engine *Engine
 	plan   *policy.Plan
 
-	plain, secure atomic.Pointer[map[string]*host] // of http and https, whose ports differ
+	plain, secure cachedHosts // of http and https, whose ports differ
+}
 
-	mu sync.Mutex // held while one of them is replaced
+// cachedHosts has two generations of hosts: those that were asked for since the young one began, and those of the time
+// before, which get old unless they are asked for again. So what is called stays however many names callers make up, and no
+// call pays for more than its own host.
+type cachedHosts struct {
+	young, old atomic.Pointer[generation] // nil at first
+
+	mu sync.Mutex // held while a generation begins
+}
+
+type generation struct {
+	hosts sync.Map // string to *host
+	n     atomic.Int64
+}
+
+// get returns a host, nil if it is not cached.
+func (c *cachedHosts) get(authority string) *host {
+	young := c.young.Load()
+	if young == nil {
+		return nil
+	}
+	if h, ok := young.hosts.Load(authority); ok {
+		return h.(*host)
+	}
+	if old := c.old.Load(); old != nil {
+		if h, ok := old.hosts.Load(authority); ok {
+			return c.put(authority, h.(*host))
+		}
+	}
+	return nil
+}
+
+// put caches a host, and returns the one that is cached: another call may have been first.
+func (c *cachedHosts) put(authority string, h *host) *host {
+	young := c.young.Load()
+	if young == nil || young.n.Load() >= hostsCached {
+		young = c.begin(young)
+	}
+	cached, was := young.hosts.LoadOrStore(authority, h)
+	if !was {
+		young.n.Add(1)
+	}
+	return cached.(*host)
+}
+
+// begin returns a generation that is younger than the given one.
+func (c *cachedHosts) begin(than *generation) *generation {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	young := c.young.Load()
+	if young == than {
+		young = new(generation)
+		c.old.Store(than)
+		c.young.Store(young)
+	}
+	return young
+}
+
+// len returns how many hosts were cached since the old generation began.
+func (c *cachedHosts) len() (n int) {
+	for _, g := range []*generation{c.young.Load(), c.old.Load()} {
+		if g != nil {
+			n += int(g.n.Load())
+		}
+	}
+	return n
+}
+
+// each calls f for each host, for some twice.
+func (c *cachedHosts) each(f func(*host)) {
+	for _, g := range []*generation{c.young.Load(), c.old.Load()} {
+		if g != nil {
+			g.hosts.Range(func(_, h any) bool {
+				f(h.(*host))
+				return true
+			})
+		}
+	}
 }
 
 func newHostCache(e *Engine, plan *policy.Plan) *hostCache {
@@ -150,10 +229,8 @@ func (c *hostCache) get(scheme, authority string) *host {
 	if scheme == "https" {
 		hosts, port = &c.secure, "443"
 	}
-	if cached := hosts.Load(); cached != nil {
-		if h := (*cached)[authority]; h != nil {
-			return h
-		}
+	if h := hosts.get(authority); h != nil {
+		return h
 	}
 	if _, own, err := net.SplitHostPort(authority); err == nil {
 		port = own
@@ -172,28 +249,11 @@ func (c *hostCache) get(scheme, authority string) *host {
 			h.documents[i] = h.Origin(h.Routes.Rule(i), -1).Document
 		}
 	}
-	h.mine = h.Known || c.engine.mayOwn(scheme, authority) // which may ask a Proxy function, so no lock is held yet
+	h.mine = h.Known || c.engine.mayOwn(scheme, authority) // which may ask a Proxy function, so no lock is held
 	if len(authority) > longestCached {
 		return h
 	}
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	var grown map[string]*host
-	if cached := hosts.Load(); cached != nil {
-		if first := (*cached)[authority]; first != nil {
-			return first
-		}
-		if len(*cached) < hostsCached {
-			grown = maps.Clone(*cached)
-		}
-	}
-	if grown == nil {
-		grown = make(map[string]*host)
-	}
-	grown[authority] = h
-	hosts.Store(&grown)
-	return h
+	return hosts.put(strings.Clone(authority), h) // not the whole header that it may be part of
 }
 
 // withPort returns an authority with a port: its own, or the given one if it has none.

@@ -1,13 +1,6 @@
 package engine
 
-import (
-	"cmp"
-	"maps"
-	"slices"
-	"time"
-
-	"github.com/nosidecar/mesh/policy/route"
-)
+import "time"
 
 // Callers choose which targets are called, and on which ports, so the state of targets that are no longer called is dropped:
 // connections, watches, what was learned.
@@ -26,36 +19,29 @@ const (
 
 // makeRoomLocked drops idle targets so that there is room for c. The caller closes the returned ones after it has released
 // mu.
-func (e *Engine) makeRoomLocked(clusters map[route.Target]*cluster, c *cluster) (dropped []*cluster) {
+func (e *Engine) makeRoomLocked(t *targets, c *cluster) (dropped []*cluster) {
 	now := time.Now()
-	if len(clusters) >= clustersKept {
-		dropped = dropIdle(clusters, func(c *cluster) bool { return c.idleSince(now.Add(-clusterIdle)) })
+	if t.len() >= clustersKept {
+		then := now.Add(-clusterIdle)
+		dropped = append(t.dropIdleLocked(&t.documented, then, now), t.dropIdleLocked(&t.strangers, then, now)...)
 	}
 	if c.config.documented {
 		return dropped
 	}
-	c.used.Store(now.Unix())
 	if e.sweeper == nil {
 		e.sweeper = time.AfterFunc(strangerIdle, e.sweep)
 	}
-	kept, strangers := strangersKept, 0
+	kept := strangersKept
 	if e.config.Resolver != nil {
 		kept = registeredKept
 	}
-	var idle []*cluster
-	for _, c := range clusters {
-		if !c.config.documented {
-			if strangers++; c.calls.Load() == 0 {
-				idle = append(idle, c)
-			}
+	for t.strangers.Len() >= kept {
+		oldest := t.strangers.oldest(now)
+		if oldest.calls.Load() > 0 {
+			break // all of them are in use
 		}
-	}
-	if over := min(strangers+1-kept, len(idle)); over > 0 {
-		slices.SortFunc(idle, func(a, b *cluster) int { return cmp.Compare(a.used.Load(), b.used.Load()) })
-		for _, c := range idle[:over] {
-			delete(clusters, c.target)
-			dropped = append(dropped, c)
-		}
+		t.removeLocked(oldest)
+		dropped = append(dropped, oldest)
 	}
 	return dropped
 }
@@ -69,18 +55,9 @@ func (e *Engine) sweep() {
 	if e.closed.Load() {
 		return
 	}
-	next := *e.view.Load()
-	next.clusters = maps.Clone(next.clusters)
-	then := time.Now().Add(-strangerIdle)
-	strangers := 0
-	dropped = dropIdle(next.clusters, func(c *cluster) bool {
-		if !c.config.documented {
-			strangers++
-		}
-		return !c.config.documented && c.idleSince(then)
-	})
-	e.view.Store(&next)
-	if strangers == len(dropped) {
+	t, now := e.view.Load().clusters, time.Now()
+	dropped = t.dropIdleLocked(&t.strangers, now.Add(-strangerIdle), now)
+	if t.strangers.Len() == 0 {
 		e.sweeper = nil
 		return
 	}
@@ -90,26 +67,11 @@ func (e *Engine) sweep() {
 // drop forgets a target that turned out not to exist.
 func (e *Engine) drop(c *cluster) {
 	e.mu.Lock()
-	current := e.view.Load()
-	if current.clusters[c.target] == c {
-		next := *current
-		next.clusters = maps.Clone(current.clusters)
-		delete(next.clusters, c.target)
-		e.view.Store(&next)
+	if t := e.view.Load().clusters; t.get(c.target) == c {
+		t.removeLocked(c)
 	}
 	e.mu.Unlock()
 	c.close()
-}
-
-// dropIdle deletes the clusters that are idle, and returns them.
-func dropIdle(clusters map[route.Target]*cluster, idle func(*cluster) bool) (dropped []*cluster) {
-	for target, c := range clusters {
-		if idle(c) {
-			delete(clusters, target)
-			dropped = append(dropped, c)
-		}
-	}
-	return dropped
 }
 
 func closeAll(clusters []*cluster) {

@@ -60,7 +60,7 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 // enter counts the call in the cluster of its target. current is false if the documents have changed.
 func (c *Call) enter(v *view) (current bool, err error) {
 	c.resolve()
-	cluster, current, err := c.engine.enter(v, c.target, c.start)
+	cluster, current, err := c.engine.enterFrom(v, c.host, c.target, c.start)
 	if _, refused := err.(*Refusal); err != nil && !refused {
 		err = refuse(LayerRoute, 0, err)
 	}

@@ -146,7 +146,7 @@ func TestHostsOfDNSAreBounded(t *testing.T) {
 			t.Errorf("%d targets are kept after %d were called, want %d", n, hosts+1, strangersKept+1)
 		}
 		v := e.view.Load()
-		if v.clusters[route.Target{Host: "host-0.example", Port: 5432}] != nil {
+		if v.clusters.get(route.Target{Host: "host-0.example", Port: 5432}) != nil {
 			t.Error("the target that was used longest ago is kept")
 		}
 		dial("host-0.example")

@@ -2,7 +2,6 @@ package engine
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 	"time"
 
@@ -67,7 +66,7 @@ const (
 func (e *Engine) Status() Status {
 	v := e.view.Load()
 	var s Status
-	clusters := slices.Collect(maps.Values(v.clusters))
+	clusters := v.clusters.list()
 	called := make(map[string]bool, len(clusters))
 	for _, c := range clusters {
 		called[c.target.Host] = true

@@ -44,7 +44,7 @@ const (
 // routesSeen caches the routes as they were last asked for.
 type routesSeen struct {
 	view    weak.Pointer[view] // weak, so that the cache does not keep it in memory
-	cached  int                // hosts that calls had named in it
+	changes int64              // of the hosts and clusters that calls had needed in it
 	routes  []RouteStatus
 	omitted int
 }
@@ -55,26 +55,18 @@ func (e *Engine) routes(v *view) (routes []RouteStatus, omitted int) {
 	if v.plan == nil {
 		return nil, 0
 	}
-	cached := 0
-	inUse := []*map[string]*host{v.hosts.plain.Load(), v.hosts.secure.Load()}
-	for _, hosts := range inUse {
-		if hosts != nil {
-			cached += len(*hosts)
-		}
+	caches := []*cachedHosts{&v.hosts.plain, &v.hosts.secure}
+	changes := v.clusters.changes.Load()
+	for _, cache := range caches {
+		changes += int64(cache.len())
 	}
-	if seen := e.routesSeen.Load(); seen != nil && seen.view == weak.Make(v) && seen.cached == cached {
+	if seen := e.routesSeen.Load(); seen != nil && seen.view == weak.Make(v) && seen.changes == changes {
 		return seen.routes, seen.omitted
 	}
 	called := make(map[string]bool)
-	for target := range v.clusters {
-		called[target.Host] = true
-	}
-	for _, hosts := range inUse {
-		if hosts != nil {
-			for _, h := range *hosts {
-				called[h.Service.Host] = true
-			}
-		}
+	v.clusters.each(func(c *cluster) { called[c.target.Host] = true })
+	for _, cache := range caches {
+		cache.each(func(h *host) { called[h.Service.Host] = true })
 	}
 	all := slices.Sorted(maps.Keys(called))
 	rest := slices.Sorted(v.plan.Hosts())
@@ -95,7 +87,7 @@ func (e *Engine) routes(v *view) (routes []RouteStatus, omitted int) {
 		}
 	}
 	slices.SortStableFunc(routes, func(a, b RouteStatus) int { return strings.Compare(a.Host, b.Host) })
-	e.routesSeen.Store(&routesSeen{weak.Make(v), cached, routes, omitted})
+	e.routesSeen.Store(&routesSeen{weak.Make(v), changes, routes, omitted})
 	return routes, omitted
 }
 

@@ -1,23 +1,22 @@
 package engine
 
 import (
-	"maps"
 	"time"
 
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// view is a plan with the clusters that calls under it have needed so far. It never changes: another cluster or another plan
-// makes another view. The hosts are a cache, which fills as hosts are called.
+// view is a plan with the clusters that calls under it need. The plan never changes: another plan makes another view. The
+// clusters and the cache of hosts fill as hosts are called.
 type view struct {
 	plan     *policy.Plan
-	clusters map[route.Target]*cluster
+	clusters *targets
 	hosts    *hostCache
 }
 
 func (e *Engine) newView(plan *policy.Plan) *view {
-	return &view{plan: plan, clusters: make(map[route.Target]*cluster), hosts: newHostCache(e, plan)}
+	return &view{plan: plan, clusters: new(targets), hosts: newHostCache(e, plan)}
 }
 
 // Apply puts a plan into force for the calls that begin from now on. The caller then calls settle, without locks of its
@@ -31,8 +30,9 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 	old := e.view.Load()
 	next := e.newView(plan)
 	replaced := make(map[*cluster]*cluster) // old by new
-	var gone []*cluster
-	for target, c := range old.clusters {
+	var kept, gone []*cluster
+	for _, c := range old.clusters.list() {
+		target := c.target
 		if checkPort(plan, target) != nil {
 			gone = append(gone, c)
 			continue
@@ -43,10 +43,14 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 			if err != nil {
 				return nil, err
 			}
+			successor.used.Store(c.used.Load())
 			replaced[successor] = c
 			c = successor
 		}
-		next.clusters[target] = c
+		kept = append(kept, c)
+	}
+	for _, c := range kept {
+		next.clusters.addLocked(c)
 	}
 	e.view.Store(next)
 	return func() {
@@ -62,13 +66,28 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 // enter counts a call in on the state of a target, which the first call creates. current is false if the documents changed
 // after v was loaded: then the caller starts over with the view in force.
 func (e *Engine) enter(v *view, target route.Target, now time.Time) (c *cluster, current bool, err error) {
-	c = v.clusters[target]
+	c = v.clusters.get(target)
 	if c == nil {
 		if c, current, err = e.create(v.plan, target); err != nil || !current {
 			return nil, false, err
 		}
 	}
 	return c, c.enter(now), nil
+}
+
+// enterFrom is enter for a call to a host of v. Most hosts have one target, which is found without a look-up.
+func (e *Engine) enterFrom(v *view, h *host, target route.Target, now time.Time) (c *cluster, current bool, err error) {
+	c = h.latest.Load()
+	if c != nil && !c.outdated.Load() {
+		if c.target == target {
+			return c, c.enter(now), nil
+		}
+		return e.enter(v, target, now)
+	}
+	if c, current, err = e.enter(v, target, now); current {
+		h.latest.Store(c)
+	}
+	return c, current, err
 }
 
 // create returns the cluster of a target, and makes it if there is none. current is false if plan is no longer in force.
@@ -84,7 +103,7 @@ func (e *Engine) create(plan *policy.Plan, target route.Target) (c *cluster, cur
 	if v.plan != plan {
 		return nil, false, nil
 	}
-	if c := v.clusters[target]; c != nil {
+	if c := v.clusters.get(target); c != nil {
 		return c, true, nil
 	}
 	if err := checkPort(plan, target); err != nil {
@@ -93,11 +112,9 @@ func (e *Engine) create(plan *policy.Plan, target route.Target) (c *cluster, cur
 	if c, err = newCluster(e, target, e.clusterConfig(plan, target), nil); err != nil {
 		return nil, false, err
 	}
-	next := *v
-	next.clusters = maps.Clone(v.clusters)
-	dropped = e.makeRoomLocked(next.clusters, c)
-	next.clusters[target] = c
-	e.view.Store(&next)
+	c.used.Store(time.Now().Unix())
+	dropped = e.makeRoomLocked(v.clusters, c)
+	v.clusters.addLocked(c)
 	return c, true, nil
 }
 
@@ -111,5 +128,5 @@ func checkPort(plan *policy.Plan, target route.Target) error {
 
 // Clusters returns how many targets the engine keeps state for.
 func (e *Engine) Clusters() int {
-	return len(e.view.Load().clusters)
+	return e.view.Load().clusters.len()
 }

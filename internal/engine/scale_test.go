@@ -1,0 +1,158 @@
+package engine
+
+import (
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
+)
+
+// documented returns an engine whose documents name so many hosts, and the targets that these are.
+func documented(t *testing.T, hosts int) (*Engine, []route.Target) {
+	t.Helper()
+	e := scaled(t, 0)
+	targets := make([]route.Target, hosts)
+	var document strings.Builder
+	document.WriteString("apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: all}\nspec:\n" +
+		"  http: [{timeout: 1s, route: [{destination: {host: s0}}]}]\n  hosts:\n")
+	for i := range targets {
+		fmt.Fprintf(&document, "  - s%d\n", i)
+		targets[i] = route.Target{Host: fmt.Sprintf("s%d.default.svc.cluster.local", i), Port: 80}
+	}
+	plan, findings := policy.Compile([]policy.Source{{Name: "all.yaml", Data: []byte(document.String())}}, policy.Workload{})
+	if findings.Err() != nil {
+		t.Fatal(findings)
+	}
+	settle, err := e.Apply(plan)
+	if err != nil {
+		t.Fatal(err)
+	}
+	settle()
+	return e, targets
+}
+
+// allocated returns how many bytes f allocates.
+func allocated(f func()) uint64 {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	f()
+	runtime.ReadMemStats(&after)
+	return after.TotalAlloc - before.TotalAlloc
+}
+
+// The first call of a service once copied the table of all services.
+func TestFirstCallCostsTheSameHoweverManyServicesThereAre(t *testing.T) {
+	const many, few = 4000, 100
+	e, targets := documented(t, many)
+	plan := e.Plan()
+	call := func(targets []route.Target) uint64 {
+		return allocated(func() {
+			for _, target := range targets {
+				if c, current, err := e.create(plan, target); c == nil || !current || err != nil {
+					t.Fatal(c, current, err)
+				}
+			}
+		}) / uint64(len(targets))
+	}
+	first := call(targets[:few])
+	call(targets[few : many-few])
+	last := call(targets[many-few:])
+	t.Logf("a first call allocates %d bytes, and %d when there are %d services", first, last, many)
+	if last > 2*first {
+		t.Errorf("a first call allocates %d bytes when there are %d services, and %d when there are few", last, many, first)
+	}
+	if n := e.Clusters(); n != many {
+		t.Errorf("%d targets are kept, want %d", n, many)
+	}
+}
+
+// Beyond 1,024 hosts, the cache of hosts was once copied and emptied again and again.
+func TestHostsAreCachedWithoutACliff(t *testing.T) {
+	const hosts = 10_000
+	e := scaled(t, 0)
+	cache := e.view.Load().hosts
+	names := make([]string, hosts)
+	for i := range names {
+		names[i] = fmt.Sprintf("s%d", i)
+	}
+	ask := func() {
+		for _, name := range names {
+			cache.get("http", name)
+		}
+	}
+	if first := allocated(ask) / hosts; first > 4096 {
+		t.Errorf("a new host allocates %d bytes", first)
+	}
+	if n := testing.AllocsPerRun(1, ask); n > 0 {
+		t.Errorf("asking %d hosts again allocates %v times, want never", hosts, n)
+	}
+}
+
+// What callers make up is forgotten, what they call stays.
+func TestCachedHostsAreBounded(t *testing.T) {
+	const names = 3*hostsCached + 10
+	e := scaled(t, 0)
+	cache := e.view.Load().hosts
+	called := cache.get("http", "called")
+	for i := range names {
+		cache.get("http", fmt.Sprintf("made-up-%d", i))
+		if i%100 == 0 && cache.get("http", "called") != called {
+			t.Fatalf("a host that is called all the time is forgotten after %d others", i)
+		}
+	}
+	if n := cache.plain.len(); n > 2*hostsCached {
+		t.Errorf("%d hosts are cached, want at most %d", n, 2*hostsCached)
+	}
+}
+
+// Services that are not called any more are dropped, but neither those in use nor those called meanwhile.
+func TestIdleServicesAreDropped(t *testing.T) {
+	const services = 2 * clustersKept
+	synctest.Test(t, func(t *testing.T) {
+		e, targets := documented(t, services+1)
+		defer e.Close()
+		enter := func(target route.Target) *cluster {
+			c, current, err := e.enter(e.view.Load(), target, time.Now())
+			if !current || err != nil {
+				t.Fatal(current, err)
+			}
+			return c
+		}
+		var inUse []*cluster
+		for i, target := range targets[:services] {
+			if c := enter(target); i%4 == 0 {
+				inUse = append(inUse, c)
+			} else {
+				c.leave()
+			}
+		}
+		time.Sleep(clusterIdle - time.Minute)
+		for i, target := range targets[:services] {
+			if i%4 == 1 {
+				enter(target).leave()
+			}
+		}
+		time.Sleep(2 * time.Minute)
+		enter(targets[services]).leave()
+		if n := e.Clusters(); n != services/2+1 {
+			t.Errorf("%d targets are kept, want %d", n, services/2+1)
+		}
+		for _, c := range inUse {
+			if e.view.Load().clusters.get(c.target) != c {
+				t.Fatalf("%v is dropped, although a call is in flight", c.target)
+			}
+			c.leave()
+		}
+		time.Sleep(clusterIdle + time.Minute)
+		enter(targets[1]).leave()
+		enter(targets[2]).leave() // a new one
+		if n := e.Clusters(); n != 2 {
+			t.Errorf("%d targets are kept, want the two that were called", n)
+		}
+	})
+}
