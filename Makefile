@@ -56,7 +56,7 @@ quick: vet allocations
 
 # The race detector makes sync.Pool drop what it is given, so these tests are not built with it.
 allocations:
-	$(GO) test -run Alloc . ./accesslog ./policy/route
+	$(GO) test -run Alloc . ./accesslog ./meshgrpc ./policy/route
 
 soak:
 	MESH_SOAK=$(MESH_SOAK) $(GO) test -count=1 -timeout 3h -v -run '^TestSoak$$' . ./meshgrpc

@@ -3,8 +3,10 @@ package mesh
 import (
 	"context"
 	"net/http"
+	"slices"
 
 	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/policy/jwt"
 )
@@ -12,10 +14,10 @@ import (
 // What follows is the inbound side for protocols other than HTTP.
 
 // Admit implements admission.Gate.
-func (h *handler) Admit(w http.ResponseWriter, r *http.Request) (*http.Request, admission.Call) {
+func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, admission.Call) {
 	m := h.mesh
 	in := m.server.arrive(r)
-	in.context = r.Context()
+	in.context, in.writer, in.adapter = r.Context(), a, a
 	if m.server.observed {
 		in.Decision.Rule = -1
 		h.identify(r, in)
@@ -24,20 +26,52 @@ func (h *handler) Admit(w http.ResponseWriter, r *http.Request) (*http.Request, 
 		}
 		in.ResponseHeader = in.spare
 		in.context = m.observers.inboundStart(in.context, &in.Inbound)
-		w, r = in.answer.Watch(w), r.WithContext(in.context)
+		in.writer = in.answer.Watch(a)
 	}
-	in.writer = w
-	var admitted *http.Request
+	admitted := false
 	defer func() {
-		if admitted == nil {
-			in.Done(in.answer.Status, failure.GRPCAnswer(in.answer.Status, w.Header()))
+		if !admitted {
+			in.Done(in.answer.Status, failure.GRPCAnswer(in.answer.Status, a.Header()))
 		}
 	}()
-	if admitted = h.enter(w, r, in); admitted == nil {
+	if !h.admit(in.writer, r, in) || !h.limit(in.writer, r, in) {
 		return nil, nil
 	}
-	return admitted, in
+	ctx := in.context
+	if in.token.Claims != nil {
+		ctx = jwt.WithClaims(ctx, in.token.Claims)
+	}
+	if in.Peer != "" {
+		ctx, in.cancel = deadline.Told(ctx, r.Header)
+	}
+	in.edit(a, r.Header)
+	admitted = true
+	return ctx, in
 }
+
+// Observed implements admission.Gate.
+func (h *handler) Observed() bool { return h.mesh.server.observed }
+
+// edit tells the adapter of a request that arrived with a header how the header for the handler differs.
+func (in *inbound) edit(a admission.Adapter, arrived http.Header) {
+	header := in.view.Header
+	if in.edited {
+		for name := range arrived {
+			if header[name] == nil {
+				a.Edit(name, nil)
+			}
+		}
+		for name, values := range header {
+			if !slices.Equal(values, arrived[name]) {
+				a.Edit(name, values)
+			}
+		}
+	}
+	in.mesh.server.sanitise(header, in.peer, in.mesh, in.rules.Tokens(), func(name string, values []string) { a.Edit(name, values) })
+}
+
+// PeerID implements admission.Call.
+func (in *inbound) PeerID() string { return in.Peer }
 
 // Held implements admission.Call.
 func (in *inbound) Held() bool {
@@ -46,12 +80,13 @@ func (in *inbound) Held() bool {
 }
 
 // Enter implements admission.Call.
-func (in *inbound) Enter(ctx context.Context, end admission.Ender) (context.Context, bool) {
+func (in *inbound) Enter(c *admission.Context) bool {
 	if in.token.Claims != nil {
-		ctx = jwt.WithClaims(ctx, in.token.Claims)
+		c.Context = jwt.WithClaims(c.Context, in.token.Claims)
 	}
-	in.ctx, in.ender = &requestContext{Context: ctx, id: in.Peer}, end
-	return in.ctx, in.begin(in.writer)
+	in.ctx = c
+	in.keepHeader(in.view.Header) // which the adapter may use again, while the register is being scanned
+	return in.begin(in.writer)
 }
 
 // Observed implements admission.Call.

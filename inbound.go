@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
@@ -189,7 +190,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 		return
 	}
 	if in.ctx != nil {
-		defer in.ctx.release()
+		defer in.ctx.Release()
 	}
 	in.keepHeader(in.view.Header)
 	in.reply = w
@@ -205,20 +206,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 
 // enter takes an inbound request to its handler, stage by stage. It returns nil if the request was answered.
 func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *http.Request {
-	s := &h.mesh.server
-	if !h.admit(w, r, in) {
-		return nil
-	}
-
-	var err error
-	if in.slot, err = s.pool.Acquire(r.Context(), true); err != nil {
-		in.Flags |= FlagOverflow
-		reply.Write(w, reply.Overflow(r))
-		return nil
-	}
-	if !s.rate.Allow() {
-		in.Flags |= FlagRateLimited
-		reply.Write(w, reply.RateLimited(r))
+	if !h.admit(w, r, in) || !h.limit(w, r, in) {
 		return nil
 	}
 
@@ -228,13 +216,13 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 		ctx = jwt.WithClaims(ctx, in.token.Claims)
 	}
 	if in.Peer != "" || r.ContentLength != 0 {
-		in.ctx = &requestContext{Context: ctx, id: in.Peer}
+		in.ctx = &admission.Context{Context: ctx, Peer: in.Peer}
 		ctx = in.ctx
 	}
 	if in.Peer != "" {
 		ctx, in.cancel = deadline.Told(ctx, r.Header)
 	}
-	header := s.sanitised(in.view.Header, in.peer, h.mesh, in.rules.Tokens())
+	header := h.mesh.server.sanitised(in.view.Header, in.peer, h.mesh, in.rules.Tokens())
 	if header == nil && in.edited {
 		header = in.view.Header
 	}
@@ -257,6 +245,23 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 		}
 	}
 	return r
+}
+
+// limit reports whether the limits let a request pass. If not, it answers.
+func (h *handler) limit(w http.ResponseWriter, r *http.Request, in *inbound) bool {
+	s := &h.mesh.server
+	var err error
+	if in.slot, err = s.pool.Acquire(r.Context(), true); err != nil {
+		in.Flags |= FlagOverflow
+		reply.Write(w, reply.Overflow(r))
+		return false
+	}
+	if !s.rate.Allow() {
+		in.Flags |= FlagRateLimited
+		reply.Write(w, reply.RateLimited(r))
+		return false
+	}
+	return true
 }
 
 // identify finds out who the peer is. Observers are told before anything is decided.

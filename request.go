@@ -40,7 +40,7 @@ type passage struct {
 	answer         response.Recorder
 	writer         http.ResponseWriter
 	context        context.Context // of the observers
-	ender          admission.Ender
+	adapter        admission.Adapter
 	sent, received atomic.Int64 // sizes of messages
 
 	// Held until the handler has returned.
@@ -48,7 +48,7 @@ type passage struct {
 	cancel context.CancelFunc // nil unless the caller announces how long it waits
 
 	// Used to end the request while its handler runs.
-	ctx    *requestContext     // nil if the request has none of ours
+	ctx    *admission.Context  // nil if the request has none of ours
 	reply  http.ResponseWriter // nil if there is no HTTP handler
 	handed *http.Request       // the request that the handler gets
 	guard  *response.Guard     // of HTTP/1
@@ -106,10 +106,10 @@ func (in *inbound) end(now authz.Decision, peerErr error) {
 	in.withdraw(now, peerErr)
 	cause := &admission.Withdrawn{Reason: now.Reason}
 	if in.ctx != nil {
-		in.ctx.end(cause)
+		in.ctx.End(cause)
 	}
-	if in.ender != nil {
-		in.ender.End()
+	if in.adapter != nil {
+		in.adapter.End()
 	}
 	if in.reply == nil {
 		return
@@ -135,4 +135,13 @@ func (in *inbound) end(now authz.Decision, peerErr error) {
 func (in *inbound) TakeOver(conn net.Conn) net.Conn {
 	in.taken = conn
 	return in.mesh.server.running.takeOver(&in.facts, in.before, conn)
+}
+
+// PeerID returns the SPIFFE ID of the peer of a request that [Mesh.Handler] let through, such as
+// "spiffe://cluster.local/ns/default/sa/web", and "" for a peer without an identity.
+func PeerID(ctx context.Context) string {
+	if r, ok := ctx.Value(admission.PeerKey{}).(*admission.Context); ok {
+		return r.Peer
+	}
+	return ""
 }

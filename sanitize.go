@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"sync/atomic"
 
@@ -19,57 +20,63 @@ var traceHeaders = [...]string{
 	"Traceparent", "Tracestate", "Baggage", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
 }
 
-// sanitised returns the header that the handler gets, nil if it is the one that arrived. Claims of a peer without an
-// identity about itself or the mesh are removed; a peer with an identity is named.
+// sanitised returns the header that the handler gets, nil if it is the one that arrived.
 func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator) http.Header {
-	if !peer.ID.IsZero() {
-		own, err := m.identity.Identity()
-		if err != nil {
-			return s.stripped(h, tokens) // it expired this moment, and nothing can be said about the peer
-		}
-		details := s.certs.Load().of(peer, own)
-		copied := maps.Clone(h)
-		if before := h[asserted.ClientCert]; len(before) > 0 {
-			details = strings.Join(before, ",") + "," + details // of its own peers, as Istio has it (APPEND_FORWARD)
-		}
-		copied[asserted.ClientCert] = []string{details}
-		if options, changed := connectionOptions(h["Connection"], tokens); changed {
-			setOrDelete(copied, "Connection", options)
-		}
-		delete(copied, "Host")
-		delete(copied, asserted.PeerMetadata)
-		delete(copied, asserted.PeerMetadataID)
-		return copied
-	}
-	return s.stripped(h, tokens)
-}
-
-func (s *server) stripped(h http.Header, tokens *jwt.Authenticator) http.Header {
 	var copied http.Header
-	remove := func(name string) {
+	s.sanitise(h, peer, m, tokens, func(name string, values []string) {
 		if copied == nil {
 			copied = maps.Clone(h)
 		}
-		delete(copied, name)
+		setOrDelete(copied, name, slices.Clone(values))
+	})
+	return copied
+}
+
+// sanitise calls set for each header that the handler gets with other values than those that arrived, or without any. Claims of a peer
+// without an identity about itself or the mesh are removed; a peer with an identity is named. h is not changed, unless set does so. The
+// values are shared.
+func (s *server) sanitise(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator, set func(name string, values []string)) {
+	if peer.ID.IsZero() {
+		s.strip(h, tokens, set)
+		return
 	}
+	own, err := m.identity.Identity()
+	if err != nil {
+		s.strip(h, tokens, set) // it expired this moment, and nothing can be said about the peer
+		return
+	}
+	details := s.certs.Load().of(peer, own)
+	if before := h[asserted.ClientCert]; len(before) > 0 {
+		details = []string{strings.Join(before, ",") + "," + details[0]} // of its own peers, as Istio has it (APPEND_FORWARD)
+	}
+	set(asserted.ClientCert, details)
+	if options, changed := connectionOptions(h["Connection"], tokens); changed {
+		set("Connection", options)
+	}
+	for _, name := range [...]string{"Host", asserted.PeerMetadata, asserted.PeerMetadataID} {
+		if _, sent := h[name]; sent {
+			set(name, nil)
+		}
+	}
+}
+
+func (s *server) strip(h http.Header, tokens *jwt.Authenticator, set func(name string, values []string)) {
 	for name := range h {
 		// HTTP/2 may send a host header beside :authority. Request.Host, where handlers look, has only one of them.
 		if asserted.Header(name) || name == "Host" {
-			remove(name)
+			set(name, nil)
 		}
 	}
 	if options, changed := connectionOptions(h["Connection"], tokens); changed {
-		remove("Connection")
-		setOrDelete(copied, "Connection", options)
+		set("Connection", options)
 	}
 	if s.RestartTraces {
 		for _, name := range traceHeaders {
-			if _, set := h[name]; set {
-				remove(name)
+			if _, sent := h[name]; sent {
+				set(name, nil)
 			}
 		}
 	}
-	return copied
 }
 
 func setOrDelete(h http.Header, name string, values []string) {
@@ -166,10 +173,10 @@ type forwardedCerts [256]atomic.Pointer[forwardedCert]
 
 type forwardedCert struct {
 	certificate *x509.Certificate // as in tlsid.Peer, which is the same for all connections of a peer
-	details     string
+	details     []string          // one value, which is shared
 }
 
-func (f *forwardedCerts) of(peer tlsid.Peer, own *tlsid.Identity) string {
+func (f *forwardedCerts) of(peer tlsid.Peer, own *tlsid.Identity) []string {
 	var end uint64
 	if n := len(peer.Certificate.Signature); n >= 8 {
 		end = binary.LittleEndian.Uint64(peer.Certificate.Signature[n-8:])
@@ -179,7 +186,7 @@ func (f *forwardedCerts) of(peer tlsid.Peer, own *tlsid.Identity) string {
 		return known.details
 	}
 	subject := strings.NewReplacer(`\`, `\\`, `"`, `\"`).Replace(printable(peer.Certificate.Subject.String()))
-	details := "By=" + own.ID().String() + ";Hash=" + peer.Hash() + `;Subject="` + subject + `";URI=` + peer.ID.String()
+	details := []string{"By=" + own.ID().String() + ";Hash=" + peer.Hash() + `;Subject="` + subject + `";URI=` + peer.ID.String()}
 	place.Store(&forwardedCert{peer.Certificate, details})
 	return details
 }

@@ -10,7 +10,11 @@ import (
 // authenticate verifies the tokens of a request, before anything is decided about it: what policies and the handler see are the
 // claims, and never what the client wrote where they stand. If a token is not accepted, it answers, and returns false.
 func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request, tokens *jwt.Authenticator) bool {
-	in.token = tokens.Authenticate(r.Context(), r, in.Start)
+	ctx := r.Context()
+	if in.context != nil { // that of the observers
+		ctx = in.context
+	}
+	in.token = tokens.Authenticate(ctx, r, in.Start)
 	if err := in.token.Err; err != nil {
 		none := authz.Match{Rule: -1}
 		in.Decision = authz.Decision{Match: none, Audit: none, Shadow: authz.Shadow{Match: none}, Reason: err.Error()}

@@ -2,6 +2,7 @@ package meshgrpc
 
 import (
 	"context"
+	"net/http"
 	"runtime"
 	"sync"
 	"testing"
@@ -9,9 +10,11 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/grpctest"
 )
 
@@ -140,5 +143,33 @@ func TestGroupsOfSeveralClientConns(t *testing.T) {
 	second.Close()
 	if own.link.Kept.Load() != any((*group)(nil)) {
 		t.Error("a closed ClientConn is kept with the link")
+	}
+}
+
+// What a peer may not assert is hidden from handlers, whether changes of the metadata that a tap gets reach them or not.
+func TestTapMayGetCopyOfMetadata(t *testing.T) {
+	m, err := mesh.New(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	for _, header := range []func(metadata.MD) metadata.MD{
+		func(md metadata.MD) metadata.MD { return md },
+		func(md metadata.MD) metadata.MD { return md.Copy() },
+		func(md metadata.MD) metadata.MD { return nil }, // no tap
+	} {
+		s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
+		for range 2 {
+			md := metadata.Pairs("x-envoy-internal", "true", "x-mine", "1")
+			ctx, in, err := s.admit(metadata.NewIncomingContext(t.Context(), md), "/a/b", header(md))
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen, _ := metadata.FromIncomingContext(ctx)
+			if len(seen) != 1 || seen["x-mine"] == nil {
+				t.Errorf("the handler sees %v", seen)
+			}
+			in.abandon()
+		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
-	"maps"
 	"net/http"
 	"net/textproto"
 	"reflect"
@@ -93,7 +92,7 @@ func httpHeader(md metadata.MD) http.Header {
 		if strings.HasSuffix(key, binarySuffix) {
 			values = wireOf(values)
 		}
-		h[textproto.CanonicalMIMEHeaderKey(key)] = values
+		h[headerName(key)] = values
 	}
 	return h
 }
@@ -127,13 +126,19 @@ func hide(md metadata.MD) metadata.MD {
 // The names of the metadata that peers exchange, in lower case as in gRPC.
 var peerMetadata, peerMetadataID = strings.ToLower(asserted.PeerMetadata), strings.ToLower(asserted.PeerMetadataID)
 
-// received returns the metadata of an inbound call as an HTTP header.
-func received(md metadata.MD) http.Header {
-	h := httpHeader(md)
-	delete(h, ":authority")
+// received adds the metadata of an inbound call, as an HTTP header, to h, which is empty.
+func received(h http.Header, md metadata.MD) http.Header {
+	for key, values := range md {
+		if strings.HasSuffix(key, binarySuffix) {
+			values = wireOf(values)
+		}
+		if key != ":authority" {
+			h[headerName(key)] = values
+		}
+	}
 	h["Te"] = trailers // gRPC does not pass it on, but every client must send it
 	if h["Content-Type"] == nil {
-		h["Content-Type"] = []string{contentType}
+		h["Content-Type"] = plain["Content-Type"]
 	}
 	return h
 }
@@ -172,7 +177,7 @@ func fromHTTP(h http.Header) metadata.MD {
 		case "Content-Type", "Content-Length", "Connection", "Te", deadline.Header:
 			continue // grpc-timeout has the deadline
 		}
-		key := strings.ToLower(name)
+		key := metadataKey(name)
 		md[key] = metadataOf(key, values)
 	}
 	return md
@@ -186,7 +191,7 @@ func fromReply(h http.Header) metadata.MD {
 		case "Content-Length", "Grpc-Status", "Grpc-Message":
 			continue
 		}
-		key := strings.ToLower(name)
+		key := metadataKey(name)
 		md[key] = metadataOf(key, values)
 	}
 	return md
@@ -231,20 +236,34 @@ func outgoing(ctx context.Context, h, base http.Header, n int) context.Context {
 	return metadata.NewOutgoingContext(ctx, md)
 }
 
-// incoming returns the metadata for the handler of a call whose header was before and now is after.
-func incoming(md metadata.MD, before, after http.Header) metadata.MD {
-	changed := maps.Clone(md)
-	for name := range before {
-		if _, ok := after[name]; !ok {
-			delete(changed, strings.ToLower(name))
-		}
+// names has the names of common metadata as those of headers, and keys those of headers as those of metadata: to convert a name takes an
+// allocation.
+var names, keys = make(map[string]string), make(map[string]string)
+
+func init() {
+	for _, key := range [...]string{
+		"content-type", "user-agent", "grpc-accept-encoding", "grpc-encoding", "grpc-timeout", "authorization", grpcwire.PreviousAttempts,
+		"traceparent", "tracestate", "baggage", "b3", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled",
+		strings.ToLower(asserted.ClientCert), strings.ToLower(asserted.RequestID), peerMetadata, peerMetadataID,
+		strings.ToLower(attempt.Header), strings.ToLower(deadline.Header), "x-forwarded-for", "x-forwarded-proto",
+	} {
+		name := textproto.CanonicalMIMEHeaderKey(key)
+		names[key], keys[name] = name, key
 	}
-	for name, values := range after {
-		if name == "Te" || same(values, before[name]) {
-			continue // it is there, as it was received
-		}
-		key := strings.ToLower(name)
-		changed[key] = metadataOf(key, values)
+}
+
+// headerName returns the name of a header for a key of metadata.
+func headerName(key string) string {
+	if name, ok := names[key]; ok {
+		return name
 	}
-	return changed
+	return textproto.CanonicalMIMEHeaderKey(key)
+}
+
+// metadataKey is the reverse of headerName.
+func metadataKey(name string) string {
+	if key, ok := keys[name]; ok {
+		return key
+	}
+	return strings.ToLower(name)
 }

@@ -3,6 +3,7 @@ package meshgrpc_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -13,12 +14,14 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/interop/grpc_testing"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy"
 )
@@ -279,4 +282,92 @@ func TestObserversSeeTheStatusOfInboundCalls(t *testing.T) {
 	if !await.Done(func() bool { return len(ends) == 0 }) {
 		t.Error("observers are told more than once")
 	}
+}
+
+// Calls of many callers that are decided about, and decided about again, at the same time do not get the metadata of one another.
+func TestCallsAreNotMixedUp(t *testing.T) {
+	leak.Check(t)
+	documents := func(n int) string {
+		return fmt.Sprintf(`
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: users, namespace: default}
+spec: {rules: [{when: [{key: "request.headers[x-user]", values: ["good-*"]}]}, {when: [{key: "request.headers[x-user]", values: ["other-%d"]}]}]}
+`, n)
+	}
+	m := meshtest.New(t, documents(0))
+	running := make(chan struct{}, 1)
+	user := func(ctx context.Context) string {
+		select {
+		case running <- struct{}{}:
+		default:
+		}
+		md, _ := metadata.FromIncomingContext(ctx)
+		return strings.Join(md["x-user"], ",")
+	}
+	target := grpctest.Serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+			return &grpctest.Response{Username: user(ctx)}, nil
+		},
+		Bidi: func(s grpctest.BidiServer) error {
+			name := user(s.Context())
+			for {
+				if _, err := s.Recv(); err != nil {
+					return err
+				}
+				if again := user(s.Context()); again != name {
+					return status.Errorf(codes.Internal, "%s became %s", name, again)
+				}
+				if err := s.Send(&grpctest.Out{}); err != nil {
+					return err
+				}
+			}
+		},
+	}, meshgrpc.ServerOptions(m)...)
+	client := grpctest.NewClient(grpctest.Dial(t, target))
+	as := func(name string) context.Context {
+		return metadata.AppendToOutgoingContext(t.Context(), "x-user", name, "x-many", strings.Repeat("x", len(name)))
+	}
+	var callers, changes sync.WaitGroup
+	for i := range 4 {
+		callers.Go(func() {
+			good, bad := fmt.Sprint("good-", i), fmt.Sprint("bad-", i)
+			stream, err := client.FullDuplexCall(as(good))
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			for range 100 {
+				if reply, err := client.UnaryCall(as(good), &grpctest.Request{}); err != nil || reply.Username != good {
+					t.Errorf("%s: the handler saw %q, %v", good, reply.GetUsername(), err)
+				}
+				if reply, err := client.UnaryCall(as(bad), &grpctest.Request{}); status.Code(err) != codes.PermissionDenied {
+					t.Errorf("%s: the handler saw %q, %v", bad, reply.GetUsername(), err)
+				}
+				if err := stream.Send(&grpctest.In{}); err != nil {
+					t.Error(err)
+				}
+				if _, err := stream.Recv(); err != nil {
+					t.Errorf("%s: %v", good, err)
+					return
+				}
+			}
+			_ = stream.CloseSend()
+			_, _ = stream.Recv()
+		})
+	}
+	ended := make(chan struct{})
+	changes.Go(func() {
+		for n := 1; ; n++ {
+			select {
+			case <-ended:
+				return
+			case <-running: // a call was made since the last change
+				apply(t, m, documents(n))
+			}
+		}
+	})
+	callers.Wait()
+	close(ended)
+	changes.Wait()
 }

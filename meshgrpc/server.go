@@ -2,12 +2,11 @@ package meshgrpc
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
+	"maps"
 	"net"
 	"net/http"
-	"net/url"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -83,8 +82,10 @@ func unknown(_ any, stream grpc.ServerStream) error {
 
 // server has the interceptors and the TLS connections of a grpc.Server.
 type server struct {
-	gate  admission.Gate
-	conns sync.Map // **x509.Certificate, which identifies the TLS state of a connection, to *secureConn
+	gate   admission.Gate
+	conns  sync.Map // **x509.Certificate, which identifies the TLS state of a connection, to *secureConn
+	shared sync.Once
+	shares bool // whether handlers see changes of the metadata that a tap gets; set by shared
 }
 
 // inbound is a call on its way through the inbound side. It is the context of its HTTP request, and the http.ResponseWriter that a
@@ -92,8 +93,10 @@ type server struct {
 type inbound struct {
 	context.Context
 	local   net.Addr
-	request *http.Request
-	arrived metadata.MD
+	arrived metadata.MD       // as it arrived, until it is edited
+	edited  bool              // arrived differs from what the context has
+	passage *passage          // nil when the call is over
+	entered admission.Context // that of the handler
 
 	header http.Header // written
 	status int         // written; 0 if none was written yet
@@ -118,6 +121,10 @@ func (in *inbound) Value(key any) any {
 	switch key.(type) {
 	case inboundKey:
 		return in
+	case admission.PeerKey:
+		return &in.entered
+	case admission.RequestKey:
+		return true
 	}
 	if key == http.LocalAddrContextKey {
 		return in.local
@@ -128,7 +135,7 @@ func (in *inbound) Value(key any) any {
 // tap is the tap.ServerInHandle. It admits or refuses a call when its headers have arrived, before any message is received. It runs
 // on the goroutine that reads from the connection.
 func (s *server) tap(ctx context.Context, info *tap.Info) (context.Context, error) {
-	passed, in, err := s.admit(ctx, info.FullMethodName)
+	passed, in, err := s.admit(ctx, info.FullMethodName, info.Header)
 	if err != nil {
 		return ctx, err
 	}
@@ -141,7 +148,16 @@ func (s *server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 // abandon ends an allowed call that no handler has taken, because its message never came or was malformed.
 func (in *inbound) abandon() {
 	if in.taken.CompareAndSwap(false, true) {
-		in.call.Done(0, -1)
+		in.done(0, -1)
+	}
+}
+
+// done ends an allowed call.
+func (in *inbound) done(status, grpcStatus int) {
+	in.call.Done(status, grpcStatus)
+	if p := in.passage; p.again {
+		in.passage = nil
+		p.recycle()
 	}
 }
 
@@ -151,7 +167,7 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 	in, tapped := ctx.Value(inboundKey{}).(*inbound)
 	if !tapped {
 		var err error
-		if ctx, in, err = s.admit(ctx, method); err != nil {
+		if ctx, in, err = s.admit(ctx, method, nil); err != nil {
 			return nil, nil, err
 		}
 	}
@@ -167,16 +183,16 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 	if tapped { // ending a stream of ServeHTTP would have to wait for a send that is in progress
 		in.stream, _ = grpc.ServerTransportStreamFromContext(ctx).(endable)
 	}
-	ctx, allowed := in.call.Enter(ctx, in)
-	if !allowed {
+	in.entered.Context = ctx
+	if !in.call.Enter(&in.entered) {
 		err := in.refused()
-		in.call.Done(in.status, int(status.Code(err)))
+		in.done(in.status, int(status.Code(err)))
 		return nil, nil, err
 	}
 	if h := in.call.Header(); len(h) > 0 {
 		_ = grpc.SetHeader(ctx, fromReply(h))
 	}
-	return ctx, in, nil
+	return &in.entered, in, nil
 }
 
 // moved reports a message that the handler has received or sent.
@@ -185,7 +201,7 @@ func (in *inbound) moved(sent bool, m any) {
 	in.call.Message(sent, size)
 }
 
-// End implements admission.Ender.
+// End implements admission.Adapter.
 func (in *inbound) End() {
 	if in.stream != nil {
 		_ = in.stream.WriteStatus(status.Convert(errDenied))
@@ -210,10 +226,10 @@ var errDenied = status.Error(codes.PermissionDenied, "RBAC: access denied")
 // leave ends a call whose handler has returned err, or has panicked.
 func (in *inbound) leave(err error, panicked bool) {
 	if panicked {
-		in.call.Done(0, -1)
+		in.done(0, -1)
 		return
 	}
-	in.call.Done(http.StatusOK, int(grpcstatus.Code(err)))
+	in.done(http.StatusOK, int(grpcstatus.Code(err)))
 }
 
 // unary is the grpc.UnaryServerInterceptor.
@@ -259,43 +275,70 @@ func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 	return err
 }
 
-// admit takes a call through the inbound side. It returns the context for the handler, or an error if the call is refused.
-func (s *server) admit(ctx context.Context, method string) (context.Context, *inbound, error) {
-	in := &inbound{Context: ctx}
-	in.arrived, _ = metadata.FromIncomingContext(ctx)
+// admit takes a call through the inbound side. It returns the context for the handler, or an error if the call is refused. header is the
+// metadata of ctx, and not a copy of it, if the call has not begun yet.
+func (s *server) admit(ctx context.Context, method string, header metadata.MD) (context.Context, *inbound, error) {
+	in := s.begin()
+	in.Context, in.arrived = ctx, header
+	if header == nil {
+		in.arrived, _ = metadata.FromIncomingContext(ctx)
+	}
 	from, _ := peer.FromContext(ctx)
 	if from == nil {
 		from = new(peer.Peer)
 	}
 	in.local = from.LocalAddr
-	req := http.Request{
-		Method: http.MethodPost, URL: &url.URL{Path: method}, RequestURI: method,
-		Proto: "HTTP/2.0", ProtoMajor: 2,
-		Header: received(in.arrived), Body: http.NoBody,
-	}
-	if hosts := in.arrived[":authority"]; len(hosts) > 0 {
-		req.Host = hosts[0]
-	}
-	if from.Addr != nil {
-		req.RemoteAddr = from.Addr.String()
-	}
-	if info, ok := from.AuthInfo.(credentials.TLSInfo); ok {
-		req.TLS = &info.State
-	}
-	in.request = req.WithContext(in)
-	r, aborted := in.pass(s.gate)
+	passed, aborted := in.pass(s.gate, in.passage.describe(in, method, s.originOf(from)))
 	switch {
 	case aborted:
 		s.hangUp(from.AuthInfo)
 		return nil, nil, status.Error(codes.Unavailable, "connection refused")
-	case r == nil:
+	case in.call == nil:
 		return nil, nil, in.refused()
 	}
-	passed := r.Context()
-	if !unchanged(r.Header, in.request.Header) {
-		passed = metadata.NewIncomingContext(passed, incoming(in.arrived, in.request.Header, r.Header))
+	in.entered.Peer = in.call.PeerID()
+	if in.edited && (header == nil || !s.sees(ctx, header)) {
+		passed = metadata.NewIncomingContext(passed, in.arrived)
 	}
 	return passed, in, nil
+}
+
+// begin returns a call with a passage, which observers may keep.
+func (s *server) begin() *inbound {
+	if s.gate.Observed() {
+		all := new(struct { // at once
+			inbound
+			passage
+		})
+		all.fields = make(http.Header)
+		all.inbound.passage = &all.passage
+		return &all.inbound
+	}
+	return &inbound{passage: passages.Get().(*passage)}
+}
+
+// sees reports whether the metadata of ctx is header, which a tap has got and changed, and not a copy. The documentation of gRPC does not
+// say so, but it is always the same. A copy takes four allocations.
+func (s *server) sees(ctx context.Context, header metadata.MD) bool {
+	s.shared.Do(func() {
+		md, _ := metadata.FromIncomingContext(ctx)
+		s.shares = maps.EqualFunc(md, header, slices.Equal)
+	})
+	return s.shares
+}
+
+// Edit implements admission.Adapter.
+func (in *inbound) Edit(name string, values []string) {
+	if name == "Te" {
+		return // gRPC does not pass it on
+	}
+	in.edited = true
+	key := metadataKey(name)
+	if len(values) == 0 {
+		delete(in.arrived, key)
+	} else {
+		in.arrived[key] = metadataOf(key, values)
+	}
 }
 
 // hangUp closes a connection as if the listener had refused it.
@@ -304,36 +347,15 @@ func (s *server) hangUp(info credentials.AuthInfo) {
 	case unsecured:
 		info.conn.Close()
 	case credentials.TLSInfo:
-		if key := connKeyOf(&info.State); key != nil {
-			if c, ok := s.conns.Load(key); ok {
-				c.(*secureConn).tls.NetConn().Close() // without a close_notify alert, which could block
-			}
+		if c := s.connOf(&info.State); c != nil {
+			c.tls.NetConn().Close() // without a close_notify alert, which could block
 		}
 	}
 }
 
-func connKeyOf(state *tls.ConnectionState) **x509.Certificate {
-	if len(state.PeerCertificates) == 0 {
-		return nil
-	}
-	return &state.PeerCertificates[0]
-}
-
-// secureConn is a TLS connection of the server, which hangUp can find by its key.
-type secureConn struct {
-	net.Conn
-	tls    *tls.Conn
-	server *server
-	key    **x509.Certificate
-}
-
-func (c *secureConn) Close() error {
-	c.server.conns.Delete(c.key)
-	return c.Conn.Close()
-}
-
-// pass takes the call through the stages of the inbound side. It reports whether the connection must be closed.
-func (in *inbound) pass(g admission.Gate) (r *http.Request, aborted bool) {
+// pass takes the call through the stages of the inbound side. It returns the context for what comes before the handler, and reports whether
+// the connection must be closed.
+func (in *inbound) pass(g admission.Gate, r *http.Request) (ctx context.Context, aborted bool) {
 	defer func() {
 		if p := recover(); p == http.ErrAbortHandler {
 			aborted = true
@@ -341,8 +363,8 @@ func (in *inbound) pass(g admission.Gate) (r *http.Request, aborted bool) {
 			panic(p)
 		}
 	}()
-	r, in.call = g.Admit(in, in.request)
-	return r, false
+	ctx, in.call = g.Admit(in, r)
+	return ctx, false
 }
 
 // refused returns the error of a call that the inbound side has answered instead of its handler.
@@ -387,49 +409,3 @@ func (in *inbound) Write(p []byte) (int, error) {
 	in.WriteHeader(http.StatusOK)
 	return len(p), nil
 }
-
-// serverCredentials accepts the connections of the listener of the mesh, which are plaintext or have completed the TLS handshake.
-type serverCredentials struct{ server *server }
-
-func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	secure, ok := raw.(*tls.Conn)
-	if !ok {
-		return raw, unsecured{credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity}, raw}, nil
-	}
-	if err := secure.Handshake(); err != nil { // does nothing, except with a listener other than the mesh's
-		return nil, nil, err
-	}
-	state := secure.ConnectionState()
-	if state.NegotiatedProtocol != "h2" {
-		return nil, nil, errClientALPN
-	}
-	key := connKeyOf(&state)
-	if key == nil {
-		return secure, tlsInfo(state), nil
-	}
-	c := &secureConn{Conn: secure, tls: secure, server: s.server, key: key}
-	s.server.conns.Store(key, c)
-	return c, tlsInfo(state), nil
-}
-
-var errClientALPN = errors.New(`the client does not speak HTTP/2: it did not offer "h2"`)
-
-func (serverCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	return nil, nil, errors.New("meshgrpc: these are the credentials of a server")
-}
-
-func (serverCredentials) Info() credentials.ProtocolInfo {
-	return credentials.ProtocolInfo{SecurityProtocol: "mesh"}
-}
-
-func (c serverCredentials) Clone() credentials.TransportCredentials { return c }
-
-func (serverCredentials) OverrideServerName(string) error { return nil }
-
-// unsecured is the AuthInfo of a plaintext connection.
-type unsecured struct {
-	credentials.CommonAuthInfo
-	conn net.Conn
-}
-
-func (unsecured) AuthType() string { return "plaintext" }

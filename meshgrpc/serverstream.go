@@ -69,18 +69,14 @@ func (s *serverStream) move(sent bool, m any) error {
 }
 
 func (s *serverStream) pass(sent bool, m any) error {
-	f := s.ServerStream.RecvMsg
-	if sent {
-		f = s.ServerStream.SendMsg
-	}
 	if denied := withdrawn(s.ctx); denied != nil {
 		return denied
 	}
 	var err error
 	if s.apart {
-		err = s.passApart(f, m)
+		err = s.passApart(sent, m)
 	} else {
-		err = f(m)
+		err = s.through(sent, m)
 	}
 	if denied := withdrawn(s.ctx); denied != nil {
 		return denied
@@ -88,8 +84,15 @@ func (s *serverStream) pass(sent bool, m any) error {
 	return err
 }
 
-// passApart calls f in a goroutine, and does not wait for it if the call is ended.
-func (s *serverStream) passApart(f func(any) error, m any) error {
+func (s *serverStream) through(sent bool, m any) error {
+	if sent {
+		return s.ServerStream.SendMsg(m)
+	}
+	return s.ServerStream.RecvMsg(m)
+}
+
+// passApart passes a message in a goroutine, and does not wait for it if the call is ended.
+func (s *serverStream) passApart(sent bool, m any) error {
 	type end struct {
 		err      error
 		panicked any
@@ -103,7 +106,7 @@ func (s *serverStream) passApart(f func(any) error, m any) error {
 			}
 			moved <- e
 		}()
-		e.err = f(m)
+		e.err = s.through(sent, m)
 		e.panicked = nil
 	}()
 	var e end
@@ -116,7 +119,7 @@ func (s *serverStream) passApart(f func(any) error, m any) error {
 		e = <-moved
 	}
 	if e.panicked != nil {
-		panic(e.panicked) // in the goroutine of the handler, as if it had called f
+		panic(e.panicked) // in the goroutine of the handler, as if it had passed the message
 	}
 	return e.err
 }

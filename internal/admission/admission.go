@@ -8,21 +8,42 @@ import (
 
 // Gate is implemented by the handler of a mesh.
 type Gate interface {
-	// Admit takes a request through the inbound side, up to its handler. It returns the request for the handler and its call. If the
-	// request is refused, Admit answers it and returns nil.
-	Admit(http.ResponseWriter, *http.Request) (*http.Request, Call)
+	// Admit takes a request through the inbound side, up to its handler. It returns the context for what comes before the handler, a
+	// child of that of the request, and the call. If the request is refused, Admit answers it and returns no call.
+	//
+	// Admit does not change the request: it passes what is to be changed for the handler to the adapter. The request and its header may be
+	// used again after Done, unless there are observers.
+	Admit(Adapter, *http.Request) (context.Context, Call)
+
+	// Observed reports whether there are observers.
+	Observed() bool
+}
+
+// Adapter does for a protocol what the inbound side cannot. A refusal is written to it.
+type Adapter interface {
+	http.ResponseWriter
+
+	// Edit sets a header for the handler, or removes it if there are no values. The values are shared, and must not be changed. Only Admit
+	// calls it.
+	Edit(name string, values []string)
+
+	// End ends a request while its handler runs. It must not block.
+	End()
 }
 
 // Call is a request that was admitted. Enter is called first, then Done, and nothing after Done.
 type Call interface {
+	// PeerID returns the SPIFFE ID of the peer, "" for a peer without an identity.
+	PeerID() string
+
 	// Held reports whether Done must be called even if no handler runs.
 	Held() bool
 
-	// Enter must be called when the handler is about to begin, which may be long after Admit. It returns the context for the handler,
-	// a child of ctx, and reports whether the request is still allowed. If it is not, Enter has answered it, and Done must still be
-	// called. If the request is no longer allowed at some time between Enter and Done, the context ends with a *Withdrawn as its cause,
-	// and end is called.
-	Enter(ctx context.Context, end Ender) (context.Context, bool)
+	// Enter must be called when the handler is about to begin, which may be long after Admit, with the context for the handler, which has
+	// the PeerID. Enter reports whether the request is still allowed. If it is not, Enter has answered it, and Done must still be called. If
+	// the request is no longer allowed at some time between Enter and Done, the context ends with a *Withdrawn as its cause, and End of
+	// the adapter is called.
+	Enter(*Context) bool
 
 	// Observed reports whether Message should be called.
 	Observed() bool
@@ -36,12 +57,6 @@ type Call interface {
 	// Done must be called when the handler has returned, with the HTTP status of the response (0 for none) and the gRPC status (-1 for
 	// none).
 	Done(status, grpcStatus int)
-}
-
-// Ender ends a request while its handler runs.
-type Ender interface {
-	// End must not block.
-	End()
 }
 
 // Withdrawn is the cause of a request that was ended while its handler ran.

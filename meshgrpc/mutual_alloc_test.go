@@ -1,0 +1,40 @@
+//go:build !race
+
+// The race detector makes sync.Pool drop what it is given.
+
+package meshgrpc_test
+
+import (
+	"testing"
+
+	"google.golang.org/grpc"
+)
+
+// What a call allocates beyond one over bare gRPC with mTLS, with the mesh on one end and on both.
+func TestAllocationsBesideBare(t *testing.T) {
+	e := mutual(t)
+	for _, kind := range []struct {
+		name string
+		call func(testing.TB, *grpc.ClientConn)
+		most map[string]float64
+	}{
+		{"unary", callUnary, map[string]float64{"client": 4, "server": 4, "both ends": 8}},
+		{"stream", callStream, map[string]float64{"client": 16, "server": 5, "both ends": 21}},
+	} {
+		allocations := func(conn *grpc.ClientConn) float64 {
+			return testing.AllocsPerRun(300, func() { kind.call(t, conn) })
+		}
+		for _, end := range e.each()[1:] {
+			// All that the process does counts in, as the refilling of pools after a collection, so the best of some rounds counts.
+			var more float64
+			for range 10 {
+				if more = allocations(end.conn) - allocations(e.bare); more <= kind.most[end.name] {
+					break
+				}
+			}
+			if more > kind.most[end.name] {
+				t.Errorf("%s, %s: %v allocations more than over bare gRPC, want at most %v", kind.name, end.name, more, kind.most[end.name])
+			}
+		}
+	}
+}

@@ -1,0 +1,48 @@
+package meshgrpc
+
+import (
+	"net/http"
+	"net/url"
+	"sync"
+)
+
+// passage is an inbound call as the inbound side sees it: as an HTTP request.
+type passage struct {
+	request http.Request
+	url     url.URL
+	fields  http.Header
+	again   bool // it may be used again for another call
+}
+
+var passages = sync.Pool{New: func() any { return &passage{fields: make(http.Header), again: true} }}
+
+// mostFields is the size up to which a header is kept for other calls.
+const mostFields = 64
+
+// blank is what requests are copied from. It is never changed.
+var blank http.Request
+
+// describe returns the request of a call.
+func (p *passage) describe(in *inbound, method string, from origin) *http.Request {
+	r := &p.request
+	*r = *blank.WithContext(in)
+	p.url.Path = method
+	r.Method, r.URL, r.RequestURI = http.MethodPost, &p.url, method
+	r.Proto, r.ProtoMajor = "HTTP/2.0", 2
+	r.Header, r.Body = received(p.fields, in.arrived), http.NoBody
+	if hosts := in.arrived[":authority"]; len(hosts) > 0 {
+		r.Host = hosts[0]
+	}
+	r.RemoteAddr, r.TLS = from.address, from.state
+	return r
+}
+
+// recycle gives p back. Nobody may have its request any more.
+func (p *passage) recycle() {
+	if len(p.fields) > mostFields {
+		return
+	}
+	clear(p.fields)
+	p.request, p.url = blank, url.URL{}
+	passages.Put(p)
+}

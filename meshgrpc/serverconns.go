@@ -1,0 +1,125 @@
+package meshgrpc
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
+)
+
+// serverCredentials accepts the connections of the listener of the mesh, which are plaintext or have completed the TLS handshake.
+type serverCredentials struct{ server *server }
+
+func (s serverCredentials) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	secure, ok := raw.(*tls.Conn)
+	if !ok {
+		return raw, unsecured{
+			CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.NoSecurity},
+			conn:           raw, address: textOf(raw.RemoteAddr()),
+		}, nil
+	}
+	if err := secure.Handshake(); err != nil { // does nothing, except with a listener other than the mesh's
+		return nil, nil, err
+	}
+	state := secure.ConnectionState()
+	if state.NegotiatedProtocol != "h2" {
+		return nil, nil, errClientALPN
+	}
+	key := connKeyOf(&state)
+	if key == nil {
+		return secure, tlsInfo(state), nil
+	}
+	c := &secureConn{Conn: secure, tls: secure, server: s.server, key: key, origin: origin{textOf(secure.RemoteAddr()), &state}}
+	s.server.conns.Store(key, c)
+	return c, tlsInfo(state), nil
+}
+
+func textOf(addr net.Addr) string {
+	if addr == nil {
+		return ""
+	}
+	return addr.String()
+}
+
+var errClientALPN = errors.New(`the client does not speak HTTP/2: it did not offer "h2"`)
+
+func (serverCredentials) ClientHandshake(context.Context, string, net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return nil, nil, errors.New("meshgrpc: these are the credentials of a server")
+}
+
+func (serverCredentials) Info() credentials.ProtocolInfo {
+	return credentials.ProtocolInfo{SecurityProtocol: "mesh"}
+}
+
+func (c serverCredentials) Clone() credentials.TransportCredentials { return c }
+
+func (serverCredentials) OverrideServerName(string) error { return nil }
+
+// unsecured is the AuthInfo of a plaintext connection.
+type unsecured struct {
+	credentials.CommonAuthInfo
+	conn    net.Conn
+	address string // of the peer
+}
+
+func (unsecured) AuthType() string { return "plaintext" }
+
+func connKeyOf(state *tls.ConnectionState) **x509.Certificate {
+	if len(state.PeerCertificates) == 0 {
+		return nil
+	}
+	return &state.PeerCertificates[0]
+}
+
+// connOf returns the connection with a TLS state, nil if it is not known.
+func (s *server) connOf(state *tls.ConnectionState) *secureConn {
+	if key := connKeyOf(state); key != nil {
+		if c, ok := s.conns.Load(key); ok {
+			return c.(*secureConn)
+		}
+	}
+	return nil
+}
+
+// origin is where calls come from.
+type origin struct {
+	address string               // of the peer
+	state   *tls.ConnectionState // nil for plaintext
+}
+
+// originOf returns the origin of a call, which the connection knows.
+func (s *server) originOf(from *peer.Peer) origin {
+	var o origin
+	switch info := from.AuthInfo.(type) {
+	case unsecured:
+		return origin{address: info.address}
+	case credentials.TLSInfo:
+		if c := s.connOf(&info.State); c != nil {
+			return c.origin
+		}
+		state := info.State // a copy of info itself would be made for each call
+		o.state = &state
+	}
+	if from.Addr != nil {
+		o.address = from.Addr.String()
+	}
+	return o
+}
+
+// secureConn is a TLS connection of the server, which hangUp can find by its key.
+type secureConn struct {
+	net.Conn
+	origin
+	tls    *tls.Conn
+	server *server
+	key    **x509.Certificate
+}
+
+func (c *secureConn) Close() error {
+	c.server.conns.Delete(c.key)
+	return c.Conn.Close()
+}
