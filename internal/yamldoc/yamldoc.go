@@ -178,8 +178,11 @@ func (d *Document) Text(path string) string {
 	return node.Value
 }
 
-// Has reports whether there is a field at path, with or without a value.
-func (d *Document) Has(path string) bool { return d.find(path) != nil }
+// Has reports whether there is a field at path that has a value, even if it is an empty one.
+func (d *Document) Has(path string) bool {
+	node := d.find(path)
+	return node != nil && !null(node)
+}
 
 // Items returns the elements of the list under a key of the document as separate documents.
 func (d *Document) Items(key string) (items []*Document) {

@@ -57,7 +57,7 @@ func Groups() map[string]API {
 		istio.Group:           {[]string{"v1alpha3", "v1beta1", "v1"}, traffic},
 		istio.SecurityGroup:   {[]string{"v1beta1", "v1"}, security},
 		istio.TelemetryGroup:  {[]string{"v1alpha1", "v1"}, of(Enforced, "Telemetry")},
-		"extensions.istio.io": {Kinds: of(Refused, "WasmPlugin")},
+		"extensions.istio.io": {Kinds: of(Refused, "WasmPlugin", "TrafficExtension")},
 		linkerd.Group:         {[]string{"v1alpha1", "v1alpha2"}, of(Enforced, "ServiceProfile")},
 		"policy.linkerd.io": {Kinds: of(Refused, "Server", "ServerAuthorization", "AuthorizationPolicy",
 			"MeshTLSAuthentication", "NetworkAuthentication", "HTTPRoute", "HTTPLocalRateLimitPolicy", "EgressNetwork")},

@@ -726,6 +726,9 @@ func TestRules_RequestAuthentication(t *testing.T) {
 		{"empty", "{}", ""},
 		{"issuer or jwksUri", "{jwtRules: [{}]}", "spec.jwtRules[0].issuer: missing: set issuer or jwksUri"},
 		{"jwksUri without issuer", "{jwtRules: [{jwksUri: 'https://a'}]}", ""},
+		{"issuer that is null", "{jwtRules: [{issuer: null, jwksUri: 'https://a'}]}", ""},
+		{"empty issuer", "{jwtRules: [{issuer: '', jwksUri: 'https://a'}]}", "spec.jwtRules[0].issuer: must not be empty"},
+		{"empty jwksUri", "{jwtRules: [{issuer: a, jwksUri: ''}]}", "spec.jwtRules[0].jwksUri: must not be empty"},
 		{"targetRefs not enforced", "{targetRefs: [{kind: Service, name: a}]}", "spec.targetRefs: targetRefs attach a policy"},
 	}, whole)
 

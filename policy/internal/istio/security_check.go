@@ -377,6 +377,11 @@ func (c check) jwtRule(r *JWTRule, at string) {
 	if r.Issuer == "" && r.JWKSURI == "" && r.JWKSURIOld == "" {
 		c.Errorf(at+".issuer", "missing: set issuer or jwksUri")
 	}
+	for _, field := range []struct{ name, value string }{{".issuer", r.Issuer}, {".jwksUri", r.JWKSURI}} {
+		if field.value == "" && c.Has(at+field.name) {
+			c.Errorf(at+field.name, "must not be empty: remove it if that is meant")
+		}
+	}
 	c.that(wrongKeySetURI(r.JWKSURI), at, ".jwksUri")
 	c.that(wrongKeySetURI(r.JWKSURIOld), at, ".jwks_uri")
 	if r.JWKS != "" {
