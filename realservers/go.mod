@@ -1,4 +1,4 @@
-// Tests with real servers: Consul, Jaeger and Prometheus. They have a go.mod of their own since they need modules that users of the library
+// Tests with real servers: Consul, Jaeger, Prometheus and istiod. They have a go.mod of their own since they need modules that users of the library
 // are to be spared.
 module github.com/nosidecar/mesh/realservers
 
