@@ -4,7 +4,7 @@
 # make vuln   known vulnerabilities of what is linked; needs https://vuln.go.dev
 # make soak   ten minutes of each protocol while endpoints, documents and certificates change (MESH_SOAK=1m for a shorter one)
 # make browser the page of package admin in Chromium, which it installs if it is missing; pictures go to $(ARTIFACTS)
-# make servers the tests with a real Consul, a real Jaeger and a real Prometheus
+# make servers the tests with a real Consul, a real Kubernetes API server, a real Jaeger and a real Prometheus
 # make bench  benchmarks, beside the bare transport and failsafe-go
 
 GO        ?= go
@@ -35,7 +35,7 @@ test: vet allocations
 	$(MAKE) fuzz
 	$(GO) run ./examples/quickstart
 
-# Tests with real servers. Consul and Jaeger are built once, in minutes, into the user's cache folder; Prometheus is Debian's.
+# Tests with real servers. Consul, Jaeger, Kubernetes and istiod are built once, in minutes, into the user's cache folder; Prometheus is Debian's.
 servers: prometheus
 	cd dashboards && $(GO) vet ./... && $(GO) test ./...
 	cd realservers && $(GO) vet ./... && $(GO) test -race -timeout 30m ./...

@@ -256,15 +256,6 @@ func (c *Consul) Kill() { c.stop(syscall.SIGKILL) }
 // Stop has the agent shut down: its blocked queries end with an error, and it leaves its services as they are.
 func (c *Consul) Stop() { c.stop(syscall.SIGTERM) }
 
-func (c *Consul) stop(how syscall.Signal) {
-	if c.cmd == nil {
-		return
-	}
-	_ = c.cmd.Process.Signal(syscall.SIGCONT) // in case it is suspended
-	c.end(how)
-	c.cmd = nil
-}
-
 // Suspend has the agent stand still, with its connections open, until Resume.
 func (c *Consul) Suspend(t testing.TB) { c.signal(t, syscall.SIGSTOP) }
 

@@ -1,4 +1,4 @@
-// Package servers builds and starts real servers for tests: Consul, Jaeger and Prometheus. They listen on free ports of 127.0.0.1, and stop
+// Package servers builds and starts real servers for tests: Consul, Jaeger, Kubernetes and Prometheus. They listen on free ports of 127.0.0.1, and stop
 // with the test.
 package servers
 
@@ -52,6 +52,16 @@ func (p *process) end(how syscall.Signal) {
 		_ = p.cmd.Process.Kill()
 		<-p.exited
 	}
+}
+
+// stop ends the process, if it runs, even if it is suspended.
+func (p *process) stop(how syscall.Signal) {
+	if p.cmd == nil {
+		return
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGCONT)
+	p.end(how)
+	p.cmd = nil
 }
 
 // logs is what a process has said.
