@@ -155,11 +155,8 @@ func (b *Balancer) Healthy() error {
 func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 	var fresh map[address]*Host
 	b.mu.Lock()
-	for {
-		missing := b.missingLocked(endpoints, fresh)
-		if len(missing) == 0 {
-			break
-		}
+	order, missing := b.lookLocked(endpoints, fresh)
+	for len(missing) > 0 {
 		states := newStates(len(missing), len(endpoints))
 		b.mu.Unlock() // Attach is the caller's code
 		if fresh == nil {
@@ -169,8 +166,9 @@ func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 			fresh[addressOf(&endpoints[i])] = b.newHost(&endpoints[i], states[k])
 		}
 		b.mu.Lock()
+		order, missing = b.lookLocked(endpoints, fresh)
 	}
-	removed := b.replaceLocked(endpoints, fresh)
+	removed := b.replaceLocked(endpoints, order, fresh)
 	b.mu.Unlock()
 
 	for _, h := range removed {
@@ -189,13 +187,17 @@ func (b *Balancer) Hosts() []*Host {
 	return slices.Clone(order)
 }
 
-// missingLocked returns the indices of the endpoints that have no host yet.
-func (b *Balancer) missingLocked(endpoints []discovery.Endpoint, fresh map[address]*Host) []int {
-	var missing []int
+// lookLocked returns the hosts of the endpoints, and the indices of those that have none yet.
+func (b *Balancer) lookLocked(endpoints []discovery.Endpoint, fresh map[address]*Host) (order []*Host, missing []int) {
+	order = make([]*Host, len(endpoints))
+	before := places{order: b.order, hosts: b.hosts}
 	var twice map[address]bool
 	for i := range endpoints {
 		a := addressOf(&endpoints[i])
-		if b.findLocked(b.order, i, a) != nil || fresh[a] != nil || twice[a] {
+		if order[i] = before.find(a); order[i] != nil {
+			continue
+		}
+		if order[i] = fresh[a]; order[i] != nil || twice[a] {
 			continue
 		}
 		if twice == nil {
@@ -204,40 +206,51 @@ func (b *Balancer) missingLocked(endpoints []discovery.Endpoint, fresh map[addre
 		twice[a] = true
 		missing = append(missing, i)
 	}
-	return missing
+	return order, missing
 }
 
-// findLocked returns the host at an address, or nil. Most updates change little: the host is probably at the same index as
-// before.
-func (b *Balancer) findLocked(order []*Host, place int, a address) *Host {
-	if place < len(order) && order[place].address == a {
-		return order[place]
+// places finds hosts. Most updates change little, so a host probably follows the one that was found before.
+type places struct {
+	order []*Host
+	hosts map[address]*Host
+	next  int
+}
+
+// find returns the host at an address, or nil.
+func (p *places) find(a address) *Host {
+	for ahead := range 2 {
+		if at := p.next + ahead; at < len(p.order) && p.order[at].address == a {
+			p.next = at + 1
+			return p.order[at]
+		}
 	}
-	return b.hosts[a]
+	h := p.hosts[a]
+	if h != nil {
+		p.next = int(h.at) + 1
+	}
+	return h
 }
 
-// replaceLocked makes endpoints the set and returns the hosts that are no longer in it.
-func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, fresh map[address]*Host) (removed []*Host) {
+// replaceLocked makes endpoints, whose hosts are given, the set. It returns the hosts that are no longer in it.
+func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, order []*Host, fresh map[address]*Host) (removed []*Host) {
 	b.updates++
 	changed := false
 	var arrived []*Host
 	before := b.order
-	b.order = make([]*Host, 0, len(endpoints))
-	for i := range endpoints {
+	b.order = order[:0]
+	for i, h := range order {
 		e := &endpoints[i]
-		a := addressOf(e)
-		h := b.findLocked(before, i, a)
-		if h == nil {
-			h = fresh[a]
-			delete(fresh, a)
-			b.hosts[a] = h
-			arrived = append(arrived, h)
-			changed = true
-		}
 		if h.update == b.updates {
 			continue // twice in the set
 		}
+		if h.update == 0 {
+			delete(fresh, h.address)
+			b.hosts[h.address] = h
+			arrived = append(arrived, h)
+			changed = true
+		}
 		h.update = b.updates
+		h.at = int32(len(b.order))
 		h.describe(e)
 		b.order = append(b.order, h)
 		if weight, place := weightOf(e), b.cfg.topology.place(e); weight != h.weight || place != h.place {
@@ -248,10 +261,10 @@ func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, fresh map[addre
 	}
 	if len(b.order) < len(b.hosts) {
 		changed = true
-		for a, h := range b.hosts {
+		for _, h := range before {
 			if h.update != b.updates {
 				removed = append(removed, h)
-				delete(b.hosts, a)
+				delete(b.hosts, h.address)
 			}
 		}
 	}
@@ -270,13 +283,19 @@ func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, fresh map[addre
 func (b *Balancer) poolLocked() {
 	places := map[int]*pool{}
 	b.pools = nil
+	var p *pool
 	for _, h := range b.order {
 		if h.weight == 0 || h.place == nowhere {
 			continue
 		}
-		p := places[h.place]
+		if p == nil || p.place != h.place {
+			p = places[h.place]
+		}
 		if p == nil {
 			p = &pool{place: h.place}
+			if b.cfg.topology.mode == anywhere {
+				p.members = make([]*Host, 0, len(b.order))
+			}
 			p.turn.Store(b.rand()) // otherwise all clients would begin with the same endpoint
 			places[h.place] = p
 			b.pools = append(b.pools, p)

@@ -699,6 +699,70 @@ func TestManyEndpointsManyUpdates(t *testing.T) {
 	}
 }
 
+// Whatever comes, goes, moves or is listed twice, an update keeps the hosts of the endpoints that stay, in its own order.
+func TestUpdatesOfAnyKind(t *testing.T) {
+	seed := rand.Uint64()
+	r := rand.New(rand.NewPCG(seed, 0))
+	var attached, removed, drained int
+	b, err := balancer.New(balancer.Config{}, balancer.Hooks{
+		Attach:  func(*balancer.Host) any { attached++; return nil },
+		Removed: func(*balancer.Host) { removed++ },
+		Drained: func(*balancer.Host) { drained++ },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := endpoints(60)
+	set := slices.Clone(all[:30])
+	known := map[string]*balancer.Host{}
+	arrived, left := 0, 0
+	for round := range 500 {
+		switch at := r.IntN(len(set) + 1); r.IntN(6) {
+		case 0: // one goes
+			set = slices.Delete(set, min(at, max(0, len(set)-1)), min(at+1, len(set)))
+		case 1, 2: // one comes, perhaps again
+			set = slices.Insert(set, at, all[r.IntN(len(all))])
+		case 3: // some move
+			r.Shuffle(at, func(i, j int) { set[i], set[j] = set[j], set[i] })
+		case 4: // some go
+			set = set[at/2:]
+		case 5: // a part comes
+			at = min(at, len(all))
+			set = append(set, all[at/2:at]...)
+		}
+		b.Update(set)
+		now := map[string]*balancer.Host{}
+		var want, got []string
+		for i := range set {
+			if id := set[i].ID(); !slices.Contains(want, id) {
+				want = append(want, id)
+				if known[id] == nil {
+					arrived++
+				}
+			}
+		}
+		for _, h := range b.Hosts() {
+			got = append(got, h.ID())
+			now[h.ID()] = h
+			if old := known[h.ID()]; old != nil && old != h {
+				t.Fatalf("seed %d, round %d: another host for %s", seed, round, h.ID())
+			}
+		}
+		for id := range known {
+			if now[id] == nil {
+				left++
+			}
+		}
+		if known = now; !slices.Equal(got, want) {
+			t.Fatalf("seed %d, round %d: hosts %v, want %v", seed, round, got, want)
+		}
+		if attached != arrived || removed != left || drained != left {
+			t.Fatalf("seed %d, round %d: %d attached, %d removed and %d drained, want %d, %d and %d", seed, round,
+				attached, removed, drained, arrived, left, left)
+		}
+	}
+}
+
 func TestPickDoesNotAllocate(t *testing.T) {
 	for _, algorithm := range algorithms {
 		for _, bound := range []float64{0, 2} {

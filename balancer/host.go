@@ -3,6 +3,7 @@ package balancer
 import (
 	"cmp"
 	"maps"
+	"reflect"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -25,7 +26,8 @@ type Host struct {
 	since  atomic.Int64  // PeakEWMA: how long the calls in flight have waited at least; see peakEWMA.cost
 
 	// Guarded by Balancer.mu.
-	update uint64 // the last Update that had the host
+	update uint64 // the last Update that had the host; 0 before the first
+	at     int32  // in Balancer.order
 	weight uint32
 	place  int
 }
@@ -89,8 +91,14 @@ func (h *Host) describe(e *discovery.Endpoint) {
 
 // same reports whether two endpoints have the same description.
 func same(a, b *discovery.Endpoint) bool {
-	return a.Address == b.Address && a.Port == b.Port && slices.Equal(a.Ports, b.Ports) && maps.Equal(a.Labels, b.Labels) &&
+	return a.Address == b.Address && a.Port == b.Port && slices.Equal(a.Ports, b.Ports) && sameLabels(a.Labels, b.Labels) &&
 		a.Locality == b.Locality && a.Weight == b.Weight && a.Draining == b.Draining && a.ServiceAccount == b.ServiceAccount
+}
+
+// sameLabels reports whether two sets of labels are equal. Published labels do not change, so one set equals itself.
+func sameLabels(a, b map[string]string) bool {
+	return len(a) == len(b) &&
+		(len(a) == 0 || reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer() || maps.Equal(a, b))
 }
 
 // Value returns what [Hooks.Attach] made for the host, or nil.

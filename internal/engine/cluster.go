@@ -314,47 +314,6 @@ func (c *cluster) multiplexed() {
 
 var errDiscoverySlow = errors.New("discovery has not answered in time")
 
-// identified describes the endpoints again: whom they are expected to be depends on the form of the own identity.
-func (c *cluster) identified() {
-	c.updating.Lock()
-	defer c.updating.Unlock()
-	if c.calls.Load()&clusterGone != 0 {
-		return
-	}
-	for _, h := range c.balancer.Hosts() {
-		c.describe(h, h.Value().(*endpoint))
-	}
-}
-
-// update takes a set of endpoints from discovery.
-func (c *cluster) update(endpoints []discovery.Endpoint) {
-	chosen := slices.Clone(balancer.Subset(endpoints, c.config.Subset))
-	if match := c.config.Filter.Match; match != nil {
-		chosen = slices.DeleteFunc(chosen, func(e discovery.Endpoint) bool { return !match(&e) })
-	}
-	for i := range chosen {
-		// From here on the endpoint has the address that this cluster dials, which identifies it.
-		e := &chosen[i]
-		e.Port, e.Ports = e.DialPort(c.target.Port), nil
-	}
-	c.updating.Lock()
-	if c.calls.Load()&clusterGone == 0 {
-		c.balancer.Update(chosen)
-		for _, h := range c.balancer.Hosts() {
-			e := h.Value().(*endpoint)
-			if e.tracker != nil {
-				e.tracker.SetTakesCalls(h.TakesCalls())
-			}
-			c.describe(h, e) // a known one may have another identity now
-		}
-		c.unselected.Store(int64(len(endpoints) - len(chosen)))
-	}
-	c.updating.Unlock()
-	if f := c.engine.hooks.EndpointsChanged; f != nil {
-		f(c.target, len(chosen))
-	}
-}
-
 // wanted says what the endpoints of the subset are like.
 func (c *cluster) wanted() string {
 	switch filter := c.config.Filter.Text; {
@@ -374,24 +333,4 @@ func labelText(labels map[string]string) string {
 		list = append(list, name+"="+labels[name])
 	}
 	return strings.Join(list, ",")
-}
-
-func (c *cluster) attach(h *balancer.Host) any {
-	e := &endpoint{cluster: c, plain: c.sockets.Open(h.ID(), sockets.Security{}, nil)}
-	c.describe(h, e)
-	if c.outlier != nil {
-		e.tracker = c.outlier.Track(h.ID())
-		c.outlier.watch(c, h, e.tracker)
-	}
-	return e
-}
-
-func (c *cluster) removed(h *balancer.Host) {
-	if c.outlier != nil {
-		c.outlier.unwatch(h)
-	}
-}
-
-func (c *cluster) drained(h *balancer.Host) {
-	h.Value().(*endpoint).close(c.sockets)
 }

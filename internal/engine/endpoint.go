@@ -6,6 +6,7 @@ import (
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
@@ -17,6 +18,8 @@ type endpoint struct {
 	tracker *breaker.Tracker // nil if endpoints are never ejected
 	plain   *sockets.Socket  // without TLS, or with the TLS that the caller's URL asks for
 	secured atomic.Pointer[secured]
+
+	described *discovery.Endpoint // how the latest update did; guarded by cluster.updating
 }
 
 // secured is the socket of an endpoint for its security. It is replaced when discovery describes the endpoint differently.

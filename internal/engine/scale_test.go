@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -107,6 +108,43 @@ func TestCachedHostsAreBounded(t *testing.T) {
 	}
 	if n := cache.plain.len(); n > 2*hostsCached {
 		t.Errorf("%d hosts are cached, want at most %d", n, 2*hostsCached)
+	}
+}
+
+// A change of one endpoint once copied and described all of them.
+func TestChangeOfOneEndpointIsCheap(t *testing.T) {
+	const endpoints, updates = 10_000, 6
+	for subset, most := range map[string]uint64{"": 100, "v1": 250} { // without the race detector, which empties pools, both are the same
+		e := scaled(t, 0)
+		if err := e.Treat(func(_ route.Target, c *policy.Cluster) {
+			c.Missing = false
+			if subset != "" {
+				c.Subset = map[string]string{"version": subset}
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
+		c, _, err := e.create(e.view.Load().plan, route.Target{Host: "big.default.svc.cluster.local", Port: 80, Subset: subset})
+		if err != nil {
+			t.Fatal(err)
+		}
+		set := make([]discovery.Endpoint, endpoints)
+		for i := range set {
+			set[i] = discovery.Endpoint{Address: fmt.Sprintf("10.0.%d.%d", i>>8, i&255), Port: 80, Labels: map[string]string{"version": "v1"}}
+		}
+		c.update(set)
+		c.update(set[1:])
+		bytes := allocated(func() {
+			for i := range updates {
+				c.update(set[i%2:])
+			}
+		}) / updates / endpoints
+		if bytes > most {
+			t.Errorf("subset %q: a change allocates %d bytes for each endpoint", subset, bytes)
+		}
+		if n := len(c.balancer.Hosts()); n != endpoints-1 {
+			t.Errorf("subset %q: %d endpoints, want %d", subset, n, endpoints-1)
+		}
 	}
 }
 

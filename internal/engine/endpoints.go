@@ -1,0 +1,116 @@
+package engine
+
+import (
+	"slices"
+	"sync"
+
+	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/engine/sockets"
+)
+
+// update takes a set of endpoints from discovery.
+func (c *cluster) update(endpoints []discovery.Endpoint) {
+	chosen := c.choose(endpoints)
+	n := len(chosen)
+	c.updating.Lock()
+	if c.calls.Load()&clusterGone == 0 {
+		c.balancer.Update(chosen)
+		for _, h := range c.balancer.Hosts() {
+			e := h.Value().(*endpoint)
+			if described := h.Endpoint(); e.described != described {
+				e.described = described
+				if e.tracker != nil {
+					e.tracker.SetTakesCalls(h.TakesCalls())
+				}
+				c.describe(h, e) // a known one may have another identity now
+			}
+		}
+		c.unselected.Store(int64(len(endpoints) - n))
+	}
+	c.updating.Unlock()
+	if n > 0 && &chosen[0] != &endpoints[0] {
+		giveBack(chosen)
+	}
+	if f := c.engine.hooks.EndpointsChanged; f != nil {
+		f(c.target, n)
+	}
+}
+
+// choose returns the endpoints of the target, each with the address that the cluster dials, which identifies it. They are
+// the given ones if these are like that already, and else copies that the caller gives back.
+func (c *cluster) choose(endpoints []discovery.Endpoint) []discovery.Endpoint {
+	match := c.config.Filter.Match
+	if len(c.config.Subset) == 0 && match == nil && !slices.ContainsFunc(endpoints, func(e discovery.Endpoint) bool {
+		return len(e.Ports) > 0 || e.Port == 0
+	}) {
+		return endpoints
+	}
+	chosen := copies(len(endpoints))
+	for i := range endpoints {
+		if !hasLabels(endpoints[i].Labels, c.config.Subset) || match != nil && !match(&endpoints[i]) {
+			continue
+		}
+		chosen = append(chosen, endpoints[i])
+		e := &chosen[len(chosen)-1]
+		e.Port, e.Ports = e.DialPort(c.target.Port), nil
+	}
+	return chosen
+}
+
+func hasLabels(has, want map[string]string) bool {
+	for name, value := range want {
+		if v, ok := has[name]; !ok || v != value {
+			return false
+		}
+	}
+	return true
+}
+
+// unused has slices of endpoints: the one that a change of a large set needs is worth keeping until the next one.
+var unused sync.Pool
+
+// copies returns an empty slice with room for n endpoints.
+func copies(n int) []discovery.Endpoint {
+	if p, ok := unused.Get().(*[]discovery.Endpoint); ok && cap(*p) >= n {
+		return (*p)[:0]
+	}
+	return make([]discovery.Endpoint, 0, n)
+}
+
+func giveBack(endpoints []discovery.Endpoint) {
+	clear(endpoints)
+	unused.Put(&endpoints)
+}
+
+// identified describes the endpoints again: whom they are expected to be depends on the form of the own identity.
+func (c *cluster) identified() {
+	c.updating.Lock()
+	defer c.updating.Unlock()
+	if c.calls.Load()&clusterGone != 0 {
+		return
+	}
+	for _, h := range c.balancer.Hosts() {
+		c.describe(h, h.Value().(*endpoint))
+	}
+}
+
+func (c *cluster) attach(h *balancer.Host) any {
+	e := &endpoint{cluster: c, plain: c.sockets.Open(h.ID(), sockets.Security{}, nil)}
+	c.describe(h, e)
+	if c.outlier != nil {
+		e.tracker = c.outlier.Track(h.ID())
+		c.outlier.watch(c, h, e.tracker)
+	}
+	return e
+}
+
+func (c *cluster) removed(h *balancer.Host) {
+	if c.outlier != nil {
+		c.outlier.unwatch(h)
+	}
+}
+
+func (c *cluster) drained(h *balancer.Host) {
+	h.Value().(*endpoint).close(c.sockets)
+}
