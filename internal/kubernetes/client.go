@@ -1,0 +1,214 @@
+// Package kubernetes reads from a Kubernetes API server over plain HTTP: the client that the packages of Kubernetes make when they are
+// given none, the one loop of lists and watches that they share, and what kinds a server has.
+package kubernetes
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	askFor    = 30 * time.Second // for requests that end by themselves
+	maxAnswer = 4 << 20          // bytes of the answer to such a request
+	idleFor   = 10 * time.Second // until a connection that nothing uses is closed
+	userAgent = "mesh"
+)
+
+// Config is where an API server is, and how this process shows who it is.
+type Config struct {
+	Server    string // URL
+	Namespace string // of this process, or what the kubeconfig says; may be empty
+
+	CA         []byte // PEM. Empty: the roots of the system
+	ServerName string // to verify instead of the host of Server
+	Insecure   bool   // do not verify the server at all
+
+	Token     string // sent with each request
+	TokenFile string // read again as it is renewed; wins over Token
+
+	Certificate *tls.Certificate // of the client, instead of a token
+
+	Proxy *url.URL // nil: what the environment says
+
+	Transport http.RoundTripper // for tests: instead of one made from the above
+}
+
+// Client sends requests to one API server. All its watches share one transport, and over HTTP/2 few connections. It is safe for
+// concurrent use.
+type Client struct {
+	server    string // URL without a slash at the end
+	namespace string
+	token     *token
+	base      http.RoundTripper
+
+	lists atomic.Bool // the server cannot stream lists
+}
+
+// New returns a client. It sends nothing.
+func New(config Config) (*Client, error) {
+	server, err := url.Parse(config.Server)
+	if err != nil {
+		return nil, fmt.Errorf("kubernetes: server: %w", err)
+	}
+	if server.Scheme != "https" && server.Scheme != "http" || server.Host == "" || server.User != nil || server.RawQuery != "" || server.Fragment != "" {
+		return nil, fmt.Errorf("kubernetes: server %q: must be a URL such as https://10.0.0.1:6443", server.Redacted())
+	}
+	c := &Client{server: strings.TrimRight(server.String(), "/"), namespace: config.Namespace}
+	if c.token, err = newToken(config); err != nil {
+		return nil, err
+	}
+	if server.Scheme == "http" && c.token.set() && !loopback(server.Hostname()) {
+		return nil, fmt.Errorf("kubernetes: server %q: a token is not sent in plain text: use https", config.Server)
+	}
+	if c.base = config.Transport; c.base == nil {
+		if c.base, err = newTransport(config); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+// newTransport returns the transport that all watches of a client share.
+func newTransport(config Config) (*http.Transport, error) {
+	verify := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: config.ServerName, InsecureSkipVerify: config.Insecure}
+	if len(config.CA) > 0 {
+		if config.Insecure {
+			return nil, errors.New("kubernetes: a certificate authority has no meaning if the server is not verified: set one of the two")
+		}
+		verify.RootCAs = x509.NewCertPool()
+		if !verify.RootCAs.AppendCertsFromPEM(config.CA) {
+			return nil, errors.New("kubernetes: no certificate in the file of the certificate authority")
+		}
+	}
+	if config.Certificate != nil {
+		verify.Certificates = []tls.Certificate{*config.Certificate}
+	}
+	proxy := http.ProxyFromEnvironment
+	if config.Proxy != nil {
+		proxy = http.ProxyURL(config.Proxy)
+	}
+	return &http.Transport{
+		Proxy:                 proxy,
+		DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+		TLSClientConfig:       verify,
+		TLSHandshakeTimeout:   10 * time.Second,
+		ForceAttemptHTTP2:     true,
+		MaxIdleConnsPerHost:   4,
+		IdleConnTimeout:       idleFor,
+		ExpectContinueTimeout: time.Second,
+		// A watch may be quiet for long. The ping finds out about a server that is gone without a word.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
+	}, nil
+}
+
+func loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == "localhost" || err == nil && ip.IsLoopback()
+}
+
+// Namespace returns the namespace of this process, or of the context of the kubeconfig. It is empty if neither is known.
+func (c *Client) Namespace() string { return cmp.Or(c.namespace, c.Identity().Namespace) }
+
+// CloseIdleConnections closes the connections that no watch uses. They close by themselves soon after.
+func (c *Client) CloseIdleConnections() {
+	if t, ok := c.base.(interface{ CloseIdleConnections() }); ok {
+		t.CloseIdleConnections()
+	}
+}
+
+// Do sends one request with body as JSON, if it is not nil, and decodes the answer into into, if that is not nil. Errors are of type
+// *Error.
+func (c *Client) Do(ctx context.Context, method, path string, body, into any) error {
+	what := method + " " + path
+	ctx, cancel := context.WithTimeoutCause(ctx, askFor, fmt.Errorf("no answer within %v", askFor))
+	defer cancel()
+	var sent []byte
+	if body != nil {
+		var err error
+		if sent, err = json.Marshal(body); err != nil {
+			return &Error{What: what, Err: err}
+		}
+	}
+	resp, err := c.send(ctx, what, method, path, sent)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return &Error{What: what, Err: explain(ctx, err)}
+	case len(data) > maxAnswer:
+		return &Error{What: what, Err: fmt.Errorf("%w: more than %d MiB", errTooLarge, maxAnswer>>20)}
+	case into == nil:
+		return nil
+	}
+	if err := json.Unmarshal(data, into); err != nil {
+		return &Error{What: what, Err: fmt.Errorf("%w: %w", errNonsense, err)}
+	}
+	return nil
+}
+
+// send sends a request and returns an answer that is JSON and no error, or an *Error. The caller closes its body.
+func (c *Client) send(ctx context.Context, what, method, path string, body []byte) (*http.Response, error) {
+	for again := false; ; again = true {
+		req, err := http.NewRequestWithContext(ctx, method, c.server+path, bytes.NewReader(body))
+		if err != nil {
+			return nil, &Error{What: what, Err: err}
+		}
+		if body == nil {
+			req.Body, req.GetBody = nil, nil
+		} else {
+			req.Header.Set("Content-Type", "application/json")
+		}
+		req.Header.Set("Accept", "application/json")
+		req.Header.Set("User-Agent", userAgent)
+		sent := c.token.read()
+		if sent != "" {
+			req.Header.Set("Authorization", "Bearer "+sent)
+		}
+		resp, err := c.base.RoundTrip(req)
+		if err != nil {
+			return nil, &Error{What: what, Err: explain(ctx, err)}
+		}
+		if resp.StatusCode/100 == 2 {
+			if kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || kind != "application/json" {
+				defer resp.Body.Close()
+				begin, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage))
+				return nil, &Error{What: what, Err: errNonsense, Message: clean(resp.Header.Get("Content-Type") + ": " + string(begin))}
+			}
+			return resp, nil
+		}
+		refused := refusal(what, resp)
+		resp.Body.Close()
+		if refused.Code == http.StatusUnauthorized && !again {
+			if c.token.read() != sent {
+				continue
+			}
+		}
+		return nil, refused
+	}
+}
+
+// explain puts the reason why ctx has ended in the place of what the transport says about it.
+func explain(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}

@@ -1,0 +1,166 @@
+package kubernetes
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// What an [Error] is for errors.Is.
+var (
+	ErrDenied       = errors.New("denied")         // 403, which is also said of what does not exist
+	ErrUnauthorized = errors.New("not authorized") // 401: the token is bad, or has expired
+	ErrNotFound     = errors.New("not found")      // 404: the group, the version, the resource or the object does not exist
+	ErrExpired      = errors.New("expired")        // 410: the server no longer knows the resource version
+	errUnprocessed  = errors.New("not understood") // 422
+	errTooLarge     = errors.New("too large")      // more than this client reads
+	errNonsense     = errors.New("not an API server's answer")
+)
+
+// Error is what went wrong with a request, or with a watch.
+type Error struct {
+	What       string        // what was asked for
+	Code       int           // of HTTP, or of the Status; 0: there was no answer, or one that makes no sense
+	Reason     string        // of the Status, such as "Forbidden"
+	Message    string        // of the Status, or the beginning of an answer that is none
+	RetryAfter time.Duration // for which the server wants to be left alone; 0: it did not say
+	Err        error         // a sentinel of this package, or why there was no answer
+}
+
+// Error implements error.
+func (e *Error) Error() string {
+	text := "kubernetes: " + e.What
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	if e.Code != 0 {
+		text += fmt.Sprintf(" (%d", e.Code)
+		if e.Reason != "" {
+			text += " " + e.Reason
+		}
+		text += ")"
+	}
+	if e.Message != "" {
+		text += ": " + e.Message
+	}
+	return text
+}
+
+// Unwrap returns Err.
+func (e *Error) Unwrap() error { return e.Err }
+
+// Temporary reports whether the error may pass without anybody changing rights, objects or kinds: there was no answer, the server
+// is busy or broken, or the token has expired and may be renewed.
+func (e *Error) Temporary() bool {
+	switch e.Code {
+	case 0, http.StatusUnauthorized, http.StatusRequestTimeout, http.StatusConflict, http.StatusGone, http.StatusTooManyRequests:
+		return true
+	}
+	return e.Code >= 500
+}
+
+// status is the object that API servers answer errors with.
+type status struct {
+	Kind    string `json:"kind"`
+	Code    int    `json:"code"`
+	Reason  string `json:"reason"`
+	Message string `json:"message"`
+	Details struct {
+		RetryAfterSeconds int `json:"retryAfterSeconds"`
+		Causes            []struct {
+			Reason string `json:"reason"`
+		} `json:"causes"`
+	} `json:"details"`
+}
+
+const (
+	maxMessage    = 1 << 10 // bytes of a message that are kept
+	maxStatus     = 1 << 16 // bytes of an answer that is an error
+	maxRetryAfter = 5 * time.Minute
+)
+
+// error returns the error that a Status stands for.
+func (s *status) error(what string) *Error {
+	e := &Error{What: what, Code: s.Code, Reason: clean(s.Reason), Message: clean(s.Message)}
+	if n := s.Details.RetryAfterSeconds; n > 0 {
+		e.RetryAfter = seconds(n)
+	}
+	for _, cause := range s.Details.Causes {
+		if cause.Reason == "ResourceVersionTooLarge" {
+			e.Reason = cause.Reason // which the code does not tell
+		}
+	}
+	if s.Reason == "Expired" || s.Reason == "Gone" {
+		e.Code = http.StatusGone
+	}
+	e.Err = sentinel(e.Code)
+	return e
+}
+
+func sentinel(code int) error {
+	switch code {
+	case http.StatusForbidden:
+		return ErrDenied
+	case http.StatusUnauthorized:
+		return ErrUnauthorized
+	case http.StatusNotFound:
+		return ErrNotFound
+	case http.StatusGone:
+		return ErrExpired
+	case http.StatusUnprocessableEntity:
+		return errUnprocessed
+	}
+	return nil
+}
+
+// refusal returns the error that an answer other than 200 stands for. It reads what it needs of the body.
+func refusal(what string, resp *http.Response) *Error {
+	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxStatus))
+	var s status
+	e := &Error{What: what, Code: resp.StatusCode, Err: sentinel(resp.StatusCode), Message: clean(string(body))}
+	if json.Unmarshal(body, &s) == nil && s.Kind == "Status" {
+		s.Code = resp.StatusCode
+		e = s.error(what)
+	}
+	if e.Code < 400 {
+		e.Err, e.Message = errNonsense, ""
+	}
+	if after := retryAfter(resp.Header.Get("Retry-After")); after > 0 {
+		e.RetryAfter = after
+	}
+	return e
+}
+
+// retryAfter reads the header of that name: seconds, or a date.
+func retryAfter(value string) time.Duration {
+	if n, err := strconv.Atoi(strings.TrimSpace(value)); err == nil && n > 0 {
+		return seconds(n)
+	}
+	if at, err := http.ParseTime(value); err == nil {
+		return min(max(0, time.Until(at)), maxRetryAfter)
+	}
+	return 0
+}
+
+func seconds(n int) time.Duration {
+	return time.Duration(min(n, int(maxRetryAfter/time.Second))) * time.Second
+}
+
+// clean makes one short line of what a server said.
+func clean(text string) string {
+	if len(text) > maxMessage {
+		text = text[:maxMessage] + "..."
+	}
+	text = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '\ufffd' {
+			return ' '
+		}
+		return r
+	}, text)
+	return strings.Join(strings.Fields(text), " ")
+}

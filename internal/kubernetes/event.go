@@ -1,0 +1,260 @@
+package kubernetes
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+)
+
+// maxLine is the size of one event, or of one item of a list. A server stores no object of more than 1.5 MiB, unless it is told to.
+const maxLine = 8 << 20
+
+// lines reads the lines of an answer.
+type lines struct {
+	r    *bufio.Reader
+	long []byte // of a line that is longer than the buffer of r
+}
+
+func newLines(r io.Reader) *lines { return &lines{r: bufio.NewReaderSize(r, 64<<10)} }
+
+// next returns the next line that is not empty. It is good until the next call. What comes before the end without a line end is torn.
+func (l *lines) next() ([]byte, error) {
+	for {
+		line, err := l.r.ReadSlice('\n')
+		l.long = l.long[:0]
+		for err == bufio.ErrBufferFull {
+			if l.long = append(l.long, line...); len(l.long) > maxLine {
+				return nil, fmt.Errorf("%w: an event of more than %d MiB", errTooLarge, maxLine>>20)
+			}
+			line, err = l.r.ReadSlice('\n')
+		}
+		if len(l.long) > 0 {
+			l.long = append(l.long, line...)
+			line = l.long
+		}
+		line = bytes.TrimSpace(line)
+		switch {
+		case err == io.EOF && len(line) > 0:
+			return nil, io.ErrUnexpectedEOF
+		case err != nil:
+			return nil, err
+		case len(line) > 0:
+			return line, nil
+		}
+	}
+}
+
+// version tells one state of one object from all others.
+type version struct {
+	uid, resource string
+	number        uint64 // of resource; 0: it is none
+}
+
+func newVersion(uid, resource string) version {
+	n, _ := strconv.ParseUint(resource, 10, 64)
+	return version{uid, resource, n}
+}
+
+// before reports whether v is known to be older than w.
+func (v version) before(w version) bool { return v.number != 0 && w.number != 0 && v.number < w.number }
+
+// event is one event of a watch.
+type event struct {
+	change
+	bookmark string // the resource version of a bookmark; empty for others
+	marker   bool   // it ends the initial events
+}
+
+// change is what happened to an object.
+type change struct {
+	object  Object
+	version version
+	deleted bool
+}
+
+// metadata is what is read of every object.
+type metadata struct {
+	Kind       string `json:"kind"`
+	APIVersion string `json:"apiVersion"`
+	Metadata   struct {
+		Name            string            `json:"name"`
+		Namespace       string            `json:"namespace"`
+		UID             string            `json:"uid"`
+		ResourceVersion string            `json:"resourceVersion"`
+		Annotations     map[string]string `json:"annotations"`
+	} `json:"metadata"`
+}
+
+const markerAnnotation = "k8s.io/initial-events-end"
+
+// decodeEvent reads one line of a watch. What the server reports as ERROR is returned as an *Error.
+func decodeEvent(line []byte, what string, r Resource, namespace string) (event, error) {
+	var envelope struct {
+		Type   string          `json:"type"`
+		Object json.RawMessage `json:"object"`
+	}
+	if err := json.Unmarshal(line, &envelope); err != nil {
+		return event{}, fmt.Errorf("%w: %w", errNonsense, err)
+	}
+	switch envelope.Type {
+	case "ERROR":
+		var s status
+		if err := json.Unmarshal(envelope.Object, &s); err != nil || s.Kind != "Status" {
+			return event{}, fmt.Errorf("%w: an ERROR without Status", errNonsense)
+		}
+		return event{}, s.error(what)
+	case "BOOKMARK":
+		var m metadata
+		if err := json.Unmarshal(envelope.Object, &m); err != nil {
+			return event{}, fmt.Errorf("%w: %w", errNonsense, err)
+		}
+		if m.Metadata.ResourceVersion == "" {
+			return event{}, fmt.Errorf("%w: a BOOKMARK without resourceVersion", errNonsense)
+		}
+		return event{bookmark: m.Metadata.ResourceVersion, marker: m.Metadata.Annotations[markerAnnotation] == "true"}, nil
+	case "ADDED", "MODIFIED", "DELETED":
+		c, err := decodeObject(envelope.Object, r, namespace)
+		c.deleted = envelope.Type == "DELETED"
+		return event{change: c}, err
+	}
+	return event{}, fmt.Errorf("%w: an event of type %q", errNonsense, clean(envelope.Type))
+}
+
+// decodeObject reads what one object says of itself. An item of a list may lack its kind.
+func decodeObject(raw json.RawMessage, r Resource, namespace string) (change, error) {
+	var m metadata
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return change{}, fmt.Errorf("%w: %w", errNonsense, err)
+	}
+	switch {
+	case m.Kind != "" && m.Kind != r.Kind:
+		return change{}, fmt.Errorf("%w: a %q among %s", errNonsense, clean(m.Kind), r)
+	case m.APIVersion != "" && m.APIVersion != r.APIVersion():
+		return change{}, fmt.Errorf("%w: an object of apiVersion %q among %s", errNonsense, clean(m.APIVersion), r)
+	case m.Metadata.Name == "" || m.Metadata.UID == "" || m.Metadata.ResourceVersion == "":
+		return change{}, fmt.Errorf("%w: an object without name, uid or resourceVersion", errNonsense)
+	case namespace != "" && m.Metadata.Namespace != namespace:
+		return change{}, fmt.Errorf("%w: an object of namespace %q", errNonsense, clean(m.Metadata.Namespace))
+	}
+	o := Object{Key: Key{m.Metadata.Namespace, m.Metadata.Name}, UID: m.Metadata.UID, ResourceVersion: m.Metadata.ResourceVersion, Raw: raw, resource: r}
+	return change{object: o, version: newVersion(o.UID, o.ResourceVersion)}, nil
+}
+
+// decodeList reads one page, and calls add with each object of it. Whether it is what was asked for is known only when it returns.
+func decodeList(body io.Reader, r Resource, namespace string, add func(change) error) (resourceVersion, next string, err error) {
+	left := &budget{r: body}
+	d := json.NewDecoder(left)
+	var head struct {
+		kind, apiVersion string
+		metadata         struct {
+			ResourceVersion string `json:"resourceVersion"`
+			Continue        string `json:"continue"`
+		}
+	}
+	nonsense := func(err error) error {
+		if errors.Is(err, errTooLarge) {
+			return err
+		}
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return fmt.Errorf("%w: %w", errNonsense, err)
+	}
+	if t, err := d.Token(); err != nil || t != json.Delim('{') {
+		return "", "", nonsense(errors.Join(err, errNoObject(err)))
+	}
+	for d.More() {
+		left.renew()
+		field, err := d.Token()
+		if err != nil {
+			return "", "", nonsense(err)
+		}
+		switch field {
+		case "kind":
+			err = d.Decode(&head.kind)
+		case "apiVersion":
+			err = d.Decode(&head.apiVersion)
+		case "metadata":
+			err = d.Decode(&head.metadata)
+		case "items":
+			if err := decodeItems(d, left, r, namespace, add); err != nil {
+				return "", "", nonsense(err)
+			}
+		default:
+			var ignored json.RawMessage
+			err = d.Decode(&ignored)
+		}
+		if err != nil {
+			return "", "", nonsense(err)
+		}
+	}
+	if _, err := d.Token(); err != nil {
+		return "", "", nonsense(err)
+	}
+	switch {
+	case head.kind != r.Kind+"List":
+		return "", "", fmt.Errorf("%w: a %q instead of a %sList", errNonsense, clean(head.kind), r.Kind)
+	case head.apiVersion != r.APIVersion():
+		return "", "", fmt.Errorf("%w: a list of apiVersion %q instead of %s", errNonsense, clean(head.apiVersion), r.APIVersion())
+	case head.metadata.ResourceVersion == "":
+		return "", "", fmt.Errorf("%w: a list without resourceVersion", errNonsense)
+	}
+	return head.metadata.ResourceVersion, head.metadata.Continue, nil
+}
+
+func errNoObject(err error) error {
+	if err != nil {
+		return nil
+	}
+	return errors.New("it is not an object")
+}
+
+// decodeItems reads the array of objects of a list, or null.
+func decodeItems(d *json.Decoder, left *budget, r Resource, namespace string, add func(change) error) error {
+	switch t, err := d.Token(); {
+	case err != nil:
+		return err
+	case t == nil:
+		return nil
+	case t != json.Delim('['):
+		return errors.New("items is not an array")
+	}
+	for d.More() {
+		left.renew()
+		var raw json.RawMessage
+		if err := d.Decode(&raw); err != nil {
+			return err
+		}
+		c, err := decodeObject(raw, r, namespace)
+		if err != nil {
+			return err
+		}
+		if err := add(c); err != nil {
+			return err
+		}
+	}
+	_, err := d.Token()
+	return err
+}
+
+// budget bounds what is read for one object.
+type budget struct {
+	r    io.Reader
+	used int
+}
+
+func (b *budget) renew() { b.used = 0 }
+
+// Read implements io.Reader.
+func (b *budget) Read(p []byte) (int, error) {
+	if b.used > maxLine {
+		return 0, fmt.Errorf("%w: an object of more than %d MiB", errTooLarge, maxLine>>20)
+	}
+	n, err := b.r.Read(p)
+	b.used += n
+	return n, err
+}

@@ -1,0 +1,42 @@
+package kubernetes
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// accountDir is where a pod finds the token of its service account.
+const accountDir = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+// InCluster returns the client of a pod: the API server of its environment, and the token, certificate authority and namespace of its
+// service account.
+func InCluster() (*Client, error) { return inCluster(accountDir) }
+
+func inCluster(dir string) (*Client, error) {
+	host, port := os.Getenv("KUBERNETES_SERVICE_HOST"), os.Getenv("KUBERNETES_SERVICE_PORT")
+	if host == "" || port == "" {
+		return nil, errors.New("kubernetes: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: this process does not run in a pod")
+	}
+	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
+	if err != nil {
+		// The roots of the system would trust any server that has a certificate for this address.
+		return nil, fmt.Errorf("kubernetes: certificate authority of the API server: %w", err)
+	}
+	if len(ca) == 0 {
+		return nil, fmt.Errorf("kubernetes: %s is empty", filepath.Join(dir, "ca.crt"))
+	}
+	namespace, err := os.ReadFile(filepath.Join(dir, "namespace"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("kubernetes: namespace: %w", err)
+	}
+	return New(Config{
+		Server:    "https://" + net.JoinHostPort(host, port),
+		Namespace: strings.TrimSpace(string(namespace)),
+		CA:        ca,
+		TokenFile: filepath.Join(dir, "token"),
+	})
+}

@@ -1,0 +1,207 @@
+package kubernetes
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+)
+
+const (
+	pollEvery = 30 * time.Second // and up to as much again at random
+	pollSoon  = 2 * time.Second  // after Served.Again, plus or minus half at random
+	goneAfter = time.Minute      // since a kind was last found
+)
+
+// Kind is a kind that the caller knows.
+type Kind struct {
+	Name     string   // "VirtualService"
+	Plural   string   // "virtualservices"
+	Versions []string // that the caller knows, the preferred first
+}
+
+// Served is a question: which kinds of a group does the server have, and in which versions? It must not be changed while in use; then it is
+// safe for concurrent use.
+type Served struct {
+	Client *Client
+	Group  string // not the core group
+	Kinds  []Kind
+
+	// Again, if it is not nil, makes the server be asked soon whenever something can be received from it.
+	Again <-chan struct{}
+}
+
+// All yields the kinds that the server has, one version each, in the order of Kinds, and again whenever that has changed. It asks every 30
+// to 60 seconds. A version that was yielded stays while the server has it. A kind that is no longer there is left out after a minute.
+//
+// Errors are as those of [Watch.All]: what was yielded last holds.
+func (s Served) All(ctx context.Context) iter.Seq2[[]Resource, error] {
+	return func(yield func([]Resource, error) bool) {
+		r := asking{Served: s, ctx: ctx, chosen: make(map[string]Resource), found: make(map[string]time.Time)}
+		known, told := false, ""
+		var last []Resource
+		for {
+			err := r.ask()
+			switch {
+			case ctx.Err() != nil:
+				return
+			case err != nil:
+				if text := err.Error(); text != told {
+					told = text
+					if !yield(nil, err) {
+						return
+					}
+				}
+				var e *Error
+				errors.As(err, &e)
+				if !r.pause(max(r.backoff.next(), e.RetryAfter)) {
+					return
+				}
+				continue
+			}
+			if now := r.answer(); !known || told != "" || !slices.Equal(now, last) {
+				known, told, last = true, "", now
+				if !yield(slices.Clone(now), nil) {
+					return
+				}
+			}
+			if !r.pause(pollEvery + rand.N(pollEvery)) {
+				return
+			}
+		}
+	}
+}
+
+// asking is one iteration.
+type asking struct {
+	Served
+	ctx     context.Context
+	chosen  map[string]Resource  // by the name of the kind
+	found   map[string]time.Time // when it was last there
+	backoff backoff
+}
+
+// pause waits, or until the caller wants it to be done again.
+func (r *asking) pause(d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	again := r.Again
+	for {
+		select {
+		case <-timer.C:
+			return true
+		case <-r.ctx.Done():
+			return false
+		case _, ok := <-again:
+			if again = nil; ok {
+				timer.Reset(min(d, pollSoon/2+rand.N(pollSoon)))
+			}
+		}
+	}
+}
+
+// answer returns what is chosen, in order.
+func (r *asking) answer() []Resource {
+	var all []Resource
+	for _, k := range r.Kinds {
+		if chosen, ok := r.chosen[k.Name]; ok {
+			all = append(all, chosen)
+		}
+	}
+	return all
+}
+
+// ask finds out what there is now.
+func (r *asking) ask() error {
+	versions, err := r.versions()
+	if err != nil {
+		return err
+	}
+	have := make(map[Resource]bool)
+	for _, version := range versions {
+		if !r.wants(version) {
+			continue
+		}
+		if err := r.kinds(version, have); err != nil {
+			return err
+		}
+	}
+	now := time.Now()
+	for _, k := range r.Kinds {
+		chosen, known := r.chosen[k.Name]
+		if known && have[chosen] {
+			r.found[k.Name] = now
+			continue
+		}
+		i := slices.IndexFunc(k.Versions, func(version string) bool { return have[r.resource(k, version)] })
+		switch {
+		case i >= 0:
+			r.chosen[k.Name], r.found[k.Name] = r.resource(k, k.Versions[i]), now
+		case known && now.Sub(r.found[k.Name]) >= goneAfter:
+			delete(r.chosen, k.Name)
+		}
+	}
+	return nil
+}
+
+func (r *asking) resource(k Kind, version string) Resource {
+	return Resource{Group: r.Group, Version: version, Plural: k.Plural, Kind: k.Name}
+}
+
+// wants reports whether a version is known for any kind.
+func (r *asking) wants(version string) bool {
+	return slices.ContainsFunc(r.Kinds, func(k Kind) bool { return slices.Contains(k.Versions, version) })
+}
+
+// versions returns the versions of the group; none if there is no such group.
+func (r *asking) versions() ([]string, error) {
+	var group struct {
+		Kind     string
+		Versions []struct{ Version string }
+	}
+	path := "/apis/" + url.PathEscape(r.Group)
+	switch err := r.Client.Do(r.ctx, http.MethodGet, path, nil, &group); {
+	case errors.Is(err, ErrNotFound):
+		return nil, nil
+	case err != nil:
+		return nil, err
+	case group.Kind != "APIGroup":
+		return nil, notA("APIGroup", path, group.Kind)
+	}
+	var all []string
+	for _, v := range group.Versions {
+		all = append(all, v.Version)
+	}
+	return all, nil
+}
+
+// kinds adds the kinds of a version.
+func (r *asking) kinds(version string, have map[Resource]bool) error {
+	var list struct {
+		Kind      string
+		Resources []struct{ Name, Kind string }
+	}
+	path := groupPath(r.Group, version)
+	switch err := r.Client.Do(r.ctx, http.MethodGet, path, nil, &list); {
+	case errors.Is(err, ErrNotFound):
+		return nil // it went meanwhile
+	case err != nil:
+		return err
+	case list.Kind != "APIResourceList":
+		return notA("APIResourceList", path, list.Kind)
+	}
+	for _, found := range list.Resources {
+		have[Resource{Group: r.Group, Version: version, Plural: found.Name, Kind: found.Kind}] = true
+	}
+	return nil
+}
+
+func notA(want, path, got string) error {
+	return &Error{What: "GET " + path, Err: fmt.Errorf("%w: a %q instead of an %s", errNonsense, clean(cmp.Or(got, "nothing")), want)}
+}
