@@ -61,7 +61,8 @@ func idle(sets []set, plan *policy.Plan, findings policy.Findings) error {
 	for _, s := range sets {
 		own := inForce[:len(s.sources)]
 		inForce = inForce[len(own):]
-		if len(own) == 0 || slices.ContainsFunc(own, func(n int) bool { return n > 0 }) {
+		if len(own) == 0 || slices.ContainsFunc(own, func(n int) bool { return n > 0 }) ||
+			slices.ContainsFunc(s.sources, func(source policy.Source) bool { return source.Alone }) {
 			continue
 		}
 		why := "their kinds, exportTo and selectors are about others"
@@ -98,7 +99,10 @@ func (m *Mesh) load(change, undo func(*documents), faulty bool) error {
 	}
 	number := d.loads.next()
 	plan, findings := policy.Recompile(d.plan, sources, m.workload)
-	err := findings.Err()
+	var err error
+	if plan == nil {
+		err = findings.Err()
+	}
 	waits := faulty && err != nil
 	if err == nil && !d.mayBeEmpty {
 		err = idle(sets, plan, findings)

@@ -80,14 +80,11 @@ func (p *Plan) InForce() []int { return p.inForce }
 
 // countInForce returns the number of documents of each source for which counts returns true.
 func (c *compiler) countInForce(counts func(*document) bool) []int {
-	numbers, from := make([]int, len(c.ends)), 0
-	for i, end := range c.ends {
-		for _, d := range c.documents[from:end] {
-			if counts(d) {
-				numbers[i]++
-			}
+	numbers := make([]int, len(c.sources))
+	for _, d := range c.documents {
+		if counts(d) {
+			numbers[d.from.source]++
 		}
-		from = end
 	}
 	return numbers
 }

@@ -24,6 +24,8 @@ func (r rules) applies() rule {
 	var general rule
 	for _, same := range r {
 		switch first := same[0]; {
+		case first.closed != "":
+			return same
 		case first.selects:
 			return same
 		case first.selector == nil:
@@ -67,6 +69,7 @@ type destination struct {
 	selector map[string]string // the labels that it selects workloads by; nil for all workloads
 	selects  bool              // the selector selects the workload
 	policy   bool              // it has a policy for all endpoints
+	closed   string            // the document in whose place it closes the host; empty if it is one itself
 	subsets  []subset
 	modes    tlsModes // all modes in it, including those of subsets and ports
 }
@@ -119,6 +122,9 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 	}
 	r := p.rule(host)
 	c := Cluster{Missing: t.Subset != ""}
+	if r != nil && r[0].closed != "" {
+		return Cluster{Closed: r[0].closed}
+	}
 	if r != nil {
 		if subset := r.subset(t.Subset); subset != nil || t.Subset == "" {
 			c = p.cluster(r.policy(), subset, t.Port)
@@ -182,6 +188,8 @@ func (c *compiler) destinationRules() {
 		}
 		if dr.is.selector == nil || dr.is.selects {
 			p.name(dr.is.host)
+		}
+		if dr.is.closed == "" && (dr.is.selector == nil || dr.is.selects) {
 			c.selecting(dr, dr.is.host)
 		}
 		if p.rules[dr.namespace] == nil {
@@ -196,6 +204,7 @@ func (c *compiler) destinationRules() {
 		for _, other := range *found {
 			first := c.of(other[0])
 			switch {
+			case dr.is.closed != "" || other[0].closed != "":
 			case dr.is.selects && other[0].selects:
 				dr.Warnf("spec.workloadSelector", "has no effect: %s selects the same workload and host already (%s:%d)",
 					first.identity, first.file, first.Line)

@@ -21,25 +21,26 @@ import (
 const rootNamespace = "istio-system"
 
 // Compile reads the documents of all sources and compiles them for a workload. It returns all findings. If one of them is an error, the plan is
-// nil. Without documents, the plan has the defaults of the mesh.
+// nil, unless the document stands alone: see [Source.Alone]. Without documents, the plan has the defaults of the mesh.
 func Compile(sources []Source, w Workload) (*Plan, Findings) {
 	return Recompile(nil, sources, w)
 }
 
-// Recompile is like Compile, but reads only documents that are not in last, a plan for the same workload. The result is the same. If last is
-// nil or is for another workload, Recompile reads all documents.
+// Recompile is like Compile, but reads only documents that are not in last, a plan for the same workload. The result is the same, except that
+// last has the last good versions of documents that stand alone. If last is nil or is for another workload, Recompile reads all documents.
 func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 	c := compile(last, sources, w)
 	if c.failed() {
-		return nil, c.findings(sources)
+		return nil, c.findings()
 	}
-	if !c.unselected() {
+	c.keep()
+	if !c.unselected() && len(c.closed) == 0 {
 		c.unprotected()
 	}
 	c.unnamed()
 	c.plan.inForce = c.countInForce((*document).inForce)
 	c.pack()
-	return c.plan, c.findings(sources)
+	return c.plan, c.findings()
 }
 
 // Report is the result of checking a set of documents.
@@ -54,11 +55,15 @@ type Report struct {
 	Findings Findings
 }
 
-// Check checks documents as [Compile] does, and returns a report.
+// Check checks documents as [Compile] does, and returns a report. No document stands alone: an error of any is a mistake to mend.
 func Check(sources []Source, w Workload) Report {
+	sources = slices.Clone(sources)
+	for i := range sources {
+		sources[i].Alone = false
+	}
 	c := compile(nil, sources, w)
 	return Report{
-		Documents: c.count, Findings: c.findings(sources),
+		Documents: c.count, Findings: c.findings(),
 		InForce: c.countInForce(func(d *document) bool { return d.is != nil && !d.atGateways() }),
 	}
 }
@@ -66,6 +71,16 @@ func Check(sources []Source, w Workload) Report {
 func compile(last *Plan, sources []Source, w Workload) *compiler {
 	c := newCompiler(last, w)
 	c.readAll(sources)
+	c.lineUp()
+	for c.combineAll(); c.judge(); c.combineAll() {
+		c = c.again()
+	}
+	return c
+}
+
+// combineAll makes a plan of what is in force of the documents.
+func (c *compiler) combineAll() {
+	c.arrange()
 	oldestFirst(c.virtual)
 	oldestFirst(c.rules)
 	oldestFirst(c.entries)
@@ -84,7 +99,6 @@ func compile(last *Plan, sources []Source, w Workload) *compiler {
 	c.authorizationPolicies()
 	c.requestAuthentications()
 	c.telemetries()
-	return c
 }
 
 // newCompiler returns a compiler of a plan without documents.
@@ -112,18 +126,18 @@ func newCompiler(last *Plan, w Workload) *compiler {
 			retries:  istio.DefaultRetry(),
 			defaults: defaults(istio.DefaultRetry()),
 		},
-		last:      last,
-		apis:      catalog.Groups(),
-		texts:     make(map[string]string),
-		documents: make([]*document, 0, n),
-		first:     make(map[groupIdentity]*document, n),
-		profiles:  make(map[string]*profile),
-		splits:    make(map[string]*split),
+		last:     last,
+		apis:     catalog.Groups(),
+		texts:    make(map[string]string),
+		first:    make(map[groupIdentity]*document, n),
+		profiles: make(map[string]*profile),
+		splits:   make(map[string]*split),
 	}
 }
 
 // readAll reads the documents of all sources.
 func (c *compiler) readAll(sources []Source) {
+	c.sources = sources
 	streams := make([][]byte, len(sources))
 	for i, source := range sources {
 		streams[i] = source.Data
@@ -139,9 +153,8 @@ func (c *compiler) readAll(sources []Source) {
 			c.blank = append(c.blank, sources[i].Name)
 		}
 		for _, doc := range docs {
-			c.read(sources[i].Name, doc)
+			c.read(i, doc)
 		}
-		c.ends = append(c.ends, len(c.documents))
 	}
 }
 
@@ -154,9 +167,12 @@ type compiler struct {
 	fresh []*document       // documents that are not in last
 	texts map[string]string // strings that documents share; see word
 
-	count     int // the number of documents, without Lists
-	documents []*document
-	ends      []int                       // the end of each source in documents
+	sources   []Source
+	pieces    []*piece                    // the documents as they stand in the sources
+	alone     []*piece                    // those that stand alone, from old to new
+	closed    []identity                  // the documents because of which all requests to the workload are denied
+	count     int                         // the number of documents, without Lists
+	documents []*document                 // what is in force of the pieces
 	blank     []string                    // sources without documents
 	first     map[groupIdentity]*document // the first document of each identity
 	broken    map[identity]bool           // documents that could not be read; see unread
@@ -188,33 +204,37 @@ func (c *compiler) failed() bool {
 }
 
 // findings collects the problems of the documents, in the order of the sources.
-func (c *compiler) findings(sources []Source) Findings {
+func (c *compiler) findings() Findings {
 	type rest struct {
 		count, line int
 		failed      bool
 	}
 	var findings Findings
 	var omitted map[string]rest // by file, the problems beyond what is kept
-	for _, d := range c.documents {
-		for _, p := range d.Problems {
-			f := Finding{
-				File: d.file, Line: p.Line,
-				Kind: d.kind, Namespace: d.namespace, Name: d.name, Field: p.Path,
-				Severity: Error, Message: p.Message,
-			}
+	add := func(d *document, problems []yamldoc.Problem, n int, about Finding) {
+		failed := false
+		for _, p := range problems {
+			f := about
+			f.File, f.Line, f.Kind, f.Namespace, f.Name, f.Field = d.file, p.Line, d.kind, d.namespace, d.name, p.Path
+			f.Severity, f.Message = Error, p.Message
 			if p.Warning {
 				f.Severity = Warning
 			}
+			failed = failed || !p.Warning
 			findings = append(findings, f)
 		}
-		if n := d.Omitted(); n > 0 {
+		if n > 0 {
 			if omitted == nil {
 				omitted = make(map[string]rest)
 			}
 			r := omitted[d.file]
-			omitted[d.file] = rest{count: r.count + n, line: max(r.line, d.Line), failed: r.failed || d.Failed()}
+			omitted[d.file] = rest{count: r.count + n, line: max(r.line, d.Line), failed: r.failed || failed || d.Failed()}
 		}
 	}
+	for _, d := range c.documents {
+		add(d, d.Problems, d.Omitted(), Finding{})
+	}
+	c.refusals(add)
 	for _, file := range c.blank {
 		if c.count > 0 { // with no documents at all, it is not the file's fault
 			findings = append(findings, Finding{File: file, Line: 1, Severity: Warning, Message: "there is no document in it: remove it if that is meant"})
@@ -228,8 +248,8 @@ func (c *compiler) findings(sources []Source) Findings {
 		}
 		findings = append(findings, f)
 	}
-	order := make(map[string]int, len(sources))
-	for i, source := range sources {
+	order := make(map[string]int, len(c.sources))
+	for i, source := range c.sources {
 		if _, twice := order[source.Name]; !twice {
 			order[source.Name] = i
 		}

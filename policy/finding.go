@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Severity is the severity of a [Finding].
@@ -37,9 +38,18 @@ type Finding struct {
 
 	// Message says what is wrong and what to do about it.
 	Message string `json:"message"`
+
+	// InForce says what is in force in place of a document that stands alone ([Source.Alone]) and is refused: "last good" is its last
+	// good version, "nothing" means that it is left out, and "denial" that what it may protect is closed: all requests to this workload
+	// are denied, or all calls to the host of a DestinationRule fail. It is empty for other findings.
+	InForce string `json:"inForce,omitempty"`
+
+	// Since is when such a document was first refused, if it has been refused ever since.
+	Since time.Time `json:"since,omitzero"`
 }
 
-// String returns the finding in one line: "file:line: Kind namespace/name: field.path: severity: message". Empty parts are omitted.
+// String returns the finding in one line: "file:line: Kind namespace/name: field.path: severity: message (in force: last good)". Empty parts
+// are omitted.
 func (f Finding) String() string {
 	var b strings.Builder
 	if f.File != "" {
@@ -52,6 +62,9 @@ func (f Finding) String() string {
 		b.WriteString(f.Field + ": ")
 	}
 	b.WriteString(string(f.Severity) + ": " + f.Message)
+	if f.InForce != "" {
+		b.WriteString(" (in force: " + f.InForce + ")")
+	}
 	return b.String()
 }
 

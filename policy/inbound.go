@@ -22,6 +22,7 @@ type Inbound struct {
 	authorizes bool               // the authorizer has an enforced policy
 	rules      []jwt.Rule         // of tokens
 	tokens     *jwt.Authenticator // nil without rules
+	closed     []identity         // the documents because of which all requests are denied
 	asserted   []string           // headers in conditions of policies that are trusted only from authenticated peers
 }
 
@@ -39,14 +40,18 @@ func (in *Inbound) Mode(port int) tlsid.Mode {
 	return in.mode
 }
 
-// Authorize decides about a request. It does not change the request or refer to it afterwards. The mode of the port at which the request
-// arrived comes first: in mode [tlsid.Strict] a peer without an identity is denied, and in mode [tlsid.Disable] no peer has an identity.
+// Authorize decides about a request. It does not change the request or refer to it afterwards. If a document that may protect the workload
+// is refused and has no last good version ([Source.Alone]), all requests are denied. Then the mode of the port at which the request arrived
+// counts: in mode [tlsid.Strict] a peer without an identity is denied, and in mode [tlsid.Disable] no peer has an identity.
 // Then the AuthorizationPolicies decide. They do not see the x-envoy-* and x-request-id headers of a peer without an identity, and neither
 // do handlers.
 func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
+	if len(in.closed) > 0 {
+		return deny(reason(in.closed[0]))
+	}
 	switch mode := in.Mode(int(r.Destination.Port())); {
 	case mode == tlsid.Strict && r.Principal == "":
-		return nobody()
+		return deny("PeerAuthentication STRICT: the peer has no identity")
 	case mode == tlsid.Disable && r.Principal != "", r.Principal == "" && in.asserts(r):
 		return in.disregarding(r)
 	}
@@ -58,13 +63,9 @@ func (in *Inbound) Authorizes() bool {
 	return in.authorizes
 }
 
-// nobody denies a peer without an identity.
-func nobody() authz.Decision {
+func deny(reason string) authz.Decision {
 	none := authz.Match{Rule: -1}
-	return authz.Decision{
-		Match: none, Audit: none, Shadow: authz.Shadow{Match: none},
-		Reason: "PeerAuthentication STRICT: the peer has no identity",
-	}
+	return authz.Decision{Match: none, Audit: none, Shadow: authz.Shadow{Match: none}, Reason: reason}
 }
 
 // disregarding decides about a request as if its peer had no identity and had sent none of the asserted headers.
@@ -136,7 +137,7 @@ func (c *compiler) authorizationPolicies() {
 		}
 	}
 	mode, ports := p.Peers(p.workload.Namespace).of(p.workload.Labels)
-	in := &Inbound{mode: mode.mode, ports: maps.Clone(ports)}
+	in := &Inbound{mode: mode.mode, ports: maps.Clone(ports), closed: c.closed, authorizes: len(c.closed) > 0}
 	for _, mode := range ports { // an unknown port could be any of them
 		if unknown := in.Mode(0); mode == tlsid.Strict || mode == tlsid.Permissive && unknown == tlsid.Disable {
 			in.ports[0] = mode
@@ -158,7 +159,7 @@ func (c *compiler) authorizationPolicies() {
 	}
 	var err error
 	if in.authorizer, err = authz.Compile(own, config); err != nil { // although each policy alone is valid
-		c.documents[0].Errorf("", "cannot be enforced: %v", err)
+		culprit(c, c.access).Errorf("", "cannot be enforced: %v", err)
 	}
 	p.inbound = in
 }

@@ -7,6 +7,7 @@ package policy
 import (
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
@@ -101,6 +102,12 @@ type Plan struct {
 
 	inForce []int // the number of documents of each source that are in force
 
+	// Of the documents that stand alone, for the next plan: their last good versions, by what they are and by their source, and since when
+	// they are refused.
+	kept    map[groupIdentity]*document
+	keptIn  map[string][]*document
+	refused map[refusal]time.Time
+
 	readings map[yamldoc.Sum]*reading // the readings of the documents, for the next plan
 	words    *yamldoc.Words           // words that documents repeat
 }
@@ -136,6 +143,10 @@ type Cluster struct {
 	// document defines, so it has no endpoints.
 	Subset  map[string]string
 	Missing bool
+
+	// Closed names the DestinationRule because of which all calls to the target fail: it has settings of TLS, and is refused. It is empty
+	// if there is none.
+	Closed string
 
 	// Filter selects among the endpoints with these labels. The zero value selects all of them.
 	Filter Filter
@@ -179,7 +190,7 @@ type Filter struct {
 
 // Equal reports whether two clusters are equal.
 func (c *Cluster) Equal(other *Cluster) bool {
-	return maps.Equal(c.Subset, other.Subset) && c.Missing == other.Missing &&
+	return maps.Equal(c.Subset, other.Subset) && c.Missing == other.Missing && c.Closed == other.Closed &&
 		c.Filter.Text == other.Filter.Text && slices.Equal(c.Failover, other.Failover) &&
 		c.Balancer.Equal(other.Balancer) && c.Passthrough == other.Passthrough &&
 		c.Eject == other.Eject && c.Outlier == other.Outlier &&

@@ -21,6 +21,7 @@ type document struct {
 	*yamldoc.Document
 	*reading
 	file string
+	from *piece
 	idle bool // it is a delegate to which no route in the mesh hands requests
 }
 
@@ -31,6 +32,7 @@ func (d *document) place() place { return place{d.file, d.Line} }
 type reading struct {
 	identity
 	group   string
+	uid     string
 	created time.Time // zero if unknown; only documents from an API server have it
 	is      any       // the content by kind: *virtual, *destination and so on; nil if the document has no effect
 	digest  *yamldoc.Digest
@@ -129,14 +131,14 @@ func (c *compiler) pack() {
 	}
 }
 
-// read adds a document to the documents of its kind. It reuses the reading of the last plan if there is one.
-func (c *compiler) read(file string, doc *yamldoc.Document) {
+// read reads a document. It reuses the reading of the last plan if there is one.
+func (c *compiler) read(source int, doc *yamldoc.Document) {
 	sum, own := doc.Sum()
 	r := c.last.readings[sum]
 	if !own {
 		r = nil
 	}
-	if r = c.take(file, doc, r); own && keeps(doc, r) {
+	if r = c.take(source, doc, r); own && keeps(doc, r) {
 		c.plan.readings[sum] = r
 	}
 }
@@ -151,37 +153,92 @@ func keeps(doc *yamldoc.Document, r *reading) bool {
 
 func (r *reading) list() bool { return r.kind == "List" && r.group == "" }
 
-// take adds a document to the documents of its kind. r is nil if the document was not read before.
-func (c *compiler) take(file string, doc *yamldoc.Document, r *reading) *reading {
+// take adds a document to the pieces. r is nil if the document was not read before.
+func (c *compiler) take(source int, doc *yamldoc.Document, r *reading) *reading {
+	from := &c.sources[source]
 	fresh := r == nil
 	if fresh {
-		r = c.readNew(file, doc)
+		r = c.readNew(from.Name, doc)
 	}
 	if r.digest == nil {
 		r.digest = doc.Digest()
 	}
-	d := &document{Document: doc, reading: r, file: file}
+	p := &piece{document: document{Document: doc, reading: r, file: from.Name}, source: source, alone: from.Alone}
 	if fresh {
-		c.fresh = append(c.fresh, d)
+		c.fresh = append(c.fresh, &p.document)
 	}
-	c.documents = append(c.documents, d)
+	c.pieces = append(c.pieces, p)
 	c.count++
 	if r.list() && !doc.Failed() {
 		c.count--
-		c.takeItems(file, doc, r)
-		return r
+		c.takeItems(source, doc, r)
 	}
-	if r.is == nil {
-		return r
+	return r
+}
+
+// takeItems calls take for the items of a List.
+func (c *compiler) takeItems(source int, doc *yamldoc.Document, r *reading) {
+	if r.items != nil {
+		digests := make([]*yamldoc.Digest, len(r.items))
+		for i, item := range r.items {
+			digests[i] = item.digest
+		}
+		for i, item := range doc.KnownItems("items", digests) {
+			c.take(source, item, r.items[i])
+		}
+		return
 	}
-	key := groupIdentity{r.group, r.identity}
-	if first := c.first[key]; first == nil {
-		c.first[key] = d
+	items := doc.Items("items")
+	readings, all := make([]*reading, len(items)), true
+	for i, item := range items {
+		problems := len(item.Problems)
+		readings[i] = c.take(source, item, nil)
+		all = all && problems == 0 && !readings[i].list() && keeps(item, readings[i])
+	}
+	if all {
+		r.items = readings
+	}
+}
+
+// arrange sorts what is in force of the documents by kind. Those that stand alone come last, in their own order.
+func (c *compiler) arrange() {
+	current := make([]*document, 0, len(c.alone))
+	byPiece := make(map[*piece]*document, len(c.alone))
+	for _, p := range c.alone {
+		if d := p.current(); d != nil {
+			current, byPiece[p] = append(current, d), d
+		}
+		if p.verdict == closed && p.shut.host == "" {
+			c.closed = append(c.closed, p.identity)
+		}
+	}
+	var whole []*document
+	for _, p := range c.pieces {
+		d := byPiece[p]
+		if !p.alone {
+			d = p.current()
+			whole = append(whole, d)
+		}
+		if d != nil {
+			c.documents = append(c.documents, d)
+		}
+	}
+	for _, d := range append(whole, current...) {
+		c.sort(d)
+	}
+}
+
+// sort adds a document to those of its kind.
+func (c *compiler) sort(d *document) {
+	if d.is == nil {
+		return
+	}
+	if first := c.first[d.key()]; first == nil {
+		c.first[d.key()] = d
 	} else if d.name != "" {
-		doc.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them",
-			d, first.file, first.Line)
+		d.twice(first)
 	}
-	switch is := r.is.(type) {
+	switch is := d.is.(type) {
 	case *virtual:
 		c.virtual = append(c.virtual, decoded[virtual]{d, is})
 	case *destination:
@@ -199,7 +256,7 @@ func (c *compiler) take(file string, doc *yamldoc.Document, r *reading) *reading
 	case *istio.PeerAuthentication:
 		c.peers = append(c.peers, decoded[istio.PeerAuthentication]{d, is})
 	case *consul.Entry:
-		doc.Loosen()
+		d.Loosen()
 		c.entriesOfConsul = append(c.entriesOfConsul, decoded[consul.Entry]{d, is})
 	case *reporting:
 		c.reports = append(c.reports, decoded[reporting]{d, is})
@@ -207,31 +264,6 @@ func (c *compiler) take(file string, doc *yamldoc.Document, r *reading) *reading
 		c.access = append(c.access, decoded[access]{d, is})
 	case *tokens:
 		c.tokens = append(c.tokens, decoded[tokens]{d, is})
-	}
-	return r
-}
-
-// takeItems calls take for the items of a List.
-func (c *compiler) takeItems(file string, doc *yamldoc.Document, r *reading) {
-	if r.items != nil {
-		digests := make([]*yamldoc.Digest, len(r.items))
-		for i, item := range r.items {
-			digests[i] = item.digest
-		}
-		for i, item := range doc.KnownItems("items", digests) {
-			c.take(file, item, r.items[i])
-		}
-		return
-	}
-	items := doc.Items("items")
-	readings, all := make([]*reading, len(items)), true
-	for i, item := range items {
-		problems := len(item.Problems)
-		readings[i] = c.take(file, item, nil)
-		all = all && problems == 0 && !readings[i].list() && keeps(item, readings[i])
-	}
-	if all {
-		r.items = readings
 	}
 }
 
@@ -243,6 +275,8 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	r := new(reading)
 	r.kind = c.word(doc.Text("kind"))
 	r.name = doc.Text("metadata.name")
+	r.uid = doc.Text("metadata.uid")
+	r.created, _ = time.Parse(time.RFC3339, doc.Text("metadata.creationTimestamp")) // Check validates its format
 	if r.kind != "" {
 		r.namespace = c.word(cmp.Or(doc.Text("metadata.namespace"), defaultNamespace))
 	}
@@ -294,7 +328,6 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		doc.Warnf("kind", "%s", message)
 		return r
 	}
-	r.created, _ = time.Parse(time.RFC3339, doc.Text("metadata.creationTimestamp")) // Check validates its format
 	r.is = c.decode(doc, r)
 	c.pruned(doc, r)
 	return r
@@ -407,6 +440,9 @@ func (c *compiler) delegated(doc *yamldoc.Document) *yamldoc.Digest {
 // oldestFirst sorts the documents of a kind by creation time, then by name, if all of them have a creation time. Documents in a folder usually
 // have none, and stay in order.
 func oldestFirst[T any](list []decoded[T]) {
+	if n := slices.IndexFunc(list, func(d decoded[T]) bool { return d.from.alone }); n >= 0 {
+		list = list[:n] // the others are in order, and come last
+	}
 	if slices.ContainsFunc(list, func(d decoded[T]) bool { return d.created.IsZero() }) {
 		return
 	}

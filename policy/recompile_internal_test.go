@@ -250,7 +250,7 @@ func TestRecompile_OneChange(t *testing.T) {
 				want, wantFindings := Compile(sources(docs), Workload{})
 				got, gotFindings := Recompile(last, sources(docs), Workload{})
 				if !slices.Equal(gotFindings, wantFindings) {
-					t.Errorf("the findings are\n%v\nwant\n%v\nof\n%s", gotFindings, wantFindings, sources(docs))
+					t.Errorf("the findings are\n%v\nwant\n%v\nof\n%s", gotFindings, wantFindings, texts(sources(docs)))
 				}
 				if (got == nil) != (want == nil) {
 					t.Fatalf("Recompile = %v, Compile = %v", got, want)
@@ -292,7 +292,7 @@ func reloads(t *testing.T, seed uint64) (accepted, refused int) {
 		want, wantFindings := Compile(sources, w)
 		got, gotFindings := Recompile(last, sources, w)
 		if !slices.Equal(gotFindings, wantFindings) {
-			t.Errorf("the findings are\n%v\nwant\n%v\nof\n%s", gotFindings, wantFindings, sources)
+			t.Errorf("the findings are\n%v\nwant\n%v\nof\n%s", gotFindings, wantFindings, texts(sources))
 		}
 		if (got == nil) != (want == nil) {
 			t.Fatalf("Recompile = %v, Compile = %v", got, want)
@@ -306,7 +306,7 @@ func reloads(t *testing.T, seed uint64) (accepted, refused int) {
 			samePlan(t, got, want)
 		}
 		if t.Failed() {
-			t.Logf("of\n%s", sources)
+			t.Logf("of\n%s", texts(sources))
 			return accepted, refused
 		}
 	}
@@ -338,6 +338,15 @@ func changed(rng *rand.Rand, docs []stored) []stored {
 		}
 	}
 	return docs
+}
+
+// texts returns the text of sources for a message.
+func texts(sources []Source) string {
+	var all strings.Builder
+	for _, s := range sources {
+		fmt.Fprintf(&all, "# %s (alone: %v)\n%s\n", s.Name, s.Alone, s.Data)
+	}
+	return all.String()
 }
 
 // samePlan compares two plans in everything that they say.

@@ -10,6 +10,14 @@ import (
 type Source struct {
 	Name string
 	Data []byte
+
+	// Alone says that each document is judged by itself. One with an error does not keep the others from taking effect: its own last
+	// good version stays in force, as long as it is of the same object, which its metadata.uid tells, or its kind, namespace and name if
+	// it has none. Without a last good version it is left out, and if it protects somebody, what it protects is closed: see
+	// [Finding.InForce]. Such documents are ordered by their creationTimestamp, namespace and name, behind all others.
+	//
+	// By default the sources are judged as a whole: one error, and none takes effect.
+	Alone bool
 }
 
 // ReadDir reads a file, or the files in a folder and its subfolders whose names end in .yaml or .yml, sorted by name. Hidden files and folders
@@ -31,7 +39,7 @@ func ReadDir(path string) ([]Source, error) {
 	}
 	sources := make([]Source, len(files))
 	for i, file := range files {
-		sources[i] = Source(file)
+		sources[i] = Source{Name: file.Name, Data: file.Data}
 	}
 	return sources, nil
 }

@@ -156,7 +156,7 @@ func (c *cluster) idleSince(then time.Time) bool {
 func (c *cluster) start() {
 	entry := c.config.entry
 	switch {
-	case c.config.Missing: // an undefined subset has no endpoints
+	case c.config.Missing || c.config.Closed != "": // an undefined subset has no endpoints
 	case c.failover != nil && !slices.Contains(c.failover, c.target): // it stands for others
 	case c.config.Passthrough: // to where the caller would go without a mesh
 		c.subscribe(c.engine.names, c.config.service, c.update)

@@ -134,6 +134,9 @@ func (c *Call) wake() {
 // healthy returns nil if the cluster has a healthy endpoint, and else why it has none. It waits for the first answer of
 // discovery, once.
 func (c *cluster) healthy(ctx context.Context) error {
+	if err := c.shut(); err != nil {
+		return err
+	}
 	if c.config.Missing {
 		return ErrUnknownSubset
 	}

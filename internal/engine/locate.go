@@ -50,6 +50,9 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 				return err
 			}
 		}
+		if err := c.cluster.shut(); err != nil {
+			return err
+		}
 		if c.cluster.config.Missing && c.cluster.failover == nil {
 			return refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
 		}

@@ -62,6 +62,14 @@ func refuse(layer Layer, flags Flags, err error) error {
 	return &Refusal{Layer: layer, Flags: flags, Err: refusal.Because(err)}
 }
 
+// shut refuses all calls to a target that would not be secured as they should be, since the DestinationRule that says how is refused.
+func (c *cluster) shut() error {
+	if c.config.Closed == "" {
+		return nil
+	}
+	return refuse(LayerRoute, FlagNoCluster, refusal.New(c.config.Closed+" is refused and has no last good version: how it secures calls is not known"))
+}
+
 // prescribe returns a refusal that is answered.
 func prescribe(layer Layer, flags Flags, err error, answer Answer) error {
 	return &Refusal{Layer: layer, Flags: flags, Err: refusal.Because(err), Answer: answer}

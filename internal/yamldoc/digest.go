@@ -73,6 +73,31 @@ func (d *Document) KnownItems(key string, digests []*Digest) (items []*Document)
 	return items
 }
 
+// Renew drops the problems that were reported since the digest was made.
+func (d *Document) Renew(digest *Digest) {
+	d.stream.problems -= len(d.Problems)
+	d.stream.run.problems -= len(d.Problems)
+	d.Problems, d.failed, d.omitted = nil, false, 0
+	d.Report(digest)
+}
+
+// Kept returns the document in a form to keep: not parsed, and without problems. See [Document.Restored].
+func (d *Document) Kept() *Document {
+	kept := &Document{Line: d.Line, text: d.text, sum: d.sum, offset: d.offset, depth: d.depth, unread: true, key: d.key, nth: d.nth}
+	if d.of != nil {
+		kept.of = d.of.Kept()
+	}
+	return kept
+}
+
+// Restored returns a copy of a document that was kept, with the problems of its digest. They do not count towards the limits of a stream.
+func (d *Document) Restored(digest *Digest) *Document {
+	restored := *d
+	restored.stream = &stream{run: new(run)}
+	restored.Report(digest)
+	return &restored
+}
+
 // load parses the document if it was not yet parsed.
 func (d *Document) load() {
 	if !d.unread {
@@ -87,4 +112,13 @@ func (d *Document) load() {
 	c := chunk{data: d.text}
 	c.parse()
 	d.root = c.root
+}
+
+// Raw returns the text of the document as it stands in its stream, also if it cannot be parsed. It is nil for an item of a List, and for what
+// stands for several documents.
+func (d *Document) Raw() []byte {
+	if d.text != nil {
+		return d.text
+	}
+	return d.broken
 }

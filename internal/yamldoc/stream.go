@@ -315,10 +315,10 @@ func (c *chunk) broken() {
 	}
 	if err, ok := c.err.(*notYAML); ok {
 		at, message := c.syntaxError(err.error)
-		c.doc = c.report(max(line, c.line-1+at), "not valid YAML: %s", message)
-		return
+		line, c.err = max(line, c.line-1+at), errors.New("not valid YAML: "+message)
 	}
 	c.doc = c.report(line, "%s", c.err)
+	c.doc.broken = c.data
 }
 
 // syntaxError returns the line and the message of an error of the YAML parser. The parser often names the line where the malformed object

@@ -8,6 +8,7 @@ package yamldoc
 
 import (
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 
@@ -51,6 +52,7 @@ type Document struct {
 	stream  *stream
 	text    []byte
 	sum     Sum        // of text
+	broken  []byte     // in place of text, if it cannot be parsed
 	root    *yaml.Node // a mapping; nil if the syntax is broken
 	unread  bool       // root was not yet parsed
 	loose   bool       // see Loosen
@@ -191,13 +193,13 @@ func (d *Document) Items(key string) (items []*Document) {
 		d.Errorf(key, "Lists are nested more than %d levels deep", maxDepth)
 		return nil
 	}
-	for _, node := range elements {
+	for i, node := range elements {
 		if message := d.stream.documented(); message != "" {
 			d.Errorf(key, "%s", message)
 			break
 		}
 		item := d.stream.document(target(node), d.offset)
-		item.depth = d.depth + 1
+		item.depth, item.of, item.key, item.nth = d.depth+1, d, key, i
 		items = append(items, item)
 	}
 	return items
@@ -210,6 +212,58 @@ func (d *Document) Texts(path string) []string {
 		texts = append(texts, d.Text(Index(path, i)))
 	}
 	return texts
+}
+
+// Keys returns the keys of the object at path, and whether there is an object or nothing at all.
+func (d *Document) Keys(path string) (keys []string, ok bool) {
+	node := d.find(path)
+	if node == nil || null(node) {
+		return nil, true
+	}
+	if node.Kind != yaml.MappingNode {
+		return nil, false
+	}
+	for i := 0; i+1 < len(node.Content); i += 2 {
+		keys = append(keys, node.Content[i].Value)
+	}
+	return keys, true
+}
+
+// IsText reports whether there is a scalar at path that is a string.
+func (d *Document) IsText(path string) bool {
+	node := d.find(path)
+	return node != nil && node.Kind == yaml.ScalarNode && node.ShortTag() == "!!str"
+}
+
+// Paths yields the paths of all fields with this key, at any depth below path.
+func (d *Document) Paths(path, key string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		if node := d.find(path); node != nil {
+			paths(node, path, key, maxDepth, yield)
+		}
+	}
+}
+
+func paths(node *yaml.Node, path, key string, depth int, yield func(string) bool) bool {
+	if depth == 0 {
+		return true
+	}
+	switch node.Kind {
+	case yaml.MappingNode:
+		for i := 0; i+1 < len(node.Content); i += 2 {
+			name, at := node.Content[i].Value, Key(path, node.Content[i].Value)
+			if name == key && !yield(at) || !paths(node.Content[i+1], at, key, depth-1, yield) {
+				return false
+			}
+		}
+	case yaml.SequenceNode:
+		for i, element := range node.Content {
+			if !paths(element, Index(path, i), key, depth-1, yield) {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // Len returns the number of elements of the list at path, and 0 if there is none.

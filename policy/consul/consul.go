@@ -30,7 +30,7 @@ func ReadDir(path string) ([]policy.Source, error) {
 	}
 	sources := make([]policy.Source, len(files))
 	for i, file := range files {
-		sources[i] = policy.Source(file)
+		sources[i] = policy.Source{Name: file.Name, Data: file.Data}
 	}
 	return sources, nil
 }

@@ -277,7 +277,7 @@ func good(files []folder.File) state {
 		hash.Write(size)
 		io.WriteString(hash, source.Name)
 		hash.Write(source.Data)
-		sources = append(sources, policy.Source(source))
+		sources = append(sources, policy.Source{Name: source.Name, Data: source.Data})
 	}
 	return state{sources: sources, mark: string(hash.Sum(nil))}
 }

@@ -371,7 +371,7 @@ func TestWatchReadsWhatReadDirReads(t *testing.T) {
 				if !slices.EqualFunc(got, want, func(a, b policy.Source) bool {
 					return a.Name == b.Name && string(a.Data) == string(b.Data)
 				}) {
-					t.Errorf("Watch yields %s\nReadDir returns %s", got, want)
+					t.Errorf("Watch yields %v\nReadDir returns %v", got, want)
 				}
 				var names []string
 				for _, source := range want {
@@ -397,7 +397,7 @@ func TestReadDirReadsAPipe(t *testing.T) {
 	check(t, err)
 	check(t, <-wrote)
 	if len(sources) != 1 || string(sources[0].Data) != "kind: x" || sources[0].Name != path {
-		t.Errorf("ReadDir returns %s", sources)
+		t.Errorf("ReadDir returns %v", sources)
 	}
 }
 

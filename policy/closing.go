@@ -1,0 +1,158 @@
+package policy
+
+import (
+	"bytes"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/catalog"
+	"github.com/nosidecar/mesh/policy/internal/consul"
+	"github.com/nosidecar/mesh/policy/internal/istio"
+)
+
+// closure says what is closed since a document that may protect it cannot be read.
+type closure struct {
+	host string // calls to it fail; empty: requests to the workload are denied
+}
+
+// protects reports whether a document says who may call whom.
+func (r *reading) protects() bool {
+	return catalog.Protects(r.group, r.kind) || r.group == consul.Group && r.kind == consul.ServiceIntentionsKind
+}
+
+// closing returns what is closed in place of a document that is refused and has no last good version, or nil if nothing is: it protects
+// nothing, or nothing that this process has to do with.
+func (c *compiler) closing(p *piece) *closure {
+	w := &c.plan.workload
+	switch {
+	case p.unknown():
+		if mentionsProtection(p.Raw()) {
+			return new(closure)
+		}
+		return nil
+	case p.kind == "DestinationRule" && p.group == istio.Group:
+		return c.closingHost(p)
+	case !p.protects():
+		return nil
+	case p.group == consul.Group:
+		if w.Service == "" || slices.Contains([]string{"", "*", w.Service}, p.name) {
+			return new(closure)
+		}
+		return nil
+	case p.namespace != w.Namespace && p.namespace != rootNamespace:
+		return nil
+	}
+	if p.harmless() {
+		return nil
+	}
+	at := "spec.selector"
+	if p.group == linkerdPolicy {
+		at = "spec.podSelector"
+	}
+	if labels, readable := selected(p.Document, at); readable && p.group != smiAccess && !within(labels, w.Labels) {
+		return nil
+	}
+	return new(closure)
+}
+
+const (
+	linkerdPolicy = "policy.linkerd.io"
+	smiAccess     = "access.smi-spec.io"
+)
+
+// harmless reports whether a document that says who may call whom would deny nothing to this process.
+func (p *piece) harmless() bool {
+	if p.group == linkerdPolicy {
+		switch p.kind {
+		case "MeshTLSAuthentication", "NetworkAuthentication": // others refer to them
+			return true
+		}
+		return false
+	}
+	if p.kind == "AuthorizationPolicy" {
+		dry, _ := strconv.ParseBool(p.Text(yamldoc.Key("metadata.annotations", "istio.io/dry-run")))
+		if dry || p.IsText("spec.action") && p.Text("spec.action") == "AUDIT" {
+			return true
+		}
+	}
+	// It may be for gateways alone, which do not exist in-process.
+	refs := []string{}
+	if p.Has("spec.targetRef") {
+		refs = append(refs, "spec.targetRef")
+	}
+	for i := range p.Len("spec.targetRefs") {
+		refs = append(refs, yamldoc.Index("spec.targetRefs", i))
+	}
+	return len(refs) > 0 && !slices.ContainsFunc(refs, func(at string) bool {
+		kind := p.Text(at + ".kind")
+		return p.Text(at+".group") != "gateway.networking.k8s.io" || kind != "Gateway" && kind != "GatewayClass"
+	})
+}
+
+// closingHost is closing for a DestinationRule. Without its tls, calls would go in plaintext or to endpoints that nobody checks.
+func (c *compiler) closingHost(p *piece) *closure {
+	w := &c.plan.workload
+	secures := false
+	for at := range p.Paths("spec", "tls") {
+		secures = secures || p.Text(at+".mode") != "DISABLE"
+	}
+	host := p.Text("spec.host")
+	if !secures || host == "" {
+		return nil
+	}
+	if to := p.Texts("spec.exportTo"); len(to) > 0 && !slices.Contains(to, "") {
+		if visible, _ := istio.VisibleFrom(w.Namespace, p.namespace, to); !visible {
+			return nil
+		}
+	}
+	if p.Has("spec.workloadSelector") {
+		if labels, readable := selected(p.Document, "spec.workloadSelector"); readable && (p.namespace != w.Namespace || !within(labels, w.Labels)) {
+			return nil
+		}
+	}
+	return &closure{host: istio.Resolve(host, p.namespace, w.ClusterDomain)}
+}
+
+// selected returns the labels of a selector. It is readable if it has nothing but matchLabels, a map of strings.
+func selected(d *yamldoc.Document, at string) (labels map[string]string, readable bool) {
+	keys, ok := d.Keys(at)
+	if !ok || slices.ContainsFunc(keys, func(key string) bool { return key != "matchLabels" }) {
+		return nil, false
+	}
+	at += ".matchLabels"
+	if keys, ok = d.Keys(at); !ok {
+		return nil, false
+	}
+	labels = make(map[string]string, len(keys))
+	for _, key := range keys {
+		path := yamldoc.Key(at, key)
+		if key == "" || !d.IsText(path) || labels[key] != "" {
+			return nil, false
+		}
+		labels[key] = d.Text(path)
+	}
+	return labels, true
+}
+
+// within reports whether a workload has all labels.
+func within(labels, workload map[string]string) bool {
+	for name, value := range labels {
+		if has, ok := workload[name]; !ok || has != value {
+			return false
+		}
+	}
+	return true
+}
+
+// mentionsProtection reports whether a text that cannot be read has the name of a kind that says who may call whom.
+func mentionsProtection(text []byte) bool {
+	return slices.ContainsFunc(catalog.All(), func(k catalog.Kind) bool {
+		name := k.Name
+		if k.Group == consul.Group {
+			name = strings.TrimSuffix(name, "s")
+		}
+		return k.Protects && bytes.Contains(text, []byte(name))
+	})
+}

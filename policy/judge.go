@@ -1,0 +1,277 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/yamldoc"
+)
+
+// piece is a document as it stands in a source, before it is known what is in force of it.
+type piece struct {
+	document
+	source int // its index
+	alone  bool
+
+	verdict verdict
+	last    *document // its last good version, as it is kept; nil if there is none
+	shut    *closure  // what is closed if it is left out; nil for nothing
+	twin    bool      // the same document is in force from another place
+
+	// Why it is refused.
+	problems []yamldoc.Problem
+	omitted  int
+}
+
+// verdict says what is in force of a document.
+type verdict uint8
+
+const (
+	asWritten verdict = iota
+	lastGood          // its last good version
+	leftOut           // nothing
+	closed            // nothing, and what it may protect is closed
+)
+
+// String returns the verdict as [Finding.InForce] has it.
+func (v verdict) String() string {
+	return [...]string{asWritten: "", lastGood: "last good", leftOut: "nothing", closed: "denial"}[v]
+}
+
+// mostAlone bounds the documents that stand alone: those that protect somebody, and all others.
+const mostAlone = 10_000
+
+// key identifies a document that stands alone.
+func (d *document) key() groupIdentity { return groupIdentity{d.group, d.identity} }
+
+// refusal identifies a document that is refused, and the object that it is a version of.
+func (p *piece) refusal() refusal {
+	if p.unknown() {
+		return refusal{uid: p.file}
+	}
+	return refusal{p.key(), p.uid}
+}
+
+type refusal struct {
+	groupIdentity
+	uid string
+}
+
+// unknown reports whether it could not be read which document it is.
+func (p *piece) unknown() bool { return p.Failed() && (p.kind == "" || p.name == "") }
+
+// lineUp sorts the documents that stand alone, and finds their last good versions.
+func (c *compiler) lineUp() {
+	present := make(map[groupIdentity]bool)
+	for _, p := range c.pieces {
+		if !p.alone {
+			continue
+		}
+		if p.unknown() {
+			c.guess(p)
+		}
+		if !p.unknown() {
+			present[p.key()] = true
+			if last := c.last.kept[p.key()]; last != nil && last.uid == p.uid {
+				p.last = last
+			}
+		}
+		c.alone = append(c.alone, p)
+	}
+	for _, p := range slices.Clone(c.alone) {
+		if p.unknown() {
+			c.keepAll(p, present)
+		}
+	}
+	slices.SortStableFunc(c.alone, func(a, b *piece) int {
+		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name))
+	})
+	others, protecting := 0, 0
+	for _, p := range c.alone {
+		n := &others
+		if p.protects() {
+			n = &protecting
+		}
+		if p.list() {
+			continue
+		}
+		if *n++; *n > mostAlone {
+			p.Errorf("", "there are more than %d documents of its sort that are older: remove some", mostAlone)
+		}
+	}
+	for _, p := range c.alone {
+		if p.verdict == asWritten && p.Failed() && !p.list() {
+			c.refuse(p, p.Document)
+		}
+	}
+}
+
+// keepAll keeps the last good versions of the documents that a source had, and that may be those that cannot be read now.
+func (c *compiler) keepAll(p *piece, present map[groupIdentity]bool) {
+	for _, last := range c.last.keptIn[p.file] {
+		key := last.key()
+		if present[key] {
+			continue
+		}
+		present[key] = true
+		kept := &piece{document: *last, source: p.source, alone: true, verdict: lastGood, last: last, problems: p.Problems, omitted: p.Omitted()}
+		kept.Document = p.Document
+		c.alone, c.pieces = append(c.alone, kept), append(c.pieces, kept)
+	}
+}
+
+// refuse decides what is in force of a document instead of a version with errors: d is that version.
+func (c *compiler) refuse(p *piece, d *yamldoc.Document) {
+	if p.verdict == asWritten {
+		p.problems, p.omitted = slices.Clone(d.Problems), d.Omitted()
+	}
+	switch {
+	case p.verdict == asWritten && p.last != nil && p.last.reading != p.reading && !p.twin:
+		p.verdict = lastGood
+		return
+	case p.twin:
+		p.verdict = leftOut
+		return
+	}
+	p.verdict = leftOut
+	if p.shut = c.closing(p); p.shut != nil {
+		p.verdict = closed
+	}
+}
+
+// judge decides about the documents that stand alone and have an error together with others. It reports whether there are any: then all
+// documents are to be combined again. A document that does not stand alone makes all of that vain.
+func (c *compiler) judge() bool {
+	refused := false
+	for _, d := range c.documents {
+		if !d.Failed() {
+			continue
+		}
+		if !d.from.alone {
+			return false
+		}
+		refused = true
+	}
+	if !refused {
+		return false
+	}
+	for _, d := range c.documents {
+		if d.Failed() {
+			c.refuse(d.from, d.Document)
+		}
+	}
+	return true
+}
+
+// again returns a compiler that combines the same documents again.
+func (c *compiler) again() *compiler {
+	n := newCompiler(c.last, c.plan.workload)
+	n.plan.readings, n.plan.words = c.plan.readings, c.plan.words
+	n.dec, n.texts, n.fresh, n.blank, n.count = c.dec, c.texts, c.fresh, c.blank, c.count
+	n.pieces, n.alone, n.sources = c.pieces, c.alone, c.sources
+	for _, p := range n.pieces {
+		if p.verdict == asWritten {
+			p.Renew(p.digest)
+		}
+	}
+	return n
+}
+
+// current returns the document that is in force of p, or nil if there is none.
+func (p *piece) current() *document {
+	switch {
+	case p.verdict == lastGood:
+		return &document{Document: p.last.Restored(p.last.digest), reading: p.last.reading, file: p.last.file, from: p}
+	case p.verdict == closed && p.shut.host != "":
+		r := &reading{identity: p.identity, group: p.group, digest: new(yamldoc.Digest)}
+		r.is = &destination{host: p.shut.host, visible: true, exportTo: "closed", closed: p.identity.String()}
+		return &document{Document: new(yamldoc.Document).Restored(r.digest), reading: r, file: p.file, from: p}
+	case p.verdict != asWritten:
+		return nil
+	}
+	d := p.document
+	d.from = p
+	return &d
+}
+
+// newer reports whether a document, rather than another one, is refused if they are good only without each other: the one that stands
+// alone, and if both do, the one that has changed.
+func (c *compiler) newer(d, other *document) bool { return c.age(d) < c.age(other) }
+
+func (c *compiler) age(d *document) int {
+	switch p := d.from; {
+	case !p.alone:
+		return 2
+	case p.verdict != asWritten || p.last != nil && p.last.reading == p.reading:
+		return 1
+	}
+	return 0
+}
+
+// keep stores, for the next plan, the last good versions of the documents that stand alone, and which are refused.
+func (c *compiler) keep() {
+	if len(c.alone) == 0 {
+		return
+	}
+	plan, now := c.plan, time.Now()
+	plan.kept = make(map[groupIdentity]*document, len(c.alone))
+	plan.keptIn = make(map[string][]*document, len(c.last.keptIn))
+	plan.refused = make(map[refusal]time.Time)
+	for _, p := range c.alone {
+		last := p.last
+		switch {
+		case p.verdict == asWritten && (p.is == nil || p.name == ""):
+			continue
+		case p.verdict == asWritten && (last == nil || last.reading != p.reading || last.file != p.file || last.Line != p.Line):
+			last = &document{Document: p.Kept(), reading: p.reading, file: p.file}
+		case p.verdict != asWritten:
+			at := p.refusal()
+			since, before := c.last.refused[at]
+			if !before {
+				since = now
+			}
+			plan.refused[at] = since
+			if last == nil || p.verdict != lastGood {
+				continue
+			}
+		}
+		plan.kept[p.key()] = last
+		plan.keptIn[last.file] = append(plan.keptIn[last.file], last)
+	}
+}
+
+// refusals adds the findings about the documents that stand alone and are refused.
+func (c *compiler) refusals(add func(d *document, problems []yamldoc.Problem, omitted int, about Finding)) {
+	for _, p := range c.pieces {
+		if p.verdict != asWritten {
+			add(&p.document, p.problems, p.omitted, Finding{InForce: p.verdict.String(), Since: c.plan.refused[p.refusal()]})
+		}
+	}
+}
+
+// twice reports that a document has the identity of another one.
+func (d *document) twice(first *document) {
+	d.from.twin = first.from.alone && d.from.alone && d.uid != "" && d.uid == first.uid || first.reading == d.reading
+	d.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them", d, first.file, first.Line)
+}
+
+// reason says, in the decision about a request, which document denies it.
+func reason(id identity) string {
+	return fmt.Sprintf("%s is refused and has no last good version: what it forbids is not known", id)
+}
+
+// culprit returns the last of those documents that can be blamed for an error of all of them together.
+func culprit[T any](c *compiler, list []decoded[T]) *document {
+	last := c.documents[0]
+	if len(list) > 0 {
+		last = list[0].document
+	}
+	for _, d := range list {
+		if !c.newer(last, d.document) {
+			last = d.document
+		}
+	}
+	return last
+}
