@@ -74,7 +74,7 @@ func speaksGRPC(name string) bool {
 }
 
 // layers are useful alone: none reaches documents, the assembly, or a layer that stands above it.
-var layers = []string{"/discovery", "/discovery/consul", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault", "/policy/route",
+var layers = []string{"/discovery", "/discovery/consul", "/discovery/kubernetes", "/retry", "/timeout", "/breaker", "/balancer", "/policy/limit", "/policy/fault", "/policy/route",
 	"/policy/authz", "/policy/jwt", "/policy/telemetry", "/policy/telemetry/cel", "/tlsid", "/tlsid/consul", "/tracing"}
 
 // forTests are the packages that nothing but tests imports.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -22,8 +23,8 @@ const (
 // Kind is a kind that the caller knows.
 type Kind struct {
 	Name     string   // "VirtualService"
-	Plural   string   // "virtualservices"
-	Versions []string // that the caller knows, the preferred first
+	Plural   string   // "virtualservices"; empty for what the server says
+	Versions []string // that the caller knows, the preferred first. Others are taken if the server has none of them, in its order
 }
 
 // Served is a question: which kinds of a group does the server have, and in which versions? It must not be changed while in use; then it is
@@ -123,11 +124,8 @@ func (r *asking) ask() error {
 	if err != nil {
 		return err
 	}
-	have := make(map[Resource]bool)
+	have := make(map[versioned]Resource)
 	for _, version := range versions {
-		if !r.wants(version) {
-			continue
-		}
 		if err := r.kinds(version, have); err != nil {
 			return err
 		}
@@ -135,14 +133,18 @@ func (r *asking) ask() error {
 	now := time.Now()
 	for _, k := range r.Kinds {
 		chosen, known := r.chosen[k.Name]
-		if known && have[chosen] {
+		if known && have[versioned{chosen.Version, k.Name}] == chosen {
 			r.found[k.Name] = now
 			continue
 		}
-		i := slices.IndexFunc(k.Versions, func(version string) bool { return have[r.resource(k, version)] })
+		choices := slices.Concat(k.Versions, versions)
+		i := slices.IndexFunc(choices, func(version string) bool {
+			found, ok := have[versioned{version, k.Name}]
+			return ok && (k.Plural == "" || k.Plural == found.Plural)
+		})
 		switch {
 		case i >= 0:
-			r.chosen[k.Name], r.found[k.Name] = r.resource(k, k.Versions[i]), now
+			r.chosen[k.Name], r.found[k.Name] = have[versioned{choices[i], k.Name}], now
 		case known && now.Sub(r.found[k.Name]) >= goneAfter:
 			delete(r.chosen, k.Name)
 		}
@@ -150,14 +152,8 @@ func (r *asking) ask() error {
 	return nil
 }
 
-func (r *asking) resource(k Kind, version string) Resource {
-	return Resource{Group: r.Group, Version: version, Plural: k.Plural, Kind: k.Name}
-}
-
-// wants reports whether a version is known for any kind.
-func (r *asking) wants(version string) bool {
-	return slices.ContainsFunc(r.Kinds, func(k Kind) bool { return slices.Contains(k.Versions, version) })
-}
+// versioned is a kind in a version.
+type versioned struct{ version, kind string }
 
 // versions returns the versions of the group; none if there is no such group.
 func (r *asking) versions() ([]string, error) {
@@ -182,7 +178,7 @@ func (r *asking) versions() ([]string, error) {
 }
 
 // kinds adds the kinds of a version.
-func (r *asking) kinds(version string, have map[Resource]bool) error {
+func (r *asking) kinds(version string, have map[versioned]Resource) error {
 	var list struct {
 		Kind      string
 		Resources []struct{ Name, Kind string }
@@ -197,7 +193,9 @@ func (r *asking) kinds(version string, have map[Resource]bool) error {
 		return notA("APIResourceList", path, list.Kind)
 	}
 	for _, found := range list.Resources {
-		have[Resource{Group: r.Group, Version: version, Plural: found.Name, Kind: found.Kind}] = true
+		if !strings.Contains(found.Name, "/") { // which would be a part of a resource, such as its status
+			have[versioned{version, found.Kind}] = Resource{Group: r.Group, Version: version, Plural: found.Name, Kind: found.Kind}
+		}
 	}
 	return nil
 }

@@ -1,0 +1,101 @@
+package kubernetes
+
+import (
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/nosidecar/mesh/policy"
+)
+
+// document is an object of the API server as a document.
+type document struct {
+	created         time.Time
+	namespace, name string
+	source          policy.Source
+}
+
+// newDocument returns an object as a document of a kind. What the API server keeps for itself is left out, so that a document is the
+// same text until it says something else.
+func newDocument(kind kind, version string, object json.RawMessage) (document, error) {
+	var fields map[string]json.RawMessage
+	var metadata map[string]json.RawMessage
+	if err := json.Unmarshal(object, &fields); err != nil {
+		return document{}, err
+	}
+	if err := json.Unmarshal(fields["metadata"], &metadata); err != nil {
+		return document{}, fmt.Errorf("metadata: %w", err)
+	}
+	var d document
+	var is string
+	for name, into := range map[string]any{"name": &d.name, "namespace": &d.namespace, "creationTimestamp": &d.created} {
+		if err := json.Unmarshal(metadata[name], into); err != nil {
+			return document{}, fmt.Errorf("metadata.%s: %w", name, err)
+		}
+	}
+	// Items of lists of Kubernetes' own kinds do not say what they are.
+	if text := fields["kind"]; text != nil {
+		if err := json.Unmarshal(text, &is); err != nil || is != kind.Name {
+			return document{}, fmt.Errorf("an object of the kind %s, want %s", text, kind.Name)
+		}
+	}
+	fields["kind"] = quoted(kind.Name)
+	fields["apiVersion"] = quoted(version)
+	if kind.Group != "" {
+		fields["apiVersion"] = quoted(kind.Group + "/" + version)
+	}
+	for _, name := range []string{"managedFields", "resourceVersion", "selfLink", "ownerReferences", "finalizers"} {
+		delete(metadata, name)
+	}
+	delete(fields, "status")
+	if kind.Group == "" && kind.Name == "Service" {
+		if err := onlyPorts(fields, metadata); err != nil {
+			return document{}, err
+		}
+	}
+	var err error
+	if fields["metadata"], err = json.Marshal(metadata); err != nil {
+		return document{}, err
+	}
+	text, err := json.Marshal(fields)
+	if err != nil {
+		return document{}, err
+	}
+	d.source = policy.Source{Name: sourceName(kind, d.namespace, d.name), Data: text}
+	return d, nil
+}
+
+// sourceName names a document in findings.
+func sourceName(kind kind, namespace, name string) string {
+	return namespace + "/" + kind.title + "/" + name
+}
+
+// onlyPorts leaves of a Service what documents need of it.
+func onlyPorts(fields, metadata map[string]json.RawMessage) error {
+	var spec map[string]json.RawMessage
+	if err := json.Unmarshal(fields["spec"], &spec); err != nil {
+		return fmt.Errorf("spec: %w", err)
+	}
+	for name := range spec {
+		if name != "ports" {
+			delete(spec, name)
+		}
+	}
+	for _, name := range []string{"annotations", "labels", "generation"} {
+		delete(metadata, name)
+	}
+	var err error
+	fields["spec"], err = json.Marshal(spec)
+	return err
+}
+
+func quoted(s string) json.RawMessage {
+	text, _ := json.Marshal(s) // strings can be marshalled
+	return text
+}
+
+// byAge orders documents from old to new, which decides who is first where two claim the same.
+func byAge(a, b document) int {
+	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name), cmp.Compare(a.source.Name, b.source.Name))
+}

@@ -1,0 +1,145 @@
+// Package kubernetes follows policy documents where kubectl puts them: as custom resources of a Kubernetes API server.
+//
+//	mesh.New(ctx, mesh.WithPolicyFeed(&kubernetes.Feed{}), mesh.WithEmptyPolicy(), ...)
+//
+// The package github.com/nosidecar/mesh/kubernetes wires it to discovery in one option. docs/kubernetes.md has the rights that it
+// needs.
+package kubernetes
+
+import (
+	"cmp"
+	"context"
+	"iter"
+	"log/slog"
+	"maps"
+	"strconv"
+	"sync"
+	"time"
+
+	discovery "github.com/nosidecar/mesh/discovery/kubernetes"
+	"github.com/nosidecar/mesh/policy"
+)
+
+// rootNamespace is the namespace of the documents that apply to the whole mesh.
+const rootNamespace = "istio-system"
+
+// Feed follows the documents of a cluster, for mesh.WithPolicyFeed: those of the process's own namespace, of the root namespace
+// istio-system, of Namespaces, and, with Need, of the namespaces that calls go to. It follows all kinds that package policy knows, in the
+// newest version that both know; a kind that is not installed has no documents until it is. Its fields must not change once it is
+// used; then it is safe for concurrent use.
+//
+// It opens one watch per kind and namespace, over one or two connections.
+type Feed struct {
+	// Client asks the API server. nil means that of the cluster that the process runs in.
+	Client *discovery.Client
+
+	// Namespace is the process's own. "" means that of the client: its pod's, or that of the context of its kubeconfig.
+	Namespace string
+
+	// Namespaces are more namespaces to follow from the start, such as one with ServiceEntries for all.
+	Namespaces []string
+
+	// Logger is told when all documents of a kind are gone at once. nil means slog.Default().
+	Logger *slog.Logger
+
+	mu     sync.Mutex
+	needed map[string]struct{} // namespaces that Need was called for
+	loops  map[*loop]struct{}
+}
+
+// String names the feed in errors.
+func (*Feed) String() string { return "the documents of Kubernetes" }
+
+func (f *Feed) log() *slog.Logger { return cmp.Or(f.Logger, slog.Default()) }
+
+// Watch yields the documents now and after every change, until ctx ends, each as a source of its own named "NAMESPACE/KIND/NAME", from
+// old to new. Documents stand alone: see policy.Source. First it waits until every kind was read in every namespace that it begins
+// with. No document at all is an answer like any other, see mesh.WithEmptyPolicy.
+//
+// What cannot be read is yielded as an error, and what was read of it before goes on to hold. An error has the method Temporary: before
+// the first set it reports false if a kind that protects somebody, such as AuthorizationPolicy, may not be read, and then waiting does
+// not help. Other kinds that may not be read are left out.
+func (f *Feed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
+	return func(yield func([]policy.Source, error) bool) {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		client, err := f.client()
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		l := newLoop(ctx, f, cmp.Or(f.Namespace, client.Namespace()))
+		l.start = func(l *loop, w *watch) { l.followObjects(client, w) }
+		f.enter(l)
+		defer func() {
+			cancel()
+			f.leave(l)
+			l.tasks.Wait()
+		}()
+		for group := range l.kinds {
+			l.tasks.Go(func() { l.followGroup(client, group) })
+		}
+		l.run(yield)
+	}
+}
+
+// enter has calls of Need wait for a loop, too.
+func (f *Feed) enter(l *loop) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.loops == nil {
+		f.loops = make(map[*loop]struct{})
+	}
+	f.loops[l] = struct{}{}
+	for name := range maps.Keys(f.needed) {
+		l.need(name)
+	}
+}
+
+// leave ends that.
+func (f *Feed) leave(l *loop) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.loops, l)
+}
+
+// Need follows a namespace from now on, if it is not followed yet, as far as its documents are about calls to its services. It returns
+// when its documents have been taken by whoever ranges over Watch, when ctx ends, or after 5 seconds: what cannot be read is reported
+// there, and follows. Without a Watch it only takes note.
+func (f *Feed) Need(ctx context.Context, namespace string) {
+	f.mu.Lock()
+	_, known := f.needed[namespace]
+	if !known {
+		if f.needed == nil {
+			f.needed = make(map[string]struct{})
+		}
+		f.needed[namespace] = struct{}{}
+	}
+	loops := make([]*loop, 0, len(f.loops))
+	for l := range f.loops {
+		loops = append(loops, l)
+	}
+	f.mu.Unlock()
+	expiry := time.NewTimer(patience + settle)
+	defer expiry.Stop()
+	for _, l := range loops {
+		if !known && !l.post(func() { l.need(namespace) }) {
+			continue
+		}
+		select {
+		case <-l.awaits(namespace):
+		case <-l.ctx.Done():
+		case <-ctx.Done():
+			return
+		case <-expiry.C:
+			return
+		}
+	}
+}
+
+func plural(n int) string {
+	if n == 1 {
+		return "1 other"
+	}
+	return strconv.Itoa(n) + " others"
+}

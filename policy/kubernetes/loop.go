@@ -1,0 +1,466 @@
+package kubernetes
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	kube "github.com/nosidecar/mesh/internal/kubernetes"
+	"github.com/nosidecar/mesh/policy"
+)
+
+const (
+	settle   = 100 * time.Millisecond // how long a change waits for others that belong to it: the kinds come one by one
+	gather   = 2 * time.Second        // how long a failure waits for others that have the same cause
+	patience = 5 * time.Second        // how long a call waits for the documents of a namespace
+)
+
+// loop is one run of Feed.Watch. All but news and what is below mu belongs to one goroutine.
+type loop struct {
+	feed  *Feed
+	ctx   context.Context
+	start func(*loop, *watch) // has a goroutine follow the objects of a kind in a namespace
+	kinds map[string][]kind   // by group
+	news  chan func()         // what the other goroutines have to tell, run by the loop's own
+	tasks sync.WaitGroup      // the other goroutines
+
+	groups     map[string]*group // by name
+	namespaces map[string]*namespace
+	watches    map[key]*watch
+
+	ready   bool            // everything was read once
+	dirty   bool            // something changed since the last set
+	failed  bool            // an error was yielded since the last set
+	last    []policy.Source // the last set
+	told    map[string]bool // which failures were yielded
+	settles *time.Timer
+	tells   *time.Timer
+	pending struct{ settle, tell bool }
+
+	mu      sync.Mutex
+	inForce map[string]chan struct{} // by namespace; closed when its documents were taken
+}
+
+// group is an API group.
+type group struct {
+	served map[string]kube.Resource // by kind
+	known  bool                     // served was read
+	err    error                    // why it cannot be read
+}
+
+// namespace is a namespace that is followed.
+type namespace struct {
+	own, root bool
+	first     bool // New waits for it
+	expired   bool // calls wait for it no more
+	complete  bool // it was read once
+}
+
+// key names what one watch follows.
+type key struct{ namespace, group, kind string }
+
+// watch follows the objects of a kind in a namespace.
+type watch struct {
+	key
+	kind     kind
+	resource kube.Resource // how it is served
+	cancel   context.CancelFunc
+
+	documents []document
+	read      time.Time // when documents were read, zero if never
+	err       error     // why they cannot be read now
+	since     time.Time // since when
+}
+
+func newLoop(ctx context.Context, feed *Feed, own string) *loop {
+	l := &loop{
+		feed: feed, ctx: ctx, kinds: kinds(), news: make(chan func()),
+		groups: make(map[string]*group), namespaces: make(map[string]*namespace), watches: make(map[key]*watch),
+		told: make(map[string]bool), settles: time.NewTimer(0), tells: time.NewTimer(0), inForce: make(map[string]chan struct{}),
+	}
+	l.settles.Stop()
+	l.tells.Stop()
+	for name := range l.kinds {
+		l.groups[name] = new(group)
+	}
+	for _, name := range append([]string{own, rootNamespace}, feed.Namespaces...) {
+		l.namespaces[name] = &namespace{own: name == own, root: name == rootNamespace, first: true}
+	}
+	return l
+}
+
+// post hands news to the loop. It reports false if the loop has ended.
+func (l *loop) post(news func()) bool {
+	select {
+	case l.news <- news:
+		return true
+	case <-l.ctx.Done():
+		return false
+	}
+}
+
+// run yields what there is until the context ends or yield returns false.
+func (l *loop) run(yield func([]policy.Source, error) bool) {
+	defer l.settles.Stop()
+	defer l.tells.Stop()
+	for {
+		select {
+		case <-l.ctx.Done():
+			return
+		case news := <-l.news:
+			news()
+		case <-l.settles.C:
+			l.pending.settle = false
+			if !l.publish(yield) {
+				return
+			}
+		case <-l.tells.C:
+			l.pending.tell = false
+			if !l.tell(yield) {
+				return
+			}
+		}
+		l.schedule()
+	}
+}
+
+// schedule sees to it that what changed is yielded.
+func (l *loop) schedule() {
+	if l.dirty && !l.pending.settle && (l.ready || l.complete()) {
+		l.pending.settle = true
+		l.settles.Reset(settle)
+	}
+	if wait := gather; !l.pending.tell && len(l.untold()) > 0 {
+		if !l.ready {
+			wait = settle // New waits for it
+		}
+		l.pending.tell = true
+		l.tells.Reset(wait)
+	}
+}
+
+// need begins to follow a namespace.
+func (l *loop) need(name string) {
+	if l.namespaces[name] != nil {
+		return
+	}
+	n := new(namespace)
+	l.namespaces[name] = n
+	l.reconcile()
+	l.tasks.Go(func() {
+		expiry := time.NewTimer(patience)
+		defer expiry.Stop()
+		select {
+		case <-expiry.C:
+			l.post(func() { n.expired, l.dirty = true, true })
+		case <-l.ctx.Done():
+		}
+	})
+	l.dirty = true
+}
+
+// serves takes what a group serves, by kind.
+func (l *loop) serves(name string, kinds map[string]kube.Resource, err error) {
+	g := l.groups[name]
+	if g.err = err; err != nil {
+		return
+	}
+	g.known, g.served, l.dirty = true, kinds, true
+	l.reconcile()
+}
+
+// reconcile starts and ends watches, so that every kind that is served is followed in every namespace that it concerns.
+func (l *loop) reconcile() {
+	for name, n := range l.namespaces {
+		for group, kinds := range l.kinds {
+			g := l.groups[group]
+			if !g.known {
+				continue
+			}
+			for _, kind := range kinds {
+				if !kind.concerns(n.own, n.root) {
+					continue
+				}
+				k := key{name, group, kind.Name}
+				w, now := l.watches[k], g.served[kind.Name]
+				switch {
+				case now.Version == "" && w == nil:
+				case now.Version == "":
+					l.gone(w)
+				case w == nil || w.resource != now:
+					l.follow(k, kind, now, w)
+				}
+			}
+		}
+	}
+}
+
+// follow starts a watch. before is the one that it replaces, whose documents hold until it has some; it may be nil.
+func (l *loop) follow(k key, kind kind, how kube.Resource, before *watch) {
+	w := &watch{key: k, kind: kind, resource: how}
+	if before != nil {
+		before.cancel()
+		w.documents, w.read = before.documents, before.read
+	}
+	l.watches[k] = w
+	l.start(l, w)
+}
+
+// gone ends the watch of a kind that is not served any more, and with it its documents.
+func (l *loop) gone(w *watch) {
+	w.cancel()
+	delete(l.watches, w.key)
+	l.removed(w, len(w.documents), "the kind is not served any more")
+	l.dirty = true
+}
+
+// take takes what a watch has read.
+func (l *loop) take(w *watch, documents []document, err error) {
+	if l.watches[w.key] != w {
+		return // it was replaced
+	}
+	if err != nil {
+		if w.err == nil {
+			w.since = time.Now()
+		}
+		w.err, l.dirty = err, l.dirty || !l.ready
+		return
+	}
+	if !w.read.IsZero() && len(documents) == 0 {
+		l.removed(w, len(w.documents), "all were removed")
+	}
+	w.documents, w.read, w.err, l.dirty = documents, time.Now(), nil, true
+	delete(l.told, w.name())
+}
+
+// removed logs that all documents of a kind are gone.
+func (l *loop) removed(w *watch, n int, why string) {
+	if n > 0 {
+		l.feed.log().Warn("policy/kubernetes: "+why, "kind", w.kind.title, "namespace", w.namespace, "documents", n)
+	}
+}
+
+// name names what is followed, for errors.
+func (w *watch) name() string { return w.kind.title + " in " + w.namespace }
+
+// known reports whether it is known which documents there are, or that they may not be read and protect nobody.
+func (w *watch) known() bool {
+	return !w.read.IsZero() || !w.kind.Protects && denied(w.err)
+}
+
+// complete reports whether all of the namespaces that New waits for is known.
+func (l *loop) complete() bool {
+	for name, n := range l.namespaces {
+		if n.first && !l.read(name, n) {
+			return false
+		}
+	}
+	return true
+}
+
+// read reports whether all documents of a namespace are known.
+func (l *loop) read(name string, n *namespace) bool {
+	for group, kinds := range l.kinds {
+		g := l.groups[group]
+		if !g.known {
+			return false
+		}
+		for _, kind := range kinds {
+			if g.served[kind.Name].Version == "" || !kind.concerns(n.own, n.root) {
+				continue
+			}
+			if w := l.watches[key{name, group, kind.Name}]; w == nil || !w.known() && (n.first || !denied(w.err)) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// publish yields the documents if they changed.
+func (l *loop) publish(yield func([]policy.Source, error) bool) bool {
+	if !l.ready && !l.complete() {
+		return true
+	}
+	l.ready, l.dirty = true, false
+	var all []document
+	var taken []string
+	for name, n := range l.namespaces {
+		if n.complete = n.complete || n.expired || l.read(name, n); !n.complete {
+			continue // all of it comes at once
+		}
+		taken = append(taken, name)
+		for k, w := range l.watches {
+			if k.namespace == name {
+				all = append(all, w.documents...)
+			}
+		}
+	}
+	slices.SortFunc(all, byAge)
+	sources := make([]policy.Source, len(all))
+	for i, d := range all {
+		sources[i] = d.source
+	}
+	healed := l.failed && len(l.failures()) == 0
+	if l.last == nil || healed || !slices.EqualFunc(sources, l.last, equal) {
+		if !yield(slices.Clone(sources), nil) {
+			return false
+		}
+		l.last, l.failed = sources, l.failed && !healed
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, name := range taken {
+		l.enters(name)
+	}
+	return true
+}
+
+func equal(a, b policy.Source) bool { return a.Name == b.Name && string(a.Data) == string(b.Data) }
+
+// enters says that what is known of a namespace is in force. mu is held.
+func (l *loop) enters(name string) {
+	switch c := l.inForce[name]; {
+	case c == nil:
+		l.inForce[name] = closed
+	case c != closed:
+		close(c)
+		l.inForce[name] = closed
+	}
+}
+
+// closed is a channel that is closed.
+var closed = func() chan struct{} {
+	c := make(chan struct{})
+	close(c)
+	return c
+}()
+
+// awaits returns a channel that is closed when the documents of a namespace are in force.
+func (l *loop) awaits(name string) <-chan struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.inForce[name] == nil {
+		l.inForce[name] = make(chan struct{})
+	}
+	return l.inForce[name]
+}
+
+// failures returns what cannot be read now, by name.
+func (l *loop) failures() map[string]error {
+	all := make(map[string]error)
+	for name, g := range l.groups {
+		if g.err != nil {
+			all["API group "+name] = g.err
+		}
+	}
+	for _, w := range l.watches {
+		if w.err != nil && (l.ready || !w.known()) {
+			all[w.name()] = w.err
+		}
+	}
+	return all
+}
+
+// untold returns the names of the failures that were not yielded.
+func (l *loop) untold() []string {
+	var names []string
+	for name := range l.failures() {
+		if !l.told[name] {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// tell yields what cannot be read, as one error.
+func (l *loop) tell(yield func([]policy.Source, error) bool) bool {
+	if len(l.untold()) == 0 {
+		return true
+	}
+	failures := l.failures()
+	trouble := &unread{temporary: true, kept: l.ready}
+	for _, name := range slices.Sorted(maps.Keys(failures)) {
+		l.told[name] = true
+		trouble.names, trouble.errs = append(trouble.names, name), append(trouble.errs, failures[name])
+	}
+	for _, w := range l.watches {
+		if w.err != nil && !w.known() && denied(w.err) {
+			trouble.temporary = false
+		}
+		if w.err != nil && (trouble.since.IsZero() || w.since.Before(trouble.since)) {
+			trouble.since = w.since
+		}
+	}
+	l.failed = true
+	return yield(nil, trouble)
+}
+
+// unread is the error that some documents cannot be read.
+type unread struct {
+	names     []string
+	errs      []error
+	since     time.Time
+	temporary bool
+	kept      bool // what was read before stays in force
+}
+
+// Error names what cannot be read, by cause.
+func (e *unread) Error() string {
+	byCause := make(map[string][]string)
+	var causes []string
+	for i, err := range e.errs {
+		cause := causeOf(err)
+		if byCause[cause] == nil {
+			causes = append(causes, cause)
+		}
+		byCause[cause] = append(byCause[cause], e.names[i])
+	}
+	var b strings.Builder
+	b.WriteString("kubernetes: cannot read ")
+	for i, cause := range causes {
+		if i > 0 {
+			b.WriteString("; ")
+		}
+		b.WriteString(several(byCause[cause]) + ": " + cause)
+	}
+	if !e.temporary {
+		b.WriteString("; what protects somebody must be readable: see the rights in docs/kubernetes.md")
+	} else if e.kept {
+		b.WriteString("; what was read until " + e.since.UTC().Format(time.RFC3339) + " stays in force")
+	}
+	return b.String()
+}
+
+// causeOf says why something cannot be read, without what it is.
+func causeOf(err error) string {
+	var e *kube.Error
+	if !errors.As(err, &e) {
+		return err.Error()
+	}
+	if e.Err == nil {
+		return fmt.Sprintf("%d %s", e.Code, cmp.Or(e.Reason, e.Message))
+	}
+	return e.Err.Error()
+}
+
+// several names the first of many.
+func several(names []string) string {
+	const most = 3
+	if len(names) <= most {
+		return strings.Join(names, ", ")
+	}
+	return strings.Join(names[:most], ", ") + " and " + plural(len(names)-most)
+}
+
+// Unwrap returns the causes.
+func (e *unread) Unwrap() []error { return e.errs }
+
+// Temporary reports whether waiting may help: it does not if a kind that protects may not be read.
+func (e *unread) Temporary() bool { return e.temporary }
