@@ -171,7 +171,7 @@ func (p *Plan) built(c *claim) *built {
 	u := p.unit(c)
 	b := c.virtual.last.Load()
 	if b == nil || !b.unit.equal(&u) {
-		b = mustCompile(c.virtual.identity.String(), p.steps(c, (*virtual).get))
+		b = mustCompile(c.virtual.identity.String(), p.steps(c, (*virtual).peek))
 		b.unit = u
 	}
 	if !c.done.CompareAndSwap(nil, b) {
@@ -186,7 +186,7 @@ func (p *Plan) joined(c *claim) *built {
 	if b := c.joint.done.Load(); b != nil {
 		return b
 	}
-	j := p.join(c.joint.host, c, &c.joint.unit, (*virtual).get)
+	j := p.join(c.joint.host, c, &c.joint.unit, (*virtual).peek)
 	c.joint.done.CompareAndSwap(nil, mustCompile(j.name, j.out)) // the addresses of routes identify them
 	return c.joint.done.Load()
 }

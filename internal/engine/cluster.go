@@ -16,6 +16,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
+	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -40,6 +41,8 @@ type cluster struct {
 	failover []route.Target
 	woken    atomic.Int64 // when they were last kept awake, in Unix seconds
 	heard    atomic.Bool  // discovery has answered, or has had enough time: see healthy
+
+	plaintext secured // of all endpoints without TLS
 
 	calls atomic.Int64 // in flight, with the bit below
 	used  atomic.Int64 // when the last call began, in Unix seconds
@@ -66,6 +69,8 @@ const clusterGone = 1 << 62
 // where their settings are the same.
 func newCluster(e *Engine, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
 	c := &cluster{engine: e, target: target, config: config, failover: failoverTargets(&config, target)}
+	mode := config.TLS.Mode
+	c.plaintext.always = mode != policy.TLSAuto && mode != policy.TLSDisable
 	if previous == nil {
 		previous = &cluster{}
 	}

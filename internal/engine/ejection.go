@@ -13,36 +13,29 @@ type outlierDetector struct {
 	*breaker.Outlier
 
 	mu    sync.Mutex
-	hosts map[string]ejectable
-}
-
-// ejectable is an endpoint that may be ejected.
-type ejectable struct {
-	cluster *cluster
-	host    *balancer.Host
-	tracker *breaker.Tracker
+	hosts map[string]*endpoint // that may be ejected
 }
 
 func newOutlierDetector(config breaker.OutlierConfig) (*outlierDetector, error) {
-	d := &outlierDetector{hosts: make(map[string]ejectable)}
+	d := &outlierDetector{hosts: make(map[string]*endpoint)}
 	var err error
 	d.Outlier, err = breaker.NewOutlier(config, d.event)
 	return d, err
 }
 
-// watch keeps the host ejected while its tracker is.
-func (d *outlierDetector) watch(c *cluster, h *balancer.Host, t *breaker.Tracker) {
+// watch keeps the host of an endpoint ejected while its tracker is.
+func (d *outlierDetector) watch(e *endpoint) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.hosts[h.ID()] = ejectable{c, h, t}
-	h.SetEjected(t.Ejected())
+	d.hosts[e.host.ID()] = e
+	e.host.SetEjected(e.tracker.Ejected())
 }
 
 // unwatch forgets an endpoint, unless the host of a newer cluster has taken its place.
 func (d *outlierDetector) unwatch(h *balancer.Host) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.hosts[h.ID()].host == h {
+	if e := d.hosts[h.ID()]; e != nil && e.host == h {
 		delete(d.hosts, h.ID())
 		d.Forget(h.ID())
 	}

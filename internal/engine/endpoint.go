@@ -8,30 +8,35 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
-	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// endpoint is what a cluster attaches to a host of its balancer.
+// endpoint is what a cluster attaches to a host of its balancer. Its sockets are opened by the first call that needs them:
+// most of ten thousand endpoints may never get one.
 type endpoint struct {
 	cluster *cluster
-	tracker *breaker.Tracker // nil if endpoints are never ejected
-	plain   *sockets.Socket  // without TLS, or with the TLS that the caller's URL asks for
+	host    *balancer.Host
+	tracker *breaker.Tracker               // nil if endpoints are never ejected
+	plain   atomic.Pointer[sockets.Socket] // without TLS, or with the TLS that the caller's URL asks for
 	secured atomic.Pointer[secured]
 
 	described *discovery.Endpoint // how the latest update did; guarded by cluster.updating
 }
 
 // secured is the socket of an endpoint for its security. It is replaced when discovery describes the endpoint differently.
+// Endpoints with plaintext share one.
 type secured struct {
 	sockets.Security
-	err    error           // why the endpoint cannot be called
-	socket *sockets.Socket // nil for plaintext
+	err    error                          // why the endpoint cannot be called
+	socket atomic.Pointer[sockets.Socket] // never for plaintext
 
 	// always says that a document asked for it, so that it also applies to calls whose URL asks for TLS. Auto-mTLS leaves
 	// those to their caller: it replaces plaintext only.
 	always bool
 }
+
+// closed takes the place of a socket, so that no call opens another.
+var closed = new(sockets.Socket)
 
 // describe secures the endpoint as discovery describes it now.
 func (c *cluster) describe(h *balancer.Host, e *endpoint) {
@@ -40,15 +45,29 @@ func (c *cluster) describe(h *balancer.Host, e *endpoint) {
 	if old != nil && old.Security == security && sameText(old.err, err) {
 		return
 	}
-	mode := c.config.TLS.Mode
-	s := &secured{Security: security, err: err, always: mode != policy.TLSAuto && mode != policy.TLSDisable}
+	s := &c.plaintext
+	if security != (sockets.Security{}) || err != nil {
+		s = &secured{Security: security, err: err, always: c.plaintext.always}
+	}
 	if s.Kind != sockets.Plaintext {
-		s.socket = c.sockets.Open(h.ID(), s.Security, c.tlsConfig(s.Security))
+		s.socket.Store(c.sockets.Share(h.ID(), s.Security))
 	}
 	e.secured.Store(s)
-	if old != nil && old.socket != nil {
-		c.sockets.Close(old.socket)
+	if old != nil {
+		c.closeSocket(old)
 	}
+}
+
+// open returns the socket in a place of the endpoint, which it opens if there is none.
+func (e *endpoint) open(place *atomic.Pointer[sockets.Socket], security sockets.Security) *sockets.Socket {
+	if s := place.Load(); s != nil {
+		return s
+	}
+	c := e.cluster
+	if s := c.sockets.Open(e.host.ID(), security, c.tlsConfig(security)); !place.CompareAndSwap(nil, s) {
+		c.sockets.Close(s) // another call was first, or it is too late
+	}
+	return place.Load()
 }
 
 var errRemoved = errors.New("the endpoint was removed meanwhile")
@@ -60,7 +79,8 @@ func sameText(a, b error) bool {
 // enter counts an attempt in, and returns the connections that it uses. ownTLS says that the caller's URL asks for TLS.
 func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*sockets.Connections, error) {
 	for {
-		s, way := e.secured.Load(), e.plain
+		s := e.secured.Load()
+		place, security := &e.plain, sockets.Security{}
 		if !ownTLS || s.always {
 			if s.err != nil {
 				return nil, s.err
@@ -71,11 +91,11 @@ func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*sockets.Connecti
 					return nil, err
 				}
 			}
-			if s.socket != nil {
-				way = s.socket
+			if s.Kind != sockets.Plaintext {
+				place, security = &s.socket, s.Security
 			}
 		}
-		if current := way.Enter(); current != nil {
+		if current := e.open(place, security).Enter(); current != nil {
 			return current, nil
 		}
 		if e.secured.Load() == s {
@@ -85,9 +105,20 @@ func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*sockets.Connecti
 }
 
 // close closes the sockets of an endpoint that has no attempts.
-func (e *endpoint) close(c *sockets.Set) {
-	c.Close(e.plain)
-	if s := e.secured.Load(); s.socket != nil {
-		c.Close(s.socket)
+func (e *endpoint) close() {
+	closeSocket(e.cluster.sockets, &e.plain)
+	e.cluster.closeSocket(e.secured.Load())
+}
+
+// closeSocket closes the socket of a security that an endpoint does not have any more.
+func (c *cluster) closeSocket(s *secured) {
+	if s.Kind != sockets.Plaintext {
+		closeSocket(c.sockets, &s.socket)
+	}
+}
+
+func closeSocket(set *sockets.Set, place *atomic.Pointer[sockets.Socket]) {
+	if s := place.Swap(closed); s != nil && s != closed {
+		set.Close(s)
 	}
 }

@@ -96,11 +96,12 @@ func (c *cluster) identified() {
 }
 
 func (c *cluster) attach(h *balancer.Host) any {
-	e := &endpoint{cluster: c, plain: c.sockets.Open(h.ID(), sockets.Security{}, nil)}
+	e := &endpoint{cluster: c, host: h}
+	e.plain.Store(c.sockets.Share(h.ID(), sockets.Security{}))
 	c.describe(h, e)
 	if c.outlier != nil {
 		e.tracker = c.outlier.Track(h.ID())
-		c.outlier.watch(c, h, e.tracker)
+		c.outlier.watch(e)
 	}
 	return e
 }
@@ -112,5 +113,5 @@ func (c *cluster) removed(h *balancer.Host) {
 }
 
 func (c *cluster) drained(h *balancer.Host) {
-	h.Value().(*endpoint).close(c.sockets)
+	h.Value().(*endpoint).close()
 }

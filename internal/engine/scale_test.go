@@ -148,6 +148,41 @@ func TestChangeOfOneEndpointIsCheap(t *testing.T) {
 	}
 }
 
+// Of ten thousand endpoints most are never called. Each once had sockets of its own for that.
+func TestEndpointsThatAreNotCalledTakeLittleMemory(t *testing.T) {
+	const endpoints = 10_000
+	heap := func() uint64 {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	for _, test := range []struct {
+		eject bool
+		most  uint64 // bytes for each
+	}{{false, 512}, {true, 720}} {
+		e := scaled(t, 0)
+		if err := e.Treat(func(_ route.Target, c *policy.Cluster) { c.Eject = test.eject }); err != nil {
+			t.Fatal(err)
+		}
+		c, _, err := e.create(e.view.Load().plan, route.Target{Host: "big.default.svc.cluster.local", Port: 80})
+		if err != nil {
+			t.Fatal(err)
+		}
+		set := make([]discovery.Endpoint, endpoints)
+		for i := range set {
+			set[i] = discovery.Endpoint{Address: fmt.Sprintf("10.0.%d.%d", i>>8, i&255), Port: 80}
+		}
+		before := heap()
+		c.update(set)
+		if each := (heap() - before) / endpoints; each > test.most {
+			t.Errorf("with ejections %v: an endpoint takes %d bytes, want at most %d", test.eject, each, test.most)
+		}
+		runtime.KeepAlive(set)
+	}
+}
+
 // Services that are not called any more are dropped, but neither those in use nor those called meanwhile.
 func TestIdleServicesAreDropped(t *testing.T) {
 	const services = 2 * clustersKept

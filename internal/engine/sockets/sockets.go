@@ -13,7 +13,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/httpclone"
 	"github.com/nosidecar/mesh/internal/originate"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
@@ -73,13 +72,7 @@ func New(from *Template, config *policy.Cluster) (*Set, error) {
 			return nil, err
 		}
 	}
-	template := httpclone.Transport(from.transport)
-	template.Proxy = nil // an endpoint is dialled directly
-	if config.UpgradeHTTP2 {
-		template.Protocols = new(http.Protocols)
-		template.Protocols.SetHTTP2(true)
-		template.Protocols.SetUnencryptedHTTP2(true)
-	}
+	template := from.direct(config.UpgradeHTTP2)
 	// Whatever can be wrong with the template is wrong for every endpoint.
 	probe, err := pool.Conns(template)
 	if err != nil {
@@ -106,7 +99,18 @@ func (c *Set) Open(address string, under Security, config *tls.Config) *Socket {
 	return s
 }
 
-// Close closes a socket that was opened, once for each Open.
+// Share is Open for a socket that is open already; it returns nil if none is.
+func (c *Set) Share(address string, under Security) *Socket {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := c.all[key{address, under}]
+	if s != nil {
+		s.refs++
+	}
+	return s
+}
+
+// Close closes a socket that was opened, once for each Open and Share.
 func (c *Set) Close(s *Socket) {
 	c.mu.Lock()
 	s.refs--

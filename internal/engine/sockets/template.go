@@ -16,15 +16,32 @@ type Template struct {
 	transport *http.Transport
 	outside   *limit.Conns      // with the template's proxy
 	replaced  http.RoundTripper // in place of all connections to endpoints, for benchmarks
+
+	// The templates of connections to endpoints, which are dialled directly. They are never used themselves.
+	endpoints, upgraded *http.Transport
 }
 
 // NewTemplate returns a template like transport, which is never used itself. nil means http.DefaultTransport.
 func NewTemplate(transport *http.Transport) (*Template, error) {
 	t := &Template{transport: httpclone.Transport(transport)}
+	t.endpoints = httpclone.Transport(t.transport)
+	t.endpoints.Proxy = nil
+	t.upgraded = httpclone.Transport(t.endpoints)
+	t.upgraded.Protocols = new(http.Protocols)
+	t.upgraded.Protocols.SetHTTP2(true)
+	t.upgraded.Protocols.SetUnencryptedHTTP2(true)
 	var unlimited *limit.Pool
 	var err error
 	t.outside, err = unlimited.Conns(t.transport)
 	return t, err
+}
+
+// direct returns the template of connections to endpoints, with HTTP/2 for plaintext or without.
+func (t *Template) direct(upgrade bool) *http.Transport {
+	if upgrade {
+		return t.upgraded
+	}
+	return t.endpoints
 }
 
 // Outside returns the connections to hosts outside the mesh.
