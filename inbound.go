@@ -15,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/judge"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
 	"github.com/nosidecar/mesh/policy"
@@ -104,7 +105,7 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 // it is denied then, it is cut off: its context ends, its handler's reads and writes fail, and the peer sees a reset.
 // Connections that handlers take over, as for websockets, are cut off in the same way, even after the handler has returned.
 // A complete answer is not affected. Envoy lets requests in flight go on. Tokens are verified when the request arrives, and not
-// again: its claims stay what they were.
+// again: its claims stay what they were, and the headers that documents make of claims are judged by these.
 //
 // Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
 // [WithWorkload]. Shutdown of the http.Server drains as usual.
@@ -295,12 +296,11 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 		w.Header().Set("Connection", "close") // over a new one it may have an identity
 	}
 	if in.PeerErr == errUnknownConnection {
-		in.Decision = authz.Decision{Match: authz.Match{Rule: -1}, Audit: authz.Match{Rule: -1}, Reason: errUnknownConnection.Error()}
+		in.Decision = judge.Denied(errUnknownConnection.Error())
 		in.Decision.Refuse(w, r)
 		return false
 	}
-	// Where only peers with an identity are served, no other's token is looked at.
-	if tokens := in.rules.Tokens(); tokens != nil && (in.mode != tlsid.Strict || in.Peer != "") && !in.authenticate(w, r, tokens) {
+	if !in.authenticate(w, r) {
 		return false
 	}
 	in.Decision = in.rules.Authorize(&in.view)

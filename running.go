@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/judge"
 	"github.com/nosidecar/mesh/internal/netconn"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tlsid"
@@ -263,10 +264,9 @@ func (m *Mesh) reconsider(f *facts) (now authz.Decision, peerErr error) {
 			peerErr = err
 		}
 	}
-	now = rules.Authorize(&view)
+	now = judge.Again(rules, &view)
 	if now.Allowed && f.id != "" && view.Principal == "" {
-		none := authz.Match{Rule: -1}
-		now = authz.Decision{Match: none, Audit: none, Shadow: authz.Shadow{Match: none}, Reason: reasonNoPeer}
+		now = judge.Denied(reasonNoPeer)
 	}
 	return now, peerErr
 }

@@ -3,29 +3,23 @@ package mesh
 import (
 	"net/http"
 
-	"github.com/nosidecar/mesh/policy/authz"
-	"github.com/nosidecar/mesh/policy/jwt"
+	"github.com/nosidecar/mesh/internal/judge"
 )
 
-// authenticate verifies the tokens of a request, before anything is decided about it: what policies and the handler see are the
-// claims, and never what the client wrote where they stand. If a token is not accepted, it answers, and returns false.
-func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request, tokens *jwt.Authenticator) bool {
+// authenticate verifies the tokens of a request, before anything is decided about it. If one is not accepted, it answers, and returns
+// false.
+func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request) bool {
 	ctx := r.Context()
 	if in.context != nil { // that of the observers
 		ctx = in.context
 	}
-	in.token = tokens.Authenticate(ctx, r, in.Start)
+	in.token, in.edited = judge.Authenticate(ctx, in.rules, r, &in.view, in.Start)
 	if err := in.token.Err; err != nil {
-		none := authz.Match{Rule: -1}
-		in.Decision = authz.Decision{Match: none, Audit: none, Shadow: authz.Shadow{Match: none}, Reason: err.Error()}
-		err.Refuse(w, r, tokens.Realm(r))
+		in.Decision = judge.Denied(err.Error())
+		err.Refuse(w, r, in.rules.Tokens().Realm(r))
 		return false
 	}
-	if header := in.token.Header(r.Header); header != nil {
-		in.view.Header, in.edited = header, true
-	}
 	if claims := in.token.Claims; claims != nil {
-		in.view.Claims = claims
 		in.User = claims.Issuer() + "/" + claims.Subject()
 	}
 	return true

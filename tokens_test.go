@@ -305,3 +305,97 @@ func TestRefusedDocumentsAndReadiness(t *testing.T) {
 		t.Errorf("not ready: %q, keys %v", s.NotReady, s.Keys)
 	}
 }
+
+// A request that is running when rules about tokens come into force is judged by its token, and not by what its client wrote into a
+// header that is a claim from then on.
+func TestRunningRequestsAndNewHeadersOfClaims(t *testing.T) {
+	noLeaks(t)
+	issuer := jwttest.New("a")
+	users := func(outputs string) string {
+		return authentication("issuer: i, jwks: '" + jwttest.KeySet(issuer) + "'" + outputs)
+	}
+	const outputs = ", outputClaimToHeaders: [{header: x-sub, claim: sub}]"
+	allow := authorization("ALLOW", "{when: [{key: 'request.headers[x-sub]', values: [alice]}]}")
+	deny := authorization("DENY", "{when: [{key: 'request.headers[x-sub]', values: [bob]}]}")
+	for _, test := range []struct {
+		name, before, then string
+		header, user       string
+		ends               bool
+	}{
+		{"the client's own header", "", users(outputs) + allow, "alice", "", true},
+		{"in another spelling", "", users(outputs) + authorization("ALLOW", "{when: [{key: 'request.headers[x_sub]', values: [alice]}]}"), "alice", "", true},
+		{"against the claim", users(""), users(outputs) + allow, "alice", "bob", true},
+		{"the claim", users(""), users(outputs) + allow, "bob", "alice", false},
+		{"a denied claim", users(""), users(outputs) + deny, "alice", "bob", true},
+		{"an allowed claim", users(""), users(outputs) + deny, "bob", "alice", false},
+		{"the claim as it was", users(outputs), users(outputs) + allow, "bob", "alice", false},
+		{"a rule of another issuer", users(""), strings.Replace(users(outputs), "issuer: i", "issuer: j", 1) + allow, "alice", "alice", true},
+		{"no header as before", "", users("") + allow, "alice", "", false},
+	} {
+		for _, kind := range []string{"HTTP", "taken over"} {
+			t.Run(test.name+", "+kind, func(t *testing.T) {
+				m := newMesh(t, test.before+authorization("ALLOW", "{}"))
+				begun, ended, stopped := make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+				stop := sync.OnceFunc(func() { close(stopped) })
+				var asking sync.WaitGroup
+				defer asking.Wait()
+				defer stop()
+				e := serveMesh(t, m, func(w http.ResponseWriter, r *http.Request) {
+					defer close(ended)
+					begun <- struct{}{}
+					if kind == "HTTP" {
+						select {
+						case <-r.Context().Done():
+						case <-stopped:
+						}
+						return
+					}
+					conn, _, err := http.NewResponseController(w).Hijack()
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					defer conn.Close()
+					begun <- struct{}{}
+					io.Copy(io.Discard, conn)
+				})
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				req, _ := http.NewRequestWithContext(ctx, http.MethodPost, "http://"+addressOf(e)+"/", strings.NewReader("body"))
+				name := "X-Sub"
+				if strings.Contains(test.name, "spelling") {
+					name = "X_sub"
+				}
+				req.Header.Set(name, test.header)
+				if test.user != "" {
+					req.Header.Set("Authorization", "Bearer "+issuer.Token(`{"iss":"i","sub":"`+test.user+`"}`))
+				}
+				client := &http.Client{Transport: new(http.Transport)}
+				defer client.CloseIdleConnections()
+				asking.Go(func() {
+					if resp, err := client.Do(req); err == nil {
+						resp.Body.Close()
+					}
+				})
+				await.Receive(t, "the request", begun)
+				if kind != "HTTP" {
+					await.Receive(t, "the connection", begun)
+				}
+				apply(t, m, test.then)
+				select {
+				case <-ended:
+					if !test.ends {
+						t.Error("the request was ended")
+					}
+				default:
+					if test.ends {
+						await.Receive(t, "the end of the request", ended)
+					}
+				}
+				stop()
+				cancel()
+				await.Receive(t, "the end of the handler", ended)
+			})
+		}
+	}
+}

@@ -16,10 +16,10 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/connectid"
+	"github.com/nosidecar/mesh/internal/judge"
 	"github.com/nosidecar/mesh/policy"
 	access "github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/jwt"
-	"github.com/nosidecar/mesh/tlsid"
 )
 
 // verdict is what authz prints: whether a request is allowed, by which rule, and why. Where no rule decided, it is left out.
@@ -135,18 +135,8 @@ func (in *inbound) decide(plan *policy.Plan, req *http.Request) access.Decision 
 	view := access.NewRequest(req, in.principal, in.trustedHops)
 	view.Destination = netip.AddrPortFrom(netip.Addr{}, in.port)
 	rules := plan.Inbound()
-	if tokens := rules.Tokens(); tokens != nil && (rules.Mode(int(in.port)) != tlsid.Strict || in.principal != "") {
-		result := tokens.Authenticate(context.Background(), req, in.at())
-		if result.Err != nil {
-			none := access.Match{Rule: -1}
-			return access.Decision{Match: none, Audit: none, Reason: result.Err.Error()}
-		}
-		if header := result.Header(req.Header); header != nil {
-			view.Header = header
-		}
-		if result.Claims != nil {
-			view.Claims = result.Claims
-		}
+	if result, _ := judge.Authenticate(context.Background(), rules, req, &view, in.at()); result.Err != nil {
+		return judge.Denied(result.Err.Error())
 	}
 	return rules.Authorize(&view)
 }

@@ -154,6 +154,23 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 	return result
 }
 
+// Again returns what the rules make of claims that were verified before, perhaps by other rules: the first rule for their issuer and
+// audience sets headers. claims may be nil.
+func (a *Authenticator) Again(claims *Claims) Result {
+	result := Result{outer: a}
+	if claims == nil {
+		return result
+	}
+	for _, r := range a.rules {
+		if t := claims.token; (r.Issuer == "" || r.Issuer == t.issuer) && t.meant(r.audiences) {
+			result.Claims, result.rule = claims, r
+			result.Err = result.checkHeaders()
+			break
+		}
+	}
+	return result
+}
+
 // maxSightings bounds the tokens of a request, each of which may cost a verification by each rule.
 const maxSightings = 8
 
