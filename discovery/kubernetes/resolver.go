@@ -1,0 +1,130 @@
+package kubernetes
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"iter"
+	"strings"
+	"sync"
+
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/kubernetes"
+)
+
+// Resolver is a [discovery.Resolver] that follows the Services of a cluster. The zero value works in a pod. It is safe for concurrent use,
+// and must not be copied or changed once it is in use.
+type Resolver struct {
+	// Client reads from the API server. nil means that of [InCluster].
+	Client *Client
+
+	// Pods reports whether the pods of a service are read, for their labels and service accounts: what calls it with mutual TLS, and what
+	// sends its subsets different calls, needs them. Then an endpoint is used only once its pod is known. It is asked when a service is
+	// first called. nil means those of every service that selects pods.
+	Pods func(service discovery.Service) bool
+
+	// Zone and Node are where this process runs, for services whose endpoints are meant for a zone or a node (trafficDistribution). An
+	// empty Node means the one in the token of the client, if it names one. What is not known makes no choice.
+	Zone, Node string
+
+	// Region is the region of the cluster, and so the Region of all endpoints. EndpointSlices do not say. Empty means unknown.
+	Region string
+
+	// DNS resolves the names that Services of type ExternalName stand for.
+	DNS discovery.DNS
+
+	// Need is called before endpoints of a namespace's services are yielded for the first time, and they wait until it returns: whatever
+	// else the calls need of that namespace can be read meanwhile. It should return when ctx ends. nil means that nothing is needed.
+	Need func(ctx context.Context, namespace string)
+
+	once   sync.Once
+	client *kubernetes.Client
+	place  place // where this process runs
+	err    error
+
+	mu         sync.Mutex
+	namespaces map[string]*namespace
+}
+
+var _ discovery.Resolver = (*Resolver)(nil)
+
+// init makes what is made of the fields.
+func (r *Resolver) init() {
+	client := r.Client
+	if client == nil {
+		client, r.err = InCluster()
+	}
+	if r.err == nil {
+		r.client = (*kubernetes.Client)(client)
+		r.place = place{r.Zone, cmp.Or(r.Node, r.client.Identity().Node)}
+	}
+	r.namespaces = make(map[string]*namespace)
+}
+
+// Watch implements [discovery.Resolver]. However many run for a service, it is read once.
+//
+// A service is known if there is a Service of its name. One without endpoints, and one that was deleted, is an empty set. The names
+// are those of [discovery.Service].Name and Namespace; without these, the Host may be name.namespace.svc, with or without a
+// cluster.local, or a name in the client's namespace.
+func (r *Resolver) Watch(ctx context.Context, service discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
+	return func(yield func([]discovery.Endpoint, error) bool) {
+		if ctx.Err() != nil {
+			return
+		}
+		r.once.Do(r.init)
+		err := r.err
+		name, in, ok := r.nameOf(service)
+		unknown := fmt.Errorf("%w: %s", discovery.ErrUnknownService, service.Host)
+		if err == nil && !ok {
+			err = unknown
+		}
+		if err != nil {
+			if yield(nil, err) {
+				<-ctx.Done()
+			}
+			return
+		}
+		wake := make(chan struct{}, 1)
+		w := r.join(in, name, service, wake)
+		defer r.leave(w, wake)
+		for seen := uint64(0); ; {
+			for _, n := range w.since(seen) {
+				seen = n.number
+				if n.err == errUnknown {
+					n.err = unknown
+				}
+				if !yield(n.endpoints, n.err) || ctx.Err() != nil {
+					return
+				}
+			}
+			select {
+			case <-wake:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
+}
+
+// nameOf returns the name and the namespace of a service, and false if it cannot be in the cluster.
+func (r *Resolver) nameOf(service discovery.Service) (name, namespace string, ok bool) {
+	name, namespace = service.Name, service.Namespace
+	if name == "" && r.client != nil {
+		host := strings.TrimSuffix(service.Host, ".")
+		short, inCluster := strings.CutSuffix(strings.TrimSuffix(strings.ToLower(host), ".cluster.local"), ".svc")
+		switch name, namespace, _ = strings.Cut(short, "."); {
+		case inCluster:
+		case namespace == "" && name != "localhost":
+			namespace = r.client.Namespace()
+		default:
+			return "", "", false
+		}
+	}
+	name, namespace = strings.ToLower(name), strings.ToLower(namespace)
+	return name, namespace, isName(name) && isName(namespace)
+}
+
+// isName reports whether a label of a host can be the name of something in a cluster. It becomes part of a request.
+func isName(label string) bool {
+	return label != "" && len(label) <= 63 && strings.Trim(label, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
+}
