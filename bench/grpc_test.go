@@ -18,23 +18,6 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// Two retries and ejection, as in the documents of a user.
-const grpcDocuments = `
-apiVersion: networking.istio.io/v1
-kind: VirtualService
-metadata: {name: echo}
-spec:
-  hosts: [echo]
-  http:
-  - route: [{destination: {host: echo}}]
-    retries: {attempts: 2, retryOn: "unavailable,connect-failure,refused-stream"}
----
-apiVersion: networking.istio.io/v1
-kind: DestinationRule
-metadata: {name: echo}
-spec: {host: echo, trafficPolicy: {outlierDetection: {consecutive5xxErrors: 5}}}
-`
-
 // The same as far as grpc-go has it.
 const grpcConfig = `{"loadBalancingConfig":[{"round_robin":{}}],"methodConfig":[{"name":[{}],"retryPolicy":{"maxAttempts":3,
 	"initialBackoff":"0.025s","maxBackoff":"0.25s","backoffMultiplier":2,"retryableStatusCodes":["UNAVAILABLE"]}}]}`
@@ -87,6 +70,46 @@ func BenchmarkGRPC(b *testing.B) {
 				}
 				callers.Wait()
 			})
+		}
+	}
+}
+
+// BenchmarkMutualGRPC is what the mesh costs on both ends with mTLS and authorization.
+func BenchmarkMutualGRPC(b *testing.B) {
+	callers, closeAll, err := MutualGRPCCallers()
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer closeAll()
+	for _, inFlight := range []int{8, 64} {
+		for _, caller := range callers {
+			b.Run(fmt.Sprintf("%d/%s", inFlight, caller.Name), func(b *testing.B) {
+				b.ReportAllocs()
+				var begun atomic.Int64
+				result, err := Load(inFlight, func() bool { return begun.Add(1) <= int64(b.N) }, caller.Unary)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.ReportMetric(result.PerSecond(), "req/s")
+				b.ReportMetric(result.CPUPerCall(), "cpu-µs/op")
+			})
+		}
+	}
+}
+
+// TestMutualGRPCCallers checks that what is measured works.
+func TestMutualGRPCCallers(t *testing.T) {
+	callers, closeAll, err := MutualGRPCCallers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll()
+	for _, c := range callers {
+		if err := c.Unary(t.Context()); err != nil {
+			t.Errorf("%s: %v", c.Name, err)
+		}
+		if err := c.Stream(t.Context(), 3); err != nil {
+			t.Errorf("%s: %v", c.Name, err)
 		}
 	}
 }

@@ -26,6 +26,16 @@ func (r Result) CPUPerCall() float64 { return r.CPU.Seconds() * 1e6 / float64(r.
 // Run lets as many callers as there are to be calls in flight call url, each again as soon as it has read its response,
 // while more returns true. The first failure ends the run.
 func Run(client *http.Client, url string, inFlight int, more func() bool) (Result, error) {
+	buffers := sync.Pool{New: func() any { return new([1024]byte) }}
+	return Load(inFlight, more, func(ctx context.Context) error {
+		buf := buffers.Get().(*[1024]byte)
+		defer buffers.Put(buf)
+		return get(ctx, client, url, buf[:])
+	})
+}
+
+// Load is Run for any kind of call.
+func Load(inFlight int, more func() bool, call func(context.Context) error) (Result, error) {
 	ctx, stop := context.WithCancelCause(context.Background())
 	defer stop(nil)
 	var calls atomic.Int64
@@ -34,8 +44,8 @@ func Run(client *http.Client, url string, inFlight int, more func() bool) (Resul
 	for range inFlight {
 		callers.Go(func() {
 			n := 0
-			for buf := make([]byte, 1024); more() && ctx.Err() == nil; n++ {
-				if err := get(ctx, client, url, buf); err != nil {
+			for ; more() && ctx.Err() == nil; n++ {
+				if err := call(ctx); err != nil {
 					stop(err)
 					return
 				}

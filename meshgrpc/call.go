@@ -33,10 +33,12 @@ type call struct {
 	ctx       context.Context // the caller's
 	client    *client
 	cc        *grpc.ClientConn
-	asked     head   // as the call enters the mesh
-	sent      head   // as it leaves the mesh
-	setCookie string // for a call without the cookie of its hash key
-	waited    bool   // the call has waited for an endpoint and was started again
+	asked     head         // as the call enters the mesh
+	sent      head         // as it leaves the mesh
+	setCookie string       // for a call without the cookie of its hash key
+	waited    bool         // the call has waited for an endpoint and was started again
+	told      bool         // observers of a unary call know that the message was sent
+	described *description // what observers see of the first start of the call; nil if there are none, or if it was used
 	first     try
 	last      *try // the latest try; nil before the first
 
@@ -70,13 +72,58 @@ func (c *call) begin(ctx context.Context, client *client, cc *grpc.ClientConn, m
 	c.asked = head{method, c.options.authority, requestHeader(ctx, c.contentType())}
 }
 
-// request returns the call as an HTTP request, for observers and documents.
+// description is a call as an HTTP request, for observers and documents.
+type description struct {
+	request http.Request
+	url     url.URL
+}
+
+// describe sets d to a call with the head h.
+func (c *call) describe(d *description, h *head) {
+	d.request = *blank.WithContext(c.ctx)
+	d.url = url.URL{Scheme: "http", Host: authority(c.cc), Path: h.method}
+	r := &d.request
+	r.Method, r.URL, r.Host, r.Header = http.MethodPost, &d.url, h.authority, h.header
+	r.Proto, r.ProtoMajor = "HTTP/2.0", 2
+}
+
+// request returns the call with the head h as an HTTP request.
 func (c *call) request(h *head) *http.Request {
-	req := &http.Request{
-		Method: http.MethodPost, URL: &url.URL{Scheme: "http", Host: authority(c.cc), Path: h.method}, Host: h.authority,
-		Header: h.header, Proto: "HTTP/2.0", ProtoMajor: 2,
+	d := new(description)
+	c.describe(d, h)
+	return &d.request
+}
+
+// routed returns what routes see of the call with the head h: the same as of its request, which would be an allocation.
+func (c *call) routed(h *head) route.Request {
+	host := authority(c.cc)
+	u := url.URL{Scheme: "http", Host: host, Path: h.method}
+	r := route.Request{Method: http.MethodPost, Authority: h.authority, Scheme: u.Scheme, Path: u.EscapedPath(), Header: h.header, Port: 80}
+	if r.Authority == "" {
+		r.Authority = host
 	}
-	return req.WithContext(c.ctx)
+	if r.Path == "" {
+		r.Path = "/"
+	}
+	if port := u.Port(); port != "" {
+		if n, err := strconv.Atoi(port); err == nil {
+			r.Port = n
+		}
+	}
+	return r
+}
+
+// observed returns the call as it leaves the mesh for the observers, nil if there are none.
+func (c *call) observed() any {
+	if !c.client.engine.Observed() {
+		return nil
+	}
+	d := c.described
+	if c.described = nil; d == nil {
+		return c.request(&c.sent)
+	}
+	c.describe(d, &c.sent)
+	return &d.request
 }
 
 // serve takes the call through the mesh. A wait-for-ready call is repeated until it can be sent.
@@ -102,9 +149,8 @@ func patience(n int) time.Duration {
 
 // pass takes the call, with the head c.sent, through the stages of the engine.
 func (c *call) pass(kind engine.Kind, target route.Target, a engine.Adapter) (*engine.Refusal, error) {
-	req := c.request(&c.sent)
-	c.Begin(c.ctx, c.client.engine, kind, req)
-	view := engine.Request{Request: route.NewRequest(req), Host: req.URL.Host}
+	c.Begin(c.ctx, c.client.engine, kind, c.observed())
+	view := engine.Request{Request: c.routed(&c.sent), Host: authority(c.cc)}
 	if kind == engine.Copied {
 		view.Authority = "" // the authority of a copy only marks it as one
 	}
@@ -209,7 +255,7 @@ func (c *call) edit(t *try) {
 		h["Grpc-Status"], h["Grpc-Message"] = []string{strconv.Itoa(int(t.code))}, []string{status.Convert(t.err).Message()}
 	}
 	if backend.Response != nil {
-		sent := route.NewRequest(c.request(&c.sent))
+		sent := c.routed(&c.sent)
 		backend.Response.Apply(h, &sent)
 	}
 	if c.setCookie != "" {

@@ -18,8 +18,8 @@ func TestAllocationsBesideBare(t *testing.T) {
 		call func(testing.TB, *grpc.ClientConn)
 		most map[string]float64
 	}{
-		{"unary", callUnary, map[string]float64{"client": 4, "server": 4, "both ends": 8}},
-		{"stream", callStream, map[string]float64{"client": 16, "server": 5, "both ends": 21}},
+		{"unary", callUnary, map[string]float64{"client": 2, "server": 4, "both ends": 6}},
+		{"stream", callStream, map[string]float64{"client": 12, "server": 4, "both ends": 16}},
 	} {
 		allocations := func(conn *grpc.ClientConn) float64 {
 			return testing.AllocsPerRun(300, func() { kind.call(t, conn) })

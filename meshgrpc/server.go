@@ -2,7 +2,6 @@ package meshgrpc
 
 import (
 	"context"
-	"errors"
 	"maps"
 	"net"
 	"net/http"
@@ -209,11 +208,8 @@ func (in *inbound) End() {
 }
 
 // withdrawn returns an error if the call was ended because it is no longer allowed, and nil otherwise.
-func withdrawn(ctx context.Context) error {
-	if ctx.Err() == nil {
-		return nil
-	}
-	if _, ended := errors.AsType[*admission.Withdrawn](context.Cause(ctx)); ended {
+func (in *inbound) withdrawn() error {
+	if in.entered.Withdrawn() {
 		return errDenied
 	}
 	return nil
@@ -244,7 +240,7 @@ func (s *server) unary(ctx context.Context, message any, info *grpc.UnaryServerI
 		in.moved(false, message)
 	}
 	reply, err := handler(ctx, message)
-	if denied := withdrawn(ctx); denied != nil {
+	if denied := in.withdrawn(); denied != nil {
 		reply, err = nil, denied
 	}
 	if observed && err == nil {
@@ -268,7 +264,7 @@ func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServ
 		passed.release()
 	}()
 	err = handler(srv, passed)
-	if denied := withdrawn(ctx); denied != nil {
+	if denied := in.withdrawn(); denied != nil {
 		err = denied
 	}
 	panicked = false

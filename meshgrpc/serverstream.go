@@ -69,7 +69,7 @@ func (s *serverStream) move(sent bool, m any) error {
 }
 
 func (s *serverStream) pass(sent bool, m any) error {
-	if denied := withdrawn(s.ctx); denied != nil {
+	if denied := s.in.withdrawn(); denied != nil {
 		return denied
 	}
 	var err error
@@ -78,7 +78,7 @@ func (s *serverStream) pass(sent bool, m any) error {
 	} else {
 		err = s.through(sent, m)
 	}
-	if denied := withdrawn(s.ctx); denied != nil {
+	if denied := s.in.withdrawn(); denied != nil {
 		return denied
 	}
 	return err
@@ -113,7 +113,7 @@ func (s *serverStream) passApart(sent bool, m any) error {
 	select {
 	case e = <-moved:
 	case <-s.ctx.Done():
-		if denied := withdrawn(s.ctx); denied != nil {
+		if denied := s.in.withdrawn(); denied != nil {
 			return denied
 		}
 		e = <-moved

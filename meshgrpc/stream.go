@@ -35,7 +35,7 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	if err := checkTarget(cc.Target()); err != nil {
 		return nil, grpcstatus.Wrap(codes.Unavailable, err)
 	}
-	s := new(stream)
+	s := newStream(c.engine.Observed())
 	s.begin(ctx, c, cc, method, opts)
 	config := grpcreplay.Config{
 		Context: ctx, Desc: desc, Conn: cc, Streamer: streamer, Encoding: s.encoding, Room: s.room,
@@ -45,6 +45,19 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 		config.Meter = s
 	}
 	return s.replayed.Begin(config, s)
+}
+
+// newStream returns a streaming call, with room for what observers see of it.
+func newStream(observed bool) *stream {
+	if !observed {
+		return new(stream)
+	}
+	all := new(struct { // at once
+		stream
+		description
+	})
+	all.described = &all.description
+	return &all.stream
 }
 
 // Sent implements grpcreplay.Meter.

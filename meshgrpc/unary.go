@@ -24,7 +24,6 @@ type unary struct {
 	call
 	message, reply any
 	invoker        grpc.UnaryInvoker
-	told           bool   // observers know that the message was sent
 	copied         []byte // message, encoded for mirrors
 	once           *once  // nil if the message may be encoded again for each try
 }
@@ -41,7 +40,8 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 	if err := checkTarget(cc.Target()); err != nil {
 		return grpcstatus.Wrap(codes.Unavailable, err)
 	}
-	u := &unary{message: message, reply: reply, invoker: invoker}
+	u := newUnary(c.engine.Observed())
+	u.message, u.reply, u.invoker = message, reply, invoker
 	u.begin(ctx, c, cc, method, opts)
 	if codec, tries := u.encoding.Codec(u.tries); codec != nil {
 		u.once, u.tries = &once{message: grpcreplay.Message{Value: message}, codec: codec}, slices.Clip(tries)
@@ -56,6 +56,19 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 	header, trailer, err := u.conclude(answer, err)
 	u.options.finish(header, trailer, u.last, err)
 	return err
+}
+
+// newUnary returns a unary call, with room for what observers see of it.
+func newUnary(observed bool) *unary {
+	if !observed {
+		return new(unary)
+	}
+	all := new(struct { // at once
+		unary
+		description
+	})
+	all.described = &all.description
+	return &all.unary
 }
 
 // Send implements engine.Adapter.
@@ -107,7 +120,7 @@ func (u *unary) replayable() bool { return true }
 
 // Mirror implements engine.Adapter.
 func (u *unary) Mirror(rule *route.Rule) {
-	original := route.NewRequest(u.request(&u.sent)).Authority
+	original := u.routed(&u.sent).Authority
 	u.Engine().Mirrors.Copy(u.ctx, rule.Route.Mirrors, rule.Route.Timeout, original, func(to *route.Mirror, authority string) (
 		func(context.Context) error, error) {
 		if u.waited {

@@ -9,6 +9,7 @@
 package main
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"net/http"
@@ -66,6 +67,45 @@ func mutuals(rounds int, span time.Duration) error {
 	for _, inFlight := range []int{8, 64} {
 		if err := mutual(inFlight, rounds, span); err != nil {
 			return fmt.Errorf("mTLS, %d in flight: %w", inFlight, err)
+		}
+	}
+	fmt.Print("\nThe same with gRPC:\n\n| | in flight | | calls/s | | CPU, both ends | |\n|---|--:|---|--:|--:|--:|--:|\n")
+	for _, inFlight := range []int{8, 64} {
+		if err := mutualGRPC(inFlight, rounds, span); err != nil {
+			return fmt.Errorf("gRPC, %d in flight: %w", inFlight, err)
+		}
+	}
+	return nil
+}
+
+// mutualGRPC prints the rows of gRPC for a number of calls in flight.
+func mutualGRPC(inFlight, rounds int, span time.Duration) error {
+	callers, closeAll, err := bench.MutualGRPCCallers()
+	if err != nil {
+		return err
+	}
+	defer closeAll()
+	for _, kind := range []struct {
+		name string
+		call func(*bench.GRPCCaller, context.Context) error
+	}{
+		{"unary", (*bench.GRPCCaller).Unary},
+		{"stream of 1 message", func(c *bench.GRPCCaller, ctx context.Context) error { return c.Stream(ctx, 1) }},
+		{"stream of 100 messages", func(c *bench.GRPCCaller, ctx context.Context) error { return c.Stream(ctx, 100) }},
+	} {
+		rate, cpu, err := inTurn(len(callers), rounds, func(i int) (float64, float64, error) {
+			var ended atomic.Bool
+			defer time.AfterFunc(span, func() { ended.Store(true) }).Stop()
+			result, err := bench.Load(inFlight, func() bool { return !ended.Load() },
+				func(ctx context.Context) error { return kind.call(&callers[i], ctx) })
+			return result.PerSecond(), result.CPUPerCall(), err
+		})
+		if err != nil {
+			return err
+		}
+		for i, c := range callers {
+			fmt.Printf("| %s | %d | %s | %.0f | %.2f | %.1f µs | %.2f |\n", kind.name, inFlight, c.Name,
+				median(rate[i]), median(ratios(rate[i], rate[0])), median(cpu[i]), median(ratios(cpu[i], cpu[0])))
 		}
 	}
 	return nil

@@ -2,6 +2,7 @@ package admission
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 )
 
@@ -34,6 +35,16 @@ func (c *Context) child() *endable {
 		return c.endable.Load()
 	}
 	return e
+}
+
+// Withdrawn reports whether the context was ended by a *Withdrawn.
+func (c *Context) Withdrawn() bool {
+	e := c.endable.Load()
+	if e == nil || e.Err() == nil {
+		return false
+	}
+	_, ended := errors.AsType[*Withdrawn](context.Cause(e))
+	return ended
 }
 
 // End ends the context.

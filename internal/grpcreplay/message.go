@@ -68,6 +68,7 @@ func (m *Message) Send(stream grpc.ClientStream, c *Codec) error {
 type Sent struct {
 	Room     int // the room for further messages, in bytes
 	messages []Message
+	first    [1]Message // room for the message of most streams
 }
 
 // Keep takes ownership of a message that was sent. It reports false, and does not take the message, if there is not enough room or the size
@@ -78,6 +79,9 @@ func (s *Sent) Keep(m *Message) bool {
 		return false
 	}
 	s.Room -= size
+	if s.messages == nil {
+		s.messages = s.first[:0]
+	}
 	s.messages = append(s.messages, *m)
 	return true
 }
@@ -97,5 +101,5 @@ func (s *Sent) Drop() {
 	for i := range s.messages {
 		s.messages[i].Free()
 	}
-	s.messages = nil
+	s.messages, s.first = nil, [1]Message{}
 }

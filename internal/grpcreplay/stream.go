@@ -3,6 +3,7 @@ package grpcreplay
 import (
 	"context"
 	"io"
+	"slices"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -115,6 +116,7 @@ type try struct {
 	codec   *Codec
 	clock   deadline.Upload
 	release func() // ends the try if it is still running; may be nil
+	opts    [4]grpc.CallOption
 }
 
 // Begin begins the stream. It returns once there is a try that takes messages.
@@ -155,6 +157,7 @@ func (s *Stream) run() {
 		}
 		s.settle(Answer{Err: errPanicked})
 	}()
+	grow()
 	answer := s.driver.Make()
 	returned = true
 	s.settle(answer)
@@ -200,7 +203,8 @@ func (s *Stream) end() {
 // Try makes another try with ctx, up to the beginning of its response. release, if not nil, is called when gRPC is done with the try.
 func (s *Stream) Try(ctx context.Context, release func(), method string, opts []grpc.CallOption) Reply {
 	t := s.begin(ctx, release)
-	t.codec, opts = s.config.Encoding.Codec(append(opts, grpc.OnFinish(t.finished)))
+	opts = append(append(t.opts[:0], opts...), grpc.OnFinish(t.finished))
+	t.codec, opts = s.config.Encoding.Codec(slices.Clip(opts))
 	cs, err := s.config.Streamer(ctx, s.config.Desc, s.config.Conn, method, opts...)
 	if err != nil {
 		t.end()
