@@ -15,7 +15,8 @@ import (
 // Feed is a source of documents that change while the mesh runs. policy/file has one for folders.
 type Feed interface {
 	// Watch yields all documents of the source now, and again after every change, until ctx ends or the caller stops. An
-	// error is reported and otherwise changes nothing; Watch keeps trying. If a feed has a String method, errors name the
+	// error is reported and otherwise changes nothing; Watch keeps trying. New fails with an error that comes before the
+	// documents, unless it has a method Temporary that returns true: then New goes on waiting. If a feed has a String method, errors name the
 	// feed by it.
 	Watch(ctx context.Context) iter.Seq2[[]policy.Source, error]
 }
@@ -26,6 +27,7 @@ type documents struct {
 	mu     sync.Mutex // held while documents are compiled and put into force, so that the latest ones win
 	static []set
 	fed    []set        // by feed
+	waits  []error      // by feed, why its first set is not there yet
 	plan   *policy.Plan // in force; nil before the first load
 
 	mayBeEmpty bool // set before the first load
@@ -169,8 +171,15 @@ func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 			m.load(func(d *documents) { before, d.fed[i] = d.fed[i], now }, func(d *documents) { d.fed[i] = before }, true)
 		} else {
 			d.mu.Lock()
-			d.fed[i] = now
+			d.fed[i], d.waits[i] = now, nil
 			d.mu.Unlock()
+		}
+		if passing, ok := errors.AsType[interface {
+			error
+			Temporary() bool
+		}](err); !told && ok && passing.Temporary() {
+			d.late(i, err)
+			continue
 		}
 		if !told {
 			first <- err
@@ -182,11 +191,18 @@ func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 	}
 }
 
+// late records why the first set of a feed is not there yet. New goes on waiting.
+func (d *documents) late(i int, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.waits[i] = err
+}
+
 var errFeedEnded = errors.New("mesh: a feed of documents ended without yielding any")
 
 // follow starts the feeds and waits for the first set of each.
 func (m *Mesh) follow(ctx context.Context, static []set, feeds []Feed) error {
-	m.documents.static, m.documents.fed = static, make([]set, len(feeds))
+	m.documents.static, m.documents.fed, m.documents.waits = static, make([]set, len(feeds)), make([]error, len(feeds))
 	first := make(chan error, len(feeds))
 	for i, feed := range feeds {
 		m.running.Go(func() { m.take(i, feed, first) })
@@ -198,7 +214,9 @@ func (m *Mesh) follow(ctx context.Context, static []set, feeds []Feed) error {
 				return err
 			}
 		case <-ctx.Done():
-			return interrupted(ctx)
+			m.documents.mu.Lock()
+			defer m.documents.mu.Unlock()
+			return errors.Join(append([]error{interrupted(ctx)}, m.documents.waits...)...)
 		}
 	}
 	return nil

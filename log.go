@@ -1,10 +1,12 @@
 package mesh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -37,6 +39,7 @@ type journal struct {
 
 	mu      sync.Mutex
 	begun   bool                 // New has returned; until then, New returns what goes wrong
+	alone   map[string]string    // what is in force in place of the documents that stand alone and are refused, by document
 	warned  map[string]bool      // the warnings of the last load, which are not repeated
 	refused bool                 // the last load was refused
 	failed  map[string]time.Time // when which failure of discovery was logged
@@ -106,7 +109,7 @@ func (j *journal) policyLoad(load PolicyLoad) {
 		before := j.warned
 		j.warned = make(map[string]bool)
 		for _, f := range load.Findings {
-			if text := f.String(); f.Severity == policy.Warning && !aboutOthers(f) {
+			if text := f.String(); f.Severity == policy.Warning && f.InForce == "" && !aboutOthers(f) {
 				if j.warned[text] = true; !before[text] {
 					warnings = append(warnings, text)
 				}
@@ -116,6 +119,9 @@ func (j *journal) policyLoad(load PolicyLoad) {
 	j.mu.Unlock()
 
 	log := j.to()
+	if load.Err == nil {
+		j.refusals(load)
+	}
 	switch {
 	case load.Err != nil && begun:
 		log.Error("mesh: documents are refused, the last good ones stay in force", "load", load.Number, "version", load.Version, "error", load.Err)
@@ -128,6 +134,44 @@ func (j *journal) policyLoad(load PolicyLoad) {
 			break
 		}
 		log.Warn("mesh: document", "finding", warning)
+	}
+}
+
+// refusals logs which documents that stand alone are refused, and which are no longer. A document that is rewritten again and again is
+// not logged again.
+func (j *journal) refusals(load PolicyLoad) {
+	now := make(map[string]string)
+	var fresh policy.Findings
+	j.mu.Lock()
+	for _, f := range alone(load.Findings) {
+		name := cmp.Or(documentOf(f), f.File)
+		if now[name] = f.InForce; j.alone[name] != f.InForce {
+			fresh = append(fresh, f)
+		}
+	}
+	var ended []string
+	for _, name := range slices.Sorted(maps.Keys(j.alone)) {
+		if now[name] == "" {
+			ended = append(ended, name)
+		}
+	}
+	j.alone = now
+	j.mu.Unlock()
+	log := j.to()
+	for i, f := range fresh {
+		if i == mostWarnings {
+			log.Error("mesh: documents: more are refused, see Mesh.Status", "count", len(fresh)-i)
+			break
+		}
+		log.Error("mesh: a document is refused, the others take effect", "document", cmp.Or(documentOf(f), f.File),
+			"inForce", f.InForce, "since", f.Since, "finding", f.String())
+	}
+	for i, name := range ended {
+		if i == mostWarnings {
+			log.Info("mesh: documents: more are no longer refused", "count", len(ended)-i)
+			break
+		}
+		log.Info("mesh: a document is no longer refused", "document", name)
 	}
 }
 

@@ -275,10 +275,12 @@ type PolicyLoad struct {
 	// if they could not be read.
 	Version string
 
-	// Findings are the errors and warnings, in the order of the documents.
+	// Findings are the errors and warnings, in the order of the documents. Errors of documents that stand alone say what is in force
+	// in their place, and since when ([policy.Finding]).
 	Findings policy.Findings
 
-	// Err is nil if the documents are in force now. Otherwise the last good ones still are in force.
+	// Err is nil if the documents are in force now. Otherwise the last good ones still are in force. Documents that stand alone and
+	// are refused are no error of the load.
 	Err error
 
 	// remark says that nothing was loaded: the findings are about the documents in force.

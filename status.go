@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -17,7 +18,8 @@ import (
 type Status struct {
 	// Ready says that calls and requests are served under the documents and with the identity they need. NotReady says what
 	// is missing: it is set before the identity of [WithLateIdentity] has arrived, after an identity has expired, while there are
-	// no keys to verify tokens with, and after [Mesh.Close]. Refused documents are no reason, since the last good ones are in force.
+	// no keys to verify tokens with, and after [Mesh.Close]. Refused documents are no reason, since the last good ones are in force, and
+	// neither are denials in place of documents that stand alone.
 	Ready    bool     `json:"ready"`
 	NotReady []string `json:"notReady,omitempty"`
 
@@ -36,6 +38,18 @@ type Status struct {
 			At      time.Time `json:"at"`
 			Error   string    `json:"error"`
 		} `json:"refused,omitzero"`
+
+		// Alone are the documents that stand alone ([policy.Source]) and are refused, with what is in force in place of each
+		// ([policy.Finding]): why, and since when. There are at most 100, and those with a denial come first; AloneOmitted counts
+		// the rest.
+		Alone []struct {
+			Document string    `json:"document"` // such as "VirtualService default/orders"; empty if it could not be read
+			File     string    `json:"file"`
+			Error    string    `json:"error"`
+			InForce  string    `json:"inForce"`
+			Since    time.Time `json:"since"`
+		} `json:"alone,omitempty"`
+		AloneOmitted int `json:"aloneOmitted,omitempty"`
 	} `json:"documents"`
 
 	// Identity is the identity of the process, if it was given one. Error is the last error of its source, if the source has
@@ -257,6 +271,44 @@ func bounded(text string) string {
 	return strings.ToValidUTF8(text[:longest], "") + "..."
 }
 
+// mostAlone bounds the documents that stand alone and are listed as refused.
+const mostAlone = 100
+
+// alone returns the findings about the documents that stand alone and are refused, the first error of each document.
+func alone(findings policy.Findings) policy.Findings {
+	type which struct{ kind, namespace, name, file string }
+	var list policy.Findings
+	seen := make(map[which]bool)
+	for _, f := range findings {
+		at := which{f.Kind, f.Namespace, f.Name, f.File}
+		if f.InForce == "" || f.Severity != policy.Error || seen[at] {
+			continue
+		}
+		seen[at] = true
+		list = append(list, f)
+	}
+	slices.SortStableFunc(list, func(a, b policy.Finding) int {
+		return cmp.Compare(rank(a), rank(b))
+	})
+	return list
+}
+
+// rank sorts denials first.
+func rank(f policy.Finding) int {
+	if f.InForce == "denial" {
+		return 0
+	}
+	return 1
+}
+
+// documentOf names the document of a finding.
+func documentOf(f policy.Finding) string {
+	if f.Kind == "" {
+		return ""
+	}
+	return f.Kind + " " + f.Namespace + "/" + f.Name
+}
+
 // loads is what is known about the loads of documents.
 type loads struct {
 	mu     sync.Mutex
@@ -286,6 +338,15 @@ func (l *loads) ended(load PolicyLoad, plan *policy.Plan) {
 	for _, n := range plan.InForce() {
 		d.Count += n
 	}
+	refused := alone(load.Findings)
+	listed := min(len(refused), mostAlone)
+	d.Alone, d.AloneOmitted = sized(d.Alone, listed), len(refused)-listed
+	for i, f := range refused[:listed] {
+		to := &d.Alone[i]
+		to.Document, to.File, to.InForce, to.Since = documentOf(f), f.File, f.InForce, f.Since
+		f.InForce = "" // it has a field of its own
+		to.Error = bounded(f.String())
+	}
 }
 
 // documents fills in what a status says about documents.
@@ -293,6 +354,7 @@ func (l *loads) documents(s *Status) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s.Documents = l.status.Documents
+	s.Documents.Alone = slices.Clone(s.Documents.Alone)
 }
 
 // version returns the version of the content of documents. Names of sources do not count: they differ from one machine to

@@ -42,7 +42,9 @@
 //	windowSeconds                the period that figures cover, up to 60
 //	ready, notReady[]            of mesh.Status; notReady, the reasons, if it is not ready
 //	identity                     if there is one: id, expires, error if its source fails, trusted[] with domain, authorities, expires
-//	documents                    those in force: number, version, loaded, count; refused (number, at, error) if the last load was refused
+//	documents                    those in force: number, version, loaded, count; refused (number, at, error) if the last load was refused;
+//	                             alone[] (document, file, error, inForce, since): those that stand alone and are refused; aloneOmitted if
+//	                             there are more
 //	problems[]                   the worst first: severity "critical" or "warning", title, why[], target if it is about a destination
 //	out, in                      the figures of all calls and of all requests; in.denied, and in.connections if there were raw ones
 //	callers[]                    id (SPIFFE ID, "" for peers without one), figures, denied, history; others if it stands for several
@@ -50,7 +52,7 @@
 //	routes[]                     of mesh.Status: host, document, file, line, name, matches[], targets[] (a target with its weight), action,
 //	                             timeoutMs, perTryTimeoutMs, retries, fault, if they are set; routesOmitted if there are more
 //	loads[]                      of documents, the latest first: at, number (0: a remark about those in force), version, inForce, error,
-//	                             findings[] (policy.Finding: file, line, kind, namespace, name, field, severity, message), findingsOmitted
+//	                             findings[] (policy.Finding: file, line, kind, namespace, name, field, severity, message; inForce and since if it stands alone), findingsOmitted
 //	events[]                     the latest first: at, kind ("ejection", "readmission", "circuit", "discovery", "identity", "mirror",
 //	                             "connection"), target and endpoint if it is about one, text, bad
 //	calls[]                      those that failed or were slow, the latest first, see below

@@ -84,6 +84,19 @@ func (r *report) ownProblems(c *collector) (list []problem) {
 		}
 		list = append(list, p)
 	}
+	for _, of := range r.Documents.Alone {
+		p := problem{Severity: warning, Title: cmp.Or(of.Document, of.File) + " is refused", Why: []string{of.Error}, weight: 1e5}
+		switch of.InForce {
+		case "last good":
+			p.Why = append(p.Why, "its last good version is in force, since "+clock(of.Since))
+		case "denial":
+			p.Severity, p.weight = critical, 1e8
+			p.Why = append(p.Why, "what it may protect is closed, since "+clock(of.Since))
+		default:
+			p.Why = append(p.Why, "it is left out, since "+clock(of.Since))
+		}
+		list = append(list, p)
+	}
 	if id := r.Identity; id != nil && r.Ready {
 		left := id.Expires.Sub(r.Time)
 		switch {

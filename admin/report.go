@@ -61,6 +61,17 @@ type documents struct {
 	Loaded  time.Time `json:"loaded"`
 	Count   int       `json:"count"`
 	Refused *refused  `json:"refused,omitempty"` // the last refused load, if no later one was accepted
+
+	Alone        []aloneOf `json:"alone"` // those that stand alone and are refused
+	AloneOmitted int       `json:"aloneOmitted,omitempty"`
+}
+
+type aloneOf struct {
+	Document string    `json:"document"`
+	File     string    `json:"file"`
+	Error    string    `json:"error"`
+	InForce  string    `json:"inForce"`
+	Since    time.Time `json:"since"`
 }
 
 type refused struct {
@@ -212,6 +223,10 @@ func (r *report) status(s *mesh.Status) {
 	r.Documents = documents{Number: d.Number, Version: d.Version, Loaded: d.Loaded.UTC(), Count: d.Count}
 	if d.Refused.Number > d.Number {
 		r.Documents.Refused = &refused{d.Refused.Number, d.Refused.At.UTC(), d.Refused.Error}
+	}
+	r.Documents.Alone, r.Documents.AloneOmitted = make([]aloneOf, len(d.Alone)), d.AloneOmitted
+	for i, of := range d.Alone {
+		r.Documents.Alone[i] = aloneOf{of.Document, of.File, of.Error, of.InForce, of.Since.UTC()}
 	}
 	if id := s.Identity; id.ID != "" || id.Error != "" {
 		r.Identity = &identity{ID: id.ID, Expires: id.Expires.UTC(), Error: id.Error}

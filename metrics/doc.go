@@ -59,6 +59,7 @@
 //	mesh_policy_loaded_timestamp_seconds        when the documents in force were loaded
 //	mesh_policy_refused_timestamp_seconds       when documents were last refused, 0 for never
 //	mesh_policy_refused                         1 if the latest documents were refused
+//	mesh_policy_documents_refused               that stand alone and are refused; label in_force: last good, nothing, denial
 //	mesh_policy_findings                        of the latest load; label severity: error, warning
 //	mesh_certificate_expiry_timestamp_seconds   of this process's certificate; label principal
 //	mesh_authority_expiry_timestamp_seconds     of the last authority of a trust domain; label trust_domain

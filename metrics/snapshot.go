@@ -47,6 +47,8 @@ var (
 	policyRefused   = newGauge("mesh_policy_refused", "1 if the latest documents were refused, so that older ones are in force.")
 	policyFindings  = newGauge("mesh_policy_findings", "Findings of the latest load of documents.", "severity")
 
+	policyAlone = newGauge("mesh_policy_documents_refused", "Documents that stand alone and are refused, by what is in force in their place.", "in_force")
+
 	certificateExpiry = newGauge("mesh_certificate_expiry_timestamp_seconds", "When the certificate of this process expires.", "principal")
 	authorityExpiry   = newGauge("mesh_authority_expiry_timestamp_seconds", "When the last authority of a trust domain expires.", "trust_domain")
 
@@ -72,7 +74,7 @@ func (s *state) describe(ch chan<- *prometheus.Desc) {
 	}
 	for _, g := range []gauge{
 		buildInfo, identities, mostKept, overflows, dropped, ready, policyNumber, policyDocuments, policyInfo, policyLoaded, policyRefusedAt,
-		policyRefused, policyFindings, certificateExpiry, authorityExpiry, endpointCount, inFlight, circuitState, poolActive, poolPending,
+		policyRefused, policyFindings, policyAlone, certificateExpiry, authorityExpiry, endpointCount, inFlight, circuitState, poolActive, poolPending,
 		poolConnections, poolLimit, poolRefused, retriesActive, retriesLimit, retryBudget,
 	} {
 		ch <- g.Desc
@@ -99,13 +101,16 @@ func (s *state) collect(m *Metrics, ch chan<- prometheus.Metric) {
 		r.add(dropped, float64(count()), workload.Bounded(what))
 	}
 	s.mu.Lock()
-	last, findings := s.lastLoad, maps.Clone(s.findings)
+	last, findings, refused := s.lastLoad, maps.Clone(s.findings), maps.Clone(s.alone)
 	s.mu.Unlock()
 	if last != nil {
 		r.add(policyRefused, truth(last.Err != nil))
 		for severity, name := range map[policy.Severity]string{policy.Error: "error", policy.Warning: "warning"} {
 			r.add(policyFindings, float64(findings[severity]), name)
 		}
+	}
+	for _, instead := range []string{"last good", "nothing", "denial"} {
+		r.add(policyAlone, float64(refused[instead]), instead)
 	}
 	r.meshes(m.inForce())
 	for g, of := range r {

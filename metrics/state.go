@@ -39,6 +39,7 @@ type state struct {
 	services map[string]bool       // the same, for failures of discovery
 	lastLoad *mesh.PolicyLoad      // without the documents
 	findings map[policy.Severity]int
+	alone    map[string]int // the documents that stand alone and are refused, by what is in force in their place
 }
 
 var targetNames = []string{"destination_service", "destination_port", "destination_subset"}
@@ -184,11 +185,21 @@ func (s *state) policyLoad(load mesh.PolicyLoad) {
 		s.loads.WithLabelValues("loaded").Inc()
 	}
 	findings := make(map[policy.Severity]int)
+	alone := make(map[policy.Finding]bool) // with what identifies a document
 	for _, f := range load.Findings {
 		findings[f.Severity]++
+		if f.InForce != "" {
+			alone[policy.Finding{File: f.File, Kind: f.Kind, Namespace: f.Namespace, Name: f.Name, InForce: f.InForce}] = true
+		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if load.Err == nil {
+		s.alone = make(map[string]int)
+		for f := range alone {
+			s.alone[f.InForce]++
+		}
+	}
 	s.lastLoad, s.findings = &mesh.PolicyLoad{Number: load.Number, Err: load.Err}, findings
 }
 

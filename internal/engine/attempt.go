@@ -97,7 +97,7 @@ func overflow(err error) error {
 // pick chooses an endpoint of a cluster, and the connections to it.
 func (a *Attempt) pick(ctx context.Context, cluster *cluster, now time.Time) error {
 	c := a.call
-	h, err := cluster.pick(ctx, balancer.PickInfo{Hash: c.hash, HasHash: c.hashed, Now: now, Tried: c.tried})
+	h, err := cluster.pick(ctx, c.slow, balancer.PickInfo{Hash: c.hash, HasHash: c.hashed, Now: now, Tried: c.tried})
 	if err != nil {
 		return err
 	}

@@ -75,6 +75,8 @@ type Call struct {
 	target  route.Target
 	cluster *cluster // it counts the call; nil outside the mesh
 
+	waited time.Duration // for discovery, before the deadline began
+
 	hash  uint64    // of the key, if hashed
 	tried []string  // IDs of endpoints
 	first [2]string // room for them
@@ -82,6 +84,7 @@ type Call struct {
 	match  int32 // of rule
 	kind   Kind
 	ownTLS bool // the caller's URL asks for TLS
+	slow   bool // discovery has had the time that a call waits for it
 	hashed bool // the call has a key for consistent hashing
 	passed bool // stage 3 has let the call pass
 
@@ -213,6 +216,9 @@ func (c *Call) injectFault(ctx context.Context) error {
 
 func (c *Call) beginLimits() {
 	limits := deadline.Limits{Request: c.rule.Route.Timeout, BodyIdle: c.cluster.config.bodyIdle}
+	if limits.Request > 0 {
+		limits.Request = max(1, limits.Request-c.waited)
+	}
 	if limits != (deadline.Limits{}) {
 		c.limits = new(deadline.Call)
 		c.ctx = c.limits.Begin(c.ctx, limits)

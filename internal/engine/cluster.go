@@ -51,6 +51,7 @@ type cluster struct {
 	rank     int64       // see byUse; guarded by Engine.mu
 	place    int         // in byUse; guarded by Engine.mu
 
+	answered   atomic.Bool // discovery has answered once, or need not
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
 	unselected atomic.Int64 // endpoints that are not of the subset
@@ -278,15 +279,30 @@ func (c *cluster) wait(ctx context.Context) error {
 	return failed
 }
 
+// first waits for the first answer of discovery.
+func (c *cluster) first(ctx context.Context) error {
+	if c.failover == nil && c.balancer.Healthy() == balancer.ErrNoEndpoints {
+		if err := c.wait(ctx); err != nil {
+			return err
+		}
+	}
+	c.answered.Store(true)
+	return nil
+}
+
 // pick chooses an endpoint, and waits for endpoints if there are none yet. An error is a refusal, by discovery if it was
 // waited for.
-func (c *cluster) pick(ctx context.Context, info balancer.PickInfo) (*balancer.Host, error) {
+// slow says that the call has waited already, in vain.
+func (c *cluster) pick(ctx context.Context, slow bool, info balancer.PickInfo) (*balancer.Host, error) {
 	if c.outlier != nil {
 		c.outlier.Sweep(info.Now)
 	}
 	h, err := c.balancer.Pick(info)
 	if err == balancer.ErrNoEndpoints {
 		// There may be none, or none yet.
+		if slow {
+			return nil, undiscovered(ctx, errDiscoverySlow)
+		}
 		if err := c.wait(ctx); err != nil {
 			return nil, undiscovered(ctx, err)
 		}

@@ -34,6 +34,9 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 			}
 			c.cluster.leave()
 			c.cluster, c.target, certain = nil, asked, true
+			if c.engine.view.Load() != v {
+				continue
+			}
 		}
 		if c.kind == Routed {
 			if err := c.route(v, req); err != nil {
@@ -45,9 +48,18 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 		} else if !current {
 			continue // the documents changed meanwhile; nothing has been sent yet, so start over with the new ones
 		}
+		first := !c.cluster.answered.Load()
 		if !certain {
 			if err := c.confirm(wait); err != nil || c.cluster == nil {
 				return err
+			}
+		}
+		if first {
+			// The documents may have come with the endpoints: a feed can learn from discovery which namespaces calls need.
+			if c.await(wait); c.engine.view.Load() != v {
+				c.cluster.leave()
+				c.cluster, c.rule, c.backend = nil, nil, nil
+				continue
 			}
 		}
 		if err := c.cluster.shut(); err != nil {
@@ -119,6 +131,19 @@ func (c *Call) confirm(ctx context.Context) error {
 		return c.leaveMesh()
 	}
 	return undiscovered(ctx, err)
+}
+
+// await waits for the first answer of discovery, within the deadline of the route. If there is none, that is told when an endpoint is picked.
+func (c *Call) await(ctx context.Context) {
+	start := time.Now()
+	if c.rule != nil && c.rule.Route.Timeout > 0 {
+		within, cancel := context.WithTimeout(ctx, c.rule.Route.Timeout)
+		defer cancel()
+		ctx = within
+	}
+	err := c.cluster.first(ctx)
+	c.slow = err == errDiscoverySlow
+	c.waited += time.Since(start)
 }
 
 // leaveMesh decides what happens to a call to a host outside the mesh.

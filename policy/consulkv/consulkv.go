@@ -53,6 +53,10 @@ type Store struct {
 	// Client is how Consul is reached; nil means the agent that the environment names (CONSUL_HTTP_ADDR and so on), as
 	// discovery/consul.NewClient(nil).
 	Client *api.Client
+
+	// Alone judges each document by itself, also when the mesh starts: see [policy.Source]. By default one bad document keeps all of them
+	// from taking effect.
+	Alone bool
 }
 
 // String returns where the documents are, for errors.
@@ -87,7 +91,7 @@ func (s *Store) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 				err = absentError{r}
 			default:
 				for _, f := range v.files {
-					sources = append(sources, policy.Source{Name: s.String() + "/" + f.Name, Data: slices.Clone(f.Data)})
+					sources = append(sources, policy.Source{Name: s.String() + "/" + f.Name, Data: slices.Clone(f.Data), Alone: s.Alone})
 				}
 			}
 			if !yield(sources, err) {

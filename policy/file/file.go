@@ -59,6 +59,10 @@ type Watcher struct {
 	// .yml alone.
 	Formats map[string]func(data []byte) ([]byte, error)
 
+	// Alone judges each document by itself, also when the mesh starts: see [policy.Source]. By default one bad document keeps all
+	// of them from taking effect. A file that cannot be parsed keeps the last good versions of its documents.
+	Alone bool
+
 	notify func() (*fsnotify.Watcher, error) // nil means fsnotify.NewWatcher
 }
 
@@ -98,6 +102,9 @@ func (w *Watcher) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 			}
 			if now.mark != last {
 				last = now.mark
+				for i := range now.sources {
+					now.sources[i].Alone = w.Alone
+				}
 				if !yield(now.sources, now.err) {
 					return
 				}

@@ -1,0 +1,398 @@
+package mesh_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/meshtest"
+	"github.com/nosidecar/mesh/policy"
+)
+
+// cluster is a feed of documents that stand alone. What is applied is in force when apply returns.
+type cluster struct {
+	first   []policy.Source
+	changes chan []policy.Source
+	taken   chan struct{}
+}
+
+func newCluster(first ...policy.Source) *cluster {
+	return &cluster{first: first, changes: make(chan []policy.Source), taken: make(chan struct{})}
+}
+
+func (c *cluster) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
+	return func(yield func([]policy.Source, error) bool) {
+		for sources := c.first; ; {
+			if !yield(sources, nil) {
+				return
+			}
+			if sources = nil; ctx.Err() != nil {
+				return
+			}
+			select { // the first set is not waited for
+			case c.taken <- struct{}{}:
+			case sources = <-c.changes:
+			case <-ctx.Done():
+				return
+			}
+			if sources == nil {
+				select {
+				case sources = <-c.changes:
+				case <-ctx.Done():
+					return
+				}
+			}
+		}
+	}
+}
+
+func (c *cluster) apply(t *testing.T, sources ...policy.Source) {
+	t.Helper()
+	select {
+	case c.changes <- sources:
+	case <-t.Context().Done():
+		t.Fatal("the feed has ended")
+	}
+	select {
+	case <-c.taken:
+	case <-t.Context().Done():
+		t.Fatal("the feed has ended")
+	}
+}
+
+// objectOf returns a document of the cluster.
+func objectOf(api, kind, name, spec string) policy.Source {
+	return policy.Source{Name: "default/" + kind + "/" + name, Alone: true, Data: fmt.Appendf(nil,
+		"{apiVersion: %s, kind: %s, metadata: {name: %s, namespace: default, uid: %[3]s-1}, spec: %s}", api, kind, name, spec)}
+}
+
+func routeOf(name, spec string) policy.Source {
+	return objectOf("networking.istio.io/v1", "VirtualService", name, spec)
+}
+
+func accessOf(name, spec string) policy.Source {
+	return objectOf("security.istio.io/v1", "AuthorizationPolicy", name, spec)
+}
+
+const (
+	answersWith   = "{hosts: [%s], http: [{directResponse: {status: %d}}]}"
+	misspeltRoute = "{hosts: [api], http: [{rout: []}]}"
+	misspeltRules = "{rules: [{form: []}]}"
+)
+
+// TestAlone_EverybodyIsTold: a refused document is named in the status, in the log and to observers, with what is in force in its
+// place and since when, and its end is told too. It is told once, however often it is rewritten.
+func TestAlone_EverybodyIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		var loads []mesh.PolicyLoad
+		feed := newCluster(routeOf("api", fmt.Sprintf(answersWith, "api", 201)), accessOf("x", misspeltRules))
+		m := newMesh(t, "", mesh.WithPolicyFeed(feed), mesh.WithDiscovery(new(discovery.Memory)),
+			mesh.WithLogger(slog.New(slog.NewTextHandler(&log, nil))),
+			mesh.WithObserver(mesh.Observer{PolicyLoad: func(l mesh.PolicyLoad) { loads = append(loads, l) }}))
+		began := time.Now()
+		d := m.Status().Documents
+		if len(d.Alone) != 1 || d.Alone[0].Document != "AuthorizationPolicy default/x" || d.Alone[0].InForce != "denial" || !d.Alone[0].Since.Equal(began) ||
+			!strings.Contains(d.Alone[0].Error, "spec.rules[0].form") || d.Refused.Number != 0 {
+			t.Errorf("the status is %+v, want the refused document with its denial", d)
+		}
+		for i := range 10 {
+			advance(time.Second)
+			feed.apply(t, routeOf("api", fmt.Sprintf("{hosts: [api], http: [{rout%d: []}]}", i)), accessOf("x", misspeltRules))
+		}
+		d = m.Status().Documents
+		if len(d.Alone) != 2 || d.Alone[0].InForce != "denial" || d.Alone[1].Document != "VirtualService default/api" || d.Alone[1].InForce != "last good" ||
+			!d.Alone[1].Since.Equal(began.Add(time.Second)) || d.Number != 11 {
+			t.Errorf("the status is %+v, want both documents, the latter refused for 9 s", d)
+		}
+		if n := strings.Count(log.String(), `document="VirtualService default/api"`); n != 1 {
+			t.Errorf("the log tells %d times of a document that is rewritten, want once:\n%s", n, log.String())
+		}
+		if !strings.Contains(log.String(), `level=ERROR msg="mesh: a document is refused, the others take effect" document="AuthorizationPolicy default/x" inForce=denial`) {
+			t.Errorf("the log does not tell of the denial:\n%s", log.String())
+		}
+		last := loads[len(loads)-1]
+		if last.Err != nil || len(last.Findings) == 0 || last.Findings[0].InForce == "" || last.Findings[0].Since.IsZero() {
+			t.Errorf("observers are told %+v, want a good load with what is refused", last)
+		}
+		if r := get(t, m.Client(), "http://api/"); r.status != 201 {
+			t.Errorf("the last good version answers %d, want 201", r.status)
+		}
+		feed.apply(t, routeOf("api", fmt.Sprintf(answersWith, "api", 202)))
+		if d = m.Status().Documents; len(d.Alone) > 0 || d.AloneOmitted != 0 {
+			t.Errorf("after all were mended or deleted, the status is %+v", d)
+		}
+		for _, name := range []string{"VirtualService default/api", "AuthorizationPolicy default/x"} {
+			if !strings.Contains(log.String(), `msg="mesh: a document is no longer refused" document="`+name) {
+				t.Errorf("the log does not tell that %s is no longer refused:\n%s", name, log.String())
+			}
+		}
+	})
+}
+
+// TestAlone_DenialsEndWithTheDocument: an AuthorizationPolicy that cannot be read denies all requests, also those under way, until it is
+// mended or deleted.
+func TestAlone_DenialsEndWithTheDocument(t *testing.T) {
+	feed := newCluster(accessOf("all", "{rules: [{}]}"))
+	m := newMesh(t, "", mesh.WithPolicyFeed(feed))
+	server := serve(t, m.Handler(says("in")).ServeHTTP)
+	url := fmt.Sprintf("http://%s:%d/", server.Address, server.Port)
+	status := func() int { return get(t, http.DefaultClient, url).status }
+	if got := status(); got != 200 {
+		t.Fatalf("the status is %d, want 200", got)
+	}
+	feed.apply(t, accessOf("all", "{rules: [{}]}"), accessOf("x", misspeltRules))
+	if got := status(); got != 403 {
+		t.Errorf("with a refused policy the status is %d, want 403", got)
+	}
+	feed.apply(t, accessOf("all", "{rules: [{}]}"), accessOf("x", "{action: DENY, rules: [{to: [{operation: {paths: [/admin]}}]}]}"))
+	if got := status(); got != 200 {
+		t.Errorf("with the mended policy the status is %d, want 200", got)
+	}
+	feed.apply(t, accessOf("all", "{rules: [{}]}"), accessOf("y", misspeltRules))
+	if got := status(); got != 403 {
+		t.Errorf("with another refused policy the status is %d, want 403", got)
+	}
+	feed.apply(t, accessOf("all", "{rules: [{}]}"))
+	if got := status(); got != 200 {
+		t.Errorf("without it the status is %d, want 200", got)
+	}
+}
+
+// TestAlone_CallsThatWouldNotBeSecuredFail: a DestinationRule with tls that cannot be read fails the calls to its host, and names itself.
+func TestAlone_CallsThatWouldNotBeSecuredFail(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, says("plaintext")))
+		f.Registry.Set("other", f.Add(t, says("other")))
+		rule := func(spec string) policy.Source {
+			return objectOf("networking.istio.io/v1", "DestinationRule", "api", spec)
+		}
+		feed := newCluster(rule("{host: api, trafficPolicy: {tls: {mode: SIMPLE, snii: x}}}"))
+		m := f.Mesh(t, "", mesh.WithPolicyFeed(feed))
+		c := m.Client()
+		_, err := try(c, "http://api/")
+		var failed *mesh.Error
+		if !errors.As(err, &failed) || !strings.Contains(err.Error(), "DestinationRule default/api") || failed.Attempts != 0 {
+			t.Errorf("a call gives %v, want a refusal that names the document", err)
+		}
+		if _, err := m.DialContext(t.Context(), "tcp", "api:80"); err == nil || !strings.Contains(err.Error(), "DestinationRule default/api") {
+			t.Errorf("a connection gives %v, want a refusal that names the document", err)
+		}
+		if got := get(t, c, "http://other/").body; got != "other" {
+			t.Errorf("another host answers %q", got)
+		}
+		feed.apply(t, rule("{host: api, trafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}}}"))
+		if got := get(t, c, "http://api/").body; got != "plaintext" {
+			t.Errorf("after it was mended the host answers %q", got)
+		}
+	})
+}
+
+// TestAlone_OwnDocumentsAndFeedsAreApart: bad documents of Apply fail as a whole and leave a feed as it is, and the reverse.
+func TestAlone_OwnDocumentsAndFeedsAreApart(t *testing.T) {
+	feed := newCluster(routeOf("fed", fmt.Sprintf(answersWith, "fed", 201)))
+	own := func(spec string) policy.Source {
+		s := routeOf("own", spec)
+		s.Name, s.Alone = "own.yaml", false
+		return s
+	}
+	m := newMesh(t, "", mesh.WithPolicy(own(fmt.Sprintf(answersWith, "own", 202))), mesh.WithPolicyFeed(feed))
+	status := func(host string) int { return get(t, m.Client(), "http://"+host+"/").status }
+	if err := m.Apply(own(misspeltRoute)); err == nil {
+		t.Error("Apply takes a bad document")
+	}
+	if status("own") != 202 || status("fed") != 201 {
+		t.Error("after Apply has failed, other documents are in force than before")
+	}
+	feed.apply(t, routeOf("fed", misspeltRoute), routeOf("more", fmt.Sprintf(answersWith, "more", 203)))
+	if status("own") != 202 || status("fed") != 201 || status("more") != 203 {
+		t.Error("a bad document of a feed affects others")
+	}
+	if err := m.Apply(own(fmt.Sprintf(answersWith, "own", 204))); err != nil {
+		t.Errorf("while a document of a feed is refused, Apply fails: %v", err)
+	}
+	if status("own") != 204 || status("fed") != 201 {
+		t.Error("Apply has no effect while a document of a feed is refused")
+	}
+	_, err := mesh.New(t.Context(), mesh.WithPolicy(own(misspeltRoute)), mesh.WithPolicyFeed(newCluster(routeOf("x", misspeltRoute))))
+	if err == nil {
+		t.Error("New takes a bad document of the program itself")
+	}
+}
+
+// passing is an error that may pass.
+type passing struct{ text string }
+
+func (p passing) Error() string { return p.text }
+func (passing) Temporary() bool { return true }
+
+// lateFeed yields errors, one a second, before its documents.
+type lateFeed struct {
+	errs    []error
+	sources []policy.Source
+}
+
+func (f lateFeed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
+	return func(yield func([]policy.Source, error) bool) {
+		for _, err := range f.errs {
+			if !yield(nil, err) {
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(time.Second):
+			}
+		}
+		if f.sources == nil || yield(f.sources, nil) {
+			<-ctx.Done()
+		}
+	}
+}
+
+// TestNew_WaitsForAFeedWhoseErrorMayPass: an API server that is down when a process starts is waited for, until New's context ends.
+func TestNew_WaitsForAFeedWhoseErrorMayPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		down := []error{passing{"connection refused"}, passing{"still down"}}
+		began := time.Now()
+		m := newMesh(t, "", mesh.WithPolicyFeed(lateFeed{down, []policy.Source{routeOf("api", fmt.Sprintf(answersWith, "api", 201))}}))
+		if waited := time.Since(began); waited != 2*time.Second {
+			t.Errorf("New returned after %v, want 2 s", waited)
+		}
+		if got := get(t, m.Client(), "http://api/").status; got != 201 {
+			t.Errorf("the documents answer %d, want 201", got)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		_, err := mesh.New(ctx, mesh.WithPolicyFeed(lateFeed{errs: down}))
+		if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, passing{"still down"}) {
+			t.Errorf("New returns %v, want that its context ended and the last error", err)
+		}
+		_, err = mesh.New(t.Context(), mesh.WithPolicyFeed(lateFeed{errs: []error{errors.New("forbidden")}}))
+		if err == nil || !strings.Contains(err.Error(), "forbidden") {
+			t.Errorf("New returns %v, want the error that does not pass", err)
+		}
+	})
+}
+
+// needing is a resolver that tells a feed which services are called, and answers when the documents about them are in force.
+type needing struct {
+	discovery.Resolver
+	need func()
+}
+
+func (n needing) Watch(ctx context.Context, service discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
+	return func(yield func([]discovery.Endpoint, error) bool) {
+		n.need()
+		for endpoints, err := range n.Resolver.Watch(ctx, service) {
+			if !yield(endpoints, err) {
+				return
+			}
+		}
+	}
+}
+
+// TestFirstCall_TakesDocumentsThatComeWithDiscovery: documents that are put into force while the first call waits for endpoints apply to
+// that call, whether or not earlier documents name its host.
+func TestFirstCall_TakesDocumentsThatComeWithDiscovery(t *testing.T) {
+	for _, before := range []string{"{hosts: [else], http: [{directResponse: {status: 200}}]}", "{hosts: [api], http: [{route: [{destination: {host: api}}], timeout: 5s}]}"} {
+		synctest.Test(t, func(t *testing.T) {
+			f := new(meshtest.Fleet)
+			var stamped atomic.Value
+			f.Registry.Set("api", f.Add(t, func(w http.ResponseWriter, r *http.Request) { stamped.Store(r.Header.Get("x-stamp")) }))
+			feed := newCluster(routeOf("before", before))
+			var once sync.Once
+			m := f.Mesh(t, "", mesh.WithPolicyFeed(feed), mesh.WithDiscovery(needing{&f.Registry, func() {
+				once.Do(func() {
+					feed.apply(t, routeOf("z", "{hosts: [api], http: [{route: [{destination: {host: api}}], headers: {request: {set: {x-stamp: new}}}}]}"))
+				})
+			}}))
+			if r := get(t, m.Client(), "http://api/"); r.status != 200 || stamped.Load() != "new" {
+				t.Errorf("the first call is answered %d, stamped %q: want that of the documents which came with the endpoints", r.status, stamped.Load())
+			}
+		})
+	}
+}
+
+// TestAlone_UnderLoad breaks ten of a hundred documents in turn, and mends them, under load: only what the broken ones say is affected.
+func TestAlone_UnderLoad(t *testing.T) {
+	const documents, rounds = 100, 10
+	host := func(i int) string { return fmt.Sprintf("h%02d", i) }
+	version := func(i, n int) policy.Source {
+		return routeOf(host(i), fmt.Sprintf("{hosts: [%s], http: [{directResponse: {status: 200, body: {string: \"%d\"}}}]}", host(i), n))
+	}
+	set := make([]policy.Source, documents)
+	for i := range set {
+		set[i] = version(i, 0)
+	}
+	feed := newCluster(set...)
+	m := newMesh(t, "", mesh.WithPolicyFeed(feed), mesh.WithLogger(slog.New(slog.DiscardHandler)))
+	client := m.Client()
+
+	// Callers see nothing but versions of the host's document, and never an older one again.
+	var calls sync.WaitGroup
+	stop := make(chan struct{})
+	var made atomic.Int64
+	for w := range 4 {
+		calls.Go(func() {
+			seen := make([]int, documents)
+			for i := w; ; i = (i + 7) % documents {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				var n int
+				a, err := try(client, "http://"+host(i)+"/")
+				if _, scanned := fmt.Sscan(a.body, &n); err != nil || a.status != 200 || scanned != nil || n < seen[i] {
+					t.Errorf("%s answers %d %q (%v), after version %d", host(i), a.status, a.body, err, seen[i])
+					return
+				}
+				seen[i] = n
+				made.Add(1)
+			}
+		})
+	}
+	for round := range rounds {
+		next := slices.Clone(set)
+		for i := range next {
+			if i%rounds == round {
+				next[i] = routeOf(host(i), fmt.Sprintf("{hosts: [%s], http: [{rout: []}]}", host(i)))
+			} else {
+				next[i] = version(i, round+1)
+			}
+		}
+		feed.apply(t, next...)
+		if d := m.Status().Documents; len(d.Alone) != documents/rounds || d.Count != documents {
+			t.Errorf("%d documents are refused and %d in force, want %d and %d", len(d.Alone), d.Count, documents/rounds, documents)
+		}
+		for i := range next {
+			want := round + 1
+			if i%rounds == round {
+				want = round // the last good one
+			}
+			if got := get(t, client, "http://"+host(i)+"/").body; got != fmt.Sprint(want) {
+				t.Errorf("in round %d %s answers %s, want %d", round, host(i), got, want)
+			}
+		}
+	}
+	close(stop)
+	calls.Wait()
+	if made.Load() == 0 {
+		t.Error("there were no calls")
+	}
+}
