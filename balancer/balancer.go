@@ -60,6 +60,7 @@ type Balancer struct {
 	pools   []*pool
 
 	aperture *aperture // nil without one
+	counts   bool      // a release only counts a call out
 }
 
 // address identifies an endpoint like [discovery.Endpoint.ID], without the cost of formatting it.
@@ -75,6 +76,7 @@ func New(cfg Config, hooks Hooks) (*Balancer, error) {
 		return nil, err
 	}
 	b := &Balancer{cfg: set, hooks: hooks, rand: rand.Uint64, start: time.Now(), hosts: map[address]*Host{}}
+	b.counts = set.Algorithm != PeakEWMA && set.BoundedLoad == 0
 	if set.Aperture > 0 {
 		b.aperture = &aperture{least: set.Aperture}
 	}
@@ -108,6 +110,16 @@ type pick struct {
 // Pick chooses a host and counts a call in flight on it. The caller calls [Host.Release] when that call is over. The
 // error is [ErrNoEndpoints] or [ErrNoHealthy].
 func (b *Balancer) Pick(info PickInfo) (*Host, error) {
+	if s := b.picks.Load().simple; s != nil && len(info.Tried) == 0 {
+		if h := s.pickOfTwo(); h != nil {
+			return h, nil
+		}
+	}
+	return b.pick(info)
+}
+
+// pick is Pick in the general case.
+func (b *Balancer) pick(info PickInfo) (*Host, error) {
 	p := pick{hash: info.Hash, hasHash: info.HasHash, tried: info.Tried}
 	if b.cfg.Algorithm == PeakEWMA {
 		p.now = b.at(info.Now)

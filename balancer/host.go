@@ -133,6 +133,10 @@ func (h *Host) SetEjected(eject bool) {
 // first byte of the answer or to the failure, 0 if it is not known; failed means that the endpoint did not do what was asked.
 // Neither is there if there is nothing to learn (the caller gave up). Both matter to [PeakEWMA] only.
 func (h *Host) Release(latency time.Duration, failed bool) {
+	if h.balancer.counts {
+		h.exit()
+		return
+	}
 	if h.balancer.cfg.Algorithm == PeakEWMA {
 		now := h.balancer.now()
 		h.since.Store(now)

@@ -1,5 +1,7 @@
 package balancer
 
+import "math/bits"
+
 // leastRequest is the power of two choices. The two are different endpoints: drawn with replacement, one stuck endpoint of
 // two would still get a quarter of the calls.
 type leastRequest struct{ *sampler }
@@ -25,6 +27,31 @@ func (l *leastRequest) lighter(b, a int) bool {
 	callsB, weightB := l.load(b)
 	callsA, weightA := l.load(a)
 	return lighter(callsB, weightB, 1, callsA, weightA, 1)
+}
+
+// pickOfTwo is what a pick usually comes to: of two hosts with the same weight, the one with fewer calls in flight. It returns nil
+// if one of them needs a closer look.
+func (s *sampler) pickOfTwo() *Host {
+	n := uint64(len(s.states))
+	first, rest := bits.Mul64(s.balancer.rand(), n)
+	second, _ := bits.Mul64(rest, n-1)
+	if second >= first {
+		second++
+	}
+	a, b := s.states[first], s.states[second]
+	stateA, stateB := a.Load(), b.Load()
+	if (stateA|stateB)&^calls != 0 {
+		return nil
+	}
+	if stateB < stateA {
+		first, a = second, b
+	}
+	h := s.hosts[first]
+	if a.Add(1)&gone != 0 {
+		h.exit() // removed meanwhile
+		return nil
+	}
+	return h
 }
 
 // lighter reports whether a call drawn for host a is better sent to host b, given the calls in flight, the weight and the

@@ -26,6 +26,7 @@ type snapshot struct {
 	healthy bool     // some host in groups is not ejected
 	groups  []*group // with traffic, the nearest first
 	shares  alias    // of the traffic
+	simple  *sampler // of the only group, if pickOfTwo is enough for it; else nil
 }
 
 // group is the hosts of a pool that can be picked.
@@ -68,6 +69,10 @@ func (b *Balancer) snapshotLocked() *snapshot {
 		return &snapshot{refusal: ErrNoHealthy}
 	}
 	s.shares = newAlias(used)
+	if g := s.groups[0]; len(s.groups) == 1 && b.cfg.Algorithm == LeastRequest && b.cfg.Choices == 2 && b.cfg.BoundedLoad == 0 &&
+		len(g.hosts) > 1 && g.weights == nil && !g.panicking {
+		s.simple = &g.sampler
+	}
 	return s
 }
 
