@@ -62,7 +62,7 @@ func newDocument(kind kind, version string, object json.RawMessage) (document, e
 	if err != nil {
 		return document{}, err
 	}
-	d.source = policy.Source{Name: sourceName(kind, d.namespace, d.name), Data: text}
+	d.source = policy.Source{Name: sourceName(kind, d.namespace, d.name), Data: text, Alone: true}
 	return d, nil
 }
 

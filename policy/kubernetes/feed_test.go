@@ -74,6 +74,13 @@ func (n *noted) want(t *testing.T, wait time.Duration, want ...string) {
 	n.list = nil
 }
 
+// forget drops what was yielded that begins with a prefix.
+func (n *noted) forget(prefix string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.list = slices.DeleteFunc(n.list, func(s string) bool { return strings.HasPrefix(s, prefix) })
+}
+
 func TestFeed_YieldsDocumentsFromOldToNew(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		server := kubetest.New(routes, policies, services, httpOf)
@@ -118,6 +125,9 @@ spec: {hosts: [z]}
 		texts := map[string]string{}
 		for _, s := range n.last {
 			texts[s.Name] = string(s.Data)
+			if !s.Alone {
+				t.Errorf("%s does not stand alone", s.Name)
+			}
 		}
 		const route = `{"apiVersion":"networking.istio.io/v1","kind":"VirtualService","metadata":{"annotations":{"team":"x"},"creationTimestamp":"2026-01-02T00:00:00Z","generation":3,"name":"a","namespace":"shop","uid":"one"},"spec":{"hosts":["a"],"http":[{"route":[{"destination":{"host":"a"},"weight":100}]}]}}`
 		if got := texts["shop/VirtualService/a"]; got != route {
@@ -158,6 +168,17 @@ func TestFeed_KindsThatComeAndGo(t *testing.T) {
 		n.want(t, time.Minute)
 		server.Apply("{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: b, namespace: shop}, spec: {hosts: [b]}}")
 		n.want(t, 2*time.Minute, "shop/VirtualService/a shop/VirtualService/b")
+		// The version that was read is served no more: another one is, and soon.
+		older := routes
+		older.Version = "v1beta1"
+		server.Install(older)
+		server.Uninstall(routes)
+		time.Sleep(10 * time.Second)
+		n.forget("error: ") // if it takes a moment, it is told
+		n.want(t, 0, "shop/VirtualService/a shop/VirtualService/b")
+		if text := string(n.last[0].Data); !strings.Contains(text, "networking.istio.io/v1beta1") {
+			t.Errorf("the document is %s, want it in the version that is served", text)
+		}
 	})
 }
 

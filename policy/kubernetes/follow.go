@@ -27,7 +27,7 @@ func (l *loop) followGroup(client *kube.Client, name string) {
 		l.post(func() { l.serves(name, map[string]kube.Resource{"Service": services}, nil) })
 		return
 	}
-	served := kube.Served{Client: client, Group: name}
+	served := kube.Served{Client: client, Group: name, Again: l.groups[name].again}
 	for _, k := range l.kinds[name] {
 		versions := slices.Clone(k.Versions)
 		slices.Reverse(versions)
@@ -52,9 +52,16 @@ func (l *loop) followObjects(client *kube.Client, w *watch) {
 		Client: client, Resource: w.resource, Namespace: w.namespace,
 		Decode: func(object kube.Object) document { return decode(w, object) },
 	}
+	again := l.groups[w.group].again
 	l.tasks.Go(func() {
 		defer cancel()
 		for state, err := range watch.All(ctx) {
+			if errors.Is(err, kube.ErrNotFound) { // perhaps it is served in another version now
+				select {
+				case again <- struct{}{}:
+				default:
+				}
+			}
 			documents := make([]document, 0, len(state.Objects))
 			for _, d := range state.Objects {
 				documents = append(documents, d)
@@ -76,6 +83,6 @@ func decode(w *watch, object kube.Object) document {
 		}
 	}
 	d := document{created: time.Unix(1<<40, 0), namespace: object.Namespace, name: object.Name}
-	d.source = policy.Source{Name: sourceName(w.kind, d.namespace, d.name), Data: slices.Clone(object.Raw)}
+	d.source = policy.Source{Name: sourceName(w.kind, d.namespace, d.name), Data: slices.Clone(object.Raw), Alone: true}
 	return d
 }

@@ -52,6 +52,7 @@ type group struct {
 	served map[string]kube.Resource // by kind
 	known  bool                     // served was read
 	err    error                    // why it cannot be read
+	again  chan struct{}            // takes hints that the server should be asked again soon
 }
 
 // namespace is a namespace that is followed.
@@ -87,7 +88,7 @@ func newLoop(ctx context.Context, feed *Feed, own string) *loop {
 	l.settles.Stop()
 	l.tells.Stop()
 	for name := range l.kinds {
-		l.groups[name] = new(group)
+		l.groups[name] = &group{again: make(chan struct{}, 1)}
 	}
 	for _, name := range append([]string{own, rootNamespace}, feed.Namespaces...) {
 		l.namespaces[name] = &namespace{own: name == own, root: name == rootNamespace, first: true}
