@@ -103,7 +103,7 @@ func (o *oracle) compare(isHTTP bool) {
 	w.Service = name
 	plan, findings := policy.Compile(sources, w)
 	if plan == nil {
-		o.t.Fatalf("%s: %v", sources, findings)
+		o.t.Fatalf("%+v: %v", sources, findings)
 	}
 	registration := &api.AgentServiceRegistration{Name: name, Port: 8080, Connect: &api.AgentServiceConnect{
 		SidecarService: &api.AgentServiceRegistration{Port: 22000 + o.sets},

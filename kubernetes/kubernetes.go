@@ -1,0 +1,113 @@
+// Package kubernetes wires a mesh to the Kubernetes cluster that the process runs in: its documents come from the custom resources of
+// the API server, and its endpoints from Services and EndpointSlices.
+//
+//	m, err := mesh.New(ctx, kubernetes.InCluster())
+//
+// docs/kubernetes.md says what a pod needs for it: rights, labels and an identity. The parts are policy/kubernetes and
+// discovery/kubernetes, for programs that want one of them.
+package kubernetes
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+
+	"github.com/nosidecar/mesh"
+	discovery "github.com/nosidecar/mesh/discovery/kubernetes"
+	kube "github.com/nosidecar/mesh/internal/kubernetes"
+	"github.com/nosidecar/mesh/policy"
+	documents "github.com/nosidecar/mesh/policy/kubernetes"
+)
+
+// InCluster is Config{}.Option(): documents and endpoints of the cluster that the process runs in.
+func InCluster() mesh.Option { return Config{}.Option() }
+
+// Config says how a process takes part in the mesh of a cluster. The zero value is for a process in a pod.
+type Config struct {
+	// Kubeconfig is the path of a kubeconfig, for a process outside of the cluster, such as one on a developer's machine. "" means that
+	// the process is in a pod.
+	Kubeconfig string
+
+	// Context is the context of the kubeconfig; "" means its current one.
+	Context string
+
+	// Namespaces are more namespaces whose documents are followed from the start, beside the process's own and istio-system. Those that
+	// calls go to are followed by themselves, with the first call.
+	Namespaces []string
+
+	// Events has an Event written about each document that is refused, in the document's namespace: one per generation of the
+	// document, however many processes refuse it, and no more than one per second. It needs the right to create events.
+	Events bool
+}
+
+// Option returns one option that stands for mesh.WithPolicyFeed, mesh.WithDiscovery, mesh.WithEmptyPolicy, since a namespace without
+// documents is an answer, and, with a kubeconfig, mesh.WithWorkload with the namespace of its context.
+//
+// In a pod, the namespace, the labels and the locality come from the environment, see policy.WorkloadFromEnv, and the node from NODE_NAME,
+// or else from the token. New fails if the labels are not there: a policy with a selector would not protect the process.
+func (c Config) Option() mesh.Option {
+	return all(c.options)
+}
+
+// all makes one option of several. What an option is applied to has no name outside of its package: T stands for it.
+func all[T any, O ~func(T) error](options func() ([]O, error)) O {
+	return func(to T) error {
+		each, err := options()
+		for _, option := range each {
+			err = errors.Join(err, option(to))
+		}
+		return err
+	}
+}
+
+func (c Config) options() ([]mesh.Option, error) {
+	client, err := c.client()
+	if err != nil {
+		return nil, err
+	}
+	environment, err := policy.WorkloadFromEnv()
+	if err != nil {
+		return nil, err
+	}
+	feed := &documents.Feed{Client: client, Namespaces: c.Namespaces}
+	options := []mesh.Option{
+		mesh.WithDiscovery(&discovery.Resolver{
+			Client: client, Need: feed.Need, Zone: environment.Locality.Zone, Region: environment.Locality.Region, Node: os.Getenv("NODE_NAME"),
+		}),
+		mesh.WithEmptyPolicy(),
+	}
+	if c.Events {
+		e := newEvents(feed, (*kube.Client)(client))
+		options = append(options, mesh.WithPolicyFeed(e), mesh.WithObserver(mesh.Observer{PolicyLoad: e.loaded}))
+	} else {
+		options = append(options, mesh.WithPolicyFeed(feed))
+	}
+	if c.Kubeconfig != "" {
+		options = append(options, mesh.WithWorkload(policy.Workload{Namespace: (*kube.Client)(client).Namespace()}))
+	} else if err := labelled(labelsFile); err != nil {
+		return nil, err
+	}
+	return options, nil
+}
+
+func (c Config) client() (*discovery.Client, error) {
+	if c.Kubeconfig != "" {
+		return discovery.Kubeconfig(c.Kubeconfig, c.Context)
+	}
+	return discovery.InCluster()
+}
+
+// labelsFile is where the downward API puts the labels of the pod.
+const labelsFile = "/etc/istio/pod/labels"
+
+// labelled returns an error if the labels of the pod are unknown.
+func labelled(file string) error {
+	if os.Getenv("ISTIO_METAJSON_LABELS") != "" {
+		return nil
+	}
+	if _, err := os.Stat(file); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return errors.New("kubernetes: the labels of the pod are unknown, so no policy with a selector would protect it: mount metadata.labels of the " +
+		"downward API as the file " + file + ", as docs/kubernetes.md shows, or set ISTIO_METAJSON_LABELS")
+}
