@@ -70,11 +70,13 @@ func (b *Balancer) snapshotLocked() *snapshot {
 	}
 	s.shares = newAlias(used)
 	if g := s.groups[0]; len(s.groups) == 1 && b.cfg.Algorithm == LeastRequest && b.cfg.Choices == 2 && b.cfg.BoundedLoad == 0 &&
-		len(g.hosts) > 1 && g.weights == nil && !g.panicking {
+		len(g.hosts) > 1 && g.weights == nil && !g.panicking && !slices.ContainsFunc(g.states, isWarming) {
 		s.simple = &g.sampler
 	}
 	return s
 }
+
+func isWarming(state *atomic.Uint64) bool { return state.Load()&warming != 0 }
 
 // trafficLocked returns the share of the traffic of each pool and whether its ejections are ignored.
 func (b *Balancer) trafficLocked() (shares []float64, panics []bool) {
