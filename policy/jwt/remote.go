@@ -33,12 +33,12 @@ func (s Source) validate() error {
 	switch {
 	case err != nil:
 		return errors.New("the URI is not a URL")
+	case len(s.URI) > 2048: // first: what an issuer names may have a megabyte
+		return fmt.Errorf("the URI has %d bytes: want at most 2048", len(s.URI))
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
 		return fmt.Errorf("the URI %q is not an http or https URL with a host", s.URI)
 	case u.User != nil:
 		return errors.New("the URI has a user in it")
-	case len(s.URI) > 2048:
-		return fmt.Errorf("the URI has %d bytes: want at most 2048", len(s.URI))
 	case s.Timeout < time.Millisecond:
 		return fmt.Errorf("the timeout of %v is below 1 ms", s.Timeout)
 	}
@@ -54,11 +54,14 @@ type State struct {
 }
 
 // Remotes fetches key sets: each ahead of need, by one request at a time, whatever asks for it. The last good set stays in force until
-// there is a newer one. Its zero value is ready to use; its fields must not be changed after that. It is safe for concurrent
+// there is a newer one, however long that takes: an issuer that cannot be reached refuses nobody, and keys that it has revoked
+// meanwhile stay good as well. State.Fetched tells how old a set is. Its zero value is ready to use; its fields must not be changed after that. It is safe for concurrent
 // use.
 type Remotes struct {
-	// Transport returns what carries a request. If it is nil, or returns nil, that refuses to connect to link-local addresses and to
-	// those where clouds serve their metadata.
+	// Transport returns what carries a request; it is not guarded. If it is nil, or returns nil, that is a copy of
+	// http.DefaultTransport that dials by itself and refuses to connect to link-local addresses and to those where clouds serve their
+	// metadata. Through a proxy that the environment names (HTTP_PROXY), it refuses such addresses only where they stand in the URL: the
+	// proxy resolves names, and must not let through what they should not reach.
 	Transport func(*http.Request) http.RoundTripper
 
 	// OnFetch, if not nil, is told of the outcome of every fetch, one at a time for each source.
@@ -394,13 +397,47 @@ func guarded() *http.Transport {
 		if err != nil {
 			return err
 		}
-		if ip := addr.Addr().Unmap(); ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip == awsMetadata || ip == alibabaMetadata {
-			return fmt.Errorf("%s is a link-local or metadata address: keys are not fetched from there", ip)
-		}
-		return nil
+		return checkAddress(addr.Addr())
 	}}
 	transport.DialContext = dialer.DialContext
+	// What a program put into the transport of the standard library to dial in its own way is not asked: it would be a way past.
+	transport.DialTLSContext = nil
+	//lint:ignore SA1019 a program may still set it
+	transport.DialTLS = nil
+	if proxy := transport.Proxy; proxy != nil {
+		transport.Proxy = func(r *http.Request) (*url.URL, error) {
+			through, err := proxy(r)
+			if through != nil && err == nil {
+				err = checkProxied(r.URL.Hostname())
+			}
+			return through, err
+		}
+	}
 	return transport
+}
+
+func checkAddress(ip netip.Addr) error {
+	if ip = ip.Unmap().WithZone(""); ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip == awsMetadata || ip == alibabaMetadata {
+		return fmt.Errorf("%s is a link-local or metadata address: keys are not fetched from there", ip)
+	}
+	return nil
+}
+
+// checkProxied judges a host that a proxy connects to. It resolves names by itself, so they cannot be judged here, but for those that are
+// addresses in the spellings of C: 0xa9fea9fe, 2852039166.
+func checkProxied(host string) error {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return checkAddress(ip)
+	}
+	host = strings.TrimSuffix(host, ".")
+	last := strings.ToLower(host[strings.LastIndexByte(host, '.')+1:])
+	if last == "" || '0' <= last[0] && last[0] <= '9' {
+		return fmt.Errorf("the host %q is an address in a spelling of its own: keys are not fetched from there through a proxy", host)
+	}
+	if strings.EqualFold(host, "metadata.google.internal") {
+		return fmt.Errorf("%s is a metadata service: keys are not fetched from there", host)
+	}
+	return nil
 }
 
 // Metadata services that are not at a link-local address.

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +16,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/jwttest"
 	"github.com/nosidecar/mesh/policy/jwt"
 )
@@ -363,6 +366,95 @@ func TestMetadataIsNotFetched(t *testing.T) {
 			t.Errorf("%s: %v", uri, state.Err)
 		}
 		remotes.Close()
+	}
+}
+
+// Neither a proxy nor another way to dial of the program is a way past that.
+func TestMetadataIsNotFetchedInOtherWays(t *testing.T) {
+	asked := make(chan string, 100)
+	proxy := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked <- r.Host
+		io.WriteString(w, jwttest.KeySet(jwttest.New("a")))
+	}))
+	defer proxy.Close()
+	through, _ := url.Parse(proxy.URL)
+	for name, transport := range map[string]*http.Transport{
+		"proxy": {Proxy: http.ProxyURL(through)},
+		"dial": {
+			DialContext:    func(context.Context, string, string) (net.Conn, error) { asked <- "dialled"; return nil, io.EOF },
+			DialTLSContext: func(context.Context, string, string) (net.Conn, error) { asked <- "dialled"; return nil, io.EOF },
+		},
+	} {
+		standard := http.DefaultTransport
+		http.DefaultTransport = transport
+		for _, uri := range []string{
+			"http://169.254.169.254/latest", "https://169.254.169.254/", "http://[fd00:ec2::254]/", "http://[::ffff:169.254.169.254]/",
+			"http://2852039166/", "http://0xa9.254.0xa9fe/", "http://metadata.google.internal/", "http://METADATA.google.internal./",
+		} {
+			if name == "dial" && !strings.Contains(uri, "169.254.169.254") { // others are names
+				continue
+			}
+			if state := fetchOnce(t, uri); state.Err == nil || !strings.Contains(state.Err.Error(), "keys are not fetched from there") {
+				t.Errorf("%s, %s: %v", name, uri, state.Err)
+			}
+		}
+		if name == "proxy" {
+			if state := fetchOnce(t, "http://issuer.example.com/"); state.Err != nil {
+				t.Errorf("a name: %v", state.Err)
+			}
+			if host := <-asked; host != "issuer.example.com" {
+				t.Errorf("the proxy was asked for %s", host)
+			}
+		}
+		http.DefaultTransport = standard
+	}
+	select {
+	case host := <-asked:
+		t.Errorf("asked: %s", host)
+	default:
+	}
+}
+
+// fetchOnce returns what came of the first fetch.
+func fetchOnce(t *testing.T, uri string) jwt.State {
+	t.Helper()
+	told := make(chan jwt.State, 1)
+	remotes := &jwt.Remotes{OnFetch: func(s jwt.State) {
+		select {
+		case told <- s:
+		default:
+		}
+	}}
+	defer remotes.Close()
+	a, err := jwt.New([]jwt.Rule{{URI: uri}}, remotes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	remotes.Use(a)
+	return await.Receive(t, "a fetch", told)
+}
+
+// What an issuer names is of any length, and must not fill logs.
+func TestLongURIsAreNotRepeated(t *testing.T) {
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		io.WriteString(w, `{"jwks_uri": "ftp://`+strings.Repeat("x", 500_000)+`"}`)
+	}))
+	defer s.Close()
+	told := make(chan jwt.State, 1)
+	remotes := &jwt.Remotes{OnFetch: func(s jwt.State) {
+		select {
+		case told <- s:
+		default:
+		}
+	}}
+	defer remotes.Close()
+	a, err := jwt.New([]jwt.Rule{{Issuer: s.URL, Discover: true}}, remotes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	remotes.Use(a)
+	if state := await.Receive(t, "a fetch", told); state.Err == nil || len(state.Err.Error()) > 1000 {
+		t.Errorf("the error has %d bytes", len(fmt.Sprint(state.Err)))
 	}
 }
 
