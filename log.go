@@ -233,7 +233,7 @@ func (j *journal) identity(_ *tlsid.Identity, err error) {
 func (j *journal) keys(state jwt.State) {
 	j.mu.Lock()
 	before, now := j.keyless[state.Source], state.Err != nil
-	if j.keyless == nil {
+	if j.keyless == nil || len(j.keyless) >= mostFailures { // of sources that documents no longer name, as a rule
 		j.keyless = make(map[jwt.Source]bool)
 	}
 	if j.keyless[state.Source] = now; !now {
