@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
@@ -18,6 +19,7 @@ import (
 	"github.com/nosidecar/mesh/internal/judge"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
+	"github.com/nosidecar/mesh/internal/trailer"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/jwt"
@@ -227,7 +229,7 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 	if header == nil && in.edited {
 		header = in.view.Header
 	}
-	trailers := mayHaveTrailers(r)
+	trailers := trailer.May(r)
 	if ctx != r.Context() || header != nil || trailers || in.secure != nil {
 		arrived := r
 		r = r.WithContext(ctx)
@@ -239,7 +241,7 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 			r.TLS = in.secure
 		}
 		if trailers {
-			sanitiseTrailers(arrived, r, in.rules.Tokens())
+			trailer.Clean(arrived, r, asserted.Header, in.rules.Tokens())
 		}
 		if in.cancel != nil && caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))

@@ -4,7 +4,6 @@ import (
 	"crypto/x509"
 	"encoding/binary"
 	"fmt"
-	"io"
 	"maps"
 	"net/http"
 	"slices"
@@ -122,49 +121,6 @@ func keptOptions(values []string, tokens *jwt.Authenticator) []string {
 		return nil
 	}
 	return []string{strings.Join(kept, ", ")}
-}
-
-// mayHaveTrailers reports whether the request may have trailers: HTTP/2 takes only announced ones, HTTP/1 takes any.
-func mayHaveTrailers(r *http.Request) bool {
-	return len(r.Trailer) > 0 || r.ProtoMajor == 1 && r.ContentLength < 0
-}
-
-// sanitiseTrailers gives r, a copy of the request that arrived, the trailers of that request, without those that the peer
-// may not assert.
-func sanitiseTrailers(arrived, r *http.Request, tokens *jwt.Authenticator) {
-	r.Trailer = nil
-	for name := range arrived.Trailer {
-		if !saidByMesh(name, tokens) {
-			if r.Trailer == nil {
-				r.Trailer = make(http.Header)
-			}
-			r.Trailer[name] = nil
-		}
-	}
-	r.Body = &trailedBody{ReadCloser: arrived.Body, arrived: arrived, seen: r, tokens: tokens}
-}
-
-// trailedBody copies trailers once the body has been read, when net/http has set them.
-type trailedBody struct {
-	io.ReadCloser
-	arrived, seen *http.Request
-	tokens        *jwt.Authenticator
-}
-
-func (b *trailedBody) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	if err == io.EOF {
-		for name, values := range b.arrived.Trailer {
-			if saidByMesh(name, b.tokens) {
-				continue
-			}
-			if b.seen.Trailer == nil {
-				b.seen.Trailer = make(http.Header)
-			}
-			b.seen.Trailer[name] = values
-		}
-	}
-	return n, err
 }
 
 // forwardedCerts caches the values of x-forwarded-client-cert for recent peers, under one identity of ours, by the end of

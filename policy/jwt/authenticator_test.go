@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/base64"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -297,5 +298,28 @@ func TestBadRules(t *testing.T) {
 	}
 	if _, err := jwt.New([]jwt.Rule{{URI: "https://k"}}, nil); err == nil {
 		t.Error("nothing that fetches: no error")
+	}
+}
+
+// What rules set is not for the client to say in trailers either, to a handler that is used alone.
+func TestHandlerCleansTrailers(t *testing.T) {
+	k := rs("k", "RS256")
+	a := authenticator(t, jwt.Rule{Keys: keys(t, k), ClaimHeaders: []jwt.ClaimHeader{{Header: "X-Sub", Claim: "sub"}}})
+	seen := make(chan string, 1)
+	s := httptest.NewServer(&jwt.Handler{Authenticator: a, Next: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		before := fmt.Sprint(r.Trailer)
+		io.Copy(io.Discard, r.Body)
+		seen <- before + fmt.Sprint(r.Trailer)
+	})})
+	defer s.Close()
+	req, _ := http.NewRequestWithContext(t.Context(), http.MethodPost, s.URL, io.MultiReader(strings.NewReader("body")))
+	req.Trailer = http.Header{"X-Sub": {"root"}, "X_sub": {"root"}, "X-Sum": {"1"}}
+	resp, err := s.Client().Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if got, want := <-seen, "map[X-Sum:[]]map[X-Sum:[1]]"; got != want {
+		t.Errorf("the handler sees %s, want %s", got, want)
 	}
 }

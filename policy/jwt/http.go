@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/trailer"
 )
 
 // Handler is an http.Handler that refuses requests with a bad token, and tells the next one, through [ClaimsOf], whose request it is. Its
@@ -44,6 +45,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		seen.Header = header
 	}
 	result.HideToken(seen)
+	if len(h.Authenticator.outputs) > 0 && trailer.May(r) {
+		trailer.Clean(r, seen, nil, h.Authenticator)
+	}
 	h.Next.ServeHTTP(w, seen)
 }
 
