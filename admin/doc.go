@@ -42,6 +42,7 @@
 //	windowSeconds                the period that figures cover, up to 60
 //	ready, notReady[]            of mesh.Status; notReady, the reasons, if it is not ready
 //	identity                     if there is one: id, expires, error if its source fails, trusted[] with domain, authorities, expires
+//	keys[]                       if tokens are verified with fetched keys: uri, keys (how many), fetched, error if the last fetch failed
 //	documents                    those in force: number, version, loaded, count; refused (number, at, error) if the last load was refused;
 //	                             alone[] (document, file, error, inForce, since): those that stand alone and are refused; aloneOmitted if
 //	                             there are more

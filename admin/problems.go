@@ -109,6 +109,15 @@ func (r *report) ownProblems(c *collector) (list []problem) {
 			list = append(list, problem{Severity: warning, Title: fmt.Sprintf("The certificate expires in %s", short(left)), weight: 1e5, Why: []string{id.ID}})
 		}
 	}
+	for _, k := range r.Keys {
+		if k.Error == "" || k.Keys == 0 { // without any, the process is not ready
+			continue
+		}
+		list = append(list, problem{
+			Severity: warning, Title: "There are no new keys to verify tokens with", weight: 1e4,
+			Why: []string{k.Error, fmt.Sprintf("those of %s of %s stay in force", k.URI, clock(k.Fetched))},
+		})
+	}
 	if in := r.In; in.Errors >= fewErrors && in.ErrorShare >= someErrors {
 		list = append(list, problem{
 			Severity: severityOf(in.ErrorShare), Title: fmt.Sprintf("%s of the requests to this process fail", percent(in.ErrorShare)), weight: in.ErrorsPerSecond,

@@ -24,6 +24,7 @@ type report struct {
 	NotReady []string  `json:"notReady,omitempty"`
 
 	Identity  *identity  `json:"identity,omitempty"`
+	Keys      []keySet   `json:"keys,omitempty"`
 	Documents documents  `json:"documents"`
 	Problems  []problem  `json:"problems"`
 	Out       figures    `json:"out"`
@@ -53,6 +54,14 @@ type trustedFor struct {
 	Domain      string    `json:"domain"`
 	Authorities int       `json:"authorities"`
 	Expires     time.Time `json:"expires,omitzero"`
+}
+
+// keySet is a set of keys that tokens are verified with and that is fetched.
+type keySet struct {
+	URI     string    `json:"uri"`
+	Keys    int       `json:"keys"`
+	Fetched time.Time `json:"fetched,omitzero"`
+	Error   string    `json:"error,omitempty"`
 }
 
 type documents struct {
@@ -233,6 +242,9 @@ func (r *report) status(s *mesh.Status) {
 		for _, t := range id.Trusted {
 			r.Identity.Trusted = append(r.Identity.Trusted, trustedFor{t.Domain, t.Authorities, t.Expires.UTC()})
 		}
+	}
+	for _, k := range s.Keys {
+		r.Keys = append(r.Keys, keySet{k.URI, k.Keys, k.Fetched.UTC(), k.Error})
 	}
 	r.Routes = make([]routeOf, len(s.Routes))
 	for i, from := range s.Routes {

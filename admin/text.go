@@ -32,6 +32,9 @@ func writeText(w io.Writer, r *report) {
 	if r.Identity != nil {
 		fmt.Fprintf(w, "identity %s, expires in %s %s\n", r.Identity.ID, short(r.Identity.Expires.Sub(r.Time)), r.Identity.Error)
 	}
+	for _, k := range r.Keys {
+		fmt.Fprintf(w, "keys %s: %d of %s %s\n", k.URI, k.Keys, clock(k.Fetched), k.Error)
+	}
 	fmt.Fprintf(w, "documents %d, load %d, version %s, since %s\n", r.Documents.Count, r.Documents.Number, r.Documents.Version, clock(r.Documents.Loaded))
 
 	fmt.Fprintln(w, "\n# What hurts")

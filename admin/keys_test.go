@@ -1,0 +1,55 @@
+package admin_test
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/admin"
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/jwttest"
+	"github.com/nosidecar/mesh/policy"
+)
+
+// Keys that tokens are verified with are shown in every form, with what is wrong with the last fetch.
+func TestKeysOfTokens(t *testing.T) {
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, jwttest.KeySet(jwttest.New("a"), jwttest.New("b")))
+	}))
+	page := admin.New(admin.Config{})
+	defer page.Close()
+	m, err := mesh.New(t.Context(), mesh.WithObserver(page.Observer()), mesh.WithPolicy(policy.Source{Name: "users.yaml", Data: []byte(`
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: users, namespace: default}
+spec: {jwtRules: [{issuer: i, jwksUri: "` + keys.URL + `/set<1>"}]}
+`)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	defer keys.Close()
+	await.True(t, "the keys", func() bool { return m.Status().Ready })
+	var report struct {
+		Keys []struct {
+			URI, Fetched string
+			Keys         int
+		}
+	}
+	if err := json.Unmarshal(ask(t, page, "?format=json").Body.Bytes(), &report); err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Keys) != 1 || report.Keys[0].Keys != 2 || report.Keys[0].URI != keys.URL+"/set<1>" || report.Keys[0].Fetched == "" {
+		t.Errorf("JSON: %+v", report.Keys)
+	}
+	if text := ask(t, page, "?format=text").Body.String(); !strings.Contains(text, "keys "+keys.URL+"/set<1>: 2 of ") {
+		t.Errorf("text: %s", text)
+	}
+	if html := ask(t, page, "", "Accept", "text/html").Body.String(); !strings.Contains(html, "<code>"+keys.URL+"/set&lt;1&gt;</code>: 2 keys") {
+		t.Errorf("page: %s", html)
+	}
+}
