@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/accesslog"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
 var hostile = []string{
@@ -128,6 +129,25 @@ func TestTokensAreNotLogged(t *testing.T) {
 	}
 	for i, path := range []string{"/p?access_token=REDACTED", "/p?a=b&access_token=REDACTED&c", "/p?access%5Ftoken=REDACTED"} {
 		want(t, all[i], map[string]any{"path": path})
+	}
+}
+
+// So is what stands in the parameters that documents have for tokens, on both ends.
+func TestTokensOfDocumentsAreNotLogged(t *testing.T) {
+	out := new(lines)
+	access, _ := newLog(t, accesslog.Config{Writer: out})
+	o := access.Observer()
+	side := telemetry.Side{SecretParams: []string{"jwt", "t k"}}
+	settings := telemetry.New(side, side)
+	request := newRequest("/p?a=b&jwt=secret&t+k=secret&access_token=secret&jwts=1")
+	o.CallEnd(t.Context(), &mesh.Call{Request: request, Status: 200, GRPCStatus: -1, Telemetry: settings})
+	o.InboundEnd(t.Context(), &mesh.Inbound{Request: request, Status: 200, GRPCStatus: -1, Telemetry: settings})
+	all := closed(t, access, out)
+	if len(all) != 2 {
+		t.Fatalf("logged %v", all)
+	}
+	for _, line := range all {
+		want(t, line, map[string]any{"path": "/p?a=b&jwt=REDACTED&t+k=REDACTED&access_token=REDACTED&jwts=1"})
 	}
 }
 

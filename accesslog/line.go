@@ -82,7 +82,7 @@ func (f *fields) fill(r *record) {
 	f.number[responseCode], f.number[bytesReceived], f.number[bytesSent] = int64(r.code), r.received, r.sent
 	f.number[duration] = r.duration.Milliseconds()
 	if r.side == outbound || r.side == inbound {
-		f.text[path] = withoutToken(r.requestURI())
+		f.text[path] = withoutTokens(r.requestURI(), r.secret)
 		f.text[protocol] = version(r.major, r.minor)
 		f.text[responseCodeDetails] = r.details()
 	} else if r.denied {
@@ -157,13 +157,18 @@ func version(major, minor int) string {
 // secretQueries are parameters that hold a token (RFC 6750, section 2.3).
 var secretQueries = []string{"access_token"}
 
-// withoutToken returns the target of a request without the token in its query.
-func withoutToken(uri string) string {
+// withoutTokens returns the target of a request without the tokens in its query. secret are the parameters, besides those of standards,
+// that hold some.
+func withoutTokens(uri string, secret []string) string {
 	before, query, ok := strings.Cut(uri, "?")
 	if !ok {
 		return uri
 	}
-	if clean := field.RedactQuery(query, secretQueries); clean != query {
+	clean := field.RedactQuery(query, secretQueries)
+	if len(secret) > 0 {
+		clean = field.RedactQuery(clean, secret)
+	}
+	if clean != query {
 		return before + "?" + clean
 	}
 	return uri

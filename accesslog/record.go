@@ -28,7 +28,8 @@ type record struct {
 	query      string
 	forceQuery bool
 	opaque     string
-	major      int // of the version of HTTP
+	secret     []string // parameters of the query with tokens
+	major      int      // of the version of HTTP
 	minor      int
 
 	status   int // of the response; 0 if there was none
@@ -85,6 +86,7 @@ func (l *Log) callEnd(_ context.Context, c *mesh.Call) {
 	r := l.records.Get().(*record)
 	r.side, r.start, r.duration = outbound, c.Start, c.Duration
 	r.request(c.Request)
+	r.secret = c.Telemetry.Client().SecretParams
 	r.status, r.code, r.grpcStatus, r.flags, r.err, r.attempts = c.Status, code, c.GRPCStatus, c.Flags, c.Err, c.Attempts
 	r.target, r.routed, r.route, r.outside = c.Target, c.Document != "", c.Route, c.Outside
 	r.received, r.sent = c.BytesSent, c.BytesReceived
@@ -104,6 +106,7 @@ func (l *Log) inboundEnd(_ context.Context, in *mesh.Inbound) {
 	r := l.records.Get().(*record)
 	r.side, r.start, r.duration = inbound, in.Start, in.Duration
 	r.request(in.Request)
+	r.secret = in.Telemetry.Server().SecretParams
 	r.status, r.code, r.grpcStatus, r.flags = in.Status, in.Status, in.GRPCStatus, in.Flags
 	if r.denied = !in.Decision.Allowed; r.denied {
 		r.badPath, r.policy, r.rule = in.Decision.BadRequest, in.Decision.Policy, in.Decision.Rule

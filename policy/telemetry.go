@@ -85,4 +85,24 @@ func (c *compiler) telemetries() {
 			Namespace: w.Namespace, Labels: w.Labels, TrustDomain: w.TrustDomain, Host: host,
 		})
 	}
+	c.keepSecrets()
+}
+
+// keepSecrets has the parameters that hold tokens left out of traces and logs: those of all documents, since calls that go out carry the
+// tokens of other workloads.
+func (c *compiler) keepSecrets() {
+	var params []string
+	for _, ra := range c.tokens {
+		for i := range ra.is.rules {
+			params = append(params, ra.is.rules[i].Params...)
+		}
+	}
+	if len(params) == 0 {
+		return
+	}
+	slices.Sort(params)
+	params = slices.Compact(params)
+	client, server := *c.plan.reports.Client(), *c.plan.reports.Server()
+	client.SecretParams, server.SecretParams = params, params
+	c.plan.reports = telemetry.New(client, server)
 }

@@ -43,6 +43,25 @@ func reports(t *testing.T, documents ...string) (*telemetry.Settings, policy.Fin
 	return plan.Telemetry(), findings
 }
 
+// What holds tokens must not be recorded: on calls that go out, too, which carry those of other workloads.
+func TestTelemetry_ParametersWithTokens(t *testing.T) {
+	const users = `
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: %[1]s, namespace: %[2]s}
+spec: {selector: {matchLabels: {app: %[1]s}}, jwtRules: [{issuer: i, jwks: '{"keys":[{"kty":"EC","crv":"P-256","x":"MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4","y":"4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}', fromParams: [%[3]s]}]}
+---`
+	plan, findings := policy.Compile([]policy.Source{{Name: "t.yaml", Data: []byte(fmt.Sprintf(users, "a", "default", "jwt, b") + fmt.Sprintf(users, "c", "elsewhere", "jwt, a"))}}, workload)
+	if plan == nil {
+		t.Fatal(findings)
+	}
+	for name, side := range map[string]*telemetry.Side{"client": plan.Telemetry().Client(), "server": plan.Telemetry().Server()} {
+		if got := fmt.Sprint(side.SecretParams); got != "[a b jwt]" {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
 // The cases are those of Istio's own merging of access logs.
 func TestTelemetry_AccessLogging(t *testing.T) {
 	for _, tt := range []struct {

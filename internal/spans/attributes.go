@@ -128,12 +128,12 @@ func Version(major, minor int) string {
 var secretQueries = []string{"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature", "access_token"}
 
 // fullURL returns a URL without what is secret in it. Path and query are bounded.
-func fullURL(u *url.URL) string {
-	clean := withoutSecrets(u)
+func fullURL(u *url.URL, secret []string) string {
+	clean := withoutSecrets(u, secret)
 	return bounded(clean, longest+max(0, strings.Index(clean, u.Host))+len(u.Host))
 }
 
-func withoutSecrets(u *url.URL) string {
+func withoutSecrets(u *url.URL, secret []string) string {
 	if u.User == nil && u.RawQuery == "" {
 		return u.String()
 	}
@@ -141,7 +141,7 @@ func withoutSecrets(u *url.URL) string {
 	if clean.User != nil {
 		clean.User = url.UserPassword(field.Redacted, field.Redacted)
 	}
-	clean.RawQuery = field.RedactQuery(clean.RawQuery, secretQueries)
+	clean.RawQuery = field.RedactQuery(field.RedactQuery(clean.RawQuery, secretQueries), secret)
 	return clean.String()
 }
 

@@ -31,6 +31,9 @@ type Call struct {
 	// Documents is what documents say about spans of calls, nil if they say nothing.
 	Documents *telemetry.Tracing
 
+	// Secret are parameters of the query that hold tokens, besides those of standards.
+	Secret []string
+
 	// Shared says that the attempts are made by somebody below who finds the call with Shared.
 	Shared bool
 }
@@ -138,7 +141,7 @@ func clientAttributes(d *Call) []attribute.KeyValue {
 		all = append(all, semconv.RPCSystemNameGRPC, semconv.RPCMethodKey.String(rpcMethod(d.URL.Path)))
 	} else {
 		all = appendMethod(all, d.Method)
-		all = append(all, semconv.URLFullKey.String(fullURL(d.URL)))
+		all = append(all, semconv.URLFullKey.String(fullURL(d.URL, d.Secret)))
 	}
 	return appendTags(appendServer(all, d.URL.Host), d.Documents, d.Header)
 }

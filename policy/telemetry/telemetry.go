@@ -18,6 +18,9 @@ type Side struct {
 	// Metrics has the overrides of Istio's metrics, by their names in documents, such as REQUEST_COUNT. Metrics without overrides
 	// are absent.
 	Metrics map[string]Metric
+
+	// SecretParams are parameters of queries that hold tokens, as RequestAuthentications say. Their values must not be recorded.
+	SecretParams []string
 }
 
 // New returns the settings of both sides.

@@ -59,7 +59,7 @@ func describe(c *mesh.Call) spans.Call {
 	return spans.Call{
 		Method: c.Request.Method, URL: c.Request.URL, RPC: isGRPC(c.Request), Start: c.Start,
 		Owner: c, Seed: uint64(reflect.ValueOf(c).Pointer()), Header: c.Request.Header, Caller: c.Request.Context(),
-		Documents: &c.Telemetry.Client().Tracing,
+		Documents: &c.Telemetry.Client().Tracing, Secret: c.Telemetry.Client().SecretParams,
 	}
 }
 
