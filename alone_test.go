@@ -202,6 +202,39 @@ func TestAlone_CallsThatWouldNotBeSecuredFail(t *testing.T) {
 	})
 }
 
+// TestAlone_MissingCertificateIsOfItsDocument: a document that is good by itself, but names a file that is not there, is refused when it is to
+// be put into force. The others take effect.
+func TestAlone_MissingCertificateIsOfItsDocument(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, says("plaintext")))
+		rule := func(spec string) policy.Source {
+			return objectOf("networking.istio.io/v1", "DestinationRule", "api", spec)
+		}
+		const missing = "{host: api, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: /nowhere/ca.pem}}}"
+		feed := newCluster(rule("{host: api, trafficPolicy: {connectionPool: {tcp: {maxConnections: 7}}}}"))
+		m := f.Mesh(t, "", mesh.WithPolicyFeed(feed), mesh.WithEmptyPolicy())
+		c := m.Client()
+		get(t, c, "http://api/") // so that there is state to replace
+		feed.apply(t, rule(missing), routeOf("other", fmt.Sprintf(answersWith, "other", 202)))
+		if d := m.Status().Documents; len(d.Alone) != 1 || d.Alone[0].InForce != "last good" || !strings.Contains(d.Alone[0].Error, "/nowhere/ca.pem") {
+			t.Errorf("the status is %+v, want the rule refused for the missing file, and its last good version", d)
+		}
+		if got := get(t, c, "http://api/").body; got != "plaintext" {
+			t.Errorf("with the last good version the host answers %q", got)
+		}
+		if got := get(t, c, "http://other/").status; got != 202 {
+			t.Errorf("the other document answers %d, want 202", got)
+		}
+		feed.apply(t) // deleted
+		get(t, c, "http://api/")
+		feed.apply(t, rule(missing))
+		if _, err := try(c, "http://api/"); err == nil || !strings.Contains(err.Error(), "DestinationRule default/api") {
+			t.Errorf("without a last good version a call gives %v, want a refusal that names the document", err)
+		}
+	})
+}
+
 // TestAlone_OwnDocumentsAndFeedsAreApart: bad documents of Apply fail as a whole and leave a feed as it is, and the reverse.
 func TestAlone_OwnDocumentsAndFeedsAreApart(t *testing.T) {
 	feed := newCluster(routeOf("fed", fmt.Sprintf(answersWith, "fed", 201)))

@@ -50,6 +50,9 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	}
 	log := &journal{logger: o.logger}
 	m := &Mesh{observers: append(o.observers, log.observer(o.observers)), workload: o.workload}
+	if m.workload.Files == nil {
+		m.workload.Files = sockets.Files{}
+	}
 	m.connsObserved = m.observers.watchConns()
 	if err := m.server.init(o.inbound, m); err != nil {
 		return nil, err

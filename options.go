@@ -119,7 +119,8 @@ func WithPolicy(sources ...policy.Source) Option {
 // the first set. Later ones take effect as they arrive, if they are valid; each is reported to the observers' PolicyLoad.
 // The option may be given several times. All documents together make one load: the same kind, namespace and name twice is an
 // error across feeds too. Where two documents claim a host, those of [WithPolicy] and [WithPolicyDir] come before those of
-// feeds, and feeds come in the order of the options. A set without any document is refused, see [WithEmptyPolicy].
+// feeds, and feeds come in the order of the options. A set without any document is refused, see [WithEmptyPolicy]. Documents
+// that stand alone ([policy.Source]) are judged each by itself, and come last.
 func WithPolicyFeed(feed Feed) Option {
 	return func(o *options) error {
 		if feed == nil {

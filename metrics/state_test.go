@@ -114,6 +114,21 @@ func TestStateOfTheMesh(t *testing.T) {
 	p.is(t, 0, "mesh_ready")
 }
 
+// Documents that stand alone and are refused are counted by what is in force in their place.
+func TestRefusedDocuments(t *testing.T) {
+	leak.Check(t)
+	p := newProcess(t, metrics.Config{})
+	meshtest.New(t, "", mesh.WithObserver(p.Observer()), mesh.WithDiscovery(new(discovery.Memory)), mesh.WithPolicy(policy.Source{Name: "bad.yaml", Alone: true, Data: []byte(`
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: x, namespace: default}, spec: {ruls: [], rulez: []}}
+---
+{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: x}, spec: {hosts: [a], htp: []}}
+`)}))
+	p.is(t, 0, "mesh_policy_documents_refused", "in_force", "last good")
+	p.is(t, 1, "mesh_policy_documents_refused", "in_force", "nothing")
+	p.is(t, 1, "mesh_policy_documents_refused", "in_force", "denial")
+	p.is(t, 0, "mesh_policy_refused")
+}
+
 // A process with several meshes has one set of metrics.
 func TestSeveralMeshes(t *testing.T) {
 	leak.Check(t)

@@ -3,6 +3,8 @@ package policy_test
 import (
 	"fmt"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -671,5 +673,79 @@ func TestAlone_OwnDocumentsStayAllOrNothing(t *testing.T) {
 	plan, findings := policy.Compile([]policy.Source{static, object{kind: "VirtualService", name: "b", spec: answering("b", 202)}.source()}, policy.Workload{})
 	if plan != nil || findings.Err() == nil {
 		t.Errorf("a bad document of the program itself is no error: %v", findings)
+	}
+}
+
+// TestAlone_GoodOnlyApart: of documents that are good by themselves and not together, the one that has changed is refused.
+func TestAlone_GoodOnlyApart(t *testing.T) {
+	route := func(pattern string) object {
+		return object{kind: "VirtualService", name: "b", uid: 3, spec: "{hosts: [b], http: [{match: [{uri: {regex: '" + pattern + "'}}], route: [{destination: {host: b}}]}]}"}
+	}
+	profile := func(pattern string) object {
+		return object{kind: "ServiceProfile", name: "b.shop.svc.cluster.local", uid: 4, spec: "{routes: [{name: r, condition: {pathRegex: '" + pattern + "'}, timeout: 3s}]}"}
+	}
+	const simple, anchored = "/a.*", "(/a$|/b)" // an anchor inside cannot be combined with another condition
+	f := newFeed(t)
+	f.yields(route(simple), profile(simple))
+	f.refused()
+	f.yields(route(simple), profile(anchored))
+	f.refused("ServiceProfile shop/b.shop.svc.cluster.local: last good")
+	f.says("cannot be enforced for calls to b.shop.svc.cluster.local")
+	f = newFeed(t)
+	f.yields(profile(anchored))
+	f.refused()
+	f.yields(route(simple), profile(anchored))
+	f.refused("VirtualService shop/b: nothing")
+	f = newFeed(t)
+	f.static = []policy.Source{{Name: "own.yaml", Data: profile(anchored).source().Data}}
+	f.yields(route(simple))
+	f.refused("VirtualService shop/b: nothing")
+}
+
+// TestAlone_OwnDocumentsComeFirst: where a document of a feed contradicts one of the program itself, that of the feed is refused.
+func TestAlone_OwnDocumentsComeFirst(t *testing.T) {
+	f := newFeed(t)
+	f.workload = policy.Workload{}
+	f.static = []policy.Source{{Name: "own.yaml", Data: []byte("apiVersion: consul.hashicorp.com/v1alpha1\nkind: ServiceResolver\nmetadata: {name: api}\nspec: {connectTimeout: 3s}\n")}}
+	route := object{kind: "VirtualService", namespace: "default", name: "api", uid: 1, spec: answering("api", 201)}
+	f.yields(route)
+	f.refused("VirtualService default/api: nothing")
+	f.says("is a service that service-resolver")
+}
+
+// TestAlone_RowsNameTests: each row of the table in the documentation names a test that there is.
+func TestAlone_RowsNameTests(t *testing.T) {
+	text, err := os.ReadFile("../docs/feeds.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(text), "## Documents that stand alone")
+	section, _, _ = strings.Cut(section, "\n## ")
+	var tests []byte
+	for _, pattern := range []string{"*_test.go", "../*_test.go"} {
+		paths, _ := filepath.Glob(pattern)
+		for _, path := range paths {
+			data, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			tests = append(tests, data...)
+		}
+	}
+	rows := 0
+	for line := range strings.Lines(section) {
+		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| Situation") {
+			continue
+		}
+		rows++
+		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
+		for name := range strings.SplitSeq(cells[len(cells)-1], ",") {
+			if name = strings.Trim(name, " `"); !strings.Contains(string(tests), "func "+name+"(t *testing.T)") {
+				t.Errorf("the row %q names the test %q, which is not there", cells[0], name)
+			}
+		}
+	}
+	if rows < 30 {
+		t.Errorf("the table has %d rows, want at least 30", rows)
 	}
 }

@@ -37,6 +37,31 @@ func (u *unit) equal(other *unit) bool {
 		slices.Equal(u.profiles, other.profiles) && slices.EqualFunc(u.splits, other.splits, (*split).equal)
 }
 
+// parts returns the contents of the documents of the unit, as compiler.of takes them.
+func (u *unit) parts() (parts []any) {
+	if u.virtual != nil {
+		parts = append(parts, u.virtual)
+	}
+	if u.whole != nil {
+		for _, leaf := range u.whole.delegates {
+			if leaf != nil {
+				parts = append(parts, leaf)
+			}
+		}
+	}
+	for _, profile := range u.profiles {
+		if profile != nil {
+			parts = append(parts, profile)
+		}
+	}
+	for _, split := range u.splits {
+		if split != nil {
+			parts = append(parts, split.by)
+		}
+	}
+	return parts
+}
+
 // joint is a unit with splits and profiles, with the result of combining them.
 type joint struct {
 	unit

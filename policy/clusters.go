@@ -183,7 +183,7 @@ func (c *Cluster) check() error {
 func (c *compiler) destinationRules() {
 	p := c.plan
 	for _, dr := range c.rules {
-		if dr.Failed() || !dr.is.visible {
+		if dr.Failed() || !dr.is.visible || !c.opens(dr) {
 			continue
 		}
 		if dr.is.selector == nil || dr.is.selects {
@@ -216,6 +216,37 @@ func (c *compiler) destinationRules() {
 		c.merging(nil, dr)
 		*found = append(*found, rule{dr.is})
 	}
+}
+
+// opens reports whether the files that a document names can be used. It asks only about a document that stands alone and is not in force
+// yet: the error is about that document then, and not about all documents together.
+func (c *compiler) opens(dr decoded[destination]) bool {
+	files := c.plan.workload.Files
+	if files == nil || c.age(dr.document) > 0 || !dr.is.modes.has(TLSSimple) && !dr.is.modes.has(TLSMutual) {
+		return true
+	}
+	spec := &dr.is.peek().Spec
+	check := func(at string, p *istio.TrafficPolicy) {
+		if p == nil {
+			return
+		}
+		try := func(at string, s *istio.ClientTLSSettings) {
+			if t := tlsOf(s); t.Mode == TLSSimple || t.Mode == TLSMutual {
+				if err := files.Check(t); err != nil {
+					dr.Errorf(at+".tls", "cannot be put into force: %v", err)
+				}
+			}
+		}
+		try(at, p.TLS)
+		for i := range p.PortLevelSettings {
+			try(yamldoc.Index(at+".portLevelSettings", i), p.PortLevelSettings[i].TLS)
+		}
+	}
+	check("spec.trafficPolicy", spec.TrafficPolicy)
+	for i := range spec.Subsets {
+		check(yamldoc.Index("spec.subsets", i)+".trafficPolicy", spec.Subsets[i].TrafficPolicy)
+	}
+	return !dr.Failed()
 }
 
 // merges reports whether d is merged with r: they have the same selector and exportTo.

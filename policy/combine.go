@@ -115,6 +115,11 @@ func (c *compiler) check(host string, own *claim, u unit) *joint {
 		if j.name != last.identity.String() {
 			err = fmt.Errorf("with %s: %w", j.name, err)
 		}
+		for _, part := range u.parts() {
+			if d := c.of(part); c.newer(d, last) {
+				last = d
+			}
+		}
 		last.Errorf("spec", "cannot be enforced for calls to %s: %v", host, err)
 		return nil
 	}

@@ -215,8 +215,12 @@ func (c *compiler) disputed() {
 		for _, d := range c.entriesOfConsul {
 			own := d.name == service && d.kind != consul.ProxyDefaultsKind && d.kind != consul.MeshKind && d.kind != consul.ServiceIntentionsKind
 			if ch := g.chains[d.name]; own || ch != nil && ch.by == any(d.is) && slices.ContainsFunc(ch.Targets, func(t consul.Target) bool { return t.Service == service }) {
-				d.Errorf(d.is.NameField(), "%s is a service that %s is about, too (%s:%d): leave it to one of them, since their defaults differ",
-					service, other.identity, other.file, other.Line)
+				about, first, at := d.document, other, d.is.NameField()
+				if c.newer(other, d.document) {
+					about, first, at = other, d.document, "metadata.name"
+				}
+				about.Errorf(at, "%s is a service that %s is about, too (%s:%d): leave it to one of them, since their defaults differ",
+					service, first.identity, first.file, first.Line)
 				break
 			}
 		}

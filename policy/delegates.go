@@ -95,8 +95,26 @@ func (c *compiler) whole(vs decoded[virtual], delegates map[string]decoded[virtu
 func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion {
 	e, client := &expansion{delegates: delegates}, c.plan.client()
 	whole := e.of(vs.is, (*virtual).peek)
-	table := whole.Table(vs.document.Document, client)
+	to := vs.document
+	for _, leaf := range delegates {
+		if leaf == nil {
+			continue
+		}
+		if d := c.of(leaf); c.newer(d, to) {
+			to = d
+		}
+	}
+	report := vs.document.Document
+	if to != vs.document {
+		report = report.Again()
+	}
+	table := whole.Table(report, client)
 	if table == nil {
+		if to != vs.document {
+			for _, p := range report.Problems {
+				to.Errorf("", "cannot be enforced as a delegate of %s: %s: %s", vs.identity, p.Path, p.Message)
+			}
+		}
 		return nil
 	}
 	for i := range table.Len() {

@@ -42,6 +42,9 @@ func (w Workload) Or(defaults Workload) Workload {
 	if w.Keys == nil {
 		w.Keys = defaults.Keys
 	}
+	if w.Files == nil {
+		w.Files = defaults.Files
+	}
 	if w.Expressions == nil {
 		w.Expressions = defaults.Expressions
 	}

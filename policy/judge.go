@@ -128,7 +128,7 @@ func (c *compiler) refuse(p *piece, d *yamldoc.Document) {
 		p.problems, p.omitted = slices.Clone(d.Problems), d.Omitted()
 	}
 	switch {
-	case p.verdict == asWritten && p.last != nil && p.last.reading != p.reading && !p.twin:
+	case p.verdict == asWritten && p.last != nil && !p.same(p.last) && !p.twin:
 		p.verdict = lastGood
 		return
 	case p.twin:
@@ -204,10 +204,17 @@ func (c *compiler) age(d *document) int {
 	switch p := d.from; {
 	case !p.alone:
 		return 2
-	case p.verdict != asWritten || p.last != nil && p.last.reading == p.reading:
+	case p.verdict != asWritten || p.last != nil && p.same(p.last):
 		return 1
 	}
 	return 0
+}
+
+// same reports whether two documents have the same text.
+func (d *document) same(other *document) bool {
+	sum, own := d.Sum()
+	otherSum, otherOwn := other.Sum()
+	return d.reading == other.reading || own && otherOwn && sum == otherSum
 }
 
 // keep stores, for the next plan, the last good versions of the documents that stand alone, and which are refused.
@@ -253,7 +260,7 @@ func (c *compiler) refusals(add func(d *document, problems []yamldoc.Problem, om
 
 // twice reports that a document has the identity of another one.
 func (d *document) twice(first *document) {
-	d.from.twin = first.from.alone && d.from.alone && d.uid != "" && d.uid == first.uid || first.reading == d.reading
+	d.from.twin = first.from.alone && d.from.alone && d.uid != "" && d.uid == first.uid || d.same(first)
 	d.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them", d, first.file, first.Line)
 }
 
@@ -262,16 +269,17 @@ func reason(id identity) string {
 	return fmt.Sprintf("%s is refused and has no last good version: what it forbids is not known", id)
 }
 
-// culprit returns the last of those documents that can be blamed for an error of all of them together.
+// culprit returns which of documents is blamed for an error of all of them together: of those that have changed, or otherwise of those that
+// stand alone, the last one, and the first one if none does.
 func culprit[T any](c *compiler, list []decoded[T]) *document {
-	last := c.documents[0]
-	if len(list) > 0 {
-		last = list[0].document
+	if len(list) == 0 {
+		return c.documents[0]
 	}
+	blamed := list[0].document
 	for _, d := range list {
-		if !c.newer(last, d.document) {
-			last = d.document
+		if c.age(d.document) < 2 && !c.newer(blamed, d.document) {
+			blamed = d.document
 		}
 	}
-	return last
+	return blamed
 }

@@ -77,6 +77,13 @@ type Workload struct {
 	// Keys fetches the keys that RequestAuthentications verify tokens with, where these do not stand in the documents. A mesh has
 	// its own. Without it, as when documents are only checked, nothing is fetched, and such tokens are refused.
 	Keys *jwt.Remotes
+
+	// Files opens the files that the TLS settings of a DestinationRule name, where the document stands alone and is new or has changed:
+	// the document is refused if one of them cannot be used. A mesh has its own. Without it no file is opened.
+	Files interface {
+		// Check returns an error that says what is wrong with the files.
+		Check(TLS) error
+	}
 }
 
 // Plan is a set of documents compiled for one workload. It is immutable and safe for concurrent use.

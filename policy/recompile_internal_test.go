@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -21,6 +22,7 @@ type stored struct {
 	spec                  int
 	created               int // 0: it does not say
 	before                int // lines of comments before it
+	uid                   int // 0: it does not say
 }
 
 // variants are specs of each kind. The last one of a kind has a mistake.
@@ -168,6 +170,9 @@ func (d stored) fields(indent string) string {
 	if d.created > 0 {
 		metadata += fmt.Sprintf(", creationTimestamp: \"2026-01-0%dT00:00:00Z\"", d.created)
 	}
+	if d.uid > 0 {
+		metadata += fmt.Sprintf(", uid: \"%d\"", d.uid)
+	}
 	return fmt.Sprintf("apiVersion: %s\n%skind: %s\n%smetadata: {%s}\n%sspec: %s\n",
 		version, indent, kind, indent, metadata, indent, variants[d.kind][d.spec])
 }
@@ -208,6 +213,69 @@ func TestRecompile_IsCompile(t *testing.T) {
 	}
 	if accepted < *recompileRounds || refused < *recompileRounds {
 		t.Errorf("%d sets of documents were accepted and %d refused: the test says little", accepted, refused)
+	}
+}
+
+// TestRecompile_AloneIsCompile does the same with documents that stand alone, among others: what comes of each reload is what comes of
+// compiling the documents afresh with the same last good versions.
+func TestRecompile_AloneIsCompile(t *testing.T) {
+	accepted, refused := 0, 0
+	for seed := range uint64(*recompileRounds) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		w := []Workload{{}, {Namespace: "shop", Labels: map[string]string{"app": "web"}}, {Labels: map[string]string{"app": "web"}, Service: "x"}}[rng.IntN(3)]
+		var docs []stored
+		var last *Plan
+		for range 12 {
+			docs = changed(rng, docs)
+			for range rng.IntN(3) {
+				d := randomStored(rng, true)
+				d.uid = rng.IntN(3)
+				if i := slices.IndexFunc(docs, func(o stored) bool { return o.kind == d.kind && o.namespace == d.namespace }); i >= 0 {
+					d.name = docs[i].name
+					docs[i] = d
+				} else {
+					docs = append(docs, d)
+				}
+			}
+			sources := written(rng, docs)
+			for i := range sources {
+				sources[i].Alone = rng.IntN(5) > 0
+				if rng.IntN(20) == 0 {
+					sources[i].Data = append([]byte("kind: [\n---\n"), sources[i].Data...)
+				}
+			}
+			history := new(Plan)
+			if last != nil {
+				history = &Plan{workload: last.workload, kept: last.kept, keptIn: last.keptIn, refused: last.refused}
+			}
+			want, wantFindings := Recompile(history, sources, w)
+			got, gotFindings := Recompile(last, sources, w)
+			for _, findings := range []Findings{gotFindings, wantFindings} {
+				for i := range findings {
+					findings[i].Since = time.Time{} // each is the time of the call
+				}
+			}
+			if !slices.Equal(gotFindings, wantFindings) {
+				t.Errorf("the findings are\n%v\nwant\n%v\nof\n%s", gotFindings, wantFindings, texts(sources))
+			}
+			if (got == nil) != (want == nil) {
+				t.Fatalf("Recompile = %v, Compile = %v", got, want)
+			}
+			if got == nil {
+				continue
+			}
+			accepted++
+			refused += len(got.refused)
+			if last = got; rng.IntN(3) > 0 {
+				samePlan(t, got, want)
+			}
+			if t.Failed() {
+				t.Fatalf("with the seed %d, of\n%s", seed, texts(sources))
+			}
+		}
+	}
+	if accepted < 2**recompileRounds || refused < *recompileRounds {
+		t.Errorf("%d sets of documents were accepted with %d refused documents: the test says little", accepted, refused)
 	}
 }
 

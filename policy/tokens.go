@@ -33,16 +33,14 @@ func (c *compiler) readTokens(doc *yamldoc.Document, is *istio.RequestAuthentica
 // requestAuthentications compiles the rules about tokens that apply to the workload. They add up: none replaces another.
 func (c *compiler) requestAuthentications() {
 	in := c.plan.inbound
-	var first *document
+	var own []decoded[tokens]
 	broken := false
 	for _, ra := range c.tokens {
 		broken = broken || ra.Failed()
 		if ra.Failed() || !ra.is.selected {
 			continue
 		}
-		if first == nil {
-			first = ra.document
-		}
+		own = append(own, ra)
 		in.rules = append(in.rules, ra.is.rules...)
 	}
 	if len(in.rules) == 0 {
@@ -62,7 +60,7 @@ func (c *compiler) requestAuthentications() {
 	}
 	var err error
 	if in.tokens, err = jwt.New(in.rules, remotes); err != nil { // although each is right by itself
-		first.Errorf("spec", "cannot be enforced: %v", err)
+		culprit(c, own).Errorf("spec", "cannot be enforced: %v", err)
 	}
 }
 

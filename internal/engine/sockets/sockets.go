@@ -56,6 +56,22 @@ type key struct {
 	security Security
 }
 
+// Files opens the files that TLS settings of documents name: see [policy.Workload].
+type Files struct{}
+
+// Check implements what [policy.Workload] asks for.
+func (Files) Check(t policy.TLS) error {
+	_, err := originated(&t)
+	return err
+}
+
+func originated(t *policy.TLS) (*originate.Origination, error) {
+	return originate.New(originate.Config{
+		ClientCertificate: t.ClientCertificate, PrivateKey: t.PrivateKey, CACertificates: t.CACertificates,
+		SubjectAltNames: t.SubjectAltNames, ServerName: t.ServerName,
+	})
+}
+
 // New returns the sockets of a target that documents ask for.
 func New(from *Template, config *policy.Cluster) (*Set, error) {
 	pool, err := limit.NewPool(config.Pool)
@@ -64,11 +80,7 @@ func New(from *Template, config *policy.Cluster) (*Set, error) {
 	}
 	var origination *originate.Origination
 	if config.TLS.Mode == policy.TLSSimple || config.TLS.Mode == policy.TLSMutual {
-		if origination, err = originate.New(originate.Config{
-			ClientCertificate: config.TLS.ClientCertificate, PrivateKey: config.TLS.PrivateKey,
-			CACertificates: config.TLS.CACertificates, SubjectAltNames: config.TLS.SubjectAltNames,
-			ServerName: config.TLS.ServerName,
-		}); err != nil {
+		if origination, err = originated(&config.TLS); err != nil {
 			return nil, err
 		}
 	}
