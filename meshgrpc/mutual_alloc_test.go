@@ -5,9 +5,12 @@
 package meshgrpc_test
 
 import (
+	"io"
 	"testing"
 
 	"google.golang.org/grpc"
+
+	"github.com/nosidecar/mesh/internal/grpctest"
 )
 
 // What a call allocates beyond one over bare gRPC with mTLS, with the mesh on one end and on both.
@@ -37,4 +40,36 @@ func TestAllocationsBesideBare(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A message of a stream allocates no more than over bare gRPC.
+func TestAllocationsOfMessages(t *testing.T) {
+	e := mutual(t)
+	measure := func(conn *grpc.ClientConn) float64 {
+		stream, err := grpctest.NewClient(conn).FullDuplexCall(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := &grpctest.In{}
+		n := testing.AllocsPerRun(300, func() {
+			if err := stream.Send(out); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+		})
+		_ = stream.CloseSend()
+		if _, err := stream.Recv(); err != io.EOF {
+			t.Error(err)
+		}
+		return n
+	}
+	var more float64
+	for range 10 { // as above
+		if more = measure(e.both) - measure(e.bare); more <= 0 {
+			return
+		}
+	}
+	t.Errorf("%v allocations more than over bare gRPC, want none", more)
 }

@@ -159,3 +159,27 @@ func BenchmarkMutual(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkMutualMessage is one message in each direction of a stream that goes on.
+func BenchmarkMutualMessage(b *testing.B) {
+	for _, end := range mutual(b).each() {
+		b.Run(end.name, func(b *testing.B) {
+			stream, err := grpctest.NewClient(end.conn).FullDuplexCall(b.Context())
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			out := &grpctest.In{}
+			for b.Loop() {
+				if err := stream.Send(out); err != nil {
+					b.Fatal(err)
+				}
+				if _, err := stream.Recv(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			_ = stream.CloseSend()
+			_, _ = stream.Recv()
+		})
+	}
+}
