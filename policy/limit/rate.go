@@ -52,9 +52,5 @@ func NewRate(config RateConfig) (*Rate, error) {
 
 // Allow takes a token and reports whether there was one.
 func (r *Rate) Allow() bool {
-	return r.allow(time.Now())
-}
-
-func (r *Rate) allow(now time.Time) bool {
-	return r == nil || r.bucket == nil || r.bucket.AllowN(now, 1)
+	return r == nil || r.bucket == nil || r.bucket.AllowN(time.Now(), 1)
 }
