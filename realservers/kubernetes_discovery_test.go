@@ -20,6 +20,7 @@ import (
 	"github.com/nosidecar/mesh/discovery/kubernetes"
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/leak"
+	cluster "github.com/nosidecar/mesh/kubernetes"
 	"github.com/nosidecar/mesh/realservers/servers"
 )
 
@@ -118,7 +119,7 @@ type callers struct {
 	failed atomic.Int64
 	first  atomic.Pointer[string] // failure
 	made   []atomic.Int64
-	seen   sync.Map // versions
+	v1, v2 atomic.Int64 // answers of each
 }
 
 // call begins to call web, until Close. No call may fail.
@@ -155,7 +156,11 @@ func (c *callers) one() {
 		body, err = io.ReadAll(resp.Body)
 		resp.Body.Close()
 		if text = resp.Status; resp.StatusCode == http.StatusOK {
-			c.seen.Store(string(body), true)
+			if string(body) == "v2" {
+				c.v2.Add(1)
+			} else {
+				c.v1.Add(1)
+			}
 		} else {
 			text += ": " + string(body)
 		}
@@ -391,4 +396,51 @@ func TestKubernetesManyClients(t *testing.T) {
 	if len(after) > 4*watches {
 		t.Errorf("%d requests by %d watches after a restart, want few", len(after), watches)
 	}
+}
+
+// A new version takes over from the old one as a VirtualService is edited three times. No call fails.
+func TestKubernetesCanary(t *testing.T) {
+	leak.Check(t)
+	d, _ := shop(t)
+	d.k.InstallCRDs(t, string(servers.IstioCRDs(t)))
+	for _, namespace := range []string{"shop", "istio-system"} {
+		d.k.Grant(t, "shop/caller", namespace, "services", "pods", "endpointslices.discovery.k8s.io", "*.networking.istio.io", "*.security.istio.io",
+			"*.telemetry.istio.io", "*.extensions.istio.io")
+	}
+	for _, version := range []string{"v1", "v1", "v2", "v2"} {
+		d.add(version)
+	}
+	d.put()
+	edit := func(v1, v2 int) {
+		t.Helper()
+		d.k.Apply(t, fmt.Sprintf("{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {namespace: shop, name: web}, spec: {hosts: [web], http: ["+
+			"{route: [{destination: {host: web, subset: v1}, weight: %d}, {destination: {host: web, subset: v2}, weight: %d}]}]}}", v1, v2))
+	}
+	d.k.Apply(t, "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {namespace: shop, name: web}, spec: {host: web, subsets: ["+
+		"{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}}")
+	edit(100, 0)
+	token := d.k.ServiceAccount(t, "shop", "caller")
+	c := d.call(cluster.Config{Kubeconfig: d.k.Kubeconfig(t, token, "shop")}.Option())
+	// share waits until so many percent of the calls go to v2.
+	share := func(change string, least, most int64) {
+		t.Helper()
+		began := time.Now()
+		await.True(t, fmt.Sprintf("%s: %d to %d%% of the calls to go to v2", change, least, most), func() bool {
+			c.settle()
+			v1, v2 := c.v1.Load(), c.v2.Load()
+			await.True(t, "500 calls", func() bool { return c.v1.Load()+c.v2.Load() > v1+v2+500 })
+			v1, v2 = c.v1.Load()-v1, c.v2.Load()-v2
+			percent := 100 * v2 / (v1 + v2)
+			return percent >= least && percent <= most && (least > 0 || v2 == 0) && (most < 100 || v1 == 0)
+		})
+		t.Logf("%s: followed, and seen in 500 calls, after %v", change, time.Since(began).Round(time.Millisecond))
+	}
+	share("the start", 0, 0)
+	edit(80, 20)
+	share("the first edit", 10, 30)
+	edit(50, 50)
+	share("the second edit", 35, 65)
+	edit(0, 100)
+	share("the third edit", 100, 100)
+	c.Close()
 }
