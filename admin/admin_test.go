@@ -50,7 +50,13 @@ func ask(t testing.TB, page http.Handler, query string, header ...string) *httpt
 
 // report is what the tests look at in the JSON.
 type report struct {
-	Version  int
+	Version   int
+	Documents struct {
+		Alone []struct {
+			Document, InForce, Error string
+			Since                    time.Time
+		}
+	}
 	Problems []struct {
 		Severity, Title string
 		Target          struct {
@@ -565,6 +571,28 @@ func TestPage_Outside(t *testing.T) {
 			t.Error("the page does not say that the host is outside the mesh")
 		}
 	})
+}
+
+// TestPage_RefusedAlone: documents that stand alone and are refused show with what is in force in their place. A denial hurts most.
+func TestPage_RefusedAlone(t *testing.T) {
+	f := new(meshtest.Fleet)
+	page, m := attach(t, f, admin.Config{}, ejects)
+	if err := m.Apply(policy.Source{Name: "teams.json", Alone: true, Data: []byte(`
+{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: x}, spec: {hosts: [a], htp: []}}
+---
+{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: y, namespace: default}, spec: {ruls: []}}
+`)}); err != nil {
+		t.Fatal(err)
+	}
+	r := reportOf(t, page)
+	if len(r.Documents.Alone) != 2 || r.Documents.Alone[0].Document != "AuthorizationPolicy default/y" || r.Documents.Alone[0].InForce != "denial" ||
+		r.Documents.Alone[1].InForce != "nothing" || r.Documents.Alone[1].Since.IsZero() || !strings.Contains(r.Documents.Alone[1].Error, "spec.htp") {
+		t.Errorf("documents %+v, want both that are refused", r.Documents)
+	}
+	if len(r.Problems) != 2 || r.Problems[0].Severity != "critical" || !strings.Contains(r.Problems[0].Title, "AuthorizationPolicy default/y is refused") ||
+		r.Problems[1].Severity != "warning" || !strings.Contains(strings.Join(r.Problems[1].Why, "\n"), "it is left out, since") {
+		t.Errorf("problems %+v, want the denial and the document that is left out", r.Problems)
+	}
 }
 
 // TestPage_Loads: loads of documents show with their findings, and a refused one hurts until a good one comes.

@@ -652,12 +652,10 @@ func TestAlone_TooLargeDocument(t *testing.T) {
 }
 
 func TestAlone_FloodLeavesOutTheNewest(t *testing.T) {
-	if testing.Short() {
-		t.Skip("it compiles more than 10,000 documents")
-	}
+	t.Cleanup(policy.SetMostAlone(20))
 	var sources []policy.Source
-	for i := range 10_002 {
-		sources = append(sources, object{kind: "ServiceEntry", name: fmt.Sprintf("n%05d", i), created: min(i, 50), spec: "{hosts: [a.example]}"}.source())
+	for i := range 22 {
+		sources = append(sources, object{kind: "ServiceEntry", name: fmt.Sprintf("n%02d", 21-i), created: i, spec: "{hosts: [a.example]}"}.source())
 	}
 	sources = append(sources, object{kind: "AuthorizationPolicy", name: "x", created: 59, spec: forbidsAdmin}.source())
 	f := newFeed(t)
@@ -665,7 +663,11 @@ func TestAlone_FloodLeavesOutTheNewest(t *testing.T) {
 	if f.asked("/admin").Allowed {
 		t.Error("a flood of other documents keeps an AuthorizationPolicy from taking effect")
 	}
-	f.says("ServiceEntry shop/n10001: error: there are more than 10000 documents")
+	f.says("ServiceEntry shop/n00: error: there are more than 20 documents")
+	f.says("ServiceEntry shop/n01: error: there are more than 20 documents")
+	if n := strings.Count(f.findings.Error(), "there are more than"); n != 2 {
+		t.Errorf("%d documents are refused for their number, want the 2 newest:\n%v", n, f.findings)
+	}
 }
 
 func TestAlone_OwnDocumentsStayAllOrNothing(t *testing.T) {

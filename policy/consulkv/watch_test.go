@@ -55,6 +55,24 @@ func TestWatchFollowsPushes(t *testing.T) {
 	})
 }
 
+// The documents stand alone if the store says so, and not otherwise.
+func TestWatchAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		s := f.store(t)
+		push(t, s, "a.yaml", "1")
+		for _, alone := range []bool{false, true} {
+			s.Alone = alone
+			for sources, err := range s.Watch(t.Context()) {
+				if err != nil || len(sources) != 1 || sources[0].Alone != alone {
+					t.Errorf("with Alone %v, Watch yields %v, %v", alone, sources, err)
+				}
+				break
+			}
+		}
+	})
+}
+
 // The order of a folder decides which of two documents that claim a host wins.
 func TestOrderIsThatOfAFolder(t *testing.T) {
 	f := newFake(t)

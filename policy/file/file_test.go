@@ -387,6 +387,23 @@ func TestWatchReadsWhatReadDirReads(t *testing.T) {
 	}
 }
 
+// TestWatchAlone: the documents stand alone if the watcher says so, and not otherwise.
+func TestWatchAlone(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/a.yaml", "1")
+	for _, alone := range []bool{false, true} {
+		w := file.New(dir)
+		w.Alone = alone
+		for sources, err := range w.Watch(t.Context()) {
+			check(t, err)
+			if len(sources) != 1 || sources[0].Alone != alone {
+				t.Errorf("with Alone %v, Watch yields %v", alone, sources)
+			}
+			break
+		}
+	}
+}
+
 // TestReadDirReadsAPipe: what a shell hands over is read; it cannot be watched.
 func TestReadDirReadsAPipe(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "pipe")
