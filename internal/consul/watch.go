@@ -55,7 +55,8 @@ type Watch[T any] struct {
 	Size func(T) int
 
 	// Allowed returns an error if this client may not read what Size counts. It is called before an empty answer is believed
-	// of a Consul that denies by default, since an answer to a client without token does not tell. nil: nothing is asked.
+	// of a Consul that denies by default, since an answer to a client without token does not tell; what is read after it counts.
+	// nil: nothing is asked.
 	Allowed func(options *api.QueryOptions) error
 
 	// Equal reports whether two answers mean the same, which is then not yielded again. nil: every answer is yielded.
@@ -165,30 +166,27 @@ func explain(ctx context.Context, err error) error {
 
 // doubt returns the answer if it may be believed, or another one that came of reading once more.
 func (r *run[T]) doubt(answer T, meta *api.QueryMeta) (T, *api.QueryMeta, error) {
-	if !r.doubtful(answer, meta) {
-		return answer, meta, nil
+	again := r.size > 0
+	if r.mayBeDenied(answer, meta) {
+		if err := r.allowed(); err != nil {
+			return answer, meta, err
+		}
+		again = true // the answer may be from before this client was allowed to read
 	}
-	if r.size > 0 {
+	if again && r.doubtful(answer, meta) {
 		// The leader knows best, and only an answer to a query that does not block says whether something was left out.
 		var err error
-		if answer, meta, err = r.read(0, false); err != nil || !r.doubtful(answer, meta) {
+		if answer, meta, err = r.read(0, false); err != nil {
 			return answer, meta, err
 		}
 	}
-	empty := r.Size(answer) == 0
 	switch {
+	case !r.doubtful(answer, meta):
+		return answer, meta, nil
 	case meta.ResultsFilteredByACLs:
 		return answer, meta, fmt.Errorf("%w: the token may not read all that there is", ErrDenied)
-	case empty && meta.DefaultACLPolicy == "deny" && r.Allowed != nil:
-		options, done, err := r.options(0)
-		if err != nil {
-			return answer, meta, err
-		}
-		defer done()
-		if err := explain(options.Context(), r.Allowed(options)); err != nil {
-			return answer, meta, err
-		}
 	}
+	empty := r.Size(answer) == 0
 	if empty && r.size > 0 && meta.LastIndex < r.at {
 		if r.reborn.IsZero() {
 			r.reborn = time.Now()
@@ -201,6 +199,21 @@ func (r *run[T]) doubt(answer T, meta *api.QueryMeta) (T, *api.QueryMeta, error)
 }
 
 var errReborn = fmt.Errorf("it is empty, and its index went back: Consul lost its state; the last answer holds for %v", rebirth)
+
+// mayBeDenied reports whether an answer looks like what a client without a token gets of a Consul that denies by default.
+func (r *run[T]) mayBeDenied(answer T, meta *api.QueryMeta) bool {
+	return r.Allowed != nil && r.doubtful(answer, meta) && r.Size(answer) == 0 && !meta.ResultsFilteredByACLs && meta.DefaultACLPolicy == "deny"
+}
+
+// allowed asks whether this client may read.
+func (r *run[T]) allowed() error {
+	options, done, err := r.options(0)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return explain(options.Context(), r.Allowed(options))
+}
 
 // doubtful reports whether an answer may be what is left of a longer one. An answer that was known to be partial may shrink.
 func (r *run[T]) doubtful(answer T, meta *api.QueryMeta) bool {

@@ -43,6 +43,7 @@ type script struct {
 	yielded []string // sets, or errors in parentheses
 	asked   int      // calls of Allowed
 	denied  error    // what Allowed returns
+	regains bool     // Allowed finds rights that the token did not have before, and the reads after it find "a b"
 }
 
 func (s *script) read(options *api.QueryOptions) ([]string, *api.QueryMeta, error) {
@@ -77,6 +78,11 @@ func (s *script) read(options *api.QueryOptions) ([]string, *api.QueryMeta, erro
 
 func (s *script) allowed(*api.QueryOptions) error {
 	s.asked++
+	if s.regains {
+		for i := range s.replies {
+			s.replies[i].set = "a b"
+		}
+	}
 	return s.denied
 }
 
@@ -120,6 +126,7 @@ func TestWatch(t *testing.T) {
 		name    string
 		change  func(*Watch[[]string])
 		denied  error // what Allowed returns
+		regains bool  // the token has its rights back when Allowed is called
 		replies []reply
 		reads   []string
 		yielded []string
@@ -233,8 +240,8 @@ func TestWatch(t *testing.T) {
 		{
 			name:    "empty, though nothing is left out, of a Consul that denies by default: this client may not read",
 			denied:  fmt.Errorf("%w: no token", ErrDenied),
-			replies: []reply{{set: "a", index: 7, deny: true}, {index: 8, deny: true}, {index: 8, deny: true}},
-			reads:   []string{"0", "7 1m0s", "0!", "0"},
+			replies: []reply{{set: "a", index: 7, deny: true}, {index: 8, deny: true}},
+			reads:   []string{"0", "7 1m0s", "0"},
 			yielded: []string{"a", "(denied)"},
 			asked:   1,
 		},
@@ -243,6 +250,29 @@ func TestWatch(t *testing.T) {
 			replies: []reply{{set: "a", index: 7, deny: true}, {index: 8, deny: true}, {index: 8, deny: true}},
 			reads:   []string{"0", "7 1m0s", "0!", "8 1m0s"},
 			yielded: []string{"a", ""},
+			asked:   1,
+		},
+		{
+			name:    "empty of a Consul that denies by default: this client may read since a moment ago",
+			regains: true,
+			replies: []reply{{set: "a", index: 7, deny: true}, {index: 8, deny: true}, {index: 8, deny: true}},
+			reads:   []string{"0", "7 1m0s", "0!", "8 1m0s"},
+			yielded: []string{"a", "a b"},
+			asked:   1,
+		},
+		{
+			name:    "empty at first of a Consul that denies by default: this client may read since a moment ago",
+			regains: true,
+			replies: []reply{{index: 8, deny: true}, {index: 8, deny: true}},
+			reads:   []string{"0", "0!", "8 1m0s"},
+			yielded: []string{"a b"},
+			asked:   1,
+		},
+		{
+			name:    "empty at first, of a Consul that denies by default, and that is that",
+			replies: []reply{{index: 8, deny: true}, {index: 8, deny: true}},
+			reads:   []string{"0", "0!", "8 1m0s"},
+			yielded: []string{""},
 			asked:   1,
 		},
 		{
@@ -306,7 +336,7 @@ func TestWatch(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				s := &script{replies: test.replies, denied: test.denied}
+				s := &script{replies: slices.Clone(test.replies), denied: test.denied, regains: test.regains}
 				w := s.watch()
 				if test.change != nil {
 					test.change(&w)

@@ -82,7 +82,7 @@ func follow(ctx context.Context, client *api.Client, i int, kind string, news ch
 			return entries, meta, err
 		},
 		Size:    func(entries []json.RawMessage) int { return len(entries) },
-		Allowed: func(options *api.QueryOptions) error { return allowed(client, kind, options) },
+		Allowed: func(options *api.QueryOptions) error { return allowed(client, options) },
 		Equal: func(a, b []json.RawMessage) bool {
 			return slices.EqualFunc(a, b, func(a, b json.RawMessage) bool { return bytes.Equal(a, b) })
 		},
@@ -100,24 +100,14 @@ func follow(ctx context.Context, client *api.Client, i int, kind string, news ch
 	}
 }
 
-// allowed asks whether a client may read what is about any service: the chain of one tells it, whether it is there or not. An
-// answer without entries from before it may is not believed.
-func allowed(client *api.Client, kind string, options *api.QueryOptions) error {
+// allowed asks whether a client may read what is about any service: the chain of one tells it, whether it is there or not.
+func allowed(client *api.Client, options *api.QueryOptions) error {
 	var chain json.RawMessage
-	if _, err := client.Raw().Query("/v1/discovery-chain/any-service", &chain, options); err != nil {
-		if consul.Status(err) == http.StatusForbidden {
-			return fmt.Errorf("the token must allow service:read of all services: %w", err)
-		}
-		return err
+	_, err := client.Raw().Query("/v1/discovery-chain/any-service", &chain, options)
+	if consul.Status(err) == http.StatusForbidden {
+		return fmt.Errorf("the token must allow service:read of all services: %w", err)
 	}
-	var entries []json.RawMessage
-	if _, err := client.Raw().Query("/v1/config/"+kind, &entries, options); err != nil {
-		return err
-	}
-	if len(entries) > 0 {
-		return errors.New("the client may read only since a moment ago: reading again")
-	}
-	return nil
+	return err
 }
 
 // sourcesOf returns entries as documents, by name.
