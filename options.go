@@ -268,7 +268,7 @@ type Protection struct {
 
 	// Balancing says how endpoints are chosen where the documents leave that at least requests, which is Istio's default; it
 	// must not hash. Its Locality, SlowStart and PanicFraction count unless they are zero; then those of the documents do.
-	// For a short tail, where some endpoints are slower than others at times, choose [balancer.PeakEWMA] with 6
-	// Choices and an Aperture of 12. nil changes nothing.
+	// For a short tail, where some endpoints are slower than others at times, choose [balancer.PeakEWMA] with 10
+	// Choices and an Aperture of 10. nil changes nothing.
 	Balancing *balancer.Config
 }

@@ -27,7 +27,7 @@ const (
 	// PeakEWMA compares two endpoints drawn by weight, or more (Choices), and takes the one with the lowest product of latency
 	// and calls in flight. Latency is a moving average that follows a rise at once and a fall slowly; a call that is waited for
 	// counts before it is answered, and errors count as latency, so that failing fast does not attract calls. For a short tail
-	// choose 6 Choices and an Aperture of 12: ARCHITECTURE.md has the figures.
+	// choose 10 Choices and an Aperture of 10: ARCHITECTURE.md has the figures.
 	PeakEWMA
 
 	// RingHash sends equal keys to the same endpoint. When an endpoint comes or goes, only its own keys move.

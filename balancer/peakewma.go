@@ -38,6 +38,15 @@ func (p *peakEWMA) nextNear(now int64) int {
 		return int(p.near[(from+alias(nil).at(r, width))%len(p.near)])
 	}
 	best := at(r)
+	if width <= b.cfg.Choices { // all of them, which needs no more random numbers
+		first := alias(nil).at(r, width)
+		for k := 1; k < width; k++ {
+			if other := int(p.near[(from+(first+k)%width)%len(p.near)]); p.lighter(now, other, best) {
+				best = other
+			}
+		}
+		return best
+	}
 	for k := 1; k < b.cfg.Choices; k++ {
 		if other := at(b.rand()); other != best && p.lighter(now, other, best) {
 			best = other
