@@ -306,21 +306,28 @@ func TestFeed_NeedWaitsForTheDocumentsOfANamespace(t *testing.T) {
 		if !billing() {
 			t.Error("Need goes on waiting after the documents are in force")
 		}
-		// One that cannot be read: the call goes on without.
+		// One of which a kind cannot be read: the call goes on without that kind.
+		d.post(func() {
+			d.serves("networking.istio.io", map[string]kube.Resource{
+				"VirtualService": how("v1", "virtualservices"), "DestinationRule": how("v1", "destinationrules"),
+			}, nil)
+		})
 		slow := need("slow")
+		d.answer("DestinationRule", "slow", nil, "d")
 		d.answer("VirtualService", "slow", errors.New("connection refused"))
 		d.want(4*time.Second, "error: kubernetes: cannot read VirtualService in slow: connection refused")
 		if slow() {
 			t.Error("Need does not wait")
 		}
-		d.want(2 * time.Second)
+		d.want(2*time.Second, "billing/VirtualService/b shop/VirtualService/a slow/DestinationRule/d")
 		if !slow() {
 			t.Error("Need waits longer than it should")
 		}
 		d.answer("VirtualService", "slow", nil, "c")
-		d.want(time.Second, "billing/VirtualService/b shop/VirtualService/a slow/VirtualService/c")
+		d.want(time.Second, "billing/VirtualService/b shop/VirtualService/a slow/VirtualService/c slow/DestinationRule/d")
 		// One that may not be read.
 		denied := need("denied")
+		d.answer("DestinationRule", "denied", nil)
 		d.answer("VirtualService", "denied", errDenied)
 		d.want(time.Second)
 		if !denied() {
