@@ -52,5 +52,6 @@
 //
 // sessionAffinity, internalTrafficPolicy and externalTrafficPolicy are not followed: Envoy does not either. appProtocol, and the weights
 // that other implementations read from annotations, mean nothing here. A call to a port that the Service does not have goes to that port of
-// the pods, where kube-proxy would drop it.
+// the pods, where kube-proxy would drop it; so does a call to a port that some pods do not serve yet, while a rollout adds it, if it meets one
+// of these pods.
 package kubernetes

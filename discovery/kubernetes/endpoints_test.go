@@ -126,6 +126,11 @@ func TestEndpoints(t *testing.T) {
 			rawSlice("b", "orders", "addressType: IPv4, ports: [{name: http, port: 8081}]", "10.0.0.1 "+ref("u2")),
 			podOf("one", "u1", "app: orders, version: v1", "a"), podOf("two", "u2", "app: orders, version: v2", "b")},
 			want: "10.0.0.1 http:80>8080 shop/a [app:orders version:v1]; 10.0.0.1 http:80>8081 shop/b [app:orders version:v2]"},
+		{name: "pods on one address, each with a port of the Service", objects: []string{
+			serviceOf("orders", "selector: {app: orders}, ports: [{name: http, port: 80}, {name: grpc, port: 90}]"), sliceOf("a", "orders", "10.0.0.1 "+ref("u1")),
+			rawSlice("b", "orders", "addressType: IPv4, ports: [{name: grpc, port: 9090}]", "10.0.0.1 "+ref("u2")),
+			podOf("one", "u1", "app: orders", "a"), podOf("two", "u2", "app: orders", "b")},
+			want: "10.0.0.1 http:80>8080 shop/a [app:orders]; 10.0.0.1 grpc:90>9090 shop/b [app:orders]"},
 		{name: "hand-made beside pods", objects: []string{serviceOf("orders", selects), sliceOf("a", "orders", "10.0.0.1")}, want: "10.0.0.1 http:80>8080"},
 		{name: "without selector", objects: []string{serviceOf("orders", http80), sliceOf("a", "orders", "10.0.0.1 "+ref("u1")),
 			podOf("one", "u1", "app: orders", "seller")}, want: "10.0.0.1 http:80>8080"},
