@@ -58,10 +58,10 @@ func (e *Error) Unwrap() error { return e.Err }
 // is busy or broken, or the token has expired and may be renewed.
 func (e *Error) Temporary() bool {
 	switch e.Code {
-	case 0, http.StatusUnauthorized, http.StatusRequestTimeout, http.StatusConflict, http.StatusGone, http.StatusTooManyRequests:
+	case http.StatusUnauthorized, http.StatusRequestTimeout, http.StatusConflict, http.StatusGone, http.StatusTooManyRequests:
 		return true
 	}
-	return e.Code >= 500
+	return e.Code < 400 || e.Code >= 500
 }
 
 // status is the object that API servers answer errors with.

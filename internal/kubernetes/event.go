@@ -76,71 +76,50 @@ type change struct {
 	deleted bool
 }
 
-// metadata is what is read of every object.
-type metadata struct {
-	Kind       string `json:"kind"`
-	APIVersion string `json:"apiVersion"`
-	Metadata   struct {
-		Name            string            `json:"name"`
-		Namespace       string            `json:"namespace"`
-		UID             string            `json:"uid"`
-		ResourceVersion string            `json:"resourceVersion"`
-		Annotations     map[string]string `json:"annotations"`
-	} `json:"metadata"`
-}
-
 const markerAnnotation = "k8s.io/initial-events-end"
 
-// decodeEvent reads one line of a watch. What the server reports as ERROR is returned as an *Error.
+// decodeEvent reads one line of a watch. What the server reports as ERROR is returned as an *Error. The object of the event is a part of
+// the line.
 func decodeEvent(line []byte, what string, r Resource, namespace string) (event, error) {
-	var envelope struct {
-		Type   string          `json:"type"`
-		Object json.RawMessage `json:"object"`
+	var h head
+	s := skimmer{data: line}
+	kind, object, ok := s.event(&h)
+	if !ok {
+		return event{}, fmt.Errorf("%w: an event that is not JSON, at byte %d: %s", errNonsense, s.at, clean(string(line[:min(len(line), 80)])))
 	}
-	if err := json.Unmarshal(line, &envelope); err != nil {
-		return event{}, fmt.Errorf("%w: %w", errNonsense, err)
-	}
-	switch envelope.Type {
+	switch kind {
 	case "ERROR":
 		var s status
-		if err := json.Unmarshal(envelope.Object, &s); err != nil || s.Kind != "Status" {
+		if err := json.Unmarshal(object, &s); err != nil || s.Kind != "Status" {
 			return event{}, fmt.Errorf("%w: an ERROR without Status", errNonsense)
 		}
 		return event{}, s.error(what)
 	case "BOOKMARK":
-		var m metadata
-		if err := json.Unmarshal(envelope.Object, &m); err != nil {
-			return event{}, fmt.Errorf("%w: %w", errNonsense, err)
-		}
-		if m.Metadata.ResourceVersion == "" {
+		if h.resourceVersion == "" {
 			return event{}, fmt.Errorf("%w: a BOOKMARK without resourceVersion", errNonsense)
 		}
-		return event{bookmark: m.Metadata.ResourceVersion, marker: m.Metadata.Annotations[markerAnnotation] == "true"}, nil
+		return event{bookmark: h.resourceVersion, marker: h.mark == "true"}, nil
 	case "ADDED", "MODIFIED", "DELETED":
-		c, err := decodeObject(envelope.Object, r, namespace)
-		c.deleted = envelope.Type == "DELETED"
+		c, err := h.change(object, r, namespace)
+		c.deleted = kind == "DELETED"
 		return event{change: c}, err
 	}
-	return event{}, fmt.Errorf("%w: an event of type %q", errNonsense, clean(envelope.Type))
+	return event{}, fmt.Errorf("%w: an event of type %q", errNonsense, clean(kind))
 }
 
-// decodeObject reads what one object says of itself. An item of a list may lack its kind.
-func decodeObject(raw json.RawMessage, r Resource, namespace string) (change, error) {
-	var m metadata
-	if err := json.Unmarshal(raw, &m); err != nil {
-		return change{}, fmt.Errorf("%w: %w", errNonsense, err)
-	}
+// change returns the change that an object stands for. An item of a list may lack its kind.
+func (h *head) change(raw []byte, r Resource, namespace string) (change, error) {
 	switch {
-	case m.Kind != "" && m.Kind != r.Kind:
-		return change{}, fmt.Errorf("%w: a %q among %s", errNonsense, clean(m.Kind), r)
-	case m.APIVersion != "" && m.APIVersion != r.APIVersion():
-		return change{}, fmt.Errorf("%w: an object of apiVersion %q among %s", errNonsense, clean(m.APIVersion), r)
-	case m.Metadata.Name == "" || m.Metadata.UID == "" || m.Metadata.ResourceVersion == "":
+	case h.kind != "" && h.kind != r.Kind:
+		return change{}, fmt.Errorf("%w: a %q among %s", errNonsense, clean(h.kind), r)
+	case h.apiVersion != "" && h.apiVersion != r.APIVersion():
+		return change{}, fmt.Errorf("%w: an object of apiVersion %q among %s", errNonsense, clean(h.apiVersion), r)
+	case h.name == "" || h.uid == "" || h.resourceVersion == "":
 		return change{}, fmt.Errorf("%w: an object without name, uid or resourceVersion", errNonsense)
-	case namespace != "" && m.Metadata.Namespace != namespace:
-		return change{}, fmt.Errorf("%w: an object of namespace %q", errNonsense, clean(m.Metadata.Namespace))
+	case namespace != "" && h.namespace != namespace:
+		return change{}, fmt.Errorf("%w: an object of namespace %q", errNonsense, clean(h.namespace))
 	}
-	o := Object{Key: Key{m.Metadata.Namespace, m.Metadata.Name}, UID: m.Metadata.UID, ResourceVersion: m.Metadata.ResourceVersion, Raw: raw, resource: r}
+	o := Object{Key: Key{h.namespace, h.name}, UID: h.uid, ResourceVersion: h.resourceVersion, Raw: raw, resource: r}
 	return change{object: o, version: newVersion(o.UID, o.ResourceVersion)}, nil
 }
 
@@ -229,7 +208,11 @@ func decodeItems(d *json.Decoder, left *budget, r Resource, namespace string, ad
 		if err := d.Decode(&raw); err != nil {
 			return err
 		}
-		c, err := decodeObject(raw, r, namespace)
+		var h head
+		if s := (skimmer{data: raw}); !s.object(&h) {
+			return errors.New("an item that is not an object")
+		}
+		c, err := h.change(raw, r, namespace)
 		if err != nil {
 			return err
 		}

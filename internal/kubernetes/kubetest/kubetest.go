@@ -100,13 +100,19 @@ func (s *Server) Serve(t testing.TB) kubernetes.Config {
 func (s *Server) Memory(t testing.TB) *kubernetes.Client {
 	t.Helper()
 	return client(t, kubernetes.Config{
-		Server: "https://kubernetes.default.svc", Token: s.Token, Namespace: s.Namespace, Transport: plain{memnet.Transport(t, s.ServeHTTP)},
+		Server: "https://kubernetes.default.svc", Token: s.Token, Namespace: s.Namespace, Transport: s.Transport(t),
 	})
+}
+
+// Transport serves as Memory does, and returns what leads there.
+func (s *Server) Transport(t testing.TB) http.RoundTripper {
+	return plain{memnet.Transport(t, s.ServeHTTP)}
 }
 
 // plain sends what would be encrypted in plain text.
 type plain struct{ *http.Transport }
 
+// RoundTrip implements http.RoundTripper.
 func (p plain) RoundTrip(r *http.Request) (*http.Response, error) {
 	sent := r.Clone(r.Context())
 	sent.URL.Scheme = "http"

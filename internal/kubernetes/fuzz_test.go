@@ -1,0 +1,83 @@
+package kubernetes_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/nosidecar/mesh/internal/kubernetes"
+)
+
+// FuzzEvents reads watches that may be anything. What is taken for an object is JSON, and of the kind that was asked for.
+func FuzzEvents(f *testing.F) {
+	f.Add([]byte(added("x", "u1", 5, "1") + "\n" + modified("x", "u1", 6, `"\ud83d`) + "\n" + bookmark(7) + "\n" + deleted("x", "u1", 8) + "\n"))
+	f.Add([]byte(marker(10) + "\n" + failure(410, "Expired") + "\n"))
+	f.Add([]byte(`{"object":{"metadata":{"name":"x","namespace":"a","uid":"u","resourceVersion":"1"}},"type":"ADDED"}` + "\n"))
+	f.Add([]byte(`{"type":"ADDED","object":{"metadata":{"name":"\u0078","namespace":"a","uid":"u","resourceVersion":"01"},"n":[1,-0.5e+3,true,false,null,{},[]]}}` + "\r\n\n"))
+	f.Add([]byte("{\"type\":\"ADDED\"}\n[\n"))
+	f.Add([]byte(`{"type":"ADDED","object":` + strings.Repeat("[", 2000)))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		objects, _, err := kubernetes.ReadEvents(bytes.NewReader(data), things, "a")
+		if err == nil {
+			t.Error("it did not end")
+		}
+		for key := range objects {
+			if key.Namespace != "a" || key.Name == "" {
+				t.Errorf("took %v", key)
+			}
+		}
+		for line := range bytes.Lines(data) {
+			if object, ok := kubernetes.Skim(line); ok != valid(line) {
+				t.Errorf("Skim(%q) = %v", line, ok)
+			} else if ok && object != nil && !json.Valid(object) {
+				t.Errorf("object %q of %q", object, line)
+			}
+		}
+	})
+}
+
+// valid reports whether a line is an object in JSON that is not nested too deep.
+func valid(line []byte) bool {
+	return json.Valid(line) && bytes.HasPrefix(bytes.TrimSpace(line), []byte("{")) && bytes.Count(line, []byte("["))+bytes.Count(line, []byte("{")) < 900
+}
+
+// FuzzList reads pages that may be anything.
+func FuzzList(f *testing.F) {
+	f.Add([]byte(`{"kind":"ThingList","apiVersion":"example.com/v1","metadata":{"resourceVersion":"10","continue":"p"},"items":[` + object("x", "u1", 5, "1") + `]}`))
+	f.Add([]byte(`{"items":null,"metadata":{"resourceVersion":"10"},"apiVersion":"example.com/v1","kind":"ThingList"}`))
+	f.Add([]byte(`{"kind":"Status","code":500}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		_, _, err := kubernetes.ReadList(bytes.NewReader(data), things, "a")
+		if err != nil {
+			return
+		}
+		var list struct {
+			Kind  string
+			Items []json.RawMessage
+		}
+		if err := json.NewDecoder(bytes.NewReader(data)).Decode(&list); err != nil || list.Kind != "ThingList" {
+			t.Errorf("took %q", data)
+		}
+	})
+}
+
+// FuzzKubeconfig reads files that may be anything. What comes of them is a client, or an error.
+func FuzzKubeconfig(f *testing.F) {
+	f.Add([]byte(kubeconfigOf("x", "server: https://10.0.0.1, proxy-url: http://p", "token: t")))
+	f.Add([]byte(kubeconfigOf("x", "server: https://10.0.0.1, certificate-authority-data: eA==", "exec: {command: c}")))
+	f.Add([]byte("clusters: [{}]\nusers: [{user: }]\ncontexts: [{name: x, context: {cluster: '', user: ''}}]"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if bytes.Contains(data, []byte("certificate-authority")) || bytes.Contains(data, []byte("client-")) || bytes.Contains(data, []byte("tokenFile")) {
+			return // files of this machine
+		}
+		config, err := kubernetes.ReadKubeconfig(data, "/nonexistent", "x")
+		if err != nil {
+			return
+		}
+		if strings.Contains(string(data), "exec: {") && config.Token == "" && strings.Count(string(data), "user") == 1 {
+			t.Errorf("took %q", data)
+		}
+		kubernetes.New(config)
+	})
+}

@@ -1,0 +1,269 @@
+package kubernetes
+
+import (
+	"bytes"
+	"encoding/json"
+	"unicode/utf8"
+)
+
+// maxDepth is how deep values are nested.
+const maxDepth = 1000
+
+// skimmer walks over JSON, and checks its syntax as encoding/json does, several times as fast. Whoever watches busy objects reads much
+// more than is used of it.
+type skimmer struct {
+	data []byte
+	at   int
+}
+
+// space skips white space, and returns the byte after it; 0 at the end.
+func (s *skimmer) space() byte {
+	for s.at < len(s.data) {
+		switch c := s.data[s.at]; c {
+		case ' ', '\t', '\n', '\r':
+			s.at++
+		default:
+			return c
+		}
+	}
+	return 0
+}
+
+// members walks over an object. member is called with each key, as it is written but without quotes, and must walk over the value.
+func (s *skimmer) members(member func(key []byte) bool) bool {
+	if s.space() != '{' {
+		return false
+	}
+	s.at++
+	if s.space() == '}' {
+		s.at++
+		return true
+	}
+	for {
+		s.space()
+		from := s.at
+		if !s.text() {
+			return false
+		}
+		key := s.data[from+1 : s.at-1]
+		if s.space() != ':' {
+			return false
+		}
+		s.at++
+		s.space()
+		if !member(key) {
+			return false
+		}
+		switch s.space() {
+		case ',':
+			s.at++
+		case '}':
+			s.at++
+			return true
+		default:
+			return false
+		}
+	}
+}
+
+// value walks over a value of any type.
+func (s *skimmer) value(depth int) bool {
+	switch c := s.space(); {
+	case c == '"':
+		return s.text()
+	case c == '{':
+		return depth < maxDepth && s.members(func([]byte) bool { return s.value(depth + 1) })
+	case c == '[':
+		return depth < maxDepth && s.array(depth)
+	case c == 't':
+		return s.word("true")
+	case c == 'f':
+		return s.word("false")
+	case c == 'n':
+		return s.word("null")
+	}
+	return s.number()
+}
+
+func (s *skimmer) array(depth int) bool {
+	s.at++
+	if s.space() == ']' {
+		s.at++
+		return true
+	}
+	for {
+		if !s.value(depth + 1) {
+			return false
+		}
+		switch s.space() {
+		case ',':
+			s.at++
+		case ']':
+			s.at++
+			return true
+		default:
+			return false
+		}
+	}
+}
+
+// text walks over a string.
+func (s *skimmer) text() bool {
+	if s.at >= len(s.data) || s.data[s.at] != '"' {
+		return false
+	}
+	for i := s.at + 1; i < len(s.data); i++ {
+		switch c := s.data[i]; {
+		case c == '"':
+			s.at = i + 1
+			return true
+		case c < ' ':
+			return false
+		case c == '\\':
+			if i++; i >= len(s.data) {
+				return false
+			}
+			switch s.data[i] {
+			case '"', '\\', '/', 'b', 'f', 'n', 'r', 't':
+			case 'u':
+				for range 4 {
+					if i++; i >= len(s.data) || !hex(s.data[i]) {
+						return false
+					}
+				}
+			default:
+				return false
+			}
+		}
+	}
+	return false
+}
+
+func hex(c byte) bool { return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F' }
+
+func (s *skimmer) word(word string) bool {
+	if !bytes.HasPrefix(s.data[s.at:], []byte(word)) {
+		return false
+	}
+	s.at += len(word)
+	return true
+}
+
+func (s *skimmer) number() bool {
+	s.sign("-")
+	if s.at < len(s.data) && s.data[s.at] == '0' {
+		s.at++
+	} else if !s.digits() {
+		return false
+	}
+	if s.at < len(s.data) && s.data[s.at] == '.' {
+		if s.at++; !s.digits() {
+			return false
+		}
+	}
+	if s.at < len(s.data) && (s.data[s.at] == 'e' || s.data[s.at] == 'E') {
+		s.at++
+		s.sign("+-")
+		return s.digits()
+	}
+	return true
+}
+
+func (s *skimmer) sign(of string) {
+	if s.at < len(s.data) && bytes.IndexByte([]byte(of), s.data[s.at]) >= 0 {
+		s.at++
+	}
+}
+
+func (s *skimmer) digits() bool {
+	from := s.at
+	for s.at < len(s.data) && s.data[s.at] >= '0' && s.data[s.at] <= '9' {
+		s.at++
+	}
+	return s.at > from
+}
+
+// string walks over a value and puts it into *into if it is a string.
+func (s *skimmer) string(into *string) bool {
+	from := s.at
+	if !s.value(0) {
+		return false
+	}
+	span := s.data[from:s.at]
+	switch {
+	case span[0] != '"':
+	case bytes.IndexByte(span, '\\') < 0 && utf8.Valid(span):
+		*into = string(span[1 : len(span)-1])
+	default:
+		return json.Unmarshal(span, into) == nil
+	}
+	return true
+}
+
+// head is what is read of every object.
+type head struct {
+	kind, apiVersion           string
+	name, namespace            string
+	uid, resourceVersion, mark string // mark is the annotation of the end of initial events
+}
+
+// object walks over an object of the API, and reads its head.
+func (s *skimmer) object(h *head) bool {
+	return s.members(func(key []byte) bool {
+		switch string(key) {
+		case "kind":
+			return s.string(&h.kind)
+		case "apiVersion":
+			return s.string(&h.apiVersion)
+		case "metadata":
+			if s.space() == '{' {
+				return s.metadata(h)
+			}
+		}
+		return s.value(0)
+	})
+}
+
+func (s *skimmer) metadata(h *head) bool {
+	return s.members(func(key []byte) bool {
+		switch string(key) {
+		case "name":
+			return s.string(&h.name)
+		case "namespace":
+			return s.string(&h.namespace)
+		case "uid":
+			return s.string(&h.uid)
+		case "resourceVersion":
+			return s.string(&h.resourceVersion)
+		case "annotations":
+			if s.space() == '{' {
+				return s.members(func(key []byte) bool {
+					if string(key) == markerAnnotation {
+						return s.string(&h.mark)
+					}
+					return s.value(0)
+				})
+			}
+		}
+		return s.value(0)
+	})
+}
+
+// event walks over an event of a watch, and returns its type and its object.
+func (s *skimmer) event(h *head) (kind string, object []byte, ok bool) {
+	ok = s.members(func(key []byte) bool {
+		switch string(key) {
+		case "type":
+			return s.string(&kind)
+		case "object":
+			if from := s.at; s.space() == '{' {
+				*h = head{}
+				ok := s.object(h)
+				object = s.data[from:s.at]
+				return ok
+			}
+		}
+		return s.value(0)
+	})
+	return kind, object, ok && s.space() == 0 && s.at == len(s.data)
+}
