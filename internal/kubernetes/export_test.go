@@ -1,6 +1,9 @@
 package kubernetes
 
-import "io"
+import (
+	"io"
+	"net/http"
+)
 
 // InClusterAt is InCluster with another folder.
 var InClusterAt = inCluster
@@ -49,3 +52,6 @@ func Skim(line []byte) (object []byte, ok bool) {
 	_, object, ok = s.event(new(head))
 	return object, ok
 }
+
+// TransportOf returns the transport that a client has made.
+func TransportOf(c *Client) *http.Transport { return c.base.(*http.Transport) }

@@ -1,0 +1,290 @@
+package kubernetes_test
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh/internal/await"
+	"github.com/nosidecar/mesh/internal/kubernetes"
+	"github.com/nosidecar/mesh/internal/kubernetes/kubetest"
+	"github.com/nosidecar/mesh/internal/memnet"
+)
+
+// TestWatchesShareConnections over HTTP/2: 100 at a time have one.
+func TestWatchesShareConnections(t *testing.T) {
+	s := kubetest.New(things)
+	s.Apply(thing("x", "1"))
+	var mu sync.Mutex
+	from := map[string]int{}
+	s.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.ProtoMajor != 2 {
+			t.Errorf("a request over %s", r.Proto)
+		}
+		from[r.RemoteAddr]++
+		return false
+	})
+	c := s.Start(t)
+	watch(t, c).want("x=1 [x]")
+	for range 60 {
+		watch(t, c)
+	}
+	await.True(t, "60 watches more", func() bool { return s.Watches() == 61 })
+	mu.Lock()
+	defer mu.Unlock()
+	if len(from) != 1 {
+		t.Errorf("61 watches have %d connections", len(from))
+	}
+}
+
+// TestOverTheWire: torn writes, events as large as they get, and connections that break.
+func TestOverTheWire(t *testing.T) {
+	s := kubetest.New(things)
+	s.Torn = true
+	s.Apply(thing("x", "1"))
+	w := watch(t, s.Start(t))
+	w.want("x=1 [x]")
+	s.Apply(thing("x", "2"))
+	w.want("x=2 [x]")
+	s.EndWatches()
+	s.Apply(thing("x", "3"))
+	w.want("x=3 [x]")
+}
+
+func TestLargeObjects(t *testing.T) {
+	large := func(size int) string {
+		return strings.TrimSuffix(object("x", "u1", 5, "1"), "}") + `,"more":"` + strings.Repeat("x", size) + `"}`
+	}
+	refused := raw(422, "application/json", string(kubetest.Status(422, "Invalid", "sendInitialEvents is forbidden")))
+	for _, test := range []struct {
+		name    string
+		answers []answer
+		want    string
+	}{
+		{"6 MiB in an event", []answer{hold(`{"type":"ADDED","object":`+large(6<<20)+`}`, marker(10))}, "x=1 [x]"},
+		{"6 MiB in a list", []answer{refused, list(10, "", large(6<<20)), hold()}, "x=1 [x]"},
+		{"9 MiB in an event", []answer{hold(`{"type":"ADDED","object":`+large(9<<20)+`}`, marker(10))}, "(too large: an event of more than 8 MiB)"},
+		{"20 MiB in a list", []answer{refused, list(10, "", large(20<<20)), hold()}, "(too large: an object of more than 8 MiB)"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := kubetest.New(things)
+			play(s, test.answers...)
+			watch(t, s.Start(t)).want(test.want)
+		})
+	}
+}
+
+// TestAnswersWithoutEnd cost no more than one object may.
+func TestAnswersWithoutEnd(t *testing.T) {
+	endless := func(begin, more string) answer {
+		piece := []byte(strings.Repeat(more, 1<<16/len(more)))
+		return func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.Write([]byte(begin))
+			for r.Context().Err() == nil {
+				if _, err := w.Write(piece); err != nil {
+					return
+				}
+			}
+		}
+	}
+	refused := raw(422, "application/json", string(kubetest.Status(422, "Invalid", "sendInitialEvents is forbidden")))
+	for _, test := range []struct {
+		name    string
+		answers []answer
+		want    string
+	}{
+		{"a line", []answer{endless(`{"type":"ADDED","object":{"a":"`, "x")}, "an event of more than 8 MiB"},
+		{"a field of a list", []answer{refused, endless(`{"kind":"`, "x")}, "an object of more than 8 MiB"},
+		{"an item of a list", []answer{refused, endless(`{"kind":"ThingList","items":[{"a":"`, "x")}, "an object of more than 8 MiB"},
+		{"white space in a list", []answer{refused, endless(`{"kind":"ThingList","items":[`, " ")}, "an object of more than 8 MiB"},
+		{"nested arrays", []answer{endless(`{"type":"ADDED","object":{"a":`, "[")}, "an event of more than 8 MiB"},
+		{"an error", []answer{func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(500)
+			endless("", "x")(w, r)
+		}}, "(500): xxx"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			s := kubetest.New(things)
+			play(s, test.answers...)
+			var before, after runtime.MemStats
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			w := watch(t, s.Start(t))
+			if got := w.next(); !strings.Contains(got, test.want) {
+				t.Errorf("got %.300s", got)
+			}
+			w.stop()
+			runtime.ReadMemStats(&after)
+			if used := after.TotalAlloc - before.TotalAlloc; used > 256<<20 {
+				t.Errorf("%d MiB were allocated", used>>20)
+			}
+		})
+	}
+}
+
+// frozen is a network whose connections can fall silent, as those to a machine that is gone.
+type frozen struct {
+	memnet.Network
+	now atomic.Pointer[chan struct{}] // what the connections of now wait for to fall silent
+}
+
+func newFrozen() *frozen {
+	f := &frozen{}
+	f.thaw()
+	return f
+}
+
+// thaw makes the connections from now on work.
+func (f *frozen) thaw() {
+	silent := make(chan struct{})
+	f.now.Store(&silent)
+}
+
+// freeze makes all connections so far fall silent.
+func (f *frozen) freeze() { close(*f.now.Load()) }
+
+func (f *frozen) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	conn, err := f.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	return &frozenConn{Conn: conn, silent: *f.now.Load(), closed: make(chan struct{})}, nil
+}
+
+type frozenConn struct {
+	net.Conn
+	silent chan struct{}
+	once   sync.Once
+	closed chan struct{}
+}
+
+func (c *frozenConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	select {
+	case <-c.silent:
+		<-c.closed
+		return 0, net.ErrClosed
+	default:
+		return n, err
+	}
+}
+
+func (c *frozenConn) Write(p []byte) (int, error) {
+	select {
+	case <-c.silent:
+		return len(p), nil // into the buffers of the kernel
+	default:
+		return c.Conn.Write(p)
+	}
+}
+
+func (c *frozenConn) Close() error {
+	c.once.Do(func() { close(c.closed) })
+	return c.Conn.Close()
+}
+
+// TestAServerThatIsGoneWithoutAWord looks like one with nothing to say. Pings tell them apart.
+func TestAServerThatIsGoneWithoutAWord(t *testing.T) {
+	certificate, key := selfSigned(t)
+	pair, err := tls.X509KeyPair(certificate, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s, network := kubetest.New(things), newFrozen()
+		s.Apply(thing("x", "1"))
+		server := &http.Server{Handler: s, TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}}}
+		listener, done := network.Listen("10.0.0.1:6443"), make(chan struct{})
+		go func() {
+			defer close(done)
+			server.ServeTLS(listener, "", "")
+		}()
+		t.Cleanup(func() {
+			server.Close()
+			<-done
+		})
+		c, err := kubernetes.New(kubernetes.Config{Server: "https://10.0.0.1:6443", CA: certificate, ServerName: "kubernetes.default.svc"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kubernetes.TransportOf(c).DialContext = network.dial
+		kubernetes.TransportOf(c).Proxy = nil
+		t.Cleanup(c.CloseIdleConnections)
+		w := watch(t, c)
+		w.want("x=1 [x]")
+		time.Sleep(10 * time.Minute) // it is quiet, and there
+		w.nothing()
+		if n := network.Dials(); n != 1 {
+			t.Errorf("%d connections", n)
+		}
+		network.freeze()
+		network.thaw()
+		s.Apply(thing("x", "2"))
+		began := time.Now()
+		w.want("x=2 [x]")
+		if took := time.Since(began); took > 35*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		w.stop()
+		time.Sleep(time.Minute)
+	})
+}
+
+// TestAServerThatRestarts ends all watches in the middle, and is not there for a while.
+func TestAServerThatRestarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := kubetest.New(things)
+		s.Apply(thing("x", "1"))
+		var network memnet.Network
+		start := func() (stop func()) {
+			server, listener, done := &http.Server{Handler: s}, network.Listen("10.0.0.1:80"), make(chan struct{})
+			go func() {
+				defer close(done)
+				server.Serve(listener)
+			}()
+			return func() {
+				server.Close()
+				<-done
+			}
+		}
+		stop := start()
+		transport := &http.Transport{DialContext: network.DialContext}
+		c, err := kubernetes.New(kubernetes.Config{Server: "http://10.0.0.1:80", Transport: transport})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(c.CloseIdleConnections)
+		w := watch(t, c)
+		w.want("x=1 [x]")
+		time.Sleep(time.Minute)
+		p := play(s)
+		stop()
+		s.Apply(thing("x", "2"))
+		w.want("(connection refused)")
+		time.Sleep(5 * time.Minute)
+		w.nothing()
+		stop = start()
+		defer func() {
+			w.stop()
+			c.CloseIdleConnections()
+			stop()
+		}()
+		w.want("x=2 [x]")
+		synctest.Wait()
+		if got := kinds(p.requests()); got != fmt.Sprint("from ", s.Version()-1) {
+			t.Errorf("asked for %s", got)
+		}
+	})
+}
