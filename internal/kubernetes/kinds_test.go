@@ -78,6 +78,19 @@ func TestKindsThatAppearAndGo(t *testing.T) {
 	})
 }
 
+// TestAVersionThatNobodyKnows is better than none, and left for one that is known.
+func TestAVersionThatNobodyKnows(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := kubetest.New(of("v9", "things", "Thing"))
+		w := served(t, s.Memory(t), nil)
+		w.want("things.v9")
+		time.Sleep(time.Hour)
+		w.nothing()
+		s.Install(of("v1", "things", "Thing"))
+		w.want("things.v1")
+	})
+}
+
 // TestAKindThatIsGoneForAMoment is one whose definition is replaced.
 func TestAKindThatIsGoneForAMoment(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -133,16 +133,14 @@ func (r *asking) ask() error {
 	now := time.Now()
 	for _, k := range r.Kinds {
 		chosen, known := r.chosen[k.Name]
-		if known && have[versioned{chosen.Version, k.Name}] == chosen {
-			r.found[k.Name] = now
-			continue
-		}
 		choices := slices.Concat(k.Versions, versions)
 		i := slices.IndexFunc(choices, func(version string) bool {
 			found, ok := have[versioned{version, k.Name}]
 			return ok && (k.Plural == "" || k.Plural == found.Plural)
 		})
-		switch {
+		switch there := known && have[versioned{chosen.Version, k.Name}] == chosen; {
+		case there && (i >= len(k.Versions) || slices.Contains(k.Versions, chosen.Version)):
+			r.found[k.Name] = now // nothing is better known
 		case i >= 0:
 			r.chosen[k.Name], r.found[k.Name] = have[versioned{choices[i], k.Name}], now
 		case known && now.Sub(r.found[k.Name]) >= goneAfter:
