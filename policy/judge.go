@@ -217,6 +217,12 @@ func (d *document) same(other *document) bool {
 	return d.reading == other.reading || own && otherOwn && sum == otherSum
 }
 
+// shares reports whether two documents have their text in the same memory: an old one would keep all of its old source.
+func (d *document) shares(other *document) bool {
+	a, b := d.Raw(), other.Raw()
+	return len(a) > 0 && len(b) > 0 && &a[0] == &b[0]
+}
+
 // keep stores, for the next plan, the last good versions of the documents that stand alone, and which are refused.
 func (c *compiler) keep() {
 	if len(c.alone) == 0 {
@@ -231,7 +237,7 @@ func (c *compiler) keep() {
 		switch {
 		case p.verdict == asWritten && (p.is == nil || p.name == ""):
 			continue
-		case p.verdict == asWritten && (last == nil || last.reading != p.reading || last.file != p.file || last.Line != p.Line):
+		case p.verdict == asWritten && (last == nil || last.reading != p.reading || last.file != p.file || last.Line != p.Line || !p.shares(last)):
 			last = &document{Document: p.Kept(), reading: p.reading, file: p.file}
 		case p.verdict != asWritten:
 			at := p.refusal()
