@@ -60,7 +60,7 @@ func TestLayers_Allocations(t *testing.T) {
 		"retry":                                 0,
 		"breaker":                               2, // one of them gobreaker's
 		"retry, breaker":                        2,
-		"retry with a per-try timeout, breaker": 9,
+		"retry with a per-try timeout, breaker": 2,
 	}
 	bare := allocations(t, Bare)
 	for _, peer := range Layers() {

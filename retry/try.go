@@ -21,18 +21,24 @@ import (
 func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser) (
 	*http.Response, *http.Request, error) {
 	ctx := l.context(req)
-	limit := deadline.Within(ctx, l.Policy.config.PerTryTimeout)
-	if limit > 0 || l.Policy.trace {
+	watch := caller.ToWatch(req)
+	if limit := l.Policy.config.PerTryTimeout; limit > 0 || l.Policy.trace {
 		t := &try{traced: l.Policy.trace}
-		t.ctx.Start(ctx, deadline.PerTry, limit, false)
-		return t.do(req, a, n, r, again, limit)
+		if watch {
+			t.ctx.Start(ctx, deadline.PerTry, deadline.Within(ctx, limit), false)
+		} else {
+			t.ctx.StartTry(ctx, limit)
+		}
+		if t.traced || t.ctx.Limited() {
+			return t.do(req, a, n, r, again)
+		}
 	}
-	if n == 1 && r == nil && (l.Context == nil || caller.SameContext(l.Context, req.Context())) && !caller.ToWatch(req) {
+	if n == 1 && r == nil && (l.Context == nil || caller.SameContext(l.Context, req.Context())) && !watch {
 		resp, err := a.Attempt(req, 1)
 		return resp, req, err
 	}
-	out, err := prepare(req, ctx, n, r, again)
-	if err != nil {
+	out := req.WithContext(numbered(ctx, n))
+	if err := prepare(out, req, n, r, again); err != nil {
 		return nil, req, err
 	}
 	resp, err := a.Attempt(out, n)
@@ -42,6 +48,7 @@ func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.Re
 // try is a try with a limit, or with a trace.
 type try struct {
 	ctx    deadline.Context
+	out    http.Request // what is sent
 	body   body.Reader
 	traced bool
 	begun  atomic.Bool // the transport began to write the request
@@ -51,7 +58,7 @@ type try struct {
 func (t *try) End(error) { t.ctx.Cancel() }
 
 // do makes the try, once its context has started.
-func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser, limit time.Duration) (
+func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser) (
 	*http.Response, *http.Request, error) {
 	attached := false
 	defer func() {
@@ -59,8 +66,9 @@ func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.Read
 			t.ctx.Cancel()
 		}
 	}()
-	out, err := prepare(req, t.context(), n, r, again)
-	if err != nil {
+	out := &t.out
+	*out = *req.WithContext(numbered(t.context(), n))
+	if err := prepare(out, req, n, r, again); err != nil {
 		return nil, req, err
 	}
 	resp, err := a.Attempt(out, n)
@@ -75,7 +83,7 @@ func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.Read
 		if resp.Body != nil {
 			resp.Body.Close()
 		}
-		return nil, out, &deadline.Error{Kind: deadline.PerTry, Limit: limit}
+		return nil, out, t.ctx.Limit()
 	case t.ctx.Exceeded() != nil:
 		return nil, out, t.ctx.Exceeded()
 	case t.traced && !t.begun.Load():
@@ -94,17 +102,13 @@ func (t *try) context() context.Context {
 	})
 }
 
-// prepare returns the request of the n-th try. again is its body, unless it is the first.
-func prepare(req *http.Request, ctx context.Context, n int, r *replay, again io.ReadCloser) (*http.Request, error) {
-	if n > 1 {
-		ctx = attempt.Mark(ctx, n)
-	}
-	out := req.WithContext(ctx)
+// prepare makes out, a copy of req with the context of the n-th try, the request of that try. again is its body, unless it is the first.
+func prepare(out, req *http.Request, n int, r *replay, again io.ReadCloser) error {
 	if r != nil {
 		if n == 1 {
 			var err error
 			if again, err = r.next(); err != nil {
-				return nil, err
+				return err
 			}
 		}
 		// With GetBody a transport can replay the body by itself when it must: on a stale connection or GOAWAY.
@@ -121,9 +125,17 @@ func prepare(req *http.Request, ctx context.Context, n int, r *replay, again io.
 		out.Header[attempt.Header] = []string{strconv.Itoa(n)}
 	}
 	if caller.ToWatch(req) {
-		caller.Watch(out, deadline.UploadOf(ctx))
+		caller.Watch(out, deadline.UploadOf(out.Context()))
 	}
-	return out, nil
+	return nil
+}
+
+// numbered returns the context of the n-th try: retries can be recognized by it.
+func numbered(ctx context.Context, n int) context.Context {
+	if n > 1 {
+		return attempt.Mark(ctx, n)
+	}
+	return ctx
 }
 
 // sleep waits, and returns the cause if the caller gives up first.

@@ -6,6 +6,7 @@ import (
 	"math"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/internal/body"
@@ -29,17 +30,24 @@ type Call struct {
 	idle    time.Duration
 	timer   *time.Timer // the idle timer, which runs only during Read
 	stalled Error
+	header  [1]string // see HeaderRoom
 }
 
 // Begin returns the context for the call. It is parent itself if the deadline of parent is at least as strict as the limits.
 func (c *Call) Begin(parent context.Context, limits Limits) context.Context {
+	return c.BeginAt(parent, limits, time.Now())
+}
+
+// BeginAt is Begin for a caller that knows the time.
+func (c *Call) BeginAt(parent context.Context, limits Limits, now time.Time) context.Context {
 	request := Within(parent, limits.Request)
 	if request <= 0 && limits.BodyIdle <= 0 {
 		return parent
 	}
 	c.began = true
 	c.idle = limits.BodyIdle
-	c.ctx.Start(parent, Request, request, true)
+	c.ctx.start(parent, Request, request, true, now)
+	c.ctx.ofCall = true
 	return &c.ctx
 }
 
@@ -101,7 +109,7 @@ func (c *Call) Received(err error) error {
 		return err
 	}
 	// Transports report the end of a context by different errors.
-	if cause := context.Cause(c.ctx.Context); cause == error(&c.stalled) {
+	if cause := context.Cause(&c.ctx); cause == error(&c.stalled) {
 		return cause
 	}
 	if exceeded := c.ctx.Exceeded(); exceeded != nil {
@@ -111,7 +119,7 @@ func (c *Call) Received(err error) error {
 }
 
 func (c *Call) stall() {
-	c.ctx.cancel(&c.stalled)
+	c.ctx.end(&c.stalled)
 }
 
 // End implements body.Ender.
@@ -145,6 +153,40 @@ const Header = "X-Envoy-Expected-Rq-Timeout-Ms"
 // SetHeader sets Header in h to the time until at, in whole milliseconds, at least 1.
 func SetHeader(h http.Header, at time.Time) {
 	h[Header] = []string{strconv.FormatInt(max(1, time.Until(at).Milliseconds()), 10)}
+}
+
+// Texts keeps values of Header that were set lately: calls with the same limit mostly have the same. The zero value is ready for use.
+type Texts struct {
+	recent [8]atomic.Pointer[text]
+}
+
+type text struct {
+	ms   int64
+	text string
+}
+
+// SetHeader sets Header in h to left, in whole milliseconds, at least 1. The slice of the value is room, unless that is nil.
+func (t *Texts) SetHeader(h http.Header, left time.Duration, room *[1]string) {
+	ms := max(1, left.Milliseconds())
+	slot := &t.recent[ms%int64(len(t.recent))]
+	known := slot.Load()
+	if known == nil || known.ms != ms {
+		known = &text{ms, strconv.FormatInt(ms, 10)}
+		slot.Store(known)
+	}
+	if room == nil {
+		room = new([1]string)
+	}
+	room[0] = known.text
+	h[Header] = room[:]
+}
+
+// HeaderRoom returns room for the value of one header. It is nil for a nil Call.
+func (c *Call) HeaderRoom() *[1]string {
+	if c == nil {
+		return nil
+	}
+	return &c.header
 }
 
 // Told returns a context with the deadline that the caller has sent in h. Its cause is an *Error of kind Request. If the caller has sent

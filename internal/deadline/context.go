@@ -8,24 +8,32 @@ import (
 )
 
 // Context is a context that a timer may end. Unlike that of context.WithTimeoutCause, the timer can be stopped without ending the context,
-// and can be paused. A Context is meant to be embedded in a value that is allocated per call, and starts no goroutine. The zero value is
-// ready for Start. It must not be copied after that.
+// and can be paused. Until somebody waits for its end it has neither a timer nor a child of its parent, and looks at the clock instead. A
+// Context is meant to be embedded in a value that is allocated per call, and starts no goroutine. The zero value is ready for Start. It
+// must not be copied after that.
 type Context struct {
-	context.Context // a child of the caller's, cancelled through cancel
-
-	cancel   context.CancelCauseFunc
-	timer    *time.Timer
-	state    atomic.Int32 // one of the states below, changed with mu held
-	announce bool         // Deadline includes the limit
+	parent   context.Context
 	exceeded Error
+	limited  bool         // it has a limit
+	announce bool         // Deadline includes the limit
+	ofCall   bool         // tries may follow it; see StartTry
+	live     atomic.Bool  // child and cancel are set
+	state    atomic.Int32 // one of the states below, changed with mu held
 
-	mu      sync.Mutex
-	at      time.Time     // when the timer fires; unused while paused
-	left    time.Duration // what remains of the limit while paused or uploading
-	stalled *Error        // set if SendIdle ended the context
+	mu       sync.Mutex      // if that of a call and that of its try are held, the latter was locked first
+	child    context.Context // of parent, cancelled through cancel; never changes once live is set
+	cancel   context.CancelCauseFunc
+	timer    *time.Timer   // nil until it is needed
+	at       time.Time     // when the limit is exceeded; unused while paused
+	left     time.Duration // what remains of the limit while paused or uploading
+	canceled bool          // while nobody waited
+	stalled  *Error        // set if SendIdle ended the context
+
+	whole *Context                // of a try that ends with its call: the call; see StartTry
+	try   atomic.Pointer[Context] // of a call that such a try follows
 }
 
-// The states of a Context with a timer.
+// The states of a Context with a limit.
 const (
 	running   int32 = iota
 	paused          // the limit is paused
@@ -48,77 +56,208 @@ func Within(ctx context.Context, limit time.Duration) time.Duration {
 // less only makes c cancellable. If announce is set, Deadline includes the limit. Otherwise it returns only the deadline of the parent, for
 // a limit that ends with the response headers.
 func (c *Context) Start(parent context.Context, kind Kind, limit time.Duration, announce bool) {
-	c.Context, c.cancel = context.WithCancelCause(parent)
+	var now time.Time
+	if limit > 0 {
+		now = time.Now()
+	}
+	c.start(parent, kind, limit, announce, now)
+}
+
+func (c *Context) start(parent context.Context, kind Kind, limit time.Duration, announce bool, now time.Time) {
+	c.parent = parent
 	c.exceeded = Error{Kind: kind, Limit: limit}
-	if limit <= 0 {
+	if limit > 0 {
+		c.limited, c.announce = true, announce
+		c.at = now.Add(limit)
+	}
+}
+
+// StartTry is Start for a try of a call, whose context is call, that is not announced. The limit is 0 if the deadline of the call comes
+// first. Mostly such a try is all that waits for the end of its call, so that one timer and one child of the call's parent will do for
+// both. Nobody may pause the limit of the try alone.
+func (c *Context) StartTry(call context.Context, limit time.Duration) {
+	w, ok := call.(*Context)
+	if !ok || limit <= 0 || !w.ofCall || !w.limited || w.live.Load() || w.state.Load() != running {
+		c.Start(call, PerTry, Within(call, limit), false)
 		return
 	}
-	c.announce = announce
-	c.at = time.Now().Add(limit)
-	c.timer = time.AfterFunc(limit, c.expire)
+	w.mu.Lock()
+	at := w.at
+	w.mu.Unlock()
+	left := time.Until(at) // of the call: to read the clock takes as long as much of this
+	if limit >= left {
+		c.Start(call, PerTry, 0, false)
+		return
+	}
+	c.start(call, PerTry, limit, false, at.Add(-left))
+	c.whole = w
+	if !w.try.CompareAndSwap(nil, c) {
+		c.whole = nil
+	}
+}
+
+// part is called before the limit of a call changes. From then on the call watches its own end.
+func (c *Context) part() {
+	try := c.try.Load()
+	if try == nil {
+		return
+	}
+	c.begin()
+	try.mu.Lock()
+	defer try.mu.Unlock()
+	if try.whole = nil; try.timer != nil && try.state.Load() == stopped {
+		try.timer.Stop()
+	}
+}
+
+// begin makes c what Done needs: a child of its parent, and a timer.
+func (c *Context) begin() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.live.Load() {
+		return
+	}
+	parent := c.parent
+	if c.whole != nil && c.whole.live.Load() {
+		c.whole = nil // its end is not for c to watch
+	} else if c.whole != nil {
+		parent = c.whole.parent
+	}
+	c.child, c.cancel = context.WithCancelCause(parent)
+	if at, ok := c.endLocked(); c.canceled {
+		c.cancel(nil)
+	} else if left := time.Until(at); ok && left <= 0 {
+		c.cancel(c.expireLocked())
+	} else if ok {
+		c.timer = time.AfterFunc(left, c.expire)
+	}
+	c.live.Store(true)
+}
+
+// endLocked returns when c is to end. It reports false if there is no such time, as during a pause.
+func (c *Context) endLocked() (time.Time, bool) {
+	if state := c.state.Load(); c.limited && (state == running || state == uploading) {
+		return c.at, true
+	}
+	if c.whole != nil {
+		c.whole.mu.Lock()
+		defer c.whole.mu.Unlock()
+		return c.whole.at, true
+	}
+	return time.Time{}, false
+}
+
+// expireLocked says that the end of c has come. It returns the cause.
+func (c *Context) expireLocked() *Error {
+	switch c.state.Load() {
+	case running:
+		c.state.Store(expired)
+		return &c.exceeded
+	case uploading:
+		c.state.Store(expired)
+		c.stalled = &Error{Kind: SendIdle, Limit: sendIdle}
+		return c.stalled
+	}
+	return &c.whole.exceeded
 }
 
 // expire runs when the timer fires. That may have happened just before the timer was stopped or reset.
 func (c *Context) expire() {
 	c.mu.Lock()
-	state := c.state.Load()
-	if state != running && state != uploading || time.Now().Before(c.at) {
+	at, ok := c.endLocked()
+	left := time.Until(at)
+	if !ok || left > 0 {
+		if ok && !c.canceled {
+			c.timer.Reset(left) // for the end of the call, if this was that of its try
+		}
 		c.mu.Unlock()
 		return
 	}
-	c.state.Store(expired)
-	cause := &c.exceeded
-	if state == uploading {
-		c.stalled = &Error{Kind: SendIdle, Limit: sendIdle}
-		cause = c.stalled
-	}
+	cause := c.expireLocked()
 	c.mu.Unlock()
+	c.end(cause)
+}
+
+// end ends c, and the try that follows it.
+func (c *Context) end(cause error) {
+	if !c.live.Load() {
+		c.begin()
+	}
 	c.cancel(cause)
+	if try := c.try.Load(); try != nil {
+		try.end(cause)
+	}
 }
 
 // Stop stops the timer without ending the context. It reports false if it came too late: the limit was exceeded, and the context has ended
 // or is about to end.
 func (c *Context) Stop() bool {
-	if c.timer == nil {
+	if !c.limited {
 		return true
 	}
+	c.part()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch c.state.Load() {
 	case expired:
 		return false
 	case running:
-		if !c.timer.Stop() {
+		if c.whole != nil && c.timer != nil {
+			break // it runs on for the end of the call
+		}
+		if !c.haltLocked() {
 			return false
 		}
 	case uploading:
-		c.timer.Stop()
+		c.haltLocked()
 	}
 	c.state.Store(stopped)
 	return true
 }
 
+// haltLocked stops the timer. It reports false if the time is up.
+func (c *Context) haltLocked() bool {
+	if c.timer != nil {
+		return c.timer.Stop()
+	}
+	return time.Now().Before(c.at)
+}
+
 // Cancel stops the timer and ends the context. It may be called more than once.
 func (c *Context) Cancel() {
-	c.cancel(nil)
-	c.Stop()
+	if try := c.try.Load(); try != nil {
+		try.Cancel()
+	}
+	c.mu.Lock()
+	c.canceled = true
+	if c.state.Load() != expired {
+		c.state.Store(stopped)
+	}
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.mu.Unlock()
+	if c.live.Load() {
+		c.cancel(nil)
+	}
 }
 
 // Pause pauses the limit until Resume. It does nothing if the limit was exceeded or stopped.
 func (c *Context) Pause() {
-	if c.timer == nil || c.state.Load() == paused {
+	if !c.limited || c.state.Load() == paused {
 		return
 	}
+	c.part()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	switch c.state.Load() {
 	case running:
-		if !c.timer.Stop() {
+		if !c.haltLocked() {
 			return
 		}
 		c.left = max(0, time.Until(c.at))
 	case uploading:
-		c.timer.Stop()
+		c.haltLocked()
 	default:
 		return
 	}
@@ -127,7 +266,7 @@ func (c *Context) Pause() {
 
 // Resume ends a Pause. Otherwise it does nothing.
 func (c *Context) Resume() {
-	if c.timer == nil {
+	if !c.limited {
 		return
 	}
 	c.mu.Lock()
@@ -141,7 +280,7 @@ func (c *Context) Resume() {
 // sending begins, during a Pause, the wait for the peer to take the part of the request that the transport has. It reports false if the
 // limit is not paused.
 func (c *Context) sending() bool {
-	if c.timer == nil {
+	if !c.limited {
 		return false
 	}
 	c.mu.Lock()
@@ -163,15 +302,26 @@ func (c *Context) progress() {
 func (c *Context) setLocked(state int32, after time.Duration) {
 	c.state.Store(state)
 	c.at = time.Now().Add(after)
-	c.timer.Reset(after)
+	switch {
+	case c.timer != nil:
+		c.timer.Reset(after)
+	case c.live.Load():
+		c.timer = time.AfterFunc(after, c.expire)
+	}
 }
+
+// Limited reports whether c has a limit.
+func (c *Context) Limited() bool { return c.limited }
+
+// Limit returns the error of the limit, exceeded or not.
+func (c *Context) Limit() error { return &c.exceeded }
 
 // Exceeded returns an *Error if the limit has ended the context, and nil otherwise.
 func (c *Context) Exceeded() error {
-	if c.Context == nil {
+	if c.parent == nil || !c.live.Load() && !c.over() {
 		return nil
 	}
-	cause := context.Cause(c.Context)
+	cause := context.Cause(c.waited())
 	if cause == error(&c.exceeded) {
 		return &c.exceeded
 	}
@@ -185,6 +335,25 @@ func (c *Context) Exceeded() error {
 	return nil
 }
 
+// waited returns the child.
+func (c *Context) waited() context.Context {
+	if !c.live.Load() {
+		c.begin()
+	}
+	return c.child
+}
+
+// over reports whether a context that nobody waited for has ended.
+func (c *Context) over() bool {
+	if c.parent.Err() != nil {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	at, ok := c.endLocked()
+	return c.canceled || ok && !time.Now().Before(at)
+}
+
 // Deadline implements context.Context. While the limit is paused, it returns the deadline of the parent.
 func (c *Context) Deadline() (time.Time, bool) {
 	if c.announce {
@@ -196,13 +365,22 @@ func (c *Context) Deadline() (time.Time, bool) {
 			return at, true
 		}
 	}
-	return c.Context.Deadline()
+	return c.parent.Deadline()
 }
 
-// Err implements context.Context. It returns context.DeadlineExceeded if the limit has ended the context.
+// Done implements context.Context.
+func (c *Context) Done() <-chan struct{} { return c.waited().Done() }
+
+// Err implements context.Context. It returns context.DeadlineExceeded if a limit has ended the context, its own or that of the call.
 func (c *Context) Err() error {
-	err := c.Context.Err()
-	if err != nil && c.Exceeded() != nil {
+	if !c.live.Load() && !c.over() {
+		return nil
+	}
+	err := c.waited().Err()
+	if err == nil {
+		return nil
+	}
+	if _, limit := context.Cause(c.child).(*Error); limit {
 		return context.DeadlineExceeded
 	}
 	return err
@@ -210,71 +388,11 @@ func (c *Context) Err() error {
 
 // Value implements context.Context.
 func (c *Context) Value(key any) any {
-	if key == (clockKey{}) {
+	switch {
+	case key == (clockKey{}):
 		return c
+	case c.live.Load():
+		return c.child.Value(key) // package context asks it for the cause
 	}
-	return c.Context.Value(key)
-}
-
-type clockKey struct{}
-
-// Clock has the limits of a call that are contexts of this package: that of the try, and that of the whole call. They are paused together
-// while the request is sent. The zero value has no limits.
-type Clock struct {
-	innermost *Context
-}
-
-// ClockOf returns the limits that end ctx.
-func ClockOf(ctx context.Context) Clock {
-	innermost, _ := ctx.Value(clockKey{}).(*Context)
-	return Clock{innermost}
-}
-
-// Pause pauses the limits until Resume. Pauses do not nest. A limit that begins later is not paused.
-func (c Clock) Pause() {
-	for limit := c.innermost; limit != nil; limit = ClockOf(limit.Context).innermost {
-		limit.Pause()
-	}
-}
-
-// Resume ends a Pause.
-func (c Clock) Resume() {
-	for limit := c.innermost; limit != nil; limit = ClockOf(limit.Context).innermost {
-		limit.Resume()
-	}
-}
-
-// Upload is a Clock for the sender of a request, who knows when the peer takes parts of it.
-type Upload struct {
-	Clock
-}
-
-// UploadOf returns the limits that end ctx.
-func UploadOf(ctx context.Context) Upload {
-	return Upload{ClockOf(ctx)}
-}
-
-// RequestUploadOf returns only the limit of the whole call.
-func RequestUploadOf(ctx context.Context) Upload {
-	u := UploadOf(ctx)
-	for u.innermost != nil && u.innermost.exceeded.Kind != Request {
-		u = UploadOf(u.innermost.Context)
-	}
-	return u
-}
-
-// Sending says, during a Pause, that the transport has a part of the request to send. If there is no Sent, Pause or Resume within five
-// minutes, and no part of the response arrives either, the innermost limit ends the call.
-func (u Upload) Sending() {
-	for limit := u.innermost; limit != nil && !limit.sending(); limit = ClockOf(limit.Context).innermost {
-	}
-}
-
-// Sent says that the transport has sent that part. The Pause continues.
-func (u Upload) Sent() {
-	for limit := u.innermost; limit != nil; limit = ClockOf(limit.Context).innermost {
-		if limit.state.Load() == uploading {
-			limit.Pause()
-		}
-	}
+	return c.parent.Value(key)
 }

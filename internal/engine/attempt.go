@@ -161,6 +161,22 @@ func (a *Attempt) Call() *Call { return a.call }
 // Sent returns when the attempt was sent, counted from the start of the call.
 func (a *Attempt) Sent() time.Duration { return time.Duration(a.sent - 1) }
 
+// TellDeadline says in the header h of the n-th attempt when the call is to end.
+func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, n int) {
+	c := a.call
+	var left time.Duration
+	if a.sent > 0 { // the clock was just read
+		left = at.Sub(c.start) - a.Sent()
+	} else {
+		left = time.Until(at)
+	}
+	room := c.limits.HeaderRoom()
+	if n > 1 { // an earlier attempt may still be using it
+		room = nil
+	}
+	c.engine.deadlines.SetHeader(h, left, room)
+}
+
 // Answered says that the endpoint has begun to answer, with an HTTP status or its equivalent.
 func (a *Attempt) Answered(status int) {
 	a.status = int32(status)

@@ -221,7 +221,7 @@ func (c *Call) beginLimits() {
 	}
 	if limits != (deadline.Limits{}) {
 		c.limits = new(deadline.Call)
-		c.ctx = c.limits.Begin(c.ctx, limits)
+		c.ctx = c.limits.BeginAt(c.ctx, limits, c.start.Add(time.Since(c.start)))
 	}
 }
 

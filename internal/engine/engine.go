@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/internal/mirror"
@@ -52,6 +53,8 @@ type Engine struct {
 
 	// view is what calls use: one load at the start of a call fixes its plan.
 	view atomic.Pointer[view]
+
+	deadlines deadline.Texts
 
 	routesSeen atomic.Pointer[routesSeen] // of status
 

@@ -6,7 +6,6 @@ import (
 
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
-	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/outgoing"
@@ -42,7 +41,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	at, limited := c.Context().Deadline()
 	if limited {
 		req = c.withDeadline(req, n)
-		deadline.SetHeader(req.Header, at)
+		t.TellDeadline(req.Header, at, n)
 	}
 	if c.Observed() {
 		req = c.observe(t, req, n, n > 1 || limited)
