@@ -42,7 +42,9 @@ func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, 
 		ctx = jwt.WithClaims(ctx, in.token.Claims)
 	}
 	if in.Peer != "" {
-		ctx, in.cancel = deadline.Told(ctx, r.Header)
+		if in.limit = deadline.Told(ctx, r.Header); in.limit != nil {
+			ctx = in.limit
+		}
 	}
 	in.edit(a, r.Header)
 	admitted = true

@@ -218,21 +218,32 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 	if in.token.Claims != nil {
 		ctx = jwt.WithClaims(ctx, in.token.Claims)
 	}
+	var a *admitted
+	var room *[1]string
 	if in.Peer != "" || r.ContentLength != 0 {
-		in.ctx = &admission.Context{Context: ctx, Peer: in.Peer}
+		a = &admitted{ctx: admission.Context{Context: ctx, Peer: in.Peer}}
+		in.ctx = &a.ctx
 		ctx = in.ctx
+		if left := deadline.FromHeader(r.Header); left > 0 && in.Peer != "" {
+			in.limit = &a.limit
+			in.limit.Start(ctx, deadline.Request, deadline.Within(ctx, left), true)
+			ctx = in.limit
+		}
+		room = &a.cert
 	}
-	if in.Peer != "" {
-		ctx, in.cancel = deadline.Told(ctx, r.Header)
-	}
-	header := h.mesh.server.sanitised(in.view.Header, in.peer, h.mesh, in.rules.Tokens())
+	header := h.mesh.server.sanitised(in.view.Header, in.peer, h.mesh, in.rules.Tokens(), room)
 	if header == nil && in.edited {
 		header = in.view.Header
 	}
 	trailers := trailer.May(r)
 	if ctx != r.Context() || header != nil || trailers || in.secure != nil {
 		arrived := r
-		r = r.WithContext(ctx)
+		if a != nil {
+			a.request = *r.WithContext(ctx)
+			r = &a.request
+		} else {
+			r = r.WithContext(ctx)
+		}
 		if header != nil {
 			r.Header = header
 		}
@@ -243,7 +254,7 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 		if trailers {
 			trailer.Clean(arrived, r, asserted.Header, in.rules.Tokens())
 		}
-		if in.cancel != nil && caller.ToWatch(r) {
+		if in.limit != nil && caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))
 		}
 	}

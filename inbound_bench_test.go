@@ -38,18 +38,23 @@ func BenchmarkHandler(b *testing.B) {
 		b.Fatal(err)
 	}
 	next := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
+	secured := w.member(b, "payment-service", strict+"---"+allowOrders, mesh.WithServer(mesh.ServerConfig{MaxRequests: 1000}))
 	for _, bm := range []struct {
-		name string
-		peer *x509.Certificate
-		h    http.Handler
+		name     string
+		peer     *x509.Certificate
+		deadline bool // announced by the peer
+		h        http.Handler
 	}{
-		{"bare", nil, next},
-		{"plaintext", nil, w.member(b, "payment-service", "").Handler(next)},
-		{"mTLS, authorized, limited", id.Certificate().Leaf, w.member(b, "payment-service", strict+"---"+allowOrders,
-			mesh.WithServer(mesh.ServerConfig{MaxRequests: 1000})).Handler(next)},
+		{"bare", nil, false, next},
+		{"plaintext", nil, false, w.member(b, "payment-service", "").Handler(next)},
+		{"mTLS, authorized, limited", id.Certificate().Leaf, false, secured.Handler(next)},
+		{"mTLS, authorized, limited, with a deadline", id.Certificate().Leaf, true, secured.Handler(next)},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
 			r, w := inboundRequest(bm.peer), discard{make(http.Header)}
+			if bm.deadline {
+				r.Header["X-Envoy-Expected-Rq-Timeout-Ms"] = []string{"5000"}
+			}
 			b.ReportAllocs()
 			for b.Loop() {
 				bm.h.ServeHTTP(w, r)

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/response"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
@@ -44,8 +45,8 @@ type passage struct {
 	sent, received atomic.Int64 // sizes of messages
 
 	// Held until the handler has returned.
-	slot   limit.Slot
-	cancel context.CancelFunc // nil unless the caller announces how long it waits
+	slot  limit.Slot
+	limit *deadline.Context // nil unless the caller announces how long it waits
 
 	// Used to end the request while its handler runs.
 	ctx    *admission.Context  // nil if the request has none of ours
@@ -53,6 +54,14 @@ type passage struct {
 	handed *http.Request       // the request that the handler gets
 	guard  *response.Guard     // of HTTP/1
 	taken  net.Conn            // taken over by the handler; written before guard lets it pass
+}
+
+// admitted is what a handler gets that differs from the request as it arrived, in one allocation.
+type admitted struct {
+	ctx     admission.Context
+	limit   deadline.Context
+	request http.Request
+	cert    [1]string // the value of x-forwarded-client-cert
 }
 
 // arrive returns the state of a new request.
@@ -74,8 +83,8 @@ func (in *inbound) recycle() {
 // release gives back what the request holds.
 func (in *inbound) release() {
 	in.leave()
-	if in.cancel != nil {
-		in.cancel()
+	if in.limit != nil {
+		in.limit.Cancel()
 	}
 	in.slot.Release()
 }

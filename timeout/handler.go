@@ -22,8 +22,8 @@ type Handler struct {
 // ServeHTTP implements http.Handler. When the time is up, the cause of the context is an error for which [Exceeded] returns
 // [Request].
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if ctx, cancel := deadline.Told(r.Context(), r.Header); cancel != nil {
-		defer cancel()
+	if ctx := deadline.Told(r.Context(), r.Header); ctx != nil {
+		defer ctx.Cancel()
 		r = r.WithContext(ctx)
 		if caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))

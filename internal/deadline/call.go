@@ -119,7 +119,7 @@ func (c *Call) Received(err error) error {
 }
 
 func (c *Call) stall() {
-	c.ctx.end(&c.stalled)
+	c.ctx.End(&c.stalled)
 }
 
 // End implements body.Ender.
@@ -189,31 +189,28 @@ func (c *Call) HeaderRoom() *[1]string {
 	return &c.header
 }
 
-// Told returns a context with the deadline that the caller has sent in h. Its cause is an *Error of kind Request. If the caller has sent
-// none, Told returns ctx itself and a nil cancel. The time of the caller does not run while it sends the request, so the server must watch
-// the request body with the Clock of the context.
-func Told(ctx context.Context, h http.Header) (_ context.Context, cancel context.CancelFunc) {
-	left, ok := fromHeader(h)
-	if !ok {
-		return ctx, nil
-	}
-	if at, ok := ctx.Deadline(); ok && time.Until(at) <= left {
-		return context.WithCancel(ctx)
+// Told returns a child of ctx with the deadline that the caller has sent in h. Its cause is an *Error of kind Request. Told returns nil if the
+// caller has sent none. The time of the caller does not run while it sends the request, so the server must watch the request body with the
+// Clock of the context.
+func Told(ctx context.Context, h http.Header) *Context {
+	left := FromHeader(h)
+	if left == 0 {
+		return nil
 	}
 	c := new(Context)
-	c.Start(ctx, Request, left, true)
-	return c, c.Cancel
+	c.Start(ctx, Request, Within(ctx, left), true)
+	return c
 }
 
-// fromHeader returns the time in Header. It reports false unless there is exactly one valid value: whole milliseconds, more than 0.
-func fromHeader(h http.Header) (time.Duration, bool) {
+// FromHeader returns the time in Header. It is 0 unless there is exactly one valid value: whole milliseconds, more than 0.
+func FromHeader(h http.Header) time.Duration {
 	values := h[Header]
 	if len(values) != 1 {
-		return 0, false // none, or several, any of which could be right
+		return 0 // none, or several, any of which could be right
 	}
 	ms, err := strconv.ParseInt(values[0], 10, 64)
 	if err != nil || ms <= 0 || ms > math.MaxInt64/int64(time.Millisecond) {
-		return 0, false
+		return 0
 	}
-	return time.Duration(ms) * time.Millisecond, true
+	return time.Duration(ms) * time.Millisecond
 }

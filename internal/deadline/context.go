@@ -17,17 +17,17 @@ type Context struct {
 	limited  bool         // it has a limit
 	announce bool         // Deadline includes the limit
 	ofCall   bool         // tries may follow it; see StartTry
+	canceled bool         // guarded by mu
 	live     atomic.Bool  // child and cancel are set
 	state    atomic.Int32 // one of the states below, changed with mu held
 
-	mu       sync.Mutex      // if that of a call and that of its try are held, the latter was locked first
-	child    context.Context // of parent, cancelled through cancel; never changes once live is set
-	cancel   context.CancelCauseFunc
-	timer    *time.Timer   // nil until it is needed
-	at       time.Time     // when the limit is exceeded; unused while paused
-	left     time.Duration // what remains of the limit while paused or uploading
-	canceled bool          // while nobody waited
-	stalled  *Error        // set if SendIdle ended the context
+	mu      sync.Mutex      // if that of a call and that of its try are held, the latter was locked first
+	child   context.Context // of parent, cancelled through cancel; never changes once live is set
+	cancel  context.CancelCauseFunc
+	timer   *time.Timer   // nil until it is needed
+	at      time.Time     // when the limit is exceeded; unused while paused
+	left    time.Duration // what remains of the limit while paused or uploading
+	stalled *Error        // set if SendIdle ended the context
 
 	whole *Context                // of a try that ends with its call: the call; see StartTry
 	try   atomic.Pointer[Context] // of a call that such a try follows
@@ -175,17 +175,17 @@ func (c *Context) expire() {
 	}
 	cause := c.expireLocked()
 	c.mu.Unlock()
-	c.end(cause)
+	c.End(cause)
 }
 
-// end ends c, and the try that follows it.
-func (c *Context) end(cause error) {
+// End ends c, and the try that follows it.
+func (c *Context) End(cause error) {
 	if !c.live.Load() {
 		c.begin()
 	}
 	c.cancel(cause)
 	if try := c.try.Load(); try != nil {
-		try.end(cause)
+		try.End(cause)
 	}
 }
 
