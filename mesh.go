@@ -12,6 +12,7 @@ import (
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
+	"github.com/nosidecar/mesh/internal/http2"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/tlsid"
@@ -24,7 +25,7 @@ type Mesh struct {
 	workload      policy.Workload // which documents are compiled for
 	identity      *tlsid.Keeper   // nil without one
 	engine        *engine.Engine  // takes calls to their destinations
-	transport     *enginehttp.Transport
+	transport     *http2.Transport
 	server        server
 	keys          jwt.Remotes // of tokens
 	documents     documents
@@ -67,7 +68,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 	}); err != nil {
 		return nil, err
 	}
-	m.transport = enginehttp.New(m.engine)
+	m.transport = &http2.Transport{Transport: enginehttp.New(m.engine)}
 	m.initKeys()
 	m.closing, m.cancel = context.WithCancel(context.Background())
 	if err := m.begin(ctx, o); err != nil {

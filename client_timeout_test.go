@@ -1,0 +1,86 @@
+package mesh_test
+
+//lint:file-ignore SA1019 Request.Cancel is deprecated, but http.Client still uses it
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
+)
+
+// seen is a RoundTripper that answers as noopTransport does, and shows requests first.
+type seen func(*http.Request)
+
+func (s seen) RoundTrip(req *http.Request) (*http.Response, error) {
+	s(req)
+	if err := req.Context().Err(); err != nil {
+		return nil, err
+	}
+	return noopTransport{}.RoundTrip(req)
+}
+
+// An http.Client with a Timeout ends calls through a mesh by their contexts. The Cancel channel, for RoundTrippers that it does not know,
+// would cost each call a goroutine.
+func TestClientTimeoutCostsNoGoroutine(t *testing.T) {
+	noLeaks(t)
+	called := false
+	m := userMesh(t, "", seen(func(req *http.Request) {
+		called = true
+		if _, ok := req.Context().Deadline(); !ok {
+			t.Error("the context of the request has no deadline")
+		}
+		if req.Cancel != nil {
+			t.Error("the request has a Cancel channel")
+		}
+	}))
+	client := &http.Client{Transport: m.Transport(), Timeout: time.Minute}
+	resp, err := client.Get("http://user-service/")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if !called {
+		t.Error("nothing was sent")
+	}
+}
+
+// A call that exceeds the Timeout of its http.Client ends in time, and not with an error of the mesh.
+func TestClientTimeoutEndsCalls(t *testing.T) {
+	for name, documents := range map[string]string{
+		"without limits": fmt.Sprintf(benchDocuments, "", ""),
+		"with limits":    fmt.Sprintf(benchDocuments, ", perTryTimeout: 10s", "timeout: 1h"),
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := userMesh(t, documents, seen(func(req *http.Request) { <-req.Context().Done() }))
+				defer m.Close()
+				start := time.Now()
+				_, err := (&http.Client{Transport: m.Transport(), Timeout: 3 * time.Second}).Get("http://user-service/users/1")
+				if took := time.Since(start); took != 3*time.Second {
+					t.Errorf("the call took %v", took)
+				}
+				timeout, ok := errors.AsType[net.Error](err)
+				if _, ours := errors.AsType[*mesh.Error](err); ours || !ok || !timeout.Timeout() || !errors.Is(err, context.DeadlineExceeded) {
+					t.Errorf("error %v, want a timeout of the caller's", err)
+				}
+			})
+		})
+	}
+}
+
+// userMesh returns a mesh in which all endpoints of user-service are rt.
+func userMesh(t *testing.T, documents string, rt http.RoundTripper) *mesh.Mesh {
+	var registry discovery.Memory
+	registry.Set("user-service", discovery.Endpoint{Address: "10.0.0.1", Port: 8080})
+	m := newMesh(t, documents, mesh.WithDiscovery(&registry))
+	mesh.ReplaceConnections(m, rt)
+	return m
+}
