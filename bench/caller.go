@@ -54,9 +54,13 @@ spec:
       http: {http1MaxPendingRequests: 1024, http2MaxRequests: 4096, maxRetries: 64}
 `
 
-// withSecurity returns the documents without timeouts, and with security.
-func withSecurity() string {
-	return fmt.Sprintf(documents, "", "") + security
+// routed returns the documents, with timeouts or without.
+func routed(timeouts bool) string {
+	var perTry, whole string
+	if timeouts {
+		perTry, whole = fmt.Sprintf(", perTryTimeout: %v", perTryTimeout), fmt.Sprintf("timeout: %v", callTimeout)
+	}
+	return fmt.Sprintf(documents, perTry, whole)
 }
 
 // NewMesh returns a mesh that knows the endpoints of s, with all its layers at work. Timeouts are an option: they are what
@@ -75,12 +79,8 @@ func NewMesh(s *Server, timeouts bool) (*mesh.Mesh, error) {
 	}
 	var registry discovery.Memory
 	registry.Set("user-service", known...)
-	var perTry, whole string
-	if timeouts {
-		perTry, whole = fmt.Sprintf(", perTryTimeout: %v", perTryTimeout), fmt.Sprintf("timeout: %v", callTimeout)
-	}
 	return mesh.New(context.Background(),
-		mesh.WithPolicy(policy.Source{Name: "bench.yaml", Data: fmt.Appendf(nil, documents, perTry, whole)}),
+		mesh.WithPolicy(policy.Source{Name: "bench.yaml", Data: []byte(routed(timeouts))}),
 		mesh.WithDiscovery(&registry),
 		mesh.WithTransport(s.Transport()),
 		mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{}}),
@@ -88,7 +88,8 @@ func NewMesh(s *Server, timeouts bool) (*mesh.Mesh, error) {
 }
 
 // Callers returns every way to call s that is compared: first the bare transport, then, without timeouts and with them,
-// the bare transport, failsafe-go and the mesh. The caller closes them.
+// the bare transport, failsafe-go and the mesh. "bare, timeouts" has http.Client.Timeout, as one of the meshes without timeouts of
+// its own has. The caller closes them.
 func Callers(s *Server) ([]Caller, error) {
 	var callers []Caller
 	for _, timeouts := range []bool{false, true} {
@@ -112,6 +113,11 @@ func Callers(s *Server) ([]Caller, error) {
 			return nil, err
 		}
 		callers = append(callers, Caller{"whole mesh" + suffix, m.Client(), func() { m.Close() }})
+		if !timeouts {
+			client := m.Client()
+			client.Timeout = callTimeout
+			callers = append(callers, Caller{"whole mesh, http.Client.Timeout", client, func() {}})
+		}
 	}
 	return callers, nil
 }

@@ -34,11 +34,11 @@ spec:
     to: [{operation: {methods: [GET], paths: [/users/*]}}]
 `
 
-// MutualURL is what the callers of [MutualCallers] call: the first with the mTLS of net/http, the second through the mesh.
-var MutualURL = [...]string{"https://user-service/users/42", "http://user-service/users/42"}
+// MutualURL is what the callers of [MutualCallers] call: the first with the mTLS of net/http, the others through the mesh.
+var MutualURL = [...]string{"https://user-service/users/42", "http://user-service/users/42", "http://user-service/users/42"}
 
-// MutualCallers returns two ways to call a service over HTTP/2 with mTLS, in this process with both its ends: with nothing but
-// net/http, and with the whole mesh on both ends. The caller closes them.
+// MutualCallers returns ways to call a service over HTTP/2 with mTLS, in this process with both its ends: with nothing but
+// net/http, and with the whole mesh on both ends, without timeouts and with them. The caller closes the first of them.
 func MutualCallers() (_ []Caller, err error) {
 	var close closers
 	defer func() {
@@ -91,9 +91,9 @@ func MutualCallers() (_ []Caller, err error) {
 	}
 	close.add(bare.CloseIdleConnections)
 
-	member := func(account string, registry discovery.Resolver) (*mesh.Mesh, error) {
+	member := func(account string, registry discovery.Resolver, timeouts bool) (*mesh.Mesh, error) {
 		m, err := mesh.New(context.Background(),
-			mesh.WithPolicy(policy.Source{Name: "bench.yaml", Data: []byte(withSecurity())}),
+			mesh.WithPolicy(policy.Source{Name: "bench.yaml", Data: []byte(routed(timeouts) + security)}),
 			mesh.WithDiscovery(registry),
 			mesh.WithIdentity(ca.Source("default", account)),
 			mesh.WithWorkload(policy.Workload{Labels: map[string]string{"app": account}}),
@@ -106,7 +106,7 @@ func MutualCallers() (_ []Caller, err error) {
 		return m, err
 	}
 	var registry discovery.Memory
-	server, err := member("user-service", &registry)
+	server, err := member("user-service", &registry, false)
 	if err != nil {
 		return nil, err
 	}
@@ -128,14 +128,19 @@ func MutualCallers() (_ []Caller, err error) {
 		known[i] = discovery.Endpoint{Address: host, Port: n, ServiceAccount: "user-service"}
 	}
 	registry.Set("user-service", known...)
-	client, err := member("web", &registry)
-	if err != nil {
-		return nil, err
+	callers := []Caller{{"bare, mTLS", &http.Client{Transport: bare}, close.all}}
+	for _, timeouts := range []bool{false, true} {
+		client, err := member("web", &registry, timeouts)
+		if err != nil {
+			return nil, err
+		}
+		name := "whole mesh on both ends, mTLS"
+		if timeouts {
+			name += ", timeouts"
+		}
+		callers = append(callers, Caller{name, client.Client(), func() {}})
 	}
-	return []Caller{
-		{"bare, mTLS", &http.Client{Transport: bare}, func() {}},
-		{"whole mesh on both ends, mTLS", client.Client(), close.all},
-	}, nil
+	return callers, nil
 }
 
 // closers are what must be closed, the last first.

@@ -3,7 +3,8 @@
 //	go run ./compare > results.md
 //
 // Rounds are short and many, so that whatever else the machine does meanwhile weighs on all sides alike. Over loopback
-// every figure is the median of all rounds, and every ratio the median of the ratios within a round. Around a RoundTripper
+// every figure is the median of all rounds, and every ratio the median of the ratios within a round, with the middle half of
+// these as its spread. Around a RoundTripper
 // that does nothing it is the best round that counts, in CPU time, with the garbage collector's: anything above that is
 // the machine's doing.
 package main
@@ -104,8 +105,8 @@ func mutualGRPC(inFlight, rounds int, span time.Duration) error {
 			return err
 		}
 		for i, c := range callers {
-			fmt.Printf("| %s | %d | %s | %.0f | %.2f | %.1f µs | %.2f |\n", kind.name, inFlight, c.Name,
-				median(rate[i]), median(ratios(rate[i], rate[0])), median(cpu[i]), median(ratios(cpu[i], cpu[0])))
+			fmt.Printf("| %s | %d | %s | %.0f | %s | %.1f µs | %s |\n", kind.name, inFlight, c.Name,
+				median(rate[i]), ratio(rate[i], rate[0]), median(cpu[i]), ratio(cpu[i], cpu[0]))
 		}
 	}
 	return nil
@@ -130,8 +131,8 @@ func mutual(inFlight, rounds int, span time.Duration) error {
 		return err
 	}
 	for i, c := range callers {
-		fmt.Printf("| %d | %s | %.0f | %.2f | %.1f µs | %.2f |\n", inFlight, c.Name,
-			median(rate[i]), median(ratios(rate[i], rate[0])), median(cpu[i]), median(ratios(cpu[i], cpu[0])))
+		fmt.Printf("| %d | %s | %.0f | %s | %.1f µs | %s |\n", inFlight, c.Name,
+			median(rate[i]), ratio(rate[i], rate[0]), median(cpu[i]), ratio(cpu[i], cpu[0]))
 	}
 	return nil
 }
@@ -193,10 +194,9 @@ func loopback(protocol bench.Protocol, inFlight, rounds int, span time.Duration)
 		return err
 	}
 	for i, name := range names {
-		fmt.Printf("| %s | %d | %s | %.0f | %.2f | %.1f µs | %.2f | %.1f µs | %.2f |\n", protocol, inFlight, name,
-			median(rate[i]), median(ratios(rate[i], rate[0])),
-			median(both[i]), median(ratios(both[i], both[0])),
-			median(client[i]), median(ratios(client[i], client[0])))
+		fmt.Printf("| %s | %d | %s | %.0f | %s | %.1f µs | %s | %.1f µs | %s |\n", protocol, inFlight, name,
+			median(rate[i]), ratio(rate[i], rate[0]), median(both[i]), ratio(both[i], both[0]),
+			median(client[i]), ratio(client[i], client[0]))
 	}
 	return nil
 }
@@ -255,10 +255,13 @@ func median(values []float64) float64 {
 	return sorted[middle]
 }
 
-func ratios(a, b []float64) []float64 {
-	out := make([]float64, len(a))
+// ratio returns the median of the ratios within rounds, with the middle half of them.
+func ratio(a, b []float64) string {
+	ratios := make([]float64, len(a))
 	for i := range a {
-		out[i] = a[i] / b[i]
+		ratios[i] = a[i] / b[i]
 	}
-	return out
+	slices.Sort(ratios)
+	quarter := len(ratios) / 4
+	return fmt.Sprintf("%.2f (%.2f to %.2f)", median(ratios), ratios[quarter], ratios[len(ratios)-1-quarter])
 }
