@@ -21,24 +21,40 @@ func BenchmarkLoopback(b *testing.B) { benchmarkLoopback(b, NewServer) }
 // BenchmarkLoopbackClient measures the CPU time of the client alone.
 func BenchmarkLoopbackClient(b *testing.B) { benchmarkLoopback(b, StartServer) }
 
+// BenchmarkMutual is BenchmarkLoopback with mTLS over HTTP/2, and the whole mesh on both ends.
+func BenchmarkMutual(b *testing.B) {
+	callers, err := MutualCallers()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(callers[0].Close)
+	for _, inFlight := range []int{8, 64} {
+		for i, caller := range callers {
+			b.Run(fmt.Sprintf("%d/%s", inFlight, caller.Name), func(b *testing.B) { benchmarkCaller(b, caller, MutualURL[i], inFlight) })
+		}
+	}
+}
+
 func benchmarkLoopback(b *testing.B, start func(Protocol) (*Server, error)) {
 	for _, protocol := range Protocols {
 		url, callers := newCallers(b, protocol, start)
 		for _, inFlight := range []int{8, 64} {
 			for _, caller := range callers {
-				b.Run(fmt.Sprintf("%s/%d/%s", protocol, inFlight, caller.Name), func(b *testing.B) {
-					b.ReportAllocs()
-					var begun atomic.Int64
-					result, err := Run(caller.Client, url, inFlight, func() bool { return begun.Add(1) <= int64(b.N) })
-					if err != nil {
-						b.Fatal(err)
-					}
-					b.ReportMetric(result.PerSecond(), "req/s")
-					b.ReportMetric(result.CPUPerCall(), "cpu-µs/op")
-				})
+				b.Run(fmt.Sprintf("%s/%d/%s", protocol, inFlight, caller.Name), func(b *testing.B) { benchmarkCaller(b, caller, url, inFlight) })
 			}
 		}
 	}
+}
+
+func benchmarkCaller(b *testing.B, caller Caller, url string, inFlight int) {
+	b.ReportAllocs()
+	var begun atomic.Int64
+	result, err := Run(caller.Client, url, inFlight, func() bool { return begun.Add(1) <= int64(b.N) })
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ReportMetric(result.PerSecond(), "req/s")
+	b.ReportMetric(result.CPUPerCall(), "cpu-µs/op")
 }
 
 func newCallers(tb testing.TB, protocol Protocol, start func(Protocol) (*Server, error)) (url string, _ []Caller) {

@@ -20,12 +20,12 @@ const security = `
 ---
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
-metadata: {name: default}
+metadata: {name: default, namespace: default}
 spec: {mtls: {mode: STRICT}}
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: users}
+metadata: {name: users, namespace: default}
 spec:
   selector: {matchLabels: {app: user-service}}
   rules:

@@ -25,19 +25,23 @@ import (
 
 func main() {
 	bench.ServeProcess()
-	only := flag.Bool("mtls", false, "only the comparison with mTLS on both ends")
+	mtls := flag.Bool("mtls", false, "only the comparison with mTLS on both ends")
+	noNetwork := flag.Bool("layers", false, "only the comparison around a RoundTripper that does nothing")
 	rounds := flag.Int("rounds", 41, "number of `rounds`")
 	span := flag.Duration("time", 100*time.Millisecond, "how long each side runs in a round")
 	flag.Parse()
-	if flag.NArg() > 0 || *rounds < 1 || *span <= 0 {
+	if flag.NArg() > 0 || *mtls && *noNetwork || *rounds < 1 || *span <= 0 {
 		flag.Usage()
 		os.Exit(2)
 	}
 	fmt.Printf("%s, %s/%s, %d processors; %d rounds of %v for each side in turn.\n",
 		runtime.Version(), runtime.GOOS, runtime.GOARCH, runtime.GOMAXPROCS(0), *rounds, *span)
 	run := compare
-	if *only {
+	switch {
+	case *mtls:
 		run = mutuals
+	case *noNetwork:
+		run = layers
 	}
 	if err := run(*rounds, *span); err != nil {
 		fmt.Fprintln(os.Stderr, "compare:", err)
