@@ -10,6 +10,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -255,13 +256,14 @@ func (r *run[T]) take(answer T, meta *api.QueryMeta) bool {
 
 // fail hands on an error and waits before the next read, which does not block: the server may be another one by then.
 func (r *run[T]) fail(err error) bool {
-	limit := 2 * time.Second // no answer: the agent is not there, and is soon to be followed when it is
+	limit := 2 * time.Second // the agent or a leader is not there, and is soon to be followed when it is
 	switch status := Status(err); {
 	case status == http.StatusForbidden && !errors.Is(err, ErrDenied):
 		err = fmt.Errorf("%w: %w", ErrDenied, err)
 		limit = 10 * time.Second
-	case status >= 500 || errors.Is(err, ErrDenied) || errors.Is(err, ErrUnusable):
+	case errors.Is(err, ErrDenied) || errors.Is(err, ErrUnusable) || limited(err):
 		limit = 10 * time.Second
+	case status >= 500:
 	case status != 0:
 		limit = 30 * time.Second // 429, and what no repetition mends
 	}
@@ -284,6 +286,12 @@ func (r *run[T]) fail(err error) bool {
 		}
 	}
 	return pause.For(r.ctx, wait/2+rand.N(wait/2+1)) == nil
+}
+
+// limited reports whether a leader answers no more because it was told to limit reads. That has no status of its own.
+func limited(err error) bool {
+	e, ok := errors.AsType[api.StatusError](err)
+	return ok && e.Code == http.StatusServiceUnavailable && strings.Contains(e.Body, "rate limit")
 }
 
 // Status returns the HTTP status that err tells of, or 0 if there was no answer.

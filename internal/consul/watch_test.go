@@ -119,6 +119,11 @@ func (s *script) follow(t *testing.T, w Watch[[]string], d time.Duration) {
 
 func status(code int) error { return api.StatusError{Code: code, Body: "text"} }
 
+// limits is what a leader says that limits reads.
+var limits = api.StatusError{
+	Code: http.StatusServiceUnavailable, Body: "rate limit exceeded for operation that can only be performed by the leader, try again later",
+}
+
 // TestWatch has a case for each rule about what is read next and what is believed. Pauses are in TestPace.
 func TestWatch(t *testing.T) {
 	const text = "Unexpected response code: "
@@ -372,8 +377,9 @@ func TestPace(t *testing.T) {
 		{"changes without end", many(reply{set: "a", index: 5}), 60, 63},
 		{"an index that goes to and fro", append(many(reply{set: "a", index: 5})[:1:1], many(reply{set: "a", index: 1})...), 60, 63},
 		{"no answer: soon followed when there is one", many(reply{err: io.EOF}), 30, 62},
-		{"500", many(reply{err: status(http.StatusInternalServerError)}), 6, 20},
-		{"503", many(reply{err: status(http.StatusServiceUnavailable)}), 6, 20},
+		{"500: soon followed when there is a leader", many(reply{err: status(http.StatusInternalServerError)}), 30, 62},
+		{"503: soon followed when there is a leader", many(reply{err: status(http.StatusServiceUnavailable)}), 30, 62},
+		{"503 of a leader that limits reads", many(reply{err: limits}), 6, 20},
 		{"403", many(reply{err: status(http.StatusForbidden)}), 6, 20},
 		{"429: fewer still", many(reply{err: status(http.StatusTooManyRequests)}), 3, 15},
 		{"400: no repetition mends it", many(reply{err: status(http.StatusBadRequest)}), 3, 15},
@@ -400,9 +406,9 @@ func TestBackoffBeginsAnewWhenTheFailureIsAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var replies []reply
 		for range 10 {
-			replies = append(replies, reply{err: status(500)})
+			replies = append(replies, reply{err: limits})
 		}
-		replies = append(replies, reply{err: io.EOF}, reply{err: status(500)}, reply{set: "a", index: 1})
+		replies = append(replies, reply{err: io.EOF}, reply{err: limits}, reply{set: "a", index: 1})
 		s := &script{replies: replies}
 		s.follow(t, s.watch(), 10*time.Minute)
 		for i := 11; i <= 12; i++ { // after the first of its kind
