@@ -232,6 +232,7 @@ func (c *hostCache) get(scheme, authority string) *host {
 	if h := hosts.get(authority); h != nil {
 		return h
 	}
+	authority = strings.Clone(authority) // what is kept of it must not keep the whole header that it may be part of
 	if _, own, err := net.SplitHostPort(authority); err == nil {
 		port = own
 	}
@@ -253,7 +254,7 @@ func (c *hostCache) get(scheme, authority string) *host {
 	if len(authority) > longestCached {
 		return h
 	}
-	return hosts.put(strings.Clone(authority), h) // not the whole header that it may be part of
+	return hosts.put(authority, h)
 }
 
 // withPort returns an authority with a port: its own, or the given one if it has none.

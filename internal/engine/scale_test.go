@@ -7,6 +7,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
@@ -109,6 +110,26 @@ func TestCachedHostsAreBounded(t *testing.T) {
 	if n := cache.plain.len(); n > 2*hostsCached {
 		t.Errorf("%d hosts are cached, want at most %d", n, 2*hostsCached)
 	}
+}
+
+// The text of a host may be part of a large header, which a host in the cache once kept whole.
+func TestCachedHostsKeepNoHeader(t *testing.T) {
+	e := scaled(t, 0)
+	header := "stranger.example:8080, and much more"
+	within := func(text string) bool {
+		at, start := uintptr(unsafe.Pointer(unsafe.StringData(text))), uintptr(unsafe.Pointer(unsafe.StringData(header)))
+		return start <= at && at < start+uintptr(len(header))
+	}
+	h := e.view.Load().hosts.get("http", header[:len("stranger.example:8080")])
+	if h.asked != "stranger.example" || within(h.asked) || within(h.Service.Host) {
+		t.Errorf("the host %q is a part of its header", h.asked)
+	}
+	e.view.Load().hosts.plain.young.Load().hosts.Range(func(authority, _ any) bool {
+		if within(authority.(string)) {
+			t.Errorf("the name %q is a part of its header", authority)
+		}
+		return true
+	})
 }
 
 // A change of one endpoint once copied and described all of them.
