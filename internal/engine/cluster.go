@@ -47,9 +47,11 @@ type cluster struct {
 	calls atomic.Int64 // in flight, with the bit below
 	used  atomic.Int64 // when the last call began, in Unix seconds
 
-	outdated atomic.Bool // removed from the view, so that the next call needs another
-	rank     int64       // see byUse; guarded by Engine.mu
-	place    int         // in byUse; guarded by Engine.mu
+	// self leads to the cluster until it is removed from the view. Whoever remembers a cluster keeps only that, and so neither
+	// uses nor keeps one that is gone.
+	self  *atomic.Pointer[cluster]
+	rank  int64 // see byUse; guarded by Engine.mu
+	place int   // in byUse; guarded by Engine.mu
 
 	answered   atomic.Bool // discovery has answered once, or need not
 	confirmed  atomic.Bool // discovery knows the target
@@ -70,6 +72,8 @@ const clusterGone = 1 << 62
 // where their settings are the same.
 func newCluster(e *Engine, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
 	c := &cluster{engine: e, target: target, config: config, failover: failoverTargets(&config, target)}
+	c.self = new(atomic.Pointer[cluster])
+	c.self.Store(c)
 	mode := config.TLS.Mode
 	c.plaintext.always = mode != policy.TLSAuto && mode != policy.TLSDisable
 	if previous == nil {

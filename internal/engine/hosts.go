@@ -48,8 +48,8 @@ type host struct {
 	protection *Protection
 	policies   sync.Map
 
-	// latest is the cluster of a target of the host, for whoever needs the same one next: see enterFrom.
-	latest atomic.Pointer[cluster]
+	// latest leads to the cluster of a target of the host, for whoever needs the same one next: see enterFrom.
+	latest atomic.Pointer[atomic.Pointer[cluster]]
 
 	// denied is set if discovery has said that it does not know the host.
 	denied atomic.Pointer[denial]

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 	"unsafe"
+	"weak"
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy"
@@ -110,6 +111,28 @@ func TestCachedHostsAreBounded(t *testing.T) {
 	if n := cache.plain.len(); n > 2*hostsCached {
 		t.Errorf("%d hosts are cached, want at most %d", n, 2*hostsCached)
 	}
+}
+
+// A host that somebody made up stays in the cache for a while, but once it also kept the target that turned out not to exist.
+func TestCachedHostsKeepNoTargets(t *testing.T) {
+	e := scaled(t, 0)
+	v := e.view.Load()
+	h := v.hosts.get("http", "made-up")
+	c, current, err := e.enterFrom(v, h, route.Target{Host: "made-up", Port: 80}, time.Now())
+	if err != nil || !current {
+		t.Fatal(current, err)
+	}
+	c.leave()
+	e.drop(c)
+	target := weak.Make(c)
+	c = nil
+	for range 3 { // what is cleaned up in one round is free in the next
+		runtime.GC()
+	}
+	if target.Value() != nil {
+		t.Error("the target is kept")
+	}
+	runtime.KeepAlive(h)
 }
 
 // The text of a host may be part of a large header, which a host in the cache once kept whole.

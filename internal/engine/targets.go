@@ -55,7 +55,7 @@ func (t *targets) addLocked(c *cluster) {
 
 // removeLocked removes a cluster that is there.
 func (t *targets) removeLocked(c *cluster) {
-	c.outdated.Store(true)
+	c.self.Store(nil)
 	t.all.Delete(c.target)
 	t.n.Add(-1)
 	t.changes.Add(1)

@@ -77,15 +77,16 @@ func (e *Engine) enter(v *view, target route.Target, now time.Time) (c *cluster,
 
 // enterFrom is enter for a call to a host of v. Most hosts have one target, which is found without a look-up.
 func (e *Engine) enterFrom(v *view, h *host, target route.Target, now time.Time) (c *cluster, current bool, err error) {
-	c = h.latest.Load()
-	if c != nil && !c.outdated.Load() {
-		if c.target == target {
-			return c, c.enter(now), nil
+	if latest := h.latest.Load(); latest != nil {
+		if c = latest.Load(); c != nil {
+			if c.target == target {
+				return c, c.enter(now), nil
+			}
+			return e.enter(v, target, now)
 		}
-		return e.enter(v, target, now)
 	}
 	if c, current, err = e.enter(v, target, now); current {
-		h.latest.Store(c)
+		h.latest.Store(c.self)
 	}
 	return c, current, err
 }
