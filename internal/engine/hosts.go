@@ -129,6 +129,7 @@ type hostCache struct {
 // call pays for more than its own host.
 type cachedHosts struct {
 	young, old atomic.Pointer[generation] // nil at first
+	changes    atomic.Int64               // how often a host was put into a generation
 
 	mu sync.Mutex // held while a generation begins
 }
@@ -164,6 +165,7 @@ func (c *cachedHosts) put(authority string, h *host) *host {
 	cached, was := young.hosts.LoadOrStore(authority, h)
 	if !was {
 		young.n.Add(1)
+		c.changes.Add(1)
 	}
 	return cached.(*host)
 }
@@ -179,16 +181,6 @@ func (c *cachedHosts) begin(than *generation) *generation {
 		c.young.Store(young)
 	}
 	return young
-}
-
-// len returns how many hosts were cached since the old generation began.
-func (c *cachedHosts) len() (n int) {
-	for _, g := range []*generation{c.young.Load(), c.old.Load()} {
-		if g != nil {
-			n += int(g.n.Load())
-		}
-	}
-	return n
 }
 
 // each calls f for each host, for some twice.

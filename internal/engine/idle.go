@@ -28,9 +28,7 @@ func (e *Engine) makeRoomLocked(t *targets, c *cluster) (dropped []*cluster) {
 	if c.config.documented {
 		return dropped
 	}
-	if e.sweeper == nil {
-		e.sweeper = time.AfterFunc(strangerIdle, e.sweep)
-	}
+	e.sweepLaterLocked()
 	kept := strangersKept
 	if e.config.Resolver != nil {
 		kept = registeredKept
@@ -44,6 +42,13 @@ func (e *Engine) makeRoomLocked(t *targets, c *cluster) (dropped []*cluster) {
 		dropped = append(dropped, oldest)
 	}
 	return dropped
+}
+
+// sweepLaterLocked makes sure that strangers are dropped when they are idle.
+func (e *Engine) sweepLaterLocked() {
+	if e.sweeper == nil {
+		e.sweeper = time.AfterFunc(strangerIdle, e.sweep)
+	}
 }
 
 // sweep drops targets that no document names and that were not called for a while. It runs while there are any.

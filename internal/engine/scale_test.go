@@ -108,7 +108,9 @@ func TestCachedHostsAreBounded(t *testing.T) {
 			t.Fatalf("a host that is called all the time is forgotten after %d others", i)
 		}
 	}
-	if n := cache.plain.len(); n > 2*hostsCached {
+	n := 0
+	cache.plain.each(func(*host) { n++ })
+	if n > 2*hostsCached {
 		t.Errorf("%d hosts are cached, want at most %d", n, 2*hostsCached)
 	}
 }
@@ -272,4 +274,48 @@ func TestIdleServicesAreDropped(t *testing.T) {
 			t.Errorf("%d targets are kept, want the two that were called", n)
 		}
 	})
+}
+
+// Targets that documents do not name any more once stayed until somebody called a target that none had named.
+func TestTargetsThatDocumentsForgetAreDropped(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e, targets := documented(t, 10)
+		defer e.Close()
+		for _, target := range targets {
+			c, current, err := e.enter(e.view.Load(), target, time.Now())
+			if !current || err != nil {
+				t.Fatal(current, err)
+			}
+			c.leave()
+		}
+		none, findings := policy.Compile(nil, policy.Workload{})
+		if findings.Err() != nil {
+			t.Fatal(findings)
+		}
+		settle, err := e.Apply(none)
+		if err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		time.Sleep(2*strangerIdle + time.Minute)
+		synctest.Wait()
+		if n := e.Clusters(); n != 0 {
+			t.Errorf("%d targets are kept, want none", n)
+		}
+	})
+}
+
+// Routes are told of hosts that came since they were told last, also if as many went.
+func TestRoutesOfHostsThatCameInPlaceOfOthers(t *testing.T) {
+	var hosts cachedHosts
+	for i := range hostsCached + 10 {
+		hosts.put(fmt.Sprint(i), &host{})
+	}
+	before := hosts.changes.Load()
+	for i := range hostsCached { // an old generation goes, and there are as many as before
+		hosts.put(fmt.Sprint("other ", i), &host{})
+	}
+	if hosts.changes.Load() == before {
+		t.Error("other hosts do not show")
+	}
 }

@@ -58,7 +58,7 @@ func (e *Engine) routes(v *view) (routes []RouteStatus, omitted int) {
 	caches := []*cachedHosts{&v.hosts.plain, &v.hosts.secure}
 	changes := v.clusters.changes.Load()
 	for _, cache := range caches {
-		changes += int64(cache.len())
+		changes += cache.changes.Load()
 	}
 	if seen := e.routesSeen.Load(); seen != nil && seen.view == weak.Make(v) && seen.changes == changes {
 		return seen.routes, seen.omitted

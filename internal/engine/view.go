@@ -52,6 +52,9 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 	for _, c := range kept {
 		next.clusters.addLocked(c)
 	}
+	if next.clusters.strangers.Len() > 0 { // those that documents named until now
+		e.sweepLaterLocked()
+	}
 	e.view.Store(next)
 	return func() {
 		for successor, c := range replaced {
