@@ -261,6 +261,8 @@ func TestServer(t *testing.T) {
 func TestServer_Outcomes(t *testing.T) {
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
+	overdue, expire := context.WithCancelCause(t.Context())
+	expire(context.DeadlineExceeded)
 	for _, test := range []struct {
 		name    string
 		ctx     context.Context
@@ -271,6 +273,7 @@ func TestServer_Outcomes(t *testing.T) {
 		{"no status", t.Context(), func() error { return errors.New("oops") }, breaker.Open},
 		{"deadline", t.Context(), func() error { return context.DeadlineExceeded }, breaker.Open},
 		{"canceled below", t.Context(), func() error { return context.Canceled }, breaker.Closed},
+		{"time is up", overdue, func() error { return errors.New("oops") }, breaker.Open},
 		{"client left", canceled, func() error { return errors.New("oops") }, breaker.Closed},
 		{"panic", t.Context(), func() error { panic("oops") }, breaker.Open},
 	} {

@@ -93,7 +93,7 @@ func (s *Server) allow(setTrailer func(metadata.MD)) (breaker.Lease, error) {
 
 func (s *Server) outcome(ctx context.Context, err error) breaker.Outcome {
 	switch {
-	case ctx.Err() == context.Canceled:
+	case cancelled(ctx):
 		return breaker.Ignored
 	case err == nil:
 		return breaker.Success
