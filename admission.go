@@ -78,7 +78,7 @@ func (in *inbound) PeerID() string { return in.Peer }
 // Held implements admission.Call.
 func (in *inbound) Held() bool {
 	s := &in.mesh.server
-	return s.observed || s.MaxRequests > 0
+	return s.observed || s.MaxRequests > 0 || in.limit != nil // which has a timer
 }
 
 // Enter implements admission.Call.

@@ -2,6 +2,8 @@ package meshgrpc
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"net/http"
 	"runtime"
 	"sync"
@@ -10,12 +12,19 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/balancer"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/tlsid"
 )
 
 // groupsOf is an option that notes the groups of connections that calls use.
@@ -171,5 +180,76 @@ func TestTapMayGetCopyOfMetadata(t *testing.T) {
 			}
 			in.abandon()
 		}
+	}
+}
+
+// waiting admits a call of a peer that says how long it waits, in milliseconds, and whose message has not come.
+func waiting(t *testing.T, config mesh.ServerConfig) (admit func(ctx context.Context, ms string) (context.Context, error)) {
+	t.Helper()
+	ca, err := tlsid.NewDevCA("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m, err := mesh.New(t.Context(), mesh.WithIdentity(ca.Source("default", "payment")), mesh.WithServer(config))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { m.Close() })
+	caller, err := ca.Identity("default", "order")
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := tls.ConnectionState{PeerCertificates: []*x509.Certificate{caller.Certificate().Leaf}}
+	from := &peer.Peer{AuthInfo: credentials.TLSInfo{State: state}}
+	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
+	return func(ctx context.Context, ms string) (context.Context, error) {
+		md := metadata.Pairs("x-envoy-expected-rq-timeout-ms", ms)
+		ctx, err := s.tap(metadata.NewIncomingContext(peer.NewContext(ctx, from), md), &tap.Info{FullMethodName: "/a/b", Header: md})
+		if err != nil {
+			return nil, err
+		}
+		if _, limited := ctx.Deadline(); !limited {
+			t.Error("the time of the caller was not heard")
+		}
+		ctx.Done() // as gRPC asks for it
+		return ctx, nil
+	}
+}
+
+// What a caller says about how long it waits keeps nothing of its call in memory once that is over, though no handler has run.
+func TestCallWithoutAMessageIsForgottenOnceItIsOver(t *testing.T) {
+	admit := waiting(t, mesh.ServerConfig{})
+	type key struct{}
+	ctx, end := context.WithCancel(t.Context())
+	held := func() weak.Pointer[[1 << 10]byte] {
+		held := new([1 << 10]byte)
+		if _, err := admit(context.WithValue(ctx, key{}, held), "86400000"); err != nil {
+			t.Fatal(err)
+		}
+		return weak.Make(held)
+	}()
+	end()
+	await.True(t, "memory of the call to be free", func() bool {
+		runtime.GC()
+		return held.Value() == nil
+	})
+}
+
+// A call whose time is up before its message comes makes room for others, though gRPC does not end it.
+func TestCallWithoutAMessageMakesRoomWhenItsTimeIsUp(t *testing.T) {
+	admit := waiting(t, mesh.ServerConfig{MaxRequests: 1})
+	ctx, err := admit(t.Context(), "1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	await.True(t, "room for another call", func() bool {
+		ctx, err := admit(t.Context(), "86400000")
+		if err == nil {
+			ctx.Value(inboundKey{}).(*inbound).abandon()
+		}
+		return err == nil
+	})
+	if _, _, err := new(server).take(ctx, "/a/b"); status.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a handler that begins then gets %v, want DeadlineExceeded", err)
 	}
 }

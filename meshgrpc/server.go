@@ -139,7 +139,7 @@ func (s *server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 		return ctx, err
 	}
 	if in.call.Held() {
-		in.stop = context.AfterFunc(ctx, in.abandon)
+		in.stop = context.AfterFunc(passed, in.abandon)
 	}
 	return passed, nil
 }
@@ -171,7 +171,7 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 		}
 	}
 	if !in.taken.CompareAndSwap(false, true) {
-		if err := in.Context.Err(); err != nil {
+		if err := ctx.Err(); err != nil {
 			return nil, nil, status.FromContextError(err).Err()
 		}
 		return nil, nil, errAgain
