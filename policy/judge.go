@@ -264,9 +264,10 @@ func (c *compiler) refusals(add func(d *document, problems []yamldoc.Problem, om
 	}
 }
 
-// twice reports that a document has the identity of another one.
+// twice reports that a document has the identity of another one. A last good version with the text of the other one says nothing about the
+// version that is refused.
 func (d *document) twice(first *document) {
-	d.from.twin = first.from.alone && d.from.alone && d.uid != "" && d.uid == first.uid || d.same(first)
+	d.from.twin = first.from.alone && d.from.alone && d.uid != "" && d.uid == first.uid || d.from.verdict == asWritten && d.same(first)
 	d.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them", d, first.file, first.Line)
 }
 
