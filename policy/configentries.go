@@ -59,6 +59,9 @@ func (c *compiler) readEntryOfConsul(doc *yamldoc.Document, r *reading, kind str
 		r.name, r.is = e.Name, e
 		return
 	}
+	if kind == consul.ServiceIntentionsKind && doc.Text("apiVersion") != "" {
+		r.name = doc.Text("spec.destination.name") // whom it protects; the name of the object is arbitrary
+	}
 	r.is = notEnforced{}
 }
 
