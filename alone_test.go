@@ -8,6 +8,9 @@ import (
 	"iter"
 	"log/slog"
 	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -231,6 +234,36 @@ func TestAlone_MissingCertificateIsOfItsDocument(t *testing.T) {
 		feed.apply(t, rule(missing))
 		if _, err := try(c, "http://api/"); err == nil || !strings.Contains(err.Error(), "DestinationRule default/api") {
 			t.Errorf("without a last good version a call gives %v, want a refusal that names the document", err)
+		}
+	})
+}
+
+// TestAlone_CertificateThatVanishesStopsNoFeed: a file that a document in force names was read. If it vanishes, other documents still take
+// effect, also those about the same host.
+func TestAlone_CertificateThatVanishesStopsNoFeed(t *testing.T) {
+	authority := httptest.NewTLSServer(nil)
+	authority.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	writePEM(t, ca, "CERTIFICATE", authority.Certificate().Raw)
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, says("plaintext")))
+		rule := objectOf("networking.istio.io/v1", "DestinationRule", "api", "{host: api, trafficPolicy: {tls: {mode: SIMPLE, caCertificates: "+ca+"}}}")
+		feed := newCluster(rule)
+		m := f.Mesh(t, "", mesh.WithPolicyFeed(feed), mesh.WithEmptyPolicy())
+		c := m.Client()
+		if _, err := try(c, "http://api/"); err == nil { // and there is state to replace
+			t.Error("an endpoint without TLS is called")
+		}
+		if err := os.Remove(ca); err != nil {
+			t.Fatal(err)
+		}
+		feed.apply(t, rule, objectOf("v1", "Service", "api", "{ports: [{name: http2, port: 80}]}"), routeOf("other", fmt.Sprintf(answersWith, "other", 202)))
+		if got := get(t, c, "http://other/").status; got != 202 {
+			t.Errorf("the other document answers %d, want 202: %+v", got, m.Status().Documents)
+		}
+		if _, err := try(c, "http://api/"); err == nil {
+			t.Error("without the file, an endpoint without TLS is called")
 		}
 	})
 }

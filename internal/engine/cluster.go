@@ -86,10 +86,13 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 		return nil, err
 	}
 
-	if p := previous.sockets; p != nil && previous.config.Pool == config.Pool &&
-		previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 && previous.config.TLS.Equal(config.TLS) {
-		c.sockets = p
-	} else if c.sockets, err = sockets.New(e.config.Template, &config.Cluster); err != nil {
+	before := previous.sockets
+	if !previous.config.TLS.Equal(config.TLS) {
+		before = nil
+	}
+	if before != nil && previous.config.Pool == config.Pool && previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 {
+		c.sockets = before
+	} else if c.sockets, err = sockets.New(e.config.Template, &config.Cluster, before); err != nil {
 		return nil, err
 	}
 

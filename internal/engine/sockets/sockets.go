@@ -72,14 +72,17 @@ func originated(t *policy.TLS) (*originate.Origination, error) {
 	})
 }
 
-// New returns the sockets of a target that documents ask for.
-func New(from *Template, config *policy.Cluster) (*Set, error) {
+// New returns the sockets of a target that documents ask for. before are those of the same target under equal TLS settings, or nil: what they read
+// from the files that the settings name is kept, since a file may have vanished meanwhile.
+func New(from *Template, config *policy.Cluster, before *Set) (*Set, error) {
 	pool, err := limit.NewPool(config.Pool)
 	if err != nil {
 		return nil, err
 	}
 	var origination *originate.Origination
-	if config.TLS.Mode == policy.TLSSimple || config.TLS.Mode == policy.TLSMutual {
+	if before != nil {
+		origination = before.origination
+	} else if config.TLS.Mode == policy.TLSSimple || config.TLS.Mode == policy.TLSMutual {
 		if origination, err = originated(&config.TLS); err != nil {
 			return nil, err
 		}
