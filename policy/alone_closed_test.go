@@ -1,14 +1,91 @@
 package policy_test
 
 import (
+	"encoding/binary"
+	"strings"
 	"testing"
+	"unicode/utf16"
 
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
 )
 
 func (f *feed) takesFile(text string) {
 	f.t.Helper()
 	f.takes(policy.Source{Name: "x.yaml", Alone: true, Data: []byte(text)})
+}
+
+// TestAlone_HeadThatMayBeMisread: a security document that is no YAML is about another namespace only if that is certain.
+func TestAlone_HeadThatMayBeMisread(t *testing.T) {
+	const api = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n"
+	for _, head := range []string{
+		api + "metadata:\n  name: x\n  namespace: shop # ours\n",
+		api + "metadata:\n  name: x\n  namespace: shop\n  labels:\n    namespace: depot\n",
+		api + "metadata:\n  name: x\n  \"namespace\": shop\n",
+		api + "metadata:\n  name: x\n  namespace: >-\n    shop\n",
+		api + "metadata:\n  name: x\n  namespace: *ours\n",
+		api + "metadata:\n  name: x\n  namespace: depot\n  namespace: shop\n",
+		api + "metadata:\n  name: x\n? namespace\n",
+		"kind: AuthorizationPolicy\nmetadata:\n  name: x\n  namespace: shop\n",
+	} {
+		f := newFeed(t)
+		f.takesFile(head + "spec: [\n")
+		if d := f.asked("/"); d.Allowed {
+			t.Errorf("it denies nothing:\n%s", head)
+		}
+	}
+	f := newFeed(t)
+	f.takesFile(api + "metadata:\n  name: x\n  namespace: depot # theirs\n  labels:\n    namespace: shop\nspec: [\n")
+	f.refused("AuthorizationPolicy depot/x: nothing")
+	f.allows("/")
+}
+
+// TestAlone_ProtectionWithWrongHead: what would protect denies also if its apiVersion, kind, name or namespace is wrong or missing.
+func TestAlone_ProtectionWithWrongHead(t *testing.T) {
+	for _, text := range []string{
+		"{kind: AuthorizationPolicy, metadata: {name: x, namespace: shop}, spec: {}}",
+		"{apiVersion: networking.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: x, namespace: shop}, spec: {}}",
+		"{apiVersion: security.isto.io/v1, kind: PeerAuthentication, metadata: {name: x, namespace: shop}, spec: {}}",
+		"{apiVersion: security.istio.io/v1, metadata: {name: x, namespace: shop}, spec: {}}",
+		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: x, namespace: [shop]}, spec: {}}",
+		"{apiVersion: v1, kind: List, items: [{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {namespace: shop}, spec: {}}]}",
+		"{apiVersion: v1, kind: List, items: [{apiVersion: security.istio.io/v1, metadata: {name: x, namespace: shop}, spec: {}}]}",
+		"{apiVersion: v1, kind: List, metadata: {name: x}, items: {kind: AuthorizationPolicy}}",
+		"Kind: service-intentions\nName: web\nSources: [\n",
+		strings.Repeat("{\n---\n", 101) + "{ AuthorizationPolicy",
+		inUTF16("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, namespace: shop}\nspec: {}\n"),
+	} {
+		f := newFeed(t)
+		f.takesFile(text)
+		if d := f.asked("/"); d.Allowed {
+			t.Errorf("it denies nothing: %.200q\n%v", text, f.findings)
+		}
+	}
+	f := newFeed(t)
+	f.takesFile("{kind: DestinationRule, metadata: {name: a, namespace: shop}, spec: {host: a, trafficPolicy: {tls: {mode: SIMPLE}}}}")
+	if got := f.plan.Cluster(route.Target{Host: "a"}).Closed; got != "DestinationRule shop/a" {
+		t.Errorf("a DestinationRule without an apiVersion closes its host as %q", got)
+	}
+}
+
+func inUTF16(text string) string {
+	data := []byte{0xFF, 0xFE}
+	for _, unit := range utf16.Encode([]rune(text)) {
+		data = binary.LittleEndian.AppendUint16(data, unit)
+	}
+	return string(data)
+}
+
+// TestAlone_ListThatCannotBeReadKeepsItsDocuments also if the List has a name.
+func TestAlone_ListThatCannotBeReadKeepsItsDocuments(t *testing.T) {
+	f := newFeed(t)
+	const list = "{apiVersion: v1, kind: List, metadata: {name: all}, items: "
+	f.takesFile(list + "[{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: a, namespace: shop}, spec: " + answering("a", 201) + "}]}")
+	f.refused()
+	f.takesFile(list + "{}}")
+	if got := f.status("a"); got != 201 {
+		t.Errorf("the host answers %d, want 201 of the last good version", got)
+	}
 }
 
 // TestAlone_SecondOfOneNameDeniesForGood: the last good version of the first document is not one of the second.

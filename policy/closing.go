@@ -28,20 +28,24 @@ func (c *compiler) closing(p *piece) *closure {
 	w := &c.plan.workload
 	switch {
 	case p.unknown():
-		if mentionsProtection(p.Raw()) {
+		text := p.Raw()
+		if text == nil && (p.kind == "" || p.list()) {
+			text = c.sources[p.source].Data
+		}
+		if p.protects() || c.misplaced(p) || mentionsProtection(text) {
 			return new(closure)
 		}
 		return nil
-	case p.kind == "DestinationRule" && p.group == istio.Group:
+	case p.kind == "DestinationRule" && (p.group == istio.Group || c.misplaced(p)):
 		return c.closingHost(p)
-	case !p.protects():
+	case !p.protects() && !c.misplaced(p):
 		return nil
 	case p.group == consul.Group:
 		if w.Service == "" || slices.Contains([]string{"", "*", w.Service}, p.name) {
 			return new(closure)
 		}
 		return nil
-	case p.namespace != w.Namespace && p.namespace != rootNamespace:
+	case p.namespace != w.Namespace && p.namespace != rootNamespace && p.placed():
 		return nil
 	}
 	if p.harmless() {
@@ -55,6 +59,19 @@ func (c *compiler) closing(p *piece) *closure {
 		return nil
 	}
 	return new(closure)
+}
+
+// misplaced reports whether a document belongs to no API that has its kind, but has the name of a kind that closes something: its apiVersion is
+// wrong or missing.
+func (c *compiler) misplaced(p *piece) bool {
+	return c.apis[p.group].Kinds[p.kind] == catalog.Unknown && slices.ContainsFunc(catalog.All(), func(k catalog.Kind) bool {
+		return k.Name == p.kind && (k.Protects || k.Name == "DestinationRule")
+	})
+}
+
+// placed reports whether it is known which namespace a document is about.
+func (p *piece) placed() bool {
+	return !p.nowhere && (!p.Has("metadata.namespace") || p.IsText("metadata.namespace"))
 }
 
 const (
@@ -146,13 +163,14 @@ func within(labels, workload map[string]string) bool {
 	return true
 }
 
-// mentionsProtection reports whether a text that cannot be read has the name of a kind that says who may call whom.
+// mentionsProtection reports whether a text that cannot be read has the name of a kind that says who may call whom, or of its API.
 func mentionsProtection(text []byte) bool {
-	return slices.ContainsFunc(catalog.All(), func(k catalog.Kind) bool {
+	text = bytes.ReplaceAll(text, []byte{0}, nil) // of UTF-16
+	return bytes.Contains(text, []byte(consul.ServiceIntentionsKind)) || slices.ContainsFunc(catalog.All(), func(k catalog.Kind) bool {
 		name := k.Name
 		if k.Group == consul.Group {
 			name = strings.TrimSuffix(name, "s")
 		}
-		return k.Protects && bytes.Contains(text, []byte(name))
+		return k.Protects && (bytes.Contains(text, []byte(name)) || k.Group != consul.Group && bytes.Contains(text, []byte(k.Group)))
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"encoding/json"
+	"regexp"
 	"strings"
 )
 
@@ -17,7 +18,10 @@ type head struct {
 func (c *compiler) guess(p *piece) {
 	var h head
 	if json.Unmarshal(p.Raw(), &h) != nil {
-		h = headOf(p.Raw())
+		var plain bool
+		if h, plain = headOf(p.Raw()); !plain {
+			return
+		}
 	}
 	if h.Kind == "" || h.Metadata.Name == "" {
 		return
@@ -28,35 +32,57 @@ func (c *compiler) guess(p *piece) {
 	if group, _, has := strings.Cut(h.APIVersion, "/"); has {
 		r.group = group
 	}
-	p.reading = &r
+	p.reading, p.nowhere = &r, h.Metadata.Namespace == ""
 }
 
-// headOf finds the head of a document by its lines.
-func headOf(text []byte) (h head) {
-	within := ""
+// headOf finds the head of a document by its lines. It is not plain if that may be wrong: something is there twice, or no simple word.
+func headOf(text []byte) (h head, plain bool) {
+	var within string
+	var indent int // of the fields of metadata
+	seen := make(map[string]bool)
+	plain = true
 	for line := range bytes.Lines(text) {
-		name, value, ok := strings.Cut(strings.TrimRight(string(line), " \r\n"), ":")
+		name, value, ok := strings.Cut(strings.TrimRight(string(line), " \t\r\n"), ":")
+		value, _, _ = strings.Cut(value, " #")
 		value = strings.Trim(strings.TrimSpace(value), `"'`)
 		field := strings.TrimLeft(name, " ")
+		depth := len(name) - len(field)
+		if !ok || strings.HasPrefix(field, "#") {
+			continue
+		}
+		field = strings.Trim(field, ` "'`)
+		var to *string
 		switch {
-		case !ok:
-		case field == name:
-			switch within = name; name {
+		case depth == 0:
+			within, indent = field, 0
+			switch field {
 			case "kind":
-				h.Kind = value
+				to = &h.Kind
 			case "apiVersion":
-				h.APIVersion = value
+				to = &h.APIVersion
+			case "metadata":
+				plain = plain && value == "" && !seen[field]
+				seen[field] = true
 			}
-		case within == "metadata" && len(name)-len(field) <= 4:
+		case within == "metadata":
+			if indent = cmp.Or(indent, depth); depth != indent {
+				continue
+			}
 			switch field {
 			case "name":
-				h.Metadata.Name = value
+				to = &h.Metadata.Name
 			case "namespace":
-				h.Metadata.Namespace = value
+				to = &h.Metadata.Namespace
 			case "uid":
-				h.Metadata.UID = value
+				to = &h.Metadata.UID
 			}
 		}
+		if to != nil {
+			plain = plain && *to == "" && word.MatchString(value)
+			*to = value
+		}
 	}
-	return h
+	return h, plain
 }
+
+var word = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9./_-]*$`)

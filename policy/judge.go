@@ -15,6 +15,8 @@ type piece struct {
 	source int // its index
 	alone  bool
 
+	nowhere bool // it could not be read which namespace it is about
+
 	verdict verdict
 	last    *document // its last good version, as it is kept; nil if there is none
 	shut    *closure  // what is closed if it is left out; nil for nothing
@@ -59,8 +61,8 @@ type refusal struct {
 	uid string
 }
 
-// unknown reports whether it could not be read which document it is.
-func (p *piece) unknown() bool { return p.Failed() && (p.kind == "" || p.name == "") }
+// unknown reports whether it could not be read which document it is, or which documents are in a List.
+func (p *piece) unknown() bool { return p.Failed() && (p.kind == "" || p.name == "" || p.list()) }
 
 // lineUp sorts the documents that stand alone, and finds their last good versions.
 func (c *compiler) lineUp() {
