@@ -68,6 +68,33 @@ func TestAlone_ProtectionWithWrongHead(t *testing.T) {
 	}
 }
 
+// TestAlone_FieldThatIsThereTwice: what a document says twice is no reason to deny nothing.
+func TestAlone_FieldThatIsThereTwice(t *testing.T) {
+	for _, text := range []string{
+		"metadata: {name: x, namespace: shop}, spec: {selector: {matchLabels: {app: other}}, selector: {matchLabels: {app: web}}}",
+		"metadata: {name: x, namespace: shop}, spec: {selector: {matchLabels: {app: other}, matchLabels: {app: web}}}",
+		"metadata: {name: x, namespace: shop}, spec: {action: AUDIT, action: DENY}",
+		"metadata: {name: x, namespace: shop}, spec: {action: AUDIT}, spec: {action: DENY}",
+		"metadata: {name: x, namespace: depot, namespace: shop}, spec: {}",
+		"metadata: {name: x, namespace: depot}, metadata: {name: x, namespace: shop}, spec: {}",
+		"metadata: {name: x, namespace: shop, annotations: {istio.io/dry-run: 'true', istio.io/dry-run: 'false'}}, spec: {form: []}",
+		"metadata: {name: x, namespace: shop}, spec: {selector: {matchLabels: {app: web}}, targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: x}], form: []}",
+	} {
+		f := newFeed(t)
+		f.takesFile("{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, " + text + "}\n---\n" +
+			"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: all, namespace: shop}, spec: {rules: [{}]}}")
+		if d := f.asked("/"); d.Allowed {
+			t.Errorf("it denies nothing: %s\n%v", text, f.findings)
+		}
+	}
+	f := newFeed(t)
+	f.takesFile("{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a, namespace: shop}, " +
+		"spec: {host: a, exportTo: [depot], exportTo: [shop], trafficPolicy: {tls: {mode: SIMPLE}}}}")
+	if got := f.plan.Cluster(route.Target{Host: "a"}).Closed; got != "DestinationRule shop/a" {
+		t.Errorf("a DestinationRule with two exportTo closes its host as %q", got)
+	}
+}
+
 func inUTF16(text string) string {
 	data := []byte{0xFF, 0xFE}
 	for _, unit := range utf16.Encode([]rune(text)) {

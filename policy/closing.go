@@ -48,6 +48,9 @@ func (c *compiler) closing(p *piece) *closure {
 	case p.namespace != w.Namespace && p.namespace != rootNamespace && p.placed():
 		return nil
 	}
+	if !p.clear("", "spec") {
+		return new(closure)
+	}
 	if p.harmless() {
 		return nil
 	}
@@ -71,7 +74,15 @@ func (c *compiler) misplaced(p *piece) bool {
 
 // placed reports whether it is known which namespace a document is about.
 func (p *piece) placed() bool {
-	return !p.nowhere && (!p.Has("metadata.namespace") || p.IsText("metadata.namespace"))
+	return !p.nowhere && p.clear("", "metadata") && (!p.Has("metadata.namespace") || p.IsText("metadata.namespace"))
+}
+
+// clear reports whether what is at these paths, if anything, are objects that have each field once.
+func (p *piece) clear(paths ...string) bool {
+	return !slices.ContainsFunc(paths, func(path string) bool {
+		_, ok := p.Keys(path)
+		return !ok
+	})
 }
 
 const (
@@ -90,9 +101,12 @@ func (p *piece) harmless() bool {
 	}
 	if p.kind == "AuthorizationPolicy" {
 		dry, _ := strconv.ParseBool(p.Text(yamldoc.Key("metadata.annotations", "istio.io/dry-run")))
-		if dry || p.IsText("spec.action") && p.Text("spec.action") == "AUDIT" {
+		if dry && p.clear("metadata", "metadata.annotations") || p.IsText("spec.action") && p.Text("spec.action") == "AUDIT" {
 			return true
 		}
+	}
+	if p.Has("spec.selector") {
+		return false
 	}
 	// It may be for gateways alone, which do not exist in-process.
 	refs := []string{}
@@ -119,6 +133,10 @@ func (c *compiler) closingHost(p *piece) *closure {
 	if !secures || host == "" {
 		return nil
 	}
+	shut := &closure{host: istio.Resolve(host, p.namespace, w.ClusterDomain)}
+	if !p.clear("", "spec") {
+		return shut
+	}
 	if to := p.Texts("spec.exportTo"); len(to) > 0 && !slices.Contains(to, "") {
 		if visible, _ := istio.VisibleFrom(w.Namespace, p.namespace, to); !visible {
 			return nil
@@ -129,7 +147,7 @@ func (c *compiler) closingHost(p *piece) *closure {
 			return nil
 		}
 	}
-	return &closure{host: istio.Resolve(host, p.namespace, w.ClusterDomain)}
+	return shut
 }
 
 // selected returns the labels of a selector. It is readable if it has nothing but matchLabels, a map of strings.

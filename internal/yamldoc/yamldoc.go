@@ -214,7 +214,7 @@ func (d *Document) Texts(path string) []string {
 	return texts
 }
 
-// Keys returns the keys of the object at path, and whether there is an object or nothing at all.
+// Keys returns the keys of the object at path, and whether there is an object that has each key once, or nothing at all.
 func (d *Document) Keys(path string) (keys []string, ok bool) {
 	node := d.find(path)
 	if node == nil || null(node) {
@@ -223,8 +223,14 @@ func (d *Document) Keys(path string) (keys []string, ok bool) {
 	if node.Kind != yaml.MappingNode {
 		return nil, false
 	}
+	seen := make(map[string]bool)
 	for i := 0; i+1 < len(node.Content); i += 2 {
-		keys = append(keys, node.Content[i].Value)
+		key := node.Content[i].Value
+		if seen[key] {
+			return nil, false
+		}
+		seen[key] = true
+		keys = append(keys, key)
 	}
 	return keys, true
 }
