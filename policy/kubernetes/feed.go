@@ -92,7 +92,7 @@ func (f *Feed) enter(l *loop) {
 	}
 	f.loops[l] = struct{}{}
 	for name := range maps.Keys(f.needed) {
-		l.need(name)
+		l.want(name)
 	}
 }
 
@@ -123,8 +123,8 @@ func (f *Feed) Need(ctx context.Context, namespace string) {
 	expiry := time.NewTimer(patience + settle)
 	defer expiry.Stop()
 	for _, l := range loops {
-		if !known && !l.post(func() { l.need(namespace) }) {
-			continue
+		if !known {
+			l.want(namespace)
 		}
 		select {
 		case <-l.awaits(namespace):

@@ -43,7 +43,10 @@ type loop struct {
 	tells   *time.Timer
 	pending struct{ settle, tell bool }
 
+	wanting chan struct{} // more is wanted
+
 	mu      sync.Mutex
+	wanted  []string                 // namespaces to follow, too
 	inForce map[string]chan struct{} // by namespace; closed when its documents were taken
 }
 
@@ -84,6 +87,7 @@ func newLoop(ctx context.Context, feed *Feed, own string) *loop {
 		feed: feed, ctx: ctx, kinds: kinds(), news: make(chan func()),
 		groups: make(map[string]*group), namespaces: make(map[string]*namespace), watches: make(map[key]*watch),
 		told: make(map[string]bool), settles: time.NewTimer(0), tells: time.NewTimer(0), inForce: make(map[string]chan struct{}),
+		wanting: make(chan struct{}, 1),
 	}
 	l.settles.Stop()
 	l.tells.Stop()
@@ -116,6 +120,14 @@ func (l *loop) run(yield func([]policy.Source, error) bool) {
 			return
 		case news := <-l.news:
 			news()
+		case <-l.wanting:
+			l.mu.Lock()
+			wanted := l.wanted
+			l.wanted = nil
+			l.mu.Unlock()
+			for _, name := range wanted {
+				l.need(name)
+			}
 		case <-l.settles.C:
 			l.pending.settle = false
 			if !l.publish(yield) {
@@ -143,6 +155,17 @@ func (l *loop) schedule() {
 		}
 		l.pending.tell = true
 		l.tells.Reset(wait)
+	}
+}
+
+// want has the loop follow a namespace, too. It does not wait for that: the loop may be busy with what it yields, for as long as that takes.
+func (l *loop) want(name string) {
+	l.mu.Lock()
+	l.wanted = append(l.wanted, name)
+	l.mu.Unlock()
+	select {
+	case l.wanting <- struct{}{}:
+	default: // it has yet to look
 	}
 }
 

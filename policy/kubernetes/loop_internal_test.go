@@ -27,6 +27,8 @@ type driven struct {
 	*loop
 	t *testing.T
 
+	taking func() // called with each set; of the loop's goroutine
+
 	mu   sync.Mutex
 	sets []string // what was yielded: names of sources, or "error: " and its text
 	errs []error
@@ -42,6 +44,9 @@ func drive(t *testing.T, feed *Feed) *driven {
 	go func() {
 		defer close(done)
 		d.run(func(sources []policy.Source, err error) bool {
+			if d.taking != nil {
+				d.taking()
+			}
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			text := ""
@@ -334,6 +339,56 @@ func TestFeed_NeedWaitsForTheDocumentsOfANamespace(t *testing.T) {
 			t.Error("Need waits for what may not be read")
 		}
 		d.want(time.Minute, "error: kubernetes: cannot read VirtualService in denied: "+"denied")
+	})
+}
+
+// Whoever ranges over a feed may take long, and may even wait for a call that waits for Need.
+func TestFeed_NeedEndsWhileDocumentsAreTaken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		feed := new(Feed)
+		d := drive(t, feed)
+		d.serve()
+		d.all()
+		d.want(time.Second, "")
+		taken := make(chan struct{})
+		d.post(func() { d.taking = func() { <-taken } })
+		d.answer("VirtualService", "shop", nil, "a")
+		time.Sleep(time.Second)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			feed.Need(ctx, "billing")
+		}()
+		synctest.Wait()
+		cancel()
+		synctest.Wait()
+		select {
+		case <-ended:
+		default:
+			t.Error("Need goes on although its context has ended")
+		}
+		began := time.Now()
+		other := make(chan time.Duration, 1)
+		go func() {
+			feed.Need(t.Context(), "other")
+			other <- time.Since(began)
+		}()
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		select {
+		case took := <-other:
+			if took > patience+settle {
+				t.Errorf("Need returned after %v", took)
+			}
+		default:
+			t.Error("Need does not return")
+		}
+		close(taken)
+		// Both are followed all the same.
+		d.answer("VirtualService", "billing", nil, "b")
+		d.answer("VirtualService", "other", nil, "c")
+		d.want(time.Minute, "shop/VirtualService/a", "billing/VirtualService/b other/VirtualService/c shop/VirtualService/a")
 	})
 }
 
