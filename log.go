@@ -103,7 +103,7 @@ func (j *journal) policyLoad(load PolicyLoad) {
 	}
 	j.mu.Lock()
 	begun, again := j.begun, j.refused && load.Err == nil
-	j.refused = load.Err != nil
+	j.refused = begun && load.Err != nil // what New waited for was not logged
 	var warnings []string
 	if load.Err == nil {
 		before := j.warned

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"iter"
 	"log/slog"
 	"net/http"
@@ -240,6 +241,19 @@ func TestLog_DiscoveryFailuresAreNotRepeated(t *testing.T) {
 		advance(time.Hour)
 		if n := strings.Count(r.take(), "\n"); n < 2 || n > 20 {
 			t.Errorf("logged %d lines in the next hour, want a reminder of each service now and then", n)
+		}
+	})
+}
+
+// TestLog_FeedThatNewWaitedFor: what was never said to be wrong is not said to be good again.
+func TestLog_FeedThatNewWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := new(record)
+		down := []error{passing{"connection refused"}, passing{"still down"}}
+		newMesh(t, "", mesh.WithLogger(r.logger()),
+			mesh.WithPolicyFeed(lateFeed{down, []policy.Source{routeOf("api", fmt.Sprintf(answersWith, "api", 201))}}))
+		if got := r.take(); strings.Contains(got, "good again") {
+			t.Errorf("logged: %s", got)
 		}
 	})
 }
