@@ -260,7 +260,6 @@ func (l *loop) take(w *watch, documents []document, err error) {
 		l.removed(w, len(w.documents), "all were removed")
 	}
 	w.documents, w.read, w.err, l.dirty = documents, time.Now(), nil, true
-	delete(l.told, w.name())
 }
 
 // removed logs that all documents of a kind are gone.
@@ -395,7 +394,9 @@ func (l *loop) failures() map[string]error {
 // untold returns the names of the failures that were not yielded.
 func (l *loop) untold() []string {
 	var names []string
-	for name := range l.failures() {
+	failures := l.failures()
+	maps.DeleteFunc(l.told, func(name string, _ bool) bool { return failures[name] == nil }) // if it fails again, that is news
+	for name := range failures {
 		if !l.told[name] {
 			names = append(names, name)
 		}

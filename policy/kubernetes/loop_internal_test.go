@@ -245,6 +245,22 @@ func TestLoop_ServerThatIsAwayAtTheStart(t *testing.T) {
 	})
 }
 
+// A group that cannot be read is told of each time that happens.
+func TestLoop_GroupThatFailsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := drive(t, new(Feed))
+		d.serve()
+		d.all()
+		d.want(time.Second, "")
+		for range 2 {
+			d.post(func() { d.serves("linkerd.io", nil, errors.New("connection refused")) })
+			d.want(time.Minute, "error: kubernetes: cannot read API group linkerd.io: connection refused")
+			d.post(func() { d.serves("linkerd.io", nil, nil) })
+			d.want(time.Minute, "")
+		}
+	})
+}
+
 func TestLoop_DefinitionsThatComeChangeAndGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := drive(t, new(Feed))
@@ -385,6 +401,7 @@ func TestFeed_NeedEndsWhileDocumentsAreTaken(t *testing.T) {
 			t.Error("Need does not return")
 		}
 		close(taken)
+		synctest.Wait()
 		// Both are followed all the same.
 		d.answer("VirtualService", "billing", nil, "b")
 		d.answer("VirtualService", "other", nil, "c")
