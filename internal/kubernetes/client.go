@@ -72,7 +72,7 @@ func New(config Config) (*Client, error) {
 	if c.token, err = newToken(config); err != nil {
 		return nil, err
 	}
-	if server.Scheme == "http" && c.token.set() && !loopback(server.Hostname()) {
+	if server.Scheme == "http" && c.token.set() && (!loopback(server.Hostname()) || config.Proxy != nil) {
 		return nil, fmt.Errorf("kubernetes: server %q: a token is not sent in plain text: use https", config.Server)
 	}
 	if c.base = config.Transport; c.base == nil {

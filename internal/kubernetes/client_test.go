@@ -292,6 +292,7 @@ func TestServersThatAreRefused(t *testing.T) {
 		{"a password", kubernetes.Config{Server: "https://a:secret@10.0.0.1"}, "must be a URL"},
 		{"a query", kubernetes.Config{Server: "https://10.0.0.1?a=b"}, "must be a URL"},
 		{"a token in plain text", kubernetes.Config{Server: "http://10.0.0.1", Token: "secret"}, "a token is not sent in plain text"},
+		{"a token in plain text to a proxy", kubernetes.Config{Server: "http://127.0.0.1", Token: "secret", Proxy: &url.URL{Scheme: "http", Host: "10.0.0.2"}}, "a token is not sent in plain text"},
 		{"a token of two lines", kubernetes.Config{Server: "https://10.0.0.1", Token: "a\nb"}, "not one line of text"},
 		{"an authority that is none", kubernetes.Config{Server: "https://10.0.0.1", CA: []byte("x")}, "no certificate"},
 		{"an authority that is not asked", kubernetes.Config{Server: "https://10.0.0.1", CA: []byte("x"), Insecure: true}, "set one of the two"},

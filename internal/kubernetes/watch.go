@@ -24,12 +24,14 @@ const (
 	headersWithin     = time.Minute      // of a watch; the server gives up about then
 	pageWithin        = 30 * time.Second // a page of a list
 	pageSize          = 500
-	quiet             = 10 * time.Second // without an event before the initial events have ended
-	trusted           = time.Second      // for which a watch is open before an error is over
-	lived             = 30 * time.Second // for which a watch was open if its end is not held against the server
-	calm              = 2 * time.Minute  // without a failure, after which the next is taken for the first
-	mostSilent        = 2                // failures of a kind that passes
-	spread            = 2 * time.Second  // over which processes come back that were all thrown off at once
+	mostPages         = 2 * maxObjects / pageSize // of a list
+	maxContinue       = 64 << 10                  // bytes of the token for the next one
+	quiet             = 10 * time.Second          // without an event before the initial events have ended
+	trusted           = time.Second               // for which a watch is open before an error is over
+	lived             = 30 * time.Second          // for which a watch was open if its end is not held against the server
+	calm              = 2 * time.Minute           // without a failure, after which the next is taken for the first
+	mostSilent        = 2                         // failures of a kind that passes
+	spread            = 2 * time.Second           // over which processes come back that were all thrown off at once
 )
 
 // Watch is the objects of a kind, of which all states are wanted. It must not be changed while in use; then it is safe for concurrent
@@ -199,7 +201,7 @@ func (r *run[T]) readAll() error {
 	}
 	at, next, err := r.page(fresh, r.query(parameters...))
 	for seen := map[string]bool{}; err == nil && next != ""; {
-		if seen[next] {
+		if seen[next] || len(seen) == mostPages || len(next) > maxContinue {
 			return &Error{What: r.what, Err: fmt.Errorf("%w: a list without end", errNonsense)}
 		}
 		seen[next] = true

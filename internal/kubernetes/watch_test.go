@@ -239,6 +239,7 @@ func TestWhatListsSay(t *testing.T) {
 		{"without version", []answer{refused, raw(200, "application/json", `{"kind":"ThingList","apiVersion":"example.com/v1","metadata":{},"items":[]}`), list(10, "", x), hold()},
 			[]string{`(a list without resourceVersion)`, "x=1 [x]"}, "initial, list, list, from 10"},
 		{"without end", []answer{refused, list(10, "p", x), list(10, "p", x), list(10, "", x), hold()}, []string{`(a list without end)`, "x=1 [x]"}, "initial, list, more, list, from 10"},
+		{"with a token that nobody needs", []answer{refused, list(10, strings.Repeat("p", 70_000), x), list(10, "", x), hold()}, []string{`(a list without end)`, "x=1 [x]"}, "initial, list, list, from 10"},
 		{"a page that expired: from the beginning", []answer{refused, list(10, "p2", x), raw(410, "application/json", string(kubetest.Status(410, "Expired", "old"))), list(20, "", y), hold()},
 			[]string{"y=1 [y]"}, "initial, list, more, list, from 20"},
 		{"no answer of the newest at first: from the cache", []answer{refused, raw(500, "application/json", string(kubetest.Status(500, "InternalError", "etcd"))), list(10, "", x), hold()},
