@@ -2,6 +2,7 @@ package policy_test
 
 import (
 	"encoding/binary"
+	"fmt"
 	"strings"
 	"testing"
 	"unicode/utf16"
@@ -92,6 +93,27 @@ func TestAlone_FieldThatIsThereTwice(t *testing.T) {
 		"spec: {host: a, exportTo: [depot], exportTo: [shop], trafficPolicy: {tls: {mode: SIMPLE}}}}")
 	if got := f.plan.Cluster(route.Target{Host: "a"}).Closed; got != "DestinationRule shop/a" {
 		t.Errorf("a DestinationRule with two exportTo closes its host as %q", got)
+	}
+}
+
+// TestAlone_AliasesHideNoTLS: a refused DestinationRule closes its host also if its tls stands elsewhere in the document.
+func TestAlone_AliasesHideNoTLS(t *testing.T) {
+	deep := "x0: &x0 {n: 1}\n"
+	for i := range 12 { // 4^12 fields, none of them tls
+		deep += fmt.Sprintf("x%d: &x%d {a: *x%d, b: *x%d, c: *x%d, d: *x%d}\n", i+1, i+1, i, i, i, i)
+	}
+	for name, text := range map[string]string{
+		"the whole policy": "x: &p {tls: {mode: SIMPLE}, wrong: 1}\nspec: {host: a, trafficPolicy: *p}",
+		"in a list":        "x: &p [{port: {number: 80}, tls: {mode: SIMPLE}, wrong: 1}]\nspec: {host: a, trafficPolicy: {portLevelSettings: *p}}",
+		"too many to tell": deep + "spec: {host: a, trafficPolicy: *x12}",
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFeed(t)
+			f.takesFile("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a, namespace: shop}\n" + text)
+			if got := f.plan.Cluster(route.Target{Host: "a"}).Closed; got != "DestinationRule shop/a" {
+				t.Errorf("its host is closed as %q\n%v", got, f.findings)
+			}
+		})
 	}
 }
 

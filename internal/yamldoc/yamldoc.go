@@ -17,13 +17,14 @@ import (
 
 // The limits of what is read. A Kubernetes object cannot be larger than 1.5 MiB.
 const (
-	maxStream   = 64 << 20 // bytes of one stream
-	maxDocument = 1 << 20  // bytes of one document
-	maxDepth    = 64       // nested mappings and sequences, and Lists in Lists
-	maxKey      = 1024     // bytes of a key
-	maxList     = 16_384   // elements of a list
-	maxAliased  = 10_000   // nodes of one document reached through aliases
-	maxProblems = 100      // problems reported of one document
+	maxStream      = 64 << 20 // bytes of one stream
+	maxDocument    = 1 << 20  // bytes of one document
+	maxDepth       = 64       // nested mappings and sequences, and Lists in Lists
+	maxKey         = 1024     // bytes of a key
+	maxList        = 16_384   // elements of a list
+	maxPathAliases = 1000     // aliases that Paths follows in one document
+	maxAliased     = 10_000   // nodes of one document reached through aliases
+	maxProblems    = 100      // problems reported of one document
 
 	maxDocuments      = 20_000  // documents of one stream, including those in Lists
 	maxAllDocuments   = 200_000 // documents of all streams
@@ -241,16 +242,18 @@ func (d *Document) IsText(path string) bool {
 	return node != nil && node.Kind == yaml.ScalarNode && node.ShortTag() == "!!str"
 }
 
-// Paths yields the paths of all fields with this key, at any depth below path.
+// Paths yields the paths of all fields with this key, at any depth below path. An alias is followed; one that aliases within aliases repeat
+// too often to be followed is yielded itself, since it may have such a field.
 func (d *Document) Paths(path, key string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		if node := d.find(path); node != nil {
-			paths(node, path, key, maxDepth, yield)
+			aliased := 0
+			paths(node, path, key, maxDepth, &aliased, yield)
 		}
 	}
 }
 
-func paths(node *yaml.Node, path, key string, depth int, yield func(string) bool) bool {
+func paths(node *yaml.Node, path, key string, depth int, aliased *int, yield func(string) bool) bool {
 	if depth == 0 {
 		return true
 	}
@@ -258,16 +261,21 @@ func paths(node *yaml.Node, path, key string, depth int, yield func(string) bool
 	case yaml.MappingNode:
 		for i := 0; i+1 < len(node.Content); i += 2 {
 			name, at := node.Content[i].Value, Key(path, node.Content[i].Value)
-			if name == key && !yield(at) || !paths(node.Content[i+1], at, key, depth-1, yield) {
+			if name == key && !yield(at) || !paths(node.Content[i+1], at, key, depth-1, aliased, yield) {
 				return false
 			}
 		}
 	case yaml.SequenceNode:
 		for i, element := range node.Content {
-			if !paths(element, Index(path, i), key, depth-1, yield) {
+			if !paths(element, Index(path, i), key, depth-1, aliased, yield) {
 				return false
 			}
 		}
+	case yaml.AliasNode:
+		if *aliased++; *aliased > maxPathAliases {
+			return yield(path)
+		}
+		return paths(target(node), path, key, depth-1, aliased, yield)
 	}
 	return true
 }
