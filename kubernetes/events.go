@@ -19,7 +19,7 @@ import (
 
 const (
 	perEvent    = time.Second // between two Events of a process
-	mostPending = 100         // Events that wait; more are dropped, since the admin page and the log have them all
+	mostPending = 100         // Events that wait; more are dropped, since Mesh.Status has all refused documents
 	mostMessage = 1000        // bytes of a message; the API server takes 1024
 )
 
@@ -114,7 +114,8 @@ func (e *events) write(ctx context.Context) {
 			return
 		case ev := <-e.pending:
 			path := "/api/v1/namespaces/" + ev.Metadata.Namespace + "/events"
-			// That it is there already is how the processes agree on one. No other failure is worth more than the log has already.
+			// That it is there already is how the processes agree on one. Any other failure is not reported:
+			// Mesh.Status has all refused documents.
 			_ = e.client.Do(ctx, http.MethodPost, path, ev, nil)
 			pause.Reset(perEvent)
 		}

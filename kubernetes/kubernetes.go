@@ -36,7 +36,8 @@ type Config struct {
 	Namespaces []string
 
 	// Events has an Event written about each document that is refused, in the document's namespace: one per generation of the
-	// document, however many processes refuse it, and no more than one per second. It needs the right to create events.
+	// document, however many processes refuse it, and no more than one per second. It needs the right to create events; that it lacks it is not reported. The Events are in the
+	// place of the default log of loads: with them, Mesh.Status and observers with PolicyLoad tell of refused documents, the log does not.
 	Events bool
 }
 
