@@ -253,7 +253,7 @@ func (l *loop) take(w *watch, documents []document, err error) {
 		if w.err == nil {
 			w.since = time.Now()
 		}
-		w.err, l.dirty = err, l.dirty || !l.ready
+		w.err, l.dirty = err, l.dirty || !l.ready || !l.namespaces[w.namespace].complete
 		return
 	}
 	if !w.read.IsZero() && len(documents) == 0 {

@@ -355,6 +355,16 @@ func TestFeed_NeedWaitsForTheDocumentsOfANamespace(t *testing.T) {
 			t.Error("Need waits for what may not be read")
 		}
 		d.want(time.Minute, "error: kubernetes: cannot read VirtualService in denied: "+"denied")
+		// One of which that is the last answer.
+		late := need("late")
+		d.answer("DestinationRule", "late", nil)
+		d.want(time.Second)
+		d.answer("VirtualService", "late", errDenied)
+		d.want(time.Second)
+		if !late() {
+			t.Error("Need waits for what may not be read, if everything else was read before")
+		}
+		d.want(time.Minute, "error: kubernetes: cannot read VirtualService in denied, VirtualService in late: denied; what was read until 2000-01-01T00:00:11Z stays in force")
 	})
 }
 
