@@ -35,6 +35,7 @@ type Config struct {
 	Namespace string // of this process, or what the kubeconfig says; may be empty
 
 	CA         []byte // PEM. Empty: the roots of the system
+	CAFile     string // of PEM, read again as it is renewed; wins over CA
 	ServerName string // to verify instead of the host of Server
 	Insecure   bool   // do not verify the server at all
 
@@ -55,6 +56,7 @@ type Client struct {
 	namespace string
 	token     *token
 	base      http.RoundTripper
+	files     []*renewed // that requests depend on
 
 	lists atomic.Bool // the server cannot stream lists
 }
@@ -75,7 +77,19 @@ func New(config Config) (*Client, error) {
 	if server.Scheme == "http" && c.token.set() && (!loopback(server.Hostname()) || config.Proxy != nil) {
 		return nil, fmt.Errorf("kubernetes: server %q: a token is not sent in plain text: use https", config.Server)
 	}
-	if c.base = config.Transport; c.base == nil {
+	if c.token.file != nil {
+		c.files = append(c.files, c.token.file)
+	}
+	switch {
+	case config.Transport != nil:
+		c.base = config.Transport
+	case config.CAFile != "":
+		trusting, err := newTrusting(config)
+		if err != nil {
+			return nil, err
+		}
+		c.base, c.files = trusting, append(c.files, trusting.file)
+	default:
 		if c.base, err = newTransport(config); err != nil {
 			return nil, err
 		}
@@ -184,7 +198,7 @@ func (c *Client) send(ctx context.Context, what, method, path string, body []byt
 		}
 		resp, err := c.base.RoundTrip(req)
 		if err != nil {
-			return nil, &Error{What: what, Err: explain(ctx, err)}
+			return nil, &Error{What: what, Err: c.blame(explain(ctx, err))}
 		}
 		if resp.StatusCode/100 == 2 {
 			if kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || kind != "application/json" {
@@ -196,13 +210,24 @@ func (c *Client) send(ctx context.Context, what, method, path string, body []byt
 		}
 		refused := refusal(what, resp)
 		resp.Body.Close()
-		if refused.Code == http.StatusUnauthorized && !again {
-			if c.token.read() != sent {
+		if refused.Code == http.StatusUnauthorized {
+			if !again && c.token.read() != sent {
 				continue
 			}
+			refused.Err = c.blame(refused.Err)
 		}
 		return nil, refused
 	}
+}
+
+// blame adds to the error of a request that a file cannot be read which may be the reason for it.
+func (c *Client) blame(err error) error {
+	for _, f := range c.files {
+		if fault := f.fault(); fault != nil {
+			err = fmt.Errorf("%w, perhaps because of this: %w", err, fault)
+		}
+	}
+	return err
 }
 
 // explain puts the reason why ctx has ended in the place of what the transport says about it.

@@ -2,7 +2,6 @@ package kubernetes_test
 
 import (
 	"encoding/base64"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -138,6 +137,10 @@ func TestATokenThatIsRenewed(t *testing.T) {
 		time.Sleep(time.Second)
 		if err := ask(); err != nil {
 			t.Errorf("without the file: %v", err)
+		}
+		s.SetToken("three")
+		if err := ask(); !errors.Is(err, kubernetes.ErrUnauthorized) || !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("with an old token, without the file: %v", err)
 		}
 	})
 }
@@ -325,40 +328,6 @@ func TestAServerThatIsSomebodyElse(t *testing.T) {
 	}
 }
 
-func TestDocuments(t *testing.T) {
-	s := kubetest.New(things, kubernetes.Resource{Version: "v1", Plural: "services", Kind: "Service"})
-	s.Apply(`{"apiVersion":"example.com/v1","kind":"Thing","metadata":{"name":"x","namespace":"a","uid":"u","managedFields":[{"manager":"kubectl"}],"annotations":{"k":"<v>"}},"spec":{"b":1,"a":[2]}}`,
-		`{"apiVersion":"v1","kind":"Service","metadata":{"name":"x","namespace":"a","uid":"u"}}`)
-	for _, list := range []bool{false, true} {
-		s.NoWatchList = list
-		for _, r := range []kubernetes.Resource{things, {Version: "v1", Plural: "services", Kind: "Service"}} {
-			of := kubernetes.Watch[kubernetes.Object]{Client: s.Start(t), Resource: r, Namespace: "a", Decode: func(o kubernetes.Object) kubernetes.Object { return o }}
-			for state, err := range of.All(t.Context()) {
-				if err != nil {
-					t.Fatal(err)
-				}
-				o := state.Objects[kubernetes.Key{Namespace: "a", Name: "x"}]
-				data, err := o.Document()
-				var fields struct {
-					APIVersion, Kind string
-					Metadata         map[string]any
-					Spec             json.RawMessage
-				}
-				if err := errors.Join(err, json.Unmarshal(data, &fields)); err != nil {
-					t.Fatal(err)
-				}
-				if fields.APIVersion != r.APIVersion() || fields.Kind != r.Kind || fields.Metadata["managedFields"] != nil || fields.Metadata["uid"] != "u" || o.UID != "u" {
-					t.Errorf("got %s", data)
-				}
-				if r == things && string(fields.Spec) != `{"a":[2],"b":1}` {
-					t.Errorf("got %s", data)
-				}
-				break
-			}
-		}
-	}
-}
-
 // kubeconfigOf is a file with one cluster, user and context of a name.
 func kubeconfigOf(name, cluster, user string) string {
 	return fmt.Sprintf(`apiVersion: v1
@@ -396,6 +365,7 @@ func TestKubeconfigsThatAreRefused(t *testing.T) {
 		{"a certificate that is none", kubeconfigOf("x", server, "client-key-data: eA==, client-certificate-data: eA=="), "", "client-certificate: "},
 		{"another proxy", kubeconfigOf("x", server+", proxy-url: 'ftp://p'", ""), "", `proxy-url: the scheme is "ftp"`},
 		{"authority and none", kubeconfigOf("x", server+", insecure-skip-tls-verify: true, certificate-authority-data: eA==", ""), "", "set one of the two"},
+		{"a token file without end", kubeconfigOf("x", server, "tokenFile: /dev/zero"), "", "/dev/zero: more than 4 MiB"},
 		{"no token file", kubeconfigOf("x", server, "tokenFile: none"), "", "token: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -14,9 +14,9 @@ import (
 // What an [Error] is for errors.Is.
 var (
 	ErrDenied       = errors.New("denied")         // 403, which is also said of what does not exist
-	ErrUnauthorized = errors.New("not authorized") // 401: the token is bad, or has expired
 	ErrNotFound     = errors.New("not found")      // 404: the group, the version, the resource or the object does not exist
 	ErrExpired      = errors.New("expired")        // 410: the server no longer knows the resource version
+	errUnauthorized = errors.New("not authorized") // 401: the token is bad, or has expired
 	errUnprocessed  = errors.New("not understood") // 422
 	errTooLarge     = errors.New("too large")      // more than this client reads
 	errNonsense     = errors.New("not an API server's answer")
@@ -107,7 +107,7 @@ func sentinel(code int) error {
 	case http.StatusForbidden:
 		return ErrDenied
 	case http.StatusUnauthorized:
-		return ErrUnauthorized
+		return errUnauthorized
 	case http.StatusNotFound:
 		return ErrNotFound
 	case http.StatusGone:

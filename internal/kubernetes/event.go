@@ -119,7 +119,7 @@ func (h *head) change(raw []byte, r Resource, namespace string) (change, error) 
 	case namespace != "" && h.namespace != namespace:
 		return change{}, fmt.Errorf("%w: an object of namespace %q", errNonsense, clean(h.namespace))
 	}
-	o := Object{Key: Key{h.namespace, h.name}, UID: h.uid, ResourceVersion: h.resourceVersion, Raw: raw, resource: r}
+	o := Object{Key: Key{h.namespace, h.name}, UID: h.uid, ResourceVersion: h.resourceVersion, Raw: raw}
 	return change{object: o, version: newVersion(o.UID, o.ResourceVersion)}, nil
 }
 

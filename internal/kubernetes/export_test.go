@@ -1,12 +1,18 @@
 package kubernetes
 
 import (
+	"context"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 )
 
 // InClusterAt is InCluster with another folder.
 var InClusterAt = inCluster
+
+// ErrUnauthorized is what tells a 401.
+var ErrUnauthorized = errUnauthorized
 
 // ReadKubeconfig reads one file and returns the client of a context.
 func ReadKubeconfig(data []byte, dir, context string) (Config, error) {
@@ -36,6 +42,19 @@ func ReadEvents(body io.Reader, r Resource, namespace string) (objects map[Key]s
 	}
 }
 
+// Churn adds and deletes n objects, and returns how many of them are remembered, and whether the last is brought back by what comes late.
+func Churn(n int) (remembered int, back bool) {
+	c := newCollection[string]()
+	var last change
+	for i := range n {
+		name, added, deleted := fmt.Sprint("pod-", i), fmt.Sprint(2*i+1), fmt.Sprint(2*i+2)
+		last = change{object: Object{Key: Key{"a", name}, UID: name, ResourceVersion: added}, version: newVersion(name, added)}
+		c.apply(last, func(o Object) string { return o.UID })
+		c.apply(change{object: Object{Key: Key{"a", name}, UID: name, ResourceVersion: deleted}, version: newVersion(name, deleted), deleted: true}, nil)
+	}
+	return len(c.gone), c.apply(last, func(o Object) string { return o.UID })
+}
+
 // ReadList reads one page.
 func ReadList(body io.Reader, r Resource, namespace string) (objects map[Key]string, next string, err error) {
 	c := newCollection[string]()
@@ -53,5 +72,19 @@ func Skim(line []byte) (object []byte, ok bool) {
 	return object, ok
 }
 
-// TransportOf returns the transport that a client has made.
-func TransportOf(c *Client) *http.Transport { return c.base.(*http.Transport) }
+// Dial has a client dial through a network of the test.
+func Dial(c *Client, dial func(ctx context.Context, network, address string) (net.Conn, error)) {
+	through := func(t *http.Transport) { t.DialContext, t.Proxy = dial, nil }
+	switch base := c.base.(type) {
+	case *http.Transport:
+		through(base)
+	case *trusting:
+		through(base.transport)
+		make := base.make
+		base.make = func(ca string) (*http.Transport, error) {
+			t, err := make(ca)
+			through(t)
+			return t, err
+		}
+	}
+}

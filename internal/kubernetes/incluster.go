@@ -21,14 +21,6 @@ func inCluster(dir string) (*Client, error) {
 	if host == "" || port == "" {
 		return nil, errors.New("kubernetes: KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT are not set: this process does not run in a pod")
 	}
-	ca, err := os.ReadFile(filepath.Join(dir, "ca.crt"))
-	if err != nil {
-		// The roots of the system would trust any server that has a certificate for this address.
-		return nil, fmt.Errorf("kubernetes: certificate authority of the API server: %w", err)
-	}
-	if len(ca) == 0 {
-		return nil, fmt.Errorf("kubernetes: %s is empty", filepath.Join(dir, "ca.crt"))
-	}
 	namespace, err := os.ReadFile(filepath.Join(dir, "namespace"))
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("kubernetes: namespace: %w", err)
@@ -36,7 +28,8 @@ func inCluster(dir string) (*Client, error) {
 	return New(Config{
 		Server:    "https://" + net.JoinHostPort(host, port),
 		Namespace: strings.TrimSpace(string(namespace)),
-		CA:        ca,
+		// It must be there: the roots of the system would trust any server that has a certificate for this address.
+		CAFile:    filepath.Join(dir, "ca.crt"),
 		TokenFile: filepath.Join(dir, "token"),
 	})
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -14,7 +15,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-const maxKubeconfig = 4 << 20 // bytes of one file
+const maxFile = 4 << 20 // bytes
 
 // kubeconfig is a file, or several that are merged. What it does not name is of other tools.
 type kubeconfig struct {
@@ -112,15 +113,18 @@ func Kubeconfig(path, context string) (*Client, error) {
 	return New(config)
 }
 
+// readBounded reads a file, which may be a device, or a pipe.
 func readBounded(path string) ([]byte, error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > maxKubeconfig {
-		return nil, fmt.Errorf("%s: more than %d MiB", path, maxKubeconfig>>20)
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err == nil && len(data) > maxFile {
+		err = fmt.Errorf("%s: more than %d MiB", path, maxFile>>20)
 	}
-	return os.ReadFile(path)
+	return data, err
 }
 
 // merged is what several files say together: the first that names something counts.
@@ -202,6 +206,9 @@ func (c *kubeCluster) config() (Config, error) {
 	var err error
 	if config.CA, err = dataOrFile("certificate-authority", c.CAData, c.CA, c.dir); err != nil {
 		return Config{}, err
+	}
+	if c.CAData == "" && c.CA != "" {
+		config.CAFile = absolute(c.CA, c.dir)
 	}
 	if c.ProxyURL != "" {
 		if config.Proxy, err = url.Parse(c.ProxyURL); err != nil {

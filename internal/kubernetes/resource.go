@@ -1,9 +1,7 @@
 package kubernetes
 
 import (
-	"bytes"
 	"encoding/json"
-	"fmt"
 	"net/url"
 )
 
@@ -55,46 +53,4 @@ type Object struct {
 	Key
 	UID, ResourceVersion string
 	Raw                  json.RawMessage // may lack kind and apiVersion, as the items of lists do
-
-	resource Resource
-}
-
-// Document returns the object with kind and apiVersion, and without metadata.managedFields.
-func (o Object) Document() (json.RawMessage, error) {
-	var fields map[string]json.RawMessage
-	if err := json.Unmarshal(o.Raw, &fields); err != nil {
-		return nil, fmt.Errorf("kubernetes: %s %s/%s: %w", o.resource, o.Namespace, o.Name, err)
-	}
-	var metadata map[string]json.RawMessage
-	if err := json.Unmarshal(fields["metadata"], &metadata); err != nil {
-		return nil, fmt.Errorf("kubernetes: %s %s/%s: metadata: %w", o.resource, o.Namespace, o.Name, err)
-	}
-	delete(metadata, "managedFields")
-	var text bytes.Buffer
-	text.WriteString(`{"apiVersion":` + quote(o.resource.APIVersion()) + `,"kind":` + quote(o.resource.Kind) + `,"metadata":`)
-	data, err := json.Marshal(metadata)
-	if err != nil {
-		return nil, err
-	}
-	text.Write(data)
-	delete(fields, "apiVersion")
-	delete(fields, "kind")
-	delete(fields, "metadata")
-	rest, err := json.Marshal(fields)
-	if err != nil {
-		return nil, err
-	}
-	if len(fields) > 0 {
-		text.WriteByte(',')
-		rest = rest[1:]
-	} else {
-		rest = []byte("}")
-	}
-	text.Write(rest)
-	return text.Bytes(), nil
-}
-
-func quote(text string) string {
-	data, _ := json.Marshal(text)
-	return string(data)
 }

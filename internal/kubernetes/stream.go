@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 	"sync"
 )
 
@@ -150,6 +151,9 @@ type collection[T any] struct {
 	gone     map[Key]version // deleted since the last bookmark: what comes late does not bring them back
 }
 
+// maxGone is how many objects are remembered that were deleted, if no bookmark comes.
+const maxGone = 4096
+
 func newCollection[T any]() collection[T] {
 	return collection[T]{make(map[Key]T), make(map[Key]version), make(map[Key]version)}
 }
@@ -171,6 +175,7 @@ func (c *collection[T]) apply(ch change, decode func(Object) T) bool {
 	}
 	if ch.deleted {
 		c.gone[key] = ch.version
+		c.forget()
 		delete(c.versions, key)
 		delete(c.objects, key)
 		return ok
@@ -179,6 +184,19 @@ func (c *collection[T]) apply(ch change, decode func(Object) T) bool {
 	c.objects[key] = decode(ch.object) // which looks at the version that was
 	c.versions[key] = ch.version
 	return true
+}
+
+// forget forgets those that were deleted first, if there are too many.
+func (c *collection[T]) forget() {
+	if len(c.gone) <= maxGone {
+		return
+	}
+	numbers := make([]uint64, 0, len(c.gone))
+	for _, v := range c.gone {
+		numbers = append(numbers, v.number)
+	}
+	slices.Sort(numbers)
+	maps.DeleteFunc(c.gone, func(_ Key, v version) bool { return v.number <= numbers[len(numbers)/2] })
 }
 
 // settle forgets what was deleted up to a bookmark.

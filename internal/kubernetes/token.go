@@ -5,67 +5,50 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"strings"
-	"sync"
-	"time"
 )
 
-const (
-	readEvery = time.Second // that a token file is read, at most
-	maxToken  = 1 << 20
-)
+const maxToken = 1 << 20
 
 // token is what requests are authorized with. Its zero value is none.
 type token struct {
-	path string // empty: it never changes
-
-	mu   sync.Mutex
-	last string
-	at   time.Time // when it was read
+	fixed string
+	file  *renewed // nil: it never changes
 }
 
 // newToken returns the token of a configuration. A file must be there, since what is authorized with nothing is anonymous.
 func newToken(config Config) (*token, error) {
-	t := &token{path: config.TokenFile}
-	text := strings.TrimSpace(config.Token)
-	if t.path != "" {
-		data, err := os.ReadFile(t.path)
-		if err != nil {
-			return nil, fmt.Errorf("kubernetes: token: %w", err)
+	if config.TokenFile == "" {
+		text, err := checkToken(config.Token)
+		if err != nil && config.Token != "" {
+			return nil, fmt.Errorf("kubernetes: the token %w", err)
 		}
-		if text = strings.TrimSpace(string(data)); text == "" {
-			return nil, fmt.Errorf("kubernetes: token: %s is empty", t.path)
-		}
-		t.at = time.Now()
+		return &token{fixed: text}, nil
 	}
-	t.last = text
-	return t, checkToken(text)
+	file, err := openRenewed("token", config.TokenFile, checkToken)
+	return &token{file: file}, err
 }
 
-func checkToken(text string) error {
-	if strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f }) || len(text) > maxToken {
-		return errors.New("kubernetes: the token is not one line of text")
+// checkToken returns a token without the space around it.
+func checkToken(text string) (string, error) {
+	text = strings.TrimSpace(text)
+	switch {
+	case text == "":
+		return "", errors.New("is empty")
+	case strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r >= 0x7f }) || len(text) > maxToken:
+		return "", errors.New("is not one line of text")
 	}
-	return nil
+	return text, nil
 }
 
-func (t *token) set() bool { return t.path != "" || t.last != "" }
+func (t *token) set() bool { return t.file != nil || t.fixed != "" }
 
-// read returns the token of now. It reads the file again, once a second at most. A file that cannot be read, or is empty since it is
-// being written, leaves the last.
+// read returns the token of now.
 func (t *token) read() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if now := time.Now(); t.path != "" && now.Sub(t.at) >= readEvery {
-		t.at = now
-		if data, err := os.ReadFile(t.path); err == nil {
-			if text := strings.TrimSpace(string(data)); text != "" && checkToken(text) == nil {
-				t.last = text
-			}
-		}
+	if t.file == nil {
+		return t.fixed
 	}
-	return t.last
+	return t.file.read()
 }
 
 // Identity is who the server takes this process for, as far as it is known.

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -352,6 +353,17 @@ func TestAServerThatHangs(t *testing.T) {
 }
 
 // TestServersThatDoNotMarkTheEnd finds out about it once, for all watches of a client.
+// TestAServerWithoutBookmarks has objects come and go for long: not all of them are remembered.
+func TestAServerWithoutBookmarks(t *testing.T) {
+	remembered, back := kubernetes.Churn(100_000)
+	if remembered > 1<<13 || remembered == 0 {
+		t.Errorf("%d objects are remembered that were deleted, want a few thousand", remembered)
+	}
+	if back {
+		t.Error("an event that came late brought an object back that was just deleted")
+	}
+}
+
 func TestServersThatDoNotMarkTheEnd(t *testing.T) {
 	for _, does := range []string{"refuses", "ignores"} {
 		t.Run(does, func(t *testing.T) {
@@ -508,6 +520,48 @@ func TestAnEditedDefinition(t *testing.T) {
 			if spread := at[19] - at[0]; spread < 200*time.Millisecond || at[19] > 4*time.Second {
 				t.Errorf("20 processes came back at %v", at)
 			}
+		}
+	})
+}
+
+// TestWhatHasExpiredForAllAtOnce is read anew by each process at its own time.
+func TestWhatHasExpiredForAllAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const many = 20
+		s := kubetest.New(things)
+		expired, began := make(chan struct{}), time.Now()
+		var mu sync.Mutex
+		var reads []time.Duration
+		s.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+			select {
+			case <-expired:
+				mu.Lock()
+				reads = append(reads, time.Since(began))
+				mu.Unlock()
+				hold(marker(20))(w, r)
+			default:
+				send(marker(10))(w, r)
+				select {
+				case <-expired:
+					fmt.Fprintln(w, failure(410, "Expired"))
+				case <-r.Context().Done():
+				}
+			}
+			return true
+		})
+		c := s.Memory(t)
+		for range many {
+			watch(t, c).want(" []")
+		}
+		close(expired)
+		time.Sleep(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		if len(reads) != many {
+			t.Fatalf("%d were read anew, want %d", len(reads), many)
+		}
+		if spread := reads[many-1] - reads[0]; spread < 200*time.Millisecond || reads[many-1] > 2*time.Second {
+			t.Errorf("%d processes came back at %v, want some time within 2 s each", many, reads)
 		}
 	})
 }

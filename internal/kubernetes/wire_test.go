@@ -4,8 +4,12 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -14,37 +18,50 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/kubernetes"
 	"github.com/nosidecar/mesh/internal/kubernetes/kubetest"
 	"github.com/nosidecar/mesh/internal/memnet"
 )
 
-// TestWatchesShareConnections over HTTP/2: 100 at a time have one.
+// TestWatchesShareConnections over HTTP/2: an API server lets 100 have one, and there may be more.
 func TestWatchesShareConnections(t *testing.T) {
-	s := kubetest.New(things)
-	s.Apply(thing("x", "1"))
-	var mu sync.Mutex
-	from := map[string]int{}
-	s.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
-		mu.Lock()
-		defer mu.Unlock()
-		if r.ProtoMajor != 2 {
-			t.Errorf("a request over %s", r.Proto)
-		}
-		from[r.RemoteAddr]++
-		return false
-	})
-	c := s.Start(t)
-	watch(t, c).want("x=1 [x]")
-	for range 60 {
-		watch(t, c)
-	}
-	await.True(t, "60 watches more", func() bool { return s.Watches() == 61 })
-	mu.Lock()
-	defer mu.Unlock()
-	if len(from) != 1 {
-		t.Errorf("61 watches have %d connections", len(from))
+	for _, test := range []struct{ watches, connections int }{{61, 1}, {130, 2}} {
+		t.Run(fmt.Sprint(test.watches), func(t *testing.T) {
+			s := kubetest.New(things)
+			s.Apply(thing("x", "1"))
+			var mu sync.Mutex
+			from := map[string]int{}
+			s.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				if r.ProtoMajor != 2 {
+					t.Errorf("a request over %s", r.Proto)
+				}
+				from[r.RemoteAddr]++
+				return false
+			})
+			c := s.Start(t)
+			all := []*watched{watch(t, c)}
+			all[0].want("x=1 [x]")
+			for len(all) < test.watches {
+				all = append(all, watch(t, c))
+			}
+			for _, w := range all[1:] {
+				w.want("x=1 [x]")
+			}
+			if err := c.Do(t.Context(), "GET", "/apis/example.com/v1", nil, nil); err != nil {
+				t.Errorf("a request beside %d watches: %v", test.watches, err)
+			}
+			s.Apply(thing("x", "2"))
+			for _, w := range all {
+				w.want("x=2 [x]")
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if len(from) != test.connections {
+				t.Errorf("%d watches have %d connections, want %d", test.watches, len(from), test.connections)
+			}
+		})
 	}
 }
 
@@ -219,8 +236,7 @@ func TestAServerThatIsGoneWithoutAWord(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		kubernetes.TransportOf(c).DialContext = network.dial
-		kubernetes.TransportOf(c).Proxy = nil
+		kubernetes.Dial(c, network.dial)
 		t.Cleanup(c.CloseIdleConnections)
 		w := watch(t, c)
 		w.want("x=1 [x]")
@@ -239,6 +255,76 @@ func TestAServerThatIsGoneWithoutAWord(t *testing.T) {
 		}
 		w.stop()
 		time.Sleep(time.Minute)
+	})
+}
+
+// TestAnAuthorityThatIsRenewed is read again when the certificate of the server has changed, and new connections trust only the new one.
+func TestAnAuthorityThatIsRenewed(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ca.crt")
+	var pairs []tls.Certificate
+	var authorities [][]byte
+	for range 3 {
+		certificate, key := selfSigned(t)
+		pair, err := tls.X509KeyPair(certificate, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pairs, authorities = append(pairs, pair), append(authorities, certificate)
+	}
+	write := func(data []byte) {
+		if err := os.WriteFile(path, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(authorities[0])
+	synctest.Test(t, func(t *testing.T) {
+		s := kubetest.New(things)
+		s.Apply(thing("x", "1"))
+		var network memnet.Network
+		start := func(pair tls.Certificate) (stop func()) {
+			server := &http.Server{Handler: s, TLSConfig: &tls.Config{Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2"}}, ErrorLog: log.New(io.Discard, "", 0)}
+			listener, done := network.Listen("10.0.0.1:6443"), make(chan struct{})
+			go func() {
+				defer close(done)
+				server.ServeTLS(listener, "", "")
+			}()
+			return func() {
+				server.Close()
+				<-done
+			}
+		}
+		c, err := kubernetes.New(kubernetes.Config{Server: "https://10.0.0.1:6443", CAFile: path, ServerName: "kubernetes.default.svc"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		kubernetes.Dial(c, network.DialContext)
+		stop := start(pairs[0])
+		w := watch(t, c)
+		w.want("x=1 [x]")
+		write(authorities[1])
+		time.Sleep(time.Minute)
+		s.Apply(thing("x", "2"))
+		w.want("x=2 [x]") // the watch that is open stays so
+		stop()
+		stop = start(pairs[1])
+		s.Apply(thing("x", "3"))
+		w.want("x=3 [x]") // without an error
+		for _, bad := range []string{"", "no certificate"} {
+			write([]byte(bad))
+			time.Sleep(time.Minute)
+			stop()
+			stop = start(pairs[1])
+			s.Apply(thing("x", "4"+bad))
+			w.want("x=4" + bad + " [x]") // with the last
+		}
+		stop()
+		stop = start(pairs[2])
+		w.want("(ca.crt has no certificate)")
+		write(authorities[2])
+		w.want("x=4no certificate []")
+		w.stop()
+		c.CloseIdleConnections()
+		stop()
 	})
 }
 

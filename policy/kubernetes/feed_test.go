@@ -82,8 +82,15 @@ func (n *noted) forget(prefix string) {
 }
 
 func TestFeed_YieldsDocumentsFromOldToNew(t *testing.T) {
+	t.Run("events", func(t *testing.T) { yieldsDocumentsFromOldToNew(t, false) })
+	// Whose items do not say what they are, in the core group.
+	t.Run("lists", func(t *testing.T) { yieldsDocumentsFromOldToNew(t, true) })
+}
+
+func yieldsDocumentsFromOldToNew(t *testing.T, lists bool) {
 	synctest.Test(t, func(t *testing.T) {
 		server := kubetest.New(routes, policies, services, httpOf)
+		server.NoWatchList = lists
 		server.Namespace = "shop"
 		server.Apply(`
 apiVersion: networking.istio.io/v1
@@ -133,7 +140,8 @@ spec: {hosts: [z]}
 		if got := texts["shop/VirtualService/a"]; got != route {
 			t.Errorf("a document is\n%s\nwant\n%s", got, route)
 		}
-		if got := texts["shop/Service/a"]; strings.Contains(got, "clusterIP") || strings.Contains(got, "labels") || !strings.Contains(got, `"ports":[{"name":"http","port":80}]`) {
+		if got := texts["shop/Service/a"]; strings.Contains(got, "clusterIP") || strings.Contains(got, "labels") || !strings.Contains(got, `"ports":[{"name":"http","port":80}]`) ||
+			!strings.Contains(got, `"kind":"Service"`) || !strings.Contains(got, `"apiVersion":"v1"`) {
 			t.Errorf("a Service is %s, want its ports only", got)
 		}
 		// What an API server keeps for itself changes nothing; what the document says does.

@@ -75,14 +75,11 @@ func (l *loop) followObjects(client *kube.Client, w *watch) {
 
 // decode returns an object as a document. One that cannot be read is the youngest, and left to whoever reads documents.
 func decode(w *watch, object kube.Object) document {
-	text, err := object.Document()
+	d, err := newDocument(w.kind, w.resource.Version, object.Raw)
 	if err == nil {
-		var d document
-		if d, err = newDocument(w.kind, w.resource.Version, text); err == nil {
-			return d
-		}
+		return d
 	}
-	d := document{created: time.Unix(1<<40, 0), namespace: object.Namespace, name: object.Name}
+	d = document{created: time.Unix(1<<40, 0), namespace: object.Namespace, name: object.Name}
 	d.source = policy.Source{Name: sourceName(w.kind, d.namespace, d.name), Data: slices.Clone(object.Raw), Alone: true}
 	return d
 }

@@ -87,6 +87,7 @@ func (s *Server) Serve(t testing.TB) kubernetes.Config {
 	t.Helper()
 	server := httptest.NewUnstartedServer(s)
 	server.EnableHTTP2 = true
+	server.Config.HTTP2 = &http.HTTP2Config{MaxConcurrentStreams: 100} // as an API server has it
 	server.StartTLS()
 	t.Cleanup(func() {
 		server.CloseClientConnections()
