@@ -15,6 +15,8 @@ import (
 //     connections more for everything else. Further queries are answered at once and come again every second. An agent takes 200
 //     connections from an address, all processes of a host together. If it refuses one, the bound is halved, and raised again over
 //     time: fifty processes of a host that start at once take some 20 seconds to find what they can have.
+//   - follows no redirect, and asks no proxy over plain HTTP where it would read the token or the key of a certificate, which are errors;
+//   - reads at most 128 MiB of an answer, and tells of an error the beginning, without the token.
 //
 // So use HTTPS where there are many services or processes. A program needs one client. Any other *api.Client works too, without
 // these bounds.

@@ -33,12 +33,16 @@ func NewClient(config *api.Config) (*api.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("consul: %w", err)
 	}
+	if c.HttpClient.CheckRedirect == nil {
+		c.HttpClient.CheckRedirect = noRedirect
+	}
 	t := &transport{base: c.HttpClient.Transport, first: make(chan struct{}, 1)}
 	if t.base == nil {
 		t.base = http.DefaultTransport
 	}
 	if h, ok := t.base.(*http.Transport); ok && config.HttpClient == nil {
 		tune(h)
+		h.Proxy = noSecrets(h.Proxy)
 		if c.Scheme != "https" {
 			h.MaxConnsPerHost = mostBlocked + mostShort // a place may be free a moment before its connection is
 			h.DialContext = patient(h.DialContext)
@@ -136,6 +140,7 @@ func (t *transport) send(req *http.Request) (*http.Response, error) {
 	resp, err := t.base.RoundTrip(req)
 	switch {
 	case err == nil:
+		check(req, resp)
 		t.parallel.Store(resp.ProtoMajor >= 2)
 		t.open.Store(true)
 	case req.Context().Err() == nil:

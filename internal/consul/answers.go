@@ -1,0 +1,126 @@
+package consul
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"unicode"
+)
+
+const (
+	// A set of documents may have 64 MiB, which are 86 MiB in base64.
+	mostAnswer  = 128 << 20 // bytes of an answer
+	mostMessage = 1 << 10   // bytes of the text of an error
+	mostRefusal = 256 << 10 // bytes of the refusal of a transaction, which names each operation
+)
+
+// check makes an answer fit for the official client, which reads bodies of any length, puts all of an error's into its text, and
+// overlooks all headers if one of them is missing or makes no sense.
+func check(req *http.Request, resp *http.Response) {
+	if _, err := strconv.ParseUint(resp.Header.Get(indexHeader), 10, 64); err != nil {
+		resp.Header.Del(indexHeader)
+	}
+	if n, err := strconv.ParseUint(resp.Header.Get(contactHeader), 10, 63); err != nil || n > mostContact {
+		resp.Header.Set(contactHeader, "0")
+	}
+	switch {
+	case resp.StatusCode == http.StatusConflict: // JSON
+		resp.Body = &bounded{resp.Body, mostRefusal}
+	case resp.StatusCode >= http.StatusBadRequest:
+		resp.Body = &message{ReadCloser: resp.Body, token: req.Header.Get(tokenHeader)}
+	default:
+		resp.Body = &bounded{resp.Body, mostAnswer}
+	}
+}
+
+const (
+	indexHeader   = "X-Consul-Index"
+	contactHeader = "X-Consul-LastContact"
+	mostContact   = 1 << 40 // milliseconds
+)
+
+// bounded is a body that ends with an error if it has more than left bytes.
+type bounded struct {
+	io.ReadCloser
+	left int64
+}
+
+// Read implements io.Reader.
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return 0, errTooLong
+	}
+	if int64(len(p)) > b.left+1 {
+		p = p[:b.left+1]
+	}
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return n, errTooLong
+	}
+	return n, err
+}
+
+var errTooLong = errors.New("the answer is too long")
+
+// message is the text of an error: its beginning, in one line, without the token of the request.
+type message struct {
+	io.ReadCloser
+	token string
+	text  *bytes.Reader
+}
+
+// Read implements io.Reader.
+func (m *message) Read(p []byte) (int, error) {
+	if m.text == nil {
+		// What is cut off must not leave a part of the token.
+		data, err := io.ReadAll(io.LimitReader(m.ReadCloser, int64(mostMessage+len(m.token))))
+		if err != nil && len(data) == 0 {
+			return 0, err
+		}
+		text := string(data)
+		if m.token != "" {
+			text = strings.ReplaceAll(text, m.token, "TOKEN")
+		}
+		m.text = bytes.NewReader([]byte(clean(text[:min(len(text), mostMessage)])))
+	}
+	return m.text.Read(p)
+}
+
+// clean makes one line of text that can be printed.
+func clean(text string) string {
+	text = strings.Join(strings.Fields(strings.ToValidUTF8(text, "?")), " ")
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return -1
+		}
+		return r
+	}, text)
+}
+
+// noRedirect is how a client treats redirects: the client would send the token along, wherever it is sent to.
+func noRedirect(req *http.Request, _ []*http.Request) error {
+	return fmt.Errorf("the agent redirects to %s, which is not followed: the token is for the agent alone", req.URL.Host)
+}
+
+// noSecrets returns a transport's choice of proxies, without those that would see secrets: requests with a token, and answers with
+// the key of a certificate.
+func noSecrets(proxy func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
+	if proxy == nil {
+		return nil
+	}
+	return func(req *http.Request) (*url.URL, error) {
+		by, err := proxy(req)
+		if err != nil || by == nil || req.URL.Scheme != "http" {
+			return by, err
+		}
+		if req.Header.Get(tokenHeader) == "" && req.Header.Get("Authorization") == "" && !strings.Contains(req.URL.Path, "/connect/ca/leaf/") {
+			return by, nil
+		}
+		return nil, fmt.Errorf("the proxy %s is not asked: it would read the token, or the key of a certificate; use https, or except the agent (NO_PROXY)", by.Host)
+	}
+}
