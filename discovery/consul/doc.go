@@ -16,7 +16,7 @@
 //
 // # Endpoints
 //
-// An instance with a critical check is not an endpoint. One in maintenance, or whose service is, drains: it ends its calls and
+// An instance with a critical check is not an endpoint, nor is one that is served on a unix socket only. One in maintenance, or whose service is, drains: it ends its calls and
 // gets no new ones. So does one with a warning if its service has no Weights.Warning; otherwise that is its weight.
 //
 // The labels of an endpoint are the metadata of its service and its tags: the tag "version=v1" is the label version, and the tag

@@ -58,7 +58,7 @@ func (r *Resolver) read(t target, place Place) consul.Watch[entries] {
 			for i := range answer.Nodes {
 				all[i] = &answer.Nodes[i]
 			}
-			return tidy(all), meta, nil
+			return r.tidy(all, meta)
 		}
 		return w
 	}
@@ -68,7 +68,10 @@ func (r *Resolver) read(t target, place Place) consul.Watch[entries] {
 	}
 	w.Read = func(options *api.QueryOptions) (entries, *api.QueryMeta, error) {
 		all, meta, err := health(t.name, "", false, options)
-		return tidy(all), meta, err
+		if err != nil {
+			return nil, nil, err
+		}
+		return r.tidy(all, meta)
 	}
 	return w
 }
@@ -89,9 +92,14 @@ func (r *Resolver) allowed(service string, options *api.QueryOptions) error {
 	return err
 }
 
-// tidy sorts entries, since Consul does not, drops those that say nothing, and removes what changes without a change of meaning.
-func tidy(all entries) entries {
-	all = slices.DeleteFunc(all, func(e *api.ServiceEntry) bool { return e == nil || e.Node == nil || e.Service == nil })
+// tidy sorts entries, since Consul does not, and removes what changes without a change of meaning.
+func (r *Resolver) tidy(all entries, meta *api.QueryMeta) (entries, *api.QueryMeta, error) {
+	if slices.ContainsFunc(all, func(e *api.ServiceEntry) bool { return e == nil || e.Node == nil || e.Service == nil }) {
+		return nil, nil, errors.New("the answer makes no sense: an instance lacks its node or its service")
+	}
+	if r.config.Connect {
+		all = slices.DeleteFunc(all, func(e *api.ServiceEntry) bool { return account(e.Service) == "" })
+	}
 	for _, e := range all {
 		e.Node.CreateIndex, e.Node.ModifyIndex = 0, 0
 		e.Service.CreateIndex, e.Service.ModifyIndex = 0, 0
@@ -104,7 +112,7 @@ func tidy(all entries) entries {
 	slices.SortFunc(all, func(a, b *api.ServiceEntry) int {
 		return cmp.Or(cmp.Compare(a.Node.Node, b.Node.Node), cmp.Compare(a.Service.ID, b.Service.ID))
 	})
-	return all
+	return all, meta, nil
 }
 
 // same reports whether two tidy entries say the same.
@@ -145,7 +153,7 @@ func endpointsOf(all entries) []discovery.Endpoint {
 	return endpoints
 }
 
-// endpointOf returns the endpoint of an entry, and false if it is not healthy.
+// endpointOf returns the endpoint of an entry, and false if it is not healthy or cannot be reached over the network.
 func endpointOf(entry *api.ServiceEntry) (discovery.Endpoint, bool) {
 	s := entry.Service
 	weight, healthy, maintained := health(entry)
@@ -165,19 +173,32 @@ func endpointOf(entry *api.ServiceEntry) (discovery.Endpoint, bool) {
 	if i := slices.IndexFunc(s.Ports, func(p api.ServicePort) bool { return p.Default }); i > 0 {
 		e.Ports[0], e.Ports[i] = e.Ports[i], e.Ports[0]
 	}
-	switch {
-	case s.Kind == api.ServiceKindConnectProxy && s.Proxy != nil:
-		e.ServiceAccount = s.Proxy.DestinationServiceName
-	case s.Connect != nil && s.Connect.Native:
-		e.ServiceAccount = s.Service
-	}
-	if _, said := e.Labels[tlsMode]; e.ServiceAccount != "" && !said {
+	if e.ServiceAccount = account(s); e.ServiceAccount != "" {
 		if e.Labels == nil {
 			e.Labels = make(map[string]string)
 		}
-		e.Labels[tlsMode] = "istio"
+		e.Labels[tlsMode] = "istio" // whatever its metadata says: it takes nothing else
 	}
-	return e, healthy
+	return e, healthy && reachable(&e, s)
+}
+
+// account returns the name of the service whose certificate an instance has, "" if it has none.
+func account(s *api.AgentService) string {
+	switch {
+	case s.Kind == api.ServiceKindConnectProxy && s.Proxy != nil:
+		return s.Proxy.DestinationServiceName
+	case s.Connect != nil && s.Connect.Native:
+		return s.Service
+	}
+	return ""
+}
+
+// reachable reports whether an endpoint can be dialled. Without an address that would be this host, without a port the one that the
+// caller named, and a service on a unix socket has neither of its own.
+func reachable(e *discovery.Endpoint, s *api.AgentService) bool {
+	known := func(port int) bool { return port >= 0 && port <= 65535 }
+	return e.Address != "" && (s.SocketPath == "" || e.Port != 0) && known(e.Port) &&
+		!slices.ContainsFunc(e.Ports, func(p discovery.Port) bool { return p.Number == 0 || !known(p.Number) })
 }
 
 // health returns the weight of an instance, whether it may have calls at all, and whether it is in maintenance, which ends that in

@@ -203,6 +203,24 @@ func TestEndpoint(t *testing.T) {
 			}), true,
 			&discovery.Endpoint{Address: "10.0.0.1", Port: 20000, Weight: 1, ServiceAccount: "web", Labels: map[string]string{"security.istio.io/tlsMode": "istio"}},
 		},
+		{
+			"a sidecar whose metadata asks for plain text",
+			instance("a", 20000, func(e *api.ServiceEntry) {
+				e.Service.Kind, e.Service.Proxy = api.ServiceKindConnectProxy, &api.AgentServiceConnectProxyConfig{DestinationServiceName: "web"}
+				e.Service.Meta = map[string]string{"security.istio.io/tlsMode": "disabled"}
+			}), true,
+			&discovery.Endpoint{Address: "10.0.0.1", Port: 20000, Weight: 1, ServiceAccount: "web", Labels: map[string]string{"security.istio.io/tlsMode": "istio"}},
+		},
+		{"a service on a unix socket", instance("a", 0, func(e *api.ServiceEntry) { e.Service.SocketPath = "/run/web.sock" }), false, nil},
+		{"no address", instance("a", 80, func(e *api.ServiceEntry) { e.Node.Address = "" }), false, nil},
+		{"a port that there is not", instance("a", 65536, func(*api.ServiceEntry) {}), false, nil},
+		{"a port below 0", instance("a", -80, func(*api.ServiceEntry) {}), false, nil},
+		{
+			"a port of several that there is not",
+			instance("a", 0, func(e *api.ServiceEntry) {
+				e.Service.Ports = api.ServicePorts{{Name: "http", Port: 8080, Default: true}, {Name: "admin", Port: 90900}}
+			}), false, nil,
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -332,6 +350,39 @@ func TestChangesAreFollowed(t *testing.T) {
 		f.set("web")
 		pass()
 		w.want(t, "") // known, and without endpoints
+	})
+}
+
+// An answer from which something is missing is no answer, and does not stand for a smaller set. Nor does one with instances that are
+// asked for because they take mTLS, and do not.
+func TestAnswersThatMakeNoSense(t *testing.T) {
+	for name, spoil := range map[string]func(*api.ServiceEntry) *api.ServiceEntry{
+		"null":       func(*api.ServiceEntry) *api.ServiceEntry { return nil },
+		"no node":    func(e *api.ServiceEntry) *api.ServiceEntry { return &api.ServiceEntry{Service: e.Service} },
+		"no service": func(e *api.ServiceEntry) *api.ServiceEntry { return &api.ServiceEntry{Node: e.Node} },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := newFake(t)
+				f.set("web", instance("a", 80), instance("b", 81))
+				w, stop := follow(t, newResolver(t, f, consul.Config{}), web)
+				defer stop()
+				w.want(t, "10.0.0.1:80, 10.0.0.1:81")
+				f.set("web", instance("a", 80), spoil(instance("b", 81)))
+				time.Sleep(time.Minute)
+				w.want(t, "error")
+				f.set("web", instance("a", 80))
+				pass()
+				w.want(t, "10.0.0.1:80")
+			})
+		})
+	}
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		f.set("connect/web", instance("plain", 80), instance("a", 81, func(e *api.ServiceEntry) { e.Service.Connect = &api.AgentServiceConnect{Native: true} }))
+		w, stop := follow(t, newResolver(t, f, consul.Config{Connect: true}), web)
+		defer stop()
+		w.want(t, "10.0.0.1:81")
 	})
 }
 
