@@ -7,32 +7,25 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/consul/api"
 
-	"github.com/nosidecar/mesh/discovery/consul"
+	"github.com/nosidecar/mesh/internal/consultest"
 	"github.com/nosidecar/mesh/internal/leak"
-	"github.com/nosidecar/mesh/internal/memnet"
 )
 
 func TestMain(m *testing.M) { os.Exit(leak.Run(m)) }
 
 // fake is an agent with the part of Consul's API that is used here. Real ones are in realservers.
 type fake struct {
-	network memnet.Network
+	*consultest.Agent
 
-	mu       sync.Mutex
-	index    uint64
-	changed  chan struct{}                  // closed at the next change
 	services map[string][]*api.ServiceEntry // by name; "dc2/name" in another datacenter, "query/name" of a prepared query
 	fail     map[string]int                 // status by name of the service, or 0
 	filtered bool                           // everything is left out
-	down     bool                           // the agent does not answer
 
 	local   map[string]*api.AgentServiceRegistration // services registered with the agent, by ID
 	slow    time.Duration                            // how long the catalog still lists what is deregistered
@@ -43,52 +36,26 @@ type fake struct {
 
 func newFake(t *testing.T) *fake {
 	f := &fake{
-		index: 10, changed: make(chan struct{}), services: map[string][]*api.ServiceEntry{}, fail: map[string]int{},
+		services: map[string][]*api.ServiceEntry{}, fail: map[string]int{},
 		local: map[string]*api.AgentServiceRegistration{}, reads: map[string]int{}, blocked: map[string]int{},
 	}
-	f.network.Serve(t, "agent:8500", f)
+	f.Agent = consultest.New(t, f.answer)
 	return f
-}
-
-func (f *fake) client(t *testing.T) *api.Client {
-	t.Helper()
-	transport := &http.Transport{DialContext: f.network.DialContext}
-	client, err := consul.NewClient(&api.Config{Address: "agent:8500", Transport: transport})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return client
-}
-
-// change changes the state, and wakes the queries that block.
-func (f *fake) change(change func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change()
-	f.index++
-	close(f.changed)
-	f.changed = make(chan struct{})
 }
 
 // set sets the instances of a service.
 func (f *fake) set(name string, entries ...*api.ServiceEntry) {
-	f.change(func() { f.services[name] = entries })
+	f.Change(func() { f.services[name] = entries })
 }
 
 // count returns how often a service was read, and how many queries for it are blocked now.
 func (f *fake) count(name string) (reads, blocked int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.Lock()
+	defer f.Unlock()
 	return f.reads[name], f.blocked[name]
 }
 
-func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	f.mu.Lock()
-	down := f.down
-	f.mu.Unlock()
-	if down {
-		panic(http.ErrAbortHandler)
-	}
+func (f *fake) answer(w http.ResponseWriter, r *http.Request) {
 	path := strings.TrimPrefix(r.URL.Path, "/v1/")
 	switch {
 	case strings.HasPrefix(path, "health/"):
@@ -110,33 +77,14 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (f *fake) health(w http.ResponseWriter, r *http.Request, name string) {
-	query := r.URL.Query()
-	index, _ := strconv.ParseUint(query.Get("index"), 10, 64)
-	wait, _ := time.ParseDuration(query.Get("wait"))
-	timeout := time.After(wait)
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.reads[name]++
 	f.blocked[name]++
 	defer func() { f.blocked[name]-- }()
-	for over := false; index > 0 && index >= f.index && !over; {
-		changed := f.changed
-		f.mu.Unlock()
-		select {
-		case <-changed:
-		case <-timeout:
-			over = true
-		case <-r.Context().Done():
-			over = true
-		}
-		f.mu.Lock()
-	}
+	f.Await(w, r)
 	if status := f.fail[name]; status != 0 {
 		http.Error(w, "text", status)
 		return
 	}
-	w.Header().Set("X-Consul-Index", fmt.Sprint(f.index))
-	w.Header().Set("X-Consul-LastContact", "0")
 	entries := f.services[name]
 	if f.filtered {
 		entries = nil
@@ -146,8 +94,6 @@ func (f *fake) health(w http.ResponseWriter, r *http.Request, name string) {
 }
 
 func (f *fake) query(w http.ResponseWriter, name string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.reads[name]++
 	entries, ok := f.services[name]
 	if !ok {
@@ -164,8 +110,6 @@ func (f *fake) query(w http.ResponseWriter, name string) {
 
 // agent answers what agents know without servers.
 func (f *fake) agent(w http.ResponseWriter, r *http.Request, path string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	id := path[strings.LastIndex(path, "/")+1:]
 	f.log = append(f.log, r.Method+" "+path)
 	missing := func() { http.Error(w, "unknown "+id, http.StatusNotFound) }
@@ -189,8 +133,8 @@ func (f *fake) agent(w http.ResponseWriter, r *http.Request, path string) {
 			f.catalogLocked(service.Name)
 		} else {
 			time.AfterFunc(f.slow, func() {
-				f.mu.Lock()
-				defer f.mu.Unlock()
+				f.Lock()
+				defer f.Unlock()
 				f.catalogLocked(service.Name)
 			})
 		}
@@ -226,15 +170,13 @@ func (f *fake) catalogLocked(name string) {
 		}
 	}
 	f.services[name] = entries
-	f.index++
-	close(f.changed)
-	f.changed = make(chan struct{})
+	f.ChangedLocked()
 }
 
 // requests returns what the agent was asked for since the last call, each once in a row.
 func (f *fake) requests() []string {
-	f.mu.Lock()
-	defer f.mu.Unlock()
+	f.Lock()
+	defer f.Unlock()
 	log := slices.Compact(f.log)
 	f.log = nil
 	return log

@@ -39,7 +39,7 @@ func (f *failures) all() []string {
 func register(t *testing.T, f *fake, service api.AgentServiceRegistration) (*consul.Registration, *failures) {
 	t.Helper()
 	var failed failures
-	r, err := consul.Register(t.Context(), f.client(t), service, failed.add)
+	r, err := consul.Register(t.Context(), f.Client(t), service, failed.add)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -54,9 +54,9 @@ func TestRegistrationLasts(t *testing.T) {
 		if r.ID() != "web-1" {
 			t.Errorf("the ID is %q, want web-1", r.ID())
 		}
-		f.mu.Lock()
+		f.Lock()
 		checks := f.local["web-1"].Checks
-		f.mu.Unlock()
+		f.Unlock()
 		if len(checks) != 1 || checks[0].TTL != "10s" || checks[0].Status != api.HealthPassing || checks[0].DeregisterCriticalServiceAfter != "30m" {
 			t.Errorf("the check is %+v, want one with a TTL that is passing from the beginning", checks[0])
 		}
@@ -66,24 +66,24 @@ func TestRegistrationLasts(t *testing.T) {
 			t.Errorf("requests %q, want %q", got, want)
 		}
 
-		f.change(func() { clear(f.local) }) // the agent has lost it
+		f.Change(func() { clear(f.local) }) // the agent has lost it
 		time.Sleep(2 * time.Second)
 		if got, want := f.requests(), []string{"GET service/web-1", "PUT service/register"}; !slices.Equal(got, want) {
 			t.Errorf("requests %q, want %q", got, want)
 		}
 
-		f.change(func() { f.local["web-1"].Checks = nil }) // or only its check
+		f.Change(func() { f.local["web-1"].Checks = nil }) // or only its check
 		time.Sleep(2 * time.Second)
 		if got, want := f.requests(), append(want[1:], want[0]); !slices.Equal(got, want) {
 			t.Errorf("requests %q, want %q", got, want)
 		}
 
-		f.change(func() { f.down = true; clear(f.local) })
+		f.Change(func() { f.Down = true; clear(f.local) })
 		time.Sleep(time.Minute)
 		if n := len(failed.all()); n != 1 {
 			t.Errorf("told of %d errors while the agent is down, want one", n)
 		}
-		f.change(func() { f.down = false })
+		f.Change(func() { f.Down = false })
 		time.Sleep(2 * time.Second)
 		if got := f.requests(); !slices.Contains(got, "PUT service/register") {
 			t.Errorf("requests %q of two seconds, want that it registers", got)
@@ -103,9 +103,9 @@ func TestChecksOfTheCaller(t *testing.T) {
 		given := &api.AgentServiceCheck{HTTP: "http://127.0.0.1:80/healthz", Interval: "5s"}
 		r, _ := register(t, f, api.AgentServiceRegistration{ID: "web-1", Name: "web", Port: 80, Check: given,
 			Checks: api.AgentServiceChecks{{CheckID: "alive", TTL: "3s"}}})
-		f.mu.Lock()
+		f.Lock()
 		checks := f.local["web-1"].Checks
-		f.mu.Unlock()
+		f.Unlock()
 		if len(checks) != 2 || checks[0].Status != api.HealthPassing || checks[1].HTTP != given.HTTP || checks[1].Status != "" {
 			t.Errorf("checks %+v, want both, and the first passing", checks)
 		}
@@ -149,9 +149,9 @@ func TestCloseWaitsUntilItIsGone(t *testing.T) {
 				if err := r.Close(t.Context()); err != nil || len(f.requests()) != 0 {
 					t.Errorf("the second Close = %v and does something, want nothing", err)
 				}
-				f.mu.Lock()
+				f.Lock()
 				f.slow = 0
-				f.mu.Unlock()
+				f.Unlock()
 				if err := other.Close(t.Context()); err != nil {
 					t.Errorf("Close = %v", err)
 				}
@@ -165,7 +165,7 @@ func TestCloseWithoutAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
 		r, _ := register(t, f, api.AgentServiceRegistration{ID: "web-1", Name: "web", Port: 80})
-		f.change(func() { f.down = true })
+		f.Change(func() { f.Down = true })
 		began := time.Now()
 		err := r.Close(t.Context())
 		if err == nil || !strings.Contains(err.Error(), `deregister service "web-1"`) {
@@ -178,9 +178,9 @@ func TestCloseWithoutAgent(t *testing.T) {
 		if again != err {
 			t.Errorf("the second Close = %v, want %v", again, err)
 		}
-		f.change(func() { f.down = false })
+		f.Change(func() { f.Down = false })
 		gone, _ := register(t, f, api.AgentServiceRegistration{ID: "web-1", Name: "web", Port: 80})
-		f.change(func() { clear(f.local); f.services["web"] = nil })
+		f.Change(func() { clear(f.local); f.services["web"] = nil })
 		if err := gone.Close(t.Context()); err != nil {
 			t.Errorf("Close of what the agent does not know = %v, want nil", err)
 		}
@@ -190,14 +190,14 @@ func TestCloseWithoutAgent(t *testing.T) {
 func TestRegisterWaitsForTheAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
-		f.change(func() { f.down = true })
+		f.Change(func() { f.Down = true })
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		_, err := consul.Register(ctx, f.client(t), api.AgentServiceRegistration{Name: "web", Port: 80}, func(error) {})
+		_, err := consul.Register(ctx, f.Client(t), api.AgentServiceRegistration{Name: "web", Port: 80}, func(error) {})
 		if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "EOF") {
 			t.Errorf("Register = %v, want that the time is up, and why", err)
 		}
-		time.AfterFunc(time.Minute, func() { f.change(func() { f.down = false }) })
+		time.AfterFunc(time.Minute, func() { f.Change(func() { f.Down = false }) })
 		r, failed := register(t, f, api.AgentServiceRegistration{Name: "web", Port: 80})
 		if n := len(failed.all()); n != 1 {
 			t.Errorf("told of %d errors, want one", n)
@@ -230,7 +230,7 @@ func TestRegisterRefuses(t *testing.T) {
 	} {
 		t.Run(test.want, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				_, err := consul.Register(t.Context(), newFake(t).client(t), test.service, nil)
+				_, err := consul.Register(t.Context(), newFake(t).Client(t), test.service, nil)
 				if err == nil || !strings.Contains(err.Error(), test.want) {
 					t.Errorf("Register = %v, want an error with %q", err, test.want)
 				}

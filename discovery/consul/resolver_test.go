@@ -86,7 +86,7 @@ func (f *follower) want(t *testing.T, want ...string) {
 
 func newResolver(t *testing.T, f *fake, config consul.Config) *consul.Resolver {
 	t.Helper()
-	r, err := consul.New(f.client(t), config)
+	r, err := consul.New(f.Client(t), config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,8 +301,8 @@ func TestNames(t *testing.T) {
 				} else {
 					w.want(t, "10.0.0.1:80")
 				}
-				f.mu.Lock()
-				defer f.mu.Unlock()
+				f.Lock()
+				defer f.Unlock()
 				for name, n := range f.reads {
 					if name != test.want {
 						t.Errorf("%d reads of %q, want only %q", n, name, test.want)
@@ -394,22 +394,22 @@ func TestErrorsKeepTheLastEndpoints(t *testing.T) {
 		defer stop()
 		w.want(t, "10.0.0.1:80")
 
-		f.change(func() { f.fail["web"] = http.StatusInternalServerError })
+		f.Change(func() { f.fail["web"] = http.StatusInternalServerError })
 		time.Sleep(time.Minute)
 		w.want(t, "error")
 		late, stopLate := follow(t, newResolver(t, f, consul.Config{}), web)
 		defer stopLate()
 		late.want(t, "error")
 
-		f.change(func() { f.fail["web"] = 0 })
+		f.Change(func() { f.fail["web"] = 0 })
 		time.Sleep(time.Minute)
 		w.want(t, "10.0.0.1:80") // the error is over
 		late.want(t, "10.0.0.1:80")
 
-		f.change(func() { f.filtered = true })
+		f.Change(func() { f.filtered = true })
 		time.Sleep(time.Minute)
 		w.want(t, "denied")
-		f.change(func() { f.filtered = false })
+		f.Change(func() { f.filtered = false })
 		time.Sleep(time.Minute)
 		w.want(t, "10.0.0.1:80")
 	})
@@ -491,11 +491,11 @@ func TestFailover(t *testing.T) {
 		pass()
 		w.want(t, "10.0.0.1:82")
 
-		f.change(func() { f.fail["dc2/web"] = http.StatusInternalServerError })
+		f.Change(func() { f.fail["dc2/web"] = http.StatusInternalServerError })
 		pass()
 		w.want(t, "error") // which is no reason to leave
 
-		f.change(func() { f.fail["dc2/web"] = 0; f.services["dc2/web"] = nil })
+		f.Change(func() { f.fail["dc2/web"] = 0; f.services["dc2/web"] = nil })
 		time.Sleep(time.Minute)
 		w.want(t, "10.0.0.1:83")
 
@@ -552,7 +552,7 @@ func TestPreparedQuery(t *testing.T) {
 }
 
 func TestConfigIsChecked(t *testing.T) {
-	_, err := consul.New(newFake(t).client(t), consul.Config{Places: []consul.Place{{}, {Peer: "east", Datacenter: "dc2"}}})
+	_, err := consul.New(newFake(t).Client(t), consul.Config{Places: []consul.Place{{}, {Peer: "east", Datacenter: "dc2"}}})
 	if err == nil || !strings.Contains(err.Error(), `Config.Places[1] has Datacenter "dc2" and Peer "east"`) {
 		t.Errorf("New = %v, want an error that names the place", err)
 	}

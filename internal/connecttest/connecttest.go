@@ -75,13 +75,19 @@ func (ca *CA) Leaf(datacenter, service string, intermediates ...*x509.Certificat
 // LeafUntil is Leaf for a certificate that expires then.
 func (ca *CA) LeafUntil(notAfter time.Time, datacenter, service string, intermediates ...*x509.Certificate) (certPEM, keyPEM string) {
 	ca.t.Helper()
+	return ca.LeafAt(notAfter, connectid.Path(connectid.Namespace, datacenter, service), intermediates...)
+}
+
+// LeafAt is LeafUntil for an ID with this path.
+func (ca *CA) LeafAt(notAfter time.Time, path string, intermediates ...*x509.Certificate) (certPEM, keyPEM string) {
+	ca.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		ca.t.Fatal(err)
 	}
 	leaf := ca.sign(&x509.Certificate{
 		SerialNumber: serial(ca.t),
-		URIs:         []*url.URL{{Scheme: "spiffe", Host: Domain, Path: connectid.Path("default", datacenter, service)}},
+		URIs:         []*url.URL{{Scheme: "spiffe", Host: Domain, Path: path}},
 		NotBefore:    time.Now().Add(-time.Minute), NotAfter: notAfter,
 		KeyUsage:    x509.KeyUsageDigitalSignature | x509.KeyUsageKeyEncipherment,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, BasicConstraintsValid: true,

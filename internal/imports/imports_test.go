@@ -79,7 +79,7 @@ var layers = []string{"/discovery", "/discovery/consul", "/discovery/kubernetes"
 
 // forTests are the packages that nothing but tests imports.
 var forTests = []string{"/internal/await", "/internal/leak", "/internal/memnet", "/internal/meshtest", "/internal/grpctest",
-	"/internal/workloadapi", "/internal/w3c", "/internal/jwttest", "/internal/connecttest", "/internal/kvtest", "/internal/kubernetes/kubetest"}
+	"/internal/workloadapi", "/internal/w3c", "/internal/jwttest", "/internal/connecttest", "/internal/consultest", "/internal/kvtest", "/internal/kubernetes/kubetest"}
 
 // TestImports holds reach.txt, which lists package by package what a program that imports it links, against the facts. What is
 // there must be linked, and what is linked must be there: a change of it is seen in review.

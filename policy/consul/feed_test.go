@@ -1,6 +1,7 @@
 package consul_test
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -8,18 +9,14 @@ import (
 	"net/http"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/consul/api"
-
-	discovered "github.com/nosidecar/mesh/discovery/consul"
+	"github.com/nosidecar/mesh/internal/consultest"
 	"github.com/nosidecar/mesh/internal/leak"
-	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/policy/consul"
 )
 
@@ -27,13 +24,12 @@ func TestMain(m *testing.M) { os.Exit(leak.Run(m)) }
 
 // fake answers reads of config entries. Real agents are in realservers.
 type fake struct {
-	network memnet.Network
+	*consultest.Agent
 
-	mu      sync.Mutex
-	index   uint64
-	changed chan struct{}                // closed at the next change
 	entries map[string]map[string]string // by kind and name
-	status  int                          // of every answer; 0: as it should be
+	status  map[string]int               // of the answers about a kind, or about all ("")
+	answers map[string]string            // in place of the entries of a kind
+	behind  bool                         // whoever reads stale asks a server that is cut off from the others
 	narrow  bool                         // the token may read nothing
 	denies  bool                         // by default
 	reads   int
@@ -41,28 +37,14 @@ type fake struct {
 
 func newFake(t *testing.T) (*fake, *consul.Feed) {
 	t.Helper()
-	f := &fake{index: 10, changed: make(chan struct{}), entries: map[string]map[string]string{}}
-	f.network.Serve(t, "agent:8500", f)
-	client, err := discovered.NewClient(&api.Config{Address: "agent:8500", Transport: &http.Transport{DialContext: f.network.DialContext}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return f, &consul.Feed{Client: client}
-}
-
-// change changes the state, and wakes the queries that block.
-func (f *fake) change(change func()) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	change()
-	f.index++
-	close(f.changed)
-	f.changed = make(chan struct{})
+	f := &fake{entries: map[string]map[string]string{}, status: map[string]int{}, answers: map[string]string{}}
+	f.Agent = consultest.New(t, f.answer)
+	return f, &consul.Feed{Client: f.Client(t)}
 }
 
 // set stores an entry, or removes it if it is empty.
 func (f *fake) set(kind, name, fields string) {
-	f.change(func() { f.store(kind, name, fields) })
+	f.Change(func() { f.store(kind, name, fields) })
 }
 
 func (f *fake) store(kind, name, fields string) {
@@ -75,36 +57,21 @@ func (f *fake) store(kind, name, fields string) {
 	}
 }
 
-func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	query := r.URL.Query()
-	index, _ := strconv.ParseUint(query.Get("index"), 10, 64)
-	wait, _ := time.ParseDuration(query.Get("wait"))
-	timeout := time.After(wait)
-	f.mu.Lock()
-	defer f.mu.Unlock()
+func (f *fake) answer(w http.ResponseWriter, r *http.Request) {
 	f.reads++
-	for over := false; index > 0 && index >= f.index && !over; {
-		changed := f.changed
-		f.mu.Unlock()
-		select {
-		case <-changed:
-		case <-timeout:
-			over = true
-		case <-r.Context().Done():
-			over = true
-		}
-		f.mu.Lock()
-	}
-	if f.status != 0 {
-		http.Error(w, "text", f.status)
+	f.Await(w, r)
+	kind, ok := strings.CutPrefix(r.URL.Path, "/v1/config/")
+	if status := cmp.Or(f.status[""], f.status[kind]); status != 0 {
+		http.Error(w, "text", status)
 		return
 	}
-	w.Header().Set("X-Consul-Index", fmt.Sprint(f.index))
-	w.Header().Set("X-Consul-LastContact", "0")
 	if f.denies {
 		w.Header().Set("X-Consul-Default-ACL-Policy", "deny")
 	}
-	kind, ok := strings.CutPrefix(r.URL.Path, "/v1/config/")
+	old := f.behind && r.URL.Query().Has("stale")
+	if old {
+		w.Header().Set("X-Consul-Index", "9")
+	}
 	switch {
 	case !ok && f.narrow:
 		http.Error(w, "Permission denied", http.StatusForbidden)
@@ -112,6 +79,10 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, "{}")
 	case f.narrow:
 		fmt.Fprint(w, "[]")
+	case f.answers[kind] != "":
+		fmt.Fprint(w, f.answers[kind])
+	case old:
+		fmt.Fprintf(w, `[{"Kind": %q, "Name": "old"}]`, kind)
 	default:
 		all := []json.RawMessage{}
 		for _, name := range slices.Sorted(maps.Keys(f.entries[kind])) {
@@ -187,7 +158,7 @@ func TestFeed_FollowsEntriesOfAllKinds(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		n.want(t, "config/proxy-defaults/global.json config/service-router/web.json")
 		// What belongs together comes together.
-		f.change(func() {
+		f.Change(func() {
 			f.store("service-resolver", "web", `, "Subsets": {"v1": {}}`)
 			f.store("service-router", "api", `, "Routes": []`)
 		})
@@ -210,8 +181,8 @@ func TestFeed_DenialsAndFailuresEmptyNothing(t *testing.T) {
 		want   string
 	}{
 		{"narrowed token", func(f *fake) { f.narrow, f.denies = true, true }, "denied"},
-		{"forbidden", func(f *fake) { f.status = http.StatusForbidden }, "denied"},
-		{"failure", func(f *fake) { f.status = http.StatusInternalServerError }, "error"},
+		{"forbidden", func(f *fake) { f.status[""] = http.StatusForbidden }, "denied"},
+		{"failure", func(f *fake) { f.status[""] = http.StatusInternalServerError }, "error"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -221,10 +192,10 @@ func TestFeed_DenialsAndFailuresEmptyNothing(t *testing.T) {
 				defer stop()
 				time.Sleep(10 * time.Second)
 				n.want(t, "config/service-router/web.json")
-				f.change(func() { test.change(f) })
+				f.Change(func() { test.change(f) })
 				time.Sleep(5 * time.Minute)
 				n.want(t, test.want)
-				f.change(func() { f.narrow, f.denies, f.status = false, false, 0 })
+				f.Change(func() { f.narrow, f.denies, f.status[""] = false, false, 0 })
 				time.Sleep(time.Minute)
 				n.recovered(t, "config/service-router/web.json")
 			})
@@ -232,12 +203,80 @@ func TestFeed_DenialsAndFailuresEmptyNothing(t *testing.T) {
 	}
 }
 
+// What an agent answers must be about what it was asked for.
+func TestFeed_AnswersThatMakeNoSense(t *testing.T) {
+	for name, answer := range map[string]string{
+		"null":          `null`,
+		"a null in it":  `[null]`,
+		"another kind":  `[{"Kind": "service-intentions", "Name": "web", "Sources": [{"Name": "*", "Action": "allow"}]}]`,
+		"no kind":       `[{"Name": "web"}]`,
+		"twice":         `[{"Kind": "service-router", "Name": "web"}, {"Kind": "service-router", "Name": "web"}]`,
+		"an object":     `{}`,
+		"numbers":       `[1]`,
+		"a name of 7":   `[{"Kind": "service-router", "Name": 7}]`,
+		"a half answer": `[{"Kind": "service-router", "Name": "web"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f, feed := newFake(t)
+				f.set("service-router", "web", `, "Routes": []`)
+				n, stop := watch(t, feed)
+				defer stop()
+				time.Sleep(10 * time.Second)
+				n.want(t, "config/service-router/web.json")
+				f.Change(func() { f.answers["service-router"] = answer })
+				time.Sleep(5 * time.Minute)
+				n.want(t, "error")
+				f.Change(func() { f.answers["service-router"] = "" })
+				time.Sleep(time.Minute)
+				n.recovered(t, "config/service-router/web.json")
+			})
+		})
+	}
+}
+
+// That one kind cannot be read is not over because another one can.
+func TestFeed_ErrorsLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, feed := newFake(t)
+		f.set("service-router", "web", `, "Routes": []`)
+		n, stop := watch(t, feed)
+		defer stop()
+		time.Sleep(10 * time.Second)
+		n.want(t, "config/service-router/web.json")
+		f.Change(func() { f.status["service-router"] = http.StatusForbidden })
+		time.Sleep(time.Minute)
+		n.want(t, "denied")
+		f.set("service-defaults", "web", `, "Protocol": "http"`)
+		time.Sleep(time.Minute)
+		n.want(t, "config/service-defaults/web.json config/service-router/web.json", "denied")
+		f.Change(func() { f.status["service-router"] = 0 })
+		time.Sleep(time.Minute)
+		n.want(t, "config/service-defaults/web.json config/service-router/web.json")
+	})
+}
+
+// A server that is cut off from the others does not bring back entries of the past.
+func TestFeed_OfAServerThatIsCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, feed := newFake(t)
+		f.set("service-router", "web", `, "Routes": []`)
+		n, stop := watch(t, feed)
+		defer stop()
+		time.Sleep(10 * time.Second)
+		n.want(t, "config/service-router/web.json")
+		f.Change(func() { f.behind = true })
+		time.Sleep(10 * time.Minute)
+		n.want(t)
+	})
+}
+
 // Without a token that may read services, nothing looks like everything.
 func TestFeed_DeniedFromTheBeginning(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, feed := newFake(t)
 		f.set("service-router", "web", `, "Routes": []`)
-		f.change(func() { f.narrow, f.denies = true, true })
+		f.Change(func() { f.narrow, f.denies = true, true })
 		n, stop := watch(t, feed)
 		defer stop()
 		time.Sleep(time.Minute)

@@ -5,92 +5,61 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/consul/api"
-
-	discovered "github.com/nosidecar/mesh/discovery/consul"
-	"github.com/nosidecar/mesh/internal/memnet"
+	"github.com/nosidecar/mesh/internal/consultest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/consul"
 )
 
 // matcher answers reads of the intentions for the service web. Real agents are in realservers.
 type matcher struct {
-	network memnet.Network
+	*consultest.Agent
 
-	mu      sync.Mutex
-	index   uint64
-	changed chan struct{}     // closed at the next change
 	entries map[string]string // the sources of the entries, by name
 	at      map[string]uint64 // when they were changed
 	status  int
-	lags    int // reads of entries that come from a server that lags behind
+	behind  map[string]string // what a server that is cut off knows, at index 11; nil: there is none
+	lags    int               // reads of entries that come from a server that lags behind
 	reads   int
 }
 
 func newMatcher(t *testing.T) (*matcher, *consul.Intentions) {
 	t.Helper()
-	m := &matcher{index: 10, changed: make(chan struct{}), entries: map[string]string{}, at: map[string]uint64{}}
-	m.network.Serve(t, "agent:8500", m)
-	client, err := discovered.NewClient(&api.Config{Address: "agent:8500", Transport: &http.Transport{DialContext: m.network.DialContext}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m, &consul.Intentions{Service: "web", Client: client}
-}
-
-func (m *matcher) change(change func()) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.index++
-	change()
-	close(m.changed)
-	m.changed = make(chan struct{})
+	m := &matcher{entries: map[string]string{}, at: map[string]uint64{}}
+	m.Agent = consultest.New(t, m.answer)
+	return m, &consul.Intentions{Service: "web", Client: m.Client(t)}
 }
 
 // set stores an entry by its sources, or removes it if they are empty.
 func (m *matcher) set(name, sources string) {
-	m.change(func() {
-		m.entries[name], m.at[name] = sources, m.index
+	m.Change(func() {
+		m.entries[name], m.at[name] = sources, m.Index
 		if sources == "" {
 			delete(m.entries, name)
 		}
 	})
 }
 
-func (m *matcher) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	index, _ := strconv.ParseUint(r.URL.Query().Get("index"), 10, 64)
-	wait, _ := time.ParseDuration(r.URL.Query().Get("wait"))
-	timeout := time.After(wait)
-	m.mu.Lock()
-	defer m.mu.Unlock()
+func (m *matcher) answer(w http.ResponseWriter, r *http.Request) {
 	m.reads++
-	for over := false; index > 0 && index == m.index && m.status == 0 && !over; {
-		changed := m.changed
-		m.mu.Unlock()
-		select {
-		case <-changed:
-		case <-timeout:
-			over = true
-		case <-r.Context().Done():
-			over = true
-		}
-		m.mu.Lock()
-	}
+	m.Await(w, r)
 	if m.status != 0 {
 		http.Error(w, "text", m.status)
 		return
 	}
-	w.Header().Set("X-Consul-Index", fmt.Sprint(m.index))
+	entries, changed := m.entries, m.at
+	if m.behind != nil && r.URL.Query().Has("stale") {
+		entries, changed = m.behind, map[string]uint64{"web": 11}
+		w.Header().Set("X-Consul-Index", "11")
+	}
 	if name, ok := strings.CutPrefix(r.URL.Path, "/v1/config/service-intentions/"); ok {
-		sources, found := m.entries[name]
-		at := m.at[name]
+		sources, found := entries[name]
+		at := changed[name]
 		if m.lags > 0 {
 			m.lags--
 			at--
@@ -104,8 +73,8 @@ func (m *matcher) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	list := []map[string]any{}
 	for _, name := range []string{"web", "*"} {
-		if _, ok := m.entries[name]; ok {
-			list = append(list, map[string]any{"SourceName": "api", "DestinationName": name, "Action": "allow", "ModifyIndex": m.at[name]})
+		if _, ok := entries[name]; ok {
+			list = append(list, map[string]any{"SourceName": "api", "DestinationName": name, "Action": "allow", "ModifyIndex": changed[name]})
 		}
 	}
 	json.NewEncoder(w).Encode(map[string]any{r.URL.Query().Get("name"): list})
@@ -203,7 +172,7 @@ func TestIntentions_DenialsAndFailuresEmptyNothing(t *testing.T) {
 		"denied":   {func(m *matcher) { m.status = http.StatusForbidden }, []string{"denied"}},
 		"failing":  {func(m *matcher) { m.status = http.StatusInternalServerError }, []string{"error"}},
 		"too busy": {func(m *matcher) { m.status = http.StatusTooManyRequests }, []string{"error"}},
-		"reborn":   {func(m *matcher) { m.index = 3; m.entries = map[string]string{} }, []string{"error"}},
+		"reborn":   {func(m *matcher) { m.Index = 3; m.entries = map[string]string{} }, []string{"error"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -212,10 +181,10 @@ func TestIntentions_DenialsAndFailuresEmptyNothing(t *testing.T) {
 				s, stop := see(t, feed)
 				defer stop()
 				s.want(t, "web: api")
-				m.change(func() { tt.change(m) })
+				m.Change(func() { tt.change(m) })
 				time.Sleep(50 * time.Second)
 				s.want(t, tt.want...)
-				m.change(func() { m.status = 0 })
+				m.Change(func() { m.status = 0 })
 				m.set("web", fmt.Sprintf(named, "other"))
 				time.Sleep(time.Minute)
 				s.want(t, "web: other")
@@ -231,10 +200,30 @@ func TestIntentions_EntriesOfAServerThatLagsBehind(t *testing.T) {
 		s, stop := see(t, feed)
 		defer stop()
 		s.want(t, "web: api")
-		m.change(func() { m.lags = 2 })
+		m.Change(func() { m.lags = 2 })
 		m.set("web", fmt.Sprintf(named, "other"))
 		time.Sleep(10 * time.Second)
 		s.want(t, "error", "web: other")
+	})
+}
+
+// A server that is cut off from the others does not bring back what was revoked, whoever is asked next.
+func TestIntentions_OfAServerThatIsCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m, feed := newMatcher(t)
+		m.set("web", fmt.Sprintf(named, "api"))
+		s, stop := see(t, feed)
+		defer stop()
+		s.want(t, "web: api")
+		m.set("web", fmt.Sprintf(named, "other"))
+		time.Sleep(2 * time.Second)
+		s.want(t, "web: other")
+		m.Change(func() { m.behind = map[string]string{"web": fmt.Sprintf(named, "api")} })
+		time.Sleep(10 * time.Minute)
+		s.want(t)
+		m.set("web", fmt.Sprintf(named, "third"))
+		time.Sleep(time.Minute)
+		s.want(t, "web: third")
 	})
 }
 

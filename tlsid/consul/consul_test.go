@@ -15,10 +15,9 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
-	discovery "github.com/nosidecar/mesh/discovery/consul"
 	"github.com/nosidecar/mesh/internal/connecttest"
+	"github.com/nosidecar/mesh/internal/consultest"
 	"github.com/nosidecar/mesh/internal/leak"
-	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/tlsid"
 	"github.com/nosidecar/mesh/tlsid/consul"
 )
@@ -27,39 +26,26 @@ func TestMain(m *testing.M) { os.Exit(leak.Run(m)) }
 
 // agent is the part of an agent's API that is used here. Real agents are in realservers.
 type agent struct {
-	network memnet.Network
+	*consultest.Agent
 
-	mu      sync.Mutex
-	index   uint64
-	changed chan struct{} // closed at the next change
-	roots   api.CARootList
-	leaf    api.LeafCert
-	status  map[string]int // of the answers for "roots" and "leaf", if not 0
-	down    bool
-	reads   map[string]int // of "roots" and "leaf"
-	fresh   map[string]int // those that did not block
+	roots  api.CARootList
+	leaf   api.LeafCert
+	status map[string]int // of the answers for "roots" and "leaf", if not 0
+	reads  map[string]int // of "roots" and "leaf"
+	fresh  map[string]int // those that did not block
 }
 
 func newAgent(t *testing.T, ca *connecttest.CA) *agent {
-	a := &agent{index: 10, changed: make(chan struct{}), status: map[string]int{}, reads: map[string]int{}, fresh: map[string]int{}}
+	a := &agent{status: map[string]int{}, reads: map[string]int{}, fresh: map[string]int{}}
+	a.Agent = consultest.New(t, a.answer)
 	a.trust(ca)
 	a.issue(ca.Leaf("dc1", "web"))
-	a.network.Serve(t, "agent:8500", a)
 	return a
-}
-
-func (a *agent) change(change func()) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	change()
-	a.index++
-	close(a.changed)
-	a.changed = make(chan struct{})
 }
 
 // trust has the agent list authorities, of which the last is active.
 func (a *agent) trust(all ...*connecttest.CA) {
-	a.change(func() {
+	a.Change(func() {
 		a.roots = api.CARootList{TrustDomain: connecttest.Domain}
 		for i, ca := range all {
 			a.roots.Roots = append(a.roots.Roots, &api.CARoot{ID: strconv.Itoa(i), RootCertPEM: ca.RootPEM, Active: i == len(all)-1})
@@ -68,39 +54,20 @@ func (a *agent) trust(all ...*connecttest.CA) {
 }
 
 func (a *agent) issue(certPEM, keyPEM string) {
-	a.change(func() { a.leaf = api.LeafCert{Service: "web", CertPEM: certPEM, PrivateKeyPEM: keyPEM} })
+	a.Change(func() { a.leaf = api.LeafCert{Service: "web", CertPEM: certPEM, PrivateKeyPEM: keyPEM} })
 }
 
-func (a *agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (a *agent) answer(w http.ResponseWriter, r *http.Request) {
 	what := map[string]string{"/v1/agent/connect/ca/roots": "roots", "/v1/agent/connect/ca/leaf/web": "leaf"}[r.URL.Path]
-	index, _ := strconv.ParseUint(r.URL.Query().Get("index"), 10, 64)
-	wait, _ := time.ParseDuration(r.URL.Query().Get("wait"))
-	a.mu.Lock()
 	a.reads[what]++
-	if index == 0 {
+	if !r.URL.Query().Has("index") {
 		a.fresh[what]++
 	}
-	for timeout := time.After(wait); index >= a.index && a.status[what] == 0 && !a.down; {
-		changed := a.changed
-		a.mu.Unlock()
-		select {
-		case <-changed:
-		case <-timeout:
-			index = 0
-		case <-r.Context().Done():
-			return
-		}
-		a.mu.Lock()
-	}
-	defer a.mu.Unlock()
-	if a.down {
-		panic(http.ErrAbortHandler)
-	}
+	a.Await(w, r)
 	if status := a.status[what]; status != 0 {
 		http.Error(w, "Permission denied: token lacks permission 'service:write' on \"web\"", status)
 		return
 	}
-	w.Header().Set("X-Consul-Index", strconv.FormatUint(a.index, 10))
 	switch what {
 	case "roots":
 		json.NewEncoder(w).Encode(a.roots)
@@ -112,21 +79,17 @@ func (a *agent) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *agent) count(what string) (reads, fresh int) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	a.Lock()
+	defer a.Unlock()
 	return a.reads[what], a.fresh[what]
 }
 
 // keep follows the identity of the service web.
 func (a *agent) keep(t *testing.T) (k *tlsid.Keeper, failures func() string) {
 	t.Helper()
-	client, err := discovery.NewClient(&api.Config{Address: "agent:8500", Transport: &http.Transport{DialContext: a.network.DialContext}})
-	if err != nil {
-		t.Fatal(err)
-	}
 	var mu sync.Mutex
 	var all []string
-	k = tlsid.Keep(consul.Source{Service: "web", Client: client}, tlsid.Hooks{Failed: func(err error) {
+	k = tlsid.Keep(consul.Source{Service: "web", Client: a.Client(t)}, tlsid.Hooks{Failed: func(err error) {
 		mu.Lock()
 		all = append(all, err.Error())
 		mu.Unlock()
@@ -218,7 +181,7 @@ func TestDenialKeepsTheIdentityUntilItExpires(t *testing.T) {
 		a := newAgent(t, ca)
 		k, failures := a.keep(t)
 		defer k.Close()
-		a.change(func() { a.status["leaf"] = http.StatusForbidden })
+		a.Change(func() { a.status["leaf"] = http.StatusForbidden })
 		if id, _, _ := identity(t, k); id == nil || !strings.Contains(failures(), `certificate of the service "web"`) || !strings.Contains(failures(), "denied") {
 			t.Errorf("failures: %s", failures())
 		}
@@ -231,7 +194,7 @@ func TestDenialKeepsTheIdentityUntilItExpires(t *testing.T) {
 		if _, err := k.Identity(); !isExpired(err) {
 			t.Errorf("after its end: %v", err)
 		}
-		a.change(func() { a.status["leaf"] = 0 })
+		a.Change(func() { a.status["leaf"] = 0 })
 		a.issue(ca.Leaf("dc1", "web"))
 		time.Sleep(time.Minute)
 		identity(t, k)
@@ -246,7 +209,7 @@ func isExpired(err error) bool {
 func TestDeniedFromTheStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := newAgent(t, connecttest.New(t, elliptic.P256()))
-		a.change(func() { a.status["leaf"] = http.StatusForbidden })
+		a.Change(func() { a.status["leaf"] = http.StatusForbidden })
 		k, failures := a.keep(t)
 		defer k.Close()
 		if _, err := k.Identity(); !errors.Is(err, tlsid.ErrNoIdentity) || !strings.Contains(err.Error(), "denied") {
@@ -261,7 +224,7 @@ func TestDeadAgentKeepsTheIdentity(t *testing.T) {
 		a := newAgent(t, old)
 		k, failures := a.keep(t)
 		defer k.Close()
-		a.change(func() { a.down = true })
+		a.Change(func() { a.Down = true })
 		time.Sleep(10 * time.Minute)
 		identity(t, k)
 		if failures() == "" {
@@ -271,7 +234,7 @@ func TestDeadAgentKeepsTheIdentity(t *testing.T) {
 			t.Errorf("%d reads in ten minutes", reads)
 		}
 		a.trust(old, ca)
-		a.change(func() { a.down = false })
+		a.Change(func() { a.Down = false })
 		time.Sleep(3 * time.Second)
 		if _, authorities, _ := identity(t, k); authorities != 2 {
 			t.Errorf("%d authorities after the agent came back", authorities)
@@ -286,6 +249,9 @@ func TestAnswersThatAreNoIdentity(t *testing.T) {
 	for name, spoil := range map[string]func(a *agent, ca *connecttest.CA){
 		"another service": func(a *agent, ca *connecttest.CA) { a.issue(ca.Leaf("dc1", "db")) },
 		"another case":    func(a *agent, ca *connecttest.CA) { a.issue(ca.Leaf("dc1", "Web")) },
+		"another namespace": func(a *agent, ca *connecttest.CA) {
+			a.issue(ca.LeafAt(time.Now().Add(time.Hour), "/ns/other/dc/dc1/svc/web"))
+		},
 		"another key": func(a *agent, ca *connecttest.CA) {
 			a.issue(first(ca.Leaf("dc1", "web")), second(ca.Leaf("dc1", "web")))
 		},
@@ -297,10 +263,10 @@ func TestAnswersThatAreNoIdentity(t *testing.T) {
 		"no roots":       func(a *agent, ca *connecttest.CA) { a.trust() },
 		"other roots":    func(a *agent, ca *connecttest.CA) { a.trust(connecttest.New(t, elliptic.P256())) },
 		"half a root": func(a *agent, ca *connecttest.CA) {
-			a.change(func() { a.roots.Roots[0].RootCertPEM = ca.RootPEM[:99] })
+			a.Change(func() { a.roots.Roots[0].RootCertPEM = ca.RootPEM[:99] })
 		},
-		"null for a root": func(a *agent, ca *connecttest.CA) { a.change(func() { a.roots.Roots = append(a.roots.Roots, nil) }) },
-		"no trust domain": func(a *agent, ca *connecttest.CA) { a.change(func() { a.roots.TrustDomain = "" }) },
+		"null for a root": func(a *agent, ca *connecttest.CA) { a.Change(func() { a.roots.Roots = append(a.roots.Roots, nil) }) },
+		"no trust domain": func(a *agent, ca *connecttest.CA) { a.Change(func() { a.roots.TrustDomain = "" }) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -319,6 +285,36 @@ func TestAnswersThatAreNoIdentity(t *testing.T) {
 				time.Sleep(time.Minute)
 				if now, _, _ := identity(t, k); now == before {
 					t.Errorf("a good identity after it is not taken: %s", failures())
+				}
+			})
+		})
+	}
+}
+
+// While the certificate cannot be renewed, a change of the roots is no reason to forget that.
+func TestErrorsAreNotOverWithTheOtherHalf(t *testing.T) {
+	for what, change := range map[string]func(a *agent, ca *connecttest.CA){
+		"leaf":  func(a *agent, ca *connecttest.CA) { a.trust(ca, connecttest.New(t, elliptic.P256())) },
+		"roots": func(a *agent, ca *connecttest.CA) { a.issue(ca.Leaf("dc1", "web")) },
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ca := connecttest.New(t, elliptic.P256())
+				a := newAgent(t, ca)
+				k, _ := a.keep(t)
+				defer k.Close()
+				identity(t, k)
+				a.Change(func() { a.status[what] = http.StatusForbidden })
+				time.Sleep(time.Minute)
+				change(a, ca)
+				time.Sleep(time.Minute)
+				if _, err := k.Latest(); err == nil || !strings.Contains(err.Error(), "denied") {
+					t.Errorf("after the change: %v, want what is still denied", err)
+				}
+				a.Change(func() { a.status[what] = 0 })
+				time.Sleep(time.Minute)
+				if _, err := k.Latest(); err != nil {
+					t.Errorf("when it is no longer denied: %v", err)
 				}
 			})
 		})
