@@ -60,6 +60,10 @@ type Watch[T any] struct {
 	// nil: nothing is asked.
 	Allowed func(options *api.QueryOptions) error
 
+	// Newest says that an answer older than the last, as the index tells, is believed only from the leader: that of a server which is cut
+	// off would bring back what was revoked. Endpoints are better old than unknown; rules are not.
+	Newest bool
+
 	// Equal reports whether two answers mean the same, which is then not yielded again. nil: every answer is yielded.
 	Equal func(a, b T) bool
 
@@ -167,14 +171,14 @@ func explain(ctx context.Context, err error) error {
 
 // doubt returns the answer if it may be believed, or another one that came of reading once more.
 func (r *run[T]) doubt(answer T, meta *api.QueryMeta) (T, *api.QueryMeta, error) {
-	again := r.size > 0
+	again, older := r.size > 0, r.Newest && r.known && meta.LastIndex < r.at
 	if r.mayBeDenied(answer, meta) {
 		if err := r.allowed(); err != nil {
 			return answer, meta, err
 		}
 		again = true // the answer may be from before this client was allowed to read
 	}
-	if again && r.doubtful(answer, meta) {
+	if older || again && r.doubtful(answer, meta) {
 		// The leader knows best, and only an answer to a query that does not block says whether something was left out.
 		var err error
 		if answer, meta, err = r.read(0, false); err != nil {

@@ -182,6 +182,20 @@ func TestWatch(t *testing.T) {
 			yielded: []string{"a"},
 		},
 		{
+			name:    "of rules, what is older than the last is asked of the leader",
+			change:  func(w *Watch[[]string]) { w.Newest = true },
+			replies: []reply{{set: "a", index: 20}, {set: "old", index: 9}, {set: "b", index: 21}, {set: "old", index: 9}, {err: status(500)}, {set: "old", index: 9}, {set: "b", index: 21}},
+			reads:   []string{"0", "20 1m0s", "0!", "21 1m0s", "0!", "0", "0!", "21 1m0s"},
+			yielded: []string{"a", "b", "(" + text + "500 (text))", "b"},
+		},
+		{
+			name:    "of rules, what is older than the last counts if the leader says so",
+			change:  func(w *Watch[[]string]) { w.Newest = true },
+			replies: []reply{{set: "a", index: 20}, {set: "old", index: 9}, {set: "old", index: 9}, {set: "b", index: 10}},
+			reads:   []string{"0", "20 1m0s", "0!", "0", "10 1m0s"},
+			yielded: []string{"a", "old", "b"},
+		},
+		{
 			name:    "without Equal each answer is yielded",
 			change:  func(w *Watch[[]string]) { w.Equal = nil },
 			replies: []reply{{set: "a", index: 7}, {set: "a", index: 8}},

@@ -43,7 +43,8 @@ func (*Feed) String() string { return "the config entries of Consul" }
 
 // Watch yields the entries now and after every change, until ctx ends, each as a source "config/KIND/NAME.json". First it waits
 // until all kinds have been read. While Consul does not answer, or does not let them be read, it yields errors; what it
-// yielded before goes on to hold. Everything that it starts has ended when the loop over it ends.
+// yielded before goes on to hold. Entries older than those are taken from the leader only. The kinds are read one by one: entries of several
+// kinds that change together may come up to a second apart. Everything that it starts has ended when the loop over it ends.
 func (f *Feed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	return func(yield func([]policy.Source, error) bool) {
 		client := f.Client
@@ -76,9 +77,12 @@ type answer struct {
 // follow sends what comes of reading a kind.
 func follow(ctx context.Context, client *api.Client, i int, kind string, news chan<- answer) {
 	watch := consul.Watch[[]json.RawMessage]{
-		What: "config entries of the kind " + kind,
+		What:   "config entries of the kind " + kind,
+		Newest: true,
 		Read: func(options *api.QueryOptions) (entries []json.RawMessage, meta *api.QueryMeta, err error) {
-			meta, err = client.Raw().Query("/v1/config/"+kind, &entries, options)
+			if meta, err = client.Raw().Query("/v1/config/"+kind, &entries, options); err == nil {
+				err = checkEntries(kind, entries)
+			}
 			return entries, meta, err
 		},
 		Size:    func(entries []json.RawMessage) int { return len(entries) },
@@ -88,12 +92,8 @@ func follow(ctx context.Context, client *api.Client, i int, kind string, news ch
 		},
 	}
 	for entries, err := range watch.All(ctx) {
-		next := answer{kind: i, err: err}
-		if err == nil {
-			next.sources, next.err = sourcesOf(kind, entries)
-		}
 		select {
-		case news <- next:
+		case news <- answer{kind: i, sources: sourcesOf(kind, entries), err: err}:
 		case <-ctx.Done():
 			return
 		}
@@ -110,29 +110,54 @@ func allowed(client *api.Client, options *api.QueryOptions) error {
 	return err
 }
 
-// sourcesOf returns entries as documents, by name.
-func sourcesOf(kind string, entries []json.RawMessage) ([]policy.Source, error) {
-	sources := make([]policy.Source, len(entries))
-	for i, entry := range entries {
-		var header struct{ Name string }
-		var text bytes.Buffer
-		if err := errors.Join(json.Unmarshal(entry, &header), json.Indent(&text, entry, "", "  ")); err != nil {
-			return nil, fmt.Errorf("consul: config entries of the kind %s: %w", kind, err)
-		}
-		if header.Name == "" {
-			header.Name = kind
-		}
-		sources[i] = policy.Source{Name: "config/" + kind + "/" + url.PathEscape(header.Name) + ".json", Data: text.Bytes()}
+// entryHeader is what tells an entry from others.
+type entryHeader struct{ Kind, Name string }
+
+// checkEntries returns an error if an answer is not one about a kind.
+func checkEntries(kind string, entries []json.RawMessage) error {
+	if entries == nil {
+		return errors.New("the answer is null")
 	}
-	slices.SortFunc(sources, func(a, b policy.Source) int { return strings.Compare(a.Name, b.Name) })
-	return sources, nil
+	names := make(map[string]bool, len(entries))
+	for _, entry := range entries {
+		var h entryHeader
+		switch err := json.Unmarshal(entry, &h); {
+		case err != nil:
+			return err
+		case h.Kind != kind:
+			return fmt.Errorf("the answer has an entry of the kind %q", h.Kind)
+		case names[h.Name]:
+			return fmt.Errorf("the answer has the entry %q twice", h.Name)
+		}
+		names[h.Name] = true
+	}
+	return nil
 }
 
-// merge yields what the watches send, all kinds together.
+// sourcesOf returns entries as documents, by name.
+func sourcesOf(kind string, entries []json.RawMessage) []policy.Source {
+	sources := make([]policy.Source, len(entries))
+	for i, entry := range entries {
+		var h entryHeader
+		var text bytes.Buffer
+		if err := errors.Join(json.Unmarshal(entry, &h), json.Indent(&text, entry, "", "  ")); err != nil {
+			panic("an entry that was read before cannot be read: " + err.Error())
+		}
+		if h.Name == "" {
+			h.Name = kind
+		}
+		sources[i] = policy.Source{Name: "config/" + kind + "/" + url.PathEscape(h.Name) + ".json", Data: text.Bytes()}
+	}
+	slices.SortFunc(sources, func(a, b policy.Source) int { return strings.Compare(a.Name, b.Name) })
+	return sources
+}
+
+// merge yields what the watches send, all kinds together. The entries of kinds that cannot be read now are those from before, and what
+// is wrong with them is yielded again after each set: it is not over.
 func merge(ctx context.Context, news <-chan answer, yield func([]policy.Source, error) bool) {
 	last := make([][]policy.Source, len(kinds))
 	missing, waits := len(kinds), false
-	known := make([]bool, len(kinds))
+	known, failed := make([]bool, len(kinds)), make([]error, len(kinds))
 	quiet := time.NewTimer(0)
 	quiet.Stop()
 	defer quiet.Stop()
@@ -145,8 +170,13 @@ func merge(ctx context.Context, news <-chan answer, yield func([]policy.Source, 
 			if !yield(slices.Concat(last...), nil) {
 				return
 			}
+			for _, err := range failed {
+				if err != nil && !yield(nil, err) {
+					return
+				}
+			}
 		case now := <-news:
-			if now.err != nil {
+			if failed[now.kind] = now.err; now.err != nil {
 				if !yield(nil, now.err) {
 					return
 				}

@@ -44,7 +44,8 @@ func (in *Intentions) String() string {
 
 // Watch yields the entries for the service and for all services, now and after every change, until ctx ends, each as a source
 // "config/service-intentions/NAME.json". If there is none for the service, its source names nobody. While Consul does not
-// answer, or does not let them be read, it yields errors; what it yielded before goes on to hold.
+// answer, or does not let them be read, it yields errors; what it yielded before goes on to hold. Intentions older than those are taken
+// from the leader only.
 func (in *Intentions) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	return func(yield func([]policy.Source, error) bool) {
 		if err := connectid.Check(in.Service); err != nil {
@@ -61,7 +62,8 @@ func (in *Intentions) Watch(ctx context.Context) iter.Seq2[[]policy.Source, erro
 		}
 		var last intentions
 		watch := consul.Watch[intentions]{
-			What: in.String(),
+			What:   in.String(),
+			Newest: true,
 			Read: func(options *api.QueryOptions) (intentions, *api.QueryMeta, error) {
 				now, meta, err := in.read(client, options, last)
 				if err == nil {

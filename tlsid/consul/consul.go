@@ -2,7 +2,6 @@ package consul
 
 import (
 	"bytes"
-	"cmp"
 	"context"
 	"crypto/x509"
 	"errors"
@@ -61,24 +60,33 @@ func (s Source) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error] {
 			follow(ctx, updates, rootsOf(client), func(roots *api.CARootList) update { return update{roots: roots} })
 		})
 		following.Go(func() {
-			follow(ctx, updates, s.leafOf(client), func(leaf *api.LeafCert) update { return update{leaf: leaf} })
+			follow(ctx, updates, s.leafOf(client), func(leaf *api.LeafCert) update { return update{isLeaf: true, leaf: leaf} })
 		})
 
-		var now update
+		var roots, leaf update // the last, each with the error since
 		for {
+			var next update
 			select {
 			case <-ctx.Done():
 				return
-			case next := <-updates:
-				if next.err != nil {
-					if !yield(nil, next.err) {
-						return
-					}
-					continue
-				}
-				now.roots, now.leaf = cmp.Or(next.roots, now.roots), cmp.Or(next.leaf, now.leaf)
+			case next = <-updates:
 			}
-			if now.roots != nil && now.leaf != nil && !yield(s.identity(now.roots, now.leaf)) {
+			has, other := &roots, &leaf
+			if next.isLeaf {
+				has, other = other, has
+			}
+			if has.err = next.err; next.err != nil {
+				if !yield(nil, next.err) {
+					return
+				}
+				continue
+			}
+			*has = next
+			if roots.roots == nil || leaf.leaf == nil {
+				continue
+			}
+			// An identity says that all is well, and it is not if the other one cannot be read.
+			if !yield(s.identity(roots.roots, leaf.leaf)) || other.err != nil && !yield(nil, other.err) {
 				return
 			}
 		}
@@ -95,19 +103,18 @@ func (s Source) client() (*api.Client, error) {
 	return consul.NewClient(nil)
 }
 
-// update is new roots, a new certificate, or an error.
+// update is new roots, a new certificate, or an error about one of them.
 type update struct {
-	roots *api.CARootList
-	leaf  *api.LeafCert
-	err   error
+	isLeaf bool
+	roots  *api.CARootList
+	leaf   *api.LeafCert
+	err    error
 }
 
 func follow[T any](ctx context.Context, updates chan<- update, w consul.Watch[T], of func(T) update) {
 	for answer, err := range w.All(ctx) {
-		u := update{err: err}
-		if err == nil {
-			u = of(answer)
-		}
+		u := of(answer)
+		u.err = err
 		select {
 		case updates <- u:
 		case <-ctx.Done():
@@ -169,7 +176,7 @@ func (s Source) identity(roots *api.CARootList, leaf *api.LeafCert) (*tlsid.Iden
 	if err != nil {
 		return fail(err)
 	}
-	if _, service, ok := connectid.Parse(identity.ID().Path()); !ok || service != s.Service {
+	if namespace, service, ok := connectid.Parse(identity.ID().Path()); !ok || service != s.Service || namespace != connectid.Namespace {
 		return fail(fmt.Errorf("the certificate is of %s", identity.ID()))
 	}
 	return identity, nil
