@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"net/netip"
 	"slices"
 	"strings"
 
@@ -79,124 +78,6 @@ func decodeService(o kubernetes.Object) *service {
 }
 
 func isTCP(protocol string) bool { return protocol == "" || protocol == "TCP" }
-
-// slice is what is kept of an EndpointSlice.
-type slice struct {
-	err error // it could not be read
-
-	service     string // that it belongs to, "" for none
-	addressType string // "IPv4", "IPv6" or "FQDN"
-	ports       []slicePort
-	portless    bool // it has no ports at all
-	backends    []backend
-	bad         string // an address that is none
-	left        int    // how many of them
-}
-
-type slicePort struct {
-	name   string
-	number int // 0 means all
-}
-
-// backend is an endpoint of a slice.
-type backend struct {
-	address                     string
-	ready, serving, terminating bool
-	zone, node                  string
-	forZones, forNodes          []string // the hints
-	pod                         string   // its uid, or ""
-}
-
-func (s *slice) equal(other *slice) bool {
-	return s == other || s != nil && other != nil && s.err == nil && other.err == nil && s.service == other.service && s.addressType == other.addressType &&
-		s.portless == other.portless && s.bad == other.bad && s.left == other.left && slices.Equal(s.ports, other.ports) &&
-		slices.EqualFunc(s.backends, other.backends, func(a, b backend) bool {
-			return a.address == b.address && a.ready == b.ready && a.serving == b.serving && a.terminating == b.terminating && a.pod == b.pod &&
-				a.zone == b.zone && a.node == b.node && slices.Equal(a.forZones, b.forZones) && slices.Equal(a.forNodes, b.forNodes)
-		})
-}
-
-func decodeSlice(o kubernetes.Object) *slice {
-	type hint struct {
-		Name string `json:"name"`
-	}
-	var from struct {
-		Metadata struct {
-			Labels struct {
-				Service string `json:"kubernetes.io/service-name"`
-			} `json:"labels"`
-		} `json:"metadata"`
-		AddressType string `json:"addressType"`
-		Ports       []struct {
-			Name     string `json:"name"`
-			Protocol string `json:"protocol"`
-			Port     int    `json:"port"`
-		} `json:"ports"`
-		Endpoints []struct {
-			Addresses  []string `json:"addresses"`
-			Conditions struct {
-				Ready       *bool `json:"ready"`
-				Serving     *bool `json:"serving"`
-				Terminating *bool `json:"terminating"`
-			} `json:"conditions"`
-			Zone      string `json:"zone"`
-			NodeName  string `json:"nodeName"`
-			TargetRef struct {
-				Kind      string `json:"kind"`
-				Namespace string `json:"namespace"`
-				UID       string `json:"uid"`
-			} `json:"targetRef"`
-			Hints struct {
-				ForZones []hint `json:"forZones"`
-				ForNodes []hint `json:"forNodes"`
-			} `json:"hints"`
-		} `json:"endpoints"`
-	}
-	if err := json.Unmarshal(o.Raw, &from); err != nil {
-		return &slice{err: fmt.Errorf("kubernetes: EndpointSlice %s/%s: %w", o.Namespace, o.Name, err)}
-	}
-	s := &slice{service: from.Metadata.Labels.Service, addressType: from.AddressType, portless: len(from.Ports) == 0}
-	for _, p := range from.Ports {
-		if isTCP(p.Protocol) {
-			s.ports = append(s.ports, slicePort{p.Name, p.Port})
-		}
-	}
-	names := func(hints []hint) (all []string) {
-		for _, h := range hints {
-			all = append(all, h.Name)
-		}
-		return all
-	}
-	s.backends = make([]backend, 0, len(from.Endpoints))
-	for _, e := range from.Endpoints {
-		b := backend{zone: e.Zone, node: e.NodeName, forZones: names(e.Hints.ForZones), forNodes: names(e.Hints.ForNodes)}
-		if len(e.Addresses) > 0 {
-			b.address = e.Addresses[0] // the others mean nothing
-		}
-		if s.addressType != "FQDN" {
-			// The server takes addresses such as 10.01.0.1.
-			ip, err := netip.ParseAddr(b.address)
-			if err != nil {
-				s.bad = b.address
-				s.left++
-				continue
-			}
-			b.address = ip.String()
-		}
-		is := func(condition *bool, otherwise bool) bool {
-			if condition == nil {
-				return otherwise
-			}
-			return *condition
-		}
-		b.ready, b.serving, b.terminating = is(e.Conditions.Ready, true), is(e.Conditions.Serving, true), is(e.Conditions.Terminating, false)
-		if e.TargetRef.Kind == "Pod" && (e.TargetRef.Namespace == "" || e.TargetRef.Namespace == o.Namespace) {
-			b.pod = e.TargetRef.UID
-		}
-		s.backends = append(s.backends, b)
-	}
-	return s
-}
 
 // pod is what is kept of a Pod.
 type pod struct {

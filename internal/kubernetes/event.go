@@ -82,7 +82,7 @@ const markerAnnotation = "k8s.io/initial-events-end"
 // the line.
 func decodeEvent(line []byte, what string, r Resource, namespace string) (event, error) {
 	var h head
-	s := skimmer{data: line}
+	s := Skim(line)
 	kind, object, ok := s.event(&h)
 	if !ok {
 		return event{}, fmt.Errorf("%w: an event that is not JSON, at byte %d: %s", errNonsense, s.at, clean(string(line[:min(len(line), 80)])))
@@ -209,7 +209,7 @@ func decodeItems(d *json.Decoder, left *budget, r Resource, namespace string, ad
 			return err
 		}
 		var h head
-		if s := (skimmer{data: raw}); !s.object(&h) {
+		if s := Skim(raw); !s.object(&h) {
 			return errors.New("an item that is not an object")
 		}
 		c, err := h.change(raw, r, namespace)

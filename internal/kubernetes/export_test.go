@@ -65,9 +65,9 @@ func ReadList(body io.Reader, r Resource, namespace string) (objects map[Key]str
 	return c.objects, next, err
 }
 
-// Skim walks over a line of a watch, and returns its object, and whether it is one object in JSON.
-func Skim(line []byte) (object []byte, ok bool) {
-	s := skimmer{data: line}
+// SkimEvent walks over a line of a watch, and returns its object, and whether it is one object in JSON.
+func SkimEvent(line []byte) (object []byte, ok bool) {
+	s := Skim(line)
 	_, object, ok = s.event(new(head))
 	return object, ok
 }

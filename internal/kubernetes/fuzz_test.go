@@ -28,8 +28,8 @@ func FuzzEvents(f *testing.F) {
 			}
 		}
 		for line := range bytes.Lines(data) {
-			if object, ok := kubernetes.Skim(line); ok != valid(line) {
-				t.Errorf("Skim(%q) = %v", line, ok)
+			if object, ok := kubernetes.SkimEvent(line); ok != valid(line) {
+				t.Errorf("SkimEvent(%q) = %v", line, ok)
 			} else if ok && object != nil && !json.Valid(object) {
 				t.Errorf("object %q of %q", object, line)
 			}

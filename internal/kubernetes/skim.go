@@ -3,21 +3,36 @@ package kubernetes
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"strconv"
 	"unicode/utf8"
 )
 
 // maxDepth is how deep values are nested.
 const maxDepth = 1000
 
-// skimmer walks over JSON, and checks its syntax as encoding/json does, several times as fast. Whoever watches busy objects reads much
-// more than is used of it.
-type skimmer struct {
+// Skimmer walks over JSON, and checks its syntax as encoding/json does, several times as fast. Whoever watches busy objects reads much
+// more than is used of it. Its methods that read a value return false if there is none of that type; null, which is any type, leaves what
+// there is. Keys are compared as they are written, and so as API servers write them.
+type Skimmer struct {
 	data []byte
 	at   int
+	key  string // of the innermost value that could not be read
+}
+
+// Skim returns a skimmer at the beginning of a value.
+func Skim(data []byte) Skimmer { return Skimmer{data: data} }
+
+// Err returns why a value could not be read.
+func (s *Skimmer) Err() error {
+	if s.key == "" {
+		return fmt.Errorf("byte %d is not what is expected there", s.at)
+	}
+	return fmt.Errorf("%s: byte %d is not what is expected there", clean(s.key), s.at)
 }
 
 // space skips white space, and returns the byte after it; 0 at the end.
-func (s *skimmer) space() byte {
+func (s *Skimmer) space() byte {
 	for s.at < len(s.data) {
 		switch c := s.data[s.at]; c {
 		case ' ', '\t', '\n', '\r':
@@ -29,8 +44,15 @@ func (s *skimmer) space() byte {
 	return 0
 }
 
-// members walks over an object. member is called with each key, as it is written but without quotes, and must walk over the value.
-func (s *skimmer) members(member func(key []byte) bool) bool {
+// Members walks over an object. member is called with each key, as it is written but without quotes, and must walk over the value.
+func (s *Skimmer) Members(member func(key []byte) bool) bool {
+	return s.null() || s.members(member)
+}
+
+// null walks over null, if it is there.
+func (s *Skimmer) null() bool { return s.space() == 'n' && s.word("null") }
+
+func (s *Skimmer) members(member func(key []byte) bool) bool {
 	if s.space() != '{' {
 		return false
 	}
@@ -52,6 +74,9 @@ func (s *skimmer) members(member func(key []byte) bool) bool {
 		s.at++
 		s.space()
 		if !member(key) {
+			if s.key == "" {
+				s.key = string(key)
+			}
 			return false
 		}
 		switch s.space() {
@@ -67,7 +92,7 @@ func (s *skimmer) members(member func(key []byte) bool) bool {
 }
 
 // value walks over a value of any type.
-func (s *skimmer) value(depth int) bool {
+func (s *Skimmer) value(depth int) bool {
 	switch c := s.space(); {
 	case c == '"':
 		return s.text()
@@ -85,14 +110,21 @@ func (s *skimmer) value(depth int) bool {
 	return s.number()
 }
 
-func (s *skimmer) array(depth int) bool {
+func (s *Skimmer) array(depth int) bool { return s.items(func() bool { return s.value(depth + 1) }) }
+
+// Items walks over an array. item is called for each item, and must walk over it.
+func (s *Skimmer) Items(item func() bool) bool {
+	return s.null() || s.space() == '[' && s.items(item)
+}
+
+func (s *Skimmer) items(item func() bool) bool {
 	s.at++
 	if s.space() == ']' {
 		s.at++
 		return true
 	}
 	for {
-		if !s.value(depth + 1) {
+		if !item() {
 			return false
 		}
 		switch s.space() {
@@ -108,7 +140,7 @@ func (s *skimmer) array(depth int) bool {
 }
 
 // text walks over a string.
-func (s *skimmer) text() bool {
+func (s *Skimmer) text() bool {
 	if s.at >= len(s.data) || s.data[s.at] != '"' {
 		return false
 	}
@@ -141,7 +173,7 @@ func (s *skimmer) text() bool {
 
 func hex(c byte) bool { return c >= '0' && c <= '9' || c >= 'a' && c <= 'f' || c >= 'A' && c <= 'F' }
 
-func (s *skimmer) word(word string) bool {
+func (s *Skimmer) word(word string) bool {
 	if !bytes.HasPrefix(s.data[s.at:], []byte(word)) {
 		return false
 	}
@@ -149,7 +181,7 @@ func (s *skimmer) word(word string) bool {
 	return true
 }
 
-func (s *skimmer) number() bool {
+func (s *Skimmer) number() bool {
 	s.sign("-")
 	if s.at < len(s.data) && s.data[s.at] == '0' {
 		s.at++
@@ -169,13 +201,13 @@ func (s *skimmer) number() bool {
 	return true
 }
 
-func (s *skimmer) sign(of string) {
+func (s *Skimmer) sign(of string) {
 	if s.at < len(s.data) && bytes.IndexByte([]byte(of), s.data[s.at]) >= 0 {
 		s.at++
 	}
 }
 
-func (s *skimmer) digits() bool {
+func (s *Skimmer) digits() bool {
 	from := s.at
 	for s.at < len(s.data) && s.data[s.at] >= '0' && s.data[s.at] <= '9' {
 		s.at++
@@ -184,7 +216,7 @@ func (s *skimmer) digits() bool {
 }
 
 // string walks over a value and puts it into *into if it is a string.
-func (s *skimmer) string(into *string) bool {
+func (s *Skimmer) string(into *string) bool {
 	from := s.at
 	if !s.value(0) {
 		return false
@@ -200,6 +232,54 @@ func (s *skimmer) string(into *string) bool {
 	return true
 }
 
+// Skip walks over a value of any type.
+func (s *Skimmer) Skip() bool { return s.value(0) }
+
+// Text walks over a string, and returns it: a part of the data, unless it was written with escapes. It is nil for null.
+func (s *Skimmer) Text() (text []byte, ok bool) {
+	if s.null() {
+		return nil, true
+	}
+	from := s.at
+	if !s.text() {
+		return nil, false
+	}
+	span := s.data[from:s.at]
+	if bytes.IndexByte(span, '\\') < 0 && utf8.Valid(span) {
+		return span[1 : len(span)-1], true
+	}
+	var decoded string
+	err := json.Unmarshal(span, &decoded)
+	return []byte(decoded), err == nil
+}
+
+// Bool walks over true or false, and puts it into *into.
+func (s *Skimmer) Bool(into *bool) bool {
+	switch s.space() {
+	case 't':
+		*into = true
+		return s.word("true")
+	case 'f':
+		*into = false
+		return s.word("false")
+	}
+	return s.null()
+}
+
+// Int walks over a whole number, and puts it into *into.
+func (s *Skimmer) Int(into *int) bool {
+	if s.null() {
+		return true
+	}
+	from := s.at
+	if !s.number() {
+		return false
+	}
+	n, err := strconv.Atoi(string(s.data[from:s.at]))
+	*into = n
+	return err == nil
+}
+
 // head is what is read of every object.
 type head struct {
 	kind, apiVersion           string
@@ -208,7 +288,7 @@ type head struct {
 }
 
 // object walks over an object of the API, and reads its head.
-func (s *skimmer) object(h *head) bool {
+func (s *Skimmer) object(h *head) bool {
 	return s.members(func(key []byte) bool {
 		switch string(key) {
 		case "kind":
@@ -224,7 +304,7 @@ func (s *skimmer) object(h *head) bool {
 	})
 }
 
-func (s *skimmer) metadata(h *head) bool {
+func (s *Skimmer) metadata(h *head) bool {
 	return s.members(func(key []byte) bool {
 		switch string(key) {
 		case "name":
@@ -250,7 +330,7 @@ func (s *skimmer) metadata(h *head) bool {
 }
 
 // event walks over an event of a watch, and returns its type and its object.
-func (s *skimmer) event(h *head) (kind string, object []byte, ok bool) {
+func (s *Skimmer) event(h *head) (kind string, object []byte, ok bool) {
 	ok = s.members(func(key []byte) bool {
 		switch string(key) {
 		case "type":

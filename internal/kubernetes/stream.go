@@ -111,8 +111,8 @@ func (s *stream) add(e event, at *version) {
 		}
 		have, ok := p.changes[e.object.Key]
 		if !ok || !stale(have.version, have.deleted, e.change) {
-			e.object.Raw = append([]byte(nil), e.object.Raw...) // of a buffer that is used again
 			s.size += len(e.object.Raw) - len(have.object.Raw)
+			e.object.Raw = append(have.object.Raw[:0], e.object.Raw...) // of a buffer that is used again
 			p.changes[e.object.Key] = e.change
 		}
 		if v := newVersion("", e.object.ResourceVersion); !v.before(*at) {

@@ -1,0 +1,238 @@
+package kubernetes
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/nosidecar/mesh/internal/kubernetes"
+)
+
+// slice is what is kept of an EndpointSlice.
+type slice struct {
+	err error // it could not be read
+
+	service     string // that it belongs to, "" for none
+	addressType string // "IPv4", "IPv6" or "FQDN"
+	ports       []slicePort
+	portless    bool // it has no ports at all
+	backends    []backend
+	bad         string // an address that is none
+	left        int    // how many of them
+}
+
+type slicePort struct {
+	name   string
+	number int // 0 means all
+}
+
+// backend is an endpoint of a slice.
+type backend struct {
+	address                     string
+	ready, serving, terminating bool
+	zone, node                  string
+	forZones, forNodes          []string // the hints
+	pod                         string   // its uid, or ""
+}
+
+func (s *slice) equal(other *slice) bool {
+	return s == other || s != nil && other != nil && s.err == nil && other.err == nil && s.service == other.service && s.addressType == other.addressType &&
+		s.portless == other.portless && s.bad == other.bad && s.left == other.left && slices.Equal(s.ports, other.ports) &&
+		slices.EqualFunc(s.backends, other.backends, func(a, b backend) bool {
+			return a.address == b.address && a.ready == b.ready && a.serving == b.serving && a.terminating == b.terminating && a.pod == b.pod &&
+				a.zone == b.zone && a.node == b.node && slices.Equal(a.forZones, b.forZones) && slices.Equal(a.forNodes, b.forNodes)
+		})
+}
+
+func decodeSlice(o kubernetes.Object) *slice {
+	d := sliceDecoder{Skimmer: kubernetes.Skim(o.Raw), namespace: o.Namespace, shared: make(map[string]string)}
+	d.slice.portless = true
+	d.slice.backends = make([]backend, 0, min(len(o.Raw)/160, mostEndpoints)) // about as many as there are
+	if !d.Members(d.member) {
+		return &slice{service: d.slice.service, err: fmt.Errorf("kubernetes: EndpointSlice %s/%s: %w", o.Namespace, o.Name, d.Err())}
+	}
+	d.slice.leaveOut()
+	return &d.slice
+}
+
+// mostEndpoints is how many a slice may have.
+const mostEndpoints = 1000
+
+// leaveOut leaves endpoints out whose addresses are none. The server takes such as 10.01.0.1.
+func (s *slice) leaveOut() {
+	if s.addressType == "FQDN" {
+		return
+	}
+	s.backends = slices.DeleteFunc(s.backends, func(b backend) bool {
+		_, err := netip.ParseAddr(b.address)
+		if err != nil {
+			s.bad = b.address
+			s.left++
+		}
+		return err != nil
+	})
+	for i := range s.backends {
+		var canonical [64]byte
+		b := &s.backends[i]
+		ip, _ := netip.ParseAddr(b.address)
+		if text := ip.AppendTo(canonical[:0]); string(text) != b.address {
+			b.address = string(text)
+		}
+	}
+}
+
+// sliceDecoder reads a slice. Large ones that change often are what costs most of all that is read.
+type sliceDecoder struct {
+	kubernetes.Skimmer
+	slice     slice
+	namespace string
+	shared    map[string]string // texts that many endpoints have
+}
+
+// share reads a text that many endpoints have.
+func (d *sliceDecoder) share(into *string) bool {
+	text, ok := d.Text()
+	if !ok || text == nil {
+		return ok
+	}
+	have, known := d.shared[string(text)]
+	if !known {
+		have = string(text)
+		d.shared[have] = have
+	}
+	*into = have
+	return true
+}
+
+func (d *sliceDecoder) member(key []byte) bool {
+	switch string(key) {
+	case "metadata":
+		return d.Members(func(key []byte) bool {
+			if string(key) == "labels" {
+				return d.Members(func(key []byte) bool {
+					if string(key) == serviceName {
+						return d.share(&d.slice.service)
+					}
+					return d.Skip()
+				})
+			}
+			return d.Skip()
+		})
+	case "addressType":
+		return d.share(&d.slice.addressType)
+	case "ports":
+		d.slice.ports, d.slice.portless = nil, true
+		return d.Items(d.port)
+	case "endpoints":
+		d.slice.backends = d.slice.backends[:0]
+		return d.Items(d.endpoint)
+	}
+	return d.Skip()
+}
+
+func (d *sliceDecoder) port() bool {
+	var p slicePort
+	protocol := ""
+	ok := d.Members(func(key []byte) bool {
+		switch string(key) {
+		case "name":
+			return d.share(&p.name)
+		case "protocol":
+			return d.share(&protocol)
+		case "port":
+			return d.Int(&p.number)
+		}
+		return d.Skip()
+	})
+	d.slice.portless = false
+	if isTCP(protocol) {
+		d.slice.ports = append(d.slice.ports, p)
+	}
+	return ok
+}
+
+func (d *sliceDecoder) endpoint() bool {
+	b := backend{ready: true, serving: true} // unless it says so
+	ok := d.Members(func(key []byte) bool {
+		switch string(key) {
+		case "addresses":
+			first := true // the others mean nothing
+			return d.Items(func() bool {
+				text, ok := d.Text()
+				if first {
+					b.address = string(text)
+				}
+				first = false
+				return ok
+			})
+		case "conditions":
+			return d.Members(func(key []byte) bool {
+				switch string(key) {
+				case "ready":
+					return d.Bool(&b.ready)
+				case "serving":
+					return d.Bool(&b.serving)
+				case "terminating":
+					return d.Bool(&b.terminating)
+				}
+				return d.Skip()
+			})
+		case "zone":
+			return d.share(&b.zone)
+		case "nodeName":
+			return d.share(&b.node)
+		case "targetRef":
+			return d.targetRef(&b)
+		case "hints":
+			return d.Members(func(key []byte) bool {
+				switch string(key) {
+				case "forZones":
+					return d.hints(&b.forZones)
+				case "forNodes":
+					return d.hints(&b.forNodes)
+				}
+				return d.Skip()
+			})
+		}
+		return d.Skip()
+	})
+	d.slice.backends = append(d.slice.backends, b)
+	return ok
+}
+
+// targetRef reads which pod an endpoint is.
+func (d *sliceDecoder) targetRef(b *backend) bool {
+	var kind, namespace, uid []byte
+	ok := d.Members(func(key []byte) (ok bool) {
+		switch string(key) {
+		case "kind":
+			kind, ok = d.Text()
+		case "namespace":
+			namespace, ok = d.Text()
+		case "uid":
+			uid, ok = d.Text()
+		default:
+			ok = d.Skip()
+		}
+		return ok
+	})
+	if string(kind) == "Pod" && (len(namespace) == 0 || string(namespace) == d.namespace) {
+		b.pod = string(uid)
+	}
+	return ok
+}
+
+func (d *sliceDecoder) hints(into *[]string) bool {
+	*into = nil
+	return d.Items(func() bool {
+		name := ""
+		ok := d.Members(func(key []byte) bool {
+			if string(key) == "name" {
+				return d.share(&name)
+			}
+			return d.Skip()
+		})
+		*into = append(*into, name)
+		return ok
+	})
+}
