@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/consul/api"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/discovery/internal/shared"
 )
 
 // Config says where a [Resolver] looks. The zero value looks in the datacenter of the agent.
@@ -78,33 +79,16 @@ func (r *Resolver) Watch(ctx context.Context, service discovery.Service) iter.Se
 		if ctx.Err() != nil {
 			return
 		}
-		unknown := fmt.Errorf("%w: %s", discovery.ErrUnknownService, service.Host)
 		t, ok := targetOf(service)
 		if !ok {
-			if yield(nil, unknown) {
+			if yield(nil, shared.Unknown(service)) {
 				<-ctx.Done()
 			}
 			return
 		}
-		wake := make(chan struct{}, 1)
-		w := r.join(t, wake)
-		defer r.leave(t, w, wake)
-		for seen := uint64(0); ; {
-			for _, n := range w.since(seen) {
-				seen = n.number
-				if n.err == errUnknown {
-					n.err = unknown
-				}
-				if !yield(n.endpoints, n.err) || ctx.Err() != nil {
-					return
-				}
-			}
-			select {
-			case <-wake:
-			case <-ctx.Done():
-				return
-			}
-		}
+		w, follower := r.join(t)
+		defer r.leave(w, follower)
+		follower.Follow(ctx, service, yield)
 	}
 }
 

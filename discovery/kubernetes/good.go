@@ -1,41 +1,104 @@
 package kubernetes
 
-import "github.com/nosidecar/mesh/internal/kubernetes"
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"github.com/nosidecar/mesh/internal/kubernetes"
+)
 
 // object is what is kept of an object of the API server.
 type object[T any] interface {
 	comparable
-	fault() error // why it could not be read
-	equal(T) bool // whether it says the same
+	fault() error                    // why it could not be read
+	equal(T) bool                    // whether it says the same
+	about(key kubernetes.Key) string // the name of the service that it is about; "" if it does not say
 }
 
 func (s *service) fault() error { return s.err }
 func (s *slice) fault() error   { return s.err }
 func (p *pod) fault() error     { return p.err }
 
-// good is the last state of each object that could be read.
-type good[T object[T]] map[kubernetes.Key]T
+func (s *service) about(key kubernetes.Key) string { return key.Name }
+func (s *slice) about(kubernetes.Key) string       { return s.service }
+func (p *pod) about(kubernetes.Key) string         { return "" }
 
-// take takes the changes of a state, and calls changed for those that make a difference; what was not there before, or is not there any
-// more, is the zero value. It returns why an object could not be read: what was there holds.
-func (g good[T]) take(state kubernetes.State[T], changed func(key kubernetes.Key, old, now T)) error {
-	var err error
-	var none T
+// good is the last state of each object that could be read.
+type good[T object[T]] struct {
+	objects map[kubernetes.Key]T
+	of      map[string]map[kubernetes.Key]T // the same, by what they are about
+	faulty  map[kubernetes.Key]T            // the states that could not be read, since when what was there holds
+}
+
+func newGood[T object[T]]() good[T] {
+	return good[T]{make(map[kubernetes.Key]T), make(map[string]map[kubernetes.Key]T), make(map[kubernetes.Key]T)}
+}
+
+// take takes the changes of a state, and calls touched with what they are about.
+func (g good[T]) take(state kubernetes.State[T], touched func(about string)) {
 	for _, key := range state.Changed {
-		old := g[key]
+		old, had := g.objects[key]
+		broken, wasBroken := g.faulty[key]
 		now, ok := state.Objects[key]
+		delete(g.faulty, key)
+		if wasBroken {
+			touched(broken.about(key))
+		}
 		switch {
-		case !ok:
-			delete(g, key)
-			if old != none {
-				changed(key, old, none)
-			}
-		case now.fault() != nil:
-			err = now.fault()
-		case old == none || !old.equal(now):
-			g[key] = now
-			changed(key, old, now)
+		case ok && now.fault() != nil:
+			g.faulty[key] = now
+			touched(now.about(key))
+			continue
+		case ok && had && old.equal(now):
+			continue
+		}
+		if had {
+			g.drop(key, old)
+			touched(old.about(key))
+		}
+		if ok {
+			g.put(key, now)
+			touched(now.about(key))
 		}
 	}
-	return err
+}
+
+func (g good[T]) put(key kubernetes.Key, now T) {
+	g.objects[key] = now
+	name := now.about(key)
+	if g.of[name] == nil {
+		g.of[name] = make(map[kubernetes.Key]T)
+	}
+	g.of[name][key] = now
+}
+
+func (g good[T]) drop(key kubernetes.Key, old T) {
+	delete(g.objects, key)
+	name := old.about(key)
+	if delete(g.of[name], key); len(g.of[name]) == 0 {
+		delete(g.of, name)
+	}
+}
+
+// faults returns what could not be read that is about a service.
+func (g good[T]) faults(name string) (faulty map[kubernetes.Key]T) {
+	for key, broken := range g.faulty {
+		last, had := g.objects[key]
+		if broken.about(key) == name || had && last.about(key) == name {
+			if faulty == nil {
+				faulty = make(map[kubernetes.Key]T)
+			}
+			faulty[key] = broken
+		}
+	}
+	return faulty
+}
+
+// first returns the first fault in the order of the names.
+func first[T object[T]](faulty map[kubernetes.Key]T) error {
+	if len(faulty) == 0 {
+		return nil
+	}
+	return faulty[slices.MinFunc(slices.Collect(maps.Keys(faulty)), func(a, b kubernetes.Key) int { return cmp.Compare(a.Name, b.Name) })].fault()
 }

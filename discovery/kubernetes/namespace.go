@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/discovery/internal/shared"
 	"github.com/nosidecar/mesh/internal/kubernetes"
 )
 
@@ -31,12 +32,11 @@ type namespace struct {
 	needing, ready           bool // whether Need was called, and has returned
 	services                 good[*service]
 	slices                   good[*slice]
-	of                       map[string]map[kubernetes.Key]*slice // by the name of their service
 	servicesRead, slicesRead bool
 }
 
-// join returns the watch of a service, which begins with the first that joins. wake is sent to when there is something new.
-func (r *Resolver) join(in, name string, asked discovery.Service, wake chan struct{}) *watched {
+// join follows the watch of a service, which begins with the first that joins.
+func (r *Resolver) join(in, name string, asked discovery.Service) (*watched, *shared.Follower) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := r.namespaces[in]
@@ -51,20 +51,18 @@ func (r *Resolver) join(in, name string, asked discovery.Service, wake chan stru
 		n.watched[name] = w
 		w.begin()
 	}
-	w.listeners[wake] = struct{}{}
 	if !n.wide && len(n.watched) > mostAlone {
 		n.wide = true
 		n.widen()
 	}
-	return w
+	return w, w.answers.Join()
 }
 
 // leave ends what join began. The last to leave waits until the watch has ended.
-func (r *Resolver) leave(w *watched, wake chan struct{}) {
+func (r *Resolver) leave(w *watched, f *shared.Follower) {
 	n := w.namespace
 	r.mu.Lock()
-	delete(w.listeners, wake)
-	last, empty := len(w.listeners) == 0, false
+	last, empty := f.Leave(), false
 	if last {
 		delete(n.watched, w.name)
 		if empty = len(n.watched) == 0; empty {
@@ -124,76 +122,61 @@ func (n *namespace) isReady() bool {
 
 // widen watches all services of the namespace at once.
 func (n *namespace) widen() {
-	n.services, n.slices, n.of = make(good[*service]), make(good[*slice]), make(map[string]map[kubernetes.Key]*slice)
+	n.services, n.slices = newGood[*service](), newGood[*slice]()
 	n.running.Go(func() {
-		follow(n, kubernetes.Watch[*service]{Resource: services, Decode: decodeService}, n.services, &n.servicesRead,
-			func(key kubernetes.Key, old, now *service) []string { return []string{key.Name} })
+		follow(n, kubernetes.Watch[*service]{Resource: services, Decode: decodeService}, n.services, &n.servicesRead)
 	})
 	n.running.Go(func() {
-		follow(n, kubernetes.Watch[*slice]{Resource: slicesOf, Decode: decodeSlice}, n.slices, &n.slicesRead,
-			func(key kubernetes.Key, old, now *slice) (touched []string) {
-				if old != nil {
-					delete(n.of[old.service], key)
-					touched = append(touched, old.service)
-				}
-				if now != nil {
-					if n.of[now.service] == nil {
-						n.of[now.service] = make(map[kubernetes.Key]*slice)
-					}
-					n.of[now.service][key] = now
-					touched = append(touched, now.service)
-				}
-				return touched
-			})
+		follow(n, kubernetes.Watch[*slice]{Resource: slicesOf, Decode: decodeSlice}, n.slices, &n.slicesRead)
 	})
 }
 
-// follow keeps everything of a kind in the namespace, and hands it to the services that it is about. touched is called with n.mu held.
-func follow[T object[T]](n *namespace, watch kubernetes.Watch[T], kept good[T], read *bool, touched func(key kubernetes.Key, old, now T) []string) {
+// follow keeps everything of a kind in the namespace, and hands it to the services that it is about.
+func follow[T object[T]](n *namespace, watch kubernetes.Watch[T], kept good[T], read *bool) {
 	watch.Client, watch.Namespace = n.resolver.client, n.name
 	failing := false
 	for state, err := range watch.All(n.ctx) {
-		about := make(map[string]bool)
+		touched := make(map[string]bool)
 		n.mu.Lock()
 		everyone := failing || !*read
 		if err == nil {
 			*read = true
-			err = kept.take(state, func(key kubernetes.Key, old, now T) {
-				for _, name := range touched(key, old, now) {
-					about[name] = true
-				}
-			})
+			kept.take(state, func(about string) { touched[about] = true })
 		}
 		n.mu.Unlock()
 		recovered := failing && err == nil
 		failing = err != nil
 		for _, w := range n.all() {
-			if everyone || about[w.name] {
+			if everyone || touched[w.name] {
 				w.update(w.ctx, func() bool { return recovered })
 			}
 			if err != nil {
-				w.fail(w.ctx, err)
+				w.say(w.ctx, func() { w.answers.Fail(err) })
 			}
 		}
 	}
 }
 
+// found is what was read of a service with the whole namespace.
+type found struct {
+	service *service
+	slices  map[kubernetes.Key]*slice
+	fault   error                     // why the service could not be read the last time
+	faulty  map[kubernetes.Key]*slice // those that could not be read the last time
+}
+
 // lookUp returns what is known of a service if the whole namespace was read.
-func (n *namespace) lookUp(name string) (s *service, of []*slice, ok bool) {
+func (n *namespace) lookUp(name string) (f found, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	if !n.servicesRead || !n.slicesRead {
-		return nil, nil, false
+		return found{}, false
 	}
-	return n.services[kubernetes.Key{Namespace: n.name, Name: name}], sorted(n.of[name]), true
+	return found{service: n.services.objects[kubernetes.Key{Namespace: n.name, Name: name}], slices: maps.Clone(n.slices.of[name]),
+		fault: first(n.services.faults(name)), faulty: n.slices.faults(name)}, true
 }
 
 // sorted returns slices in the order of their names, which they keep from one set to the next.
 func sorted(all map[kubernetes.Key]*slice) []*slice {
-	keys := slices.SortedFunc(maps.Keys(all), func(a, b kubernetes.Key) int { return strings.Compare(a.Name, b.Name) })
-	list := make([]*slice, len(keys))
-	for i, key := range keys {
-		list[i] = all[key]
-	}
-	return list
+	return slices.SortedFunc(maps.Values(all), func(a, b *slice) int { return strings.Compare(a.name, b.name) })
 }

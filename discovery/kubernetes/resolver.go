@@ -3,12 +3,12 @@ package kubernetes
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"iter"
 	"strings"
 	"sync"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/discovery/internal/shared"
 	"github.com/nosidecar/mesh/internal/kubernetes"
 )
 
@@ -74,9 +74,8 @@ func (r *Resolver) Watch(ctx context.Context, service discovery.Service) iter.Se
 		r.once.Do(r.init)
 		err := r.err
 		name, in, ok := r.nameOf(service)
-		unknown := fmt.Errorf("%w: %s", discovery.ErrUnknownService, service.Host)
 		if err == nil && !ok {
-			err = unknown
+			err = shared.Unknown(service)
 		}
 		if err != nil {
 			if yield(nil, err) {
@@ -84,25 +83,9 @@ func (r *Resolver) Watch(ctx context.Context, service discovery.Service) iter.Se
 			}
 			return
 		}
-		wake := make(chan struct{}, 1)
-		w := r.join(in, name, service, wake)
-		defer r.leave(w, wake)
-		for seen := uint64(0); ; {
-			for _, n := range w.since(seen) {
-				seen = n.number
-				if n.err == errUnknown {
-					n.err = unknown
-				}
-				if !yield(n.endpoints, n.err) || ctx.Err() != nil {
-					return
-				}
-			}
-			select {
-			case <-wake:
-			case <-ctx.Done():
-				return
-			}
-		}
+		w, follower := r.join(in, name, service)
+		defer r.leave(w, follower)
+		follower.Follow(ctx, service, yield)
 	}
 }
 

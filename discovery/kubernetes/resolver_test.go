@@ -457,6 +457,104 @@ func TestResolver_Gaps(t *testing.T) {
 	})
 }
 
+// What cannot be read is told, and leaves what was there: whether a service is read alone, or with many others of its namespace.
+func TestResolver_WhatCannotBeRead(t *testing.T) {
+	for _, many := range []bool{false, true} {
+		t.Run(map[bool]string{false: "alone", true: "with many others"}[many], func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				const broken = "ports: 7"
+				s, r := start(t, serviceOf("orders", http80), sliceOf("a", "orders", "10.0.0.1"), sliceOf("b", "orders", "10.0.0.2"), serviceOf("late", broken))
+				r.Pods = func(discovery.Service) bool { return false }
+				told := func(l *listener, want ...string) {
+					t.Helper()
+					errs := l.errors()
+					for i, text := range want {
+						if i >= len(errs) || !strings.Contains(errs[i], text) {
+							t.Fatalf("errors %q, want %q", errs, want)
+						}
+					}
+					if len(errs) != len(want) {
+						t.Errorf("errors %q, want %q", errs, want)
+					}
+				}
+				var others []*listener
+				for i := 0; many && i < 55; i++ {
+					s.Apply(serviceOf(fmt.Sprintf("s-%d", i), http80))
+					others = append(others, listen(t, r, discovery.Service{Host: fmt.Sprintf("s-%d.shop.svc", i)}))
+				}
+				l := listen(t, r, orders)
+				l.want("the start", "10.0.0.1 http:80>8080; 10.0.0.2 http:80>8080")
+				s.Apply(serviceOf("orders", broken))
+				l.want("a Service that cannot be read", "10.0.0.1 http:80>8080; 10.0.0.2 http:80>8080")
+				told(l, "Service shop/orders")
+				s.Apply(sliceOf("a", "orders", "10.0.0.3"))
+				l.want("a change", "10.0.0.3 http:80>8080; 10.0.0.2 http:80>8080")
+				s.Apply(serviceOf("orders", "ports: [{name: http, port: 81}]"))
+				l.want("a Service that can be read again", "10.0.0.3 http:81>8080; 10.0.0.2 http:81>8080")
+				told(l, "Service shop/orders")
+
+				s.Apply(rawSlice("a", "orders", "addressType: IPv4, ports: 7", "10.0.0.4"))
+				l.want("a slice that cannot be read", "10.0.0.3 http:81>8080; 10.0.0.2 http:81>8080")
+				told(l, "Service shop/orders", "EndpointSlice shop/a")
+				s.Apply(sliceOf("b", "orders", "10.0.0.5"))
+				l.want("a change of another", "10.0.0.3 http:81>8080; 10.0.0.5 http:81>8080")
+				answers := l.number()
+				s.Apply(sliceOf("a", "orders", "10.0.0.3"))
+				l.want("the slice as it was", "10.0.0.3 http:81>8080; 10.0.0.5 http:81>8080")
+				if l.number() != answers+1 {
+					t.Error("no answer ends the error")
+				}
+				s.Apply(rawSlice("c", "orders", "addressType: IPv4, ports: 7", "10.0.0.6"))
+				l.want("a new slice that cannot be read", "10.0.0.3 http:81>8080; 10.0.0.5 http:81>8080")
+				s.Delete("EndpointSlice", "shop", "c")
+				l.want("its end", "10.0.0.3 http:81>8080; 10.0.0.5 http:81>8080")
+				told(l, "Service shop/orders", "EndpointSlice shop/a", "EndpointSlice shop/c")
+
+				late := listen(t, r, discovery.Service{Host: "late.shop.svc"})
+				late.want("a Service that cannot be read from the start", "none")
+				told(late, "Service shop/late")
+				s.Delete("Service", "shop", "late")
+				late.want("its end", "unknown")
+				s.Apply(serviceOf("late", broken))
+				late.want("another that cannot be read", "unknown")
+				s.Apply(serviceOf("late", http80))
+				late.want("one that can", "")
+				for _, l := range others {
+					if errs := l.errors(); len(errs) > 0 {
+						t.Fatalf("errors %q of a service that nothing happened to", errs)
+					}
+				}
+			})
+		})
+	}
+}
+
+// What could not be read when the whole namespace is read holds from before.
+func TestResolver_WhatCannotBeReadWhenManyAreCalled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, r := start(t, serviceOf("orders", http80), sliceOf("a", "orders", "10.0.0.1"), sliceOf("b", "orders", "10.0.0.2"))
+		r.Pods = func(discovery.Service) bool { return false }
+		l := listen(t, r, orders)
+		l.want("the start", "10.0.0.1 http:80>8080; 10.0.0.2 http:80>8080")
+		s.Apply(serviceOf("orders", "ports: 7"), rawSlice("a", "orders", "addressType: IPv4, ports: 7", "10.0.0.4"))
+		l.want("what cannot be read", "10.0.0.1 http:80>8080; 10.0.0.2 http:80>8080")
+		for i := range 55 {
+			s.Apply(serviceOf(fmt.Sprintf("s-%d", i), http80))
+			listen(t, r, discovery.Service{Host: fmt.Sprintf("s-%d.shop.svc", i)})
+		}
+		l.want("many more", "10.0.0.1 http:80>8080; 10.0.0.2 http:80>8080")
+		if n := s.Watches(); n != 2 {
+			t.Errorf("%d watches, want 2", n)
+		}
+		s.Apply(sliceOf("b", "orders", "10.0.0.5"))
+		l.want("a change of the other slice", "10.0.0.1 http:80>8080; 10.0.0.5 http:80>8080")
+		s.Delete("EndpointSlice", "shop", "a")
+		l.want("the end of what cannot be read", "10.0.0.5 http:80>8080")
+		s.Delete("Service", "shop", "orders")
+		l.want("the end of the Service", "")
+	})
+}
+
 func TestResolver_TellsOfAddressesThatAreNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, r := start(t, serviceOf("orders", http80), sliceOf("a", "orders", "10.01.0.1", "10.0.0.2"))

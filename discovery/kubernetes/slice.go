@@ -12,6 +12,7 @@ import (
 type slice struct {
 	err error // it could not be read
 
+	name        string
 	service     string // that it belongs to, "" for none
 	addressType string // "IPv4", "IPv6" or "FQDN"
 	ports       []slicePort
@@ -46,10 +47,10 @@ func (s *slice) equal(other *slice) bool {
 
 func decodeSlice(o kubernetes.Object) *slice {
 	d := sliceDecoder{Skimmer: kubernetes.Skim(o.Raw), namespace: o.Namespace, shared: make(map[string]string)}
-	d.slice.portless = true
+	d.slice.name, d.slice.portless = o.Name, true
 	d.slice.backends = make([]backend, 0, min(len(o.Raw)/160, mostEndpoints)) // about as many as there are
 	if !d.Members(d.member) {
-		return &slice{service: d.slice.service, err: fmt.Errorf("kubernetes: EndpointSlice %s/%s: %w", o.Namespace, o.Name, d.Err())}
+		return &slice{name: o.Name, service: d.slice.service, err: fmt.Errorf("kubernetes: EndpointSlice %s/%s: %w", o.Namespace, o.Name, d.Err())}
 	}
 	d.slice.leaveOut()
 	return &d.slice

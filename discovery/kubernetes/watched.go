@@ -1,20 +1,18 @@
 package kubernetes
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/discovery/internal/shared"
 	"github.com/nosidecar/mesh/internal/kubernetes"
 )
-
-// errUnknown stands for discovery.ErrUnknownService, whose text depends on the name that was asked for.
-var errUnknown = errors.New("unknown")
 
 // watched is a service that is watched, for as long as anybody listens.
 type watched struct {
@@ -25,7 +23,7 @@ type watched struct {
 	cancel    context.CancelFunc
 	running   sync.WaitGroup
 
-	listeners map[chan struct{}]struct{} // guarded by Resolver.mu
+	answers shared.Answers
 
 	mu     sync.Mutex
 	closed bool
@@ -49,11 +47,9 @@ type watched struct {
 	namesRead   bool
 	names       []discovery.Endpoint
 
-	known bool   // whether there ever was a Service
-	count uint64 // of what was told
-	set   news   // the last answer: endpoints, or errUnknown
-	err   news   // the last error
-	bad   string // what was last told about addresses
+	known  bool   // whether there ever was a Service
+	unread error  // why something of it could not be read with the namespace
+	told   string // of what could not be read, or is no address
 }
 
 // input is something that is read for a service.
@@ -63,15 +59,8 @@ type input struct {
 	failing bool
 }
 
-// news is something that listeners are told. They are told in the order of the numbers, and only the latest of each kind.
-type news struct {
-	number    uint64
-	endpoints []discovery.Endpoint
-	err       error
-}
-
 func newWatched(n *namespace, name string, asked discovery.Service) *watched {
-	w := &watched{namespace: n, name: name, asked: asked, listeners: make(map[chan struct{}]struct{}), gone: make(map[string]bool)}
+	w := &watched{namespace: n, name: name, asked: asked, gone: make(map[string]bool)}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	return w
 }
@@ -82,14 +71,15 @@ func (w *watched) begin() {
 	defer w.mu.Unlock()
 	if w.pullLocked(); w.wide {
 		w.decideLocked(false)
+		w.reportLocked(false)
 		return
 	}
 	w.readLocked(&w.alone, w.name, func(ctx context.Context) {
 		watch := kubernetes.Watch[*service]{Client: w.namespace.resolver.client, Resource: services, Namespace: w.namespace.name,
 			Fields: "metadata.name=" + w.name, Decode: decodeService}
-		read(w, ctx, &w.alone, watch, func(kept good[*service], unread error) {
-			w.service = kept[kubernetes.Key{Namespace: w.namespace.name, Name: w.name}]
-			w.serviceRead = w.service != nil || unread == nil
+		read(w, ctx, &w.alone, watch, func(kept good[*service]) {
+			w.service = kept.objects[kubernetes.Key{Namespace: w.namespace.name, Name: w.name}]
+			w.serviceRead = w.service != nil || len(kept.faulty) == 0
 		})
 	})
 }
@@ -119,33 +109,40 @@ func (w *watched) readLocked(in *input, what string, run func(ctx context.Contex
 }
 
 // read follows a watch. took is called with w.mu held, after everything that makes a difference.
-func read[T object[T]](w *watched, ctx context.Context, in *input, watch kubernetes.Watch[T], took func(kept good[T], unread error)) {
-	kept, first := make(good[T]), true
+func read[T object[T]](w *watched, ctx context.Context, in *input, watch kubernetes.Watch[T], took func(kept good[T])) {
+	kept, whole := newGood[T](), false
+	var unread error
 	for state, err := range watch.All(ctx) {
 		if err != nil {
-			if w.isUnknown(ctx, err) {
-				err = errUnknown
-			}
-			w.update(ctx, func() bool { in.failing = true; return false })
+			unknown := w.isUnknown(ctx, err)
 			if watch.Resource == podsOf {
 				err = fmt.Errorf("%w (which have the labels and service accounts: see Resolver.Pods)", err)
 			}
-			w.fail(ctx, err)
+			w.update(ctx, func() bool { in.failing = true; return false })
+			w.say(ctx, func() {
+				if unknown {
+					w.answers.SetUnknown()
+				} else {
+					w.answers.Fail(err)
+				}
+			})
+			unread = nil // to be told again
 			continue
 		}
-		var unread error
+		before := unread
 		w.update(ctx, func() bool {
-			changed := first
-			unread = kept.take(state, func(kubernetes.Key, T, T) { changed = true })
-			if changed {
-				took(kept, unread)
+			touched := !whole
+			kept.take(state, func(string) { touched = true })
+			if touched {
+				took(kept)
 			}
-			recovered := in.failing
-			first, in.failing = false, unread != nil
+			unread = first(kept.faulty)
+			recovered := in.failing && unread == nil
+			whole, in.failing = true, unread != nil
 			return recovered
 		})
-		if unread != nil {
-			w.fail(ctx, unread)
+		if unread != nil && (before == nil || unread.Error() != before.Error()) {
+			w.say(ctx, func() { w.answers.Fail(unread) })
 		}
 	}
 }
@@ -177,48 +174,52 @@ func (w *watched) isUnknown(ctx context.Context, err error) bool {
 // the same.
 func (w *watched) update(ctx context.Context, change func() (again bool)) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	if ctx.Err() != nil {
-		w.mu.Unlock()
 		return
 	}
 	again := change()
-	w.pullLocked()
-	told := w.count
+	again = w.pullLocked() || again
 	w.decideLocked(again)
-	told -= w.count
-	w.mu.Unlock()
-	if told != 0 {
-		w.wake()
-	}
+	w.reportLocked(again)
 }
 
-// fail tells an error, unless ctx has ended.
-func (w *watched) fail(ctx context.Context, err error) {
+// say tells something, unless ctx has ended.
+func (w *watched) say(ctx context.Context, tell func()) {
 	w.mu.Lock()
-	if ctx.Err() != nil {
-		w.mu.Unlock()
-		return
+	defer w.mu.Unlock()
+	if ctx.Err() == nil {
+		tell()
 	}
-	if err == errUnknown {
-		w.tellLocked(news{err: err})
-	} else {
-		w.count++
-		w.err = news{number: w.count, err: err}
-	}
-	w.mu.Unlock()
-	w.wake()
 }
 
-// pullLocked takes what was read of the namespace, if all of it was.
-func (w *watched) pullLocked() {
-	s, of, ok := w.namespace.lookUp(w.name)
+// pullLocked takes what was read of the namespace, if all of it was. It reports whether everything could be read that could not before.
+func (w *watched) pullLocked() (recovered bool) {
+	f, ok := w.namespace.lookUp(w.name)
 	if !ok {
-		return
+		return false
 	}
 	w.wide = true
 	w.readLocked(&w.alone, "", nil)
 	w.readLocked(&w.joined, "", nil)
-	w.service, w.slices, w.serviceRead, w.slicesRead = s, of, true, true
+	// What could not be read may have been before, when it was read alone.
+	if f.service == nil && f.fault != nil {
+		f.service = w.service
+	}
+	w.serviceRead = w.serviceRead || f.service != nil || f.fault == nil
+	for _, last := range w.slices {
+		key := kubernetes.Key{Namespace: w.namespace.name, Name: last.name}
+		if f.faulty[key] != nil && f.slices[key] == nil {
+			if f.slices == nil {
+				f.slices = make(map[kubernetes.Key]*slice)
+			}
+			f.slices[key] = last
+		}
+	}
+	w.service, w.slices, w.slicesRead = f.service, sorted(f.slices), true
+	before := w.unread
+	w.unread = cmp.Or(f.fault, first(f.faulty))
+	return before != nil && w.unread == nil
 }
 
 // followLocked reads what the Service asks for.
@@ -236,7 +237,7 @@ func (w *watched) followLocked() {
 		w.readLocked(&w.joined, what, func(ctx context.Context) {
 			watch := kubernetes.Watch[*slice]{Client: r.client, Resource: slicesOf, Namespace: w.namespace.name,
 				Labels: serviceName + "=" + w.name, Decode: decodeSlice}
-			read(w, ctx, &w.joined, watch, func(kept good[*slice], _ error) { w.slicesRead, w.slices = true, sorted(kept) })
+			read(w, ctx, &w.joined, watch, func(kept good[*slice]) { w.slicesRead, w.slices = true, sorted(kept.objects) })
 		})
 	}
 	name, selector := "", ""
@@ -261,11 +262,11 @@ func (w *watched) followLocked() {
 }
 
 // takePods takes the pods that the Service selects. Those of them that are gone are remembered for slices that have yet to hear of it.
-func (w *watched) takePods(kept good[*pod], _ error) {
+func (w *watched) takePods(kept good[*pod]) {
 	old := w.pods
-	w.podsRead, w.pods = true, make(map[string]*pod, len(kept))
+	w.podsRead, w.pods = true, make(map[string]*pod, len(kept.objects))
 	clear(w.gone)
-	for _, p := range kept {
+	for _, p := range kept.objects {
 		w.pods[p.uid] = p
 	}
 	for uid, p := range old {
@@ -310,7 +311,9 @@ func (w *watched) resolve(ctx context.Context, name string) {
 			if missing {
 				err = errors.New("it does not exist") // and yet the service does
 			}
-			w.fail(ctx, fmt.Errorf("kubernetes: Service %s/%s: externalName %q: %w", w.namespace.name, w.name, name, err))
+			w.say(ctx, func() {
+				w.answers.Fail(fmt.Errorf("kubernetes: Service %s/%s: externalName %q: %w", w.namespace.name, w.name, name, err))
+			})
 		}
 	}
 }
@@ -323,8 +326,8 @@ func (w *watched) decideLocked(again bool) {
 	w.followLocked()
 	switch s := w.service; {
 	case s == nil && !w.known:
-		if w.set.err != errUnknown || again {
-			w.tellLocked(news{err: errUnknown})
+		if _, unknown, _ := w.answers.Last(); !unknown || again {
+			w.answers.SetUnknown()
 		}
 		return
 	case s == nil: // it was deleted
@@ -347,7 +350,6 @@ func (w *watched) decideLocked(again bool) {
 		w.forgetLocked()
 		from := set{service: w.service, slices: w.slices, pods: w.pods, own: w.namespace.resolver.place, region: w.namespace.resolver.Region}
 		w.offerLocked(from.endpoints(), again)
-		w.reportLocked()
 	}
 }
 
@@ -370,20 +372,13 @@ func (w *watched) podsDecidedLocked() bool {
 
 // offerLocked tells endpoints, if they are news.
 func (w *watched) offerLocked(endpoints []discovery.Endpoint, again bool) {
-	if again || w.set.number == 0 || w.set.err != nil || !equal(w.set.endpoints, endpoints) {
-		w.tellLocked(news{endpoints: endpoints})
+	if last, unknown, told := w.answers.Last(); again || unknown || !told || !equal(last, endpoints) {
+		w.answers.Set(endpoints)
 	}
 }
 
-// tellLocked tells endpoints, or that the service is unknown.
-func (w *watched) tellLocked(n news) {
-	w.count++
-	n.number = w.count
-	w.set = n
-}
-
-// reportLocked tells about addresses that are none, once.
-func (w *watched) reportLocked() {
+// reportLocked tells what could not be read with the namespace, or else about addresses that are none, once.
+func (w *watched) reportLocked(again bool) {
 	text, left := "", 0
 	for _, s := range w.slices {
 		if left += s.left; s.left > 0 {
@@ -394,34 +389,15 @@ func (w *watched) reportLocked() {
 		text = fmt.Sprintf("kubernetes: Service %s/%s: %d addresses, %q among them, are no IP addresses: these endpoints are left out",
 			w.namespace.name, w.name, left, text)
 	}
-	if text != "" && text != w.bad {
-		w.count++
-		w.err = news{number: w.count, err: errors.New(text)}
+	err := errors.New(text)
+	if w.unread != nil {
+		text, err = w.unread.Error(), w.unread
 	}
-	w.bad = text
-}
-
-// since returns what listeners have not been told yet.
-func (w *watched) since(seen uint64) (untold []news) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	all := []news{w.set, w.err}
-	slices.SortFunc(all, func(a, b news) int { return int(int64(a.number) - int64(b.number)) })
-	for _, n := range all {
-		if n.number > seen && n.number >= w.set.number { // an error before an answer is over
-			untold = append(untold, n)
-		}
+	if _, _, answered := w.answers.Last(); !answered && w.unread == nil {
+		return // an error before the first answer would be over with it
 	}
-	return untold
-}
-
-func (w *watched) wake() {
-	w.namespace.resolver.mu.Lock()
-	defer w.namespace.resolver.mu.Unlock()
-	for wake := range w.listeners {
-		select {
-		case wake <- struct{}{}:
-		default: // it has yet to look
-		}
+	if text != "" && (text != w.told || again) {
+		w.answers.Fail(err)
 	}
+	w.told = text
 }

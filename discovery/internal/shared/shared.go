@@ -1,0 +1,125 @@
+// Package shared has everybody who watches a service share one watch of it.
+package shared
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/nosidecar/mesh/discovery"
+)
+
+// Answers is what a watch of a service has found out. Of endpoints, and of errors, only the latest count: who is slow is told of these. The
+// zero value is ready for use. It is safe for concurrent use.
+type Answers struct {
+	mu        sync.Mutex
+	followers map[*Follower]struct{}
+	count     uint64
+	set       answer
+	err       answer
+}
+
+// answer is something that followers are told. They are told in the order of the numbers.
+type answer struct {
+	number    uint64
+	endpoints []discovery.Endpoint
+	unknown   bool // there is no such service
+	err       error
+}
+
+// Follower is who is told of answers.
+type Follower struct {
+	answers *Answers
+	wake    chan struct{}
+}
+
+// Join returns a new follower, which leaves before it is forgotten.
+func (a *Answers) Join() *Follower {
+	f := &Follower{answers: a, wake: make(chan struct{}, 1)}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.followers == nil {
+		a.followers = make(map[*Follower]struct{})
+	}
+	a.followers[f] = struct{}{}
+	return f
+}
+
+// Leave ends what Join began, and reports whether nobody follows any more.
+func (f *Follower) Leave() (last bool) {
+	f.answers.mu.Lock()
+	defer f.answers.mu.Unlock()
+	delete(f.answers.followers, f)
+	return len(f.answers.followers) == 0
+}
+
+// Follow yields all answers about a service, as [discovery.Resolver] has it, until ctx ends or yield returns false.
+func (f *Follower) Follow(ctx context.Context, service discovery.Service, yield func([]discovery.Endpoint, error) bool) {
+	for seen := uint64(0); ; {
+		for _, answer := range f.answers.since(seen) {
+			seen = answer.number
+			if answer.unknown {
+				answer.err = Unknown(service)
+			}
+			if !yield(answer.endpoints, answer.err) || ctx.Err() != nil {
+				return
+			}
+		}
+		select {
+		case <-f.wake:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Unknown returns the error of a service that there is not.
+func Unknown(service discovery.Service) error {
+	return fmt.Errorf("%w: %s", discovery.ErrUnknownService, service.Host)
+}
+
+// Set tells endpoints. What was told before is over, errors too.
+func (a *Answers) Set(endpoints []discovery.Endpoint) { a.tell(&a.set, answer{endpoints: endpoints}) }
+
+// SetUnknown tells that there is no such service.
+func (a *Answers) SetUnknown() { a.tell(&a.set, answer{unknown: true}) }
+
+// Fail tells an error. The last endpoints hold.
+func (a *Answers) Fail(err error) { a.tell(&a.err, answer{err: err}) }
+
+func (a *Answers) tell(kind *answer, what answer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.count++
+	what.number = a.count
+	*kind = what
+	for f := range a.followers {
+		select {
+		case f.wake <- struct{}{}:
+		default: // it has yet to look
+		}
+	}
+}
+
+// Last returns what was last told other than errors: endpoints, or that the service is unknown. told is false if there is none yet.
+func (a *Answers) Last() (endpoints []discovery.Endpoint, unknown, told bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.set.endpoints, a.set.unknown, a.set.number > 0
+}
+
+// since returns what followers have not been told yet.
+func (a *Answers) since(seen uint64) (untold []answer) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	first, second := a.set, a.err
+	if second.number < first.number {
+		first, second = second, first
+	}
+	for _, answer := range []answer{first, second} {
+		if answer.number > seen && answer.number >= a.set.number { // an error before an answer is over
+			untold = append(untold, answer)
+		}
+	}
+	return untold
+}
