@@ -103,7 +103,7 @@ func configEntries(b *strings.Builder) {
 			"(`Workload.Service`): an override takes the place of whole `Limits` and `PassiveHealthCheck`. A limit of 0 is an error, and so is `EnforcingConsecutive5xx` from 1 to 99. `MaxInboundConnections`, `LocalRequestTimeoutMs` and " +
 			"`MutualTLSMode: permissive` are errors for the process's own service, and about others for any other.",
 			reflect.TypeFor[consul.ServiceDefaults]()},
-		{consul.ProxyDefaultsKind, "`Config.protocol` is the protocol of services without a service-defaults entry; what else is in `Config` is warned of.", reflect.TypeFor[consul.ProxyDefaults]()},
+		{consul.ProxyDefaultsKind, "`Config.protocol` is the protocol of services without a service-defaults entry. Bounds of what a service gets (`max_inbound_connections`, `local_request_timeout_ms`, `local_idle_timeout_ms`) and configuration of Envoy in their place (`envoy_public_listener_json`, `envoy_local_cluster_json`) are errors in a process that is an instance of a service; what else is in `Config` is warned of.", reflect.TypeFor[consul.ProxyDefaults]()},
 		{consul.MeshKind, "Nothing of it is enforced.", reflect.TypeFor[consul.Mesh]()},
 	} {
 		fmt.Fprintf(b, "\n### %s\n\n%s\n\n", e.kind, e.text)

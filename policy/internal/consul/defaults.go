@@ -23,7 +23,7 @@ type ServiceDefaults struct {
 	LocalRequestTimeoutMs int64  `yaml:"LocalRequestTimeoutMs"`
 	MutualTLSMode         string `yaml:"MutualTLSMode"`
 
-	RateLimits      yamldoc.Any `yaml:"RateLimits" mesh:"refused: needs Consul Enterprise: use mesh.Protection.RateLimit"`
+	RateLimits      yamldoc.Any `yaml:"RateLimits" mesh:"refused: needs Consul Enterprise: bound the requests to the process with policy/limit"`
 	Destination     yamldoc.Any `yaml:"Destination" mesh:"refused: destinations outside of Consul are not enforced: remove it"`
 	ExternalSNI     yamldoc.Any `yaml:"ExternalSNI" mesh:"refused: services behind a terminating gateway are not enforced: remove it"`
 	EnvoyExtensions yamldoc.Any `yaml:"EnvoyExtensions" mesh:"refused: there is no Envoy to extend: remove it"`
@@ -83,15 +83,12 @@ func (s *ServiceDefaults) check(doc *yamldoc.Document, e *Entry, env *Environmen
 	at := e.At
 	s.Protocol = checkProtocol(doc, at+"Protocol", s.Protocol)
 	checkTLSMode(doc, at+"MutualTLSMode", s.MutualTLSMode)
-	if env.Service != "" && e.Name == env.Service { // else it is about others, and about what they accept
-		if s.MaxInboundConnections > 0 {
-			doc.Errorf(at+"MaxInboundConnections", "is not enforced: remove it, and bound the connections of the server's listener")
-		}
-		if s.LocalRequestTimeoutMs > 0 {
-			doc.Errorf(at+"LocalRequestTimeoutMs", "is not enforced: remove it, and wrap the handler in http.TimeoutHandler")
-		}
+	if env.Service == "" || e.Name == env.Service { // else it is about others, and about what they accept
+		own := inbound{doc, env.Service != ""}
+		own.checkLimit(at+"MaxInboundConnections", s.MaxInboundConnections, boundConnections)
+		own.checkLimit(at+"LocalRequestTimeoutMs", s.LocalRequestTimeoutMs, boundTime)
 		if s.MutualTLSMode == "permissive" {
-			doc.Errorf(at+"MutualTLSMode", "permissive is not enforced: remove it, and make the listener with tlsid.Permissive")
+			own.report(at+"MutualTLSMode", "permissive is not enforced: remove it, and make the listener with tlsid.Permissive")
 		}
 	}
 	if u := s.UpstreamConfig; u != nil {
@@ -109,6 +106,32 @@ func (s *ServiceDefaults) check(doc *yamldoc.Document, e *Entry, env *Environmen
 			}
 			o.check(doc, at)
 		}
+	}
+}
+
+// What to do instead of what is not enforced of the requests to a service.
+const (
+	boundConnections = "is not enforced: remove it, and bound the connections of the server's listener"
+	boundTime        = "is not enforced: remove it, and wrap the handler in http.TimeoutHandler"
+)
+
+// inbound reports what is not enforced of the connections and requests to a service.
+type inbound struct {
+	doc   *yamldoc.Document
+	known bool // that the process is an instance of the service
+}
+
+func (in inbound) report(at, text string) {
+	if in.known {
+		in.doc.Errorf(at, "%s", text)
+		return
+	}
+	in.doc.Warnf(at, "%s. It is not known whether this process is an instance of the service: set Service in mesh.WithWorkload", text)
+}
+
+func (in inbound) checkLimit(at string, n int64, text string) {
+	if n > 0 {
+		in.report(at, text)
 	}
 }
 
@@ -186,19 +209,35 @@ type ProxyDefaults struct {
 	Protocol string // of Config
 }
 
-func (p *ProxyDefaults) check(doc *yamldoc.Document, e *Entry, _ *Environment) {
+func (p *ProxyDefaults) check(doc *yamldoc.Document, e *Entry, env *Environment) {
+	own := inbound{doc, env.Service != ""}
 	for key := range p.Config {
 		at := yamldoc.Key(e.At+"Config", key)
-		if strings.EqualFold(key, "protocol") {
+		name := strings.ToLower(key)
+		switch instead := inPlaceOf[name]; {
+		case name == "protocol":
 			p.Protocol = checkProtocol(doc, at, doc.Text(at))
-			continue
+		case instead != "":
+			if text := doc.Text(at); text != "0" && text != "" {
+				own.report(at, instead)
+			}
+		default:
+			doc.Warnf(at, "has no effect: it configures Envoy")
 		}
-		doc.Warnf(at, "has no effect: it configures Envoy")
 	}
 	checkTLSMode(doc, e.At+"MutualTLSMode", p.MutualTLSMode)
 	if p.MutualTLSMode == "permissive" {
 		doc.Errorf(e.At+"MutualTLSMode", "permissive is not enforced: remove it, and make listeners with tlsid.Permissive")
 	}
+}
+
+// inPlaceOf has the keys of Config that bound or judge what a service gets, with what to do instead.
+var inPlaceOf = map[string]string{
+	"max_inbound_connections":    boundConnections,
+	"local_request_timeout_ms":   boundTime,
+	"local_idle_timeout_ms":      "is not enforced: remove it, and set http.Server.IdleTimeout",
+	"envoy_public_listener_json": "there is no Envoy that would have a listener: remove it",
+	"envoy_local_cluster_json":   "there is no Envoy that would have a cluster: remove it",
 }
 
 // Mesh is the mesh entry.

@@ -134,6 +134,21 @@ func TestRules(t *testing.T) {
 		{"override without name", fmt.Sprintf(defaults, `"UpstreamConfig": {"Overrides": [{"ConnectTimeoutMs": 5}]}`), "", `error: UpstreamConfig.Overrides[0].Name: missing`},
 		{"listener", fmt.Sprintf(upstream, `"EnvoyListenerJSON": "{}"`), "", `error: UpstreamConfig.Defaults.EnvoyListenerJSON: there is no Envoy`},
 		{"configuration of Envoy", `{"Kind": "proxy-defaults", "Name": "global", "Config": {"envoy_stats_flush_interval": "5s", "protocol": "http"}}`, "-", `warning: Config.envoy_stats_flush_interval: has no effect`},
+		{"connections in the configuration of Envoy", `{"Kind": "proxy-defaults", "Config": {"protocol": "http", "Max_Inbound_Connections": 5}}`, "-", `error: Config.Max_Inbound_Connections: is not enforced`},
+		{"time of requests in the configuration of Envoy", `{"Kind": "proxy-defaults", "Config": {"protocol": "http", "local_request_timeout_ms": 5000}}`, "-", `error: Config.local_request_timeout_ms: is not enforced`},
+		{"idle time in the configuration of Envoy", `{"Kind": "proxy-defaults", "Config": {"protocol": "http", "local_idle_timeout_ms": "5000"}}`, "-", `error: Config.local_idle_timeout_ms: is not enforced`},
+		{"no time in the configuration of Envoy", `{"Kind": "proxy-defaults", "Config": {"protocol": "http", "local_request_timeout_ms": 0}}`, "-", ``},
+		{"listener in the configuration of Envoy", `{"Kind": "proxy-defaults", "Config": {"protocol": "http", "envoy_public_listener_json": "{}"}}`, "-", `error: Config.envoy_public_listener_json: there is no Envoy`},
+		{"plaintext to all", `{"Kind": "proxy-defaults", "MutualTLSMode": "permissive"}`, "-", `error: MutualTLSMode: permissive is not enforced`},
+		{"balance of connections", fmt.Sprintf(defaults, `"BalanceInboundConnections": "exact_balance"`), "", `warning: BalanceInboundConnections: there are no threads`},
+		{"time to connect to itself", fmt.Sprintf(defaults, `"LocalConnectTimeoutMs": 5`), "", `warning: LocalConnectTimeoutMs: there is no proxy`},
+		{"exposed paths", fmt.Sprintf(defaults, `"Expose": {"Paths": [{"Path": "/health"}]}`), "", `warning: Expose: there is no proxy`},
+		{"transparent proxy", fmt.Sprintf(defaults, `"TransparentProxy": {"DialedDirectly": true}`), "", `warning: TransparentProxy: there is no proxy`},
+		{"normalization of paths", `{"Kind": "mesh", "HTTP": {"Incoming": {"RequestNormalization": {"InsecureDisablePathNormalization": true}}}}`, "", `error: HTTP.Incoming.RequestNormalization: how paths are normalized`},
+		{"header of the peer", `{"Kind": "mesh", "HTTP": {"SanitizeXForwardedClientCert": true}}`, "", `error: HTTP.SanitizeXForwardedClientCert: x-forwarded-client-cert is appended to`},
+		{"upstream of a peer", fmt.Sprintf(defaults, `"UpstreamConfig": {"Overrides": [{"Name": "api", "Peer": "east"}]}`), "", `error: UpstreamConfig.Overrides[0].Peer: peers are not enforced yet`},
+		{"protocol of an upstream", fmt.Sprintf(upstream, `"Protocol": "grpc"`), "", `error: UpstreamConfig.Defaults.Protocol: an upstream has the protocol of its own`},
+		{"gateway failures", fmt.Sprintf(upstream, `"PassiveHealthCheck": {"ConsecutiveGatewayFailure": 3}`), "", `error: UpstreamConfig.Defaults.PassiveHealthCheck.ConsecutiveGatewayFailure: not in Consul 1.22`},
 		{"mesh", `{"Kind": "mesh", "TransparentProxy": {"MeshDestinationsOnly": false}}`, "", ``},
 		{"TLS of the mesh", `{"Kind": "mesh", "TLS": {"Incoming": {"TLSMinVersion": "TLSv1_3"}}}`, "", `error: TLS: versions and cipher suites`},
 
@@ -163,5 +178,21 @@ func TestRules(t *testing.T) {
 				t.Errorf("findings: %v, want %s", checked.Findings, test.want)
 			}
 		})
+	}
+}
+
+// What a service does for itself counts for whoever may be an instance of it.
+func TestRules_ServiceNotKnown(t *testing.T) {
+	for entry, want := range map[string]string{
+		fmt.Sprintf(defaults, `"MaxInboundConnections": 5`):                                        "MaxInboundConnections",
+		fmt.Sprintf(defaults, `"LocalRequestTimeoutMs": 5`):                                        "LocalRequestTimeoutMs",
+		fmt.Sprintf(defaults, `"MutualTLSMode": "permissive"`):                                     "MutualTLSMode",
+		`{"Kind": "proxy-defaults", "Config": {"protocol": "http", "max_inbound_connections": 5}}`: "Config.max_inbound_connections",
+	} {
+		checked := policy.Check([]policy.Source{{Name: "a.json", Data: []byte(entry)}}, policy.Workload{Filters: filters{}})
+		if len(checked.Findings) != 1 || checked.Findings[0].Severity != policy.Warning || checked.Findings[0].Field != want ||
+			!strings.Contains(checked.Findings[0].Message, "It is not known whether") {
+			t.Errorf("%s: %v, want a warning about %s", entry, checked.Findings, want)
+		}
 	}
 }
