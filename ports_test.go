@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy/route"
 )
@@ -105,5 +106,29 @@ func TestRouteToAPort(t *testing.T) {
 	get(t, m.Client(), "http://web/")
 	if err := next(t, dropped); !strings.Contains(err.Error(), "has no port 80, it has 8080") {
 		t.Errorf("a mirror to port 80: %v", err)
+	}
+}
+
+// TestPortThatSomeEndpointsDoNotServe: while a rollout adds a port, only the endpoints that have it get the calls to it.
+func TestPortThatSomeEndpointsDoNotServe(t *testing.T) {
+	noLeaks(t)
+	young, old := serve(t, says("young")), serve(t, says("old"))
+	grpc := discovery.Endpoint{Address: young.Address, OnlyPorts: true, Ports: []discovery.Port{{Number: 80, Target: young.Port}, {Number: 90, Target: young.Port}}}
+	http := discovery.Endpoint{Address: old.Address, OnlyPorts: true, Ports: []discovery.Port{{Number: 80, Target: old.Port}}}
+	m := newMesh(t, "", mesh.WithDiscovery(discovery.Static{"web": {grpc, http}, "late": {http}}), mesh.WithEmptyPolicy())
+	all := map[string]int{}
+	for range 40 {
+		all[get(t, m.Client(), "http://web/").body]++
+		if a := get(t, m.Client(), "http://web:90/"); a.body != "young" {
+			t.Fatalf("a call to a port that one endpoint serves goes to the %s", a.body)
+		}
+	}
+	if all["young"] == 0 || all["old"] == 0 {
+		t.Errorf("calls to a port that both serve: %v, want both", all)
+	}
+	var failure *mesh.Error
+	if _, err := try(m.Client(), "http://late:90/"); !errors.As(err, &failure) || !errors.Is(err, balancer.ErrNoEndpoints) ||
+		!strings.Contains(err.Error(), "none of the 1 that there are serves port 90") {
+		t.Errorf("a call to a port that none serves: %v", err)
 	}
 }

@@ -3,6 +3,7 @@ package balancer
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"net/http"
 	"slices"
@@ -29,24 +30,32 @@ func (c *connections) transport() *http.Transport {
 		c.own = httpclone.Transport(c.template)
 		dial := c.own.DialContext
 		c.own.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
-			return dial(ctx, network, c.dialAddress(address))
+			address, err := c.dialAddress(address)
+			if err != nil {
+				return nil, err
+			}
+			return dial(ctx, network, address)
 		}
 	}
 	return c.own
 }
 
 // dialAddress returns where the endpoint serves the port that the caller asked for.
-func (c *connections) dialAddress(asked string) string {
+func (c *connections) dialAddress(asked string) (string, error) {
 	_, service, err := net.SplitHostPort(asked)
 	if err != nil {
-		return asked // net/http always adds the port
+		return asked, nil // net/http always adds the port
 	}
 	port, err := strconv.Atoi(service)
 	if err != nil {
-		return asked
+		return asked, nil
 	}
 	endpoint := c.host.Endpoint()
-	return net.JoinHostPort(endpoint.Address, strconv.Itoa(endpoint.DialPort(port)))
+	at := endpoint.DialPort(port)
+	if at == 0 {
+		return "", fmt.Errorf("balancer: the endpoint %s does not serve port %d", endpoint.Address, port)
+	}
+	return net.JoinHostPort(endpoint.Address, strconv.Itoa(at)), nil
 }
 
 func (c *connections) closeIdle() {

@@ -91,7 +91,7 @@ func (h *Host) describe(e *discovery.Endpoint) {
 
 // same reports whether two endpoints have the same description.
 func same(a, b *discovery.Endpoint) bool {
-	return a.Address == b.Address && a.Port == b.Port && slices.Equal(a.Ports, b.Ports) && sameLabels(a.Labels, b.Labels) &&
+	return a.Address == b.Address && a.Port == b.Port && a.OnlyPorts == b.OnlyPorts && slices.Equal(a.Ports, b.Ports) && sameLabels(a.Labels, b.Labels) &&
 		a.Locality == b.Locality && a.Weight == b.Weight && a.Draining == b.Draining && a.ServiceAccount == b.ServiceAccount
 }
 

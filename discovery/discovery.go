@@ -25,6 +25,9 @@ type Endpoint struct {
 	// Ports says where each port of a service with several ports is served.
 	Ports []Port
 
+	// OnlyPorts means that Ports is complete: the endpoint serves no other port of the service, and a mesh sends it no call to one.
+	OnlyPorts bool
+
 	// Labels assign the endpoint to subsets.
 	Labels map[string]string
 
@@ -70,12 +73,15 @@ func (l Locality) String() string {
 }
 
 // DialPort returns the port to dial for the service port number; for 0, the endpoint's only or first port. It returns 0 if
-// the endpoint does not say.
+// the endpoint does not say, or does not serve that port.
 func (e *Endpoint) DialPort(number int) int {
 	for _, p := range e.Ports {
 		if p.Number == number || number == 0 {
 			return cmp.Or(p.Target, p.Number)
 		}
+	}
+	if e.OnlyPorts {
+		return 0
 	}
 	return cmp.Or(e.Port, number)
 }

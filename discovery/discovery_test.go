@@ -13,6 +13,8 @@ func TestEndpoint_DialPort(t *testing.T) {
 		Port:    9000,
 		Ports:   []discovery.Port{{Name: "http", Number: 80, Target: 8080}, {Name: "grpc", Number: 90}},
 	}
+	only := several
+	only.OnlyPorts = true
 	for _, tt := range []struct {
 		name     string
 		endpoint discovery.Endpoint
@@ -26,6 +28,9 @@ func TestEndpoint_DialPort(t *testing.T) {
 		{"own port", at("10.0.0.1", 9000), 80, 9000},
 		{"the caller's", at("10.0.0.1", 0), 80, 80},
 		{"nobody says", at("10.0.0.1", 0), 0, 0},
+		{"mapped, and no other", only, 80, 8080},
+		{"not mapped, and no other", only, 443, 0},
+		{"first, and no other", only, 0, 8080},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			if got := tt.endpoint.DialPort(tt.number); got != tt.want {

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"strconv"
 	"strings"
 
@@ -126,17 +127,12 @@ func (c *compiler) services() {
 	}
 }
 
-// http2 reports whether the protocol of a port is HTTP/2. Like Istio, it uses appProtocol, or otherwise the prefix of the name.
+// http2 reports whether the protocol of a port is HTTP/2. Like Istio, it uses appProtocol, or otherwise the name, of both what is before
+// a dash. "kubernetes.io/h2c" is the only one of Kubernetes' own names that is HTTP/2.
 func http2(name, appProtocol string) bool {
-	protocol := strings.ToLower(appProtocol)
-	if protocol == "" {
-		protocol, _, _ = strings.Cut(name, "-")
-		if strings.HasPrefix(name, "grpc-web") {
-			protocol = "grpc-web"
-		}
-	}
+	protocol, _, _ := strings.Cut(strings.ToLower(cmp.Or(appProtocol, name)), "-")
 	switch protocol {
-	case "http2", "grpc", "grpc-web", "kubernetes.io/h2c":
+	case "http2", "grpc", "kubernetes.io/h2c":
 		return true
 	}
 	return false

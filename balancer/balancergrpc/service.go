@@ -136,7 +136,7 @@ func (s *service) targets() ([]target, error) {
 		e := h.Endpoint()
 		port := e.DialPort(s.port)
 		if port == 0 {
-			failed = fmt.Errorf("balancergrpc: neither the target nor the endpoint %s has a port", e.Address)
+			failed = fmt.Errorf("balancergrpc: neither the target nor the endpoint %s has a port, or the endpoint does not serve that of the target", e.Address)
 			continue
 		}
 		targets = append(targets, target{h.ID(), net.JoinHostPort(e.Address, strconv.Itoa(port)), linkOf(h)})

@@ -14,8 +14,9 @@
 // addresses, the endpoints are those of the Service's first family, or of the other if none of the first takes calls. Hints
 // for nodes and zones (trafficDistribution) are followed as kube-proxy does, if [Resolver].Node and Zone are known.
 //
-// Ports are those of the Service, by name, and lead to the ports that each slice says: pods of two versions may differ. Ports of UDP and
-// SCTP are left out. The zone of an endpoint is that of its slice. Its labels are those of its pod, security.istio.io/tlsMode
+// Ports are those of the Service, by name, and lead to the ports that each slice says: pods of two versions may differ. A pod that does not
+// serve a port yet, while a rollout adds it, gets no calls to that port, and a port that the Service does not have gets none at all; only a
+// headless Service leads to any port of its pods, as its name in DNS does. Ports of UDP and SCTP are left out. The zone of an endpoint is that of its slice. Its labels are those of its pod, security.istio.io/tlsMode
 // among them, and its service account is "namespace/name": a mesh expects the SPIFFE ID
 // spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/NAME, as Istio writes it. Both come from the pod by its uid, so hand-made endpoints have none.
 //
@@ -50,8 +51,8 @@
 //
 // # What is not done
 //
-// sessionAffinity, internalTrafficPolicy and externalTrafficPolicy are not followed: Envoy does not either. appProtocol, and the weights
-// that other implementations read from annotations, mean nothing here. A call to a port that the Service does not have goes to that port of
-// the pods, where kube-proxy would drop it; so does a call to a port that some pods do not serve yet, while a rollout adds it, if it meets one
-// of these pods.
+// sessionAffinity, internalTrafficPolicy and externalTrafficPolicy are not followed: Envoy does not either. The weights that other
+// implementations read from annotations mean nothing here. appProtocol is not a matter of endpoints: whoever reads Services as documents, as
+// policy/kubernetes does, knows by it, or by the names of ports, which ports speak HTTP/2. Labels of Nodes are not read, since that needs a right
+// for the whole cluster: see [Resolver].Region.
 package kubernetes

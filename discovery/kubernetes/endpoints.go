@@ -48,7 +48,7 @@ func (s *set) endpoints() []discovery.Endpoint {
 	}
 	all := make([]discovery.Endpoint, 0, len(chosen.entries))
 	for _, e := range chosen.entries {
-		endpoint := discovery.Endpoint{Address: e.address, Ports: e.ports, Draining: e.draining,
+		endpoint := discovery.Endpoint{Address: e.address, Ports: e.ports, OnlyPorts: len(e.ports) > 0 && !s.service.headless, Draining: e.draining,
 			Locality: discovery.Locality{Region: s.region, Zone: e.zone}}
 		if p := s.pods[e.pod]; p != nil {
 			endpoint.Labels, endpoint.ServiceAccount = p.labels, p.account
@@ -205,7 +205,7 @@ func (e *entry) merge(other entry) bool {
 // equal reports whether two sets of endpoints say the same.
 func equal(a, b []discovery.Endpoint) bool {
 	return slices.EqualFunc(a, b, func(a, b discovery.Endpoint) bool {
-		return a.Address == b.Address && a.Draining == b.Draining && a.Locality == b.Locality && a.ServiceAccount == b.ServiceAccount &&
+		return a.Address == b.Address && a.OnlyPorts == b.OnlyPorts && a.Draining == b.Draining && a.Locality == b.Locality && a.ServiceAccount == b.ServiceAccount &&
 			slices.Equal(a.Ports, b.Ports) && sameLabels(a.Labels, b.Labels)
 	})
 }

@@ -1,6 +1,7 @@
 package kubernetes_test
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -145,6 +146,41 @@ func TestEndpoints(t *testing.T) {
 				l.want("the start", test.want)
 				if n := l.number(); n != 1 {
 					t.Errorf("%d answers, want 1", n)
+				}
+			})
+		})
+	}
+}
+
+// While a rollout adds a port, the slices of the old pods do not have it. These pods get no calls to it, nor to ports that the Service does not have.
+func TestEndpoints_PortsThatAreNotServed(t *testing.T) {
+	const both = "ports: [{name: http, port: 80}, {name: grpc, port: 90}]"
+	old := sliceOf("a", "orders", "10.0.0.1")
+	young := rawSlice("b", "orders", "addressType: IPv4, ports: [{name: http, port: 8080}, {name: grpc, port: 9090}]", "10.0.0.2")
+	for _, test := range []struct {
+		name    string
+		objects []string
+		want    string // what is dialled for the ports 80, 90 and 7070; 0 for no calls
+	}{
+		{"a rollout", []string{serviceOf("orders", both), old, young}, "10.0.0.1 8080 0 0; 10.0.0.2 8080 9090 0"},
+		{"before the Service has the port", []string{serviceOf("orders", http80), old, young}, "10.0.0.1 8080 0 0; 10.0.0.2 8080 0 0"},
+		{"a headless Service, whose name leads to any port", []string{serviceOf("orders", "clusterIP: None, "+both), old}, "10.0.0.1 8080 90 7070"},
+		{"slices that say nothing about ports", []string{serviceOf("orders", both), rawSlice("a", "orders", "addressType: IPv4", "10.0.0.1")}, "10.0.0.1 80 90 7070"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newServer()
+				s.Apply(test.objects...)
+				r := &kubernetes.Resolver{Client: clientOf(t, s)}
+				for endpoints, err := range r.Watch(t.Context(), orders) {
+					var got []string
+					for _, e := range endpoints {
+						got = append(got, fmt.Sprintf("%s %d %d %d", e.Address, e.DialPort(80), e.DialPort(90), e.DialPort(7070)))
+					}
+					if text := strings.Join(got, "; "); text != test.want || err != nil {
+						t.Errorf("%s, %v, want %s", text, err, test.want)
+					}
+					break
 				}
 			})
 		})

@@ -27,6 +27,7 @@ type service struct {
 	externalName string        // what it is another name of, or ""
 	ports        []servicePort // without those that are not TCP
 	portless     bool          // it has no ports at all
+	headless     bool          // its name leads to the pods, on any port
 	family       string        // "IPv4" or "IPv6": the addresses that come first
 }
 
@@ -37,7 +38,7 @@ type servicePort struct {
 
 func (s *service) equal(other *service) bool {
 	return s == other || s != nil && other != nil && s.err == nil && other.err == nil && s.selector == other.selector &&
-		s.externalName == other.externalName && s.portless == other.portless && s.family == other.family && slices.Equal(s.ports, other.ports)
+		s.externalName == other.externalName && s.portless == other.portless && s.headless == other.headless && s.family == other.family && slices.Equal(s.ports, other.ports)
 }
 
 func decodeService(o kubernetes.Object) *service {
@@ -45,6 +46,7 @@ func decodeService(o kubernetes.Object) *service {
 		Spec struct {
 			Type         string            `json:"type"`
 			ExternalName string            `json:"externalName"`
+			ClusterIP    string            `json:"clusterIP"`
 			Selector     map[string]string `json:"selector"`
 			IPFamilies   []string          `json:"ipFamilies"`
 			Ports        []struct {
@@ -57,7 +59,7 @@ func decodeService(o kubernetes.Object) *service {
 	if err := json.Unmarshal(o.Raw, &from); err != nil {
 		return &service{err: fmt.Errorf("kubernetes: Service %s/%s: %w", o.Namespace, o.Name, err)}
 	}
-	s := &service{family: "IPv4", portless: len(from.Spec.Ports) == 0}
+	s := &service{family: "IPv4", portless: len(from.Spec.Ports) == 0, headless: from.Spec.ClusterIP == "None"}
 	if len(from.Spec.IPFamilies) > 0 {
 		s.family = from.Spec.IPFamilies[0]
 	}

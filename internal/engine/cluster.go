@@ -56,7 +56,7 @@ type cluster struct {
 	answered   atomic.Bool // discovery has answered once, or need not
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
-	unselected atomic.Int64 // endpoints that are not of the subset
+	unselected atomic.Int64 // endpoints that are not of the subset, or do not serve the port
 
 	updating sync.Mutex // held while the endpoints change, so that none arrive after the end
 
@@ -345,6 +345,8 @@ var errDiscoverySlow = errors.New("discovery has not answered in time")
 // wanted says what the endpoints of the subset are like.
 func (c *cluster) wanted() string {
 	switch filter := c.config.Filter.Text; {
+	case filter == "" && len(c.config.Subset) == 0:
+		return "serves port " + strconv.Itoa(c.target.Port)
 	case filter == "":
 		return "has the labels " + labelText(c.config.Subset)
 	case len(c.config.Subset) == 0:

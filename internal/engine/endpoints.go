@@ -37,12 +37,12 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 	}
 }
 
-// choose returns the endpoints of the target, each with the address that the cluster dials, which identifies it. They are
+// choose returns the endpoints of the target that serve its port, each with the address that the cluster dials, which identifies it. They are
 // the given ones if these are like that already, and else copies that the caller gives back.
 func (c *cluster) choose(endpoints []discovery.Endpoint) []discovery.Endpoint {
 	match := c.config.Filter.Match
 	if len(c.config.Subset) == 0 && match == nil && !slices.ContainsFunc(endpoints, func(e discovery.Endpoint) bool {
-		return len(e.Ports) > 0 || e.Port == 0
+		return len(e.Ports) > 0 || e.Port == 0 || e.OnlyPorts
 	}) {
 		return endpoints
 	}
@@ -51,9 +51,13 @@ func (c *cluster) choose(endpoints []discovery.Endpoint) []discovery.Endpoint {
 		if !hasLabels(endpoints[i].Labels, c.config.Subset) || match != nil && !match(&endpoints[i]) {
 			continue
 		}
+		port := endpoints[i].DialPort(c.target.Port)
+		if port == 0 && endpoints[i].OnlyPorts {
+			continue
+		}
 		chosen = append(chosen, endpoints[i])
 		e := &chosen[len(chosen)-1]
-		e.Port, e.Ports = e.DialPort(c.target.Port), nil
+		e.Port, e.Ports, e.OnlyPorts = port, nil, false
 	}
 	return chosen
 }
