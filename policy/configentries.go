@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"cmp"
 	"maps"
 	"reflect"
 	"slices"
@@ -286,7 +287,7 @@ func (ch *chain) built(p *Plan) *built {
 		return b
 	}
 	set := &p.consul.set
-	routes := ch.Routes(set, func(t consul.Target) route.Target { return p.targetOf(ch.Service, t) })
+	routes := ch.Routes(set, func(t consul.Target) route.Target { return p.targetOf(ch.Service, t.Service, t) })
 	steps := make([]step, len(routes))
 	for i := range routes {
 		leg := &ch.Legs[i]
@@ -307,15 +308,25 @@ func (ch *chain) built(p *Plan) *built {
 	return b
 }
 
-// viaChain parts the name of a subset from that of the chain that calls to it are a part of, where those are made in another way
-// than in the chain of the service itself. No subset has it in its name.
+// viaChain parts the name of a subset from that of the chain that calls to it are a part of, and from that of the service in whose place
+// they go there, where they are made in another way than in the chain of the service itself. No subset has it in its name.
 const viaChain = "~"
 
-// targetOf returns where the calls to a target go, as a part of the chain of a service.
-func (p *Plan) targetOf(service string, t consul.Target) route.Target {
+// targetOf returns where the calls to a target go, as a part of the chain of a service, in the place of led: the service of the
+// target itself, unless the calls fail over to it.
+func (p *Plan) targetOf(service, led string, t consul.Target) route.Target {
 	out := route.Target{Host: p.hostOf(t), Subset: t.Subset}
-	if service != t.Service && p.consul.set.Apart(service, t.Service) {
-		out.Subset += viaChain + service
+	set := &p.consul.set
+	apart := service != t.Service && set.Apart(service, t.Service)
+	ledApart := led != t.Service && set.LedApart(led, t.Service)
+	switch {
+	case !apart && !ledApart:
+		return out
+	case !apart:
+		service = t.Service
+	}
+	if out.Subset += viaChain + service; ledApart {
+		out.Subset += viaChain + led
 	}
 	return out
 }
@@ -323,12 +334,11 @@ func (p *Plan) targetOf(service string, t consul.Target) route.Target {
 // governed returns the policy of a target of a service that config entries govern.
 func (p *Plan) governed(of consul.Target, t route.Target) Cluster {
 	set := &p.consul.set
-	subset, service, apart := strings.Cut(t.Subset, viaChain)
-	if !apart {
-		service = of.Service
-	}
+	subset, via, _ := strings.Cut(t.Subset, viaChain)
+	service, led, _ := strings.Cut(via, viaChain)
+	service, led = cmp.Or(service, of.Service), cmp.Or(led, of.Service)
 	of.Subset = subset
-	settings := set.Settings(service, of)
+	settings := set.Settings(service, led, of)
 	c := Cluster{
 		Balancer: settings.Balancer, Pool: settings.Pool, RetryLimit: settings.RetryLimit,
 		Eject: settings.Eject, Outlier: settings.Outlier,
@@ -344,7 +354,7 @@ func (p *Plan) governed(of consul.Target, t route.Target) Cluster {
 	}
 	if !reflect.DeepEqual(ends, []consul.Target{of}) {
 		for _, end := range ends {
-			c.Failover = append(c.Failover, p.targetOf(service, end))
+			c.Failover = append(c.Failover, p.targetOf(service, ends[0].Service, end))
 		}
 	}
 	if set.Has(of) {

@@ -237,6 +237,38 @@ func TestConfigEntries_FailoverInOrder(t *testing.T) {
 }
 
 // Two dialects would mean two sets of defaults.
+// As in Consul's Envoy, calls that fail over are made as those to the service in whose place they go.
+func TestConfigEntries_FailoverIsLedByItsResolver(t *testing.T) {
+	plan := entriesOf(t, policy.Workload{Service: "caller"}, allHTTP,
+		`{"Kind": "service-splitter", "Name": "front", "Splits": [{"Weight": 100, "Service": "web"}]}`,
+		`{"Kind": "service-resolver", "Name": "web", "ConnectTimeout": "250ms", "LoadBalancer": {"Policy": "ring_hash", "HashPolicies": [{"Field": "header", "FieldValue": "x"}]}, "Failover": {"*": {"Service": "backup"}}}`,
+		`{"Kind": "service-resolver", "Name": "backup", "ConnectTimeout": "3s", "LoadBalancer": {"Policy": "random"}, "DefaultSubset": "v1", "Subsets": {"v1": {"Filter": "v1"}}}`,
+		`{"Kind": "service-resolver", "Name": "plain", "Failover": {"*": {"Service": "other"}}}`,
+		`{"Kind": "service-defaults", "Name": "caller", "UpstreamConfig": {"Overrides": [{"Name": "front", "Limits": {"MaxConnections": 5}}]}}`)
+	for _, caller := range []string{"web", "front"} {
+		to := plan.Host(caller).Routes.Rule(0).Route.Destinations[0].Target
+		web := plan.Cluster(to)
+		if len(web.Failover) != 2 || web.Failover[0] != to {
+			t.Fatalf("calls to %s go to %v", caller, web.Failover)
+		}
+		backup := plan.Cluster(web.Failover[1])
+		if backup.Pool != web.Pool || !backup.Balancer.Equal(web.Balancer) || web.Balancer.Algorithm != balancer.RingHash {
+			t.Errorf("calls to %s are made with %+v and %v, and then with %+v and %v", caller, web.Pool, web.Balancer.Algorithm, backup.Pool, backup.Balancer.Algorithm)
+		}
+		if backup.Missing || backup.Filter.Text != "v1" {
+			t.Errorf("the backup of %s is %+v, want the subset v1", caller, backup)
+		}
+	}
+	backup := plan.Cluster(plan.Host("backup").Routes.Rule(0).Route.Destinations[0].Target)
+	if backup.Pool.ConnectTimeout != 3*time.Second || backup.Balancer.Algorithm != balancer.Random {
+		t.Errorf("calls to the backup itself are made with %+v and %v", backup.Pool, backup.Balancer.Algorithm)
+	}
+	// What is the same has one state.
+	if all := plan.Cluster(route.Target{Host: "plain.default.svc.cluster.local"}).Failover; len(all) != 2 || all[1] != (route.Target{Host: "other.default.svc.cluster.local"}) {
+		t.Errorf("calls to plain fail over to %v", all)
+	}
+}
+
 func TestConfigEntries_ServiceOfTwoDialects(t *testing.T) {
 	const redirect = `{"Kind": "service-resolver", "Name": "web", "Redirect": {"Service": "api"}}`
 	for _, other := range []string{

@@ -14,11 +14,7 @@ import (
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	envoy "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
-	ads "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
-	semantic "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"github.com/hashicorp/consul/api"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials/insecure"
 
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/policy"
@@ -484,74 +480,13 @@ func writeRoute(b *strings.Builder, conditions, to []string, timeout time.Durati
 		rewrite.URI, rewrite.Pattern, rewrite.Substitution, request, response)
 }
 
-// agentsRoutes registers a sidecar with upstreams and returns the routes that the agent sends to it, written down as ourRoutes does.
+// agentsRoutes returns the routes that the agent sends to a sidecar, written down as ourRoutes does.
 func agentsRoutes(t *testing.T, agent *servers.Consul, client *api.Client, upstreams []string) map[string]string {
 	t.Helper()
-	proxy := &api.AgentServiceConnectProxyConfig{DestinationServiceName: "front", DestinationServiceID: "front", LocalServicePort: 8080}
-	for i, name := range upstreams {
-		proxy.Upstreams = append(proxy.Upstreams, api.Upstream{DestinationName: name, LocalBindPort: 20000 + i})
-	}
-	for _, service := range []*api.AgentServiceRegistration{
-		{ID: "front", Name: "front", Port: 8080},
-		{ID: "front-sidecar-proxy", Name: "front-sidecar-proxy", Kind: api.ServiceKindConnectProxy, Port: 21000, Proxy: proxy},
-	} {
-		if err := client.Agent().ServiceRegister(service); err != nil {
-			t.Fatal(err)
-		}
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	conn, err := grpc.NewClient(agent.GRPC, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(64<<20)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	stream, err := ads.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
-	if err != nil {
-		t.Fatal(err)
-	}
-	const kinds = "type.googleapis.com/envoy.config."
-	node := &core.Node{Id: "front-sidecar-proxy", Cluster: "front", UserAgentName: "envoy",
-		UserAgentVersionType: &core.Node_UserAgentBuildVersion{UserAgentBuildVersion: &core.BuildVersion{Version: &semantic.SemanticVersion{MajorNumber: 1, MinorNumber: 35, Patch: 3}}}}
-	for _, request := range []*ads.DeltaDiscoveryRequest{
-		{Node: node, TypeUrl: kinds + "cluster.v3.Cluster"}, {TypeUrl: kinds + "listener.v3.Listener"},
-		{TypeUrl: kinds + "route.v3.RouteConfiguration", ResourceNamesSubscribe: upstreams},
-	} {
-		if err := stream.Send(request); err != nil {
-			t.Fatal(err)
-		}
-	}
+	_, configs := sidecar(t, agent, client, upstreams, len(upstreams))
 	found := make(map[string]string)
-	subscribed := false
-	for len(found) < len(upstreams) {
-		answer, err := stream.Recv()
-		if err != nil {
-			t.Fatalf("after the routes of %d services: %v", len(found), err)
-		}
-		if err := stream.Send(&ads.DeltaDiscoveryRequest{TypeUrl: answer.TypeUrl, ResponseNonce: answer.Nonce}); err != nil {
-			t.Fatal(err)
-		}
-		if strings.HasSuffix(answer.TypeUrl, "cluster.v3.Cluster") && !subscribed {
-			subscribed = true
-			var names []string
-			for _, resource := range answer.Resources {
-				names = append(names, resource.Name)
-			}
-			if err := stream.Send(&ads.DeltaDiscoveryRequest{TypeUrl: kinds + "endpoint.v3.ClusterLoadAssignment", ResourceNamesSubscribe: names}); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for _, resource := range answer.Resources {
-			var config envoy.RouteConfiguration
-			if resource.Resource.MessageIs(&config) {
-				if err := resource.Resource.UnmarshalTo(&config); err != nil {
-					t.Fatal(err)
-				}
-				if len(config.VirtualHosts) == 1 && len(config.VirtualHosts[0].Routes) > 0 {
-					found[config.Name] = agentsRoute(&config)
-				}
-			}
-		}
+	for name, config := range configs {
+		found[name] = agentsRoute(config)
 	}
 	return found
 }

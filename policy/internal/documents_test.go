@@ -96,7 +96,7 @@ func configEntries(b *strings.Builder) {
 			"A header that must not have a value (`Invert`) must be there. `PrefixRewrite: \"/\"` takes the slash after the prefix away, too; with `PathExact` it changes nothing, as in Consul 1.22, with a warning.",
 			reflect.TypeFor[consul.Router]()},
 		{consul.ServiceSplitterKind, "Weights are percent, to a hundredth, and 100 together. A service with a splitter of its own is divided further.", reflect.TypeFor[consul.Splitter]()},
-		{consul.ServiceResolverKind, "Redirects lead to the resolver of the other service, default subsets to the subset. `Failover` is an ordered list: a target gets calls only while those before it have no healthy endpoint. " +
+		{consul.ServiceResolverKind, "Redirects lead to the resolver of the other service, default subsets to the subset. `Failover` is an ordered list: a target gets calls only while those before it have no healthy endpoint, made as `ConnectTimeout` and `LoadBalancer` of the first one say. " +
 			"`Filter` is evaluated on the health entry of `discovery/consul`, and checked when it is read. `RequestTimeout` counts only where neither a router nor a splitter is before it. Several `HashPolicies` are an error.",
 			reflect.TypeFor[consul.Resolver]()},
 		{consul.ServiceDefaultsKind, "The protocol (`tcp` unless it is named) is that of all services of a chain; `tcp` has neither routers nor splitters. `UpstreamConfig` is that of the service that the process is an instance of " +
@@ -124,7 +124,7 @@ What entries leave unset means what it means to Consul's Envoy: round robin, 5 s
 connections, pending requests and requests, 3 retries at once, outlier detection on (5 errors in a row, and success rate), no panic
 threshold, no retries. Namespaces, partitions, peers and sameness groups are errors. The kinds api-gateway, bound-api-gateway,
 control-plane-request-limit, exported-services, file-system-certificate, http-route, ingress-gateway, inline-certificate, jwt-provider,
-sameness-group, tcp-route and terminating-gateway are errors. Generated entries are compared with the chains and the routes of
+sameness-group, tcp-route and terminating-gateway are errors. Generated entries are compared with the chains, routes and clusters of
 real agents of Consul 1.22; the server side of service-defaults (15 s for local requests) is not enforced.
 `
 

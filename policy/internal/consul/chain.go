@@ -440,22 +440,34 @@ func (s *Set) Subset(t Target) (text string, predicate Predicate) {
 	return text, r.predicates[t.Subset]
 }
 
-// Settings returns how calls to a target are made, as part of the chain of a service.
-func (s *Set) Settings(chain string, t Target) Settings {
-	settings := Settings{Balancer: (*LoadBalancer)(nil).config()}
-	settings.Pool.ConnectTimeout = connectTimeout
-	if r := s.Resolvers[t.Service]; r != nil {
-		settings.Balancer = r.LoadBalancer.config()
-		if r.ConnectTimeout.Duration > 0 {
-			settings.Pool.ConnectTimeout = r.ConnectTimeout.Duration
-		}
-	}
-	settings = s.Own.upstream(chain).settings(settings)
+// Settings returns how calls to a target are made, as part of the chain of a service. The resolver of led counts, which is the
+// service of the target unless that is called in the place of led, by failover.
+func (s *Set) Settings(chain, led string, t Target) Settings {
+	settings := s.Own.upstream(chain).settings(s.resolved(led))
 	switch s.Protocol(t.Service) {
 	case "http2", "grpc":
 		settings.HTTP2 = true
 	}
 	return settings
+}
+
+// resolved returns what the resolver of a service says about calls.
+func (s *Set) resolved(service string) Settings {
+	settings := Settings{Balancer: (*LoadBalancer)(nil).config()}
+	settings.Pool.ConnectTimeout = connectTimeout
+	if r := s.Resolvers[service]; r != nil {
+		settings.Balancer = r.LoadBalancer.config()
+		if r.ConnectTimeout.Duration > 0 {
+			settings.Pool.ConnectTimeout = r.ConnectTimeout.Duration
+		}
+	}
+	return settings
+}
+
+// LedApart says that the calls to a service are made in another way in the place of led than otherwise.
+func (s *Set) LedApart(led, service string) bool {
+	a, b := s.resolved(led), s.resolved(service)
+	return !a.Balancer.Equal(b.Balancer) || a.Pool != b.Pool
 }
 
 // Apart says that the calls to a service are made in another way in one chain than in another.
