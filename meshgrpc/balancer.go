@@ -74,7 +74,7 @@ func (b *connections) choose(link *sockets.Connections, waits *conn) (ready, dia
 				return nil, nil, b.failed(*err)
 			}
 		}
-		switch dialling, err = g.dial(true); {
+		switch dialling, err = g.dial(nil); {
 		case err == errGroupClosed:
 			g.forgotten()
 		case dialling != nil || err != nil:

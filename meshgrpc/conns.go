@@ -37,7 +37,10 @@ type group struct {
 	forget   func() // removes the group from the link; nil if it was not added
 }
 
-var errGroupClosed = errors.New("closed")
+var (
+	errGroupClosed = errors.New("closed")
+	errRoom        = errors.New("a connection has room")
+)
 
 // unreadyError is the error of an endpoint to which no connection could be made a moment ago, and which is not dialled for a while.
 type unreadyError struct{ error }
@@ -92,9 +95,13 @@ func (g *group) pick() (ready, dialling *conn) {
 		return g.pick()
 	}
 	if streams := best.streams.Load(); streams > 0 && n > streams {
-		if dialling, _ = g.dial(false); dialling != nil {
+		switch dialling, err := g.dial(best); {
+		case dialling != nil:
 			best.release()
 			return nil, dialling
+		case err == errRoom:
+			best.release()
+			return g.pick()
 		}
 	}
 	if !best.used.Load() { // avoids a write to a shared cache line with every call
@@ -114,14 +121,19 @@ func (g *group) pick() (ready, dialling *conn) {
 	return best, nil
 }
 
-// dial starts to make a connection, unless one is being made already, and returns that connection. If first is set, it returns nil
-// if a connection has become ready in the meantime. Otherwise the connection is an additional one, and dial returns nil if there
-// may be no other.
-func (g *group) dial(first bool) (*conn, error) {
+// dial starts to make a connection, unless one is being made already, and returns that connection. If full is nil, it returns nil
+// if a connection has become ready in the meantime. Otherwise the connection is an additional one to full, on which the caller has
+// counted one call too many: dial returns errRoom if there is room for it by now, and nil if there may be no other connection.
+func (g *group) dial(full *conn) (*conn, error) {
+	first := full == nil
 	g.mu.Lock()
 	if g.closed {
 		g.mu.Unlock()
 		return nil, errGroupClosed
+	}
+	if !first && g.roomLocked(full) {
+		g.mu.Unlock()
+		return nil, errRoom
 	}
 	if c := g.dialling; c != nil {
 		g.mu.Unlock()
@@ -169,6 +181,24 @@ func (g *group) dial(first bool) (*conn, error) {
 	}
 	sub.Connect()
 	return c, nil
+}
+
+// roomLocked reports whether a connection has room for the call that is counted on full. The pick that found no room did not hold
+// the lock: since then, another connection may have become ready, or a call may have ended.
+func (g *group) roomLocked(full *conn) bool {
+	for _, c := range g.all {
+		if c.state != connectivity.Ready || c.retired {
+			continue
+		}
+		n, streams := c.Count(), c.streams.Load()
+		if c != full {
+			n++
+		}
+		if streams == 0 || n <= streams {
+			return true
+		}
+	}
+	return false
 }
 
 // removeLocked removes a connection from the group.

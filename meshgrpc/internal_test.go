@@ -57,8 +57,46 @@ func TestDialWhereReady(t *testing.T) {
 	}
 	for key := range groups.Range {
 		g := key.(*group)
-		if c, err := g.dial(true); c != nil || err != nil || g.size() != 1 {
+		if c, err := g.dial(nil); c != nil || err != nil || g.size() != 1 {
 			t.Errorf("dial = %v, %v, and there are %d connections; want none, and 1", c != nil, err, g.size())
+		}
+	}
+}
+
+// A call that found all connections full, but came too late to see that another one is ready by now, does not have one more made.
+func TestDialWhereThereIsRoom(t *testing.T) {
+	_, endpoints := loopback(t, 1)
+	var groups sync.Map
+	conn := through(t, endpoints, mesh.Observer{}, groupsOf(&groups))
+	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	for key := range groups.Range {
+		g := key.(*group)
+		full, _ := g.pick()
+		full.streams.Store(1)
+		defer full.release()
+		full.Enter() // one call too many
+		defer full.release()
+		second, err := g.dial(full)
+		if err != nil || second == nil {
+			t.Fatalf("dial = %v, %v; want a connection", second != nil, err)
+		}
+		await.True(t, "the second connection to be ready", func() bool {
+			c, _ := g.pick()
+			if c != nil {
+				c.release()
+			}
+			return c == second
+		})
+		if c, err := g.dial(full); c != nil || err != errRoom || g.size() != 2 {
+			t.Errorf("dial = %v, %v, and there are %d connections; want none, %v, and 2", c != nil, err, g.size(), errRoom)
+		}
+		second.streams.Store(1)
+		second.Enter()
+		defer second.release()
+		if c, err := g.dial(full); c == nil || err != nil || g.size() != 3 {
+			t.Errorf("dial = %v, %v, and there are %d connections; want one, and 3", c != nil, err, g.size())
 		}
 	}
 }
