@@ -58,7 +58,8 @@ type Client struct {
 	base      http.RoundTripper
 	files     []*renewed // that requests depend on
 
-	lists atomic.Bool // the server cannot stream lists
+	lists atomic.Bool  // the server cannot stream lists
+	stuck atomic.Int64 // when the server last could not tell what is newest, in Unix nanoseconds; 0: it can
 }
 
 // New returns a client. It sends nothing.

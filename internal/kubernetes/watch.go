@@ -23,6 +23,8 @@ const (
 	grace             = 30 * time.Second // beyond them, for the server to end it
 	headersWithin     = time.Minute      // of a watch; the server gives up about then
 	pageWithin        = 30 * time.Second // a page of a list
+	newestWithin      = 10 * time.Second // a page of what is newest, while nothing is known, before the server is asked for its cache
+	stuckFor          = time.Minute      // for which others are asked for their cache at once
 	pageSize          = 500
 	mostPages         = 2 * maxObjects / pageSize // of a list
 	maxContinue       = 64 << 10                  // bytes of the token for the next one
@@ -121,6 +123,9 @@ var errStopped = errors.New("stopped")
 func (r *run[T]) step() bool {
 	var err error
 	began := time.Now()
+	if at := r.Client.stuck.Load(); at != 0 && !r.known && began.UnixNano()-at < int64(stuckFor) {
+		r.list, r.cached = true, true
+	}
 	if r.at == (version{}) && (r.list || r.Client.lists.Load()) {
 		err = r.readAll()
 	} else {
@@ -210,7 +215,11 @@ func (r *run[T]) readAll() error {
 	if err != nil {
 		var e *Error
 		slow := errors.Is(err, errSlow) || errors.As(err, &e) && e.Code >= 500
-		r.cached = !r.known && slow && !r.cached
+		if r.cached = !r.known && slow && !r.cached; r.cached {
+			r.Client.stuck.Store(time.Now().UnixNano())
+		} else {
+			r.Client.stuck.Store(0)
+		}
 		return err
 	}
 	if r.ignored {
@@ -224,7 +233,11 @@ var errSlow = errors.New("no answer in time")
 
 // page reads one page into a collection.
 func (r *run[T]) page(into collection[T], query url.Values) (at, next string, err error) {
-	ctx, cancel := context.WithTimeoutCause(r.ctx, pageWithin, fmt.Errorf("%w (%v)", errSlow, pageWithin))
+	within := pageWithin
+	if !r.known && !r.cached {
+		within = newestWithin
+	}
+	ctx, cancel := context.WithTimeoutCause(r.ctx, within, fmt.Errorf("%w (%v)", errSlow, within))
 	defer cancel()
 	what := strings.Replace(r.what, "watch", "list", 1)
 	resp, err := r.Client.send(ctx, what, http.MethodGet, r.Resource.path(r.Namespace)+"?"+query.Encode(), nil)

@@ -335,8 +335,9 @@ func TestAServerThatHangs(t *testing.T) {
 		{"without headers", []answer{silent}, []string{"(no answer in time (1m0s))", " []"}, "initial, initial", 62 * time.Second},
 		{"without the marker", []answer{hold(added("x", "u1", 5, "1"))}, []string{" []"}, "initial, list, from 1", 11 * time.Second},
 		{"without anything", []answer{hold()}, []string{" []"}, "initial, list, from 1", 11 * time.Second},
-		{"in lists too, until it is asked for its cache", []answer{hold(), silent}, []string{"(no answer in time (30s))", " []"}, "initial, list, cached, from 1", 42 * time.Second},
-		{"in the middle of a list", []answer{hold(), hold(`{"kind":"ThingList","apiVersion":"example.com/v1",`)}, []string{"(no answer in time (30s))", " []"}, "initial, list, cached, from 1", 42 * time.Second},
+		{"in lists too, until it is asked for its cache", []answer{hold(), silent}, []string{"(no answer in time (10s))", " []"}, "initial, list, cached, from 1", 22 * time.Second},
+		{"in the middle of a list", []answer{hold(), hold(`{"kind":"ThingList","apiVersion":"example.com/v1",`)}, []string{"(no answer in time (10s))", " []"}, "initial, list, cached, from 1", 22 * time.Second},
+		{"in its cache, too", []answer{hold(), silent, silent}, []string{"(no answer in time (10s))", "(no answer in time (30s))", " []"}, "initial, list, cached, list, from 1", 56 * time.Second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -350,6 +351,51 @@ func TestAServerThatHangs(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestAServerWithoutItsStore knows only what is in its cache. It is found out once, not by each watch of a client.
+func TestAServerWithoutItsStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := kubetest.New(things)
+		s.Apply(thing("x", "1"))
+		dead := true
+		p := &script{}
+		s.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+			p.mu.Lock()
+			a := ask{at: time.Since(p.began), query: r.URL.Query()}
+			p.asked = append(p.asked, a)
+			hangs := dead && (a.kind() == "initial" || a.kind() == "list")
+			p.mu.Unlock()
+			if hangs {
+				w.Header().Set("Content-Type", "application/json")
+				http.NewResponseController(w).Flush()
+				<-r.Context().Done()
+			}
+			return hangs
+		})
+		p.began = time.Now()
+		c := s.Memory(t)
+		watch(t, c).want("(no answer in time (10s))", "x=1 [x]")
+		if took := time.Since(p.began); took > 22*time.Second {
+			t.Errorf("the first state came after %v", took)
+		}
+		began := time.Now()
+		second := watch(t, c)
+		second.want("x=1 [x]")
+		if took := time.Since(began); took > 0 {
+			t.Errorf("that of the second watch came after %v, want no wait", took)
+		}
+		s.Apply(thing("x", "2"))
+		second.want("x=2 [x]")
+		p.mu.Lock()
+		dead = false
+		p.mu.Unlock()
+		time.Sleep(2 * time.Minute)
+		watch(t, c).want("x=2 [x]")
+		if got := kinds(p.requests()); got != "initial, list, cached, from 2, cached, from 2, initial" {
+			t.Errorf("asked for %s", got)
+		}
+	})
 }
 
 // TestServersThatDoNotMarkTheEnd finds out about it once, for all watches of a client.
