@@ -379,6 +379,7 @@ func TestAServerWithoutItsStore(t *testing.T) {
 		if took := time.Since(p.began); took > 22*time.Second {
 			t.Errorf("the first state came after %v", took)
 		}
+		synctest.Wait()
 		began := time.Now()
 		second := watch(t, c)
 		second.want("x=1 [x]")
@@ -387,6 +388,7 @@ func TestAServerWithoutItsStore(t *testing.T) {
 		}
 		s.Apply(thing("x", "2"))
 		second.want("x=2 [x]")
+		synctest.Wait()
 		p.mu.Lock()
 		dead = false
 		p.mu.Unlock()
