@@ -23,7 +23,7 @@ const (
 	grace             = 30 * time.Second // beyond them, for the server to end it
 	headersWithin     = time.Minute      // of a watch; the server gives up about then
 	pageWithin        = 30 * time.Second // a page of a list
-	newestWithin      = 10 * time.Second // a page of what is newest, while nothing is known, before the server is asked for its cache
+	newestWithin      = 12 * time.Second // what is newest, while nothing is known, before the server is asked in another way
 	stuckFor          = time.Minute      // for which others are asked for their cache at once
 	pageSize          = 500
 	mostPages         = 2 * maxObjects / pageSize // of a list
@@ -315,12 +315,20 @@ func (r *run[T]) follow() error {
 	}
 	ctx, cancel := context.WithCancelCause(r.ctx)
 	defer cancel(nil)
-	headers := time.AfterFunc(headersWithin, func() { cancel(fmt.Errorf("%w (%v)", errSlow, headersWithin)) })
+	within := headersWithin
+	if !r.known {
+		within = newestWithin
+	}
+	headers := time.AfterFunc(within, func() { cancel(fmt.Errorf("%w (%v)", errSlow, within)) })
 	resp, err := r.Client.send(ctx, r.what, http.MethodGet, r.Resource.path(r.Namespace)+"?"+query.Encode(), nil)
 	headers.Stop()
 	if err != nil {
-		if initial && errors.Is(err, errUnprocessed) {
+		switch {
+		case initial && errors.Is(err, errUnprocessed):
 			r.Client.lists.Store(true)
+			return nil
+		case initial && !r.known && errors.Is(err, errSlow):
+			r.list = true // the server waits for what is newest, perhaps in vain
 			return nil
 		}
 		return err
