@@ -271,6 +271,25 @@ func TestResolver_Requests(t *testing.T) {
 	})
 }
 
+// A server, or what is in front of it, may not know what was asked for. The endpoints of others are not taken for those of the service.
+func TestResolver_SelectorsThatAreIgnored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, r := start(t, serviceOf("orders", selects), sliceOf("a", "orders", "10.0.0.1 "+ref("u1")), podOf("one", "u1", "app: orders", "a"),
+			serviceOf("users", "selector: {app: users}, "+http80), sliceOf("b", "users", "10.0.0.2 "+ref("u2")), podOf("two", "u2", "app: users", "b"))
+		s.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+			q := r.URL.Query()
+			q.Del("labelSelector")
+			q.Del("fieldSelector")
+			r.URL.RawQuery = q.Encode()
+			return false
+		})
+		l := listen(t, r, orders)
+		l.want("the start", "10.0.0.1 http:80>8080 shop/a [app:orders]")
+		s.Apply(sliceOf("b", "users", "10.0.0.3 "+ref("u2")))
+		l.want("a change of another service", "10.0.0.1 http:80>8080 shop/a [app:orders]")
+	})
+}
+
 // Many services of a namespace are followed by one watch, and none of them loses an endpoint when that begins.
 func TestResolver_ManyServices(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

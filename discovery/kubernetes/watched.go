@@ -237,7 +237,7 @@ func (w *watched) followLocked() {
 		w.readLocked(&w.joined, what, func(ctx context.Context) {
 			watch := kubernetes.Watch[*slice]{Client: r.client, Resource: slicesOf, Namespace: w.namespace.name,
 				Labels: serviceName + "=" + w.name, Decode: decodeSlice}
-			read(w, ctx, &w.joined, watch, func(kept good[*slice]) { w.slicesRead, w.slices = true, sorted(kept.objects) })
+			read(w, ctx, &w.joined, watch, func(kept good[*slice]) { w.slicesRead, w.slices = true, sorted(kept.of[w.name]) })
 		})
 	}
 	name, selector := "", ""

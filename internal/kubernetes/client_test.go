@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -365,12 +366,18 @@ func TestKubeconfigsThatAreRefused(t *testing.T) {
 		{"a certificate that is none", kubeconfigOf("x", server, "client-key-data: eA==, client-certificate-data: eA=="), "", "client-certificate: "},
 		{"another proxy", kubeconfigOf("x", server+", proxy-url: 'ftp://p'", ""), "", `proxy-url: the scheme is "ftp"`},
 		{"authority and none", kubeconfigOf("x", server+", insecure-skip-tls-verify: true, certificate-authority-data: eA==", ""), "", "set one of the two"},
-		{"a token file without end", kubeconfigOf("x", server, "tokenFile: /dev/zero"), "", "/dev/zero: more than 4 MiB"},
+		{"a token file without end", kubeconfigOf("x", server, "tokenFile: /dev/zero"), "", "/dev/zero is not a regular file"},
+		{"a token file without a writer", kubeconfigOf("x", server, "tokenFile: pipe"), "", "pipe is not a regular file"},
+		{"an authority without a writer", kubeconfigOf("x", server+", certificate-authority: pipe", ""), "", "pipe is not a regular file"},
+		{"a file without end", kubeconfigOf("x", server, "") + strings.Repeat("#\n", 3<<20), "", "more than 4 MiB"},
 		{"no token file", kubeconfigOf("x", server, "tokenFile: none"), "", "token: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), "config")
 			os.WriteFile(path, []byte(test.text), 0o600)
+			if err := syscall.Mkfifo(filepath.Join(filepath.Dir(path), "pipe"), 0o600); err != nil {
+				t.Fatal(err)
+			}
 			_, err := kubernetes.Kubeconfig(path, test.context)
 			if err == nil || !strings.Contains(err.Error(), test.want) || strings.Contains(err.Error(), "hush") {
 				t.Errorf("got %v, want %s", err, test.want)

@@ -76,6 +76,8 @@ type change struct {
 	deleted bool
 }
 
+const maxName = 253 // bytes
+
 const markerAnnotation = "k8s.io/initial-events-end"
 
 // decodeEvent reads one line of a watch. What the server reports as ERROR is returned as an *Error. The object of the event is a part of
@@ -95,7 +97,7 @@ func decodeEvent(line []byte, what string, r Resource, namespace string) (event,
 		}
 		return event{}, s.error(what)
 	case "BOOKMARK":
-		if h.resourceVersion == "" {
+		if h.resourceVersion == "" || len(h.resourceVersion) > maxName {
 			return event{}, fmt.Errorf("%w: a BOOKMARK without resourceVersion", errNonsense)
 		}
 		return event{bookmark: h.resourceVersion, marker: h.mark == "true"}, nil
@@ -116,6 +118,8 @@ func (h *head) change(raw []byte, r Resource, namespace string) (change, error) 
 		return change{}, fmt.Errorf("%w: an object of apiVersion %q among %s", errNonsense, clean(h.apiVersion), r)
 	case h.name == "" || h.uid == "" || h.resourceVersion == "":
 		return change{}, fmt.Errorf("%w: an object without name, uid or resourceVersion", errNonsense)
+	case max(len(h.name), len(h.namespace), len(h.uid), len(h.resourceVersion)) > maxName:
+		return change{}, fmt.Errorf("%w: an object with a name, uid or resourceVersion of more than %d bytes", errNonsense, maxName)
 	case namespace != "" && h.namespace != namespace:
 		return change{}, fmt.Errorf("%w: an object of namespace %q", errNonsense, clean(h.namespace))
 	}
@@ -179,7 +183,7 @@ func decodeList(body io.Reader, r Resource, namespace string, add func(change) e
 		return "", "", fmt.Errorf("%w: a %q instead of a %sList", errNonsense, clean(head.kind), r.Kind)
 	case head.apiVersion != r.APIVersion():
 		return "", "", fmt.Errorf("%w: a list of apiVersion %q instead of %s", errNonsense, clean(head.apiVersion), r.APIVersion())
-	case head.metadata.ResourceVersion == "":
+	case head.metadata.ResourceVersion == "" || len(head.metadata.ResourceVersion) > maxName:
 		return "", "", fmt.Errorf("%w: a list without resourceVersion", errNonsense)
 	}
 	return head.metadata.ResourceVersion, head.metadata.Continue, nil

@@ -2,6 +2,7 @@ package kubernetes_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -184,4 +185,25 @@ func TestDenialIsNotAbsence(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestAGroupWithoutEnd would have the server asked about each of its versions.
+func TestAGroupWithoutEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := kubetest.New(things)
+		s.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"kind":"APIGroup","versions":[{"version":"v1"}%s]}`, strings.Repeat(`,{"version":"v2"}`, 10_000))
+			return true
+		})
+		for resources, err := range (kubernetes.Served{Client: s.Memory(t), Group: "example.com", Kinds: []kubernetes.Kind{{Name: "Thing"}}}).All(t.Context()) {
+			if err == nil || !strings.Contains(err.Error(), "a group of 10001 versions") {
+				t.Errorf("got %v, %v", resources, err)
+			}
+			break
+		}
+		if n := len(s.Requests()); n != 1 {
+			t.Errorf("%d requests, want 1", n)
+		}
+	})
 }

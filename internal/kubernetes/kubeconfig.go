@@ -113,7 +113,19 @@ func Kubeconfig(path, context string) (*Client, error) {
 	return New(config)
 }
 
-// readBounded reads a file, which may be a device, or a pipe.
+// readRegular reads a file, which may not be a pipe or a device: those may never end, or never begin.
+func readRegular(path string) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", path)
+	}
+	return readBounded(path)
+}
+
+// readBounded reads a file, which may be a pipe.
 func readBounded(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -282,7 +294,7 @@ func dataOrFile(name, data, path, dir string) ([]byte, error) {
 	if path == "" {
 		return nil, nil
 	}
-	text, err := readBounded(absolute(path, dir))
+	text, err := readRegular(absolute(path, dir))
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", name, err)

@@ -30,7 +30,7 @@ func openRenewed(name, path string, check func(string) (string, error)) (*renewe
 }
 
 func (f *renewed) load() {
-	data, err := readBounded(f.path)
+	data, err := readRegular(f.path)
 	if err == nil {
 		var text string
 		if text, err = f.check(string(data)); err == nil {

@@ -18,6 +18,8 @@ const (
 	pollEvery = 30 * time.Second // and up to as much again at random
 	pollSoon  = 2 * time.Second  // after Served.Again, plus or minus half at random
 	goneAfter = time.Minute      // since a kind was last found
+
+	maxVersions = 100 // of a group: the server is asked about each
 )
 
 // Kind is a kind that the caller knows.
@@ -167,6 +169,9 @@ func (r *asking) versions() ([]string, error) {
 		return nil, err
 	case group.Kind != "APIGroup":
 		return nil, notA("APIGroup", path, group.Kind)
+	}
+	if len(group.Versions) > maxVersions {
+		return nil, &Error{What: "GET " + path, Err: fmt.Errorf("%w: a group of %d versions", errNonsense, len(group.Versions))}
 	}
 	var all []string
 	for _, v := range group.Versions {

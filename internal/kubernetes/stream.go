@@ -159,7 +159,7 @@ func newCollection[T any]() collection[T] {
 }
 
 // maxObjects is how many objects one watch takes. A server stores fewer.
-const maxObjects = 1 << 20
+const maxObjects = 1 << 18
 
 var errTooMany = fmt.Errorf("%w: more than %d objects", errTooLarge, maxObjects)
 
