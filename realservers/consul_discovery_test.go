@@ -315,6 +315,8 @@ type faults struct {
 	mu   sync.Mutex
 	mode string
 	n    int           // answers that were spoilt in this mode
+	last time.Time     // when the last one was asked for
+	gap  time.Duration // the longest time between two
 	end  chan struct{} // closed at the end of this mode
 }
 
@@ -325,7 +327,7 @@ func (f *faults) spoil(mode string) {
 	if f.end != nil {
 		close(f.end)
 	}
-	f.mode, f.n, f.end = mode, 0, make(chan struct{})
+	f.mode, f.n, f.gap, f.end = mode, 0, 0, make(chan struct{})
 }
 
 func (f *faults) count() int {
@@ -334,12 +336,23 @@ func (f *faults) count() int {
 	return f.n
 }
 
+// longest returns the longest time between two answers that were spoilt.
+func (f *faults) longest() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.gap
+}
+
 func (f *faults) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	f.mu.Lock()
 	mode, end := f.mode, f.end
 	spoilt := mode != "" && strings.HasPrefix(r.URL.Path, f.of)
 	if spoilt {
-		f.n++
+		now := time.Now()
+		if f.n++; f.n > 1 {
+			f.gap = max(f.gap, now.Sub(f.last))
+		}
+		f.last = now
 	}
 	f.mu.Unlock()
 	switch {
@@ -419,7 +432,10 @@ func TestConsulDiscoveryWithFaults(t *testing.T) {
 	for _, mode := range []string{"empty", "reset", "429", "500", "torn"} {
 		began := time.Now()
 		f.spoil(mode)
-		const some = 5
+		some := 5
+		if mode == "500" {
+			some = 9 // until the pause is as long as it gets
+		}
 		await.True(t, fmt.Sprintf("%d answers that are spoilt (%s)", some, mode), func() bool {
 			if got := c.call(); got != "one" {
 				t.Errorf("%s: a call to %q, want the last known instance", mode, got)
@@ -430,7 +446,11 @@ func TestConsulDiscoveryWithFaults(t *testing.T) {
 		if n, took := f.count(), time.Since(began); float64(n) > 2+2*took.Seconds() {
 			t.Errorf("%s: %d queries in %v, want at most two a second", mode, n, took)
 		} else {
-			t.Logf("%s: %d queries in %v", mode, n, took.Round(time.Millisecond))
+			t.Logf("%s: %d queries in %v, %v apart at most", mode, n, took.Round(time.Millisecond), f.longest().Round(time.Millisecond))
+		}
+		// The pause is two seconds at most, and could be ten for an error that lasts; see the tests of internal/consul.
+		if gap := f.longest(); mode == "500" && gap > 5*time.Second {
+			t.Errorf("%s: asked again after %v, want 2 s", mode, gap)
 		}
 	}
 	f.spoil("hang")
