@@ -9,7 +9,9 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"os"
 	"testing"
+	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/await"
@@ -130,6 +132,7 @@ func TestIntentionsOverRawConnections(t *testing.T) {
 		if err != nil {
 			return nil, err
 		}
+		conn.SetDeadline(time.Now().Add(time.Minute))
 		if _, err = io.WriteString(conn, "x"); err == nil {
 			_, err = io.ReadFull(conn, make([]byte, 1))
 		}
@@ -154,10 +157,12 @@ func TestIntentionsOverRawConnections(t *testing.T) {
 		if conn, err := echo(); err == nil {
 			conn.Close()
 			t.Errorf("%s: a connection is served", name)
+		} else if errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: a connection is neither served nor closed", name)
 		}
 	}
-	if _, err := open.Read(make([]byte, 1)); err == nil {
-		t.Error("the open connection goes on")
+	if _, err := open.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the open connection goes on: %v", err)
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -64,49 +65,92 @@ func StartConsulCluster(t testing.TB, n int, cfg ConsulConfig) []*Consul {
 	if cfg.Dev && n != 1 {
 		t.Fatal("an agent with Dev is one server")
 	}
-	var all []*Consul
-	for i := range n {
-		all = append(all, newConsul(t, "server-"+strconv.Itoa(i+1), cfg, n))
-	}
-	for _, c := range all[1:] {
-		c.args = append(c.args, "-retry-join", all[0].serfLAN, "-retry-interval", "200ms")
-	}
-	for _, c := range all {
-		c.start(t)
-	}
-	for _, c := range all {
-		c.await(t)
-	}
-	return all
+	return startConsul(t, free, func(ports portsOf) []*Consul {
+		var all []*Consul
+		for i := range n {
+			all = append(all, newConsul(t, "server-"+strconv.Itoa(i+1), cfg, n, ports))
+		}
+		for _, c := range all[1:] {
+			c.args = append(c.args, "-retry-join", all[0].serfLAN, "-retry-interval", "200ms")
+		}
+		return all
+	})
 }
 
 // StartConsulClient starts a client agent that joins the servers, with the same ACLs.
 func StartConsulClient(t testing.TB, name string, servers []*Consul, cfg ConsulConfig) *Consul {
 	t.Helper()
-	c := newConsul(t, name, cfg, 0)
-	for _, s := range servers {
-		c.args = append(c.args, "-retry-join", s.serfLAN)
+	return startConsul(t, free, func(ports portsOf) []*Consul {
+		c := newConsul(t, name, cfg, 0, ports)
+		for _, s := range servers {
+			c.args = append(c.args, "-retry-join", s.serfLAN)
+		}
+		c.args = append(c.args, "-retry-interval", "200ms")
+		return []*Consul{c}
+	})[0]
+}
+
+// portsOf returns n addresses that are free.
+type portsOf func(t testing.TB, n int) []string
+
+// startConsul starts the agents that prepare returns, and waits until they are ready. Ports that were free may be taken before they
+// listen, so it is tried again with others.
+func startConsul(t testing.TB, ports portsOf, prepare func(portsOf) []*Consul) []*Consul {
+	t.Helper()
+	for tries := 1; ; tries++ {
+		all := prepare(ports)
+		err := startAll(all)
+		if err == nil {
+			for _, c := range all {
+				t.Cleanup(func() {
+					c.Kill()
+					if t.Failed() {
+						t.Logf("%s said:\n%s", c.Name, c.output.String())
+					}
+				})
+			}
+			return all
+		}
+		for _, c := range all {
+			c.Kill()
+		}
+		if tries == 3 || !strings.Contains(err.Error(), portTaken) {
+			t.Fatal(err)
+		}
 	}
-	c.args = append(c.args, "-retry-interval", "200ms")
-	c.start(t)
-	c.await(t)
-	return c
+}
+
+// portTaken is what an agent says about a port that it cannot have. It may run on without.
+const portTaken = "address already in use"
+
+func startAll(all []*Consul) error {
+	for _, c := range all {
+		if err := c.start(); err != nil {
+			return err
+		}
+	}
+	for _, c := range all {
+		if err := c.await(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // newConsul prepares an agent; expect is the number of servers that elect a leader, 0 for a client.
-func newConsul(t testing.TB, name string, cfg ConsulConfig, expect int) *Consul {
+func newConsul(t testing.TB, name string, cfg ConsulConfig, expect int, ports portsOf) *Consul {
 	t.Helper()
 	path, dir := ConsulProgram(t), t.TempDir()
-	at := free(t, 7)
+	at := ports(t, 7)
 	c := &Consul{Name: name, HTTP: at[0], GRPC: at[1], serfLAN: at[3], server: expect > 0}
 	port := func(i int) int {
 		_, text, _ := net.SplitHostPort(at[i])
 		n, _ := strconv.Atoi(text)
 		return n
 	}
-	ports := map[string]any{"http": port(0), "grpc": port(1), "grpc_tls": -1, "dns": -1, "server": port(2), "serf_lan": port(3), "serf_wan": port(4)}
+	numbers := map[string]any{"http": port(0), "grpc": port(1), "grpc_tls": -1, "dns": -1, "server": port(2), "serf_lan": port(3), "serf_wan": port(4)}
 	config := map[string]any{
-		"node_name": name, "datacenter": "dc1", "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1", "ports": ports,
+		"node_name": name, "datacenter": "dc1", "bind_addr": "127.0.0.1", "client_addr": "127.0.0.1", "ports": numbers,
 		"disable_update_check": true, "log_level": "warn", "performance": map[string]any{"raft_multiplier": 1},
 		"connect": map[string]any{"enabled": true}, "data_dir": filepath.Join(dir, "data"),
 	}
@@ -123,7 +167,7 @@ func newConsul(t testing.TB, name string, cfg ConsulConfig, expect int) *Consul 
 			"tokens": map[string]any{"initial_management": consulToken, "agent": consulToken}}
 	}
 	if cfg.TLS {
-		c.HTTPS, ports["https"] = at[5], port(5)
+		c.HTTPS, numbers["https"] = at[5], port(5)
 		var cert, key string
 		c.CACert, cert, key = certificate(t, dir)
 		config["tls"] = map[string]any{"https": map[string]any{"ca_file": c.CACert, "cert_file": cert, "key_file": key, "verify_incoming": false}}
@@ -138,12 +182,6 @@ func newConsul(t testing.TB, name string, cfg ConsulConfig, expect int) *Consul 
 		t.Fatal(err)
 	}
 	c.args = append([]string{path, "agent", "-config-file", file}, c.args...)
-	t.Cleanup(func() {
-		c.Kill()
-		if t.Failed() {
-			t.Logf("%s said:\n%s", c.Name, c.output.String())
-		}
-	})
 	return c
 }
 
@@ -189,30 +227,30 @@ func certificate(t testing.TB, dir string) (ca, cert, key string) {
 	return cert, cert, key
 }
 
-func (c *Consul) start(t testing.TB) {
-	t.Helper()
-	if err := c.launch(exec.Command(c.args[0], c.args[1:]...)); err != nil {
-		t.Fatal(err)
-	}
-}
+func (c *Consul) start() error { return c.launch(exec.Command(c.args[0], c.args[1:]...)) }
 
 // await waits until the agent knows a leader and, if it is a server, can issue certificates.
-func (c *Consul) await(t testing.TB) {
-	t.Helper()
+func (c *Consul) await() error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		err := c.ready(ctx)
+		try, cancel := context.WithTimeout(ctx, 5*time.Second) // whoever has the port may not answer
+		err := c.ready(try)
+		cancel()
 		if err == nil {
-			return
+			return nil
+		}
+		said := c.output.String()
+		if strings.Contains(said, portTaken) {
+			return fmt.Errorf("%s: %w; it said:\n%s", c.Name, err, said)
 		}
 		select {
 		case <-c.exited:
-			t.Fatalf("%s: %v: it said:\n%s", c.Name, errExited, c.output.String())
+			return fmt.Errorf("%s: %w; it said:\n%s", c.Name, errExited, c.output.String())
 		case <-ctx.Done():
-			t.Fatalf("%s has no leader: %v; it said:\n%s", c.Name, err, c.output.String())
+			return fmt.Errorf("%s has no leader: %w; it said:\n%s", c.Name, err, c.output.String())
 		case <-tick.C:
 		}
 	}
@@ -273,6 +311,7 @@ func (c *Consul) signal(t testing.TB, s syscall.Signal) {
 // leader.
 func (c *Consul) Restart(t testing.TB) {
 	t.Helper()
-	c.start(t)
-	c.await(t)
+	if err := startAll([]*Consul{c}); err != nil {
+		t.Fatal(err)
+	}
 }
