@@ -77,6 +77,7 @@ func (s Soak) Run(t *testing.T) {
 	r.round(t, time.Second, false)
 	var goroutines, heap int
 	until(func() bool { // gives everything that is about to end a second to do so
+		r.hangUp() // a connection is not idle as soon as its last call is over
 		goroutines, heap = runtime.NumGoroutine(), liveHeap()
 		return false
 	}, time.Second)
@@ -86,6 +87,7 @@ func (s Soak) Run(t *testing.T) {
 	start, peak := time.Now(), liveHeap()
 	var moreGoroutines, moreHeap int
 	quiet := until(func() bool {
+		r.hangUp()
 		moreGoroutines, moreHeap = runtime.NumGoroutine()-goroutines, liveHeap()-heap
 		return moreGoroutines <= 0 && moreHeap <= soakHeap
 	}, time.Minute)
