@@ -15,9 +15,7 @@ type claim struct {
 	whole   *expansion // the expansion of virtual; nil if it has no delegates
 	joint   *joint     // virtual joined with splits and profiles; nil if there are none for the host
 
-	// ports are the ports that the document applies to, or nil for all. For other ports, the document is ignored.
-	ports     []int
-	otherwise *claim // the claim for other ports; nil if there is none
+	otherwise *claim // the claim for ports that the document does not apply to; nil if there is none
 
 	// done has the compiled routes. They are compiled for the first request.
 	done atomic.Pointer[built]
@@ -145,15 +143,29 @@ func (h HostPlan) Origin(e *route.Rule, match int) Origin {
 
 // of returns the claim that applies to requests to a port.
 func (c *claim) of(port int) *claim {
-	for c != nil && c.ports != nil && !slices.Contains(c.ports, port) {
+	for c != nil {
+		if ports := c.ports(); ports == nil || slices.Contains(ports, port) {
+			break
+		}
 		c = c.otherwise
 	}
 	return c
 }
 
+// ports returns the ports that the document applies to, or nil for all.
+func (c *claim) ports() []int {
+	switch {
+	case c.whole != nil:
+		return c.whole.ports
+	case c.virtual != nil:
+		return c.virtual.ports
+	}
+	return nil
+}
+
 // before returns the claim followed by another one, which applies to the remaining ports.
 func (c *claim) before(other *claim) *claim {
-	first := &claim{virtual: c.virtual, at: c.at, whole: c.whole, ports: c.ports, otherwise: other}
+	first := &claim{virtual: c.virtual, at: c.at, whole: c.whole, otherwise: other}
 	if c.otherwise != nil {
 		first.otherwise = c.otherwise.before(other)
 	}

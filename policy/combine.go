@@ -51,7 +51,7 @@ const maxRoutes = 10_000
 func (c *compiler) combined(host string, own, last *claim) *claim {
 	with := c.joint(host, own, last)
 	var otherwise, lastOtherwise *claim
-	if own != nil && own.ports != nil {
+	if own != nil && own.ports() != nil {
 		if last != nil {
 			lastOtherwise = last.otherwise
 		}
@@ -62,7 +62,7 @@ func (c *compiler) combined(host string, own, last *claim) *claim {
 	}
 	both := &claim{joint: with, otherwise: otherwise}
 	if own != nil {
-		both.virtual, both.at, both.whole, both.ports = own.virtual, own.at, own.whole, own.ports
+		both.virtual, both.at, both.whole = own.virtual, own.at, own.whole
 	}
 	if with == nil {
 		return both

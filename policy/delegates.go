@@ -19,10 +19,15 @@ type delegation struct {
 type expansion struct {
 	delegates []*virtual // one for each delegation; nil if the delegate does not exist
 
-	leads   []string // the hosts that requests are sent to
-	ports   []int    // the ports that it applies to; nil for all
-	some    bool     // some route applies to the workload
-	missing []delegation
+	leads   []string   // the hosts that requests are sent to
+	ports   []int      // the ports that it applies to; nil for all
+	some    bool       // some route applies to the workload
+	without *omissions // nil if nothing is left out
+}
+
+// omissions are what an expansion lacks. There are warnings about it.
+type omissions struct {
+	missing []delegation // those whose delegate does not exist, or is not visible
 	dropped []droppedRoute
 }
 
@@ -76,7 +81,10 @@ func (c *compiler) whole(vs decoded[virtual], delegates map[string]decoded[virtu
 		}
 		v.whole.Store(e)
 	}
-	for _, d := range e.missing {
+	if e.without == nil {
+		return e
+	}
+	for _, d := range e.without.missing {
 		namespace, name, _ := strings.Cut(d.to, "/")
 		if d.atGateways || c.unread(namespace, name) { // the unread document has a finding of its own
 			continue
@@ -84,7 +92,7 @@ func (c *compiler) whole(vs decoded[virtual], delegates map[string]decoded[virtu
 		vs.Warnf(yamldoc.Index("spec.http", d.route)+".delegate",
 			"there is no VirtualService without hosts of this name that %s sees: the route is left out", vs.namespace)
 	}
-	for _, r := range e.dropped {
+	for _, r := range e.without.dropped {
 		delegates[r.delegate].Warnf(yamldoc.Index("spec.http", r.index), "never reached from %s: it matches nothing that spec.http[%d] does "+
 			"(%s:%d)", vs.identity, r.ofTheRoot, vs.file, vs.LineOf(yamldoc.Index("spec.http", r.ofTheRoot)))
 	}
@@ -120,21 +128,25 @@ func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion 
 	for i := range table.Len() {
 		r := table.Rule(i).Route
 		for _, d := range r.Destinations {
-			e.leads = addTo(e.leads, d.Target.Host)
+			e.leads = addTo(e.leads, c.word(d.Target.Host))
 		}
 		for _, m := range r.Mirrors {
-			e.leads = addTo(e.leads, m.Target.Host)
+			e.leads = addTo(e.leads, c.word(m.Target.Host))
 		}
 	}
 	e.ports, e.some = portsOf(whole.VirtualService, client)
+	if len(whole.Missing)+len(whole.Dropped) == 0 {
+		return e
+	}
+	e.without = new(omissions)
 	for _, d := range vs.is.delegates {
 		if slices.Contains(whole.Missing, d.route) {
-			e.missing = append(e.missing, d)
+			e.without.missing = append(e.without.missing, d)
 		}
 	}
 	for _, o := range whole.Dropped {
 		name := o.Delegate.Namespace() + "/" + o.Delegate.Metadata.Name
-		e.dropped = append(e.dropped, droppedRoute{name, o.DelegateRoute, o.Route})
+		e.without.dropped = append(e.without.dropped, droppedRoute{name, o.DelegateRoute, o.Route})
 	}
 	return e
 }

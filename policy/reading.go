@@ -36,8 +36,11 @@ type reading struct {
 	created time.Time // zero if unknown; only documents from an API server have it
 	is      any       // the content by kind: *virtual, *destination and so on; nil if the document has no effect
 	digest  *yamldoc.Digest
-	items   []*reading // the items of a List, if the readings of all of them can be reused
+	items   *items // those of a List, if the readings of all of them can be reused; few documents are Lists
 }
+
+// items are the readings of the items of a List.
+type items []*reading
 
 // identity identifies a document.
 type identity struct {
@@ -179,24 +182,24 @@ func (c *compiler) take(source int, doc *yamldoc.Document, r *reading) *reading 
 // takeItems calls take for the items of a List.
 func (c *compiler) takeItems(source int, doc *yamldoc.Document, r *reading) {
 	if r.items != nil {
-		digests := make([]*yamldoc.Digest, len(r.items))
-		for i, item := range r.items {
+		digests := make([]*yamldoc.Digest, len(*r.items))
+		for i, item := range *r.items {
 			digests[i] = item.digest
 		}
 		for i, item := range doc.KnownItems("items", digests) {
-			c.take(source, item, r.items[i])
+			c.take(source, item, (*r.items)[i])
 		}
 		return
 	}
-	items := doc.Items("items")
-	readings, all := make([]*reading, len(items)), true
-	for i, item := range items {
+	documents := doc.Items("items")
+	readings, all := make([]*reading, len(documents)), true
+	for i, item := range documents {
 		problems := len(item.Problems)
 		readings[i] = c.take(source, item, nil)
 		all = all && problems == 0 && !readings[i].list() && keeps(item, readings[i])
 	}
 	if all {
-		r.items = readings
+		r.items = (*items)(&readings)
 	}
 }
 

@@ -493,8 +493,8 @@ func placed(p *Plan, b *built) []any {
 func sameClaim(t *testing.T, host string, got, want *Plan, a, b *claim) {
 	t.Helper()
 	for ; a != nil && b != nil; a, b = a.otherwise, b.otherwise {
-		if !slices.Equal(a.ports, b.ports) {
-			t.Errorf("%s is claimed at the ports %v, want %v", host, a.ports, b.ports)
+		if !slices.Equal(a.ports(), b.ports()) {
+			t.Errorf("%s is claimed at the ports %v, want %v", host, a.ports(), b.ports())
 		}
 		sameBuilt(t, host, got, want, got.built(a), want.built(b))
 	}

@@ -219,7 +219,7 @@ var kinds = []struct {
 	name      string
 	documents func(n int, timeout string) []policy.Source
 	most      int64
-}{{"plain", services, 2 << 10}, {"delegates", delegating, 5 << 9}, {"profiles", profiled, 2 << 10}}
+}{{"plain", services, 2 << 10}, {"delegates", delegating, 2 << 10}, {"profiles", profiled, 2 << 10}}
 
 // delegating returns n VirtualServices that each hand their requests to another one, which has the timeout.
 func delegating(n int, timeout string) []policy.Source {

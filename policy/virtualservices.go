@@ -18,18 +18,15 @@ type virtual struct {
 	visible, public bool     // it is visible to the workload, and to all
 	inMesh          bool     // it is not only about gateways
 	leaf            bool     // it has no hosts: other documents hand requests to it
+	some            bool     // some route applies to the workload; for a document with delegates, see whole
 	delegates       []delegation
 
 	inUse *yamldoc.Digest // the additional findings of a leaf to which a route in the mesh hands requests
 
 	leads   []string       // the hosts that its own routes send requests to
-	subsets []route.Target // the subsets that it names
-	targets []route.Target // the ports that it names
+	targets []route.Target // the subsets and the ports that it names: each has a port, or else a subset
 	lines   []int32        // the lines of its routes, relative to that of the document
-
-	// For a document without delegates; whole has the same for others.
-	ports []int // the ports that it applies to; nil for all
-	some  bool  // some route applies to the workload
+	ports   []int          // the ports that it applies to; nil for all; those of a document with delegates are in whole
 
 	// The results of the last plan, for the next one.
 	whole atomic.Pointer[expansion]
@@ -41,7 +38,7 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 	v := &virtual{reading: r, inMesh: is.InMesh(), leaf: is.IsDelegate()}
 	v.visible, v.public = istio.VisibleFrom(client.Namespace, r.namespace, is.Spec.ExportTo)
 	for _, host := range is.Spec.Hosts {
-		v.hosts = append(v.hosts, istio.Resolve(host, r.namespace, client.ClusterDomain))
+		v.hosts = append(v.hosts, c.word(istio.Resolve(host, r.namespace, client.ClusterDomain)))
 	}
 	for i := range is.Spec.HTTP {
 		if d := is.Spec.HTTP[i].Delegate; d != nil {
@@ -49,7 +46,7 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 			v.delegates = append(v.delegates, delegation{i, name, is.Spec.HTTP[i].AtGateways()})
 		}
 	}
-	v.leads, v.subsets, v.targets = c.destinations(is, v.hosts)
+	v.leads, v.targets = c.destinations(is)
 	if v.inMesh && !v.leaf {
 		v.lines = make([]int32, len(is.Spec.HTTP))
 		for i := range v.lines {
@@ -67,27 +64,19 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 	return v
 }
 
-// destinations returns the hosts that a document names as destinations, and the subsets and ports of these hosts that it names. It uses the
-// strings in hosts for hosts that are in that list.
-func (c *compiler) destinations(is *istio.VirtualService, hosts []string) (leads []string, subsets, targets []route.Target) {
+// destinations returns the hosts that a document names as destinations, and the subsets and ports of these hosts that it names.
+func (c *compiler) destinations(is *istio.VirtualService) (leads []string, targets []route.Target) {
 	for d := range is.Destinations() {
-		host := istio.Resolve(d.Host, is.Namespace(), c.plan.workload.ClusterDomain)
-		if i := slices.Index(hosts, host); i >= 0 {
-			host = hosts[i]
-		}
-		if i := slices.Index(leads, host); i >= 0 {
-			host = leads[i]
-		} else {
-			leads = append(leads, host)
-		}
+		host := c.word(istio.Resolve(d.Host, is.Namespace(), c.plan.workload.ClusterDomain))
+		leads = addTo(leads, host)
 		if d.Port != nil {
 			targets = addTo(targets, route.Target{Host: host, Port: int(d.Port.Number)})
 		}
 		if d.Subset != nil {
-			subsets = addTo(subsets, route.Target{Host: host, Subset: c.word(*d.Subset)})
+			targets = addTo(targets, route.Target{Host: host, Subset: c.word(*d.Subset)})
 		}
 	}
-	return slices.Clip(leads), slices.Clip(subsets), slices.Clip(targets)
+	return slices.Clip(leads), slices.Clip(targets)
 }
 
 // addTo appends a value to a list, unless the list already has it.
@@ -149,12 +138,12 @@ func (c *compiler) virtualServices() {
 // claim assigns the hosts of a document to it, if it is visible to the workload and some route applies to it.
 func (c *compiler) claim(vs decoded[virtual], delegates map[string]decoded[virtual]) {
 	p, v := c.plan, vs.is
-	own, some := &claim{virtual: v, at: vs.place(), ports: v.ports}, v.some
+	own, some := &claim{virtual: v, at: vs.place()}, v.some
 	if v.delegates != nil {
 		if own.whole = c.whole(vs, delegates); own.whole == nil {
 			return
 		}
-		own.ports, some = own.whole.ports, own.whole.some
+		some = own.whole.some
 	}
 	if !v.visible {
 		return
@@ -175,7 +164,7 @@ func (c *compiler) claim(vs decoded[virtual], delegates map[string]decoded[virtu
 		has, added := p.claims.add(host, own)
 		switch {
 		case added || has.virtual == v:
-		case has.ports != nil:
+		case has.ports() != nil:
 			p.claims.set(host, has.before(own)) // for the ports that the first one does not claim
 		default:
 			first := c.of(has.virtual)
@@ -207,8 +196,9 @@ func (c *compiler) subsets() {
 		return nil
 	}
 	for _, vs := range c.virtual {
-		if !vs.is.visible || vs.atGateways() || !slices.ContainsFunc(vs.is.subsets, lacks) &&
-			!slices.ContainsFunc(vs.is.targets, func(t route.Target) bool { return port(t) != nil }) {
+		if !vs.is.visible || vs.atGateways() || !slices.ContainsFunc(vs.is.targets, func(t route.Target) bool {
+			return t.Port == 0 && lacks(t) || t.Port != 0 && port(t) != nil
+		}) {
 			continue
 		}
 		for d, at := range vs.is.get().Destinations() {
