@@ -20,7 +20,7 @@ var (
 var (
 	errNoRoute      = refusal.New("no route matches")
 	errRouteAnswers = refusal.New("the route answers by itself")
-	errAborted      = refusal.New("fault filter abort")
+	errAborted      = refusal.New(refusal.FaultAborted)
 )
 
 // Refusal says that a layer of this process ends a call or an attempt, and why.

@@ -12,6 +12,9 @@ type Error struct {
 	cause error
 }
 
+// FaultAborted is Envoy's text for a call that an injected fault aborts.
+const FaultAborted = "fault filter abort"
+
 // New returns a refusal with the given text. Like errors.New, it returns a distinct value each time.
 func New(text string) error {
 	return &Error{text: text}

@@ -12,10 +12,9 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/pause"
+	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/internal/reply"
 )
-
-const abortText = "fault filter abort" // Envoy's text
 
 // Transport is an http.RoundTripper that injects faults into some of the calls. It is safe for concurrent use. Its fields must
 // not be changed after its first use.
@@ -76,7 +75,7 @@ func (d *Decision) Response(req *http.Request) *http.Response {
 		if !d.IsGRPC {
 			status = d.HTTPStatus
 		}
-		return reply.New(req, status, []byte(abortText))
+		return reply.New(req, status, []byte(refusal.FaultAborted))
 	}
 	code := d.GRPCStatus
 	if !d.IsGRPC {
@@ -87,7 +86,7 @@ func (d *Decision) Response(req *http.Request) *http.Response {
 	resp.Header = http.Header{
 		"Content-Type": {"application/grpc"},
 		"Grpc-Status":  {strconv.FormatUint(uint64(code), 10)},
-		"Grpc-Message": {abortText},
+		"Grpc-Message": {refusal.FaultAborted},
 	}
 	return resp
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/attempt"
+	"github.com/nosidecar/mesh/internal/base"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/fraction"
 	"github.com/nosidecar/mesh/internal/mirror"
@@ -178,9 +179,8 @@ func (t *Transport) CloseIdleConnections() {
 }
 
 func (t *Transport) closeIdle(target Target) {
-	base, _ := t.base(target)
-	if closer, ok := base.(interface{ CloseIdleConnections() }); ok {
-		closer.CloseIdleConnections()
+	if rt, err := t.base(target); err == nil {
+		base.CloseIdle(rt)
 	}
 }
 

@@ -11,11 +11,9 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/policy/fault"
 )
-
-// abortText is Envoy's text.
-const abortText = "fault filter abort"
 
 // Client injects faults into some of the calls of a grpc.ClientConn. An abort with an HTTP status fails a call with the gRPC
 // code that stands for that status. Faults are injected once per call, so give these options before those of retries. The zero
@@ -72,9 +70,9 @@ func (c *Client) inject(ctx context.Context) error {
 	case !d.Abort:
 		return nil
 	case d.IsGRPC && d.GRPCStatus == 0:
-		return status.Error(codes.Internal, abortText+": status OK without a reply") // to gRPC, that is a protocol error
+		return status.Error(codes.Internal, refusal.FaultAborted+": status OK without a reply") // to gRPC, that is a protocol error
 	case d.IsGRPC:
-		return status.Error(codes.Code(d.GRPCStatus), abortText)
+		return status.Error(codes.Code(d.GRPCStatus), refusal.FaultAborted)
 	}
-	return status.Error(grpcstatus.FromHTTP(d.HTTPStatus), abortText)
+	return status.Error(grpcstatus.FromHTTP(d.HTTPStatus), refusal.FaultAborted)
 }
