@@ -53,10 +53,10 @@ type material struct {
 // New reads the files of cfg. An error names the file that cannot be used.
 func New(cfg Config) (*Origination, error) {
 	if (cfg.ClientCertificate == "") != (cfg.PrivateKey == "") {
-		return nil, errors.New("tlsid: ClientCertificate and PrivateKey need each other")
+		return nil, errors.New("originate: ClientCertificate and PrivateKey need each other")
 	}
 	if slices.Contains(cfg.SubjectAltNames, "") {
-		return nil, fmt.Errorf("tlsid: an empty name in SubjectAltNames %q", cfg.SubjectAltNames)
+		return nil, fmt.Errorf("originate: an empty name in SubjectAltNames %q", cfg.SubjectAltNames)
 	}
 	cfg.SubjectAltNames = slices.Clone(cfg.SubjectAltNames)
 	o := &Origination{cfg: cfg}
@@ -91,7 +91,7 @@ func (o *Origination) TLS(host string) *tls.Config {
 			now := time.Now()
 			client := o.current(now).client
 			if now.After(client.Leaf.NotAfter) {
-				return nil, fmt.Errorf("tlsid: %s: the certificate expired at %s",
+				return nil, fmt.Errorf("originate: %s: the certificate expired at %s",
 					o.cfg.ClientCertificate, client.Leaf.NotAfter.UTC().Format(time.RFC3339))
 			}
 			return client, nil
@@ -124,11 +124,11 @@ func (o *Origination) verify(certificates []*x509.Certificate, name string, now 
 		CurrentTime:   now,
 	})
 	if err != nil {
-		return fmt.Errorf("tlsid: server %s: %w", name, err)
+		return fmt.Errorf("originate: server %s: %w", name, err)
 	}
 	if len(o.cfg.SubjectAltNames) == 0 {
 		if err := leaf.VerifyHostname(name); err != nil {
-			return fmt.Errorf("tlsid: server %s: %w", name, err)
+			return fmt.Errorf("originate: server %s: %w", name, err)
 		}
 		return nil
 	}
@@ -137,7 +137,7 @@ func (o *Origination) verify(certificates []*x509.Certificate, name string, now 
 			return nil
 		}
 	}
-	return fmt.Errorf("tlsid: server %s: certificate has none of the subjectAltNames %s", name, strings.Join(o.cfg.SubjectAltNames, ", "))
+	return fmt.Errorf("originate: server %s: certificate has none of the subjectAltNames %s", name, strings.Join(o.cfg.SubjectAltNames, ", "))
 }
 
 // hasName reports whether c is valid for a name: a URI, an IP address, or a DNS name, which may match a wildcard of c.
@@ -185,21 +185,21 @@ func (o *Origination) reload(now time.Time) {
 
 func (o *Origination) parse(held pemfile.Set) (material, error) {
 	if held.Err != nil {
-		return material{}, fmt.Errorf("tlsid: %w", held.Err)
+		return material{}, fmt.Errorf("originate: %w", held.Err)
 	}
 	var used material
 	data := held.Data
 	if o.cfg.ClientCertificate != "" {
 		certificates, err := pemfile.Certificates(data[0])
 		if err != nil {
-			return material{}, fmt.Errorf("tlsid: %s: %w", o.cfg.ClientCertificate, err)
+			return material{}, fmt.Errorf("originate: %s: %w", o.cfg.ClientCertificate, err)
 		}
 		key, err := pemfile.Key(data[1])
 		if err == nil {
 			err = pemfile.CheckKey(certificates[0], key)
 		}
 		if err != nil {
-			return material{}, fmt.Errorf("tlsid: %s: %w", o.cfg.PrivateKey, err)
+			return material{}, fmt.Errorf("originate: %s: %w", o.cfg.PrivateKey, err)
 		}
 		used.client = &tls.Certificate{PrivateKey: key, Leaf: certificates[0]}
 		for _, c := range certificates {
@@ -210,7 +210,7 @@ func (o *Origination) parse(held pemfile.Set) (material, error) {
 	if o.cfg.CACertificates != "" {
 		authorities, err := pemfile.Certificates(data[0])
 		if err != nil {
-			return material{}, fmt.Errorf("tlsid: %s: %w", o.cfg.CACertificates, err)
+			return material{}, fmt.Errorf("originate: %s: %w", o.cfg.CACertificates, err)
 		}
 		used.roots = x509.NewCertPool()
 		for _, c := range authorities {
