@@ -95,12 +95,21 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 	} else if c.sockets, err = sockets.New(e.config.Template, &config.Cluster, before); err != nil {
 		return nil, err
 	}
+	if err := c.protect(previous); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
 
+// protect sets what ejects endpoints, and what limits the calls and their retries. What is configured as in the previous cluster is taken over
+// from it, with its state.
+func (c *cluster) protect(previous *cluster) (err error) {
+	e, target, config := c.engine, c.target, &c.config // a circuit outlives its cluster, so its hook must not hold it
 	if config.Eject {
 		if p := previous.outlier; p != nil && previous.config.Outlier == config.Outlier {
 			c.outlier = p
 		} else if c.outlier, err = newOutlierDetector(config.Outlier); err != nil {
-			return nil, err
+			return err
 		}
 	}
 
@@ -112,30 +121,30 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 				f(target, change)
 			}
 		}); err != nil {
-			return nil, err
+			return err
 		}
 	}
 
 	if previous.engine != nil && previous.config.RetryLimit == config.RetryLimit && c.sockets == previous.sockets {
 		c.limiter = previous.limiter
 	} else if c.limiter, err = retry.NewLimiter(config.RetryLimit, c.sockets.Active); err != nil {
-		return nil, err
+		return err
 	}
 
 	if previous.engine != nil && previous.config.budget == config.budget {
 		c.budget = previous.budget
 	} else if c.budget, err = retry.NewBudget(config.budget); err != nil {
-		return nil, err
+		return err
 	}
 
 	if config.rate != (limit.RateConfig{}) {
 		if p := previous.rate; p != nil && previous.config.rate == config.rate {
 			c.rate = p
 		} else if c.rate, err = limit.NewRate(config.rate); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return c, nil
+	return nil
 }
 
 // enter counts a call in. It returns false if the cluster is closed and has given up its endpoints: then there is a newer

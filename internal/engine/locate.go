@@ -54,13 +54,8 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 				return err
 			}
 		}
-		if first {
-			// The documents may have come with the endpoints: a feed can learn from discovery which namespaces calls need.
-			if c.await(wait); c.engine.view.Load() != v {
-				c.cluster.leave()
-				c.cluster, c.rule, c.backend = nil, nil, nil
-				continue
-			}
+		if first && c.overtaken(wait, v) {
+			continue
 		}
 		if err := c.cluster.shut(); err != nil {
 			return err
@@ -70,6 +65,17 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 		}
 		return nil
 	}
+}
+
+// overtaken waits for the first endpoints of the call's cluster, and leaves the cluster if v is no longer the view then: the documents may
+// come with the endpoints, since a feed can learn from discovery which namespaces calls need.
+func (c *Call) overtaken(wait context.Context, v *view) bool {
+	if c.await(wait); c.engine.view.Load() == v {
+		return false
+	}
+	c.cluster.leave()
+	c.cluster, c.rule, c.backend = nil, nil, nil
+	return true
 }
 
 // enter counts the call in the cluster of its target. current is false if the documents have changed.
