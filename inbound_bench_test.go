@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/jwttest"
 )
 
 // discard is a ResponseWriter that keeps nothing.
@@ -39,21 +40,31 @@ func BenchmarkHandler(b *testing.B) {
 	}
 	next := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 	secured := w.member(b, "payment-service", strict+"---"+allowOrders, mesh.WithServer(mesh.ServerConfig{MaxRequests: 1000}))
+	deadline := []string{"X-Envoy-Expected-Rq-Timeout-Ms", "5000"} // announced by the peer
+	issuer := jwttest.New("a")
+	token := []string{"Authorization", "Bearer " + issuer.Token(`{"iss":"i","sub":"alice","aud":["shop"],"scope":"read write"}`)}
+	users := func(more string) http.Handler {
+		return w.member(b, "payment-service", authentication("issuer: i, audiences: [shop], jwks: '"+jwttest.KeySet(issuer)+"'"+more)).Handler(next)
+	}
 	for _, bm := range []struct {
-		name     string
-		peer     *x509.Certificate
-		deadline bool // announced by the peer
-		h        http.Handler
+		name   string
+		peer   *x509.Certificate
+		header []string
+		h      http.Handler
 	}{
-		{"bare", nil, false, next},
-		{"plaintext", nil, false, w.member(b, "payment-service", "").Handler(next)},
-		{"mTLS, authorized, limited", id.Certificate().Leaf, false, secured.Handler(next)},
-		{"mTLS, authorized, limited, with a deadline", id.Certificate().Leaf, true, secured.Handler(next)},
+		{"bare", nil, nil, next},
+		{"plaintext", nil, nil, w.member(b, "payment-service", "").Handler(next)},
+		{"mTLS, authorized, limited", id.Certificate().Leaf, nil, secured.Handler(next)},
+		{"mTLS, authorized, limited, with a deadline", id.Certificate().Leaf, deadline, secured.Handler(next)},
+		{"plaintext, a token that is not looked at", nil, token, w.member(b, "payment-service", "").Handler(next)},
+		{"plaintext, a token that is forwarded", nil, token, users(", forwardOriginalToken: true")},
+		{"plaintext, a token", nil, token, users("")},
+		{"plaintext, a token, and a header of it", nil, token, users(", outputClaimToHeaders: [{header: x-sub, claim: sub}]")},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
 			r, w := inboundRequest(bm.peer), discard{make(http.Header)}
-			if bm.deadline {
-				r.Header["X-Envoy-Expected-Rq-Timeout-Ms"] = []string{"5000"}
+			if bm.header != nil {
+				r.Header[bm.header[0]] = bm.header[1:]
 			}
 			b.ReportAllocs()
 			for b.Loop() {

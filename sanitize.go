@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 
 	"github.com/nosidecar/mesh/internal/asserted"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -100,33 +101,9 @@ func saidByMesh(name string, tokens *jwt.Authenticator) bool {
 // connectionOptions returns the values of a Connection header without the options that would make a proxy behind the handler
 // remove the headers about the peer and its user: proxies remove the headers that are named there.
 func connectionOptions(values []string, tokens *jwt.Authenticator) (kept []string, changed bool) {
-	for i, value := range values {
-		for option := range strings.SplitSeq(value, ",") {
-			name := http.CanonicalHeaderKey(strings.TrimSpace(option))
-			if saidByMesh(name, tokens) || strings.HasPrefix(name, "X-Forwarded-") || name == "Forwarded" {
-				return keptOptions(values, tokens), true
-			}
-		}
-		kept = values[:i+1]
-	}
-	return kept, false
-}
-
-func keptOptions(values []string, tokens *jwt.Authenticator) []string {
-	var kept []string
-	for _, value := range values {
-		for option := range strings.SplitSeq(value, ",") {
-			option = strings.TrimSpace(option)
-			name := http.CanonicalHeaderKey(option)
-			if option != "" && !saidByMesh(name, tokens) && !strings.HasPrefix(name, "X-Forwarded-") && name != "Forwarded" {
-				kept = append(kept, option)
-			}
-		}
-	}
-	if len(kept) == 0 {
-		return nil
-	}
-	return []string{strings.Join(kept, ", ")}
+	return field.ConnectionOptions(values, func(name string) bool {
+		return saidByMesh(name, tokens) || strings.HasPrefix(name, "X-Forwarded-") || name == "Forwarded"
+	})
 }
 
 // forwardedCerts caches the values of x-forwarded-client-cert for recent peers, under one identity of ours, by the end of

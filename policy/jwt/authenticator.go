@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // Authenticator verifies the tokens of requests by a set of rules. It is immutable but for the tokens that it remembers, and safe
@@ -265,6 +267,7 @@ func (r *rule) accept(ctx context.Context, a *Authenticator, s *sighting, now ti
 	if err != nil {
 		return nil, err
 	}
+	t.complete()
 	claims = &Claims{token: t, words: r.SpaceDelimited}
 	r.known.add(s.text, keys, claims)
 	return claims, nil
@@ -290,8 +293,8 @@ func (r *Result) checkHeaders() *Error {
 	return nil
 }
 
-// Header returns the header that the handler gets: a copy of h without what the client may not assert and without tokens that are
-// not forwarded, with what the rule adds. It returns nil if that is h itself.
+// Header returns the header that the handler gets: a copy of h without what the client may not assert, or have a proxy behind the handler
+// remove, and without tokens that are not forwarded, with what the rule adds. It returns nil if that is h itself.
 func (r *Result) Header(h http.Header) http.Header {
 	copied := false
 	edit := func() http.Header {
@@ -311,6 +314,11 @@ func (r *Result) Header(h http.Header) http.Header {
 			if r.outer.Output(name) {
 				delete(edit(), name)
 			}
+		}
+		if options, changed := field.ConnectionOptions(h["Connection"], r.outer.Output); len(options) > 0 && changed {
+			edit()["Connection"] = options
+		} else if changed {
+			delete(edit(), "Connection")
 		}
 	}
 	for _, p := range r.used {

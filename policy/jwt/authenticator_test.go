@@ -7,11 +7,14 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/policy/jwt"
 )
 
@@ -321,5 +324,31 @@ func TestHandlerCleansTrailers(t *testing.T) {
 	resp.Body.Close()
 	if got, want := <-seen, "map[X-Sum:[]]map[X-Sum:[1]]"; got != want {
 		t.Errorf("the handler sees %s, want %s", got, want)
+	}
+}
+
+// A client cannot have a proxy behind the handler remove what rules set.
+func TestHandlerCleansConnection(t *testing.T) {
+	k := rs("k", "RS256")
+	a := authenticator(t, jwt.Rule{Keys: keys(t, k), PayloadHeader: "X-Payload", ClaimHeaders: []jwt.ClaimHeader{{Header: "X-Sub", Claim: "sub"}}})
+	seen := make(chan http.Header, 1)
+	behind := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { seen <- r.Header }))
+	defer behind.Close()
+	to, _ := url.Parse(behind.URL)
+	s := httptest.NewServer(&jwt.Handler{Authenticator: a, Next: httputil.NewSingleHostReverseProxy(to)})
+	defer s.Close()
+	token := k.token(`{"iss":"i","sub":"alice"}`)
+	for options, other := range map[string]string{"x-sub": "kept", "X_Sub, X-PAYLOAD": "kept", "x-other, x-sub ,x-payload": "", "x-other": ""} {
+		req, _ := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL, nil)
+		req.Header = http.Header{"Authorization": {"Bearer " + token}, "Connection": {options}, "X-Other": {"kept"}}
+		resp, err := s.Client().Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		h := await.Receive(t, "a request", seen)
+		if h.Get("X-Sub") != "alice" || h.Get("X-Payload") != part(token, 1) || h.Get("X-Other") != other {
+			t.Errorf("Connection: %s: the server behind the proxy sees %v", options, h)
+		}
 	}
 }

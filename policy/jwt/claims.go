@@ -39,7 +39,7 @@ func (c *Claims) Values(path ...string) []string {
 		return []string{v.text}
 	case list:
 		var all []string
-		for _, item := range v.items {
+		for _, item := range v.inner {
 			if item.kind == text {
 				all = append(all, item.text)
 			}
@@ -90,21 +90,21 @@ func (v *value) appendJSON(out []byte) []byte {
 		return appendString(out, v.text)
 	case list:
 		out = append(out, '[')
-		for i := range v.items {
+		for i := range v.inner {
 			if i > 0 {
 				out = append(out, ',')
 			}
-			out = v.items[i].appendJSON(out)
+			out = v.inner[i].appendJSON(out)
 		}
 		return append(out, ']')
 	case object:
 		out = append(out, '{')
-		for i := range v.members {
+		for i := range v.inner {
 			if i > 0 {
 				out = append(out, ',')
 			}
-			out = append(appendString(out, v.members[i].name), ':')
-			out = v.members[i].value.appendJSON(out)
+			out = append(appendString(out, v.inner[i].name), ':')
+			out = v.inner[i].appendJSON(out)
 		}
 		return append(out, '}')
 	case null:

@@ -1,6 +1,7 @@
 package jwt
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf16"
@@ -9,15 +10,10 @@ import (
 
 // value is a value of JSON.
 type value struct {
-	kind    kind
-	text    string // of a string, decoded; of a number or a literal as it stands
-	members []member
-	items   []value
-}
-
-type member struct {
-	name  string
-	value value
+	kind  kind
+	name  string  // of a member of an object
+	text  string  // of a string, decoded; of all others but objects and lists that were read, as it stands
+	inner []value // the members of an object, or the items of a list
 }
 
 type kind uint8
@@ -37,28 +33,50 @@ const maxDepth = 64
 
 // parse reads one JSON object (RFC 8259), and nothing that two readers may take differently: a name that occurs twice in an
 // object, invalid UTF-8, half of a surrogate pair, something behind the object.
-func parse(data string) (value, bool) {
+func parse(data string) (value, bool) { return parseObject(data, true) }
+
+// scan is parse, but leaves objects and lists in the object, which it checks, for read: whoever sends a forged token does not decide how
+// much memory it takes.
+func scan(data string) (value, bool) { return parseObject(data, false) }
+
+func parseObject(data string, whole bool) (value, bool) {
 	if !utf8.ValidString(data) {
 		return value{}, false
 	}
-	p := parser{rest: data}
+	p := parser{rest: data, whole: whole}
 	p.space()
 	v, ok := p.value(0)
 	p.space()
 	return v, ok && v.kind == object && p.rest == ""
 }
 
+// read reads what scan has left.
+func (v *value) read() {
+	if v.text == "" || v.kind != object && v.kind != list {
+		return
+	}
+	p := parser{rest: v.text, whole: true}
+	name := v.name
+	*v, _ = p.value(1)
+	v.name = name
+}
+
 // member returns the member of an object by its name.
 func (v *value) member(name string) *value {
-	for i := range v.members {
-		if v.members[i].name == name {
-			return &v.members[i].value
+	if v.kind == object {
+		for i := range v.inner {
+			if v.inner[i].name == name {
+				return &v.inner[i]
+			}
 		}
 	}
 	return &value{}
 }
 
-type parser struct{ rest string }
+type parser struct {
+	rest  string
+	whole bool // all values are wanted, and not only those of the outermost object
+}
 
 func (p *parser) space() {
 	i := 0
@@ -104,57 +122,83 @@ func (p *parser) value(depth int) (value, bool) {
 
 func (p *parser) object(depth int) (v value, ok bool) {
 	v.kind = object
+	from := p.rest
 	p.rest = p.rest[1:]
-	if p.take('}') {
-		return v, true
+	if depth == 0 { // as many claims as there may be, and no more than most tokens have
+		v.inner = make([]value, 0, min(strings.Count(p.rest, ":"), 16))
 	}
-	for {
+	var space [16]string
+	names := space[:0]
+	for len(names) > 0 || !p.take('}') {
 		p.space()
 		name, ok := p.string()
-		if !ok || v.member(name).kind != absent || !p.take(':') {
+		if !ok || len(names) == maxMembers || len(names) < wide && slices.Contains(names, name) || !p.take(':') {
 			return v, false
 		}
+		names = append(names, name)
 		p.space()
 		m, ok := p.value(depth + 1)
-		if !ok || len(v.members) == maxMembers {
+		if !ok {
 			return v, false
 		}
-		if v.members == nil {
-			v.members = make([]member, 0, 8) // as many claims as most tokens have
+		if p.whole || depth == 0 {
+			m.name = name
+			v.inner = append(v.inner, m)
 		}
-		v.members = append(v.members, member{name, m})
 		if p.take('}') {
-			return v, true
+			break
 		}
 		if !p.take(',') {
 			return v, false
 		}
 	}
+	return p.end(v, from, depth), len(names) <= wide || distinct(names)
 }
 
-// maxMembers bounds the members of an object, each of which is compared to those before it.
-const maxMembers = 1024
+const (
+	// maxMembers bounds the members of an object.
+	maxMembers = 1024
+
+	// wide is how many members an object has before their names are sorted to find one that occurs twice, and not compared each to all
+	// others.
+	wide = 32
+)
+
+// distinct reports whether no name occurs twice. It sorts them.
+func distinct(names []string) bool {
+	slices.Sort(names)
+	return len(slices.Compact(names)) == len(names)
+}
 
 func (p *parser) list(depth int) (v value, ok bool) {
 	v.kind = list
+	from := p.rest
 	p.rest = p.rest[1:]
-	if p.take(']') {
-		return v, true
-	}
-	for {
+	for first := true; !first || !p.take(']'); first = false {
 		p.space()
 		item, ok := p.value(depth + 1)
 		if !ok {
 			return v, false
 		}
-		v.items = append(v.items, item)
+		if p.whole {
+			v.inner = append(v.inner, item)
+		}
 		if p.take(']') {
-			return v, true
+			break
 		}
 		if !p.take(',') {
 			return v, false
 		}
 	}
+	return p.end(v, from, depth), true
+}
+
+// end returns an object or a list, which has its text if it was only scanned.
+func (p *parser) end(v value, from string, depth int) value {
+	if !p.whole && depth == 1 {
+		v.text = from[:len(from)-len(p.rest)]
+	}
+	return v
 }
 
 // number takes a number: an integer, and a fraction and an exponent, if any.

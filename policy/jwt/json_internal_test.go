@@ -20,6 +20,13 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, s string) {
 		v, ok := parse(s)
+		scanned, taken := scan(s)
+		for i := range scanned.inner {
+			scanned.inner[i].read()
+		}
+		if taken != ok || ok && string(scanned.appendJSON(nil)) != string(v.appendJSON(nil)) {
+			t.Errorf("%q is scanned as %s (%t), and read as %s (%t)", s, scanned.appendJSON(nil), taken, v.appendJSON(nil), ok)
+		}
 		if !ok {
 			if plain(s) {
 				t.Errorf("%q is refused", s)
@@ -81,6 +88,22 @@ func repeats(d *json.Decoder) bool {
 			levels = append(levels, level{})
 		case json.Delim('}'), json.Delim(']'):
 			levels = levels[:len(levels)-1]
+		}
+	}
+}
+
+// Whoever sends a forged token does not decide how much memory it takes.
+func TestScanKeepsNothing(t *testing.T) {
+	for _, s := range []string{
+		`{"l":[` + strings.Repeat("1,", 5000) + `1]}`, `{"l":[` + strings.Repeat("[1],", 2500) + `1]}`, `{"l":[` + strings.Repeat(`{"a":1},`, 1500) + `1]}`,
+		`{"o":` + strings.Repeat(`{"a":`, 60) + "1" + strings.Repeat("}", 61),
+	} {
+		if n := testing.AllocsPerRun(5, func() {
+			if _, ok := scan(s); !ok {
+				t.Fatal("refused")
+			}
+		}); n > 1 {
+			t.Errorf("%.60s: %v allocations", s, n)
 		}
 	}
 }

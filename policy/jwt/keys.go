@@ -6,8 +6,8 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rsa"
-	_ "crypto/sha256" // the hashes that algorithms name
-	_ "crypto/sha512"
+	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
@@ -61,19 +61,19 @@ func ParseKeys(set string) (keys *Keys, skipped []error, err error) {
 	}
 	elements := whole.member("keys")
 	switch {
-	case elements.kind == list && len(elements.items) > maxKeys || elements.kind == absent && len(whole.members) > maxKeys:
+	case elements.kind == list && len(elements.inner) > maxKeys || elements.kind == absent && len(whole.inner) > maxKeys:
 		return nil, nil, fmt.Errorf("the key set has more than %d keys", maxKeys)
 	case elements.kind == list:
 		raw, err := elementsOf(set)
 		if err != nil {
 			return nil, nil, err
 		}
-		for i := range elements.items {
-			one, err := parseKey(&elements.items[i], raw[i])
+		for i := range elements.inner {
+			one, err := parseKey(&elements.inner[i], raw[i])
 			add(fmt.Sprintf("keys[%d]", i), one, err)
 		}
 	case elements.kind == absent:
-		for _, m := range whole.members {
+		for _, m := range whole.inner {
 			one, err := parseCertificate(m)
 			add(fmt.Sprintf("%q", m.name), one, err)
 		}
@@ -123,7 +123,7 @@ func parseKey(v *value, raw []byte) (k key, err error) {
 		return k, errors.New("its use is not sig")
 	}
 	if ops := v.member("key_ops"); ops.kind != absent &&
-		!slices.ContainsFunc(ops.items, func(op value) bool { return op.kind == text && op.text == "verify" }) {
+		!slices.ContainsFunc(ops.inner, func(op value) bool { return op.kind == text && op.text == "verify" }) {
 		return k, errors.New("its key_ops do not have verify")
 	}
 	if v.member("d").kind != absent || v.member("kty").text == "oct" {
@@ -137,9 +137,9 @@ func parseKey(v *value, raw []byte) (k key, err error) {
 	return k, k.check()
 }
 
-func parseCertificate(m member) (key, error) {
+func parseCertificate(m value) (key, error) {
 	k := key{kid: m.name, named: true}
-	block, rest := pem.Decode([]byte(m.value.text))
+	block, rest := pem.Decode([]byte(m.text))
 	if block == nil || block.Type != "CERTIFICATE" || len(strings.TrimSpace(string(rest))) > 0 {
 		return k, errors.New("it is not one certificate in PEM")
 	}
@@ -264,11 +264,20 @@ func (k *key) mayHaveSigned(t *token) bool {
 	return (!k.named || !t.named || k.kid == t.kid) && (k.alg == "" || k.alg == t.alg.name) && t.alg.fits(k.public)
 }
 
+// digest returns what a signature is made of.
 func (t *token) digest() []byte {
 	if t.alg.hash == 0 {
-		return []byte(t.signed)
+		return []byte(t.signed) // Ed25519 takes the text
 	}
-	h := t.alg.hash.New()
-	h.Write([]byte(t.signed))
-	return h.Sum(nil)
+	text := append(make([]byte, 0, 1024), t.signed...) // on the stack, if it fits
+	switch t.alg.hash {
+	case crypto.SHA384:
+		digest := sha512.Sum384(text)
+		return digest[:]
+	case crypto.SHA512:
+		digest := sha512.Sum512(text)
+		return digest[:]
+	}
+	digest := sha256.Sum256(text)
+	return digest[:]
 }

@@ -158,6 +158,11 @@ func TestTokens(t *testing.T) {
 		{"claim twice", with(`"sub":"root"`), badJSON},
 		{"claim twice, escaped once", with(`"s\u0075b":"root"`), badJSON},
 		{"name twice, deeper", with(`"x":{"a":1,"a":2}`), badJSON},
+		{"name twice, in a list", with(`"x":[{"a":1},{"b":1,"b":2}]`), badJSON},
+		{"name twice, among many", with(members(300) + `,"n0":1`), badJSON},
+		{"name twice, among many, deeper", with(`"x":{` + members(300) + `,"n299":1}`), badJSON},
+		{"many names", with(members(300) + `,"x":{` + members(300) + `}`), alice},
+		{"a name in two objects", with(`"x":{"a":1,"sub":2},"y":{"a":1}`), alice},
 		{"names that differ in case", with(`"Sub":"root","SUB":"root"`), alice},
 		{"64 deep", with(`"x":` + strings.Repeat("[", 63) + strings.Repeat("]", 63)), alice},
 		{"too deep", with(`"x":` + strings.Repeat("[", 65) + strings.Repeat("]", 65)), badJSON},
@@ -224,6 +229,15 @@ func TestTokens(t *testing.T) {
 			}
 		})
 	}
+}
+
+// members returns n members of an object.
+func members(n int) string {
+	var all []string
+	for i := range n {
+		all = append(all, fmt.Sprintf(`"n%d":1`, i))
+	}
+	return strings.Join(all, ",")
 }
 
 func part(token string, i int) string { return strings.Split(token, ".")[i] }
