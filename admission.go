@@ -8,7 +8,6 @@ import (
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
-	"github.com/nosidecar/mesh/policy/jwt"
 )
 
 // What follows is the inbound side for protocols other than HTTP.
@@ -39,7 +38,7 @@ func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, 
 	}
 	ctx := in.context
 	if in.token.Claims != nil {
-		ctx = jwt.WithClaims(ctx, in.token.Claims)
+		ctx = context.WithValue(ctx, admission.UserKey{}, in.token.Claims)
 	}
 	if in.Peer != "" {
 		if in.limit = deadline.Told(ctx, r.Header); in.limit != nil {
@@ -84,7 +83,7 @@ func (in *inbound) Held() bool {
 // Enter implements admission.Call.
 func (in *inbound) Enter(c *admission.Context) bool {
 	if in.token.Claims != nil {
-		c.Context = jwt.WithClaims(c.Context, in.token.Claims)
+		c.User = in.token.Claims
 	}
 	in.ctx = c
 	in.keepHeader(in.view.Header) // which the adapter may use again, while the register is being scanned
@@ -116,6 +115,7 @@ func (in *inbound) Done(status, grpcStatus int) {
 			in.Status, in.GRPCStatus, in.Flags = 0, -1, in.Flags|FlagCallerGone // the caller does not get it
 		}
 		in.BytesSent, in.BytesReceived = in.sent.Load(), in.received.Load()
+		in.nameUser()
 		in.mesh.observers.inboundEnd(in.context, &in.Inbound)
 	}
 	in.recycle()

@@ -22,7 +22,6 @@ import (
 	"github.com/nosidecar/mesh/internal/trailer"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
-	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -180,6 +179,7 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 		if in.handed != nil {
 			in.Pattern = in.handed.Pattern
 		}
+		in.nameUser()
 		h.mesh.observers.inboundEnd(r.Context(), &in.Inbound)
 	}()
 	h.serve(w, r, in)
@@ -195,7 +195,6 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	if in.ctx != nil {
 		defer in.ctx.Release()
 	}
-	in.keepHeader(in.view.Header)
 	in.reply = w
 	if _, hijacks := w.(http.Hijacker); hijacks {
 		w, in.guard = response.NewGuard(w, in)
@@ -215,13 +214,13 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 
 	ctx := r.Context()
 	// The context of net/http ends with the connection, unless there is a body that has not been read.
-	if in.token.Claims != nil {
-		ctx = jwt.WithClaims(ctx, in.token.Claims)
-	}
 	var a *admitted
 	var room *[1]string
-	if in.Peer != "" || r.ContentLength != 0 {
+	if claims := in.token.Claims; in.Peer != "" || r.ContentLength != 0 || claims != nil {
 		a = &admitted{ctx: admission.Context{Context: ctx, Peer: in.Peer}}
+		if claims != nil {
+			a.ctx.User = claims
+		}
 		in.ctx = &a.ctx
 		ctx = in.ctx
 		if left := deadline.FromHeader(r.Header); left > 0 && in.Peer != "" {
@@ -231,13 +230,12 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 		}
 		room = &a.cert
 	}
-	header := h.mesh.server.sanitised(in.view.Header, in.peer, h.mesh, in.rules.Tokens(), room)
-	if header == nil && in.edited {
-		header = in.view.Header
-	}
+	arrived := in.view.Header
+	in.keepHeader(arrived) // as it is judged
+	header := h.mesh.server.sanitised(arrived, in.edited, in.peer, h.mesh, in.rules.Tokens(), room)
 	trailers := trailer.May(r)
 	if ctx != r.Context() || header != nil || trailers || in.secure != nil {
-		arrived := r
+		whole := r
 		if a != nil {
 			a.request = *r.WithContext(ctx)
 			r = &a.request
@@ -252,7 +250,7 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 			r.TLS = in.secure
 		}
 		if trailers {
-			trailer.Clean(arrived, r, asserted.Header, in.rules.Tokens())
+			trailer.Clean(whole, r, asserted.Header, in.rules.Tokens())
 		}
 		if in.limit != nil && caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))

@@ -43,8 +43,9 @@ func BenchmarkHandler(b *testing.B) {
 	deadline := []string{"X-Envoy-Expected-Rq-Timeout-Ms", "5000"} // announced by the peer
 	issuer := jwttest.New("a")
 	token := []string{"Authorization", "Bearer " + issuer.Token(`{"iss":"i","sub":"alice","aud":["shop"],"scope":"read write"}`)}
-	users := func(more string) http.Handler {
-		return w.member(b, "payment-service", authentication("issuer: i, audiences: [shop], jwks: '"+jwttest.KeySet(issuer)+"'"+more)).Handler(next)
+	users := func(more, documents string) http.Handler {
+		rules := authentication("issuer: i, audiences: [shop], jwks: '" + jwttest.KeySet(issuer) + "'" + more)
+		return w.member(b, "payment-service", rules+documents, mesh.WithServer(mesh.ServerConfig{MaxRequests: 1000})).Handler(next)
 	}
 	for _, bm := range []struct {
 		name   string
@@ -57,9 +58,10 @@ func BenchmarkHandler(b *testing.B) {
 		{"mTLS, authorized, limited", id.Certificate().Leaf, nil, secured.Handler(next)},
 		{"mTLS, authorized, limited, with a deadline", id.Certificate().Leaf, deadline, secured.Handler(next)},
 		{"plaintext, a token that is not looked at", nil, token, w.member(b, "payment-service", "").Handler(next)},
-		{"plaintext, a token that is forwarded", nil, token, users(", forwardOriginalToken: true")},
-		{"plaintext, a token", nil, token, users("")},
-		{"plaintext, a token, and a header of it", nil, token, users(", outputClaimToHeaders: [{header: x-sub, claim: sub}]")},
+		{"plaintext, a token that is forwarded", nil, token, users(", forwardOriginalToken: true", "")},
+		{"plaintext, a token", nil, token, users("", "")},
+		{"plaintext, a token, and a header of it", nil, token, users(", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "")},
+		{"mTLS, authorized, limited, a token", id.Certificate().Leaf, token, users("", "---"+strict+"---"+allowOrders)},
 	} {
 		b.Run(bm.name, func(b *testing.B) {
 			r, w := inboundRequest(bm.peer), discard{make(http.Header)}

@@ -20,10 +20,13 @@ var traceHeaders = [...]string{
 	"Traceparent", "Tracestate", "Baggage", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
 }
 
-// sanitised returns the header that the handler gets, nil if it is the one that arrived. room is for the value of x-forwarded-client-cert;
-// it may be nil for a peer without an identity.
-func (s *server) sanitised(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator, room *[1]string) http.Header {
+// sanitised returns the header that the handler gets, nil if it is the one that arrived. h is changed only if it is a copy of that one. room
+// is for the value of x-forwarded-client-cert; it may be nil for a peer without an identity.
+func (s *server) sanitised(h http.Header, isCopy bool, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator, room *[1]string) http.Header {
 	var copied http.Header
+	if isCopy {
+		copied = h
+	}
 	s.sanitise(h, peer, m, tokens, func(name string, values []string) {
 		if copied == nil {
 			copied = maps.Clone(h)

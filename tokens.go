@@ -19,10 +19,14 @@ func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request) bool {
 		err.Refuse(w, r, in.rules.Tokens().Realm(r))
 		return false
 	}
+	return true
+}
+
+// nameUser says, to observers, whose request it is.
+func (in *inbound) nameUser() {
 	if claims := in.token.Claims; claims != nil {
 		in.User = claims.Issuer() + "/" + claims.Subject()
 	}
-	return true
 }
 
 // initKeys has keys of hosts in the mesh fetched through the mesh, and others as any program does: what documents tell of calls to a

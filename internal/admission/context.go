@@ -11,6 +11,7 @@ import (
 type Context struct {
 	context.Context // of the request as it arrived
 	Peer            string
+	User            any                     // what the token of the request says, nil without one
 	endable         atomic.Pointer[endable] // nil until it is needed
 }
 
@@ -22,6 +23,9 @@ type endable struct {
 
 // PeerKey is the key of the *Context in the context of a request.
 type PeerKey struct{}
+
+// UserKey is the key of its User.
+type UserKey struct{}
 
 // child returns the cancelable child, which it creates if needed.
 func (c *Context) child() *endable {
@@ -75,6 +79,10 @@ func (c *Context) Value(key any) any {
 		return c
 	case RequestKey{}:
 		return true
+	case UserKey{}:
+		if c.User != nil {
+			return c.User
+		}
 	}
 	if e := c.endable.Load(); e != nil {
 		return e.Value(key) // package context asks it for the cause

@@ -141,7 +141,11 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 		if s := &all[i]; s.by == nil {
 			result.Err = s.err
 		} else if !s.by.Forward {
-			result.used = append(result.used, a.places[s.place])
+			if at := s.place; result.used == nil {
+				result.used = a.places[at : at+1 : at+1]
+			} else {
+				result.used = append(result.used, a.places[at])
+			}
 		}
 	}
 	if result.Claims == nil {

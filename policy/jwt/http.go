@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/trailer"
 )
@@ -21,11 +22,9 @@ type Handler struct {
 	Authenticator *Authenticator
 }
 
-type claimsKey struct{}
-
 // ClaimsOf returns the claims of the user whose request a handler serves, nil if there was no token.
 func ClaimsOf(ctx context.Context) *Claims {
-	claims, _ := ctx.Value(claimsKey{}).(*Claims)
+	claims, _ := ctx.Value(admission.UserKey{}).(*Claims)
 	return claims
 }
 
@@ -38,7 +37,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx := r.Context()
 	if result.Claims != nil {
-		ctx = WithClaims(ctx, result.Claims)
+		ctx = context.WithValue(ctx, admission.UserKey{}, result.Claims)
 	}
 	seen := r.WithContext(ctx)
 	if header := result.Header(r.Header); header != nil {
@@ -49,11 +48,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		trailer.Clean(r, seen, nil, h.Authenticator)
 	}
 	h.Next.ServeHTTP(w, seen)
-}
-
-// WithClaims returns a context in which [ClaimsOf] finds the claims.
-func WithClaims(ctx context.Context, claims *Claims) context.Context {
-	return context.WithValue(ctx, claimsKey{}, claims)
 }
 
 // HideToken takes a token that is not forwarded out of the URL of r, a copy of the request that was authenticated.
