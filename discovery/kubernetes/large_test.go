@@ -1,9 +1,9 @@
 package kubernetes_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net/http"
 	"runtime"
 	"strings"
@@ -22,12 +22,17 @@ func TestResolver_LargeService(t *testing.T) {
 		const many, changes = 100, 1000 // slices, and changes of them
 		s, r := start(t, serviceOf("orders", http80))
 		// In each slice, the first endpoint is ready or not.
-		event := func(kind string, slice, version int, ready bool) []byte {
-			return kubetest.Event(kind, largeSlice(slice, version, ready))
-		}
-		var made [many][2][]byte
+		const version = `"resourceVersion":"9999"`
+		var made [many]string
 		for i := range made {
-			made[i] = [2][]byte{event("MODIFIED", i, 8999, false), event("MODIFIED", i, 8999, true)}
+			made[i] = string(kubetest.Event("MODIFIED", largeSlice(i, 8999, true)))
+		}
+		event := func(i int, kind, is string, ready bool) string {
+			text := strings.Replace(strings.Replace(made[i], "MODIFIED", kind, 1), version, `"resourceVersion":"`+is+`"`, 1)
+			if !ready {
+				text = strings.Replace(text, `"ready":true`, `"ready":false`, 1)
+			}
+			return text
 		}
 		sent := make(chan struct{})
 		s.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
@@ -36,14 +41,14 @@ func TestResolver_LargeService(t *testing.T) {
 			}
 			w.Header().Set("Content-Type", "application/json")
 			for i := range many {
-				w.Write(event("ADDED", i, 0, true))
+				io.WriteString(w, event(i, "ADDED", fmt.Sprint(1+i), true))
 			}
 			w.Write(kubetest.Event("BOOKMARK", []byte(`{"kind":"EndpointSlice","metadata":{"resourceVersion":"1000","annotations":{"k8s.io/initial-events-end":"true"}}}`)))
 			for i := range changes {
 				w.(http.Flusher).Flush()
 				time.Sleep(time.Millisecond)
 				ready := i/many%2 == 1 || i%3 == 0
-				w.Write(bytes.Replace(made[i%many][map[bool]int{true: 1}[ready]], []byte(`"resourceVersion":"9999"`), fmt.Appendf(nil, `"resourceVersion":"%d"`, 1001+i), 1))
+				io.WriteString(w, event(i%many, "MODIFIED", fmt.Sprint(1001+i), ready))
 			}
 			w.(http.Flusher).Flush()
 			close(sent)
