@@ -142,7 +142,14 @@ apiVersion: v1
 kind: Service
 metadata: {name: %[2]s, namespace: %[1]s}
 spec: {selector: {app: %[2]s}, ports: [{name: http, port: 80, targetPort: 8080}]}
----
+`, namespace, name))
+	putPod(t, k, namespace, name, address, 8080)
+}
+
+// putPod makes a pod of a service, and its endpoint.
+func putPod(t *testing.T, k *servers.Kubernetes, namespace, name, address string, port int) {
+	t.Helper()
+	k.Apply(t, fmt.Sprintf(`
 apiVersion: v1
 kind: Pod
 metadata: {name: %[2]s-0, namespace: %[1]s, labels: {app: %[2]s}}
@@ -158,7 +165,7 @@ apiVersion: discovery.k8s.io/v1
 kind: EndpointSlice
 metadata: {name: %[2]s-1, namespace: %[1]s, labels: {kubernetes.io/service-name: %[2]s}}
 addressType: IPv4
-ports: [{name: http, port: 8080, protocol: TCP}]
+ports: [{name: http, port: %[5]d, protocol: TCP}]
 endpoints: [{addresses: [%[3]s], conditions: {ready: true}, targetRef: {kind: Pod, namespace: %[1]s, name: %[2]s-0, uid: %[4]s}}]
-`, namespace, name, address, pod.Metadata.UID))
+`, namespace, name, address, pod.Metadata.UID, port))
 }
