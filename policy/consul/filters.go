@@ -3,6 +3,7 @@ package consul
 import (
 	"fmt"
 	"reflect"
+	"strings"
 
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-bexpr"
@@ -18,9 +19,14 @@ type Filters struct{}
 // Compile returns what says whether an endpoint meets an expression and, with onlyPassing, has all its checks passing. An empty
 // expression is met by all. The error names what is wrong, such as a field that a health entry does not have: Consul takes any
 // expression, and fails when it is used.
+//
+// One that takes long to read is an error, too: the time grows fivefold with each pair of parentheses around others.
 func (Filters) Compile(expression string, onlyPassing bool) (func(*discovery.Endpoint) bool, error) {
 	var evaluator *bexpr.Evaluator
 	if expression != "" {
+		if err := affordable(expression); err != nil {
+			return nil, err
+		}
 		var err error
 		if evaluator, err = bexpr.CreateEvaluatorForType(expression, &bexpr.EvaluatorConfig{Registry: fields{}}, (*api.ServiceEntry)(nil)); err != nil {
 			return nil, fmt.Errorf("the filter %q is not valid: %w; it is about a health entry, as in Service.Meta.version == v1", expression, err)
@@ -41,6 +47,24 @@ func (Filters) Compile(expression string, onlyPassing bool) (func(*discovery.End
 		meets, err := evaluator.Evaluate(entry)
 		return err == nil && meets
 	}, nil
+}
+
+const (
+	mostFilter = 4 << 10 // bytes of a filter
+	mostSteps  = 100_000 // of the parser, which takes them in a few milliseconds
+)
+
+// affordable returns an error for a filter that it would take too long to read. Any other error is for whoever compiles it to
+// find.
+func affordable(expression string) error {
+	if len(expression) > mostFilter {
+		return fmt.Errorf("the filter %.40q... has %d bytes, and may have %d", expression, len(expression), mostFilter)
+	}
+	_, err := bexpr.Parse("", []byte(expression), bexpr.MaxExpressions(mostSteps))
+	if err != nil && strings.Contains(err.Error(), "max number of expresssions") {
+		return fmt.Errorf("the filter %.40q... takes too long to read: use fewer parentheses within parentheses", expression)
+	}
+	return nil
 }
 
 // fields are what filters may ask about: what the entries of Consul's servers have. Those of the client have more.

@@ -47,7 +47,16 @@ func TestFilters(t *testing.T) {
 			t.Errorf("%q: an endpoint without record is in the subset", test.expression)
 		}
 	}
+	nested := func(n int) string { return strings.Repeat("(", n) + "Service.Port == 80" + strings.Repeat(")", n) }
+	if match, err := (consul.Filters{}).Compile(nested(3)+" and "+nested(3), false); err != nil || !match(endpoint) {
+		t.Errorf("a few parentheses: %v", err)
+	}
 	for expression, want := range map[string]string{
+		nested(6):      "takes too long to read", // a tenth of a second, and five times that with each pair more
+		nested(2_000):  "takes too long to read",
+		nested(20_000): "bytes, and may have 4096",
+		"Service.Meta.x matches \"" + strings.Repeat("(a*)*", 1000) + "\"": "bytes, and may have 4096",
+
 		"Foo == 1":                           `Foo`,
 		"Service.Version == 1":               `Version`,
 		"Service.Meta.version = 1":           "not valid",

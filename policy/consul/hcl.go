@@ -18,6 +18,9 @@ func toJSON(data []byte) (out []byte, err error) {
 	if rest := bytes.TrimLeft(data, " \t\r\n"); len(rest) > 0 && rest[0] == '{' {
 		return data, nil // it is JSON
 	}
+	if line := tooDeep(data); line > 0 {
+		return nil, fmt.Errorf("%d: nested more than %d levels deep", line, maxDepth)
+	}
 	// The parser leaves out what a file ends in the middle of.
 	last := bytes.Count(bytes.TrimRight(data, "\n"), []byte("\n")) + 1
 	file, err := parser.Parse(append(bytes.Clone(data), "\n"+end+" = 1\n"...))
@@ -40,6 +43,27 @@ func toJSON(data []byte) (out []byte, err error) {
 		return nil, err
 	}
 	return w.out.Bytes(), nil
+}
+
+// maxDepth bounds objects and lists in one another, as that of JSON is bounded: the parser calls itself for each.
+const maxDepth = 64
+
+// tooDeep returns the line in which there are too many objects and lists in one another, 0 if there is none. Braces in texts count, too.
+func tooDeep(data []byte) int {
+	depth, line := 0, 1
+	for _, b := range data {
+		switch b {
+		case '\n':
+			line++
+		case '{', '[':
+			if depth++; depth > maxDepth {
+				return line
+			}
+		case '}', ']':
+			depth = max(0, depth-1)
+		}
+	}
+	return 0
 }
 
 // end is a key that is added to a file to see that it has been read to its end.

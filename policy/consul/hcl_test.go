@@ -120,6 +120,24 @@ func TestReadDir_MistakesInHCL(t *testing.T) {
 	}
 }
 
+// What is nested without end would end the process: no recover helps where the stack ends.
+func TestHCL_NestedTooDeep(t *testing.T) {
+	toJSON := consul.Formats()[".hcl"]
+	for name, text := range map[string]string{
+		"lists":   "kind = \"mesh\"\nx = " + strings.Repeat("[", 8<<20),
+		"blocks":  "kind = \"mesh\"\n" + strings.Repeat("x {", 4<<20),
+		"closed":  "kind = \"mesh\"\nx = " + strings.Repeat("[", 65) + strings.Repeat("]", 65),
+		"objects": "kind = \"mesh\"\nx = " + strings.Repeat("{x = ", 65) + "1" + strings.Repeat("}", 65),
+	} {
+		if _, err := toJSON([]byte(text)); err == nil || err.Error() != "2: nested more than 64 levels deep" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := toJSON([]byte("x = " + strings.Repeat("[", 64) + strings.Repeat("]", 64) + strings.Repeat("\ny { z = \"[a-z]{3}\" }", 100))); err != nil {
+		t.Errorf("many things that are not deep: %v", err)
+	}
+}
+
 // FuzzHCL holds that whatever is made of HCL has as many lines, and can be read.
 func FuzzHCL(f *testing.F) {
 	f.Add(resolverInHCL)
