@@ -75,7 +75,7 @@ func (c *compiler) configEntries() {
 	if names == nil {
 		return
 	}
-	reported := make(map[consul.Error]bool)
+	reported, size := make(map[consul.Error]bool), 0
 	for i := 0; i < len(names); i++ { // it grows by the services that chains lead to
 		name := names[i]
 		if g.chains[name] != nil {
@@ -94,6 +94,10 @@ func (c *compiler) configEntries() {
 			continue
 		}
 		g.chains[name] = ch
+		if size += ch.Size(); size > mostShares {
+			c.tooLarge(ch)
+			return
+		}
 		c.govern(consul.Target{Service: name}, at)
 		for _, t := range ch.Targets {
 			c.govern(consul.Target{Service: t.Service, Datacenter: t.Datacenter}, at)
@@ -102,6 +106,15 @@ func (c *compiler) configEntries() {
 			}
 		}
 	}
+}
+
+// mostShares bounds the shares of all chains together: they take memory, and entries that are small make many.
+const mostShares = 5 * consul.MaxSize
+
+func (c *compiler) tooLarge(ch *chain) {
+	at := slices.IndexFunc(c.entriesOfConsul, func(d decoded[consul.Entry]) bool { return ch.by == any(d.is) })
+	d := c.entriesOfConsul[max(0, at)]
+	d.Errorf(d.is.NameField(), "cannot be enforced: routers and splitters up to here divide the calls to services into more than %d shares together", mostShares)
 }
 
 // gather sorts the entries by what they are, and returns the names of the services that they are about, each once. There are none

@@ -308,8 +308,8 @@ func ourTarget(target route.Target) string {
 	if service, dc, ok := strings.Cut(strings.TrimSuffix(name, ".consul"), ".service."); ok {
 		name = service + "@" + dc
 	}
-	if target.Subset != "" {
-		name = target.Subset + "." + name
+	if subset, _, _ := strings.Cut(target.Subset, "~"); subset != "" { // what follows says in whose place
+		name = subset + "." + name
 	}
 	return name
 }

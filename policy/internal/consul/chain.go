@@ -110,11 +110,15 @@ func (s *Set) Protocol(service string) string {
 
 // Chain compiles the chain of a service.
 func (s *Set) Chain(service string) (*Chain, *Error) {
-	c := chainer{Set: s, chain: &Chain{Service: service}, seen: make(map[Target]bool)}
+	c := s.chainer(service)
 	if err := c.compile(); err != nil {
 		return nil, err
 	}
 	return c.chain, nil
+}
+
+func (s *Set) chainer(service string) chainer {
+	return chainer{Set: s, chain: &Chain{Service: service}, seen: make(map[Target]bool), used: make(map[lookup]bool)}
 }
 
 // chainer is one run of Chain.
@@ -123,16 +127,31 @@ type chainer struct {
 	chain  *Chain
 	splits []string // that are being flattened
 	seen   map[Target]bool
+	used   map[lookup]bool // those of the chain
 }
 
 func (c *chainer) uses(kind, name string) {
-	l := lookup{kind, name, c.look(kind, name)}
-	for _, other := range c.chain.used {
-		if other == l {
-			return
-		}
+	if l := (lookup{kind, name, c.look(kind, name)}); !c.used[l] {
+		c.used[l] = true
+		c.chain.used = append(c.chain.used, l)
 	}
-	c.chain.used = append(c.chain.used, l)
+}
+
+// Bounds of a chain. Without them, a few entries that lead to each other would be enough to keep a process busy for hours.
+const (
+	maxShares = 10_000 // of a leg, or of the splitters that lead to it
+	maxDepth  = 100    // splitters, or redirects, one after the other
+
+	// MaxSize bounds the shares of all legs of a chain.
+	MaxSize = 20_000
+)
+
+// Size is the number of shares of all legs.
+func (c *Chain) Size() (n int) {
+	for i := range c.Legs {
+		n += len(c.Legs[i].Shares)
+	}
+	return n
 }
 
 func (c *chainer) compile() *Error {
@@ -155,6 +174,7 @@ func (c *chainer) compile() *Error {
 	if c.chain.Protocol == "tcp" {
 		return from.errorf("cannot be enforced: the protocol of %s is tcp, which has no requests; set Protocol in a service-defaults entry of it to http, http2 or grpc", service)
 	}
+	size := 0
 	for i := range router.Routes {
 		r := &router.Routes[i]
 		leg := Leg{Route: r, Index: i}
@@ -167,6 +187,9 @@ func (c *chainer) compile() *Error {
 		}
 		if err := c.lead(&leg, to, from); err != nil {
 			return err
+		}
+		if size += len(leg.Shares); size > MaxSize {
+			return from.errorf("cannot be enforced: the routes up to here divide the calls into more than %d shares together", MaxSize)
 		}
 		c.chain.Legs = append(c.chain.Legs, leg)
 	}
@@ -240,6 +263,9 @@ func (c *chainer) split(service string, from place) ([]Share, *Error) {
 			return nil, from.errorf("leads in a circle: %s", strings.Join(append(c.splits, service), " -> "))
 		}
 	}
+	if len(c.splits) == maxDepth {
+		return nil, from.errorf("cannot be enforced: it leads through more than %d splitters, one after the other", maxDepth)
+	}
 	from = place{ServiceSplitterKind, service, ""}
 	if err := c.speaks(service, from); err != nil {
 		return nil, err
@@ -283,145 +309,6 @@ func (c *chainer) split(service string, from place) ([]Share, *Error) {
 	}
 	return shares, nil
 }
-
-const maxShares = 10_000
-
-// end returns where the calls to a target end, and has those of its failover, too, among the targets of the chain.
-func (c *chainer) end(to Target, from place) (Target, *Error) {
-	target, err := c.resolve(to, from)
-	if err != nil {
-		return Target{}, err
-	}
-	if c.add(target) {
-		return target, nil
-	}
-	others, err := c.failover(target)
-	for _, other := range others {
-		c.add(other)
-	}
-	return target, err
-}
-
-// add adds a target of the chain, and reports whether it was there already.
-func (c *chainer) add(t Target) (has bool) {
-	if has = c.seen[t]; !has {
-		c.seen[t] = true
-		c.chain.Targets = append(c.chain.Targets, t)
-	}
-	return has
-}
-
-// resolve follows redirects and default subsets.
-func (c *chainer) resolve(t Target, from place) (Target, *Error) {
-	visited := make(map[Target]bool)
-	for {
-		c.uses(ServiceResolverKind, t.Service)
-		if err := c.speaks(t.Service, from); err != nil {
-			return t, err
-		}
-		if visited[t] {
-			return t, from.errorf("leads in a circle: the redirect of %s comes back to it", t.Service)
-		}
-		visited[t] = true
-		r := c.Resolvers[t.Service]
-		if r != nil && r.Redirect != nil {
-			d := r.Redirect
-			if next := t.rewritten(d.Service, d.ServiceSubset, d.Datacenter); next != t {
-				from = place{ServiceResolverKind, t.Service, "Redirect"}
-				t = next
-				continue
-			}
-		}
-		if r != nil && t.Subset == "" && r.DefaultSubset != "" {
-			t.Subset = r.DefaultSubset
-			continue
-		}
-		if !r.has(t.Subset) {
-			return t, from.errorf("cannot be enforced: no service-resolver entry of %s has the subset %s", t.Service, t.Subset)
-		}
-		return t, nil
-	}
-}
-
-// rewritten returns a target with parts of it replaced. A subset is one of its service, and goes with it.
-func (t Target) rewritten(service, subset, datacenter string) Target {
-	if service != "" && service != t.Service {
-		t.Service, t.Subset = service, ""
-	}
-	if subset != "" {
-		t.Subset = subset
-	}
-	if datacenter != "" {
-		t.Datacenter = datacenter
-	}
-	return t
-}
-
-// failover returns the targets that are used in the place of one, which was resolved, while it has no healthy endpoint.
-func (c *chainer) failover(t Target) ([]Target, *Error) {
-	r := c.Resolvers[t.Service]
-	if r == nil {
-		return nil, nil
-	}
-	key := t.Subset
-	f, ok := r.Failover[key]
-	if !ok {
-		key = "*"
-		if f, ok = r.Failover[key]; !ok {
-			return nil, nil
-		}
-	}
-	var next []Target
-	switch {
-	case len(f.Datacenters) > 0:
-		for _, dc := range f.Datacenters {
-			next = append(next, t.rewritten(f.Service, f.ServiceSubset, dc))
-		}
-	case len(f.Targets) > 0:
-		for _, to := range f.Targets {
-			next = append(next, t.rewritten(to.Service, to.ServiceSubset, to.Datacenter))
-		}
-	default:
-		next = append(next, t.rewritten(f.Service, f.ServiceSubset, ""))
-	}
-	from := place{ServiceResolverKind, t.Service, fmt.Sprintf("Failover[%q]", key)}
-	var list []Target
-	for _, to := range next {
-		if to == t {
-			continue
-		}
-		to, err := c.resolve(to, from)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, to)
-	}
-	return list, nil
-}
-
-// Ends returns where calls to a target go: the first target that has healthy endpoints. It must be of a chain that compiles.
-func (s *Set) Ends(t Target) []Target {
-	c := chainer{Set: s, chain: &Chain{Service: t.Service}, seen: make(map[Target]bool)}
-	first, err := c.resolve(t, place{})
-	if err != nil {
-		return nil
-	}
-	others, err := c.failover(first)
-	if err != nil {
-		return nil
-	}
-	list := []Target{first}
-	for _, to := range others {
-		if !c.seen[to] && to != first {
-			c.seen[to] = true
-			list = append(list, to)
-		}
-	}
-	return list
-}
-
-// Has says that a service has a subset.
-func (s *Set) Has(t Target) bool { return s.Resolvers[t.Service].has(t.Subset) }
 
 // Subset returns the filter of the subset of a target, as people read it, and the predicate. It returns nil if all endpoints
 // are in it.

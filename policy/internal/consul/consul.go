@@ -13,6 +13,7 @@
 //   - A route with a value that is inverted needs the header to be there, as in Envoy, whatever the kind of value.
 //   - A split among services that hash by different keys uses the key of each; Envoy uses the first one for all.
 //   - A limit of 0, which forbids everything, is refused.
+//   - Chains are bounded: by 100 splitters or redirects one after the other, and by the shares that calls are divided into.
 package consul
 
 import (

@@ -196,3 +196,49 @@ func TestRules_ServiceNotKnown(t *testing.T) {
 		}
 	}
 }
+
+// A few entries that lead to each other must not take a process hours, or its memory.
+func TestRules_Bounds(t *testing.T) {
+	list := func(n int, format string) string {
+		all := make([]string, n)
+		for i := range all {
+			all[i] = fmt.Sprintf(format, i)
+		}
+		return strings.Join(all, ", ")
+	}
+	// 1,000 shares, each to a service of its own.
+	wide := `{"Kind": "service-splitter", "Name": "wide", "Splits": [` + list(1_000, `{"Weight": 0.1, "Service": "s%d"}`) + `]}`
+	routed := func(name string, n int) string {
+		return fmt.Sprintf(`{"Kind": "service-router", "Name": %q, "Routes": [%s]}`, name, list(n, `{"Match": {"HTTP": {"PathPrefix": "/%d"}}, "Destination": {"Service": "wide"}}`))
+	}
+	row := func(format string, n int) (entries []string) {
+		for i := range n {
+			entries = append(entries, fmt.Sprintf(format, i, i+1))
+		}
+		return entries
+	}
+	const splits, redirects = `{"Kind": "service-splitter", "Name": "x%d", "Splits": [{"Weight": 100, "Service": "x%d"}]}`, `{"Kind": "service-resolver", "Name": "x%d", "Redirect": {"Service": "x%d"}}`
+	for name, test := range map[string]struct {
+		entries []string
+		want    string // "" for nothing
+	}{
+		"splitters one after the other":          {row(splits, 100), ""},
+		"too many splitters one after the other": {row(splits, 101), "Splits[0]: cannot be enforced: it leads through more than 100 splitters"},
+		"redirects one after the other":          {row(redirects, 99), ""},
+		"too many redirects one after the other": {row(redirects, 101), "Redirect: cannot be enforced: it leads through more than 100 redirects"},
+		"many shares":                            {[]string{wide, routed("web", 19)}, ""},
+		"too many shares of one service":         {[]string{wide, routed("web", 21)}, "Routes[20].Destination: cannot be enforced: the routes up to here divide the calls into more than 20000 shares"},
+		"too many shares of several services":    {[]string{wide, routed("a", 19), routed("b", 19), routed("c", 19), routed("d", 19), routed("e", 19), routed("f", 19)}, "Name: cannot be enforced: routers and splitters up to here divide the calls to services into more than 100000 shares"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			sources := []policy.Source{{Name: "http.json", Data: []byte(httpDefaults)}}
+			for i, entry := range test.entries {
+				sources = append(sources, policy.Source{Name: fmt.Sprintf("%d.json", i), Data: []byte(entry)})
+			}
+			text := policy.Check(sources, policy.Workload{Service: "web"}).Findings.Err()
+			if (text == nil) != (test.want == "") || text != nil && !strings.Contains(text.Error(), strings.Replace(test.want, ": ", ": error: ", 1)) {
+				t.Errorf("%.500v, want %s", text, test.want)
+			}
+		})
+	}
+}
