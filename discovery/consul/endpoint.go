@@ -47,13 +47,14 @@ func (r *Resolver) read(t target, place Place) consul.Watch[entries] {
 			answer, meta, err := r.client.PreparedQuery().Execute(t.name, options)
 			switch {
 			case consul.Status(err) == http.StatusNotFound:
-				return nil, &api.QueryMeta{}, nil // there is no such query
+				return nil, &api.QueryMeta{LastIndex: 1}, nil // there is no such query
 			case err != nil:
 				return nil, nil, err
 			case answer == nil:
 				return nil, nil, errors.New("the answer is null")
 			}
 			service = answer.Service
+			meta.LastIndex = max(1, meta.LastIndex) // which says nothing here
 			all := make(entries, len(answer.Nodes))
 			for i := range answer.Nodes {
 				all[i] = &answer.Nodes[i]

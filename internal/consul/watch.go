@@ -136,6 +136,9 @@ func (r *run[T]) read(index uint64, stale bool) (answer T, meta *api.QueryMeta, 
 	if err == nil && meta == nil {
 		meta = &api.QueryMeta{}
 	}
+	if err == nil && r.Size != nil && r.Size(answer) == 0 && meta.LastIndex == 0 {
+		err = errNoIndex
+	}
 	return answer, meta, explain(options.Context(), err)
 }
 
@@ -202,6 +205,9 @@ func (r *run[T]) doubt(answer T, meta *api.QueryMeta) (T, *api.QueryMeta, error)
 	}
 	return answer, meta, nil
 }
+
+// Whatever stands in for an agent, or in front of it, may answer with nothing and 200.
+var errNoIndex = errors.New("it is empty and has no X-Consul-Index, so it is not what an agent answers")
 
 var errReborn = fmt.Errorf("it is empty, and its index went back: Consul lost its state; the last answer holds for %v", rebirth)
 

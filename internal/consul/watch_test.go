@@ -182,6 +182,18 @@ func TestWatch(t *testing.T) {
 			yielded: []string{"a"},
 		},
 		{
+			name:    "empty without an index: not what an agent answers",
+			replies: []reply{{set: "a", index: 7}, {}, {set: "a", index: 7}, {set: "b", index: 0}},
+			reads:   []string{"0", "7 1m0s", "0", "7 1m0s", "0"},
+			yielded: []string{"a", "(it is empty and has no X-Consul-Index, so it is not what an agent answers)", "a", "b"},
+		},
+		{
+			name:    "empty without an index, and for the answer of a leader, too",
+			replies: []reply{{set: "a", index: 7}, {index: 8}, {}, {set: "a", index: 7}},
+			reads:   []string{"0", "7 1m0s", "0!", "0", "7 1m0s"},
+			yielded: []string{"a", "(it is empty and has no X-Consul-Index, so it is not what an agent answers)", "a"},
+		},
+		{
 			name:    "of rules, what is older than the last is asked of the leader",
 			change:  func(w *Watch[[]string]) { w.Newest = true },
 			replies: []reply{{set: "a", index: 20}, {set: "old", index: 9}, {set: "b", index: 21}, {set: "old", index: 9}, {err: status(500)}, {set: "old", index: 9}, {set: "b", index: 21}},
