@@ -332,7 +332,7 @@ func TestDenialsReachDrainingConnections(t *testing.T) {
 	if err := m.Apply(policy.Source{Name: "test.yaml", Data: []byte(strict)}); err != nil {
 		t.Fatal(err)
 	}
-	client.SetReadDeadline(time.Now().Add(10 * time.Second))
+	client.SetReadDeadline(time.Now().Add(time.Minute))
 	var timeout net.Error
 	if _, err := client.Read(make([]byte, 1)); errors.As(err, &timeout) && timeout.Timeout() {
 		t.Error("a connection that is denied now stays open")

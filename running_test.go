@@ -61,7 +61,7 @@ func (c way) client(t *testing.T, w *town) *http.Client {
 		transport.TLSClientConfig = &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*id.Certificate()}}
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	return &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	return &http.Client{Transport: transport, Timeout: time.Minute}
 }
 
 func (c way) url(address, path string) string {
@@ -297,7 +297,7 @@ func TestDenialsEndConnectionsThatWereTakenOver(t *testing.T) {
 					conn = tls.Client(conn, test.way.client(t, w).Transport.(*http.Transport).TLSClientConfig)
 				}
 				t.Cleanup(func() { conn.Close() })
-				conn.SetDeadline(time.Now().Add(20 * time.Second))
+				conn.SetDeadline(time.Now().Add(time.Minute))
 				header := "Connection: Upgrade\r\nUpgrade: websocket\r\n"
 				if !test.announce {
 					header = ""

@@ -43,7 +43,7 @@ func (w *town) dialAs(t *testing.T, e discovery.Endpoint, account string, protoc
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	return c
 }
 

@@ -450,7 +450,9 @@ func TestExpiredIdentityIsNotUsed(t *testing.T) {
 				failed.Store(true)
 			}
 		}}))
-	get(t, m.Client(), "http://payment-service/")
+	if _, err := try(m.Client(), "http://payment-service/"); err != nil && !failed.Load() {
+		t.Fatal(err) // on a busy machine, the identity may have expired by now
+	}
 	if !await.Done(failed.Load) {
 		t.Fatal("nobody was told that the identity has expired")
 	}
@@ -643,7 +645,7 @@ spec:
 		t.Fatal(err)
 	}
 	for _, conn := range conns {
-		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		conn.SetReadDeadline(time.Now().Add(time.Minute))
 		if _, err := conn.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !strings.Contains(fmt.Sprint(err), "reset") {
 			t.Errorf("a connection that is denied now reads %v, want its end", err)
 		}

@@ -49,7 +49,7 @@ func (d *decoding) Unmarshal(data mem.BufferSlice, v any) error {
 
 // bounded returns a context that ends if the test hangs.
 func bounded(t *testing.T) context.Context {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }

@@ -3,6 +3,7 @@ package meshgrpc_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -532,13 +534,13 @@ func TestMeshSchemeIsRegistered(t *testing.T) {
 
 // A stream is retried before it is answered, with what was sent; the limit of a try does not cut one that was answered.
 func TestStreamsAreRetriedBeforeTheFirstMessage(t *testing.T) {
-	leak.Check(t)
+	const limit = 100 * time.Millisecond
 	var tries atomic.Int64
-	var mode atomic.Value
-	_, conn := one(t, route("    retries: {attempts: 2, perTryTimeout: 100ms, retryOn: \"5xx,unavailable\"}\n"), []discovery.Endpoint{serve(t, &grpctest.Service{
-		Bidi: func(stream grpctest.BidiServer) error {
+	open := func(t *testing.T, how string) grpc.BidiStreamingClient[grpctest.In, grpctest.Out] {
+		tries.Store(0)
+		transport, endpoints := inMemory(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
 			n := tries.Add(1)
-			switch mode.Load() {
+			switch how {
 			case "retried":
 				if _, err := stream.Recv(); err != nil {
 					return err
@@ -559,65 +561,67 @@ func TestStreamsAreRetriedBeforeTheFirstMessage(t *testing.T) {
 				}
 			}
 			return echoStreams.Bidi(stream)
-		},
-	})})
-	client := grpctest.NewClient(conn)
-	open := func(t *testing.T, how string) grpc.BidiStreamingClient[grpctest.In, grpctest.Out] {
-		mode.Store(how)
-		tries.Store(0)
-		stream, err := client.FullDuplexCall(t.Context())
+		}})
+		m := meshtest.New(t, route(fmt.Sprintf("    retries: {attempts: 2, perTryTimeout: %v, retryOn: \"5xx,unavailable\"}\n", limit)),
+			transport, endpoints)
+		stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		return stream
 	}
-	t.Run("retried with its messages", func(t *testing.T) {
-		stream := open(t, "retried")
-		if err := stream.Send(&grpctest.In{}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := stream.Recv(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := stream.Recv(); err != io.EOF || tries.Load() != 3 {
-			t.Errorf("end %v after %d tries, want EOF after 3", err, tries.Load())
-		}
-	})
-	t.Run("not retried after a message", func(t *testing.T) {
-		stream := open(t, "answered")
-		if _, err := stream.Recv(); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || tries.Load() != 1 {
-			t.Errorf("end %v after %d tries, want Unavailable after 1", err, tries.Load())
-		}
-	})
-	t.Run("a try that hangs is made anew", func(t *testing.T) {
-		stream := open(t, "hangs first")
-		if err := stream.Send(&grpctest.In{}); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := stream.Recv(); err != nil || tries.Load() != 2 {
-			t.Errorf("answer %v after %d tries, want one after 2", err, tries.Load())
-		}
-		stream.CloseSend()
-		if _, err := stream.Recv(); err != io.EOF {
-			t.Error(err)
-		}
-	})
-	t.Run("a healthy stream is not cut", func(t *testing.T) {
-		stream := open(t, "echo")
-		for end := time.Now().Add(300 * time.Millisecond); time.Now().Before(end); {
+	for name, test := range map[string]func(t *testing.T){
+		"retried with its messages": func(t *testing.T) {
+			stream := open(t, "retried")
 			if err := stream.Send(&grpctest.In{}); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := stream.Recv(); err != nil {
 				t.Fatal(err)
 			}
-		}
-		stream.CloseSend()
-		if _, err := stream.Recv(); err != io.EOF || tries.Load() != 1 {
-			t.Errorf("end %v after %d tries, want EOF after 1", err, tries.Load())
-		}
-	})
+			if _, err := stream.Recv(); err != io.EOF || tries.Load() != 3 {
+				t.Errorf("end %v after %d tries, want EOF after 3", err, tries.Load())
+			}
+		},
+		"not retried after a message": func(t *testing.T) {
+			stream := open(t, "answered")
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); status.Code(err) != codes.Unavailable || tries.Load() != 1 {
+				t.Errorf("end %v after %d tries, want Unavailable after 1", err, tries.Load())
+			}
+		},
+		"a try that hangs is made anew": func(t *testing.T) {
+			stream := open(t, "hangs first")
+			if err := stream.Send(&grpctest.In{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil || tries.Load() != 2 {
+				t.Errorf("answer %v after %d tries, want one after 2", err, tries.Load())
+			}
+			stream.CloseSend()
+			if _, err := stream.Recv(); err != io.EOF {
+				t.Error(err)
+			}
+		},
+		"a healthy stream is not cut": func(t *testing.T) {
+			stream := open(t, "echo")
+			for range 4 {
+				if err := stream.Send(&grpctest.In{}); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := stream.Recv(); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(limit)
+			}
+			stream.CloseSend()
+			if _, err := stream.Recv(); err != io.EOF || tries.Load() != 1 {
+				t.Errorf("end %v after %d tries, want EOF after 1", err, tries.Load())
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) { synctest.Test(t, test) })
+	}
 }

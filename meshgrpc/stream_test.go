@@ -418,36 +418,36 @@ func TestStreamLimits(t *testing.T) {
 		{"idle", "", mesh.Protection{BodyIdle: 50 * time.Millisecond}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			leak.Check(t)
-			var registry discovery.Memory
-			registry.Set("echo", serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+			synctest.Test(t, func(t *testing.T) {
+				transport, endpoints := inMemory(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+					if _, err := stream.Recv(); err != nil {
+						return err
+					}
+					if err := stream.Send(&grpctest.Out{}); err != nil {
+						return err
+					}
+					<-stream.Context().Done()
+					return stream.Context().Err()
+				}})
+				var w watched
+				m := meshtest.New(t, test.documents, transport, endpoints, mesh.WithProtection(test.protection), w.observer())
+				stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := stream.Send(&grpctest.In{}); err != nil {
+					t.Fatal(err)
+				}
 				if _, err := stream.Recv(); err != nil {
-					return err
+					t.Fatal(err)
 				}
-				if err := stream.Send(&grpctest.Out{}); err != nil {
-					return err
+				stream.CloseSend()     // a timeout begins now
+				_, err = stream.Recv() // nothing comes
+				if status.Code(err) != codes.DeadlineExceeded || kindOf(err) == 0 {
+					t.Errorf("end of stream: %v, want DeadlineExceeded and our own timeout", err)
 				}
-				<-stream.Context().Done()
-				return stream.Context().Err()
-			}}))
-			var w watched
-			m := meshtest.New(t, test.documents, mesh.WithDiscovery(&registry), mesh.WithProtection(test.protection), w.observer())
-			stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := stream.Send(&grpctest.In{}); err != nil {
-				t.Fatal(err)
-			}
-			if _, err := stream.Recv(); err != nil {
-				t.Fatal(err)
-			}
-			stream.CloseSend()     // a timeout begins now
-			_, err = stream.Recv() // nothing comes
-			if status.Code(err) != codes.DeadlineExceeded || kindOf(err) == 0 {
-				t.Errorf("end of stream: %v, want DeadlineExceeded and our own timeout", err)
-			}
-			w.settled(t)
+				w.settled(t)
+			})
 		})
 	}
 }
@@ -551,6 +551,7 @@ func TestLimitOfACommittedStreamIsToldAsItIs(t *testing.T) {
 				t.Fatal(err)
 			}
 			_ = stream.Send(&grpctest.In{Payload: grpctest.Large('a')})
+			await.True(t, "the server to have the stream", func() bool { return tries.Load() > 0 })
 			stream.CloseSend()
 			_, err = stream.Recv()
 			if status.Code(err) != codes.DeadlineExceeded || kindOf(err) == 0 || !strings.Contains(err.Error(), test.want) {

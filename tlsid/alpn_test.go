@@ -37,7 +37,7 @@ func TestServerTakesWhatSidecarsOffer(t *testing.T) {
 			t.Errorf("offering %q: %v", tt.offered, err)
 			continue
 		}
-		c.SetDeadline(time.Now().Add(10 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 		if got := c.ConnectionState().NegotiatedProtocol; got != tt.chosen {
 			t.Errorf("offering %q: %q was chosen, want %q", tt.offered, got, tt.chosen)
 		}
@@ -94,7 +94,7 @@ func TestClientOffersWhatSidecarsTakeForTheMesh(t *testing.T) {
 			srv.Serve(l)
 		}()
 		transport := &http.Transport{TLSClientConfig: e.client.Clone(), ForceAttemptHTTP2: true}
-		c := &http.Client{Transport: transport, Timeout: 10 * time.Second}
+		c := &http.Client{Transport: transport, Timeout: time.Minute}
 		if got, err := get(c, "https://"+l.Addr().String()); err != nil || got != want {
 			t.Errorf("a server that speaks %q: %q, %v, want %q", speaks, got, err, want)
 		}

@@ -140,7 +140,7 @@ func httpClients(t testing.TB, config *tls.Config, addr net.Addr) map[string]fun
 	}{"plaintext": {nil, "http"}, "http1": {h1, "https"}, "http2": {config, "https"}} {
 		transport := &http.Transport{TLSClientConfig: c.tls, ForceAttemptHTTP2: name == "http2"}
 		t.Cleanup(transport.CloseIdleConnections)
-		client := &http.Client{Transport: transport, Timeout: 10 * time.Second}
+		client := &http.Client{Transport: transport, Timeout: time.Minute}
 		clients[name] = func() (string, error) { return get(client, c.scheme+"://"+addr.String()+"/") }
 	}
 	return clients
@@ -214,13 +214,13 @@ func TestListener_StrictResetsPlaintext(t *testing.T) {
 // dial connects from an address of the loopback.
 func dial(t testing.TB, to net.Addr, from string) net.Conn {
 	t.Helper()
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 10 * time.Second}
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: time.Minute}
 	c, err := d.Dial("tcp", to.String())
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	return c
 }
 

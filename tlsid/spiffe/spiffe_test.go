@@ -278,7 +278,7 @@ func TestSource_Ends(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			k := tlsid.Keep(spiffe.Source{Addr: tt.addr}, tlsid.Hooks{})
 			defer k.Close()
-			err := waitShortly(t, k, 20*time.Second)
+			err := waitShortly(t, k, time.Minute)
 			if err == nil || !strings.Contains(err.Error(), tt.want) || errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("Wait: %v, want %q before the deadline", err, tt.want)
 			}
@@ -336,15 +336,15 @@ func TestTheIdentityOutlivesTheAPIUntilItExpires(t *testing.T) {
 	failed := make(chan error, 1000)
 	k := tlsid.Keep(spiffe.Source{Addr: api.Addr()}, tlsid.Hooks{Failed: func(err error) { failed <- err }})
 	defer k.Close()
-	if err := waitShortly(t, k, 20*time.Second); err != nil {
+	if err := waitShortly(t, k, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	api.Stop()
 	if err := <-failed; status.Code(err) != codes.Unavailable {
 		t.Errorf("failed with %v, want Unavailable", err)
 	}
-	last, err := k.Identity()
-	if err != nil {
+	last, err := k.Latest()
+	if _, err := k.Identity(); err != nil && time.Now().Before(last.NotAfter()) {
 		t.Fatalf("right after the API died: %v", err)
 	}
 
@@ -356,7 +356,7 @@ func TestTheIdentityOutlivesTheAPIUntilItExpires(t *testing.T) {
 		t.Errorf("Identity: %v, want that it expired at %v", err, last.NotAfter())
 	}
 	api.Restart()
-	if err := waitShortly(t, k, 20*time.Second); err != nil {
+	if err := waitShortly(t, k, time.Minute); err != nil {
 		t.Fatalf("after the API is back: %v", err)
 	}
 	if now, _ := k.Latest(); serial(now) == serial(last) {
