@@ -139,13 +139,6 @@ func loopback(host string) bool {
 // Namespace returns the namespace of this process, or of the context of the kubeconfig. It is empty if neither is known.
 func (c *Client) Namespace() string { return cmp.Or(c.namespace, c.Identity().Namespace) }
 
-// CloseIdleConnections closes the connections that no watch uses. They close by themselves soon after.
-func (c *Client) CloseIdleConnections() {
-	if t, ok := c.base.(interface{ CloseIdleConnections() }); ok {
-		t.CloseIdleConnections()
-	}
-}
-
 // Do sends one request with body as JSON, if it is not nil, and decodes the answer into into, if that is not nil. Errors are of type
 // *Error.
 func (c *Client) Do(ctx context.Context, method, path string, body, into any) error {

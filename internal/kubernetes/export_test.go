@@ -72,6 +72,17 @@ func SkimEvent(line []byte) (object []byte, ok bool) {
 	return object, ok
 }
 
+// CloseIdleConnections closes the connections that no watch uses. They close by themselves soon after.
+func (c *Client) CloseIdleConnections() {
+	base := c.base
+	if t, ok := base.(*trusting); ok {
+		base = t.now()
+	}
+	if t, ok := base.(interface{ CloseIdleConnections() }); ok {
+		t.CloseIdleConnections()
+	}
+}
+
 // Dial has a client dial through a network of the test.
 func Dial(c *Client, dial func(ctx context.Context, network, address string) (net.Conn, error)) {
 	through := func(t *http.Transport) { t.DialContext, t.Proxy = dial, nil }

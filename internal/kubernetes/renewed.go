@@ -110,6 +110,3 @@ func (t *trusting) now() *http.Transport {
 	}
 	return t.transport
 }
-
-// CloseIdleConnections closes the connections that no watch uses.
-func (t *trusting) CloseIdleConnections() { t.now().CloseIdleConnections() }

@@ -126,7 +126,6 @@ func client(t testing.TB, config kubernetes.Config) *kubernetes.Client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(c.CloseIdleConnections)
 	return c
 }
 
