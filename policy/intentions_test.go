@@ -100,6 +100,18 @@ func TestDefaultOfIntentions(t *testing.T) {
 }
 
 // The sidecars of Consul do so, though the order of intentions says otherwise.
+// Consul stores methods in upper case, whatever case they are written in.
+func TestMethodsOfIntentions(t *testing.T) {
+	w := ofWeb
+	w.AllowByDefault = true
+	plan := intentionsOf(t, w, `{"Kind": "service-intentions", "Name": "web", "Sources": [{"Name": "api", "Permissions": [{"Action": "deny", "HTTP": {"Methods": ["get", "Put"]}}]}]}`)
+	for method, want := range map[string]bool{"GET": false, "PUT": false, "POST": true} {
+		if got := plan.Inbound().Authorize(requestOf("api", method, "/")); got.Allowed != want {
+			t.Errorf("%s: allowed %t (%s), want %t", method, got.Allowed, got.Reason, want)
+		}
+	}
+}
+
 func TestIntentionOfACallerForAllServicesIsNotHidden(t *testing.T) {
 	mine := `{"Kind": "service-intentions", "Name": "web", "Sources": [{"Name": "*", "Action": %q}]}`
 	everywhere := `{"Kind": "service-intentions", "Name": "*", "Sources": [{"Name": "api", "Action": %q}]}`
@@ -206,6 +218,8 @@ func TestIntentionsThatAreRefused(t *testing.T) {
 		{`{"Action": "deny", "HTTP": {"PathRegex": "/a("}}`, ".HTTP.PathRegex", "missing closing"},
 		{`{"Action": "deny", "HTTP": {"PathRegex": "(?!a)"}}`, ".HTTP.PathRegex", "invalid"},
 		{`{"Action": "deny", "HTTP": {"Methods": ["GET", "a b"]}}`, ".HTTP.Methods[1]", "not a method"},
+		{`{"Action": "deny", "HTTP": {"Methods": ["GET", "FETCH"]}}`, ".HTTP.Methods[1]", `"FETCH" is not a method`},
+		{`{"Action": "deny", "HTTP": {"Methods": ["GET", "get"]}}`, ".HTTP.Methods[1]", "GET is there twice"},
 		{`{"Action": "deny", "HTTP": {"Header": [{"Name": "a", "Present": true}, {"Name": "b", "Regex": "["}]}}`, ".HTTP.Header[1]", "missing closing"},
 		{`{"Action": "deny", "HTTP": {"Header": [{"Name": "a"}]}}`, ".HTTP.Header[0]", "exactly one"},
 		{`{"Action": "deny", "HTTP": {"Header": [{"Name": "a", "Exact": "b", "Suffix": "c"}]}}`, ".HTTP.Header[0]", "exactly one"},

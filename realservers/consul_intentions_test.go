@@ -210,7 +210,7 @@ func (o *oracle) condition() string {
 	if path := pick("", "", `"PathExact": "/v1"`, `"PathExact": "/admin"`, `"PathPrefix": "/v1"`, `"PathPrefix": "/v1/"`, `"PathPrefix": "/"`, `"PathRegex": "/v[0-9](/.*)?"`, `"PathRegex": "/admin|/"`); path != "" {
 		parts = append(parts, path)
 	}
-	if methods := pick("", "", `"Methods": ["GET"]`, `"Methods": ["POST", "DELETE"]`); methods != "" {
+	if methods := pick("", "", `"Methods": ["GET"]`, `"Methods": ["POST", "DELETE"]`, `"Methods": ["get", "Post"]`); methods != "" {
 		parts = append(parts, methods)
 	}
 	var headers []string

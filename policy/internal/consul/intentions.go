@@ -161,6 +161,9 @@ func (p *Permission) check(doc *yamldoc.Document, at string, env *Environment) {
 		doc.Errorf(at+".HTTP", "missing: say which requests it is about")
 		return
 	}
+	if !checkMethods(doc, at+".HTTP.Methods", p.HTTP.Methods) {
+		return
+	}
 	config := authz.Config{Normalization: env.Paths}
 	whole := p.translate()
 	if err := whole.Check(config); err == nil {
@@ -181,9 +184,6 @@ func (p *Permission) check(doc *yamldoc.Document, at string, env *Environment) {
 			try(part, at+".HTTP"+field)
 		}
 	}
-	for i := range whole.Methods {
-		try(authz.Permission{Methods: whole.Methods[i : i+1]}, yamldoc.Index(at+".HTTP.Methods", i))
-	}
 	for i := range whole.Headers {
 		try(authz.Permission{Headers: whole.Headers[i : i+1]}, yamldoc.Index(at+".HTTP.Header", i))
 	}
@@ -195,7 +195,7 @@ func (p *Permission) check(doc *yamldoc.Document, at string, env *Environment) {
 // unplaced returns an error of a part without the place in it, which the field tells.
 func unplaced(err error) string {
 	text := err.Error()
-	if before, after, ok := strings.Cut(text, ": "); ok && (strings.HasPrefix(before, "header 0") || strings.HasPrefix(before, "path") || before == "methods") {
+	if before, after, ok := strings.Cut(text, ": "); ok && (strings.HasPrefix(before, "header 0") || strings.HasPrefix(before, "path")) {
 		return after
 	}
 	return text
@@ -206,7 +206,10 @@ func (p *Permission) translate() authz.Permission {
 	if p.HTTP == nil {
 		return out
 	}
-	out.PathExact, out.PathPrefix, out.PathRegex, out.Methods = p.HTTP.PathExact, p.HTTP.PathPrefix, p.HTTP.PathRegex, p.HTTP.Methods
+	out.PathExact, out.PathPrefix, out.PathRegex = p.HTTP.PathExact, p.HTTP.PathPrefix, p.HTTP.PathRegex
+	for _, method := range p.HTTP.Methods {
+		out.Methods = append(out.Methods, strings.ToUpper(method)) // as Consul stores it
+	}
 	for _, h := range p.HTTP.Header {
 		out.Headers = append(out.Headers, authz.HeaderMatch{
 			Name: h.Name, Present: h.Present, Exact: h.Exact, Prefix: h.Prefix, Suffix: h.Suffix, Contains: h.Contains, Regex: h.Regex,

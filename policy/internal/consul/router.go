@@ -170,15 +170,26 @@ func (m *HTTPMatch) check(doc *yamldoc.Document, at string) {
 		checkRegex(doc, at+".Regex", q.Regex)
 	}
 	checkRegex(doc, at+".PathRegex", m.PathRegex)
-	for i, method := range m.Methods {
-		at := yamldoc.Index(at+".Methods", i)
-		switch method = strings.ToUpper(method); {
-		case !slices.Contains(methods, method):
+	checkMethods(doc, at+".Methods", m.Methods)
+}
+
+// checkMethods reports methods that there are not, and those that are there twice, and whether all are right. They may be written in any
+// case.
+func checkMethods(doc *yamldoc.Document, at string, list []string) (ok bool) {
+	ok = true
+	for i, method := range list {
+		at, upper := yamldoc.Index(at, i), strings.ToUpper(method)
+		switch {
+		case !slices.Contains(methods, upper):
 			doc.Errorf(at, "%q is not a method: use one of %s", method, strings.Join(methods, ", "))
-		case slices.ContainsFunc(m.Methods[:i], func(other string) bool { return strings.EqualFold(other, method) }):
-			doc.Errorf(at, "%s is there twice: remove one", method)
+		case slices.ContainsFunc(list[:i], func(other string) bool { return strings.EqualFold(other, method) }):
+			doc.Errorf(at, "%s is there twice: remove one", upper)
+		default:
+			continue
 		}
+		ok = false
 	}
+	return ok
 }
 
 var methods = []string{http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete,
