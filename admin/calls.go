@@ -11,6 +11,7 @@ import (
 	"unicode"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/grpccode"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -150,7 +151,7 @@ func attemptOf(a *mesh.Attempt) attempt {
 func endedOf(a *mesh.Attempt) ended {
 	return ended{a.Endpoint, sample{
 		at: a.Start.Add(a.Duration), took: a.Duration,
-		failed: a.Err != nil && a.Call.Request.Context().Err() == nil || a.Status >= 500 || grpcFailed(a.GRPCStatus),
+		failed: a.Err != nil && a.Call.Request.Context().Err() == nil || a.Status >= 500 || grpccode.ServerFault(uint32(a.GRPCStatus)),
 	}}
 }
 
@@ -205,16 +206,7 @@ func failed(c *mesh.Call) bool {
 	case c.Err != nil:
 		return c.Request.Context().Err() == nil || c.Flags != 0
 	}
-	return c.Status >= 500 || grpcFailed(c.GRPCStatus) || c.Flags&^(mesh.FlagDelayInjected|mesh.FlagRetriesExhausted) != 0
-}
-
-// grpcFailed reports whether a gRPC status blames the server rather than the request.
-func grpcFailed(code int) bool {
-	switch code {
-	case 2, 4, 8, 12, 13, 14, 15: // Unknown, DeadlineExceeded, ResourceExhausted, Unimplemented, Internal, Unavailable, DataLoss
-		return true
-	}
-	return false
+	return c.Status >= 500 || grpccode.ServerFault(uint32(c.GRPCStatus)) || c.Flags&^(mesh.FlagDelayInjected|mesh.FlagRetriesExhausted) != 0
 }
 
 func (c *collector) keepCall(d *destination, from *mesh.Call, list []attempt, m sample) {
@@ -251,7 +243,7 @@ func (c *collector) keepCall(d *destination, from *mesh.Call, list []attempt, m 
 func (c *collector) inboundEnd(_ context.Context, in *mesh.Inbound) {
 	m := sample{
 		at: in.Start.Add(in.Duration), took: in.Duration,
-		failed: in.Status >= 500 || grpcFailed(in.GRPCStatus) || in.Status == 0 && in.Request.Context().Err() == nil,
+		failed: in.Status >= 500 || grpccode.ServerFault(uint32(in.GRPCStatus)) || in.Status == 0 && in.Request.Context().Err() == nil,
 		denied: !in.Decision.Allowed,
 	}
 	if m.denied {

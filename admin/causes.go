@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/grpccode"
 )
 
 // mostCauses is the number of causes that are counted separately per destination.
@@ -158,7 +159,7 @@ func (c cause) words() string {
 	}
 	switch {
 	case c.grpc > 0:
-		return "gRPC status " + grpcName(c.grpc)
+		return "gRPC status " + grpccode.Name(uint32(c.grpc))
 	case c.status != 0:
 		if name := http.StatusText(c.status); name != "" {
 			return fmt.Sprintf("answered %d %s", c.status, name)
@@ -166,17 +167,4 @@ func (c cause) words() string {
 		return fmt.Sprintf("answered %d", c.status)
 	}
 	return "no answer"
-}
-
-var grpcNames = [...]string{
-	"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED",
-	"RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS",
-	"UNAUTHENTICATED",
-}
-
-func grpcName(code int) string {
-	if code >= 0 && code < len(grpcNames) {
-		return grpcNames[code]
-	}
-	return fmt.Sprint(code)
 }

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strconv"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/grpccode"
 )
 
 // sections are the parts of the page that change while it is open.
@@ -162,7 +164,7 @@ func (c *call) Key() string {
 func (c *call) Result() string {
 	switch {
 	case c.GRPCStatus != nil:
-		return grpcName(*c.GRPCStatus)
+		return grpccode.Name(uint32(*c.GRPCStatus))
 	case c.Status != 0:
 		return strconv.Itoa(c.Status)
 	case c.Direction == "out" && c.Count == 0:
@@ -193,7 +195,7 @@ func (c *call) With() string {
 func (a *attempt) Result() string {
 	switch {
 	case a.GRPCStatus != nil:
-		return grpcName(*a.GRPCStatus)
+		return grpccode.Name(uint32(*a.GRPCStatus))
 	case a.Status != 0:
 		return strconv.Itoa(a.Status)
 	}

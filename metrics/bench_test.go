@@ -9,6 +9,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/policy/telemetry"
@@ -58,8 +59,8 @@ func answered(t testing.TB, secure bool) *mesh.Call {
 			Name: "order-1", Namespace: "shop", Workload: "order-v1", Cluster: "east", Identity: orderID,
 			Labels: map[string]string{"app": "order", "version": "v1", "service.istio.io/canonical-name": "order"},
 		}
-		c.ResponseHeader[peermeta.Header] = []string{said.Encode()}
-		c.ResponseHeader[peermeta.HeaderID] = []string{said.ID("10.0.0.1", "cluster.local")}
+		c.ResponseHeader[asserted.PeerMetadata] = []string{said.Encode()}
+		c.ResponseHeader[asserted.PeerMetadataID] = []string{said.ID("10.0.0.1", "cluster.local")}
 	}
 	return c
 }
@@ -77,7 +78,7 @@ func arrived(t testing.TB, secure bool) *mesh.Inbound {
 	if secure {
 		in.Peer = orderID
 		said := peermeta.Metadata{Name: "order-1", Namespace: "shop", Workload: "order-v1", Identity: orderID}
-		req.Header[peermeta.Header], req.Header[peermeta.HeaderID] = []string{said.Encode()}, []string{"sidecar~10.0.0.1~order-1.shop~"}
+		req.Header[asserted.PeerMetadata], req.Header[asserted.PeerMetadataID] = []string{said.Encode()}, []string{"sidecar~10.0.0.1~order-1.shop~"}
 	}
 	return in
 }

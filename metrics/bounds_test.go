@@ -16,6 +16,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/metrics"
 )
@@ -241,7 +242,7 @@ func TestWorkloadsOfOnePeer(t *testing.T) {
 	for i := range 100 {
 		said := peermeta.Metadata{Namespace: "shop", Workload: fmt.Sprint("w", i)}
 		in := &mesh.Inbound{Start: time.Now(), Peer: "spiffe://cluster.local/ns/shop/sa/order", Status: 200, GRPCStatus: -1}
-		in.Request = &http.Request{Header: http.Header{peermeta.Header: {said.Encode()}}}
+		in.Request = &http.Request{Header: http.Header{asserted.PeerMetadata: {said.Encode()}}}
 		o.InboundEnd(context.Background(), in)
 	}
 	if n := len(p.scrape(t, "istio_requests_total")); n != 65 {

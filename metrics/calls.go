@@ -10,9 +10,9 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/field"
-	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
@@ -132,8 +132,8 @@ func (w *watcher) callStart(ctx context.Context, c *mesh.Call) context.Context {
 func (w *watcher) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
 	if a.PeerID != "" || strings.HasSuffix(a.Call.Target.Host, w.settings.suffix) {
 		self := w.self.Load()
-		a.Sent.SetHeader(peermeta.Header, self.value[0])
-		a.Sent.SetHeader(peermeta.HeaderID, self.named[0])
+		a.Sent.SetHeader(asserted.PeerMetadata, self.value[0])
+		a.Sent.SetHeader(asserted.PeerMetadataID, self.named[0])
 	}
 	if isRPC(a.Call.Request.Header) && !w.over.Load() {
 		w.streams.attempt(a)
@@ -190,7 +190,7 @@ func (w *watcher) pathOf(c *mesh.Call, now int64) *path {
 	}
 	value := ""
 	if a.PeerID != "" {
-		value = firstOf(c.ResponseHeader[peermeta.Header])
+		value = firstOf(c.ResponseHeader[asserted.PeerMetadata])
 	}
 	return w.reached(a.Peer, c.Target.Host, c.Document != "", a.PeerID, value, now)
 }
@@ -227,11 +227,11 @@ func (w *watcher) inboundStart(ctx context.Context, in *mesh.Inbound) context.Co
 		return ctx
 	}
 	self := w.self.Load()
-	if in.Request.Header[peermeta.Header] != nil {
-		in.ResponseHeader[peermeta.Header] = self.value
+	if in.Request.Header[asserted.PeerMetadata] != nil {
+		in.ResponseHeader[asserted.PeerMetadata] = self.value
 	}
-	if in.Request.Header[peermeta.HeaderID] != nil {
-		in.ResponseHeader[peermeta.HeaderID] = self.named
+	if in.Request.Header[asserted.PeerMetadataID] != nil {
+		in.ResponseHeader[asserted.PeerMetadataID] = self.named
 	}
 	return ctx
 }

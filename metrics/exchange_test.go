@@ -9,6 +9,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy"
@@ -61,7 +62,7 @@ func TestPeersAreBelieved(t *testing.T) {
 	} {
 		p := newProcess(t, metrics.Config{})
 		o := identified(t, p.Observer())
-		header := http.Header{peermeta.Header: {test.value}, peermeta.HeaderID: {"sidecar~10.0.0.1~order-1.shop~shop.svc.cluster.local"}}
+		header := http.Header{asserted.PeerMetadata: {test.value}, asserted.PeerMetadataID: {"sidecar~10.0.0.1~order-1.shop~shop.svc.cluster.local"}}
 		if test.value == "" {
 			header = http.Header{}
 		}
@@ -96,7 +97,7 @@ func TestIDsAreNoKeys(t *testing.T) {
 	for _, w := range []string{"one", "two", "one", "two"} {
 		said := peermeta.Metadata{Name: "pod", Namespace: "shop", Workload: w}
 		o.InboundEnd(context.Background(), &mesh.Inbound{
-			Request: &http.Request{Header: http.Header{peermeta.Header: {said.Encode()}, peermeta.HeaderID: {"the same"}}},
+			Request: &http.Request{Header: http.Header{asserted.PeerMetadata: {said.Encode()}, asserted.PeerMetadataID: {"the same"}}},
 			Start:   time.Now(), Peer: order, Status: 200, GRPCStatus: -1,
 		})
 	}
@@ -114,7 +115,7 @@ func TestFailedCallsGoToTheSameWorkload(t *testing.T) {
 	to := &discovery.Endpoint{}
 	said := peermeta.Metadata{Name: "pod", Namespace: "shop", Workload: "order-v1"}
 	c := call(t, "order.shop", to, order)
-	c.ResponseHeader = http.Header{peermeta.Header: {said.Encode()}}
+	c.ResponseHeader = http.Header{asserted.PeerMetadata: {said.Encode()}}
 	ends(o, c)
 	c = call(t, "order.shop", to, order)
 	c.Status, c.Flags, c.ResponseHeader = 0, mesh.FlagUpstreamTimeout, nil
@@ -139,10 +140,10 @@ func TestAnswers(t *testing.T) {
 		request    http.Header
 		want       []string
 	}{
-		{"both", order, http.Header{peermeta.Header: {"x"}, peermeta.HeaderID: {"y"}}, []string{peermeta.Header, peermeta.HeaderID}},
-		{"one", order, http.Header{peermeta.HeaderID: {"y"}}, []string{peermeta.HeaderID}},
+		{"both", order, http.Header{asserted.PeerMetadata: {"x"}, asserted.PeerMetadataID: {"y"}}, []string{asserted.PeerMetadata, asserted.PeerMetadataID}},
+		{"one", order, http.Header{asserted.PeerMetadataID: {"y"}}, []string{asserted.PeerMetadataID}},
 		{"none", order, http.Header{"X-Other": {"y"}}, nil},
-		{"from outside", "", http.Header{peermeta.Header: {"x"}, peermeta.HeaderID: {"y"}}, nil},
+		{"from outside", "", http.Header{asserted.PeerMetadata: {"x"}, asserted.PeerMetadataID: {"y"}}, nil},
 	} {
 		in := &mesh.Inbound{Request: &http.Request{Header: test.request}, Peer: test.peer, ResponseHeader: http.Header{}, Start: time.Now()}
 		o.InboundStart(context.Background(), in)

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/grpccode"
 	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/prometheus/client_golang/prometheus"
@@ -68,11 +69,7 @@ func (w *watcher) attemptEnd(_ context.Context, a *mesh.Attempt) {
 
 // hasFailed reports whether an attempt got no response, or one that reports a failure of the server.
 func hasFailed(a *mesh.Attempt) bool {
-	switch a.GRPCStatus {
-	case 2, 4, 13, 14, 15: // Unknown, DeadlineExceeded, Internal, Unavailable, DataLoss
-		return true
-	}
-	return a.Err != nil || a.Status == 0 || a.Status >= 500
+	return a.Err != nil || a.Status == 0 || a.Status >= 500 || grpccode.ServerFault(uint32(a.GRPCStatus))
 }
 
 func index(failed bool) int {

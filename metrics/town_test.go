@@ -23,11 +23,11 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
-	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy"
@@ -477,9 +477,9 @@ func TestOutsideIsToldNothing(t *testing.T) {
 	leak.Check(t)
 	var told atomic.Int32
 	server := meshtest.Serve(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get(peermeta.Header) != "" && r.Header.Get(peermeta.HeaderID) != "" {
+		if r.Header.Get(asserted.PeerMetadata) != "" && r.Header.Get(asserted.PeerMetadataID) != "" {
 			told.Add(1)
-		} else if r.Header.Get(peermeta.Header) != "" || r.Header.Get(peermeta.HeaderID) != "" {
+		} else if r.Header.Get(asserted.PeerMetadata) != "" || r.Header.Get(asserted.PeerMetadataID) != "" {
 			t.Errorf("told %v", r.Header)
 		}
 	})

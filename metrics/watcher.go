@@ -8,7 +8,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/peermeta"
+	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -252,7 +252,7 @@ type caller struct{ view }
 func (w *watcher) from(peer string, header map[string][]string, now int64) *path {
 	var value, named string
 	if peer != "" {
-		value, named = firstOf(header[peermeta.Header]), firstOf(header[peermeta.HeaderID])
+		value, named = firstOf(header[asserted.PeerMetadata]), firstOf(header[asserted.PeerMetadataID])
 	}
 	self := w.self.Load()
 	place := &w.callers[(maphash.String(w.seed, named)^maphash.String(w.seed, peer))%callerCount]

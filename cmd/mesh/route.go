@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/fraction"
+	"github.com/nosidecar/mesh/internal/grpccode"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/fault"
 	router "github.com/nosidecar/mesh/policy/route"
@@ -258,20 +259,13 @@ func showFaults(config fault.Config) *faults {
 	if f := config.Abort; f.Fraction > 0 {
 		shown.Abort = &abort{Percent: fraction.Percent(f.Fraction), HTTPStatus: f.HTTPStatus}
 		if f.IsGRPC {
-			shown.Abort.GRPCStatus = grpcStatuses[f.GRPCStatus]
+			shown.Abort.GRPCStatus = grpccode.Name(f.GRPCStatus)
 		}
 	}
 	if shown == (faults{}) {
 		return nil
 	}
 	return &shown
-}
-
-// grpcStatuses are the names that documents write, by code.
-var grpcStatuses = [...]string{
-	"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
-	"PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
-	"INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
 }
 
 // rewrite fills in the path and the authority that the destinations see, if they are not those of the request.

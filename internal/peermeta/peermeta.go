@@ -13,12 +13,6 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 )
 
-// The headers, as keys of an http.Header.
-const (
-	Header   = "X-Envoy-Peer-Metadata"
-	HeaderID = "X-Envoy-Peer-Metadata-Id"
-)
-
 // MaxSize is the maximum length of a value, in bytes.
 const MaxSize = 8 << 10
 

@@ -179,27 +179,3 @@ func errorType(err error) string {
 	}
 	return t.String()
 }
-
-var codeNames = [...]string{
-	"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS", "PERMISSION_DENIED",
-	"RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE",
-	"DATA_LOSS", "UNAUTHENTICATED",
-}
-
-// codeName returns the name of a status of gRPC. Those it has no name for share one of their own.
-func codeName(code uint32) string {
-	if int(code) < len(codeNames) {
-		return codeNames[code]
-	}
-	return "CODE(" + strconv.FormatUint(uint64(code), 10) + ")"
-}
-
-// serverFault reports whether a status of gRPC is an error of the server's: Unknown, DeadlineExceeded, Unimplemented, Internal,
-// Unavailable and DataLoss.
-func serverFault(code uint32) bool {
-	switch code {
-	case 2, 4, 12, 13, 14, 15:
-		return true
-	}
-	return false
-}

@@ -12,6 +12,7 @@ import (
 	"go.opentelemetry.io/otel/semconv/v1.43.0"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/nosidecar/mesh/internal/grpccode"
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
@@ -334,12 +335,12 @@ func settleRPC(ctx context.Context, span trace.Span, e *CallEnd) {
 		}
 	}
 	if code >= 0 {
-		span.SetAttributes(semconv.RPCResponseStatusCodeKey.String(codeName(uint32(code))))
+		span.SetAttributes(semconv.RPCResponseStatusCodeKey.String(grpccode.Name(uint32(code))))
 	}
 	switch {
 	case e.Err != nil && gaveUp(ctx, e.Err):
 	case code > 0:
-		fail(span, codeName(uint32(code)))
+		fail(span, grpccode.Name(uint32(code)))
 	case e.Err != nil:
 		failWith(span, e.Err)
 	}

@@ -14,6 +14,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/nosidecar/mesh/internal/grpccode"
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
@@ -225,9 +226,9 @@ func EndInbound(ctx context.Context, r *Response, name string) {
 	}
 	switch {
 	case r.RPC:
-		name := codeName(r.Code)
+		name := grpccode.Name(r.Code)
 		span.SetAttributes(semconv.RPCResponseStatusCodeKey.String(name))
-		if serverFault(r.Code) {
+		if grpccode.ServerFault(r.Code) {
 			fail(span, name)
 		}
 	case r.Status == 0:

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/grpccode"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/internal/conjunction"
@@ -328,7 +329,7 @@ func (f *HTTPFaultInjection) translate() fault.Config {
 		if a.HTTPStatus != nil {
 			out.Abort.HTTPStatus = int(*a.HTTPStatus)
 		} else {
-			out.Abort.GRPCStatus, out.Abort.IsGRPC = uint32(grpcCode(*a.GRPCStatus)), true
+			out.Abort.GRPCStatus, out.Abort.IsGRPC = uint32(grpccode.Of(*a.GRPCStatus)), true
 		}
 	}
 	return out

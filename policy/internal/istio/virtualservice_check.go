@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/grpccode"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -274,7 +275,7 @@ func (c check) fault(f *HTTPFaultInjection, at string) {
 		switch {
 		case a.HTTPStatus != nil && (*a.HTTPStatus < 200 || *a.HTTPStatus > 599):
 			c.Errorf(at+".httpStatus", "%d is not a status of a response: it must be from 200 to 599", *a.HTTPStatus)
-		case a.GRPCStatus != nil && grpcCode(*a.GRPCStatus) < 0:
+		case a.GRPCStatus != nil && grpccode.Of(*a.GRPCStatus) < 0:
 			c.Errorf(at+".grpcStatus", "%q is not the name of a gRPC status such as UNAVAILABLE", *a.GRPCStatus)
 		case a.HTTPStatus == nil && a.GRPCStatus == nil && a.HTTP2Error == nil:
 			c.Warnf(at, "has no effect: set httpStatus or grpcStatus")
@@ -292,15 +293,6 @@ func (c check) faultPercentage(p *Percent, at string) {
 	case c.that(wrongPercentage(p.Value), at, ".percentage.value"):
 		c.warn(smallPercentage(p.Value), at, ".percentage.value")
 	}
-}
-
-// grpcCode returns the number of a gRPC status by its name, or -1.
-func grpcCode(name string) int {
-	return slices.Index([]string{
-		"OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS",
-		"PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED",
-		"INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED",
-	}, name)
 }
 
 func (c check) mirrors(r *HTTPRoute, at string) {
