@@ -19,7 +19,8 @@ const scheme = "mesh"
 // The mesh finds the endpoints, secures the connections, and retries. So these options include credentials, a dialer and
 // [grpc.WithDisableRetry]. If later options replace the credentials, or the service config that names the load balancer, calls
 // fail with an error that says so. Your own service config must name [BalancerName] too. Interceptors that are given before these
-// options see each call once; those that are given after them see each try.
+// options see each call once; those that are given after them see each try. The healthCheckConfig of a service config has no effect:
+// whether an endpoint is healthy is what discovery and the outcomes of calls say.
 //
 // Several ClientConns may use the same options. The state of endpoints (calls in flight, ejections, circuits, budgets) belongs to
 // the mesh, but connections are not shared: in grpc-go a connection belongs to a ClientConn and uses its stats handlers, user agent

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"fmt"
+	"math"
 	"runtime"
 	"strings"
 	"testing"
@@ -91,8 +92,12 @@ func TestHostsAreCachedWithoutACliff(t *testing.T) {
 	if first := allocated(ask) / hosts; first > 4096 {
 		t.Errorf("a new host allocates %d bytes", first)
 	}
-	if n := testing.AllocsPerRun(1, ask); n > 0 {
-		t.Errorf("asking %d hosts again allocates %v times, want never", hosts, n)
+	least := math.Inf(1) // other goroutines of the process allocate now and then
+	for range 10 {
+		least = min(least, testing.AllocsPerRun(1, ask))
+	}
+	if least > 0 {
+		t.Errorf("asking %d hosts again allocates %v times, want never", hosts, least)
 	}
 }
 
