@@ -102,7 +102,7 @@ func TestOrigination(t *testing.T) {
 			server.NextProtos = []string{"h2"}
 			ofClient, ofServer, clientErr, serverErr := handshake(t, o.TLS(tt.host), server)
 			if tt.want != "" {
-				if clientErr == nil || !strings.Contains(clientErr.Error(), tt.want) || !strings.HasPrefix(clientErr.Error(), "tlsid: server ") {
+				if clientErr == nil || !strings.Contains(clientErr.Error(), tt.want) || !strings.HasPrefix(clientErr.Error(), "originate: server ") {
 					t.Errorf("error %v, want %q", clientErr, tt.want)
 				}
 				return
