@@ -268,6 +268,58 @@ func TestAlone_CertificateThatVanishesStopsNoFeed(t *testing.T) {
 	})
 }
 
+// TestAlone_OtherNamesForAVanishedCertificate: the names that are expected of a host change with another document while a file of its
+// DestinationRule is not there. What was read stays in use, under the new names; a file that was never read fails the calls to that host alone.
+func TestAlone_OtherNamesForAVanishedCertificate(t *testing.T) {
+	authority := httptest.NewTLSServer(nil)
+	authority.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	writePEM(t, ca, "CERTIFICATE", authority.Certificate().Raw)
+	synctest.Test(t, func(t *testing.T) {
+		f := new(meshtest.Fleet)
+		f.Registry.Set("api", f.Add(t, says("plaintext")))
+		rule := func(name, tls string) policy.Source {
+			return objectOf("networking.istio.io/v1", "DestinationRule", name, "{host: api, trafficPolicy: {tls: {mode: "+tls+"}}}")
+		}
+		entry := func(names string) policy.Source {
+			return objectOf("networking.istio.io/v1", "ServiceEntry", "api", "{hosts: [api], ports: [{number: 80, name: http, protocol: HTTP}], location: MESH_INTERNAL, resolution: DNS, subjectAltNames: ["+names+"]}")
+		}
+		first, second := rule("api", "DISABLE"), rule("later", "SIMPLE, caCertificates: "+ca)
+		feed := newCluster(second, entry("a.example.com"))
+		m := f.Mesh(t, "", mesh.WithPolicyFeed(feed), mesh.WithEmptyPolicy())
+		c := m.Client()
+		try(c, "http://api/") // so that there is state to replace
+		if err := os.Remove(ca); err != nil {
+			t.Fatal(err)
+		}
+		other := func(status int) policy.Source { return routeOf("other", fmt.Sprintf(answersWith, "other", status)) }
+		feed.apply(t, second, entry("b.example.com"), other(201))
+		if got := get(t, c, "http://other/").status; got != 201 {
+			t.Errorf("other names: the other document answers %d, want 201", got)
+		}
+		if _, err := try(c, "http://api/"); err == nil || strings.Contains(err.Error(), ca) {
+			t.Errorf("other names: a call gives %v, want the handshake to fail, and not the file", err)
+		}
+
+		// The rule without effect, whose file is gone, takes effect when the first one is deleted.
+		writePEM(t, ca, "CERTIFICATE", authority.Certificate().Raw)
+		feed.apply(t, first, second, entry("b.example.com"), other(202))
+		if got := get(t, c, "http://api/").body; got != "plaintext" {
+			t.Fatalf("without TLS the host answers %q: %+v", got, m.Status().Documents)
+		}
+		if err := os.Remove(ca); err != nil {
+			t.Fatal(err)
+		}
+		feed.apply(t, second, entry("b.example.com"), other(203))
+		if got := get(t, c, "http://other/").status; got != 203 {
+			t.Errorf("a file that is gone: the other document answers %d, want 203", got)
+		}
+		if _, err := try(c, "http://api/"); err == nil || !strings.Contains(err.Error(), ca) {
+			t.Errorf("a file that is gone: a call gives %v, want an error that names the file", err)
+		}
+	})
+}
+
 // TestAlone_OwnDocumentsAndFeedsAreApart: bad documents of Apply fail as a whole and leave a feed as it is, and the reverse.
 func TestAlone_OwnDocumentsAndFeedsAreApart(t *testing.T) {
 	feed := newCluster(routeOf("fed", fmt.Sprintf(answersWith, "fed", 201)))

@@ -704,6 +704,69 @@ func TestAlone_GoodOnlyApart(t *testing.T) {
 	f.refused("VirtualService shop/b: nothing")
 }
 
+// TestAlone_AnotherNamespaceIsNotToBlame: a VirtualService that leads to a service of another namespace, and cannot be enforced together with
+// its ServiceProfile, is refused, whichever of them has changed.
+func TestAlone_AnotherNamespaceIsNotToBlame(t *testing.T) {
+	route := object{kind: "VirtualService", name: "b", uid: 3, spec: "{hosts: [b], http: [{match: [{uri: {regex: '/a.*'}}], route: [{destination: {host: c.other.svc.cluster.local}}]}]}"}
+	profile := func(pattern string) object {
+		return object{kind: "ServiceProfile", namespace: "other", name: "c.other.svc.cluster.local", uid: 4, spec: "{routes: [{name: r, condition: {pathRegex: '" + pattern + "'}, timeout: 3s}]}"}
+	}
+	const simple, anchored = "/a.*", "(/a$|/b)"
+	f := newFeed(t)
+	f.yields(route, profile(anchored))
+	f.refused("VirtualService shop/b: nothing")
+	f = newFeed(t)
+	f.yields(route, profile(simple))
+	f.refused()
+	f.yields(route, profile(anchored))
+	f.refused("VirtualService shop/b: nothing")
+	f.says("with ServiceProfile other/c.other.svc.cluster.local")
+	f.yields(route, profile(simple))
+	f.refused()
+}
+
+// TestAlone_SearchIsBounded: documents that are good only without each other are not refused one by one for ever, at the cost of all others.
+func TestAlone_SearchIsBounded(t *testing.T) {
+	profile := func(namespace string, n int) object {
+		name := fmt.Sprintf("c%02d.%s.svc.cluster.local", n, namespace)
+		return object{kind: "ServiceProfile", namespace: namespace, name: name, uid: 100 + n, spec: "{routes: [{name: r, condition: {pathRegex: '(/a$|/b)'}, timeout: 3s}]}"}
+	}
+	leads := func(namespace string, to ...int) string {
+		var routes []string
+		for _, n := range to {
+			routes = append(routes, fmt.Sprintf("{match: [{uri: {regex: '/%d.*'}}], route: [{destination: {host: c%02d.%s.svc.cluster.local}}]}", n, n, namespace))
+		}
+		return strings.Join(routes, ", ")
+	}
+	const n = 30
+	var all []int
+	var objects []object
+	for i := range n {
+		all, objects = append(all, i), append(objects, profile("shop", i))
+	}
+	f := newFeed(t)
+	f.yields(append(objects, object{kind: "VirtualService", name: "wide", uid: 1, spec: "{hosts: [wide], http: [" + leads("shop", all...) + "]}"})...)
+	f.says("VirtualService shop/wide: spec: error: cannot be enforced") // and not each of the 30 profiles
+	if n := len(f.findings); n > 15 {
+		t.Errorf("%d documents are refused", n)
+	}
+
+	// Many for one host, each of which gets it when those before it are refused.
+	objects = []object{profile("other", 0), {kind: "VirtualService", namespace: "other", name: "b", uid: 2, created: 59, spec: answering("b.shop.svc.cluster.local", 207)}}
+	for i := range n {
+		objects = append(objects, object{kind: "VirtualService", name: fmt.Sprintf("b%02d", i), uid: 10 + i, created: i, spec: "{hosts: [b], http: [" + leads("other", 0) + "]}"})
+	}
+	f = newFeed(t)
+	f.yields(objects...)
+	f.says("is left out with VirtualService shop/b08, which cannot be enforced")
+	f.routed("b.shop.svc.cluster.local", "VirtualService other/b") // which comes last
+	for _, d := range f.findings {
+		if d.Namespace != "shop" {
+			t.Errorf("of another namespace: %v", d)
+		}
+	}
+}
+
 // TestAlone_OwnDocumentsComeFirst: where a document of a feed contradicts one of the program itself, that of the feed is refused.
 func TestAlone_OwnDocumentsComeFirst(t *testing.T) {
 	f := newFeed(t)

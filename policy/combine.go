@@ -112,19 +112,36 @@ func (c *compiler) check(host string, own *claim, u unit) *joint {
 	}
 	if err != nil {
 		last := c.of(j.last)
-		if j.name != last.identity.String() {
-			err = fmt.Errorf("with %s: %w", j.name, err)
-		}
+		with := j.name
 		for _, part := range u.parts() {
 			if d := c.of(part); c.newer(d, last) {
 				last = d
 			}
+		}
+		if composer := c.composer(&u); composer != nil {
+			if to := c.blame(composer, last); to != last {
+				last, with = to, last.identity.String()
+			}
+		}
+		if with != last.identity.String() {
+			err = fmt.Errorf("with %s: %w", with, err)
 		}
 		last.Errorf("spec", "cannot be enforced for calls to %s: %v", host, err)
 		return nil
 	}
 	with.budgets = slices.Clip(j.budgets)
 	return with
+}
+
+// composer returns the document that leads to the services whose documents are the others of a unit: its VirtualService, or else its split.
+func (c *compiler) composer(u *unit) *document {
+	switch {
+	case u.virtual != nil:
+		return c.of(u.virtual)
+	case u.splits[0] != nil:
+		return c.of(u.splits[0].by)
+	}
+	return nil
 }
 
 // join makes the routes of a unit. own is the claim of its VirtualService; it may be nil, or have no VirtualService.

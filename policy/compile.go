@@ -170,6 +170,7 @@ type compiler struct {
 	sources   []Source
 	pieces    []*piece                    // the documents as they stand in the sources
 	alone     []*piece                    // those that stand alone, from old to new
+	rounds    int                         // how often documents were combined before, and one found to be refused
 	closed    []identity                  // the documents because of which all requests to the workload are denied
 	count     int                         // the number of documents, without Lists
 	documents []*document                 // what is in force of the pieces

@@ -112,6 +112,7 @@ func (c *compiler) expand(vs decoded[virtual], delegates []*virtual) *expansion 
 			to = d
 		}
 	}
+	to = c.blame(vs.document, to)
 	report := vs.document.Document
 	if to != vs.document {
 		report = report.Again()

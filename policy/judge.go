@@ -172,7 +172,7 @@ func (c *compiler) again() *compiler {
 	n := newCompiler(c.last, c.plan.workload)
 	n.plan.readings, n.plan.words = c.plan.readings, c.plan.words
 	n.dec, n.texts, n.fresh, n.blank, n.count = c.dec, c.texts, c.fresh, c.blank, c.count
-	n.pieces, n.alone, n.sources = c.pieces, c.alone, c.sources
+	n.pieces, n.alone, n.sources, n.rounds = c.pieces, c.alone, c.sources, c.rounds+1
 	for _, p := range n.pieces {
 		if p.verdict == asWritten {
 			p.Renew(p.digest)
@@ -210,6 +210,30 @@ func (c *compiler) age(d *document) int {
 		return 1
 	}
 	return 0
+}
+
+// mostRounds is how often one document after the other is refused in search of those that are good together.
+const mostRounds = 8
+
+// blame returns which document is refused since composer, which leads to others, cannot be enforced together with one of them, newest. Whoever
+// wrote a document of another namespace than composer's may not know that composer is there, so it stays in force. After many rounds it is
+// always composer, with all documents of its namespace that are after it for the same hosts: to look on would cost all others too much time.
+func (c *compiler) blame(composer, newest *document) *document {
+	if !composer.from.alone || newest.namespace == composer.namespace && c.rounds < mostRounds {
+		return newest
+	}
+	v, ok := composer.is.(*virtual)
+	if !ok || c.rounds < mostRounds {
+		return composer
+	}
+	for _, vs := range c.virtual {
+		if vs.document != composer && vs.from.alone && !vs.Failed() && vs.namespace == composer.namespace && slices.ContainsFunc(vs.is.hosts, func(host string) bool {
+			return slices.Contains(v.hosts, host)
+		}) {
+			vs.Errorf("spec.hosts", "is left out with %s, which cannot be enforced: many documents for the same hosts cannot", composer.identity)
+		}
+	}
+	return composer
 }
 
 // same reports whether two documents have the same text.
@@ -272,6 +296,10 @@ func (d *document) twice(first *document) {
 	d.from.twin = first.from.alone && d.from.alone && d.uid != "" && d.uid == first.uid || d.from.verdict == asWritten && d.same(first)
 	d.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them", d, first.file, first.Line)
 }
+
+// StandAlone reports whether there are documents that stand alone, so that what is wrong with one of them must not keep the others from
+// taking effect.
+func (p *Plan) StandAlone() bool { return p.kept != nil }
 
 // reason says, in the decision about a request, which document denies it.
 func reason(id identity) string {

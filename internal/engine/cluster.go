@@ -87,10 +87,7 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 	}
 
 	before := previous.sockets
-	if !previous.config.TLS.Equal(config.TLS) {
-		before = nil
-	}
-	if before != nil && previous.config.Pool == config.Pool && previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 {
+	if before != nil && previous.config.TLS.Equal(config.TLS) && previous.config.Pool == config.Pool && previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 {
 		c.sockets = before
 	} else if c.sockets, err = sockets.New(e.config.Template, &config.Cluster, before); err != nil {
 		return nil, err

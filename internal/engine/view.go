@@ -40,7 +40,11 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 		config := e.clusterConfig(plan, target)
 		if !config.equal(&c.config) {
 			successor, err := newCluster(e, target, config, c)
-			if err != nil {
+			switch {
+			case err != nil && plan.StandAlone():
+				gone = append(gone, c) // the next call makes it, or fails if it still cannot be: that is not the others' fault
+				continue
+			case err != nil:
 				return nil, err
 			}
 			successor.used.Store(c.used.Load())

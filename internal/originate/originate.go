@@ -67,6 +67,19 @@ func New(cfg Config) (*Origination, error) {
 	return o, nil
 }
 
+// Renamed returns an origination with the names of cfg, and what o has read of its files: one of them may have vanished meanwhile. It returns
+// nil if cfg has other files.
+func (o *Origination) Renamed(cfg Config) *Origination {
+	if o == nil || cfg.ClientCertificate != o.cfg.ClientCertificate || cfg.PrivateKey != o.cfg.PrivateKey || cfg.CACertificates != o.cfg.CACertificates ||
+		slices.Contains(cfg.SubjectAltNames, "") {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	cfg.SubjectAltNames = slices.Clone(cfg.SubjectAltNames)
+	return &Origination{cfg: cfg, looked: o.looked, held: o.held, err: o.err, used: o.used}
+}
+
 // TLS returns the configuration for calls to host, a DNS name or an IP address without a port. Files that have changed are read again at the
 // next handshake, at most once per second.
 func (o *Origination) TLS(host string) *tls.Config {

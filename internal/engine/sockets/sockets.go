@@ -61,30 +61,34 @@ type Files struct{}
 
 // Check implements what [policy.Workload] asks for.
 func (Files) Check(t policy.TLS) error {
-	_, err := originated(&t)
+	_, err := originate.New(origination(&t))
 	return err
 }
 
-func originated(t *policy.TLS) (*originate.Origination, error) {
-	return originate.New(originate.Config{
+func origination(t *policy.TLS) originate.Config {
+	return originate.Config{
 		ClientCertificate: t.ClientCertificate, PrivateKey: t.PrivateKey, CACertificates: t.CACertificates,
 		SubjectAltNames: t.SubjectAltNames, ServerName: t.ServerName,
-	})
+	}
 }
 
-// New returns the sockets of a target that documents ask for. before are those of the same target under equal TLS settings, or nil: what they read
-// from the files that the settings name is kept, since a file may have vanished meanwhile.
+// New returns the sockets of a target that documents ask for. before are those of the same target so far, or nil: what they read from the files
+// that the TLS settings name is kept, since a file may have vanished meanwhile.
 func New(from *Template, config *policy.Cluster, before *Set) (*Set, error) {
 	pool, err := limit.NewPool(config.Pool)
 	if err != nil {
 		return nil, err
 	}
-	var origination *originate.Origination
-	if before != nil {
-		origination = before.origination
-	} else if config.TLS.Mode == policy.TLSSimple || config.TLS.Mode == policy.TLSMutual {
-		if origination, err = originated(&config.TLS); err != nil {
-			return nil, err
+	var originated *originate.Origination
+	if config.TLS.Mode == policy.TLSSimple || config.TLS.Mode == policy.TLSMutual {
+		as := origination(&config.TLS)
+		if before != nil {
+			originated = before.origination.Renamed(as)
+		}
+		if originated == nil {
+			if originated, err = originate.New(as); err != nil {
+				return nil, err
+			}
 		}
 	}
 	template := from.direct(config.UpgradeHTTP2)
@@ -94,7 +98,7 @@ func New(from *Template, config *policy.Cluster, before *Set) (*Set, error) {
 		return nil, err
 	}
 	probe.Close()
-	c := &Set{Pool: pool, Limits: config.Pool, template: template, origination: origination, all: make(map[key]*Socket)}
+	c := &Set{Pool: pool, Limits: config.Pool, template: template, origination: originated, all: make(map[key]*Socket)}
 	c.Multiplexed.Store(config.UpgradeHTTP2)
 	return c, nil
 }
