@@ -657,16 +657,23 @@ func TestAlone_FloodLeavesOutTheNewest(t *testing.T) {
 	for i := range 22 {
 		sources = append(sources, object{kind: "ServiceEntry", name: fmt.Sprintf("n%02d", 21-i), created: i, spec: "{hosts: [a.example]}"}.source())
 	}
+	for i := range 30 {
+		sources = append(sources, object{kind: "PeerAuthentication", namespace: "other", name: fmt.Sprint("p", i), created: i, spec: "{mtls: {mode: STRICT}}"}.source())
+	}
 	sources = append(sources, object{kind: "AuthorizationPolicy", name: "x", created: 59, spec: forbidsAdmin}.source())
+	sources = append(sources, object{kind: "VirtualService", namespace: "third", name: "y", created: 59, spec: answering("y.example", 207)}.source())
 	f := newFeed(t)
 	f.takes(sources...)
 	if f.asked("/admin").Allowed {
 		t.Error("a flood of other documents keeps an AuthorizationPolicy from taking effect")
 	}
+	if !f.asked("/").Allowed || f.status("y.example") != 207 {
+		t.Error("a flood in one namespace has documents of another refused")
+	}
 	f.says("ServiceEntry shop/n00: error: there are more than 20 documents")
 	f.says("ServiceEntry shop/n01: error: there are more than 20 documents")
-	if n := strings.Count(f.findings.Error(), "there are more than"); n != 2 {
-		t.Errorf("%d documents are refused for their number, want the 2 newest:\n%v", n, f.findings)
+	if n := strings.Count(f.findings.Error(), "there are more than"); n != 2+10 {
+		t.Errorf("%d documents are refused for their number, want the 2 and 10 newest:\n%v", n, f.findings)
 	}
 }
 

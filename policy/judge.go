@@ -42,7 +42,8 @@ func (v verdict) String() string {
 	return [...]string{asWritten: "", lastGood: "last good", leftOut: "nothing", closed: "denial"}[v]
 }
 
-// mostAlone bounds the documents that stand alone: those that protect somebody, and all others.
+// mostAlone bounds the documents of a namespace that stand alone: those that protect somebody, and all others. A flood in one namespace refuses
+// no document of another.
 var mostAlone = 10_000 // changed by tests alone
 
 // key identifies a document that stands alone.
@@ -90,17 +91,18 @@ func (c *compiler) lineUp() {
 	slices.SortStableFunc(c.alone, func(a, b *piece) int {
 		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name))
 	})
-	others, protecting := 0, 0
+	type sort struct {
+		namespace string
+		protects  bool
+	}
+	count := make(map[sort]int)
 	for _, p := range c.alone {
-		n := &others
-		if p.protects() {
-			n = &protecting
-		}
 		if p.list() {
 			continue
 		}
-		if *n++; *n > mostAlone {
-			p.Errorf("", "there are more than %d documents of its sort that are older: remove some", mostAlone)
+		of := sort{p.namespace, p.protects()}
+		if count[of]++; count[of] > mostAlone {
+			p.Errorf("", "there are more than %d documents of its sort in %s that are older: remove some", mostAlone, p.namespace)
 		}
 	}
 	for _, p := range c.alone {
