@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/internal/catalog"
 )
 
 // TestCheck_FieldsThatTheAPIServerDropped: an API server stores a document without the fields that its schema does not know, and what is left
@@ -55,5 +56,28 @@ func TestCheck_FieldsThatTheAPIServerDropped(t *testing.T) {
 				t.Errorf("with the annotation of another document: %v", r.Findings)
 			}
 		})
+	}
+}
+
+// TestCheck_DroppedFieldsOfEveryKind: there is no kind that is enforced, and whose dropped fields are not found.
+func TestCheck_DroppedFieldsOfEveryKind(t *testing.T) {
+	for group, api := range catalog.Groups() {
+		for kind, state := range api.Kinds {
+			if state != catalog.Enforced || group == "" { // the schemas of Kubernetes' own kinds have all fields
+				continue
+			}
+			version := "v1"
+			if n := len(api.Versions); n > 0 {
+				version = api.Versions[n-1]
+			}
+			document := func(annotation, spec string) string {
+				return `{"apiVersion":"` + group + "/" + version + `","kind":"` + kind + `","metadata":{"name":"a","namespace":"shop"` + annotation + `},"spec":` + spec + "}"
+			}
+			written, _ := json.Marshal(document("", `{"zzz":1}`))
+			stored := document(`,"annotations":{"kubectl.kubernetes.io/last-applied-configuration":`+string(written)+"}", "{}")
+			if r := policy.Check([]policy.Source{{Name: "a.json", Data: []byte(stored)}}, policy.Workload{Namespace: "shop"}); !strings.Contains(r.Findings.Error(), "spec.zzz") {
+				t.Errorf("%s/%s: a field that was dropped is not found:\n%v", group, kind, r.Findings)
+			}
+		}
 	}
 }
