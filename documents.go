@@ -111,7 +111,8 @@ func (m *Mesh) load(change, undo func(*documents), faulty bool) error {
 	}
 	var settle func()
 	if err == nil {
-		settle, err = m.engine.Apply(plan)
+		standAlone := slices.ContainsFunc(sources, func(s policy.Source) bool { return s.Alone })
+		settle, err = m.engine.Apply(plan, standAlone) // one document's file stops no other document
 	}
 	if err == nil {
 		d.plan = plan

@@ -299,10 +299,6 @@ func (d *document) twice(first *document) {
 	d.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them", d, first.file, first.Line)
 }
 
-// StandAlone reports whether there are documents that stand alone, so that what is wrong with one of them must not keep the others from
-// taking effect.
-func (p *Plan) StandAlone() bool { return p.kept != nil }
-
 // reason says, in the decision about a request, which document denies it.
 func reason(id identity) string {
 	return fmt.Sprintf("%s is refused and has no last good version: what it forbids is not known", id)

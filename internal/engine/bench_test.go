@@ -30,7 +30,7 @@ func scaled(b testing.TB, endpoints int) *Engine {
 	if findings.Err() != nil {
 		b.Fatal(findings)
 	}
-	settle, err := e.Apply(plan)
+	settle, err := e.Apply(plan, false)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -14,7 +14,7 @@ func (e *Engine) Treat(change func(route.Target, *policy.Cluster)) error {
 		return c
 	}
 	e.mu.Unlock()
-	settle, err := e.Apply(e.Plan())
+	settle, err := e.Apply(e.Plan(), false)
 	if err == nil {
 		settle()
 	}

@@ -237,7 +237,7 @@ func newShop(t *testing.T, n *network, told *ends, protections ...engine.HostPro
 	if err != nil {
 		t.Fatal(err)
 	}
-	settle, err := e.Apply(plan)
+	settle, err := e.Apply(plan, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -79,7 +79,7 @@ spec:
 		(*watcher).Close()
 		*watcher = discovery.NewWatcher(dns, func(discovery.Service, error) {})
 	}
-	settle, err := e.Apply(plan)
+	settle, err := e.Apply(plan, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -32,7 +32,7 @@ func documented(t *testing.T, hosts int) (*Engine, []route.Target) {
 	if findings.Err() != nil {
 		t.Fatal(findings)
 	}
-	settle, err := e.Apply(plan)
+	settle, err := e.Apply(plan, false)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -297,7 +297,7 @@ func TestTargetsThatDocumentsForgetAreDropped(t *testing.T) {
 		if findings.Err() != nil {
 			t.Fatal(findings)
 		}
-		settle, err := e.Apply(none)
+		settle, err := e.Apply(none, false)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -20,8 +20,9 @@ func (e *Engine) newView(plan *policy.Plan) *view {
 }
 
 // Apply puts a plan into force for the calls that begin from now on. The caller then calls settle, without locks of its
-// own, since hooks are told of what follows: it ends the state of those destinations whose settings changed.
-func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
+// own, since hooks are told of what follows: it ends the state of those destinations whose settings changed. If one of them cannot be made, that
+// is an error, or, with apart, one of the calls to it.
+func (e *Engine) Apply(plan *policy.Plan, apart bool) (settle func(), err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closed.Load() {
@@ -41,8 +42,8 @@ func (e *Engine) Apply(plan *policy.Plan) (settle func(), err error) {
 		if !config.equal(&c.config) {
 			successor, err := newCluster(e, target, config, c)
 			switch {
-			case err != nil && plan.StandAlone():
-				gone = append(gone, c) // the next call makes it, or fails if it still cannot be: that is not the others' fault
+			case err != nil && apart:
+				gone = append(gone, c) // the next call makes it, or fails if it still cannot be
 				continue
 			case err != nil:
 				return nil, err
