@@ -23,7 +23,7 @@ const (
 	mostMessage = 1000        // bytes of a message; the API server takes 1024
 )
 
-// events is a feed that writes an Event about each of its documents that is refused.
+// events wraps a feed. It writes an Event about each of the feed's documents that is refused.
 type events struct {
 	mesh.Feed
 	client  *kube.Client
@@ -31,7 +31,7 @@ type events struct {
 
 	mu      sync.Mutex
 	sources map[string]policy.Source // of the last set, by name
-	told    map[string]string        // the last Event about a source
+	told    map[string]string        // the name of the last Event about each source
 }
 
 func newEvents(feed mesh.Feed, client *kube.Client) *events {
@@ -41,7 +41,7 @@ func newEvents(feed mesh.Feed, client *kube.Client) *events {
 // String names the feed in errors.
 func (e *events) String() string { return fmt.Sprint(e.Feed) }
 
-// Watch is that of the feed. While it runs, Events are written.
+// Watch is the feed's Watch. While it runs, Events are written.
 func (e *events) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	return func(yield func([]policy.Source, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
@@ -60,7 +60,7 @@ func (e *events) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	}
 }
 
-// take keeps what an Event has to say about the documents.
+// take keeps what Events need to know about the documents.
 func (e *events) take(sources []policy.Source) {
 	byName := make(map[string]policy.Source, len(sources))
 	for _, s := range sources {
@@ -76,7 +76,7 @@ func (e *events) take(sources []policy.Source) {
 	}
 }
 
-// loaded lines up an Event for each document that a load refuses, if there was none about its generation.
+// loaded queues an Event for each document that a load refuses, unless there has been one for its generation.
 func (e *events) loaded(load mesh.PolicyLoad) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -114,8 +114,8 @@ func (e *events) write(ctx context.Context) {
 			return
 		case ev := <-e.pending:
 			path := "/api/v1/namespaces/" + ev.Metadata.Namespace + "/events"
-			// That it is there already is how the processes agree on one. Any other failure is not reported:
-			// Mesh.Status has all refused documents.
+			// If the Event already exists, another process has written it. Other failures are not reported, since Mesh.Status
+			// has all refused documents.
 			_ = e.client.Do(ctx, http.MethodPost, path, ev, nil)
 			pause.Reset(perEvent)
 		}
@@ -154,7 +154,7 @@ type component struct {
 	Component string `json:"component"`
 }
 
-// newEvent returns the Event about a document that is refused. Its name is the same in every process, and for one generation.
+// newEvent returns the Event about a refused document. All processes give it the same name for the same generation.
 func newEvent(source policy.Source, f policy.Finding) (event, error) {
 	var document struct {
 		APIVersion, Kind string

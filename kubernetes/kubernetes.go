@@ -1,10 +1,10 @@
-// Package kubernetes wires a mesh to the Kubernetes cluster that the process runs in: its documents come from the custom resources of
-// the API server, and its endpoints from Services and EndpointSlices.
+// Package kubernetes connects a mesh to the Kubernetes cluster that the process runs in. Documents come from the custom resources of the
+// API server, endpoints from Services and EndpointSlices.
 //
 //	m, err := mesh.New(ctx, kubernetes.InCluster())
 //
-// docs/kubernetes.md says what a pod needs for it: rights, labels and an identity. The parts are policy/kubernetes and
-// discovery/kubernetes, for programs that want one of them.
+// docs/kubernetes.md says what a pod needs: rights, labels and an identity. Programs that want only documents or only endpoints use
+// policy/kubernetes or discovery/kubernetes.
 package kubernetes
 
 import (
@@ -31,8 +31,8 @@ type Config struct {
 	// Context is the context of the kubeconfig; "" means its current one.
 	Context string
 
-	// Namespaces are more namespaces whose documents are followed from the start, beside the process's own and istio-system. Those that
-	// calls go to are followed by themselves, with the first call.
+	// Namespaces are further namespaces whose documents are followed from the start, besides the process's own and istio-system. A
+	// namespace that calls go to is followed from the first call on.
 	Namespaces []string
 
 	// Events has an Event written about each document that is refused, in the document's namespace: one per generation of the
@@ -50,7 +50,7 @@ func (c Config) Option() mesh.Option {
 	return all(c.options)
 }
 
-// all makes one option of several. What an option is applied to has no name outside of its package: T stands for it.
+// all combines several options into one. The type that options are applied to has no name outside of package mesh; T stands for it.
 func all[T any, O ~func(T) error](options func() ([]O, error)) O {
 	return func(to T) error {
 		each, err := options()
@@ -98,7 +98,7 @@ func (c Config) client() (*discovery.Client, error) {
 	return discovery.InCluster()
 }
 
-// labelsFile is where the downward API puts the labels of the pod.
+// labelsFile is the file into which the downward API writes the labels of the pod.
 const labelsFile = "/etc/istio/pod/labels"
 
 // labelled returns an error if the labels of the pod are unknown.

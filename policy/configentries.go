@@ -15,21 +15,21 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// governed is what config entries of Consul say. A service of Consul is the service of the same name in the namespace default.
+// governed holds what Consul's config entries specify. A service of Consul is the service of the same name in the namespace default.
 type governed struct {
 	set      consul.Set
-	services map[string]consul.Target // that entries are about or lead to, by host: without subset
+	services map[string]consul.Target // the services that entries are about or lead to, by host, without subset
 	chains   map[string]*chain        // by service
 
-	// all says that the entries are also about services that no document names.
+	// all means that the entries also apply to services that no document names.
 	all bool
 }
 
 // chain is the discovery chain of a service.
 type chain struct {
 	*consul.Chain
-	own  *consul.ServiceDefaults // of the caller
-	name string                  // of the document that it begins with
+	own  *consul.ServiceDefaults // the service-defaults of the caller
+	name string                  // the name of the document that the chain begins with
 	by   any                     // that document, as compiler.of takes it; nil if there is none
 
 	done atomic.Pointer[built] // the routes, compiled for the first request
@@ -66,7 +66,7 @@ func (c *compiler) readEntryOfConsul(doc *yamldoc.Document, r *reading, kind str
 	r.is = notEnforced{}
 }
 
-// configEntries puts the entries into the plan, with the chains that they make.
+// configEntries puts the entries into the plan, with the chains that they form.
 func (c *compiler) configEntries() {
 	if len(c.entriesOfConsul) == 0 {
 		return
@@ -76,7 +76,7 @@ func (c *compiler) configEntries() {
 		return
 	}
 	reported, size := make(map[consul.Error]bool), 0
-	for i := 0; i < len(names); i++ { // it grows by the services that chains lead to
+	for i := 0; i < len(names); i++ { // names grows by the services that chains lead to
 		name := names[i]
 		if g.chains[name] != nil {
 			continue
@@ -117,8 +117,8 @@ func (c *compiler) tooLarge(ch *chain) {
 	d.Errorf(d.is.NameField(), "cannot be enforced: routers and splitters up to here divide the calls to services into more than %d shares together", mostShares)
 }
 
-// gather sorts the entries by what they are, and returns the names of the services that they are about, each once. There are none
-// if an entry has an error: what the entries say together is not known then.
+// gather sorts the entries by kind, and returns the names of the services that they are about, each once. It returns none if an entry
+// has an error, because then it is unknown what the entries mean together.
 func (c *compiler) gather() (g *governed, at map[identity]decoded[consul.Entry], names []string) {
 	p := c.plan
 	g = &governed{services: make(map[string]consul.Target), chains: make(map[string]*chain)}
@@ -165,7 +165,7 @@ func (c *compiler) gather() (g *governed, at map[identity]decoded[consul.Entry],
 	return g, at, slices.Compact(names)
 }
 
-// govern notes that entries are about a service, or lead to it.
+// govern records that entries are about a service or lead to it.
 func (c *compiler) govern(t consul.Target, at map[identity]decoded[consul.Entry]) {
 	g, host := c.plan.consul, c.plan.hostOf(t)
 	has, known := g.services[host]
@@ -183,7 +183,7 @@ func (c *compiler) govern(t consul.Target, at map[identity]decoded[consul.Entry]
 	}
 }
 
-// chain returns the chain of a service: that of the last plan, if the entries that it was made from are the same.
+// chain returns the chain of a service. If the entries that it is made from are unchanged, it is the chain of the last plan.
 func (c *compiler) chain(g *governed, service string, at map[identity]decoded[consul.Entry]) (*chain, *consul.Error) {
 	ch := &chain{own: g.set.Own}
 	for _, kind := range []string{consul.ServiceRouterKind, consul.ServiceSplitterKind, consul.ServiceResolverKind, consul.ServiceDefaultsKind} {
@@ -217,7 +217,8 @@ func (p *Plan) hostOf(t consul.Target) string {
 	return name + "." + defaultNamespace + ".svc." + p.workload.ClusterDomain
 }
 
-// disputed reports services that documents of other dialects are about, too: one of them would have to give way.
+// disputed reports an error for each service that documents of another dialect are also about, because one dialect would override the
+// other.
 func (c *compiler) disputed() {
 	g := c.plan.consul
 	if g == nil || c.failed() {
@@ -244,7 +245,7 @@ func (c *compiler) disputed() {
 	}
 }
 
-// about returns a document of another dialect that says how calls to a host are made, nil if there is none.
+// about returns a document of another dialect about calls to a host, or nil if there is none.
 func (c *compiler) about(host string) *document {
 	p := c.plan
 	if claim := p.claims.find(host); claim != nil && claim.virtual != nil {
@@ -265,7 +266,7 @@ func (c *compiler) about(host string) *document {
 	return nil
 }
 
-// governs returns the service that a host is, if config entries govern it.
+// governs returns the service of a host, and reports whether config entries govern it.
 func (p *Plan) governs(host string) (consul.Target, bool) {
 	g := p.consul
 	if g == nil {
@@ -284,12 +285,12 @@ func (p *Plan) governs(host string) (consul.Target, bool) {
 	return consul.Target{Service: s.Name}, true
 }
 
-// chainOf returns the chain of a service that is governed.
+// chainOf returns the chain of a governed service.
 func (p *Plan) chainOf(service string) *chain {
 	if ch := p.consul.chains[service]; ch != nil {
 		return ch
 	}
-	// No entry names it: all it has is the defaults, which cannot be wrong.
+	// No entry names it, so it has only the defaults, which are always valid.
 	made, _ := p.consul.set.Chain(service)
 	return &chain{Chain: made, own: p.consul.set.Own}
 }
@@ -321,12 +322,12 @@ func (ch *chain) built(p *Plan) *built {
 	return b
 }
 
-// viaChain parts the name of a subset from that of the chain that calls to it are a part of, and from that of the service in whose place
-// they go there, where they are made in another way than in the chain of the service itself. No subset has it in its name.
+// viaChain separates the name of a subset from the name of the chain, and from that of the service whose place the target takes, where
+// calls to the target differ from those in the chain of its own service. No name of a subset contains it.
 const viaChain = "~"
 
-// targetOf returns where the calls to a target go, as a part of the chain of a service, in the place of led: the service of the
-// target itself, unless the calls fail over to it.
+// targetOf returns the target of calls in the chain of a service. led is the service whose place the target takes: its own service,
+// unless the calls fail over to it.
 func (p *Plan) targetOf(service, led string, t consul.Target) route.Target {
 	out := route.Target{Host: p.hostOf(t), Subset: t.Subset}
 	set := &p.consul.set
@@ -344,7 +345,7 @@ func (p *Plan) targetOf(service, led string, t consul.Target) route.Target {
 	return out
 }
 
-// governed returns the policy of a target of a service that config entries govern.
+// governed returns the policy for a target of a service that config entries govern.
 func (p *Plan) governed(of consul.Target, t route.Target) Cluster {
 	set := &p.consul.set
 	subset, via, _ := strings.Cut(t.Subset, viaChain)

@@ -5,8 +5,8 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/consul"
 )
 
-// intentions returns what service-intentions of Consul say about the requests to the workload, nil if there are none at all. Those
-// of other services alone are enough for the default to hold, as in Consul.
+// intentions returns the intentions from Consul's service-intentions for requests to the workload. It returns nil only if there are no
+// service-intentions at all: as in Consul, the default applies even if they are all about other services.
 func (c *compiler) intentions() *authz.Intentions {
 	w := &c.plan.workload
 	var entries []*consul.Entry
@@ -18,13 +18,13 @@ func (c *compiler) intentions() *authz.Intentions {
 	switch {
 	case entries == nil:
 		return nil
-	case w.Service == "": // any of them may be about it
+	case w.Service == "": // any of them may be about the workload
 		return consul.Intentions(w.TrustDomain, "", false, nil)
 	}
 	return consul.Intentions(w.TrustDomain, w.Service, w.AllowByDefault, entries)
 }
 
-// unnamed warns about intentions if it is not known which service the workload is: all requests to it are denied then.
+// unnamed warns about intentions if the service of the workload is unknown, because then all requests to it are denied.
 func (c *compiler) unnamed() {
 	if c.plan.workload.Service != "" {
 		return

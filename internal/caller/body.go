@@ -1,5 +1,5 @@
-// Package caller knows what the caller of a call does while it is under way: how its request body is read, whether the
-// request can be sent at all, and when it gives up in the way that was usual before contexts.
+// Package caller observes the caller's side of a call in flight: how the request body is read, whether net/http can send the
+// request at all, and when the caller cancels it through Request.Cancel, which predates contexts.
 package caller
 
 import (
@@ -14,23 +14,22 @@ import (
 	"sync/atomic"
 )
 
-// Clock is what stands still while a request body is sent.
+// Clock is a time limit that is paused while a request body is sent.
 type Clock interface {
 	Pause()
 	Resume()
 }
 
-// Upload is a Clock that is also told when the transport has some of the body to send, until it pauses again.
+// Upload is a Clock that pauses for each Read of the body. Sending is called after each Read, when the transport has bytes to send.
 type Upload interface {
 	Clock
 	Sending()
 }
 
-// ErrCommitted is the error of a GetBody of ours that cannot give the body once more: it is not the caller's.
+// ErrCommitted is returned by a GetBody of this module that cannot return the body again. The caller is not to blame for it.
 var ErrCommitted = errors.New("request body cannot be sent again")
 
-// Sent is the body of a request, watched while the request is sent. It is shared by the copies of the body that GetBody
-// returns.
+// Sent watches the body of a request while it is sent. All bodies that GetBody returns share it.
 type Sent struct {
 	length int64 // announced; 0 or less if none is
 	get    func() (io.ReadCloser, error)
@@ -41,17 +40,17 @@ type Sent struct {
 	fault error
 }
 
-// Watched reports whether a layer above watches the body of req already.
+// Watched reports whether a layer above already watches the body of req.
 func Watched(req *http.Request) bool {
 	_, ok := req.Body.(*sending)
 	return ok
 }
 
-// Watch puts a Sent in front of the body of req, which must be a copy, if there is anything to watch. It tells clock, which
-// may be nil, to pause when the transport begins to read the body, and to resume when it has it all or gives it up. An Upload
-// pauses for each Read, and is told of what was read.
+// Watch wraps the body of req, which must be a copy of the caller's request, in a Sent. It pauses clock, which may be nil, when the
+// transport begins to read the body, and resumes it when the transport has read everything or closed the body. An Upload is paused for
+// each Read, and its Sending is called after each.
 func Watch(req *http.Request, clock Clock) {
-	first := &struct { // at once
+	first := &struct { // one allocation for both
 		Sent
 		sending
 	}{Sent: Sent{length: req.ContentLength, get: req.GetBody, clock: clock}}
@@ -63,11 +62,11 @@ func Watch(req *http.Request, clock Clock) {
 	}
 }
 
-// inMemory is the size up to which a body in memory is as good as sent when the call begins.
+// inMemory is the size in bytes up to which a body in memory counts as sent when the call begins.
 const inMemory = 64 << 10
 
-// ToWatch reports whether there is anything to watch about the body of req. A small body in memory cannot fail, and takes
-// no time; net/http sends it together with the header, as long as it can see what it is.
+// ToWatch reports whether the body of req needs to be watched. A small body in memory does not: it cannot fail and takes no time to read.
+// net/http sends it together with the header, but only if it can see the type of the reader.
 func ToWatch(req *http.Request) bool {
 	if req.Body == nil || req.Body == http.NoBody {
 		return false
@@ -85,7 +84,7 @@ var (
 	}{}))
 )
 
-// sizeInMemory returns the size of a body that http.NewRequest has made of a reader in memory.
+// sizeInMemory returns the size of a body that http.NewRequest made from a reader in memory.
 func sizeInMemory(body io.Reader) (int, bool) {
 	if t := reflect.TypeOf(body); t == nopCloser || t == nopCloserWriterTo {
 		body, _ = reflect.ValueOf(body).Field(0).Interface().(io.Reader)
@@ -101,8 +100,8 @@ func sizeInMemory(body io.Reader) (int, bool) {
 	return 0, false
 }
 
-// Fault returns what the caller did wrong with the body of req, if that is watched: it failed, or it has another length
-// than announced.
+// Fault returns what is wrong with the caller's body of req: reading it failed, or its length is not the announced one. It returns nil
+// if the body is not watched.
 func Fault(req *http.Request) error {
 	b, ok := req.Body.(*sending)
 	if !ok {
@@ -121,7 +120,7 @@ func (s *Sent) blame(err error) {
 	}
 }
 
-// again is GetBody of the watched request.
+// again is the GetBody of the watched request.
 func (s *Sent) again() (io.ReadCloser, error) {
 	source, err := s.get()
 	if err != nil {
@@ -133,7 +132,7 @@ func (s *Sent) again() (io.ReadCloser, error) {
 	return &sending{Sent: s, source: source}, nil
 }
 
-// sending is the body of one sending of the request.
+// sending is the body of the request each time it is sent.
 type sending struct {
 	*Sent
 	source io.ReadCloser

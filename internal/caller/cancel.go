@@ -10,10 +10,10 @@ import (
 	"time"
 )
 
-// ErrCanceled is what net/http says when a Cancel channel is closed.
+// ErrCanceled has the text of net/http's error for a request whose Cancel channel is closed.
 var ErrCanceled = errors.New("net/http: request canceled")
 
-// Canceled reports whether the Cancel channel of req, which is deprecated but still honoured by net/http, is closed.
+// Canceled reports whether the Cancel channel of req is closed. The field is deprecated, but net/http still honours it.
 func Canceled(req *http.Request) bool {
 	select {
 	case <-req.Cancel:
@@ -23,8 +23,8 @@ func Canceled(req *http.Request) bool {
 	}
 }
 
-// Wait returns a context for waits during the call of req: it ends with ctx and, if req has a Cancel channel, with that.
-// stop ends it, and frees what it holds.
+// Wait returns a context for waits during the call of req. It ends when ctx does or when the Cancel channel of req, if any, is closed.
+// stop ends it and releases its resources.
 func Wait(ctx context.Context, req *http.Request) (_ context.Context, stop func()) {
 	if req.Cancel == nil {
 		return ctx, func() {}
@@ -33,13 +33,13 @@ func Wait(ctx context.Context, req *http.Request) (_ context.Context, stop func(
 	return c, c.stop
 }
 
-// legacy is a context that ends with a Cancel channel. Nothing runs for it until somebody waits.
+// legacy is a context that ends when a Cancel channel is closed. It has no goroutine until Done is called.
 type legacy struct {
 	context.Context // the parent
 	req             *http.Request
 
 	mu     sync.Mutex
-	ctx    context.Context // what Done is of; nil before the first wait
+	ctx    context.Context // the context whose Done is returned; nil before the first call of Done
 	cancel context.CancelCauseFunc
 }
 

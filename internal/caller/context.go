@@ -5,7 +5,8 @@ import (
 	"reflect"
 )
 
-// SameContext reports whether two contexts are one, also where they are of a type that cannot be compared: then they are not.
+// SameContext reports whether two contexts are the same. Unlike ==, it does not panic if their type is not comparable; it then returns
+// false.
 func SameContext(a, b context.Context) bool {
 	switch t := reflect.TypeOf(a); {
 	case t != reflect.TypeOf(b):
@@ -18,7 +19,7 @@ func SameContext(a, b context.Context) bool {
 	return equal(a, b)
 }
 
-// equal compares values that may hold others which cannot be compared.
+// equal compares contexts that may contain values of types that are not comparable.
 func equal(a, b context.Context) (same bool) {
 	defer func() {
 		if recover() != nil {

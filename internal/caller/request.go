@@ -8,7 +8,7 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Check returns what makes net/http refuse req, whatever the protocol and the server: nil for a request that can be sent.
+// Check returns the reason why net/http refuses to send req over any protocol to any server, or nil if it can be sent.
 func Check(req *http.Request) error {
 	switch {
 	case req.URL == nil:
@@ -45,9 +45,8 @@ func Check(req *http.Request) error {
 	return nil
 }
 
-// refusals are the beginnings of the errors with which net/http refuses to send a request. Nothing but their text tells
-// them from others, and whether they come depends on more than the request: on the protocol, on a proxy, on the server's
-// settings.
+// refusals are the prefixes of the errors with which net/http refuses to send a request. Only their text distinguishes them from other
+// errors. Check cannot predict all of them, since some depend on the protocol, on a proxy or on the server's settings.
 var refusals = []string{
 	"http2: invalid ", // header, trailer, host or path; Upgrade and other headers of connections among them
 	"http2: request header list larger than peer's advertised limit",
@@ -62,7 +61,7 @@ var refusals = []string{
 	"unsupported protocol scheme ",
 }
 
-// Refused reports whether err is one with which net/http refuses to send a request because of what it is.
+// Refused reports whether net/http returned err because it refuses to send the request as it is.
 func Refused(err error) bool {
 	for ; err != nil; err = errors.Unwrap(err) {
 		text := err.Error()

@@ -1,4 +1,4 @@
-// Package connectid knows the SPIFFE IDs of Consul Connect: spiffe://DOMAIN/ns/NAMESPACE/dc/DATACENTER/svc/SERVICE.
+// Package connectid parses and writes the SPIFFE IDs of Consul Connect: spiffe://DOMAIN/ns/NAMESPACE/dc/DATACENTER/svc/SERVICE.
 package connectid
 
 import (
@@ -9,7 +9,7 @@ import (
 // Namespace is the only namespace of Consul's community edition.
 const Namespace = "default"
 
-// Any stands for a datacenter in place of its name. No SPIFFE ID contains it.
+// Any stands for any datacenter. No SPIFFE ID contains it.
 const Any = "{*}"
 
 // Parse returns the service that the path of an ID belongs to, and false if Connect does not write IDs of this form. IDs with a
@@ -41,8 +41,8 @@ func Matches(pattern, id string) bool {
 	return ok && datacenter != "" && !strings.Contains(datacenter, "/")
 }
 
-// Check returns an error if the name of a service cannot be in an ID: a certificate of Connect writes it escaped, which is no
-// SPIFFE ID.
+// Check returns an error if the name of a service cannot be part of a SPIFFE ID. Connect writes such a name escaped into its
+// certificates, so these have no valid SPIFFE ID.
 func Check(service string) error {
 	if service == "" || service == "." || service == ".." {
 		return fmt.Errorf("%q is no segment of a SPIFFE ID", service)

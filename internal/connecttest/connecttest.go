@@ -1,4 +1,4 @@
-// Package connecttest is the certificate authority of Consul Connect for tests.
+// Package connecttest is a certificate authority like that of Consul Connect, for tests.
 package connecttest
 
 import (
@@ -28,7 +28,7 @@ import (
 // Domain is the trust domain of all authorities of this package.
 const Domain = "11111111-2222-3333-4444-555555555555.consul"
 
-// CA is an authority.
+// CA is a certificate authority.
 type CA struct {
 	Root    *x509.Certificate
 	RootPEM string
@@ -37,7 +37,7 @@ type CA struct {
 	t   testing.TB
 }
 
-// New returns an authority with a new key of a curve.
+// New returns an authority with a new key on the curve.
 func New(t testing.TB, curve elliptic.Curve) *CA {
 	t.Helper()
 	ca := &CA{t: t}
@@ -66,19 +66,19 @@ func (ca *CA) Cross(by *CA) *x509.Certificate {
 	return by.sign(&template, by.Root, ca.key.Public())
 }
 
-// Leaf returns the certificate of a service and its key, as an agent does: the certificate before its intermediates, and the
-// key as "EC PRIVATE KEY".
+// Leaf returns the certificate of a service and its key in the form that an agent returns: the certificate comes before its
+// intermediates, and the key is an "EC PRIVATE KEY".
 func (ca *CA) Leaf(datacenter, service string, intermediates ...*x509.Certificate) (certPEM, keyPEM string) {
 	return ca.LeafUntil(time.Now().Add(time.Hour), datacenter, service, intermediates...)
 }
 
-// LeafUntil is Leaf for a certificate that expires then.
+// LeafUntil is Leaf with the time when the certificate expires.
 func (ca *CA) LeafUntil(notAfter time.Time, datacenter, service string, intermediates ...*x509.Certificate) (certPEM, keyPEM string) {
 	ca.t.Helper()
 	return ca.LeafAt(notAfter, connectid.Path(connectid.Namespace, datacenter, service), intermediates...)
 }
 
-// LeafAt is LeafUntil for an ID with this path.
+// LeafAt is LeafUntil with the path of the ID.
 func (ca *CA) LeafAt(notAfter time.Time, path string, intermediates ...*x509.Certificate) (certPEM, keyPEM string) {
 	ca.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

@@ -1,5 +1,5 @@
-// Package judge decides about an inbound request in the order that a workload has: whose tokens it has, and then what the policies say. The
-// handler of a mesh and mesh authz share it.
+// Package judge decides whether an inbound request is allowed: it verifies the request's tokens first, and then asks the policies. The
+// handler of a mesh and the command mesh authz share it.
 package judge
 
 import (
@@ -19,11 +19,11 @@ func Denied(reason string) authz.Decision {
 	return authz.Decision{Match: none, Audit: none, Shadow: authz.Shadow{Match: none}, Reason: reason}
 }
 
-// Authenticate verifies the tokens of a request, before the policies decide about it. The claims become part of view, the view of r,
-// and so does the header that the handler gets: policies see what rules make of the claims, and never what the client wrote in its
-// place. edited reports that this header is not that of r. If the result has an error, the request must be refused.
+// Authenticate verifies the tokens of a request, before the policies decide about it. It puts the claims into view, which is the view of r,
+// together with the header that the handler gets: policies see the headers that rules make from claims, and never what the client sent
+// under these names. edited reports whether this header differs from that of r. If the result has an error, the request must be refused.
 //
-// Where only peers with an identity are served, the tokens of others are not looked at: the policies deny them.
+// If only peers with an identity are served, the tokens of other peers are not verified, because the policies deny their requests.
 func Authenticate(ctx context.Context, rules *policy.Inbound, r *http.Request, view *authz.Request, now time.Time) (result jwt.Result, edited bool) {
 	tokens := rules.Tokens()
 	if tokens == nil || view.Principal == "" && rules.Mode(int(view.Destination.Port())) == tlsid.Strict {
@@ -42,9 +42,9 @@ func Authenticate(ctx context.Context, rules *policy.Inbound, r *http.Request, v
 	return result, header != nil
 }
 
-// Again decides about a request that was admitted before, perhaps under other documents. Its tokens are not verified again: its claims
-// stay what they were. But headers that rules set now are what they make of these claims, and not what the client wrote there when no
-// rule did.
+// Again decides about a request that was admitted before, perhaps under other documents. It does not verify the tokens again: the claims
+// stay the same. The headers that the current rules make from claims are made again, so that a policy never sees what the client sent
+// under a name that no rule used before.
 func Again(rules *policy.Inbound, r *authz.Request) authz.Decision {
 	tokens := rules.Tokens()
 	if tokens == nil {

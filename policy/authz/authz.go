@@ -113,9 +113,9 @@ type Source struct {
 	// Namespaces are the namespaces of principals. A star may be anywhere in them and matches any text.
 	Namespaces, NotNamespaces []string
 
-	// RequestPrincipals are "issuer/subject", of the verified token of the request. A pattern is split at its last slash. One that
-	// begins with a star has it for the end of the issuer, "*/alice", or without a slash of the subject, "*alice"; one that ends
-	// in a star has it for the beginning of the subject, "issuer/a*", or without a slash of the issuer.
+	// RequestPrincipals are "issuer/subject" of the request's verified token. A pattern is split at its last slash. A star at the
+	// beginning stands for any start of the issuer ("*/alice"), or of the subject if there is no slash ("*alice"). A star at the end
+	// stands for any end of the subject ("issuer/a*"), or of the issuer if there is no slash ("issuer*").
 	RequestPrincipals, NotRequestPrincipals []string
 
 	// ServiceAccounts are "namespace/name", without stars.
@@ -129,8 +129,8 @@ type Source struct {
 	RemoteIPBlocks, NotRemoteIPBlocks []netip.Prefix
 }
 
-// Operation describes a request. Its fields are combined, and their values are compared, like those of [Source]. All fields but
-// the ports need HTTP, as what is said of tokens does: on a raw TCP connection, an Allow rule with such a field never matches, and
+// Operation describes a request. Its fields are combined, and their values are compared, like those of [Source]. All fields except
+// the ports need HTTP, and so do conditions on tokens: on a raw TCP connection, an Allow rule with such a field never matches, and
 // Deny and Audit rules ignore the field.
 type Operation struct {
 	// Hosts are compared to the host as it was sent, including the port and ignoring case, as in Istio: "example.com" does not
@@ -184,10 +184,10 @@ type Request struct {
 	Target string // as in the request line (http.Request.RequestURI), :path in HTTP/2
 	Header http.Header
 
-	// Claims are those of the request's token, which must be verified. nil without one: what is said of tokens does not match
-	// then, and what is excluded is not there.
+	// Claims are the claims of the request's verified token. They are nil if the request has none: then no condition on tokens
+	// matches, and the negated ones do.
 	Claims interface {
-		// Values returns the strings that the claim at path has; see jwt.Claims.
+		// Values returns the strings of the claim at path; see jwt.Claims.
 		Values(path ...string) []string
 	}
 }

@@ -7,7 +7,7 @@ import (
 	"strings"
 )
 
-// claims returns the values of a claim, none without a token.
+// claims returns the values of a claim. Without a token there are none.
 func (q *query) claims(path ...string) []string {
 	if q.Claims == nil {
 		return nil
@@ -15,7 +15,7 @@ func (q *query) claims(path ...string) []string {
 	return q.Claims.Values(path...)
 }
 
-// users says whose token a request has.
+// users returns "issuer/subject" of the request's token.
 type users struct{ values, notValues []user }
 
 // user is a pattern of request principals, "issuer/subject". Envoy splits it where the last slash is.
@@ -60,7 +60,7 @@ func parseUser(v string) user {
 	return user{plain(issuer), plain(subject)}
 }
 
-// never reports why nobody is the user that a pattern describes, nil if somebody may be.
+// never returns the reason why a pattern matches no user, or nil if it can match one.
 func never(v string) error {
 	u := parseUser(v)
 	switch {
@@ -76,7 +76,7 @@ func never(v string) error {
 	return nil
 }
 
-// neverIn returns the first pattern of a rule that describes nobody.
+// neverIn returns an error for the first pattern of a rule that matches no user.
 func neverIn(r *Rule) error {
 	in := func(part string, i int, field string, values, notValues []string) error {
 		for _, v := range slices.Concat(values, notValues) {
@@ -106,7 +106,7 @@ const (
 	keyClaims    = "request.auth.claims"
 )
 
-// claimPath returns the names of the claim that a condition is about.
+// claimPath returns the path of the claim that a condition is about.
 func claimPath(key string) ([]string, error) {
 	switch key {
 	case keyAudiences:
@@ -127,7 +127,7 @@ func claimPath(key string) ([]string, error) {
 	return path, nil
 }
 
-// matchClaim judges the strings of a claim: one of them must match, and none that is excluded.
+// matchClaim reports whether one of the claim's strings matches the condition's values, and none matches its notValues.
 func (c *condition) matchClaim(q *query) bool {
 	values := q.claims(c.claim...)
 	return (c.texts.values.empty() || slices.ContainsFunc(values, c.texts.values.match)) && !slices.ContainsFunc(values, c.texts.notValues.match)

@@ -10,37 +10,36 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Intentions decide by the first entry that names the peer, as service-intentions of Consul do. Such an entry decides alone:
-// if none of its permissions matches, the default does, and no later entry is asked.
+// Intentions decide by the first entry that names the peer, as Consul's service-intentions do. Later entries are not consulted: if
+// none of the permissions of that entry matches, the default decides.
 type Intentions struct {
 	// Peers is the form that the identity of a peer must have: "trust-domain/ns/default/dc/{*}/svc/{*}", where {*} is one
 	// segment. A peer of another form, or without an identity, is denied, whatever the default is. It must be set.
 	Peers string
 
-	// AllowByDefault allows what nothing decides. By default that is denied.
+	// AllowByDefault allows the requests that no entry decides about. They are denied otherwise.
 	AllowByDefault bool
 
-	// List are the entries, the one that counts most first.
+	// List has the entries in order of precedence.
 	List []Intention
 }
 
-// Intention is what becomes of the requests of some peers.
+// Intention decides about the requests of some peers.
 type Intention struct {
 	Match // names the entry, for decisions and errors
 
 	// Principal is the identity of the peers, written as [Intentions].Peers.
 	Principal string
 
-	// Allow says what becomes of their requests and connections, if there are no Permissions.
+	// Allow says whether their requests and connections are allowed if there are no Permissions.
 	Allow bool
 
-	// Permissions are tried in their order, and the first that matches decides. Raw TCP connections are denied where there
-	// are any.
+	// Permissions are tried in order, and the first one that matches decides. If there are any, raw TCP connections are denied.
 	Permissions []Permission
 }
 
-// Permission decides about the requests that it matches: in all its fields that are set, of which there is at least one.
-// Texts are compared with case and mean themselves: a star is a star.
+// Permission decides about the requests that match all fields that are set, of which there must be at least one. Text is compared
+// literally and with case: a star is an ordinary character.
 type Permission struct {
 	Allow bool
 
@@ -52,18 +51,18 @@ type Permission struct {
 	Headers []HeaderMatch
 }
 
-// HeaderMatch matches a header that is there and has a value of one kind. Exactly one of Present, Exact, Prefix, Suffix,
-// Contains and Regex is set.
+// HeaderMatch matches a header that is present and whose value fulfils one condition. Exactly one of Present, Exact, Prefix, Suffix,
+// Contains and Regex must be set.
 type HeaderMatch struct {
 	Name string
 
 	Present                                bool
 	Exact, Prefix, Suffix, Contains, Regex string // Regex matches the whole value
 
-	// Invert matches other values. The header must be there all the same; only with Present it must not.
+	// Invert negates the condition on the value. The header must still be present; with Present it must be absent.
 	Invert bool
 
-	// IgnoreCase compares ASCII letters without case. It does not go with Present and Regex.
+	// IgnoreCase ignores the case of ASCII letters. It cannot be combined with Present or Regex.
 	IgnoreCase bool
 }
 
@@ -90,10 +89,10 @@ type intention struct {
 	Match
 	principal   pattern
 	allow       bool
-	permissions []*rule // every says that it allows
+	permissions []*rule // the field every is set if the permission allows
 }
 
-// decide decides about a request and reports whether it may go on.
+// decide decides about a request and reports whether it is allowed.
 func (in *intentions) decide(q *query, d *Decision) bool {
 	if q.Principal == "" || !in.peers.match(q.Principal) {
 		d.Reason = reasonStranger
@@ -116,8 +115,8 @@ func (in *intentions) decide(q *query, d *Decision) bool {
 		return false
 	}
 	for _, p := range found.permissions {
-		// One that allows must match under every reading, and one that denies under any. So no reading is allowed that the first
-		// permission to match it would deny.
+		// A permission that allows must match under every reading, one that denies under any. So a request is not allowed if the
+		// first permission that matches one of its readings denies it.
 		if p.match(q) {
 			d.Reason = reasonPermission
 			return p.every
@@ -127,7 +126,7 @@ func (in *intentions) decide(q *query, d *Decision) bool {
 	return in.allow
 }
 
-// first returns the first of some entries that names a peer, or best if none before it does.
+// first returns the first of the given entries that names a peer, or best if none before best does.
 func (in *intentions) first(list []int32, best int, peer string) int {
 	for _, i := range list {
 		if int(i) >= best {
@@ -175,7 +174,7 @@ func (a *Authorizer) addIntentions(p *Policy, slots map[string]int) error {
 	return nil
 }
 
-// anySegment stands in an identity for one segment, whatever it is.
+// anySegment stands for any one segment of an identity.
 const anySegment = "{*}"
 
 // identityPattern parses the form of an identity.
@@ -203,7 +202,7 @@ func compileIntention(in *Intention, mode Normalization) (intention, error) {
 	return out, nil
 }
 
-// Check reports the first thing in a permission that cannot be enforced, as [Compile] does under cfg.
+// Check returns an error for the first part of a permission that [Compile] with cfg cannot enforce.
 func (p *Permission) Check(cfg Config) error {
 	_, err := p.compile(cfg.Normalization)
 	return err
@@ -238,7 +237,7 @@ func (p *Permission) compile(mode Normalization) (*rule, error) {
 		out.when = append(out.when, c)
 	}
 	if len(out.to)+len(out.when) == 0 {
-		return nil, errors.New("it says nothing of the requests that it is about")
+		return nil, errors.New("it has no condition on requests")
 	}
 	return out, nil
 }
@@ -269,9 +268,9 @@ func (p *Permission) path(mode Normalization) (out pattern, set bool, err error)
 	return out, set, nil
 }
 
-// regexPattern compiles a regular expression that matches all of a text.
+// regexPattern compiles a regular expression that must match the whole text.
 func regexPattern(v string) (pattern, error) {
-	if _, err := regexp.Compile(v); err != nil { // by itself: what is around it must not complete it
+	if _, err := regexp.Compile(v); err != nil { // alone, so that the group below cannot make "a)|(b" valid
 		return pattern{}, err
 	}
 	re, err := regexp.Compile(`\A(?:` + v + `)\z`)
@@ -306,7 +305,7 @@ func (h *HeaderMatch) compile() (condition, error) {
 	return c, nil
 }
 
-// pattern returns what the value is compared to.
+// pattern returns the pattern of the value.
 func (h *HeaderMatch) pattern() (p pattern, err error) {
 	set := 0
 	if h.Present {

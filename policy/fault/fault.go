@@ -1,4 +1,4 @@
-// Package fault delays and aborts calls on purpose, to test what depends on them.
+// Package fault delays and aborts calls on purpose, to test how their callers cope.
 //
 // Faults mean what they mean in a VirtualService: the delay comes first, then the abort. Each is sampled independently, so a
 // call may get both. They are injected once per call, outside retries and per-try timeouts, and do not count against the health

@@ -9,15 +9,15 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// document is an object of the API server as a document.
+// document is an object of the API server in the form of a document.
 type document struct {
 	created         time.Time
 	namespace, name string
 	source          policy.Source
 }
 
-// newDocument returns an object as a document of a kind. What the API server keeps for itself is left out, so that a document is the
-// same text until it says something else.
+// newDocument returns the document of an object of a kind. It leaves out the fields that only the API server uses, so that the text
+// changes only if its meaning does.
 func newDocument(kind kind, version string, object json.RawMessage) (document, error) {
 	var fields map[string]json.RawMessage
 	var metadata map[string]json.RawMessage
@@ -34,7 +34,7 @@ func newDocument(kind kind, version string, object json.RawMessage) (document, e
 			return document{}, fmt.Errorf("metadata.%s: %w", name, err)
 		}
 	}
-	// Items of lists of Kubernetes' own kinds do not say what they are.
+	// Items in lists of Kubernetes' own kinds have no kind and apiVersion.
 	if text := fields["kind"]; text != nil {
 		if err := json.Unmarshal(text, &is); err != nil || is != kind.Name {
 			return document{}, fmt.Errorf("an object of the kind %s, want %s", text, kind.Name)
@@ -71,7 +71,7 @@ func sourceName(kind kind, namespace, name string) string {
 	return namespace + "/" + kind.title + "/" + name
 }
 
-// onlyPorts leaves of a Service what documents need of it.
+// onlyPorts removes the fields of a Service that package policy does not use.
 func onlyPorts(fields, metadata map[string]json.RawMessage) error {
 	var spec map[string]json.RawMessage
 	if err := json.Unmarshal(fields["spec"], &spec); err != nil {
@@ -95,7 +95,7 @@ func quoted(s string) json.RawMessage {
 	return text
 }
 
-// byAge orders documents from old to new, which decides who is first where two claim the same.
+// byAge orders documents from old to new: where two documents claim the same, the older one wins.
 func byAge(a, b document) int {
 	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.namespace, b.namespace), cmp.Compare(a.name, b.name), cmp.Compare(a.source.Name, b.source.Name))
 }

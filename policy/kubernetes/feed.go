@@ -1,8 +1,8 @@
-// Package kubernetes follows policy documents where kubectl puts them: as custom resources of a Kubernetes API server.
+// Package kubernetes follows policy documents that are custom resources of a Kubernetes API server, which kubectl applies.
 //
 //	mesh.New(ctx, mesh.WithPolicyFeed(&kubernetes.Feed{}), mesh.WithEmptyPolicy(), ...)
 //
-// The package github.com/nosidecar/mesh/kubernetes wires it to discovery in one option. docs/kubernetes.md has the rights that it
+// The package github.com/nosidecar/mesh/kubernetes combines it with discovery in one option. docs/kubernetes.md lists the rights that it
 // needs.
 package kubernetes
 
@@ -30,20 +30,20 @@ const rootNamespace = "istio-system"
 //
 // It opens one watch per kind and namespace, over one or two connections.
 type Feed struct {
-	// Client asks the API server. nil means that of the cluster that the process runs in.
+	// Client sends requests to the API server. nil means a client of the cluster that the process runs in.
 	Client *discovery.Client
 
-	// Namespace is the process's own. "" means that of the client: its pod's, or that of the context of its kubeconfig.
+	// Namespace is the namespace of this process. "" means the client's: that of its pod, or of the context in its kubeconfig.
 	Namespace string
 
-	// Namespaces are more namespaces to follow from the start, such as one with ServiceEntries for all.
+	// Namespaces are further namespaces to follow from the start, such as one with ServiceEntries for everybody.
 	Namespaces []string
 
-	// Logger is told when all documents of a kind are gone at once. nil means slog.Default().
+	// Logger gets a message when all documents of a kind disappear at once. nil means slog.Default().
 	Logger *slog.Logger
 
 	mu     sync.Mutex
-	needed map[string]struct{} // namespaces that Need was called for
+	needed map[string]struct{} // the namespaces that Need was called with
 	loops  map[*loop]struct{}
 }
 
@@ -83,7 +83,7 @@ func (f *Feed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	}
 }
 
-// enter has calls of Need wait for a loop, too.
+// enter makes calls of Need wait for a loop.
 func (f *Feed) enter(l *loop) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -96,16 +96,16 @@ func (f *Feed) enter(l *loop) {
 	}
 }
 
-// leave ends that.
+// leave undoes enter.
 func (f *Feed) leave(l *loop) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.loops, l)
 }
 
-// Need follows a namespace from now on, if it is not followed yet, as far as its documents are about calls to its services. It returns
-// when its documents have been taken by whoever ranges over Watch, when ctx ends, or after 5 seconds: what cannot be read is reported
-// there, and follows. Without a Watch it only takes note.
+// Need makes the feed follow a namespace, limited to documents about calls to its services. It returns when the consumer of Watch has
+// taken the documents of the namespace, when ctx ends, or after 5 seconds. Documents that cannot be read in time are reported by Watch
+// and follow later. If no Watch runs, Need returns at once, and the next one follows the namespace.
 func (f *Feed) Need(ctx context.Context, namespace string) {
 	f.mu.Lock()
 	_, known := f.needed[namespace]

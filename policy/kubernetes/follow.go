@@ -17,7 +17,7 @@ func (f *Feed) client() (*kube.Client, error) {
 	return kube.InCluster()
 }
 
-// denied reports whether an error is that something may not be read.
+// denied reports whether an error says that this process may not read something.
 func denied(err error) bool { return errors.Is(err, kube.ErrDenied) }
 
 // followGroup tells the loop which kinds of a group are served.
@@ -44,7 +44,7 @@ func (l *loop) followGroup(client *kube.Client, name string) {
 	}
 }
 
-// followObjects tells the loop what there is of a kind in a namespace.
+// followObjects tells the loop which objects of a kind are in a namespace.
 func (l *loop) followObjects(client *kube.Client, w *watch) {
 	ctx, cancel := context.WithCancel(l.ctx)
 	w.cancel = cancel
@@ -56,7 +56,7 @@ func (l *loop) followObjects(client *kube.Client, w *watch) {
 	l.tasks.Go(func() {
 		defer cancel()
 		for state, err := range watch.All(ctx) {
-			if errors.Is(err, kube.ErrNotFound) { // perhaps it is served in another version now
+			if errors.Is(err, kube.ErrNotFound) { // perhaps the kind is served in another version now
 				select {
 				case again <- struct{}{}:
 				default:
@@ -73,7 +73,7 @@ func (l *loop) followObjects(client *kube.Client, w *watch) {
 	})
 }
 
-// decode returns an object as a document. One that cannot be read is the youngest, and left to whoever reads documents.
+// decode returns the document of an object. An object that cannot be read counts as the youngest; package policy reports what is wrong.
 func decode(w *watch, object kube.Object) document {
 	d, err := newDocument(w.kind, w.resource.Version, object.Raw)
 	if err == nil {

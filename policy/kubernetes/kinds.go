@@ -30,8 +30,8 @@ func kinds() map[string][]kind {
 	return byGroup
 }
 
-// concerns reports whether documents of the kind may concern this process if they are in a namespace that is neither its own nor that
-// of the whole mesh: they do if they say how the services there are called.
+// concerns reports whether documents of the kind matter to this process if they are in a namespace that is neither its own nor the root
+// namespace. They do if they specify how services of that namespace are called.
 func (k *kind) concerns(own, root bool) bool {
 	switch {
 	case k.Group == "" && root && !own:

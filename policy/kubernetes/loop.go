@@ -16,18 +16,18 @@ import (
 )
 
 const (
-	settle   = 100 * time.Millisecond // how long a change waits for others that belong to it: the kinds come one by one
+	settle   = 100 * time.Millisecond // how long a change waits for related ones, since the kinds arrive one by one
 	gather   = 2 * time.Second        // how long a failure waits for others that have the same cause
 	patience = 5 * time.Second        // how long a call waits for the documents of a namespace
 )
 
-// loop is one run of Feed.Watch. All but news and what is below mu belongs to one goroutine.
+// loop is one run of Feed.Watch. Only its own goroutine uses the fields, except news and those below mu.
 type loop struct {
 	feed  *Feed
 	ctx   context.Context
-	start func(*loop, *watch) // has a goroutine follow the objects of a kind in a namespace
+	start func(*loop, *watch) // starts a goroutine that follows the objects of a kind in a namespace
 	kinds map[string][]kind   // by group
-	news  chan func()         // what the other goroutines have to tell, run by the loop's own
+	news  chan func()         // updates from the other goroutines, run by the loop's own
 	tasks sync.WaitGroup      // the other goroutines
 
 	groups     map[string]*group // by name
@@ -43,17 +43,17 @@ type loop struct {
 	tells   *time.Timer
 	pending struct{ settle, tell bool }
 
-	wanting chan struct{} // more is wanted
+	wanting chan struct{} // receives when wanted has grown
 
 	mu      sync.Mutex
-	wanted  []string                 // namespaces to follow, too
-	inForce map[string]chan struct{} // by namespace; closed when its documents were taken
+	wanted  []string                 // further namespaces to follow
+	inForce map[string]chan struct{} // by namespace; closed when the consumer has taken its documents
 }
 
 // group is an API group.
 type group struct {
 	served map[string]kube.Resource // by kind
-	known  bool                     // served was read
+	known  bool                     // served has been read
 	err    error                    // why it cannot be read
 	again  chan struct{}            // takes hints that the server should be asked again soon
 }
@@ -62,8 +62,8 @@ type group struct {
 type namespace struct {
 	own, root bool
 	first     bool // New waits for it
-	expired   bool // calls wait for it no more
-	complete  bool // it was read once
+	expired   bool // calls no longer wait for it
+	complete  bool // all of it has been read once
 }
 
 // key names what one watch follows.
@@ -100,7 +100,7 @@ func newLoop(ctx context.Context, feed *Feed, own string) *loop {
 	return l
 }
 
-// post hands news to the loop. It reports false if the loop has ended.
+// post passes an update to the loop. It reports false if the loop has ended.
 func (l *loop) post(news func()) bool {
 	select {
 	case l.news <- news:
@@ -143,7 +143,7 @@ func (l *loop) run(yield func([]policy.Source, error) bool) {
 	}
 }
 
-// schedule sees to it that what changed is yielded.
+// schedule sets the timers after which changes and failures are yielded.
 func (l *loop) schedule() {
 	if l.dirty && !l.pending.settle && (l.ready || l.complete()) {
 		l.pending.settle = true
@@ -158,14 +158,14 @@ func (l *loop) schedule() {
 	}
 }
 
-// want has the loop follow a namespace, too. It does not wait for that: the loop may be busy with what it yields, for as long as that takes.
+// want asks the loop to follow a namespace. It does not wait for the loop, which may be busy yielding for any length of time.
 func (l *loop) want(name string) {
 	l.mu.Lock()
 	l.wanted = append(l.wanted, name)
 	l.mu.Unlock()
 	select {
 	case l.wanting <- struct{}{}:
-	default: // it has yet to look
+	default: // the loop has not looked yet
 	}
 }
 
@@ -189,7 +189,7 @@ func (l *loop) need(name string) {
 	l.dirty = true
 }
 
-// serves takes what a group serves, by kind.
+// serves sets the resources that a group serves, by kind.
 func (l *loop) serves(name string, kinds map[string]kube.Resource, err error) {
 	g := l.groups[name]
 	if g.err = err; err != nil {
@@ -199,7 +199,7 @@ func (l *loop) serves(name string, kinds map[string]kube.Resource, err error) {
 	l.reconcile()
 }
 
-// reconcile starts and ends watches, so that every kind that is served is followed in every namespace that it concerns.
+// reconcile starts and ends watches, so that every served kind is followed in every namespace where it matters.
 func (l *loop) reconcile() {
 	for name, n := range l.namespaces {
 		for group, kinds := range l.kinds {
@@ -225,7 +225,7 @@ func (l *loop) reconcile() {
 	}
 }
 
-// follow starts a watch. before is the one that it replaces, whose documents hold until it has some; it may be nil.
+// follow starts a watch. before is the watch that it replaces, or nil; its documents stay in force until the new watch has some.
 func (l *loop) follow(k key, kind kind, how kube.Resource, before *watch) {
 	w := &watch{key: k, kind: kind, resource: how}
 	if before != nil {
@@ -236,7 +236,7 @@ func (l *loop) follow(k key, kind kind, how kube.Resource, before *watch) {
 	l.start(l, w)
 }
 
-// gone ends the watch of a kind that is not served any more, and with it its documents.
+// gone ends the watch of a kind that is no longer served, and removes its documents.
 func (l *loop) gone(w *watch) {
 	w.cancel()
 	delete(l.watches, w.key)
@@ -247,7 +247,7 @@ func (l *loop) gone(w *watch) {
 // take takes what a watch has read.
 func (l *loop) take(w *watch, documents []document, err error) {
 	if l.watches[w.key] != w {
-		return // it was replaced
+		return // another watch has replaced it
 	}
 	if err != nil {
 		if w.err == nil {
@@ -272,12 +272,12 @@ func (l *loop) removed(w *watch, n int, why string) {
 // name names what is followed, for errors.
 func (w *watch) name() string { return w.kind.title + " in " + w.namespace }
 
-// known reports whether it is known which documents there are, or that they may not be read and protect nobody.
+// known reports whether the documents have been read, or may not be read and protect nobody.
 func (w *watch) known() bool {
 	return !w.read.IsZero() || !w.kind.Protects && denied(w.err)
 }
 
-// complete reports whether all of the namespaces that New waits for is known.
+// complete reports whether everything is known about the namespaces that New waits for.
 func (l *loop) complete() bool {
 	for name, n := range l.namespaces {
 		if n.first && !l.read(name, n) {
@@ -316,7 +316,7 @@ func (l *loop) publish(yield func([]policy.Source, error) bool) bool {
 	var taken []string
 	for name, n := range l.namespaces {
 		if n.complete = n.complete || n.expired || l.read(name, n); !n.complete {
-			continue // all of it comes at once
+			continue // a namespace is yielded as a whole
 		}
 		taken = append(taken, name)
 		for k, w := range l.watches {
@@ -347,7 +347,7 @@ func (l *loop) publish(yield func([]policy.Source, error) bool) bool {
 
 func equal(a, b policy.Source) bool { return a.Name == b.Name && string(a.Data) == string(b.Data) }
 
-// enters says that what is known of a namespace is in force. mu is held.
+// enters records that the documents of a namespace are in force. mu is held.
 func (l *loop) enters(name string) {
 	switch c := l.inForce[name]; {
 	case c == nil:
@@ -358,7 +358,7 @@ func (l *loop) enters(name string) {
 	}
 }
 
-// closed is a channel that is closed.
+// closed is a closed channel.
 var closed = func() chan struct{} {
 	c := make(chan struct{})
 	close(c)
@@ -375,7 +375,7 @@ func (l *loop) awaits(name string) <-chan struct{} {
 	return l.inForce[name]
 }
 
-// failures returns what cannot be read now, by name.
+// failures returns the errors of everything that cannot be read now, by name.
 func (l *loop) failures() map[string]error {
 	all := make(map[string]error)
 	for name, g := range l.groups {
@@ -391,7 +391,7 @@ func (l *loop) failures() map[string]error {
 	return all
 }
 
-// untold returns the names of the failures that were not yielded.
+// untold returns the names of the failures that have not been yielded.
 func (l *loop) untold() []string {
 	var names []string
 	failures := l.failures()
@@ -404,7 +404,7 @@ func (l *loop) untold() []string {
 	return names
 }
 
-// tell yields what cannot be read, as one error.
+// tell yields all failures as one error.
 func (l *loop) tell(yield func([]policy.Source, error) bool) bool {
 	if len(l.untold()) == 0 {
 		return true
@@ -427,13 +427,13 @@ func (l *loop) tell(yield func([]policy.Source, error) bool) bool {
 	return yield(nil, trouble)
 }
 
-// unread is the error that some documents cannot be read.
+// unread is the error about documents that cannot be read.
 type unread struct {
 	names     []string
 	errs      []error
 	since     time.Time
 	temporary bool
-	kept      bool // what was read before stays in force
+	kept      bool // documents that were read before stay in force
 }
 
 // Error names what cannot be read, by cause.
@@ -463,7 +463,7 @@ func (e *unread) Error() string {
 	return b.String()
 }
 
-// causeOf says why something cannot be read, without what it is.
+// causeOf returns the reason why something cannot be read, without its name.
 func causeOf(err error) string {
 	var e *kube.Error
 	if !errors.As(err, &e) {
@@ -487,5 +487,5 @@ func several(names []string) string {
 // Unwrap returns the causes.
 func (e *unread) Unwrap() []error { return e.errs }
 
-// Temporary reports whether waiting may help: it does not if a kind that protects may not be read.
+// Temporary reports whether waiting may help. It does not help if this process may not read a kind that protects somebody.
 func (e *unread) Temporary() bool { return e.temporary }

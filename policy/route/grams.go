@@ -8,10 +8,10 @@ import (
 	"unicode/utf8"
 )
 
-// A regular expression mostly has some text in it that every string which it matches has, too. A table of many of them files
-// each under a few bytes of such a text, a gram, that the fewest others share. Of a path all grams are looked up.
+// Most regular expressions contain text that every string they match contains too. A table with many expressions files each one under a
+// gram: a few bytes of such text, chosen so that few other expressions share them. A path is looked up by all of its grams.
 
-// gramSizes are the lengths of grams in bytes, the better ones first: a text has some of the first size that it is long
+// gramSizes are the lengths of grams in bytes, the most selective first. The grams of a text have the first length that it is long
 // enough for.
 var gramSizes = [...]int{4, 2}
 
@@ -19,9 +19,9 @@ var gramSizes = [...]int{4, 2}
 type grams struct {
 	lists map[string][]int32
 
-	// Most grams of a path are in no list, which a bit tells for less than a look-up.
+	// Most grams of a path are in no list. Testing a bit finds that out faster than a map look-up.
 	set  []uint64
-	down int // by how much a hash is shifted to be a position in set
+	down int // how far a hash is shifted to get a position in set
 }
 
 func (g *grams) file(gram string, i int32) {
@@ -33,7 +33,7 @@ func (g *grams) file(gram string, i int32) {
 	}
 }
 
-// seal makes what grams are looked up by.
+// seal builds the set of bits, once all matches are filed.
 func (g *grams) seal() {
 	const bitsEach = 16
 	if g.lists == nil {
@@ -57,9 +57,9 @@ func number(gram string) (n uint32) {
 	return n
 }
 
-// find calls first with the list of each gram of a path, and with what it returned last, at first best.
+// find calls first with the list of each gram of a path. The second argument is the previous result of first, or best at the beginning.
 func (g *grams) find(size int, path string, best int32, first func([]int32, int32) int32) int32 {
-	mask := uint32(1)<<(8*size) - 1 // for the size of a number all its bits
+	mask := uint32(1)<<(8*size) - 1 // all bits if size is that of a uint32
 	var gram uint32
 	for i := range len(path) {
 		gram = (gram<<8 | uint32(lower(path[i]))) & mask
@@ -87,23 +87,23 @@ func lower(b byte) byte {
 	return b
 }
 
-// mostAlternatives is how many texts may stand for one another.
+// mostAlternatives bounds the texts of an element of literals.
 const mostAlternatives = 16
 
-// fileGrams adds what a match may be filed under if each path that it applies to has one of the texts: a gram of each. There is
-// nothing to add if a text is too short.
+// fileGrams adds the ways to file a match whose paths all contain one of the texts: under one gram of each text. It adds nothing if a
+// text is too short.
 func fileGrams(all []option, texts []string) []option {
 	for _, size := range gramSizes {
 		if slices.ContainsFunc(texts, func(text string) bool { return len(text) < size }) {
 			continue
 		}
-		if len(texts) == 1 { // whichever gram is the rarest
+		if len(texts) == 1 { // each gram is an option: the rarest will be chosen
 			for i := range len(texts[0]) - size + 1 {
 				all = append(all, option{first: condition{kind: onGram, text: texts[0][i : i+size]}})
 			}
 			return all
 		}
-		// Of alternatives the end is mostly what tells them apart.
+		// Alternatives mostly differ at the end.
 		ends := make([]condition, len(texts))
 		for i, text := range texts {
 			ends[i] = condition{kind: onGram, text: text[len(text)-size:]}
@@ -113,14 +113,14 @@ func fileGrams(all []option, texts []string) []option {
 	return all
 }
 
-// literals returns texts that strings have which m matches: of each element at least one. ASCII is in lower case, in a string
-// it may be in any case.
+// literals returns lists of texts. Every string that m matches contains at least one text of each list. The texts are in lower case;
+// strings contain them in any case of ASCII.
 func (m *stringMatcher) literals() [][]string {
 	switch {
 	case m.kind == Regex:
 		re, err := syntax.Parse(m.re.String(), syntax.Perl)
 		if err != nil {
-			return nil // it was parsed before
+			return nil // it was parsed before, so this cannot happen
 		}
 		return required(re)
 	case (m.kind == Exact || m.kind == Prefix) && m.fold:
@@ -129,7 +129,7 @@ func (m *stringMatcher) literals() [][]string {
 	return nil
 }
 
-// required returns texts that a match of the expression has: of each element at least one.
+// required returns lists of texts. Every match of the expression contains at least one text of each list.
 func required(re *syntax.Regexp) (all [][]string) {
 	switch re.Op {
 	case syntax.OpLiteral:
@@ -171,9 +171,8 @@ func longest(all [][]string) (best []string) {
 	return best
 }
 
-// pieces returns the parts of a literal that are the same in each string that it matches, but for the case of ASCII. To
-// ignore case, some letters have to be left out, since others than those of ASCII fold to them. A byte that is no UTF-8 matches
-// the replacement character.
+// pieces returns the parts of a literal that every string it matches contains, apart from the case of ASCII. If the literal ignores case,
+// the letters that letters beyond ASCII fold to are left out. So is the replacement character, which any byte that is not UTF-8 matches.
 func pieces(literal []rune, fold bool) (all [][]string) {
 	parts := strings.FieldsFunc(string(literal), func(r rune) bool {
 		return r == utf8.RuneError || fold && (r >= utf8.RuneSelf || strings.ContainsRune("kKsS", r))

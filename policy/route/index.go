@@ -8,17 +8,17 @@ import (
 // indexedFrom is the number of matches from which on a table has an index.
 const indexedFrom = 16
 
-// index finds the first match of a table that applies to a request, without trying them all. Each match is filed under that
-// one of its conditions which it shares with the fewest others, and only the matches filed under what the request has are
-// tried, all of their conditions. It is made when a table is used first: most tables never are.
+// index finds the first match of a table that applies to a request, without trying them all. Each match is filed under the one of its
+// conditions that it shares with the fewest others. Only matches that are filed under a value of the request are tried, with all their
+// conditions. The index is built when the table is first used, because most tables never are.
 type index struct {
 	places   []place            // of the matches, in their order
-	exact    map[string][]int32 // by path: here and below, lists of matches in their order
+	exact    map[string][]int32 // by path; here and below, the lists of matches are in their order
 	prefixes prefixes           // by prefixes of the path
 	headers  []valuesOf[headerKey]
 	query    []valuesOf[string]
-	grams    [len(gramSizes)]grams // by what the path has somewhere: regular expressions
-	rest     []int32               // those that have no condition to file them under
+	grams    [len(gramSizes)]grams // by bytes anywhere in the path, for regular expressions
+	rest     []int32               // matches without a condition to file them under
 }
 
 // place is where a match is in the table. match is -1 for a rule that has none.
@@ -64,7 +64,7 @@ func (x *index) find(t *Table, r *Request) (rule *Rule, match int, ok bool) {
 	return &t.rules[at.rule], int(at.match), true
 }
 
-// first returns the first match of a list that applies, if that comes before best, and else best.
+// first returns the first match of a list that applies, or best if none before best does.
 func (x *index) first(t *Table, r *Request, list []int32, best int32) int32 {
 	for _, i := range list {
 		if i >= best {
@@ -77,7 +77,7 @@ func (x *index) first(t *Table, r *Request, list []int32, best int32) int32 {
 	return best
 }
 
-// condition is one that a match may be filed under.
+// condition is a condition that a match may be filed under.
 type condition struct {
 	kind conditionKind
 	key  headerKey // of a header
@@ -96,8 +96,8 @@ const (
 	onGram
 )
 
-// option is what a match may be filed under: conditions of which a request that it applies to has at least one. Mostly that is
-// the first, and there are no others.
+// option is a way to file a match: a set of conditions of which every request that the match applies to fulfils at least one. Most
+// options have only the first.
 type option struct {
 	first  condition
 	others []condition
@@ -129,7 +129,7 @@ func newIndex(t *Table) *index {
 		}
 		if len(rule.matches) == 0 {
 			x.places, options = append(x.places, place{int32(i), -1}), append(options, nil)
-			break // nothing gets beyond it
+			break // it matches everything, so later rules are never reached
 		}
 	}
 	prefixed := make(map[string][]int32)
@@ -155,7 +155,7 @@ func newIndex(t *Table) *index {
 	return x
 }
 
-// sharers says by how many matches a condition is shared.
+// sharers counts the matches that share a condition.
 type sharers map[condition]sharing
 
 type sharing struct {
@@ -235,7 +235,7 @@ func filings(m *matcher) (all []option) {
 	return all
 }
 
-// prefixes finds those of its texts that a path begins with.
+// prefixes finds the texts that a path begins with.
 type prefixes struct {
 	list []prefixed // sorted by text
 }

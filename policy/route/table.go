@@ -21,7 +21,7 @@ type Table struct {
 	matches int // how many the rules have together
 
 	indexing sync.Once
-	index    *index // of tables with many matches, when they were used
+	index    *index // of a table with many matches, once it was used
 }
 
 // Rule is a compiled [Route]. It is immutable, and its address identifies it within its table.

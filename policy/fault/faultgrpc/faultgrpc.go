@@ -1,4 +1,4 @@
-// Package faultgrpc delays and aborts gRPC calls on purpose, to test what depends on them.
+// Package faultgrpc delays and aborts gRPC calls on purpose, to test how their callers cope.
 package faultgrpc
 
 import (
