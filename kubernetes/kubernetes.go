@@ -35,17 +35,18 @@ type Config struct {
 	// namespace that calls go to is followed from the first call on.
 	Namespaces []string
 
-	// Events has an Event written about each document that is refused, in the document's namespace: one per generation of the
-	// document, however many processes refuse it, and no more than one per second. It needs the right to create events; that it lacks it is not reported. The Events are in the
-	// place of the default log of loads: with them, Mesh.Status and observers with PolicyLoad tell of refused documents, the log does not.
+	// Events turns on Events about refused documents, in the namespace of the document: one per generation of the document, however
+	// many processes refuse it, and at most one per second. It needs the right to create events; a lack of that right is not
+	// reported. Events replace the default log of loads: refused documents are then reported by Mesh.Status and to observers with
+	// PolicyLoad, but not logged.
 	Events bool
 }
 
-// Option returns one option that stands for mesh.WithPolicyFeed, mesh.WithDiscovery, mesh.WithEmptyPolicy, since a namespace without
-// documents is an answer, and, with a kubeconfig, mesh.WithWorkload with the namespace of its context.
+// Option returns one option in place of mesh.WithPolicyFeed, mesh.WithDiscovery and mesh.WithEmptyPolicy, since a namespace may well have
+// no documents. With a kubeconfig, it also stands for mesh.WithWorkload with the namespace of the context.
 //
-// In a pod, the namespace, the labels and the locality come from the environment, see policy.WorkloadFromEnv, and the node from NODE_NAME,
-// or else from the token. New fails if the labels are not there: a policy with a selector would not protect the process.
+// In a pod, the namespace, labels and locality come from the environment, see policy.WorkloadFromEnv, and the node from NODE_NAME or else
+// from the token. mesh.New fails if the labels are unknown, because then no policy with a selector would protect the process.
 func (c Config) Option() mesh.Option {
 	return all(c.options)
 }

@@ -1,5 +1,5 @@
-// Package kubernetes reads from a Kubernetes API server over plain HTTP: the client that the packages of Kubernetes make when they are
-// given none, the one loop of lists and watches that they share, and what kinds a server has.
+// Package kubernetes reads from a Kubernetes API server with net/http. It has the client that the packages for Kubernetes use by default,
+// their common loop of lists and watches, and the discovery of the kinds that a server has.
 package kubernetes
 
 import (
@@ -23,43 +23,43 @@ import (
 )
 
 const (
-	askFor    = 30 * time.Second // for requests that end by themselves
-	maxAnswer = 4 << 20          // bytes of the answer to such a request
-	idleFor   = 10 * time.Second // until a connection that nothing uses is closed
+	askFor    = 30 * time.Second // the timeout of a request other than a watch or list
+	maxAnswer = 4 << 20          // the limit of the answer to such a request, in bytes
+	idleFor   = 10 * time.Second // how long an unused connection stays open
 	userAgent = "mesh"
 )
 
-// Config is where an API server is, and how this process shows who it is.
+// Config says where an API server is, and how this process authenticates.
 type Config struct {
 	Server    string // URL
-	Namespace string // of this process, or what the kubeconfig says; may be empty
+	Namespace string // the namespace of this process, or of the kubeconfig's context; may be empty
 
-	CA         []byte // PEM. Empty: the roots of the system
-	CAFile     string // of PEM, read again as it is renewed; wins over CA
-	ServerName string // to verify instead of the host of Server
-	Insecure   bool   // do not verify the server at all
+	CA         []byte // PEM; empty means the roots of the system
+	CAFile     string // a PEM file, read again when it changes; takes precedence over CA
+	ServerName string // the name to verify instead of the host of Server
+	Insecure   bool   // the server is not verified at all
 
 	Token     string // sent with each request
-	TokenFile string // read again as it is renewed; wins over Token
+	TokenFile string // read again when it changes; takes precedence over Token
 
-	Certificate *tls.Certificate // of the client, instead of a token
+	Certificate *tls.Certificate // the client's certificate, instead of a token
 
-	Proxy *url.URL // nil: what the environment says
+	Proxy *url.URL // nil means the proxy of the environment
 
-	Transport http.RoundTripper // for tests: instead of one made from the above
+	Transport http.RoundTripper // for tests: replaces the transport made from the fields above
 }
 
-// Client sends requests to one API server. All its watches share one transport, and over HTTP/2 few connections. It is safe for
+// Client sends requests to one API server. All its watches share one transport, which needs few connections over HTTP/2. It is safe for
 // concurrent use.
 type Client struct {
 	server    string // URL without a slash at the end
 	namespace string
 	token     *token
 	base      http.RoundTripper
-	files     []*renewed // that requests depend on
+	files     []*renewed // the files that requests depend on
 
 	lists atomic.Bool  // the server cannot stream lists
-	stuck atomic.Int64 // when the server last could not tell what is newest, in Unix nanoseconds; 0: it can
+	stuck atomic.Int64 // when a consistent read last timed out, in Unix nanoseconds; 0 if none did
 }
 
 // New returns a client. It sends nothing.
@@ -126,7 +126,7 @@ func newTransport(config Config) (*http.Transport, error) {
 		MaxIdleConnsPerHost:   4,
 		IdleConnTimeout:       idleFor,
 		ExpectContinueTimeout: time.Second,
-		// A watch may be quiet for long. The ping finds out about a server that is gone without a word.
+		// A watch may be silent for long. The ping detects a server that has disappeared.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}, nil
 }
@@ -139,7 +139,7 @@ func loopback(host string) bool {
 // Namespace returns the namespace of this process, or of the context of the kubeconfig. It is empty if neither is known.
 func (c *Client) Namespace() string { return cmp.Or(c.namespace, c.Identity().Namespace) }
 
-// Do sends one request with body as JSON, if it is not nil, and decodes the answer into into, if that is not nil. Errors are of type
+// Do sends one request with body as JSON, unless it is nil, and decodes the answer into into, unless that is nil. Errors are of type
 // *Error.
 func (c *Client) Do(ctx context.Context, method, path string, body, into any) error {
 	what := method + " " + path
@@ -172,7 +172,7 @@ func (c *Client) Do(ctx context.Context, method, path string, body, into any) er
 	return nil
 }
 
-// send sends a request and returns an answer that is JSON and no error, or an *Error. The caller closes its body.
+// send sends a request and returns a successful JSON answer or an *Error. The caller closes the body of the answer.
 func (c *Client) send(ctx context.Context, what, method, path string, body []byte) (*http.Response, error) {
 	for again := false; ; again = true {
 		req, err := http.NewRequestWithContext(ctx, method, c.server+path, bytes.NewReader(body))
@@ -214,7 +214,7 @@ func (c *Client) send(ctx context.Context, what, method, path string, body []byt
 	}
 }
 
-// blame adds to the error of a request that a file cannot be read which may be the reason for it.
+// blame adds to the error of a request why a file cannot be read that may have caused it.
 func (c *Client) blame(err error) error {
 	for _, f := range c.files {
 		if fault := f.fault(); fault != nil {
@@ -224,7 +224,7 @@ func (c *Client) blame(err error) error {
 	return err
 }
 
-// explain puts the reason why ctx has ended in the place of what the transport says about it.
+// explain replaces the transport's error by the cause of ctx, if ctx has ended.
 func explain(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)

@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// What an [Error] is for errors.Is.
+// The sentinels that an [Error] wraps.
 var (
-	ErrDenied       = errors.New("denied")         // 403, which is also said of what does not exist
+	ErrDenied       = errors.New("denied")         // 403, also for things that do not exist
 	ErrNotFound     = errors.New("not found")      // 404: the group, the version, the resource or the object does not exist
 	ErrExpired      = errors.New("expired")        // 410: the server no longer knows the resource version
 	errUnauthorized = errors.New("not authorized") // 401: the token is bad, or has expired
@@ -22,14 +22,14 @@ var (
 	errNonsense     = errors.New("not an API server's answer")
 )
 
-// Error is what went wrong with a request, or with a watch.
+// Error describes a failed request or watch.
 type Error struct {
-	What       string        // what was asked for
-	Code       int           // of HTTP, or of the Status; 0: there was no answer, or one that makes no sense
-	Reason     string        // of the Status, such as "Forbidden"
-	Message    string        // of the Status, or the beginning of an answer that is none
-	RetryAfter time.Duration // for which the server wants to be left alone; 0: it did not say
-	Err        error         // a sentinel of this package, or why there was no answer
+	What       string        // the request
+	Code       int           // the code of the response or of the Status; 0 if there was no usable response
+	Reason     string        // the reason of the Status, such as "Forbidden"
+	Message    string        // the message of the Status, or the beginning of a response that is none
+	RetryAfter time.Duration // how long the server asks to wait; 0 if it does not
+	Err        error         // a sentinel of this package, or the reason why there was no response
 }
 
 // Error implements error.
@@ -54,8 +54,8 @@ func (e *Error) Error() string {
 // Unwrap returns Err.
 func (e *Error) Unwrap() error { return e.Err }
 
-// Temporary reports whether the error may pass without anybody changing rights, objects or kinds: there was no answer, the server
-// is busy or broken, or the token has expired and may be renewed.
+// Temporary reports whether the error may pass without a change of rights, objects or kinds: there was no answer, the server is busy or
+// broken, or the token has expired and may be renewed.
 func (e *Error) Temporary() bool {
 	switch e.Code {
 	case http.StatusUnauthorized, http.StatusRequestTimeout, http.StatusConflict, http.StatusGone, http.StatusTooManyRequests:
@@ -64,7 +64,7 @@ func (e *Error) Temporary() bool {
 	return e.Code < 400 || e.Code >= 500
 }
 
-// status is the object that API servers answer errors with.
+// status is the object in which API servers describe errors.
 type status struct {
 	Kind    string `json:"kind"`
 	Code    int    `json:"code"`
@@ -79,12 +79,12 @@ type status struct {
 }
 
 const (
-	maxMessage    = 1 << 10 // bytes of a message that are kept
-	maxStatus     = 1 << 16 // bytes of an answer that is an error
+	maxMessage    = 1 << 10 // the bytes that are kept of a message
+	maxStatus     = 1 << 16 // the bytes that are read of an error response
 	maxRetryAfter = 5 * time.Minute
 )
 
-// error returns the error that a Status stands for.
+// error returns the error that a Status describes.
 func (s *status) error(what string) *Error {
 	e := &Error{What: what, Code: s.Code, Reason: clean(s.Reason), Message: clean(s.Message)}
 	if n := s.Details.RetryAfterSeconds; n > 0 {
@@ -92,7 +92,7 @@ func (s *status) error(what string) *Error {
 	}
 	for _, cause := range s.Details.Causes {
 		if cause.Reason == "ResourceVersionTooLarge" {
-			e.Reason = cause.Reason // which the code does not tell
+			e.Reason = cause.Reason // the code does not say this
 		}
 	}
 	if s.Reason == "Expired" || s.Reason == "Gone" {
@@ -118,7 +118,7 @@ func sentinel(code int) error {
 	return nil
 }
 
-// refusal returns the error that an answer other than 200 stands for. It reads what it needs of the body.
+// refusal returns the error of a response whose status is not 200. It reads the part of the body that it needs.
 func refusal(what string, resp *http.Response) *Error {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxStatus))
 	var s status
@@ -136,7 +136,7 @@ func refusal(what string, resp *http.Response) *Error {
 	return e
 }
 
-// retryAfter reads the header of that name: seconds, or a date.
+// retryAfter parses the header Retry-After, which holds seconds or a date.
 func retryAfter(value string) time.Duration {
 	if n, err := strconv.Atoi(strings.TrimSpace(value)); err == nil && n > 0 {
 		return seconds(n)
@@ -151,7 +151,7 @@ func seconds(n int) time.Duration {
 	return time.Duration(min(n, int(maxRetryAfter/time.Second))) * time.Second
 }
 
-// clean makes one short line of what a server said.
+// clean returns text of a server as one short line.
 func clean(text string) string {
 	if len(text) > maxMessage {
 		text = text[:maxMessage] + "..."

@@ -10,18 +10,18 @@ import (
 	"strconv"
 )
 
-// maxLine is the size of one event, or of one item of a list. A server stores no object of more than 1.5 MiB, unless it is told to.
+// maxLine bounds one event, or one item of a list. By default a server stores no object of more than 1.5 MiB.
 const maxLine = 8 << 20
 
-// lines reads the lines of an answer.
+// lines reads the lines of a response.
 type lines struct {
 	r    *bufio.Reader
-	long []byte // of a line that is longer than the buffer of r
+	long []byte // holds a line that is longer than the buffer of r
 }
 
 func newLines(r io.Reader) *lines { return &lines{r: bufio.NewReaderSize(r, 64<<10)} }
 
-// next returns the next line that is not empty. It is good until the next call. What comes before the end without a line end is torn.
+// next returns the next line that is not empty. It is valid until the next call. A last line without a newline is cut off and ignored.
 func (l *lines) next() ([]byte, error) {
 	for {
 		line, err := l.r.ReadSlice('\n')
@@ -48,10 +48,10 @@ func (l *lines) next() ([]byte, error) {
 	}
 }
 
-// version tells one state of one object from all others.
+// version identifies one state of one object.
 type version struct {
 	uid, resource string
-	number        uint64 // of resource; 0: it is none
+	number        uint64 // resource as a number; 0 if it is not one
 }
 
 func newVersion(uid, resource string) version {
@@ -69,7 +69,7 @@ type event struct {
 	marker   bool   // it ends the initial events
 }
 
-// change is what happened to an object.
+// change is a change of an object.
 type change struct {
 	object  Object
 	version version
@@ -80,8 +80,7 @@ const maxName = 253 // bytes
 
 const markerAnnotation = "k8s.io/initial-events-end"
 
-// decodeEvent reads one line of a watch. What the server reports as ERROR is returned as an *Error. The object of the event is a part of
-// the line.
+// decodeEvent decodes one line of a watch. It returns an ERROR event as an *Error. The object of the event shares memory with the line.
 func decodeEvent(line []byte, what string, r Resource, namespace string) (event, error) {
 	var h head
 	s := Skim(line)
@@ -109,7 +108,7 @@ func decodeEvent(line []byte, what string, r Resource, namespace string) (event,
 	return event{}, fmt.Errorf("%w: an event of type %q", errNonsense, clean(kind))
 }
 
-// change returns the change that an object stands for. An item of a list may lack its kind.
+// change returns the change to an object. Items of lists may have no kind.
 func (h *head) change(raw []byte, r Resource, namespace string) (change, error) {
 	switch {
 	case h.kind != "" && h.kind != r.Kind:
@@ -127,7 +126,7 @@ func (h *head) change(raw []byte, r Resource, namespace string) (change, error) 
 	return change{object: o, version: newVersion(o.UID, o.ResourceVersion)}, nil
 }
 
-// decodeList reads one page, and calls add with each object of it. Whether it is what was asked for is known only when it returns.
+// decodeList decodes one page of a list and calls add with each object. Only when it returns is it known whether the page is valid.
 func decodeList(body io.Reader, r Resource, namespace string, add func(change) error) (resourceVersion, next string, err error) {
 	left := &budget{r: body}
 	d := json.NewDecoder(left)
@@ -228,7 +227,7 @@ func decodeItems(d *json.Decoder, left *budget, r Resource, namespace string, ad
 	return err
 }
 
-// budget bounds what is read for one object.
+// budget bounds the bytes that are read for one object.
 type budget struct {
 	r    io.Reader
 	used int

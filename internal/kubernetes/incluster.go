@@ -9,11 +9,11 @@ import (
 	"strings"
 )
 
-// accountDir is where a pod finds the token of its service account.
+// accountDir is the folder with the service account of a pod.
 const accountDir = "/var/run/secrets/kubernetes.io/serviceaccount"
 
-// InCluster returns the client of a pod: the API server of its environment, and the token, certificate authority and namespace of its
-// service account.
+// InCluster returns the client of a pod. The API server comes from the environment; token, certificate authority and namespace come from
+// the pod's service account.
 func InCluster() (*Client, error) { return inCluster(accountDir) }
 
 func inCluster(dir string) (*Client, error) {
@@ -28,7 +28,7 @@ func inCluster(dir string) (*Client, error) {
 	return New(Config{
 		Server:    "https://" + net.JoinHostPort(host, port),
 		Namespace: strings.TrimSpace(string(namespace)),
-		// It must be there: the roots of the system would trust any server that has a certificate for this address.
+		// The file is required: with the roots of the system, any server with a certificate for this address would be trusted.
 		CAFile:    filepath.Join(dir, "ca.crt"),
 		TokenFile: filepath.Join(dir, "token"),
 	})

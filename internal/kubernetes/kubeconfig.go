@@ -17,7 +17,7 @@ import (
 
 const maxFile = 4 << 20 // bytes
 
-// kubeconfig is a file, or several that are merged. What it does not name is of other tools.
+// kubeconfig is a kubeconfig file. Fields that are not here are for other tools.
 type kubeconfig struct {
 	Kind           string `yaml:"kind"`
 	CurrentContext string `yaml:"current-context"`
@@ -43,7 +43,7 @@ type kubeCluster struct {
 	Insecure      bool   `yaml:"insecure-skip-tls-verify"`
 	ProxyURL      string `yaml:"proxy-url"`
 
-	dir string // of the file, for relative paths
+	dir string // the folder of the file, for relative paths
 }
 
 type kubeUser struct {
@@ -54,7 +54,7 @@ type kubeUser struct {
 	Key             string `yaml:"client-key"`
 	KeyData         string `yaml:"client-key-data"`
 
-	// What is refused by name.
+	// Fields that are refused by name.
 	Exec         any    `yaml:"exec"`
 	AuthProvider any    `yaml:"auth-provider"`
 	Username     string `yaml:"username"`
@@ -73,15 +73,15 @@ type kubeContext struct {
 	Namespace string `yaml:"namespace"`
 }
 
-// Kubeconfig returns the client that a kubeconfig file describes. An empty path stands for the files of KUBECONFIG, of which the first
-// that says something counts, or for ~/.kube/config. An empty context stands for the current one. What this client cannot do, such as
-// to run a command for a token, is refused.
+// Kubeconfig returns the client that a kubeconfig file describes. An empty path means the files named in KUBECONFIG, where the first file
+// that sets something takes precedence, or else ~/.kube/config. An empty context means the current one. Settings that this client does not
+// support, such as a command that prints a token, are refused.
 func Kubeconfig(path, context string) (*Client, error) {
 	paths := []string{path}
 	optional := false
 	if path == "" {
 		if paths = filepath.SplitList(os.Getenv("KUBECONFIG")); len(paths) > 0 {
-			optional = true // as kubectl has it, so long as one of them is there
+			optional = true // as in kubectl, as long as one of the files exists
 		} else {
 			home, err := os.UserHomeDir()
 			if err != nil {
@@ -113,7 +113,7 @@ func Kubeconfig(path, context string) (*Client, error) {
 	return New(config)
 }
 
-// readRegular reads a file, which may not be a pipe or a device: those may never end, or never begin.
+// readRegular reads a file. It refuses pipes and devices, since reading them may never end.
 func readRegular(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -139,7 +139,7 @@ func readBounded(path string) ([]byte, error) {
 	return data, err
 }
 
-// merged is what several files say together: the first that names something counts.
+// merged combines several files: the first that sets something takes precedence.
 type merged struct {
 	current  string
 	clusters map[string]*kubeCluster
@@ -179,7 +179,7 @@ func (m *merged) add(data []byte, dir string) error {
 	return nil
 }
 
-// config returns what a context stands for.
+// config returns the configuration of a context.
 func (m *merged) config(context string) (Config, error) {
 	name := cmp.Or(context, m.current)
 	if name == "" {
@@ -235,7 +235,7 @@ func (c *kubeCluster) config() (Config, error) {
 	return config, nil
 }
 
-// apply adds what a user is known by.
+// apply adds the credentials of a user.
 func (u *kubeUser) apply(config *Config) error {
 	for _, refused := range []struct {
 		name, why string
@@ -282,7 +282,7 @@ func (u *kubeUser) apply(config *Config) error {
 	return nil
 }
 
-// dataOrFile returns what a field holds: the data if there is any, or the content of the file.
+// dataOrFile returns the data of a field if there is any, or the content of its file.
 func dataOrFile(name, data, path, dir string) ([]byte, error) {
 	if data != "" {
 		text, err := base64.StdEncoding.DecodeString(data)
@@ -304,7 +304,7 @@ func dataOrFile(name, data, path, dir string) ([]byte, error) {
 	return text, nil
 }
 
-// absolute returns a path of a file, which is relative to that file.
+// absolute returns the absolute form of a path in a kubeconfig, which is relative to the folder of that file.
 func absolute(path, dir string) string {
 	if filepath.IsAbs(path) {
 		return path

@@ -9,17 +9,17 @@ import (
 	"time"
 )
 
-const readEvery = time.Second // that a file is read, at most
+const readEvery = time.Second // a file is read at most this often
 
 // renewed is a file that may be replaced while it is in use.
 type renewed struct {
 	name, path string
-	check      func(text string) (string, error) // returns what is used of it; an error follows the path in a sentence
+	check      func(text string) (string, error) // returns the part that is used; an error completes a sentence that begins with the path
 
 	mu   sync.Mutex
 	last string
-	err  error     // why the last holds, though the file may be another
-	at   time.Time // when it was read
+	err  error     // why the last content is still used although the file may have changed
+	at   time.Time // when the file was last read
 }
 
 // openRenewed reads a file for the first time.
@@ -42,8 +42,8 @@ func (f *renewed) load() {
 	f.err = fmt.Errorf("kubernetes: %s: %w", f.name, err)
 }
 
-// read returns what the file says now. It is read again, once a second at most. One that cannot be read, or that makes no sense since it is
-// being written, leaves the last.
+// read returns the current content. It reads the file again at most once per second. If the file cannot be read, or is invalid because it
+// is being written, the last content stays in use.
 func (f *renewed) read() string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -61,8 +61,8 @@ func (f *renewed) fault() error {
 	return f.err
 }
 
-// trusting sends requests to a server whose certificate authority is in a file. When that is replaced, new connections are verified with what
-// it says now. Watches stay on the connections that they have, which end with them.
+// trusting sends requests to a server whose certificate authority is in a file. When the file changes, new connections are verified with
+// its new content. Watches stay on their connections, which close when the watches end.
 type trusting struct {
 	file *renewed
 	make func(ca string) (*http.Transport, error)

@@ -5,7 +5,7 @@ import (
 	"net/url"
 )
 
-// Resource is a kind in one version, and where it is read.
+// Resource is a kind in one version, with its place in the API.
 type Resource struct {
 	Group   string // "discovery.k8s.io"; empty for the core group
 	Version string // "v1"
@@ -13,7 +13,7 @@ type Resource struct {
 	Kind    string // "EndpointSlice"
 }
 
-// APIVersion returns what objects of the resource say in apiVersion.
+// APIVersion returns the apiVersion of the resource's objects.
 func (r Resource) APIVersion() string {
 	if r.Group == "" {
 		return r.Version
@@ -29,7 +29,7 @@ func (r Resource) String() string {
 	return r.Plural + "." + r.Version + "." + r.Group
 }
 
-// path returns the path at which the resource is read. An empty namespace stands for all.
+// path returns the URL path of the resource. An empty namespace means all namespaces.
 func (r Resource) path(namespace string) string {
 	path := groupPath(r.Group, r.Version)
 	if namespace != "" {
@@ -45,7 +45,7 @@ func groupPath(group, version string) string {
 	return "/apis/" + url.PathEscape(group) + "/" + url.PathEscape(version)
 }
 
-// Key names an object among those of its kind. Namespace is empty for kinds without namespaces.
+// Key identifies an object of a kind. Namespace is empty for kinds without namespaces.
 type Key struct{ Namespace, Name string }
 
 // Object is one object as the server sent it.

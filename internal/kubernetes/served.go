@@ -17,33 +17,33 @@ import (
 const (
 	pollEvery = 30 * time.Second // and up to as much again at random
 	pollSoon  = 2 * time.Second  // after Served.Again, plus or minus half at random
-	goneAfter = time.Minute      // since a kind was last found
+	goneAfter = time.Minute      // how long after it was last found a kind counts as gone
 
-	maxVersions = 100 // of a group: the server is asked about each
+	maxVersions = 100 // of a group; each takes a request
 )
 
 // Kind is a kind that the caller knows.
 type Kind struct {
 	Name     string   // "VirtualService"
-	Plural   string   // "virtualservices"; empty for what the server says
-	Versions []string // that the caller knows, the preferred first. Others are taken if the server has none of them, in its order
+	Plural   string   // "virtualservices"; empty means that the server's name is used
+	Versions []string // the versions that the caller knows, in order of preference; if the server has none of them, its own order decides
 }
 
-// Served is a question: which kinds of a group does the server have, and in which versions? It must not be changed while in use; then it is
-// safe for concurrent use.
+// Served asks which kinds of a group the server has, and in which versions. It is safe for concurrent use, but must not be changed while in
+// use.
 type Served struct {
 	Client *Client
 	Group  string // not the core group
 	Kinds  []Kind
 
-	// Again, if it is not nil, makes the server be asked soon whenever something can be received from it.
+	// Again, if not nil, triggers an early request whenever a value can be received from it.
 	Again <-chan struct{}
 }
 
-// All yields the kinds that the server has, one version each, in the order of Kinds, and again whenever that has changed. It asks every 30
-// to 60 seconds. A version that was yielded stays while the server has it. A kind that is no longer there is left out after a minute.
+// All yields the kinds that the server has, one version each, in the order of Kinds, at the start and after each change. It asks every 30
+// to 60 seconds. It keeps a version that it has yielded as long as the server has it, and drops a kind one minute after it was last found.
 //
-// Errors are as those of [Watch.All]: what was yielded last holds.
+// Errors are like those of [Watch.All]: what was yielded last stays valid.
 func (s Served) All(ctx context.Context) iter.Seq2[[]Resource, error] {
 	return func(yield func([]Resource, error) bool) {
 		r := asking{Served: s, ctx: ctx, chosen: make(map[string]Resource), found: make(map[string]time.Time)}
@@ -90,7 +90,7 @@ type asking struct {
 	backoff backoff
 }
 
-// pause waits, or until the caller wants it to be done again.
+// pause waits for d, or for less if the caller asks for an early request. It reports false if the context ends first.
 func (r *asking) pause(d time.Duration) bool {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
@@ -109,7 +109,7 @@ func (r *asking) pause(d time.Duration) bool {
 	}
 }
 
-// answer returns what is chosen, in order.
+// answer returns the chosen resources in the order of Kinds.
 func (r *asking) answer() []Resource {
 	var all []Resource
 	for _, k := range r.Kinds {
@@ -120,7 +120,7 @@ func (r *asking) answer() []Resource {
 	return all
 }
 
-// ask finds out what there is now.
+// ask asks the server for its kinds.
 func (r *asking) ask() error {
 	versions, err := r.versions()
 	if err != nil {
@@ -142,7 +142,7 @@ func (r *asking) ask() error {
 		})
 		switch there := known && have[versioned{chosen.Version, k.Name}] == chosen; {
 		case there && (i >= len(k.Versions) || slices.Contains(k.Versions, chosen.Version)):
-			r.found[k.Name] = now // nothing is better known
+			r.found[k.Name] = now // keep it, since nothing better is known
 		case i >= 0:
 			r.chosen[k.Name], r.found[k.Name] = have[versioned{choices[i], k.Name}], now
 		case known && now.Sub(r.found[k.Name]) >= goneAfter:
@@ -180,7 +180,7 @@ func (r *asking) versions() ([]string, error) {
 	return all, nil
 }
 
-// kinds adds the kinds of a version.
+// kinds adds the kinds that the server has in a version.
 func (r *asking) kinds(version string, have map[versioned]Resource) error {
 	var list struct {
 		Kind      string
@@ -189,14 +189,14 @@ func (r *asking) kinds(version string, have map[versioned]Resource) error {
 	path := groupPath(r.Group, version)
 	switch err := r.Client.Do(r.ctx, http.MethodGet, path, nil, &list); {
 	case errors.Is(err, ErrNotFound):
-		return nil // it went meanwhile
+		return nil // it has been removed in the meantime
 	case err != nil:
 		return err
 	case list.Kind != "APIResourceList":
 		return notA("APIResourceList", path, list.Kind)
 	}
 	for _, found := range list.Resources {
-		if !strings.Contains(found.Name, "/") { // which would be a part of a resource, such as its status
+		if !strings.Contains(found.Name, "/") { // skip subresources, such as a status
 			have[versioned{version, found.Kind}] = Resource{Group: r.Group, Version: version, Plural: found.Name, Kind: found.Kind}
 		}
 	}

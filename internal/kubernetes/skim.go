@@ -8,12 +8,12 @@ import (
 	"unicode/utf8"
 )
 
-// maxDepth is how deep values are nested.
+// maxDepth bounds the nesting of values.
 const maxDepth = 1000
 
-// Skimmer walks over JSON, and checks its syntax as encoding/json does, several times as fast. Whoever watches busy objects reads much
-// more than is used of it. Its methods that read a value return false if there is none of that type; null, which is any type, leaves what
-// there is. Keys are compared as they are written, and so as API servers write them.
+// Skimmer walks over JSON and checks its syntax like encoding/json, but several times as fast: a watch of busy objects reads much more than
+// it uses. The methods that read a value return false if it does not have their type. Null has every type and leaves the target
+// unchanged. Keys are compared in their written form, which is how API servers write them.
 type Skimmer struct {
 	data []byte
 	at   int
@@ -287,7 +287,7 @@ type head struct {
 	uid, resourceVersion, mark string // mark is the annotation of the end of initial events
 }
 
-// object walks over an object of the API, and reads its head.
+// object walks over an object of the API and reads its head.
 func (s *Skimmer) object(h *head) bool {
 	return s.members(func(key []byte) bool {
 		switch string(key) {

@@ -10,11 +10,11 @@ import (
 	"sync"
 )
 
-// maxPending is what is read of a watch ahead of whoever takes it, in bytes. Of each object only the last state counts.
+// maxPending bounds, in bytes, what is read of a watch before it is taken. Only the last state of each object counts.
 const maxPending = 16 << 20
 
-// stream is an open watch. A goroutine reads it, and merges what it reads until that is taken: a state that takes long to be put into
-// force does not hold the server up.
+// stream is an open watch. A goroutine reads it and merges the changes until they are taken, so that a slow consumer does not block the
+// server.
 type stream struct {
 	wake chan struct{} // something is pending
 	room chan struct{} // something was taken
@@ -24,16 +24,16 @@ type stream struct {
 	size    int // of the objects in it
 }
 
-// batch is what came since the last was taken.
+// batch holds the changes since the last one was taken.
 type batch struct {
 	changes  map[Key]change
-	last     version // where the state stands after it; its zero value: where it stood
-	bookmark bool    // that comes from a bookmark: whatever is older has come
-	marker   bool    // the initial events have come
-	unmarked bool    // a bookmark came before the marker
-	some     bool    // anything came
-	behind   bool    // a bookmark was behind what had come
-	end      error   // nil: it goes on; io.EOF: it ended as it should
+	last     version // the version of the state after the batch; its zero value means that it is unchanged
+	bookmark bool    // last is that of a bookmark: everything older has arrived
+	marker   bool    // the initial events are complete
+	unmarked bool    // a bookmark arrived before the marker
+	some     bool    // something arrived
+	behind   bool    // a bookmark was older than an event before it
+	end      error   // nil while the stream is open; io.EOF after a regular end
 }
 
 func newStream() *stream {
@@ -86,11 +86,11 @@ func (s *stream) finish(err error) {
 func (s *stream) signal() {
 	select {
 	case s.wake <- struct{}{}:
-	default: // it is yet to be seen
+	default: // the last signal has not been received yet
 	}
 }
 
-// add merges an event. at is where the state stands.
+// add merges an event. at is the version of the state.
 func (s *stream) add(e event, at *version) {
 	s.mu.Lock()
 	p := &s.pending
@@ -123,7 +123,7 @@ func (s *stream) add(e event, at *version) {
 	s.signal()
 }
 
-// stale reports whether a change is older than what is there, or the same.
+// stale reports whether a change is not newer than the state that is there.
 func stale(have version, deleted bool, c change) bool {
 	if c.version.before(have) {
 		return true
@@ -131,7 +131,7 @@ func stale(have version, deleted bool, c change) bool {
 	return have == c.version && (deleted || !c.deleted)
 }
 
-// take returns what is pending.
+// take returns the pending batch.
 func (s *stream) take() batch {
 	s.mu.Lock()
 	taken := s.pending
@@ -144,26 +144,26 @@ func (s *stream) take() batch {
 	return taken
 }
 
-// collection is the objects of a kind, as far as they have come.
+// collection has the objects of a kind that have arrived so far.
 type collection[T any] struct {
 	objects  map[Key]T
 	versions map[Key]version
-	gone     map[Key]version // deleted since the last bookmark: what comes late does not bring them back
+	gone     map[Key]version // objects deleted since the last bookmark; a late event must not bring them back
 }
 
-// maxGone is how many objects are remembered that were deleted, if no bookmark comes.
+// maxGone bounds the deleted objects that are remembered if no bookmark arrives.
 const maxGone = 4096
 
 func newCollection[T any]() collection[T] {
 	return collection[T]{make(map[Key]T), make(map[Key]version), make(map[Key]version)}
 }
 
-// maxObjects is how many objects one watch takes. A server stores fewer.
+// maxObjects bounds the objects of one watch. A server stores fewer.
 const maxObjects = 1 << 18
 
 var errTooMany = fmt.Errorf("%w: more than %d objects", errTooLarge, maxObjects)
 
-// apply makes a change, and reports whether it was one. decode is called for an object that is new.
+// apply applies a change and reports whether it changed anything. It calls decode for a new state of an object.
 func (c *collection[T]) apply(ch change, decode func(Object) T) bool {
 	key := ch.object.Key
 	have, ok := c.versions[key]
@@ -181,12 +181,12 @@ func (c *collection[T]) apply(ch change, decode func(Object) T) bool {
 		return ok
 	}
 	delete(c.gone, key)
-	c.objects[key] = decode(ch.object) // which looks at the version that was
+	c.objects[key] = decode(ch.object) // before the version is set, since decode compares with the old one
 	c.versions[key] = ch.version
 	return true
 }
 
-// forget forgets those that were deleted first, if there are too many.
+// forget forgets the oldest deletions if there are too many.
 func (c *collection[T]) forget() {
 	if len(c.gone) <= maxGone {
 		return
@@ -199,12 +199,12 @@ func (c *collection[T]) forget() {
 	maps.DeleteFunc(c.gone, func(_ Key, v version) bool { return v.number <= numbers[len(numbers)/2] })
 }
 
-// settle forgets what was deleted up to a bookmark.
+// settle forgets the deletions up to a bookmark.
 func (c *collection[T]) settle(at version) {
 	maps.DeleteFunc(c.gone, func(_ Key, v version) bool { return !at.before(v) })
 }
 
-// alive reports whether the stream goes on.
+// alive reports whether the stream is still open.
 func (s *stream) alive() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -10,13 +10,13 @@ import (
 
 const maxToken = 1 << 20
 
-// token is what requests are authorized with. Its zero value is none.
+// token authenticates requests. The zero value is no token.
 type token struct {
 	fixed string
-	file  *renewed // nil: it never changes
+	file  *renewed // nil if the token never changes
 }
 
-// newToken returns the token of a configuration. A file must be there, since what is authorized with nothing is anonymous.
+// newToken returns the token of a configuration. If a file is named it must exist, since requests without a token are anonymous.
 func newToken(config Config) (*token, error) {
 	if config.TokenFile == "" {
 		text, err := checkToken(config.Token)
@@ -43,7 +43,7 @@ func checkToken(text string) (string, error) {
 
 func (t *token) set() bool { return t.file != nil || t.fixed != "" }
 
-// read returns the token of now.
+// read returns the current token.
 func (t *token) read() string {
 	if t.file == nil {
 		return t.fixed
@@ -51,14 +51,14 @@ func (t *token) read() string {
 	return t.file.read()
 }
 
-// Identity is who the server takes this process for, as far as it is known.
+// Identity is the identity of this process as the server sees it, as far as the process knows it.
 type Identity struct {
 	Namespace, ServiceAccount string
-	Pod, Node                 string // empty for a token that is not of a pod
+	Pod, Node                 string // empty for a token that does not belong to a pod
 }
 
-// Identity returns what the token of this process says. The server has verified nothing of it yet: it is only good for what this
-// process says of itself. It is zero without a token of a service account.
+// Identity returns the identity in the token of this process. Nobody has verified it, so use it only for what this process says about
+// itself. It is zero without the token of a service account.
 func (c *Client) Identity() Identity {
 	text := c.token.read()
 	return claims(text)
@@ -97,5 +97,5 @@ func claims(text string) Identity {
 			return id
 		}
 	}
-	return Identity{} // it contradicts itself, or is of something else
+	return Identity{} // the token contradicts itself, or is not that of a service account
 }

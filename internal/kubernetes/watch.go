@@ -20,56 +20,54 @@ import (
 
 const (
 	shortest, longest = 300, 600         // seconds of a watch, at random
-	grace             = 30 * time.Second // beyond them, for the server to end it
-	headersWithin     = time.Minute      // of a watch; the server gives up about then
-	pageWithin        = 30 * time.Second // a page of a list
+	grace             = 30 * time.Second // how much later the server must have ended a watch
+	headersWithin     = time.Minute      // the timeout for the response to a watch; the server gives up about then
+	pageWithin        = 30 * time.Second // the timeout for a page of a list
 	newestWithin      = 12 * time.Second // what is newest, while nothing is known, before the server is asked in another way
 	stuckFor          = time.Minute      // for which others are asked for their cache at once
 	pageSize          = 500
 	mostPages         = 2 * maxObjects / pageSize // of a list
-	maxContinue       = 64 << 10                  // bytes of the token for the next one
+	maxContinue       = 64 << 10                  // bytes of the token for the next page
 	quiet             = 10 * time.Second          // without an event before the initial events have ended
-	trusted           = time.Second               // for which a watch is open before an error is over
-	lived             = 30 * time.Second          // for which a watch was open if its end is not held against the server
-	calm              = 2 * time.Minute           // without a failure, after which the next is taken for the first
-	mostSilent        = 2                         // failures of a kind that passes
-	spread            = 2 * time.Second           // over which processes come back that were all thrown off at once
+	trusted           = time.Second               // how long a watch must be open before an error counts as over
+	lived             = 30 * time.Second          // a watch that was open this long may end without counting as a failure
+	calm              = 2 * time.Minute           // after this time without a failure the next one counts as the first
+	mostSilent        = 2                         // how many passing failures are not yielded
+	spread            = 2 * time.Second           // the period over which processes reconnect that were all disconnected at once
 )
 
-// Watch is the objects of a kind, of which all states are wanted. It must not be changed while in use; then it is safe for concurrent
-// use.
+// Watch follows the objects of a kind. It is safe for concurrent use, but must not be changed while in use.
 type Watch[T any] struct {
 	Client    *Client
 	Resource  Resource
-	Namespace string // empty: all of them
+	Namespace string // empty means all namespaces
 
-	// Labels and Fields select objects, as in "app=web,!old". Empty: all of them.
+	// Labels and Fields select objects, as in "app=web,!old". Empty means all of them.
 	Labels, Fields string
 
-	// Decode makes what is kept of an object. It is called once for each state of an object that is not overtaken by another, by the
-	// goroutine that iterates. It must not keep Object.Raw unless that memory is well spent.
+	// Decode converts an object to what is kept of it. The goroutine that iterates calls it once for each state of an object, except for
+	// states that newer ones have replaced. It should not keep Object.Raw unless it needs most of that memory.
 	Decode func(Object) T
 
-	// Coalesce is how long changes are collected before they are yielded together. 0 means 50 to 100 ms, at random.
+	// Coalesce is how long changes are collected before they are yielded together. 0 means 50 to 100 ms at random.
 	Coalesce time.Duration
 }
 
-// State is all objects of a watch at one time.
+// State holds all objects of a watch at one time.
 type State[T any] struct {
-	// Objects is everything that is there. It is the map of the watch itself: it may be read until yield returns, and must not be
-	// changed.
+	// Objects has all objects. It is the map of the watch itself: it is valid until yield returns, and must not be changed.
 	Objects map[Key]T
 
-	// Changed names what was added, changed or removed since the state that was yielded before, in order.
+	// Changed has the keys that were added, changed or removed since the previous state, in order.
 	Changed []Key
 }
 
-// All yields the state now and after changes, until ctx ends or the caller stops. Every state is whole: the first is yielded when
-// everything there is has been read, and so is one after a gap.
+// All yields the state at the start and after changes, until ctx ends or the caller stops. Every state is complete: the first one, and one
+// after a gap, is yielded only when everything has been read.
 //
-// An error, which is an *Error, does not end it: the last state holds, and the watch is resumed, less and less often. The same error is
-// yielded once in a row; the first answer after an error is yielded even if nothing has changed. When All returns, nothing of it runs any
-// more.
+// An error, which is an *Error, does not end the iteration: the last state stays valid, and All retries with growing delays. An error that
+// repeats is yielded once. The first answer after an error is yielded even if nothing has changed. When All returns, it has left no
+// goroutine behind.
 func (w Watch[T]) All(ctx context.Context) iter.Seq2[State[T], error] {
 	return func(yield func(State[T], error) bool) {
 		r := run[T]{Watch: w, ctx: ctx, yield: yield, collection: newCollection[T](), changed: make(map[Key]struct{})}
@@ -79,7 +77,7 @@ func (w Watch[T]) All(ctx context.Context) iter.Seq2[State[T], error] {
 	}
 }
 
-// name is what the watch is called in errors.
+// name returns the name of the watch in errors.
 func (w Watch[T]) name() string {
 	name := "watch " + w.Resource.String()
 	if w.Namespace != "" {
@@ -102,24 +100,24 @@ type run[T any] struct {
 	what  string
 
 	collection[T]
-	known   bool             // whether a state was whole
-	at      version          // where it stands; its zero value: it must be read anew
+	known   bool             // a complete state has been yielded
+	at      version          // the version of the state; its zero value means that everything must be read again
 	changed map[Key]struct{} // since the last yield
 
-	list    bool // list the next time, since the initial events did not come to an end
-	ignored bool // though some came: if the list does, the server does not know about the end
-	cached  bool // let the server answer from its cache, since it cannot tell what is newest
+	list    bool // use a list the next time, since the initial events did not end
+	ignored bool // some initial events came: if the list succeeds, the server does not mark their end
+	cached  bool // let the server answer from its cache, since consistent reads time out
 
-	told    string    // the text of the error that was yielded last, "" after an answer
-	silent  int       // failures since anything came that were not yielded
-	expired time.Time // when the server last did not know where the state stands
+	told    string    // the text of the last error that was yielded; "" after an answer
+	silent  int       // failures since the last answer that were not yielded
+	expired time.Time // when the server last no longer knew the version of the state
 	backoff backoff
 }
 
 // errStopped ends an iteration.
 var errStopped = errors.New("stopped")
 
-// step reads everything, or follows what was read, until that ends. It reports whether to go on.
+// step lists everything or follows changes until that ends. It reports whether to go on.
 func (r *run[T]) step() bool {
 	var err error
 	began := time.Now()
@@ -137,13 +135,13 @@ func (r *run[T]) step() bool {
 	return r.next(err, time.Since(began))
 }
 
-// next decides what comes after an end, and waits for it.
+// next handles the end of a step: it yields an error if there is one to report, and waits before the next step.
 func (r *run[T]) next(err error, lasted time.Duration) bool {
 	switch {
 	case err == nil || errors.Is(err, errUnmarked): // at once
 		return true
 	case errors.Is(err, ErrExpired):
-		// Whoever follows this kind is told the same at this time.
+		// Every process that follows this kind gets this error now, so they should not all return at once.
 		r.at = version{}
 		again := !r.expired.IsZero() && time.Since(r.expired) < calm
 		if r.expired = time.Now(); !again {
@@ -152,7 +150,7 @@ func (r *run[T]) next(err error, lasted time.Duration) bool {
 		r.silent++
 	case errors.Is(err, errCut):
 		if lasted >= lived {
-			return r.wait(rand.N(spread / 2)) // it is resumed; if that fails, there is an error
+			return r.wait(rand.N(spread / 2)) // resume it; if that fails, there is an error
 		}
 		r.silent++
 	default:
@@ -182,7 +180,7 @@ var (
 	errCut      = errors.New("the stream ended early")
 )
 
-// query returns what selects the objects, with the given parameters.
+// query returns the selectors of the watch as a query, with further parameters.
 func (r *run[T]) query(parameters ...string) url.Values {
 	q := url.Values{}
 	for i := 0; i < len(parameters); i += 2 {
@@ -197,7 +195,7 @@ func (r *run[T]) query(parameters ...string) url.Values {
 	return q
 }
 
-// readAll reads everything page by page.
+// readAll lists everything page by page.
 func (r *run[T]) readAll() error {
 	fresh := newCollection[T]()
 	parameters := []string{"limit", strconv.Itoa(pageSize)}
@@ -258,7 +256,7 @@ func (r *run[T]) page(into collection[T], query url.Values) (at, next string, er
 	return at, next, nil
 }
 
-// decode makes what is kept of an object, or keeps what there is of the same state of it.
+// decode calls Decode, unless this state of the object has been decoded already.
 func (r *run[T]) decode(o Object) T {
 	if have, ok := r.versions[o.Key]; ok && have == newVersion(o.UID, o.ResourceVersion) {
 		return r.objects[o.Key]
@@ -266,7 +264,7 @@ func (r *run[T]) decode(o Object) T {
 	return r.Decode(o)
 }
 
-// replace puts everything that was read in the place of what was there, and yields it.
+// replace replaces the state by a list and yields it.
 func (r *run[T]) replace(fresh collection[T], at version) error {
 	for key, v := range fresh.versions {
 		if have, ok := r.versions[key]; !ok || have != v {
@@ -283,7 +281,7 @@ func (r *run[T]) replace(fresh collection[T], at version) error {
 	return r.publish()
 }
 
-// publish yields the state, if it is news.
+// publish yields the state if it has changed.
 func (r *run[T]) publish() error {
 	if r.known && len(r.changed) == 0 && r.told == "" {
 		return nil
@@ -301,7 +299,7 @@ func (r *run[T]) publish() error {
 	return nil
 }
 
-// follow opens a watch, and takes what it says until it ends. If everything must be read anew, that comes first.
+// follow opens a watch and applies its events until it ends. If everything must be read again, the watch begins with initial events.
 func (r *run[T]) follow() error {
 	initial := r.at == (version{})
 	seconds := shortest + rand.IntN(longest-shortest+1)
@@ -328,7 +326,7 @@ func (r *run[T]) follow() error {
 			r.Client.lists.Store(true)
 			return nil
 		case initial && !r.known && errors.Is(err, errSlow):
-			r.list = true // the server waits for what is newest, perhaps in vain
+			r.list = true // the server waits for a consistent read, perhaps in vain
 			return nil
 		}
 		return err
@@ -349,7 +347,7 @@ func (r *run[T]) follow() error {
 	err = r.consume(s, initial)
 	switch {
 	case err == io.EOF && time.Since(opened) >= limit-5*time.Second:
-		return nil // as it was asked to
+		return nil // a regular end
 	case err == io.EOF:
 		return errCut
 	case errors.Is(err, errCut) && ctx.Err() != nil:
@@ -358,7 +356,7 @@ func (r *run[T]) follow() error {
 	return err
 }
 
-// consume takes what a stream says, until it ends. It returns why that is.
+// consume applies the changes of a stream until it ends, and returns why it ended.
 func (r *run[T]) consume(s *stream, initial bool) error {
 	var fresh collection[T]
 	into := &r.collection
@@ -459,8 +457,8 @@ func newTimer() *time.Timer {
 	return t
 }
 
-// backoff is the time between attempts that fail: 0.8 s, twice that, up to 30 s, and up to as much again at random. After two minutes
-// without one it begins anew. Its zero value is ready.
+// backoff returns the waits between failed attempts: 0.8 s, then twice as long each time, up to 30 s, plus up to as much again at random.
+// After two minutes without a failure it starts over. The zero value is ready to use.
 type backoff struct {
 	step time.Duration
 	last time.Time

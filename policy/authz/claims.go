@@ -15,7 +15,7 @@ func (q *query) claims(path ...string) []string {
 	return q.Claims.Values(path...)
 }
 
-// users returns "issuer/subject" of the request's token.
+// users are patterns for the "issuer/subject" of the request's token.
 type users struct{ values, notValues []user }
 
 // user is a pattern of request principals, "issuer/subject". Envoy splits it where the last slash is.
@@ -28,14 +28,14 @@ func (u *users) match(q *query) bool {
 		return true
 	}
 	issuer, subject := q.claims("iss"), q.claims("sub")
-	if len(issuer) == 0 || len(subject) == 0 { // nobody
+	if len(issuer) == 0 || len(subject) == 0 { // the request has no user
 		return len(u.values) == 0
 	}
 	is := func(u user) bool { return u.issuer.match(issuer[0]) && u.subject.match(subject[0]) }
 	return (len(u.values) == 0 || slices.ContainsFunc(u.values, is)) && !slices.ContainsFunc(u.notValues, is)
 }
 
-// anything matches every text, also none.
+// anything matches every text, even the empty one.
 var anything = pattern{kind: prefix}
 
 // parseUser reads a pattern of request principals as Istio does.

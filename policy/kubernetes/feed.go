@@ -52,13 +52,13 @@ func (*Feed) String() string { return "the documents of Kubernetes" }
 
 func (f *Feed) log() *slog.Logger { return cmp.Or(f.Logger, slog.Default()) }
 
-// Watch yields the documents now and after every change, until ctx ends, each as a source of its own named "NAMESPACE/KIND/NAME", from
-// old to new. Documents stand alone: see policy.Source. First it waits until every kind was read in every namespace that it begins
-// with. No document at all is an answer like any other, see mesh.WithEmptyPolicy.
+// Watch yields the documents at the start and after every change, until ctx ends. Each document is a source of its own, named
+// "NAMESPACE/KIND/NAME"; they are ordered from old to new. Documents stand alone: see policy.Source. The first set is yielded when every
+// kind has been read in every namespace that is followed from the start. It may be empty, see mesh.WithEmptyPolicy.
 //
-// What cannot be read is yielded as an error, and what was read of it before goes on to hold. An error has the method Temporary: before
-// the first set it reports false if a kind that protects somebody, such as AuthorizationPolicy, may not be read, and then waiting does
-// not help. Other kinds that may not be read are left out.
+// If something cannot be read, Watch yields an error, and the documents that were read before stay in force. An error has the method
+// Temporary. Before the first set, it reports false if this process may not read a kind that protects somebody, such as
+// AuthorizationPolicy: then waiting does not help. Other kinds that it may not read are left out.
 func (f *Feed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	return func(yield func([]policy.Source, error) bool) {
 		ctx, cancel := context.WithCancel(ctx)
