@@ -237,7 +237,7 @@ func (p *Permission) compile(mode Normalization) (*rule, error) {
 		out.when = append(out.when, c)
 	}
 	if len(out.to)+len(out.when) == 0 {
-		return nil, errors.New("it has no condition on requests")
+		return nil, errors.New("it says nothing of the requests that it is about")
 	}
 	return out, nil
 }
