@@ -320,12 +320,10 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 		return r
 	}
 	switch state {
-	case catalog.Unknown:
-		doc.Errorf("kind", "%s", message)
-		return r
-	case catalog.Refused:
-		doc.Errorf("kind", "%s", message)
-		r.is = notEnforced{}
+	case catalog.Unknown, catalog.Refused:
+		if doc.Errorf("kind", "%s", message); state == catalog.Refused {
+			r.is = notEnforced{}
+		}
 		return r
 	case catalog.Meaningless:
 		doc.Warnf("kind", "%s", message)
