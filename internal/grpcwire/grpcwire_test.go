@@ -1,10 +1,12 @@
 package grpcwire_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/status"
@@ -29,6 +31,28 @@ func TestMessageSize(t *testing.T) {
 	} {
 		if size, known := grpcwire.MessageSize(test.m); size != test.size || known != test.known {
 			t.Errorf("%s: %d, %t; want %d, %t", test.name, size, known, test.size, test.known)
+		}
+	}
+}
+
+// A call whose caller closed the ClientConn is nobody else's failure, also if gRPC calls it Unavailable.
+func TestClosed(t *testing.T) {
+	//lint:ignore SA1019 there is no other error for it
+	closed := grpc.ErrClientConnClosing
+	for _, test := range []struct {
+		name string
+		err  error
+		want bool
+	}{
+		{"at once", closed, true},
+		{"while headers are read", status.Error(codes.Unavailable, closed.Error()), true},
+		{"after GOAWAY", status.Errorf(codes.Unavailable, "closing transport due to: %v, received prior goaway: code: NO_ERROR", closed), true},
+		{"a connection that is lost", status.Error(codes.Unavailable, "closing transport due to: connection error: EOF, received prior goaway: code: NO_ERROR"), false},
+		{"an answer with that text", status.Error(codes.Internal, closed.Error()), false},
+		{"a caller that cancels", status.FromContextError(context.Canceled).Err(), false},
+	} {
+		if got := grpcwire.Closed(test.err); got != test.want {
+			t.Errorf("%s: Closed(%v) = %v, want %v", test.name, test.err, got, test.want)
 		}
 	}
 }
