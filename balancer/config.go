@@ -114,9 +114,16 @@ const (
 	maxTableSize = 5000011
 )
 
-// settings is a Config with its defaults filled in and its Locality compiled.
+// settings is what picks need of a Config, with its defaults filled in and its Locality compiled.
 type settings struct {
-	Config
+	Algorithm                Algorithm
+	Choices, Aperture        int
+	MinRingSize, MaxRingSize int
+	TableSize                int
+	BoundedLoad              float64
+	SlowStart                SlowStart
+	PanicFraction            float64
+
 	topology topology
 	fading   float64 // the binary logarithm of what a latency loses in a tick
 }
@@ -141,13 +148,14 @@ func (c Config) compile() (settings, error) {
 	if err = cmp.Or(c.checkPick(), c.checkHash(), c.SlowStart.check(c.Algorithm), err); err != nil {
 		return settings{}, err
 	}
-	set := settings{Config: c, topology: topology}
-	set.Choices = cmp.Or(set.Choices, 2)
-	set.Decay = cmp.Or(set.Decay, time.Second)
-	set.fading = math.Log2E * (1 << tick) / float64(set.Decay)
-	set.MaxRingSize = cmp.Or(set.MaxRingSize, maxRing)
-	set.MinRingSize = cmp.Or(set.MinRingSize, min(1024, set.MaxRingSize))
-	set.TableSize = cmp.Or(set.TableSize, 65537)
+	set := settings{
+		Algorithm: c.Algorithm, Choices: cmp.Or(c.Choices, 2), Aperture: c.Aperture,
+		MaxRingSize: cmp.Or(c.MaxRingSize, maxRing), TableSize: cmp.Or(c.TableSize, 65537),
+		BoundedLoad: c.BoundedLoad, SlowStart: c.SlowStart, PanicFraction: c.PanicFraction,
+		topology: topology,
+		fading:   math.Log2E * (1 << tick) / float64(cmp.Or(c.Decay, time.Second)),
+	}
+	set.MinRingSize = cmp.Or(c.MinRingSize, min(1024, set.MaxRingSize))
 	set.SlowStart.MinFraction = cmp.Or(set.SlowStart.MinFraction, 0.1)
 	set.SlowStart.Aggression = cmp.Or(set.SlowStart.Aggression, 1)
 	return set, nil

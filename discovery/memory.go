@@ -14,7 +14,7 @@ import (
 type Memory struct {
 	mu       sync.Mutex
 	services map[string]*record
-	watchers map[string]map[chan<- struct{}]struct{} // by name, the channels to wake
+	watchers map[string][]chan<- struct{} // by name, the channels to wake
 }
 
 // record is one state of a service. It is replaced, never changed, so its address identifies the state.
@@ -44,7 +44,7 @@ func (m *Memory) put(name string, r *record) {
 		}
 		m.services[name] = r
 	}
-	for wake := range m.watchers[name] {
+	for _, wake := range m.watchers[name] {
 		select {
 		case wake <- struct{}{}:
 		default: // already woken: it will find the latest
@@ -104,13 +104,10 @@ func (m *Memory) register(names []string, wake chan<- struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.watchers == nil {
-		m.watchers = make(map[string]map[chan<- struct{}]struct{})
+		m.watchers = make(map[string][]chan<- struct{})
 	}
 	for _, name := range names {
-		if m.watchers[name] == nil {
-			m.watchers[name] = make(map[chan<- struct{}]struct{})
-		}
-		m.watchers[name][wake] = struct{}{}
+		m.watchers[name] = append(m.watchers[name], wake)
 	}
 }
 
@@ -118,8 +115,8 @@ func (m *Memory) unregister(names []string, wake chan<- struct{}) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, name := range names {
-		delete(m.watchers[name], wake)
-		if len(m.watchers[name]) == 0 {
+		left := slices.DeleteFunc(m.watchers[name], func(other chan<- struct{}) bool { return other == wake })
+		if m.watchers[name] = left; len(left) == 0 {
 			delete(m.watchers, name)
 		}
 	}

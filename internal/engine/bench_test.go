@@ -47,7 +47,7 @@ func BenchmarkFirstCall(b *testing.B) {
 			v := e.view.Load()
 			for i := range n {
 				t := route.Target{Host: fmt.Sprintf("s%d.default.svc.cluster.local", i), Port: 80}
-				c, err := newCluster(e, t, e.clusterConfig(v.plan, t), nil)
+				c, err := newClusterLocked(e, t, e.clusterConfig(v.plan, t), nil)
 				if err != nil {
 					b.Fatal(err)
 				}

@@ -68,16 +68,17 @@ type cluster struct {
 // clusterGone is set in cluster.calls when the cluster is closed and no call is left.
 const clusterGone = 1 << 62
 
-// newCluster builds the state of a target. Parts of the previous cluster of the same target, which may be nil, are kept
+// newClusterLocked builds the state of a target. Parts of the previous cluster of the same target, which may be nil, are kept
 // where their settings are the same.
-func newCluster(e *Engine, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
+func newClusterLocked(e *Engine, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
+	config.Cluster = e.alikeLocked(config.Cluster)
 	c := &cluster{engine: e, target: target, config: config, failover: failoverTargets(&config, target)}
 	c.self = new(atomic.Pointer[cluster])
 	c.self.Store(c)
 	mode := config.TLS.Mode
 	c.plaintext.always = mode != policy.TLSAuto && mode != policy.TLSDisable
 	if previous == nil {
-		previous = &cluster{}
+		previous = &cluster{config: clusterConfig{Cluster: new(policy.Cluster)}}
 	}
 	var err error
 	if c.balancer, err = balancer.New(config.Balancer, balancer.Hooks{
@@ -89,7 +90,7 @@ func newCluster(e *Engine, target route.Target, config clusterConfig, previous *
 	before := previous.sockets
 	if before != nil && previous.config.TLS.Equal(config.TLS) && previous.config.Pool == config.Pool && previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 {
 		c.sockets = before
-	} else if c.sockets, err = sockets.New(e.config.Template, &config.Cluster, before); err != nil {
+	} else if c.sockets, err = sockets.New(e.config.Template, config.Cluster, before); err != nil {
 		return nil, err
 	}
 	if err := c.protect(previous); err != nil {
@@ -170,7 +171,7 @@ func (c *cluster) idleSince(then time.Time) bool {
 	return c.calls.Load() == 0 && c.used.Load() < then.Unix()
 }
 
-// start begins to watch the endpoints. It is not part of newCluster because it calls observers, which must not happen while
+// start begins to watch the endpoints. It is not part of newClusterLocked because it calls observers, which must not happen while
 // the mesh is locked.
 func (c *cluster) start() {
 	entry := c.config.entry

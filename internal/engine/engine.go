@@ -63,6 +63,10 @@ type Engine struct {
 
 	mu      sync.Mutex  // held while the view changes; calls do not take it unless they need a new cluster
 	sweeper *time.Timer // of targets that no document names; nil while there are none
+
+	// The ways to treat targets that were met last: see alikeLocked. Guarded by mu.
+	alike     [8]*policy.Cluster
+	alikeNext int
 }
 
 // New returns an engine that has no plan yet: see [Engine.Apply].

@@ -324,3 +324,26 @@ func TestRoutesOfHostsThatCameInPlaceOfOthers(t *testing.T) {
 		t.Error("other hosts do not show")
 	}
 }
+
+// Thousands of services are treated in a few ways, but each once kept a copy of its settings.
+func TestServicesThatAreTreatedAlikeShareTheirSettings(t *testing.T) {
+	const services = 100
+	e, targets := documented(t, services)
+	if err := e.Treat(func(t route.Target, c *policy.Cluster) { c.Eject = t.Host != targets[0].Host }); err != nil {
+		t.Fatal(err)
+	}
+	seen := make(map[*policy.Cluster]int)
+	for _, target := range targets {
+		c, current, err := e.create(e.Plan(), target)
+		if err != nil || !current {
+			t.Fatal(current, err)
+		}
+		if c.config.Eject != (target != targets[0]) {
+			t.Errorf("%v has the settings of others", target)
+		}
+		seen[c.config.Cluster]++
+	}
+	if len(seen) != 2 {
+		t.Errorf("%d services that are treated in 2 ways keep %d settings", services, len(seen))
+	}
+}

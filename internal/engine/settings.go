@@ -24,9 +24,9 @@ import (
 
 // clusterConfig is everything that decides how a target is treated. A cluster outlives a reload that leaves it as it is.
 type clusterConfig struct {
-	policy.Cluster
-	service discovery.Service
-	entry   *policy.ServiceEntry // where the endpoints are, if a document says so
+	*policy.Cluster // shared by targets that are treated alike: see Engine.alikeLocked
+	service         discovery.Service
+	entry           *policy.ServiceEntry // where the endpoints are, if a document says so
 
 	documented bool // some document names the host
 
@@ -42,7 +42,8 @@ type clusterConfig struct {
 
 func (e *Engine) clusterConfig(plan *policy.Plan, target route.Target) clusterConfig {
 	h := plan.Host(target.Host)
-	config := clusterConfig{Cluster: e.cluster(plan, target), service: h.Service, entry: h.Entry, documented: h.Known}
+	documents := e.cluster(plan, target)
+	config := clusterConfig{Cluster: &documents, service: h.Service, entry: h.Entry, documented: h.Known}
 	if h.Entry != nil {
 		config.peers = plan.Peers(h.Entry.Namespace)
 	} else if h.Service.Namespace != "" {
@@ -66,10 +67,23 @@ func (e *Engine) clusterConfig(plan *policy.Plan, target route.Target) clusterCo
 
 // equal reports whether a cluster can stay as it is.
 func (c *clusterConfig) equal(other *clusterConfig) bool {
-	return c.Cluster.Equal(&other.Cluster) && c.service == other.service && c.entry.Equal(other.entry) &&
+	return (c.Cluster == other.Cluster || c.Cluster.Equal(other.Cluster)) && c.service == other.service && c.entry.Equal(other.entry) &&
 		c.documented == other.documented && c.peers.Equal(other.peers) && c.trustDomain == other.trustDomain &&
 		c.circuit == other.circuit && c.hasCircuit == other.hasCircuit && c.budget == other.budget &&
 		c.rate == other.rate && c.bodyIdle == other.bodyIdle
+}
+
+// alikeLocked returns what was kept before if it is equal to c, so that targets that are treated alike share it: there may be
+// thousands of them, and few ways to treat them.
+func (e *Engine) alikeLocked(c *policy.Cluster) *policy.Cluster {
+	for _, other := range e.alike {
+		if other != nil && other.Equal(c) {
+			return other
+		}
+	}
+	e.alike[e.alikeNext%len(e.alike)] = c
+	e.alikeNext++
+	return c
 }
 
 // timesAnswers reports whether it matters how long the endpoints take to answer.

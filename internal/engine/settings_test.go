@@ -34,7 +34,8 @@ spec: {mtls: {mode: STRICT}}
 		"rate":        func(c *clusterConfig) { c.rate = limit.RateConfig{PerSecond: 1} },
 		"bodyIdle":    func(c *clusterConfig) { c.bodyIdle = 1 },
 	}
-	if !new(clusterConfig).equal(new(clusterConfig)) {
+	empty := func() *clusterConfig { return &clusterConfig{Cluster: new(policy.Cluster)} }
+	if !empty().equal(empty()) {
 		t.Error("settings do not equal their like")
 	}
 	for i := range reflect.TypeFor[clusterConfig]().NumField() {
@@ -44,9 +45,9 @@ spec: {mtls: {mode: STRICT}}
 			t.Errorf("%s is not tested: does equal look at it?", name)
 			continue
 		}
-		var changed clusterConfig
-		change(&changed)
-		if changed.equal(new(clusterConfig)) || new(clusterConfig).equal(&changed) {
+		changed := empty()
+		change(changed)
+		if changed.equal(empty()) || empty().equal(changed) {
 			t.Errorf("%s makes no difference", name)
 		}
 	}

@@ -40,7 +40,7 @@ func (e *Engine) Apply(plan *policy.Plan, apart bool) (settle func(), err error)
 		}
 		config := e.clusterConfig(plan, target)
 		if !config.equal(&c.config) {
-			successor, err := newCluster(e, target, config, c)
+			successor, err := newClusterLocked(e, target, config, c)
 			switch {
 			case err != nil && apart:
 				gone = append(gone, c) // the next call makes it, or fails if it still cannot be
@@ -118,7 +118,7 @@ func (e *Engine) create(plan *policy.Plan, target route.Target) (c *cluster, cur
 	if err := checkPort(plan, target); err != nil {
 		return nil, false, err
 	}
-	if c, err = newCluster(e, target, e.clusterConfig(plan, target), nil); err != nil {
+	if c, err = newClusterLocked(e, target, e.clusterConfig(plan, target), nil); err != nil {
 		return nil, false, err
 	}
 	c.used.Store(time.Now().Unix())

@@ -6,9 +6,7 @@ package sockets
 
 import (
 	"crypto/tls"
-	"maps"
 	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -31,7 +29,7 @@ type Set struct {
 	origination *originate.Origination // nil unless a document asks for TLS with certificates that it names
 
 	mu  sync.Mutex
-	all map[key]*Socket
+	all map[string]*Socket // by address, the first of those to the same one
 }
 
 // Security says how connections to an endpoint are secured. It is comparable: connections are shared only where it is equal.
@@ -98,7 +96,7 @@ func New(from *Template, config *policy.Cluster, before *Set) (*Set, error) {
 		return nil, err
 	}
 	probe.Close()
-	c := &Set{Pool: pool, Limits: config.Pool, template: template, origination: originated, all: make(map[key]*Socket)}
+	c := &Set{Pool: pool, Limits: config.Pool, template: template, origination: originated, all: make(map[string]*Socket)}
 	c.Multiplexed.Store(config.UpgradeHTTP2)
 	return c, nil
 }
@@ -108,11 +106,11 @@ func (c *Set) Open(address string, under Security, config *tls.Config) *Socket {
 	k := key{address, under}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := c.all[k]
+	s := c.findLocked(k)
 	if s == nil {
-		s = &Socket{owner: c, key: k, config: config}
+		s = &Socket{owner: c, key: k, config: config, next: c.all[address]}
 		s.current.Store(&Connections{socket: s})
-		c.all[k] = s
+		c.all[address] = s
 	}
 	s.refs++
 	return s
@@ -122,11 +120,36 @@ func (c *Set) Open(address string, under Security, config *tls.Config) *Socket {
 func (c *Set) Share(address string, under Security) *Socket {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	s := c.all[key{address, under}]
+	s := c.findLocked(key{address, under})
 	if s != nil {
 		s.refs++
 	}
 	return s
+}
+
+// findLocked returns an open socket, or nil.
+func (c *Set) findLocked(k key) *Socket {
+	s := c.all[k.address]
+	for s != nil && s.key != k {
+		s = s.next
+	}
+	return s
+}
+
+// removeLocked forgets an open socket.
+func (c *Set) removeLocked(s *Socket) {
+	first := c.all[s.key.address]
+	switch {
+	case first != s:
+		for first.next != s {
+			first = first.next
+		}
+		first.next = s.next
+	case s.next != nil:
+		c.all[s.key.address] = s.next
+	default:
+		delete(c.all, s.key.address)
+	}
 }
 
 // Close closes a socket that was opened, once for each Open and Share.
@@ -135,7 +158,7 @@ func (c *Set) Close(s *Socket) {
 	s.refs--
 	last := s.refs == 0
 	if last {
-		delete(c.all, s.key)
+		c.removeLocked(s)
 	}
 	c.mu.Unlock()
 	if last {
@@ -146,7 +169,12 @@ func (c *Set) Close(s *Socket) {
 // each calls f for each socket.
 func (c *Set) each(f func(*Socket)) {
 	c.mu.Lock()
-	all := slices.Collect(maps.Values(c.all))
+	all := make([]*Socket, 0, len(c.all))
+	for _, s := range c.all {
+		for ; s != nil; s = s.next {
+			all = append(all, s)
+		}
+	}
 	c.mu.Unlock()
 	for _, s := range all {
 		f(s)
@@ -194,6 +222,7 @@ type Socket struct {
 	key    key
 	config *tls.Config // nil for connections without TLS of ours
 	refs   int         // guarded by Set.mu
+	next   *Socket     // to the same address; guarded by Set.mu
 
 	current atomic.Pointer[Connections] // nil once the socket is closed
 }
