@@ -277,11 +277,11 @@ spec:
 `, i, timeout)
 }
 
-// BenchmarkReload changes one of 4,000 documents.
+// BenchmarkReload changes one of 10,000 documents.
 func BenchmarkReload(b *testing.B) {
 	for _, kind := range kinds {
 		b.Run(kind.name, func(b *testing.B) {
-			sets := [][]policy.Source{kind.documents(2000, "1s"), kind.documents(2000, "2s")}
+			sets := [][]policy.Source{kind.documents(5000, "1s"), kind.documents(5000, "2s")}
 			plan, _ := policy.Compile(sets[1], workload)
 			b.ReportAllocs()
 			i := 0
