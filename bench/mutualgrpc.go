@@ -41,12 +41,12 @@ const grpcSecurity = `
 ---
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
-metadata: {name: default}
+metadata: {name: default, namespace: default}
 spec: {mtls: {mode: STRICT}}
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
-metadata: {name: echo}
+metadata: {name: echo, namespace: default}
 spec:
   selector: {matchLabels: {app: echo}}
   rules:

@@ -47,6 +47,9 @@ func main() {
 		fmt.Fprintln(os.Stderr, "compare:", err)
 		os.Exit(1)
 	}
+	if len(quoted) > 0 {
+		quoted.print()
+	}
 }
 
 func compare(rounds int, span time.Duration) error {
@@ -111,6 +114,7 @@ func mutualGRPC(inFlight, rounds int, span time.Duration) error {
 		for i, c := range callers {
 			fmt.Printf("| %s | %d | %s | %.0f | %s | %.1f µs | %s |\n", kind.name, inFlight, c.Name,
 				median(rate[i]), ratio(rate[i], rate[0]), median(cpu[i]), ratio(cpu[i], cpu[0]))
+			quoted.put("gRPC, "+kind.name, inFlight, c.Name, rate[i], rate[0], nil, nil, cpu[i], cpu[0])
 		}
 	}
 	return nil
@@ -137,6 +141,7 @@ func mutual(inFlight, rounds int, span time.Duration) error {
 	for i, c := range callers {
 		fmt.Printf("| %d | %s | %.0f | %s | %.1f µs | %s |\n", inFlight, c.Name,
 			median(rate[i]), ratio(rate[i], rate[0]), median(cpu[i]), ratio(cpu[i], cpu[0]))
+		quoted.put("HTTP/2", inFlight, c.Name, rate[i], rate[0], nil, nil, cpu[i], cpu[0])
 	}
 	return nil
 }
@@ -201,6 +206,7 @@ func loopback(protocol bench.Protocol, inFlight, rounds int, span time.Duration)
 		fmt.Printf("| %s | %d | %s | %.0f | %s | %.1f µs | %s | %.1f µs | %s |\n", protocol, inFlight, name,
 			median(rate[i]), ratio(rate[i], rate[0]), median(both[i]), ratio(both[i], both[0]),
 			median(client[i]), ratio(client[i], client[0]))
+		quoted.put(string(protocol), inFlight, name, rate[i], rate[0], client[i], client[0], both[i], both[0])
 	}
 	return nil
 }
@@ -259,13 +265,19 @@ func median(values []float64) float64 {
 	return sorted[middle]
 }
 
-// ratio returns the median of the ratios within rounds, with the middle half of them.
-func ratio(a, b []float64) string {
+// ratios returns the ratios within rounds, the least first.
+func ratios(a, b []float64) []float64 {
 	ratios := make([]float64, len(a))
 	for i := range a {
 		ratios[i] = a[i] / b[i]
 	}
 	slices.Sort(ratios)
-	quarter := len(ratios) / 4
-	return fmt.Sprintf("%.2f (%.2f to %.2f)", median(ratios), ratios[quarter], ratios[len(ratios)-1-quarter])
+	return ratios
+}
+
+// ratio returns the median of the ratios within rounds, with the middle half of them.
+func ratio(a, b []float64) string {
+	all := ratios(a, b)
+	quarter := len(all) / 4
+	return fmt.Sprintf("%.2f (%.2f to %.2f)", median(all), all[quarter], all[len(all)-1-quarter])
 }
