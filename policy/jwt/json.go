@@ -61,6 +61,31 @@ func (v *value) read() {
 	v.name = name
 }
 
+// texts yields the string that a value is, or the items of the list that it is, with false for one that is no string. The list may be one that
+// scan has left: nothing of it is kept.
+func (v *value) texts(yield func(s string, ok bool) bool) {
+	switch {
+	case v.kind == text:
+		yield(v.text, true)
+	case v.kind == list && v.text == "":
+		for i := range v.inner {
+			if !yield(v.inner[i].text, v.inner[i].kind == text) {
+				return
+			}
+		}
+	case v.kind == list:
+		p := parser{rest: v.text[1:]}
+		for !p.take(']') {
+			p.space()
+			s, ok := p.string()
+			if !yield(s, ok) || !ok {
+				return
+			}
+			p.take(',')
+		}
+	}
+}
+
 // member returns the member of an object by its name.
 func (v *value) member(name string) *value {
 	if v.kind == object {

@@ -3,7 +3,9 @@ package jwt
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -14,6 +16,7 @@ func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		`{}`, `{"a":1}`, ` {"a" : [ 1 , -2.5e+3, "x\n\ud83d\ude00", true, false, null ] , "b":{"c":{}}} `, `{"a":1,"a":2}`, `{"a":"\ud800"}`,
 		`{"a":01}`, `{"a":1}x`, `{"a":-}`, `{"a":1.}`, `{"a":1e}`, `{"a":[1,]}`, `[1]`, `{"a"}`, `{"a":}`, "{\"a\":\"\x01\"}", `{"a":"\x"}`, `{"a":tru}`,
+		`{"aud":[ "x" , "y,]\u0041" ],"b":[],"c":[ ],"d":["x",1],"e":["",null,"z"]}`,
 		strings.Repeat(`{"a":`, 70) + "1" + strings.Repeat("}", 70),
 	} {
 		f.Add(s)
@@ -22,7 +25,11 @@ func FuzzParse(f *testing.F) {
 		v, ok := parse(s)
 		scanned, taken := scan(s)
 		for i := range scanned.inner {
+			left := texts(&scanned.inner[i])
 			scanned.inner[i].read()
+			if got := texts(&scanned.inner[i]); !slices.Equal(got, left) {
+				t.Errorf("%q: the texts %q were scanned, and %q read", s, left, got)
+			}
 		}
 		if taken != ok || ok && string(scanned.appendJSON(nil)) != string(v.appendJSON(nil)) {
 			t.Errorf("%q is scanned as %s (%t), and read as %s (%t)", s, scanned.appendJSON(nil), taken, v.appendJSON(nil), ok)
@@ -41,6 +48,18 @@ func FuzzParse(f *testing.F) {
 			t.Errorf("%q is read as %v (%v), want %v", s, got, err, want)
 		}
 	})
+}
+
+// texts returns the strings of a value before the first that is none, and how many items were looked at.
+func texts(v *value) (all []string) {
+	n := 0
+	for s, ok := range v.texts {
+		if n++; !ok {
+			break
+		}
+		all = append(all, s)
+	}
+	return append(all, fmt.Sprint(n))
 }
 
 // plain reports whether s is an object that everybody reads alike: of JSON, and neither deep, wide nor odd.
@@ -104,6 +123,30 @@ func TestScanKeepsNothing(t *testing.T) {
 			}
 		}); n > 1 {
 			t.Errorf("%.60s: %v allocations", s, n)
+		}
+	}
+}
+
+// Nor does it by the number of its audiences.
+func TestReadKeepsNoAudiences(t *testing.T) {
+	const many = 3000
+	allocated := func(claims string, want *Error) float64 {
+		s := base64url.EncodeToString([]byte(`{"alg":"RS256"}`)) + "." + base64url.EncodeToString([]byte(claims)) + ".AAAA"
+		return testing.AllocsPerRun(5, func() {
+			tok, err := read(s)
+			if err != want || err == nil && (!tok.meant([]string{"mesh"}) || tok.meant([]string{"web"})) {
+				t.Fatalf("%.60s: %v, want %v", claims, err, want)
+			}
+		})
+	}
+	one := allocated(`{"aud":["mesh"],"x":"`+strings.Repeat("a", 3*many)+`"}`, nil)
+	for claims, want := range map[string]*Error{
+		`{"aud":[` + strings.Repeat(`"",`, many) + `"mesh"]}`:   nil,
+		`{"aud":[` + strings.Repeat(`"",`, many) + `1]}`:        errAudienceType,
+		`{"aud":[` + strings.Repeat(`"",`, many) + `["mesh"]]}`: errAudienceType,
+	} {
+		if n := allocated(claims, want); n > one {
+			t.Errorf("%.60s: %v allocations, and %v for one audience", claims, n, one)
 		}
 	}
 }

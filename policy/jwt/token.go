@@ -29,7 +29,7 @@ type token struct {
 	notBefore uint64
 	expiry    uint64
 	expires   bool
-	audiences []string
+	aud       *value // a string, a list of strings, or absent
 }
 
 // base64url is the only spelling of a text (RFC 7515, section 2): without padding, and the bits that are left over are zero.
@@ -134,21 +134,14 @@ func (t *token) readClaims() *Error {
 	if jti.kind != absent && jti.kind != text {
 		return errIDType
 	}
-	switch aud := t.claims.member("aud"); aud.kind {
-	case absent:
-	case text:
-		t.audiences = []string{aud.text}
-	case list:
-		aud.read()
-		t.audiences = make([]string, 0, len(aud.inner))
-		for _, item := range aud.inner {
-			if item.kind != text {
-				return errAudienceType
-			}
-			t.audiences = append(t.audiences, item.text)
-		}
-	default:
+	t.aud = t.claims.member("aud")
+	if t.aud.kind != absent && t.aud.kind != text && t.aud.kind != list {
 		return errAudienceType
+	}
+	for _, ok := range t.aud.texts {
+		if !ok {
+			return errAudienceType
+		}
 	}
 	return nil
 }
@@ -195,9 +188,15 @@ func (t *token) current(now time.Time) *Error {
 
 // meant reports whether the token is for one of the audiences.
 func (t *token) meant(audiences []string) bool {
-	return len(audiences) == 0 || slices.ContainsFunc(t.audiences, func(aud string) bool {
-		return slices.Contains(audiences, plainAudience(aud))
-	})
+	if len(audiences) == 0 {
+		return true
+	}
+	for aud := range t.aud.texts {
+		if slices.Contains(audiences, plainAudience(aud)) {
+			return true
+		}
+	}
+	return false
 }
 
 // plainAudience returns an audience without what does not count in it.
