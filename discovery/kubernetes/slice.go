@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -50,13 +51,13 @@ func decodeSlice(o kubernetes.Object) *slice {
 	d.slice.name, d.slice.portless = o.Name, true
 	d.slice.backends = make([]backend, 0, min(len(o.Raw)/160, mostEndpoints)) // about as many as there are
 	if !d.Members(d.member) {
-		return &slice{name: o.Name, service: d.slice.service, err: fmt.Errorf("kubernetes: EndpointSlice %s/%s: %w", o.Namespace, o.Name, d.Err())}
+		return &slice{name: o.Name, service: d.slice.service, err: fmt.Errorf("kubernetes: EndpointSlice %s/%s: %w", o.Namespace, o.Name, cmp.Or(d.tooMany, d.Err()))}
 	}
 	d.slice.leaveOut()
 	return &d.slice
 }
 
-// mostEndpoints is how many a slice may have.
+// mostEndpoints is how many a slice may have. A server takes no more, and more would take many times the memory of their text.
 const mostEndpoints = 1000
 
 // leaveOut leaves endpoints out whose addresses are none. The server takes such as 10.01.0.1.
@@ -88,6 +89,7 @@ type sliceDecoder struct {
 	slice     slice
 	namespace string
 	shared    map[string]string // texts that many endpoints have
+	tooMany   error             // there are more than mostEndpoints
 }
 
 // share reads a text that many endpoints have.
@@ -153,6 +155,10 @@ func (d *sliceDecoder) port() bool {
 }
 
 func (d *sliceDecoder) endpoint() bool {
+	if len(d.slice.backends) == mostEndpoints {
+		d.tooMany = fmt.Errorf("it has more than %d endpoints", mostEndpoints)
+		return false
+	}
 	b := backend{ready: true, serving: true} // unless it says so
 	ok := d.Members(func(key []byte) bool {
 		switch string(key) {

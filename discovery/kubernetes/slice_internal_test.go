@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/nosidecar/mesh/internal/kubernetes"
@@ -146,5 +147,23 @@ func TestDecodeSlice(t *testing.T) {
 	}
 	if read < 1000 || refused < 1000 {
 		t.Errorf("%d slices were read, and %d refused: want many of both", read, refused)
+	}
+}
+
+// A server that says more than servers store does not decide how much memory it takes.
+func TestDecodeSliceOfTooMany(t *testing.T) {
+	of := func(n int) *slice {
+		all := strings.Repeat(`,{"addresses":["10.0.0.1"]}`, n)[1:]
+		return decodeSlice(kubernetes.Object{Key: kubernetes.Key{Namespace: "shop", Name: "a"},
+			Raw: []byte(`{"metadata":{"labels":{"` + serviceName + `":"orders"}},"addressType":"IPv4","endpoints":[` + all + `]}`)})
+	}
+	if s := of(mostEndpoints); s.err != nil || len(s.backends) != mostEndpoints {
+		t.Errorf("%d of %d endpoints are read (%v)", len(s.backends), mostEndpoints, s.err)
+	}
+	for _, n := range []int{mostEndpoints + 1, 100 * mostEndpoints} {
+		s := of(n)
+		if s.err == nil || s.err.Error() != "kubernetes: EndpointSlice shop/a: it has more than 1000 endpoints" || s.service != "orders" || s.backends != nil {
+			t.Errorf("%d endpoints are read of %d (%v)", len(s.backends), n, s.err)
+		}
 	}
 }
