@@ -41,12 +41,16 @@ func (g good[T]) take(state kubernetes.State[T], touched func(about string)) {
 		old, had := g.objects[key]
 		broken, wasBroken := g.faulty[key]
 		now, ok := state.Objects[key]
-		delete(g.faulty, key)
+		isBroken := ok && now.fault() != nil
 		if wasBroken {
 			touched(broken.about(key))
 		}
+		if had && (wasBroken || isBroken) { // a fault is of what the last good state is about, too
+			touched(old.about(key))
+		}
+		delete(g.faulty, key)
 		switch {
-		case ok && now.fault() != nil:
+		case isBroken:
 			g.faulty[key] = now
 			touched(now.about(key))
 			continue

@@ -2,8 +2,12 @@ package kubernetes
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -164,6 +168,37 @@ func TestDecodeSliceOfTooMany(t *testing.T) {
 		s := of(n)
 		if s.err == nil || s.err.Error() != "kubernetes: EndpointSlice shop/a: it has more than 1000 endpoints" || s.service != "orders" || s.backends != nil {
 			t.Errorf("%d endpoints are read of %d (%v)", len(s.backends), n, s.err)
+		}
+	}
+}
+
+// What could not be read is told to the services of the last good state too, when that begins and when it is over.
+func TestGoodTouchesBoth(t *testing.T) {
+	key := kubernetes.Key{Namespace: "shop", Name: "a"}
+	good, kept := &slice{name: "a", service: "orders"}, newGood[*slice]()
+	broken := &slice{name: "a", err: errors.New("not a slice")} // of which it cannot even be read which service it is of
+	for i, step := range []struct {
+		state *slice // nil: it is gone
+		want  string // what is touched
+		fault bool   // of orders, afterwards
+	}{
+		{good, "[orders]", false},
+		{broken, "[ orders]", true},
+		{&slice{name: "a", service: "orders"}, "[ orders]", false},
+		{broken, "[ orders]", true},
+		{nil, "[ orders]", false},
+	} {
+		state := kubernetes.State[*slice]{Objects: map[kubernetes.Key]*slice{}, Changed: []kubernetes.Key{key}}
+		if step.state != nil {
+			state.Objects[key] = step.state
+		}
+		touched := make(map[string]bool)
+		kept.take(state, func(about string) { touched[about] = true })
+		if got := fmt.Sprint(slices.Sorted(maps.Keys(touched))); got != step.want {
+			t.Errorf("step %d touches %s, want %s", i, got, step.want)
+		}
+		if got := len(kept.faults("orders")) > 0; got != step.fault {
+			t.Errorf("step %d: orders has a fault: %t, want %t", i, got, step.fault)
 		}
 	}
 }
