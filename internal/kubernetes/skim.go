@@ -217,19 +217,12 @@ func (s *Skimmer) digits() bool {
 
 // string walks over a value and puts it into *into if it is a string.
 func (s *Skimmer) string(into *string) bool {
-	from := s.at
-	if !s.value(0) {
-		return false
+	if s.space() != '"' {
+		return s.value(0)
 	}
-	span := s.data[from:s.at]
-	switch {
-	case span[0] != '"':
-	case bytes.IndexByte(span, '\\') < 0 && utf8.Valid(span):
-		*into = string(span[1 : len(span)-1])
-	default:
-		return json.Unmarshal(span, into) == nil
-	}
-	return true
+	text, ok := s.Text()
+	*into = string(text)
+	return ok
 }
 
 // Skip walks over a value of any type.
