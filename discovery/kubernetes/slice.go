@@ -65,22 +65,22 @@ func (s *slice) leaveOut() {
 	if s.addressType == "FQDN" {
 		return
 	}
-	s.backends = slices.DeleteFunc(s.backends, func(b backend) bool {
-		_, err := netip.ParseAddr(b.address)
+	kept := s.backends[:0]
+	for _, b := range s.backends {
+		ip, err := netip.ParseAddr(b.address)
 		if err != nil {
 			s.bad = b.address
 			s.left++
+			continue
 		}
-		return err != nil
-	})
-	for i := range s.backends {
 		var canonical [64]byte
-		b := &s.backends[i]
-		ip, _ := netip.ParseAddr(b.address)
 		if text := ip.AppendTo(canonical[:0]); string(text) != b.address {
 			b.address = string(text)
 		}
+		kept = append(kept, b)
 	}
+	clear(s.backends[len(kept):])
+	s.backends = kept
 }
 
 // sliceDecoder reads a slice. Large ones that change often are what costs most of all that is read.
