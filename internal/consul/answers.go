@@ -29,12 +29,12 @@ func check(req *http.Request, resp *http.Response) {
 		resp.Header.Set(contactHeader, "0")
 	}
 	switch {
-	case resp.StatusCode == http.StatusConflict: // JSON
-		resp.Body = &bounded{resp.Body, mostRefusal}
-	case resp.StatusCode >= http.StatusBadRequest:
-		resp.Body = &message{ReadCloser: resp.Body, token: req.Header.Get(tokenHeader)}
-	default:
+	case resp.StatusCode == http.StatusOK:
 		resp.Body = &bounded{resp.Body, mostAnswer}
+	case resp.StatusCode == http.StatusConflict && strings.HasSuffix(req.URL.Path, "/v1/txn"): // JSON
+		resp.Body = &bounded{resp.Body, mostRefusal}
+	default:
+		resp.Body = &message{ReadCloser: resp.Body, token: req.Header.Get(tokenHeader)}
 	}
 }
 
@@ -77,16 +77,19 @@ type message struct {
 // Read implements io.Reader.
 func (m *message) Read(p []byte) (int, error) {
 	if m.text == nil {
-		// What is cut off must not leave a part of the token.
-		data, err := io.ReadAll(io.LimitReader(m.ReadCloser, int64(mostMessage+len(m.token))))
+		most := mostMessage + len(m.token)
+		data, err := io.ReadAll(io.LimitReader(m.ReadCloser, int64(most)))
 		if err != nil && len(data) == 0 {
 			return 0, err
 		}
-		text := string(data)
+		text := clean(string(data))
 		if m.token != "" {
 			text = strings.ReplaceAll(text, m.token, "TOKEN")
 		}
-		m.text = bytes.NewReader([]byte(clean(text[:min(len(text), mostMessage)])))
+		if err != nil || len(data) == most { // its end may be a part of the token
+			text = text[:max(0, len(text)-len(m.token))]
+		}
+		m.text = bytes.NewReader([]byte(text[:min(len(text), mostMessage)]))
 	}
 	return m.text.Read(p)
 }

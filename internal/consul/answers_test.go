@@ -55,6 +55,8 @@ func TestErrorsTellNoTokenAndAreShort(t *testing.T) {
 		"short":     "bad gateway\n\x1b[31mX-Consul-Token: " + secret,
 		"long":      strings.Repeat("bad gateway\n", 100_000) + secret,
 		"cut in it": strings.Repeat("x", mostMessage-10) + secret,
+		"cut later": secret + strings.Repeat("x", mostMessage-20) + secret,
+		"in parts":  secret[:4] + "\x00" + secret[4:],
 	} {
 		client := serve(t, func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(http.StatusBadGateway)
@@ -68,6 +70,33 @@ func TestErrorsTellNoTokenAndAreShort(t *testing.T) {
 			t.Errorf("%s: the error has %d bytes", name, len(err.Error()))
 		case strings.Contains(err.Error(), secret[:8]) || strings.ContainsAny(err.Error(), "\n\x1b"):
 			t.Errorf("%s: %q, want one line without the token", name, err.Error())
+		}
+	}
+}
+
+// A connection may end within the token.
+func TestErrorsThatBreakOffTellNoToken(t *testing.T) {
+	client := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusBadGateway)
+		io.WriteString(w, "the proxy got "+secret[:30])
+		w.(http.Flusher).Flush()
+		panic(http.ErrAbortHandler)
+	})
+	if _, _, err := client.Catalog().Nodes(nil); Status(err) != http.StatusBadGateway || strings.Contains(err.Error(), secret[:8]) {
+		t.Errorf("%v, want 502 without a part of the token", err)
+	}
+}
+
+// The official client makes an error of an answer with any status that it does not know, and of its body.
+func TestAnswersThatAreNoneAreErrors(t *testing.T) {
+	for _, status := range []int{http.StatusAccepted, http.StatusMultipleChoices, http.StatusConflict} {
+		client := serve(t, func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(status)
+			io.WriteString(w, "asked with "+secret+strings.Repeat("x", 10_000))
+		})
+		_, _, err := client.Catalog().Nodes(nil)
+		if Status(err) != status || len(err.Error()) > mostMessage+100 || strings.Contains(err.Error(), secret[:8]) {
+			t.Errorf("%d: %.200v, want a short error without the token", status, err)
 		}
 	}
 }
@@ -86,7 +115,7 @@ func TestAnswersAreBounded(t *testing.T) {
 	for status, most := range map[int]int64{http.StatusOK: mostAnswer, http.StatusConflict: mostRefusal, http.StatusNotFound: mostMessage, http.StatusInternalServerError: mostMessage} {
 		e := &endless{}
 		resp := &http.Response{StatusCode: status, Header: http.Header{}, Body: e}
-		check(httptest.NewRequest(http.MethodGet, "/", nil), resp)
+		check(httptest.NewRequest(http.MethodGet, "/v1/txn", nil), resp)
 		n, err := io.Copy(io.Discard, resp.Body)
 		if n > most+1 || e.read > most+1 || err == nil && status < http.StatusNotFound {
 			t.Errorf("%d: %d bytes, %v, want at most %d and an error", status, n, err, most)
@@ -97,7 +126,7 @@ func TestAnswersAreBounded(t *testing.T) {
 	}
 	// One of just the length is whole.
 	resp := &http.Response{StatusCode: http.StatusConflict, Header: http.Header{}, Body: io.NopCloser(io.LimitReader(&endless{}, mostRefusal))}
-	check(httptest.NewRequest(http.MethodGet, "/", nil), resp)
+	check(httptest.NewRequest(http.MethodGet, "/v1/txn", nil), resp)
 	if n, err := io.Copy(io.Discard, resp.Body); n != mostRefusal || err != nil {
 		t.Errorf("%d bytes, %v, want all", n, err)
 	}
