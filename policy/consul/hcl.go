@@ -8,6 +8,7 @@ import (
 
 	"github.com/hashicorp/hcl/hcl/ast"
 	"github.com/hashicorp/hcl/hcl/parser"
+	"github.com/hashicorp/hcl/hcl/scanner"
 	"github.com/hashicorp/hcl/hcl/token"
 )
 
@@ -48,22 +49,23 @@ func toJSON(data []byte) (out []byte, err error) {
 // maxDepth bounds objects and lists in one another, as that of JSON is bounded: the parser calls itself for each.
 const maxDepth = 64
 
-// tooDeep returns the line in which there are too many objects and lists in one another, 0 if there is none. Braces in texts count, too.
+// tooDeep returns the line in which there are too many objects and lists in one another, 0 if there is none. It reads what the parser
+// reads, for which a brace in a text or in a comment is none.
 func tooDeep(data []byte) int {
-	depth, line := 0, 1
-	for _, b := range data {
-		switch b {
-		case '\n':
-			line++
-		case '{', '[':
+	s := scanner.New(bytes.ReplaceAll(data, []byte("\r\n"), []byte("\n")))
+	s.Error = func(token.Pos, string) {} // which is for the parser to find
+	for depth := 0; ; {
+		switch t := s.Scan(); t.Type {
+		case token.LBRACE, token.LBRACK:
 			if depth++; depth > maxDepth {
-				return line
+				return t.Pos.Line
 			}
-		case '}', ']':
+		case token.RBRACE, token.RBRACK:
 			depth = max(0, depth-1)
+		case token.EOF:
+			return 0
 		}
 	}
-	return 0
 }
 
 // end is a key that is added to a file to see that it has been read to its end.

@@ -124,16 +124,18 @@ func TestReadDir_MistakesInHCL(t *testing.T) {
 func TestHCL_NestedTooDeep(t *testing.T) {
 	toJSON := consul.Formats()[".hcl"]
 	for name, text := range map[string]string{
-		"lists":   "kind = \"mesh\"\nx = " + strings.Repeat("[", 8<<20),
-		"blocks":  "kind = \"mesh\"\n" + strings.Repeat("x {", 4<<20),
-		"closed":  "kind = \"mesh\"\nx = " + strings.Repeat("[", 65) + strings.Repeat("]", 65),
-		"objects": "kind = \"mesh\"\nx = " + strings.Repeat("{x = ", 65) + "1" + strings.Repeat("}", 65),
+		"lists":    "kind = \"mesh\"\nx = " + strings.Repeat("[", 8<<20),
+		"blocks":   "kind = \"mesh\"\n" + strings.Repeat("x {", 4<<20),
+		"closed":   "kind = \"mesh\"\nx = " + strings.Repeat("[", 65) + strings.Repeat("]", 65),
+		"objects":  "kind = \"mesh\"\nx = " + strings.Repeat("{x = ", 65) + "1" + strings.Repeat("}", 65),
+		"comments": "kind = \"mesh\"\n" + strings.Repeat("x {/*}*/", 4<<20),
+		"texts":    "kind = \"mesh\"\nx = " + strings.Repeat("{x = [\"}]}]\",", 4<<20),
 	} {
 		if _, err := toJSON([]byte(text)); err == nil || err.Error() != "2: nested more than 64 levels deep" {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	if _, err := toJSON([]byte("x = " + strings.Repeat("[", 64) + strings.Repeat("]", 64) + strings.Repeat("\ny { z = \"[a-z]{3}\" }", 100))); err != nil {
+	if _, err := toJSON([]byte("x = " + strings.Repeat("[", 64) + strings.Repeat("]", 64) + strings.Repeat("\ny { z = \"[a-z]{3}\" } # {", 100))); err != nil {
 		t.Errorf("many things that are not deep: %v", err)
 	}
 }
