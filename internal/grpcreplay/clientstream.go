@@ -20,9 +20,10 @@ func (s *Stream) wait() (t *try, over bool, err error) {
 		s.news.Wait()
 	}
 	t, over, err = s.last, s.over, s.answer.Err
+	panicked := s.panicked
 	s.mu.Unlock()
-	if s.panicked != nil {
-		panic(s.panicked)
+	if panicked != nil {
+		panic(panicked)
 	}
 	return t, over, err
 }
@@ -31,7 +32,7 @@ func (s *Stream) wait() (t *try, over bool, err error) {
 func (s *Stream) await(over *try, commit bool) (t *try, committed bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for (s.current == nil || s.current == over && !s.committed) && !s.settled {
+	for (s.current == nil || s.current == over && !s.committed) && (!s.settled || s.replaying) {
 		s.news.Wait()
 	}
 	if s.current == over {

@@ -39,15 +39,18 @@ type Stream struct {
 	current   *try       // the try that takes messages: last or nil
 	opened    bool       // there has been a current try
 	committed bool       // no other try can follow current
-	kept      Sent
-	closed    bool // CloseSend was called
-	settled   bool // there are no more tries; answer is set
-	told      bool // the stream goes on, or the caller's options were set
+	kept      Sent       // not changed while replaying
+	replaying bool       // resending sends kept on last
+	closed    bool       // CloseSend was called
+	settled   bool       // there are no more tries; answer is set
+	told      bool       // the stream goes on, or the caller's options were set
 	answer    Answer
 	over      bool  // last has ended with err
 	err       error // nil if last has ended without an error
 
-	panicked any // the panic of the driver, which is passed on to the caller
+	panicked any // the panic of the driver or of resending, which is passed on to the caller
+
+	resending sync.WaitGroup // what sends kept on last while its response is awaited
 
 	ending   sync.Once
 	instead  error // the error of Driver.End, set by ending
@@ -149,9 +152,7 @@ func (s *Stream) run() {
 		if returned {
 			return
 		}
-		if s.panicked = recover(); s.panicked == nil {
-			s.panicked = "runtime.Goexit in a stream interceptor"
-		}
+		s.fail(recover())
 		if s.last != nil {
 			s.last.end()
 		}
@@ -161,6 +162,16 @@ func (s *Stream) run() {
 	answer := s.driver.Make()
 	returned = true
 	s.settle(answer)
+}
+
+// fail notes why a goroutine has not returned, with what it has recovered.
+func (s *Stream) fail(recovered any) {
+	if recovered == nil {
+		recovered = "runtime.Goexit in a stream interceptor"
+	}
+	s.mu.Lock()
+	s.panicked = recovered
+	s.mu.Unlock()
 }
 
 // settle sets the answer, and makes it visible to the caller.
@@ -202,6 +213,11 @@ func (s *Stream) end() {
 
 // Try makes another try with ctx, up to the beginning of its response. release, if not nil, is called when gRPC is done with the try.
 func (s *Stream) Try(ctx context.Context, release func(), method string, opts []grpc.CallOption) Reply {
+	resends := s.config.Room-s.kept.Room > unreadable
+	if resends {
+		s.resending.Wait() // for a try that was dropped
+		ctx, release = cancellable(ctx, release)
+	}
 	t := s.begin(ctx, release)
 	opts = append(append(t.opts[:0], opts...), grpc.OnFinish(t.finished))
 	t.codec, opts = s.config.Encoding.Codec(slices.Clip(opts))
@@ -211,13 +227,18 @@ func (s *Stream) Try(ctx context.Context, release func(), method string, opts []
 		return Reply{Err: err}
 	}
 	t.cs = cs
-	_ = s.kept.Replay(cs, t.codec) // if the try has ended, Header below shows it
-	s.open(t)
+	if resends {
+		s.resend(t)
+	} else {
+		_ = s.kept.Replay(cs, t.codec) // if the try has ended, Header below shows it
+		s.open(t)
+	}
 
 	header, _ := cs.Header()
 	if header != nil {
 		return Reply{Begun: true, Header: header}
 	}
+	s.resending.Wait() // the try is over, and takes no more
 	r := Reply{Begun: true, Trailer: cs.Trailer()}
 	s.mu.Lock()
 	over := s.over
@@ -242,6 +263,41 @@ func (s *Stream) Try(ctx context.Context, release func(), method string, opts []
 	return r
 }
 
+// unreadable is how much of a stream gRPC takes whatever the peer does. It waits with more until the peer reads, which a server may put off
+// until somebody reads what it has answered.
+const unreadable = 64 << 10
+
+// resend sends the messages that were kept on t, on a goroutine, so that its response can be received meanwhile. Then it opens t.
+func (s *Stream) resend(t *try) {
+	s.mu.Lock()
+	s.replaying = true
+	s.mu.Unlock()
+	s.resending.Go(func() {
+		defer s.open(t)
+		returned := false
+		defer func() {
+			if returned {
+				return
+			}
+			s.fail(recover())
+			t.end() // some of the messages are missing
+		}()
+		_ = s.kept.Replay(t.cs, t.codec)
+		returned = true
+	})
+}
+
+// cancellable returns a context for a try that release cancels, so that nothing is sent on a try that was dropped.
+func cancellable(ctx context.Context, release func()) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	return ctx, func() {
+		cancel()
+		if release != nil {
+			release()
+		}
+	}
+}
+
 // begin returns the next try.
 func (s *Stream) begin(ctx context.Context, release func()) *try {
 	s.mu.Lock()
@@ -264,7 +320,16 @@ func (s *Stream) begin(ctx context.Context, release func()) *try {
 // open makes t the current try. All messages so far were sent on it.
 func (s *Stream) open(t *try) {
 	s.mu.Lock()
-	s.current, s.opened = t, true
+	if s.replaying {
+		s.replaying = false
+		if s.committed {
+			s.kept.Drop()
+		}
+	}
+	s.opened = true
+	if !s.settled || s.answer.Err == nil {
+		s.current = t
+	}
 	closed := s.closed
 	s.news.Broadcast()
 	s.mu.Unlock()
@@ -331,5 +396,7 @@ func (s *Stream) Drop() bool {
 // commitLocked commits the current try.
 func (s *Stream) commitLocked() {
 	s.committed = true
-	s.kept.Drop()
+	if !s.replaying {
+		s.kept.Drop()
+	}
 }

@@ -338,6 +338,122 @@ func TestStream_BufferBound(t *testing.T) {
 	}
 }
 
+// TestStream_AnsweredWhileItIsSentAgain: a server that answers each message, and reads no further until its answers are read, gets all that
+// was sent to the try before.
+func TestStream_AnsweredWhileItIsSentAgain(t *testing.T) {
+	const messages, kib, window = 200, 1 << 10, 64 << 10
+	for _, test := range []struct {
+		name  string
+		after int // messages that are sent after the first answer
+	}{
+		{"sent to its end", 0},
+		{"more to send", 100},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var calls atomic.Int32
+			address := grpctest.Serve(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
+				first := calls.Add(1) == 1
+				for read := 1; ; read++ {
+					if _, err := s.Recv(); err == io.EOF {
+						return nil
+					} else if err != nil {
+						return err
+					}
+					if first {
+						if read == messages {
+							return unavailable(s)
+						}
+					} else if err := s.Send(&grpctest.Out{Payload: payload(strings.Repeat("y", 4*kib))}); err != nil {
+						return err
+					}
+				}
+			}}, grpc.InitialWindowSize(window), grpc.InitialConnWindowSize(window))
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			client := grpctest.NewClient(grpctest.Dial(t, address, append(fast("unavailable", 1).DialOptions(),
+				grpc.WithInitialWindowSize(window), grpc.WithInitialConnWindowSize(window))...))
+			stream, err := client.FullDuplexCall(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			send := func(n int) error {
+				for range n {
+					if err := stream.Send(&grpctest.In{Payload: payload(strings.Repeat("x", kib-16))}); err != nil {
+						return err
+					}
+				}
+				return nil
+			}
+			if err := send(messages); err != nil {
+				t.Fatal(err)
+			}
+			var sender sync.WaitGroup
+			defer sender.Wait()
+			if test.after == 0 {
+				stream.CloseSend()
+			}
+			received := 0
+			for ; err == nil; received++ {
+				if _, err = stream.Recv(); received == 0 && test.after > 0 {
+					sender.Go(func() {
+						if err := send(test.after); err != nil {
+							t.Error(err)
+						}
+						stream.CloseSend()
+					})
+				}
+			}
+			if received--; err != io.EOF || received != messages+test.after || calls.Load() != 2 {
+				t.Errorf("%d messages in %d calls, error %v; want %d in 2, io.EOF", received, calls.Load(), err, messages+test.after)
+			}
+		})
+	}
+}
+
+// brokenStream panics where a message is sent.
+type brokenStream struct{ grpc.ClientStream }
+
+func (brokenStream) SendMsg(any) error { panic("codec") }
+
+func TestStream_PanicWhileItIsSentAgain(t *testing.T) {
+	address := grpctest.Serve(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
+		for {
+			if _, err := s.Recv(); err != nil { // io.EOF
+				return unavailable(s)
+			}
+		}
+	}})
+	var tries atomic.Int32
+	broken := grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn, method string,
+		streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+		stream, err := streamer(ctx, desc, cc, method, opts...)
+		if err == nil && tries.Add(1) > 1 {
+			stream = brokenStream{stream}
+		}
+		return stream, err
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	client := grpctest.NewClient(grpctest.Dial(t, address, append(fast("unavailable", 1).DialOptions(), broken)...))
+	stream, err := client.FullDuplexCall(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 100 {
+		if err := stream.Send(&grpctest.In{Payload: payload(strings.Repeat("x", 1<<10))}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream.CloseSend()
+	defer func() {
+		if p := recover(); p != "codec" || tries.Load() != 2 {
+			t.Errorf("panic %v after %d tries, want that of the codec after 2", p, tries.Load())
+		}
+	}()
+	_, err = stream.Recv()
+	t.Errorf("Recv: %v, want a panic", err)
+}
+
 // TestStream_AsDocumented pins what grpc.ClientStream promises, over a stream that is refused for good.
 func TestStream_AsDocumented(t *testing.T) {
 	address := grpctest.Serve(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
