@@ -527,7 +527,31 @@ func TestFailoverToAPlaceThatCannotBeReached(t *testing.T) {
 		w.want(t, "10.0.0.1:80")
 		f.set("web")
 		pass()
-		w.want(t, "")
+		w.want(t, "", "error")
+	})
+}
+
+// An error about a place is over when that place answers, not when another does.
+func TestErrorsOfAPlaceLast(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		f.set("dc2/web", instance("b", 82))
+		w, stop := follow(t, newResolver(t, f, consul.Config{Places: []consul.Place{{}, {Datacenter: "dc2"}}}), web)
+		defer stop()
+		pass()
+		w.want(t, "10.0.0.1:82")
+		f.Change(func() { f.fail["web"] = http.StatusInternalServerError })
+		pass()
+		w.want(t, "error")
+		f.set("dc2/web", instance("b", 83))
+		pass()
+		w.want(t, "10.0.0.1:83", "error")
+		f.Change(func() { f.fail["web"] = 0 })
+		time.Sleep(time.Minute)
+		w.want(t, "10.0.0.1:83")
+		f.set("dc2/web", instance("b", 84))
+		pass()
+		w.want(t, "10.0.0.1:84")
 	})
 }
 

@@ -31,6 +31,7 @@ type watched struct {
 type state struct {
 	entries  []*api.ServiceEntry
 	answered bool
+	err      error // since
 }
 
 // join follows the watch of a target, which begins with the first that joins.
@@ -79,7 +80,7 @@ func (w *watched) update(i int, entries []*api.ServiceEntry, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if err == nil {
-		w.states[i] = state{keep(entries, w.states[i].entries), true}
+		w.states[i] = state{entries: keep(entries, w.states[i].entries), answered: true}
 		w.known = w.known || len(entries) > 0
 		w.decideLocked()
 		return
@@ -88,6 +89,7 @@ func (w *watched) update(i int, entries []*api.ServiceEntry, err error) {
 		w.states[i].answered = true // the answer of those before it does not wait
 		w.decideLocked()
 	}
+	w.states[i].err = err
 	w.answers.Fail(err)
 }
 
@@ -106,17 +108,21 @@ func (w *watched) decideLocked() {
 		switch {
 		case takesCalls:
 			w.answers.Set(endpoints)
-			return
 		case i < len(w.places)-1:
 			if i == len(w.states)-1 {
 				w.askNextLocked()
 			}
+			continue
 		case w.known:
 			w.answers.Set(first)
-			return
 		default:
 			w.answers.SetUnknown()
-			return
 		}
+		for _, s := range w.states[:i+1] {
+			if s.err != nil {
+				w.answers.Fail(s.err) // again: what another place says does not end it
+			}
+		}
+		return
 	}
 }
