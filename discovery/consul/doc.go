@@ -49,5 +49,6 @@
 //
 // # Registration
 //
-// [Register] needs service:write for the service. The agent keeps the token of the registration, to tell the servers with.
+// [Register] needs service:write for the service. The agent keeps the token of the registration, to tell the servers with,
+// so the service is registered again when the client sends another one. The token of before should be valid for a minute more.
 package consul

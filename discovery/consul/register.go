@@ -8,10 +8,13 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptrace"
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/consul/api"
@@ -37,6 +40,7 @@ type Registration struct {
 	service api.AgentServiceRegistration
 	beats   time.Duration
 	failed  func(error)
+	token   any // that it was registered with
 
 	cancel context.CancelFunc
 	kept   sync.WaitGroup
@@ -45,8 +49,8 @@ type Registration struct {
 }
 
 // Register registers a service of this process with the agent of the client, nil meaning that of [NewClient] for the environment,
-// and keeps it registered until Close: an agent that has lost it, by a restart or by a hand, has it again within two seconds. It
-// waits for an agent that cannot be reached until ctx ends; what the agent refuses is an error at once.
+// and keeps it registered until Close: an agent that has lost it, by a restart or by a hand, has it again within two seconds, and so
+// has one that holds it with a token that the client does not send any more. It waits for an agent that cannot be reached until ctx ends; what the agent refuses is an error at once.
 //
 // The service is as the official client describes it, with these defaults:
 //   - ID: the name, the host's name and the port.
@@ -190,12 +194,16 @@ func retryAfter(failures int) time.Duration {
 	return d/2 + rand.N(d/2)
 }
 
-// beat renews the checks. If the agent does not know the service, it registers it.
+// beat renews the checks. It registers the service if the agent does not know it, or knows it with a token that is not in use any more.
 func (r *Registration) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
 	options := (&api.QueryOptions{}).WithContext(ctx)
-	_, _, err := r.client.Agent().Service(r.service.ID, options)
+	noted, token := noting(ctx)
+	_, _, err := r.client.Agent().Service(r.service.ID, (&api.QueryOptions{}).WithContext(noted))
+	if err == nil && token.Load() != r.token {
+		return r.register(ctx)
+	}
 	for _, c := range r.service.Checks {
 		if err == nil && c.TTL != "" {
 			err = r.client.Agent().UpdateTTLOpts(c.CheckID, "", api.HealthPassing, options)
@@ -211,7 +219,22 @@ func (r *Registration) register(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
 	service := r.service // which the client may change
-	return r.explain("register", r.client.Agent().ServiceRegisterOpts(&service, api.ServiceRegisterOpts{}.WithContext(ctx)))
+	noted, token := noting(ctx)
+	err := r.client.Agent().ServiceRegisterOpts(&service, api.ServiceRegisterOpts{}.WithContext(noted))
+	if err == nil {
+		r.token = token.Load()
+	}
+	return r.explain("register", err)
+}
+
+// noting returns a context for a request, and where the token will be that it is sent with, if any: that of a file changes.
+func noting(ctx context.Context) (context.Context, *atomic.Value) {
+	token := new(atomic.Value)
+	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaderField: func(key string, values []string) {
+		if strings.EqualFold(key, "X-Consul-Token") && len(values) > 0 {
+			token.Store(values[0])
+		}
+	}}), token
 }
 
 func (r *Registration) explain(what string, err error) error {

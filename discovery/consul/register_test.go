@@ -97,6 +97,36 @@ func TestRegistrationLasts(t *testing.T) {
 	})
 }
 
+// The agent tells the servers with the token of the registration, which may be deleted once there is another.
+func TestRegistrationWithANewToken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		client := f.Client(t)
+		client.SetHeaders(http.Header{"X-Consul-Token": {"old"}})
+		r, err := consul.Register(t.Context(), client, api.AgentServiceRegistration{ID: "web-1", Name: "web", Port: 80}, func(err error) { t.Error(err) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * time.Second)
+		renewed := []string{"GET service/web-1", "PUT check/update/service:web-1:1"}
+		if got, want := f.requests(), append([]string{"PUT service/register"}, renewed...); !slices.Equal(got, want) {
+			t.Errorf("requests %q, want %q", got, want)
+		}
+		client.SetHeaders(http.Header{"X-Consul-Token": {"new"}})
+		time.Sleep(2 * time.Second)
+		if got, want := f.requests(), []string{"GET service/web-1", "PUT service/register"}; !slices.Equal(got, want) {
+			t.Errorf("requests with a new token %q, want %q", got, want)
+		}
+		time.Sleep(2 * time.Second)
+		if got := f.requests(); !slices.Equal(got, renewed) {
+			t.Errorf("later requests %q, want %q", got, renewed)
+		}
+		if err := r.Close(t.Context()); err != nil {
+			t.Errorf("Close = %v", err)
+		}
+	})
+}
+
 func TestChecksOfTheCaller(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake(t)
