@@ -8,7 +8,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 )
 
-// place is where this process runs.
+// place describes where this process runs.
 type place struct{ zone, node string }
 
 // set is everything that the endpoints of a service are made of.
@@ -202,7 +202,7 @@ func (e *entry) merge(other entry) bool {
 	return true
 }
 
-// equal reports whether two sets of endpoints say the same.
+// equal reports whether two sets of endpoints are equal.
 func equal(a, b []discovery.Endpoint) bool {
 	return slices.EqualFunc(a, b, func(a, b discovery.Endpoint) bool {
 		return a.Address == b.Address && a.OnlyPorts == b.OnlyPorts && a.Draining == b.Draining && a.Locality == b.Locality && a.ServiceAccount == b.ServiceAccount &&

@@ -16,7 +16,7 @@ import (
 // server does not look labels up, it compares them for each watch.
 const mostAlone = 50
 
-// namespace is a namespace of which services are called.
+// namespace is a namespace whose services are called.
 type namespace struct {
 	resolver *Resolver
 	name     string
@@ -58,7 +58,7 @@ func (r *Resolver) join(in, name string, asked discovery.Service) (*watched, *sh
 	return w, w.answers.Join()
 }
 
-// leave ends what join began. The last to leave waits until the watch has ended.
+// leave undoes join. The last to leave waits until the watch has ended.
 func (r *Resolver) leave(w *watched, f *shared.Follower) {
 	n := w.namespace
 	r.mu.Lock()

@@ -18,8 +18,8 @@ type Resolver struct {
 	// Client reads from the API server. nil means that of [InCluster].
 	Client *Client
 
-	// Pods reports whether the pods of a service are read, for their labels and service accounts: what calls it with mutual TLS, and what
-	// sends its subsets different calls, needs them. Then an endpoint is used only once its pod is known. It is asked when a service is
+	// Pods reports whether the pods of a service are read, for their labels and service accounts: callers that use mutual TLS, and callers that
+	// send calls to its subsets, need them. Then an endpoint is used only once its pod is known. It is asked when a service is
 	// first called. nil means those of every service that selects pods.
 	Pods func(service discovery.Service) bool
 
@@ -48,7 +48,7 @@ type Resolver struct {
 
 var _ discovery.Resolver = (*Resolver)(nil)
 
-// init makes what is made of the fields.
+// init derives the unexported fields from the exported ones.
 func (r *Resolver) init() {
 	client := r.Client
 	if client == nil {

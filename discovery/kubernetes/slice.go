@@ -14,12 +14,12 @@ type slice struct {
 	err error // it could not be read
 
 	name        string
-	service     string // that it belongs to, "" for none
+	service     string // the service that it belongs to, "" for none
 	addressType string // "IPv4", "IPv6" or "FQDN"
 	ports       []slicePort
 	portless    bool // it has no ports at all
 	backends    []backend
-	bad         string // an address that is none
+	bad         string // an invalid address
 	left        int    // how many of them
 }
 
@@ -60,7 +60,7 @@ func decodeSlice(o kubernetes.Object) *slice {
 // mostEndpoints is how many a slice may have. A server takes no more, and more would take many times the memory of their text.
 const mostEndpoints = 1000
 
-// leaveOut leaves endpoints out whose addresses are none. The server takes such as 10.01.0.1.
+// leaveOut drops endpoints with invalid addresses. The server takes such as 10.01.0.1.
 func (s *slice) leaveOut() {
 	if s.addressType == "FQDN" {
 		return
@@ -159,7 +159,7 @@ func (d *sliceDecoder) endpoint() bool {
 		d.tooMany = fmt.Errorf("it has more than %d endpoints", mostEndpoints)
 		return false
 	}
-	b := backend{ready: true, serving: true} // unless it says so
+	b := backend{ready: true, serving: true} // unless the slice says otherwise
 	ok := d.Members(func(key []byte) bool {
 		switch string(key) {
 		case "addresses":

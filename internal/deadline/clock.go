@@ -30,7 +30,7 @@ func (c Clock) Resume() {
 	}
 }
 
-// Upload is a Clock for the sender of a request, who knows when the peer takes parts of it.
+// Upload is a Clock for the sender of a request, which knows when the peer takes parts of it.
 type Upload struct {
 	Clock
 }

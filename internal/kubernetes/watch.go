@@ -68,6 +68,9 @@ type State[T any] struct {
 // An error, which is an *Error, does not end the iteration: the last state stays valid, and All retries with growing delays. An error that
 // repeats is yielded once. The first answer after an error is yielded even if nothing has changed. When All returns, it has left no
 // goroutine behind.
+//
+// An expired version and a stream that ends early usually pass, so All first retries without an error and yields one only if they
+// recur several times.
 func (w Watch[T]) All(ctx context.Context) iter.Seq2[State[T], error] {
 	return func(yield func(State[T], error) bool) {
 		r := run[T]{Watch: w, ctx: ctx, yield: yield, collection: newCollection[T](), changed: make(map[Key]struct{})}

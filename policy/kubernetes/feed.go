@@ -105,7 +105,7 @@ func (f *Feed) leave(l *loop) {
 
 // Need makes the feed follow a namespace, limited to documents about calls to its services. It returns when the consumer of Watch has
 // taken the documents of the namespace, when ctx ends, or after 5 seconds. Documents that cannot be read in time are reported by Watch
-// and follow later. If no Watch runs, Need returns at once, and the next one follows the namespace.
+// and follow later. If no Watch runs, Need returns at once, and the next Watch follows the namespace.
 func (f *Feed) Need(ctx context.Context, namespace string) {
 	f.mu.Lock()
 	_, known := f.needed[namespace]

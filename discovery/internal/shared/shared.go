@@ -1,4 +1,4 @@
-// Package shared has everybody who watches a service share one watch of it.
+// Package shared lets all watchers of a service share one watch of it.
 package shared
 
 import (
@@ -33,7 +33,7 @@ type Follower struct {
 	wake    chan struct{}
 }
 
-// Join returns a new follower, which leaves before it is forgotten.
+// Join returns a new follower. The caller must call Leave when it is done.
 func (a *Answers) Join() *Follower {
 	f := &Follower{answers: a, wake: make(chan struct{}, 1)}
 	a.mu.Lock()
@@ -45,7 +45,7 @@ func (a *Answers) Join() *Follower {
 	return f
 }
 
-// Leave ends what Join began, and reports whether nobody follows any more.
+// Leave undoes Join, and reports whether no follower is left.
 func (f *Follower) Leave() (last bool) {
 	f.answers.mu.Lock()
 	defer f.answers.mu.Unlock()
@@ -53,7 +53,7 @@ func (f *Follower) Leave() (last bool) {
 	return len(f.answers.followers) == 0
 }
 
-// Follow yields all answers about a service, as [discovery.Resolver] has it, until ctx ends or yield returns false.
+// Follow yields all answers about a service, as [discovery.Resolver] specifies, until ctx ends or yield returns false.
 func (f *Follower) Follow(ctx context.Context, service discovery.Service, yield func([]discovery.Endpoint, error) bool) {
 	for seen := uint64(0); ; {
 		for _, answer := range f.answers.since(seen) {
@@ -73,7 +73,7 @@ func (f *Follower) Follow(ctx context.Context, service discovery.Service, yield 
 	}
 }
 
-// Unknown returns the error of a service that there is not.
+// Unknown returns the error for a service that does not exist.
 func Unknown(service discovery.Service) error {
 	return fmt.Errorf("%w: %s", discovery.ErrUnknownService, service.Host)
 }
