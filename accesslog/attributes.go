@@ -78,45 +78,32 @@ func (r *record) port() (any, bool) {
 // peerField returns a field of the peer. Its labels come from discovery, its namespace and service account from its identity. The
 // account serves as the workload if no label names one.
 func (r *record) peerField(field string) (any, bool) {
+	account, service := workload.AccountOf(r.peerID), workload.NamespaceOf(r.target.Host)
 	var labels map[string]string
-	account := ""
 	if r.peer != nil {
-		labels, account = r.peer.Labels, r.peer.ServiceAccount
+		account, labels = workload.AccountAt(r.peer, r.peerID, service), r.peer.Labels
 	}
-	namespace := ""
-	if id := workload.AccountOf(r.peerID); id.Namespace != "" {
-		namespace, account = id.Namespace, id.Name
-	} else if in, name, ok := strings.Cut(account, "/"); ok {
-		namespace, account = in, name
-	}
-	namespace = cmp.Or(namespace, workload.NamespaceOf(r.target.Host)) // that of the service
-	first := func(names ...string) string {
-		for _, name := range names {
-			if value := labels[name]; value != "" {
-				return value
-			}
-		}
-		return ""
-	}
-	const name, revision = "service.istio.io/canonical-name", "service.istio.io/canonical-revision"
+	w := workload.Describe("", "", "", labels)
 	value := ""
 	switch field {
 	case "labels":
 		return labels, labels != nil
 	case "namespace":
-		value = namespace
+		value = cmp.Or(account.Namespace, service)
 	case "workload":
-		value = cmp.Or(first("service.istio.io/workload-name"), account)
+		if value = w.Name; value == workload.Unknown {
+			value = account.Name
+		}
 	case "app":
-		value = first("app", "app.kubernetes.io/name", name)
+		value = w.App
 	case "version":
-		value = first("version", "app.kubernetes.io/version", revision)
+		value = w.Version
 	case "service":
-		value = first(name, "app.kubernetes.io/name", "app")
+		value = w.Service
 	case "revision":
-		value = cmp.Or(first(revision, "app.kubernetes.io/version", "version"), "latest")
+		value = w.Revision
 	}
-	return value, value != ""
+	return value, value != "" && value != workload.Unknown
 }
 
 // envoyFlags returns flags as the bits that Envoy passes to expressions.

@@ -108,17 +108,23 @@ func ByIdentity(id, cluster string) Workload {
 	return Workload{Name: a.Name, Namespace: a.Namespace, App: a.Name, Service: a.Name, Cluster: cluster}.complete()
 }
 
+// AccountAt returns the service account of an endpoint: that of the SPIFFE ID that it has proved, or else the one that discovery tells of.
+// namespace is that of the service.
+func AccountAt(e *discovery.Endpoint, id, namespace string) Account {
+	a := AccountOf(id)
+	if a.Name != "" || e.ServiceAccount == "" {
+		return a
+	}
+	if in, name, ok := strings.Cut(e.ServiceAccount, "/"); ok {
+		return Account{in, name}
+	}
+	return Account{namespace, e.ServiceAccount}
+}
+
 // ByDiscovery returns the workload of an endpoint by its description in discovery and the SPIFFE ID that it has proved. namespace is that of
 // the service.
 func ByDiscovery(e *discovery.Endpoint, id, namespace, cluster string) Workload {
-	a := AccountOf(id)
-	if a.Name == "" && e.ServiceAccount != "" {
-		if in, name, ok := strings.Cut(e.ServiceAccount, "/"); ok {
-			a = Account{in, name}
-		} else {
-			a = Account{namespace, e.ServiceAccount}
-		}
-	}
+	a := AccountAt(e, id, namespace)
 	w := Describe("", cmp.Or(a.Namespace, namespace), cluster, e.Labels)
 	if w.Name == Unknown && a.Name != "" {
 		w = Describe(a.Name, cmp.Or(a.Namespace, namespace), cluster, e.Labels)
