@@ -15,10 +15,13 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/metrics"
+	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
 )
 
 // Whatever callers and peers choose, series and memory stay bounded. MESH_CALLS is how many calls there are.
@@ -191,6 +194,53 @@ func TestIdleSeriesExpire(t *testing.T) {
 		if n := p.one(t, "mesh_metrics_identities").value(); n != 2 {
 			t.Errorf("%v sets of labels, want 2", n)
 		}
+	})
+}
+
+// What is counted for destinations that nobody calls any more expires as well, here and in the metrics of the mesh itself.
+func TestIdleDestinationsExpire(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newProcess(t, metrics.Config{IdleExpiry: time.Minute})
+		o := p.Observer()
+		all := []string{"mesh_ejections_total", "mesh_circuit_changes_total", "mesh_retries_total", "mesh_retries_stopped_total",
+			"mesh_discovery_updates_total", "mesh_mirrors_dropped_total", "mesh_discovery_failures_total"}
+		happen := func(host string) {
+			target := route.Target{Host: host, Port: 80}
+			c := call(t, host, &discovery.Endpoint{}, "")
+			c.Target, c.Attempts, c.Stopped = target, 3, retry.LimitReached
+			ends(o, c)
+			o.Ejection(target, breaker.Event{Ejected: true, Reason: breaker.Consecutive5xx})
+			o.Circuit(target, breaker.Change{To: breaker.Open})
+			o.Endpoints(target, 1)
+			o.MirrorDropped(target, nil)
+			o.DiscoveryFailed(discovery.Service{Host: host}, nil)
+		}
+		count := func(want int, of ...string) {
+			t.Helper()
+			for _, name := range all {
+				got := p.scrape(t, name)
+				if len(got) != want {
+					t.Errorf("%s has %d series, want %d", name, len(got), want)
+				}
+				for i, host := range of {
+					if i < len(got) && !got[i].has("destination_service", host) {
+						t.Errorf("%s: left is %v, want %q", name, got[i], host)
+					}
+				}
+			}
+		}
+		for i := range 1010 { // more than have labels of their own
+			happen(fmt.Sprintf("host-%d", i))
+		}
+		count(1001)
+		time.Sleep(50 * time.Second)
+		happen("host-7")
+		time.Sleep(30 * time.Second)
+		count(1, "host-7")
+		happen("host-2000") // there is room again
+		count(2, "host-2000", "host-7")
+		time.Sleep(2 * time.Minute)
+		count(0)
 	})
 }
 

@@ -110,6 +110,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 	before := now.Add(-m.settings.idle).Unix()
 	m.hosts.sweep(before)
 	m.claims.sweep(before)
+	m.state.expire(before)
 	m.store.collect(ch, now.Unix())
 	m.tails.collect(ch, before)
 	m.state.collect(m, ch)

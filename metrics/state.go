@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/breaker"
@@ -35,9 +36,9 @@ type state struct {
 	metadataRefused, detached                           prometheus.Counter
 
 	mu       sync.Mutex
-	targets  map[route.Target]bool // those with a label value of their own
-	services map[string]bool       // the same, for failures of discovery
-	lastLoad *mesh.PolicyLoad      // without the documents
+	targets  kept             // destinations
+	services kept             // of failures of discovery
+	lastLoad *mesh.PolicyLoad // without the documents
 	findings map[policy.Severity]int
 	alone    map[string]int // the documents that stand alone and are refused, by what is in force in their place
 }
@@ -58,7 +59,7 @@ func (s *state) init() {
 		s.counters = append(s.counters, c)
 		return c
 	}
-	s.targets, s.services = make(map[route.Target]bool), make(map[string]bool)
+	s.targets, s.services = make(kept), make(kept)
 	s.loads = vec("mesh_policy_loads_total", "Loads of documents, by result: loaded or refused.", "result")
 	s.loads.WithLabelValues("loaded")
 	s.loads.WithLabelValues("refused")
@@ -80,18 +81,66 @@ func (s *state) init() {
 // mostTargets bounds the destinations that have label values of their own here.
 const mostTargets = 1000
 
-// of returns the labels of a destination, or those of the unknown destination if there are too many.
-func (s *state) of(t route.Target, more ...string) []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.targets[t] {
-		if len(s.targets) >= mostTargets {
-			t = route.Target{Host: unknown}
-		} else {
-			s.targets[t] = true
+// kept has what has counters of its own: its label values, and its counters.
+type kept map[[3]string]*keptCounters
+
+type keptCounters struct {
+	used int64 // in Unix seconds
+	all  []labelled
+}
+
+// labelled is one counter of a vector.
+type labelled struct {
+	vec    *prometheus.CounterVec
+	labels []string
+}
+
+// add adds n to the counter of v for what has values, or for others in its place if there are too many. labels makes the labels of
+// the counter of them.
+func (k kept) add(n int, v *prometheus.CounterVec, values, others [3]string, labels func(values []string) []string) {
+	if k[values] == nil && len(k) >= mostTargets {
+		values = others
+	}
+	of := k[values]
+	if of == nil {
+		of = new(keptCounters)
+		k[values] = of
+	}
+	of.used = time.Now().Unix()
+	all := labels(values[:])
+	if !slices.ContainsFunc(of.all, func(l labelled) bool { return l.vec == v && slices.Equal(l.labels, all) }) {
+		of.all = append(of.all, labelled{v, all})
+	}
+	v.WithLabelValues(all...).Add(float64(n))
+}
+
+// expire removes what was not used for some time.
+func (k kept) expire(before int64) {
+	for values, of := range k {
+		if of.used >= before {
+			continue
+		}
+		delete(k, values)
+		for _, l := range of.all {
+			l.vec.DeleteLabelValues(l.labels...)
 		}
 	}
-	return append(targetValues(t.Host, t.Port, t.Subset), more...)
+}
+
+// count adds to a counter of a destination, or to that of the unknown destination if there are too many.
+func (s *state) count(v *prometheus.CounterVec, n int, t route.Target, more ...string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.targets.add(n, v, [3]string(targetValues(t.Host, t.Port, t.Subset)), [3]string{unknown, "-", "-"},
+		func(values []string) []string { return append(slices.Clone(values), more...) })
+}
+
+// expire removes the counters of destinations that were not used for some time.
+func (s *state) expire(before int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.targets.expire(before)
+	s.services.expire(before)
 }
 
 func targetValues(host string, port int, subset string) []string {
@@ -110,34 +159,27 @@ func targetValues(host string, port int, subset string) []string {
 
 func (s *state) ejection(target route.Target, event breaker.Event) {
 	if event.Ejected {
-		s.ejections.WithLabelValues(s.of(target, string(event.Reason))...).Inc()
+		s.count(s.ejections, 1, target, string(event.Reason))
 	}
 }
 
 func (s *state) circuit(target route.Target, change breaker.Change) {
-	s.circuits.WithLabelValues(s.of(target, change.To.String())...).Inc()
+	s.count(s.circuits, 1, target, change.To.String())
 }
 
 func (s *state) endpoints(target route.Target, _ int) {
-	s.discoveryUpdates.WithLabelValues(s.of(target)...).Inc()
+	s.count(s.discoveryUpdates, 1, target)
 }
 
 func (s *state) discoveryFailed(service discovery.Service, _ error) {
 	s.mu.Lock()
-	host := service.Host
-	if !s.services[host] {
-		if len(s.services) >= mostTargets {
-			host = unknown
-		} else {
-			s.services[host] = true
-		}
-	}
-	s.mu.Unlock()
-	s.discoveryFailures.WithLabelValues(workload.Bounded(host)).Inc()
+	defer s.mu.Unlock()
+	s.services.add(1, s.discoveryFailures, [3]string{workload.Bounded(service.Host)}, [3]string{unknown},
+		func(values []string) []string { return slices.Clone(values[:1]) })
 }
 
 func (s *state) mirrorDropped(target route.Target, _ error) {
-	s.mirrors.WithLabelValues(s.of(target)...).Inc()
+	s.count(s.mirrors, 1, target)
 }
 
 func (s *state) identity(id *tlsid.Identity, err error) {
@@ -206,10 +248,10 @@ func (s *state) policyLoad(load mesh.PolicyLoad) {
 // retried counts the attempts of a call after the first, and the reason why there were no more.
 func (s *state) retried(c *mesh.Call) {
 	if c.Attempts > 1 {
-		s.retries.WithLabelValues(s.of(c.Target)...).Add(float64(c.Attempts - 1))
+		s.count(s.retries, c.Attempts-1, c.Target)
 	}
 	if reason := stopReasons[c.Stopped]; reason != "" {
-		s.retriesStopped.WithLabelValues(s.of(c.Target, reason)...).Inc()
+		s.count(s.retriesStopped, 1, c.Target, reason)
 	}
 }
 
