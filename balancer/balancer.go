@@ -2,7 +2,7 @@
 //
 // A [Balancer] serves one set of endpoints, the members of a service or of one of its subsets. It tracks the calls in flight
 // on each endpoint, and knows which endpoints are ejected and which are near. As [Config] says, it picks by least request
-// (the default), round robin, at random, by latency, or by consistent hash. A pick takes no lock and allocates nothing.
+// (the default), round robin, at random, by latency, by the load that endpoints report, or by consistent hash. A pick takes no lock and allocates nothing.
 //
 // [Transport] is the balancer as a standalone http.RoundTripper.
 package balancer
@@ -44,13 +44,14 @@ type Hooks struct {
 // Balancer picks endpoints from one set. It is safe for concurrent use. It starts no goroutine and needs no Close; an Update
 // with no endpoints releases its hosts.
 type Balancer struct {
-	cfg    settings
-	hooks  Hooks
-	rand   func() uint64
-	start  time.Time // of the clock used for the times in hosts
-	picks  atomic.Pointer[snapshot]
-	change atomic.Uint64 // counts the changes that picks must notice
-	busy   atomic.Int64  // calls in flight on all hosts; kept only for bounded loads
+	cfg      settings
+	hooks    Hooks
+	rand     func() uint64
+	start    time.Time // of the clock used for the times in hosts
+	picks    atomic.Pointer[snapshot]
+	change   atomic.Uint64 // counts the changes that picks must notice
+	weighing atomic.Int64  // when the weights of reports are due
+	busy     atomic.Int64  // calls in flight on all hosts; kept only for bounded loads
 
 	mu      sync.Mutex
 	seen    uint64 // the change up to which picks is current
@@ -76,7 +77,7 @@ func New(cfg Config, hooks Hooks) (*Balancer, error) {
 		return nil, err
 	}
 	b := &Balancer{cfg: set, hooks: hooks, rand: rand.Uint64, start: time.Now(), hosts: map[address]*Host{}}
-	b.counts = set.Algorithm != PeakEWMA && set.BoundedLoad == 0
+	b.counts = set.Algorithm != PeakEWMA && set.Algorithm != WeightedRoundRobin && set.BoundedLoad == 0
 	if set.Aperture > 0 {
 		b.aperture = &aperture{least: set.Aperture}
 	}

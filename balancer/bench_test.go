@@ -11,6 +11,7 @@ import (
 
 var algorithms = []balancer.Algorithm{
 	balancer.LeastRequest, balancer.RoundRobin, balancer.Random, balancer.PeakEWMA, balancer.RingHash, balancer.Maglev,
+	balancer.WeightedRoundRobin,
 }
 
 func BenchmarkPick(b *testing.B) {

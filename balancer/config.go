@@ -36,10 +36,18 @@ const (
 	// Maglev sends equal keys to the same endpoint, with a more even share and a cheaper lookup than RingHash; a few
 	// more keys move when an endpoint comes or goes.
 	Maglev
+
+	// WeightedRoundRobin takes the endpoints in turn, as often as their weights and the load that they report say (gRFC A58): in
+	// proportion to their requests per second for each unit of utilization, to which errors per request are added. Endpoints
+	// report in the headers of their answers, as ORCA defines it, or through [Host.Report]. Reports count after 10 seconds and for
+	// 3 minutes, and change the weights once a second; an endpoint without one has the mean of the others, and with fewer than two that report it is
+	// RoundRobin. A report moves the share of an endpoint to at most 4 times and at least 1/20 of that of the median.
+	WeightedRoundRobin
 )
 
 var algorithms = [...]string{
 	LeastRequest: "least request", RoundRobin: "round robin", Random: "random", PeakEWMA: "peak EWMA", RingHash: "ring hash", Maglev: "maglev",
+	WeightedRoundRobin: "weighted round robin",
 }
 
 // String returns the name of a.
@@ -164,7 +172,7 @@ func (c Config) compile() (settings, error) {
 func (c *Config) checkPick() error {
 	compares := c.Algorithm == LeastRequest || c.Algorithm == PeakEWMA
 	switch {
-	case c.Algorithm > Maglev:
+	case c.Algorithm > WeightedRoundRobin:
 		return fmt.Errorf("balancer: Config.Algorithm is %d, want one of this package", c.Algorithm)
 	case c.Choices != 0 && (c.Choices < 2 || c.Choices > 10):
 		return fmt.Errorf("balancer: Config.Choices is %d, want 2 to 10", c.Choices)

@@ -21,9 +21,10 @@ type Host struct {
 	takes    atomic.Bool // calls
 	address  address
 
-	warmed atomic.Int64  // when slow start began, if warming
-	cost   atomic.Uint64 // see packCost; 0 means unknown
-	since  atomic.Int64  // PeakEWMA: how long the calls in flight have waited at least; see peakEWMA.cost
+	warmed  atomic.Int64            // when slow start began, if warming
+	cost    atomic.Uint64           // see packCost; 0 means unknown
+	reports atomic.Pointer[reports] // WeightedRoundRobin: nil before the first
+	since   atomic.Int64            // PeakEWMA: how long the calls in flight have waited at least; see peakEWMA.cost
 
 	// Guarded by Balancer.mu.
 	update uint64 // the last Update that had the host; 0 before the first
@@ -143,6 +144,9 @@ func (h *Host) Release(latency time.Duration, failed bool) {
 		if latency > 0 || failed {
 			h.observe(now, latency, failed)
 		}
+	}
+	if h.balancer.weighing.Load() > 0 { // reports expire even if there are no more
+		h.balancer.reweigh(h.balancer.now())
 	}
 	if h.balancer.cfg.BoundedLoad > 0 {
 		h.balancer.busy.Add(-1)

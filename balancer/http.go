@@ -14,6 +14,7 @@ import (
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/orca"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -113,6 +114,11 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	defer c.unwind()
 	resp, err := host.Value().(*connections).transport().RoundTrip(c.req)
 	c.answered(resp)
+	if t.Config.Algorithm == WeightedRoundRobin && resp != nil {
+		if load, ok := orca.Take(resp.Header); ok {
+			host.Report(load.Utilization, load.Requests, load.Errors)
+		}
+	}
 	if err != nil {
 		c.End(err)
 		return nil, err

@@ -161,6 +161,12 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 		g.picker = &leastRequest{&g.sampler}
 	case RoundRobin:
 		g.picker = &roundRobin{&g.sampler, &p.turn}
+	case WeightedRoundRobin:
+		w := &weightedRoundRobin{roundRobin: roundRobin{&g.sampler, &p.turn}}
+		if b.weighing.Load() > 0 {
+			w.weigh(b.now())
+		}
+		g.picker = w
 	case Random:
 		g.picker = &random{&g.sampler}
 	case PeakEWMA:
