@@ -106,8 +106,20 @@ func (in *inbound) Message(sent bool, size int) {
 // Header implements admission.Call.
 func (in *inbound) Header() http.Header { return in.ResponseHeader }
 
+// Load implements admission.Call.
+func (in *inbound) Load() string {
+	if report := in.mesh.server.loads.reportTo(in.Peer); report != nil {
+		return report.message
+	}
+	return ""
+}
+
 // Done implements admission.Call.
 func (in *inbound) Done(status, grpcStatus int) {
+	if in.ctx != nil && in.mesh.server.loads.on { // it had a handler
+		failed := grpcStatus < 0 || failure.GRPCStatus(uint32(grpcStatus)) >= http.StatusInternalServerError
+		in.mesh.server.loads.ended(in.Start, failed)
+	}
 	in.release()
 	if in.mesh.server.observed {
 		in.Status, in.GRPCStatus = status, grpcStatus

@@ -44,6 +44,17 @@ type ServerConfig struct {
 	// decides what is sampled here. x-request-id is removed in any case.
 	RestartTraces bool
 
+	// ReportLoad tells callers in the mesh how loaded this process is, as ORCA defines it: in the header endpoint-load-metrics of
+	// the answers of [Mesh.Handler], and in the trailer endpoint-load-metrics-bin of gRPC. Callers whose balancing is
+	// [balancer.WeightedRoundRobin] go by it. A report is about the requests whose handlers returned in the last second: how many,
+	// how many failed, and the utilization. Peers without an identity are not told.
+	ReportLoad bool
+
+	// Utilization returns the utilization of this process for ReportLoad, 1 when it has as much to do as it should have. It
+	// is called about once a second, on the goroutine of a request. If its value is not positive and finite, no load is reported. nil means
+	// the mean number of requests in flight: callers then go by how long requests take, from their arrival to the end of their handlers.
+	Utilization func() float64
+
 	// HandshakeTimeout, MaxPending and MaxPendingPerIP bound what connections may cost before they are served; see
 	// [tlsid.ListenerConfig].
 	HandshakeTimeout            time.Duration
@@ -62,6 +73,7 @@ type server struct {
 	warned   atomic.Bool // that the workload is open to all
 	requests sync.Pool   // of *inbound
 	running  running
+	loads    loadCounter
 
 	mu        sync.Mutex                // held while they change
 	listeners atomic.Pointer[[]watched] // not closed yet; copied on write
@@ -78,6 +90,10 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 	if config.HandshakeTimeout < 0 {
 		return errors.New("mesh: WithServer: HandshakeTimeout is negative")
 	}
+	if config.Utilization != nil && !config.ReportLoad {
+		return errors.New("mesh: WithServer: Utilization is set, but not ReportLoad")
+	}
+	s.loads.init(&config)
 	s.certs.Store(new(forwardedCerts))
 	s.running.init(m)
 	s.requests.New = func() any {
@@ -194,6 +210,11 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	}
 	if in.ctx != nil {
 		defer in.ctx.Release()
+	}
+	if loads := &h.mesh.server.loads; loads.on {
+		var end func()
+		w, end = loads.watch(w, in)
+		defer end()
 	}
 	in.reply = w
 	if _, hijacks := w.(http.Hijacker); hijacks {

@@ -269,6 +269,7 @@ type Protection struct {
 	// Balancing says how endpoints are chosen where the documents leave that at least requests, which is Istio's default; it
 	// must not hash. Its Locality, SlowStart and PanicFraction count unless they are zero; then those of the documents do.
 	// For a short tail, where some endpoints are slower than others at times, choose [balancer.PeakEWMA] with 10
-	// Choices and an Aperture of 10. nil changes nothing.
+	// Choices and an Aperture of 10. Where endpoints differ in what they can do, choose [balancer.WeightedRoundRobin], which goes by the
+	// load that they report (see [ServerConfig.ReportLoad]). nil changes nothing.
 	Balancing *balancer.Config
 }

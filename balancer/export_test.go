@@ -1,6 +1,9 @@
 package balancer
 
-import "context"
+import (
+	"context"
+	"math"
+)
 
 // SetRand makes the picks of b draw from rand. It must be called before b is used.
 func SetRand(b *Balancer, rand func() uint64) { b.rand = rand }
@@ -23,3 +26,11 @@ func Tried(ctx context.Context) []string { return triedOf(ctx).all() }
 
 // Fade is the decay of latencies.
 func Fade(x float64) float64 { return fade(x) }
+
+// Reported returns the requests a second for each unit of utilization that h has reported last.
+func Reported(h *Host) float64 {
+	if r := h.reports.Load(); r != nil {
+		return math.Float64frombits(r.rate.Load())
+	}
+	return 0
+}

@@ -23,6 +23,7 @@ import (
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/grpcwire"
+	"github.com/nosidecar/mesh/internal/orca"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -190,6 +191,9 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 	}
 	if h := in.call.Header(); len(h) > 0 {
 		_ = grpc.SetHeader(ctx, fromReply(h))
+	}
+	if load := in.call.Load(); load != "" {
+		_ = grpc.SetTrailer(ctx, metadata.MD{orca.MetadataKey: {load}})
 	}
 	return &in.entered, in, nil
 }

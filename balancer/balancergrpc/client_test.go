@@ -31,6 +31,7 @@ import (
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/orca"
 )
 
 const target = "discovery:///orders.example.com:50051"
@@ -722,4 +723,42 @@ func TestClientsAreApart(t *testing.T) {
 	if one.counts()[0] != 3 || other.counts()[0] != 6 {
 		t.Error("calls went to the endpoints of another client")
 	}
+}
+
+// TestReportsInTrailers: weighted round robin goes by the load that servers report.
+func TestReportsInTrailers(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := newMemoryNet("10.0.0.1:80", "10.0.0.2:80")
+		var calls [2]atomic.Int32
+		for i, utilization := range []float64{0.2, 0.6} {
+			report := orca.Report{Utilization: utilization, Requests: 100}.Message()
+			defer network.serve(fmt.Sprintf("10.0.0.%d:80", i+1), func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+				calls[i].Add(1)
+				grpc.SetTrailer(ctx, metadata.Pairs(orca.MetadataKey, report))
+				return grpctest.Echo(ctx, in)
+			})()
+		}
+		resolver := discovery.Static{"orders.example.com": {{Address: "10.0.0.1", Port: 80}, {Address: "10.0.0.2", Port: 80}}}
+		c := &balancergrpc.Client{Resolver: resolver, Config: balancer.Config{Algorithm: balancer.WeightedRoundRobin}}
+		options := append(c.DialOptions(), network.option(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+		conn, err := grpc.NewClient(target, options...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		client := grpctest.NewClient(conn)
+		for i := range 600 {
+			if i == 200 {
+				calls[0].Store(0)
+				calls[1].Store(0)
+			}
+			if err := call(t.Context(), client); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if a, b := calls[0].Load(), calls[1].Load(); a < 290 || a > 310 || a+b != 400 {
+			t.Errorf("%d and %d calls, want three times as many at a third of the utilization", a, b)
+		}
+	})
 }

@@ -12,6 +12,7 @@ import (
 	grpcbalancer "google.golang.org/grpc/balancer"
 
 	"github.com/nosidecar/mesh/balancer"
+	"github.com/nosidecar/mesh/internal/orca"
 )
 
 // service is the state of a service for one ClientConn. It outlives the balancers that gRPC makes for it.
@@ -194,6 +195,11 @@ func (s *service) readmit() {
 
 // done ends a call. latency is 0 if there was nothing to learn.
 func (s *service) done(h *balancer.Host, info *grpcbalancer.DoneInfo, latency time.Duration) {
+	if s.client.Config.Algorithm == balancer.WeightedRoundRobin {
+		if load, ok := orca.FromMetadata(info.Trailer); ok {
+			h.Report(load.Utilization, load.Requests, load.Errors)
+		}
+	}
 	code, err := resultOf(info)
 	if code == 0 && err == nil {
 		h.Release(0, false)

@@ -57,6 +57,9 @@ type Call interface {
 	// Done must be called when the handler has returned, with the HTTP status of the response (0 for none) and the gRPC status (-1 for
 	// none).
 	Done(status, grpcStatus int)
+
+	// Load returns the binary load report for the trailer of gRPC, "" if the caller is not to be told.
+	Load() string
 }
 
 // Withdrawn is the cause of a request that was ended while its handler ran.

@@ -9,6 +9,7 @@ import (
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/orca"
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
@@ -183,6 +184,29 @@ func (a *Attempt) Answered(status int) {
 	if a.timesAnswers() {
 		a.latency = time.Since(a.call.start) - a.Sent()
 		a.lease.Answered()
+	}
+}
+
+// reports says that the balancer goes by the load that endpoints report.
+func (a *Attempt) reports() bool {
+	return a.endpoint != nil && a.cluster().config.Balancer.Algorithm == balancer.WeightedRoundRobin
+}
+
+// ReportedHeader takes the load report from the header of an answer, if the balancer goes by it.
+func (a *Attempt) ReportedHeader(h map[string][]string) {
+	if a.reports() {
+		if load, ok := orca.Take(h); ok {
+			a.endpoint.Report(load.Utilization, load.Requests, load.Errors)
+		}
+	}
+}
+
+// ReportedTrailer reads the load report in the trailer of gRPC, before End.
+func (a *Attempt) ReportedTrailer(trailer map[string][]string) {
+	if len(trailer) > 0 && a.reports() {
+		if load, ok := orca.FromMetadata(trailer); ok {
+			a.endpoint.Report(load.Utilization, load.Requests, load.Errors)
+		}
 	}
 }
 

@@ -209,3 +209,28 @@ func (r Report) String() string {
 	}
 	return string(b)
 }
+
+// Message returns the report as a binary report.
+func (r Report) Message() string {
+	b := make([]byte, 0, 27)
+	for _, f := range []struct {
+		tag   byte
+		value float64
+	}{{9<<3 | 1, r.Utilization}, {6<<3 | 1, r.Requests}, {7<<3 | 1, r.Errors}} {
+		if f.value > 0 {
+			b = binary.LittleEndian.AppendUint64(append(b, f.tag), math.Float64bits(f.value))
+		}
+	}
+	return string(b)
+}
+
+// MetadataKey is the key of a binary report in the trailer of gRPC.
+const MetadataKey = "endpoint-load-metrics-bin"
+
+// FromMetadata returns the report in the trailer of a gRPC call. It returns false if there is none that can be read.
+func FromMetadata(trailer map[string][]string) (Report, bool) {
+	if messages := trailer[MetadataKey]; len(messages) == 1 {
+		return Decode(messages[0])
+	}
+	return Report{}, false
+}

@@ -63,6 +63,9 @@ func TestReportIsReadAsItWasWritten(t *testing.T) {
 		if got, ok := orca.Take(map[string][]string{orca.Header: {want.String()}}); !ok || got != want {
 			t.Errorf("%q was read as %v", want, got)
 		}
+		if got, ok := orca.FromMetadata(map[string][]string{orca.MetadataKey: {want.Message()}}); !ok || got != want {
+			t.Errorf("the message of %q was read as %v", want, got)
+		}
 	}
 }
 

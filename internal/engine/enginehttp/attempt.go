@@ -59,6 +59,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 		t.Multiplexed()
 	}
 	t.Answered(resp.StatusCode)
+	t.ReportedHeader(resp.Header)
 	if c.answered = true; c.Observed() {
 		t.Header(engine.Response{
 			Header: resp.Header, Shared: true, Changes: c.setCookie != nil || c.ReadsHeader(),
