@@ -284,6 +284,71 @@ func TestRotationOfKeys(t *testing.T) {
 	})
 }
 
+// While many send tokens, the issuer publishes another key, signs with it, and withdraws the first one: no good token is refused.
+func TestRotationOfKeysUnderLoad(t *testing.T) {
+	const senders, minutes = 8, 4 * 60
+	first, second := signer{"1", "EdDSA", ed25519Key()}, signer{"2", "ES256", ecKey()}
+	both, last := keySet(t, first.jwk(t, nil), second.jwk(t, nil)), keySet(t, second.jwk(t, nil))
+	fetching(t, fetched, says(200, keySet(t, first.jwk(t, nil))), func(t *testing.T, s *server, _ *jwt.Remotes, judge func(string) string) {
+		var signing atomic.Pointer[signer]
+		signing.Store(&first)
+		var sending sync.WaitGroup
+		for sender := range senders {
+			sending.Go(func() {
+				for n := range minutes {
+					sub := fmt.Sprint(sender, "-", n)
+					if got := judge(signing.Load().token(`{"iss":"i","sub":"` + sub + `"}`)); got != "i/"+sub {
+						t.Errorf("minute %d: %q", n, got)
+					}
+					time.Sleep(time.Minute)
+				}
+			})
+		}
+		time.Sleep(time.Hour + time.Second)
+		s.set(says(200, both))
+		time.Sleep(time.Hour)
+		signing.Store(&second)
+		time.Sleep(time.Hour)
+		s.set(says(200, last))
+		sending.Wait()
+		if got := judge(first.token(user)); got != noKey {
+			t.Errorf("a token of the key that is gone: %q", got)
+		}
+		if n := s.count(); n > minutes {
+			t.Errorf("%d fetches in %d minutes", n, minutes)
+		}
+	})
+}
+
+// A server whose answers are good and bad in turn is asked no more often than one that is down, and no good token is refused.
+func TestKeyServerThatFlaps(t *testing.T) {
+	k := rs("k", "RS256")
+	good := says(200, keySet(t, k.jwk(t, nil)))
+	bad := []func(*http.Request) (*http.Response, error){says(500, ""), says(200, `{"keys":[]}`), hangs}
+	var asked atomic.Int32
+	fetching(t, fetched, func(r *http.Request) (*http.Response, error) {
+		n := int(asked.Add(1) - 1)
+		if n%2 == 0 {
+			return good(r)
+		}
+		return bad[n/2%len(bad)](r)
+	}, func(t *testing.T, s *server, remotes *jwt.Remotes, judge func(string) string) {
+		const hours = 12
+		for n := range hours * 60 {
+			if got, want := judge(k.token(fmt.Sprintf(`{"iss":"i","sub":"%d"}`, n))), fmt.Sprintf("i/%d", n); got != want {
+				t.Fatalf("minute %d: %q", n, got)
+			}
+			time.Sleep(time.Minute)
+		}
+		if n := s.count(); n < 2*len(bad) || n > hours*60*60/45 {
+			t.Errorf("%d fetches in %d hours", n, hours)
+		}
+		if state := remotes.States()[0]; state.Keys != 1 {
+			t.Errorf("state %+v", state)
+		}
+	})
+}
+
 // The issuer's OpenID configuration says where the keys are.
 func TestDiscovery(t *testing.T) {
 	k := rs("k", "RS256")
