@@ -119,6 +119,7 @@ type try struct {
 	codec   *Codec
 	clock   deadline.Upload
 	release func() // ends the try if it is still running; may be nil
+	dropped bool   // by Drop, maybe while it was sent again; guarded by Stream.mu
 	opts    [4]grpc.CallOption
 }
 
@@ -317,7 +318,7 @@ func (s *Stream) begin(ctx context.Context, release func()) *try {
 	return t
 }
 
-// open makes t the current try. All messages so far were sent on it.
+// open makes t the current try, unless it was dropped. All messages so far were sent on it.
 func (s *Stream) open(t *try) {
 	s.mu.Lock()
 	if s.replaying {
@@ -327,7 +328,7 @@ func (s *Stream) open(t *try) {
 		}
 	}
 	s.opened = true
-	if !s.settled || s.answer.Err == nil {
+	if !t.dropped && (!s.settled || s.answer.Err == nil) {
 		s.current = t
 	}
 	closed := s.closed
@@ -388,6 +389,7 @@ func (s *Stream) Drop() bool {
 	}
 	s.current = nil
 	t := s.last
+	t.dropped = true
 	s.mu.Unlock()
 	t.end()
 	return true

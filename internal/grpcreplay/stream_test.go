@@ -3,9 +3,11 @@ package grpcreplay_test
 import (
 	"context"
 	"testing"
+	"testing/synctest"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/leak"
@@ -68,4 +70,96 @@ func TestNoTryFollowsWhoseContextTheCallerHas(t *testing.T) {
 			t.Errorf("the caller asked: %v; the try was given up: %v", asks, d.dropped)
 		}
 	}
+}
+
+// stuck is a stream that was answered, and takes no message before it is cancelled.
+type stuck struct{ answered }
+
+func (s stuck) SendMsg(any) error {
+	<-s.ctx.Done()
+	return s.ctx.Err()
+}
+
+// counting is a stream that counts the messages that it takes.
+type counting struct {
+	answered
+	messages *int
+}
+
+func (s counting) SendMsg(any) error {
+	*s.messages++
+	return nil
+}
+
+// thrice makes three tries, each when it is told.
+type thrice struct {
+	stream  grpcreplay.Stream
+	ctx     context.Context
+	next    chan struct{}
+	dropped int
+}
+
+func (d *thrice) Make() grpcreplay.Answer {
+	for n := range 3 {
+		d.stream.Try(d.ctx, nil, "/a/b", nil)
+		if n == 2 {
+			break
+		}
+		<-d.next
+		if d.stream.Drop() {
+			d.dropped++
+		}
+		<-d.next
+	}
+	return grpcreplay.Answer{}
+}
+
+func (d *thrice) Tell(grpcreplay.Answer) {}
+func (d *thrice) End(error) error        { return nil }
+
+// TestTryThatIsDroppedWhileItIsSentAgain: it does not become the one that takes messages, so the caller cannot commit it. The next one gets
+// everything.
+func TestTryThatIsDroppedWhileItIsSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const messages = 100
+		d := &thrice{ctx: t.Context(), next: make(chan struct{})}
+		tries, got := 0, 0
+		stream, err := d.stream.Begin(grpcreplay.Config{
+			Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 20,
+			Streamer: func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ ...grpc.CallOption) (
+				grpc.ClientStream, error) {
+				switch tries++; tries {
+				case 2:
+					return stuck{answered{ctx: ctx}}, nil
+				case 3:
+					return counting{answered{ctx: ctx}, &got}, nil
+				}
+				return answered{ctx: ctx}, nil
+			},
+		}, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range messages {
+			if err := stream.SendMsg(wrapperspb.Bytes(make([]byte, 1<<10))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 3 {
+			d.next <- struct{}{}
+			synctest.Wait()
+		}
+		// The second try was dropped, and the third has not begun.
+		var given context.Context
+		go func() { given = stream.Context() }()
+		synctest.Wait()
+		d.next <- struct{}{}
+		synctest.Wait()
+		if d.dropped != 2 || tries != 3 || got != messages {
+			t.Errorf("%d tries were dropped, and the last of %d got %d messages; want 2, 3, %d", d.dropped, tries, got, messages)
+		}
+		if given == nil || given.Err() != nil {
+			t.Error("the caller has the context of a try that was dropped")
+		}
+	})
 }
