@@ -108,10 +108,7 @@ func (w *weightedRoundRobin) weigh(now int64) {
 		return
 	}
 	slices.Sort(known)
-	median := known[len(known)/2]
-	if len(known)%2 == 0 {
-		median = (median + known[len(known)/2-1]) / 2
-	}
+	median := known[(len(known)-1)/2] // the lower one of two: their mean would move with one that lies
 	bound := func(rate float64) float64 { return min(max(rate/median, leastShare), mostShare) }
 	mean := 0.0
 	for _, rate := range known {

@@ -96,6 +96,9 @@ func TestReportsAreBounded(t *testing.T) {
 		wantPicked(t, b, "lies", "0.57", "0.01", "0.14", "0.14", "0.14")
 
 		b.Update(endpoints(2))
+		reporting(b, 12*time.Second, func(i int) float64 { return []float64{1e-9, 0.5}[i] })
+		wantPicked(t, b, "a lie to the only other one", "0.80", "0.20")
+
 		for _, v := range []float64{math.NaN(), math.Inf(1), math.Inf(-1), -1, 0, math.MaxFloat64, math.SmallestNonzeroFloat64} {
 			for _, h := range b.Hosts() {
 				h.Report(v, 100, 0)
