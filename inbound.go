@@ -46,8 +46,13 @@ type ServerConfig struct {
 
 	// ReportLoad tells callers in the mesh how loaded this process is, as ORCA defines it: in the header endpoint-load-metrics of
 	// the answers of [Mesh.Handler], and in the trailer endpoint-load-metrics-bin of gRPC. Callers whose balancing is
-	// [balancer.WeightedRoundRobin] go by it. A report is about the requests whose handlers returned in the last second: how many,
-	// how many failed, and the utilization. Peers without an identity are not told.
+	// [balancer.WeightedRoundRobin] go by it. A report is about the requests whose handlers returned since the one before it, in a second or more: how
+	// many, how many failed, and the utilization. It is made when a request ends, so the first answer after a pause has an old one.
+	// Peers without an identity are not told.
+	//
+	// A handler that sets one of these headers tells callers that instead. One that adds to them, like an httputil.ReverseProxy in
+	// front of a server that reports, gives the answer two reports, of which callers read none, or the other one: a proxy should remove
+	// endpoint-load-metrics and endpoint-load-metrics-bin from the answers of the servers behind it, in ModifyResponse.
 	ReportLoad bool
 
 	// Utilization returns the utilization of this process for ReportLoad, 1 when it has as much to do as it should have. It
