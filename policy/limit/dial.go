@@ -26,6 +26,9 @@ func (c *Conns) dialContext(ctx context.Context, network, addr string) (net.Conn
 func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.connectTimeout())
 	defer cancel()
+	if c.isClosed() {
+		return nil, &net.OpError{Op: "dial", Net: network, Err: net.ErrClosed}
+	}
 	if err := c.admit(ctx, first); err != nil {
 		return nil, err
 	}
@@ -64,6 +67,12 @@ func (c *Conns) connected() bool {
 	c.pool.links.mu.Lock()
 	defer c.pool.links.mu.Unlock()
 	return len(c.live) > 0
+}
+
+func (c *Conns) isClosed() bool {
+	c.pool.links.mu.Lock()
+	defer c.pool.links.mu.Unlock()
+	return c.closed
 }
 
 // add makes nc one of the open connections.
