@@ -94,6 +94,7 @@ func appendBytes(to []byte, number protowire.Number, data []byte) []byte {
 var (
 	errTooLong = fmt.Errorf("peermeta: longer than %d bytes", MaxSize)
 	errText    = errors.New("peermeta: a string is not UTF-8")
+	errNumber  = errors.New("peermeta: a field has a number above the maximum of protobuf")
 	errNested  = errors.New("peermeta: nested too deeply")
 )
 
@@ -223,6 +224,9 @@ func eachBytes(data []byte, f func(protowire.Number, []byte) error, other func(p
 		number, kind, n := protowire.ConsumeTag(data)
 		if n < 0 {
 			return fmt.Errorf("peermeta: %w", protowire.ParseError(n))
+		}
+		if number > protowire.MaxValidNumber { // ConsumeTag does not check it
+			return errNumber
 		}
 		data = data[n:]
 		if kind != protowire.BytesType {

@@ -89,6 +89,7 @@ func TestDecode(t *testing.T) {
 		"not padded":   strings.TrimRight(encode(t, asStruct(t, peermeta.Metadata{Name: "ab"})), "="),
 		"cut":          base64.StdEncoding.EncodeToString([]byte{10, 9, 10, 1}),
 		"not UTF-8":    base64.StdEncoding.EncodeToString([]byte{10, 8, 10, 1, 'a', 18, 3, 26, 1, 0xff}),
+		"number":       "1X0000000A00CA01000000A0CA210720K000000Z00000000000YA0A0",
 		"too long":     strings.Repeat("A", peermeta.MaxSize+4),
 		"much too far": nested(t, 40),
 	} {
@@ -115,6 +116,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add(nested(f, 3))
 	f.Add(nested(f, 30))
 	f.Add("")
+	f.Add("1X0000000A00CA01000000A0CA210720K000000Z00000000000YA0A0") // a field number of more than 29 bits
 	f.Add(base64.StdEncoding.EncodeToString([]byte{10, 12, 10, 4, 'N', 'A', 'M', 'E', 18, 4, 26, 2, 'a', 'b'}))
 	f.Fuzz(func(t *testing.T, value string) {
 		got, err := peermeta.Decode(value)
