@@ -304,8 +304,10 @@ func (t *try) finish() {
 
 func (t *try) close() {
 	t.held = false
-	_, trailer := t.metadata()
-	t.ReportedTrailer(trailer)
+	if t.Reports() {
+		_, trailer := t.metadata()
+		t.ReportedTrailer(trailer)
+	}
 	_ = t.End(t.rest)
 	t.cancelLimit()
 }

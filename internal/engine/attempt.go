@@ -187,23 +187,23 @@ func (a *Attempt) Answered(status int) {
 	}
 }
 
-// reports says that the balancer goes by the load that endpoints report.
-func (a *Attempt) reports() bool {
+// Reports says that the balancer goes by the load that endpoints report.
+func (a *Attempt) Reports() bool {
 	return a.endpoint != nil && a.cluster().config.Balancer.Algorithm == balancer.WeightedRoundRobin
 }
 
 // ReportedHeader takes the load report from the header of an answer, if the balancer goes by it.
 func (a *Attempt) ReportedHeader(h map[string][]string) {
-	if a.reports() {
+	if a.Reports() {
 		if load, ok := orca.Take(h); ok {
 			a.endpoint.Report(load.Utilization, load.Requests, load.Errors)
 		}
 	}
 }
 
-// ReportedTrailer reads the load report in the trailer of gRPC, before End.
+// ReportedTrailer takes the load report from the trailer of gRPC, before End, if Reports.
 func (a *Attempt) ReportedTrailer(trailer map[string][]string) {
-	if len(trailer) > 0 && a.reports() {
+	if len(trailer) > 0 {
 		if load, ok := orca.FromMetadata(trailer); ok {
 			a.endpoint.Report(load.Utilization, load.Requests, load.Errors)
 		}
