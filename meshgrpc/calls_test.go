@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -29,7 +28,6 @@ import (
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
-	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy/limit"
 	meshroute "github.com/nosidecar/mesh/policy/route"
@@ -448,14 +446,8 @@ func TestConnectionLimits(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var network memnet.Network
-				server := grpc.NewServer()
-				grpc_testing.RegisterTestServiceServer(server, echoStreams)
-				listener := network.Listen("10.0.0.1:80")
-				go func() { _ = server.Serve(listener) }()
-				t.Cleanup(server.Stop)
-				m := meshtest.New(t, rule(test.pool), mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
-					mesh.WithDiscovery(discovery.Static{"echo": {{Address: "10.0.0.1", Port: 80}}}))
+				network, endpoint, transport := inMemory(t, echoStreams)
+				m := meshtest.New(t, rule(test.pool), transport, echoAt(endpoint))
 				client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 				for i := range 12 {
 					if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
@@ -477,20 +469,14 @@ func TestConnectionLimits(t *testing.T) {
 // A call that waits for an endpoint meets the fault of its route once, however often it is made anew, and counts once.
 func TestWaitingCallIsDelayedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var network memnet.Network
-		server := grpc.NewServer()
-		grpc_testing.RegisterTestServiceServer(server, echoStreams)
-		listener := network.Listen("10.0.0.1:80")
-		go func() { _ = server.Serve(listener) }()
-		t.Cleanup(server.Stop)
+		_, endpoint, transport := inMemory(t, echoStreams)
 		var registry discovery.Memory
 		registry.Set("echo")
 		m := meshtest.New(t, route("    fault: {delay: {fixedDelay: 10s, percentage: {value: 100}}}\n"), mesh.WithDiscovery(&registry),
-			mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
-			mesh.WithProtection(mesh.Protection{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}))
+			transport, mesh.WithProtection(mesh.Protection{RateLimit: limit.RateConfig{PerSecond: 0.001, Burst: 1}}))
 		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 		time.AfterFunc(15*time.Second, func() {
-			registry.Set("echo", discovery.Endpoint{Address: "10.0.0.1", Port: 80})
+			registry.Set("echo", endpoint)
 		})
 		began := time.Now()
 		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}, grpc.WaitForReady(true)); err != nil {
@@ -548,15 +534,8 @@ func (overdue) Deadline() (time.Time, bool) { return time.Unix(1, 0), true }
 // A call whose context does not keep its word ends all the same.
 func TestContextThatOutlivesItsDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var network memnet.Network
-		server := grpc.NewServer()
-		grpc_testing.RegisterTestServiceServer(server, echoStreams)
-		listener := network.Listen("10.0.0.1:80")
-		go func() { _ = server.Serve(listener) }()
-		t.Cleanup(server.Stop)
-		var registry discovery.Memory
-		registry.Set("echo", discovery.Endpoint{Address: "10.0.0.1", Port: 80})
-		m := meshtest.New(t, "", mesh.WithDiscovery(&registry), mesh.WithTransport(&http.Transport{DialContext: network.DialContext}))
+		_, endpoint, transport := inMemory(t, echoStreams)
+		m := meshtest.New(t, "", transport, echoAt(endpoint))
 		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()

@@ -538,7 +538,7 @@ func TestStreamsAreRetriedBeforeTheFirstMessage(t *testing.T) {
 	var tries atomic.Int64
 	open := func(t *testing.T, how string) grpc.BidiStreamingClient[grpctest.In, grpctest.Out] {
 		tries.Store(0)
-		transport, endpoints := inMemory(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+		_, endpoint, transport := inMemory(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
 			n := tries.Add(1)
 			switch how {
 			case "retried":
@@ -563,7 +563,7 @@ func TestStreamsAreRetriedBeforeTheFirstMessage(t *testing.T) {
 			return echoStreams.Bidi(stream)
 		}})
 		m := meshtest.New(t, route(fmt.Sprintf("    retries: {attempts: 2, perTryTimeout: %v, retryOn: \"5xx,unavailable\"}\n", limit)),
-			transport, endpoints)
+			transport, echoAt(endpoint))
 		stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
 		if err != nil {
 			t.Fatal(err)

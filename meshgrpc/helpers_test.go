@@ -6,7 +6,6 @@ import (
 	"testing"
 
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/interop/grpc_testing"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
@@ -39,15 +38,16 @@ func serve(t testing.TB, s *grpctest.Service, opts ...grpc.ServerOption) discove
 	return meshtest.EndpointOf(t, grpctest.Serve(t, s, opts...))
 }
 
-// inMemory serves s as "echo" until the test ends, and returns what a mesh needs to find it. It is for tests in bubbles.
-func inMemory(t testing.TB, s *grpctest.Service) (mesh.Option, mesh.Option) {
+// inMemory serves s at an endpoint of an in-memory network until the test ends. It is for tests in bubbles. A mesh reaches the network
+// through the transport.
+func inMemory(t testing.TB, s *grpctest.Service) (network *memnet.Network, at discovery.Endpoint, transport mesh.Option) {
 	t.Helper()
-	var network memnet.Network
-	server := grpc.NewServer()
-	grpc_testing.RegisterTestServiceServer(server, s)
-	listener := network.Listen("10.0.0.1:80")
-	go func() { _ = server.Serve(listener) }()
-	t.Cleanup(server.Stop)
-	return mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
-		mesh.WithDiscovery(discovery.Static{"echo": {{Address: "10.0.0.1", Port: 80}}})
+	network, at = new(memnet.Network), discovery.Endpoint{Address: "10.0.0.1", Port: 80}
+	grpctest.ServeOn(t, network.Listen(at.ID()), s)
+	return network, at, mesh.WithTransport(&http.Transport{DialContext: network.DialContext})
+}
+
+// echoAt finds the service "echo" at one endpoint.
+func echoAt(e discovery.Endpoint) mesh.Option {
+	return mesh.WithDiscovery(discovery.Static{"echo": {e}})
 }

@@ -41,6 +41,22 @@ func groupsOf(groups *sync.Map) grpc.DialOption {
 	})
 }
 
+// used returns the group of connections of a ClientConn that has made one call.
+func used(t *testing.T) *group {
+	t.Helper()
+	_, endpoints := loopback(t, 1)
+	var groups sync.Map
+	conn := through(t, endpoints, mesh.Observer{}, groupsOf(&groups))
+	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+		t.Fatal(err)
+	}
+	for g := range groups.Range {
+		return g.(*group)
+	}
+	t.Fatal("the call used no group")
+	return nil
+}
+
 func (g *group) size() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -49,82 +65,58 @@ func (g *group) size() int {
 
 // A call that came too late to see that a connection is ready does not have another one made.
 func TestDialWhereReady(t *testing.T) {
-	_, endpoints := loopback(t, 1)
-	var groups sync.Map
-	conn := through(t, endpoints, mesh.Observer{}, groupsOf(&groups))
-	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
-		t.Fatal(err)
-	}
-	for key := range groups.Range {
-		g := key.(*group)
-		if c, err := g.dial(nil); c != nil || err != nil || g.size() != 1 {
-			t.Errorf("dial = %v, %v, and there are %d connections; want none, and 1", c != nil, err, g.size())
-		}
+	g := used(t)
+	if c, err := g.dial(nil); c != nil || err != nil || g.size() != 1 {
+		t.Errorf("dial = %v, %v, and there are %d connections; want none, and 1", c != nil, err, g.size())
 	}
 }
 
 // A call that found all connections full, but came too late to see that another one is ready by now, does not have one more made.
 func TestDialWhereThereIsRoom(t *testing.T) {
-	_, endpoints := loopback(t, 1)
-	var groups sync.Map
-	conn := through(t, endpoints, mesh.Observer{}, groupsOf(&groups))
-	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
-		t.Fatal(err)
+	g := used(t)
+	full, _ := g.pick()
+	full.streams.Store(1)
+	defer full.release()
+	full.Enter() // one call too many
+	defer full.release()
+	second, err := g.dial(full)
+	if err != nil || second == nil {
+		t.Fatalf("dial = %v, %v; want a connection", second != nil, err)
 	}
-	for key := range groups.Range {
-		g := key.(*group)
-		full, _ := g.pick()
-		full.streams.Store(1)
-		defer full.release()
-		full.Enter() // one call too many
-		defer full.release()
-		second, err := g.dial(full)
-		if err != nil || second == nil {
-			t.Fatalf("dial = %v, %v; want a connection", second != nil, err)
+	await.True(t, "the second connection to be ready", func() bool {
+		c, _ := g.pick()
+		if c != nil {
+			c.release()
 		}
-		await.True(t, "the second connection to be ready", func() bool {
-			c, _ := g.pick()
-			if c != nil {
-				c.release()
-			}
-			return c == second
-		})
-		if c, err := g.dial(full); c != nil || err != errRoom || g.size() != 2 {
-			t.Errorf("dial = %v, %v, and there are %d connections; want none, %v, and 2", c != nil, err, g.size(), errRoom)
-		}
-		second.streams.Store(1)
-		second.Enter()
-		defer second.release()
-		if c, err := g.dial(full); c == nil || err != nil || g.size() != 3 {
-			t.Errorf("dial = %v, %v, and there are %d connections; want one, and 3", c != nil, err, g.size())
-		}
+		return c == second
+	})
+	if c, err := g.dial(full); c != nil || err != errRoom || g.size() != 2 {
+		t.Errorf("dial = %v, %v, and there are %d connections; want none, %v, and 2", c != nil, err, g.size(), errRoom)
+	}
+	second.streams.Store(1)
+	second.Enter()
+	defer second.release()
+	if c, err := g.dial(full); c == nil || err != nil || g.size() != 3 {
+		t.Errorf("dial = %v, %v, and there are %d connections; want one, and 3", c != nil, err, g.size())
 	}
 }
 
 // A connection that takes no more calls is closed with its last one, also if that comes late to see it.
 func TestRetiredConnectionCloses(t *testing.T) {
-	_, endpoints := loopback(t, 1)
-	var groups sync.Map
-	conn := through(t, endpoints, mesh.Observer{}, groupsOf(&groups))
-	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
-		t.Fatal(err)
+	g := used(t)
+	g.limits.calls = 1
+	c, _ := g.pick()
+	c.served.Store(1)
+	last, _ := g.pick() // which had no more to serve
+	if last == c || c.Enter() != 0 {
+		t.Error("a connection was picked that takes no more calls")
 	}
-	for key := range groups.Range {
-		g := key.(*group)
-		g.limits.calls = 1
-		c, _ := g.pick()
-		c.served.Store(1)
-		last, _ := g.pick() // which had no more to serve
-		if last == c || c.Enter() != 0 {
-			t.Error("a connection was picked that takes no more calls")
-		}
-		if n := g.size(); n != 1 {
-			t.Errorf("%d connections while a call goes on, want 1", n)
-		}
-		c.release()
-		if n := g.size(); n != 0 {
-			t.Errorf("%d connections are left, want none", n)
-		}
+	if n := g.size(); n != 1 {
+		t.Errorf("%d connections while a call goes on, want 1", n)
+	}
+	c.release()
+	if n := g.size(); n != 0 {
+		t.Errorf("%d connections are left, want none", n)
 	}
 }
 

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,7 +26,6 @@ import (
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
-	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/timeout"
@@ -419,7 +417,7 @@ func TestStreamLimits(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				transport, endpoints := inMemory(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+				_, endpoint, transport := inMemory(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
 					if _, err := stream.Recv(); err != nil {
 						return err
 					}
@@ -430,7 +428,7 @@ func TestStreamLimits(t *testing.T) {
 					return stream.Context().Err()
 				}})
 				var w watched
-				m := meshtest.New(t, test.documents, transport, endpoints, mesh.WithProtection(test.protection), w.observer())
+				m := meshtest.New(t, test.documents, transport, echoAt(endpoint), mesh.WithProtection(test.protection), w.observer())
 				stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
 				if err != nil {
 					t.Fatal(err)
@@ -483,9 +481,7 @@ func TestServerThatDoesNotRead(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				var network memnet.Network
-				server := grpc.NewServer()
-				grpc_testing.RegisterTestServiceServer(server, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+				_, endpoint, transport := inMemory(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
 					for range test.answers {
 						_ = stream.Send(&grpctest.Out{})
 						time.Sleep(4 * time.Minute)
@@ -493,11 +489,7 @@ func TestServerThatDoesNotRead(t *testing.T) {
 					<-stream.Context().Done()
 					return stream.Context().Err()
 				}})
-				listener := network.Listen("10.0.0.1:80")
-				go func() { _ = server.Serve(listener) }()
-				t.Cleanup(server.Stop)
-				m := meshtest.New(t, route("    timeout: 1h\n"), mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
-					mesh.WithDiscovery(discovery.Static{"echo": {{Address: "10.0.0.1", Port: 80}}}))
+				m := meshtest.New(t, route("    timeout: 1h\n"), transport, echoAt(endpoint))
 				stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
 				if err != nil {
 					t.Fatal(err)
