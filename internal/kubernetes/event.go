@@ -126,12 +126,14 @@ func (h *head) change(raw []byte, r Resource, namespace string) (change, error) 
 	return change{object: o, version: newVersion(o.UID, o.ResourceVersion)}, nil
 }
 
-// decodeList decodes one page of a list and calls add with each object. Only when it returns is it known whether the page is valid.
+// decodeList decodes one page of a list and calls add with each object. Only when it returns is it known whether the page is valid. A page
+// without items is not valid: everything that was read before would be gone.
 func decodeList(body io.Reader, r Resource, namespace string, add func(change) error) (resourceVersion, next string, err error) {
 	left := &budget{r: body}
 	d := json.NewDecoder(left)
 	var head struct {
 		kind, apiVersion string
+		items            bool // were there
 		metadata         struct {
 			ResourceVersion string `json:"resourceVersion"`
 			Continue        string `json:"continue"`
@@ -163,9 +165,11 @@ func decodeList(body io.Reader, r Resource, namespace string, add func(change) e
 		case "metadata":
 			err = d.Decode(&head.metadata)
 		case "items":
-			if err := decodeItems(d, left, r, namespace, add); err != nil {
-				return "", "", nonsense(err)
+			if head.items {
+				return "", "", nonsense(errors.New("items is there twice"))
 			}
+			head.items = true
+			err = decodeItems(d, left, r, namespace, add)
 		default:
 			var ignored json.RawMessage
 			err = d.Decode(&ignored)
@@ -182,6 +186,8 @@ func decodeList(body io.Reader, r Resource, namespace string, add func(change) e
 		return "", "", fmt.Errorf("%w: a %q instead of a %sList", errNonsense, clean(head.kind), r.Kind)
 	case head.apiVersion != r.APIVersion():
 		return "", "", fmt.Errorf("%w: a list of apiVersion %q instead of %s", errNonsense, clean(head.apiVersion), r.APIVersion())
+	case !head.items:
+		return "", "", fmt.Errorf("%w: a list without items", errNonsense)
 	case head.metadata.ResourceVersion == "" || len(head.metadata.ResourceVersion) > maxName:
 		return "", "", fmt.Errorf("%w: a list without resourceVersion", errNonsense)
 	}
