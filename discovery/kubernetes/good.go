@@ -13,7 +13,7 @@ type object[T any] interface {
 	comparable
 	fault() error                    // why it could not be read
 	equal(T) bool                    // whether it says the same
-	about(key kubernetes.Key) string // the name of the service that it is about; "" if it does not say
+	about(key kubernetes.Key) string // the name of the service that it is about; "" if it does not say, or if that cannot be read
 }
 
 func (s *service) fault() error { return s.err }
@@ -85,11 +85,13 @@ func (g good[T]) drop(key kubernetes.Key, old T) {
 	}
 }
 
-// faults returns what could not be read that is about a service.
+// faults returns what could not be read that is about a service. What could never be read, and does not even say which service it is about, may
+// be about any.
 func (g good[T]) faults(name string) (faulty map[kubernetes.Key]T) {
 	for key, broken := range g.faulty {
 		last, had := g.objects[key]
-		if broken.about(key) == name || had && last.about(key) == name {
+		about := broken.about(key)
+		if about == name || had && last.about(key) == name || !had && about == "" {
 			if faulty == nil {
 				faulty = make(map[kubernetes.Key]T)
 			}

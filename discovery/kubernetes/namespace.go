@@ -141,7 +141,9 @@ func follow[T object[T]](n *namespace, watch kubernetes.Watch[T], kept good[T], 
 		everyone := failing || !*read
 		if err == nil {
 			*read = true
+			before := first(kept.faults(""))
 			kept.take(state, func(about string) { touched[about] = true })
+			everyone = everyone || first(kept.faults("")) != before // which may be about any
 		}
 		n.mu.Unlock()
 		recovered := failing && err == nil

@@ -574,6 +574,51 @@ func TestResolver_WhatCannotBeReadWhenManyAreCalled(t *testing.T) {
 	})
 }
 
+// A slice that could never be read is reported. If it does not even say which service it is of, every service that is called is told.
+func TestResolver_SliceThatCouldNeverBeRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, r := start(t)
+		r.Pods = func(discovery.Service) bool { return false }
+		var all []*listener
+		for i := range 55 {
+			name := fmt.Sprintf("s-%d", i)
+			s.Apply(serviceOf(name, http80), sliceOf(name, name, "10.0.0.1"))
+			all = append(all, listen(t, r, discovery.Service{Host: name + ".shop.svc"}))
+		}
+		all[0].want("the start", "10.0.0.1 http:80>8080")
+		told := func(l *listener, want ...string) {
+			t.Helper()
+			time.Sleep(time.Second)
+			errs := l.errors()
+			if len(errs) != len(want) {
+				t.Fatalf("errors %q, want %q", errs, want)
+			}
+			for i, text := range want {
+				if !strings.Contains(errs[i], text) {
+					t.Errorf("error %q, want %q", errs[i], text)
+				}
+			}
+		}
+		s.Apply(rawSlice("x", "7", "addressType: IPv4", "10.0.0.2"))
+		for _, l := range all {
+			told(l, "EndpointSlice shop/x: ")
+			l.want("what cannot be read", "10.0.0.1 http:80>8080")
+		}
+		answers := all[0].number()
+		s.Delete("EndpointSlice", "shop", "x")
+		all[0].want("its end", "10.0.0.1 http:80>8080")
+		if all[0].number() != answers+1 {
+			t.Error("no answer ends the error")
+		}
+		s.Apply(rawSlice("y", "s-1", "addressType: 7", "10.0.0.2"), serviceOf("s-1", "ports: 7"))
+		told(all[0], "EndpointSlice shop/x: ")
+		told(all[1], "EndpointSlice shop/x: ", "EndpointSlice shop/y: ")
+		if text := all[1].errors()[1]; !strings.Contains(text, "Service shop/s-1: ") {
+			t.Errorf("error %q does not name the Service, too", text)
+		}
+	})
+}
+
 func TestResolver_TellsOfAddressesThatAreNone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s, r := start(t, serviceOf("orders", http80), sliceOf("a", "orders", "10.01.0.1", "10.0.0.2"))

@@ -51,10 +51,24 @@ func decodeSlice(o kubernetes.Object) *slice {
 	d.slice.name, d.slice.portless = o.Name, true
 	d.slice.backends = make([]backend, 0, min(len(o.Raw)/160, mostEndpoints)) // about as many as there are
 	if !d.Members(d.member) {
-		return &slice{name: o.Name, service: d.slice.service, err: fmt.Errorf("kubernetes: EndpointSlice %s/%s: %w", o.Namespace, o.Name, cmp.Or(d.tooMany, d.Err()))}
+		return &slice{name: o.Name, service: cmp.Or(d.slice.service, serviceOf(o)), err: fmt.Errorf("kubernetes: EndpointSlice %s/%s: %w", o.Namespace, o.Name, cmp.Or(d.tooMany, d.Err()))}
 	}
 	d.slice.leaveOut()
 	return &d.slice
+}
+
+// serviceOf returns the service of a slice that cannot be read otherwise, or "".
+func serviceOf(o kubernetes.Object) (name string) {
+	d := sliceDecoder{Skimmer: kubernetes.Skim(o.Raw), shared: make(map[string]string)}
+	if d.Members(func(key []byte) bool {
+		if string(key) == "metadata" {
+			return d.member(key)
+		}
+		return d.Skip()
+	}) {
+		name = d.slice.service
+	}
+	return name
 }
 
 // mostEndpoints is how many a slice may have. A server takes no more, and more would take many times the memory of their text.

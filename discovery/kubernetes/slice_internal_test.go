@@ -172,6 +172,16 @@ func TestDecodeSliceOfTooMany(t *testing.T) {
 	}
 }
 
+// The service of a slice that cannot be read is known, wherever its label stands.
+func TestDecodeSliceWithoutEndpoints(t *testing.T) {
+	const metadata = `"metadata":{"labels":{"` + serviceName + `":"orders"}}`
+	for _, raw := range []string{`{"endpoints":7,` + metadata + `}`, `{` + metadata + `,"endpoints":7}`} {
+		if s := decodeSlice(kubernetes.Object{Key: kubernetes.Key{Namespace: "shop", Name: "a"}, Raw: []byte(raw)}); s.err == nil || s.service != "orders" {
+			t.Errorf("%s is of %q (%v)", raw, s.service, s.err)
+		}
+	}
+}
+
 // What could not be read is told to the services of the last good state too, when that begins and when it is over.
 func TestGoodTouchesBoth(t *testing.T) {
 	key := kubernetes.Key{Namespace: "shop", Name: "a"}

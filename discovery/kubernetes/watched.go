@@ -218,8 +218,16 @@ func (w *watched) pullLocked() (recovered bool) {
 	}
 	w.service, w.slices, w.slicesRead = f.service, sorted(f.slices), true
 	before := w.unread
-	w.unread = cmp.Or(f.fault, first(f.faulty))
+	w.unread = both(f.fault, first(f.faulty))
 	return before != nil && w.unread == nil
+}
+
+// both returns two errors as one; each may be nil.
+func both(a, b error) error {
+	if a == nil || b == nil {
+		return cmp.Or(a, b)
+	}
+	return fmt.Errorf("%w; %w", a, b)
 }
 
 // followLocked reads what the Service asks for.
