@@ -610,11 +610,13 @@ func TestResolver_SliceThatCouldNeverBeRead(t *testing.T) {
 		if all[0].number() != answers+1 {
 			t.Error("no answer ends the error")
 		}
-		s.Apply(rawSlice("y", "s-1", "addressType: 7", "10.0.0.2"), serviceOf("s-1", "ports: 7"))
+		s.Apply(rawSlice("y", "s-1", "addressType: 7", "10.0.0.2"))
 		told(all[0], "EndpointSlice shop/x: ")
 		told(all[1], "EndpointSlice shop/x: ", "EndpointSlice shop/y: ")
-		if text := all[1].errors()[1]; !strings.Contains(text, "Service shop/s-1: ") {
-			t.Errorf("error %q does not name the Service, too", text)
+		s.Apply(serviceOf("s-1", "ports: 7"))
+		told(all[1], "EndpointSlice shop/x: ", "EndpointSlice shop/y: ", "Service shop/s-1: ")
+		if text := all[1].errors()[2]; !strings.Contains(text, "EndpointSlice shop/y: ") {
+			t.Errorf("error %q does not name the slice, too", text)
 		}
 	})
 }
