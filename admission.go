@@ -116,10 +116,6 @@ func (in *inbound) Load() string {
 
 // Done implements admission.Call.
 func (in *inbound) Done(status, grpcStatus int) {
-	if in.ctx != nil && in.mesh.server.loads.on { // it had a handler
-		failed := grpcStatus < 0 || failure.GRPCStatus(uint32(grpcStatus)) >= http.StatusInternalServerError
-		in.mesh.server.loads.ended(in.Start, failed)
-	}
 	in.release()
 	if in.mesh.server.observed {
 		in.Status, in.GRPCStatus = status, grpcStatus
@@ -130,5 +126,6 @@ func (in *inbound) Done(status, grpcStatus int) {
 		in.nameUser()
 		in.mesh.observers.inboundEnd(in.context, &in.Inbound)
 	}
+	in.count(grpcStatus < 0 || failure.GRPCStatus(uint32(grpcStatus)) >= http.StatusInternalServerError)
 	in.recycle()
 }

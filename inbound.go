@@ -45,19 +45,24 @@ type ServerConfig struct {
 	RestartTraces bool
 
 	// ReportLoad tells callers in the mesh how loaded this process is, as ORCA defines it: in the header endpoint-load-metrics of
-	// the answers of [Mesh.Handler], and in the trailer endpoint-load-metrics-bin of gRPC. Callers whose balancing is
-	// [balancer.WeightedRoundRobin] go by it. A report is about the requests whose handlers returned since the one before it, in a second or more: how
-	// many, how many failed, and the utilization. It is made when a request ends, so the first answer after a pause has an old one.
-	// Peers without an identity are not told.
+	// the answers of [Mesh.Handler], and for gRPC in the trailer endpoint-load-metrics-bin. Callers whose balancing is
+	// [balancer.WeightedRoundRobin] go by it. Peers without an identity are not told.
 	//
-	// A handler that sets one of these headers tells callers that instead. One that adds to them, like an httputil.ReverseProxy in
-	// front of a server that reports, gives the answer two reports, of which callers read none, or the other one: a proxy should remove
-	// endpoint-load-metrics and endpoint-load-metrics-bin from the answers of the servers behind it, in ModifyResponse.
+	// A report covers the requests whose handlers returned since the previous report, which is a second or more: how many there were,
+	// how many failed, and the utilization. Requests that were refused, or that were ended because they are no longer allowed, do not count.
+	// A report is made when a request ends, so the first answer after a pause has an old one.
+	//
+	// If a handler sets one of these headers or trailers itself, callers get its report instead. A handler that adds to them, such as an
+	// httputil.ReverseProxy in front of a server that reports, gives an answer two reports. Callers then read none of them, or that
+	// of the other server. A proxy should remove both headers from the answers of the servers behind it, in ModifyResponse. It passes
+	// the report in a trailer of gRPC on as its own. An answer of gRPC through Mesh.Handler has no report if it has no trailer, as with
+	// HTTP/1 or where the status is in the header.
 	ReportLoad bool
 
-	// Utilization returns the utilization of this process for ReportLoad, 1 when it has as much to do as it should have. It
-	// is called about once a second, on the goroutine of a request. If its value is not positive and finite, no load is reported. nil means
-	// the mean number of requests in flight: callers then go by how long requests take, from their arrival to the end of their handlers.
+	// Utilization returns the utilization of this process for ReportLoad: 1 means that it has as much to do as it should have. It is called
+	// about once a second, on the goroutine of a request, after the request has given back what it holds. If the value is not positive and
+	// finite, no load is reported. If Utilization is nil, the report has the mean number of requests in flight. Callers then go by how long
+	// requests take, from their arrival to the end of their handlers.
 	Utilization func() float64
 
 	// HandshakeTimeout, MaxPending and MaxPendingPerIP bound what connections may cost before they are served; see
@@ -170,8 +175,8 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) {
 	in.Decision.Rule = -1
 	h.identify(r, in)
-	var answer response.Recorder
-	w = answer.Watch(w)
+	answer := new(response.Recorder)
+	w, in.recorder = answer.Watch(w), answer
 	in.ResponseHeader = w.Header()
 	r = r.WithContext(h.mesh.observers.inboundStart(r.Context(), &in.Inbound))
 	var counted *body.Counter
@@ -209,26 +214,42 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 
 // serve takes a request to its handler.
 func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
-	defer in.release()
+	loads, gRPC, returned := &h.mesh.server.loads, false, false
+	defer func() {
+		in.release()
+		if loads.on {
+			in.count(!returned || in.failed(w.Header(), gRPC))
+		}
+	}()
 	if r = h.enter(w, r, in); r == nil {
 		return
 	}
 	if in.ctx != nil {
 		defer in.ctx.Release()
 	}
-	if loads := &h.mesh.server.loads; loads.on {
-		var end func()
-		w, end = loads.watch(w, in)
-		defer end()
+	if loads.on {
+		gRPC = r.ProtoMajor > 1 && field.IsGRPC(r.Header.Get("Content-Type"))
+		if in.recorder == nil {
+			in.recorder = new(response.Recorder)
+			w = in.recorder.Watch(w)
+		}
 	}
 	in.reply = w
 	if _, hijacks := w.(http.Hijacker); hijacks {
 		w, in.guard = response.NewGuard(w, in)
 	}
-	if in.begin(w) {
-		in.BytesReceived = max(0, r.ContentLength)
-		in.handed = r
-		h.next.ServeHTTP(w, r)
+	if !in.begin(w) {
+		return
+	}
+	in.BytesReceived = max(0, r.ContentLength)
+	in.handed = r
+	if !gRPC {
+		loads.tell(w.Header(), in.Peer)
+	}
+	h.next.ServeHTTP(w, r)
+	returned = true
+	if gRPC {
+		loads.tellAtEnd(w.Header(), in.Peer)
 	}
 }
 

@@ -1,13 +1,15 @@
 package mesh
 
 import (
+	"encoding/base64"
 	"math"
 	"net/http"
+	"strings"
 	"sync/atomic"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/orca"
-	"github.com/nosidecar/mesh/internal/response"
 )
 
 const (
@@ -32,7 +34,8 @@ type loadCounter struct {
 // loadReport is a report as it is sent. It does not change.
 type loadReport struct {
 	header  []string
-	message string
+	message string   // for the metadata of gRPC
+	trailer []string // message as HTTP sends it
 }
 
 func (l *loadCounter) init(config *ServerConfig) {
@@ -73,21 +76,61 @@ func (l *loadCounter) ended(began time.Time, failed bool) {
 		l.latest.Store(nil) // there is nothing to say
 		return
 	}
-	l.latest.Store(&loadReport{[]string{r.String()}, r.Message()})
+	message := r.Message()
+	l.latest.Store(&loadReport{[]string{r.String()}, message, []string{base64.RawStdEncoding.EncodeToString([]byte(message))}})
 }
 
-// watch adds the report to an answer and counts the request when end is called.
-func (l *loadCounter) watch(w http.ResponseWriter, in *inbound) (watched http.ResponseWriter, end func()) {
-	if report := l.reportTo(in.Peer); report != nil {
-		w.Header()[orca.Header] = report.header
+// count counts a request, after release: to do so may call the program, which may panic. A request that was refused before its handler
+// began, or was ended because it is no longer allowed, says nothing about how long requests take.
+func (in *inbound) count(failed bool) {
+	if loads := &in.mesh.server.loads; loads.on && in.begun && in.Decision.Allowed {
+		loads.ended(in.Start, failed)
 	}
-	answer := new(response.Recorder)
-	began := in.Start
-	return answer.Watch(w), func() {
-		p := recover()
-		l.ended(began, p != nil || answer.Code() >= http.StatusInternalServerError)
-		if p != nil {
-			panic(p)
+}
+
+// failed reports whether the answer of an HTTP handler that has returned says that the request failed.
+func (in *inbound) failed(answer http.Header, gRPC bool) bool {
+	status := in.recorder.Code()
+	if gRPC {
+		status = failure.GRPCStatus(uint32(failure.GRPCAnswer(status, answer)))
+	}
+	return status >= http.StatusInternalServerError
+}
+
+// tell adds the report to the header of an answer.
+func (l *loadCounter) tell(h http.Header, peer string) {
+	if report := l.reportTo(peer); report != nil {
+		h[orca.Header] = report.header
+	}
+}
+
+// tellAtEnd adds the report to the trailer of a gRPC answer whose handler has returned, unless the handler has reported. An answer that
+// has its status in its header cannot have a trailer.
+func (l *loadCounter) tellAtEnd(h http.Header, peer string) {
+	report := l.reportTo(peer)
+	if report == nil || h[orca.Header] != nil || h[orca.BinaryHeader] != nil {
+		return
+	}
+	if setsTrailer(h, "Grpc-Status") && !setsTrailer(h, orca.BinaryHeader) {
+		h[http.TrailerPrefix+orca.BinaryHeader] = report.trailer
+	}
+}
+
+// setsTrailer reports whether a handler has set a trailer, in one of the two ways of net/http.
+func setsTrailer(h http.Header, name string) bool {
+	if len(h[name]) > 0 {
+		for _, declared := range h["Trailer"] {
+			for declared := range strings.SplitSeq(declared, ",") {
+				if strings.EqualFold(strings.TrimSpace(declared), name) {
+					return true
+				}
+			}
 		}
 	}
+	for key := range h { // grpc-go does not write names as net/http does
+		if key, ok := strings.CutPrefix(key, http.TrailerPrefix); ok && strings.EqualFold(key, name) {
+			return true
+		}
+	}
+	return false
 }

@@ -2,7 +2,9 @@ package mesh
 
 import (
 	"fmt"
+	"maps"
 	"math"
+	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,5 +51,36 @@ func TestLoadReports(t *testing.T) {
 				t.Errorf("%s: the report is %q, want %q", test.name, got, test.want)
 			}
 		})
+	}
+}
+
+// TestReportsInTrailersOfHandlers: a gRPC answer whose trailer has its status gets the report there, whatever way its handler sets trailers,
+// and one whose handler has reported gets no other.
+func TestReportsInTrailersOfHandlers(t *testing.T) {
+	const prefix = http.TrailerPrefix
+	l := loadCounter{on: true}
+	l.latest.Store(&loadReport{trailer: []string{"report"}})
+	for _, test := range []struct {
+		name   string
+		answer http.Header
+		told   bool
+	}{
+		{"grpc-go", http.Header{"Trailer": {"Grpc-Status", "Grpc-Message"}, "Grpc-Status": {"0"}, prefix + "x-mine": {"1"}}, true},
+		{"announced at once", http.Header{"Trailer": {"Grpc-Message, Grpc-Status"}, "Grpc-Status": {"0"}}, true},
+		{"announced by nobody", http.Header{prefix + "Grpc-Status": {"0"}}, true},
+		{"announced and not set", http.Header{"Trailer": {"Grpc-Status"}}, false},
+		{"status in the header", http.Header{"Grpc-Status": {"5"}}, false},
+		{"not gRPC", http.Header{"Content-Type": {"text/plain"}}, false},
+		{"reported as grpc-go does", http.Header{prefix + "Grpc-Status": {"0"}, prefix + "endpoint-load-metrics-bin": {"x"}}, false},
+		{"reported as net/http does", http.Header{"Trailer": {"Grpc-Status", orca.BinaryHeader}, "Grpc-Status": {"0"}, orca.BinaryHeader: {"x"}}, false},
+		{"reported in the header", http.Header{prefix + "Grpc-Status": {"0"}, orca.Header: {"x"}}, false},
+	} {
+		want := maps.Clone(test.answer)
+		if test.told {
+			want[prefix+orca.BinaryHeader] = []string{"report"}
+		}
+		if l.tellAtEnd(test.answer, "web"); fmt.Sprint(test.answer) != fmt.Sprint(want) {
+			t.Errorf("%s: the answer has %v, want %v", test.name, test.answer, want)
+		}
 	}
 }

@@ -37,6 +37,9 @@ type passage struct {
 	edited bool                 // view.Header is not that of the request as it arrived
 	secure *tls.ConnectionState // of a connection whose TLS a wrapper hides from net/http
 
+	recorder *response.Recorder // of the answer of an HTTP handler; nil unless the request is observed or counted
+	begun    bool               // the handler has begun
+
 	// For a request that is not served by an HTTP handler.
 	answer         response.Recorder
 	writer         http.ResponseWriter
@@ -94,6 +97,7 @@ func (in *inbound) release() {
 func (in *inbound) begin(w http.ResponseWriter) bool {
 	now, peerErr := in.mesh.server.running.enter(&in.entry, in.before)
 	if now.Allowed {
+		in.begun = true
 		return true
 	}
 	in.leave()
