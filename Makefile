@@ -68,12 +68,13 @@ vet:
 	$(STATIC) ./...
 
 # go test fuzzes one target at a time. The length is a number of inputs: with a time, an input that is being tried when the
-# time is up is taken for a failure now and then ("context deadline exceeded", without an input to show for it).
+# time is up is taken for a failure now and then ("context deadline exceeded", without an input to show for it). An input that
+# is interesting is made smaller for up to a minute unless that is bounded, too.
 fuzz:
 	@for pkg in $$($(GO) list ./...); do \
 		for target in $$($(GO) test -list '^Fuzz' $$pkg | grep '^Fuzz'); do \
 			echo "fuzz $$pkg $$target"; \
-			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) $$pkg || exit 1; \
+			$(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$pkg || exit 1; \
 		done; \
 	done
 
