@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/nosidecar/mesh/internal/namespaces"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy"
 )
@@ -152,11 +154,17 @@ func (m *Mesh) Apply(sources ...policy.Source) error {
 	}, false)
 }
 
+// namespaces returns a context that tells a feed which namespaces the documents are compiled for.
+func (m *Mesh) namespaces(ctx context.Context) context.Context {
+	w := &m.workload
+	return namespaces.With(ctx, namespaces.Pair{Own: cmp.Or(w.Namespace, namespaces.DefaultOwn), Root: cmp.Or(w.RootNamespace, namespaces.DefaultRoot)})
+}
+
 // take loads what a feed yields, until the mesh closes. It sends the result of the first set to first.
 func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 	d := &m.documents
 	told := false
-	for sources, err := range feed.Watch(m.closing) {
+	for sources, err := range feed.Watch(m.namespaces(m.closing)) {
 		if m.closing.Err() != nil {
 			break
 		}

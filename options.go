@@ -168,10 +168,10 @@ func WithTransport(t *http.Transport) Option {
 // WithWorkload says which workload the process is: documents select by its namespace and labels, and its locality decides
 // which endpoints are near. Empty fields of w are taken from the environment, see [policy.WorkloadFromEnv]. The defaults for
 // what is still empty are the namespace "default" in "cluster.local", no labels, no locality, and the first address of the
-// machine's interfaces that others can reach.
+// machine's interfaces that others can reach. If the option is given several times, the fields of later ones come first.
 func WithWorkload(w policy.Workload) Option {
 	return func(o *options) error {
-		o.workload = w
+		o.workload = w.Or(o.workload)
 		return nil
 	}
 }

@@ -16,6 +16,7 @@ import (
 	cluster "github.com/nosidecar/mesh/discovery/kubernetes"
 	kube "github.com/nosidecar/mesh/internal/kubernetes"
 	"github.com/nosidecar/mesh/internal/kubernetes/kubetest"
+	"github.com/nosidecar/mesh/policy"
 	documents "github.com/nosidecar/mesh/policy/kubernetes"
 )
 
@@ -75,7 +76,7 @@ spec: {hosts: ["` + host + `"], http: [{directResponse: {status: 200}}]}
 		client := server.Memory(t)
 		e := newEvents(&documents.Feed{Client: (*cluster.Client)(client)}, client)
 		m, err := mesh.New(t.Context(), mesh.WithPolicyFeed(e), mesh.WithObserver(mesh.Observer{PolicyLoad: e.loaded}), mesh.WithEmptyPolicy(),
-			mesh.WithDiscovery(&discovery.Memory{}))
+			mesh.WithDiscovery(&discovery.Memory{}), mesh.WithWorkload(policy.Workload{Namespace: "shop"}))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -31,7 +31,7 @@ type Config struct {
 	// Context is the context of the kubeconfig; "" means its current one.
 	Context string
 
-	// Namespaces are further namespaces whose documents are followed from the start, besides the process's own and istio-system. A
+	// Namespaces are further namespaces whose documents are followed from the start, besides the process's own and the root namespace. A
 	// namespace that calls go to is followed from the first call on.
 	Namespaces []string
 
@@ -44,6 +44,7 @@ type Config struct {
 
 // Option returns one option in place of mesh.WithPolicyFeed, mesh.WithDiscovery and mesh.WithEmptyPolicy, since a namespace may well have
 // no documents. With a kubeconfig, it also stands for mesh.WithWorkload with the namespace of the context.
+// The root namespace is that of mesh.WithWorkload.
 //
 // In a pod, the namespace, labels and locality come from the environment, see policy.WorkloadFromEnv, and the node from NODE_NAME or else
 // from the token. mesh.New fails if the labels are unknown, because then no policy with a selector would protect the process.

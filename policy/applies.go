@@ -51,7 +51,7 @@ func (c *compiler) unprotected() {
 	}
 	for _, pa := range c.peers {
 		selector := pa.is.Spec.Selector
-		if pa.namespace == w.Namespace && (selector.Labels() == nil || selector.Selects(w.Labels)) || pa.namespace == rootNamespace && selector.Labels() == nil {
+		if pa.namespace == w.Namespace && (selector.Labels() == nil || selector.Selects(w.Labels)) || pa.namespace == w.RootNamespace && selector.Labels() == nil {
 			return
 		}
 		if first == nil {

@@ -45,7 +45,7 @@ func (c *compiler) closing(p *piece) *closure {
 			return new(closure)
 		}
 		return nil
-	case p.namespace != w.Namespace && p.namespace != rootNamespace && p.placed():
+	case p.namespace != w.Namespace && p.namespace != w.RootNamespace && p.placed():
 		return nil
 	}
 	if !p.clear("", "spec") {

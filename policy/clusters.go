@@ -143,7 +143,7 @@ func (p *Plan) Cluster(t route.Target) Cluster {
 // rule returns the DestinationRule of a host. It looks in the workload's namespace, then in that of the service, then in the root namespace.
 // The first namespace with a rule for the host counts.
 func (p *Plan) rule(host string) rule {
-	for _, namespace := range []string{p.workload.Namespace, p.service(host).Namespace, rootNamespace} {
+	for _, namespace := range []string{p.workload.Namespace, p.service(host).Namespace, p.workload.RootNamespace} {
 		if found := p.rules[namespace].find(host); found != nil {
 			return found.applies()
 		}

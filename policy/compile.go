@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/namespaces"
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
@@ -16,9 +17,6 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
-
-// rootNamespace is the namespace of the documents that apply to the whole mesh.
-const rootNamespace = "istio-system"
 
 // Compile reads the documents of all sources and compiles them for a workload. It returns all findings. If one of them is an error, the plan is
 // nil, unless the document stands alone: see [Source.Alone]. Without documents, the plan has the defaults of the mesh.
@@ -29,6 +27,9 @@ func Compile(sources []Source, w Workload) (*Plan, Findings) {
 // Recompile is like Compile, but reads only documents that are not in last, a plan for the same workload. The result is the same, except that
 // last has the last good versions of documents that stand alone. If last is nil or is for another workload, Recompile reads all documents.
 func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
+	if findings := w.check(); findings != nil {
+		return nil, findings
+	}
 	c := compile(last, sources, w)
 	if c.failed() {
 		return nil, c.findings()
@@ -57,6 +58,9 @@ type Report struct {
 
 // Check checks documents as [Compile] does, and returns a report. No document stands alone: an error of any is a mistake to mend.
 func Check(sources []Source, w Workload) Report {
+	if findings := w.check(); findings != nil {
+		return Report{InForce: make([]int, len(sources)), Findings: findings}
+	}
 	sources = slices.Clone(sources)
 	for i := range sources {
 		sources[i].Alone = false
@@ -66,6 +70,15 @@ func Check(sources []Source, w Workload) Report {
 		Documents: c.count, Findings: c.findings(),
 		InForce: c.countInForce(func(d *document) bool { return d.is != nil && !d.atGateways() }),
 	}
+}
+
+// check returns what is wrong with the workload.
+func (w *Workload) check() Findings {
+	if w.RootNamespace == "" || yamldoc.IsLabel(w.RootNamespace) {
+		return nil
+	}
+	return Findings{{Severity: Error, Message: fmt.Sprintf("the root namespace %q is not the name of a namespace: correct Workload.RootNamespace, "+
+		"which is lower-case letters, digits and hyphens", w.RootNamespace)}}
 }
 
 func compile(last *Plan, sources []Source, w Workload) *compiler {
@@ -104,6 +117,7 @@ func (c *compiler) combineAll() {
 // newCompiler returns a compiler of a plan without documents.
 func newCompiler(last *Plan, w Workload) *compiler {
 	w.Namespace = cmp.Or(w.Namespace, defaultNamespace)
+	w.RootNamespace = cmp.Or(w.RootNamespace, namespaces.DefaultRoot)
 	w.TrustDomain = cmp.Or(w.TrustDomain, istio.LocalTrustDomain)
 	w.ClusterDomain = strings.ToLower(cmp.Or(strings.Trim(w.ClusterDomain, "."), "cluster.local"))
 	w.Labels = maps.Clone(w.Labels)

@@ -34,6 +34,7 @@ func WorkloadFromEnv() (Workload, error) {
 // Or returns w with its empty fields set to those of defaults. Labels are not merged.
 func (w Workload) Or(defaults Workload) Workload {
 	w.Namespace = cmp.Or(w.Namespace, defaults.Namespace)
+	w.RootNamespace = cmp.Or(w.RootNamespace, defaults.RootNamespace)
 	w.ClusterDomain = cmp.Or(w.ClusterDomain, defaults.ClusterDomain)
 	w.TrustDomain = cmp.Or(w.TrustDomain, defaults.TrustDomain)
 	w.Paths = cmp.Or(w.Paths, defaults.Paths)

@@ -122,7 +122,7 @@ func (c *compiler) readAccess(doc *yamldoc.Document, is *istio.AuthorizationPoli
 			unenforceable(strict, config, err, func(at, why string) { doc.Warnf(at, "%s", why) })
 		}
 	}
-	a.selected = is.Selects(w.Namespace, w.Labels, rootNamespace)
+	a.selected = is.Selects(w.Namespace, w.Labels, w.RootNamespace)
 	return a
 }
 

@@ -35,7 +35,7 @@ func (p *Plan) Peers(namespace string) *PeerRules {
 	if rules := p.peers[namespace]; rules != nil {
 		return rules
 	}
-	return p.peers[rootNamespace]
+	return p.peers[p.workload.RootNamespace]
 }
 
 // Mode returns the mode in which a workload with the given labels accepts connections at one of its ports, and reports whether a document
@@ -90,6 +90,7 @@ func (c *compiler) peerAuthentications() {
 		}
 		return byAge(a.document, b.document)
 	})
+	root := c.plan.workload.RootNamespace
 	first := make(map[string]decoded[istio.PeerAuthentication]) // without a selector, by namespace
 	chosen := make(map[string][]decoded[istio.PeerAuthentication])
 	for _, pa := range sorted {
@@ -102,9 +103,9 @@ func (c *compiler) peerAuthentications() {
 				continue
 			}
 			first[pa.namespace] = pa
-		case pa.namespace == rootNamespace:
+		case pa.namespace == root:
 			pa.Warnf("spec.selector", "has no effect: in %s, the root namespace, only a policy without selector counts, "+
-				"and it applies to all of the mesh", rootNamespace)
+				"and it applies to all of the mesh", root)
 		default:
 			chosen[pa.namespace] = append(chosen[pa.namespace], pa)
 		}
@@ -112,7 +113,7 @@ func (c *compiler) peerAuthentications() {
 
 	general := make(map[string]peerMode)
 	var mesh peerMode
-	if pa, ok := first[rootNamespace]; ok {
+	if pa, ok := first[root]; ok {
 		mesh = modeOf(pa.is.Spec.MTLS)
 	}
 	for namespace, pa := range first {

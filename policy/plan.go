@@ -26,6 +26,10 @@ type Workload struct {
 	// Namespace is the namespace of the workload. Short host names are resolved in it. Empty means "default".
 	Namespace string
 
+	// RootNamespace is the namespace of the documents that apply to the whole mesh, as rootNamespace of Istio's mesh configuration. A feed of
+	// package policy/kubernetes follows it. Empty means "istio-system".
+	RootNamespace string
+
 	// Labels are the labels that selectors and sourceLabels in documents match.
 	Labels map[string]string
 

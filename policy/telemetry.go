@@ -42,7 +42,7 @@ func (c *compiler) readTelemetry(doc *yamldoc.Document, is *istio.Telemetry) *re
 		}
 	}
 	own := is.Namespace() == w.Namespace && (is.Spec.Selector.Labels() == nil || is.Spec.Selector.Selects(w.Labels))
-	r.selected = !is.Attached() && (own || is.Namespace() == rootNamespace && is.Spec.Selector.Labels() == nil)
+	r.selected = !is.Attached() && (own || is.Namespace() == w.RootNamespace && is.Spec.Selector.Labels() == nil)
 	return r
 }
 
@@ -58,8 +58,8 @@ func (c *compiler) telemetries() {
 		switch {
 		case r.Failed() || r.is.is.Attached():
 		case spec.Selector.Labels() != nil:
-			if r.namespace == rootNamespace && w.Namespace != rootNamespace {
-				r.Warnf("spec.selector", "selects workloads of the namespace %s only: what is about all of the mesh has no selector", rootNamespace)
+			if r.namespace == w.RootNamespace && w.Namespace != w.RootNamespace {
+				r.Warnf("spec.selector", "selects workloads of the namespace %s only: what is about all of the mesh has no selector", w.RootNamespace)
 			}
 			if r.is.selected {
 				chosen = append(chosen, istio.Applied{TelemetrySpec: spec, Filters: r.is.filters})
@@ -74,7 +74,7 @@ func (c *compiler) telemetries() {
 		}
 	}
 	var applied []istio.Applied
-	for _, namespace := range slices.Compact([]string{rootNamespace, w.Namespace}) {
+	for _, namespace := range slices.Compact([]string{w.RootNamespace, w.Namespace}) {
 		if r, ok := general[namespace]; ok {
 			applied = append(applied, istio.Applied{TelemetrySpec: &r.is.is.Spec, Filters: r.is.filters})
 		}

@@ -23,7 +23,7 @@ type tokens struct {
 
 func (c *compiler) readTokens(doc *yamldoc.Document, is *istio.RequestAuthentication) *tokens {
 	w := &c.plan.workload
-	t := &tokens{is: is, selected: is.Selects(w.Namespace, w.Labels, rootNamespace)}
+	t := &tokens{is: is, selected: is.Selects(w.Namespace, w.Labels, w.RootNamespace)}
 	if !doc.Failed() {
 		t.rules = is.Rules()
 	}

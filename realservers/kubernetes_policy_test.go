@@ -198,7 +198,8 @@ func TestKubernetesPolicy_RightsThatAreTakenAway(t *testing.T) {
 	f.await(t, "shop/VirtualService/reviews")
 
 	// Nobody may start without knowing what is forbidden.
-	_, err := mesh.New(t.Context(), mesh.WithPolicyFeed(&kubepolicy.Feed{Client: client}), mesh.WithEmptyPolicy(), mesh.WithDiscovery(&discovery.Memory{}))
+	_, err := mesh.New(t.Context(), mesh.WithPolicyFeed(&kubepolicy.Feed{Client: client}), mesh.WithEmptyPolicy(), mesh.WithDiscovery(&discovery.Memory{}),
+		mesh.WithWorkload(policy.Workload{Namespace: "shop"}))
 	if err == nil || !strings.Contains(err.Error(), "AuthorizationPolicy in shop") || !strings.Contains(err.Error(), "denied") {
 		t.Errorf("New: %v, want a denial that names the kind", err)
 	}

@@ -22,7 +22,9 @@ type report struct {
 func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	flags := flag.NewFlagSet("check", flag.ContinueOnError)
 	format := flags.String("o", "text", "")
-	service := flags.String("service", "", "")
+	var workload policy.Workload
+	flags.StringVar(&workload.Service, "service", "", "")
+	flags.StringVar(&workload.RootNamespace, "root-namespace", "", "")
 	if err := parse(flags, args); err != nil {
 		return 0, err
 	}
@@ -36,7 +38,7 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	checked := checkAll(sources, *service)
+	checked := checkAll(sources, workload)
 	findings := append(checked.Findings, idle(paths, checked)...)
 
 	switch {
@@ -59,9 +61,10 @@ func check(args []string, stdout, stderr io.Writer) (code int, err error) {
 	return code, err
 }
 
-// checkAll checks documents for a process that is an instance of a service of Consul, "" for one that is none.
-func checkAll(sources []policy.Source, service string) policy.Report {
-	return policy.Check(sources, policy.Workload{Service: service, Expressions: cel.Expressions{}, Filters: entries.Filters{}})
+// checkAll checks documents for a workload.
+func checkAll(sources []policy.Source, w policy.Workload) policy.Report {
+	w.Expressions, w.Filters = cel.Expressions{}, entries.Filters{}
+	return policy.Check(sources, w)
 }
 
 // idle finds the paths of which nothing can be in force, with documents or without.

@@ -40,7 +40,7 @@ const (
 
 const usage = `Usage:
 
-  mesh check [-o text|json] [--service NAME] PATH...
+  mesh check [-o text|json] [--service NAME] [--root-namespace NAMESPACE] PATH...
         Report what is wrong with documents. PATH is a file, or a folder of .yaml, .yml, .json and .hcl files; to hold no document is an error.
         Config entries of Consul, one a file, are .json or .hcl. Programs read these files with package policy/consul.
         The last line, on standard error, counts the documents and the findings.
@@ -50,6 +50,7 @@ const usage = `Usage:
         Print, as JSON, what an outbound request to URL gets.
         -f PATH             a file or folder of documents; may be repeated
         -n NAMESPACE        the caller's namespace (default "default")
+        --root-namespace N  the namespace of what applies to the whole mesh (default "istio-system")
         -l KEY=VALUE,...    the caller's labels; may be repeated
         --service NAME      the Consul service that the caller is an instance of (default: none)
         -X METHOD           the request's method (default GET)
@@ -61,6 +62,7 @@ const usage = `Usage:
         is the target as it is sent, nothing is cleaned. Exit status: 0 if the request is allowed, 3 if it is denied.
         -f PATH             a file or folder of documents; may be repeated
         -n NAMESPACE        the workload's namespace (default "default")
+        --root-namespace N  the namespace of what applies to the whole mesh (default "istio-system")
         -l KEY=VALUE,...    the workload's labels; may be repeated
         --principal P       the peer's identity, as cluster.local/ns/default/sa/name, or DOMAIN/ns/default/dc/DC/svc/NAME of Consul
                             Connect, whose DOMAIN is the workload's too; without it the peer is plaintext

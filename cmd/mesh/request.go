@@ -34,6 +34,7 @@ func newRequestFlags(command string) *requestFlags {
 		return nil
 	})
 	f.StringVar(&f.workload.Namespace, "n", "default", "")
+	f.StringVar(&f.workload.RootNamespace, "root-namespace", "", "")
 	f.StringVar(&f.workload.Service, "service", "", "")
 	f.Func("l", "", func(list string) error { return addLabels(f.workload.Labels, list) })
 	f.StringVar(&f.method, "X", http.MethodGet, "")

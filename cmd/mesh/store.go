@@ -251,7 +251,7 @@ func checked(paths []string, stderr io.Writer) ([]policy.Source, error) {
 		sorted = append(sorted, sources[i])
 		files = append(files, policy.Source{Name: names[i], Data: sources[i].Data})
 	}
-	report := checkAll(sorted, "")
+	report := checkAll(sorted, policy.Workload{})
 	inForce := make([]int, len(sources))
 	for n, i := range order {
 		inForce[i] = report.InForce[n]

@@ -197,7 +197,7 @@ func (m *merged) config(context string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("cluster %q: %w", c.Cluster, err)
 	}
-	config.Namespace = c.Namespace
+	config.Namespace = cmp.Or(c.Namespace, "default") // as in kubectl
 	user := m.users[c.User]
 	if user == nil && c.User != "" {
 		return Config{}, fmt.Errorf("context %q: there is no user %q", name, c.User)

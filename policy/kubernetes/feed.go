@@ -9,6 +9,8 @@ package kubernetes
 import (
 	"cmp"
 	"context"
+	"errors"
+	"fmt"
 	"iter"
 	"log/slog"
 	"maps"
@@ -17,14 +19,13 @@ import (
 	"time"
 
 	discovery "github.com/nosidecar/mesh/discovery/kubernetes"
+	"github.com/nosidecar/mesh/internal/namespaces"
+	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy"
 )
 
-// rootNamespace is the namespace of the documents that apply to the whole mesh.
-const rootNamespace = "istio-system"
-
 // Feed follows the documents of a cluster, for mesh.WithPolicyFeed: those of the process's own namespace, of the root namespace
-// istio-system, of Namespaces, and, with Need, of the namespaces that calls go to. It follows all kinds that package policy knows, in the
+// (policy.Workload.RootNamespace, by default istio-system), of Namespaces, and, with Need, of the namespaces that calls go to. It follows all kinds that package policy knows, in the
 // newest version that both know; a kind that is not installed has no documents until it is. Its fields must not change once it is
 // used; then it is safe for concurrent use.
 //
@@ -33,7 +34,8 @@ type Feed struct {
 	// Client sends requests to the API server. nil means a client of the cluster that the process runs in.
 	Client *discovery.Client
 
-	// Namespace is the namespace of this process. "" means the client's: that of its pod, or of the context in its kubeconfig.
+	// Namespace is the namespace of this process. "" means the client's: that of its pod, or of the context in its kubeconfig. It must be
+	// the namespace of the mesh's workload. If it is not, Watch yields an error: the policies that protect the process would be unknown.
 	Namespace string
 
 	// Namespaces are further namespaces to follow from the start, such as one with ServiceEntries for everybody.
@@ -68,7 +70,12 @@ func (f *Feed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 			yield(nil, err)
 			return
 		}
-		l := newLoop(ctx, f, cmp.Or(f.Namespace, client.Namespace()))
+		own, root, err := f.namespaces(ctx, client.Namespace())
+		if err != nil {
+			yield(nil, err)
+			return
+		}
+		l := newLoop(ctx, f, own, root)
 		l.start = func(l *loop, w *watch) { l.followObjects(client, w) }
 		f.enter(l)
 		defer func() {
@@ -81,6 +88,25 @@ func (f *Feed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 		}
 		l.run(yield)
 	}
+}
+
+// namespaces returns the namespace of this process and the root namespace. inherited is the namespace of the client, which may be empty.
+func (f *Feed) namespaces(ctx context.Context, inherited string) (own, root string, err error) {
+	mesh, inMesh := namespaces.From(ctx)
+	own, root = cmp.Or(f.Namespace, inherited, mesh.Own), cmp.Or(mesh.Root, namespaces.DefaultRoot)
+	if own == "" {
+		return "", "", errors.New("kubernetes: the namespace of this process is unknown: set Feed.Namespace")
+	}
+	for _, name := range append([]string{own, root}, f.Namespaces...) {
+		if !yamldoc.IsLabel(name) {
+			return "", "", fmt.Errorf("kubernetes: %q is not the name of a namespace: use lower-case letters, digits and hyphens", name)
+		}
+	}
+	if inMesh && own != mesh.Own {
+		return "", "", fmt.Errorf("kubernetes: the documents of the namespace %s are followed, and the workload is in %s: correct Namespace in "+
+			"mesh.WithWorkload, or the variable POD_NAMESPACE", own, mesh.Own)
+	}
+	return own, root, nil
 }
 
 // enter makes calls of Need wait for a loop.

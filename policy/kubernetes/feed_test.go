@@ -2,6 +2,8 @@ package kubernetes_test
 
 import (
 	"context"
+	"net/http"
+	"net/http/httptest"
 	"slices"
 	"strings"
 	"sync"
@@ -9,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/nosidecar/mesh"
 	discovery "github.com/nosidecar/mesh/discovery/kubernetes"
 	kube "github.com/nosidecar/mesh/internal/kubernetes"
 	"github.com/nosidecar/mesh/internal/kubernetes/kubetest"
@@ -241,4 +244,59 @@ func TestFeed_FollowsNamespacesThatCallsNeed(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A feed reads what the documents of its mesh are compiled for.
+func TestFeed_NamespacesOfTheMesh(t *testing.T) {
+	server := kubetest.New(routes, policies, services)
+	server.Namespace = "shop"
+	for _, namespace := range []string{"istio-system", "mesh-config"} {
+		server.Apply("{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: closed, namespace: " + namespace +
+			"}, spec: {action: DENY, rules: [{to: [{operation: {paths: [/" + namespace + "]}}]}]}}")
+	}
+	client := (*discovery.Client)(server.Start(t))
+	for _, test := range []struct {
+		feed     *kubernetes.Feed
+		workload policy.Workload
+		denied   string // the path that is
+		err      string // of New
+	}{
+		{workload: policy.Workload{Namespace: "shop"}, denied: "/istio-system"},
+		{workload: policy.Workload{Namespace: "shop", RootNamespace: "mesh-config"}, denied: "/mesh-config"},
+		{workload: policy.Workload{Namespace: "other"}, err: "the namespace shop are followed, and the workload is in other"},
+		{workload: policy.Workload{}, err: "the namespace shop are followed, and the workload is in default"},
+		{feed: &kubernetes.Feed{Namespace: "other"}, workload: policy.Workload{Namespace: "other"}, denied: "/istio-system"},
+		{feed: &kubernetes.Feed{Namespace: "other"}, workload: policy.Workload{Namespace: "shop"}, err: "the workload is in shop"},
+		{workload: policy.Workload{Namespace: "shop", RootNamespace: "../shop"}, err: `"../shop" is not the name of a namespace`},
+		{feed: &kubernetes.Feed{Namespaces: []string{""}}, workload: policy.Workload{Namespace: "shop"}, err: `"" is not the name of a namespace`},
+		{feed: &kubernetes.Feed{Namespaces: []string{"a/b"}}, workload: policy.Workload{Namespace: "shop"}, err: `"a/b" is not the name of a namespace`},
+	} {
+		feed := test.feed
+		if feed == nil {
+			feed = new(kubernetes.Feed)
+		}
+		feed.Client = client
+		m, err := mesh.New(t.Context(), mesh.WithPolicyFeed(feed), mesh.WithEmptyPolicy(), mesh.WithWorkload(test.workload))
+		if test.err != "" {
+			if err == nil || !strings.Contains(err.Error(), test.err) {
+				t.Errorf("New with %+v: %v, want %q", test.workload, err, test.err)
+			}
+			if err == nil {
+				m.Close()
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("New with %+v: %v", test.workload, err)
+			continue
+		}
+		for _, path := range []string{"/istio-system", "/mesh-config"} {
+			w := httptest.NewRecorder()
+			m.Handler(http.NotFoundHandler()).ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+			if denied := w.Code == http.StatusForbidden; denied != (path == test.denied) {
+				t.Errorf("with %+v, %s is answered with %d", test.workload, path, w.Code)
+			}
+		}
+		m.Close()
+	}
 }

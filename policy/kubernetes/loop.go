@@ -82,7 +82,7 @@ type watch struct {
 	since     time.Time // since when
 }
 
-func newLoop(ctx context.Context, feed *Feed, own string) *loop {
+func newLoop(ctx context.Context, feed *Feed, own, root string) *loop {
 	l := &loop{
 		feed: feed, ctx: ctx, kinds: kinds(), news: make(chan func()),
 		groups: make(map[string]*group), namespaces: make(map[string]*namespace), watches: make(map[key]*watch),
@@ -94,8 +94,8 @@ func newLoop(ctx context.Context, feed *Feed, own string) *loop {
 	for name := range l.kinds {
 		l.groups[name] = &group{again: make(chan struct{}, 1)}
 	}
-	for _, name := range append([]string{own, rootNamespace}, feed.Namespaces...) {
-		l.namespaces[name] = &namespace{own: name == own, root: name == rootNamespace, first: true}
+	for _, name := range append([]string{own, root}, feed.Namespaces...) {
+		l.namespaces[name] = &namespace{own: name == own, root: name == root, first: true}
 	}
 	return l
 }

@@ -37,7 +37,7 @@ type driven struct {
 // drive runs a loop in a bubble of synctest, until the test is over.
 func drive(t *testing.T, feed *Feed) *driven {
 	ctx, cancel := context.WithCancel(t.Context())
-	d := &driven{loop: newLoop(ctx, feed, "shop"), t: t}
+	d := &driven{loop: newLoop(ctx, feed, "shop", "istio-system"), t: t}
 	d.start = func(_ *loop, w *watch) { w.cancel = func() {} }
 	feed.enter(d.loop)
 	done := make(chan struct{})
