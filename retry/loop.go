@@ -203,9 +203,8 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 		return stop(stopped)
 	}
 	// The current outcome must not be given up for a try that cannot be made.
-	again, err := rewind(req, r)
+	again, err := l.rewind(req, r, resp)
 	if err != nil {
-		l.Limiter.Release()
 		return stop(BodyCommitted)
 	}
 	return step{retry: true, wait: wait, body: again}
@@ -226,15 +225,26 @@ func (l *Loop) nextTo(ctx context.Context, n int, resp *http.Response) (wait tim
 	return l.Next(ctx, n, field.RetryAfter(resp.Header["Retry-After"], time.Now()))
 }
 
-// rewind returns the request body for another try, nil if there is none.
-func rewind(req *http.Request, r *replay) (io.ReadCloser, error) {
+// rewind returns the request body for another try, nil if there is none. If it fails, the slot of the limiter is given back. If GetBody
+// panics, the response, which nobody will see, is closed too.
+func (l *Loop) rewind(req *http.Request, r *replay, resp *http.Response) (again io.ReadCloser, err error) {
+	returned := false
+	defer func() {
+		if !returned || err != nil {
+			l.Limiter.Release()
+		}
+		if !returned && resp != nil && resp.Body != nil {
+			resp.Body.Close()
+		}
+	}()
 	switch {
 	case r != nil:
-		return r.next()
+		again, err = r.next()
 	case req.GetBody != nil && req.Body != nil && req.Body != http.NoBody:
-		return req.GetBody()
+		again, err = req.GetBody()
 	}
-	return nil, nil
+	returned = true
+	return again, err
 }
 
 // Next is the part of Do that does not depend on HTTP, for calls of other protocols. It decides after the n-th try of a call

@@ -228,6 +228,36 @@ func TestPanicAndGoexitPassThrough(t *testing.T) {
 	}
 }
 
+// TestPanicOfGetBody: neither a slot of the limiter nor the response that was to be given up is left behind.
+func TestPanicOfGetBody(t *testing.T) {
+	limiter, err := retry.NewLimiter(retry.LimiterConfig{MaxRetries: 1}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1}), Limiter: limiter}
+	req := newRequest(t, "PUT", "http://service/", newBody("x"))
+	req.GetBody = func() (io.ReadCloser, error) { panic(errBoom) }
+	answer := newBody("no")
+	func() {
+		defer func() {
+			if got := recover(); got != errBoom {
+				t.Errorf("recovered %v, want the panic of GetBody", got)
+			}
+		}()
+		_, _, _ = loop.Do(req, tries(func(*http.Request, int) (*http.Response, error) {
+			resp := response(503)
+			resp.Body = answer
+			return resp, nil
+		}))
+	}()
+	if !limiter.Acquire() {
+		t.Error("the slot of the limiter was not released")
+	}
+	if answer.closed.Load() != 1 {
+		t.Errorf("the response was closed %d times", answer.closed.Load())
+	}
+}
+
 func TestPostOnlyIfUnprocessed(t *testing.T) {
 	key := func(r *http.Request) { r.Header.Set("Idempotency-Key", "k") }
 	for _, test := range []struct {
