@@ -129,7 +129,9 @@ type call struct {
 
 // End implements body.Ender.
 func (c *call) End(err error) {
-	c.lease.Done(c.transport.outcome(c.req, c.resp, err))
+	outcome := Failure // if IsFailure panics
+	defer func() { c.lease.Done(outcome) }()
+	outcome = c.transport.outcome(c.req, c.resp, err)
 }
 
 // unwind ends the call if Base panicked or exited the goroutine.

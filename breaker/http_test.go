@@ -279,6 +279,39 @@ func TestFive503sOpenTheCircuit(t *testing.T) {
 	}
 }
 
+// TestIsFailureThatPanics: the call counts as a failure, and its probe does not keep the circuit half-open.
+func TestIsFailureThatPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		panics := false
+		rt := &breaker.Transport{
+			Config: breaker.Config{ConsecutiveFailures: 1, OpenDuration: time.Minute, ProbeTimeout: time.Hour},
+			Base:   status(http.StatusServiceUnavailable),
+			IsFailure: func(*http.Response, error) bool {
+				if panics {
+					panic("boom")
+				}
+				return true
+			},
+		}
+		roundTrip(t, rt, newRequest(t))
+		time.Sleep(time.Minute)
+		panics = true
+		func() {
+			defer func() {
+				if got := recover(); got != "boom" {
+					t.Errorf("recovered %v, want the panic of IsFailure", got)
+				}
+			}()
+			if resp, err := rt.RoundTrip(newRequest(t)); err == nil {
+				resp.Body.Close()
+			}
+		}()
+		if got := onlyState(t, rt); got != breaker.Open {
+			t.Errorf("state is %v, want open", got)
+		}
+	})
+}
+
 func TestBaseThatPanicsExitsOrHangs(t *testing.T) {
 	for _, test := range []struct {
 		name string

@@ -209,6 +209,47 @@ func TestKeyAndHooks(t *testing.T) {
 	}
 }
 
+// TestIsFailureThatPanics: the call counts as a failure, and its probe does not keep the circuit half-open.
+func TestIsFailureThatPanics(t *testing.T) {
+	for kind, call := range kinds {
+		t.Run(kind, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var code atomic.Uint32
+				var calls atomic.Int32
+				code.Store(uint32(codes.Internal))
+				panics := false
+				circuits := &breakergrpc.Client{
+					Config: breaker.Config{ConsecutiveFailures: 1, OpenDuration: time.Minute, ProbeTimeout: time.Hour},
+					IsFailure: func(error) bool {
+						if panics {
+							panic("boom")
+						}
+						return true
+					},
+				}
+				client, stop := grpctest.Connect(t, switchable(&code, &calls), circuits.DialOptions()...)
+				defer stop()
+				call(t.Context(), client)
+				time.Sleep(time.Minute)
+				panics = true
+				func() {
+					defer func() {
+						if got := recover(); got != "boom" {
+							t.Errorf("recovered %v, want the panic of IsFailure", got)
+						}
+					}()
+					call(t.Context(), client)
+				}()
+				for key, state := range circuits.States() {
+					if state != breaker.Open {
+						t.Errorf("%s is %v, want open", key, state)
+					}
+				}
+			})
+		})
+	}
+}
+
 func TestInvalidConfig(t *testing.T) {
 	config := breaker.Config{MinRequests: -1}
 	circuits, server := &breakergrpc.Client{Config: config}, &breakergrpc.Server{Config: config}

@@ -88,17 +88,24 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 		}
 	}()
 	// gRPC calls it when the stream ends, even if the caller only cancels.
-	finish := grpc.OnFinish(func(err error) { s.end(c.outcome(ctx, err)) })
+	finish := grpc.OnFinish(func(err error) { c.finish(ctx, s, err) })
 	s.ClientStream, err = streamer(ctx, desc, cc, method, append(opts[:len(opts):len(opts)], finish)...)
 	returned = true
 	if err != nil {
-		s.end(c.outcome(ctx, err)) // a layer below may have refused
+		c.finish(ctx, s, err) // a layer below may have refused
 		return nil, err
 	}
 	if c.Config.SlowCall == 0 {
 		return s.ClientStream, nil
 	}
 	return s, nil
+}
+
+// finish ends a stream that ended with err.
+func (c *Client) finish(ctx context.Context, s *stream, err error) {
+	outcome := breaker.Failure // if IsFailure panics
+	defer func() { s.end(outcome) }()
+	outcome = c.outcome(ctx, err)
 }
 
 func (c *Client) setup() {
