@@ -150,11 +150,20 @@ func (s *stream) SendMsg(m any) error {
 
 // RecvMsg implements grpc.ClientStream.
 func (s *stream) RecvMsg(m any) error {
+	err := s.receive(m)
+	if err != nil {
+		err = s.explain(err)
+		s.end(nil) // gRPC may not have noticed the end, if an interceptor has ended the stream
+	}
+	return err
+}
+
+func (s *stream) receive(m any) error {
 	if s.timer == nil {
-		return s.explain(s.ClientStream.RecvMsg(m))
+		return s.ClientStream.RecvMsg(m)
 	}
 	s.headers.Do(func() { _, _ = s.ClientStream.Header() }) // the wait for them is not silence
 	s.timer.Reset(s.idle)
 	defer s.timer.Stop()
-	return s.explain(s.ClientStream.RecvMsg(m))
+	return s.ClientStream.RecvMsg(m)
 }

@@ -8,6 +8,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -144,6 +145,39 @@ func TestLeft(t *testing.T) {
 		cancel()
 		if _, err := s.Recv(); status.Code(err) != codes.Canceled {
 			t.Errorf("error %v, want Canceled", err)
+		}
+	})
+}
+
+// broken is a stream that an interceptor ends when a message comes.
+type broken struct{ grpc.ClientStream }
+
+func (broken) RecvMsg(any) error { return status.Error(codes.DataLoss, "broken") }
+
+// TestEndedByAnInterceptor: what an interceptor ends for the caller, without gRPC, is over for the server too.
+func TestEndedByAnInterceptor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		limits := &timeoutgrpc.Client{Config: timeout.Config{BodyIdle: time.Hour}}
+		ended := make(chan struct{})
+		client, stop := grpctest.Connect(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
+			s.SendHeader(nil)
+			<-s.Context().Done()
+			close(ended)
+			return nil
+		}}, append(limits.DialOptions(), grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.ClientConn,
+			method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			s, err := streamer(ctx, desc, cc, method, opts...)
+			return broken{s}, err
+		}))...)
+		defer stop()
+		if err := stream(t.Context(), client); status.Code(err) != codes.DataLoss {
+			t.Errorf("error %v, want that of the interceptor", err)
+		}
+		synctest.Wait()
+		select {
+		case <-ended:
+		default:
+			t.Error("the server still serves the stream")
 		}
 	})
 }
