@@ -269,6 +269,27 @@ func TestServiceConfigReplaced(t *testing.T) {
 	}
 }
 
+// A call that an interceptor ends, before it gets to the load balancer, says why.
+func TestInterceptorThatRefusesCalls(t *testing.T) {
+	leak.Check(t)
+	reason := status.Error(codes.Unavailable, "not today")
+	_, conn := one(t, "", []discovery.Endpoint{serve(t, echoStreams)},
+		grpc.WithChainUnaryInterceptor(func(context.Context, string, any, any, *grpc.ClientConn, grpc.UnaryInvoker, ...grpc.CallOption) error {
+			return reason
+		}),
+		grpc.WithChainStreamInterceptor(func(context.Context, *grpc.StreamDesc, *grpc.ClientConn, string, grpc.Streamer, ...grpc.CallOption) (grpc.ClientStream, error) {
+			return nil, reason
+		}))
+	client := grpctest.NewClient(conn)
+	_, unary := client.UnaryCall(t.Context(), &grpctest.Request{})
+	_, stream := client.FullDuplexCall(t.Context())
+	for _, err := range []error{unary, stream} {
+		if status.Code(err) != codes.Unavailable || !errors.Is(err, reason) || !strings.Contains(err.Error(), "not today") {
+			t.Errorf("error %v, want that of the interceptor", err)
+		}
+	}
+}
+
 // The retries of a service config are not followed: ours decide.
 func TestRetryPolicyOfServiceConfigIsNotUsed(t *testing.T) {
 	leak.Check(t)

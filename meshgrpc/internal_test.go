@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"net"
 	"net/http"
 	"runtime"
 	"sync"
@@ -281,5 +282,45 @@ func TestCallWithoutAMessageMakesRoomWhenItsTimeIsUp(t *testing.T) {
 	})
 	if _, _, err := new(server).take(ctx, "/a/b"); status.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("a handler that begins then gets %v, want DeadlineExceeded", err)
+	}
+}
+
+// A connection to which the first frame of the server cannot be written is not closed by gRPC. Nothing is left of it.
+func TestConnectionOfWhichNothingComesIsForgotten(t *testing.T) {
+	ca, err := tlsid.NewDevCA("cluster.local")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, err := ca.Identity("default", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	config := &tls.Config{Certificates: []tls.Certificate{*id.Certificate()}, NextProtos: []string{"h2"}, InsecureSkipVerify: true,
+		ClientAuth: tls.RequireAnyClientCert}
+	near, far := net.Pipe()
+	secure, peer := tls.Server(near, config), tls.Client(far, config)
+	handshake := make(chan error, 1)
+	go func() {
+		handshake <- peer.Handshake()
+		far.Close()
+	}()
+	s := new(server)
+	conn, _, err := serverCredentials{s}.ServerHandshake(secure)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := <-handshake; err != nil {
+		t.Fatal(err)
+	}
+	state := secure.ConnectionState()
+	if s.connOf(&state) == nil {
+		t.Fatal("the connection is not known")
+	}
+	if _, err := conn.Write([]byte("settings")); err == nil {
+		t.Fatal("the peer is gone, but something was written")
+	}
+	near.Close()
+	if s.connOf(&state) != nil {
+		t.Error("the connection is kept")
 	}
 }

@@ -119,6 +119,16 @@ type secureConn struct {
 	key    **x509.Certificate
 }
 
+// Write implements net.Conn. gRPC does not close a connection of ours to which it cannot write its first frame, but only the one below, so
+// that it has to be forgotten here. Nothing can be written to it any more in any case.
+func (c *secureConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if err != nil {
+		c.server.conns.Delete(c.key)
+	}
+	return n, err
+}
+
 func (c *secureConn) Close() error {
 	c.server.conns.Delete(c.key)
 	return c.Conn.Close()

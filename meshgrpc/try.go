@@ -3,6 +3,7 @@ package meshgrpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"sync"
@@ -211,7 +212,7 @@ func (t *try) judge(err error, committed bool) {
 		}
 		return
 	case !t.picked && t.code == codes.Unavailable:
-		t.rest = errBalancer
+		t.rest = fmt.Errorf("%w, or an interceptor has ended the call: %w", errBalancer, err)
 		return
 	case !t.begun:
 		t.rest = refusal.Because(err) // the fault is on our side: a message, credentials, metadata
