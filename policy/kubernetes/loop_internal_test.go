@@ -1,8 +1,10 @@
 package kubernetes
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -287,6 +289,28 @@ func TestLoop_DefinitionsThatComeChangeAndGo(t *testing.T) {
 		d.want(time.Second, "shop/VirtualService/c")
 		d.answer("Sidecar", "shop", nil, "d")
 		d.want(time.Second, "shop/VirtualService/c shop/Sidecar/d")
+	})
+}
+
+// That all documents of a kind are gone is an answer, and is logged with their number.
+func TestLoop_AllDocumentsAreRemoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		d := drive(t, &Feed{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		d.serve()
+		d.all()
+		d.answer("AuthorizationPolicy", "shop", nil, "a", "b", "c")
+		d.want(time.Second, "shop/AuthorizationPolicy/a shop/AuthorizationPolicy/b shop/AuthorizationPolicy/c")
+		d.answer("AuthorizationPolicy", "shop", errDenied) // is no answer
+		d.want(time.Second)
+		if log.Len() > 0 {
+			t.Errorf("a denial is logged: %s", log.String())
+		}
+		d.answer("AuthorizationPolicy", "shop", nil)
+		d.want(time.Second, "")
+		if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "all were removed") || !strings.Contains(text, "kind=AuthorizationPolicy namespace=shop documents=3") {
+			t.Errorf("logged is %q, want one line with the kind, the namespace and the number", text)
+		}
 	})
 }
 
