@@ -1,6 +1,9 @@
 package meshgrpc
 
 import (
+	"fmt"
+	"net/url"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
@@ -25,16 +28,28 @@ type balancerBuilder struct{}
 
 func (balancerBuilder) Name() string { return BalancerName }
 
-func (balancerBuilder) Build(cc balancer.ClientConn, _ balancer.BuildOptions) balancer.Balancer {
-	return &connections{cc: cc}
+func (balancerBuilder) Build(cc balancer.ClientConn, opts balancer.BuildOptions) balancer.Balancer {
+	return &connections{cc: cc, refused: checkAuthority(opts)}
+}
+
+// checkAuthority returns a refusal if the authority of a ClientConn is not the host of its target. An interceptor, which routes the
+// calls, cannot see it: the server would get another host than documents do.
+func checkAuthority(opts balancer.BuildOptions) error {
+	host := opts.Target.Endpoint()
+	if authority, err := url.PathUnescape(opts.Authority); authority == host || err != nil || strings.HasPrefix(host, ":") {
+		return nil
+	}
+	return refusal.New(fmt.Sprintf("meshgrpc: documents do not see the authority %q of grpc.WithAuthority: "+
+		"set it with grpc.WithDefaultCallOptions(grpc.CallAuthority(%[1]q)) instead", opts.Authority))
 }
 
 // connections has the connections of a ClientConn. It is its gRPC balancer and picker. There is nothing to balance, since the mesh
 // chooses the endpoint of a try before the try begins. So a connection is made when a try first needs it. The state of endpoints
 // is kept elsewhere: a ClientConn that goes idle loses its balancer.
 type connections struct {
-	cc     balancer.ClientConn
-	groups sync.Map // *sockets.Connections to *group
+	cc      balancer.ClientConn
+	refused error    // why no call can be made, nil if calls can
+	groups  sync.Map // *sockets.Connections to *group
 
 	mu     sync.Mutex
 	closed bool
@@ -61,6 +76,9 @@ func (b *connections) Pick(info balancer.PickInfo) (balancer.PickResult, error) 
 // choose returns a ready connection of link, on which the call is counted, or the connection that is being made. waits is the
 // connection that the call has waited for, if any.
 func (b *connections) choose(link *sockets.Connections, waits *conn) (ready, dialling *conn, err error) {
+	if b.refused != nil {
+		return nil, nil, b.refused
+	}
 	for {
 		g, err := b.group(link)
 		if err != nil {

@@ -33,8 +33,8 @@ const scheme = "mesh"
 // be made.
 //
 // Routes use [grpc.CallAuthority] as they use the Host header of an HTTP request: it decides which routes apply if a document names
-// that host. To set it for all calls, give it as a default call option. [grpc.WithAuthority] is sent to the server too, but the
-// mesh cannot see it when it routes a call.
+// that host. To set it for all calls, give it as a default call option. The mesh cannot see [grpc.WithAuthority] when it routes a
+// call, so calls fail with an error that says so.
 func DialOptions(m *mesh.Mesh) []grpc.DialOption {
 	c := &client{engine: engine.Of(m.Transport())}
 	return []grpc.DialOption{

@@ -14,8 +14,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh"
@@ -248,5 +250,53 @@ func TestTargetThatNamesNoHost(t *testing.T) {
 				t.Errorf("%s: %v, want the form of a target", target, err)
 			}
 		}
+	}
+}
+
+// Documents decide by the authority that is a default call option, and the server gets it. They would not see that of WithAuthority,
+// so no call is made.
+func TestAuthorityOfAClientConn(t *testing.T) {
+	leak.Check(t)
+	var seen atomic.Value
+	echo := serve(t, &grpctest.Service{Unary: func(ctx context.Context, r *grpctest.Request) (*grpctest.Response, error) {
+		md, _ := metadata.FromIncomingContext(ctx)
+		seen.Store(md.Get(":authority")[0])
+		return grpctest.Echo(ctx, r)
+	}})
+	m := meshtest.New(t, "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: closed}\nspec:\n"+
+		"  hosts: [closed.example.com]\n  http: [{directResponse: {status: 403}}]\n", echoAt(echo))
+	tests := []struct {
+		name   string
+		option grpc.DialOption
+		code   codes.Code
+		text   string
+		server string
+	}{
+		{"none", grpc.EmptyDialOption{}, codes.OK, "", "echo"},
+		{"of a call", grpc.WithDefaultCallOptions(grpc.CallAuthority("open.example.com")), codes.OK, "", "open.example.com"},
+		{"of a call, with a route", grpc.WithDefaultCallOptions(grpc.CallAuthority("closed.example.com")), codes.PermissionDenied, "", ""},
+		{"that of the target", grpc.WithAuthority("echo"), codes.OK, "", "echo"},
+		{"of the connection", grpc.WithAuthority("closed.example.com"), codes.Unavailable,
+			`grpc.WithDefaultCallOptions(grpc.CallAuthority("closed.example.com"))`, ""},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			seen.Store("")
+			client := grpctest.NewClient(connect(t, m, "mesh:///echo", test.option))
+			_, err := client.UnaryCall(bounded(t), &grpctest.Request{})
+			if status.Code(err) != test.code || err != nil && !strings.Contains(err.Error(), test.text) {
+				t.Errorf("the call ended with %v, want %v and %q", err, test.code, test.text)
+			}
+			if got := seen.Load(); got != test.server {
+				t.Errorf("the server got the authority %q, want %q", got, test.server)
+			}
+			stream, err := client.FullDuplexCall(bounded(t))
+			if err == nil {
+				_, err = stream.Recv()
+			}
+			if test.code != codes.OK && status.Code(err) != test.code {
+				t.Errorf("the stream ended with %v, want %v", err, test.code)
+			}
+		})
 	}
 }
