@@ -10,7 +10,7 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 )
 
-// What follows is the inbound side for protocols other than HTTP.
+// This file has the inbound side for protocols other than HTTP.
 
 // Admit implements admission.Gate.
 func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, admission.Call) {
@@ -53,7 +53,7 @@ func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, 
 // Observed implements admission.Gate.
 func (h *handler) Observed() bool { return h.mesh.server.observed }
 
-// edit tells the adapter of a request that arrived with a header how the header for the handler differs.
+// edit tells the adapter how the header for the handler differs from the header that arrived.
 func (in *inbound) edit(a admission.Adapter, arrived http.Header) {
 	header := in.view.Header
 	if in.edited {
@@ -77,7 +77,7 @@ func (in *inbound) PeerID() string { return in.Peer }
 // Held implements admission.Call.
 func (in *inbound) Held() bool {
 	s := &in.mesh.server
-	return s.observed || s.MaxRequests > 0 || in.limit != nil // which has a timer
+	return s.observed || s.MaxRequests > 0 || in.limit != nil // a limit has a timer
 }
 
 // Enter implements admission.Call.
@@ -86,7 +86,7 @@ func (in *inbound) Enter(c *admission.Context) bool {
 		c.User = in.token.Claims
 	}
 	in.ctx = c
-	in.keepHeader(in.view.Header) // which the adapter may use again, while the register is being scanned
+	in.keepHeader(in.view.Header) // the adapter may reuse it while the register is being scanned
 	return in.begin(in.writer)
 }
 

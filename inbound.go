@@ -44,25 +44,22 @@ type ServerConfig struct {
 	// decides what is sampled here. x-request-id is removed in any case.
 	RestartTraces bool
 
-	// ReportLoad tells callers in the mesh how loaded this process is, as ORCA defines it: in the header endpoint-load-metrics of
-	// the answers of [Mesh.Handler], and for gRPC in the trailer endpoint-load-metrics-bin. Callers whose balancing is
-	// [balancer.WeightedRoundRobin] go by it. Peers without an identity are not told.
+	// ReportLoad tells callers with an identity how loaded this process is, as ORCA defines it: in the header endpoint-load-metrics of
+	// the answers of [Mesh.Handler], and for gRPC in the trailer endpoint-load-metrics-bin, if the status of the answer is in its trailer.
+	// Callers whose balancing is [balancer.WeightedRoundRobin] go by it. A report covers the requests whose handlers returned since
+	// the previous report, which is a second or more: how many there were, how many failed, and the utilization. Requests that were
+	// refused, or ended because they are no longer allowed, do not count. A report is made when a request ends, so the first answer
+	// after a pause has an old one.
 	//
-	// A report covers the requests whose handlers returned since the previous report, which is a second or more: how many there were,
-	// how many failed, and the utilization. Requests that were refused, or that were ended because they are no longer allowed, do not count.
-	// A report is made when a request ends, so the first answer after a pause has an old one.
-	//
-	// If a handler sets one of these headers or trailers itself, callers get its report instead. A handler that adds to them, such as an
-	// httputil.ReverseProxy in front of a server that reports, gives an answer two reports. Callers then read none of them, or that
-	// of the other server. A proxy should remove both headers from the answers of the servers behind it, in ModifyResponse. It passes
-	// the report in a trailer of gRPC on as its own. An answer of gRPC through Mesh.Handler has no report if it has no trailer, as with
-	// HTTP/1 or where the status is in the header.
+	// If a handler sets the header or the trailer itself, callers get its report instead. A handler that adds to the header, such as an
+	// httputil.ReverseProxy in front of a server that reports, gives an answer two reports, of which callers read none or the other one.
+	// A proxy should remove endpoint-load-metrics and endpoint-load-metrics-bin in ModifyResponse. A trailer of the server behind it
+	// passes for its own.
 	ReportLoad bool
 
-	// Utilization returns the utilization of this process for ReportLoad: 1 means that it has as much to do as it should have. It is called
-	// about once a second, on the goroutine of a request, after the request has given back what it holds. If the value is not positive and
-	// finite, no load is reported. If Utilization is nil, the report has the mean number of requests in flight. Callers then go by how long
-	// requests take, from their arrival to the end of their handlers.
+	// Utilization returns the utilization of this process for ReportLoad, 1 if it has as much to do as it should have. It is called about
+	// once a second, on the goroutine of a request that has given back what it held. If the value is not positive and finite, no load is
+	// reported. nil means the mean number of requests in flight: callers then go by the time from arrival to the end of handlers.
 	Utilization func() float64
 
 	// HandshakeTimeout, MaxPending and MaxPendingPerIP bound what connections may cost before they are served; see

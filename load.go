@@ -13,10 +13,10 @@ import (
 )
 
 const (
-	// loadWindow is what a load report is about: the requests that ended in this time.
+	// loadWindow is the time that a load report covers, at least.
 	loadWindow = time.Second
 
-	// longestBusy is how long a request counts as being in flight at most: a longer one is probably a stream, which is idle.
+	// longestBusy is the longest time for which a request counts as in flight. A longer request is probably an idle stream.
 	longestBusy = 10 * time.Second
 )
 
@@ -31,7 +31,7 @@ type loadCounter struct {
 	latest                 atomic.Pointer[loadReport]
 }
 
-// loadReport is a report as it is sent. It does not change.
+// loadReport is a report as it is sent. It is never changed.
 type loadReport struct {
 	header  []string
 	message string   // for the metadata of gRPC
@@ -43,7 +43,7 @@ func (l *loadCounter) init(config *ServerConfig) {
 	l.until.Store(int64(loadWindow))
 }
 
-// reportTo returns the report for an answer to a peer, nil if there is none. A peer without an identity is not told.
+// reportTo returns the report for an answer to a peer, or nil if there is none. A peer without an identity gets no report.
 func (l *loadCounter) reportTo(peer string) *loadReport {
 	if !l.on || peer == "" {
 		return nil
@@ -73,15 +73,15 @@ func (l *loadCounter) ended(began time.Time, failed bool) {
 		r.Utilization = l.utilization()
 	}
 	if !(r.Utilization > 0 && r.Utilization <= math.MaxFloat32) {
-		l.latest.Store(nil) // there is nothing to say
+		l.latest.Store(nil) // there is nothing to report
 		return
 	}
 	message := r.Message()
 	l.latest.Store(&loadReport{[]string{r.String()}, message, []string{base64.RawStdEncoding.EncodeToString([]byte(message))}})
 }
 
-// count counts a request, after release: to do so may call the program, which may panic. A request that was refused before its handler
-// began, or was ended because it is no longer allowed, says nothing about how long requests take.
+// count counts a request. It is called after release, because it may call Utilization, which may panic. Requests that were refused before
+// their handlers began, or ended because they are no longer allowed, do not count: they say nothing about how long requests take.
 func (in *inbound) count(failed bool) {
 	if loads := &in.mesh.server.loads; loads.on && in.begun && in.Decision.Allowed {
 		loads.ended(in.Start, failed)
@@ -104,8 +104,8 @@ func (l *loadCounter) tell(h http.Header, peer string) {
 	}
 }
 
-// tellAtEnd adds the report to the trailer of a gRPC answer whose handler has returned, unless the handler has reported. An answer that
-// has its status in its header cannot have a trailer.
+// tellAtEnd adds the report to the trailer of a gRPC answer whose handler has returned, unless the handler has set a report itself. An
+// answer with the status in its header cannot have a trailer.
 func (l *loadCounter) tellAtEnd(h http.Header, peer string) {
 	report := l.reportTo(peer)
 	if report == nil || h[orca.Header] != nil || h[orca.BinaryHeader] != nil {

@@ -19,7 +19,7 @@ func TestLoadReports(t *testing.T) {
 		config ServerConfig
 		peer   string
 		takes  time.Duration
-		want   string // in flight, requests a second, errors a second; "" if nothing is reported
+		want   string // in flight, requests per second, errors per second; "" if nothing is reported
 	}{
 		{"off", ServerConfig{}, "web", 100 * time.Millisecond, ""},
 		{"requests in flight", ServerConfig{ReportLoad: true}, "web", 100 * time.Millisecond, "1.0, 10, 5"},
@@ -54,8 +54,8 @@ func TestLoadReports(t *testing.T) {
 	}
 }
 
-// TestReportsInTrailersOfHandlers: a gRPC answer whose trailer has its status gets the report there, whatever way its handler sets trailers,
-// and one whose handler has reported gets no other.
+// TestReportsInTrailersOfHandlers: a gRPC answer with its status in the trailer gets the report there, however its handler sets trailers,
+// unless the handler has set a report itself.
 func TestReportsInTrailersOfHandlers(t *testing.T) {
 	const prefix = http.TrailerPrefix
 	l := loadCounter{on: true}

@@ -16,8 +16,8 @@ import (
 	"github.com/nosidecar/mesh/internal/orca"
 )
 
-// TestLoadReportsReachCallers: a caller with an identity is told once there is something to tell. One that balances by reports takes them
-// for itself, so they do not leave the mesh through it.
+// TestLoadReportsReachCallers: a caller with an identity gets reports. A caller that balances by them removes them from answers, so that
+// it does not pass them on.
 func TestLoadReportsReachCallers(t *testing.T) {
 	w := newTown(t)
 	server := w.member(t, "payment-service", strict, mesh.WithServer(mesh.ServerConfig{ReportLoad: true}))
@@ -55,7 +55,7 @@ func TestUtilizationWithoutReports(t *testing.T) {
 	}
 }
 
-// changing is a context of a request whose documents change once it was admitted: then its deadline is asked for.
+// changing is the context of a request. Its Deadline, which is asked for once the request is admitted, changes the documents.
 type changing struct {
 	context.Context
 	change func()
@@ -66,14 +66,14 @@ func (c changing) Deadline() (time.Time, bool) {
 	return c.Context.Deadline()
 }
 
-// adapter is that of a call of another protocol.
+// adapter is the adapter of another protocol.
 type adapter struct{ *httptest.ResponseRecorder }
 
 func (adapter) Edit(string, []string) {}
 func (adapter) End()                  {}
 
-// TestRefusedRequestsAreNoLoad: a request is refused when documents change before its handler begins, or is ended while it runs. It took
-// little time, but not because the process is fast.
+// TestRefusedRequestsAreNoLoad: documents change, so a request is refused before its handler begins, or ended while its handler runs. It
+// took little time, but not because the process is fast.
 func TestRefusedRequestsAreNoLoad(t *testing.T) {
 	for name, refused := range map[string]func(t *testing.T, h http.Handler, deny func(), r *http.Request){
 		"HTTP, before the handler": func(t *testing.T, h http.Handler, deny func(), r *http.Request) {
@@ -121,7 +121,7 @@ func TestRefusedRequestsAreNoLoad(t *testing.T) {
 				apply(t, m, strict)
 				time.Sleep(2 * time.Second)
 				answer := httptest.NewRecorder()
-				for range 2 { // the second is told about the first
+				for range 2 { // the second answer reports the first request
 					answer = httptest.NewRecorder()
 					h.ServeHTTP(answer, inboundRequest(id.Certificate().Leaf))
 				}
@@ -133,7 +133,7 @@ func TestRefusedRequestsAreNoLoad(t *testing.T) {
 	}
 }
 
-// TestPanicOfUtilization: the handler of the request has returned, so its slot is free.
+// TestPanicOfUtilization: the slot of the request is free, because its handler has returned.
 func TestPanicOfUtilization(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var inbound [2]int // begun, ended

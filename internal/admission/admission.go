@@ -8,8 +8,8 @@ import (
 
 // Gate is implemented by the handler of a mesh.
 type Gate interface {
-	// Admit takes a request through the inbound side, up to its handler. It returns the context for what comes before the handler, a
-	// child of that of the request, and the call. If the request is refused, Admit answers it and returns no call.
+	// Admit takes a request through the inbound side, up to its handler. It returns the call, and a child of the context of the request
+	// for whatever runs before the handler. If the request is refused, Admit answers it and returns no call.
 	//
 	// Admit does not change the request: it passes what is to be changed for the handler to the adapter. The request and its header may be
 	// used again after Done, unless there are observers.
@@ -39,10 +39,10 @@ type Call interface {
 	// Held reports whether Done must be called even if no handler runs.
 	Held() bool
 
-	// Enter must be called when the handler is about to begin, which may be long after Admit, with the context for the handler, which has
-	// the PeerID. Enter reports whether the request is still allowed. If it is not, Enter has answered it, and Done must still be called. If
-	// the request is no longer allowed at some time between Enter and Done, the context ends with a *Withdrawn as its cause, and End of
-	// the adapter is called.
+	// Enter must be called when the handler is about to begin, which may be long after Admit. Its argument is the context for the handler,
+	// with the PeerID set. Enter reports whether the request is still allowed. If it is not, Enter has answered it, and Done must still be
+	// called. If the request is no longer allowed at some time between Enter and Done, the context ends with a *Withdrawn as its cause,
+	// and End of the adapter is called.
 	Enter(*Context) bool
 
 	// Observed reports whether Message should be called.
@@ -58,7 +58,7 @@ type Call interface {
 	// none).
 	Done(status, grpcStatus int)
 
-	// Load returns the binary load report for the trailer of gRPC, "" if the caller is not to be told.
+	// Load returns the binary load report for the trailer of gRPC, or "" if the caller does not get one.
 	Load() string
 }
 
