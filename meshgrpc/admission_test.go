@@ -54,7 +54,7 @@ func bounded(t *testing.T) context.Context {
 	return ctx
 }
 
-// inbounds counts the inbound calls that an observer has not seen the end of, and all it has.
+// inbounds counts the inbound calls of an observer: those that are still open, and those that have ended.
 type inbounds struct{ open, ended atomic.Int64 }
 
 func (n *inbounds) observer() mesh.Option {
@@ -73,7 +73,7 @@ func silent(ctx context.Context, conn *grpc.ClientConn) error {
 	return stream.RecvMsg(&grpctest.Response{})
 }
 
-// What is denied is denied at the headers: no message is waited for, none is decoded, and no interceptor sees the call.
+// A denied call is answered as soon as its headers arrive: no message is awaited or decoded, and no interceptor sees the call.
 func TestDeniedCallIsAnsweredBeforeItsMessageIsReceived(t *testing.T) {
 	leak.Check(t)
 	var observed inbounds
@@ -121,7 +121,7 @@ func TestDeniedCallIsAnsweredBeforeItsMessageIsReceived(t *testing.T) {
 	}
 }
 
-// So is what is beyond a limit, and clients that retry know it for that.
+// A call beyond a limit is answered at its headers too, and clients do not retry it.
 func TestCallBeyondALimitIsAnsweredBeforeItsMessageIsReceived(t *testing.T) {
 	leak.Check(t)
 	rate := limit.RateConfig{PerSecond: 0.001, Burst: 1}
@@ -141,7 +141,7 @@ func TestCallBeyondALimitIsAnsweredBeforeItsMessageIsReceived(t *testing.T) {
 	}
 }
 
-// A call that is let through and never reaches a handler gives back what it holds.
+// An admitted call that never reaches a handler gives back what it holds.
 func TestCallWithoutAMessageHoldsNothingOnceItIsOver(t *testing.T) {
 	leak.Check(t)
 	var observed inbounds
@@ -172,7 +172,7 @@ func TestCallWithoutAMessageHoldsNothingOnceItIsOver(t *testing.T) {
 	}
 }
 
-// A server that is the handler of an http.Server has no gRPC transport that could ask at the headers.
+// A gRPC server that is the handler of an http.Server has no transport of gRPC, so calls cannot be refused at their headers.
 func TestDeniedCallOverServeHTTP(t *testing.T) {
 	leak.Check(t)
 	var observed inbounds
@@ -194,7 +194,7 @@ func TestDeniedCallOverServeHTTP(t *testing.T) {
 	}
 }
 
-// Policies see the headers of a call as HTTP has them: binary metadata encoded, and te.
+// Policies see the headers of a call as they are in HTTP: binary metadata is encoded, and te is present.
 func TestAuthorizationSeesBinaryMetadataAndTe(t *testing.T) {
 	leak.Check(t)
 	encoded := base64.StdEncoding.EncodeToString([]byte("admin")) // with padding
@@ -224,7 +224,7 @@ spec: {action: DENY, rules: [{when: [{key: "request.headers[`+test.key+`]", valu
 	}
 }
 
-// An interceptor that runs the handler of a call once more gets an error: what the call held is given back.
+// An interceptor that runs the handler of a call a second time gets an error, since the call has given back what it held.
 func TestHandlerThatIsRunAgain(t *testing.T) {
 	leak.Check(t)
 	var observed inbounds
@@ -262,7 +262,7 @@ func TestHandlerThatIsRunAgain(t *testing.T) {
 	}
 }
 
-// brokenStream is a stream that panics, or worse, where a message is sent.
+// brokenStream is a stream that panics or exits the goroutine when a message is sent.
 type brokenStream struct {
 	grpc.ServerStream
 	end func()
@@ -270,7 +270,7 @@ type brokenStream struct {
 
 func (s brokenStream) SendMsg(any) error { s.end(); return nil }
 
-// What goes wrong in a stream goes wrong for its handler, where an interceptor recovers it.
+// A panic in a stream reaches the goroutine of its handler, where an interceptor can recover it.
 func TestPanicInAStreamOverServeHTTP(t *testing.T) {
 	leak.Check(t)
 	for name, end := range map[string]func(){"panic": func() { panic("codec") }, "Goexit": runtime.Goexit} {

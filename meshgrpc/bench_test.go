@@ -50,7 +50,7 @@ func through(t testing.TB, endpoints []discovery.Endpoint, observer mesh.Observe
 	return conn
 }
 
-// TestAllocations compares a call to one over a bare ClientConn. What server and connection allocate is in both.
+// TestAllocations compares a call with one over a bare ClientConn. Both include what the server and the connection allocate.
 func TestAllocations(t *testing.T) {
 	address, endpoints := loopback(t, 1)
 	measure := func(conn *grpc.ClientConn) float64 {
@@ -68,7 +68,7 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// TestAllocationsOfObservers compares an observed call to one that is not.
+// TestAllocationsOfObservers compares an observed call with an unobserved one.
 func TestAllocationsOfObservers(t *testing.T) {
 	inbound := mesh.Observer{
 		InboundStart: func(ctx context.Context, _ *mesh.Inbound) context.Context { return ctx },
@@ -88,7 +88,7 @@ func TestAllocationsOfObservers(t *testing.T) {
 	var bare func() float64
 	for _, test := range []struct {
 		name           string
-		most           float64 // beyond the call that is not observed
+		most           float64 // more than the unobserved call
 		server, client mesh.Observer
 	}{
 		{"not observed", 0, mesh.Observer{}, mesh.Observer{}},
@@ -118,7 +118,7 @@ func TestAllocationsOfObservers(t *testing.T) {
 		if bare == nil {
 			bare = allocations
 		}
-		// The client, the server and the pools of gRPC count in, whose figures vary, above all under the race detector.
+		// The figures include the client, the server and the pools of gRPC, so they vary, above all under the race detector.
 		var more float64
 		for range 10 {
 			if more = allocations() - bare(); more <= test.most {
@@ -186,8 +186,7 @@ func BenchmarkStream(b *testing.B) {
 	}
 }
 
-// picks returns tries of a call that are about to be given connections, of n endpoints, which are there, and the picker that
-// does so.
+// picks returns tries of a call that are about to get connections to n endpoints, which are ready, and the picker that gives them.
 func picks(t testing.TB, n int) (tries []*try, picker *connections) {
 	t.Helper()
 	ln, err := net.Listen("tcp", "0.0.0.0:0")
@@ -250,12 +249,12 @@ func pickOne(t testing.TB, picker balancer.Picker, tr *try) {
 	tr.given = false
 }
 
-// BenchmarkPick is what gRPC asks for a connection and says that a call is over. The endpoint is chosen already.
+// BenchmarkPick measures how gRPC asks for a connection and reports the end of a call. The endpoint has already been chosen.
 func BenchmarkPick(b *testing.B) {
 	for _, n := range []int{3, 100, 1000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			tries, picker := picks(b, n)
-			// A try is new, and the processor has it and its link at hand; what is found with them may be out of reach.
+			// A try is new, so it and its link are in the cache of the processor. What they lead to may not be.
 			tr, links := tries[0], make([]*sockets.Connections, n)
 			for i, t := range tries {
 				links[i] = t.link

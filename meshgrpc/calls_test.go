@@ -33,7 +33,7 @@ import (
 	meshroute "github.com/nosidecar/mesh/policy/route"
 )
 
-// What documents do to headers, path and authority reaches the wire, and the caller.
+// Documents change headers, path and authority, both on the wire and for the caller.
 func TestRewrites(t *testing.T) {
 	leak.Check(t)
 	var seen metadata.MD
@@ -80,7 +80,7 @@ spec:
 	}
 }
 
-// Unary calls are mirrored: the copy is what the message was, whatever becomes of that. Streams are not.
+// Unary calls are mirrored: the copy has the message as it was sent, even if the caller changes it later. Streams are not mirrored.
 func TestMirror(t *testing.T) {
 	leak.Check(t)
 	copies := make(chan string, 100)
@@ -98,7 +98,7 @@ func TestMirror(t *testing.T) {
 		MirrorDropped: func(_ meshroute.Target, err error) {
 			select {
 			case dropped <- err:
-			default: // the first says it
+			default: // the first one is enough
 			}
 		},
 	}))
@@ -132,7 +132,7 @@ func TestMirror(t *testing.T) {
 	}
 }
 
-// A copy is sent beside the call, which keeps the options that its caller gave to itself.
+// A copy is sent concurrently with the call. It does not use the options that the caller gave for its own call.
 func TestMirrorOptions(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
@@ -163,7 +163,7 @@ func TestMirrorOptions(t *testing.T) {
 	}
 }
 
-// A call that waits for an endpoint is mirrored once, however often it is made anew.
+// A call that waits for an endpoint is mirrored once, however often it is started again.
 func TestMirrorOfWaitingCall(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
@@ -197,7 +197,7 @@ func TestMirrorOfWaitingCall(t *testing.T) {
 	}
 }
 
-// The server says when to come back, or never to (gRFC A6); a retry says that it is one.
+// The server says when to retry, or not to (gRFC A6). A retry says that it is one.
 func TestPushback(t *testing.T) {
 	leak.Check(t)
 	var tries atomic.Int64
@@ -257,7 +257,7 @@ func TestPushback(t *testing.T) {
 	}
 }
 
-// Errors are status errors, and what they stem from can be found.
+// Errors are status errors, and errors.Is and errors.As find their causes.
 func TestErrors(t *testing.T) {
 	leak.Check(t)
 	refuses, block := meshtest.Refusing(t), make(chan struct{})
@@ -306,7 +306,7 @@ spec: {hosts: [moved], http: [{redirect: {uri: /elsewhere}}]}
 	for _, test := range []struct {
 		target string
 		code   codes.Code
-		layer  string // "" where it is an answer
+		layer  string // "" for an answer
 		is     error
 	}{
 		{"dead", codes.Unavailable, "endpoint", nil},
@@ -345,7 +345,7 @@ spec: {hosts: [moved], http: [{redirect: {uri: /elsewhere}}]}
 	}
 }
 
-// A call that cannot be encoded is nobody's fault but the caller's.
+// A message that cannot be encoded is the fault of the caller alone.
 func TestLocalErrors(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
@@ -373,7 +373,7 @@ func TestLocalErrors(t *testing.T) {
 	}
 }
 
-// The caller's message and reply are left alone: the message altogether, the reply but for the last try.
+// The message of the caller is never changed, and the reply has only what the last try received.
 func TestMessages(t *testing.T) {
 	leak.Check(t)
 	var tries atomic.Int64
@@ -399,7 +399,7 @@ func TestMessages(t *testing.T) {
 	}
 }
 
-// A panic of an interceptor is its caller's, and leaves no slot behind.
+// A panic of an interceptor reaches the caller, and all slots are released.
 func TestPanic(t *testing.T) {
 	leak.Check(t)
 	var w watched
@@ -457,7 +457,7 @@ func TestConnectionLimits(t *testing.T) {
 						time.Sleep(test.pause)
 					}
 				}
-				// The last call over a connection that is too old is still made.
+				// The last call over a connection that is too old still succeeds.
 				if n := network.Dials(); n != test.want {
 					t.Errorf("%d connections, want %d", n, test.want)
 				}
@@ -466,7 +466,7 @@ func TestConnectionLimits(t *testing.T) {
 	}
 }
 
-// A call that waits for an endpoint meets the fault of its route once, however often it is made anew, and counts once.
+// A call that waits for an endpoint is delayed by the fault of its route once, however often it is started again, and counts once.
 func TestWaitingCallIsDelayedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, endpoint, transport := inMemory(t, echoStreams)
@@ -488,7 +488,7 @@ func TestWaitingCallIsDelayedOnce(t *testing.T) {
 	})
 }
 
-// Calls that share a connection are not held up by maxConnections, nor do more connections come of it than it allows.
+// maxConnections does not delay calls that share a connection, and no more connections are made than it allows.
 func TestMaxRequests(t *testing.T) {
 	leak.Check(t)
 	gate, begun := make(chan struct{}), make(chan struct{}, 10)
@@ -531,7 +531,7 @@ type overdue struct{ context.Context }
 
 func (overdue) Deadline() (time.Time, bool) { return time.Unix(1, 0), true }
 
-// A call whose context does not keep its word ends all the same.
+// A call ends even if its context does not end at its deadline.
 func TestContextThatOutlivesItsDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, endpoint, transport := inMemory(t, echoStreams)

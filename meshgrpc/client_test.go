@@ -56,7 +56,7 @@ spec:
 ` + settings
 }
 
-// A proxy of the environment would lose the identity that an endpoint is expected to have.
+// Calls do not use a proxy that the environment names: the identity of the endpoint could not be verified through it.
 func TestProxyIsNotUsed(t *testing.T) {
 	leak.Check(t)
 	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
@@ -125,7 +125,7 @@ func refusing(t testing.TB, seen *atomic.Int64) discovery.Endpoint {
 	return meshtest.EndpointOf(t, ln.Addr().String())
 }
 
-// gRPC begins anew by itself where a stream was refused, and asks for another connection: that is another endpoint's.
+// When a stream is refused, gRPC starts again by itself and asks for another connection. It gets one to another endpoint.
 func TestTransparentRetryGoesElsewhere(t *testing.T) {
 	leak.Check(t)
 	var refused atomic.Int64
@@ -173,7 +173,7 @@ func TestTransparentRetryGoesElsewhere(t *testing.T) {
 	}
 }
 
-// A server that ends the call just before our own limit does, has not answered: it is a timeout of ours.
+// If the server ends a call just before our own limit does, the call counts as our timeout, and not as an answer.
 func TestServerMayEndTheTryFirst(t *testing.T) {
 	leak.Check(t)
 	bad := serve(t, &grpctest.Service{Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
@@ -206,7 +206,7 @@ spec:
     outlierDetection: {consecutive5xxErrors: 3, interval: 600s, baseEjectionTime: 600s, maxEjectionPercent: 50}
 `
 
-// A ClientConn that was idle has forgotten its balancer, but not what is known of endpoints.
+// A ClientConn that was idle has lost its balancer, but what is known about endpoints is kept.
 func TestIdleAndBack(t *testing.T) {
 	leak.Check(t)
 	var seen atomic.Int64
@@ -269,7 +269,7 @@ func TestServiceConfigReplaced(t *testing.T) {
 	}
 }
 
-// A call that an interceptor ends, before it gets to the load balancer, says why.
+// If an interceptor ends a call before it reaches the load balancer, the caller gets the error of the interceptor.
 func TestInterceptorThatRefusesCalls(t *testing.T) {
 	leak.Check(t)
 	reason := status.Error(codes.Unavailable, "not today")
@@ -290,7 +290,7 @@ func TestInterceptorThatRefusesCalls(t *testing.T) {
 	}
 }
 
-// The retries of a service config are not followed: ours decide.
+// The retry policy of a service config is ignored: that of the mesh applies.
 func TestRetryPolicyOfServiceConfigIsNotUsed(t *testing.T) {
 	leak.Check(t)
 	var tries atomic.Int64
@@ -307,7 +307,7 @@ func TestRetryPolicyOfServiceConfigIsNotUsed(t *testing.T) {
 	}
 }
 
-// A call fails at once when all endpoints are ejected or there are none, and waits only if it is to wait.
+// If there are no endpoints, or all are ejected, a call fails at once, unless it is wait-for-ready.
 func TestNothingToPick(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
@@ -346,7 +346,7 @@ func TestNothingToPick(t *testing.T) {
 	}
 }
 
-// A stream that the server has read may have been processed: reset-before-request does not repeat it.
+// A server that has read a stream may have processed it, so reset-before-request does not retry it.
 func TestResetBeforeRequestDoesNotRepeatWhatWasSent(t *testing.T) {
 	leak.Check(t)
 	var calls atomic.Int64
@@ -365,7 +365,7 @@ func TestResetBeforeRequestDoesNotRepeatWhatWasSent(t *testing.T) {
 	}
 }
 
-// A call that waits goes on although the first endpoint that it was to be sent to could not be connected to.
+// A wait-for-ready call goes on even if no connection to its first endpoint could be made.
 func TestWaitingCallOutlivesAnEndpointThatIsDown(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
@@ -392,7 +392,7 @@ func TestWaitingCallOutlivesAnEndpointThatIsDown(t *testing.T) {
 	}
 }
 
-// A server allows 100 streams on a connection, and 250 go on at once.
+// A server allows 100 streams per connection, and 250 run at once.
 func TestMaxConcurrentStreamsHoldsUpNobody(t *testing.T) {
 	leak.Check(t)
 	var conns sync.Map
@@ -432,7 +432,7 @@ func TestMaxConcurrentStreamsHoldsUpNobody(t *testing.T) {
 	}
 }
 
-// The call options by which a caller gets something back fire once a call, with what came of the last try.
+// The call options that return something to the caller are set once per call, from the last try.
 func TestOptionsOnce(t *testing.T) {
 	leak.Check(t)
 	var tries atomic.Int64
@@ -500,7 +500,7 @@ func TestOptionsOnce(t *testing.T) {
 	}
 }
 
-// What an earlier try left behind is not the caller's, even if the last one left nothing.
+// The caller gets nothing that an earlier try received, even if the last try received nothing.
 func TestOptionsOfTheLastTry(t *testing.T) {
 	leak.Check(t)
 	fails := func(ctx context.Context) error {
@@ -546,14 +546,14 @@ func TestOptionsOfTheLastTry(t *testing.T) {
 	}
 }
 
-// The balancer is known to gRPC by its name alone, from the start.
+// gRPC finds the balancer by its name, from the start of the program.
 func TestMeshSchemeIsRegistered(t *testing.T) {
 	if b := balancer.Get(meshgrpc.BalancerName); b == nil || b.Name() != meshgrpc.BalancerName {
 		t.Errorf("balancer.Get(%q) = %v", meshgrpc.BalancerName, b)
 	}
 }
 
-// A stream is retried before it is answered, with what was sent; the limit of a try does not cut one that was answered.
+// A stream is retried until it is answered, with the messages that were sent. The limit of a try does not end a stream that was answered.
 func TestStreamsAreRetriedBeforeTheFirstMessage(t *testing.T) {
 	const limit = 100 * time.Millisecond
 	var tries atomic.Int64

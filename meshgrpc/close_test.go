@@ -20,8 +20,8 @@ import (
 	meshroute "github.com/nosidecar/mesh/policy/route"
 )
 
-// A ClientConn is closed while calls of it are under way, at different points of their lives. They end as those of a bare
-// ClientConn do, and nothing is held against the endpoint, which others go on using.
+// A ClientConn is closed while it has calls, at different points of their lives. They end like those of a bare ClientConn. They do not
+// count against the endpoint, which other ClientConns go on using.
 func TestClosedClientConnEjectsNoEndpoint(t *testing.T) {
 	leak.Check(t)
 	arrived := make(chan struct{}, 1)
@@ -115,7 +115,7 @@ func TestClosedClientConnEjectsNoEndpoint(t *testing.T) {
 	}
 }
 
-// silentListener accepts connections, says so, and says nothing on them.
+// silentListener accepts connections, reports that, and sends nothing.
 func silentListener(t *testing.T, accepted chan<- struct{}) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")

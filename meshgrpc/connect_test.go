@@ -49,7 +49,7 @@ func TestSecondClientConnIsNotStarvedByMaxConnections(t *testing.T) {
 	}
 }
 
-// connectTimeout bounds all that it takes to have a connection, the first frame of the server included.
+// connectTimeout covers everything up to the first frame of the server.
 func TestConnectTimeoutCoversASilentServer(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
@@ -63,7 +63,7 @@ func TestConnectTimeoutCoversASilentServer(t *testing.T) {
 	}
 }
 
-// hangingUp accepts connections and closes them, and counts them.
+// hangingUp accepts connections, counts them, and closes them.
 func hangingUp(t *testing.T, accepted *atomic.Int64) discovery.Endpoint {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -89,7 +89,7 @@ func hangingUp(t *testing.T, accepted *atomic.Int64) discovery.Endpoint {
 	return meshtest.EndpointOf(t, listener.Addr().String())
 }
 
-// An endpoint that cannot be connected to is not dialled with every call, and the channel says that it fails.
+// An endpoint that cannot be connected to is not dialled for every call, and the state of the ClientConn is TRANSIENT_FAILURE.
 func TestEndpointThatHangsUpIsNotDialledWithEveryCall(t *testing.T) {
 	leak.Check(t)
 	var accepted atomic.Int64
@@ -111,7 +111,7 @@ func TestEndpointThatHangsUpIsNotDialledWithEveryCall(t *testing.T) {
 	}
 }
 
-// An endpoint that could not be connected to a moment ago is passed over while there is another.
+// An endpoint that could not be connected to a moment ago is skipped if there is another.
 func TestEndpointThatHangsUpIsPassedOver(t *testing.T) {
 	leak.Check(t)
 	var accepted atomic.Int64
@@ -134,7 +134,7 @@ func TestEndpointThatHangsUpIsPassedOver(t *testing.T) {
 	}
 }
 
-// dyingConn is a connection that has ended, and whose closing takes as long as closed does.
+// dyingConn is a connection that has ended. Close returns once closed is closed.
 type dyingConn struct {
 	net.Conn
 	closed <-chan struct{}
@@ -145,8 +145,7 @@ func (dyingConn) Write(p []byte) (int, error)       { return len(p), nil }
 func (c dyingConn) Close() error                    { <-c.closed; return c.Conn.Close() }
 func (dyingConn) SetReadDeadline(t time.Time) error { return nil }
 
-// A connection that has failed takes no more calls with it, even if gRPC has not said so yet: one call fails with it, and those
-// that come after go to another endpoint.
+// When a connection has failed, but gRPC has not reported it yet, only one call fails. The calls after it go to another endpoint.
 func TestConnectionThatHasFailedIsNotWaitedFor(t *testing.T) {
 	leak.Check(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -188,7 +187,7 @@ func TestConnectionThatHasFailedIsNotWaitedFor(t *testing.T) {
 	})
 }
 
-// cutConn is a connection that its peer has cut off: writing to it fails, while reading goes on until it is closed.
+// cutConn is a connection that its peer has cut off: writes fail, and reads block until it is closed.
 type cutConn struct {
 	net.Conn
 	closed chan struct{}
@@ -207,14 +206,14 @@ func (c cutConn) Write([]byte) (int, error) {
 func (c cutConn) Close() error {
 	c.once.Do(func() {
 		close(c.closed)
-		synctest.Wait() // the reader comes first
+		synctest.Wait() // the reader gets its error first
 	})
 	return c.Conn.Close()
 }
 
 func (cutConn) SetReadDeadline(time.Time) error { return nil }
 
-// The error of a connection that its peer has cut off says so, and not that gRPC has closed it after that.
+// If the peer has cut off a connection, the error says so. It does not say that gRPC has closed the connection after that.
 func TestErrorOfAConnectionThatIsCutOffWhileItIsWrittenTo(t *testing.T) {
 	leak.Check(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -236,7 +235,7 @@ func TestErrorOfAConnectionThatIsCutOffWhileItIsWrittenTo(t *testing.T) {
 	})
 }
 
-// A target that names no host of the mesh is told as that.
+// A target that cannot name a host of the mesh gets an error that says so.
 func TestTargetThatNamesNoHost(t *testing.T) {
 	leak.Check(t)
 	m := meshtest.New(t, "")

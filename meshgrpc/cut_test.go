@@ -13,7 +13,7 @@ import (
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
-// A connection may be cut before a stream on it was sent. Such a stream did not end well, and the server has not seen it.
+// A connection may be cut before a stream was sent on it. Such a stream ends with an error, and counts as not processed.
 func TestStreamCutBeforeItWasAnsweredDoesNotEndWell(t *testing.T) {
 	leak.Check(t)
 	address := grpctest.ServeCut(t, &grpctest.Service{Bidi: grpctest.EchoStream})

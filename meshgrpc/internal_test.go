@@ -28,7 +28,7 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// groupsOf is an option that notes the groups of connections that calls use.
+// groupsOf is an option that records the groups of connections that calls use.
 func groupsOf(groups *sync.Map) grpc.DialOption {
 	return grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any, cc *grpc.ClientConn,
 		invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
@@ -64,7 +64,7 @@ func (g *group) size() int {
 	return len(g.all)
 }
 
-// A call that came too late to see that a connection is ready does not have another one made.
+// dial makes no connection if one has become ready since the call looked.
 func TestDialWhereReady(t *testing.T) {
 	g := used(t)
 	if c, err := g.dial(nil); c != nil || err != nil || g.size() != 1 {
@@ -72,7 +72,7 @@ func TestDialWhereReady(t *testing.T) {
 	}
 }
 
-// A call that found all connections full, but came too late to see that another one is ready by now, does not have one more made.
+// dial makes no additional connection if one with room has become ready since the call looked.
 func TestDialWhereThereIsRoom(t *testing.T) {
 	g := used(t)
 	full, _ := g.pick()
@@ -102,13 +102,13 @@ func TestDialWhereThereIsRoom(t *testing.T) {
 	}
 }
 
-// A connection that takes no more calls is closed with its last one, also if that comes late to see it.
+// A connection that may serve no more calls is closed when its last call ends, even if only a later pick notices that.
 func TestRetiredConnectionCloses(t *testing.T) {
 	g := used(t)
 	g.limits.calls = 1
 	c, _ := g.pick()
 	c.served.Store(1)
-	last, _ := g.pick() // which had no more to serve
+	last, _ := g.pick() // c may serve no more calls
 	if last == c || c.Enter() != 0 {
 		t.Error("a connection was picked that takes no more calls")
 	}
@@ -121,7 +121,7 @@ func TestRetiredConnectionCloses(t *testing.T) {
 	}
 }
 
-// A group that its ClientConn closes before it is watched is not kept until its link closes.
+// A link does not keep a group whose ClientConn closed it before it was watched.
 func TestWatchClosed(t *testing.T) {
 	tries, _ := picks(t, 1)
 	link := tries[0].link
@@ -137,8 +137,8 @@ func TestWatchClosed(t *testing.T) {
 	runtime.KeepAlive(link)
 }
 
-// The group that is found first with a link is that of one ClientConn. Others find their own, and take its place when it is
-// closed, which leaves nothing behind.
+// A link knows the group of one ClientConn. Other ClientConns find their own groups elsewhere, and take its place when it is closed. A
+// closed group is not kept.
 func TestGroupsOfSeveralClientConns(t *testing.T) {
 	_, endpoints := loopback(t, 1)
 	var registry discovery.Memory
@@ -170,7 +170,7 @@ func TestGroupsOfSeveralClientConns(t *testing.T) {
 	defer first.Close()
 	second, secondUsed := use()
 	defer second.Close()
-	for range 2 { // once made, then found
+	for range 2 { // the groups are made first, and then found
 		if a, b := firstUsed(), secondUsed(); a.owner == b.owner || a.link != b.link || a.link.Kept.Load() != any(a) && a.link.Kept.Load() != nil {
 			t.Fatalf("groups %p of %p and %p of %p with one link: %v", a, a.owner, b, b.owner, a.link == b.link)
 		}
@@ -186,7 +186,7 @@ func TestGroupsOfSeveralClientConns(t *testing.T) {
 	}
 }
 
-// What a peer may not assert is hidden from handlers, whether changes of the metadata that a tap gets reach them or not.
+// Handlers do not see metadata that a peer may not assert, whether or not gRPC shows them the changes that a tap makes.
 func TestTapMayGetCopyOfMetadata(t *testing.T) {
 	m, err := mesh.New(t.Context())
 	if err != nil {
@@ -214,7 +214,7 @@ func TestTapMayGetCopyOfMetadata(t *testing.T) {
 	}
 }
 
-// waiting admits a call of a peer that says how long it waits, in milliseconds, and whose message has not come.
+// waiting returns a function that admits a call without a message. Its peer says how long it waits, in milliseconds.
 func waiting(t *testing.T, config mesh.ServerConfig) (admit func(ctx context.Context, ms string) (context.Context, error)) {
 	t.Helper()
 	ca, err := tlsid.NewDevCA("cluster.local")
@@ -247,7 +247,7 @@ func waiting(t *testing.T, config mesh.ServerConfig) (admit func(ctx context.Con
 	}
 }
 
-// What a caller says about how long it waits keeps nothing of its call in memory once that is over, though no handler has run.
+// A call whose peer says how long it waits is not kept in memory once it is over, even if no handler has run.
 func TestCallWithoutAMessageIsForgottenOnceItIsOver(t *testing.T) {
 	admit := waiting(t, mesh.ServerConfig{})
 	type key struct{}
@@ -266,7 +266,7 @@ func TestCallWithoutAMessageIsForgottenOnceItIsOver(t *testing.T) {
 	})
 }
 
-// A call whose time is up before its message comes makes room for others, though gRPC does not end it.
+// A call whose time is up before its message comes makes room for others, even though gRPC does not end it.
 func TestCallWithoutAMessageMakesRoomWhenItsTimeIsUp(t *testing.T) {
 	admit := waiting(t, mesh.ServerConfig{MaxRequests: 1})
 	ctx, err := admit(t.Context(), "1")
@@ -285,8 +285,8 @@ func TestCallWithoutAMessageMakesRoomWhenItsTimeIsUp(t *testing.T) {
 	}
 }
 
-// A connection to which the first frame of the server cannot be written is not closed by gRPC. Nothing is left of it.
-func TestConnectionOfWhichNothingComesIsForgotten(t *testing.T) {
+// gRPC does not close a connection if it cannot write its first frame. The connection is forgotten all the same.
+func TestConnectionThatCannotBeWrittenToIsForgotten(t *testing.T) {
 	ca, err := tlsid.NewDevCA("cluster.local")
 	if err != nil {
 		t.Fatal(err)

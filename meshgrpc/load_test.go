@@ -37,7 +37,7 @@ func behind(t *testing.T, m *mesh.Mesh, ln net.Listener, s *grpctest.Service, op
 	})
 }
 
-// TestLoadReportsInTrailers: a gRPC server tells callers with an identity its load in the trailer, however it is served.
+// TestLoadReportsInTrailers: a gRPC server reports its load to callers with an identity, in the trailer, however it is served.
 func TestLoadReportsInTrailers(t *testing.T) {
 	for name, serve := range map[string]func(*testing.T, *mesh.Mesh, net.Listener, *grpctest.Service){
 		"ServerOptions": func(t *testing.T, m *mesh.Mesh, ln net.Listener, s *grpctest.Service) {
@@ -66,7 +66,7 @@ func TestLoadReportsInTrailers(t *testing.T) {
 				caller := w.member(t, "web", strict, mesh.WithTransport(&http.Transport{DialContext: network.DialContext}))
 				client := grpctest.NewClient(connect(t, caller, "mesh:///echo"))
 				var trailer metadata.MD
-				for i := range 3 { // the third is told about the others
+				for i := range 3 { // the third answer reports the others
 					trailer = nil
 					_, err := client.UnaryCall(t.Context(), &grpctest.Request{FillUsername: i == 0}, grpc.Trailer(&trailer))
 					if err != nil && i > 0 {

@@ -21,7 +21,7 @@ import (
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
-// counted is what observers of both sides were told of messages, and at the ends.
+// counted has what observers of both sides were told about messages, and at the ends of calls.
 type counted struct {
 	sent, received, toSend, toReceive atomic.Int64 // of the caller; of the handler
 	calls                             chan mesh.Call
@@ -81,7 +81,7 @@ func (n *counted) serving() mesh.Option {
 	})
 }
 
-// talks make one call each, which talkative answers, and return the header that the caller sees.
+// Each function in talks makes a call that talkative answers, and returns the header that the caller sees.
 var talks = []struct {
 	name           string
 	sent, received int64 // messages
@@ -131,7 +131,7 @@ var talks = []struct {
 	}},
 }
 
-// talkative answers the calls of talks. No handler sees what peers tell each other.
+// talkative answers the calls of talks. It checks that handlers do not see the metadata that peers exchange.
 func talkative(t *testing.T) *grpctest.Service {
 	check := func(ctx context.Context) {
 		if md, _ := metadata.FromIncomingContext(ctx); md["x-envoy-peer-metadata"] != nil {
@@ -170,7 +170,7 @@ func talkative(t *testing.T) *grpctest.Service {
 	}
 }
 
-// Both sides are told of each message, and of how much they all were.
+// Observers of both sides are told of each message, and of the total size.
 func TestObserversOfMessages(t *testing.T) {
 	leak.Check(t)
 	for _, test := range talks {
@@ -205,7 +205,7 @@ func TestObserversOfMessages(t *testing.T) {
 	}
 }
 
-// The observer is told of a message once, also where the mesh sends it again.
+// The observer is told of a message once, even if the mesh sends it again.
 func TestObserversOfMessagesThatAreSentAgain(t *testing.T) {
 	leak.Check(t)
 	for _, test := range talks {
@@ -235,7 +235,7 @@ func TestObserversOfMessagesThatAreSentAgain(t *testing.T) {
 			registry.Set("echo", serve(t, s))
 			n := newCounted()
 			m := meshtest.New(t, route("    retries: {attempts: 3, retryOn: unavailable}\n"), mesh.WithDiscovery(&registry), n.calling(t))
-			s.Unary = grpctest.Echo // without a mesh at the server nobody hides anything
+			s.Unary = grpctest.Echo // without a mesh, the server does not hide metadata
 			s.Input = func(s grpctest.UploadServer) error {
 				for {
 					if _, err := s.Recv(); err != nil {
@@ -253,7 +253,7 @@ func TestObserversOfMessagesThatAreSentAgain(t *testing.T) {
 	}
 }
 
-// A call may be cancelled while its only message is awaited. What observers are told of messages is no race with that.
+// A call may be cancelled while its only message is awaited. That is no data race with reporting the message.
 func TestMessagesOfACancelledCall(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory

@@ -236,8 +236,7 @@ func outgoing(ctx context.Context, h, base http.Header, n int) context.Context {
 	return metadata.NewOutgoingContext(ctx, md)
 }
 
-// names has the names of common metadata as those of headers, and keys those of headers as those of metadata: to convert a name takes an
-// allocation.
+// names maps common keys of metadata to names of headers, and keys is its reverse. Converting a name would allocate.
 var names, keys = make(map[string]string), make(map[string]string)
 
 func init() {

@@ -13,7 +13,7 @@ import (
 	"github.com/nosidecar/mesh/internal/grpctest"
 )
 
-// What a call allocates beyond one over bare gRPC with mTLS, with the mesh on one end and on both.
+// TestAllocationsBesideBare compares calls through the mesh, on one end and on both, with calls over bare gRPC with mTLS.
 func TestAllocationsBesideBare(t *testing.T) {
 	e := mutual(t)
 	for _, kind := range []struct {
@@ -28,7 +28,7 @@ func TestAllocationsBesideBare(t *testing.T) {
 			return testing.AllocsPerRun(300, func() { kind.call(t, conn) })
 		}
 		for _, end := range e.each()[1:] {
-			// All that the process does counts in, as the refilling of pools after a collection, so the best of some rounds counts.
+			// The figures include all that the process does, such as refilling pools after a collection, so the best of some rounds counts.
 			var more float64
 			for range 10 {
 				if more = allocations(end.conn) - allocations(e.bare); more <= kind.most[end.name] {

@@ -17,7 +17,7 @@ import (
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
-// careful is what operators ask for between services: routes with retries, ejection of endpoints that fail, mTLS, and authorization.
+// careful has what operators configure between services: routes with retries, outlier detection, mTLS, and authorization.
 const careful = `
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -98,7 +98,7 @@ func mutual(t testing.TB) *ends {
 
 	secure := grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{
 		Certificates: certificates("web"), RootCAs: roots,
-		InsecureSkipVerify: true, // host names prove nothing here; as in the mesh, the chain is verified instead
+		InsecureSkipVerify: true, // certificates have no host names; as in the mesh, only the chain is verified
 		VerifyConnection: func(state tls.ConnectionState) error {
 			_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots})
 			return err
@@ -160,7 +160,7 @@ func BenchmarkMutual(b *testing.B) {
 	}
 }
 
-// BenchmarkMutualMessage is one message in each direction of a stream that goes on.
+// BenchmarkMutualMessage measures one message in each direction of an open stream.
 func BenchmarkMutualMessage(b *testing.B) {
 	for _, end := range mutual(b).each() {
 		b.Run(end.name, func(b *testing.B) {

@@ -15,7 +15,7 @@ import (
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
-// The HTTP status of a gRPC call is 200 whatever became of it. Observers are told the other one.
+// The HTTP status of a gRPC call is 200, however it ends. Observers are told the gRPC status too.
 func TestObserversSeeTheStatusOfGRPC(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
@@ -52,7 +52,7 @@ func TestObserversSeeTheStatusOfGRPC(t *testing.T) {
 	}
 }
 
-// A call that the mesh answers has a status of gRPC, too.
+// A call that the mesh itself answers has a gRPC status too.
 func TestObserversSeeTheStatusOfAnAnswerOfTheMesh(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory

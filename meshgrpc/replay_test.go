@@ -14,7 +14,7 @@ import (
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
-// framed returns a function that connects to a service with frames as messages. shadow is called for what is mirrored.
+// framed returns a function that connects to a service with frames as messages. shadow is called for mirrored messages.
 func framed(documents string, shadow func(*grpctest.Request)) func(*testing.T, *grpctest.Service) *grpc.ClientConn {
 	return func(t *testing.T, s *grpctest.Service) *grpc.ClientConn {
 		t.Helper()

@@ -38,7 +38,7 @@ func apply(t *testing.T, m *mesh.Mesh, documents string) {
 	}
 }
 
-// overServeHTTP serves a gRPC server of m as the handler of an http.Server, and returns its address. Interceptors of outer come
+// overServeHTTP serves a gRPC server of m as the handler of an http.Server, and returns its address. The interceptors in outer run
 // before those of m.
 func overServeHTTP(t *testing.T, m *mesh.Mesh, s *grpctest.Service, outer ...grpc.ServerOption) string {
 	t.Helper()
@@ -60,7 +60,7 @@ func overServeHTTP(t *testing.T, m *mesh.Mesh, s *grpctest.Service, outer ...grp
 	return listener.Addr().String()
 }
 
-// A DENY ends the streams that it is about, whichever way their messages go and whatever they wait for, and no others.
+// A DENY ends exactly the streams that it matches, in whichever direction their messages go and whatever they wait for.
 func TestDenialsEndRunningCalls(t *testing.T) {
 	payload := &grpc_testing.Payload{Body: make([]byte, 64<<10)}
 	for name, call := range map[string]struct {
@@ -133,7 +133,7 @@ func TestDenialsEndRunningCalls(t *testing.T) {
 						ended <- context.Cause(ctx)
 						return &grpctest.Response{}, nil
 					},
-					Output: func(in *grpctest.In, s grpctest.OutServer) error { // that nobody denies
+					Output: func(in *grpctest.In, s grpctest.OutServer) error { // which is not denied
 						for s.Context().Err() == nil {
 							if err := s.Send(&grpctest.Out{}); err != nil {
 								return err
@@ -192,7 +192,7 @@ func receive(ctx context.Context, conn *grpc.ClientConn) error {
 	return err
 }
 
-// A call that was let through before documents changed, and whose message comes after, meets the new ones.
+// A call is admitted, and then documents change before its message comes. It is decided by the new documents.
 func TestCallIsDecidedAboutAgainWhenItsHandlerBegins(t *testing.T) {
 	leak.Check(t)
 	w := newTown(t)
@@ -220,7 +220,7 @@ func TestCallIsDecidedAboutAgainWhenItsHandlerBegins(t *testing.T) {
 	}
 }
 
-// The HTTP status of a gRPC call is 200 whatever became of it. Observers of inbound calls are told the other one.
+// The HTTP status of a gRPC call is 200, however it ends. Observers of inbound calls are told the gRPC status too.
 func TestObserversSeeTheStatusOfInboundCalls(t *testing.T) {
 	leak.Check(t)
 	w := newTown(t)
@@ -236,7 +236,7 @@ func TestObserversSeeTheStatusOfInboundCalls(t *testing.T) {
 		Bidi: func(s grpctest.BidiServer) error { return status.Error(codes.Aborted, "as ever") },
 	}
 	m := w.member(t, "payment", deny("EmptyCall"), observer)
-	// What is served with Mesh.Handler itself is seen there, too.
+	// Calls of a plain server behind Mesh.Handler are observed too.
 	plain := grpc.NewServer()
 	grpctest.Register(plain, service)
 	inner, err := net.Listen("tcp", "127.0.0.1:0")
@@ -284,7 +284,7 @@ func TestObserversSeeTheStatusOfInboundCalls(t *testing.T) {
 	}
 }
 
-// Calls of many callers that are decided about, and decided about again, at the same time do not get the metadata of one another.
+// Many calls are authorized, and authorized again, at the same time. None gets the metadata of another.
 func TestCallsAreNotMixedUp(t *testing.T) {
 	leak.Check(t)
 	documents := func(n int) string {

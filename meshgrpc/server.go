@@ -44,9 +44,10 @@ import (
 //
 // A call is authorized when its headers have arrived, before any of its messages is received. That is done by grpc.InTapHandle,
 // which a server can have only once. So interceptors see only calls that are allowed. Observers of inbound calls must not block,
-// because they run on the goroutine that reads from the connection. gRPC cannot send trailers at that point, so a call that exceeds
-// a limit is marked in the details of its status, by a google.rpc.ErrorInfo that the clients of this module read. GracefulStop
-// drains as usual.
+// because they run on the goroutine that reads from the connection. For the same reason, a call whose token has an unknown key ID
+// holds up the connection while the keys of its issuer are fetched: at most every ten seconds, and for the timeout of the jwksUri.
+// gRPC cannot send trailers at that point, so a call that exceeds a limit is marked in the details of its status, by a
+// google.rpc.ErrorInfo that the clients of this module read. GracefulStop drains as usual.
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
 	return []grpc.ServerOption{

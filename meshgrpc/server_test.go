@@ -108,7 +108,7 @@ var whoCalls = &grpctest.Service{
 	Bidi: echoStreams.Bidi,
 }
 
-// The error of a call in plaintext that an endpoint cuts off says that it was plaintext, and why.
+// If an endpoint cuts off a plaintext call, the error says that the call was in plaintext, and why.
 func TestPlaintextToAnEndpointOfTLS(t *testing.T) {
 	leak.Check(t)
 	w := newTown(t)
@@ -154,7 +154,7 @@ func TestServer_MutualTLS(t *testing.T) {
 	}
 }
 
-// Streams, and methods that do not exist, pass the inbound side too.
+// The inbound side also applies to streams, and to methods that do not exist.
 func TestServer_Streams(t *testing.T) {
 	leak.Check(t)
 	w := newTown(t)
@@ -186,7 +186,7 @@ func TestServer_Streams(t *testing.T) {
 	}
 }
 
-// A client that is not of the mesh gets nowhere where mTLS is demanded, and somewhere where it is not, as nobody.
+// A client outside the mesh is refused if mTLS is required. Otherwise it is served, without an identity.
 func TestServer_PlaintextClient(t *testing.T) {
 	for _, test := range []struct {
 		name, documents string
@@ -213,7 +213,7 @@ func TestServer_PlaintextClient(t *testing.T) {
 	}
 }
 
-// Where the listener is another one, STRICT holds for calls: the connection is closed.
+// STRICT is enforced for calls over another listener too: the connection is closed.
 func TestServer_StrictWithoutListener(t *testing.T) {
 	leak.Check(t)
 	w := newTown(t)
@@ -328,7 +328,7 @@ func TestServer_GracefulStop(t *testing.T) {
 		}
 	}
 	exchange()
-	// The listener is done with a connection a moment after it was accepted, and one that it is not done with closes with it.
+	// The listener tracks a connection until a moment after it was accepted, and closes those that it tracks when it is closed.
 	if !await.Done(func() bool {
 		stacks := make([]byte, 1<<20)
 		return !strings.Contains(string(stacks[:runtime.Stack(stacks, true)]), "tlsid.(*Listener).take")
@@ -353,7 +353,7 @@ func TestServer_GracefulStop(t *testing.T) {
 	<-stopped
 }
 
-// The peer must be who discovery says it is.
+// The identity of the peer must be the one that discovery names.
 func TestClient_ExpectedIdentity(t *testing.T) {
 	leak.Check(t)
 	w := newTown(t)
@@ -367,7 +367,7 @@ func TestClient_ExpectedIdentity(t *testing.T) {
 	}
 }
 
-// A rewritten authority must not fail with certificates that name no hosts.
+// A rewritten authority works with certificates that name no hosts.
 func TestAuthorityWithSPIFFE(t *testing.T) {
 	leak.Check(t)
 	w := newTown(t)
@@ -404,7 +404,7 @@ func TestRotationUnderLoad(t *testing.T) {
 	w.serve(t, server, "payment", echoStreams)
 	m := w.member(t, "order", strict)
 	client := grpctest.NewClient(connect(t, m, "mesh:///payment"))
-	stream, err := client.FullDuplexCall(t.Context()) // goes on through all of it
+	stream, err := client.FullDuplexCall(t.Context()) // stays open throughout
 	if err != nil {
 		t.Fatal(err)
 	}

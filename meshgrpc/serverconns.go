@@ -119,8 +119,8 @@ type secureConn struct {
 	key    **x509.Certificate
 }
 
-// Write implements net.Conn. gRPC does not close a connection of ours to which it cannot write its first frame, but only the one below, so
-// that it has to be forgotten here. Nothing can be written to it any more in any case.
+// Write implements net.Conn. If gRPC cannot write its first frame, it closes only the connection below this one, so Close is not called.
+// A TLS connection cannot be written to after an error.
 func (c *secureConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if err != nil {

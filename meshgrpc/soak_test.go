@@ -43,8 +43,7 @@ func soakServer(m *mesh.Mesh, ln net.Listener) (stop func()) {
 	}
 }
 
-// soakClient makes unary calls and streams in turn. Its ClientConn is another one after each round: closing it is how the
-// connections of gRPC end.
+// soakClient makes unary calls and streams in turn. It replaces its ClientConn after each round, so that connections are closed.
 func soakClient(t testing.TB, m *mesh.Mesh) (call func(context.Context) error, hangUp func()) {
 	var current atomic.Pointer[grpc.ClientConn]
 	open := func() {

@@ -145,7 +145,7 @@ func TestStreamLifecycle(t *testing.T) {
 	w.settled(t)
 }
 
-// A stream that its caller leaves without a word ends with its context, or with the connection.
+// A stream that its caller abandons ends with its context, or with the connection.
 func TestStreamAbandoned(t *testing.T) {
 	for _, way := range []string{"cancel", "close"} {
 		t.Run(way, func(t *testing.T) {
@@ -186,7 +186,7 @@ func TestStreamAbandoned(t *testing.T) {
 	}
 }
 
-// What was sent beyond the bound cannot be sent again.
+// A stream is not retried once it has sent more than the buffer holds.
 func TestStreamBuffer(t *testing.T) {
 	leak.Check(t)
 	var tries atomic.Int64
@@ -244,7 +244,7 @@ func TestStreamBuffer(t *testing.T) {
 	}
 }
 
-// Endpoints come and go while calls of every kind are made. No call fails.
+// Endpoints come and go while calls of all kinds are made. No call fails.
 func TestStreamChurn(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
@@ -253,7 +253,7 @@ func TestStreamChurn(t *testing.T) {
 		endpoints = append(endpoints, serve(t, echoStreams))
 	}
 	registry.Set("echo", endpoints[:3]...)
-	nobody := meshtest.Refusing(t) // is always among them, so that tries fail before they are answered
+	nobody := meshtest.Refusing(t) // always one of the endpoints, so that tries fail before they are answered
 	var w watched
 	m := meshtest.New(t, threeTries, mesh.WithDiscovery(&registry), w.observer())
 	client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
@@ -336,7 +336,7 @@ func TestStreamChurn(t *testing.T) {
 	w.settled(t)
 }
 
-// A reload changes where the next call of a live connection goes; a stream stays where it is.
+// A reload changes where the next call over a ClientConn goes. A stream stays where it is.
 func TestReload(t *testing.T) {
 	leak.Check(t)
 	named := func(name string) *grpctest.Service {
@@ -406,7 +406,7 @@ spec: {hosts: [echo], http: [{route: [{destination: {host: echo, subset: ` + sub
 	}
 }
 
-// The limits on bodies hold for streams: on the whole, and on each wait for a message.
+// The limits on bodies hold for streams: for the whole stream, and for each wait for a message.
 func TestStreamLimits(t *testing.T) {
 	for _, test := range []struct {
 		name, documents string
@@ -450,7 +450,7 @@ func TestStreamLimits(t *testing.T) {
 	}
 }
 
-// The timeout of a route begins when the request is sent whole, as in Envoy. A stream in both directions goes on.
+// The timeout of a route begins when the whole request has been sent, as in Envoy, so it does not end a bidirectional stream.
 func TestTimeoutDoesNotCutAStreamThatIsSent(t *testing.T) {
 	leak.Check(t)
 	_, conn := one(t, route("    timeout: 20ms\n"), []discovery.Endpoint{serve(t, echoStreams)})
@@ -468,8 +468,7 @@ func TestTimeoutDoesNotCutAStreamThatIsSent(t *testing.T) {
 	}
 }
 
-// A server that takes nothing of a stream ends it though its timeout has not begun: after five minutes in which it does not
-// answer either.
+// A stream ends, even though its timeout has not begun, if the server neither reads nor answers for five minutes.
 func TestServerThatDoesNotRead(t *testing.T) {
 	for _, test := range []struct {
 		name    string
@@ -518,7 +517,7 @@ func TestServerThatDoesNotRead(t *testing.T) {
 	}
 }
 
-// A stream that cannot be sent again ends with the limit that was exceeded, whichever it is, after one try.
+// A stream that cannot be sent again ends after one try, with an error that names the limit that was exceeded.
 func TestLimitOfACommittedStreamIsToldAsItIs(t *testing.T) {
 	for _, test := range []struct{ name, rule, want string }{
 		{"timeout", "    timeout: 100ms\n", "timeout"},
@@ -633,7 +632,7 @@ func (s refusingStream) RecvMsg(m any) error {
 	return status.Error(codes.DataLoss, "not a good message")
 }
 
-// A stream that an interceptor ends is over for the server too.
+// If an interceptor ends a stream, the stream ends for the server too.
 func TestStreamEndedByInterceptor(t *testing.T) {
 	leak.Check(t)
 	over := make(chan struct{})
@@ -659,7 +658,7 @@ func TestStreamEndedByInterceptor(t *testing.T) {
 	await.Receive(t, "the stream ends on the server", over)
 }
 
-// endingStream is a stream whose end an interceptor puts into words of its own.
+// endingStream is a stream of an interceptor that returns its own error at the end.
 type endingStream struct{ grpc.ClientStream }
 
 func (s endingStream) RecvMsg(m any) error {
@@ -669,7 +668,7 @@ func (s endingStream) RecvMsg(m any) error {
 	return nil
 }
 
-// What an interceptor below makes of the end of a stream reaches the caller, as it does without the mesh.
+// The caller gets the error that an inner interceptor returns at the end of a stream, as without the mesh.
 func TestStreamEndsAsAnInterceptorSays(t *testing.T) {
 	leak.Check(t)
 	_, conn := one(t, "", []discovery.Endpoint{serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
@@ -696,8 +695,7 @@ func TestStreamEndsAsAnInterceptorSays(t *testing.T) {
 	}
 }
 
-// A try that was answered and retried is over for gRPC only later, when the next one may be the caller's already. That one goes
-// on.
+// A try was answered, but is retried. gRPC reports its end only after the next try has begun, which must go on.
 func TestEndOfAnEarlierTryIsNotTheEndOfTheStream(t *testing.T) {
 	leak.Check(t)
 	var tries atomic.Int64

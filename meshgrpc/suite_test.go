@@ -30,11 +30,11 @@ import (
 // behaviour is a protocol under test: the same service, over HTTP/1.1, HTTP/2 and gRPC.
 type behaviour struct {
 	name string
-	// server serves an endpoint that does with its n-th call what script says, the last step for all further ones. It
-	// counts the calls in seen.
+	// server serves an endpoint that answers its n-th call as the n-th step of script says, and all further calls as the last step says.
+	// It counts the calls in seen.
 	server func(t *testing.T, ln net.Listener, version string, script string, seen *atomic.Int64)
-	// caller returns what makes calls of the service "api" through m. They return the version of the endpoint or, in one
-	// word, what went wrong.
+	// caller returns a function that calls the service "api" through m. It returns the version of the endpoint or, in one word, what
+	// went wrong.
 	caller func(t *testing.T, m *mesh.Mesh) func(user string) string
 }
 
@@ -163,7 +163,7 @@ func suiteRoutes(routes string) string {
 	return "---\napiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: api}\nspec:\n  hosts: [api]\n  http:\n" + routes
 }
 
-// TestSuite has the same documents mean the same over HTTP/1.1, HTTP/2 and gRPC: what callers and servers see.
+// TestSuite checks that documents have the same effect over HTTP/1.1, HTTP/2 and gRPC, for callers and for servers.
 func TestSuite(t *testing.T) {
 	const outlier = "\n    outlierDetection: {consecutive5xxErrors: 3, interval: 600s, baseEjectionTime: 600s, maxEjectionPercent: 50}"
 	for _, test := range []struct {
@@ -171,7 +171,7 @@ func TestSuite(t *testing.T) {
 		rule     string   // more of the DestinationRule
 		routes   string   // of the VirtualService
 		scripts  []string // of the endpoints, v1, v2 ...
-		users    string   // who calls, one word a call, in turn
+		users    string   // who calls, one word per call, in turn
 		calls    int
 		want     map[string][2]int // what callers see, and how often: from, to
 		requests [][2]int          // what each endpoint sees
@@ -297,7 +297,7 @@ func TestSuite(t *testing.T) {
 	}
 }
 
-// A denial of the server is the same over all protocols.
+// A denial by the server looks the same over all protocols.
 func TestSuite_Denials(t *testing.T) {
 	const policies = `---
 apiVersion: security.istio.io/v1

@@ -17,8 +17,8 @@ import (
 	"github.com/nosidecar/mesh/policy/jwt"
 )
 
-// A gRPC server verifies the tokens of its calls: a bad one is UNAUTHENTICATED, one for others PERMISSION_DENIED, and the handler sees
-// the user and not the token.
+// A gRPC server verifies the tokens of its calls. A bad token gets UNAUTHENTICATED, and a token that is not accepted here gets
+// PERMISSION_DENIED. The handler sees the user, but not the token.
 func TestTokens(t *testing.T) {
 	leak.Check(t)
 	issuer := jwttest.New("a")

@@ -18,7 +18,7 @@ import (
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
-// What ends a call without a status of the server is retried as it is for HTTP, and so are the answers of proxies.
+// Failures without a status of the server, and the answers of proxies, are retried as for HTTP.
 func TestTransportFailures(t *testing.T) {
 	type answer = func(*grpctest.Frames, uint32) bool
 	reset := func(code http2.ErrCode) answer {

@@ -14,7 +14,7 @@ import (
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
-// gRPC sets TCP_USER_TIMEOUT on connections with keepalive, but not where a dialer returns what is no *net.TCPConn.
+// gRPC sets TCP_USER_TIMEOUT on connections with keepalive, but only if the dialer returns a *net.TCPConn.
 func TestConnectionHasTCPUserTimeout(t *testing.T) {
 	leak.Check(t)
 	dialled := make(chan net.Conn, 1)
