@@ -15,7 +15,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// TestNext has each kind of outcome decided about, after the first of two tries.
+// TestNext covers the decision about each kind of outcome, after the first of two tries.
 func TestNext(t *testing.T) {
 	reply := func(pairs ...string) metadata.MD {
 		return metadata.Join(metadata.Pairs("content-type", "application/grpc"), metadata.Pairs(pairs...))

@@ -264,8 +264,8 @@ func (s *Stream) Try(ctx context.Context, release func(), method string, opts []
 	return r
 }
 
-// unreadable is how much of a stream gRPC takes whatever the peer does. It waits with more until the peer reads, which a server may put off
-// until somebody reads what it has answered.
+// unreadable is how much of a stream gRPC accepts even if the peer reads nothing. For more it waits until the peer reads. A server may not
+// read until somebody reads its response.
 const unreadable = 64 << 10
 
 // resend sends the messages that were kept on t, on a goroutine, so that its response can be received meanwhile. Then it opens t.
@@ -288,7 +288,7 @@ func (s *Stream) resend(t *try) {
 	})
 }
 
-// cancellable returns a context for a try that release cancels, so that nothing is sent on a try that was dropped.
+// cancellable returns a context for a try, and a release that cancels it, so that nothing is sent on a try that was dropped.
 func cancellable(ctx context.Context, release func()) (context.Context, func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	return ctx, func() {

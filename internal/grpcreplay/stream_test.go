@@ -43,7 +43,7 @@ func (d *twice) Make() grpcreplay.Answer {
 func (d *twice) Tell(grpcreplay.Answer) {}
 func (d *twice) End(error) error        { return nil }
 
-// A caller may ask for the Context of a try while it is decided whether another follows. What it was given is that of its stream.
+// A caller may ask for the Context of a try during the decision whether another try follows. The try whose context it got is the last.
 func TestNoTryFollowsWhoseContextTheCallerHas(t *testing.T) {
 	for _, asks := range []bool{true, false} {
 		leak.Check(t)
@@ -72,7 +72,7 @@ func TestNoTryFollowsWhoseContextTheCallerHas(t *testing.T) {
 	}
 }
 
-// stuck is a stream that was answered, and takes no message before it is cancelled.
+// stuck is a stream that was answered. SendMsg blocks until the stream is cancelled.
 type stuck struct{ answered }
 
 func (s stuck) SendMsg(any) error {
@@ -91,7 +91,7 @@ func (s counting) SendMsg(any) error {
 	return nil
 }
 
-// thrice makes three tries, each when it is told.
+// thrice makes three tries, each when next says so.
 type thrice struct {
 	stream  grpcreplay.Stream
 	ctx     context.Context
@@ -117,8 +117,8 @@ func (d *thrice) Make() grpcreplay.Answer {
 func (d *thrice) Tell(grpcreplay.Answer) {}
 func (d *thrice) End(error) error        { return nil }
 
-// TestTryThatIsDroppedWhileItIsSentAgain: it does not become the one that takes messages, so the caller cannot commit it. The next one gets
-// everything.
+// TestTryThatIsDroppedWhileItIsSentAgain: the dropped try does not become the current one, so the caller cannot commit it. The next try
+// gets all messages.
 func TestTryThatIsDroppedWhileItIsSentAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const messages = 100
