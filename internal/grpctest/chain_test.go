@@ -76,7 +76,7 @@ func serve(t testing.TB, s *grpctest.Service) discovery.Endpoint {
 	return discovery.Endpoint{Address: host, Port: number}
 }
 
-// TestChain: of three servers one refuses everything. No caller notices, because a retry goes elsewhere.
+// TestChain: one of three servers refuses everything. No caller notices, because retries go elsewhere.
 func TestChain(t *testing.T) {
 	leak.Check(t)
 	var refused atomic.Int32
@@ -115,7 +115,7 @@ func TestChain(t *testing.T) {
 	c.breaker.Config = breaker.Config{ConsecutiveFailures: 1000}
 	client := grpctest.NewClient(grpctest.Dial(t, "discovery:///orders", c.options()...))
 	for !connected[0].Load() || !connected[1].Load() {
-		client.UnaryCall(t.Context(), &grpctest.Request{}) // where there is only one to try, there is no other
+		client.UnaryCall(t.Context(), &grpctest.Request{}) // there is no other endpoint to try
 	}
 	var running sync.WaitGroup
 	for range 8 {

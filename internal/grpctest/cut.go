@@ -45,7 +45,7 @@ func (l *cutListener) Accept() (net.Conn, error) {
 
 type cutConn struct {
 	net.Conn
-	left atomic.Int64 // how many more reads there are
+	left atomic.Int64 // the number of further reads
 }
 
 func (c *cutConn) Read(p []byte) (int, error) {

@@ -1,5 +1,5 @@
-// Package grpctest has gRPC servers for tests: on the loopback interface if the kernel matters, and in memory for tests in a synctest
-// bubble.
+// Package grpctest has gRPC servers for tests: on the loopback interface for tests that need real sockets, and in memory for tests in a
+// synctest bubble.
 package grpctest
 
 import (

@@ -35,7 +35,7 @@ func TestMessageSize(t *testing.T) {
 	}
 }
 
-// A call whose caller closed the ClientConn is nobody else's failure, also if gRPC calls it Unavailable.
+// A call whose caller closed the ClientConn is recognized, even if gRPC reports it as Unavailable.
 func TestClosed(t *testing.T) {
 	//lint:ignore SA1019 there is no other error for it
 	closed := grpc.ErrClientConnClosing

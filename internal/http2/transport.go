@@ -1,8 +1,9 @@
 // Package http2 has a RoundTripper whose type has a name that net/http knows: "*http2.Transport".
 //
-// An http.Client with a Timeout ends calls in two ways: by their contexts, and by Request.Cancel, which is for RoundTrippers that do not look
-// at contexts, and costs a goroutine and a timer per call. It leaves the second way out for its own Transport, and for a type of this name.
-// Ours looks at contexts, so they are enough. Should net/http stop going by the name, calls only cost what they cost without this package.
+// An http.Client with a Timeout ends a call in two ways: through its context, and through Request.Cancel, for RoundTrippers that ignore
+// contexts. Request.Cancel costs a goroutine and a timer per call. net/http does without it for its own Transport and for a type with this
+// name. Our RoundTripper uses contexts, so it does not need Request.Cancel. If net/http stops checking the name, calls cost only what they
+// cost without this package.
 package http2
 
 import "github.com/nosidecar/mesh/internal/engine/enginehttp"

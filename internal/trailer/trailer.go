@@ -1,4 +1,4 @@
-// Package trailer gives a handler the trailers of its request without those that the client may not send.
+// Package trailer hides trailers that a client may not send from the handler of its request.
 package trailer
 
 import (
@@ -6,7 +6,7 @@ import (
 	"net/http"
 )
 
-// Setter knows the headers that are not the client's to set.
+// Setter knows the headers that only the process itself may set.
 type Setter interface {
 	// Output reports whether name is such a header, in any spelling.
 	Output(name string) bool
@@ -17,8 +17,8 @@ func May(r *http.Request) bool {
 	return len(r.Trailer) > 0 || r.ProtoMajor == 1 && r.ContentLength < 0
 }
 
-// Clean gives seen, a copy of the request that arrived, the trailers of that request, without those for which hidden, if it is not nil, is
-// true, and without those that set has.
+// Clean copies the trailers of the request that arrived to seen, a copy of that request. It leaves out those that set knows and, if hidden
+// is not nil, those for which hidden returns true.
 func Clean(arrived, seen *http.Request, hidden func(name string) bool, set Setter) {
 	b := &body{ReadCloser: arrived.Body, arrived: arrived, seen: seen, hidden: hidden, set: set}
 	seen.Trailer = nil
@@ -26,7 +26,7 @@ func Clean(arrived, seen *http.Request, hidden func(name string) bool, set Sette
 	seen.Body = b
 }
 
-// body copies trailers once it has been read, when net/http has set them.
+// body copies the trailers when it has been read to its end: only then has net/http set them.
 type body struct {
 	io.ReadCloser
 	arrived, seen *http.Request
@@ -42,7 +42,7 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// take copies the names of trailers, and their values if they have come.
+// take copies the names of trailers, and their values if the body has been read.
 func (b *body) take(read bool) {
 	for name, values := range b.arrived.Trailer {
 		if b.hidden != nil && b.hidden(name) || b.set.Output(name) {
