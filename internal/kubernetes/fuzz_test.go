@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 
+	"go.yaml.in/yaml/v3"
+
 	"github.com/nosidecar/mesh/internal/kubernetes"
 )
 
@@ -66,6 +68,7 @@ func FuzzList(f *testing.F) {
 func FuzzKubeconfig(f *testing.F) {
 	f.Add([]byte(kubeconfigOf("x", "server: https://10.0.0.1, proxy-url: http://p", "token: t")))
 	f.Add([]byte(kubeconfigOf("x", "server: https://10.0.0.1, certificate-authority-data: eA==", "exec: {command: c}")))
+	f.Add([]byte(strings.Replace(kubeconfigOf("x", "server: https://10.0.0.1", "exec: {command: c}"), "user: {", "other: {", 1)))
 	f.Add([]byte("clusters: [{}]\nusers: [{user: }]\ncontexts: [{name: x, context: {cluster: '', user: ''}}]"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if bytes.Contains(data, []byte("certificate-authority")) || bytes.Contains(data, []byte("client-")) || bytes.Contains(data, []byte("tokenFile")) {
@@ -75,9 +78,38 @@ func FuzzKubeconfig(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if strings.Contains(string(data), "exec: {") && config.Token == "" && strings.Count(string(data), "user") == 1 {
+		if runsCommand(data, "x") {
 			t.Errorf("took %q", data)
 		}
 		kubernetes.New(config)
 	})
+}
+
+// runsCommand reports whether the user of a context is one whose token a command prints.
+func runsCommand(kubeconfig []byte, context string) bool {
+	var file struct {
+		Users []struct {
+			Name string
+			User *map[string]any
+		}
+		Contexts []struct {
+			Name    string
+			Context *struct{ User string }
+		}
+	}
+	if yaml.Unmarshal(kubeconfig, &file) != nil {
+		return false
+	}
+	for _, c := range file.Contexts {
+		if c.Name != context || c.Context == nil {
+			continue
+		}
+		for _, u := range file.Users {
+			if u.Name == c.Context.User && u.User != nil {
+				return (*u.User)["exec"] != nil
+			}
+		}
+		return false
+	}
+	return false
 }
