@@ -8,12 +8,14 @@
 package kubernetes
 
 import (
+	"cmp"
 	"errors"
 	"io/fs"
 	"os"
 
 	"github.com/nosidecar/mesh"
-	discovery "github.com/nosidecar/mesh/discovery/kubernetes"
+	"github.com/nosidecar/mesh/discovery"
+	cluster "github.com/nosidecar/mesh/discovery/kubernetes"
 	kube "github.com/nosidecar/mesh/internal/kubernetes"
 	"github.com/nosidecar/mesh/policy"
 	documents "github.com/nosidecar/mesh/policy/kubernetes"
@@ -35,6 +37,11 @@ type Config struct {
 	// namespace that calls go to is followed from the first call on.
 	Namespaces []string
 
+	// Locality is where the process runs, for a program that can tell: which endpoints are near, and which are meant for its zone. Fields
+	// that are empty are those of the environment, see policy.WorkloadFromEnv. The Region is that of all endpoints, too, unless labels of
+	// their pods say otherwise. Give it here and not to mesh.WithWorkload, of which the endpoints would not know.
+	Locality discovery.Locality
+
 	// Events turns on Events about refused documents, in the namespace of the document: one per generation of the document, however
 	// many processes refuse it, and at most one per second. It needs the right to create events; a lack of that right is not
 	// reported. Events replace the default log of loads: refused documents are then reported by Mesh.Status and to observers with
@@ -43,8 +50,8 @@ type Config struct {
 }
 
 // Option returns one option in place of mesh.WithPolicyFeed, mesh.WithDiscovery and mesh.WithEmptyPolicy, since a namespace may well have
-// no documents. With a kubeconfig, it also stands for mesh.WithWorkload with the namespace of the context.
-// The root namespace is that of mesh.WithWorkload.
+// no documents, and of mesh.WithWorkload with Locality and, with a kubeconfig, the namespace of the context. Other fields of the
+// workload, such as RootNamespace, come from another mesh.WithWorkload.
 //
 // In a pod, the namespace, labels and locality come from the environment, see policy.WorkloadFromEnv, and the node from NODE_NAME or else
 // from the token. mesh.New fails if the labels are unknown, because then no policy with a selector would protect the process.
@@ -72,12 +79,18 @@ func (c Config) options() ([]mesh.Option, error) {
 	if err != nil {
 		return nil, err
 	}
+	place := environment.Locality
+	place = discovery.Locality{Region: cmp.Or(c.Locality.Region, place.Region), Zone: cmp.Or(c.Locality.Zone, place.Zone),
+		SubZone: cmp.Or(c.Locality.SubZone, place.SubZone)}
 	feed := &documents.Feed{Client: client, Namespaces: c.Namespaces}
 	options := []mesh.Option{
-		mesh.WithDiscovery(&discovery.Resolver{
-			Client: client, Need: feed.Need, Zone: environment.Locality.Zone, Region: environment.Locality.Region, Node: os.Getenv("NODE_NAME"),
+		mesh.WithDiscovery(&cluster.Resolver{
+			Client: client, Need: feed.Need, Zone: place.Zone, Region: place.Region, Node: os.Getenv("NODE_NAME"),
 		}),
 		mesh.WithEmptyPolicy(),
+	}
+	if c.Locality != (discovery.Locality{}) {
+		options = append(options, mesh.WithWorkload(policy.Workload{Locality: place}))
 	}
 	if c.Events {
 		e := newEvents(feed, (*kube.Client)(client))
@@ -93,11 +106,11 @@ func (c Config) options() ([]mesh.Option, error) {
 	return options, nil
 }
 
-func (c Config) client() (*discovery.Client, error) {
+func (c Config) client() (*cluster.Client, error) {
 	if c.Kubeconfig != "" {
-		return discovery.Kubeconfig(c.Kubeconfig, c.Context)
+		return cluster.Kubeconfig(c.Kubeconfig, c.Context)
 	}
-	return discovery.InCluster()
+	return cluster.InCluster()
 }
 
 // labelsFile is the file into which the downward API writes the labels of the pod.

@@ -3,6 +3,8 @@ package kubernetes_test
 import (
 	"encoding/base64"
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/kubernetes/kubetest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/kubernetes"
@@ -25,6 +28,7 @@ func TestMain(m *testing.M) { os.Exit(leak.Run(m)) }
 var (
 	routes    = kube.Resource{Group: "networking.istio.io", Version: "v1", Plural: "virtualservices", Kind: "VirtualService"}
 	policies  = kube.Resource{Group: "security.istio.io", Version: "v1", Plural: "authorizationpolicies", Kind: "AuthorizationPolicy"}
+	rules     = kube.Resource{Group: "networking.istio.io", Version: "v1", Plural: "destinationrules", Kind: "DestinationRule"}
 	services  = kube.Resource{Version: "v1", Plural: "services", Kind: "Service"}
 	endpoints = kube.Resource{Group: "discovery.k8s.io", Version: "v1", Plural: "endpointslices", Kind: "EndpointSlice"}
 )
@@ -121,6 +125,106 @@ spec: {action: DENY, selector: {matchLabels: {app: web}}, rules: [{to: [{operati
 			}
 			m.Close()
 			slices.Reverse(options)
+		}
+	}
+}
+
+// serve answers with a name, over HTTP/1 or over HTTP/2 without TLS, and returns its port.
+func serve(t *testing.T, name string, http2 bool) (port int) {
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprint(w, name, " ", r.Proto)
+	}))
+	s.Config.Protocols = new(http.Protocols)
+	s.Config.Protocols.SetHTTP1(!http2)
+	s.Config.Protocols.SetUnencryptedHTTP2(http2)
+	s.Start()
+	t.Cleanup(s.Close)
+	return s.Listener.Addr().(*net.TCPAddr).Port
+}
+
+// slice returns an EndpointSlice of a service in the namespace shop, with one endpoint on this machine.
+func slice(name, service, port string, number int, more string) string {
+	return fmt.Sprintf(`{apiVersion: discovery.k8s.io/v1, kind: EndpointSlice, metadata: {namespace: shop, name: %s, labels: {kubernetes.io/service-name: %s}},
+  addressType: IPv4, ports: [{name: %s, port: %d, protocol: TCP}], endpoints: [{addresses: [127.0.0.1], %s}]}`, name, service, port, number, more)
+}
+
+// asks returns the answers to calls, each once.
+func asks(t *testing.T, m *mesh.Mesh, url string) string {
+	t.Helper()
+	var all []string
+	for range 20 {
+		resp, err := m.Client().Get(url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.Contains(all, string(body)) {
+			all = append(all, string(body))
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, ", ")
+}
+
+// Where the process runs decides which endpoints get its calls: those of its zone if a DestinationRule says so, and those that the cluster
+// means for its zone.
+func TestConfig_Locality(t *testing.T) {
+	near, far := serve(t, "near", false), serve(t, "far", false)
+	hint := func(zone string) string { return "zone: " + zone + ", hints: {forZones: [{name: " + zone + "}]}" }
+	server := kubetest.New(services, endpoints, rules)
+	server.Token = "secret"
+	server.Apply(
+		"{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: zones}, spec: {ports: [{name: http, port: 80}]}}",
+		slice("a", "zones", "http", near, "zone: z1"), slice("b", "zones", "http", far, "zone: z2"),
+		"{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: hints}, spec: {ports: [{name: http, port: 80}]}}",
+		slice("c", "hints", "http", near, hint("z1")), slice("d", "hints", "http", far, hint("z2")),
+		`{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {namespace: shop, name: zones}, spec: {host: zones, trafficPolicy: {
+  outlierDetection: {consecutive5xxErrors: 5}, loadBalancer: {simple: ROUND_ROBIN, localityLbSetting: {enabled: true}}}}}`)
+	path := kubeconfig(t, server)
+	for _, test := range []struct {
+		place        discovery.Locality
+		zones, hints string
+	}{
+		{discovery.Locality{}, "far HTTP/1.1, near HTTP/1.1", "far HTTP/1.1, near HTTP/1.1"},
+		{discovery.Locality{Region: "eu", Zone: "z1"}, "near HTTP/1.1", "near HTTP/1.1"},
+		{discovery.Locality{Region: "eu", Zone: "z2"}, "far HTTP/1.1", "far HTTP/1.1"},
+		{discovery.Locality{Region: "eu", Zone: "z3"}, "far HTTP/1.1, near HTTP/1.1", "far HTTP/1.1, near HTTP/1.1"},
+	} {
+		m, err := mesh.New(t.Context(), kubernetes.Config{Kubeconfig: path, Locality: test.place}.Option())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := asks(t, m, "http://zones/"); got != test.zones {
+			t.Errorf("in %v, calls by zone are answered by %s, want %s", test.place, got, test.zones)
+		}
+		if got := asks(t, m, "http://hints/"); got != test.hints {
+			t.Errorf("in %v, calls by hints are answered by %s, want %s", test.place, got, test.hints)
+		}
+		m.Close()
+	}
+}
+
+// The protocol of a port is that of appProtocol, or else of its name.
+func TestConfig_ProtocolOfPorts(t *testing.T) {
+	one, two := serve(t, "one", false), serve(t, "two", true)
+	server := kubetest.New(services, endpoints)
+	server.Token = "secret"
+	server.Apply(
+		`{apiVersion: v1, kind: Service, metadata: {namespace: shop, name: api}, spec: {ports: [{name: http, port: 80}, {name: web, port: 81, appProtocol: kubernetes.io/h2c},
+  {name: grpc-api, port: 82}, {name: http2, port: 83, appProtocol: http}]}}`,
+		slice("a", "api", "http", one, ""), slice("b", "api", "web", two, ""), slice("c", "api", "grpc-api", two, ""), slice("d", "api", "http2", one, ""))
+	m, err := mesh.New(t.Context(), kubernetes.Config{Kubeconfig: kubeconfig(t, server)}.Option())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	for port, want := range map[int]string{80: "one HTTP/1.1", 81: "two HTTP/2.0", 82: "two HTTP/2.0", 83: "one HTTP/1.1"} {
+		if got := asks(t, m, fmt.Sprintf("http://api:%d/", port)); got != want {
+			t.Errorf("port %d: %s, want %s", port, got, want)
 		}
 	}
 }

@@ -130,12 +130,11 @@ func (c *compiler) services() {
 // http2 reports whether the protocol of a port is HTTP/2. Like Istio, it uses appProtocol, or otherwise the name, of both what is before
 // a dash. "kubernetes.io/h2c" is the only one of Kubernetes' own names that is HTTP/2.
 func http2(name, appProtocol string) bool {
-	protocol, _, _ := strings.Cut(strings.ToLower(cmp.Or(appProtocol, name)), "-")
-	switch protocol {
-	case "http2", "grpc", "kubernetes.io/h2c":
+	if appProtocol == "kubernetes.io/h2c" {
 		return true
 	}
-	return false
+	protocol, _, _ := strings.Cut(strings.ToLower(cmp.Or(appProtocol, name)), "-")
+	return protocol == "http2" || protocol == "grpc"
 }
 
 // servicePorts returns the ports of a host, or nil if no document has them.

@@ -15,7 +15,7 @@ func TestService_ProtocolOfPorts(t *testing.T) {
 	}{
 		{"http", "", false}, {"http2", "", true}, {"grpc", "", true}, {"grpc-api", "", true}, {"grpc-web", "", true}, {"grpcs", "", false}, {"tcp-http2", "", false}, {"h2c", "", false},
 		{"web", "http", false}, {"web", "grpc", true}, {"web", "GRPC", true}, {"web", "grpc-api", true}, {"web", "http2", true}, {"web", "grpc-web", true},
-		{"web", "kubernetes.io/h2c", true}, {"web", "kubernetes.io/ws", false}, {"web", "kubernetes.io/wss", false}, {"web", "h2c", false}, {"web", "tcp", false},
+		{"web", "kubernetes.io/h2c", true}, {"web", "kubernetes.io/h2c-x", false}, {"web", "kubernetes.io/ws", false}, {"web", "kubernetes.io/wss", false}, {"web", "h2c", false}, {"web", "tcp", false},
 		{"web", "example.com/http2", false}, {"grpc", "http", false}, {"http2", "tcp", false}, {"http", "kubernetes.io/h2c", true},
 	} {
 		plan := compile(t, fmt.Sprintf("apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {ports: [{port: 80, name: %q, appProtocol: %q}, {port: 81, name: other}]}\n", test.name, test.appProtocol))

@@ -16,7 +16,8 @@
 //
 // Ports are those of the Service, by name, and lead to the ports that each slice says: pods of two versions may differ. A pod that does not
 // serve a port yet, while a rollout adds it, gets no calls to that port, and a port that the Service does not have gets none at all; only a
-// headless Service leads to any port of its pods, as its name in DNS does. Ports of UDP and SCTP are left out. The zone of an endpoint is that of its slice. Its labels are those of its pod, security.istio.io/tlsMode
+// headless Service leads to any port of its pods, as its name in DNS does. Ports of UDP and SCTP are left out. The zone of an endpoint is that of its slice, its region is
+// [Resolver].Region; the labels istio-locality and topology.kubernetes.io/region of its pod come first. Its labels are those of its pod, security.istio.io/tlsMode
 // among them, and its service account is "namespace/name": a mesh expects the SPIFFE ID
 // spiffe://TRUST-DOMAIN/ns/NAMESPACE/sa/NAME, as Istio writes it. Both come from the pod by its uid, so hand-made endpoints have none.
 //

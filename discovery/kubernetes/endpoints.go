@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"cmp"
 	"maps"
 	"reflect"
 	"slices"
@@ -52,10 +53,19 @@ func (s *set) endpoints() []discovery.Endpoint {
 			Locality: discovery.Locality{Region: s.region, Zone: e.zone}}
 		if p := s.pods[e.pod]; p != nil {
 			endpoint.Labels, endpoint.ServiceAccount = p.labels, p.account
+			endpoint.Locality = p.locality(endpoint.Locality)
 		}
 		all = append(all, endpoint)
 	}
 	return all
+}
+
+// locality returns where the pod runs. known is what is known without it.
+func (p *pod) locality(known discovery.Locality) discovery.Locality {
+	if p.whole {
+		return p.place
+	}
+	return discovery.Locality{Region: cmp.Or(p.place.Region, known.Region), Zone: cmp.Or(known.Zone, p.place.Zone), SubZone: p.place.SubZone}
 }
 
 // addressTypes returns the types of addresses in the order of preference.

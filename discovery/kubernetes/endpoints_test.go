@@ -99,6 +99,16 @@ func TestEndpoints(t *testing.T) {
 
 		{name: "zones", objects: []string{serviceOf("orders", http80), sliceOf("a", "orders", "10.0.0.1 zone: z1, nodeName: n1", "10.0.0.2")},
 			resolver: where{region: "eu"}, want: "10.0.0.1 http:80>8080 eu/z1; 10.0.0.2 http:80>8080 eu"},
+		{name: "labels that say where pods are", objects: []string{serviceOf("orders", selects), sliceOf("a", "orders", "10.0.0.1 zone: z1, "+ref("u1"),
+			"10.0.0.2 zone: z1, "+ref("u2"), "10.0.0.3 "+ref("u3"), "10.0.0.4 zone: z1, "+ref("u4"), "10.0.0.5 zone: z1, "+ref("u5")),
+			podOf("a", "u1", "app: orders", "x"), podOf("b", "u2", "app: orders, topology.kubernetes.io/region: us, topology.kubernetes.io/zone: other", "x"),
+			podOf("c", "u3", "app: orders, topology.kubernetes.io/zone: z3, topology.istio.io/subzone: r1", "x"), podOf("d", "u4", "app: orders, istio-locality: asia.z4.rack", "x"),
+			podOf("e", "u5", "app: orders, istio-locality: asia, topology.kubernetes.io/zone: z5", "x")},
+			resolver: where{region: "eu"}, want: "10.0.0.1 http:80>8080 eu/z1 shop/x [app:orders]; " +
+				"10.0.0.2 http:80>8080 us/z1 shop/x [app:orders topology.kubernetes.io/region:us topology.kubernetes.io/zone:other]; " +
+				"10.0.0.3 http:80>8080 eu/z3/r1 shop/x [app:orders topology.istio.io/subzone:r1 topology.kubernetes.io/zone:z3]; " +
+				"10.0.0.4 http:80>8080 asia/z4/rack shop/x [app:orders istio-locality:asia.z4.rack]; " +
+				"10.0.0.5 http:80>8080 asia shop/x [app:orders istio-locality:asia topology.kubernetes.io/zone:z5]"},
 		{name: "hints for zones", objects: []string{serviceOf("orders", http80), sliceOf("a", "orders", "10.0.0.1 hints: {forZones: [{name: z1}]}",
 			"10.0.0.2 hints: {forZones: [{name: z2}]}", "10.0.0.3 hints: {forZones: [{name: z1}, {name: z2}]}", "10.0.0.4 "+terminating)},
 			resolver: where{zone: "z2"}, want: "10.0.0.2 http:80>8080; 10.0.0.3 http:80>8080; 10.0.0.4 http:80>8080 draining"},

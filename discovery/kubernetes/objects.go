@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/kubernetes"
 )
 
@@ -88,6 +89,10 @@ type pod struct {
 	uid     string
 	labels  map[string]string
 	account string // "namespace/name"
+
+	// place is where the labels say that the pod runs. If it is named as a whole, nothing else counts.
+	place discovery.Locality
+	whole bool
 }
 
 func (p *pod) equal(other *pod) bool {
@@ -108,9 +113,22 @@ func decodePod(o kubernetes.Object) *pod {
 		return &pod{err: fmt.Errorf("kubernetes: Pod %s/%s: %w", o.Namespace, o.Name, err)}
 	}
 	p := &pod{uid: o.UID, labels: from.Metadata.Labels}
+	p.place, p.whole = placeOf(p.labels)
 	if from.Spec.ServiceAccountName == "" {
 		from.Spec.ServiceAccountName = "default" // as admission has it
 	}
 	p.account = o.Namespace + "/" + from.Spec.ServiceAccountName
 	return p
+}
+
+// placeOf returns where labels say that a pod runs, as policy.WorkloadFromEnv reads those of the process itself.
+func placeOf(labels map[string]string) (place discovery.Locality, whole bool) {
+	if text := labels["istio-locality"]; text != "" { // region.zone.subzone; slashes cannot be in the value of a label
+		place.Region, text, _ = strings.Cut(text, ".")
+		place.Zone, place.SubZone, _ = strings.Cut(text, ".")
+		return place, true
+	}
+	return discovery.Locality{
+		Region: labels["topology.kubernetes.io/region"], Zone: labels["topology.kubernetes.io/zone"], SubZone: labels["topology.istio.io/subzone"],
+	}, false
 }

@@ -27,7 +27,8 @@ type Resolver struct {
 	// empty Node means the one in the token of the client, if it names one. What is not known makes no choice.
 	Zone, Node string
 
-	// Region is the region of the cluster, and so the Region of all endpoints. EndpointSlices do not say. Empty means unknown.
+	// Region is the region of the cluster, and so that of the endpoints, since EndpointSlices do not say. A pod with a label
+	// topology.kubernetes.io/region or istio-locality is where this says. Empty means unknown.
 	Region string
 
 	// DNS resolves the names that Services of type ExternalName stand for.
