@@ -277,18 +277,21 @@ func TestAlone_OtherNamesForAVanishedCertificate(t *testing.T) {
 	writePEM(t, ca, "CERTIFICATE", authority.Certificate().Raw)
 	synctest.Test(t, func(t *testing.T) {
 		f := new(meshtest.Fleet)
-		f.Registry.Set("api", f.Add(t, says("plaintext")))
+		api := f.Add(t, says("plaintext"))
 		rule := func(name, tls string) policy.Source {
-			return objectOf("networking.istio.io/v1", "DestinationRule", name, "{host: api, trafficPolicy: {tls: {mode: "+tls+"}}}")
+			return objectOf("networking.istio.io/v1", "DestinationRule", name, "{host: api.example.com, trafficPolicy: {tls: {mode: "+tls+"}}}")
 		}
 		entry := func(names string) policy.Source {
-			return objectOf("networking.istio.io/v1", "ServiceEntry", "api", "{hosts: [api], ports: [{number: 80, name: http, protocol: HTTP}], location: MESH_INTERNAL, resolution: DNS, subjectAltNames: ["+names+"]}")
+			return objectOf("networking.istio.io/v1", "ServiceEntry", "api",
+				fmt.Sprintf("{hosts: [api.example.com], ports: [{number: %d, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [{address: %s}], subjectAltNames: [%s]}",
+					api.Port, api.Address, names))
 		}
 		first, second := rule("api", "DISABLE"), rule("later", "SIMPLE, caCertificates: "+ca)
 		feed := newCluster(second, entry("a.example.com"))
+		url := fmt.Sprintf("http://api.example.com:%d/", api.Port)
 		m := f.Mesh(t, "", mesh.WithPolicyFeed(feed), mesh.WithEmptyPolicy())
 		c := m.Client()
-		try(c, "http://api/") // so that there is state to replace
+		try(c, url) // so that there is state to replace
 		if err := os.Remove(ca); err != nil {
 			t.Fatal(err)
 		}
@@ -297,14 +300,14 @@ func TestAlone_OtherNamesForAVanishedCertificate(t *testing.T) {
 		if got := get(t, c, "http://other/").status; got != 201 {
 			t.Errorf("other names: the other document answers %d, want 201", got)
 		}
-		if _, err := try(c, "http://api/"); err == nil || strings.Contains(err.Error(), ca) {
+		if _, err := try(c, url); err == nil || strings.Contains(err.Error(), ca) {
 			t.Errorf("other names: a call gives %v, want the handshake to fail, and not the file", err)
 		}
 
 		// The rule without effect, whose file is gone, takes effect when the first one is deleted.
 		writePEM(t, ca, "CERTIFICATE", authority.Certificate().Raw)
 		feed.apply(t, first, second, entry("b.example.com"), other(202))
-		if got := get(t, c, "http://api/").body; got != "plaintext" {
+		if got := get(t, c, url).body; got != "plaintext" {
 			t.Fatalf("without TLS the host answers %q: %+v", got, m.Status().Documents)
 		}
 		if err := os.Remove(ca); err != nil {
@@ -314,7 +317,7 @@ func TestAlone_OtherNamesForAVanishedCertificate(t *testing.T) {
 		if got := get(t, c, "http://other/").status; got != 203 {
 			t.Errorf("a file that is gone: the other document answers %d, want 203", got)
 		}
-		if _, err := try(c, "http://api/"); err == nil || !strings.Contains(err.Error(), ca) {
+		if _, err := try(c, url); err == nil || !strings.Contains(err.Error(), ca) {
 			t.Errorf("a file that is gone: a call gives %v, want an error that names the file", err)
 		}
 	})
