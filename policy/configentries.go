@@ -75,12 +75,13 @@ func (c *compiler) configEntries() {
 	if names == nil {
 		return
 	}
-	reported, size := make(map[consul.Error]bool), 0
+	tried, reported, size := make(map[string]bool), make(map[consul.Error]bool), 0
 	for i := 0; i < len(names); i++ { // names grows by the services that chains lead to
 		name := names[i]
-		if g.chains[name] != nil {
+		if tried[name] {
 			continue
 		}
+		tried[name] = true
 		ch, wrong := c.chain(g, name, at)
 		if wrong != nil {
 			if d, ok := at[identity{wrong.Kind, defaultNamespace, wrong.Name}]; ok && !reported[*wrong] {
@@ -101,7 +102,7 @@ func (c *compiler) configEntries() {
 		c.govern(consul.Target{Service: name}, at)
 		for _, t := range ch.Targets {
 			c.govern(consul.Target{Service: t.Service, Datacenter: t.Datacenter}, at)
-			if g.chains[t.Service] == nil {
+			if !tried[t.Service] {
 				names = append(names, t.Service)
 			}
 		}
