@@ -1,13 +1,9 @@
 package kubernetes
 
 import (
-	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -55,6 +51,7 @@ type group struct {
 	served map[string]kube.Resource // by kind
 	known  bool                     // served has been read
 	err    error                    // why it cannot be read
+	since  time.Time                // since when
 	again  chan struct{}            // takes hints that the server should be asked again soon
 }
 
@@ -192,6 +189,9 @@ func (l *loop) need(name string) {
 // serves sets the resources that a group serves, by kind.
 func (l *loop) serves(name string, kinds map[string]kube.Resource, err error) {
 	g := l.groups[name]
+	if err != nil && g.err == nil {
+		g.since = time.Now()
+	}
 	if g.err = err; err != nil {
 		return
 	}
@@ -415,77 +415,12 @@ func (l *loop) tell(yield func([]policy.Source, error) bool) bool {
 		l.told[name] = true
 		trouble.names, trouble.errs = append(trouble.names, name), append(trouble.errs, failures[name])
 	}
+	for _, g := range l.groups {
+		trouble.add(g.err, g.since, g.known)
+	}
 	for _, w := range l.watches {
-		if w.err != nil && !w.known() && denied(w.err) {
-			trouble.temporary = false
-		}
-		if w.err != nil && (trouble.since.IsZero() || w.since.Before(trouble.since)) {
-			trouble.since = w.since
-		}
+		trouble.add(w.err, w.since, w.known())
 	}
 	l.failed = true
 	return yield(nil, trouble)
 }
-
-// unread is the error about documents that cannot be read.
-type unread struct {
-	names     []string
-	errs      []error
-	since     time.Time
-	temporary bool
-	kept      bool // documents that were read before stay in force
-}
-
-// Error names what cannot be read, by cause.
-func (e *unread) Error() string {
-	byCause := make(map[string][]string)
-	var causes []string
-	for i, err := range e.errs {
-		cause := causeOf(err)
-		if byCause[cause] == nil {
-			causes = append(causes, cause)
-		}
-		byCause[cause] = append(byCause[cause], e.names[i])
-	}
-	var b strings.Builder
-	b.WriteString("kubernetes: cannot read ")
-	for i, cause := range causes {
-		if i > 0 {
-			b.WriteString("; ")
-		}
-		b.WriteString(several(byCause[cause]) + ": " + cause)
-	}
-	if !e.temporary {
-		b.WriteString("; what protects somebody must be readable: see the rights in docs/kubernetes.md")
-	} else if e.kept {
-		b.WriteString("; what was read until " + e.since.UTC().Format(time.RFC3339) + " stays in force")
-	}
-	return b.String()
-}
-
-// causeOf returns the reason why something cannot be read, without its name.
-func causeOf(err error) string {
-	var e *kube.Error
-	if !errors.As(err, &e) {
-		return err.Error()
-	}
-	if e.Err == nil {
-		return fmt.Sprintf("%d %s", e.Code, cmp.Or(e.Reason, e.Message))
-	}
-	return e.Err.Error()
-}
-
-// several names the first of many.
-func several(names []string) string {
-	const most = 3
-	if len(names) <= most {
-		return strings.Join(names, ", ")
-	}
-	return strings.Join(names[:most], ", ") + " and " + plural(len(names)-most)
-}
-
-// Unwrap returns the causes.
-func (e *unread) Unwrap() []error { return e.errs }
-
-// Temporary reports whether waiting may help. It does not help if this process may not read a kind that protects somebody.
-func (e *unread) Temporary() bool { return e.temporary }

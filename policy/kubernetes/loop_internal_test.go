@@ -71,6 +71,22 @@ func drive(t *testing.T, feed *Feed) *driven {
 	return d
 }
 
+// answered runs a loop whose watches have all been answered, without documents.
+func answered(t *testing.T, feed *Feed) *driven {
+	d := drive(t, feed)
+	d.serve()
+	d.all()
+	return d
+}
+
+// started runs a loop that has yielded an empty set.
+func started(t *testing.T, feed *Feed) *driven {
+	t.Helper()
+	d := answered(t, feed)
+	d.want(time.Second, "")
+	return d
+}
+
 // serve says what is installed: some kinds of two groups, and nothing of the others.
 func (d *driven) serve() {
 	for name := range d.kinds {
@@ -158,9 +174,7 @@ func TestLoop_FirstSetWaitsForEveryKindAndNamespace(t *testing.T) {
 func TestLoop_KindThatMayNotBeRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		// Nobody knows what a policy that may not be read forbids.
-		d := drive(t, new(Feed))
-		d.serve()
-		d.all()
+		d := answered(t, new(Feed))
 		d.answer("AuthorizationPolicy", "istio-system", errDenied)
 		synctest.Wait()
 		d.want(time.Second, "")
@@ -181,9 +195,7 @@ func TestLoop_KindThatMayNotBeRead(t *testing.T) {
 		}
 
 		// Others are left out, and told of once the set is there.
-		d = drive(t, new(Feed))
-		d.serve()
-		d.all()
+		d = answered(t, new(Feed))
 		d.answer("VirtualService", "istio-system", errDenied)
 		d.answer("AuthorizationPolicy", "shop", nil, "b")
 		d.want(time.Minute, "shop/AuthorizationPolicy/b", "error: kubernetes: cannot read VirtualService in istio-system: "+"denied")
@@ -206,9 +218,7 @@ func TestLoop_LeftOutBeforeTheFirstSet(t *testing.T) {
 
 func TestLoop_FailuresKeepWhatWasRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := drive(t, new(Feed))
-		d.serve()
-		d.all()
+		d := answered(t, new(Feed))
 		d.answer("AuthorizationPolicy", "shop", nil, "a")
 		d.want(time.Second, "shop/AuthorizationPolicy/a")
 		for _, err := range []error{errDenied, errors.New("connection refused")} {
@@ -247,13 +257,31 @@ func TestLoop_ServerThatIsAwayAtTheStart(t *testing.T) {
 	})
 }
 
-// A group that cannot be read is told of each time that happens.
-func TestLoop_GroupThatFailsAgain(t *testing.T) {
+// That a group may not be read does not pass by itself: nobody knows whether it has a kind that protects somebody.
+func TestLoop_GroupThatMayNotBeRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := drive(t, new(Feed))
 		d.serve()
 		d.all()
-		d.want(time.Second, "")
+		d.post(func() { d.groups["security.istio.io"].known = false; d.serves("security.istio.io", nil, errDenied) })
+		d.want(time.Minute, "error: kubernetes: cannot read API group security.istio.io: denied; what protects somebody must be readable")
+		if temporary(d.errs[0]) {
+			t.Error("an error that does not pass by itself is temporary")
+		}
+		// Once it was read, what was read stays.
+		d = started(t, new(Feed))
+		d.post(func() { d.serves("security.istio.io", nil, errDenied) })
+		d.want(time.Minute, "error: kubernetes: cannot read API group security.istio.io: denied; what was read until 2000-01-01T00:01:01Z stays in force")
+		if !temporary(d.errs[0]) {
+			t.Error("an error that changes nothing is not temporary")
+		}
+	})
+}
+
+// A group that cannot be read is told of each time that happens.
+func TestLoop_GroupThatFailsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := started(t, new(Feed))
 		for range 2 {
 			d.post(func() { d.serves("linkerd.io", nil, errors.New("connection refused")) })
 			d.want(time.Minute, "error: kubernetes: cannot read API group linkerd.io: connection refused")
@@ -265,9 +293,7 @@ func TestLoop_GroupThatFailsAgain(t *testing.T) {
 
 func TestLoop_DefinitionsThatComeChangeAndGo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d := drive(t, new(Feed))
-		d.serve()
-		d.all()
+		d := answered(t, new(Feed))
 		d.answer("VirtualService", "shop", nil, "a")
 		d.want(time.Second, "shop/VirtualService/a")
 		serve := func(kinds map[string]kube.Resource) {
@@ -296,9 +322,7 @@ func TestLoop_DefinitionsThatComeChangeAndGo(t *testing.T) {
 func TestLoop_AllDocumentsAreRemoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
-		d := drive(t, &Feed{Logger: slog.New(slog.NewTextHandler(&log, nil))})
-		d.serve()
-		d.all()
+		d := answered(t, &Feed{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		d.answer("AuthorizationPolicy", "shop", nil, "a", "b", "c")
 		d.want(time.Second, "shop/AuthorizationPolicy/a shop/AuthorizationPolicy/b shop/AuthorizationPolicy/c")
 		d.answer("AuthorizationPolicy", "shop", errDenied) // is no answer
@@ -317,10 +341,7 @@ func TestLoop_AllDocumentsAreRemoved(t *testing.T) {
 func TestFeed_NeedWaitsForTheDocumentsOfANamespace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		feed := new(Feed)
-		d := drive(t, feed)
-		d.serve()
-		d.all()
-		d.want(time.Second, "")
+		d := started(t, feed)
 		need := func(namespace string) (returned func() bool) {
 			var done atomic.Bool
 			go func() {
@@ -396,10 +417,7 @@ func TestFeed_NeedWaitsForTheDocumentsOfANamespace(t *testing.T) {
 func TestFeed_NeedEndsWhileDocumentsAreTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		feed := new(Feed)
-		d := drive(t, feed)
-		d.serve()
-		d.all()
-		d.want(time.Second, "")
+		d := started(t, feed)
 		taken := make(chan struct{})
 		d.post(func() { d.taking = func() { <-taken } })
 		d.answer("VirtualService", "shop", nil, "a")

@@ -104,6 +104,15 @@ func (a *agent) keep(t *testing.T) (k *tlsid.Keeper, failures func() string) {
 	}
 }
 
+// kept returns an agent, its authority, and the identity that is kept of it.
+func kept(t *testing.T) (ca *connecttest.CA, a *agent, k *tlsid.Keeper, failures func() string, before *tlsid.Identity) {
+	ca = connecttest.New(t, elliptic.P256())
+	a = newAgent(t, ca)
+	k, failures = a.keep(t)
+	before, _, _ = identity(t, k)
+	return ca, a, k, failures, before
+}
+
 // identity returns the identity in force, and how many authorities and certificates it has.
 func identity(t *testing.T, k *tlsid.Keeper) (id *tlsid.Identity, authorities, certificates int) {
 	t.Helper()
@@ -270,11 +279,7 @@ func TestAnswersThatAreNoIdentity(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ca := connecttest.New(t, elliptic.P256())
-				a := newAgent(t, ca)
-				k, failures := a.keep(t)
-				defer k.Close()
-				before, _, _ := identity(t, k)
+				ca, a, k, failures, before := kept(t)
 				spoil(a, ca)
 				time.Sleep(time.Minute)
 				if now, _, _ := identity(t, k); now != before || failures() == "" {
@@ -299,11 +304,7 @@ func TestErrorsAreNotOverWithTheOtherHalf(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				ca := connecttest.New(t, elliptic.P256())
-				a := newAgent(t, ca)
-				k, _ := a.keep(t)
-				defer k.Close()
-				identity(t, k)
+				ca, a, k, _, _ := kept(t)
 				a.Change(func() { a.status[what] = http.StatusForbidden })
 				time.Sleep(time.Minute)
 				change(a, ca)
