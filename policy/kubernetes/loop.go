@@ -15,6 +15,7 @@ const (
 	settle   = 100 * time.Millisecond // how long a change waits for related ones, since the kinds arrive one by one
 	gather   = 2 * time.Second        // how long a failure waits for others that have the same cause
 	patience = 5 * time.Second        // how long a call waits for the documents of a namespace
+	startup  = 15 * time.Second       // how long an API server may deny its groups, since one that has just started does not know the rights yet
 )
 
 // loop is one run of Feed.Watch. Only its own goroutine uses the fields, except news and those below mu.
@@ -52,8 +53,12 @@ type group struct {
 	known  bool                     // served has been read
 	err    error                    // why it cannot be read
 	since  time.Time                // since when
+	denied time.Time                // since when it is denied
 	again  chan struct{}            // takes hints that the server should be asked again soon
 }
+
+// final reports whether it cannot be read because this process may not, and not because the API server has just started.
+func (g *group) final() bool { return denied(g.err) && time.Since(g.denied) >= startup }
 
 // namespace is a namespace that is followed.
 type namespace struct {
@@ -174,16 +179,21 @@ func (l *loop) need(name string) {
 	n := new(namespace)
 	l.namespaces[name] = n
 	l.reconcile()
+	l.after(patience, func() { n.expired, l.dirty = true, true })
+	l.dirty = true
+}
+
+// after runs news after some time.
+func (l *loop) after(wait time.Duration, news func()) {
 	l.tasks.Go(func() {
-		expiry := time.NewTimer(patience)
-		defer expiry.Stop()
+		timer := time.NewTimer(wait)
+		defer timer.Stop()
 		select {
-		case <-expiry.C:
-			l.post(func() { n.expired, l.dirty = true, true })
+		case <-timer.C:
+			l.post(news)
 		case <-l.ctx.Done():
 		}
 	})
-	l.dirty = true
 }
 
 // serves sets the resources that a group serves, by kind.
@@ -191,6 +201,14 @@ func (l *loop) serves(name string, kinds map[string]kube.Resource, err error) {
 	g := l.groups[name]
 	if err != nil && g.err == nil {
 		g.since = time.Now()
+	}
+	if denied(err) && !denied(g.err) && !g.known {
+		g.denied = time.Now()
+		l.after(startup, func() {
+			if !g.known && g.final() {
+				delete(l.told, groupName(name)) // it is another failure now
+			}
+		})
 	}
 	if g.err = err; err != nil {
 		return
@@ -375,12 +393,15 @@ func (l *loop) awaits(name string) <-chan struct{} {
 	return l.inForce[name]
 }
 
+// groupName names a group, for errors.
+func groupName(name string) string { return "API group " + name }
+
 // failures returns the errors of everything that cannot be read now, by name.
 func (l *loop) failures() map[string]error {
 	all := make(map[string]error)
 	for name, g := range l.groups {
 		if g.err != nil {
-			all["API group "+name] = g.err
+			all[groupName(name)] = g.err
 		}
 	}
 	for _, w := range l.watches {
@@ -416,7 +437,7 @@ func (l *loop) tell(yield func([]policy.Source, error) bool) bool {
 		trouble.names, trouble.errs = append(trouble.names, name), append(trouble.errs, failures[name])
 	}
 	for _, g := range l.groups {
-		trouble.add(g.err, g.since, g.known)
+		trouble.add(g.err, g.since, g.known || !g.final())
 	}
 	for _, w := range l.watches {
 		trouble.add(w.err, w.since, w.known())

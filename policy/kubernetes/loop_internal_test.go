@@ -263,15 +263,27 @@ func TestLoop_GroupThatMayNotBeRead(t *testing.T) {
 		d := drive(t, new(Feed))
 		d.serve()
 		d.all()
-		d.post(func() { d.groups["security.istio.io"].known = false; d.serves("security.istio.io", nil, errDenied) })
+		d.post(func() {
+			d.groups["security.istio.io"].known = false
+			d.serves("security.istio.io", nil, errors.New("connection refused"))
+		})
+		d.want(time.Minute, "error: kubernetes: cannot read API group security.istio.io: connection refused")
+		d.errs = nil
+		d.post(func() { d.serves("security.istio.io", nil, nil); d.groups["security.istio.io"].known = false })
+		d.want(time.Second)
+		d.post(func() { d.serves("security.istio.io", nil, errDenied) })
+		d.want(14*time.Second, "error: kubernetes: cannot read API group security.istio.io: denied")
 		d.want(time.Minute, "error: kubernetes: cannot read API group security.istio.io: denied; what protects somebody must be readable")
-		if temporary(d.errs[0]) {
+		if !temporary(d.errs[0]) {
+			t.Error("an error of a server that may just have started is not temporary")
+		}
+		if temporary(d.errs[1]) {
 			t.Error("an error that does not pass by itself is temporary")
 		}
 		// Once it was read, what was read stays.
 		d = started(t, new(Feed))
 		d.post(func() { d.serves("security.istio.io", nil, errDenied) })
-		d.want(time.Minute, "error: kubernetes: cannot read API group security.istio.io: denied; what was read until 2000-01-01T00:01:01Z stays in force")
+		d.want(time.Minute, "error: kubernetes: cannot read API group security.istio.io: denied; what was read until 2000-01-01T00:02:16Z stays in force")
 		if !temporary(d.errs[0]) {
 			t.Error("an error that changes nothing is not temporary")
 		}
