@@ -27,14 +27,34 @@ func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, 
 		in.context = m.observers.inboundStart(in.context, &in.Inbound)
 		in.writer = in.answer.Watch(a)
 	}
-	admitted := false
+	if ctx := h.proceed(in); ctx != nil {
+		return ctx, in
+	}
+	return nil, nil
+}
+
+// Resume implements admission.Call.
+func (in *inbound) Resume(ctx context.Context) context.Context {
+	in.context, in.pending = ctx, false
+	h := handler{mesh: in.mesh}
+	return h.proceed(in)
+}
+
+// proceed takes a request of another protocol up to its handler. It returns nil if the request was answered, and then it is over.
+func (h *handler) proceed(in *inbound) context.Context {
+	a, r := in.adapter, in.Request
+	over := true
 	defer func() {
-		if !admitted {
+		if over {
 			in.Done(in.answer.Status, failure.GRPCAnswer(in.answer.Status, a.Header()))
 		}
 	}()
 	if !h.admit(in.writer, r, in) || !h.limit(in.writer, r, in) {
-		return nil, nil
+		over = !in.pending
+		if in.pending {
+			return in.context
+		}
+		return nil
 	}
 	ctx := in.context
 	if in.token.Claims != nil {
@@ -46,8 +66,8 @@ func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, 
 		}
 	}
 	in.edit(a, r.Header)
-	admitted = true
-	return ctx, in
+	over = false
+	return ctx
 }
 
 // Observed implements admission.Gate.
@@ -77,8 +97,11 @@ func (in *inbound) PeerID() string { return in.Peer }
 // Held implements admission.Call.
 func (in *inbound) Held() bool {
 	s := &in.mesh.server
-	return s.observed || s.MaxRequests > 0 || in.limit != nil // a limit has a timer
+	return s.observed || s.MaxRequests > 0 || in.pending || in.limit != nil // a limit has a timer
 }
+
+// Pending implements admission.Call.
+func (in *inbound) Pending() bool { return in.pending }
 
 // Enter implements admission.Call.
 func (in *inbound) Enter(c *admission.Context) bool {

@@ -46,6 +46,7 @@ type passage struct {
 	context        context.Context // of the observers
 	adapter        admission.Adapter
 	sent, received atomic.Int64 // sizes of messages
+	pending        bool         // nobody could wait for keys, so nothing is decided yet
 
 	// Held until the handler has returned.
 	slot  limit.Slot

@@ -3,11 +3,12 @@ package mesh
 import (
 	"net/http"
 
+	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/judge"
 )
 
 // authenticate verifies the tokens of a request, before anything is decided about it. If one is not accepted, it answers, and returns
-// false.
+// false. It does not answer if nobody may wait for the keys of a token: then the request is pending.
 func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request) bool {
 	ctx := r.Context()
 	if in.context != nil { // that of the observers
@@ -15,6 +16,10 @@ func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request) bool {
 	}
 	in.token, in.edited = judge.Authenticate(ctx, in.rules, r, &in.view, in.Start)
 	if err := in.token.Err; err != nil {
+		if later, _ := ctx.Value(admission.LaterKey{}).(*bool); later != nil && *later {
+			in.pending = true
+			return false
+		}
 		in.Decision = judge.Denied(err.Error())
 		err.Refuse(w, r, in.rules.Tokens().Realm(r))
 		return false

@@ -44,10 +44,9 @@ import (
 //
 // A call is authorized when its headers have arrived, before any of its messages is received. That is done by grpc.InTapHandle,
 // which a server can have only once. So interceptors see only calls that are allowed. Observers of inbound calls must not block,
-// because they run on the goroutine that reads from the connection. For the same reason, a call whose token has an unknown key ID
-// holds up the connection while the keys of its issuer are fetched: at most every ten seconds, and for the timeout of the jwksUri.
-// gRPC cannot send trailers at that point, so a call that exceeds a limit is marked in the details of its status, by a
-// google.rpc.ErrorInfo that the clients of this module read. GracefulStop drains as usual.
+// because they run on the goroutine that reads from the connection. A call that has to wait for the keys of its token is authorized
+// later, in the interceptors of these options. gRPC cannot send trailers at its headers, so a call that exceeds a limit is marked in the
+// details of its status, by a google.rpc.ErrorInfo that the clients of this module read. GracefulStop drains as usual.
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
 	return []grpc.ServerOption{
@@ -106,6 +105,8 @@ type inbound struct {
 	call  admission.Call
 	taken atomic.Bool // a handler has taken the call, or it was abandoned
 	stop  func() bool // stops waiting for the call to be abandoned; nil if there is no need to wait
+	tap   bool        // tap is running, so nothing may wait
+	later bool        // tap would have had to wait
 
 	// For a call whose handler runs.
 	stream endable // nil if the stream cannot be ended from outside
@@ -124,6 +125,11 @@ func (in *inbound) Value(key any) any {
 		return in
 	case admission.PeerKey:
 		return &in.entered
+	case admission.LaterKey:
+		if in.tap {
+			return &in.later
+		}
+		return nil
 	case admission.RequestKey:
 		return true
 	}
@@ -180,6 +186,12 @@ func (s *server) take(ctx context.Context, method string) (context.Context, *inb
 	}
 	if in.stop != nil {
 		in.stop()
+	}
+	if in.call.Pending() {
+		var err error
+		if ctx, err = s.resume(ctx, in); err != nil {
+			return nil, nil, err
+		}
 	}
 	if tapped { // ending a stream of ServeHTTP would have to wait for a send that is in progress
 		in.stream, _ = grpc.ServerTransportStreamFromContext(ctx).(endable)
@@ -289,7 +301,9 @@ func (s *server) admit(ctx context.Context, method string, header metadata.MD) (
 		from = new(peer.Peer)
 	}
 	in.local = from.LocalAddr
+	in.tap = header != nil
 	passed, aborted := in.pass(s.gate, in.passage.describe(in, method, s.originOf(from)))
+	in.tap = false
 	switch {
 	case aborted:
 		s.hangUp(from.AuthInfo)
@@ -302,6 +316,19 @@ func (s *server) admit(ctx context.Context, method string, header metadata.MD) (
 		passed = metadata.NewIncomingContext(passed, in.arrived)
 	}
 	return passed, in, nil
+}
+
+// resume admits a call that tap could not decide about. ctx is the context for the handler so far.
+func (s *server) resume(ctx context.Context, in *inbound) (context.Context, error) {
+	in.arrived, _ = metadata.FromIncomingContext(ctx)
+	passed := in.call.Resume(ctx)
+	if passed == nil {
+		return nil, in.refused()
+	}
+	if in.edited {
+		passed = metadata.NewIncomingContext(passed, in.arrived)
+	}
+	return passed, nil
 }
 
 // begin returns a call with a passage, which observers may keep.

@@ -2,16 +2,26 @@ package meshgrpc_test
 
 import (
 	"context"
+	"io"
+	"net"
+	"net/http"
 	"strings"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/jwttest"
 	"github.com/nosidecar/mesh/internal/leak"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/meshgrpc"
 	"github.com/nosidecar/mesh/policy/jwt"
@@ -66,5 +76,101 @@ func TestTokens(t *testing.T) {
 				t.Errorf("%s, %s: got %v %q, want %v %q", test.name, kind, s.Code(), s.Message(), test.code, test.message)
 			}
 		}
+	}
+}
+
+// A call whose token has a key that is not known waits for the keys of the issuer. It does not hold up other calls over its connection.
+func TestCallThatWaitsForKeysHoldsUpNoOthers(t *testing.T) {
+	var observed inbounds
+	for name, opts := range map[string][]mesh.Option{"plain": nil, "observed": {observed.observer()}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				first, second, third := jwttest.New("a"), jwttest.New("b"), jwttest.New("c")
+				var network memnet.Network
+				fetch := make(chan string) // each is an answer of the issuer
+				keys := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+					if set, ok := <-fetch; ok {
+						io.WriteString(w, set)
+					}
+				})}
+				var serving sync.WaitGroup
+				listener := network.Listen("10.0.0.9:80")
+				serving.Go(func() { _ = keys.Serve(listener) })
+				defer serving.Wait()
+				defer keys.Close()
+				defer close(fetch)
+				opts := append([]mesh.Option{
+					mesh.WithDiscovery(discovery.Static{"keys": {{Address: "10.0.0.9", Port: 80}}}),
+					mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
+				}, opts...)
+				m := meshtest.New(t, "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: users, namespace: default}\n"+
+					"spec: {jwtRules: [{issuer: i, jwksUri: 'http://keys/', timeout: 5s, outputClaimToHeaders: [{header: x-sub, claim: sub}]}]}\n", opts...)
+				fetch <- jwttest.KeySet(first)
+				time.Sleep(time.Minute)
+				grpctest.ServeOn(t, network.Listen("10.0.0.1:80"), &grpctest.Service{
+					Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+						md, _ := metadata.FromIncomingContext(ctx)
+						return &grpctest.Response{Username: jwt.ClaimsOf(ctx).Subject() + strings.Join(md["x-sub"], ",") + strings.Join(md["authorization"], ",")}, nil
+					},
+				}, meshgrpc.ServerOptions(m)...)
+				conn := grpctest.Dial(t, "passthrough:///10.0.0.1:80", grpc.WithContextDialer(
+					func(ctx context.Context, address string) (net.Conn, error) {
+						return network.DialContext(ctx, "tcp", address)
+					}))
+				client := grpctest.NewClient(conn)
+				call := func(ctx context.Context, token string) (string, error) {
+					reply, err := client.UnaryCall(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token), new(grpctest.Request))
+					return reply.GetUsername(), err
+				}
+				// A call without a message never gets to where it could wait, and leaves nothing behind.
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				err := silent(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+third.Token(`{"iss":"i","sub":"bob"}`)), conn)
+				cancel()
+				if status.Code(err) != codes.DeadlineExceeded {
+					t.Errorf("a call without a message: %v, want DeadlineExceeded", err)
+				}
+				fetch <- jwttest.KeySet(first)
+
+				known := first.Token(`{"iss":"i","sub":"alice"}`)
+				for _, test := range []struct {
+					name, token, set string // set is of the issuer, "" if it does not answer
+					leaves           bool   // the caller does not wait
+					want             codes.Code
+				}{
+					{"still unknown", second.Token(`{"iss":"i","sub":"bob"}`), jwttest.KeySet(first), false, codes.Unauthenticated},
+					{"known by now", second.Token(`{"iss":"i","sub":"bob"}`), jwttest.KeySet(first, second), false, codes.OK},
+					{"caller leaves", third.Token(`{"iss":"i","sub":"bob"}`), jwttest.KeySet(first), true, codes.Canceled},
+					{"no answer", third.Token(`{"iss":"i","sub":"bob"}`), "", false, codes.Unauthenticated},
+				} {
+					time.Sleep(11 * time.Second) // an issuer is not asked more often
+					ctx, cancel := context.WithCancel(t.Context())
+					var user string
+					var err error
+					var waiting sync.WaitGroup
+					waiting.Go(func() { user, err = call(ctx, test.token) })
+					synctest.Wait()
+					began := time.Now()
+					if got, err := call(t.Context(), known); got != "alicealice" || err != nil || time.Since(began) > 0 {
+						t.Errorf("%s: another call got %q, %v after %v", test.name, got, err, time.Since(began))
+					}
+					if test.leaves {
+						cancel()
+						waiting.Wait()
+					}
+					if test.set != "" {
+						fetch <- test.set
+					}
+					waiting.Wait()
+					cancel()
+					if status.Code(err) != test.want || err == nil && user != "bobbob" {
+						t.Errorf("%s: the call got %q, %v; want %v", test.name, user, err, test.want)
+					}
+				}
+				synctest.Wait()
+				if n := observed.open.Load(); n != 0 {
+					t.Errorf("observers see no end of %d calls", n)
+				}
+			})
+		})
 	}
 }

@@ -11,6 +11,9 @@ type Gate interface {
 	// Admit takes a request through the inbound side, up to its handler. It returns the call, and a child of the context of the request
 	// for whatever runs before the handler. If the request is refused, Admit answers it and returns no call.
 	//
+	// Admit waits for nothing if the context of the request has a value for LaterKey. If a decision needs a wait, as for the keys of a
+	// token, the call is Pending.
+	//
 	// Admit does not change the request: it passes what is to be changed for the handler to the adapter. The request and its header may be
 	// used again after Done, unless there are observers.
 	Admit(Adapter, *http.Request) (context.Context, Call)
@@ -24,15 +27,23 @@ type Adapter interface {
 	http.ResponseWriter
 
 	// Edit sets a header for the handler, or removes it if there are no values. The values are shared, and must not be changed. Only Admit
-	// calls it.
+	// and Resume call it.
 	Edit(name string, values []string)
 
 	// End ends a request while its handler runs. It must not block.
 	End()
 }
 
-// Call is a request that was admitted. Enter is called first, then Done, and nothing after Done.
+// Call is a request that was admitted, or is Pending. Enter is called first, then Done, and nothing after Done.
 type Call interface {
+	// Pending reports that nothing was decided, because Admit may not wait. Resume must then be called before Enter. Held is true.
+	Pending() bool
+
+	// Resume is the rest of Admit for a call that is Pending, and may wait. Its argument is the context for what comes before the
+	// handler, a child of the one that Admit returned. It returns a child of that, or nil if it has refused and answered the request: then
+	// Done must not be called.
+	Resume(context.Context) context.Context
+
 	// PeerID returns the SPIFFE ID of the peer, "" for a peer without an identity.
 	PeerID() string
 
@@ -71,6 +82,9 @@ type Withdrawn struct {
 func (w *Withdrawn) Error() string {
 	return "mesh: access was withdrawn while the request was served: " + w.Reason
 }
+
+// LaterKey is the key of a *bool in the context of a request for which nobody may wait now. It is set if there was something to wait for.
+type LaterKey struct{}
 
 // RequestKey is the key of a value in the context of every inbound gRPC call. HTTP requests have the key of net/http instead.
 type RequestKey struct{}

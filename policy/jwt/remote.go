@@ -16,6 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/admission"
 )
 
 // Source is where a key set is fetched.
@@ -202,7 +204,7 @@ const (
 )
 
 // newer returns the set after keys, if one can be had now: it asks for a fetch, unless there has just been one, and waits for the end of
-// it. Where too many wait already, or ctx ends, it returns the set in force.
+// it. Where too many wait already, ctx ends, or ctx says that nobody may wait, it returns the set in force.
 func (r *remoteSet) newer(ctx context.Context, keys *Keys) *Keys {
 	r.mu.Lock()
 	if r.current() != keys || r.stop == nil || r.waiting >= maxWaiting || time.Since(r.tried) < betweenAsks {
@@ -210,13 +212,18 @@ func (r *remoteSet) newer(ctx context.Context, keys *Keys) *Keys {
 		return r.current()
 	}
 	next := r.next
-	r.waiting++
-	r.mu.Unlock()
-
 	select {
 	case r.wake <- struct{}{}:
 	default: // it has been asked already
 	}
+	if later, _ := ctx.Value(admission.LaterKey{}).(*bool); later != nil {
+		*later = true
+		r.mu.Unlock()
+		return keys
+	}
+	r.waiting++
+	r.mu.Unlock()
+
 	timeout := time.NewTimer(r.source.Timeout)
 	defer timeout.Stop()
 	select {
