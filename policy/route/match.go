@@ -187,7 +187,7 @@ func (m *matcher) match(r *Request) bool {
 	return true
 }
 
-func compileMatch(m *Match, report reporter) matcher {
+func compileMatch(m *Match, known expressions, report reporter) matcher {
 	c := matcher{port: m.Port}
 	if m.Port < 0 || m.Port > 65535 {
 		report("Port", fmt.Errorf("%d is not a port", m.Port))
@@ -204,7 +204,7 @@ func compileMatch(m *Match, report reporter) matcher {
 		if f.from.Kind == Present {
 			err = errors.New("kind Present is for headers and query parameters")
 		} else {
-			*f.to, err = compileString(f.from)
+			*f.to, err = compileString(f.from, known)
 		}
 		if err != nil {
 			report(f.name, err)
@@ -220,21 +220,21 @@ func compileMatch(m *Match, report reporter) matcher {
 	}
 	c.headers = make([]headerMatcher, 0, len(m.Headers)+len(m.WithoutHeaders))
 	for i, h := range m.Headers {
-		hm, err := compileHeader(h, false)
+		hm, err := compileHeader(h, false, known)
 		if err != nil {
 			report(fmt.Sprintf("Headers[%d]", i), err)
 		}
 		c.headers = append(c.headers, hm)
 	}
 	for i, h := range m.WithoutHeaders {
-		hm, err := compileHeader(h, true)
+		hm, err := compileHeader(h, true, known)
 		if err != nil {
 			report(fmt.Sprintf("WithoutHeaders[%d]", i), err)
 		}
 		c.headers = append(c.headers, hm)
 	}
 	for i, q := range m.Query {
-		value, err := compileString(q.Value)
+		value, err := compileString(q.Value, known)
 		if err == nil && q.Key == "" {
 			err = errors.New("the Key is empty")
 		}
@@ -253,12 +253,12 @@ type headerMatcher struct {
 	without bool
 }
 
-func compileHeader(m KeyMatch, without bool) (headerMatcher, error) {
+func compileHeader(m KeyMatch, without bool, known expressions) (headerMatcher, error) {
 	key, err := newHeaderKey(m.Key, true)
 	if err != nil {
 		return headerMatcher{}, err
 	}
-	value, err := compileString(m.Value)
+	value, err := compileString(m.Value, known)
 	if err != nil {
 		return headerMatcher{}, err
 	}
@@ -317,7 +317,7 @@ type stringMatcher struct {
 	re    *regexp.Regexp
 }
 
-func compileString(m StringMatch) (stringMatcher, error) {
+func compileString(m StringMatch, known expressions) (stringMatcher, error) {
 	switch m.Kind {
 	case Any, Present:
 		if m.Value != "" || m.IgnoreCase {
@@ -328,9 +328,24 @@ func compileString(m StringMatch) (stringMatcher, error) {
 	case Exact, Prefix:
 		return stringMatcher{kind: m.Kind, fold: m.IgnoreCase, value: m.Value}, nil
 	case Regex:
-		return compileRegex(m.Value)
+		return known.compile(m.Value)
 	}
 	return stringMatcher{}, fmt.Errorf("%d is not a kind of match", m.Kind)
+}
+
+// expressions has the regular expressions of a table, compiled. Routes that several documents make together have few, but often.
+type expressions map[string]stringMatcher
+
+func (known expressions) compile(expr string) (stringMatcher, error) {
+	m, ok := known[expr]
+	if ok {
+		return m, nil
+	}
+	m, err := compileRegex(expr)
+	if err == nil {
+		known[expr] = m
+	}
+	return m, err
 }
 
 // compileRegex compiles a regular expression that must match the whole string. Many of those in documents are only a literal,

@@ -76,8 +76,9 @@ func NewTable(routes []Route) (*Table, error) {
 	t := &Table{rules: make([]Rule, len(routes))}
 	routes = slices.Clone(routes)
 	var errs []error
+	known := make(expressions)
 	for i := range routes {
-		t.rules[i].compile(&routes[i], i, func(field string, err error) {
+		t.rules[i].compile(&routes[i], i, known, func(field string, err error) {
 			errs = append(errs, &FieldError{Route: i, Field: field, Err: err})
 		})
 	}
@@ -196,10 +197,10 @@ func (report reporter) within(prefix string) reporter {
 	return func(field string, err error) { report(prefix+"."+field, err) }
 }
 
-func (rule *Rule) compile(r *Route, index int, report reporter) {
+func (rule *Rule) compile(r *Route, index int, known expressions, report reporter) {
 	rule.Route, rule.Index = r, index
 	for i := range r.Matches {
-		rule.matches = append(rule.matches, compileMatch(&r.Matches[i], report.within(fmt.Sprintf("Matches[%d]", i))))
+		rule.matches = append(rule.matches, compileMatch(&r.Matches[i], known, report.within(fmt.Sprintf("Matches[%d]", i))))
 	}
 	rule.path = compileRewrite(&r.Rewrite, report.within("Rewrite"))
 	request, authority := compileLevel(&r.Headers.Request, false, report.within("Headers.Request"))
