@@ -6,3 +6,10 @@ func SetMostAlone(n int) (restore func()) {
 	mostAlone = n
 	return func() { mostAlone = before }
 }
+
+// SetMostJoined changes how many routes the documents of a namespace may make with others, until restore is called.
+func SetMostJoined(n int) (restore func()) {
+	before := mostJoined
+	mostJoined = n
+	return func() { mostJoined = before }
+}

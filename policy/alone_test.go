@@ -774,6 +774,34 @@ func TestAlone_SearchIsBounded(t *testing.T) {
 	}
 }
 
+// TestAlone_JoinedRoutesAreBounded: few documents make many routes together. One namespace may have some of them, and costs no other any.
+func TestAlone_JoinedRoutesAreBounded(t *testing.T) {
+	defer policy.SetMostJoined(500)()
+	var routes, parts []string
+	for i := range 10 {
+		routes = append(routes, fmt.Sprintf("{match: [{uri: {prefix: /%d}}], route: [{destination: {host: pay.shop.svc.cluster.local}}]}", i))
+		parts = append(parts, fmt.Sprintf("{name: r%d, condition: {method: GET}, timeout: 3s}", i))
+	}
+	leads := func(namespace, name string, uid int) object {
+		return object{kind: "VirtualService", namespace: namespace, name: name, uid: uid, spec: "{hosts: [" + name + "], http: [" + strings.Join(routes, ", ") + "]}"}
+	}
+	objects := []object{
+		{kind: "ServiceProfile", name: "pay.shop.svc.cluster.local", uid: 1, spec: "{routes: [" + strings.Join(parts, ", ") + "]}"},
+		leads("other", "z", 2),
+	}
+	for i := range 4 {
+		objects = append(objects, leads("shop", fmt.Sprint("a", i), 10+i))
+	}
+	f := newFeed(t)
+	for range 2 { // once more, with what is known from the first time
+		f.yields(objects...)
+		f.refused("VirtualService shop/a3: nothing")
+		f.says("with ServiceProfiles and TrafficSplits, the documents of namespace shop make more than 500 routes and matches")
+		f.routed("a2.shop.svc.cluster.local", "VirtualService shop/a2")
+		f.routed("z.other.svc.cluster.local", "VirtualService other/z")
+	}
+}
+
 // TestAlone_OwnDocumentsComeFirst: where a document of a feed contradicts one of the program itself, that of the feed is refused.
 func TestAlone_OwnDocumentsComeFirst(t *testing.T) {
 	f := newFeed(t)

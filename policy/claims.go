@@ -65,8 +65,13 @@ type joint struct {
 	unit
 	host    string
 	changed bool // the routes differ from those of the VirtualService alone
+	size    int  // how many routes and matches were made of others; 0 if none was
 	budgets []hostBudget
 	done    atomic.Pointer[built] // the routes, if they differ, once they were needed
+
+	err  error  // why the routes cannot be enforced; nil if they can
+	name string // the name of the document that they begin with
+	last any    // the content of the latest document that changed something
 }
 
 // built has the compiled routes of a unit.

@@ -92,45 +92,82 @@ func (c *compiler) joint(host string, own, last *claim) *joint {
 		u.profiles = append(u.profiles, c.profiles[name])
 		u.splits = append(u.splits, c.splits[c.plan.canonical(name)])
 	}
-	if last != nil && last.joint != nil && last.joint.unit.equal(&u) {
-		return last.joint
+	composer := c.composer(&u)
+	if composer != nil && c.joined[composer.namespace] > mostJoined {
+		composer.Errorf("spec", "cannot be enforced for calls to %s: with ServiceProfiles and TrafficSplits, the documents of namespace %s make "+
+			"more than %d routes and matches: use fewer routes", host, composer.namespace, mostJoined)
+		return nil
 	}
-	return c.check(host, own, u)
+	with := c.known(host, &u, last)
+	if with == nil {
+		with = c.plan.try(host, own, u)
+		c.joints[host] = append(c.joints[host], with)
+	}
+	if composer != nil {
+		c.joined[composer.namespace] += with.size
+	}
+	if with.err != nil {
+		c.refuseJoint(with, composer)
+		return nil
+	}
+	return with
 }
 
-// check compiles the routes of a unit to find out whether they can be enforced; they are compiled again when they are needed. If they cannot
-// be enforced, it reports that and returns nil.
-func (c *compiler) check(host string, own *claim, u unit) *joint {
-	j := c.plan.join(host, own, &u, (*virtual).peek)
-	with := &joint{unit: u, host: host, changed: own == nil || j.changed}
-	if !with.changed {
+// mostJoined bounds the routes that documents of several kinds make together, as led by the documents of one namespace, good or not. A few
+// documents make many, and those of one namespace must not cost all others much time.
+var mostJoined = 5 * maxRoutes // changed by tests alone
+
+// known returns the joint of a unit if it is known from the last plan, or from an earlier round: also if it cannot be enforced, since the
+// documents that are refused for that come again with every change of others.
+func (c *compiler) known(host string, u *unit, last *claim) *joint {
+	if last != nil && last.joint != nil && last.joint.unit.equal(u) {
+		return last.joint
+	}
+	of := func(j *joint) bool { return j.unit.equal(u) }
+	if i := slices.IndexFunc(c.joints[host], of); i >= 0 {
+		return c.joints[host][i]
+	}
+	if i := slices.IndexFunc(c.last.unenforceable[host], of); i >= 0 {
+		with := c.last.unenforceable[host][i]
+		c.joints[host] = append(c.joints[host], with)
 		return with
 	}
-	err := j.err
-	if err == nil {
-		_, err = compileSteps(j.name, j.out)
+	return nil
+}
+
+// try compiles the routes of a unit to find out whether they can be enforced; they are compiled again when they are needed.
+func (p *Plan) try(host string, own *claim, u unit) *joint {
+	j := p.join(host, own, &u, (*virtual).peek)
+	with := &joint{unit: u, host: host, changed: own == nil || j.changed, name: j.name, last: j.last, size: j.matches}
+	if !with.changed {
+		with.size = 0
+		return with
 	}
-	if err != nil {
-		last := c.of(j.last)
-		with := j.name
-		for _, part := range u.parts() {
-			if d := c.of(part); c.newer(d, last) {
-				last = d
-			}
-		}
-		if composer := c.composer(&u); composer != nil {
-			if to := c.blame(composer, last); to != last {
-				last, with = to, last.identity.String()
-			}
-		}
-		if with != last.identity.String() {
-			err = fmt.Errorf("with %s: %w", with, err)
-		}
-		last.Errorf("spec", "cannot be enforced for calls to %s: %v", host, err)
-		return nil
+	if with.err = j.err; with.err == nil {
+		_, with.err = compileSteps(j.name, j.out)
 	}
 	with.budgets = slices.Clip(j.budgets)
 	return with
+}
+
+// refuseJoint reports in one of its documents that a joint cannot be enforced.
+func (c *compiler) refuseJoint(with *joint, composer *document) {
+	last, name := c.of(with.last), with.name
+	for _, part := range with.parts() {
+		if d := c.of(part); c.newer(d, last) {
+			last = d
+		}
+	}
+	if composer != nil {
+		if to := c.blame(composer, last); to != last {
+			last, name = to, last.identity.String()
+		}
+	}
+	err := with.err
+	if name != last.identity.String() {
+		err = fmt.Errorf("with %s: %w", name, err)
+	}
+	last.Errorf("spec", "cannot be enforced for calls to %s: %v", with.host, err)
 }
 
 // composer returns the document that leads to the services whose documents are the others of a unit: its VirtualService, or else its split.

@@ -146,6 +146,8 @@ func newCompiler(last *Plan, w Workload) *compiler {
 		first:    make(map[groupIdentity]*document, n),
 		profiles: make(map[string]*profile),
 		splits:   make(map[string]*split),
+		joints:   make(map[string][]*joint),
+		joined:   make(map[string]int),
 	}
 }
 
@@ -211,6 +213,9 @@ type compiler struct {
 	// By host, what applies to its calls in addition to its VirtualService.
 	profiles map[string]*profile
 	splits   map[string]*split
+
+	joints map[string][]*joint // by host, those that were tried or met in any round
+	joined map[string]int      // by namespace, how many routes and matches its documents make with others
 }
 
 // failed reports whether any document has an error.

@@ -173,7 +173,7 @@ func (c *compiler) judge() bool {
 func (c *compiler) again() *compiler {
 	n := newCompiler(c.last, c.plan.workload)
 	n.plan.readings, n.plan.words = c.plan.readings, c.plan.words
-	n.dec, n.texts, n.fresh, n.blank, n.count = c.dec, c.texts, c.fresh, c.blank, c.count
+	n.dec, n.texts, n.fresh, n.blank, n.count, n.joints = c.dec, c.texts, c.fresh, c.blank, c.count, c.joints
 	n.pieces, n.alone, n.sources, n.rounds = c.pieces, c.alone, c.sources, c.rounds+1
 	for _, p := range n.pieces {
 		if p.verdict == asWritten {
@@ -251,7 +251,8 @@ func (d *document) shares(other *document) bool {
 	return len(a) > 0 && len(b) > 0 && &a[0] == &b[0]
 }
 
-// keep stores, for the next plan, the last good versions of the documents that stand alone, and which are refused.
+// keep stores, for the next plan, the last good versions of the documents that stand alone, which are refused, and what cannot be enforced
+// together.
 func (c *compiler) keep() {
 	if len(c.alone) == 0 {
 		return
@@ -260,6 +261,12 @@ func (c *compiler) keep() {
 	plan.kept = make(map[groupIdentity]*document, len(c.alone))
 	plan.keptIn = make(map[string][]*document, len(c.last.keptIn))
 	plan.refused = make(map[refusal]time.Time)
+	plan.unenforceable = make(map[string][]*joint)
+	for host, joints := range c.joints {
+		if joints = slices.DeleteFunc(joints, func(j *joint) bool { return j.err == nil }); len(joints) > 0 {
+			plan.unenforceable[host] = joints
+		}
+	}
 	for _, p := range c.alone {
 		last := p.last
 		switch {

@@ -119,6 +119,8 @@ type Plan struct {
 	keptIn  map[string][]*document
 	refused map[refusal]time.Time
 
+	unenforceable map[string][]*joint // of these documents together, by host
+
 	readings map[yamldoc.Sum]*reading // the readings of the documents, for the next plan
 	words    *yamldoc.Words           // words that documents repeat
 }

@@ -516,3 +516,34 @@ func sameBuilt(t *testing.T, host string, got, want *Plan, x, y *built) {
 		}
 	}
 }
+
+// TestRecompile_KnowsWhatCannotBeEnforced: documents that cannot be enforced together are not combined again because others have changed.
+func TestRecompile_KnowsWhatCannotBeEnforced(t *testing.T) {
+	object := func(kind, api, name, spec string) Source {
+		return Source{Name: name, Alone: true, Data: fmt.Appendf(nil, "{apiVersion: %s, kind: %s, metadata: {name: %s, namespace: default, uid: %s}, spec: %s}", api, kind, name, name, spec)}
+	}
+	profile := func(path string) Source {
+		return object("ServiceProfile", "linkerd.io/v1alpha2", "pay.default.svc.cluster.local", "{routes: [{name: r, condition: {pathRegex: '"+path+"'}, timeout: 3s}]}")
+	}
+	leads := object("VirtualService", "networking.istio.io/v1", "web", "{hosts: [web], http: [{match: [{uri: {regex: '/a.*'}}], route: [{destination: {host: pay}}]}]}")
+	other := func(timeout string) Source {
+		return object("VirtualService", "networking.istio.io/v1", "other", "{hosts: [other], http: [{timeout: "+timeout+", route: [{destination: {host: other}}]}]}")
+	}
+	const host = "web.default.svc.cluster.local"
+	first, _ := Compile([]Source{profile("(/a$|/b)"), leads, other("1s")}, Workload{})
+	known := first.unenforceable[host]
+	if len(known) != 1 {
+		t.Fatalf("%d joints cannot be enforced, want 1: %v", len(known), first.unenforceable)
+	}
+	second, findings := Recompile(first, []Source{profile("(/a$|/b)"), leads, other("2s")}, Workload{})
+	if again := second.unenforceable[host]; len(again) != 1 || again[0] != known[0] {
+		t.Error("what cannot be enforced was combined again")
+	}
+	if len(findings) == 0 {
+		t.Error("nothing is said the second time")
+	}
+	third, findings := Recompile(second, []Source{profile("/b"), leads, other("2s")}, Workload{})
+	if len(third.unenforceable) != 0 || len(findings) != 0 {
+		t.Errorf("after the profile was mended: %v, %v", third.unenforceable, findings)
+	}
+}
