@@ -44,6 +44,17 @@ func (s *Stream) await(over *try, commit bool) (t *try, committed bool) {
 	return s.current, s.committed
 }
 
+// answered returns the try that continues as the stream, nil if that is not known yet. It may not take messages yet: the server may first
+// want its response to be read.
+func (s *Stream) answered() *try {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.settled && s.answer.Err == nil {
+		return s.last
+	}
+	return nil
+}
+
 // RecvMsg implements grpc.ClientStream.
 func (s *Stream) RecvMsg(m any) error {
 	t, over, err := s.wait()
@@ -193,6 +204,9 @@ func (s *Stream) Trailer() metadata.MD {
 
 // Context implements grpc.ClientStream. It makes the current try the last.
 func (s *Stream) Context() context.Context {
+	if t := s.answered(); t != nil {
+		return t.cs.Context()
+	}
 	if t, _ := s.await(nil, true); t != nil {
 		return t.cs.Context()
 	}

@@ -163,3 +163,59 @@ func TestTryThatIsDroppedWhileItIsSentAgain(t *testing.T) {
 		}
 	})
 }
+
+// once drops one try, and continues with the next.
+type once struct {
+	stream grpcreplay.Stream
+	ctx    context.Context
+	drop   chan struct{}
+}
+
+func (d *once) Make() grpcreplay.Answer {
+	d.stream.Try(d.ctx, nil, "/a/b", nil)
+	<-d.drop
+	d.stream.Drop()
+	d.stream.Try(d.ctx, nil, "/a/b", nil)
+	return grpcreplay.Answer{}
+}
+
+func (d *once) Tell(grpcreplay.Answer) {}
+func (d *once) End(error) error        { return nil }
+
+// TestContextOfAStreamThatIsBeingSentAgain: a server may answer before it reads. The caller gets the context of such a stream at once.
+func TestContextOfAStreamThatIsBeingSentAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		d := &once{ctx: ctx, drop: make(chan struct{})}
+		tries := 0
+		stream, err := d.stream.Begin(grpcreplay.Config{
+			Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 20,
+			Streamer: func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ ...grpc.CallOption) (
+				grpc.ClientStream, error) {
+				if tries++; tries > 1 {
+					return stuck{answered{ctx: ctx}}, nil
+				}
+				return answered{ctx: ctx}, nil
+			},
+		}, d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 100 {
+			if err := stream.SendMsg(wrapperspb.Bytes(make([]byte, 1<<10))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		d.drop <- struct{}{}
+		if _, err := stream.Header(); err != nil {
+			t.Fatal(err)
+		}
+		var given context.Context
+		go func() { given = stream.Context() }()
+		synctest.Wait()
+		if given == nil || given.Err() != nil {
+			t.Errorf("the context is %v, want that of the second try", given)
+		}
+		cancel()
+	})
+}
