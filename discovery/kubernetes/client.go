@@ -2,21 +2,21 @@ package kubernetes
 
 import "github.com/nosidecar/mesh/internal/kubernetes"
 
-// Client is a connection to an API server, which everything of a program that reads from it may share: a [Resolver], and the documents of
-// a mesh. It is safe for concurrent use, and holds no goroutine. The zero value is of no use: see [InCluster] and [Kubeconfig].
+// Client is a connection to an API server. All parts of a program that read from the server can share it: a [Resolver], and the documents
+// of a mesh. It is safe for concurrent use and has no goroutines. The zero value cannot be used: see [InCluster] and [Kubeconfig].
 type Client kubernetes.Client
 
-// InCluster returns a client for a process in a pod: the address is that of KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT, the token
-// and the certificate authority are those of the service account, in /var/run/secrets/kubernetes.io/serviceaccount. The token is read
-// again as it is renewed. It sends nothing; an error says what is missing.
+// InCluster returns a client for a process in a pod. The address comes from KUBERNETES_SERVICE_HOST and KUBERNETES_SERVICE_PORT. The token
+// and the certificate authority are those of the service account, in /var/run/secrets/kubernetes.io/serviceaccount, and are read again when
+// they are renewed. InCluster sends nothing. An error names what is missing.
 func InCluster() (*Client, error) {
 	c, err := kubernetes.InCluster()
 	return (*Client)(c), err
 }
 
-// Kubeconfig returns a client for a process outside the cluster. path is a file; "" means the files of the variable KUBECONFIG, or else
-// ~/.kube/config. context is one of its contexts; "" means its current one. What such a file can ask for and this client does not do
-// (plugins that are run for a token, impersonation, passwords) is an error that names it. It sends nothing.
+// Kubeconfig returns a client for a process outside the cluster. path is a file. "" means the files in the variable KUBECONFIG, or else
+// ~/.kube/config. context is one of its contexts, and "" means the current one. Settings that this client does not support (plugins that
+// print a token, impersonation, passwords) are an error that names them. Kubeconfig sends nothing.
 func Kubeconfig(path, context string) (*Client, error) {
 	c, err := kubernetes.Kubeconfig(path, context)
 	return (*Client)(c), err

@@ -16,7 +16,7 @@ type place struct{ zone, node string }
 type set struct {
 	service *service
 	slices  []*slice        // in the order of their names
-	pods    map[string]*pod // by uid; nil: they are not asked for
+	pods    map[string]*pod // by uid; nil means that pods are not read
 	own     place
 	region  string
 }
@@ -34,8 +34,8 @@ type entry struct {
 	draining bool
 }
 
-// endpoints returns the endpoints of a service that has slices. Those whose pods are asked for and not known yet are left out: without
-// its labels and its account, an endpoint would get calls that are not meant for it, or get them in plain text.
+// endpoints returns the endpoints of a service that has slices. If pods are read, endpoints whose pods are not known yet are left out:
+// without labels and account, an endpoint could get calls of another subset, or get them in plain text.
 func (s *set) endpoints() []discovery.Endpoint {
 	var chosen family
 	for i, addressType := range s.addressTypes() {
@@ -103,7 +103,7 @@ func (s *set) family(addressType string) family {
 	case ready > 0:
 		all = s.hinted(all)
 	default:
-		// While a single replica is replaced there may be none that is ready. Those that end and still serve are better than none.
+		// While the only replica is replaced, no endpoint may be ready. One that is terminating and still serves is better than none.
 		for i := range all {
 			all[i].draining = !all[i].serving
 		}
@@ -118,7 +118,7 @@ func (s *set) family(addressType string) family {
 	return f
 }
 
-// join returns the ports of a slice as ports of the service, and false if it has none that the service has.
+// join returns the ports of a slice as ports of the service, and false if the service has none of them.
 func (s *service) join(from *slice) ([]discovery.Port, bool) {
 	if from.portless {
 		return nil, len(s.ports) > 0 || s.portless // nothing is said about ports
@@ -137,8 +137,8 @@ func (s *service) join(from *slice) ([]discovery.Port, bool) {
 	return ports, len(ports) > 0
 }
 
-// hinted leaves out those that are meant for others, if every one that is ready says whom it is meant for, and one of them means this
-// process. Hints for nodes come before those for zones.
+// hinted leaves out endpoints that are meant for other places, if every ready endpoint has a hint and at least one hint names the place of
+// this process. Hints for nodes take precedence over those for zones.
 func (s *set) hinted(all []entry) []entry {
 	for _, by := range []struct {
 		own   string
@@ -162,8 +162,8 @@ func (s *set) hinted(all []entry) []entry {
 	return all
 }
 
-// merge leaves one of those that have the same address and ports: one that takes calls, if there is one. What has an address in several
-// slices, each with ports of its own, as in a service with hand-made Endpoints, becomes one with all of these ports.
+// merge keeps one of several entries that have the same address and ports, if possible one that takes calls. An address that is in several
+// slices with different ports, as in a service with hand-made Endpoints, becomes one entry with all of these ports.
 func merge(all []entry) []entry {
 	at := make(map[string]int, len(all)) // the last of each address
 	kept := all[:0]
@@ -186,7 +186,7 @@ func merge(all []entry) []entry {
 	return kept
 }
 
-// merge takes another of the same address in, and reports false if it is not the same.
+// merge adds another entry with the same address to e. It reports false if the two are different endpoints.
 func (e *entry) merge(other entry) bool {
 	if slices.Equal(e.ports, other.ports) {
 		if e.draining && !other.draining {

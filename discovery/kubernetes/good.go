@@ -12,8 +12,8 @@ import (
 type object[T any] interface {
 	comparable
 	fault() error                    // why it could not be read
-	equal(T) bool                    // whether it says the same
-	about(key kubernetes.Key) string // the name of the service that it is about; "" if it does not say, or if that cannot be read
+	equal(T) bool                    // whether it means the same
+	about(key kubernetes.Key) string // the name of its service; "" if it has none or if the name cannot be read
 }
 
 func (s *service) fault() error { return s.err }
@@ -27,15 +27,15 @@ func (p *pod) about(kubernetes.Key) string         { return "" }
 // good is the last state of each object that could be read.
 type good[T object[T]] struct {
 	objects map[kubernetes.Key]T
-	of      map[string]map[kubernetes.Key]T // the same, by what they are about
-	faulty  map[kubernetes.Key]T            // the states that could not be read, since when what was there holds
+	of      map[string]map[kubernetes.Key]T // the same, by service
+	faulty  map[kubernetes.Key]T            // the latest states that could not be read; the last good ones stay in use
 }
 
 func newGood[T object[T]]() good[T] {
 	return good[T]{make(map[kubernetes.Key]T), make(map[string]map[kubernetes.Key]T), make(map[kubernetes.Key]T)}
 }
 
-// take takes the changes of a state, and calls touched with what they are about.
+// take applies the changes of a state and calls touched with the name of each service that is concerned.
 func (g good[T]) take(state kubernetes.State[T], touched func(about string)) {
 	for _, key := range state.Changed {
 		old, had := g.objects[key]
@@ -45,7 +45,7 @@ func (g good[T]) take(state kubernetes.State[T], touched func(about string)) {
 		if wasBroken {
 			touched(broken.about(key))
 		}
-		if had && (wasBroken || isBroken) { // a fault is of what the last good state is about, too
+		if had && (wasBroken || isBroken) { // a fault also concerns the service of the last good state
 			touched(old.about(key))
 		}
 		delete(g.faulty, key)
@@ -85,8 +85,8 @@ func (g good[T]) drop(key kubernetes.Key, old T) {
 	}
 }
 
-// faults returns what could not be read that is about a service. What could never be read, and does not even say which service it is about, may
-// be about any.
+// faults returns the objects of a service that cannot be read. An object that was never read, and whose service is unknown, may belong to
+// any service.
 func (g good[T]) faults(name string) (faulty map[kubernetes.Key]T) {
 	for key, broken := range g.faulty {
 		last, had := g.objects[key]

@@ -12,8 +12,8 @@ import (
 	"github.com/nosidecar/mesh/internal/kubernetes"
 )
 
-// mostAlone is how many services of a namespace are each watched alone. With more, all of the namespace is watched at once: the
-// server does not look labels up, it compares them for each watch.
+// mostAlone is how many services of a namespace have watches of their own. With more, the whole namespace is watched at once: the server has
+// no index of labels, and compares them for each watch.
 const mostAlone = 50
 
 // namespace is a namespace whose services are called.
@@ -35,7 +35,7 @@ type namespace struct {
 	servicesRead, slicesRead bool
 }
 
-// join follows the watch of a service, which begins with the first that joins.
+// join follows the watch of a service. The first caller starts it.
 func (r *Resolver) join(in, name string, asked discovery.Service) (*watched, *shared.Follower) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -58,7 +58,7 @@ func (r *Resolver) join(in, name string, asked discovery.Service) (*watched, *sh
 	return w, w.answers.Join()
 }
 
-// leave undoes join. The last to leave waits until the watch has ended.
+// leave undoes join. The last caller waits until the watch has ended.
 func (r *Resolver) leave(w *watched, f *shared.Follower) {
 	n := w.namespace
 	r.mu.Lock()
@@ -92,7 +92,7 @@ func (n *namespace) all() []*watched {
 	return slices.Collect(maps.Values(n.watched))
 }
 
-// need calls for what else is needed of the namespace, once.
+// need calls Resolver.Need once.
 func (n *namespace) need() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -131,7 +131,7 @@ func (n *namespace) widen() {
 	})
 }
 
-// follow keeps everything of a kind in the namespace, and hands it to the services that it is about.
+// follow keeps all objects of a kind in the namespace, and updates the services that they belong to.
 func follow[T object[T]](n *namespace, watch kubernetes.Watch[T], kept good[T], read *bool) {
 	watch.Client, watch.Namespace = n.resolver.client, n.name
 	failing := false
@@ -143,7 +143,7 @@ func follow[T object[T]](n *namespace, watch kubernetes.Watch[T], kept good[T], 
 			*read = true
 			before := first(kept.faults(""))
 			kept.take(state, func(about string) { touched[about] = true })
-			everyone = everyone || first(kept.faults("")) != before // which may be about any
+			everyone = everyone || first(kept.faults("")) != before // it may belong to any service
 		}
 		n.mu.Unlock()
 		recovered := failing && err == nil
@@ -167,7 +167,7 @@ type found struct {
 	faulty  map[kubernetes.Key]*slice // those that could not be read the last time
 }
 
-// lookUp returns what is known of a service if the whole namespace was read.
+// lookUp returns what is known about a service, if the whole namespace was read.
 func (n *namespace) lookUp(name string) (f found, ok bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -178,7 +178,7 @@ func (n *namespace) lookUp(name string) (f found, ok bool) {
 		fault: first(n.services.faults(name)), faulty: n.slices.faults(name)}, true
 }
 
-// sorted returns slices in the order of their names, which they keep from one set to the next.
+// sorted returns slices ordered by name, so that the order is stable.
 func sorted(all map[kubernetes.Key]*slice) []*slice {
 	return slices.SortedFunc(maps.Values(all), func(a, b *slice) int { return strings.Compare(a.name, b.name) })
 }

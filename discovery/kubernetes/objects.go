@@ -25,10 +25,10 @@ type service struct {
 	err error // it could not be read
 
 	selector     string        // of its pods, as in a URL; "" for none
-	externalName string        // what it is another name of, or ""
+	externalName string        // of a Service of type ExternalName, or ""
 	ports        []servicePort // without those that are not TCP
 	portless     bool          // it has no ports at all
-	headless     bool          // its name leads to the pods, on any port
+	headless     bool          // its DNS name leads to the pods, on any port
 	family       string        // "IPv4" or "IPv6": the addresses that come first
 }
 
@@ -90,7 +90,7 @@ type pod struct {
 	labels  map[string]string
 	account string // "namespace/name"
 
-	// place is where the labels say that the pod runs. If it is named as a whole, nothing else counts.
+	// place is where the pod runs according to its labels. If whole is set, nothing else counts.
 	place discovery.Locality
 	whole bool
 }
@@ -115,13 +115,13 @@ func decodePod(o kubernetes.Object) *pod {
 	p := &pod{uid: o.UID, labels: from.Metadata.Labels}
 	p.place, p.whole = placeOf(p.labels)
 	if from.Spec.ServiceAccountName == "" {
-		from.Spec.ServiceAccountName = "default" // as admission has it
+		from.Spec.ServiceAccountName = "default" // as the API server's admission does
 	}
 	p.account = o.Namespace + "/" + from.Spec.ServiceAccountName
 	return p
 }
 
-// placeOf returns where labels say that a pod runs, as policy.WorkloadFromEnv reads those of the process itself.
+// placeOf returns where a pod runs according to its labels. policy.WorkloadFromEnv reads those of the process in the same way.
 func placeOf(labels map[string]string) (place discovery.Locality, whole bool) {
 	if text := labels["istio-locality"]; text != "" { // region.zone.subzone; slashes cannot be in the value of a label
 		place.Region, text, _ = strings.Cut(text, ".")

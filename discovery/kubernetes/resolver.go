@@ -18,24 +18,24 @@ type Resolver struct {
 	// Client reads from the API server. nil means that of [InCluster].
 	Client *Client
 
-	// Pods reports whether the pods of a service are read, for their labels and service accounts: callers that use mutual TLS, and callers that
-	// send calls to its subsets, need them. Then an endpoint is used only once its pod is known. It is asked when a service is
-	// first called. nil means those of every service that selects pods.
+	// Pods reports whether to read the pods of a service, for their labels and service accounts. Mutual TLS and subsets need them. An
+	// endpoint of such a service is used only once its pod is known. Pods is called when a service is first called. nil means that the
+	// pods of every service with a selector are read.
 	Pods func(service discovery.Service) bool
 
 	// Zone and Node are where this process runs, for services whose endpoints are meant for a zone or a node (trafficDistribution). An
-	// empty Node means the one in the token of the client, if it names one. What is not known makes no choice.
+	// empty Node means the one in the client's token, if the token names one. Hints are ignored while the zone or node is unknown.
 	Zone, Node string
 
-	// Region is the region of the cluster, and so that of the endpoints, since EndpointSlices do not say. A pod with a label
-	// topology.kubernetes.io/region or istio-locality is where this says. Empty means unknown.
+	// Region is the region of the endpoints, since EndpointSlices do not have one. The label topology.kubernetes.io/region or
+	// istio-locality of a pod takes precedence. Empty means unknown.
 	Region string
 
-	// DNS resolves the names that Services of type ExternalName stand for.
+	// DNS resolves the names of Services of type ExternalName.
 	DNS discovery.DNS
 
-	// Need is called before endpoints of a namespace's services are yielded for the first time, and they wait until it returns: whatever
-	// else the calls need of that namespace can be read meanwhile. It should return when ctx ends. nil means that nothing is needed.
+	// Need is called before endpoints of a namespace's services are yielded for the first time. The endpoints wait until it returns, so it
+	// can read what else calls need from that namespace. It should return when ctx ends. nil means that nothing else is needed.
 	Need func(ctx context.Context, namespace string)
 
 	once   sync.Once
@@ -62,11 +62,11 @@ func (r *Resolver) init() {
 	r.namespaces = make(map[string]*namespace)
 }
 
-// Watch implements [discovery.Resolver]. However many run for a service, it is read once.
+// Watch implements [discovery.Resolver]. Any number of calls for one service share its watches.
 //
-// A service is known if there is a Service of its name. One without endpoints, and one that was deleted, is an empty set. The names
-// are those of [discovery.Service].Name and Namespace; without these, the Host may be name.namespace.svc, with or without a
-// cluster.local, or a name in the client's namespace.
+// A service is known if there is a Service with its name. A Service without endpoints, or one that was deleted, is an empty set. The name
+// and namespace are those of [discovery.Service]. If it has none, Host may be name.namespace.svc, with or without cluster.local at the end,
+// or a name in the client's namespace.
 func (r *Resolver) Watch(ctx context.Context, service discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
 	return func(yield func([]discovery.Endpoint, error) bool) {
 		if ctx.Err() != nil {

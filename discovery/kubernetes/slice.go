@@ -71,10 +71,11 @@ func serviceOf(o kubernetes.Object) (name string) {
 	return name
 }
 
-// mostEndpoints is how many a slice may have. A server takes no more, and more would take many times the memory of their text.
+// mostEndpoints is how many endpoints a slice may have. A server accepts no more, and decoding more would take many times the memory of
+// their text.
 const mostEndpoints = 1000
 
-// leaveOut drops endpoints with invalid addresses. The server takes such as 10.01.0.1.
+// leaveOut drops endpoints with invalid addresses. The server accepts some, such as 10.01.0.1.
 func (s *slice) leaveOut() {
 	if s.addressType == "FQDN" {
 		return
@@ -97,16 +98,16 @@ func (s *slice) leaveOut() {
 	s.backends = kept
 }
 
-// sliceDecoder reads a slice. Large ones that change often are what costs most of all that is read.
+// sliceDecoder reads a slice. Large slices that change often are the most expensive objects to read.
 type sliceDecoder struct {
 	kubernetes.Skimmer
 	slice     slice
 	namespace string
-	shared    map[string]string // texts that many endpoints have
+	shared    map[string]string // texts that many endpoints share
 	tooMany   error             // there are more than mostEndpoints
 }
 
-// share reads a text that many endpoints have.
+// share reads a text that many endpoints share.
 func (d *sliceDecoder) share(into *string) bool {
 	text, ok := d.Text()
 	if !ok || text == nil {
@@ -177,7 +178,7 @@ func (d *sliceDecoder) endpoint() bool {
 	ok := d.Members(func(key []byte) bool {
 		switch string(key) {
 		case "addresses":
-			first := true // the others mean nothing
+			first := true // the others have no meaning
 			return d.Items(func() bool {
 				text, ok := d.Text()
 				if first {

@@ -18,7 +18,7 @@ import (
 type watched struct {
 	namespace *namespace
 	name      string
-	asked     discovery.Service // as who came first asked for it
+	asked     discovery.Service // as the first caller asked for it
 	ctx       context.Context
 	cancel    context.CancelFunc
 	running   sync.WaitGroup
@@ -31,7 +31,7 @@ type watched struct {
 	alone  input // the Service
 	joined input // its EndpointSlices
 	chosen input // its Pods
-	named  input // the name that it stands for
+	named  input // the external name
 
 	wide        bool // the first two are those of the namespace
 	serviceRead bool
@@ -42,14 +42,14 @@ type watched struct {
 	podsDecided bool
 	podsWanted  bool
 	podsRead    bool
-	pods        map[string]*pod // by uid, with those that are gone while slices refer to them
-	gone        map[string]bool // the uids of these
+	pods        map[string]*pod // by uid, including deleted ones that slices still refer to
+	gone        map[string]bool // the uids of the deleted ones
 	namesRead   bool
 	names       []discovery.Endpoint
 
 	known  bool   // whether there ever was a Service
-	unread error  // why something of it could not be read with the namespace
-	told   string // of what could not be read, or is no address
+	unread error  // why a part of it could not be read with the namespace
+	told   string // the last report about unreadable objects or invalid addresses
 }
 
 // input is something that is read for a service.
@@ -92,7 +92,7 @@ func (w *watched) end() {
 	w.running.Wait()
 }
 
-// readLocked has an input read something, unless it does; "" means nothing.
+// readLocked makes an input read something, unless it already does. "" means nothing.
 func (w *watched) readLocked(in *input, what string, run func(ctx context.Context)) {
 	if in.what == what || w.closed {
 		return
@@ -108,7 +108,7 @@ func (w *watched) readLocked(in *input, what string, run func(ctx context.Contex
 	}
 }
 
-// read follows a watch. took is called with w.mu held, after everything that makes a difference.
+// read follows a watch. It calls took with w.mu held after each change that matters.
 func read[T object[T]](w *watched, ctx context.Context, in *input, watch kubernetes.Watch[T], took func(kept good[T])) {
 	kept, whole := newGood[T](), false
 	var unread error
@@ -126,7 +126,7 @@ func read[T object[T]](w *watched, ctx context.Context, in *input, watch kuberne
 					w.answers.Fail(err)
 				}
 			})
-			unread = nil // to be told again
+			unread = nil // to be reported again
 			continue
 		}
 		before := unread
@@ -147,8 +147,8 @@ func read[T object[T]](w *watched, ctx context.Context, in *input, watch kuberne
 	}
 }
 
-// isUnknown reports whether a denial is about something that does not exist. A server does not say so to who has no rights: a call to
-// example.com may be one to the service example in a namespace com. The cluster's DNS tells.
+// isUnknown reports whether a denial is about something that does not exist. A server does not tell that to a client without rights: a call
+// to example.com could be meant for the service example in the namespace com. The cluster's DNS knows.
 func (w *watched) isUnknown(ctx context.Context, err error) bool {
 	if !errors.Is(err, kubernetes.ErrDenied) || w.asked.Name == "" {
 		return false
@@ -170,8 +170,7 @@ func (w *watched) isUnknown(ctx context.Context, err error) bool {
 	return errors.As(err, &missing) && missing.IsNotFound
 }
 
-// update makes a change, unless ctx has ended, and tells what follows from it. change reports whether that is to be told even if it is
-// the same.
+// update makes a change, unless ctx has ended, and publishes the result. change reports whether to publish even an unchanged result.
 func (w *watched) update(ctx context.Context, change func() (again bool)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -184,7 +183,7 @@ func (w *watched) update(ctx context.Context, change func() (again bool)) {
 	w.reportLocked(again)
 }
 
-// say tells something, unless ctx has ended.
+// say calls tell with w.mu held, unless ctx has ended.
 func (w *watched) say(ctx context.Context, tell func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -193,7 +192,7 @@ func (w *watched) say(ctx context.Context, tell func()) {
 	}
 }
 
-// pullLocked takes what was read of the namespace, if all of it was. It reports whether everything could be read that could not before.
+// pullLocked takes what was read with the whole namespace, if that was read. It reports whether an earlier failure is over.
 func (w *watched) pullLocked() (recovered bool) {
 	f, ok := w.namespace.lookUp(w.name)
 	if !ok {
@@ -202,7 +201,7 @@ func (w *watched) pullLocked() (recovered bool) {
 	w.wide = true
 	w.readLocked(&w.alone, "", nil)
 	w.readLocked(&w.joined, "", nil)
-	// What could not be read may have been before, when it was read alone.
+	// What cannot be read now may have been read before, when the service had watches of its own.
 	if f.service == nil && f.fault != nil {
 		f.service = w.service
 	}
@@ -230,7 +229,7 @@ func both(a, b error) error {
 	return fmt.Errorf("%w; %w", a, b)
 }
 
-// followLocked reads what the Service asks for.
+// followLocked reads what the Service refers to.
 func (w *watched) followLocked() {
 	s := w.service
 	r := w.namespace.resolver
@@ -269,7 +268,7 @@ func (w *watched) followLocked() {
 	})
 }
 
-// takePods takes the pods that the Service selects. Those of them that are gone are remembered for slices that have yet to hear of it.
+// takePods takes the pods that the Service selects. Deleted pods are kept as long as slices still refer to them.
 func (w *watched) takePods(kept good[*pod]) {
 	old := w.pods
 	w.podsRead, w.pods = true, make(map[string]*pod, len(kept.objects))
@@ -284,7 +283,7 @@ func (w *watched) takePods(kept good[*pod]) {
 	}
 }
 
-// forgetLocked forgets pods that are gone, and that no slice refers to.
+// forgetLocked forgets deleted pods that no slice refers to.
 func (w *watched) forgetLocked() {
 	if len(w.gone) == 0 {
 		return
@@ -303,7 +302,7 @@ func (w *watched) forgetLocked() {
 	}
 }
 
-// resolve follows the name that the Service stands for.
+// resolve follows the external name of the Service.
 func (w *watched) resolve(ctx context.Context, name string) {
 	for endpoints, err := range w.namespace.resolver.DNS.Watch(ctx, discovery.Service{Host: name}) {
 		missing := errors.Is(err, discovery.ErrUnknownService)
@@ -326,7 +325,7 @@ func (w *watched) resolve(ctx context.Context, name string) {
 	}
 }
 
-// decideLocked tells the endpoints, or that the service is unknown, as soon as everything is known that they are made of.
+// decideLocked publishes the endpoints, or that the service is unknown, as soon as all inputs are known.
 func (w *watched) decideLocked(again bool) {
 	if !w.serviceRead {
 		return
@@ -378,14 +377,14 @@ func (w *watched) podsDecidedLocked() bool {
 	return w.podsDecided
 }
 
-// offerLocked tells endpoints, if they are news.
+// offerLocked publishes endpoints if they are new.
 func (w *watched) offerLocked(endpoints []discovery.Endpoint, again bool) {
 	if last, unknown, told := w.answers.Last(); again || unknown || !told || !equal(last, endpoints) {
 		w.answers.Set(endpoints)
 	}
 }
 
-// reportLocked tells what could not be read with the namespace, or else about addresses that are none, once.
+// reportLocked reports, once, what could not be read with the namespace, or else invalid addresses.
 func (w *watched) reportLocked(again bool) {
 	text, left := "", 0
 	for _, s := range w.slices {
@@ -402,7 +401,7 @@ func (w *watched) reportLocked(again bool) {
 		text, err = w.unread.Error(), w.unread
 	}
 	if _, _, answered := w.answers.Last(); !answered && w.unread == nil {
-		return // an error before the first answer would be over with it
+		return // the first answer would supersede the error
 	}
 	if text != "" && (text != w.told || again) {
 		w.answers.Fail(err)

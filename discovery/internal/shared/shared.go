@@ -9,8 +9,8 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 )
 
-// Answers is what a watch of a service has found out. Of endpoints, and of errors, only the latest count: who is slow is told of these. The
-// zero value is ready for use. It is safe for concurrent use.
+// Answers holds the results of a watch of a service. Only the latest endpoints and the latest error count; a slow follower skips those in
+// between. The zero value is ready for use. It is safe for concurrent use.
 type Answers struct {
 	mu        sync.Mutex
 	followers map[*Follower]struct{}
@@ -19,7 +19,7 @@ type Answers struct {
 	err       answer
 }
 
-// answer is something that followers are told. They are told in the order of the numbers.
+// answer is one result. Followers get answers in the order of their numbers.
 type answer struct {
 	number    uint64
 	endpoints []discovery.Endpoint
@@ -27,7 +27,7 @@ type answer struct {
 	err       error
 }
 
-// Follower is who is told of answers.
+// Follower receives answers.
 type Follower struct {
 	answers *Answers
 	wake    chan struct{}
@@ -78,13 +78,13 @@ func Unknown(service discovery.Service) error {
 	return fmt.Errorf("%w: %s", discovery.ErrUnknownService, service.Host)
 }
 
-// Set tells endpoints. What was told before is over, errors too.
+// Set publishes endpoints. They supersede earlier answers and errors.
 func (a *Answers) Set(endpoints []discovery.Endpoint) { a.tell(&a.set, answer{endpoints: endpoints}) }
 
-// SetUnknown tells that there is no such service.
+// SetUnknown publishes that there is no such service.
 func (a *Answers) SetUnknown() { a.tell(&a.set, answer{unknown: true}) }
 
-// Fail tells an error. The last endpoints hold.
+// Fail publishes an error. The last endpoints stay in use.
 func (a *Answers) Fail(err error) { a.tell(&a.err, answer{err: err}) }
 
 func (a *Answers) tell(kind *answer, what answer) {
@@ -96,19 +96,19 @@ func (a *Answers) tell(kind *answer, what answer) {
 	for f := range a.followers {
 		select {
 		case f.wake <- struct{}{}:
-		default: // it has yet to look
+		default: // it has not looked yet
 		}
 	}
 }
 
-// Last returns what was last told other than errors: endpoints, or that the service is unknown. told is false if there is none yet.
+// Last returns the last answer that is no error: endpoints, or that the service is unknown. told is false if there is none yet.
 func (a *Answers) Last() (endpoints []discovery.Endpoint, unknown, told bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.set.endpoints, a.set.unknown, a.set.number > 0
 }
 
-// since returns what followers have not been told yet.
+// since returns the answers after the number seen.
 func (a *Answers) since(seen uint64) (untold []answer) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -117,7 +117,7 @@ func (a *Answers) since(seen uint64) (untold []answer) {
 		first, second = second, first
 	}
 	for _, answer := range []answer{first, second} {
-		if answer.number > seen && answer.number >= a.set.number { // an error before an answer is over
+		if answer.number > seen && answer.number >= a.set.number { // later endpoints supersede an error
 			untold = append(untold, answer)
 		}
 	}
