@@ -9,46 +9,46 @@
 //
 // # Names
 //
-// The service web of Consul is the service web of the namespace "default", so that its hosts are web, web.default and
-// web.default.svc.cluster.local, which documents may name. It is also web.service.consul, web.service.DATACENTER.consul and
-// web.virtual.consul, and the prepared query of that name is web.query.consul. Tags are not part of names: they are labels.
+// Consul's service web is the service web of the namespace "default": its hosts are web, web.default and
+// web.default.svc.cluster.local, and documents may use these names. It is also web.service.consul, web.service.DATACENTER.consul and
+// web.virtual.consul. The prepared query web is web.query.consul. Tags are labels and not part of names.
 // The domain of the agent's own DNS does not matter.
 //
 // # Endpoints
 //
-// An instance with a critical check is not an endpoint, nor is one that is served on a unix socket only. One in maintenance, or whose service is, drains: it ends its calls and
-// gets no new ones. So does one with a warning if its service has no Weights.Warning; otherwise that is its weight.
+// An instance with a critical check is left out, and so is one that listens only on a unix socket. An instance in maintenance, or whose
+// service is in maintenance, drains: it finishes its calls and gets no new ones. An instance with a warning has the weight Weights.Warning of
+// its service, and drains if that is 0.
 //
-// The labels of an endpoint are the metadata of its service and its tags: the tag "version=v1" is the label version, and the tag
-// "canary" is the label of that name with an empty value. The locality is that of the service or of the agent, or else what the
-// metadata of the node says under region, zone and subzone. The service account is the name of the service, for native services
-// of Connect and for sidecars; these also get the label security.istio.io/tlsMode=istio, by which a mesh with an identity knows to
-// use mTLS. The record ([discovery.Endpoint].Record) is the *api.ServiceEntry, without indexes and without the
-// output of checks; its pointer stays while it says the same.
+// The labels of an endpoint are the metadata and the tags of its service: the tag "version=v1" is the label version, and the tag
+// "canary" is the label canary with an empty value. The locality is that of the service or of the agent, or else region, zone and
+// subzone in the metadata of the node. Native services of Connect and sidecars have a service account, the name of the service. They
+// also get the label security.istio.io/tlsMode=istio, so that a mesh with an identity uses mTLS. The record
+// ([discovery.Endpoint].Record) is the *api.ServiceEntry, without indexes and without the output of checks. Its pointer stays the same while
+// its meaning does.
 //
 // # What is read, and how often
 //
-// Each service is followed by one blocking query for /v1/health/service, however many watch it. Changes are followed at once, but
-// no more than once a second per service. If Consul cannot be reached, answers nonsense or answers with an error, the last
-// endpoints hold, and it is asked again after half a second at first, and every two seconds at most if there is no answer, ten
-// after a 5xx or a denial, and thirty after a 429. See [NewClient] for connections.
+// Each service is followed by one blocking query for /v1/health/service, for any number of watchers. Changes are followed at once, but
+// at most once per second and service. If Consul cannot be reached, or answers with an error or with nonsense, the last endpoints stay
+// in use. The query is repeated after half a second at first. The wait grows to 2 seconds if there is no answer, to 10 seconds after a 5xx or a
+// denial, and to 30 seconds after a 429. [NewClient] describes the connections.
 //
-// Reads are stale: any server answers them, also while the cluster has no leader. A server that is cut off from the leader may
-// answer with endpoints of the past, as any resolver does whose source cannot be reached. An answer without endpoints is
-// confirmed by the leader before it is believed.
+// Reads are stale: any server answers them, even while the cluster has no leader. A server that is cut off from the leader may
+// answer with old endpoints. An answer without endpoints is confirmed by the leader before it is used.
 //
 // # Denial
 //
-// The token needs service:read for the services and node:read for their nodes. Consul does not refuse to answer without: it leaves
-// out what the token may not read. So an answer that became empty, or that became shorter and says that something was left out, is
-// believed only once it is certain that the token may read; otherwise the last endpoints hold and the error says "denied". A
-// service of which this process has never seen an instance may be unknown for want of rights, which is an error, too.
+// The token needs service:read for the services and node:read for their nodes. Without these rights Consul does not return an error: it
+// leaves out what the token may not read. So an answer that has become empty, or that has become shorter and says that something was left
+// out, is used only once it is certain that the token has the rights. Otherwise the last endpoints stay in use and the error contains
+// "denied". If no instance of a service was ever seen and the token lacks rights, that is an error, too.
 //
-// A Consul that has lost its state (an agent with -dev that was restarted) has no instances for a moment, until they are registered
-// again. The last endpoints hold meanwhile, for a minute at most.
+// A Consul that has lost its state, such as an agent with -dev that was restarted, has no instances until they are registered again. The
+// last endpoints stay in use meanwhile, for a minute at most.
 //
 // # Registration
 //
-// [Register] needs service:write for the service. The agent keeps the token of the registration, to tell the servers with,
-// so the service is registered again when the client sends another one. The token of before should be valid for a minute more.
+// [Register] needs service:write for the service. The agent keeps the token of the registration and sends it to the servers. So the service
+// is registered again when the client's token changes. The old token should stay valid for another minute.
 package consul

@@ -18,10 +18,10 @@ import (
 )
 
 const (
-	queryInterval = 10 * time.Second // of prepared queries, which do not block
-	mostWeight    = 128              // to Envoy, and so to the sidecars of Consul
+	queryInterval = 10 * time.Second // between prepared queries, which do not block
+	mostWeight    = 128              // as in Envoy, and so in Consul's sidecars
 
-	// tlsMode is the label that tells a mesh that an endpoint takes its mTLS. It is Istio's.
+	// tlsMode is Istio's label for endpoints that accept mTLS.
 	tlsMode = "security.istio.io/tlsMode"
 )
 
@@ -38,7 +38,7 @@ func (r *Resolver) read(t target, place Place) consul.Watch[entries] {
 		Size:  func(all entries) int { return len(all) },
 		Equal: func(a, b entries) bool { return slices.EqualFunc(a, b, same) },
 	}
-	service := t.name // which this client must be allowed to read
+	service := t.name // the service that this client must be allowed to read
 	w.Allowed = func(options *api.QueryOptions) error { return r.allowed(service, options) }
 	if t.query {
 		w.What = fmt.Sprintf("prepared query %q", t.name)
@@ -54,7 +54,7 @@ func (r *Resolver) read(t target, place Place) consul.Watch[entries] {
 				return nil, nil, errors.New("the answer is null")
 			}
 			service = answer.Service
-			meta.LastIndex = max(1, meta.LastIndex) // which says nothing here
+			meta.LastIndex = max(1, meta.LastIndex) // it has no meaning here
 			all := make(entries, len(answer.Nodes))
 			for i := range answer.Nodes {
 				all[i] = &answer.Nodes[i]
@@ -77,14 +77,14 @@ func (r *Resolver) read(t target, place Place) consul.Watch[entries] {
 	return w
 }
 
-// allowed returns an error if this client may not read the instances of a service: it must be allowed to read the service and
-// the nodes that they run on. Without a token, Consul answers as if there were none.
+// allowed returns an error if this client may not read the instances of a service. It must be allowed to read the service and
+// the nodes of the instances. Without a token, Consul answers as if there were no instances.
 func (r *Resolver) allowed(service string, options *api.QueryOptions) error {
 	if _, _, err := r.client.Health().Connect(service, "", false, options); err != nil {
 		return err // 403, if service:read is missing
 	}
 	if options.Peer != "" {
-		return nil // its nodes are its own
+		return nil // the nodes belong to the peer
 	}
 	nodes, _, err := r.client.Catalog().Nodes(options)
 	if err == nil && len(nodes) == 0 {
@@ -93,7 +93,7 @@ func (r *Resolver) allowed(service string, options *api.QueryOptions) error {
 	return err
 }
 
-// tidy sorts entries, since Consul does not, and removes what changes without a change of meaning.
+// tidy sorts entries, since Consul does not, and removes fields that change without a change of meaning.
 func (r *Resolver) tidy(all entries, meta *api.QueryMeta) (entries, *api.QueryMeta, error) {
 	if slices.ContainsFunc(all, func(e *api.ServiceEntry) bool { return e == nil || e.Node == nil || e.Service == nil }) {
 		return nil, nil, errors.New("the answer makes no sense: an instance lacks its node or its service")
@@ -116,10 +116,10 @@ func (r *Resolver) tidy(all entries, meta *api.QueryMeta) (entries, *api.QueryMe
 	return all, meta, nil
 }
 
-// same reports whether two tidy entries say the same.
+// same reports whether two tidy entries are equal.
 func same(a, b *api.ServiceEntry) bool { return reflect.DeepEqual(a, b) }
 
-// keep returns the entries, with the pointers of the old ones where they say the same.
+// keep returns the entries, with the pointers of old entries that are equal.
 func keep(now, old entries) entries {
 	type id struct{ node, service string }
 	known := make(map[id]*api.ServiceEntry, len(old))
@@ -178,12 +178,12 @@ func endpointOf(entry *api.ServiceEntry) (discovery.Endpoint, bool) {
 		if e.Labels == nil {
 			e.Labels = make(map[string]string)
 		}
-		e.Labels[tlsMode] = "istio" // whatever its metadata says: it takes nothing else
+		e.Labels[tlsMode] = "istio" // overrides the metadata, since it accepts only mTLS
 	}
 	return e, healthy && reachable(&e, s)
 }
 
-// account returns the name of the service whose certificate an instance has, "" if it has none.
+// account returns the name of the service whose certificate an instance has, or "" if it has none.
 func account(s *api.AgentService) string {
 	switch {
 	case s.Kind == api.ServiceKindConnectProxy && s.Proxy != nil:
@@ -194,16 +194,15 @@ func account(s *api.AgentService) string {
 	return ""
 }
 
-// reachable reports whether an endpoint can be dialled. Without an address that would be this host, without a port the one that the
-// caller named, and a service on a unix socket has neither of its own.
+// reachable reports whether an endpoint can be dialled. Without an address, the call would go to this host. Without a port, it would go to
+// the port that the caller named. A service on a unix socket has neither.
 func reachable(e *discovery.Endpoint, s *api.AgentService) bool {
 	known := func(port int) bool { return port >= 0 && port <= 65535 }
 	return e.Address != "" && (s.SocketPath == "" || e.Port != 0) && known(e.Port) &&
 		!slices.ContainsFunc(e.Ports, func(p discovery.Port) bool { return p.Number == 0 || !known(p.Number) })
 }
 
-// health returns the weight of an instance, whether it may have calls at all, and whether it is in maintenance, which ends that in
-// good order.
+// health returns the weight of an instance, whether it is healthy, and whether it is in maintenance and so drains.
 func health(entry *api.ServiceEntry) (weight int, healthy, maintained bool) {
 	weights := entry.Service.Weights
 	if weights == (api.AgentWeights{}) {
@@ -224,8 +223,8 @@ func health(entry *api.ServiceEntry) (weight int, healthy, maintained bool) {
 	return weight, healthy, maintained
 }
 
-// labels returns the metadata of a service and its tags: "version=v1" is the label version, and "canary" the label of that name
-// with an empty value. The metadata prevails.
+// labels returns the metadata of a service and its tags: "version=v1" is the label version, and "canary" is the label canary with an
+// empty value. The metadata takes precedence.
 func labels(s *api.AgentService) map[string]string {
 	if len(s.Tags)+len(s.Meta) == 0 {
 		return nil
@@ -239,8 +238,8 @@ func labels(s *api.AgentService) map[string]string {
 	return all
 }
 
-// locality returns where an instance runs: as its registration or the configuration of its agent says, or else the metadata of
-// its node.
+// locality returns where an instance runs. It comes from the registration or the configuration of the agent, or else from the metadata
+// of the node.
 func locality(entry *api.ServiceEntry) discovery.Locality {
 	place := cmp.Or(entry.Service.Locality, entry.Node.Locality)
 	if place != nil {

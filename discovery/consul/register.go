@@ -26,12 +26,12 @@ import (
 
 const (
 	defaultTTL = 10 * time.Second
-	forgotten  = "30m" // after which a process that is gone without a word is deregistered
+	forgotten  = "30m" // after which a process that has vanished is deregistered
 
-	beatInterval = 2 * time.Second  // between looks whether the agent still knows the service
-	beatTimeout  = 10 * time.Second // of each request to the agent
-	goneWait     = 2 * time.Second  // until a service that was deregistered is no longer listed
-	lateness     = time.Second      // of watches that have read within the last second
+	beatInterval = 2 * time.Second  // between checks that the agent still knows the service
+	beatTimeout  = 10 * time.Second // the timeout of each request to the agent
+	goneWait     = 2 * time.Second  // how long to wait until a deregistered service is no longer listed
+	lateness     = time.Second      // how late watches may notice, since they read once per second
 )
 
 // Registration is a service of this process in Consul. It is safe for concurrent use.
@@ -40,7 +40,7 @@ type Registration struct {
 	service api.AgentServiceRegistration
 	beats   time.Duration
 	failed  func(error)
-	token   any // that it was registered with
+	token   any // the token of the registration
 
 	cancel context.CancelFunc
 	kept   sync.WaitGroup
@@ -48,19 +48,20 @@ type Registration struct {
 	err    error
 }
 
-// Register registers a service of this process with the agent of the client, nil meaning that of [NewClient] for the environment,
-// and keeps it registered until Close: an agent that has lost it, by a restart or by a hand, has it again within two seconds, and so
-// has one that holds it with a token that the client does not send any more. It waits for an agent that cannot be reached until ctx ends; what the agent refuses is an error at once.
+// Register registers a service of this process with the agent of the client, and keeps it registered until Close. A nil client means that
+// of [NewClient] for the environment. If the agent loses the service, in a restart or because somebody deregisters it, or if the client's
+// token changes, the service is registered again within two seconds. While the agent cannot be reached, Register waits until ctx ends. If the
+// agent refuses the service, Register returns an error at once.
 //
-// The service is as the official client describes it, with these defaults:
+// The service is described as for the official client, with these defaults:
 //   - ID: the name, the host's name and the port.
-//   - Check: one with a TTL of 10 seconds, which this process renews, and which removes the service from Consul when it has not been
-//     renewed for 30 minutes. A check with a TTL of yours is renewed, too; any other, such as one over HTTP, the agent makes.
+//   - Check: a check with a TTL of 10 seconds. This process renews it. If it has not been renewed for 30 minutes, Consul removes the
+//     service. TTL checks in the description are renewed, too; the agent runs all other checks, such as those over HTTP.
 //
 // Checks with a TTL are passing for as long as this process runs.
 //
-// failed is called, on a goroutine of the registration, when the agent cannot be reached or refuses something, once for the same
-// error in a row. nil logs it with slog.
+// failed is called on a goroutine of the registration when the agent cannot be reached or refuses something. An error that repeats is
+// reported once. nil logs it with slog.
 func Register(ctx context.Context, client *api.Client, service api.AgentServiceRegistration, failed func(error)) (*Registration, error) {
 	if client == nil {
 		var err error
@@ -95,7 +96,7 @@ func Register(ctx context.Context, client *api.Client, service api.AgentServiceR
 	return r, nil
 }
 
-// checkService refuses what Consul takes, though it cannot work.
+// checkService refuses services that Consul would accept although they cannot work.
 func checkService(s *api.AgentServiceRegistration) error {
 	native := s.Connect != nil && s.Connect.Native
 	switch {
@@ -140,7 +141,7 @@ func complete(s api.AgentServiceRegistration) api.AgentServiceRegistration {
 // ID returns the ID of the service, which is unique among those of its agent.
 func (r *Registration) ID() string { return r.service.ID }
 
-// begin registers the service, and waits for the agent if it has to.
+// begin registers the service, and waits for the agent if necessary.
 func (r *Registration) begin(ctx context.Context) error {
 	for failures, told := 0, ""; ; failures++ {
 		err := r.register(ctx)
@@ -161,7 +162,7 @@ func (r *Registration) begin(ctx context.Context) error {
 	}
 }
 
-// keep renews the checks and finds out whether the agent still knows the service, until ctx ends.
+// keep renews the checks and checks that the agent still knows the service, until ctx ends.
 func (r *Registration) keep(ctx context.Context) {
 	wait := func(failures int) time.Duration {
 		if failures > 0 {
@@ -187,14 +188,13 @@ func (r *Registration) keep(ctx context.Context) {
 	}
 }
 
-// retryAfter returns how long to wait after a failure that so many came before: soon enough for an agent that is back to have its
-// services.
+// retryAfter returns how long to wait after a failure. failures is the number of failures before it.
 func retryAfter(failures int) time.Duration {
 	d := min(250*time.Millisecond<<min(failures, 10), beatInterval)
 	return d/2 + rand.N(d/2)
 }
 
-// beat renews the checks. It registers the service if the agent does not know it, or knows it with a token that is not in use any more.
+// beat renews the checks. It registers the service if the agent does not know it, or knows it with an old token.
 func (r *Registration) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, beatTimeout)
 	defer cancel()
@@ -227,7 +227,8 @@ func (r *Registration) register(ctx context.Context) error {
 	return r.explain("register", err)
 }
 
-// noting returns a context for a request, and where the token will be that it is sent with, if any: that of a file changes.
+// noting returns a context for a request, and a value that will hold the token of the request, if it has one. A token from a file may
+// change with each request.
 func noting(ctx context.Context) (context.Context, *atomic.Value) {
 	token := new(atomic.Value)
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteHeaderField: func(key string, values []string) {
@@ -244,12 +245,12 @@ func (r *Registration) explain(what string, err error) error {
 	return fmt.Errorf("consul: %s service %q: %w", what, r.service.ID, err)
 }
 
-// Close deregisters the service and waits until callers have taken notice: until the agent no longer lists it, or two seconds, and
-// then for the second by which the watch of a [Resolver] may be late. Close it first, then let the server finish its requests and
-// stop. Once ctx ends, Close no longer waits.
+// Close deregisters the service and waits until callers have noticed. It waits until the agent no longer lists the service, at most two
+// seconds, and then one more second, by which the watch of a [Resolver] may be late. Call Close first, and then let the server finish its
+// requests and stop. Once ctx ends, Close no longer waits.
 //
-// It is an error if the agent could not be told within two seconds. Only the first call does something; others wait for it and
-// return the same.
+// Close returns an error if the agent could not be told within two seconds. Only the first call has an effect. Other calls wait for it and
+// return the same error.
 func (r *Registration) Close(ctx context.Context) error {
 	r.once.Do(func() {
 		r.cancel()

@@ -16,12 +16,12 @@ import (
 
 // Config says where a [Resolver] looks. The zero value looks in the datacenter of the agent.
 type Config struct {
-	// Places are where services are looked for, in order. The endpoints of a service are those of the first place that has some
-	// which take calls. The next place is asked only when there are none, and is watched from then on. An error is no reason to
-	// leave a place: its last endpoints hold. Empty means one zero Place.
+	// Places are where services are looked up, in order. The endpoints of a service are those of the first place with endpoints that take
+	// calls. The next place is queried only if there are none, and is watched from then on. An error does not lead to the next
+	// place: the last endpoints stay in use. Empty means one zero Place.
 	Places []Place
 
-	// Connect takes only endpoints that speak mTLS with the certificates of Consul Connect: services that are registered as
+	// Connect selects only endpoints that use mTLS with the certificates of Consul Connect: services that are registered as
 	// native, and sidecar proxies.
 	Connect bool
 }
@@ -30,7 +30,7 @@ type Config struct {
 type Place struct {
 	Datacenter string
 
-	// Namespace and Partition exist only in Consul Enterprise, whose other editions answer with an error.
+	// Namespace and Partition exist only in Consul Enterprise. Other editions answer with an error.
 	Namespace, Partition string
 
 	// Peer is the name of a cluster peering.
@@ -48,8 +48,8 @@ type Resolver struct {
 
 var _ discovery.Resolver = (*Resolver)(nil)
 
-// New returns a resolver that asks through the client; nil means that of [NewClient] for the environment. An error says what is
-// wrong with the config, or with the environment.
+// New returns a resolver that uses the client. A nil client means that of [NewClient] for the environment. An error says what is
+// wrong with the config or with the environment.
 func New(client *api.Client, config Config) (*Resolver, error) {
 	if client == nil {
 		var err error
@@ -70,10 +70,10 @@ func New(client *api.Client, config Config) (*Resolver, error) {
 	return &Resolver{client: client, config: config, watched: make(map[target]*watched)}, nil
 }
 
-// Watch implements [discovery.Resolver]. However many run for a service, it is read once.
+// Watch implements [discovery.Resolver]. Any number of calls for one service share one query.
 //
-// A service of which Consul knows no instance, healthy or not, is [discovery.ErrUnknownService]; one that had instances before is
-// an empty set.
+// If Consul knows no instance of a service, healthy or not, Watch yields [discovery.ErrUnknownService]. If the service had instances before, it
+// yields an empty set.
 func (r *Resolver) Watch(ctx context.Context, service discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
 	return func(yield func([]discovery.Endpoint, error) bool) {
 		if ctx.Err() != nil {
@@ -99,7 +99,7 @@ type target struct {
 	datacenter string // "" means the configured places
 }
 
-// targetOf returns what a service is in Consul, and false if it cannot be there.
+// targetOf returns what to look up for a service, and false if it cannot exist in Consul.
 func targetOf(service discovery.Service) (target, bool) {
 	if service.Name != "" {
 		return target{name: strings.ToLower(service.Name)}, service.Namespace == "default" && isName(service.Name)
@@ -126,7 +126,7 @@ func isName(label string) bool {
 	return label != "" && strings.Trim(label, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_") == ""
 }
 
-// places returns where a target is looked for.
+// places returns where a target is looked up.
 func (r *Resolver) places(t target) []Place {
 	if t.datacenter == "" {
 		return r.config.Places

@@ -11,7 +11,7 @@ import (
 	"github.com/nosidecar/mesh/discovery/internal/shared"
 )
 
-// watched is a target that is watched in one or more places, for as long as anybody listens.
+// watched is a target that is watched in one or more places, for as long as it has followers.
 type watched struct {
 	resolver *Resolver
 	target   target
@@ -27,14 +27,14 @@ type watched struct {
 	known  bool    // whether it ever had an instance
 }
 
-// state is what a place said last.
+// state is the last answer of a place.
 type state struct {
 	entries  []*api.ServiceEntry
 	answered bool
-	err      error // since
+	err      error // the error since that answer
 }
 
-// join follows the watch of a target, which begins with the first that joins.
+// join follows the watch of a target. The first caller starts it.
 func (r *Resolver) join(t target) (*watched, *shared.Follower) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -50,7 +50,7 @@ func (r *Resolver) join(t target) (*watched, *shared.Follower) {
 	return w, w.answers.Join()
 }
 
-// leave ends what join began. The last to leave waits until the watch has ended.
+// leave undoes join. The last caller waits until the watch has ended.
 func (r *Resolver) leave(w *watched, f *shared.Follower) {
 	r.mu.Lock()
 	last := f.Leave()
@@ -75,7 +75,7 @@ func (w *watched) askNextLocked() {
 	})
 }
 
-// update takes what a place said.
+// update takes an answer of a place.
 func (w *watched) update(i int, entries []*api.ServiceEntry, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -86,19 +86,19 @@ func (w *watched) update(i int, entries []*api.ServiceEntry, err error) {
 		return
 	}
 	if i > 0 && !w.states[i].answered {
-		w.states[i].answered = true // the answer of those before it does not wait
+		w.states[i].answered = true // the places before it do not wait for it
 		w.decideLocked()
 	}
 	w.states[i].err = err
 	w.answers.Fail(err)
 }
 
-// decideLocked chooses the place whose endpoints are told.
+// decideLocked publishes the endpoints of the first place that has some.
 func (w *watched) decideLocked() {
 	var first []discovery.Endpoint
 	for i := 0; ; i++ {
 		if !w.states[i].answered {
-			return // what was told last holds until it has
+			return // the last endpoints stay in use until it has
 		}
 		endpoints := endpointsOf(w.states[i].entries)
 		if i == 0 {
@@ -120,7 +120,7 @@ func (w *watched) decideLocked() {
 		}
 		for _, s := range w.states[:i+1] {
 			if s.err != nil {
-				w.answers.Fail(s.err) // again: what another place says does not end it
+				w.answers.Fail(s.err) // again, since an answer of another place does not end it
 			}
 		}
 		return
