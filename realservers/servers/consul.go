@@ -65,7 +65,12 @@ func StartConsulCluster(t testing.TB, n int, cfg ConsulConfig) []*Consul {
 	if cfg.Dev && n != 1 {
 		t.Fatal("an agent with Dev is one server")
 	}
-	return startConsul(t, free, func(ports portsOf) []*Consul {
+	return startCluster(t, free, n, cfg)
+}
+
+func startCluster(t testing.TB, ports portsOf, n int, cfg ConsulConfig) []*Consul {
+	t.Helper()
+	return startConsul(t, ports, func(ports portsOf) []*Consul {
 		var all []*Consul
 		for i := range n {
 			all = append(all, newConsul(t, "server-"+strconv.Itoa(i+1), cfg, n, ports))
@@ -130,7 +135,7 @@ func startAll(all []*Consul) error {
 		}
 	}
 	for _, c := range all {
-		if err := c.await(); err != nil {
+		if err := c.await(all); err != nil {
 			return err
 		}
 	}
@@ -229,8 +234,9 @@ func certificate(t testing.TB, dir string) (ca, cert, key string) {
 
 func (c *Consul) start() error { return c.launch(exec.Command(c.args[0], c.args[1:]...)) }
 
-// await waits until the agent knows a leader and, if it is a server, can issue certificates.
-func (c *Consul) await() error {
+// await waits until the agent knows a leader and, if it is a server, can issue certificates. It does not wait for a leader if one of the agents
+// that were started together cannot run.
+func (c *Consul) await(together []*Consul) error {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -242,18 +248,38 @@ func (c *Consul) await() error {
 		if err == nil {
 			return nil
 		}
-		said := c.output.String()
-		if strings.Contains(said, portTaken) {
-			return fmt.Errorf("%s: %w; it said:\n%s", c.Name, err, said)
+		for _, other := range together {
+			if failed := other.failed(); failed != nil {
+				return failed
+			}
 		}
 		select {
-		case <-c.exited:
-			return fmt.Errorf("%s: %w; it said:\n%s", c.Name, errExited, c.output.String())
 		case <-ctx.Done():
-			return fmt.Errorf("%s has no leader: %w; it said:\n%s", c.Name, err, c.output.String())
+			err = fmt.Errorf("%s has no leader: %w", c.Name, err)
+			for _, other := range together {
+				err = fmt.Errorf("%w\n%s said:\n%s", err, other.Name, other.output.String())
+			}
+			return err
 		case <-tick.C:
 		}
 	}
+}
+
+// failed returns why the agent cannot run, if it cannot.
+func (c *Consul) failed() error {
+	exited := false
+	select {
+	case <-c.exited:
+		exited = true
+	default:
+	}
+	switch said := c.output.String(); {
+	case strings.Contains(said, portTaken):
+		return fmt.Errorf("%s has not all of its ports; it said:\n%s", c.Name, said)
+	case exited:
+		return fmt.Errorf("%s: %w; it said:\n%s", c.Name, errExited, said)
+	}
+	return nil
 }
 
 func (c *Consul) ready(ctx context.Context) error {

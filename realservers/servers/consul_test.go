@@ -30,3 +30,26 @@ func TestConsulWithAPortThatIsTaken(t *testing.T) {
 		agents[0].Kill()
 	}
 }
+
+// The others of a cluster do not wait for a leader that there cannot be.
+func TestConsulClusterWithAPortThatIsTaken(t *testing.T) {
+	l, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	calls := 0
+	agents := startCluster(t, func(t testing.TB, n int) []string {
+		at := free(t, n)
+		if calls++; calls == 3 {
+			at[3] = l.LocalAddr().String() // gossip needs UDP, too
+		}
+		return at
+	}, 3, ConsulConfig{})
+	if calls != 6 {
+		t.Errorf("started after %d agents, want 6", calls)
+	}
+	for _, a := range agents {
+		a.Kill()
+	}
+}
