@@ -19,8 +19,8 @@ const (
 	mostRefusal = 256 << 10 // bytes of the refusal of a transaction, which names each operation
 )
 
-// check makes an answer fit for the official client, which reads bodies of any length, puts all of an error's into its text, and
-// overlooks all headers if one of them is missing or makes no sense.
+// check prepares an answer for the official client. That client reads bodies of any length, puts the whole body of an error into its text,
+// and ignores all headers if one of them is missing or invalid.
 func check(req *http.Request, resp *http.Response) {
 	if _, err := strconv.ParseUint(resp.Header.Get(indexHeader), 10, 64); err != nil {
 		resp.Header.Del(indexHeader)
@@ -44,7 +44,7 @@ const (
 	mostContact   = 1 << 40 // milliseconds
 )
 
-// bounded is a body that ends with an error if it has more than left bytes.
+// bounded is a body that ends with an error after left bytes.
 type bounded struct {
 	io.ReadCloser
 	left int64
@@ -67,7 +67,7 @@ func (b *bounded) Read(p []byte) (int, error) {
 
 var errTooLong = errors.New("the answer is too long")
 
-// message is the text of an error: its beginning, in one line, without the token of the request.
+// message is the body of an error. Only its beginning is read, as one line and without the token of the request.
 type message struct {
 	io.ReadCloser
 	token string
@@ -86,7 +86,7 @@ func (m *message) Read(p []byte) (int, error) {
 		if m.token != "" {
 			text = strings.ReplaceAll(text, m.token, "TOKEN")
 		}
-		if err != nil || len(data) == most { // its end may be a part of the token
+		if err != nil || len(data) == most { // it may end with a part of the token
 			text = text[:max(0, len(text)-len(m.token))]
 		}
 		m.text = bytes.NewReader([]byte(text[:min(len(text), mostMessage)]))
@@ -105,13 +105,13 @@ func clean(text string) string {
 	}, text)
 }
 
-// noRedirect is how a client treats redirects: the client would send the token along, wherever it is sent to.
+// noRedirect refuses redirects: the client would send the token to any host that it is redirected to.
 func noRedirect(req *http.Request, _ []*http.Request) error {
 	return fmt.Errorf("the agent redirects to %s, which is not followed: the token is for the agent alone", req.URL.Host)
 }
 
-// noSecrets returns a transport's choice of proxies, without those that would see secrets: requests with a token, and answers with
-// the key of a certificate.
+// noSecrets returns a function that chooses a proxy like the given one, and refuses a proxy that would see secrets: a token in a request, or
+// the key of a certificate in an answer.
 func noSecrets(proxy func(*http.Request) (*url.URL, error)) func(*http.Request) (*url.URL, error) {
 	if proxy == nil {
 		return nil

@@ -13,7 +13,7 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// NewClient returns a client that many watches may share. discovery/consul exports it and says what it does.
+// NewClient returns a client that many watches may share. NewClient of discovery/consul describes it.
 func NewClient(config *api.Config) (*api.Client, error) {
 	if config == nil {
 		config = api.DefaultConfig()
@@ -44,7 +44,7 @@ func NewClient(config *api.Config) (*api.Client, error) {
 		tune(h)
 		h.Proxy = noSecrets(h.Proxy)
 		if c.Scheme != "https" {
-			h.MaxConnsPerHost = mostBlocked + mostShort // a place may be free a moment before its connection is
+			h.MaxConnsPerHost = mostBlocked + mostShort // a slot may be free a moment before its connection is
 			h.DialContext = patient(h.DialContext)
 		}
 	}
@@ -58,25 +58,25 @@ func NewClient(config *api.Config) (*api.Client, error) {
 	return client, nil
 }
 
-// tune makes a transport of the official client fit for queries that block.
+// tune adapts a transport of the official client to blocking queries.
 func tune(h *http.Transport) {
-	h.DisableKeepAlives = false // as it is for unix sockets
+	h.DisableKeepAlives = false // it is true for unix sockets
 	h.MaxIdleConns, h.MaxIdleConnsPerHost = 0, mostBlocked+mostShort
 	h.IdleConnTimeout = 10 * time.Second
 	h.ForceAttemptHTTP2 = true
-	// Blocked queries are silent for a minute. The ping finds out about an agent that is gone without a word.
+	// Blocked queries are silent for a minute. The ping detects an agent that has disappeared.
 	h.HTTP2 = &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second}
 }
 
-// transport sends the requests of a client: with the token of today, over one HTTP/2 connection or over few others.
+// transport sends the requests of a client with the current token, over one HTTP/2 connection or a bounded number of HTTP/1 connections.
 type transport struct {
 	base  http.RoundTripper
 	token *tokenFile // nil: the client's own
 	turns turns
 
-	first    chan struct{} // held by the request that connects
-	open     atomic.Bool   // the last request had an answer
-	parallel atomic.Bool   // over a connection that carries many requests
+	first    chan struct{} // held by the request that opens the connection
+	open     atomic.Bool   // the last request was answered
+	parallel atomic.Bool   // the connection carries many requests at a time
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -103,21 +103,21 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	began := time.Now()
 	resp, err := t.send(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
 	if err != nil {
-		// Whatever was blocked for longer has had its connection, and lost it with the agent.
+		// A request that was blocked for longer had its connection, and lost it when the agent went away.
 		refused := fresh.Load() && time.Since(began) < time.Second && req.Context().Err() == nil
 		if done(refused); refused {
 			err = fmt.Errorf("the agent closed a new connection, as it does when it has too many from this host (http_max_conns_per_client): %w", err)
 		}
 		return nil, err
 	}
-	// An agent refuses a connection too many with 429 and closes it, if that gets through. Otherwise 429 is about the rate.
+	// An agent answers an excess connection with 429 and closes it. A 429 on an open connection is about the rate of requests.
 	refused := resp.StatusCode == http.StatusTooManyRequests && resp.Close
 	resp.Body = &body{ReadCloser: resp.Body, done: func() { done(refused) }}
 	return resp, nil
 }
 
-// wait returns when there is a connection, or false if the caller is to make one while the others wait: each would make its
-// own. It then calls pass.
+// wait returns true when there is a connection. It returns false if the caller should open one; the caller then calls pass. Meanwhile the
+// other requests wait, since each would open a connection of its own.
 func (t *transport) wait(ctx context.Context) (connected bool, err error) {
 	if t.open.Load() {
 		return true, nil
@@ -164,14 +164,14 @@ func refuse(req *http.Request, err error) error {
 	return err
 }
 
-// tokenFile is a file whose content is the token. The official client reads it once.
+// tokenFile is a file that contains the token. The official client reads it only once.
 type tokenFile struct {
 	path    string
-	initial string                 // what the client sends
+	initial string                 // the token that the client sends
 	last    atomic.Pointer[string] // the last token that was read
 }
 
-// follow returns the file if the client took its token from there, and nil if another one was set.
+// follow returns the file if the client took its token from it, and nil if another token was set.
 func follow(path, token string) (*tokenFile, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -187,8 +187,8 @@ func follow(path, token string) (*tokenFile, error) {
 
 const tokenHeader = "X-Consul-Token"
 
-// authorize gives a request the token of today, unless it has one of its own. A file that cannot be read, or is empty since it
-// is being written, leaves the last.
+// authorize sets the current token of a request, unless the request has its own. If the file cannot be read, or is empty because it is being
+// written, the last token stays in use.
 func (f *tokenFile) authorize(req *http.Request) *http.Request {
 	if f == nil || req.Header.Get(tokenHeader) != f.initial {
 		return req

@@ -12,35 +12,35 @@ import (
 )
 
 const (
-	// An agent takes 200 connections from one address, which may be those of many processes.
-	mostBlocked = 64 // queries that block
+	// An agent accepts 200 connections from one address, which may belong to many processes.
+	mostBlocked = 64 // blocking queries
 	mostShort   = 8  // other requests at a time
 
-	longWait  = 10 * time.Second // of a query that blocks: until then its connection cannot be taken from it
+	longWait  = 10 * time.Second // of a blocking query; it keeps its connection until then
 	shortWait = 10 * time.Millisecond
-	regrowth  = time.Minute     // until a bound that was lowered is raised by one
-	shrinkage = time.Second     // until a bound that was lowered is lowered again
-	penalty   = time.Second / 4 // for which a place is empty after a refusal
+	regrowth  = time.Minute     // after which a lowered bound is raised by one
+	shrinkage = time.Second     // after which a lowered bound may be lowered again
+	penalty   = time.Second / 4 // for which a slot stays empty after a refusal
 )
 
-// turns bounds the connections to an agent that carry one request each. So many queries block; others that want to are answered
-// after a moment, and come again at the rate of their watches. Where an agent refuses a connection the bound is halved, so that
-// many processes on one host share what it takes. The zero value is ready.
+// turns bounds the connections to an agent that carry one request each. A bounded number of queries block. Further blocking queries are
+// answered after a moment, and repeated at the rate of their watches. When an agent refuses a connection, the bound is halved, so that many
+// processes on one host share what the agent accepts. The zero value is ready.
 type turns struct {
-	idle func() // closes idle connections, for others to have them
+	idle func() // closes idle connections, so that other processes can have them
 
 	mu             sync.Mutex
 	lowered        int // how far the bound is below mostBlocked
 	changed        time.Time
 	blocked, short int
-	queue          []chan struct{} // requests that wait, each for one place among the short ones
+	queue          []chan struct{} // requests that wait for a slot among the short ones
 }
 
-// wait returns the request when its turn has come, with a shorter wait if it blocks or may not. done must be called once when it is
-// over, with whether its connection was refused.
+// wait returns the request when its turn has come. A blocking query gets a shorter wait. The caller calls the returned function once when the
+// request is over, and says whether its connection was refused.
 func (t *turns) wait(req *http.Request) (*http.Request, func(refused bool), error) {
 	if blocks(req) && t.block() {
-		// Whoever keeps a connection is never refused one, and would leave nothing to processes that begin later.
+		// A process that kept its connections would never be refused one, and would leave none to processes that start later.
 		sent := *waiting(req, longWait)
 		sent.Close = true
 		return &sent, t.unblock, nil
@@ -51,13 +51,13 @@ func (t *turns) wait(req *http.Request) (*http.Request, func(refused bool), erro
 	return waiting(req, shortWait), t.leave, nil
 }
 
-// blocks reports whether a request is a query that blocks.
+// blocks reports whether a request is a blocking query.
 func blocks(req *http.Request) bool {
 	query := req.URL.Query()
 	return query.Has("hash") || query.Has("index") && query.Get("index") != "0"
 }
 
-// waiting returns the request with a wait of d at most, if it is a query that blocks.
+// waiting returns the request with a wait of at most d, if it is a blocking query.
 func waiting(req *http.Request, d time.Duration) *http.Request {
 	if !blocks(req) {
 		return req
@@ -73,7 +73,7 @@ func waiting(req *http.Request, d time.Duration) *http.Request {
 	return &sent
 }
 
-// block takes a place among the queries that block, if there is one.
+// block takes a slot among the blocking queries, if one is free.
 func (t *turns) block() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -97,7 +97,7 @@ func (t *turns) unblock(refused bool) {
 	}
 }
 
-// enter takes a place among the short requests, in the order of arrival.
+// enter takes a slot among the short requests, in the order of arrival.
 func (t *turns) enter(ctx context.Context) error {
 	t.mu.Lock()
 	if t.short < t.mostShortLocked() {
@@ -118,7 +118,7 @@ func (t *turns) enter(ctx context.Context) error {
 	if i := slices.Index(t.queue, turn); i >= 0 {
 		t.queue = slices.Delete(t.queue, i, i+1)
 	} else {
-		t.leaveLocked() // it came meanwhile
+		t.leaveLocked() // it has its slot already
 	}
 	return context.Cause(ctx)
 }
@@ -150,7 +150,7 @@ func (t *turns) mostShortLocked() int {
 	return max(1, (mostBlocked-t.lowered)*mostShort/mostBlocked)
 }
 
-// shrink halves the bound, once for all refusals of a moment.
+// shrink halves the bound, once for all refusals within a second.
 func (t *turns) shrink() {
 	t.mu.Lock()
 	now := time.Now()
@@ -165,8 +165,8 @@ func (t *turns) shrink() {
 	}
 }
 
-// patient makes a dialer whose connections hold back what they read until something was written, or a second is over. A connection too many is answered before it
-// has a request; net/http takes that for an answer to nothing, and logs it.
+// patient returns a dialer whose connections hold back what they read until something was written, at most for a second. An agent answers an
+// excess connection before it has a request. net/http would log that as an unsolicited response.
 func patient(dial func(ctx context.Context, network, address string) (net.Conn, error)) func(ctx context.Context, network, address string) (net.Conn, error) {
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: grace}).DialContext
@@ -204,7 +204,7 @@ func (c *patientConn) wait() {
 	defer timer.Stop()
 	select {
 	case <-c.written:
-	case <-timer.C: // made for a request that got another one
+	case <-timer.C: // the request got another connection
 	}
 }
 

@@ -1,5 +1,5 @@
-// Package consul reads from a Consul agent: the client that the packages of Consul make when they are given none, and the one
-// loop of blocking queries that they share.
+// Package consul reads from a Consul agent. It has the client that the packages for Consul use by default, and their common loop of
+// blocking queries.
 package consul
 
 import (
@@ -19,55 +19,55 @@ import (
 )
 
 const (
-	defaultWait = time.Minute // of blocking queries: a query is not over on the server when its caller hangs up
+	defaultWait = time.Minute // of blocking queries; a query goes on in the server even if its caller hangs up
 
-	// reads of one watch come at this interval, two at once at most.
+	// The interval between reads of one watch. Two may come at once.
 	interval = time.Second
 	burst    = 2
 
-	grace     = 10 * time.Second // beyond the wait, for an answer to come
-	rebirth   = time.Minute      // how long the answer of a server that lost its state is not believed
+	grace     = 10 * time.Second // how long to wait for an answer after the end of a query's wait
+	rebirth   = time.Minute      // how long an answer of a server that lost its state is not used
 	firstWait = 500 * time.Millisecond
 )
 
-// ErrDenied is wrapped by errors that say that Consul does not let this client read something.
+// ErrDenied is wrapped by errors of reads that Consul denies to this client.
 var ErrDenied = errors.New("denied")
 
-// ErrUnusable is wrapped by errors of Watch.Read that say that what there is makes no sense. It will not soon: it is not read
-// again at the pace of an agent that is gone.
+// ErrUnusable is wrapped by errors of Watch.Read about data that cannot be used. Such data is not read again as often as after other
+// errors, since it will not change soon.
 var ErrUnusable = errors.New("unusable")
 
-// Watch is a read that is made again and again, as a blocking query or, with Poll, after some time. It must not be changed
-// while in use; then it is safe for concurrent use.
+// Watch is a read that is repeated, as a blocking query or, with Poll, at an interval. It is safe for concurrent use, but must not be changed
+// while in use.
 type Watch[T any] struct {
-	// What names what is read, for errors: `service "web"`.
+	// What describes the read in errors, such as `service "web"`.
 	What string
 
-	// Options are handed to Read, with the context, the index and the wait set. Reads are stale unless RequireConsistent is set:
-	// they are answered even when there is no leader.
+	// Options are passed to Read with the context, the index and the wait set. Unless RequireConsistent is set, reads are stale: they
+	// are answered even if there is no leader.
 	Options api.QueryOptions
 
-	// Read reads once. It hands the options to the client as they are.
+	// Read reads once. It passes the options to the client unchanged.
 	Read func(options *api.QueryOptions) (T, *api.QueryMeta, error)
 
-	// Size returns how many things an answer holds. Consul leaves out what a client may not read, so an answer that is empty or
-	// shorter than the last may be a denial; it is believed only once that is ruled out. nil is for reads whose denial is an
-	// error: their answers are taken as they are.
+	// Size returns the number of items in an answer. Consul leaves out items that a client may not read, so an answer that is empty or
+	// shorter than the last one may be a denial. It is used only once that is ruled out. nil is for reads whose denial is an error: their
+	// answers are always used.
 	Size func(T) int
 
-	// Allowed returns an error if this client may not read what Size counts. It is called before an empty answer is believed
-	// of a Consul that denies by default, since an answer to a client without token does not tell; what is read after it counts.
-	// nil: nothing is asked.
+	// Allowed returns an error if this client may not read the items that Size counts. It is called before an empty answer is used, if
+	// Consul denies by default, since an answer to a client without token does not show a denial. Then the read is repeated.
+	// nil means that nothing is checked.
 	Allowed func(options *api.QueryOptions) error
 
-	// Newest says that an answer older than the last, as the index tells, is believed only from the leader: that of a server which is cut
-	// off would bring back what was revoked. Endpoints are better old than unknown; rules are not.
+	// Newest means that an answer whose index is lower than the last one is used only if it comes from the leader. A server that is cut off
+	// could bring back rules that were revoked. Old endpoints are better than none; old rules are not.
 	Newest bool
 
-	// Equal reports whether two answers mean the same, which is then not yielded again. nil: every answer is yielded.
+	// Equal reports whether two answers mean the same. Then the second one is not yielded. nil means that every answer is yielded.
 	Equal func(a, b T) bool
 
-	// Wait is how long Consul holds a query back while nothing changes. 0 means a minute.
+	// Wait is how long Consul delays its answer while nothing changes. 0 means a minute.
 	Wait time.Duration
 
 	// Poll, if not 0, is the time between reads that do not block, plus or minus up to a tenth at random.
@@ -76,9 +76,9 @@ type Watch[T any] struct {
 
 // All yields the answer now and after every change, until ctx ends or the caller stops.
 //
-// An error does not end it: the last answer holds, and reads go on, less and less often. The same error is yielded once in a row;
-// the first good answer after an error is yielded even if it is the same as before. It reads once a second at most, twice at the
-// beginning of a quiet time, and starts no goroutine.
+// An error does not end the iteration: the last answer stays in use, and reads continue with growing delays. An error that repeats is yielded
+// once. The first good answer after an error is yielded even if it is the same as before. All reads at most once per second, except that two
+// reads may come at once after a quiet time. It starts no goroutine.
 func (w Watch[T]) All(ctx context.Context) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		r := run[T]{Watch: w, ctx: ctx, yield: yield}
@@ -93,23 +93,23 @@ type run[T any] struct {
 	ctx   context.Context
 	yield func(T, error) bool
 
-	index uint64 // to block on; 0: do not block
+	index uint64 // to block on; 0 means not to block
 
-	last     T      // the last answer that was believed
+	last     T      // the last answer that was used
 	known    bool   // whether there was one
 	size     int    // its size
 	at       uint64 // its index
-	filtered bool   // whether something was left out of it
+	filtered bool   // whether Consul left items out of it
 
-	told     string        // the text of the error that was yielded last, "" after an answer
+	told     string        // the text of the last error that was yielded; "" after an answer
 	failures int           // in a row, of the same kind
-	limit    time.Duration // of the wait after a failure, which tells the kinds apart
-	reborn   time.Time     // since when the answer of a server without state is not believed
+	limit    time.Duration // of the wait after a failure; each kind of failure has its own
+	reborn   time.Time     // since when the answer of a server without state is not used
 
 	due time.Time // when the next read would be due if they came evenly
 }
 
-// step reads once, hands on what came of it, and reports whether to go on.
+// step reads once, yields the result, and reports whether to go on.
 func (r *run[T]) step() bool {
 	answer, meta, err := r.read(r.index, !r.Options.RequireConsistent)
 	if err == nil {
@@ -164,7 +164,7 @@ func (r *run[T]) options(index uint64) (options *api.QueryOptions, done func(), 
 	return q.WithContext(ctx), cancel, nil
 }
 
-// explain puts the reason why ctx has ended in the place of what the client says about it.
+// explain replaces the client's error by the cause of ctx, if ctx has ended.
 func explain(ctx context.Context, err error) error {
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -172,7 +172,7 @@ func explain(ctx context.Context, err error) error {
 	return err
 }
 
-// doubt returns the answer if it may be believed, or another one that came of reading once more.
+// doubt returns the answer if it can be used, or else the answer of another read.
 func (r *run[T]) doubt(answer T, meta *api.QueryMeta) (T, *api.QueryMeta, error) {
 	again, older := r.size > 0, r.Newest && r.known && meta.LastIndex < r.at
 	if r.mayBeDenied(answer, meta) {
@@ -182,7 +182,7 @@ func (r *run[T]) doubt(answer T, meta *api.QueryMeta) (T, *api.QueryMeta, error)
 		again = true // the answer may be from before this client was allowed to read
 	}
 	if older || again && r.doubtful(answer, meta) {
-		// The leader knows best, and only an answer to a query that does not block says whether something was left out.
+		// The leader has the newest state. Only a query that does not block says whether items were left out.
 		var err error
 		if answer, meta, err = r.read(0, false); err != nil {
 			return answer, meta, err
@@ -206,17 +206,17 @@ func (r *run[T]) doubt(answer T, meta *api.QueryMeta) (T, *api.QueryMeta, error)
 	return answer, meta, nil
 }
 
-// Whatever stands in for an agent, or in front of it, may answer with nothing and 200.
+// A server or proxy that is not an agent may answer with an empty 200.
 var errNoIndex = errors.New("it is empty and has no X-Consul-Index, so it is not what an agent answers")
 
 var errReborn = fmt.Errorf("it is empty, and its index went back: Consul lost its state; the last answer holds for %v", rebirth)
 
-// mayBeDenied reports whether an answer looks like what a client without a token gets of a Consul that denies by default.
+// mayBeDenied reports whether an answer looks like that to a client without a token, from a Consul that denies by default.
 func (r *run[T]) mayBeDenied(answer T, meta *api.QueryMeta) bool {
 	return r.Allowed != nil && r.doubtful(answer, meta) && r.Size(answer) == 0 && !meta.ResultsFilteredByACLs && meta.DefaultACLPolicy == "deny"
 }
 
-// allowed asks whether this client may read.
+// allowed calls Allowed.
 func (r *run[T]) allowed() error {
 	options, done, err := r.options(0)
 	if err != nil {
@@ -226,7 +226,7 @@ func (r *run[T]) allowed() error {
 	return explain(options.Context(), r.Allowed(options))
 }
 
-// doubtful reports whether an answer may be what is left of a longer one. An answer that was known to be partial may shrink.
+// doubtful reports whether items may be missing from an answer. An answer that was known to be partial may shrink.
 func (r *run[T]) doubtful(answer T, meta *api.QueryMeta) bool {
 	if r.Size == nil {
 		return false
@@ -238,12 +238,12 @@ func (r *run[T]) doubtful(answer T, meta *api.QueryMeta) bool {
 	return size < r.size && meta.ResultsFilteredByACLs && !r.filtered
 }
 
-// take hands on an answer that is believed.
+// take yields an answer.
 func (r *run[T]) take(answer T, meta *api.QueryMeta) bool {
 	asked := r.index
 	r.index = max(meta.LastIndex, 1) // 0 would not block
 	if r.index < asked {
-		r.index = 0 // the server is another one, or has begun anew
+		r.index = 0 // this is another server, or it has lost its state
 	}
 	if asked == 0 {
 		r.filtered = meta.ResultsFilteredByACLs
@@ -264,9 +264,9 @@ func (r *run[T]) take(answer T, meta *api.QueryMeta) bool {
 	return r.ctx.Err() == nil
 }
 
-// fail hands on an error and waits before the next read, which does not block: the server may be another one by then.
+// fail yields an error and waits before the next read. That read does not block, since it may reach another server.
 func (r *run[T]) fail(err error) bool {
-	limit := 2 * time.Second // the agent or a leader is not there, and is soon to be followed when it is
+	limit := 2 * time.Second // there is no agent or no leader; it is followed soon after it is back
 	switch status := Status(err); {
 	case status == http.StatusForbidden && !errors.Is(err, ErrDenied):
 		err = fmt.Errorf("%w: %w", ErrDenied, err)
@@ -275,7 +275,7 @@ func (r *run[T]) fail(err error) bool {
 		limit = 10 * time.Second
 	case status >= 500:
 	case status != 0:
-		limit = 30 * time.Second // 429, and what no repetition mends
+		limit = 30 * time.Second // 429, and errors that a repetition does not mend
 	}
 	if r.limit != limit {
 		r.failures, r.limit = 0, limit
@@ -298,13 +298,13 @@ func (r *run[T]) fail(err error) bool {
 	return pause.For(r.ctx, wait/2+rand.N(wait/2+1)) == nil
 }
 
-// limited reports whether a leader answers no more because it was told to limit reads. That has no status of its own.
+// limited reports whether a leader refuses reads because of its rate limit. Consul has no status code for that.
 func limited(err error) bool {
 	e, ok := errors.AsType[api.StatusError](err)
 	return ok && e.Code == http.StatusServiceUnavailable && strings.Contains(e.Body, "rate limit")
 }
 
-// Status returns the HTTP status that err tells of, or 0 if there was no answer.
+// Status returns the HTTP status in err, or 0 if there was no answer.
 func Status(err error) int {
 	if e, ok := errors.AsType[api.StatusError](err); ok {
 		return e.Code

@@ -15,7 +15,7 @@ const (
 	settle   = 100 * time.Millisecond // how long a change waits for related ones, since the kinds arrive one by one
 	gather   = 2 * time.Second        // how long a failure waits for others that have the same cause
 	patience = 5 * time.Second        // how long a call waits for the documents of a namespace
-	startup  = 15 * time.Second       // how long an API server may deny its groups, since one that has just started does not know the rights yet
+	startup  = 15 * time.Second       // how long a denial of a group may pass: an API server that has just started does not know all rights yet
 )
 
 // loop is one run of Feed.Watch. Only its own goroutine uses the fields, except news and those below mu.
@@ -57,13 +57,13 @@ type group struct {
 	again  chan struct{}            // takes hints that the server should be asked again soon
 }
 
-// final reports whether it cannot be read because this process may not, and not because the API server has just started.
+// final reports whether this process lacks the right to read the group. A denial by an API server that has just started is not final.
 func (g *group) final() bool { return denied(g.err) && time.Since(g.denied) >= startup }
 
 // namespace is a namespace that is followed.
 type namespace struct {
 	own, root bool
-	first     bool // New waits for it
+	first     bool // mesh.New waits for it
 	expired   bool // calls no longer wait for it
 	complete  bool // all of it has been read once
 }
@@ -153,7 +153,7 @@ func (l *loop) schedule() {
 	}
 	if wait := gather; !l.pending.tell && len(l.untold()) > 0 {
 		if !l.ready {
-			wait = settle // New waits for it
+			wait = settle // mesh.New waits for it
 		}
 		l.pending.tell = true
 		l.tells.Reset(wait)
@@ -206,7 +206,7 @@ func (l *loop) serves(name string, kinds map[string]kube.Resource, err error) {
 		g.denied = time.Now()
 		l.after(startup, func() {
 			if !g.known && g.final() {
-				delete(l.told, groupName(name)) // it is another failure now
+				delete(l.told, groupName(name)) // yield it again, since it is final now
 			}
 		})
 	}

@@ -16,10 +16,10 @@ type unread struct {
 	errs      []error
 	since     time.Time
 	temporary bool
-	kept      bool // documents that were read before stay in force
+	kept      bool // the documents that were read before stay in force
 }
 
-// add adds what follows from an error, if it is one. known says whether what it is about is known all the same.
+// add records an error, if it is not nil. known reports whether the objects are known in spite of it.
 func (e *unread) add(err error, since time.Time, known bool) {
 	if err == nil {
 		return
