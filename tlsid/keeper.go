@@ -191,13 +191,23 @@ func (k *Keeper) run(ctx context.Context, source Source) {
 				next = k.take(u.identity)
 			}
 		case <-alarm.C:
-			if next != nil && !time.Now().Before(next.notBefore) {
-				next = k.take(next)
-			} else if err := current.valid(time.Now()); err != nil {
-				k.fail(err)
-			}
+			next = k.wake(next, time.Now())
 		}
 	}
+}
+
+// wake puts next in force if its time has come. Otherwise it returns next, and reports whether the identity in force has expired. The clock
+// may have been set back since the alarm was set, so that neither is the case.
+func (k *Keeper) wake(next *Identity, now time.Time) *Identity {
+	if next != nil && !now.Before(next.notBefore) {
+		return k.take(next)
+	}
+	if current := k.state.Load().identity; current != nil {
+		if err := current.valid(now); err != nil {
+			k.fail(err)
+		}
+	}
+	return next
 }
 
 // take puts an identity in force if it is valid now, and returns it if it will be valid later.
