@@ -59,7 +59,8 @@ type ServerConfig struct {
 
 	// Utilization returns the utilization of this process for ReportLoad, 1 if it has as much to do as it should have. It is called about
 	// once a second, on the goroutine of a request that has given back what it held. If the value is not positive and finite, no load is
-	// reported. nil means the mean number of requests in flight: callers then go by the time from arrival to the end of handlers.
+	// reported. nil means the mean number of requests in flight: callers then go by the time from arrival to the end of handlers,
+	// which at high load is worse than no reports: say what part of its workers is busy if you know it.
 	Utilization func() float64
 
 	// HandshakeTimeout, MaxPending and MaxPendingPerIP bound what connections may cost before they are served; see

@@ -77,3 +77,36 @@ func BenchmarkUpdate(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkReports shows what reports cost: a pick by them, and the report of each answer.
+func BenchmarkReports(b *testing.B) {
+	for _, n := range []int{3, 100, 10_000} {
+		for _, reported := range []bool{false, true} {
+			bal := newBalancer(b, balancer.Config{Algorithm: balancer.WeightedRoundRobin})
+			bal.Update(endpoints(n))
+			if reported {
+				balancer.SetReported(bal, func(i int) float64 { return float64(1 + i%5) })
+			}
+			b.Run(fmt.Sprintf("pick, reported %v/%d", reported, n), func(b *testing.B) {
+				b.ReportAllocs()
+				for range b.N {
+					h, err := bal.Pick(balancer.PickInfo{})
+					if err != nil {
+						b.Fatal(err)
+					}
+					h.Release(time.Millisecond, false)
+				}
+			})
+			if !reported {
+				continue
+			}
+			hosts := bal.Hosts()
+			b.Run(fmt.Sprintf("report/%d", n), func(b *testing.B) {
+				b.ReportAllocs()
+				for i := range b.N {
+					hosts[i%n].Report(0.5, 100, 0)
+				}
+			})
+		}
+	}
+}

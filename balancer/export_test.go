@@ -30,7 +30,21 @@ func Fade(x float64) float64 { return fade(x) }
 // Reported returns the requests a second for each unit of utilization that h has reported last.
 func Reported(h *Host) float64 {
 	if r := h.reports.Load(); r != nil {
-		return math.Float64frombits(r.rate.Load())
+		return math.Float64frombits(r.requests.Load()) / math.Float64frombits(r.utilization.Load())
 	}
 	return 0
+}
+
+// SetReported makes the reports of the hosts of b count at once: at(i) requests a second for each unit of utilization.
+func SetReported(b *Balancer, at func(i int) float64) {
+	now := b.now()
+	for i, h := range b.Hosts() {
+		r := new(reports)
+		r.utilization.Store(math.Float64bits(1))
+		r.requests.Store(math.Float64bits(at(i)))
+		r.last.Store(now)
+		r.since.Store(now - int64(blackout) - 1)
+		h.reports.Store(r)
+	}
+	b.reweigh(now)
 }

@@ -23,7 +23,44 @@ type simulation struct {
 	length           time.Duration
 	slow             func(server int, at time.Duration) float64 // by how much longer a server takes; -1: it fails at once
 	config           balancer.Config
-	oracle           bool // instead of balancers: it knows when each server would be done
+	oracle           bool          // instead of balancers: it knows when each server would be done
+	reports          reports       // of the servers, in their answers; 0: none
+	quiet            time.Duration // so long there is a tenth of the load
+}
+
+// reports is what servers report as their utilization.
+type reports int
+
+const (
+	inFlight reports = iota + 1 // the mean of their requests in flight
+	busy                        // the share of their workers that are busy
+)
+
+// reporter makes the reports of a server, one a second.
+type reporter struct {
+	begin            time.Duration
+	requests, failed float64
+	took, worked     time.Duration
+	latest           [3]float64 // utilization, requests and errors a second
+}
+
+// answer counts an answer, which it returns the report for.
+func (r *reporter) answer(e *event, kind reports) (utilization, requests, errors float64) {
+	r.requests++
+	if e.failed {
+		r.failed++
+	}
+	r.took += e.took
+	r.worked += e.worked
+	if past := e.at - r.begin; past >= time.Second {
+		utilization := r.worked.Seconds() / workers
+		if kind == inFlight {
+			utilization = r.took.Seconds()
+		}
+		s := past.Seconds()
+		*r = reporter{begin: e.at, latest: [3]float64{utilization / s, r.requests / s, r.failed / s}}
+	}
+	return r.latest[0], r.latest[1], r.latest[2]
 }
 
 const (
@@ -37,6 +74,7 @@ type event struct {
 	took   time.Duration
 	host   *balancer.Host
 	failed bool
+	worked time.Duration // by a worker
 }
 
 type events []event
@@ -97,7 +135,11 @@ func (s *simulation) run(t *testing.T, seed uint64) (o outcome) {
 		every := float64(serviceTime) / s.load / capacity
 		queue := &events{{at: 0, server: -1}}
 		start := time.Now()
+		reporters := make([]reporter, s.servers)
 		warm := s.length / 4
+		if s.quiet > 0 {
+			warm = s.quiet + 2*time.Second
+		}
 		for {
 			e := heap.Pop(queue).(event)
 			if e.at > s.length {
@@ -108,11 +150,18 @@ func (s *simulation) run(t *testing.T, seed uint64) (o outcome) {
 			}
 			if e.server >= 0 {
 				if e.host != nil {
+					if s.reports != 0 {
+						e.host.Report(reporters[e.server].answer(&e, s.reports))
+					}
 					e.host.Release(e.took, e.failed)
 				}
 				continue
 			}
-			heap.Push(queue, event{at: e.at + time.Duration(random.ExpFloat64()*every), server: -1})
+			gap := random.ExpFloat64() * every
+			if e.at < s.quiet {
+				gap *= 10
+			}
+			heap.Push(queue, event{at: e.at + time.Duration(gap), server: -1})
 			work := time.Duration(random.ExpFloat64() * float64(serviceTime))
 			cost := func(i int) time.Duration {
 				slow := 1.0
@@ -147,7 +196,7 @@ func (s *simulation) run(t *testing.T, seed uint64) (o outcome) {
 				if e.at > warm {
 					failed++
 				}
-				heap.Push(queue, event{e.at + time.Millisecond, server, time.Millisecond, h, true})
+				heap.Push(queue, event{e.at + time.Millisecond, server, time.Millisecond, h, true, time.Millisecond / 10})
 				continue
 			}
 			worker := idle(server)
@@ -156,7 +205,7 @@ func (s *simulation) run(t *testing.T, seed uint64) (o outcome) {
 			if e.at > warm {
 				took = append(took, latency)
 			}
-			heap.Push(queue, event{e.at + latency, server, latency, h, false})
+			heap.Push(queue, event{e.at + latency, server, latency, h, false, c})
 		}
 		slices.Sort(took)
 		o.p50, o.p99 = took[len(took)/2], took[len(took)*99/100]
@@ -192,13 +241,20 @@ var scenarios = map[string]func(server int, at time.Duration) float64{
 // tail is what PeakEWMA needs for a short tail: more choices, and knowledge that is fresh.
 var tail = balancer.Config{Algorithm: balancer.PeakEWMA, Choices: 10, Aperture: 10}
 
+// limit bounds a 99th percentile, in milliseconds.
+type limit struct{ low, high int }
+
+func (l limit) check(t *testing.T, way string, p99 time.Duration) {
+	t.Helper()
+	if ms := int(p99.Milliseconds()); ms < l.low || ms > l.high {
+		t.Errorf("%s: p99 is %d ms, want %d to %d", way, ms, l.low, l.high)
+	}
+}
+
 // TestTail holds the longest latencies, and where requests go, in some ways in which servers are slow or sick. The limits have room: the
 // comments say what came out.
 func TestTail(t *testing.T) {
 	least, oracle := balancer.Config{}, &balancer.Config{}
-	type limit struct {
-		low, high int // of the 99th percentile, in milliseconds
-	}
 	for _, test := range []struct {
 		scenario string
 		load     float64
@@ -222,14 +278,49 @@ func TestTail(t *testing.T) {
 				config *balancer.Config
 				limit
 			}{{"oracle", oracle, test.oracle}, {"least request", &least, test.least}, {"tail", &tail, test.tail}} {
-				s := simulation{20, test.clients, test.load, 3 * time.Second, scenarios[test.scenario], *way.config, way.config == oracle}
+				s := simulation{servers: 20, clients: test.clients, load: test.load, length: 3 * time.Second, slow: scenarios[test.scenario],
+					config: *way.config, oracle: way.config == oracle}
 				o := s.run(t, 7)
 				t.Logf("%s: p99 %v, %.4f failed", way.name, o.p99, o.failed)
-				if ms := int(o.p99.Milliseconds()); ms < way.low || ms > way.high {
-					t.Errorf("%s: p99 is %d ms, want %d to %d", way.name, ms, way.low, way.high)
-				}
+				way.check(t, way.name, o.p99)
 				if way.config == &tail && o.failed > test.failed {
 					t.Errorf("%.4f of the requests failed, want at most %.4f", o.failed, test.failed)
+				}
+			}
+		})
+	}
+}
+
+// TestTailWithReports is TestTail for WeightedRoundRobin and what servers report of themselves: their requests in flight, or which part of their
+// workers is busy. The reports count already when the full load comes. That evens out what lasts, and nothing that changes each second.
+func TestTailWithReports(t *testing.T) {
+	weighted := balancer.Config{Algorithm: balancer.WeightedRoundRobin}
+	for _, test := range []struct {
+		scenario       string
+		load           float64
+		inFlight, busy limit
+		failed         float64 // at most
+	}{
+		{"even", 0.7, limit{40, 60}, limit{40, 60}, 0},
+		{"slow", 0.7, limit{40, 90}, limit{40, 90}, 0},
+		{"bursts", 0.7, limit{500, 10_000}, limit{500, 10_000}, 0},
+		{"failing", 0.7, limit{40, 60}, limit{40, 60}, 0.045},
+		{"even", 0.9, limit{40, 4000}, limit{40, 120}, 0},
+		{"slow", 0.9, limit{40, 4000}, limit{40, 400}, 0},
+	} {
+		t.Run(fmt.Sprintf("%s at %v", test.scenario, test.load), func(t *testing.T) {
+			for _, way := range []struct {
+				name    string
+				reports reports
+				limit
+			}{{"in flight", inFlight, test.inFlight}, {"busy", busy, test.busy}} {
+				s := simulation{servers: 20, clients: 100, load: test.load, length: 20 * time.Second, quiet: 15 * time.Second,
+					slow: scenarios[test.scenario], config: weighted, reports: way.reports}
+				o := s.run(t, 7)
+				t.Logf("%s: p99 %v, %.4f failed", way.name, o.p99, o.failed)
+				way.check(t, way.name, o.p99)
+				if o.failed > test.failed {
+					t.Errorf("%s: %.4f of the requests failed, want at most %.4f", way.name, o.failed, test.failed)
 				}
 			}
 		})
@@ -240,7 +331,7 @@ func TestTail(t *testing.T) {
 // go by.
 func TestAperturesAreEvenTogether(t *testing.T) {
 	for _, clients := range []int{10, 20, 100, 500} {
-		s := simulation{50, clients, 0.7, 3 * time.Second, nil, tail, false}
+		s := simulation{servers: 50, clients: clients, load: 0.7, length: 3 * time.Second, config: tail}
 		o := s.run(t, 7)
 		t.Logf("%d clients: the busiest endpoint has %.2f of its share", clients, o.most)
 		if o.most > 1.2 {

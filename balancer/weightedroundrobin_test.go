@@ -86,6 +86,26 @@ func TestWeightedRoundRobinCountsErrorsAndWeights(t *testing.T) {
 	})
 }
 
+// An endpoint that fails at once has few requests in flight. It once got four times as many calls as the others for that, if they report
+// requests in flight as their utilization.
+func TestFailingAtOnceDoesNotLookIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBalancer(t, balancer.Config{Algorithm: balancer.WeightedRoundRobin})
+		b.Update(endpoints(4))
+		for range 12 {
+			for i, h := range b.Hosts() {
+				if i == 0 {
+					h.Report(0.1, 100, 100)
+				} else {
+					h.Report(8, 100, 0)
+				}
+			}
+			time.Sleep(time.Second)
+		}
+		wantPicked(t, b, "one fails at once", "0.25", "0.25", "0.25", "0.25")
+	})
+}
+
 // TestReportsAreBounded: an endpoint that says that it is idle does not get all calls, and one that says that it is full gets some.
 func TestReportsAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
