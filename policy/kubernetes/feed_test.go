@@ -205,7 +205,7 @@ func TestFeed_WhatMayNotBeRead(t *testing.T) {
 		server.Deny("authorizationpolicies", "shop")
 		n, stop = watch(t, &kubernetes.Feed{Client: client})
 		defer stop()
-		n.want(t, time.Minute, "error: what protects somebody must be readable")
+		n.want(t, time.Minute, "error: cannot read AuthorizationPolicy in shop: denied", "error: what protects somebody must be readable")
 		server.Allow("authorizationpolicies", "shop")
 		server.Apply("{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: a, namespace: shop}, spec: {}}")
 		n.want(t, 10*time.Minute, "shop/AuthorizationPolicy/a", "error: VirtualService in istio-system")

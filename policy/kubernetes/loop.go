@@ -15,7 +15,7 @@ const (
 	settle   = 100 * time.Millisecond // how long a change waits for related ones, since the kinds arrive one by one
 	gather   = 2 * time.Second        // how long a failure waits for others that have the same cause
 	patience = 5 * time.Second        // how long a call waits for the documents of a namespace
-	startup  = 15 * time.Second       // how long a denial of a group may pass: an API server that has just started does not know all rights yet
+	startup  = 10 * time.Second       // how long a denial may pass: an API server that has just started does not know all rights yet
 )
 
 // loop is one run of Feed.Watch. Only its own goroutine uses the fields, except news and those below mu.
@@ -57,8 +57,8 @@ type group struct {
 	again  chan struct{}            // takes hints that the server should be asked again soon
 }
 
-// final reports whether this process lacks the right to read the group. A denial by an API server that has just started is not final.
-func (g *group) final() bool { return denied(g.err) && time.Since(g.denied) >= startup }
+// final reports whether an error is a denial that does not pass. since is when it was first denied.
+func final(err error, since time.Time) bool { return denied(err) && time.Since(since) >= startup }
 
 // namespace is a namespace that is followed.
 type namespace struct {
@@ -82,6 +82,7 @@ type watch struct {
 	read      time.Time // when documents were read, zero if never
 	err       error     // why they cannot be read now
 	since     time.Time // since when
+	denied    time.Time // since when they are denied
 }
 
 func newLoop(ctx context.Context, feed *Feed, own, root string) *loop {
@@ -205,7 +206,7 @@ func (l *loop) serves(name string, kinds map[string]kube.Resource, err error) {
 	if denied(err) && !denied(g.err) && !g.known {
 		g.denied = time.Now()
 		l.after(startup, func() {
-			if !g.known && g.final() {
+			if !g.known && final(g.err, g.denied) {
 				delete(l.told, groupName(name)) // yield it again, since it is final now
 			}
 		})
@@ -270,6 +271,14 @@ func (l *loop) take(w *watch, documents []document, err error) {
 	if err != nil {
 		if w.err == nil {
 			w.since = time.Now()
+		}
+		if denied(err) && !denied(w.err) && !w.known() {
+			w.denied = time.Now()
+			l.after(startup, func() {
+				if !w.known() && final(w.err, w.denied) {
+					delete(l.told, w.name())
+				}
+			})
 		}
 		w.err, l.dirty = err, l.dirty || !l.ready || !l.namespaces[w.namespace].complete
 		return
@@ -437,10 +446,10 @@ func (l *loop) tell(yield func([]policy.Source, error) bool) bool {
 		trouble.names, trouble.errs = append(trouble.names, name), append(trouble.errs, failures[name])
 	}
 	for _, g := range l.groups {
-		trouble.add(g.err, g.since, g.known || !g.final())
+		trouble.add(g.err, g.since, g.known || !final(g.err, g.denied))
 	}
 	for _, w := range l.watches {
-		trouble.add(w.err, w.since, w.known())
+		trouble.add(w.err, w.since, w.known() || !final(w.err, w.denied))
 	}
 	l.failed = true
 	return yield(nil, trouble)

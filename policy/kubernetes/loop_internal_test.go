@@ -186,11 +186,15 @@ func TestLoop_KindThatMayNotBeRead(t *testing.T) {
 		d.answer("VirtualService", "shop", nil, "a")
 		d.answer("VirtualService", "istio-system", nil)
 		d.answer("AuthorizationPolicy", "shop", nil, "b")
+		d.want(9*time.Second, "error: kubernetes: cannot read AuthorizationPolicy in istio-system: denied")
 		d.want(time.Hour, "error: kubernetes: cannot read AuthorizationPolicy in istio-system"+": "+"denied"+"; what protects somebody must be readable")
-		if temporary(d.errs[0]) {
+		if !temporary(d.errs[0]) {
+			t.Error("an error of a server that may just have started is not temporary")
+		}
+		if temporary(d.errs[1]) {
 			t.Error("an error that does not pass by itself is temporary")
 		}
-		if !errors.Is(d.errs[0], errDenied) {
+		if !errors.Is(d.errs[1], errDenied) {
 			t.Error("the error does not wrap its cause")
 		}
 
@@ -272,7 +276,7 @@ func TestLoop_GroupThatMayNotBeRead(t *testing.T) {
 		d.post(func() { d.serves("security.istio.io", nil, nil); d.groups["security.istio.io"].known = false })
 		d.want(time.Second)
 		d.post(func() { d.serves("security.istio.io", nil, errDenied) })
-		d.want(14*time.Second, "error: kubernetes: cannot read API group security.istio.io: denied")
+		d.want(9*time.Second, "error: kubernetes: cannot read API group security.istio.io: denied")
 		d.want(time.Minute, "error: kubernetes: cannot read API group security.istio.io: denied; what protects somebody must be readable")
 		if !temporary(d.errs[0]) {
 			t.Error("an error of a server that may just have started is not temporary")
@@ -283,7 +287,7 @@ func TestLoop_GroupThatMayNotBeRead(t *testing.T) {
 		// Once it was read, what was read stays.
 		d = started(t, new(Feed))
 		d.post(func() { d.serves("security.istio.io", nil, errDenied) })
-		d.want(time.Minute, "error: kubernetes: cannot read API group security.istio.io: denied; what was read until 2000-01-01T00:02:16Z stays in force")
+		d.want(time.Minute, "error: kubernetes: cannot read API group security.istio.io: denied; what was read until 2000-01-01T00:02:11Z stays in force")
 		if !temporary(d.errs[0]) {
 			t.Error("an error that changes nothing is not temporary")
 		}

@@ -176,6 +176,34 @@ func TestSituation_ServerAtTheStart(t *testing.T) {
 	}
 }
 
+// An API server that has just started denies what this process may read. A denial that does not pass ends New.
+func TestSituation_ServerThatDoesNotKnowTheRightsYet(t *testing.T) {
+	for _, test := range []struct {
+		passes time.Duration
+		says   string // of the error of New
+	}{{5 * time.Second, ""}, {time.Hour, "cannot read AuthorizationPolicy in shop: denied; what protects somebody must be readable"}} {
+		synctest.Test(t, func(t *testing.T) {
+			server := kubetest.New(routes, policies, services)
+			server.Apply("{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {namespace: shop, name: x}, spec: " + deniesAdmin + "}")
+			server.Deny("authorizationpolicies", "shop")
+			ends := time.AfterFunc(test.passes, func() { server.Allow("authorizationpolicies", "shop") })
+			defer ends.Stop()
+			s, err := newShop(t.Context(), t, server, func() {})
+			if test.says != "" {
+				if err == nil || !strings.Contains(err.Error(), test.says) {
+					t.Errorf("New with a denial of %v: %v, want %q", test.passes, err, test.says)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatalf("New with a denial of %v: %v", test.passes, err)
+			}
+			defer s.Close()
+			s.wants("the end of it", 503, 403, 404)
+		})
+	}
+}
+
 // A token that expires later takes nothing away.
 func TestSituation_TokenThatExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
