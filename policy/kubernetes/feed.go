@@ -59,7 +59,7 @@ func (f *Feed) log() *slog.Logger { return cmp.Or(f.Logger, slog.Default()) }
 // kind has been read in every namespace that is followed from the start. It may be empty, see mesh.WithEmptyPolicy.
 //
 // If something cannot be read, Watch yields an error, and the documents that were read before stay in force. An error has the method
-// Temporary. It reports false if this process has not been allowed, for 10 seconds since the start, to read a kind that protects somebody,
+// Temporary. It reports false if this process has not been allowed, for 15 seconds since the start, to read a kind that protects somebody,
 // such as AuthorizationPolicy: then waiting does not help. Other kinds that it may not read are left out.
 func (f *Feed) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	return func(yield func([]policy.Source, error) bool) {

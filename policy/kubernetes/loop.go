@@ -15,7 +15,7 @@ const (
 	settle   = 100 * time.Millisecond // how long a change waits for related ones, since the kinds arrive one by one
 	gather   = 2 * time.Second        // how long a failure waits for others that have the same cause
 	patience = 5 * time.Second        // how long a call waits for the documents of a namespace
-	startup  = 10 * time.Second       // how long a denial may pass: an API server that has just started does not know all rights yet
+	startup  = 15 * time.Second       // how long a denial may pass: an API server that has just started does not know all rights yet; it is asked three times
 )
 
 // loop is one run of Feed.Watch. Only its own goroutine uses the fields, except news and those below mu.
