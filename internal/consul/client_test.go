@@ -30,6 +30,7 @@ import (
 type agent struct {
 	*httptest.Server
 	dials    atomic.Int32
+	closed   atomic.Int32 // of the connections
 	blocked  atomic.Int32
 	short    atomic.Int32 // queries with an index and a wait of 10 ms
 	release  chan struct{}
@@ -41,8 +42,11 @@ func newAgent(t *testing.T, secure bool) *agent {
 	a := &agent{release: make(chan struct{}), tokens: make(chan string, 1000)}
 	a.Server = httptest.NewUnstartedServer(a)
 	a.Config.ConnState = func(_ net.Conn, state http.ConnState) {
-		if state == http.StateNew {
+		switch state {
+		case http.StateNew:
 			a.dials.Add(1)
+		case http.StateClosed:
+			a.closed.Add(1)
 		}
 	}
 	if secure {
@@ -148,9 +152,8 @@ func TestHTTPTakesFewConnections(t *testing.T) {
 	await.True(t, "64 blocked queries, and all others answered in turn", func() bool {
 		return a.blocked.Load() == mostBlocked && a.short.Load() >= 200-mostBlocked
 	})
-	if n := a.dials.Load(); n > mostBlocked+mostShort {
-		t.Errorf("%d connections, want at most %d", n, mostBlocked+mostShort)
-	}
+	// net/http may replace a connection on a busy machine, and the agent may notice the end of the old one late.
+	await.True(t, "72 connections at most", func() bool { return a.dials.Load()-a.closed.Load() <= mostBlocked+mostShort })
 	// Other requests get through meanwhile.
 	if _, err := client.Status().Leader(); err == nil || !strings.Contains(err.Error(), "unmarshal") {
 		t.Errorf("another request: %v, want the agent's answer", err)
