@@ -70,6 +70,33 @@ func (r *report) ownProblems(c *collector) (list []problem) {
 	if !r.Ready {
 		list = append(list, problem{Severity: critical, Title: "This process is not ready", Why: r.NotReady, weight: 1e9})
 	}
+	list = append(list, r.documentProblems()...)
+	if id := r.Identity; id != nil && r.Ready {
+		left := id.Expires.Sub(r.Time)
+		switch {
+		case id.Error != "":
+			list = append(list, problem{
+				Severity: warning, Title: "There is no new certificate", weight: 1e7,
+				Why: []string{id.Error, fmt.Sprintf("the one in force expires in %s", short(left))},
+			})
+		case left < time.Duration(c.lifetime.Load())/lateRotation:
+			list = append(list, problem{Severity: warning, Title: fmt.Sprintf("The certificate expires in %s", short(left)), weight: 1e5, Why: []string{id.ID}})
+		}
+	}
+	for _, k := range r.Keys {
+		if k.Error == "" || k.Keys == 0 { // without any, the process is not ready
+			continue
+		}
+		list = append(list, problem{
+			Severity: warning, Title: "There are no new keys to verify tokens with", weight: 1e4,
+			Why: []string{k.Error, fmt.Sprintf("those of %s of %s stay in force", k.URI, clock(k.Fetched))},
+		})
+	}
+	return append(list, r.inboundProblems()...)
+}
+
+// documentProblems are those of documents that are refused.
+func (r *report) documentProblems() (list []problem) {
 	if f := r.Documents.Refused; f != nil {
 		p := problem{
 			Severity: warning, Title: fmt.Sprintf("Documents are refused: load %d of %s", f.Number, clock(f.At)), weight: 1e6,
@@ -97,27 +124,11 @@ func (r *report) ownProblems(c *collector) (list []problem) {
 		}
 		list = append(list, p)
 	}
-	if id := r.Identity; id != nil && r.Ready {
-		left := id.Expires.Sub(r.Time)
-		switch {
-		case id.Error != "":
-			list = append(list, problem{
-				Severity: warning, Title: "There is no new certificate", weight: 1e7,
-				Why: []string{id.Error, fmt.Sprintf("the one in force expires in %s", short(left))},
-			})
-		case left < time.Duration(c.lifetime.Load())/lateRotation:
-			list = append(list, problem{Severity: warning, Title: fmt.Sprintf("The certificate expires in %s", short(left)), weight: 1e5, Why: []string{id.ID}})
-		}
-	}
-	for _, k := range r.Keys {
-		if k.Error == "" || k.Keys == 0 { // without any, the process is not ready
-			continue
-		}
-		list = append(list, problem{
-			Severity: warning, Title: "There are no new keys to verify tokens with", weight: 1e4,
-			Why: []string{k.Error, fmt.Sprintf("those of %s of %s stay in force", k.URI, clock(k.Fetched))},
-		})
-	}
+	return list
+}
+
+// inboundProblems are those of requests to this process.
+func (r *report) inboundProblems() (list []problem) {
 	if in := r.In; in.Errors >= fewErrors && in.ErrorShare >= someErrors {
 		list = append(list, problem{
 			Severity: severityOf(in.ErrorShare), Title: fmt.Sprintf("%s of the requests to this process fail", percent(in.ErrorShare)), weight: in.ErrorsPerSecond,

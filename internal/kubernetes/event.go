@@ -139,15 +139,6 @@ func decodeList(body io.Reader, r Resource, namespace string, add func(change) e
 			Continue        string `json:"continue"`
 		}
 	}
-	nonsense := func(err error) error {
-		if errors.Is(err, errTooLarge) {
-			return err
-		}
-		if err == io.EOF {
-			err = io.ErrUnexpectedEOF
-		}
-		return fmt.Errorf("%w: %w", errNonsense, err)
-	}
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
 		return "", "", nonsense(errors.Join(err, errNoObject(err)))
 	}
@@ -192,6 +183,17 @@ func decodeList(body io.Reader, r Resource, namespace string, add func(change) e
 		return "", "", fmt.Errorf("%w: a list without resourceVersion", errNonsense)
 	}
 	return head.metadata.ResourceVersion, head.metadata.Continue, nil
+}
+
+// nonsense is the error of a list that cannot be read because of err.
+func nonsense(err error) error {
+	if errors.Is(err, errTooLarge) {
+		return err
+	}
+	if err == io.EOF {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("%w: %w", errNonsense, err)
 }
 
 func errNoObject(err error) error {
