@@ -59,6 +59,8 @@ func TestPlaces(t *testing.T) {
 		{"parameter", jwt.Rule{Params: []string{"t"}}, "/?t=" + token + "&t=x", nil, "i/alice"},
 		{"cookie", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", "a=b; t=" + token}, "i/alice"},
 		{"cookie in a second line", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", "a=b", "Cookie", "t=" + token}, "i/alice"},
+		{"cookie with a space behind its name, which net/http removes", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", "a=b; t \t=" + token}, "i/alice"},
+		{"bad cookie with a space behind its name", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", "t =x"}, shape},
 		{"cookie of another name", jwt.Rule{Cookies: []string{"t"}}, "/", []string{"Cookie", "tt=x; T=x"}, "nobody"},
 		{"order: headers by name, parameters, cookies", jwt.Rule{Headers: []jwt.Header{{Name: "B"}, {Name: "A"}}, Params: []string{"t"}, Cookies: []string{"t"}},
 			"/?t=" + token, []string{"B", token, "A", bob, "Cookie", "t=" + token}, "i/bob"},
@@ -188,7 +190,7 @@ func TestWhatTheHandlerSees(t *testing.T) {
 	}
 
 	cookie := jwt.Rule{Keys: keys(t, k), Cookies: []string{"t"}}
-	for lines, want := range map[string]string{"t=" + token: "", "a=b; t=" + token + "; c=d": "a=b; c=d", "t=" + token + ";t=x": ""} {
+	for lines, want := range map[string]string{"t=" + token: "", "a=b; t=" + token + "; c=d": "a=b; c=d", "t=" + token + ";t=x": "", "a=b; t =" + token: "a=b"} {
 		r := request("/", "Cookie", lines)
 		result := authenticator(t, cookie).Authenticate(context.Background(), r, now)
 		if got := result.Header(r.Header).Get("Cookie"); got != want || result.Err != nil {

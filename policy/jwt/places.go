@@ -66,7 +66,7 @@ func (p *place) tokens(all []string, r *http.Request) []string {
 	case inCookie:
 		for _, line := range r.Header["Cookie"] {
 			for pair := range strings.SplitSeq(line, ";") {
-				if name, value, ok := strings.Cut(strings.TrimLeft(pair, " \t"), "="); ok && name == p.name {
+				if name, value, ok := strings.Cut(pair, "="); ok && strings.Trim(name, " \t") == p.name {
 					return append(all, strings.Trim(value, ` "`))
 				}
 			}
@@ -114,7 +114,7 @@ func withoutCookie(lines []string, name string) []string {
 		var kept []string
 		for pair := range strings.SplitSeq(line, ";") {
 			pair = strings.Trim(pair, " \t")
-			if n, _, _ := strings.Cut(pair, "="); n != name && pair != "" {
+			if n, _, _ := strings.Cut(pair, "="); strings.TrimRight(n, " \t") != name && pair != "" {
 				kept = append(kept, pair)
 			}
 		}
