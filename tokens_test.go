@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/await"
@@ -334,15 +335,16 @@ func TestRunningRequestsAndNewHeadersOfClaims(t *testing.T) {
 	} {
 		for _, kind := range []string{"HTTP", "taken over"} {
 			t.Run(test.name+", "+kind, func(t *testing.T) {
-				m := newMesh(t, test.before+authorization("ALLOW", "{}"))
-				begun, ended, stopped := make(chan struct{}, 1), make(chan struct{}), make(chan struct{})
+				// On a busy machine the client may send its first byte late.
+				m := newMesh(t, test.before+authorization("ALLOW", "{}"), mesh.WithServer(mesh.ServerConfig{HandshakeTimeout: time.Hour}))
+				begun, ended, stopped := make(chan error, 3), make(chan struct{}), make(chan struct{})
 				stop := sync.OnceFunc(func() { close(stopped) })
 				var asking sync.WaitGroup
 				defer asking.Wait()
 				defer stop()
 				e := serveMesh(t, m, func(w http.ResponseWriter, r *http.Request) {
 					defer close(ended)
-					begun <- struct{}{}
+					begun <- nil
 					if kind == "HTTP" {
 						select {
 						case <-r.Context().Done():
@@ -356,7 +358,7 @@ func TestRunningRequestsAndNewHeadersOfClaims(t *testing.T) {
 						return
 					}
 					defer conn.Close()
-					begun <- struct{}{}
+					begun <- nil
 					io.Copy(io.Discard, conn)
 				})
 				ctx, cancel := context.WithCancel(t.Context())
@@ -373,13 +375,16 @@ func TestRunningRequestsAndNewHeadersOfClaims(t *testing.T) {
 				client := &http.Client{Transport: new(http.Transport)}
 				defer client.CloseIdleConnections()
 				asking.Go(func() {
-					if resp, err := client.Do(req); err == nil {
+					resp, err := client.Do(req)
+					if err == nil {
 						resp.Body.Close()
 					}
+					begun <- fmt.Errorf("the request ended before it was served: %v", err) // read only if it is
 				})
-				await.Receive(t, "the request", begun)
-				if kind != "HTTP" {
-					await.Receive(t, "the connection", begun)
+				for _, expected := range map[string][]string{"HTTP": {"the request"}, "taken over": {"the request", "the connection"}}[kind] {
+					if err := await.Receive(t, expected, begun); err != nil {
+						t.Fatal(err)
+					}
 				}
 				apply(t, m, test.then)
 				select {
