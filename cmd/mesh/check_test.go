@@ -163,3 +163,29 @@ func TestCheckSkipped(t *testing.T) {
 		}
 	}
 }
+
+// TestCheckControlsNoTerminal checks documents whose names hold escape sequences: what is printed holds none of them.
+func TestCheckControlsNoTerminal(t *testing.T) {
+	const document = `apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: "a\e[2J\x07\u009b2J\u202e"}
+spec:
+  hosts: ["x\e]0;title\x07"]
+  typo: 1
+`
+	path := filepath.Join(t.TempDir(), "a.yaml")
+	if err := os.WriteFile(path, []byte(document), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := command("check", path)
+	if code != exitErrors || !strings.Contains(stdout, "unknown field") {
+		t.Errorf("exit status %d, %q, errors %q; want %d and an unknown field", code, stdout, stderr, exitErrors)
+	}
+	_, _, refused := command("route", "-f", path, "http://x/")
+	if !strings.Contains(refused, "unknown field") {
+		t.Errorf("route: errors %q, want an unknown field", refused)
+	}
+	if all := stdout + stderr + refused; strings.ContainsAny(all, "\x1b\x07\u009b\u202e") {
+		t.Errorf("printed control characters: %q", all)
+	}
+}

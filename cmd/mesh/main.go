@@ -153,9 +153,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprint(stdout, usage)
 		return exitOK
 	case errors.As(err, &wrong):
-		fmt.Fprintf(stderr, "mesh %s: %v\n%s", name, err, seeHelp)
+		fmt.Fprintf(stderr, "%s\n%s", harmlessLines(fmt.Sprintf("mesh %s: %v", name, err)), seeHelp)
 	default:
-		fmt.Fprintf(stderr, "mesh %s: %v\n", name, err)
+		fmt.Fprintln(stderr, harmlessLines(fmt.Sprintf("mesh %s: %v", name, err)))
 	}
 	return exitFailed
 }

@@ -207,6 +207,15 @@ func harmless(line string) string {
 	return line
 }
 
+// harmlessLines is harmless for each line of a text.
+func harmlessLines(text string) string {
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		lines[i] = harmless(line)
+	}
+	return strings.Join(lines, "\n")
+}
+
 func storeFlags(name string) (flags *flag.FlagSet, prefix *string) {
 	flags = flag.NewFlagSet(name, flag.ContinueOnError)
 	return flags, flags.String("prefix", "", "")
@@ -259,7 +268,7 @@ func checked(paths []string, stderr io.Writer) ([]policy.Source, error) {
 	report.InForce = inForce
 	findings := append(report.Findings, idle(origins, report)...)
 	if len(findings) > 0 {
-		if _, err := fmt.Fprintln(stderr, findings); err != nil {
+		if err := printFindings(stderr, findings); err != nil {
 			return nil, err
 		}
 	}
