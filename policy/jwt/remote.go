@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -424,7 +425,12 @@ func guarded() *http.Transport {
 }
 
 func checkAddress(ip netip.Addr) error {
-	if ip = ip.Unmap().WithZone(""); ip.IsLinkLocalUnicast() || ip.IsMulticast() || ip == awsMetadata || ip == alibabaMetadata {
+	ip = ip.Unmap().WithZone("")
+	if nat64.Contains(ip) {
+		of := ip.As16()
+		ip = netip.AddrFrom4([4]byte(of[12:]))
+	}
+	if ip.IsLinkLocalUnicast() || ip.IsMulticast() || slices.Contains(metadata, ip) {
 		return fmt.Errorf("%s is a link-local or metadata address: keys are not fetched from there", ip)
 	}
 	return nil
@@ -447,8 +453,14 @@ func checkProxied(host string) error {
 	return nil
 }
 
-// Metadata services that are not at a link-local address.
-var (
-	awsMetadata     = netip.MustParseAddr("fd00:ec2::254")
-	alibabaMetadata = netip.MustParseAddr("100.100.100.200")
-)
+// metadata has the metadata services of clouds that are not at a link-local address.
+var metadata = []netip.Addr{
+	netip.MustParseAddr("fd00:ec2::254"),   // AWS
+	netip.MustParseAddr("fd20:ce::254"),    // Google
+	netip.MustParseAddr("168.63.129.16"),   // Azure
+	netip.MustParseAddr("100.100.100.200"), // Alibaba
+	netip.MustParseAddr("192.0.0.192"),     // Oracle
+}
+
+// nat64 has the IPv4 addresses as a NAT64 translates them (RFC 6052 section 2.1).
+var nat64 = netip.MustParsePrefix("64:ff9b::/96")

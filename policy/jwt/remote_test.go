@@ -414,7 +414,10 @@ func TestSourcesOutliveRules(t *testing.T) {
 
 // Addresses that only this machine reaches are not asked for keys.
 func TestMetadataIsNotFetched(t *testing.T) {
-	for _, uri := range []string{"http://169.254.169.254/latest", "http://[fe80::1]/", "http://[fd00:ec2::254]/", "http://100.100.100.200/", "http://[::ffff:169.254.169.254]/"} {
+	for _, uri := range []string{
+		"http://169.254.169.254/latest", "http://[fe80::1]/", "http://[fd00:ec2::254]/", "http://100.100.100.200/", "http://[::ffff:169.254.169.254]/",
+		"http://[fd20:ce::254]/", "http://168.63.129.16/", "http://192.0.0.192/", "http://[64:ff9b::169.254.169.254]/",
+	} {
 		told := make(chan jwt.State, 1)
 		remotes := &jwt.Remotes{OnFetch: func(s jwt.State) {
 			select {
