@@ -35,8 +35,9 @@ func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, 
 
 // Resume implements admission.Call.
 func (in *inbound) Resume(ctx context.Context) context.Context {
-	in.context, in.pending = ctx, false
 	h := handler{mesh: in.mesh}
+	defer h.mesh.server.pending.Add(-1)
+	in.context, in.pending = ctx, false
 	return h.proceed(in)
 }
 
@@ -139,6 +140,9 @@ func (in *inbound) Load() string {
 
 // Done implements admission.Call.
 func (in *inbound) Done(status, grpcStatus int) {
+	if in.pending { // and never was resumed
+		in.mesh.server.pending.Add(-1)
+	}
 	in.release()
 	if in.mesh.server.observed {
 		in.Status, in.GRPCStatus = status, grpcStatus

@@ -16,8 +16,7 @@ func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request) bool {
 	}
 	in.token, in.edited = judge.Authenticate(ctx, in.rules, r, &in.view, in.Start)
 	if err := in.token.Err; err != nil {
-		if later, _ := ctx.Value(admission.LaterKey{}).(*bool); later != nil && *later {
-			in.pending = true
+		if later, _ := ctx.Value(admission.LaterKey{}).(*bool); later != nil && *later && in.postpone() {
 			return false
 		}
 		in.Decision = judge.Denied(err.Error())
@@ -45,4 +44,19 @@ func (m *Mesh) initKeys() {
 		return nil
 	}
 	m.keys.OnFetch = m.observers.keysFetched
+}
+
+// mostPending bounds the requests of other protocols that are decided about later: the message of each may be received and decoded before,
+// whoever sent it.
+const mostPending = 64
+
+// postpone makes the request pending, unless too many are.
+func (in *inbound) postpone() bool {
+	s := &in.mesh.server
+	if s.pending.Add(1) > mostPending {
+		s.pending.Add(-1)
+		return false
+	}
+	in.pending = true
+	return true
 }

@@ -131,6 +131,25 @@ func TestCallThatWaitsForKeysHoldsUpNoOthers(t *testing.T) {
 				}
 				fetch <- jwttest.KeySet(first)
 
+				// Only so many may wait, since their messages are received before it is known who sends them. The places come back.
+				unknown := third.Token(`{"iss":"i","sub":"bob"}`)
+				for range 2 {
+					time.Sleep(11 * time.Second)
+					ctx, cancel := context.WithCancel(t.Context())
+					var waiting sync.WaitGroup
+					for range 64 {
+						waiting.Go(func() { silent(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+unknown), conn) })
+					}
+					synctest.Wait()
+					began := time.Now()
+					if _, err := call(t.Context(), unknown); status.Code(err) != codes.Unauthenticated || time.Since(began) > 0 {
+						t.Errorf("one call more than may wait: %v after %v, want Unauthenticated at once", err, time.Since(began))
+					}
+					cancel()
+					waiting.Wait()
+					fetch <- jwttest.KeySet(first)
+				}
+
 				known := first.Token(`{"iss":"i","sub":"alice"}`)
 				for _, test := range []struct {
 					name, token, set string // set is of the issuer, "" if it does not answer
