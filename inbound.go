@@ -53,14 +53,12 @@ type ServerConfig struct {
 	//
 	// If a handler sets the header or the trailer itself, callers get its report instead. A handler that adds to the header, such as an
 	// httputil.ReverseProxy in front of a server that reports, gives an answer two reports, of which callers read none or the other one.
-	// A proxy should remove endpoint-load-metrics and endpoint-load-metrics-bin in ModifyResponse. A trailer of the server behind it
-	// passes for its own.
+	// A proxy should remove endpoint-load-metrics and endpoint-load-metrics-bin in ModifyResponse: a trailer passes for its own.
 	ReportLoad bool
 
 	// Utilization returns the utilization of this process for ReportLoad, 1 if it has as much to do as it should have. It is called about
-	// once a second, on the goroutine of a request that has given back what it held. If the value is not positive and finite, no load is
-	// reported. nil means the mean number of requests in flight: callers then go by the time from arrival to the end of handlers,
-	// which at high load is worse than no reports: say what part of its workers is busy if you know it.
+	// once a second, on the goroutine of a request that has given back what it held. Unless it is positive and finite, no load is reported.
+	// nil means the mean number of requests in flight, which says little at high load: say what part of its workers is busy if you can.
 	Utilization func() float64
 
 	// HandshakeTimeout, MaxPending and MaxPendingPerIP bound what connections may cost before they are served; see

@@ -252,17 +252,26 @@ func TestCallWithoutAMessageIsForgottenOnceItIsOver(t *testing.T) {
 	admit := waiting(t, mesh.ServerConfig{})
 	type key struct{}
 	ctx, end := context.WithCancel(t.Context())
-	held := func() weak.Pointer[[1 << 10]byte] {
-		held := new([1 << 10]byte)
-		if _, err := admit(context.WithValue(ctx, key{}, held), "86400000"); err != nil {
+	const calls = 100
+	var held [calls]weak.Pointer[[1 << 10]byte]
+	for i := range held {
+		value := new([1 << 10]byte)
+		if _, err := admit(context.WithValue(ctx, key{}, value), "86400000"); err != nil {
 			t.Fatal(err)
 		}
-		return weak.Make(held)
-	}()
+		held[i] = weak.Make(value)
+	}
 	end()
-	await.True(t, "memory of the call to be free", func() bool {
+	// The runtime may keep timers that were stopped, as long as they are few among those that it has.
+	await.True(t, "memory of most calls to be free", func() bool {
 		runtime.GC()
-		return held.Value() == nil
+		free := 0
+		for _, p := range held {
+			if p.Value() == nil {
+				free++
+			}
+		}
+		return free > calls/2
 	})
 }
 
