@@ -36,7 +36,10 @@ func (balancerBuilder) Build(cc balancer.ClientConn, opts balancer.BuildOptions)
 // calls, cannot see it: the server would get another host than documents do.
 func checkAuthority(opts balancer.BuildOptions) error {
 	host := opts.Target.Endpoint()
-	if authority, err := url.PathUnescape(opts.Authority); authority == host || err != nil || strings.HasPrefix(host, ":") {
+	if strings.HasPrefix(host, ":") {
+		host = "localhost" + host
+	}
+	if authority, err := url.PathUnescape(opts.Authority); opts.Authority == host || err == nil && authority == host {
 		return nil
 	}
 	return refusal.New(fmt.Sprintf("meshgrpc: documents do not see the authority %q of grpc.WithAuthority: "+

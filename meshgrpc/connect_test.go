@@ -277,6 +277,8 @@ func TestAuthorityOfAClientConn(t *testing.T) {
 		{"that of the target", grpc.WithAuthority("echo"), codes.OK, "", "echo"},
 		{"of the connection", grpc.WithAuthority("closed.example.com"), codes.Unavailable,
 			`grpc.WithDefaultCallOptions(grpc.CallAuthority("closed.example.com"))`, ""},
+		{"of the connection, malformed", grpc.WithAuthority("echo%zz"), codes.Unavailable,
+			`grpc.WithDefaultCallOptions(grpc.CallAuthority("echo%zz"))`, ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

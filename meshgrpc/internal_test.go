@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"net"
 	"net/http"
+	"net/url"
 	"runtime"
 	"sync"
 	"testing"
@@ -17,6 +18,7 @@ import (
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/resolver"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/tap"
 
@@ -331,5 +333,15 @@ func TestConnectionThatCannotBeWrittenToIsForgotten(t *testing.T) {
 	near.Close()
 	if s.connOf(&state) != nil {
 		t.Error("the connection is kept")
+	}
+}
+
+// The authority that gRPC makes of a target without a host is not one of grpc.WithAuthority.
+func TestAuthorityOfATargetWithoutAHost(t *testing.T) {
+	target := resolver.Target{URL: url.URL{Scheme: scheme, Path: "/:80"}}
+	for authority, refused := range map[string]bool{"localhost:80": false, "closed.example.com": true, "localhost%zz:80": true} {
+		if err := checkAuthority(balancer.BuildOptions{Target: target, Authority: authority}); (err != nil) != refused {
+			t.Errorf("the authority %q: %v, refused should be %v", authority, err, refused)
+		}
 	}
 }
