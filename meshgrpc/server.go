@@ -43,10 +43,15 @@ import (
 // that status.
 //
 // A call is authorized when its headers have arrived, before any of its messages is received. That is done by grpc.InTapHandle,
-// which a server can have only once. So interceptors see only calls that are allowed. Observers of inbound calls must not block,
-// because they run on the goroutine that reads from the connection. A call that has to wait for the keys of its token is authorized
-// later, in the interceptors of these options. gRPC cannot send trailers at its headers, so a call that exceeds a limit is marked in the
-// details of its status, by a google.rpc.ErrorInfo that the clients of this module read. GracefulStop drains as usual.
+// which a server can have only once. So interceptors see only calls that are allowed, with one exception. Observers of inbound calls
+// must not block, because they run on the goroutine that reads from the connection. gRPC cannot send trailers at that point, so a call
+// that exceeds a limit is marked in the details of its status, by a google.rpc.ErrorInfo that the clients of this module read.
+// GracefulStop drains as usual.
+//
+// A call that has to wait for the keys of its token is authorized later, in the interceptors of these options. Interceptors that run before
+// them see such a call although it may be denied, with its metadata as it arrived. So give interceptors that answer calls themselves, or
+// that trust metadata, after these options, and with [grpc.ChainUnaryInterceptor] and [grpc.ChainStreamInterceptor]: those of
+// [grpc.UnaryInterceptor] and [grpc.StreamInterceptor] always run first.
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
 	return []grpc.ServerOption{
