@@ -8,6 +8,7 @@ import (
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/judge"
 )
 
 // This file has the inbound side for protocols other than HTTP.
@@ -142,6 +143,7 @@ func (in *inbound) Load() string {
 func (in *inbound) Done(status, grpcStatus int) {
 	if in.pending { // and never was resumed
 		in.mesh.server.pending.Add(-1)
+		in.Decision = judge.Denied("the call ended before the keys of its token were there")
 	}
 	in.release()
 	if in.mesh.server.observed {

@@ -49,8 +49,8 @@ import (
 // GracefulStop drains as usual.
 //
 // A call that has to wait for the keys of its token is authorized later, in the interceptors of these options. Interceptors that run before
-// them see such a call although it may be denied, with its metadata as it arrived. So give interceptors that answer calls themselves, or
-// that trust metadata, after these options, and with [grpc.ChainUnaryInterceptor] and [grpc.ChainStreamInterceptor]: those of
+// them see such a call although it may be denied, and without its metadata. So give interceptors that answer calls themselves, or that need
+// metadata, after these options, and with [grpc.ChainUnaryInterceptor] and [grpc.ChainStreamInterceptor]: those of
 // [grpc.UnaryInterceptor] and [grpc.StreamInterceptor] always run first.
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
@@ -317,23 +317,24 @@ func (s *server) admit(ctx context.Context, method string, header metadata.MD) (
 		return nil, nil, in.refused()
 	}
 	in.entered.Peer = in.call.PeerID()
+	if in.call.Pending() { // interceptors that run first must not trust what may be refused
+		return metadata.NewIncomingContext(passed, metadata.MD{}), in, nil
+	}
 	if in.edited && (header == nil || !s.sees(ctx, header)) {
 		passed = metadata.NewIncomingContext(passed, in.arrived)
 	}
 	return passed, in, nil
 }
 
-// resume admits a call that tap could not decide about. ctx is the context for the handler so far.
+// resume admits a call that tap could not decide about, and shows its metadata. ctx is the context for the handler so far.
 func (s *server) resume(ctx context.Context, in *inbound) (context.Context, error) {
-	in.arrived, _ = metadata.FromIncomingContext(ctx)
+	added, _ := metadata.FromIncomingContext(ctx) // by the interceptors before
 	passed := in.call.Resume(ctx)
 	if passed == nil {
 		return nil, in.refused()
 	}
-	if in.edited {
-		passed = metadata.NewIncomingContext(passed, in.arrived)
-	}
-	return passed, nil
+	maps.Copy(in.arrived, added)
+	return metadata.NewIncomingContext(passed, in.arrived), nil
 }
 
 // begin returns a call with a passage, which observers may keep.

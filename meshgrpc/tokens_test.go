@@ -107,19 +107,30 @@ func TestCallThatWaitsForKeysHoldsUpNoOthers(t *testing.T) {
 					"spec: {jwtRules: [{issuer: i, jwksUri: 'http://keys/', timeout: 5s, outputClaimToHeaders: [{header: x-sub, claim: sub}]}]}\n", opts...)
 				fetch <- jwttest.KeySet(first)
 				time.Sleep(time.Minute)
+				// It runs before the interceptors of the mesh, and sees nothing that is not decided about.
+				before := grpc.UnaryInterceptor(func(ctx context.Context, message any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+					md, _ := metadata.FromIncomingContext(ctx)
+					if strings.Contains(strings.Join(md["x-sub"], ","), "admin") || md["authorization"] != nil {
+						t.Errorf("an interceptor sees %v", md)
+					}
+					return handler(metadata.NewIncomingContext(ctx, metadata.Join(md, metadata.Pairs("x-own", "1"))), message)
+				})
 				grpctest.ServeOn(t, network.Listen("10.0.0.1:80"), &grpctest.Service{
 					Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
 						md, _ := metadata.FromIncomingContext(ctx)
+						if strings.Join(md["x-own"], ",") != "1" || strings.Join(md["x-mine"], ",") != "2" {
+							t.Errorf("the handler sees %v, want what the interceptor and the caller have set", md)
+						}
 						return &grpctest.Response{Username: jwt.ClaimsOf(ctx).Subject() + strings.Join(md["x-sub"], ",") + strings.Join(md["authorization"], ",")}, nil
 					},
-				}, meshgrpc.ServerOptions(m)...)
+				}, append(meshgrpc.ServerOptions(m), before)...)
 				conn := grpctest.Dial(t, "passthrough:///10.0.0.1:80", grpc.WithContextDialer(
 					func(ctx context.Context, address string) (net.Conn, error) {
 						return network.DialContext(ctx, "tcp", address)
 					}))
 				client := grpctest.NewClient(conn)
 				call := func(ctx context.Context, token string) (string, error) {
-					reply, err := client.UnaryCall(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token), new(grpctest.Request))
+					reply, err := client.UnaryCall(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token, "x-sub", "admin", "x-mine", "2"), new(grpctest.Request))
 					return reply.GetUsername(), err
 				}
 				// A call without a message never gets to where it could wait, and leaves nothing behind.
