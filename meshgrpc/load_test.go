@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/http"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -127,15 +126,10 @@ func TestReportsWeighServers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newTown(t)
 		var network memnet.Network
-		var calls [2]atomic.Int64
+		var calls meshtest.Weighed
 		var endpoints []discovery.Endpoint
-		for i, cost := range []float64{0.01, 0.03} {
-			var counted int64
-			server := w.member(t, "echo", strict, mesh.WithServer(mesh.ServerConfig{ReportLoad: true, Utilization: func() float64 {
-				since := calls[i].Load() - counted
-				counted += since
-				return cost * float64(since)
-			}}))
+		for i := range calls {
+			server := w.member(t, "echo", strict, calls.Server(i))
 			e := discovery.Endpoint{Address: fmt.Sprintf("10.0.0.%d", i+1), Port: 80, ServiceAccount: "echo"}
 			grpctest.ServeOn(t, server.Listen(network.Listen(e.ID())), &grpctest.Service{
 				Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
@@ -149,22 +143,9 @@ func TestReportsWeighServers(t *testing.T) {
 		m := w.member(t, "web", strict, mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
 			mesh.WithProtection(mesh.Protection{Balancing: &balancer.Config{Algorithm: balancer.WeightedRoundRobin}}))
 		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
-		share := func(n int) float64 {
-			before := calls[0].Load()
-			for range n {
-				if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
-					t.Fatal(err)
-				}
-				time.Sleep(50 * time.Millisecond)
-			}
-			return float64(calls[0].Load()-before) / float64(n)
-		}
-		if got := share(160); got != 0.5 {
-			t.Errorf("the first one gets %.2f of the calls before reports count, want 0.50", got)
-		}
-		share(120)
-		if got := share(400); got < 0.72 || got > 0.78 {
-			t.Errorf("the first one gets %.2f of the calls, want 0.75", got)
-		}
+		calls.Check(t, func() error {
+			_, err := client.UnaryCall(t.Context(), &grpctest.Request{})
+			return err
+		})
 	})
 }

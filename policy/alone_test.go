@@ -3,12 +3,11 @@ package policy_test
 import (
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/route"
@@ -815,37 +814,7 @@ func TestAlone_OwnDocumentsComeFirst(t *testing.T) {
 
 // TestAlone_RowsNameTests: each row of the table in the documentation names a test that there is.
 func TestAlone_RowsNameTests(t *testing.T) {
-	text, err := os.ReadFile("../docs/feeds.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(text), "## Documents that stand alone")
-	section, _, _ = strings.Cut(section, "\n## ")
-	var tests []byte
-	for _, pattern := range []string{"*_test.go", "../*_test.go"} {
-		paths, _ := filepath.Glob(pattern)
-		for _, path := range paths {
-			data, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			tests = append(tests, data...)
-		}
-	}
-	rows := 0
-	for line := range strings.Lines(section) {
-		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| Situation") {
-			continue
-		}
-		rows++
-		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
-		for name := range strings.SplitSeq(cells[len(cells)-1], ",") {
-			if name = strings.Trim(name, " `"); !strings.Contains(string(tests), "func "+name+"(t *testing.T)") {
-				t.Errorf("the row %q names the test %q, which is not there", cells[0], name)
-			}
-		}
-	}
-	if rows < 30 {
+	if rows := meshtest.RowsNameTests(t, "../docs/feeds.md", "## Documents that stand alone", "*_test.go", "../*_test.go"); rows < 30 {
 		t.Errorf("the table has %d rows, want at least 30", rows)
 	}
 }

@@ -6,8 +6,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,6 +16,7 @@ import (
 	memory "github.com/nosidecar/mesh/discovery"
 	discovery "github.com/nosidecar/mesh/discovery/kubernetes"
 	"github.com/nosidecar/mesh/internal/kubernetes/kubetest"
+	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/kubernetes"
 )
@@ -232,40 +231,8 @@ func TestSituation_TokenThatExpires(t *testing.T) {
 
 // Each situation of the table in the documentation names tests that there are.
 func TestSituation_RowsNameTests(t *testing.T) {
-	text, err := os.ReadFile("../../docs/kubernetes.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, _ := strings.Cut(string(text), "## Situations")
-	section, _, _ = strings.Cut(section, "\n## ")
-	var tests strings.Builder
-	for _, pattern := range []string{"*_test.go", "../*_test.go", "../../*_test.go", "../../internal/kubernetes/*_test.go", "../../discovery/kubernetes/*_test.go",
-		"../../kubernetes/*_test.go", "../../realservers/*_test.go"} {
-		paths, err := filepath.Glob(pattern)
-		if err != nil || len(paths) == 0 {
-			t.Fatalf("%s: no files (%v)", pattern, err)
-		}
-		for _, path := range paths {
-			data, err := os.ReadFile(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			tests.Write(data)
-		}
-	}
-	rows := 0
-	for line := range strings.Lines(section) {
-		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| Situation") {
-			continue
-		}
-		rows++
-		cells := strings.Split(strings.Trim(strings.TrimSpace(line), "|"), "|")
-		for name := range strings.SplitSeq(cells[len(cells)-1], ",") {
-			if name = strings.Trim(name, " `"); !strings.Contains(tests.String(), "func "+name+"(t *testing.T)") {
-				t.Errorf("the row %q names the test %q, which is not there", cells[0], name)
-			}
-		}
-	}
+	rows := meshtest.RowsNameTests(t, "../../docs/kubernetes.md", "## Situations", "*_test.go", "../*_test.go", "../../*_test.go",
+		"../../internal/kubernetes/*_test.go", "../../discovery/kubernetes/*_test.go", "../../kubernetes/*_test.go", "../../realservers/*_test.go")
 	if rows != 46 {
 		t.Errorf("the table has %d rows, want 46", rows)
 	}
