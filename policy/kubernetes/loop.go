@@ -51,14 +51,35 @@ type loop struct {
 type group struct {
 	served map[string]kube.Resource // by kind
 	known  bool                     // served has been read
-	err    error                    // why it cannot be read
-	since  time.Time                // since when
-	denied time.Time                // since when it is denied
-	again  chan struct{}            // takes hints that the server should be asked again soon
+	failure
+	again chan struct{} // takes hints that the server should be asked again soon
 }
 
-// final reports whether an error is a denial that does not pass. since is when it was first denied.
-func final(err error, since time.Time) bool { return denied(err) && time.Since(since) >= startup }
+// failure is why something cannot be read now.
+type failure struct {
+	err    error     // nil if it can be read
+	since  time.Time // since when it cannot
+	denied time.Time // since when it is denied
+}
+
+// final reports whether the failure is a denial that does not pass.
+func (f *failure) final() bool { return denied(f.err) && time.Since(f.denied) >= startup }
+
+// fail records why something cannot be read. It is yielded by its name once more when that has become final, unless it is known by then.
+func (l *loop) fail(f *failure, err error, name string, known func() bool) {
+	if f.err == nil {
+		f.since = time.Now()
+	}
+	if denied(err) && !denied(f.err) && !known() {
+		f.denied = time.Now()
+		l.after(startup, func() {
+			if !known() && f.final() {
+				delete(l.told, name)
+			}
+		})
+	}
+	f.err = err
+}
 
 // namespace is a namespace that is followed.
 type namespace struct {
@@ -80,9 +101,7 @@ type watch struct {
 
 	documents []document
 	read      time.Time // when documents were read, zero if never
-	err       error     // why they cannot be read now
-	since     time.Time // since when
-	denied    time.Time // since when they are denied
+	failure
 }
 
 func newLoop(ctx context.Context, feed *Feed, own, root string) *loop {
@@ -200,21 +219,11 @@ func (l *loop) after(wait time.Duration, news func()) {
 // serves sets the resources that a group serves, by kind.
 func (l *loop) serves(name string, kinds map[string]kube.Resource, err error) {
 	g := l.groups[name]
-	if err != nil && g.err == nil {
-		g.since = time.Now()
-	}
-	if denied(err) && !denied(g.err) && !g.known {
-		g.denied = time.Now()
-		l.after(startup, func() {
-			if !g.known && final(g.err, g.denied) {
-				delete(l.told, groupName(name)) // yield it again, since it is final now
-			}
-		})
-	}
-	if g.err = err; err != nil {
+	if err != nil {
+		l.fail(&g.failure, err, groupName(name), func() bool { return g.known })
 		return
 	}
-	g.known, g.served, l.dirty = true, kinds, true
+	g.err, g.known, g.served, l.dirty = nil, true, kinds, true
 	l.reconcile()
 }
 
@@ -269,18 +278,8 @@ func (l *loop) take(w *watch, documents []document, err error) {
 		return // another watch has replaced it
 	}
 	if err != nil {
-		if w.err == nil {
-			w.since = time.Now()
-		}
-		if denied(err) && !denied(w.err) && !w.known() {
-			w.denied = time.Now()
-			l.after(startup, func() {
-				if !w.known() && final(w.err, w.denied) {
-					delete(l.told, w.name())
-				}
-			})
-		}
-		w.err, l.dirty = err, l.dirty || !l.ready || !l.namespaces[w.namespace].complete
+		l.fail(&w.failure, err, w.name(), w.known)
+		l.dirty = l.dirty || !l.ready || !l.namespaces[w.namespace].complete
 		return
 	}
 	if !w.read.IsZero() && len(documents) == 0 {
@@ -446,10 +445,10 @@ func (l *loop) tell(yield func([]policy.Source, error) bool) bool {
 		trouble.names, trouble.errs = append(trouble.names, name), append(trouble.errs, failures[name])
 	}
 	for _, g := range l.groups {
-		trouble.add(g.err, g.since, g.known || !final(g.err, g.denied))
+		trouble.add(&g.failure, g.known)
 	}
 	for _, w := range l.watches {
-		trouble.add(w.err, w.since, w.known() || !final(w.err, w.denied))
+		trouble.add(&w.failure, w.known())
 	}
 	l.failed = true
 	return yield(nil, trouble)

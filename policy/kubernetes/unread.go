@@ -19,14 +19,14 @@ type unread struct {
 	kept      bool // the documents that were read before stay in force
 }
 
-// add records an error, if it is not nil. known reports whether the objects are known in spite of it.
-func (e *unread) add(err error, since time.Time, known bool) {
-	if err == nil {
+// add records a failure, if it is one. known reports whether the objects are known in spite of it.
+func (e *unread) add(f *failure, known bool) {
+	if f.err == nil {
 		return
 	}
-	e.temporary = e.temporary && (known || !denied(err))
-	if e.since.IsZero() || since.Before(e.since) {
-		e.since = since
+	e.temporary = e.temporary && (known || !f.final())
+	if e.since.IsZero() || f.since.Before(e.since) {
+		e.since = f.since
 	}
 }
 
