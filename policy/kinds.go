@@ -15,21 +15,25 @@ import (
 
 // lookUp returns the state of a kind and, unless it is enforced, the reason.
 func lookUp(apis map[string]catalog.API, group, version, kind string) (catalog.State, string) {
-	skipped := fmt.Sprintf("a %s has no meaning in-process: it is skipped", kind)
+	skipped := fmt.Sprintf("%s has no meaning in-process: it is skipped", one(kind))
 	a, known := apis[group]
 	if !known || a.Kinds[kind] == catalog.Unknown && kubernetes(group) {
 		// A document that should be enforced must not be skipped because of a mistake in its apiVersion. The names of Kubernetes' own
 		// kinds are excepted, since others use them too.
+		var others []string
 		for _, other := range slices.Sorted(maps.Keys(apis)) {
 			if s := apis[other].Kinds[kind]; other != "" && (s == catalog.Enforced || s == catalog.Refused) {
-				return catalog.Unknown, fmt.Sprintf("a %s belongs to %s: correct apiVersion", kind, other)
+				others = append(others, other)
 			}
+		}
+		if others != nil {
+			return catalog.Unknown, fmt.Sprintf("%s belongs to %s: correct apiVersion", one(kind), strings.Join(others, " or "))
 		}
 		if kubernetes(group) {
 			return catalog.Meaningless, skipped
 		}
 		if foreign(group) {
-			return catalog.Meaningless, fmt.Sprintf("a %s of %s is not about a mesh: it is skipped", kind, group)
+			return catalog.Meaningless, fmt.Sprintf("%s of %s is not about a mesh: it is skipped", one(kind), group)
 		}
 		return catalog.Unknown, fmt.Sprintf("unknown API %q: check apiVersion and kind", group+"/"+version)
 	}
@@ -64,6 +68,14 @@ func lookUpEntry(kind string) (catalog.State, string) {
 		return catalog.Refused, kind + " is not enforced yet"
 	}
 	return catalog.Enforced, ""
+}
+
+// one returns a kind with its article.
+func one(kind string) string {
+	if kind != "" && strings.IndexByte("AEIOU", kind[0]) >= 0 {
+		return "an " + kind
+	}
+	return "a " + kind
 }
 
 // kubernetes reports whether a group belongs to Kubernetes itself.

@@ -295,7 +295,7 @@ func (c *chunk) parse() {
 	}
 }
 
-var errSecond = errors.New("a second document begins after an unusual line break: end lines with LF or CRLF")
+var errSecond = errors.New("a second document begins here without a line --- of its own, which ends with LF or CRLF: add one")
 
 // notYAML is an error of the YAML parser.
 type notYAML struct{ error }

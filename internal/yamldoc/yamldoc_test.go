@@ -185,7 +185,7 @@ func TestParse_Stream(t *testing.T) {
 		{"byte order mark", "\uFEFFkind: x\n", "", 1},
 		{"UTF-16", "\xFF\xFEk\x00", "1: : error: UTF-16 text: save the file as UTF-8\n", 1},
 		{"lone CR", "kind: x\r---\rkid: y\r",
-			"1: : error: a second document begins after an unusual line break: end lines with LF or CRLF\n", 1},
+			"1: : error: a second document begins here without a line --- of its own, which ends with LF or CRLF: add one\n", 1},
 		{"nothing", "", "", 0},
 	}
 	for _, tt := range tests {
