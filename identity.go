@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/connectid"
+	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -171,4 +172,17 @@ func (m *Mesh) rotated(_, now *tlsid.Identity) {
 
 func (m *Mesh) identityFailed(err error) {
 	m.observers.identity(nil, err)
+}
+
+// warnOpen tells the observers, once, that a process with an identity serves every peer: an operator who set up identities
+// may not expect that.
+func (m *Mesh) warnOpen() {
+	in := m.engine.Plan().Inbound()
+	if m.identity == nil || in.Authorizes() || in.Mode(0) != tlsid.Permissive || !m.server.warned.CompareAndSwap(false, true) {
+		return
+	}
+	m.observers.policyLoaded(PolicyLoad{remark: true, Findings: policy.Findings{{
+		Severity: policy.Warning, Message: "no AuthorizationPolicy and no PeerAuthentication is about this workload: requests of " +
+			"every peer are served, with and without an identity",
+	}}})
 }

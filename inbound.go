@@ -20,7 +20,6 @@ import (
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
 	"github.com/nosidecar/mesh/internal/trailer"
-	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
@@ -134,22 +133,12 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 // Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
 // [WithWorkload]. Shutdown of the http.Server drains as usual.
 func (m *Mesh) Handler(next http.Handler) http.Handler {
+	if next == nil {
+		panic("mesh: Handler: the handler is nil")
+	}
 	m.server.handled.Store(true)
 	m.warnOpen()
 	return &handler{m, next}
-}
-
-// warnOpen tells the observers, once, that a process with an identity serves every peer: an operator who set up identities
-// may not expect that.
-func (m *Mesh) warnOpen() {
-	in := m.engine.Plan().Inbound()
-	if m.identity == nil || in.Authorizes() || in.Mode(0) != tlsid.Permissive || !m.server.warned.CompareAndSwap(false, true) {
-		return
-	}
-	m.observers.policyLoaded(PolicyLoad{remark: true, Findings: policy.Findings{{
-		Severity: policy.Warning, Message: "no AuthorizationPolicy and no PeerAuthentication is about this workload: requests of " +
-			"every peer are served, with and without an identity",
-	}}})
 }
 
 type handler struct {

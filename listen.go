@@ -43,6 +43,9 @@ type watched interface {
 // Without [WithIdentity] every TLS connection is refused, and under STRICT every connection is. Refused connections are
 // reported to the observers' ConnectionRefused.
 func (m *Mesh) Listen(inner net.Listener) net.Listener {
+	if inner == nil {
+		panic("mesh: Listen: the listener is nil")
+	}
 	l := &listener{Listener: tlsid.NewListener(inner, m.listenerConfig(inner)), place: placeOf(inner.Addr()), mesh: m}
 	m.server.watch(l)
 	return l
@@ -109,6 +112,9 @@ func portOf(addr net.Addr) int {
 //
 // A server that speaks first, like MySQL's, needs STRICT or DISABLE: PERMISSIVE waits for the first byte.
 func (m *Mesh) ListenTCP(inner net.Listener) net.Listener {
+	if inner == nil {
+		panic("mesh: ListenTCP: the listener is nil")
+	}
 	config := m.listenerConfig(inner)
 	if config.TLS != nil {
 		config.TLS.NextProtos = nil // they are for HTTP, and clients that offer others would be refused

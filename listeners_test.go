@@ -373,6 +373,25 @@ func TestOptionsThatCannotBeHonoured(t *testing.T) {
 	}
 }
 
+// What is nil by mistake is found when the server is set up, and not by its first request.
+func TestNothingToServe(t *testing.T) {
+	m := newMesh(t, "")
+	for want, set := range map[string]func(){
+		"mesh: Handler: the handler is nil":    func() { m.Handler(nil) },
+		"mesh: Listen: the listener is nil":    func() { m.Listen(nil) },
+		"mesh: ListenTCP: the listener is nil": func() { m.ListenTCP(nil) },
+	} {
+		func() {
+			defer func() {
+				if got := recover(); got != want {
+					t.Errorf("panic %v, want %q", got, want)
+				}
+			}()
+			set()
+		}()
+	}
+}
+
 // A listener tells its port as it likes, and Handler and Listen read it alike.
 func TestPortOfAnyListener(t *testing.T) {
 	noLeaks(t)
