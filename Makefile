@@ -35,10 +35,10 @@ test: vet allocations
 	$(MAKE) fuzz
 	$(GO) run ./examples/quickstart
 
-# Tests with real servers. Consul, Jaeger, Kubernetes and istiod are built once, in minutes, into the user's cache folder; Prometheus is Debian's.
+# Tests with real servers. Consul, Jaeger, Kubernetes and istiod are built once, in minutes (more on a busy machine, hence the limit), into the user's cache folder; Prometheus is Debian's.
 servers: prometheus
 	cd dashboards && $(GO) vet ./... && $(GO) test ./...
-	cd realservers && $(GO) vet ./... && $(GO) test -race -timeout 30m ./...
+	cd realservers && $(GO) vet ./... && $(GO) test -race -timeout 60m ./...
 
 prometheus:
 	@command -v prometheus >/dev/null && command -v promtool >/dev/null || { \
