@@ -22,7 +22,7 @@ func TestAllocationsBesideBare(t *testing.T) {
 		most map[string]float64
 	}{
 		{"unary", callUnary, map[string]float64{"client": 2, "server": 4, "both ends": 6}},
-		{"stream", callStream, map[string]float64{"client": 12, "server": 4, "both ends": 16}},
+		{"stream", callStream, map[string]float64{"client": 7, "server": 4, "both ends": 11}},
 	} {
 		allocations := func(conn *grpc.ClientConn) float64 {
 			return testing.AllocsPerRun(300, func() { kind.call(t, conn) })

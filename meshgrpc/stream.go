@@ -82,7 +82,7 @@ func (s *stream) current() engine.Messages {
 // Make implements grpcreplay.Driver.
 func (s *stream) Make() (a grpcreplay.Answer) {
 	answer, err := s.serve(s)
-	if answer == nil && err == nil && s.last.stop != nil {
+	if answer == nil && err == nil && s.last.stream != nil {
 		a.Header, a.Trailer = s.last.metadata()
 		if a.Header == nil && s.last.reads { // a trailers-only response that documents may have edited
 			a.Header = a.Trailer
@@ -123,6 +123,7 @@ func (s *stream) End(err error) (instead error) {
 
 // Send implements engine.Adapter.
 func (s *stream) Send(ctx context.Context, loop retry.Loop) (retry.Reason, error) {
+	s.replayed.Follow(loop.Policy)
 	return s.attempts(ctx, loop, s)
 }
 
@@ -152,12 +153,10 @@ func (s *stream) replayable() bool { return !s.replayed.Committed() }
 
 // send implements attempter.
 func (s *stream) send(t *try) {
-	var cancel context.CancelFunc
-	t.Context, cancel = context.WithCancel(t.Context)
 	s.mu.Lock()
 	s.messages = s.Messages()
 	s.mu.Unlock()
-	r := s.replayed.Try(t, cancel, s.sent.method, t.options())
+	r := s.replayed.Try(t, nil, s.sent.method, t.options())
 	t.mu.Lock()
 	t.over = true
 	t.mu.Unlock()
@@ -165,5 +164,5 @@ func (s *stream) send(t *try) {
 		t.judge(r.Err, r.Begun && s.replayed.Committed())
 		return
 	}
-	t.status, t.header, t.stop = http.StatusOK, r.Header, cancel
+	t.status, t.header, t.stream = http.StatusOK, r.Header, &s.replayed
 }

@@ -658,6 +658,68 @@ func TestStreamEndedByInterceptor(t *testing.T) {
 	await.Receive(t, "the stream ends on the server", over)
 }
 
+// answeringStream is a stream that an interceptor answers without gRPC.
+type answeringStream struct {
+	grpc.ClientStream
+	ctx context.Context
+}
+
+func (s answeringStream) Header() (metadata.MD, error) { return metadata.MD{}, nil }
+
+func (s answeringStream) Trailer() metadata.MD { return nil }
+
+func (s answeringStream) RecvMsg(any) error {
+	<-s.ctx.Done()
+	return status.FromContextError(s.ctx.Err()).Err()
+}
+
+// A stream that gRPC has no part in is over when its caller leaves, even if the caller does not look.
+func TestStreamWithoutGRPC(t *testing.T) {
+	leak.Check(t)
+	var inner atomic.Bool
+	inner.Store(true)
+	_, conn := one(t, "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: echo}\n"+
+		"spec: {host: echo, trafficPolicy: {connectionPool: {http: {http2MaxRequests: 1}}}}\n",
+		[]discovery.Endpoint{serve(t, echoStreams)}, grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc,
+			cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			if inner.Load() {
+				return answeringStream{ctx: ctx}, nil
+			}
+			return streamer(ctx, desc, cc, method, opts...)
+		}))
+	client := grpctest.NewClient(conn)
+	ctx, cancel := context.WithCancel(t.Context())
+	over := make(chan error, 1)
+	stream, err := client.FullDuplexCall(ctx, grpc.OnFinish(func(err error) { over <- err }))
+	if err == nil {
+		_, err = stream.Header()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	inner.Store(false)
+	again := func() error {
+		stream, err := client.FullDuplexCall(bounded(t))
+		if err == nil {
+			err = stream.CloseSend()
+		}
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		return err
+	}
+	if err := again(); status.Code(err) != codes.Unavailable {
+		t.Errorf("a second stream: %v, want Unavailable", err)
+	}
+	cancel()
+	if err := await.Receive(t, "the end of the stream", over); status.Code(err) != codes.Canceled {
+		t.Errorf("the stream ended with %v, want Canceled", err)
+	}
+	if err := again(); err != io.EOF {
+		t.Errorf("the next stream: %v, want io.EOF", err)
+	}
+}
+
 // endingStream is a stream of an interceptor that returns its own error at the end.
 type endingStream struct{ grpc.ClientStream }
 

@@ -62,11 +62,11 @@ type try struct {
 	exchanges bool // our peer metadata was sent, so the endpoint may answer with its own
 
 	// The result.
-	status int        // of the response, as an HTTP status; 0 if there was none
-	code   codes.Code // of err
-	err    error      // what the caller gets if this is the last try
-	rest   error      // why there was no response, or how it broke off
-	stop   func()     // cancels what continues after the response began; nil if nothing does
+	status int                // of the response, as an HTTP status; 0 if there was none
+	code   codes.Code         // of err
+	err    error              // what the caller gets if this is the last try
+	rest   error              // why there was no response, or how it broke off
+	stream *grpcreplay.Stream // continues after the response began; nil if nothing does
 }
 
 type tryKey struct{}
@@ -263,7 +263,7 @@ func (t *try) settle(limit time.Duration) {
 	case t.status != 0:
 		t.Answered(t.status)
 		t.show()
-		if t.stop == nil {
+		if t.stream == nil {
 			t.finish()
 		}
 	default:
@@ -316,9 +316,9 @@ func (t *try) close() {
 // giveUp ends the try in whatever state it is.
 func (t *try) giveUp() {
 	switch {
-	case t.stop != nil:
-		t.stop()
-		t.stop = nil
+	case t.stream != nil:
+		t.stream.End()
+		t.stream = nil
 		t.close()
 	case t.held:
 		t.held = false

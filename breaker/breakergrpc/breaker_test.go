@@ -332,3 +332,28 @@ func TestServer_Outcomes(t *testing.T) {
 		})
 	}
 }
+
+// A probe whose stream is over for the caller makes room for the next one, even if gRPC goes on with it.
+func TestStreamEndedByAnInterceptor(t *testing.T) {
+	for _, config := range []breaker.Config{{}, {SlowCall: time.Hour, SlowCallFraction: 1}} {
+		config.ConsecutiveFailures, config.OpenDuration = 1, time.Minute
+		grpctest.EndedStreams(t, func(t *testing.T, stream func(...grpc.DialOption)) {
+			circuits := &breakergrpc.Client{Config: config, Key: func(context.Context, string, *grpc.ClientConn) string { return "x" }}
+			var code atomic.Uint32
+			var calls atomic.Int32
+			client, stop := grpctest.Connect(t, switchable(&code, &calls), circuits.DialOptions()...)
+			defer stop()
+			code.Store(uint32(codes.Internal))
+			_ = unary(t.Context(), client)
+			if err := unary(t.Context(), client); !errors.Is(err, breaker.ErrOpen) {
+				t.Fatalf("error %v, want ErrOpen", err)
+			}
+			time.Sleep(time.Minute)
+			stream(circuits.DialOptions()...)
+			code.Store(0)
+			if err := unary(t.Context(), client); err != nil {
+				t.Errorf("the next probe: %v", err)
+			}
+		})
+	}
+}

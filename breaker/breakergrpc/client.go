@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/grpcend"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
@@ -81,31 +82,23 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 		return nil, err
 	}
 	s := &stream{lease: lease}
-	returned := false
-	defer func() {
-		if !returned {
-			s.end(breaker.Failure)
-		}
-	}()
-	// gRPC calls it when the stream ends, even if the caller only cancels.
-	finish := grpc.OnFinish(func(err error) { c.finish(ctx, s, err) })
-	s.ClientStream, err = streamer(ctx, desc, cc, method, append(opts[:len(opts):len(opts)], finish)...)
-	returned = true
-	if err != nil {
-		c.finish(ctx, s, err) // a layer below may have refused
+	s.ClientStream, err = grpcend.Open(ctx, desc, cc, method, streamer, opts, func(err error) { c.finish(ctx, s, err) })
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if c.Config.SlowCall == 0 {
+	case c.Config.SlowCall == 0:
 		return s.ClientStream, nil
 	}
 	return s, nil
 }
 
-// finish ends a stream that ended with err.
+// finish ends a stream that ended with err, which may be the refusal of a layer below.
 func (c *Client) finish(ctx context.Context, s *stream, err error) {
 	outcome := breaker.Failure // if IsFailure panics
 	defer func() { s.end(outcome) }()
-	outcome = c.outcome(ctx, err)
+	if err != grpcend.ErrPanicked {
+		outcome = c.outcome(ctx, err)
+	}
 }
 
 func (c *Client) setup() {
@@ -165,12 +158,9 @@ type stream struct {
 
 func (s *stream) end(outcome breaker.Outcome) {
 	s.mu.Lock()
-	ended := s.ended
 	s.ended = true
 	s.mu.Unlock()
-	if !ended {
-		s.lease.Done(outcome)
-	}
+	s.lease.Done(outcome)
 }
 
 func (s *stream) answered() {

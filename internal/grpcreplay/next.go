@@ -2,6 +2,7 @@ package grpcreplay
 
 import (
 	"context"
+	"net/http"
 	"strconv"
 	"time"
 
@@ -124,6 +125,11 @@ func (o *Outcome) retriable(config *retry.Config) bool {
 		}
 	}
 	return on.GRPC(uint32(o.Code))
+}
+
+// retriesAnswers reports whether config may retry a call whose response has headers.
+func retriesAnswers(config retry.Config) bool {
+	return config.On.HTTP(http.StatusOK) || len(config.RetriableHeaders) > 0 || config.On.Conditions&retry.RateLimited != 0
 }
 
 // idempotent reports whether the metadata of a call says that it may be sent twice.

@@ -14,7 +14,9 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/grpcend"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/retry"
 )
 
 // Stream is a grpc.ClientStream that can be retried. Its [Driver] makes the tries on a separate goroutine, until one is answered or there
@@ -29,6 +31,7 @@ import (
 type Stream struct {
 	config Config
 	driver Driver
+	apart  bool // each try has a context of its own
 	first  try
 	out    Message // the message that SendMsg is sending
 	in     any     // the message that RecvMsg is receiving, if there is a Meter
@@ -118,14 +121,16 @@ type try struct {
 	cs      grpc.ClientStream // nil if there is none
 	codec   *Codec
 	clock   deadline.Upload
-	release func() // ends the try if it is still running; may be nil
-	dropped bool   // by Drop, maybe while it was sent again; guarded by Stream.mu
+	release func()      // of the driver, to be called when the try is over; may be nil
+	cancel  func()      // ends the context of the try; nil if that is the caller's
+	unwatch func() bool // stops waiting for the end of the driver's context; nil if nothing waits
+	dropped bool        // by Drop, maybe while it was sent again; guarded by Stream.mu
 	opts    [4]grpc.CallOption
 }
 
 // Begin begins the stream. It returns once there is a try that takes messages.
 func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) {
-	s.config, s.driver = config, driver
+	s.config, s.driver, s.apart = config, driver, !grpcend.Direct(config.Streamer)
 	s.news.L = &s.mu
 	s.kept.Room = config.Room
 	go s.run()
@@ -212,14 +217,25 @@ func (s *Stream) end() {
 	})
 }
 
+// Follow must be called before the first try, with the policy of the call. A try whose response has begun goes on until the call of the caller
+// ends, if it has no context of its own. It has one if policy may drop such a try, and if there are other interceptors, which may end
+// a stream that gRPC goes on with.
+func (s *Stream) Follow(policy *retry.Policy) {
+	if policy != nil && retriesAnswers(policy.Config()) {
+		s.apart = true
+	}
+}
+
 // Try makes another try with ctx, up to the beginning of its response. release, if not nil, is called when gRPC is done with the try.
 func (s *Stream) Try(ctx context.Context, release func(), method string, opts []grpc.CallOption) Reply {
 	resends := s.config.Room-s.kept.Room > unreadable
 	if resends {
 		s.resending.Wait() // for a try that was dropped
-		ctx, release = cancellable(ctx, release)
 	}
 	t := s.begin(ctx, release)
+	if s.apart || resends { // nothing may be sent on a try that was dropped
+		ctx = t.apart(ctx)
+	}
 	opts = append(append(t.opts[:0], opts...), grpc.OnFinish(t.finished))
 	t.codec, opts = s.config.Encoding.Codec(slices.Clip(opts))
 	cs, err := s.config.Streamer(ctx, s.config.Desc, s.config.Conn, method, opts...)
@@ -288,15 +304,11 @@ func (s *Stream) resend(t *try) {
 	})
 }
 
-// cancellable returns a context for a try, and a release that cancels it, so that nothing is sent on a try that was dropped.
-func cancellable(ctx context.Context, release func()) (context.Context, func()) {
-	ctx, cancel := context.WithCancel(ctx)
-	return ctx, func() {
-		cancel()
-		if release != nil {
-			release()
-		}
-	}
+// apart returns a context for t alone. With the end of ctx, the try is over even if gRPC does not say so.
+func (t *try) apart(ctx context.Context) context.Context {
+	t.unwatch = context.AfterFunc(ctx, func() { t.over(status.FromContextError(ctx.Err()).Err()) })
+	ctx, t.cancel = context.WithCancel(ctx)
+	return ctx
 }
 
 // begin returns the next try.
@@ -342,10 +354,15 @@ func (s *Stream) open(t *try) {
 
 // finished is called by gRPC when it is done with the try.
 func (t *try) finished(err error) {
+	t.over(err)
+	t.end()
+}
+
+// over ends the stream if t, which is over, was its last try.
+func (t *try) over(err error) {
 	if t.note(err) {
 		t.stream.end()
 	}
-	t.end()
 }
 
 // note records the error with which a try has ended, if that is not yet known. It reports whether the stream ends with it, which is not the
@@ -368,9 +385,21 @@ func (t *try) note(err error) (ends bool) {
 
 // end ends the try if it is still running.
 func (t *try) end() {
+	if t.unwatch != nil {
+		t.unwatch()
+		t.cancel()
+	}
 	if t.release != nil {
 		t.release()
 	}
+}
+
+// End ends the latest try if it is still running, unless only the end of the caller's call can do that.
+func (s *Stream) End() {
+	s.mu.Lock()
+	t := s.last
+	s.mu.Unlock()
+	t.end()
 }
 
 // Committed reports whether no other try can follow the current one.

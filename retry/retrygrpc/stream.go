@@ -61,6 +61,7 @@ func (s *stream) Make() grpcreplay.Answer {
 			s.settled(summary)
 		}
 	}()
+	s.replayed.Follow(s.loop.Policy)
 	n, reason, gone := grpcreplay.Do(s.ctx, s.loop, s)
 	summary = retry.Summary{Attempts: n, Stopped: reason}
 	return grpcreplay.Answer{

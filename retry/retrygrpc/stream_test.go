@@ -730,3 +730,36 @@ func TestStream_BothWays(t *testing.T) {
 		sending.Wait()
 	}
 }
+
+// refusingStream is a stream whose messages an interceptor refuses.
+type refusingStream struct{ grpc.ClientStream }
+
+func (refusingStream) RecvMsg(any) error { return status.Error(codes.DataLoss, "not a good message") }
+
+// If an interceptor ends a stream, the stream ends for the server, too.
+func TestStreamEndedByAnInterceptor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		over := false
+		client, stop := grpctest.Connect(t, &grpctest.Service{Bidi: func(s grpctest.BidiServer) error {
+			err := s.SendHeader(nil)
+			<-s.Context().Done()
+			over = true
+			return err
+		}}, append(fast("unavailable", 1).DialOptions(), grpc.WithChainStreamInterceptor(func(ctx context.Context, desc *grpc.StreamDesc,
+			cc *grpc.ClientConn, method string, streamer grpc.Streamer, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+			s, err := streamer(ctx, desc, cc, method, opts...)
+			return refusingStream{s}, err
+		}))...)
+		defer stop()
+		stream, err := client.FullDuplexCall(t.Context())
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if status.Code(err) != codes.DataLoss {
+			t.Errorf("error %v, want DataLoss", err)
+		}
+		if synctest.Wait(); !over {
+			t.Error("the server still serves the stream")
+		}
+	})
+}

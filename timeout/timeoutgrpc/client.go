@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/grpcend"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/timeout"
 )
@@ -96,19 +97,10 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 		s.timer = time.AfterFunc(s.idle, func() { s.cancel(&s.silent) })
 		s.timer.Stop()
 	}
-	made := false
-	defer func() {
-		if !made {
-			s.end(nil)
-		}
-	}()
-	// gRPC calls it when the stream ends, even if the caller only cancels.
 	var err error
-	s.ClientStream, err = streamer(&s.call, desc, cc, method, append(opts[:len(opts):len(opts)], grpc.OnFinish(s.end))...)
-	if err != nil {
+	if s.ClientStream, err = grpcend.Open(&s.call, desc, cc, method, streamer, opts, s.end); err != nil {
 		return nil, s.explain(err)
 	}
-	made = true
 	return s, nil
 }
 
@@ -150,12 +142,7 @@ func (s *stream) SendMsg(m any) error {
 
 // RecvMsg implements grpc.ClientStream.
 func (s *stream) RecvMsg(m any) error {
-	err := s.receive(m)
-	if err != nil {
-		err = s.explain(err)
-		s.end(nil) // gRPC may not have noticed the end, if an interceptor has ended the stream
-	}
-	return err
+	return s.explain(s.receive(m))
 }
 
 func (s *stream) receive(m any) error {

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/nosidecar/mesh/internal/grpcend"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/spans"
 	"github.com/nosidecar/mesh/tracing"
@@ -141,20 +142,7 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	if err != nil {
 		return nil, err
 	}
-	made := false
-	defer func() {
-		if !made {
-			call.end(errPanic)
-		}
-	}()
-	// gRPC calls it when the stream ends, also if the caller just cancels.
-	s, err := streamer(call.ctx, desc, cc, method, append(opts[:len(opts):len(opts)], grpc.OnFinish(call.end))...)
-	if err != nil {
-		call.end(err)
-		return nil, err
-	}
-	made = true
-	return s, nil
+	return grpcend.Open(call.ctx, desc, cc, method, streamer, opts, call.end)
 }
 
 var errPanic = status.Error(codes.Unknown, "tracinggrpc: a panic")

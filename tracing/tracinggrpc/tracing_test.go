@@ -432,3 +432,14 @@ func TestInvalidConfig(t *testing.T) {
 		}
 	}
 }
+
+// The span of a stream ends when the stream is over for the caller, even if gRPC goes on with it.
+func TestStreamEndedByAnInterceptor(t *testing.T) {
+	grpctest.EndedStreams(t, func(t *testing.T, stream func(...grpc.DialOption)) {
+		config, spans := recorder()
+		stream((&tracinggrpc.Client{Config: config}).DialOptions()...)
+		if n := len(spans.Ended()); n != 1 {
+			t.Errorf("%d spans have ended, want 1", n)
+		}
+	})
+}

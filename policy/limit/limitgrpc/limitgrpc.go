@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/nosidecar/mesh/internal/grpcend"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/policy/limit"
 )
@@ -104,18 +105,7 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	if err != nil {
 		return nil, grpcstatus.Wrap(codeOf(err), err)
 	}
-	release := sync.OnceFunc(slot.Release)
-	made := false
-	defer func() {
-		if !made {
-			release()
-		}
-	}()
-	// gRPC calls it when the stream ends, even if the caller only cancels.
-	opts = append(opts[:len(opts):len(opts)], grpc.OnFinish(func(error) { release() }))
-	stream, err := streamer(ctx, desc, cc, method, opts...)
-	made = err == nil
-	return stream, err
+	return grpcend.Open(ctx, desc, cc, method, streamer, opts, func(error) { slot.Release() })
 }
 
 // Server bounds the calls that a grpc.Server serves. It tells clients not to retry a call at once if it found no room. The

@@ -142,3 +142,14 @@ func TestInvalidConfig(t *testing.T) {
 		}
 	}
 }
+
+// A stream gives back its slot when it is over for the caller, even if gRPC goes on with it.
+func TestStreamEndedByAnInterceptor(t *testing.T) {
+	grpctest.EndedStreams(t, func(t *testing.T, stream func(...grpc.DialOption)) {
+		client := &limitgrpc.Client{Pool: limit.PoolConfig{MaxRequests: 1}}
+		stream(client.DialOptions()...)
+		if n := client.Stats().Active; n != 0 {
+			t.Errorf("%d calls are in flight, want none", n)
+		}
+	})
+}
