@@ -2,7 +2,6 @@ package meshgrpc
 
 import (
 	"fmt"
-	"net/url"
 	"strings"
 	"sync"
 
@@ -32,14 +31,14 @@ func (balancerBuilder) Build(cc balancer.ClientConn, opts balancer.BuildOptions)
 	return &connections{cc: cc, refused: checkAuthority(opts)}
 }
 
-// checkAuthority returns a refusal if the authority of a ClientConn is not the host of its target. An interceptor, which routes the
-// calls, cannot see it: the server would get another host than documents do.
+// checkAuthority returns a refusal if the authority of a ClientConn is not the host of its target, as it is sent: a server may decode what is
+// escaped, or not. An interceptor, which routes the calls, cannot see the authority, so the server would get another host than documents do.
 func checkAuthority(opts balancer.BuildOptions) error {
 	host := opts.Target.Endpoint()
 	if strings.HasPrefix(host, ":") {
 		host = "localhost" + host
 	}
-	if authority, err := url.PathUnescape(opts.Authority); opts.Authority == host || err == nil && authority == host {
+	if opts.Authority == host {
 		return nil
 	}
 	return refusal.New(fmt.Sprintf("meshgrpc: documents do not see the authority %q of grpc.WithAuthority: "+

@@ -279,6 +279,8 @@ func TestAuthorityOfAClientConn(t *testing.T) {
 			`grpc.WithDefaultCallOptions(grpc.CallAuthority("closed.example.com"))`, ""},
 		{"of the connection, malformed", grpc.WithAuthority("echo%zz"), codes.Unavailable,
 			`grpc.WithDefaultCallOptions(grpc.CallAuthority("echo%zz"))`, ""},
+		{"of the connection, escaped", grpc.WithAuthority("ec%68o"), codes.Unavailable,
+			`grpc.WithDefaultCallOptions(grpc.CallAuthority("ec%68o"))`, ""},
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {

@@ -339,7 +339,7 @@ func TestConnectionThatCannotBeWrittenToIsForgotten(t *testing.T) {
 // The authority that gRPC makes of a target without a host is not one of grpc.WithAuthority.
 func TestAuthorityOfATargetWithoutAHost(t *testing.T) {
 	target := resolver.Target{URL: url.URL{Scheme: scheme, Path: "/:80"}}
-	for authority, refused := range map[string]bool{"localhost:80": false, "closed.example.com": true, "localhost%zz:80": true} {
+	for authority, refused := range map[string]bool{"localhost:80": false, "closed.example.com": true, "localhost%zz:80": true, "local%68ost:80": true} {
 		if err := checkAuthority(balancer.BuildOptions{Target: target, Authority: authority}); (err != nil) != refused {
 			t.Errorf("the authority %q: %v, refused should be %v", authority, err, refused)
 		}
