@@ -36,9 +36,9 @@ func (h *handler) Admit(a admission.Adapter, r *http.Request) (context.Context, 
 
 // Resume implements admission.Call.
 func (in *inbound) Resume(ctx context.Context) context.Context {
+	<-in.pending
+	in.context, in.pending = ctx, nil
 	h := handler{mesh: in.mesh}
-	defer h.mesh.server.pending.Add(-1)
-	in.context, in.pending = ctx, false
 	return h.proceed(in)
 }
 
@@ -52,11 +52,10 @@ func (h *handler) proceed(in *inbound) context.Context {
 		}
 	}()
 	if !h.admit(in.writer, r, in) || !h.limit(in.writer, r, in) {
-		over = !in.pending
-		if in.pending {
-			return in.context
+		if over = in.pending == nil; over {
+			return nil
 		}
-		return nil
+		return in.context
 	}
 	ctx := in.context
 	if in.token.Claims != nil {
@@ -99,11 +98,11 @@ func (in *inbound) PeerID() string { return in.Peer }
 // Held implements admission.Call.
 func (in *inbound) Held() bool {
 	s := &in.mesh.server
-	return s.observed || s.MaxRequests > 0 || in.pending || in.limit != nil // a limit has a timer
+	return s.observed || s.MaxRequests > 0 || in.pending != nil || in.limit != nil // a limit has a timer
 }
 
 // Pending implements admission.Call.
-func (in *inbound) Pending() bool { return in.pending }
+func (in *inbound) Pending() bool { return in.pending != nil }
 
 // Enter implements admission.Call.
 func (in *inbound) Enter(c *admission.Context) bool {
@@ -141,9 +140,9 @@ func (in *inbound) Load() string {
 
 // Done implements admission.Call.
 func (in *inbound) Done(status, grpcStatus int) {
-	if in.pending { // and never was resumed
-		in.mesh.server.pending.Add(-1)
-		in.Decision = judge.Denied("the call ended before the keys of its token were there")
+	if in.pending != nil { // and never was resumed
+		<-in.pending
+		in.Decision = judge.Denied("the call ended before it was decided about: it waited for the keys of its token, or for its message")
 	}
 	in.release()
 	if in.mesh.server.observed {

@@ -79,7 +79,7 @@ type server struct {
 	requests sync.Pool   // of *inbound
 	running  running
 	loads    loadCounter
-	pending  atomic.Int64 // requests that are decided about later
+	pending  pending
 
 	mu        sync.Mutex                // held while they change
 	listeners atomic.Pointer[[]watched] // not closed yet; copied on write

@@ -45,8 +45,8 @@ type passage struct {
 	writer         http.ResponseWriter
 	context        context.Context // of the observers
 	adapter        admission.Adapter
-	sent, received atomic.Int64 // sizes of messages
-	pending        bool         // nobody could wait for keys, so nothing is decided yet
+	sent, received atomic.Int64  // sizes of messages
+	pending        chan struct{} // nil unless nothing is decided yet, since nobody could wait for keys; closed when they are there
 
 	// Held until the handler has returned.
 	slot  limit.Slot

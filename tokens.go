@@ -1,7 +1,10 @@
 package mesh
 
 import (
+	"context"
 	"net/http"
+	"net/netip"
+	"sync"
 
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/judge"
@@ -46,17 +49,65 @@ func (m *Mesh) initKeys() {
 	m.keys.OnFetch = m.observers.keysFetched
 }
 
-// mostPending bounds the requests of other protocols that are decided about later: the message of each may be received and decoded before,
-// whoever sent it.
+// mostPending bounds the requests of other protocols that wait for keys: the message of each may be received and decoded before it is known
+// who sent it.
 const mostPending = 64
+
+// pending counts these requests by the network that they come from. As many places stay free as any network has taken, so none takes all.
+type pending struct {
+	mu  sync.Mutex
+	all int
+	by  map[netip.Addr]int
+}
+
+// enter takes a place for a request, and reports whether there was one.
+func (p *pending) enter(from netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.by[from] >= mostPending-p.all {
+		return false
+	}
+	if p.by == nil {
+		p.by = make(map[netip.Addr]int)
+	}
+	p.all++
+	p.by[from]++
+	return true
+}
+
+// leave gives the place back.
+func (p *pending) leave(from netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.all--
+	if p.by[from]--; p.by[from] == 0 {
+		delete(p.by, from)
+	}
+}
+
+// network returns the network of an address within which one sender may choose its address.
+func network(a netip.Addr) netip.Addr {
+	if a.Is6() {
+		p, _ := a.WithZone("").Prefix(64)
+		return p.Addr()
+	}
+	return a
+}
 
 // postpone makes the request pending, unless too many are.
 func (in *inbound) postpone() bool {
-	s := &in.mesh.server
-	if s.pending.Add(1) > mostPending {
-		s.pending.Add(-1)
+	if !in.mesh.server.pending.enter(network(in.view.Remote)) {
 		return false
 	}
-	in.pending = true
+	in.pending = make(chan struct{})
 	return true
+}
+
+// Await implements admission.Call. It keeps the place no longer than it waits, whether or not a message has come.
+func (in *inbound) Await(ctx context.Context) bool {
+	defer close(in.pending)
+	defer in.mesh.server.pending.leave(network(in.view.Remote))
+	view := in.view
+	token, _ := judge.Authenticate(ctx, in.rules, in.Request, &view, in.Start)
+	return token.Err == nil
 }

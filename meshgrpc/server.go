@@ -151,10 +151,26 @@ func (s *server) tap(ctx context.Context, info *tap.Info) (context.Context, erro
 	if err != nil {
 		return ctx, err
 	}
+	if in.call.Pending() {
+		passed = in.await(passed)
+	}
 	if in.call.Held() {
 		in.stop = context.AfterFunc(passed, in.abandon)
 	}
 	return passed, nil
+}
+
+// await lets a call wait for what a decision needs, which its message may not keep from being made. It returns a context for the call that
+// ends if the call is refused before its message has come, so that its sender cannot keep the stream. gRPC has no other way to end it then:
+// the peer gets CANCELLED. A call whose message has come gets the refusal.
+func (in *inbound) await(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		if !in.call.Await(ctx) {
+			cancel()
+		}
+	}()
+	return ctx
 }
 
 // abandon ends an allowed call that no handler has taken, because its message never came or was malformed.

@@ -2,6 +2,7 @@ package meshgrpc_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -85,7 +86,7 @@ func TestCallThatWaitsForKeysHoldsUpNoOthers(t *testing.T) {
 	for name, opts := range map[string][]mesh.Option{"plain": nil, "observed": {observed.observer()}} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				first, second, third := jwttest.New("a"), jwttest.New("b"), jwttest.New("c")
+				first, second, third, fourth := jwttest.New("a"), jwttest.New("b"), jwttest.New("c"), jwttest.New("d")
 				var network memnet.Network
 				fetch := make(chan string) // each is an answer of the issuer
 				keys := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
@@ -102,6 +103,7 @@ func TestCallThatWaitsForKeysHoldsUpNoOthers(t *testing.T) {
 				opts := append([]mesh.Option{
 					mesh.WithDiscovery(discovery.Static{"keys": {{Address: "10.0.0.9", Port: 80}}}),
 					mesh.WithTransport(&http.Transport{DialContext: network.DialContext}),
+					mesh.WithServer(mesh.ServerConfig{TrustedHops: 1}),
 				}, opts...)
 				m := meshtest.New(t, "apiVersion: security.istio.io/v1\nkind: RequestAuthentication\nmetadata: {name: users, namespace: default}\n"+
 					"spec: {jwtRules: [{issuer: i, jwksUri: 'http://keys/', timeout: 5s, outputClaimToHeaders: [{header: x-sub, claim: sub}]}]}\n", opts...)
@@ -134,31 +136,55 @@ func TestCallThatWaitsForKeysHoldsUpNoOthers(t *testing.T) {
 					return reply.GetUsername(), err
 				}
 				// A call without a message never gets to where it could wait, and leaves nothing behind.
+				unknown := third.Token(`{"iss":"i","sub":"bob"}`)
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-				err := silent(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+third.Token(`{"iss":"i","sub":"bob"}`)), conn)
+				err := silent(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+unknown), conn)
 				cancel()
 				if status.Code(err) != codes.DeadlineExceeded {
 					t.Errorf("a call without a message: %v, want DeadlineExceeded", err)
 				}
 				fetch <- jwttest.KeySet(first)
 
-				// Only so many may wait, since their messages are received before it is known who sends them. The places come back.
-				unknown := third.Token(`{"iss":"i","sub":"bob"}`)
+				// Only so many may wait, since their messages are received before it is known who sends them, and half of the places are
+				// not for one sender alone. Calls that keep their messages back keep their places no longer than others.
 				for range 2 {
 					time.Sleep(11 * time.Second)
-					ctx, cancel := context.WithCancel(t.Context())
 					var waiting sync.WaitGroup
-					for range 64 {
-						waiting.Go(func() { silent(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+unknown), conn) })
+					for _, sender := range []struct {
+						name string
+						most int
+					}{{"10.1.1.1", 32}, {"10.1.1.2", 16}, {"2001:db8::1", 8}, {"2001:db8:0:1::1", 4}} {
+						ctx := metadata.AppendToOutgoingContext(t.Context(), "x-forwarded-for", sender.name)
+						for range sender.most {
+							waiting.Go(func() {
+								if err := silent(metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+unknown), conn); status.Code(err) != codes.Canceled {
+									t.Errorf("a call whose message has not come when the keys have: %v, want Canceled", err)
+								}
+							})
+						}
+						synctest.Wait()
+						began := time.Now()
+						if _, err := call(ctx, unknown); status.Code(err) != codes.Unauthenticated || time.Since(began) > 0 {
+							t.Errorf("one call more of %s than may wait: %v after %v, want Unauthenticated at once", sender.name, err, time.Since(began))
+						}
 					}
-					synctest.Wait()
-					began := time.Now()
-					if _, err := call(t.Context(), unknown); status.Code(err) != codes.Unauthenticated || time.Since(began) > 0 {
-						t.Errorf("one call more than may wait: %v after %v, want Unauthenticated at once", err, time.Since(began))
-					}
-					cancel()
-					waiting.Wait()
 					fetch <- jwttest.KeySet(first)
+					waiting.Wait()
+				}
+				// A call whose keys have come is decided about when its message comes.
+				time.Sleep(11 * time.Second)
+				desc := &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}
+				late, err := conn.NewStream(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+fourth.Token(`{"iss":"i","sub":"eve"}`), "x-mine", "2"),
+					desc, grpctest.UnaryMethod)
+				if err != nil {
+					t.Fatal(err)
+				}
+				synctest.Wait()
+				fetch <- jwttest.KeySet(first, fourth)
+				synctest.Wait()
+				var reply grpctest.Response
+				if err := errors.Join(late.SendMsg(new(grpctest.Request)), late.CloseSend(), late.RecvMsg(&reply)); err != nil || reply.Username != "eveeve" {
+					t.Errorf("a call whose message comes late got %q, %v", reply.Username, err)
 				}
 
 				known := first.Token(`{"iss":"i","sub":"alice"}`)

@@ -36,8 +36,12 @@ type Adapter interface {
 
 // Call is a request that was admitted, or is Pending. Enter is called first, then Done, and nothing after Done.
 type Call interface {
-	// Pending reports that nothing was decided, because Admit may not wait. Resume must then be called before Enter. Held is true.
+	// Pending reports that nothing was decided, because Admit may not wait. Await must then be called, and Resume before Enter. Held is true.
 	Pending() bool
+
+	// Await waits for what a decision about a call that is Pending needs, with the context that Admit returned. It reports false if the call
+	// would be refused now, so that it can be ended even if Resume is never called. Resume and Done wait for the end of Await.
+	Await(context.Context) bool
 
 	// Resume is the rest of Admit for a call that is Pending, and may wait. Its argument is the context for what comes before the
 	// handler, a child of the one that Admit returned. It returns a child of that, or nil if it has refused and answered the request: then
