@@ -306,9 +306,10 @@ func (s *Stream) resend(t *try) {
 
 // apart returns a context for t alone. With the end of ctx, the try is over even if gRPC does not say so.
 func (t *try) apart(ctx context.Context) context.Context {
+	own, cancel := context.WithCancel(ctx)
+	t.cancel = cancel
 	t.unwatch = context.AfterFunc(ctx, func() { t.over(status.FromContextError(ctx.Err()).Err()) })
-	ctx, t.cancel = context.WithCancel(ctx)
-	return ctx
+	return own
 }
 
 // begin returns the next try.
