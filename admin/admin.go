@@ -41,7 +41,8 @@ type Page struct {
 	mesh      atomic.Pointer[mesh.Mesh]
 	watch     watch
 
-	building sync.Mutex // held while a report is made, so that there is one at a time
+	rendering sync.Mutex    // held while a report is made and rendered: that takes one processor at most
+	answering chan struct{} // has an element for each answer that its client has not yet read
 }
 
 // New returns a page. It answers 503 until [mesh.New] has returned a mesh with its [Page.Observer].
@@ -49,7 +50,7 @@ func New(config Config) *Page {
 	p := &Page{
 		name:  cmp.Or(config.Name, filepath.Base(os.Args[0])),
 		slow:  cmp.Or(config.Slow, time.Second),
-		hosts: make(map[string]bool, len(config.Hosts)),
+		hosts: make(map[string]bool, len(config.Hosts)), answering: make(chan struct{}, mostAnswers),
 	}
 	if p.slow < 0 {
 		p.slow = 1<<63 - 1
@@ -87,14 +88,12 @@ func (p *Page) Close() {
 
 var errNoMesh = errors.New("admin: the page knows no mesh yet: give Page.Observer to mesh.WithObserver, and wait until mesh.New has returned")
 
-// report returns a report of the current state.
+// report returns a report of the current state. The caller holds rendering.
 func (p *Page) report() (*report, error) {
 	m := p.mesh.Load()
 	if m == nil {
 		return nil, errNoMesh
 	}
-	p.building.Lock()
-	defer p.building.Unlock()
 	s := m.Status()
 	return p.collector.report(p.name, &s, time.Now()), nil
 }

@@ -698,6 +698,8 @@ func TestPage_Guarded(t *testing.T) {
 		{"a link", 200, []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "navigate"}},
 		{"a script of another site", 403, []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "cors"}},
 		{"an image of another site", 403, []string{"Sec-Fetch-Site", "cross-site", "Sec-Fetch-Mode", "no-cors"}},
+		{"a script of another port", 403, []string{"Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "no-cors"}},
+		{"a link of another port", 200, []string{"Sec-Fetch-Site", "same-site", "Sec-Fetch-Mode", "navigate"}},
 		{"its own script", 200, []string{"Sec-Fetch-Site", "same-origin", "Sec-Fetch-Mode", "cors"}},
 	} {
 		w := ask(t, page, "", tt.header...)
@@ -709,6 +711,20 @@ func TestPage_Guarded(t *testing.T) {
 			!strings.Contains(h.Get("Content-Security-Policy"), "frame-ancestors 'none'") || h.Get("X-Content-Type-Options") != "nosniff" ||
 			h.Get("Access-Control-Allow-Origin") != "" || h.Get("Cache-Control") != "no-store" {
 			t.Errorf("%s: header %v", tt.name, h)
+		}
+	}
+	server := httptest.NewServer(page)
+	defer server.Close()
+	defer server.Client().CloseIdleConnections()
+	for _, query := range []string{"/", "/?format=json", "/?asset=page.css", "/?events"} {
+		resp, err := server.Client().Head(server.URL + query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		body, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || resp.StatusCode != http.StatusOK || len(body) > 0 {
+			t.Errorf("HEAD %s: %d with %d bytes: %v", query, resp.StatusCode, len(body), err)
 		}
 	}
 	for _, method := range []string{"POST", "PUT", "DELETE", "OPTIONS"} {

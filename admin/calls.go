@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/internal/grpccode"
@@ -291,12 +290,7 @@ func errorText(err error) string {
 	if len(text) > 4*longestText {
 		text = text[:4*longestText]
 	}
-	text = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return ' ' // a peer must not be able to add lines, or to turn what follows around
-		}
-		return r
-	}, text)
+	text = printable(text)
 	if strings.ContainsAny(text, "?@#") {
 		words := strings.Split(text, " ")
 		for i := range words {

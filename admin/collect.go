@@ -18,8 +18,8 @@ const (
 	mostEndpoints    = 100   // of a destination
 	mostAllEndpoints = 2_000 // of all
 	mostCallers      = 100
-	longestHost      = 255             // a longer host is not a valid name, and belongs to others
-	keepIdle         = 5 * time.Minute // how long a destination or a caller keeps its place without calls
+	longestHost      = 255          // a longer host is not a valid name, and belongs to others
+	keepIdle         = historySlots // for how many slots a destination or a caller keeps its place without calls
 )
 
 // collector keeps the figures of what the observer reports. The maps are copied when they change, so that calls read them without a
@@ -97,7 +97,7 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 	if d := (*c.destinations.Load())[target]; d != nil {
 		return d
 	}
-	if len(target.Host) > longestHost || len(*c.destinations.Load()) >= mostDestinations && c.sweptDestinations.Load() >= slotOf(now) {
+	if len(target.Host) > longestHost || len(*c.destinations.Load()) >= mostDestinations && c.sweptDestinations.Load() == slotOf(now) {
 		return c.others
 	}
 	c.inner.Lock()
@@ -112,12 +112,7 @@ func (c *collector) destination(target route.Target, now time.Time) *destination
 	}
 	if len(next) >= mostDestinations {
 		c.sweptDestinations.Store(slotOf(now))
-		since := slotOf(now.Add(-keepIdle))
-		for t, d := range next {
-			if d.idleSince(since) {
-				delete(next, t)
-			}
-		}
+		maps.DeleteFunc(next, func(_ route.Target, d *destination) bool { return d.idle(slotOf(now), keepIdle) })
 		if len(next) >= mostDestinations {
 			return c.others
 		}
@@ -140,7 +135,7 @@ func (c *collector) endpoint(d *destination, address string, now time.Time) *ser
 	if s := (*d.endpoints.Load())[address]; s != nil {
 		return s
 	}
-	if d == c.others || d.full.Load() >= slotOf(now) {
+	if d == c.others || d.full.Load() == slotOf(now) {
 		return nil
 	}
 	c.inner.Lock()
@@ -148,10 +143,10 @@ func (c *collector) endpoint(d *destination, address string, now time.Time) *ser
 	if s := (*d.endpoints.Load())[address]; s != nil {
 		return s
 	}
-	if !c.roomIn(d) && c.sweptEndpoints < slotOf(now) {
+	if !c.roomIn(d) && c.sweptEndpoints != slotOf(now) {
 		c.sweptEndpoints = slotOf(now)
 		for _, d := range *c.destinations.Load() {
-			d.sweep(slotOf(now) - windowSlots) // these have no calls in the last minute
+			d.sweep(slotOf(now))
 		}
 	}
 	if !c.roomIn(d) {
@@ -177,11 +172,11 @@ func (c *collector) roomIn(d *destination) bool {
 	return len(*d.endpoints.Load()) < mostEndpoints && all < mostAllEndpoints
 }
 
-// sweep removes the endpoints that were idle since the slot. The caller holds the collector's inner.
-func (d *destination) sweep(since int64) {
+// sweep removes the endpoints without calls in the last minute. The caller holds the collector's inner.
+func (d *destination) sweep(now int64) {
 	old := *d.endpoints.Load()
 	next := maps.Clone(old)
-	maps.DeleteFunc(next, func(_ string, s *series) bool { return s.idleSince(since) })
+	maps.DeleteFunc(next, func(_ string, s *series) bool { return s.idle(now, windowSlots) })
 	if len(next) < len(old) {
 		d.endpoints.Store(&next)
 	}
@@ -192,7 +187,7 @@ func (c *collector) caller(id string, now time.Time) *caller {
 	if p := (*c.callers.Load())[id]; p != nil {
 		return p
 	}
-	if len(*c.callers.Load()) >= mostCallers && c.sweptCallers.Load() >= slotOf(now) {
+	if len(*c.callers.Load()) >= mostCallers && c.sweptCallers.Load() == slotOf(now) {
 		return &c.otherCallers
 	}
 	c.inner.Lock()
@@ -207,8 +202,7 @@ func (c *collector) caller(id string, now time.Time) *caller {
 	}
 	if len(next) >= mostCallers {
 		c.sweptCallers.Store(slotOf(now))
-		since := slotOf(now.Add(-keepIdle))
-		maps.DeleteFunc(next, func(_ string, p *caller) bool { return p.idleSince(since) })
+		maps.DeleteFunc(next, func(_ string, p *caller) bool { return p.idle(slotOf(now), keepIdle) })
 		if len(next) >= mostCallers {
 			return &c.otherCallers
 		}

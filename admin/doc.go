@@ -30,7 +30,9 @@
 // per 5 seconds of those that were refused before anything was sent.
 //
 // Up to 16 pages may be open at a time. While any page is open, a report is made every second, or up to every four seconds if it is
-// large, and soon after an event.
+// large, and soon after an event. Reports are made one at a time, so the page takes one processor at most, however often it is requested.
+// Up to 16 answers are kept in memory until their clients have read them, for 30 seconds at most if the ResponseWriter supports write
+// deadlines. Further requests wait for up to ten seconds, and get 503 then.
 //
 // # JSON
 //

@@ -6,7 +6,18 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
+
+// printable returns a text with spaces for line breaks, tabs, control characters, and characters that change the direction of a line.
+func printable(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return ' '
+		}
+		return r
+	}, text)
+}
 
 // clock returns the time of day.
 func clock(t time.Time) string { return t.UTC().Format("15:04:05") }

@@ -4,12 +4,14 @@ import (
 	"bytes"
 	"embed"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"html/template"
 	"net/http"
 	"strconv"
 	"strings"
+	"time"
 )
 
 //go:embed page.html page.css page.js icon.svg
@@ -62,8 +64,8 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusForbidden)
 		return
 	}
-	// Other sites may link to the page, but their scripts may not load it.
-	if r.Header.Get("Sec-Fetch-Site") == "cross-site" && r.Header.Get("Sec-Fetch-Mode") != "navigate" {
+	// Other sites, and other ports of this host, may link to the page, but their scripts may not load it.
+	if from := r.Header.Get("Sec-Fetch-Site"); (from == "cross-site" || from == "same-site") && r.Header.Get("Sec-Fetch-Mode") != "navigate" {
 		http.Error(w, "admin: another site may not read the page", http.StatusForbidden)
 		return
 	}
@@ -81,36 +83,65 @@ func (p *Page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	p.serve(w, format)
+	p.serve(w, r, format)
 }
 
-func (p *Page) serve(w http.ResponseWriter, format string) {
-	report, err := p.report()
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+// An answer stays in memory until its client has read it, so there are not many at a time. Further requests wait for a place.
+const (
+	mostAnswers = 16
+	readWithin  = 30 * time.Second
+	placeWithin = 10 * time.Second
+)
+
+func (p *Page) serve(w http.ResponseWriter, r *http.Request, format string) {
+	limit := time.NewTimer(placeWithin)
+	defer limit.Stop()
+	select {
+	case p.answering <- struct{}{}:
+		defer func() { <-p.answering }()
+	case <-r.Context().Done():
+		return
+	case <-limit.C:
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, "admin: too many clients have not yet read their answers", http.StatusServiceUnavailable)
 		return
 	}
-	var body bytes.Buffer
-	kind := "text/plain; charset=utf-8"
-	switch format {
-	case "json":
-		kind = "application/json"
-		encoder := json.NewEncoder(&body)
-		encoder.SetIndent("", "  ")
-		err = encoder.Encode(report)
-	case "html":
-		kind = "text/html; charset=utf-8"
-		err = page.Execute(&body, newView(report))
-	default:
-		writeText(&plain{&body}, report)
-	}
-	if err != nil {
+	body, kind, err := p.render(format)
+	switch {
+	case errors.Is(err, errNoMesh):
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	case err != nil:
 		http.Error(w, "admin: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
 	w.Header().Set("Content-Type", kind)
-	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
-	_, _ = w.Write(body.Bytes()) // a client that has gone needs no response
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(readWithin))
+	_, _ = w.Write(body) // a client that has gone needs no response
+}
+
+// render returns a report in a format, and the Content-Type of that.
+func (p *Page) render(format string) (body []byte, kind string, err error) {
+	p.rendering.Lock()
+	defer p.rendering.Unlock()
+	report, err := p.report()
+	if err != nil {
+		return nil, "", err
+	}
+	var out bytes.Buffer
+	switch format {
+	case "json":
+		encoder := json.NewEncoder(&out)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(report)
+		return out.Bytes(), "application/json", err
+	case "html":
+		err = page.Execute(&out, newView(report))
+		return out.Bytes(), "text/html; charset=utf-8", err
+	}
+	writeText(&out, report)
+	return out.Bytes(), "text/plain; charset=utf-8", nil
 }
 
 // formatOf returns html, json or text: the format in the query, or otherwise the one that the client accepts. Browsers name HTML in

@@ -1,25 +1,27 @@
 package admin
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"strings"
 	"text/tabwriter"
-	"unicode"
 )
 
-// plain writes text for a terminal, with control characters replaced.
-type plain struct{ w io.Writer }
+// line writes a line. What discovery, documents and peers have in their texts makes no other line, and controls no terminal.
+func line(w io.Writer, format string, args ...any) {
+	fmt.Fprintln(w, printable(fmt.Sprintf(format, args...)))
+}
 
-func (p *plain) Write(data []byte) (int, error) {
-	clean := strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) && r != '\n' {
-			return '?'
+// row writes a line of a table, whose cells are separated by tabs.
+func row(t io.Writer, cells ...any) {
+	for i, cell := range cells {
+		if i > 0 {
+			fmt.Fprint(t, "\t")
 		}
-		return r
-	}, string(data))
-	_, err := io.WriteString(p.w, clean)
-	return len(data), err
+		fmt.Fprint(t, printable(fmt.Sprint(cell)))
+	}
+	fmt.Fprintln(t)
 }
 
 // writeText writes a report for a terminal.
@@ -28,14 +30,14 @@ func writeText(w io.Writer, r *report) {
 	if !r.Ready {
 		ready = "NOT READY: " + strings.Join(r.NotReady, "; ")
 	}
-	fmt.Fprintf(w, "%s  %s  %s\n", r.Name, r.Time.Format("2006-01-02 15:04:05 UTC"), ready)
+	line(w, "%s  %s  %s", r.Name, r.Time.Format("2006-01-02 15:04:05 UTC"), ready)
 	if r.Identity != nil {
-		fmt.Fprintf(w, "identity %s, expires in %s %s\n", r.Identity.ID, short(r.Identity.Expires.Sub(r.Time)), r.Identity.Error)
+		line(w, "identity %s, expires in %s %s", r.Identity.ID, short(r.Identity.Expires.Sub(r.Time)), r.Identity.Error)
 	}
 	for _, k := range r.Keys {
-		fmt.Fprintf(w, "keys %s: %d of %s %s\n", k.URI, k.Keys, clock(k.Fetched), k.Error)
+		line(w, "keys %s: %d of %s %s", k.URI, k.Keys, clock(k.Fetched), k.Error)
 	}
-	fmt.Fprintf(w, "documents %d, load %d, version %s, since %s\n", r.Documents.Count, r.Documents.Number, r.Documents.Version, clock(r.Documents.Loaded))
+	line(w, "documents %d, load %d, version %s, since %s", r.Documents.Count, r.Documents.Number, r.Documents.Version, clock(r.Documents.Loaded))
 
 	fmt.Fprintln(w, "\n# What hurts")
 	for _, p := range r.Problems {
@@ -43,9 +45,9 @@ func writeText(w io.Writer, r *report) {
 		if p.To != "" {
 			name = p.To + ": "
 		}
-		fmt.Fprintf(w, "%s  %s%s\n", strings.ToUpper(p.Severity), name, p.Title)
+		line(w, "%s  %s%s", strings.ToUpper(p.Severity), name, p.Title)
 		for _, why := range p.Why {
-			fmt.Fprintf(w, "    %s\n", why)
+			line(w, "    %s", why)
 		}
 	}
 	if len(r.Problems) == 0 {
@@ -78,8 +80,8 @@ func (r *report) writeDestinations(w io.Writer) {
 		if d.Retry != nil {
 			retries = fmt.Sprintf("%d; %s", d.Retries, retryText(d.Retry))
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%d/%d\t%s\t%s\t%s\n", d.State(), d.Name(), perSecond(d.CallsPerSecond), percent(d.ErrorShare),
-			ms(d.P50Ms), ms(d.P99Ms), d.InFlight, d.Healthy, d.Listed(), circuit, pool, retries)
+		row(t, d.State(), d.Name(), perSecond(d.CallsPerSecond), percent(d.ErrorShare), ms(d.P50Ms), ms(d.P99Ms), d.InFlight,
+			fmt.Sprintf("%d/%d", d.Healthy, d.Listed()), circuit, pool, retries)
 	}
 	t.Flush()
 
@@ -98,8 +100,8 @@ func (r *report) writeDestinations(w io.Writer) {
 					state += ", " + short(e.Until.Sub(r.Time)) + " more"
 				}
 			}
-			fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\n", d.Name(), e.Address, orDash(state), perSecond(e.CallsPerSecond),
-				percent(e.ErrorShare), ms(e.P50Ms), ms(e.P99Ms), e.InFlight, orDash(e.Locality), orDash(e.Security))
+			row(t, d.Name(), e.Address, orDash(state), perSecond(e.CallsPerSecond), percent(e.ErrorShare), ms(e.P50Ms), ms(e.P99Ms), e.InFlight,
+				orDash(e.Locality), orDash(e.Security))
 		}
 	}
 	t.Flush()
@@ -110,7 +112,7 @@ func (r *report) writeCallers(w io.Writer) {
 	t := table(w, "CALLER", "REQUESTS", "ERRORS", "DENIED", "P50", "P99")
 	for i := range r.Callers {
 		c := &r.Callers[i]
-		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%s\n", callerName(c), perSecond(c.CallsPerSecond), percent(c.ErrorShare), c.Denied, ms(c.P50Ms), ms(c.P99Ms))
+		row(t, callerName(c), perSecond(c.CallsPerSecond), percent(c.ErrorShare), c.Denied, ms(c.P50Ms), ms(c.P99Ms))
 	}
 	t.Flush()
 }
@@ -124,11 +126,11 @@ func (r *report) writeCalls(w io.Writer) {
 		if c.Failed {
 			what = "FAILED"
 		}
-		fmt.Fprintf(w, "%s  %s  %s %s  %s %s  %s  %s  %s %s %s\n", clock(c.At), what, c.Direction, c.With(), c.Method, c.Path, c.Result(), ms(c.DurationMs),
+		line(w, "%s  %s  %s %s  %s %s  %s  %s  %s %s %s", clock(c.At), what, c.Direction, c.With(), c.Method, c.Path, c.Result(), ms(c.DurationMs),
 			c.Flags, c.Error, c.Decision)
 		for j := range c.Attempts {
 			a := &c.Attempts[j]
-			fmt.Fprintf(w, "    %d  %s  %s  at %s, took %s  %s\n", a.Number, a.Endpoint, a.Result(), ms(a.StartMs), ms(a.DurationMs), a.Error)
+			line(w, "    %d  %s  %s  at %s, took %s  %s", a.Number, a.Endpoint, a.Result(), ms(a.StartMs), ms(a.DurationMs), a.Error)
 		}
 	}
 }
@@ -138,15 +140,18 @@ func (r *report) writeRest(w io.Writer) {
 	fmt.Fprintln(w, "\n# Policy loads, the latest first")
 	for _, l := range r.Loads {
 		what := "good"
-		if !l.InForce {
+		switch {
+		case !l.InForce:
 			what = "REFUSED"
+		case l.Number == 0:
+			what = "REMARK"
 		}
-		fmt.Fprintf(w, "%s  load %d  %s  %s\n", clock(l.At), l.Number, what, l.Version)
+		line(w, "%s  load %d  %s  %s", clock(l.At), l.Number, what, l.Version)
 		for _, f := range l.Findings {
-			fmt.Fprintf(w, "    %s\n", f)
+			line(w, "    %s", f)
 		}
 		if len(l.Findings) == 0 && l.Error != "" {
-			fmt.Fprintf(w, "    %s\n", l.Error)
+			line(w, "    %s", l.Error)
 		}
 	}
 	fmt.Fprintln(w, "\n# Events, the latest first")
@@ -155,7 +160,7 @@ func (r *report) writeRest(w io.Writer) {
 		if e.Target != nil {
 			name = e.Target.String()
 		}
-		fmt.Fprintf(w, "%s  %s  %s %s  %s\n", clock(e.At), e.Kind, name, e.Endpoint, e.Text)
+		line(w, "%s  %s  %s %s  %s", clock(e.At), e.Kind, name, e.Endpoint, e.Text)
 	}
 	fmt.Fprintln(w, "\n# Routes")
 	t := table(w, "HOST", "REQUESTS", "GO TO", "TIMEOUT", "RETRIES", "FROM")
@@ -179,11 +184,11 @@ func (r *report) writeRest(w io.Writer) {
 		if matches == "" {
 			matches = "all others"
 		}
-		from := "default of the mesh"
+		from := cmp.Or(o.Document, "default of the mesh")
 		if o.File != "" {
-			from = fmt.Sprintf("%s:%d %s", o.File, o.Line, o.Document)
+			from = fmt.Sprintf("%s:%d %s", o.File, o.Line, from)
 		}
-		fmt.Fprintf(t, "%s\t%s\t%s\t%s\t%d\t%s\n", target{Host: o.Host}.String(), matches, strings.Join(to, ", "), timeout, o.Retries, from)
+		row(t, target{Host: o.Host}.String(), matches, strings.Join(to, ", "), timeout, o.Retries, from)
 	}
 	t.Flush()
 }

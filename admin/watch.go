@@ -164,6 +164,8 @@ func (w *watch) tell() {
 var seed = maphash.MakeSeed()
 
 func (w *watch) frame() (*frame, error) {
+	w.page.rendering.Lock()
+	defer w.page.rendering.Unlock()
 	report, err := w.page.report()
 	if err != nil {
 		return nil, err

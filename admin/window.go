@@ -55,14 +55,10 @@ func (s *series) add(m *sample) {
 	took := microseconds(m.took)
 	s.mu.Lock()
 	c := &s.ring[slot%windowSlots]
-	if c.slot != slot {
-		if c.slot > slot {
-			s.mu.Unlock()
-			return // the clock went back
-		}
+	if c.slot != slot { // a later one is from before the clock was set back
 		*c = cell{slot: slot}
 	}
-	s.last = max(s.last, slot)
+	s.last = slot
 	c.calls++
 	c.retries += uint32(m.retries)
 	if m.failed {
@@ -79,11 +75,11 @@ func (s *series) add(m *sample) {
 	s.mu.Unlock()
 }
 
-// idleSince reports whether nothing has ended since the slot.
-func (s *series) idleSince(slot int64) bool {
+// idle reports whether nothing has ended for more than so many slots. What ended later than now did so before the clock was set back.
+func (s *series) idle(now, slots int64) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.last < slot
+	return s.last < now-slots || s.last > now+1
 }
 
 // totals is the sum of the last minute.
