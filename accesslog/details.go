@@ -19,7 +19,7 @@ func (r *record) details() string {
 		return r.inboundDetails()
 	case r.flags&mesh.FlagCallerGone != 0:
 		return "downstream_remote_disconnect"
-	case r.status != 0 && r.err != nil:
+	case r.status != 0 && r.failed:
 		return "upstream_reset_after_response_started" + r.reset()
 	case r.flags&mesh.FlagFaultInjected != 0:
 		return "fault_filter_abort"
@@ -29,7 +29,7 @@ func (r *record) details() string {
 		return "route_not_found"
 	case r.flags&mesh.FlagNoCluster != 0:
 		return "cluster_not_found"
-	case r.err == nil && r.flags&mesh.FlagOverflow == 0 && r.attempts > 0:
+	case !r.failed && r.flags&mesh.FlagOverflow == 0 && r.attempts > 0:
 		return "via_upstream"
 	case r.flags&mesh.FlagNoHealthyUpstream != 0:
 		return "no_healthy_upstream"
@@ -37,7 +37,7 @@ func (r *record) details() string {
 		return "response_timeout"
 	case r.reset() != "":
 		return "upstream_reset_before_response_started" + r.reset()
-	case r.err == nil:
+	case !r.failed:
 		return "direct_response"
 	}
 	return ""
@@ -126,7 +126,7 @@ func (r *record) routeName() string {
 
 // transportFailure returns why no connection could be made.
 func (r *record) transportFailure() string {
-	if r.err != nil && r.flags&mesh.FlagConnectFailure != 0 {
+	if r.err != nil {
 		return r.err.Error()
 	}
 	return ""

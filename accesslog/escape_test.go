@@ -1,8 +1,12 @@
 package accesslog_test
 
 import (
+	"bufio"
+	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"log/slog"
+	"net/http"
 	"runtime"
 	"strings"
 	"testing"
@@ -179,4 +183,58 @@ func TestWaitingRecordsAreSmall(t *testing.T) {
 		t.Fatalf("%d lines, want %d", len(all), calls)
 	}
 	want(t, all[0], map[string]any{"path": "/" + strings.Repeat("p", 4095) + "...", "user_agent": strings.Repeat("u", 4096) + "..."})
+}
+
+// A short method, or the error of a call, does not keep in memory what it came with, such as a request line of a megabyte.
+func TestWaitingRecordsKeepNoRequestLines(t *testing.T) {
+	leak.Check(t)
+	out := newGate()
+	access, _ := newLog(t, accesslog.Config{Writer: out})
+	const size, calls = 128 << 10, 64
+	heap := func() uint64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	before := heap()
+	o := access.Observer()
+	for i := range calls {
+		method := []string{"GET", "PROPFIND"}[i%2]
+		line := method + " /" + strings.Repeat("x", size) + " HTTP/1.1\r\nHost: api\r\n\r\n"
+		request, err := http.ReadRequest(bufio.NewReader(strings.NewReader(line)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		request.TLS = &tls.ConnectionState{ServerName: strings.Repeat("s", size)}
+		o.InboundEnd(t.Context(), &mesh.Inbound{Request: request, Status: 200, GRPCStatus: -1})
+		call := &mesh.Call{Request: newRequest("/"), GRPCStatus: -1, Err: errors.New(strings.Repeat("e", size)), Flags: mesh.FlagRemoteReset}
+		call.Target.Host = strings.Repeat("h", size)
+		o.CallEnd(t.Context(), call)
+	}
+	if grown := int64(heap()) - int64(before); grown > size*calls/4 {
+		t.Errorf("%d records that wait keep %d bytes", 2*calls, grown)
+	}
+	close(out.open)
+	all := closed(t, access, &out.lines)
+	if len(all) != 2*calls {
+		t.Fatalf("%d lines, want %d", len(all), 2*calls)
+	}
+	want(t, all[0], map[string]any{"method": "GET", "requested_server_name": strings.Repeat("s", 4096) + "..."})
+	want(t, all[1], map[string]any{"response_code_details": "upstream_reset_before_response_started{remote_reset}"})
+	want(t, all[2], map[string]any{"method": "PROPFIND"})
+}
+
+// The path of an outbound call is the one that is sent: a proxy passes the RequestURI of its own request along.
+func TestPathsOfProxies(t *testing.T) {
+	leak.Check(t)
+	access, out := newLog(t, accesslog.Config{})
+	request := newRequest("/inside?a=b")
+	request.RequestURI = "/outside?c=d"
+	access.Observer().CallEnd(t.Context(), &mesh.Call{Request: request, Status: 200, GRPCStatus: -1})
+	all := closed(t, access, out)
+	if len(all) != 1 {
+		t.Fatalf("logged %v", all)
+	}
+	want(t, all[0], map[string]any{"path": "/inside?a=b"})
 }

@@ -22,7 +22,7 @@ type record struct {
 	duration time.Duration
 
 	method     string
-	uri        string // as it was received; "" for the parts below
+	uri        string // of an inbound request, as it was received; "" for the parts below
 	path       string
 	rawPath    string
 	query      string
@@ -35,7 +35,8 @@ type record struct {
 	status   int // of the response; 0 if there was none
 	code     int // response_code: status, or the code that stands for the failure
 	flags    mesh.Flags
-	err      error
+	failed   bool  // there was an error
+	err      error // the error, if no connection could be made
 	attempts int
 	denied   bool
 	badPath  bool
@@ -85,9 +86,10 @@ func (l *Log) callEnd(_ context.Context, c *mesh.Call) {
 	}
 	r := l.records.Get().(*record)
 	r.side, r.start, r.duration = outbound, c.Start, c.Duration
-	r.request(c.Request)
+	r.request(c.Request, "") // a proxy passes the RequestURI that it got along with another URL
 	r.secret = c.Telemetry.Client().SecretParams
-	r.status, r.code, r.grpcStatus, r.flags, r.err, r.attempts = c.Status, code, c.GRPCStatus, c.Flags, c.Err, c.Attempts
+	r.status, r.code, r.grpcStatus, r.flags, r.attempts = c.Status, code, c.GRPCStatus, c.Flags, c.Attempts
+	r.fail(c.Err)
 	r.target, r.routed, r.route, r.outside = c.Target, c.Document != "", c.Route, c.Outside
 	r.received, r.sent = c.BytesSent, c.BytesReceived
 	r.serviceTime = first(c.ResponseHeader, "X-Envoy-Upstream-Service-Time")
@@ -105,7 +107,7 @@ func (l *Log) inboundEnd(_ context.Context, in *mesh.Inbound) {
 	}
 	r := l.records.Get().(*record)
 	r.side, r.start, r.duration = inbound, in.Start, in.Duration
-	r.request(in.Request)
+	r.request(in.Request, in.Request.RequestURI)
 	r.secret = in.Telemetry.Server().SecretParams
 	r.status, r.code, r.grpcStatus, r.flags = in.Status, in.Status, in.GRPCStatus, in.Flags
 	if r.denied = !in.Decision.Allowed; r.denied {
@@ -134,7 +136,8 @@ func (l *Log) connEnd(c *mesh.Conn) {
 	}
 	r := l.records.Get().(*record)
 	r.side, r.start, r.duration = side, c.Start, c.Duration
-	r.grpcStatus, r.flags, r.err, r.target, r.outside = -1, c.Flags, c.Err, c.Target, c.Outside
+	r.grpcStatus, r.flags, r.target, r.outside = -1, c.Flags, c.Target, c.Outside
+	r.fail(c.Err)
 	r.local, r.remote, r.peerID, r.peer = c.Local, c.Remote, c.PeerID, c.Endpoint
 	sent, received := c.Bytes()
 	if r.received, r.sent = sent, received; c.Inbound {
@@ -143,10 +146,17 @@ func (l *Log) connEnd(c *mesh.Conn) {
 	l.put(r, &said.Log)
 }
 
+// fail notes the error of a call, once the flags are set. The text of an error that no line has may be long.
+func (r *record) fail(err error) {
+	if r.failed = err != nil; r.flags&mesh.FlagConnectFailure != 0 {
+		r.err = err
+	}
+}
+
 // request copies the data of a request.
-func (r *record) request(req *http.Request) {
+func (r *record) request(req *http.Request, uri string) {
 	r.method, r.major, r.minor = req.Method, req.ProtoMajor, req.ProtoMinor
-	if r.uri = req.RequestURI; r.uri == "" && req.URL != nil {
+	if r.uri = uri; uri == "" && req.URL != nil {
 		u := req.URL
 		r.path, r.rawPath, r.query, r.forceQuery, r.opaque = u.Path, u.RawPath, u.RawQuery, u.ForceQuery, u.Opaque
 	}
@@ -167,7 +177,12 @@ func (r *record) bound() {
 		r.uri = r.requestURI()
 		r.path, r.rawPath, r.query, r.opaque = "", "", "", ""
 	}
-	for _, s := range [...]*string{&r.method, &r.uri, &r.serviceTime, &r.forwardedFor, &r.userAgent, &r.requestID, &r.authority} {
+	if len(r.uri) > longest {
+		r.method = strings.Clone(r.method) // in net/http, it shares the memory of the whole request line
+	}
+	for _, s := range [...]*string{
+		&r.method, &r.uri, &r.serviceTime, &r.forwardedFor, &r.userAgent, &r.requestID, &r.authority, &r.serverName, &r.target.Host,
+	} {
 		if len(*s) > longest {
 			*s = strings.Clone((*s)[:longest+1]) // one byte more, so that shorten knows that it was cut
 		}
