@@ -50,11 +50,17 @@ func (st *store) targets(s *series, side *telemetry.Side, header http.Header, no
 
 func (v *variant) has(header http.Header) bool {
 	for i := range v.tags {
-		if v.tags[i].Value(header) != v.values[i] {
+		if valueOf(&v.tags[i], header) != v.values[i] {
 			return false
 		}
 	}
 	return true
+}
+
+// valueOf returns what counts of the value of a tag: a header may be long.
+func valueOf(tag *telemetry.Tag, header http.Header) string {
+	value := tag.Value(header)
+	return value[:min(len(value), workload.Longest)]
 }
 
 func (v *variant) touch(now int64) bool {
@@ -77,7 +83,7 @@ func (st *store) alter(s *series, side *telemetry.Side, header http.Header, now 
 		metric, changed := side.Metrics[list[i].name]
 		for _, tag := range metric.Set {
 			if tag.Header != "" {
-				v.tags, v.values = append(v.tags, tag), append(v.values, strings.Clone(tag.Value(header)))
+				v.tags, v.values = append(v.tags, tag), append(v.values, strings.Clone(valueOf(&tag, header)))
 			}
 		}
 		switch {

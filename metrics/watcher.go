@@ -216,8 +216,8 @@ func (w *watcher) nobody(host string, documented bool, now int64) *path {
 	at := w.service(host, documented, now)
 	to := workload.Nobody(w.settings.own.Cluster)
 	p := w.store.intern(w.outbound(nil, "", to, at), now)
-	if p == nil || at.host == unknown {
-		return p // not remembered: there may be any number of such hosts
+	if p == nil || at.host == unknown || len(host) > workload.Longest {
+		return p // not remembered: there may be any number of such hosts, of any length
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()

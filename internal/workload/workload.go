@@ -64,14 +64,14 @@ func (w Workload) complete() Workload {
 	return w
 }
 
-// longest is the maximum length of values that others choose. It is that of names in Kubernetes.
-const longest = 253
+// Longest is the maximum length of values that others choose. It is that of names in Kubernetes.
+const Longest = 253
 
 // Bounded makes a text a valid label value: it cuts it to the maximum length and removes invalid UTF-8, with which a whole scrape would
 // fail.
 func Bounded(text string) string {
-	if len(text) > longest {
-		text = text[:longest]
+	if len(text) > Longest {
+		text = text[:Longest]
 	}
 	return strings.ToValidUTF8(text, "")
 }
