@@ -100,6 +100,8 @@ func (c check) tagOverride(name string, t TagOverride, at string) {
 		c.Errorf(at, "the name of a tag must not be empty")
 	case !labelName.MatchString(name) || strings.HasPrefix(name, "__"):
 		c.Errorf(at, "%q is not the name of a label of Prometheus: use letters, digits and _", name)
+	case name == "le":
+		c.Errorf(at, "le is the label that histograms have for their buckets: Prometheus refuses a scrape with a second one")
 	case t.Operation == "REMOVE" && t.Value != "":
 		c.Errorf(at+".value", "does not go with operation REMOVE")
 	case t.Operation == "REMOVE":

@@ -17,6 +17,7 @@ import (
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/overloads"
 
 	"github.com/nosidecar/mesh/internal/attribute"
 	"github.com/nosidecar/mesh/policy/telemetry"
@@ -50,8 +51,12 @@ func (Expressions) Filter(expression string) (telemetry.Filter, error) {
 	if compiled.OutputType() != cel.BoolType {
 		return nil, fmt.Errorf("is a %s: an expression must be true or false", compiled.OutputType())
 	}
+	repeats, err := inspect(compiled)
+	if err != nil {
+		return nil, err
+	}
 	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
-	if repeats(compiled) {
+	if repeats {
 		options = append(options, cel.CostLimit(mostSteps))
 	}
 	program, err := env.Program(compiled, options...)
@@ -63,14 +68,22 @@ func (Expressions) Filter(expression string) (telemetry.Filter, error) {
 	return f, nil
 }
 
-// repeats reports whether an expression evaluates a part of itself several times. The cost of other expressions is bounded by their
-// length, and counting their steps would cost more than the steps do.
-func repeats(compiled *cel.Ast) bool {
-	found := false
+// inspect reports whether an expression evaluates a part of itself several times. The cost of other expressions is bounded by their
+// length, and counting their steps would cost more than the steps do. It returns an error for patterns of matches that are not literals:
+// callers would choose what is compiled for each call, such as 8 kB that compile to millions of instructions.
+func inspect(compiled *cel.Ast) (repeats bool, err error) {
 	ast.PreOrderVisit(compiled.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
-		found = found || e.Kind() == ast.ComprehensionKind
+		switch e.Kind() {
+		case ast.ComprehensionKind:
+			repeats = true
+		case ast.CallKind:
+			call := e.AsCall()
+			if args := call.Args(); call.FunctionName() == overloads.Matches && args[len(args)-1].Kind() != ast.LiteralKind {
+				err = errors.New("matches needs a pattern that is a literal")
+			}
+		}
 	}))
-	return found
+	return repeats, err
 }
 
 // explain returns the errors of an expression in one line.

@@ -94,6 +94,8 @@ func TestRefusedExpressions(t *testing.T) {
 		"":                                   "at character",
 		"dyn(request.path)":                  "is a dyn",
 		"response.code > 1 &&\nfoo && bar":   "foo is not enforced",
+		"request.path.matches(request.host)": "matches needs a pattern that is a literal", // which callers would choose
+		"matches('a', request.headers['x'])": "matches needs a pattern that is a literal",
 		strings.Repeat("!", 9000) + "true":   "is too long",
 		strings.Repeat("(", 1000) + "true" + strings.Repeat(")", 1000): "at character",
 	} {
