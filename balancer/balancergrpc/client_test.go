@@ -18,8 +18,6 @@ import (
 	"golang.org/x/net/http2"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/interop/grpc_testing"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/grpc/test/bufconn"
@@ -28,7 +26,6 @@ import (
 	"github.com/nosidecar/mesh/balancer/balancergrpc"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
-	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/orca"
@@ -58,7 +55,7 @@ type fleet struct {
 	fail      []*atomic.Bool
 }
 
-func newFleet(t testing.TB, n int, opts ...grpc.ServerOption) *fleet {
+func newFleet(t testing.TB, n int) *fleet {
 	t.Helper()
 	f := &fleet{}
 	for range n {
@@ -79,7 +76,7 @@ func newFleet(t testing.TB, n int, opts ...grpc.ServerOption) *fleet {
 				<-s.Context().Done()
 				return nil
 			},
-		}, opts...)
+		})
 		f.endpoints = append(f.endpoints, endpoint(t, address))
 		f.calls, f.fail = append(f.calls, calls), append(f.fail, fail)
 	}
@@ -505,58 +502,58 @@ func TestTransparentRetryGoesElsewhere(t *testing.T) {
 	}
 }
 
-// memoryNet is a network in memory, for bubbles.
+// memoryNet is a service of several servers in memory, for bubbles.
 type memoryNet struct {
-	listeners map[string]*bufconn.Listener
+	endpoints []discovery.Endpoint
+	listeners map[string]*bufconn.Listener // by the ID of the endpoint
 	dials     atomic.Int32
 }
 
-func newMemoryNet(addresses ...string) *memoryNet {
+// newMemoryNet serves each of the services on a server of its own, until the end of the test.
+func newMemoryNet(t testing.TB, services ...*grpctest.Service) *memoryNet {
+	t.Helper()
 	n := &memoryNet{listeners: map[string]*bufconn.Listener{}}
-	for _, address := range addresses {
-		n.listeners[address] = bufconn.Listen(1 << 20)
+	for i, s := range services {
+		e := discovery.Endpoint{Address: fmt.Sprintf("10.0.0.%d", i+1), Port: 80}
+		listener := bufconn.Listen(1 << 20)
+		grpctest.ServeOn(t, listener, s)
+		n.endpoints, n.listeners[e.ID()] = append(n.endpoints, e), listener
 	}
 	return n
 }
 
-func (n *memoryNet) serve(address string, unary func(context.Context, *grpctest.Request) (*grpctest.Response, error)) (
-	stop func()) {
-	server := grpc.NewServer()
-	grpc_testing.RegisterTestServiceServer(server, &grpctest.Service{Unary: unary})
-	go func() { _ = server.Serve(n.listeners[address]) }()
-	return server.Stop
-}
-
-func (n *memoryNet) option() grpc.DialOption {
-	return grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+// dial returns a ClientConn of c, whose calls go to the servers.
+func (n *memoryNet) dial(t testing.TB, c *balancergrpc.Client) *grpc.ClientConn {
+	t.Helper()
+	c.Resolver = discovery.Static{"orders.example.com": n.endpoints}
+	dialer := grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 		n.dials.Add(1)
 		return n.listeners[address].DialContext(ctx)
 	})
+	return grpctest.Dial(t, target, append(c.DialOptions(), dialer)...)
 }
+
+// counted returns a service that counts its calls.
+func counted(calls *atomic.Int32, answer func(context.Context) error) *grpctest.Service {
+	return &grpctest.Service{Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+		calls.Add(1)
+		if err := answer(ctx); err != nil {
+			return nil, err
+		}
+		return grpctest.Echo(ctx, in)
+	}}
+}
+
+func well(context.Context) error { return nil }
 
 // TestIdleKeepsEndpointState: an idle ClientConn forgets its balancer, but not what is known of the endpoints.
 func TestIdleKeepsEndpointState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := newMemoryNet("10.0.0.1:80", "10.0.0.2:80")
 		var good, bad atomic.Int32
-		defer network.serve("10.0.0.1:80", func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
-			good.Add(1)
-			return grpctest.Echo(ctx, in)
-		})()
-		defer network.serve("10.0.0.2:80", func(context.Context, *grpctest.Request) (*grpctest.Response, error) {
-			bad.Add(1)
-			return nil, status.Error(codes.Internal, "broken")
-		})()
-		resolver := discovery.Static{"orders.example.com": {{Address: "10.0.0.1", Port: 80}, {Address: "10.0.0.2", Port: 80}}}
-		c := &balancergrpc.Client{Resolver: resolver, Config: balancer.Config{Algorithm: balancer.RoundRobin},
-			Outlier: newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 2, BaseEjection: 24 * time.Hour, MaxEjectedFraction: 0.5})}
-		options := append(c.DialOptions(), network.option(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-		conn, err := grpc.NewClient(target, options...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		client := grpctest.NewClient(conn)
+		network := newMemoryNet(t, counted(&good, well),
+			counted(&bad, func(context.Context) error { return status.Error(codes.Internal, "broken") }))
+		client := grpctest.NewClient(network.dial(t, &balancergrpc.Client{Config: balancer.Config{Algorithm: balancer.RoundRobin},
+			Outlier: newOutlier(t, breaker.OutlierConfig{Consecutive5xx: 2, BaseEjection: 24 * time.Hour, MaxEjectedFraction: 0.5})}))
 		for range 10 {
 			call(t.Context(), client)
 			synctest.Wait()
@@ -573,7 +570,7 @@ func TestIdleKeepsEndpointState(t *testing.T) {
 			synctest.Wait()
 		}
 		if good.Load() != 10 || network.dials.Load() != 4 {
-			t.Errorf("%d calls to the good endpoint, %d dials; want 10, and 4 for the ClientConn was idle",
+			t.Errorf("%d calls to the good endpoint, %d dials; want 10, and 4 because the ClientConn was idle",
 				good.Load(), network.dials.Load())
 		}
 	})
@@ -582,26 +579,12 @@ func TestIdleKeepsEndpointState(t *testing.T) {
 // TestIdleKeepsLatencies: how fast endpoints are is known to the service alone, and does not end with gRPC's balancer.
 func TestIdleKeepsLatencies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := newMemoryNet("10.0.0.1:80", "10.0.0.2:80")
-		var slow atomic.Int32
-		defer network.serve("10.0.0.1:80", func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
-			time.Sleep(time.Millisecond)
-			return grpctest.Echo(ctx, in)
-		})()
-		defer network.serve("10.0.0.2:80", func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
-			slow.Add(1)
-			time.Sleep(time.Second)
-			return grpctest.Echo(ctx, in)
-		})()
-		resolver := discovery.Static{"orders.example.com": {{Address: "10.0.0.1", Port: 80}, {Address: "10.0.0.2", Port: 80}}}
-		c := &balancergrpc.Client{Resolver: resolver,
-			Config: balancer.Config{Algorithm: balancer.PeakEWMA, Decay: 10_000 * time.Hour}}
-		options := append(c.DialOptions(), network.option(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-		conn, err := grpc.NewClient(target, options...)
-		if err != nil {
-			t.Fatal(err)
+		answersAfter := func(d time.Duration) func(context.Context) error {
+			return func(context.Context) error { time.Sleep(d); return nil }
 		}
-		defer conn.Close()
+		var fast, slow atomic.Int32
+		network := newMemoryNet(t, counted(&fast, answersAfter(time.Millisecond)), counted(&slow, answersAfter(time.Second)))
+		conn := network.dial(t, &balancergrpc.Client{Config: balancer.Config{Algorithm: balancer.PeakEWMA, Decay: 10_000 * time.Hour}})
 		client := grpctest.NewClient(conn)
 		rounds := func() {
 			for range 20 {
@@ -621,7 +604,7 @@ func TestIdleKeepsLatencies(t *testing.T) {
 		synctest.Wait() // while only one endpoint is connected to, it is picked
 		rounds()
 		if slow.Load() > 0 || network.dials.Load() == dials {
-			t.Errorf("%d calls to the slow endpoint, %d dials; want none, and more than %d for the ClientConn was idle",
+			t.Errorf("%d calls to the slow endpoint, %d dials; want none, and more than %d because the ClientConn was idle",
 				slow.Load(), network.dials.Load(), dials)
 		}
 	})
@@ -658,55 +641,58 @@ type ejector struct{ all atomic.Bool }
 func (e *ejector) Report(string, *http.Response, error) {}
 func (e *ejector) Ejected(string) bool                  { return e.all.Load() }
 
-// TestAllEjected: calls fail at once when all endpoints are ejected; those that are to wait go on when one comes
-// back, though gRPC sees no reason to.
+// TestAllEjected: while all endpoints are ejected, calls fail at once. Those that wait go on when one comes back, though gRPC is not told
+// of that.
 func TestAllEjected(t *testing.T) {
-	leak.Check(t)
-	f := newFleet(t, 2)
-	outlier := &ejector{}
-	client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Outlier: outlier})
-	f.warm(t, client)
-	outlier.all.Store(true)
-	if err := call(t.Context(), client); !errors.Is(err, balancer.ErrNoHealthy) || status.Code(err) != codes.Unavailable {
-		t.Errorf("error %v, want ErrNoHealthy with status Unavailable", err)
-	}
-	waited := make(chan error)
-	go func() { waited <- call(t.Context(), client, grpc.WaitForReady(true)) }()
-	select {
-	case err := <-waited:
-		t.Fatalf("the call did not wait: %v", err)
-	case <-time.After(3 * 100 * time.Millisecond): // a few looks of the picker
-	}
-	outlier.all.Store(false)
-	if err := <-waited; err != nil {
-		t.Errorf("a call that waited: %v", err)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		var calls atomic.Int32
+		outlier := &ejector{}
+		client := grpctest.NewClient(newMemoryNet(t, counted(&calls, well), counted(&calls, well)).dial(t, &balancergrpc.Client{Outlier: outlier}))
+		if err := call(t.Context(), client); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait() // both are connected to
+		outlier.all.Store(true)
+		if err := call(t.Context(), client); !errors.Is(err, balancer.ErrNoHealthy) || status.Code(err) != codes.Unavailable {
+			t.Errorf("error %v, want ErrNoHealthy with status Unavailable", err)
+		}
+		waited := make(chan error, 1)
+		go func() { waited <- call(t.Context(), client, grpc.WaitForReady(true)) }()
+		time.Sleep(time.Second) // so that the picker looks several times
+		select {
+		case err := <-waited:
+			t.Fatalf("the call did not wait: %v", err)
+		default:
+		}
+		outlier.all.Store(false)
+		if err := <-waited; err != nil {
+			t.Errorf("a call that waited: %v", err)
+		}
+	})
 }
 
-// TestFullConnectionHoldsUpNobody: with several connections an endpoint, a full one holds up nobody.
+// TestFullConnectionHoldsUpNobody: a call waits for a connection that is full only if the endpoint has no other.
 func TestFullConnectionHoldsUpNobody(t *testing.T) {
 	for connections, want := range map[int]codes.Code{1: codes.DeadlineExceeded, 2: codes.OK} {
-		f := newFleet(t, 1, grpc.MaxConcurrentStreams(1))
-		client := dial(t, &balancergrpc.Client{Resolver: &f.memory, Connections: connections})
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		stream, err := client.FullDuplexCall(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := stream.Header(); err != nil {
-			t.Fatal(err)
-		}
-		limited := func() codes.Code {
-			ctx, stop := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		synctest.Test(t, func(t *testing.T) {
+			network := newMemoryNet(t, &grpctest.Service{
+				Unary:   grpctest.Echo,
+				Bidi:    func(s grpctest.BidiServer) error { <-s.Context().Done(); return nil },
+				Options: []grpc.ServerOption{grpc.MaxConcurrentStreams(1)},
+			})
+			client := grpctest.NewClient(network.dial(t, &balancergrpc.Client{Connections: connections}))
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if _, err := client.FullDuplexCall(ctx); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait() // the stream is open, and all connections are
+			limited, stop := context.WithTimeout(t.Context(), time.Second)
 			defer stop()
-			return status.Code(call(ctx, client))
-		}
-		if got := limited(); got != want && connections == 1 {
-			t.Errorf("one connection: %v, want %v", got, want)
-		} else if connections > 1 { // the second one may take a moment
-			await.True(t, "a call goes over the second connection", func() bool { return limited() == want })
-		}
+			if got := status.Code(call(limited, client)); got != want {
+				t.Errorf("connections: %d: %v, want %v", connections, got, want)
+			}
+		})
 	}
 }
 
@@ -728,25 +714,13 @@ func TestClientsAreApart(t *testing.T) {
 // TestReportsInTrailers: weighted round robin goes by the load that servers report.
 func TestReportsInTrailers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := newMemoryNet("10.0.0.1:80", "10.0.0.2:80")
 		var calls [2]atomic.Int32
-		for i, utilization := range []float64{0.2, 0.6} {
-			report := orca.Report{Utilization: utilization, Requests: 100}.Message()
-			defer network.serve(fmt.Sprintf("10.0.0.%d:80", i+1), func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
-				calls[i].Add(1)
-				grpc.SetTrailer(ctx, metadata.Pairs(orca.MetadataKey, report))
-				return grpctest.Echo(ctx, in)
-			})()
+		reporting := func(i int, utilization float64) *grpctest.Service {
+			report := metadata.Pairs(orca.MetadataKey, orca.Report{Utilization: utilization, Requests: 100}.Message())
+			return counted(&calls[i], func(ctx context.Context) error { return grpc.SetTrailer(ctx, report) })
 		}
-		resolver := discovery.Static{"orders.example.com": {{Address: "10.0.0.1", Port: 80}, {Address: "10.0.0.2", Port: 80}}}
-		c := &balancergrpc.Client{Resolver: resolver, Config: balancer.Config{Algorithm: balancer.WeightedRoundRobin}}
-		options := append(c.DialOptions(), network.option(), grpc.WithTransportCredentials(insecure.NewCredentials()))
-		conn, err := grpc.NewClient(target, options...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer conn.Close()
-		client := grpctest.NewClient(conn)
+		network := newMemoryNet(t, reporting(0, 0.2), reporting(1, 0.6))
+		client := grpctest.NewClient(network.dial(t, &balancergrpc.Client{Config: balancer.Config{Algorithm: balancer.WeightedRoundRobin}}))
 		for i := range 600 {
 			if i == 200 {
 				calls[0].Store(0)
