@@ -8,6 +8,7 @@
 package balancer
 
 import (
+	"cmp"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -56,8 +57,8 @@ type Balancer struct {
 	mu      sync.Mutex
 	seen    uint64 // the change up to which picks is current
 	updates uint64
-	hosts   map[address]*Host
-	order   []*Host // hosts as the latest Update gave them
+	order   []*Host // the hosts as the latest Update gave them
+	sorted  []*Host // the same, by their addresses
 	pools   []*pool
 
 	aperture *aperture // nil without one
@@ -70,13 +71,21 @@ type address struct {
 	port int
 }
 
+func addressOf(e *discovery.Endpoint) address {
+	return address{e.Address, e.DialPort(0)}
+}
+
+func (a address) compare(b address) int {
+	return cmp.Or(cmp.Compare(a.host, b.host), cmp.Compare(a.port, b.port))
+}
+
 // New returns a Balancer without endpoints. The error is that of [Config.Validate].
 func New(cfg Config, hooks Hooks) (*Balancer, error) {
 	set, err := cfg.compile()
 	if err != nil {
 		return nil, err
 	}
-	b := &Balancer{cfg: set, hooks: hooks, rand: rand.Uint64, start: time.Now(), hosts: map[address]*Host{}}
+	b := &Balancer{cfg: set, hooks: hooks, rand: rand.Uint64, start: time.Now()}
 	b.counts = set.Algorithm != PeakEWMA && set.Algorithm != WeightedRoundRobin && set.BoundedLoad == 0
 	if set.Aperture > 0 {
 		b.aperture = &aperture{least: set.Aperture}
@@ -203,7 +212,7 @@ func (b *Balancer) Hosts() []*Host {
 // lookLocked returns the hosts of the endpoints, and the indices of those that have none yet.
 func (b *Balancer) lookLocked(endpoints []discovery.Endpoint, fresh map[address]*Host) (order []*Host, missing []int) {
 	order = make([]*Host, len(endpoints))
-	before := places{order: b.order, hosts: b.hosts}
+	before := places{order: b.order, sorted: b.sorted}
 	var twice map[address]bool
 	for i := range endpoints {
 		a := addressOf(&endpoints[i])
@@ -224,23 +233,24 @@ func (b *Balancer) lookLocked(endpoints []discovery.Endpoint, fresh map[address]
 
 // places finds hosts. Most updates change little, so a host probably follows the one that was found before.
 type places struct {
-	order []*Host
-	hosts map[address]*Host
-	next  int
+	order, sorted []*Host
+	next          int
 }
 
 // find returns the host at an address, or nil.
 func (p *places) find(a address) *Host {
 	for ahead := range 2 {
-		if at := p.next + ahead; at < len(p.order) && p.order[at].address == a {
+		if at := p.next + ahead; at < len(p.order) && p.order[at].address() == a {
 			p.next = at + 1
 			return p.order[at]
 		}
 	}
-	h := p.hosts[a]
-	if h != nil {
-		p.next = int(h.at) + 1
+	i, ok := slices.BinarySearchFunc(p.sorted, a, func(h *Host, a address) int { return h.address().compare(a) })
+	if !ok {
+		return nil
 	}
+	h := p.sorted[i]
+	p.next = int(h.at) + 1
 	return h
 }
 
@@ -257,8 +267,7 @@ func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, order []*Host, 
 			continue // twice in the set
 		}
 		if h.update == 0 {
-			delete(fresh, h.address)
-			b.hosts[h.address] = h
+			delete(fresh, addressOf(e))
 			arrived = append(arrived, h)
 			changed = true
 		}
@@ -272,12 +281,11 @@ func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, order []*Host, 
 			changed = true
 		}
 	}
-	if len(b.order) < len(b.hosts) {
+	if len(b.order) < len(before)+len(arrived) {
 		changed = true
 		for _, h := range before {
 			if h.update != b.updates {
 				removed = append(removed, h)
-				delete(b.hosts, h.address)
 			}
 		}
 	}
@@ -286,42 +294,64 @@ func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, order []*Host, 
 	}
 	if changed {
 		b.warmUpLocked(arrived)
+		b.sortLocked(arrived)
 		b.poolLocked()
 		b.publishLocked()
 	}
 	return removed
 }
 
+// sortLocked brings sorted up to date after some hosts have arrived and others were removed.
+func (b *Balancer) sortLocked(arrived []*Host) {
+	slices.SortFunc(arrived, compareHosts)
+	before := b.sorted
+	b.sorted = make([]*Host, 0, len(b.order))
+	take := func(n int) {
+		for _, h := range before[:n] {
+			if h.update == b.updates {
+				b.sorted = append(b.sorted, h)
+			}
+		}
+		before = before[n:]
+	}
+	for _, h := range arrived {
+		n, _ := slices.BinarySearchFunc(before, h, compareHosts)
+		take(n)
+		b.sorted = append(b.sorted, h)
+	}
+	take(len(before))
+}
+
 // poolLocked divides the hosts into pools, from the nearest to the farthest.
 func (b *Balancer) poolLocked() {
-	places := map[int]*pool{}
+	before := b.pools
 	b.pools = nil
+	hosts := b.order
+	if b.cfg.Algorithm.hashes() {
+		hosts = b.sorted // all processes must agree, whatever order their endpoints came in
+	}
 	var p *pool
-	for _, h := range b.order {
+	for _, h := range hosts {
 		if h.weight == 0 || h.place == nowhere {
 			continue
 		}
 		if p == nil || p.place != h.place {
-			p = places[h.place]
+			p = find(b.pools, h.place)
 		}
 		if p == nil {
 			p = &pool{place: h.place}
 			if b.cfg.topology.mode == anywhere {
-				p.members = make([]*Host, 0, len(b.order))
+				p.members = make([]*Host, 0, len(hosts))
 			}
 			p.turn.Store(b.rand()) // otherwise all clients would begin with the same endpoint
-			places[h.place] = p
+			if last := find(before, h.place); last != nil {
+				p.ring = last.ring
+			}
 			b.pools = append(b.pools, p)
 		}
 		p.members = append(p.members, h)
 	}
-	slices.SortFunc(b.pools, func(x, y *pool) int { return x.place - y.place })
-	if b.cfg.Algorithm == RingHash || b.cfg.Algorithm == Maglev {
-		// All processes must agree, whatever order their endpoints came in.
-		for _, p := range b.pools {
-			slices.SortFunc(p.members, func(x, y *Host) int { return compareAddress(x.address, y.address) })
-		}
-	}
+	slices.SortFunc(b.pools, func(x, y *pool) int { return int(x.place) - int(y.place) })
 }
 
 // noticeEjections brings the picks up to date. Calls that arrive while another builds share the next build.
@@ -355,10 +385,6 @@ func (b *Balancer) at(t time.Time) int64 {
 // float returns a random number in [0, 1).
 func (b *Balancer) float() float64 {
 	return float64(b.rand()>>11) / (1 << 53)
-}
-
-func addressOf(e *discovery.Endpoint) address {
-	return address{e.Address, e.DialPort(0)}
 }
 
 // weightOf returns the weight of e for the picks; 0 means that it drains.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"runtime"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -808,5 +809,32 @@ func TestSubset(t *testing.T) {
 		if !slices.Equal(got, want) {
 			t.Errorf("%s: Subset(%v) = %v, want %v", c.name, c.labels, got, want)
 		}
+	}
+}
+
+// Of ten thousand endpoints most are never called, so each is to take little memory.
+func TestMemoryOfEndpoints(t *testing.T) {
+	const n = 10_000
+	heap := func() uint64 {
+		var stats runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&stats)
+		return stats.HeapAlloc
+	}
+	for algorithm, most := range map[balancer.Algorithm]uint64{
+		balancer.LeastRequest: 512, balancer.PeakEWMA: 512, balancer.WeightedRoundRobin: 512, balancer.Maglev: 512, balancer.RingHash: 1024,
+	} {
+		b := newBalancer(t, balancer.Config{Algorithm: algorithm})
+		set := endpoints(n)
+		before := heap()
+		b.Update(set)
+		each := (heap() - before) / n
+		t.Logf("%v: %d bytes", algorithm, each)
+		if each > most {
+			t.Errorf("%v: an endpoint takes %d bytes, want at most %d", algorithm, each, most)
+		}
+		runtime.KeepAlive(set)
+		runtime.KeepAlive(b)
 	}
 }

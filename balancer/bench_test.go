@@ -2,6 +2,7 @@ package balancer_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -65,13 +66,16 @@ func BenchmarkPick(b *testing.B) {
 	}
 }
 
+// BenchmarkUpdate is an update that adds or removes one endpoint of many.
 func BenchmarkUpdate(b *testing.B) {
-	for _, algorithm := range []balancer.Algorithm{balancer.LeastRequest, balancer.RingHash, balancer.Maglev} {
+	for _, algorithm := range []balancer.Algorithm{balancer.LeastRequest, balancer.PeakEWMA, balancer.RingHash, balancer.Maglev} {
 		b.Run(fmt.Sprintf("%v/10000", algorithm), func(b *testing.B) {
 			bal := newBalancer(b, balancer.Config{Algorithm: algorithm})
-			sets := [2][]discovery.Endpoint{endpoints(10_000), endpoints(9_999)}
+			all := endpoints(10_000)
+			sets := [2][]discovery.Endpoint{all, slices.Delete(slices.Clone(all), 5_000, 5_001)}
+			bal.Update(all)
 			b.ReportAllocs()
-			for i := range b.N {
+			for i := 1; b.Loop(); i++ {
 				bal.Update(sets[i%2])
 			}
 		})

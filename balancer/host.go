@@ -1,7 +1,6 @@
 package balancer
 
 import (
-	"cmp"
 	"maps"
 	"reflect"
 	"slices"
@@ -18,19 +17,18 @@ type Host struct {
 	id       string
 	value    any
 	endpoint atomic.Pointer[discovery.Endpoint]
-	takes    atomic.Bool // calls
-	address  address
+	warmed   atomic.Int64            // when slow start began, if warming
+	cost     atomic.Uint64           // see packCost; 0 means unknown
+	reports  atomic.Pointer[reports] // WeightedRoundRobin: nil before the first
+	since    atomic.Int64            // PeakEWMA: how long the calls in flight have waited at least; see peakEWMA.cost
 
-	warmed  atomic.Int64            // when slow start began, if warming
-	cost    atomic.Uint64           // see packCost; 0 means unknown
-	reports atomic.Pointer[reports] // WeightedRoundRobin: nil before the first
-	since   atomic.Int64            // PeakEWMA: how long the calls in flight have waited at least; see peakEWMA.cost
+	takes atomic.Bool // calls
 
 	// Guarded by Balancer.mu.
-	update uint64 // the last Update that had the host; 0 before the first
-	at     int32  // in Balancer.order
+	place  int32
+	at     int32 // in Balancer.order
 	weight uint32
-	place  int
+	update uint64 // the last Update that had the host; 0 before the first
 }
 
 // The state of a host is the number of calls in flight and these bits. Everything that a pick needs is in one word, and the
@@ -66,7 +64,7 @@ func newStates(n, size int) []*atomic.Uint64 {
 }
 
 func (b *Balancer) newHost(e *discovery.Endpoint, state *atomic.Uint64) *Host {
-	h := &Host{state: state, balancer: b, address: addressOf(e), id: e.ID()}
+	h := &Host{state: state, balancer: b, id: e.ID()}
 	h.describe(e)
 	if b.hooks.Attach != nil {
 		h.value = b.hooks.Attach(h)
@@ -101,6 +99,9 @@ func sameLabels(a, b map[string]string) bool {
 	return len(a) == len(b) &&
 		(len(a) == 0 || reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer() || maps.Equal(a, b))
 }
+
+// address never changes, like the ID.
+func (h *Host) address() address { return addressOf(h.endpoint.Load()) }
 
 // Value returns what [Hooks.Attach] made for the host, or nil.
 func (h *Host) Value() any { return h.value }
@@ -184,6 +185,4 @@ func (h *Host) drain() {
 	}
 }
 
-func compareAddress(a, b address) int {
-	return cmp.Or(cmp.Compare(a.host, b.host), cmp.Compare(a.port, b.port))
-}
+func compareHosts(a, b *Host) int { return a.address().compare(b.address()) }

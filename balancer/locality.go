@@ -160,7 +160,7 @@ func isWithin(l discovery.Locality, place string) bool {
 func (t *topology) distributes() bool { return t.mode == byRule }
 
 // share returns the weight of a place; it is unused when places are priorities.
-func (t *topology) share(place int) float64 {
+func (t *topology) share(place int32) float64 {
 	if t.mode == byRule {
 		return float64(t.to[place].Weight)
 	}
@@ -168,7 +168,7 @@ func (t *topology) share(place int) float64 {
 }
 
 // place returns the pool of an endpoint: 0 is the nearest or, with a rule, the index in that rule.
-func (t *topology) place(e *discovery.Endpoint) int {
+func (t *topology) place(e *discovery.Endpoint) int32 {
 	switch t.mode {
 	case byDistance:
 		switch {
@@ -184,13 +184,13 @@ func (t *topology) place(e *discovery.Endpoint) int {
 	case byLabels:
 		for i, p := range t.preferred {
 			if labelOf(e, p.Name) != p.Value {
-				return len(t.preferred) - i
+				return int32(len(t.preferred) - i)
 			}
 		}
 	case byRule:
 		for i, p := range t.to {
 			if isWithin(e.Locality, p.Place) {
-				return i
+				return int32(i)
 			}
 		}
 		return nowhere

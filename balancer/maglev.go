@@ -27,7 +27,7 @@ func newMaglevTable(hosts []*Host, size int) []uint32 {
 		size = max(size+1, len(hosts))
 	}
 	type walk struct {
-		place, step uint64
+		place, step uint32
 		credit      float64
 	}
 	walks := make([]walk, len(hosts))
@@ -37,17 +37,14 @@ func newMaglevTable(hosts []*Host, size int) []uint32 {
 		second.ResetWithSeed(1)
 		second.WriteString(h.id)
 		walks[i] = walk{
-			place:  Hash(h.id) % uint64(size),
-			step:   second.Sum64()%uint64(size-1) + 1,
+			place:  uint32(Hash(h.id) % uint64(size)),
+			step:   uint32(second.Sum64()%uint64(size-1)) + 1,
 			credit: 1, // every endpoint has a first turn, so that each gets keys
 		}
 		heaviest = max(heaviest, float64(h.weight))
 	}
-	const free = 1<<32 - 1
 	table := make([]uint32, size)
-	for i := range table {
-		table[i] = free
-	}
+	taken := make([]uint64, size/64+1) // a bit per place: most steps of a walk are over taken ones, and find these in the nearest cache
 	for left := size; ; {
 		for i := range walks {
 			w := &walks[i]
@@ -56,10 +53,15 @@ func newMaglevTable(hosts []*Host, size int) []uint32 {
 				continue
 			}
 			w.credit += float64(hosts[i].weight)/heaviest - 1
-			for table[w.place] != free {
-				w.place = (w.place + w.step) % uint64(size)
+			place := w.place
+			for taken[place/64]&(1<<(place%64)) != 0 {
+				if place += w.step; place >= uint32(size) {
+					place -= uint32(size)
+				}
 			}
-			table[w.place] = uint32(i)
+			w.place = place
+			taken[place/64] |= 1 << (place % 64)
+			table[place] = uint32(i)
 			if left--; left == 0 {
 				return table
 			}

@@ -28,6 +28,10 @@ type ring struct {
 	points []point // sorted
 	starts []uint32
 	shift  int // points[starts[h>>shift]] is the first point whose hash has those high bits or higher ones
+
+	// The hosts that the ring was made of, and how many entries each has. A ring of some of the hosts of another has neither.
+	hosts   []*Host
+	entries []uint32
 }
 
 type point struct {
@@ -35,13 +39,48 @@ type point struct {
 	owner uint32 // index of the host
 }
 
+func comparePoints(a, b point) int {
+	return cmp.Or(cmp.Compare(a.hash, b.hash), cmp.Compare(a.owner, b.owner))
+}
+
 // entriesAtRest is how many entries a ring has before hosts get fewer of them.
 const entriesAtRest = 1 << 19
 
-// newRing returns the ring of hosts that are in order and have weights.
-func newRing(hosts []*Host, minSize, maxSize int) *ring {
+// newRing returns the ring of hosts that are in order and have weights. It takes over what it can of the ring of the set before, which may
+// be nil: most changes are of a few hosts.
+func newRing(hosts []*Host, minSize, maxSize int, before *ring) *ring {
+	entries := ringEntries(hosts, minSize, maxSize)
+	if before == nil {
+		before = &ring{starts: []uint32{}, shift: 64} // without hosts
+	}
+	owners := make([]int32, len(before.hosts)) // what the indices of the hosts before are now
+	var fresh []int                            // the indices of those whose entries must be made
+	i := 0
+	for old, h := range before.hosts {
+		for ; i < len(hosts) && compareHosts(hosts[i], h) < 0; i++ {
+			fresh = append(fresh, i)
+		}
+		owners[old] = -1
+		if i < len(hosts) && hosts[i] == h && entries[i] == before.entries[old] {
+			owners[old] = int32(i)
+			i++
+		}
+	}
+	for ; i < len(hosts); i++ {
+		fresh = append(fresh, i)
+	}
+	r := before.change(owners, ringPoints(hosts, entries, fresh))
+	r.hosts, r.entries = hosts, entries
+	return r
+}
+
+// ringEntries returns how many entries each of the hosts has.
+func ringEntries(hosts []*Host, minSize, maxSize int) []uint32 {
 	lightest := slices.MinFunc(hosts, func(a, b *Host) int { return cmp.Compare(a.weight, b.weight) }).weight
 	count := func(h *Host, perLightest int) int {
+		if h.weight == lightest {
+			return perLightest
+		}
 		return int(math.Ceil(float64(perLightest) * float64(h.weight) / float64(lightest)))
 	}
 	total := func(perLightest int) int {
@@ -63,60 +102,112 @@ func newRing(hosts []*Host, minSize, maxSize int) *ring {
 		}
 		each = (each + 1) / 2
 	}
+	entries := make([]uint32, len(hosts))
 	if each > 1 || total(1) <= maxSize {
-		return index(ringPoints(hosts, func(h *Host) int { return count(h, each) }))
+		for i, h := range hosts {
+			entries[i] = uint32(count(h, each))
+		}
+		return entries
 	}
 	// The lightest host would have one entry and the ring would still be too large: heavier hosts get fewer entries.
 	sum := 0.0
 	for _, h := range hosts {
 		sum += float64(h.weight)
 	}
-	return index(ringPoints(hosts, func(h *Host) int { return max(1, int(float64(maxSize)*float64(h.weight)/sum)) }))
+	for i, h := range hosts {
+		entries[i] = uint32(max(1, int(float64(maxSize)*float64(h.weight)/sum)))
+	}
+	return entries
 }
 
-func ringPoints(hosts []*Host, count func(*Host) int) []point {
+// ringPoints returns the entries of some of the hosts, which are given by their indices, in order.
+func ringPoints(hosts []*Host, entries []uint32, which []int) []point {
 	size := 0
-	for _, h := range hosts {
-		size += count(h)
+	for _, i := range which {
+		size += int(entries[i])
 	}
 	points := make([]point, 0, size)
 	var key []byte
-	for i, h := range hosts {
-		key = append(append(key[:0], h.id...), '_')
+	for _, i := range which {
+		key = append(append(key[:0], hosts[i].id...), '_')
 		prefix := len(key)
-		for k := range count(h) {
-			key = strconv.AppendInt(key[:prefix], int64(k), 10)
+		for k := range entries[i] {
+			key = strconv.AppendUint(key[:prefix], uint64(k), 10)
 			points = append(points, point{xxhash.Sum64(key), uint32(i)})
 		}
 	}
-	return points
+	return sortPoints(points)
 }
 
-// index sorts points, given in the order of their hosts. Hashes are evenly spread, so one pass that distributes them by
-// their high bits leaves next to nothing to sort, and finds a key's place without a search.
-func index(points []point) *ring {
-	width := max(1, bits.Len(uint(len(points)))-1)
-	r := &ring{points: make([]point, len(points)), starts: make([]uint32, 1<<width+1), shift: 64 - width}
+// sortPoints returns points in order. Hashes are evenly spread, so one pass that distributes them by their high bits leaves next to nothing
+// to sort.
+func sortPoints(points []point) []point {
+	starts, shift := bucketsOf(points)
+	sorted, next := make([]point, len(points)), slices.Clone(starts)
 	for _, p := range points {
-		r.starts[p.hash>>r.shift+1]++
-	}
-	for i := 1; i < len(r.starts); i++ {
-		r.starts[i] += r.starts[i-1]
-	}
-	next := slices.Clone(r.starts)
-	for _, p := range points {
-		bucket := p.hash >> r.shift
-		r.points[next[bucket]] = p
+		bucket := p.hash >> shift
+		sorted[next[bucket]] = p
 		next[bucket]++
 	}
-	for i := range len(r.starts) - 1 {
-		if bucket := r.points[r.starts[i]:r.starts[i+1]]; len(bucket) > 1 {
-			slices.SortFunc(bucket, func(a, b point) int {
-				return cmp.Or(cmp.Compare(a.hash, b.hash), cmp.Compare(a.owner, b.owner))
-			})
+	for i := range len(starts) - 1 {
+		if bucket := sorted[starts[i]:starts[i+1]]; len(bucket) > 1 {
+			slices.SortFunc(bucket, comparePoints)
 		}
 	}
-	return r
+	return sorted
+}
+
+// bucketsOf returns where the points with the same high bits begin if points are in order, and by how much the bits below shift those.
+func bucketsOf(points []point) (starts []uint32, shift int) {
+	shift = shiftOf(len(points))
+	starts = make([]uint32, 1<<(64-shift)+1)
+	for _, p := range points {
+		starts[p.hash>>shift+1]++
+	}
+	for i := 1; i < len(starts); i++ {
+		starts[i] += starts[i-1]
+	}
+	return starts, shift
+}
+
+// shiftOf returns how many bits are too low to tell n points apart: buckets have one or two each.
+func shiftOf(n int) int { return 64 - max(1, bits.Len(uint(n))-1) }
+
+// change returns the ring in which the owner i is owners[i], which is in the order of i, or has no entries if that is negative. The points of
+// new owners, in order, come on top.
+func (r *ring) change(owners []int32, added []point) *ring {
+	c := &ring{points: make([]point, 0, len(r.points)+len(added)), starts: slices.Clone(r.starts), shift: r.shift}
+	done, bucket, moved := 0, 0, uint32(0) // points of r that are in place; starts that are; by how much the next ones move
+	move := func(to int, by uint32) {
+		for ; moved != 0 && bucket < to; bucket++ {
+			c.starts[bucket] += moved
+		}
+		bucket, moved = to, moved+by
+	}
+	take := func(to int) {
+		for _, p := range r.points[done:to] {
+			if i := owners[p.owner]; i >= 0 {
+				c.points = append(c.points, point{p.hash, uint32(i)})
+			} else {
+				move(int(p.hash>>r.shift)+1, ^uint32(0))
+			}
+		}
+		done = to
+	}
+	for _, a := range added {
+		to, _ := slices.BinarySearchFunc(r.points[done:], a, func(p, a point) int {
+			return cmp.Or(cmp.Compare(p.hash, a.hash), cmp.Compare(owners[p.owner], int32(a.owner)))
+		})
+		take(done + to)
+		c.points = append(c.points, a)
+		move(int(a.hash>>r.shift)+1, 1)
+	}
+	take(len(r.points))
+	move(len(c.starts), 0)
+	if shift := shiftOf(len(c.points)); shift != r.shift {
+		c.starts, c.shift = bucketsOf(c.points)
+	}
+	return c
 }
 
 // owner returns the index of the host that owns hash.
@@ -131,25 +222,19 @@ func (r *ring) owner(hash uint64) int {
 	return int(r.points[i].owner)
 }
 
-// only returns the ring without the entries of those members that are not among hosts.
-func (r *ring) only(hosts, members []*Host) *ring {
-	if len(hosts) == len(members) {
+// only returns the ring without the entries of those of its hosts that are not among the given ones, which are in the same order.
+func (r *ring) only(hosts []*Host) *ring {
+	if len(hosts) == len(r.hosts) {
 		return r
 	}
-	place := make([]int, len(members)) // in hosts; both are in the same order
+	owners := make([]int32, len(r.hosts))
 	kept := 0
-	for i, h := range members {
-		place[i] = -1
+	for i, h := range r.hosts {
+		owners[i] = -1
 		if kept < len(hosts) && hosts[kept] == h {
-			place[i] = kept
+			owners[i] = int32(kept)
 			kept++
 		}
 	}
-	points := make([]point, 0, len(r.points))
-	for _, p := range r.points {
-		if i := place[p.owner]; i >= 0 {
-			points = append(points, point{p.hash, uint32(i)})
-		}
-	}
-	return index(points)
+	return r.change(owners, nil)
 }

@@ -12,12 +12,12 @@ func (b *Balancer) warmUpLocked(arrived []*Host) {
 		return
 	}
 	now, slow := b.now(), len(arrived)
-	for _, h := range b.hosts {
+	for _, h := range b.order {
 		if h.state.Load()&warming != 0 && h.ramp() < 1 {
 			slow++
 		}
 	}
-	if 2*slow > len(b.hosts) {
+	if 2*slow > len(b.order) {
 		return
 	}
 	for _, h := range arrived {

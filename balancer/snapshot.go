@@ -11,13 +11,23 @@ import (
 // pool is the hosts of one place. It lasts until the set changes, so that ejections do not rebuild what does not depend on
 // them.
 type pool struct {
-	place   int
-	members []*Host // in the order of their addresses; none drains
-	ring    *ring   // of all members; nil until RingHash needs it
+	place   int32
+	members []*Host // none drains; in the order of their addresses for RingHash and Maglev
+	ring    *ring   // of all members, or of those of an earlier pool; nil until RingHash needs it
 	order   []int32 // of all members, for the aperture; nil until that needs it
 	_       [64]byte
 	turn    atomic.Uint64
 	_       [56]byte
+}
+
+// find returns the pool of a place, or nil. There are few.
+func find(pools []*pool, place int32) *pool {
+	for _, p := range pools {
+		if p.place == place {
+			return p
+		}
+	}
+	return nil
 }
 
 // snapshot is what picks are made from. It is immutable.
@@ -60,6 +70,9 @@ func (b *Balancer) snapshotLocked() *snapshot {
 	for i, p := range b.pools {
 		if shares[i] > 0 {
 			g := b.group(p, panics[i])
+			if len(g.hosts) == 0 {
+				continue // the last one was ejected just now
+			}
 			s.groups = append(s.groups, g)
 			s.healthy = s.healthy || slices.ContainsFunc(g.hosts, func(h *Host) bool { return !h.Ejected() })
 			used = append(used, shares[i])
@@ -178,10 +191,10 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 		}
 		g.picker = &peakEWMA{&g.sampler}
 	case RingHash:
-		if p.ring == nil {
-			p.ring = newRing(p.members, b.cfg.MinRingSize, b.cfg.MaxRingSize)
+		if p.ring == nil || &p.ring.hosts[0] != &p.members[0] {
+			p.ring = newRing(p.members, b.cfg.MinRingSize, b.cfg.MaxRingSize, p.ring)
 		}
-		g.picker = &ringHash{&g.sampler, p.ring.only(g.hosts, p.members)}
+		g.picker = &ringHash{&g.sampler, p.ring.only(g.hosts)}
 	case Maglev:
 		g.picker = &maglev{&g.sampler, newMaglevTable(g.hosts, b.cfg.TableSize)}
 	}
