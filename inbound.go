@@ -9,7 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/body"
 	"github.com/nosidecar/mesh/internal/caller"
@@ -245,22 +244,9 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 		return nil
 	}
 
-	ctx := r.Context()
-	// The context of net/http ends with the connection, unless there is a body that has not been read.
-	var a *admitted
+	a, ctx := in.distinguish(r)
 	var room *[1]string
-	if claims := in.token.Claims; in.Peer != "" || r.ContentLength != 0 || claims != nil {
-		a = &admitted{ctx: admission.Context{Context: ctx, Peer: in.Peer}}
-		if claims != nil {
-			a.ctx.User = claims
-		}
-		in.ctx = &a.ctx
-		ctx = in.ctx
-		if left := deadline.FromHeader(r.Header); left > 0 && in.Peer != "" {
-			in.limit = &a.limit
-			in.limit.Start(ctx, deadline.Request, deadline.Within(ctx, left), true)
-			ctx = in.limit
-		}
+	if a != nil {
 		room = &a.cert
 	}
 	arrived := in.view.Header

@@ -63,9 +63,41 @@ type passage struct {
 // admitted is what a handler gets that differs from the request as it arrived, in one allocation.
 type admitted struct {
 	ctx     admission.Context
-	limit   deadline.Context
 	request http.Request
 	cert    [1]string // the value of x-forwarded-client-cert
+}
+
+// distinguish returns what is different for the handler of a request, and starts the limit that the caller announces, which the context for
+// the handler has then. It returns nil if nothing is different.
+func (in *inbound) distinguish(r *http.Request) (a *admitted, ctx context.Context) {
+	ctx = r.Context()
+	// The context of net/http ends with the connection, unless there is a body that has not been read.
+	if in.Peer == "" && r.ContentLength == 0 && in.token.Claims == nil {
+		return nil, ctx
+	}
+	var left time.Duration
+	if in.Peer != "" {
+		left = deadline.FromHeader(r.Header)
+	}
+	if left > 0 {
+		limited := new(struct {
+			admitted
+			limit deadline.Context
+		})
+		a, in.limit = &limited.admitted, &limited.limit
+	} else {
+		a = new(admitted)
+	}
+	in.ctx = &a.ctx
+	a.ctx.Context, a.ctx.Peer = ctx, in.Peer
+	if in.token.Claims != nil {
+		a.ctx.User = in.token.Claims
+	}
+	if in.limit == nil {
+		return a, in.ctx
+	}
+	in.limit.Start(in.ctx, deadline.Request, deadline.Within(ctx, left), true)
+	return a, in.limit
 }
 
 // arrive returns the state of a new request.
