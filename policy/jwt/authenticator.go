@@ -16,10 +16,11 @@ import (
 // Authenticator verifies the tokens of requests by a set of rules. It is immutable but for the tokens that it remembers, and safe
 // for concurrent use.
 type Authenticator struct {
-	rules   []*rule         // sorted by issuer: the order in which they are tried
-	places  []place         // of all rules, each once
-	params  []string        // those that may hold a token
-	outputs map[string]bool // the headers that rules set, in their plain spelling
+	rules   []*rule  // sorted by issuer, which is the order in which they are tried
+	places  []place  // of all rules, each once
+	params  []string // that may hold a token
+	outputs outputs
+	known   known
 }
 
 // rule is a compiled Rule.
@@ -28,13 +29,34 @@ type rule struct {
 	places    []int // indexes in those of the Authenticator
 	audiences []string
 	remote    *remoteSet // nil if the rule has its keys
-	known     known
+	payloadTo string     // the canonical name of PayloadHeader
+	claimsTo  []string   // the canonical names of ClaimHeaders
+}
+
+// outputs are the headers that rules set, in their plain spelling.
+type outputs struct {
+	names   map[string]bool
+	lengths uint64 // bit n is set if a name has n bytes, or if n is 63 and a name has more
+}
+
+func (o *outputs) add(name string) {
+	name = plainName(name)
+	if o.names == nil {
+		o.names = make(map[string]bool)
+	}
+	o.names[name] = true
+	o.lengths |= 1 << min(len(name), 63)
+}
+
+// has reports whether a rule sets a header of this name, whatever its spelling.
+func (o *outputs) has(name string) bool {
+	return o.lengths&(1<<min(len(name), 63)) != 0 && o.names[plainName(name)]
 }
 
 // New compiles rules. remotes fetches the keys of those that do not have theirs; it may be nil if there are none. Errors of
 // several rules are joined.
 func New(rules []Rule, remotes *Remotes) (*Authenticator, error) {
-	a := &Authenticator{outputs: make(map[string]bool)}
+	a := new(Authenticator)
 	var errs []error
 	for i := range rules {
 		r := &rule{Rule: rules[i]}
@@ -57,10 +79,12 @@ func New(rules []Rule, remotes *Remotes) (*Authenticator, error) {
 			r.audiences = append(r.audiences, plainAudience(aud))
 		}
 		if r.PayloadHeader != "" {
-			a.outputs[plainName(r.PayloadHeader)] = true
+			r.payloadTo = http.CanonicalHeaderKey(r.PayloadHeader)
+			a.outputs.add(r.payloadTo)
 		}
 		for _, c := range r.ClaimHeaders {
-			a.outputs[plainName(c.Header)] = true
+			r.claimsTo = append(r.claimsTo, http.CanonicalHeaderKey(c.Header))
+			a.outputs.add(c.Header)
 		}
 		if source := r.source(); source != (Source{}) {
 			if remotes == nil {
@@ -89,7 +113,7 @@ func (a *Authenticator) Sources() []Source {
 // Output reports whether a rule gives the handler something in the header of this name, in any spelling. Such a header of the
 // client must be removed from every request, before anything reads it; [Result.Header] does. A nil Authenticator has no rules.
 func (a *Authenticator) Output(name string) bool {
-	return a != nil && len(a.outputs) > 0 && a.outputs[plainName(name)]
+	return a != nil && a.outputs.has(name)
 }
 
 // Result is what the tokens of a request say.
@@ -97,16 +121,17 @@ type Result struct {
 	// Claims are those of the user. They are nil if there is no token.
 	Claims *Claims
 
-	// Err says why the request is refused, nil if it is not.
+	// Err says why the request is refused. It is nil if the request is not refused.
 	Err *Error
 
-	rule  *rule   // that gave the claims
-	used  []place // where accepted tokens were, that the handler is not to see
-	outer *Authenticator
+	rule    *rule    // which gave the claims
+	headers []string // the values of its ClaimHeaders
+	used    []place  // where accepted tokens were that the handler must not see
+	outer   *Authenticator
 }
 
-// Authenticate looks for the tokens of a request and verifies them. It waits for keys, at most until ctx ends, only where a token
-// has a key ID that is not known yet.
+// Authenticate looks for the tokens of a request and verifies them. It waits for keys, until ctx ends at the latest, only if a token has a
+// key ID that is not known yet.
 func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now time.Time) Result {
 	result := Result{outer: a}
 	if r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" {
@@ -114,9 +139,9 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 	}
 	var found [4]sighting
 	all := found[:0]
-	var texts [4]string
+	var room [4]string
 	for i := range a.places {
-		for _, text := range a.places[i].tokens(texts[:0], r) {
+		for _, text := range a.places[i].tokens(room[:0], r) {
 			all = append(all, sighting{place: i, text: text})
 		}
 	}
@@ -127,11 +152,14 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 		result.Err = errShape
 		return result
 	}
+	for i := range all {
+		all[i].known = a.known.get(all[i].text)
+	}
 	var failure *Error
-	for i := range a.rules {
-		claims, err := a.rules[i].judge(ctx, a, all, now)
+	for _, rule := range a.rules {
+		claims, err := a.judge(ctx, rule, all, now)
 		if claims != nil && result.Claims == nil {
-			result.Claims, result.rule = claims, a.rules[i]
+			result.take(claims, rule)
 		}
 		if err != nil && (failure == nil || failure == errIssuer || err != errIssuer) {
 			failure = err
@@ -142,7 +170,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 			result.Err = s.err
 		} else if !s.by.Forward {
 			if at := s.place; result.used == nil {
-				result.used = a.places[at : at+1 : at+1]
+				result.used = a.places[at : at+1 : at+1] // no copy
 			} else {
 				result.used = append(result.used, a.places[at])
 			}
@@ -151,16 +179,13 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 	if result.Claims == nil {
 		result.Err = failure
 	}
-	if result.Err == nil {
-		result.Err = result.checkHeaders()
-	}
 	if result.Err != nil {
 		result.Claims = nil
 	}
 	return result
 }
 
-// Again returns what the rules make of claims that were verified before, perhaps by other rules: the first rule for their issuer and
+// Again returns what the rules make of claims that were verified earlier, perhaps by other rules: the first rule for their issuer and
 // audience sets headers. claims may be nil.
 func (a *Authenticator) Again(claims *Claims) Result {
 	result := Result{outer: a}
@@ -168,53 +193,58 @@ func (a *Authenticator) Again(claims *Claims) Result {
 		return result
 	}
 	for _, r := range a.rules {
-		if t := claims.token; (r.Issuer == "" || r.Issuer == t.issuer) && t.meant(r.audiences) {
-			result.Claims, result.rule = claims, r
-			result.Err = result.checkHeaders()
+		if (r.Issuer == "" || r.Issuer == claims.issuer) && claims.meant(r.audiences) {
+			result.take(claims, r)
 			break
 		}
 	}
 	return result
 }
 
-// maxSightings bounds the tokens of a request, each of which may cost a verification by each rule.
+// take makes claims those of the user, by a rule, which may be another one than the rule that accepted them.
+func (r *Result) take(claims *Claims, rule *rule) {
+	r.Claims, r.rule = claims, rule
+	var unfit bool
+	if r.headers, unfit = claims.headers, claims.unfit; claims.rule != rule {
+		r.headers, unfit = claims.headersFor(rule)
+	}
+	if unfit {
+		r.Err = errClaimForHeader
+	}
+}
+
+// maxSightings bounds the tokens of a request.
 const maxSightings = 8
 
 // sighting is a token in a request.
 type sighting struct {
 	place int
 	text  string
-	by    *rule  // the first that accepts it
-	err   *Error // of the last rule that does not, nil if none was asked
+	known *verified // nil if nothing is known about it
+	by    *rule     // the first that accepts it
+	err   *Error    // of the last rule that does not; nil if none was asked
 
-	token *token // once it was read, whichever rule asked
-	bad   *Error // why it cannot be
+	token *token // once it was read
+	bad   *Error // why it cannot be read
 }
 
-// read reads the token once for all rules, and not at all if one of them remembers it.
-func (s *sighting) read(a *Authenticator) (*token, *Error) {
-	if s.token != nil || s.bad != nil {
-		return s.token, s.bad
+// read takes the token apart, once for all rules.
+func (s *sighting) read() (*token, *Error) {
+	if s.token == nil && s.bad == nil {
+		s.token, s.bad = read(s.text)
 	}
-	for _, r := range a.rules {
-		if claims := r.known.get(s.text, r.keys()); claims != nil {
-			s.token = claims.token
-			return s.token, nil
-		}
-	}
-	s.token, s.bad = read(s.text)
 	return s.token, s.bad
 }
 
-// judge returns the claims of the first token, in the order of the rule's places, if the rule accepts all that are there.
-func (r *rule) judge(ctx context.Context, a *Authenticator, all []sighting, now time.Time) (claims *Claims, failure *Error) {
+// judge returns the claims of the first token, in the order of the rule's places, if the rule accepts all tokens that are there.
+func (a *Authenticator) judge(ctx context.Context, r *rule, all []sighting, now time.Time) (claims *Claims, failure *Error) {
 	for _, place := range r.places {
 		for i := range all {
 			s := &all[i]
 			if s.place != place {
 				continue
 			}
-			c, err := r.accept(ctx, a, s, now)
+			c, err := a.accept(ctx, r, s, now)
 			if err != nil {
 				if s.err == nil || s.err == errIssuer || err != errIssuer {
 					s.err = err
@@ -238,28 +268,35 @@ func (r *rule) judge(ctx context.Context, a *Authenticator, all []sighting, now 
 	return claims, nil
 }
 
-// accept verifies one token.
-func (r *rule) accept(ctx context.Context, a *Authenticator, s *sighting, now time.Time) (*Claims, *Error) {
+// accept verifies one token by a rule.
+func (a *Authenticator) accept(ctx context.Context, r *rule, s *sighting, now time.Time) (*Claims, *Error) {
 	keys := r.keys()
-	claims := r.known.get(s.text, keys)
-	if claims != nil {
-		s.token = claims.token
-	}
-	t, bad := s.read(a)
-	switch {
-	case bad != nil:
+	var p *payload
+	if s.known != nil {
+		if claims := s.known.claims(r, keys); claims != nil { // all but the time is as it was
+			return claims, claims.current(now)
+		}
+		p = &s.known.by[0].payload
+	} else if t, bad := s.read(); bad != nil {
 		return nil, bad
-	case r.Issuer != "" && t.issuer != r.Issuer:
+	} else {
+		p = &t.payload
+	}
+	if r.Issuer != "" && p.issuer != r.Issuer {
 		return nil, errIssuer
-	case t.current(now) != nil:
-		return nil, t.current(now)
-	case !t.meant(r.audiences):
+	}
+	if err := p.current(now); err != nil {
+		return nil, err
+	}
+	if !p.meant(r.audiences) {
 		return nil, errAudience
-	case claims != nil:
-		return claims, nil
 	}
 	if keys == nil {
 		return nil, errNoKeys
+	}
+	t, bad := s.read()
+	if bad != nil {
+		return nil, bad
 	}
 	err := keys.verify(t)
 	if err == errNoKey && r.remote != nil {
@@ -271,9 +308,9 @@ func (r *rule) accept(ctx context.Context, a *Authenticator, s *sighting, now ti
 	if err != nil {
 		return nil, err
 	}
-	t.complete()
-	claims = &Claims{token: t, words: r.SpaceDelimited}
-	r.known.add(s.text, keys, claims)
+	text := strings.Clone(s.text) // which may be part of a line that is much longer
+	claims := newClaims(text, t, r, keys)
+	a.known.add(text, claims)
 	return claims, nil
 }
 
@@ -284,45 +321,24 @@ func (r *rule) keys() *Keys {
 	return r.Keys
 }
 
-// checkHeaders refuses claims that cannot be given to the handler.
-func (r *Result) checkHeaders() *Error {
-	if r.Claims == nil {
-		return nil
-	}
-	for _, c := range r.rule.ClaimHeaders {
-		if _, ok := r.Claims.header(c.Claim); !ok {
-			return errClaimForHeader
-		}
-	}
-	return nil
-}
-
-// Header returns the header that the handler gets: a copy of h without what the client may not assert, or have a proxy behind the handler
-// remove, and without tokens that are not forwarded, with what the rule adds. It returns nil if that is h itself.
+// Header returns the header that the handler gets: a copy of h without what the client must not assert, or have a proxy behind the handler
+// remove, and without tokens that are not forwarded, but with what the rule adds. It returns nil if that is the same as h.
 func (r *Result) Header(h http.Header) http.Header {
-	copied := false
+	var copied http.Header
 	edit := func() http.Header {
-		if !copied {
-			h, copied = maps.Clone(h), true
+		if copied == nil {
+			copied = maps.Clone(h)
 		}
-		return h
+		return copied
 	}
-	changed := func() http.Header {
-		if copied {
-			return h
-		}
-		return nil
-	}
-	if len(r.outer.outputs) > 0 {
+	if r.outer.outputs.lengths != 0 {
 		for name := range h {
-			if r.outer.Output(name) {
+			if r.outer.outputs.has(name) {
 				delete(edit(), name)
 			}
 		}
-		if options, changed := field.ConnectionOptions(h["Connection"], r.outer.Output); len(options) > 0 && changed {
-			edit()["Connection"] = options
-		} else if changed {
-			delete(edit(), "Connection")
+		if options, changed := field.ConnectionOptions(h["Connection"], r.outer.Output); changed {
+			setOrDelete(edit(), "Connection", options)
 		}
 	}
 	for _, p := range r.used {
@@ -330,23 +346,27 @@ func (r *Result) Header(h http.Header) http.Header {
 		case inHeader:
 			delete(edit(), p.name)
 		case inCookie:
-			if lines := withoutCookie(h["Cookie"], p.name); len(lines) > 0 {
-				edit()["Cookie"] = lines
-			} else {
-				delete(edit(), "Cookie")
-			}
+			setOrDelete(edit(), "Cookie", withoutCookie(edit()["Cookie"], p.name))
 		}
 	}
 	if r.Claims == nil {
-		return changed()
+		return copied
 	}
-	if name := r.rule.PayloadHeader; name != "" {
-		edit().Set(name, r.Claims.token.payload)
+	if name := r.rule.payloadTo; name != "" {
+		edit()[name] = []string{r.Claims.text}
 	}
-	for _, c := range r.rule.ClaimHeaders {
-		if value, _ := r.Claims.header(c.Claim); value != "" {
-			edit().Set(c.Header, value)
+	for i, value := range r.headers {
+		if value != "" {
+			edit()[r.rule.claimsTo[i]] = []string{value}
 		}
 	}
-	return changed()
+	return copied
+}
+
+func setOrDelete(h http.Header, name string, values []string) {
+	if len(values) > 0 {
+		h[name] = values
+	} else {
+		delete(h, name)
+	}
 }

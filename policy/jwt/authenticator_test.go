@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -181,6 +182,27 @@ func TestWhatTheHandlerSees(t *testing.T) {
 		t.Error("the request was changed")
 	}
 
+	// Middleware before it may have parsed the form.
+	parsed := httptest.NewRequest(http.MethodPost, "/p?a=b&access_token="+token, strings.NewReader("access_token=of+the+body&c=d"))
+	parsed.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	if err := parsed.ParseForm(); err != nil {
+		t.Fatal(err)
+	}
+	result = a.Authenticate(context.Background(), parsed, now)
+	seen = parsed.WithContext(t.Context())
+	result.HideToken(seen)
+	if got := fmt.Sprint(seen.Form); got != "map[a:[b] access_token:[of the body] c:[d]]" || len(parsed.Form["access_token"]) != 2 {
+		t.Errorf("the handler sees the form %s, and who was before it %v", got, parsed.Form)
+	}
+	parsed = httptest.NewRequest(http.MethodGet, "/p?a=b&access_token="+token, nil)
+	_ = parsed.FormValue("a")
+	result = a.Authenticate(context.Background(), parsed, now)
+	seen = parsed.WithContext(t.Context())
+	result.HideToken(seen)
+	if got := fmt.Sprint(seen.Form); got != "map[a:[b]]" || seen.FormValue("access_token") != "" {
+		t.Errorf("the handler sees the form %s", got)
+	}
+
 	rule.Forward = true
 	result = authenticator(t, rule).Authenticate(context.Background(), arrived, now)
 	seen = arrived.WithContext(t.Context())
@@ -234,6 +256,38 @@ func TestRememberedTokens(t *testing.T) {
 		if got := outcome(a.Authenticate(context.Background(), r, now.Add(after))); got != want {
 			t.Errorf("after %v: got %q", after, got)
 		}
+	}
+}
+
+// What is remembered takes bounded memory, whatever is in the tokens, and however long the lines are in which they came.
+func TestRememberedTokensTakeBoundedMemory(t *testing.T) {
+	heap := func() int {
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return int(stats.HeapAlloc)
+	}
+	k := signer{"k", "EdDSA", ed25519Key()}
+	set := keys(t, k)
+	for name, claims := range map[string]string{
+		"few claims":  `"sub":"alice"`,
+		"many claims": members(900),
+		"a list":      `"l":[` + strings.Repeat("1,", 5000) + "1]",
+		"escapes":     `"l":"` + strings.Repeat(`\n`, 4000) + `"`,
+	} {
+		a := authenticator(t, jwt.Rule{Keys: set})
+		before := heap()
+		for i := range 250 {
+			r := request("/")
+			r.Header["Authorization"] = []string{strings.Repeat(" ", 100_000) + "Bearer " + k.token(fmt.Sprintf(`{"n":%d,%s}`, i, claims))}
+			if result := a.Authenticate(t.Context(), r, now); result.Claims == nil {
+				t.Fatal(result.Err)
+			}
+		}
+		if took := heap() - before; took > 10<<20 {
+			t.Errorf("%s: what is remembered takes %d bytes", name, took)
+		}
+		runtime.KeepAlive(a)
 	}
 }
 

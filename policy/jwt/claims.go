@@ -7,39 +7,82 @@ import (
 	"strings"
 )
 
-// Claims are those of a verified token. They are immutable and safe for concurrent use.
+// Claims are the claims of a verified token. They are immutable and safe for concurrent use.
 type Claims struct {
-	token *token
-	words []string // claims that are lists of words
+	payload
+	rule    *rule    // which accepted the token
+	keys    *Keys    // which verified it
+	headers []string // the values of the headers that the rule sets, in the order of ClaimHeaders; "" for none
+	unfit   bool     // a claim cannot be the value of its header
 }
 
-// Issuer returns the claim iss, "" without one.
-func (c *Claims) Issuer() string { return c.token.issuer }
+// payload is what a token says.
+type payload struct {
+	text    string // as it stands in the token
+	members []value
 
-// Subject returns the claim sub, "" without one.
-func (c *Claims) Subject() string { return c.token.claims.member("sub").text }
+	issuer, subject string
+	audience        value // a string, a list of strings, or absent
+	notBefore       uint64
+	expiry          uint64
+	expires         bool
+}
 
-// Expires returns the end of the token's life in seconds since 1970, and whether it has one. The leeway for clocks that differ
-// is not part of it.
-func (c *Claims) Expires() (seconds uint64, has bool) { return c.token.expiry, c.token.expires }
+// newClaims returns the claims of a token that a rule accepts, since keys have verified it. text is a copy of the token, so that the claims
+// do not keep the line alive in which the token came.
+func newClaims(text string, t *token, r *rule, keys *Keys) *Claims {
+	c := &Claims{payload: t.payload, rule: r, keys: keys}
+	c.text = text[len(t.signed)-len(t.text) : len(t.signed)]
+	c.headers, c.unfit = c.headersFor(r)
+	return c
+}
 
-// Values returns the strings that the claim at path has: the claim itself, or the strings in the list that it is. Names that
-// follow the first lead into objects. Numbers, booleans, objects and null are no strings. A claim that is a list of words (scope,
-// permission and those that the rule names) is split at blanks; the whole text is none of its values then.
-func (c *Claims) Values(path ...string) []string {
-	v := &c.token.claims
-	for _, name := range path {
-		v = v.member(name)
+// bytes returns about how much memory the claims take.
+func (c *Claims) bytes() int {
+	const claims, member, header = 224, 40, 16
+	n := claims + 2*len(c.text) + member*cap(c.members) // twice: what is decoded, and strings with escapes once more
+	for _, value := range c.headers {
+		n += header + len(value)
 	}
+	return n
+}
+
+// headersFor returns the values of the headers that a rule sets, and whether one of them is no value of a header.
+func (c *Claims) headersFor(r *rule) (values []string, unfit bool) {
+	if len(r.ClaimHeaders) == 0 {
+		return nil, false
+	}
+	values = make([]string, len(r.ClaimHeaders))
+	for i, h := range r.ClaimHeaders {
+		value, ok := c.header(h.Claim)
+		values[i], unfit = value, unfit || !ok
+	}
+	return values, unfit
+}
+
+// Issuer returns the claim iss, or "" if there is none.
+func (c *Claims) Issuer() string { return c.issuer }
+
+// Subject returns the claim sub, or "" if there is none.
+func (c *Claims) Subject() string { return c.subject }
+
+// Expires returns when the token expires, in seconds since 1970, and whether it does. The leeway for clocks that differ is not included.
+func (c *Claims) Expires() (seconds uint64, has bool) { return c.expiry, c.expires }
+
+// Values returns the strings of the claim at path: the claim itself if it is a string, or the strings in it if it is a list. The first name
+// of the path is that of a claim; further names lead into objects. Numbers, booleans, objects and null are not strings. A claim that is a
+// list of words (scope, permission and those that the rule names) is split at blanks, and its whole text is not one of its values.
+func (c *Claims) Values(path ...string) []string {
+	v := c.at(path)
 	switch v.kind {
 	case text:
-		if len(path) == 1 && (path[0] == "scope" || path[0] == "permission" || slices.Contains(c.words, path[0])) {
+		if len(path) == 1 && (path[0] == "scope" || path[0] == "permission" || slices.Contains(c.rule.SpaceDelimited, path[0])) {
 			return strings.FieldsFunc(v.text, func(r rune) bool { return r == ' ' })
 		}
 		return []string{v.text}
 	case list:
-		var all []string
-		for _, item := range v.inner {
+		all := make([]string, 0, min(1+strings.Count(v.text, ","), 16))
+		for item := range v.items {
 			if item.kind == text {
 				all = append(all, item.text)
 			}
@@ -49,27 +92,34 @@ func (c *Claims) Values(path ...string) []string {
 	return nil
 }
 
-// header returns the claim at a path of names joined by dots as the value of a header, "" if there is nothing to say. It is
-// not ok if the claim has bytes that no header has.
-func (c *Claims) header(path string) (s string, ok bool) {
-	v := &c.token.claims
-	for name := range strings.SplitSeq(path, ".") {
+// at returns the claim at a path.
+func (c *Claims) at(path []string) value {
+	if len(path) == 0 {
+		return value{}
+	}
+	v := find(c.members, path[0])
+	for _, name := range path[1:] {
 		v = v.member(name)
 	}
+	return v
+}
+
+// header returns the claim at a path of names joined by dots as the value of a header, or "" if there is nothing to say. It is not ok if
+// the claim has bytes that a header cannot have.
+func (c *Claims) header(path string) (s string, ok bool) {
+	v := c.at(strings.Split(path, "."))
 	switch v.kind {
-	case text:
+	case text, boolean:
 		s = v.text
 	case number:
 		s = plainNumber(v.text)
-	case boolean:
-		s = v.text
 	case list, object:
 		s = base64.StdEncoding.EncodeToString(v.appendJSON(nil))
 	}
 	return s, !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' && r != '\t' || r == 0x7f })
 }
 
-// plainNumber returns a number as Envoy writes it: whole ones that fit in 64 bits as they are, others with six digits.
+// plainNumber returns a number as Envoy writes it: an integer if it is one that fits in 64 bits, and with six decimals otherwise.
 func plainNumber(s string) string {
 	f, err := strconv.ParseFloat(s, 64)
 	switch {
@@ -83,37 +133,37 @@ func plainNumber(s string) string {
 	return strconv.FormatFloat(f, 'f', 6, 64)
 }
 
-// appendJSON appends the value as JSON without space.
-func (v *value) appendJSON(out []byte) []byte {
+// appendJSON appends the value as JSON without white space.
+func (v value) appendJSON(out []byte) []byte {
 	switch v.kind {
 	case text:
 		return appendString(out, v.text)
 	case list:
 		out = append(out, '[')
-		for i := range v.inner {
-			if i > 0 {
+		first := len(out)
+		for item := range v.items {
+			if len(out) > first {
 				out = append(out, ',')
 			}
-			out = v.inner[i].appendJSON(out)
+			out = item.appendJSON(out)
 		}
 		return append(out, ']')
 	case object:
 		out = append(out, '{')
-		for i := range v.inner {
-			if i > 0 {
+		first := len(out)
+		for m := range v.members {
+			if len(out) > first {
 				out = append(out, ',')
 			}
-			out = append(appendString(out, v.inner[i].name), ':')
-			out = v.inner[i].appendJSON(out)
+			out = append(appendString(out, m.name), ':')
+			out = m.appendJSON(out)
 		}
 		return append(out, '}')
-	case null:
-		return append(out, "null"...)
 	}
 	return append(out, v.text...)
 }
 
-// appendString appends a string of JSON; only what must be escaped is.
+// appendString appends a JSON string in which only what must be escaped is escaped.
 func appendString(out []byte, s string) []byte {
 	const digits = "0123456789abcdef"
 	out = append(out, '"')

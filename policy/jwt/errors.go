@@ -68,7 +68,11 @@ func (a *Authenticator) Realm(r *http.Request) string {
 	}
 	out.WriteString("://")
 	target := r.URL.EscapedPath()
-	if query := withoutParams(r.URL.RawQuery, a.params); query != "" {
+	query := r.URL.RawQuery
+	for _, name := range a.params {
+		query = withoutParam(query, name)
+	}
+	if query != "" {
 		target += "?" + query
 	}
 	for _, part := range []string{r.Host, target[:min(len(target), realmLength)]} {

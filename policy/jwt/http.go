@@ -3,6 +3,7 @@ package jwt
 import (
 	"context"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 	"time"
@@ -44,24 +45,33 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		seen.Header = header
 	}
 	result.HideToken(seen)
-	if len(h.Authenticator.outputs) > 0 && trailer.May(r) {
+	if h.Authenticator.outputs.lengths != 0 && trailer.May(r) {
 		trailer.Clean(r, seen, nil, h.Authenticator)
 	}
 	h.Next.ServeHTTP(w, seen)
 }
 
-// HideToken takes a token that is not forwarded out of the URL of r, a copy of the request that was authenticated.
+// HideToken takes a token that is not forwarded out of the URL of seen, a copy of the request that was authenticated, and out of the form,
+// if that was parsed already.
 func (r *Result) HideToken(seen *http.Request) {
-	query := seen.URL.RawQuery
 	for _, p := range r.used {
-		if p.kind == inParam {
-			query = withoutParams(query, []string{p.name})
+		if p.kind != inParam {
+			continue
 		}
-	}
-	if query != seen.URL.RawQuery {
-		hidden := *seen.URL
-		hidden.RawQuery = query
-		seen.URL, seen.RequestURI = &hidden, hidden.RequestURI()
+		if query := withoutParam(seen.URL.RawQuery, p.name); query != seen.URL.RawQuery {
+			hidden := *seen.URL
+			hidden.RawQuery = query
+			seen.URL, seen.RequestURI = &hidden, hidden.RequestURI()
+		}
+		if seen.Form != nil {
+			form := maps.Clone(seen.Form)
+			if of := seen.PostForm[p.name]; len(of) > 0 { // the body is no place of tokens, and stays as it is
+				form[p.name] = of
+			} else {
+				delete(form, p.name)
+			}
+			seen.Form = form
+		}
 	}
 }
 

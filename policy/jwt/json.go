@@ -1,6 +1,7 @@
 package jwt
 
 import (
+	"hash/maphash"
 	"slices"
 	"strconv"
 	"strings"
@@ -8,12 +9,12 @@ import (
 	"unicode/utf8"
 )
 
-// value is a value of JSON.
+// value is a JSON value. Of an object or a list it has only the text: what is inside is read when somebody asks for it, so a token takes
+// no more memory than its own size, whatever its sender puts in.
 type value struct {
-	kind  kind
-	name  string  // of a member of an object
-	text  string  // of a string, decoded; of all others but objects and lists that were read, as it stands
-	inner []value // the members of an object, or the items of a list
+	kind kind
+	name string // of a member of an object
+	text string // of a string, decoded; of all other values, as it stands
 }
 
 type kind uint8
@@ -28,79 +29,96 @@ const (
 	object
 )
 
-// maxDepth bounds how deep objects and lists nest.
-const maxDepth = 64
+const (
+	// maxDepth bounds how deep objects and lists nest.
+	maxDepth = 64
 
-// parse reads one JSON object (RFC 8259), and nothing that two readers may take differently: a name that occurs twice in an
-// object, invalid UTF-8, half of a surrogate pair, something behind the object.
-func parse(data string) (value, bool) { return parseObject(data, true) }
+	// maxMembers bounds the members of an object.
+	maxMembers = 1024
 
-// scan is parse, but leaves objects and lists in the object, which it checks, for read: whoever sends a forged token does not decide how
-// much memory it takes.
-func scan(data string) (value, bool) { return parseObject(data, false) }
+	// wide is the number of members above which the names of an object are hashed to find one that occurs twice, and not compared with
+	// each other.
+	wide = 32
+)
 
-func parseObject(data string, whole bool) (value, bool) {
+// parse reads one JSON object (RFC 8259) and returns its members. It refuses whatever two readers may understand differently: a name that
+// occurs twice in an object, invalid UTF-8, half of a surrogate pair, anything behind the object. members is where the result is appended.
+func parse(data string, members []value) (all []value, ok bool) {
 	if !utf8.ValidString(data) {
-		return value{}, false
+		return nil, false
 	}
-	p := parser{rest: data, whole: whole}
+	p := parser{data}
 	p.space()
-	v, ok := p.value(0)
+	if p.rest == "" || p.rest[0] != '{' {
+		return nil, false
+	}
+	if members == nil { // there are at most as many members as colons
+		members = make([]value, 0, min(strings.Count(data, ":"), maxMembers))
+	}
+	var room [maxDepth]string
+	members, ok = p.object(0, members, room[:0])
 	p.space()
-	return v, ok && v.kind == object && p.rest == ""
+	return members, ok && p.rest == ""
 }
 
-// read reads what scan has left.
-func (v *value) read() {
-	if v.text == "" || v.kind != object && v.kind != list {
+// find returns the member with a name; it is absent if there is none.
+func find(members []value, name string) value {
+	for i := range members {
+		if members[i].name == name {
+			return members[i]
+		}
+	}
+	return value{}
+}
+
+// member returns the member of an object by its name; it is absent if there is none.
+func (v value) member(name string) value {
+	for m := range v.members {
+		if m.name == name {
+			return m
+		}
+	}
+	return value{}
+}
+
+// members yields the members of an object. The text was parsed before, so it has no errors.
+func (v value) members(yield func(value) bool) {
+	if v.kind != object {
 		return
 	}
-	p := parser{rest: v.text, whole: true}
-	name := v.name
-	*v, _ = p.value(1)
-	v.name = name
-}
-
-// texts yields the string that a value is, or the items of the list that it is, with false for one that is no string. The list may be one that
-// scan has left: nothing of it is kept.
-func (v *value) texts(yield func(s string, ok bool) bool) {
-	switch {
-	case v.kind == text:
-		yield(v.text, true)
-	case v.kind == list && v.text == "":
-		for i := range v.inner {
-			if !yield(v.inner[i].text, v.inner[i].kind == text) {
-				return
-			}
-		}
-	case v.kind == list:
-		p := parser{rest: v.text[1:]}
-		for !p.take(']') {
-			p.space()
-			s, ok := p.string()
-			if !yield(s, ok) || !ok {
-				return
-			}
-			p.take(',')
+	p := parser{v.text[1:]}
+	var room [maxDepth]string
+	for more := !p.take('}'); more; more = p.take(',') {
+		p.space()
+		m := value{}
+		m.name, _ = p.string(true)
+		p.take(':')
+		p.space()
+		if m.kind, m.text, _ = p.value(1, true, room[:0]); !yield(m) {
+			return
 		}
 	}
 }
 
-// member returns the member of an object by its name.
-func (v *value) member(name string) *value {
-	if v.kind == object {
-		for i := range v.inner {
-			if v.inner[i].name == name {
-				return &v.inner[i]
-			}
+// items yields the items of a list. The text was parsed before, so it has no errors.
+func (v value) items(yield func(value) bool) {
+	if v.kind != list {
+		return
+	}
+	p := parser{v.text[1:]}
+	var room [maxDepth]string
+	for more := !p.take(']'); more; more = p.take(',') {
+		p.space()
+		item := value{}
+		if item.kind, item.text, _ = p.value(1, true, room[:0]); !yield(item) {
+			return
 		}
 	}
-	return &value{}
 }
 
+// parser takes values from the front of a text, and checks them.
 type parser struct {
-	rest  string
-	whole bool // all values are wanted, and not only those of the outermost object
+	rest string
 }
 
 func (p *parser) space() {
@@ -111,154 +129,141 @@ func (p *parser) space() {
 	p.rest = p.rest[i:]
 }
 
-// take takes c, with the space before it.
+// take takes c and the space before it, if c comes next.
 func (p *parser) take(c byte) bool {
-	p.space()
 	if p.rest == "" || p.rest[0] != c {
-		return false
+		if p.space(); p.rest == "" || p.rest[0] != c {
+			return false
+		}
 	}
 	p.rest = p.rest[1:]
 	return true
 }
 
-func (p *parser) value(depth int) (value, bool) {
+// value takes a value. If it is a string, it is decoded only if keep is set. room is memory for the names in objects.
+func (p *parser) value(depth int, keep bool, room []string) (k kind, s string, ok bool) {
 	if p.rest == "" || depth > maxDepth {
-		return value{}, false
+		return absent, "", false
 	}
-	switch c := p.rest[0]; {
-	case c == '{':
-		return p.object(depth)
-	case c == '[':
-		return p.list(depth)
+	from := p.rest
+	switch c := from[0]; {
 	case c == '"':
-		s, ok := p.string()
-		return value{kind: text, text: s}, ok
+		s, ok = p.string(keep)
+		return text, s, ok
+	case c == '{':
+		k = object
+		_, ok = p.object(depth, nil, room)
+	case c == '[':
+		k, ok = list, p.list(depth, room)
 	case c == '-' || '0' <= c && c <= '9':
-		return p.number()
+		k, ok = number, p.number()
+	case c == 't':
+		k, ok = boolean, p.literal("true")
+	case c == 'f':
+		k, ok = boolean, p.literal("false")
+	case c == 'n':
+		k, ok = null, p.literal("null")
 	}
-	for _, l := range [...]value{{kind: boolean, text: "true"}, {kind: boolean, text: "false"}, {kind: null, text: "null"}} {
-		if rest, ok := strings.CutPrefix(p.rest, l.text); ok {
-			p.rest = rest
-			return l, true
-		}
-	}
-	return value{}, false
+	return k, from[:len(from)-len(p.rest)], ok
 }
 
-func (p *parser) object(depth int) (v value, ok bool) {
-	v.kind = object
-	from := p.rest
+func (p *parser) literal(s string) (ok bool) {
+	p.rest, ok = strings.CutPrefix(p.rest, s)
+	return ok
+}
+
+// object takes an object. It appends the members to members, unless that is nil, and all names, for the time being, to names.
+func (p *parser) object(depth int, members []value, names []string) (all []value, ok bool) {
 	p.rest = p.rest[1:]
-	if depth == 0 { // as many claims as there may be, and no more than most tokens have
-		v.inner = make([]value, 0, min(strings.Count(p.rest, ":"), 16))
+	if p.take('}') {
+		return members, true
 	}
-	var space [16]string
-	names := space[:0]
-	for len(names) > 0 || !p.take('}') {
+	for more := true; more; more = p.take(',') {
 		p.space()
-		name, ok := p.string()
+		name, ok := p.string(true)
 		if !ok || len(names) == maxMembers || len(names) < wide && slices.Contains(names, name) || !p.take(':') {
-			return v, false
+			return nil, false
 		}
 		names = append(names, name)
 		p.space()
-		m, ok := p.value(depth + 1)
+		k, s, ok := p.value(depth+1, members != nil, names[len(names):])
 		if !ok {
-			return v, false
+			return nil, false
 		}
-		if p.whole || depth == 0 {
-			m.name = name
-			v.inner = append(v.inner, m)
-		}
-		if p.take('}') {
-			break
-		}
-		if !p.take(',') {
-			return v, false
+		if members != nil {
+			members = append(members, value{k, name, s})
 		}
 	}
-	return p.end(v, from, depth), len(names) <= wide || distinct(names)
+	return members, p.take('}') && (len(names) <= wide || distinct(names))
 }
 
-const (
-	// maxMembers bounds the members of an object.
-	maxMembers = 1024
-
-	// wide is how many members an object has before their names are sorted to find one that occurs twice, and not compared each to all
-	// others.
-	wide = 32
-)
-
-// distinct reports whether no name occurs twice. It sorts them.
+// distinct reports whether no name occurs twice.
 func distinct(names []string) bool {
-	slices.Sort(names)
-	return len(slices.Compact(names)) == len(names)
+	var table [2 * maxMembers]uint16 // by hash, and then by the next free place: the number of a name, counted from 1
+	seed := maphash.MakeSeed()       // so that nobody can choose names that collide
+	for i, name := range names {
+		at := maphash.String(seed, name) % uint64(len(table))
+		for ; table[at] != 0; at = (at + 1) % uint64(len(table)) {
+			if names[table[at]-1] == name {
+				return false
+			}
+		}
+		table[at] = uint16(i + 1)
+	}
+	return true
 }
 
-func (p *parser) list(depth int) (v value, ok bool) {
-	v.kind = list
-	from := p.rest
+func (p *parser) list(depth int, room []string) bool {
 	p.rest = p.rest[1:]
-	for first := true; !first || !p.take(']'); first = false {
+	if p.take(']') {
+		return true
+	}
+	for more := true; more; more = p.take(',') {
 		p.space()
-		item, ok := p.value(depth + 1)
-		if !ok {
-			return v, false
-		}
-		if p.whole {
-			v.inner = append(v.inner, item)
-		}
-		if p.take(']') {
-			break
-		}
-		if !p.take(',') {
-			return v, false
+		if _, _, ok := p.value(depth+1, false, room); !ok {
+			return false
 		}
 	}
-	return p.end(v, from, depth), true
+	return p.take(']')
 }
 
-// end returns an object or a list, which has its text if it was only scanned.
-func (p *parser) end(v value, from string, depth int) value {
-	if !p.whole && depth == 1 {
-		v.text = from[:len(from)-len(p.rest)]
+// number takes a number: an integer, with a fraction and an exponent if there are any.
+func (p *parser) number() bool {
+	s := p.rest
+	i := 0
+	if s[0] == '-' {
+		i++
 	}
-	return v
+	from := i
+	i = digits(s, i)
+	ok := i > from && (s[from] != '0' || i == from+1)
+	if ok && i < len(s) && s[i] == '.' {
+		from = i + 1
+		i = digits(s, from)
+		ok = i > from
+	}
+	if ok && i < len(s) && (s[i] == 'e' || s[i] == 'E') {
+		if i++; i < len(s) && (s[i] == '+' || s[i] == '-') {
+			i++
+		}
+		from = i
+		i = digits(s, i)
+		ok = i > from
+	}
+	p.rest = s[i:]
+	return ok
 }
 
-// number takes a number: an integer, and a fraction and an exponent, if any.
-func (p *parser) number() (value, bool) {
-	n := 0
-	digits := func() bool {
-		from := n
-		for n < len(p.rest) && '0' <= p.rest[n] && p.rest[n] <= '9' {
-			n++
-		}
-		return n > from
+// digits returns the end of the digits that begin at i.
+func digits(s string, i int) int {
+	for i < len(s) && '0' <= s[i] && s[i] <= '9' {
+		i++
 	}
-	at := func(chars string) bool {
-		if n < len(p.rest) && strings.IndexByte(chars, p.rest[n]) >= 0 {
-			n++
-			return true
-		}
-		return false
-	}
-	at("-")
-	ok := at("0") || digits()
-	if ok && at(".") {
-		ok = digits()
-	}
-	if ok && at("eE") {
-		at("+-")
-		ok = digits()
-	}
-	v := value{kind: number, text: p.rest[:n]}
-	p.rest = p.rest[n:]
-	return v, ok
+	return i
 }
 
-// string takes a string and decodes its escapes.
-func (p *parser) string() (string, bool) {
+// string takes a string. It returns it decoded if keep is set.
+func (p *parser) string(keep bool) (string, bool) {
 	if p.rest == "" || p.rest[0] != '"' {
 		return "", false
 	}
@@ -269,7 +274,7 @@ func (p *parser) string() (string, bool) {
 			p.rest = s[i+1:]
 			return s[:i], true
 		case c == '\\':
-			return p.escaped(s, i)
+			return p.escaped(s, i, keep)
 		case c < ' ':
 			return "", false
 		}
@@ -277,59 +282,67 @@ func (p *parser) string() (string, bool) {
 	return "", false
 }
 
-// escaped goes on with a string in which there is an escape at i.
-func (p *parser) escaped(s string, i int) (string, bool) {
+// escaped takes the rest of a string in which the first escape is at i.
+func (p *parser) escaped(s string, i int, keep bool) (string, bool) {
 	var out strings.Builder
-	out.WriteString(s[:i])
+	if keep {
+		out.WriteString(s[:i])
+	}
 	for i < len(s) {
 		c := s[i]
-		i++
 		switch {
 		case c == '"':
-			p.rest = s[i:]
+			p.rest = s[i+1:]
 			return out.String(), true
 		case c < ' ':
 			return "", false
 		case c != '\\':
-			out.WriteByte(c)
+			if i++; keep {
+				out.WriteByte(c)
+			}
 			continue
 		}
-		if i == len(s) {
+		r, n := unescape(s[i+1:])
+		if n == 0 {
 			return "", false
 		}
-		c = s[i]
-		i++
-		if plain := strings.IndexByte(`"\/bfnrt`, c); plain >= 0 {
-			out.WriteByte("\"\\/\b\f\n\r\t"[plain])
-			continue
+		if i += 1 + n; keep {
+			out.WriteRune(r)
 		}
-		if c != 'u' {
-			return "", false
-		}
-		r, ok := hex4(s[i:])
-		if !ok {
-			return "", false
-		}
-		i += 4
-		if utf16.IsSurrogate(r) {
-			if !strings.HasPrefix(s[i:], `\u`) {
-				return "", false
-			}
-			low, ok := hex4(s[i+2:])
-			if r = utf16.DecodeRune(r, low); !ok || r == utf8.RuneError {
-				return "", false
-			}
-			i += 6
-		}
-		out.WriteRune(r)
 	}
 	return "", false
 }
 
+// unescape decodes what stands behind a backslash, and returns its length, which is 0 if it is malformed.
+func unescape(s string) (r rune, length int) {
+	if s == "" {
+		return 0, 0
+	}
+	if plain := strings.IndexByte(`"\/bfnrt`, s[0]); plain >= 0 {
+		return rune("\"\\/\b\f\n\r\t"[plain]), 1
+	}
+	r, ok := hex4(s)
+	if !ok {
+		return 0, 0
+	}
+	if !utf16.IsSurrogate(r) {
+		return r, 5
+	}
+	if len(s) < 6 || s[5] != '\\' {
+		return 0, 0
+	}
+	low, ok := hex4(s[6:])
+	if r = utf16.DecodeRune(r, low); !ok || r == utf8.RuneError {
+		return 0, 0
+	}
+	return r, 11
+}
+
+// hex4 reads u and four hexadecimal digits.
 func hex4(s string) (rune, bool) {
-	if len(s) < 4 {
+	if len(s) < 5 || s[0] != 'u' {
 		return 0, false
 	}
-	n, err := strconv.ParseUint(s[:4], 16, 16)
+	n, err := strconv.ParseUint(s[1:5], 16, 16)
 	return rune(n), err == nil
 }

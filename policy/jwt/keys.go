@@ -9,12 +9,14 @@ import (
 	"crypto/sha256"
 	"crypto/sha512"
 	"crypto/x509"
-	"encoding/json"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"math"
 	"math/big"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/go-jose/go-jose/v4"
@@ -39,60 +41,89 @@ const (
 	maxKeys   = 100
 )
 
+// maxTried bounds the keys that are tried for one token. Envoy tries all; then whoever sends a token without a key ID has 100 signatures
+// verified for it.
+const maxTried = 16
+
 // ParseKeys reads a JSON Web Key Set (RFC 7517, section 5), or an object that names PEM certificates by their key IDs, as Google
 // publishes one. Each key is looked at by itself: one that is broken, too weak, not public, or not for verifying signatures is
 // left out, and skipped says why. A set without a key that can be used is an error, and so is one with more than 100 keys or
 // 1 MiB.
+//
+// For a token, at most 16 keys are tried, of those that may have signed it: those with its key ID first. Only a token without a key ID, or
+// of a set with many keys without one, can have more.
 func ParseKeys(set string) (keys *Keys, skipped []error, err error) {
 	if len(set) > maxKeySet {
 		return nil, nil, fmt.Errorf("the key set has %d bytes: want at most %d", len(set), maxKeySet)
 	}
-	whole, ok := parse(set)
+	members, ok := parse(set, nil)
 	if !ok {
 		return nil, nil, errors.New("the key set is not a JSON object")
 	}
 	k := &Keys{text: set}
+	n := 0
 	add := func(name string, one key, err error) {
-		if err != nil {
-			skipped = append(skipped, fmt.Errorf("%s is left out: %w", name, err))
+		if n++; err != nil {
+			skipped = append(skipped, fmt.Errorf("%s is left out: %s", short(name), short(err.Error())))
 		} else {
 			k.all = append(k.all, one)
 		}
 	}
-	elements := whole.member("keys")
-	switch {
-	case elements.kind == list && len(elements.inner) > maxKeys || elements.kind == absent && len(whole.inner) > maxKeys:
-		return nil, nil, fmt.Errorf("the key set has more than %d keys", maxKeys)
-	case elements.kind == list:
-		raw, err := elementsOf(set)
-		if err != nil {
-			return nil, nil, err
+	switch elements := find(members, "keys"); elements.kind {
+	case list:
+		for element := range elements.items {
+			if n == maxKeys {
+				return nil, nil, errManyKeys
+			}
+			one, err := parseKey(element)
+			add(fmt.Sprintf("keys[%d]", n), one, err)
 		}
-		for i := range elements.inner {
-			one, err := parseKey(&elements.inner[i], raw[i])
-			add(fmt.Sprintf("keys[%d]", i), one, err)
+	case absent:
+		if len(members) > maxKeys {
+			return nil, nil, errManyKeys
 		}
-	case elements.kind == absent:
-		for _, m := range whole.inner {
+		for _, m := range members {
 			one, err := parseCertificate(m)
-			add(fmt.Sprintf("%q", m.name), one, err)
+			add(strconv.Quote(m.name), one, err)
 		}
 	default:
 		return nil, nil, errors.New("keys of the key set is not a list")
 	}
 	if len(k.all) == 0 {
-		return nil, skipped, errors.Join(append([]error{errors.New("the key set has no key that can verify a token")}, skipped...)...)
+		return nil, skipped, noneUsable(skipped)
 	}
+	slices.SortStableFunc(k.all, func(a, b key) int { // those that may be tried for any token come last
+		switch {
+		case a.named == b.named:
+			return 0
+		case a.named:
+			return -1
+		}
+		return 1
+	})
 	return k, skipped, nil
 }
 
-// elementsOf returns the text of each element of keys.
-func elementsOf(set string) (elements []json.RawMessage, err error) {
-	var members map[string]json.RawMessage // names of struct fields would be found in any case
-	if err = json.Unmarshal([]byte(set), &members); err == nil {
-		err = json.Unmarshal(members["keys"], &elements)
+var errManyKeys = fmt.Errorf("the key set has more than %d keys", maxKeys)
+
+// noneUsable returns the error about a set without a key that can be used.
+func noneUsable(skipped []error) error {
+	const mentioned = 3
+	all := []error{errors.New("the key set has no key that can verify a token")}
+	all = append(all, skipped[:min(len(skipped), mentioned)]...)
+	if more := len(skipped) - mentioned; more > 0 {
+		all = append(all, fmt.Errorf("and %d more", more))
 	}
-	return elements, err
+	return errors.Join(all...)
+}
+
+// short cuts a text that whoever publishes a key set may have made long. It is for errors, which are logged.
+func short(s string) string {
+	const most = 200
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "..."
 }
 
 // equal reports whether the sets were made of the same text.
@@ -103,40 +134,68 @@ func (k *Keys) equal(o *Keys) bool {
 // Len returns how many keys there are.
 func (k *Keys) Len() int { return len(k.all) }
 
-var errStrings = errors.New("a field of it that is a string is something else")
-
 // parseKey reads one element of a key set.
-func parseKey(v *value, raw []byte) (k key, err error) {
+func parseKey(v value) (k key, err error) {
 	if v.kind != object {
 		return k, errors.New("it is not an object")
 	}
-	for name, to := range map[string]*string{"kid": &k.kid, "alg": &k.alg} {
-		switch m := v.member(name); m.kind {
-		case text:
-			*to, k.named = m.text, k.named || name == "kid"
-		case absent:
-		default:
-			return k, errStrings
+	var kty, use, ops, exponent, private value
+	for m := range v.members {
+		switch m.name {
+		case "kty":
+			kty = m
+		case "use":
+			use = m
+		case "key_ops":
+			ops = m
+		case "e":
+			exponent = m
+		case "d":
+			private = m
+		case "kid", "alg":
+			if m.kind != text {
+				return k, fmt.Errorf("its %s is not a string", m.name)
+			}
+			if m.name == "alg" {
+				k.alg = m.text
+			} else {
+				k.kid, k.named = m.text, true
+			}
 		}
 	}
-	if use := v.member("use"); use.kind != absent && use.text != "sig" {
+	if use.kind != absent && use.text != "sig" {
 		return k, errors.New("its use is not sig")
 	}
-	if ops := v.member("key_ops"); ops.kind != absent &&
-		!slices.ContainsFunc(ops.inner, func(op value) bool { return op.kind == text && op.text == "verify" }) {
+	verifies := ops.kind == absent
+	for op := range ops.items {
+		verifies = verifies || op.kind == text && op.text == "verify"
+	}
+	if !verifies {
 		return k, errors.New("its key_ops do not have verify")
 	}
-	if v.member("d").kind != absent || v.member("kty").text == "oct" {
+	if private.kind != absent || kty.text == "oct" {
 		return k, errors.New("it is a private or a symmetric key, which has no place here")
 	}
 	var jwk jose.JSONWebKey
-	if err := jwk.UnmarshalJSON(raw); err != nil {
+	if err := jwk.UnmarshalJSON([]byte(v.text)); err != nil {
 		return k, err
 	}
 	k.public = jwk.Key
+	if public, ok := k.public.(*rsa.PublicKey); ok && !isExponent(exponent.text, public.E) {
+		return k, errExponent // go-jose takes the last 64 bits of a longer one
+	}
 	return k, k.check()
 }
 
+// isExponent reports whether an exponent of RSA in base64url is e.
+func isExponent(text string, e int) bool {
+	data, err := base64.RawURLEncoding.DecodeString(text)
+	return err == nil && new(big.Int).SetBytes(data).Cmp(big.NewInt(int64(e))) == 0
+}
+
+var errExponent = errors.New("the exponent of the RSA key is not an odd number between 3 and 2147483647")
+
+// parseCertificate reads a certificate whose name is its key ID.
 func parseCertificate(m value) (key, error) {
 	k := key{kid: m.name, named: true}
 	block, rest := pem.Decode([]byte(m.text))
@@ -151,18 +210,22 @@ func parseCertificate(m value) (key, error) {
 	return k, k.check()
 }
 
+// maxModulus is the most bits that an RSA key may have. It is that of crypto/tls.
+const maxModulus = 8192
+
 // check refuses keys that verify nothing here.
 func (k *key) check() error {
 	switch public := k.public.(type) {
 	case *rsa.PublicKey:
-		if public.N.BitLen() < 2048 { // RFC 7518, section 3.3
-			return fmt.Errorf("an RSA key of %d bits is too short: want 2048", public.N.BitLen())
-		}
-		if public.N.BitLen() > 16384 {
-			return fmt.Errorf("an RSA key of %d bits costs too much", public.N.BitLen())
-		}
-		if public.E < 3 || public.E%2 == 0 {
-			return errors.New("the exponent of the RSA key is not an odd number above 1")
+		switch bits := public.N.BitLen(); {
+		case bits < 2048: // RFC 7518, section 3.3
+			return fmt.Errorf("an RSA key of %d bits is too short: want 2048", bits)
+		case bits > maxModulus:
+			return fmt.Errorf("an RSA key of %d bits costs too much: want at most %d", bits, maxModulus)
+		case public.N.Bit(0) == 0: // crypto/rsa refuses it, and an exponent out of bounds, with each token
+			return errors.New("the modulus of the RSA key is even")
+		case public.E < 3 || public.E > math.MaxInt32 || public.E%2 == 0:
+			return errExponent
 		}
 	case *ecdsa.PublicKey, ed25519.PublicKey:
 	default:
@@ -184,7 +247,7 @@ type algorithm struct {
 	name string
 	hash crypto.Hash
 	fits func(crypto.PublicKey) bool
-	// verify judges the signature of a text that is hashed already, but for Ed25519, which hashes itself.
+	// verify judges the signature of a text, of which it gets the hash, except for Ed25519, which hashes the text itself.
 	verify func(public crypto.PublicKey, hash crypto.Hash, text, signature []byte) bool
 }
 
@@ -225,7 +288,7 @@ func verifyPSS(public crypto.PublicKey, hash crypto.Hash, digest, signature []by
 	return rsa.VerifyPSS(public.(*rsa.PublicKey), hash, digest, signature, options) == nil
 }
 
-// verifyECDSA takes the two numbers side by side, each in the length of the curve (RFC 7518, section 3.4), and not in ASN.1.
+// verifyECDSA takes two numbers of the length of the curve, one after the other (RFC 7518, section 3.4). ASN.1 is refused.
 func verifyECDSA(public crypto.PublicKey, _ crypto.Hash, digest, signature []byte) bool {
 	k := public.(*ecdsa.PublicKey)
 	size := (k.Curve.Params().BitSize + 7) / 8
@@ -240,21 +303,26 @@ func verifyEd25519(public crypto.PublicKey, _ crypto.Hash, text, signature []byt
 	return ed25519.Verify(public.(ed25519.PublicKey), text, signature)
 }
 
-// verify judges the signature of a token by every key that may have made it (RFC 7515, appendix D).
+// verify judges the signature of a token by the keys that may have made it (RFC 7515, appendix D), and by no more than maxTried.
 func (k *Keys) verify(t *token) *Error {
 	var digest []byte
-	tried := false
+	tried := 0
 	for i := range k.all {
-		if key := &k.all[i]; key.mayHaveSigned(t) {
-			if tried = true; digest == nil {
-				digest = t.digest()
-			}
-			if t.alg.verify(key.public, t.alg.hash, digest, t.signature) {
-				return nil
-			}
+		key := &k.all[i]
+		if !key.mayHaveSigned(t) {
+			continue
+		}
+		if tried++; tried > maxTried {
+			break
+		}
+		if digest == nil {
+			digest = t.digest()
+		}
+		if t.alg.verify(key.public, t.alg.hash, digest, t.signature) {
+			return nil
 		}
 	}
-	if tried {
+	if tried > 0 {
 		return errVerification
 	}
 	return errNoKey
@@ -264,7 +332,7 @@ func (k *key) mayHaveSigned(t *token) bool {
 	return (!k.named || !t.named || k.kid == t.kid) && (k.alg == "" || k.alg == t.alg.name) && t.alg.fits(k.public)
 }
 
-// digest returns what a signature is made of.
+// digest returns what is signed.
 func (t *token) digest() []byte {
 	if t.alg.hash == 0 {
 		return []byte(t.signed) // Ed25519 takes the text

@@ -1,6 +1,7 @@
 package jwt_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -9,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
@@ -66,6 +68,17 @@ func TestKeySets(t *testing.T) {
 		{"RSA of 1024 bits", signer{"x", "RS256", weak}.jwk(t, nil), false},
 		{"RSA with exponent 1", map[string]any{"kty": "RSA", "n": modulus, "e": "AQ"}, false},
 		{"RSA with an even exponent", map[string]any{"kty": "RSA", "n": modulus, "e": "Ag"}, false},
+		{"RSA with an exponent of which the last 64 bits are 65537", map[string]any{"kty": "RSA", "n": modulus, "e": exponent("1", "0000000000010001")}, false},
+		{"RSA with an exponent of 200 bytes", map[string]any{"kty": "RSA", "n": modulus, "e": exponent(strings.Repeat("f", 400))}, false},
+		{"RSA with an exponent that crypto/rsa refuses", map[string]any{"kty": "RSA", "n": modulus, "e": exponent("80000001")}, false},
+		{"RSA with the largest exponent", map[string]any{"kty": "RSA", "n": modulus, "e": exponent("7fffffff")}, true},
+		{"RSA with zeros before the exponent", map[string]any{"kty": "RSA", "n": modulus, "e": exponent("00010001")}, true},
+		{"RSA with exponent 0", map[string]any{"kty": "RSA", "n": modulus, "e": "AA"}, false},
+		{"RSA with an empty exponent", map[string]any{"kty": "RSA", "n": modulus, "e": ""}, false},
+		{"RSA without an exponent", map[string]any{"kty": "RSA", "n": modulus}, false},
+		{"RSA with an even modulus", map[string]any{"kty": "RSA", "n": modulus[:len(modulus)-4] + "AAAA", "e": "AQAB"}, false},
+		{"RSA of 8192 bits", map[string]any{"kty": "RSA", "n": base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte{0xff}, 1024)), "e": "AQAB"}, true},
+		{"RSA of 8200 bits", map[string]any{"kty": "RSA", "n": base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte{0xff}, 1025)), "e": "AQAB"}, false},
 		{"RSA with a huge modulus", map[string]any{"kty": "RSA", "n": strings.Repeat("_", 40000), "e": "AQAB"}, false},
 		{"Ed25519 too short", map[string]any{"kty": "OKP", "crv": "Ed25519", "x": "AAAA"}, false},
 		{"X25519", map[string]any{"kty": "OKP", "crv": "X25519", "x": base64.RawURLEncoding.EncodeToString(make([]byte, 32))}, false},
@@ -100,6 +113,12 @@ func TestKeySets(t *testing.T) {
 	if set, _, err := jwt.ParseKeys(keySet(t, many(good, 100)...)); err != nil || set.Len() != 100 {
 		t.Errorf("100 keys: %v", err)
 	}
+}
+
+// exponent returns an exponent of RSA, given in hexadecimal digits, as a key set has it.
+func exponent(digits ...string) string {
+	data, _ := hex.DecodeString(strings.Repeat("0", len(digits[0])%2) + strings.Join(digits, ""))
+	return base64.RawURLEncoding.EncodeToString(data)
 }
 
 func many(element any, n int) []any {
@@ -162,6 +181,56 @@ func TestWhichKeysAreTried(t *testing.T) {
 				t.Errorf("got %q, want %q", got, test.want)
 			}
 		})
+	}
+}
+
+// The work for a token is bounded, however many keys may have signed it. Keys that name its ID come first.
+func TestFewKeysAreTried(t *testing.T) {
+	const claims = `{"iss":"i","sub":"alice"}`
+	first, second := signer{"k", "RS256", rsaKey()}, signer{"k", "RS256", rsaKey2()}
+	bare := map[string]any{"kid": nil}
+	for _, test := range []struct {
+		name  string
+		set   []any
+		token string
+		want  string
+	}{
+		{"the 16th of them", append(many(first.jwk(t, bare), 15), second.jwk(t, bare)), second.sign(`{"alg":"RS256"}`, claims), "i/alice"},
+		{"the 17th of them", append(many(first.jwk(t, bare), 16), second.jwk(t, bare)), second.sign(`{"alg":"RS256"}`, claims), failed},
+		{"behind keys of another ID", append(many(first.jwk(t, map[string]any{"kid": "l"}), 99), second.jwk(t, nil)), second.token(claims), "i/alice"},
+		{"behind keys of other algorithms", append(many(first.jwk(t, map[string]any{"alg": "PS256"}), 50), append(many(signer{"", "ES256", ecKey()}.jwk(t, bare), 49), second.jwk(t, nil))...),
+			second.sign(`{"alg":"RS256"}`, claims), "i/alice"},
+		{"the one of its ID, behind many without", append(many(first.jwk(t, bare), 99), second.jwk(t, nil)), second.token(claims), "i/alice"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			set, _, err := jwt.ParseKeys(keySet(t, test.set...))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := outcome(authenticator(t, jwt.Rule{Keys: set}).Authenticate(context.Background(), bearer(test.token), now)); got != test.want {
+				t.Errorf("got %q, want %q", got, test.want)
+			}
+		})
+	}
+}
+
+// Errors are logged: whoever publishes a key set does not decide how long they are.
+func TestErrorsOfKeySetsAreShort(t *testing.T) {
+	long := strings.Repeat("x", 10_000)
+	for name, set := range map[string]string{
+		"curve":       keySet(t, many(map[string]any{"kty": "EC", "crv": long, "x": "AA", "y": "AA"}, 90)...),
+		"alg":         keySet(t, signer{"", "ES256", ecKey()}.jwk(t, map[string]any{"alg": long})),
+		"certificate": `{"` + long + `":"-----BEGIN"}`,
+	} {
+		_, skipped, err := jwt.ParseKeys(set)
+		if err == nil || len(err.Error()) > 2000 {
+			t.Errorf("%s: the error has %d bytes", name, len(fmt.Sprint(err)))
+		}
+		for _, why := range skipped {
+			if len(why.Error()) > 500 {
+				t.Fatalf("%s: %d bytes are said of one key", name, len(why.Error()))
+			}
+		}
 	}
 }
 

@@ -8,43 +8,82 @@ import (
 
 // What is remembered is bounded, in number and in bytes; what is asked for stays; and what other keys verified is not known.
 func TestKnownIsBounded(t *testing.T) {
-	keys, others := new(Keys), new(Keys)
+	keys, others, r := new(Keys), new(Keys), new(rule)
 	others.text = "others"
 	for _, length := range []int{10, 2048} {
 		var k known
-		often := fmt.Sprintf("%0*d", length, 1)
-		k.add(often, keys, &Claims{})
-		for i := range 10_000 {
-			k.add(fmt.Sprintf("%0*d", length, i+2), keys, &Claims{})
-			if i%64 == 0 && k.get(often, keys) == nil {
+		add := func(i int) string {
+			text := fmt.Sprintf("%0*d", length, i)
+			k.add(text, &Claims{rule: r, keys: keys, payload: payload{text: text}})
+			return text
+		}
+		often := add(0)
+		first := add(1)
+		for i := range maxKnown + 2000 {
+			add(i + 2)
+			if i%1000 == 0 && k.get(often) == nil {
 				t.Fatalf("after %d others a token that comes often is forgotten", i)
 			}
+			if len(k.all) > maxKnown || k.bytes > maxKnownBytes {
+				t.Fatalf("%d entries, %d bytes", len(k.all), k.bytes)
+			}
 		}
-		entries, bytes := k.young.Load().entries.Load()+k.old.Load().entries.Load(), k.young.Load().bytes.Load()+k.old.Load().bytes.Load()
-		if entries > 2*maxKnown || bytes > 2*(maxKnownBytes+4*maxToken) {
-			t.Errorf("%d entries, %d bytes", entries, bytes)
+		n := 0
+		for range k.tokens.Range {
+			n++
 		}
-		if k.get(fmt.Sprintf("%0*d", length, 2), keys) != nil || k.get(often, others) != nil || k.get(often, nil) != nil {
-			t.Error("known although forgotten, or verified by other keys")
+		if n != len(k.all) || n < 1000 {
+			t.Errorf("%d tokens are remembered, and %d are in the list", n, len(k.all))
 		}
+		v := k.get(often)
+		if k.get(first) != nil || v.claims(r, keys) == nil || v.claims(r, others) != nil || v.claims(r, nil) != nil || v.claims(new(rule), keys) != nil {
+			t.Error("known although forgotten, or to another rule, or verified by other keys")
+		}
+	}
+}
+
+// A token that comes for the first time is given the time to come again before it is forgotten, even if nothing was asked for lately.
+func TestKnownForgetsInTurn(t *testing.T) {
+	var k known
+	r, keys := new(rule), new(Keys)
+	for i := range maxKnown + 2000 {
+		k.add(fmt.Sprint(i), &Claims{rule: r, keys: keys})
+		for _, before := range []int{i - maxKnown/4, i - 1, i} {
+			if _, there := k.tokens.Load(fmt.Sprint(before)); before >= 0 && !there {
+				t.Fatalf("token %d is forgotten when %d is remembered", before, i)
+			}
+		}
+	}
+}
+
+// Rules that accept the same token have a place in one entry, and new keys take that of the old ones.
+func TestKnownToSeveralRules(t *testing.T) {
+	var k known
+	a, b, old, keys := new(rule), new(rule), &Keys{text: "old"}, new(Keys)
+	for _, c := range []*Claims{{rule: a, keys: old}, {rule: b, keys: old}, {rule: a, keys: keys}} {
+		k.add("token", c)
+	}
+	v := k.get("token")
+	if len(k.all) != 1 || len(v.by) != 2 || v.claims(a, keys) == nil || v.claims(a, old) != nil || v.claims(b, old) == nil {
+		t.Errorf("%d entries, %+v", len(k.all), v)
 	}
 }
 
 // Many may ask and add at once.
 func TestKnownAtOnce(t *testing.T) {
 	var k known
-	keys := new(Keys)
+	r, keys := new(rule), new(Keys)
 	var wait sync.WaitGroup
 	for range 8 {
 		wait.Go(func() {
 			for i := range 3 * maxKnown / 8 {
-				k.add(fmt.Sprint(i), keys, &Claims{})
-				k.get(fmt.Sprint(i/2), keys)
+				k.add(fmt.Sprint(i), &Claims{rule: r, keys: keys})
+				k.get(fmt.Sprint(i / 2))
 			}
 		})
 	}
 	wait.Wait()
-	if n := k.young.Load().entries.Load(); n > maxKnown+8 {
+	if n := len(k.all); n != 3*maxKnown/8 {
 		t.Errorf("%d entries", n)
 	}
 }

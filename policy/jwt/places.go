@@ -53,11 +53,13 @@ func (p *place) tokens(all []string, r *http.Request) []string {
 			if p.prefix == "" {
 				all = append(all, line)
 			} else if i := strings.Index(line, p.prefix); i >= 0 {
-				rest := line[i+len(p.prefix):]
-				all = append(all, rest[len(rest)-len(strings.TrimLeftFunc(rest, notOfToken)):])
+				all = append(all, strings.TrimLeftFunc(line[i+len(p.prefix):], notOfToken))
 			}
 		}
 	case inParam:
+		if r.URL.RawQuery == "" {
+			break
+		}
 		for pair := range strings.SplitSeq(r.URL.RawQuery, "&") {
 			if name, value, _ := strings.Cut(pair, "="); unescaped(name) == p.name {
 				return append(all, unescaped(value)) // the first, as Envoy
@@ -87,15 +89,12 @@ func unescaped(s string) string {
 	return s
 }
 
-// withoutParams returns a query without some parameters. The rest stays as it was sent.
-func withoutParams(query string, names []string) string {
-	if query == "" || len(names) == 0 {
-		return query
-	}
+// withoutParam returns a query without the parameters of a name. The rest stays as it was sent.
+func withoutParam(query, name string) string {
 	var kept []string
 	removed := false
 	for pair := range strings.SplitSeq(query, "&") {
-		if name, _, _ := strings.Cut(pair, "="); slices.Contains(names, unescaped(name)) {
+		if n, _, _ := strings.Cut(pair, "="); unescaped(n) == name {
 			removed = true
 		} else {
 			kept = append(kept, pair)

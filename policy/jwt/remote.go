@@ -301,8 +301,8 @@ func (s Source) fetch(ctx context.Context, client *http.Client) (*Keys, time.Dur
 		if err != nil {
 			return nil, 0, err
 		}
-		config, ok := parse(data)
-		named := config.member("jwks_uri")
+		config, ok := parse(data, nil)
+		named := find(config, "jwks_uri")
 		if !ok || named.kind != text {
 			return nil, 0, fmt.Errorf("%s: no OpenID configuration with a jwks_uri", uri)
 		}
@@ -340,14 +340,18 @@ func get(ctx context.Context, client *http.Client, uri string) (string, http.Hea
 	if resp.StatusCode != http.StatusOK {
 		return "", nil, fmt.Errorf("%s: status %d", uri, resp.StatusCode)
 	}
-	data, err := io.ReadAll(io.LimitReader(resp.Body, maxKeySet+1))
-	if err == nil && len(data) > maxKeySet {
+	var data strings.Builder
+	n := resp.ContentLength // -1 if it is not known
+	if n <= maxKeySet {
+		n, err = io.Copy(&data, io.LimitReader(resp.Body, maxKeySet+1))
+	}
+	if err == nil && n > maxKeySet {
 		err = fmt.Errorf("more than %d bytes", maxKeySet)
 	}
 	if err != nil {
 		return "", nil, fmt.Errorf("%s: %w", uri, err)
 	}
-	return string(data), resp.Header, nil
+	return data.String(), resp.Header, nil
 }
 
 // maxAge reads how long an answer may be kept (RFC 9111, section 5.2.2.1).

@@ -9,75 +9,67 @@ import (
 	"time"
 )
 
-// maxToken bounds the length of a token. Whole header sections of HTTP servers have 64 KiB or less.
+// maxToken bounds the length of a token.
 const maxToken = 16 << 10
 
-// leeway is how far apart the clocks of whoever issues tokens and of this process may be. It is Envoy's.
+// leeway is by how many seconds the clocks of an issuer and of this process may differ. It is the same as Envoy's.
 const leeway = 60
 
-// token is a token in its parts, of which nothing is verified yet.
+// token is a token that was taken apart. Nothing of it is verified yet.
 type token struct {
-	signed    string // header and payload as they stand
-	payload   string // as it stands
+	payload
+	signed    string // the header and the payload as they stand
 	signature []byte
 	alg       *algorithm
 	kid       string
 	named     bool // there is a kid
-	claims    value
-
-	issuer    string
-	notBefore uint64
-	expiry    uint64
-	expires   bool
-	aud       *value // a string, a list of strings, or absent
 }
 
-// base64url is the only spelling of a text (RFC 7515, section 2): without padding, and the bits that are left over are zero.
+// base64url has one spelling for each text (RFC 7515, section 2): it has no padding, and the bits that are left over are zero.
 var base64url = base64.RawURLEncoding.Strict()
 
-func decode(part string) ([]byte, bool) {
-	if part == "" || strings.ContainsAny(part, "\r\n") { // which Go's decoder skips
+// decode appends what a part of a token stands for.
+func decode(out []byte, part string) ([]byte, bool) {
+	if part == "" || strings.IndexByte(part, '\n') >= 0 || strings.IndexByte(part, '\r') >= 0 { // which Go's decoder skips
 		return nil, false
 	}
-	data, err := base64url.DecodeString(part)
-	return data, err == nil
+	out, err := base64url.AppendDecode(out, []byte(part))
+	return out, err == nil
 }
 
-// decodeText is decode for a text, of which one copy is made.
+// decodeText is decode for a text, of which it makes only one copy if it is short.
 func decodeText(part string) (string, bool) {
-	if part == "" || strings.ContainsAny(part, "\r\n") {
-		return "", false
-	}
-	var space [1024]byte
-	data, err := base64url.AppendDecode(space[:0], []byte(part))
-	return string(data), err == nil
+	var room [1024]byte
+	data, ok := decode(room[:0], part)
+	return string(data), ok
 }
 
-// read takes a token apart. The checks are in the order of Envoy, so that the answer does not depend on who looks first.
+// read takes a token apart. It checks things in Envoy's order, so that the answer to a token with several faults is the same.
 func read(s string) (*token, *Error) {
 	if len(s) > maxToken || strings.Count(s, ".") != 2 {
 		return nil, errShape
 	}
 	dot, last := strings.IndexByte(s, '.'), strings.LastIndexByte(s, '.')
-	head, payload, signature := s[:dot], s[dot+1:last], s[last+1:]
-	if head == "" || payload == "" || signature == "" {
+	head, body, signature := s[:dot], s[dot+1:last], s[last+1:]
+	if head == "" || body == "" || signature == "" {
 		return nil, errShape
 	}
-	t := &token{signed: s[:last], payload: payload}
+	t := &token{signed: s[:last]}
+	t.text = body
 	if err := t.readHeader(head); err != nil {
 		return nil, err
 	}
-	data, ok := decodeText(payload)
+	data, ok := decodeText(body)
 	if !ok {
 		return nil, errPayloadBase64
 	}
-	if t.claims, ok = scan(data); !ok {
+	if t.members, ok = parse(data, nil); !ok {
 		return nil, errPayloadJSON
 	}
 	if err := t.readClaims(); err != nil {
 		return nil, err
 	}
-	if t.signature, ok = decode(signature); !ok {
+	if t.signature, ok = decode(nil, signature); !ok {
 		return nil, errSignatureBase64
 	}
 	return t, nil
@@ -88,11 +80,12 @@ func (t *token) readHeader(part string) *Error {
 	if !ok {
 		return errHeaderBase64
 	}
-	header, ok := scan(data)
+	var room [8]value
+	header, ok := parse(data, room[:0])
 	if !ok {
 		return errHeaderJSON
 	}
-	alg, kid := header.member("alg"), header.member("kid")
+	alg, kid := find(header, "alg"), find(header, "kid")
 	if alg.kind != text {
 		return errNoAlg
 	}
@@ -103,58 +96,68 @@ func (t *token) readHeader(part string) *Error {
 		return errKid
 	}
 	t.kid, t.named = kid.text, kid.kind == text
-	// What must be understood is not; and a payload that is not in base64 would be signed differently (RFC 7797).
-	if header.member("crit").kind != absent || header.member("b64").kind != absent {
+	// No extension that a token may call critical is understood, nor a payload that is not in base64 (RFC 7797).
+	if find(header, "crit").kind != absent || find(header, "b64").kind != absent {
 		return errCritical
 	}
 	return nil
 }
 
-func (t *token) readClaims() *Error {
-	iss, sub, jti := t.claims.member("iss"), t.claims.member("sub"), t.claims.member("jti")
+// readClaims reads the claims that have a meaning of their own (RFC 7519, section 4.1).
+func (p *payload) readClaims() *Error {
+	var iss, sub, jti, iat, nbf, exp value
+	for _, m := range p.members {
+		switch m.name {
+		case "iss":
+			iss = m
+		case "sub":
+			sub = m
+		case "jti":
+			jti = m
+		case "iat":
+			iat = m
+		case "nbf":
+			nbf = m
+		case "exp":
+			exp = m
+		case "aud":
+			p.audience = m
+		}
+	}
 	if iss.kind != absent && iss.kind != text {
 		return errIssuerType
 	}
 	if sub.kind != absent && sub.kind != text {
 		return errSubjectType
 	}
-	t.issuer = iss.text
-	var issued uint64 // typed, as in Envoy, and not compared to anything
-	if err := seconds(t.claims.member("iat"), &issued, errIssuedType, errIssuedRange); err != nil {
+	p.issuer, p.subject = iss.text, sub.text
+	var issued uint64 // its type matters, as in Envoy, and its value does not
+	if err := seconds(iat, &issued, errIssuedType, errIssuedRange); err != nil {
 		return err
 	}
-	if err := seconds(t.claims.member("nbf"), &t.notBefore, errNotBeforeType, errNotBeforeRange); err != nil {
+	if err := seconds(nbf, &p.notBefore, errNotBeforeType, errNotBeforeRange); err != nil {
 		return err
 	}
-	exp := t.claims.member("exp")
-	if err := seconds(exp, &t.expiry, errExpiryType, errExpiryRange); err != nil {
+	if err := seconds(exp, &p.expiry, errExpiryType, errExpiryRange); err != nil {
 		return err
 	}
-	t.expires = exp.kind != absent
+	p.expires = exp.kind != absent
 	if jti.kind != absent && jti.kind != text {
 		return errIDType
 	}
-	t.aud = t.claims.member("aud")
-	if t.aud.kind != absent && t.aud.kind != text && t.aud.kind != list {
+	if p.audience.kind != absent && p.audience.kind != text && p.audience.kind != list {
 		return errAudienceType
 	}
-	for _, ok := range t.aud.texts {
-		if !ok {
+	for aud := range p.audience.items {
+		if aud.kind != text {
 			return errAudienceType
 		}
 	}
 	return nil
 }
 
-// complete reads the claims that are objects or lists. The token is verified: what it has is what the issuer wrote.
-func (t *token) complete() {
-	for i := range t.claims.inner {
-		t.claims.inner[i].read()
-	}
-}
-
-// seconds reads a time in seconds since 1970. Fractions are cut.
-func seconds(v *value, n *uint64, wrongType, outOfRange *Error) *Error {
+// seconds reads a time in seconds since 1970. It cuts fractions.
+func seconds(v value, n *uint64, wrongType, outOfRange *Error) *Error {
 	if v.kind == absent {
 		return nil
 	}
@@ -175,24 +178,24 @@ func seconds(v *value, n *uint64, wrongType, outOfRange *Error) *Error {
 }
 
 // current reports what is wrong with the token at this time.
-func (t *token) current(now time.Time) *Error {
+func (p *payload) current(now time.Time) *Error {
 	at := uint64(max(0, now.Unix()))
-	if at+leeway < t.notBefore {
+	if p.notBefore > at+leeway {
 		return errNotYet
 	}
-	if t.expires && (t.expiry == 0 || t.expiry <= math.MaxUint64-leeway && at > t.expiry+leeway) {
+	if p.expires && (p.expiry == 0 || p.expiry <= math.MaxUint64-leeway && at > p.expiry+leeway) {
 		return errExpired
 	}
 	return nil
 }
 
 // meant reports whether the token is for one of the audiences.
-func (t *token) meant(audiences []string) bool {
-	if len(audiences) == 0 {
+func (p *payload) meant(audiences []string) bool {
+	if len(audiences) == 0 || p.audience.kind == text && slices.Contains(audiences, plainAudience(p.audience.text)) {
 		return true
 	}
-	for aud := range t.aud.texts {
-		if slices.Contains(audiences, plainAudience(aud)) {
+	for aud := range p.audience.items {
+		if slices.Contains(audiences, plainAudience(aud.text)) {
 			return true
 		}
 	}
