@@ -47,6 +47,12 @@ type unreadyError struct{ error }
 
 func (e *unreadyError) Unwrap() error { return e.error }
 
+// lostError is the error of a connection that was made, and lost before a call that waited for it had got it: a server may drain
+// connections at any time. The call waits for another one, as with gRPC's own balancers.
+type lostError struct{ error }
+
+func (e *lostError) Unwrap() error { return e.error }
+
 // The bounds of the pause after a failed attempt to connect. They are lower than gRPC's, since calls have no other connection to
 // fall back on.
 const (
@@ -323,8 +329,8 @@ func (c *conn) changed(s balancer.SubConnState) {
 		}
 		c.shutdown(connectError(c.group.link.Address(), err))
 	case connectivity.Idle:
-		// The connection was lost. The next call makes a new one.
-		c.shutdown(connectError(c.group.link.Address(), errors.New("the connection was lost")))
+		// The connection was made, and lost, perhaps before it became ready. The next call makes a new one.
+		c.shutdown(&lostError{connectError(c.group.link.Address(), errors.New("the connection was lost"))})
 	}
 }
 
@@ -407,7 +413,8 @@ func (c *conn) shutdown(err error) {
 		return
 	}
 	from, sub := c.state, c.sub
-	failed := err != nil && !c.extra && c.born.IsZero()
+	_, lost := err.(*lostError)
+	failed := err != nil && !lost && !c.extra
 	if failed {
 		g.failures++
 		g.failure = *c.failure.Load()

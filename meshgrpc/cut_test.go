@@ -1,10 +1,14 @@
 package meshgrpc_test
 
 import (
+	"maps"
 	"strings"
 	"testing"
+	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
@@ -42,5 +46,22 @@ func TestStreamCutBeforeItWasAnsweredDoesNotEndWell(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A server drains its connections again and again, as GracefulStop does. No stream fails, as with a bare ClientConn.
+func TestConnectionsThatAreDrainedFailNoStream(t *testing.T) {
+	leak.Check(t)
+	address := grpctest.Serve(t, &grpctest.Service{Bidi: grpctest.EchoStream},
+		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 5 * time.Millisecond}))
+	var registry discovery.Memory
+	registry.Set("echo", meshtest.EndpointOf(t, address))
+	m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
+	const streams = 1600
+	want := map[codes.Code]int{codes.OK: streams}
+	for name, conn := range map[string]*grpc.ClientConn{"bare": grpctest.Dial(t, address), "through the mesh": connect(t, m, "mesh:///echo")} {
+		if ends := grpctest.Streams(t, conn, streams); !maps.Equal(ends.Codes(), want) || ends.False > 0 {
+			t.Errorf("%s: streams ended with %v, and %d of them with io.EOF before the first message", name, ends.Codes(), ends.False)
+		}
 	}
 }

@@ -46,6 +46,7 @@ type try struct {
 	given   bool // a connection was given
 	link    *sockets.Connections
 	waits   *conn // the connection that the try waits for
+	lost    int   // how many connections were made, and lost while the try waited
 	conn    *conn // the connection that the try is counted on
 	failure error // why there is no connection
 
@@ -142,6 +143,10 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		t.link, t.given, t.waits = t.Connections(), false, nil
 	}
 	c, waits, err := b.choose(t.link, t.waits)
+	if _, lost := errors.AsType[*lostError](err); lost && t.lost < mostMoves {
+		t.lost++
+		c, waits, err = b.choose(t.link, nil)
+	}
 	for moves := 0; err != nil; moves++ {
 		// Skip an endpoint to which no connection could be made a moment ago, as long as there is another.
 		_, unready := errors.AsType[*unreadyError](err)
@@ -165,7 +170,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 	return balancer.PickResult{SubConn: c.sub, Done: t.done}, nil
 }
 
-// mostMoves is how many endpoints a try skips at most.
+// mostMoves is how many endpoints a try skips at most, and how many connections may be lost while it waits for them.
 const mostMoves = 16
 
 // failLocked fails the try. It returns a status error, since gRPC makes a wait-for-ready call wait after any other error.
