@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"iter"
 	"net"
 	"net/http"
 	"strings"
@@ -111,4 +112,33 @@ spec:
 			t.Errorf("the caller's cancel: %v, want it unwrapped", err)
 		}
 	})
+}
+
+// slowly is a resolver that takes its time.
+type slowly struct {
+	discovery.Resolver
+	takes time.Duration
+}
+
+func (s slowly) Watch(ctx context.Context, of discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
+	return func(yield func([]discovery.Endpoint, error) bool) {
+		time.Sleep(s.takes)
+		s.Resolver.Watch(ctx, of)(yield)
+	}
+}
+
+// The timeout of a first call includes the wait for its endpoints, and the error names the timeout that the document has.
+func TestTimeoutIncludesDiscovery(t *testing.T) {
+	for _, takes := range []time.Duration{time.Second, 4 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			f := new(meshtest.Fleet)
+			f.Registry.Set("api", f.Add(t, func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }))
+			m := f.Mesh(t, virtualService("timeout: 3s"), mesh.WithDiscovery(slowly{&f.Registry, takes}))
+			began := time.Now()
+			_, err := try(m.Client(), "http://api/")
+			if took := time.Since(began); took != 3*time.Second || err == nil || !strings.Contains(err.Error(), "call not complete after 3s") {
+				t.Errorf("endpoints after %v: %v after %v, want that the call is not complete after 3s", takes, err, took)
+			}
+		})
+	}
 }

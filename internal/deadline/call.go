@@ -38,15 +38,18 @@ func (c *Call) Begin(parent context.Context, limits Limits) context.Context {
 	return c.BeginAt(parent, limits, time.Now())
 }
 
-// BeginAt is Begin for a caller that knows the time.
-func (c *Call) BeginAt(parent context.Context, limits Limits, now time.Time) context.Context {
-	request := Within(parent, limits.Request)
+// BeginAt is Begin for a caller that knows the time, and may have begun the call earlier.
+func (c *Call) BeginAt(parent context.Context, limits Limits, began time.Time) context.Context {
+	request := limits.Request
+	if at, ok := parent.Deadline(); ok && !at.After(began.Add(request)) {
+		request = 0 // then the timeout is the caller's, not ours
+	}
 	if request <= 0 && limits.BodyIdle <= 0 {
 		return parent
 	}
 	c.began = true
 	c.idle = limits.BodyIdle
-	c.ctx.start(parent, Request, request, true, now)
+	c.ctx.start(parent, Request, request, true, began)
 	c.ctx.ofCall = true
 	return &c.ctx
 }

@@ -216,12 +216,9 @@ func (c *Call) injectFault(ctx context.Context) error {
 
 func (c *Call) beginLimits() {
 	limits := deadline.Limits{Request: c.rule.Route.Timeout, BodyIdle: c.cluster.config.bodyIdle}
-	if limits.Request > 0 {
-		limits.Request = max(1, limits.Request-c.waited)
-	}
 	if limits != (deadline.Limits{}) {
 		c.limits = new(deadline.Call)
-		c.ctx = c.limits.BeginAt(c.ctx, limits, c.start.Add(time.Since(c.start)))
+		c.ctx = c.limits.BeginAt(c.ctx, limits, c.start.Add(time.Since(c.start)-c.waited))
 	}
 }
 
