@@ -194,8 +194,8 @@ func TestDeniedCallOverServeHTTP(t *testing.T) {
 	}
 }
 
-// Policies see the headers of a call as they are in HTTP: binary metadata is encoded, and te is present.
-func TestAuthorizationSeesBinaryMetadataAndTe(t *testing.T) {
+// Policies see the headers of a call as they are in HTTP, in each of their spellings: binary metadata is encoded, and te is present.
+func TestAuthorizationSeesMetadataAsHeaders(t *testing.T) {
 	leak.Check(t)
 	encoded := base64.StdEncoding.EncodeToString([]byte("admin")) // with padding
 	for _, test := range []struct {
@@ -207,6 +207,10 @@ func TestAuthorizationSeesBinaryMetadataAndTe(t *testing.T) {
 		{"encoded without padding", "x-role-bin", strings.TrimRight(encoded, "="), codes.PermissionDenied},
 		{"another value", "x-role-bin", "user", codes.OK},
 		{"te", "te", "trailers", codes.PermissionDenied},
+		{"space around it", "x-space", "admin", codes.PermissionDenied},
+		{"one of a list", "x-list", "admin", codes.PermissionDenied},
+		{"not that of the list", "x-list", "root", codes.OK},
+		{"authority with a dot at its end", ":authority", "secret.example", codes.PermissionDenied},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			m := meshtest.New(t, `
@@ -215,8 +219,9 @@ kind: AuthorizationPolicy
 metadata: {name: deny, namespace: default}
 spec: {action: DENY, rules: [{when: [{key: "request.headers[`+test.key+`]", values: ["`+test.value+`"]}]}]}
 `, mesh.WithWorkload(policy.Workload{}))
-			client := grpctest.NewClient(grpctest.Dial(t, grpctest.Serve(t, whoCalls, meshgrpc.ServerOptions(m)...)))
-			ctx := metadata.AppendToOutgoingContext(bounded(t), "x-role-bin", "admin")
+			address := grpctest.Serve(t, whoCalls, meshgrpc.ServerOptions(m)...)
+			client := grpctest.NewClient(grpctest.Dial(t, address, grpc.WithAuthority("secret.example.")))
+			ctx := metadata.AppendToOutgoingContext(bounded(t), "x-role-bin", "admin", "x-space", " admin", "x-list", "user, admin")
 			if _, err := client.UnaryCall(ctx, &grpctest.Request{}); status.Code(err) != test.code {
 				t.Errorf("%v, want %v", err, test.code)
 			}

@@ -452,20 +452,23 @@ func TestStreamLimits(t *testing.T) {
 
 // The timeout of a route begins when the whole request has been sent, as in Envoy, so it does not end a bidirectional stream.
 func TestTimeoutDoesNotCutAStreamThatIsSent(t *testing.T) {
-	leak.Check(t)
-	_, conn := one(t, route("    timeout: 20ms\n"), []discovery.Endpoint{serve(t, echoStreams)})
-	stream, err := grpctest.NewClient(conn).FullDuplexCall(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	for began := time.Now(); time.Since(began) < 200*time.Millisecond; {
-		if err := stream.Send(&grpctest.In{}); err != nil {
+	synctest.Test(t, func(t *testing.T) {
+		_, endpoint, transport := inMemory(t, echoStreams)
+		m := meshtest.New(t, route("    timeout: 2s\n"), transport, echoAt(endpoint))
+		stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(t.Context())
+		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := stream.Recv(); err != nil {
-			t.Fatal(err)
+		for range 10 {
+			if err := stream.Send(&grpctest.In{}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := stream.Recv(); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
 		}
-	}
+	})
 }
 
 // A stream ends, even though its timeout has not begun, if the server neither reads nor answers for five minutes.
