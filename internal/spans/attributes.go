@@ -94,7 +94,7 @@ func appendPeer(all []attribute.KeyValue, endpoint string) []attribute.KeyValue 
 	if port == "" {
 		return all
 	}
-	return appendPort(append(all, semconv.NetworkPeerAddressKey.String(host)), semconv.NetworkPeerPortKey, port)
+	return appendPort(append(all, semconv.NetworkPeerAddressKey.String(bounded(host, longest))), semconv.NetworkPeerPortKey, port)
 }
 
 func appendPort(all []attribute.KeyValue, key attribute.Key, port string) []attribute.KeyValue {
@@ -127,10 +127,14 @@ func Version(major, minor int) string {
 // secretQueries are those whose values semantic conventions have redacted, and that of tokens (RFC 6750, section 2.3).
 var secretQueries = []string{"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature", "access_token"}
 
-// fullURL returns a URL without what is secret in it. Path and query are bounded.
+// fullURL returns a URL without what is secret in it. Its host, and its path and query, are bounded.
 func fullURL(u *url.URL, secret []string) string {
-	clean := withoutSecrets(u, secret)
-	return bounded(clean, longest+max(0, strings.Index(clean, u.Host))+len(u.Host))
+	clean, most := withoutSecrets(u, secret), longest
+	if before, rest, ok := strings.Cut(clean, "//"); ok {
+		host, _, _ := strings.Cut(rest, "/")
+		most += len(before) + len("//") + min(len(host), longest)
+	}
+	return bounded(clean, most)
 }
 
 func withoutSecrets(u *url.URL, secret []string) string {

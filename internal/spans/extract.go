@@ -33,7 +33,9 @@ func Extract(h http.Header) trace.SpanContext {
 		}
 		if states := h[tracestate]; len(states) > 0 {
 			// Invalid state is dropped as a whole, and the trace goes on.
-			c.TraceState, _ = trace.ParseTraceState(joined(states))
+			if text, ok := joined(states); ok {
+				c.TraceState, _ = trace.ParseTraceState(text)
+			}
 		}
 		return trace.NewSpanContext(c)
 	}
@@ -46,9 +48,17 @@ func Extract(h http.Header) trace.SpanContext {
 	return b3Context(b3{first(h, b3TraceID), first(h, b3SpanID), decide(first(h, b3Sampled), first(h, b3Flags))}, true)
 }
 
-// joined returns the lines of a tracestate as one, without the empty members that are allowed there.
-func joined(lines []string) string {
-	text := strings.Join(lines, ",")
+// mostCommas is more than the commas between the 32 members of a tracestate, empty ones among them, unless somebody wants them counted.
+const mostCommas = 256
+
+// joined returns the lines of a tracestate as one, without the empty members that are allowed there. It reports false if there are
+// too many.
+func joined(lines []string) (text string, ok bool) {
+	text = strings.Join(lines, ",")
+	commas := strings.Count(text, ",")
+	if commas > mostCommas {
+		return "", false
+	}
 	members := strings.Split(text, ",")
 	kept := members[:0]
 	for _, m := range members {
@@ -56,10 +66,10 @@ func joined(lines []string) string {
 			kept = append(kept, m)
 		}
 	}
-	if len(kept) == strings.Count(text, ",")+1 {
-		return text
+	if len(kept) == commas+1 {
+		return text, true
 	}
-	return strings.Join(kept, ",")
+	return strings.Join(kept, ","), true
 }
 
 func first(h http.Header, name string) string {

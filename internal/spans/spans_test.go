@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -138,6 +139,21 @@ func (s sink) SetHeader(name, value string) {
 
 // A span with the ids of the published examples of B3 is sent as they have it, but for the parent, which is optional and not known
 // for what begins here. What is sent is read as the same span.
+// A tracestate of a million commas costs no million strings.
+func TestTracestateIsBounded(t *testing.T) {
+	h := http.Header{"Traceparent": {parent}, "Tracestate": {"foo=1" + strings.Repeat(",", 1<<20)}}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	sc := spans.Extract(h)
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
+		t.Errorf("reading it takes %d bytes of memory", n)
+	}
+	if !sc.IsValid() || sc.TraceState().Len() != 0 {
+		t.Errorf("the trace goes on as %v, want it without the state", sc)
+	}
+}
+
 func TestB3IsSentAsPublished(t *testing.T) {
 	const trace128, span = "80f198ee56343ba864fe8b2a57d3eff7", "e457b5a2e4d86bd1"
 	for _, sampled := range []string{"0", "1"} {
