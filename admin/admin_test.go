@@ -255,7 +255,7 @@ func TestPage_Circuit(t *testing.T) {
 			call(m.Client(), "GET", "http://api/")
 		}
 		r := reportOf(t, page)
-		if len(r.Problems) != 1 || r.Problems[0].Severity != "critical" || r.Problems[0].Title != "The circuit is open: 100 % of the calls fail" ||
+		if len(r.Problems) != 1 || r.Problems[0].Severity != "critical" || r.Problems[0].Title != "The circuit is open: 100 % of the last minute's calls failed" ||
 			!strings.Contains(strings.Join(r.Problems[0].Why, "; "), "4 of 4 calls failed") ||
 			!strings.Contains(strings.Join(r.Problems[0].Why, "; "), "6× refused: the circuit is open") {
 			t.Errorf("problems %+v, want the open circuit and why", r.Problems)

@@ -46,7 +46,7 @@ spec: {jwtRules: [{issuer: i, jwksUri: "` + keys.URL + `/set<1>"}]}
 	if len(report.Keys) != 1 || report.Keys[0].Keys != 2 || report.Keys[0].URI != keys.URL+"/set<1>" || report.Keys[0].Fetched == "" {
 		t.Errorf("JSON: %+v", report.Keys)
 	}
-	if text := ask(t, page, "?format=text").Body.String(); !strings.Contains(text, "keys "+keys.URL+"/set<1>: 2 of ") {
+	if text := ask(t, page, "?format=text").Body.String(); !strings.Contains(text, "keys "+keys.URL+"/set<1>: 2, fetched at ") {
 		t.Errorf("text: %s", text)
 	}
 	if html := ask(t, page, "", "Accept", "text/html").Body.String(); !strings.Contains(html, "<code>"+keys.URL+"/set&lt;1&gt;</code>: 2 keys") {

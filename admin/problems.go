@@ -89,7 +89,7 @@ func (r *report) ownProblems(c *collector) (list []problem) {
 		}
 		list = append(list, problem{
 			Severity: warning, Title: "There are no new keys to verify tokens with", weight: 1e4,
-			Why: []string{k.Error, fmt.Sprintf("those of %s of %s stay in force", k.URI, clock(k.Fetched))},
+			Why: []string{k.Error, fmt.Sprintf("those fetched from %s at %s stay in force", k.URI, clock(k.Fetched))},
 		})
 	}
 	return append(list, r.inboundProblems()...)
@@ -99,8 +99,8 @@ func (r *report) ownProblems(c *collector) (list []problem) {
 func (r *report) documentProblems() (list []problem) {
 	if f := r.Documents.Refused; f != nil {
 		p := problem{
-			Severity: warning, Title: fmt.Sprintf("Documents are refused: load %d of %s", f.Number, clock(f.At)), weight: 1e6,
-			Why: []string{fmt.Sprintf("load %d of %s stays in force, version %s", r.Documents.Number, clock(r.Documents.Loaded), r.Documents.Version)},
+			Severity: warning, Title: fmt.Sprintf("Documents are refused: load %d at %s", f.Number, clock(f.At)), weight: 1e6,
+			Why: []string{fmt.Sprintf("load %d, made at %s, stays in force: version %s", r.Documents.Number, clock(r.Documents.Loaded), r.Documents.Version)},
 		}
 		for line := range strings.Lines(f.Error) {
 			if len(p.Why) == mostReasons {
@@ -193,11 +193,11 @@ func (r *report) destinationProblem(d *destinationOf, slow time.Duration) *probl
 		severity = warning
 	}
 	if d.Errors >= fewErrors && d.ErrorShare >= someErrors || d.ErrorShare >= halfOfCalls {
-		fail := percent(d.ErrorShare) + " of the calls fail"
-		if p.Title != "" {
-			p.Title += ": " + fail
+		share := percent(d.ErrorShare)
+		if p.Title != "" { // which tells of now, when all calls fail
+			p.Title += ": " + share + " of the last minute's calls failed"
 		}
-		p.say(severity, fail)
+		p.say(severity, share+" of the calls fail")
 	}
 	p.endpoints(out, serving)
 	p.causes()
@@ -211,7 +211,7 @@ func (r *report) destinationProblem(d *destinationOf, slow time.Duration) *probl
 	}
 	if e := r.discoveryTrouble(d); e != nil {
 		p.say(warning, "Discovery fails")
-		p.because("discovery, %s: %s; the last known endpoints stay", clock(e.At), e.Text)
+		p.because("at %s: %s; the last known endpoints stay in use", clock(e.At), e.Text)
 	}
 	if p.Severity == "" {
 		return nil
@@ -265,7 +265,7 @@ func (p *finder) endpoints(out []*endpointOf, serving int) {
 		}
 		until := ""
 		if !e.Until.IsZero() {
-			until = fmt.Sprintf(", for %s at least", short(e.Until.Sub(p.now)))
+			until = fmt.Sprintf(", for at least %s", short(e.Until.Sub(p.now)))
 		}
 		p.because("%s is out: %s%s", e.Address, e.Reason, until)
 	}
@@ -279,7 +279,7 @@ func (p *finder) endpoints(out []*endpointOf, serving int) {
 		}
 	}
 	if errors >= fewErrors && len(p.Endpoints) > 1 && float64(worst.Errors) >= blamedAtLeast*float64(errors) {
-		p.because("%s failed %d of the %d attempts that failed, %s of what it was sent", worst.Address, worst.Errors, errors, percent(worst.ErrorShare))
+		p.because("%s caused %d of the %d failed attempts; %s of those it got", worst.Address, worst.Errors, errors, percent(worst.ErrorShare))
 	}
 }
 
@@ -321,7 +321,7 @@ func (p *finder) slowest() {
 		}
 	}
 	if others > 0 && slowest.P50Ms > 2*others {
-		p.because("%s is the slow one: half of its calls take %s, those of the others %s at most", slowest.Address, ms(slowest.P50Ms), ms(others))
+		p.because("%s is the slow one: half of its calls take %s, those of the others at most %s", slowest.Address, ms(slowest.P50Ms), ms(others))
 	}
 }
 

@@ -35,7 +35,7 @@ func writeText(w io.Writer, r *report) {
 		line(w, "identity %s, expires in %s %s", r.Identity.ID, short(r.Identity.Expires.Sub(r.Time)), r.Identity.Error)
 	}
 	for _, k := range r.Keys {
-		line(w, "keys %s: %d of %s %s", k.URI, k.Keys, clock(k.Fetched), k.Error)
+		line(w, "keys %s: %d, fetched at %s %s", k.URI, k.Keys, clock(k.Fetched), k.Error)
 	}
 	line(w, "documents %d, load %d, version %s, since %s", r.Documents.Count, r.Documents.Number, r.Documents.Version, clock(r.Documents.Loaded))
 
