@@ -264,10 +264,11 @@ func (s *Stream) Try(ctx context.Context, release func(), method string, opts []
 		s.current = nil
 	}
 	s.mu.Unlock()
-	if over && grpcstatus.TrailersOnly(r.Trailer) {
+	if over && r.Err != nil && grpcstatus.TrailersOnly(r.Trailer) {
 		return r
 	}
-	// For a stream that was cut before it was sent, gRPC's Header returns no error, but RecvMsg does. There is no message to receive.
+	// For a stream that was cut before it was sent, gRPC's Header returns no error, but RecvMsg does. There is no message to receive, unless
+	// the server has sent one before its headers.
 	switch r.Err = cs.RecvMsg(new(emptypb.Empty)); {
 	case r.Err == nil:
 		r.Err = status.Error(codes.Internal, "the stream has a message, but no headers")

@@ -39,12 +39,24 @@ func (f *Frames) Reset(stream uint32, code http2.ErrCode) {
 	_ = f.framer.WriteRSTStream(stream, code)
 }
 
+// Data sends data of messages, with their prefixes.
+func (f *Frames) Data(stream uint32, end bool, data ...byte) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_ = f.framer.WriteData(stream, end, data)
+}
+
+// GoAway says that streams after last were not processed, and that there are to be no more.
+func (f *Frames) GoAway(last uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	_ = f.framer.WriteGoAway(last, http2.ErrCodeNo, nil)
+}
+
 // Reply sends headers, an empty message and trailers: the response to a successful unary call.
 func (f *Frames) Reply(stream uint32) {
 	f.Headers(stream, false, ":status", "200", "content-type", "application/grpc")
-	f.mu.Lock()
-	_ = f.framer.WriteData(stream, false, make([]byte, 5))
-	f.mu.Unlock()
+	f.Data(stream, false, 0, 0, 0, 0, 0)
 	f.Headers(stream, true, "grpc-status", "0")
 }
 
