@@ -51,7 +51,8 @@ import (
 // A call that has to wait for the keys of its token is authorized later, in the interceptors of these options. Interceptors that run before
 // them see such a call although it may be denied, and without its metadata. So give interceptors that answer calls themselves, or that need
 // metadata, after these options, and with [grpc.ChainUnaryInterceptor] and [grpc.ChainStreamInterceptor]: those of
-// [grpc.UnaryInterceptor] and [grpc.StreamInterceptor] always run first.
+// [grpc.UnaryInterceptor] and [grpc.StreamInterceptor] always run first. If the keys do not verify the token, and the message of a unary call
+// has still not come, the call ends with CANCELLED.
 func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 	s := &server{gate: m.Handler(http.NotFoundHandler()).(admission.Gate)}
 	return []grpc.ServerOption{
