@@ -7,6 +7,7 @@ package grpcreplay
 import (
 	"reflect"
 	"strings"
+	"sync"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/encoding"
@@ -42,19 +43,25 @@ func EncodingOf(opts []grpc.CallOption) Encoding {
 		}
 		return e
 	}
-	name := e.name
-	if name == "" {
-		name = protobuf
+	if e.name == "" {
+		return usual()
 	}
-	if v1 := encoding.GetCodec(name); v1 != nil {
+	return registered(e.name, e.name)
+}
+
+// usual returns the encoding of a call that asks for none. Codecs are registered by init functions, so it stays the same.
+var usual = sync.OnceValue(func() Encoding { return registered("proto", "") })
+
+// registered returns the encoding with the codec that is registered under a name.
+func registered(codec, subtype string) Encoding {
+	e := Encoding{name: subtype}
+	if v1 := encoding.GetCodec(codec); v1 != nil {
 		e.codec = bridge{v1, v1.Name()}
-	} else if e.codec = encoding.GetCodecV2(name); e.codec != nil {
+	} else if e.codec = encoding.GetCodecV2(codec); e.codec != nil {
 		e.standard = isStandard(e.codec)
 	}
 	return e
 }
-
-const protobuf = "proto"
 
 // isStandard reports whether codec is gRPC's own, not one that the program has registered in its place.
 func isStandard(codec encoding.CodecV2) bool {
