@@ -44,6 +44,7 @@ func TestHandlerAllocations(t *testing.T) {
 		{"forwarded, plaintext", ", forwardOriginalToken: true", "", nil, 1},
 		{"forwarded, mTLS", ", forwardOriginalToken: true", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 0},
 		{"plaintext", "", "", nil, 3}, // a header without the token, too
+		{"plaintext, with a header of it", ", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "", nil, 4},
 		{"mTLS", "", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 0},
 		{"mTLS, with a header of it", ", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 1},
 	} {

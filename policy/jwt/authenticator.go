@@ -53,8 +53,8 @@ func (o *outputs) has(name string) bool {
 	return o.lengths&(1<<min(len(name), 63)) != 0 && o.names[plainName(name)]
 }
 
-// New compiles rules. remotes fetches the keys of those that do not have theirs; it may be nil if there are none. Errors of
-// several rules are joined.
+// New compiles rules. remotes fetches the keys of the rules that do not have any; it may be nil if all have. The errors of several
+// rules are joined.
 func New(rules []Rule, remotes *Remotes) (*Authenticator, error) {
 	a := new(Authenticator)
 	var errs []error
@@ -110,8 +110,8 @@ func (a *Authenticator) Sources() []Source {
 	return all
 }
 
-// Output reports whether a rule gives the handler something in the header of this name, in any spelling. Such a header of the
-// client must be removed from every request, before anything reads it; [Result.Header] does. A nil Authenticator has no rules.
+// Output reports whether a rule sets a header of this name, whatever its spelling. If a client sends such a header, it must be removed
+// before any code reads it, from every request; [Result.Header] does that. A nil Authenticator has no rules.
 func (a *Authenticator) Output(name string) bool {
 	return a != nil && a.outputs.has(name)
 }

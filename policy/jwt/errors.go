@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// Error says why a request is refused: what is wrong with its tokens, or with the keys to verify them. Its text is one of
-// Envoy's, and holds nothing of the token.
+// Error says why a request is refused: what is wrong with its tokens, or with the keys that should verify them. It says it in Envoy's
+// words, and has nothing of the token in it.
 type Error struct {
 	text string
 	code int
@@ -15,7 +15,7 @@ type Error struct {
 // Error returns the text, such as "Jwt is expired".
 func (e *Error) Error() string { return e.text }
 
-// Status returns the status of the answer: 403 for an audience that is not accepted, else 401.
+// Status returns the status of the answer: 403 if the audience is not accepted, and 401 otherwise.
 func (e *Error) Status() int {
 	if e.code == 0 {
 		return http.StatusUnauthorized
@@ -23,7 +23,7 @@ func (e *Error) Status() int {
 	return e.code
 }
 
-// What may be wrong, in the words of Envoy (jwt_verify_lib, status.cc).
+// The errors, in Envoy's words (jwt_verify_lib, status.cc) where Envoy has the error.
 var (
 	errShape           = &Error{text: "Jwt is not in the form of Header.Payload.Signature with two dots and 3 sections"}
 	errHeaderBase64    = &Error{text: "Jwt header is an invalid Base64url encoded"}
@@ -58,8 +58,8 @@ var (
 // realmLength bounds the path and the query in a realm.
 const realmLength = 256
 
-// Realm returns the realm of a request for WWW-Authenticate: its URL, the path and query of which are cut after 256 bytes. Bytes
-// that would end it are escaped, and parameters that may hold a token are left out.
+// Realm returns the realm of a request for WWW-Authenticate: its URL, with at most 256 bytes of path and query. Bytes that would end the
+// realm are escaped, and parameters that may hold a token are left out.
 func (a *Authenticator) Realm(r *http.Request) string {
 	var out strings.Builder
 	out.WriteString("http")

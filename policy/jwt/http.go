@@ -13,8 +13,8 @@ import (
 	"github.com/nosidecar/mesh/internal/trailer"
 )
 
-// Handler is an http.Handler that refuses requests with a bad token, and tells the next one, through [ClaimsOf], whose request it is. Its
-// fields must not be changed once it is used.
+// Handler is an http.Handler that refuses requests with a bad token and passes the others to the next handler, which learns from
+// [ClaimsOf] who the user is. Its fields must not be changed after the first request.
 type Handler struct {
 	// Next serves the requests. It must be set.
 	Next http.Handler
@@ -23,7 +23,7 @@ type Handler struct {
 	Authenticator *Authenticator
 }
 
-// ClaimsOf returns the claims of the user whose request a handler serves, nil if there was no token.
+// ClaimsOf returns the claims of the user whose request a handler serves. They are nil if the request had no token.
 func ClaimsOf(ctx context.Context) *Claims {
 	claims, _ := ctx.Value(admission.UserKey{}).(*Claims)
 	return claims
@@ -75,8 +75,8 @@ func (r *Result) HideToken(seen *http.Request) {
 	}
 }
 
-// Refuse answers a request: with the status, the text, and WWW-Authenticate with the realm (RFC 6750, section 3), or with the code of
-// gRPC that stands for the status.
+// Refuse answers a request with the status, the text, and the realm in WWW-Authenticate (RFC 6750, section 3). A gRPC call is answered with
+// the code of gRPC for the status.
 func (e *Error) Refuse(w http.ResponseWriter, r *http.Request, realm string) {
 	h := w.Header()
 	h["Www-Authenticate"] = []string{`Bearer realm="` + realm + `", error="invalid_token"`}

@@ -1,21 +1,23 @@
 // Package jwt finds out which user a request comes from, by its JSON Web Tokens, as Istio's RequestAuthentication asks.
 //
-// [New] turns rules, which are data, into an [Authenticator]. [Authenticator.Authenticate] finds the tokens of a request,
-// verifies them, and says what the handler may see. Keys come from the rule itself or from [Remotes], which fetches them
-// ahead of need. [Handler] is the layer alone, for a net/http server.
+// [New] compiles rules, which are data, into an [Authenticator]. [Authenticator.Authenticate] finds the tokens of a request,
+// verifies them, and says what the handler may see. Keys are part of a rule or come from [Remotes], which fetches them
+// before they are needed. [Handler] is this layer alone, for a net/http server.
 //
 // # What is accepted
 //
 // A token is a JWS in compact form (RFC 7515, section 3.1) of at most 16 KiB, signed by RS256, RS384, RS512, PS256, PS384,
-// PS512, ES256, ES384, ES512 or EdDSA with Ed25519. "none" and the HMAC algorithms are refused, as are crit, b64 and whatever
-// two readers of JSON may read differently: a name that occurs twice, invalid UTF-8, something behind the object. Keys and
+// PS512, ES256, ES384, ES512 or EdDSA with Ed25519. "none" and the HMAC algorithms are refused, and so are crit, b64 and any JSON
+// that two readers may understand differently: a name that occurs twice, invalid UTF-8, anything behind the object. Keys and
 // URLs in the header of a token are ignored (RFC 8725, sections 3.1 to 3.12).
 //
-// A request without a token passes, without a user: that only users may do something is for an AuthorizationPolicy to say.
-// A request with a token that no rule accepts is refused, also when another of its tokens is good. Envoy stops at the first
-// rule that a request satisfies, and lets the rest of its tokens through unseen.
+// A request without a token passes, but has no user. Whether it needs one is for an AuthorizationPolicy to say. A request with a
+// token that no rule accepts is refused, even if its other tokens are good. Envoy stops at the first rule that a request satisfies,
+// and does not look at the rest of its tokens.
 //
-// A token is a secret. It is never in an error, a log or a realm.
+// For a token without a key ID, Envoy tries every key that may have signed it. Here that is at most 16 keys; see [ParseKeys].
+//
+// A token is a secret: it never appears in an error, a log or a realm.
 //
 // This is a layer: it works alone and imports no documents. It is below policy because documents configure it.
 package jwt
@@ -34,21 +36,20 @@ import (
 
 // Rule says which tokens are accepted. Its zero value is not valid: a rule needs keys.
 type Rule struct {
-	// Issuer is the claim iss that tokens must have, byte for byte. "" means any.
+	// Issuer is what the claim iss of a token must be, byte for byte. "" means any issuer.
 	Issuer string
 
-	// Audiences are those that the claim aud must name one of. One leading http:// or https:// and one trailing slash do not
-	// count on either side. None means any.
+	// Audiences are the audiences of which the claim aud must name at least one. One leading http:// or https:// and one trailing
+	// slash are ignored on both sides. An empty list means any audience.
 	Audiences []string
 
-	// Headers, Params and Cookies are the places where tokens are looked for: in request headers, in parameters of the query,
-	// and in cookies. If there are none, tokens are in the header Authorization behind "Bearer " and in the parameter
-	// access_token.
+	// Headers, Params and Cookies are the places where tokens are looked for: request headers, parameters of the query, and
+	// cookies. If all are empty, the places are the header Authorization, after "Bearer ", and the parameter access_token.
 	Headers []Header
 	Params  []string
 	Cookies []string
 
-	// Keys verify tokens. Without them, URI is where they are fetched, or Discover says that the issuer tells.
+	// Keys verify tokens. Without them, either URI or Discover says where the keys are fetched.
 	Keys *Keys
 
 	// URI is an http or https URL of a key set (RFC 7517, section 5).
@@ -60,33 +61,34 @@ type Rule struct {
 	// Timeout bounds each fetch of URI, body included. 0 means 5 s.
 	Timeout time.Duration
 
-	// Forward leaves the token in the request for the handler. By default the place where it was is removed.
+	// Forward leaves the token in the request for the handler. By default it is removed, with the header, parameter or cookie that it
+	// was in.
 	Forward bool
 
-	// PayloadHeader is the name of a header that gives the handler the payload as it stands in the token. "" means none.
+	// PayloadHeader is the name of a header in which the handler gets the payload as it stands in the token. "" means no header.
 	PayloadHeader string
 
-	// ClaimHeaders give the handler single claims.
+	// ClaimHeaders are headers in which the handler gets single claims.
 	ClaimHeaders []ClaimHeader
 
-	// SpaceDelimited are claims that are lists of words, besides scope and permission; see [Claims.Values].
+	// SpaceDelimited are the claims, besides scope and permission, that are lists of words; see [Claims.Values].
 	SpaceDelimited []string
 }
 
-// Header is a header with a token in it.
+// Header is a request header that may hold a token.
 type Header struct {
 	Name string
 
-	// Prefix is what stands before the token, anywhere in the value and case-sensitive: "Bearer ". "" means that the value is
-	// the token.
+	// Prefix is what comes before the token, such as "Bearer ". It is case-sensitive, and may be anywhere in the value. "" means that the
+	// whole value is the token.
 	Prefix string
 }
 
-// ClaimHeader gives the handler a claim in a header. The header is removed from what the client sent in any case.
+// ClaimHeader is a header in which the handler gets a claim. If the client has sent a header of this name, it is always removed.
 type ClaimHeader struct {
 	Header string
 
-	// Claim is the claim's name, or the names of objects and the claim in them, joined by dots.
+	// Claim is the name of the claim. For a claim inside objects, it is the path to it, with dots between the names.
 	Claim string
 }
 
@@ -148,7 +150,7 @@ func (r *Rule) Validate() error {
 	return errors.Join(errs...)
 }
 
-// source returns where the keys are fetched; the zero Source if the rule has them.
+// source returns where the keys are fetched. It is the zero Source if they are part of the rule.
 func (r *Rule) source() Source {
 	switch {
 	case r.Discover:
@@ -161,8 +163,8 @@ func (r *Rule) source() Source {
 
 func (r *Rule) timeout() time.Duration { return cmp.Or(r.Timeout, 5*time.Second) }
 
-// plainName returns the name of a header in the spelling that says whether another is the same to a server that takes "_" for
-// "-", as CGI does.
+// plainName returns the name of a header in a spelling by which names can be compared: two names with the same one are the same header to
+// a server that takes "_" for "-", as CGI does.
 func plainName(name string) string {
 	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 }

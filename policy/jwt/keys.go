@@ -22,7 +22,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// Keys is a set of public keys. It is immutable and safe for concurrent use.
+// Keys is a set of public keys. It is immutable, and safe for concurrent use.
 type Keys struct {
 	text string
 	all  []key
@@ -31,7 +31,7 @@ type Keys struct {
 type key struct {
 	kid    string
 	named  bool   // there is a kid
-	alg    string // "" for any that fits
+	alg    string // "" for any algorithm that fits
 	public crypto.PublicKey
 }
 
@@ -46,12 +46,11 @@ const (
 const maxTried = 16
 
 // ParseKeys reads a JSON Web Key Set (RFC 7517, section 5), or an object that names PEM certificates by their key IDs, as Google
-// publishes one. Each key is looked at by itself: one that is broken, too weak, not public, or not for verifying signatures is
-// left out, and skipped says why. A set without a key that can be used is an error, and so is one with more than 100 keys or
-// 1 MiB.
+// publishes it. Each key is checked on its own: a key that is broken, too weak, not public, or not for verifying signatures is left out, and
+// skipped says why. A set without a usable key is an error, and so is a set with more than 100 keys or 1 MiB.
 //
-// For a token, at most 16 keys are tried, of those that may have signed it: those with its key ID first. Only a token without a key ID, or
-// of a set with many keys without one, can have more.
+// At most 16 of the keys that may have signed a token are tried: those with its key ID first, and then those without a key ID. So tokens and
+// keys should have key IDs if there are more than 16 keys of a type.
 func ParseKeys(set string) (keys *Keys, skipped []error, err error) {
 	if len(set) > maxKeySet {
 		return nil, nil, fmt.Errorf("the key set has %d bytes: want at most %d", len(set), maxKeySet)
@@ -64,7 +63,7 @@ func ParseKeys(set string) (keys *Keys, skipped []error, err error) {
 	n := 0
 	add := func(name string, one key, err error) {
 		if n++; err != nil {
-			skipped = append(skipped, fmt.Errorf("%s is left out: %s", short(name), short(err.Error())))
+			skipped = append(skipped, fmt.Errorf("%s is left out: %s", short(name, maxReason), short(err.Error(), maxReason)))
 		} else {
 			k.all = append(k.all, one)
 		}
@@ -117,9 +116,13 @@ func noneUsable(skipped []error) error {
 	return errors.Join(all...)
 }
 
-// short cuts a text that whoever publishes a key set may have made long. It is for errors, which are logged.
-func short(s string) string {
-	const most = 200
+// What whoever publishes a key set can make long is cut in errors, which are logged.
+const (
+	maxReason = 200  // bytes about one key
+	maxError  = 1000 // bytes about a fetch
+)
+
+func short(s string, most int) string {
 	if len(s) <= most {
 		return s
 	}
@@ -213,7 +216,7 @@ func parseCertificate(m value) (key, error) {
 // maxModulus is the most bits that an RSA key may have. It is that of crypto/tls.
 const maxModulus = 8192
 
-// check refuses keys that verify nothing here.
+// check refuses keys that cannot be used here.
 func (k *key) check() error {
 	switch public := k.public.(type) {
 	case *rsa.PublicKey:

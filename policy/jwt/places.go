@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// place is where a token may be: a header, or a parameter or cookie.
+// place is where a token may be: a header, a parameter or a cookie.
 type place struct {
 	kind   placeKind
 	name   string // of a header, canonical
@@ -23,7 +23,7 @@ const (
 	inCookie
 )
 
-// places returns where a rule looks, in its order.
+// places returns where a rule looks for tokens, in that order.
 func (r *Rule) places() []place {
 	headers, params := r.Headers, r.Params
 	if len(headers)+len(params)+len(r.Cookies) == 0 {
@@ -45,7 +45,7 @@ func (r *Rule) places() []place {
 	return slices.Compact(all)
 }
 
-// tokens appends the tokens of a request that are at this place.
+// tokens appends the tokens of a request at this place.
 func (p *place) tokens(all []string, r *http.Request) []string {
 	switch p.kind {
 	case inHeader:
@@ -62,7 +62,7 @@ func (p *place) tokens(all []string, r *http.Request) []string {
 		}
 		for pair := range strings.SplitSeq(r.URL.RawQuery, "&") {
 			if name, value, _ := strings.Cut(pair, "="); unescaped(name) == p.name {
-				return append(all, unescaped(value)) // the first, as Envoy
+				return append(all, unescaped(value)) // the first one, like Envoy
 			}
 		}
 	case inCookie:
@@ -81,7 +81,7 @@ func notOfToken(r rune) bool {
 	return !('A' <= r && r <= 'Z' || 'a' <= r && r <= 'z' || '0' <= r && r <= '9' || r == '-' || r == '_' || r == '.')
 }
 
-// unescaped decodes part of a query; what cannot be decoded stays.
+// unescaped decodes part of a query. It returns what cannot be decoded as it is.
 func unescaped(s string) string {
 	if plain, err := url.QueryUnescape(s); err == nil {
 		return plain

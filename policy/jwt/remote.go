@@ -23,7 +23,7 @@ import (
 
 // Source is where a key set is fetched.
 type Source struct {
-	// URI is that of the key set or, with Discover, of an OpenID configuration that names it.
+	// URI is the URI of the key set or, with Discover, of an OpenID configuration that names the URI of the key set.
 	URI      string
 	Discover bool
 
@@ -52,22 +52,23 @@ func (s Source) validate() error {
 type State struct {
 	Source  Source
 	Keys    int       // how many are in force
-	Fetched time.Time // when they were; zero if they never were
-	Err     error     // of the last fetch, nil if it was good
+	Fetched time.Time // when they were fetched; zero if they never were
+	Err     error     // of the last fetch; nil if it succeeded
 }
 
-// Remotes fetches key sets: each ahead of need, by one request at a time, whatever asks for it. The last good set stays in force until
-// there is a newer one, however long that takes: an issuer that cannot be reached refuses nobody, and keys that it has revoked
-// meanwhile stay good as well. State.Fetched tells how old a set is. Its zero value is ready to use; its fields must not be changed after that. It is safe for concurrent
-// use.
+// Remotes fetches key sets before they are needed, each with one request at a time, however many ask for it. The last good set stays in force
+// until there is a newer one, however long that takes. So an issuer that cannot be reached locks nobody out, but keys that it has revoked
+// in the meantime stay good, too. State.Fetched tells how old a set is.
+//
+// The zero value is ready to use. The fields must not be changed after that. Remotes is safe for concurrent use.
 type Remotes struct {
-	// Transport returns what carries a request; it is not guarded. If it is nil, or returns nil, that is a copy of
-	// http.DefaultTransport that dials by itself and refuses to connect to link-local addresses and to those where clouds serve their
-	// metadata. Through a proxy that the environment names (HTTP_PROXY), it refuses such addresses only where they stand in the URL: the
-	// proxy resolves names, and must not let through what they should not reach.
+	// Transport returns the transport for a request, which may connect to any address. If Transport is nil, or returns nil, the transport is
+	// a copy of http.DefaultTransport that dials by itself, and does not connect to link-local addresses or to those at which clouds serve
+	// metadata. Behind a proxy from the environment (HTTP_PROXY), it refuses such addresses only if they are in the URL: names are resolved
+	// by the proxy, which must refuse such addresses itself.
 	Transport func(*http.Request) http.RoundTripper
 
-	// OnFetch, if not nil, is told of the outcome of every fetch, one at a time for each source.
+	// OnFetch, if not nil, is called after every fetch, with one call at a time for each source.
 	OnFetch func(State)
 
 	mu     sync.Mutex
@@ -106,8 +107,8 @@ func (s *Remotes) of(source Source) *remoteSet {
 	return r
 }
 
-// Use begins to fetch the sources of a, and ends fetching all others. nil has none. It does not wait: until the first keys are
-// there, tokens are refused.
+// Use begins to fetch the sources of a, and stops fetching all others. A nil Authenticator has no sources. Use does not wait: tokens are
+// refused until the first keys have been fetched.
 func (s *Remotes) Use(a *Authenticator) {
 	var sources []Source
 	if a != nil {
@@ -131,7 +132,7 @@ func (s *Remotes) Use(a *Authenticator) {
 	}
 }
 
-// Close ends all fetching, and waits for it. The keys stay in force.
+// Close stops all fetching, and waits until it has stopped. The keys stay in force.
 func (s *Remotes) Close() {
 	s.mu.Lock()
 	s.closed = true
@@ -140,7 +141,7 @@ func (s *Remotes) Close() {
 	s.done.Wait()
 }
 
-// States returns what is known about the sources in use, in no order.
+// States returns what is known about the sources in use, in no particular order.
 func (s *Remotes) States() []State {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -153,10 +154,10 @@ func (s *Remotes) States() []State {
 	return all
 }
 
-// current returns the set in force, nil before the first.
+// current returns the set in force. It is nil until there is one.
 func (r *remoteSet) current() *Keys { return r.keys.Load() }
 
-// begin returns the context to fetch under, nil if that is under way already.
+// begin returns the context for fetching, or nil if the set is being fetched already.
 func (r *remoteSet) begin() context.Context {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -168,7 +169,7 @@ func (r *remoteSet) begin() context.Context {
 	return ctx
 }
 
-// used is false for a source that only rules have which were never put in force.
+// used reports whether the rules in force use the source. Rules that were never put in force may have sources of their own.
 func (r *remoteSet) used() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -198,14 +199,14 @@ func (r *remoteSet) state() State {
 const (
 	refresh     = 20 * time.Minute // at the latest
 	minRefresh  = time.Minute      // at the earliest, after a good answer
-	minRetry    = time.Second      // after an error; doubled by each
+	minRetry    = time.Second      // after an error; doubled by each further error
 	maxRetry    = time.Minute
-	betweenAsks = 10 * time.Second // for the sake of a token with an unknown key ID
+	betweenAsks = 10 * time.Second // after a fetch, before the next one because of an unknown key ID
 	maxWaiting  = 64               // requests that wait for such a fetch
 )
 
-// newer returns the set after keys, if one can be had now: it asks for a fetch, unless there has just been one, and waits for the end of
-// it. Where too many wait already, ctx ends, or ctx says that nobody may wait, it returns the set in force.
+// newer returns a set that is newer than keys, if there is one or one can be fetched now. Unless there has just been a fetch, it asks for
+// one and waits for its end. It returns the set in force if too many wait already, if ctx ends, or if ctx says that nobody may wait.
 func (r *remoteSet) newer(ctx context.Context, keys *Keys) *Keys {
 	r.mu.Lock()
 	if r.current() != keys || r.stop == nil || r.waiting >= maxWaiting || time.Since(r.tried) < betweenAsks {
@@ -272,26 +273,26 @@ func (s *Remotes) run(ctx context.Context, r *remoteSet) {
 	}
 }
 
-// finish takes the outcome of a fetch.
+// finish records the outcome of a fetch.
 func (r *remoteSet) finish(keys *Keys, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.err, r.tried = err, time.Now()
 	if err == nil {
 		r.fetched = r.tried
-		if !keys.equal(r.current()) { // tokens that these keys verified stay so
+		if !keys.equal(r.current()) { // otherwise the tokens that the old ones verified stay verified
 			r.keys.Store(keys)
 		}
 	}
 	close(r.next)
 	r.next = make(chan struct{})
 	select {
-	case <-r.wake: // what asked meanwhile has its answer
+	case <-r.wake: // whoever asked in the meantime has the answer
 	default:
 	}
 }
 
-// fetch gets the keys, and how long they may be kept; refresh if that is not said.
+// fetch gets the keys and how long they may be kept, which is refresh if the answer does not say so.
 func (s Source) fetch(ctx context.Context, client *http.Client) (*Keys, time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.Timeout)
 	defer cancel()
@@ -325,7 +326,7 @@ func (s Source) fetch(ctx context.Context, client *http.Client) (*Keys, time.Dur
 	return keys, maxAge(header["Cache-Control"]), nil
 }
 
-// get returns a document of at most the length of a key set.
+// get fetches a document that is no longer than a key set may be.
 func get(ctx context.Context, client *http.Client, uri string) (string, http.Header, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, uri, nil)
 	if err != nil {
@@ -334,6 +335,9 @@ func get(ctx context.Context, client *http.Client, uri string) (string, http.Hea
 	req.Header.Set("Accept", "application/json")
 	resp, err := client.Do(req)
 	if err != nil {
+		if text := err.Error(); len(text) > maxError { // there may be a long URL of the issuer in it
+			err = errors.New(short(text, maxError))
+		}
 		return "", nil, err
 	}
 	defer resp.Body.Close()
@@ -354,7 +358,7 @@ func get(ctx context.Context, client *http.Client, uri string) (string, http.Hea
 	return data.String(), resp.Header, nil
 }
 
-// maxAge reads how long an answer may be kept (RFC 9111, section 5.2.2.1).
+// maxAge returns how long an answer may be kept (RFC 9111, section 5.2.2.1).
 func maxAge(lines []string) time.Duration {
 	for _, line := range lines {
 		for directive := range strings.SplitSeq(line, ",") {
@@ -370,18 +374,18 @@ func maxAge(lines []string) time.Duration {
 	return refresh
 }
 
-// checkRedirect follows few redirects, and none that leaves https.
+// checkRedirect allows three redirects, all from https to https.
 func checkRedirect(req *http.Request, via []*http.Request) error {
 	switch {
 	case len(via) > 3:
 		return errors.New("more than 3 redirects")
 	case req.URL.Scheme != "https" || via[0].URL.Scheme != "https":
-		return errors.New("a redirect from or to something else than https is not followed")
+		return errors.New("redirects are followed only from https to https")
 	}
 	return nil
 }
 
-// chosen is the transport of each request.
+// chosen is a transport that chooses another one for each request.
 type chosen struct {
 	choose  func(*http.Request) http.RoundTripper
 	guarded *http.Transport
@@ -397,8 +401,8 @@ func (c *chosen) RoundTrip(r *http.Request) (*http.Response, error) {
 	return c.guarded.RoundTrip(r)
 }
 
-// guarded returns a transport that keeps a key set's URI from reaching what only this machine can: its link, and the metadata of its
-// cloud, credentials included.
+// guarded returns a transport that does not connect to what only this machine can reach: neighbors on its link, and the metadata service of
+// its cloud, which hands out credentials.
 func guarded() *http.Transport {
 	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second}
 	if standard, ok := http.DefaultTransport.(*http.Transport); ok { // programs put other things there
@@ -412,7 +416,8 @@ func guarded() *http.Transport {
 		return checkAddress(addr.Addr())
 	}}
 	transport.DialContext = dialer.DialContext
-	// What a program put into the transport of the standard library to dial in its own way is not asked: it would be a way past.
+	transport.MaxResponseHeaderBytes = 64 << 10
+	// A program may have set these in http.DefaultTransport, to dial in its own way: they would be a way around the check.
 	transport.DialTLSContext = nil
 	//lint:ignore SA1019 a program may still set it
 	transport.DialTLS = nil
@@ -440,8 +445,8 @@ func checkAddress(ip netip.Addr) error {
 	return nil
 }
 
-// checkProxied judges a host that a proxy connects to. It resolves names by itself, so they cannot be judged here, but for those that are
-// addresses in the spellings of C: 0xa9fea9fe, 2852039166.
+// checkProxied checks a host that a proxy connects to. The proxy resolves names, so they cannot be checked here, except those that are
+// addresses as C spells them: 0xa9fea9fe, 2852039166.
 func checkProxied(host string) error {
 	if ip, err := netip.ParseAddr(host); err == nil {
 		return checkAddress(ip)
@@ -457,7 +462,7 @@ func checkProxied(host string) error {
 	return nil
 }
 
-// metadata has the metadata services of clouds that are not at a link-local address.
+// metadata has the addresses of metadata services that are not link-local.
 var metadata = []netip.Addr{
 	netip.MustParseAddr("fd00:ec2::254"),   // AWS
 	netip.MustParseAddr("fd20:ce::254"),    // Google
@@ -466,5 +471,5 @@ var metadata = []netip.Addr{
 	netip.MustParseAddr("192.0.0.192"),     // Oracle
 }
 
-// nat64 has the IPv4 addresses as a NAT64 translates them (RFC 6052 section 2.1).
+// nat64 is the prefix behind which a NAT64 reaches IPv4 addresses (RFC 6052, section 2.1).
 var nat64 = netip.MustParsePrefix("64:ff9b::/96")
