@@ -289,14 +289,17 @@ func (t *try) show() {
 	if !t.call.Engine().HeadersObserved() {
 		return
 	}
+	t.mu.Lock() // a stream that goes on may end meanwhile
+	trailer := t.trailer
+	t.trailer = hide(trailer)
+	t.mu.Unlock()
 	md := t.header
 	if md == nil { // a trailers-only response
-		md = t.trailer
+		md = trailer
 	}
 	if t.exchanges || t.reads || t.call.results.WantHeader() {
 		t.Header(engine.Response{Header: httpHeader(md)})
 	}
-	t.trailer = hide(t.trailer)
 	t.header = hide(t.header)
 }
 
