@@ -11,8 +11,9 @@
 //   - Servers learn of timeouts through grpc-timeout. As in Envoy, the timeout of a route begins when the whole request is sent;
 //     for a client stream, that is at CloseSend. The per-try timeout of a stream bounds the wait for response headers, and never
 //     ends a stream that was answered. For a unary call it bounds the whole try.
-//   - A call is retried only while no response headers have come. retryOn is compared to the status of a trailers-only response. A
-//     server can delay or forbid a retry with grpc-retry-pushback-ms. Retries carry grpc-previous-rpc-attempts.
+//   - retryOn is compared to the status of a trailers-only response. Once response headers have come, a call is retried only for what
+//     they say: their HTTP status, a header for retriable-headers, or x-envoy-ratelimited. A server can delay or forbid a retry with
+//     grpc-retry-pushback-ms. Retries carry grpc-previous-rpc-attempts.
 //   - Until a stream is answered, its messages are kept for a retry, up to 256 KiB. That is gRPC's own limit, which
 //     grpc.MaxRetryRPCBufferSize changes for a call.
 //   - A wait-for-ready call is repeated until its context ends if its destination has no endpoint, or none that can be connected

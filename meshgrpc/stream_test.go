@@ -2,6 +2,7 @@ package meshgrpc_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -794,6 +795,39 @@ func TestEndOfAnEarlierTryIsNotTheEndOfTheStream(t *testing.T) {
 	}
 	close(taken)
 	await.Receive(t, "the end of the first try", over)
+	if err := stream.CloseSend(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != io.EOF {
+		t.Errorf("end of stream: %v, want io.EOF", err)
+	}
+}
+
+// A try that was answered, and is repeated for what its headers say, ends for the server at once, and not with the call.
+func TestAnsweredTryThatIsRepeatedEnds(t *testing.T) {
+	leak.Check(t)
+	var tries atomic.Int64
+	over := make(chan struct{})
+	_, conn := one(t, route("    retries: {attempts: 1, retryOn: \"200\", backoff: 1ms}\n"),
+		[]discovery.Endpoint{serve(t, &grpctest.Service{Bidi: func(stream grpctest.BidiServer) error {
+			if err := stream.SendHeader(nil); err != nil || tries.Add(1) > 1 {
+				return errors.Join(err, grpctest.EchoStream(stream))
+			}
+			<-stream.Context().Done()
+			close(over)
+			return nil
+		}})})
+	stream, err := grpctest.NewClient(conn).FullDuplexCall(bounded(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	await.Receive(t, "the first try ends on the server", over)
+	if err := stream.Send(&grpctest.In{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := stream.Recv(); err != nil || tries.Load() != 2 {
+		t.Errorf("%v after %d tries, want a message of the second", err, tries.Load())
+	}
 	if err := stream.CloseSend(); err != nil {
 		t.Fatal(err)
 	}
