@@ -11,7 +11,7 @@ import (
 type Claims struct {
 	payload
 	rule    *rule    // which accepted the token
-	keys    *Keys    // which verified it
+	keys    digest   // of those that verified it
 	headers []string // the values of the headers that the rule sets, in the order of ClaimHeaders; "" for none
 	unfit   bool     // a claim cannot be the value of its header
 }
@@ -31,7 +31,7 @@ type payload struct {
 // newClaims returns the claims of a token that a rule accepts, since keys have verified it. text is a copy of the token, so that the claims
 // do not keep the line alive in which the token came.
 func newClaims(text string, t *token, r *rule, keys *Keys) *Claims {
-	c := &Claims{payload: t.payload, rule: r, keys: keys}
+	c := &Claims{payload: t.payload, rule: r, keys: keys.digest}
 	c.text = text[len(t.signed)-len(t.text) : len(t.signed)]
 	c.headers, c.unfit = c.headersFor(r)
 	return c
@@ -39,7 +39,7 @@ func newClaims(text string, t *token, r *rule, keys *Keys) *Claims {
 
 // bytes returns about how much memory the claims take.
 func (c *Claims) bytes() int {
-	const claims, member, header = 224, 40, 16
+	const claims, member, header = 240, 40, 16
 	n := claims + 2*len(c.text) + member*cap(c.members) // twice: what is decoded, and strings with escapes once more
 	for _, value := range c.headers {
 		n += header + len(value)

@@ -24,9 +24,12 @@ import (
 
 // Keys is a set of public keys. It is immutable, and safe for concurrent use.
 type Keys struct {
-	text string
-	all  []key
+	digest digest // of the text
+	all    []key
 }
+
+// digest stands for a key set where the set itself, which may be large, should not be kept.
+type digest [sha256.Size]byte
 
 type key struct {
 	kid    string
@@ -59,7 +62,7 @@ func ParseKeys(set string) (keys *Keys, skipped []error, err error) {
 	if !ok {
 		return nil, nil, errors.New("the key set is not a JSON object")
 	}
-	k := &Keys{text: set}
+	k := &Keys{digest: sha256.Sum256([]byte(set))}
 	n := 0
 	add := func(name string, one key, err error) {
 		if n++; err != nil {
@@ -131,7 +134,7 @@ func short(s string, most int) string {
 
 // equal reports whether the sets were made of the same text.
 func (k *Keys) equal(o *Keys) bool {
-	return k == o || k != nil && o != nil && k.text == o.text
+	return k == o || k != nil && o != nil && k.digest == o.digest
 }
 
 // Len returns how many keys there are.

@@ -9,12 +9,12 @@ import (
 // What is remembered is bounded, in number and in bytes; what is asked for stays; and what other keys verified is not known.
 func TestKnownIsBounded(t *testing.T) {
 	keys, others, r := new(Keys), new(Keys), new(rule)
-	others.text = "others"
+	others.digest[0] = 1
 	for _, length := range []int{10, 2048} {
 		var k known
 		add := func(i int) string {
 			text := fmt.Sprintf("%0*d", length, i)
-			k.add(text, &Claims{rule: r, keys: keys, payload: payload{text: text}})
+			k.add(text, &Claims{rule: r, keys: keys.digest, payload: payload{text: text}})
 			return text
 		}
 		often := add(0)
@@ -47,7 +47,7 @@ func TestKnownForgetsInTurn(t *testing.T) {
 	var k known
 	r, keys := new(rule), new(Keys)
 	for i := range maxKnown + 2000 {
-		k.add(fmt.Sprint(i), &Claims{rule: r, keys: keys})
+		k.add(fmt.Sprint(i), &Claims{rule: r, keys: keys.digest})
 		for _, before := range []int{i - maxKnown/4, i - 1, i} {
 			if _, there := k.tokens.Load(fmt.Sprint(before)); before >= 0 && !there {
 				t.Fatalf("token %d is forgotten when %d is remembered", before, i)
@@ -59,8 +59,8 @@ func TestKnownForgetsInTurn(t *testing.T) {
 // Rules that accept the same token have a place in one entry, and new keys take that of the old ones.
 func TestKnownToSeveralRules(t *testing.T) {
 	var k known
-	a, b, old, keys := new(rule), new(rule), &Keys{text: "old"}, new(Keys)
-	for _, c := range []*Claims{{rule: a, keys: old}, {rule: b, keys: old}, {rule: a, keys: keys}} {
+	a, b, old, keys := new(rule), new(rule), &Keys{digest: digest{1}}, new(Keys)
+	for _, c := range []*Claims{{rule: a, keys: old.digest}, {rule: b, keys: old.digest}, {rule: a, keys: keys.digest}} {
 		k.add("token", c)
 	}
 	v := k.get("token")
@@ -77,7 +77,7 @@ func TestKnownAtOnce(t *testing.T) {
 	for range 8 {
 		wait.Go(func() {
 			for i := range 3 * maxKnown / 8 {
-				k.add(fmt.Sprint(i), &Claims{rule: r, keys: keys})
+				k.add(fmt.Sprint(i), &Claims{rule: r, keys: keys.digest})
 				k.get(fmt.Sprint(i / 2))
 			}
 		})

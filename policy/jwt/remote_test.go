@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -297,6 +298,33 @@ func TestRotationOfKeys(t *testing.T) {
 		if got := judge(first.token(user)); got != noKey {
 			t.Errorf("a token of the key that is gone: %q", got)
 		}
+	})
+}
+
+// Tokens that are remembered do not keep the key sets that verified them.
+func TestOldKeySetsAreNotKept(t *testing.T) {
+	const sets, size = 20, 900_000
+	k := signer{"k", "EdDSA", ed25519Key()}
+	set := func(n int) string { return keySet(t, k.jwk(t, nil)) + strings.Repeat(" ", size-n) }
+	heap := func() int {
+		runtime.GC()
+		var stats runtime.MemStats
+		runtime.ReadMemStats(&stats)
+		return int(stats.HeapAlloc)
+	}
+	fetching(t, fetched, says(200, set(0), "Cache-Control", "max-age=0"), func(t *testing.T, s *server, _ *jwt.Remotes, judge func(string) string) {
+		before := heap()
+		for n := range sets {
+			s.set(says(200, set(n+1), "Cache-Control", "max-age=0"))
+			time.Sleep(time.Minute)
+			if got, want := judge(k.token(fmt.Sprintf(`{"iss":"i","sub":"%d"}`, n))), fmt.Sprintf("i/%d", n); got != want {
+				t.Fatalf("got %q, want %q", got, want)
+			}
+		}
+		if more := heap() - before; more > sets*size/4 {
+			t.Errorf("after %d key sets of %d bytes, %d bytes more are in use", sets, size, more)
+		}
+		judge(k.token(user)) // until here, everything is in use
 	})
 }
 
