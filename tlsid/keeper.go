@@ -188,7 +188,7 @@ func (k *Keeper) run(ctx context.Context, source Source) {
 			case u.err != nil:
 				k.fail(u.err)
 			case u.identity != nil:
-				next = k.take(u.identity)
+				next = k.take(u.identity, next)
 			}
 		case <-alarm.C:
 			next = k.wake(next, time.Now())
@@ -200,7 +200,7 @@ func (k *Keeper) run(ctx context.Context, source Source) {
 // may have been set back since the alarm was set, so that neither is the case.
 func (k *Keeper) wake(next *Identity, now time.Time) *Identity {
 	if next != nil && !now.Before(next.notBefore) {
-		return k.take(next)
+		return k.take(next, nil)
 	}
 	if current := k.state.Load().identity; current != nil {
 		if err := current.valid(now); err != nil {
@@ -210,8 +210,9 @@ func (k *Keeper) wake(next *Identity, now time.Time) *Identity {
 	return next
 }
 
-// take puts an identity in force if it is valid now, and returns it if it will be valid later.
-func (k *Keeper) take(identity *Identity) (next *Identity) {
+// take puts an identity in force if it is valid now. It returns the identity that is to be in force later: this one if it is not valid yet, and
+// still pending if this one has expired.
+func (k *Keeper) take(identity, pending *Identity) (next *Identity) {
 	before := k.state.Load()
 	var early *NotYetValidError
 	switch err := identity.valid(time.Now()); {
@@ -220,6 +221,7 @@ func (k *Keeper) take(identity *Identity) (next *Identity) {
 		return identity
 	case err != nil:
 		k.fail(err)
+		return pending
 	case identity.equal(before.identity):
 		if before.last != nil {
 			k.publish(newState(before.identity, nil))

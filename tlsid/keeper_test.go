@@ -122,6 +122,10 @@ func TestKeeper(t *testing.T) {
 		soon := issue(10*time.Minute, 2*time.Hour)
 		s <- soon
 		told.expect(t, "early by 10m0s")
+
+		// One that has expired takes nobody's place.
+		s <- issue(-2*time.Hour, -time.Hour)
+		told.expect(t, "expired")
 		time.Sleep(10*time.Minute - time.Second)
 		told.expect(t)
 		expectIdentity(first)

@@ -1161,24 +1161,22 @@ func TestListener_Recheck(t *testing.T) {
 			l := listen(t, tlsid.ListenerConfig{TLS: e.server, Mode: func() tlsid.Mode { return tlsid.Mode(mode.Load()) }})
 			plain := dial(t, l.Addr(), "127.0.0.1")
 			io.WriteString(plain, "a")
-			accept(t, l)
+			plainAt := accept(t, l)
 			secure := tls.Client(dial(t, l.Addr(), "127.0.0.1"), e.client)
 			if err := secure.Handshake(); err != nil {
 				t.Fatal(err)
 			}
-			accept(t, l)
+			secureAt := accept(t, l)
 			mode.Store(uint32(tt.to))
 			l.Recheck()
 			for _, c := range []struct {
-				net.Conn
-				open bool
-			}{{plain, tt.plaintext}, {secure, tt.tls}} {
-				if c.open {
-					c.SetReadDeadline(time.Now().Add(20 * time.Millisecond))
-				}
-				_, err := c.Read(make([]byte, 1))
-				if open := errors.Is(err, os.ErrDeadlineExceeded); open != c.open {
-					t.Errorf("%T open = %v (%v), want %v", c.Conn, open, err, c.open)
+				client, server net.Conn
+				open           bool
+			}{{plain, plainAt, tt.plaintext}, {secure, secureAt, tt.tls}} {
+				_, wrote := c.server.Write([]byte("b"))
+				_, err := c.client.Read(make([]byte, 1))
+				if open := wrote == nil && err == nil; open != c.open || errors.Is(err, os.ErrDeadlineExceeded) {
+					t.Errorf("%T open = %v (%v, %v), want %v", c.client, open, wrote, err, c.open)
 				}
 			}
 		})
