@@ -11,7 +11,7 @@ import (
 )
 
 // maxLine bounds one event, or one item of a list. By default a server stores no object of more than 1.5 MiB.
-const maxLine = 8 << 20
+var maxLine = 8 << 20 // changed by tests alone
 
 // lines reads the lines of a response.
 type lines struct {

@@ -11,6 +11,13 @@ import (
 // InClusterAt is InCluster with another folder.
 var InClusterAt = inCluster
 
+// SetMaxLine changes the bound of one event until restore is called.
+func SetMaxLine(n int) (restore func()) {
+	before := maxLine
+	maxLine = n
+	return func() { maxLine = before }
+}
+
 // ErrUnauthorized is what tells a 401.
 var ErrUnauthorized = errUnauthorized
 

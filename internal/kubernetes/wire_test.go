@@ -86,15 +86,20 @@ func TestLargeObjects(t *testing.T) {
 	refused := raw(422, "application/json", string(kubetest.Status(422, "Invalid", "sendInitialEvents is forbidden")))
 	for _, test := range []struct {
 		name    string
+		bound   int // 0 for the one of programs
 		answers []answer
 		want    string
 	}{
-		{"6 MiB in an event", []answer{hold(`{"type":"ADDED","object":`+large(6<<20)+`}`, marker(10))}, "x=1 [x]"},
-		{"6 MiB in a list", []answer{refused, list(10, "", large(6<<20)), hold()}, "x=1 [x]"},
-		{"9 MiB in an event", []answer{hold(`{"type":"ADDED","object":`+large(9<<20)+`}`, marker(10))}, "(too large: an event of more than 8 MiB)"},
-		{"20 MiB in a list", []answer{refused, list(10, "", large(20<<20)), hold()}, "(too large: an object of more than 8 MiB)"},
+		{"more than a server stores", 0, []answer{hold(`{"type":"ADDED","object":`+large(2<<20)+`}`, marker(10))}, "x=1 [x]"},
+		{"much in an event", 1 << 20, []answer{hold(`{"type":"ADDED","object":`+large(3<<18)+`}`, marker(10))}, "x=1 [x]"},
+		{"too much in an event", 1 << 20, []answer{hold(`{"type":"ADDED","object":`+large(5<<18)+`}`, marker(10))}, "(too large: an event of more than 1 MiB)"},
+		{"much in a list", 1 << 20, []answer{refused, list(10, "", large(3<<18)), hold()}, "x=1 [x]"},
+		{"too much in a list", 1 << 20, []answer{refused, list(10, "", large(5<<19)), hold()}, "(too large: an object of more than 1 MiB)"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if test.bound > 0 {
+				t.Cleanup(kubernetes.SetMaxLine(test.bound))
+			}
 			s := kubetest.New(things)
 			play(s, test.answers...)
 			watch(t, s.Start(t)).want(test.want)
@@ -122,17 +127,18 @@ func TestAnswersWithoutEnd(t *testing.T) {
 		answers []answer
 		want    string
 	}{
-		{"a line", []answer{endless(`{"type":"ADDED","object":{"a":"`, "x")}, "an event of more than 8 MiB"},
-		{"a field of a list", []answer{refused, endless(`{"kind":"`, "x")}, "an object of more than 8 MiB"},
-		{"an item of a list", []answer{refused, endless(`{"kind":"ThingList","items":[{"a":"`, "x")}, "an object of more than 8 MiB"},
-		{"white space in a list", []answer{refused, endless(`{"kind":"ThingList","items":[`, " ")}, "an object of more than 8 MiB"},
-		{"nested arrays", []answer{endless(`{"type":"ADDED","object":{"a":`, "[")}, "an event of more than 8 MiB"},
+		{"a line", []answer{endless(`{"type":"ADDED","object":{"a":"`, "x")}, "an event of more than 1 MiB"},
+		{"a field of a list", []answer{refused, endless(`{"kind":"`, "x")}, "an object of more than 1 MiB"},
+		{"an item of a list", []answer{refused, endless(`{"kind":"ThingList","items":[{"a":"`, "x")}, "an object of more than 1 MiB"},
+		{"white space in a list", []answer{refused, endless(`{"kind":"ThingList","items":[`, " ")}, "an object of more than 1 MiB"},
+		{"nested arrays", []answer{endless(`{"type":"ADDED","object":{"a":`, "[")}, "an event of more than 1 MiB"},
 		{"an error", []answer{func(w http.ResponseWriter, r *http.Request) {
 			w.WriteHeader(500)
 			endless("", "x")(w, r)
 		}}, "(500): xxx"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			t.Cleanup(kubernetes.SetMaxLine(1 << 20))
 			s := kubetest.New(things)
 			play(s, test.answers...)
 			var before, after runtime.MemStats
@@ -144,7 +150,7 @@ func TestAnswersWithoutEnd(t *testing.T) {
 			}
 			w.stop()
 			runtime.ReadMemStats(&after)
-			if used := after.TotalAlloc - before.TotalAlloc; used > 256<<20 {
+			if used := after.TotalAlloc - before.TotalAlloc; used > 32<<20 {
 				t.Errorf("%d MiB were allocated", used>>20)
 			}
 		})
