@@ -49,6 +49,15 @@ func TestAlone_ProtectionWithWrongHead(t *testing.T) {
 		"{apiVersion: security.isto.io/v1, kind: PeerAuthentication, metadata: {name: x, namespace: shop}, spec: {}}",
 		"{apiVersion: security.istio.io/v1, metadata: {name: x, namespace: shop}, spec: {}}",
 		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: x, namespace: [shop]}, spec: {}}",
+		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: x}, spec: {}}",
+		"{apiVersion: security.istio.io/v1, kind: AuthorisationPolicy, metadata: {name: x, namespace: shop}, spec: {}}",
+		"{apiVersion: consul.hashicorp.com/v2, kind: ServiceIntentions, metadata: {name: who-may, namespace: consul}, spec: {destination: {name: web}}}",
+		"{apiVersion: consul.hashicorp.com/v1alpha1, kind: ServiceIntention, metadata: {name: who-may, namespace: consul}, spec: {destination: {name: web}}}",
+		"{kind: ServiceIntentions, metadata: {name: who-may, namespace: consul}, spec: {destination: {name: web}}}",
+		"{Kind: service-intention, Name: web, Sources: []}",
+		"apiVersion: consul.hashicorp.com/v1alpha1\nkind: ServiceIntentions\nmetadata:\n  name: who-may\nspec: [\n",
+		`{"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": {"name": "x", "namespace": "shop", "Namespace": "depot"}, "spec": {}, "x": "` +
+			strings.Repeat("x", 1<<20) + `"}`,
 		"{apiVersion: v1, kind: List, items: [{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {namespace: shop}, spec: {}}]}",
 		"{apiVersion: v1, kind: List, items: [{apiVersion: security.istio.io/v1, metadata: {name: x, namespace: shop}, spec: {}}]}",
 		"{apiVersion: v1, kind: List, metadata: {name: x}, items: {kind: AuthorizationPolicy}}",
@@ -57,9 +66,23 @@ func TestAlone_ProtectionWithWrongHead(t *testing.T) {
 		inUTF16("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, namespace: shop}\nspec: {}\n"),
 	} {
 		f := newFeed(t)
+		f.workload.Service = "web"
 		f.takesFile(text)
 		if d := f.asked("/"); d.Allowed {
 			t.Errorf("it denies nothing: %.200q\n%v", text, f.findings)
+		}
+	}
+	for _, text := range []string{
+		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {namespace: depot}, spec: {}}",
+		"{apiVersion: security.istio.io/v1, metadata: {name: x, namespace: depot}, spec: {}}",
+		"{apiVersion: consul.hashicorp.com/v2, kind: ServiceIntentions, metadata: {name: web, namespace: shop}, spec: {destination: {name: other}}}",
+		"{apiVersion: consul.hashicorp.com/v1alpha1, kind: ServiceRooter, metadata: {name: web, namespace: shop}, spec: {}}",
+	} {
+		f := newFeed(t)
+		f.workload.Service = "web"
+		f.takesFile(text)
+		if d := f.asked("/"); !d.Allowed {
+			t.Errorf("it denies everything, although it is about others: %s\n%v", text, f.findings)
 		}
 	}
 	f := newFeed(t)
@@ -80,6 +103,8 @@ func TestAlone_FieldThatIsThereTwice(t *testing.T) {
 		"metadata: {name: x, namespace: depot}, metadata: {name: x, namespace: shop}, spec: {}",
 		"metadata: {name: x, namespace: shop, annotations: {istio.io/dry-run: 'true', istio.io/dry-run: 'false'}}, spec: {form: []}",
 		"metadata: {name: x, namespace: shop}, spec: {selector: {matchLabels: {app: web}}, targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: x}], form: []}",
+		"metadata: {name: x, namespace: shop}, spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, kind: Service, name: web}]}",
+		"metadata: {name: x, namespace: shop}, spec: {targetRef: {group: gateway.networking.k8s.io, kind: Gateway, name: x}, targetRefs: {kind: Service, name: web}}",
 	} {
 		f := newFeed(t)
 		f.takesFile("{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, " + text + "}\n---\n" +
@@ -88,11 +113,18 @@ func TestAlone_FieldThatIsThereTwice(t *testing.T) {
 			t.Errorf("it denies nothing: %s\n%v", text, f.findings)
 		}
 	}
-	f := newFeed(t)
-	f.takesFile("{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a, namespace: shop}, " +
-		"spec: {host: a, exportTo: [depot], exportTo: [shop], trafficPolicy: {tls: {mode: SIMPLE}}}}")
-	if got := f.plan.Cluster(route.Target{Host: "a"}).Closed; got != "DestinationRule shop/a" {
-		t.Errorf("a DestinationRule with two exportTo closes its host as %q", got)
+	for _, spec := range []string{
+		"spec: {host: a, exportTo: [depot], exportTo: [shop], trafficPolicy: {tls: {mode: SIMPLE}}}",
+		"spec: {host: a, trafficPolicy: {tls: {mode: DISABLE, mode: SIMPLE}}}",
+		"spec: {host: a, trafficPolicy: {tls: {mode: DISABLE}, tls: {mode: SIMPLE}}}",
+		"spec: {host: a, trafficPolicy: {tls: {mode: DISABLE}}, trafficPolicy: {tls: {mode: SIMPLE}}}",
+		"spec: {host: a}, spec: {host: a, trafficPolicy: {tls: {mode: SIMPLE}}}",
+	} {
+		f := newFeed(t)
+		f.takesFile("{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a, namespace: shop}, " + spec + "}")
+		if got := f.plan.Cluster(route.Target{Host: "a"}).Closed; got != "DestinationRule shop/a" {
+			t.Errorf("%s: its host is closed as %q", spec, got)
+		}
 	}
 }
 
@@ -159,6 +191,7 @@ func TestAlone_ServiceIntentionsAreOfTheirDestination(t *testing.T) {
 		denies      bool
 	}{
 		{"{name: web}", true}, {"{name: '*'}", true}, {"{name: [web]}", true}, {"[web]", true}, {"{name: other}", false},
+		{"{name: other, name: web}", true},
 	} {
 		f := newFeed(t)
 		f.workload.Service = "web"

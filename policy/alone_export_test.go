@@ -1,5 +1,15 @@
 package policy
 
+// Rounds returns how often documents are combined until those that are good together are found.
+func Rounds(sources []Source, w Workload) int { return compile(nil, sources, w).rounds + 1 }
+
+// SetMostShares changes how many shares the chains of Consul may have together, until restore is called.
+func SetMostShares(n int) (restore func()) {
+	before := mostShares
+	mostShares = n
+	return func() { mostShares = before }
+}
+
 // SetMostAlone changes how many documents may stand alone, until restore is called.
 func SetMostAlone(n int) (restore func()) {
 	before := mostAlone

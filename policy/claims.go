@@ -168,14 +168,8 @@ func (c *claim) ports() []int {
 	return nil
 }
 
-// before returns the claim followed by another one, which applies to the remaining ports.
-func (c *claim) before(other *claim) *claim {
-	first := &claim{virtual: c.virtual, at: c.at, whole: c.whole, otherwise: other}
-	if c.otherwise != nil {
-		first.otherwise = c.otherwise.before(other)
-	}
-	return first
-}
+// own returns a copy of the claim for one of the hosts of its document.
+func (c *claim) own() *claim { return &claim{virtual: c.virtual, at: c.at, whole: c.whole} }
 
 // leads returns the hosts that requests are sent to. The claim may be nil.
 func (c *claim) leads() []string {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"bytes"
+	"cmp"
 	"slices"
 	"strconv"
 	"strings"
@@ -17,9 +18,12 @@ type closure struct {
 	host string // calls to it fail; empty: requests to the workload are denied
 }
 
-// protects reports whether a document says who may call whom.
+// protects reports whether a document says who may call whom, or may be meant to: the kind of a config entry may be misspelt.
 func (r *reading) protects() bool {
-	return catalog.Protects(r.group, r.kind) || r.group == consul.Group && r.kind == consul.ServiceIntentionsKind
+	if r.group == consul.Group {
+		return yamldoc.Closest(r.kind, []string{"ServiceIntentions"}) != ""
+	}
+	return catalog.Protects(r.group, r.kind)
 }
 
 // closing returns what is closed in place of a document that is refused and has no last good version, or nil if nothing is: it protects
@@ -27,25 +31,25 @@ func (r *reading) protects() bool {
 func (c *compiler) closing(p *piece) *closure {
 	w := &c.plan.workload
 	switch {
-	case p.unknown():
-		text := p.Raw()
-		if text == nil && (p.kind == "" || p.list()) {
-			text = c.sources[p.source].Data
-		}
-		if p.protects() || c.misplaced(p) || mentionsProtection(text) {
-			return new(closure)
-		}
-		return nil
 	case p.kind == "DestinationRule" && (p.group == istio.Group || c.misplaced(p)):
 		return c.closingHost(p)
-	case !p.protects() && !c.misplaced(p):
+	case c.elsewhere(p):
 		return nil
-	case p.group == consul.Group:
-		if w.Service == "" || slices.Contains([]string{"", "*", w.Service}, p.name) {
+	case p.kind == "" || p.list():
+		text := p.Raw()
+		if text == nil {
+			text = c.sources[p.source].Data
+		}
+		if mentionsProtection(text) {
 			return new(closure)
 		}
 		return nil
-	case p.namespace != w.Namespace && p.namespace != w.RootNamespace && p.placed():
+	case !p.protects() && !c.misplaced(p):
+		return nil
+	case p.ofConsul():
+		if w.Service == "" || slices.Contains([]string{"", "*", w.Service}, p.destination()) {
+			return new(closure)
+		}
 		return nil
 	}
 	if !p.clear("", "spec") {
@@ -72,9 +76,31 @@ func (c *compiler) misplaced(p *piece) bool {
 	})
 }
 
-// placed reports whether it is known which namespace a document is about.
-func (p *piece) placed() bool {
-	return !p.nowhere && p.clear("", "metadata") && (!p.Has("metadata.namespace") || p.IsText("metadata.namespace"))
+// elsewhere reports whether a document is certainly about a namespace that this process has nothing to do with.
+func (c *compiler) elsewhere(p *piece) bool {
+	if p.ofConsul() || p.list() {
+		return false // they may be about any
+	}
+	keys, ok := p.Keys("")
+	if !ok || keys == nil && p.nowhere || keys != nil && !(p.clear("metadata") && p.IsText("metadata.namespace")) {
+		return false
+	}
+	namespace, w := cmp.Or(p.namespace, p.Text("metadata.namespace")), &c.plan.workload
+	return namespace != "" && namespace != w.Namespace && namespace != w.RootNamespace
+}
+
+// ofConsul reports whether a document is a config entry of Consul, whose namespace says nothing.
+func (p *piece) ofConsul() bool { return p.group == consul.Group || consul.Objects[p.kind] != "" }
+
+// destination returns the service that service-intentions protect, or "" if that cannot be read.
+func (p *piece) destination() string {
+	switch {
+	case !p.clear("", "spec", "spec.destination"):
+		return ""
+	case p.Text("apiVersion") != "" || consul.Objects[p.kind] != "": // the name of an object is arbitrary
+		return p.Text("spec.destination.name")
+	}
+	return p.name
 }
 
 // clear reports whether what is at these paths, if anything, are objects that have each field once.
@@ -113,21 +139,28 @@ func (p *piece) harmless() bool {
 	if p.Has("spec.targetRef") {
 		refs = append(refs, "spec.targetRef")
 	}
+	if p.Has("spec.targetRefs") && !p.HasItems("spec.targetRefs") {
+		return false
+	}
 	for i := range p.Len("spec.targetRefs") {
 		refs = append(refs, yamldoc.Index("spec.targetRefs", i))
 	}
 	return len(refs) > 0 && !slices.ContainsFunc(refs, func(at string) bool {
 		kind := p.Text(at + ".kind")
-		return p.Text(at+".group") != "gateway.networking.k8s.io" || kind != "Gateway" && kind != "GatewayClass"
+		return !p.clear(at) || p.Text(at+".group") != "gateway.networking.k8s.io" || kind != "Gateway" && kind != "GatewayClass"
 	})
 }
 
 // closingHost is closing for a DestinationRule. Without its tls, calls would go in plaintext or to endpoints that nobody checks.
 func (c *compiler) closingHost(p *piece) *closure {
 	w := &c.plan.workload
-	secures := false
-	for at := range p.Paths("spec", "tls") {
-		secures = secures || p.Text(at+".mode") != "DISABLE"
+	secures, below := false, "spec"
+	twice := p.Twice()
+	if twice {
+		below = "" // any of the two may be meant
+	}
+	for at := range p.Paths(below, "tls") {
+		secures = secures || twice || p.Text(at+".mode") != "DISABLE"
 	}
 	host := p.Text("spec.host")
 	if !secures || host == "" {

@@ -2,7 +2,6 @@ package policy
 
 import (
 	"errors"
-	"maps"
 	"slices"
 	"strings"
 
@@ -117,14 +116,14 @@ func (c *compiler) readDestination(doc *yamldoc.Document, r *reading, is *istio.
 // Cluster returns the policy of a target. A target without a host has the mesh's defaults. Port-level settings apply if the target has a port.
 func (p *Plan) Cluster(t route.Target) Cluster {
 	host := p.canonical(hostname(t.Host))
-	if of, ok := p.governs(host); ok {
-		return p.governed(of, t)
-	}
 	r := p.rule(host)
-	c := Cluster{Missing: t.Subset != ""}
 	if r != nil && r[0].closed != "" {
 		return Cluster{Closed: r[0].closed}
 	}
+	if of, ok := p.governs(host); ok {
+		return p.governed(of, t)
+	}
+	c := Cluster{Missing: t.Subset != ""}
 	if r != nil {
 		if subset := r.subset(t.Subset); subset != nil || t.Subset == "" {
 			c = p.cluster(r.policy(), subset, t.Port)
@@ -182,6 +181,9 @@ func (c *Cluster) check() error {
 // destinationRules adds the rules that are visible to the workload to the plan.
 func (c *compiler) destinationRules() {
 	p := c.plan
+	type key struct{ namespace, host, exportTo, selector string }
+	merges := make(map[key]*merged)
+	before := make(map[key]*destination) // the rule of a host, without exportTo: selecting, the first one; for all workloads, the last one
 	for _, dr := range c.rules {
 		if dr.Failed() || !dr.is.visible || !c.opens(dr) {
 			continue
@@ -196,26 +198,45 @@ func (c *compiler) destinationRules() {
 			p.rules[dr.namespace] = new(hostMap[rules])
 		}
 		found, _ := p.rules[dr.namespace].add(dr.is.host, new(rules))
-		if same := slices.IndexFunc(*found, dr.is.merges); same >= 0 {
-			c.merging((*found)[same], dr)
-			(*found)[same] = append((*found)[same], dr.is)
+		of := key{dr.namespace, dr.is.host, dr.is.exportTo, "none"}
+		if dr.is.selector != nil {
+			of.selector = "labels " + labelKey(dr.is.selector)
+		}
+		m := merges[of]
+		if m != nil {
+			c.merging(m, dr)
+			(*found)[m.at] = append((*found)[m.at], dr.is)
 			continue
 		}
-		for _, other := range *found {
-			first := c.of(other[0])
-			switch {
-			case dr.is.closed != "" || other[0].closed != "":
-			case dr.is.selects && other[0].selects:
-				dr.Warnf("spec.workloadSelector", "has no effect: %s selects the same workload and host already (%s:%d)",
-					first.identity, first.file, first.Line)
-			case dr.is.selector == nil && other[0].selector == nil:
-				first.Warnf("spec.exportTo", "differs from that of %s, which is for the same host (%s:%d): they are not merged, and the last one counts",
-					dr.identity, dr.file, dr.Line)
+		m = &merged{at: len(*found), first: dr.document, subsets: make(map[string]bool, len(dr.is.subsets))}
+		merges[of] = m
+		*found = append(*found, rule{dr.is})
+		if dr.is.closed == "" && (dr.is.selector == nil || dr.is.selects) {
+			if of.exportTo = ""; dr.is.selects {
+				of.selector = "selects"
+			}
+			c.replacing(before[of], dr)
+			if before[of] == nil || !dr.is.selects {
+				before[of] = dr.is
 			}
 		}
-		c.merging(nil, dr)
-		*found = append(*found, rule{dr.is})
+		c.merging(m, dr)
 	}
+}
+
+// replacing warns that only one of two rules for the same host and workload counts.
+func (c *compiler) replacing(before *destination, dr decoded[destination]) {
+	if before == nil {
+		return
+	}
+	other := c.of(before)
+	if dr.is.selects {
+		dr.Warnf("spec.workloadSelector", "has no effect: %s selects the same workload and host already (%s:%d)",
+			other.identity, other.file, other.Line)
+		return
+	}
+	other.Warnf("spec.exportTo", "differs from that of %s, which is for the same host (%s:%d): they are not merged, and the last one counts",
+		dr.identity, dr.file, dr.Line)
 }
 
 // opens reports whether the files that a document names can be used. It asks only about a document that stands alone and is not in force
@@ -249,11 +270,6 @@ func (c *compiler) opens(dr decoded[destination]) bool {
 	return !dr.Failed()
 }
 
-// merges reports whether d is merged with r: they have the same selector and exportTo.
-func (d *destination) merges(r rule) bool {
-	return r[0].exportTo == d.exportTo && (r[0].selector == nil) == (d.selector == nil) && maps.Equal(r[0].selector, d.selector)
-}
-
 // exported returns the namespaces that a document is exported to, sorted and without duplicates.
 func exported(to []string, namespace string) string {
 	if len(to) == 0 || slices.Contains(to, "*") {
@@ -269,23 +285,28 @@ func exported(to []string, namespace string) string {
 	return strings.Join(slices.Compact(to), ",")
 }
 
-// merging warns about parts of a rule that have no effect because an earlier rule for the same host has them.
-func (c *compiler) merging(before rule, dr decoded[destination]) {
-	if dr.is.policy && slices.ContainsFunc(before, func(d *destination) bool { return d.policy }) {
-		first := c.of(before[0])
+// merged are the rules that are merged so far.
+type merged struct {
+	at      int // in the list of their host
+	first   *document
+	policy  bool
+	subsets map[string]bool
+}
+
+// merging warns about parts of a rule that have no effect because an earlier rule for the same host has them, or the rule itself.
+func (c *compiler) merging(m *merged, dr decoded[destination]) {
+	if dr.is.policy && m.policy {
 		dr.Warnf("spec.trafficPolicy", "has no effect: %s is for the same host and has one already (%s:%d)",
-			first.identity, first.file, first.Line)
+			m.first.identity, m.first.file, m.first.Line)
 	}
+	m.policy = m.policy || dr.is.policy
 	for i := range dr.is.subsets {
 		name := dr.is.subsets[i].name
-		if before.defines(name) || dr.is.index(name) < i {
-			first := dr.document
-			if len(before) > 0 {
-				first = c.of(before[0])
-			}
+		if m.subsets[name] {
 			dr.Warnf(yamldoc.Index("spec.subsets", i), "has no effect: %s is for the same host and has a subset %s already "+
-				"(%s:%d)", first.identity, name, first.file, first.Line)
+				"(%s:%d)", m.first.identity, name, m.first.file, m.first.Line)
 		}
+		m.subsets[name] = true
 	}
 }
 

@@ -78,25 +78,20 @@ func (c *compiler) combined(host string, own, last *claim) *claim {
 // joint returns the joint of a claim with its splits and profiles, or nil if it has none.
 func (c *compiler) joint(host string, own, last *claim) *joint {
 	of, divided := c.profiles[host], c.splits[host]
-	speaks := of != nil || divided != nil
-	leads := own.leads()
-	for _, name := range leads {
-		speaks = speaks || c.profiles[name] != nil || c.splits[c.plan.canonical(name)] != nil
-	}
-	if !speaks {
+	if of == nil && divided == nil && !c.joins(own) {
 		return nil
 	}
-	u := c.plan.unit(own)
-	u.profiles, u.splits = append(make([]*profile, 0, 1+len(leads)), of), append(make([]*split, 0, 1+len(leads)), divided)
-	for _, name := range leads {
-		u.profiles = append(u.profiles, c.profiles[name])
-		u.splits = append(u.splits, c.splits[c.plan.canonical(name)])
-	}
-	composer := c.composer(&u)
+	composer := c.composer(own, divided)
 	if composer != nil && c.joined[composer.namespace] > mostJoined {
 		composer.Errorf("spec", "cannot be enforced for calls to %s: with ServiceProfiles and TrafficSplits, the documents of namespace %s make "+
 			"more than %d routes and matches: use fewer routes", host, composer.namespace, mostJoined)
 		return nil
+	}
+	u, leads := c.plan.unit(own), own.leads()
+	u.profiles, u.splits = append(make([]*profile, 0, 1+len(leads)), of), append(make([]*split, 0, 1+len(leads)), divided)
+	for _, name := range leads {
+		u.profiles = append(u.profiles, c.profiles[name])
+		u.splits = append(u.splits, c.splits[c.plan.canonical(name)])
 	}
 	with := c.known(host, &u, last)
 	if with == nil {
@@ -170,15 +165,38 @@ func (c *compiler) refuseJoint(with *joint, composer *document) {
 	last.Errorf("spec", "cannot be enforced for calls to %s: %v", with.host, err)
 }
 
-// composer returns the document that leads to the services whose documents are the others of a unit: its VirtualService, or else its split.
-func (c *compiler) composer(u *unit) *document {
+// composer returns the document that leads to the services whose documents are joined with it: the VirtualService of a claim, or else the split
+// of its host.
+func (c *compiler) composer(own *claim, divided *split) *document {
 	switch {
-	case u.virtual != nil:
-		return c.of(u.virtual)
-	case u.splits[0] != nil:
-		return c.of(u.splits[0].by)
+	case own != nil && own.virtual != nil:
+		return c.of(own.virtual)
+	case divided != nil:
+		return c.of(divided.by)
 	}
 	return nil
+}
+
+// leads identifies the services that the requests of a claim are led to: all of its hosts have the same.
+type leads struct {
+	virtual *virtual
+	whole   *expansion
+}
+
+// joins reports whether there is a profile or a split for any of the services that the requests of a claim are led to.
+func (c *compiler) joins(own *claim) bool {
+	if own == nil || own.virtual == nil {
+		return false
+	}
+	of := leads{own.virtual, own.whole}
+	joins, known := c.leading[of]
+	if !known {
+		joins = slices.ContainsFunc(own.leads(), func(name string) bool {
+			return c.profiles[name] != nil || c.splits[c.plan.canonical(name)] != nil
+		})
+		c.leading[of] = joins
+	}
+	return joins
 }
 
 // join makes the routes of a unit. own is the claim of its VirtualService; it may be nil, or have no VirtualService.

@@ -147,7 +147,10 @@ func newCompiler(last *Plan, w Workload) *compiler {
 		profiles: make(map[string]*profile),
 		splits:   make(map[string]*split),
 		joints:   make(map[string][]*joint),
-		joined:   make(map[string]int),
+		leading:  make(map[leads]bool),
+
+		lastClaims: make(map[string]*claim),
+		joined:     make(map[string]int),
 	}
 }
 
@@ -213,6 +216,10 @@ type compiler struct {
 	// By host, what applies to its calls in addition to its VirtualService.
 	profiles map[string]*profile
 	splits   map[string]*split
+
+	lastClaims map[string]*claim // by host, the last of several claims, each of which is for the ports that those before it leave
+
+	leading map[leads]bool // whether documents about the services that requests are led to have to be joined
 
 	joints map[string][]*joint // by host, those that were tried or met in any round
 	joined map[string]int      // by namespace, how many routes and matches its documents make with others

@@ -96,7 +96,7 @@ func (c *compiler) configEntries() {
 		}
 		g.chains[name] = ch
 		if size += ch.Size(); size > mostShares {
-			c.tooLarge(ch)
+			c.tooLarge(ch, names, i, at)
 			return
 		}
 		c.govern(consul.Target{Service: name}, at)
@@ -110,16 +110,38 @@ func (c *compiler) configEntries() {
 }
 
 // mostShares bounds the shares of all chains together: they take memory, and entries that are small make many.
-const mostShares = 5 * consul.MaxSize
+var mostShares = 5 * consul.MaxSize // changed by tests alone
 
-func (c *compiler) tooLarge(ch *chain) {
-	at := slices.IndexFunc(c.entriesOfConsul, func(d decoded[consul.Entry]) bool { return ch.by == any(d.is) })
-	d := c.entriesOfConsul[max(0, at)]
-	d.Errorf(d.is.NameField(), "cannot be enforced: routers and splitters up to here divide the calls to services into more than %d shares together", mostShares)
+// tooLarge refuses routers and splitters since the chain of names[i] is too large together with those before it: all from there on that stand
+// alone, or else the last one that does. If none does, it is the document that the chain begins with.
+func (c *compiler) tooLarge(ch *chain, names []string, i int, at map[identity]decoded[consul.Entry]) {
+	var earlier, later []decoded[consul.Entry]
+	for n, name := range names {
+		for _, kind := range []string{consul.ServiceRouterKind, consul.ServiceSplitterKind} {
+			if d, ok := at[identity{kind, defaultNamespace, name}]; !ok || !d.from.alone || d.Failed() {
+				continue
+			} else if n < i {
+				earlier = append(earlier, d)
+			} else {
+				later = append(later, d)
+			}
+		}
+	}
+	refused := later
+	if refused == nil {
+		refused = earlier[max(0, len(earlier)-1):]
+	}
+	if len(refused) == 0 {
+		first := slices.IndexFunc(c.entriesOfConsul, func(d decoded[consul.Entry]) bool { return ch.by == any(d.is) })
+		refused = []decoded[consul.Entry]{c.entriesOfConsul[max(0, first)]}
+	}
+	for _, d := range refused {
+		d.Errorf(d.is.NameField(), "cannot be enforced: routers and splitters up to here divide the calls to services into more than %d shares together", mostShares)
+	}
 }
 
-// gather sorts the entries by kind, and returns the names of the services that they are about, each once. It returns none if an entry
-// has an error, because then it is unknown what the entries mean together.
+// gather sorts the entries by kind, and returns the names of the services that they are about, those of entries that stand alone last. It returns
+// none if an entry has an error, because then it is unknown what the entries mean together.
 func (c *compiler) gather() (g *governed, at map[identity]decoded[consul.Entry], names []string) {
 	p := c.plan
 	g = &governed{services: make(map[string]consul.Target), chains: make(map[string]*chain)}
@@ -130,6 +152,7 @@ func (c *compiler) gather() (g *governed, at map[identity]decoded[consul.Entry],
 	p.consul = g
 	at = make(map[identity]decoded[consul.Entry], len(c.entriesOfConsul))
 	failed := false
+	var alone []string
 	for _, d := range c.entriesOfConsul {
 		failed = failed || d.Failed()
 		at[d.identity] = d
@@ -148,7 +171,11 @@ func (c *compiler) gather() (g *governed, at map[identity]decoded[consul.Entry],
 		default:
 			continue
 		}
-		names = append(names, d.name)
+		if d.from.alone {
+			alone = append(alone, d.name)
+		} else {
+			names = append(names, d.name)
+		}
 	}
 	if w := p.workload.Service; w != "" {
 		g.set.Own = g.set.Services[w]
@@ -163,7 +190,8 @@ func (c *compiler) gather() (g *governed, at map[identity]decoded[consul.Entry],
 		}
 	}
 	slices.Sort(names)
-	return g, at, slices.Compact(names)
+	slices.Sort(alone)
+	return g, at, slices.Compact(append(names, alone...))
 }
 
 // govern records that entries are about a service or lead to it.
@@ -175,8 +203,8 @@ func (c *compiler) govern(t consul.Target, at map[identity]decoded[consul.Entry]
 		g.services[host] = t
 		c.plan.name(host)
 	case has != t:
-		for id, d := range at {
-			if id.name == t.Service {
+		for _, d := range c.entriesOfConsul {
+			if d.name == t.Service {
 				d.Errorf(d.is.NameField(), "%s and %s differ only in case, and are the same host: rename one of them", has.Service, t.Service)
 				return
 			}
@@ -252,7 +280,7 @@ func (c *compiler) about(host string) *document {
 	if claim := p.claims.find(host); claim != nil && claim.virtual != nil {
 		return c.of(claim.virtual)
 	}
-	if r := p.rule(host); r != nil {
+	if r := p.rule(host); r != nil && r[0].closed == "" {
 		return c.of(r[0])
 	}
 	if e := p.entries.find(host); e != nil {

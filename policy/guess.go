@@ -16,12 +16,12 @@ type head struct {
 
 // guess finds out which document it is that is too large or not valid YAML.
 func (c *compiler) guess(p *piece) {
-	var h head
-	if json.Unmarshal(p.Raw(), &h) != nil {
-		var plain bool
-		if h, plain = headOf(p.Raw()); !plain {
-			return
-		}
+	h, plain := headOfJSON(p.Raw())
+	if !plain {
+		h, plain = headOf(p.Raw())
+	}
+	if !plain {
+		return
 	}
 	if h.Kind == "" || h.Metadata.Name == "" {
 		return
@@ -33,6 +33,27 @@ func (c *compiler) guess(p *piece) {
 		r.group = group
 	}
 	p.reading, p.nowhere = &r, h.Metadata.Namespace == ""
+}
+
+// headOfJSON finds the head of a document that is JSON. Unlike package json by itself, it tells "namespace" from "Namespace".
+func headOfJSON(text []byte) (h head, plain bool) {
+	fields := func(text []byte, to map[string]*string) (rest map[string]json.RawMessage, ok bool) {
+		if json.Unmarshal(text, &rest) != nil {
+			return nil, false
+		}
+		for key, value := range to {
+			if raw := rest[key]; raw != nil && json.Unmarshal(raw, value) != nil {
+				return nil, false
+			}
+		}
+		return rest, true
+	}
+	top, ok := fields(text, map[string]*string{"apiVersion": &h.APIVersion, "kind": &h.Kind})
+	if !ok || top["metadata"] == nil {
+		return h, false
+	}
+	_, ok = fields(top["metadata"], map[string]*string{"name": &h.Metadata.Name, "namespace": &h.Metadata.Namespace, "uid": &h.Metadata.UID})
+	return h, ok
 }
 
 // headOf finds the head of a document by its lines. It is not plain if that may be wrong: something is there twice, or no simple word.

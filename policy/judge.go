@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
+	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
 // piece is a document as it stands in a source, before it is known what is in force of it.
@@ -132,41 +133,42 @@ func (c *compiler) refuse(p *piece, d *yamldoc.Document) {
 		p.problems, p.omitted = slices.Clone(d.Problems), d.Omitted()
 	}
 	switch {
-	case p.verdict == asWritten && p.last != nil && !p.same(p.last) && !p.twin:
-		p.verdict = lastGood
-		return
 	case p.twin:
 		p.verdict = leftOut
 		return
+	case p.verdict == asWritten && p.last != nil && !p.same(p.last):
+		p.verdict = lastGood
+		return
 	}
-	p.verdict = leftOut
-	if p.shut = c.closing(p); p.shut != nil {
+	p.verdict, p.shut = leftOut, c.closing(p)
+	if p.shut == nil && p.last != nil { // what was in force until now may have protected something else
+		last := *p.last
+		last.Document = last.Restored(last.digest)
+		p.shut = c.closing(&piece{document: last, source: p.source})
+	}
+	if p.shut != nil {
 		p.verdict = closed
 	}
 }
 
-// judge decides about the documents that stand alone and have an error together with others. It reports whether there are any: then all
-// documents are to be combined again. A document that does not stand alone makes all of that vain.
+// judge refuses the documents that stand alone and have an error together with others. It reports whether that changes what is in force: all
+// documents must then be combined again. It does nothing if a document that does not stand alone has an error: then no document takes effect.
 func (c *compiler) judge() bool {
-	refused := false
-	for _, d := range c.documents {
-		if !d.Failed() {
-			continue
-		}
-		if !d.from.alone {
-			return false
-		}
-		refused = true
-	}
-	if !refused {
+	if slices.ContainsFunc(c.documents, func(d *document) bool { return d.Failed() && !d.from.alone }) {
 		return false
 	}
+	if c.rounds >= mostRounds {
+		c.refuseRivals()
+	}
+	changed := false
 	for _, d := range c.documents {
 		if d.Failed() {
+			before := d.from.verdict
 			c.refuse(d.from, d.Document)
+			changed = changed || d.from.verdict != before
 		}
 	}
-	return true
+	return changed
 }
 
 // again returns a compiler that combines the same documents again.
@@ -214,28 +216,66 @@ func (c *compiler) age(d *document) int {
 	return 0
 }
 
-// mostRounds is how often one document after the other is refused in search of those that are good together.
+// mostRounds is how often documents are combined, and single ones refused, in search of those that are good together. To go on for longer
+// would cost all others too much time.
 const mostRounds = 8
 
-// blame returns which document is refused since composer, which leads to others, cannot be enforced together with one of them, newest. Whoever
-// wrote a document of another namespace than composer's may not know that composer is there, so it stays in force. After many rounds it is
-// always composer, with all documents of its namespace that are after it for the same hosts: to look on would cost all others too much time.
+// blame returns which document is refused if composer, which leads to others, cannot be enforced together with one of them, newest. Whoever
+// wrote a document in another namespace than composer's may not know of composer, so it stays in force. After many rounds it is always composer.
 func (c *compiler) blame(composer, newest *document) *document {
-	if !composer.from.alone || newest.namespace == composer.namespace && c.rounds < mostRounds {
-		return newest
-	}
-	v, ok := composer.is.(*virtual)
-	if !ok || c.rounds < mostRounds {
+	if composer.from.alone && (newest.namespace != composer.namespace || c.rounds >= mostRounds) {
 		return composer
 	}
-	for _, vs := range c.virtual {
-		if vs.document != composer && vs.from.alone && !vs.Failed() && vs.namespace == composer.namespace && slices.ContainsFunc(vs.is.hosts, func(host string) bool {
-			return slices.Contains(v.hosts, host)
-		}) {
-			vs.Errorf("spec.hosts", "is left out with %s, which cannot be enforced: many documents for the same hosts cannot", composer.identity)
+	return newest
+}
+
+// refuseRivals refuses, with each document that fails after many rounds, those that would take its place in the next round, only to fail as
+// well: the others of its kind and namespace for the same hosts. After many more rounds it refuses all of its kind and namespace.
+func (c *compiler) refuseRivals() {
+	type place struct {
+		kind, namespace, host string
+	}
+	claims, what := c.hosts, "for the same hosts"
+	if c.rounds >= 4*mostRounds {
+		claims, what = func(*document) []string { return []string{""} }, "of this kind"
+	}
+	failed := make(map[place]*document)
+	for _, d := range c.documents {
+		if !d.Failed() {
+			continue
+		}
+		for _, host := range claims(d) {
+			if at := (place{d.kind, d.namespace, host}); failed[at] == nil {
+				failed[at] = d
+			}
 		}
 	}
-	return composer
+	for _, d := range c.documents {
+		if d.Failed() || !d.from.alone || d.from.verdict == closed || d.is == nil {
+			continue
+		}
+		for _, host := range claims(d) {
+			if with := failed[place{d.kind, d.namespace, host}]; with != nil {
+				d.Errorf("spec", "is left out with %s, which cannot be enforced: many documents %s cannot", with.identity, what)
+				break
+			}
+		}
+	}
+}
+
+// hosts returns the hosts that a document is about, if others can be about the same.
+func (c *compiler) hosts(d *document) []string {
+	switch is := d.is.(type) {
+	case *virtual:
+		return is.hosts
+	case *destination:
+		return []string{is.host}
+	case *entry:
+		return is.hosts
+	case *smi.TrafficSplit:
+		return []string{c.service(is.Spec.Service, d.namespace)}
+	}
+	return nil
 }
 
 // same reports whether two documents have the same text.
@@ -281,7 +321,7 @@ func (c *compiler) keep() {
 				since = now
 			}
 			plan.refused[at] = since
-			if last == nil || p.verdict != lastGood {
+			if last == nil || p.twin || plan.kept[p.key()] != nil { // the object has a better one
 				continue
 			}
 		}

@@ -236,9 +236,11 @@ func (c *compiler) sort(d *document) {
 	if d.is == nil {
 		return
 	}
-	if first := c.first[d.key()]; first == nil {
+	switch first := c.first[d.key()]; {
+	case d.from.verdict == closed: // it only closes a host in place of the document
+	case first == nil:
 		c.first[d.key()] = d
-	} else if d.name != "" {
+	case d.name != "":
 		d.twice(first)
 	}
 	switch is := d.is.(type) {

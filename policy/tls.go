@@ -2,6 +2,7 @@ package policy
 
 import (
 	"slices"
+	"strings"
 
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
@@ -127,12 +128,16 @@ func (p *Plan) entryTLS(t *TLS, host string) {
 // certificateNames warns about names of a ServiceEntry that are never compared, or that no endpoint can have. It considers the rules of all
 // namespaces, because documents are also checked without a workload.
 func (c *compiler) certificateNames() {
+	var of func(host string) tlsModes
 	for _, se := range c.entries {
 		if se.Failed() || len(se.is.names) == 0 {
 			continue
 		}
+		if of == nil {
+			of = c.modes()
+		}
 		for _, host := range se.is.hosts[:len(se.is.is.Spec.Hosts)] {
-			modes := c.modes(host)
+			modes := of(host)
 			secured := modes.has(TLSSimple) || modes.has(TLSMutual) || modes.has(TLSIstioMutual)
 			if se.is.is.External() && !secured {
 				se.Warnf("spec.subjectAltNames", "has no effect on %s: no DestinationRule secures the connections to it", host)
@@ -152,15 +157,24 @@ type tlsModes uint8
 
 func (m tlsModes) has(mode TLSMode) bool { return m&(1<<mode) != 0 }
 
-// modes returns the modes that DestinationRules name for a host, for any subset and port.
-func (c *compiler) modes(host string) tlsModes {
-	var modes tlsModes
+// modes returns a function that returns the modes that DestinationRules name for a host, for any subset and port.
+func (c *compiler) modes() func(host string) tlsModes {
+	exact, ends := make(map[string]tlsModes, len(c.rules)), make(map[string]tlsModes)
 	for _, dr := range c.rules {
-		if istio.Matches(dr.is.host, host) {
-			modes |= dr.is.modes
+		if end, wild := strings.CutPrefix(dr.is.host, "*"); wild {
+			ends[end] |= dr.is.modes
+		} else {
+			exact[dr.is.host] |= dr.is.modes
 		}
 	}
-	return modes
+	return func(host string) tlsModes {
+		modes := exact[host]
+		host = strings.TrimPrefix(host, "*")
+		for i := range len(host) + 1 {
+			modes |= ends[host[i:]]
+		}
+		return modes
+	}
 }
 
 // modesOf returns the modes that a DestinationRule names.

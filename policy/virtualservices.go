@@ -162,12 +162,18 @@ func (c *compiler) claim(vs decoded[virtual], delegates map[string]decoded[virtu
 	}
 	for i, host := range v.hosts {
 		has, added := p.claims.add(host, own)
+		last := cmp.Or(c.lastClaims[host], has)
 		switch {
-		case added || has.virtual == v:
-		case has.ports() != nil:
-			p.claims.set(host, has.before(own)) // for the ports that the first one does not claim
+		case added || last.virtual == v:
+		case last.ports() != nil: // this one is for the ports that those before it do not claim
+			if last == has {
+				last = has.own()
+				p.claims.set(host, last)
+			}
+			last.otherwise = own.own()
+			c.lastClaims[host] = last.otherwise
 		default:
-			first := c.of(has.virtual)
+			first := c.of(last.virtual)
 			vs.Warnf(yamldoc.Index("spec.hosts", i), "has no effect: %s claims %s already (%s:%d), and the first one counts",
 				first.identity, host, first.file, first.Line)
 		}

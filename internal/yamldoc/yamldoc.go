@@ -9,6 +9,7 @@ package yamldoc
 import (
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -234,6 +235,26 @@ func (d *Document) Keys(path string) (keys []string, ok bool) {
 		keys = append(keys, key)
 	}
 	return keys, true
+}
+
+// Twice reports whether any object in the document has a key twice.
+func (d *Document) Twice() bool {
+	node := d.find("")
+	return node != nil && twice(node)
+}
+
+func twice(node *yaml.Node) bool {
+	if node.Kind == yaml.MappingNode {
+		seen := make(map[string]bool, len(node.Content)/2)
+		for i := 0; i+1 < len(node.Content); i += 2 {
+			key := node.Content[i].Value
+			if seen[key] {
+				return true
+			}
+			seen[key] = true
+		}
+	}
+	return slices.ContainsFunc(node.Content, twice)
 }
 
 // IsText reports whether there is a scalar at path that is a string.
