@@ -10,6 +10,30 @@ import (
 	"testing"
 )
 
+// TestCheckUnreadable: the message names the path, what is wrong with it and what to do, and nothing that has nothing to do with it.
+func TestCheckUnreadable(t *testing.T) {
+	dir := t.TempDir()
+	loop := filepath.Join(dir, "loop.yaml")
+	if err := os.Symlink("loop.yaml", loop); err != nil {
+		t.Fatal(err)
+	}
+	const levels = "too many levels of symbolic links; remove the link that leads back to itself"
+	for path, want := range map[string]string{
+		filepath.Join(dir, "none"):       "no such file or directory; put it there, or correct the path",
+		loop:                             levels,
+		dir:                              levels, // the file in it
+		filepath.Join(loop, "none.yaml"): levels,
+	} {
+		code, stdout, stderr := command("check", path)
+		if path == dir {
+			path = loop
+		}
+		if want = "mesh check: policy: " + path + ": " + want + "\n"; code != exitFailed || stdout != "" || stderr != want {
+			t.Errorf("exit status %d, %q, errors\n%swant\n%s", code, stdout, stderr, want)
+		}
+	}
+}
+
 // TestCheckSeed pins what is found in the seed's files, but not the words.
 func TestCheckSeed(t *testing.T) {
 	const (

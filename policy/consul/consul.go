@@ -21,12 +21,12 @@ import (
 func ReadDir(path string) ([]policy.Source, error) {
 	reader, err := folder.NewReader(path)
 	if err != nil {
-		return nil, fmt.Errorf("consul: %w", err)
+		return nil, fmt.Errorf("policy: %w", err)
 	}
 	reader.Once, reader.Formats = true, Formats()
 	files, err := reader.ReadAll()
 	if err != nil {
-		return nil, fmt.Errorf("consul: %w", err)
+		return nil, fmt.Errorf("policy: %w", err)
 	}
 	sources := make([]policy.Source, len(files))
 	for i, file := range files {
