@@ -8,11 +8,11 @@ import (
 )
 
 // What a client knows of an endpoint is as old as its last call there. A client with few calls for its many endpoints therefore
-// keeps to some of them, its aperture: to as many as get a call every 100 ms each. Which these are differs between clients, so
+// keeps to some of them, its aperture: to as many as get nearRate calls a second each. Which these are differs between clients, so
 // that together they use all endpoints alike, and moves on slowly, so that they do so over time as well.
 const (
 	// nearRate is how many calls a second an endpoint is to have, so that what is known of it is fresh.
-	nearRate = 10
+	nearRate = 13
 
 	// moveEvery is how often the aperture moves on by an endpoint.
 	moveEvery = 2 * time.Second

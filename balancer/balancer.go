@@ -53,10 +53,11 @@ type Balancer struct {
 	change   atomic.Uint64 // counts the changes that picks must notice
 	weighing atomic.Int64  // when the weights of reports are due
 	busy     atomic.Int64  // calls in flight on all hosts; kept only for bounded loads
+	usual    usual         // latency; only for PeakEWMA
 
 	mu      sync.Mutex
 	seen    uint64 // the change up to which picks is current
-	updates uint64
+	updates uint32
 	order   []*Host // the hosts as the latest Update gave them
 	sorted  []*Host // the same, by their addresses
 	pools   []*pool
@@ -120,8 +121,14 @@ type pick struct {
 // Pick chooses a host and counts a call in flight on it. The caller calls [Host.Release] when that call is over. The
 // error is [ErrNoEndpoints] or [ErrNoHealthy].
 func (b *Balancer) Pick(info PickInfo) (*Host, error) {
-	if s := b.picks.Load().simple; s != nil && len(info.Tried) == 0 {
-		if h := s.pickOfTwo(); h != nil {
+	if s := b.picks.Load(); len(info.Tried) == 0 {
+		var h *Host
+		if s.simple != nil {
+			h = s.simple.pickOfTwo()
+		} else if s.latency != nil {
+			h = s.latency.pick(b.at(info.Now))
+		}
+		if h != nil {
 			return h, nil
 		}
 	}
@@ -150,7 +157,7 @@ func (b *Balancer) pick(info PickInfo) (*Host, error) {
 			continue
 		}
 		if state&calls == 1 && b.cfg.Algorithm == PeakEWMA {
-			h.since.Store(p.now)
+			h.learned.since.Store(p.now)
 		}
 		if b.cfg.BoundedLoad > 0 {
 			b.busy.Add(1)
@@ -179,13 +186,13 @@ func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 	b.mu.Lock()
 	order, missing := b.lookLocked(endpoints, fresh)
 	for len(missing) > 0 {
-		states := newStates(len(missing), len(endpoints))
+		states, learned := b.newStates(len(missing), len(endpoints))
 		b.mu.Unlock() // Attach is the caller's code
 		if fresh == nil {
 			fresh = make(map[address]*Host, len(missing))
 		}
 		for k, i := range missing {
-			fresh[addressOf(&endpoints[i])] = b.newHost(&endpoints[i], states[k])
+			fresh[addressOf(&endpoints[i])] = b.newHost(&endpoints[i], states[k], learned[k])
 		}
 		b.mu.Lock()
 		order, missing = b.lookLocked(endpoints, fresh)
@@ -277,7 +284,11 @@ func (b *Balancer) replaceLocked(endpoints []discovery.Endpoint, order []*Host, 
 		b.order = append(b.order, h)
 		if weight, place := weightOf(e), b.cfg.topology.place(e); weight != h.weight || place != h.place {
 			h.weight, h.place = weight, place
-			h.takes.Store(weight > 0 && place != nowhere && b.cfg.topology.share(place) > 0)
+			if weight > 0 && place != nowhere && b.cfg.topology.share(place) > 0 {
+				h.state.And(^uint64(aside))
+			} else {
+				h.state.Or(aside)
+			}
 			changed = true
 		}
 	}

@@ -25,9 +25,10 @@ const (
 	Random
 
 	// PeakEWMA compares two endpoints drawn by weight, or more (Choices), and takes the one with the lowest product of latency
-	// and calls in flight. Latency is a moving average that follows a rise at once and a fall slowly; a call that is waited for
-	// counts before it is answered, and errors count as latency, so that failing fast does not attract calls. For a short tail
-	// choose 10 Choices and an Aperture of 10: ARCHITECTURE.md has the figures.
+	// and calls in flight. Latency is the average of the latest few answers, which are forgotten with time: an endpoint that was not heard of for a
+	// while counts as a little faster than usual, and is tried again. A call that is waited for counts before it is answered, and
+	// errors count as latency, so that failing fast does not attract calls. For a short tail choose 10 Choices and an Aperture of 10:
+	// ARCHITECTURE.md has the figures.
 	PeakEWMA
 
 	// RingHash sends equal keys to the same endpoint. When an endpoint comes or goes, only its own keys move.
@@ -69,7 +70,7 @@ type Config struct {
 	Choices int
 
 	// Aperture, with PeakEWMA, is the least number of endpoints that a client with few calls spreads them over: while it has
-	// fewer than 10 calls a second for each endpoint, it keeps to so many of them that each has 10, or to this number. Which they are
+	// fewer than 13 calls a second for each endpoint, it keeps to so many of them that each has 13, or to this number. Which they are
 	// differs from client to client. It does not apply where endpoints have different weights. 0 means all endpoints.
 	Aperture int
 
@@ -134,7 +135,7 @@ type settings struct {
 	PanicFraction            float64
 
 	topology topology
-	fading   float64 // the binary logarithm of what a latency loses in a tick
+	fading   float64 // the binary logarithm of what a latency loses in a nanosecond
 }
 
 // Validate returns an error that names the field if the settings cannot be honoured.
@@ -162,7 +163,7 @@ func (c Config) compile() (settings, error) {
 		MaxRingSize: cmp.Or(c.MaxRingSize, maxRing), TableSize: cmp.Or(c.TableSize, 65537),
 		BoundedLoad: c.BoundedLoad, SlowStart: c.SlowStart, PanicFraction: c.PanicFraction,
 		topology: topology,
-		fading:   math.Log2E * (1 << tick) / float64(cmp.Or(c.Decay, time.Second)),
+		fading:   math.Log2E / float64(cmp.Or(c.Decay, time.Second)),
 	}
 	set.MinRingSize = cmp.Or(c.MinRingSize, min(1024, set.MaxRingSize))
 	set.SlowStart.MinFraction = cmp.Or(set.SlowStart.MinFraction, 0.1)

@@ -17,24 +17,22 @@ type Host struct {
 	id       string
 	value    any
 	endpoint atomic.Pointer[discovery.Endpoint]
+	learned  *learned                // only for PeakEWMA
+	reports  atomic.Pointer[reports] // only for WeightedRoundRobin; nil before the first
 	warmed   atomic.Int64            // when slow start began, if warming
-	cost     atomic.Uint64           // see packCost; 0 means unknown
-	reports  atomic.Pointer[reports] // WeightedRoundRobin: nil before the first
-	since    atomic.Int64            // PeakEWMA: how long the calls in flight have waited at least; see peakEWMA.cost
-
-	takes atomic.Bool // calls
 
 	// Guarded by Balancer.mu.
 	place  int32
 	at     int32 // in Balancer.order
 	weight uint32
-	update uint64 // the last Update that had the host; 0 before the first
+	update uint32 // the last Update that had the host; 0 before the first
 }
 
 // The state of a host is the number of calls in flight and these bits. Everything that a pick needs is in one word, and the
 // words of large sets are adjacent: picking among 10,000 hosts then touches 80 KiB of memory, not megabytes.
 const (
-	ejected = 1 << (60 + iota)
+	ejected = 1 << (59 + iota)
+	aside   // takes no calls: it drains, or has no share of the traffic
 	warming // in slow start
 	gone    // removed: no new calls
 	drained // removed, and Drained has been called
@@ -42,29 +40,48 @@ const (
 	calls = ejected - 1
 )
 
-// newStates returns the states of n new hosts in a set of the given size. The hosts of a small set get a cache line each,
-// because processors would contend for it.
-func newStates(n, size int) []*atomic.Uint64 {
-	states := make([]*atomic.Uint64, n)
-	if size > 256 {
+// newStates returns the states of n new hosts in a set of the given size, and what is learned of them if the algorithm learns. The hosts of
+// a small set get a cache line each, because processors would contend for it.
+func (b *Balancer) newStates(n, size int) ([]*atomic.Uint64, []*learned) {
+	states, all := make([]*atomic.Uint64, n), make([]*learned, n)
+	const small = 256
+	switch {
+	case b.cfg.Algorithm == PeakEWMA && size > small:
+		dense := make([]learned, n)
+		for i := range all {
+			all[i] = &dense[i]
+		}
+	case b.cfg.Algorithm == PeakEWMA:
+		for i := range all {
+			all[i] = &new(struct {
+				learned
+				_ [32]byte
+			}).learned
+		}
+	case size > small:
 		dense := make([]atomic.Uint64, n)
 		for i := range states {
 			states[i] = &dense[i]
 		}
-		return states
+	default:
+		for i := range states {
+			states[i] = &new(struct {
+				atomic.Uint64
+				_ [56]byte
+			}).Uint64
+		}
 	}
-	type line struct {
-		state atomic.Uint64
-		_     [56]byte
+	for i, l := range all {
+		if l != nil {
+			states[i] = &l.state
+		}
 	}
-	for i := range states {
-		states[i] = &new(line).state
-	}
-	return states
+	return states, all
 }
 
-func (b *Balancer) newHost(e *discovery.Endpoint, state *atomic.Uint64) *Host {
-	h := &Host{state: state, balancer: b, id: e.ID()}
+func (b *Balancer) newHost(e *discovery.Endpoint, state *atomic.Uint64, learned *learned) *Host {
+	h := &Host{state: state, learned: learned, balancer: b, id: e.ID()}
+	state.Or(aside) // until it is in the set
 	h.describe(e)
 	if b.hooks.Attach != nil {
 		h.value = b.hooks.Attach(h)
@@ -114,7 +131,7 @@ func (h *Host) Ejected() bool { return h.state.Load()&ejected != 0 }
 
 // TakesCalls reports whether picks may return the host: it does not drain, has a share of the traffic and is not removed.
 // Ejections do not matter.
-func (h *Host) TakesCalls() bool { return h.takes.Load() && h.state.Load()&gone == 0 }
+func (h *Host) TakesCalls() bool { return h.state.Load()&(aside|gone) == 0 }
 
 // SetEjected takes the host out of the picks or brings it back. No Pick that begins after SetEjected(true) has returned
 // gives the host, unless so many are ejected that [Config.PanicFraction] applies. It rebuilds the picks, which takes time
@@ -140,11 +157,7 @@ func (h *Host) Release(latency time.Duration, failed bool) {
 		return
 	}
 	if h.balancer.cfg.Algorithm == PeakEWMA {
-		now := h.balancer.now()
-		h.since.Store(now)
-		if latency > 0 || failed {
-			h.observe(now, latency, failed)
-		}
+		h.ended(h.balancer.now(), latency, failed)
 	}
 	if h.balancer.weighing.Load() > 0 { // reports expire even if there are no more
 		h.balancer.reweigh(h.balancer.now())

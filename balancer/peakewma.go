@@ -2,103 +2,157 @@ package balancer
 
 import (
 	"math"
+	"sync/atomic"
 	"time"
 )
 
-// peakEWMA compares latency times calls in flight. The latency decays while nothing is observed, so that an endpoint that
-// was slow once is tried again eventually. That needs no probing at a fixed rate, which would add up to load with many
-// clients.
-type peakEWMA struct{ *sampler }
+// peakEWMA compares latency times calls in flight. What was learned of an endpoint is forgotten with time, so that one that was slow is tried
+// again eventually. That needs no probing at a fixed rate, which would add up to load with many clients.
+type peakEWMA struct {
+	*sampler
+	learned []*learned // of hosts
+}
+
+// learned is what picks look at, in one cache line: the calls in flight on a host, and the answers that it gave. Latency is the time that was
+// waited, for each answer. Two fields that are read while they are written may not belong together, which does no harm.
+type learned struct {
+	state   atomic.Uint64 // see Host.state
+	answers atomic.Uint64 // see answers
+	at      atomic.Int64  // when they were valid
+	since   atomic.Int64  // how long the calls in flight have waited at least: since the first began, or the last one ended
+}
+
+// answers are the number of answers and the nanoseconds that were waited for them. Both fade.
+type answers struct{ waited, number float64 }
+
+func unpackAnswers(bits uint64) answers {
+	return answers{float64(math.Float32frombits(uint32(bits >> 32))), float64(math.Float32frombits(uint32(bits)))}
+}
+
+func (a answers) pack() uint64 {
+	return uint64(math.Float32bits(float32(a.waited)))<<32 | uint64(math.Float32bits(float32(a.number)))
+}
+
+const (
+	// prior is the latency of one more answer that is assumed of each endpoint, as a share of the usual latency. So one that nothing is known
+	// of, or that was not heard of for a while, attracts no herd and is not avoided, but is tried before one that is as slow as usual.
+	prior = 0.7
+
+	// mostAnswers is how many answers count at most, however many there are: a change is then noticed within a few.
+	mostAnswers = 4
+
+	// longestWait is how many times the usual latency a call may be waited for and still count: one that takes longer is probably a
+	// stream, which was answered long ago.
+	longestWait = 64
+
+	// errorCost is what an error costs at least. Failing fast is not being fast.
+	errorCost = float64(100 * time.Millisecond)
+
+	// mostCost is what an error costs at most.
+	mostCost = float64(time.Minute)
+)
+
+// candidate is a host that is compared with others.
+type candidate struct {
+	host                 int
+	calls, weight, costs float64
+}
+
+func (p *peakEWMA) candidate(i int, now int64, usual float64) candidate {
+	l := p.learned[i]
+	state := l.state.Load()
+	c := candidate{i, float64(state & calls), 1, l.latency(now, usual, state&calls > 0, p.balancer.cfg.fading)}
+	if p.weights != nil || state&warming != 0 {
+		c.calls, c.weight = p.load(i)
+	}
+	return c
+}
+
+func (c *candidate) lighter(than *candidate) bool {
+	return lighter(c.calls, c.weight, c.costs, than.calls, than.weight, than.costs)
+}
+
+// pick is what a pick usually comes to. It returns nil if the host needs a closer look.
+func (p *peakEWMA) pick(now int64) *Host {
+	i := p.next(pick{now: now}, 0)
+	l := p.learned[i]
+	if l.state.Load()&ejected != 0 {
+		return nil
+	}
+	state := l.state.Add(1)
+	if state&gone != 0 {
+		p.hosts[i].exit() // removed meanwhile
+		return nil
+	}
+	if state&calls == 1 {
+		l.since.Store(now)
+	}
+	return p.hosts[i]
+}
 
 func (p *peakEWMA) next(info pick, _ int) int {
+	usual := p.balancer.usual.latency()
 	if p.near != nil {
-		return p.nextNear(info.now)
+		return p.nextNear(info.now, usual)
 	}
-	best, other := p.drawTwo()
+	first, second := p.drawTwo()
+	best, other := p.candidate(first, info.now, usual), p.candidate(second, info.now, usual)
 	for k := 1; ; k++ {
-		if p.lighter(info.now, other, best) {
+		if other.lighter(&best) {
 			best = other
 		}
 		if k == p.balancer.cfg.Choices-1 {
-			return best
+			return best.host
 		}
-		other = p.drawOther(best)
+		other = p.candidate(p.drawOther(best.host), info.now, usual)
 	}
 }
 
 // nextNear is next among the endpoints of the aperture.
-func (p *peakEWMA) nextNear(now int64) int {
+func (p *peakEWMA) nextNear(now int64, usual float64) int {
 	b := p.balancer
 	r := b.rand()
 	if r>>32%sampled == 0 {
 		b.aperture.count(now)
 	}
 	from, width := b.aperture.near(now, len(p.near))
-	at := func(r uint64) int {
-		return int(p.near[(from+alias(nil).at(r, width))%len(p.near)])
-	}
-	best := at(r)
-	if width <= b.cfg.Choices { // all of them, which needs no more random numbers
-		first := alias(nil).at(r, width)
-		for k := 1; k < width; k++ {
-			if other := int(p.near[(from+(first+k)%width)%len(p.near)]); p.lighter(now, other, best) {
-				best = other
-			}
+	first := alias(nil).at(r, width)
+	at := func(k int) candidate { return p.candidate(int(p.near[(from+k)%len(p.near)]), now, usual) }
+	best := at(first)
+	for k := 1; k < min(b.cfg.Choices, width); k++ {
+		next := (first + k) % width // if all are compared, that needs no more random numbers
+		if width > b.cfg.Choices {
+			next = alias(nil).at(b.rand(), width)
 		}
-		return best
-	}
-	for k := 1; k < b.cfg.Choices; k++ {
-		if other := at(b.rand()); other != best && p.lighter(now, other, best) {
+		if other := at(next); other.host != best.host && other.lighter(&best) {
 			best = other
 		}
 	}
-	return best
+	return best.host
 }
 
-func (p *peakEWMA) lighter(now int64, b, a int) bool {
-	callsB, weightB := p.load(b)
-	callsA, weightA := p.load(a)
-	costB, costA := p.hosts[b].latency(now, callsB > 0), p.hosts[a].latency(now, callsA > 0)
-	if costB == 0 || costA == 0 {
-		// One is unknown: it gets neither a herd nor a penalty; its calls in flight decide.
-		costB, costA = 1, 1
+// latency returns the latency to expect. A call that is in flight, waiting, counts as long as it does.
+func (l *learned) latency(now int64, usual float64, waiting bool, fading float64) float64 {
+	a := unpackAnswers(l.answers.Load())
+	a.fade(now-l.at.Load(), fading)
+	if waiting {
+		if wait := float64(now - l.since.Load()); wait < longestWait*usual {
+			a.waited += max(wait, 0)
+		}
 	}
-	return lighter(callsB, weightB, costB, callsA, weightA, costA)
+	return a.latency(usual)
 }
 
-// A cost is a latency in ns as a float32, and below that the time when it was valid, in units of 1<<tick ns: both are read
-// and written at once. The time is too short for an endpoint that had no calls for weeks, whose latency may then count once more.
-const tick = 20
-
-func packCost(latency float64, now int64) uint64 {
-	return uint64(math.Float32bits(float32(latency)))<<32 | uint64(uint32(now>>tick))
+func (a answers) latency(usual float64) float64 {
+	return (a.waited + prior*usual) / (a.number + 1)
 }
 
-// longestWait is how many times the latency that was observed last a call may be waited for and still count: one that takes longer
-// is probably a stream, which was answered long ago.
-const longestWait = 64
-
-// latency returns the decayed latency in ns, 0 if none was observed yet. A call that is in flight for longer, waiting, counts
-// at once: since its begin, or since the last call ended.
-func (h *Host) latency(now int64, waiting bool) float64 {
-	cost := h.cost.Load()
-	latency := h.decayed(cost, now)
-	if !waiting || cost == 0 {
-		return latency
+func (a *answers) fade(age int64, fading float64) {
+	if lost := float64(age) * fading; lost > 1.0/512 { // less does not matter
+		left := fade(lost)
+		a.waited *= left
+		a.number *= left
 	}
-	wait := float64(now - h.since.Load())
-	if wait > latency && wait < longestWait*float64(math.Float32frombits(uint32(cost>>32))) {
-		return wait
-	}
-	return latency
-}
-
-func (h *Host) decayed(cost uint64, now int64) float64 {
-	latency := float64(math.Float32frombits(uint32(cost >> 32)))
-	if age := int32(uint32(now>>tick) - uint32(cost)); age > 0 {
-		latency *= fade(float64(age) * h.balancer.cfg.fading)
-	}
-	return latency
 }
 
 // fade returns 2^-x, within 0.02%, for x of 0 or more. It takes a third of the time of math.Exp2.
@@ -110,30 +164,61 @@ func fade(x float64) float64 {
 	return power * (1 + rest*(0.695556856+rest*(0.226173572+rest*0.078024523)))
 }
 
-const (
-	// errorCost is what an error costs at least. Failing fast is not being fast.
-	errorCost = float64(100 * time.Millisecond)
-
-	// mostCost is what errors in a row cost at most.
-	mostCost = float64(time.Minute)
-)
-
-// observe adds a latency to the average.
-func (h *Host) observe(now int64, latency time.Duration, failed bool) {
+// ended notes that a call has ended, after a latency that is 0 if it is not known.
+func (h *Host) ended(now int64, latency time.Duration, failed bool) {
+	l, b := h.learned, h.balancer
+	if l.state.Load()&calls > 1 { // others wait
+		l.since.Store(now)
+	}
+	if latency <= 0 && !failed {
+		return
+	}
+	if !failed {
+		b.usual.observe(now, float64(latency))
+	}
 	for {
-		last := h.cost.Load()
-		cost, sample := h.decayed(last, now), float64(latency)
-		switch {
-		case failed:
-			// However slow the others are, errors in a row make this one look slower.
-			sample = max(sample, min(max(2*cost, errorCost), mostCost))
-		case sample < cost:
-			// cost is what the average has become, to which the sample brings what it has lost.
-			whole := float64(math.Float32frombits(uint32(last >> 32)))
-			sample = cost + sample*(1-cost/whole)
+		last := l.answers.Load()
+		a, sample := unpackAnswers(last), float64(latency)
+		a.fade(now-l.at.Load(), b.cfg.fading)
+		if failed {
+			// However slow the others are, errors make this one look slower.
+			sample = max(sample, min(max(2*a.latency(b.usual.latency()), errorCost), mostCost))
 		}
-		if h.cost.CompareAndSwap(last, packCost(sample, now)) {
+		a.waited, a.number = a.waited+sample, a.number+1
+		if a.number > mostAnswers {
+			a.waited, a.number = a.waited*mostAnswers/a.number, mostAnswers
+		}
+		if l.answers.CompareAndSwap(last, a.pack()) {
+			l.at.Store(now)
 			return
 		}
 	}
+}
+
+// usual is the average latency of all endpoints as a float32, and below that when it last changed, in units of 1<<tick ns. It takes in one
+// answer per tick, so that processors hardly contend for it.
+type usual struct{ bits atomic.Uint64 }
+
+const (
+	tick = 20
+
+	// slowness is how many answers are averaged.
+	slowness = 16
+)
+
+// latency returns the latency in ns, which is never 0.
+func (u *usual) latency() float64 {
+	return max(1, float64(math.Float32frombits(uint32(u.bits.Load()>>32))))
+}
+
+func (u *usual) observe(now int64, latency float64) {
+	last := u.bits.Load()
+	if last != 0 {
+		if uint32(last) == uint32(now>>tick) {
+			return
+		}
+		average := float64(math.Float32frombits(uint32(last >> 32)))
+		latency = average + (latency-average)/slowness
+	}
+	u.bits.CompareAndSwap(last, uint64(math.Float32bits(float32(latency)))<<32|uint64(uint32(now>>tick)))
 }

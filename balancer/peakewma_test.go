@@ -105,13 +105,12 @@ func TestPeakEWMAEndpointThatHangs(t *testing.T) {
 		}
 		// It is a stream: in flight, and no sign of anything.
 		time.Sleep(time.Minute)
-		pickOf(t, b, one, 30*time.Millisecond).Release(10*time.Millisecond, false)
-		pickOf(t, b, two, 10*time.Millisecond).Release(30*time.Millisecond, false)
-		time.Sleep(time.Minute)
+		other := pickOf(t, b, two, 10*time.Millisecond) // now both have one
 		if got := picked(t, b, 20, 10*time.Millisecond); got[one] == 0 {
 			t.Error("an endpoint with a stream gets no other calls")
 		}
 		hangs.Release(0, false)
+		other.Release(0, false)
 	})
 }
 
@@ -168,13 +167,13 @@ func TestAperture(t *testing.T) {
 			t.Errorf("%d of 99 endpoints are used in time", len(all))
 		}
 
-		// With 10 calls a second for each endpoint, all are used.
-		for range 2000 {
+		// With so many calls that each endpoint gets enough, all are used.
+		for range 3000 {
 			picked(t, b, 1, time.Millisecond)
-			time.Sleep(time.Millisecond)
+			time.Sleep(time.Millisecond / 2)
 		}
 		if got := picked(t, b, 4000, time.Millisecond); len(got) != 99 {
-			t.Errorf("with 1,000 calls a second %d of 99 endpoints are used", len(got))
+			t.Errorf("with 2,000 calls a second %d of 99 endpoints are used", len(got))
 		}
 	})
 }

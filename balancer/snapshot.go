@@ -36,7 +36,10 @@ type snapshot struct {
 	healthy bool     // some host in groups is not ejected
 	groups  []*group // with traffic, the nearest first
 	shares  alias    // of the traffic
-	simple  *sampler // of the only group, if pickOfTwo is enough for it; else nil
+
+	// Of the only group, if these are enough for its picks; else nil.
+	simple  *sampler
+	latency *peakEWMA
 }
 
 // group is the hosts of a pool that can be picked.
@@ -82,9 +85,15 @@ func (b *Balancer) snapshotLocked() *snapshot {
 		return &snapshot{refusal: ErrNoHealthy}
 	}
 	s.shares = newAlias(used)
-	if g := s.groups[0]; len(s.groups) == 1 && b.cfg.Algorithm == LeastRequest && b.cfg.Choices == 2 && b.cfg.BoundedLoad == 0 &&
-		len(g.hosts) > 1 && g.weights == nil && !g.panicking && !slices.ContainsFunc(g.states, isWarming) {
-		s.simple = &g.sampler
+	if g := s.groups[0]; len(s.groups) == 1 && b.cfg.BoundedLoad == 0 && !g.panicking {
+		switch b.cfg.Algorithm {
+		case LeastRequest:
+			if b.cfg.Choices == 2 && len(g.hosts) > 1 && g.weights == nil && !slices.ContainsFunc(g.states, isWarming) {
+				s.simple = &g.sampler
+			}
+		case PeakEWMA:
+			s.latency = g.picker.(*peakEWMA)
+		}
 	}
 	return s
 }
@@ -189,7 +198,11 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 			}
 			g.near = p.near(g.hosts)
 		}
-		g.picker = &peakEWMA{&g.sampler}
+		known := make([]*learned, len(g.hosts))
+		for i, h := range g.hosts {
+			known[i] = h.learned
+		}
+		g.picker = &peakEWMA{&g.sampler, known}
 	case RingHash:
 		if p.ring == nil || &p.ring.hosts[0] != &p.members[0] {
 			p.ring = newRing(p.members, b.cfg.MinRingSize, b.cfg.MaxRingSize, p.ring)
