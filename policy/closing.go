@@ -13,7 +13,7 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
-// closure says what is closed since a document that may protect it cannot be read.
+// closure says what is closed because a document that may protect it cannot be used.
 type closure struct {
 	host string // calls to it fail; empty: requests to the workload are denied
 }
@@ -26,8 +26,8 @@ func (r *reading) protects() bool {
 	return catalog.Protects(r.group, r.kind)
 }
 
-// closing returns what is closed in place of a document that is refused and has no last good version, or nil if nothing is: it protects
-// nothing, or nothing that this process has to do with.
+// closing returns what is closed in place of a document that is refused and has no last good version. It returns nil if the document protects
+// nothing, or nothing that concerns this process.
 func (c *compiler) closing(p *piece) *closure {
 	w := &c.plan.workload
 	switch {
@@ -103,7 +103,7 @@ func (p *piece) destination() string {
 	return p.name
 }
 
-// clear reports whether what is at these paths, if anything, are objects that have each field once.
+// clear reports whether each of these paths is absent, or an object without duplicate fields.
 func (p *piece) clear(paths ...string) bool {
 	return !slices.ContainsFunc(paths, func(path string) bool {
 		_, ok := p.Keys(path)
@@ -116,7 +116,7 @@ const (
 	smiAccess     = "access.smi-spec.io"
 )
 
-// harmless reports whether a document that says who may call whom would deny nothing to this process.
+// harmless reports whether a document that says who may call whom would not deny any request to this process.
 func (p *piece) harmless() bool {
 	if p.group == linkerdPolicy {
 		switch p.kind {

@@ -108,8 +108,8 @@ func (c *compiler) joint(host string, own, last *claim) *joint {
 	return with
 }
 
-// mostJoined bounds the routes that documents of several kinds make together, as led by the documents of one namespace, good or not. A few
-// documents make many, and those of one namespace must not cost all others much time.
+// mostJoined bounds the routes that documents of several kinds make together, valid or not, counted by the namespace of the document that leads to
+// the others. A few documents can make many routes, and one namespace must not slow down all others.
 var mostJoined = 5 * maxRoutes // changed by tests alone
 
 // known returns the joint of a unit if it is known from the last plan, or from an earlier round: also if it cannot be enforced, since the

@@ -14,7 +14,7 @@ type head struct {
 	Metadata         struct{ Name, Namespace, UID string }
 }
 
-// guess finds out which document it is that is too large or not valid YAML.
+// guess determines the identity of a document that is too large or not valid YAML.
 func (c *compiler) guess(p *piece) {
 	h, plain := headOfJSON(p.Raw())
 	if !plain {
@@ -56,7 +56,7 @@ func headOfJSON(text []byte) (h head, plain bool) {
 	return h, ok
 }
 
-// headOf finds the head of a document by its lines. It is not plain if that may be wrong: something is there twice, or no simple word.
+// headOf finds the head of a document line by line. It is not plain if the result may be wrong: a field is there twice, or is not a simple word.
 func headOf(text []byte) (h head, plain bool) {
 	var within string
 	var indent int // of the fields of metadata

@@ -10,25 +10,25 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
-// piece is a document as it stands in a source, before it is known what is in force of it.
+// piece is a document as its source has it, before it is decided what is in force in its place.
 type piece struct {
 	document
 	source int // its index
 	alone  bool
 
-	nowhere bool // it could not be read which namespace it is about
+	nowhere bool // its namespace could not be read
 
 	verdict verdict
-	last    *document // its last good version, as it is kept; nil if there is none
+	last    *document // its last good version in the form in which it is kept; nil if there is none
 	shut    *closure  // what is closed if it is left out; nil for nothing
-	twin    bool      // the same document is in force from another place
+	twin    bool      // the same document is in force from another source
 
 	// Why it is refused.
 	problems []yamldoc.Problem
 	omitted  int
 }
 
-// verdict says what is in force of a document.
+// verdict says what is in force in place of a document.
 type verdict uint8
 
 const (
@@ -43,8 +43,8 @@ func (v verdict) String() string {
 	return [...]string{asWritten: "", lastGood: "last good", leftOut: "nothing", closed: "denial"}[v]
 }
 
-// mostAlone bounds the documents of a namespace that stand alone: those that protect somebody, and all others. A flood in one namespace refuses
-// no document of another.
+// mostAlone bounds the documents of a namespace that stand alone. Documents that protect workloads and all others are counted separately. A flood
+// in one namespace does not affect the documents of another.
 var mostAlone = 10_000 // changed by tests alone
 
 // key identifies a document that stands alone.
@@ -63,7 +63,7 @@ type refusal struct {
 	uid string
 }
 
-// unknown reports whether it could not be read which document it is, or which documents are in a List.
+// unknown reports whether its identity, or the documents in a List, could not be read.
 func (p *piece) unknown() bool { return p.Failed() && (p.kind == "" || p.name == "" || p.list()) }
 
 // lineUp sorts the documents that stand alone, and finds their last good versions.
@@ -113,7 +113,7 @@ func (c *compiler) lineUp() {
 	}
 }
 
-// keepAll keeps the last good versions of the documents that a source had, and that may be those that cannot be read now.
+// keepAll keeps the last good versions of the documents that the source had before: p may be any of them.
 func (c *compiler) keepAll(p *piece, present map[groupIdentity]bool) {
 	for _, last := range c.last.keptIn[p.file] {
 		key := last.key()
@@ -127,7 +127,7 @@ func (c *compiler) keepAll(p *piece, present map[groupIdentity]bool) {
 	}
 }
 
-// refuse decides what is in force of a document instead of a version with errors: d is that version.
+// refuse decides what is in force in place of a document with errors. d is the version that has them.
 func (c *compiler) refuse(p *piece, d *yamldoc.Document) {
 	if p.verdict == asWritten {
 		p.problems, p.omitted = slices.Clone(d.Problems), d.Omitted()
@@ -185,7 +185,7 @@ func (c *compiler) again() *compiler {
 	return n
 }
 
-// current returns the document that is in force of p, or nil if there is none.
+// current returns the document that is in force in place of p, or nil if there is none.
 func (p *piece) current() *document {
 	switch {
 	case p.verdict == lastGood:
@@ -202,8 +202,8 @@ func (p *piece) current() *document {
 	return &d
 }
 
-// newer reports whether a document, rather than another one, is refused if they are good only without each other: the one that stands
-// alone, and if both do, the one that has changed.
+// newer reports whether d, rather than other, is refused if the two are valid only without each other. It is the one that stands alone or, if
+// both do, the one that has changed.
 func (c *compiler) newer(d, other *document) bool { return c.age(d) < c.age(other) }
 
 func (c *compiler) age(d *document) int {
@@ -285,14 +285,14 @@ func (d *document) same(other *document) bool {
 	return d.reading == other.reading || own && otherOwn && sum == otherSum
 }
 
-// shares reports whether two documents have their text in the same memory: an old one would keep all of its old source.
+// shares reports whether two documents share the memory of their text. An old one would keep its whole old source in memory.
 func (d *document) shares(other *document) bool {
 	a, b := d.Raw(), other.Raw()
 	return len(a) > 0 && len(b) > 0 && &a[0] == &b[0]
 }
 
-// keep stores, for the next plan, the last good versions of the documents that stand alone, which are refused, and what cannot be enforced
-// together.
+// keep stores, for the next plan, the last good versions of the documents that stand alone, which of them are refused, and which cannot be
+// enforced together.
 func (c *compiler) keep() {
 	if len(c.alone) == 0 {
 		return
@@ -351,8 +351,8 @@ func reason(id identity) string {
 	return fmt.Sprintf("%s is refused and has no last good version: what it forbids is not known", id)
 }
 
-// culprit returns which of documents is blamed for an error of all of them together: of those that have changed, or otherwise of those that
-// stand alone, the last one, and the first one if none does.
+// culprit returns the document that is blamed if all documents of a list together have an error: the last one that has changed, otherwise the
+// last one that stands alone, otherwise the first one.
 func culprit[T any](c *compiler, list []decoded[T]) *document {
 	if len(list) == 0 {
 		return c.documents[0]

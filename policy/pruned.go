@@ -16,8 +16,8 @@ import (
 // lastApplied is the annotation in which kubectl stores a document as it was applied.
 const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
 
-// pruned reports the fields that a document had when it was applied, and that an API server dropped since its schema does not know them: what
-// is left may say something else. A rule with a misspelt "from" becomes one that anybody meets.
+// pruned reports the fields that a document had when it was applied, but that the API server dropped because its schema does not have them. What
+// is left may mean something else: a rule with a misspelt "from" becomes one that matches everybody.
 func (c *compiler) pruned(doc *yamldoc.Document, r *reading) {
 	text := doc.Text(yamldoc.Key("metadata.annotations", lastApplied))
 	if text == "" {

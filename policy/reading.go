@@ -22,7 +22,7 @@ type document struct {
 	*reading
 	file string
 	from *piece
-	idle bool // it is a delegate to which no route in the mesh hands requests
+	idle bool // it is a delegate, and no route in the mesh hands requests to it
 }
 
 func (d *document) place() place { return place{d.file, d.Line} }
@@ -63,8 +63,8 @@ type decoded[T any] struct {
 	is *T
 }
 
-// source is a document that is decoded when it is first used, and then kept. It is not needed before the first call to its service, and takes
-// several times the memory of its text.
+// source is a document that is decoded when it is first used, and then kept. It is not needed before the first call to its service, and it takes
+// several times as much memory as its text.
 type source[T any] struct {
 	words  *yamldoc.Words
 	packed yamldoc.Packed // if it is empty, spec is kept
@@ -203,7 +203,7 @@ func (c *compiler) takeItems(source int, doc *yamldoc.Document, r *reading) {
 	}
 }
 
-// arrange sorts what is in force of the documents by kind. Those that stand alone come last, in their own order.
+// arrange sorts the documents in force by kind. Those that stand alone come last, in their own order.
 func (c *compiler) arrange() {
 	current := make([]*document, 0, len(c.alone))
 	byPiece := make(map[*piece]*document, len(c.alone))
