@@ -155,7 +155,7 @@ func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
 		return
 	}
 	r := request{
-		key: newOutcome(engine.Flags(c.Flags).Code(c.Status), c.GRPCStatus, c.Flags), took: c.Duration, end: c.Start.Add(c.Duration).Unix(),
+		key: newOutcome(engine.Flags(c.Flags).Code(c.Status), c.GRPCStatus, c.Flags), took: c.Duration, end: endOf(c.Start, c.Duration),
 		sent: c.BytesSent + requestHeader(c.Request), answered: c.BytesReceived + responseHeader(c.ResponseHeader),
 	}
 	if r.side = overridden(c.Telemetry.Client()); r.side != nil {
@@ -177,6 +177,11 @@ func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
 	if c.Attempts > 1 || c.Stopped != 0 {
 		w.state.retried(c)
 	}
+}
+
+// endOf returns when something ended, in Unix seconds.
+func endOf(start time.Time, took time.Duration) int64 {
+	return (start.UnixNano() + int64(took)) / int64(time.Second)
 }
 
 // pathOf returns the path of a call that has ended.
@@ -241,7 +246,7 @@ func (w *watcher) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 		return
 	}
 	r := request{
-		key: newOutcome(in.Status, in.GRPCStatus, in.Flags), took: in.Duration, end: in.Start.Add(in.Duration).Unix(),
+		key: newOutcome(in.Status, in.GRPCStatus, in.Flags), took: in.Duration, end: endOf(in.Start, in.Duration),
 		sent: in.BytesReceived + requestHeader(in.Request), answered: in.BytesSent + responseHeader(in.ResponseHeader),
 	}
 	r.inbound = true

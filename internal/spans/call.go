@@ -23,7 +23,7 @@ type Call struct {
 	RPC    bool
 	Start  time.Time   // zero for now
 	Owner  any         // tells the call from others: a pointer
-	Seed   uint64      // tells it from others that begin at the same time
+	Seed   uint64      // of a request id; see [Seed]
 	Header http.Header // of the request; it is not changed
 
 	// Caller is the context of the caller.
@@ -89,20 +89,29 @@ var (
 	internalKind = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindInternal)}
 )
 
+// MayRecord reports whether calls with ctx may have spans. It is a short way to tell that [Tracer.StartCall] would do nothing.
+func (t *Tracer) MayRecord(ctx context.Context) bool {
+	if t.tracer == nil || t.config.NoClientSpans {
+		return false
+	}
+	parent := trace.SpanFromContext(ctx)
+	if parent.IsRecording() {
+		return true
+	}
+	sc := parent.SpanContext()
+	return !sc.IsValid() || sc.IsRemote() // the trace comes from elsewhere, or begins here
+}
+
 // StartCall begins a call. It returns the context to go on with.
 //
 // It makes no span of its own below a local one: that is made with the second attempt, if there is one. Where no local span is,
 // it makes one, which decides whether the trace is sampled and keeps the attempts together.
 func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
-	if t.tracer == nil || t.config.NoClientSpans || disabled(d.Documents) {
+	if !t.MayRecord(ctx) || disabled(d.Documents) {
 		return ctx
 	}
-	parent := trace.SpanFromContext(ctx)
-	sc := parent.SpanContext()
+	sc := trace.SpanContextFromContext(ctx)
 	local := sc.IsValid() && !sc.IsRemote()
-	if local && !parent.IsRecording() {
-		return ctx
-	}
 	if local && !d.RPC && !t.config.CallSpans {
 		return newCall(ctx, d, nil)
 	}
@@ -158,29 +167,24 @@ type Attempt struct {
 
 // StartAttempt begins an attempt, and sets the headers that carry its span. It returns the context to go on with.
 func (t *Tracer) StartAttempt(ctx context.Context, d *Call, a *Attempt) context.Context {
-	caller := trace.SpanContextFromContext(d.Caller)
-	o := outgoing{ctx: ctx, header: a.Header, fresh: !caller.IsValid(), seed: seedOf(d.Start, caller, d.Seed)}
-	if c := callOf(ctx, d.Owner); c == nil {
-		o.span = t.unrecorded(trace.SpanContextFromContext(ctx))
-	} else if d.RPC {
+	c := callOf(ctx, d.Owner)
+	if c == nil {
+		t.Carry(ctx, &Outgoing{Caller: d.Caller, Seed: d.Seed, Header: a.Header, Set: a.Set})
+		return ctx
+	}
+	from := trace.SpanContextFromContext(d.Caller)
+	h := carried{ctx: ctx, header: a.Header, fresh: !from.IsValid(), seed: idSeed(d.Seed, &from)}
+	if d.RPC {
 		c.try(a)
-		o.span = c.whole.SpanContext()
+		h.span = c.whole.SpanContext()
 	} else {
 		var span trace.Span
 		ctx, span = t.startAttempt(ctx, c, d, a)
-		o.span = span.SpanContext()
+		h.span = span.SpanContext()
 	}
-	t.inject(&o, a.Set)
+	h.id = h.span.SpanID()
+	t.inject(&h, a.Set)
 	return ctx
-}
-
-// unrecorded returns the span context that an attempt without a span sends: with an id of its own if nobody records it, and as it
-// is if somebody does.
-func (t *Tracer) unrecorded(sc trace.SpanContext) trace.SpanContext {
-	if !sc.IsValid() || sc.IsSampled() || t.config.NoClientSpans {
-		return sc
-	}
-	return sc.WithSpanID(newSpanID())
 }
 
 // try notes an attempt of a gRPC call, whose span is the call's.

@@ -2,7 +2,6 @@ package spans
 
 import (
 	"context"
-	"encoding/binary"
 	"math/rand/v2"
 	"net/http"
 
@@ -23,12 +22,7 @@ func passedOver(d *telemetry.Tracing) bool {
 
 // unsampled begins a trace that is not sampled, whatever the Provider thinks of it.
 func unsampled(ctx context.Context) context.Context {
-	var id trace.TraceID
-	for !id.IsValid() {
-		binary.NativeEndian.PutUint64(id[:8], rand.Uint64())
-		binary.NativeEndian.PutUint64(id[8:], rand.Uint64())
-	}
-	return trace.ContextWithSpanContext(ctx, trace.NewSpanContext(trace.SpanContextConfig{TraceID: id, SpanID: newSpanID()}))
+	return trace.ContextWithSpanContext(ctx, trace.NewSpanContext(trace.SpanContextConfig{TraceID: newTraceID(), SpanID: newSpanID()}))
 }
 
 // Peer is who is at the other end. It is asked only for a span that is recorded.

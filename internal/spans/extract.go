@@ -2,6 +2,7 @@ package spans
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/hex"
 	"math/rand/v2"
 	"net/http"
@@ -204,18 +205,12 @@ func b3Context(b b3, ok bool) trace.SpanContext {
 }
 
 func newTraceID() (id trace.TraceID) {
-	put(id[:8], rand.Uint64())
-	put(id[8:], rand.Uint64()|1) // never all zeros
+	binary.NativeEndian.PutUint64(id[:8], rand.Uint64())
+	binary.NativeEndian.PutUint64(id[8:], rand.Uint64()|1) // never all zeros
 	return id
 }
 
 func newSpanID() (id trace.SpanID) {
-	put(id[:], rand.Uint64()|1)
+	binary.NativeEndian.PutUint64(id[:], rand.Uint64()|1)
 	return id
-}
-
-func put(b []byte, n uint64) {
-	for i := range 8 {
-		b[i] = byte(n >> (56 - 8*i))
-	}
 }

@@ -2,51 +2,76 @@ package spans
 
 import (
 	"context"
-	"encoding/hex"
+	"encoding/binary"
 	"math/rand/v2"
 	"net/http"
 	"time"
 
 	"go.opentelemetry.io/otel/baggage"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/nosidecar/mesh/internal/caller"
 )
 
-// outgoing is what the header of a request is made of.
-type outgoing struct {
-	ctx    context.Context // of the caller, without the span whose header it is
-	header http.Header     // as it is; it is not changed
-	span   trace.SpanContext
+// Outgoing is a request, or an attempt of one, without a span of its own.
+type Outgoing struct {
+	Caller context.Context // of the caller
+	Seed   uint64          // of a request id: [Seed] of the call
+	Header http.Header     // as it is; it is changed only through Set
+	Set    Setter
+}
+
+// Carry sets the headers of an attempt that is not recorded. ctx is its context.
+func (t *Tracer) Carry(ctx context.Context, o *Outgoing) {
+	h := carried{ctx: ctx, header: o.Header, span: trace.SpanContextFromContext(o.Caller)}
+	h.fresh, h.seed = !h.span.IsValid(), idSeed(o.Seed, &h.span)
+	if !caller.SameContext(ctx, o.Caller) {
+		h.span = trace.SpanContextFromContext(ctx)
+	}
+	h.id = h.span.SpanID()
+	if h.span.IsValid() && !h.span.IsSampled() && !t.config.NoClientSpans {
+		h.id = newSpanID() // nobody records this span, so no id is the right one
+	}
+	t.inject(&h, o.Set)
+}
+
+// carried is what the header of a request is made of.
+type carried struct {
+	ctx    context.Context   // of the request, without the span whose header it is
+	header http.Header       // as it is; it is not changed
+	span   trace.SpanContext // that is sent, but for its id
+	id     trace.SpanID
 	fresh  bool   // the trace begins with the call
 	seed   uint64 // of a request id: the same for all attempts of a call
 }
 
-// inject sets the headers. What is set wins over what came with the request, but for the request id, the baggage and the
-// forwarded headers, which are the caller's to set.
-func (t *Tracer) inject(o *outgoing, set Setter) {
-	in := inboundOf(o.ctx)
+// inject sets the headers. What is set replaces what came with the request, except for the request id, the baggage and the
+// forwarded headers: these the caller may set.
+func (t *Tracer) inject(c *carried, set Setter) {
+	in := inboundOf(c.ctx)
 	var room [160]byte // traceparent, b3 and x-request-id
 	b := room[:0]
-	valid := o.span.IsValid()
+	valid := c.span.IsValid()
 	if valid && t.config.Propagator == nil {
-		b = t.appendContext(b, o, in)
+		b = t.appendContext(b, c, in)
 	}
-	switch id, seed := t.requestID(o, in); {
+	switch id, seed := t.requestID(c, in); {
 	case seed != 0: // in the same piece of memory
 		made := len(b)
 		text := string(appendUUID(b, seed))
 		set.SetHeader(requestID, text[made:])
-		t.setContext(o, text[:made], set)
+		t.setContext(c, text[:made], set)
 	default:
 		if id != "" {
 			set.SetHeader(requestID, id)
 		}
-		t.setContext(o, string(b), set)
+		t.setContext(c, string(b), set)
 	}
 	if valid && t.config.Propagator != nil {
-		t.config.Propagator.Inject(trace.ContextWithSpanContext(o.ctx, o.span), carrier{o.header, set})
+		t.config.Propagator.Inject(trace.ContextWithSpanContext(c.ctx, c.span.WithSpanID(c.id)), carrier{c.header, set})
 	}
-	if t.config.Propagator == nil && o.header[baggageHeader] == nil {
-		if bag := baggage.FromContext(o.ctx); bag.Len() > 0 {
+	if t.config.Propagator == nil && c.header[baggageHeader] == nil {
+		if bag := baggage.FromContext(c.ctx); bag.Len() > 0 {
 			set.SetHeader(baggageHeader, bag.String())
 		} else if in != nil && in.baggage != "" {
 			set.SetHeader(baggageHeader, in.baggage)
@@ -54,72 +79,72 @@ func (t *Tracer) inject(o *outgoing, set Setter) {
 	}
 	if in != nil {
 		for i, values := range in.forwarded {
-			if name := t.forward[i]; len(values) > 0 && o.header[name] == nil {
+			if name := t.forward[i]; len(values) > 0 && c.header[name] == nil {
 				set.SetHeader(name, values[0])
 			}
 		}
 	}
 }
 
-// requestID returns the id that is to be set, or of what it is to be made. It returns neither if the call has one.
-func (t *Tracer) requestID(o *outgoing, in *inbound) (id string, seed uint64) {
+// requestID returns the id to set, or the seed to make it of. It returns neither if the call has one.
+func (t *Tracer) requestID(c *carried, in *inbound) (id string, seed uint64) {
 	switch {
-	case t.config.NoRequestID || o.header[requestID] != nil:
+	case t.config.NoRequestID || c.header[requestID] != nil:
 		return "", 0
 	case in == nil || in.requestID == "" && in.seed == 0:
-		return "", max(1, o.seed)
+		return "", c.seed
 	}
 	return in.requestID, in.seed
 }
 
-// appendContext appends a traceparent, and after it what of the b3 header is not in it.
-func (t *Tracer) appendContext(b []byte, o *outgoing, in *inbound) []byte {
-	flags := o.span.TraceFlags() & (trace.FlagsSampled | trace.FlagsRandom)
-	if o.fresh || in != nil && in.fresh && in.trace == o.span.TraceID() {
+// appendContext appends a traceparent, and after it the b3 header, if that is sent.
+func (t *Tracer) appendContext(b []byte, c *carried, in *inbound) []byte {
+	traceID, flags := c.span.TraceID(), c.span.TraceFlags()&(trace.FlagsSampled|trace.FlagsRandom)
+	if c.fresh || in != nil && in.fresh && in.trace == traceID {
 		flags |= trace.FlagsRandom
 	}
-	traceID, spanID := o.span.TraceID(), o.span.SpanID()
 	b = append(b, "00-"...)
-	b = hex.AppendEncode(b, traceID[:])
+	b = appendHex(b, binary.BigEndian.Uint64(traceID[:8]))
+	b = appendHex(b, binary.BigEndian.Uint64(traceID[8:]))
 	b = append(b, '-')
-	b = hex.AppendEncode(b, spanID[:])
+	b = appendHex(b, binary.BigEndian.Uint64(c.id[:]))
 	b = append(b, '-', '0', '0'+byte(flags))
 	if t.formats&b3Single != 0 {
 		b = append(b, b[3:52]...)
-		b = append(b, '-', sampledText(o.span)[0])
+		b = append(b, '-', sampledText(flags)[0])
 	}
 	return b
 }
 
-// setContext sets the headers of what appendContext returned. Headers of formats that are not sent, which the application may
-// have copied, would name another span.
-func (t *Tracer) setContext(o *outgoing, text string, set Setter) {
+// setContext sets the headers that appendContext made the text of. It removes those of the formats that are not sent: the application may
+// have copied them, and they would name another span.
+func (t *Tracer) setContext(c *carried, text string, set Setter) {
 	if text == "" {
 		return
 	}
 	keep := func(f format, name, value string) {
 		if t.formats&f != 0 && value != "" {
 			set.SetHeader(name, value)
-		} else if o.header[name] != nil {
+		} else if c.header[name] != nil {
 			set.SetHeader(name, "")
 		}
 	}
 	keep(w3c, traceparent, text[:55])
 	state := ""
-	if ts := o.span.TraceState(); ts.Len() > 0 {
+	if ts := c.span.TraceState(); ts.Len() > 0 {
 		state = ts.String()
 	}
 	keep(w3c, tracestate, state)
 	keep(b3Single, b3Header, text[55:])
 	keep(b3Multi, b3TraceID, text[3:35])
 	keep(b3Multi, b3SpanID, text[36:52])
-	keep(b3Multi, b3Sampled, sampledText(o.span))
+	keep(b3Multi, b3Sampled, sampledText(c.span.TraceFlags()))
 	keep(b3Multi, b3ParentSpanID, "")
 	keep(b3Multi, b3Flags, "")
 }
 
-func sampledText(sc trace.SpanContext) string {
-	if sc.IsSampled() {
+func sampledText(flags trace.TraceFlags) string {
+	if flags.IsSampled() {
 		return "1"
 	}
 	return "0"
@@ -154,22 +179,16 @@ func (t *Tracer) SetRequestID(d *Call, set Setter) {
 			return
 		}
 	}
-	seed := max(1, seedOf(d.Start, trace.SpanContextFromContext(d.Caller), d.Seed))
-	set.SetHeader(requestID, string(appendUUID(nil, seed)))
+	from := trace.SpanContextFromContext(d.Caller)
+	set.SetHeader(requestID, string(appendUUID(nil, idSeed(d.Seed, &from))))
 }
 
 // process makes request ids differ between processes.
 var process = [2]uint64{rand.Uint64(), rand.Uint64()}
 
-// seedOf returns the seed of a call, which all its attempts come to without any memory of one another.
-func seedOf(start time.Time, sc trace.SpanContext, owner uint64) uint64 {
-	id := sc.SpanID()
-	n := owner
-	for _, b := range id {
-		n = n<<8 | n>>56 ^ uint64(b)
-	}
-	return mix(uint64(start.UnixNano()) + mix(n))
-}
+// Seed returns the seed of a call that began at start. All its attempts come to the same one, and no other call of this process does: owner
+// tells it from those that begin at the same time.
+func Seed(start time.Time, owner uint64) uint64 { return mix(uint64(start.UnixNano()) + mix(owner)) }
 
 // mix is the finalizer of SplitMix64.
 func mix(n uint64) uint64 {
@@ -178,20 +197,38 @@ func mix(n uint64) uint64 {
 	return n ^ n>>31
 }
 
+// idSeed returns the seed of the request id of a call, which is never 0. The clock may be too coarse to tell calls apart, so the span that they
+// are made for has a part in it.
+func idSeed(seed uint64, caller *trace.SpanContext) uint64 {
+	id := caller.SpanID()
+	return max(1, seed^binary.NativeEndian.Uint64(id[:]))
+}
+
 const uuidLength = 36
 
+// appendUUID appends a random UUID, of version 4, that is made of seed.
 func appendUUID(b []byte, seed uint64) []byte {
-	var u [16]byte
-	put(u[:8], mix(seed+process[0]))
-	put(u[8:], mix(seed^process[1]))
-	u[6], u[8] = u[6]&0x0f|0x40, u[8]&0x3f|0x80
-	at := len(b)
-	b = append(b, "00000000-0000-0000-0000-000000000000"...)
-	text := b[at : at+uuidLength]
-	hex.Encode(text[:8], u[:4])
-	hex.Encode(text[9:13], u[4:6])
-	hex.Encode(text[14:18], u[6:8])
-	hex.Encode(text[19:23], u[8:10])
-	hex.Encode(text[24:], u[10:])
-	return b
+	var digits [32]byte
+	text := appendHex(digits[:0], mix(seed+process[0])&^0xf000|0x4000)
+	text = appendHex(text, mix(seed^process[1])&^(3<<62)|2<<62)
+	b = append(append(b, text[:8]...), '-')
+	b = append(append(b, text[8:12]...), '-')
+	b = append(append(b, text[12:16]...), '-')
+	b = append(append(b, text[16:20]...), '-')
+	return append(b, text[20:]...)
+}
+
+// appendHex appends the 16 digits of n. Package hex writes them one after the other; these are written eight at a time.
+func appendHex(b []byte, n uint64) []byte {
+	b = binary.BigEndian.AppendUint64(b, digits(n>>32))
+	return binary.BigEndian.AppendUint64(b, digits(n&0xffffffff))
+}
+
+// digits returns the eight digits of a 32-bit number, each in a byte of its own.
+func digits(n uint64) uint64 {
+	n = (n | n<<16) & 0x0000ffff0000ffff
+	n = (n | n<<8) & 0x00ff00ff00ff00ff
+	n = (n | n<<4) & 0x0f0f0f0f0f0f0f0f
+	letters := (n + 0x0606060606060606) >> 4 & 0x0101010101010101 // 1 where the digit is above 9
+	return n + 0x3030303030303030 + letters*('a'-'0'-10)
 }

@@ -29,6 +29,7 @@ import (
 	"reflect"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/spans"
 	"github.com/nosidecar/mesh/retry"
@@ -58,9 +59,18 @@ type observer struct {
 func describe(c *mesh.Call) spans.Call {
 	return spans.Call{
 		Method: c.Request.Method, URL: c.Request.URL, RPC: isGRPC(c.Request), Start: c.Start,
-		Owner: c, Seed: uint64(reflect.ValueOf(c).Pointer()), Header: c.Request.Header, Caller: c.Request.Context(),
+		Owner: c, Seed: seedOf(c), Header: c.Request.Header, Caller: c.Request.Context(),
 		Documents: &c.Telemetry.Client().Tracing, Secret: c.Telemetry.Client().SecretParams,
 	}
+}
+
+func seedOf(c *mesh.Call) uint64 {
+	return spans.Seed(c.Start, uint64(reflect.ValueOf(c).Pointer()))
+}
+
+// recorded reports whether a call is recorded. Its context differs from the caller's then.
+func recorded(ctx context.Context, c *mesh.Call) bool {
+	return !caller.SameContext(ctx, c.Request.Context()) && spans.Recorded(ctx, c)
 }
 
 func isGRPC(r *http.Request) bool {
@@ -69,12 +79,15 @@ func isGRPC(r *http.Request) bool {
 }
 
 func (o *observer) callStart(ctx context.Context, c *mesh.Call) context.Context {
+	if !o.tracer.MayRecord(ctx) {
+		return ctx
+	}
 	d := describe(c)
 	return o.tracer.StartCall(ctx, &d)
 }
 
 func (o *observer) callEnd(ctx context.Context, c *mesh.Call) {
-	if !spans.Recorded(ctx, c) {
+	if !recorded(ctx, c) {
 		return
 	}
 	d := describe(c)
@@ -92,14 +105,19 @@ func (o *observer) callEnd(ctx context.Context, c *mesh.Call) {
 }
 
 func (o *observer) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
-	d := describe(a.Call)
+	c := a.Call
+	if !recorded(ctx, c) {
+		o.tracer.Carry(ctx, &spans.Outgoing{Caller: c.Request.Context(), Seed: seedOf(c), Header: a.Header, Set: a.Sent})
+		return ctx
+	}
+	d := describe(c)
 	return o.tracer.StartAttempt(ctx, &d, &spans.Attempt{
 		Number: a.Number, Start: a.Start, Endpoint: a.Endpoint, Header: a.Header, Set: a.Sent,
 	})
 }
 
 func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
-	if !spans.Recorded(ctx, a.Call) {
+	if !recorded(ctx, a.Call) {
 		return
 	}
 	e := spans.AttemptEnd{Status: a.Status, Err: a.Err, At: a.Start.Add(a.Duration)}
@@ -119,7 +137,7 @@ func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.C
 		Documents: &in.Telemetry.Server().Tracing,
 	}
 	if r.Documents.Peers {
-		r.Peer = (*caller)(in)
+		r.Peer = (*sender)(in)
 	}
 	ctx = o.tracer.StartInbound(ctx, &r)
 	if o.echo {

@@ -11,7 +11,7 @@ import (
 type (
 	callee mesh.Call    // who was called last
 	tried  mesh.Attempt // who an attempt went to
-	caller mesh.Inbound // who sent a request
+	sender mesh.Inbound // who sent a request
 )
 
 // Append implements spans.Peer.
@@ -31,7 +31,7 @@ func (a *tried) Append(all []attribute.KeyValue) []attribute.KeyValue {
 }
 
 // Append implements spans.Peer.
-func (in *caller) Append(all []attribute.KeyValue) []attribute.KeyValue {
+func (in *sender) Append(all []attribute.KeyValue) []attribute.KeyValue {
 	w := workload.ByIdentity(in.Peer, "")
 	return append(all, attribute.String("istio.source_workload", w.Name), attribute.String("istio.source_namespace", w.Namespace),
 		attribute.String("istio.source_canonical_service", w.Service))

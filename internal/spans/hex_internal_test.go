@@ -1,0 +1,39 @@
+package spans
+
+import (
+	"encoding/hex"
+	"math/rand/v2"
+	"regexp"
+	"testing"
+)
+
+// The digits are those that package hex writes.
+func TestAppendHex(t *testing.T) {
+	numbers := []uint64{0, 1, 0x0123456789abcdef, 0xfedcba9876543210, 0x9999999999999999, 0xaaaaaaaaaaaaaaaa, 1<<64 - 1}
+	for range 1000 {
+		numbers = append(numbers, rand.Uint64())
+	}
+	for _, n := range numbers {
+		var bytes [8]byte
+		for i := range bytes {
+			bytes[i] = byte(n >> (56 - 8*i))
+		}
+		if got, want := string(appendHex(nil, n)), hex.EncodeToString(bytes[:]); got != want {
+			t.Errorf("appendHex(%#x) = %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestAppendUUID(t *testing.T) {
+	form := regexp.MustCompile(`^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$`)
+	for range 1000 {
+		seed := rand.Uint64()
+		id := string(appendUUID(nil, seed))
+		if !form.MatchString(id) {
+			t.Errorf("the UUID of %#x is %q", seed, id)
+		}
+		if again := string(appendUUID(nil, seed)); again != id {
+			t.Errorf("the UUIDs of %#x are %q and %q", seed, id, again)
+		}
+	}
+}
