@@ -173,6 +173,11 @@ func (b *browser) pictures() {
 		if int(wide) > look.width {
 			t.Errorf("%s: the page is %v pixels wide, in a window of %d", look.name, wide, look.width)
 		}
+		var odd []string
+		b.eval("return [...document.querySelectorAll('td, th')].filter(e => getComputedStyle(e).display !== 'table-cell').map(e => e.className)", &odd)
+		if len(odd) > 0 {
+			t.Errorf("%s: cells of tables that are laid out as something else: %q", look.name, odd)
+		}
 		var pale []string
 		b.eval(contrast, &pale)
 		for _, text := range pale {

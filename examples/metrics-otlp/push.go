@@ -93,11 +93,11 @@ func calls(ctx context.Context, registry *prometheus.Registry) (*mesh.Mesh, erro
 	for _, path := range []string{"/1", "/2", "/3", "/lost"} {
 		resp, err := m.Client().Get("http://orders" + path)
 		if err != nil {
-			return nil, err
+			return m, err
 		}
 		_, err = io.Copy(io.Discard, resp.Body)
 		if err = errors.Join(err, resp.Body.Close()); err != nil {
-			return nil, err
+			return m, err
 		}
 	}
 	// The mesh stays open until the end of the program, as does its state in the metrics.
