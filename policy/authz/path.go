@@ -16,7 +16,7 @@ type reading struct {
 
 // maxOddPath is the maximum length of paths with several readings, by the number of kinds of oddities that they have. Each kind
 // multiplies the number of readings, and no path should cost more than the rest of its request.
-var maxOddPath = [...]int{1: 2 << 10, 2: 768, 3: 256}
+var maxOddPath = [...]int{1: 2 << 10, 2: 768, 3: 256, 4: 128}
 
 // tooLong reports whether a path that is not plain is too long to try all its readings.
 func tooLong(path string, found escapes) bool {
