@@ -132,3 +132,33 @@ func TestPortThatSomeEndpointsDoNotServe(t *testing.T) {
 		t.Errorf("a call to a port that none serves: %v", err)
 	}
 }
+
+// TestSubsetWithoutThePort: the endpoints have the labels of the subset, so the error names the port that they do not serve.
+func TestSubsetWithoutThePort(t *testing.T) {
+	e := serve(t, says("v1"))
+	e.OnlyPorts, e.Ports, e.Labels = true, []discovery.Port{{Number: 80, Target: e.Port}}, map[string]string{"version": "v1"}
+	const documents = `
+apiVersion: networking.istio.io/v1
+kind: VirtualService
+metadata: {name: web}
+spec:
+  hosts: [web]
+  http: [{route: [{destination: {host: web, subset: %s}}]}]
+---
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata: {name: web}
+spec: {host: web, subsets: [{name: v1, labels: {version: v1}}, {name: v2, labels: {version: v2}}]}
+`
+	for _, test := range []struct{ subset, port, want string }{
+		{"v1", "80", ""},
+		{"v1", "90", "none of the 1 that there are has the labels version=v1 and serves port 90"},
+		{"v2", "90", "none of the 1 that there are has the labels version=v2"},
+	} {
+		m := newMesh(t, fmt.Sprintf(documents, test.subset), mesh.WithDiscovery(discovery.Static{"web": {e}}))
+		_, err := try(m.Client(), "http://web:"+test.port+"/")
+		if (err == nil) != (test.want == "") || err != nil && !strings.HasSuffix(err.Error(), test.want+" [UH]") {
+			t.Errorf("subset %s, port %s: %v, want %q", test.subset, test.port, err, test.want)
+		}
+	}
+}

@@ -11,7 +11,7 @@ import (
 
 // update takes a set of endpoints from discovery.
 func (c *cluster) update(endpoints []discovery.Endpoint) {
-	chosen := c.choose(endpoints)
+	chosen, unserving := c.choose(endpoints)
 	n := len(chosen)
 	c.updating.Lock()
 	if c.calls.Load()&clusterGone == 0 {
@@ -26,7 +26,8 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 				c.describe(h, e) // a known one may have another identity now
 			}
 		}
-		c.unselected.Store(int64(len(endpoints) - n))
+		c.unserving.Store(int64(unserving))
+		c.unselected.Store(int64(len(endpoints) - n - unserving))
 	}
 	c.updating.Unlock()
 	if n > 0 && &chosen[0] != &endpoints[0] {
@@ -38,28 +39,30 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 }
 
 // choose returns the endpoints of the target that serve its port, each with the address that the cluster dials, which identifies it. They are
-// the given ones if these are like that already, and else copies that the caller gives back.
-func (c *cluster) choose(endpoints []discovery.Endpoint) []discovery.Endpoint {
+// the given ones if these are like that already, and else copies that the caller gives back. unserving is the number of endpoints of the
+// target that do not serve its port.
+func (c *cluster) choose(endpoints []discovery.Endpoint) (chosen []discovery.Endpoint, unserving int) {
 	match := c.config.Filter.Match
 	if len(c.config.Subset) == 0 && match == nil && !slices.ContainsFunc(endpoints, func(e discovery.Endpoint) bool {
 		return len(e.Ports) > 0 || e.Port == 0 || e.OnlyPorts
 	}) {
-		return endpoints
+		return endpoints, 0
 	}
-	chosen := copies(len(endpoints))
+	chosen = copies(len(endpoints))
 	for i := range endpoints {
 		if !hasLabels(endpoints[i].Labels, c.config.Subset) || match != nil && !match(&endpoints[i]) {
 			continue
 		}
 		port := endpoints[i].DialPort(c.target.Port)
 		if port == 0 && endpoints[i].OnlyPorts {
+			unserving++
 			continue
 		}
 		chosen = append(chosen, endpoints[i])
 		e := &chosen[len(chosen)-1]
 		e.Port, e.Ports, e.OnlyPorts = port, nil, false
 	}
-	return chosen
+	return chosen, unserving
 }
 
 func hasLabels(has, want map[string]string) bool {
