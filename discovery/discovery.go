@@ -11,6 +11,7 @@ import (
 	"iter"
 	"net"
 	"strconv"
+	"strings"
 )
 
 // Endpoint is one instance of a service: where it listens and what is known about it. Endpoints are values; the Labels map
@@ -107,14 +108,16 @@ type Service struct {
 // Names returns the names s may be registered under, most specific first: the host itself and, for a service of the
 // cluster, name.namespace.svc, name.namespace and, from the same namespace, the bare name.
 func (s Service) Names() []string {
-	names := []string{s.Host}
 	if s.Name == "" {
-		return names
+		return []string{s.Host}
 	}
-	short := s.Name + "." + s.Namespace
-	names = append(names, short+".svc", short)
-	if s.Local {
-		names = append(names, s.Name)
+	short := s.Name + "." + s.Namespace + ".svc"
+	if strings.HasPrefix(s.Host, short+".") {
+		short = s.Host[:len(short)] // which there may be thousands of
+	}
+	names := []string{s.Host, short, strings.TrimSuffix(short, ".svc"), s.Name}
+	if !s.Local {
+		names = names[:3]
 	}
 	return names
 }

@@ -12,8 +12,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/nosidecar/mesh/internal/pause"
 )
 
 const (
@@ -76,25 +74,20 @@ func (d DNS) check() error {
 
 // Watch implements [Resolver]. It makes one lookup at a time. A DNS with invalid fields yields only an error.
 func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error] {
-	return func(yield func([]Endpoint, error) bool) {
-		if ctx.Err() != nil {
-			return
-		}
-		if err := d.check(); err != nil {
-			yieldOnce(ctx, yield, nil, err)
-			return
-		}
-		host := canonical(strings.Trim(service.Host, "[]"))
-		if _, err := netip.ParseAddr(host); err == nil || host == "localhost" {
-			yieldOnce(ctx, yield, []Endpoint{{Address: host}}, nil)
-			return
-		}
-		w := dnsWatch{DNS: d, service: service, names: dnsNames(service), gap: refreshGap}
-		w.Interval = cmp.Or(d.Interval, defaultDNSInterval)
-		w.refresh, _ = ctx.Value(refreshKey{}).(<-chan struct{}) // nil: nothing asks
-		for w.lookUp(ctx, yield) {
-		}
+	return func(yield func([]Endpoint, error) bool) { iterate(ctx, d.follow(service), nil, yield) }
+}
+
+func (d DNS) follow(service Service) source {
+	if err := d.check(); err != nil {
+		return &fixed{err: err}
 	}
+	host := canonical(strings.Trim(service.Host, "[]"))
+	if _, err := netip.ParseAddr(host); err == nil || host == "localhost" {
+		return &fixed{endpoints: []Endpoint{{Address: host}}}
+	}
+	w := &dnsWatch{DNS: d, service: service, names: dnsNames(service), gap: refreshGap}
+	w.Interval = cmp.Or(d.Interval, defaultDNSInterval)
+	return w
 }
 
 // dnsWatch is one Watch of a DNS.
@@ -108,33 +101,30 @@ type dnsWatch struct {
 	missing  bool       // whether the last thing yielded was ErrUnknownService
 	failures int
 
-	refresh <-chan struct{} // a subscriber could not connect
-	asked   bool            // whether that caused the latest lookup
-	gap     time.Duration   // the least time between requested lookups
+	asked bool          // whether a subscriber that could not connect caused the latest lookup, or those that failed since
+	gap   time.Duration // the least time between requested lookups
 }
 
-// lookUp makes a lookup, yields its result, and waits until the next is due. It reports false at the end of the watch.
-func (w *dnsWatch) lookUp(ctx context.Context, yield func([]Endpoint, error) bool) bool {
-	select {
-	case <-w.refresh: // which comes in time for this lookup
-	default:
+// step implements source: it makes a lookup and yields its result.
+func (w *dnsWatch) step(ctx context.Context, asked bool, yield func([]Endpoint, error) bool) turn {
+	if w.failures == 0 {
+		w.asked = asked
 	}
 	name, now, err := w.lookup(ctx, w.names)
 	switch {
 	case ctx.Err() != nil:
-		return false
+		return turn{}
 	case now == nil:
-		return w.failed(err, yield) && pause.For(ctx, backoff(w.failures, w.Interval)) == nil
+		w.failed(err, yield)
+		return turn{after: backoff(w.failures, w.Interval), least: -1}
 	case err != nil && !yield(nil, fmt.Errorf("discovery: look up %s: %w", w.service.Host, err)):
-		return false
+		return turn{}
 	}
 	changed := !w.known || !slices.EqualFunc(now, w.last, equalDNS)
 	if changed {
 		shuffled := slices.Clone(now)
 		rand.Shuffle(len(shuffled), func(i, j int) { shuffled[i], shuffled[j] = shuffled[j], shuffled[i] })
-		if !yield(shuffled, nil) {
-			return false
-		}
+		yield(shuffled, nil)
 	}
 	if changed || !w.asked {
 		w.gap = refreshGap
@@ -142,23 +132,25 @@ func (w *dnsWatch) lookUp(ctx context.Context, yield func([]Endpoint, error) boo
 		w.gap = min(2*w.gap, w.Interval)
 	}
 	w.names, w.last, w.known, w.missing, w.failures = []string{name}, now, true, false, 0
-	asked, ok := sleepUnless(ctx, w.Interval*9/10+rand.N(w.Interval/5+1), w.refresh, w.gap)
-	w.asked = asked
-	return ok
+	return turn{after: max(1, w.Interval*9/10+rand.N(w.Interval/5+1)), least: w.gap}
 }
 
+// stop implements source.
+func (w *dnsWatch) stop() {}
+
 // failed yields the error of a lookup without an answer. ErrUnknownService is yielded only once.
-func (w *dnsWatch) failed(err error, yield func([]Endpoint, error) bool) bool {
+func (w *dnsWatch) failed(err error, yield func([]Endpoint, error) bool) {
 	w.failures++
 	absent := isNotFound(err) && !w.known
 	if absent && w.missing {
-		return true
+		return
 	}
 	w.missing = absent
 	if absent {
-		return yield(nil, fmt.Errorf("%w: %w", unknown(w.service), err))
+		yield(nil, fmt.Errorf("%w: %w", unknown(w.service), err))
+		return
 	}
-	return yield(nil, fmt.Errorf("discovery: look up %s: %w", w.service.Host, err))
+	yield(nil, fmt.Errorf("discovery: look up %s: %w", w.service.Host, err))
 }
 
 // dnsNames returns the names to look up for the service, in order.

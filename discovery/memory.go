@@ -14,7 +14,7 @@ import (
 type Memory struct {
 	mu       sync.Mutex
 	services map[string]*record
-	watchers map[string][]chan<- struct{} // by name, the channels to wake
+	watchers map[string][]*memoryWatch // by the first label of the names that they look for
 }
 
 // record is one state of a service. It is replaced, never changed, so its address identifies the state.
@@ -35,7 +35,6 @@ func (m *Memory) Remove(service string) {
 
 func (m *Memory) put(name string, r *record) {
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	if r == nil {
 		delete(m.services, name)
 	} else {
@@ -44,82 +43,126 @@ func (m *Memory) put(name string, r *record) {
 		}
 		m.services[name] = r
 	}
-	for _, wake := range m.watchers[name] {
-		select {
-		case wake <- struct{}{}:
-		default: // already woken: it will find the latest
+	var woken []*memoryWatch
+	for _, w := range m.watchers[label(name)] {
+		if slices.Contains(w.names, name) {
+			woken = append(woken, w)
 		}
 	}
+	m.mu.Unlock()
+	for _, w := range woken {
+		w.waker.wake() // without the lock: it takes others
+	}
+}
+
+// label returns the first label of a name. A service has the same one under all its names.
+func label(name string) string {
+	first, _, _ := strings.Cut(name, ".")
+	return first
 }
 
 // Watch implements [Resolver]. A slow watcher gets the latest set next, and skips those in between.
 func (m *Memory) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error] {
 	return func(yield func([]Endpoint, error) bool) {
-		names := service.Names()
-		for i, name := range names {
-			names[i] = canonical(name)
-		}
-		wake := make(chan struct{}, 1)
-		m.register(names, wake)
-		defer m.unregister(names, wake)
-
-		var last *record
-		for first := true; ctx.Err() == nil; first = false {
-			now := m.lookup(names)
-			switch {
-			case now == nil && first:
-				if !yield(nil, unknown(service)) {
-					return
-				}
-			case now == nil && last != nil:
-				if !yield(nil, nil) {
-					return
-				}
-			case now != last:
-				if !yield(now.endpoints, nil) {
-					return
-				}
-			}
-			last = now
-			select {
-			case <-wake:
-			case <-ctx.Done():
-			}
-		}
+		wake := make(signal, 1)
+		iterate(ctx, m.follow(service, wake), wake, yield)
 	}
 }
 
-func (m *Memory) lookup(names []string) *record {
+// signal is a waker for somebody who waits on a channel.
+type signal chan struct{}
+
+func (s signal) wake() {
+	select {
+	case s <- struct{}{}:
+	default: // already woken: it will find the latest
+	}
+}
+
+// follow returns a source that is woken whenever the service changes.
+func (m *Memory) follow(service Service, waker waker) source {
+	names := service.Names()
+	for i, name := range names {
+		names[i] = canonical(name)
+	}
+	return &memoryWatch{memory: m, names: names, waker: waker}
+}
+
+// memoryWatch is one Watch of a Memory.
+type memoryWatch struct {
+	memory *Memory
+	names  []string // the most specific first
+	waker  waker
+	last   *record // as yielded
+
+	// Guarded by Memory.mu.
+	registered, stopped bool
+}
+
+// step implements source.
+func (w *memoryWatch) step(_ context.Context, _ bool, yield func([]Endpoint, error) bool) turn {
+	now, first := w.look()
+	switch {
+	case now == nil && first:
+		yield(nil, unknown(Service{Host: w.names[0]}))
+	case now == nil && w.last != nil:
+		yield(nil, nil)
+	case now != w.last:
+		yield(now.endpoints, nil)
+	}
+	w.last = now
+	return turn{}
+}
+
+// look returns the present state of the service, nil if there is none. The first look registers the watch.
+func (w *memoryWatch) look() (now *record, first bool) {
+	m := w.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, name := range names {
+	if first = !w.registered && !w.stopped; first {
+		if m.watchers == nil {
+			m.watchers = make(map[string][]*memoryWatch)
+		}
+		for _, label := range w.labels() {
+			m.watchers[label] = append(m.watchers[label], w)
+		}
+		w.registered = true
+	}
+	for _, name := range w.names {
 		if r := m.services[name]; r != nil {
-			return r
+			return r, first
 		}
 	}
-	return nil
+	return nil, first
 }
 
-func (m *Memory) register(names []string, wake chan<- struct{}) {
+// stop implements source.
+func (w *memoryWatch) stop() {
+	m := w.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.watchers == nil {
-		m.watchers = make(map[string][]chan<- struct{})
+	w.stopped = true
+	if !w.registered {
+		return
 	}
-	for _, name := range names {
-		m.watchers[name] = append(m.watchers[name], wake)
-	}
-}
-
-func (m *Memory) unregister(names []string, wake chan<- struct{}) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, name := range names {
-		left := slices.DeleteFunc(m.watchers[name], func(other chan<- struct{}) bool { return other == wake })
-		if m.watchers[name] = left; len(left) == 0 {
-			delete(m.watchers, name)
+	w.registered = false
+	for _, label := range w.labels() {
+		left := slices.DeleteFunc(m.watchers[label], func(other *memoryWatch) bool { return other == w })
+		if m.watchers[label] = left; len(left) == 0 {
+			delete(m.watchers, label)
 		}
 	}
+}
+
+// labels returns the first labels of the names: one, unless somebody has made up a service whose names have nothing in common.
+func (w *memoryWatch) labels() []string {
+	labels := make([]string, 0, 4)
+	for _, name := range w.names {
+		if first := label(name); !slices.Contains(labels, first) {
+			labels = append(labels, first)
+		}
+	}
+	return labels
 }
 
 // canonical returns the form under which a host name is kept: names are case-insensitive and may end in a dot.

@@ -11,23 +11,29 @@ type Static map[string][]Endpoint
 
 // Watch implements [Resolver]. It yields once.
 func (s Static) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error] {
-	return func(yield func([]Endpoint, error) bool) {
-		if ctx.Err() != nil {
-			return
-		}
-		for _, name := range service.Names() {
-			if endpoints, ok := s[canonical(name)]; ok {
-				yieldOnce(ctx, yield, endpoints, nil)
-				return
-			}
-		}
-		yieldOnce(ctx, yield, nil, unknown(service))
-	}
+	return func(yield func([]Endpoint, error) bool) { iterate(ctx, s.follow(service), nil, yield) }
 }
 
-// yieldOnce is a watch of a set that never changes.
-func yieldOnce(ctx context.Context, yield func([]Endpoint, error) bool, endpoints []Endpoint, err error) {
-	if yield(endpoints, err) {
-		<-ctx.Done()
+func (s Static) follow(service Service) source {
+	for _, name := range service.Names() {
+		if endpoints, ok := s[canonical(name)]; ok {
+			return &fixed{endpoints: endpoints}
+		}
 	}
+	return &fixed{err: unknown(service)}
 }
+
+// fixed is the source of a set, or of an error, that never changes.
+type fixed struct {
+	endpoints []Endpoint
+	err       error
+}
+
+// step implements source.
+func (f *fixed) step(_ context.Context, _ bool, yield func([]Endpoint, error) bool) turn {
+	yield(f.endpoints, f.err)
+	return turn{}
+}
+
+// stop implements source.
+func (f *fixed) stop() {}
