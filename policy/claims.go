@@ -2,10 +2,12 @@ package policy
 
 import (
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/route"
+	"github.com/nosidecar/mesh/retry"
 )
 
 // claim has the documents about requests to a host.
@@ -207,7 +209,7 @@ func (p *Plan) built(c *claim) *built {
 	u := p.unit(c)
 	b := c.virtual.last.Load()
 	if b == nil || !b.unit.equal(&u) {
-		b = mustCompile(c.virtual.identity.String(), p.steps(c, (*virtual).peek))
+		b = p.mustCompile(c.virtual.identity.String(), p.steps(c, (*virtual).peek))
 		b.unit = u
 	}
 	if !c.done.CompareAndSwap(nil, b) {
@@ -223,17 +225,42 @@ func (p *Plan) joined(c *claim) *built {
 		return b
 	}
 	j := p.join(c.joint.host, c, &c.joint.unit, (*virtual).peek)
-	c.joint.done.CompareAndSwap(nil, mustCompile(j.name, j.out)) // the addresses of routes identify them
+	c.joint.done.CompareAndSwap(nil, p.mustCompile(j.name, j.out)) // the addresses of routes identify them
 	return c.joint.done.Load()
 }
 
 // mustCompile compiles routes that were compiled before, when the documents were loaded.
-func mustCompile(name string, steps []step) *built {
+func (p *Plan) mustCompile(name string, steps []step) *built {
 	b, err := compileSteps(name, steps)
 	if err != nil {
 		panic("policy: routes that were compiled before are refused: " + err.Error())
 	}
+	for i := range b.routes.Len() {
+		rule := b.routes.Rule(i)
+		rule.Retry = p.retrying.share(rule.Retry)
+	}
 	return b
+}
+
+// retrying has the retry policies that the latest routes use: thousands of routes retry in a few ways. The zero value is ready for use.
+type retrying struct {
+	mu     sync.Mutex
+	latest [8]*retry.Policy
+	next   int
+}
+
+// share returns a policy that routes already use, if it is equal.
+func (r *retrying) share(p *retry.Policy) *retry.Policy {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, other := range r.latest {
+		if other != nil && other.Config().Equal(p.Config()) {
+			return other
+		}
+	}
+	r.latest[r.next%len(r.latest)] = p
+	r.next++
+	return p
 }
 
 // compileSteps compiles routes.
@@ -242,6 +269,9 @@ func compileSteps(name string, steps []step) (*built, error) {
 	routes := make([]route.Route, len(steps))
 	for i := range steps {
 		routes[i], b.origins[i] = steps[i].Route, steps[i].origin
+		if b.origins[i].document == name {
+			b.origins[i].document = name // and keep one copy
+		}
 	}
 	var err error
 	b.routes, err = route.NewTable(routes)
@@ -251,12 +281,13 @@ func compileSteps(name string, steps []step) (*built, error) {
 // steps returns the routes of a VirtualService with its delegates, which read returns.
 func (p *Plan) steps(c *claim, read func(*virtual) *istio.VirtualService) []step {
 	whole := c.whole.of(c.virtual, read)
+	document := c.virtual.identity.String()
 	steps := make([]step, len(whole.Spec.HTTP))
 	for i, r := range whole.Routes(p.client()) {
 		spec, from := &whole.Spec.HTTP[i], whole.Origins[i]
 		s := step{
 			Route:   r,
-			origin:  origin{document: c.virtual.identity.String(), index: from.Route, matches: from.Matches},
+			origin:  origin{document: document, index: from.Route, matches: from.Matches},
 			timed:   spec.Timeout.Set,
 			retried: spec.Retries != nil,
 		}

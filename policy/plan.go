@@ -110,6 +110,7 @@ type Plan struct {
 	reports *telemetry.Settings
 
 	defaults *route.Table
+	retrying retrying
 
 	inForce []int // the number of documents of each source that are in force
 

@@ -20,6 +20,15 @@ type Config struct {
 	// the way to it, was unavailable.
 	On On
 
+	// AnyMethod retries every method alike, as Envoy does. Without it a request that is neither idempotent by its method
+	// nor has an Idempotency-Key is retried only when the server provably did not process it: the connection could
+	// not be made, or the stream was refused.
+	AnyMethod bool
+
+	// NestedRetries also retries a request that is itself a retry, by its x-envoy-attempt-count or because it is made within
+	// one. Without it, three layers of three tries make at most 7 calls; with it, 27.
+	NestedRetries bool
+
 	// RetriableHeaders names the response headers that the condition RetriableHeaders looks for.
 	RetriableHeaders []string
 
@@ -41,15 +50,6 @@ type Config struct {
 	// BodyLimit is how many bytes of a request body without GetBody are kept for a replay. A request that has sent more
 	// is not retried. 0: 64 KiB. Negative: nothing is kept, so that only an untouched body is sent again.
 	BodyLimit int
-
-	// AnyMethod retries every method alike, as Envoy does. Without it a request that is neither idempotent by its method
-	// nor has an Idempotency-Key is retried only when the server provably did not process it: the connection could
-	// not be made, or the stream was refused.
-	AnyMethod bool
-
-	// NestedRetries also retries a request that is itself a retry, by its x-envoy-attempt-count or because it is made within
-	// one. Without it, three layers of three tries make at most 7 calls; with it, 27.
-	NestedRetries bool
 }
 
 // Equal reports whether the settings are the same.

@@ -9,7 +9,7 @@ const (
 
 // Set is a set of HTTP statuses from Min to Max. The zero value is empty. Sets can be compared with ==.
 type Set struct {
-	bits [(Max - Min + 64) / 64]uint64
+	bits [(Max - Min + 32) / 32]uint32 // of 4 bytes, so that small fields beside a Set take no more room
 }
 
 // Add adds a status. It reports false if the status is not from Min to Max.
@@ -18,12 +18,12 @@ func (s *Set) Add(status int) bool {
 	if i < 0 || status > Max {
 		return false
 	}
-	s.bits[i/64] |= 1 << (i % 64)
+	s.bits[i/32] |= 1 << (i % 32)
 	return true
 }
 
 // Has reports whether status is in the set.
 func (s *Set) Has(status int) bool {
 	i := status - Min
-	return i >= 0 && status <= Max && s.bits[i/64]&(1<<(i%64)) != 0
+	return i >= 0 && status <= Max && s.bits[i/32]&(1<<(i%32)) != 0
 }

@@ -1,6 +1,7 @@
 package route
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 )
@@ -216,16 +217,17 @@ func filings(m *matcher) (all []option) {
 		may(condition{kind: onPrefix, text: m.uri.value})
 	}
 	fixed := func(s *stringMatcher) bool { return s.kind == Exact && !s.fold && s.value != "" }
-	if fixed(&m.authority) {
-		may(condition{kind: onHeader, key: headerKey{":authority", ":authority"}, text: m.authority.value})
+	more := cmp.Or(m.more, new(matchers))
+	if fixed(&more.authority) {
+		may(condition{kind: onHeader, key: headerKey{":authority", ":authority"}, text: more.authority.value})
 	}
-	for i := range m.headers {
-		if h := &m.headers[i]; !h.without && fixed(&h.value) {
+	for i := range more.headers {
+		if h := &more.headers[i]; !h.without && fixed(&h.value) {
 			may(condition{kind: onHeader, key: h.key, text: h.value.value})
 		}
 	}
-	for i := range m.query {
-		if q := &m.query[i]; fixed(&q.value) {
+	for i := range more.query {
+		if q := &more.query[i]; fixed(&q.value) {
 			may(condition{kind: onParameter, name: q.key, text: q.value.value})
 		}
 	}

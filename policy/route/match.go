@@ -151,27 +151,32 @@ func (k *headerKey) of(r *Request) (value string, present bool) {
 	}
 }
 
-// matcher is a compiled [Match].
+// matcher is a compiled [Match]. Most have a condition on the path and no other, and there may be thousands of them.
 type matcher struct {
-	port                           int
-	method, scheme, authority, uri stringMatcher
-	headers                        []headerMatcher
-	query                          []queryMatcher
+	uri  stringMatcher
+	port int32
+	span int32     // the length of the prefix of the path that a rewrite replaces, or whole
+	more *matchers // the other conditions; nil if there are none
+}
 
-	// span is the length of the prefix of the path that a rewrite replaces, or whole.
-	span int
+// matchers are the conditions of a [Match] besides those on the path and the port.
+type matchers struct {
+	method, scheme, authority stringMatcher
+	headers                   []headerMatcher
+	query                     []queryMatcher
 }
 
 const whole = -1
 
 // defaultSpan is the span of a match without a condition on the path. Istio treats it as a match of the prefix "/".
-const defaultSpan = len("/")
+const defaultSpan = int32(len("/"))
 
 func (m *matcher) match(r *Request) bool {
-	if m.port != 0 && m.port != r.Port {
-		return false
-	}
-	if !m.method.match(r.Method) || !m.uri.match(r.Path) || !m.authority.match(r.Authority) || !m.scheme.match(r.Scheme) {
+	return (m.port == 0 || int(m.port) == r.Port) && m.uri.match(r.Path) && (m.more == nil || m.more.match(r))
+}
+
+func (m *matchers) match(r *Request) bool {
+	if !m.method.match(r.Method) || !m.authority.match(r.Authority) || !m.scheme.match(r.Scheme) {
 		return false
 	}
 	for i := range m.headers {
@@ -188,17 +193,18 @@ func (m *matcher) match(r *Request) bool {
 }
 
 func compileMatch(m *Match, known expressions, report reporter) matcher {
-	c := matcher{port: m.Port}
+	c := matcher{port: int32(m.Port)}
 	if m.Port < 0 || m.Port > 65535 {
 		report("Port", fmt.Errorf("%d is not a port", m.Port))
 	}
+	var more matchers
 	for _, f := range []struct {
 		name string
 		from StringMatch
 		to   *stringMatcher
 	}{
-		{"URI", m.URI, &c.uri}, {"Scheme", m.Scheme, &c.scheme},
-		{"Method", m.Method, &c.method}, {"Authority", m.Authority, &c.authority},
+		{"URI", m.URI, &c.uri}, {"Scheme", m.Scheme, &more.scheme},
+		{"Method", m.Method, &more.method}, {"Authority", m.Authority, &more.authority},
 	} {
 		var err error
 		if f.from.Kind == Present {
@@ -214,10 +220,19 @@ func compileMatch(m *Match, known expressions, report reporter) matcher {
 	case Any:
 		c.span = defaultSpan
 	case Prefix:
-		c.span = len(m.URI.Value)
+		c.span = int32(len(m.URI.Value))
 	default:
 		c.span = whole
 	}
+	more.compile(m, known, report)
+	if len(more.headers) > 0 || len(more.query) > 0 || more.method.kind != Any || more.scheme.kind != Any || more.authority.kind != Any {
+		c.more = &more
+	}
+	return c
+}
+
+// compile compiles the conditions on headers and parameters.
+func (c *matchers) compile(m *Match, known expressions, report reporter) {
 	c.headers = make([]headerMatcher, 0, len(m.Headers)+len(m.WithoutHeaders))
 	for i, h := range m.Headers {
 		hm, err := compileHeader(h, false, known)
@@ -243,7 +258,6 @@ func compileMatch(m *Match, known expressions, report reporter) matcher {
 		}
 		c.query = append(c.query, queryMatcher{key: q.Key, value: value})
 	}
-	return c
 }
 
 // headerMatcher is a compiled member of [Match.Headers] or, inverted, of [Match.WithoutHeaders].

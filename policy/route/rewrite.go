@@ -17,36 +17,32 @@ import (
 // ErrPath is wrapped by the error of a request whose path is invalid after it was rewritten. Such a request is not sent.
 var ErrPath = refusal.New("route: invalid path after rewriting")
 
-// pathRewrite is the compiled path rewrite of a [Rewrite].
+// pathRewrite is the compiled path rewrite of a [Rewrite]. A nil one changes nothing.
 type pathRewrite struct {
 	uri     string
 	pattern *regexp.Regexp
 	to      string // in the syntax of regexp.Expand
 }
 
-func (w *pathRewrite) none() bool {
-	return w.uri == "" && w.pattern == nil
-}
-
 // apply returns the rewritten path. span is the length of the prefix that a rewrite by URI replaces, or whole.
-func (w *pathRewrite) apply(path string, span int) string {
+func (w *pathRewrite) apply(path string, span int32) string {
 	switch {
+	case w == nil:
+		return path
 	case w.pattern != nil:
 		return w.pattern.ReplaceAllString(path, w.to)
-	case w.uri == "":
-		return path
 	}
 	return replaceStart(path, span, w.uri)
 }
 
-func replaceStart(path string, span int, with string) string {
-	if span == whole || span >= len(path) {
+func replaceStart(path string, span int32, with string) string {
+	if span == whole || int(span) >= len(path) {
 		return with
 	}
 	return with + path[span:]
 }
 
-func compileRewrite(r *Rewrite, report reporter) pathRewrite {
+func compileRewrite(r *Rewrite, report reporter) *pathRewrite {
 	var w pathRewrite
 	if r.Authority != "" && !validAuthority(r.Authority) {
 		report("Authority", fmt.Errorf("%q is not an authority", r.Authority))
@@ -71,7 +67,10 @@ func compileRewrite(r *Rewrite, report reporter) pathRewrite {
 			report("Substitution", err)
 		}
 	}
-	return w
+	if w.uri == "" && w.pattern == nil {
+		return nil
+	}
+	return &w
 }
 
 func checkPath(s string) error {
@@ -141,7 +140,7 @@ func validAuthority(s string) bool {
 
 // Rewrites reports whether [Backend.Rewrite] changes anything. If not, the request need not be cloned.
 func (b *Backend) Rewrites() bool {
-	return b.Authority != "" || b.Request != nil || !b.rule.path.none()
+	return b.Authority != "" || b.Request != nil || b.rule.path != nil
 }
 
 // Rewrite edits the headers, authority and path of out as the route and the destination specify. The match is the one that
@@ -162,7 +161,7 @@ func (b *Backend) Rewrite(out *http.Request, match int) error {
 	if b.Authority != "" {
 		out.Host = b.Authority
 	}
-	if b.rule.path.none() {
+	if b.rule.path == nil {
 		return nil
 	}
 	return setPath(out.URL, b.rule.RewritePath(escapedPath(out.URL), match))
@@ -198,7 +197,7 @@ func (rule *Rule) answer(req *http.Request, match int) *http.Response {
 }
 
 // location returns the Location header of the redirect, built as Envoy builds it.
-func (d *Redirect) location(r *Request, span int) string {
+func (d *Redirect) location(r *Request, span int32) string {
 	scheme := cmp.Or(d.Scheme, r.Scheme)
 	host, port := splitPort(r.Authority)
 	if d.Authority != "" {

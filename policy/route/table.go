@@ -36,7 +36,7 @@ type Rule struct {
 	Retry *retry.Policy
 
 	matches  []matcher
-	path     pathRewrite
+	path     *pathRewrite // nil if it stays
 	response *HeaderEdits // of the route alone, for its own responses
 	backends []Backend
 	total    uint32 // the sum of the weights
@@ -182,7 +182,7 @@ func (rule *Rule) Backend(i int) *Backend {
 }
 
 // span returns the length of the prefix of the path that the match covers, or whole.
-func (rule *Rule) span(match int) int {
+func (rule *Rule) span(match int) int32 {
 	if match < 0 {
 		return defaultSpan
 	}
@@ -199,8 +199,11 @@ func (report reporter) within(prefix string) reporter {
 
 func (rule *Rule) compile(r *Route, index int, known expressions, report reporter) {
 	rule.Route, rule.Index = r, index
+	if len(r.Matches) > 0 {
+		rule.matches = make([]matcher, len(r.Matches))
+	}
 	for i := range r.Matches {
-		rule.matches = append(rule.matches, compileMatch(&r.Matches[i], known, report.within(fmt.Sprintf("Matches[%d]", i))))
+		rule.matches[i] = compileMatch(&r.Matches[i], known, report.within(fmt.Sprintf("Matches[%d]", i)))
 	}
 	rule.path = compileRewrite(&r.Rewrite, report.within("Rewrite"))
 	request, authority := compileLevel(&r.Headers.Request, false, report.within("Headers.Request"))
