@@ -24,37 +24,56 @@ func BenchmarkServices(b *testing.B) {
 		{name: "documents, circuit", opts: []mesh.Option{mesh.WithProtection(mesh.Protection{Circuit: &breaker.Config{}})}},
 	} {
 		b.Run(side.name, func(b *testing.B) {
-			var registry discovery.Memory
-			var sources []policy.Source
-			for i := range services {
-				name := fmt.Sprintf("s%d", i)
-				registry.Set(name, discovery.Endpoint{Address: fmt.Sprintf("10.0.%d.%d", i>>8, i&255), Port: 8080})
-				text := strings.ReplaceAll(fmt.Sprintf(benchDocuments, "", ""), "user-service", name)
-				sources = append(sources, policy.Source{Name: name + ".yaml", Data: []byte(text)})
-			}
 			for b.Loop() {
-				before := heapInUse()
-				m, err := mesh.New(b.Context(), append(side.opts, mesh.WithDiscovery(&registry), mesh.WithPolicy(sources...))...)
-				if err != nil {
-					b.Fatal(err)
-				}
-				mesh.ReplaceConnections(m, noopTransport{})
-				loaded := heapInUse()
-				rt, buf := m.Transport(), make([]byte, 512)
-				for i := range services {
-					req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://s%d/users/42", i), nil)
-					if err != nil {
-						b.Fatal(err)
-					}
-					noopCall(b, rt, req, buf)
-				}
-				called := heapInUse()
-				b.ReportMetric(float64(loaded-before)/services, "B/service")
-				b.ReportMetric(float64(called-loaded)/services, "B/called")
-				m.Close()
+				documents, called, _ := memoryOfServices(b, services, side.opts...)
+				b.ReportMetric(documents, "B/service")
+				b.ReportMetric(called, "B/called")
 			}
 		})
 	}
+}
+
+// TestServicesThatAreCalledTakeLittle: each service that was called once had a goroutine that waited for its endpoints, with a stack of 4 kB,
+// and 12 kB of heap.
+func TestServicesThatAreCalledTakeLittle(t *testing.T) {
+	_, called, goroutines := memoryOfServices(t, 500)
+	if called > 8500 {
+		t.Errorf("a called service takes %.0f bytes, want at most 8500", called)
+	}
+	if goroutines > 20 {
+		t.Errorf("500 called services have %d goroutines, want none of their own", goroutines)
+	}
+}
+
+// memoryOfServices returns how many bytes each of so many services takes, and one that was called beside that, and how many goroutines came
+// with the calls.
+func memoryOfServices(tb testing.TB, services int, opts ...mesh.Option) (documents, called float64, goroutines int) {
+	var registry discovery.Memory
+	var sources []policy.Source
+	for i := range services {
+		name := fmt.Sprintf("s%d", i)
+		registry.Set(name, discovery.Endpoint{Address: fmt.Sprintf("10.0.%d.%d", i>>8, i&255), Port: 8080})
+		text := strings.ReplaceAll(fmt.Sprintf(benchDocuments, "", ""), "user-service", name)
+		sources = append(sources, policy.Source{Name: name + ".yaml", Data: []byte(text)})
+	}
+	before := heapInUse()
+	m, err := mesh.New(tb.Context(), append(opts, mesh.WithDiscovery(&registry), mesh.WithPolicy(sources...))...)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer m.Close()
+	mesh.ReplaceConnections(m, noopTransport{})
+	loaded, running := heapInUse(), runtime.NumGoroutine()
+	rt, buf := m.Transport(), make([]byte, 512)
+	for i := range services {
+		req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://s%d/users/42", i), nil)
+		if err != nil {
+			tb.Fatal(err)
+		}
+		noopCall(tb, rt, req, buf)
+	}
+	after := heapInUse()
+	return float64(loaded-before) / float64(services), float64(after-loaded) / float64(services), runtime.NumGoroutine() - running
 }
 
 // heapInUse returns the bytes that are in use.

@@ -17,6 +17,9 @@ type endpointCalls struct {
 	success         float64 // in percent: sums are more exact than with fractions
 }
 
+// compares reports whether a rule compares endpoints, for which [Tracker] counts its calls.
+func (c *OutlierConfig) compares() bool { return c.SuccessRate || c.FailureFraction > 0 }
+
 // compareLocked applies the rules that compare endpoints to the counts since the last sweep.
 func (o *Outlier) compareLocked(now time.Time) {
 	counted := o.countedLocked()
@@ -42,7 +45,7 @@ func (o *Outlier) compareLocked(now time.Time) {
 // are ejected if not all may be.
 func (o *Outlier) countedLocked() []endpointCalls {
 	var counted []endpointCalls
-	for _, t := range o.trackers {
+	for _, t := range o.trackers.All() {
 		counts := t.rate.Swap(0)
 		calls, successes := counts>>32, counts&(1<<32-1)
 		if calls > 0 && !t.out.Load() {

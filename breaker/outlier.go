@@ -1,6 +1,7 @@
 package breaker
 
 import (
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/fraction"
+	"github.com/nosidecar/mesh/internal/smallmap"
 )
 
 // Result is how a call to an endpoint ended: an HTTP status, or one of the constants.
@@ -72,13 +74,12 @@ type EndpointStatus struct {
 // and [Outlier.Ejected], which do the rest.
 type Outlier struct {
 	cfg    OutlierConfig // with defaults
-	rates  bool          // whether a rule needs Tracker.rate
 	start  time.Time     // sweeps are due at multiples of cfg.Interval from here
 	due    atomic.Int64  // when the next sweep is, in nanoseconds from start
 	events mailbox[Event]
 
 	mu       sync.RWMutex
-	trackers map[string]*Tracker
+	trackers smallmap.Map[string, *Tracker]
 	ejected  atomic.Int32 // number of ejected trackers; written with mu held
 }
 
@@ -90,12 +91,7 @@ func NewOutlier(cfg OutlierConfig, onEvent func(Event)) (*Outlier, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Outlier{
-		cfg:      cfg,
-		rates:    cfg.SuccessRate || cfg.FailureFraction > 0,
-		start:    time.Now(),
-		trackers: make(map[string]*Tracker),
-	}
+	o := &Outlier{cfg: cfg, start: time.Now()}
 	o.due.Store(int64(cfg.Interval))
 	o.events.handler = onEvent
 	return o, nil
@@ -111,10 +107,10 @@ func (o *Outlier) Track(id string) *Tracker {
 }
 
 func (o *Outlier) trackLocked(id string) *Tracker {
-	t := o.trackers[id]
+	t := o.trackers.Get(id)
 	if t == nil {
 		t = &Tracker{outlier: o, id: id}
-		o.trackers[id] = t
+		o.trackers.Set(id, t)
 	}
 	return t
 }
@@ -124,13 +120,13 @@ func (o *Outlier) trackLocked(id string) *Tracker {
 func (o *Outlier) Forget(id string) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if t := o.trackers[id]; t != nil {
+	if t := o.trackers.Get(id); t != nil {
 		o.forgetLocked(t)
 	}
 }
 
 func (o *Outlier) forgetLocked(t *Tracker) {
-	delete(o.trackers, t.id)
+	o.trackers.Delete(t.id)
 	t.forgotten = true
 	if t.out.Swap(false) {
 		o.ejected.Add(-1)
@@ -140,11 +136,11 @@ func (o *Outlier) forgetLocked(t *Tracker) {
 // Endpoints returns the status of every endpoint, sorted by ID.
 func (o *Outlier) Endpoints() []EndpointStatus {
 	o.mu.RLock()
-	list := make([]EndpointStatus, 0, len(o.trackers))
-	for id, t := range o.trackers {
-		s := EndpointStatus{ID: id, Ejected: t.Ejected(), Multiplier: t.multiplier}
+	list := make([]EndpointStatus, 0, o.trackers.Len())
+	for id, t := range o.trackers.All() {
+		s := EndpointStatus{ID: id, Ejected: t.Ejected(), Multiplier: int(t.multiplier)}
 		if s.Ejected {
-			s.Reason, s.Until = t.reason, t.until
+			s.Reason, s.Until = t.last.reason, t.last.until
 		}
 		list = append(list, s)
 	}
@@ -158,19 +154,24 @@ type Tracker struct {
 	outlier *Outlier
 	id      string
 
-	out    atomic.Bool   // ejected; written with outlier.mu held
 	streak atomic.Uint64 // three counts of consecutive failures: see streakOf
 	rate   atomic.Uint64 // since the last sweep: calls in the upper half, successes in the lower
+	out    atomic.Bool   // ejected; written with outlier.mu held
 	used   atomic.Bool   // by Outlier.Report or Outlier.Ejected, since the last sweep
 
-	// Guarded by outlier.mu.
+	// Guarded by outlier.mu. There may be many trackers, and few with an ejection.
 	kept       bool // until Forget
 	aside      bool // no call can go there: see SetTakesCalls
 	forgotten  bool
-	idle       int // sweeps without use
-	multiplier int
-	reason     Reason
-	until      time.Time
+	idle       int32 // sweeps without use
+	multiplier int32
+	last       *ejection // nil before the first
+}
+
+// ejection is why an endpoint was ejected, and until when at least.
+type ejection struct {
+	reason Reason
+	until  time.Time
 }
 
 // Ejected reports whether the endpoint is ejected.
@@ -225,7 +226,7 @@ func (t *Tracker) Report(r Result) {
 		return
 	}
 	failed := local || o.cfg.ErrorCodes.has(code)
-	if o.rates {
+	if o.cfg.compares() {
 		add := uint64(1) << 32
 		if !failed {
 			add++
@@ -279,26 +280,26 @@ func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time, failures
 		return
 	}
 	// Like Envoy's, the multiplier stops growing one past the point where the duration does.
-	if t.multiplier <= int((o.cfg.MaxEjection-1)/o.cfg.BaseEjection)+1 {
+	if int(t.multiplier) <= int((o.cfg.MaxEjection-1)/o.cfg.BaseEjection)+1 && t.multiplier < math.MaxInt32 {
 		t.multiplier++
 	}
 	d := o.cfg.MaxEjection
-	if t.multiplier <= int(o.cfg.MaxEjection/o.cfg.BaseEjection) {
+	if int(t.multiplier) <= int(o.cfg.MaxEjection/o.cfg.BaseEjection) {
 		d = time.Duration(t.multiplier) * o.cfg.BaseEjection
 	}
 	if o.cfg.Jitter > 0 {
 		d += time.Duration(rand.Int64N(int64(o.cfg.Jitter) + 1))
 	}
-	t.reason, t.until = reason, now.Add(d)
+	t.last = &ejection{reason, now.Add(d)}
 	t.out.Store(true)
 	o.ejected.Add(1)
-	o.events.post(Event{Endpoint: t.id, Ejected: true, At: now, Reason: reason, Until: t.until, Failures: failures, Calls: calls})
+	o.events.post(Event{Endpoint: t.id, Ejected: true, At: now, Reason: reason, Until: t.last.until, Failures: failures, Calls: calls})
 }
 
 // mayEjectLocked counts only endpoints that take calls: the others cannot take over the calls of an ejected one.
 func (o *Outlier) mayEjectLocked() bool {
 	total, ejected := 0, 0
-	for _, t := range o.trackers {
+	for _, t := range o.trackers.All() {
 		if t.aside {
 			continue
 		}
@@ -333,39 +334,39 @@ func (o *Outlier) sweepLocked(now time.Time) {
 	sweeps := int((last-due)/o.cfg.Interval) + 1
 	o.due.Store(int64(last + o.cfg.Interval))
 
-	for _, id := range sortedIDs(o.trackers) {
-		t := o.trackers[id]
+	for _, t := range o.sortedLocked() {
 		if o.expiredLocked(t, sweeps) {
 			o.forgetLocked(t)
 			continue
 		}
 		healthy := sweeps
 		if t.out.Load() {
-			if now.Before(t.until) {
+			if now.Before(t.last.until) {
 				continue
 			}
 			// The sweep that readmits is the first at or after until; those that follow it found t healthy.
-			readmits := (t.until.Sub(o.start) + o.cfg.Interval - 1) / o.cfg.Interval * o.cfg.Interval
+			readmits := (t.last.until.Sub(o.start) + o.cfg.Interval - 1) / o.cfg.Interval * o.cfg.Interval
 			if last < readmits {
 				continue
 			}
 			healthy = int((last - readmits) / o.cfg.Interval)
 			o.readmitLocked(t, now)
 		}
-		t.multiplier = max(0, t.multiplier-healthy)
+		t.multiplier = int32(max(0, int(t.multiplier)-healthy))
 	}
-	if o.rates {
+	if o.cfg.compares() {
 		o.compareLocked(now)
 	}
 }
 
-func sortedIDs(trackers map[string]*Tracker) []string {
-	ids := make([]string, 0, len(trackers))
-	for id := range trackers {
-		ids = append(ids, id)
+// sortedLocked returns the trackers, sorted by ID.
+func (o *Outlier) sortedLocked() []*Tracker {
+	list := make([]*Tracker, 0, o.trackers.Len())
+	for _, t := range o.trackers.All() {
+		list = append(list, t)
 	}
-	slices.Sort(ids)
-	return ids
+	slices.SortFunc(list, func(a, b *Tracker) int { return strings.Compare(a.id, b.id) })
+	return list
 }
 
 func (o *Outlier) readmitLocked(t *Tracker, now time.Time) {
@@ -382,6 +383,6 @@ func (o *Outlier) expiredLocked(t *Tracker, sweeps int) bool {
 		t.idle = 0
 		return false
 	}
-	t.idle += sweeps
+	t.idle = int32(min(int(t.idle)+sweeps, math.MaxInt32))
 	return time.Duration(t.idle) > (minIdle+o.cfg.MaxEjection+o.cfg.Jitter)/o.cfg.Interval
 }

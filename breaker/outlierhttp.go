@@ -36,7 +36,7 @@ func resultOfError(err error) Result {
 // has not been heard of for some minutes.
 func (o *Outlier) Report(endpoint string, resp *http.Response, err error) {
 	t := o.seen(endpoint)
-	if o.rates {
+	if o.cfg.compares() {
 		o.Sweep(time.Now())
 	}
 	t.Report(resultOf(resp, err))
@@ -55,7 +55,7 @@ func (o *Outlier) Ejected(endpoint string) bool {
 // seen returns the tracker of an endpoint that is in use.
 func (o *Outlier) seen(endpoint string) *Tracker {
 	o.mu.RLock()
-	t := o.trackers[endpoint]
+	t := o.trackers.Get(endpoint)
 	o.mu.RUnlock()
 	if t == nil {
 		// Forget endpoints that are gone when new ones appear.

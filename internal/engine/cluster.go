@@ -40,7 +40,6 @@ type cluster struct {
 	// failover lists the targets that attempts go to, the best first: see failover.go. nil means only this one.
 	failover []route.Target
 	woken    atomic.Int64 // when they were last kept awake, in Unix seconds
-	heard    atomic.Bool  // discovery has answered, or has had enough time: see healthy
 
 	plaintext secured // of all endpoints without TLS
 
@@ -51,18 +50,20 @@ type cluster struct {
 	// uses nor keeps one that is gone.
 	self  *atomic.Pointer[cluster]
 	rank  int64 // see byUse; guarded by Engine.mu
-	place int   // in byUse; guarded by Engine.mu
+	place int32 // in byUse; guarded by Engine.mu
 
+	heard      atomic.Bool // discovery has answered, or has had enough time: see healthy
 	answered   atomic.Bool // discovery has answered once, or need not
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
-	unselected atomic.Int64 // endpoints that are not of the subset, or do not serve the port
+	closed     bool         // guarded by mu
+	unselected atomic.Int64 // endpoints that are not of the subset
+	unserving  atomic.Int64 // endpoints of the subset that do not serve the port
 
 	updating sync.Mutex // held while the endpoints change, so that none arrive after the end
 
-	mu     sync.Mutex
-	subs   []*discovery.Subscription // one, unless a document lists several names
-	closed bool
+	mu   sync.Mutex
+	subs []*discovery.Subscription // one, unless a document lists several names
 }
 
 // clusterGone is set in cluster.calls when the cluster is closed and no call is left.
@@ -71,14 +72,14 @@ const clusterGone = 1 << 62
 // newClusterLocked builds the state of a target. Parts of the previous cluster of the same target, which may be nil, are kept
 // where their settings are the same.
 func newClusterLocked(e *Engine, target route.Target, config clusterConfig, previous *cluster) (*cluster, error) {
-	config.Cluster = e.alikeLocked(config.Cluster)
+	config.treatment = e.alikeLocked(config.treatment)
 	c := &cluster{engine: e, target: target, config: config, failover: failoverTargets(&config, target)}
 	c.self = new(atomic.Pointer[cluster])
 	c.self.Store(c)
 	mode := config.TLS.Mode
 	c.plaintext.always = mode != policy.TLSAuto && mode != policy.TLSDisable
 	if previous == nil {
-		previous = &cluster{config: clusterConfig{Cluster: new(policy.Cluster)}}
+		previous = &cluster{config: clusterConfig{treatment: new(treatment)}}
 	}
 	var err error
 	if c.balancer, err = balancer.New(config.Balancer, balancer.Hooks{
@@ -90,7 +91,7 @@ func newClusterLocked(e *Engine, target route.Target, config clusterConfig, prev
 	before := previous.sockets
 	if before != nil && previous.config.TLS.Equal(config.TLS) && previous.config.Pool == config.Pool && previous.config.UpgradeHTTP2 == config.UpgradeHTTP2 {
 		c.sockets = before
-	} else if c.sockets, err = sockets.New(e.config.Template, config.Cluster, before); err != nil {
+	} else if c.sockets, err = sockets.New(e.config.Template, &config.Cluster, before); err != nil {
 		return nil, err
 	}
 	if err := c.protect(previous); err != nil {
@@ -334,8 +335,15 @@ func (c *cluster) pick(ctx context.Context, slow bool, info balancer.PickInfo) (
 
 // noEndpoints returns the error of a cluster without endpoints.
 func (c *cluster) noEndpoints() error {
-	if n := c.unselected.Load(); n > 0 {
-		return fmt.Errorf("%w: none of the %d that there are %s", balancer.ErrNoEndpoints, n, c.wanted())
+	others, unserving := c.unselected.Load(), c.unserving.Load()
+	wanted := c.wanted()
+	switch {
+	case unserving > 0 && wanted == "":
+		return fmt.Errorf("%w: none of the %d that there are serves port %d", balancer.ErrNoEndpoints, unserving, c.target.Port)
+	case unserving > 0:
+		return fmt.Errorf("%w: none of the %d that there are %s and serves port %d", balancer.ErrNoEndpoints, others+unserving, wanted, c.target.Port)
+	case others > 0:
+		return fmt.Errorf("%w: none of the %d that there are %s", balancer.ErrNoEndpoints, others, wanted)
 	}
 	return balancer.ErrNoEndpoints
 }
@@ -349,18 +357,16 @@ func (c *cluster) multiplexed() {
 
 var errDiscoverySlow = errors.New("discovery has not answered in time")
 
-// wanted says what the endpoints of the subset are like.
+// wanted says what an endpoint of the subset is like, or nothing if any endpoint is.
 func (c *cluster) wanted() string {
-	switch filter := c.config.Filter.Text; {
-	case filter == "" && len(c.config.Subset) == 0:
-		return "serves port " + strconv.Itoa(c.target.Port)
-	case filter == "":
-		return "has the labels " + labelText(c.config.Subset)
-	case len(c.config.Subset) == 0:
-		return "matches " + strconv.Quote(filter)
-	default:
-		return "has the labels " + labelText(c.config.Subset) + " and matches " + strconv.Quote(filter)
+	var conditions []string
+	if labels := c.config.Subset; len(labels) > 0 {
+		conditions = append(conditions, "has the labels "+labelText(labels))
 	}
+	if filter := c.config.Filter.Text; filter != "" {
+		conditions = append(conditions, "matches "+strconv.Quote(filter))
+	}
+	return strings.Join(conditions, " and ")
 }
 
 // labelText returns labels as readable text, sorted by name.

@@ -5,6 +5,7 @@ import (
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
+	"github.com/nosidecar/mesh/internal/smallmap"
 )
 
 // outlierDetector connects the outlier detection of a target with the hosts it ejects. It may outlive the cluster that made
@@ -13,11 +14,11 @@ type outlierDetector struct {
 	*breaker.Outlier
 
 	mu    sync.Mutex
-	hosts map[string]*endpoint // that may be ejected
+	hosts smallmap.Map[string, *endpoint] // that may be ejected
 }
 
 func newOutlierDetector(config breaker.OutlierConfig) (*outlierDetector, error) {
-	d := &outlierDetector{hosts: make(map[string]*endpoint)}
+	d := new(outlierDetector)
 	var err error
 	d.Outlier, err = breaker.NewOutlier(config, d.event)
 	return d, err
@@ -27,7 +28,7 @@ func newOutlierDetector(config breaker.OutlierConfig) (*outlierDetector, error) 
 func (d *outlierDetector) watch(e *endpoint) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.hosts[e.host.ID()] = e
+	d.hosts.Set(e.host.ID(), e)
 	e.host.SetEjected(e.tracker.Ejected())
 }
 
@@ -35,21 +36,21 @@ func (d *outlierDetector) watch(e *endpoint) {
 func (d *outlierDetector) unwatch(h *balancer.Host) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if e := d.hosts[h.ID()]; e != nil && e.host == h {
-		delete(d.hosts, h.ID())
+	if e := d.hosts.Get(h.ID()); e != nil && e.host == h {
+		d.hosts.Delete(h.ID())
 		d.Forget(h.ID())
 	}
 }
 
 func (d *outlierDetector) event(e breaker.Event) {
 	d.mu.Lock()
-	f, ok := d.hosts[e.Endpoint]
-	if ok {
+	f := d.hosts.Get(e.Endpoint)
+	if f != nil {
 		// What counts is the state now: events and attachments may overtake one another.
 		f.host.SetEjected(f.tracker.Ejected())
 	}
 	d.mu.Unlock()
-	if !ok {
+	if f == nil {
 		return
 	}
 	if hook := f.cluster.engine.hooks.Ejection; hook != nil {

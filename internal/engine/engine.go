@@ -65,7 +65,7 @@ type Engine struct {
 	sweeper *time.Timer // of targets that no document names; nil while there are none
 
 	// The ways to treat targets that were met last: see alikeLocked. Guarded by mu.
-	alike     [8]*policy.Cluster
+	alike     [8]*treatment
 	alikeNext int
 }
 

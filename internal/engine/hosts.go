@@ -46,7 +46,7 @@ type host struct {
 	// protection is what the program asked for in addition to the documents, nil for nothing. The retry policies that it
 	// changes are kept by rule.
 	protection *Protection
-	policies   sync.Map
+	policies   *sync.Map // nil if it changes none
 
 	// latest leads to the cluster of a target of the host, for whoever needs the same one next: see enterFrom.
 	latest atomic.Pointer[atomic.Pointer[cluster]]
@@ -94,10 +94,10 @@ func (h *host) documentOf(rule *route.Rule) string {
 
 // policy returns the retry policy of a rule, with what the host's protection adds.
 func (h *host) policy(rule *route.Rule) *retry.Policy {
-	p := h.protection
-	if p == nil || !p.RetryAfter && !p.StopNestedRetries {
+	if h.policies == nil {
 		return rule.Retry
 	}
+	p := h.protection
 	if policy, ok := h.policies.Load(rule); ok {
 		return policy.(*retry.Policy)
 	}
@@ -235,7 +235,9 @@ func (c *hostCache) get(scheme, authority string) *host {
 		h.HostPlan = service // otherwise it is outside, and the URL says where
 	}
 	h.port, _ = strconv.Atoi(port)
-	h.protection = c.engine.protection(c.plan, h.HostPlan)
+	if h.protection = c.engine.protection(c.plan, h.HostPlan); h.protection != nil && (h.protection.RetryAfter || h.protection.StopNestedRetries) {
+		h.policies = new(sync.Map)
+	}
 	if c.engine.Observed() && h.Routes != nil {
 		h.documents = make([]string, h.Routes.Len())
 		for i := range h.documents {

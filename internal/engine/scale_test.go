@@ -212,7 +212,7 @@ func TestEndpointsThatAreNotCalledTakeLittleMemory(t *testing.T) {
 	for _, test := range []struct {
 		eject bool
 		most  uint64 // bytes for each
-	}{{false, 512}, {true, 720}} {
+	}{{false, 512}, {true, 650}} {
 		e := scaled(t, 0)
 		if err := e.Treat(func(_ route.Target, c *policy.Cluster) { c.Eject = test.eject }); err != nil {
 			t.Fatal(err)
@@ -332,7 +332,7 @@ func TestServicesThatAreTreatedAlikeShareTheirSettings(t *testing.T) {
 	if err := e.Treat(func(t route.Target, c *policy.Cluster) { c.Eject = t.Host != targets[0].Host }); err != nil {
 		t.Fatal(err)
 	}
-	seen := make(map[*policy.Cluster]int)
+	seen := make(map[*treatment]int)
 	for _, target := range targets {
 		c, current, err := e.create(e.Plan(), target)
 		if err != nil || !current {
@@ -341,7 +341,7 @@ func TestServicesThatAreTreatedAlikeShareTheirSettings(t *testing.T) {
 		if c.config.Eject != (target != targets[0]) {
 			t.Errorf("%v has the settings of others", target)
 		}
-		seen[c.config.Cluster]++
+		seen[c.config.treatment]++
 	}
 	if len(seen) != 2 {
 		t.Errorf("%d services that are treated in 2 ways keep %d settings", services, len(seen))

@@ -83,7 +83,7 @@ func (c *cluster) mutual(e *discovery.Endpoint) (sockets.Security, error) {
 	if namespace == "" || account == "" {
 		return sockets.Security{}, errUnknownPeer
 	}
-	domain, err := spiffeid.TrustDomainFromString(c.config.trustDomain)
+	domain, err := spiffeid.TrustDomainFromString(c.engine.trustDomain)
 	if err != nil {
 		return sockets.Security{}, err
 	}

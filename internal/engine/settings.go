@@ -24,14 +24,16 @@ import (
 
 // clusterConfig is everything that decides how a target is treated. A cluster outlives a reload that leaves it as it is.
 type clusterConfig struct {
-	*policy.Cluster // shared by targets that are treated alike: see Engine.alikeLocked
-	service         discovery.Service
-	entry           *policy.ServiceEntry // where the endpoints are, if a document says so
+	*treatment
+	service    discovery.Service
+	entry      *policy.ServiceEntry // where the endpoints are, if a document says so
+	documented bool                 // some document names the host
+	peers      *policy.PeerRules    // which connections the endpoints accept
+}
 
-	documented bool // some document names the host
-
-	peers       *policy.PeerRules // which connections the endpoints accept
-	trustDomain string            // of the identities the endpoints have
+// treatment is the part that many targets have in common. They share it: see Engine.alikeLocked.
+type treatment struct {
+	policy.Cluster
 
 	circuit    breaker.Config
 	hasCircuit bool
@@ -42,48 +44,49 @@ type clusterConfig struct {
 
 func (e *Engine) clusterConfig(plan *policy.Plan, target route.Target) clusterConfig {
 	h := plan.Host(target.Host)
-	documents := e.cluster(plan, target)
-	config := clusterConfig{Cluster: &documents, service: h.Service, entry: h.Entry, documented: h.Known}
+	t := &treatment{Cluster: e.cluster(plan, target)}
+	t.budget = t.RetryBudget
+	if p := e.protection(plan, h); p != nil {
+		if p.Circuit != nil {
+			t.circuit, t.hasCircuit = *p.Circuit, true
+		}
+		if p.RetryBudget != nil {
+			t.budget = *p.RetryBudget
+		}
+		t.rate = p.RateLimit
+		t.bodyIdle = p.BodyIdle
+		t.Balancer = p.balance(t.Balancer)
+	}
+	config := clusterConfig{treatment: t, service: h.Service, entry: h.Entry, documented: h.Known}
 	if h.Entry != nil {
 		config.peers = plan.Peers(h.Entry.Namespace)
 	} else if h.Service.Namespace != "" {
 		config.peers = plan.Peers(h.Service.Namespace)
-	}
-	config.trustDomain = e.trustDomain
-	config.budget = config.RetryBudget
-	if p := e.protection(plan, h); p != nil {
-		if p.Circuit != nil {
-			config.circuit, config.hasCircuit = *p.Circuit, true
-		}
-		if p.RetryBudget != nil {
-			config.budget = *p.RetryBudget
-		}
-		config.rate = p.RateLimit
-		config.bodyIdle = p.BodyIdle
-		config.Balancer = p.balance(config.Balancer)
 	}
 	return config
 }
 
 // equal reports whether a cluster can stay as it is.
 func (c *clusterConfig) equal(other *clusterConfig) bool {
-	return (c.Cluster == other.Cluster || c.Cluster.Equal(other.Cluster)) && c.service == other.service && c.entry.Equal(other.entry) &&
-		c.documented == other.documented && c.peers.Equal(other.peers) && c.trustDomain == other.trustDomain &&
-		c.circuit == other.circuit && c.hasCircuit == other.hasCircuit && c.budget == other.budget &&
-		c.rate == other.rate && c.bodyIdle == other.bodyIdle
+	return c.treatment.equal(other.treatment) && c.service == other.service && c.entry.Equal(other.entry) &&
+		c.documented == other.documented && c.peers.Equal(other.peers)
 }
 
-// alikeLocked returns what was kept before if it is equal to c, so that targets that are treated alike share it: there may be
-// thousands of them, and few ways to treat them.
-func (e *Engine) alikeLocked(c *policy.Cluster) *policy.Cluster {
+func (t *treatment) equal(other *treatment) bool {
+	return t == other || t.Cluster.Equal(&other.Cluster) && t.circuit == other.circuit && t.hasCircuit == other.hasCircuit &&
+		t.budget == other.budget && t.rate == other.rate && t.bodyIdle == other.bodyIdle
+}
+
+// alikeLocked returns the treatment that was kept before if it is equal to t: there may be thousands of targets, and few ways to treat them.
+func (e *Engine) alikeLocked(t *treatment) *treatment {
 	for _, other := range e.alike {
-		if other != nil && other.Equal(c) {
+		if other != nil && other.equal(t) {
 			return other
 		}
 	}
-	e.alike[e.alikeNext%len(e.alike)] = c
+	e.alike[e.alikeNext%len(e.alike)] = t
 	e.alikeNext++
-	return c
+	return t
 }
 
 // timesAnswers reports whether it matters how long the endpoints take to answer.

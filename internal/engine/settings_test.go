@@ -22,33 +22,35 @@ spec: {mtls: {mode: STRICT}}
 		t.Fatal(err)
 	}
 	changes := map[string]func(*clusterConfig){
-		"Cluster":     func(c *clusterConfig) { c.Missing = true },
-		"service":     func(c *clusterConfig) { c.service = discovery.Service{Host: "a"} },
-		"entry":       func(c *clusterConfig) { c.entry = new(policy.ServiceEntry) },
-		"documented":  func(c *clusterConfig) { c.documented = true },
-		"peers":       func(c *clusterConfig) { c.peers = plan.Peers("default") },
-		"trustDomain": func(c *clusterConfig) { c.trustDomain = "a" },
-		"circuit":     func(c *clusterConfig) { c.circuit = breaker.Config{ConsecutiveFailures: 1} },
-		"hasCircuit":  func(c *clusterConfig) { c.hasCircuit = true },
-		"budget":      func(c *clusterConfig) { c.budget = retry.BudgetConfig{Off: true} },
-		"rate":        func(c *clusterConfig) { c.rate = limit.RateConfig{PerSecond: 1} },
-		"bodyIdle":    func(c *clusterConfig) { c.bodyIdle = 1 },
+		"Cluster":    func(c *clusterConfig) { c.Missing = true },
+		"service":    func(c *clusterConfig) { c.service = discovery.Service{Host: "a"} },
+		"entry":      func(c *clusterConfig) { c.entry = new(policy.ServiceEntry) },
+		"documented": func(c *clusterConfig) { c.documented = true },
+		"peers":      func(c *clusterConfig) { c.peers = plan.Peers("default") },
+		"circuit":    func(c *clusterConfig) { c.circuit = breaker.Config{ConsecutiveFailures: 1} },
+		"hasCircuit": func(c *clusterConfig) { c.hasCircuit = true },
+		"budget":     func(c *clusterConfig) { c.budget = retry.BudgetConfig{Off: true} },
+		"rate":       func(c *clusterConfig) { c.rate = limit.RateConfig{PerSecond: 1} },
+		"bodyIdle":   func(c *clusterConfig) { c.bodyIdle = 1 },
 	}
-	empty := func() *clusterConfig { return &clusterConfig{Cluster: new(policy.Cluster)} }
+	empty := func() *clusterConfig { return &clusterConfig{treatment: new(treatment)} }
 	if !empty().equal(empty()) {
 		t.Error("settings do not equal their like")
 	}
-	for i := range reflect.TypeFor[clusterConfig]().NumField() {
-		name := reflect.TypeFor[clusterConfig]().Field(i).Name
-		change := changes[name]
+	fields := append(reflect.VisibleFields(reflect.TypeFor[treatment]()), reflect.VisibleFields(reflect.TypeFor[clusterConfig]())...)
+	for _, field := range fields {
+		if len(field.Index) > 1 || field.Name == "treatment" {
+			continue // of an embedded one, which is tested by itself
+		}
+		change := changes[field.Name]
 		if change == nil {
-			t.Errorf("%s is not tested: does equal look at it?", name)
+			t.Errorf("%s is not tested: does equal look at it?", field.Name)
 			continue
 		}
 		changed := empty()
 		change(changed)
 		if changed.equal(empty()) || empty().equal(changed) {
-			t.Errorf("%s makes no difference", name)
+			t.Errorf("%s makes no difference", field.Name)
 		}
 	}
 }

@@ -59,7 +59,7 @@ func (t *targets) removeLocked(c *cluster) {
 	t.all.Delete(c.target)
 	t.n.Add(-1)
 	t.changes.Add(1)
-	heap.Remove(t.kindOf(c), c.place)
+	heap.Remove(t.kindOf(c), int(c.place))
 }
 
 func (t *targets) kindOf(c *cluster) *byUse {
@@ -111,13 +111,13 @@ func (h byUse) Less(i, j int) bool { return h[i].rank < h[j].rank }
 // Swap implements heap.Interface.
 func (h byUse) Swap(i, j int) {
 	h[i], h[j] = h[j], h[i]
-	h[i].place, h[j].place = i, j
+	h[i].place, h[j].place = int32(i), int32(j)
 }
 
 // Push implements heap.Interface.
 func (h *byUse) Push(x any) {
 	c := x.(*cluster)
-	c.place, c.rank = len(*h), c.used.Load()
+	c.place, c.rank = int32(len(*h)), c.used.Load()
 	*h = append(*h, c)
 }
 

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/originate"
+	"github.com/nosidecar/mesh/internal/smallmap"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/tlsid"
@@ -29,7 +30,7 @@ type Set struct {
 	origination *originate.Origination // nil unless a document asks for TLS with certificates that it names
 
 	mu  sync.Mutex
-	all map[string]*Socket // by address, the first of those to the same one
+	all smallmap.Map[string, *Socket] // by address, the first of those to the same one
 }
 
 // Security says how connections to an endpoint are secured. It is comparable: connections are shared only where it is equal.
@@ -96,7 +97,7 @@ func New(from *Template, config *policy.Cluster, before *Set) (*Set, error) {
 		return nil, err
 	}
 	probe.Close()
-	c := &Set{Pool: pool, Limits: config.Pool, template: template, origination: originated, all: make(map[string]*Socket)}
+	c := &Set{Pool: pool, Limits: config.Pool, template: template, origination: originated}
 	c.Multiplexed.Store(config.UpgradeHTTP2)
 	return c, nil
 }
@@ -108,9 +109,9 @@ func (c *Set) Open(address string, under Security, config *tls.Config) *Socket {
 	defer c.mu.Unlock()
 	s := c.findLocked(k)
 	if s == nil {
-		s = &Socket{owner: c, key: k, config: config, next: c.all[address]}
+		s = &Socket{owner: c, key: k, config: config, next: c.all.Get(address)}
 		s.current.Store(&Connections{socket: s})
-		c.all[address] = s
+		c.all.Set(address, s)
 	}
 	s.refs++
 	return s
@@ -129,7 +130,7 @@ func (c *Set) Share(address string, under Security) *Socket {
 
 // findLocked returns an open socket, or nil.
 func (c *Set) findLocked(k key) *Socket {
-	s := c.all[k.address]
+	s := c.all.Get(k.address)
 	for s != nil && s.key != k {
 		s = s.next
 	}
@@ -138,7 +139,7 @@ func (c *Set) findLocked(k key) *Socket {
 
 // removeLocked forgets an open socket.
 func (c *Set) removeLocked(s *Socket) {
-	first := c.all[s.key.address]
+	first := c.all.Get(s.key.address)
 	switch {
 	case first != s:
 		for first.next != s {
@@ -146,9 +147,9 @@ func (c *Set) removeLocked(s *Socket) {
 		}
 		first.next = s.next
 	case s.next != nil:
-		c.all[s.key.address] = s.next
+		c.all.Set(s.key.address, s.next)
 	default:
-		delete(c.all, s.key.address)
+		c.all.Delete(s.key.address)
 	}
 }
 
@@ -169,8 +170,8 @@ func (c *Set) Close(s *Socket) {
 // each calls f for each socket.
 func (c *Set) each(f func(*Socket)) {
 	c.mu.Lock()
-	all := make([]*Socket, 0, len(c.all))
-	for _, s := range c.all {
+	all := make([]*Socket, 0, c.all.Len())
+	for _, s := range c.all.All() {
 		for ; s != nil; s = s.next {
 			all = append(all, s)
 		}
