@@ -60,7 +60,7 @@ func (s *Subscription) callUnlocked(endpoints []Endpoint) {
 // returns the cause, joined with the resolver's last error.
 func (s *Subscription) Wait(ctx context.Context) error {
 	for {
-		answered, err, news := s.answer()
+		answered, news, err := s.answer()
 		if answered {
 			return err
 		}
@@ -77,9 +77,9 @@ func (s *Subscription) Wait(ctx context.Context) error {
 }
 
 // answer returns what Wait returns, if that is known, and otherwise a channel that is closed when there may be news.
-func (s *Subscription) answer() (answered bool, err error, news <-chan struct{}) {
+func (s *Subscription) answer() (answered bool, news <-chan struct{}, err error) {
 	if s.watch == nil {
-		return true, errClosed, nil
+		return true, nil, errClosed
 	}
 	w := s.watch.owner
 	w.mu.Lock()
@@ -91,13 +91,13 @@ func (s *Subscription) answer() (answered bool, err error, news <-chan struct{})
 	case updated: // and a service that was known stays known
 		return true, nil, nil
 	case s.watch.unknown && errors.Is(s.watch.lastErr, ErrUnknownService):
-		return true, s.watch.lastErr, nil
+		return true, nil, s.watch.lastErr
 	case s.watch.unknown:
-		return true, unknown(s.watch.service), nil
+		return true, nil, unknown(s.watch.service)
 	case closed || s.watch.ended:
-		return true, errClosed, nil
+		return true, nil, errClosed
 	}
-	return false, nil, s.watch.newsLocked()
+	return false, s.watch.newsLocked(), nil
 }
 
 // Err returns the resolver's last error, or nil if a set of endpoints came after it.
