@@ -155,18 +155,19 @@ func TestTokensOfDocumentsAreNotLogged(t *testing.T) {
 	}
 }
 
+func heap() uint64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc
+}
+
 // Records that wait for a Writer that stalls do not keep all that callers have sent.
 func TestWaitingRecordsAreSmall(t *testing.T) {
 	leak.Check(t)
 	out := newGate()
 	access, _ := newLog(t, accesslog.Config{Writer: out})
 	const size, calls = 1 << 20, 64
-	heap := func() uint64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
 	before := heap()
 	for range calls {
 		request := newRequest("/")
@@ -191,12 +192,6 @@ func TestWaitingRecordsKeepNoRequestLines(t *testing.T) {
 	out := newGate()
 	access, _ := newLog(t, accesslog.Config{Writer: out})
 	const size, calls = 128 << 10, 64
-	heap := func() uint64 {
-		runtime.GC()
-		var m runtime.MemStats
-		runtime.ReadMemStats(&m)
-		return m.HeapAlloc
-	}
 	before := heap()
 	o := access.Observer()
 	for i := range calls {

@@ -173,14 +173,20 @@ func TestWhichKeysAreTried(t *testing.T) {
 		{"not the key's alg", []any{first.jwk(t, map[string]any{"alg": "RS512"})}, first.token(claims), noKey},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			set, _, err := jwt.ParseKeys(keySet(t, test.set...))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := outcome(authenticator(t, jwt.Rule{Keys: set}).Authenticate(context.Background(), bearer(test.token), now)); got != test.want {
-				t.Errorf("got %q, want %q", got, test.want)
-			}
+			wantOutcome(t, test.set, test.token, test.want)
 		})
+	}
+}
+
+// wantOutcome authenticates a request with a token by a set of keys.
+func wantOutcome(t *testing.T, set []any, token, want string) {
+	t.Helper()
+	keys, _, err := jwt.ParseKeys(keySet(t, set...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := outcome(authenticator(t, jwt.Rule{Keys: keys}).Authenticate(context.Background(), bearer(token), now)); got != want {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 
@@ -203,13 +209,7 @@ func TestFewKeysAreTried(t *testing.T) {
 		{"the one of its ID, behind many without", append(many(first.jwk(t, bare), 99), second.jwk(t, nil)), second.token(claims), "i/alice"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			set, _, err := jwt.ParseKeys(keySet(t, test.set...))
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got := outcome(authenticator(t, jwt.Rule{Keys: set}).Authenticate(context.Background(), bearer(test.token), now)); got != test.want {
-				t.Errorf("got %q, want %q", got, test.want)
-			}
+			wantOutcome(t, test.set, test.token, test.want)
 		})
 	}
 }
