@@ -15,6 +15,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/yamldoc"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/internal/catalog"
 	"github.com/nosidecar/mesh/policy/internal/consul"
 	"github.com/nosidecar/mesh/policy/internal/istio"
 	"github.com/nosidecar/mesh/policy/internal/linkerd"
@@ -91,11 +92,11 @@ func configEntries(b *strings.Builder) {
 		kind, text string
 		of         reflect.Type
 	}{
-		{consul.ServiceRouterKind, "The first route that a request matches counts, and then there is one to the service itself. Only the router of the service that is called counts. " +
+		{consul.ServiceRouterKind, "The first route that a request matches counts; a last, implicit route leads to the service itself. Only the router of the service that is called counts. " +
 			"`RequestTimeout` is for the whole call: 15 s unless it is set, none if it is negative. `NumRetries` alone retries nothing, and a condition alone retries once; every method is retried. " +
-			"A header that must not have a value (`Invert`) must be there. `PrefixRewrite: \"/\"` takes the slash after the prefix away, too; with `PathExact` it changes nothing, as in Consul 1.22, with a warning.",
+			"A header that must not have a value (`Invert`) must be present. `PrefixRewrite: \"/\"` takes the slash after the prefix away, too; with `PathExact` it changes nothing, as in Consul 1.22, with a warning.",
 			reflect.TypeFor[consul.Router]()},
-		{consul.ServiceSplitterKind, "Weights are percent, to a hundredth, and 100 together. A service with a splitter of its own is divided further.", reflect.TypeFor[consul.Splitter]()},
+		{consul.ServiceSplitterKind, "Weights are percent, to a hundredth, and their sum is 100. A service with a splitter of its own is divided further.", reflect.TypeFor[consul.Splitter]()},
 		{consul.ServiceResolverKind, "Redirects lead to the resolver of the other service, default subsets to the subset. `Failover` is an ordered list: a target gets calls only while those before it have no healthy endpoint, made as `ConnectTimeout` and `LoadBalancer` of the first one say. " +
 			"`Filter` is evaluated on the health entry of `discovery/consul`, and checked when it is read. `RequestTimeout` counts only where neither a router nor a splitter is before it. Several `HashPolicies` are an error.",
 			reflect.TypeFor[consul.Resolver]()},
@@ -103,7 +104,7 @@ func configEntries(b *strings.Builder) {
 			"(`Workload.Service`): an override takes the place of whole `Limits` and `PassiveHealthCheck`. A limit of 0 is an error, and so is `EnforcingConsecutive5xx` from 1 to 99. `MaxInboundConnections`, `LocalRequestTimeoutMs` and " +
 			"`MutualTLSMode: permissive` are errors for the process's own service, and about others for any other.",
 			reflect.TypeFor[consul.ServiceDefaults]()},
-		{consul.ProxyDefaultsKind, "`Config.protocol` is the protocol of services without a service-defaults entry. Bounds of what a service gets (`max_inbound_connections`, `local_request_timeout_ms`, `local_idle_timeout_ms`) and configuration of Envoy in their place (`envoy_public_listener_json`, `envoy_local_cluster_json`) are errors in a process that is an instance of a service; what else is in `Config` is warned of.", reflect.TypeFor[consul.ProxyDefaults]()},
+		{consul.ProxyDefaultsKind, "`Config.protocol` is the protocol of services without a service-defaults entry. Limits on inbound traffic of a service (`max_inbound_connections`, `local_request_timeout_ms`, `local_idle_timeout_ms`) and configuration of Envoy in their place (`envoy_public_listener_json`, `envoy_local_cluster_json`) are errors in a process that is an instance of a service; anything else in `Config` is a warning.", reflect.TypeFor[consul.ProxyDefaults]()},
 		{consul.MeshKind, "Nothing of it is enforced.", reflect.TypeFor[consul.Mesh]()},
 	} {
 		fmt.Fprintf(b, "\n### %s\n\n%s\n\n", e.kind, e.text)
@@ -114,13 +115,13 @@ func configEntries(b *strings.Builder) {
 const aboutEntries = `
 ## Config entries of Consul
 
-They are JSON as Consul's API has it (keys in PascalCase or snake_case, weak types, whole numbers as durations are nanoseconds), HCL read
-with policy/consul, or objects of consul.hashicorp.com/v1alpha1. The service web of Consul is the service web of the namespace default; a
-service in another datacenter is web.service.DC.consul. Entries govern the services that they are about and those that
-these lead to; with a proxy-defaults entry, or a service-defaults entry of the process's own service, also every other service of the
-namespace default that no document names. A service that a document of another dialect is about, too, is an error.
+They are written as JSON of Consul's API (keys in PascalCase or snake_case, weak types, whole numbers as durations are nanoseconds), as HCL read
+with policy/consul, or as objects of consul.hashicorp.com/v1alpha1. The service web of Consul is the service web of the namespace default; a
+service in another datacenter is web.service.DC.consul. Entries govern the services that they are about, and those that
+these lead to. With a proxy-defaults entry, or a service-defaults entry of the process's own service, they also govern every other service of the
+namespace default that no document names. A service that is also governed by a document of another dialect is an error.
 
-What entries leave unset means what it means to Consul's Envoy: round robin, 5 s to connect, 15 s for a request (no limit for tcp), 1,024
+Unset fields have the defaults of Consul's Envoy: round robin, 5 s to connect, 15 s for a request (no limit for tcp), 1,024
 connections, pending requests and requests, 3 retries at once, outlier detection on (5 errors in a row, and success rate), no panic
 threshold, no retries. Namespaces, partitions, peers and sameness groups are errors. The kinds api-gateway, bound-api-gateway,
 control-plane-request-limit, exported-services, file-system-certificate, http-route, ingress-gateway, inline-certificate, jwt-provider,
@@ -150,7 +151,7 @@ func (s *section) write(b *strings.Builder, t *testing.T) {
 			list.marked[path] = true
 		}
 		answers = append(answers, fmt.Sprintf("| `%s` | %s: %s |\n",
-			strings.ReplaceAll(p.written, "|", `\|`), finding.Severity, strings.ReplaceAll(finding.Message, "|", `\|`)))
+			strings.ReplaceAll(p.written, "|", `\|`), finding.Severity, inCell.Replace(finding.Message)))
 	}
 	heading := "enforced"
 	if s.refused {
@@ -173,6 +174,9 @@ func (s *section) write(b *strings.Builder, t *testing.T) {
 		b.WriteString(strings.Join(answers, ""))
 	}
 }
+
+// inCell writes a text so that it stays within its cell of a table.
+var inCell = strings.NewReplacer("|", `\|`, "\n", "<br>")
 
 // kindTable asks the loader what becomes of each kind in each version.
 func kindTable(b *strings.Builder, t *testing.T) {
@@ -203,6 +207,11 @@ func kindTable(b *strings.Builder, t *testing.T) {
 				name = "(core)"
 			}
 			fmt.Fprintf(b, "| %s | %s | %s | %s |\n", name, r.versions, strings.Join(members[r], ", "), r.answer)
+		}
+	}
+	for _, k := range catalog.All() {
+		if !slices.ContainsFunc(groups, func(g group) bool { return g.name == k.Group && slices.Contains(g.kinds, k.Name) }) {
+			t.Errorf("the table does not have %s of %s", k.Name, k.Group)
 		}
 	}
 }
@@ -252,7 +261,7 @@ func metadata(b *strings.Builder, t *testing.T) {
 	}
 	list := newTable("metadata", first)
 	list.except["metadata.annotations{}"] = yamldoc.Field{State: yamldoc.Unused,
-		Reason: "annotations have no meaning here, except for `istio.io/dry-run` of an AuthorizationPolicy"}
+		Reason: "annotations have no meaning here, except for `istio.io/dry-run` of an AuthorizationPolicy, and `kubectl.kubernetes.io/last-applied-configuration`, which shows the fields that an API server dropped"}
 	list.except["metadata.creationTimestamp"] = yamldoc.Field{State: yamldoc.Unused,
 		Reason: "bookkeeping of Kubernetes, except that the oldest counts where several VirtualServices, DestinationRules, ServiceEntries, PeerAuthentications or Telemetries are about the same"}
 	list.write(b, "metadata", first, "enforced")
@@ -484,7 +493,7 @@ var groups = []group{
 		"EnvoyFilter", "ProxyConfig", "Gateway"}},
 	{istio.SecurityGroup, []string{"PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication"}},
 	{istio.TelemetryGroup, []string{"Telemetry"}},
-	{"extensions.istio.io", []string{"WasmPlugin"}},
+	{"extensions.istio.io", []string{"WasmPlugin", "TrafficExtension"}},
 	{linkerd.Group, []string{"ServiceProfile"}},
 	{"policy.linkerd.io", []string{"Server", "ServerAuthorization", "AuthorizationPolicy", "MeshTLSAuthentication",
 		"NetworkAuthentication", "HTTPRoute", "HTTPLocalRateLimitPolicy", "EgressNetwork"}},
@@ -502,21 +511,21 @@ const introduction = `# What the documents mean here
 
 <!-- Generated by policy/internal/documents_test.go. Change what it reads, then run: go test ./policy/internal -update -->
 
-A document means what it means to a sidecar. This file lists, field by field, what is enforced and what is not, and at its end
+A document means what it means to a sidecar. This file lists, field by field, what is enforced and what is not, and at the end
 every difference. Nothing is silently ignored. A field or value is one of these:
 
 - **enforced**: it does what the documentation of its API says;
-- **refused**: an error at load, which names the field. The set of documents does not take effect; after a reload, the one before
-  stays in force;
+- **refused**: an error at load, which names the field. The set of documents does not take effect, and after a reload the previous one
+  stays in force; of documents that [stand alone](feeds.md), only this one does not take effect;
 - **meaningless**: valid, but there is nothing in a process that it could act on. It is a warning;
-- **no effect**: it never affects how a call is handled here. Nothing is said about it.
+- **no effect**: it never affects how a call is handled here. It is not reported.
 
-Fields that no table has are errors. Names are camelCase, durations have a unit (` + "`100ms`, `1m`, `0.5s`" + `). Of objects that occur
-several times, a table lists the fields once: "as" says where.
+Fields that are in no table are errors. Names are camelCase, durations have a unit (` + "`100ms`, `1m`, `0.5s`" + `). A table lists the fields of
+an object that occurs several times once: "as" says where.
 `
 
 const afterKinds = `
-Any other kind or version of these groups is an error, and so is a group that is not known; kinds of the groups of Kubernetes
+Any other kind or version of these groups is an error, and so is an unknown group; kinds of the groups of Kubernetes
 itself (core, ` + "`apps`, `batch`, `autoscaling`, `policy`, `*.k8s.io`" + `) are skipped with a warning. A ` + "`List`" + ` stands for its items.
 
 All kinds have the metadata of Kubernetes, of which name and namespace count:

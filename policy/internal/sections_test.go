@@ -126,7 +126,7 @@ var sections = []section{
 	},
 	{
 		apiVersion: "specs.smi-spec.io/v1alpha4", kind: "HTTPRouteGroup", of: reflect.TypeFor[smi.HTTPRouteGroup](),
-		text: "Names the calls that a TrafficSplit divides. Up to v1alpha2 `matches` stands beside the metadata, later in `spec`; headers " +
+		text: "Names the calls that a TrafficSplit divides. Up to v1alpha2 `matches` is next to the metadata, later in `spec`; headers " +
 			"exist from v1alpha2 on.\n",
 		probes: []probe{
 			{`matches: [{name: a, methods: []}]`, "%s", "methods", false},
@@ -141,9 +141,9 @@ var sections = []section{
 	},
 	{
 		apiVersion: "security.istio.io/v1", kind: "PeerAuthentication", of: reflect.TypeFor[istio.PeerAuthentication](),
-		text: "Says which connections workloads accept. The mode of a port comes before that of its workload (`selector`), that before the " +
-			"namespace's and that before the mesh's (in `istio-system`, without `selector`). `UNSET` inherits; if nothing is said, the " +
-			"mode is `PERMISSIVE`. Callers secure their connections by it, too.\n",
+		text: "Says which connections workloads accept. The mode of a port takes precedence over that of its workload (`selector`), then come the " +
+			"mode of the namespace and that of the mesh (in `istio-system`, without `selector`). `UNSET` inherits; the default is `PERMISSIVE`. " +
+			"Callers secure their connections by it, too.\n",
 		probes: []probe{
 			{`selector: {}`, "%s", "selector", false},
 			{`portLevelMtls: {8080: {mode: STRICT}}`, "%s", "portLevelMtls", false},
@@ -152,8 +152,8 @@ var sections = []section{
 	{
 		apiVersion: "security.istio.io/v1", kind: "AuthorizationPolicy", of: reflect.TypeFor[istio.AuthorizationPolicy](),
 		text: "Says which requests workloads accept: those of its namespace or, in `istio-system`, of all, as far as `selector` selects them. " +
-			"A request that a `DENY` rule matches is denied; else it is allowed if there is no `ALLOW` policy, or if a rule of one matches. " +
-			"The annotation `istio.io/dry-run` has a policy tried out and not enforced.\n",
+			"A request that a `DENY` rule matches is denied; otherwise it is allowed if there is no `ALLOW` policy, or if a rule of one matches. " +
+			"With the annotation `istio.io/dry-run` a policy is evaluated but not enforced.\n",
 		probes: []probe{
 			{`action: CUSTOM, provider: {name: opa}`, "rules: [{}], %s", "action", false},
 			{`targetRef: {kind: Service, group: '', name: a}`, "%s", "targetRef", false},
@@ -173,10 +173,9 @@ var sections = []section{
 	{
 		apiVersion: "telemetry.istio.io/v1", kind: "Telemetry", of: reflect.TypeFor[istio.Telemetry](),
 		text: "Says what workloads report: which traces are sampled and what their spans say, which metrics there are and with which labels, " +
-			"and which calls have a line in the access log. A document in `istio-system` comes before that of the namespace, and that " +
-			"before those that select the workload, the oldest first; what comes later wins. It changes what the program reports with " +
-			"`tracing`, `metrics` and `accesslog`; it does not turn them on. Istio's own tags of spans are there where `enableIstioTags: true` " +
-			"asks for them, and not by default.\n",
+			"and which calls have a line in the access log. Documents in `istio-system` apply first, then those of the namespace, then " +
+			"those that select the workload, the oldest first; what comes later wins. They change what the program reports with " +
+			"`tracing`, `metrics` and `accesslog`; they do not turn these on. Spans have Istio's own tags only with `enableIstioTags: true`.\n",
 		probes: []probe{
 			{`tracing: [{providers: [{name: zipkin}]}]`, "%s", "providers", true},
 			{`tracing: [{disableContextPropagation: true}]`, "%s", "disableContextPropagation", false},
