@@ -21,7 +21,7 @@ var bounds = []struct {
 }{
 	{"the root", 60, nil},
 	{"the packages of telemetry", 53, []string{"/tracing", "/accesslog", "/admin", "/metrics", "/policy/telemetry"}},
-	{"the packages of JSON Web Tokens", 40, []string{"/policy/jwt"}},
+	{"the packages of JSON Web Tokens", 36, []string{"/policy/jwt"}},
 	{"the packages of Consul", 28, []string{"/discovery/consul", "/tlsid/consul", "/policy/consul", "/policy/consulkv"}},
 	{"the packages of Kubernetes", 12, []string{"/discovery/kubernetes", "/policy/kubernetes", "/kubernetes"}},
 	{"all others, the root included", 562, nil},
