@@ -775,7 +775,7 @@ func TestAlone_SearchIsBounded(t *testing.T) {
 
 // TestAlone_JoinedRoutesAreBounded: few documents make many routes together. One namespace may have some of them, and costs no other any.
 func TestAlone_JoinedRoutesAreBounded(t *testing.T) {
-	defer policy.SetMostJoined(500)()
+	defer policy.SetMostJoined(400)()
 	var routes, parts []string
 	for i := range 10 {
 		routes = append(routes, fmt.Sprintf("{match: [{uri: {prefix: /%d}}], route: [{destination: {host: pay.shop.svc.cluster.local}}]}", i))
@@ -795,7 +795,7 @@ func TestAlone_JoinedRoutesAreBounded(t *testing.T) {
 	for range 2 { // once more, with what is known from the first time
 		f.yields(objects...)
 		f.refused("VirtualService shop/a3: nothing")
-		f.says("with ServiceProfiles and TrafficSplits, the documents of namespace shop make more than 500 routes and matches")
+		f.says("with ServiceProfiles and TrafficSplits, the documents of namespace shop make more than 400 routes and matches")
 		f.routed("a2.shop.svc.cluster.local", "VirtualService shop/a2")
 		f.routed("z.other.svc.cluster.local", "VirtualService other/z")
 	}

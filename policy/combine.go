@@ -99,7 +99,7 @@ func (c *compiler) joint(host string, own, last *claim) *joint {
 		c.joints[host] = append(c.joints[host], with)
 	}
 	if composer != nil {
-		c.joined[composer.namespace] += with.size
+		c.joined[composer.namespace] += max(0, with.size-freeJoined)
 	}
 	if with.err != nil {
 		c.refuseJoint(with, composer)
@@ -111,6 +111,9 @@ func (c *compiler) joint(host string, own, last *claim) *joint {
 // mostJoined bounds the routes that documents of several kinds make together, valid or not, counted by the namespace of the document that leads to
 // the others. A few documents can make many routes, and one namespace must not slow down all others.
 var mostJoined = 5 * maxRoutes // changed by tests alone
+
+// freeJoined is how many of them do not count for each host: a namespace may have any number of services with documents of a usual size.
+const freeJoined = 64
 
 // known returns the joint of a unit if it is known from the last plan, or from an earlier round: also if it cannot be enforced, since the
 // documents that are refused for that come again with every change of others.

@@ -181,6 +181,21 @@ func TestRecompileKeepsJointRoutes(t *testing.T) {
 	}
 }
 
+// TestManyServicesWithSmallProfiles: the bound on joined routes is for documents that multiply, not for services that are many.
+func TestManyServicesWithSmallProfiles(t *testing.T) {
+	defer policy.SetMostJoined(10)()
+	plan, findings := policy.Compile(profiled(50, "1s"), workload)
+	if plan == nil {
+		t.Fatal(findings)
+	}
+	for i := range 50 {
+		host := fmt.Sprintf("service-%d", i)
+		if routes := plan.Host(host).Routes; routes == nil || routes.Len() < 3 {
+			t.Errorf("%s: the VirtualService and the ServiceProfile are not both in force", host)
+		}
+	}
+}
+
 // TestHeapPerService bounds the memory of services that nobody calls, after the documents were loaded and loaded again.
 func TestHeapPerService(t *testing.T) {
 	const n = 2000
