@@ -9,24 +9,24 @@ import (
 	"github.com/nosidecar/mesh/internal/spans"
 )
 
-// Handler is an http.Handler that begins a SERVER span for each request, as a child of what the headers tell of. The context of
-// the request that Next gets carries from there what calls made for it pass on: the trace, x-request-id, baggage and
-// [Config.Forward].
+// Handler is an http.Handler that starts a SERVER span for each request, as a child of the span in its headers. The context of
+// the request that Next gets has what must be propagated to calls made on its behalf: the trace, x-request-id, baggage and the
+// headers of [Config.Forward].
 //
-// It stands outside of everything else that traces. Where the context has a local span already, as inside otelhttp, it makes
-// none. The span has the pattern of http.ServeMux in its name, if Next is one, and ends when Next returns. Calls of gRPC, as for
-// grpc.Server.ServeHTTP, have the spans of package tracinggrpc.
+// It must be outside of any other handler that traces. If the context already has a local span, as inside otelhttp, it starts
+// none. The span has the pattern of http.ServeMux in its name, if Next is one, and ends when Next returns. gRPC calls, such as those
+// to grpc.Server.ServeHTTP, have spans like those of package tracinggrpc.
 //
 // A Handler is safe for concurrent use; its fields must not be changed after the first request, and it must not be copied.
 type Handler struct {
 	// Next serves the requests. It must be set.
 	Next http.Handler
 
-	// Config says what is made and carried. If it is invalid, every request is answered with 500.
+	// Config says which spans are created and what is propagated. If it is invalid, every request is answered with 500.
 	Config Config
 
-	// Untrusted, if set, reports which requests come from outside: their trace headers, their baggage and their x-request-id are
-	// not believed, and removed before Next sees them. nil believes all.
+	// Untrusted, if set, reports whether a request comes from outside. Its trace headers, baggage and x-request-id are then not
+	// trusted, and are removed before Next sees the request. nil trusts all requests.
 	Untrusted func(*http.Request) bool
 
 	once   sync.Once

@@ -18,18 +18,18 @@ import (
 	"github.com/nosidecar/mesh/internal/spans"
 )
 
-// Transport is an http.RoundTripper that makes a CLIENT span for each request, and sends the headers that carry it. It is used as
-// a literal:
+// Transport is an http.RoundTripper that starts a CLIENT span for each request, and sends the headers that propagate it. It is used
+// as a literal:
 //
 //	client := &http.Client{Transport: &tracing.Transport{Config: tracing.Config{Provider: provider}}}
 //
 // A Transport is safe for concurrent use; its fields must not be changed after the first call, and it must not be copied. Below a
-// retry.Transport it makes a span for each attempt.
+// retry.Transport it starts a span for each attempt.
 type Transport struct {
 	// Base sends the requests. nil: http.DefaultTransport.
 	Base http.RoundTripper
 
-	// Config says what is made and sent. If it is invalid, every call fails.
+	// Config says which spans are created and what is propagated. If it is invalid, every call fails.
 	Config Config
 
 	once   sync.Once
@@ -49,7 +49,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, err
 	}
 	d, ctx, owner := r.describe(), req.Context(), spans.Shared(req.Context())
-	if owner != nil { // that of a Calls
+	if owner != nil { // a Calls has already started the call
 		d.Owner = owner
 	} else {
 		ctx = r.tracer.StartCall(ctx, &d)
@@ -61,15 +61,16 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 // CloseIdleConnections closes the idle connections of Base, if it can.
 func (t *Transport) CloseIdleConnections() { base.CloseIdle(t.Base) }
 
-// Calls is an http.RoundTripper to be used around a retry.Transport whose Base is a [Transport]: it makes of the attempts one
-// call, as the package says, with one x-request-id. Its Config should be that of the Transport, which sets the headers.
+// Calls is an http.RoundTripper for use around a retry.Transport whose Base is a [Transport]: it groups the attempts of a call, as
+// the package documentation describes, and gives them the same x-request-id. Its Config should be that of the Transport, which sets
+// the headers.
 //
 // A Calls is safe for concurrent use; its fields must not be changed after the first call, and it must not be copied.
 type Calls struct {
 	// Base makes the attempts. nil: http.DefaultTransport.
 	Base http.RoundTripper
 
-	// Config says what is made. If it is invalid, every call fails.
+	// Config says which spans are created. If it is invalid, every call fails.
 	Config Config
 
 	once   sync.Once
@@ -98,7 +99,7 @@ func (t *Calls) CloseIdleConnections() { base.CloseIdle(t.Base) }
 
 var errNoURL = errors.New("tracing: the request has no URL")
 
-// request is a request on its way. It owns its spans.
+// request is a request in flight. It owns its spans.
 type request struct {
 	outgoing.Request
 	tracer *spans.Tracer
@@ -118,7 +119,7 @@ func begin(req *http.Request, tracer *spans.Tracer, err error) (*request, error)
 	return r, nil
 }
 
-// describe returns the call as the tracer knows it.
+// describe returns the call in the tracer's terms.
 func (r *request) describe() spans.Call {
 	req := r.caller
 	return spans.Call{
@@ -131,7 +132,7 @@ func isGRPC(h http.Header) bool {
 	return len(values) > 0 && field.IsGRPC(values[0])
 }
 
-// number returns which try of a call req is.
+// number returns the number of the attempt of a call that req is, counted from 1.
 func number(req *http.Request) int {
 	if values := req.Header[attempt.Header]; len(values) > 0 && attempt.Within(req.Context()) {
 		if n, err := strconv.Atoi(values[0]); err == nil && n > 1 {
@@ -141,10 +142,13 @@ func number(req *http.Request) int {
 	return 1
 }
 
-// ending says what ends with the response.
-type ending struct{ whole, attempt bool }
+// ending says which spans end with the response.
+type ending struct {
+	whole   bool // that of the call
+	attempt bool // that of the attempt
+}
 
-// send sends the request and has its spans, if it has any, end with the response.
+// send sends the request. Its spans, if it has any, end with the response.
 func (r *request) send(ctx context.Context, rt http.RoundTripper, d *spans.Call, ends ending) (*http.Response, error) {
 	if !spans.Recorded(ctx, d.Owner) {
 		resp, err := base.Or(rt).RoundTrip(r.Of(r.caller, ctx))
@@ -172,9 +176,9 @@ func (r *request) send(ctx context.Context, rt http.RoundTripper, d *spans.Call,
 	return resp, nil
 }
 
-var errPanic = errors.New("tracing: the transport has panicked")
+var errPanic = errors.New("tracing: the transport panicked")
 
-// call is a request that is recorded.
+// call is a request whose spans are recorded.
 type call struct {
 	body   body.Reader
 	tracer *spans.Tracer

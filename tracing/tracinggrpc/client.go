@@ -1,9 +1,9 @@
-// Package tracinggrpc makes spans of gRPC calls, on both ends, and carries traces from one to the other, as package tracing does for
-// HTTP. With a mesh, package tracingmesh does it for gRPC as well.
+// Package tracinggrpc creates spans for gRPC calls, at both ends, and propagates traces from one to the other, as package tracing does for
+// HTTP. For a mesh, package tracingmesh does that for gRPC too.
 //
-// A call has one CLIENT span and one SERVER span, with the name package.Service/Method and the attributes of the semantic
-// conventions 1.43. A stream's end with the stream. Clients call every status but OK an error, servers those that are their own
-// fault; a call that its caller gave up is none.
+// A call has one CLIENT span and one SERVER span, with the name package.Service/Method and the attributes of the semantic conventions
+// 1.43. The spans of a stream end with the stream. Client spans treat every status except OK as an error, server spans only those that
+// blame the server. A call that its caller canceled is not an error.
 package tracinggrpc
 
 import (
@@ -25,11 +25,11 @@ import (
 	"github.com/nosidecar/mesh/tracing"
 )
 
-// Client makes a CLIENT span for each call of a grpc.ClientConn, and sends the metadata that carries it. It is safe for concurrent
-// use; its fields must not be changed after the first call, and it must not be copied. Where it is used with retries, its options
-// come before theirs, so that all tries are one call.
+// Client starts a CLIENT span for each call of a grpc.ClientConn, and sends the metadata that propagates it. It is safe for concurrent
+// use; its fields must not be changed after the first call, and it must not be copied. Give its options before those of retries, so
+// that all attempts belong to one call.
 type Client struct {
-	// Config says what is made and sent. CallSpans says nothing here. If it is invalid, every call fails.
+	// Config says which spans are created and what is propagated. CallSpans has no effect. If it is invalid, every call fails.
 	Config tracing.Config
 
 	once   sync.Once
@@ -42,11 +42,11 @@ func (c *Client) DialOptions() []grpc.DialOption {
 	return []grpc.DialOption{grpc.WithChainUnaryInterceptor(c.unary), grpc.WithChainStreamInterceptor(c.stream)}
 }
 
-// call is a call on its way.
+// call is a call in flight.
 type call struct {
 	tracer *spans.Tracer
 	desc   spans.Call
-	ctx    context.Context // to make it with
+	ctx    context.Context // the context to make the call with
 	once   sync.Once
 }
 
@@ -72,7 +72,7 @@ func (c *Client) begin(ctx context.Context, method string, cc *grpc.ClientConn) 
 	return made, nil
 }
 
-// host returns the host that a target names, with its port.
+// host returns the host of a target, with its port.
 func host(target string) string {
 	if _, rest, ok := strings.Cut(target, "://"); ok {
 		if _, name, ok := strings.Cut(rest, "/"); ok {
@@ -83,7 +83,7 @@ func host(target string) string {
 	return target
 }
 
-// header returns metadata as the header of HTTP, as far as it has these names.
+// header returns the metadata with the given names as an HTTP header.
 func header(md metadata.MD, names []string) http.Header {
 	var h http.Header
 	for _, name := range names {
@@ -116,7 +116,7 @@ func (c *call) end(err error) {
 	})
 }
 
-// cause returns why the caller gave up, if it was the caller.
+// cause returns context.Canceled if the caller canceled the call, and err otherwise.
 func cause(caller context.Context, err error) error {
 	if grpcstatus.Code(err) == codes.Canceled && caller.Err() != nil {
 		return context.Canceled

@@ -17,16 +17,16 @@ import (
 	"github.com/nosidecar/mesh/tracing"
 )
 
-// Server begins a SERVER span for each call, as a child of what its metadata tells of. The context that the handler gets carries
-// from there what calls made for it pass on; see [tracing.Handler]. It is safe for concurrent use; its fields must not be changed
-// after the first call, and it must not be copied. Its options come before those of other interceptors. Calls of methods that do
-// not exist reach no interceptor, and have no span.
+// Server starts a SERVER span for each call, as a child of the span in its metadata. The context of the handler has what must be
+// propagated to calls made on its behalf; see [tracing.Handler]. A Server is safe for concurrent use; its fields must not be changed
+// after the first call, and it must not be copied. Give its options before those of other interceptors. Calls to unknown methods do not
+// reach interceptors, so they have no span.
 type Server struct {
-	// Config says what is made and carried. If it is invalid, every call is answered with Internal.
+	// Config says which spans are created and what is propagated. If it is invalid, every call fails with Internal.
 	Config tracing.Config
 
-	// Untrusted, if set, reports which calls come from outside: their trace metadata, their baggage and their x-request-id are
-	// not believed, and removed before the handler sees them. nil believes all.
+	// Untrusted, if set, reports whether a call comes from outside. Its trace metadata, baggage and x-request-id are then not trusted,
+	// and are removed before the handler sees the call. nil trusts all calls.
 	Untrusted func(context.Context) bool
 
 	once   sync.Once
@@ -39,7 +39,7 @@ func (s *Server) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{grpc.ChainUnaryInterceptor(s.unary), grpc.ChainStreamInterceptor(s.stream)}
 }
 
-// begin begins the span. It returns the context for the handler.
+// begin starts the span. It returns the context for the handler.
 func (s *Server) begin(ctx context.Context, method string) (context.Context, error) {
 	s.once.Do(func() { s.tracer, s.err = spans.New(spans.Config(s.Config)) })
 	if s.err != nil {
@@ -66,7 +66,9 @@ func (s *Server) begin(ctx context.Context, method string) (context.Context, err
 		Request: req, RPC: true, Restart: untrusted, NewID: untrusted,
 	})
 	if s.Config.EchoRequestID {
-		_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", spans.RequestID(ctx))) // fails when there is no answer any more
+		if id := spans.RequestID(ctx); id != "" {
+			_ = grpc.SetHeader(ctx, metadata.Pairs("x-request-id", id)) // fails only if there can be no response anymore
+		}
 	}
 	return ctx, nil
 }

@@ -338,6 +338,19 @@ func TestEchoRequestID(t *testing.T) {
 	}
 }
 
+func TestNoRequestIDToEcho(t *testing.T) {
+	leak.Check(t)
+	server := &tracinggrpc.Server{Config: tracing.Config{EchoRequestID: true, NoRequestID: true}}
+	target := grpctest.Serve(t, &grpctest.Service{Unary: grpctest.Echo}, server.ServerOptions()...)
+	var header metadata.MD
+	if _, err := grpctest.NewClient(grpctest.Dial(t, target)).UnaryCall(t.Context(), &grpctest.Request{}, grpc.Header(&header)); err != nil {
+		t.Fatal(err)
+	}
+	if got := header.Get("x-request-id"); got != nil {
+		t.Errorf("the answer has the request ids %q, want none", got)
+	}
+}
+
 // A gRPC server may also be an http.Handler. Its calls have the same spans then, with their own code.
 func TestServersOfGRPCAsHandlers(t *testing.T) {
 	leak.Check(t)

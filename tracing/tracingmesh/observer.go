@@ -1,26 +1,26 @@
-// Package tracingmesh traces what goes through a mesh, in both directions: HTTP and gRPC alike.
+// Package tracingmesh traces the calls and requests of a mesh, over HTTP and gRPC.
 //
 //	observer, err := tracingmesh.Observer(tracing.Config{Provider: provider})
 //	...
 //	m, err := mesh.New(ctx, mesh.WithObserver(observer), ...)
 //
-// Calls through the mesh have the spans that package tracing tells of: a CLIENT span for each attempt of an HTTP call, with the
-// endpoint as network.peer.address, and one for a gRPC call, with an event for each attempt. The span of the last attempt, and
-// that of the call, say in mesh.response_flags, mesh.route and mesh.retry_stopped why the call ended as it did. A call for which
-// nothing was sent has a CLIENT span too. The copy of a call for a mirror has spans of its own.
+// Calls have the spans that package tracing describes. An HTTP call has a CLIENT span for each attempt, with the endpoint as
+// network.peer.address. A gRPC call has one CLIENT span, with an event for each attempt. The span of the last attempt and that of the
+// call say why the call ended, in mesh.response_flags, mesh.route and mesh.retry_stopped. A call for which nothing was sent has a CLIENT
+// span too. A mirrored copy of a call has spans of its own.
 //
-// Requests to [mesh.Mesh.Handler] have SERVER spans, also if they are refused. x-request-id is believed of peers with an identity
-// only, and the trace headers of others are not if [mesh.ServerConfig.RestartTraces] is set. Put nothing that reads trace headers
-// around the handler of the mesh: it would read them before they are removed.
+// Requests to [mesh.Mesh.Handler] have SERVER spans, even if they are refused. x-request-id is trusted only from peers with an identity.
+// If [mesh.ServerConfig.RestartTraces] is set, that is also true of trace headers. Do not put a handler that reads trace headers around
+// the handler of the mesh: it would read them before untrusted ones are removed.
 //
-// Telemetry documents limit the share of the traces beginning here that are sampled, add attributes to spans, or have no spans made.
-// With enableIstioTags the attributes are Istio's, too. Of this process: istio.canonical_service, istio.canonical_revision,
-// istio.namespace, istio.cluster_id and istio.mesh_id, from [mesh.WithWorkload] and the variables that Istio's agent sets. Of both
-// ends: istio.source_workload, istio.source_namespace, istio.source_canonical_service, and the same with istio.destination_. The
-// one that was called is known by the labels that discovery has and by its SPIFFE ID, a caller by its SPIFFE ID only, whose service
-// account stands for the workload. What is not known is "unknown". The Name and the Cluster of metrics.Config do not reach the tags,
-// which documents make: set ISTIO_META_WORKLOAD_NAME and ISTIO_META_CLUSTER_ID, or the label service.istio.io/workload-name, where both
-// are to agree.
+// Telemetry documents can limit the fraction of new traces that are sampled, add attributes to spans, and disable spans. With
+// enableIstioTags, spans also have Istio's attributes. About this process, these are istio.canonical_service, istio.canonical_revision,
+// istio.namespace, istio.cluster_id and istio.mesh_id, from [mesh.WithWorkload] and the environment variables that Istio's agent sets.
+// About both ends, they are istio.source_workload, istio.source_namespace, istio.source_canonical_service, and the same with
+// istio.destination_. A destination is described by its labels in discovery and by its SPIFFE ID, and a source only by its SPIFFE ID,
+// whose service account serves as its workload. An unknown value is "unknown". The Name and the Cluster of metrics.Config do not apply
+// to the attributes of spans. To make both agree, set ISTIO_META_WORKLOAD_NAME and ISTIO_META_CLUSTER_ID, or the label
+// service.istio.io/workload-name.
 package tracingmesh
 
 import (
@@ -36,7 +36,7 @@ import (
 	"github.com/nosidecar/mesh/tracing"
 )
 
-// Observer returns what traces a mesh, for [mesh.WithObserver]. It fails if the Config is invalid.
+// Observer returns an observer for [mesh.WithObserver] that traces a mesh. The error says what is wrong with the Config.
 func Observer(c tracing.Config) (mesh.Observer, error) {
 	tracer, err := spans.New(spans.Config(c))
 	if err != nil {
@@ -52,10 +52,10 @@ func Observer(c tracing.Config) (mesh.Observer, error) {
 
 type observer struct {
 	tracer *spans.Tracer
-	echo   bool // of request ids
+	echo   bool // Config.EchoRequestID
 }
 
-// describe returns a call as the tracer knows it.
+// describe returns a call in the tracer's terms.
 func describe(c *mesh.Call) spans.Call {
 	return spans.Call{
 		Method: c.Request.Method, URL: c.Request.URL, RPC: isGRPC(c.Request), Start: c.Start,
@@ -68,7 +68,7 @@ func seedOf(c *mesh.Call) uint64 {
 	return spans.Seed(c.Start, uint64(reflect.ValueOf(c).Pointer()))
 }
 
-// recorded reports whether a call is recorded. Its context differs from the caller's then.
+// recorded reports whether a call is recorded. If so, its context differs from that of its caller.
 func recorded(ctx context.Context, c *mesh.Call) bool {
 	return !caller.SameContext(ctx, c.Request.Context()) && spans.Recorded(ctx, c)
 }
@@ -133,7 +133,7 @@ func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
 func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.Context {
 	r := spans.Request{
 		Request: in.Request, RPC: isGRPC(in.Request),
-		Restart: in.RestartTraces, NewID: in.Peer == "", // as the mesh removes it
+		Restart: in.RestartTraces, NewID: in.Peer == "", // for these peers, the mesh removes the header
 		Documents: &in.Telemetry.Server().Tracing,
 	}
 	if r.Documents.Peers {

@@ -7,11 +7,11 @@ import (
 	"github.com/nosidecar/mesh/internal/workload"
 )
 
-// Who is at the other end is worked out for spans that are recorded only. The conversion to these types costs nothing.
+// The attributes of the peer are computed only for recorded spans. The conversion to these types costs nothing.
 type (
-	callee mesh.Call    // who was called last
-	tried  mesh.Attempt // who an attempt went to
-	sender mesh.Inbound // who sent a request
+	callee mesh.Call    // the peer is that of the last attempt
+	tried  mesh.Attempt // the peer is that of the attempt
+	sender mesh.Inbound // the peer is the sender of the request
 )
 
 // Append implements spans.Peer.
