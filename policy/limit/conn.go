@@ -12,13 +12,13 @@ import (
 // conn is an open connection.
 type conn struct {
 	net.Conn
-	owner atomic.Pointer[Conns] // nil once it is closed: net/http may keep it for a while, and need not keep the rest
+	owner atomic.Pointer[Conns] // nil once closed: net/http may keep a closed connection for a while, but should not keep its Conns
 	born  time.Time
 
 	calls atomic.Int64
 }
 
-// last counts a call and reports whether the connection must be closed after it.
+// last counts a call, and reports whether it is the last one that the connection may serve.
 func (c *conn) last(now time.Time) bool {
 	owner := c.owner.Load()
 	if owner == nil {
@@ -38,15 +38,15 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// NetConn returns the connection beneath, as that of tls.Conn does.
+// NetConn returns the underlying connection, like the method of tls.Conn.
 func (c *conn) NetConn() net.Conn {
 	return c.Conn
 }
 
-// CloseWrite shuts down the writing side, where the connection beneath can.
+// CloseWrite shuts down the writing side, if the underlying connection can.
 func (c *conn) CloseWrite() error { return netconn.CloseWrite(c.Conn) }
 
-// ReadFrom lets the connection beneath copy without a buffer, as for a file.
+// ReadFrom lets the underlying connection copy without a buffer, for example from a file.
 func (c *conn) ReadFrom(r io.Reader) (int64, error) {
 	return io.Copy(c.Conn, r)
 }

@@ -16,12 +16,12 @@ import (
 )
 
 const (
-	// idlePerEndpoint is how many idle connections to an endpoint are kept. net/http's default of 2 makes every burst of
-	// calls dial again; a number beyond any burst keeps the pool as large as the peak of calls in flight, like Envoy's.
+	// idlePerEndpoint is the number of idle connections that are kept per endpoint. With net/http's default of 2, every burst of
+	// calls dials again. A number larger than any burst keeps the pool as large as the peak of calls in flight, as in Envoy.
 	idlePerEndpoint = 4096
 
-	// idleAnywhere is how many idle connections are kept over all hosts, when there may be any number of hosts. It is the
-	// value of http.DefaultTransport.
+	// idleAnywhere is the number of idle connections that are kept for all hosts together, if there may be any number of hosts.
+	// http.DefaultTransport has the same value.
 	idleAnywhere = 100
 
 	// An HTTP/2 connection notices a vanished peer only through a ping.
@@ -29,35 +29,34 @@ const (
 	pingTimeout = 15 * time.Second
 )
 
-// Conns is the connections of a [Pool] to one endpoint: an http.RoundTripper over a clone of a template, with the pool's
-// settings applied. It is safe for concurrent use.
+// Conns has the connections of a [Pool] to one endpoint. It is an http.RoundTripper that uses a clone of a template, with the
+// settings of the pool. It is safe for concurrent use.
 type Conns struct {
 	pool      *Pool
 	transport *http.Transport
-	shared    *multiplexed // its HTTP/2 connections; nil if it makes none
+	shared    *multiplexed // the HTTP/2 connections; nil if there are none
 	dial      func(ctx context.Context, network, addr string) (net.Conn, error)
 	counts    bool // every call must be counted on its connection
 
 	// The rest is guarded by pool.links.mu.
 
-	open   int                // connections open or being opened
-	live   map[*conn]struct{} // those that are open
+	open   int                // connections that are open or being opened
+	live   map[*conn]struct{} // connections that are open
 	closed bool
 }
 
-// Conns returns a new set of connections, to which the pool's settings apply and which count against its
-// MaxConnections. The caller closes it.
+// Conns returns a new set of connections. They have the settings of the pool, and count against its MaxConnections. The caller
+// closes it.
 //
-// The template is cloned, and keeps its TLS configuration, proxy and dialer, inside a dial function that applies
-// ConnectTimeout, Keepalive and MaxConnections. The clone speaks HTTP/2 where the endpoint does, unless template.Protocols
-// or template.TLSNextProto say otherwise: setting a TLSClientConfig or a dialer does not turn it off. It pings HTTP/2 peers
-// that fall silent and keeps as many idle connections as there were calls at once, unless the template has settings of its
-// own.
+// The template is cloned. The clone keeps the TLS configuration, the proxy and the dialer, but wraps the dialer to apply
+// ConnectTimeout, Keepalive and MaxConnections. It uses HTTP/2 if the endpoint does, unless template.Protocols or
+// template.TLSNextProto say otherwise; setting a TLSClientConfig or a dialer does not turn HTTP/2 off. It pings HTTP/2 peers that
+// fall silent, and keeps as many idle connections as there were calls in flight, unless the template has its own settings.
 //
-// A nil *Pool applies the defaults of [PoolConfig], and is for connections to any host: at most template.MaxIdleConns of
-// them are kept idle, where 0 means 100.
+// A nil *Pool applies the defaults of [PoolConfig], and may be used for connections to any host. At most template.MaxIdleConns
+// connections are then kept idle; 0 means 100.
 //
-// It is an error if the template dials TLS itself, since then neither timeouts nor limits can be enforced, or if it sets
+// It is an error if the template dials TLS itself, because then neither timeouts nor limits can be enforced, or if it sets
 // MaxConnsPerHost, which MaxConnections replaces.
 func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	switch {
@@ -65,7 +64,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	case template.DialTLSContext != nil || template.DialTLS != nil:
 		return nil, errors.New("limit: the template transport has a DialTLS function; set TLSClientConfig and DialContext")
 	case template.MaxConnsPerHost != 0:
-		// With HTTP/2 it makes calls wait although they could share a connection.
+		// With HTTP/2, it makes calls wait although they could share a connection.
 		return nil, errors.New("limit: the template transport sets MaxConnsPerHost; set PoolConfig.MaxConnections")
 	}
 	t := httpclone.Transport(template)
@@ -73,7 +72,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 		p = &Pool{}
 		t.MaxIdleConns = cmp.Or(t.MaxIdleConns, idleAnywhere)
 	} else {
-		t.MaxIdleConns = 0 // a template's limit over all hosts says nothing about one endpoint
+		t.MaxIdleConns = 0 // the template's limit is for all hosts, not for one endpoint
 	}
 	c := &Conns{
 		pool:      p,
@@ -95,7 +94,7 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	return c, nil
 }
 
-// apply copies the settings to a transport, as far as it has them.
+// apply copies those settings that a transport has too.
 func (c *PoolConfig) apply(t *http.Transport) {
 	t.TLSHandshakeTimeout = cmp.Or(c.ConnectTimeout, t.TLSHandshakeTimeout, defaultConnectTimeout)
 	t.IdleConnTimeout = max(0, cmp.Or(c.IdleTimeout, defaultIdleTimeout))
@@ -117,19 +116,19 @@ func (c *Conns) RoundTrip(req *http.Request) (*http.Response, error) {
 	if c.counts {
 		call := &countedCall{conns: c}
 		call.trace.GotConn = call.gotConn
-		// The call may turn out to be the last on its connection, so it needs a header of its own to say so.
+		// The call may turn out to be the last one on its connection. Then its header must say so, so it needs a copy.
 		sent = req.WithContext(httptrace.WithClientTrace(req.Context(), &call.trace))
 		sent.Header = maps.Clone(req.Header)
 		call.req = sent
 	}
 	resp, err := c.send(sent)
 	if resp != nil {
-		resp.Request = req // over HTTP/2 net/http sets a copy, where there is a request body
+		resp.Request = req // over HTTP/2, net/http sets a copy if the request has a body
 	}
 	return resp, err
 }
 
-// send sends a call over an HTTP/2 connection that is open, if there is one, and else as net/http does.
+// send sends a call over an open HTTP/2 connection if there is one, and otherwise through net/http's transport.
 func (c *Conns) send(req *http.Request) (*http.Response, error) {
 	m := c.shared
 	if m == nil || !simple(req) {
@@ -151,20 +150,20 @@ func (c *Conns) send(req *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// simple reports whether a request has nothing that net/http's transport would check or choose and HTTP/2 alone would not.
+// simple reports whether a request can skip net/http's transport: it has nothing that only the transport would check or choose.
 func simple(req *http.Request) bool {
 	return req.URL != nil && req.Header != nil && len(req.Trailer) == 0 && (req.Method == "" || field.IsToken(req.Method)) &&
 		len(req.Header["Upgrade"]) == 0 // HTTP/1 only
 }
 
-// Dial makes a connection for a protocol other than HTTP, as the template dials them, and counts it against MaxConnections
-// until it is closed. It takes no slot of the pool. If there is no room, the error is [ErrOverflow].
+// Dial makes a connection for a protocol other than HTTP, with the dialer of the template. The connection counts against
+// MaxConnections until it is closed. Dial takes no slot of the pool. If there is no room, the error is [ErrOverflow].
 func (c *Conns) Dial(ctx context.Context) (net.Conn, error) {
 	return c.connect(ctx, "tcp", "", false)
 }
 
-// DialFirst is [Conns.Dial] for a caller that has no connection to the endpoint and cannot use those of others: it gets one,
-// beyond MaxConnections if necessary.
+// DialFirst is [Conns.Dial] for a caller that has no connection to the endpoint and cannot share those of other callers. It may
+// exceed MaxConnections.
 func (c *Conns) DialFirst(ctx context.Context) (net.Conn, error) {
 	return c.connect(ctx, "tcp", "", true)
 }
@@ -177,14 +176,14 @@ func (c *Conns) CloseIdleConnections() {
 	}
 }
 
-// Open returns how many connections are open or being opened.
+// Open returns the number of connections that are open or being opened.
 func (c *Conns) Open() int {
 	c.pool.links.mu.Lock()
 	defer c.pool.links.mu.Unlock()
 	return c.open
 }
 
-// Close closes all connections, and fails the calls still on them: wait for those to end first. It is idempotent.
+// Close closes all connections. Calls in flight fail, so wait for them to end first. It may be called more than once.
 func (c *Conns) Close() {
 	l := &c.pool.links
 	l.mu.Lock()
@@ -196,7 +195,7 @@ func (c *Conns) Close() {
 	if c.shared != nil {
 		c.shared.close()
 	}
-	// An HTTP/2 connection is not idle as soon as its last call is over, and nothing would close it later.
+	// An HTTP/2 connection becomes idle a little after its last call has ended, and nothing would close it later.
 	for _, nc := range live {
 		nc.Close()
 	}

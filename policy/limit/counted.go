@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// countedCall is a call that counts on the connection it is sent over.
+// countedCall is a call that is counted on its connection.
 type countedCall struct {
 	conns *Conns
 	trace httptrace.ClientTrace
 	req   *http.Request
 }
 
-// gotConn runs on the goroutine of RoundTrip, after the connection is chosen and before the request is written.
+// gotConn runs on the goroutine of RoundTrip, after the connection was chosen and before the request is written.
 func (call *countedCall) gotConn(info httptrace.GotConnInfo) {
 	nc := info.Conn
 	for {
@@ -37,11 +37,11 @@ func (call *countedCall) gotConn(info httptrace.GotConnInfo) {
 func (call *countedCall) sayClose() {
 	h := call.req.Header
 	if h.Get("Upgrade") != "" {
-		// If the peer agrees, the connection serves no further call anyway. If not, the next call is the last one.
+		// If the peer accepts the upgrade, the connection serves no other call anyway. If not, the next call is the last one.
 		return
 	}
-	// HTTP/1 looks at the header, since it may have copied the request; HTTP/2 at either, and takes no further calls on the
-	// connection. What the caller set in those headers stays.
+	// HTTP/1 reads the header, since it may have copied the request. HTTP/2 reads either, and then accepts no further calls on the
+	// connection. Options that the caller set remain.
 	call.req.Close = true
 	if options := strings.Join(h["Connection"], ", "); options != "" {
 		h["Connection"] = []string{options + ", close"}

@@ -22,7 +22,7 @@ func (c *Conns) dialContext(ctx context.Context, network, addr string) (net.Conn
 	return c.connect(ctx, network, addr, false)
 }
 
-// connect makes a connection. A first one is made in any case.
+// connect makes a connection. If first is set, it may exceed MaxConnections.
 func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, c.connectTimeout())
 	defer cancel()
@@ -40,7 +40,7 @@ func (c *Conns) connect(ctx context.Context, network, addr string, first bool) (
 	}()
 	nc, err := c.dial(ctx, network, addr)
 	if err != nil {
-		// Whatever dialled, a failure to connect is marked as one: it is retried when nothing else would be.
+		// Mark any failure to connect as a dial error, whatever the dialer returned: such calls can always be retried.
 		if op, ok := errors.AsType[*net.OpError](err); !ok || op.Op != "dial" {
 			err = &net.OpError{Op: "dial", Net: network, Err: err}
 		}
@@ -89,7 +89,7 @@ func (c *Conns) add(nc net.Conn) (*conn, error) {
 	return wrapped, nil
 }
 
-// setKeepalive applies Keepalive to a TCP connection. Others have nothing to probe.
+// setKeepalive applies Keepalive to a TCP connection. Other connections have no keepalive.
 func (c *Conns) setKeepalive(nc net.Conn) error {
 	keepalive := c.pool.config.Keepalive
 	if keepalive == (Keepalive{}) {
@@ -101,7 +101,7 @@ func (c *Conns) setKeepalive(nc net.Conn) error {
 	if !ok {
 		return nil
 	}
-	// In net.KeepAliveConfig, unlike here, a negative value keeps the system's default.
+	// In net.KeepAliveConfig, a negative value keeps the default of the system.
 	return tcp.SetKeepAliveConfig(net.KeepAliveConfig{
 		Enable: true, Count: cmp.Or(keepalive.Probes, -1), Idle: cmp.Or(keepalive.Time, -1), Interval: cmp.Or(keepalive.Interval, -1),
 	})

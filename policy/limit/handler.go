@@ -7,17 +7,17 @@ import (
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
-// Handler is an http.Handler that bounds the load of a server: how many requests it handles at once, and how many begin each
-// second. It answers requests beyond the first limit with 503 and x-envoy-overloaded, which clients of this library do not
-// retry, and beyond the second with 429. It must not be copied or changed after its first use.
+// Handler is an http.Handler that bounds the load of a server: the number of requests in flight, and the rate at which requests
+// begin. Requests beyond the first limit get a 503 response with x-envoy-overloaded, which clients of this library do not retry.
+// Requests beyond the second limit get a 429 response. It must not be copied or changed after its first use.
 type Handler struct {
 	// Next serves the requests. It must be set.
 	Next http.Handler
 
-	// MaxRequests is how many requests may be in Next at once. 0 means no limit.
+	// MaxRequests is the maximum number of requests in flight. 0 means no limit.
 	MaxRequests int
 
-	// Rate bounds the requests that begin. The zero value does not.
+	// Rate bounds the rate at which requests begin. The zero value means no limit.
 	Rate RateConfig
 
 	once  sync.Once
@@ -26,7 +26,7 @@ type Handler struct {
 	fault error // what is wrong with the settings
 }
 
-// ServeHTTP implements http.Handler. With settings that are out of range every request is answered with 500.
+// ServeHTTP implements http.Handler. If the settings are invalid, every request gets a 500 response.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h.once.Do(h.start)
 	if h.fault != nil {

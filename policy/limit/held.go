@@ -11,14 +11,14 @@ import (
 
 var errNotAgain = errors.New("limit: the connection was lost, and the request has no GetBody to be sent again")
 
-// held is the body of a request that is sent elsewhere if there is no connection for it. Until that is known, the body is
-// not closed unread.
+// held is the body of a request that may have to be sent over another connection. As long as that is possible, Close does not
+// close a body that was not read.
 type held struct {
 	source io.ReadCloser
 
 	mu       sync.Mutex
 	read     bool
-	closed   bool // or will be
+	closed   bool // Close was called; the source may still be open
 	released bool
 }
 
@@ -27,7 +27,7 @@ func hold(req *http.Request) (*http.Request, *held) {
 	if req.Body == nil || req.Body == http.NoBody {
 		return req, nil
 	}
-	out := &struct { // at once
+	out := &struct { // one allocation for both
 		http.Request
 		held
 	}{Request: *req, held: held{source: req.Body}}
@@ -53,7 +53,7 @@ func (b *held) Close() error {
 	return b.source.Close()
 }
 
-// release releases the body: the request was sent, or will not be.
+// release allows the body to be closed: the request was sent, or will not be sent at all.
 func (b *held) release() {
 	if b == nil {
 		return
@@ -67,8 +67,8 @@ func (b *held) release() {
 	}
 }
 
-// again returns the request to send after one with this body did not get through. Its body is the same one unless that was
-// read. On an error the body is closed.
+// again returns the request to send after an attempt to send it failed. It has the same body, or a new one from GetBody if the body
+// was read. If again returns an error, the body is closed.
 func (b *held) again(req *http.Request) (*http.Request, error) {
 	if b == nil {
 		return req, nil

@@ -11,19 +11,18 @@ import (
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
-// Transport is an http.RoundTripper that keeps the calls through it within one connection pool. It answers calls beyond the
-// limits with 503 and x-envoy-overloaded, as Envoy does. It must not be copied or changed after its first use.
+// Transport is an http.RoundTripper that keeps its calls within one connection pool. Calls beyond the limits get a 503 response with
+// x-envoy-overloaded, as from Envoy. It must not be copied or changed after its first use.
 type Transport struct {
-	// Base makes the calls. If it is an *http.Transport, a clone is used, to which Config applies; any other RoundTripper
-	// has its own connections, and then every call fails if Config has settings for connections. Nil means
-	// http.DefaultTransport.
+	// Base makes the calls. If it is an *http.Transport, a clone with the settings of Config is used. Any other RoundTripper manages
+	// its own connections: every call fails then if Config has settings for connections. Nil means http.DefaultTransport.
 	Base http.RoundTripper
 
-	// Config is the pool. The zero value limits nothing.
+	// Config has the limits. The zero value means no limits.
 	Config PoolConfig
 
-	// Multiplexed says that the calls share connections, because the destination speaks HTTP/2: then MaxConnections does
-	// not bound the calls.
+	// Multiplexed says that calls share connections, because the destination speaks HTTP/2. MaxConnections does not bound the calls
+	// then.
 	Multiplexed bool
 
 	once  sync.Once
@@ -32,7 +31,7 @@ type Transport struct {
 	fault error // what is wrong with Config or Base
 }
 
-// RoundTrip implements http.RoundTripper. A call counts until its response body is read to the end or closed.
+// RoundTrip implements http.RoundTripper. A call is in flight until its response body is read to the end or closed.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	t.once.Do(t.start)
 	if t.fault != nil {
@@ -112,13 +111,13 @@ func (c *call) End(error) {
 	c.slot.Release()
 }
 
-// RateTransport is an http.RoundTripper that keeps the calls through it within a rate. It answers calls beyond it with 429
-// and x-envoy-ratelimited, as Envoy does. It must not be copied or changed after its first use.
+// RateTransport is an http.RoundTripper that keeps its calls within a rate. Calls beyond the rate get a 429 response with
+// x-envoy-ratelimited, as from Envoy. It must not be copied or changed after its first use.
 type RateTransport struct {
 	// Base makes the calls. Nil means http.DefaultTransport.
 	Base http.RoundTripper
 
-	// Config is the rate. The zero value limits nothing.
+	// Config has the rate. The zero value means no limit.
 	Config RateConfig
 
 	once  sync.Once

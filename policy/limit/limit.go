@@ -1,11 +1,11 @@
-// Package limit bounds what this process sends to a destination: how many calls at once, over how many connections and
-// at what rate.
+// Package limit bounds what this process sends to a destination: the calls in flight, the connections, and the rate of calls.
 //
-// [Pool] is a destination's connection pool, as Envoy reads the connectionPool of a DestinationRule: its slots bound the
-// calls, its [Conns] the connections to each endpoint. [Rate] is a token bucket. Both only decide; [Transport] and
-// [RateTransport] apply them to an http.Client, and answer a call that is refused as Envoy does.
+// [Pool] is the connection pool of a destination, with the meaning that Envoy gives to the connectionPool of a DestinationRule. Its
+// slots bound the calls, and its [Conns] bound the connections to each endpoint. [Rate] is a token bucket. Both only decide.
+// [Transport] and [RateTransport] apply them to an http.Client, and answer refused calls as Envoy does. [Handler] bounds the load of
+// a server.
 //
-// This is a layer: it works alone and imports no documents. It is below policy because documents configure it.
+// This package is a layer: it works alone and does not import policy documents. It is below policy because documents configure it.
 package limit
 
 import "github.com/nosidecar/mesh/internal/refusal"

@@ -12,26 +12,26 @@ import (
 	"github.com/nosidecar/mesh/internal/body"
 )
 
-// firstLook is how soon a call that waits for a stream looks again: a stream ends a little after its call.
+// firstLook is how soon a call that waits for a stream looks for one again. A stream ends shortly after its call.
 const firstLook = time.Millisecond
 
-// line is where calls wait, first come, first served, when each HTTP/2 connection has as many streams as its peer permits
-// and no more connections may be opened.
+// line is the queue of calls that wait for an HTTP/2 stream, first come, first served. Calls wait if each connection has as many
+// streams as its peer permits, and no more connections may be opened.
 type line struct {
 	calls atomic.Int64
-	turn  chan struct{} // has an element while a call is first in line
+	turn  chan struct{} // a semaphore; held by the call that is first in line
 }
 
-// busy reports whether calls are in line.
+// busy reports whether calls are waiting.
 func (l *line) busy() bool {
 	return l.calls.Load() > 0
 }
 
-// await sends a call as soon as there is a stream for it, or room for another connection. The wait ends with the context of
-// the call, or when there has been no connection for the connect timeout.
+// await sends a call as soon as there is a stream for it, or room for another connection. It gives up when the context of the call
+// ends, or when there was no connection for the duration of the connect timeout.
 func (m *multiplexed) await(req *http.Request) (*http.Response, error) {
 	w := &waiting{m: m, in: true}
-	w.trace.GotConn = func(httptrace.GotConnInfo) { w.leave() } // the next in line may look
+	w.trace.GotConn = func(httptrace.GotConnInfo) { w.leave() } // the next call in line may try
 	w.req = req.WithContext(httptrace.WithClientTrace(req.Context(), &w.trace))
 	if !w.join() {
 		body.CloseRequest(req)
@@ -41,16 +41,16 @@ func (m *multiplexed) await(req *http.Request) (*http.Response, error) {
 	return w.run()
 }
 
-// waiting is a call in line. It belongs to the goroutine of its RoundTrip, on which net/http reports its connection.
+// waiting is a call in line. Only the goroutine of its RoundTrip uses it; net/http calls GotConn on that goroutine too.
 type waiting struct {
 	m     *multiplexed
 	req   *http.Request
 	trace httptrace.ClientTrace
 	in    bool // in line
-	first bool // holds the turn, or has held it
+	first bool // it has got the turn, which leave gives back
 }
 
-// join takes the last place in line, and reports false if that is too far behind.
+// join takes the last place in line. It reports false if too many calls are waiting.
 func (w *waiting) join() bool {
 	p, l := w.m.conns.pool, &w.m.line
 	l.calls.Add(1)
@@ -68,7 +68,7 @@ func (w *waiting) join() bool {
 	return true
 }
 
-// leave gives up the place in line, once.
+// leave gives up the place in line. Only the first call has an effect.
 func (w *waiting) leave() {
 	if !w.in {
 		return
@@ -84,7 +84,7 @@ func (w *waiting) leave() {
 func (w *waiting) run() (*http.Response, error) {
 	c, ctx := w.m.conns, w.req.Context()
 	timeout := c.connectTimeout()
-	since := time.Now() // when there last was a connection, as far as this call knows
+	since := time.Now() // when this call last saw a connection
 	look := firstLook
 	timer := time.NewTimer(timeout)
 	defer timer.Stop()
@@ -122,7 +122,7 @@ func (w *waiting) run() (*http.Response, error) {
 	}
 }
 
-// try sends the call if it can be sent. Otherwise it returns a channel that is closed when that may have changed.
+// try sends the call if possible. Otherwise it returns a channel that is closed when it should be called again.
 func (w *waiting) try() (*http.Response, <-chan struct{}, error) {
 	for {
 		resp, next, err := w.m.roundTrip(w.req)
@@ -131,7 +131,7 @@ func (w *waiting) try() (*http.Response, <-chan struct{}, error) {
 		}
 		w.req = next
 		c := w.m.conns
-		if !w.m.known(w.req) { // it turned out to speak HTTP/1
+		if !w.m.known(w.req) { // the peer turned out to speak HTTP/1
 			resp, err := c.transport.RoundTrip(w.req)
 			return resp, nil, err
 		}
@@ -148,23 +148,23 @@ func (w *waiting) try() (*http.Response, <-chan struct{}, error) {
 	}
 }
 
-// reservation is room for a connection that was already counted.
+// reservation is room for one connection, which was already counted.
 type reservation struct {
 	spent atomic.Bool
 }
 
 type reservationKey struct{}
 
-// errSpent ends a dial for a call that has already made a connection, whose streams were all taken by other calls.
+// errSpent fails the second dial of a call. Other calls have taken all streams of the connection that the first dial made.
 var errSpent = errors.New("limit: no room for a second connection")
 
-// dial sends a call over a new connection that was already counted. If other calls took the connection first, the call was
-// not sent, and next is to be sent.
+// dial sends a call over a new connection, which was already counted. If other calls take all of its streams first, the call is not
+// sent, and dial returns the request to send next.
 func (m *multiplexed) dial(req *http.Request) (resp *http.Response, next *http.Request, err error) {
 	r := new(reservation)
 	out, b := hold(req.WithContext(context.WithValue(req.Context(), reservationKey{}, r)))
 	resp, err = m.conns.transport.RoundTrip(out)
-	if r.spent.CompareAndSwap(false, true) { // there was another connection meanwhile
+	if r.spent.CompareAndSwap(false, true) { // the call got another connection, and did not dial
 		m.conns.unreserve()
 	}
 	if errors.Is(err, errSpent) {
@@ -176,7 +176,7 @@ func (m *multiplexed) dial(req *http.Request) (resp *http.Response, next *http.R
 	return resp, nil, err
 }
 
-// admit counts a connection, unless that was already done.
+// admit counts a connection, unless it was already counted.
 func (c *Conns) admit(ctx context.Context, first bool) error {
 	if r, ok := ctx.Value(reservationKey{}).(*reservation); ok {
 		if !r.spent.CompareAndSwap(false, true) {

@@ -8,16 +8,16 @@ import (
 	"time"
 )
 
-// roomCheck is how often a dial that waits for room looks for idle connections, which appear without notice.
+// roomCheck is how often a dial that waits for room looks for idle connections. No event tells when a connection becomes idle.
 const roomCheck = 20 * time.Millisecond
 
-// links are the open connections of a pool, over all its endpoints.
+// links has the open connections of a pool to all its endpoints.
 type links struct {
 	mu    sync.Mutex
 	open  int
 	conns []*Conns
 	next  int           // where in conns to start closing idle connections to make room
-	room  chan struct{} // closed when a connection closes; nil if no dial waits
+	room  chan struct{} // closed when a connection closes; nil if no dial is waiting
 }
 
 func (l *links) count() int {
@@ -26,7 +26,7 @@ func (l *links) count() int {
 	return l.open
 }
 
-// wake makes dials that wait for room look again.
+// wake makes waiting dials look for room again.
 func (l *links) wake() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -40,9 +40,9 @@ func (l *links) wakeLocked() {
 	}
 }
 
-// reserve counts one connection. At MaxConnections it first closes idle connections to other endpoints and then waits for a
-// connection to close, unless this would be the endpoint's only one, or is a first one. The call that wants the connection
-// holds a slot, so unless an HTTP/2 connection is out of streams, it waits for a connection that is just being released.
+// reserve counts one connection. At MaxConnections it closes idle connections to other endpoints, and then waits until a connection
+// is closed. It does not wait if this would be the only connection to the endpoint, or if first is set. The call that needs the
+// connection has a slot. So, unless an HTTP/2 connection is out of streams, some other connection is just being released.
 func (c *Conns) reserve(ctx context.Context, first bool) error {
 	if _, ok := c.take(false, false); ok {
 		return nil
@@ -66,8 +66,8 @@ func (c *Conns) reserve(ctx context.Context, first bool) error {
 	}
 }
 
-// take counts one connection if there is room, if it is the endpoint's only one and that suffices, or if it is a first one.
-// Otherwise it returns a channel that is closed when the next connection closes.
+// take counts one connection if there is room, if only is set and the endpoint has no connection, or if first is set. Otherwise it
+// returns a channel that is closed when the next connection closes.
 func (c *Conns) take(only, first bool) (<-chan struct{}, bool) {
 	limit := c.pool.config.MaxConnections
 	l := &c.pool.links

@@ -11,17 +11,17 @@ import (
 	"github.com/nosidecar/mesh/internal/httpclone"
 )
 
-// multiplexed are the HTTP/2 connections of a [Conns]. They belong to a separate transport without an idle timer: net/http's
-// timer is reset when a peer closes a connection with streams on it, and keeps the closed connection in memory until it
-// fires, an hour later by default. So idle connections are closed from here.
+// multiplexed has the HTTP/2 connections of a [Conns]. They belong to a separate transport without an idle timer. If a peer closes a
+// connection with open streams, net/http resets the timer, which keeps the closed connection in memory until it fires, an hour later
+// by default. So idle connections are closed here.
 type multiplexed struct {
 	conns *Conns
-	idle  time.Duration // 0 means that they are kept forever
+	idle  time.Duration // 0 means that idle connections are never closed
 
 	once   sync.Once
-	holder atomic.Pointer[http.Transport] // has the connections and makes none; nil before the first one
+	holder atomic.Pointer[http.Transport] // has the connections, but does not dial; nil before the first connection
 
-	secure, clear way // for calls over TLS, and for others
+	secure, clear way // for calls with and without TLS
 
 	born time.Time
 	last atomic.Int64 // when a call was last answered, as a time.Duration since born
@@ -36,28 +36,28 @@ type multiplexed struct {
 
 // way sends calls over the open connections.
 type way struct {
-	// over fails, before it touches the request, if no connection has room for a stream. It is nil before the first
-	// connection.
+	// over sends calls. If no connection has room for a stream, it returns an error without touching the request. It is nil before
+	// the first connection.
 	over atomic.Pointer[http.RoundTripper]
 
-	expected atomic.Bool // the peer should speak HTTP/2, and has not said otherwise
+	expected atomic.Bool // HTTP/2 is configured, and the peer has not chosen HTTP/1
 }
 
-// The names under which net/http keeps the functions that take over HTTP/2 connections.
+// The keys in TLSNextProto of the functions that take over HTTP/2 connections.
 const (
 	protoSecure = "h2"
 	protoClear  = "unencrypted_http2"
 )
 
-// bundled reports whether net/http has HTTP/2 in this process: GODEBUG and build tags can leave it out.
+// bundled reports whether net/http has HTTP/2 in this process. GODEBUG and build tags can disable it.
 var bundled = sync.OnceValue(func() bool {
 	probe := &http.Transport{ForceAttemptHTTP2: true}
-	probe.CloseIdleConnections() // sets it up
+	probe.CloseIdleConnections() // sets up HTTP/2
 	return probe.TLSNextProto[protoSecure] != nil
 })
 
-// share makes the HTTP/2 connections of t belong to a multiplexed. It returns nil if there will be none, or if another
-// implementation makes them.
+// share makes a multiplexed take over the HTTP/2 connections of t. It returns nil if t does not use HTTP/2, or uses another
+// implementation of it.
 func (c *Conns) share(t *http.Transport) *multiplexed {
 	p := t.Protocols
 	if t.TLSNextProto != nil || p != nil && !p.HTTP2() && !p.UnencryptedHTTP2() || !bundled() {
@@ -71,7 +71,7 @@ func (c *Conns) share(t *http.Transport) *multiplexed {
 		protoSecure: m.adopt(protoSecure, &m.secure),
 		protoClear:  m.adopt(protoClear, &m.clear),
 	}
-	// net/http offers HTTP/2 by itself only if it takes the connections itself.
+	// net/http offers HTTP/2 in the handshake only if it takes over the connections itself.
 	if t.TLSClientConfig == nil {
 		t.TLSClientConfig = new(tls.Config)
 	}
@@ -79,7 +79,7 @@ func (c *Conns) share(t *http.Transport) *multiplexed {
 	return m
 }
 
-// offers returns what a client offers in a handshake: protocols, plus the versions of HTTP that it speaks.
+// offers returns the protocols that a client offers in a handshake: the given ones, plus the versions of HTTP that it speaks.
 func offers(protocols []string, http1, http2 bool) []string {
 	protocols = slices.DeleteFunc(slices.Clone(protocols), func(p string) bool {
 		return p == "h2" && !http2 || p == "http/1.1" && !http1
@@ -124,7 +124,7 @@ func (m *multiplexed) way(req *http.Request) *way {
 	return &m.clear
 }
 
-// roundTrip sends a call over an open connection, if one has room for it. Otherwise it was not sent, and next is to be sent.
+// roundTrip sends a call over an open connection with room for it. Without such a connection it returns the request to send next.
 func (m *multiplexed) roundTrip(req *http.Request) (resp *http.Response, next *http.Request, err error) {
 	over := m.way(req).over.Load()
 	if over == nil {
@@ -147,8 +147,8 @@ func (m *multiplexed) known(req *http.Request) bool {
 	return w.over.Load() != nil || w.expected.Load()
 }
 
-// answered learns from the response to a call for which net/http found a connection: a peer that chose HTTP/1 no longer
-// speaks HTTP/2.
+// answered looks at the response to a call that net/http's transport sent. If it is an HTTP/1 response, the peer no longer speaks
+// HTTP/2.
 func (m *multiplexed) answered(req *http.Request, resp *http.Response) {
 	if resp == nil || resp.ProtoMajor != 1 || !m.known(req) {
 		return
@@ -162,7 +162,7 @@ func (m *multiplexed) touch() {
 	m.last.Store(int64(time.Since(m.born)))
 }
 
-// watch starts looking for idle connections, unless it already has.
+// watch starts the timer for idle connections, unless it is already running.
 func (m *multiplexed) watch() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -177,8 +177,8 @@ func (m *multiplexed) watch() {
 	m.running = true
 }
 
-// expire closes the connections that are idle once there was no call for long enough. Those beyond one are closed also if there
-// were calls, which need not have gone over them.
+// expire closes the idle connections if there was no call for long enough. If there are several connections, it closes the idle ones
+// even if there were calls, since the calls may have used the others.
 func (m *multiplexed) expire() {
 	rest := m.idle - (time.Since(m.born) - time.Duration(m.last.Load()))
 	if rest <= 0 || m.conns.Open() > 1 {
@@ -203,7 +203,7 @@ func (m *multiplexed) closeIdle() {
 	}
 }
 
-// close stops looking for idle connections.
+// close stops the timer for idle connections.
 func (m *multiplexed) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()

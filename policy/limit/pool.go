@@ -13,47 +13,45 @@ const (
 	defaultIdleTimeout    = time.Hour
 )
 
-// PoolConfig bounds the calls and connections of one destination. Values are comparable. The zero value limits nothing
-// and has Envoy's timeouts.
+// PoolConfig bounds the calls and connections of one destination. Values are comparable. The zero value has no limits, and Envoy's
+// timeouts.
 type PoolConfig struct {
-	// MaxConnections is how many connections to all endpoints of the destination may be open at once. An HTTP/1 call has a
-	// connection to itself, so this also bounds the HTTP/1 calls in flight; calls beyond it wait their turn. An endpoint
-	// that has no connection may always open one. 0 means no limit.
+	// MaxConnections is the maximum number of connections to all endpoints of the destination together. An HTTP/1 call has a
+	// connection to itself, so this also bounds the HTTP/1 calls in flight; calls beyond it wait their turn. The first connection to
+	// an endpoint may always be opened. 0 means no limit.
 	MaxConnections int
 
-	// MaxPendingRequests is how many calls may wait for one of MaxConnections: HTTP/1 calls for a connection to themselves,
-	// HTTP/2 calls for a stream when each connection has as many as its peer permits. Calls beyond it are refused. 0 means
-	// no limit. Without MaxConnections nothing waits.
+	// MaxPendingRequests is the maximum number of calls that wait because of MaxConnections: HTTP/1 calls for a connection, and HTTP/2
+	// calls for a stream while each connection has as many as its peer permits. Calls beyond it are refused. 0 means no limit.
+	// Without MaxConnections no call waits.
 	MaxPendingRequests int
 
-	// MaxRequests is how many calls may be in flight at once, over HTTP/1 and HTTP/2. Calls beyond it are refused. 0 means
-	// no limit.
+	// MaxRequests is the maximum number of calls in flight, over HTTP/1 and HTTP/2. Calls beyond it are refused. 0 means no limit.
 	MaxRequests int
 
-	// MaxRequestsPerConnection is how many calls a connection serves before it is closed. 1 means no keep-alive; 0 means no
-	// limit.
+	// MaxRequestsPerConnection is the number of calls after which a connection is closed. 1 means no keep-alive; 0 means no limit.
 	MaxRequestsPerConnection int
 
 	// ConnectTimeout bounds the wait for a connection and, separately, the TLS handshake on it. 0 means 10 seconds for the
 	// connection and the template's value for the handshake.
 	ConnectTimeout time.Duration
 
-	// IdleTimeout is how long a connection may be without calls before it is closed. 0 means one hour; a negative value
-	// means forever. Of several HTTP/2 connections to an endpoint, those without calls at the moment are closed that often,
-	// since it is not known how long they had none.
+	// IdleTimeout is how long a connection may be without calls before it is closed. 0 means one hour; a negative value means
+	// forever. It is not known how long each of several HTTP/2 connections to an endpoint was idle, so those that are idle are all
+	// closed once per IdleTimeout.
 	IdleTimeout time.Duration
 
-	// MaxConnectionDuration is the age after which a connection takes one last call and is then closed. 0 means no limit.
+	// MaxConnectionDuration is the age after which a connection serves one last call and is then closed. 0 means no limit.
 	MaxConnectionDuration time.Duration
 
-	// Keepalive is how TCP connections are probed. The zero value keeps what the template's dialer does.
+	// Keepalive says how TCP connections are probed. The zero value leaves that to the dialer of the template.
 	Keepalive Keepalive
 }
 
-// Keepalive is how often the kernel probes a silent TCP connection. If any field is set, the zero value of another means the
-// system's default.
+// Keepalive says how the kernel probes a silent TCP connection. If a field is set, the zero value of the others means the default of
+// the system.
 type Keepalive struct {
-	// Probes is how many probes may go unanswered before the connection is considered dead.
+	// Probes is the number of unanswered probes after which the connection is considered dead.
 	Probes int
 
 	// Time is how long the connection is silent before the first probe.
@@ -63,47 +61,55 @@ type Keepalive struct {
 	Interval time.Duration
 }
 
-// Pool is the connection pool of one destination: it hands out slots to calls, and opens the connections to the endpoints
-// through its [Conns]. A nil *Pool and the zero value limit nothing. It is safe for concurrent use.
+// Pool is the connection pool of one destination. It hands out slots to calls, and opens the connections to the endpoints through its
+// [Conns]. A nil *Pool and the zero value have no limits. It is safe for concurrent use.
 type Pool struct {
 	config PoolConfig
 
 	active    atomic.Int64 // calls that hold a slot
-	streams   atomic.Int64 // calls that hold one and wait for a stream of a connection
+	streams   atomic.Int64 // calls that hold a slot and wait for a stream of a connection
 	overflows atomic.Uint64
 
 	mu      sync.Mutex
 	busy    int     // HTTP/1 calls that hold a slot, if MaxConnections is set
 	pending int     // length of the list of waiters
-	head    *waiter // first come
+	head    *waiter // the one that has waited longest
 	tail    *waiter
 
 	links links
 }
 
-// waiter is a call in line for a connection. Its fields are guarded by Pool.mu, except ready, which is closed to hand over
-// the slot.
+// waiter is a call that waits for a connection. Pool.mu guards its fields, except ready, which is closed to hand over the slot.
 type waiter struct {
 	ready      chan struct{}
 	granted    bool
 	prev, next *waiter
 }
 
-// Validate returns an error that names the field if the settings cannot be honoured.
+// Validate returns an error that names the first field whose value is invalid.
 func (c PoolConfig) Validate() error {
 	for _, field := range []struct {
 		name  string
-		value int64
+		value int
 	}{
-		{"MaxConnections", int64(c.MaxConnections)},
-		{"MaxPendingRequests", int64(c.MaxPendingRequests)},
-		{"MaxRequests", int64(c.MaxRequests)},
-		{"MaxRequestsPerConnection", int64(c.MaxRequestsPerConnection)},
-		{"ConnectTimeout", int64(c.ConnectTimeout)},
-		{"MaxConnectionDuration", int64(c.MaxConnectionDuration)},
-		{"Keepalive.Probes", int64(c.Keepalive.Probes)},
-		{"Keepalive.Time", int64(c.Keepalive.Time)},
-		{"Keepalive.Interval", int64(c.Keepalive.Interval)},
+		{"MaxConnections", c.MaxConnections},
+		{"MaxPendingRequests", c.MaxPendingRequests},
+		{"MaxRequests", c.MaxRequests},
+		{"MaxRequestsPerConnection", c.MaxRequestsPerConnection},
+		{"Keepalive.Probes", c.Keepalive.Probes},
+	} {
+		if field.value < 0 {
+			return fmt.Errorf("limit: PoolConfig.%s is %d, want 0 or more", field.name, field.value)
+		}
+	}
+	for _, field := range []struct {
+		name  string
+		value time.Duration
+	}{
+		{"ConnectTimeout", c.ConnectTimeout},
+		{"MaxConnectionDuration", c.MaxConnectionDuration},
+		{"Keepalive.Time", c.Keepalive.Time},
+		{"Keepalive.Interval", c.Keepalive.Interval},
 	} {
 		if field.value < 0 {
 			return fmt.Errorf("limit: PoolConfig.%s is %v, want 0 or more", field.name, field.value)
@@ -112,7 +118,7 @@ func (c PoolConfig) Validate() error {
 	return nil
 }
 
-// NewPool returns a pool with nothing in flight. The error is that of [PoolConfig.Validate].
+// NewPool returns a pool without calls. The error is that of [PoolConfig.Validate].
 func NewPool(config PoolConfig) (*Pool, error) {
 	if err := config.Validate(); err != nil {
 		return nil, err
@@ -120,17 +126,16 @@ func NewPool(config PoolConfig) (*Pool, error) {
 	return &Pool{config: config}, nil
 }
 
-// Slot is the right to make one call. The zero value is a slot of a nil pool.
+// Slot is the permission to make one call. The zero value is a slot of a nil pool.
 type Slot struct {
 	pool        *Pool
 	multiplexed bool
 }
 
-// Acquire takes a slot for a call. The caller must release it exactly once, when the call is over.
+// Acquire takes a slot for a call. The caller must release it exactly once, when the call has ended.
 //
-// It returns [ErrOverflow] at once if there is no room. An HTTP/1 call that lacks only a connection waits for one, first
-// come, first served; if ctx ends first, Acquire returns the cause. A multiplexed (HTTP/2) call shares its connection and
-// does not wait here.
+// It returns [ErrOverflow] immediately if there is no room. An HTTP/1 call that only lacks a connection waits for one, first come,
+// first served. If ctx ends first, Acquire returns the cause. A multiplexed (HTTP/2) call shares a connection and does not wait here.
 func (p *Pool) Acquire(ctx context.Context, multiplexed bool) (Slot, error) {
 	if p == nil {
 		return Slot{}, nil
@@ -176,7 +181,7 @@ func (p *Pool) Acquire(ctx context.Context, multiplexed bool) (Slot, error) {
 	}
 	p.mu.Unlock()
 	if granted {
-		// The slot came as ctx ended; it goes to the next in line.
+		// ctx ended just as the slot was handed over. Pass the slot on.
 		slot.Release()
 	}
 	return Slot{}, context.Cause(ctx)
@@ -191,14 +196,14 @@ func (s Slot) Release() {
 	if s.multiplexed || p.config.MaxConnections == 0 {
 		p.active.Add(-1)
 		if p.streams.Load() > 0 {
-			p.links.wake() // one is free, or about to be
+			p.links.wake() // a stream is free, or about to be
 		}
 		return
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if w := p.head; w != nil {
-		// The slot changes hands: neither busy nor active change.
+		// The slot is handed over, so neither busy nor active changes.
 		p.removeLocked(w)
 		w.granted = true
 		close(w.ready)
@@ -208,8 +213,8 @@ func (s Slot) Release() {
 	p.active.Add(-1)
 }
 
-// enter counts a call, unless that would exceed MaxRequests. A refused call is never counted, not even briefly, because it
-// could displace another.
+// enter counts a call, unless that would exceed MaxRequests. A refused call is not counted even for a moment, because that could make
+// another call fail.
 func (p *Pool) enter() bool {
 	limit := int64(p.config.MaxRequests)
 	if limit == 0 {
@@ -261,12 +266,12 @@ func (p *Pool) removeLocked(w *waiter) {
 // Stats are the counters of a [Pool].
 type Stats struct {
 	Active      int    // calls that hold a slot
-	Pending     int    // calls that wait for one, or for a stream
-	Connections int    // connections open or being opened
-	Overflows   uint64 // calls refused so far
+	Pending     int    // calls that wait for a slot, or for a stream
+	Connections int    // connections that are open or being opened
+	Overflows   uint64 // calls that were refused so far
 }
 
-// Stats returns the counters. They are read one after the other, so they may differ by a call.
+// Stats returns the counters. They are not read atomically, so they may be off by one relative to each other.
 func (p *Pool) Stats() Stats {
 	if p == nil {
 		return Stats{}

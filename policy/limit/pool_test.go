@@ -3,7 +3,10 @@ package limit_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -64,8 +67,16 @@ func TestNewPool_Errors(t *testing.T) {
 		"Keepalive.Interval":       {Keepalive: limit.Keepalive{Interval: -1}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if _, err := limit.NewPool(config); err == nil {
-				t.Errorf("NewPool(%+v) succeeded", config)
+			_, err := limit.NewPool(config)
+			if err == nil {
+				t.Fatalf("NewPool(%+v) succeeded", config)
+			}
+			field := reflect.ValueOf(config)
+			for part := range strings.SplitSeq(name, ".") {
+				field = field.FieldByName(part)
+			}
+			if want := fmt.Sprintf("limit: PoolConfig.%s is %v, want 0 or more", name, field); err.Error() != want {
+				t.Errorf("NewPool(%+v) fails with %q, want %q", config, err, want)
 			}
 		})
 	}

@@ -8,21 +8,21 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// RateConfig is a token bucket. Values are comparable. The zero value does not limit.
+// RateConfig has the settings of a [Rate]. Values are comparable. The zero value means no limit.
 type RateConfig struct {
-	// PerSecond is how many tokens, one per call, the bucket gains each second. 0 means no limit.
+	// PerSecond is the number of tokens that the bucket gains per second. Each call takes one. 0 means no limit.
 	PerSecond float64
 
-	// Burst is how many tokens the bucket holds at most, and at first. 0 means one second's worth, at least 1.
+	// Burst is the capacity of the bucket, which is full at first. 0 means the tokens of one second, and at least 1.
 	Burst int
 }
 
-// Rate is a token bucket. A nil *Rate and the zero value do not limit. It is safe for concurrent use.
+// Rate is a token bucket. A nil *Rate and the zero value mean no limit. It is safe for concurrent use.
 type Rate struct {
-	bucket *rate.Limiter // nil: no limit
+	bucket *rate.Limiter // nil means no limit
 }
 
-// Validate returns an error that names the field if the settings cannot be honoured.
+// Validate returns an error that names the first field whose value is invalid.
 func (c RateConfig) Validate() error {
 	switch {
 	case !(c.PerSecond >= 0 && c.PerSecond <= math.MaxFloat64): // also NaN

@@ -1,8 +1,8 @@
-// Package limitgrpc bounds how many gRPC calls are in flight and how many begin in a second: [Client] on the calling side,
-// [Server] on the serving side.
+// Package limitgrpc bounds the number of gRPC calls in flight and the rate at which they begin: [Client] for outbound calls, [Server] for
+// inbound calls.
 //
-// A call that finds no room fails with status Unavailable, as behind Envoy, and one that comes too early with
-// ResourceExhausted. The errors of a Client wrap limit.ErrOverflow and limit.ErrRateLimited: nothing was sent.
+// A call beyond the first limit fails with Unavailable, as with Envoy, and a call beyond the second one with ResourceExhausted. The errors
+// of a Client wrap limit.ErrOverflow and limit.ErrRateLimited; such calls were not sent.
 package limitgrpc
 
 import (
@@ -20,7 +20,7 @@ import (
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
-// limits is what both sides do.
+// limits has what both sides share.
 type limits struct {
 	once  sync.Once
 	pool  *limit.Pool
@@ -38,7 +38,7 @@ func (l *limits) start(pool limit.PoolConfig, rate limit.RateConfig) {
 	}
 }
 
-// acquire takes a slot for a call. The call is over when the slot is released.
+// acquire takes a slot for a call. The slot is released when the call ends.
 func (l *limits) acquire(ctx context.Context) (limit.Slot, error) {
 	if l.fault != nil {
 		return limit.Slot{}, l.fault
@@ -59,14 +59,14 @@ func codeOf(err error) codes.Code {
 	return codes.Internal
 }
 
-// Client bounds the calls of the grpc.ClientConns that are made with its DialOptions. The zero Client limits nothing. It
-// is safe for concurrent use; its fields must not be changed after the first call, and it must not be copied.
+// Client bounds the calls of the grpc.ClientConns that are created with its DialOptions. The zero Client has no limits. A Client is safe
+// for concurrent use; its fields must not be changed after the first call, and it must not be copied.
 type Client struct {
-	// Pool bounds the calls in flight, by MaxRequests. If another field is set, or Rate is invalid, every call fails. A
-	// stream is in flight until it ends.
+	// Pool bounds the calls in flight by MaxRequests. If any other field is set, or Rate is invalid, every call fails. A stream is in
+	// flight until it ends.
 	Pool limit.PoolConfig
 
-	// Rate bounds the calls that begin.
+	// Rate bounds the rate at which calls begin.
 	Rate limit.RateConfig
 
 	limits limits
@@ -108,14 +108,13 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	return grpcend.Open(ctx, desc, cc, method, streamer, opts, func(error) { slot.Release() })
 }
 
-// Server bounds the calls that a grpc.Server serves. It tells clients not to retry a call at once if it found no room. The
-// zero Server limits nothing. It is safe for concurrent use; its fields must not be changed after the first call, and it
-// must not be copied.
+// Server bounds the calls to a grpc.Server. The response to a call that exceeds Pool tells the client not to retry it. The zero Server has
+// no limits. A Server is safe for concurrent use; its fields must not be changed after the first call, and it must not be copied.
 type Server struct {
-	// Pool bounds the calls in flight, by MaxRequests. If another field is set, or Rate is invalid, every call fails.
+	// Pool bounds the calls in flight by MaxRequests. If any other field is set, or Rate is invalid, every call fails.
 	Pool limit.PoolConfig
 
-	// Rate bounds the calls that begin.
+	// Rate bounds the rate at which calls begin.
 	Rate limit.RateConfig
 
 	limits limits
