@@ -11,12 +11,12 @@ type Source struct {
 	Name string
 	Data []byte
 
-	// Alone says that each document is judged by itself. One with an error does not keep the others from taking effect: its own last
-	// good version stays in force, as long as it is of the same object, which its metadata.uid tells, or its kind, namespace and name if
-	// it has none. Without a last good version it is left out, and if it protects somebody, what it protects is closed: see
-	// [Finding.InForce]. Such documents are ordered by their creationTimestamp, namespace and name, behind all others.
+	// Alone says that each document stands alone: an error in it does not keep the others from taking effect. Its last good version
+	// stays in force, as long as that is a version of the same object. Objects are identified by metadata.uid or, without one, by
+	// kind, namespace and name. Without a last good version, the document is left out. If it may protect something, that is closed
+	// then; see [Finding.InForce]. Documents that stand alone come after all others, sorted by creationTimestamp, namespace and name.
 	//
-	// By default the sources are judged as a whole: one error, and none takes effect.
+	// By default, no document takes effect if any of them has an error.
 	Alone bool
 }
 

@@ -1,11 +1,11 @@
-// Package file watches folders and files of policy documents and yields their content whenever it changes.
+// Package file watches folders and files of policy documents, and yields the documents whenever they change.
 //
-// Which files count is what [policy.ReadDir] says, which reads them the same way: of a folder and the folders in it those
-// whose names end in .yaml or .yml, hidden ones left out. A mounted ConfigMap or Secret, in the folder or deeper, is read
-// through its ..data link as one set: never some files of one version and some of another.
+// It reads the same files as [policy.ReadDir]: those in a folder and its subfolders whose names end in .yaml or .yml, without hidden
+// ones. A mounted ConfigMap or Secret, in the folder or deeper, is read through its ..data link as one set, so its files are always of
+// the same version.
 //
-// The kernel's notifications (fsnotify) tell of changes at once. Network file systems send none, and the folders they
-// are asked of can be too many, so the watcher also looks by itself now and then.
+// Notifications of the kernel (fsnotify) report changes immediately. Network file systems send none, and the kernel limits the number
+// of watched folders, so the watcher also polls.
 package file
 
 import (
@@ -30,43 +30,43 @@ const (
 	defaultDebounce = 100 * time.Millisecond
 	defaultPoll     = 30 * time.Second
 
-	// patience is how many times Debounce a change waits for the writing to stop.
+	// patience is the number of debounce periods after which files are read even if they keep changing.
 	patience = 10
 )
 
-// Watcher watches policy documents. Its fields must not change once it is used; then it is safe for concurrent use.
+// Watcher watches policy documents. It is safe for concurrent use. Its fields must not be changed after its first use.
 type Watcher struct {
-	// Paths are the folders and files to watch, in the order in which their documents are yielded. They need not exist
-	// yet. Relative ones are taken from the working directory at the time of the call to Watch. There must be one.
+	// Paths are the folders and files to watch, in the order in which their documents are yielded. There must be at least one. They
+	// need not exist yet. Relative paths are resolved when Watch begins.
 	Paths []string
 
-	// Debounce is how long nothing must change before the files are read again, so that what is half written is not
-	// read. Where the writing never stops they are read after ten times as long. 0 means 100 ms.
+	// Debounce is how long the files must be unchanged before they are read again, so that half-written files are not read. If they
+	// keep changing, they are read after ten times as long. 0 means 100 ms.
 	Debounce time.Duration
 
-	// Poll is how often the watcher looks by itself for changes that the kernel did not tell of. 0 means 30 s.
+	// Poll is the interval at which the watcher looks for changes that the kernel did not report. 0 means 30 s.
 	Poll time.Duration
 
-	// MaxFiles is how many entries the watched folders may hold together, documents or not, those of hidden folders
-	// not counted. 0 means 10,000.
+	// MaxFiles is the maximum number of files and folders in the watched folders together, whether they are documents or not. The
+	// content of hidden folders does not count. 0 means 10,000.
 	MaxFiles int
 
-	// MaxBytes is how large the documents may be together, and so also each. 0 means 64 MiB.
+	// MaxBytes is the maximum size of all documents together. 0 means 64 MiB.
 	MaxBytes int64
 
-	// Formats adds files by how their names end, such as ".hcl", with the function that makes YAML or JSON of them; a nil
-	// function takes them as they are. That of policy/consul has the formats of Consul's config entries. nil means .yaml and
-	// .yml alone.
+	// Formats adds the files with a certain extension, such as ".hcl". The function converts their content to YAML or JSON; a nil
+	// function means that no conversion is needed. Package policy/consul has the formats of Consul's config entries. Nil means only
+	// .yaml and .yml.
 	Formats map[string]func(data []byte) ([]byte, error)
 
-	// Alone judges each document by itself, also when the mesh starts: see [policy.Source]. By default one bad document keeps all
-	// of them from taking effect. A file that cannot be parsed keeps the last good versions of its documents.
+	// Alone makes each document stand alone, also when the mesh starts; see [policy.Source]. By default, an error in one document keeps
+	// all of them from taking effect. If a file cannot be parsed, the last good versions of its documents stay in force.
 	Alone bool
 
 	notify func() (*fsnotify.Watcher, error) // nil means fsnotify.NewWatcher
 }
 
-// New returns a watcher of the folders and files at paths, with the defaults.
+// New returns a watcher of the folders and files at paths, with default settings.
 func New(paths ...string) *Watcher {
 	return &Watcher{Paths: slices.Clone(paths)}
 }
@@ -74,16 +74,15 @@ func New(paths ...string) *Watcher {
 // String returns the paths, for errors.
 func (w *Watcher) String() string { return strings.Join(w.Paths, ", ") }
 
-// Watch yields every document there is, first at once and then again after every change of a name or of content, until
-// ctx ends. Sources are named by their path as given, joined with the path in that folder, and are the caller's.
+// Watch yields all documents, first immediately and then after each change of a name or of content, until ctx ends. The name of a
+// source is its path in Paths, joined with its path in that folder. The sources belong to the caller.
 //
-// It yields an error instead, with no sources, when the documents cannot be read or are too many or too large, and goes
-// on watching: the documents are yielded again once they can be read, the same as before or not. Nothing is yielded
-// twice in a row, neither documents nor error. When the kernel's notifications cannot be had, that is yielded as an
-// error once, after the documents, and changes are found by polling. Only a Watcher whose fields make no sense ends the
-// sequence with its error.
+// If the documents cannot be read, or are too many or too large, Watch yields an error without sources, and keeps watching. It yields
+// the documents again once they can be read, even if they are unchanged. It never yields the same documents or the same error twice in
+// a row. If the kernel's notifications are not available, it yields that error once, after the documents, and finds changes by
+// polling. Only invalid fields of the Watcher end the sequence, with an error.
 //
-// Everything Watch starts has ended when the loop over it ends.
+// When the loop over Watch ends, everything that it started has ended too.
 func (w *Watcher) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 	return func(yield func([]policy.Source, error) bool) {
 		s, err := w.begin()
@@ -94,10 +93,10 @@ func (w *Watcher) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {
 		defer s.notifier.close()
 
 		last, deaf := "", false
-		for found, ok := told, ctx.Err() == nil; ok; found, ok = s.wait(ctx) {
+		for why, ok := notified, ctx.Err() == nil; ok; why, ok = s.wait(ctx) {
 			now := s.look()
-			if found == polled && now.mark != last {
-				// The kernel did not tell of the writing, so neither will it tell of its end.
+			if why == polled && now.mark != last {
+				// The kernel did not report this change, so it will not report when the writing stops either.
 				now = s.calm(ctx, now)
 			}
 			if now.mark != last {
@@ -162,16 +161,16 @@ func (s *session) deafness() error {
 	return fmt.Errorf("file: no notification of changes, looking for them every %v instead: %w", s.poll, s.notifier.err)
 }
 
-// finding is how wait came to think that there may be a change.
-type finding uint8
+// reason is the reason to look for changes.
+type reason uint8
 
 const (
-	told   finding = iota // by the kernel; the writing has stopped since
-	polled                // by the clock
+	notified reason = iota // the kernel reported a change, and the writing has stopped
+	polled                 // it is time to poll
 )
 
-// wait returns when it is time to look again, or false once ctx ends.
-func (s *session) wait(ctx context.Context) (finding, bool) {
+// wait returns when it is time to look again. It reports false if ctx has ended.
+func (s *session) wait(ctx context.Context) (reason, bool) {
 	poll := time.NewTimer(s.poll)
 	defer poll.Stop()
 	for {
@@ -187,12 +186,11 @@ func (s *session) wait(ctx context.Context) (finding, bool) {
 		case err, open := <-s.errors:
 			s.failed(err, open)
 		}
-		return told, s.settle(ctx)
+		return notified, s.settle(ctx)
 	}
 }
 
-// settle returns once no change has been told of for as long as debounce, or patience is at its end, or, with false,
-// ctx is.
+// settle returns when no change was reported for a debounce period, or when patience has run out. It reports false if ctx has ended.
 func (s *session) settle(ctx context.Context) bool {
 	limit := time.NewTimer(patience * s.debounce)
 	defer limit.Stop()
@@ -216,7 +214,7 @@ func (s *session) settle(ctx context.Context) bool {
 	}
 }
 
-// calm looks until two looks, debounce apart, find the same, or until patience is at its end.
+// calm looks again once per debounce period until two looks find the same, until patience has run out, or until ctx ends.
 func (s *session) calm(ctx context.Context, now state) state {
 	limit := time.NewTimer(patience * s.debounce)
 	defer limit.Stop()
@@ -237,11 +235,11 @@ func (s *session) calm(ctx context.Context, now state) state {
 	}
 }
 
-// look reads the documents as they are now. The notifier reports later changes.
+// look reads the current documents. The notifier reports later changes.
 func (s *session) look() state {
 	for try := 1; ; try++ {
 		before, err := s.Locate()
-		// Follow first, then read: a change is either read or reported.
+		// Follow before reading, so that each change is either read or reported.
 		fresh := s.follow(before.Interests)
 		if err == nil {
 			var files []folder.File
@@ -259,18 +257,18 @@ func (s *session) look() state {
 				}
 			}
 		}
-		// What is missing may be about to be renamed into place, and may have been before it was followed.
+		// A missing file may be about to be renamed into place. That may also have happened before its folder was followed.
 		if try == folder.Attempts || !fresh && (try >= 5 || !folder.Missing(err)) {
 			return bad(err)
 		}
 	}
 }
 
-// state is the outcome of one look: documents, or why there are none.
+// state is the result of one look: the documents, or an error.
 type state struct {
 	sources []policy.Source
 	err     error
-	mark    string // equal for equal outcomes, never empty
+	mark    string // equal for equal results; never empty
 }
 
 func good(files []folder.File) state {
@@ -278,7 +276,7 @@ func good(files []folder.File) state {
 	var size []byte
 	sources := make([]policy.Source, 0, len(files))
 	for _, source := range files {
-		// The lengths keep one name or file from passing for a piece of another.
+		// With the lengths, different lists of files cannot lead to the same hash input.
 		size = binary.BigEndian.AppendUint64(size[:0], uint64(len(source.Name)))
 		size = binary.BigEndian.AppendUint64(size, uint64(len(source.Data)))
 		hash.Write(size)

@@ -14,24 +14,24 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/folder"
 )
 
-// notifier reports changes in the folders it follows. While the kernel's notifications are not available it reports none,
-// and tries again with every follow.
+// notifier reports changes in the folders that it follows. If the kernel's notifications are not available, it reports none, and each
+// follow tries again.
 type notifier struct {
-	reader  folder.Reader // says which files count
+	reader  folder.Reader // decides which files are documents
 	open    func() (*fsnotify.Watcher, error)
 	watcher *fsnotify.Watcher // nil if there is none
 	events  <-chan fsnotify.Event
 	errors  <-chan error
 
 	interests map[string]*folder.Interest
-	followed  map[string]fs.FileInfo // by path; tells whether it is still the same folder
-	err       error                  // why notifications are missing, as of the last follow
+	followed  map[string]fs.FileInfo // by path; the info shows whether it is still the same folder
+	err       error                  // why notifications are not available, as of the last follow
 }
 
 var errEnded = errors.New("the notifications ended")
 
-// follow makes the notifier report changes in the folders of interests, and in no others. It returns whether it followed
-// one that it did not before: what happened in it until now may have been missed.
+// follow makes the notifier report changes in the folders of interests, and in no others. It reports whether it followed a new one:
+// earlier changes in it may have been missed.
 func (n *notifier) follow(interests map[string]*folder.Interest) (fresh bool) {
 	n.err = nil
 	if n.watcher == nil {
@@ -49,25 +49,25 @@ func (n *notifier) follow(interests map[string]*folder.Interest) (fresh bool) {
 			n.forget(path)
 		}
 	}
-	listed := n.watcher.WatchList() // without those the kernel dropped because their folder went
+	listed := n.watcher.WatchList() // without folders that the kernel dropped because they were removed
 	for path := range interests {
 		info, err := os.Stat(path)
 		if err != nil {
 			n.forget(path)
-			continue // whoever reads it says so
+			continue // reading it reports the error
 		}
 		if known := n.followed[path]; known != nil && !os.SameFile(known, info) {
 			n.forget(path)
 		}
-		// Adding again does no harm, and is what helps where a new folder got the number of the old one.
+		// Adding a folder again does no harm, and is necessary if a new folder got the inode number of the old one.
 		switch err := n.watcher.Add(path); {
 		case err == nil:
 			fresh = fresh || n.followed[path] == nil || !slices.Contains(listed, path)
 			n.followed[path] = info
 		case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-			fresh = true // it went since Stat
+			fresh = true // it was removed after Stat
 		case errors.Is(err, fs.ErrPermission):
-			// A folder of documents is read and the failure yielded. One above may be closed to us: polling is left.
+			// If it is a folder of documents, reading it yields the error. For a parent folder without permission, polling suffices.
 		case errors.Is(err, fsnotify.ErrClosed):
 			n.failed(err, true)
 			return false
@@ -81,18 +81,18 @@ func (n *notifier) follow(interests map[string]*folder.Interest) (fresh bool) {
 func (n *notifier) forget(path string) {
 	if _, ok := n.followed[path]; ok {
 		delete(n.followed, path)
-		n.watcher.Remove(path) // fails where the kernel dropped it with its folder
+		n.watcher.Remove(path) // fails if the kernel dropped it with its folder
 	}
 }
 
-// changed reports whether the documents may have changed with event, as received.
+// changed reports whether the documents may have changed. Its arguments are what was received from the channel of events.
 func (n *notifier) changed(event fsnotify.Event, open bool) bool {
 	if !open {
 		n.failed(errEnded, true)
 		return true
 	}
 	if n.interests[event.Name] != nil {
-		return true // a folder itself moved, went, or got other permissions
+		return true // the folder itself was moved or removed, or its permissions were changed
 	}
 	in := n.interests[filepath.Dir(event.Name)]
 	if in == nil {
@@ -109,12 +109,12 @@ func (n *notifier) changed(event fsnotify.Event, open bool) bool {
 	case n.reader.Document(name):
 		return true
 	}
-	// It may be a folder. If so, only its coming and going matters here.
+	// It may be a folder. Only its creation, removal and renaming matter.
 	return event.Has(fsnotify.Create) || event.Has(fsnotify.Remove) || event.Has(fsnotify.Rename)
 }
 
-// failed takes an error of the watcher, as received. Too many events at once lose some, which the next look makes good.
-// After anything else there may be no more events, so the next follow begins anew.
+// failed handles an error of the watcher. Its arguments are what was received from the channel of errors. If the queue of events
+// overflowed, the next look finds what was lost. After any other error there may be no more events, so the next follow starts over.
 func (n *notifier) failed(err error, open bool) {
 	if !open {
 		err = errEnded
@@ -126,8 +126,8 @@ func (n *notifier) failed(err error, open bool) {
 	n.err = explained(err)
 }
 
-// drain passes errors on until the watcher is closed. Somebody must receive them at all times: the watcher sends some
-// with its lock held, the one that Add, Remove and Close wait for. One that waits is enough, so others are dropped.
+// drain forwards errors until the watcher is closed. They must be received at all times, because the watcher sends some of them while
+// it holds the lock that Add, Remove and Close need. One waiting error is enough, so further ones are dropped.
 func drain(errs <-chan error) <-chan error {
 	first := make(chan error, 1)
 	go func() {
@@ -142,7 +142,7 @@ func drain(errs <-chan error) <-chan error {
 	return first
 }
 
-// close returns when the goroutines of the watcher and of drain have ended.
+// close closes the watcher, and waits until its goroutines and that of drain have ended.
 func (n *notifier) close() {
 	if n.watcher != nil {
 		n.watcher.Close()
@@ -154,7 +154,7 @@ func (n *notifier) close() {
 	n.watcher, n.events, n.errors = nil, nil, nil
 }
 
-// explained adds what to do about the limits that inotify has.
+// explained adds what to do about the limits of inotify.
 func explained(err error) error {
 	switch {
 	case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE):

@@ -40,16 +40,16 @@ func TestWaitSettles(t *testing.T) {
 	for _, test := range []struct {
 		name  string
 		steps []step
-		found finding
+		why   reason
 		want  time.Duration
 	}{
 		{"nothing happens", nil, polled, 3 * second},
-		{"one event", []step{{second, relevant}}, told, 1100 * millisecond},
+		{"one event", []step{{second, relevant}}, notified, 1100 * millisecond},
 		{"a burst", []step{{second, relevant}, {1090 * millisecond, relevant}, {1180 * millisecond, relevant}},
-			told, 1280 * millisecond},
+			notified, 1280 * millisecond},
 		{"something else in the burst", []step{{second, relevant}, {1090 * millisecond, irrelevant}},
-			told, 1100 * millisecond},
-		{"writing that never stops", endless(relevant), told, 1050 * millisecond},
+			notified, 1100 * millisecond},
+		{"writing that never stops", endless(relevant), notified, 1050 * millisecond},
 		{"writing of something else that never stops", endless(irrelevant), polled, 3 * second},
 	} {
 		t.Run(test.name, func(t *testing.T) {
@@ -70,9 +70,9 @@ func TestWaitSettles(t *testing.T) {
 						}
 					}
 				}()
-				found, ok := s.wait(ctx)
-				if took := time.Since(begin); found != test.found || !ok || took != test.want {
-					t.Errorf("wait() = %v, %v after %v, want %v after %v", found, ok, took, test.found, test.want)
+				why, ok := s.wait(ctx)
+				if took := time.Since(begin); why != test.why || !ok || took != test.want {
+					t.Errorf("wait() = %v, %v after %v, want %v after %v", why, ok, took, test.why, test.want)
 				}
 				cancel()
 				if _, ok := s.wait(ctx); ok {
@@ -99,9 +99,9 @@ func TestWaitError(t *testing.T) {
 				s := session{debounce: 100 * millisecond, poll: time.Hour, notifier: notifier{errors: errs}}
 				go test.send(errs)
 				begin := time.Now()
-				found, ok := s.wait(t.Context())
-				if took := time.Since(begin); found != told || !ok || took != s.debounce {
-					t.Errorf("wait() = %v, %v after %v, want a look after %v", found, ok, took, s.debounce)
+				why, ok := s.wait(t.Context())
+				if took := time.Since(begin); why != notified || !ok || took != s.debounce {
+					t.Errorf("wait() = %v, %v after %v, want a look after %v", why, ok, took, s.debounce)
 				}
 				if deaf := s.notifier.err != nil; deaf != test.deaf {
 					t.Errorf("err = %v", s.notifier.err)
@@ -309,8 +309,8 @@ func TestErrorsAreReceivedAtAllTimes(t *testing.T) {
 			t.Fatal("nobody receives errors")
 		}
 	}
-	if found, ok := s.wait(t.Context()); found != told || !ok {
-		t.Errorf("wait() = %v, %v, want a look because of the error", found, ok)
+	if why, ok := s.wait(t.Context()); why != notified || !ok {
+		t.Errorf("wait() = %v, %v, want a look because of the error", why, ok)
 	}
 	if state := s.look(); state.err != nil || s.notifier.err != nil || s.events == nil {
 		t.Errorf("after the error: %v, %v", state.err, s.notifier.err)

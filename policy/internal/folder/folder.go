@@ -1,5 +1,7 @@
-// Package folder finds and reads the documents in folders: which names count, where links lead, how mounted volumes are
-// read as one set, how much is too much. Whoever reads documents reads them through it, once or time and again.
+// Package folder finds and reads the documents in folders. It decides which files are documents, follows links, reads mounted volumes as
+// one set, and enforces the limits. [policy.ReadDir] reads documents with it once, and package policy/file repeatedly.
+//
+// [policy.ReadDir]: https://pkg.go.dev/github.com/nosidecar/mesh/policy#ReadDir
 package folder
 
 import (
@@ -12,43 +14,43 @@ import (
 	"syscall"
 )
 
-// The bounds where the caller sets none.
+// The default limits.
 const (
 	DefaultMaxFiles = 10_000
 	DefaultMaxBytes = 64 << 20
 )
 
-// File is a document file that was read. Name is its path as given, joined with the path in that folder.
+// File is a file with documents. Its Name is the path that was given, joined with its path in that folder.
 type File struct {
 	Name string
 	Data []byte
 }
 
-// Format makes documents of the content of a file. Its error begins with the line, as "3: ".
+// Format converts the content of a file to YAML or JSON. Its error begins with the line, as in "3: ".
 type Format = func(data []byte) ([]byte, error)
 
-// Place is a file or folder: its name for people and its absolute path, with no link in it once it is resolved.
+// Place is a file or folder: its name for people to read, and its absolute path, which has no links once it is resolved.
 type Place struct {
 	Name, Path string
 }
 
-// Reader finds and reads the documents below some roots. It is safe for concurrent use.
+// Reader finds and reads the documents in its roots. It is safe for concurrent use.
 type Reader struct {
 	Roots    []Place
-	MaxFiles int   // entries that the folders may hold together, without those of hidden folders
-	MaxBytes int64 // of the documents together
+	MaxFiles int   // the maximum number of files and folders together, without the content of hidden folders
+	MaxBytes int64 // the maximum size of all documents together
 
-	// FilesRemedy and BytesRemedy end the errors of these bounds, as ", or raise MaxFiles".
+	// FilesRemedy and BytesRemedy end the errors about these limits, as in ", or raise MaxFiles".
 	FilesRemedy, BytesRemedy string
 
-	// Formats makes YAML or JSON of what files have whose names end so, such as ".hcl". A nil function takes it as it is.
+	// Formats has the conversions of files with other extensions, such as ".hcl". A nil function means that none is needed.
 	Formats map[string]Format
 
-	// Once says that a root may also be what can only be read once, such as a pipe.
+	// Once allows a root to be something that can be read only once, such as a pipe.
 	Once bool
 }
 
-// NewReader returns a reader of paths with the default bounds. Relative paths are taken from the working directory of now.
+// NewReader returns a reader of paths with the default limits. Relative paths are resolved now.
 func NewReader(paths ...string) (*Reader, error) {
 	r := &Reader{MaxFiles: DefaultMaxFiles, MaxBytes: DefaultMaxBytes}
 	for _, path := range paths {
@@ -64,20 +66,20 @@ func NewReader(paths ...string) (*Reader, error) {
 	return r, nil
 }
 
-// Attempts is how often reading begins anew because folders or links moved meanwhile.
+// Attempts is the number of attempts to read the documents while folders and links are being replaced.
 const Attempts = 20
 
-// ErrMoving says that there is no moment at which the documents stay where they are.
+// ErrMoving means that folders or links were replaced during every attempt to read the documents.
 var ErrMoving = errors.New("its folders and links are replaced faster than they can be read; let them stay for a moment")
 
-// ReadAll reads the documents as they are at one moment.
+// ReadAll reads a consistent set of the documents.
 func (r *Reader) ReadAll() ([]File, error) {
 	for try := 1; ; try++ {
 		files, moved, err := r.readOnce()
 		switch {
 		case err == nil && !moved:
 			return files, nil
-		case err != nil && (try >= 5 || !Missing(err)): // what is missing may be about to be renamed into place
+		case err != nil && (try >= 5 || !Missing(err)): // a missing file may be about to be renamed into place
 			return nil, err
 		case try == Attempts:
 			return nil, fmt.Errorf("%s: %w", r.Roots[0].Name, ErrMoving)
@@ -137,7 +139,7 @@ func readFile(path string, limit int64) ([]byte, error) {
 	if info.Size() > limit {
 		return nil, errTooLarge
 	}
-	data, err := io.ReadAll(io.LimitReader(file, limit+1)) // it may grow meanwhile
+	data, err := io.ReadAll(io.LimitReader(file, limit+1)) // the file may have grown
 	if err != nil {
 		return nil, err
 	}
@@ -147,7 +149,7 @@ func readFile(path string, limit int64) ([]byte, error) {
 	return data, nil
 }
 
-// unreadable names the path as people know it, and what to do.
+// unreadable adds to an error the name that people know the path by, and what to do.
 func unreadable(name string, err error) error {
 	if at, ok := errors.AsType[*fs.PathError](err); ok {
 		err = at.Err
@@ -164,7 +166,7 @@ func unreadable(name string, err error) error {
 	return fmt.Errorf("%s: %w; %s", name, err, remedy)
 }
 
-// Missing says that err means that something is not there.
+// Missing reports whether err means that a file or folder does not exist.
 func Missing(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR)
 }

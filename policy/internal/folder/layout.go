@@ -12,34 +12,34 @@ import (
 	"syscall"
 )
 
-// DataLink is the link that Kubernetes swaps when it updates a mounted volume. The files beside it are links through it.
+// DataLink is the link that Kubernetes replaces when it updates a mounted volume. The files next to it are links through it.
 const DataLink = "..data"
 
-// Layout is where the documents are, and where a change of that would show.
+// Layout says where the documents are, and which folders to watch for changes.
 type Layout struct {
 	documents []Place
 	folders   []folder
 
-	// Interests say what matters of each folder, by its resolved path.
+	// Interests has what matters of each folder, by its resolved path.
 	Interests map[string]*Interest
 
 	reader *Reader
-	left   int // entries that may still be listed
+	left   int // how many more files and folders may be listed
 }
 
-// folder is one that was listed. info tells it from another at the same path.
+// folder is a folder that was listed. Its info distinguishes it from a later one at the same path.
 type folder struct {
 	path string
 	info fs.FileInfo
 }
 
-// Interest is what matters of a folder: its documents, or only some names in it, those of links and of missing things.
+// Interest says what matters of a folder: its documents, or only some names in it, which are those of links and missing files.
 type Interest struct {
 	Documents bool
 	Names     map[string]bool
 }
 
-// Same reports whether the documents are still where other says.
+// Same reports whether two layouts have the same documents in the same folders.
 func (l *Layout) Same(other *Layout) bool {
 	return slices.Equal(l.documents, other.documents) &&
 		slices.EqualFunc(l.folders, other.folders, func(a, b folder) bool {
@@ -47,12 +47,12 @@ func (l *Layout) Same(other *Layout) bool {
 		})
 }
 
-// Locate finds the documents. With an error, the Layout is what could be found, for what would remedy the error.
+// Locate finds the documents. If it returns an error, the Layout has what was found, so that its Interests show when to try again.
 func (r *Reader) Locate() (*Layout, error) {
 	l := &Layout{Interests: make(map[string]*Interest), left: r.MaxFiles, reader: r}
 	for _, root := range r.Roots {
 		if info, err := os.Stat(root.Path); r.Once && err == nil && !info.IsDir() && !info.Mode().IsRegular() {
-			l.documents = append(l.documents, root) // a link to a pipe leads to what is no path
+			l.documents = append(l.documents, root) // not resolved: a link such as /dev/fd/3 leads to a pipe, which has no path
 			continue
 		}
 		path, err := l.resolve(root.Path)
@@ -76,7 +76,7 @@ func (r *Reader) Locate() (*Layout, error) {
 	return l, nil
 }
 
-// walk adds the documents of the folder at path, by name.
+// walk adds the documents in the folder at path, sorted by name.
 func (l *Layout) walk(name, path string) error {
 	entries, err := l.list(name, path)
 	if err != nil {
@@ -113,8 +113,8 @@ func (l *Layout) walk(name, path string) error {
 	return nil
 }
 
-// mounted replaces the entries of the volume mounted at path that are links through ..data by what ..data holds. The
-// links come and go one by one around a swap, so they do not tell what is in the set.
+// mounted returns the entries of a mounted volume, with the content of ..data in place of the links through it. Kubernetes creates and
+// removes these links one by one around an update, so they do not show what is in the set.
 func (l *Layout) mounted(name, path string, entries []entry) ([]entry, error) {
 	var kept []entry
 	for _, e := range entries {
@@ -139,21 +139,21 @@ func (l *Layout) mounted(name, path string, entries []entry) ([]entry, error) {
 	}
 	kept = append(kept, held...)
 	slices.SortStableFunc(kept, byName)
-	// Something of its own in the folder hides what ..data holds under the same name.
+	// An entry of the folder itself hides one of the same name in ..data.
 	return slices.CompactFunc(kept, func(a, b entry) bool { return a.name == b.name }), nil
 }
 
-// entry is what a folder holds.
+// entry is a file, folder or link in a folder.
 type entry struct {
 	name, path string
-	mode       fs.FileMode // the type
+	mode       fs.FileMode // only the type
 }
 
 func (e entry) link() bool { return e.mode&fs.ModeSymlink != 0 }
 
 func byName(a, b entry) int { return cmp.Compare(a.name, b.name) }
 
-// list returns the entries of a folder, by name, and remembers the folder.
+// list returns the entries of a folder, sorted by name, and records the folder.
 func (l *Layout) list(name, path string) ([]entry, error) {
 	l.interest(path).Documents = true
 	dir, err := os.Open(path)
@@ -182,21 +182,21 @@ func (l *Layout) list(name, path string) ([]entry, error) {
 	return entries, nil
 }
 
-// Hidden says that a file or folder of this name is left out, with all that it holds.
+// Hidden reports whether a file or folder with this name is skipped, with its content.
 func Hidden(name string) bool { return strings.HasPrefix(name, ".") }
 
-// Document says that a file of this name holds documents.
+// Document reports whether a file with this name has documents.
 func (r *Reader) Document(name string) bool {
 	ext := filepath.Ext(name)
 	_, converted := r.Formats[ext]
 	return ext == ".yaml" || ext == ".yml" || converted
 }
 
-// maxLinks is how many links may follow one another, as on Linux.
+// maxLinks is the maximum number of links that are followed for one path, as in Linux.
 const maxLinks = 40
 
-// resolve returns the absolute path without the links in it, like filepath.EvalSymlinks, and notes where each link, the
-// thing itself, or the part of the path that is missing, was looked up: there a change shows.
+// resolve returns an absolute path with its links resolved, like filepath.EvalSymlinks. It adds an interest in each name at which a change
+// would show: each link, the last element, and an element that is missing.
 func (l *Layout) resolve(path string) (string, error) {
 	root := filepath.VolumeName(path) + string(filepath.Separator)
 	at, rest, links := root, parts(path[len(root):]), 0
