@@ -7,7 +7,7 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// Set is the entries that there are, by the names of their services.
+// Set has all entries, by the names of their services.
 type Set struct {
 	Routers   map[string]*Router
 	Splitters map[string]*Splitter
@@ -15,7 +15,7 @@ type Set struct {
 	Services  map[string]*ServiceDefaults
 	Proxy     *ProxyDefaults // nil if there is none
 
-	Own *ServiceDefaults // of the service that the process is an instance of; nil if there is none
+	Own *ServiceDefaults // that of the service that the process is an instance of; nil if there is none
 }
 
 // Target is a set of instances.
@@ -23,28 +23,28 @@ type Target struct {
 	Service, Subset, Datacenter string
 }
 
-// Chain is the discovery chain of a service: what becomes of the calls to it.
+// Chain is the discovery chain of a service, which says where the calls to it go.
 type Chain struct {
 	Service  string
 	Protocol string // tcp, http, http2 or grpc
-	Legs     []Leg  // the first that a request takes counts, and the last takes all
+	Legs     []Leg  // the first one that matches a request counts; the last one matches all requests
 
-	Targets []Target // that it may lead to, those of failover too
+	Targets []Target // all targets, including those of failover
 
 	used []lookup
 }
 
-// Leg is a part of a chain: a route, or what there is without a router.
+// Leg is a part of a chain: a route, or the part for requests that match no route.
 type Leg struct {
-	Route    *Route // nil: none
-	Index    int    // of the route in its router, or -1
-	Splitter bool   // the calls are divided
+	Route    *Route // nil if there is none
+	Index    int    // the index of the route in its router, or -1
+	Splitter bool   // a splitter divides the calls
 	Shares   []Share
 
-	timeout bool // the chain begins with the resolver: its RequestTimeout counts
+	timeout bool // the chain begins with a resolver, whose RequestTimeout counts
 }
 
-// Share is where a part of the calls goes.
+// Share says where a share of the calls goes.
 type Share struct {
 	Weight  int // in hundredths of a percent
 	Target  Target
@@ -54,22 +54,22 @@ type Share struct {
 	request, response *Modifiers
 }
 
-// lookup is an entry, or that there is none, that a chain was made from.
+// lookup is the result of looking up an entry for a chain. It may be that there is none.
 type lookup struct {
 	kind, name string
 	found      any
 }
 
-// Error is what is wrong with a chain.
+// Error is an error in a chain.
 type Error struct {
-	Kind, Name string // of the entry
-	Field      string // in it
+	Kind, Name string // the entry
+	Field      string // the path of the field in the entry
 	Message    string
 }
 
 func (e *Error) Error() string { return e.Kind + " " + e.Name + ": " + e.Field + ": " + e.Message }
 
-// Current says that the entries that the chain was made from are those of another set.
+// Current reports whether set has the same entries as the one that the chain was made from, as far as the chain uses them.
 func (c *Chain) Current(set *Set) bool {
 	for _, l := range c.used {
 		if set.look(l.kind, l.name) != l.found {
@@ -79,7 +79,7 @@ func (c *Chain) Current(set *Set) bool {
 	return true
 }
 
-// look returns the entry of a kind, as a pointer that may be nil.
+// look returns an entry, as a pointer that may be nil.
 func (s *Set) look(kind, name string) any {
 	switch kind {
 	case ServiceRouterKind:
@@ -94,7 +94,7 @@ func (s *Set) look(kind, name string) any {
 	return s.Proxy
 }
 
-// Protocol returns the protocol of a service. An entry of its own hides the defaults, even if it names none.
+// Protocol returns the protocol of a service. Its service-defaults entry hides proxy-defaults, even if it sets no protocol.
 func (s *Set) Protocol(service string) string {
 	protocol := ""
 	if own := s.Services[service]; own != nil {
@@ -125,9 +125,9 @@ func (s *Set) chainer(service string) chainer {
 type chainer struct {
 	*Set
 	chain  *Chain
-	splits []string // that are being flattened
+	splits []string // the services whose splitters are being flattened, the outermost first
 	seen   map[Target]bool
-	used   map[lookup]bool // those of the chain
+	used   map[lookup]bool // the elements of chain.used
 }
 
 func (c *chainer) uses(kind, name string) {
@@ -137,16 +137,16 @@ func (c *chainer) uses(kind, name string) {
 	}
 }
 
-// Bounds of a chain. Without them, a few entries that lead to each other would be enough to keep a process busy for hours.
+// The bounds of a chain. Without them, a few entries that lead to each other could keep a process busy for hours.
 const (
 	maxShares = 10_000 // of a leg, or of the splitters that lead to it
-	maxDepth  = 100    // splitters, or redirects, one after the other
+	maxDepth  = 100    // successive splitters or redirects
 
 	// MaxSize bounds the shares of all legs of a chain.
 	MaxSize = 20_000
 )
 
-// Size is the number of shares of all legs.
+// Size returns the number of shares of all legs.
 func (c *Chain) Size() (n int) {
 	for i := range c.Legs {
 		n += len(c.Legs[i].Shares)
@@ -201,14 +201,14 @@ func (c *chainer) compile() *Error {
 	return nil
 }
 
-// place is what leads to something, for errors.
+// place is the field that leads to a service, for errors.
 type place struct{ kind, name, field string }
 
 func (p place) errorf(format string, args ...any) *Error {
 	return &Error{Kind: p.kind, Name: p.name, Field: p.field, Message: fmt.Sprintf(format, args...)}
 }
 
-// speaks notes the protocol of a service, which all services of a chain share.
+// speaks checks that a service has the protocol of the chain, which is that of its first service.
 func (c *chainer) speaks(service string, from place) *Error {
 	c.uses(ServiceDefaultsKind, service)
 	if c.Services[service] == nil {
@@ -225,7 +225,7 @@ func (c *chainer) speaks(service string, from place) *Error {
 	return nil
 }
 
-// lead fills in where the calls of a leg go.
+// lead sets the shares of a leg.
 func (c *chainer) lead(leg *Leg, to Target, from place) *Error {
 	if to.Subset == "" {
 		shares, err := c.split(to.Service, from)
@@ -250,8 +250,8 @@ func (c *chainer) lead(leg *Leg, to Target, from place) *Error {
 	return nil
 }
 
-// split returns the shares of a service that has a splitter, with those of the splitters that it leads to in their place. It
-// returns nil if there is none.
+// split returns the shares of a service that has a splitter. Shares that lead to further splitters are replaced by the shares of
+// these. It returns nil if the service has no splitter.
 func (c *chainer) split(service string, from place) ([]Share, *Error) {
 	c.uses(ServiceSplitterKind, service)
 	splitter := c.Splitters[service]
@@ -310,8 +310,8 @@ func (c *chainer) split(service string, from place) ([]Share, *Error) {
 	return shares, nil
 }
 
-// Subset returns the filter of the subset of a target, as people read it, and the predicate. It returns nil if all endpoints
-// are in it.
+// Subset returns the filter of the subset of a target, for people to read, and its predicate. The predicate is nil if the target has all
+// endpoints.
 func (s *Set) Subset(t Target) (text string, predicate Predicate) {
 	r := s.Resolvers[t.Service]
 	if r == nil || t.Subset == "" {
@@ -327,8 +327,8 @@ func (s *Set) Subset(t Target) (text string, predicate Predicate) {
 	return text, r.predicates[t.Subset]
 }
 
-// Settings returns how calls to a target are made, as part of the chain of a service. The resolver of led counts, which is the
-// service of the target unless that is called in the place of led, by failover.
+// Settings returns the settings of calls to a target in the chain of a service. led is the service whose resolver counts: the service of
+// the target unless calls to led fail over to it.
 func (s *Set) Settings(chain, led string, t Target) Settings {
 	settings := s.Own.upstream(chain).settings(s.resolved(led))
 	switch s.Protocol(t.Service) {
@@ -338,7 +338,7 @@ func (s *Set) Settings(chain, led string, t Target) Settings {
 	return settings
 }
 
-// resolved returns what the resolver of a service says about calls.
+// resolved returns the settings of the resolver of a service.
 func (s *Set) resolved(service string) Settings {
 	settings := Settings{Balancer: (*LoadBalancer)(nil).config()}
 	settings.Pool.ConnectTimeout = connectTimeout
@@ -351,19 +351,19 @@ func (s *Set) resolved(service string) Settings {
 	return settings
 }
 
-// LedApart says that the calls to a service are made in another way in the place of led than otherwise.
+// LedApart reports whether calls to a service that replaces led, by failover, have other settings than calls to the service itself.
 func (s *Set) LedApart(led, service string) bool {
 	a, b := s.resolved(led), s.resolved(service)
 	return !a.Balancer.Equal(b.Balancer) || a.Pool != b.Pool
 }
 
-// Apart says that the calls to a service are made in another way in one chain than in another.
+// Apart reports whether calls have different settings in two chains.
 func (s *Set) Apart(chain, other string) bool {
 	a, b := s.Own.upstream(chain).settings(Settings{}), s.Own.upstream(other).settings(Settings{})
 	return a.Pool != b.Pool || a.Eject != b.Eject || a.Outlier != b.Outlier
 }
 
-// Routes returns the routes of a chain. host returns where the calls to a target go.
+// Routes returns the routes of a chain. host returns the route.Target of a target.
 func (c *Chain) Routes(set *Set, host func(Target) route.Target) []route.Route {
 	routes := make([]route.Route, len(c.Legs))
 	for i := range c.Legs {

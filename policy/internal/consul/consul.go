@@ -1,19 +1,17 @@
-// Package consul reads the config entries of Consul: it declares them field by field, checks them as Consul's servers do, and
-// compiles the discovery chains of services and what is known of their destinations into what the layers of this library
-// understand.
+// Package consul reads the config entries of Consul. It declares their fields, validates them as Consul's servers do, and compiles the
+// discovery chains of services into the settings of the layers of this library.
 //
-// What this library does with a field stands in its mesh tag; see [github.com/nosidecar/mesh/internal/yamldoc]. Fields
-// without the tag are enforced. Keys may be written in any of the ways that Consul takes: ServiceSubset, service_subset,
-// serviceSubset.
+// The mesh tag of a field says what this library does with it; see [github.com/nosidecar/mesh/internal/yamldoc]. Fields without the
+// tag are enforced. Keys may be written in any of the ways that Consul accepts: ServiceSubset, service_subset, serviceSubset.
 //
-// This is where it differs from Consul 1.22 with Envoy:
+// There are these differences from Consul 1.22 with Envoy:
 //
-//   - Regular expressions, filters and weights below 0 are checked when an entry is read. Consul stores bad ones.
-//   - What Envoy would refuse is refused: a ring without MaximumRingSize, a header value with an unknown command.
-//   - A route with a value that is inverted needs the header to be there, as in Envoy, whatever the kind of value.
-//   - A split among services that hash by different keys uses the key of each; Envoy uses the first one for all.
-//   - A limit of 0, which forbids everything, is refused.
-//   - Chains are bounded: by 100 splitters or redirects one after the other, and by the shares that calls are divided into.
+//   - Regular expressions, filters and negative weights are validated when an entry is read. Consul stores invalid ones.
+//   - Entries that Envoy would reject are errors, such as a ring without MaximumRingSize, or a header value with an unknown command.
+//   - An inverted condition on a header needs the header to be present, as in Envoy, whatever the kind of the condition is.
+//   - If a split divides calls among services with different hash keys, the key of each service is used. Envoy uses the first key for all.
+//   - A limit of 0, which forbids everything, is an error. So are two overrides for the same upstream, of which Consul uses the last.
+//   - Chains are bounded: by 100 successive splitters or redirects, and by the number of shares that calls are divided into.
 package consul
 
 import (
@@ -24,7 +22,7 @@ import (
 	"github.com/nosidecar/mesh/policy/authz"
 )
 
-// Group is the API group of the entries as objects of Kubernetes.
+// Group is the API group of entries that are Kubernetes objects.
 const Group = "consul.hashicorp.com"
 
 // The kinds of entries that are enforced.
@@ -38,7 +36,7 @@ const (
 	ServiceIntentionsKind = "service-intentions"
 )
 
-// Objects are the kinds that have the same as objects of Kubernetes, by the kinds of those.
+// Objects maps the kinds of Kubernetes objects that are enforced to the kinds of entries.
 var Objects = map[string]string{
 	"ServiceRouter":     ServiceRouterKind,
 	"ServiceSplitter":   ServiceSplitterKind,
@@ -49,21 +47,21 @@ var Objects = map[string]string{
 	"ServiceIntentions": ServiceIntentionsKind,
 }
 
-// Others are the kinds that are not enforced.
+// Others has the kinds of entries that are not enforced.
 var Others = []string{
 	"api-gateway", "bound-api-gateway", "control-plane-request-limit", "exported-services", "file-system-certificate", "http-route",
 	"ingress-gateway", "inline-certificate", "jwt-provider", "sameness-group", "tcp-route", "terminating-gateway",
 }
 
-// OtherObjects are the kinds of Kubernetes that are not enforced.
+// OtherObjects has the kinds of Kubernetes objects that are not enforced.
 var OtherObjects = []string{
 	"ControlPlaneRequestLimit", "ExportedServices", "GatewayClassConfig", "GatewayPolicy", "IngressGateway", "JWTProvider",
 	"MeshService", "PeeringAcceptor", "PeeringDialer", "Registration", "RouteAuthFilter", "RouteRetryFilter", "RouteTimeoutFilter",
 	"SamenessGroup", "TerminatingGateway",
 }
 
-// KindOf returns the kind of a document that is a config entry in the form of Consul's API, and "" for any other document: one
-// with an apiVersion, or with a kind that is written as in Kubernetes. The kind need not be one that there is.
+// KindOf returns the kind of a document that is a config entry in the form of Consul's API. It returns "" for any other document, which
+// has an apiVersion or a kind that is written as in Kubernetes. The kind need not be a known one.
 func KindOf(doc *yamldoc.Document) string {
 	if doc.Text("apiVersion") != "" {
 		return ""
@@ -77,7 +75,7 @@ func KindOf(doc *yamldoc.Document) string {
 	return ""
 }
 
-// Header is what all entries have in the form of Consul's API.
+// Header has the fields that all entries have in the form of Consul's API.
 type Header struct {
 	Kind string `yaml:"Kind,required"`
 	Name string `yaml:"Name"`
@@ -89,13 +87,13 @@ type Header struct {
 	Hash        yamldoc.Any       `yaml:"Hash" mesh:"unused: bookkeeping of Consul"`
 }
 
-// Scope is where something is, in Consul Enterprise.
+// Scope has the namespace and the partition of a service, which exist only in Consul Enterprise.
 type Scope struct {
 	Namespace string `yaml:"Namespace"`
 	Partition string `yaml:"Partition"`
 }
 
-// check reports what only Consul Enterprise has.
+// check reports a namespace or partition that only Consul Enterprise has.
 func (s *Scope) check(doc *yamldoc.Document, at string) {
 	if !ordinary(s.Namespace) {
 		doc.Errorf(at+"Namespace", "%q: only the namespace default is enforced, the others need Consul Enterprise: remove it", s.Namespace)
@@ -107,28 +105,28 @@ func (s *Scope) check(doc *yamldoc.Document, at string) {
 
 func ordinary(name string) bool { return name == "" || strings.EqualFold(name, "default") }
 
-// Entry is a config entry. It does not change.
+// Entry is a config entry. It is immutable.
 type Entry struct {
 	Kind, Name string
 
 	// Is is a *Router, *Splitter, *Resolver, *ServiceDefaults, *ProxyDefaults, *Mesh or *ServiceIntentions.
 	Is any
 
-	At    string  // the path around its fields: "" or "spec."
-	Lines []int32 // of the routes of a router, counted from that of the document
+	At    string  // the prefix of the paths of its fields: "" or "spec."
+	Lines []int32 // the lines of the routes of a router, relative to that of the document
 }
 
-// checked is what an entry says besides its header.
+// checked is the content of an entry without its header.
 type checked interface {
 	check(doc *yamldoc.Document, e *Entry, env *Environment)
 }
 
-// Environment is what an entry is checked for.
+// Environment has what checking an entry depends on.
 type Environment struct {
-	Service string // that the process is an instance of; "" if it is not known
+	Service string // the service that the process is an instance of; "" if it is not known
 	Paths   authz.Normalization
 
-	// Filter compiles the filter of a subset. nil: there is nothing that can.
+	// Filter compiles the filter of a subset. Nil means that filters are not supported.
 	Filter func(expression string, onlyPassing bool) (Predicate, error)
 }
 
@@ -137,7 +135,7 @@ type form interface {
 	parts(doc *yamldoc.Document) (name string, is checked)
 }
 
-// object is an entry as an object of Kubernetes.
+// object is an entry that is a Kubernetes object.
 type object[T any] struct {
 	yamldoc.Object
 	Spec   T           `yaml:"spec"`
@@ -200,7 +198,7 @@ func (e *meshEntry) parts(doc *yamldoc.Document) (string, checked) {
 	return e.named(doc, &e.Mesh)
 }
 
-// forms returns what a kind is decoded into, in the form of Consul's API and in that of Kubernetes.
+// forms returns the values to decode an entry of a kind into, in the form of Consul's API and in that of Kubernetes.
 func forms(kind string) (native, kubernetes form) {
 	switch kind {
 	case ServiceRouterKind:
@@ -219,8 +217,7 @@ func forms(kind string) (native, kubernetes form) {
 	return new(meshEntry), new(object[Mesh])
 }
 
-// Read decodes an entry of a kind that is enforced, and checks it. It returns nil if the document has not
-// the shape of its kind.
+// Read decodes and checks an entry of an enforced kind. It returns nil if the document does not have the shape of its kind.
 func Read(dec *yamldoc.Decoder, doc *yamldoc.Document, kind string, env *Environment) *Entry {
 	e := &Entry{Kind: kind}
 	into, kubernetes := forms(kind)
@@ -250,7 +247,7 @@ func Read(dec *yamldoc.Decoder, doc *yamldoc.Document, kind string, env *Environ
 	return e
 }
 
-// NameField is the field that the name of the entry is in.
+// NameField returns the path of the field with the name of the entry.
 func (e *Entry) NameField() string {
 	switch {
 	case e.At != "" && e.Kind == ServiceIntentionsKind:
@@ -261,7 +258,7 @@ func (e *Entry) NameField() string {
 	return "Name"
 }
 
-// isService says that a service of this name can be called by it.
+// isService reports whether a service with this name can be called by its name.
 func isService(name string) bool { return serviceName.MatchString(name) }
 
 var serviceName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9_-]{0,61}[A-Za-z0-9])?$`)

@@ -2,6 +2,8 @@ package consul
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -12,8 +14,8 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// ServiceDefaults is a service-defaults entry: the protocol of a service and, for the process that is an instance of it, how it
-// calls others.
+// ServiceDefaults is a service-defaults entry. It has the protocol of a service and, for instances of the service, the settings of their
+// calls to other services.
 type ServiceDefaults struct {
 	Protocol       string                 `yaml:"Protocol"`
 	UpstreamConfig *UpstreamConfiguration `yaml:"UpstreamConfig"`
@@ -36,13 +38,13 @@ type ServiceDefaults struct {
 	MaxRequestHeadersKB       yamldoc.Any `yaml:"MaxRequestHeadersKB" mesh:"meaningless: the server of the process bounds headers (http.Server.MaxHeaderBytes)"`
 }
 
-// UpstreamConfiguration says how a service calls others.
+// UpstreamConfiguration has the settings of the calls that a service makes.
 type UpstreamConfiguration struct {
 	Defaults  *Upstream  `yaml:"Defaults"`
 	Overrides []Upstream `yaml:"Overrides"`
 }
 
-// Upstream says how a service calls another one, or all others.
+// Upstream has the settings of the calls to one service, or to all services.
 type Upstream struct {
 	Name string `yaml:"Name"`
 	Scope
@@ -66,7 +68,7 @@ type Limits struct {
 	PassiveHealthCheck    yamldoc.Any `yaml:"PassiveHealthCheck" mesh:"refused: it is for API gateways: move it out of Limits"`
 }
 
-// PassiveHealthCheck says when instances that fail are ejected.
+// PassiveHealthCheck says when failing instances are ejected.
 type PassiveHealthCheck struct {
 	Interval                yamldoc.Duration `yaml:"Interval"`
 	MaxFailures             uint32           `yaml:"MaxFailures"`
@@ -83,7 +85,7 @@ func (s *ServiceDefaults) check(doc *yamldoc.Document, e *Entry, env *Environmen
 	at := e.At
 	s.Protocol = checkProtocol(doc, at+"Protocol", s.Protocol)
 	checkTLSMode(doc, at+"MutualTLSMode", s.MutualTLSMode)
-	if env.Service == "" || e.Name == env.Service { // else it is about others, and about what they accept
+	if env.Service == "" || e.Name == env.Service { // otherwise, these settings are about the instances of another service
 		own := inbound{doc, env.Service != ""}
 		own.checkLimit(at+"MaxInboundConnections", s.MaxInboundConnections, boundConnections)
 		own.checkLimit(at+"LocalRequestTimeoutMs", s.LocalRequestTimeoutMs, boundTime)
@@ -98,27 +100,32 @@ func (s *ServiceDefaults) check(doc *yamldoc.Document, e *Entry, env *Environmen
 			}
 			u.Defaults.check(doc, at+"UpstreamConfig.Defaults")
 		}
+		first := make(map[string]int)
 		for i := range u.Overrides {
 			o := &u.Overrides[i]
-			at := yamldoc.Index(at+"UpstreamConfig.Overrides", i)
+			all := at + "UpstreamConfig.Overrides"
+			at := yamldoc.Index(all, i)
 			if o.Name == "" || o.Name == "*" {
 				doc.Errorf(at+".Name", "missing: name the upstream")
+			} else if other, twice := first[o.Name]; twice {
+				doc.Errorf(at+".Name", "%q is there twice, first in %s: remove one", o.Name, yamldoc.Index(all, other))
 			}
+			first[o.Name] = i
 			o.check(doc, at)
 		}
 	}
 }
 
-// What to do instead of what is not enforced of the requests to a service.
+// What to do in place of settings that are not enforced for requests to a service.
 const (
 	boundConnections = "is not enforced: remove it, and bound the connections of the server's listener"
 	boundTime        = "is not enforced: remove it, and wrap the handler in http.TimeoutHandler"
 )
 
-// inbound reports what is not enforced of the connections and requests to a service.
+// inbound reports settings that are not enforced for connections and requests to a service.
 type inbound struct {
 	doc   *yamldoc.Document
-	known bool // that the process is an instance of the service
+	known bool // it is known that the process is an instance of the service
 }
 
 func (in inbound) report(at, text string) {
@@ -192,7 +199,7 @@ func (u *Upstream) check(doc *yamldoc.Document, at string) {
 	}
 }
 
-// ProxyDefaults is the proxy-defaults entry: what holds for services without a service-defaults entry.
+// ProxyDefaults is the proxy-defaults entry. It applies to services without a service-defaults entry.
 type ProxyDefaults struct {
 	Config map[string]yamldoc.Any `yaml:"Config"`
 
@@ -206,12 +213,12 @@ type ProxyDefaults struct {
 	FailoverPolicy       yamldoc.Any `yaml:"FailoverPolicy" mesh:"refused: needs Consul Enterprise: remove it"`
 	PrioritizeByLocality yamldoc.Any `yaml:"PrioritizeByLocality" mesh:"refused: needs Consul Enterprise: remove it"`
 
-	Protocol string // of Config
+	Protocol string // from Config
 }
 
 func (p *ProxyDefaults) check(doc *yamldoc.Document, e *Entry, env *Environment) {
 	own := inbound{doc, env.Service != ""}
-	for key := range p.Config {
+	for _, key := range slices.Sorted(maps.Keys(p.Config)) {
 		at := yamldoc.Key(e.At+"Config", key)
 		name := strings.ToLower(key)
 		switch instead := inPlaceOf[name]; {
@@ -231,7 +238,7 @@ func (p *ProxyDefaults) check(doc *yamldoc.Document, e *Entry, env *Environment)
 	}
 }
 
-// inPlaceOf has the keys of Config that bound or judge what a service gets, with what to do instead.
+// inPlaceOf has the keys of Config that limit requests to a service, with what to do instead.
 var inPlaceOf = map[string]string{
 	"max_inbound_connections":    boundConnections,
 	"local_request_timeout_ms":   boundTime,
@@ -250,20 +257,20 @@ type Mesh struct {
 	Peering                          yamldoc.Any `yaml:"Peering" mesh:"meaningless: calls go to the instances, not through gateways"`
 }
 
-// MeshHTTP is about requests to all services.
+// MeshHTTP has settings for requests to all services.
 type MeshHTTP struct {
 	SanitizeXForwardedClientCert yamldoc.Any   `yaml:"SanitizeXForwardedClientCert" mesh:"refused: x-forwarded-client-cert is appended to: remove it"`
 	Incoming                     *MeshIncoming `yaml:"Incoming"`
 }
 
-// MeshIncoming is about requests that services get.
+// MeshIncoming has settings for inbound requests.
 type MeshIncoming struct {
 	RequestNormalization yamldoc.Any `yaml:"RequestNormalization" mesh:"refused: how paths are normalized is not enforced from entries: remove it, and set Paths of the workload"`
 }
 
 func (*Mesh) check(*yamldoc.Document, *Entry, *Environment) {}
 
-// Settings are how the calls to a service are made.
+// Settings has the settings of the calls to a service.
 type Settings struct {
 	Balancer   balancer.Config
 	Pool       limit.PoolConfig
@@ -279,7 +286,7 @@ const (
 	retryLimit     = 3
 )
 
-// settings returns s with what a caller says about the calls to a service. u may be nil.
+// settings returns s with the settings that a caller has for a service. u may be nil.
 func (u *Upstream) settings(s Settings) Settings {
 	s.Eject, s.Outlier = true, breaker.OutlierConfig{SuccessRate: true}
 	s.Pool.MaxConnections, s.Pool.MaxPendingRequests, s.Pool.MaxRequests = circuitLimit, circuitLimit, circuitLimit
@@ -307,15 +314,15 @@ func (u *Upstream) settings(s Settings) Settings {
 			s.Outlier.Consecutive5xx = -1
 		}
 		if n := p.MaxEjectionPercent; n != nil {
-			// To the layer, 0 is the default; an entry means as few as can be.
+			// In the layer, 0 means its default. In an entry it means none, or as few as possible.
 			s.Outlier.MaxEjectedFraction = max(float64(*n)/100, 1e-9)
 		}
 	}
 	return s
 }
 
-// upstream returns what the service says about its calls to another one, nil for nothing. An override takes the place of the
-// defaults field by field. s may be nil.
+// upstream returns the settings of the service for its calls to another one, or nil if there are none. An override replaces the defaults
+// field by field. s may be nil.
 func (s *ServiceDefaults) upstream(name string) *Upstream {
 	if s == nil || s.UpstreamConfig == nil {
 		return nil

@@ -9,16 +9,16 @@ import (
 	"github.com/nosidecar/mesh/policy/authz"
 )
 
-// ServiceIntentions is a service-intentions entry: who may call a service.
+// ServiceIntentions is a service-intentions entry, which says who may call a service.
 //
-// It is stricter than Consul 1.22 with Envoy where readings of paths and headers are concerned; see [authz]. What no request
-// can match is refused, since an intention with it would deny nothing.
+// It is stricter than in Consul 1.22 with Envoy, because paths and headers are evaluated under every reading; see [authz]. Values that no
+// request can match are errors, since an intention that denies them would deny nothing.
 type ServiceIntentions struct {
 	Sources []IntentionSource `yaml:"Sources"`
 	JWT     yamldoc.Any       `yaml:"JWT" mesh:"refused: the tokens of requests are not verified by intentions yet: remove it"`
 }
 
-// IntentionSource says what a service, or "*" for all, may do.
+// IntentionSource says what a service may do, or all services if its name is "*".
 type IntentionSource struct {
 	Name string `yaml:"Name"`
 	Scope
@@ -37,14 +37,14 @@ type IntentionSource struct {
 	LegacyUpdateTime yamldoc.Any `yaml:"LegacyUpdateTime" mesh:"unused: bookkeeping of Consul"`
 }
 
-// Permission says what becomes of some requests.
+// Permission says whether some requests are allowed.
 type Permission struct {
 	Action string          `yaml:"Action"`
 	HTTP   *PermissionHTTP `yaml:"HTTP"`
 	JWT    yamldoc.Any     `yaml:"JWT" mesh:"refused: the tokens of requests are not verified by intentions yet: remove it"`
 }
 
-// PermissionHTTP is a condition on requests. All of its fields must hold.
+// PermissionHTTP is a condition on requests. All of its fields must match.
 type PermissionHTTP struct {
 	PathExact  string             `yaml:"PathExact"`
 	PathPrefix string             `yaml:"PathPrefix"`
@@ -60,10 +60,10 @@ type PermissionHeader struct {
 	IgnoreCase bool   `yaml:"IgnoreCase"`
 }
 
-// everyone is the name that stands for all services.
+// everyone is the name that means all services.
 const everyone = "*"
 
-// IsAbout reports whether the intentions of a name are about a service.
+// IsAbout reports whether intentions with this name are about a service.
 func IsAbout(name, service string) bool { return name == everyone || name == service }
 
 type (
@@ -88,7 +88,7 @@ func (e *intentionsEntry) parts(doc *yamldoc.Document) (string, checked) {
 	return e.named(doc, &e.ServiceIntentions)
 }
 
-// parts returns the name of the destination: the object itself may have any name, since none of Kubernetes may be "*".
+// parts returns the name of the destination. The object itself may have any name, because "*" is not a valid name in Kubernetes.
 func (o *intentionsObject) parts(doc *yamldoc.Document) (string, checked) {
 	o.Metadata.Check(doc)
 	if to := o.Spec.Destination; !ordinary(to.Namespace) {
@@ -169,7 +169,7 @@ func (p *Permission) check(doc *yamldoc.Document, at string, env *Environment) {
 	if err := whole.Check(config); err == nil {
 		return
 	}
-	// Which part it is: each is checked by itself.
+	// Check each part separately, to find the invalid ones.
 	found := false
 	try := func(part authz.Permission, at string) {
 		if err := part.Check(config); err != nil {
@@ -177,12 +177,14 @@ func (p *Permission) check(doc *yamldoc.Document, at string, env *Environment) {
 			found = true
 		}
 	}
-	for field, part := range map[string]authz.Permission{
-		".PathExact": {PathExact: whole.PathExact}, ".PathPrefix": {PathPrefix: whole.PathPrefix}, ".PathRegex": {PathRegex: whole.PathRegex},
-	} {
-		if part.PathExact+part.PathPrefix+part.PathRegex != "" {
-			try(part, at+".HTTP"+field)
-		}
+	if whole.PathExact != "" {
+		try(authz.Permission{PathExact: whole.PathExact}, at+".HTTP.PathExact")
+	}
+	if whole.PathPrefix != "" {
+		try(authz.Permission{PathPrefix: whole.PathPrefix}, at+".HTTP.PathPrefix")
+	}
+	if whole.PathRegex != "" {
+		try(authz.Permission{PathRegex: whole.PathRegex}, at+".HTTP.PathRegex")
 	}
 	for i := range whole.Headers {
 		try(authz.Permission{Headers: whole.Headers[i : i+1]}, yamldoc.Index(at+".HTTP.Header", i))
@@ -192,7 +194,7 @@ func (p *Permission) check(doc *yamldoc.Document, at string, env *Environment) {
 	}
 }
 
-// unplaced returns an error of a part without the place in it, which the field tells.
+// unplaced returns the text of an error without the place in it, because the finding has the field.
 func unplaced(err error) string {
 	text := err.Error()
 	if before, after, ok := strings.Cut(text, ": "); ok && (strings.HasPrefix(before, "header 0") || strings.HasPrefix(before, "path")) {
@@ -229,12 +231,12 @@ func (in *ServiceIntentions) needsHTTP() int {
 	return -1
 }
 
-// Unenforceable reports intentions that Consul would not store: those that are about requests, for a service whose protocol has
-// none.
+// Unenforceable returns an error for intentions that Consul would not store: those with conditions on requests for a service whose protocol
+// is tcp.
 func (s *Set) Unenforceable(e *Entry) *Error {
 	in, ok := e.Is.(*ServiceIntentions)
 	if !ok || e.Name == everyone || s.Services[e.Name] == nil && s.Proxy == nil {
-		return nil // it is not known what the service speaks
+		return nil // the protocol of the service is unknown
 	}
 	if i := in.needsHTTP(); i >= 0 && s.Protocol(e.Name) == "tcp" {
 		from := place{ServiceIntentionsKind, e.Name, yamldoc.Index("Sources", i) + ".Permissions"}
@@ -243,12 +245,12 @@ func (s *Set) Unenforceable(e *Entry) *Error {
 	return nil
 }
 
-// Intentions returns the intentions of entries that are about a service of a trust domain, the one that counts most first: what
-// names the service counts more than what is for all, and then what names the caller.
+// Intentions returns the intentions that apply to a service of a trust domain, in order of precedence. Those that name the service take
+// precedence over those for all services. Among these, those that name the caller take precedence over those for all callers.
 //
-// The rules that Consul 1.22 makes for sidecars differ from that order in one case: an intention of all callers for the service
-// does not hide one of a caller for all services. Where such a one denies and the default allows, the caller is denied, and so
-// it is here. Where it allows and the default denies, the caller is allowed there, but not here.
+// The rules that Consul 1.22 generates for sidecars differ from that order in one case: an intention for the service and all callers does
+// not hide one for all services and the caller. If the latter denies and the default allows, the caller is denied, also here. If it
+// allows and the default denies, sidecars allow the caller. Here, the intention for the service decides.
 func Intentions(domain, service string, allowByDefault bool, entries []*Entry) *authz.Intentions {
 	form := func(name string) string {
 		if name == everyone {

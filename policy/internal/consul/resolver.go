@@ -10,7 +10,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// Resolver is a service-resolver: which instances of a service take the calls, or those of which other service.
+// Resolver is a service-resolver entry. It says which instances get the calls to a service, which may be those of another service.
 type Resolver struct {
 	DefaultSubset        string              `yaml:"DefaultSubset"`
 	Subsets              map[string]Subset   `yaml:"Subsets"`
@@ -24,7 +24,7 @@ type Resolver struct {
 	predicates map[string]Predicate // of the subsets
 }
 
-// Predicate says whether an endpoint is in a subset.
+// Predicate reports whether an endpoint is in a subset.
 type Predicate func(*discovery.Endpoint) bool
 
 // Subset is a part of the instances of a service.
@@ -33,7 +33,7 @@ type Subset struct {
 	OnlyPassing bool   `yaml:"OnlyPassing"`
 }
 
-// Redirect names what the calls go to in place of the service.
+// Redirect names the target that calls go to in place of the service.
 type Redirect struct {
 	Service       string `yaml:"Service"`
 	ServiceSubset string `yaml:"ServiceSubset"`
@@ -43,7 +43,7 @@ type Redirect struct {
 	SamenessGroup yamldoc.Any `yaml:"SamenessGroup" mesh:"refused: needs Consul Enterprise: remove it"`
 }
 
-// Failover names what the calls go to while no instance is healthy.
+// Failover names the targets that calls go to while no instance is healthy.
 type Failover struct {
 	Service       string           `yaml:"Service"`
 	ServiceSubset string           `yaml:"ServiceSubset"`
@@ -54,7 +54,7 @@ type Failover struct {
 	SamenessGroup yamldoc.Any      `yaml:"SamenessGroup" mesh:"refused: needs Consul Enterprise: remove it"`
 }
 
-// FailoverTarget is one of several that are tried in their order.
+// FailoverTarget is one of several targets, which are tried in order.
 type FailoverTarget struct {
 	Service       string `yaml:"Service"`
 	ServiceSubset string `yaml:"ServiceSubset"`
@@ -77,12 +77,12 @@ type RingHashConfig struct {
 	MaximumRingSize uint64 `yaml:"MaximumRingSize"`
 }
 
-// LeastRequestConfig says how many instances least_request compares.
+// LeastRequestConfig sets the number of instances that least_request compares.
 type LeastRequestConfig struct {
 	ChoiceCount uint32 `yaml:"ChoiceCount"`
 }
 
-// HashPolicy says where the key of a call is.
+// HashPolicy says where the hash key of a call is.
 type HashPolicy struct {
 	Field        string        `yaml:"Field"`
 	FieldValue   string        `yaml:"FieldValue"`
@@ -91,7 +91,7 @@ type HashPolicy struct {
 	Terminal     bool          `yaml:"Terminal"`
 }
 
-// CookieConfig describes a cookie that is made for callers that have none.
+// CookieConfig describes the cookie that is generated for callers without one.
 type CookieConfig struct {
 	Session bool             `yaml:"Session"`
 	TTL     yamldoc.Duration `yaml:"TTL"`
@@ -100,7 +100,7 @@ type CookieConfig struct {
 
 var subsetName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
-// has says that the resolver, which may be nil, has a subset. The empty name means all instances.
+// has reports whether the resolver, which may be nil, has a subset. The empty name means all instances.
 func (r *Resolver) has(subset string) bool {
 	if subset == "" {
 		return true
@@ -205,14 +205,14 @@ func (r *Resolver) checkFailover(doc *yamldoc.Document, at, name string, f *Fail
 	}
 }
 
-// checkDatacenter reports the name of a datacenter that cannot be part of a host.
+// checkDatacenter reports a name of a datacenter that cannot be part of a host.
 func checkDatacenter(doc *yamldoc.Document, at, name string) {
 	if name != "" && !isService(name) {
 		doc.Errorf(at, "%q is not the name of a datacenter: use letters, digits, hyphens and underscores", name)
 	}
 }
 
-// hashes says that the instance is chosen by the hash of a key.
+// hashes reports whether the policy chooses an instance by the hash of a key.
 func (b *LoadBalancer) hashes() bool { return b.Policy == "ring_hash" || b.Policy == "maglev" }
 
 func (b *LoadBalancer) check(doc *yamldoc.Document, at string) {
@@ -280,7 +280,7 @@ func (h *HashPolicy) check(doc *yamldoc.Document, at string) {
 	}
 }
 
-// config returns how an endpoint is chosen. b may be nil.
+// config translates the settings. b may be nil.
 func (b *LoadBalancer) config() balancer.Config {
 	config := balancer.Config{Algorithm: balancer.RoundRobin}
 	if b == nil {
@@ -308,7 +308,7 @@ func (b *LoadBalancer) config() balancer.Config {
 	return config
 }
 
-// clamp makes an int of a size. Those that do not fit are too large for a ring.
+// clamp converts a size to an int. Sizes that do not fit are too large for a ring anyway.
 func clamp(n uint64) int { return int(min(n, 1<<31-1)) }
 
 func (h *HashPolicy) key() balancer.HashKey {

@@ -1,6 +1,7 @@
 package consul
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -10,8 +11,8 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Router is a service-router: the requests to a service go by the first of its routes that they match, and else as if there was
-// none.
+// Router is a service-router entry. The first route that matches a request counts. Requests that match none are treated as if there was
+// no router.
 type Router struct {
 	Routes []Route `yaml:"Routes"`
 }
@@ -24,12 +25,12 @@ type Route struct {
 	matches route.Match
 }
 
-// Match says which requests a route is for.
+// Match says which requests a route applies to.
 type Match struct {
 	HTTP *HTTPMatch `yaml:"HTTP"`
 }
 
-// HTTPMatch is a condition on a request. All of its fields must hold.
+// HTTPMatch is a condition on a request. All of its fields must match.
 type HTTPMatch struct {
 	PathExact       string        `yaml:"PathExact"`
 	PathPrefix      string        `yaml:"PathPrefix"`
@@ -100,7 +101,7 @@ func (r *Router) check(doc *yamldoc.Document, e *Entry, _ *Environment) {
 	}
 }
 
-// takesAll says that the route is for all requests.
+// takesAll reports whether the route applies to all requests.
 func (r *Route) takesAll() bool {
 	m := r.match()
 	return len(m.Header) == 0 && len(m.QueryParam) == 0 && len(m.Methods) == 0 && m.PathExact == "" && m.PathRegex == "" &&
@@ -125,7 +126,7 @@ func (r *Route) check(doc *yamldoc.Document, at string) {
 	if doc.Failed() {
 		return
 	}
-	// What the router cannot enforce, such as a bad regular expression, must not come up with the first request.
+	// Errors that only the route table detects must be found now, not with the first request.
 	part := r.Route()
 	part.Destinations = make([]route.Destination, 1)
 	reportTable(doc, at, part, map[string]string{
@@ -173,8 +174,7 @@ func (m *HTTPMatch) check(doc *yamldoc.Document, at string) {
 	checkMethods(doc, at+".Methods", m.Methods)
 }
 
-// checkMethods reports methods that there are not, and those that are there twice, and whether all are right. They may be written in any
-// case.
+// checkMethods reports unknown and duplicate methods, and returns whether all are valid. Methods may be written in any case.
 func checkMethods(doc *yamldoc.Document, at string, list []string) (ok bool) {
 	ok = true
 	for i, method := range list {
@@ -237,7 +237,7 @@ func (d *Destination) check(doc *yamldoc.Document, at string, m *HTTPMatch) {
 var conditions = []string{"5xx", "gateway-error", "reset", "connect-failure", "envoy-ratelimited", "retriable-4xx", "refused-stream",
 	"cancelled", "deadline-exceeded", "internal", "resource-exhausted", "unavailable"}
 
-// conditional says that the destination names something that is retried.
+// conditional reports whether the destination has a condition for retries.
 func (d *Destination) conditional() bool {
 	return d.RetryOnConnectFailure || len(d.RetryOn) > 0 || len(d.RetryOnStatusCodes) > 0
 }
@@ -254,7 +254,7 @@ func (d *Destination) retries() retry.Config {
 	if len(list) > 0 {
 		var err error
 		if on, err = retry.ParseOn(strings.Join(list, ",")); err != nil {
-			return retry.Config{} // check reported it
+			return retry.Config{} // check has reported the error
 		}
 	}
 	codes := make([]int, len(d.RetryOnStatusCodes))
@@ -264,8 +264,7 @@ func (d *Destination) retries() retry.Config {
 	if len(codes) > 0 {
 		on.Status = retry.Codes(codes...)
 	}
-	// What no entry can ask for is off: Envoy does not look at Retry-After, retries every method, and does not know of retries
-	// within retries.
+	// Settings that no entry can express are off: Envoy ignores Retry-After, retries all methods, and does not detect nested retries.
 	return retry.Config{Retries: max(1, int(d.NumRetries)), On: on, MaxRetryAfter: -1, AnyMethod: true, NestedRetries: true}
 }
 
@@ -273,7 +272,7 @@ func (m *Modifiers) check(doc *yamldoc.Document, at string) {
 	if m == nil {
 		return
 	}
-	for name := range m.Add {
+	for _, name := range slices.Sorted(maps.Keys(m.Add)) {
 		if _, both := m.Set[name]; both {
 			doc.Warnf(yamldoc.Key(at+".Add", name), "has no effect: Set replaces what it adds")
 		}

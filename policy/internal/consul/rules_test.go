@@ -132,6 +132,7 @@ func TestRules(t *testing.T) {
 		{"percentage", fmt.Sprintf(upstream, `"PassiveHealthCheck": {"MaxEjectionPercent": 101}`), "", `error: UpstreamConfig.Defaults.PassiveHealthCheck.MaxEjectionPercent: 101 is out of range`},
 		{"named defaults", fmt.Sprintf(upstream, `"Name": "api"`), "", `error: UpstreamConfig.Defaults.Name: must not be set`},
 		{"override without name", fmt.Sprintf(defaults, `"UpstreamConfig": {"Overrides": [{"ConnectTimeoutMs": 5}]}`), "", `error: UpstreamConfig.Overrides[0].Name: missing`},
+		{"override twice", fmt.Sprintf(defaults, `"UpstreamConfig": {"Overrides": [{"Name": "api", "ConnectTimeoutMs": 5}, {"Name": "api", "Limits": {"MaxConnections": 5}}]}`), "", `error: UpstreamConfig.Overrides[1].Name: "api" is there twice, first in UpstreamConfig.Overrides[0]`},
 		{"listener", fmt.Sprintf(upstream, `"EnvoyListenerJSON": "{}"`), "", `error: UpstreamConfig.Defaults.EnvoyListenerJSON: there is no Envoy`},
 		{"configuration of Envoy", `{"Kind": "proxy-defaults", "Name": "global", "Config": {"envoy_stats_flush_interval": "5s", "protocol": "http"}}`, "-", `warning: Config.envoy_stats_flush_interval: has no effect`},
 		{"connections in the configuration of Envoy", `{"Kind": "proxy-defaults", "Config": {"protocol": "http", "Max_Inbound_Connections": 5}}`, "-", `error: Config.Max_Inbound_Connections: is not enforced`},
@@ -178,6 +179,26 @@ func TestRules(t *testing.T) {
 				t.Errorf("findings: %v, want %s", checked.Findings, test.want)
 			}
 		})
+	}
+}
+
+// Findings about keys of a map must not change their order from one run to the next.
+func TestRules_Order(t *testing.T) {
+	sources := []policy.Source{
+		{Name: "proxy.json", Data: []byte(`{"Kind": "proxy-defaults", "Config": {"protocol": "http", "a": 1, "b": 1, "c": 1, "d": 1, "e": 1, "f": 1}}`)},
+		{Name: "router.json", Data: fmt.Appendf(nil, route, `"RequestHeaders": {"Add": {"a": "1", "b": "1", "c": "1", "d": "1", "e": "1"},
+			"Set": {"a": "2", "b": "2", "c": "2", "d": "2", "e": "2"}}`)},
+		{Name: "intentions.json", Data: []byte(`{"Kind": "service-intentions", "Name": "web", "Sources": [{"Name": "api", "Permissions": [
+			{"Action": "deny", "HTTP": {"PathExact": "a", "PathPrefix": "b", "PathRegex": "("}}]}]}`)},
+	}
+	first := policy.Check(sources, policy.Workload{Service: "web", Filters: filters{}}).Findings
+	if len(first) != 6+5+3 {
+		t.Fatalf("%d findings, want 14:\n%v", len(first), first)
+	}
+	for range 20 {
+		if again := policy.Check(sources, policy.Workload{Service: "web", Filters: filters{}}).Findings; again.Error() != first.Error() {
+			t.Fatalf("findings:\n%v\nthen:\n%v", first, again)
+		}
 	}
 }
 

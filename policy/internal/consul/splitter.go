@@ -7,7 +7,7 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// Splitter is a service-splitter: the requests to a service are divided.
+// Splitter is a service-splitter entry, which divides the requests to a service.
 type Splitter struct {
 	Splits []Split `yaml:"Splits"`
 }
@@ -23,10 +23,10 @@ type Split struct {
 	ResponseHeaders *Modifiers `yaml:"ResponseHeaders"`
 }
 
-// hundredths returns a weight, in percent, in hundredths of a percent.
+// hundredths converts a weight from percent to hundredths of a percent.
 func hundredths(weight float32) int { return int(math.Round(float64(weight * 100))) }
 
-// normal returns a weight to a hundredth.
+// normal rounds a weight to a hundredth of a percent.
 func normal(weight float32) float32 { return float32(hundredths(weight)) / 100 }
 
 func (s *Splitter) check(doc *yamldoc.Document, e *Entry, _ *Environment) {
@@ -50,7 +50,7 @@ func (s *Splitter) check(doc *yamldoc.Document, e *Entry, _ *Environment) {
 			to[0] = e.Name
 		}
 		if split.RequestHeaders != nil || split.ResponseHeaders != nil {
-			// Another share of the same with headers of its own is one of its own.
+			// Several shares may go to the same target if they change headers.
 		} else if other, twice := first[to]; twice {
 			doc.Errorf(at, "goes to the same as %s: make one split of both", yamldoc.Index(e.At+"Splits", other))
 		} else {

@@ -2,7 +2,7 @@ package consul
 
 import "fmt"
 
-// end returns where the calls to a target end, and has those of its failover, too, among the targets of the chain.
+// end returns the target that calls to a target end up at. It adds that target, and those of its failover, to the chain.
 func (c *chainer) end(to Target, from place) (Target, *Error) {
 	target, err := c.resolve(to, from)
 	if err != nil {
@@ -18,7 +18,7 @@ func (c *chainer) end(to Target, from place) (Target, *Error) {
 	return target, err
 }
 
-// add adds a target of the chain, and reports whether it was there already.
+// add adds a target to the chain, and reports whether the chain already had it.
 func (c *chainer) add(t Target) (has bool) {
 	if has = c.seen[t]; !has {
 		c.seen[t] = true
@@ -61,7 +61,7 @@ func (c *chainer) resolve(t Target, from place) (Target, *Error) {
 	}
 }
 
-// rewritten returns a target with parts of it replaced. A subset is one of its service, and goes with it.
+// rewritten returns a target with some parts replaced. A subset belongs to its service: another service does not keep it.
 func (t Target) rewritten(service, subset, datacenter string) Target {
 	if service != "" && service != t.Service {
 		t.Service, t.Subset = service, ""
@@ -75,7 +75,7 @@ func (t Target) rewritten(service, subset, datacenter string) Target {
 	return t
 }
 
-// failover returns the targets that are used in the place of one, which was resolved, while it has no healthy endpoint.
+// failover returns the targets that replace a resolved target while it has no healthy endpoint.
 func (c *chainer) failover(t Target) ([]Target, *Error) {
 	r := c.Resolvers[t.Service]
 	if r == nil {
@@ -117,7 +117,8 @@ func (c *chainer) failover(t Target) ([]Target, *Error) {
 	return list, nil
 }
 
-// Ends returns where calls to a target go: the first target that has healthy endpoints. It must be of a chain that compiles.
+// Ends returns the targets that calls to a target may go to: the first one with healthy endpoints gets them. The target must be one of a
+// valid chain.
 func (s *Set) Ends(t Target) []Target {
 	c := s.chainer(t.Service)
 	first, err := c.resolve(t, place{})
@@ -138,5 +139,5 @@ func (s *Set) Ends(t Target) []Target {
 	return list
 }
 
-// Has says that a service has a subset.
+// Has reports whether the service of a target has the subset of the target.
 func (s *Set) Has(t Target) bool { return s.Resolvers[t.Service].has(t.Subset) }

@@ -12,10 +12,10 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// requestTimeout is Envoy's default, which Consul leaves as it is.
+// requestTimeout is Envoy's default, which Consul does not change.
 const requestTimeout = 15 * time.Second
 
-// translate returns the condition as a router has it. Those of an empty match hold for every request.
+// translate translates the condition. An empty condition matches every request.
 func (m *HTTPMatch) translate() route.Match {
 	var out route.Match
 	switch {
@@ -46,7 +46,7 @@ func (m *HTTPMatch) translate() route.Match {
 			continue
 		}
 		out.WithoutHeaders = append(out.WithoutHeaders, key)
-		if !h.Present { // Envoy inverts the value, and a header that is absent has none
+		if !h.Present { // Envoy inverts the condition on the value, and an absent header has no value
 			out.Headers = append(out.Headers, route.KeyMatch{Key: h.Name, Value: route.StringMatch{Kind: route.Present}})
 		}
 	}
@@ -69,7 +69,7 @@ func (m *HTTPMatch) translate() route.Match {
 	return out
 }
 
-// Route returns what the router does with the requests of the route, without where they go.
+// Route translates the route, except for its destinations.
 func (r *Route) Route() route.Route {
 	out := route.Route{Timeout: requestTimeout, RetryTried: true}
 	if r.matches.URI != (route.StringMatch{}) || r.matches.Method != (route.StringMatch{}) || r.matches.Headers != nil ||
@@ -89,8 +89,8 @@ func (r *Route) Route() route.Route {
 	return out
 }
 
-// rewrite returns how the path is rewritten. A PrefixRewrite of "/" takes a slash that follows the prefix away, so that
-// /v1 and /v1/x become / and /x.
+// rewrite returns the rewrite of the path. A PrefixRewrite of "/" also removes a slash after the prefix, so that /v1 and /v1/x become / and
+// /x.
 func (d *Destination) rewrite(m *HTTPMatch) route.Rewrite {
 	switch {
 	case d.PrefixRewrite == "/" && m.PathExact != "":
@@ -105,7 +105,7 @@ func (d *Destination) rewrite(m *HTTPMatch) route.Rewrite {
 	return route.Rewrite{Pattern: pattern, Substitution: `/\2`}
 }
 
-// translate returns the operations on headers, in an order that does not change.
+// translate returns the operations on headers, sorted by name.
 func (m *Modifiers) translate() route.HeaderOps {
 	var ops route.HeaderOps
 	if m == nil {
@@ -123,7 +123,7 @@ func (m *Modifiers) translate() route.HeaderOps {
 	return ops
 }
 
-// merge returns modifiers with what others change in addition, and in place of what they change too.
+// merge returns the modifiers together with those in over, which take precedence.
 func (m *Modifiers) merge(over *Modifiers) *Modifiers {
 	if m == nil || over == nil {
 		if m == nil {
@@ -148,7 +148,7 @@ func (m *Modifiers) merge(over *Modifiers) *Modifiers {
 	return out
 }
 
-// checkRegex reports a regular expression that does not compile. Consul does not look at them.
+// checkRegex reports an invalid regular expression. Consul does not validate them.
 func checkRegex(doc *yamldoc.Document, at, expr string) {
 	if expr == "" {
 		return
@@ -158,15 +158,15 @@ func checkRegex(doc *yamldoc.Document, at, expr string) {
 	}
 }
 
-// checkTarget reports the name of a service that cannot be called.
+// checkTarget reports a name of a service that cannot be called by it.
 func checkTarget(doc *yamldoc.Document, at, service string) {
 	if service != "" && !isService(service) {
 		doc.Errorf(at+".Service", "%q cannot be the name of a service in a URL: use letters, digits, hyphens and underscores", service)
 	}
 }
 
-// reportTable reports what a router would refuse of a route, in the fields that it comes from: fields has those by the start of
-// the router's.
+// reportTable reports the errors of a route table about a route. fields maps prefixes of the route's fields to the fields of the entry that
+// they come from.
 func reportTable(doc *yamldoc.Document, at string, r route.Route, fields map[string]string) {
 	_, err := route.NewTable([]route.Route{r})
 	if err == nil {
