@@ -44,23 +44,22 @@ func parseUser(v string) user {
 	if i := strings.LastIndexByte(v, '/'); i >= 0 {
 		issuer, subject, both = v[:i], v[i+1:], true
 	}
-	plain := func(s string) pattern { return pattern{kind: exact, text: s, decoded: s} }
 	switch {
 	case v == "*":
 		return user{pattern{kind: nonEmpty}, pattern{kind: nonEmpty}}
 	case v[0] == '*' && both:
-		return user{textPattern(issuer), plain(subject)}
+		return user{textPattern(issuer), literal(exact, subject)}
 	case v[0] == '*':
 		return user{anything, textPattern(v)}
 	case v[len(v)-1] == '*' && both:
-		return user{plain(issuer), pattern{kind: prefix, text: strings.TrimSuffix(subject, "*")}}
+		return user{literal(exact, issuer), literal(prefix, strings.TrimSuffix(subject, "*"))}
 	case v[len(v)-1] == '*':
 		return user{textPattern(v), anything}
 	}
-	return user{plain(issuer), plain(subject)}
+	return user{literal(exact, issuer), literal(exact, subject)}
 }
 
-// never returns the reason why a pattern matches no user, or nil if it can match one.
+// never returns an error that says why a pattern matches no user, or nil if it can match one.
 func never(v string) error {
 	u := parseUser(v)
 	switch {

@@ -277,7 +277,8 @@ func firstError(errs ...error) error {
 	return nil
 }
 
-// notField returns the name of the negation of a field of a source or operation. Both lists of a condition go by its key.
+// notField returns the name of the negation of a field of a source or operation. For a condition, it returns the key, which is the name of
+// both lists.
 func notField(field string) string {
 	if strings.Contains(field, ".") {
 		return field

@@ -172,11 +172,15 @@ func newList(all []pattern) list {
 
 func (l *list) empty() bool { return len(l.all) == 0 }
 
+// has reports whether s is in exact.
+func (l *list) has(s string) bool {
+	_, ok := l.exact[s]
+	return ok
+}
+
 func (l *list) match(s string) bool {
-	if l.exact != nil {
-		if _, ok := l.exact[s]; ok {
-			return true
-		}
+	if l.has(s) {
+		return true
 	}
 	for i := range l.others {
 		if l.others[i].match(s) {
@@ -196,22 +200,15 @@ func (l *list) matchPresent(s string) bool {
 
 // names reports whether one of the values is exactly s.
 func (l *list) names(s string) bool {
-	if l.exact != nil {
-		if _, ok := l.exact[s]; ok {
-			return true
-		}
-	}
-	return slices.ContainsFunc(l.others, func(p pattern) bool { return p.kind == exact && p.text == s })
+	return l.has(s) || slices.ContainsFunc(l.others, func(p pattern) bool { return p.kind == exact && p.text == s })
 }
 
 func (l *list) matchPath(r *reading) bool {
 	if !r.decoded {
 		return l.match(r.path)
 	}
-	if l.exact != nil {
-		if _, ok := l.exact[r.path]; ok {
-			return true
-		}
+	if l.has(r.path) {
+		return true
 	}
 	for i := range l.others {
 		if l.others[i].matchReading(r) {
