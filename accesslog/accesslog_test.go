@@ -326,6 +326,30 @@ func TestFilter(t *testing.T) {
 	}
 }
 
+// A request that was cut off without a response counts as failed, as a call does.
+func TestFilterKeepsRequestsWithoutResponse(t *testing.T) {
+	leak.Check(t)
+	served, out := newLog(t, accesslog.Config{Filter: accesslog.Filter{Code: 500}})
+	server := meshtest.New(t, documents, mesh.WithObserver(served.Observer()))
+	var registry discovery.Memory
+	registry.Set("orders.default.svc.cluster.local", meshtest.Serve(t, server.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/orders/aborted" {
+			panic(http.ErrAbortHandler)
+		}
+	})).ServeHTTP))
+	client := meshtest.New(t, documents, mesh.WithDiscovery(&registry))
+	for _, path := range []string{"/orders/served", "/orders/aborted"} {
+		get(t, client, http.MethodPost, "http://orders"+path, nil, nil)
+	}
+	client.Close()
+	server.Close()
+	all := closed(t, served, out)
+	if len(all) != 1 {
+		t.Fatalf("%d lines, want 1: %v", len(all), all)
+	}
+	want(t, all[0], map[string]any{"path": "/orders/aborted", "response_code": 0})
+}
+
 func TestSampling(t *testing.T) {
 	access, out := newLog(t, accesslog.Config{Sampling: 0.25, Queue: 20000})
 	call := &mesh.Call{Request: newRequest("/"), Status: 200, GRPCStatus: -1}

@@ -8,7 +8,7 @@ import (
 	"github.com/nosidecar/mesh"
 )
 
-// details returns Envoy's response code details: who answered, or why there was no response.
+// details returns Envoy's response code details: what answered the call, or why there was no response.
 func (r *record) details() string {
 	switch {
 	case r.badPath:

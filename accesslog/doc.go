@@ -25,7 +25,7 @@
 // an inbound request is the handler, so it has no host. bytes_received are the bytes that the caller sent, as in a sidecar.
 //
 // response_code is the status of the response. Without a response, it is the status with which Envoy would have answered (503, 504,
-// 404, 429), or 0 if the caller gave up. response_code_details says who answered, in Envoy's terms, and names the AuthorizationPolicy
+// 404, 429), or 0 if the caller gave up. response_code_details says what answered, in Envoy's terms, and names the AuthorizationPolicy
 // that denied a request. upstream_transport_failure_reason is the error of a connection that could not be made. Mirrored copies are not
 // logged.
 //

@@ -5,7 +5,7 @@ import (
 	"unicode/utf8"
 )
 
-// place is the place of a field in a line. It decides which characters must be escaped.
+// place is the place of a field in a line. It determines which characters must be escaped.
 type place uint8
 
 const (

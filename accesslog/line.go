@@ -50,19 +50,19 @@ var keys = [fieldCount]string{
 	"downstream_local_address", "downstream_remote_address", "requested_server_name", "upstream_transport_failure_reason",
 }
 
-// fields has the values of a line, but for the time. fill replaces empty texts by "-".
+// fields has the values of a line, except for the formatted time. fill replaces empty texts by "-".
 type fields struct {
 	text   [fieldCount]string
 	number [fieldCount]int64
 	start  time.Time
 
-	// What lines have in common is kept from one to the next.
-	second  int64  // of stamp
+	// Kept from one line to the next, because consecutive lines often have the same values.
+	second  int64  // the second of stamp
 	stamp   []byte // start_time, up to the second
 	address [2]addressText
 }
 
-// addressText is an address as a line has it.
+// addressText is an address with its text in a line.
 type addressText struct {
 	address netip.AddrPort
 	text    string
@@ -111,7 +111,7 @@ func (f *fields) fill(r *record) {
 	}
 }
 
-// The ends of a connection, of which the local one is mostly the same.
+// The ends of a connection. The local one is usually the same for all lines.
 const (
 	local = iota
 	remote
@@ -154,11 +154,11 @@ func version(major, minor int) string {
 	return "HTTP/" + strconv.Itoa(major) + "." + strconv.Itoa(minor)
 }
 
-// secretQueries are parameters that hold a token (RFC 6750, section 2.3).
+// secretQueries has the query parameters that always contain tokens (RFC 6750, section 2.3).
 var secretQueries = []string{"access_token"}
 
-// withoutTokens returns the target of a request without the tokens in its query. secret are the parameters, besides those of standards,
-// that hold some.
+// withoutTokens returns the target of a request without the tokens in its query. secret has the parameters with tokens other than
+// secretQueries.
 func withoutTokens(uri string, secret []string) string {
 	before, query, ok := strings.Cut(uri, "?")
 	if !ok {
@@ -182,7 +182,7 @@ func (r *record) requestURI() string {
 	return u.RequestURI()
 }
 
-// beforeJSON has what stands before each value.
+// beforeJSON has the text before each value.
 var beforeJSON = func() (all [fieldCount]string) {
 	for i, key := range keys {
 		all[i] = `,"` + key + `":`
@@ -212,7 +212,7 @@ func (f *fields) appendJSON(line []byte) []byte {
 	return append(line, "\"}\n"...) // the last value is a text
 }
 
-// textOrder has the fields of Istio's text format after the time, in order, and says which of them are in quotes, some together.
+// textOrder has the fields of Istio's text format after the time, in order. Fields in quotes may share a pair of quotes.
 var textOrder = [...]struct {
 	fields []int
 	quoted bool
@@ -284,7 +284,7 @@ const (
 	keepSize  = 256 << 10 // a larger buffer is not reused
 )
 
-// add adds a line, which may not be written before flush.
+// add adds a line. It may be written only by flush.
 func (o *output) add(r *record) {
 	defer o.contain(1)
 	if h := o.log.config.Handler; h != nil {

@@ -28,7 +28,7 @@ type record struct {
 	query      string
 	forceQuery bool
 	opaque     string
-	secret     []string // parameters of the query with tokens
+	secret     []string // query parameters that have tokens
 	major      int      // of the version of HTTP
 	minor      int
 
@@ -56,7 +56,7 @@ type record struct {
 	outside      bool
 	routed       bool // by a document
 	route        string
-	local        net.Addr // our end of the connection of an inbound request, or of a raw connection
+	local        net.Addr // the local end of the connection of an inbound request, or of a raw connection
 	remote       net.Addr
 	remoteText   string // used if remote is nil
 
@@ -86,7 +86,7 @@ func (l *Log) callEnd(_ context.Context, c *mesh.Call) {
 	}
 	r := l.records.Get().(*record)
 	r.side, r.start, r.duration = outbound, c.Start, c.Duration
-	r.request(c.Request, "") // a proxy passes the RequestURI that it got along with another URL
+	r.request(c.Request, "") // a proxy leaves the RequestURI of its own caller in the request, next to another URL
 	r.secret = c.Telemetry.Client().SecretParams
 	r.status, r.code, r.grpcStatus, r.flags, r.attempts = c.Status, code, c.GRPCStatus, c.Flags, c.Attempts
 	r.fail(c.Err)
@@ -102,7 +102,8 @@ func (l *Log) callEnd(_ context.Context, c *mesh.Call) {
 
 func (l *Log) inboundEnd(_ context.Context, in *mesh.Inbound) {
 	documents := &in.Telemetry.Server().Log
-	if documents.Disabled || !l.keeps(filterCode(in.Status, in.GRPCStatus, false), in.Duration, in.Flags) {
+	failed := in.Flags&mesh.FlagCallerGone == 0 // if there was no response
+	if documents.Disabled || !l.keeps(filterCode(in.Status, in.GRPCStatus, failed), in.Duration, in.Flags) {
 		return
 	}
 	r := l.records.Get().(*record)
@@ -146,7 +147,7 @@ func (l *Log) connEnd(c *mesh.Conn) {
 	l.put(r, &said.Log)
 }
 
-// fail notes the error of a call, once the flags are set. The text of an error that no line has may be long.
+// fail records that a call failed. The flags must be set before. The error is kept only if the line shows it, since its text may be long.
 func (r *record) fail(err error) {
 	if r.failed = err != nil; r.flags&mesh.FlagConnectFailure != 0 {
 		r.err = err
@@ -171,7 +172,7 @@ func (r *record) header(h http.Header) {
 	r.forwardedFor, r.userAgent, r.requestID = first(h, "X-Forwarded-For"), first(h, "User-Agent"), first(h, "X-Request-Id")
 }
 
-// bound cuts long texts, whose length callers choose: the part that no line shows would stay in memory while the record waits.
+// bound cuts long texts, whose length callers choose, so that the part that no line shows does not stay in memory while the record waits.
 func (r *record) bound() {
 	if len(r.path)+len(r.query)+len(r.opaque) > longest {
 		r.uri = r.requestURI()
@@ -197,7 +198,8 @@ func first(h http.Header, name string) string {
 	return ""
 }
 
-// filterCode returns the status that Filter.Code is compared with.
+// filterCode returns the status that Filter.Code is compared with. failed says whether a call without a response failed, rather than that
+// its caller gave up.
 func filterCode(code, grpcStatus int, failed bool) int {
 	if grpcStatus > 0 {
 		code = max(code, failure.GRPCStatus(uint32(grpcStatus)))
