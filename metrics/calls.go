@@ -44,15 +44,23 @@ type request struct {
 	header http.Header     // of the request, if side is set
 }
 
+// recordTries is how often a request is recorded: again if its path is removed between finding it and counting the request.
+const recordTries = 4
+
 // record counts a request. It reports false if the path has been removed in the meantime.
 func (st *store) record(ctx context.Context, p *path, r *request) bool {
 	if p == nil {
-		return st.drop(r.inbound)
+		st.drop(r.inbound)
+		return true
 	}
 	s := p.find(r.key)
 	if s == nil || !s.touch(r.end) {
 		if s = st.add(p, r.key, r.end); s == nil {
-			return !p.gone.Load() && st.drop(r.inbound)
+			if p.gone.Load() {
+				return false
+			}
+			st.drop(r.inbound)
+			return true
 		}
 	}
 	if r.side != nil {
@@ -111,13 +119,12 @@ func (st *store) bump(s *series, side *telemetry.Side, header http.Header, by [4
 }
 
 // drop counts a call for which there is no room.
-func (st *store) drop(inbound bool) bool {
+func (st *store) drop(inbound bool) {
 	i := 0
 	if inbound {
 		i = 1
 	}
 	st.overflow[i].Add(1)
-	return true
 }
 
 func (w *watcher) callStart(ctx context.Context, c *mesh.Call) context.Context {
@@ -167,9 +174,11 @@ func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
 	if c.Last != nil && c.Last.PeerID != "" {
 		r.key |= isMTLS
 	}
-	p := w.pathOf(c, r.end)
-	for tries := 0; !w.store.record(ctx, p, &r) && tries < 3; tries++ {
-		p = w.pathOf(c, r.end) // the path was removed in the meantime
+	var p *path
+	for range recordTries {
+		if p = w.pathOf(c, r.end); w.store.record(ctx, p, &r) {
+			break
+		}
 	}
 	if rpc {
 		w.store.messages(p, r.side, r.header, w.streams.take(c), r.end)
@@ -259,7 +268,7 @@ func (w *watcher) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 	if in.Peer != "" {
 		r.key |= isMTLS
 	}
-	for range 3 {
+	for range recordTries {
 		if w.store.record(ctx, w.from(in.Peer, in.Request.Header, r.end), &r) {
 			return
 		}

@@ -46,8 +46,9 @@ type Config struct {
 	// that would need more are counted only in mesh_metrics_overflow_total. 0 means 1000.
 	MaxIdentities int
 
-	// MaxEndpoints is the number of endpoints with a histogram of their own, mesh_attempt_duration_milliseconds, which shows a slow
-	// endpoint among many. All others share one. A histogram has 44 series. 0 means that there are no such histograms.
+	// MaxEndpoints is the number of endpoints with histograms of their own in mesh_attempt_duration_milliseconds, which shows a slow
+	// endpoint among many. All other endpoints share theirs. An endpoint has 44 series: two histograms, of successful and of failed
+	// attempts. 0 means that there are no such histograms.
 	MaxEndpoints int
 
 	// IdleExpiry is how long a set of labels is kept without a call. It must be at least a minute. 0 means one hour.

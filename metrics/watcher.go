@@ -67,7 +67,7 @@ func (w *watcher) identity(id *tlsid.Identity, err error) {
 	}
 }
 
-// view is a path with what it was found by.
+// view is a path with the values by which it is found.
 type view struct {
 	self    *self
 	host    string
@@ -77,7 +77,7 @@ type view struct {
 	*path
 }
 
-// endpoint is what is known of an endpoint of discovery.
+// endpoint has what is known about an endpoint of discovery.
 type endpoint struct {
 	views   atomic.Pointer[[]view]
 	learned atomic.Pointer[workload.Workload] // from its metadata, for calls that got no response
