@@ -51,7 +51,7 @@ func (c *compiler) unprotected() {
 	}
 	for _, pa := range c.peers {
 		selector := pa.is.Spec.Selector
-		if pa.namespace == w.Namespace && (selector.Labels() == nil || selector.Selects(w.Labels)) || pa.namespace == w.RootNamespace && selector.Labels() == nil {
+		if pa.namespace == w.Namespace && selector.Selects(w.Labels) || pa.namespace == w.RootNamespace && selector.Labels() == nil {
 			return
 		}
 		if first == nil {
@@ -61,16 +61,16 @@ func (c *compiler) unprotected() {
 	if first == nil {
 		return
 	}
-	who := "in the namespace " + w.Namespace + " without labels"
+	workload := "in the namespace " + w.Namespace + " without labels"
 	if len(w.Labels) > 0 {
 		var labels []string
 		for _, key := range slices.Sorted(maps.Keys(w.Labels)) {
 			labels = append(labels, key+"="+w.Labels[key])
 		}
-		who = "in the namespace " + w.Namespace + " with the labels " + strings.Join(labels, ",")
+		workload = "in the namespace " + w.Namespace + " with the labels " + strings.Join(labels, ",")
 	}
 	first.Warnf("", "neither this security document nor any other is about this workload, %s: it authorizes everybody; "+
-		"if one is meant to apply, correct the workload's namespace and labels", who)
+		"if one is meant to apply, correct the workload's namespace and labels", workload)
 }
 
 // InForce returns how many documents of each source are in force for the workload, in the order of the sources. It does not count kinds

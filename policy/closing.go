@@ -13,12 +13,12 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
-// closure says what is closed because a document that may protect it cannot be used.
+// closure is what a document that cannot be used may protect, and what is closed for that reason.
 type closure struct {
 	host string // calls to it fail; empty: requests to the workload are denied
 }
 
-// protects reports whether a document says who may call whom, or may be meant to: the kind of a config entry may be misspelt.
+// protects reports whether a document restricts who may call whom, or may be meant to: the kind of a config entry may be misspelt.
 func (r *reading) protects() bool {
 	if r.group == consul.Group {
 		return yamldoc.Closest(r.kind, []string{"ServiceIntentions"}) != ""
@@ -62,7 +62,7 @@ func (c *compiler) closing(p *piece) *closure {
 	if p.group == linkerdPolicy {
 		at = "spec.podSelector"
 	}
-	if labels, readable := selected(p.Document, at); readable && p.group != smiAccess && !within(labels, w.Labels) {
+	if labels, readable := selected(p.Document, at); readable && p.group != smiAccess && !istio.Within(labels, w.Labels) {
 		return nil
 	}
 	return new(closure)
@@ -79,7 +79,7 @@ func (c *compiler) misplaced(p *piece) bool {
 // elsewhere reports whether a document is certainly about a namespace that this process has nothing to do with.
 func (c *compiler) elsewhere(p *piece) bool {
 	if p.ofConsul() || p.list() {
-		return false // they may be about any
+		return false // it may be about any namespace
 	}
 	keys, ok := p.Keys("")
 	if !ok || keys == nil && p.nowhere || keys != nil && !(p.clear("metadata") && p.IsText("metadata.namespace")) {
@@ -89,7 +89,7 @@ func (c *compiler) elsewhere(p *piece) bool {
 	return namespace != "" && namespace != w.Namespace && namespace != w.RootNamespace
 }
 
-// ofConsul reports whether a document is a config entry of Consul, whose namespace says nothing.
+// ofConsul reports whether a document is a config entry of Consul. Its namespace has no meaning.
 func (p *piece) ofConsul() bool { return p.group == consul.Group || consul.Objects[p.kind] != "" }
 
 // destination returns the service that service-intentions protect, or "" if that cannot be read.
@@ -116,11 +116,11 @@ const (
 	smiAccess     = "access.smi-spec.io"
 )
 
-// harmless reports whether a document that says who may call whom would not deny any request to this process.
+// harmless reports whether a document that restricts who may call whom would deny no request to this process.
 func (p *piece) harmless() bool {
 	if p.group == linkerdPolicy {
 		switch p.kind {
-		case "MeshTLSAuthentication", "NetworkAuthentication": // others refer to them
+		case "MeshTLSAuthentication", "NetworkAuthentication": // they have an effect only in other documents
 			return true
 		}
 		return false
@@ -151,13 +151,13 @@ func (p *piece) harmless() bool {
 	})
 }
 
-// closingHost is closing for a DestinationRule. Without its tls, calls would go in plaintext or to endpoints that nobody checks.
+// closingHost is closing for a DestinationRule. Without its tls settings, calls would be sent in plaintext or to unverified endpoints.
 func (c *compiler) closingHost(p *piece) *closure {
 	w := &c.plan.workload
 	secures, below := false, "spec"
 	twice := p.Twice()
 	if twice {
-		below = "" // any of the two may be meant
+		below = "" // either of the two fields may be meant
 	}
 	for at := range p.Paths(below, "tls") {
 		secures = secures || twice || p.Text(at+".mode") != "DISABLE"
@@ -176,14 +176,14 @@ func (c *compiler) closingHost(p *piece) *closure {
 		}
 	}
 	if p.Has("spec.workloadSelector") {
-		if labels, readable := selected(p.Document, "spec.workloadSelector"); readable && (p.namespace != w.Namespace || !within(labels, w.Labels)) {
+		if labels, readable := selected(p.Document, "spec.workloadSelector"); readable && (p.namespace != w.Namespace || !istio.Within(labels, w.Labels)) {
 			return nil
 		}
 	}
 	return shut
 }
 
-// selected returns the labels of a selector. It is readable if it has nothing but matchLabels, a map of strings.
+// selected returns the labels of a selector. The selector is readable if it has only matchLabels, and these map strings to strings.
 func selected(d *yamldoc.Document, at string) (labels map[string]string, readable bool) {
 	keys, ok := d.Keys(at)
 	if !ok || slices.ContainsFunc(keys, func(key string) bool { return key != "matchLabels" }) {
@@ -204,17 +204,8 @@ func selected(d *yamldoc.Document, at string) (labels map[string]string, readabl
 	return labels, true
 }
 
-// within reports whether a workload has all labels.
-func within(labels, workload map[string]string) bool {
-	for name, value := range labels {
-		if has, ok := workload[name]; !ok || has != value {
-			return false
-		}
-	}
-	return true
-}
-
-// mentionsProtection reports whether a text that cannot be read has the name of a kind that says who may call whom, or of its API.
+// mentionsProtection reports whether a text that cannot be parsed contains the name of a kind that restricts who may call whom, or of
+// its API.
 func mentionsProtection(text []byte) bool {
 	text = bytes.ReplaceAll(text, []byte{0}, nil) // of UTF-16
 	return bytes.Contains(text, []byte(consul.ServiceIntentionsKind)) || slices.ContainsFunc(catalog.All(), func(k catalog.Kind) bool {

@@ -54,20 +54,11 @@ func (r *PeerRules) of(labels map[string]string) (peerMode, map[int]tlsid.Mode) 
 		return peerMode{}, nil
 	}
 	for i := range r.chosen {
-		if rule := &r.chosen[i]; rule.selects(labels) {
+		if rule := &r.chosen[i]; istio.Within(rule.labels, labels) {
 			return rule.mode.or(r.general), rule.ports
 		}
 	}
 	return r.general, nil
-}
-
-func (r *peerRule) selects(labels map[string]string) bool {
-	for name, value := range r.labels {
-		if has, ok := labels[name]; !ok || has != value {
-			return false
-		}
-	}
-	return true
 }
 
 // Equal reports whether two sets of rules are equal, so that connections made under one can be kept under the other. Either may be nil.

@@ -41,13 +41,13 @@ func (c *compiler) readTelemetry(doc *yamldoc.Document, is *istio.Telemetry) *re
 			doc.Errorf(at, "%v", err)
 		}
 	}
-	own := is.Namespace() == w.Namespace && (is.Spec.Selector.Labels() == nil || is.Spec.Selector.Selects(w.Labels))
+	own := is.Namespace() == w.Namespace && is.Spec.Selector.Selects(w.Labels)
 	r.selected = !is.Attached() && (own || is.Namespace() == w.RootNamespace && is.Spec.Selector.Labels() == nil)
 	return r
 }
 
-// telemetries joins the documents that apply to the workload: that of the root namespace, that of its own namespace, and then all that select
-// it, the oldest first. Of documents without a selector, only the oldest in a namespace counts.
+// telemetries joins the documents that apply to the workload: that of the root namespace, that of its own namespace, and then all documents
+// that select it, the oldest first. Of the documents without a selector, only the oldest in a namespace counts.
 func (c *compiler) telemetries() {
 	oldestFirst(c.reports)
 	w := &c.plan.workload
@@ -80,7 +80,7 @@ func (c *compiler) telemetries() {
 		}
 	}
 	if applied = append(applied, chosen...); len(applied) > 0 {
-		host, _ := os.Hostname() // serves as the name of a workload without one
+		host, _ := os.Hostname() // the name of a workload that has no other
 		c.plan.reports = istio.JoinTelemetry(applied, workload.Options{
 			Namespace: w.Namespace, Labels: w.Labels, TrustDomain: w.TrustDomain, Host: host,
 		})
@@ -88,8 +88,8 @@ func (c *compiler) telemetries() {
 	c.keepSecrets()
 }
 
-// keepSecrets has the parameters that hold tokens left out of traces and logs: those of all documents, since calls that go out carry the
-// tokens of other workloads.
+// keepSecrets keeps query parameters that have tokens out of traces and logs. It does so for the parameters of all documents, since outbound
+// calls carry the tokens of other workloads.
 func (c *compiler) keepSecrets() {
 	var params []string
 	for _, ra := range c.tokens {

@@ -7,7 +7,7 @@ import (
 	"github.com/nosidecar/mesh/policy/jwt"
 )
 
-// Rules returns what the document says. It must have been checked without errors.
+// Rules translates the document, which must have passed Check.
 func (ra *RequestAuthentication) Rules() []jwt.Rule {
 	all := make([]jwt.Rule, len(ra.Spec.JWTRules))
 	for i := range all {
@@ -16,10 +16,10 @@ func (ra *RequestAuthentication) Rules() []jwt.Rule {
 	return all
 }
 
-// Selects says whether the document is about a workload of a namespace, with the given labels. One in the root namespace is
-// about workloads of every namespace.
+// Selects reports whether the document applies to a workload with the given namespace and labels. A document in the root namespace
+// applies to workloads of all namespaces.
 func (ra *RequestAuthentication) Selects(namespace string, labels map[string]string, rootNamespace string) bool {
-	return (ra.Namespace() == namespace || ra.Namespace() == rootNamespace) && within(ra.Spec.Selector.Labels(), labels)
+	return (ra.Namespace() == namespace || ra.Namespace() == rootNamespace) && ra.Spec.Selector.Selects(labels)
 }
 
 func (r *JWTRule) rule() jwt.Rule {
@@ -29,7 +29,7 @@ func (r *JWTRule) rule() jwt.Rule {
 		SpaceDelimited: r.SpaceDelimitedClaims,
 	}
 	if r.JWKS != "" {
-		rule.Keys, _, _ = jwt.ParseKeys(r.JWKS) // Check sees to errors
+		rule.Keys, _, _ = jwt.ParseKeys(r.JWKS) // Check has reported errors
 	}
 	rule.Discover = rule.Keys == nil && rule.URI == "" // as Istio does
 	for _, h := range r.FromHeaders {

@@ -8,10 +8,10 @@ import (
 	"github.com/nosidecar/mesh/policy/authz"
 )
 
-// LocalTrustDomain stands in the principals of documents for the trust domain of the workload.
+// LocalTrustDomain is the name by which principals in documents refer to the trust domain of the workload.
 const LocalTrustDomain = "cluster.local"
 
-// Policy translates the policy, which Check found to be right, for workloads of a trust domain.
+// Policy translates the document, which must have passed Check, for workloads of a trust domain.
 func (ap *AuthorizationPolicy) Policy(trustDomain string) authz.Policy {
 	p := authz.Policy{
 		Name:   ap.Namespace() + "/" + ap.Metadata.Name,
@@ -28,16 +28,16 @@ func (ap *AuthorizationPolicy) Policy(trustDomain string) authz.Policy {
 
 var actions = map[string]authz.Action{"": authz.Allow, "ALLOW": authz.Allow, "DENY": authz.Deny, "AUDIT": authz.Audit}
 
-// Selects says whether the policy is about a workload of a namespace, with the given labels. One in the root namespace is
-// about workloads of every namespace; one that is attached to something is about none.
+// Selects reports whether the policy applies to a workload with the given namespace and labels. A policy in the root namespace applies
+// to workloads of all namespaces. A policy that is attached to a gateway or waypoint applies to none.
 func (ap *AuthorizationPolicy) Selects(namespace string, labels map[string]string, rootNamespace string) bool {
 	for range targets(ap.Spec.TargetRef, ap.Spec.TargetRefs) {
 		return false
 	}
-	return (ap.Namespace() == namespace || ap.Namespace() == rootNamespace) && within(ap.Spec.Selector.Labels(), labels)
+	return (ap.Namespace() == namespace || ap.Namespace() == rootNamespace) && ap.Spec.Selector.Selects(labels)
 }
 
-// translation is what the meaning of names depends on.
+// translation has what the meaning of names in a policy depends on.
 type translation struct {
 	namespace, trustDomain string
 }
@@ -88,8 +88,8 @@ func (t translation) rule(r *AuthorizationRule) authz.Rule {
 	return out
 }
 
-// principals puts the workload's trust domain in place of the one that stands for it, as Istio does: in what is a whole
-// identity. One with a wildcard in place of its trust domain or its first parts stays as it is.
+// principals replaces LocalTrustDomain by the workload's trust domain. Like Istio, it does so only in complete identities. A principal
+// with a wildcard in its trust domain or its first segments is unchanged.
 func (t translation) principals(values []string) []string {
 	return each(values, func(value string) string {
 		if rest, ok := strings.CutPrefix(value, LocalTrustDomain+"/"); ok && strings.Count(rest, "/") == 3 {
@@ -99,7 +99,7 @@ func (t translation) principals(values []string) []string {
 	})
 }
 
-// serviceAccounts completes names with the namespace of the policy.
+// serviceAccounts adds the namespace of the policy to names without a namespace.
 func (t translation) serviceAccounts(values []string) []string {
 	return each(values, func(value string) string {
 		if strings.Contains(value, "/") {
@@ -111,19 +111,19 @@ func (t translation) serviceAccounts(values []string) []string {
 
 func networks(values []string) []netip.Prefix {
 	return each(values, func(value string) netip.Prefix {
-		prefix, _ := authz.ParsePrefix(value) // Check has seen to it
+		prefix, _ := authz.ParsePrefix(value) // Check has reported errors
 		return prefix
 	})
 }
 
 func ports(values []string) []uint16 {
 	return each(values, func(value string) uint16 {
-		n, _ := strconv.ParseUint(value, 10, 16) // Check has seen to it
+		n, _ := strconv.ParseUint(value, 10, 16) // Check has reported errors
 		return uint16(n)
 	})
 }
 
-// each applies f to the elements of a list.
+// each returns the results of f for the elements of a list.
 func each[T any](list []string, f func(string) T) []T {
 	var out []T
 	for _, value := range list {

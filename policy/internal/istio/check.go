@@ -13,10 +13,10 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// What follows checks single values. Each function returns what is wrong, or "".
+// The functions below check single values. Each returns what is wrong, or "".
 
-// wrongHost checks a host name as Istio does: letters, digits and hyphens in labels joined by dots; perhaps a trailing
-// dot; perhaps a wildcard at the start.
+// wrongHost checks a host name as Istio does: labels of letters, digits and hyphens, joined by dots. It may end in a dot and begin with a
+// wildcard.
 func wrongHost(host string) string {
 	if host == "" {
 		return "a host name must not be empty"
@@ -56,7 +56,7 @@ func wrongHost(host string) string {
 	return ""
 }
 
-// isLabel says that s can be part of a host name (RFC 1123).
+// isLabel reports whether s can be a label of a host name (RFC 1123).
 func isLabel(s string) bool {
 	if s == "" || len(s) > 63 || s[0] == '-' || s[len(s)-1] == '-' {
 		return false
@@ -78,7 +78,7 @@ func isIP(s string) bool {
 	return err == nil
 }
 
-// wrongDuration checks a duration that Istio wants to be at least a millisecond, and a whole number of them.
+// wrongDuration checks a duration that, in Istio, must be at least a millisecond and a whole number of milliseconds.
 func wrongDuration(d yamldoc.Duration) string {
 	if message := shortDuration(d); message != "" {
 		return message
@@ -89,7 +89,7 @@ func wrongDuration(d yamldoc.Duration) string {
 	return ""
 }
 
-// shortDuration checks a duration that only Istio's Kubernetes schema looks at: at least a millisecond.
+// shortDuration checks a duration that only Istio's Kubernetes schema validates: it must be at least a millisecond.
 func shortDuration(d yamldoc.Duration) string {
 	if d.Set && d.Duration < time.Millisecond {
 		return fmt.Sprintf("%v is less than 1ms: leave the field out to have no limit", d.Duration)
@@ -111,7 +111,7 @@ func wrongRegex(expr string) string {
 	return ""
 }
 
-// wrongPercentage checks a percentage, such as that of a fault or mirror.
+// wrongPercentage checks a percentage, such as that of a fault or a mirror.
 func wrongPercentage(value float64) string {
 	if value < 0 || value > 100 {
 		return fmt.Sprintf("%v is not a percentage: it must be from 0 to 100", value)
@@ -119,7 +119,7 @@ func wrongPercentage(value float64) string {
 	return ""
 }
 
-// smallPercentage says what to mind if a percentage is probably meant as a fraction.
+// smallPercentage returns a warning if a percentage is probably meant as a fraction.
 func smallPercentage(value float64) string {
 	if value <= 0 || value >= 1 {
 		return ""
@@ -135,7 +135,7 @@ func wrongPort(port uint32) string {
 	return ""
 }
 
-// wrongIPBlock checks an IP address, or a network of them in CIDR notation.
+// wrongIPBlock checks an IP address, or a network in CIDR notation.
 func wrongIPBlock(s string) string {
 	if _, err := netip.ParsePrefix(s); err != nil && (!isIP(s) || strings.Contains(s, "%")) {
 		return fmt.Sprintf("%q is neither an IP address nor a network such as 10.0.0.0/8", s)
@@ -143,8 +143,8 @@ func wrongIPBlock(s string) string {
 	return ""
 }
 
-// wrongLabels checks labels as Istio does; it returns the key of the first that is wrong. The length of values does not
-// count: no workload has such a label.
+// wrongLabels checks labels as Istio does. It returns the key of the first invalid one. Like Istio, it does not check the length of
+// values: a value that is too long only selects no workload.
 func wrongLabels(labels map[string]string) (key, message string) {
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		prefix, name, prefixed := strings.Cut(key, "/")
@@ -162,7 +162,7 @@ func wrongLabels(labels map[string]string) (key, message string) {
 	return "", ""
 }
 
-// isPrefix says that s, the name of a domain, can begin the name of a label.
+// isPrefix reports whether s, a domain name, can be the prefix in the name of a label.
 func isPrefix(s string) bool {
 	return len(s) <= 253 && !slices.ContainsFunc(strings.Split(s, "."), func(label string) bool { return !isLabel(label) })
 }
@@ -179,20 +179,20 @@ func isLabelText(s string) bool {
 	return true
 }
 
-// check is a document under examination.
+// check is a document that is being checked.
 type check struct {
 	*yamldoc.Document
-	idle bool // what is checked has no effect, so that nothing needs to be enforced
+	idle bool // the part that is being checked has no effect here, so it may contain what is not enforced
 }
 
-// refuse reports what is right but not enforced, where it would have an effect.
+// refuse reports an error about something valid that is not enforced, unless it has no effect here.
 func (c check) refuse(at, format string, args ...any) {
 	if !c.idle {
 		c.Errorf(at, format, args...)
 	}
 }
 
-// that reports a message, unless it is empty, as an error in the field at base + field.
+// that reports a message, unless it is empty, as an error in the field at base + field. It returns whether the message is empty.
 func (c check) that(message, base, field string) bool {
 	if message != "" {
 		c.Errorf(base+field, "%s", message)
@@ -251,7 +251,7 @@ func (c check) atMost(n, most int, at string) {
 	}
 }
 
-// created checks when a document of a kind was created of which the oldest counts.
+// created checks the creation time, for kinds of which only the oldest document counts.
 func (c check) created() {
 	if text := c.Text("metadata.creationTimestamp"); text != "" {
 		if _, err := time.Parse(time.RFC3339, text); err != nil {
@@ -260,7 +260,7 @@ func (c check) created() {
 	}
 }
 
-// dryRun is the annotation of an AuthorizationPolicy that is only to be tried out.
+// dryRun is the annotation of an AuthorizationPolicy that is evaluated but not enforced.
 const dryRun = "istio.io/dry-run"
 
 func (c check) metadata(m *yamldoc.Metadata) {
@@ -270,14 +270,14 @@ func (c check) metadata(m *yamldoc.Metadata) {
 	}
 }
 
-// exporter is a document with an exportTo.
+// exporter describes a document with an exportTo.
 type exporter struct {
 	namespace string
 	services  bool // it is a ServiceEntry
 	selects   bool // it has a workloadSelector
 }
 
-// exportTo checks the namespaces that see a document.
+// exportTo checks the namespaces that a document is exported to.
 func (c check) exportTo(list []string, by exporter) {
 	seen := make(map[string]bool)
 	for i, entry := range list {
@@ -305,8 +305,9 @@ func (c check) exportTo(list []string, by exporter) {
 	}
 }
 
-// VisibleFrom says whether a document of a namespace that is exported to a list of namespaces is seen from another. The
-// answer for one that is public is less sure than for one that names the namespace: Istio looks at those first.
+// VisibleFrom reports whether a document that is exported to a list of namespaces is visible to the client's namespace, and whether it
+// is public, which means exported to all namespaces. Documents that are exported to a namespace by name take precedence over public
+// ones.
 func VisibleFrom(client, namespace string, exportTo []string) (visible, public bool) {
 	if len(exportTo) == 0 {
 		return true, true
@@ -322,7 +323,7 @@ func VisibleFrom(client, namespace string, exportTo []string) (visible, public b
 	return false, false
 }
 
-// Resolve returns the full name, in lower case, of a host that a document in the given namespace names.
+// Resolve returns the full name, in lower case, of a host in a document of the given namespace.
 func Resolve(host, namespace, clusterDomain string) string {
 	host = strings.ToLower(host)
 	if host == "*" || strings.Contains(host, ".") || isIP(host) {
@@ -331,7 +332,7 @@ func Resolve(host, namespace, clusterDomain string) string {
 	return host + "." + namespace + ".svc." + clusterDomain
 }
 
-// Matches says whether a host, "*" and the end of names included, covers another.
+// Matches reports whether a host, which may be "*" or begin with it, covers another host.
 func Matches(host, other string) bool {
 	if end, wild := strings.CutPrefix(host, "*"); wild {
 		return strings.HasSuffix(strings.TrimPrefix(other, "*"), end)

@@ -10,41 +10,41 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// IsDelegate says that the document has no hosts of its own: others hand requests to it.
+// IsDelegate reports whether the document has no hosts, so that only other documents hand requests to it.
 func (vs *VirtualService) IsDelegate() bool { return len(vs.Spec.Hosts) == 0 }
 
-// Expansion is a VirtualService with the routes of its delegates in place of the routes that name them.
+// Expansion is a VirtualService in which the routes of its delegates replace the routes that name them.
 type Expansion struct {
-	// VirtualService is the root, with other routes. It is the original if no route names a delegate.
+	// VirtualService is the root with the resulting routes. If no route names a delegate, it is the original.
 	*VirtualService
 
-	// Origins say, for each of its routes, where it comes from.
+	// Origins has the origin of each of its routes.
 	Origins []Origin
 
-	// Missing are the indices of the root's routes whose delegate is not there, or not exported to the root's namespace.
-	// What they match goes to the routes that follow.
+	// Missing has the indices of the root's routes whose delegate does not exist, or is not exported to the root's namespace.
+	// Later routes get the requests that they match.
 	Missing []int
 
-	// Dropped are the routes of delegates that contradict the root's route: no request can match both.
+	// Dropped has the routes of delegates that contradict the root's route: no request can match both.
 	Dropped []Origin
 }
 
-// Origin is where a route of an [Expansion] comes from.
+// Origin says where a route of an [Expansion] comes from.
 type Origin struct {
-	// Route is the index of the root's route. Matches say, for each match, the index of the root's match that it lies
-	// within, and -1 if the root's route has none.
+	// Route is the index of the root's route. Matches has, for each match, the index of the root's match that covers it, or -1 if
+	// the root's route has no matches.
 	Route   int
 	Matches []int
 
-	// Delegate is the document that the route comes from, and DelegateRoute its index there. Delegate is nil for a
-	// route of the root's own.
+	// Delegate is the document that the route comes from, and DelegateRoute is the index of the route in it. Delegate is nil for a
+	// route of the root itself.
 	Delegate      *VirtualService
 	DelegateRoute int
 }
 
-// Expand puts the routes of delegates in place of the routes that name them. lookup finds a document by namespace and
-// name; one with hosts is no delegate. No document is changed. All of them must have passed Check; that a delegate can be
-// compiled by itself says its Table.
+// Expand replaces the routes that name delegates by the routes of these delegates. lookup finds a document by namespace and name; a
+// document with hosts is not a delegate. No document is changed. All of them must have passed Check. Its Table shows
+// whether a delegate alone can be compiled.
 func (vs *VirtualService) Expand(lookup func(namespace, name string) (*VirtualService, bool)) Expansion {
 	e := Expansion{VirtualService: vs}
 	var routes []HTTPRoute
@@ -90,16 +90,16 @@ func (vs *VirtualService) Expand(lookup func(namespace, name string) (*VirtualSe
 	return e
 }
 
-// Table compiles the routes, one after another as Origins has them. doc is the root's: what is wrong with a route that
-// comes from a delegate is reported where the root names it.
+// Table compiles the routes, in the order of Origins. doc is the document of the root. An error in a route of a delegate is reported
+// where the root names the delegate.
 func (e *Expansion) Table(doc *yamldoc.Document, client Client) *route.Table {
 	return e.table(doc, client, func(i int) (route int, own bool) {
 		return e.Origins[i].Route, e.Origins[i].Delegate == nil
 	})
 }
 
-// merge returns a route of a delegate, which lives in the given namespace, with what it leaves out taken from the root's
-// route. The matches are left to mergeMatches.
+// merge returns a route of a delegate in the given namespace, with the fields that it does not set taken from the root's route. It does
+// not merge the matches; see mergeMatches.
 func (r *HTTPRoute) merge(leaf *HTTPRoute, namespace string) HTTPRoute {
 	merged := *leaf
 	merged.Name = joinNames(r.Name, leaf.Name)
@@ -138,7 +138,7 @@ func inherit[T any](field **T, from *T) {
 	}
 }
 
-// joinNames returns the name of a route that a root and a delegate make together.
+// joinNames returns the name of a route that a root and a delegate form together.
 func joinNames(root, leaf string) string {
 	if root == "" || leaf == "" {
 		return root + leaf
@@ -146,7 +146,7 @@ func joinNames(root, leaf string) string {
 	return root + "-" + leaf
 }
 
-// in returns the destination as a document in the given namespace means it.
+// in returns the destination with its host resolved in the given namespace.
 func (d *Destination) in(namespace string) *Destination {
 	if d == nil {
 		return nil
@@ -156,8 +156,8 @@ func (d *Destination) in(namespace string) *Destination {
 	return &here
 }
 
-// mergeMatches returns the matches of a delegate's route within those of the root's, and which of those each lies within.
-// Every one must lie within one of the root's at least.
+// mergeMatches merges the matches of a delegate's route into those of the root's route. It returns, for each result, the index of the
+// root's match that covers it. It reports false unless each match of the delegate is covered by at least one of the root.
 func mergeMatches(root, leaf []HTTPMatchRequest, namespace, leafNamespace string) (
 	merged []HTTPMatchRequest, within []int, ok bool,
 ) {
@@ -217,7 +217,7 @@ func mergeMaps[V any](root, leaf map[string]V) map[string]V {
 	return merged
 }
 
-// contradict says that a match of a delegate does not lie within one of the root's, as far as Istio looks.
+// contradict reports whether a match of the root does not cover one of a delegate, as far as Istio checks that.
 func contradict(root, leaf *HTTPMatchRequest, namespace, leafNamespace string) bool {
 	if root.URI.excludes(leaf.URI) || root.Scheme.excludes(leaf.Scheme) || root.Method.excludes(leaf.Method) ||
 		root.Authority.excludes(leaf.Authority) {
@@ -262,7 +262,7 @@ func exclude(root, leaf map[string]StringMatch) bool {
 	return false
 }
 
-// excludes says that a string that other matches may not match s. Expressions are not compared: two of them exclude each
+// excludes reports whether s may not match a string that other matches. Regular expressions are not compared: any two exclude each
 // other.
 func (s *StringMatch) excludes(other *StringMatch) bool {
 	if s == nil || other == nil {
@@ -284,7 +284,7 @@ func (s *StringMatch) excludes(other *StringMatch) bool {
 	return true
 }
 
-// gatewayName returns the full name of a gateway, namespace/name, that a document in the given namespace names.
+// gatewayName returns the full name, namespace/name, of a gateway in a document of the given namespace.
 func gatewayName(name, namespace string) string {
 	if name == "mesh" || strings.Contains(name, "/") {
 		return name

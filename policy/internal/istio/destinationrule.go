@@ -2,7 +2,7 @@ package istio
 
 import "github.com/nosidecar/mesh/internal/yamldoc"
 
-// DestinationRule says how the endpoints of a service are chosen, connected to and watched.
+// DestinationRule says how the endpoints of a service are chosen, connected to and monitored.
 type DestinationRule struct {
 	yamldoc.Object
 	Spec   DestinationRuleSpec `yaml:"spec,required"`
@@ -39,13 +39,13 @@ type TrafficPolicy struct {
 	RetryBudget       *RetryBudget        `yaml:"retryBudget"`
 }
 
-// PortTrafficPolicy is the policy of one port. It replaces the service's: what it leaves out has its default.
+// PortTrafficPolicy is the policy of one port. It replaces the policy of the service: fields that it does not set have their defaults.
 type PortTrafficPolicy struct {
 	Port *PortSelector `yaml:"port"`
 	EndpointPolicy
 }
 
-// EndpointPolicy says how endpoints are chosen, connected to, watched and secured.
+// EndpointPolicy says how endpoints are chosen, connected to, monitored and secured.
 type EndpointPolicy struct {
 	LoadBalancer     *LoadBalancerSettings   `yaml:"loadBalancer"`
 	ConnectionPool   *ConnectionPoolSettings `yaml:"connectionPool"`
@@ -53,7 +53,7 @@ type EndpointPolicy struct {
 	TLS              *ClientTLSSettings      `yaml:"tls"`
 }
 
-// TunnelSettings tunnel connections.
+// TunnelSettings says how connections are tunnelled.
 type TunnelSettings struct {
 	Protocol   string `yaml:"protocol"`
 	TargetHost string `yaml:"targetHost,required"`
@@ -65,7 +65,7 @@ type ProxyProtocol struct {
 	Version string `yaml:"version" enum:"V1,V2"`
 }
 
-// RetryBudget bounds the retries under way by a share of the requests.
+// RetryBudget bounds the retries in flight to a percentage of the requests.
 type RetryBudget struct {
 	Percent             *float64         `yaml:"percent,nullable"`
 	MinRetryConcurrency uint32           `yaml:"minRetryConcurrency"`
@@ -117,7 +117,7 @@ type CookieAttribute struct {
 	Value string `yaml:"value"`
 }
 
-// WarmupConfiguration spares new endpoints.
+// WarmupConfiguration sends fewer requests to new endpoints.
 type WarmupConfiguration struct {
 	Duration       yamldoc.Duration `yaml:"duration,required"`
 	MinimumPercent *float64         `yaml:"minimumPercent,nullable"`
@@ -132,13 +132,13 @@ type LocalityLoadBalancerSetting struct {
 	Enabled          *bool                `yaml:"enabled,nullable"`
 }
 
-// LocalityDistribute divides requests between places.
+// LocalityDistribute divides requests between localities.
 type LocalityDistribute struct {
 	From string            `yaml:"from"`
 	To   map[string]uint32 `yaml:"to"`
 }
 
-// LocalityFailover names the next region.
+// LocalityFailover names the region to which another one fails over.
 type LocalityFailover struct {
 	From string `yaml:"from"`
 	To   string `yaml:"to"`
@@ -158,7 +158,7 @@ type ConnectionPoolSettings struct {
 	HTTP *HTTPSettings `yaml:"http"`
 }
 
-// TCPSettings are about connections.
+// TCPSettings has the settings of connections.
 type TCPSettings struct {
 	MaxConnections        int32            `yaml:"maxConnections"`
 	ConnectTimeout        yamldoc.Duration `yaml:"connectTimeout"`
@@ -167,14 +167,14 @@ type TCPSettings struct {
 	IdleTimeout           yamldoc.Duration `yaml:"idleTimeout"`
 }
 
-// TCPKeepalive is how silent connections are probed.
+// TCPKeepalive says how silent connections are probed.
 type TCPKeepalive struct {
 	Probes   uint32           `yaml:"probes"`
 	Time     yamldoc.Duration `yaml:"time"`
 	Interval yamldoc.Duration `yaml:"interval"`
 }
 
-// HTTPSettings are about requests.
+// HTTPSettings has the settings of requests.
 type HTTPSettings struct {
 	HTTP1MaxPendingRequests  int32                `yaml:"http1MaxPendingRequests"`
 	HTTP2MaxRequests         int32                `yaml:"http2MaxRequests"`
@@ -187,7 +187,7 @@ type HTTPSettings struct {
 	HTTP2KeepAlive           *ConnectionKeepalive `yaml:"http2KeepAlive" mesh:"refused: HTTP/2 pings at a set pace are not enforced yet: dead connections are noticed by pings of the library's own"`
 }
 
-// ConnectionKeepalive is how silent HTTP/2 connections are probed.
+// ConnectionKeepalive says how silent HTTP/2 connections are probed.
 type ConnectionKeepalive struct {
 	Interval yamldoc.Duration `yaml:"interval"`
 	Timeout  yamldoc.Duration `yaml:"timeout"`
@@ -220,5 +220,5 @@ type ClientTLSSettings struct {
 	CaCRL              string   `yaml:"caCrl" mesh:"refused: certificate revocation lists are not enforced yet"`
 }
 
-// SystemRoots stands in caCertificates for the roots of the system.
+// SystemRoots is the value of caCertificates that means the roots of the system.
 const SystemRoots = "system"

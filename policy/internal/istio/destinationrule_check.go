@@ -13,7 +13,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
+// Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 func (dr *DestinationRule) Check(doc *yamldoc.Document) {
 	c := check{Document: doc}
 	c.metadata(&dr.Metadata)
@@ -151,7 +151,7 @@ func (r *RingHash) size() uint64 {
 	return r.MinimumRingSize
 }
 
-// prime says that n is a prime or, as Envoy sees it, 1.
+// prime reports whether n is a prime number or 1, which Envoy accepts too.
 func prime(n uint64) bool {
 	for d := uint64(2); d*d <= n; d++ {
 		if n%d == 0 {
@@ -215,7 +215,7 @@ func (c check) warmup(lb *LoadBalancerSettings, at string) {
 	}
 }
 
-// warmsUp says that slow start goes with the algorithm.
+// warmsUp reports whether the algorithm supports slow start.
 func (lb *LoadBalancerSettings) warmsUp() bool {
 	return lb.ConsistentHash == nil && (lb.Simple == nil || *lb.Simple != "RANDOM" && *lb.Simple != "PASSTHROUGH")
 }
@@ -275,7 +275,7 @@ func (c check) locality(l *LocalityLoadBalancerSetting, ejects bool, at string) 
 	}
 }
 
-// place checks a locality: region/zone/subzone, the end of which may be missing or "*".
+// place checks a locality: region/zone/subzone. Parts at the end may be missing, and the last one may be "*".
 func (c check) place(place, at string) {
 	parts := strings.Split(place, "/")
 	for i, part := range parts {
@@ -289,13 +289,13 @@ func (c check) place(place, at string) {
 	}
 }
 
-// placeName says that s can be a part of a place. The characters that are left out separate the rules of the balancer.
+// placeName reports whether s can be a part of a locality. It must not contain the separators in the rules of the balancer.
 func placeName(s string) bool {
 	return s != "" && printable(s) && !strings.ContainsAny(s, "/*,;=> ")
 }
 
-// overlap checks that no place lies within another. Where their order counts, a place with a wildcard may stand for
-// what those before it leave.
+// overlap checks that no locality covers another. If their order matters, one with a wildcard may cover those before it: it means the
+// rest.
 func (c check) overlap(places []string, ordered bool, at string) {
 	within := func(place, other string) bool {
 		return other == "*" || strings.HasPrefix(strings.TrimSuffix(place, "/*")+"/", strings.TrimSuffix(other, "/*")+"/")
@@ -444,10 +444,10 @@ func SPIFFEIDs(names []string) []string {
 	return ids
 }
 
-// certificateNames checks names that a certificate can have.
+// certificateNames checks that a certificate can have the names.
 func (c check) certificateNames(names []string, at string) {
 	for i, name := range names {
-		// Only a URI may have a comma. Elsewhere it is two names in one.
+		// Only a URI may contain a comma. In other names it separates two names.
 		if name == "" || strings.Contains(name, ",") && !strings.Contains(name, "://") || !printable(name) {
 			c.Errorf(yamldoc.Index(at, i), "%q is not a name in a certificate: use a DNS name, an IP address or a URI", name)
 		}

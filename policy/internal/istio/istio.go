@@ -1,7 +1,7 @@
-// Package istio reads Istio's documents: it declares them field by field, checks them as Istio's webhook and its
-// Kubernetes schema do (istio.io/api v1.31), and translates them into what the layers of this library understand.
+// Package istio reads Istio's documents. It declares their fields, validates them as Istio's webhook and its Kubernetes schema do
+// (istio.io/api v1.31), and translates them into the settings of the layers of this library.
 //
-// Every field of the API is declared. What this library does with it stands in its mesh tag; see
+// It declares every field of the API. The mesh tag of a field says what this library does with it; see
 // [github.com/nosidecar/mesh/internal/yamldoc]. Fields without the tag are enforced.
 package istio
 

@@ -19,22 +19,22 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Client is the workload whose calls the documents are read for.
+// Client describes the workload that makes the calls.
 type Client struct {
 	Namespace     string
 	Labels        map[string]string
 	ClusterDomain string
 }
 
-// DefaultRetry is the retry policy of calls that no document says anything about.
+// DefaultRetry returns the retry policy of calls for which no document has one.
 func DefaultRetry() retry.Config {
 	return retries(&HTTPRetry{Attempts: 2})
 }
 
 const defaultRetryOn = "connect-failure,refused-stream,unavailable,cancelled,retriable-status-codes"
 
-// retries translates a retry policy. What no document can ask for is off: Envoy does not look at Retry-After, retries
-// every method, and does not know of retries within retries.
+// retries translates a retry policy. Settings that no document can express are off: Envoy ignores Retry-After, retries all methods, and
+// does not detect nested retries.
 func retries(r *HTTPRetry) retry.Config {
 	if r == nil {
 		return DefaultRetry()
@@ -48,7 +48,7 @@ func retries(r *HTTPRetry) retry.Config {
 	}
 	on, err := retry.ParseOn(list)
 	if err != nil {
-		panic(err) // Check let it pass
+		panic(err) // Check has reported errors
 	}
 	return retry.Config{
 		Retries:       int(r.Attempts),
@@ -61,7 +61,7 @@ func retries(r *HTTPRetry) retry.Config {
 	}
 }
 
-// Routes translates the document, which Check found to be right, as it concerns the calls of a workload.
+// Routes translates the document, which must have passed Check, for the calls of a workload.
 func (vs *VirtualService) Routes(client Client) []route.Route {
 	routes := make([]route.Route, len(vs.Spec.HTTP))
 	for i := range vs.Spec.HTTP {
@@ -78,7 +78,7 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 	for i := range r.Match {
 		out.Matches = append(out.Matches, r.Match[i].translate(client))
 	}
-	if r.AtGateways() { // no request here meets it
+	if r.AtGateways() { // it matches no request here
 		return route.Route{Name: r.Name, Matches: out.Matches, Direct: &route.DirectResponse{Status: http.StatusNotFound}}
 	}
 	if d := r.Redirect; d != nil {
@@ -97,7 +97,7 @@ func (vs *VirtualService) route(r *HTTPRoute, client Client) route.Route {
 		})
 	}
 	if r.Delegate != nil {
-		out.Destinations = make([]route.Destination, 1) // those of the delegate take its place
+		out.Destinations = make([]route.Destination, 1) // a placeholder for those of the delegate
 	}
 	if w := r.Rewrite; w != nil {
 		out.Rewrite = route.Rewrite{URI: w.URI, Authority: w.Authority}
@@ -135,7 +135,7 @@ func (vs *VirtualService) target(d *Destination, client Client) route.Target {
 	return t
 }
 
-// mirrors returns where copies go: those of the older field, which comes first, and those of the list.
+// mirrors returns the mirrors: that of the old field, followed by those of the list.
 func (r *HTTPRoute) mirrors() []HTTPMirrorPolicy {
 	if r.Mirror == nil {
 		return r.Mirrors
@@ -147,7 +147,7 @@ func (r *HTTPRoute) mirrors() []HTTPMirrorPolicy {
 	return append([]HTTPMirrorPolicy{first}, r.Mirrors...)
 }
 
-// Destinations yields the destinations that the document names, those of mirrors included, and the field of each.
+// Destinations yields the destinations in the document, including those of mirrors, with their field paths.
 func (vs *VirtualService) Destinations() iter.Seq2[*Destination, string] {
 	return func(yield func(*Destination, string) bool) {
 		for i := range vs.Spec.HTTP {
@@ -172,8 +172,8 @@ func (vs *VirtualService) Destinations() iter.Seq2[*Destination, string] {
 	}
 }
 
-// Applies says whether some route concerns a workload's requests to a port, or to any port if it is 0. If none does, Istio
-// acts as if the document was not there: the requests go where they would go without it, and are not answered with 404.
+// Applies reports whether any route is about the requests of a workload to a port; port 0 means any port. If none is, Istio ignores the
+// document: requests go where they would go without it, rather than getting a 404 response.
 func (vs *VirtualService) Applies(client Client, port int) bool {
 	return slices.ContainsFunc(vs.Spec.HTTP, func(r HTTPRoute) bool {
 		return len(r.Match) == 0 || slices.ContainsFunc(r.Match, func(m HTTPMatchRequest) bool {
@@ -182,18 +182,18 @@ func (vs *VirtualService) Applies(client Client, port int) bool {
 	})
 }
 
-// concerns says whether the match is about the requests of a workload.
+// concerns reports whether the match is about the requests of a workload.
 func (m *HTTPMatchRequest) concerns(client Client) bool {
 	if len(m.Gateways) > 0 {
 		return slices.Contains(m.Gateways, "mesh")
 	}
-	return (m.SourceNamespace == "" || m.SourceNamespace == client.Namespace) && within(m.SourceLabels, client.Labels)
+	return (m.SourceNamespace == "" || m.SourceNamespace == client.Namespace) && Within(m.SourceLabels, client.Labels)
 }
 
-// translate returns a match. What concerns the client and not the request is decided here.
+// translate returns the match. Conditions on the client, rather than on the request, are evaluated here.
 func (m *HTTPMatchRequest) translate(client Client) route.Match {
 	if !m.concerns(client) {
-		return conjunction.Never // routes and matches keep their places, so that what is said of them names those in the document
+		return conjunction.Never // keeps the indices of the matches, which findings refer to
 	}
 	out := route.Match{
 		Name:           m.Name,
@@ -211,8 +211,8 @@ func (m *HTTPMatchRequest) translate(client Client) route.Match {
 	return out
 }
 
-// within says whether a set of labels has all of a selector.
-func within(selector, labels map[string]string) bool {
+// Within reports whether labels include all labels of a selector.
+func Within(selector, labels map[string]string) bool {
 	for name, value := range selector {
 		if has, ok := labels[name]; !ok || has != value {
 			return false
@@ -301,8 +301,8 @@ func (b *HTTPBody) bytes() []byte {
 	return nil
 }
 
-// sample returns a percentage of requests as a fraction. It cuts off what is less than a millionth, as Istio does with float64
-// values: 0.57 becomes 5699 millionths. What is not a percentage stays invalid.
+// sample converts a percentage of requests to a fraction. It truncates to millionths with the float64 arithmetic of Istio, in which 0.57
+// becomes 5699 millionths. An invalid percentage becomes an invalid fraction.
 func sample(percentage float64) float64 {
 	if !(percentage >= 0 && percentage <= 100) { // also NaN
 		return percentage / 100
@@ -335,12 +335,13 @@ func (f *HTTPFaultInjection) translate() fault.Config {
 	return out
 }
 
-// Table compiles what Routes returns. What the table finds wrong is reported in the document.
+// Table compiles the result of Routes, and reports errors in the document.
 func (vs *VirtualService) Table(doc *yamldoc.Document, client Client) *route.Table {
 	return vs.table(doc, client, func(i int) (int, bool) { return i, true })
 }
 
-// table compiles routes of which origin says the index in the document and whether they stand there themselves.
+// table is Table for routes that may come from elsewhere. origin returns the index in the document for the index of a route, and whether
+// the route itself is in the document.
 func (vs *VirtualService) table(doc *yamldoc.Document, client Client, origin func(int) (route int, own bool)) *route.Table {
 	table, err := route.NewTable(vs.Routes(client))
 	if err != nil {
@@ -350,7 +351,7 @@ func (vs *VirtualService) table(doc *yamldoc.Document, client Client, origin fun
 	return table
 }
 
-// report reports what is wrong with the routes of the document, at the fields that they come from.
+// report reports errors of a route table, at the fields of the document that they come from.
 func (vs *VirtualService) report(doc *yamldoc.Document, err error, origin func(int) (route int, own bool)) {
 	errs := []error{err}
 	if joined, ok := err.(interface{ Unwrap() []error }); ok {
@@ -365,7 +366,7 @@ func (vs *VirtualService) report(doc *yamldoc.Document, err error, origin func(i
 	}
 }
 
-// path returns the field of the document that a field of the routes comes from.
+// path returns the path in the document that a field of a route comes from.
 func (vs *VirtualService) path(f *route.FieldError, origin func(int) (route int, own bool)) string {
 	number, own := origin(f.Route)
 	at := yamldoc.Index("spec.http", number)
@@ -392,7 +393,7 @@ func (vs *VirtualService) path(f *route.FieldError, origin func(int) (route int,
 	return at + "." + strings.ToLower(f.Field)
 }
 
-// otherFields are the fields of a route that documents name otherwise than in lower case.
+// otherFields has the fields of a route whose name in documents is not simply their name in lower case.
 var otherFields = map[string]string{
 	"Destinations":           ".route",
 	"Direct":                 ".directResponse",
@@ -406,7 +407,7 @@ var otherFields = map[string]string{
 	"Redirect.DerivePort":    ".redirect.derivePort",
 }
 
-// indexed splits "Name[1]". Without an index it is -1.
+// indexed splits "Name[1]" into name and index. The index is -1 if there is none.
 func indexed(part string) (name string, index int) {
 	name, number, found := strings.Cut(strings.TrimSuffix(part, "]"), "[")
 	if !found {
@@ -416,7 +417,7 @@ func indexed(part string) (name string, index int) {
 	return name, index
 }
 
-// field returns the field of a match that one of the translated match comes from.
+// field returns the field of the document that a field of the translated match comes from.
 func (m *HTTPMatchRequest) field(of string) string {
 	switch name, i := indexed(of); name {
 	case "Headers":
@@ -430,8 +431,8 @@ func (m *HTTPMatchRequest) field(of string) string {
 	}
 }
 
-// field returns the field of a destination or route that one of the translated headers, such as "Headers.Request.Set[0]", comes
-// from. Others have the same name.
+// field returns the field of the document that a field of a translated route or destination comes from, if it is one of the headers, such as
+// "Headers.Request.Set[0]". Other fields have the same name.
 func (h *Headers) field(of string) string {
 	parts := strings.Split(of, ".")
 	if len(parts) != 3 || h == nil {
@@ -451,7 +452,7 @@ func (h *Headers) field(of string) string {
 	}
 }
 
-// keyOf returns the path of the key at index i of a mapping, in the order in which they are translated.
+// keyOf returns the path of the key at index i of a mapping. Keys are translated in sorted order.
 func keyOf[V any](at string, mapping map[string]V, i int) string {
 	return yamldoc.Key(at, slices.Sorted(maps.Keys(mapping))[i])
 }

@@ -2,7 +2,7 @@ package istio
 
 import "github.com/nosidecar/mesh/internal/yamldoc"
 
-// SecurityGroup is the API group of the documents about who may call whom.
+// SecurityGroup is the API group of the documents about authentication and authorization.
 const SecurityGroup = "security.istio.io"
 
 // PeerAuthentication says which connections a workload accepts.
@@ -19,7 +19,7 @@ type PeerAuthenticationSpec struct {
 	PortLevelMTLS map[string]MutualTLS `yaml:"portLevelMtls"`
 }
 
-// MutualTLS says whether connections must be, may be or cannot be secured.
+// MutualTLS says whether mutual TLS is required, optional or disabled.
 type MutualTLS struct {
 	Mode string `yaml:"mode" enum:"UNSET,DISABLE,PERMISSIVE,STRICT"`
 }
@@ -54,7 +54,7 @@ type ExtensionProvider struct {
 	Name string `yaml:"name"`
 }
 
-// AuthorizationRule matches requests: any of From, any of To and all of When.
+// AuthorizationRule matches a request if any of From, any of To and all of When match.
 type AuthorizationRule struct {
 	From []RuleFrom  `yaml:"from"`
 	To   []RuleTo    `yaml:"to"`
@@ -71,7 +71,8 @@ type RuleTo struct {
 	Operation *Operation `yaml:"operation"`
 }
 
-// Source matches the sender of a request. All fields must hold; of a field, any value or, of one that begins with not, none.
+// Source matches the sender of a request. All fields must match. A field matches if any of its values does; a field that begins with Not
+// matches if none does.
 type Source struct {
 	Principals           []string `yaml:"principals"`
 	NotPrincipals        []string `yaml:"notPrincipals"`
@@ -89,7 +90,7 @@ type Source struct {
 	NotRemoteIPBlocks    []string `yaml:"notRemoteIpBlocks"`
 }
 
-// Operation matches a request itself, in the way of [Source].
+// Operation matches the request itself. Its fields are combined like those of [Source].
 type Operation struct {
 	Hosts      []string `yaml:"hosts"`
 	NotHosts   []string `yaml:"notHosts"`
@@ -123,7 +124,7 @@ type RequestAuthenticationSpec struct {
 	JWTRules   []JWTRule               `yaml:"jwtRules"`
 }
 
-// JWTRule says how the tokens of one issuer are found and checked.
+// JWTRule says how the tokens of one issuer are found and verified.
 type JWTRule struct {
 	Issuer                string           `yaml:"issuer"`
 	Audiences             []string         `yaml:"audiences"`
@@ -140,7 +141,7 @@ type JWTRule struct {
 	SpaceDelimitedClaims  []string         `yaml:"spaceDelimitedClaims"`
 }
 
-// JWTHeader is a header that holds a token, after a prefix.
+// JWTHeader is a header that has a token after a prefix.
 type JWTHeader struct {
 	Name   string `yaml:"name,required"`
 	Prefix string `yaml:"prefix"`

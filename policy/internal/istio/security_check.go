@@ -12,7 +12,7 @@ import (
 	"github.com/nosidecar/mesh/policy/jwt"
 )
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
+// Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 func (pa *PeerAuthentication) Check(doc *yamldoc.Document) {
 	c := check{Document: doc}
 	c.metadata(&pa.Metadata)
@@ -36,7 +36,7 @@ func (pa *PeerAuthentication) Check(doc *yamldoc.Document) {
 	}
 }
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
+// Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 	c := check{Document: doc}
 	ap.Metadata.Check(doc)
@@ -73,7 +73,7 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 	}
 }
 
-// targets yields what a document is attached to, with its place.
+// targets yields the objects that a document is attached to, with their field paths.
 func targets(ref *PolicyTargetReference, refs []PolicyTargetReference) iter.Seq2[string, *PolicyTargetReference] {
 	return func(yield func(string, *PolicyTargetReference) bool) {
 		if ref != nil && !yield("spec.targetRef", ref) {
@@ -87,12 +87,12 @@ func targets(ref *PolicyTargetReference, refs []PolicyTargetReference) iter.Seq2
 	}
 }
 
-// gateway says that the policy belongs to a gateway, not to a waypoint.
+// gateway reports whether the document is attached to a gateway rather than a waypoint.
 func (ref *PolicyTargetReference) gateway() bool {
 	return ref.Kind == "Gateway" || ref.Kind == "GatewayClass" && ref.Name != waypointClass
 }
 
-// waypointClass is the GatewayClass of all waypoints.
+// waypointClass is the GatewayClass of waypoints.
 const waypointClass = "istio-waypoint"
 
 func (c check) rule(r *AuthorizationRule, custom bool, at string) {
@@ -124,14 +124,14 @@ func (c check) rule(r *AuthorizationRule, custom bool, at string) {
 	}
 }
 
-// values are the values of a field of a rule. wrong says what is wrong with one of them.
+// values has the values of a field of a rule. wrong returns what is wrong with one of them, or "".
 type values struct {
 	field string
 	list  []string
 	wrong func(string) string
 }
 
-// each checks the values of several fields and returns whether there is none at all.
+// each checks the values of several fields, and reports whether there are none.
 func (c check) each(fields []values, at string) (empty bool) {
 	empty = true
 	for _, f := range fields {
@@ -190,7 +190,7 @@ func (c check) source(s *Source, custom bool, at string) {
 	}
 }
 
-// wrongPrincipal refuses what Istio accepts but turns into spiffe://spiffe://..., which nobody is.
+// wrongPrincipal rejects a principal with a scheme. Istio accepts it, but turns it into spiffe://spiffe://..., which matches no peer.
 func wrongPrincipal(value string) string {
 	if rest, ok := strings.CutPrefix(value, "spiffe://"); ok {
 		return "principals are written without spiffe://, else they match nobody: write " + strconv.Quote(rest)
@@ -201,7 +201,8 @@ func wrongPrincipal(value string) string {
 	return ""
 }
 
-// wrongIdentity refuses what is part of a regular expression to Istio, which makes one of these values as they stand.
+// wrongIdentity rejects the special characters of regular expressions: Istio builds regular expressions from these values without
+// escaping them.
 func wrongIdentity(value string) string {
 	if i := strings.IndexAny(value, `\^$|?+()[]{}`); i >= 0 {
 		return strconv.Quote(value) + " is not enforced: Istio takes " + strconv.Quote(value[i:i+1]) +
@@ -245,7 +246,7 @@ func wrongPortText(value string) string {
 	return ""
 }
 
-// wrongPathTemplate checks a path that may hold {*} for one segment and {**} for the rest of them.
+// wrongPathTemplate checks a path that may contain {*} for one segment and {**} for any number of segments.
 func wrongPathTemplate(path string) string {
 	template := strings.Contains(path, "{*}") || strings.Contains(path, "{**}")
 	rest := false
@@ -266,7 +267,7 @@ func wrongPathTemplate(path string) string {
 	return ""
 }
 
-// notInPath says that r, the asterisk apart, cannot be in a path segment (RFC 3986, section 3.3).
+// notInPath reports whether a path segment cannot contain r (RFC 3986, section 3.3), or r is an asterisk.
 func notInPath(r rune) bool {
 	return r > '~' || !alphanumeric(byte(r)) && !strings.ContainsRune("-._~%!$&'()+,;:@=", r)
 }
@@ -318,14 +319,14 @@ func (c check) condition(w *Condition, custom bool, at string) {
 	}
 }
 
-// conditionKeys are the keys of conditions, as hints for those that are misspelt.
+// conditionKeys has the keys of conditions, for suggestions.
 var conditionKeys = []string{
 	"request.headers", "source.ip", "remote.ip", "source.namespace", "source.serviceAccount", "source.trustDomain",
 	"source.principal", "request.auth.principal", "request.auth.audiences", "request.auth.presenter",
 	"request.auth.claims", "destination.ip", "destination.port", "connection.sni",
 }
 
-// attachment checks what a policy applies to.
+// attachment checks the selector and the targets of a document.
 func (c check) attachment(selector *WorkloadSelector, ref *PolicyTargetReference, refs []PolicyTargetReference) {
 	c.selector(selector, "spec.selector")
 	set := 0
@@ -361,7 +362,7 @@ func (c check) targetRef(ref *PolicyTargetReference, at string) {
 	}
 }
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
+// Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 func (ra *RequestAuthentication) Check(doc *yamldoc.Document) {
 	c := check{Document: doc}
 	c.metadata(&ra.Metadata)
@@ -388,7 +389,7 @@ func (c check) jwtRule(r *JWTRule, at string) {
 		_, skipped, err := jwt.ParseKeys(r.JWKS)
 		if err != nil {
 			c.Errorf(at+".jwks", "is not a JSON Web Key Set that can verify a token: %v", err)
-			skipped = nil // they are part of the error
+			skipped = nil // the error includes them
 		}
 		for _, why := range skipped {
 			c.Warnf(at+".jwks", "%v", why)

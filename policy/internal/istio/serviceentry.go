@@ -53,11 +53,11 @@ type EntrySelector struct {
 	Labels map[string]string `yaml:"labels"`
 }
 
-// External says that the hosts are outside of the mesh, where workloads have no identities.
+// External reports whether the hosts are outside of the mesh, where workloads have no identities.
 func (se *ServiceEntry) External() bool { return se.Spec.Location != "MESH_INTERNAL" }
 
-// Names returns the hosts of the entry, in lower case, which may begin with a wildcard, and after them the IP addresses
-// that requests can name it by. Unlike those of other documents, the hosts are never short for a service of the cluster.
+// Names returns the hosts of the entry in lower case, which may begin with a wildcard, followed by the IP addresses to which requests
+// can be made. Unlike in other documents, a host is never a short name of a service of the cluster.
 func (se *ServiceEntry) Names() []string {
 	names := make([]string, 0, len(se.Spec.Hosts))
 	for _, host := range se.Spec.Hosts {
@@ -71,7 +71,7 @@ func (se *ServiceEntry) Names() []string {
 	return names
 }
 
-// singleIP returns the address that s is, or the only one of the network that s is.
+// singleIP parses an address, or a network with a single address.
 func singleIP(s string) (netip.Addr, bool) {
 	if prefix, err := netip.ParsePrefix(s); err == nil {
 		return prefix.Addr(), prefix.IsSingleIP()
@@ -80,18 +80,18 @@ func singleIP(s string) (netip.Addr, bool) {
 	return ip, err == nil
 }
 
-// The ways to turn the endpoints of a [ServiceEntry] into addresses.
+// The ways to resolve the endpoints of a [ServiceEntry].
 const (
-	// ResolutionNone dials what the request names. There is one endpoint: the host itself.
+	// ResolutionNone dials the host of the request. The host itself is the only endpoint.
 	ResolutionNone = "NONE"
 
-	// ResolutionStatic takes the addresses, which are all IP addresses, as they are.
+	// ResolutionStatic uses the addresses, all of which are IP addresses, as they are.
 	ResolutionStatic = "STATIC"
 
-	// ResolutionDNS looks up the addresses that are host names. Each address that is found is an endpoint.
+	// ResolutionDNS looks up the addresses, which may be host names. Each IP address that is found is an endpoint.
 	ResolutionDNS = "DNS"
 
-	// ResolutionDNSRoundRobin leaves the look-up to each new connection. The host name stays one endpoint.
+	// ResolutionDNSRoundRobin looks up the host name for each new connection. The host name is a single endpoint.
 	ResolutionDNSRoundRobin = "DNS_ROUND_ROBIN"
 )
 
@@ -103,9 +103,8 @@ func (se *ServiceEntry) Resolution() string {
 	return se.Spec.Resolution
 }
 
-// Endpoints returns the endpoints of one of the names of the entry. An entry without resolution has one: the host that
-// the request names, which for a wildcard must be given instead of it. So has one that is resolved by DNS and lists no
-// endpoints.
+// Endpoints returns the endpoints of one of the names of the entry. For a wildcard, host is the host of the request. An entry without
+// resolution has one endpoint, the host itself. So does an entry with resolution by DNS that lists no endpoints.
 func (se *ServiceEntry) Endpoints(host string) []discovery.Endpoint {
 	spec := &se.Spec
 	if _, err := netip.ParseAddr(host); err == nil && se.Resolution() != ResolutionNone {
@@ -135,7 +134,7 @@ func (se *ServiceEntry) Endpoints(host string) []discovery.Endpoint {
 	return endpoints
 }
 
-// ports returns where the ports of the service are served: where the endpoint says, else at the target port.
+// ports returns the ports of the service, with the port that the endpoint sets or, otherwise, the target port.
 func (spec *ServiceEntrySpec) ports(own map[string]uint32) []discovery.Port {
 	ports := make([]discovery.Port, len(spec.Ports))
 	for i, p := range spec.Ports {
@@ -150,7 +149,7 @@ func (spec *ServiceEntrySpec) ports(own map[string]uint32) []discovery.Port {
 	return ports
 }
 
-// LocalityLabel holds the place of an endpoint or process that has no locality of its own, with dots in place of slashes.
+// LocalityLabel is the label with the locality of an endpoint or process that has no other. It has dots in place of slashes.
 const LocalityLabel = "istio-locality"
 
 func (e *WorkloadEntry) locality() discovery.Locality {
@@ -160,7 +159,7 @@ func (e *WorkloadEntry) locality() discovery.Locality {
 	return LabelledLocality(e.Labels[LocalityLabel])
 }
 
-// LabelledLocality returns the place that the value of a [LocalityLabel] means.
+// LabelledLocality parses the value of a [LocalityLabel].
 func LabelledLocality(value string) discovery.Locality {
 	if !strings.Contains(value, "/") {
 		value = strings.ReplaceAll(value, ".", "/")
@@ -168,14 +167,14 @@ func LabelledLocality(value string) discovery.Locality {
 	return place(value)
 }
 
-// place returns the place of a text region/zone/subzone.
+// place parses a locality: region/zone/subzone.
 func place(text string) (l discovery.Locality) {
 	l.Region, text, _ = strings.Cut(text, "/")
 	l.Zone, l.SubZone, _ = strings.Cut(text, "/")
 	return l
 }
 
-// located adds the labels of a place, by which subsets may select too.
+// located adds the labels of a locality, which subsets may select.
 func located(labels map[string]string, place discovery.Locality) map[string]string {
 	if place == (discovery.Locality{}) {
 		return labels
@@ -199,7 +198,7 @@ func (e *WorkloadEntry) serviceAccount(namespace string) string {
 	return namespace + "/" + e.ServiceAccount
 }
 
-// HTTP2 says that the endpoints speak HTTP/2 at a port, also without TLS. The others speak HTTP/1.1.
+// HTTP2 reports whether the endpoints speak HTTP/2 at a port, even without TLS. Otherwise they speak HTTP/1.1.
 func (se *ServiceEntry) HTTP2(port int) bool {
 	for _, p := range se.Spec.Ports {
 		if int(p.Number) == port {

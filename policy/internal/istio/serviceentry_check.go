@@ -9,7 +9,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
+// Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 func (se *ServiceEntry) Check(doc *yamldoc.Document) {
 	c := check{Document: doc}
 	c.metadata(&se.Metadata)
@@ -49,7 +49,7 @@ func (se *ServiceEntry) Check(doc *yamldoc.Document) {
 	c.certificateNames(spec.SubjectAltNames, "spec.subjectAltNames")
 }
 
-// resolution checks that hosts and endpoints can be resolved as the document says.
+// resolution checks that the hosts and endpoints are valid for the resolution.
 func (c check) resolution(se *ServiceEntry) {
 	spec := &se.Spec
 	none := len(spec.Endpoints) == 0

@@ -15,7 +15,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Settings are what a DestinationRule says of one target, as the layers take it.
+// Settings has the settings of the layers for one target of a DestinationRule.
 type Settings struct {
 	Balancer     balancer.Config
 	Passthrough  bool
@@ -26,8 +26,8 @@ type Settings struct {
 	UpgradeHTTP2 bool
 }
 
-// Merge returns the policy of one port of a subset: that of the rule, with the blocks of the subset in place of its own,
-// and with those for the port in place of both. Blocks are never mixed. Either may be nil.
+// Merge returns the policy for one port of a subset. Blocks of the subset replace those of the rule, and the settings of the port replace
+// both. Blocks are replaced as a whole. Both policies may be nil.
 func Merge(rule, subset *TrafficPolicy, port int) TrafficPolicy {
 	var merged TrafficPolicy
 	for _, p := range []*TrafficPolicy{rule, subset} {
@@ -40,7 +40,7 @@ func Merge(rule, subset *TrafficPolicy, port int) TrafficPolicy {
 		override(&merged.TLS, p.TLS)
 		override(&merged.RetryBudget, p.RetryBudget)
 		for i := range p.PortLevelSettings {
-			// What the settings of a port leave out has its default; it is not inherited.
+			// Fields that the settings of a port do not set have their defaults. They are not inherited.
 			if s := &p.PortLevelSettings[i]; s.Port != nil && int(s.Port.Number) == port {
 				merged.EndpointPolicy = s.EndpointPolicy
 				break
@@ -56,7 +56,7 @@ func override[T any](block **T, by *T) {
 	}
 }
 
-// Settings translates a policy, which Check found to be right, for callers at the given place with the given labels.
+// Settings translates a policy, which must have passed Check, for callers with the given locality and labels.
 func (p *TrafficPolicy) Settings(own discovery.Locality, labels map[string]string) Settings {
 	var s Settings
 	s.balancer(p.LoadBalancer)
@@ -105,7 +105,7 @@ func (s *Settings) balancer(lb *LoadBalancerSettings) {
 		if w.MinimumPercent != nil {
 			b.SlowStart.MinFraction = *w.MinimumPercent / 100
 			if *w.MinimumPercent == 0 {
-				b.SlowStart.MinFraction = -1 // to the balancer, 0 is the default
+				b.SlowStart.MinFraction = -1 // for the balancer, 0 means its default
 			}
 		}
 		if w.Aggression != nil {
@@ -140,7 +140,7 @@ func (h *ConsistentHashLB) key() balancer.HashKey {
 	return key
 }
 
-// translate returns the preference for near endpoints, which is on unless it is turned off.
+// translate returns the preference for near endpoints. It is enabled by default.
 func (l *LocalityLoadBalancerSetting) translate(own discovery.Locality, labels map[string]string) balancer.Locality {
 	out := balancer.Locality{Enabled: true, Own: own}
 	if l == nil {
@@ -163,7 +163,7 @@ func (l *LocalityLoadBalancerSetting) translate(own discovery.Locality, labels m
 		name, value, given := strings.Cut(label, "=")
 		if !given {
 			if value = ownLabel(name, own, labels); value == "" {
-				// Nothing can be compared with a label that the caller lacks, nor with those that come after it.
+				// Endpoints cannot be compared by a label that the caller lacks, nor by later ones.
 				break
 			}
 		}
@@ -175,7 +175,7 @@ func (l *LocalityLoadBalancerSetting) translate(own discovery.Locality, labels m
 	return out
 }
 
-// The labels that say where an endpoint is.
+// The labels with the locality of an endpoint.
 const (
 	regionLabel  = "topology.kubernetes.io/region"
 	zoneLabel    = "topology.kubernetes.io/zone"
@@ -201,7 +201,7 @@ func (s *Settings) outliers(o *OutlierDetection) {
 	if o == nil {
 		return
 	}
-	// Where a count of 0 means a default, the layer takes a negative one for never.
+	// In the layer, a count of 0 means a default, and a negative one means never.
 	count := func(n *uint32) int {
 		switch {
 		case n == nil:
@@ -264,7 +264,7 @@ func (s *Settings) retries(p *TrafficPolicy) {
 		s.RetryLimit = retry.LimiterConfig{Fraction: 0.2, MinConcurrency: clamp(b.MinRetryConcurrency)}
 		switch {
 		case b.Percent == nil:
-		case *b.Percent == 0: // what is left is the minimum
+		case *b.Percent == 0: // only the minimum remains
 			s.RetryLimit = retry.LimiterConfig{MaxRetries: cmp.Or(s.RetryLimit.MinConcurrency, leastRetries)}
 		default:
 			s.RetryLimit.Fraction = *b.Percent / 100
@@ -277,12 +277,12 @@ func (s *Settings) retries(p *TrafficPolicy) {
 // leastRetries is the default of minRetryConcurrency.
 const leastRetries = 3
 
-// clamp makes an int of a count. What an int of 32 bits cannot hold is never reached.
+// clamp converts a count to an int. Counts that a 32-bit int cannot represent are never reached.
 func clamp(n uint32) int {
 	return int(min(n, math.MaxInt32))
 }
 
-// Labels returns the labels that a workload needs, and nil if none are. The selector may be nil.
+// Labels returns the labels of the selector, or nil if there are none. The selector may be nil.
 func (s *WorkloadSelector) Labels() map[string]string {
 	if s == nil || len(s.MatchLabels) == 0 {
 		return nil
@@ -290,7 +290,7 @@ func (s *WorkloadSelector) Labels() map[string]string {
 	return s.MatchLabels
 }
 
-// Selects says whether the selector chooses a workload with the given labels.
+// Selects reports whether the selector selects a workload with the given labels. A nil selector selects all workloads.
 func (s *WorkloadSelector) Selects(labels map[string]string) bool {
-	return within(s.MatchLabels, labels)
+	return Within(s.Labels(), labels)
 }

@@ -32,17 +32,17 @@ type TelemetrySpec struct {
 	AccessLogging []AccessLogging         `yaml:"accessLogging"`
 }
 
-// ProviderRef names where something is reported to.
+// ProviderRef names a provider, which telemetry is reported to.
 type ProviderRef struct {
 	Name string `yaml:"name,required"`
 }
 
-// WorkloadModeSelector says for which side something counts.
+// WorkloadModeSelector selects one side, or both.
 type WorkloadModeSelector struct {
 	Mode string `yaml:"mode" enum:"CLIENT_AND_SERVER,CLIENT,SERVER"`
 }
 
-// Tracing says which spans are made.
+// Tracing says which spans are created, and with which tags.
 type Tracing struct {
 	Match                        *WorkloadModeSelector `yaml:"match"`
 	Providers                    []ProviderRef         `yaml:"providers"`
@@ -54,7 +54,7 @@ type Tracing struct {
 	DisableContextPropagation    *bool                 `yaml:"disableContextPropagation"`
 }
 
-// CustomTag is where the value of an attribute of spans comes from.
+// CustomTag says where the value of an attribute of spans comes from.
 type CustomTag struct {
 	Literal     *TagLiteral     `yaml:"literal" oneof:"type"`
 	Environment *TagEnvironment `yaml:"environment" oneof:"type"`
@@ -84,7 +84,7 @@ type TagFormatter struct {
 	Value string `yaml:"value,required"`
 }
 
-// Metrics says which metrics there are, and with which labels.
+// Metrics says which metrics are reported, and with which labels.
 type Metrics struct {
 	Providers         []ProviderRef      `yaml:"providers"`
 	Overrides         []MetricsOverrides `yaml:"overrides"`
@@ -98,7 +98,7 @@ type MetricsOverrides struct {
 	TagOverrides map[string]TagOverride `yaml:"tagOverrides"`
 }
 
-// MetricSelector says which metrics, and of which side.
+// MetricSelector selects metrics of one side, or both.
 type MetricSelector struct {
 	Metric       string `yaml:"metric" oneof:"metricMatch" enum:"ALL_METRICS,REQUEST_COUNT,REQUEST_DURATION,REQUEST_SIZE,RESPONSE_SIZE,TCP_OPENED_CONNECTIONS,TCP_CLOSED_CONNECTIONS,TCP_SENT_BYTES,TCP_RECEIVED_BYTES,GRPC_REQUEST_MESSAGES,GRPC_RESPONSE_MESSAGES"`
 	CustomMetric string `yaml:"customMetric" oneof:"metricMatch" mesh:"refused: customMetric names a metric that does not exist in-process: only those of metric do"`
@@ -111,7 +111,7 @@ type TagOverride struct {
 	Value     string `yaml:"value"`
 }
 
-// AccessLogging says which calls have a line.
+// AccessLogging says which calls are logged.
 type AccessLogging struct {
 	Match     *WorkloadModeSelector `yaml:"match"`
 	Providers []ProviderRef         `yaml:"providers"`
@@ -119,21 +119,21 @@ type AccessLogging struct {
 	Filter    *AccessLogFilter      `yaml:"filter"`
 }
 
-// AccessLogFilter is a condition.
+// AccessLogFilter is a condition on the calls that are logged.
 type AccessLogFilter struct {
 	Expression string `yaml:"expression"`
 }
 
-// Attached says that the document is about gateways or waypoints.
+// Attached reports whether the document is attached to gateways or waypoints.
 func (t *Telemetry) Attached() bool { return t.Spec.TargetRef != nil || len(t.Spec.TargetRefs) > 0 }
 
-// Applied is a document that is about the workload, with the filters of its access logging, nil where there is none.
+// Applied is a document that applies to the workload. Filters has the filter of each entry of its access logging, or nil.
 type Applied struct {
 	*TelemetrySpec
 	Filters []telemetry.Filter
 }
 
-// The modes of a side in documents.
+// The names of the sides in documents.
 const (
 	clientMode = "CLIENT"
 	serverMode = "SERVER"
@@ -155,7 +155,7 @@ func matches(want, mode string) bool {
 	return want == "" || want == "CLIENT_AND_SERVER" || want == mode
 }
 
-// tracingOf takes each setting from the last document that has it, tags as a whole.
+// tracingOf takes each setting from the last document that has it. Tags are one setting.
 func tracingOf(documents []Applied, mode string, process workload.Options) (out telemetry.Tracing) {
 	for _, d := range documents {
 		for i := range d.Tracing {
@@ -186,7 +186,7 @@ func tracingOf(documents []Applied, mode string, process workload.Options) (out 
 	return out
 }
 
-// istioTags are the tags about this process that Istio adds to the spans of one side.
+// istioTags returns the tags about this process that Istio adds to the spans of one side.
 func istioTags(mode string, process workload.Options) []telemetry.Tag {
 	side := "istio.source_"
 	if mode == serverMode {
@@ -222,13 +222,13 @@ func (t CustomTag) tag(name string) telemetry.Tag {
 	return telemetry.Tag{Name: name}
 }
 
-// fromHeader returns the tag whose value is a header, and missing without it.
+// fromHeader returns a tag whose value is a header, or missing if the request lacks the header.
 func fromHeader(name, header, missing string) telemetry.Tag {
 	return telemetry.Tag{Name: name, Header: http.CanonicalHeaderKey(header), Text: missing}
 }
 
-// theirs stands for the provider that a document means which names none.
-const theirs = ""
+// unnamed is the provider of documents that name none.
+const unnamed = ""
 
 func names(refs []ProviderRef) (out []string) {
 	for _, ref := range refs {
@@ -237,9 +237,9 @@ func names(refs []ProviderRef) (out []string) {
 	return out
 }
 
-// accessLogOf finds out, as Istio does, which providers log with which filter. All of them are the log of the program.
+// accessLogOf determines, like Istio, which providers log with which filter. Here, the log of the program takes the place of all of them.
 func accessLogOf(documents []Applied, mode string) telemetry.AccessLog {
-	inScope, filters, any := []string{theirs}, make(map[string]telemetry.Filter), false
+	inScope, filters, any := []string{unnamed}, make(map[string]telemetry.Filter), false
 	for _, d := range documents {
 		var named []string
 		for i := range d.AccessLogging {
@@ -261,8 +261,8 @@ func accessLogOf(documents []Applied, mode string) telemetry.AccessLog {
 	if !any {
 		return telemetry.AccessLog{}
 	}
-	on := map[string]bool{theirs: true} // the program has asked for it
-	parents := []string{theirs}
+	on := map[string]bool{unnamed: true} // because the program has an access log
+	parents := []string{unnamed}
 	for _, d := range documents {
 		for i := range d.AccessLogging {
 			entry := &d.AccessLogging[i]
@@ -297,21 +297,20 @@ func accessLogOf(documents []Applied, mode string) telemetry.AccessLog {
 	return out
 }
 
-// standardMetrics are what ALL_METRICS stands for.
+// standardMetrics has the metrics that ALL_METRICS means.
 var standardMetrics = []string{
 	"REQUEST_COUNT", "REQUEST_DURATION", "REQUEST_SIZE", "RESPONSE_SIZE", "TCP_OPENED_CONNECTIONS", "TCP_CLOSED_CONNECTIONS",
 	"TCP_SENT_BYTES", "TCP_RECEIVED_BYTES", "GRPC_REQUEST_MESSAGES", "GRPC_RESPONSE_MESSAGES",
 }
 
-// overridden is what several overrides together say of a metric.
+// overridden is the result of all overrides of a metric.
 type overridden struct {
 	disabled bool
 	tags     map[string]TagOverride
 }
 
-// metricsOf applies the overrides in their order, each on top of those before it, as Istio does: for each label the last one
-// counts. If the last word is that all metrics are disabled, they are. Whatever is said of one after that brings all of them
-// back, with what was said about them before.
+// metricsOf applies the overrides in order, as Istio does. For each label, the last override counts. If the last override disables all
+// metrics, they are disabled. Any later override, even of a single metric, enables all of them again, with their earlier overrides.
 func metricsOf(documents []Applied, mode string) map[string]telemetry.Metric {
 	metrics, dropped := make(map[string]*overridden), false
 	for o := range overridesInScope(documents) {
@@ -355,9 +354,9 @@ func metricsOf(documents []Applied, mode string) map[string]telemetry.Metric {
 	return out
 }
 
-// overridesInScope yields the overrides for the providers that are reported to: those that were named last, or else ours.
+// overridesInScope yields the overrides for the providers in use: those that were named last, or the unnamed one.
 func overridesInScope(documents []Applied) iter.Seq[*MetricsOverrides] {
-	inScope := []string{theirs}
+	inScope := []string{unnamed}
 	for _, d := range documents {
 		for i := range d.Metrics {
 			if named := names(d.Metrics[i].Providers); len(named) > 0 {
@@ -366,7 +365,7 @@ func overridesInScope(documents []Applied) iter.Seq[*MetricsOverrides] {
 		}
 	}
 	return func(yield func(*MetricsOverrides) bool) {
-		parents := []string{theirs}
+		parents := []string{unnamed}
 		for _, d := range documents {
 			for i := range d.Metrics {
 				m := &d.Metrics[i]
@@ -374,7 +373,7 @@ func overridesInScope(documents []Applied) iter.Seq[*MetricsOverrides] {
 					parents = named
 				}
 				if !slices.ContainsFunc(parents, func(provider string) bool { return slices.Contains(inScope, provider) }) {
-					continue // a later document reports elsewhere
+					continue // a later document names other providers
 				}
 				for j := range m.Overrides {
 					if !yield(&m.Overrides[j]) {
@@ -386,7 +385,7 @@ func overridesInScope(documents []Applied) iter.Seq[*MetricsOverrides] {
 	}
 }
 
-// compile returns what is to be reported of the metric.
+// compile translates the overrides of a metric.
 func (o *overridden) compile() telemetry.Metric {
 	m := telemetry.Metric{Disabled: o.disabled}
 	for _, label := range slices.Sorted(maps.Keys(o.tags)) {

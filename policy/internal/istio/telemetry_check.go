@@ -12,8 +12,8 @@ import (
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
-// Check reports what is wrong with the document beyond its shape, but for the expressions of filters. It must have been decoded
-// without errors.
+// Check reports the mistakes in the document other than those in its shape. It does not check the expressions of filters. The document
+// must have been decoded without errors.
 func (t *Telemetry) Check(doc *yamldoc.Document) {
 	c := check{Document: doc}
 	c.metadata(&t.Metadata)
@@ -127,8 +127,8 @@ var (
 	headerOf   = regexp.MustCompile(`^request\.headers\[(?:'([^'"\\]+)'|"([^'"\\]+)")\]$`)
 )
 
-// labelValue reads the value of a tagOverride, as far as its expression is one of those that are enforced: a literal, or a header of
-// the request.
+// labelValue parses the value of a tagOverride. It reports false unless the expression is a literal or a header of the request; others
+// are not enforced.
 func labelValue(label, expression string) (telemetry.Tag, bool) {
 	expression = strings.TrimSpace(expression)
 	if m := literal.FindStringSubmatch(expression); m != nil {

@@ -19,7 +19,7 @@ type VirtualServiceSpec struct {
 	ExportTo []string    `yaml:"exportTo"`
 }
 
-// HTTPRoute is a rule: which requests it applies to and what happens to them.
+// HTTPRoute says what happens to the requests that match it.
 type HTTPRoute struct {
 	Name             string                 `yaml:"name"`
 	Match            []HTTPMatchRequest     `yaml:"match"`
@@ -40,7 +40,7 @@ type HTTPRoute struct {
 	Headers          *Headers               `yaml:"headers"`
 }
 
-// HTTPMatchRequest is a set of conditions that must all hold.
+// HTTPMatchRequest is a set of conditions, all of which must match.
 type HTTPMatchRequest struct {
 	Name            string                 `yaml:"name"`
 	URI             *StringMatch           `yaml:"uri"`
@@ -58,7 +58,7 @@ type HTTPMatchRequest struct {
 	StatPrefix      string                 `yaml:"statPrefix" mesh:"meaningless: statPrefix names metrics of Envoy, which do not exist here"`
 }
 
-// StringMatch compares a string. Without a field it asks for presence.
+// StringMatch is a condition on a string. Without a field, it matches any value that is present.
 type StringMatch struct {
 	Exact  *string `yaml:"exact" oneof:"match"`
 	Prefix *string `yaml:"prefix" oneof:"match"`
@@ -72,7 +72,7 @@ type HTTPRouteDestination struct {
 	Headers     *Headers     `yaml:"headers"`
 }
 
-// Destination names a service, perhaps a subset of its endpoints.
+// Destination names a service, and optionally a subset of its endpoints.
 type Destination struct {
 	Host   string        `yaml:"host,required"`
 	Subset *string       `yaml:"subset"`
@@ -99,7 +99,7 @@ type HeaderOperations struct {
 	Remove []string          `yaml:"remove"`
 }
 
-// HTTPRedirect answers with a redirection.
+// HTTPRedirect answers with a redirect.
 type HTTPRedirect struct {
 	URI           string  `yaml:"uri"`
 	PrefixRewrite string  `yaml:"prefixRewrite"`
@@ -128,20 +128,20 @@ type Delegate struct {
 	Namespace string `yaml:"namespace"`
 }
 
-// HTTPRewrite changes path and authority on the way.
+// HTTPRewrite changes the path and the authority of a request.
 type HTTPRewrite struct {
 	URI             string        `yaml:"uri"`
 	Authority       string        `yaml:"authority"`
 	URIRegexRewrite *RegexRewrite `yaml:"uriRegexRewrite"`
 }
 
-// RegexRewrite replaces what an expression matches.
+// RegexRewrite replaces the parts of the path that an expression matches.
 type RegexRewrite struct {
 	Match   string `yaml:"match"`
 	Rewrite string `yaml:"rewrite"`
 }
 
-// HTTPRetry says when and how often to try again.
+// HTTPRetry says when and how often to retry.
 type HTTPRetry struct {
 	Attempts                int32            `yaml:"attempts"`
 	PerTryTimeout           yamldoc.Duration `yaml:"perTryTimeout"`

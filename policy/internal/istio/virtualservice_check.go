@@ -10,14 +10,14 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
+// Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 func (vs *VirtualService) Check(doc *yamldoc.Document) { vs.check(doc, vs.InMesh()) }
 
-// CheckDelegate is Check for a delegate that perhaps only gateways hand requests to: what is valid, but not enforced, is not
-// reported.
+// CheckDelegate is Check for a delegate to which possibly only gateways hand requests. It does not report valid settings that are not
+// enforced.
 func (vs *VirtualService) CheckDelegate(doc *yamldoc.Document) { vs.check(doc, false) }
 
-// check is Check for a document that is about calls in the mesh, or not.
+// check is Check. If inMesh is not set, it does not report valid settings that are not enforced.
 func (vs *VirtualService) check(doc *yamldoc.Document, inMesh bool) {
 	c := check{Document: doc}
 	c.metadata(&vs.Metadata)
@@ -51,7 +51,7 @@ func (vs *VirtualService) check(doc *yamldoc.Document, inMesh bool) {
 	}
 }
 
-// delegate checks what a document cannot have whose routes are part of others'.
+// delegate reports fields that a delegate must not have.
 func (c check) delegate(spec *VirtualServiceSpec) {
 	refuse := func(field string, set bool) {
 		if set {
@@ -94,7 +94,7 @@ func (c check) hosts(spec *VirtualServiceSpec) {
 	}
 }
 
-// takesAll says that a route applies to every request.
+// takesAll reports whether the route applies to every request.
 func (r *HTTPRoute) takesAll() bool {
 	if r.Delegate != nil {
 		return false // the delegate may
@@ -137,7 +137,7 @@ func (c check) route(r *HTTPRoute, at string) {
 	c.fault(r.Fault, at+".fault")
 	c.mirrors(r, at)
 	c.redirect(r.Redirect, at+".redirect")
-	// A body is no larger than Istio allows, 1 MiB, because no document is.
+	// Istio's limit for a body, 1 MiB, is also the limit for a document.
 	if d := r.DirectResponse; d != nil && (d.Status < 200 || d.Status > 599) {
 		c.Errorf(at+".directResponse.status", "%d is not a status of a response: it must be from 200 to 599", d.Status)
 	}
@@ -359,7 +359,7 @@ func (c check) redirect(r *HTTPRedirect, at string) {
 	}
 }
 
-// mirrorPercent returns the share to mirror as old documents give it, in either spelling.
+// mirrorPercent returns the deprecated field for the percentage to mirror, which has two spellings.
 func (r *HTTPRoute) mirrorPercent() *uint32 {
 	if r.MirrorPercent == nil {
 		return r.MirrorPercentOld

@@ -6,9 +6,9 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// AtGateways returns the parts of a document that are about calls that come in by a gateway, by the paths of their fields:
-// "spec" if that is all of it. They have no effect here, whatever they use. Of a delegate, that depends on those who hand
-// requests to it: with leniently, it is taken to be for gateways.
+// AtGateways returns the paths of the parts of a document that are only about requests through gateways, or "spec" if the whole document
+// is. These parts have no effect here. For a delegate, that depends on the documents that hand requests to it. If leniently is set,
+// a delegate counts as being about gateways.
 func AtGateways(doc *yamldoc.Document, leniently bool) (parts []string) {
 	only := func(path string) bool {
 		names := doc.Texts(path)
@@ -36,17 +36,17 @@ func AtGateways(doc *yamldoc.Document, leniently bool) (parts []string) {
 	return parts
 }
 
-// AtGateways says that a route is about calls that come in by a gateway only.
+// AtGateways reports whether the route is only about requests through gateways.
 func (r *HTTPRoute) AtGateways() bool {
 	return len(r.Match) > 0 && !slices.ContainsFunc(r.Match, func(m HTTPMatchRequest) bool { return !m.atGateways() })
 }
 
-// atGateways says that a match is about calls that come in by a gateway only.
+// atGateways reports whether the match is only about requests through gateways.
 func (m *HTTPMatchRequest) atGateways() bool {
 	return len(m.Gateways) > 0 && !slices.Contains(m.Gateways, "mesh")
 }
 
-// InMesh says that the document is about calls inside the mesh and not only about those that come in by a gateway.
+// InMesh reports whether the document is about calls in the mesh, and not only about requests through gateways.
 func (vs *VirtualService) InMesh() bool {
 	return vs.Spec.inMesh()
 }

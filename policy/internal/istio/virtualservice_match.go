@@ -42,7 +42,7 @@ func (c check) match(m *HTTPMatchRequest, mesh bool, at string) {
 	}
 }
 
-// stringMatch checks a match of anything but a path, which may have an empty prefix.
+// stringMatch checks a match of anything but a path. Only a path may have an empty prefix.
 func (c check) stringMatch(s *StringMatch, at string) {
 	switch {
 	case s.Prefix != nil && *s.Prefix == "":
@@ -52,7 +52,7 @@ func (c check) stringMatch(s *StringMatch, at string) {
 	}
 }
 
-// headerMatches checks matches of headers. Inverted, "*" means presence although it is no expression.
+// headerMatches checks matches of headers. In an inverted match, the regex "*" is allowed although it is invalid: it means presence.
 func (c check) headerMatches(matches map[string]StringMatch, mesh bool, at string, inverted bool) {
 	for _, name := range slices.Sorted(maps.Keys(matches)) {
 		at, s := yamldoc.Key(at, name), matches[name]
@@ -72,8 +72,8 @@ func (c check) headerMatches(matches map[string]StringMatch, mesh bool, at strin
 
 var pseudoHeaders = []string{":method", ":scheme", ":authority", ":path", ":status"}
 
-// isClaim says that the name of a header stands for a claim of a token: @request.auth.claims.name or, for names with
-// dots and for those inside of objects, @request.auth.claims[name][name].
+// isClaim reports whether the name of a header means a claim of a token: @request.auth.claims.name or, for names with dots and for claims
+// in claims, @request.auth.claims[name][name].
 func isClaim(name string) bool {
 	const prefix = "@request.auth.claims"
 	if len(name) <= len(prefix) || !strings.EqualFold(name[:len(prefix)], prefix) {
