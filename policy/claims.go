@@ -67,9 +67,9 @@ type joint struct {
 	unit
 	host    string
 	changed bool // the routes differ from those of the VirtualService alone
-	size    int  // how many routes and matches were made of others; 0 if none was
+	size    int  // the number of routes and matches, if the routes differ; otherwise 0
 	budgets []hostBudget
-	done    atomic.Pointer[built] // the routes, if they differ, once they were needed
+	done    atomic.Pointer[built] // the compiled routes, if they differ; nil until they are needed
 
 	err  error  // why the routes cannot be enforced; nil if they can
 	name string // the name of the document that they begin with
@@ -98,14 +98,14 @@ type place struct {
 	line int
 }
 
-// step is a route on its way from the documents to a table.
+// step is a route that is being combined from documents, before it is compiled.
 type step struct {
 	route.Route
 
 	origin
 
-	service        string // the only service that the route leads to, or the host of the request; "*" if there are several
-	timed, retried bool   // a VirtualService sets the timeout, or the retries
+	service        string // the only service that the route leads to, which may be the host of the request; "*" for several
+	timed, retried bool   // a VirtualService sets the timeout, and the retries
 }
 
 // Origin is where a route comes from.
@@ -242,7 +242,7 @@ func (p *Plan) mustCompile(name string, steps []step) *built {
 	return b
 }
 
-// retrying has the retry policies that the latest routes use: thousands of routes retry in a few ways. The zero value is ready for use.
+// retrying has the latest retry policies, because thousands of routes have only a few different ones. The zero value is ready for use.
 type retrying struct {
 	mu     sync.Mutex
 	latest [8]*retry.Policy
@@ -270,7 +270,7 @@ func compileSteps(name string, steps []step) (*built, error) {
 	for i := range steps {
 		routes[i], b.origins[i] = steps[i].Route, steps[i].origin
 		if b.origins[i].document == name {
-			b.origins[i].document = name // and keep one copy
+			b.origins[i].document = name // so that only one copy of the string is kept
 		}
 	}
 	var err error

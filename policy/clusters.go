@@ -68,7 +68,7 @@ type destination struct {
 	selector map[string]string // the labels that it selects workloads by; nil for all workloads
 	selects  bool              // the selector selects the workload
 	policy   bool              // it has a policy for all endpoints
-	closed   string            // the document in whose place it closes the host; empty if it is one itself
+	closed   string            // the refused document that it replaces, by closing the host; empty for a document itself
 	subsets  []subset
 	modes    tlsModes // all modes in it, including those of subsets and ports
 }
@@ -239,8 +239,8 @@ func (c *compiler) replacing(before *destination, dr decoded[destination]) {
 		dr.identity, dr.file, dr.Line)
 }
 
-// opens reports whether the files that a document names can be used. It asks only about a document that stands alone and is not in force
-// yet: the error is about that document then, and not about all documents together.
+// opens reports whether the files that a document names can be used. It checks only documents that stand alone and are not yet in force, so
+// that the error is about that document rather than about all documents together.
 func (c *compiler) opens(dr decoded[destination]) bool {
 	files := c.plan.workload.Files
 	if files == nil || c.age(dr.document) > 0 || !dr.is.modes.has(TLSSimple) && !dr.is.modes.has(TLSMutual) {

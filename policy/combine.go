@@ -108,15 +108,15 @@ func (c *compiler) joint(host string, own, last *claim) *joint {
 	return with
 }
 
-// mostJoined bounds the routes that documents of several kinds make together, valid or not, counted by the namespace of the document that leads to
-// the others. A few documents can make many routes, and one namespace must not slow down all others.
-var mostJoined = 5 * maxRoutes // changed by tests alone
+// mostJoined bounds the number of routes that result from documents of several kinds, valid or not. It applies per namespace of the document
+// that leads to the others. A few documents can lead to many routes, and one namespace must not slow down all others.
+var mostJoined = 5 * maxRoutes // only tests change it
 
-// freeJoined is how many of them do not count for each host: a namespace may have any number of services with documents of a usual size.
+// freeJoined is the number of them that do not count for each host: a namespace may have any number of services with documents of usual size.
 const freeJoined = 64
 
-// known returns the joint of a unit if it is known from the last plan, or from an earlier round: also if it cannot be enforced, since the
-// documents that are refused for that come again with every change of others.
+// known returns the joint of a unit if the last plan or an earlier round has it, even if it cannot be enforced: documents that are refused
+// for that reason are read again whenever other documents change.
 func (c *compiler) known(host string, u *unit, last *claim) *joint {
 	if last != nil && last.joint != nil && last.joint.unit.equal(u) {
 		return last.joint
@@ -133,7 +133,7 @@ func (c *compiler) known(host string, u *unit, last *claim) *joint {
 	return nil
 }
 
-// try compiles the routes of a unit to find out whether they can be enforced; they are compiled again when they are needed.
+// try compiles the routes of a unit to find out whether they can be enforced. They are compiled again when they are needed.
 func (p *Plan) try(host string, own *claim, u unit) *joint {
 	j := p.join(host, own, &u, (*virtual).peek)
 	with := &joint{unit: u, host: host, changed: own == nil || j.changed, name: j.name, last: j.last, size: j.matches}
@@ -168,8 +168,8 @@ func (c *compiler) refuseJoint(with *joint, composer *document) {
 	last.Errorf("spec", "cannot be enforced for calls to %s: %v", with.host, err)
 }
 
-// composer returns the document that leads to the services whose documents are joined with it: the VirtualService of a claim, or else the split
-// of its host.
+// composer returns the document that leads to the services whose documents are joined with it: the VirtualService of a claim, or otherwise
+// the split of its host.
 func (c *compiler) composer(own *claim, divided *split) *document {
 	switch {
 	case own != nil && own.virtual != nil:
@@ -180,13 +180,13 @@ func (c *compiler) composer(own *claim, divided *split) *document {
 	return nil
 }
 
-// leads identifies the services that the requests of a claim are led to: all of its hosts have the same.
+// leads identifies the services that the requests of a claim go to. They are the same for all hosts of a document.
 type leads struct {
 	virtual *virtual
 	whole   *expansion
 }
 
-// joins reports whether there is a profile or a split for any of the services that the requests of a claim are led to.
+// joins reports whether there is a profile or a split for any of the services that the requests of a claim go to.
 func (c *compiler) joins(own *claim) bool {
 	if own == nil || own.virtual == nil {
 		return false
@@ -235,7 +235,7 @@ type joiner struct {
 	plan    *Plan
 	unit    *unit
 	host    string
-	leads   []string // the services that the profiles and splits of unit are of, after those of host
+	leads   []string // the services of the profiles and splits in unit, after the first one, which is that of host
 	name    string   // the name of the document that the routes begin with
 	out     []step
 	matches int // the number of routes and matches in out
@@ -252,7 +252,7 @@ type hostBudget struct {
 	budget *retry.BudgetConfig
 }
 
-// splitOf returns the split of a destination, nil if it has none.
+// splitOf returns the split of a destination, or nil if it has none.
 func (j *joiner) splitOf(host string) *split {
 	if j.unit.virtual == nil {
 		return j.unit.splits[0]
@@ -263,7 +263,7 @@ func (j *joiner) splitOf(host string) *split {
 	return nil
 }
 
-// profileOf returns the profile of a service or else that of the host, nil if there is none.
+// profileOf returns the profile of a service, or otherwise that of the host. It returns nil if there is none.
 func (j *joiner) profileOf(service string) *profile {
 	if i := slices.Index(j.leads, service); i >= 0 && j.unit.profiles[i+1] != nil {
 		return j.unit.profiles[i+1]

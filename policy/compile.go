@@ -187,9 +187,9 @@ type compiler struct {
 	texts map[string]string // strings that documents share; see word
 
 	sources   []Source
-	pieces    []*piece                    // the documents as they stand in the sources
-	alone     []*piece                    // those that stand alone, from old to new
-	rounds    int                         // how often documents were combined before, and one found to be refused
+	pieces    []*piece                    // the documents of the sources
+	alone     []*piece                    // those that stand alone, the oldest first
+	rounds    int                         // how often the documents were combined again because some were refused
 	closed    []identity                  // the documents because of which all requests to the workload are denied
 	count     int                         // the number of documents, without Lists
 	documents []*document                 // what is in force of the pieces
@@ -213,16 +213,16 @@ type compiler struct {
 
 	entriesOfConsul []decoded[consul.Entry]
 
-	// By host, what applies to its calls in addition to its VirtualService.
+	// By host: what applies to calls in addition to the VirtualService.
 	profiles map[string]*profile
 	splits   map[string]*split
 
-	lastClaims map[string]*claim // by host, the last of several claims, each of which is for the ports that those before it leave
+	lastClaims map[string]*claim // by host: the last of several claims, each of which has the ports that the earlier ones leave
 
-	leading map[leads]bool // whether documents about the services that requests are led to have to be joined
+	leading map[leads]bool // whether there are documents to join about these services; see joins
 
-	joints map[string][]*joint // by host, those that were tried or met in any round
-	joined map[string]int      // by namespace, how many routes and matches its documents make with others
+	joints map[string][]*joint // by host: those of all rounds
+	joined map[string]int      // by namespace: the number of routes and matches of its documents with others; see mostJoined
 }
 
 // failed reports whether any document has an error.

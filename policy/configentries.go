@@ -61,7 +61,7 @@ func (c *compiler) readEntryOfConsul(doc *yamldoc.Document, r *reading, kind str
 		return
 	}
 	if kind == consul.ServiceIntentionsKind && doc.Text("apiVersion") != "" {
-		r.name = doc.Text("spec.destination.name") // whom it protects; the name of the object is arbitrary
+		r.name = doc.Text("spec.destination.name") // the service that it protects; the name of the object is arbitrary
 	}
 	r.is = notEnforced{}
 }
@@ -76,7 +76,7 @@ func (c *compiler) configEntries() {
 		return
 	}
 	tried, reported, size := make(map[string]bool), make(map[consul.Error]bool), 0
-	for i := 0; i < len(names); i++ { // names grows by the services that chains lead to
+	for i := 0; i < len(names); i++ { // names grows: chains lead to more services
 		name := names[i]
 		if tried[name] {
 			continue
@@ -109,11 +109,12 @@ func (c *compiler) configEntries() {
 	}
 }
 
-// mostShares bounds the shares of all chains together: they take memory, and entries that are small make many.
-var mostShares = 5 * consul.MaxSize // changed by tests alone
+// mostShares bounds the shares of all chains together. They take memory, and a few small entries can lead to many of them.
+var mostShares = 5 * consul.MaxSize // only tests change it
 
-// tooLarge refuses routers and splitters since the chain of names[i] is too large together with those before it: all from there on that stand
-// alone, or else the last one that does. If none does, it is the document that the chain begins with.
+// tooLarge refuses routers and splitters, because the chain of names[i] is too large together with the earlier ones. It refuses all of
+// names[i] and later names that stand alone. If there are none, it refuses the last earlier one that stands alone and, if there is none
+// either, the document that the chain begins with.
 func (c *compiler) tooLarge(ch *chain, names []string, i int, at map[identity]decoded[consul.Entry]) {
 	var earlier, later []decoded[consul.Entry]
 	for n, name := range names {
@@ -351,12 +352,12 @@ func (ch *chain) built(p *Plan) *built {
 	return b
 }
 
-// viaChain separates the name of a subset from the name of the chain, and from that of the service whose place the target takes, where
-// calls to the target differ from those in the chain of its own service. No name of a subset contains it.
+// viaChain separates the name of a subset from the names of a chain and of the service that the target replaces. They are appended if calls
+// to the target differ from those in the chain of its own service. No name of a subset contains the separator.
 const viaChain = "~"
 
-// targetOf returns the target of calls in the chain of a service. led is the service whose place the target takes: its own service,
-// unless the calls fail over to it.
+// targetOf returns the target of calls in the chain of a service. led is the service that the target replaces: its own service, unless calls
+// fail over to it.
 func (p *Plan) targetOf(service, led string, t consul.Target) route.Target {
 	out := route.Target{Host: p.hostOf(t), Subset: t.Subset}
 	set := &p.consul.set

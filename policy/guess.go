@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// head is the beginning of a document: what it is.
+// head has the fields that identify a document.
 type head struct {
 	APIVersion, Kind string
 	Metadata         struct{ Name, Namespace, UID string }
@@ -35,7 +35,7 @@ func (c *compiler) guess(p *piece) {
 	p.reading, p.nowhere = &r, h.Metadata.Namespace == ""
 }
 
-// headOfJSON finds the head of a document that is JSON. Unlike package json by itself, it tells "namespace" from "Namespace".
+// headOfJSON finds the head of a JSON document. Unlike package json, it does not ignore the case of keys.
 func headOfJSON(text []byte) (h head, plain bool) {
 	fields := func(text []byte, to map[string]*string) (rest map[string]json.RawMessage, ok bool) {
 		if json.Unmarshal(text, &rest) != nil {
@@ -56,7 +56,8 @@ func headOfJSON(text []byte) (h head, plain bool) {
 	return h, ok
 }
 
-// headOf finds the head of a document line by line. It is not plain if the result may be wrong: a field is there twice, or is not a simple word.
+// headOf finds the head of a document line by line. It reports false if the result may be wrong, because a field is set twice or is not a
+// simple word.
 func headOf(text []byte) (h head, plain bool) {
 	var within string
 	var indent int // of the fields of metadata

@@ -115,7 +115,7 @@ func (c *compiler) readAccess(doc *yamldoc.Document, is *istio.AuthorizationPoli
 	if _, err := authz.Compile([]authz.Policy{a.policy}, config); err != nil {
 		unenforceable(a.policy, config, err, func(at, why string) { doc.Errorf(at, "cannot be enforced: %s", why) })
 	} else if a.policy.Action == authz.Allow {
-		// What matches nobody is an error where it should deny. Here it does no harm, but is not meant.
+		// A value that matches no peer is an error in a DENY policy. In an ALLOW policy it does no harm, but is a mistake.
 		strict := a.policy
 		strict.Action = authz.Deny
 		if _, err := authz.Compile([]authz.Policy{strict}, config); err != nil {

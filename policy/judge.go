@@ -10,7 +10,7 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/smi"
 )
 
-// piece is a document as its source has it, before it is decided what is in force in its place.
+// piece is a document of a source, with the verdict on it.
 type piece struct {
 	document
 	source int // its index
@@ -38,14 +38,14 @@ const (
 	closed            // nothing, and what it may protect is closed
 )
 
-// String returns the verdict as [Finding.InForce] has it.
+// String returns the text for [Finding.InForce].
 func (v verdict) String() string {
 	return [...]string{asWritten: "", lastGood: "last good", leftOut: "nothing", closed: "denial"}[v]
 }
 
-// mostAlone bounds the documents of a namespace that stand alone. Documents that protect workloads and all others are counted separately. A flood
-// in one namespace does not affect the documents of another.
-var mostAlone = 10_000 // changed by tests alone
+// mostAlone bounds the number of documents of a namespace that stand alone, so that a flood in one namespace does not affect other namespaces.
+// Documents that protect workloads are counted separately from all others.
+var mostAlone = 10_000 // only tests change it
 
 // key identifies a document that stands alone.
 func (d *document) key() groupIdentity { return groupIdentity{d.group, d.identity} }
@@ -63,10 +63,10 @@ type refusal struct {
 	uid string
 }
 
-// unknown reports whether its identity, or the documents in a List, could not be read.
+// unknown reports whether the identity of the document, or the documents in a List, could not be read.
 func (p *piece) unknown() bool { return p.Failed() && (p.kind == "" || p.name == "" || p.list()) }
 
-// lineUp sorts the documents that stand alone, and finds their last good versions.
+// lineUp sorts the documents that stand alone, finds their last good versions, and refuses those with errors.
 func (c *compiler) lineUp() {
 	present := make(map[groupIdentity]bool)
 	for _, p := range c.pieces {
@@ -113,7 +113,7 @@ func (c *compiler) lineUp() {
 	}
 }
 
-// keepAll keeps the last good versions of the documents that the source had before: p may be any of them.
+// keepAll keeps the last good versions of all documents that the source had before, because p may be any of them.
 func (c *compiler) keepAll(p *piece, present map[groupIdentity]bool) {
 	for _, last := range c.last.keptIn[p.file] {
 		key := last.key()
@@ -216,12 +216,13 @@ func (c *compiler) age(d *document) int {
 	return 0
 }
 
-// mostRounds is how often documents are combined, and single ones refused, in search of those that are good together. To go on for longer
-// would cost all others too much time.
+// mostRounds is the number of rounds in which single documents are refused to find those that are valid together. After that, whole groups
+// of documents are refused, because more rounds would take too long.
 const mostRounds = 8
 
-// blame returns which document is refused if composer, which leads to others, cannot be enforced together with one of them, newest. Whoever
-// wrote a document in another namespace than composer's may not know of composer, so it stays in force. After many rounds it is always composer.
+// blame returns the document that is refused if composer, which leads to other documents, cannot be enforced together with one of them,
+// newest. The author of a document in another namespace may not know about composer, so that document stays in force. After many rounds,
+// composer is always refused.
 func (c *compiler) blame(composer, newest *document) *document {
 	if composer.from.alone && (newest.namespace != composer.namespace || c.rounds >= mostRounds) {
 		return composer
@@ -229,8 +230,8 @@ func (c *compiler) blame(composer, newest *document) *document {
 	return newest
 }
 
-// refuseRivals refuses, with each document that fails after many rounds, those that would take its place in the next round, only to fail as
-// well: the others of its kind and namespace for the same hosts. After many more rounds it refuses all of its kind and namespace.
+// refuseRivals refuses, together with each document that fails after many rounds, those that would replace it in the next round and possibly
+// fail too: the others of its kind and namespace for the same hosts. After many more rounds, it refuses all of its kind and namespace.
 func (c *compiler) refuseRivals() {
 	type place struct {
 		kind, namespace, host string
@@ -263,7 +264,7 @@ func (c *compiler) refuseRivals() {
 	}
 }
 
-// hosts returns the hosts that a document is about, if others can be about the same.
+// hosts returns the hosts that a document is about, if several documents can be about the same host.
 func (c *compiler) hosts(d *document) []string {
 	switch is := d.is.(type) {
 	case *virtual:
@@ -285,7 +286,7 @@ func (d *document) same(other *document) bool {
 	return d.reading == other.reading || own && otherOwn && sum == otherSum
 }
 
-// shares reports whether two documents share the memory of their text. An old one would keep its whole old source in memory.
+// shares reports whether two documents share the memory of their text. Otherwise, keeping the old one would keep its whole source in memory.
 func (d *document) shares(other *document) bool {
 	a, b := d.Raw(), other.Raw()
 	return len(a) > 0 && len(b) > 0 && &a[0] == &b[0]
@@ -339,20 +340,20 @@ func (c *compiler) refusals(add func(d *document, problems []yamldoc.Problem, om
 	}
 }
 
-// twice reports that a document has the identity of another one. A last good version with the text of the other one says nothing about the
-// version that is refused.
+// twice reports that a document has the identity of another one. If the text of a last good version is the same as that of the other document,
+// that does not make the refused version a twin.
 func (d *document) twice(first *document) {
 	d.from.twin = first.from.alone && d.from.alone && d.uid != "" && d.uid == first.uid || d.from.verdict == asWritten && d.same(first)
 	d.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them", d, first.file, first.Line)
 }
 
-// reason says, in the decision about a request, which document denies it.
+// reason returns the reason of a decision that denies a request because of a refused document.
 func reason(id identity) string {
 	return fmt.Sprintf("%s is refused and has no last good version: what it forbids is not known", id)
 }
 
-// culprit returns the document that is blamed if all documents of a list together have an error: the last one that has changed, otherwise the
-// last one that stands alone, otherwise the first one.
+// culprit returns the document to blame for an error of all documents of a list together: the last one that has changed, otherwise the last
+// one that stands alone, otherwise the first one.
 func culprit[T any](c *compiler, list []decoded[T]) *document {
 	if len(list) == 0 {
 		return c.documents[0]

@@ -78,12 +78,12 @@ type Workload struct {
 		Compile(expression string, onlyPassing bool) (func(*discovery.Endpoint) bool, error)
 	}
 
-	// Keys fetches the keys that RequestAuthentications verify tokens with, where these do not stand in the documents. A mesh has
-	// its own. Without it, as when documents are only checked, nothing is fetched, and such tokens are refused.
+	// Keys fetches the keys with which RequestAuthentications verify tokens, unless the documents contain them. A mesh sets it. Without
+	// it, as when documents are only checked, no keys are fetched, and tokens that need them are refused.
 	Keys *jwt.Remotes
 
-	// Files opens the files that the TLS settings of a DestinationRule name, where the document stands alone and is new or has changed:
-	// the document is refused if one of them cannot be used. A mesh has its own. Without it no file is opened.
+	// Files opens the files that the TLS settings of a DestinationRule name, if the document stands alone and is new or has changed. The
+	// document is refused if a file cannot be used. A mesh sets it. Without it, no files are opened.
 	Files interface {
 		// Check returns an error that says what is wrong with the files.
 		Check(TLS) error
@@ -114,13 +114,13 @@ type Plan struct {
 
 	inForce []int // the number of documents of each source that are in force
 
-	// Of the documents that stand alone, for the next plan: their last good versions, by what they are and by their source, and since when
-	// they are refused.
+	// About the documents that stand alone, for the next plan: the last good versions, by identity and by source, and the times since
+	// which documents are refused.
 	kept    map[groupIdentity]*document
 	keptIn  map[string][]*document
 	refused map[refusal]time.Time
 
-	unenforceable map[string][]*joint // of these documents together, by host
+	unenforceable map[string][]*joint // combinations of these documents that cannot be enforced, by host
 
 	readings map[yamldoc.Sum]*reading // the readings of the documents, for the next plan
 	words    *yamldoc.Words           // words that documents repeat
@@ -158,8 +158,8 @@ type Cluster struct {
 	Subset  map[string]string
 	Missing bool
 
-	// Closed names the DestinationRule because of which all calls to the target fail: it has settings of TLS, and is refused. It is empty
-	// if there is none.
+	// Closed names the DestinationRule because of which all calls to the target fail: one with TLS settings that is refused. It is empty if
+	// there is none.
 	Closed string
 
 	// Filter selects among the endpoints with these labels. The zero value selects all of them.

@@ -18,7 +18,7 @@ type profile struct {
 	budget       retry.BudgetConfig
 	destinations []route.Destination
 
-	// said is what it says until the documents are compiled: that takes more memory than the document.
+	// said is the translated document. It is dropped after the documents were compiled, because it takes more memory than the document.
 	said atomic.Pointer[linkerd.Profile]
 }
 
@@ -33,7 +33,7 @@ func readProfile(doc *yamldoc.Document, r *reading, is *linkerd.ServiceProfile) 
 	return p
 }
 
-// routes returns what the profile says of some of the requests.
+// routes returns the routes of the profile.
 func (p *profile) routes() []linkerd.ProfileRoute {
 	if known := p.said.Load(); known != nil {
 		return known.Routes

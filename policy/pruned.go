@@ -17,7 +17,7 @@ import (
 const lastApplied = "kubectl.kubernetes.io/last-applied-configuration"
 
 // pruned reports the fields that a document had when it was applied, but that the API server dropped because its schema does not have them. What
-// is left may mean something else: a rule with a misspelt "from" becomes one that matches everybody.
+// is left may mean something else: a rule with a misspelt "from" becomes one that matches all callers.
 func (c *compiler) pruned(doc *yamldoc.Document, r *reading) {
 	text := doc.Text(yamldoc.Key("metadata.annotations", lastApplied))
 	if text == "" {
@@ -45,7 +45,7 @@ func (c *compiler) pruned(doc *yamldoc.Document, r *reading) {
 		switch {
 		case p.Warning, strings.HasPrefix(p.Path, "metadata"), strings.HasPrefix(p.Path, "status"), failed(doc, p.Path):
 			continue
-		case doc.Has(p.Path), !doc.Has(yamldoc.Parent(p.Path)): // it is still there, or what it was part of is not
+		case doc.Has(p.Path), !doc.Has(yamldoc.Parent(p.Path)): // it was not dropped, or was dropped with the object around it
 			continue
 		}
 		report := doc.Warnf

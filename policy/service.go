@@ -102,7 +102,7 @@ type servicePort struct {
 // served has the ports of a Service.
 type served struct {
 	host  string
-	ports []servicePort // not nil, even if there are none: nil would mean that the ports are unknown
+	ports []servicePort // never nil: nil would mean that the ports are unknown
 }
 
 func (c *compiler) readService(r *reading, is *service) *served {
@@ -127,8 +127,8 @@ func (c *compiler) services() {
 	}
 }
 
-// http2 reports whether the protocol of a port is HTTP/2. Like Istio, it uses appProtocol, or otherwise the name, of both what is before
-// a dash. "kubernetes.io/h2c" is the only one of Kubernetes' own names that is HTTP/2.
+// http2 reports whether the protocol of a port is HTTP/2. Like Istio, it uses the part before the first dash of appProtocol or, if that is
+// not set, of the name. Of the protocol names that Kubernetes defines, only "kubernetes.io/h2c" is HTTP/2.
 func http2(name, appProtocol string) bool {
 	if appProtocol == "kubernetes.io/h2c" {
 		return true

@@ -10,8 +10,8 @@ import (
 	"github.com/nosidecar/mesh/policy/jwt"
 )
 
-// Tokens returns what verifies the tokens of requests, as the RequestAuthentications of the workload ask. It is nil if there is
-// none.
+// Tokens returns the authenticator that verifies the tokens of requests, as the RequestAuthentications of the workload specify. It is nil
+// if there are none.
 func (in *Inbound) Tokens() *jwt.Authenticator { return in.tokens }
 
 // tokens is a RequestAuthentication.
@@ -30,7 +30,7 @@ func (c *compiler) readTokens(doc *yamldoc.Document, is *istio.RequestAuthentica
 	return t
 }
 
-// requestAuthentications compiles the rules about tokens that apply to the workload. They add up: none replaces another.
+// requestAuthentications compiles the rules about tokens that apply to the workload. All of them apply: none replaces another.
 func (c *compiler) requestAuthentications() {
 	in := c.plan.inbound
 	var own []decoded[tokens]
@@ -45,13 +45,13 @@ func (c *compiler) requestAuthentications() {
 	}
 	if len(in.rules) == 0 {
 		if !broken {
-			c.nobodysTokens()
+			c.unverified()
 		}
 		return
 	}
 	equal := func(a, b jwt.Rule) bool { return a.Equal(&b) }
 	if last := c.last.inbound; last != nil && last.tokens != nil && slices.EqualFunc(last.rules, in.rules, equal) {
-		in.tokens = last.tokens // with the tokens that it remembers
+		in.tokens = last.tokens // keeps the tokens that were already verified
 		return
 	}
 	remotes := c.plan.workload.Keys
@@ -59,19 +59,19 @@ func (c *compiler) requestAuthentications() {
 		remotes = new(jwt.Remotes)
 	}
 	var err error
-	if in.tokens, err = jwt.New(in.rules, remotes); err != nil { // although each is right by itself
+	if in.tokens, err = jwt.New(in.rules, remotes); err != nil { // although each document alone is valid
 		culprit(c, own).Errorf("spec", "cannot be enforced: %v", err)
 	}
 }
 
-// nobodysTokens warns of policies that ask for a token where none is verified.
-func (c *compiler) nobodysTokens() {
+// unverified warns about policies that need a token if no RequestAuthentication verifies any.
+func (c *compiler) unverified() {
 	for _, ap := range c.access {
 		if ap.Failed() || !ap.is.selected {
 			continue
 		}
 		for i := range ap.is.policy.Rules {
-			if asksForToken(&ap.is.policy.Rules[i]) {
+			if needsToken(&ap.is.policy.Rules[i]) {
 				ap.Warnf(yamldoc.Index("spec.rules", i), "asks for a token, and no RequestAuthentication of this workload verifies one: no request has any")
 				break
 			}
@@ -79,7 +79,8 @@ func (c *compiler) nobodysTokens() {
 	}
 }
 
-func asksForToken(r *authz.Rule) bool {
+// needsToken reports whether a rule has conditions on tokens.
+func needsToken(r *authz.Rule) bool {
 	return slices.ContainsFunc(r.From, func(s authz.Source) bool { return len(s.RequestPrincipals)+len(s.NotRequestPrincipals) > 0 }) ||
 		slices.ContainsFunc(r.When, func(c authz.Condition) bool { return strings.HasPrefix(c.Key, "request.auth.") })
 }

@@ -114,8 +114,8 @@ func (d *Document) load() {
 	d.root = c.root
 }
 
-// Raw returns the text of the document as it stands in its stream, also if it cannot be parsed. It is nil for an item of a List, and for what
-// stands for several documents.
+// Raw returns the text of the document in its stream, even if it cannot be parsed. It is nil for an item of a List, and for the document
+// that reports problems of several documents.
 func (d *Document) Raw() []byte {
 	if d.text != nil {
 		return d.text

@@ -101,7 +101,7 @@ type stream struct {
 	documents int
 	problems  int
 	broken    int       // documents that are not valid YAML
-	rest      *Document // stands for the documents beyond maxBroken
+	rest      *Document // reports the documents beyond maxBroken
 }
 
 // admits counts a problem and reports whether it may be kept.

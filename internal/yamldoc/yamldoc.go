@@ -54,7 +54,7 @@ type Document struct {
 	stream  *stream
 	text    []byte
 	sum     Sum        // of text
-	broken  []byte     // in place of text, if it cannot be parsed
+	broken  []byte     // the text, if it cannot be parsed; text is nil then
 	root    *yaml.Node // a mapping; nil if the syntax is broken
 	unread  bool       // root was not yet parsed
 	loose   bool       // see Loosen
@@ -63,7 +63,7 @@ type Document struct {
 	failed  bool       // a problem is an error
 	omitted int
 
-	of  *Document // for an unread item: its List, and its place there
+	of  *Document // for an item: its List, and its place there
 	key string
 	nth int
 }
@@ -216,7 +216,7 @@ func (d *Document) Texts(path string) []string {
 	return texts
 }
 
-// Keys returns the keys of the object at path, and whether there is an object that has each key once, or nothing at all.
+// Keys returns the keys of the object at path. It reports whether there is an object without duplicate keys, or no value at all.
 func (d *Document) Keys(path string) (keys []string, ok bool) {
 	node := d.find(path)
 	if node == nil || null(node) {
@@ -263,8 +263,8 @@ func (d *Document) IsText(path string) bool {
 	return node != nil && node.Kind == yaml.ScalarNode && node.ShortTag() == "!!str"
 }
 
-// Paths yields the paths of all fields with this key, at any depth below path. An alias is followed; one that aliases within aliases repeat
-// too often to be followed is yielded itself, since it may have such a field.
+// Paths yields the paths of all fields with this key, at any depth below path. It follows a limited number of aliases. It yields the path of
+// an alias that it does not follow, since there may be such a field in it.
 func (d *Document) Paths(path, key string) iter.Seq[string] {
 	return func(yield func(string) bool) {
 		if node := d.find(path); node != nil {

@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// indexedFrom is the number of matches from which on a table has an index.
+// indexedFrom is the number of matches from which a table has an index.
 const indexedFrom = 16
 
 // index finds the first match of a table that applies to a request, without trying them all. Each match is filed under the one of its
@@ -97,8 +97,8 @@ const (
 	onGram
 )
 
-// option is a way to file a match: a set of conditions of which every request that the match applies to fulfils at least one. Most
-// options have only the first.
+// option is a way to file a match: a set of conditions. Every request that the match applies to meets at least one of them. Most options
+// have only one condition.
 type option struct {
 	first  condition
 	others []condition
@@ -161,7 +161,7 @@ type sharers map[condition]sharing
 
 type sharing struct {
 	matches int32
-	last    int32 // of them, and 1
+	last    int32 // 1 plus the last of them
 }
 
 // count counts the conditions of a match, each once.
@@ -175,7 +175,7 @@ func (s sharers) count(options []option, match int32) {
 	}
 }
 
-// of returns by how many matches an option is shared.
+// of returns the number of matches that share the conditions of an option.
 func (s sharers) of(o *option) (sum int32) {
 	for c := range o.all {
 		sum += s[c].matches
@@ -208,7 +208,7 @@ func fileValue[K comparable](all []valuesOf[K], key K, value string, i int32) []
 	return all
 }
 
-// filings returns what a match may be filed under. The cheapest come first.
+// filings returns the ways to file a match, the cheapest first.
 func filings(m *matcher) (all []option) {
 	may := func(c condition) { all = append(all, option{first: c}) }
 	if m.uri.kind == Exact && !m.uri.fold {
@@ -244,7 +244,7 @@ type prefixes struct {
 
 type prefixed struct {
 	text    string
-	parent  int32 // the longest other text that this one begins with, -1 if there is none
+	parent  int32 // the index of the longest other text that this one begins with, or -1
 	matches []int32
 }
 
@@ -262,8 +262,8 @@ func (p *prefixes) sort(lists map[string][]int32) {
 	}
 }
 
-// last returns the last text that does not come after path, -1 if there is none. All texts that path begins with are this
-// one, its parent, the parent of that, and so on: each text between one of them and path begins with it.
+// last returns the index of the last text in sorted order that is not greater than path, or -1. All texts that path begins with are this
+// one, its parent, the parent of that, and so on: whatever sorts between one of them and path begins with it too.
 func (p *prefixes) last(path string) int32 {
 	low, high := 0, len(p.list)
 	for low < high {

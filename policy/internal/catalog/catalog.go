@@ -26,7 +26,7 @@ const (
 // API describes an API group. If Versions is nil, every version has the kinds. Other kinds are errors, unless the group belongs to Kubernetes
 // itself.
 type API struct {
-	Versions []string // from old to new
+	Versions []string // the oldest first
 	Kinds    map[string]State
 }
 
@@ -83,8 +83,8 @@ func OfEntry(kind string) State {
 // Kind is a kind that is not skipped.
 type Kind struct {
 	Group, Name string
-	Versions    []string // that are read, from old to new; nil means all
-	Protects    bool     // documents of this kind say who may call whom, so that one which is not known may forbid anything
+	Versions    []string // the versions that are read, the oldest first; nil means all
+	Protects    bool     // documents of this kind restrict who may call whom, so that one that cannot be read may forbid anything
 }
 
 // All returns the kinds that are compiled or refused, sorted by group and name.
@@ -103,7 +103,7 @@ func All() []Kind {
 	return all
 }
 
-// Protects reports whether documents of a kind say who may call whom.
+// Protects reports whether documents of a kind restrict who may call whom.
 func Protects(group, kind string) bool {
 	switch group {
 	case istio.SecurityGroup, "access.smi-spec.io":

@@ -1,4 +1,4 @@
-// Package conjunction joins the conditions that several documents set for the same request.
+// Package conjunction combines the conditions of several documents on the same request.
 package conjunction
 
 import (
@@ -13,12 +13,12 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// Never is a match that no request meets: no method has a parenthesis.
+// Never matches no request, since no method contains a parenthesis.
 var Never = route.Match{Method: route.StringMatch{Kind: route.Exact, Value: "(none)"}}
 
-// And returns a match that holds where a and b do, and false if they contradict each other. What a says of the path stays
-// in place, because rewrites go by it; with keep set it does so too if a says nothing. It fails if b has a regular
-// expression for the path that cannot stand beside another condition.
+// And returns a match for the requests that match both a and b. It reports false if a and b contradict each other. The condition of a on
+// the path remains the condition on the path, because rewrites depend on it. If keep is set, that is also true if a has no such
+// condition. And returns an error if b has a regular expression for the path that cannot be combined with other conditions.
 func And(a, b route.Match, keep bool) (both route.Match, ok bool, err error) {
 	both = a
 	both.Headers = slices.Concat(a.Headers, b.Headers)
@@ -60,7 +60,7 @@ func And(a, b route.Match, keep bool) (both route.Match, ok bool, err error) {
 	return both, true, nil
 }
 
-// Path turns a condition on the path into one on :path, which has the query too. A match can have any number of those.
+// Path converts a condition on the path to one on :path, which includes the query. A match may have any number of conditions on :path.
 func Path(m route.StringMatch) (route.KeyMatch, error) {
 	key := func(value route.StringMatch) (route.KeyMatch, error) {
 		return route.KeyMatch{Key: ":path", Value: value}, nil
@@ -69,7 +69,7 @@ func Path(m route.StringMatch) (route.KeyMatch, error) {
 	var err error
 	switch m.Kind {
 	case route.Any, route.Prefix:
-		return key(m) // a path holds no question mark
+		return key(m) // a path contains no question mark
 	case route.Exact:
 		flags := syntax.Literal
 		if m.IgnoreCase {
@@ -93,9 +93,8 @@ func Path(m route.StringMatch) (route.KeyMatch, error) {
 
 var errAnchor = errors.New(`the pattern has "$" or a line anchor inside: it cannot be combined with other conditions on the path`)
 
-// write writes a regular expression that matches what re does, except for strings with a question mark. It does not keep
-// what only matters to searches: groups and whether a repetition is greedy. The method String of re would take
-// milliseconds for each class of characters.
+// write writes a regular expression that matches the same strings as re, except those with a question mark. It omits what matters only for
+// searches: groups, and whether a repetition is greedy. re.String would take milliseconds for each character class.
 func write(b *strings.Builder, re *syntax.Regexp) error {
 	const nothing = `[^\x00-\x{10FFFF}]`
 	switch re.Op {
@@ -157,7 +156,7 @@ func write(b *strings.Builder, re *syntax.Regexp) error {
 	return nil
 }
 
-// writeClass writes a class of characters, given by the ends of its ranges, without the question mark.
+// writeClass writes a character class without the question mark. ranges has the first and last character of each range.
 func writeClass(b *strings.Builder, ranges []rune) {
 	empty := true
 	add := func(lo, hi rune) {

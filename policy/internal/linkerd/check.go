@@ -10,7 +10,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
+// Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 func (sp *ServiceProfile) Check(doc *yamldoc.Document) {
 	sp.Metadata.Check(doc)
 	spec := &sp.Spec
@@ -182,5 +182,5 @@ func (d *WeightedDst) check(doc *yamldoc.Document, at string) int64 {
 	return d.Weight.Milli
 }
 
-// maxWeight is the largest weight in thousandths: the proxy counts in ten-thousandths of 32 bits.
+// maxWeight is the maximum weight in thousandths. The proxy stores ten-thousandths in 32 bits.
 const maxWeight = math.MaxUint32 / 10

@@ -1,19 +1,19 @@
-// Package linkerd reads Linkerd's documents: it declares them field by field, checks them as Linkerd's validator
-// (linkerd2 pkg/profiles) and its proxy do, and translates them into what the layers of this library understand.
+// Package linkerd reads Linkerd's documents. It declares their fields, validates them as Linkerd's validator (linkerd2 pkg/profiles) and
+// its proxy do, and translates them into the settings of the layers of this library.
 //
-// What this library does with a field stands in its mesh tag; see [github.com/nosidecar/mesh/internal/yamldoc]. Fields
-// without the tag are enforced.
+// The mesh tag of a field says what this library does with it; see [github.com/nosidecar/mesh/internal/yamldoc]. Fields without the
+// tag are enforced.
 //
-// This is where it differs from Linkerd:
+// There are these differences from Linkerd:
 //
-//   - A route may have retries, which bound the number of retries and the time of each try. Retries without such a limit
-//     are bounded by the budget, and end after 100 of them.
-//   - Of the gRPC statuses that are failures, unknown and data-loss are not retried, and the others only if they come in
-//     the headers of the response.
-//   - A call that got no response is retried if the status that the proxy would make of it, 502, 503 or 504, is a failure.
-//   - The budget counts for each destination: where requests are split, each backend has one of the same size.
-//   - An authority without a port, which Linkerd ignores, is an error. So are a budget that the proxy drops, a pattern of
-//     which it drops the route, and conditions that grow too large or cannot be combined.
+//   - A route may have retries, which bound the number of retries and the time of each attempt. Retries without such a limit are
+//     bounded by the budget, and end after 100 retries.
+//   - Of the gRPC statuses that are failures, unknown and data-loss are not retried. The others are retried only if they are in the
+//     headers of the response.
+//   - A call without a response is retried if the status that the proxy would respond with (502, 503 or 504) is a failure.
+//   - Each destination has a budget of its own: if requests are split, each backend has one of the same size.
+//   - An authority without a port, which Linkerd ignores, is an error. So are a budget that the proxy drops, a pattern because of which
+//     it drops the route, and conditions that grow too large or cannot be combined.
 package linkerd
 
 import "github.com/nosidecar/mesh/internal/yamldoc"
@@ -21,7 +21,7 @@ import "github.com/nosidecar/mesh/internal/yamldoc"
 // Group is the API group of the documents.
 const Group = "linkerd.io"
 
-// ServiceProfile describes the routes of a service: which of them time out, and which are retried.
+// ServiceProfile describes the routes of a service, with their timeouts and retries.
 type ServiceProfile struct {
 	yamldoc.Object
 	Spec ServiceProfileSpec `yaml:"spec"`
@@ -43,7 +43,7 @@ type Route struct {
 	IsRetryable     *bool            `yaml:"isRetryable"`
 	Timeout         yamldoc.Duration `yaml:"timeout"`
 
-	// Retries is not part of Linkerd's API. It says how often and how long each try, where Linkerd has only a budget.
+	// Retries is not part of Linkerd's API. It bounds the number of retries and the time of each attempt. Linkerd has only a budget.
 	Retries *Retries `yaml:"retries"`
 }
 
@@ -53,7 +53,7 @@ type Retries struct {
 	Timeout yamldoc.Duration `yaml:"timeout"`
 }
 
-// RequestMatch is a condition on a request. Several fields must all hold.
+// RequestMatch is a condition on a request. All fields that are set must match.
 type RequestMatch struct {
 	PathRegex string         `yaml:"pathRegex"`
 	Method    string         `yaml:"method"`
@@ -62,14 +62,13 @@ type RequestMatch struct {
 	Not       *RequestMatch  `yaml:"not"`
 }
 
-// ResponseClass says whether responses are failures. The first class that matches counts; without one, server errors
-// are.
+// ResponseClass says whether responses are failures. The first class that matches counts. If none matches, server errors are failures.
 type ResponseClass struct {
 	Condition *ResponseMatch `yaml:"condition,required"`
 	IsFailure bool           `yaml:"isFailure"`
 }
 
-// ResponseMatch is a condition on a response. Several fields must all hold.
+// ResponseMatch is a condition on a response. All fields that are set must match.
 type ResponseMatch struct {
 	Status *StatusRange    `yaml:"status"`
 	All    []ResponseMatch `yaml:"all"`
@@ -77,7 +76,7 @@ type ResponseMatch struct {
 	Not    *ResponseMatch  `yaml:"not"`
 }
 
-// StatusRange is a range of status codes. One bound alone stands for both.
+// StatusRange is a range of status codes. If only one bound is set, the range is that single code.
 type StatusRange struct {
 	Min uint32 `yaml:"min"`
 	Max uint32 `yaml:"max"`
@@ -90,7 +89,7 @@ type RetryBudget struct {
 	TTL                 yamldoc.Duration `yaml:"ttl,required"`
 }
 
-// WeightedDst is a share of the requests that goes elsewhere.
+// WeightedDst is another destination, with its share of the requests.
 type WeightedDst struct {
 	Authority string           `yaml:"authority,required"`
 	Weight    yamldoc.Quantity `yaml:"weight"`

@@ -20,33 +20,33 @@ const (
 	maxStatus = 599
 )
 
-// Profile is a [ServiceProfile], translated.
+// Profile is a translated [ServiceProfile].
 type Profile struct {
 	Routes []ProfileRoute
 
-	// Budget bounds the retries of the service. It is Off where neither the document gives one nor a route needs one.
+	// Budget bounds the retries of the service. It is Off if the document has none and no route needs one.
 	Budget retry.BudgetConfig
 
-	// Destinations share the requests to the service, whichever route they take. Empty means the service itself.
+	// Destinations share the requests to the service, whatever route matches. Empty means the service itself.
 	Destinations []route.Destination
 }
 
-// ProfileRoute is what a profile says of some of the requests. One that no route matches has the mesh's defaults.
+// ProfileRoute has the settings for the requests that match it. Requests that match no route have the mesh's defaults.
 type ProfileRoute struct {
 	Name    string
-	Matches []route.Match // any of them; never empty
-	Timeout time.Duration // 0: none
+	Matches []route.Match // alternatives; never empty
+	Timeout time.Duration // 0 means none
 	Retry   retry.Config
 }
 
-// Profile translates the document, which Check found to be right.
+// Profile translates the document, which must have passed Check.
 func (sp *ServiceProfile) Profile() Profile {
 	p := Profile{Budget: retry.BudgetConfig{Off: true}}
 	for i := range sp.Spec.Routes {
 		r := &sp.Spec.Routes[i]
 		matches, err := r.Condition.matches()
 		if err != nil {
-			panic(err) // Check let it pass
+			panic(err) // Check has reported errors
 		}
 		p.Routes = append(p.Routes, ProfileRoute{
 			Name:    r.Name,
@@ -55,12 +55,12 @@ func (sp *ServiceProfile) Profile() Profile {
 			Retry:   r.retry(),
 		})
 		if r.limit() == unlimited {
-			p.Budget = retry.BudgetConfig{} // Linkerd's default: 20%, 10 a second, 10 s
+			p.Budget = retry.BudgetConfig{} // Linkerd's default: 20%, 10 per second, 10 s
 		}
 	}
 	if b := sp.Spec.RetryBudget; b != nil {
 		p.Budget = retry.BudgetConfig{Ratio: b.RetryRatio, MinPerSecond: float64(b.MinRetriesPerSecond), Window: b.TTL.Duration}
-		// To the budget, 0 is the default; a document means none.
+		// For the budget, 0 means its default. In the document, it means none.
 		if b.RetryRatio == 0 {
 			p.Budget.Ratio = -1
 		}
@@ -87,10 +87,10 @@ func (sp *ServiceProfile) Profile() Profile {
 	return p
 }
 
-// unlimited is how often a call is retried that only a budget bounds.
+// unlimited is the maximum number of retries of a call that only a budget limits.
 const unlimited = 100
 
-// limit returns how often a call is retried.
+// limit returns the maximum number of retries of a call.
 func (r *Route) limit() int {
 	switch retryable := r.IsRetryable != nil && *r.IsRetryable; {
 	case r.Retries != nil && r.Retries.Limit != nil:
@@ -101,7 +101,7 @@ func (r *Route) limit() int {
 	return 0
 }
 
-// retry returns when a call is retried: at once, like by Linkerd's proxy, and whatever its method.
+// retry returns the retry settings. Like Linkerd's proxy, it retries immediately, whatever the method is.
 func (r *Route) retry() retry.Config {
 	if r.limit() == 0 || !r.canFail() {
 		return retry.Config{}
@@ -120,13 +120,12 @@ func (r *Route) retry() retry.Config {
 	return c
 }
 
-// canFail says that something is a failure.
+// canFail reports whether any outcome is a failure.
 func (r *Route) canFail() bool {
 	return r.on() != retry.On{}
 }
 
-// on returns what is a failure. What happens without a response counts as the response that Linkerd's proxy makes of it:
-// 502, 503 or 504.
+// on returns which outcomes are failures. A call without a response counts as the response of Linkerd's proxy: 502, 503 or 504.
 func (r *Route) on() retry.On {
 	const grpc = retry.DeadlineExceeded | retry.Internal | retry.Unavailable
 	if len(r.ResponseClasses) == 0 {
@@ -159,7 +158,7 @@ func (r *Route) on() retry.On {
 	return on
 }
 
-// classify says whether one of the classes has the status, and whether it is a failure.
+// classify reports whether a class matches the status, and whether the status is a failure.
 func (r *Route) classify(status int) (classified, failed bool) {
 	for i := range r.ResponseClasses {
 		c := &r.ResponseClasses[i]
@@ -170,8 +169,8 @@ func (r *Route) classify(status int) (classified, failed bool) {
 	return false, status >= 500
 }
 
-// holds says whether the condition holds for a status. Conditions without content do not count: the proxy leaves them
-// out of what they are part of.
+// holds reports whether the condition matches a status. A condition without content does not count: the proxy removes it from the
+// condition around it.
 func (m *ResponseMatch) holds(status int) (holds, counts bool) {
 	holds = true
 	and := func(part, partCounts bool) {
@@ -217,14 +216,14 @@ func (m *RequestMatch) matches() ([]route.Match, error) {
 	return terms, nil
 }
 
-// maxTerms bounds what a condition may grow to when it is written as alternatives.
+// maxTerms bounds the number of alternatives of a condition.
 const maxTerms = 256
 
 var errTerms = errors.New("too complex: written out it has more than " + strconv.Itoa(maxTerms) + " alternatives")
 
-// terms returns the alternatives under which the condition holds or, negated, does not. None means that it never does.
+// terms returns the alternatives under which the condition or, if negated is set, its negation holds. It never holds if there are none.
 func (m *RequestMatch) terms(negated bool) ([]route.Match, error) {
-	t := newTerms(negated) // the parts must all hold; for the negation it is enough that one does not
+	t := newTerms(negated) // all parts must hold; for the negation, it is enough that one does not
 	if m.Method != "" {
 		t.add(methodTerm(m.Method, negated))
 	}
@@ -247,7 +246,7 @@ func (m *RequestMatch) terms(negated bool) ([]route.Match, error) {
 	return t.list, t.err
 }
 
-// terms are the alternatives under which any of several parts holds, or under which all do.
+// terms has the alternatives under which all of several parts hold or, if any is set, any of them does.
 type terms struct {
 	any  bool
 	list []route.Match
@@ -258,7 +257,7 @@ func newTerms(any bool) *terms {
 	if any {
 		return &terms{any: true}
 	}
-	return &terms{list: []route.Match{{}}} // one alternative without conditions: always
+	return &terms{list: []route.Match{{}}} // one alternative without conditions, which always holds
 }
 
 // add adds a part.
@@ -297,7 +296,7 @@ func pathTerm(pattern string, negated bool) ([]route.Match, error) {
 	return []route.Match{{WithoutHeaders: []route.KeyMatch{key}}}, err
 }
 
-// and returns the alternatives under which one of a and one of b hold.
+// and returns the alternatives under which one of a and one of b both hold.
 func and(a, b []route.Match) ([]route.Match, error) {
 	if len(a)*len(b) > maxTerms {
 		return nil, errTerms
@@ -320,7 +319,7 @@ func and(a, b []route.Match) ([]route.Match, error) {
 	return out, nil
 }
 
-// takesAll says that one of the alternatives has no conditions.
+// takesAll reports whether one of the alternatives has no conditions.
 func takesAll(terms []route.Match) bool {
 	for _, t := range terms {
 		if t.URI.Kind == route.Any && t.Method.Kind == route.Any && len(t.Headers) == 0 && len(t.WithoutHeaders) == 0 {
@@ -333,11 +332,11 @@ func takesAll(terms []route.Match) bool {
 // pathExpr is a pathRegex as a pattern for the whole path.
 type pathExpr struct {
 	text  string
-	loose bool // not all alternatives have to match the whole path
+	loose bool // some alternatives need not match the whole path
 }
 
-// fullPath returns the pattern that Linkerd's proxy makes of a pathRegex, which it puts between ^ and $. That anchors the
-// start of the first alternative and the end of the last one: the others match anywhere.
+// fullPath returns the pattern that Linkerd's proxy makes of a pathRegex, which it puts between ^ and $. That anchors only the start of the
+// first alternative and the end of the last one.
 func fullPath(expr string) (pathExpr, error) {
 	expr = strings.TrimSpace(expr)
 	if _, err := syntax.Parse(expr, syntax.Perl); err != nil {
@@ -372,15 +371,15 @@ func fullPath(expr string) (pathExpr, error) {
 	return out, nil
 }
 
-// flags finds flags that are set for the rest of a pattern.
+// flags matches flags that apply to the rest of a pattern.
 var flags = regexp.MustCompile(`\(\?[a-zA-Z-]+\)`)
 
-// escaped says that what follows s is escaped by a backslash.
+// escaped reports whether a backslash at the end of s escapes the next character.
 func escaped(s string) bool {
 	return (len(s)-len(strings.TrimRight(s, `\`)))%2 == 1
 }
 
-// split cuts a regular expression, which is valid, at the bars that are not inside of parentheses or brackets.
+// split splits a valid regular expression at the bars outside of parentheses and brackets.
 func split(expr string) []string {
 	var parts []string
 	depth, start := 0, 0
@@ -411,7 +410,7 @@ func split(expr string) []string {
 	return append(parts, expr[start:])
 }
 
-// class returns the index of the bracket that closes the character class that starts at i.
+// class returns the index of the closing bracket of the character class at i.
 func class(expr string, i int) int {
 	i++
 	if i < len(expr) && expr[i] == '^' {

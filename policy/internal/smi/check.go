@@ -11,10 +11,10 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// maxWeight is the largest weight in thousandths; sums of them fit the counters of the router.
+// maxWeight is the maximum weight in thousandths. Sums of weights fit into an int64.
 const maxWeight = math.MaxUint32
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
+// Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 func (ts *TrafficSplit) Check(doc *yamldoc.Document) {
 	ts.Metadata.Check(doc)
 	spec, v := &ts.Spec, version(ts.APIVersion)
@@ -68,7 +68,7 @@ func service(doc *yamldoc.Document, name, at string) {
 	}
 }
 
-// Check reports what is wrong with the document beyond its shape. It must have been decoded without errors.
+// Check reports the mistakes in the document other than those in its shape. It must have been decoded without errors.
 func (g *HTTPRouteGroup) Check(doc *yamldoc.Document) {
 	g.Metadata.Check(doc)
 	v := version(g.APIVersion)
@@ -124,7 +124,7 @@ func (g *HTTPRouteGroup) Check(doc *yamldoc.Document) {
 	}
 }
 
-// tokenCharacters may be in the name of a header (RFC 9110, section 5.6.2).
+// tokenCharacters has the characters that the name of a header may contain (RFC 9110, section 5.6.2).
 const tokenCharacters = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 func wrongRegex(expr string) string {

@@ -1,12 +1,12 @@
-// Package smi reads the documents of the Service Mesh Interface: it declares them field by field, checks them as the
-// specification and its CRDs ask, and translates them into what the layers of this library understand.
+// Package smi reads the documents of the Service Mesh Interface. It declares their fields, validates them as the specification and its CRDs
+// require, and translates them into the settings of the layers of this library.
 //
-// What this library does with a field stands in its mesh tag; see [github.com/nosidecar/mesh/internal/yamldoc]. Fields
-// without the tag are enforced.
+// The mesh tag of a field says what this library does with it; see [github.com/nosidecar/mesh/internal/yamldoc]. Fields without the
+// tag are enforced.
 //
-// The specification leaves these to us: patterns for headers match the whole value; a service may be one of its own backends,
-// and what goes there is not split again; if several splits name a service, the first one counts; if all weights are 0,
-// the requests go to the service itself.
+// The specification leaves some choices open. Here, patterns for headers match the whole value. A service may be one of its own backends,
+// whose requests are not split again. If several splits name a service, the first one counts. If all weights are 0, the requests go to
+// the service itself.
 package smi
 
 import "github.com/nosidecar/mesh/internal/yamldoc"
@@ -27,7 +27,7 @@ type TrafficSplit struct {
 type TrafficSplitSpec struct {
 	Service  string     `yaml:"service,required"`
 	Backends []Backend  `yaml:"backends,required"`
-	Matches  []GroupRef `yaml:"matches"` // from v1alpha3 on
+	Matches  []GroupRef `yaml:"matches"` // since v1alpha3
 }
 
 // Backend is a service with its share of the requests.
@@ -43,11 +43,11 @@ type GroupRef struct {
 	Name     string `yaml:"name,required"`
 }
 
-// HTTPRouteGroup is a set of matches, of which one has to hold.
+// HTTPRouteGroup is a set of alternative matches.
 type HTTPRouteGroup struct {
 	yamldoc.Object
-	Spec    *HTTPRouteGroupSpec `yaml:"spec"`    // from v1alpha3 on
-	Matches []HTTPMatch         `yaml:"matches"` // before
+	Spec    *HTTPRouteGroupSpec `yaml:"spec"`    // since v1alpha3
+	Matches []HTTPMatch         `yaml:"matches"` // before v1alpha3
 }
 
 // HTTPRouteGroupSpec is the spec of an [HTTPRouteGroup].
@@ -55,14 +55,14 @@ type HTTPRouteGroupSpec struct {
 	Matches []HTTPMatch `yaml:"matches,required"`
 }
 
-// HTTPMatch is a condition on a request. All of its fields must hold.
+// HTTPMatch is a condition on a request. All of its fields must match.
 type HTTPMatch struct {
 	Name      string   `yaml:"name,required"`
 	PathRegex string   `yaml:"pathRegex"`
 	Methods   []string `yaml:"methods" enum:"*,GET,HEAD,PUT,POST,DELETE,CONNECT,OPTIONS,TRACE,PATCH"`
 
-	// Headers maps names to regular expressions. The specification writes it as a list of objects up to v1alpha3, and as
-	// one object in v1alpha4.
+	// Headers maps names to regular expressions. In the specification, it is a list of objects up to v1alpha3, and one object in
+	// v1alpha4.
 	Headers []map[string]string `yaml:"headers,single"`
 }
 

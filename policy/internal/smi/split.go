@@ -8,8 +8,8 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// Weights returns the weights of the backends, in the smallest whole numbers of the same proportion, and false if all
-// are 0: then the requests go to the service itself.
+// Weights returns the weights of the backends as whole numbers of the same proportion. It reports false if all are 0, so that requests go
+// to the service itself.
 func (ts *TrafficSplit) Weights() (weights []int, ok bool) {
 	var divisor int64
 	for _, b := range ts.Spec.Backends {
@@ -18,7 +18,7 @@ func (ts *TrafficSplit) Weights() (weights []int, ok bool) {
 	if divisor == 0 {
 		return nil, false
 	}
-	// Whole weights stay as they are written.
+	// Keep whole weights as they are written.
 	if divisor%1000 == 0 {
 		divisor = 1000
 	}
@@ -42,13 +42,14 @@ func (g *HTTPRouteGroup) matches() []HTTPMatch {
 	return g.Matches
 }
 
-// Routes translates the matches, which Check found to be right. Without any the group has one that no request meets.
+// Routes translates the matches of a group, which must have passed Check. For a group without matches, it returns one that matches no
+// request.
 func (g *HTTPRouteGroup) Routes() []route.Match {
 	var out []route.Match
 	for _, m := range g.matches() {
 		match := route.Match{Name: m.Name}
 		if m.PathRegex != "" {
-			// The specification anchors the pattern to the start of the path only.
+			// In the specification, the pattern is anchored only at the start of the path.
 			match.URI = route.StringMatch{Kind: route.Regex, Value: "(?:" + m.PathRegex + ")(?s:.*)"}
 		}
 		for _, headers := range m.Headers {
