@@ -1,13 +1,13 @@
 package dashboards
 
-// The labels by which panels are filtered. Those of Istio's metrics are named differently.
+// Selectors and legends that several panels use.
 const (
 	process = `job=~"$job"`
 	target  = `job=~"$job",destination_service=~"$destination"`
 	to      = `{{destination_service}}:{{destination_port}} {{destination_subset}}`
 )
 
-// content is the dashboard: from the question whether all is well to the details that an answer needs.
+// content returns the rows of the dashboard, from a summary to the details.
 func content() []row {
 	return []row{
 		{"Is all well?", []panel{
@@ -15,7 +15,7 @@ func content() []row {
 				queries: []query{{`count(mesh_ready{` + process + `} == 0) or vector(0)`, ""}}},
 			{kind: overview, title: "Processes with refused documents", help: "The latest documents have errors, or some that stand alone have; the last good ones are still in force.", bad: 1,
 				queries: []query{{`count(mesh_policy_refused{` + process + `} == 1 or sum without (in_force) (mesh_policy_documents_refused{` + process + `}) > 0) or vector(0)`, ""}}},
-			{kind: overview, title: "Next certificate expires in", help: "It should never come near zero: certificates are replaced at half their life.", unit: "s", bad: 600, bounded: true,
+			{kind: overview, title: "Next certificate expires in", help: "It should never come near zero: certificates are replaced at half their life.", unit: "s", bad: 600, minimum: true,
 				queries: []query{{`min(mesh_certificate_expiry_timestamp_seconds{` + process + `}) - time()`, ""}}},
 			{kind: overview, title: "Ejected endpoints", help: "As each process sees them: an endpoint that three callers have ejected counts three times.", bad: 1,
 				queries: []query{{`sum(mesh_endpoints{` + target + `,state="ejected"})`, ""}}},
@@ -43,12 +43,12 @@ func content() []row {
 				queries: []query{{`avg by (destination_service, destination_port, destination_subset, state) (mesh_endpoints{` + target + `})`, to + ` {{state}}`}}},
 			{title: "Ejections", help: "Endpoints that outlier detection took out, per second.", unit: "ops",
 				queries: []query{{`sum by (destination_service, reason) (rate(mesh_ejections_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} {{reason}}"}}},
-			{title: "News of discovery", help: "Sets of endpoints that were delivered, and failures: the last known endpoints stay.", unit: "ops",
+			{title: "Updates from discovery", help: "Sets of endpoints that were delivered, and failures: the last known endpoints stay.", unit: "ops",
 				queries: []query{
 					{`sum by (destination_service) (rate(mesh_discovery_updates_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} delivered"},
 					{`sum by (destination_service) (rate(mesh_discovery_failures_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} failed"},
 				}},
-			{title: "Calls under way", queries: []query{{`sum by (destination_service, destination_port, destination_subset) (mesh_requests_in_flight{` + target + `})`, to}}},
+			{title: "Calls in flight", queries: []query{{`sum by (destination_service, destination_port, destination_subset) (mesh_requests_in_flight{` + target + `})`, to}}},
 		}},
 		{"Circuits and connection pools", []panel{
 			{title: "Circuits that are open or half open", help: "The number of processes.",
@@ -67,11 +67,11 @@ func content() []row {
 		{"Retries and their budget", []panel{
 			{title: "Retries", help: "Attempts after the first, per second.", unit: "ops",
 				queries: []query{{`sum by (destination_service) (rate(mesh_retries_total{` + target + `}[$__rate_interval]))`, "{{destination_service}}"}}},
-			{title: "Why there were no more", help: "A budget that is used up shows here.", unit: "ops",
+			{title: "Why retries stopped", help: "A budget that is used up shows here.", unit: "ops",
 				queries: []query{{`sum by (destination_service, reason) (rate(mesh_retries_stopped_total{` + target + `}[$__rate_interval]))`, "{{destination_service}} {{reason}}"}}},
 			{title: "Budget left", help: "How many more retries the tightest budget permits now.",
 				queries: []query{{`min by (destination_service) (mesh_retry_budget{` + target + `})`, "{{destination_service}}"}}},
-			{title: "Retries under way", help: "And how many may be.",
+			{title: "Retries in flight", help: "With the limits.",
 				queries: []query{
 					{`sum by (destination_service) (mesh_retries_active{` + target + `})`, "{{destination_service}}"},
 					{`sum by (destination_service) (mesh_retries_limit{` + target + `})`, "{{destination_service}} limit"},
@@ -95,9 +95,9 @@ func content() []row {
 				queries: []query{{`histogram_quantile(0.99, sum by (le, destination_service) (rate(istio_request_duration_milliseconds_bucket{reporter="source",` + target + `}[$__rate_interval])))`, "{{destination_service}}"}}},
 			{title: "99th percentile by endpoint", help: "As each endpoint sees it. One that is far above the others hurts.", unit: "ms",
 				queries: []query{{`histogram_quantile(0.99, sum by (le, destination_service, instance) (rate(istio_request_duration_milliseconds_bucket{reporter="destination",` + target + `}[$__rate_interval])))`, "{{destination_service}} {{instance}}"}}},
-			{title: "99th percentile by endpoint, as callers see it", help: "Attempts by the endpoint that they went to: a slow one shows before anybody asks it. Of processes with metrics.Config.MaxEndpoints.", unit: "ms",
+			{title: "99th percentile by endpoint, as callers see it", help: "Attempts by the endpoint that they went to: a slow one shows even if it reports no metrics itself. Only for processes with metrics.Config.MaxEndpoints.", unit: "ms",
 				queries: []query{{`histogram_quantile(0.99, sum by (le, destination_service, endpoint) (rate(mesh_attempt_duration_milliseconds_bucket{` + target + `}[$__rate_interval])))`, "{{destination_service}} {{endpoint}}"}}},
-			{title: "Attempts that failed, by endpoint", help: "As a share of the attempts that went to it. Of processes with metrics.Config.MaxEndpoints.", unit: "percentunit",
+			{title: "Attempts that failed, by endpoint", help: "As a share of the attempts that went to it. Only for processes with metrics.Config.MaxEndpoints.", unit: "percentunit",
 				queries: []query{{`sum by (destination_service, endpoint) (rate(mesh_attempt_duration_milliseconds_count{` + target + `,result="failure"}[$__rate_interval])) / sum by (destination_service, endpoint) (rate(mesh_attempt_duration_milliseconds_count{` + target + `}[$__rate_interval]))`, "{{destination_service}} {{endpoint}}"}}},
 			{title: "Failures by flag", help: "Why calls ended without an answer, or were answered by the mesh.", unit: "ops",
 				queries: []query{{`sum by (destination_service, response_flags) (rate(istio_requests_total{reporter="source",` + target + `,response_flags!="-"}[$__rate_interval]))`, "{{destination_service}} {{response_flags}}"}}},
@@ -113,9 +113,9 @@ func content() []row {
 				}},
 			{title: "Room for labels", help: "Sets of labels that are kept, as a share of the bound.", unit: "percentunit",
 				queries: []query{{`max by (job) (mesh_metrics_identities{` + process + `} / mesh_metrics_identities_limit{` + process + `})`, "{{job}}"}}},
-			{title: "Broken traces", help: "Calls that were made with a context that is no request's.", unit: "ops",
+			{title: "Broken traces", help: "Calls whose context does not come from a request.", unit: "ops",
 				queries: []query{{`sum by (job) (rate(mesh_outbound_without_inbound_total{` + process + `}[$__rate_interval]))`, "{{job}}"}}},
-			{title: "Peer metadata that was not believed", unit: "ops",
+			{title: "Peer metadata that was not trusted", unit: "ops",
 				queries: []query{{`sum by (job) (rate(mesh_peer_metadata_refused_total{` + process + `}[$__rate_interval]))`, "{{job}}"}}},
 		}},
 	}

@@ -1,4 +1,4 @@
-// Package dashboards makes the dashboard of a mesh for Grafana: what Istio's own dashboards do not show. mesh.json is what it makes,
+// Package dashboards generates a dashboard for Grafana, mesh.json. It shows what Istio's dashboards do not show about a mesh. The file
 // alerts.yaml has alert rules for Prometheus.
 package dashboards
 
@@ -15,17 +15,17 @@ import (
 	"github.com/grafana/grafana-foundation-sdk/go/timeseries"
 )
 
-// query is one line, or set of lines, of a panel.
+// query is a query of a panel. It leads to one line or several.
 type query struct{ expr, legend string }
 
 // panel is a panel of a row.
 type panel struct {
 	title, help string
-	unit        string // Grafana's name of it, "" for plain numbers
+	unit        string // Grafana's name of the unit; "" for plain numbers
 	queries     []query
 	kind        kind
-	bad         float64 // of an overview: the value from which on it is red; 0 for none
-	bounded     bool    // of an overview: it is red below bad, not above it
+	bad         float64 // for an overview: the threshold of red; 0 means none
+	minimum     bool    // for an overview: it is red below bad rather than above it
 }
 
 type kind int
@@ -36,17 +36,17 @@ const (
 	rows
 )
 
-// row is panels that are about one subject.
+// row has the panels about one subject.
 type row struct {
 	title  string
 	panels []panel
 }
 
-// JSON returns the dashboard as Grafana imports it.
+// JSON returns the dashboard in the format that Grafana imports.
 func JSON() ([]byte, error) {
 	b := dashboard.NewDashboardBuilder("Mesh in-process").
 		Uid("mesh-in-process").
-		Description("What is in force in the processes of the mesh, and why calls fail: beside Istio's dashboards, which show the traffic.").
+		Description("What is in force in the processes of the mesh, and why calls fail. Istio's dashboards show the traffic.").
 		Tags([]string{"mesh"}).
 		Time("now-1h", "now").
 		Refresh("30s").
@@ -74,7 +74,7 @@ func source() common.DataSourceRef {
 	return common.DataSourceRef{Type: cog.ToPtr("prometheus"), Uid: cog.ToPtr("$datasource")}
 }
 
-// choice is a variable of which several values, or all, may be chosen.
+// choice returns a variable of which several values, or all, may be selected.
 func choice(name, label, values string) *dashboard.QueryVariableBuilder {
 	return dashboard.NewQueryVariableBuilder(name).
 		Label(label).
@@ -125,7 +125,7 @@ func (p *panel) targets() (all []*prometheus.DataqueryBuilder) {
 
 func (p *panel) thresholds() *dashboard.ThresholdsConfigBuilder {
 	first, then := "green", "red"
-	if p.bounded {
+	if p.minimum {
 		first, then = then, first
 	}
 	steps := []dashboard.Threshold{{Color: first}}
