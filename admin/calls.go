@@ -157,7 +157,7 @@ func endedOf(a *mesh.Attempt) ended {
 // callEnd counts a call, and keeps it if it was slow or failed. Otherwise it takes two map look-ups and two short locks.
 func (c *collector) callEnd(_ context.Context, ended *mesh.Call) {
 	if ended.Mirror {
-		return // nobody waits for the result of a copy
+		return // no caller waits for the result of a copy
 	}
 	m := sample{at: ended.Start.Add(ended.Duration), took: ended.Duration, retries: max(ended.Attempts-1, 0), failed: failed(ended)}
 	d := c.destination(ended.Target, m.at)

@@ -95,7 +95,7 @@ func (r *report) ownProblems(c *collector) (list []problem) {
 	return append(list, r.inboundProblems()...)
 }
 
-// documentProblems are those of documents that are refused.
+// documentProblems returns the problems of refused documents.
 func (r *report) documentProblems() (list []problem) {
 	if f := r.Documents.Refused; f != nil {
 		p := problem{
@@ -127,7 +127,7 @@ func (r *report) documentProblems() (list []problem) {
 	return list
 }
 
-// inboundProblems are those of requests to this process.
+// inboundProblems returns the problems of requests to this process.
 func (r *report) inboundProblems() (list []problem) {
 	if in := r.In; in.Errors >= fewErrors && in.ErrorShare >= someErrors {
 		list = append(list, problem{
@@ -165,7 +165,7 @@ type finder struct {
 	now time.Time
 }
 
-// say adds something that is wrong. The first title stays; the worst severity counts.
+// say adds something that is wrong. The first title and the worst severity count.
 func (p *finder) say(severity, title string) {
 	if p.Severity == "" || severity < p.Severity {
 		p.Severity = severity
@@ -194,7 +194,7 @@ func (r *report) destinationProblem(d *destinationOf, slow time.Duration) *probl
 	}
 	if d.Errors >= fewErrors && d.ErrorShare >= someErrors || d.ErrorShare >= halfOfCalls {
 		share := percent(d.ErrorShare)
-		if p.Title != "" { // which tells of now, when all calls fail
+		if p.Title != "" { // it is about the current state, the share about the last minute
 			p.Title += ": " + share + " of the last minute's calls failed"
 		}
 		p.say(severity, share+" of the calls fail")
@@ -341,7 +341,7 @@ func retryText(r *retriesOf) string {
 	if r.Most > 0 {
 		text += fmt.Sprintf(" of %d", r.Most)
 	}
-	text += " under way"
+	text += " in flight"
 	if r.Budget >= 0 {
 		text += fmt.Sprintf(", the budget has %d left", r.Budget)
 	}
