@@ -16,6 +16,7 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/judge"
+	"github.com/nosidecar/mesh/internal/places"
 	"github.com/nosidecar/mesh/internal/reply"
 	"github.com/nosidecar/mesh/internal/response"
 	"github.com/nosidecar/mesh/internal/trailer"
@@ -78,7 +79,7 @@ type server struct {
 	requests sync.Pool   // of *inbound
 	running  running
 	loads    loadCounter
-	pending  pending
+	pending  places.Places
 
 	mu        sync.Mutex                // held while they change
 	listeners atomic.Pointer[[]watched] // not closed yet; copied on write
@@ -100,6 +101,7 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 	}
 	s.loads.init(&config)
 	s.certs.Store(new(forwardedCerts))
+	s.pending.Most = mostPending
 	s.running.init(m)
 	s.requests.New = func() any {
 		in := &inbound{mesh: m}

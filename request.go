@@ -35,6 +35,7 @@ type passage struct {
 	peer   tlsid.Peer
 	token  jwt.Result           // what the tokens of the request say
 	edited bool                 // view.Header is not that of the request as it arrived
+	sender sentFrom             // while the tokens are verified
 	secure *tls.ConnectionState // of a connection whose TLS a wrapper hides from net/http
 
 	recorder *response.Recorder // of the answer of an HTTP handler; nil unless the request is observed or counted

@@ -69,12 +69,16 @@ type Status struct {
 	} `json:"identity,omitzero"`
 
 	// Keys are the sets of keys that tokens are verified with and that are fetched, sorted by URI: when they were, how many there
-	// are, and what went wrong the last time. Without keys the mesh is not ready.
+	// are, and what went wrong the last time. Without keys the mesh is not ready. Skipped counts the keys that were fetched with them
+	// and are left out, because they cannot verify tokens or are too weak; SkipReason is about the first.
 	Keys []struct {
 		URI     string    `json:"uri"`
 		Keys    int       `json:"keys"`
 		Fetched time.Time `json:"fetched,omitzero"`
 		Error   string    `json:"error,omitempty"`
+
+		Skipped    int    `json:"skipped,omitempty"`
+		SkipReason string `json:"skipReason,omitempty"`
 	} `json:"keys,omitempty"`
 
 	// Services are the destinations that were called and that state is kept for, sorted by host, port and subset. There are
@@ -216,6 +220,9 @@ func (m *Mesh) keySets(s *Status, not func(reason string)) {
 		to.URI, to.Keys, to.Fetched = state.Source.URI, state.Keys, state.Fetched
 		if state.Err != nil {
 			to.Error = bounded(state.Err.Error())
+		}
+		if to.Skipped = len(state.Skipped); to.Skipped > 0 {
+			to.SkipReason = bounded(state.Skipped[0].Error())
 		}
 		if state.Keys == 0 {
 			not("the keys at " + to.URI + " have not been fetched yet")

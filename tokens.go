@@ -4,7 +4,6 @@ import (
 	"context"
 	"net/http"
 	"net/netip"
-	"sync"
 
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/judge"
@@ -17,7 +16,8 @@ func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request) bool {
 	if in.context != nil { // that of the observers
 		ctx = in.context
 	}
-	in.token, in.edited = judge.Authenticate(ctx, in.rules, r, &in.view, in.Start)
+	in.sender = sentFrom{ctx, in.view.Remote}
+	in.token, in.edited = judge.Authenticate(&in.sender, in.rules, r, &in.view, in.Start)
 	if err := in.token.Err; err != nil {
 		if later, _ := ctx.Value(admission.LaterKey{}).(*bool); later != nil && *later && in.postpone() {
 			return false
@@ -53,50 +53,23 @@ func (m *Mesh) initKeys() {
 // who sent it.
 const mostPending = 64
 
-// pending counts these requests by the network that they come from. As many places stay free as any network has taken, so none takes all.
-type pending struct {
-	mu  sync.Mutex
-	all int
-	by  map[netip.Addr]int
+// sentFrom is a context for verifying tokens. It tells from where they were sent, in case keys must be waited for.
+type sentFrom struct {
+	context.Context
+	from netip.Addr
 }
 
-// enter takes a place for a request, and reports whether there was one.
-func (p *pending) enter(from netip.Addr) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.by[from] >= mostPending-p.all {
-		return false
+// Value implements context.Context.
+func (s *sentFrom) Value(key any) any {
+	if key == (admission.SenderKey{}) {
+		return s.from
 	}
-	if p.by == nil {
-		p.by = make(map[netip.Addr]int)
-	}
-	p.all++
-	p.by[from]++
-	return true
-}
-
-// leave gives the place back.
-func (p *pending) leave(from netip.Addr) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.all--
-	if p.by[from]--; p.by[from] == 0 {
-		delete(p.by, from)
-	}
-}
-
-// network returns the network of an address within which one sender may choose its address.
-func network(a netip.Addr) netip.Addr {
-	if a.Is6() {
-		p, _ := a.WithZone("").Prefix(64)
-		return p.Addr()
-	}
-	return a
+	return s.Context.Value(key)
 }
 
 // postpone makes the request pending, unless too many are.
 func (in *inbound) postpone() bool {
-	if !in.mesh.server.pending.enter(network(in.view.Remote)) {
+	if !in.mesh.server.pending.Enter(in.view.Remote) {
 		return false
 	}
 	in.pending = make(chan struct{})
@@ -106,8 +79,8 @@ func (in *inbound) postpone() bool {
 // Await implements admission.Call. It keeps the place no longer than it waits, whether or not a message has come.
 func (in *inbound) Await(ctx context.Context) bool {
 	defer close(in.pending)
-	defer in.mesh.server.pending.leave(network(in.view.Remote))
+	defer in.mesh.server.pending.Leave(in.view.Remote)
 	view := in.view
-	token, _ := judge.Authenticate(ctx, in.rules, in.Request, &view, in.Start)
+	token, _ := judge.Authenticate(&sentFrom{ctx, view.Remote}, in.rules, in.Request, &view, in.Start)
 	return token.Err == nil
 }

@@ -5,14 +5,18 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/jwttest"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/policy/jwt"
 )
 
@@ -211,6 +215,61 @@ func TestKeysThroughTheMesh(t *testing.T) {
 	if _, ok := peer.Load("spiffe://cluster.local/ns/default/sa/web"); !ok {
 		t.Error("the keys were not fetched with the identity of the process")
 	}
+}
+
+// Over HTTP, too, no client takes all places of those who wait for keys. Clients are told apart as a trusted proxy does.
+func TestNoClientTakesAllWaitsForKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		first, second := jwttest.New("a"), jwttest.New("b")
+		var network memnet.Network
+		fetch := make(chan string) // each is an answer of the issuer
+		keys := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			if set, ok := <-fetch; ok {
+				io.WriteString(w, set)
+			}
+		})}
+		listener := network.Listen("10.0.0.9:80")
+		var serving sync.WaitGroup
+		serving.Go(func() { _ = keys.Serve(listener) })
+		defer serving.Wait()
+		defer keys.Close()
+		defer close(fetch)
+		m := newMesh(t, authentication("issuer: i, jwksUri: 'http://keys/'"), mesh.WithServer(mesh.ServerConfig{TrustedHops: 1}),
+			mesh.WithDiscovery(discovery.Static{"keys": {{Address: "10.0.0.9", Port: 80}}}),
+			mesh.WithTransport(&http.Transport{DialContext: network.DialContext}))
+		defer m.Close()
+		handler := m.Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		fetch <- jwttest.KeySet(first)
+		time.Sleep(time.Minute)
+		token := "Bearer " + second.Token(`{"iss":"i","sub":"alice"}`)
+		ask := func(client string) int {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, "/", nil) // always from the proxy
+			r.Header["X-Forwarded-For"], r.Header["Authorization"] = []string{client}, []string{token}
+			w := httptest.NewRecorder()
+			handler.ServeHTTP(w, r)
+			return w.Code
+		}
+		var waiting sync.WaitGroup
+		for _, client := range []struct {
+			address string
+			most    int
+		}{{"10.1.1.1", 64}, {"10.1.1.2", 32}, {"2001:db8::1", 16}, {"2001:db8:0:1::1", 8}} {
+			for range client.most {
+				waiting.Go(func() {
+					if code := ask(client.address); code != 200 {
+						t.Errorf("a request of %s that waited gets %d", client.address, code)
+					}
+				})
+			}
+			synctest.Wait()
+			began := time.Now()
+			if code := ask(client.address); code != 401 || time.Since(began) > 0 {
+				t.Errorf("one request more of %s than may wait: %d after %v, want 401 at once", client.address, code, time.Since(began))
+			}
+		}
+		fetch <- jwttest.KeySet(first, second)
+		waiting.Wait()
+	})
 }
 
 // A change of documents brings rules about tokens into force, and takes them back, without a request in between seeing half.

@@ -18,7 +18,7 @@ import (
 // Keys that tokens are verified with are shown in every form, with what is wrong with the last fetch.
 func TestKeysOfTokens(t *testing.T) {
 	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, jwttest.KeySet(jwttest.New("a"), jwttest.New("b")))
+		io.WriteString(w, strings.Replace(jwttest.KeySet(jwttest.New("a"), jwttest.New("b")), `"keys":[`, `"keys":[{"kty":"oct","k":"AAAA"},`, 1))
 	}))
 	page := admin.New(admin.Config{})
 	defer page.Close()
@@ -38,6 +38,8 @@ spec: {jwtRules: [{issuer: i, jwksUri: "` + keys.URL + `/set<1>"}]}
 		Keys []struct {
 			URI, Fetched string
 			Keys         int
+			Skipped      int
+			SkipReason   string
 		}
 	}
 	if err := json.Unmarshal(ask(t, page, "?format=json").Body.Bytes(), &report); err != nil {
@@ -46,10 +48,14 @@ spec: {jwtRules: [{issuer: i, jwksUri: "` + keys.URL + `/set<1>"}]}
 	if len(report.Keys) != 1 || report.Keys[0].Keys != 2 || report.Keys[0].URI != keys.URL+"/set<1>" || report.Keys[0].Fetched == "" {
 		t.Errorf("JSON: %+v", report.Keys)
 	}
-	if text := ask(t, page, "?format=text").Body.String(); !strings.Contains(text, "keys "+keys.URL+"/set<1>: 2, fetched at ") {
+	const reason = "keys[0] is left out: it is a private or a symmetric key, which has no place here"
+	if len(report.Keys) == 1 && (report.Keys[0].Skipped != 1 || report.Keys[0].SkipReason != reason) {
+		t.Errorf("JSON: %+v", report.Keys[0])
+	}
+	if text := ask(t, page, "?format=text").Body.String(); !strings.Contains(text, "keys "+keys.URL+"/set<1>: 2, fetched at ") || !strings.Contains(text, "and 1 that are not used: "+reason) {
 		t.Errorf("text: %s", text)
 	}
-	if html := ask(t, page, "", "Accept", "text/html").Body.String(); !strings.Contains(html, "<code>"+keys.URL+"/set&lt;1&gt;</code>: 2 keys") {
+	if html := ask(t, page, "", "Accept", "text/html").Body.String(); !strings.Contains(html, "<code>"+keys.URL+"/set&lt;1&gt;</code>: 2 keys") || !strings.Contains(html, ", and 1 that is not used: "+reason) {
 		t.Errorf("page: %s", html)
 	}
 }

@@ -62,6 +62,9 @@ type keySet struct {
 	Keys    int       `json:"keys"`
 	Fetched time.Time `json:"fetched,omitzero"`
 	Error   string    `json:"error,omitempty"`
+
+	Skipped    int    `json:"skipped,omitempty"`
+	SkipReason string `json:"skipReason,omitempty"`
 }
 
 type documents struct {
@@ -244,7 +247,7 @@ func (r *report) status(s *mesh.Status) {
 		}
 	}
 	for _, k := range s.Keys {
-		r.Keys = append(r.Keys, keySet{k.URI, k.Keys, k.Fetched.UTC(), k.Error})
+		r.Keys = append(r.Keys, keySet{k.URI, k.Keys, k.Fetched.UTC(), k.Error, k.Skipped, k.SkipReason})
 	}
 	r.Routes = make([]routeOf, len(s.Routes))
 	for i, from := range s.Routes {

@@ -36,6 +36,9 @@ func writeText(w io.Writer, r *report) {
 	}
 	for _, k := range r.Keys {
 		line(w, "keys %s: %d, fetched at %s %s", k.URI, k.Keys, clock(k.Fetched), k.Error)
+		if k.Skipped > 0 {
+			line(w, "    and %d that are not used: %s", k.Skipped, k.SkipReason)
+		}
 	}
 	line(w, "documents %d, load %d, version %s, since %s", r.Documents.Count, r.Documents.Number, r.Documents.Version, clock(r.Documents.Loaded))
 

@@ -65,6 +65,8 @@
 //	mesh_authority_expiry_timestamp_seconds     of the last authority of a trust domain; label trust_domain
 //	mesh_identity_rotations_total               identities that came into force
 //	mesh_identity_failures_total                failures of the source of identities
+//	mesh_token_keys                             keys for tokens that were fetched; labels uri, state: used, skipped
+//	mesh_token_keys_fetched_timestamp_seconds   when they were last fetched, 0 for never; label uri
 //	mesh_endpoints                              by destination; label state: healthy, ejected, unhealthy
 //	mesh_ejections_total                        by destination; label reason
 //	mesh_circuit_state                          by destination, 1 for the current state; label state: closed, half-open, open

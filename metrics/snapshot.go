@@ -52,6 +52,9 @@ var (
 	certificateExpiry = newGauge("mesh_certificate_expiry_timestamp_seconds", "When the certificate of this process expires.", "principal")
 	authorityExpiry   = newGauge("mesh_authority_expiry_timestamp_seconds", "When the last authority of a trust domain expires.", "trust_domain")
 
+	tokenKeys        = newGauge("mesh_token_keys", "Fetched keys that tokens are verified with: used, or skipped because they cannot be.", "uri", "state")
+	tokenKeysFetched = newGauge("mesh_token_keys_fetched_timestamp_seconds", "When keys were last fetched, 0 if they never were.", "uri")
+
 	endpointCount   = gaugeOfTarget("mesh_endpoints", "Endpoints of a destination: healthy, ejected or otherwise unhealthy.", "state")
 	inFlight        = gaugeOfTarget("mesh_requests_in_flight", "Calls to a destination that are in flight, however many attempts they make.")
 	circuitState    = gaugeOfTarget("mesh_circuit_state", "1 for the current state of the circuit of a destination.", "state")
@@ -74,8 +77,8 @@ func (s *state) describe(ch chan<- *prometheus.Desc) {
 	}
 	for _, g := range []gauge{
 		buildInfo, identities, mostKept, overflows, dropped, ready, policyNumber, policyDocuments, policyInfo, policyLoaded, policyRefusedAt,
-		policyRefused, policyFindings, policyAlone, certificateExpiry, authorityExpiry, endpointCount, inFlight, circuitState, poolActive, poolPending,
-		poolConnections, poolLimit, poolRefused, retriesActive, retriesLimit, retryBudget,
+		policyRefused, policyFindings, policyAlone, certificateExpiry, authorityExpiry, tokenKeys, tokenKeysFetched, endpointCount, inFlight, circuitState,
+		poolActive, poolPending, poolConnections, poolLimit, poolRefused, retriesActive, retriesLimit, retryBudget,
 	} {
 		ch <- g.Desc
 	}
@@ -191,6 +194,12 @@ func (r readings) meshes(all []mesh.Status) {
 			for _, trusted := range id.Trusted {
 				r.earliest(authorityExpiry, trusted.Expires, workload.Bounded(trusted.Domain))
 			}
+		}
+		for _, keys := range of.Keys {
+			uri := workload.Bounded(keys.URI)
+			r.add(tokenKeys, float64(keys.Keys), uri, "used")
+			r.add(tokenKeys, float64(keys.Skipped), uri, "skipped")
+			r.earliest(tokenKeysFetched, keys.Fetched, uri)
 		}
 		r.services(of, circuits)
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/grpctest"
+	"github.com/nosidecar/mesh/internal/jwttest"
 	"github.com/nosidecar/mesh/internal/leak"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/meshgrpc"
@@ -393,4 +394,27 @@ func TestScrapesDuringCalls(t *testing.T) {
 	if text := tn.source.text(t, ""); strings.Contains(text, "istio_") {
 		t.Errorf("after Close there is\n%s", text)
 	}
+}
+
+// Keys for tokens are shown with those that are left out, and with their age.
+func TestKeysOfTokens(t *testing.T) {
+	keys := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, strings.Replace(jwttest.KeySet(jwttest.New("a"), jwttest.New("b")), `"keys":[`, `"keys":[{"kty":"oct","k":"AAAA"},`, 1))
+	}))
+	defer keys.Close()
+	p := newProcess(t, metrics.Config{})
+	m, err := mesh.New(t.Context(), mesh.WithObserver(p.Observer()), mesh.WithPolicy(policy.Source{Name: "users.yaml", Data: []byte(`
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: users, namespace: default}
+spec: {jwtRules: [{issuer: i, jwksUri: "` + keys.URL + `"}]}
+`)}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Close()
+	await.True(t, "the keys", func() bool { return m.Status().Ready })
+	p.is(t, 2, "mesh_token_keys", "uri", keys.URL, "state", "used")
+	p.is(t, 1, "mesh_token_keys", "uri", keys.URL, "state", "skipped")
+	p.is(t, float64(m.Status().Keys[0].Fetched.UnixMilli())/1000, "mesh_token_keys_fetched_timestamp_seconds", "uri", keys.URL)
 }

@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/nosidecar/mesh/internal/places"
 )
 
 // take starts handling a new connection, if there is room for it.
@@ -211,7 +213,7 @@ func (l *Listener) keep(c *conn) {
 }
 
 // networkOf returns the IP address that MaxPendingPerIP counts by. It is invalid for addresses without one, such as those of
-// unix sockets, for which only MaxPending holds. The owner of an IPv6 address usually has its /64 network.
+// unix sockets, for which only MaxPending holds.
 func networkOf(addr net.Addr) netip.Addr {
 	var ip netip.Addr
 	if tcp, ok := addr.(*net.TCPAddr); ok {
@@ -221,8 +223,5 @@ func networkOf(addr net.Addr) netip.Addr {
 			ip = at.Addr()
 		}
 	}
-	if ip = ip.Unmap(); ip.Is6() {
-		ip = netip.PrefixFrom(ip.WithZone(""), 64).Masked().Addr()
-	}
-	return ip
+	return places.Network(ip)
 }

@@ -90,5 +90,8 @@ func (w *Withdrawn) Error() string {
 // LaterKey is the key of a *bool in the context of a request for which nobody may wait now. It is set if there was something to wait for.
 type LaterKey struct{}
 
+// SenderKey is the key of the netip.Addr that a request was sent from, in the context in which its tokens are verified.
+type SenderKey struct{}
+
 // RequestKey is the key of a value in the context of every inbound gRPC call. HTTP requests have the key of net/http instead.
 type RequestKey struct{}

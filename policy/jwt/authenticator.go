@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/field"
 )
 
@@ -110,6 +112,19 @@ func (a *Authenticator) Sources() []Source {
 	return all
 }
 
+// remotes returns the sets of the sources, some perhaps more than once. A nil Authenticator has none.
+func (a *Authenticator) remotes() (all []*remoteSet) {
+	if a == nil {
+		return nil
+	}
+	for _, r := range a.rules {
+		if r.remote != nil {
+			all = append(all, r.remote)
+		}
+	}
+	return all
+}
+
 // Output reports whether a rule sets a header of this name, whatever its spelling. If a client sends such a header, it must be removed
 // before any code reads it, from every request; [Result.Header] does that. A nil Authenticator has no rules.
 func (a *Authenticator) Output(name string) bool {
@@ -131,7 +146,8 @@ type Result struct {
 }
 
 // Authenticate looks for the tokens of a request and verifies them. It waits for keys, until ctx ends at the latest, only if a token has a
-// key ID that is not known yet.
+// key ID that is not known yet, and only if others from the address of the request leave room: at most 128 requests wait for the keys of an
+// issuer, half of them from one address, or one /64 of IPv6, that is alone.
 func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now time.Time) Result {
 	result := Result{outer: a}
 	if r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" {
@@ -156,8 +172,9 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 		all[i].known = a.known.get(all[i].text)
 	}
 	var failure *Error
+	at := arrival{ctx, r, now}
 	for _, rule := range a.rules {
-		claims, err := a.judge(ctx, rule, all, now)
+		claims, err := a.judge(at, rule, all)
 		if claims != nil && result.Claims == nil {
 			result.take(claims, rule)
 		}
@@ -169,10 +186,10 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 		if s := &all[i]; s.by == nil {
 			result.Err = s.err
 		} else if !s.by.Forward {
-			if at := s.place; result.used == nil {
-				result.used = a.places[at : at+1 : at+1] // no copy
+			if place := s.place; result.used == nil {
+				result.used = a.places[place : place+1 : place+1] // no copy
 			} else {
-				result.used = append(result.used, a.places[at])
+				result.used = append(result.used, a.places[place])
 			}
 		}
 	}
@@ -236,15 +253,31 @@ func (s *sighting) read() (*token, *Error) {
 	return s.token, s.bad
 }
 
+// arrival is a request whose tokens are verified, and when it came.
+type arrival struct {
+	ctx     context.Context
+	request *http.Request
+	now     time.Time
+}
+
+// sender returns the address that the request comes from: what the context says, or else its peer.
+func (a arrival) sender() netip.Addr {
+	if from, ok := a.ctx.Value(admission.SenderKey{}).(netip.Addr); ok {
+		return from
+	}
+	peer, _ := netip.ParseAddrPort(a.request.RemoteAddr)
+	return peer.Addr()
+}
+
 // judge returns the claims of the first token, in the order of the rule's places, if the rule accepts all tokens that are there.
-func (a *Authenticator) judge(ctx context.Context, r *rule, all []sighting, now time.Time) (claims *Claims, failure *Error) {
+func (a *Authenticator) judge(at arrival, r *rule, all []sighting) (claims *Claims, failure *Error) {
 	for _, place := range r.places {
 		for i := range all {
 			s := &all[i]
 			if s.place != place {
 				continue
 			}
-			c, err := a.accept(ctx, r, s, now)
+			c, err := a.accept(at, r, s)
 			if err != nil {
 				if s.err == nil || s.err == errIssuer || err != errIssuer {
 					s.err = err
@@ -269,12 +302,12 @@ func (a *Authenticator) judge(ctx context.Context, r *rule, all []sighting, now 
 }
 
 // accept verifies one token by a rule.
-func (a *Authenticator) accept(ctx context.Context, r *rule, s *sighting, now time.Time) (*Claims, *Error) {
+func (a *Authenticator) accept(at arrival, r *rule, s *sighting) (*Claims, *Error) {
 	keys := r.keys()
 	var p *payload
 	if s.known != nil {
 		if claims := s.known.claims(r, keys); claims != nil { // all but the time is as it was
-			return claims, claims.current(now)
+			return claims, claims.current(at.now)
 		}
 		p = &s.known.by[0].payload
 	} else if t, bad := s.read(); bad != nil {
@@ -285,7 +318,7 @@ func (a *Authenticator) accept(ctx context.Context, r *rule, s *sighting, now ti
 	if r.Issuer != "" && p.issuer != r.Issuer {
 		return nil, errIssuer
 	}
-	if err := p.current(now); err != nil {
+	if err := p.current(at.now); err != nil {
 		return nil, err
 	}
 	if !p.meant(r.audiences) {
@@ -298,11 +331,11 @@ func (a *Authenticator) accept(ctx context.Context, r *rule, s *sighting, now ti
 	if bad != nil {
 		return nil, bad
 	}
-	err := keys.verify(t)
+	err := keys.verify(t, at.now)
 	if err == errNoKey && r.remote != nil {
-		if newer := r.remote.newer(ctx, keys); newer != keys {
+		if newer := r.remote.newer(at, keys); newer != keys {
 			keys = newer
-			err = keys.verify(t)
+			err = keys.verify(t, at.now)
 		}
 	}
 	if err != nil {

@@ -307,6 +307,9 @@ func TestRefusals(t *testing.T) {
 		{"token in the query", "/?access_token=secret&a=b", "x", "", 401, "http://example.com/?a=b", shape[4:], ""},
 		{"quotes and more", "/%22?a=%0d\"\\", "x", "", 401, "http://example.com/%22?a=%0d%22%5C", shape[4:], ""},
 		{"long path", "/" + strings.Repeat("a", 300), "x", "", 401, "http://example.com/" + strings.Repeat("a", 255), shape[4:], ""},
+		{"long query", "/?" + strings.Repeat("b&", 200), "x", "", 401, "http://example.com/?" + strings.Repeat("b&", 127), shape[4:], ""},
+		{"token at the end of a long query", "/?" + strings.Repeat("b&", 126) + "%61ccess_token=secret&access_token&c=secret", "x", "", 401,
+			"http://example.com/?" + strings.Repeat("b&", 126) + "c=", shape[4:], ""},
 		{"gRPC", "/s/m", "x", "application/grpc", 200, "http://example.com/s/m", "", "16"},
 		{"gRPC, wrong audience", "/s/m", k.token(`{"aud":"y"}`), "application/grpc", 200, "http://example.com/s/m", "", "7"},
 	} {
@@ -329,6 +332,22 @@ func TestRefusals(t *testing.T) {
 				t.Errorf("got %d %q %v", w.Code, w.Body, w.Header())
 			}
 		})
+	}
+}
+
+// A refusal of a request with a long query takes no more memory than another one.
+func TestRealmOfALongQuery(t *testing.T) {
+	a := authenticator(t, jwt.Rule{Keys: keys(t, rs("k", "RS256"))})
+	r := request("/")
+	for name, query := range map[string]string{"many parameters": strings.Repeat("&", 1<<20), "many tokens": strings.Repeat("access_token&", 100_000)} {
+		r.URL.RawQuery = query
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		a.Realm(r)
+		runtime.ReadMemStats(&after)
+		if took := after.TotalAlloc - before.TotalAlloc; took > 64<<10 {
+			t.Errorf("%s: %d bytes", name, took)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package jwt
 
 import (
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -55,8 +56,11 @@ var (
 	errClaimForHeader  = &Error{text: "Jwt payload has a claim that cannot be the value of a header"}
 )
 
-// realmLength bounds the path and the query in a realm.
+// realmLength bounds the path and the query in a realm, and the host, too.
 const realmLength = 256
+
+// cut returns the beginning of a text.
+func cut(s string, most int) string { return s[:min(len(s), most)] }
 
 // Realm returns the realm of a request for WWW-Authenticate: its URL, with at most 256 bytes of path and query. Bytes that would end the
 // realm are escaped, and parameters that may hold a token are left out.
@@ -67,15 +71,19 @@ func (a *Authenticator) Realm(r *http.Request) string {
 		out.WriteByte('s')
 	}
 	out.WriteString("://")
-	target := r.URL.EscapedPath()
-	query := r.URL.RawQuery
-	for _, name := range a.params {
-		query = withoutParam(query, name)
+	target := append(make([]byte, 0, realmLength), cut(r.URL.EscapedPath(), realmLength)...)
+	next := byte('?')
+	for pair := range strings.SplitSeq(r.URL.RawQuery, "&") {
+		if len(target) >= realmLength || r.URL.RawQuery == "" {
+			break
+		}
+		if name, _, _ := strings.Cut(pair, "="); slices.Contains(a.params, unescaped(name)) {
+			continue
+		}
+		target = append(append(target, next), cut(pair, realmLength)...)
+		next = '&'
 	}
-	if query != "" {
-		target += "?" + query
-	}
-	for _, part := range []string{r.Host, target[:min(len(target), realmLength)]} {
+	for _, part := range []string{cut(r.Host, realmLength), cut(string(target), realmLength)} {
 		for _, c := range []byte(part) {
 			if c <= ' ' || c == '"' || c == '\\' || c >= 0x7f {
 				const digits = "0123456789ABCDEF"

@@ -15,7 +15,8 @@
 // token that no rule accepts is refused, even if its other tokens are good. Envoy stops at the first rule that a request satisfies,
 // and does not look at the rest of its tokens.
 //
-// For a token without a key ID, Envoy tries every key that may have signed it. Here that is at most 16 keys; see [ParseKeys].
+// For a token without a key ID, every key that may have signed it is tried, like in Envoy, but not for each of many forged ones; see
+// [ParseKeys].
 //
 // A token is a secret: it never appears in an error, a log or a realm.
 //

@@ -7,7 +7,6 @@ import (
 	"crypto/elliptic"
 	"crypto/rsa"
 	"crypto/sha256"
-	"crypto/sha512"
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
@@ -22,10 +21,12 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// Keys is a set of public keys. It is immutable, and safe for concurrent use.
+// Keys is a set of public keys. It is immutable but for the forged tokens that it remembers, and safe for concurrent use.
 type Keys struct {
-	digest digest // of the text
-	all    []key
+	digest  digest // of the text
+	all     []key
+	skipped []error // why keys are left out
+	trials  trials
 }
 
 // digest stands for a key set where the set itself, which may be large, should not be kept.
@@ -44,16 +45,12 @@ const (
 	maxKeys   = 100
 )
 
-// maxTried bounds the keys that are tried for one token. Envoy tries all; then whoever sends a token without a key ID has 100 signatures
-// verified for it.
-const maxTried = 16
-
 // ParseKeys reads a JSON Web Key Set (RFC 7517, section 5), or an object that names PEM certificates by their key IDs, as Google
 // publishes it. Each key is checked on its own: a key that is broken, too weak, not public, or not for verifying signatures is left out, and
 // skipped says why. A set without a usable key is an error, and so is a set with more than 100 keys or 1 MiB.
 //
-// At most 16 of the keys that may have signed a token are tried: those with its key ID first, and then those without a key ID. So tokens and
-// keys should have key IDs if there are more than 16 keys of a type.
+// All keys that may have signed a token are tried: those with its key ID first, and then those without a key ID. Of more than 16 keys, only 16
+// are tried while many tokens come that none has signed. So tokens and keys should have key IDs if there are more than 16 keys of a type.
 func ParseKeys(set string) (keys *Keys, skipped []error, err error) {
 	if len(set) > maxKeySet {
 		return nil, nil, fmt.Errorf("the key set has %d bytes: want at most %d", len(set), maxKeySet)
@@ -103,6 +100,7 @@ func ParseKeys(set string) (keys *Keys, skipped []error, err error) {
 		}
 		return 1
 	})
+	k.skipped = skipped
 	return k, skipped, nil
 }
 
@@ -307,51 +305,4 @@ func verifyECDSA(public crypto.PublicKey, _ crypto.Hash, digest, signature []byt
 
 func verifyEd25519(public crypto.PublicKey, _ crypto.Hash, text, signature []byte) bool {
 	return ed25519.Verify(public.(ed25519.PublicKey), text, signature)
-}
-
-// verify judges the signature of a token by the keys that may have made it (RFC 7515, appendix D), and by no more than maxTried.
-func (k *Keys) verify(t *token) *Error {
-	var digest []byte
-	tried := 0
-	for i := range k.all {
-		key := &k.all[i]
-		if !key.mayHaveSigned(t) {
-			continue
-		}
-		if tried++; tried > maxTried {
-			break
-		}
-		if digest == nil {
-			digest = t.digest()
-		}
-		if t.alg.verify(key.public, t.alg.hash, digest, t.signature) {
-			return nil
-		}
-	}
-	if tried > 0 {
-		return errVerification
-	}
-	return errNoKey
-}
-
-func (k *key) mayHaveSigned(t *token) bool {
-	return (!k.named || !t.named || k.kid == t.kid) && (k.alg == "" || k.alg == t.alg.name) && t.alg.fits(k.public)
-}
-
-// digest returns what is signed.
-func (t *token) digest() []byte {
-	if t.alg.hash == 0 {
-		return []byte(t.signed) // Ed25519 takes the text
-	}
-	text := append(make([]byte, 0, 1024), t.signed...) // on the stack, if it fits
-	switch t.alg.hash {
-	case crypto.SHA384:
-		digest := sha512.Sum384(text)
-		return digest[:]
-	case crypto.SHA512:
-		digest := sha512.Sum512(text)
-		return digest[:]
-	}
-	digest := sha256.Sum256(text)
-	return digest[:]
 }

@@ -190,8 +190,8 @@ func wantOutcome(t *testing.T, set []any, token, want string) {
 	}
 }
 
-// The work for a token is bounded, however many keys may have signed it. Keys that name its ID come first.
-func TestFewKeysAreTried(t *testing.T) {
+// However many keys may have signed a token, the right one is found. Keys that name its ID come first.
+func TestOneOfManyKeys(t *testing.T) {
 	const claims = `{"iss":"i","sub":"alice"}`
 	first, second := signer{"k", "RS256", rsaKey()}, signer{"k", "RS256", rsaKey2()}
 	bare := map[string]any{"kid": nil}
@@ -202,7 +202,8 @@ func TestFewKeysAreTried(t *testing.T) {
 		want  string
 	}{
 		{"the 16th of them", append(many(first.jwk(t, bare), 15), second.jwk(t, bare)), second.sign(`{"alg":"RS256"}`, claims), "i/alice"},
-		{"the 17th of them", append(many(first.jwk(t, bare), 16), second.jwk(t, bare)), second.sign(`{"alg":"RS256"}`, claims), failed},
+		{"the 100th of them", append(many(first.jwk(t, bare), 99), second.jwk(t, bare)), second.sign(`{"alg":"RS256"}`, claims), "i/alice"},
+		{"none of them", many(first.jwk(t, bare), 100), second.sign(`{"alg":"RS256"}`, claims), failed},
 		{"behind keys of another ID", append(many(first.jwk(t, map[string]any{"kid": "l"}), 99), second.jwk(t, nil)), second.token(claims), "i/alice"},
 		{"behind keys of other algorithms", append(many(first.jwk(t, map[string]any{"alg": "PS256"}), 50), append(many(signer{"", "ES256", ecKey()}.jwk(t, bare), 49), second.jwk(t, nil))...),
 			second.sign(`{"alg":"RS256"}`, claims), "i/alice"},

@@ -5,8 +5,8 @@ import (
 	"sync/atomic"
 )
 
-// known remembers verified tokens, so that one that comes again costs a look-up. Tokens that were refused are not remembered: whoever makes
-// them can make as many as they like.
+// known remembers verified tokens, so that one that comes again costs a look-up. Tokens that were refused are not here: whoever makes
+// them can make as many as they like. Their key set remembers some of them; see refused.
 //
 // What is remembered is bounded, in tokens and in bytes. A hand that goes around decides what is forgotten: it passes over a token that was
 // used since it last came by, so tokens that come once do not displace those that come often.

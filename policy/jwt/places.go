@@ -91,34 +91,34 @@ func unescaped(s string) string {
 
 // withoutParam returns a query without the parameters of a name. The rest stays as it was sent.
 func withoutParam(query, name string) string {
-	var kept []string
+	var kept []byte // each pair with a "&" before it
 	removed := false
 	for pair := range strings.SplitSeq(query, "&") {
 		if n, _, _ := strings.Cut(pair, "="); unescaped(n) == name {
 			removed = true
 		} else {
-			kept = append(kept, pair)
+			kept = append(append(kept, '&'), pair...)
 		}
 	}
 	if !removed {
 		return query
 	}
-	return strings.Join(kept, "&")
+	return strings.TrimPrefix(string(kept), "&")
 }
 
 // withoutCookie returns the lines of a Cookie header without a cookie.
 func withoutCookie(lines []string, name string) []string {
 	var all []string
 	for _, line := range lines {
-		var kept []string
+		var kept []byte // each pair with a "; " before it
 		for pair := range strings.SplitSeq(line, ";") {
 			pair = strings.Trim(pair, " \t")
 			if n, _, _ := strings.Cut(pair, "="); strings.TrimRight(n, " \t") != name && pair != "" {
-				kept = append(kept, pair)
+				kept = append(append(kept, "; "...), pair...)
 			}
 		}
 		if len(kept) > 0 {
-			all = append(all, strings.Join(kept, "; "))
+			all = append(all, strings.TrimPrefix(string(kept), "; "))
 		}
 	}
 	return all

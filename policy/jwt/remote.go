@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/places"
 )
 
 // Source is where a key set is fetched.
@@ -54,6 +55,7 @@ type State struct {
 	Keys    int       // how many are in force
 	Fetched time.Time // when they were fetched; zero if they never were
 	Err     error     // of the last fetch; nil if it succeeded
+	Skipped []error   // why keys that were fetched with those in force are left out, one error for each
 }
 
 // Remotes fetches key sets before they are needed, each with one request at a time, however many ask for it. The last good set stays in force
@@ -83,13 +85,14 @@ type remoteSet struct {
 	keys   atomic.Pointer[Keys]
 	wake   chan struct{} // asks for a fetch now
 
+	waiting places.Places
+
 	mu      sync.Mutex
 	stop    context.CancelFunc // nil if it is not in use
 	fetched time.Time
 	tried   time.Time // the end of the last fetch
 	err     error
 	next    chan struct{} // closed at the end of the fetch that comes or is under way
-	waiting int
 }
 
 // of returns the key set of a source. It is not fetched before Use.
@@ -101,7 +104,7 @@ func (s *Remotes) of(source Source) *remoteSet {
 		if s.all == nil {
 			s.all = make(map[Source]*remoteSet)
 		}
-		r = &remoteSet{source: source, wake: make(chan struct{}, 1), next: make(chan struct{})}
+		r = &remoteSet{source: source, wake: make(chan struct{}, 1), waiting: places.Places{Most: maxWaiting}, next: make(chan struct{})}
 		s.all[source] = r
 	}
 	return r
@@ -110,16 +113,18 @@ func (s *Remotes) of(source Source) *remoteSet {
 // Use begins to fetch the sources of a, and stops fetching all others. A nil Authenticator has no sources. Use does not wait: tokens are
 // refused until the first keys have been fetched.
 func (s *Remotes) Use(a *Authenticator) {
-	var sources []Source
-	if a != nil {
-		sources = a.Sources()
-	}
-	used := make(map[*remoteSet]bool)
-	for _, source := range sources {
-		used[s.of(source)] = true
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	used := make(map[*remoteSet]bool)
+	for _, r := range a.remotes() {
+		if other := s.all[r.source]; other != r { // a was out of use in the meantime
+			if other != nil {
+				other.end()
+			}
+			s.all[r.source] = r
+		}
+		used[r] = true
+	}
 	for source, r := range s.all {
 		if !used[r] || s.closed {
 			r.end()
@@ -182,7 +187,14 @@ func (r *remoteSet) end() {
 	if r.stop != nil {
 		r.stop()
 		r.stop = nil
+		r.endWaitLocked() // for a fetch that does not come
 	}
+}
+
+// endWaitLocked ends the waits for a fetch.
+func (r *remoteSet) endWaitLocked() {
+	close(r.next)
+	r.next = make(chan struct{})
 }
 
 func (r *remoteSet) state() State {
@@ -190,7 +202,7 @@ func (r *remoteSet) state() State {
 	defer r.mu.Unlock()
 	state := State{Source: r.source, Fetched: r.fetched, Err: r.err}
 	if keys := r.current(); keys != nil {
-		state.Keys = keys.Len()
+		state.Keys, state.Skipped = keys.Len(), slices.Clone(keys.skipped)
 	}
 	return state
 }
@@ -202,14 +214,15 @@ const (
 	minRetry    = time.Second      // after an error; doubled by each further error
 	maxRetry    = time.Minute
 	betweenAsks = 10 * time.Second // after a fetch, before the next one because of an unknown key ID
-	maxWaiting  = 64               // requests that wait for such a fetch
+	maxWaiting  = 128              // requests that wait for such a fetch
 )
 
 // newer returns a set that is newer than keys, if there is one or one can be fetched now. Unless there has just been a fetch, it asks for
-// one and waits for its end. It returns the set in force if too many wait already, if ctx ends, or if ctx says that nobody may wait.
-func (r *remoteSet) newer(ctx context.Context, keys *Keys) *Keys {
+// one and waits for its end. It returns the set in force if too many wait already, if the context of the request ends, or if it says that
+// nobody may wait.
+func (r *remoteSet) newer(at arrival, keys *Keys) *Keys {
 	r.mu.Lock()
-	if r.current() != keys || r.stop == nil || r.waiting >= maxWaiting || time.Since(r.tried) < betweenAsks {
+	if r.current() != keys || r.stop == nil || time.Since(r.tried) < betweenAsks {
 		r.mu.Unlock()
 		return r.current()
 	}
@@ -218,24 +231,24 @@ func (r *remoteSet) newer(ctx context.Context, keys *Keys) *Keys {
 	case r.wake <- struct{}{}:
 	default: // it has been asked already
 	}
-	if later, _ := ctx.Value(admission.LaterKey{}).(*bool); later != nil {
+	r.mu.Unlock()
+	if later, _ := at.ctx.Value(admission.LaterKey{}).(*bool); later != nil {
 		*later = true
-		r.mu.Unlock()
 		return keys
 	}
-	r.waiting++
-	r.mu.Unlock()
+	from := at.sender()
+	if !r.waiting.Enter(from) {
+		return r.current()
+	}
+	defer r.waiting.Leave(from)
 
 	timeout := time.NewTimer(r.source.Timeout)
 	defer timeout.Stop()
 	select {
 	case <-next:
 	case <-timeout.C:
-	case <-ctx.Done():
+	case <-at.ctx.Done():
 	}
-	r.mu.Lock()
-	r.waiting--
-	r.mu.Unlock()
 	return r.current()
 }
 
@@ -284,8 +297,7 @@ func (r *remoteSet) finish(keys *Keys, err error) {
 			r.keys.Store(keys)
 		}
 	}
-	close(r.next)
-	r.next = make(chan struct{})
+	r.endWaitLocked()
 	select {
 	case <-r.wake: // whoever asked in the meantime has the answer
 	default:
@@ -319,7 +331,7 @@ func (s Source) fetch(ctx context.Context, client *http.Client) (*Keys, time.Dur
 	if err != nil {
 		return nil, 0, err
 	}
-	keys, _, err := ParseKeys(data)
+	keys, _, err := ParseKeys(data) // which remembers what is left out
 	if err != nil {
 		return nil, 0, fmt.Errorf("%s: %w", uri, err)
 	}

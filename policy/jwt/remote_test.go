@@ -582,3 +582,150 @@ func TestAnotherDefaultTransport(t *testing.T) {
 		t.Errorf("%d keys, %v", state.Keys, state.Err)
 	}
 }
+
+// No sender takes all places of those who wait for keys.
+func TestWaitsForKeysAreShared(t *testing.T) {
+	k := signer{"k", "EdDSA", ed25519Key()}
+	fetching(t, fetched, says(200, keySet(t, k.jwk(t, nil))), func(t *testing.T, s *server, remotes *jwt.Remotes, _ func(string) string) {
+		a, err := jwt.New([]jwt.Rule{fetched}, remotes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.set(hangs)
+		time.Sleep(15 * time.Second)
+		var waiting sync.WaitGroup
+		defer waiting.Wait()
+		for _, sender := range []struct {
+			address string
+			most    int32
+		}{{"192.0.2.1:1", 64}, {"192.0.2.1:2", 0}, {"[2001:db8::1]:1", 32}, {"[2001:db8::2]:1", 0}, {"[2001:db8:0:1::1]:1", 16}, {"@", 8}} {
+			var refused atomic.Int32
+			const n = 200
+			for range n {
+				waiting.Go(func() {
+					r := bearer(signer{"new", "EdDSA", ed25519Key()}.token(user))
+					r.RemoteAddr = sender.address
+					a.Authenticate(t.Context(), r, time.Now())
+					refused.Add(1)
+				})
+			}
+			synctest.Wait()
+			if got := n - refused.Load(); got != sender.most {
+				t.Errorf("%d requests from %s wait, want %d", got, sender.address, sender.most)
+			}
+		}
+	})
+}
+
+// Who waits for keys that are no longer fetched, since other rules are in force or the process ends, waits no longer.
+func TestWaitsForKeysThatAreNoLongerFetched(t *testing.T) {
+	k := signer{"k", "EdDSA", ed25519Key()}
+	rule := fetched
+	rule.Timeout = time.Hour
+	fetching(t, rule, says(200, keySet(t, k.jwk(t, nil))), func(t *testing.T, s *server, remotes *jwt.Remotes, judge func(string) string) {
+		s.set(hangs)
+		time.Sleep(15 * time.Second)
+		began := time.Now()
+		ended := make(chan time.Duration, 1)
+		go func() {
+			judge(signer{"new", "EdDSA", ed25519Key()}.token(user))
+			ended <- time.Since(began)
+		}()
+		synctest.Wait()
+		remotes.Use(nil)
+		if waited := <-ended; waited > 0 {
+			t.Errorf("it waits for %v", waited)
+		}
+	})
+}
+
+// Rules that come into force again have their keys fetched again.
+func TestRulesThatComeIntoForceAgain(t *testing.T) {
+	k := signer{"k", "EdDSA", ed25519Key()}
+	for _, test := range []struct {
+		name  string
+		other jwt.Rule
+	}{{"after others", jwt.Rule{URI: "https://keys/other"}}, {"after others with the same keys", jwt.Rule{URI: fetched.URI, Audiences: []string{"shop"}}}} {
+		t.Run(test.name, func(t *testing.T) {
+			fetching(t, fetched, says(200, keySet(t, k.jwk(t, nil))), func(t *testing.T, s *server, remotes *jwt.Remotes, judge func(string) string) {
+				a, err := jwt.New([]jwt.Rule{fetched}, remotes)
+				if err != nil {
+					t.Fatal(err)
+				}
+				remotes.Use(nil) // a is not in force yet
+				other, err := jwt.New([]jwt.Rule{test.other}, remotes)
+				if err != nil {
+					t.Fatal(err)
+				}
+				remotes.Use(other)
+				synctest.Wait()
+				remotes.Use(a)
+				synctest.Wait()
+				second := signer{"2", "ES256", ecKey()}
+				s.set(says(200, keySet(t, second.jwk(t, nil))))
+				time.Sleep(time.Hour)
+				if got := outcome(a.Authenticate(t.Context(), bearer(second.token(user)), time.Now())); got != "i/alice" {
+					t.Errorf("a token of a key that was published since: %q", got)
+				}
+				if states := remotes.States(); len(states) != 1 || states[0].Err != nil || time.Since(states[0].Fetched) > 20*time.Minute {
+					t.Errorf("states %+v", states)
+				}
+				s.count()
+				time.Sleep(time.Hour)
+				if n := s.count(); n > 5 {
+					t.Errorf("%d fetches an hour", n)
+				}
+			})
+		})
+	}
+}
+
+// A token that is refused is judged anew when other keys are in force, or when its time has come.
+func TestRefusedTokensThatBecomeGood(t *testing.T) {
+	first, second := signer{"k", "EdDSA", ed25519Key()}, signer{"k", "ES256", ecKey()}
+	third := rs("k", "RS256")
+	fetching(t, fetched, says(200, keySet(t, first.jwk(t, nil), third.jwk(t, nil))), func(t *testing.T, s *server, _ *jwt.Remotes, judge func(string) string) {
+		later := third.token(fmt.Sprintf(`{"iss":"i","sub":"alice","nbf":%d}`, time.Now().Add(10*time.Minute).Unix()))
+		another := signer{"k", "RS256", rsaKey2()}
+		rotated := another.token(user)
+		is := func(token, want string) {
+			t.Helper()
+			for range 3 {
+				if got := judge(token); got != want {
+					t.Errorf("got %q, want %q", got, want)
+				}
+			}
+		}
+		is(second.token(user), noKey) // there is none for its algorithm
+		is(rotated, failed)
+		is(later, "401 Jwt not yet valid")
+		s.set(says(200, keySet(t, first.jwk(t, nil), another.jwk(t, nil), third.jwk(t, nil))))
+		time.Sleep(time.Hour)
+		is(rotated, "i/alice")
+		is(later, "i/alice")
+		s.set(says(200, keySet(t, first.jwk(t, nil))))
+		time.Sleep(time.Hour)
+		is(rotated, noKey)
+	})
+}
+
+// What is left out of the keys in force is in the state, for as long as they are.
+func TestStateOfSkippedKeys(t *testing.T) {
+	k := signer{"k", "EdDSA", ed25519Key()}
+	fetching(t, fetched, says(200, keySet(t, k.jwk(t, map[string]any{"use": "enc"}), k.jwk(t, nil), map[string]any{"kty": "oct"})), func(t *testing.T, s *server, remotes *jwt.Remotes, _ func(string) string) {
+		is := func(want string) {
+			t.Helper()
+			if state := remotes.States()[0]; state.Keys != 1 || fmt.Sprint(state.Skipped) != want {
+				t.Errorf("%d keys, skipped %v, want %s", state.Keys, state.Skipped, want)
+			}
+		}
+		const some = "[keys[0] is left out: its use is not sig keys[2] is left out: it is a private or a symmetric key, which has no place here]"
+		is(some)
+		s.set(says(500, ""))
+		time.Sleep(time.Hour)
+		is(some)
+		s.set(says(200, keySet(t, k.jwk(t, nil))))
+		time.Sleep(time.Hour)
+		is("[]")
+	})
+}
