@@ -2,8 +2,10 @@ package metrics_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -265,6 +267,24 @@ func TestOverflow(t *testing.T) {
 			t.Errorf("left is %v", s)
 		}
 	})
+}
+
+// Raw connections without room for their labels are counted as such, once each, whether they were made or not.
+func TestOverflowOfConnections(t *testing.T) {
+	p := newProcess(t, metrics.Config{MaxIdentities: 1})
+	o := p.Observer()
+	for i := range 3 {
+		made := &mesh.Conn{Target: route.Target{Host: fmt.Sprint("host-", i)}, Local: &net.TCPAddr{}}
+		o.ConnStart(made)
+		o.ConnEnd(made)
+		failed := &mesh.Conn{Target: made.Target, Err: errors.New("refused")}
+		o.ConnStart(failed)
+		o.ConnEnd(failed)
+	}
+	if n := p.total(t, "istio_tcp_connections_opened_total"); n != 2 {
+		t.Errorf("%v connections were counted, want 2", n)
+	}
+	p.is(t, 4, "mesh_metrics_overflow_total", "reporter", "source")
 }
 
 // A peer that answers with ever new codes does not use up what is there for all.

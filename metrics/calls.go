@@ -118,7 +118,7 @@ func (st *store) bump(s *series, side *telemetry.Side, header http.Header, by [4
 	}
 }
 
-// drop counts a call for which there is no room.
+// drop counts a call or a raw connection for which there is no room.
 func (st *store) drop(inbound bool) {
 	i := 0
 	if inbound {

@@ -30,7 +30,9 @@ func (w *watcher) connStart(c *mesh.Conn) {
 	}
 	now := time.Now().Unix()
 	n := w.newConn(c, now)
-	n.count(n.key, [4]uint64{opened: 1}, now)
+	if !n.count(n.key, [4]uint64{opened: 1}, now) {
+		w.store.drop(c.Inbound)
+	}
 	w.conns.mu.Lock()
 	defer w.conns.mu.Unlock()
 	w.conns.open[c] = n
@@ -41,7 +43,9 @@ func (w *watcher) connEnd(c *mesh.Conn) {
 	if c.Local == nil {
 		if !w.over.Load() {
 			n := w.newConn(c, now)
-			n.count(n.key|outcome(c.Flags), [4]uint64{opened: 1, closed: 1}, now)
+			if !n.count(n.key|outcome(c.Flags), [4]uint64{opened: 1, closed: 1}, now) {
+				w.store.drop(c.Inbound)
+			}
 		}
 		return
 	}
@@ -101,16 +105,18 @@ func (n *conn) update(c *mesh.Conn, key outcome, now int64) {
 	n.sent, n.received = sentBytes, receivedBytes
 }
 
-// count adds to the counters. It is also called with zeros, to keep the series of an open connection from expiring.
-func (n *conn) count(key outcome, by [4]uint64, now int64) {
+// count adds to the counters. It is also called with zeros, to keep the series of an open connection from expiring. It reports false if
+// there is no room for the series.
+func (n *conn) count(key outcome, by [4]uint64, now int64) bool {
 	if n.path == nil {
-		return
+		return false
 	}
 	s := n.path.find(key)
 	if s == nil || !s.touch(now) {
 		if s = n.of.store.add(n.path, key, now); s == nil {
-			return
+			return false
 		}
 	}
 	n.of.store.bump(s, n.side, nil, by, now)
+	return true
 }

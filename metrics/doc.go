@@ -93,7 +93,7 @@
 //	mesh_dropped_total                          items that telemetry dropped, see Config.Dropped; label what
 //	mesh_metrics_identities                     sets of labels that are kept
 //	mesh_metrics_identities_limit               how many sets of labels may be kept
-//	mesh_metrics_overflow_total                 calls that were not counted for lack of room; label reporter
+//	mesh_metrics_overflow_total                 calls and raw connections that were not counted for lack of room; label reporter
 //
 // Events are counted when the mesh reports them. The current state is read from [mesh.Mesh.Status] at each scrape, so a destination
 // disappears here when it disappears there. A process with several meshes has one set of metrics, which adds up their numbers.
@@ -109,7 +109,7 @@
 // Peers and callers choose many of the label values, so everything is bounded: the sets of labels (Config.MaxIdentities), the outcomes
 // of one path (64), the hosts that no document names (a quarter of the sets; the others share the host "unknown"), the workloads that
 // one peer claims to be (64), the endpoints (Config.MaxEndpoints), the length of each value (253 bytes) and of a peer's metadata (8 kB).
-// Calls beyond the first two bounds are counted only in mesh_metrics_overflow_total. Unused sets of labels are removed after
+// Calls and raw connections beyond the first two bounds are counted only in mesh_metrics_overflow_total. Unused sets of labels are removed after
 // Config.IdleExpiry.
 //
 // # Costs

@@ -254,7 +254,7 @@ type store struct {
 	swept    int64 // when sweepLocked last ran, in Unix seconds
 	pairs    map[[2]string]*dto.LabelPair
 	altered  map[alteredKey]*series
-	overflow [2]atomic.Uint64 // calls that were not counted, by reporter
+	overflow [2]atomic.Uint64 // calls and raw connections that were not counted, by reporter
 }
 
 // intern returns the path of an identity, or nil if there is no room for it.

@@ -35,7 +35,7 @@ var (
 	buildInfo  = newGauge("istio_build", "The version of this library, where Istio's proxies report theirs.", "component", "tag")
 	identities = newGauge("mesh_metrics_identities", "Sets of labels that are kept.")
 	mostKept   = newGauge("mesh_metrics_identities_limit", "How many sets of labels may be kept.")
-	overflows  = newGauge("mesh_metrics_overflow_total", "Calls that were not counted, since there was no room for their labels.", "reporter")
+	overflows  = newGauge("mesh_metrics_overflow_total", "Calls and raw connections that were not counted, since there was no room for their labels.", "reporter")
 	dropped    = newGauge("mesh_dropped_total", "Items that telemetry has dropped, such as records of the access log.", "what")
 
 	ready           = newGauge("mesh_ready", "1 if the mesh has the documents and the identity that calls and requests need.")
