@@ -43,10 +43,12 @@ func (l *limits) acquire(ctx context.Context) (limit.Slot, error) {
 	if l.fault != nil {
 		return limit.Slot{}, l.fault
 	}
-	if !l.rate.Allow() {
+	slot, err := l.pool.Acquire(ctx, true)
+	if err == nil && !l.rate.Allow() { // only a call that finds a slot takes a token
+		slot.Release()
 		return limit.Slot{}, limit.ErrRateLimited
 	}
-	return l.pool.Acquire(ctx, true)
+	return slot, err
 }
 
 func codeOf(err error) codes.Code {

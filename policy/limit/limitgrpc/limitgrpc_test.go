@@ -128,6 +128,46 @@ func TestRate(t *testing.T) {
 	}
 }
 
+// A call that finds no slot takes no token, as in limit.Handler.
+func TestRefusedCallsTakeNoTokens(t *testing.T) {
+	pool, rate := limit.PoolConfig{MaxRequests: 1}, limit.RateConfig{PerSecond: 1, Burst: 2}
+	for _, side := range []string{"client", "server"} {
+		t.Run(side, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				hold := make(chan struct{})
+				s := service(hold)
+				client, server := &limitgrpc.Client{}, &limitgrpc.Server{}
+				stats := client.Stats
+				if side == "client" {
+					client.Pool, client.Rate = pool, rate
+				} else {
+					server.Pool, server.Rate = pool, rate
+					stats = server.Stats
+				}
+				s.Options = server.ServerOptions()
+				conn, stop := grpctest.Connect(t, s, client.DialOptions()...)
+				defer stop()
+				go unary(t.Context(), conn)
+				synctest.Wait()
+				if err := unary(t.Context(), conn); status.Code(err) != codes.Unavailable {
+					t.Errorf("error %v beyond MaxRequests, want Unavailable", err)
+				}
+				close(hold)
+				synctest.Wait()
+				if err := unary(t.Context(), conn); err != nil {
+					t.Errorf("the second token: %v", err)
+				}
+				if err := unary(t.Context(), conn); status.Code(err) != codes.ResourceExhausted {
+					t.Errorf("error %v without a token, want ResourceExhausted", err)
+				}
+				if s := stats(); s.Active != 0 {
+					t.Errorf("%d calls hold a slot, want none", s.Active)
+				}
+			})
+		})
+	}
+}
+
 func TestInvalidConfig(t *testing.T) {
 	for _, c := range []*limitgrpc.Client{
 		{Pool: limit.PoolConfig{MaxConnections: 1}},
