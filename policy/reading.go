@@ -281,7 +281,7 @@ func (c *compiler) readNew(file string, doc *yamldoc.Document) *reading {
 	r.kind = c.word(doc.Text("kind"))
 	r.name = doc.Text("metadata.name")
 	r.uid = doc.Text("metadata.uid")
-	r.created, _ = time.Parse(time.RFC3339, doc.Text("metadata.creationTimestamp")) // Check validates its format
+	r.created, _ = time.Parse(time.RFC3339, doc.Text("metadata.creationTimestamp")) // zero if it is malformed; Check reports that if only the oldest document counts
 	if r.kind != "" {
 		r.namespace = c.word(cmp.Or(doc.Text("metadata.namespace"), defaultNamespace))
 	}
