@@ -156,7 +156,7 @@ func (s *stream) send(t *try) {
 	s.mu.Lock()
 	s.messages = s.Messages()
 	s.mu.Unlock()
-	r := s.replayed.Try(t, nil, s.sent.method, t.options())
+	r := s.replayed.Try(t, s.sent.method, t.options())
 	t.mu.Lock()
 	t.over = true
 	t.mu.Unlock()

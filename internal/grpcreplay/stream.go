@@ -16,6 +16,7 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/grpcend"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
+	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -113,6 +114,7 @@ type Reply struct {
 	Begun           bool // there was a stream, so the server may have seen the call
 	Header, Trailer metadata.MD
 	Err             error // nil if there is a header, or if the try ended without an error
+	unsent          bool  // nothing was sent, and gRPC's Header has hidden that from gRPC
 }
 
 // try is one try.
@@ -121,7 +123,6 @@ type try struct {
 	cs      grpc.ClientStream // nil if there is none
 	codec   *Codec
 	clock   deadline.Upload
-	release func()      // of the driver, to be called when the try is over; may be nil
 	cancel  func()      // ends the context of the try; nil if that is the caller's
 	unwatch func() bool // stops waiting for the end of the driver's context; nil if nothing waits
 	dropped bool        // by Drop, maybe while it was sent again; guarded by Stream.mu
@@ -226,13 +227,22 @@ func (s *Stream) Follow(policy *retry.Policy) {
 	}
 }
 
-// Try makes another try with ctx, up to the beginning of its response. release, if not nil, is called when gRPC is done with the try.
-func (s *Stream) Try(ctx context.Context, release func(), method string, opts []grpc.CallOption) Reply {
+// Try makes another try with ctx, up to the beginning of its response. If its connection is lost before it is sent, it starts over, once. gRPC
+// does that for a caller of RecvMsg, but not for one of Header, which takes such a stream for one that has ended well.
+func (s *Stream) Try(ctx context.Context, method string, opts []grpc.CallOption) Reply {
+	r := s.attempt(ctx, method, opts)
+	if r.unsent && s.Drop() {
+		r = s.attempt(ctx, method, opts)
+	}
+	return r
+}
+
+func (s *Stream) attempt(ctx context.Context, method string, opts []grpc.CallOption) Reply {
 	resends := s.config.Room-s.kept.Room > unreadable
 	if resends {
 		s.resending.Wait() // for a try that was dropped
 	}
-	t := s.begin(ctx, release)
+	t := s.begin(ctx)
 	if s.apart || resends { // nothing may be sent on a try that was dropped
 		ctx = t.apart(ctx)
 	}
@@ -258,13 +268,13 @@ func (s *Stream) Try(ctx context.Context, release func(), method string, opts []
 	s.resending.Wait() // the try is over, and takes no more
 	r := Reply{Begun: true, Trailer: cs.Trailer()}
 	s.mu.Lock()
-	over := s.over
-	r.Err = s.err
+	over, said := s.over, s.err
 	if !s.committed {
 		s.current = nil
 	}
 	s.mu.Unlock()
-	if over && r.Err != nil && grpcstatus.TrailersOnly(r.Trailer) {
+	if over && said != nil && grpcstatus.TrailersOnly(r.Trailer) {
+		r.Err = said
 		return r
 	}
 	// For a stream that was cut before it was sent, gRPC's Header returns no error, but RecvMsg does. There is no message to receive, unless
@@ -277,6 +287,8 @@ func (s *Stream) Try(ctx context.Context, release func(), method string, opts []
 	case status.Code(r.Err) == codes.Unavailable && s.config.Conn.GetState() == connectivity.Shutdown:
 		//lint:ignore SA1019 there is no other error for a ClientConn that the caller closed
 		r.Err = grpc.ErrClientConnClosing
+	default:
+		r.unsent = over && said == nil && grpcwire.Unsent(r.Err)
 	}
 	return r
 }
@@ -314,14 +326,14 @@ func (t *try) apart(ctx context.Context) context.Context {
 }
 
 // begin returns the next try.
-func (s *Stream) begin(ctx context.Context, release func()) *try {
+func (s *Stream) begin(ctx context.Context) *try {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	t := &s.first
 	if s.last != nil {
 		t = new(try)
 	}
-	t.stream, t.release = s, release
+	t.stream = s
 	s.last, s.current, s.over, s.err = t, nil, false, nil
 	if s.config.Pausing {
 		t.clock = deadline.RequestUploadOf(ctx)
@@ -390,9 +402,6 @@ func (t *try) end() {
 	if t.unwatch != nil {
 		t.unwatch()
 		t.cancel()
-	}
-	if t.release != nil {
-		t.release()
 	}
 }
 

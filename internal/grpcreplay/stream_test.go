@@ -6,10 +6,13 @@ import (
 	"testing/synctest"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/nosidecar/mesh/internal/grpcreplay"
+	"github.com/nosidecar/mesh/internal/grpctest"
 	"github.com/nosidecar/mesh/internal/leak"
 )
 
@@ -33,7 +36,7 @@ type twice struct {
 }
 
 func (d *twice) Make() grpcreplay.Answer {
-	d.stream.Try(d.ctx, nil, "/a/b", nil)
+	d.stream.Try(d.ctx, "/a/b", nil)
 	close(d.answered)
 	<-d.decide
 	d.dropped = d.stream.Drop()
@@ -101,7 +104,7 @@ type thrice struct {
 
 func (d *thrice) Make() grpcreplay.Answer {
 	for n := range 3 {
-		d.stream.Try(d.ctx, nil, "/a/b", nil)
+		d.stream.Try(d.ctx, "/a/b", nil)
 		if n == 2 {
 			break
 		}
@@ -172,10 +175,10 @@ type once struct {
 }
 
 func (d *once) Make() grpcreplay.Answer {
-	d.stream.Try(d.ctx, nil, "/a/b", nil)
+	d.stream.Try(d.ctx, "/a/b", nil)
 	<-d.drop
 	d.stream.Drop()
-	d.stream.Try(d.ctx, nil, "/a/b", nil)
+	d.stream.Try(d.ctx, "/a/b", nil)
 	return grpcreplay.Answer{}
 }
 
@@ -218,4 +221,93 @@ func TestContextOfAStreamThatIsBeingSentAgain(t *testing.T) {
 		}
 		cancel()
 	})
+}
+
+// orphan is a stream whose connection was lost before it was sent. As gRPC's own, it is said to have ended well when its header is asked for.
+type orphan struct {
+	answered
+	end func(error)
+}
+
+func (s orphan) Header() (metadata.MD, error) {
+	s.end(nil)
+	return nil, nil
+}
+func (s orphan) Trailer() metadata.MD { return nil }
+func (s orphan) RecvMsg(any) error    { return status.Error(codes.Unavailable, "transport is closing") }
+
+// single makes one try.
+type single struct {
+	stream grpcreplay.Stream
+	ctx    context.Context
+}
+
+func (d *single) Make() grpcreplay.Answer {
+	r := d.stream.Try(d.ctx, "/a/b", nil)
+	return grpcreplay.Answer{Header: r.Header, Err: r.Err}
+}
+
+func (d *single) Tell(grpcreplay.Answer) {}
+func (d *single) End(error) error        { return nil }
+
+// A try that was not sent starts over once, with the messages that the caller has sent, unless the caller has the context of the lost stream.
+func TestTryThatWasNotSentStartsOver(t *testing.T) {
+	for _, test := range []struct {
+		name    string
+		orphans int
+		asks    bool // for the context
+		tries   int
+		code    codes.Code
+	}{
+		{"one is lost", 1, false, 2, codes.OK},
+		{"two are lost", 2, false, 2, codes.Unavailable},
+		{"the caller has its context", 1, true, 1, codes.Unavailable},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			conn := grpctest.Dial(t, "127.0.0.1:1")
+			synctest.Test(t, func(t *testing.T) {
+				tries, got := 0, 0
+				lost := make(chan struct{})
+				d := &single{ctx: t.Context()}
+				stream, err := d.stream.Begin(grpcreplay.Config{
+					Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Conn: conn, Room: 1 << 10,
+					Streamer: func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, opts ...grpc.CallOption) (
+						grpc.ClientStream, error) {
+						if tries++; tries > test.orphans {
+							return counting{answered{ctx: ctx}, &got}, nil
+						}
+						end := opts[len(opts)-1].(grpc.OnFinishCallOption).OnFinish
+						return orphan{answered{ctx: ctx}, func(err error) {
+							<-lost
+							end(err)
+						}}, nil
+					},
+				}, d)
+				if err != nil {
+					t.Fatal(err)
+				}
+				const messages = 3
+				for range messages {
+					if err := stream.SendMsg(wrapperspb.String("x")); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if test.asks {
+					stream.Context()
+				}
+				close(lost)
+				if _, err := stream.Header(); err != nil {
+					t.Fatal(err)
+				}
+				if test.code != codes.OK {
+					err = stream.RecvMsg(wrapperspb.String(""))
+				} else if got != messages {
+					t.Errorf("the second stream got %d messages, want %d", got, messages)
+				}
+				if status.Code(err) != test.code || tries != test.tries {
+					t.Errorf("%v after %d tries, want %v after %d", err, tries, test.code, test.tries)
+				}
+			})
+		})
+	}
 }

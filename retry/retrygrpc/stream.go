@@ -49,8 +49,9 @@ type stream struct {
 	opts     []grpc.CallOption
 	results  *grpcreplay.Results
 	settled  func(retry.Summary)
-	out      outcome // of the last try
-	left     *reply  // left by it; nil if not needed
+	limit    *deadline.Context // of the last try; nil if it has none
+	out      outcome           // of the last try
+	left     *reply            // left by it; nil if not needed
 }
 
 // Make implements grpcreplay.Driver.
@@ -71,23 +72,22 @@ func (s *stream) Make() grpcreplay.Answer {
 
 // Try implements grpcreplay.Tries.
 func (s *stream) Try(ctx context.Context, limit time.Duration, n int) grpcreplay.Outcome {
-	marked := mark(ctx, n)
-	var bounded *deadline.Context
-	var release func()
+	own := mark(ctx, n)
+	s.limit = nil
 	if limit > 0 {
 		// Not announced to the server: it would end the stream then, however well it goes.
-		bounded = new(deadline.Context)
-		bounded.Start(marked, deadline.PerTry, limit, false)
-		marked, release = bounded, bounded.Cancel
+		s.limit = new(deadline.Context)
+		s.limit.Start(own, deadline.PerTry, limit, false)
+		own = s.limit
 	}
 	opts := s.opts[:len(s.opts):len(s.opts)]
 	if s.results.WantReply() {
 		s.left = new(reply)
 		opts = append(opts, grpc.Header(&s.left.header), grpc.Trailer(&s.left.trailer), grpc.Peer(&s.left.peer))
 	}
-	r := s.replayed.Try(marked, release, s.method, opts)
+	r := s.replayed.Try(own, s.method, opts)
 	s.out = outcome{err: r.Err, begun: r.Begun, header: r.Header, trailer: r.Trailer}
-	if bounded != nil && !bounded.Stop() {
+	if s.limit != nil && !s.limit.Stop() {
 		s.out.err, s.out.header, s.out.late = tooLate(limit), nil, true
 	}
 	o := s.out.decisive(ctx)
@@ -96,7 +96,19 @@ func (s *stream) Try(ctx context.Context, limit time.Duration, n int) grpcreplay
 }
 
 // Drop implements grpcreplay.Tries.
-func (s *stream) Drop() bool { return s.replayed.Drop() }
+func (s *stream) Drop() bool {
+	if !s.replayed.Drop() {
+		return false
+	}
+	s.cancelLimit()
+	return true
+}
+
+func (s *stream) cancelLimit() {
+	if s.limit != nil {
+		s.limit.Cancel()
+	}
+}
 
 // Tell implements grpcreplay.Driver.
 func (s *stream) Tell(a grpcreplay.Answer) { s.finish(a.Err) }
@@ -109,6 +121,7 @@ func (s *stream) End(err error) (instead error) {
 
 // finish gives the caller's options what the last try left behind.
 func (s *stream) finish(err error) {
+	s.cancelLimit()
 	if s.left != nil {
 		s.left.fill(s.results)
 	}
