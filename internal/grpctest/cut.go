@@ -5,7 +5,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"google.golang.org/grpc"
@@ -15,7 +14,8 @@ import (
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
-// ServeCut is [Serve] with a server that closes each connection after a few reads, whatever the state of its streams is.
+// ServeCut is [Serve] with a server that closes each connection after it has received some bytes, whatever the state of its streams is. A
+// stream takes as many bytes with every client, but not as many reads, since that depends on how frames are batched.
 func ServeCut(t testing.TB, s *Service) string {
 	t.Helper()
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -37,22 +37,24 @@ func (l *cutListener) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	const preface, atMost = 5, 60
-	c := &cutConn{Conn: conn}
-	c.left.Store(preface + l.rand.Int64N(atMost))
-	return c, nil
+	const least, more = 300, 25000 // least is enough for a connection to become ready
+	return &cutConn{Conn: conn, left: least + l.rand.IntN(more)}, nil
 }
 
 type cutConn struct {
 	net.Conn
-	left atomic.Int64 // the number of further reads
+	left int // the number of bytes to read before it is closed; used only by the goroutine that reads
 }
 
 func (c *cutConn) Read(p []byte) (int, error) {
-	if c.left.Add(-1) < 0 {
+	if c.left <= 0 {
 		c.Close()
+	} else if len(p) > c.left {
+		p = p[:c.left]
 	}
-	return c.Conn.Read(p)
+	n, err := c.Conn.Read(p)
+	c.left -= n
+	return n, err
 }
 
 // Ends counts how streams ended.
