@@ -2,6 +2,7 @@ package meshgrpc_test
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"strings"
@@ -112,6 +113,34 @@ func TestClosedClientConnEjectsNoEndpoint(t *testing.T) {
 			default:
 			}
 		})
+	}
+}
+
+// A server that is a client itself passes on what became of its own call: its process has closed that ClientConn. This is a status like any
+// other, and not the end of the ClientConn here.
+func TestServerPassesOnThatItsClientConnWasClosed(t *testing.T) {
+	leak.Check(t)
+	//lint:ignore SA1019 there is no other error for it
+	passedOn := status.Error(codes.Unavailable, "closing transport due to: "+grpc.ErrClientConnClosing.Error())
+	address := grpctest.Serve(t, &grpctest.Service{
+		Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+			_ = grpc.SendHeader(ctx, nil)
+			return nil, passedOn
+		},
+		Output: func(_ *grpctest.In, s grpctest.OutServer) error {
+			_ = s.Send(&grpctest.Out{})
+			return passedOn
+		},
+	})
+	for name, dial := range bothWays(t) {
+		client := grpctest.NewClient(dial(address))
+		_, unary := unaryCall(t.Context(), client)
+		_, stream := streamedCall(t.Context(), client)
+		for _, err := range []error{unary, stream} {
+			if status.Code(err) != codes.Unavailable || errors.Is(err, context.Canceled) {
+				t.Errorf("%s: %v, want the status of the server", name, err)
+			}
+		}
 	}
 }
 

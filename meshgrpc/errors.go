@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/status"
 
 	"github.com/nosidecar/mesh"
@@ -43,6 +44,12 @@ func (closing) GRPCStatus() *status.Status { return status.Convert(grpc.ErrClien
 
 //lint:ignore SA1019 as above
 func (closing) Unwrap() []error { return []error{grpc.ErrClientConnClosing, context.Canceled} }
+
+// closed reports whether the call ended with err because its caller closed the ClientConn. A server may pass on such an error that it got
+// from a server of its own.
+func (c *call) closed(err error) bool {
+	return grpcwire.Closed(err) && c.cc.GetState() == connectivity.Shutdown
+}
 
 // neverReady is the error of a wait-for-ready call that could not be sent before its context ended.
 type neverReady struct {

@@ -15,7 +15,6 @@ import (
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
-	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
 )
@@ -107,7 +106,7 @@ func (s *stream) End(err error) (instead error) {
 	case err == nil:
 	case ended(t.ctx, t.code):
 		t.rest = context.Cause(t.ctx)
-	case grpcwire.Closed(err):
+	case s.closed(err):
 		t.err, t.code, t.rest, instead = errClosing, codes.Canceled, errClosing, errClosing
 	default:
 		t.rest = lost(err)

@@ -222,7 +222,7 @@ func (t *try) judge(err error, committed bool) {
 	case !t.begun:
 		t.rest = refusal.Because(err) // the fault is on our side: a message, credentials, metadata
 		return
-	case grpcwire.Closed(err):
+	case t.call.closed(err):
 		t.err, t.code, t.rest = errClosing, codes.Canceled, errClosing
 		committed = committed || t.received
 	case isHTTP && !committed:
