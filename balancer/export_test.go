@@ -48,3 +48,15 @@ func SetReported(b *Balancer, at func(i int) float64) {
 	}
 	b.reweigh(now)
 }
+
+// Eject ejects a host, and leaves the picks as they are: SetEjected(true) is under way.
+func Eject(h *Host) { h.state.Or(ejected) }
+
+// PublishWhile brings the picks of b up to date, and calls eject after it has been worked out which places get how much of the traffic.
+func PublishWhile(b *Balancer, eject func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	shares, panics := b.trafficLocked()
+	eject()
+	b.picks.Store(b.snapshotOf(shares, panics))
+}

@@ -67,7 +67,11 @@ func (b *Balancer) snapshotLocked() *snapshot {
 	if len(b.pools) == 0 {
 		return &snapshot{refusal: ErrNoEndpoints}
 	}
-	shares, panics := b.trafficLocked()
+	return b.snapshotOf(b.trafficLocked())
+}
+
+// snapshotOf returns the picks among pools with these shares of the traffic. Hosts may have been ejected since the shares were worked out.
+func (b *Balancer) snapshotOf(shares []float64, panics []bool) *snapshot {
 	s := &snapshot{}
 	var used []float64
 	for i, p := range b.pools {

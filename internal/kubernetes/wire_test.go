@@ -107,6 +107,42 @@ func TestLargeObjects(t *testing.T) {
 	}
 }
 
+// TestBoundOfObjects pins the bound of programs, 8 MiB: other tests lower it.
+func TestBoundOfObjects(t *testing.T) {
+	const bound = 8 << 20
+	large := func(size int) string {
+		whole := strings.TrimSuffix(object("x", "u1", 5, "1"), "}") + `,"more":"`
+		return whole + strings.Repeat("x", size-len(whole)-2) + `"}`
+	}
+	for _, test := range []struct {
+		size int
+		want string
+	}{
+		{bound - 64, ""}, // with what is around it
+		{bound + 1<<17, "too large: an event of more than 8 MiB"}, // the last part of a line is not looked at
+	} {
+		objects, _, err := kubernetes.ReadEvents(strings.NewReader(`{"type":"ADDED","object":`+large(test.size)+"}\n"), things, "")
+		if test.want == "" && (err != io.EOF || len(objects) != 1) || test.want != "" && (err == nil || err.Error() != test.want) {
+			t.Errorf("an event with an object of %d bytes: %d objects, %v, want %q", test.size, len(objects), err, test.want)
+		}
+	}
+	page := func(item string) string {
+		return `{"kind":"ThingList","apiVersion":"example.com/v1","metadata":{"resourceVersion":"1"},"items":[` + item + `]}`
+	}
+	for _, test := range []struct {
+		size int
+		want string
+	}{
+		{bound - 1<<10, ""},
+		{2*bound + 1<<20, "too large: an object of more than 8 MiB"}, // what has been read is looked at first
+	} {
+		objects, _, err := kubernetes.ReadList(strings.NewReader(page(large(test.size))), things, "")
+		if test.want == "" && (err != nil || len(objects) != 1) || test.want != "" && (err == nil || err.Error() != test.want) {
+			t.Errorf("a list with an object of %d bytes: %d objects, %v, want %q", test.size, len(objects), err, test.want)
+		}
+	}
+}
+
 // TestAnswersWithoutEnd cost no more than one object may.
 func TestAnswersWithoutEnd(t *testing.T) {
 	endless := func(begin, more string) answer {
