@@ -147,6 +147,19 @@ func (n *noted) recovered(t *testing.T, want string) {
 	n.want(t, want)
 }
 
+// following calls then when a feed of a Consul with one service-router has yielded it.
+func following(t *testing.T, then func(t *testing.T, f *fake, n *noted)) {
+	synctest.Test(t, func(t *testing.T) {
+		f, feed := newFake(t)
+		f.set("service-router", "web", `, "Routes": []`)
+		n, stop := watch(t, feed)
+		defer stop()
+		time.Sleep(10 * time.Second)
+		n.want(t, "config/service-router/web.json")
+		then(t, f, n)
+	})
+}
+
 func TestFeed_FollowsEntriesOfAllKinds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, feed := newFake(t)
@@ -185,13 +198,7 @@ func TestFeed_DenialsAndFailuresEmptyNothing(t *testing.T) {
 		{"failure", func(f *fake) { f.status[""] = http.StatusInternalServerError }, "error"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f, feed := newFake(t)
-				f.set("service-router", "web", `, "Routes": []`)
-				n, stop := watch(t, feed)
-				defer stop()
-				time.Sleep(10 * time.Second)
-				n.want(t, "config/service-router/web.json")
+			following(t, func(t *testing.T, f *fake, n *noted) {
 				f.Change(func() { test.change(f) })
 				time.Sleep(5 * time.Minute)
 				n.want(t, test.want)
@@ -217,13 +224,7 @@ func TestFeed_AnswersThatMakeNoSense(t *testing.T) {
 		"a half answer": `[{"Kind": "service-router", "Name": "web"}`,
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				f, feed := newFake(t)
-				f.set("service-router", "web", `, "Routes": []`)
-				n, stop := watch(t, feed)
-				defer stop()
-				time.Sleep(10 * time.Second)
-				n.want(t, "config/service-router/web.json")
+			following(t, func(t *testing.T, f *fake, n *noted) {
 				f.Change(func() { f.answers["service-router"] = answer })
 				time.Sleep(5 * time.Minute)
 				n.want(t, "error")
@@ -237,13 +238,7 @@ func TestFeed_AnswersThatMakeNoSense(t *testing.T) {
 
 // That one kind cannot be read is not over because another one can.
 func TestFeed_ErrorsLast(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, feed := newFake(t)
-		f.set("service-router", "web", `, "Routes": []`)
-		n, stop := watch(t, feed)
-		defer stop()
-		time.Sleep(10 * time.Second)
-		n.want(t, "config/service-router/web.json")
+	following(t, func(t *testing.T, f *fake, n *noted) {
 		f.Change(func() { f.status["service-router"] = http.StatusForbidden })
 		time.Sleep(time.Minute)
 		n.want(t, "denied")
@@ -258,13 +253,7 @@ func TestFeed_ErrorsLast(t *testing.T) {
 
 // A server that is cut off from the others does not bring back entries of the past.
 func TestFeed_OfAServerThatIsCutOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f, feed := newFake(t)
-		f.set("service-router", "web", `, "Routes": []`)
-		n, stop := watch(t, feed)
-		defer stop()
-		time.Sleep(10 * time.Second)
-		n.want(t, "config/service-router/web.json")
+	following(t, func(t *testing.T, f *fake, n *noted) {
 		f.Change(func() { f.behind = true })
 		time.Sleep(10 * time.Minute)
 		n.want(t)

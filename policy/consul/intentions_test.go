@@ -142,6 +142,18 @@ func shown(t *testing.T, sources []policy.Source) string {
 
 const named = `{"Name": %q, "Action": "allow"}`
 
+// seeing calls then when a feed has yielded that api may call web.
+func seeing(t *testing.T, then func(t *testing.T, m *matcher, s *seen)) {
+	synctest.Test(t, func(t *testing.T) {
+		m, feed := newMatcher(t)
+		m.set("web", fmt.Sprintf(named, "api"))
+		s, stop := see(t, feed)
+		defer stop()
+		s.want(t, "web: api")
+		then(t, m, s)
+	})
+}
+
 func TestIntentions_FollowsThoseOfTheServiceAndOfAll(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, feed := newMatcher(t)
@@ -175,12 +187,7 @@ func TestIntentions_DenialsAndFailuresEmptyNothing(t *testing.T) {
 		"reborn":   {func(m *matcher) { m.Index = 3; m.entries = map[string]string{} }, []string{"error"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				m, feed := newMatcher(t)
-				m.set("web", fmt.Sprintf(named, "api"))
-				s, stop := see(t, feed)
-				defer stop()
-				s.want(t, "web: api")
+			seeing(t, func(t *testing.T, m *matcher, s *seen) {
 				m.Change(func() { tt.change(m) })
 				time.Sleep(50 * time.Second)
 				s.want(t, tt.want...)
@@ -194,12 +201,7 @@ func TestIntentions_DenialsAndFailuresEmptyNothing(t *testing.T) {
 }
 
 func TestIntentions_EntriesOfAServerThatLagsBehind(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m, feed := newMatcher(t)
-		m.set("web", fmt.Sprintf(named, "api"))
-		s, stop := see(t, feed)
-		defer stop()
-		s.want(t, "web: api")
+	seeing(t, func(t *testing.T, m *matcher, s *seen) {
 		m.Change(func() { m.lags = 2 })
 		m.set("web", fmt.Sprintf(named, "other"))
 		time.Sleep(10 * time.Second)
@@ -209,12 +211,7 @@ func TestIntentions_EntriesOfAServerThatLagsBehind(t *testing.T) {
 
 // A server that is cut off from the others does not bring back what was revoked, whoever is asked next.
 func TestIntentions_OfAServerThatIsCutOff(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		m, feed := newMatcher(t)
-		m.set("web", fmt.Sprintf(named, "api"))
-		s, stop := see(t, feed)
-		defer stop()
-		s.want(t, "web: api")
+	seeing(t, func(t *testing.T, m *matcher, s *seen) {
 		m.set("web", fmt.Sprintf(named, "other"))
 		time.Sleep(2 * time.Second)
 		s.want(t, "web: other")
