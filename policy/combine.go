@@ -37,9 +37,8 @@ func (c *compiler) combine() {
 			p.claims.set(host, both)
 		}
 	}
-	for i := range p.claims.wild {
-		w := &p.claims.wild[i]
-		w.value = c.combined(w.host, w.value, c.last.claims.of(w.host))
+	for _, end := range slices.Sorted(maps.Keys(p.claims.wild)) {
+		p.claims.wild[end] = c.combined("*"+end, p.claims.wild[end], c.last.claims.wild[end])
 	}
 }
 

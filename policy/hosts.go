@@ -1,7 +1,6 @@
 package policy
 
 import (
-	"cmp"
 	"iter"
 	"maps"
 	"net"
@@ -12,31 +11,19 @@ import (
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/policy/internal/consul"
-	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
 // hostMap is a map from hosts to values. Hosts may begin with a wildcard; the most specific one counts.
 type hostMap[T any] struct {
 	exact map[string]*T
-	wild  []wildcard[T] // longest first
-}
-
-type wildcard[T any] struct {
-	host  string
-	value *T
-}
-
-// place returns the index of a wildcard in the list, and reports whether it is there.
-func (m *hostMap[T]) place(host string) (at int, found bool) {
-	return slices.BinarySearchFunc(m.wild, host, func(w wildcard[T], host string) int {
-		return cmp.Or(len(host)-len(w.host), strings.Compare(w.host, host))
-	})
+	wild  map[string]*T // by what follows the star
+	ends  []int         // the lengths of the keys of wild, longest first
 }
 
 // of returns the value of exactly this host or wildcard, or nil if it has none.
 func (m *hostMap[T]) of(host string) *T {
-	if at, found := m.place(host); found {
-		return m.wild[at].value
+	if end, wild := strings.CutPrefix(host, "*"); wild {
+		return m.wild[end]
 	}
 	return m.exact[host]
 }
@@ -52,18 +39,21 @@ func (m *hostMap[T]) add(host string, value *T) (has *T, added bool) {
 
 // set sets or replaces the value of a host.
 func (m *hostMap[T]) set(host string, value *T) {
-	if !strings.HasPrefix(host, "*") {
+	end, wild := strings.CutPrefix(host, "*")
+	if !wild {
 		if m.exact == nil {
 			m.exact = make(map[string]*T)
 		}
 		m.exact[host] = value
 		return
 	}
-	at, found := m.place(host)
-	if !found {
-		m.wild = slices.Insert(m.wild, at, wildcard[T]{host: host})
+	if m.wild == nil {
+		m.wild = make(map[string]*T)
 	}
-	m.wild[at].value = value
+	m.wild[end] = value
+	if at, found := slices.BinarySearchFunc(m.ends, len(end), func(a, b int) int { return b - a }); !found {
+		m.ends = slices.Insert(m.ends, at, len(end))
+	}
 }
 
 // find returns the value of the most specific host that covers name, or nil if there is none.
@@ -74,12 +64,23 @@ func (m *hostMap[T]) find(name string) *T {
 	if value := m.exact[name]; value != nil {
 		return value
 	}
-	for _, w := range m.wild {
-		if istio.Matches(w.host, name) {
-			return w.value
+	_, value := m.covering(name)
+	return value
+}
+
+// covering returns the most specific wildcard that covers name, without its star, and its value, which is nil if there is none. It takes as many
+// look-ups as wildcards have lengths.
+func (m *hostMap[T]) covering(name string) (end string, value *T) {
+	name = strings.TrimPrefix(name, "*")
+	for _, n := range m.ends {
+		if n > len(name) {
+			continue
+		}
+		if value := m.wild[name[len(name)-n:]]; value != nil {
+			return name[len(name)-n:], value
 		}
 	}
-	return nil
+	return "", nil
 }
 
 // Host returns the plan for a host as it appears in requests: "name" or "name:port" in any case, where name is a DNS name, with or without a
@@ -206,9 +207,8 @@ func (p *Plan) knows(name string) bool {
 		return false
 	}
 	namespace := "." + of.Namespace + ".svc." + p.workload.ClusterDomain
-	return slices.ContainsFunc(p.named.wild, func(w wildcard[struct{}]) bool {
-		return strings.HasSuffix(w.host, namespace) && istio.Matches(w.host, name)
-	})
+	end, _ := p.named.covering(name)
+	return strings.HasSuffix(end, namespace)
 }
 
 // InCluster returns the plan for the service that an authority of the form name, name.namespace or name.namespace.svc means if discovery
