@@ -3,6 +3,7 @@ package policy_test
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf16"
@@ -14,6 +15,29 @@ import (
 func (f *feed) takesFile(text string) {
 	f.t.Helper()
 	f.takes(policy.Source{Name: "x.yaml", Alone: true, Data: []byte(text)})
+}
+
+// ofFile returns a feed of a file, for an instance of the service web.
+func ofFile(t *testing.T, text string) *feed {
+	t.Helper()
+	f := newFeed(t)
+	f.workload.Service = "web"
+	f.takesFile(text)
+	return f
+}
+
+// closes checks which document closes hosts, and that no other of the hosts a to d is closed.
+func (f *feed) closes(document string, hosts ...string) {
+	f.t.Helper()
+	for _, host := range []string{"a", "b", "c", "d"} {
+		want := ""
+		if slices.Contains(hosts, host) {
+			want = document
+		}
+		if got := f.closed(host); got != want {
+			f.t.Errorf("%s is closed by %q, want %q:\n%v", host, got, want, f.findings)
+		}
+	}
 }
 
 // TestAlone_HeadThatMayBeMisread: a security document that is no YAML is about another namespace only if that is certain.
@@ -29,14 +53,12 @@ func TestAlone_HeadThatMayBeMisread(t *testing.T) {
 		api + "metadata:\n  name: x\n? namespace\n",
 		"kind: AuthorizationPolicy\nmetadata:\n  name: x\n  namespace: shop\n",
 	} {
-		f := newFeed(t)
-		f.takesFile(head + "spec: [\n")
+		f := ofFile(t, head+"spec: [\n")
 		if d := f.asked("/"); d.Allowed {
 			t.Errorf("it denies nothing:\n%s", head)
 		}
 	}
-	f := newFeed(t)
-	f.takesFile(api + "metadata:\n  name: x\n  namespace: depot # theirs\n  labels:\n    namespace: shop\nspec: [\n")
+	f := ofFile(t, api+"metadata:\n  name: x\n  namespace: depot # theirs\n  labels:\n    namespace: shop\nspec: [\n")
 	f.refused("AuthorizationPolicy depot/x: nothing")
 	f.allows("/")
 }
@@ -65,9 +87,7 @@ func TestAlone_ProtectionWithWrongHead(t *testing.T) {
 		strings.Repeat("{\n---\n", 101) + "{ AuthorizationPolicy",
 		inUTF16("apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata: {name: x, namespace: shop}\nspec: {}\n"),
 	} {
-		f := newFeed(t)
-		f.workload.Service = "web"
-		f.takesFile(text)
+		f := ofFile(t, text)
 		if d := f.asked("/"); d.Allowed {
 			t.Errorf("it denies nothing: %.200q\n%v", text, f.findings)
 		}
@@ -75,20 +95,12 @@ func TestAlone_ProtectionWithWrongHead(t *testing.T) {
 	for _, text := range []string{
 		"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {namespace: depot}, spec: {}}",
 		"{apiVersion: security.istio.io/v1, metadata: {name: x, namespace: depot}, spec: {}}",
-		"{apiVersion: consul.hashicorp.com/v2, kind: ServiceIntentions, metadata: {name: web, namespace: shop}, spec: {destination: {name: other}}}",
 		"{apiVersion: consul.hashicorp.com/v1alpha1, kind: ServiceRooter, metadata: {name: web, namespace: shop}, spec: {}}",
 	} {
-		f := newFeed(t)
-		f.workload.Service = "web"
-		f.takesFile(text)
+		f := ofFile(t, text)
 		if d := f.asked("/"); !d.Allowed {
 			t.Errorf("it denies everything, although it is about others: %s\n%v", text, f.findings)
 		}
-	}
-	f := newFeed(t)
-	f.takesFile("{kind: DestinationRule, metadata: {name: a, namespace: shop}, spec: {host: a, trafficPolicy: {tls: {mode: SIMPLE}}}}")
-	if got := f.plan.Cluster(route.Target{Host: "a"}).Closed; got != "DestinationRule shop/a" {
-		t.Errorf("a DestinationRule without an apiVersion closes its host as %q", got)
 	}
 }
 
@@ -106,8 +118,7 @@ func TestAlone_FieldThatIsThereTwice(t *testing.T) {
 		"metadata: {name: x, namespace: shop}, spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, kind: Service, name: web}]}",
 		"metadata: {name: x, namespace: shop}, spec: {targetRef: {group: gateway.networking.k8s.io, kind: Gateway, name: x}, targetRefs: {kind: Service, name: web}}",
 	} {
-		f := newFeed(t)
-		f.takesFile("{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, " + text + "}\n---\n" +
+		f := ofFile(t, "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, "+text+"}\n---\n"+
 			"{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: all, namespace: shop}, spec: {rules: [{}]}}")
 		if d := f.asked("/"); d.Allowed {
 			t.Errorf("it denies nothing: %s\n%v", text, f.findings)
@@ -120,12 +131,189 @@ func TestAlone_FieldThatIsThereTwice(t *testing.T) {
 		"spec: {host: a, trafficPolicy: {tls: {mode: DISABLE}}, trafficPolicy: {tls: {mode: SIMPLE}}}",
 		"spec: {host: a}, spec: {host: a, trafficPolicy: {tls: {mode: SIMPLE}}}",
 	} {
-		f := newFeed(t)
-		f.takesFile("{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a, namespace: shop}, " + spec + "}")
-		if got := f.plan.Cluster(route.Target{Host: "a"}).Closed; got != "DestinationRule shop/a" {
-			t.Errorf("%s: its host is closed as %q", spec, got)
+		ofFile(t, "{apiVersion: networking.istio.io/v1, kind: DestinationRule, metadata: {name: a, namespace: shop}, "+spec+"}").closes("DestinationRule shop/a", "a")
+	}
+}
+
+// TestAlone_RuleThatMayBeAboutSeveralHosts: a refused DestinationRule with tls closes all hosts that it may be about.
+func TestAlone_RuleThatMayBeAboutSeveralHosts(t *testing.T) {
+	const (
+		api = "apiVersion: networking.istio.io/v1, kind: DestinationRule, "
+		in  = "metadata: {name: a, namespace: shop}, "
+		tls = "trafficPolicy: {tls: {mode: SIMPLE}}"
+	)
+	for _, test := range []struct {
+		text  string
+		hosts string
+	}{
+		{api + in + "spec: {host: a, host: b, " + tls + "}", "a b"},
+		{api + in + "spec: {host: a, " + tls + "}, spec: {host: b}", "a b"},
+		{api + in + "spec: {host: [a, b], " + tls + "}", "a b"},
+		{api + in + "spec: {host: {name: a, host: b}, " + tls + "}", "b"},
+		{api + in + "spec: {hosts: [a], " + tls + "}", ""},
+		{api + in + "spec: {host: a, host: b}", ""},
+		{api + "metadata: {name: a, namespace: [shop]}, spec: {host: a, " + tls + "}", "a"},
+		{api + "metadata: {name: a, namespace: depot, namespace: shop}, spec: {host: a, " + tls + "}", "a"},
+		{api + "metadata: {name: a, namespace: Shop}, spec: {host: a, " + tls + "}", "a"},
+		{api + "metadata: {name: a, namespace: depot}, spec: {host: a, wrong: 1, " + tls + "}", ""},
+		{api + "metadata: {name: a, namespace: depot}, spec: {host: a.shop.svc.cluster.local, wrong: 1, " + tls + "}", ""},
+		{api + in + "spec: {host: a, wrong: 1, exportTo: [Shop], " + tls + "}", "a"},
+		{"kind: DestinationRule, " + in + "spec: {host: a, " + tls + "}", "a"},
+		{"apiVersion: networking.istio.io/v1, " + in + "spec: {host: a, " + tls + "}", "a"},
+		{"apiVersion: networking.istio.io/v1, metadata: {name: a, namespace: depot}, spec: {host: a.shop.svc.cluster.local, " + tls + "}", ""},
+		{"apiVersion: networking.istio.io/v1, kind: DestinationRul, " + in + "spec: {host: a, " + tls + "}", "a"},
+		{"apiVersion: networking.istio.io/v1, kind: Gatevay, " + in + "spec: {host: a}", ""},
+		{"apiVersion: v1, kind: List, items: {" + api + in + "spec: {host: a, " + tls + "}}", "a"},
+		{"apiVersion: v1, kind: List, items: [[{" + api + in + "spec: {host: a, " + tls + "}}]]", "a"},
+	} {
+		f := ofFile(t, "{"+test.text+"}")
+		for _, host := range []string{"a", "b"} {
+			if got, want := f.closed(host) != "", strings.Contains(test.hosts, host); got != want {
+				t.Errorf("%s: calls to %s fail: %t, want %t\n%v", test.text, host, got, want, f.findings)
+			}
 		}
 	}
+}
+
+// TestAlone_ServiceEntryThatSecuresCloses: without a ServiceEntry that has its hosts in the mesh, or names for their certificates, calls to them would
+// not be secured. It closes nothing that another ServiceEntry is about.
+func TestAlone_ServiceEntryThatSecuresCloses(t *testing.T) {
+	entry := func(name, spec string) object {
+		return object{kind: "ServiceEntry", name: name, spec: "{ports: [{number: 80, name: http, protocol: HTTP}], resolution: STATIC, endpoints: [{address: 10.0.0.1}], " + spec + "}"}
+	}
+	const inside, wrong = "location: MESH_INTERNAL, ", "wrong: 1, "
+	for _, test := range []struct {
+		spec   string
+		closes bool
+	}{
+		{wrong + inside + "hosts: [x.example, a.example]", true},
+		{wrong + "location: MESH_EXTERNAL, subjectAltNames: [y.example], hosts: [a.example]", true},
+		{wrong + "location: [MESH_EXTERNAL], hosts: [a.example]", true},
+		{"location: MESH_EXTERNAL, location: MESH_INTERNAL, hosts: [a.example]", true},
+		{wrong + inside + "hosts: a.example", true},
+		{wrong + inside + "hosts: ['*.example']", true},
+		{wrong + inside + "exportTo: ['*'], hosts: [a.example]", true},
+		{wrong + inside + "exportTo: [depot], hosts: [a.example]", false},
+		{wrong + "location: MESH_EXTERNAL, hosts: [a.example]", false},
+		{wrong + "hosts: [a.example]", false},
+	} {
+		f := newFeed(t)
+		f.yields(entry("x", test.spec))
+		if got := f.closed("a.example") != ""; got != test.closes {
+			t.Errorf("%s: calls to a.example fail: %t, want %t\n%v", test.spec, got, test.closes, f.findings)
+		}
+	}
+	f := newFeed(t)
+	f.yields(entry("x", wrong+inside+"hosts: [a.example, b.example]"), entry("y", inside+"hosts: [a.example]"))
+	f.refused("ServiceEntry shop/x: denial")
+	if f.closed("a.example") != "" || f.closed("b.example") != "ServiceEntry shop/x" {
+		t.Errorf("a.example is closed by %q, and b.example by %q, want the host that no other ServiceEntry is about", f.closed("a.example"), f.closed("b.example"))
+	}
+}
+
+// TestAlone_UnreadableRuleCloses: a DestinationRule that is no YAML closes the hosts that it names, if it may secure the calls to them.
+func TestAlone_UnreadableRuleCloses(t *testing.T) {
+	const head = "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata:\n  name: a\n  namespace: shop\n"
+	ofFile(t, head+"spec:\n  host: a\n  trafficPolicy:\n    tls: {mode: SIMPLE\n").closes("DestinationRule shop/a", "a")
+	ofFile(t, head+"spec:\n  host: a\n  trafficPolicy:\n    loadBalancer: {simple: RANDOM\n").closes("")
+	ofFile(t, strings.Replace(head, "shop", "depot", 1)+"spec:\n  host: a.shop.svc.cluster.local\n  trafficPolicy:\n    tls: {mode: SIMPLE\n").closes("")
+	ofFile(t, "{"+head+"spec:\n  host: \"a\"\n  'host': b.shop.svc.cluster.local\n  tls:").closes("the document at x.yaml:1", "a", "b")
+	ofFile(t, inUTF16(head+"spec: {host: a, trafficPolicy: {tls: {mode: SIMPLE}}}\n")).closes("the document at x.yaml:1", "a")
+	ofFile(t, "kind: VirtualService\nspec: [{host: a, tls: b\n").closes("")
+
+	f := newFeed(t) // while the last good rule is in force, nothing is closed
+	good := head + "spec:\n  host: a\n  trafficPolicy: {tls: {mode: SIMPLE}}\n"
+	f.takesFile(good)
+	f.takesFile("{" + good)
+	f.closes("")
+	if c := f.plan.Cluster(route.Target{Host: "a"}); c.TLS.Mode != policy.TLSSimple {
+		t.Errorf("the cluster is %+v, want the last good rule", c)
+	}
+}
+
+// TestAlone_ListThatIsNone: documents in what is meant to be a List, and is none, protect all the same.
+func TestAlone_ListThatIsNone(t *testing.T) {
+	const item = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: x, namespace: shop}, spec: {}}"
+	for _, text := range []string{
+		"{apiVersion: networking.istio.io/v1, kind: List, items: [" + item + "]}",
+		"{apiVersion: example.com/v1, kind: List, items: [" + item + "]}",
+		"{apiVersion: v1, kind: list, items: [" + item + "]}",
+		"{apiVersion: v1, kind: Lists, items: [" + item + "]}",
+		"{apiVersion: v1, kind: List, items: [[" + item + "]]}",
+		"{apiVersion: v1, kind: List, items: [&x [a], AuthorizationPolicy, *x]}",
+	} {
+		if f := ofFile(t, text); f.asked("/").Allowed {
+			t.Errorf("it denies nothing: %s\n%v", text, f.findings)
+		}
+	}
+	for _, text := range []string{
+		"{apiVersion: v1, kind: List, items: [a, {apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: x, namespace: shop}, spec: {rules: [{}]}}]}",
+		"{apiVersion: networking.istio.io/v1, kind: List, items: []}",
+	} {
+		ofFile(t, text).allows("/")
+	}
+}
+
+// TestAlone_PeerAuthenticationIsForNoGateway: a PeerAuthentication has no targetRefs, so nothing says that it is about gateways alone.
+func TestAlone_PeerAuthenticationIsForNoGateway(t *testing.T) {
+	f := newFeed(t)
+	f.yields(object{kind: "PeerAuthentication", name: "x", spec: "{targetRefs: [{group: gateway.networking.k8s.io, kind: Gateway, name: edge}], mtls: {mode: STRICT}}"})
+	f.denies("PeerAuthentication shop/x")
+}
+
+// TestAlone_NamespaceThatIsNone: what is no name of a namespace may be meant to be that of this process.
+func TestAlone_NamespaceThatIsNone(t *testing.T) {
+	for _, namespace := range []string{"Shop", "'shop '", "shop.", "''"} {
+		f := ofFile(t, "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: x, namespace: "+namespace+"}, spec: {rules: [{}]}}")
+		if f.asked("/").Allowed {
+			t.Errorf("in the namespace %s it denies nothing:\n%v", namespace, f.findings)
+		}
+	}
+}
+
+// TestAlone_RefusedIntentionsLeaveTheDefault: intentions about another service have the default apply to this one. Also if they are refused:
+// nobody is allowed because of a mistake.
+func TestAlone_RefusedIntentionsLeaveTheDefault(t *testing.T) {
+	for _, text := range []string{
+		"{apiVersion: consul.hashicorp.com/v1alpha1, kind: ServiceIntentions, metadata: {name: x}, spec: {destination: {name: other}, sources: [{name: api, action: allow}]}}",
+		"{apiVersion: consul.hashicorp.com/v1alpha1, kind: ServiceIntentions, metadata: {name: x}, spec: {destination: {name: other}, sources: {}}}",
+		"{apiVersion: consul.hashicorp.com/v2, kind: ServiceIntentions, metadata: {name: x}, spec: {destination: {name: other}}}",
+		"{kind: ServiceIntentions, metadata: {name: x}, spec: {destination: {name: other}}}",
+		"{Kind: service-intentions, Name: other, Sources: [{Name: api, Action: perhaps}]}",
+		"{Kind: service-intention, Name: other, Sources: []}",
+	} {
+		if ofFile(t, text).asked("/", api).Allowed {
+			t.Errorf("everybody is allowed by %s", text)
+		}
+		f := newFeed(t)
+		f.workload.Service, f.workload.AllowByDefault = "web", true
+		f.takesFile(text)
+		if d := f.asked("/", api); !d.Allowed {
+			t.Errorf("the default is to allow, but by %s it is denied: %s", text, d.Reason)
+		}
+	}
+	ofFile(t, "{Kind: service-resolver, Name: other, Wrong: 1}").allows("/")
+}
+
+// TestAlone_TwoVersionsOfOnePolicy: of one object in two versions, which two feeds may have for a while, both are in force. A uid that was copied
+// from a policy does not take it out of force.
+func TestAlone_TwoVersionsOfOnePolicy(t *testing.T) {
+	forbids := func(path string, created int) policy.Source {
+		return object{kind: "AuthorizationPolicy", name: "x", uid: 1, created: created, spec: "{action: DENY, rules: [{to: [{operation: {paths: [" + path + "]}}]}]}"}.source()
+	}
+	f := newFeed(t)
+	for range 2 {
+		f.takes(forbids("/new", 1), forbids("/old", 2))
+		f.refused()
+		f.says("is there in another version, too")
+		f.allows("/")
+		if f.asked("/new").Allowed || f.asked("/old").Allowed {
+			t.Error("one of the two versions is not in force")
+		}
+	}
+	f.takes(forbids("/new", 1), forbids("/new", 1))
+	f.refused("AuthorizationPolicy shop/x: nothing")
+	f.allows("/old")
 }
 
 // TestAlone_AliasesHideNoTLS: a refused DestinationRule closes its host also if its tls stands elsewhere in the document.
@@ -140,14 +328,13 @@ func TestAlone_AliasesHideNoTLS(t *testing.T) {
 		"too many to tell": deep + "spec: {host: a, trafficPolicy: *x12}",
 	} {
 		t.Run(name, func(t *testing.T) {
-			f := newFeed(t)
-			f.takesFile("apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a, namespace: shop}\n" + text)
-			if got := f.plan.Cluster(route.Target{Host: "a"}).Closed; got != "DestinationRule shop/a" {
-				t.Errorf("its host is closed as %q\n%v", got, f.findings)
-			}
+			ofFile(t, "apiVersion: networking.istio.io/v1\nkind: DestinationRule\nmetadata: {name: a, namespace: shop}\n"+text).closes("DestinationRule shop/a", "a")
 		})
 	}
 }
+
+// api is the identity of the service api.
+const api = "cluster.local/ns/default/dc/dc1/svc/api"
 
 func inUTF16(text string) string {
 	data := []byte{0xFF, 0xFE}
@@ -194,15 +381,13 @@ func TestAlone_ServiceIntentionsAreOfTheirDestination(t *testing.T) {
 		{"{name: other, name: web}", true},
 	} {
 		f := newFeed(t)
-		f.workload.Service = "web"
+		f.workload.Service, f.workload.AllowByDefault = "web", true
 		f.takesFile(intentions(test.destination, "{name: api}"))
-		if d := f.asked("/"); d.Allowed == test.denies {
+		if d := f.asked("/", api); d.Allowed == test.denies {
 			t.Errorf("%s: %+v, want a denial: %t", test.destination, d, test.denies)
 		}
 	}
-	f := newFeed(t)
-	f.workload.Service = "web"
-	f.takesFile(intentions("{name: web}", "[{name: api, action: allow}]"))
+	f := ofFile(t, intentions("{name: web}", "[{name: api, action: allow}]"))
 	f.refused()
 	f.takesFile(intentions("{name: web}", "{name: api}"))
 	f.refused("service-intentions default/web: last good")

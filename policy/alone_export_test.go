@@ -1,7 +1,9 @@
 package policy
 
 // Rounds returns how often documents are combined until those that are good together are found.
-func Rounds(sources []Source, w Workload) int { return compile(nil, sources, w).rounds + 1 }
+func Rounds(last *Plan, sources []Source, w Workload) int {
+	return compile(last, sources, w).rounds + 1
+}
 
 // SetMostShares changes how many shares the chains of Consul may have together, until restore is called.
 func SetMostShares(n int) (restore func()) {

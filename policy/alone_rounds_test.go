@@ -79,6 +79,40 @@ func TestAlone_LastGoodThatIsRefusedCloses(t *testing.T) {
 	}
 }
 
+// TestAlone_LastGoodAndRefusedClose: if not even the last good version can be in force, both what it has protected and what the refused version is
+// about are closed.
+func TestAlone_LastGoodAndRefusedClose(t *testing.T) {
+	f := newFeed(t)
+	f.workload = policy.Workload{}
+	rule := object{kind: "DestinationRule", namespace: "default", name: "a", uid: 1, spec: secured}
+	f.yields(rule)
+	rule.spec = "{host: c, wrong: 1, trafficPolicy: {tls: {mode: SIMPLE}}}"
+	f.static = []policy.Source{{Name: "own.yaml", Data: []byte("Kind: service-resolver\nName: a\nConnectTimeout: 3s\n")}}
+	f.yields(rule)
+	f.refused("DestinationRule default/a: denial")
+	f.closes("DestinationRule default/a", "a", "c")
+}
+
+// TestAlone_ItemOfChangedList: an item that is the same in a List that has changed is not blamed for what is new.
+func TestAlone_ItemOfChangedList(t *testing.T) {
+	list := func(status int) policy.Source {
+		return policy.Source{Name: "list.yaml", Alone: true, Data: fmt.Appendf(nil, `{apiVersion: v1, kind: List, items: [
+			{apiVersion: networking.istio.io/v1, kind: VirtualService, metadata: {name: c, namespace: shop}, spec: %s}, # this one changes
+			{apiVersion: linkerd.io/v1alpha2, kind: ServiceProfile, metadata: {name: b.shop.svc.cluster.local, namespace: shop},
+				spec: {routes: [{name: r, condition: {pathRegex: '(/a$|/b)'}, timeout: 3s}]}}]}`, answering("c", status))}
+	}
+	route := object{kind: "VirtualService", name: "b", uid: 3, spec: "{hosts: [b], http: [{match: [{uri: {regex: '/a.*'}}], route: [{destination: {host: b}}]}]}"}
+	f := newFeed(t)
+	f.takes(list(201))
+	f.takes(list(201)) // which is not parsed again
+	f.refused()
+	f.takes(list(202), route.source())
+	f.refused("VirtualService shop/b: nothing")
+	if got := f.status("c"); got != 202 {
+		t.Errorf("the item that has changed answers %d, want 202", got)
+	}
+}
+
 // TestAlone_EndlessRivals: documents that take each other's place, only to be refused in turn, are not refused one by one.
 func TestAlone_EndlessRivals(t *testing.T) {
 	const n = 100
@@ -118,7 +152,7 @@ func TestAlone_EndlessRivals(t *testing.T) {
 			for _, o := range objects {
 				sources = append(sources, o.source())
 			}
-			if rounds := policy.Rounds(sources, f.workload); rounds > 40 {
+			if rounds := policy.Rounds(nil, sources, f.workload); rounds > 40 {
 				t.Errorf("the documents were combined %d times", rounds)
 			}
 			f.yields(objects...)

@@ -3,6 +3,8 @@ package policy
 import (
 	"bytes"
 	"cmp"
+	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -13,9 +15,26 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/istio"
 )
 
-// closure is what a document that cannot be used may protect, and what is closed for that reason.
+// closure is what is closed because a document that may protect it cannot be used. The zero value closes nothing.
 type closure struct {
-	host string // calls to it fail; empty: requests to the workload are denied
+	denies bool       // requests to the workload are denied
+	hosts  []shutHost // calls to these fail
+}
+
+// shutHost is a host to which calls fail as if a DestinationRule in a namespace said so.
+type shutHost struct {
+	namespace, host string
+	by              string // the document that cannot be used
+	unclaimed       bool   // unless a ServiceEntry is about the host
+}
+
+// and returns what either of two closures closes.
+func (s closure) and(other closure) closure {
+	s.denies = s.denies || other.denies
+	for _, host := range other.hosts {
+		s.hosts = addTo(s.hosts, host)
+	}
+	return s
 }
 
 // protects reports whether a document restricts who may call whom, or may be meant to: the kind of a config entry may be misspelt.
@@ -26,53 +45,61 @@ func (r *reading) protects() bool {
 	return catalog.Protects(r.group, r.kind)
 }
 
-// closing returns what is closed in place of a document that is refused and has no last good version. It returns nil if the document protects
-// nothing, or nothing that concerns this process.
-func (c *compiler) closing(p *piece) *closure {
+// closing returns what is closed in place of a document that is refused and has no last good version: nothing if it protects nothing, or nothing
+// that concerns this process.
+func (c *compiler) closing(p *piece) closure {
+	return closure{c.denies(p), c.closingHosts(p)}
+}
+
+// denies reports whether requests to the workload are denied because a document cannot be used.
+func (c *compiler) denies(p *piece) bool {
 	w := &c.plan.workload
 	switch {
-	case p.kind == "DestinationRule" && (p.group == istio.Group || c.misplaced(p)):
-		return c.closingHost(p)
 	case c.elsewhere(p):
-		return nil
-	case p.kind == "" || p.list():
-		text := p.Raw()
-		if text == nil {
-			text = c.sources[p.source].Data
-		}
-		if mentionsProtection(text) {
-			return new(closure)
-		}
-		return nil
-	case !p.protects() && !c.misplaced(p):
-		return nil
+		return false
+	case p.kind == "" || p.list() || !p.protects() && !c.misplaced(p):
+		return (p.kind == "" || p.list() || c.unheardOf(p)) && mentionsProtection(c.text(p))
 	case p.ofConsul():
-		if w.Service == "" || slices.Contains([]string{"", "*", w.Service}, p.destination()) {
-			return new(closure)
-		}
-		return nil
-	}
-	if !p.clear("", "spec") {
-		return new(closure)
-	}
-	if p.harmless() {
-		return nil
+		return w.Service == "" || slices.Contains([]string{"", "*", w.Service}, p.destination())
+	case !p.clear("", "spec"):
+		return true
+	case p.harmless():
+		return false
 	}
 	at := "spec.selector"
 	if p.group == linkerdPolicy {
 		at = "spec.podSelector"
 	}
-	if labels, readable := selected(p.Document, at); readable && p.group != smiAccess && !istio.Within(labels, w.Labels) {
-		return nil
-	}
-	return new(closure)
+	labels, readable := selected(p.Document, at)
+	return !readable || p.group == smiAccess || istio.Within(labels, w.Labels)
 }
 
-// misplaced reports whether a document belongs to no API that has its kind, but has the name of a kind that closes something: its apiVersion is
-// wrong or missing.
+// unheardOf reports whether no API has the kind of a document, so that another one is meant.
+func (c *compiler) unheardOf(p *piece) bool {
+	state, _ := lookUp(c.apis, p.group, "", p.kind)
+	return state == catalog.Unknown && c.apis[p.group].Kinds[p.kind] == catalog.Unknown && catalog.OfEntry(p.kind) == catalog.Unknown
+}
+
+// text returns the text of a document. That of an item of a List has its scalars alone. For what stands for several documents it is that of the
+// whole source.
+func (c *compiler) text(p *piece) []byte {
+	text := p.Raw()
+	switch {
+	case p.InList() && text == nil:
+		for key, value := range p.Scalars() {
+			text = fmt.Appendf(text, "%s: %s\n", key, value)
+		}
+	case text == nil:
+		text = c.sources[p.source].Data
+	}
+	return bytes.ReplaceAll(text, []byte{0}, nil) // of UTF-16
+}
+
+// misplaced reports whether a document belongs to no API that has its kind, but has the name of a kind that protects: its apiVersion is wrong
+// or missing.
 func (c *compiler) misplaced(p *piece) bool {
 	return c.apis[p.group].Kinds[p.kind] == catalog.Unknown && slices.ContainsFunc(catalog.All(), func(k catalog.Kind) bool {
-		return k.Name == p.kind && (k.Protects || k.Name == "DestinationRule")
+		return k.Name == p.kind && k.Protects
 	})
 }
 
@@ -82,11 +109,11 @@ func (c *compiler) elsewhere(p *piece) bool {
 		return false // it may be about any namespace
 	}
 	keys, ok := p.Keys("")
-	if !ok || keys == nil && p.nowhere || keys != nil && !(p.clear("metadata") && p.IsText("metadata.namespace")) {
+	if !ok || keys == nil && p.nowhere || keys != nil && !(p.clear("metadata") && p.IsText("metadata.namespace") && p.Text("metadata.namespace") != "") {
 		return false
 	}
 	namespace, w := cmp.Or(p.namespace, p.Text("metadata.namespace")), &c.plan.workload
-	return namespace != "" && namespace != w.Namespace && namespace != w.RootNamespace
+	return yamldoc.IsLabel(namespace) && namespace != w.Namespace && namespace != w.RootNamespace
 }
 
 // ofConsul reports whether a document is a config entry of Consul. Its namespace has no meaning.
@@ -131,7 +158,7 @@ func (p *piece) harmless() bool {
 			return true
 		}
 	}
-	if p.Has("spec.selector") {
+	if p.Has("spec.selector") || p.kind == "PeerAuthentication" {
 		return false
 	}
 	// It may be for gateways alone, which do not exist in-process.
@@ -151,9 +178,17 @@ func (p *piece) harmless() bool {
 	})
 }
 
-// closingHost is closing for a DestinationRule. Without its tls settings, calls would be sent in plaintext or to unverified endpoints.
-func (c *compiler) closingHost(p *piece) *closure {
-	w := &c.plan.workload
+// closingHosts returns the hosts that a DestinationRule, or what may be meant to be one, may secure. Without its tls
+// settings, calls would be sent in plaintext or to unverified endpoints.
+func (c *compiler) closingHosts(p *piece) []shutHost {
+	switch keys, ok := p.Keys(""); {
+	case p.kind == "ServiceEntry" && p.group == istio.Group:
+		return c.closingEntry(p)
+	case p.kind != "DestinationRule" && p.kind != "" && !p.list() && !c.unheardOf(p):
+		return nil
+	case p.list() || keys == nil && ok:
+		return c.mentionedHosts(p)
+	}
 	secures, below := false, "spec"
 	twice := p.Twice()
 	if twice {
@@ -162,25 +197,121 @@ func (c *compiler) closingHost(p *piece) *closure {
 	for at := range p.Paths(below, "tls") {
 		secures = secures || twice || p.Text(at+".mode") != "DISABLE"
 	}
-	host := p.Text("spec.host")
-	if !secures || host == "" {
+	namespace := cmp.Or(p.namespace, p.Text("metadata.namespace"), defaultNamespace)
+	placed := p.clear("", "metadata") && yamldoc.IsLabel(namespace) && (!p.Has("metadata.namespace") || p.IsText("metadata.namespace"))
+	if !secures || placed && p.clear("", "spec") && c.forOthers(p, namespace) {
 		return nil
 	}
-	shut := &closure{host: istio.Resolve(host, p.namespace, w.ClusterDomain)}
-	if !p.clear("", "spec") {
-		return shut
+	hosts := []string{p.Text("spec.host")}
+	if twice || hosts[0] == "" {
+		hosts = p.values("host")
 	}
-	if to := p.Texts("spec.exportTo"); len(to) > 0 && !slices.Contains(to, "") {
-		if visible, _ := istio.VisibleFrom(w.Namespace, p.namespace, to); !visible {
-			return nil
+	if placed {
+		return c.shutHosts(p, hosts, namespace)
+	}
+	return c.shutHosts(p, hosts, c.plan.workload.Namespace, p.values("namespace")...)
+}
+
+// closingEntry is closingHosts for a ServiceEntry. Without it, hosts of the mesh would be outside of it, and certificates would not need the names
+// that it asks for. What another ServiceEntry is about is not closed: whoever cannot claim a host cannot close it.
+func (c *compiler) closingEntry(p *piece) []shutHost {
+	outside := !p.Has("spec.location") || p.IsText("spec.location") && p.Text("spec.location") == "MESH_EXTERNAL"
+	readable := p.clear("", "metadata", "spec")
+	if readable && (outside && !p.Has("spec.subjectAltNames") || c.forOthers(p, p.namespace)) {
+		return nil
+	}
+	shut := c.shutHosts(p, p.values("hosts"), c.plan.workload.Namespace)
+	for i := range shut {
+		shut[i].unclaimed = true
+	}
+	return shut
+}
+
+// forOthers reports whether a document is certainly about the calls of other workloads.
+func (c *compiler) forOthers(p *piece, namespace string) bool {
+	w := &c.plan.workload
+	to := p.Texts("spec.exportTo")
+	if readable := !slices.ContainsFunc(to, func(to string) bool { return to != "." && !yamldoc.IsLabel(to) }); readable {
+		if visible, _ := istio.VisibleFrom(w.Namespace, namespace, to); !visible {
+			return true
 		}
 	}
-	if p.Has("spec.workloadSelector") {
-		if labels, readable := selected(p.Document, "spec.workloadSelector"); readable && (p.namespace != w.Namespace || !istio.Within(labels, w.Labels)) {
-			return nil
+	if !p.Has("spec.workloadSelector") {
+		return false
+	}
+	labels, readable := selected(p.Document, "spec.workloadSelector")
+	return readable && (namespace != w.Namespace || !istio.Within(labels, w.Labels))
+}
+
+// mentionedHosts is closingHosts for a text that cannot be read: all hosts that it names, unless their rules are still in force.
+func (c *compiler) mentionedHosts(p *piece) []shutHost {
+	text := c.text(p)
+	if p.kind != "DestinationRule" && !bytes.Contains(text, []byte("DestinationRule")) || !bytes.Contains(text, []byte("tls")) {
+		return nil
+	}
+	var hosts, namespaces []string
+	for _, field := range hostOrNamespace.FindAllSubmatch(text, -1) {
+		if value := string(field[2]); string(field[1]) == "host" {
+			hosts = append(hosts, value)
+		} else {
+			namespaces = append(namespaces, value)
+		}
+	}
+	var shut []shutHost
+	if yamldoc.IsLabel(p.namespace) && !p.nowhere && !p.list() {
+		shut = c.shutHosts(p, hosts, p.namespace)
+	} else {
+		shut = c.shutHosts(p, hosts, c.plan.workload.Namespace, namespaces...)
+	}
+	return slices.DeleteFunc(shut, func(s shutHost) bool { return p.unknown() && c.keepsRule(p.file, s.host) })
+}
+
+// fileHost is a host in a file.
+type fileHost struct{ file, host string }
+
+// keepsRule reports whether the last good version of a rule for a host, from a file, is kept.
+func (c *compiler) keepsRule(file, host string) bool {
+	if c.ruled == nil {
+		c.ruled = make(map[fileHost]bool)
+		for file, documents := range c.last.keptIn {
+			for _, d := range documents {
+				if rule, ok := d.is.(*destination); ok {
+					c.ruled[fileHost{file, rule.host}] = true
+				}
+			}
+		}
+	}
+	return c.ruled[fileHost{file, host}]
+}
+
+var hostOrNamespace = regexp.MustCompile(`\b(host|namespace)["']?\s*:\s*["']?([^\s"',{}\[\]#]+)`)
+
+// shutHosts returns hosts, as a document in any of these namespaces names them, as hosts to which calls fail by the rules of the first namespace.
+func (c *compiler) shutHosts(p *piece, hosts []string, in string, or ...string) (shut []shutHost) {
+	seen := make(map[string]bool)
+	for _, host := range hosts {
+		if host == "" {
+			continue
+		}
+		for _, namespace := range append([]string{in}, or...) {
+			full := istio.Resolve(host, namespace, c.plan.workload.ClusterDomain)
+			if !seen[full] {
+				seen[full] = true
+				shut = append(shut, shutHost{namespace: in, host: full, by: p.called()})
+			}
 		}
 	}
 	return shut
+}
+
+// values returns the values of all fields with a key.
+func (p *piece) values(key string) (values []string) {
+	for at, value := range p.Scalars() {
+		if at == key && value != "" {
+			values = append(values, value)
+		}
+	}
+	return values
 }
 
 // selected returns the labels of a selector. The selector is readable if it has only matchLabels, and these map strings to strings.
@@ -207,7 +338,6 @@ func selected(d *yamldoc.Document, at string) (labels map[string]string, readabl
 // mentionsProtection reports whether a text that cannot be parsed contains the name of a kind that restricts who may call whom, or of
 // its API.
 func mentionsProtection(text []byte) bool {
-	text = bytes.ReplaceAll(text, []byte{0}, nil) // of UTF-16
 	return bytes.Contains(text, []byte(consul.ServiceIntentionsKind)) || slices.ContainsFunc(catalog.All(), func(k catalog.Kind) bool {
 		name := k.Name
 		if k.Group == consul.Group {

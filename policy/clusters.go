@@ -68,7 +68,7 @@ type destination struct {
 	selector map[string]string // the labels that it selects workloads by; nil for all workloads
 	selects  bool              // the selector selects the workload
 	policy   bool              // it has a policy for all endpoints
-	closed   string            // the refused document that it replaces, by closing the host; empty for a document itself
+	closed   string            // not a rule: because of this document all calls to the host fail
 	subsets  []subset
 	modes    tlsModes // all modes in it, including those of subsets and ports
 }
@@ -190,14 +190,9 @@ func (c *compiler) destinationRules() {
 		}
 		if dr.is.selector == nil || dr.is.selects {
 			p.name(dr.is.host)
-		}
-		if dr.is.closed == "" && (dr.is.selector == nil || dr.is.selects) {
 			c.selecting(dr, dr.is.host)
 		}
-		if p.rules[dr.namespace] == nil {
-			p.rules[dr.namespace] = new(hostMap[rules])
-		}
-		found, _ := p.rules[dr.namespace].add(dr.is.host, new(rules))
+		found := p.rulesOf(dr.namespace, dr.is.host)
 		of := key{dr.namespace, dr.is.host, dr.is.exportTo, "none"}
 		if dr.is.selector != nil {
 			of.selector = "labels " + labelKey(dr.is.selector)
@@ -211,7 +206,7 @@ func (c *compiler) destinationRules() {
 		m = &merged{at: len(*found), first: dr.document, subsets: make(map[string]bool, len(dr.is.subsets))}
 		merges[of] = m
 		*found = append(*found, rule{dr.is})
-		if dr.is.closed == "" && (dr.is.selector == nil || dr.is.selects) {
+		if dr.is.selector == nil || dr.is.selects {
 			if of.exportTo = ""; dr.is.selects {
 				of.selector = "selects"
 			}
@@ -222,6 +217,23 @@ func (c *compiler) destinationRules() {
 		}
 		c.merging(m, dr)
 	}
+	for _, shut := range c.shut {
+		if shut.unclaimed && p.entries.find(shut.host) != nil {
+			continue
+		}
+		p.name(shut.host)
+		found := p.rulesOf(shut.namespace, shut.host)
+		*found = append(*found, rule{{host: shut.host, closed: shut.by}})
+	}
+}
+
+// rulesOf returns the rules of a host in a namespace, to be added to.
+func (p *Plan) rulesOf(namespace, host string) *rules {
+	if p.rules[namespace] == nil {
+		p.rules[namespace] = new(hostMap[rules])
+	}
+	found, _ := p.rules[namespace].add(host, new(rules))
+	return found
 }
 
 // replacing warns that only one of two rules for the same host and workload counts.

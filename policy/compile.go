@@ -190,13 +190,15 @@ type compiler struct {
 	pieces    []*piece                    // the documents of the sources
 	alone     []*piece                    // those that stand alone, the oldest first
 	rounds    int                         // how often the documents were combined again because some were refused
-	closed    []identity                  // the documents because of which all requests to the workload are denied
+	closed    []string                    // why all requests to the workload are denied: the documents that cannot be used
+	shut      []shutHost                  // hosts to which all calls fail
 	count     int                         // the number of documents, without Lists
 	documents []*document                 // what is in force of the pieces
 	blank     []string                    // sources without documents
 	first     map[groupIdentity]*document // the first document of each identity
 	broken    map[identity]bool           // documents that could not be read; see unread
 	byReading map[any]*document           // documents by their content; see of
+	ruled     map[fileHost]bool           // see keepsRule
 
 	// The documents of each kind, in order.
 	virtual     []decoded[virtual]

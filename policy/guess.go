@@ -23,7 +23,7 @@ func (c *compiler) guess(p *piece) {
 	if !plain {
 		return
 	}
-	if h.Kind == "" || h.Metadata.Name == "" {
+	if h.APIVersion == "" || h.Kind == "" || h.Metadata.Name == "" {
 		return
 	}
 	r := *p.reading

@@ -22,7 +22,7 @@ type Inbound struct {
 	authorizes bool               // the authorizer has an enforced policy
 	rules      []jwt.Rule         // of tokens
 	tokens     *jwt.Authenticator // nil without rules
-	closed     []identity         // the documents because of which all requests are denied
+	closed     []string           // why all requests are denied; empty if they are not
 	asserted   []string           // headers in conditions of policies that are trusted only from authenticated peers
 }
 
@@ -47,7 +47,7 @@ func (in *Inbound) Mode(port int) tlsid.Mode {
 // do handlers.
 func (in *Inbound) Authorize(r *authz.Request) authz.Decision {
 	if len(in.closed) > 0 {
-		return deny(reason(in.closed[0]))
+		return deny(in.closed[0])
 	}
 	switch mode := in.Mode(int(r.Destination.Port())); {
 	case mode == tlsid.Strict && r.Principal == "":
@@ -131,9 +131,10 @@ func (c *compiler) authorizationPolicies() {
 	p := c.plan
 	config := authz.Config{Normalization: p.workload.Paths}
 	var own []authz.Policy
+	var from []decoded[access]
 	for _, ap := range c.access {
 		if !ap.Failed() && ap.is.selected {
-			own = append(own, ap.is.policy)
+			own, from = append(own, ap.is.policy), append(from, ap)
 		}
 	}
 	mode, ports := p.Peers(p.workload.Namespace).of(p.workload.Labels)
@@ -159,7 +160,7 @@ func (c *compiler) authorizationPolicies() {
 	}
 	var err error
 	if in.authorizer, err = authz.Compile(own, config); err != nil { // although each policy alone is valid
-		culprit(c, c.access).Errorf("", "cannot be enforced: %v", err)
+		culprit(c, from).Errorf("", "cannot be enforced: %v", err)
 	}
 	p.inbound = in
 }

@@ -20,7 +20,7 @@ type piece struct {
 
 	verdict verdict
 	last    *document // its last good version in the form in which it is kept; nil if there is none
-	shut    *closure  // what is closed if it is left out; nil for nothing
+	shut    closure   // what is closed in its place
 	twin    bool      // the same document is in force from another source
 
 	// Why it is refused.
@@ -84,8 +84,10 @@ func (c *compiler) lineUp() {
 		}
 		c.alone = append(c.alone, p)
 	}
+	kept := make(map[string]bool) // by file
 	for _, p := range slices.Clone(c.alone) {
-		if p.unknown() {
+		if p.unknown() && !kept[p.file] {
+			kept[p.file] = true
 			c.keepAll(p, present)
 		}
 	}
@@ -141,12 +143,12 @@ func (c *compiler) refuse(p *piece, d *yamldoc.Document) {
 		return
 	}
 	p.verdict, p.shut = leftOut, c.closing(p)
-	if p.shut == nil && p.last != nil { // what was in force until now may have protected something else
+	if p.last != nil { // what was in force until now may have protected something else
 		last := *p.last
 		last.Document = last.Restored(last.digest)
-		p.shut = c.closing(&piece{document: last, source: p.source})
+		p.shut = p.shut.and(c.closing(&piece{document: last, source: p.source}))
 	}
-	if p.shut != nil {
+	if p.shut.denies || p.shut.hosts != nil {
 		p.verdict = closed
 	}
 }
@@ -190,10 +192,6 @@ func (p *piece) current() *document {
 	switch {
 	case p.verdict == lastGood:
 		return &document{Document: p.last.Restored(p.last.digest), reading: p.last.reading, file: p.last.file, from: p}
-	case p.verdict == closed && p.shut.host != "":
-		r := &reading{identity: p.identity, group: p.group, digest: new(yamldoc.Digest)}
-		r.is = &destination{host: p.shut.host, visible: true, exportTo: "closed", closed: p.identity.String()}
-		return &document{Document: new(yamldoc.Document).Restored(r.digest), reading: r, file: p.file, from: p}
 	case p.verdict != asWritten:
 		return nil
 	}
@@ -252,7 +250,7 @@ func (c *compiler) refuseRivals() {
 		}
 	}
 	for _, d := range c.documents {
-		if d.Failed() || !d.from.alone || d.from.verdict == closed || d.is == nil {
+		if d.Failed() || !d.from.alone || d.is == nil {
 			continue
 		}
 		for _, host := range claims(d) {
@@ -279,7 +277,7 @@ func (c *compiler) hosts(d *document) []string {
 	return nil
 }
 
-// same reports whether two documents have the same text.
+// same reports whether two documents have the same text, or say the same as items of Lists.
 func (d *document) same(other *document) bool {
 	sum, own := d.Sum()
 	otherSum, otherOwn := other.Sum()
@@ -341,15 +339,29 @@ func (c *compiler) refusals(add func(d *document, problems []yamldoc.Problem, om
 }
 
 // twice reports that a document has the identity of another one. If the text of a last good version is the same as that of the other document,
-// that does not make the refused version a twin.
+// that does not make the refused version a twin. Two feeds may have different versions of one object for a while. Which one is newer is unknown,
+// and anybody can copy a uid, so whatever either version forbids is forbidden.
 func (d *document) twice(first *document) {
-	d.from.twin = first.from.alone && d.from.alone && d.uid != "" && d.uid == first.uid || d.from.verdict == asWritten && d.same(first)
+	sameObject := first.from.alone && d.from.alone && d.uid != "" && d.uid == first.uid
+	if _, forbids := d.is.(*access); forbids && sameObject && !d.same(first) {
+		d.Warnf("metadata.name", "%s is there in another version, too, in %s:%d: both are in force", d, first.file, first.Line)
+		return
+	}
+	d.from.twin = sameObject || d.from.verdict == asWritten && d.same(first)
 	d.Errorf("metadata.name", "%s is defined twice, first in %s:%d: remove or rename one of them", d, first.file, first.Line)
 }
 
 // reason returns the reason of a decision that denies a request because of a refused document.
-func reason(id identity) string {
-	return fmt.Sprintf("%s is refused and has no last good version: what it forbids is not known", id)
+func reason(document string) string {
+	return document + " is refused and has no last good version: what it forbids is not known"
+}
+
+// called names a document that closes something: by its identity or, if that is unknown, by its place.
+func (p *piece) called() string {
+	if p.kind == "" || p.name == "" {
+		return fmt.Sprintf("the document at %s:%d", p.file, p.Line)
+	}
+	return p.identity.String()
 }
 
 // culprit returns the document to blame for an error of all documents of a list together: the last one that has changed, otherwise the last

@@ -15,6 +15,9 @@ import (
 
 // lookUp returns the state of a kind and, unless it is enforced, the reason.
 func lookUp(apis map[string]catalog.API, group, version, kind string) (catalog.State, string) {
+	if strings.TrimSuffix(strings.ToLower(kind), "s") == "list" {
+		return catalog.Unknown, fmt.Sprintf("%s of %s is unknown: a list of documents is a List of v1", one(kind), group+"/"+version)
+	}
 	skipped := fmt.Sprintf("%s has no meaning in-process: it is skipped", one(kind))
 	a, known := apis[group]
 	if !known || a.Kinds[kind] == catalog.Unknown && kubernetes(group) {

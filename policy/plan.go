@@ -158,8 +158,8 @@ type Cluster struct {
 	Subset  map[string]string
 	Missing bool
 
-	// Closed names the DestinationRule because of which all calls to the target fail: one with TLS settings that is refused. It is empty if
-	// there is none.
+	// Closed names the document because of which all calls to the target fail: one that says how they are secured, and is refused. It is
+	// empty if there is none.
 	Closed string
 
 	// Filter selects among the endpoints with these labels. The zero value selects all of them.

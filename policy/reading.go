@@ -40,7 +40,10 @@ type reading struct {
 }
 
 // items are the readings of the items of a List.
-type items []*reading
+type items struct {
+	readings []*reading
+	sums     []yamldoc.Sum
+}
 
 // identity identifies a document.
 type identity struct {
@@ -132,6 +135,9 @@ func (c *compiler) pack() {
 			s.pack(c.plan.words, d.Document)
 		}
 	}
+	for _, d := range c.plan.kept {
+		d.Unload()
+	}
 }
 
 // read reads a document. It reuses the reading of the last plan if there is one.
@@ -182,24 +188,26 @@ func (c *compiler) take(source int, doc *yamldoc.Document, r *reading) *reading 
 // takeItems calls take for the items of a List.
 func (c *compiler) takeItems(source int, doc *yamldoc.Document, r *reading) {
 	if r.items != nil {
-		digests := make([]*yamldoc.Digest, len(*r.items))
-		for i, item := range *r.items {
+		digests := make([]*yamldoc.Digest, len(r.items.readings))
+		for i, item := range r.items.readings {
 			digests[i] = item.digest
 		}
-		for i, item := range doc.KnownItems("items", digests) {
-			c.take(source, item, (*r.items)[i])
+		for i, item := range doc.KnownItems("items", digests, r.items.sums) {
+			c.take(source, item, r.items.readings[i])
 		}
 		return
 	}
 	documents := doc.Items("items")
-	readings, all := make([]*reading, len(documents)), true
+	known, all := items{make([]*reading, len(documents)), make([]yamldoc.Sum, len(documents))}, true
 	for i, item := range documents {
 		problems := len(item.Problems)
-		readings[i] = c.take(source, item, nil)
-		all = all && problems == 0 && !readings[i].list() && keeps(item, readings[i])
+		one := c.take(source, item, nil)
+		known.readings[i] = one
+		known.sums[i], _ = item.Sum()
+		all = all && problems == 0 && !one.list() && keeps(item, one)
 	}
 	if all {
-		r.items = (*items)(&readings)
+		r.items = &known
 	}
 }
 
@@ -211,8 +219,10 @@ func (c *compiler) arrange() {
 		if d := p.current(); d != nil {
 			current, byPiece[p] = append(current, d), d
 		}
-		if p.verdict == closed && p.shut.host == "" {
-			c.closed = append(c.closed, p.identity)
+		if p.verdict == closed {
+			if c.shut = append(c.shut, p.shut.hosts...); p.shut.denies {
+				c.closed = append(c.closed, reason(p.called()))
+			}
 		}
 	}
 	var whole []*document
@@ -236,11 +246,9 @@ func (c *compiler) sort(d *document) {
 	if d.is == nil {
 		return
 	}
-	switch first := c.first[d.key()]; {
-	case d.from.verdict == closed: // it only closes a host in place of the document
-	case first == nil:
+	if first := c.first[d.key()]; first == nil {
 		c.first[d.key()] = d
-	case d.name != "":
+	} else if d.name != "" {
 		d.twice(first)
 	}
 	switch is := d.is.(type) {

@@ -102,6 +102,8 @@ type stream struct {
 	problems  int
 	broken    int       // documents that are not valid YAML
 	rest      *Document // reports the documents beyond maxBroken
+
+	kept map[*Document]*Document // Lists in the form in which their items keep them
 }
 
 // admits counts a problem and reports whether it may be kept.
@@ -168,8 +170,9 @@ func (r *run) split(chunks []chunk, s *stream, data []byte) []chunk {
 				if message := s.documented(); message != "" {
 					return refuse("%s", message)
 				}
-				chunks = append(chunks, chunk{stream: s, doc: s.report(line,
-					`text after "...": begin the document on a line of its own, after "---"`)})
+				doc := s.report(line, `text after "...": begin the document on a line of its own, after "---"`)
+				doc.broken = text
+				chunks = append(chunks, chunk{stream: s, doc: doc})
 				data = data[len(text):]
 			}
 		}
@@ -383,6 +386,10 @@ func (s *stream) document(root *yaml.Node, offset int) *Document {
 	d := &Document{Line: offset + root.Line, stream: s, root: root, offset: offset}
 	if root.Kind != yaml.MappingNode {
 		d.Errorf("", "must be an object with apiVersion and kind, not %s", describe(root))
+		scalars(root, "", make(map[*yaml.Node]bool), func(key, value string) bool {
+			d.broken = fmt.Appendf(d.broken, "%s: %s\n", key, value)
+			return true
+		})
 		d.root = nil
 	}
 	return d

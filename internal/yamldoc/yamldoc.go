@@ -201,7 +201,7 @@ func (d *Document) Items(key string) (items []*Document) {
 			break
 		}
 		item := d.stream.document(target(node), d.offset)
-		item.depth, item.of, item.key, item.nth = d.depth+1, d, key, i
+		item.depth, item.of, item.key, item.nth, item.sum = d.depth+1, d, key, i, sumOf(node)
 		items = append(items, item)
 	}
 	return items
@@ -297,6 +297,40 @@ func paths(node *yaml.Node, path, key string, depth int, aliased *int, yield fun
 			return yield(path)
 		}
 		return paths(target(node), path, key, depth-1, aliased, yield)
+	}
+	return true
+}
+
+// Scalars yields the scalars in the document, each with the key of the field that it is in, alone or in a list, and the keys of fields with
+// anything else, with an empty value. Objects and lists that aliases repeat are followed once.
+func (d *Document) Scalars() iter.Seq2[string, string] {
+	return func(yield func(key, value string) bool) {
+		if node := d.find(""); node != nil {
+			scalars(node, "", make(map[*yaml.Node]bool), yield)
+		}
+	}
+}
+
+func scalars(node *yaml.Node, key string, seen map[*yaml.Node]bool, yield func(key, value string) bool) bool {
+	node = target(node)
+	if node.Kind == yaml.ScalarNode {
+		return null(node) || yield(key, node.Value)
+	}
+	if !yield(key, "") || seen[node] {
+		return seen[node]
+	}
+	seen[node] = true
+	for i, part := range node.Content {
+		switch {
+		case node.Kind != yaml.MappingNode:
+			if !scalars(part, key, seen, yield) {
+				return false
+			}
+		case i%2 == 1:
+			if !scalars(part, node.Content[i-1].Value, seen, yield) {
+				return false
+			}
+		}
 	}
 	return true
 }
