@@ -52,8 +52,8 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) error {
 func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err error) {
 	c := a.call
 
-	// 7. Limits come before the circuit: a full queue says nothing about the destination. A connection is counted when it is
-	// made.
+	// 8. The pool comes before the circuit: a full queue says nothing about the destination. A raw connection is counted when
+	// it is made.
 	if c.kind != Raw {
 		if a.slot, err = cluster.sockets.Pool.Acquire(ctx, cluster.sockets.Multiplexed.Load()); err == limit.ErrOverflow {
 			return overflow(err)
@@ -68,14 +68,14 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 		}
 	}()
 
-	// 8. The circuit belongs to the whole destination, so an attempt that it refuses is not worth retrying.
+	// 9. The circuit belongs to the whole destination, so an attempt that it refuses is not worth retrying.
 	if cluster.circuit != nil {
 		if a.lease, err = cluster.circuit.Allow(); err != nil {
 			return refuse(LayerBreaker, FlagOverflow, err)
 		}
 	}
 
-	// 9 and 10. An endpoint, and the connections to it.
+	// 10 and 11. An endpoint, and the connections to it.
 	now := c.start
 	if n > 1 || cluster.config.Balancer.Algorithm == balancer.PeakEWMA {
 		now = time.Now()

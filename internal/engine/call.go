@@ -64,7 +64,7 @@ type Call struct {
 	engine   *Engine
 	adapter  Adapter // nil for a connection
 	start    time.Time
-	ctx      context.Context // of the whole call; from stage 4 on with its deadline
+	ctx      context.Context // of the whole call; it has the deadline from stage 4 on
 	observer CallObserver    // nil if nobody observes
 	limits   *deadline.Call  // nil if nothing is limited
 
@@ -86,7 +86,7 @@ type Call struct {
 	ownTLS bool // the caller's URL asks for TLS
 	slow   bool // discovery has had the time that a call waits for it
 	hashed bool // the call has a key for consistent hashing
-	passed bool // stage 3 has let the call pass
+	passed bool // the call has passed stage 3
 
 	// How it went.
 	outside bool // of the mesh
@@ -141,9 +141,10 @@ func (c *Call) Serve(wait context.Context, req *Request, target route.Target, a 
 	return nil, err
 }
 
-// serve takes the call through the stages. The package documentation of mesh has the reason for their order.
+// serve takes the call through its stages, which are numbered as in the package documentation of mesh. That has the reasons
+// for their order.
 func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
-	// 2. Where it goes.
+	// 1 and 2. The plan, and the route.
 	if err := c.locate(wait, req); err != nil {
 		return err
 	}
@@ -155,7 +156,7 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 		return err
 	}
 
-	// 3. Both once per call and outside the retries: what is refused or injected here is an answer.
+	// 3. The rate limit and the fault act once per call, outside the retries: a refusal or an injected failure is an answer.
 	if !c.passed {
 		if rate := c.cluster.rate; rate != nil && !rate.Allow() {
 			return prescribe(LayerLimit, FlagRateLimited, limit.ErrRateLimited, AnswerRateLimited)
@@ -168,6 +169,8 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 
 	// 4. The deadline covers all that follows. It is the route's, unless the caller's comes first.
 	c.beginLimits()
+
+	// 5. The rewrites, and then the hash key of the result.
 	if err := a.Prepare(c.backend, int(c.match)); err != nil {
 		return refuse(LayerRoute, FlagNoRoute, err)
 	}
@@ -177,12 +180,12 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 		}
 	}
 
-	// 5. What gets this far is copied, whatever becomes of it now.
+	// 6. A call that gets this far is mirrored, whatever becomes of it later.
 	if len(c.rule.Route.Mirrors) > 0 {
 		a.Mirror(c.rule)
 	}
 
-	// 6. The attempts, each of which passes stages 7 to 10 in Acquire.
+	// 7. The retry loop. Each of its attempts passes stages 8 to 11, in Acquire.
 	var err error
 	c.stopped, err = a.Send(c.ctx, retry.Loop{
 		Policy: c.host.policy(c.rule), Budget: c.cluster.budget, Limiter: c.cluster.limiter, Context: c.ctx,
