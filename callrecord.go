@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nosidecar/mesh/internal/asserted"
 	"github.com/nosidecar/mesh/internal/engine"
@@ -17,8 +18,8 @@ type callRecord struct {
 	copied http.Header // of an answer whose header the caller gets with changes; reused
 
 	// users counts, in its lower half, the users of the record: the call itself, its attempts, and messages that are being
-	// reported. The last one reports the end, since the functions for that may look at all the others. The upper half counts
-	// the calls that have used the record.
+	// reported. The last one to leave reports the end of the call, when nothing else about it can change. The upper half
+	// counts the calls that have used the record.
 	users atomic.Uint64
 
 	// last is held while Last or a field of it is written, and read-locked while messages are reported: a retry may begin
@@ -37,7 +38,8 @@ type recorded struct {
 	answered http.Header // of an answer that did not come from an endpoint
 }
 
-// lock is for what may be read while messages are reported. It returns false if nobody reads, and there is nothing to unlock.
+// lock is for writing what may be read while messages are reported. It returns false if nobody can be reading: then there is
+// nothing to unlock.
 func (r *callRecord) lock() bool {
 	if r.ticketed {
 		r.last.Lock()
@@ -60,8 +62,8 @@ var records = sync.Pool{New: func() any { return new(callRecord) }}
 // mostHeaders is the size up to which a copied header is kept for other calls.
 const mostHeaders = 64
 
-// release takes off users. It reports the end of the call, if it and all its attempts have ended, and gives the record back. Usually the call
-// ends last, but two goroutines that have the body can end them at the same time.
+// release removes users. With the last one it reports the end of the call and puts the record back into the pool. Usually the
+// call ends last, but two goroutines that have the body can end the call and its attempt at the same time.
 func (r *callRecord) release(users int) {
 	if uint32(r.users.Add(-uint64(users))) != 0 {
 		return
@@ -80,7 +82,7 @@ func (r *callRecord) release(users int) {
 	records.Put(r)
 }
 
-// hold keeps the record for the call with a ticket. It returns false if that call has ended.
+// hold adds a user to the record of the call with the given ticket. It returns false if that call has ended.
 func (r *callRecord) hold(ticket uint64) bool {
 	for {
 		users := r.users.Load()
@@ -95,7 +97,7 @@ func (r *callRecord) hold(ticket uint64) bool {
 
 // callStart tells the observers that a call begins. It returns the context for the rest of the call.
 func (m *Mesh) callStart(ctx context.Context, start engine.CallStart) (context.Context, engine.CallObserver) {
-	r := records.Get().(*callRecord) // which is clear: a literal in its place would be copied
+	r := records.Get().(*callRecord) // its fields are zero, and set one by one: a literal would be copied
 	r.Request, _ = start.Described.(*http.Request)
 	r.Start, r.Mirror, r.GRPCStatus, r.Telemetry = start.Start, start.Mirror, -1, m.engine.Plan().Telemetry()
 	r.mesh, r.ctx = m, ctx
@@ -135,7 +137,7 @@ func (r *callRecord) Message(ticket uint64, sent bool) {
 
 // End implements engine.CallObserver.
 func (r *callRecord) End(end engine.CallEnd) {
-	if r.Last == nil { // otherwise it is known, and observers may be reading it
+	if r.Last == nil { // otherwise these are set, and observers may be reading them
 		r.Document, r.Route, r.Target = end.Document, end.Route, end.Target
 	}
 	r.Outside, r.Status, r.GRPCStatus, r.Err, r.Flags = end.Outside, end.Status, end.GRPCStatus, end.Err, Flags(end.Flags)
@@ -171,7 +173,7 @@ func (r *callRecord) Attempt(ctx context.Context, of *engine.Attempt, n int, hea
 	if r.Last == nil {
 		r.Document, r.Route = of.Call().Origin()
 	}
-	if target := of.Call().Target(); r.Target != target { // never written to without need: others may be reading it
+	if target := of.Call().Target(); r.Target != target { // otherwise not written: others may be reading it
 		locked := r.lock()
 		r.Target = target
 		r.unlock(locked)
@@ -212,9 +214,9 @@ func (a *attemptRecord) begin(ctx context.Context, header map[string][]string, s
 }
 
 // Moved implements engine.AttemptObserver.
-func (a *attemptRecord) Moved(to engine.Peer) {
+func (a *attemptRecord) Moved(to engine.Peer, sent time.Duration) {
 	defer a.call.unlock(a.call.lock())
-	a.Endpoint, a.Peer, a.PeerID = to.Address, to.Endpoint, to.ID
+	a.Endpoint, a.Peer, a.PeerID, a.Start = to.Address, to.Endpoint, to.ID, a.Call.Start.Add(sent)
 }
 
 // Answered implements engine.AttemptObserver.
@@ -230,7 +232,7 @@ func (a *attemptRecord) Answered(answer engine.Response) {
 		return
 	}
 	r := a.call
-	if len(r.copied) > 0 { // with the header of an earlier attempt
+	if len(r.copied) > 0 { // it has the header of an earlier attempt
 		r.copied = nil
 	}
 	if r.copied == nil {

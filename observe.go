@@ -184,7 +184,7 @@ type Attempt struct {
 		SetHeader(name, value string)
 	}
 
-	// Start is when the endpoint was chosen.
+	// Start is when the endpoint was chosen. It changes if gRPC has another endpoint chosen before anything was sent.
 	Start time.Time
 
 	// The fields below are set when the attempt ends.
@@ -225,7 +225,8 @@ type Inbound struct {
 	Peer    string
 	PeerErr error
 
-	// User is whom the verified token of the request names, "issuer/subject"; "" without a token. It is set when the request ends.
+	// User is the user whom the verified token of the request names, as "issuer/subject"; "" without a token. It is set when the
+	// request ends.
 	User string
 
 	// RestartTraces says that the trace headers of the request are not trusted and are hidden from the handler; see
@@ -275,12 +276,12 @@ type PolicyLoad struct {
 	// if they could not be read.
 	Version string
 
-	// Findings are the errors and warnings, in the order of the documents. Errors of documents that stand alone say what is in force
-	// in their place, and since when ([policy.Finding]).
+	// Findings are the errors and warnings, in the order of the documents. The error of a document that stands alone says what is in
+	// force in its place, and since when; see [policy.Finding].
 	Findings policy.Findings
 
-	// Err is nil if the documents are in force now. Otherwise the last good ones still are in force. Documents that stand alone and
-	// are refused are no error of the load.
+	// Err is nil if the documents are in force now. Otherwise the last good ones still are. A document that stands alone and is
+	// refused does not make the load fail.
 	Err error
 
 	// remark says that nothing was loaded: the findings are about the documents in force.

@@ -137,7 +137,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 	}
 	if t.given {
 		// Nothing was sent over the previous connection, and gRPC starts again. The mesh chooses another endpoint.
-		if err := t.Again(t.ctx, false); err != nil {
+		if err := t.Again(t.ctx); err != nil {
 			return t.failLocked(err)
 		}
 		t.link, t.given, t.waits = t.Connections(), false, nil
@@ -153,7 +153,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		if !unready || moves == mostMoves {
 			return t.failLocked(err)
 		}
-		if failed := t.Again(t.ctx, false); failed != nil {
+		if failed := t.Again(t.ctx); failed != nil {
 			return t.failLocked(failed)
 		}
 		link := t.Connections()

@@ -13,15 +13,15 @@ import (
 	"github.com/nosidecar/mesh/policy/limit"
 )
 
-// Attempt is one attempt of a call, with what it holds of its destination. [Call.Acquire] fills it in; then it ends exactly
-// once, with End or Abandon, which gives back its slots and reports how the endpoint did.
+// Attempt is one attempt of a call, with the resources that it holds. [Call.Acquire] fills it in. Then it ends exactly once, with
+// End or Abandon, which release the resources and report how the endpoint did.
 type Attempt struct {
 	call     *Call
 	slot     limit.Slot
 	lease    breaker.Lease
 	endpoint *balancer.Host
 	conns    *sockets.Connections
-	sent     int64 // from the start of the call, plus 1; 0 if it is not needed; see observeEnd
+	sent     int64 // nanoseconds from the start of the call, plus 1; 0 if not needed; see observeEnd
 	latency  time.Duration
 	observer AttemptObserver // nil if nobody observes
 	status   int32           // HTTP status of the answer, or its equivalent; 0 if there is none
@@ -42,13 +42,18 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) error {
 		return err
 	}
 	c.sent++
-	if a.timesAnswers() || c.observer != nil {
-		a.sent = int64(time.Since(c.start)) + 1
-	}
+	a.begin()
 	return nil
 }
 
-// acquire acquires what the attempt needs of a cluster, in which it counts. If it fails nothing is held.
+// begin records when the attempt is sent, if anything depends on it.
+func (a *Attempt) begin() {
+	if a.timesAnswers() || a.call.observer != nil {
+		a.sent = int64(time.Since(a.call.start)) + 1
+	}
+}
+
+// acquire takes what the attempt needs from a cluster, in which it is counted. If it fails, nothing is held.
 func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err error) {
 	c := a.call
 
@@ -87,7 +92,7 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 	return nil
 }
 
-// timesAnswers says that the balancer or the circuit goes by how long endpoints take to answer.
+// timesAnswers reports whether the balancer or the circuit depends on how long endpoints take to answer.
 func (a *Attempt) timesAnswers() bool { return a.call.kind == Raw || a.cluster().config.timesAnswers() }
 
 // overflow is the answer to a call for which the pool has no room.
@@ -115,8 +120,8 @@ func (a *Attempt) pick(ctx context.Context, cluster *cluster, now time.Time) err
 	return nil
 }
 
-// avoidsTried reports whether retries prefer endpoints that were not tried. A hash key that selects one endpoint selects it
-// again, if there is no other destination, as in Istio.
+// avoidsTried reports whether retries prefer endpoints that were not tried. As in Istio, a hash key selects the same endpoint
+// again, unless the route has several destinations.
 func (c *Call) avoidsTried() bool {
 	switch {
 	case c.kind == Raw:
@@ -133,25 +138,21 @@ func (a *Attempt) Connections() *sockets.Connections { return a.conns }
 // Multiplexed says that the endpoint speaks HTTP/2, so that attempts share connections.
 func (a *Attempt) Multiplexed() { a.cluster().multiplexed() }
 
-// Again chooses another endpoint for the same attempt, if there is another. It is for a protocol library that starts over on
-// its own when it knows that nothing was sent. failed says that the endpoint could not be connected to. After an error the
-// attempt still ends with End.
-func (a *Attempt) Again(ctx context.Context, failed bool) error {
-	result := breaker.NoResult
-	if failed {
-		result = breaker.ConnectFailure
-	}
-	a.report(result)
+// Again chooses another endpoint for the same attempt, if there is one. It is for a protocol library that starts over on its
+// own when it knows that nothing was sent. The attempt is timed from then on, so that the other endpoint is not charged with
+// what the first one took. After an error the attempt still ends with End.
+func (a *Attempt) Again(ctx context.Context) error {
 	cluster := a.cluster()
-	a.leave(failed)
+	a.leave(false)
 	if err := a.pick(ctx, cluster, time.Now()); err != nil {
 		if a.endpoint == nil {
 			a.call.exit(cluster)
 		}
 		return err
 	}
+	a.begin()
 	if a.observer != nil {
-		a.observer.Moved(a.Peer())
+		a.observer.Moved(a.Peer(), a.Sent())
 	}
 	return nil
 }
@@ -159,10 +160,10 @@ func (a *Attempt) Again(ctx context.Context, failed bool) error {
 // Call returns the call that the attempt is of.
 func (a *Attempt) Call() *Call { return a.call }
 
-// Sent returns when the attempt was sent, counted from the start of the call.
+// Sent returns when the attempt was sent, as the time since the start of the call.
 func (a *Attempt) Sent() time.Duration { return time.Duration(a.sent - 1) }
 
-// TellDeadline says in the header h of the n-th attempt when the call is to end.
+// TellDeadline sets the time that is left until the deadline at in h, the header of the n-th attempt.
 func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, n int) {
 	c := a.call
 	var left time.Duration
@@ -178,7 +179,7 @@ func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, n int) {
 	c.engine.deadlines.SetHeader(h, left, room)
 }
 
-// Answered says that the endpoint has begun to answer, with an HTTP status or its equivalent.
+// Answered records that the endpoint has begun to answer, with an HTTP status or its equivalent.
 func (a *Attempt) Answered(status int) {
 	a.status = int32(status)
 	if a.timesAnswers() {
@@ -187,12 +188,12 @@ func (a *Attempt) Answered(status int) {
 	}
 }
 
-// Reports says that the balancer goes by the load that endpoints report.
+// Reports reports whether the balancer uses the load that endpoints report.
 func (a *Attempt) Reports() bool {
 	return a.endpoint != nil && a.cluster().config.Balancer.Algorithm == balancer.WeightedRoundRobin
 }
 
-// ReportedHeader takes the load report from the header of an answer, if the balancer goes by it.
+// ReportedHeader takes the load report out of the header of an answer, if the balancer uses it.
 func (a *Attempt) ReportedHeader(h map[string][]string) {
 	if a.Reports() {
 		if load, ok := orca.Take(h); ok {
@@ -201,7 +202,7 @@ func (a *Attempt) ReportedHeader(h map[string][]string) {
 	}
 }
 
-// ReportedTrailer takes the load report from the trailer of gRPC, before End, if Reports.
+// ReportedTrailer takes the load report from the trailer of gRPC. It is called before End, if Reports returns true.
 func (a *Attempt) ReportedTrailer(trailer map[string][]string) {
 	if len(trailer) > 0 {
 		if load, ok := orca.FromMetadata(trailer); ok {
@@ -210,12 +211,12 @@ func (a *Attempt) ReportedTrailer(trailer map[string][]string) {
 	}
 }
 
-// GRPC says, before End, with which gRPC status the endpoint answered. The attempt then counts as the HTTP status to which
-// Envoy maps it.
+// GRPC records the gRPC status with which the endpoint answered. It is called before End. The attempt then counts as the HTTP
+// status to which Envoy maps it.
 func (a *Attempt) GRPC(code uint32) { a.grpc = int32(code) + 1 }
 
-// End ends an attempt that was sent. The attempt counts as its answer says, unless err broke the answer off. End returns the
-// error of the attempt.
+// End ends an attempt that was sent. Its result is that of the answer, or that of err if the answer was broken off. End returns
+// the error of the attempt.
 func (a *Attempt) End(err error) error {
 	result, outcome, kind := breaker.Result(a.status), breaker.Success, failure.None
 	if err != nil {
@@ -245,7 +246,7 @@ func (a *Attempt) Abandon() {
 	a.finish(breaker.NoResult, breaker.Ignored, nil)
 }
 
-// finish gives everything back and tells the observers.
+// finish releases everything and tells the observers.
 func (a *Attempt) finish(result breaker.Result, outcome breaker.Outcome, err error) {
 	if a.observer == nil {
 		a.release(result, outcome)
@@ -259,7 +260,7 @@ func (a *Attempt) finish(result breaker.Result, outcome breaker.Outcome, err err
 	a.observeEnd(peerID, err)
 }
 
-// judge returns what a failure means for the endpoint and for the destination.
+// judge returns how a failure counts for the endpoint and for the destination.
 func (a *Attempt) judge(kind failure.Kind) (breaker.Result, breaker.Outcome) {
 	c := a.call
 	switch kind {
@@ -278,14 +279,14 @@ func (a *Attempt) judge(kind failure.Kind) (breaker.Result, breaker.Outcome) {
 	return breaker.Reset, breaker.Failure
 }
 
-// release gives back everything that the attempt holds.
+// release releases everything that the attempt holds.
 func (a *Attempt) release(result breaker.Result, outcome breaker.Outcome) {
 	cluster := a.cluster()
 	a.give(result, outcome)
 	a.call.exit(cluster)
 }
 
-// give gives everything back but the place in the cluster.
+// give releases everything except the place in the cluster.
 func (a *Attempt) give(result breaker.Result, outcome breaker.Outcome) {
 	a.report(result)
 	a.leave(outcome == breaker.Failure)

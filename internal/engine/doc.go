@@ -33,7 +33,7 @@
 //	err := c.Acquire(ctx, &a.Attempt, n)     // pool limits, circuit, endpoint, connections; ctx is the attempt's
 //	ctx = a.Observe(ctx, n, header, sent)   // sent is nil unless e.HeadersObserved(): it changes what will be sent
 //	... a.Connections().Dial, or .Address and .TLS, and .OnClose ...
-//	err = a.Again(ctx, failed)              // if a library wants another endpoint before anything was sent
+//	err = a.Again(ctx)                      // if a library wants another endpoint before anything was sent
 //	a.Answered(status)                      // when the response begins; then Header, if e.Observed()
 //	err = a.End(err)                        // when it is over: exactly once, or Abandon if it was not sent
 //

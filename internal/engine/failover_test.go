@@ -672,6 +672,7 @@ func TestGRPCCallsShareTheConnectionsOfTheNextTarget(t *testing.T) {
 type mover struct {
 	message
 	before func()
+	after  func(*engine.Attempt) // with the other endpoint; may be nil
 }
 
 func (m *mover) Send(ctx context.Context, _ retry.Loop) (retry.Reason, error) {
@@ -679,8 +680,62 @@ func (m *mover) Send(ctx context.Context, _ retry.Loop) (retry.Reason, error) {
 	if err := m.Acquire(ctx, a, 1); err != nil {
 		return retry.NotRetriable, err
 	}
+	a.Observe(ctx, 1, nil, nil)
 	m.before()
-	return retry.NotRetriable, a.End(a.Again(ctx, true))
+	err := a.Again(ctx)
+	if err == nil && m.after != nil {
+		m.after(a)
+	}
+	return retry.NotRetriable, a.End(err)
+}
+
+var toWeb = engine.Request{Host: "web", Request: route.Request{Scheme: "http", Authority: "web", Path: "/", Port: 80}}
+
+// Otherwise a balancer that goes by latency would avoid the one endpoint that works.
+func TestEndpointIsNotChargedWithTheTimeOfAnother(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var f meshtest.Fleet
+		calls := map[string]int{}
+		var list []discovery.Endpoint
+		for range 2 {
+			list = append(list, f.Add(t, func(_ http.ResponseWriter, r *http.Request) {
+				calls[r.Context().Value(http.LocalAddrContextKey).(net.Addr).String()]++ // one at a time
+				time.Sleep(10 * time.Millisecond)
+			}))
+		}
+		f.Registry.Set("web", list...)
+		var begun time.Time
+		var took time.Duration
+		m := f.Mesh(t, web, mesh.WithProtection(mesh.Protection{Balancing: &balancer.Config{Algorithm: balancer.PeakEWMA}}),
+			mesh.WithObserver(mesh.Observer{AttemptEnd: func(_ context.Context, a *mesh.Attempt) { begun, took = a.Start, a.Duration }}))
+		var moved time.Time
+		var second string
+		c := &mover{before: func() {
+			time.Sleep(5 * time.Second)
+			moved = time.Now()
+		}, after: func(a *engine.Attempt) {
+			second = a.Peer().Address
+			time.Sleep(10 * time.Millisecond)
+			a.Answered(200)
+		}}
+		c.Begin(t.Context(), engine.Of(m.Transport()), engine.Routed, nil)
+		if _, err := c.Serve(c.Context(), &toWeb, route.Target{}, c); err != nil {
+			t.Fatal(err)
+		}
+		c.End(0, nil, nil)
+		if !begun.Equal(moved) || took != 10*time.Millisecond {
+			t.Errorf("the attempt was observed for %v from %v, want 10ms from %v", took, begun, moved)
+		}
+		for range 20 {
+			if _, err := ask(t, m, "http://web/"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if calls[second] < 5 {
+			t.Errorf("the endpoint that took over got %d calls of 20", calls[second])
+		}
+		nothingHeld(t, m)
+	})
 }
 
 func TestAttemptThatFindsNoOtherEndpointLeavesItsTarget(t *testing.T) {
@@ -695,7 +750,7 @@ func TestAttemptThatFindsNoOtherEndpointLeavesItsTarget(t *testing.T) {
 			synctest.Wait()
 		}}
 		c.Begin(t.Context(), engine.Of(m.Transport()), engine.Routed, nil)
-		_, err := c.Serve(c.Context(), &engine.Request{Host: "web", Request: route.Request{Scheme: "http", Authority: "web", Path: "/", Port: 80}}, route.Target{}, c)
+		_, err := c.Serve(c.Context(), &toWeb, route.Target{}, c)
 		if !errors.Is(err, balancer.ErrNoEndpoints) {
 			t.Errorf("the call ended with %v", err)
 		}

@@ -14,10 +14,10 @@ import (
 // Hooks are told what an [Engine] does. Hooks that are nil are skipped, and cost nothing. They are called without locks, on
 // the goroutine of the call or, for events outside calls, on one of the engine's own.
 type Hooks struct {
-	// Call is told that a call begins. It returns the context for the rest of the call, and the observer of the rest.
+	// Call is told that a call begins. It returns the context and the observer for the rest of the call.
 	Call func(ctx context.Context, start CallStart) (context.Context, CallObserver)
 
-	// Headers says that observers set headers of attempts; Messages, that they want to be told of messages.
+	// Headers says that observers set headers of attempts. Messages says that they follow messages.
 	Headers, Messages bool
 
 	// Error makes the error that a caller gets for a failure. It must be set.
@@ -48,8 +48,8 @@ type CallStart struct {
 
 // CallObserver is told of one call.
 type CallObserver interface {
-	// Attempt is told that an endpoint has been chosen for the n-th attempt. Header is what will be sent. It is not changed
-	// itself: it may be the caller's. Sent is nil unless observers set headers.
+	// Attempt is told that an endpoint has been chosen for the n-th attempt. header is what will be sent. It must not be
+	// changed, since it may be the caller's. sent is nil unless observers set headers.
 	Attempt(ctx context.Context, a *Attempt, n int, header map[string][]string, sent HeaderSetter) (context.Context, AttemptObserver)
 
 	// Answered is told the header of an answer that did not come from an endpoint of the mesh.
@@ -96,8 +96,8 @@ func (m Messages) Received() {
 
 // AttemptObserver is told of one attempt.
 type AttemptObserver interface {
-	// Moved is told that the attempt goes to another endpoint, before anything was sent.
-	Moved(Peer)
+	// Moved is told that the attempt goes to another endpoint, before anything was sent, and when, from the start of the call.
+	Moved(to Peer, sent time.Duration)
 
 	// Answered is told how the endpoint answers. It removes from a shared header what the caller must not see.
 	Answered(Response)
@@ -120,7 +120,7 @@ type Response struct {
 type Peer struct {
 	Address  string
 	Endpoint *discovery.Endpoint
-	ID       string // the SPIFFE ID that it has to prove, if there is exactly one
+	ID       string // the SPIFFE ID that it has to prove; "" if there is none, or more than one
 }
 
 // AttemptEnd is how an attempt ended.
@@ -141,7 +141,7 @@ type HeaderSetter interface {
 	Header() map[string][]string
 }
 
-// CallEnd is how a call ended. Document and Route are there if it had no attempts, which tell of them otherwise.
+// CallEnd is how a call ended. Document and Route are set only if it had no attempts, which report them otherwise.
 type CallEnd struct {
 	Document, Route string
 	Target          route.Target
