@@ -30,10 +30,10 @@ type Kind uint8
 const (
 	Routed Kind = iota // by the routes of its host
 	Copied             // a copy of another call, to one of its mirrors
-	Raw                // a connection, which has no routes
+	Raw                // a connection without requests, which has no routes
 )
 
-// Adapter does for a protocol what the engine cannot: it knows what a call looks like in the protocol.
+// Adapter does what depends on the protocol of a call.
 type Adapter interface {
 	// Outside sends the call to a host outside the mesh.
 	Outside(ctx context.Context) error
@@ -54,7 +54,7 @@ type Adapter interface {
 	// are sent once, without a Policy in the loop.
 	Send(ctx context.Context, loop retry.Loop) (retry.Reason, error)
 
-	// Bytes returns how many bytes of bodies were sent and received. It is called at the end of observed calls.
+	// Bytes returns how many bytes of the bodies were sent and received. It is called at the end of observed calls.
 	Bytes() (sent, received int64)
 }
 
@@ -75,7 +75,7 @@ type Call struct {
 	target  route.Target
 	cluster *cluster // it counts the call; nil outside the mesh
 
-	waited time.Duration // for discovery, before the deadline began
+	waited time.Duration // for discovery, which counts against the deadline
 
 	hash  uint64    // of the key, if hashed
 	tried []string  // IDs of endpoints
@@ -84,13 +84,13 @@ type Call struct {
 	match  int32 // of rule
 	kind   Kind
 	ownTLS bool // the caller's URL asks for TLS
-	slow   bool // discovery has had the time that a call waits for it
+	slow   bool // the call has waited for discovery as long as it may
 	hashed bool // the call has a key for consistent hashing
 	passed bool // the call has passed stage 3
 
 	// How it went.
-	outside bool // of the mesh
-	shares  bool // connections, whichever cluster it goes to
+	outside bool // it left the mesh
+	shares  bool // attempts share connections, in every cluster that they go to
 	stopped retry.Reason
 	flags   Flags
 	sent    int32 // attempts that were sent
@@ -111,10 +111,10 @@ func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described any) {
 // Rate limits and faults that let it pass are not applied again.
 func (c *Call) Renew() { *c = Call{passed: c.passed} }
 
-// Serve takes the call through all stages. It returns an error as the caller should get it, and then the call has ended; or
-// a refusal that is answered with a response; or neither: then Outside or Send of the adapter has the response. A call
-// without an error goes on until [Call.End]. The context wait, which is the call's or one that ends earlier, is for waits
-// before anything is sent.
+// Serve takes the call through all stages. It returns an error in the form that the caller gets, and then the call has ended;
+// or a refusal that is answered with a response; or neither, and then Outside or Send of the adapter has the response. A call
+// without an error lasts until [Call.End]. The context wait, which is the call's or one that ends earlier, is for waits before
+// anything is sent.
 //
 // If neither Outside nor Send was called, the adapter must drop what was to be sent.
 func (c *Call) Serve(wait context.Context, req *Request, target route.Target, a Adapter) (answer *Refusal, err error) {
@@ -197,7 +197,7 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	return err
 }
 
-// injectFault delays the call or answers it, if the route asks for that and the call is drawn.
+// injectFault delays or answers the share of the calls for which the route says so.
 func (c *Call) injectFault(ctx context.Context) error {
 	if c.rule.Route.Fault == (fault.Config{}) {
 		return nil
@@ -233,7 +233,7 @@ func (c *Call) endLimits(err error) error {
 	return c.limits.Failed(err)
 }
 
-// timedOut reports whether the call ended because of a limit of ours, and not one of the caller's.
+// timedOut reports whether a limit of ours ended the call, and not the caller's.
 func (c *Call) timedOut() bool {
 	_, ours := errors.AsType[*deadline.Error](context.Cause(c.ctx))
 	return ours
@@ -255,7 +255,7 @@ func (c *Call) failed(err error) error {
 	c.flags |= flagsOf(kind, ours)
 	layer, flags, cause := explain(err)
 	if kind == failure.Canceled || kind == failure.BadRequest || kind == failure.RequestTimeout && !ours {
-		return cause // the caller gave up or is at fault, and gets what net/http would give
+		return cause // the caller gave up or is at fault, and gets the error that net/http would return
 	}
 	c.flags |= flags
 	if ours {
@@ -267,11 +267,12 @@ func (c *Call) failed(err error) error {
 	return c.engine.hooks.Error(Failure{Layer: layer, Target: c.target, Flags: c.flags, Attempts: int(c.sent), Err: cause})
 }
 
-// GRPC says, before End, with which status a gRPC call was answered.
+// GRPC records the status with which a gRPC call was answered. It is called before End.
 func (c *Call) GRPC(code uint32) { c.grpc = int32(code) + 1 }
 
-// End ends, once, a call that Serve let go on, and its time limits. status is the HTTP status, or 0. err is what broke the
-// response off. last is the attempt that has just ended with the call, or nil: with it the clock is not read again.
+// End ends a call for which Serve returned no error, and its time limits. It is called once. status is the HTTP status, or 0.
+// err is the error that broke off the response. last is the attempt that has just ended with the call, or nil: with it the
+// clock is not read again.
 func (c *Call) End(status int, err error, last *Attempt) {
 	if err != nil && c.limits != nil {
 		err = c.limits.Received(err)
@@ -311,7 +312,7 @@ func (c *Call) Rule() (rule *route.Rule, match int) { return c.rule, int(c.match
 // Limits returns the time limits of the call, which also watch its response. It is nil if there are none.
 func (c *Call) Limits() *deadline.Call { return c.limits }
 
-// Multiplexed says that the attempts of the call share connections, as those of HTTP/2 do. The call must have a destination.
+// Multiplexed says that the attempts of the call share connections, as in HTTP/2. The call must have a destination.
 func (c *Call) Multiplexed() {
 	c.shares = true
 	c.cluster.multiplexed()

@@ -52,15 +52,15 @@ type cluster struct {
 	rank  int64 // see byUse; guarded by Engine.mu
 	place int32 // in byUse; guarded by Engine.mu
 
-	heard      atomic.Bool // discovery has answered, or has had enough time: see healthy
+	heard      atomic.Bool // discovery has answered, or has had enough time to: see healthy
 	answered   atomic.Bool // discovery has answered once, or need not
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
 	closed     bool         // guarded by mu
-	unselected atomic.Int64 // endpoints that are not of the subset
+	unselected atomic.Int64 // endpoints that are not in the subset
 	unserving  atomic.Int64 // endpoints of the subset that do not serve the port
 
-	updating sync.Mutex // held while the endpoints change, so that none arrive after the end
+	updating sync.Mutex // held while the endpoints change, so that none are added after the end
 
 	mu   sync.Mutex
 	subs []*discovery.Subscription // one, unless a document lists several names
@@ -100,8 +100,8 @@ func newClusterLocked(e *Engine, target route.Target, config clusterConfig, prev
 	return c, nil
 }
 
-// protect sets what ejects endpoints, and what limits the calls and their retries. What is configured as in the previous cluster is taken over
-// from it, with its state.
+// protect sets what ejects endpoints, and what limits the calls and their retries. Each part whose configuration is that of the
+// previous cluster is taken over from it, with its state.
 func (c *cluster) protect(previous *cluster) (err error) {
 	e, target, config := c.engine, c.target, &c.config // a circuit outlives its cluster, so its hook must not hold it
 	if config.Eject {
@@ -146,8 +146,7 @@ func (c *cluster) protect(previous *cluster) (err error) {
 	return nil
 }
 
-// enter counts a call in. It returns false if the cluster is closed and has given up its endpoints: then there is a newer
-// view.
+// enter counts a call in. It returns false if the cluster is closed and has no endpoints any more: then there is a newer view.
 func (c *cluster) enter(now time.Time) bool {
 	if c.calls.Add(1)&clusterGone != 0 {
 		c.calls.Add(-1)
@@ -224,7 +223,7 @@ func (c *cluster) subscribe(watcher *discovery.Watcher, service discovery.Servic
 	}
 }
 
-// refresh asks discovery to look again soon: an endpoint could not be connected to, so it may be gone.
+// refresh asks discovery to look again soon: a connection to an endpoint failed, so the endpoint may be gone.
 func (c *cluster) refresh() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -233,8 +232,8 @@ func (c *cluster) refresh() {
 	}
 }
 
-// close makes the cluster end with the last of its calls: until then calls may still wait for endpoints. It may be called
-// more than once.
+// close makes the cluster end with the last of its calls. Until then, calls may still wait for endpoints. It may be called more
+// than once.
 func (c *cluster) close() {
 	c.mu.Lock()
 	c.closed = true
@@ -277,7 +276,7 @@ func (c *cluster) wait(ctx context.Context) error {
 		go func() { answers <- sub.Wait(ctx) }() // ends with ctx
 	}
 	var failed error
-	empty := false // some name is known, but there is nothing behind it
+	empty := false // some name is known, but has no endpoints
 	for range subs {
 		switch err := <-answers; {
 		case err == nil && len(c.balancer.Hosts()) > 0:
@@ -305,9 +304,8 @@ func (c *cluster) first(ctx context.Context) error {
 	return nil
 }
 
-// pick chooses an endpoint, and waits for endpoints if there are none yet. An error is a refusal, by discovery if it was
-// waited for.
-// slow says that the call has waited already, in vain.
+// pick chooses an endpoint, and waits for endpoints if there are none yet. slow says that the call has already waited for them
+// in vain. An error is a refusal, by discovery if pick waited for it.
 func (c *cluster) pick(ctx context.Context, slow bool, info balancer.PickInfo) (*balancer.Host, error) {
 	if c.outlier != nil {
 		c.outlier.Sweep(info.Now)
@@ -357,7 +355,7 @@ func (c *cluster) multiplexed() {
 
 var errDiscoverySlow = errors.New("discovery has not answered in time")
 
-// wanted says what an endpoint of the subset is like, or nothing if any endpoint is.
+// wanted describes the endpoints of the subset. It returns "" if all endpoints are in it.
 func (c *cluster) wanted() string {
 	var conditions []string
 	if labels := c.config.Subset; len(labels) > 0 {

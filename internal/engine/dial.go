@@ -54,12 +54,12 @@ func (e *Engine) DialContext(ctx context.Context, network, address string) (net.
 
 // dial takes a connection through the stages of a call that need no requests.
 func (c *Call) dial(network, address string, d *Dialled) (conn net.Conn, err error) {
-	defer func() { // a connection is no call: it does not keep the endpoints of a removed destination
+	defer func() { // an open connection is not a call: it does not keep the cluster of a removed destination
 		if c.cluster != nil {
 			c.cluster.leave()
 		}
 	}()
-	// It comes in plaintext, like an http request, and leaves as the documents require.
+	// It starts in plaintext, like an http request, and is secured as the documents require.
 	if err := c.locate(c.ctx, &Request{Host: address, Request: route.Request{Scheme: "http"}}); err != nil {
 		return nil, err
 	}

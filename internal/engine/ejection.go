@@ -46,7 +46,7 @@ func (d *outlierDetector) event(e breaker.Event) {
 	d.mu.Lock()
 	f := d.hosts.Get(e.Endpoint)
 	if f != nil {
-		// What counts is the state now: events and attachments may overtake one another.
+		// The state now is set, not that of the event: events and attachments may overtake one another.
 		f.host.SetEjected(f.tracker.Ejected())
 	}
 	d.mu.Unlock()

@@ -20,7 +20,7 @@ type endpoint struct {
 	plain   atomic.Pointer[sockets.Socket] // without TLS, or with the TLS that the caller's URL asks for
 	secured atomic.Pointer[secured]
 
-	described *discovery.Endpoint // how the latest update did; guarded by cluster.updating
+	described *discovery.Endpoint // by the latest update; guarded by cluster.updating
 }
 
 // secured is the socket of an endpoint for its security. It is replaced when discovery describes the endpoint differently.
@@ -65,7 +65,7 @@ func (e *endpoint) open(place *atomic.Pointer[sockets.Socket], security sockets.
 	}
 	c := e.cluster
 	if s := c.sockets.Open(e.host.ID(), security, c.tlsConfig(security)); !place.CompareAndSwap(nil, s) {
-		c.sockets.Close(s) // another call was first, or it is too late
+		c.sockets.Close(s) // another call was first, or the endpoint is closed
 	}
 	return place.Load()
 }
@@ -110,7 +110,7 @@ func (e *endpoint) close() {
 	e.cluster.closeSocket(e.secured.Load())
 }
 
-// closeSocket closes the socket of a security that an endpoint does not have any more.
+// closeSocket closes the socket of a security that the endpoint no longer has.
 func (c *cluster) closeSocket(s *secured) {
 	if s.Kind != sockets.Plaintext {
 		closeSocket(c.sockets, &s.socket)

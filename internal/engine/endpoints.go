@@ -23,7 +23,7 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 				if e.tracker != nil {
 					e.tracker.SetTakesCalls(h.TakesCalls())
 				}
-				c.describe(h, e) // a known one may have another identity now
+				c.describe(h, e) // it may have another identity now
 			}
 		}
 		c.unserving.Store(int64(unserving))
@@ -38,9 +38,9 @@ func (c *cluster) update(endpoints []discovery.Endpoint) {
 	}
 }
 
-// choose returns the endpoints of the target that serve its port, each with the address that the cluster dials, which identifies it. They are
-// the given ones if these are like that already, and else copies that the caller gives back. unserving is the number of endpoints of the
-// target that do not serve its port.
+// choose returns the endpoints of the target that serve its port, each with the port that the cluster dials. It returns endpoints
+// itself if there is nothing to change, and otherwise copies, which the caller gives back. unserving is the number of endpoints
+// of the target that do not serve its port.
 func (c *cluster) choose(endpoints []discovery.Endpoint) (chosen []discovery.Endpoint, unserving int) {
 	match := c.config.Filter.Match
 	if len(c.config.Subset) == 0 && match == nil && !slices.ContainsFunc(endpoints, func(e discovery.Endpoint) bool {
@@ -74,7 +74,7 @@ func hasLabels(has, want map[string]string) bool {
 	return true
 }
 
-// unused has slices of endpoints: the one that a change of a large set needs is worth keeping until the next one.
+// unused has slices of endpoints: the one that a change of a large set needs is kept for the next change.
 var unused sync.Pool
 
 // copies returns an empty slice with room for n endpoints.
@@ -90,7 +90,7 @@ func giveBack(endpoints []discovery.Endpoint) {
 	unused.Put(&endpoints)
 }
 
-// identified describes the endpoints again: whom they are expected to be depends on the form of the own identity.
+// identified describes the endpoints again: the IDs that they must have depend on the form of our own identity.
 func (c *cluster) identified() {
 	c.updating.Lock()
 	defer c.updating.Unlock()

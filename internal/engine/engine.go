@@ -48,7 +48,7 @@ type Engine struct {
 	cluster func(*policy.Plan, route.Target) policy.Cluster
 
 	watcher  *discovery.Watcher
-	names    *discovery.Watcher // of DNS, whatever finds the endpoints
+	names    *discovery.Watcher // for names that documents have looked up in DNS, whatever the Resolver is
 	identity *tlsid.Keeper      // nil without one
 
 	// view is what calls use: one load at the start of a call fixes its plan.
@@ -64,7 +64,7 @@ type Engine struct {
 	mu      sync.Mutex  // held while the view changes; calls do not take it unless they need a new cluster
 	sweeper *time.Timer // of targets that no document names; nil while there are none
 
-	// The ways to treat targets that were met last: see alikeLocked. Guarded by mu.
+	// Recent treatments of targets: see alikeLocked. Guarded by mu.
 	alike     [8]*treatment
 	alikeNext int
 }
@@ -163,7 +163,7 @@ func (e *Engine) mirrorDone(to *route.Mirror, err error) {
 
 func (e *Engine) discoveryFailed(service discovery.Service, err error) {
 	if errors.Is(err, discovery.ErrUnknownService) {
-		return // an answer: it goes to the call that asked
+		return // this is an answer, which the call that asked gets
 	}
 	if f := e.hooks.DiscoveryFailed; f != nil {
 		f(service, err)

@@ -46,8 +46,8 @@ func (a *Attempt) cluster() *cluster {
 	return a.call.cluster
 }
 
-// acquireFirst acquires what the attempt needs of the first target that has a healthy endpoint. If none has, it goes to the
-// first one that ignores ejections when there are too many.
+// acquireFirst takes what the attempt needs from the first target that has a healthy endpoint. If none has, it takes the first
+// target that ignores ejections when there are too many.
 func (a *Attempt) acquireFirst(ctx context.Context, n int) error {
 	c := a.call
 	list := c.cluster.failover
@@ -69,7 +69,7 @@ func (a *Attempt) acquireFirst(ctx context.Context, n int) error {
 	return refuse(LayerBalancer, FlagNoHealthyUpstream, &failoverError{slices.Clone(list), slices.Clone(errs)})
 }
 
-// acquireOf acquires what the attempt needs of a target, if that is usable. If it is not, done is false and err says why.
+// acquireOf takes what the attempt needs from a target, if that is usable. If it is not, done is false and err says why.
 func (a *Attempt) acquireOf(ctx context.Context, target route.Target, n int, usable func(*cluster, context.Context) error) (done bool, err error) {
 	c := a.call
 	member, err := c.enterTarget(target)
@@ -98,7 +98,7 @@ func (a *Attempt) acquireOf(ctx context.Context, target route.Target, n int, usa
 	return true, err
 }
 
-// enterTarget has the call count in the cluster of a target in the list, which the caller has it leave again with exit.
+// enterTarget counts the call in the cluster of a target in the list. The caller undoes that with exit.
 func (c *Call) enterTarget(target route.Target) (*cluster, error) {
 	if target == c.cluster.target {
 		return c.cluster, nil
@@ -111,14 +111,14 @@ func (c *Call) enterTarget(target route.Target) (*cluster, error) {
 	}
 }
 
-// exit has the call leave a cluster of enterTarget.
+// exit undoes enterTarget.
 func (c *Call) exit(member *cluster) {
 	if member != c.cluster {
 		member.leave()
 	}
 }
 
-// wake starts discovery for all targets of the list, and keeps it going: when one is needed, it is too late to begin.
+// wake starts discovery for all targets of the list, and keeps it going: a target must be known before it is needed.
 func (c *Call) wake() {
 	now, last := time.Now().Unix(), c.cluster.woken.Load()
 	if now-last < wakeAfter || !c.cluster.woken.CompareAndSwap(last, now) {
@@ -160,8 +160,7 @@ func (c *cluster) healthy(ctx context.Context) error {
 	return err
 }
 
-// panics returns nil if the cluster may ignore ejections, and has endpoints to which that matters: discovery is not waited
-// for again.
+// panics returns nil if the cluster may ignore ejections and has endpoints. It does not wait for discovery again.
 func (c *cluster) panics(context.Context) error {
 	if c.config.Balancer.PanicFraction > 0 && len(c.balancer.Hosts()) > 0 {
 		return nil
@@ -169,7 +168,7 @@ func (c *cluster) panics(context.Context) error {
 	return balancer.ErrNoHealthy
 }
 
-// isUnhealthy says that a pick failed because there is no healthy endpoint.
+// isUnhealthy reports whether a pick failed because there is no healthy endpoint.
 func isUnhealthy(err error) bool {
 	return errors.Is(err, balancer.ErrNoHealthy) || errors.Is(err, balancer.ErrNoEndpoints)
 }

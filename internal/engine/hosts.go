@@ -27,7 +27,7 @@ const (
 	unknownAtMost  = 5 * time.Second
 )
 
-// host is what a plan says about the host of a call, worked out once.
+// host is what a plan says about the host of a call. It is computed once.
 type host struct {
 	policy.HostPlan
 
@@ -37,7 +37,7 @@ type host struct {
 	// port is the port that the caller asks for: the URL's, or the default of its scheme.
 	port int
 
-	// mine says that the host belongs to the mesh if discovery knows it; a host that is Known belongs in any case.
+	// mine says that the host belongs to the mesh if discovery knows it. A host that is Known belongs to it in any case.
 	mine bool
 
 	// documents names the document of each rule. It is nil unless calls are observed.
@@ -48,8 +48,8 @@ type host struct {
 	protection *Protection
 	policies   *sync.Map // nil if it changes none
 
-	// latest leads to the cluster of a target of the host, for whoever needs the same one next: see enterFrom.
-	latest atomic.Pointer[atomic.Pointer[cluster]]
+	// usual leads to the cluster of one target of the host, most often the only one: see enterFrom.
+	usual atomic.Pointer[atomic.Pointer[cluster]]
 
 	// denied is set if discovery has said that it does not know the host.
 	denied atomic.Pointer[denial]
@@ -183,7 +183,7 @@ func (c *cachedHosts) begin(than *generation) *generation {
 	return young
 }
 
-// each calls f for each host, for some twice.
+// each calls f for each host. It may call it twice for the same host.
 func (c *cachedHosts) each(f func(*host)) {
 	for _, g := range []*generation{c.young.Load(), c.old.Load()} {
 		if g != nil {
@@ -224,7 +224,7 @@ func (c *hostCache) get(scheme, authority string) *host {
 	if h := hosts.get(authority); h != nil {
 		return h
 	}
-	authority = strings.Clone(authority) // what is kept of it must not keep the whole header that it may be part of
+	authority = strings.Clone(authority) // the cache must not keep the header that it may be part of in memory
 	if _, own, err := net.SplitHostPort(authority); err == nil {
 		port = own
 	}

@@ -20,7 +20,7 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 			return c.leaveMesh()
 		}
 		c.target = asked
-		// No document may name the host: it belongs to the mesh only if discovery knows it.
+		// If no document names the host, it belongs to the mesh only if discovery knows it.
 		certain := c.kind == Copied || c.host.Known
 		if c.kind == Routed && !certain && c.host.Routes != nil {
 			// A wildcard routes the host, if it is a service.
@@ -67,8 +67,8 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 	}
 }
 
-// overtaken waits for the first endpoints of the call's cluster, and leaves the cluster if v is no longer the view then: the documents may
-// come with the endpoints, since a feed can learn from discovery which namespaces calls need.
+// overtaken waits for the first endpoints of the call's cluster. If v is no longer the view in force then, the call leaves the
+// cluster: documents may arrive with the endpoints, since a feed can learn from discovery which namespaces calls need.
 func (c *Call) overtaken(wait context.Context, v *view) bool {
 	if c.await(wait); c.engine.view.Load() == v {
 		return false
@@ -110,7 +110,7 @@ func (c *Call) route(v *view, req *Request) error {
 	return nil
 }
 
-// resolve fills in what a document left to the request.
+// resolve fills in the host or the port, if the document left it to the request.
 func (c *Call) resolve() {
 	if c.target.Host == "" {
 		c.target.Host = c.host.Service.Host
@@ -139,7 +139,7 @@ func (c *Call) confirm(ctx context.Context) error {
 	return undiscovered(ctx, err)
 }
 
-// await waits for the first answer of discovery, within the deadline of the route. If there is none, that is told when an endpoint is picked.
+// await waits for the first answer of discovery, within the timeout of the route. If there is none, the pick of an endpoint fails.
 func (c *Call) await(ctx context.Context) {
 	start := time.Now()
 	if c.rule != nil && c.rule.Route.Timeout > 0 {

@@ -53,7 +53,7 @@ const (
 )
 
 // Code returns the status of a call that ended with the flags: the status of its answer or, without one, the status that a
-// sidecar would have answered with and put into its metrics and logs. It is 0 if the caller is gone.
+// sidecar would have sent, and would show in its metrics and logs. It is 0 if the caller is gone.
 func (f Flags) Code(status int) int {
 	const unavailable = FlagNoHealthyUpstream | FlagConnectFailure | FlagOverflow | FlagConnectionTerminated | FlagRemoteReset |
 		FlagNoCluster

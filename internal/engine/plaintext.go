@@ -21,8 +21,8 @@ func (e *hintedError) Error() string { return e.error.Error() + " (" + e.hint + 
 // Unwrap returns the error.
 func (e *hintedError) Unwrap() error { return e.error }
 
-// plaintextHint says why the attempt went out in plaintext, if its endpoint cut the connection off, as endpoints do that
-// take only TLS. It is "" for other failures.
+// plaintextHint says why the attempt was sent in plaintext, if the endpoint cut the connection off, as one does that takes only TLS.
+// It is "" for other failures.
 func (a *Attempt) plaintextHint(kind failure.Kind, err error) string {
 	c := a.call
 	if !cutOff(kind, err) || c.kind == Raw || c.ownTLS || a.conns == nil || a.conns.Secured() {

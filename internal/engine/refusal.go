@@ -16,7 +16,7 @@ var (
 	ErrUnknownSubset = refusal.New("no DestinationRule defines the subset")
 )
 
-// The reasons of those refusals whose answers do not say them.
+// Reasons of refusals that are answered with a response, which does not contain the reason.
 var (
 	errNoRoute      = refusal.New("no route matches")
 	errRouteAnswers = refusal.New("the route answers by itself")
@@ -28,8 +28,8 @@ type Refusal struct {
 	Layer Layer
 	Flags Flags
 
-	// Err is the reason. If time merely ran out in the layer, it is the error of the context and not one of
-	// internal/refusal, and is judged as such.
+	// Err is the reason. If the context ended during a wait in the layer, it is the context's error, not one of
+	// internal/refusal, and is classified as such.
 	Err error
 
 	// Answer is the answer that the caller gets. Without one it gets an error.
@@ -45,7 +45,7 @@ type Answer uint8
 const (
 	NoAnswer          Answer = iota
 	AnswerNotFound           // no route matches
-	AnswerRule               // what the rule says: see Call.Rule
+	AnswerRule               // the response of the rule: see Call.Rule
 	AnswerFault              // Refusal.Fault was injected
 	AnswerOverloaded         // there is no room in the pool of the destination
 	AnswerRateLimited        // there were too many calls
@@ -62,7 +62,8 @@ func refuse(layer Layer, flags Flags, err error) error {
 	return &Refusal{Layer: layer, Flags: flags, Err: refusal.Because(err)}
 }
 
-// shut refuses all calls to a target that would not be secured as they should be, since the DestinationRule that says how is refused.
+// shut refuses all calls to a target whose DestinationRule is refused and has no last good version: it is not known how to secure
+// them.
 func (c *cluster) shut() error {
 	if c.config.Closed == "" {
 		return nil
@@ -80,7 +81,7 @@ func NotInMesh() error {
 	return refuse(LayerRoute, FlagNoRoute, ErrNotInMesh)
 }
 
-// outsideError is the error of a host outside the mesh. Its name may be a mistake, so it says that nothing else was tried.
+// outsideError is the error of a host outside the mesh. The name may be a typing error, so the text says that nothing knows it.
 type outsideError struct{ error }
 
 // Error implements error.
@@ -112,7 +113,8 @@ func answerOf(err error) *Refusal {
 	return nil
 }
 
-// explain takes apart the error of a call: an error that is no refusal comes from the endpoint, or from the way to it.
+// explain splits the error of a call into its layer, its flags and its cause. An error that is not a refusal comes from the endpoint,
+// or from the way to it.
 func explain(err error) (Layer, Flags, error) {
 	r, ok := errors.AsType[*Refusal](err)
 	if !ok {

@@ -37,7 +37,7 @@ func (c *cluster) secure(e *discovery.Endpoint) (sockets.Security, error) {
 	if config.TLS.External {
 		return sockets.Security{}, nil
 	}
-	// Auto-mTLS: what documents say about the server, and otherwise what is known about the endpoint.
+	// Auto-mTLS: documents about the server decide, and otherwise the label of the endpoint.
 	switch mode, _ := config.peers.Mode(e.Labels, e.Port); mode {
 	case tlsid.Strict:
 		return c.mutual(e)
@@ -49,7 +49,7 @@ func (c *cluster) secure(e *discovery.Endpoint) (sockets.Security, error) {
 	return sockets.Security{}, nil
 }
 
-// mutual returns mTLS with the SPIFFE IDs that the endpoint may have. That is never just any ID.
+// mutual returns mTLS with the SPIFFE IDs that the endpoint may have. It never accepts any ID whatever.
 func (c *cluster) mutual(e *discovery.Endpoint) (sockets.Security, error) {
 	if c.engine.identity == nil {
 		return sockets.Security{}, errNeedsIdentity

@@ -22,7 +22,7 @@ import (
 	"github.com/nosidecar/mesh/retry"
 )
 
-// clusterConfig is everything that decides how a target is treated. A cluster outlives a reload that leaves it as it is.
+// clusterConfig is everything that decides how a target is treated. A cluster outlives a reload that does not change it.
 type clusterConfig struct {
 	*treatment
 	service    discovery.Service
@@ -77,7 +77,7 @@ func (t *treatment) equal(other *treatment) bool {
 		t.budget == other.budget && t.rate == other.rate && t.bodyIdle == other.bodyIdle
 }
 
-// alikeLocked returns the treatment that was kept before if it is equal to t: there may be thousands of targets, and few ways to treat them.
+// alikeLocked returns a recent treatment that is equal to t, or t itself: there may be thousands of targets, but few ways to treat them.
 func (e *Engine) alikeLocked(t *treatment) *treatment {
 	for _, other := range e.alike {
 		if other != nil && other.equal(t) {

@@ -9,12 +9,12 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// targets are the clusters of a view by their targets. Reading takes no lock; whoever changes them holds Engine.mu. One more
-// costs the same however many there are.
+// targets are the clusters of a view by their targets. Reading takes no lock; changes are made with Engine.mu held. The cost of a
+// change does not grow with their number.
 type targets struct {
 	all     sync.Map // route.Target to *cluster
 	n       atomic.Int64
-	changes atomic.Int64 // how often one came or went
+	changes atomic.Int64 // how many were added and removed
 
 	documented, strangers byUse // guarded by Engine.mu
 }
@@ -30,7 +30,7 @@ func (t *targets) get(target route.Target) *cluster {
 // len returns the number of clusters.
 func (t *targets) len() int { return int(t.n.Load()) }
 
-// each calls f for each cluster. Those that come or go meanwhile may be among them or not.
+// each calls f for each cluster. A cluster that is added or removed meanwhile may be among them or not.
 func (t *targets) each(f func(*cluster)) {
 	t.all.Range(func(_, c any) bool {
 		f(c.(*cluster))

@@ -7,8 +7,8 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// view is a plan with the clusters that calls under it need. The plan never changes: another plan makes another view. The
-// clusters and the cache of hosts fill as hosts are called.
+// view is a plan with the clusters that calls under it need. The plan of a view never changes; a new plan gets a new view.
+// Clusters and hosts are added as they are called.
 type view struct {
 	plan     *policy.Plan
 	clusters *targets
@@ -19,9 +19,9 @@ func (e *Engine) newView(plan *policy.Plan) *view {
 	return &view{plan: plan, clusters: new(targets), hosts: newHostCache(e, plan)}
 }
 
-// Apply puts a plan into force for the calls that begin from now on. The caller then calls settle, without locks of its
-// own, since hooks are told of what follows: it ends the state of those destinations whose settings changed. If one of them cannot be made, that
-// is an error, or, with apart, one of the calls to it.
+// Apply puts a plan into force for the calls that begin from now on. The caller then calls settle, which ends the state of the
+// destinations whose settings changed. settle calls hooks, so the caller must hold no locks. If the new state of a destination
+// cannot be made, Apply fails; with apart, only the calls to that destination do.
 func (e *Engine) Apply(plan *policy.Plan, apart bool) (settle func(), err error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -43,7 +43,7 @@ func (e *Engine) Apply(plan *policy.Plan, apart bool) (settle func(), err error)
 			successor, err := newClusterLocked(e, target, config, c)
 			switch {
 			case err != nil && apart:
-				gone = append(gone, c) // the next call makes it, or fails if it still cannot be
+				gone = append(gone, c) // the next call tries again, and may fail
 				continue
 			case err != nil:
 				return nil, err
@@ -57,13 +57,13 @@ func (e *Engine) Apply(plan *policy.Plan, apart bool) (settle func(), err error)
 	for _, c := range kept {
 		next.clusters.addLocked(c)
 	}
-	if next.clusters.strangers.Len() > 0 { // those that documents named until now
+	if next.clusters.strangers.Len() > 0 { // documents may have named them until now
 		e.sweepLaterLocked()
 	}
 	e.view.Store(next)
 	return func() {
 		for successor, c := range replaced {
-			// In this order, so that the watch of the service and its last good endpoints are handed on.
+			// In this order, so that the watch of the service, with its last good endpoints, is never without a subscriber.
 			successor.starting.Do(successor.start)
 			c.close()
 		}
@@ -71,8 +71,8 @@ func (e *Engine) Apply(plan *policy.Plan, apart bool) (settle func(), err error)
 	}, nil
 }
 
-// enter counts a call in on the state of a target, which the first call creates. current is false if the documents changed
-// after v was loaded: then the caller starts over with the view in force.
+// enter counts a call in the cluster of a target, which the first call creates. current is false if the documents changed after
+// v was loaded: then the caller starts over with the view in force.
 func (e *Engine) enter(v *view, target route.Target, now time.Time) (c *cluster, current bool, err error) {
 	c = v.clusters.get(target)
 	if c == nil {
@@ -83,10 +83,10 @@ func (e *Engine) enter(v *view, target route.Target, now time.Time) (c *cluster,
 	return c, c.enter(now), nil
 }
 
-// enterFrom is enter for a call to a host of v. Most hosts have one target, which is found without a look-up.
+// enterFrom is enter for a call to a host of v. It remembers one cluster of the host: most hosts have only one target.
 func (e *Engine) enterFrom(v *view, h *host, target route.Target, now time.Time) (c *cluster, current bool, err error) {
-	if latest := h.latest.Load(); latest != nil {
-		if c = latest.Load(); c != nil {
+	if usual := h.usual.Load(); usual != nil {
+		if c = usual.Load(); c != nil {
 			if c.target == target {
 				return c, c.enter(now), nil
 			}
@@ -94,7 +94,7 @@ func (e *Engine) enterFrom(v *view, h *host, target route.Target, now time.Time)
 		}
 	}
 	if c, current, err = e.enter(v, target, now); current {
-		h.latest.Store(c.self)
+		h.usual.Store(c.self)
 	}
 	return c, current, err
 }
@@ -127,7 +127,7 @@ func (e *Engine) create(plan *policy.Plan, target route.Target) (c *cluster, cur
 	return c, true, nil
 }
 
-// checkPort refuses a target with a port that the document with its endpoints does not have. Envoy has no cluster for it either.
+// checkPort refuses a target whose port is not in the document that lists its endpoints. Envoy has no cluster for it either.
 func checkPort(plan *policy.Plan, target route.Target) error {
 	if err := plan.Host(target.Host).Entry.CheckPort(target.Port); err != nil {
 		return refuse(LayerRoute, FlagNoCluster, err)
