@@ -1,7 +1,9 @@
-// Package httpclone clones transports of net/http.
+// Package httpclone clones transports of net/http, and dials as they do.
 package httpclone
 
 import (
+	"context"
+	"net"
 	"net/http"
 	"slices"
 )
@@ -14,4 +16,17 @@ func Transport(t *http.Transport) *http.Transport {
 		config.NextProtos = slices.Clip(config.NextProtos)
 	}
 	return t
+}
+
+// Dial returns the function that t dials with: its DialContext, its Dial, or that of a net.Dialer.
+func Dial(t *http.Transport) func(ctx context.Context, network, address string) (net.Conn, error) {
+	//lint:ignore SA1019 Dial is deprecated, but still honoured by net/http
+	dial := t.Dial
+	switch {
+	case t.DialContext != nil:
+		return t.DialContext
+	case dial != nil:
+		return func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) }
+	}
+	return new(net.Dialer).DialContext
 }

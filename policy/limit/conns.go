@@ -77,12 +77,9 @@ func (p *Pool) Conns(template *http.Transport) (*Conns, error) {
 	c := &Conns{
 		pool:      p,
 		transport: t,
-		dial:      t.DialContext,
+		dial:      httpclone.Dial(t),
 		counts:    p.config.MaxRequestsPerConnection > 1 || p.config.MaxConnectionDuration > 0,
 		live:      make(map[*conn]struct{}),
-	}
-	if c.dial == nil {
-		c.dial = contextDial(t)
 	}
 	t.DialContext = c.dialContext // takes precedence over Dial, if that is set
 	p.config.apply(t)

@@ -5,18 +5,8 @@ import (
 	"context"
 	"errors"
 	"net"
-	"net/http"
 	"time"
 )
-
-// contextDial returns the dial function of a transport that has no DialContext.
-func contextDial(t *http.Transport) func(context.Context, string, string) (net.Conn, error) {
-	//lint:ignore SA1019 Dial is deprecated, but still honoured by net/http
-	if dial := t.Dial; dial != nil {
-		return func(_ context.Context, network, addr string) (net.Conn, error) { return dial(network, addr) }
-	}
-	return new(net.Dialer).DialContext
-}
 
 func (c *Conns) dialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	return c.connect(ctx, network, addr, false)

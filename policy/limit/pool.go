@@ -143,8 +143,7 @@ func (p *Pool) Acquire(ctx context.Context, multiplexed bool) (Slot, error) {
 	slot := Slot{p, multiplexed}
 	if multiplexed || p.config.MaxConnections == 0 {
 		if !p.enter() {
-			p.overflows.Add(1)
-			return Slot{}, ErrOverflow
+			return p.overflow()
 		}
 		return slot, nil
 	}
@@ -153,8 +152,7 @@ func (p *Pool) Acquire(ctx context.Context, multiplexed bool) (Slot, error) {
 	if p.busy < p.config.MaxConnections {
 		if !p.enter() {
 			p.mu.Unlock()
-			p.overflows.Add(1)
-			return Slot{}, ErrOverflow
+			return p.overflow()
 		}
 		p.busy++
 		p.mu.Unlock()
@@ -162,8 +160,7 @@ func (p *Pool) Acquire(ctx context.Context, multiplexed bool) (Slot, error) {
 	}
 	if limit := p.config.MaxPendingRequests; p.full() || limit > 0 && p.pending >= limit {
 		p.mu.Unlock()
-		p.overflows.Add(1)
-		return Slot{}, ErrOverflow
+		return p.overflow()
 	}
 	w := &waiter{ready: make(chan struct{})}
 	p.pushLocked(w)
@@ -185,6 +182,12 @@ func (p *Pool) Acquire(ctx context.Context, multiplexed bool) (Slot, error) {
 		slot.Release()
 	}
 	return Slot{}, context.Cause(ctx)
+}
+
+// overflow refuses a call.
+func (p *Pool) overflow() (Slot, error) {
+	p.overflows.Add(1)
+	return Slot{}, ErrOverflow
 }
 
 // Release gives the slot back.

@@ -19,9 +19,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Connections are the connections to one endpoint that were made under the same certificates. When these rotate, new
-// Connections take their place: attempts in flight may end on the old ones, new attempts use the new ones. They are safe for
-// concurrent use.
+// Connections are the connections to one endpoint that were made with the same certificates. When these rotate, new Connections
+// take their place: attempts in flight finish on the old ones, new attempts use the new ones. Connections are safe for concurrent
+// use.
 type Connections struct {
 	// Kept is what an adapter keeps with the connections, to find it without a look-up. Its values are all of one type.
 	Kept atomic.Value
@@ -43,8 +43,8 @@ type Connections struct {
 }
 
 const (
-	retired = 1 << 61 // take no new attempts
-	ended   = 1 << 62 // have none any more either
+	retired = 1 << 61 // they take no new attempts
+	ended   = 1 << 62 // nor have any left
 )
 
 // Address returns the dialled address, as "host:port".
@@ -114,8 +114,8 @@ func (c *Connections) ExpectedID() string {
 	return c.socket.key.security.Only
 }
 
-// expireBefore has the connections replaced shortly before a certificate expires, for the sake of the attempts that are then in
-// flight: when it expires, the peer cuts them.
+// expireBefore has the connections replaced shortly before a certificate expires, so that the attempts in flight can finish: when
+// it expires, the peer cuts them off.
 func (c *Connections) expireBefore(notAfter time.Time) {
 	at := notAfter.Add(-min(time.Until(notAfter)/4, time.Minute)).UnixNano()
 	for {
@@ -126,8 +126,8 @@ func (c *Connections) expireBefore(notAfter time.Time) {
 	}
 }
 
-// OnClose calls f once there are no new attempts and the last one has ended: then whatever was built on them should be
-// closed. If that is the case already, f is called at once. forget unregisters f.
+// OnClose calls f when the connections take no new attempts and the last one has ended, so that whatever was built on them can be
+// closed. If that is already the case, it calls f at once. forget unregisters f.
 func (c *Connections) OnClose(f func()) (forget func()) {
 	key := &f
 	c.mu.Lock()
@@ -225,9 +225,9 @@ func (c *Connections) RoundTrip(req *http.Request) (*http.Response, error) {
 	return conns.RoundTrip(req)
 }
 
-// Dial makes a connection, under the limits of the destination: connectTimeout, tcpKeepalive, maxConnections. It has no TLS.
-// The error of a failed connection is a *net.OpError with Op "dial"; [limit.ErrOverflow] says that there was no room. There
-// is always room for the first one of a caller that cannot share those of others.
+// Dial makes a connection without TLS, under the limits of the destination: connectTimeout, tcpKeepalive, maxConnections. The error
+// of a failed connection is a *net.OpError with Op "dial"; [limit.ErrOverflow] says that there was no room. With first there is
+// always room: it is for the first connection of a caller that cannot share those of others.
 func (c *Connections) Dial(ctx context.Context, first bool) (net.Conn, error) {
 	conns, err := c.open()
 	if err != nil {
@@ -258,7 +258,7 @@ func (c *Connections) Connect(ctx context.Context) (_ net.Conn, expires time.Tim
 	if config == nil {
 		return conn, time.Time{}, nil
 	}
-	config.NextProtos = markers(config.NextProtos) // the others are for HTTP
+	config.NextProtos = markers(config.NextProtos) // without the protocols of HTTP
 	secure := tls.Client(conn, config)
 	ctx, cancel := context.WithTimeout(ctx, c.socket.owner.ConnectTimeout())
 	defer cancel()
@@ -277,7 +277,7 @@ func (c *Connections) Limits() limit.PoolConfig {
 	return c.socket.owner.Limits
 }
 
-// overTLS returns the request as net/http sends it over TLS. The copy is not shared.
+// overTLS returns a copy of the request that net/http sends over TLS.
 func overTLS(req *http.Request) *http.Request {
 	copied := &struct { // in one allocation, since it is made for each try
 		req http.Request
@@ -288,30 +288,18 @@ func overTLS(req *http.Request) *http.Request {
 	return &copied.req
 }
 
-// dialling returns a copy of template that dials address, whatever the URL says. So Host header and TLS server name stay the
-// service's, and the request stays the caller's.
+// dialling returns a copy of template that dials address, whatever the URL says. So the Host header and the TLS server name remain
+// those of the service.
 func dialling(template *http.Transport, address string) *http.Transport {
 	t := httpclone.Transport(template)
-	dial := contextDialer(t)
+	dial := httpclone.Dial(t)
 	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return dial(ctx, network, address)
 	}
 	return t
 }
 
-func contextDialer(t *http.Transport) func(ctx context.Context, network, address string) (net.Conn, error) {
-	//lint:ignore SA1019 Dial is deprecated, but still honoured by net/http
-	dial := t.Dial
-	switch {
-	case t.DialContext != nil:
-		return t.DialContext
-	case dial != nil:
-		return func(_ context.Context, network, address string) (net.Conn, error) { return dial(network, address) }
-	}
-	return new(net.Dialer).DialContext
-}
-
-// markers returns the protocols that only say where a client belongs, like Istio's, and have nothing to do with HTTP.
+// markers returns the protocols that only mark a client, like Istio's: those that are not versions of HTTP.
 func markers(protocols []string) []string {
 	return slices.DeleteFunc(slices.Clone(protocols), func(p string) bool { return p == "h2" || p == "http/1.1" })
 }

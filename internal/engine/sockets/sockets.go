@@ -71,8 +71,8 @@ func origination(t *policy.TLS) originate.Config {
 	}
 }
 
-// New returns the sockets of a target that documents ask for. before are those of the same target so far, or nil: what they read from the files
-// that the TLS settings name is kept, since a file may have vanished meanwhile.
+// New returns the sockets of a target, with the settings of documents. before are the previous ones of the same target, or nil: what
+// they have read from the files that the TLS settings name is kept, since a file may have disappeared.
 func New(from *Template, config *policy.Cluster, before *Set) (*Set, error) {
 	pool, err := limit.NewPool(config.Pool)
 	if err != nil {
@@ -191,7 +191,7 @@ func (c *Set) CloseIdle() {
 	})
 }
 
-// Rotate makes new calls use new connections wherever our identity was presented.
+// Rotate makes new calls use new connections wherever our identity is presented.
 func (c *Set) Rotate() {
 	c.each(func(s *Socket) {
 		if s.key.security.Kind == Mutual {
@@ -236,7 +236,7 @@ func (s *Socket) Enter() *Connections {
 			return nil
 		}
 		if at := current.expires.Load(); at != 0 && time.Now().UnixNano() >= at {
-			s.renew(current) // a certificate is about to expire, and with it what one side knows about the other
+			s.renew(current) // a certificate is about to expire
 			continue
 		}
 		if current.enter() {
@@ -245,7 +245,7 @@ func (s *Socket) Enter() *Connections {
 	}
 }
 
-// renew replaces the connections old, unless that has happened already.
+// renew replaces the connections old, unless that has already been done.
 func (s *Socket) renew(old *Connections) {
 	if old != nil && s.current.CompareAndSwap(old, &Connections{socket: s}) {
 		old.retire()

@@ -52,7 +52,7 @@ func (t *Template) CloseIdle() { t.outside.CloseIdleConnections() }
 
 // Dial makes a connection to a host outside the mesh.
 func (t *Template) Dial(ctx context.Context, network, address string) (net.Conn, error) {
-	return contextDialer(t.transport)(ctx, network, address)
+	return httpclone.Dial(t.transport)(ctx, network, address)
 }
 
 // Proxies reports whether calls to a host go to a proxy.
