@@ -12,8 +12,8 @@ import (
 
 // Config says what is retried, how often and how fast. The zero Config retries nothing.
 type Config struct {
-	// Retries is how often a call is tried again after the first try. 0: never. With 2, a server sees a call at most
-	// three times.
+	// Retries is how many times a call is tried again after the first try. 0: never. With 2, a server sees a call at most three
+	// times.
 	Retries int
 
 	// On says what is retried. The zero value means GatewayError|ConnectFailure|RefusedStream: the server, or something on

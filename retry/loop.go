@@ -157,7 +157,7 @@ func (l *Loop) again(req *http.Request, a Attempter, r *replay, resp *http.Respo
 	}
 }
 
-// step is what follows a try: after a wait another one, with a slot of the limiter held and the request body rewound; or the
+// step is what follows a try: another one after a wait, with a slot of the limiter held and the request body rewound, or the
 // reason why there is none.
 type step struct {
 	retry   bool
@@ -202,7 +202,7 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 	if !ok {
 		return stop(stopped)
 	}
-	// The current outcome must not be given up for a try that cannot be made.
+	// The current outcome must not be dropped for a try that cannot be made.
 	again, err := l.rewind(req, r, resp)
 	if err != nil {
 		return stop(BodyCommitted)
@@ -247,13 +247,13 @@ func (l *Loop) rewind(req *http.Request, r *replay, resp *http.Response) (again 
 	return again, err
 }
 
-// Next is the part of Do that does not depend on HTTP, for calls of other protocols. It decides after the n-th try of a call
-// that is to be retried whether there is another one, and how long to wait before it. asked is the wait that the server
-// asked for, 0 if it did not.
+// Next is the part of Do that does not depend on HTTP, for calls of other protocols. After the n-th try of a call that is to be
+// retried, it decides whether there is another try, and how long to wait before it. asked is the wait that the server asked
+// for, 0 if it did not.
 //
-// If ok, a retry was taken from the Budget, and a slot of the Limiter is held: the caller gives it back with Limiter.Release
-// when the next try has its response, or does not take place. If not, stopped says why, and the caller keeps the outcome it
-// has.
+// If ok is true, a retry was taken from the Budget, and a slot of the Limiter is held: the caller calls Limiter.Release when the
+// next try has its response, or does not take place. Otherwise stopped says why there is no other try, and the caller keeps the
+// outcome that it has.
 func (l *Loop) Next(ctx context.Context, n int, asked time.Duration) (wait time.Duration, stopped Reason, ok bool) {
 	config := &l.Policy.config
 	if config.MaxRetryAfter < 0 {
@@ -263,8 +263,8 @@ func (l *Loop) Next(ctx context.Context, n int, asked time.Duration) (wait time.
 	return l.reserve(ctx, n, asked, max(wait, asked))
 }
 
-// NextAfter is [Loop.Next] for a server that says exactly when to come back, so that there is no backoff: the meaning of
-// gRPC's grpc-retry-pushback-ms. A negative MaxRetryAfter sets no limit here.
+// NextAfter is [Loop.Next] for a server that says exactly when to come back, as with gRPC's grpc-retry-pushback-ms: there is no
+// backoff. A negative MaxRetryAfter sets no limit here.
 func (l *Loop) NextAfter(ctx context.Context, n int, asked time.Duration) (
 	wait time.Duration, stopped Reason, ok bool) {
 	return l.reserve(ctx, n, asked, asked)
@@ -325,8 +325,8 @@ func (l *Loop) random() float64 {
 	return rand.Float64()
 }
 
-// idempotent reports whether sending req twice is as good as once (RFC 9110, section 9.2.2). net/http also accepts these
-// keys as the client's word.
+// idempotent reports whether sending req twice has the same effect as once (RFC 9110, section 9.2.2). Like net/http, it trusts the
+// two headers in which a client says so.
 func idempotent(req *http.Request) bool {
 	switch req.Method {
 	case "", http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace, http.MethodPut, http.MethodDelete:

@@ -39,8 +39,8 @@ const (
 	// RateLimited ("envoy-ratelimited") is a response with the header x-envoy-ratelimited. Without this condition such a
 	// response is never retried.
 	RateLimited
-	// Cancelled ("cancelled") is a gRPC response whose headers say status 1. A status in the trailers, after messages,
-	// is too late to retry; so for the four below.
+	// Cancelled ("cancelled") is a gRPC response with status 1 in its headers. A status in the trailers, after messages, is too
+	// late to retry. The same holds for the four conditions below.
 	Cancelled
 	// DeadlineExceeded ("deadline-exceeded") is gRPC status 4.
 	DeadlineExceeded
@@ -91,8 +91,8 @@ type On struct {
 	Status StatusSet
 }
 
-// ParseOn reads the comma-separated list that retryOn of a VirtualService and retry_on of Envoy hold: names of conditions
-// and status codes, such as "gateway-error,connect-failure,429". Spaces around an item are ignored. The empty list is the
+// ParseOn parses the comma-separated list in retryOn of a VirtualService or retry_on of Envoy: names of conditions and status
+// codes, such as "gateway-error,connect-failure,429". Spaces around an item are ignored. The empty list is the
 // zero On. Conditions that are not supported are an error.
 func ParseOn(list string) (On, error) {
 	var on On
@@ -178,7 +178,7 @@ func (o *On) response(resp *http.Response, headers []string) bool {
 	return o.Conditions&grpcStatuses != 0 && o.grpc(resp)
 }
 
-// HTTP reports whether an HTTP response is to be retried by its status.
+// HTTP reports whether an HTTP response is to be retried because of its status.
 func (o On) HTTP(code int) bool {
 	return o.Conditions&ServerError != 0 && code >= 500 ||
 		o.Conditions&GatewayError != 0 && code >= 502 && code <= 504 ||
@@ -197,7 +197,7 @@ func (o *On) grpc(resp *http.Response) bool {
 	return err == nil && o.GRPC(uint32(code))
 }
 
-// GRPC reports whether a gRPC status is to be retried by its code. No message may have come before the status.
+// GRPC reports whether a gRPC call is to be retried because of its status code. No message may have come before the status.
 func (o On) GRPC(code uint32) bool {
 	switch code {
 	case 1:

@@ -16,12 +16,12 @@ var errCommitted = fmt.Errorf("retry: %w", caller.ErrCommitted)
 // errDetached is what a transport gets when it reads the body of a try that is over.
 var errDetached = errors.New("retry: read of the request body of an earlier try")
 
-// replay lets the tries of a call read a body that can be read only once. It keeps what is read, up to a limit; a try gets
-// first what was kept and then, straight from the source, the part not read yet. So the first try starts at once, and one
-// that failed early can be repeated although most of the body was not read by then.
+// replay lets several tries read a body that can be read only once. It keeps what is read, up to a limit. A try first gets what
+// was kept and then, straight from the source, the rest. So the first try starts at once, and a try that failed early can be
+// repeated although most of the body was not read by then.
 //
-// A transport may read the body of a try even after RoundTrip has returned, so that a read for an earlier try can be under
-// way when the next one starts. What that read returns is kept too; the reader of the new try waits for it.
+// A transport may read the body of a try even after RoundTrip has returned, so a read for an earlier try can be in progress
+// when the next one starts. What that read returns is kept too, and the new try waits for it.
 type replay struct {
 	source io.ReadCloser
 	limit  int
@@ -30,8 +30,8 @@ type replay struct {
 	idle      sync.Cond // signalled when busy becomes false, and on close
 	kept      []byte
 	err       error // the end of the source: io.EOF or worse
-	busy      bool  // a read of the source is under way
-	committed bool  // more than limit was, or is being, read
+	busy      bool  // a read of the source is in progress
+	committed bool  // more than limit has been read, or is being read
 	current   *cursor
 	final     bool // no try can follow the current one
 	closed    bool // the source is closed

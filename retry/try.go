@@ -16,8 +16,8 @@ import (
 	"github.com/nosidecar/mesh/internal/failure"
 )
 
-// try makes one try: with req itself if nothing has to differ from it, else with one copy. It returns the request that was
-// sent. again is the body of a second or further try.
+// try makes one try: with req itself if nothing about it has to change, otherwise with one copy. It returns the request that was
+// sent. again is the body of the second and further tries.
 func (l *Loop) try(req *http.Request, a Attempter, n int, r *replay, again io.ReadCloser) (
 	*http.Response, *http.Request, error) {
 	ctx := l.context(req)
@@ -51,7 +51,7 @@ type try struct {
 	out    http.Request // what is sent
 	body   body.Reader
 	traced bool
-	begun  atomic.Bool // the transport began to write the request
+	begun  atomic.Bool // the transport has begun to write the request
 }
 
 // End implements body.Ender.
@@ -102,7 +102,7 @@ func (t *try) context() context.Context {
 	})
 }
 
-// prepare makes out, a copy of req with the context of the n-th try, the request of that try. again is its body, unless it is the first.
+// prepare completes out, the copy of req for the n-th try. again is its body, unless it is the first try.
 func prepare(out, req *http.Request, n int, r *replay, again io.ReadCloser) error {
 	if r != nil {
 		if n == 1 {
@@ -130,7 +130,7 @@ func prepare(out, req *http.Request, n int, r *replay, again io.ReadCloser) erro
 	return nil
 }
 
-// numbered returns the context of the n-th try: retries can be recognized by it.
+// numbered returns the context of the n-th try, by which retries are recognized.
 func numbered(ctx context.Context, n int) context.Context {
 	if n > 1 {
 		return attempt.Mark(ctx, n)

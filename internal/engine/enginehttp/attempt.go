@@ -86,8 +86,7 @@ func (c *call) withDeadline(req *http.Request, n int) *http.Request {
 	return req
 }
 
-// observe tells the observers that the attempt begins. It returns the request to send. own says that its header is not
-// shared.
+// observe tells the observers that the attempt begins. It returns the request to send. own says that the header is not shared.
 func (c *call) observe(t *try, req *http.Request, n int, own bool) *http.Request {
 	if c.observed == nil || c.observed.first == nil {
 		t.Observe(req.Context(), n, req.Header, nil)
@@ -133,7 +132,7 @@ func grpcCode(resp *http.Response) (code uint32, ok bool) {
 	if resp == nil {
 		return 0, false
 	}
-	text := resp.Header.Get("Grpc-Status") // where there is nothing else to say
+	text := resp.Header.Get("Grpc-Status") // of a response without messages
 	if text == "" {
 		text = resp.Trailer.Get("Grpc-Status")
 	}

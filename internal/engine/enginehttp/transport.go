@@ -5,7 +5,6 @@ import (
 	"context"
 	"maps"
 	"net/http"
-	"net/url"
 	"sync/atomic"
 
 	"github.com/nosidecar/mesh/balancer"
@@ -63,7 +62,7 @@ type call struct {
 	engine.Call
 	req      *http.Request  // the caller's
 	out      *http.Request  // what is sent: a copy, or req itself
-	sent     *http.Request  // most recently; nil as long as its body must be closed here
+	sent     *http.Request  // what was sent last; nil as long as the body must be closed here
 	resp     *http.Response // the server's; later the one that the caller got, if it is a gRPC response
 	tries    int32          // attempts begun
 	status   int16          // of the response that the caller got
@@ -84,7 +83,8 @@ type observed struct {
 	sets     *atomic.Int32                // of the Transport
 }
 
-// newCall returns the call that req describes. Larger ones than call are allocated in a way that costs more.
+// newCall returns the call of req. It has what observers of headers need only if there are any, since larger objects cost more to
+// allocate.
 func (t *Transport) newCall(req *http.Request) *call {
 	if !t.engine.HeadersObserved() {
 		return &call{req: req}
@@ -178,8 +178,8 @@ func (c *call) End(err error) {
 	c.Call.End(int(c.status), err, last)
 }
 
-// request returns the caller's request with the context ctx: the request itself if it has that context, unless its body is
-// counted.
+// request returns the caller's request with the context ctx, and with a body that is counted if that is needed. It is the request
+// itself if there is nothing to change.
 func (c *call) request(ctx context.Context) *http.Request {
 	req := c.req
 	if !caller.SameContext(ctx, req.Context()) {
@@ -188,7 +188,7 @@ func (c *call) request(ctx context.Context) *http.Request {
 	return c.counted(req)
 }
 
-// counted returns the request with a body that is counted, if observers want its length and it is not announced.
+// counted returns the request with a body that is counted, if there are observers and the length is not announced.
 func (c *call) counted(req *http.Request) *http.Request {
 	if !c.Observed() || req.Body == nil || req.Body == http.NoBody || req.ContentLength > 0 {
 		return req
@@ -201,7 +201,7 @@ func (c *call) counted(req *http.Request) *http.Request {
 	return req
 }
 
-// Bytes implements engine.Adapter. A body of known length was sent if there was an answer.
+// Bytes implements engine.Adapter. A body of known length counts as sent if there was an answer.
 func (c *call) Bytes() (sent, received int64) {
 	if c.answered {
 		sent = max(0, c.req.ContentLength)
@@ -239,18 +239,14 @@ func (c *call) Prepare(backend *route.Backend, match int) error {
 	if c.out.Header = maps.Clone(c.req.Header); c.out.Header == nil {
 		c.out.Header = make(http.Header)
 	}
-	c.out.URL = cloneURL(c.req.URL)
+	rewritten := *c.req.URL
+	c.out.URL = &rewritten
 	return backend.Rewrite(c.out, match)
 }
 
 func (c *call) copied() *http.Request {
 	copied := *c.req
 	return &copied
-}
-
-func cloneURL(u *url.URL) *url.URL {
-	clone := *u
-	return &clone
 }
 
 // Failure implements engine.Adapter.
