@@ -135,12 +135,12 @@ func (s State) String() string {
 	return "State(" + strconv.Itoa(int(s)) + ")"
 }
 
-// Outcome is how a call ended, from the point of view of a circuit.
+// Outcome is how a call ended, as far as a circuit is concerned.
 type Outcome uint8
 
 const (
 	Success Outcome = iota // the destination did its work
-	Failure                // it did not
+	Failure                // the destination did not
 	Ignored                // the call says nothing about the destination, as when the caller gave up
 )
 

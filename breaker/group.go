@@ -5,9 +5,9 @@ import (
 	"time"
 )
 
-// Group holds circuits by name, each created on first use: what [Transport] does for HTTP destinations, for calls of another
-// kind. As there, at most 1000 are kept, and those unused for long are forgotten. The zero Group is ready to use. It is safe
-// for concurrent use; its fields must not be changed once it is used, and it must not be copied.
+// Group holds circuits by name, for calls other than HTTP. Each is created on first use. As with [Transport], at most 1000 are
+// kept, and those that have not been used for long are forgotten. The zero Group is ready to use. It is safe for concurrent use;
+// its fields must not be changed once it is used, and it must not be copied.
 type Group struct {
 	// Config is the configuration of every circuit.
 	Config Config

@@ -7,32 +7,32 @@ import (
 	"github.com/nosidecar/mesh/internal/response"
 )
 
-// Handler is an http.Handler that stops serving for a while when its requests keep failing: a server whose database is gone
-// does better to refuse at once than to keep all callers waiting. Refused requests get 503 and x-envoy-overloaded, which
-// clients of this library do not retry.
+// Handler is an http.Handler that refuses requests for a while when they keep failing: a server whose database is down should
+// refuse at once rather than keep all callers waiting. Refused requests get 503 and x-envoy-overloaded, which clients of this
+// library do not retry.
 //
-// A call counts as failed when its status is 500 or above or when the handler panics; a call whose client went away
-// counts neither way. It must not be copied or changed after its first use.
+// A request counts as failed if its status is 500 or above, or if the handler panics. A request whose client has gone away does
+// not count. A Handler must not be copied or changed after its first use.
 type Handler struct {
-	// Next serves the calls. It must be set.
+	// Next serves the requests. It must be set.
 	Next http.Handler
 
-	// Config is the circuit. If it is invalid, every call is answered with 500.
+	// Config is the configuration of the circuit. If it is invalid, every request is answered with 500.
 	Config Config
 
-	// OnChange is called for every change of state; see [New]. nil: changes are not reported.
+	// OnChange, if not nil, is called for every change of state, as described at [New].
 	OnChange func(Change)
 
 	once    sync.Once
 	circuit *Circuit
-	invalid error
+	fault   error // what is wrong with Config
 }
 
 // ServeHTTP implements http.Handler.
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	h.once.Do(func() { h.circuit, h.invalid = New(h.Config, h.OnChange) })
-	if h.invalid != nil {
-		http.Error(w, h.invalid.Error(), http.StatusInternalServerError)
+	h.once.Do(h.start)
+	if h.fault != nil {
+		http.Error(w, h.fault.Error(), http.StatusInternalServerError)
 		return
 	}
 	lease, err := h.circuit.Allow()
@@ -56,9 +56,13 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // State returns the state of the circuit.
 func (h *Handler) State() State {
-	h.once.Do(func() { h.circuit, h.invalid = New(h.Config, h.OnChange) })
-	if h.invalid != nil {
+	h.once.Do(h.start)
+	if h.fault != nil {
 		return Closed
 	}
 	return h.circuit.State()
+}
+
+func (h *Handler) start() {
+	h.circuit, h.fault = New(h.Config, h.OnChange)
 }

@@ -69,9 +69,9 @@ type EndpointStatus struct {
 // Outlier ejects endpoints of one destination that fail while others do not. It is safe for concurrent use. Use
 // [NewOutlier].
 //
-// A caller that knows the set of endpoints calls [Outlier.Track] and [Outlier.Forget] as it changes, keeps the [Tracker]
-// with the endpoint, and calls [Outlier.Sweep] as calls are made. A caller that does not know the set uses [Outlier.Report]
-// and [Outlier.Ejected], which do the rest.
+// A caller that knows the set of endpoints calls [Outlier.Track] and [Outlier.Forget] as it changes, keeps the [Tracker] of each
+// endpoint, and calls [Outlier.Sweep] with every call. A caller that does not know the set needs only [Outlier.Report] and
+// [Outlier.Ejected].
 type Outlier struct {
 	cfg    OutlierConfig // with defaults
 	start  time.Time     // sweeps are due at multiples of cfg.Interval from here
@@ -161,7 +161,7 @@ type Tracker struct {
 
 	// Guarded by outlier.mu. There may be many trackers, and few with an ejection.
 	kept       bool // until Forget
-	aside      bool // no call can go there: see SetTakesCalls
+	aside      bool // it can get no calls: see SetTakesCalls
 	forgotten  bool
 	idle       int32 // sweeps without use
 	multiplier int32
@@ -311,9 +311,9 @@ func (o *Outlier) mayEjectLocked() bool {
 	return ejected == 0 && total >= 2 || fraction.AtMost(ejected+1, total, o.cfg.MaxEjectedFraction)
 }
 
-// Sweep readmits the endpoints whose ejection is over and applies the rules that compare endpoints, if a sweep is due at
-// now. It costs next to nothing when none is, so it may be called for every call. Sweeps that were missed because there were
-// no calls are made up for.
+// Sweep readmits the endpoints whose ejection is over and applies the rules that compare endpoints, if a sweep is due at now.
+// Otherwise it costs next to nothing, so it may be called for every call. It makes up for sweeps that were missed because there
+// were no calls.
 func (o *Outlier) Sweep(now time.Time) {
 	if int64(now.Sub(o.start)) < o.due.Load() {
 		return
@@ -377,7 +377,7 @@ func (o *Outlier) readmitLocked(t *Tracker, now time.Time) {
 	o.events.post(Event{Endpoint: t.id, At: now})
 }
 
-// expiredLocked reports whether t was only ever seen by Report or Ejected, and so long ago that its endpoint must be gone.
+// expiredLocked reports whether t is known only from Report and Ejected, and was used so long ago that its endpoint must be gone.
 func (o *Outlier) expiredLocked(t *Tracker, sweeps int) bool {
 	if t.kept || t.used.Swap(false) {
 		t.idle = 0

@@ -50,7 +50,7 @@ type OutlierConfig struct {
 	// none.
 	Jitter time.Duration
 
-	// MaxEjectedFraction is the fraction of the endpoints that take calls that may be ejected at a time, from 0 to 1. An
+	// MaxEjectedFraction is how many of the endpoints that take calls may be ejected at a time, as a fraction from 0 to 1. An
 	// ejection that would exceed it does not happen, except that one of at least two endpoints may always be ejected. The
 	// last endpoint is ejected only if the value is 1: then calls fail at once. 0 means 0.1.
 	MaxEjectedFraction float64
@@ -65,7 +65,7 @@ type OutlierConfig struct {
 	// SuccessRateVolume is the number of calls since the last sweep that an endpoint needs to be considered. 0 means 100.
 	SuccessRateVolume int
 
-	// SuccessRateFactor is that number of standard deviations of the population. 0 means 1.9.
+	// SuccessRateFactor is the number of standard deviations for SuccessRate, those of the population. 0 means 1.9.
 	SuccessRateFactor float64
 
 	// FailureFraction ejects, at each sweep, the endpoints with at least this fraction of failed calls since the last sweep.
@@ -115,7 +115,7 @@ func (c OutlierConfig) withDefaults() (OutlierConfig, error) {
 	return c, nil
 }
 
-// check checks each field for itself.
+// check checks each field by itself.
 func (c *OutlierConfig) check() error {
 	for _, f := range []struct {
 		name  string

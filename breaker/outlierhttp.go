@@ -32,8 +32,8 @@ func resultOfError(err error) Result {
 	return Reset
 }
 
-// Report records how an HTTP call to an endpoint ended. An endpoint that is not tracked yet is tracked from now on, until it
-// has not been heard of for some minutes.
+// Report records how an HTTP call to an endpoint ended. An endpoint that is not tracked yet is tracked from now on, until it has
+// not been used for some minutes.
 func (o *Outlier) Report(endpoint string, resp *http.Response, err error) {
 	t := o.seen(endpoint)
 	if o.cfg.compares() {
@@ -43,7 +43,7 @@ func (o *Outlier) Report(endpoint string, resp *http.Response, err error) {
 }
 
 // Ejected reports whether an endpoint is ejected now. An endpoint that is not tracked yet is tracked from now on, until it has
-// not been heard of for some minutes.
+// not been used for some minutes.
 func (o *Outlier) Ejected(endpoint string) bool {
 	t := o.seen(endpoint)
 	if o.ejected.Load() > 0 {

@@ -12,8 +12,8 @@ import (
 // of the request body does not count. A request without the header, or with one that is not a positive number, passes
 // unchanged.
 //
-// A caller can only shorten its own call. Still, a server that is reached from outside should remove the header there:
-// the callers of a proxy in between may not know of it.
+// A caller can only shorten its own call. Still, the header should be removed from requests that come from outside: a proxy in
+// between may serve callers that did not send it.
 type Handler struct {
 	// Next serves the requests. It must be set.
 	Next http.Handler

@@ -16,10 +16,10 @@ import (
 // deadline that a caller set.
 type Config struct {
 	// Request bounds a whole call: all tries, the waits between them and the response body. The clock is stopped from the
-	// first byte of a request body to its last, so neither an upload nor a bidirectional stream is cut: as in Envoy, only
-	// the wait for the answer counts. Sending a body of up to 64 KiB in memory counts as instant. If the server reads no
-	// more of the body for five minutes, and sends nothing either, the call ends (SendIdle). 0: no limit. If the caller's
-	// own deadline comes first, that applies.
+	// first byte of a request body to its last, so neither an upload nor a bidirectional stream is cut off: as in Envoy, only the
+	// wait for the answer counts. A body of up to 64 KiB in memory counts as sent at once. If the server reads no more of the body
+	// for five minutes, and sends nothing either, the call ends (SendIdle). 0: no limit. If the caller's own deadline comes first,
+	// that applies.
 	Request time.Duration
 
 	// BodyIdle bounds the silence in a response body: one wait for more of it. Only time spent in Read counts, so a slow
