@@ -47,8 +47,8 @@ func Total(resp *http.Response) int {
 	return 1
 }
 
-// Restore sets resp.Request to the caller's request after a try with a copy of it. It keeps the number of tries: n, or the number of the
-// layers below if n is 1.
+// Restore sets resp.Request to req, the caller's request, after a try with a copy of it. It keeps the number of tries: n, or if n is 1 the
+// number that the layers below have counted.
 func Restore(resp *http.Response, req *http.Request, n int) {
 	if n <= 1 {
 		if resp.Request == req {

@@ -211,7 +211,7 @@ func handshakeAlert(err error) bool {
 	return false
 }
 
-// streamError has the fields of the stream error inside net/http, whose As method fills any struct with these fields.
+// streamError has the fields of net/http's own stream error, whose As method fills any struct with these fields.
 type streamError struct {
 	StreamID uint32
 	Code     uint32

@@ -24,7 +24,7 @@ const (
 	million = 1_000_000
 
 	bodyLimit = 64 << 10 // the maximum size of a request body that must be kept
-	drain     = 64 << 10 // how much of a response body is read so that its connection can be reused
+	drain     = 64 << 10 // how much of a response body is read, so that its connection can be reused
 )
 
 // The reasons why a copy was not sent; see [Mirrorer.Done].
@@ -34,7 +34,7 @@ var (
 	ErrClosed = refusal.New("route: mirroring closed")
 )
 
-// Mirrorer sends copies of calls and drops the responses. M is the type of mirrors, which are the destinations of copies.
+// Mirrorer sends copies of calls and discards the responses. M is the type of the mirrors, which are the destinations of copies.
 //
 // A Mirrorer is safe for concurrent use. Its fields must not be changed after its first use. The caller closes it.
 type Mirrorer[M any] struct {
@@ -67,8 +67,8 @@ type Mirrorer[M any] struct {
 }
 
 // Copy is [Mirrorer.Fork] for calls that are not net/http requests. For each mirror that is drawn, Copy calls prepare with the authority of
-// the copy, which is derived from that of the original. prepare returns the function that sends the copy. That is called on a goroutine of
-// the Mirrorer, with a context that has the values of ctx, but does not end with it.
+// the copy, which is derived from that of the original. prepare returns the function that sends the copy. It is called on a goroutine of
+// the Mirrorer, with a context that has the values of ctx but does not end with it.
 func (m *Mirrorer[M]) Copy(ctx context.Context, mirrors []M, timeout time.Duration, authority string,
 	prepare func(to *M, authority string) (send func(context.Context) error, err error)) {
 	for i := range mirrors {

@@ -17,9 +17,9 @@ type Recorder struct {
 	Bytes int64
 }
 
-// Watch returns a writer for the handler, which passes everything on to w and records the status. Of the optional interfaces that
-// handlers use (http.Flusher, http.Hijacker, io.ReaderFrom), it implements those that w implements. http.ResponseController finds other
-// methods through Unwrap.
+// Watch returns a writer for the handler, which passes everything on to w and records the status. It implements the optional interfaces
+// that handlers use (http.Flusher, http.Hijacker, io.ReaderFrom) in the combinations in which the writers of net/http do.
+// http.ResponseController finds other methods through Unwrap.
 func (r *Recorder) Watch(w http.ResponseWriter) http.ResponseWriter {
 	r.w = w
 	p := plain{r}
