@@ -17,19 +17,19 @@ import (
 // Feed is a source of documents that change while the mesh runs. policy/file has one for folders.
 type Feed interface {
 	// Watch yields all documents of the source now, and again after every change, until ctx ends or the caller stops. An
-	// error is reported and otherwise changes nothing; Watch keeps trying. New fails with an error that comes before the
-	// documents, unless it has a method Temporary that returns true: then New goes on waiting. If a feed has a String method, errors name the
-	// feed by it.
+	// error is reported and otherwise changes nothing; Watch keeps trying. New fails if an error comes before the first
+	// documents, unless the error has a method Temporary that returns true: then New keeps waiting. Errors name a feed by
+	// its String method, if it has one.
 	Watch(ctx context.Context) iter.Seq2[[]policy.Source, error]
 }
 
-// documents holds what the program gave and what each feed yielded last. They are compiled together, in this order: where
-// two documents claim a host, the earlier one wins.
+// documents holds the documents that the program gave and those that each feed yielded last. They are compiled together, in
+// this order: where two of them claim a host, the earlier one wins.
 type documents struct {
 	mu     sync.Mutex // held while documents are compiled and put into force, so that the latest ones win
 	static []set
 	fed    []set        // by feed
-	waits  []error      // by feed, why its first set is not there yet
+	waits  []error      // by feed: why its first set has not arrived yet
 	plan   *policy.Plan // in force; nil before the first load
 
 	mayBeEmpty bool // set before the first load
@@ -59,8 +59,8 @@ func errEmpty(origin string) error {
 	return fmt.Errorf("mesh: there is no document in %s: correct the path, put documents there (in files named .yaml or .yml), %s", origin, emptyRemedy)
 }
 
-// idle returns an error if sets have sources, but none of them has a document that is in force under plan.
-func idle(sets []set, plan *policy.Plan, findings policy.Findings) error {
+// checkInForce returns an error if a set has sources, but plan puts none of their documents into force.
+func checkInForce(sets []set, plan *policy.Plan, findings policy.Findings) error {
 	inForce := plan.InForce()
 	for _, s := range sets {
 		own := inForce[:len(s.sources)]
@@ -87,7 +87,7 @@ func feedName(feed Feed) string {
 	if named, ok := feed.(fmt.Stringer); ok {
 		return named.String()
 	}
-	return "what a feed of documents yields"
+	return "a feed of documents"
 }
 
 // load applies change to the documents, compiles them, and puts them into force. On an error, the documents in force stay,
@@ -109,12 +109,12 @@ func (m *Mesh) load(change, undo func(*documents), faulty bool) error {
 	}
 	waits := faulty && err != nil
 	if err == nil && !d.mayBeEmpty {
-		err = idle(sets, plan, findings)
+		err = checkInForce(sets, plan, findings)
 	}
 	var settle func()
 	if err == nil {
 		standAlone := slices.ContainsFunc(sources, func(s policy.Source) bool { return s.Alone })
-		settle, err = m.engine.Apply(plan, standAlone) // one document's file stops no other document
+		settle, err = m.engine.Apply(plan, standAlone) // a file that one document names must not stop the others
 	}
 	if err == nil {
 		d.plan = plan
@@ -163,7 +163,7 @@ func (m *Mesh) namespaces(ctx context.Context) context.Context {
 // take loads what a feed yields, until the mesh closes. It sends the result of the first set to first.
 func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 	d := &m.documents
-	told := false
+	told := false // New has been told of the first set
 	for sources, err := range feed.Watch(m.namespaces(m.closing)) {
 		if m.closing.Err() != nil {
 			break
@@ -171,36 +171,42 @@ func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 		if err == nil && !d.mayBeEmpty && holdsNothing(sources) {
 			err = errEmpty(feedName(feed))
 		}
-		if now := (set{feedName(feed), sources}); err != nil {
+		now := set{feedName(feed), sources}
+		switch {
+		case err != nil:
 			load := PolicyLoad{Number: d.loads.next(), Err: err}
 			d.loads.ended(load, nil)
 			m.observers.policyLoaded(load)
-		} else if told {
+		case told:
 			var before set
 			m.load(func(d *documents) { before, d.fed[i] = d.fed[i], now }, func(d *documents) { d.fed[i] = before }, true)
-		} else {
+		default:
 			d.mu.Lock()
 			d.fed[i], d.waits[i] = now, nil
 			d.mu.Unlock()
 		}
-		if passing, ok := errors.AsType[interface {
-			error
-			Temporary() bool
-		}](err); !told && ok && passing.Temporary() {
+		if told {
+			continue
+		}
+		if isTemporary(err) {
 			d.late(i, err)
 			continue
 		}
-		if !told {
-			first <- err
-			told = true
-		}
+		first <- err
+		told = true
 	}
 	if !told {
 		first <- errFeedEnded
 	}
 }
 
-// late records why the first set of a feed is not there yet. New goes on waiting.
+// isTemporary reports whether New waits for a feed to recover from an error.
+func isTemporary(err error) bool {
+	var t interface{ Temporary() bool }
+	return errors.As(err, &t) && t.Temporary()
+}
+
+// late records why the first set of a feed has not arrived yet. New keeps waiting.
 func (d *documents) late(i int, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

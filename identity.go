@@ -10,11 +10,12 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/connectid"
+	"github.com/nosidecar/mesh/internal/namespaces"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// identityWait is how long New waits for the first identity, if its context does not end before.
+// identityWait is how long New waits for the first identity, unless its context ends earlier.
 const identityWait = 30 * time.Second
 
 // identityPatience is how long New waits before it reports that it is waiting, and the interval between reports.
@@ -40,8 +41,7 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	source := oneWorkload{Source: from, namespace: m.workload.Namespace, service: m.workload.Service}
 	if late {
 		source.domain = m.trustDomain()
-		source.service = m.workload.Service
-		source.namespace = cmp.Or(m.workload.Namespace, defaultNamespace)
+		source.namespace = cmp.Or(m.workload.Namespace, namespaces.DefaultOwn)
 	}
 	m.identity = tlsid.Keep(source, tlsid.Hooks{Rotated: m.rotated, Failed: m.identityFailed})
 	if late {
@@ -60,7 +60,7 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	m.workload.TrustDomain = cmp.Or(m.workload.TrustDomain, id.TrustDomain().Name())
 	m.workload.Namespace = cmp.Or(m.workload.Namespace, namespaceOf(id))
 	m.workload.Service = cmp.Or(m.workload.Service, serviceOf(id))
-	return cmp.Or(checkTrustDomain(id, m.workload.TrustDomain), checkNamespace(id, cmp.Or(m.workload.Namespace, defaultNamespace)),
+	return cmp.Or(checkTrustDomain(id, m.workload.TrustDomain), checkNamespace(id, cmp.Or(m.workload.Namespace, namespaces.DefaultOwn)),
 		checkService(id, m.workload.Service))
 }
 
@@ -80,9 +80,6 @@ func (m *Mesh) tellOfWait(ctx context.Context) {
 	}
 }
 
-// defaultNamespace is the namespace of a workload that names none, as in policy.Workload.
-const defaultNamespace = "default"
-
 // trustDomain returns the trust domain that documents are compiled for.
 func (m *Mesh) trustDomain() string {
 	return cmp.Or(m.workload.TrustDomain, "cluster.local") // as in policy.Workload
@@ -99,7 +96,7 @@ func checkTrustDomain(id *tlsid.Identity, domain string) error {
 }
 
 // checkNamespace returns an error if the identity belongs to a service account in another namespace than the workload's: the
-// documents that select it would not be the ones that are enforced.
+// documents of the wrong namespace would be enforced.
 func checkNamespace(id *tlsid.Identity, namespace string) error {
 	if own := namespaceOf(id); own != "" && own != namespace {
 		return fmt.Errorf("mesh: the identity %s is of the namespace %s, and the workload is in %s: correct Namespace in "+
@@ -124,8 +121,8 @@ func serviceOf(id *tlsid.Identity) string {
 	return service
 }
 
-// checkService returns an error if the identity is that of another Consul service than the workload's: the intentions of that
-// one would be enforced.
+// checkService returns an error if the identity is that of another Consul service than the workload's: the intentions of the
+// wrong service would be enforced.
 func checkService(id *tlsid.Identity, service string) error {
 	if own := serviceOf(id); own != "" && service != "" && own != service {
 		return fmt.Errorf("mesh: the identity %s is of the service %s, and the workload is of %s: correct Service in WithWorkload",
@@ -150,7 +147,7 @@ func (s oneWorkload) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error
 			if err == nil {
 				service = cmp.Or(service, serviceOf(id))
 				if domain == "" {
-					domain, namespace = id.TrustDomain().Name(), cmp.Or(namespace, namespaceOf(id), defaultNamespace)
+					domain, namespace = id.TrustDomain().Name(), cmp.Or(namespace, namespaceOf(id), namespaces.DefaultOwn)
 				} else if err = cmp.Or(checkTrustDomain(id, domain), checkNamespace(id, namespace), checkService(id, service)); err != nil {
 					id = nil
 				}

@@ -39,10 +39,10 @@ type journal struct {
 
 	mu      sync.Mutex
 	begun   bool                 // New has returned; until then, New returns what goes wrong
-	alone   map[string]string    // what is in force in place of the documents that stand alone and are refused, by document
+	alone   map[string]string    // by refused document that stands alone: what is in force in its place
 	warned  map[string]bool      // the warnings of the last load, which are not repeated
 	refused bool                 // the last load was refused
-	failed  map[string]time.Time // when which failure of discovery was logged
+	failed  map[string]time.Time // when each failure of discovery was last logged
 	keyless map[jwt.Source]bool  // sources of keys whose failure was logged
 }
 
@@ -55,24 +55,25 @@ func (j *journal) observer(others observers) Observer {
 	if j.logger != nil {
 		return o
 	}
-	taken := func(takes func(Observer) bool) bool { return slices.ContainsFunc(others, takes) }
-	if taken(func(o Observer) bool { return o.PolicyLoad != nil }) {
-		o.PolicyLoad = nil
-	}
-	if taken(func(o Observer) bool { return o.Ejection != nil }) {
-		o.Ejection = nil
-	}
-	if taken(func(o Observer) bool { return o.Circuit != nil }) {
-		o.Circuit = nil
-	}
-	if taken(func(o Observer) bool { return o.DiscoveryFailed != nil }) {
-		o.DiscoveryFailed = nil
-	}
-	if taken(func(o Observer) bool { return o.Identity != nil }) {
-		o.Identity = nil
-	}
-	if taken(func(o Observer) bool { return o.Keys != nil }) {
-		o.Keys = nil
+	for _, other := range others {
+		if other.PolicyLoad != nil {
+			o.PolicyLoad = nil
+		}
+		if other.Ejection != nil {
+			o.Ejection = nil
+		}
+		if other.Circuit != nil {
+			o.Circuit = nil
+		}
+		if other.DiscoveryFailed != nil {
+			o.DiscoveryFailed = nil
+		}
+		if other.Identity != nil {
+			o.Identity = nil
+		}
+		if other.Keys != nil {
+			o.Keys = nil
+		}
 	}
 	return o
 }
@@ -103,7 +104,7 @@ func (j *journal) policyLoad(load PolicyLoad) {
 	}
 	j.mu.Lock()
 	begun, again := j.begun, j.refused && load.Err == nil
-	j.refused = begun && load.Err != nil // what New waited for was not logged
+	j.refused = begun && load.Err != nil // New itself returns earlier refusals
 	var warnings []string
 	if load.Err == nil {
 		before := j.warned
@@ -137,8 +138,8 @@ func (j *journal) policyLoad(load PolicyLoad) {
 	}
 }
 
-// refusals logs which documents that stand alone are refused, and which are no longer. A document that is rewritten again and again is
-// not logged again.
+// refusals logs which documents that stand alone are refused, and which no longer are. A document is not logged again while the
+// same is in force in its place.
 func (j *journal) refusals(load PolicyLoad) {
 	now := make(map[string]string)
 	var fresh policy.Findings
@@ -175,8 +176,8 @@ func (j *journal) refusals(load PolicyLoad) {
 	}
 }
 
-// aboutOthers reports whether a finding says that no security document selects this process. That is no news for a process
-// that only makes calls.
+// aboutOthers reports whether a finding says that no security document selects this process, which is normal for a process that
+// only makes calls.
 func aboutOthers(f policy.Finding) bool {
 	return f.Field == "" && (f.Kind == "AuthorizationPolicy" || f.Kind == "PeerAuthentication")
 }
@@ -199,8 +200,8 @@ func (j *journal) circuit(target route.Target, change breaker.Change) {
 		"from", change.From.String(), "to", change.To.String()}, counts...)...)
 }
 
-// Discovery is asked again and again, so a failure of a service is not logged again for repeatAfter. At most mostFailures
-// different failures are told apart.
+// Discovery keeps trying, so the same failure of a service is logged only once per repeatAfter. At most mostFailures failures
+// are remembered.
 const (
 	repeatAfter  = 10 * time.Minute
 	mostFailures = 1000
@@ -233,7 +234,7 @@ func (j *journal) identity(_ *tlsid.Identity, err error) {
 func (j *journal) keys(state jwt.State) {
 	j.mu.Lock()
 	before, now := j.keyless[state.Source], state.Err != nil
-	if j.keyless == nil || len(j.keyless) >= mostFailures { // of sources that documents no longer name, as a rule
+	if j.keyless == nil || len(j.keyless) >= mostFailures { // most of them are sources that documents no longer name
 		j.keyless = make(map[jwt.Source]bool)
 	}
 	if j.keyless[state.Source] = now; !now {
@@ -242,7 +243,7 @@ func (j *journal) keys(state jwt.State) {
 	j.mu.Unlock()
 	switch {
 	case now && !before && state.Keys == 0:
-		j.to().Error("mesh: there are no keys to verify tokens with, which are refused", "uri", state.Source.URI, "error", state.Err)
+		j.to().Error("mesh: there are no keys to verify tokens with: tokens are refused", "uri", state.Source.URI, "error", state.Err)
 	case now && !before:
 		j.to().Warn("mesh: no new keys to verify tokens with, the last ones stay in force", "uri", state.Source.URI, "error", state.Err)
 	case before && !now:

@@ -19,51 +19,59 @@ type observers []Observer
 
 // hooks returns the hooks that the engine calls.
 func (m *Mesh) hooks() engine.Hooks {
-	h, o := engine.Hooks{Error: newError}, m.observers
+	o := m.observers
+	h := engine.Hooks{
+		Error: newError, Ejection: o.ejection, CircuitChanged: o.circuitChanged, EndpointsChanged: o.endpointsChanged,
+		DiscoveryFailed: o.discoveryFailed, MirrorDropped: o.mirrorDropped,
+	}
 	h.Headers = slices.ContainsFunc(o, func(o Observer) bool { return o.AttemptStart != nil || o.AttemptEnd != nil })
 	h.Messages = slices.ContainsFunc(o, func(o Observer) bool { return o.CallMessage != nil })
 	if h.Headers || h.Messages || slices.ContainsFunc(o, func(o Observer) bool { return o.CallStart != nil || o.CallEnd != nil }) {
 		h.Call = m.callStart
 	}
-	h.Ejection = func(target route.Target, event breaker.Event) {
-		for i := range o {
-			if f := o[i].Ejection; f != nil {
-				f(target, event)
-			}
-		}
-	}
-	h.CircuitChanged = func(target route.Target, change breaker.Change) {
-		for i := range o {
-			if f := o[i].Circuit; f != nil {
-				f(target, change)
-			}
-		}
-	}
-	h.EndpointsChanged = func(target route.Target, n int) {
-		for i := range o {
-			if f := o[i].Endpoints; f != nil {
-				f(target, n)
-			}
-		}
-	}
-	h.DiscoveryFailed = func(service discovery.Service, err error) {
-		for i := range o {
-			if f := o[i].DiscoveryFailed; f != nil {
-				f(service, err)
-			}
-		}
-	}
-	h.MirrorDropped = func(target route.Target, err error) {
-		for i := range o {
-			if f := o[i].MirrorDropped; f != nil {
-				f(target, err)
-			}
-		}
-	}
 	return h
 }
 
-// keysFetched tells the observers of a fetch of keys.
+func (o observers) ejection(target route.Target, event breaker.Event) {
+	for i := range o {
+		if f := o[i].Ejection; f != nil {
+			f(target, event)
+		}
+	}
+}
+
+func (o observers) circuitChanged(target route.Target, change breaker.Change) {
+	for i := range o {
+		if f := o[i].Circuit; f != nil {
+			f(target, change)
+		}
+	}
+}
+
+func (o observers) endpointsChanged(target route.Target, n int) {
+	for i := range o {
+		if f := o[i].Endpoints; f != nil {
+			f(target, n)
+		}
+	}
+}
+
+func (o observers) discoveryFailed(service discovery.Service, err error) {
+	for i := range o {
+		if f := o[i].DiscoveryFailed; f != nil {
+			f(service, err)
+		}
+	}
+}
+
+func (o observers) mirrorDropped(target route.Target, err error) {
+	for i := range o {
+		if f := o[i].MirrorDropped; f != nil {
+			f(target, err)
+		}
+	}
+}
+
 func (o observers) keysFetched(state jwt.State) {
 	for i := range o {
 		if f := o[i].Keys; f != nil {
@@ -72,14 +80,14 @@ func (o observers) keysFetched(state jwt.State) {
 	}
 }
 
-// watchInbound reports whether any observer wants to be told of inbound requests.
+// watchInbound reports whether any observer follows inbound requests.
 func (o observers) watchInbound() bool {
 	return slices.ContainsFunc(o, func(o Observer) bool {
 		return o.InboundStart != nil || o.InboundEnd != nil || o.InboundMessage != nil
 	})
 }
 
-// watchConns reports whether any observer wants to be told of raw connections.
+// watchConns reports whether any observer follows raw connections.
 func (o observers) watchConns() bool {
 	return slices.ContainsFunc(o, func(o Observer) bool { return o.ConnStart != nil || o.ConnEnd != nil })
 }
