@@ -42,7 +42,7 @@ func (in *inbound) Resume(ctx context.Context) context.Context {
 	return h.proceed(in)
 }
 
-// proceed takes a request of another protocol up to its handler. It returns nil if the request was answered, and then it is over.
+// proceed takes a request of another protocol up to its handler. It returns nil if the request was answered, and is over.
 func (h *handler) proceed(in *inbound) context.Context {
 	a, r := in.adapter, in.Request
 	over := true
@@ -89,7 +89,7 @@ func (in *inbound) edit(a admission.Adapter, arrived http.Header) {
 			}
 		}
 	}
-	in.mesh.server.sanitise(header, in.peer, in.mesh, in.rules.Tokens(), func(name string, values []string) { a.Edit(name, values) })
+	in.mesh.server.sanitize(header, in.peer, in.mesh, in.rules.Tokens(), func(name string, values []string) { a.Edit(name, values) })
 }
 
 // PeerID implements admission.Call.
@@ -110,7 +110,7 @@ func (in *inbound) Enter(c *admission.Context) bool {
 		c.User = in.token.Claims
 	}
 	in.ctx = c
-	in.keepHeader(in.view.Header) // the adapter may reuse it while the register is being scanned
+	in.keepHeader(in.view.Header) // the adapter may reuse it while the register is scanned
 	return in.begin(in.writer)
 }
 
@@ -140,15 +140,15 @@ func (in *inbound) Load() string {
 
 // Done implements admission.Call.
 func (in *inbound) Done(status, grpcStatus int) {
-	if in.pending != nil { // and never was resumed
+	if in.pending != nil { // it was never resumed
 		<-in.pending
-		in.Decision = judge.Denied("the call ended before it was decided about: it waited for the keys of its token, or for its message")
+		in.Decision = judge.Denied("the call ended before the decision, while it waited for the keys of its token or for its message")
 	}
 	in.release()
 	if in.mesh.server.observed {
 		in.Status, in.GRPCStatus = status, grpcStatus
 		if in.Decision.Allowed && in.context.Err() == context.Canceled {
-			in.Status, in.GRPCStatus, in.Flags = 0, -1, in.Flags|FlagCallerGone // the caller does not get it
+			in.Status, in.GRPCStatus, in.Flags = 0, -1, in.Flags|FlagCallerGone // the caller did not get the answer
 		}
 		in.BytesSent, in.BytesReceived = in.sent.Load(), in.received.Load()
 		in.nameUser()

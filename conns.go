@@ -33,7 +33,7 @@ type connRecord struct {
 // returns the connection for the program.
 func (m *Mesh) observeDialled(conn net.Conn, start time.Time, d *engine.Dialled, err error) net.Conn {
 	if d.Target.Host == "" {
-		return conn // the target is nothing that could be dialled
+		return conn // the address could not be parsed
 	}
 	r := &connRecord{observers: m.observers}
 	c := &r.conn

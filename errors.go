@@ -16,7 +16,7 @@ var (
 	// ErrClosed is returned for calls made after [Mesh.Close].
 	ErrClosed = engine.ErrClosed
 
-	// ErrNotInMesh is returned for a host that neither a document nor discovery knows: see [WithRegistryOnly].
+	// ErrNotInMesh is returned for a host that neither a document nor discovery knows; see [WithRegistryOnly].
 	ErrNotInMesh = engine.ErrNotInMesh
 )
 

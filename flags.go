@@ -9,7 +9,7 @@ type Flags uint32
 // The response flags, in the order in which several are printed.
 const (
 	FlagNoHealthyUpstream    = Flags(engine.FlagNoHealthyUpstream)    // UH: no healthy endpoint
-	FlagUpstreamTimeout      = Flags(engine.FlagUpstreamTimeout)      // UT: a try or the whole call took too long
+	FlagUpstreamTimeout      = Flags(engine.FlagUpstreamTimeout)      // UT: an attempt or the whole call took too long
 	FlagRemoteReset          = Flags(engine.FlagRemoteReset)          // UR: the endpoint reset the call
 	FlagConnectFailure       = Flags(engine.FlagConnectFailure)       // UF: no connection could be made
 	FlagConnectionTerminated = Flags(engine.FlagConnectionTerminated) // UC: the endpoint closed the connection
@@ -20,7 +20,7 @@ const (
 	FlagRateLimited          = Flags(engine.FlagRateLimited)          // RL: a local rate limit refused the call
 	FlagCallerGone           = Flags(engine.FlagCallerGone)           // DC: the caller gave up
 	FlagRetriesExhausted     = Flags(engine.FlagRetriesExhausted)     // URX: the limit or budget of retries was reached
-	FlagNoCluster            = Flags(engine.FlagNoCluster)            // NC: no document defines the subset, or the port
+	FlagNoCluster            = Flags(engine.FlagNoCluster)            // NC: no document defines the subset or the port
 )
 
 // String returns the short codes joined with commas in Envoy's order, and "-" for none.

@@ -43,21 +43,23 @@ type ServerConfig struct {
 	// decides what is sampled here. x-request-id is removed in any case.
 	RestartTraces bool
 
-	// ReportLoad tells callers with an identity how loaded this process is, as ORCA defines it: in the header endpoint-load-metrics of
-	// the answers of [Mesh.Handler], and for gRPC in the trailer endpoint-load-metrics-bin, if the status of the answer is in its trailer.
-	// Callers whose balancing is [balancer.WeightedRoundRobin] go by it. A report covers the requests whose handlers returned since
-	// the previous report, which is a second or more: how many there were, how many failed, and the utilization. Requests that were
-	// refused, or ended because they are no longer allowed, do not count. A report is made when a request ends, so the first answer
-	// after a pause has an old one.
+	// ReportLoad tells callers with an identity how loaded this process is, in the format of ORCA: in the header
+	// endpoint-load-metrics of the answers of [Mesh.Handler], and for gRPC in the trailer endpoint-load-metrics-bin, if the
+	// answer has its status in the trailer. Callers that balance with [balancer.WeightedRoundRobin] use it. A report covers
+	// the time since the previous one, at least a second: how many handlers returned, how many of their requests failed, and
+	// the utilization. Requests that were refused, or were ended because they are no longer allowed, do not count. A report
+	// is made when a request ends, so the first answer after a pause has an old one.
 	//
-	// If a handler sets the header or the trailer itself, callers get its report instead. A handler that adds to the header, such as an
-	// httputil.ReverseProxy in front of a server that reports, gives an answer two reports, of which callers read none or the other one.
-	// A proxy should remove endpoint-load-metrics and endpoint-load-metrics-bin in ModifyResponse: a trailer passes for its own.
+	// If a handler sets the header or the trailer itself, callers get that report instead. A handler that adds to the header,
+	// such as an httputil.ReverseProxy in front of a server that reports, sends two reports, and callers use neither or the
+	// other server's. A proxy should remove endpoint-load-metrics and endpoint-load-metrics-bin in ModifyResponse: callers
+	// take a forwarded trailer for the proxy's own report.
 	ReportLoad bool
 
-	// Utilization returns the utilization of this process for ReportLoad, 1 if it has as much to do as it should have. It is called about
-	// once a second, on the goroutine of a request that has given back what it held. Unless it is positive and finite, no load is reported.
-	// nil means the mean number of requests in flight, which says little at high load: say what part of its workers is busy if you can.
+	// Utilization returns the utilization of this process for ReportLoad; 1 means full use. It is called about once a second,
+	// on the goroutine of a request that has released everything it held. If the result is not positive and finite, no load
+	// is reported. nil means the mean number of requests in flight, which says little at high load: the share of busy workers
+	// is a better measure.
 	Utilization func() float64
 
 	// HandshakeTimeout, MaxPending and MaxPendingPerIP bound what connections may cost before they are served; see
@@ -69,7 +71,7 @@ type ServerConfig struct {
 // server is the state of the inbound side.
 type server struct {
 	ServerConfig
-	observed bool // some observer wants to be told of requests
+	observed bool // some observer follows requests
 	pool     *limit.Pool
 	rate     *limit.Rate
 	certs    atomic.Pointer[forwardedCerts]
@@ -81,7 +83,7 @@ type server struct {
 	loads    loadCounter
 	pending  places.Places
 
-	mu        sync.Mutex                // held while they change
+	mu        sync.Mutex                // held while the listeners change
 	listeners atomic.Pointer[[]watched] // not closed yet; copied on write
 }
 
@@ -114,22 +116,22 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 
 // Handler returns next behind the inbound side of the mesh. Each request passes these stages, in this order: identification
 // of the peer, the PeerAuthentication of the port, the RequestAuthentications, the AuthorizationPolicies and intentions, the
-// removal of headers that the peer may not assert, limits, and the deadline that the caller announces, which becomes the deadline of the
-// handler's context.
+// limits, the deadline that the caller announces, which becomes the deadline of the handler's context, and the removal of
+// headers that the peer may not assert.
 //
 // The peer is identified by its certificate, which is verified again for each request, whichever listener terminated TLS.
 // Serve over a listener of [Mesh.Listen] to have the port's PeerAuthentication enforced for connections too. Without
 // [WithIdentity] no peer has an identity.
 //
 // A denied request is answered with 403 and "RBAC: access denied", a path that cannot be read with 400; only observers are
-// told why. On a STRICT port, a request from a peer whose certificate is not, or no longer, good gets the 403 too, and its
+// told why. On a STRICT port, a request from a peer whose certificate is not valid, or no longer, gets the 403 too, and its
 // connection is closed after that. A plaintext request to such a port is cut off without an answer.
 //
 // A request in flight is authorized again when documents or bundles change, and when the certificate of its peer expires. If
 // it is denied then, it is cut off: its context ends, its handler's reads and writes fail, and the peer sees a reset.
 // Connections that handlers take over, as for websockets, are cut off in the same way, even after the handler has returned.
-// A complete answer is not affected. Envoy lets requests in flight go on. Tokens are verified when the request arrives, and not
-// again: its claims stay what they were, and the headers that documents make of claims are judged by these.
+// A complete answer is not affected. (Envoy lets requests in flight go on.) Tokens are verified when the request arrives and
+// not again: later decisions use the claims that were verified then.
 //
 // Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
 // [WithWorkload]. Shutdown of the http.Server drains as usual.
@@ -199,7 +201,7 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 	panicked = false
 }
 
-// serve takes a request to its handler.
+// serve takes a request to its handler, and counts it when the handler has returned.
 func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	loads, gRPC, returned := &h.mesh.server.loads, false, false
 	defer func() {
@@ -240,7 +242,8 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	}
 }
 
-// enter takes an inbound request to its handler, stage by stage. It returns nil if the request was answered.
+// enter takes an inbound request through the stages before its handler, and returns the request that the handler gets. It
+// returns nil if the request was answered.
 func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *http.Request {
 	if !h.admit(w, r, in) || !h.limit(w, r, in) {
 		return nil
@@ -252,8 +255,8 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 		room = &a.cert
 	}
 	arrived := in.view.Header
-	in.keepHeader(arrived) // as it is judged
-	header := h.mesh.server.sanitised(arrived, in.edited, in.peer, h.mesh, in.rules.Tokens(), room)
+	in.keepHeader(arrived) // for later decisions, before anything is removed
+	header := h.mesh.server.sanitized(arrived, in.edited, in.peer, h.mesh, in.rules.Tokens(), room)
 	trailers := trailer.May(r)
 	if ctx != r.Context() || header != nil || trailers || in.secure != nil {
 		whole := r
@@ -325,7 +328,7 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 		h.identify(r, in)
 	}
 	if in.mode != tlsid.Disable && (in.PeerErr != nil || m.server.retires(r)) {
-		w.Header().Set("Connection", "close") // over a new one it may have an identity
+		w.Header().Set("Connection", "close") // the peer may have a valid certificate on a new connection
 	}
 	if in.PeerErr == errUnknownConnection {
 		in.Decision = judge.Denied(errUnknownConnection.Error())
@@ -336,7 +339,7 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 		return false
 	}
 	in.Decision = in.rules.Authorize(&in.view)
-	_, refused := errors.AsType[*tlsid.PeerError](in.PeerErr) // only an answer makes it leave an HTTP/2 connection
+	_, refused := errors.AsType[*tlsid.PeerError](in.PeerErr) // it gets an answer: without one it would keep an HTTP/2 connection
 	switch {
 	case in.mode == tlsid.Strict && in.Peer == "" && !refused:
 		panic(http.ErrAbortHandler) // like a refused connection: no answer
@@ -347,8 +350,8 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	return true
 }
 
-// errUnknownConnection is for a request to a port of ours over a connection that is not exactly as Listen returned it.
-var errUnknownConnection = errors.New("mesh: the connection of the request cannot be told: wrap the listener inside Listen, not its result")
+// errUnknownConnection is for a request to a port of ours whose connection a wrapper hides.
+var errUnknownConnection = errors.New("mesh: the connection of the request cannot be identified: wrap the listener inside Listen, not its result")
 
 // peer returns the peer that sent r. It is zero, without an error, if no certificate was presented.
 func (m *Mesh) peer(r *http.Request, in *inbound) (tlsid.Peer, error) {

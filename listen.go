@@ -18,8 +18,8 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// watched is a listener of the mesh: its connections are checked again when documents change, and are announced to Handler
-// shortly before they are closed because a certificate expires.
+// watched is a listener of the mesh. Its connections are checked again when documents change, and Handler learns shortly before
+// one is closed because a certificate expires.
 type watched interface {
 	Recheck()
 	Retiring(*http.Request) bool
@@ -51,8 +51,8 @@ func (m *Mesh) Listen(inner net.Listener) net.Listener {
 	return l
 }
 
-// errNoHandler is for connections to a server whose requests would not be authorized.
-var errNoHandler = errors.New("mesh: AuthorizationPolicies select this workload, and nothing asks them: serve with Mesh.Handler, " +
+// errNoHandler refuses connections to a server whose requests nothing would authorize.
+var errNoHandler = errors.New("mesh: AuthorizationPolicies select this workload, but nothing evaluates them: serve with Mesh.Handler, " +
 	"meshgrpc.ServerOptions or, for other protocols, Mesh.ListenTCP")
 
 // Accept implements net.Listener.
@@ -131,8 +131,8 @@ type tcpListener struct {
 	mesh *Mesh
 
 	mu     sync.Mutex
-	closed bool // takes no new connections; the mesh forgets the listener with the last one
-	open   map[*netconn.Conn]authz.Request
+	closed bool                            // takes no new connections; the mesh forgets the listener with the last one
+	open   map[*netconn.Conn]authz.Request // with what each was admitted by
 }
 
 // Accept implements net.Listener.
@@ -173,7 +173,7 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 	}
 }
 
-// request is what is known of a connection.
+// request returns what policies see of a connection.
 func (l *tcpListener) request(nc net.Conn) authz.Request {
 	r := authz.Request{L4: true}
 	if remote, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
@@ -234,7 +234,7 @@ func (l *tcpListener) Close() error {
 	return err
 }
 
-// forget forgets a connection, and makes the mesh forget the listener if it is closed and has no other connection.
+// forget forgets a connection. If the listener is closed and that was its last connection, the mesh forgets the listener too.
 func (l *tcpListener) forget(c *netconn.Conn) {
 	l.mu.Lock()
 	delete(l.open, c)
@@ -270,7 +270,7 @@ func (s *server) watched() []watched {
 	return nil
 }
 
-// recheck decides again about what was admitted: requests in flight first, which takes no time, then connections.
+// recheck decides again about what was admitted: first requests in flight, which is quick, then connections.
 func (s *server) recheck() {
 	s.running.recheck()
 	for _, l := range s.watched() {

@@ -20,13 +20,13 @@ const (
 	longestBusy = 10 * time.Second
 )
 
-// loadCounter makes the load reports of this process. It is idle unless on.
+// loadCounter makes the load reports of this process. It does nothing unless on is set.
 type loadCounter struct {
 	on          bool
 	utilization func() float64 // nil: requests in flight
 	start       time.Time
 
-	until                  atomic.Int64 // the end of the window, from start
+	until                  atomic.Int64 // the end of the window, in nanoseconds from start
 	requests, failed, busy atomic.Int64 // in the window
 	latest                 atomic.Pointer[loadReport]
 }
@@ -35,7 +35,7 @@ type loadCounter struct {
 type loadReport struct {
 	header  []string
 	message string   // for the metadata of gRPC
-	trailer []string // message as HTTP sends it
+	trailer []string // the message as net/http sends it
 }
 
 func (l *loadCounter) init(config *ServerConfig) {
@@ -80,8 +80,8 @@ func (l *loadCounter) ended(began time.Time, failed bool) {
 	l.latest.Store(&loadReport{[]string{r.String()}, message, []string{base64.RawStdEncoding.EncodeToString([]byte(message))}})
 }
 
-// count counts a request. It is called after release, because it may call Utilization, which may panic. Requests that were refused before
-// their handlers began, or ended because they are no longer allowed, do not count: they say nothing about how long requests take.
+// count counts a request for the load report. It is called after release, because Utilization may panic. Requests that were
+// refused, or were ended because they are no longer allowed, do not count: they do not show how long requests take.
 func (in *inbound) count(failed bool) {
 	if loads := &in.mesh.server.loads; loads.on && in.begun && in.Decision.Allowed {
 		loads.ended(in.Start, failed)

@@ -21,13 +21,13 @@ import (
 // Mesh enforces a set of documents on the calls of a process. [New] makes one; it is safe for concurrent use.
 type Mesh struct {
 	observers     observers
-	connsObserved bool            // some observer wants to be told of raw connections
-	workload      policy.Workload // which documents are compiled for
+	connsObserved bool            // some observer follows raw connections
+	workload      policy.Workload // documents are compiled for it
 	identity      *tlsid.Keeper   // nil without one
 	engine        *engine.Engine  // takes calls to their destinations
 	transport     *http2.Transport
 	server        server
-	keys          jwt.Remotes // of tokens
+	keys          jwt.Remotes // for verifying tokens
 	documents     documents
 
 	closing context.Context // ends when Close begins
@@ -99,8 +99,8 @@ func interrupted(ctx context.Context) error {
 }
 
 // Client returns an http.Client whose calls go through the mesh. Each call returns a new client, whose Jar, CheckRedirect and
-// Timeout may be set. A client that the program has already goes through the mesh when [Mesh.Transport] is its Transport; the
-// settings of an *http.Transport are kept by [WithTransport].
+// Timeout may be set. To send the calls of an existing client through the mesh, set its Transport to [Mesh.Transport]. To
+// keep the settings of its *http.Transport, pass that to [WithTransport].
 func (m *Mesh) Client() *http.Client {
 	return &http.Client{Transport: m.Transport()}
 }
@@ -110,7 +110,7 @@ func (m *Mesh) Client() *http.Client {
 //
 // Like every http.RoundTripper it does not change a request and closes its body. It fails with an [*Error], or with the
 // context's error if the caller gave up. The package documentation describes the stages of a request. The response's Request
-// is the caller's, or, after retries, a copy of it that knows their number (see [retry.Attempts]).
+// is the caller's or, after retries, a copy of it that carries the number of attempts (see [retry.Attempts]).
 func (m *Mesh) Transport() http.RoundTripper {
 	return m.transport
 }
@@ -136,8 +136,8 @@ func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Co
 // waits for everything the mesh itself runs. Calls in flight belong to the caller: they may end in their own time, and their
 // connections close after them. Close may be called more than once.
 //
-// An [Observer], [Feed], [discovery.Resolver] or [tlsid.Source] that does not return is waited for no longer than 30
-// seconds. Then it is left running, and Close returns an error.
+// Close waits at most 30 seconds for an [Observer], [Feed], [discovery.Resolver] or [tlsid.Source] that does not return.
+// Then it leaves it running and returns an error.
 func (m *Mesh) Close() error {
 	m.cancel()
 	closed := make(chan struct{})
@@ -165,4 +165,4 @@ func (m *Mesh) Close() error {
 const closePatience = 30 * time.Second
 
 var errStillRunning = fmt.Errorf("mesh: Close: an observer, a feed, discovery or the source of the identity has not returned for %v, "+
-	"and is left running: what an observer is told must not make it wait", closePatience)
+	"and is left running: an observer must not block", closePatience)

@@ -23,11 +23,11 @@ import (
 // Option configures a [Mesh] in [New].
 type Option func(*options) error
 
-// options are what the options of New say.
+// options collects what the Options of New set.
 type options struct {
 	sources      []set
 	feeds        []Feed
-	empty        string // the source that was given and holds no document
+	empty        string // a source that holds no document; "" if there is none
 	mayBeEmpty   bool
 	workload     policy.Workload
 	resolver     discovery.Resolver
@@ -66,12 +66,12 @@ func newOptions(opts []Option) (*options, error) {
 		return nil, err
 	}
 	environment.Address = cmp.Or(environment.Address, ownAddress())
-	environment.Unlabelled = o.resolver == nil // which is DNS
+	environment.Unlabelled = o.resolver == nil // DNS knows no labels
 	o.workload = o.workload.Or(environment)
 	return o, nil
 }
 
-// ownAddress returns the address of the first interface that others can reach, and "" if there is none.
+// ownAddress returns the first address of an interface that others can reach, and "" if there is none.
 func ownAddress() string {
 	addresses, err := net.InterfaceAddrs()
 	if err != nil {
@@ -131,10 +131,10 @@ func WithPolicyFeed(feed Feed) Option {
 	}
 }
 
-// WithEmptyPolicy says that a folder, a feed or a source without any document is intended. Otherwise it is taken for a
-// mistake, such as a wrong path or a truncated file, that would remove all authorization: [New] and [Mesh.Apply] fail, and a
-// feed that becomes empty is reported like one that cannot be read, while its last documents stay in force. Documents that
-// are skipped do not count: see [policy.Plan.InForce].
+// WithEmptyPolicy accepts a folder, a feed or a source without any document. Otherwise that counts as a mistake, such as a
+// wrong path or a truncated file, which would remove all authorization: [New] and [Mesh.Apply] fail, and a feed that becomes
+// empty is reported like one that cannot be read, while its last documents stay in force. Documents that are skipped do not
+// count: see [policy.Plan.InForce].
 func WithEmptyPolicy() Option {
 	return func(o *options) error {
 		o.mayBeEmpty = true
@@ -166,9 +166,9 @@ func WithTransport(t *http.Transport) Option {
 }
 
 // WithWorkload says which workload the process is: documents select by its namespace and labels, and its locality decides
-// which endpoints are near. Empty fields of w are taken from the environment, see [policy.WorkloadFromEnv]. The defaults for
-// what is still empty are the namespace "default" in "cluster.local", no labels, no locality, and the first address of the
-// machine's interfaces that others can reach. If the option is given several times, the fields of later ones come first.
+// which endpoints are near. Empty fields of w are taken from the environment (see [policy.WorkloadFromEnv]). The defaults of
+// fields that are still empty are the namespace "default" in "cluster.local", no labels, no locality, and the first address
+// of the machine's interfaces that others can reach. If the option is given several times, later fields take precedence.
 func WithWorkload(w policy.Workload) Option {
 	return func(o *options) error {
 		o.workload = w.Or(o.workload)
@@ -236,8 +236,8 @@ func WithProtection(p Protection, hosts ...string) Option {
 	}
 }
 
-// WithServer sets what no document can express about requests to this process: limits, trusted proxies, traces. If it is
-// given several times, the last one wins.
+// WithServer sets what no document can express about requests to this process: limits, trusted proxies, traces, load
+// reports. If it is given several times, the last one wins.
 func WithServer(s ServerConfig) Option {
 	return func(o *options) error {
 		o.inbound = s
@@ -266,10 +266,10 @@ type Protection struct {
 	// BodyIdle bounds the wait for the next bytes of a response body. 0 means no bound.
 	BodyIdle time.Duration
 
-	// Balancing says how endpoints are chosen where the documents leave that at least requests, which is Istio's default; it
-	// must not hash. Its Locality, SlowStart and PanicFraction count unless they are zero; then those of the documents do.
-	// For a short tail, where some endpoints are slower than others at times, choose [balancer.PeakEWMA] with 10
-	// Choices and an Aperture of 10. Where endpoints differ in what they can do, choose [balancer.WeightedRoundRobin], which goes by the
-	// load that they report (see [ServerConfig.ReportLoad]). nil changes nothing.
+	// Balancing replaces least requests, which is Istio's default, where the documents choose no other algorithm. It must
+	// not be an algorithm that hashes. Its Locality, SlowStart and PanicFraction apply if they are set; otherwise those of
+	// the documents do. Where some endpoints are slower than others at times, [balancer.PeakEWMA] with 10 Choices and an
+	// Aperture of 10 gives the lowest tail latency. Where endpoints differ in capacity, [balancer.WeightedRoundRobin] follows
+	// the load that they report (see [ServerConfig.ReportLoad]). nil changes nothing.
 	Balancing *balancer.Config
 }

@@ -18,11 +18,11 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// inbound is one request. The decision about it is too large for the small stacks that HTTP/2 serves requests on.
+// inbound is one request. It lives in a pool, since it is too large for the small stacks on which HTTP/2 serves requests.
 type inbound struct {
 	entry
 	mesh  *Mesh
-	spare http.Header // what observers set in the answer of a gRPC call; reused
+	spare http.Header // for what observers set in the answer of a gRPC call; reused
 	passage
 }
 
@@ -47,14 +47,14 @@ type passage struct {
 	context        context.Context // of the observers
 	adapter        admission.Adapter
 	sent, received atomic.Int64  // sizes of messages
-	pending        chan struct{} // nil unless nothing is decided yet, since nobody could wait for keys; closed when they are there
+	pending        chan struct{} // not nil while the decision waits for the keys of a token; closed when that wait is over
 
 	// Held until the handler has returned.
 	slot  limit.Slot
 	limit *deadline.Context // nil unless the caller announces how long it waits
 
 	// Used to end the request while its handler runs.
-	ctx    *admission.Context  // nil if the request has none of ours
+	ctx    *admission.Context  // nil if the handler gets the context as it arrived
 	reply  http.ResponseWriter // nil if there is no HTTP handler
 	handed *http.Request       // the request that the handler gets
 	guard  *response.Guard     // of HTTP/1
@@ -68,11 +68,11 @@ type admitted struct {
 	cert    [1]string // the value of x-forwarded-client-cert
 }
 
-// distinguish returns what is different for the handler of a request, and starts the limit that the caller announces, which the context for
-// the handler has then. It returns nil if nothing is different.
+// distinguish returns what differs for the handler of a request, and the context that the handler gets. If the caller
+// announces how long it waits, that limit starts, and the context has it. Without a difference, the first result is nil.
 func (in *inbound) distinguish(r *http.Request) (a *admitted, ctx context.Context) {
 	ctx = r.Context()
-	// The context of net/http ends with the connection, unless there is a body that has not been read.
+	// Without a body, the context of net/http ends with the connection, so none of ours is needed to end the request.
 	if in.Peer == "" && r.ContentLength == 0 && in.token.Claims == nil {
 		return nil, ctx
 	}

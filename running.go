@@ -21,7 +21,7 @@ import (
 // expires.
 type running struct {
 	mesh    *Mesh
-	changes atomic.Uint64 // of documents and bundles, which decisions are based on
+	changes atomic.Uint64 // how often the documents or bundles changed that decisions are based on
 	next    atomic.Uint32
 	shards  [runningShards]shard
 
@@ -29,7 +29,7 @@ type running struct {
 	mu       sync.Mutex   // held while the alarm is set
 	timer    *time.Timer
 	closed   bool
-	sounding sync.WaitGroup // the alarm
+	sounding sync.WaitGroup // alarms that are set or being handled
 }
 
 const runningShards = 32
@@ -43,7 +43,7 @@ type shard struct {
 // entry is a place in the register.
 type entry struct {
 	facts
-	shard *shard // never changes. Pools keep entries close to processors, so mostly one processor uses a shard
+	shard *shard // never changes; since pools are per processor, mostly one processor uses a shard
 	ends  interface {
 		// end ends what was admitted and is now denied. It returns quickly.
 		end(now authz.Decision, peerErr error)
@@ -52,14 +52,14 @@ type entry struct {
 	// Guarded by shard.mu.
 	prev, next *entry
 	listed     bool
-	times      uint64        // it was listed
-	ending     chan struct{} // closed when it was ended; nil while it is not being ended
+	times      uint64        // how often it was listed
+	ending     chan struct{} // closed when it has been ended; nil while it is not being ended
 }
 
 // facts are what a decision is based on. They are not shared with handlers, which may change what they get.
 type facts struct {
 	view   authz.Request
-	header []headerField        // in place of view.Header, if that is nil
+	header []headerField        // used if view.Header is nil
 	state  *tls.ConnectionState // nil for plaintext
 	id     string               // the peer's ID when it was admitted; "" for a peer without an identity
 	until  time.Time            // when the certificate that proved it expires
@@ -101,8 +101,8 @@ func (r *running) place(e *entry) {
 }
 
 // enter adds an entry, which is then checked again on every change of documents and bundles. before is the value of changes
-// before the decision. If there was a change since then, enter decides again; the result is not Allowed if the entry is now
-// denied. The entry stays in the register until it leaves.
+// before the entry was admitted. If there was a change since then, enter decides again, and the result is not Allowed if the
+// entry is now denied. The entry stays in the register until it leaves.
 func (r *running) enter(e *entry, before uint64) (now authz.Decision, peerErr error) {
 	s := e.shard
 	s.mu.Lock()
@@ -120,7 +120,7 @@ func (r *running) enter(e *entry, before uint64) (now authz.Decision, peerErr er
 	return r.mesh.reconsider(&e.facts)
 }
 
-// leave removes the entry. If the entry is being ended, leave waits for that.
+// leave removes the entry. If the entry is being ended, leave waits until that is done.
 func (e *entry) leave() {
 	s := e.shard
 	s.mu.Lock()
@@ -182,7 +182,7 @@ func (s *snapshot) end(now authz.Decision, peerErr error) {
 }
 
 // recheck ends the entries that are denied now. It is called after every change of documents and bundles. A request that is
-// just being admitted is either seen here, or sees the change itself.
+// being admitted at that moment is either found here or sees the change itself.
 func (r *running) recheck() {
 	r.changes.Add(1)
 	r.look()
@@ -243,8 +243,8 @@ func (r *running) close() {
 	r.sounding.Wait()
 }
 
-// reasonNoPeer is the reason for a peer that had an identity when it was admitted.
-const reasonNoPeer = "the certificate of the peer is not, or no longer, good"
+// reasonNoPeer is the reason to deny a peer that had an identity when it was admitted.
+const reasonNoPeer = "the certificate of the peer is not valid, or no longer"
 
 // reconsider decides about what was admitted as if it arrived now. A peer that has no identity any more is denied.
 func (m *Mesh) reconsider(f *facts) (now authz.Decision, peerErr error) {
@@ -299,8 +299,8 @@ func (t *takeover) Close() error {
 	return t.Conn.Close()
 }
 
-// abort closes a connection so that its peer does not take a part for the whole: with a reset, if it is TCP, and without
-// TLS's close_notify, which might block.
+// abort closes a connection in such a way that its peer does not take a partial answer for a complete one: with a reset if it is
+// TCP, and without TLS's close_notify, which might block.
 func abort(conn net.Conn) {
 	if secure, ok := conn.(*tls.Conn); ok {
 		conn = secure.NetConn()

@@ -20,14 +20,14 @@ var traceHeaders = [...]string{
 	"Traceparent", "Tracestate", "Baggage", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags",
 }
 
-// sanitised returns the header that the handler gets, nil if it is the one that arrived. h is changed only if it is a copy of that one. room
-// is for the value of x-forwarded-client-cert; it may be nil for a peer without an identity.
-func (s *server) sanitised(h http.Header, isCopy bool, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator, room *[1]string) http.Header {
+// sanitized returns the header that the handler gets, or nil if that is the one that arrived. h is changed only if isCopy says
+// that it is a copy of that one. room is for the value of x-forwarded-client-cert; it may be nil for a peer without an identity.
+func (s *server) sanitized(h http.Header, isCopy bool, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator, room *[1]string) http.Header {
 	var copied http.Header
 	if isCopy {
 		copied = h
 	}
-	s.sanitise(h, peer, m, tokens, func(name string, values []string) {
+	s.sanitize(h, peer, m, tokens, func(name string, values []string) {
 		if copied == nil {
 			copied = maps.Clone(h)
 		}
@@ -41,22 +41,22 @@ func (s *server) sanitised(h http.Header, isCopy bool, peer tlsid.Peer, m *Mesh,
 	return copied
 }
 
-// sanitise calls set for each header that the handler gets with other values than those that arrived, or without any. Claims of a peer
-// without an identity about itself or the mesh are removed; a peer with an identity is named. h is not changed, unless set does so. The
-// values are shared.
-func (s *server) sanitise(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator, set func(name string, values []string)) {
+// sanitize calls set for each header that the handler gets with other values than those that arrived, or not at all. What a peer
+// without an identity claims about itself or the mesh is removed; a peer with an identity is named. sanitize itself does not
+// change h. set must not change the values, which are shared.
+func (s *server) sanitize(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.Authenticator, set func(name string, values []string)) {
 	if peer.ID.IsZero() {
 		s.strip(h, tokens, set)
 		return
 	}
-	own, _ := m.identity.Latest() // which was valid when the peer was verified: the clock is not read again
+	own, _ := m.identity.Latest() // valid when the peer was verified: the clock is not read again
 	if own == nil {
 		s.strip(h, tokens, set) // nothing can be said about the peer
 		return
 	}
 	details := s.certs.Load().of(peer, own)
 	if before := h[asserted.ClientCert]; len(before) > 0 {
-		details = []string{strings.Join(before, ",") + "," + details[0]} // of its own peers, as Istio has it (APPEND_FORWARD)
+		details = []string{strings.Join(before, ",") + "," + details[0]} // from its own peers, as in Istio (APPEND_FORWARD)
 	}
 	set(asserted.ClientCert, details)
 	if options, changed := connectionOptions(h["Connection"], tokens); changed {
@@ -71,7 +71,7 @@ func (s *server) sanitise(h http.Header, peer tlsid.Peer, m *Mesh, tokens *jwt.A
 
 func (s *server) strip(h http.Header, tokens *jwt.Authenticator, set func(name string, values []string)) {
 	for name := range h {
-		// HTTP/2 may send a host header beside :authority. Request.Host, where handlers look, has only one of them.
+		// A host header may come in addition to :authority in HTTP/2. Handlers look at Request.Host, which has only one of them.
 		if asserted.Header(name) || name == "Host" {
 			set(name, nil)
 		}

@@ -18,8 +18,8 @@ import (
 type Status struct {
 	// Ready says that calls and requests are served under the documents and with the identity they need. NotReady says what
 	// is missing: it is set before the identity of [WithLateIdentity] has arrived, after an identity has expired, while there are
-	// no keys to verify tokens with, and after [Mesh.Close]. Refused documents are no reason, since the last good ones are in force, and
-	// neither are denials in place of documents that stand alone.
+	// no keys to verify tokens with, and after [Mesh.Close]. Refused documents are not a reason, since the last good ones are in force,
+	// and neither are denials in place of documents that stand alone.
 	Ready    bool     `json:"ready"`
 	NotReady []string `json:"notReady,omitempty"`
 

@@ -9,8 +9,9 @@ import (
 	"github.com/nosidecar/mesh/internal/judge"
 )
 
-// authenticate verifies the tokens of a request, before anything is decided about it. If one is not accepted, it answers, and returns
-// false. It does not answer if nobody may wait for the keys of a token: then the request is pending.
+// authenticate verifies the tokens of a request, before anything is decided about it. If one is not accepted, authenticate answers
+// and returns false. It also returns false, without an answer, if it must not wait for the keys of a token: then the request is
+// pending.
 func (in *inbound) authenticate(w http.ResponseWriter, r *http.Request) bool {
 	ctx := r.Context()
 	if in.context != nil { // that of the observers
@@ -36,12 +37,12 @@ func (in *inbound) nameUser() {
 	}
 }
 
-// initKeys has keys of hosts in the mesh fetched through the mesh, and others as any program does: what documents tell of calls to a
-// host outside is not about the mesh's own.
+// initKeys has keys from hosts in the mesh fetched through the mesh, and other keys directly: documents about calls to hosts outside
+// the mesh are not meant for the mesh's own calls.
 func (m *Mesh) initKeys() {
 	m.workload.Keys = &m.keys
 	m.keys.Transport = func(r *http.Request) http.RoundTripper {
-		if host := m.engine.Plan().Host(r.URL.Host); host.Known || host.Service.Name != "" { // Name is that of a service of the cluster
+		if host := m.engine.Plan().Host(r.URL.Host); host.Known || host.Service.Name != "" { // a service of the cluster has a Name
 			return m.transport
 		}
 		return nil
@@ -49,11 +50,11 @@ func (m *Mesh) initKeys() {
 	m.keys.OnFetch = m.observers.keysFetched
 }
 
-// mostPending bounds the requests of other protocols that wait for keys: the message of each may be received and decoded before it is known
-// who sent it.
+// mostPending bounds the requests of other protocols that wait for keys: the message of each may be received and decoded before its
+// sender is known.
 const mostPending = 64
 
-// sentFrom is a context for verifying tokens. It tells from where they were sent, in case keys must be waited for.
+// sentFrom is a context for verifying tokens. It has the address of their sender, in case the request must wait for keys.
 type sentFrom struct {
 	context.Context
 	from netip.Addr
