@@ -27,7 +27,7 @@ type callRecord struct {
 	last sync.RWMutex
 }
 
-// recorded is what is new with each call.
+// recorded is the part of a record that is reset for each call.
 type recorded struct {
 	Call
 	mesh     *Mesh

@@ -26,7 +26,7 @@ type inbound struct {
 	passage
 }
 
-// passage is the state that is new with each request.
+// passage is the part of the state that is reset for each request.
 type passage struct {
 	Inbound
 	rules  *policy.Inbound // nil until the sender is known

@@ -158,7 +158,7 @@ func SetHeader(h http.Header, at time.Time) {
 	h[Header] = []string{strconv.FormatInt(max(1, time.Until(at).Milliseconds()), 10)}
 }
 
-// Texts keeps values of Header that were set lately: calls with the same limit mostly have the same. The zero value is ready for use.
+// Texts caches recent values of Header: calls with the same limit mostly have the same value. The zero value is ready for use.
 type Texts struct {
 	recent [8]atomic.Pointer[text]
 }

@@ -84,7 +84,7 @@ func (c *Context) StartTry(call context.Context, limit time.Duration) {
 	w.mu.Lock()
 	at := w.at
 	w.mu.Unlock()
-	left := time.Until(at) // of the call: to read the clock takes as long as much of this
+	left := time.Until(at) // of the call; the clock is read only once, since that costs as much as the rest
 	if limit >= left {
 		c.Start(call, PerTry, 0, false)
 		return

@@ -125,8 +125,8 @@ type hostCache struct {
 }
 
 // cachedHosts has two generations of hosts: those that were asked for since the young one began, and those of the time
-// before, which get old unless they are asked for again. So what is called stays however many names callers make up, and no
-// call pays for more than its own host.
+// before, which are dropped with the next generation unless they are asked for again. So hosts in use stay cached, however many names
+// callers make up, and no call pays for more than its own host.
 type cachedHosts struct {
 	young, old atomic.Pointer[generation] // nil at first
 	changes    atomic.Int64               // how often a host was put into a generation

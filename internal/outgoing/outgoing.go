@@ -1,5 +1,5 @@
-// Package outgoing makes the request that is sent of the one that the caller made, which is never changed: as late as possible, and with
-// one copy of its header.
+// Package outgoing makes the request that is sent from the caller's request, which it never changes: as late as possible, and with one
+// copy of the header.
 package outgoing
 
 import (
@@ -60,11 +60,11 @@ func (r *Request) Of(req *http.Request, ctx context.Context) *http.Request {
 	return req
 }
 
-// small is how many fields a map has room for that is never rebuilt: to clone one is cheaper than to make it anew.
+// small is how many fields fit into a map that never grows: cloning such a map is cheaper than making a new one.
 const small = 8
 
-// CopyHeader returns a copy of a header with room for more fields, since a map that grows costs more than one that is made. Values
-// are only ever replaced as a whole, so they are shared.
+// CopyHeader returns a copy of a header with room for more fields: growing a map costs more than making it large enough. Values are
+// only ever replaced as a whole, so they are shared.
 func CopyHeader(h http.Header, room int) http.Header {
 	if len(h)+room <= small && h != nil {
 		return maps.Clone(h)

@@ -173,7 +173,7 @@ func (c *call) End(err error) {
 	}
 	var last *engine.Attempt
 	if c.tries == 1 {
-		last = &c.first.Attempt // whose body, beneath that of the call, has just ended
+		last = &c.first.Attempt // its body, inside that of the call, has just ended
 	}
 	c.Call.End(int(c.status), err, last)
 }
