@@ -25,7 +25,7 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// cluster is a feed of documents that stand alone. What is applied is in force when apply returns.
+// cluster is a feed of documents that stand alone. Documents are in force when apply returns.
 type cluster struct {
 	first   []policy.Source
 	changes chan []policy.Source

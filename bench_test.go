@@ -144,7 +144,7 @@ func BenchmarkMesh(b *testing.B) {
 	}
 }
 
-// BenchmarkMeshParallel shows what callers on several processors cost one another.
+// BenchmarkMeshParallel shows how much callers on several processors slow each other down.
 func BenchmarkMeshParallel(b *testing.B) {
 	for _, side := range benchSides(b) {
 		b.Run(side.name, func(b *testing.B) {

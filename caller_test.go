@@ -48,7 +48,7 @@ type brokenBody struct{}
 
 func (brokenBody) Read([]byte) (int, error) { return 0, errors.New("the disk is gone") }
 
-// TestMistakesOfTheCallerHaveNoConsequences sends what no server could answer to an endpoint that one failure would eject.
+// TestMistakesOfTheCallerHaveNoConsequences sends requests that no server could answer to an endpoint that one failure would eject.
 func TestMistakesOfTheCallerHaveNoConsequences(t *testing.T) {
 	leak.Check(t)
 	api := meshtest.Serve(t, func(w http.ResponseWriter, r *http.Request) {

@@ -11,7 +11,7 @@ import (
 // told is what an observer was told, in order.
 type told struct{ events []string }
 
-// mesh makes a mesh that tells o, closed with the test.
+// mesh returns a mesh with the observer o. It is closed at the end of the test.
 func (o *told) mesh(t *testing.T) *Mesh {
 	t.Helper()
 	note := func(event string) { o.events = append(o.events, event) }
@@ -53,7 +53,7 @@ func TestACallEndsForObserversAfterItsAttempts(t *testing.T) {
 	}
 }
 
-// A goroutine that sends a message may be late. The record of its call may be another call's by then.
+// A goroutine may report a message late, when the record of its call is already used for another call.
 func TestAMessageOfACallThatHasEnded(t *testing.T) {
 	var o told
 	m := o.mesh(t)
@@ -73,7 +73,7 @@ func TestAMessageOfACallThatHasEnded(t *testing.T) {
 	}
 }
 
-// An observer that panics does not keep a call from its end.
+// An observer that panics does not prevent a call from ending.
 func TestAnAttemptWhoseObserverPanics(t *testing.T) {
 	var o told
 	m := o.mesh(t)

@@ -33,7 +33,7 @@ import (
 	"github.com/nosidecar/mesh/tlsid/spiffe"
 )
 
-// rotated is what both sides are told: mTLS only, and no retries that would hide a failed request.
+// rotated are the documents of both sides: mTLS only, and no retries that would hide a failed request.
 const rotated = strict + `---
 apiVersion: networking.istio.io/v1
 kind: VirtualService
@@ -369,7 +369,7 @@ func (r *rotation) call(c *http.Client, proto int) {
 	r.made(over.Load(), resp.TLS.PeerCertificates[0], resp.Header.Get("Expires"))
 }
 
-// made notes under which certificates a connection was made: that of the server, and that of the client, as the server
+// made holds the certificates with which a connection was made: that of the server, and that of the client, as the server
 // says.
 func (r *rotation) made(c *loggedConn, server *x509.Certificate, client string) {
 	expires, err := time.Parse(time.RFC3339, client)
@@ -560,7 +560,7 @@ func (r *rotation) check(t *testing.T, seconds int64, stalled time.Duration) {
 	}
 }
 
-// lacks returns what has not happened often enough for so many seconds, if anything.
+// lacks returns what has not happened often enough in that many seconds, or "".
 func (r *rotation) lacks(seconds int64) string {
 	rotating := int64(0) // meshes: payment-service, and order-service once for each protocol
 	if r.server.every > 0 {

@@ -28,7 +28,7 @@ func (s seen) RoundTrip(req *http.Request) (*http.Response, error) {
 }
 
 // An http.Client with a Timeout ends calls through a mesh by their contexts. The Cancel channel, for RoundTrippers that it does not know,
-// would cost each call a goroutine.
+// would cost a goroutine per call.
 func TestClientTimeoutCostsNoGoroutine(t *testing.T) {
 	noLeaks(t)
 	called := false

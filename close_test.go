@@ -12,7 +12,7 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// feedOf yields what is sent to it.
+// feedOf is a feed that yields the documents sent to it.
 type feedOf chan []policy.Source
 
 func (f feedOf) Watch(ctx context.Context) iter.Seq2[[]policy.Source, error] {

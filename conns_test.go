@@ -16,7 +16,7 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// conns keeps the raw connections that observers are told of. Those that have ended are told apart by their ends.
+// conns has the raw connections that observers are told of: once when they begin, and once when they are over.
 type conns struct{ begun, over chan *mesh.Conn }
 
 func newConns() conns { return conns{make(chan *mesh.Conn, 10), make(chan *mesh.Conn, 10)} }
@@ -64,7 +64,7 @@ func say(t *testing.T, c net.Conn, text string) string {
 	return string(back)
 }
 
-// A raw connection is told of on both sides, with who is at its other end and how much went over it, while it is open too.
+// Observers on both sides learn of a raw connection, its peer and its byte counts, even while it is open.
 func TestObserversOfConnections(t *testing.T) {
 	noLeaks(t)
 	w, caller, callee := newTown(t), newConns(), newConns()

@@ -9,7 +9,7 @@ import (
 	"github.com/nosidecar/mesh"
 )
 
-// values is a context of a type that cannot be compared, as nothing forbids.
+// values is a context of a type that is not comparable, which is allowed.
 type values struct {
 	context.Context
 	all map[string]string

@@ -62,7 +62,7 @@ func TestSlotsComeBack(t *testing.T) {
 	defer close(blocked)
 	m := newMesh(t, pooled, mesh.WithDiscovery(discovery.Static{"api": {api}}))
 	c := m.Client()
-	// Two slots: were one of these calls to keep its own, the third would be refused.
+	// There are two slots: if one of these calls kept its slot, the third would be refused.
 	for name, call := range map[string]func(){
 		"unread body": func() {
 			if resp, err := c.Get("http://api/large"); err == nil {

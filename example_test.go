@@ -136,7 +136,7 @@ spec:
 	// Output: 503 back at noon
 }
 
-// Handler and Listen are the inbound side. Here a request arrives without a certificate, from nobody that the policy names.
+// Handler and Listen are the inbound side. Here a request arrives without a certificate, so no peer that the policy names sent it.
 func ExampleMesh_Handler() {
 	ca, err := tlsid.NewDevCA("cluster.local") // for tests; see tlsid.Files and tlsid/spiffe
 	if err != nil {
@@ -177,7 +177,7 @@ spec:
 	// Output: 403 RBAC: access denied
 }
 
-// WithProtection adds what no document can express. A call that it refuses says which layer ended it, and why.
+// WithProtection adds settings that no document can express. The error of a refused call says which layer ended it, and why.
 func ExampleWithProtection() {
 	down := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusInternalServerError)

@@ -49,13 +49,13 @@ func labeled(e discovery.Endpoint, key, value string) discovery.Endpoint {
 	return e
 }
 
-// newMesh makes a mesh of the documents, closed with the test.
+// newMesh makes a mesh with the documents. It is closed at the end of the test.
 func newMesh(t testing.TB, documents string, opts ...mesh.Option) *mesh.Mesh {
 	t.Helper()
 	return meshtest.New(t, documents, opts...)
 }
 
-// answer is what a call gave.
+// answer is the result of a call.
 type answer struct {
 	status int
 	body   string

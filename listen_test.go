@@ -18,7 +18,7 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// wrapped hides what its connections are, as netutil.LimitListener does; disguised hides also where they arrived.
+// wrapped hides the type of its connections, like netutil.LimitListener. disguised also hides the address at which they arrived.
 type wrapped struct{ net.Listener }
 
 func (l wrapped) Accept() (net.Conn, error) {
@@ -95,7 +95,7 @@ func TestWrappedListenersHideNoPeer(t *testing.T) {
 	}
 }
 
-// A server without the handler of the mesh would serve what the documents deny.
+// A server without the handler of the mesh would serve requests that the documents deny.
 func TestListenWithoutHandlerRefuses(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
@@ -128,7 +128,7 @@ func TestListenWithoutHandlerRefuses(t *testing.T) {
 	}
 }
 
-// Who has set up identities and serves everybody is told so, once.
+// A process with an identity that serves every peer is warned, once.
 func TestOpenWorkloadIsTold(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)

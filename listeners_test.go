@@ -62,7 +62,7 @@ func TestListenTCPLeavesALPNToTheClient(t *testing.T) {
 	}
 }
 
-// Documents compiled for one trust domain would judge the peers of another.
+// Documents compiled for one trust domain would be applied to the peers of another.
 func TestIdentityOfAnotherTrustDomainIsRefused(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
@@ -109,7 +109,7 @@ func TestIdentityOfAnotherTrustDomainIsRefused(t *testing.T) {
 	}
 }
 
-// A peer whose certificate the bundles do not vouch for any more gets away from its connection, and comes over another.
+// A peer whose certificate is no longer trusted must leave its connection, and can come back on a new one.
 func TestPeersMoveWhenBundlesChange(t *testing.T) {
 	noLeaks(t)
 	towns := []*town{newTown(t), newTown(t)}
@@ -339,7 +339,7 @@ func TestDenialsReachDrainingConnections(t *testing.T) {
 	}
 }
 
-// CGI and its kin make the same variable of X-Envoy-Internal and X_Envoy_Internal, so neither gets through.
+// CGI and similar interfaces map X-Envoy-Internal and X_Envoy_Internal to the same variable, so neither gets through.
 func TestUnderscoresForgeNothing(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
@@ -355,7 +355,7 @@ func TestUnderscoresForgeNothing(t *testing.T) {
 	}
 }
 
-// A source that is nil by mistake would mean a process without an identity.
+// A source that is nil by mistake would leave the process without an identity.
 func TestOptionsThatCannotBeHonoured(t *testing.T) {
 	for name, option := range map[string]mesh.Option{
 		"WithIdentity":     mesh.WithIdentity(nil),
@@ -373,7 +373,7 @@ func TestOptionsThatCannotBeHonoured(t *testing.T) {
 	}
 }
 
-// What is nil by mistake is found when the server is set up, and not by its first request.
+// An argument that is nil by mistake is found when the server is set up, not by its first request.
 func TestNothingToServe(t *testing.T) {
 	m := newMesh(t, "")
 	for want, set := range map[string]func(){

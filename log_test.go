@@ -20,7 +20,7 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// record keeps what is logged.
+// record keeps the lines that are logged.
 type record struct {
 	mu   sync.Mutex
 	text bytes.Buffer
@@ -56,7 +56,7 @@ const (
 	broken = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web}\nspec: {htp: []}\n"
 )
 
-// TestLog_Documents: warnings and refused loads are logged where nobody else is told of them.
+// TestLog_Documents: warnings and refused loads are logged if no observer gets them.
 func TestLog_Documents(t *testing.T) {
 	observer := mesh.WithObserver(mesh.Observer{PolicyLoad: func(mesh.PolicyLoad) {}})
 	for _, test := range []struct {
@@ -104,7 +104,7 @@ func TestLog_Documents(t *testing.T) {
 	}
 }
 
-// TestLog_NewReturnsItsErrors: what New returns is not logged beside that.
+// TestLog_NewReturnsItsErrors: an error that New returns is not logged as well.
 func TestLog_NewReturnsItsErrors(t *testing.T) {
 	r := new(record)
 	r.asDefault(t)

@@ -10,7 +10,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 )
 
-// Hosts that are too long for any name are not remembered: whoever makes them up would decide how much memory that takes.
+// Hosts that are longer than any name are not cached: otherwise callers that make them up could use up the memory.
 func TestLongHostsAreNotRemembered(t *testing.T) {
 	const times, length, most = 200, 256 << 10, 8 << 20
 	m := newMesh(t, "", mesh.WithDiscovery(discovery.Static{}), mesh.WithRegistryOnly())

@@ -93,7 +93,7 @@ func TestServiceRegistersAfterItsFirstCall(t *testing.T) {
 	})
 }
 
-// Hosts that no document names come from callers. What is known of them is forgotten when they are called no more.
+// Hosts that no document names come from callers. Their state is dropped when they are no longer called.
 func TestUndocumentedHostsAreForgotten(t *testing.T) {
 	const hosts = 20
 	synctest.Test(t, func(t *testing.T) {
@@ -224,7 +224,7 @@ func httpRequest(t *testing.T, url string) *http.Request {
 	return req
 }
 
-// What cannot be meant is an error of New that says what is wrong.
+// Settings that make no sense are an error of New, which says what is wrong.
 func TestNewRefuses(t *testing.T) {
 	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -285,7 +285,7 @@ func TestHostOutsideSaysThatNoPolicyApplied(t *testing.T) {
 	}
 }
 
-// A template that dials in the way that was usual before contexts is dialled with, for endpoints and for hosts outside.
+// The Dial function of a template, which predates contexts, is used for endpoints and for hosts outside the mesh.
 func TestTemplateWithDial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := new(meshtest.Fleet)

@@ -87,7 +87,7 @@ func TestPortOfTheEntryChanges(t *testing.T) {
 	}
 }
 
-// TestRouteToAPort: a destination without a port means the only one, as in Istio; one with a port that is not there is refused.
+// TestRouteToAPort: a destination without a port means the only port, as in Istio. A port that does not exist is refused.
 func TestRouteToAPort(t *testing.T) {
 	e := serve(t, says("db"))
 	routed := func(port string) string {

@@ -46,7 +46,7 @@ type way struct {
 
 var ways = []way{{"HTTP1", false, false}, {"HTTP2", true, false}, {"HTTP1 mTLS", false, true}, {"HTTP2 mTLS", true, true}}
 
-// client returns a client that speaks so, as the service account order-service. All its requests are over in 20 s.
+// client returns a client for that protocol, with the service account order-service. All its requests are over in 20 s.
 func (c way) client(t *testing.T, w *town) *http.Client {
 	t.Helper()
 	transport := &http.Transport{Protocols: new(http.Protocols), DisableCompression: true}
@@ -445,7 +445,7 @@ func TestRunningRequestsEndWithTheirCertificate(t *testing.T) {
 	}
 }
 
-// What a request is decided by is what arrived, and not what its handler makes of it.
+// Later decisions about a request depend on what arrived, not on what its handler changes.
 func TestHandlersThatChangeTheirRequestHideNothing(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)

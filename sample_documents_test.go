@@ -261,7 +261,7 @@ func TestSampleCompleteSetup(t *testing.T) {
 	})
 }
 
-// versions is what the canary, A/B and mirroring documents of the seed need beside them: the subsets that they name.
+// versions has the subsets that the canary, A/B and mirroring documents of the seed name.
 func versions(host string) string {
 	return strings.ReplaceAll(`
 apiVersion: networking.istio.io/v1

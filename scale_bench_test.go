@@ -13,7 +13,7 @@ import (
 	"github.com/nosidecar/mesh/policy"
 )
 
-// BenchmarkServices shows what a service takes of memory: one that documents are about, and one that was called beside that.
+// BenchmarkServices shows how much memory a service takes: one that documents name, and one that was called, too.
 func BenchmarkServices(b *testing.B) {
 	const services = 10_000
 	for _, side := range []struct {
@@ -33,8 +33,8 @@ func BenchmarkServices(b *testing.B) {
 	}
 }
 
-// TestServicesThatAreCalledTakeLittle: each service that was called once had a goroutine that waited for its endpoints, with a stack of 4 kB,
-// and 12 kB of heap.
+// TestServicesThatAreCalledTakeLittle bounds what a called service takes: it used to be 12 kB of heap, and a goroutine with a stack of 4 kB
+// that waited for endpoints.
 func TestServicesThatAreCalledTakeLittle(t *testing.T) {
 	_, called, goroutines := memoryOfServices(t, 500)
 	if called > 8<<10 {
@@ -45,8 +45,8 @@ func TestServicesThatAreCalledTakeLittle(t *testing.T) {
 	}
 }
 
-// memoryOfServices returns how many bytes each of so many services takes, and one that was called beside that, and how many goroutines came
-// with the calls.
+// memoryOfServices returns how many bytes each service takes, how many a called one takes in addition, and how many goroutines the calls have
+// added.
 func memoryOfServices(tb testing.TB, services int, opts ...mesh.Option) (documents, called float64, goroutines int) {
 	var registry discovery.Memory
 	var sources []policy.Source

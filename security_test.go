@@ -86,7 +86,7 @@ metadata: {name: default, namespace: default}
 spec: {mtls: {mode: STRICT}}
 `
 
-// whoCalls answers with who the peer is and how it came.
+// whoCalls answers with the identity of the peer and its protocol.
 func whoCalls(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%s over %s", mesh.PeerID(r.Context()), r.Proto)
 }
@@ -226,7 +226,7 @@ func TestEndpointIdentityChanges(t *testing.T) {
 	}
 }
 
-// SIMPLE and MUTUAL talk TLS to what is not of the mesh.
+// SIMPLE and MUTUAL are TLS to servers that are not in the mesh.
 func TestOriginatedTLS(t *testing.T) {
 	noLeaks(t)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(whoCalls))
@@ -364,7 +364,7 @@ func TestAuthorization(t *testing.T) {
 	}
 }
 
-// What is decided holds for the next request of a connection that is open, and when it is opened again.
+// A change of the documents takes effect with the next request, on an open connection and on a new one.
 func TestNoResumptionPastADenial(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
@@ -547,7 +547,7 @@ func TestForwardedIdentityIsSanitised(t *testing.T) {
 	}
 }
 
-// Slow handlers fill the limit; who comes then is told at once.
+// Slow handlers fill the limit. Further requests are refused at once.
 func TestServerLimits(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
@@ -566,7 +566,7 @@ func TestServerLimits(t *testing.T) {
 	slow.Wait()
 }
 
-// Sixty connections that say nothing delay nobody.
+// Sixty silent connections delay no other peer.
 func TestSilentConnectionsDelayNobody(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)

@@ -127,7 +127,7 @@ func TestStatus_Trusted(t *testing.T) {
 	}
 }
 
-// TestStatus_RoutesAreCopies: whoever changes a status changes that of nobody else.
+// TestStatus_RoutesAreCopies: changing a status does not change any other.
 func TestStatus_RoutesAreCopies(t *testing.T) {
 	m := newMesh(t, routed, mesh.WithDiscovery(new(discovery.Memory)))
 	first := m.Status().Routes

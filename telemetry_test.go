@@ -16,7 +16,7 @@ import (
 	"github.com/nosidecar/mesh/policy/route"
 )
 
-// watcher keeps what observers are told when a call, or a request, has ended.
+// watcher keeps what observers get at the end of calls and requests.
 type watcher struct {
 	t        *testing.T
 	calls    chan mesh.Call
@@ -77,7 +77,7 @@ func (w *watcher) serving() mesh.Option {
 // streamed hides the length of a body.
 type streamed struct{ io.Reader }
 
-// Both sides are told who the other one is, how much was sent, and with which header. What peers tell each other is for observers
+// Both sides learn the identity of the other, how much was sent, and the headers. What peers tell each other is for observers
 // alone.
 func TestObserversOfBothSides(t *testing.T) {
 	noLeaks(t)

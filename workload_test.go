@@ -91,7 +91,7 @@ func TestSecurityDocumentWithoutNamespace(t *testing.T) {
 	}
 }
 
-// TestNoSecurityDocumentApplies: a process that has another name than documents give it is told.
+// TestNoSecurityDocumentApplies: a process is warned if the documents know it under another name.
 func TestNoSecurityDocumentApplies(t *testing.T) {
 	loads := make(chan mesh.PolicyLoad, 1)
 	newMesh(t, denyAllInShop, mesh.WithWorkload(policy.Workload{Namespace: "shopp", Labels: map[string]string{"app": "web"}}),

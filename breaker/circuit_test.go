@@ -583,7 +583,7 @@ func TestState_String(t *testing.T) {
 	}
 }
 
-// TestChangesCount: a circuit that opens tells the calls that it goes by.
+// TestChangesCount: the Change of a circuit that opens has the numbers of the calls that opened it.
 func TestChangesCount(t *testing.T) {
 	for _, test := range []struct {
 		name  string

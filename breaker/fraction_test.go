@@ -38,7 +38,7 @@ func TestWholePercents(t *testing.T) {
 	}
 }
 
-// TestEjectedPercents checks that as many endpoints are ejected as the percentage says, and no more.
+// TestEjectedPercents checks that exactly as many endpoints are ejected as the percentage permits.
 func TestEjectedPercents(t *testing.T) {
 	for percent := 1; percent <= 100; percent++ {
 		o, err := breaker.NewOutlier(breaker.OutlierConfig{Consecutive5xx: 1, MaxEjectedFraction: float64(percent) / 100}, nil)

@@ -654,7 +654,7 @@ func TestOutlier_Allocations(t *testing.T) {
 	}
 }
 
-// TestEndpointsWithoutCallsDoNotCount ejects nobody where the only endpoint that takes calls is the one that fails.
+// TestEndpointsWithoutCallsDoNotCount ejects no endpoint if the only one that takes calls is the one that fails.
 func TestEndpointsWithoutCallsDoNotCount(t *testing.T) {
 	for _, test := range []struct {
 		name  string
@@ -685,7 +685,7 @@ func TestEndpointsWithoutCallsDoNotCount(t *testing.T) {
 	}
 }
 
-// TestOutlier_EventsCount: an ejection tells the calls that it goes by.
+// TestOutlier_EventsCount: the Event of an ejection has the numbers of the calls that caused it.
 func TestOutlier_EventsCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var events []breaker.Event

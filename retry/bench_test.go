@@ -111,7 +111,7 @@ func TestTransport_NoAllocationsOnTheHappyPath(t *testing.T) {
 	}
 }
 
-// A loop may be put together for a call, as one does who keeps budgets by destination and policies by route.
+// A Loop may be created per call, for example if budgets are kept by destination and policies by route.
 func TestLoop_NoAllocationsOnTheHappyPath(t *testing.T) {
 	req, err := http.NewRequest("GET", "http://service/", nil)
 	if err != nil {

@@ -69,7 +69,7 @@ func TestCancelChannelEndsTheWaitForARetry(t *testing.T) {
 	})
 }
 
-// slow yields a byte a second, as an upload over a bad line does.
+// slow yields one byte per second, like an upload over a bad line.
 type slow struct{ left int }
 
 func (s *slow) Read(p []byte) (int, error) {

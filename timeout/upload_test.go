@@ -55,7 +55,7 @@ func TestUploadsAreNotCut(t *testing.T) {
 	}
 }
 
-// TestServersGiveUploadsTime serves a caller who waits 3 s for the answer and takes 10 s to send the request.
+// TestServersGiveUploadsTime serves a caller that waits 3 s for the answer and takes 10 s to send the request.
 func TestServersGiveUploadsTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := &timeout.Handler{Next: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {

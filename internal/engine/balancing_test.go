@@ -17,8 +17,8 @@ import (
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
-// Of 20 servers, two are slow: they are to get far less than their share, as is one that fails at once. Under least requests the
-// latter would get more.
+// Of 20 servers, two are slow and one fails at once. They must get far less than their share. With least requests, the one that fails
+// would get more.
 func TestBalancingByLatencyAvoidsSlowAndFailingServers(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var f meshtest.Fleet

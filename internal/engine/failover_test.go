@@ -571,7 +571,7 @@ func TestGRPCFailsOver(t *testing.T) {
 	nothingHeld(t, m)
 }
 
-// Each target is reached as its own documents say, and a server that is not who it should be is no reason to go elsewhere.
+// Each target is called as its own documents say. A server with the wrong identity is no reason to fail over.
 func TestEachTargetHasAnIdentityOfItsOwn(t *testing.T) {
 	defer leak.Check(t)
 	ca, err := tlsid.NewDevCA("cluster.local")
@@ -691,7 +691,7 @@ func (m *mover) Send(ctx context.Context, _ retry.Loop) (retry.Reason, error) {
 
 var toWeb = engine.Request{Host: "web", Request: route.Request{Scheme: "http", Authority: "web", Path: "/", Port: 80}}
 
-// Otherwise a balancer that goes by latency would avoid the one endpoint that works.
+// Otherwise a balancer that uses latencies would avoid the endpoint that works.
 func TestEndpointIsNotChargedWithTheTimeOfAnother(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var f meshtest.Fleet

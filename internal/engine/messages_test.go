@@ -188,7 +188,7 @@ spec:
     route: [{destination: {host: shop}}]
 `
 
-// ends are what observers are told.
+// ends are what observers get at the ends of calls and attempts.
 type ends struct {
 	mu  sync.Mutex
 	all []engine.CallEnd
@@ -294,7 +294,7 @@ func TestProtocolOfMessages(t *testing.T) {
 	})
 }
 
-// What refuses a call is the same for every protocol.
+// The same layers refuse calls of every protocol.
 func TestMessagesAreLimited(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var n network

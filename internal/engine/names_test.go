@@ -120,7 +120,7 @@ func TestOneDeadNameOfSeveral(t *testing.T) {
 	}
 }
 
-// DNS knows any number of hosts. What is kept of those that no document names is bounded.
+// DNS knows any number of hosts. The state of hosts that no document names is bounded.
 func TestHostsOfDNSAreBounded(t *testing.T) {
 	const hosts = 150
 	synctest.Test(t, func(t *testing.T) {

@@ -101,7 +101,7 @@ func TestHostsAreCachedWithoutACliff(t *testing.T) {
 	}
 }
 
-// What callers make up is forgotten, what they call stays.
+// Hosts that callers make up are forgotten; hosts that they keep calling stay.
 func TestCachedHostsAreBounded(t *testing.T) {
 	const names = 3*hostsCached + 10
 	e := scaled(t, 0)
@@ -310,7 +310,7 @@ func TestTargetsThatDocumentsForgetAreDropped(t *testing.T) {
 	})
 }
 
-// Routes are told of hosts that came since they were told last, also if as many went.
+// The routes in a status include those of new hosts, even if as many others have gone since the last status.
 func TestRoutesOfHostsThatCameInPlaceOfOthers(t *testing.T) {
 	var hosts cachedHosts
 	for i := range hostsCached + 10 {

@@ -117,7 +117,7 @@ func get(t *testing.T, rt http.RoundTripper, url string) string {
 	return string(text)
 }
 
-// The pool of idle connections is as large as the calls in flight made it: calls of a later burst dial no more.
+// As many idle connections are kept as there were calls in flight: a later burst of calls dials none.
 func TestIdleConnectionsAreReused(t *testing.T) {
 	const workers, bursts = 48, 20
 	for name, config := range map[string]limit.PoolConfig{

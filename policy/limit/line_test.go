@@ -107,7 +107,7 @@ func TestConns_WaitForTheFirstConnection(t *testing.T) {
 	})
 }
 
-// Who waits for a stream is served in the order of arrival, and those who come later do not overtake.
+// Calls that wait for a stream get one in the order of their arrival; later calls do not overtake them.
 func TestConns_WaitInLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
@@ -189,7 +189,7 @@ func TestConns_TheLineEnds(t *testing.T) {
 	})
 }
 
-// Nobody waits longer for a connection than the connect timeout, in line or not, and bodies are closed.
+// No call waits longer for a connection than the connect timeout, in line or not, and bodies are closed.
 func TestConns_NoConnectionNoLine(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, template := serveClear(t, 1, hello)

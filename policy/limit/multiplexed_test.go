@@ -45,7 +45,7 @@ func serveClear(t *testing.T, streams int, handler http.HandlerFunc) (*memnet.Ne
 	return network, template
 }
 
-// A connection that its peer closes is let go, calls on it or not, long before it would have been closed for being idle.
+// A connection that its peer has closed is released, with or without calls on it, long before the idle timeout.
 func TestConns_ClosedByThePeerIsLetGo(t *testing.T) {
 	const calls = 10
 	for _, protocol := range []string{plain, overTLS, overTLS1, clear} {

@@ -218,7 +218,7 @@ func (c endingContext) Done() <-chan struct{} {
 	return c.Context.Done()
 }
 
-// A slot that is handed to a call at the moment its context ends is not lost, whichever the call sees first.
+// A slot that is handed to a call at the moment its context ends is not lost, whichever the call notices first.
 func TestPool_SlotSurvivesCancelRace(t *testing.T) {
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
