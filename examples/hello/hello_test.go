@@ -19,14 +19,14 @@ import (
 
 // TestREADMEPrograms starts the server and the client as two processes.
 func TestREADMEPrograms(t *testing.T) {
-	// Nothing here takes nearly as long. What hangs ends then, and fails.
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
-	defer cancel()
 	dir := t.TempDir()
-	build := exec.CommandContext(ctx, "go", "build", "-o", dir+string(filepath.Separator), "./orders", "./web")
+	build := exec.CommandContext(t.Context(), "go", "build", "-o", dir+string(filepath.Separator), "./orders", "./web")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
+	// Nothing here takes nearly as long. What hangs ends then, and fails.
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
 
 	ca, err := tlsid.NewDevCA("cluster.local")
 	if err != nil {
