@@ -15,6 +15,7 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/handed"
 	"github.com/nosidecar/mesh/internal/judge"
 	"github.com/nosidecar/mesh/internal/places"
 	"github.com/nosidecar/mesh/internal/reply"
@@ -206,6 +207,9 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 	loads, gRPC, returned := &h.mesh.server.loads, false, false
 	defer func() {
 		in.release()
+		if in.handed != nil {
+			handed.Return(in.Request, in.handed)
+		}
 		if loads.on {
 			in.count(!returned || in.failed(w.Header(), gRPC))
 		}
@@ -259,7 +263,6 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 	header := h.mesh.server.sanitized(arrived, in.edited, in.peer, h.mesh, in.rules.Tokens(), room)
 	trailers := trailer.May(r)
 	if ctx != r.Context() || header != nil || trailers || in.secure != nil {
-		whole := r
 		if a != nil {
 			a.request = *r.WithContext(ctx)
 			r = &a.request
@@ -274,7 +277,7 @@ func (h *handler) enter(w http.ResponseWriter, r *http.Request, in *inbound) *ht
 			r.TLS = in.secure
 		}
 		if trailers {
-			trailer.Clean(whole, r, asserted.Header, in.rules.Tokens())
+			trailer.Clean(in.Request, r, asserted.Header, in.rules.Tokens())
 		}
 		if in.limit != nil && caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))

@@ -5,6 +5,8 @@ import (
 
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/deadline"
+	"github.com/nosidecar/mesh/internal/handed"
+	"github.com/nosidecar/mesh/internal/trailer"
 )
 
 // Handler is an http.Handler that gives the request's context the deadline that the caller sends in [Header], so that no
@@ -24,7 +26,12 @@ type Handler struct {
 func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if ctx := deadline.Told(r.Context(), r.Header); ctx != nil {
 		defer ctx.Cancel()
+		arrived := r
 		r = r.WithContext(ctx)
+		defer handed.Return(arrived, r)
+		if trailer.May(r) {
+			trailer.Clean(arrived, r, nil, nil)
+		}
 		if caller.ToWatch(r) {
 			caller.Watch(r, deadline.ClockOf(ctx))
 		}

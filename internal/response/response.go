@@ -69,5 +69,13 @@ func (p plain) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// WriteString implements io.StringWriter.
+func (p plain) WriteString(s string) (int, error) {
+	p.r.begin(http.StatusOK)
+	n, err := io.WriteString(p.r.w, s)
+	p.r.Bytes += int64(n)
+	return n, err
+}
+
 // Unwrap implements the method that http.ResponseController calls.
 func (p plain) Unwrap() http.ResponseWriter { return p.r.w }

@@ -1,4 +1,4 @@
-// Package trailer hides trailers that a client may not send from the handler of its request.
+// Package trailer shows the trailers of a request to a handler that gets a copy of it, without those that the client may not send.
 package trailer
 
 import (
@@ -17,10 +17,10 @@ func May(r *http.Request) bool {
 	return len(r.Trailer) > 0 || r.ProtoMajor == 1 && r.ContentLength < 0
 }
 
-// Clean copies the trailers of the request that arrived to seen, a copy of that request. It leaves out those that set knows and, if hidden
-// is not nil, those for which hidden returns true.
+// Clean copies the trailers of the request that arrived, which net/http sets, to seen, a copy of that request, when the body of seen has
+// been read. It leaves out those that set knows and those for which hidden returns true. Both may be nil.
 func Clean(arrived, seen *http.Request, hidden func(name string) bool, set Setter) {
-	b := &body{ReadCloser: arrived.Body, arrived: arrived, seen: seen, hidden: hidden, set: set}
+	b := &body{ReadCloser: seen.Body, arrived: arrived, seen: seen, hidden: hidden, set: set}
 	seen.Trailer = nil
 	b.take(false)
 	seen.Body = b
@@ -45,7 +45,7 @@ func (b *body) Read(p []byte) (int, error) {
 // take copies the names of trailers, and their values if the body has been read.
 func (b *body) take(read bool) {
 	for name, values := range b.arrived.Trailer {
-		if b.hidden != nil && b.hidden(name) || b.set.Output(name) {
+		if b.hidden != nil && b.hidden(name) || b.set != nil && b.set.Output(name) {
 			continue
 		}
 		if b.seen.Trailer == nil {

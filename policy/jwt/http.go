@@ -10,6 +10,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/admission"
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/handed"
 	"github.com/nosidecar/mesh/internal/trailer"
 )
 
@@ -45,9 +46,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		seen.Header = header
 	}
 	result.HideToken(seen)
-	if h.Authenticator.outputs.lengths != 0 && trailer.May(r) {
+	if trailer.May(r) {
 		trailer.Clean(r, seen, nil, h.Authenticator)
 	}
+	defer handed.Return(r, seen)
 	h.Next.ServeHTTP(w, seen)
 }
 
