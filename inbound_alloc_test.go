@@ -40,15 +40,18 @@ func TestHandlerAllocations(t *testing.T) {
 		name, rule, documents string
 		peer                  *x509.Certificate
 		more                  float64 // than without rules
+		body                  int64
 	}{
-		{"forwarded, plaintext", ", forwardOriginalToken: true", "", nil, 1},
-		{"forwarded, mTLS", ", forwardOriginalToken: true", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 0},
-		{"plaintext", "", "", nil, 3}, // a header without the token, too
-		{"plaintext, with a header of it", ", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "", nil, 4},
-		{"mTLS", "", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 0},
-		{"mTLS, with a header of it", ", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 1},
+		{"forwarded, plaintext", ", forwardOriginalToken: true", "", nil, 1, 0},
+		{"forwarded, mTLS", ", forwardOriginalToken: true", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 0, 0},
+		{"plaintext", "", "", nil, 3, 0}, // a header without the token, too
+		{"plaintext, with a header of it", ", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "", nil, 4, 0},
+		{"plaintext, with a body", "", "", nil, 2, 10},
+		{"mTLS", "", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 0, 0},
+		{"mTLS, with a header of it", ", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 1, 0},
 	} {
 		r := inboundRequest(test.peer)
+		r.ContentLength = test.body
 		r.Header["Authorization"] = []string{"Bearer " + issuer.Token(`{"iss":"i","sub":"alice","aud":["shop"]}`)}
 		allocations := func(documents string) float64 {
 			h := w.member(t, "payment-service", documents).Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
