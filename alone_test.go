@@ -355,6 +355,48 @@ func TestAlone_OwnDocumentsAndFeedsAreApart(t *testing.T) {
 	}
 }
 
+// TestFeeds_InvalidSetBlocksNoOtherFeed: while a feed that is judged as a whole has yielded an invalid set, other feeds and Apply go on.
+func TestFeeds_InvalidSetBlocksNoOtherFeed(t *testing.T) {
+	whole := func(name, spec string) policy.Source {
+		s := routeOf(name, spec)
+		s.Alone = false
+		return s
+	}
+	answering := func(name string, status int) policy.Source {
+		return whole(name, fmt.Sprintf(answersWith, name, status))
+	}
+	first, second := newCluster(answering("first", 201)), newCluster(answering("second", 201))
+	m := newMesh(t, "", mesh.WithPolicyFeed(first), mesh.WithPolicyFeed(second), mesh.WithEmptyPolicy())
+	want := func(when string, statuses map[string]int, refused bool) {
+		t.Helper()
+		for host, want := range statuses {
+			if got := get(t, m.Client(), "http://"+host+"/").status; got != want {
+				t.Errorf("%s, %s answers %d, want %d", when, host, got, want)
+			}
+		}
+		if d := m.Status().Documents; (d.Refused.Number > d.Number) != refused {
+			t.Errorf("%s, load %d is in force and %d is refused, want a later one that is refused: %t", when, d.Number, d.Refused.Number, refused)
+		}
+	}
+	first.apply(t, whole("first", misspeltRoute))
+	want("when one is invalid", map[string]int{"first": 201, "second": 201}, true)
+	second.apply(t, answering("second", 202))
+	want("while it is", map[string]int{"first": 201, "second": 202}, true)
+	if err := m.Apply(answering("own", 203)); err != nil {
+		t.Errorf("Apply fails because of a feed: %v", err)
+	}
+	want("after Apply", map[string]int{"first": 201, "second": 202, "own": 203}, true)
+	if err := m.Apply(whole("own", misspeltRoute)); err == nil {
+		t.Error("Apply takes an invalid document")
+	}
+	second.apply(t, whole("second", misspeltRoute))
+	want("when both are invalid", map[string]int{"first": 201, "second": 202, "own": 203}, true)
+	first.apply(t, answering("first", 204))
+	want("when the first is mended", map[string]int{"first": 204, "second": 202, "own": 203}, true)
+	second.apply(t, answering("second", 205))
+	want("when the second is, too", map[string]int{"first": 204, "second": 205, "own": 203}, false)
+}
+
 // passing is an error that may pass.
 type passing struct{ text string }
 

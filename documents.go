@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -29,6 +30,7 @@ type documents struct {
 	mu     sync.Mutex // held while documents are compiled and put into force, so that the latest ones win
 	static []set
 	fed    []set        // by feed
+	valid  []set        // by feed, what is in force of it
 	waits  []error      // by feed: why its first set has not arrived yet
 	plan   *policy.Plan // in force; nil before the first load
 
@@ -90,48 +92,97 @@ func feedName(feed Feed) string {
 	return "a feed of documents"
 }
 
-// load applies change to the documents, compiles them, and puts them into force. On an error, the documents in force stay,
-// and undo reverts the change; if faulty is set, a faulty change is kept until a later one makes the whole valid.
-func (m *Mesh) load(change, undo func(*documents), faulty bool) error {
+// load applies change to the documents, compiles them, and puts them into force. feed is the index of the feed that they are from, or -1. On an
+// error, the documents in force stay, and undo reverts the change; an invalid set of a feed is kept until a later change makes the whole valid.
+// Until then, changes of others take effect with what was in force of the invalid set.
+func (m *Mesh) load(change, undo func(*documents), feed int) error {
 	d := &m.documents
 	d.mu.Lock()
 	change(d)
-	sets := slices.Concat(d.static, d.fed)
-	var sources []policy.Source
-	for _, s := range sets {
-		sources = append(sources, s.sources...)
+	load, plan, settle := m.enforceLocked(d.fed)
+	loads := []PolicyLoad{load}
+	switch fed := d.validLocked(feed); {
+	case load.Err == nil:
+		d.ended(load, plan, d.fed)
+	case plan == nil && fed != nil:
+		partly, plan, settled := m.enforceLocked(fed)
+		if partly.Err != nil {
+			d.loads.ended(load, nil)
+			break
+		}
+		d.ended(partly, plan, fed)
+		load.Number = d.loads.next() // what is invalid is still refused, and the latest load says so
+		d.loads.ended(load, nil)
+		loads, settle = []PolicyLoad{partly, load}, settled
+	default:
+		d.loads.ended(load, nil)
 	}
-	number := d.loads.next()
-	plan, findings := policy.Recompile(d.plan, sources, m.workload)
-	var err error
-	if plan == nil {
-		err = findings.Err()
-	}
-	waits := faulty && err != nil
-	if err == nil && !d.mayBeEmpty {
-		err = checkInForce(sets, plan, findings)
-	}
-	var settle func()
-	if err == nil {
-		standAlone := slices.ContainsFunc(sources, func(s policy.Source) bool { return s.Alone })
-		settle, err = m.engine.Apply(plan, standAlone) // a file that one document names must not stop the others
-	}
-	if err == nil {
-		d.plan = plan
-		m.keys.Use(plan.Inbound().Tokens())
-	} else if !waits {
+	err := loads[0].Err
+	if err != nil && (feed < 0 || plan != nil) {
 		undo(d)
 	}
-	load := PolicyLoad{Number: number, Version: version(sources), Findings: findings, Err: err}
-	d.loads.ended(load, plan)
 	d.mu.Unlock()
 
 	if err == nil {
 		settle()
 		m.server.recheck()
 	}
-	m.observers.policyLoaded(load)
+	for _, load := range loads {
+		m.observers.policyLoaded(load)
+	}
 	return err
+}
+
+// enforceLocked compiles the static documents and those of feeds, and puts them into force. It returns no plan if they are invalid.
+func (m *Mesh) enforceLocked(fed []set) (load PolicyLoad, plan *policy.Plan, settle func()) {
+	d := &m.documents
+	sets := slices.Concat(d.static, fed)
+	var sources []policy.Source
+	for _, s := range sets {
+		sources = append(sources, s.sources...)
+	}
+	load.Number, load.Version = d.loads.next(), version(sources)
+	plan, load.Findings = policy.Recompile(d.plan, sources, m.workload)
+	switch {
+	case plan == nil:
+		load.Err = load.Findings.Err()
+	case !d.mayBeEmpty:
+		load.Err = checkInForce(sets, plan, load.Findings)
+	}
+	if load.Err == nil {
+		standAlone := slices.ContainsFunc(sources, func(s policy.Source) bool { return s.Alone })
+		settle, load.Err = m.engine.Apply(plan, standAlone) // a file that one document names must not stop the others
+	}
+	if load.Err == nil {
+		m.keys.Use(plan.Inbound().Tokens())
+	}
+	return load, plan, settle
+}
+
+// ended records that a load put a plan into force, with these documents of feeds.
+func (d *documents) ended(load PolicyLoad, plan *policy.Plan, fed []set) {
+	d.plan, d.valid = plan, slices.Clone(fed)
+	d.loads.ended(load, plan)
+}
+
+// validLocked returns the sets of the feeds in force, with the latest one of the given feed. It returns nil if these are the latest of all feeds,
+// or nothing is in force yet.
+func (d *documents) validLocked(feed int) []set {
+	if d.plan == nil {
+		return nil
+	}
+	fed, other := slices.Clone(d.valid), false
+	for i := range fed {
+		if i == feed {
+			fed[i] = d.fed[i]
+		} else {
+			other = other || !slices.EqualFunc(d.fed[i].sources, fed[i].sources, func(a, b policy.Source) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) })
+		}
+	}
+	if !other {
+		return nil
+	}
+	return fed
 }
 
 // Apply replaces the documents that the program gave itself, with [WithPolicy], [WithPolicyDir] or earlier with Apply; those
@@ -151,7 +202,7 @@ func (m *Mesh) Apply(sources ...policy.Source) error {
 		before, d.static = d.static, []set{{origin, slices.Clone(sources)}}
 	}, func(d *documents) {
 		d.static = before
-	}, false)
+	}, -1)
 }
 
 // namespaces returns a context that tells a feed which namespaces the documents are compiled for.
@@ -179,7 +230,7 @@ func (m *Mesh) take(i int, feed Feed, first chan<- error) {
 			m.observers.policyLoaded(load)
 		case told:
 			var before set
-			m.load(func(d *documents) { before, d.fed[i] = d.fed[i], now }, func(d *documents) { d.fed[i] = before }, true)
+			m.load(func(d *documents) { before, d.fed[i] = d.fed[i], now }, func(d *documents) { d.fed[i] = before }, i)
 		default:
 			d.mu.Lock()
 			d.fed[i], d.waits[i] = now, nil

@@ -90,7 +90,7 @@ func (m *Mesh) begin(ctx context.Context, o *options) error {
 	if err := m.follow(ctx, o.sources, o.feeds); err != nil {
 		return err
 	}
-	return m.load(func(*documents) {}, func(*documents) {}, false)
+	return m.load(func(*documents) {}, func(*documents) {}, -1)
 }
 
 // interrupted says that New ended because its context did.
