@@ -378,7 +378,7 @@ func TestAlone_ServiceIntentionsAreOfTheirDestination(t *testing.T) {
 		denies      bool
 	}{
 		{"{name: web}", true}, {"{name: '*'}", true}, {"{name: [web]}", true}, {"[web]", true}, {"{name: other}", false},
-		{"{name: other, name: web}", true},
+		{"{name: other, name: web}", true}, {"{Name: other, name: web}", true}, {"{name: other}, Destination: {name: web}", true},
 	} {
 		f := newFeed(t)
 		f.workload.Service, f.workload.AllowByDefault = "web", true
@@ -387,7 +387,13 @@ func TestAlone_ServiceIntentionsAreOfTheirDestination(t *testing.T) {
 			t.Errorf("%s: %+v, want a denial: %t", test.destination, d, test.denies)
 		}
 	}
-	f := ofFile(t, intentions("{name: web}", "[{name: api, action: allow}]"))
+	f := newFeed(t)
+	f.workload.Service, f.workload.AllowByDefault = "web", true
+	f.takesFile("{Kind: service-intentions, Name: other, name: web, Sources: [{Name: api, Action: deny}]}")
+	if f.asked("/", api).Allowed {
+		t.Errorf("intentions with two names deny nothing:\n%v", f.findings)
+	}
+	f = ofFile(t, intentions("{name: web}", "[{name: api, action: allow}]"))
 	f.refused()
 	f.takesFile(intentions("{name: web}", "{name: api}"))
 	f.refused("service-intentions default/web: last good")

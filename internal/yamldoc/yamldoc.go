@@ -228,10 +228,14 @@ func (d *Document) Keys(path string) (keys []string, ok bool) {
 	seen := make(map[string]bool)
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key := node.Content[i].Value
-		if seen[key] {
+		as := key
+		if d.loose {
+			as = keyed(key)
+		}
+		if seen[as] {
 			return nil, false
 		}
-		seen[key] = true
+		seen[as] = true
 		keys = append(keys, key)
 	}
 	return keys, true
