@@ -67,8 +67,11 @@ func shown(t *testing.T, plan *policy.Plan, method, url, header string) string {
 		parts = append(parts, part)
 	}
 	text := strings.Join(parts, ", ")
-	if path := rule.RewritePath(view.Path, match); path != view.Path {
-		text += " as " + path
+	if err := rule.Backend(0).Rewrite(req, match); err != nil {
+		t.Fatal(err)
+	}
+	if req.URL.Path != view.Path {
+		text += " as " + req.URL.Path
 	}
 	if d := rule.Route.Timeout; d != 15*time.Second {
 		text += " in " + d.String()

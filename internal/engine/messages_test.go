@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -56,9 +57,12 @@ func (m *message) Outside(context.Context) error { return engine.NotInMesh() }
 
 func (m *message) Bytes() (sent, received int64) { return 0, 0 }
 
-func (m *message) Prepare(_ *route.Backend, match int) error {
-	rule, _ := m.Rule()
-	m.path = rule.RewritePath(m.path, match)
+func (m *message) Prepare(to *route.Backend, match int) error {
+	out := &http.Request{URL: &url.URL{Path: m.path}}
+	if err := to.Rewrite(out, match); err != nil {
+		return err
+	}
+	m.path = out.URL.Path
 	return nil
 }
 

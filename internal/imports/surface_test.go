@@ -24,7 +24,7 @@ var bounds = []struct {
 	{"the packages of JSON Web Tokens", 36, []string{"/policy/jwt"}},
 	{"the packages of Consul", 28, []string{"/discovery/consul", "/tlsid/consul", "/policy/consul", "/policy/consulkv"}},
 	{"the packages of Kubernetes", 12, []string{"/discovery/kubernetes", "/policy/kubernetes", "/kubernetes"}},
-	{"all others, the root included", 562, nil},
+	{"all others, the root included", 560, nil},
 }
 
 // TestSurface counts the exported names of the root, and of all public packages, as go doc shows them: constants, variables,

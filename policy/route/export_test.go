@@ -33,3 +33,6 @@ func (t *Table) LongestList() int {
 	}
 	return longest
 }
+
+// ErrPath is wrapped by the error of a request whose path is invalid after it was rewritten.
+var ErrPath = errPath

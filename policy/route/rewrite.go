@@ -14,8 +14,8 @@ import (
 	"github.com/nosidecar/mesh/internal/reply"
 )
 
-// ErrPath is wrapped by the error of a request whose path is invalid after it was rewritten. Such a request is not sent.
-var ErrPath = refusal.New("route: invalid path after rewriting")
+// errPath is wrapped by the error of a request whose path is invalid after it was rewritten. Such a request is not sent.
+var errPath = refusal.New("route: invalid path after rewriting")
 
 // pathRewrite is the compiled path rewrite of a [Rewrite]. A nil one changes nothing.
 type pathRewrite struct {
@@ -120,11 +120,11 @@ func expandSyntax(s string, groups int) (string, error) {
 // setPath sets the path of u, so that both the wire and u.Path have it.
 func setPath(u *url.URL, escaped string) error {
 	if !strings.HasPrefix(escaped, "/") {
-		return fmt.Errorf("%w: %q does not start with a slash", ErrPath, escaped)
+		return fmt.Errorf("%w: %q does not start with a slash", errPath, escaped)
 	}
 	path, err := url.PathUnescape(escaped)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrPath, err)
+		return fmt.Errorf("%w: %w", errPath, err)
 	}
 	u.Path, u.RawPath, u.Opaque = path, "", ""
 	if u.EscapedPath() != escaped {
@@ -145,7 +145,7 @@ func (b *Backend) Rewrites() bool {
 
 // Rewrite edits the headers, authority and path of out as the route and the destination specify. The match is the one that
 // [Table.Match] returned for the request. Rewrite changes out.URL and out.Header in place, so they must not be shared with the
-// caller. The error wraps [ErrPath].
+// caller. It returns an error if the path is invalid afterwards: such a request must not be sent.
 func (b *Backend) Rewrite(out *http.Request, match int) error {
 	// Header values may refer to the authority and the path. Envoy rewrites those after the headers.
 	if b.Request != nil {
@@ -164,12 +164,12 @@ func (b *Backend) Rewrite(out *http.Request, match int) error {
 	if b.rule.path == nil {
 		return nil
 	}
-	return setPath(out.URL, b.rule.RewritePath(escapedPath(out.URL), match))
+	return setPath(out.URL, b.rule.rewritePath(escapedPath(out.URL), match))
 }
 
-// RewritePath returns an escaped path without a query as it is sent to the destination. The match is the one that [Table.Match]
+// rewritePath returns an escaped path without a query as it is sent to the destination. The match is the one that [Table.Match]
 // returned for the path.
-func (rule *Rule) RewritePath(path string, match int) string {
+func (rule *Rule) rewritePath(path string, match int) string {
 	return rule.path.apply(path, rule.span(match))
 }
 
