@@ -150,8 +150,9 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 			nc.Close()
 			continue
 		}
-		l.open[c] = authz.Request{} // first, so that no change of documents or bundles is missed meanwhile
+		l.open[c] = authz.Request{} // first, so that Recheck sees it from now on
 		l.mu.Unlock()
+		before := l.mesh.server.running.changes.Load()
 		c.OnClose(func(error) { l.forget(c) })
 		request := l.request(nc)
 		l.mu.Lock()
@@ -159,7 +160,11 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 			l.open[c] = request
 		}
 		l.mu.Unlock()
-		if err := l.judge(&request); err != nil {
+		err = l.judge(&request)
+		if err == nil && l.mesh.server.running.changes.Load() != before {
+			err = l.again(nc, &request) // Recheck may not have known yet who the peer was
+		}
+		if err != nil {
 			c.Close()
 			l.mesh.observers.connectionRefused(nc.LocalAddr(), tlsid.Refusal{
 				RemoteAddr: nc.RemoteAddr(), Mode: l.mesh.engine.Plan().Inbound().Mode(portOf(nc.LocalAddr())), Err: err,
@@ -176,13 +181,6 @@ func (l *tcpListener) Accept() (net.Conn, error) {
 // request returns what policies see of a connection.
 func (l *tcpListener) request(nc net.Conn) authz.Request {
 	r := authz.Request{L4: true}
-	if remote, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
-		r.Source = remote.Addr().Unmap()
-		r.Remote = r.Source
-	}
-	if local, err := netip.ParseAddrPort(nc.LocalAddr().String()); err == nil {
-		r.Destination = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
-	}
 	if secure, ok := nc.(*tls.Conn); ok && l.mesh.identity != nil {
 		state := secure.ConnectionState()
 		r.SNI = state.ServerName
@@ -190,10 +188,20 @@ func (l *tcpListener) request(nc net.Conn) authz.Request {
 			r.Principal = principal(peer)
 		}
 	}
+	if remote, err := netip.ParseAddrPort(nc.RemoteAddr().String()); err == nil {
+		r.Source = remote.Addr().Unmap()
+		r.Remote = r.Source
+	}
+	if local, err := netip.ParseAddrPort(nc.LocalAddr().String()); err == nil {
+		r.Destination = netip.AddrPortFrom(local.Addr().Unmap(), local.Port())
+	}
 	return r
 }
 
-var errDenied = errors.New("denied by an AuthorizationPolicy")
+var (
+	errDenied = errors.New("denied by an AuthorizationPolicy")
+	errNoPeer = errors.New(reasonNoPeer)
+)
 
 func (l *tcpListener) judge(r *authz.Request) error {
 	decision := l.mesh.engine.Plan().Inbound().Authorize(r)
@@ -201,6 +209,15 @@ func (l *tcpListener) judge(r *authz.Request) error {
 		return nil
 	}
 	return fmt.Errorf("%w: %s", errDenied, decision.Reason)
+}
+
+// again decides again about a connection that was admitted as then. A peer that has no identity any more is denied.
+func (l *tcpListener) again(nc net.Conn, then *authz.Request) error {
+	now := l.request(nc)
+	if then.Principal != "" && now.Principal == "" {
+		return errNoPeer
+	}
+	return l.judge(&now)
 }
 
 // Recheck closes the connections that the current documents deny, and those whose peers the current bundles do not vouch
@@ -212,8 +229,7 @@ func (l *tcpListener) Recheck() {
 	l.mu.Unlock()
 	var denied []*netconn.Conn
 	for c, then := range open {
-		now := l.request(c.Conn)
-		if l.judge(&now) != nil || then.Principal != "" && now.Principal == "" {
+		if l.again(c.Conn, &then) != nil {
 			denied = append(denied, c)
 		}
 	}

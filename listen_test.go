@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -246,5 +247,95 @@ func TestCallsOfferWhatSidecarsTakeForTheMesh(t *testing.T) {
 	}
 	if got := <-offered; !slices.Contains(got, "istio") || !slices.Contains(got, "h2") {
 		t.Errorf("a call offers %q", got)
+	}
+}
+
+// addressed counts how often a connection is asked for its remote address, and calls hook before the answer number at.
+type addressed struct {
+	net.Conn
+	n    atomic.Int32
+	at   int32
+	hook func()
+}
+
+func (c *addressed) RemoteAddr() net.Addr {
+	if c.n.Add(1) == c.at {
+		c.hook()
+	}
+	return c.Conn.RemoteAddr()
+}
+
+type addressing struct {
+	net.Listener
+	next chan *addressed
+}
+
+func (l addressing) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	c := <-l.next
+	c.Conn = conn
+	return c, nil
+}
+
+// Trust in a peer may end while its connection is being accepted: after the peer was identified, and before the listener knows.
+func TestRawConnectionIsRefusedIfItsBundleGoesMeanwhile(t *testing.T) {
+	noLeaks(t)
+	towns := []*town{newTown(t), newTown(t)}
+	identity := func(i int, account string) *tlsid.Identity {
+		t.Helper()
+		id, err := towns[i].Identity("default", account)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	source, rotated, refused := make(lateSource, 1), make(chan bool, 1), make(chan error, 1)
+	source <- identity(0, "postgres")
+	m := newMesh(t, "", mesh.WithEmptyPolicy(), mesh.WithIdentity(source), mesh.WithObserver(mesh.Observer{
+		Identity:          func(*tlsid.Identity, error) { rotated <- true },
+		ConnectionRefused: func(_ net.Addr, r tlsid.Refusal) { refused <- r.Err },
+	}))
+	<-rotated
+	next, accepted := make(chan *addressed, 1), make(chan net.Conn, 1)
+	ln := m.ListenTCP(addressing{listenLoopback(t), next})
+	defer ln.Close()
+	go func() {
+		for {
+			c, err := ln.Accept()
+			if err != nil {
+				close(accepted)
+				return
+			}
+			accepted <- c
+		}
+	}()
+	certificate, after := *identity(0, "order-service").Certificate(), identity(1, "postgres")
+	connect := func(c *addressed) {
+		t.Helper()
+		next <- c
+		client, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{certificate}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { client.Close() })
+	}
+	first := new(addressed)
+	connect(first)
+	defer (<-accepted).Close()
+	connect(&addressed{at: first.n.Load(), hook: func() { // the last time is when the peer has been identified
+		source <- after
+		<-rotated
+	}})
+	select {
+	case c := <-accepted:
+		c.Close()
+		t.Error("a connection is accepted whose peer nobody vouches for any more")
+	case err := <-refused:
+		if !strings.Contains(err.Error(), "the certificate of the peer is not valid") {
+			t.Errorf("the connection was refused: %v", err)
+		}
 	}
 }
