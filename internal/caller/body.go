@@ -71,7 +71,7 @@ func ToWatch(req *http.Request) bool {
 	if req.Body == nil || req.Body == http.NoBody {
 		return false
 	}
-	size, ok := sizeInMemory(req.Body)
+	size, ok := SizeInMemory(req.Body)
 	return !ok || size > inMemory || int64(size) != req.ContentLength
 }
 
@@ -84,8 +84,8 @@ var (
 	}{}))
 )
 
-// sizeInMemory returns the size of a body that http.NewRequest made from a reader in memory.
-func sizeInMemory(body io.Reader) (int, bool) {
+// SizeInMemory returns the size of a body that http.NewRequest made from a reader in memory.
+func SizeInMemory(body io.Reader) (int, bool) {
 	if t := reflect.TypeOf(body); t == nopCloser || t == nopCloserWriterTo {
 		body, _ = reflect.ValueOf(body).Field(0).Interface().(io.Reader)
 	}

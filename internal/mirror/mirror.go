@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/nosidecar/mesh/internal/body"
+	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
 
@@ -131,7 +132,7 @@ func (m *Mirrorer[M]) Fork(out *http.Request, mirrors []M, timeout time.Duration
 				m.done(c.to, err)
 				continue
 			}
-			c.req.Body, c.req.ContentLength = rc, out.ContentLength
+			c.req.Body, c.req.ContentLength = owned(rc), out.ContentLength
 			m.start(c)
 		case out.ContentLength > bodyLimit:
 			m.done(c.to, ErrBody)
@@ -298,6 +299,19 @@ func (c untraced) Value(key any) any {
 		return nil
 	}
 	return value
+}
+
+// owned returns a body for a copy, which may outlast its original: then the caller may use the memory of the request body again. So what
+// is in memory is copied, unless it is large.
+func owned(rc io.ReadCloser) io.ReadCloser {
+	size, ok := caller.SizeInMemory(rc)
+	if !ok || size == 0 || size > bodyLimit {
+		return rc
+	}
+	kept := make([]byte, size)
+	n, _ := io.ReadFull(rc, kept) // memory cannot fail
+	rc.Close()
+	return io.NopCloser(bytes.NewReader(kept[:n]))
 }
 
 // teeBody is the request body of an original. Its copies wait until it was read.

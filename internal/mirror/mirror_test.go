@@ -408,3 +408,21 @@ func TestForkWithoutMirrorsAllocs(t *testing.T) {
 		t.Errorf("%v allocations, want 0", n)
 	}
 }
+
+// A caller may use the memory of a body again when its call is over. A copy may be sent later.
+func TestCopyHasItsOwnMemory(t *testing.T) {
+	s, over := newShadow(), make(chan struct{})
+	send := s.Send
+	s.Send = func(to *target, req *http.Request) (*http.Response, error) {
+		<-over
+		return send(to, req)
+	}
+	memory := []byte("mine")
+	s.Fork(post(t, bytes.NewReader(memory)), mirrored(), 0)
+	copy(memory, "gone")
+	close(over)
+	if got := <-s.got; got.body != "mine" || got.req.ContentLength != 4 {
+		t.Errorf("the copy has the body %q of %d bytes", got.body, got.req.ContentLength)
+	}
+	s.Close()
+}
