@@ -179,6 +179,59 @@ func isLabelText(s string) bool {
 	return true
 }
 
+// covering is a name that covers equal names and, if it is open, all names that begin with its text.
+type covering struct {
+	text  string
+	open  bool
+	index int
+}
+
+// mostNested bounds the names that nested returns for one name.
+const mostNested = 8
+
+// nested returns, for each name by its index, the indices of earlier names that cover it or that it covers, if counts returns true for the
+// pair. It returns at least one of them if there are any, but not all equal names. It does not compare all pairs, because a document may
+// have many names. It changes the order of names.
+func nested(names []covering, counts func(outer, inner int) bool) [][]int {
+	earlier := make([][]int, len(names))
+	pair := func(outer, inner int) {
+		first, second := min(outer, inner), max(outer, inner)
+		if len(earlier[second]) < mostNested && counts(outer, inner) {
+			earlier[second] = append(earlier[second], first)
+		}
+	}
+	slices.SortFunc(names, func(a, b covering) int {
+		switch c := strings.Compare(a.text, b.text); {
+		case c != 0:
+			return c
+		case a.open == b.open:
+			return a.index - b.index
+		case a.open:
+			return -1
+		}
+		return 1
+	})
+	var around []covering // the open names that cover the current one, each with another text
+	for i, name := range names {
+		for len(around) > 0 && !strings.HasPrefix(name.text, around[len(around)-1].text) {
+			around = around[:len(around)-1]
+		}
+		for _, outer := range around {
+			pair(outer.index, name.index)
+		}
+		switch {
+		case name.open && (len(around) == 0 || around[len(around)-1].text != name.text):
+			around = append(around, name)
+		case !name.open && i > 0 && !names[i-1].open && names[i-1].text == name.text:
+			pair(names[i-1].index, name.index)
+		}
+	}
+	for i := range earlier {
+		slices.Sort(earlier[i])
+	}
+	return earlier
+}
+
 // check is a document that is being checked.
 type check struct {
 	*yamldoc.Document

@@ -62,6 +62,7 @@ func (c check) policy(p *TrafficPolicy, at string) {
 		c.Errorf(at+".portLevelSettings", "more than 4096 ports")
 		return
 	}
+	ports := make(map[PortSelector]bool)
 	for i := range p.PortLevelSettings {
 		s, at := &p.PortLevelSettings[i], yamldoc.Index(at+".portLevelSettings", i)
 		if s.Port == nil {
@@ -70,11 +71,10 @@ func (c check) policy(p *TrafficPolicy, at string) {
 			if message := wrongPort(s.Port.Number); message != "" {
 				c.Warnf(at+".port.number", "has no effect: %s", message)
 			}
-			for _, other := range p.PortLevelSettings[:i] {
-				if other.Port != nil && *other.Port == *s.Port {
-					c.Warnf(at+".port.number", "has no effect: there are settings for port %d already", s.Port.Number)
-				}
+			if ports[*s.Port] {
+				c.Warnf(at+".port.number", "has no effect: there are settings for port %d already", s.Port.Number)
 			}
+			ports[*s.Port] = true
 		}
 		if s.EndpointPolicy == (EndpointPolicy{}) {
 			c.Errorf(at, "has no settings: set a field or remove it")
@@ -175,15 +175,16 @@ func (c check) cookie(cookie *HTTPCookie, at string) {
 	if strings.Contains(cookie.Path, ";") || !printable(cookie.Path) {
 		c.Errorf(at+".path", "%q is not the path of a cookie", cookie.Path)
 	}
+	first := make(map[string]int)
 	for i, a := range cookie.Attributes {
 		if !field.IsToken(a.Name) || strings.Contains(a.Value, ";") || !printable(a.Value) {
 			c.Errorf(yamldoc.Index(at+".attributes", i), "%s=%s is not an attribute of a cookie", a.Name, a.Value)
 		}
-		for j, other := range cookie.Attributes[:i] {
-			if strings.EqualFold(a.Name, other.Name) {
-				c.Errorf(yamldoc.Index(at+".attributes", i)+".name", "attributes[%d] is %s too: a cookie has an attribute once", j, other.Name)
-				break
-			}
+		name := strings.ToLower(a.Name)
+		if j, twice := first[name]; twice {
+			c.Errorf(yamldoc.Index(at+".attributes", i)+".name", "attributes[%d] is %s too: a cookie has an attribute once", j, cookie.Attributes[j].Name)
+		} else {
+			first[name] = i
 		}
 	}
 }
@@ -297,17 +298,27 @@ func placeName(s string) bool {
 // overlap checks that no locality covers another. If their order matters, one with a wildcard may cover those before it: it means the
 // rest.
 func (c check) overlap(places []string, ordered bool, at string) {
-	within := func(place, other string) bool {
-		return other == "*" || strings.HasPrefix(strings.TrimSuffix(place, "/*")+"/", strings.TrimSuffix(other, "/*")+"/")
-	}
-	for i, place := range places {
-		for _, other := range places[:i] {
-			rest := ordered && strings.HasSuffix(place, "*") && place != other
-			if within(place, other) || within(other, place) && !rest {
-				c.Errorf(at, "the places %s and %s overlap", other, place)
-			}
+	for i, earlier := range overlapping(places, ordered) {
+		for _, other := range earlier {
+			c.Errorf(at, "the places %s and %s overlap", places[other], places[i])
 		}
 	}
+}
+
+// overlapping returns, for each place, the indices of earlier places with which it overlaps.
+func overlapping(places []string, ordered bool) [][]int {
+	names := make([]covering, len(places))
+	for i, place := range places {
+		text := strings.TrimSuffix(place, "/*") + "/"
+		if place == "*" {
+			text = ""
+		}
+		names[i] = covering{text, true, i}
+	}
+	return nested(names, func(outer, inner int) bool {
+		rest := ordered && inner < outer && strings.HasSuffix(places[outer], "*") && places[outer] != places[inner]
+		return !rest
+	})
 }
 
 func (c check) connectionPool(p *ConnectionPoolSettings, at string) {

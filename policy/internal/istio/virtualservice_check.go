@@ -77,6 +77,7 @@ func (c check) gateway(name, at string) {
 }
 
 func (c check) hosts(spec *VirtualServiceSpec) {
+	earlier := overlaps(spec.Hosts)
 	for i, host := range spec.Hosts {
 		at := yamldoc.Index("spec.hosts", i)
 		if !isIP(host) && !c.that(wrongHost(host), at, "") {
@@ -86,12 +87,22 @@ func (c check) hosts(spec *VirtualServiceSpec) {
 			c.Errorf(at, `"*" is for gateways only: name the hosts`)
 			continue
 		}
-		for _, other := range spec.Hosts[:i] {
-			if Matches(other, host) || Matches(host, other) {
-				c.Errorf(at, "%s and %s overlap: remove one", other, host)
-			}
+		for _, other := range earlier[i] {
+			c.Errorf(at, "%s and %s overlap: remove one", spec.Hosts[other], host)
 		}
 	}
+}
+
+// overlaps returns, for each host, the indices of earlier hosts that cover it or that it covers, as Matches says.
+func overlaps(hosts []string) [][]int {
+	names := make([]covering, len(hosts))
+	for i, host := range hosts {
+		end, wild := strings.CutPrefix(host, "*")
+		letters := []byte(end)
+		slices.Reverse(letters) // a wildcard covers the names that end in its text
+		names[i] = covering{string(letters), wild, i}
+	}
+	return nested(names, func(outer, inner int) bool { return true })
 }
 
 // takesAll reports whether the route applies to every request.
