@@ -309,6 +309,55 @@ func TestServer_Limits(t *testing.T) {
 	}
 }
 
+// Calls run on goroutines that have run other calls. Calls that wait for one another do not need one of these.
+func TestServer_Workers(t *testing.T) {
+	leak.Check(t)
+	const together = 200
+	var mu sync.Mutex
+	goroutines := make(map[string]bool)
+	arrived, all := 0, make(chan struct{})
+	w := newTown(t)
+	w.serve(t, w.member(t, "payment", ""), "payment", &grpctest.Service{
+		Unary: func(ctx context.Context, in *grpctest.Request) (*grpctest.Response, error) {
+			stack := make([]byte, 64)
+			name, _, _ := strings.Cut(string(stack[:runtime.Stack(stack, false)]), "[")
+			mu.Lock()
+			goroutines[name] = true
+			if arrived++; arrived == together {
+				close(all)
+			}
+			mu.Unlock()
+			if in.FillUsername {
+				select {
+				case <-all:
+				case <-ctx.Done():
+				}
+			}
+			return &grpctest.Response{}, ctx.Err()
+		},
+	})
+	client := grpctest.NewClient(connect(t, w.member(t, "order", ""), "mesh:///payment"))
+	var calling sync.WaitGroup
+	for range together {
+		calling.Go(func() {
+			if _, err := client.UnaryCall(bounded(t), &grpctest.Request{FillUsername: true}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	calling.Wait()
+	clear(goroutines)
+	const calls = 500
+	for range calls {
+		if _, err := client.UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(goroutines) > calls/2 {
+		t.Errorf("%d calls ran on %d goroutines, want fewer", calls, len(goroutines))
+	}
+}
+
 func TestServer_GracefulStop(t *testing.T) {
 	leak.Check(t)
 	w := newTown(t)
