@@ -29,11 +29,11 @@ const (
 
 const otherError = "_OTHER"
 
-// longest is how many bytes of a text a span has that others choose, such as a path, a User-Agent or a header that documents add: as
-// many as Envoy's max_path_tag_length has by default.
+// longest bounds texts of a span that others choose, such as a path, a User-Agent or a header that documents add, in bytes. It is the default
+// of Envoy's max_path_tag_length.
 const longest = 256
 
-// bounded returns what a span has of a text that others choose. Exporters refuse a whole batch of spans for one byte that is not UTF-8.
+// bounded cuts a text that others choose to the length that a span may have. Exporters refuse a whole batch of spans for one byte that is not UTF-8.
 func bounded(text string, most int) string {
 	if len(text) > most {
 		text = text[:most]
@@ -51,7 +51,7 @@ func bounded(text string, most int) string {
 
 func newSeed() uint64 { return rand.Uint64() }
 
-// method returns the name of a span that has no route. Unknown methods, of which callers can make up any number, share one.
+// method returns the name of a span that has no route. Unknown methods share one, because callers can make up any number.
 func method(name string) string {
 	if known(name) {
 		return orGet(name)
@@ -104,7 +104,7 @@ func appendPort(all []attribute.KeyValue, key attribute.Key, port string) []attr
 	return all
 }
 
-// splitHostPort is net.SplitHostPort for what may have no port, without the allocations of its errors.
+// splitHostPort is net.SplitHostPort for addresses that may have no port, without the allocations of its errors.
 func splitHostPort(s string) (host, port string) {
 	i := strings.LastIndexByte(s, ':')
 	if i < 0 || s[len(s)-1] == ']' || s[0] != '[' && strings.IndexByte(s[:i], ':') >= 0 { // a bare IPv6 address
@@ -113,7 +113,7 @@ func splitHostPort(s string) (host, port string) {
 	return strings.Trim(s[:i], "[]"), s[i+1:]
 }
 
-// Version returns the version of HTTP as attributes have it.
+// Version returns the version of HTTP as attributes write it.
 func Version(major, minor int) string {
 	switch {
 	case major == 1 && minor == 1:
@@ -124,10 +124,10 @@ func Version(major, minor int) string {
 	return strconv.Itoa(major) + "." + strconv.Itoa(minor)
 }
 
-// secretQueries are those whose values semantic conventions have redacted, and that of tokens (RFC 6750, section 2.3).
+// secretQueries are the query parameters whose values the semantic conventions redact, and that of tokens (RFC 6750, section 2.3).
 var secretQueries = []string{"AWSAccessKeyId", "Signature", "sig", "X-Goog-Signature", "access_token"}
 
-// fullURL returns a URL without what is secret in it. Its host, and its path and query, are bounded.
+// fullURL returns a URL without its secrets. Its host, and its path and query, are bounded.
 func fullURL(u *url.URL, secret []string) string {
 	clean, most := withoutSecrets(u, secret), longest
 	if before, rest, ok := strings.Cut(clean, "//"); ok {
@@ -153,18 +153,18 @@ func rpcMethod(path string) string { return bounded(strings.TrimPrefix(path, "/"
 
 func statusText(status int) string { return strconv.Itoa(status) }
 
-// failWith says that a span failed with an error, which may have the words of others.
+// failWith records that a span failed. The error may contain text that others choose.
 func failWith(span trace.Span, err error) {
 	span.SetStatus(codes.Error, bounded(err.Error(), 4*longest))
 	span.SetAttributes(semconv.ErrorTypeKey.String(errorType(err)))
 }
 
-// gaveUp reports whether a call ended because its caller did not want it any more, which is no error.
+// gaveUp reports whether a call ended because its caller gave it up, which is no error.
 func gaveUp(ctx context.Context, err error) bool {
 	return errors.Is(err, context.Canceled) && ctx.Err() != nil
 }
 
-// errorType returns what kind of error err is, of which there are few.
+// errorType returns the kind of an error. There are few kinds.
 func errorType(err error) string {
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):

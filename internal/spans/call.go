@@ -29,13 +29,13 @@ type Call struct {
 	// Caller is the context of the caller.
 	Caller context.Context
 
-	// Documents is what documents say about spans of calls, nil if they say nothing.
+	// Documents has the settings of documents for spans of calls. It is nil without any.
 	Documents *telemetry.Tracing
 
 	// Secret are parameters of the query that hold tokens, besides those of standards.
 	Secret []string
 
-	// Shared says that the attempts are made by somebody below who finds the call with Shared.
+	// Shared means that a layer below makes the attempts, and finds the call with [Shared].
 	Shared bool
 }
 
@@ -89,7 +89,7 @@ var (
 	internalKind = []trace.SpanStartOption{trace.WithSpanKind(trace.SpanKindInternal)}
 )
 
-// MayRecord reports whether calls with ctx may have spans. It is a short way to tell that [Tracer.StartCall] would do nothing.
+// MayRecord reports whether calls with ctx may have spans. If not, [Tracer.StartCall] would do nothing.
 func (t *Tracer) MayRecord(ctx context.Context) bool {
 	if t.tracer == nil || t.config.NoClientSpans {
 		return false
@@ -102,10 +102,10 @@ func (t *Tracer) MayRecord(ctx context.Context) bool {
 	return !sc.IsValid() || sc.IsRemote() // the trace comes from elsewhere, or begins here
 }
 
-// StartCall begins a call. It returns the context to go on with.
+// StartCall begins a call. It returns the context to continue with.
 //
-// It makes no span of its own below a local one: that is made with the second attempt, if there is one. Where no local span is,
-// it makes one, which decides whether the trace is sampled and keeps the attempts together.
+// Below a local span it makes none of its own until there is a second attempt. Without a local span it makes one, which decides whether the
+// trace is sampled and keeps the attempts together.
 func (t *Tracer) StartCall(ctx context.Context, d *Call) context.Context {
 	if !t.MayRecord(ctx) || disabled(d.Documents) {
 		return ctx
@@ -161,11 +161,11 @@ type Attempt struct {
 	Number   int         // from 1
 	Start    time.Time   // zero for now
 	Endpoint string      // address and port, "" if they are not known
-	Header   http.Header // of what is sent; it is changed only through Set
+	Header   http.Header // of the request that is sent; it is changed only through Set
 	Set      Setter
 }
 
-// StartAttempt begins an attempt, and sets the headers that carry its span. It returns the context to go on with.
+// StartAttempt begins an attempt, and sets the headers that carry its span. It returns the context to continue with.
 func (t *Tracer) StartAttempt(ctx context.Context, d *Call, a *Attempt) context.Context {
 	c := callOf(ctx, d.Owner)
 	if c == nil {
@@ -201,7 +201,7 @@ func (t *Tracer) startAttempt(ctx context.Context, c *call, d *Call, a *Attempt)
 	attributes := appendPeer(clientAttributes(d), a.Endpoint)
 	if a.Number > 1 {
 		attributes = append(attributes, semconv.HTTPRequestResendCountKey.Int(a.Number-1))
-		if c.whole == nil && c.n > 1 { // now is the first time that anybody knows of a second attempt
+		if c.whole == nil && c.n > 1 { // only now is a second attempt known
 			_, c.whole = t.tracer.Start(c.Context, method(d.Method), trace.WithSpanKind(trace.SpanKindInternal),
 				trace.WithTimestamp(c.start), trace.WithAttributes(clientAttributes(d)...),
 				trace.WithLinks(trace.Link{SpanContext: c.first}))
@@ -227,7 +227,7 @@ type AttemptEnd struct {
 	Peer    Peer // nil if nobody asks for it
 }
 
-// EndAttempt ends an attempt. Its span is ended with the next attempt or with the call, which knows more of why it ended.
+// EndAttempt ends an attempt. Its span ends with the next attempt or with the call, when more is known about why it ended.
 func EndAttempt(ctx context.Context, owner any, e *AttemptEnd) {
 	c := callOf(ctx, owner)
 	if c == nil {
@@ -261,7 +261,7 @@ func (c *call) endLast() {
 	c.last, c.ended = nil, time.Time{}
 }
 
-// settle says how a call or an attempt of HTTP ended.
+// settle records how a call or an attempt of HTTP ended.
 func settle(ctx context.Context, span trace.Span, status int, err error) {
 	if status > 0 {
 		span.SetAttributes(semconv.HTTPResponseStatusCodeKey.Int(status))
@@ -301,7 +301,7 @@ func (t *Tracer) EndCall(ctx context.Context, d *Call, e *CallEnd) {
 			details = append(details, kv)
 		}
 	}
-	if c.n == 0 && c.whole == nil { // nothing was sent, which is worth a span all the more
+	if c.n == 0 && c.whole == nil { // nothing was sent: that deserves a span, too
 		_, c.whole = t.tracer.Start(c.Context, method(d.Method), trace.WithSpanKind(trace.SpanKindClient),
 			trace.WithTimestamp(c.start), trace.WithAttributes(clientAttributes(d)...))
 	}
@@ -327,7 +327,7 @@ func (t *Tracer) EndCall(ctx context.Context, d *Call, e *CallEnd) {
 	c.whole.End()
 }
 
-// settleRPC says how a gRPC call ended.
+// settleRPC records how a gRPC call ended.
 func settleRPC(ctx context.Context, span trace.Span, e *CallEnd) {
 	code := e.GRPCStatus
 	if code < 0 && e.Err != nil {

@@ -11,23 +11,23 @@ import (
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
 
-// disabled says that documents want no spans.
+// disabled reports whether documents turn spans off.
 func disabled(d *telemetry.Tracing) bool { return d != nil && d.Disabled }
 
-// passedOver says, by chance, that documents want a trace that begins here not to be sampled. A Provider that samples less has its
-// say where they do not.
+// passedOver decides, at random, whether documents exclude a trace that begins here from sampling. If they do not, the Provider may still do
+// so.
 func passedOver(d *telemetry.Tracing) bool {
 	return d != nil && d.LimitsSampling && rand.Float64()*100 >= d.Sampling
 }
 
-// unsampled begins a trace that is not sampled, whatever the Provider thinks of it.
+// unsampled begins a trace that is not sampled, whatever the Provider would decide.
 func unsampled(ctx context.Context) context.Context {
 	return trace.ContextWithSpanContext(ctx, trace.NewSpanContext(trace.SpanContextConfig{TraceID: newTraceID(), SpanID: newSpanID()}))
 }
 
-// Peer is who is at the other end. It is asked only for a span that is recorded.
+// Peer describes the other end. It is asked only for a span that is recorded.
 type Peer interface {
-	// Append appends the attributes that say who it is.
+	// Append appends the attributes that identify it.
 	Append(all []attribute.KeyValue) []attribute.KeyValue
 }
 

@@ -21,11 +21,11 @@ func (t *Tracer) extract(h http.Header) trace.SpanContext {
 	return Extract(h)
 }
 
-// Extract returns the span context that a header carries: as W3C Trace Context says, or else as B3 does, the single header
-// before the many. It is invalid if there is none, or if it is malformed: then a new trace begins.
+// Extract returns the span context that a header carries: in the format of W3C Trace Context, or else in that of
+// B3, whose single header counts before the multiple ones. It is invalid if there is none, or if it is malformed: then a new trace begins.
 func Extract(h http.Header) trace.SpanContext {
 	if parents := h[traceparent]; len(parents) > 0 {
-		if len(parents) != 1 { // nobody knows which is true
+		if len(parents) != 1 { // any of them could be right
 			return trace.SpanContext{}
 		}
 		c, ok := parseTraceparent(parents[0])
@@ -100,7 +100,7 @@ func parseTraceparent(s string) (c trace.SpanContextConfig, ok bool) {
 	return c, c.TraceID.IsValid() && c.SpanID.IsValid()
 }
 
-// unhex decodes s, which must be of lower case.
+// unhex decodes s, which must be lower case.
 func unhex(dst []byte, s string) bool {
 	for i := range len(s) {
 		if c := s[i]; (c < '0' || c > '9') && (c < 'a' || c > 'f') {
@@ -111,7 +111,7 @@ func unhex(dst []byte, s string) bool {
 	return err == nil
 }
 
-// b3 is what B3 says: https://github.com/openzipkin/b3-propagation.
+// b3 has what the headers of B3 say: https://github.com/openzipkin/b3-propagation.
 type b3 struct {
 	trace, span string
 	decision    decision
@@ -176,7 +176,7 @@ func decide(sampled, flags string) decision {
 	return state(sampled)
 }
 
-// b3Context returns the span context of what B3 says. A decision without ids holds for the new trace: samplers learn it from
+// b3Context returns the span context of the headers of B3. A decision without ids holds for the new trace: samplers learn it from
 // a parent only, so it gets one.
 func b3Context(b b3, ok bool) trace.SpanContext {
 	if !ok || b.decision == malformed {

@@ -24,11 +24,11 @@ const (
 	maxBaggageMembers = 64
 )
 
-// inbound is what the calls that are made for an inbound request pass on. It is the context of that request.
+// inbound has what the calls made for an inbound request pass on. It is the context of that request.
 type inbound struct {
 	context.Context
-	requestID string // that came
-	seed      uint64 // of the one that is made, if none came; 0 for none
+	requestID string // the one received
+	seed      uint64 // of a new one, if none was received; 0 for none
 	baggage   string
 	forwarded [][]string // by the index of Tracer.forward
 	trace     trace.TraceID
@@ -37,7 +37,7 @@ type inbound struct {
 	above     remote     // the span that the header names
 }
 
-// remote is a span of which nothing but its context is known.
+// remote is a span of which only the context is known.
 type remote struct {
 	noop.Span
 	sc trace.SpanContext
@@ -69,7 +69,7 @@ func RequestID(ctx context.Context) string {
 	return ""
 }
 
-// id returns the request id. One that is made is written only when it is asked for.
+// id returns the request id. A new one is formatted only when it is asked for.
 func (in *inbound) id() string {
 	if in.requestID == "" && in.seed != 0 {
 		var room [uuidLength]byte
@@ -95,13 +95,13 @@ type Request struct {
 	*http.Request
 	RPC bool
 
-	// Restart says that the trace headers are not believed, NewID that the request id is not.
+	// Restart means that the trace headers are not trusted, NewID that the request id is not.
 	Restart, NewID bool
 
-	// Documents is what documents say about spans of requests, nil if they say nothing.
+	// Documents has the settings of documents for spans of requests. It is nil without any.
 	Documents *telemetry.Tracing
 
-	// Peer is who sent it, nil if nobody asks for it.
+	// Peer describes the sender. It is nil if nobody asks for it.
 	Peer Peer
 }
 
@@ -147,7 +147,7 @@ func (t *Tracer) StartInbound(ctx context.Context, r *Request) context.Context {
 // maxRequestID bounds what a peer may have us log and pass on.
 const maxRequestID = 256
 
-// received takes from the header what is believed.
+// received takes what is trusted from the header.
 func (t *Tracer) received(ctx context.Context, in *inbound, h http.Header, outer bool) context.Context {
 	if t.config.Propagator != nil {
 		if outer {
@@ -274,7 +274,7 @@ func pathOf(pattern string) string {
 	return ""
 }
 
-// Strip returns a copy of a header without what carries traces and ids.
+// Strip returns a copy of a header without the fields that carry traces and ids.
 func (t *Tracer) Strip(h http.Header) http.Header {
 	h = maps.Clone(h)
 	for _, name := range t.trusted {

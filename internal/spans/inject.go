@@ -30,12 +30,12 @@ func (t *Tracer) Carry(ctx context.Context, o *Outgoing) {
 	}
 	h.id = h.span.SpanID()
 	if h.span.IsValid() && !h.span.IsSampled() && !t.config.NoClientSpans {
-		h.id = newSpanID() // nobody records this span, so no id is the right one
+		h.id = newSpanID() // nobody records this span, so any id will do
 	}
 	t.inject(&h, o.Set)
 }
 
-// carried is what the header of a request is made of.
+// carried has what the trace headers of a request are made from.
 type carried struct {
 	ctx    context.Context   // of the request, without the span whose header it is
 	header http.Header       // as it is; it is not changed
@@ -56,7 +56,7 @@ func (t *Tracer) inject(c *carried, set Setter) {
 		b = t.appendContext(b, c, in)
 	}
 	switch id, seed := t.requestID(c, in); {
-	case seed != 0: // in the same piece of memory
+	case seed != 0: // in the same memory
 		made := len(b)
 		text := string(appendUUID(b, seed))
 		set.SetHeader(requestID, text[made:])
@@ -86,7 +86,7 @@ func (t *Tracer) inject(c *carried, set Setter) {
 	}
 }
 
-// requestID returns the id to set, or the seed to make it of. It returns neither if the call has one.
+// requestID returns the id to set, or the seed to make it from. It returns neither if the call has one.
 func (t *Tracer) requestID(c *carried, in *inbound) (id string, seed uint64) {
 	switch {
 	case t.config.NoRequestID || c.header[requestID] != nil:
@@ -116,7 +116,7 @@ func (t *Tracer) appendContext(b []byte, c *carried, in *inbound) []byte {
 	return b
 }
 
-// setContext sets the headers that appendContext made the text of. It removes those of the formats that are not sent: the application may
+// setContext sets the headers whose text appendContext has made. It removes those of the formats that are not sent: the application may
 // have copied them, and they would name another span.
 func (t *Tracer) setContext(c *carried, text string, set Setter) {
 	if text == "" {
