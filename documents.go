@@ -171,15 +171,16 @@ func (d *documents) validLocked(feed int) []set {
 	if d.plan == nil {
 		return nil
 	}
-	fed, other := slices.Clone(d.valid), false
+	same := func(a, b policy.Source) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) }
+	fed, latest := slices.Clone(d.valid), true
 	for i := range fed {
 		if i == feed {
 			fed[i] = d.fed[i]
-		} else {
-			other = other || !slices.EqualFunc(d.fed[i].sources, fed[i].sources, func(a, b policy.Source) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) })
+			continue
 		}
+		latest = latest && slices.EqualFunc(d.fed[i].sources, fed[i].sources, same)
 	}
-	if !other {
+	if latest {
 		return nil
 	}
 	return fed

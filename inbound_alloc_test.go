@@ -22,10 +22,7 @@ func TestHandlerAllocations(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { h.ServeHTTP(answer, r) }); n > 0 {
 		t.Errorf("%v allocations a request", n)
 	}
-	id, err := w.Identity("default", "order-service")
-	if err != nil {
-		t.Fatal(err)
-	}
+	id := w.identity(t, "order-service")
 	secured := w.member(t, "payment-service", strict+"---"+allowOrders).Handler(http.HandlerFunc(
 		func(_ http.ResponseWriter, r *http.Request) { _ = r.Context().Err() }))
 	told := inboundRequest(id.Certificate().Leaf)

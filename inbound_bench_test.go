@@ -34,10 +34,7 @@ func inboundRequest(certificate *x509.Certificate) *http.Request {
 // BenchmarkHandler is what the inbound side adds to a handler that does nothing.
 func BenchmarkHandler(b *testing.B) {
 	w := newTown(b)
-	id, err := w.Identity("default", "order-service")
-	if err != nil {
-		b.Fatal(err)
-	}
+	id := w.identity(b, "order-service")
 	next := http.HandlerFunc(func(http.ResponseWriter, *http.Request) {})
 	secured := w.member(b, "payment-service", strict+"---"+allowOrders, mesh.WithServer(mesh.ServerConfig{MaxRequests: 1000}))
 	deadline := []string{"X-Envoy-Expected-Rq-Timeout-Ms", "5000"} // announced by the peer

@@ -72,10 +72,7 @@ func TestWrappedListenersHideNoPeer(t *testing.T) {
 			serving.Go(func() { srv.Serve(wrap(m.Listen(ln))) })
 			t.Cleanup(func() { srv.Close(); serving.Wait() })
 			for _, account := range []string{"order-service", "web"} {
-				id, err := w.Identity("default", account)
-				if err != nil {
-					t.Fatal(err)
-				}
+				id := w.identity(t, account)
 				tr := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{*id.Certificate()},
 					NextProtos: []string{"http/1.1"}}}
 				a, err := try(&http.Client{Transport: tr}, "https://"+ln.Addr().String())
@@ -161,16 +158,8 @@ func TestOpenWorkloadIsTold(t *testing.T) {
 func TestRawConnectionsEndWithTheirBundle(t *testing.T) {
 	noLeaks(t)
 	towns := []*town{newTown(t), newTown(t)}
-	identity := func(i int, account string) *tlsid.Identity {
-		t.Helper()
-		id, err := towns[i].Identity("default", account)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return id
-	}
 	source := make(lateSource, 1)
-	source <- identity(0, "postgres")
+	source <- towns[0].identity(t, "postgres")
 	m := newMesh(t, "", mesh.WithEmptyPolicy(), mesh.WithIdentity(source)) // PERMISSIVE
 	ln := m.ListenTCP(listenLoopback(t))
 	defer ln.Close()
@@ -186,7 +175,7 @@ func TestRawConnectionsEndWithTheirBundle(t *testing.T) {
 		}
 	}()
 	client, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{
-		InsecureSkipVerify: true, Certificates: []tls.Certificate{*identity(0, "order-service").Certificate()},
+		InsecureSkipVerify: true, Certificates: []tls.Certificate{*towns[0].identity(t, "order-service").Certificate()},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -199,7 +188,7 @@ func TestRawConnectionsEndWithTheirBundle(t *testing.T) {
 	defer plain.Close()
 	plain.Write([]byte("x"))
 	conns := []net.Conn{<-accepted, <-accepted}
-	source <- identity(1, "postgres")
+	source <- towns[1].identity(t, "postgres")
 	client.SetReadDeadline(time.Now().Add(time.Minute))
 	var timeout net.Error
 	if _, err := client.Read(make([]byte, 1)); errors.As(err, &timeout) && timeout.Timeout() {
@@ -222,10 +211,7 @@ func TestRawConnectionsEndWithTheirBundle(t *testing.T) {
 func TestCallsOfferWhatSidecarsTakeForTheMesh(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
-	id, err := w.Identity("default", "payment-service")
-	if err != nil {
-		t.Fatal(err)
-	}
+	id := w.identity(t, "payment-service")
 	offered := make(chan []string, 10)
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, r.Proto) }))
 	srv.EnableHTTP2 = true
@@ -284,16 +270,8 @@ func (l addressing) Accept() (net.Conn, error) {
 func TestRawConnectionIsRefusedIfItsBundleGoesMeanwhile(t *testing.T) {
 	noLeaks(t)
 	towns := []*town{newTown(t), newTown(t)}
-	identity := func(i int, account string) *tlsid.Identity {
-		t.Helper()
-		id, err := towns[i].Identity("default", account)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return id
-	}
 	source, rotated, refused := make(lateSource, 1), make(chan bool, 1), make(chan error, 1)
-	source <- identity(0, "postgres")
+	source <- towns[0].identity(t, "postgres")
 	m := newMesh(t, "", mesh.WithEmptyPolicy(), mesh.WithIdentity(source), mesh.WithObserver(mesh.Observer{
 		Identity:          func(*tlsid.Identity, error) { rotated <- true },
 		ConnectionRefused: func(_ net.Addr, r tlsid.Refusal) { refused <- r.Err },
@@ -312,7 +290,7 @@ func TestRawConnectionIsRefusedIfItsBundleGoesMeanwhile(t *testing.T) {
 			accepted <- c
 		}
 	}()
-	certificate, after := *identity(0, "order-service").Certificate(), identity(1, "postgres")
+	certificate, after := *towns[0].identity(t, "order-service").Certificate(), towns[1].identity(t, "postgres")
 	connect := func(c *addressed) {
 		t.Helper()
 		next <- c

@@ -40,10 +40,7 @@ func TestListenTCPLeavesALPNToTheClient(t *testing.T) {
 		}
 	})
 	t.Cleanup(func() { ln.Close(); serving.Wait() })
-	id, err := w.Identity("default", "order-service")
-	if err != nil {
-		t.Fatal(err)
-	}
+	id := w.identity(t, "order-service")
 	for _, protocols := range [][]string{nil, {"istio-peer-exchange", "istio"}, {"postgresql"}, {"h2"}} {
 		conn, err := tls.Dial("tcp", ln.Addr().String(), &tls.Config{
 			InsecureSkipVerify: true, NextProtos: protocols, Certificates: []tls.Certificate{*id.Certificate()},
@@ -66,10 +63,7 @@ func TestListenTCPLeavesALPNToTheClient(t *testing.T) {
 func TestIdentityOfAnotherTrustDomainIsRefused(t *testing.T) {
 	noLeaks(t)
 	w := newTown(t)
-	ours, err := w.Identity("default", "order-service")
-	if err != nil {
-		t.Fatal(err)
-	}
+	ours := w.identity(t, "order-service")
 	ca, err := tlsid.NewDevCA("other.example")
 	if err != nil {
 		t.Fatal(err)
@@ -276,10 +270,7 @@ func TestDeniedConnectionsAreClosedSideBySide(t *testing.T) {
 		ln := m.ListenTCP(network.Listen("10.0.0.1:80"))
 		defer ln.Close()
 		go ln.Accept() // which begins to accept
-		id, err := w.Identity("default", "order-service")
-		if err != nil {
-			t.Fatal(err)
-		}
+		id := w.identity(t, "order-service")
 		const peers = 4
 		for i := range peers {
 			near, err := network.DialContext(t.Context(), "tcp", "10.0.0.1:80")

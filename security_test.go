@@ -41,6 +41,16 @@ func newTown(t testing.TB) *town {
 	return &town{DevCA: ca}
 }
 
+// identity returns an identity of a service account of the town's default namespace.
+func (w *town) identity(t testing.TB, account string) *tlsid.Identity {
+	t.Helper()
+	id, err := w.Identity("default", account)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
 // member makes the mesh of a process that runs as a service account of the namespace default, with labels app=account.
 func (w *town) member(t testing.TB, account, documents string, opts ...mesh.Option) *mesh.Mesh {
 	t.Helper()
