@@ -128,6 +128,16 @@ func smallPercentage(value float64) string {
 		value, value, strconv.FormatFloat(value*100, 'g', 6, 64))
 }
 
+// idleMethod returns why a method in small letters is a mistake, since methods are case-sensitive.
+func idleMethod(method string) string {
+	switch upper := strings.ToUpper(method); upper {
+	case method:
+	case "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "CONNECT", "OPTIONS", "TRACE":
+		return fmt.Sprintf("%q is the method of no request: write %q", method, upper)
+	}
+	return ""
+}
+
 func wrongPort(port uint32) string {
 	if port < 1 || port > 65535 {
 		return fmt.Sprintf("%d is not a port: it must be from 1 to 65535", port)

@@ -237,6 +237,12 @@ func (c check) operation(o *Operation, at string) {
 	}, at) {
 		c.Errorf(at, "is empty: set a field")
 	}
+	for i, method := range o.Methods {
+		c.warn(idleMethod(method), at, yamldoc.Index(".methods", i))
+	}
+	for i, method := range o.NotMethods {
+		c.warn(idleMethod(method), at, yamldoc.Index(".notMethods", i))
+	}
 }
 
 func wrongPortText(value string) string {

@@ -18,6 +18,12 @@ func (c check) match(m *HTTPMatchRequest, mesh bool, at string) {
 			c.stringMatch(s.match, at+s.field)
 		}
 	}
+	if m.Method != nil && m.Method.Exact != nil {
+		c.warn(idleMethod(*m.Method.Exact), at, ".method.exact")
+	}
+	if u := m.URI; u != nil && (u.Exact != nil && isNoPath(*u.Exact) || u.Prefix != nil && isNoPath(*u.Prefix)) {
+		c.Warnf(at+".uri", "matches no request: a path begins with a slash")
+	}
 	if m.IgnoreURICase && (m.URI == nil || m.URI.Exact == nil && m.URI.Prefix == nil) {
 		c.Warnf(at+".ignoreUriCase", "has no effect: it concerns uri.exact and uri.prefix only")
 	}
@@ -40,6 +46,11 @@ func (c check) match(m *HTTPMatchRequest, mesh bool, at string) {
 	if len(m.Gateways) > 0 && (len(m.SourceLabels) > 0 || m.SourceNamespace != "") {
 		c.Warnf(at+".gateways", "Istio ignores sourceLabels and sourceNamespace of a match with gateways, and so do we")
 	}
+}
+
+// isNoPath reports whether no path begins with text. That of an OPTIONS request may be "*".
+func isNoPath(text string) bool {
+	return text != "" && text != "*" && text[0] != '/'
 }
 
 // stringMatch checks a match of anything but a path. Only a path may have an empty prefix.
