@@ -53,34 +53,36 @@
 //
 // # The life of one inbound request
 //
-//		ln, err := net.Listen("tcp", ":8080")
-//		srv := &http.Server{Handler: m.Handler(mux), ReadHeaderTimeout: 5 * time.Second}
-//		err = srv.Serve(m.Listen(ln))
+//	ln, err := net.Listen("tcp", ":8080")
+//	srv := &http.Server{Handler: m.Handler(mux), ReadHeaderTimeout: 5 * time.Second}
+//	err = srv.Serve(m.Listen(ln))
 //
-//	 1. Connection. PeerAuthentication decides what the port takes: STRICT takes mTLS only, PERMISSIVE tells mTLS from
-//	    plaintext by the first byte, DISABLE takes plaintext. Handshakes run concurrently with Accept and are bounded in
-//	    number, so a silent peer blocks nobody else.
+// A request to this server passes these stages, in this order.
 //
-//	 2. Identity. The peer's certificate is verified against the bundles in force for each request, because certificates
-//	    expire and bundles change while a connection lives. A certificate that was already verified costs one map look-up.
+//  1. Connection. PeerAuthentication decides what the port takes: STRICT takes mTLS only, PERMISSIVE tells mTLS from
+//     plaintext by the first byte, DISABLE takes plaintext. Handshakes run concurrently with Accept and are bounded in
+//     number, so a silent peer blocks nobody else.
 //
-//	 3. Tokens. If RequestAuthentications are about the workload, the request's JSON Web Tokens are verified, and whatever the
-//	    client wrote where their claims go is removed. A token that no rule accepts ends the request; a request without one
-//	    goes on.
+//  2. Identity. The peer's certificate is verified against the bundles in force for each request, because certificates
+//     expire and bundles change while a connection lives. A certificate that was already verified costs one map look-up.
 //
-//	 4. Authorization. AuthorizationPolicies see the request as it was sent, with the claims of its token. Where a path or a repeated
-//	    header can be read in several ways, an ALLOW rule must match under every reading, a DENY rule under any.
+//  3. Tokens. If RequestAuthentications are about the workload, the request's JSON Web Tokens are verified, and whatever the
+//     client wrote where their claims go is removed. A token that no rule accepts ends the request; a request without one
+//     goes on.
 //
-//	 5. Limits. First concurrency, then rate. Only authorized requests count.
+//  4. Authorization. AuthorizationPolicies see the request as it was sent, with the claims of its token. Where a path or a repeated
+//     header can be read in several ways, an ALLOW rule must match under every reading, a DENY rule under any.
 //
-//	 6. Deadline. The time for which a caller in the mesh will wait becomes the deadline of the handler's context.
+//  5. Limits. First concurrency, then rate. Only authorized requests count.
 //
-//	 7. Sanitizing. Headers that only the mesh may set are removed from the request of a peer without an identity. A peer with
-//	    an identity is named in x-forwarded-client-cert. This comes after authorization, which sees what was sent, and before
-//	    any code that trusts these headers.
+//  6. Deadline. The time for which a caller in the mesh will wait becomes the deadline of the handler's context.
 //
-//	 8. Handler. While it runs, the request is authorized again when documents or bundles change, and when the certificate of
-//	    its peer expires. If it is denied then, it is cut off.
+//  7. Sanitizing. Headers that only the mesh may set are removed from the request of a peer without an identity. A peer with
+//     an identity is named in x-forwarded-client-cert. This comes after authorization, which sees what was sent, and before
+//     any code that trusts these headers.
+//
+//  8. Handler. While it runs, the request is authorized again when documents or bundles change, and when the certificate of
+//     its peer expires. If it is denied then, it is cut off.
 //
 // # Responses and errors
 //

@@ -120,9 +120,9 @@ func (m *Mesh) Transport() http.RoundTripper {
 // detection, and another endpoint is tried, up to three in all. The DestinationRule's tcp settings apply (maxConnections,
 // connectTimeout, tcpKeepalive); settings that need requests, such as retries and HTTP routes, do not.
 //
-// network is "tcp"; address is "host:port". A host outside the mesh is dialled as it is, unless [WithRegistryOnly] refuses
-// it. The error is an [*Error], or the error of ctx. An mTLS connection is closed when the first of its certificates
-// expires.
+// network is "tcp", "tcp4" or "tcp6"; address is "host:port", with a number. A host outside the mesh is dialled as it is,
+// unless [WithRegistryOnly] refuses it. The error is an [*Error], the error of ctx, or one of package net if network or
+// address is none of these. An mTLS connection is closed when the first of its certificates expires.
 func (m *Mesh) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	start := time.Now()
 	conn, dialled, err := m.engine.DialContext(ctx, network, address)
