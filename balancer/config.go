@@ -25,10 +25,10 @@ const (
 	Random
 
 	// PeakEWMA compares two endpoints drawn by weight, or more (Choices), and takes the one with the lowest product of latency
-	// and calls in flight. Latency is the average of the latest few answers, which are forgotten with time: an endpoint that was not heard of for a
-	// while counts as a little faster than usual, and is tried again. A call that is waited for counts before it is answered, and
-	// errors count as latency, so that failing fast does not attract calls. For a short tail choose 10 Choices and an Aperture of 10:
-	// ARCHITECTURE.md has the figures.
+	// and calls in flight. Latency is the average of the latest few answers, which are forgotten with time: an endpoint that has
+	// not been used for a while counts as a little faster than usual, and is tried again. A call counts before it is answered, by
+	// the time it has taken so far, and errors count as latency, so that failing fast does not attract calls. For a short tail
+	// choose 10 Choices and an Aperture of 10: ARCHITECTURE.md has the figures.
 	PeakEWMA
 
 	// RingHash sends equal keys to the same endpoint. When an endpoint comes or goes, only its own keys move.
@@ -69,9 +69,9 @@ type Config struct {
 	// Choices is the number of endpoints that LeastRequest and PeakEWMA compare, 2 to 10. 0 means 2.
 	Choices int
 
-	// Aperture, with PeakEWMA, is the least number of endpoints that a client with few calls spreads them over: while it has
-	// fewer than 13 calls a second for each endpoint, it keeps to so many of them that each has 13, or to this number. Which they are
-	// differs from client to client. It does not apply where endpoints have different weights. 0 means all endpoints.
+	// Aperture, with PeakEWMA, has a client with few calls use only some of the endpoints, others than other clients do: as
+	// many as get 13 calls per second each, but at least this number. It has no effect where endpoints have different
+	// weights. 0 means all endpoints.
 	Aperture int
 
 	// Decay is the time after which PeakEWMA has forgotten 63% of a latency. 0 means 1s.

@@ -35,7 +35,7 @@ func (a answers) pack() uint64 {
 
 const (
 	// prior is the latency of one more answer that is assumed of each endpoint, as a share of the usual latency. So one that nothing is known
-	// of, or that was not heard of for a while, attracts no herd and is not avoided, but is tried before one that is as slow as usual.
+	// of, or that has not been used for a while, attracts no herd and is not avoided, but is tried before one that is as slow as usual.
 	prior = 0.7
 
 	// mostAnswers is how many answers count at most, however many there are: a change is then noticed within a few.
