@@ -200,6 +200,7 @@ var sections = []section{
 			{`jwks: '{"keys":[{"kty":"oct","k":"AAAA"}]}'`, "jwtRules: [{issuer: a, %s}]", "jwks", false},
 			{`issuer: a`, "jwtRules: [{%s}]", "jwtRules[0]", false},
 			{`outputClaimToHeaders: [{header: x_a, claim: b}]`, "jwtRules: [{issuer: a, jwksUri: 'https://a', %s}]", "header", false},
+			{`spaceDelimitedClaims: [sub]`, "jwtRules: [{issuer: a, jwksUri: 'https://a', %s}]", "jwtRules[0]", false},
 			{`selector: {}`, "%s", "selector", false},
 		},
 	},

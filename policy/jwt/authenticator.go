@@ -142,14 +142,14 @@ type Result struct {
 	rule    *rule    // which gave the claims
 	headers []string // the values of its ClaimHeaders
 	used    []place  // where accepted tokens were that the handler must not see
-	outer   *Authenticator
+	from    *Authenticator
 }
 
 // Authenticate looks for the tokens of a request and verifies them. It waits for keys, until ctx ends at the latest, only if a token has a
 // key ID that is not known yet, and only if others from the address of the request leave room: at most 128 requests wait for the keys of an
 // issuer, half of them from one address, or one /64 of IPv6, that is alone.
 func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now time.Time) Result {
-	result := Result{outer: a}
+	result := Result{from: a}
 	if r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != "" {
 		return result // a preflight, which browsers send without a token
 	}
@@ -205,7 +205,7 @@ func (a *Authenticator) Authenticate(ctx context.Context, r *http.Request, now t
 // Again returns what the rules make of claims that were verified earlier, perhaps by other rules: the first rule for their issuer and
 // audience sets headers. claims may be nil.
 func (a *Authenticator) Again(claims *Claims) Result {
-	result := Result{outer: a}
+	result := Result{from: a}
 	if claims == nil {
 		return result
 	}
@@ -364,13 +364,13 @@ func (r *Result) Header(h http.Header) http.Header {
 		}
 		return copied
 	}
-	if r.outer.outputs.lengths != 0 {
+	if r.from.outputs.lengths != 0 {
 		for name := range h {
-			if r.outer.outputs.has(name) {
+			if r.from.outputs.has(name) {
 				delete(edit(), name)
 			}
 		}
-		if options, changed := field.ConnectionOptions(h["Connection"], r.outer.Output); changed {
+		if options, changed := field.ConnectionOptions(h["Connection"], r.from.Output); changed {
 			setOrDelete(edit(), "Connection", options)
 		}
 	}

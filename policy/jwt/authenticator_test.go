@@ -367,6 +367,8 @@ func TestBadRules(t *testing.T) {
 		"bad header":             {Keys: set, Headers: []jwt.Header{{Name: "a b"}}},
 		"bad output":             {Keys: set, PayloadHeader: "a b"},
 		"output twice":           {Keys: set, PayloadHeader: "a-b", ClaimHeaders: []jwt.ClaimHeader{{Header: "A_B", Claim: "c"}}},
+		"a subject of words":     {Keys: set, SpaceDelimited: []string{"roles", "sub"}},
+		"an issuer of words":     {Keys: set, SpaceDelimited: []string{"iss"}},
 		"no claim":               {Keys: set, ClaimHeaders: []jwt.ClaimHeader{{Header: "a"}}},
 		"negative timeout":       {URI: "https://k", Timeout: -1},
 	} {

@@ -72,7 +72,8 @@ type Rule struct {
 	// ClaimHeaders are headers in which the handler gets single claims.
 	ClaimHeaders []ClaimHeader
 
-	// SpaceDelimited are the claims, besides scope and permission, that are lists of words; see [Claims.Values].
+	// SpaceDelimited are the claims, besides scope and permission, that are lists of words; see [Claims.Values]. iss and sub cannot be among
+	// them.
 	SpaceDelimited []string
 }
 
@@ -130,6 +131,11 @@ func (r *Rule) Validate() error {
 	for name, list := range map[string][]string{"Audiences": r.Audiences, "Params": r.Params, "Cookies": r.Cookies, "SpaceDelimited": r.SpaceDelimited} {
 		if slices.Contains(list, "") {
 			bad("%s: one is empty", name)
+		}
+	}
+	for _, claim := range r.SpaceDelimited {
+		if claim == "iss" || claim == "sub" { // their first words may be the name of somebody else
+			bad("SpaceDelimited: %s is not a list of words: it says who the user is", claim)
 		}
 	}
 	if r.PayloadHeader != "" && !field.IsToken(r.PayloadHeader) {

@@ -81,6 +81,7 @@ func TestKeySets(t *testing.T) {
 		{"RSA of 8200 bits", map[string]any{"kty": "RSA", "n": base64.RawURLEncoding.EncodeToString(bytes.Repeat([]byte{0xff}, 1025)), "e": "AQAB"}, false},
 		{"RSA with a huge modulus", map[string]any{"kty": "RSA", "n": strings.Repeat("_", 40000), "e": "AQAB"}, false},
 		{"Ed25519 too short", map[string]any{"kty": "OKP", "crv": "Ed25519", "x": "AAAA"}, false},
+		{"Ed25519, a point for which anybody can sign", map[string]any{"kty": "OKP", "crv": "Ed25519", "x": base64.RawURLEncoding.EncodeToString(make([]byte, 32))}, false},
 		{"X25519", map[string]any{"kty": "OKP", "crv": "X25519", "x": base64.RawURLEncoding.EncodeToString(make([]byte, 32))}, false},
 	} {
 		t.Run(test.name, func(t *testing.T) {

@@ -288,3 +288,17 @@ func TestFormsOfSignatures(t *testing.T) {
 		}
 	}
 }
+
+// Whoever knows a token cannot have it refused by sending another one of the same bytes, which nobody has signed.
+func TestForgedTokenOfTheSameBytes(t *testing.T) {
+	k := signer{"k", "EdDSA", ed25519Key()}
+	a := authenticator(t, jwt.Rule{Keys: keys(t, k)})
+	const claims = `{"iss":"iii","sub":"alice"}` // 27 bytes, so the next one begins with a letter of its own
+	good := k.token(claims + "\n")
+	forged := part(good, 0) + "." + b64(claims) + "." + b64(strings.TrimPrefix(part(good, 1), b64(claims))+unb64(part(good, 2)))
+	for _, test := range []struct{ token, want string }{{forged, failed}, {good, "iii/alice"}} {
+		if got := outcome(a.Authenticate(context.Background(), bearer(test.token), now)); got != test.want {
+			t.Errorf("got %q, want %q", got, test.want)
+		}
+	}
+}

@@ -83,7 +83,8 @@ type mark [sha256.Size]byte
 
 // mark returns the mark of the token. digest is that of what is signed.
 func (t *token) mark(digest []byte) mark {
-	text := append(make([]byte, 0, 1024), t.alg.name...) // on the stack, if it fits. All names have the same length
+	text := append(make([]byte, 0, 1024), t.alg.name...)               // on the stack, if it fits. All names have the same length
+	text = binary.LittleEndian.AppendUint32(text, uint32(len(digest))) // with Ed25519, the digest and the signature have any length
 	text = append(append(text, digest...), t.signature...)
 	return sha256.Sum256(text)
 }

@@ -766,6 +766,7 @@ func TestRules_RequestAuthentication(t *testing.T) {
 		{"output claim required", "outputClaimToHeaders: [{header: x-a}]", "spec.jwtRules[0].outputClaimToHeaders[0].claim: missing"},
 		{"timeout", "timeout: 0s", "spec.jwtRules[0].timeout: 0s is less"},
 		{"spaceDelimitedClaims", "spaceDelimitedClaims: ['']", "spec.jwtRules[0].spaceDelimitedClaims[0]: must not be empty"},
+		{"spaceDelimitedClaims of the user", "jwksUri: 'https://a', spaceDelimitedClaims: [roles, sub]", "spec.jwtRules[0]: cannot be enforced: SpaceDelimited: sub is not a list of words"},
 	}, func(rule string) string { return "{jwtRules: [{issuer: i, " + rule + "}]}" })
 }
 
