@@ -228,9 +228,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 		}
 	}
 	in.reply = w
-	if _, hijacks := w.(http.Hijacker); hijacks {
-		w, in.guard = response.NewGuard(w, in)
-	}
+	w = in.guarded(w)
 	if !in.begin(w) {
 		return
 	}

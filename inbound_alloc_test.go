@@ -14,50 +14,34 @@ import (
 	"github.com/nosidecar/mesh/internal/jwttest"
 )
 
-// A request that the inbound side does not change goes through it without an allocation.
+// A request that the inbound side does not change goes through it without an allocation, except over HTTP/1, where the handler gets a
+// ResponseWriter that can be cut off. If the handler gets a context or a request of its own, that is in the same allocation.
 func TestHandlerAllocations(t *testing.T) {
 	w := newTown(t)
-	h := w.member(t, "payment-service", "").Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-	r, answer := inboundRequest(nil), discard{make(http.Header)}
-	if n := testing.AllocsPerRun(100, func() { h.ServeHTTP(answer, r) }); n > 0 {
-		t.Errorf("%v allocations a request", n)
-	}
+	none := w.member(t, "payment-service", "").Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
 	id := w.identity(t, "order-service")
 	secured := w.member(t, "payment-service", strict+"---"+allowOrders).Handler(http.HandlerFunc(
 		func(_ http.ResponseWriter, r *http.Request) { _ = r.Context().Err() }))
+	body := inboundRequest(nil)
+	body.ContentLength = 10
 	told := inboundRequest(id.Certificate().Leaf)
 	told.Header["X-Envoy-Expected-Rq-Timeout-Ms"] = []string{"5000"}
-	// What differs for the handler, and a header of two parts.
-	if n := testing.AllocsPerRun(100, func() { secured.ServeHTTP(answer, told) }); n > 3 {
-		t.Errorf("%v allocations a request with mTLS and a deadline, want at most 3", n)
-	}
-	// A token that is known costs what its claims change for the handler: where a request is copied anyhow, nothing.
-	issuer := jwttest.New("a")
 	for _, test := range []struct {
-		name, rule, documents string
-		peer                  *x509.Certificate
-		more                  float64 // than without rules
-		body                  int64
+		name string
+		h    http.Handler
+		r    *http.Request
+		most map[int]float64
 	}{
-		{"forwarded, plaintext", ", forwardOriginalToken: true", "", nil, 1, 0},
-		{"forwarded, mTLS", ", forwardOriginalToken: true", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 0, 0},
-		{"plaintext", "", "", nil, 3, 0}, // a header without the token, too
-		{"plaintext, with a header of it", ", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "", nil, 4, 0},
-		{"plaintext, with a body", "", "", nil, 2, 10},
-		{"mTLS", "", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 0, 0},
-		{"mTLS, with a header of it", ", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "---" + strict + "---" + allowOrders, id.Certificate().Leaf, 1, 0},
+		{"plaintext", none, inboundRequest(nil), map[int]float64{1: 1, 2: 0}},
+		{"plaintext, with a body", none, body, map[int]float64{1: 1, 2: 1}},
+		// What differs for the handler, and a header of two parts.
+		{"mTLS and a deadline", secured, told, map[int]float64{1: 3, 2: 3}},
 	} {
-		r := inboundRequest(test.peer)
-		r.ContentLength = test.body
-		r.Header["Authorization"] = []string{"Bearer " + issuer.Token(`{"iss":"i","sub":"alice","aud":["shop"]}`)}
-		allocations := func(documents string) float64 {
-			h := w.member(t, "payment-service", documents).Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
-			return testing.AllocsPerRun(100, func() { h.ServeHTTP(answer, r) })
-		}
-		without := allocations(test.documents)
-		with := allocations(authentication("issuer: i, audiences: [shop], jwks: '"+jwttest.KeySet(issuer)+"'"+test.rule) + test.documents)
-		if with > without+test.more {
-			t.Errorf("a token, %s: %v allocations a request, %v without rules for it, want at most %v more", test.name, with, without, test.more)
+		for version, answer := range httpVersions() {
+			test.r.ProtoMajor = version
+			if n := testing.AllocsPerRun(100, func() { test.h.ServeHTTP(answer, test.r) }); n > test.most[version] {
+				t.Errorf("%s, HTTP %d: %v allocations per request, want at most %v", test.name, version, n, test.most[version])
+			}
 		}
 	}
 	for _, reports := range []bool{false, true} { // which costs an observed request no more
@@ -65,8 +49,50 @@ func TestHandlerAllocations(t *testing.T) {
 			InboundStart: func(ctx context.Context, _ *mesh.Inbound) context.Context { return ctx },
 			InboundEnd:   func(context.Context, *mesh.Inbound) {},
 		})).Handler(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.Write(nil) }))
+		r, answer := inboundRequest(nil), discard{make(http.Header)}
 		if n := testing.AllocsPerRun(100, func() { observed.ServeHTTP(answer, r) }); n > 3 {
-			t.Errorf("%v allocations a request that is observed (load is reported: %v), want at most 3", n, reports)
+			t.Errorf("%v allocations per request that is observed (load is reported: %v), want at most 3", n, reports)
+		}
+	}
+}
+
+// A token that is known costs what its claims change for the handler: where a request is copied anyhow, nothing. Over HTTP/1, the copy of
+// the request is in an allocation that is needed anyhow.
+func TestTokenAllocations(t *testing.T) {
+	w := newTown(t)
+	id := w.identity(t, "order-service")
+	issuer := jwttest.New("a")
+	secured := "---" + strict + "---" + allowOrders
+	for _, test := range []struct {
+		name, rule, documents string
+		peer                  *x509.Certificate
+		body                  int64
+		more                  map[int]float64 // than without rules
+	}{
+		{"forwarded, plaintext", ", forwardOriginalToken: true", "", nil, 0, map[int]float64{1: 0, 2: 1}},
+		{"forwarded, mTLS", ", forwardOriginalToken: true", secured, id.Certificate().Leaf, 0, nil},
+		{"plaintext", "", "", nil, 0, map[int]float64{1: 2, 2: 3}}, // a header without the token
+		{"plaintext, with a header of it", ", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "", nil, 0, map[int]float64{1: 3, 2: 4}},
+		{"plaintext, with a body", "", "", nil, 10, map[int]float64{1: 2, 2: 2}},
+		{"mTLS", "", secured, id.Certificate().Leaf, 0, nil},
+		{"mTLS, with a header of it", ", outputClaimToHeaders: [{header: x-sub, claim: sub}]", secured, id.Certificate().Leaf, 0, map[int]float64{1: 1, 2: 1}},
+	} {
+		r := inboundRequest(test.peer)
+		r.ContentLength = test.body
+		r.Header["Authorization"] = []string{"Bearer " + issuer.Token(`{"iss":"i","sub":"alice","aud":["shop"]}`)}
+		handler := func(documents string) http.Handler {
+			return w.member(t, "payment-service", documents).Handler(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		}
+		without := handler(test.documents)
+		with := handler(authentication("issuer: i, audiences: [shop], jwks: '"+jwttest.KeySet(issuer)+"'"+test.rule) + test.documents)
+		for version, answer := range httpVersions() {
+			r.ProtoMajor = version
+			before := testing.AllocsPerRun(100, func() { without.ServeHTTP(answer, r) })
+			after := testing.AllocsPerRun(100, func() { with.ServeHTTP(answer, r) })
+			if after > before+test.more[version] {
+				t.Errorf("a token, %s, HTTP %d: %v allocations per request, %v without rules for it, want at most %v more",
+					test.name, version, after, before, test.more[version])
+			}
 		}
 	}
 }

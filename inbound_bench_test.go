@@ -1,9 +1,11 @@
 package mesh_test
 
 import (
+	"bufio"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,6 +21,16 @@ type discard struct{ header http.Header }
 func (d discard) Header() http.Header       { return d.header }
 func (discard) Write(b []byte) (int, error) { return len(b), nil }
 func (discard) WriteHeader(int)             {}
+
+// discardHTTP1 is discard with what the inbound side tells HTTP/1 by.
+type discardHTTP1 struct{ discard }
+
+func (discardHTTP1) Hijack() (net.Conn, *bufio.ReadWriter, error) { return nil, nil, http.ErrHijacked }
+
+// httpVersions are those of HTTP, with a ResponseWriter for each.
+func httpVersions() map[int]http.ResponseWriter {
+	return map[int]http.ResponseWriter{1: discardHTTP1{discard{make(http.Header)}}, 2: discard{make(http.Header)}}
+}
 
 // inboundRequest is a request as a server gets it, from the peer with a certificate, if it is not nil.
 func inboundRequest(certificate *x509.Certificate) *http.Request {
@@ -60,15 +72,18 @@ func BenchmarkHandler(b *testing.B) {
 		{"plaintext, a token, and a header of it", nil, token, users(", outputClaimToHeaders: [{header: x-sub, claim: sub}]", "")},
 		{"mTLS, authorized, limited, a token", id.Certificate().Leaf, token, users("", "---"+strict+"---"+allowOrders)},
 	} {
-		b.Run(bm.name, func(b *testing.B) {
-			r, w := inboundRequest(bm.peer), discard{make(http.Header)}
-			if bm.header != nil {
-				r.Header[bm.header[0]] = bm.header[1:]
-			}
-			b.ReportAllocs()
-			for b.Loop() {
-				bm.h.ServeHTTP(w, r)
-			}
-		})
+		r := inboundRequest(bm.peer)
+		if bm.header != nil {
+			r.Header[bm.header[0]] = bm.header[1:]
+		}
+		for version, w := range httpVersions() {
+			b.Run(fmt.Sprintf("%s, HTTP %d", bm.name, version), func(b *testing.B) {
+				r.ProtoMajor = version
+				b.ReportAllocs()
+				for b.Loop() {
+					bm.h.ServeHTTP(w, r)
+				}
+			})
+		}
 	}
 }

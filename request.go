@@ -58,10 +58,11 @@ type passage struct {
 	reply  http.ResponseWriter // nil if there is no HTTP handler
 	handed *http.Request       // the request that the handler gets
 	guard  *response.Guard     // of HTTP/1
+	room   *response.Guard     // memory for guard; may be nil
 	taken  net.Conn            // taken over by the handler; written before guard lets it pass
 }
 
-// admitted is what a handler gets that differs from the request as it arrived, in one allocation.
+// admitted is what a handler gets that differs from the request as it arrived, in one allocation. The guard of HTTP/1 is in it, too.
 type admitted struct {
 	ctx     admission.Context
 	request http.Request
@@ -80,13 +81,21 @@ func (in *inbound) distinguish(r *http.Request) (a *admitted, ctx context.Contex
 	if in.Peer != "" {
 		left = deadline.FromHeader(r.Header)
 	}
-	if left > 0 {
+	switch {
+	case left > 0:
 		limited := new(struct {
 			admitted
+			guard response.Guard
 			limit deadline.Context
 		})
-		a, in.limit = &limited.admitted, &limited.limit
-	} else {
+		a, in.room, in.limit = &limited.admitted, &limited.guard, &limited.limit
+	case r.ProtoMajor < 2:
+		guarded := new(struct {
+			admitted
+			guard response.Guard
+		})
+		a, in.room = &guarded.admitted, &guarded.guard
+	default:
 		a = new(admitted)
 	}
 	in.ctx = &a.ctx
@@ -99,6 +108,17 @@ func (in *inbound) distinguish(r *http.Request) (a *admitted, ctx context.Contex
 	}
 	in.limit.Start(in.ctx, deadline.Request, deadline.Within(ctx, left), true)
 	return a, in.limit
+}
+
+// guarded returns the writer that the handler gets in place of w. Over HTTP/1, a guard watches it; HTTP/2 can reset the stream.
+func (in *inbound) guarded(w http.ResponseWriter) http.ResponseWriter {
+	if _, hijacks := w.(http.Hijacker); !hijacks {
+		return w
+	}
+	if in.guard = in.room; in.guard == nil {
+		in.guard = new(response.Guard)
+	}
+	return in.guard.Watch(w, in)
 }
 
 // arrive returns the state of a new request.

@@ -26,15 +26,14 @@ type Owner interface {
 	TakeOver(net.Conn) net.Conn
 }
 
-// NewGuard returns a writer for a handler, which passes everything on to w, and the Guard that can cut the handler off. w must be an
-// http.Hijacker. The writer is an http.Flusher if w is; http.ResponseController finds other methods through Unwrap.
-func NewGuard(w http.ResponseWriter, owner Owner) (http.ResponseWriter, *Guard) {
+// Watch returns a writer for the handler, which passes everything on to w until the handler is cut off. w must be an http.Hijacker. The
+// writer is an http.Flusher if w is; http.ResponseController finds other methods through Unwrap. Watch is called once, before Cut.
+func (g *Guard) Watch(w http.ResponseWriter, owner Owner) http.ResponseWriter {
+	g.w, g.owner = w, owner
 	if _, flushes := w.(http.Flusher); flushes {
-		g := &flushingGuard{Guard{w: w, owner: owner}}
-		return g, &g.Guard
+		return flushingGuard{g}
 	}
-	g := &Guard{w: w, owner: owner}
-	return g, g
+	return g
 }
 
 // Cut makes all further operations of the handler on the writer fail with err. The caller ends operations that are already blocked by
@@ -123,14 +122,14 @@ func (g *Guard) SetWriteDeadline(at time.Time) error {
 // Unwrap is for http.ResponseController.
 func (g *Guard) Unwrap() http.ResponseWriter { return g.w }
 
-// flushingGuard is the Guard of a writer that flushes.
-type flushingGuard struct{ Guard }
+// flushingGuard is the Guard of a writer that flushes. It is a single pointer, so converting it to an interface does not allocate.
+type flushingGuard struct{ *Guard }
 
 // Flush implements http.Flusher.
-func (g *flushingGuard) Flush() { _ = g.FlushError() }
+func (g flushingGuard) Flush() { _ = g.FlushError() }
 
 // FlushError implements the method that http.ResponseController calls instead of unwrapping the writer.
-func (g *flushingGuard) FlushError() error {
+func (g flushingGuard) FlushError() error {
 	if err := g.err(); err != nil {
 		return err
 	}
@@ -138,7 +137,7 @@ func (g *flushingGuard) FlushError() error {
 }
 
 // CloseNotify implements http.CloseNotifier, which old handlers use. As in net/http, the channel never reports the end of a handler.
-func (g *flushingGuard) CloseNotify() <-chan bool {
+func (g flushingGuard) CloseNotify() <-chan bool {
 	//lint:ignore SA1019 old handlers still use it
 	if notifier, ok := g.w.(http.CloseNotifier); ok {
 		return notifier.CloseNotify()
