@@ -45,7 +45,9 @@ type Rule struct {
 	Audiences []string
 
 	// Headers, Params and Cookies are the places where tokens are looked for: request headers, parameters of the query, and
-	// cookies. If all are empty, the places are the header Authorization, after "Bearer ", and the parameter access_token.
+	// cookies. If all are empty, the places are the header Authorization, after "Bearer ", and the parameter access_token. Each line of a
+	// header may have a token, but of the parameters or cookies of one name only the first is looked at, as in Envoy. A handler to which
+	// tokens are forwarded must read that one, too.
 	Headers []Header
 	Params  []string
 	Cookies []string
