@@ -137,10 +137,11 @@ func (m *Mesh) load(change, undo func(*documents), feed int) error {
 func (m *Mesh) enforceLocked(fed []set) (load PolicyLoad, plan *policy.Plan, settle func()) {
 	d := &m.documents
 	sets := slices.Concat(d.static, fed)
-	var sources []policy.Source
-	for _, s := range sets {
-		sources = append(sources, s.sources...)
+	each := make([][]policy.Source, len(sets))
+	for i, s := range sets {
+		each[i] = s.sources
 	}
+	sources := slices.Concat(each...)
 	load.Number, load.Version = d.loads.next(), version(sources)
 	plan, load.Findings = policy.Recompile(d.plan, sources, m.workload)
 	switch {

@@ -63,13 +63,15 @@ func (r rule) subset(name string) *istio.Subset {
 type destination struct {
 	source[istio.DestinationRule]
 	host     string            // the full name of the host
-	visible  bool              // it is visible to the workload
 	exportTo string            // where it is visible, in a normal form
 	selector map[string]string // the labels that it selects workloads by; nil for all workloads
-	selects  bool              // the selector selects the workload
-	policy   bool              // it has a policy for all endpoints
 	closed   string            // not a rule: because of this document all calls to the host fail
 	subsets  []subset
+	only     rules    // the rules of a host that has only this one
+	visible  bool     // it is visible to the workload
+	selects  bool     // the selector selects the workload
+	policy   bool     // it has a policy for all endpoints
+	repeats  bool     // two subsets have the same name
 	modes    tlsModes // all modes in it, including those of subsets and ports
 }
 
@@ -100,11 +102,15 @@ func (c *compiler) readDestination(doc *yamldoc.Document, r *reading, is *istio.
 			d.selector = map[string]string{}
 		}
 	}
+	d.only = rules{{d}}
 	d.subsets = make([]subset, len(spec.Subsets))
+	names := make(map[string]bool, len(spec.Subsets))
 	for i := range spec.Subsets {
 		s := &spec.Subsets[i]
 		line := doc.LineOf(yamldoc.Index("spec.subsets", i)) - doc.Line
 		d.subsets[i] = subset{name: c.word(s.Name), line: int32(line), labelled: len(s.Labels) > 0}
+		d.repeats = d.repeats || names[s.Name]
+		names[s.Name] = true
 	}
 	if !doc.Failed() {
 		c.enforceable(doc, spec)
@@ -181,9 +187,7 @@ func (c *Cluster) check() error {
 // destinationRules adds the rules that are visible to the workload to the plan.
 func (c *compiler) destinationRules() {
 	p := c.plan
-	type key struct{ namespace, host, exportTo, selector string }
-	merges := make(map[key]*merged)
-	before := make(map[key]*destination) // the rule of a host, without exportTo: selecting, the first one; for all workloads, the last one
+	hosts := make(map[*rules]*ruledHost) // those with several documents
 	for _, dr := range c.rules {
 		if dr.Failed() || !dr.is.visible || !c.opens(dr) {
 			continue
@@ -192,48 +196,77 @@ func (c *compiler) destinationRules() {
 			p.name(dr.is.host)
 			c.selecting(dr, dr.is.host)
 		}
-		found := p.rulesOf(dr.namespace, dr.is.host)
-		of := key{dr.namespace, dr.is.host, dr.is.exportTo, "none"}
-		if dr.is.selector != nil {
-			of.selector = "labels " + labelKey(dr.is.selector)
-		}
-		m := merges[of]
-		if m != nil {
-			c.merging(m, dr)
-			(*found)[m.at] = append((*found)[m.at], dr.is)
+		in := p.rulesIn(dr.namespace)
+		found, added := in.add(dr.is.host, &dr.is.only)
+		if added && !dr.is.repeats {
 			continue
 		}
-		m = &merged{at: len(*found), first: dr.document, subsets: make(map[string]bool, len(dr.is.subsets))}
-		merges[of] = m
-		*found = append(*found, rule{dr.is})
-		if dr.is.selector == nil || dr.is.selects {
-			if of.exportTo = ""; dr.is.selects {
-				of.selector = "selects"
-			}
-			c.replacing(before[of], dr)
-			if before[of] == nil || !dr.is.selects {
-				before[of] = dr.is
+		h := hosts[found]
+		if h == nil {
+			h = &ruledHost{merges: make(map[ruleKey]*merged), before: make(map[ruleKey]*destination)}
+			in.set(dr.is.host, &h.rules)
+			hosts[&h.rules] = h
+			if !added {
+				h.add(c, decoded[destination]{is: (*found)[0][0]}) // which leads to no warning
 			}
 		}
-		c.merging(m, dr)
+		h.add(c, dr)
 	}
 	for _, shut := range c.shut {
 		if shut.unclaimed && p.entries.find(shut.host) != nil {
 			continue
 		}
 		p.name(shut.host)
-		found := p.rulesOf(shut.namespace, shut.host)
-		*found = append(*found, rule{{host: shut.host, closed: shut.by}})
+		in, by := p.rulesIn(shut.namespace), rules{{{host: shut.host, closed: shut.by}}}
+		if found := in.of(shut.host); found != nil {
+			by = slices.Concat(*found, by)
+		}
+		in.set(shut.host, &by)
 	}
 }
 
-// rulesOf returns the rules of a host in a namespace, to be added to.
-func (p *Plan) rulesOf(namespace, host string) *rules {
+// rulesIn returns the rules of the hosts in a namespace, to be added to.
+func (p *Plan) rulesIn(namespace string) *hostMap[rules] {
 	if p.rules[namespace] == nil {
 		p.rules[namespace] = new(hostMap[rules])
 	}
-	found, _ := p.rules[namespace].add(host, new(rules))
-	return found
+	return p.rules[namespace]
+}
+
+// ruledHost collects the rules of a host in a namespace.
+type ruledHost struct {
+	rules  rules
+	merges map[ruleKey]*merged
+	before map[ruleKey]*destination // without exportTo: of rules that select the workload the first one, of those for all workloads the last one
+}
+
+// ruleKey is what the documents of a rule have in common.
+type ruleKey struct{ exportTo, selector string }
+
+func (h *ruledHost) add(c *compiler, dr decoded[destination]) {
+	of := ruleKey{dr.is.exportTo, "none"}
+	if dr.is.selector != nil {
+		of.selector = "labels " + labelKey(dr.is.selector)
+	}
+	m := h.merges[of]
+	if m != nil {
+		c.merging(m, dr)
+		h.rules[m.at] = append(h.rules[m.at], dr.is)
+		return
+	}
+	m = &merged{at: len(h.rules), first: dr.is, subsets: make(map[string]bool, len(dr.is.subsets))}
+	h.merges[of] = m
+	h.rules = append(h.rules, rule{dr.is})
+	if dr.is.selector == nil || dr.is.selects {
+		if of.exportTo = ""; dr.is.selects {
+			of.selector = "selects"
+		}
+		c.replacing(h.before[of], dr)
+		if h.before[of] == nil || !dr.is.selects {
+			h.before[of] = dr.is
+		}
+	}
+	c.merging(m, dr)
 }
 
 // replacing warns that only one of two rules for the same host and workload counts.
@@ -300,7 +333,7 @@ func exported(to []string, namespace string) string {
 // merged are the rules that are merged so far.
 type merged struct {
 	at      int // in the list of their host
-	first   *document
+	first   *destination
 	policy  bool
 	subsets map[string]bool
 }
@@ -308,15 +341,16 @@ type merged struct {
 // merging warns about parts of a rule that have no effect because an earlier rule for the same host has them, or the rule itself.
 func (c *compiler) merging(m *merged, dr decoded[destination]) {
 	if dr.is.policy && m.policy {
-		dr.Warnf("spec.trafficPolicy", "has no effect: %s is for the same host and has one already (%s:%d)",
-			m.first.identity, m.first.file, m.first.Line)
+		first := c.of(m.first)
+		dr.Warnf("spec.trafficPolicy", "has no effect: %s is for the same host and has one already (%s:%d)", first.identity, first.file, first.Line)
 	}
 	m.policy = m.policy || dr.is.policy
 	for i := range dr.is.subsets {
 		name := dr.is.subsets[i].name
 		if m.subsets[name] {
+			first := c.of(m.first)
 			dr.Warnf(yamldoc.Index("spec.subsets", i), "has no effect: %s is for the same host and has a subset %s already "+
-				"(%s:%d)", m.first.identity, name, m.first.file, m.first.Line)
+				"(%s:%d)", first.identity, name, first.file, first.Line)
 		}
 		m.subsets[name] = true
 	}

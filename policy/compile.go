@@ -3,6 +3,7 @@ package policy
 import (
 	"cmp"
 	"fmt"
+	"hash/maphash"
 	"maps"
 	"reflect"
 	"slices"
@@ -124,18 +125,27 @@ func newCompiler(last *Plan, w Workload) *compiler {
 	if last == nil || !reflect.DeepEqual(last.workload, w) {
 		last = new(Plan)
 	}
-	n := len(last.readings)
+	documents, ruled := 0, 0 // in the last plan; the next one probably has about as many
+	for _, t := range last.texts {
+		documents += t.outline.Len()
+	}
+	rulesIn := make(map[string]*hostMap[rules], len(last.rules))
+	for namespace, hosts := range last.rules {
+		if n := len(hosts.exact); n > 0 {
+			ruled += n
+			rulesIn[namespace] = &hostMap[rules]{exact: make(map[string]*rules, n)}
+		}
+	}
 	return &compiler{
 		plan: &Plan{
 			workload: w,
 			named:    hostMap[struct{}]{exact: make(map[string]*struct{}, len(last.named.exact))},
 			claims:   hostMap[claim]{exact: make(map[string]*claim, len(last.claims.exact))},
-			rules:    make(map[string]*hostMap[rules]),
+			rules:    rulesIn,
 			ports:    make(map[string][]servicePort),
 			budgets:  make(map[string]*retry.BudgetConfig),
 			peers:    make(map[string]*PeerRules),
 			places:   make(map[any]place),
-			readings: make(map[yamldoc.Sum]*reading, n),
 			words:    last.words,
 			retries:  istio.DefaultRetry(),
 			defaults: defaults(istio.DefaultRetry()),
@@ -143,7 +153,9 @@ func newCompiler(last *Plan, w Workload) *compiler {
 		last:     last,
 		apis:     catalog.Groups(),
 		texts:    make(map[string]string),
-		first:    make(map[groupIdentity]*document, n),
+		first:    firsts{seed: maphash.MakeSeed(), byHash: make(map[uint64]*document, documents)},
+		virtual:  make([]decoded[virtual], 0, len(last.claims.exact)),
+		rules:    make([]decoded[destination], 0, ruled),
 		profiles: make(map[string]*profile),
 		splits:   make(map[string]*split),
 		joints:   make(map[string][]*joint),
@@ -151,29 +163,6 @@ func newCompiler(last *Plan, w Workload) *compiler {
 
 		lastClaims: make(map[string]*claim),
 		joined:     make(map[string]int),
-	}
-}
-
-// readAll reads the documents of all sources.
-func (c *compiler) readAll(sources []Source) {
-	c.sources = sources
-	streams := make([][]byte, len(sources))
-	for i, source := range sources {
-		streams[i] = source.Data
-	}
-	known := func(sum yamldoc.Sum) *yamldoc.Digest {
-		if r := c.last.readings[sum]; r != nil {
-			return r.digest
-		}
-		return nil
-	}
-	for i, docs := range yamldoc.ParseNew(known, streams...) {
-		if len(docs) == 0 {
-			c.blank = append(c.blank, sources[i].Name)
-		}
-		for _, doc := range docs {
-			c.read(i, doc)
-		}
 	}
 }
 
@@ -187,18 +176,19 @@ type compiler struct {
 	texts map[string]string // strings that documents share; see word
 
 	sources   []Source
-	pieces    []*piece                    // the documents of the sources
-	alone     []*piece                    // those that stand alone, the oldest first
-	rounds    int                         // how often the documents were combined again because some were refused
-	closed    []string                    // why all requests to the workload are denied: the documents that cannot be used
-	shut      []shutHost                  // hosts to which all calls fail
-	count     int                         // the number of documents, without Lists
-	documents []*document                 // what is in force of the pieces
-	blank     []string                    // sources without documents
-	first     map[groupIdentity]*document // the first document of each identity
-	broken    map[identity]bool           // documents that could not be read; see unread
-	byReading map[any]*document           // documents by their content; see of
-	ruled     map[fileHost]bool           // see keepsRule
+	pieces    []*piece          // the documents of the sources
+	unused    []piece           // memory for more of them
+	alone     []*piece          // those that stand alone, the oldest first
+	rounds    int               // how often the documents were combined again because some were refused
+	closed    []string          // why all requests to the workload are denied: the documents that cannot be used
+	shut      []shutHost        // hosts to which all calls fail
+	count     int               // the number of documents, without Lists
+	documents []*document       // what is in force of the pieces
+	blank     []string          // sources without documents
+	first     firsts            // the first document of each identity
+	broken    map[identity]bool // documents that could not be read; see unread
+	byReading map[any]*document // documents by their content; see of
+	ruled     map[fileHost]bool // see keepsRule
 
 	// The documents of each kind, in order.
 	virtual     []decoded[virtual]
@@ -276,6 +266,9 @@ func (c *compiler) findings() Findings {
 			f.Severity = Error
 		}
 		findings = append(findings, f)
+	}
+	if len(findings) < 2 {
+		return findings
 	}
 	order := make(map[string]int, len(c.sources))
 	for i, source := range c.sources {

@@ -18,14 +18,17 @@ type piece struct {
 
 	nowhere bool // its namespace could not be read
 
+	twin    bool // the same document is in force from another source
 	verdict verdict
 	last    *document // its last good version in the form in which it is kept; nil if there is none
-	shut    closure   // what is closed in its place
-	twin    bool      // the same document is in force from another source
+	refused *refused  // nil as long as it is in force as it is written
+}
 
-	// Why it is refused.
+// refused says why a document is refused, and what is closed in its place.
+type refused struct {
 	problems []yamldoc.Problem
 	omitted  int
+	shut     closure
 }
 
 // verdict says what is in force in place of a document.
@@ -123,8 +126,8 @@ func (c *compiler) keepAll(p *piece, present map[groupIdentity]bool) {
 			continue
 		}
 		present[key] = true
-		kept := &piece{document: *last, source: p.source, alone: true, verdict: lastGood, last: last, problems: p.Problems, omitted: p.Omitted()}
-		kept.Document = p.Document
+		kept := &piece{document: *last, source: p.source, alone: true, verdict: lastGood, last: last}
+		kept.Document, kept.refused = p.Document, &refused{problems: p.Problems, omitted: p.Omitted()}
 		c.alone, c.pieces = append(c.alone, kept), append(c.pieces, kept)
 	}
 }
@@ -132,7 +135,7 @@ func (c *compiler) keepAll(p *piece, present map[groupIdentity]bool) {
 // refuse decides what is in force in place of a document with errors. d is the version that has them.
 func (c *compiler) refuse(p *piece, d *yamldoc.Document) {
 	if p.verdict == asWritten {
-		p.problems, p.omitted = slices.Clone(d.Problems), d.Omitted()
+		p.refused = &refused{problems: slices.Clone(d.Problems), omitted: d.Omitted()}
 	}
 	switch {
 	case p.twin:
@@ -142,13 +145,14 @@ func (c *compiler) refuse(p *piece, d *yamldoc.Document) {
 		p.verdict = lastGood
 		return
 	}
-	p.verdict, p.shut = leftOut, c.closing(p)
+	p.verdict = leftOut
+	shut := c.closing(p)
 	if p.last != nil { // what was in force until now may have protected something else
 		last := *p.last
-		last.Document = last.Restored(last.digest)
-		p.shut = p.shut.and(c.closing(&piece{document: last, source: p.source}))
+		last.Document = last.Restored(&last.digest)
+		shut = shut.and(c.closing(&piece{document: last, source: p.source}))
 	}
-	if p.shut.denies || p.shut.hosts != nil {
+	if p.refused.shut = shut; shut.denies || shut.hosts != nil {
 		p.verdict = closed
 	}
 }
@@ -176,12 +180,13 @@ func (c *compiler) judge() bool {
 // again returns a compiler that combines the same documents again.
 func (c *compiler) again() *compiler {
 	n := newCompiler(c.last, c.plan.workload)
-	n.plan.readings, n.plan.words = c.plan.readings, c.plan.words
+	n.plan.texts, n.plan.words = c.plan.texts, c.plan.words
 	n.dec, n.texts, n.fresh, n.blank, n.count, n.joints = c.dec, c.texts, c.fresh, c.blank, c.count, c.joints
 	n.pieces, n.alone, n.sources, n.rounds = c.pieces, c.alone, c.sources, c.rounds+1
 	for _, p := range n.pieces {
 		if p.verdict == asWritten {
-			p.Renew(p.digest)
+			p.Renew(&p.digest)
+			p.idle = false
 		}
 	}
 	return n
@@ -191,13 +196,11 @@ func (c *compiler) again() *compiler {
 func (p *piece) current() *document {
 	switch {
 	case p.verdict == lastGood:
-		return &document{Document: p.last.Restored(p.last.digest), reading: p.last.reading, file: p.last.file, from: p}
+		return &document{Document: p.last.Restored(&p.last.digest), reading: p.last.reading, file: p.last.file, from: p}
 	case p.verdict != asWritten:
 		return nil
 	}
-	d := p.document
-	d.from = p
-	return &d
+	return &p.document
 }
 
 // newer reports whether d, rather than other, is refused if the two are valid only without each other. It is the one that stands alone or, if
@@ -333,7 +336,8 @@ func (c *compiler) keep() {
 func (c *compiler) refusals(add func(d *document, problems []yamldoc.Problem, omitted int, about Finding)) {
 	for _, p := range c.pieces {
 		if p.verdict != asWritten {
-			add(&p.document, p.problems, p.omitted, Finding{InForce: p.verdict.String(), Since: c.plan.refused[p.refusal()]})
+			why := p.refused
+			add(&p.document, why.problems, why.omitted, Finding{InForce: p.verdict.String(), Since: c.plan.refused[p.refusal()]})
 		}
 	}
 }

@@ -122,8 +122,8 @@ type Plan struct {
 
 	unenforceable map[string][]*joint // combinations of these documents that cannot be enforced, by host
 
-	readings map[yamldoc.Sum]*reading // the readings of the documents, for the next plan
-	words    *yamldoc.Words           // words that documents repeat
+	texts []*text        // those of the sources, for the next plan
+	words *yamldoc.Words // words that documents repeat
 }
 
 // HostPlan is the part of a plan about the host of a request.

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"hash/maphash"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -33,16 +34,20 @@ type reading struct {
 	identity
 	group   string
 	uid     string
-	created time.Time // zero if unknown; only documents from an API server have it
-	is      any       // the content by kind: *virtual, *destination and so on; nil if the document has no effect
-	digest  *yamldoc.Digest
-	items   *items // those of a List, if the readings of all of them can be reused; few documents are Lists
+	created time.Time      // zero if unknown; only documents from an API server have it
+	is      any            // the content by kind: *virtual, *destination and so on; nil if the document has no effect
+	digest  yamldoc.Digest // its Content is the reading
+	items   *items         // those of a List, if the readings of all of them can be reused; few documents are Lists
 }
 
-// items are the readings of the items of a List.
-type items struct {
-	readings []*reading
-	sums     []yamldoc.Sum
+// items are the digests of the items of a List.
+type items []*yamldoc.Digest
+
+// text is the text of a source, as it was read. It does not change: plans share it as long as a source has the same text.
+type text struct {
+	sum     yamldoc.Sum
+	outline yamldoc.Outline
+	partial bool // the outline lacks documents that must be read again
 }
 
 // identity identifies a document.
@@ -140,16 +145,70 @@ func (c *compiler) pack() {
 	}
 }
 
-// read reads a document. It reuses the reading of the last plan if there is one.
-func (c *compiler) read(source int, doc *yamldoc.Document) {
-	sum, own := doc.Sum()
-	r := c.last.readings[sum]
-	if !own {
-		r = nil
+// readAll reads the documents of all sources. Sources with a text that the last plan has are not read again, nor are documents that it has in
+// other texts.
+func (c *compiler) readAll(sources []Source) {
+	c.sources = sources
+	streams := make([]yamldoc.Stream, len(sources))
+	for i := range streams {
+		streams[i].Data = sources[i].Data
 	}
-	if r = c.take(source, doc, r); own && keeps(doc, r) {
-		c.plan.readings[sum] = r
+	known := c.recall(streams)
+	documents := yamldoc.ParseNew(streams, func(sum yamldoc.Sum) *yamldoc.Digest { return known[sum] })
+	c.pieces, c.unused = make([]*piece, 0, len(documents)), make([]piece, len(documents))
+	for _, doc := range documents {
+		i := doc.Stream()
+		r := c.take(i, doc)
+		switch _, own := doc.Sum(); {
+		case streams[i].Known != nil:
+		case own && keeps(doc, r):
+			c.plan.texts[i].outline.Add(doc, &r.digest)
+		default:
+			c.plan.texts[i].partial = true
+		}
 	}
+	for i, t := range c.plan.texts {
+		if t.outline.Len() == 0 && !t.partial {
+			c.blank = append(c.blank, sources[i].Name)
+		}
+	}
+}
+
+// recall gives the plan the texts of the sources: where the last plan has the same text, that one with its outline, and otherwise new ones. It
+// returns the digests of the documents in the other texts of the last plan.
+func (c *compiler) recall(streams []yamldoc.Stream) map[yamldoc.Sum]*yamldoc.Digest {
+	last, texts := c.last.texts, make([]*text, len(streams))
+	same := make([]bool, len(last))
+	var moved []int // the sources whose text is not that of the source that had their place
+	for i := range streams {
+		sum := yamldoc.SumOf(streams[i].Data)
+		if i < len(last) && last[i].sum == sum && !last[i].partial {
+			texts[i], streams[i].Known, same[i] = last[i], &last[i].outline, true
+			continue
+		}
+		texts[i] = &text{sum: sum}
+		moved = append(moved, i)
+	}
+	others, documents := make(map[yamldoc.Sum]*text), 0
+	for i, t := range last {
+		if !same[i] {
+			others[t.sum] = t
+			documents += t.outline.Len()
+		}
+	}
+	for _, i := range moved {
+		if t := others[texts[i].sum]; t != nil && !t.partial {
+			texts[i], streams[i].Known = t, &t.outline
+		}
+	}
+	known := make(map[yamldoc.Sum]*yamldoc.Digest, documents)
+	for _, t := range others {
+		for sum, digest := range t.outline.Digests() {
+			known[sum] = digest
+		}
+	}
+	c.plan.texts = texts
+	return known
 }
 
 // keeps reports whether the next plan can reuse the reading.
@@ -157,23 +216,27 @@ func keeps(doc *yamldoc.Document, r *reading) bool {
 	if r.kind == "" || doc.Failed() || doc.Omitted() > 0 || len(doc.Problems) >= 10 || r.list() && r.items == nil {
 		return false
 	}
-	return r.digest != nil
+	return true
 }
 
 func (r *reading) list() bool { return r.kind == "List" && r.group == "" }
 
-// take adds a document to the pieces. r is nil if the document was not read before.
-func (c *compiler) take(source int, doc *yamldoc.Document, r *reading) *reading {
+// take adds a document to the pieces. It reads the document unless the last plan has it.
+func (c *compiler) take(source int, doc *yamldoc.Document) *reading {
 	from := &c.sources[source]
-	fresh := r == nil
-	if fresh {
+	r, known := doc.Content().(*reading)
+	if !known {
 		r = c.readNew(from.Name, doc)
+		r.digest = *doc.Digest()
+		r.digest.Content = r
 	}
-	if r.digest == nil {
-		r.digest = doc.Digest()
+	if len(c.unused) == 0 { // it is an item of a List
+		c.unused = make([]piece, 64)
 	}
-	p := &piece{document: document{Document: doc, reading: r, file: from.Name}, source: source, alone: from.Alone}
-	if fresh {
+	p := &c.unused[0]
+	c.unused = c.unused[1:]
+	*p = piece{document: document{Document: doc, reading: r, file: from.Name, from: p}, source: source, alone: from.Alone}
+	if !known {
 		c.fresh = append(c.fresh, &p.document)
 	}
 	c.pieces = append(c.pieces, p)
@@ -188,22 +251,17 @@ func (c *compiler) take(source int, doc *yamldoc.Document, r *reading) *reading 
 // takeItems calls take for the items of a List.
 func (c *compiler) takeItems(source int, doc *yamldoc.Document, r *reading) {
 	if r.items != nil {
-		digests := make([]*yamldoc.Digest, len(r.items.readings))
-		for i, item := range r.items.readings {
-			digests[i] = item.digest
-		}
-		for i, item := range doc.KnownItems("items", digests, r.items.sums) {
-			c.take(source, item, r.items.readings[i])
+		for _, item := range doc.KnownItems("items", *r.items) {
+			c.take(source, item)
 		}
 		return
 	}
 	documents := doc.Items("items")
-	known, all := items{make([]*reading, len(documents)), make([]yamldoc.Sum, len(documents))}, true
+	known, all := make(items, len(documents)), true
 	for i, item := range documents {
 		problems := len(item.Problems)
-		one := c.take(source, item, nil)
-		known.readings[i] = one
-		known.sums[i], _ = item.Sum()
+		one := c.take(source, item)
+		known[i] = &one.digest
 		all = all && problems == 0 && !one.list() && keeps(item, one)
 	}
 	if all {
@@ -214,29 +272,37 @@ func (c *compiler) takeItems(source int, doc *yamldoc.Document, r *reading) {
 // arrange sorts the documents in force by kind. Those that stand alone come last, in their own order.
 func (c *compiler) arrange() {
 	current := make([]*document, 0, len(c.alone))
-	byPiece := make(map[*piece]*document, len(c.alone))
+	restored := make(map[*piece]*document)
 	for _, p := range c.alone {
-		if d := p.current(); d != nil {
-			current, byPiece[p] = append(current, d), d
+		d := p.current()
+		if d != nil {
+			current = append(current, d)
 		}
-		if p.verdict == closed {
-			if c.shut = append(c.shut, p.shut.hosts...); p.shut.denies {
+		switch p.verdict {
+		case lastGood:
+			restored[p] = d
+		case closed:
+			if c.shut = append(c.shut, p.refused.shut.hosts...); p.refused.shut.denies {
 				c.closed = append(c.closed, reason(p.called()))
 			}
 		}
 	}
-	var whole []*document
+	c.documents = make([]*document, 0, len(c.pieces))
 	for _, p := range c.pieces {
-		d := byPiece[p]
-		if !p.alone {
+		d := restored[p]
+		if p.verdict == asWritten {
 			d = p.current()
-			whole = append(whole, d)
 		}
 		if d != nil {
 			c.documents = append(c.documents, d)
 		}
 	}
-	for _, d := range append(whole, current...) {
+	for _, d := range c.documents {
+		if !d.from.alone {
+			c.sort(d)
+		}
+	}
+	for _, d := range current {
 		c.sort(d)
 	}
 }
@@ -246,9 +312,7 @@ func (c *compiler) sort(d *document) {
 	if d.is == nil {
 		return
 	}
-	if first := c.first[d.key()]; first == nil {
-		c.first[d.key()] = d
-	} else if d.name != "" {
+	if first := c.first.of(d); first != d && d.name != "" {
 		d.twice(first)
 	}
 	switch is := d.is.(type) {
@@ -278,6 +342,35 @@ func (c *compiler) sort(d *document) {
 	case *tokens:
 		c.tokens = append(c.tokens, decoded[tokens]{d, is})
 	}
+}
+
+// firsts finds the first document of each identity. Identities are large, so documents are found by their hashes.
+type firsts struct {
+	seed   maphash.Seed
+	byHash map[uint64]*document
+	others map[groupIdentity]*document // those with the hash of another one
+}
+
+// of returns the first document with the identity of d, which is d itself if there was none yet.
+func (f *firsts) of(d *document) *document {
+	key := d.key()
+	hash := maphash.Comparable(f.seed, key)
+	first := f.byHash[hash]
+	if first == nil {
+		f.byHash[hash] = d
+		return d
+	}
+	if first.key() == key {
+		return first
+	}
+	if first = f.others[key]; first != nil {
+		return first
+	}
+	if f.others == nil {
+		f.others = make(map[groupIdentity]*document)
+	}
+	f.others[key] = d
+	return d
 }
 
 // notEnforced is the content of a document that was checked and is refused.

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/policy/route"
@@ -159,6 +161,90 @@ func TestRecompileKeepsRoutes(t *testing.T) {
 	third, _ := policy.Recompile(first, services(10, "1s"), other)
 	if third.Host("service-1").Known {
 		t.Error("a plan for another workload was used")
+	}
+}
+
+// TestRecompile_MovedSources has the routes of services kept where their sources, or the documents in them, have other places and names.
+func TestRecompile_MovedSources(t *testing.T) {
+	const n = 10
+	last, _ := policy.Compile(services(n, "1s"), workload)
+	for _, tt := range []struct {
+		name string
+		move func(sources []policy.Source) []policy.Source
+	}{
+		{"another order", func(s []policy.Source) []policy.Source { slices.Reverse(s); return s }},
+		{"one before them", func(s []policy.Source) []policy.Source {
+			return slices.Insert(s, 0, policy.Source{Name: "a.yaml", Data: serviceDocuments(n, "1s")})
+		}},
+		{"other names", func(s []policy.Source) []policy.Source {
+			for i := range s {
+				s[i].Name = fmt.Sprintf("other-%d.yaml", i)
+			}
+			return s
+		}},
+		{"two in one", func(s []policy.Source) []policy.Source {
+			s[0].Data = slices.Concat(s[0].Data, s[1].Data)
+			return slices.Delete(s, 1, 2)
+		}},
+	} {
+		sources := tt.move(services(n, "1s"))
+		plan, findings := policy.Recompile(last, sources, workload)
+		want, wantFindings := policy.Compile(sources, workload)
+		if !slices.Equal(findings, wantFindings) {
+			t.Errorf("%s: the findings are\n%v\nwant\n%v", tt.name, findings, wantFindings)
+		}
+		for i := range n {
+			host := fmt.Sprintf("service-%d", i)
+			if plan.Host(host).Routes != last.Host(host).Routes {
+				t.Errorf("%s: %s was compiled again", tt.name, host)
+			}
+			samePlan(t, tt.name, plan, want, host)
+		}
+	}
+}
+
+// TestRecompile_ChangedInPlace has the text of a source changed in the memory in which it was loaded before: that is a change like any other.
+func TestRecompile_ChangedInPlace(t *testing.T) {
+	sources := services(2, "1s")
+	last, _ := policy.Compile(sources, workload)
+	copy(sources[1].Data[bytes.Index(sources[1].Data, []byte("timeout: 1s"))+len("timeout: "):], "3")
+	plan, findings := policy.Recompile(last, sources, workload)
+	if plan == nil {
+		t.Fatal(findings)
+	}
+	if got := plan.Host("service-1").Routes.Rule(1).Route.Timeout; got != 3*time.Second {
+		t.Errorf("the timeout is %v, want that of the new text", got)
+	}
+}
+
+// TestRecompile_AllocatesLittle bounds what a change of one document allocates for each that did not change, in sources of their own or in one:
+// it used to be 2,000 bytes.
+func TestRecompile_AllocatesLittle(t *testing.T) {
+	const n = 1000 // services, of two documents each
+	one := func(timeout string) []policy.Source {
+		var all []byte
+		for _, source := range services(n, timeout) {
+			all = append(all, source.Data...)
+		}
+		return []policy.Source{{Name: "all.yaml", Data: all}}
+	}
+	each := func(timeout string) []policy.Source { return services(n, timeout) }
+	for name, documents := range map[string]func(timeout string) []policy.Source{"each a source": each, "one source": one} {
+		last, _ := policy.Compile(documents("1s"), workload)
+		last, _ = policy.Recompile(last, documents("2s"), workload)
+		sources := documents("3s")
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		plan, findings := policy.Recompile(last, sources, workload)
+		runtime.ReadMemStats(&after)
+		if plan == nil {
+			t.Fatal(findings)
+		}
+		bytes := (after.TotalAlloc - before.TotalAlloc) / (2 * n)
+		t.Logf("%s: %d bytes for each document", name, bytes)
+		if bytes > 900 {
+			t.Errorf("%s: a change allocates %d bytes for each document", name, bytes)
+		}
 	}
 }
 

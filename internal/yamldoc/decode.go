@@ -147,7 +147,7 @@ func (w *walk) errorf(node *yaml.Node, format string, args ...any) {
 }
 
 func (w *walk) report(node *yaml.Node, warning bool, format string, args ...any) {
-	w.doc.report(w.doc.offset+node.Line, w.render(w.path), warning, format, args...)
+	w.doc.report(int(w.doc.offset)+node.Line, w.render(w.path), warning, format, args...)
 }
 
 // value decodes a node into v. f has the tags of the field that the node belongs to.
@@ -232,7 +232,7 @@ func (w *walk) structure(node *yaml.Node, v reflect.Value) {
 		f := &st.fields[n]
 		w.path = append(w.path, part{key: f.name})
 		if seen[n] != 0 {
-			w.errorf(key, "set twice, first in line %d: remove one", w.doc.offset+max(seen[n], -seen[n]))
+			w.errorf(key, "set twice, first in line %d: remove one", int(w.doc.offset)+max(seen[n], -seen[n]))
 		} else if null(target(value)) {
 			seen[n] = -key.Line // counts as absent, since an API server prunes it
 		} else {
@@ -270,7 +270,7 @@ func (w *walk) complete(node *yaml.Node, st *structType, seen []int) {
 		for j := range i {
 			if g := &st.fields[j]; g.oneof == f.oneof && seen[j] > 0 {
 				w.malformed = true
-				w.doc.report(w.doc.offset+max(seen[i], seen[j]), w.render(w.path), false,
+				w.doc.report(int(w.doc.offset)+max(seen[i], seen[j]), w.render(w.path), false,
 					"%s and %s exclude each other: set only one of them", g.name, f.name)
 			}
 		}
@@ -353,7 +353,7 @@ func (w *walk) object(node *yaml.Node, v reflect.Value, f *field) {
 			w.path[len(w.path)-1].key = `""`
 			w.errorf(key, "a key must not be empty")
 		} else if first, twice := lines[name]; twice {
-			w.errorf(key, "set twice, first in line %d: remove one", w.doc.offset+first)
+			w.errorf(key, "set twice, first in line %d: remove one", int(w.doc.offset)+first)
 		} else {
 			lines[name] = key.Line
 			e := reflect.New(element).Elem()

@@ -3,6 +3,7 @@ package yamldoc
 import (
 	"crypto/sha256"
 	"fmt"
+	"iter"
 	"slices"
 
 	"go.yaml.in/yaml/v3"
@@ -11,15 +12,61 @@ import (
 // Sum identifies the text of a document, or what an item of a List says.
 type Sum [sha256.Size]byte
 
+// SumOf returns the Sum of a text.
+func SumOf(text []byte) Sum { return sha256.Sum256(text) }
+
 // Digest has what [ParseNew] needs to know about a document in order not to parse it: where it begins in its text, and its problems.
 type Digest struct {
+	// Content is what the caller has made of the document; see [Document.Content].
+	Content any
+
+	sum      Sum // zero if it has none
 	line     int
 	problems []Problem // with lines of the text
 }
 
 // Sum returns the Sum of the document. It reports false if it has none: it cannot be parsed, or is an item of a List with aliases.
 func (d *Document) Sum() (Sum, bool) {
-	return d.sum, d.sum != Sum{}
+	if d.digest == nil {
+		return Sum{}, false
+	}
+	return d.digest.sum, d.digest.sum != Sum{}
+}
+
+// Content returns the Content of the digest that the document was restored from. It is nil for a document that was parsed.
+func (d *Document) Content() any {
+	if d.digest == nil {
+		return nil
+	}
+	return d.digest.Content
+}
+
+// Outline says where the documents of a stream are, and has their digests. It does not change once all documents were added.
+type Outline struct{ entries []entry }
+
+// entry is a document of an outline: its first line, and its place in the text of its stream.
+type entry struct {
+	*Digest
+	line, at, size int32
+}
+
+// Add adds the next document of the stream.
+func (o *Outline) Add(d *Document, digest *Digest) {
+	o.entries = append(o.entries, entry{digest, d.offset + 1, d.at, int32(len(d.text))})
+}
+
+// Len returns the number of documents.
+func (o *Outline) Len() int { return len(o.entries) }
+
+// Digests yields the digest of each document, by its Sum.
+func (o *Outline) Digests() iter.Seq2[Sum, *Digest] {
+	return func(yield func(Sum, *Digest) bool) {
+		for _, e := range o.entries {
+			if !yield(e.sum, e.Digest) {
+				return
+			}
+		}
+	}
 }
 
 // sumOf returns the Sum of an item of a List, without its comments and its place. It is zero if the item has aliases: what they stand for may be
@@ -47,9 +94,11 @@ func said(text []byte, node *yaml.Node) (_ []byte, own bool) {
 
 // Digest returns the digest of the document with its current problems.
 func (d *Document) Digest() *Digest {
-	digest := &Digest{line: d.Line - d.offset, problems: slices.Clone(d.Problems)}
+	offset := int(d.offset)
+	digest := &Digest{line: d.Line - offset, problems: slices.Clone(d.Problems)}
+	digest.sum, _ = d.Sum()
 	for i := range digest.problems {
-		digest.problems[i].Line -= d.offset
+		digest.problems[i].Line -= offset
 	}
 	return digest
 }
@@ -74,34 +123,37 @@ func (d *Digest) Without(other *Digest) *Digest {
 // Report reports the problems of a digest of the same text.
 func (d *Document) Report(digest *Digest) {
 	for _, p := range digest.problems {
-		d.report(d.offset+p.Line, p.Path, p.Warning, "%s", p.Message)
+		d.report(int(d.offset)+p.Line, p.Path, p.Warning, "%s", p.Message)
 	}
 }
 
-// restore returns the document of a digest, at another place.
-func (s *stream) restore(from *Digest, offset int) *Document {
-	d := &Document{Line: offset + from.line, stream: s, offset: offset, unread: true}
-	d.Report(from)
+// restore makes d the document of an entry in a stream with the given text, and returns it.
+func (s *stream) restore(d *Document, from entry, text []byte) *Document {
+	*d = Document{
+		Line: int(from.line) - 1 + from.Digest.line, stream: s, digest: from.Digest,
+		text: text[from.at : from.at+from.size], at: from.at, offset: from.line - 1, unread: true,
+	}
+	d.Report(from.Digest)
 	return d
 }
 
-// KnownItems is Items for a list whose elements all have a digest. sums are their Sums. None of them is parsed.
-func (d *Document) KnownItems(key string, digests []*Digest, sums []Sum) (items []*Document) {
+// KnownItems is Items for a list whose elements all have a digest. None of them is parsed.
+func (d *Document) KnownItems(key string, digests []*Digest) (items []*Document) {
 	for i, digest := range digests {
-		if message := d.stream.documented(); message != "" {
+		if message := d.stream.documented(1); message != "" {
 			d.Errorf(key, "%s", message)
 			break
 		}
-		item := d.stream.restore(digest, d.offset)
-		item.depth, item.of, item.key, item.nth, item.sum = d.depth+1, d, key, i, sums[i]
-		items = append(items, item)
+		one := d.stream.restore(new(Document), entry{Digest: digest, line: d.offset + 1}, nil)
+		one.depth, one.item = d.depth+1, &item{d, key, i}
+		items = append(items, one)
 	}
 	return items
 }
 
 // Renew drops the problems that were reported since the digest was made.
 func (d *Document) Renew(digest *Digest) {
-	d.stream.problems -= len(d.Problems)
+	d.stream.problems -= int32(len(d.Problems))
 	d.stream.run.problems -= len(d.Problems)
 	d.Problems, d.failed, d.omitted = nil, false, 0
 	d.Report(digest)
@@ -109,23 +161,25 @@ func (d *Document) Renew(digest *Digest) {
 
 // Kept returns the document in a form to keep: not parsed, and without problems. See [Document.Restored].
 func (d *Document) Kept() *Document {
-	kept := &Document{Line: d.Line, text: d.text, sum: d.sum, offset: d.offset, depth: d.depth, unread: true, key: d.key, nth: d.nth}
-	if d.of != nil {
-		if kept.of = d.stream.kept[d.of]; kept.of == nil {
+	kept := &Document{Line: d.Line, text: d.text, digest: d.digest, offset: d.offset, depth: d.depth, unread: true}
+	if in := d.item; in != nil {
+		list := d.stream.kept[in.of]
+		if list == nil {
 			if d.stream.kept == nil {
 				d.stream.kept = make(map[*Document]*Document)
 			}
-			kept.of = d.of.Kept()
-			d.stream.kept[d.of] = kept.of
+			list = in.of.Kept()
+			d.stream.kept[in.of] = list
 		}
+		kept.item = &item{list, in.key, in.nth}
 	}
 	return kept
 }
 
 // Unload undoes what a document that was kept, or a copy of it, has parsed of its List.
 func (d *Document) Unload() {
-	for list := d.of; list != nil; list = list.of {
-		list.root, list.unread = nil, true
+	for in := d.item; in != nil; in = in.of.item {
+		in.of.root, in.of.unread = nil, true
 	}
 }
 
@@ -143,9 +197,9 @@ func (d *Document) load() {
 		return
 	}
 	d.unread = false
-	if d.of != nil {
-		elements, _ := d.of.list(d.key)
-		d.root = target(elements[d.nth])
+	if in := d.item; in != nil {
+		elements, _ := in.of.list(in.key)
+		d.root = target(elements[in.nth])
 		return
 	}
 	c := chunk{data: d.text}
@@ -154,13 +208,8 @@ func (d *Document) load() {
 }
 
 // InList reports whether the document is an item of a List.
-func (d *Document) InList() bool { return d.of != nil }
+func (d *Document) InList() bool { return d.item != nil }
 
 // Raw returns the text of the document in its stream, even if it cannot be parsed. It is nil for an item of a List, and for the document
 // that reports problems of several documents. For an item that is not an object, it has the scalars of the item.
-func (d *Document) Raw() []byte {
-	if d.text != nil {
-		return d.text
-	}
-	return d.broken
-}
+func (d *Document) Raw() []byte { return d.text }

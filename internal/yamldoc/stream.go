@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"sort"
 	"strconv"
 	"strings"
@@ -20,18 +21,64 @@ import (
 // Parse splits streams into documents and parses each separately, so a malformed one does not hide the others. It returns the documents of each
 // stream, without those that have no content. It uses all processors.
 func Parse(streams ...[]byte) [][]*Document {
-	return ParseNew(func(Sum) *Digest { return nil }, streams...)
+	texts := make([]Stream, len(streams))
+	for i, data := range streams {
+		texts[i].Data = data
+	}
+	docs := make([][]*Document, len(streams))
+	for _, d := range ParseNew(texts, func(Sum) *Digest { return nil }) {
+		docs[d.Stream()] = append(docs[d.Stream()], d)
+	}
+	return docs
 }
 
-// ParseNew is Parse for streams of which an earlier version was already parsed. It does not parse documents for which known returns a digest:
-// they get the place and the problems of the digest, and are parsed when their content is needed. known is called by several goroutines
-// concurrently.
-func ParseNew(known func(Sum) *Digest, streams ...[]byte) [][]*Document {
+// Stream is a stream of documents.
+type Stream struct {
+	Data  []byte
+	Known *Outline // if it was parsed before, and all of its documents have a digest; otherwise nil
+}
+
+// ParseNew is Parse for streams of which an earlier version was already parsed. It returns the documents of all streams, in order. It does not
+// read streams with an outline, and does not parse documents for which known returns a digest: they get the place and the problems of the
+// digest, and are parsed when their content is needed. known is called by several goroutines concurrently.
+func ParseNew(streams []Stream, known func(Sum) *Digest) []*Document {
 	all := &run{search: maxSearch}
+	each := make([]stream, len(streams))
 	var chunks []chunk
-	for i, data := range streams {
-		chunks = all.split(chunks, &stream{run: all, index: i}, data)
+	outlined := 0
+	for i := range each {
+		s := &each[i]
+		s.run, s.index, s.outline = all, int32(i), streams[i].Known
+		if s.outline == nil {
+			chunks = s.split(chunks, streams[i].Data)
+		} else if message := s.documented(s.outline.Len()); message != "" {
+			s.outline = nil
+			chunks = append(chunks, chunk{stream: s, doc: s.report(1, "%s", message)})
+		} else {
+			outlined += s.outline.Len()
+		}
 	}
+	readChunks(chunks, known)
+
+	docs, slab := make([]*Document, 0, outlined+len(chunks)), make([]Document, outlined)
+	for i := range each {
+		s := &each[i]
+		if s.outline != nil {
+			for _, e := range s.outline.entries {
+				docs, slab = append(docs, s.restore(&slab[0], e, streams[i].Data)), slab[1:]
+			}
+		}
+		for ; len(chunks) > 0 && chunks[0].stream == s; chunks = chunks[1:] {
+			if doc := chunks[0].document(); doc != nil {
+				docs = append(docs, doc)
+			}
+		}
+	}
+	return docs
+}
+
+// readChunks reads chunks on all processors.
+func readChunks(chunks []chunk, known func(Sum) *Digest) {
 	var next atomic.Int64
 	parse := func() {
 		for i := next.Add(1) - 1; i < int64(len(chunks)); i = next.Add(1) - 1 {
@@ -44,35 +91,31 @@ func ParseNew(known func(Sum) *Digest, streams ...[]byte) [][]*Document {
 	}
 	parse()
 	helpers.Wait()
+}
 
-	docs := make([][]*Document, len(streams))
-	for i := range chunks {
-		c := &chunks[i]
-		switch {
-		case c.err != nil:
-			c.broken()
-		case c.known != nil:
-			c.doc = c.restore(c.known, c.line-1)
-		case c.root != nil:
-			c.doc = c.document(c.root, c.line-1)
-		}
-		if c.doc != nil && c.err == nil {
-			c.doc.text, c.doc.sum = c.data, c.sum
-		}
-		if c.doc != nil {
-			docs[c.stream.index] = append(docs[c.stream.index], c.doc)
-		}
+// document returns the document of a chunk that was read, or nil if there is none.
+func (c *chunk) document() *Document {
+	switch {
+	case c.err != nil:
+		c.broken()
+	case c.known != nil:
+		at := entry{c.known, int32(c.line), int32(c.at), int32(len(c.data))}
+		return c.restore(new(Document), at, c.whole)
+	case c.root != nil:
+		d := c.stream.document(c.root, c.line-1)
+		d.text, d.at, d.digest = c.data, int32(c.at), &Digest{sum: c.sum}
+		return d
 	}
-	return docs
+	return c.doc
 }
 
 // Empty reports whether the streams contain no document, and nothing that was meant to be one. A List without items does not count. It stops at
 // the first document.
 func Empty(streams ...[]byte) bool {
 	for _, data := range streams {
-		all := new(run)
-		for _, c := range all.split(nil, &stream{run: all}, data) {
-			if c.parse(); c.doc != nil || c.err != nil || c.root != nil && !c.document(c.root, 0).emptyList() {
+		s := &stream{run: new(run)}
+		for _, c := range s.split(nil, data) {
+			if c.parse(); c.doc != nil || c.err != nil || c.root != nil && !c.document().emptyList() {
 				return false
 			}
 		}
@@ -97,10 +140,11 @@ type run struct {
 // stream is one of the streams of a run.
 type stream struct {
 	*run
-	index     int
-	documents int
-	problems  int
-	broken    int       // documents that are not valid YAML
+	outline   *Outline // used instead of the text, if not nil
+	index     int32
+	documents int32
+	problems  int32
+	broken    int32     // documents that are not valid YAML
 	rest      *Document // reports the documents beyond maxBroken
 
 	kept map[*Document]*Document // Lists in the form in which their items keep them
@@ -116,10 +160,10 @@ func (s *stream) admits() bool {
 	return true
 }
 
-// documented counts a document. It returns an error message if there are too many.
-func (s *stream) documented() string {
-	s.documents++
-	s.run.documents++
+// documented counts n documents. It returns an error message if there are too many.
+func (s *stream) documented(n int) string {
+	s.documents += int32(n)
+	s.run.documents += n
 	switch {
 	case s.documents > maxDocuments:
 		return fmt.Sprintf("more than %d documents: split it into several files", maxDocuments)
@@ -132,19 +176,22 @@ func (s *stream) documented() string {
 // chunk is a part of a stream that may be a document.
 type chunk struct {
 	*stream
-	data []byte
-	line int // the line of the stream at which it begins
-	skip int // the number of lines before the first content
-	sum  Sum
-	root *yaml.Node
-	err  error // why it could not be parsed
-	doc  *Document
+	whole []byte // the text of the stream
+	data  []byte
+	at    int // where data begins in whole
+	line  int // the line of the stream at which it begins
+	skip  int // the number of lines before the first content
+	sum   Sum
+	root  *yaml.Node
+	err   error // why it could not be parsed
+	doc   *Document
 
 	known *Digest // used instead of root, if not nil
 }
 
-func (r *run) split(chunks []chunk, s *stream, data []byte) []chunk {
-	before := len(chunks)
+// split appends the chunks of the text of a stream.
+func (s *stream) split(chunks []chunk, data []byte) []chunk {
+	before, whole := len(chunks), data
 	refuse := func(format string, args ...any) []chunk {
 		return append(chunks[:before], chunk{stream: s, doc: s.report(1, format, args...)})
 	}
@@ -155,23 +202,24 @@ func (r *run) split(chunks []chunk, s *stream, data []byte) []chunk {
 		return refuse("UTF-16 text: save the file as UTF-8")
 	}
 	data = bytes.TrimPrefix(data, []byte("\uFEFF"))
+	chunks = slices.Grow(chunks, min(bytes.Count(data, []byte("\n---"))+1, maxDocuments))
 	for line := 1; len(data) > 0; {
 		end, next, lines := cut(data)
 		if skip, empty := blank(data[:end]); !empty {
-			if message := s.documented(); message != "" {
+			if message := s.documented(1); message != "" {
 				return refuse("%s", message)
 			}
-			chunks = append(chunks, chunk{stream: s, data: data[:end], line: line, skip: skip})
+			chunks = append(chunks, chunk{stream: s, whole: whole, data: data[:end], at: len(whole) - len(data), line: line, skip: skip})
 		}
 		line += lines
 		if data = data[end:]; next > end {
 			data = data[next-end:]
 			if text, _, _ := bytes.Cut(data, []byte("\n")); !bare(text) {
-				if message := s.documented(); message != "" {
+				if message := s.documented(1); message != "" {
 					return refuse("%s", message)
 				}
 				doc := s.report(line, `text after "...": begin the document on a line of its own, after "---"`)
-				doc.broken = text
+				doc.text = text
 				chunks = append(chunks, chunk{stream: s, doc: doc})
 				data = data[len(text):]
 			}
@@ -321,7 +369,7 @@ func (c *chunk) broken() {
 		line, c.err = max(line, c.line-1+at), errors.New("not valid YAML: "+message)
 	}
 	c.doc = c.report(line, "%s", c.err)
-	c.doc.broken = c.data
+	c.doc.text = c.data
 }
 
 // syntaxError returns the line and the message of an error of the YAML parser. The parser often names the line where the malformed object
@@ -383,11 +431,11 @@ func (s *stream) report(line int, format string, args ...any) *Document {
 }
 
 func (s *stream) document(root *yaml.Node, offset int) *Document {
-	d := &Document{Line: offset + root.Line, stream: s, root: root, offset: offset}
+	d := &Document{Line: offset + root.Line, stream: s, root: root, offset: int32(offset)}
 	if root.Kind != yaml.MappingNode {
 		d.Errorf("", "must be an object with apiVersion and kind, not %s", describe(root))
 		scalars(root, "", make(map[*yaml.Node]bool), func(key, value string) bool {
-			d.broken = fmt.Appendf(d.broken, "%s: %s\n", key, value)
+			d.text = fmt.Appendf(d.text, "%s: %s\n", key, value)
 			return true
 		})
 		d.root = nil

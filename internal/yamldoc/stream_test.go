@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 
@@ -184,6 +185,61 @@ func TestParse_CostsWhatItsSizeSuggests(t *testing.T) {
 				t.Errorf("%d problems, one that says %q: %v", problems, tt.want, told)
 			}
 		})
+	}
+}
+
+// outlined parses a stream and returns its documents, which must all have a Sum, and their outline.
+func outlined(t *testing.T, data string) ([]*yamldoc.Document, *yamldoc.Outline) {
+	t.Helper()
+	docs := yamldoc.ParseNew([]yamldoc.Stream{{Data: []byte(data)}}, func(yamldoc.Sum) *yamldoc.Digest { return nil })
+	outline := new(yamldoc.Outline)
+	for _, d := range docs {
+		if _, ok := d.Sum(); !ok {
+			t.Fatalf("the document of line %d has no Sum", d.Line)
+		}
+		d.Warnf("spec.a", "told of the first")
+		outline.Add(d, d.Digest())
+	}
+	return docs, outline
+}
+
+// TestParseNew_Outline: a stream with an outline has the documents that parsing it has.
+func TestParseNew_Outline(t *testing.T) {
+	for _, data := range []string{
+		"", "# nothing\n---\n", "kind: a", "kind: a\nspec: {a: 1}\n---\n# more\n\nkind: b\nspec:\n  a: 2\n",
+		"\uFEFFkind: a\n---\nspec: {a: 1}", "kind: a\n...\n# end\n---\nkind: b\n...\n", "\r\nkind: a\r\n---\r\nkind: b\r\n", "---\n[a]\n--- {kind: b}\n",
+	} {
+		want, outline := outlined(t, data)
+		streams := []yamldoc.Stream{{Data: []byte("kind: first")}, {Data: []byte(data), Known: outline}, {Data: []byte("kind: last")}}
+		got := yamldoc.ParseNew(streams, func(yamldoc.Sum) *yamldoc.Digest { return nil })
+		if len(got) != len(want)+2 || got[0].Text("kind") != "first" || got[len(got)-1].Text("kind") != "last" {
+			t.Errorf("%q: %d documents, want %d in their order", data, len(got), len(want)+2)
+			continue
+		}
+		for i, d := range got[1 : len(got)-1] {
+			sum, _ := d.Sum()
+			wantSum, _ := want[i].Sum()
+			if d.Stream() != 1 || d.Line != want[i].Line || sum != wantSum || string(d.Raw()) != string(want[i].Raw()) ||
+				!slices.Equal(d.Problems, want[i].Problems) || d.Failed() != want[i].Failed() ||
+				d.Text("kind") != want[i].Text("kind") || d.LineOf("spec.a") != want[i].LineOf("spec.a") {
+				t.Errorf("%q: document %d is %+v, want %+v", data, i, d, want[i])
+			}
+		}
+	}
+}
+
+// TestParseNew_BoundsOutlinedDocuments: documents that need not be read count, too.
+func TestParseNew_BoundsOutlinedDocuments(t *testing.T) {
+	data := strings.Repeat("---\na: b\n", 20_000)
+	_, outline := outlined(t, data)
+	streams := make([]yamldoc.Stream, 11)
+	for i := range streams {
+		streams[i] = yamldoc.Stream{Data: []byte(data), Known: outline}
+	}
+	docs := yamldoc.ParseNew(streams, func(yamldoc.Sum) *yamldoc.Digest { return nil })
+	last := docs[len(docs)-1]
+	if len(docs) != 200_001 || last.Stream() != 10 || !last.Failed() || !strings.Contains(last.Problems[0].Message, "more than 200000 documents") {
+		t.Errorf("%d documents, the last one has the problems %v", len(docs), last.Problems)
 	}
 }
 

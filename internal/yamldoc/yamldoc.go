@@ -51,19 +51,25 @@ type Document struct {
 	// Problems are the problems of the syntax, then those that [Decoder.Decode], [Document.Errorf] and [Document.Warnf] have reported.
 	Problems []Problem
 
-	stream  *stream
-	text    []byte
-	sum     Sum        // of text
-	broken  []byte     // the text, if it cannot be parsed; text is nil then
-	root    *yaml.Node // a mapping; nil if the syntax is broken
-	unread  bool       // root was not yet parsed
-	loose   bool       // see Loosen
-	offset  int        // what to add to the lines of nodes to get lines of the stream
-	depth   int        // the number of Lists around the document
-	failed  bool       // a problem is an error
-	omitted int
+	stream *stream
+	text   []byte     // see Raw
+	digest *Digest    // has its Sum; nil if it has none
+	root   *yaml.Node // a mapping; nil if the syntax is broken
+	item   *item      // its place in a List, or nil
 
-	of  *Document // for an item: its List, and its place there
+	// These are small, because each load has a Document for every document, changed or not.
+	at      int32 // where text begins in its stream
+	offset  int32 // what to add to the lines of nodes to get lines of the stream
+	omitted int32
+	depth   uint8 // the number of Lists around the document
+	unread  bool  // root was not yet parsed
+	loose   bool  // see Loosen
+	failed  bool  // a problem is an error
+}
+
+// item is the place of a document in a List.
+type item struct {
+	of  *Document
 	key string
 	nth int
 }
@@ -72,7 +78,10 @@ type Document struct {
 func (d *Document) Failed() bool { return d.failed }
 
 // Omitted returns how many problems of the document are not in Problems, because its stream or all streams together have too many.
-func (d *Document) Omitted() int { return d.omitted }
+func (d *Document) Omitted() int { return int(d.omitted) }
+
+// Stream returns the index of the stream that the document is from.
+func (d *Document) Stream() int { return int(d.stream.index) }
 
 // Errorf reports an error in the field at path. If the field does not exist, the error has the line of the closest enclosing field.
 func (d *Document) Errorf(path, format string, args ...any) {
@@ -121,7 +130,7 @@ func (d *Document) LineOf(path string) int {
 		var index, at int
 		key, index, path = step(path)
 		if at, node = d.child(node, key, index); node != nil {
-			line = d.offset + at
+			line = int(d.offset) + at
 		}
 	}
 	return line
@@ -196,13 +205,13 @@ func (d *Document) Items(key string) (items []*Document) {
 		return nil
 	}
 	for i, node := range elements {
-		if message := d.stream.documented(); message != "" {
+		if message := d.stream.documented(1); message != "" {
 			d.Errorf(key, "%s", message)
 			break
 		}
-		item := d.stream.document(target(node), d.offset)
-		item.depth, item.of, item.key, item.nth, item.sum = d.depth+1, d, key, i, sumOf(node)
-		items = append(items, item)
+		one := d.stream.document(target(node), int(d.offset))
+		one.depth, one.item, one.digest = d.depth+1, &item{d, key, i}, &Digest{sum: sumOf(node)}
+		items = append(items, one)
 	}
 	return items
 }
