@@ -160,19 +160,23 @@ type Circuit struct {
 	created time.Time
 	changes mailbox[Change]
 
+	phase       atomic.Uint64 // see phase; written with the lock of trips.breaker held
+	consecutive atomic.Int64  // failures; written with mu held
+
+	mu     sync.Mutex // may be held when trips.breaker is used, never taken in its callbacks
+	window *window    // nil if no rate is evaluated
+	trips  *trips     // nil until the circuit opens for the first time, which most never do; does not change afterwards
+}
+
+// trips is the part of a circuit that is needed once it opens.
+type trips struct {
 	// breaker is the state machine: it times the open period, and admits and judges the probes. It takes no part in calls
 	// that pass a closed circuit, except the one that trips it: it would cost two clock reads and an allocation, and it
 	// drops the results of calls that outlast its window.
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
-	phase   atomic.Uint64 // see phase; written with the lock of breaker held
 
-	consecutive atomic.Int64 // failures; written with mu held
-
-	mu     sync.Mutex // may be held when breaker is used, never taken in its callbacks
-	window window     // has no buckets if no rate is evaluated
-	probes []*probe   // not yet ended, or not yet known to have
-
-	trippedBy tally // what opened the closed circuit last
+	probes []*probe // not yet ended, or not yet known to have; guarded by Circuit.mu
+	by     tally    // what opened the closed circuit last
 }
 
 // A phase is the time between two changes of state. Its lower two bits are the State.
@@ -203,14 +207,18 @@ func New(cfg Config, onChange func(Change)) (*Circuit, error) {
 	if cfg.FailureFraction > 0 || cfg.SlowCallFraction > 0 {
 		c.window = newWindow(cfg.Window, cfg.Buckets)
 	}
-	c.breaker = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
-		MaxRequests:   uint32(cfg.Probes),
-		Timeout:       cfg.OpenDuration - 1, // gobreaker waits for more than Timeout to pass, not for Timeout
+	return c, nil
+}
+
+// newTrips returns the state machine of a circuit that is closed.
+func (c *Circuit) newTrips() *trips {
+	return &trips{breaker: gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		MaxRequests:   uint32(c.cfg.Probes),
+		Timeout:       c.cfg.OpenDuration - 1, // gobreaker waits for more than Timeout to pass, not for Timeout
 		IsExcluded:    func(err error) bool { return err == errIgnored },
 		ReadyToTrip:   func(gobreaker.Counts) bool { return true }, // a closed breaker is only told of calls that trip it
 		OnStateChange: func(_ string, from, to gobreaker.State) { c.changed(from, to) },
-	})
-	return c, nil
+	})}
 }
 
 // State returns the current state.
@@ -218,7 +226,7 @@ func (c *Circuit) State() State {
 	if c.current().state() == Closed {
 		return Closed
 	}
-	state := fromGobreaker(c.breaker.State()) // may notice that the open period is over
+	state := fromGobreaker(c.trips.breaker.State()) // may notice that the open period is over
 	c.changes.deliver()
 	return state
 }
@@ -227,9 +235,9 @@ func (c *Circuit) State() State {
 func (c *Circuit) Allow() (Lease, error) {
 	lease := Lease{circuit: c, phase: c.current()}
 	if lease.phase.state() != Closed {
-		done, err := c.breaker.Allow()
+		done, err := c.trips.breaker.Allow()
 		if err == gobreaker.ErrTooManyRequests && c.reclaim(time.Now()) {
-			done, err = c.breaker.Allow()
+			done, err = c.trips.breaker.Allow()
 		}
 		if err != nil {
 			c.changes.deliver()
@@ -291,7 +299,7 @@ func (l *Lease) Done(outcome Outcome) {
 
 // record counts a call that passed the closed circuit in phase p, and trips the circuit if it must.
 func (c *Circuit) record(p phase, failed, slow bool) {
-	if !failed && c.window.buckets == nil && c.consecutive.Load() == 0 {
+	if !failed && c.window == nil && c.consecutive.Load() == 0 {
 		return // nothing to count: the usual case takes no lock
 	}
 	c.mu.Lock()
@@ -304,7 +312,7 @@ func (c *Circuit) record(p phase, failed, slow bool) {
 	} else {
 		c.consecutive.Store(0)
 	}
-	if c.window.buckets != nil {
+	if c.window != nil {
 		c.window.add(time.Now(), failed, slow)
 	}
 	if !failed && !slow {
@@ -314,10 +322,15 @@ func (c *Circuit) record(p phase, failed, slow bool) {
 	if !trips {
 		return
 	}
-	c.trippedBy = by
+	if c.trips == nil {
+		c.trips = c.newTrips()
+	}
+	c.trips.by = by
 	c.consecutive.Store(0)
-	c.window.reset()
-	if done, err := c.breaker.Allow(); err == nil {
+	if c.window != nil {
+		c.window.reset()
+	}
+	if done, err := c.trips.breaker.Allow(); err == nil {
 		done(errFailed)
 	}
 }
@@ -327,10 +340,10 @@ func (c *Circuit) tripsLocked() (by tally, trips bool) {
 	if n := int(c.consecutive.Load()); c.cfg.ConsecutiveFailures > 0 && n >= c.cfg.ConsecutiveFailures {
 		return tally{calls: n, failed: n}, true
 	}
-	sum := c.window.sum
-	if c.window.buckets == nil || sum.calls < c.cfg.MinRequests {
-		return sum, false
+	if c.window == nil || c.window.sum.calls < c.cfg.MinRequests {
+		return tally{}, false
 	}
+	sum := c.window.sum
 	return sum, c.cfg.FailureFraction > 0 && sum.failed > 0 && fraction.AtLeast(sum.failed, sum.calls, c.cfg.FailureFraction) ||
 		c.cfg.SlowCallFraction > 0 && sum.slow > 0 && fraction.AtLeast(sum.slow, sum.calls, c.cfg.SlowCallFraction)
 }
@@ -341,7 +354,7 @@ func (c *Circuit) changed(from, to gobreaker.State) {
 	switch {
 	case change.To != Open:
 	case change.From == Closed: // by record, which holds mu
-		change.Calls, change.Failures, change.Slow = c.trippedBy.calls, c.trippedBy.failed, c.trippedBy.slow
+		change.Calls, change.Failures, change.Slow = c.trips.by.calls, c.trips.by.failed, c.trips.by.slow
 	default:
 		change.Calls, change.Failures = 1, 1
 	}
@@ -393,7 +406,7 @@ func (c *Circuit) newProbe(done func(error), now time.Time) *probe {
 	p := &probe{done: done, expires: now.Add(c.cfg.ProbeTimeout)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.probes = append(c.probes, p)
+	c.trips.probes = append(c.trips.probes, p)
 	return p
 }
 
@@ -402,8 +415,8 @@ func (c *Circuit) reclaim(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	reclaimed := false
-	kept := c.probes[:0]
-	for _, p := range c.probes {
+	kept := c.trips.probes[:0]
+	for _, p := range c.trips.probes {
 		switch {
 		case p.ended.Load():
 		case now.Before(p.expires):
@@ -412,7 +425,7 @@ func (c *Circuit) reclaim(now time.Time) bool {
 			reclaimed = true
 		}
 	}
-	clear(c.probes[len(kept):])
-	c.probes = kept
+	clear(c.trips.probes[len(kept):])
+	c.trips.probes = kept
 	return reclaimed
 }

@@ -138,7 +138,7 @@ func (o *Outlier) Endpoints() []EndpointStatus {
 	o.mu.RLock()
 	list := make([]EndpointStatus, 0, o.trackers.Len())
 	for id, t := range o.trackers.All() {
-		s := EndpointStatus{ID: id, Ejected: t.Ejected(), Multiplier: int(t.multiplier)}
+		s := EndpointStatus{ID: id, Ejected: t.Ejected(), Multiplier: int(t.multiplier())}
 		if s.Ejected {
 			s.Reason, s.Until = t.last.reason, t.last.until
 		}
@@ -160,18 +160,26 @@ type Tracker struct {
 	used   atomic.Bool   // by Outlier.Report or Outlier.Ejected, since the last sweep
 
 	// Guarded by outlier.mu. There may be many trackers, and few with an ejection.
-	kept       bool // until Forget
-	aside      bool // it can get no calls: see SetTakesCalls
-	forgotten  bool
-	idle       int32 // sweeps without use
-	multiplier int32
-	last       *ejection // nil before the first
+	kept      bool // until Forget
+	aside     bool // it can get no calls: see SetTakesCalls
+	forgotten bool
+	idle      int32     // sweeps without use
+	last      *ejection // nil before the first
 }
 
 // ejection is why an endpoint was ejected, and until when at least.
 type ejection struct {
-	reason Reason
-	until  time.Time
+	reason     Reason
+	until      time.Time
+	multiplier int32 // see OutlierConfig.BaseEjection; it shrinks while the endpoint is healthy
+}
+
+// multiplier returns that of the latest ejection, or 0 if there is none.
+func (t *Tracker) multiplier() int32 {
+	if t.last == nil {
+		return 0
+	}
+	return t.last.multiplier
 }
 
 // Ejected reports whether the endpoint is ejected.
@@ -280,17 +288,18 @@ func (o *Outlier) ejectLocked(t *Tracker, reason Reason, now time.Time, failures
 		return
 	}
 	// Like Envoy's, the multiplier stops growing one past the point where the duration does.
-	if int(t.multiplier) <= int((o.cfg.MaxEjection-1)/o.cfg.BaseEjection)+1 && t.multiplier < math.MaxInt32 {
-		t.multiplier++
+	multiplier := t.multiplier()
+	if int(multiplier) <= int((o.cfg.MaxEjection-1)/o.cfg.BaseEjection)+1 && multiplier < math.MaxInt32 {
+		multiplier++
 	}
 	d := o.cfg.MaxEjection
-	if int(t.multiplier) <= int(o.cfg.MaxEjection/o.cfg.BaseEjection) {
-		d = time.Duration(t.multiplier) * o.cfg.BaseEjection
+	if int(multiplier) <= int(o.cfg.MaxEjection/o.cfg.BaseEjection) {
+		d = time.Duration(multiplier) * o.cfg.BaseEjection
 	}
 	if o.cfg.Jitter > 0 {
 		d += time.Duration(rand.Int64N(int64(o.cfg.Jitter) + 1))
 	}
-	t.last = &ejection{reason, now.Add(d)}
+	t.last = &ejection{reason, now.Add(d), multiplier}
 	t.out.Store(true)
 	o.ejected.Add(1)
 	o.events.post(Event{Endpoint: t.id, Ejected: true, At: now, Reason: reason, Until: t.last.until, Failures: failures, Calls: calls})
@@ -352,7 +361,9 @@ func (o *Outlier) sweepLocked(now time.Time) {
 			healthy = int((last - readmits) / o.cfg.Interval)
 			o.readmitLocked(t, now)
 		}
-		t.multiplier = int32(max(0, int(t.multiplier)-healthy))
+		if t.last != nil {
+			t.last.multiplier = int32(max(0, int(t.last.multiplier)-healthy))
+		}
 	}
 	if o.cfg.compares() {
 		o.compareLocked(now)

@@ -16,8 +16,8 @@ type tally struct {
 	calls, failed, slow int
 }
 
-func newWindow(period time.Duration, buckets int) window {
-	return window{bucket: period / time.Duration(buckets), buckets: make([]tally, buckets), start: time.Now()}
+func newWindow(period time.Duration, buckets int) *window {
+	return &window{bucket: period / time.Duration(buckets), buckets: make([]tally, buckets), start: time.Now()}
 }
 
 func (w *window) add(now time.Time, failed, slow bool) {
