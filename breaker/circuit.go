@@ -156,16 +156,16 @@ type Change struct {
 
 // Circuit decides whether calls to one destination may be made. It is safe for concurrent use. Use [New].
 type Circuit struct {
-	cfg     Config // with defaults
-	created time.Time
-	changes mailbox[Change]
+	cfg      Config // with defaults
+	onChange func(Change)
 
 	phase       atomic.Uint64 // see phase; written with the lock of trips.breaker held
 	consecutive atomic.Int64  // failures; written with mu held
 
 	mu     sync.Mutex // may be held when trips.breaker is used, never taken in its callbacks
 	window *window    // nil if no rate is evaluated
-	trips  *trips     // nil until the circuit opens for the first time, which most never do; does not change afterwards
+
+	trips atomic.Pointer[trips] // nil until the circuit opens for the first time, which most never do; set once, with mu held
 }
 
 // trips is the part of a circuit that is needed once it opens.
@@ -174,6 +174,7 @@ type trips struct {
 	// that pass a closed circuit, except the one that trips it: it would cost two clock reads and an allocation, and it
 	// drops the results of calls that outlast its window.
 	breaker *gobreaker.TwoStepCircuitBreaker[struct{}]
+	changes mailbox[Change]
 
 	probes []*probe // not yet ended, or not yet known to have; guarded by Circuit.mu
 	by     tally    // what opened the closed circuit last
@@ -202,8 +203,7 @@ func New(cfg Config, onChange func(Change)) (*Circuit, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Circuit{cfg: cfg, created: time.Now()}
-	c.changes.handler = onChange
+	c := &Circuit{cfg: cfg, onChange: onChange}
 	if cfg.FailureFraction > 0 || cfg.SlowCallFraction > 0 {
 		c.window = newWindow(cfg.Window, cfg.Buckets)
 	}
@@ -212,7 +212,7 @@ func New(cfg Config, onChange func(Change)) (*Circuit, error) {
 
 // newTrips returns the state machine of a circuit that is closed.
 func (c *Circuit) newTrips() *trips {
-	return &trips{breaker: gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+	return &trips{changes: mailbox[Change]{handler: c.onChange}, breaker: gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
 		MaxRequests:   uint32(c.cfg.Probes),
 		Timeout:       c.cfg.OpenDuration - 1, // gobreaker waits for more than Timeout to pass, not for Timeout
 		IsExcluded:    func(err error) bool { return err == errIgnored },
@@ -226,8 +226,8 @@ func (c *Circuit) State() State {
 	if c.current().state() == Closed {
 		return Closed
 	}
-	state := fromGobreaker(c.trips.breaker.State()) // may notice that the open period is over
-	c.changes.deliver()
+	state := fromGobreaker(c.trips.Load().breaker.State()) // may notice that the open period is over
+	c.deliver()
 	return state
 }
 
@@ -235,12 +235,13 @@ func (c *Circuit) State() State {
 func (c *Circuit) Allow() (Lease, error) {
 	lease := Lease{circuit: c, phase: c.current()}
 	if lease.phase.state() != Closed {
-		done, err := c.trips.breaker.Allow()
+		breaker := c.trips.Load().breaker
+		done, err := breaker.Allow()
 		if err == gobreaker.ErrTooManyRequests && c.reclaim(time.Now()) {
-			done, err = c.trips.breaker.Allow()
+			done, err = breaker.Allow()
 		}
 		if err != nil {
-			c.changes.deliver()
+			c.deliver()
 			return Lease{}, ErrOpen
 		}
 		// If the phase changed once more since breaker let the call pass, it passes, but its outcome is either that of
@@ -248,10 +249,10 @@ func (c *Circuit) Allow() (Lease, error) {
 		if lease.phase = c.current(); lease.phase.state() != Closed {
 			lease.probe = c.newProbe(done, time.Now())
 		}
-		c.changes.deliver()
+		c.deliver()
 	}
 	if c.cfg.SlowCall > 0 {
-		lease.clock = time.Since(c.created)
+		lease.clock = time.Since(c.window.start)
 	}
 	return lease, nil
 }
@@ -263,7 +264,7 @@ type Lease struct {
 	phase   phase
 	probe   *probe // nil if the circuit was closed
 
-	// clock is when the call began, relative to circuit.created; once it is answered, the complement of the response time.
+	// clock is when the call began, relative to circuit.window.start; once it is answered, the complement of the response time.
 	// It is set only if slow calls count.
 	clock time.Duration
 }
@@ -271,7 +272,7 @@ type Lease struct {
 // Answered reports that the response has begun. What follows, such as a long body, does not make the call slow.
 func (l *Lease) Answered() {
 	if l.circuit != nil && l.circuit.cfg.SlowCall > 0 && l.clock >= 0 {
-		l.clock = ^(time.Since(l.circuit.created) - l.clock)
+		l.clock = ^(time.Since(l.circuit.window.start) - l.clock)
 	}
 }
 
@@ -294,7 +295,14 @@ func (l *Lease) Done(outcome Outcome) {
 	case outcome != Ignored && c.current() == l.phase:
 		c.record(l.phase, outcome == Failure, slow)
 	}
-	c.changes.deliver()
+	c.deliver()
+}
+
+// deliver calls the handler of changes, if there are any.
+func (c *Circuit) deliver() {
+	if t := c.trips.Load(); t != nil {
+		t.changes.deliver()
+	}
 }
 
 // record counts a call that passed the closed circuit in phase p, and trips the circuit if it must.
@@ -322,15 +330,17 @@ func (c *Circuit) record(p phase, failed, slow bool) {
 	if !trips {
 		return
 	}
-	if c.trips == nil {
-		c.trips = c.newTrips()
+	t := c.trips.Load()
+	if t == nil {
+		t = c.newTrips()
+		c.trips.Store(t)
 	}
-	c.trips.by = by
+	t.by = by
 	c.consecutive.Store(0)
 	if c.window != nil {
 		c.window.reset()
 	}
-	if done, err := c.trips.breaker.Allow(); err == nil {
+	if done, err := t.breaker.Allow(); err == nil {
 		done(errFailed)
 	}
 }
@@ -350,16 +360,16 @@ func (c *Circuit) tripsLocked() (by tally, trips bool) {
 
 // changed notes a change of state. gobreaker calls it with its lock held.
 func (c *Circuit) changed(from, to gobreaker.State) {
-	change := Change{From: fromGobreaker(from), To: fromGobreaker(to), At: time.Now()}
+	change, t := Change{From: fromGobreaker(from), To: fromGobreaker(to), At: time.Now()}, c.trips.Load()
 	switch {
 	case change.To != Open:
 	case change.From == Closed: // by record, which holds mu
-		change.Calls, change.Failures, change.Slow = c.trips.by.calls, c.trips.by.failed, c.trips.by.slow
+		change.Calls, change.Failures, change.Slow = t.by.calls, t.by.failed, t.by.slow
 	default:
 		change.Calls, change.Failures = 1, 1
 	}
 	c.phase.Store(uint64(c.current().next(change.To)))
-	c.changes.post(change)
+	t.changes.post(change)
 }
 
 func fromGobreaker(s gobreaker.State) State {
@@ -406,7 +416,8 @@ func (c *Circuit) newProbe(done func(error), now time.Time) *probe {
 	p := &probe{done: done, expires: now.Add(c.cfg.ProbeTimeout)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.trips.probes = append(c.trips.probes, p)
+	t := c.trips.Load()
+	t.probes = append(t.probes, p)
 	return p
 }
 
@@ -414,9 +425,9 @@ func (c *Circuit) newProbe(done func(error), now time.Time) *probe {
 func (c *Circuit) reclaim(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	reclaimed := false
-	kept := c.trips.probes[:0]
-	for _, p := range c.trips.probes {
+	reclaimed, t := false, c.trips.Load()
+	kept := t.probes[:0]
+	for _, p := range t.probes {
 		switch {
 		case p.ended.Load():
 		case now.Before(p.expires):
@@ -425,7 +436,7 @@ func (c *Circuit) reclaim(now time.Time) bool {
 			reclaimed = true
 		}
 	}
-	clear(c.trips.probes[len(kept):])
-	c.trips.probes = kept
+	clear(t.probes[len(kept):])
+	t.probes = kept
 	return reclaimed
 }
