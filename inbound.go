@@ -63,6 +63,9 @@ type ServerConfig struct {
 	// is a better measure.
 	Utilization func() float64
 
+	// HTTP1Only has the listeners of [Mesh.Listen] offer HTTP/1.1 alone over TLS, for an http.Server for which HTTP/2 is off.
+	HTTP1Only bool
+
 	// HandshakeTimeout, MaxPending and MaxPendingPerIP bound what connections may cost before they are served; see
 	// [tlsid.ListenerConfig].
 	HandshakeTimeout            time.Duration

@@ -33,8 +33,12 @@ type watched interface {
 // connections that it forbids.
 //
 // The listener is for http.Server.Serve, with [Mesh.Handler] as the handler: the listener decides who may connect at all,
-// the handler who may do what. HTTP/2 is spoken over TLS. Closing the listener closes inner. Serve probes and metrics that
-// must be reachable without a certificate on a listener of their own.
+// the handler who may do what. Closing the listener closes inner. Serve probes and metrics that must be reachable without a
+// certificate on a listener of their own.
+//
+// HTTP/2 is spoken over TLS, so the http.Server must speak it: leave its TLSConfig, which has no effect here, and its
+// TLSNextProto unset, and HTTP/2 on in its Protocols. A server without HTTP/2 closes connections over TLS at once, and callers see
+// an unexpected EOF: set HTTP1Only in [WithServer].
 //
 // Apply wrappers such as netutil.LimitListener to inner, not to the listener that Listen returns: net/http would see no TLS,
 // and would not speak HTTP/2. A server without [Mesh.Handler] gets no connections while AuthorizationPolicies select the
@@ -82,6 +86,9 @@ func (m *Mesh) listenerConfig(inner net.Listener) tlsid.ListenerConfig {
 	}
 	if m.identity != nil {
 		config.TLS = m.identity.Server()
+		if m.server.HTTP1Only {
+			config.TLS.NextProtos = slices.DeleteFunc(config.TLS.NextProtos, func(protocol string) bool { return protocol == "h2" })
+		}
 	}
 	return config
 }

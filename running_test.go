@@ -71,11 +71,15 @@ func (c way) url(address, path string) string {
 	return "http://" + address + path
 }
 
-// serveWays serves h behind the inbound side of m, over all ways, and returns the address. listen is m.Listen or nothing.
-func serveWays(t *testing.T, m *mesh.Mesh, listen func(net.Listener) net.Listener, h http.HandlerFunc) string {
+// serveWays serves h behind the inbound side of m, over all ways, and returns the address. listen is m.Listen or nothing. Middleware is
+// put around the handler of the mesh.
+func serveWays(t *testing.T, m *mesh.Mesh, listen func(net.Listener) net.Listener, h http.HandlerFunc, middleware ...func(http.Handler) http.Handler) string {
 	t.Helper()
 	inner := listenLoopback(t)
 	srv := &http.Server{Handler: m.Handler(h), Protocols: new(http.Protocols)}
+	for _, wrap := range middleware {
+		srv.Handler = wrap(srv.Handler)
+	}
 	srv.Protocols.SetHTTP1(true)
 	srv.Protocols.SetHTTP2(true)
 	srv.Protocols.SetUnencryptedHTTP2(true)
