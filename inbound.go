@@ -186,7 +186,7 @@ func (h *handler) observed(w http.ResponseWriter, r *http.Request, in *inbound) 
 		if answer.Status == 0 && in.Decision.Allowed && r.Context().Err() == context.Canceled {
 			in.Status, in.Flags = 0, in.Flags|FlagCallerGone // the caller does not get what net/http would answer
 		}
-		if field.IsGRPC(in.Request.Header.Get("Content-Type")) {
+		if field.IsGRPC(in.Request.Header) {
 			in.GRPCStatus = failure.GRPCAnswer(in.Status, w.Header())
 		}
 		if in.Request.Method != http.MethodHead { // the body of its answer is not sent
@@ -224,7 +224,7 @@ func (h *handler) serve(w http.ResponseWriter, r *http.Request, in *inbound) {
 		defer in.ctx.Release()
 	}
 	if loads.on {
-		gRPC = r.ProtoMajor > 1 && field.IsGRPC(r.Header.Get("Content-Type"))
+		gRPC = r.ProtoMajor > 1 && field.IsGRPC(r.Header)
 		if in.recorder == nil {
 			in.recorder = new(response.Recorder)
 			w = in.recorder.Watch(w)

@@ -142,19 +142,14 @@ func (w *watcher) attemptStart(ctx context.Context, a *mesh.Attempt) context.Con
 		a.Sent.SetHeader(asserted.PeerMetadata, self.value[0])
 		a.Sent.SetHeader(asserted.PeerMetadataID, self.named[0])
 	}
-	if isRPC(a.Call.Request.Header) && !w.over.Load() {
+	if field.IsGRPC(a.Call.Request.Header) && !w.over.Load() {
 		w.streams.attempt(a)
 	}
 	return ctx
 }
 
-func isRPC(header http.Header) bool {
-	values := header["Content-Type"]
-	return len(values) > 0 && field.IsGRPC(values[0])
-}
-
 func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
-	rpc := isRPC(c.Request.Header)
+	rpc := field.IsGRPC(c.Request.Header)
 	if w.over.Load() {
 		if rpc {
 			w.streams.take(c)
@@ -262,7 +257,7 @@ func (w *watcher) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 	if r.side = overridden(in.Telemetry.Server()); r.side != nil {
 		r.header = in.Request.Header
 	}
-	if isRPC(in.Request.Header) {
+	if field.IsGRPC(in.Request.Header) {
 		r.key |= isGRPC
 	}
 	if in.Peer != "" {

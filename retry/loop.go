@@ -215,7 +215,7 @@ func (l *Loop) nextTo(ctx context.Context, n int, resp *http.Response) (wait tim
 	if resp == nil {
 		return l.Next(ctx, n, 0)
 	}
-	if field.IsGRPC(resp.Header.Get("Content-Type")) {
+	if field.IsGRPC(resp.Header) {
 		if after, told := field.Pushback(resp.Header["Grpc-Retry-Pushback-Ms"]); told && after < 0 {
 			return 0, NotRetriable, false
 		} else if told {

@@ -190,7 +190,7 @@ const grpcStatuses = Cancelled | DeadlineExceeded | ResourceExhausted | Internal
 
 // grpc reports whether the headers of resp carry a gRPC status that is to be retried.
 func (o *On) grpc(resp *http.Response) bool {
-	if !field.IsGRPC(resp.Header.Get("Content-Type")) {
+	if !field.IsGRPC(resp.Header) {
 		return false
 	}
 	code, err := strconv.ParseUint(resp.Header.Get("Grpc-Status"), 10, 32)

@@ -123,13 +123,8 @@ func begin(req *http.Request, tracer *spans.Tracer, err error) (*request, error)
 func (r *request) describe() spans.Call {
 	req := r.caller
 	return spans.Call{
-		Method: req.Method, URL: req.URL, RPC: isGRPC(req.Header), Owner: r, Seed: rand.Uint64(), Header: req.Header, Caller: req.Context(),
+		Method: req.Method, URL: req.URL, RPC: field.IsGRPC(req.Header), Owner: r, Seed: rand.Uint64(), Header: req.Header, Caller: req.Context(),
 	}
-}
-
-func isGRPC(h http.Header) bool {
-	values := h["Content-Type"]
-	return len(values) > 0 && field.IsGRPC(values[0])
 }
 
 // number returns the number of the attempt of a call that req is, counted from 1.

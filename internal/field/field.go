@@ -28,10 +28,14 @@ func IsValue(s string) bool {
 	return true
 }
 
-// IsGRPC reports whether a Content-Type is that of gRPC, as gRPC's own libraries see it: "application/grpc", alone or with a
-// suffix such as "+proto" or with parameters. That of gRPC-Web is another.
-func IsGRPC(contentType string) bool {
-	rest, ok := strings.CutPrefix(contentType, "application/grpc")
+// IsGRPC reports whether the Content-Type in a header is that of gRPC, as gRPC's own libraries see it: "application/grpc", alone or with
+// a suffix such as "+proto" or with parameters. That of gRPC-Web is another.
+func IsGRPC(header http.Header) bool {
+	values := header["Content-Type"] // Get would make the name canonical first
+	if len(values) == 0 {
+		return false
+	}
+	rest, ok := strings.CutPrefix(values[0], "application/grpc")
 	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 

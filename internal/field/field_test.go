@@ -1,6 +1,7 @@
 package field_test
 
 import (
+	"net/http"
 	"testing"
 
 	"github.com/nosidecar/mesh/internal/field"
@@ -33,8 +34,11 @@ func TestIsGRPC(t *testing.T) {
 		"application/grpc-web": false, "application/grpc-web+proto": false, "application/grpcx": false, "": false,
 		"text/plain": false,
 	} {
-		if got := field.IsGRPC(s); got != want {
-			t.Errorf("IsGRPC(%q) = %v", s, got)
+		if got := field.IsGRPC(http.Header{"Content-Type": {s}}); got != want {
+			t.Errorf("IsGRPC with the type %q = %v", s, got)
 		}
+	}
+	if field.IsGRPC(nil) {
+		t.Error("IsGRPC without a type = true")
 	}
 }

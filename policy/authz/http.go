@@ -62,7 +62,7 @@ func (d *Decision) Refuse(w http.ResponseWriter, r *http.Request) {
 		status, text, code = http.StatusBadRequest, badRequestText, "13" // INTERNAL
 	}
 	header := w.Header()
-	if field.IsGRPC(r.Header.Get("Content-Type")) {
+	if field.IsGRPC(r.Header) {
 		header["Content-Type"] = []string{"application/grpc"}
 		header["Grpc-Status"] = []string{code}
 		header["Grpc-Message"] = []string{text}

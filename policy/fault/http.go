@@ -70,7 +70,7 @@ func (d *Decision) Wait(ctx context.Context) error {
 // an HTTPStatus becomes the gRPC code that stands for it. Any other call gets HTTPStatus, or 200 if the abort has a gRPC status,
 // with a short text as its body.
 func (d *Decision) Response(req *http.Request) *http.Response {
-	if !field.IsGRPC(req.Header.Get("Content-Type")) {
+	if !field.IsGRPC(req.Header) {
 		status := http.StatusOK
 		if !d.IsGRPC {
 			status = d.HTTPStatus

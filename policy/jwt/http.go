@@ -82,7 +82,7 @@ func (r *Result) HideToken(seen *http.Request) {
 func (e *Error) Refuse(w http.ResponseWriter, r *http.Request, realm string) {
 	h := w.Header()
 	h["Www-Authenticate"] = []string{`Bearer realm="` + realm + `", error="invalid_token"`}
-	if field.IsGRPC(r.Header.Get("Content-Type")) {
+	if field.IsGRPC(r.Header) {
 		code := "16" // UNAUTHENTICATED
 		if e.Status() == http.StatusForbidden {
 			code = "7" // PERMISSION_DENIED

@@ -25,7 +25,6 @@ package tracingmesh
 
 import (
 	"context"
-	"net/http"
 	"reflect"
 
 	"github.com/nosidecar/mesh"
@@ -58,7 +57,7 @@ type observer struct {
 // describe returns a call in the tracer's terms.
 func describe(c *mesh.Call) spans.Call {
 	return spans.Call{
-		Method: c.Request.Method, URL: c.Request.URL, RPC: isGRPC(c.Request), Start: c.Start,
+		Method: c.Request.Method, URL: c.Request.URL, RPC: field.IsGRPC(c.Request.Header), Start: c.Start,
 		Owner: c, Seed: seedOf(c), Header: c.Request.Header, Caller: c.Request.Context(),
 		Documents: &c.Telemetry.Client().Tracing, Secret: c.Telemetry.Client().SecretParams,
 	}
@@ -71,11 +70,6 @@ func seedOf(c *mesh.Call) uint64 {
 // recorded reports whether a call is recorded. If so, its context differs from that of its caller.
 func recorded(ctx context.Context, c *mesh.Call) bool {
 	return !caller.SameContext(ctx, c.Request.Context()) && spans.Recorded(ctx, c)
-}
-
-func isGRPC(r *http.Request) bool {
-	values := r.Header["Content-Type"]
-	return len(values) > 0 && field.IsGRPC(values[0])
 }
 
 func (o *observer) callStart(ctx context.Context, c *mesh.Call) context.Context {
@@ -132,7 +126,7 @@ func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
 
 func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.Context {
 	r := spans.Request{
-		Request: in.Request, RPC: isGRPC(in.Request),
+		Request: in.Request, RPC: field.IsGRPC(in.Request.Header),
 		Restart: in.RestartTraces, NewID: in.Peer == "", // for these peers, the mesh removes the header
 		Documents: &in.Telemetry.Server().Tracing,
 	}
@@ -147,7 +141,7 @@ func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.C
 }
 
 func (o *observer) inboundEnd(ctx context.Context, in *mesh.Inbound) {
-	e := spans.Response{Status: in.Status, RPC: isGRPC(in.Request), Route: in.Pattern}
+	e := spans.Response{Status: in.Status, RPC: field.IsGRPC(in.Request.Header), Route: in.Pattern}
 	if in.Flags != 0 {
 		e.Flags = in.Flags.String()
 	}

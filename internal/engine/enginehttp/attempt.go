@@ -52,7 +52,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	if err != nil {
 		return nil, t.Attempt.End(err)
 	}
-	if isGRPC(resp) {
+	if field.IsGRPC(resp.Header) {
 		t.grpc = resp
 	}
 	if resp.ProtoMajor == 2 {
@@ -119,12 +119,6 @@ func (t *try) End(err error) {
 		t.GRPC(code)
 	}
 	_ = t.Attempt.End(err) // the reader of the body already has the error
-}
-
-// isGRPC reports whether a response is gRPC's.
-func isGRPC(resp *http.Response) bool {
-	values := resp.Header["Content-Type"] // Get would make it canonical first
-	return len(values) > 0 && field.IsGRPC(values[0])
 }
 
 // grpcCode returns the status of a gRPC response whose body has ended, if there is one and it has one.

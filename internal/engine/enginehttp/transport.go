@@ -13,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh/internal/caller"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/outgoing"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -139,7 +140,7 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 	}
 	attempt.Restore(resp, c.req, int(c.tries))
 	c.status = int16(resp.StatusCode)
-	if c.resp = nil; c.Observed() && (answer != nil || c.tries != 1 || c.first.grpc != nil) && isGRPC(resp) {
+	if c.resp = nil; c.Observed() && (answer != nil || c.tries != 1 || c.first.grpc != nil) && field.IsGRPC(resp.Header) {
 		c.resp = resp // which has its status at its end
 	}
 	if c.Observed() {
