@@ -3,7 +3,6 @@ package spans
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/url"
@@ -48,8 +47,6 @@ func bounded(text string, most int) string {
 	}
 	return strings.ToValidUTF8(text, "\ufffd")
 }
-
-func newSeed() uint64 { return rand.Uint64() }
 
 // method returns the name of a span that has no route. Unknown methods share one, because callers can make up any number.
 func method(name string) string {
@@ -150,8 +147,6 @@ func withoutSecrets(u *url.URL, secret []string) string {
 }
 
 func rpcMethod(path string) string { return bounded(strings.TrimPrefix(path, "/"), longest) }
-
-func statusText(status int) string { return strconv.Itoa(status) }
 
 // failWith records that a span failed. The error may contain text that others choose.
 func failWith(span trace.Span, err error) {

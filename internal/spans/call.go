@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/http"
 	"net/url"
+	"strconv"
 	"sync"
 	"time"
 
@@ -270,7 +271,7 @@ func settle(ctx context.Context, span trace.Span, status int, err error) {
 	case err != nil && !gaveUp(ctx, err):
 		failWith(span, err)
 	case err == nil && status >= http.StatusBadRequest:
-		fail(span, statusText(status))
+		fail(span, strconv.Itoa(status))
 	}
 }
 

@@ -43,10 +43,15 @@ func Extract(h http.Header) trace.SpanContext {
 	if values := h[b3Header]; len(values) > 0 {
 		return b3Context(parseB3(values[0]))
 	}
-	if h[b3TraceID] == nil && h[b3Sampled] == nil && h[b3Flags] == nil {
+	if !hasB3(h) {
 		return trace.SpanContext{}
 	}
 	return b3Context(b3{first(h, b3TraceID), first(h, b3SpanID), decide(first(h, b3Sampled), first(h, b3Flags))}, true)
+}
+
+// hasB3 reports whether a header says anything in the multiple headers of B3. The other two mean nothing without these.
+func hasB3(h http.Header) bool {
+	return h[b3TraceID] != nil || h[b3Sampled] != nil || h[b3Flags] != nil
 }
 
 // mostCommas is more than the commas between the 32 members of a tracestate, empty ones among them, unless somebody wants them counted.

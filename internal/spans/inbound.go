@@ -3,7 +3,9 @@ package spans
 import (
 	"context"
 	"maps"
+	"math/rand/v2"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -72,8 +74,7 @@ func RequestID(ctx context.Context) string {
 // id returns the request id. A new one is formatted only when it is asked for.
 func (in *inbound) id() string {
 	if in.requestID == "" && in.seed != 0 {
-		var room [uuidLength]byte
-		return string(appendUUID(room[:0], in.seed))
+		return uuid(in.seed)
 	}
 	return in.requestID
 }
@@ -138,7 +139,7 @@ func (t *Tracer) StartInbound(ctx context.Context, r *Request) context.Context {
 		in.trace = trace.SpanContextFromContext(ctx).TraceID()
 	}
 	if in.requestID == "" && !t.config.NoRequestID {
-		in.seed = max(1, newSeed())
+		in.seed = max(1, rand.Uint64())
 	}
 	in.Context = ctx
 	return in
@@ -236,7 +237,7 @@ func EndInbound(ctx context.Context, r *Response, name string) {
 	default:
 		span.SetAttributes(semconv.HTTPResponseStatusCodeKey.Int(r.Status))
 		if r.Status >= http.StatusInternalServerError {
-			fail(span, statusText(r.Status))
+			fail(span, strconv.Itoa(r.Status))
 		}
 	}
 	if route := pathOf(r.Route); route != "" && !r.RPC {

@@ -70,12 +70,8 @@ func (t *Tracer) inject(c *carried, set Setter) {
 	if valid && t.config.Propagator != nil {
 		t.config.Propagator.Inject(trace.ContextWithSpanContext(c.ctx, c.span.WithSpanID(c.id)), carrier{c.header, set})
 	}
-	if t.config.Propagator == nil && c.header[baggageHeader] == nil {
-		if bag := baggage.FromContext(c.ctx); bag.Len() > 0 {
-			set.SetHeader(baggageHeader, bag.String())
-		} else if in != nil && in.baggage != "" {
-			set.SetHeader(baggageHeader, in.baggage)
-		}
+	if t.config.Propagator == nil {
+		passOnBaggage(c, in, set)
 	}
 	if in != nil {
 		for i, values := range in.forwarded {
@@ -83,6 +79,18 @@ func (t *Tracer) inject(c *carried, set Setter) {
 				set.SetHeader(name, values[0])
 			}
 		}
+	}
+}
+
+// passOnBaggage sets the baggage of the context, or else that of the inbound request, unless the caller has set one.
+func passOnBaggage(c *carried, in *inbound, set Setter) {
+	bag := baggage.FromContext(c.ctx)
+	switch {
+	case bag.Len() == 0 && (in == nil || in.baggage == ""), c.header[baggageHeader] != nil:
+	case bag.Len() > 0:
+		set.SetHeader(baggageHeader, bag.String())
+	default:
+		set.SetHeader(baggageHeader, in.baggage)
 	}
 }
 
@@ -136,11 +144,13 @@ func (t *Tracer) setContext(c *carried, text string, set Setter) {
 	}
 	keep(w3c, tracestate, state)
 	keep(b3Single, b3Header, text[55:])
-	keep(b3Multi, b3TraceID, text[3:35])
-	keep(b3Multi, b3SpanID, text[36:52])
-	keep(b3Multi, b3Sampled, sampledText(c.span.TraceFlags()))
-	keep(b3Multi, b3ParentSpanID, "")
-	keep(b3Multi, b3Flags, "")
+	if t.formats&b3Multi != 0 || hasB3(c.header) {
+		keep(b3Multi, b3TraceID, text[3:35])
+		keep(b3Multi, b3SpanID, text[36:52])
+		keep(b3Multi, b3Sampled, sampledText(c.span.TraceFlags()))
+		keep(b3Multi, b3ParentSpanID, "")
+		keep(b3Multi, b3Flags, "")
+	}
 }
 
 func sampledText(flags trace.TraceFlags) string {
@@ -170,17 +180,15 @@ func (c carrier) Keys() []string {
 
 // SetRequestID sets the request id of a call that has none.
 func (t *Tracer) SetRequestID(d *Call, set Setter) {
-	if t.config.NoRequestID || d.Header[requestID] != nil {
-		return
-	}
-	if in := inboundOf(d.Caller); in != nil {
-		if id := in.id(); id != "" {
-			set.SetHeader(requestID, id)
-			return
-		}
-	}
 	from := trace.SpanContextFromContext(d.Caller)
-	set.SetHeader(requestID, string(appendUUID(nil, idSeed(d.Seed, &from))))
+	c := carried{header: d.Header, seed: idSeed(d.Seed, &from)}
+	id, seed := t.requestID(&c, inboundOf(d.Caller))
+	if seed != 0 {
+		id = uuid(seed)
+	}
+	if id != "" {
+		set.SetHeader(requestID, id)
+	}
 }
 
 // process makes request ids differ between processes.
@@ -205,6 +213,11 @@ func idSeed(seed uint64, caller *trace.SpanContext) uint64 {
 }
 
 const uuidLength = 36
+
+func uuid(seed uint64) string {
+	var room [uuidLength]byte
+	return string(appendUUID(room[:0], seed))
+}
 
 // appendUUID appends a random UUID, of version 4, that is made of seed.
 func appendUUID(b []byte, seed uint64) []byte {

@@ -348,6 +348,24 @@ func TestWhatIsSetWinsOverWhatWasCopied(t *testing.T) {
 	}
 }
 
+// One header of B3 is enough to be believed, so each is removed where B3 is not sent.
+func TestSingleHeadersOfB3AreRemoved(t *testing.T) {
+	provider := sdk.NewTracerProvider(sdk.WithSampler(sdk.NeverSample()))
+	ctx, _ := provider.Tracer("").Start(context.Background(), "handler")
+	tracer, err := spans.New(spans.Config{Provider: provider, Formats: "tracecontext", NoRequestID: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, copied := range []http.Header{
+		{"B3": {"1"}}, {"X-B3-Flags": {"1"}}, {"X-B3-Sampled": {"1"}}, {"X-B3-Traceid": {traceID}, "X-B3-Spanid": {spanID}, "X-B3-Parentspanid": {spanID}},
+	} {
+		sent := attempt(tracer, ctx, copied)
+		if len(sent) != 1 || sent["Traceparent"] == nil {
+			t.Errorf("with %v of the application: sent %v, want a traceparent alone", copied, sent)
+		}
+	}
+}
+
 // A trace whose headers only the application carries, as a reverse proxy does, goes on.
 func TestCopiedHeadersAreContinued(t *testing.T) {
 	tracer, err := spans.New(spans.Config{Provider: sdk.NewTracerProvider()})
