@@ -53,15 +53,13 @@ func (st *store) record(ctx context.Context, p *path, r *request) bool {
 		st.drop(r.inbound)
 		return true
 	}
-	s := p.find(r.key)
-	if s == nil || !s.touch(r.end) {
-		if s = st.add(p, r.key, r.end); s == nil {
-			if p.gone.Load() {
-				return false
-			}
-			st.drop(r.inbound)
-			return true
+	s := st.of(p, r.key, r.end)
+	if s == nil {
+		if p.gone.Load() {
+			return false
 		}
+		st.drop(r.inbound)
+		return true
 	}
 	if r.side != nil {
 		st.recordAltered(ctx, s, r)

@@ -111,11 +111,9 @@ func (n *conn) count(key outcome, by [4]uint64, now int64) bool {
 	if n.path == nil {
 		return false
 	}
-	s := n.path.find(key)
-	if s == nil || !s.touch(now) {
-		if s = n.of.store.add(n.path, key, now); s == nil {
-			return false
-		}
+	s := n.of.store.of(n.path, key, now)
+	if s == nil {
+		return false
 	}
 	n.of.store.bump(s, n.side, nil, by, now)
 	return true

@@ -115,7 +115,6 @@ type path struct {
 	pairs    []*dto.LabelPair        // the labels of the identity
 	gone     atomic.Bool             // no longer collected
 	series   atomic.Pointer[[]keyed] // never changed in place
-	messages atomic.Pointer[series]  // the one of kind kindMessages; nil if there is none
 }
 
 type keyed struct {
@@ -283,6 +282,14 @@ func (st *store) roomLocked(now int64) bool {
 	return st.count < st.settings.most
 }
 
+// of returns the series of an outcome, which is used now. It is nil if there is no room for it or the path is gone.
+func (st *store) of(p *path, key outcome, now int64) *series {
+	if s := p.find(key); s != nil && s.touch(now) {
+		return s
+	}
+	return st.add(p, key, now)
+}
+
 // add returns the series of an outcome, or nil if there is no room for it or the path is gone.
 func (st *store) add(p *path, key outcome, now int64) *series {
 	st.mu.Lock()
@@ -309,9 +316,6 @@ func (st *store) add(p *path, key outcome, now int64) *series {
 	st.count++
 	list = append(slices.Clip(slices.Clone(list)), keyed{key, s})
 	p.series.Store(&list)
-	if key == kindMessages {
-		p.messages.Store(s)
-	}
 	return s
 }
 
@@ -335,9 +339,6 @@ func (st *store) sweepLocked(now int64) {
 		}
 		st.count -= len(*list) - len(kept)
 		p.series.Store(&kept)
-		if m := p.messages.Load(); m != nil && m.used.Load() == expired {
-			p.messages.Store(nil)
-		}
 		if len(kept) == 0 {
 			delete(st.paths, id)
 			p.gone.Store(true)

@@ -137,13 +137,9 @@ func (st *store) messages(p *path, side *telemetry.Side, header http.Header, n [
 	if p == nil || n == [2]uint64{} {
 		return
 	}
-	s := p.messages.Load()
-	if s == nil || !s.touch(now) {
-		if s = st.add(p, kindMessages, now); s == nil {
-			return
-		}
+	if s := st.of(p, kindMessages, now); s != nil {
+		st.bump(s, side, header, [4]uint64{n[0], n[1]}, now)
 	}
-	st.bump(s, side, header, [4]uint64{n[0], n[1]}, now)
 }
 
 // inboundMessage counts a message of an inbound call. Its peer is known from the start, so the message need not wait.
