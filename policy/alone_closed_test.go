@@ -63,6 +63,40 @@ func TestAlone_HeadThatMayBeMisread(t *testing.T) {
 	f.allows("/")
 }
 
+// TestAlone_LargeDocument: a document that is too large is about another namespace only if that is certain, just as a smaller one.
+func TestAlone_LargeDocument(t *testing.T) {
+	const (
+		head   = `{"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", `
+		ours   = `"metadata": {"name": "x", "namespace": "shop"}`
+		theirs = `"metadata": {"name": "x", "namespace": "depot"}`
+		lines  = "apiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\nmetadata:\n  name: x\n  namespace: depot\n"
+	)
+	apart := strings.NewReplacer(`, "`, "\n,\n\"", `metadata": {`, "metadata\":\n {\n ")
+	for _, test := range []struct {
+		name, text string
+		denies     bool
+	}{
+		{"ours", head + ours + `, "spec": "LARGE"}`, true},
+		{"theirs", head + theirs + `, "spec": "LARGE"}`, false},
+		{"theirs, in lines", lines + "spec: LARGE\n", false},
+		{"two metadata", head + ours + `, ` + theirs + `, "spec": "LARGE"}`, true},
+		{"two metadata, on several lines", apart.Replace(head+theirs) + ", " + ours + `, "spec": "LARGE"}`, true},
+		{"two namespaces", head + `"metadata": {"name": "x", "namespace": "shop", "namespace": "depot"}, "spec": "LARGE"}`, true},
+		{"two kinds", head + `"kind": "Gateway", ` + theirs + `, "spec": "LARGE"}`, true},
+		{"two specs", head + theirs + `, "spec": {}, "spec": "LARGE"}`, true},
+		{"two specs, in lines", lines + "spec:\nspec: LARGE\n", true},
+		{"text after it", head + theirs + `, "spec": "LARGE"}, {` + ours + `}`, true},
+		{"a line break of YAML 1.1", "# the old one:\rmetadata: {name: x, namespace: shop}\n" + lines + "spec: LARGE\n", true},
+	} {
+		for size, filler := range map[string]string{"small": "x", "large": strings.Repeat("x", 1<<20)} {
+			f := ofFile(t, strings.ReplaceAll(test.text, "LARGE", filler))
+			if d := f.asked("/"); d.Allowed == test.denies {
+				t.Errorf("%s, %s: allowed %t, want %t\n%v", test.name, size, d.Allowed, !test.denies, f.findings)
+			}
+		}
+	}
+}
+
 // TestAlone_ProtectionWithWrongHead: what would protect denies also if its apiVersion, kind, name or namespace is wrong or missing.
 func TestAlone_ProtectionWithWrongHead(t *testing.T) {
 	for _, text := range []string{

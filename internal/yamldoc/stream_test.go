@@ -243,6 +243,25 @@ func TestParseNew_BoundsOutlinedDocuments(t *testing.T) {
 	}
 }
 
+// TestParse_ManyStreams: the documents of all streams are bounded in number, but one that has a stream of its own is never refused for the number
+// of others.
+func TestParse_ManyStreams(t *testing.T) {
+	const text, most = "a: b\n", 20_000
+	digest := yamldoc.Parse([]byte(text))[0][0].Digest()
+	known := func(yamldoc.Sum) *yamldoc.Digest { return digest } // it costs less than parsing
+	many := yamldoc.Stream{Data: []byte(strings.Repeat("---\n"+text, most))}
+	streams := append(slices.Repeat([]yamldoc.Stream{many}, 11), yamldoc.Stream{Data: []byte(text)}, yamldoc.Stream{Data: []byte(text)})
+	docs := yamldoc.ParseNew(streams, known)
+	if want := 10*most + 1 + 2; len(docs) != want {
+		t.Fatalf("%d documents, want %d", len(docs), want)
+	}
+	for i, doc := range docs {
+		if doc.Failed() != (i == 10*most) {
+			t.Fatalf("document %d: refused %t", i, doc.Failed())
+		}
+	}
+}
+
 // TestParse_BoundsProblemsOfAStream: what is beyond the bound is counted.
 func TestParse_BoundsProblemsOfAStream(t *testing.T) {
 	docs := yamldoc.Parse([]byte(strings.Repeat("---\nkid: x\nsort: y\n", 1000)))[0]

@@ -28,7 +28,7 @@ const (
 	maxProblems    = 100      // problems reported of one document
 
 	maxDocuments      = 20_000  // documents of one stream, including those in Lists
-	maxAllDocuments   = 200_000 // documents of all streams
+	maxAllDocuments   = 200_000 // documents of all streams, without the first of each
 	maxBroken         = 100     // documents of one stream that are reported separately for not being YAML
 	maxStreamProblems = 1_000   // problems reported of one stream
 	maxAllProblems    = 10_000  // problems reported of all streams
