@@ -13,11 +13,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/policy/jwt"
 	"github.com/nosidecar/mesh/timeout"
 	"github.com/nosidecar/mesh/tracing"
@@ -35,6 +38,7 @@ func around(t *testing.T) map[string]func(http.Handler) http.Handler {
 		"mesh":            newMesh(t, "").Handler,
 		"observed mesh":   newMesh(t, "", mesh.WithObserver(observed)).Handler,
 		"tracing.Handler": func(h http.Handler) http.Handler { return &tracing.Handler{Next: h} },
+		"breaker.Handler": func(h http.Handler) http.Handler { return &breaker.Handler{Next: h} },
 		"jwt.Handler":     func(h http.Handler) http.Handler { return &jwt.Handler{Next: h, Authenticator: anyone} },
 		"timeout.Handler": func(h http.Handler) http.Handler {
 			next := &timeout.Handler{Next: h}
@@ -84,7 +88,7 @@ func TestHandlersAsWithNetHTTP(t *testing.T) {
 		"empty write": {func(w http.ResponseWriter, r *http.Request) { w.Write(nil); w.WriteHeader(500) },
 			"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"},
 		"empty ReadFrom": {func(w http.ResponseWriter, r *http.Request) {
-			n, err := io.Copy(w, io.MultiReader())
+			n, err := io.Copy(w, onlyReader{strings.NewReader("")})
 			w.WriteHeader(500)
 			fmt.Fprint(w, n, err)
 		}, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"},
@@ -191,13 +195,6 @@ func TestHandlersAsWithNetHTTP(t *testing.T) {
 			rw.Flush()
 			conn.Close()
 		}, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"},
-		"interfaces": {func(w http.ResponseWriter, r *http.Request) {
-			_, a := w.(http.Flusher)
-			_, b := w.(http.Hijacker)
-			_, c := w.(io.ReaderFrom)
-			_, d := w.(io.StringWriter)
-			fmt.Fprint(w, a, b, c, d)
-		}, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"},
 		"invalid status": {func(w http.ResponseWriter, r *http.Request) {
 			defer func() { fmt.Fprint(w, recover()) }()
 			w.WriteHeader(42)
@@ -237,6 +234,183 @@ func TestHandlersAsWithNetHTTP(t *testing.T) {
 				if got != seen["bare"] {
 					t.Errorf("%s:\n%s, want\n%s", way, got, seen["bare"])
 				}
+			}
+		})
+	}
+}
+
+// onlyReader is a reader without other methods: io.Copy hands it to the writer's ReadFrom.
+type onlyReader struct{ io.Reader }
+
+// Handlers ask writers for interfaces that an http.ResponseController does not stand for, so a writer has those of net/http's own.
+func TestWritersAsWithNetHTTP(t *testing.T) {
+	noLeaks(t)
+	ways := around(t)
+	for _, protocol := range []int{1, 2} {
+		seen := make(map[string]string)
+		for way, wrap := range ways {
+			srv := httptest.NewUnstartedServer(wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				_, flushes := w.(http.Flusher)
+				_, hijacks := w.(http.Hijacker)
+				_, reads := w.(io.ReaderFrom)
+				_, writes := w.(io.StringWriter)
+				_, notifies := w.(interface{ CloseNotify() <-chan bool })
+				fmt.Fprint(w, flushes, hijacks, reads, writes, notifies)
+				if p, ok := w.(http.Pusher); ok {
+					fmt.Fprint(w, " ", p.Push("/pushed", nil)) // Go's client takes no pushes
+				}
+			})))
+			srv.EnableHTTP2 = protocol == 2
+			srv.StartTLS()
+			resp, err := srv.Client().Get(srv.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			srv.Close()
+			if err != nil || resp.ProtoMajor != protocol {
+				t.Fatalf("%s: HTTP/%d, %v", way, resp.ProtoMajor, err)
+			}
+			seen[way] = string(body)
+		}
+		for way, got := range seen {
+			if got != seen["bare"] {
+				t.Errorf("%s, HTTP/%d: %s, want %s", way, protocol, got, seen["bare"])
+			}
+		}
+	}
+}
+
+// A handler's CloseNotify tells that the client has gone, with observers too.
+func TestCloseNotify(t *testing.T) {
+	noLeaks(t)
+	for way, wrap := range around(t) {
+		begun, gone := make(chan struct{}), make(chan bool, 1)
+		srv := httptest.NewServer(wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			n, ok := w.(interface{ CloseNotify() <-chan bool })
+			close(begun)
+			if !ok {
+				gone <- false
+				return
+			}
+			select {
+			case now := <-n.CloseNotify():
+				gone <- now
+			case <-time.After(time.Minute):
+				gone <- false
+			}
+		})))
+		conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+		<-begun
+		conn.Close()
+		if !<-gone {
+			t.Errorf("%s: not told that the client has gone", way)
+		}
+		srv.Close()
+	}
+}
+
+// What observers record is the status that the client got.
+func TestRecordedStatus(t *testing.T) {
+	noLeaks(t)
+	for name, test := range map[string]struct {
+		handler http.HandlerFunc
+		want    int
+	}{
+		"nothing": {func(http.ResponseWriter, *http.Request) {}, 200},
+		"empty ReadFrom": {func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(w, onlyReader{strings.NewReader("")})
+			w.WriteHeader(500)
+		}, 500},
+		"failing ReadFrom": {func(w http.ResponseWriter, r *http.Request) {
+			if _, err := io.Copy(w, onlyReader{iotest.ErrReader(io.ErrUnexpectedEOF)}); err != nil {
+				http.Error(w, err.Error(), 502)
+			}
+		}, 502},
+		"ReadFrom": {func(w http.ResponseWriter, r *http.Request) {
+			io.Copy(w, onlyReader{strings.NewReader("x")})
+			w.WriteHeader(500)
+		}, 200},
+		"empty Write": {func(w http.ResponseWriter, r *http.Request) { w.Write(nil); w.WriteHeader(500) }, 200},
+		"hints":       {func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(103); w.WriteHeader(404) }, 404},
+	} {
+		t.Run(name, func(t *testing.T) {
+			recorded := make(chan int, 1)
+			m := newMesh(t, "", mesh.WithObserver(mesh.Observer{InboundEnd: func(_ context.Context, in *mesh.Inbound) { recorded <- in.Status }}))
+			srv := httptest.NewUnstartedServer(m.Handler(test.handler))
+			srv.Config.ErrorLog = log.New(io.Discard, "", 0) // of superfluous calls of WriteHeader
+			srv.Start()
+			defer srv.Close()
+			resp, err := srv.Client().Get(srv.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			resp.Body.Close()
+			if got := <-recorded; got != test.want || resp.StatusCode != test.want {
+				t.Errorf("recorded %d, sent %d, want %d", got, resp.StatusCode, test.want)
+			}
+		})
+	}
+}
+
+// An http.MaxBytesHandler closes the connection of a request that exceeds its limit only if its ResponseWriter is net/http's own. Around
+// [mesh.Mesh.Handler] it is. Behind it, net/http reads the rest if there is little of it, and the next request is what comes after it.
+func TestBodiesBeyondALimit(t *testing.T) {
+	noLeaks(t)
+	next := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.ReadAll(r.Body); err != nil {
+			http.Error(w, err.Error(), http.StatusRequestEntityTooLarge)
+		}
+	})
+	behind := newMesh(t, "").Handler
+	limited := func(h http.Handler) http.Handler { return http.MaxBytesHandler(h, 10) }
+	for _, test := range []struct {
+		name   string
+		h      http.Handler
+		rest   int
+		closes bool
+	}{
+		{"bare", limited(next), 100, true},
+		{"around the mesh", limited(behind(next)), 100, true},
+		{"behind the mesh", behind(limited(next)), 100, false},
+		{"behind the mesh, with a long rest", behind(limited(next)), 300 << 10, true},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			srv := httptest.NewServer(test.h)
+			defer srv.Close()
+			conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(time.Minute))
+			body := strings.Repeat("GET /smuggled HTTP/1.1\r\n\r\n", test.rest/26+1)
+			go fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%sGET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+				len(body), body)
+			in := bufio.NewReader(conn)
+			var statuses []int
+			for {
+				resp, err := http.ReadResponse(in, nil)
+				if err != nil {
+					break
+				}
+				io.Copy(io.Discard, resp.Body)
+				statuses = append(statuses, resp.StatusCode)
+				if test.closes && !resp.Close {
+					t.Error("the answer does not say that the connection closes")
+				}
+			}
+			want := []int{http.StatusRequestEntityTooLarge}
+			if !test.closes {
+				want = append(want, http.StatusOK)
+			}
+			if !slices.Equal(statuses, want) {
+				t.Errorf("answers %v, want %v", statuses, want)
 			}
 		})
 	}

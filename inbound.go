@@ -139,6 +139,9 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 //
 // Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
 // [WithWorkload]. Shutdown of the http.Server drains as usual.
+//
+// An [http.MaxBytesHandler] belongs around this handler. Behind it, or as an [http.MaxBytesReader], it refuses the same bodies, but
+// net/http closes the connection only if more than 256 KiB are left to read: it knows its own ResponseWriter alone.
 func (m *Mesh) Handler(next http.Handler) http.Handler {
 	if next == nil {
 		panic("mesh: Handler: the handler is nil")

@@ -3,6 +3,7 @@ package mesh_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509/pkix"
 	"fmt"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 
+	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -177,6 +179,22 @@ spec: {action: DENY, rules: [{to: [{operation: {hosts: [secret.example]}}]}]}
 // askHTTP2 sends a request of HTTP/2 as it is, and returns the body of the response.
 func askHTTP2(t *testing.T, c net.Conn, fields ...hpack.HeaderField) string {
 	t.Helper()
+	var body strings.Builder
+	framesOf(t, c, 1, func(f http2.Frame) {
+		switch frame := f.(type) {
+		case *http2.DataFrame:
+			body.Write(frame.Data())
+		case *http2.RSTStreamFrame:
+			body.WriteString(frame.ErrCode.String())
+		}
+	}, fields...)
+	return body.String()
+}
+
+// framesOf sends a request of HTTP/2 as it is, and passes on the frames of the response and of what is pushed, until so many streams have ended.
+// It returns the streams that are pushed, by path.
+func framesOf(t *testing.T, c net.Conn, streams int, take func(http2.Frame), fields ...hpack.HeaderField) (pushed map[string]uint32) {
+	t.Helper()
 	io.WriteString(c, http2.ClientPreface)
 	framer := http2.NewFramer(c, c)
 	framer.WriteSettings()
@@ -186,20 +204,70 @@ func askHTTP2(t *testing.T, c net.Conn, fields ...hpack.HeaderField) string {
 		encoder.WriteField(f)
 	}
 	framer.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block.Bytes(), EndStream: true, EndHeaders: true})
-	var body strings.Builder
-	for {
+	pushed = make(map[string]uint32)
+	promised := uint32(0)
+	decoder := hpack.NewDecoder(4096, func(f hpack.HeaderField) {
+		if f.Name == ":path" {
+			pushed[f.Value] = promised
+		}
+	})
+	for streams > 0 {
 		frame, err := framer.ReadFrame()
 		if err != nil {
 			t.Fatal(err)
 		}
+		take(frame)
 		switch frame := frame.(type) {
-		case *http2.DataFrame:
-			body.Write(frame.Data())
+		case *http2.PushPromiseFrame:
+			promised = frame.PromiseID
+			decoder.Write(frame.HeaderBlockFragment())
+		case *http2.HeadersFrame:
+			decoder.Write(frame.HeaderBlockFragment())
 			if frame.StreamEnded() {
-				return body.String()
+				streams--
+			}
+		case *http2.DataFrame:
+			if frame.StreamEnded() {
+				streams--
 			}
 		case *http2.RSTStreamFrame:
-			return frame.ErrCode.String()
+			streams--
+		}
+	}
+	return pushed
+}
+
+// A handler may push over HTTP/2. What it pushes is a request of the peer, and is authorized like one.
+func TestPushIsAuthorized(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	m := w.member(t, "payment-service", strict+`---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: secrets, namespace: default}
+spec: {action: DENY, rules: [{to: [{operation: {paths: ["/secret"]}}]}]}
+`, mesh.WithObserver(mesh.Observer{InboundStart: func(ctx context.Context, _ *mesh.Inbound) context.Context { return ctx }}))
+	e := w.serve(t, m, "payment-service", func(w http.ResponseWriter, r *http.Request) {
+		for _, path := range []string{"/style", "/secret"} {
+			if r.URL.Path != "/" {
+				break
+			}
+			if err := w.(http.Pusher).Push(path, nil); err != nil {
+				t.Error(err)
+			}
+		}
+		io.WriteString(w, r.URL.Path)
+	})
+	got := make(map[uint32]string) // by stream
+	pushed := framesOf(t, w.dialAs(t, e, "order-service", "h2"), 3, func(f http2.Frame) {
+		if data, ok := f.(*http2.DataFrame); ok {
+			got[data.StreamID] += string(data.Data())
+		}
+	}, hpack.HeaderField{Name: ":method", Value: "GET"}, hpack.HeaderField{Name: ":scheme", Value: "https"},
+		hpack.HeaderField{Name: ":authority", Value: "payment-service"}, hpack.HeaderField{Name: ":path", Value: "/"})
+	for path, want := range map[string]string{"/style": "/style", "/secret": "RBAC: access denied"} {
+		if id := pushed[path]; id == 0 || got[id] != want {
+			t.Errorf("%s, pushed on stream %d: %q, want %q", path, id, got[id], want)
 		}
 	}
 }

@@ -136,11 +136,5 @@ func (g flushingGuard) FlushError() error {
 	return http.NewResponseController(g.w).Flush()
 }
 
-// CloseNotify implements http.CloseNotifier, which old handlers use. As in net/http, the channel never reports the end of a handler.
-func (g flushingGuard) CloseNotify() <-chan bool {
-	//lint:ignore SA1019 old handlers still use it
-	if notifier, ok := g.w.(http.CloseNotifier); ok {
-		return notifier.CloseNotify()
-	}
-	return make(chan bool)
-}
+// CloseNotify implements http.CloseNotifier.
+func (g flushingGuard) CloseNotify() <-chan bool { return closeNotify(g.w) }

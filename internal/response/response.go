@@ -18,20 +18,23 @@ type Recorder struct {
 }
 
 // Watch returns a writer for the handler, which passes everything on to w and records the status. It implements the optional interfaces
-// that handlers use (http.Flusher, http.Hijacker, io.ReaderFrom) in the combinations in which the writers of net/http do.
-// http.ResponseController finds other methods through Unwrap.
+// that handlers use (http.Flusher, http.CloseNotifier, http.Hijacker, http.Pusher, io.ReaderFrom) in the combinations in which the writers
+// of net/http do. http.ResponseController finds other methods through Unwrap.
 func (r *Recorder) Watch(w http.ResponseWriter) http.ResponseWriter {
 	r.w = w
 	p := plain{r}
 	_, flushes := w.(http.Flusher)
 	_, hijacks := w.(http.Hijacker)
 	_, reads := w.(io.ReaderFrom)
+	_, pushes := w.(http.Pusher)
 	switch {
 	case flushes && hijacks && reads: // HTTP/1
 		return readerFrom{hijacker{flusher{p}}}
 	case flushes && hijacks:
 		return hijacker{flusher{p}}
-	case flushes: // HTTP/2
+	case flushes && pushes: // HTTP/2
+		return pusher{flusher{p}}
+	case flushes:
 		return flusher{p}
 	}
 	return p
