@@ -397,6 +397,31 @@ func TestFeeds_InvalidSetBlocksNoOtherFeed(t *testing.T) {
 	want("when the second is, too", map[string]int{"first": 204, "second": 205, "own": 203}, false)
 }
 
+// An invalid set blocks no other feed either if it differs from the one in force only in that its documents do not stand alone.
+func TestFeeds_SetThatNoLongerStandsAlone(t *testing.T) {
+	noLeaks(t)
+	route := func(name string, status int) policy.Source {
+		return routeOf(name, fmt.Sprintf(answersWith, name, status))
+	}
+	alone := []policy.Source{route("first", 201), routeOf("broken", misspeltRoute)}
+	whole := slices.Clone(alone)
+	for i := range whole {
+		whole[i].Alone = false
+	}
+	first, second := newCluster(alone...), newCluster(route("second", 201))
+	m := newMesh(t, "", mesh.WithPolicyFeed(first), mesh.WithPolicyFeed(second))
+	first.apply(t, whole...)
+	if d := m.Status().Documents; d.Refused.Number <= d.Number {
+		t.Error("an invalid set is not refused")
+	}
+	second.apply(t, route("second", 202))
+	for host, want := range map[string]int{"first": 201, "second": 202} {
+		if got := get(t, m.Client(), "http://"+host+"/").status; got != want {
+			t.Errorf("%s answers %d, want %d", host, got, want)
+		}
+	}
+}
+
 // passing is an error that may pass.
 type passing struct{ text string }
 

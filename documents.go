@@ -172,7 +172,9 @@ func (d *documents) validLocked(feed int) []set {
 	if d.plan == nil {
 		return nil
 	}
-	same := func(a, b policy.Source) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) }
+	same := func(a, b policy.Source) bool {
+		return a.Name == b.Name && a.Alone == b.Alone && bytes.Equal(a.Data, b.Data)
+	}
 	fed, latest := slices.Clone(d.valid), true
 	for i := range fed {
 		if i == feed {
