@@ -43,7 +43,13 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 		source.domain = m.trustDomain()
 		source.namespace = cmp.Or(m.workload.Namespace, namespaces.DefaultOwn)
 	}
-	m.identity = tlsid.Keep(source, tlsid.Hooks{Rotated: m.rotated, Failed: m.identityFailed})
+	told := make(chan struct{})
+	m.identity = tlsid.Keep(source, tlsid.Hooks{Rotated: func(before, now *tlsid.Identity) {
+		m.rotated(now)
+		if before == nil {
+			close(told)
+		}
+	}, Failed: m.identityFailed})
 	if late {
 		return nil
 	}
@@ -52,6 +58,10 @@ func (m *Mesh) identify(ctx context.Context, from tlsid.Source, late bool) error
 	m.running.Go(func() { m.tellOfWait(ctx) })
 	if err := m.identity.Wait(ctx); err != nil {
 		return fmt.Errorf("mesh: New: %w", err)
+	}
+	select {
+	case <-told: // else the first calls might be recorded without the identity, and their connections be retired
+	case <-ctx.Done(): // an observer blocks
 	}
 	id, err := m.identity.Identity()
 	if err != nil {
@@ -160,7 +170,7 @@ func (s oneWorkload) Watch(ctx context.Context) iter.Seq2[*tlsid.Identity, error
 }
 
 // rotated is told of each new identity. Connections made with the previous one take no new calls.
-func (m *Mesh) rotated(_, now *tlsid.Identity) {
+func (m *Mesh) rotated(now *tlsid.Identity) {
 	m.engine.Rotate()
 	m.server.certs.Store(new(forwardedCerts))
 	m.server.recheck()

@@ -181,6 +181,29 @@ func TestLog_NewWaitsForAnIdentity(t *testing.T) {
 	}
 }
 
+// Observers know the first identity before anything can be called, so that all calls are recorded with it.
+func TestFirstIdentityIsToldBeforeNewReturns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ca, err := tlsid.NewDevCA("cluster.local")
+		if err != nil {
+			t.Fatal(err)
+		}
+		var told *tlsid.Identity
+		m, err := mesh.New(t.Context(), mesh.WithIdentity(ca.Source("default", "web")), mesh.WithDiscovery(new(discovery.Memory)),
+			mesh.WithObserver(mesh.Observer{Identity: func(id *tlsid.Identity, _ error) {
+				time.Sleep(time.Second) // of the bubble: whoever does not wait has returned by then
+				told = id
+			}}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer m.Close()
+		if now, err := m.Identity(); err != nil || told != now {
+			t.Errorf("New returned before the observer was told of the identity (%v)", err)
+		}
+	})
+}
+
 // TestLog_OpenWorkload: what Handler says of an open workload is no load of documents.
 func TestLog_OpenWorkload(t *testing.T) {
 	ca, err := tlsid.NewDevCA("cluster.local")

@@ -80,8 +80,9 @@ type Observer struct {
 	// MirrorDropped is called when a mirrored copy of a request is not sent.
 	MirrorDropped func(target route.Target, err error)
 
-	// Identity is called when a new identity is in force; err is nil then. It is called with a nil id when the source of the
-	// identity fails; the last identity stays in force until it expires.
+	// Identity is called when a new identity is in force; err is nil then. With [WithIdentity], it is called for the first one
+	// before [New] returns. It is called with a nil id when the source of the identity fails; the last identity stays in force
+	// until it expires.
 	Identity func(id *tlsid.Identity, err error)
 
 	// Keys is called after every fetch of keys that tokens are verified with; see [jwt.State]. The last good ones stay in force.
