@@ -157,7 +157,7 @@ func (b *Balancer) pick(info PickInfo) (*Host, error) {
 			continue
 		}
 		if state&calls == 1 && b.cfg.Algorithm == PeakEWMA {
-			h.learned.since.Store(p.now)
+			h.learned.since.Store(p.now &^ overlapped)
 		}
 		if b.cfg.BoundedLoad > 0 {
 			b.busy.Add(1)

@@ -2,6 +2,7 @@ package balancer_test
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"testing"
 	"time"
@@ -15,50 +16,59 @@ var algorithms = []balancer.Algorithm{
 	balancer.WeightedRoundRobin,
 }
 
+// BenchmarkPick is a pick at a time that the caller knows, and the end of its call.
 func BenchmarkPick(b *testing.B) {
 	type variant struct {
 		name    string
 		weights uint32 // weights go from 1 to this
 		eject   int    // every how many endpoints is ejected, 0 for none
 	}
+	configs := map[string]balancer.Config{"short tail": {Algorithm: balancer.PeakEWMA, Choices: 10, Aperture: 10}}
+	for _, algorithm := range algorithms {
+		configs[algorithm.String()] = balancer.Config{Algorithm: algorithm}
+	}
 	for _, v := range []variant{{"plain", 1, 0}, {"weighted", 5, 0}, {"half_ejected", 1, 2}} {
-		for _, algorithm := range algorithms {
+		for _, name := range slices.Sorted(maps.Keys(configs)) {
+			config := configs[name]
 			for _, n := range []int{3, 100, 10_000} {
-				bal := newBalancer(b, balancer.Config{Algorithm: algorithm})
-				endpoints := endpoints(n)
-				for i := range endpoints {
-					endpoints[i].Weight = 1 + uint32(i)%v.weights
-				}
-				bal.Update(endpoints)
-				if v.eject > 0 && n == 10_000 && algorithm == balancer.Maglev {
+				if v.eject > 0 && n == 10_000 && config.Algorithm == balancer.Maglev {
 					continue // its table is built anew for each ejection
 				}
-				for i, h := range bal.Hosts() {
-					if v.eject > 0 && i%v.eject == 0 {
-						h.SetEjected(true)
+				b.Run(fmt.Sprintf("%v/%v/%d", v.name, name, n), func(b *testing.B) {
+					bal := newBalancer(b, config)
+					endpoints := endpoints(n)
+					for i := range endpoints {
+						endpoints[i].Weight = 1 + uint32(i)%v.weights
 					}
-				}
-				name := fmt.Sprintf("%v/%v/%d", v.name, algorithm, n)
-				b.Run(name, func(b *testing.B) {
-					b.ReportAllocs()
-					for i := range b.N {
-						h, err := bal.Pick(balancer.PickInfo{Hash: uint64(i) * 0x9e3779b97f4a7c15, HasHash: true})
+					bal.Update(endpoints)
+					for i, h := range bal.Hosts() {
+						if v.eject > 0 && i%v.eject == 0 {
+							h.SetEjected(true)
+						}
+					}
+					begin := time.Now()
+					pick := func(b *testing.B, i int) {
+						h, err := bal.Pick(balancer.PickInfo{
+							Hash: uint64(i) * 0x9e3779b97f4a7c15, HasHash: true, Now: begin.Add(time.Duration(i) * 10 * time.Microsecond),
+						})
 						if err != nil {
 							b.Fatal(err)
 						}
 						h.Release(time.Millisecond, false)
 					}
-				})
-				b.Run(name+"/parallel", func(b *testing.B) {
-					b.ReportAllocs()
-					b.RunParallel(func(pb *testing.PB) {
-						for i := uint64(0); pb.Next(); i++ {
-							h, err := bal.Pick(balancer.PickInfo{Hash: i * 0x9e3779b97f4a7c15, HasHash: true})
-							if err != nil {
-								b.Fatal(err)
-							}
-							h.Release(time.Millisecond, false)
+					b.Run("alone", func(b *testing.B) {
+						b.ReportAllocs()
+						for i := range b.N {
+							pick(b, i)
 						}
+					})
+					b.Run("parallel", func(b *testing.B) {
+						b.ReportAllocs()
+						b.RunParallel(func(pb *testing.PB) {
+							for i := 0; pb.Next(); i++ {
+								pick(b, i)
+							}
+						})
 					})
 				})
 			}

@@ -14,10 +14,10 @@ import (
 type Host struct {
 	state    *atomic.Uint64
 	balancer *Balancer
+	learned  *learned // only for PeakEWMA
 	id       string
 	value    any
 	endpoint atomic.Pointer[discovery.Endpoint]
-	learned  *learned                // only for PeakEWMA
 	reports  atomic.Pointer[reports] // only for WeightedRoundRobin; nil before the first
 	warmed   atomic.Int64            // when slow start began, if warming
 
@@ -157,7 +157,7 @@ func (h *Host) Release(latency time.Duration, failed bool) {
 		return
 	}
 	if h.balancer.cfg.Algorithm == PeakEWMA {
-		h.ended(h.balancer.now(), latency, failed)
+		h.ended(latency, failed)
 	}
 	if h.balancer.weighing.Load() > 0 { // reports expire even if there are no more
 		h.balancer.reweigh(h.balancer.now())

@@ -96,6 +96,9 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if hasKey {
 		info.Hash = Hash(key)
 	}
+	if t.Config.Algorithm == PeakEWMA {
+		info.Now = time.Now()
+	}
 	host, err := s.pick(info)
 	if err != nil {
 		body.CloseRequest(req)
@@ -103,13 +106,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	attempts.add(host.ID())
 
-	c := &call{service: s, host: host, req: req}
+	c := &call{service: s, host: host, req: req, began: info.Now}
 	if caller.ToWatch(req) && !caller.Watched(req) {
 		c.req = req.WithContext(req.Context())
 		caller.Watch(c.req, nil)
-	}
-	if t.Config.Algorithm == PeakEWMA {
-		c.began = time.Now()
 	}
 	defer c.unwind()
 	resp, err := host.Value().(*connections).transport().RoundTrip(c.req)

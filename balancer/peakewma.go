@@ -19,8 +19,11 @@ type learned struct {
 	state   atomic.Uint64 // see Host.state
 	answers atomic.Uint64 // see answers
 	at      atomic.Int64  // when they were valid
-	since   atomic.Int64  // how long the calls in flight have waited at least: since the first began, or the last one ended
+	since   atomic.Int64  // how long the calls in flight have waited at least: since the first began, or the last one ended; see overlapped
 }
+
+// overlapped is a bit of learned.since, a nanosecond that does not matter: a call has ended since then while others were in flight.
+const overlapped = 1
 
 // answers are the number of answers and the nanoseconds that were waited for them. Both fade.
 type answers struct{ waited, number float64 }
@@ -54,40 +57,46 @@ const (
 
 // candidate is a host that is compared with others.
 type candidate struct {
-	host                 int
-	calls, weight, costs float64
+	host    int
+	state   uint64
+	latency float64 // to expect
 }
 
 func (p *peakEWMA) candidate(i int, now int64, usual float64) candidate {
 	l := p.learned[i]
 	state := l.state.Load()
-	c := candidate{i, float64(state & calls), 1, l.latency(now, usual, state&calls > 0, p.balancer.cfg.fading)}
-	if p.weights != nil || state&warming != 0 {
-		c.calls, c.weight = p.load(i)
+	a := unpackAnswers(l.answers.Load())
+	a.fade(now-l.at.Load(), p.balancer.cfg.fading)
+	if state&calls > 0 { // a call that is waited for counts as long as it is
+		if wait := float64(now - l.since.Load()); wait > 0 && wait < longestWait*usual {
+			a.waited += wait
+		}
 	}
-	return c
+	return candidate{i, state, a.latency(usual)}
 }
 
-func (c *candidate) lighter(than *candidate) bool {
-	return lighter(c.calls, c.weight, c.costs, than.calls, than.weight, than.costs)
+func (p *peakEWMA) lighter(b, a *candidate) bool {
+	if p.weights == nil && (b.state|a.state)&warming == 0 {
+		return b.latency*float64(b.state&calls+1) < a.latency*float64(a.state&calls+1) // what the code below reduces to
+	}
+	callsB, weightB := p.load(b.host)
+	callsA, weightA := p.load(a.host)
+	return lighter(callsB, weightB, b.latency, callsA, weightA, a.latency)
 }
 
 // pick is what a pick usually comes to. It returns nil if the host needs a closer look.
 func (p *peakEWMA) pick(now int64) *Host {
 	i := p.next(pick{now: now}, 0)
-	l := p.learned[i]
-	if l.state.Load()&ejected != 0 {
-		return nil
-	}
+	h, l := p.hosts[i], p.learned[i]
 	state := l.state.Add(1)
-	if state&gone != 0 {
-		p.hosts[i].exit() // removed meanwhile
+	if state&(gone|ejected) != 0 { // removed or ejected meanwhile
+		h.exit()
 		return nil
 	}
 	if state&calls == 1 {
-		l.since.Store(now)
+		l.since.Store(now &^ overlapped)
 	}
-	return p.hosts[i]
+	return h
 }
 
 func (p *peakEWMA) next(info pick, _ int) int {
@@ -98,7 +107,7 @@ func (p *peakEWMA) next(info pick, _ int) int {
 	first, second := p.drawTwo()
 	best, other := p.candidate(first, info.now, usual), p.candidate(second, info.now, usual)
 	for k := 1; ; k++ {
-		if other.lighter(&best) {
+		if p.lighter(&other, &best) {
 			best = other
 		}
 		if k == p.balancer.cfg.Choices-1 {
@@ -116,59 +125,62 @@ func (p *peakEWMA) nextNear(now int64, usual float64) int {
 		b.aperture.count(now)
 	}
 	from, width := b.aperture.near(now, len(p.near))
-	first := alias(nil).at(r, width)
-	at := func(k int) candidate { return p.candidate(int(p.near[(from+k)%len(p.near)]), now, usual) }
-	best := at(first)
-	for k := 1; k < min(b.cfg.Choices, width); k++ {
-		next := (first + k) % width // if all are compared, that needs no more random numbers
-		if width > b.cfg.Choices {
+	next := alias(nil).at(r, width)
+	var best candidate
+	for k := range min(b.cfg.Choices, width) {
+		if k > 0 && width > b.cfg.Choices {
 			next = alias(nil).at(b.rand(), width)
 		}
-		if other := at(next); other.host != best.host && other.lighter(&best) {
+		i := from + next
+		if i >= len(p.near) {
+			i -= len(p.near)
+		}
+		if other := p.candidate(int(p.near[i]), now, usual); k == 0 || other.host != best.host && p.lighter(&other, &best) {
 			best = other
+		}
+		if next++; next == width { // if all are compared, that needs no more random numbers
+			next = 0
 		}
 	}
 	return best.host
-}
-
-// latency returns the latency to expect. A call that is in flight, waiting, counts as long as it does.
-func (l *learned) latency(now int64, usual float64, waiting bool, fading float64) float64 {
-	a := unpackAnswers(l.answers.Load())
-	a.fade(now-l.at.Load(), fading)
-	if waiting {
-		if wait := float64(now - l.since.Load()); wait < longestWait*usual {
-			a.waited += max(wait, 0)
-		}
-	}
-	return a.latency(usual)
 }
 
 func (a answers) latency(usual float64) float64 {
 	return (a.waited + prior*usual) / (a.number + 1)
 }
 
-func (a *answers) fade(age int64, fading float64) {
-	if lost := float64(age) * fading; lost > 1.0/512 { // less does not matter
-		left := fade(lost)
-		a.waited *= left
-		a.number *= left
+// fade lets the answers fade for a time, and reports whether it is long enough to matter.
+func (a *answers) fade(age int64, fading float64) bool {
+	lost := float64(age) * fading
+	if lost < 1.0/512 {
+		return false
 	}
+	left := fade(lost)
+	a.waited *= left
+	a.number *= left
+	return true
 }
 
-// fade returns 2^-x, within 0.02%, for x of 0 or more. It takes a third of the time of math.Exp2.
+// fade returns 2^-x, within 0.02%, for x from 0 to 64, and 2^-64 above. It takes a third of the time of math.Exp2.
 func fade(x float64) float64 {
-	const most = 64
-	whole := math.Floor(-min(x, most))
-	rest := -min(x, most) - whole
-	power := math.Float64frombits(uint64(int64(whole)+1023) << 52)
+	x = min(x, 64)
+	whole := int64(x)
+	power := math.Float64frombits(uint64(1022-whole) << 52)
+	rest := 1 - (x - float64(whole))
 	return power * (1 + rest*(0.695556856+rest*(0.226173572+rest*0.078024523)))
 }
 
-// ended notes that a call has ended, after a latency that is 0 if it is not known.
-func (h *Host) ended(now int64, latency time.Duration, failed bool) {
+// ended notes that a call has ended, after a latency that is 0 if it is not known. A call that was alone in flight was answered that long
+// after since: most calls therefore need no reading of the clock.
+func (h *Host) ended(latency time.Duration, failed bool) {
 	l, b := h.learned, h.balancer
-	if l.state.Load()&calls > 1 { // others wait
-		l.since.Store(now)
+	since := l.since.Load()
+	now := since + int64(latency)
+	if waiting := l.state.Load()&calls > 1; waiting || since&overlapped != 0 {
+		now = b.now()
+		if waiting {
+			l.since.Store(now | overlapped)
+		}
 	}
 	if latency <= 0 && !failed {
 		return
@@ -179,7 +191,7 @@ func (h *Host) ended(now int64, latency time.Duration, failed bool) {
 	for {
 		last := l.answers.Load()
 		a, sample := unpackAnswers(last), float64(latency)
-		a.fade(now-l.at.Load(), b.cfg.fading)
+		faded := a.fade(now-l.at.Load(), b.cfg.fading)
 		if failed {
 			// However slow the others are, errors make this one look slower.
 			sample = max(sample, min(max(2*a.latency(b.usual.latency()), errorCost), mostCost))
@@ -189,7 +201,9 @@ func (h *Host) ended(now int64, latency time.Duration, failed bool) {
 			a.waited, a.number = a.waited*mostAnswers/a.number, mostAnswers
 		}
 		if l.answers.CompareAndSwap(last, a.pack()) {
-			l.at.Store(now)
+			if faded {
+				l.at.Store(now)
+			}
 			return
 		}
 	}

@@ -114,6 +114,23 @@ func TestPeakEWMAEndpointThatHangs(t *testing.T) {
 	})
 }
 
+// What counts is when an endpoint answered, not when the body of the answer ended.
+func TestPeakEWMAForgetsAnswersWhoseBodyTakesLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBalancer(t, balancer.Config{Algorithm: balancer.PeakEWMA})
+		set := endpoints(2)
+		b.Update(set)
+		one, two := set[0].ID(), set[1].ID()
+		long := pickOf(t, b, one, 10*time.Millisecond)
+		time.Sleep(time.Minute)
+		pickOf(t, b, two, 0).Release(10*time.Millisecond, false)
+		long.Release(50*time.Millisecond, false)
+		if got := picked(t, b, 20, 10*time.Millisecond); got[one] == 0 {
+			t.Error("an endpoint is avoided because it was slow a minute ago")
+		}
+	})
+}
+
 func TestPeakEWMADecay(t *testing.T) {
 	for x := 0.0; x < 70; x += 0.01 {
 		want := math.Exp2(-min(x, 64))

@@ -196,7 +196,7 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 	case Random:
 		g.picker = &random{&g.sampler}
 	case PeakEWMA:
-		if b.aperture != nil && len(g.hosts) > b.aperture.least && g.weights == nil {
+		if b.aperture != nil && g.weights == nil {
 			if p.order == nil {
 				p.order = b.orderLocked(p.members)
 			}

@@ -139,6 +139,9 @@ type picker struct {
 func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, error) {
 	call := callOf(info.Ctx)
 	pick := call.pickInfo()
+	if p.service.client.Config.Algorithm == balancer.PeakEWMA && call != nil && call.unary {
+		pick.Now = time.Now()
+	}
 	var passed []string // hosts that turned out not to be connected to
 	for {
 		h, err := p.service.pick(pick)
@@ -148,7 +151,7 @@ func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, erro
 		if e := linkOf(h).endpoint.Load(); e != nil {
 			if conn := e.pick(); conn != nil {
 				call.sentTo(h.ID())
-				return grpcbalancer.PickResult{SubConn: conn.sub, Done: p.done(conn, h, call)}, nil
+				return grpcbalancer.PickResult{SubConn: conn.sub, Done: p.done(conn, h, pick.Now)}, nil
 			}
 		}
 		h.Release(0, false)
@@ -161,12 +164,11 @@ func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, erro
 	}
 }
 
-// done returns the function that ends the call.
-func (p *picker) done(conn *conn, h *balancer.Host, call *call) func(grpcbalancer.DoneInfo) {
-	if p.service.client.Config.Algorithm != balancer.PeakEWMA || call == nil || !call.unary {
+// done returns the function that ends a call, which is timed if it has a beginning.
+func (p *picker) done(conn *conn, h *balancer.Host, began time.Time) func(grpcbalancer.DoneInfo) {
+	if began.IsZero() {
 		return conn.done
 	}
-	began := time.Now()
 	return func(info grpcbalancer.DoneInfo) {
 		conn.release()
 		p.service.done(h, &info, time.Since(began))
