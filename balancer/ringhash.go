@@ -13,65 +13,169 @@ import (
 // ringHash sends a key to the host whose entry on the ring is next.
 type ringHash struct {
 	*sampler
-	ring *ring
+	*ring
+	index []int32 // of the hosts by their numbers on the ring; -1: not to be picked
 }
 
 func (r *ringHash) next(info pick, try int) int {
 	if !info.hasHash {
 		return r.draw()
 	}
-	return r.ring.owner(rehash(info.hash, try))
+	return r.owner(rehash(info.hash, try))
 }
 
-// ring is a hash ring. Entry k of a host is at xxHash64 of its ID, "_" and k, as in Envoy.
-type ring struct {
-	points []point // sorted
-	starts []uint32
-	shift  int // points[starts[h>>shift]] is the first point whose hash has those high bits or higher ones
+// owner returns the index of the host that owns hash.
+func (r *ringHash) owner(hash uint64) int {
+	after, owner := r.most.next(hash, r.index)
+	if afterLate, late := r.late.next(hash, r.index); late >= 0 && (owner < 0 || afterLate < after) {
+		owner = late
+	}
+	return int(owner)
+}
 
-	// The hosts that the ring was made of, and how many entries each has. A ring of some of the hosts of another has neither.
+// ring is a hash ring. Entry k of a host is at xxHash64 of its ID, "_" and k, as in Envoy. Most changes are of a few hosts, so a ring shares
+// what it can with the one before: the entries of hosts that come later are apart, and those of hosts that go stay, without an owner.
+type ring struct {
+	most, late circle
+
+	// The hosts, in order, how many entries each has, and its number, which is what its entries call it.
 	hosts   []*Host
 	entries []uint32
+	numbers []uint32
+	used    uint32 // numbers, also of hosts that are gone
+}
+
+// circle is entries in order.
+type circle struct {
+	points []point
+	starts []uint32
+	shift  int // points[starts[h>>shift]] is the first point whose hash has those high bits or higher ones
 }
 
 type point struct {
 	hash  uint64
-	owner uint32 // index of the host
+	owner uint32 // number of the host
 }
 
 func comparePoints(a, b point) int {
 	return cmp.Or(cmp.Compare(a.hash, b.hash), cmp.Compare(a.owner, b.owner))
 }
 
+// next returns how far after hash the next entry with an owner in index is, and that owner; or -1 if there is none.
+func (c *circle) next(hash uint64, index []int32) (after uint64, owner int32) {
+	if len(c.points) == 0 {
+		return 0, -1
+	}
+	i := int(c.starts[hash>>c.shift])
+	for i < len(c.points) && c.points[i].hash < hash {
+		i++
+	}
+	for range c.points {
+		if i == len(c.points) {
+			i = 0
+		}
+		if owner := index[c.points[i].owner]; owner >= 0 {
+			return c.points[i].hash - hash, owner
+		}
+		i++
+	}
+	return 0, -1
+}
+
 // entriesAtRest is how many entries a ring has before hosts get fewer of them.
 const entriesAtRest = 1 << 19
 
-// newRing returns the ring of hosts that are in order and have weights. It takes over what it can of the ring of the set before, which may
-// be nil: most changes are of a few hosts.
+const (
+	// changed is the part of a ring, one in so many, that may be late or without an owner: then the entries are merged.
+	changed = 16
+
+	// sparse is the part of the hosts of a ring, one in so many, that picks need so that they use its entries, most of which they skip.
+	sparse = 16
+)
+
+// newRing returns the ring of hosts that are in order and have weights. It shares what it can with the ring of the set before, which may be
+// nil.
 func newRing(hosts []*Host, minSize, maxSize int, before *ring) *ring {
-	entries := ringEntries(hosts, minSize, maxSize)
 	if before == nil {
-		before = &ring{starts: []uint32{}, shift: 64} // without hosts
+		before = new(ring)
 	}
-	owners := make([]int32, len(before.hosts)) // what the indices of the hosts before are now
-	var fresh []int                            // the indices of those whose entries must be made
-	i := 0
-	for old, h := range before.hosts {
-		for ; i < len(hosts) && compareHosts(hosts[i], h) < 0; i++ {
-			fresh = append(fresh, i)
+	r := &ring{most: before.most, late: before.late, hosts: hosts, entries: ringEntries(hosts, minSize, maxSize), used: before.used}
+	r.numbers = make([]uint32, len(hosts))
+	var fresh []int // the indices of hosts whose entries must be made
+	old := 0
+	for i, h := range hosts {
+		for old < len(before.hosts) && before.hosts[old] != h && compareHosts(before.hosts[old], h) < 0 {
+			old++
 		}
-		owners[old] = -1
-		if i < len(hosts) && hosts[i] == h && entries[i] == before.entries[old] {
-			owners[old] = int32(i)
+		if old < len(before.hosts) && before.hosts[old] == h && before.entries[old] == r.entries[i] {
+			r.numbers[i] = before.numbers[old]
+			continue
+		}
+		fresh = append(fresh, i)
+		r.numbers[i] = r.used
+		r.used++
+	}
+	late := merge(r.late.points, r.pointsOf(fresh), nil)
+	switch gone := int(r.used) - len(hosts); {
+	case changed*gone > len(hosts) || changed*len(late) > len(r.most.points):
+		r.most, r.late = newCircle(merge(r.most.points, late, r.index(hosts))), circle{}
+		r.used = uint32(len(hosts))
+		for i := range hosts {
+			r.numbers[i] = uint32(i)
+		}
+	case len(fresh) > 0:
+		r.late = newCircle(late)
+	}
+	return r
+}
+
+// of returns the picks among hosts, which are some of the ring's, in the same order.
+func (r *ring) of(hosts *sampler) *ringHash {
+	index := r.index(hosts.hosts)
+	if sparse*len(hosts.hosts) < len(r.hosts) {
+		r = &ring{most: newCircle(merge(r.most.points, r.late.points, index))}
+		for i := range hosts.hosts {
+			index[i] = int32(i)
+		}
+	}
+	return &ringHash{hosts, r, index}
+}
+
+// index returns the indices of hosts, which are some of the ring's, in the same order, by their numbers; -1 for the others.
+func (r *ring) index(hosts []*Host) []int32 {
+	index := make([]int32, r.used)
+	for i := range index {
+		index[i] = -1
+	}
+	i := 0
+	for k, h := range r.hosts {
+		if i < len(hosts) && hosts[i] == h {
+			index[r.numbers[k]] = int32(i)
 			i++
 		}
 	}
-	for ; i < len(hosts); i++ {
-		fresh = append(fresh, i)
+	return index
+}
+
+// merge returns the points of a and b in order. With an index they call their owners by that, and those without one are left out.
+func merge(a, b []point, index []int32) []point {
+	merged := make([]point, 0, len(a)+len(b))
+	for len(a)+len(b) > 0 {
+		from := &a
+		if len(a) == 0 || len(b) > 0 && comparePoints(b[0], a[0]) < 0 {
+			from = &b
+		}
+		p := (*from)[0]
+		*from = (*from)[1:]
+		if index != nil {
+			if index[p.owner] < 0 {
+				continue
+			}
+			p.owner = uint32(index[p.owner])
+		}
+		merged = append(merged, p)
 	}
-	r := before.change(owners, ringPoints(hosts, entries, fresh))
-	r.hosts, r.entries = hosts, entries
-	return r
+	return merged
 }
 
 // ringEntries returns how many entries each of the hosts has.
@@ -120,20 +224,20 @@ func ringEntries(hosts []*Host, minSize, maxSize int) []uint32 {
 	return entries
 }
 
-// ringPoints returns the entries of some of the hosts, which are given by their indices, in order.
-func ringPoints(hosts []*Host, entries []uint32, which []int) []point {
+// pointsOf returns the entries of some of the hosts, which are given by their indices, in order.
+func (r *ring) pointsOf(which []int) []point {
 	size := 0
 	for _, i := range which {
-		size += int(entries[i])
+		size += int(r.entries[i])
 	}
 	points := make([]point, 0, size)
 	var key []byte
 	for _, i := range which {
-		key = append(append(key[:0], hosts[i].id...), '_')
+		key = append(append(key[:0], r.hosts[i].id...), '_')
 		prefix := len(key)
-		for k := range entries[i] {
+		for k := range r.entries[i] {
 			key = strconv.AppendUint(key[:prefix], uint64(k), 10)
-			points = append(points, point{xxhash.Sum64(key), uint32(i)})
+			points = append(points, point{xxhash.Sum64(key), r.numbers[i]})
 		}
 	}
 	return sortPoints(points)
@@ -142,99 +246,30 @@ func ringPoints(hosts []*Host, entries []uint32, which []int) []point {
 // sortPoints returns points in order. Hashes are evenly spread, so one pass that distributes them by their high bits leaves next to nothing
 // to sort.
 func sortPoints(points []point) []point {
-	starts, shift := bucketsOf(points)
-	sorted, next := make([]point, len(points)), slices.Clone(starts)
+	c := newCircle(points)
+	sorted, next := make([]point, len(points)), slices.Clone(c.starts)
 	for _, p := range points {
-		bucket := p.hash >> shift
+		bucket := p.hash >> c.shift
 		sorted[next[bucket]] = p
 		next[bucket]++
 	}
-	for i := range len(starts) - 1 {
-		if bucket := sorted[starts[i]:starts[i+1]]; len(bucket) > 1 {
+	for i := range len(c.starts) - 1 {
+		if bucket := sorted[c.starts[i]:c.starts[i+1]]; len(bucket) > 1 {
 			slices.SortFunc(bucket, comparePoints)
 		}
 	}
 	return sorted
 }
 
-// bucketsOf returns where the points with the same high bits begin if points are in order, and by how much the bits below shift those.
-func bucketsOf(points []point) (starts []uint32, shift int) {
-	shift = shiftOf(len(points))
-	starts = make([]uint32, 1<<(64-shift)+1)
+// newCircle returns the circle of points that are in order.
+func newCircle(points []point) circle {
+	c := circle{points: points, shift: 64 - max(1, bits.Len(uint(len(points)))-1)} // one or two points share a start
+	c.starts = make([]uint32, 1<<(64-c.shift)+1)
 	for _, p := range points {
-		starts[p.hash>>shift+1]++
+		c.starts[p.hash>>c.shift+1]++
 	}
-	for i := 1; i < len(starts); i++ {
-		starts[i] += starts[i-1]
-	}
-	return starts, shift
-}
-
-// shiftOf returns how many bits are too low to tell n points apart: buckets have one or two each.
-func shiftOf(n int) int { return 64 - max(1, bits.Len(uint(n))-1) }
-
-// change returns the ring in which the owner i is owners[i], which is in the order of i, or has no entries if that is negative. The points of
-// new owners, in order, come on top.
-func (r *ring) change(owners []int32, added []point) *ring {
-	c := &ring{points: make([]point, 0, len(r.points)+len(added)), starts: slices.Clone(r.starts), shift: r.shift}
-	done, bucket, moved := 0, 0, uint32(0) // points of r that are in place; starts that are; by how much the next ones move
-	move := func(to int, by uint32) {
-		for ; moved != 0 && bucket < to; bucket++ {
-			c.starts[bucket] += moved
-		}
-		bucket, moved = to, moved+by
-	}
-	take := func(to int) {
-		for _, p := range r.points[done:to] {
-			if i := owners[p.owner]; i >= 0 {
-				c.points = append(c.points, point{p.hash, uint32(i)})
-			} else {
-				move(int(p.hash>>r.shift)+1, ^uint32(0))
-			}
-		}
-		done = to
-	}
-	for _, a := range added {
-		to, _ := slices.BinarySearchFunc(r.points[done:], a, func(p, a point) int {
-			return cmp.Or(cmp.Compare(p.hash, a.hash), cmp.Compare(owners[p.owner], int32(a.owner)))
-		})
-		take(done + to)
-		c.points = append(c.points, a)
-		move(int(a.hash>>r.shift)+1, 1)
-	}
-	take(len(r.points))
-	move(len(c.starts), 0)
-	if shift := shiftOf(len(c.points)); shift != r.shift {
-		c.starts, c.shift = bucketsOf(c.points)
+	for i := 1; i < len(c.starts); i++ {
+		c.starts[i] += c.starts[i-1]
 	}
 	return c
-}
-
-// owner returns the index of the host that owns hash.
-func (r *ring) owner(hash uint64) int {
-	i := int(r.starts[hash>>r.shift])
-	for i < len(r.points) && r.points[i].hash < hash {
-		i++
-	}
-	if i == len(r.points) {
-		i = 0
-	}
-	return int(r.points[i].owner)
-}
-
-// only returns the ring without the entries of those of its hosts that are not among the given ones, which are in the same order.
-func (r *ring) only(hosts []*Host) *ring {
-	if len(hosts) == len(r.hosts) {
-		return r
-	}
-	owners := make([]int32, len(r.hosts))
-	kept := 0
-	for i, h := range r.hosts {
-		owners[i] = -1
-		if kept < len(hosts) && hosts[kept] == h {
-			owners[i] = int32(kept)
-			kept++
-		}
-	}
-	return r.change(owners, nil)
 }

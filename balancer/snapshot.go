@@ -211,7 +211,7 @@ func (b *Balancer) group(p *pool, panicking bool) *group {
 		if p.ring == nil || &p.ring.hosts[0] != &p.members[0] {
 			p.ring = newRing(p.members, b.cfg.MinRingSize, b.cfg.MaxRingSize, p.ring)
 		}
-		g.picker = &ringHash{&g.sampler, p.ring.only(g.hosts)}
+		g.picker = p.ring.of(&g.sampler)
 	case Maglev:
 		g.picker = &maglev{&g.sampler, newMaglevTable(g.hosts, b.cfg.TableSize)}
 	}
