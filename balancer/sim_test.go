@@ -66,6 +66,7 @@ func (r *reporter) answer(e *event, kind reports) (utilization, requests, errors
 const (
 	serviceTime = 10 * time.Millisecond
 	workers     = 10
+	clockStep   = serviceTime / 100 // of the balancers' clock
 )
 
 type event struct {
@@ -136,7 +137,7 @@ func (s *simulation) run(t *testing.T, seed uint64) (o outcome) {
 		queue := &events{{at: 0, server: -1}}
 		start := time.Now()
 		reporters := make([]reporter, s.servers)
-		warm := s.length / 4
+		warm := s.length / 5
 		if s.quiet > 0 {
 			warm = s.quiet + 2*time.Second
 		}
@@ -145,8 +146,8 @@ func (s *simulation) run(t *testing.T, seed uint64) (o outcome) {
 			if e.at > s.length {
 				break
 			}
-			if now := time.Since(start); e.at > now {
-				time.Sleep(e.at - now)
+			if ahead := e.at - time.Since(start); ahead > clockStep {
+				time.Sleep(ahead)
 			}
 			if e.server >= 0 {
 				if e.host != nil {
@@ -251,8 +252,8 @@ func (l limit) check(t *testing.T, way string, p99 time.Duration) {
 	}
 }
 
-// TestTail holds the longest latencies, and where requests go, in some ways in which servers are slow or sick: with PeakEWMA in relation to
-// the oracle, with least requests in milliseconds. The limits have room: ARCHITECTURE.md has what came out.
+// TestTail bounds the longest latencies, and where requests go, in some ways in which servers are slow or sick: with PeakEWMA in relation to
+// the oracle, with least requests in milliseconds. The limits leave room: ARCHITECTURE.md has the results.
 func TestTail(t *testing.T) {
 	least, oracle := balancer.Config{}, &balancer.Config{}
 	for _, test := range []struct {
@@ -262,28 +263,33 @@ func TestTail(t *testing.T) {
 		tail     float64 // the 99th percentile at most, in terms of the oracle's
 		failed   float64 // at most, with tail
 	}{
-		{"even", 0.7, limit{40, 54}, 1.1, 0},
+		{"even", 0.7, limit{40, 54}, 1.05, 0},
 		{"slow", 0.7, limit{150, 5000}, 1.15, 0},
 		{"bursts", 0.7, limit{150, 5000}, 1.2, 0},
-		{"failing", 0.7, limit{40, 54}, 1.1, 0.005},
+		{"failing", 0.7, limit{40, 54}, 1.05, 0.005},
 		{"even", 0.9, limit{40, 70}, 1.15, 0},
-		{"slow", 0.9, limit{150, 5000}, 1.3, 0},
-		{"bursts", 0.9, limit{150, 5000}, 1.5, 0},
+		{"slow", 0.9, limit{150, 5000}, 1.25, 0},
+		{"bursts", 0.9, limit{150, 5000}, 1.45, 0},
 	} {
 		t.Run(fmt.Sprintf("%s at %v", test.scenario, test.load), func(t *testing.T) {
-			p99 := map[*balancer.Config]time.Duration{}
-			for _, config := range []*balancer.Config{oracle, &least, &tail} {
-				s := simulation{servers: 20, clients: 100, load: test.load, length: 3 * time.Second, slow: scenarios[test.scenario],
-					config: *config, oracle: config == oracle}
-				o := s.run(t, 7)
-				t.Logf("%v of %d choices, oracle %v: p99 %v, %.4f failed", config.Algorithm, config.Choices, s.oracle, o.p99, o.failed)
-				p99[config] = o.p99
-				if config == &tail && o.failed > test.failed {
-					t.Errorf("%.4f of the requests failed, want at most %.4f", o.failed, test.failed)
+			t.Parallel()
+			p99 := map[*balancer.Config]time.Duration{} // the mean of some seeds
+			const seeds = 3
+			for seed := range uint64(seeds) {
+				for _, config := range []*balancer.Config{oracle, &least, &tail} {
+					s := simulation{servers: 50, clients: 100, load: test.load, length: 2500 * time.Millisecond,
+						slow: scenarios[test.scenario], config: *config, oracle: config == oracle}
+					o := s.run(t, seed)
+					t.Logf("seed %d: %v of %d choices, oracle %v: p99 %v, %.4f failed", seed, config.Algorithm, config.Choices, s.oracle, o.p99, o.failed)
+					p99[config] += o.p99 / seeds
+					if config == &tail && o.failed > test.failed {
+						t.Errorf("%.4f of the requests failed, want at most %.4f", o.failed, test.failed)
+					}
 				}
 			}
+			t.Logf("p99: %v at best, %v with least requests, %v with PeakEWMA", p99[oracle], p99[&least], p99[&tail])
 			limit{40, 52}.check(t, "oracle", p99[oracle])
-			test.least.check(t, "least request", p99[&least])
+			test.least.check(t, "least requests", p99[&least])
 			if ratio := float64(p99[&tail]) / float64(p99[oracle]); ratio > test.tail {
 				t.Errorf("p99 is %.2f of the oracle's, want at most %.2f", ratio, test.tail)
 			}
@@ -331,18 +337,19 @@ func TestTailWithReports(t *testing.T) {
 }
 
 // TestAperturesAreEvenTogether: clients that each keep to some endpoints use all of them alike, with no other than the calls of their own to
-// go by. The busiest of 50 endpoints has some 1.05 of its share by chance.
+// go by.
 func TestAperturesAreEvenTogether(t *testing.T) {
 	for _, clients := range []int{10, 20, 100, 500} {
-		most := 0.0
-		const seeds = 3
-		for seed := range seeds {
-			s := simulation{servers: 50, clients: clients, load: 0.7, length: 3 * time.Second, config: tail}
-			most += s.run(t, 7+uint64(seed)).most / seeds
-		}
-		t.Logf("%d clients: the busiest endpoint has %.2f of its share", clients, most)
-		if most > 1.2 {
-			t.Errorf("%d clients: an endpoint has %.2f of its share, want at most 1.2", clients, most)
-		}
+		t.Run(fmt.Sprintf("%d clients", clients), func(t *testing.T) {
+			t.Parallel()
+			for seed := range uint64(2) {
+				s := simulation{servers: 50, clients: clients, load: 0.7, length: 8 * time.Second, config: tail}
+				most := s.run(t, seed).most
+				t.Logf("seed %d: the busiest endpoint has %.2f of its share", seed, most)
+				if most > 1.2 {
+					t.Errorf("seed %d: an endpoint has %.2f of its share, want at most 1.2", seed, most)
+				}
+			}
+		})
 	}
 }
