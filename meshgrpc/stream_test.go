@@ -724,6 +724,38 @@ func TestStreamWithoutGRPC(t *testing.T) {
 	}
 }
 
+// summingStream is an upload that an interceptor answers without gRPC.
+type summingStream struct{ answeringStream }
+
+func (summingStream) SendMsg(any) error { return nil }
+func (summingStream) CloseSend() error  { return nil }
+func (summingStream) RecvMsg(any) error { return nil }
+
+// An upload is over with the only message of its response, even if gRPC has no part in it.
+func TestUploadWithoutGRPC(t *testing.T) {
+	leak.Check(t)
+	_, conn := one(t, "", []discovery.Endpoint{serve(t, echoStreams)}, grpc.WithChainStreamInterceptor(func(ctx context.Context,
+		_ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ grpc.Streamer, _ ...grpc.CallOption) (grpc.ClientStream, error) {
+		return summingStream{answeringStream{ctx: ctx}}, nil
+	}))
+	over := make(chan error, 1)
+	stream, err := grpctest.NewClient(conn).StreamingInputCall(t.Context(), grpc.OnFinish(func(err error) { over <- err }))
+	if err == nil {
+		_, err = stream.CloseAndRecv()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case err := <-over:
+		if err != nil {
+			t.Errorf("the stream ended with %v, want no error", err)
+		}
+	default:
+		t.Error("the stream has not ended")
+	}
+}
+
 // endingStream is a stream of an interceptor that returns its own error at the end.
 type endingStream struct{ grpc.ClientStream }
 

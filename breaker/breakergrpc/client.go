@@ -13,10 +13,10 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
 
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/internal/grpcend"
+	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/internal/refusal"
 )
@@ -31,7 +31,7 @@ import (
 // once it is used, and it must not be copied. With retries, put its options after theirs.
 type Client struct {
 	// Config is the configuration of every circuit. If it is invalid, every call fails. For SlowCall, a call has responded
-	// when its response headers arrive or, without SlowCallFraction, when it ends.
+	// when its response headers arrive or, without SlowCallFraction, when it ends. A stream then takes a goroutine until it is answered.
 	Config breaker.Config
 
 	// Key names the destination of a call: calls with the same key share a circuit. nil means the target of the
@@ -81,21 +81,17 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{lease: lease}
-	s.ClientStream, err = grpcend.Open(ctx, desc, cc, method, streamer, opts, func(err error) { c.finish(ctx, s, err) })
-	switch {
-	case err != nil:
-		return nil, err
-	case c.Config.SlowCall == 0:
-		return s.ClientStream, nil
+	end := func(err error) { c.finish(ctx, &lease, err) }
+	if c.Config.SlowCall == 0 {
+		return grpcend.Open(ctx, desc, cc, method, streamer, opts, end)
 	}
-	return s, nil
+	return grpcreplay.Open(ctx, desc, cc, method, streamer, opts, lease.Answered, end)
 }
 
 // finish ends a stream that ended with err, which may be the refusal of a layer below.
-func (c *Client) finish(ctx context.Context, s *stream, err error) {
+func (c *Client) finish(ctx context.Context, lease *breaker.Lease, err error) {
 	outcome := breaker.Failure // if IsFailure panics
-	defer func() { s.end(outcome) }()
+	defer func() { lease.Done(outcome) }()
 	if err != grpcend.ErrPanicked {
 		outcome = c.outcome(ctx, err)
 	}
@@ -143,43 +139,4 @@ func cancelled(ctx context.Context) bool {
 
 func failed(err error) bool {
 	return grpcstatus.HTTP(grpcstatus.Code(err)) >= http.StatusInternalServerError
-}
-
-// stream is a stream that a circuit has let through.
-type stream struct {
-	grpc.ClientStream
-
-	headers sync.Once
-
-	mu    sync.Mutex // guards lease while the stream lasts
-	lease breaker.Lease
-	ended bool
-}
-
-func (s *stream) end(outcome breaker.Outcome) {
-	s.mu.Lock()
-	s.ended = true
-	s.mu.Unlock()
-	s.lease.Done(outcome)
-}
-
-func (s *stream) answered() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.ended {
-		s.lease.Answered()
-	}
-}
-
-// Header implements grpc.ClientStream.
-func (s *stream) Header() (metadata.MD, error) {
-	md, err := s.ClientStream.Header()
-	s.answered()
-	return md, err
-}
-
-// RecvMsg implements grpc.ClientStream.
-func (s *stream) RecvMsg(m any) error {
-	s.headers.Do(func() { _, _ = s.Header() }) // the first message may come much later
-	return s.ClientStream.RecvMsg(m)
 }

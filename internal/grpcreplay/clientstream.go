@@ -70,6 +70,10 @@ func (s *Stream) RecvMsg(m any) error {
 			if s.in != nil && s.config.Desc.ServerStreams {
 				s.receivedMessage()
 			}
+			if !s.config.Desc.ServerStreams { // there is only one message
+				t.over(nil)
+				t.end()
+			}
 			s.in = nil // the message now belongs to the caller
 			return nil
 		}

@@ -150,8 +150,6 @@ func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) 
 	return s, nil
 }
 
-var errPanicked = status.Error(codes.Internal, "the goroutine of the stream panicked")
-
 // run makes the driver make the tries, and settles the stream.
 func (s *Stream) run() {
 	returned := false
@@ -163,7 +161,7 @@ func (s *Stream) run() {
 		if s.last != nil {
 			s.last.end()
 		}
-		s.settle(Answer{Err: errPanicked})
+		s.settle(Answer{Err: grpcend.ErrPanicked})
 	}()
 	grow()
 	answer := s.driver.Make()

@@ -8,7 +8,6 @@ import (
 
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
-	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/retry"
 )
 
@@ -29,14 +28,8 @@ func newStream(ctx context.Context, l *retry.Loop, desc *grpc.StreamDesc, cc *gr
 	}
 	s := &stream{ctx: ctx, loop: l, method: method, settled: settled}
 	s.opts, s.results = grpcreplay.Split(make([]grpc.CallOption, 0, len(opts)+4), opts)
-	room := grpcwire.DefaultBufferLimit
-	for _, opt := range opts {
-		if bound, ok := opt.(grpc.MaxRetryRPCBufferSizeCallOption); ok {
-			room = bound.MaxRetryRPCBufferSize
-		}
-	}
 	return s.replayed.Begin(grpcreplay.Config{
-		Context: ctx, Desc: desc, Conn: cc, Streamer: streamer, Encoding: grpcreplay.EncodingOf(opts), Room: room,
+		Context: ctx, Desc: desc, Conn: cc, Streamer: streamer, Encoding: grpcreplay.EncodingOf(opts), Room: grpcreplay.RoomOf(opts),
 	}, s)
 }
 
@@ -51,7 +44,7 @@ type stream struct {
 	settled  func(retry.Summary)
 	limit    *deadline.Context // of the last try; nil if it has none
 	out      outcome           // of the last try
-	left     *reply            // left by it; nil if not needed
+	left     *grpcreplay.Left  // left by it; nil if not needed
 }
 
 // Make implements grpcreplay.Driver.
@@ -82,8 +75,8 @@ func (s *stream) Try(ctx context.Context, limit time.Duration, n int) grpcreplay
 	}
 	opts := s.opts[:len(s.opts):len(s.opts)]
 	if s.results.WantReply() {
-		s.left = new(reply)
-		opts = append(opts, grpc.Header(&s.left.header), grpc.Trailer(&s.left.trailer), grpc.Peer(&s.left.peer))
+		s.left = new(grpcreplay.Left)
+		opts = s.left.Ask(opts)
 	}
 	r := s.replayed.Try(own, s.method, opts)
 	s.out = outcome{err: r.Err, begun: r.Begun, header: r.Header, trailer: r.Trailer}
@@ -123,7 +116,7 @@ func (s *stream) End(err error) (instead error) {
 func (s *stream) finish(err error) {
 	s.cancelLimit()
 	if s.left != nil {
-		s.left.fill(s.results)
+		s.left.Fill(s.results)
 	}
 	s.results.End(err)
 }

@@ -26,9 +26,9 @@ func invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, c
 	}
 	u := &unary{method: method, req: req, reply: reply, cc: cc, invoker: invoker}
 	common, results := grpcreplay.Split(u.room[:0], opts)
-	common = append(common, grpc.Header(&u.left.header), grpc.Trailer(&u.left.trailer))
+	common = append(common, grpc.Header(&u.left.Header), grpc.Trailer(&u.left.Trailer))
 	if results.WantPeer() {
-		common = append(common, grpc.Peer(&u.left.peer))
+		common = append(common, grpc.Peer(&u.left.Peer))
 	}
 	if codec, encoded := grpcreplay.EncodingOf(opts).Codec(common); codec != nil {
 		message := grpcreplay.Message{Value: req}
@@ -40,7 +40,7 @@ func invoke(ctx context.Context, l *retry.Loop, method string, req, reply any, c
 
 	n, reason, gone := grpcreplay.Do(ctx, l, u)
 	err := result(ctx, n, reason, gone, u.out.err)
-	u.left.fill(results)
+	u.left.Fill(results)
 	results.End(err)
 	return retry.Summary{Attempts: n, Stopped: reason}, err
 }
@@ -53,13 +53,13 @@ type unary struct {
 	invoker    grpc.UnaryInvoker
 	opts       []grpc.CallOption
 	room       [6]grpc.CallOption // for opts
-	left       reply
+	left       grpcreplay.Left
 	out        outcome
 }
 
 // Try implements grpcreplay.Tries. gRPC is done with the reply when it returns, so tries never share it.
 func (u *unary) Try(ctx context.Context, limit time.Duration, n int) grpcreplay.Outcome {
-	u.left = reply{}
+	u.left = grpcreplay.Left{}
 	if limit == 0 {
 		u.end(u.invoker(mark(ctx, n), u.method, u.req, u.reply, u.cc, u.opts...))
 		return u.out.decisive(ctx)
@@ -79,7 +79,7 @@ func (u *unary) Try(ctx context.Context, limit time.Duration, n int) grpcreplay.
 
 // end notes how a try ended.
 func (u *unary) end(err error) {
-	u.out = outcome{err: err, begun: u.left.trailer != nil, header: u.left.header, trailer: u.left.trailer}
+	u.out = outcome{err: err, begun: u.left.Trailer != nil, header: u.left.Header, trailer: u.left.Trailer}
 }
 
 // Drop implements grpcreplay.Tries.

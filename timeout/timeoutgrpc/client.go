@@ -18,6 +18,7 @@ import (
 
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/grpcend"
+	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcstatus"
 	"github.com/nosidecar/mesh/timeout"
 )
@@ -29,7 +30,7 @@ import (
 type Client struct {
 	// Config holds the limits. If it is invalid, every call fails. Request bounds a stream from its beginning to its end.
 	// BodyIdle bounds each wait for a message of a stream that has begun; time in which the caller does not receive does not
-	// count. NoPropagation is an error: gRPC always tells servers of the deadline.
+	// count. Such a stream takes a goroutine until it is answered. NoPropagation is an error: gRPC always tells servers of the deadline.
 	Config timeout.Config
 }
 
@@ -98,7 +99,12 @@ func (c *Client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 		s.timer.Stop()
 	}
 	var err error
-	if s.ClientStream, err = grpcend.Open(&s.call, desc, cc, method, streamer, opts, s.end); err != nil {
+	if s.idle > 0 {
+		s.ClientStream, err = grpcreplay.Open(&s.call, desc, cc, method, streamer, opts, nil, s.end)
+	} else {
+		s.ClientStream, err = grpcend.Open(&s.call, desc, cc, method, streamer, opts, s.end)
+	}
+	if err != nil {
 		return nil, s.explain(err)
 	}
 	return s, nil
