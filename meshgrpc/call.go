@@ -33,17 +33,23 @@ type call struct {
 	ctx       context.Context // the caller's
 	client    *client
 	cc        *grpc.ClientConn
-	asked     head         // as the call enters the mesh
-	sent      head         // as it leaves the mesh
-	setCookie string       // for a call without the cookie of its hash key
-	waited    bool         // the call has waited for an endpoint and was started again
-	told      bool         // observers of a unary call know that the message was sent
-	described *description // what observers see of the first start of the call; nil if there are none, or if it was used
+	asked     head      // as the call enters the mesh
+	sent      *head     // as it leaves the mesh: asked, unless documents change it
+	setCookie string    // for a call without the cookie of its hash key
+	observed  *observed // nil if there are no observers
+	waits     bool      // until an endpoint is ready
+	waited    bool      // for an endpoint, and was started again
 	first     try
 	last      *try // the latest try; nil before the first
+}
 
-	// The sizes of messages, if the call is observed.
-	sentBytes, receivedBytes atomic.Int64
+// observed is the part of a call that only observers need.
+type observed struct {
+	description              // of the first start of the call
+	begun       bool         // description is in use
+	told        bool         // that the message of a unary call was sent
+	sent        atomic.Int64 // the sizes of messages
+	received    atomic.Int64
 }
 
 // head is the part of a call that precedes its messages.
@@ -68,8 +74,9 @@ type attempter interface {
 // begin sets the fields of a call that the caller makes.
 func (c *call) begin(ctx context.Context, client *client, cc *grpc.ClientConn, method string, opts []grpc.CallOption) {
 	c.ctx, c.client, c.cc = ctx, client, cc
-	c.options.read(opts)
-	c.asked = head{method, c.options.authority, requestHeader(ctx, c.contentType())}
+	var authority string
+	authority, c.waits = c.options.read(opts)
+	c.asked = head{method, authority, requestHeader(ctx, c.contentType())}
 }
 
 // description is a call as an HTTP request, for observers and documents.
@@ -113,23 +120,24 @@ func (c *call) routed(h *head) route.Request {
 	return r
 }
 
-// observed returns the call as it leaves the mesh for the observers, nil if there are none.
-func (c *call) observed() any {
-	if !c.client.engine.Observed() {
+// described returns the call as it leaves the mesh for the observers, nil if there are none.
+func (c *call) described() any {
+	o := c.observed
+	switch {
+	case o == nil:
 		return nil
+	case o.begun: // observers may have kept the description
+		return c.request(c.sent)
 	}
-	d := c.described
-	if c.described = nil; d == nil {
-		return c.request(&c.sent)
-	}
-	c.describe(d, &c.sent)
-	return &d.request
+	o.begun = true
+	c.describe(&o.description, c.sent)
+	return &o.request
 }
 
 // serve takes the call through the mesh. A wait-for-ready call is repeated until it can be sent.
 func (c *call) serve(a attempter) (*engine.Refusal, error) {
 	for n := 0; ; n++ {
-		c.sent = c.asked
+		c.sent = &c.asked
 		answer, err := c.pass(engine.Routed, route.Target{}, a)
 		if err == nil || !c.waits || !a.replayable() || !unready(err) {
 			return answer, err
@@ -149,8 +157,8 @@ func patience(n int) time.Duration {
 
 // pass takes the call, with the head c.sent, through the stages of the engine.
 func (c *call) pass(kind engine.Kind, target route.Target, a engine.Adapter) (*engine.Refusal, error) {
-	c.Begin(c.ctx, c.client.engine, kind, c.observed())
-	view := engine.Request{Request: c.routed(&c.sent), Host: authority(c.cc)}
+	c.Begin(c.ctx, c.client.engine, kind, c.described())
+	view := engine.Request{Request: c.routed(c.sent), Host: authority(c.cc)}
 	if kind == engine.Copied {
 		view.Authority = "" // the authority of a copy only marks it as one
 	}
@@ -169,7 +177,7 @@ func (c *call) Prepare(backend *route.Backend, match int) error {
 	out := c.request(&c.asked)
 	out.Header = maps.Clone(out.Header)
 	err := backend.Rewrite(out, match)
-	c.sent = head{out.URL.Path, out.Host, out.Header}
+	c.sent = &head{out.URL.Path, out.Host, out.Header}
 	return err
 }
 
@@ -177,11 +185,13 @@ func (c *call) Prepare(backend *route.Backend, match int) error {
 func (c *call) Failure(err error) failure.Kind { return failure.Of(c.Context(), nil, err) }
 
 // Bytes implements engine.Adapter.
-func (c *call) Bytes() (sent, received int64) { return c.sentBytes.Load(), c.receivedBytes.Load() }
+func (c *call) Bytes() (sent, received int64) {
+	return c.observed.sent.Load(), c.observed.received.Load()
+}
 
 // size returns the size of a message if the call is observed, and 0 otherwise.
 func (c *call) size(m any) int64 {
-	if !c.client.engine.Observed() {
+	if c.observed == nil {
 		return 0
 	}
 	size, _ := grpcwire.MessageSize(m)
@@ -190,7 +200,7 @@ func (c *call) size(m any) int64 {
 
 // HashKey implements engine.Adapter.
 func (c *call) HashKey(key *balancer.HashKey) (value string, ok bool) {
-	if value, ok = key.Of(c.request(&c.sent)); !ok {
+	if value, ok = key.Of(c.request(c.sent)); !ok {
 		value, c.setCookie, ok = key.NewCookie()
 	}
 	return value, ok
@@ -255,7 +265,7 @@ func (c *call) edit(t *try) {
 		h["Grpc-Status"], h["Grpc-Message"] = []string{strconv.Itoa(int(t.code))}, []string{status.Convert(t.err).Message()}
 	}
 	if backend.Response != nil {
-		sent := c.routed(&c.sent)
+		sent := c.routed(c.sent)
 		backend.Response.Apply(h, &sent)
 	}
 	if c.setCookie != "" {

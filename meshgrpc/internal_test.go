@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"sync"
 	"testing"
+	"unsafe"
 	"weak"
 
 	"google.golang.org/grpc"
@@ -342,6 +343,22 @@ func TestAuthorityOfATargetWithoutAHost(t *testing.T) {
 	for authority, refused := range map[string]bool{"localhost:80": false, "closed.example.com": true, "localhost%zz:80": true, "local%68ost:80": true} {
 		if err := checkAuthority(balancer.BuildOptions{Target: target, Authority: authority}); (err != nil) != refused {
 			t.Errorf("the authority %q: %v, refused should be %v", authority, err, refused)
+		}
+	}
+}
+
+// What is allocated for each call fits a size class of Go's allocator. One more word would cost at least 16 bytes per call, and up to 128.
+func TestSizes(t *testing.T) {
+	for _, test := range []struct {
+		name       string
+		size, most uintptr
+	}{
+		{"unary call", unsafe.Sizeof(unary{}), 768},
+		{"stream", unsafe.Sizeof(stream{}), 1408},
+		{"inbound call", unsafe.Sizeof(inbound{}), 176},
+	} {
+		if test.size > test.most {
+			t.Errorf("%s: %d bytes, want at most %d", test.name, test.size, test.most)
 		}
 	}
 }

@@ -6,41 +6,37 @@ import (
 	"google.golang.org/grpc/peer"
 
 	"github.com/nosidecar/mesh/internal/grpcreplay"
-	"github.com/nosidecar/mesh/internal/grpcwire"
 )
 
 // options are the options of a call that matter here.
 type options struct {
-	tries     []grpc.CallOption   // for every try
-	results   *grpcreplay.Results // what the caller wants back; nil for nothing
-	authority string              // "" for that of the ClientConn
-	encoding  grpcreplay.Encoding
-	waits     bool // the call waits until an endpoint is ready
-	room      int  // for the messages of a stream that are kept for a retry, in bytes
+	tries    []grpc.CallOption   // for every try
+	results  *grpcreplay.Results // what the caller wants back; nil for nothing
+	encoding *grpcreplay.Encoding
 }
 
-// read sets the fields of o.
-func (o *options) read(opts []grpc.CallOption) {
-	o.tries, o.room, o.encoding = opts[:len(opts):len(opts)], grpcwire.DefaultBufferLimit, grpcreplay.EncodingOf(opts)
+// read sets the fields of o. It returns the authority of the call, "" for that of the ClientConn, and whether the call waits until an endpoint
+// is ready.
+func (o *options) read(opts []grpc.CallOption) (authority string, waits bool) {
+	o.tries, o.encoding = opts[:len(opts):len(opts)], grpcreplay.EncodingOf(opts)
 	own := false // some option is for the whole call, not for each try
 	for _, opt := range opts {
 		switch opt := opt.(type) {
 		case grpc.HeaderCallOption, grpc.TrailerCallOption, grpc.PeerCallOption, grpc.OnFinishCallOption:
 			own = true
 		case grpc.FailFastCallOption:
-			o.waits = !opt.FailFast
+			waits = !opt.FailFast
 		case grpc.AuthorityOverrideCallOption:
-			o.authority = opt.Authority
-		case grpc.MaxRetryRPCBufferSizeCallOption:
-			o.room = opt.MaxRetryRPCBufferSize
+			authority = opt.Authority
 		}
 	}
 	if own {
 		o.tries, o.results = grpcreplay.Split(make([]grpc.CallOption, 0, len(opts)+4), opts)
 	}
-	if o.waits {
+	if waits {
 		o.tries = append(o.tries, grpc.WaitForReady(false)) // the call waits, not the try
 	}
+	return authority, waits
 }
 
 // contentType returns the content type of the call, "" for that of gRPC.
@@ -57,8 +53,8 @@ func (o *options) finish(header, trailer metadata.MD, last *try, err error) {
 		return
 	}
 	var from peer.Peer
-	if last != nil {
-		from = last.peer
+	if last != nil && last.peer != nil {
+		from = *last.peer
 	}
 	if v, ok := from.AuthInfo.(verified); ok {
 		from.AuthInfo = v.TLSInfo // the type that callers expect

@@ -109,7 +109,6 @@ type inbound struct {
 	context.Context
 	local   net.Addr
 	arrived metadata.MD       // as it arrived, until it is edited
-	edited  bool              // arrived differs from what the context has
 	passage *passage          // nil when the call is over
 	entered admission.Context // that of the handler
 
@@ -118,10 +117,12 @@ type inbound struct {
 
 	// For a call that was allowed.
 	call  admission.Call
-	taken atomic.Bool // a handler has taken the call, or it was abandoned
 	stop  func() bool // stops waiting for the call to be abandoned; nil if there is no need to wait
-	tap   bool        // tap is running, so nothing may wait
-	later bool        // tap would have had to wait
+	taken atomic.Bool // a handler has taken the call, or it was abandoned
+
+	edited bool // arrived differs from what the context has
+	tap    bool // tap is running, so nothing may wait
+	later  bool // tap would have had to wait
 
 	// For a call whose handler runs.
 	stream endable // nil if the stream cannot be ended from outside

@@ -34,40 +34,40 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	if err := checkTarget(cc.Target()); err != nil {
 		return nil, grpcstatus.Wrap(codes.Unavailable, err)
 	}
-	s := newStream(c.engine.Observed())
+	s := newStream(c.engine)
 	s.begin(ctx, c, cc, method, opts)
 	config := grpcreplay.Config{
-		Context: ctx, Desc: desc, Conn: cc, Streamer: streamer, Encoding: s.encoding, Room: s.room,
+		Context: ctx, Desc: desc, Conn: cc, Streamer: streamer, Encoding: s.encoding, Room: grpcreplay.RoomOf(opts),
 		Pausing: true, // a timeout begins when the whole request is sent, as in Envoy
 	}
-	if c.engine.Observed() {
+	if s.observed != nil {
 		config.Meter = s
 	}
 	return s.replayed.Begin(config, s)
 }
 
 // newStream returns a streaming call, with room for what observers see of it.
-func newStream(observed bool) *stream {
-	if !observed {
+func newStream(e *engine.Engine) *stream {
+	if !e.Observed() {
 		return new(stream)
 	}
 	all := new(struct { // at once
 		stream
-		description
+		observed
 	})
-	all.described = &all.description
+	all.stream.observed = &all.observed
 	return &all.stream
 }
 
 // Sent implements grpcreplay.Meter.
 func (s *stream) Sent(size int) {
-	s.sentBytes.Add(int64(size))
+	s.observed.sent.Add(int64(size))
 	s.current().Sent()
 }
 
 // Received implements grpcreplay.Meter.
 func (s *stream) Received(size int) {
-	s.receivedBytes.Add(int64(size))
+	s.observed.received.Add(int64(size))
 	s.current().Received()
 }
 

@@ -36,19 +36,18 @@ type try struct {
 	call  *call
 	ctx   context.Context
 	limit *deadline.Context       // nil if the try has no timeout of its own
-	held  bool                    // the Attempt has not ended
 	done  func(balancer.DoneInfo) // the method ended, allocated once
 
 	// State of the picker. gRPC may pick again by itself if it knows that nothing was sent.
 	mu      sync.Mutex
-	over    bool // no more picks
-	picked  bool // our picker was used at all
-	given   bool // a connection was given
 	link    *sockets.Connections
 	waits   *conn // the connection that the try waits for
-	lost    int   // how many connections were made, and lost while the try waited
 	conn    *conn // the connection that the try is counted on
 	failure error // why there is no connection
+	lost    uint8 // how many connections were made, and lost while the try waited
+	over    bool  // no more picks
+	picked  bool  // our picker was used at all
+	given   bool  // a connection was given
 
 	// What gRPC reported at the end: whether a stream was begun, whether anything was received, and the trailer. The trailer of a
 	// trailers-only response includes its header.
@@ -57,14 +56,15 @@ type try struct {
 
 	// What the caller or a document needs of the response.
 	header metadata.MD
-	peer   peer.Peer
-	reads  bool // the mesh needs the header
+	peer   *peer.Peer // nil if the caller does not
 
+	held      bool // the Attempt has not ended
+	reads     bool // the mesh needs the header
 	exchanges bool // our peer metadata was sent, so the endpoint may answer with its own
 
 	// The result.
-	status int                // of the response, as an HTTP status; 0 if there was none
 	code   codes.Code         // of err
+	status int                // of the response, as an HTTP status; 0 if there was none
 	err    error              // what the caller gets if this is the last try
 	rest   error              // why there was no response, or how it broke off
 	stream *grpcreplay.Stream // continues after the response began; nil if nothing does
@@ -122,7 +122,8 @@ func (t *try) options() []grpc.CallOption {
 		opts = append(opts, grpc.CallAuthority(c.sent.authority))
 	}
 	if c.results.WantPeer() {
-		opts = append(opts, grpc.Peer(&t.peer))
+		t.peer = new(peer.Peer)
+		opts = append(opts, grpc.Peer(t.peer))
 	}
 	return opts
 }

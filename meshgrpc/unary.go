@@ -24,8 +24,7 @@ type unary struct {
 	call
 	message, reply any
 	invoker        grpc.UnaryInvoker
-	copied         []byte // message, encoded for mirrors
-	once           *once  // nil if the message may be encoded again for each try
+	once           *once // nil if the message may be encoded again for each try
 }
 
 // once is a message that is encoded only once, and the codec of all tries.
@@ -40,7 +39,7 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 	if err := checkTarget(cc.Target()); err != nil {
 		return grpcstatus.Wrap(codes.Unavailable, err)
 	}
-	u := newUnary(c.engine.Observed())
+	u := newUnary(c.engine)
 	u.message, u.reply, u.invoker = message, reply, invoker
 	u.begin(ctx, c, cc, method, opts)
 	if codec, tries := u.encoding.Codec(u.tries); codec != nil {
@@ -50,7 +49,9 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 	}
 	answer, err := u.serve(u)
 	if answer == nil && err == nil && u.last.err == nil {
-		u.receivedBytes.Add(u.size(reply))
+		if u.observed != nil {
+			u.observed.received.Add(u.size(reply))
+		}
 		u.Messages().Received()
 	}
 	header, trailer, err := u.conclude(answer, err)
@@ -59,15 +60,15 @@ func (c *client) unary(ctx context.Context, method string, message, reply any, c
 }
 
 // newUnary returns a unary call, with room for what observers see of it.
-func newUnary(observed bool) *unary {
-	if !observed {
+func newUnary(e *engine.Engine) *unary {
+	if !e.Observed() {
 		return new(unary)
 	}
 	all := new(struct { // at once
 		unary
-		description
+		observed
 	})
-	all.described = &all.description
+	all.unary.observed = &all.observed
 	return &all.unary
 }
 
@@ -108,9 +109,9 @@ func (u *unary) send(t *try) {
 	}
 	size := u.size(u.message) // before the message is sent, since it may change afterwards
 	t.judge(u.invoker(t, u.sent.method, u.message, u.reply, u.cc, opts...), false)
-	if t.begun && !u.told {
-		u.told = true
-		u.sentBytes.Add(size)
+	if o := u.observed; o != nil && t.begun && !o.told {
+		o.told = true
+		o.sent.Add(size)
 		u.Messages().Sent()
 	}
 }
@@ -120,40 +121,41 @@ func (u *unary) replayable() bool { return true }
 
 // Mirror implements engine.Adapter.
 func (u *unary) Mirror(rule *route.Rule) {
-	original := u.routed(&u.sent).Authority
+	original := u.routed(u.sent).Authority
+	var encoded []byte // the message
 	u.Engine().Mirrors.Copy(u.ctx, rule.Route.Mirrors, rule.Route.Timeout, original, func(to *route.Mirror, authority string) (
 		func(context.Context) error, error) {
 		if u.waited {
 			return nil, errMirrored
 		}
-		if err := u.encode(); err != nil {
-			return nil, err
+		if encoded == nil {
+			var err error
+			if encoded, err = u.encode(); err != nil {
+				return nil, err
+			}
 		}
-		c := &unary{message: u.copied, reply: new([]byte), invoker: u.invoker}
-		c.call = call{client: u.client, cc: u.cc, options: u.options, asked: u.asked, sent: u.sent}
-		c.sent.authority, c.results = authority, nil
+		c := newUnary(u.client.engine)
+		c.message, c.reply, c.invoker = encoded, new([]byte), u.invoker
+		c.client, c.cc, c.options, c.asked = u.client, u.cc, u.options, u.asked
+		c.sent, c.results = &head{u.sent.method, authority, u.sent.header}, nil
 		// The call itself appends to its options at the same time.
-		c.tries = append(slices.Clip(u.tries), grpc.ForceCodecV2(encoded{u.encoding.Subtype()}))
+		c.tries = append(slices.Clip(u.tries), grpc.ForceCodecV2(verbatim{u.encoding.Subtype()}))
 		return func(ctx context.Context) error { return c.copy(ctx, to.Target) }, nil
 	})
 }
 
-// encode encodes the message for its copies, which may be sent after the caller has got the message back.
-func (u *unary) encode() error {
-	if u.copied != nil {
-		return nil
-	}
+// encode returns the encoded message for its copies, which may be sent after the caller has got the message back. It is not nil.
+func (u *unary) encode() ([]byte, error) {
 	message := &grpcreplay.Message{Value: u.message}
 	if u.once != nil {
 		message = &u.once.message
 	}
 	data, err := message.Encode(u.encoding)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	u.copied = append([]byte{}, data.Materialize()...)
-	data.Free()
-	return nil
+	defer data.Free()
+	return append([]byte{}, data.Materialize()...), nil
 }
 
 // copy sends a copy. The caller sees nothing of it.
@@ -167,13 +169,13 @@ func (u *unary) copy(ctx context.Context, target route.Target) error {
 	return u.last.rest
 }
 
-// encoded is the codec of messages that are already encoded.
-type encoded struct{ name string }
+// verbatim is the codec of messages that are already encoded.
+type verbatim struct{ name string }
 
-func (encoded) Marshal(v any) (mem.BufferSlice, error) {
+func (verbatim) Marshal(v any) (mem.BufferSlice, error) {
 	return mem.BufferSlice{mem.SliceBuffer(v.([]byte))}, nil
 }
 
-func (encoded) Unmarshal(mem.BufferSlice, any) error { return nil }
+func (verbatim) Unmarshal(mem.BufferSlice, any) error { return nil }
 
-func (c encoded) Name() string { return c.name }
+func (c verbatim) Name() string { return c.name }

@@ -22,39 +22,38 @@ type Encoding struct {
 }
 
 // EncodingOf returns the encoding of a call with the options, as gRPC chooses it.
-func EncodingOf(opts []grpc.CallOption) Encoding {
-	var e Encoding
-	forced := false
+func EncodingOf(opts []grpc.CallOption) *Encoding {
+	name, forced := "", false
+	var codec encoding.CodecV2
 	for _, opt := range opts {
 		switch opt := opt.(type) {
 		case grpc.ContentSubtypeCallOption:
-			e.name = strings.ToLower(opt.ContentSubtype)
+			name = strings.ToLower(opt.ContentSubtype)
 		case grpc.ForceCodecV2CallOption:
-			e.codec, forced = opt.CodecV2, true
+			codec, forced = opt.CodecV2, true
 		case grpc.ForceCodecCallOption:
-			e.codec, forced = bridge{opt.Codec, opt.Codec.Name()}, true
+			codec, forced = bridge{opt.Codec, opt.Codec.Name()}, true
 		case grpc.CustomCodecCallOption:
-			e.codec, forced = bridge{opt.Codec, ""}, true
+			codec, forced = bridge{opt.Codec, ""}, true
 		}
 	}
-	if forced {
-		if e.name == "" && e.codec != nil {
-			e.name = strings.ToLower(e.codec.Name())
-		}
-		return e
-	}
-	if e.name == "" {
+	switch {
+	case !forced && name == "":
 		return usual()
+	case !forced:
+		return registered(name, name)
+	case name == "" && codec != nil:
+		name = strings.ToLower(codec.Name())
 	}
-	return registered(e.name, e.name)
+	return &Encoding{name: name, codec: codec}
 }
 
 // usual returns the encoding of a call that asks for none. Codecs are registered by init functions, so it stays the same.
-var usual = sync.OnceValue(func() Encoding { return registered("proto", "") })
+var usual = sync.OnceValue(func() *Encoding { return registered("proto", "") })
 
 // registered returns the encoding with the codec that is registered under a name.
-func registered(codec, subtype string) Encoding {
-	e := Encoding{name: subtype}
+func registered(codec, subtype string) *Encoding {
+	e := &Encoding{name: subtype}
 	if v1 := encoding.GetCodec(codec); v1 != nil {
 		e.codec = bridge{v1, v1.Name()}
 	} else if e.codec = encoding.GetCodecV2(codec); e.codec != nil {
@@ -73,17 +72,17 @@ func isStandard(codec encoding.CodecV2) bool {
 }
 
 // Subtype returns the content subtype of the call, or "" if it has none.
-func (e Encoding) Subtype() string { return e.name }
+func (e *Encoding) Subtype() string { return e.name }
 
 // Codec is a codec that encodes each message of a call only once. It is for one try at a time. A nil *Codec is that of a call whose
 // messages may be encoded again.
 type Codec struct {
-	encoding Encoding
+	encoding *Encoding
 	sending  *Message
 }
 
 // Codec returns a codec for one try at a time, and opts with the option that makes gRPC use it.
-func (e Encoding) Codec(opts []grpc.CallOption) (*Codec, []grpc.CallOption) {
+func (e *Encoding) Codec(opts []grpc.CallOption) (*Codec, []grpc.CallOption) {
 	if e.standard || e.codec == nil {
 		return nil, opts
 	}

@@ -19,7 +19,7 @@ type Message struct {
 var errNoCodec = errors.New("no codec is registered for the content subtype")
 
 // Encode returns the encoded message, which the caller frees.
-func (m *Message) Encode(e Encoding) (mem.BufferSlice, error) {
+func (m *Message) Encode(e *Encoding) (mem.BufferSlice, error) {
 	if !m.encoded {
 		if e.codec == nil {
 			return nil, errNoCodec

@@ -67,7 +67,7 @@ type Config struct {
 	Desc     *grpc.StreamDesc
 	Conn     *grpc.ClientConn
 	Streamer grpc.Streamer
-	Encoding Encoding
+	Encoding *Encoding
 	Room     int // the room for messages that are kept, in bytes
 
 	// Pausing pauses the limit of the whole call while the caller has more to send.

@@ -52,7 +52,7 @@ func TestNoTryFollowsWhoseContextTheCallerHas(t *testing.T) {
 		leak.Check(t)
 		d := &twice{ctx: t.Context(), answered: make(chan struct{}), decide: make(chan struct{})}
 		stream, err := d.stream.Begin(grpcreplay.Config{
-			Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 10,
+			Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 10, Encoding: grpcreplay.EncodingOf(nil),
 			Streamer: func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ ...grpc.CallOption) (
 				grpc.ClientStream, error) {
 				return answered{ctx: ctx}, nil
@@ -128,7 +128,7 @@ func TestTryThatIsDroppedWhileItIsSentAgain(t *testing.T) {
 		d := &thrice{ctx: t.Context(), next: make(chan struct{})}
 		tries, got := 0, 0
 		stream, err := d.stream.Begin(grpcreplay.Config{
-			Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 20,
+			Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 20, Encoding: grpcreplay.EncodingOf(nil),
 			Streamer: func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ ...grpc.CallOption) (
 				grpc.ClientStream, error) {
 				switch tries++; tries {
@@ -192,7 +192,7 @@ func TestContextOfAStreamThatIsBeingSentAgain(t *testing.T) {
 		d := &once{ctx: ctx, drop: make(chan struct{})}
 		tries := 0
 		stream, err := d.stream.Begin(grpcreplay.Config{
-			Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 20,
+			Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Room: 1 << 20, Encoding: grpcreplay.EncodingOf(nil),
 			Streamer: func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, _ ...grpc.CallOption) (
 				grpc.ClientStream, error) {
 				if tries++; tries > 1 {
@@ -270,7 +270,8 @@ func TestTryThatWasNotSentStartsOver(t *testing.T) {
 				lost := make(chan struct{})
 				d := &single{ctx: t.Context()}
 				stream, err := d.stream.Begin(grpcreplay.Config{
-					Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Conn: conn, Room: 1 << 10,
+					Context: d.ctx, Desc: &grpc.StreamDesc{ClientStreams: true, ServerStreams: true}, Conn: conn,
+					Room: 1 << 10, Encoding: grpcreplay.EncodingOf(nil),
 					Streamer: func(ctx context.Context, _ *grpc.StreamDesc, _ *grpc.ClientConn, _ string, opts ...grpc.CallOption) (
 						grpc.ClientStream, error) {
 						if tries++; tries > test.orphans {
