@@ -104,8 +104,8 @@ func (s *stream) End(err error) (instead error) {
 	t.err, t.code = err, status.Code(err)
 	switch {
 	case err == nil:
-	case ended(t.ctx, t.code):
-		t.rest = context.Cause(t.ctx)
+	case ended(t.Context, t.code):
+		t.rest = context.Cause(t.Context)
 	case s.closed(err):
 		t.err, t.code, t.rest, instead = errClosing, codes.Canceled, errClosing, errClosing
 	default:

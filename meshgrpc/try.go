@@ -31,10 +31,9 @@ import (
 
 // try is one attempt of a call. It is the context of the attempt, so that the picker can find it.
 type try struct {
-	context.Context // ctx, with the metadata to send
+	context.Context // with the metadata to send
 	engine.Attempt
 	call  *call
-	ctx   context.Context
 	limit *deadline.Context       // nil if the try has no timeout of its own
 	done  func(balancer.DoneInfo) // the method ended, allocated once
 
@@ -108,7 +107,7 @@ func (t *try) begin(ctx context.Context, c *call, limit time.Duration, n int) bo
 	} else {
 		t.Observe(ctx, n, header, nil)
 	}
-	t.ctx, t.Context = ctx, outgoing(ctx, header, c.asked.header, n)
+	t.Context = outgoing(ctx, header, c.asked.header, n)
 	t.link, t.done = t.Connections(), t.ended
 	t.reads = c.setCookie != "" || c.ReadsHeader()
 	return true
@@ -138,7 +137,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 	}
 	if t.given {
 		// Nothing was sent over the previous connection, and gRPC starts again. The mesh chooses another endpoint.
-		if err := t.Again(t.ctx); err != nil {
+		if err := t.Again(t.Context); err != nil {
 			return t.failLocked(err)
 		}
 		t.link, t.given, t.waits = t.Connections(), false, nil
@@ -154,7 +153,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		if !unready || moves == mostMoves {
 			return t.failLocked(err)
 		}
-		if failed := t.Again(t.ctx); failed != nil {
+		if failed := t.Again(t.Context); failed != nil {
 			return t.failLocked(failed)
 		}
 		link := t.Connections()
@@ -208,8 +207,8 @@ func (t *try) judge(err error, committed bool) {
 	case t.failure != nil:
 		t.rest = t.failure
 		return
-	case ended(t.ctx, t.code):
-		t.rest = context.Cause(t.ctx)
+	case ended(t.Context, t.code):
+		t.rest = context.Cause(t.Context)
 	case grpcstatus.TrailersOnly(t.trailer):
 		t.status = http.StatusOK
 		if key := grpcwire.LimitedBy(err); key != "" && t.trailer[key] == nil {
