@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/grpctest"
@@ -140,6 +141,31 @@ func callStream(t testing.TB, conn *grpc.ClientConn) {
 	}
 	if _, err := stream.Recv(); err != io.EOF {
 		t.Fatal(err)
+	}
+}
+
+// The caller of a stream sees the TLS of its connection as with bare gRPC.
+func TestPeerOfAStream(t *testing.T) {
+	for _, end := range mutual(t).each() {
+		stream, err := grpctest.NewClient(end.conn).FullDuplexCall(t.Context())
+		if err == nil {
+			err = stream.Send(&grpctest.In{})
+		}
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, ok := peer.FromContext(stream.Context())
+		if !ok {
+			t.Fatalf("%s: there is no peer", end.name)
+		}
+		if info, ok := p.AuthInfo.(credentials.TLSInfo); !ok || len(info.State.PeerCertificates) == 0 {
+			t.Errorf("%s: AuthInfo is a %T, want credentials.TLSInfo with a certificate", end.name, p.AuthInfo)
+		}
+		_ = stream.CloseSend()
+		_, _ = stream.Recv()
 	}
 }
 

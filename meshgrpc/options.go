@@ -1,6 +1,8 @@
 package meshgrpc
 
 import (
+	"context"
+
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
@@ -56,9 +58,24 @@ func (o *options) finish(header, trailer metadata.MD, last *try, err error) {
 	if last != nil && last.peer != nil {
 		from = *last.peer
 	}
-	if v, ok := from.AuthInfo.(verified); ok {
-		from.AuthInfo = v.TLSInfo // the type that callers expect
-	}
-	o.results.Fill(header, trailer, from)
+	o.results.Fill(header, trailer, known(from))
 	o.results.End(err)
+}
+
+// known returns a peer with the type of AuthInfo that callers expect.
+func known(p peer.Peer) peer.Peer {
+	if v, ok := p.AuthInfo.(verified); ok {
+		p.AuthInfo = v.TLSInfo
+	}
+	return p
+}
+
+// shown returns the context of a stream as its caller gets it.
+func shown(ctx context.Context) context.Context {
+	p, ok := peer.FromContext(ctx)
+	if !ok {
+		return ctx
+	}
+	from := known(*p)
+	return peer.NewContext(ctx, &from)
 }

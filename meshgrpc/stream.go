@@ -39,6 +39,7 @@ func (c *client) stream(ctx context.Context, desc *grpc.StreamDesc, cc *grpc.Cli
 	config := grpcreplay.Config{
 		Context: ctx, Desc: desc, Conn: cc, Streamer: streamer, Encoding: s.encoding, Room: grpcreplay.RoomOf(opts),
 		Pausing: true, // a timeout begins when the whole request is sent, as in Envoy
+		Shown:   shown,
 	}
 	if s.observed != nil {
 		config.Meter = s

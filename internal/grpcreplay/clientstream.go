@@ -208,6 +208,14 @@ func (s *Stream) Trailer() metadata.MD {
 
 // Context implements grpc.ClientStream. It makes the current try the last.
 func (s *Stream) Context() context.Context {
+	ctx := s.context()
+	if s.config.Shown != nil {
+		return s.config.Shown(ctx)
+	}
+	return ctx
+}
+
+func (s *Stream) context() context.Context {
 	if t := s.answered(); t != nil {
 		return t.cs.Context()
 	}

@@ -73,6 +73,9 @@ type Config struct {
 	// Pausing pauses the limit of the whole call while the caller has more to send.
 	Pausing bool
 
+	// Shown, if not nil, returns what the caller gets as the Context of the stream.
+	Shown func(context.Context) context.Context
+
 	// Meter, if not nil, is called for the messages of the caller.
 	Meter Meter
 }
