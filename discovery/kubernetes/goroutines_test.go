@@ -34,7 +34,7 @@ func TestWatcher_Goroutines(t *testing.T) {
 				counts = append(counts, runtime.NumGoroutine())
 			}
 		}
-		if each := float64(counts[1]-counts[0]) / services; each != 1 {
+		if each := float64(counts[1]-counts[0]) / services; each < 0.8 || each > 1.2 { // others come and go with connections
 			t.Errorf("%d services have %d goroutines, and %d have %d: want 1 for each, not %.1f", services, counts[0], 2*services, counts[1], each)
 		}
 	})
