@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -36,11 +37,12 @@ type Budget struct {
 	slot      time.Duration // a tenth of the window
 	start     time.Time
 
+	newest   atomic.Int64        // number of the newest slot; written with mu held
+	calls    [slots]atomic.Int64 // by slot of time, modulo slots
+	sumCalls atomic.Int64        // of all slots; calls are counted without the lock
+
 	mu       sync.Mutex
-	calls    [slots]int64 // by slot of time, modulo slots
 	retries  [slots]int64
-	newest   int64 // number of the newest slot
-	sumCalls int64
 	sumRetry int64
 	tokens   float64 // for perSecond
 	filled   time.Duration
@@ -61,10 +63,6 @@ func (c BudgetConfig) Validate() error {
 
 // NewBudget returns a Budget, or nil if config is Off. The error is that of [BudgetConfig.Validate].
 func NewBudget(config BudgetConfig) (*Budget, error) {
-	return newBudget(config, time.Now())
-}
-
-func newBudget(config BudgetConfig, now time.Time) (*Budget, error) {
 	if err := config.Validate(); err != nil || config.Off {
 		return nil, err
 	}
@@ -72,7 +70,7 @@ func newBudget(config BudgetConfig, now time.Time) (*Budget, error) {
 		ratio:     max(0, cmp.Or(config.Ratio, 0.2)),
 		perSecond: max(0, cmp.Or(config.MinPerSecond, 10)),
 		slot:      cmp.Or(config.Window, 10*time.Second) / slots,
-		start:     now,
+		start:     time.Now(),
 	}
 	if b.perSecond > 0 {
 		b.burst = max(1, b.perSecond) // one second's worth, but at least one retry
@@ -84,16 +82,18 @@ func newBudget(config BudgetConfig, now time.Time) (*Budget, error) {
 // Deposit counts a call: the original one, not its retries.
 func (b *Budget) Deposit() {
 	if b != nil {
-		b.deposit(time.Now())
+		b.deposit(time.Since(b.start))
 	}
 }
 
-func (b *Budget) deposit(now time.Time) {
-	b.mu.Lock()
-	i := b.advanceLocked(now)
-	b.calls[i]++
-	b.sumCalls++
-	b.mu.Unlock()
+func (b *Budget) deposit(at time.Duration) {
+	if int64(at/b.slot) > b.newest.Load() {
+		b.mu.Lock()
+		b.advanceLocked(at)
+		b.mu.Unlock()
+	}
+	b.calls[b.newest.Load()%slots].Add(1)
+	b.sumCalls.Add(1)
 }
 
 // Left returns how many retries the budget permits now, or -1 if it permits every one.
@@ -101,28 +101,32 @@ func (b *Budget) Left() int {
 	if b == nil {
 		return -1
 	}
-	return b.left(time.Now())
+	return b.left(time.Since(b.start))
 }
 
-func (b *Budget) left(now time.Time) int {
+func (b *Budget) left(at time.Duration) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.advanceLocked(now)
-	b.fillLocked(now)
-	return max(0, int(b.ratio*float64(b.sumCalls))-int(b.sumRetry)) + int(b.tokens)
+	b.advanceLocked(at)
+	b.fillLocked(at)
+	return max(0, int(b.ratio*float64(b.sumCalls.Load()))-int(b.sumRetry)) + int(b.tokens)
 }
 
-// reserve takes a retry from the budget. It reports false if none is left.
-func (b *Budget) reserve(now time.Time) bool {
+// take takes a retry from the budget. It reports false if none is left.
+func (b *Budget) take() bool {
+	return b == nil || b.reserve(time.Since(b.start))
+}
+
+func (b *Budget) reserve(at time.Duration) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	i := b.advanceLocked(now)
-	if float64(b.sumRetry+1) <= b.ratio*float64(b.sumCalls) {
+	i := b.advanceLocked(at)
+	if float64(b.sumRetry+1) <= b.ratio*float64(b.sumCalls.Load()) {
 		b.retries[i]++
 		b.sumRetry++
 		return true
 	}
-	b.fillLocked(now)
+	b.fillLocked(at)
 	if b.tokens < 1 {
 		return false
 	}
@@ -131,24 +135,22 @@ func (b *Budget) reserve(now time.Time) bool {
 }
 
 // fillLocked adds the tokens of the time since the last call.
-func (b *Budget) fillLocked(now time.Time) {
-	at := now.Sub(b.start)
+func (b *Budget) fillLocked(at time.Duration) {
 	b.tokens = min(b.burst, b.tokens+b.perSecond*max(0, at-b.filled).Seconds())
 	b.filled = max(at, b.filled)
 }
 
 // advanceLocked forgets the slots that have left the window and returns the index of the current one.
-func (b *Budget) advanceLocked(now time.Time) int64 {
-	n := int64(now.Sub(b.start) / b.slot)
-	for ; b.newest < n; b.newest++ {
-		if b.sumCalls == 0 && b.sumRetry == 0 {
-			b.newest = n
-			break
-		}
-		i := (b.newest + 1) % slots
-		b.sumCalls -= b.calls[i]
+func (b *Budget) advanceLocked(at time.Duration) int64 {
+	n := int64(at / b.slot)
+	newest := max(b.newest.Load(), n-slots) // a longer jump empties every slot, each only once
+	for newest < n {
+		newest++
+		i := newest % slots
+		b.sumCalls.Add(-b.calls[i].Swap(0))
 		b.sumRetry -= b.retries[i]
-		b.calls[i], b.retries[i] = 0, 0
+		b.retries[i] = 0
 	}
-	return b.newest % slots
+	b.newest.Store(newest)
+	return newest % slots
 }

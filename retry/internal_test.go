@@ -2,6 +2,7 @@ package retry
 
 import (
 	"math"
+	"sync"
 	"testing"
 	"time"
 )
@@ -28,15 +29,14 @@ func TestBackoffBounds(t *testing.T) {
 }
 
 func TestBudgetWindow(t *testing.T) {
-	start := time.Unix(1000, 0)
-	b, err := newBudget(BudgetConfig{Ratio: 0.5, MinPerSecond: -1, Window: 10 * time.Second}, start)
+	b, err := NewBudget(BudgetConfig{Ratio: 0.5, MinPerSecond: -1, Window: 10 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}
 	take := func(at time.Duration, want int) {
 		t.Helper()
 		got := 0
-		for b.reserve(start.Add(at)) {
+		for b.reserve(at) {
 			got++
 		}
 		if got != want {
@@ -45,12 +45,12 @@ func TestBudgetWindow(t *testing.T) {
 	}
 	deposit := func(at time.Duration, n int) {
 		for range n {
-			b.deposit(start.Add(at))
+			b.deposit(at)
 		}
 	}
 	left := func(at time.Duration, want int) {
 		t.Helper()
-		if got := b.left(start.Add(at)); got != want {
+		if got := b.left(at); got != want {
 			t.Errorf("at %v: %d retries left, want %d", at, got, want)
 		}
 	}
@@ -75,9 +75,32 @@ func TestBudgetWindow(t *testing.T) {
 	take(time.Hour+15*time.Second, 5) // what left the window long ago does not leave it again
 }
 
+// TestBudgetCountsConcurrentCalls counts calls on several goroutines while time goes on.
+func TestBudgetCountsConcurrentCalls(t *testing.T) {
+	b, err := NewBudget(BudgetConfig{Ratio: 1, MinPerSecond: -1, Window: 10 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var counting sync.WaitGroup
+	for caller := range 4 {
+		counting.Go(func() {
+			for n := range 10_000 {
+				b.deposit(time.Duration(caller*1000+n) * time.Millisecond)
+			}
+		})
+	}
+	counting.Wait()
+	// From then on calls leave the window as they came. Calls whose clock was behind count as of the latest.
+	if got := b.left(12999 * time.Millisecond); got < 34_000 || got > 40_000 {
+		t.Errorf("%d calls count, want 34000 to 40000", got)
+	}
+	if got := b.left(22999 * time.Millisecond); got != 0 {
+		t.Errorf("%d calls count after the window, want 0", got)
+	}
+}
+
 func TestBudgetMinPerSecond(t *testing.T) {
-	start := time.Unix(1000, 0)
-	b, err := newBudget(BudgetConfig{Ratio: -1, MinPerSecond: 0.5}, start)
+	b, err := NewBudget(BudgetConfig{Ratio: -1, MinPerSecond: 0.5})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -86,7 +109,7 @@ func TestBudgetMinPerSecond(t *testing.T) {
 		want bool
 	}{{0, true}, {0, false}, {time.Second, false}, {2 * time.Second, true}, {time.Hour, true}, {time.Hour, false},
 		{time.Minute, false}, {time.Hour + 2*time.Second, true}} { // a clock that goes back takes nothing
-		if got := b.reserve(start.Add(step.at)); got != step.want {
+		if got := b.reserve(step.at); got != step.want {
 			t.Errorf("reserve at %v = %v, want %v", step.at, got, step.want)
 		}
 	}
@@ -121,7 +144,7 @@ func TestBudgetAllocations(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := testing.AllocsPerRun(100, func() { b.Deposit(); b.reserve(time.Now()) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { b.Deposit(); b.take() }); n != 0 {
 		t.Errorf("%v allocations", n)
 	}
 }

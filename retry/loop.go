@@ -288,7 +288,7 @@ func (l *Loop) reserve(ctx context.Context, n int, asked, wait time.Duration) (t
 	if !l.Limiter.Acquire() {
 		return 0, LimiterRefused, false
 	}
-	if l.Budget != nil && !l.Budget.reserve(time.Now()) {
+	if !l.Budget.take() {
 		l.Limiter.Release()
 		return 0, BudgetRefused, false
 	}

@@ -155,7 +155,7 @@ func (o On) failure(kind failure.Kind) bool {
 
 // response reports whether resp is to be retried. headers are the canonical names for RetriableHeaders.
 func (o *On) response(resp *http.Response, headers []string) bool {
-	byStatus := o.HTTP(resp.StatusCode)
+	byStatus := o.http(resp.StatusCode)
 	if !byStatus && o.Conditions&(RateLimited|RetriableHeaders|grpcStatuses) == 0 {
 		return false // whatever the header says
 	}
@@ -179,7 +179,9 @@ func (o *On) response(resp *http.Response, headers []string) bool {
 }
 
 // HTTP reports whether an HTTP response is to be retried because of its status.
-func (o On) HTTP(code int) bool {
+func (o On) HTTP(code int) bool { return o.http(code) }
+
+func (o *On) http(code int) bool {
 	return o.Conditions&ServerError != 0 && code >= 500 ||
 		o.Conditions&GatewayError != 0 && code >= 502 && code <= 504 ||
 		o.Conditions&Retriable4xx != 0 && code == http.StatusConflict ||
