@@ -75,8 +75,9 @@ func (t *try) do(req *http.Request, a Attempter, n int, r *replay, again io.Read
 	inTime := t.ctx.Stop()
 	switch {
 	case err == nil && inTime:
-		attached = true
-		t.body.Attach(resp, t)
+		if attached = true; !t.ctx.Follows() {
+			t.body.Attach(resp, t)
+		}
 		return resp, out, nil
 	case err == nil:
 		// The headers arrived as the timer fired. The body would be cut off.

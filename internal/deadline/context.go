@@ -17,6 +17,7 @@ type Context struct {
 	limited  bool         // it has a limit
 	announce bool         // Deadline includes the limit
 	ofCall   bool         // tries may follow it; see StartTry
+	follows  bool         // it is a try that ends with its call at the latest
 	canceled bool         // guarded by mu
 	live     atomic.Bool  // child and cancel are set
 	state    atomic.Int32 // one of the states below, changed with mu held
@@ -91,10 +92,13 @@ func (c *Context) StartTry(call context.Context, limit time.Duration) {
 	}
 	c.start(call, PerTry, limit, false, at.Add(-left))
 	c.whole = w
-	if !w.try.CompareAndSwap(nil, c) {
+	if c.follows = w.try.CompareAndSwap(nil, c); !c.follows {
 		c.whole = nil
 	}
 }
+
+// Follows reports whether c is the context of a try that its call will cancel, so that nobody else has to.
+func (c *Context) Follows() bool { return c.follows }
 
 // part is called before the limit of a call changes. From then on the call watches its own end.
 func (c *Context) part() {
