@@ -9,7 +9,7 @@
 // requests. Another protocol is added in this way:
 //
 //	type call struct {
-//		engine.Call // one allocation holds the call, and the first attempt
+//		engine.Call // one value holds the call, and the first attempt
 //		first attempt
 //		...
 //	}

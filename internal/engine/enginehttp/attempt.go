@@ -14,8 +14,9 @@ import (
 // try is an attempt of a call. It ends with its response body.
 type try struct {
 	engine.Attempt
-	body body.Reader
+	call *call
 	grpc *http.Response // of a gRPC call, whose status arrives at its end
+	last bool           // the call ends with it
 }
 
 // Attempt implements retry.Attempter.
@@ -25,6 +26,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	if n > 1 {
 		t = new(try)
 	}
+	t.call = c
 	wait, stop := caller.Wait(req.Context(), req)
 	err := c.Acquire(wait, &t.Attempt, n)
 	stop()
@@ -66,8 +68,22 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 			ProtoMajor: resp.ProtoMajor, ProtoMinor: resp.ProtoMinor,
 		})
 	}
-	t.body.Attach(resp, t)
+	t.watch(resp, n)
 	return resp, nil
+}
+
+// watch has the n-th attempt end with the body of resp.
+func (t *try) watch(resp *http.Response, n int) {
+	c := t.call
+	reader := c.inner
+	if n > 1 || reader == nil {
+		reader = new(body.Reader)
+	}
+	if n == 1 {
+		c.inner = reader
+	}
+	c.users.Add(1)
+	reader.Attach(resp, t)
 }
 
 // withDeadline returns the request of the n-th attempt with a header of its own.
@@ -110,7 +126,7 @@ func (c *call) exchange(req *http.Request, t *try) (*http.Response, error) {
 	if replaced := c.Engine().Template().Replaced(); replaced != nil {
 		return replaced.RoundTrip(req)
 	}
-	return t.Connections().RoundTrip(req)
+	return t.Connections().RoundTrip(req, req != c.req && req != c.out)
 }
 
 // End implements body.Ender: it reports the outcome of the attempt.
@@ -119,6 +135,11 @@ func (t *try) End(err error) {
 		t.GRPC(code)
 	}
 	_ = t.Attempt.End(err) // the reader of the body already has the error
+	c := t.call
+	if t.last {
+		c.end(err)
+	}
+	c.release()
 }
 
 // grpcCode returns the status of a gRPC response whose body has ended, if there is one and it has one.

@@ -3,8 +3,10 @@ package enginehttp
 
 import (
 	"context"
+	"io"
 	"maps"
 	"net/http"
+	"sync"
 	"sync/atomic"
 
 	"github.com/nosidecar/mesh/balancer"
@@ -37,8 +39,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL == nil || req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return t.engine.Template().Outside().RoundTrip(req) // it has the best error for this
 	}
-	c := t.newCall(req)
-	return c.run(t.engine, engine.Routed, route.Target{})
+	return t.do(req, engine.Routed, route.Target{})
 }
 
 // CloseIdleConnections closes the connections that serve no call.
@@ -53,14 +54,21 @@ func (t *Transport) Engine() *engine.Engine {
 
 // mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
 func (t *Transport) mirror(to *route.Mirror, req *http.Request) (*http.Response, error) {
-	c := t.newCall(req)
-	return c.run(t.engine, engine.Copied, to.Target)
+	return t.do(req, engine.Copied, to.Target)
 }
 
-// call is one request in flight. It is the one allocation that every request costs, and holds the first attempt, which is
-// usually the only one.
+func (t *Transport) do(req *http.Request, kind engine.Kind, target route.Target) (*http.Response, error) {
+	c := t.newCall(req)
+	resp, err := c.run(t.engine, kind, target)
+	c.release() // not after a panic: then nobody knows who still uses the call
+	return resp, err
+}
+
+// call is one request in flight. It holds the first attempt, which is usually the only one. Calls are reused. What a program may
+// keep after the end of a call is not part of it: the reader of the response body, and requests that were sent.
 type call struct {
 	engine.Call
+	users    atomic.Int32   // see release
 	req      *http.Request  // the caller's
 	out      *http.Request  // what is sent: a copy, or req itself
 	sent     *http.Request  // what was sent last; nil as long as the body must be closed here
@@ -69,11 +77,25 @@ type call struct {
 	status   int16          // of the response that the caller got
 	answered bool           // by a server, not by this process
 
-	body      body.Reader
-	setCookie *string // for a request that came without the cookie of its hash key
+	inner     *body.Reader // of the first attempt
+	outer     *body.Reader // of the response that the caller got; the same as inner if nothing else reads that
+	setCookie *string      // for a request that came without the cookie of its hash key
 
 	first    try
 	observed *observed // nil for most calls, even observed ones
+}
+
+// calls has calls that have ended. Their fields are zero.
+var calls = sync.Pool{New: func() any { return new(call) }}
+
+// release ends the use of a call. Its users are RoundTrip, the call until its response body has ended, and each attempt until its own
+// body has. The last one returns the call to the pool: two goroutines that have the body can end the call and its attempt at the same
+// time.
+func (c *call) release() {
+	if c.users.Add(-1) == 0 {
+		*c = call{}
+		calls.Put(c)
+	}
 }
 
 // observed is state that only observers of some calls need.
@@ -84,19 +106,21 @@ type observed struct {
 	sets     *atomic.Int32                // of the Transport
 }
 
-// newCall returns the call of req. It has what observers of headers need only if there are any, since larger objects cost more to
-// allocate.
+// newCall returns the call of req. It has what observers of headers need only if there are any.
 func (t *Transport) newCall(req *http.Request) *call {
-	if !t.engine.HeadersObserved() {
-		return &call{req: req}
+	c := calls.Get().(*call)
+	c.users.Store(1)
+	c.req = req
+	if t.engine.HeadersObserved() {
+		o := &struct {
+			observed
+			first outgoing.Request
+			inner body.Reader
+		}{}
+		o.observed.first, o.sets = &o.first, &t.sets
+		c.observed, c.inner = &o.observed, &o.inner
 	}
-	c := &struct {
-		call
-		observed observed
-		first    outgoing.Request
-	}{}
-	c.call.req, c.call.observed, c.observed.first, c.observed.sets = req, &c.observed, &c.first, &t.sets
-	return &c.call
+	return c
 }
 
 // forObservers returns what is kept for the observers of the call.
@@ -143,10 +167,7 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 	if c.resp = nil; c.Observed() && (answer != nil || c.tries != 1 || c.first.grpc != nil) && field.IsGRPC(resp.Header) {
 		c.resp = resp // which has its status at its end
 	}
-	if c.Observed() {
-		c.body.Count()
-	}
-	c.body.Attach(resp, c)
+	c.watch(resp)
 	if resp.StatusCode == http.StatusSwitchingProtocols && c.Observed() {
 		c.forObservers().upgraded, _ = resp.Body.(interface{ Written() int64 })
 	}
@@ -154,6 +175,31 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 		limits.Watch(resp) // outside, since End asks whether they have ended the call
 	}
 	return resp, nil
+}
+
+// watch has the call end with the body of resp.
+func (c *call) watch(resp *http.Response) {
+	c.first.last = c.tries == 1 && resp.Body == io.ReadCloser(c.inner) // which nobody has read yet
+	if c.outer = c.inner; !c.first.last {
+		c.outer = new(body.Reader)
+	}
+	if c.Observed() {
+		c.outer.Count()
+	}
+	if !c.first.last {
+		c.users.Add(1)
+		c.outer.Attach(resp, (*ending)(c))
+	}
+}
+
+// ending is a call whose response has a body.
+type ending call
+
+// End implements body.Ender: the call is over when its body is.
+func (e *ending) End(err error) {
+	c := (*call)(e)
+	c.end(err)
+	c.release()
 }
 
 // edit turns the response of a server into the one that the caller gets.
@@ -167,8 +213,7 @@ func (c *call) edit(resp *http.Response) {
 	}
 }
 
-// End implements body.Ender: the call is over when its body is.
-func (c *call) End(err error) {
+func (c *call) end(err error) {
 	if code, ok := grpcCode(c.resp); ok {
 		c.GRPC(code)
 	}
@@ -215,7 +260,10 @@ func (c *call) Bytes() (sent, received int64) {
 			sent += o.upgraded.Written()
 		}
 	}
-	return sent, c.body.Bytes()
+	if c.outer != nil {
+		received = c.outer.Bytes()
+	}
+	return sent, received
 }
 
 // Outside implements engine.Adapter.

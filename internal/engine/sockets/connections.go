@@ -212,15 +212,15 @@ func (c *Connections) open() (*limit.Conns, error) {
 	return c.conns.Load(), c.err
 }
 
-// RoundTrip sends a request with net/http.
-func (c *Connections) RoundTrip(req *http.Request) (*http.Response, error) {
+// RoundTrip sends a request with net/http. If own is set, it may change the request, but not what that points to.
+func (c *Connections) RoundTrip(req *http.Request, own bool) (*http.Response, error) {
 	conns, err := c.open()
 	if err != nil {
 		body.CloseRequest(req)
 		return nil, err
 	}
 	if c.socket.config != nil && req.URL.Scheme == "http" {
-		req = overTLS(req)
+		req = overTLS(req, own)
 	}
 	return conns.RoundTrip(req)
 }
@@ -277,8 +277,14 @@ func (c *Connections) Limits() limit.PoolConfig {
 	return c.socket.owner.Limits
 }
 
-// overTLS returns a copy of the request that net/http sends over TLS.
-func overTLS(req *http.Request) *http.Request {
+// overTLS returns a request that net/http sends over TLS: a copy, unless req may be changed.
+func overTLS(req *http.Request, own bool) *http.Request {
+	if own {
+		over := *req.URL
+		over.Scheme = "https"
+		req.URL = &over
+		return req
+	}
 	copied := &struct { // in one allocation, since it is made for each try
 		req http.Request
 		url url.URL
