@@ -329,7 +329,7 @@ func TestRecordedStatus(t *testing.T) {
 		}, 500},
 		"failing ReadFrom": {func(w http.ResponseWriter, r *http.Request) {
 			if _, err := io.Copy(w, onlyReader{iotest.ErrReader(io.ErrUnexpectedEOF)}); err != nil {
-				http.Error(w, err.Error(), 502)
+				http.Error(w, err.Error(), http.StatusBadGateway)
 			}
 		}, 502},
 		"ReadFrom": {func(w http.ResponseWriter, r *http.Request) {
