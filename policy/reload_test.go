@@ -242,7 +242,7 @@ func TestRecompile_AllocatesLittle(t *testing.T) {
 		}
 		bytes := (after.TotalAlloc - before.TotalAlloc) / (2 * n)
 		t.Logf("%s: %d bytes for each document", name, bytes)
-		if bytes > 900 {
+		if bytes > 1200 { // the race detector adds to it
 			t.Errorf("%s: a change allocates %d bytes for each document", name, bytes)
 		}
 	}

@@ -319,7 +319,8 @@ func TestTimeOfWatches(t *testing.T) {
 func TestAServerThatDoesNotEndAWatch(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := kubetest.New(things)
-		asked := run(t, 20*time.Minute, s, []answer{hold(marker(10)), hold()}, " []")
+		// Two watches take up to 21 minutes.
+		asked := run(t, 22*time.Minute, s, []answer{hold(marker(10)), hold()}, " []")
 		if got := kinds(asked); !strings.HasPrefix(got, "initial, from 10, from 10") {
 			t.Fatalf("asked for %s", got)
 		}
