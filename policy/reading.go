@@ -2,9 +2,7 @@ package policy
 
 import (
 	"cmp"
-	"hash/maphash"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -269,110 +267,6 @@ func (c *compiler) takeItems(source int, doc *yamldoc.Document, r *reading) {
 	}
 }
 
-// arrange sorts the documents in force by kind. Those that stand alone come last, in their own order.
-func (c *compiler) arrange() {
-	current := make([]*document, 0, len(c.alone))
-	restored := make(map[*piece]*document)
-	for _, p := range c.alone {
-		d := p.current()
-		if d != nil {
-			current = append(current, d)
-		}
-		switch p.verdict {
-		case lastGood:
-			restored[p] = d
-		case closed:
-			if c.shut = append(c.shut, p.refused.shut.hosts...); p.refused.shut.denies {
-				c.closed = append(c.closed, reason(p.called()))
-			}
-		}
-	}
-	c.documents = make([]*document, 0, len(c.pieces))
-	for _, p := range c.pieces {
-		d := restored[p]
-		if p.verdict == asWritten {
-			d = p.current()
-		}
-		if d != nil {
-			c.documents = append(c.documents, d)
-		}
-	}
-	for _, d := range c.documents {
-		if !d.from.alone {
-			c.sort(d)
-		}
-	}
-	for _, d := range current {
-		c.sort(d)
-	}
-}
-
-// sort adds a document to those of its kind.
-func (c *compiler) sort(d *document) {
-	if d.is == nil {
-		return
-	}
-	if first := c.first.of(d); first != d && d.name != "" {
-		d.twice(first)
-	}
-	switch is := d.is.(type) {
-	case *virtual:
-		c.virtual = append(c.virtual, decoded[virtual]{d, is})
-	case *destination:
-		c.rules = append(c.rules, decoded[destination]{d, is})
-	case *entry:
-		c.entries = append(c.entries, decoded[entry]{d, is})
-	case *profile:
-		c.linkerd = append(c.linkerd, decoded[profile]{d, is})
-	case *smi.TrafficSplit:
-		c.smi = append(c.smi, decoded[smi.TrafficSplit]{d, is})
-	case *smi.HTTPRouteGroup:
-		c.routeGroups = append(c.routeGroups, decoded[smi.HTTPRouteGroup]{d, is})
-	case *served:
-		c.kubernetes = append(c.kubernetes, decoded[served]{d, is})
-	case *istio.PeerAuthentication:
-		c.peers = append(c.peers, decoded[istio.PeerAuthentication]{d, is})
-	case *consul.Entry:
-		d.Loosen()
-		c.entriesOfConsul = append(c.entriesOfConsul, decoded[consul.Entry]{d, is})
-	case *reporting:
-		c.reports = append(c.reports, decoded[reporting]{d, is})
-	case *access:
-		c.access = append(c.access, decoded[access]{d, is})
-	case *tokens:
-		c.tokens = append(c.tokens, decoded[tokens]{d, is})
-	}
-}
-
-// firsts finds the first document of each identity. Identities are large, so documents are found by their hashes.
-type firsts struct {
-	seed   maphash.Seed
-	byHash map[uint64]*document
-	others map[groupIdentity]*document // those with the hash of another one
-}
-
-// of returns the first document with the identity of d, which is d itself if there was none yet.
-func (f *firsts) of(d *document) *document {
-	key := d.key()
-	hash := maphash.Comparable(f.seed, key)
-	first := f.byHash[hash]
-	if first == nil {
-		f.byHash[hash] = d
-		return d
-	}
-	if first.key() == key {
-		return first
-	}
-	if first = f.others[key]; first != nil {
-		return first
-	}
-	if f.others == nil {
-		f.others = make(map[groupIdentity]*document)
-	}
-	f.others[key] = d
-	return d
-}
-
 // notEnforced is the content of a document that was checked and is refused.
 type notEnforced struct{}
 
@@ -539,23 +433,6 @@ func (c *compiler) delegated(doc *yamldoc.Document) *yamldoc.Digest {
 		is.Table(again, c.plan.client())
 	}
 	return again.Digest().Without(doc.Digest())
-}
-
-// oldestFirst sorts the documents of a kind by creation time, then by name, if all of them have a creation time. Documents in a folder usually
-// have none, and stay in order.
-func oldestFirst[T any](list []decoded[T]) {
-	if n := slices.IndexFunc(list, func(d decoded[T]) bool { return d.from.alone }); n >= 0 {
-		list = list[:n] // the others are in order, and come last
-	}
-	if slices.ContainsFunc(list, func(d decoded[T]) bool { return d.created.IsZero() }) {
-		return
-	}
-	slices.SortStableFunc(list, func(a, b decoded[T]) int { return byAge(a.document, b.document) })
-}
-
-// byAge compares documents with a creation time.
-func byAge(a, b *document) int {
-	return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name+"."+a.namespace, b.name+"."+b.namespace))
 }
 
 // of returns the document with the content is, or the first one if several have the same text.
