@@ -17,6 +17,7 @@ import (
 type Caller struct {
 	Name   string
 	Client *http.Client
+	URLs   []string // what is called, in turn
 	Close  func()
 }
 
@@ -87,11 +88,23 @@ func NewMesh(s *Server, timeouts bool) (*mesh.Mesh, error) {
 	)
 }
 
+// OneConnection is the name of the bare transport that has one connection, to one instance, for all calls.
+const OneConnection = "bare, one connection"
+
 // Callers returns every way to call s that is compared: first the bare transport, then, without timeouts and with them,
 // the bare transport, failsafe-go and the mesh. "bare, timeouts" has http.Client.Timeout, as one of the meshes without timeouts of
 // its own has. The caller closes them.
+//
+// A transport without a mesh has a connection for each call in flight with HTTP/1.1, which go to all instances. With HTTP/2 it would
+// have a single connection for all calls. Then one system call carries the frames of many, but nothing is balanced, so here such a
+// transport calls the instances in turn, and has as many connections as a mesh. [OneConnection] shows the difference.
 func Callers(s *Server) ([]Caller, error) {
 	var callers []Caller
+	one := []string{s.URL()}
+	spread := one
+	if s.protocol == HTTP2 {
+		spread = s.Instances()
+	}
 	for _, timeouts := range []bool{false, true} {
 		bare, failsafe, suffix := &http.Client{}, Failsafe, ""
 		if timeouts {
@@ -99,11 +112,11 @@ func Callers(s *Server) ([]Caller, error) {
 		}
 		t := s.Spread()
 		bare.Transport = t
-		callers = append(callers, Caller{"bare" + suffix, bare, t.CloseIdleConnections})
+		callers = append(callers, Caller{"bare" + suffix, bare, spread, t.CloseIdleConnections})
 
 		t = s.Spread()
 		client := &http.Client{Transport: failsafe.Wrap(t)}
-		callers = append(callers, Caller{"failsafe-go" + suffix, client, t.CloseIdleConnections})
+		callers = append(callers, Caller{"failsafe-go" + suffix, client, spread, t.CloseIdleConnections})
 
 		m, err := NewMesh(s, timeouts)
 		if err != nil {
@@ -112,12 +125,16 @@ func Callers(s *Server) ([]Caller, error) {
 			}
 			return nil, err
 		}
-		callers = append(callers, Caller{"whole mesh" + suffix, m.Client(), func() { m.Close() }})
+		callers = append(callers, Caller{"whole mesh" + suffix, m.Client(), one, func() { m.Close() }})
 		if !timeouts {
 			client := m.Client()
 			client.Timeout = callTimeout
-			callers = append(callers, Caller{"whole mesh, http.Client.Timeout", client, func() {}})
+			callers = append(callers, Caller{"whole mesh, http.Client.Timeout", client, one, func() {}})
 		}
+	}
+	if s.protocol == HTTP2 {
+		t := s.Spread()
+		callers = append(callers, Caller{OneConnection, &http.Client{Transport: t}, one, t.CloseIdleConnections})
 	}
 	return callers, nil
 }

@@ -23,14 +23,15 @@ func (r Result) PerSecond() float64 { return float64(r.Calls) / r.Elapsed.Second
 // CPUPerCall returns the CPU time of a call, in microseconds.
 func (r Result) CPUPerCall() float64 { return r.CPU.Seconds() * 1e6 / float64(r.Calls) }
 
-// Run lets as many callers as there are to be calls in flight call url, each again as soon as it has read its response,
-// while more returns true. The first failure ends the run.
-func Run(client *http.Client, url string, inFlight int, more func() bool) (Result, error) {
+// Run keeps inFlight calls in flight, each followed by the next as soon as its response is read, while more returns true. They go to
+// the URLs of c in turn. The first failure ends the run.
+func (c *Caller) Run(inFlight int, more func() bool) (Result, error) {
+	var next atomic.Uint64
 	buffers := sync.Pool{New: func() any { return new([1024]byte) }}
 	return Load(inFlight, more, func(ctx context.Context) error {
 		buf := buffers.Get().(*[1024]byte)
 		defer buffers.Put(buf)
-		return get(ctx, client, url, buf[:])
+		return get(ctx, c.Client, c.URLs[next.Add(1)%uint64(len(c.URLs))], buf[:])
 	})
 }
 

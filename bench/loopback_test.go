@@ -29,27 +29,27 @@ func BenchmarkMutual(b *testing.B) {
 	}
 	b.Cleanup(callers[0].Close)
 	for _, inFlight := range []int{8, 64} {
-		for i, caller := range callers {
-			b.Run(fmt.Sprintf("%d/%s", inFlight, caller.Name), func(b *testing.B) { benchmarkCaller(b, caller, MutualURL[i], inFlight) })
+		for _, caller := range callers {
+			b.Run(fmt.Sprintf("%d/%s", inFlight, caller.Name), func(b *testing.B) { benchmarkCaller(b, &caller, inFlight) })
 		}
 	}
 }
 
 func benchmarkLoopback(b *testing.B, start func(Protocol) (*Server, error)) {
 	for _, protocol := range Protocols {
-		url, callers := newCallers(b, protocol, start)
+		callers := newCallers(b, protocol, start)
 		for _, inFlight := range []int{8, 64} {
 			for _, caller := range callers {
-				b.Run(fmt.Sprintf("%s/%d/%s", protocol, inFlight, caller.Name), func(b *testing.B) { benchmarkCaller(b, caller, url, inFlight) })
+				b.Run(fmt.Sprintf("%s/%d/%s", protocol, inFlight, caller.Name), func(b *testing.B) { benchmarkCaller(b, &caller, inFlight) })
 			}
 		}
 	}
 }
 
-func benchmarkCaller(b *testing.B, caller Caller, url string, inFlight int) {
+func benchmarkCaller(b *testing.B, caller *Caller, inFlight int) {
 	b.ReportAllocs()
 	var begun atomic.Int64
-	result, err := Run(caller.Client, url, inFlight, func() bool { return begun.Add(1) <= int64(b.N) })
+	result, err := caller.Run(inFlight, func() bool { return begun.Add(1) <= int64(b.N) })
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -57,7 +57,7 @@ func benchmarkCaller(b *testing.B, caller Caller, url string, inFlight int) {
 	b.ReportMetric(result.CPUPerCall(), "cpu-µs/op")
 }
 
-func newCallers(tb testing.TB, protocol Protocol, start func(Protocol) (*Server, error)) (url string, _ []Caller) {
+func newCallers(tb testing.TB, protocol Protocol, start func(Protocol) (*Server, error)) []Caller {
 	s, err := start(protocol)
 	if err != nil {
 		tb.Fatal(err)
@@ -70,7 +70,7 @@ func newCallers(tb testing.TB, protocol Protocol, start func(Protocol) (*Server,
 	for _, c := range callers {
 		tb.Cleanup(c.Close)
 	}
-	return s.URL(), callers
+	return callers
 }
 
 // TestCallers checks that what is measured is what was meant: every caller gets the answer, in the protocol, at the first
@@ -81,23 +81,24 @@ func TestCallers(t *testing.T) {
 		f    func(Protocol) (*Server, error)
 	}{{"same process", NewServer}, {"own process", StartServer}} {
 		for _, protocol := range Protocols {
-			url, callers := newCallers(t, protocol, start.f)
-			for _, c := range callers {
+			for _, c := range newCallers(t, protocol, start.f) {
 				t.Run(fmt.Sprintf("%s/%s/%s", start.name, protocol, c.Name), func(t *testing.T) {
-					resp, err := c.Client.Get(url)
-					if err != nil {
-						t.Fatal(err)
-					}
-					defer resp.Body.Close()
-					major := 1
-					if protocol == HTTP2 {
-						major = 2
-					}
-					if resp.ProtoMajor != major || resp.StatusCode != http.StatusOK || resp.ContentLength != int64(len(answer)) {
-						t.Errorf("got HTTP/%d, status %d, %d bytes", resp.ProtoMajor, resp.StatusCode, resp.ContentLength)
-					}
-					if n := retry.Attempts(resp); n != 1 {
-						t.Errorf("%d attempts, want 1", n)
+					for _, url := range c.URLs {
+						resp, err := c.Client.Get(url)
+						if err != nil {
+							t.Fatal(err)
+						}
+						resp.Body.Close()
+						major := 1
+						if protocol == HTTP2 {
+							major = 2
+						}
+						if resp.ProtoMajor != major || resp.StatusCode != http.StatusOK || resp.ContentLength != int64(len(answer)) {
+							t.Errorf("got HTTP/%d, status %d, %d bytes", resp.ProtoMajor, resp.StatusCode, resp.ContentLength)
+						}
+						if n := retry.Attempts(resp); n != 1 {
+							t.Errorf("%d attempts, want 1", n)
+						}
 					}
 				})
 			}

@@ -34,11 +34,9 @@ spec:
     to: [{operation: {methods: [GET], paths: [/users/*]}}]
 `
 
-// MutualURL is what the callers of [MutualCallers] call: the first with the mTLS of net/http, the others through the mesh.
-var MutualURL = [...]string{"https://user-service/users/42", "http://user-service/users/42", "http://user-service/users/42"}
-
 // MutualCallers returns ways to call a service over HTTP/2 with mTLS, in this process with both its ends: with nothing but
-// net/http, and with the whole mesh on both ends, without timeouts and with them. The caller closes the first of them.
+// net/http, and with the whole mesh on both ends, without timeouts and with them. As with [Callers], the first calls the instances in
+// turn, and the last has one connection. The caller closes the first of them.
 func MutualCallers() (_ []Caller, err error) {
 	var close closers
 	defer func() {
@@ -80,16 +78,19 @@ func MutualCallers() (_ []Caller, err error) {
 		return nil, err
 	}
 	s := &Server{protocol: HTTP2, addresses: addresses}
-	bare := s.Spread()
-	bare.TLSClientConfig = &tls.Config{
-		Certificates: []tls.Certificate{web}, RootCAs: roots,
-		InsecureSkipVerify: true, // host names prove nothing here; as in the mesh, the chain is verified instead
-		VerifyConnection: func(state tls.ConnectionState) error {
-			_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots})
-			return err
-		},
+	bare := func() *http.Client {
+		t := s.Spread()
+		t.TLSClientConfig = &tls.Config{
+			Certificates: []tls.Certificate{web}, RootCAs: roots,
+			InsecureSkipVerify: true, // host names prove nothing here; as in the mesh, the chain is verified instead
+			VerifyConnection: func(state tls.ConnectionState) error {
+				_, err := state.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: roots})
+				return err
+			},
+		}
+		close.add(t.CloseIdleConnections)
+		return &http.Client{Transport: t}
 	}
-	close.add(bare.CloseIdleConnections)
 
 	member := func(account string, registry discovery.Resolver, timeouts bool) (*mesh.Mesh, error) {
 		m, err := mesh.New(context.Background(),
@@ -128,7 +129,7 @@ func MutualCallers() (_ []Caller, err error) {
 		known[i] = discovery.Endpoint{Address: host, Port: n, ServiceAccount: "user-service"}
 	}
 	registry.Set("user-service", known...)
-	callers := []Caller{{"bare, mTLS", &http.Client{Transport: bare}, close.all}}
+	callers := []Caller{{"bare, mTLS", bare(), s.Instances(), close.all}}
 	for _, timeouts := range []bool{false, true} {
 		client, err := member("web", &registry, timeouts)
 		if err != nil {
@@ -138,9 +139,9 @@ func MutualCallers() (_ []Caller, err error) {
 		if timeouts {
 			name += ", timeouts"
 		}
-		callers = append(callers, Caller{name, client.Client(), func() {}})
+		callers = append(callers, Caller{name, client.Client(), []string{"http://user-service/users/42"}, func() {}})
 	}
-	return callers, nil
+	return append(callers, Caller{OneConnection + ", mTLS", bare(), []string{s.URL()}, func() {}}), nil
 }
 
 // closers are what must be closed, the last first.

@@ -116,22 +116,42 @@ func (s *Server) Transport() *http.Transport {
 }
 
 // Spread returns a transport that knows the service by one address, behind which every new connection goes to the next
-// instance, as with a Kubernetes Service: without a mesh that is what a client has.
+// instance, as with a Kubernetes Service: without a mesh that is what a client has. It also knows each instance by a name of its own.
 func (s *Server) Spread() *http.Transport {
 	t := s.Transport()
 	var dials atomic.Uint64
-	t.DialContext = func(ctx context.Context, network, _ string) (net.Conn, error) {
+	t.DialContext = func(ctx context.Context, network, named string) (net.Conn, error) {
+		for i, address := range s.addresses {
+			if host, _, err := net.SplitHostPort(named); err == nil && host == instance(i) {
+				return new(net.Dialer).DialContext(ctx, network, address)
+			}
+		}
 		return new(net.Dialer).DialContext(ctx, network, s.addresses[dials.Add(1)%uint64(len(s.addresses))])
 	}
 	return t
 }
 
+// instance returns the name of an instance.
+func instance(i int) string { return fmt.Sprintf("%d.user-service", i) }
+
 // URL is what is called.
-func (s *Server) URL() string {
-	if s.protocol == HTTP {
-		return "http://user-service/users/42"
+func (s *Server) URL() string { return s.url("user-service") }
+
+// Instances returns a URL for each instance.
+func (s *Server) Instances() []string {
+	urls := make([]string, len(s.addresses))
+	for i := range urls {
+		urls[i] = s.url(instance(i))
 	}
-	return "https://user-service/users/42"
+	return urls
+}
+
+func (s *Server) url(host string) string {
+	scheme := "https"
+	if s.protocol == HTTP {
+		scheme = "http"
+	}
+	return scheme + "://" + host + "/users/42"
 }
 
 // processVariable makes a program that calls ServeProcess a server.

@@ -132,7 +132,7 @@ func mutual(inFlight, rounds int, span time.Duration) error {
 	rate, cpu, err := inTurn(len(callers), rounds, func(i int) (float64, float64, error) {
 		var ended atomic.Bool
 		defer time.AfterFunc(span, func() { ended.Store(true) }).Stop()
-		result, err := bench.Run(callers[i].Client, bench.MutualURL[i], inFlight, func() bool { return !ended.Load() })
+		result, err := callers[i].Run(inFlight, func() bool { return !ended.Load() })
 		return result.PerSecond(), result.CPUPerCall(), err
 	})
 	if err != nil {
@@ -230,7 +230,7 @@ func throughput(start func(bench.Protocol) (*bench.Server, error), protocol benc
 	rate, cpu, err = inTurn(len(callers), rounds, func(i int) (float64, float64, error) {
 		var ended atomic.Bool
 		defer time.AfterFunc(span, func() { ended.Store(true) }).Stop()
-		result, err := bench.Run(callers[i].Client, server.URL(), inFlight, func() bool { return !ended.Load() })
+		result, err := callers[i].Run(inFlight, func() bool { return !ended.Load() })
 		return result.PerSecond(), result.CPUPerCall(), err
 	})
 	return names, rate, cpu, err

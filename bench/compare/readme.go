@@ -51,7 +51,9 @@ func (s summary) print() {
 		"| | calls/s | CPU |\n|---|--:|--:|\n")
 	names := make([]string, 0, len(s))
 	for name := range s {
-		if !strings.Contains(name, "bare") && (s[name].client == 0 || !strings.Contains(name, ", 8, ")) {
+		aside := strings.Contains(name, "bare") && !strings.Contains(name, bench.OneConnection)
+		above := s[name].client > 0 && strings.Contains(name, ", 8, whole mesh") || strings.Contains(name, ", 8, failsafe-go")
+		if !aside && !above {
 			names = append(names, name)
 		}
 	}
