@@ -90,7 +90,7 @@ func (c *connector) fail(err error) {
 
 // publish makes all calls that wait for a connection pick again.
 func (c *connector) publish() {
-	c.picker.publish(c.conns.states.CurrentState(), c.conns.err)
+	c.picker.publish(c.conns.states.CurrentState())
 }
 
 // UpdateSubConnState implements balancer.Balancer. Connections have listeners.
@@ -129,7 +129,6 @@ type picker struct {
 
 	mu     sync.Mutex
 	state  connectivity.State
-	last   error       // why a connection could not be made
 	wrong  error       // what is wrong with the endpoints
 	alarm  *time.Timer // pending, unless nil
 	closed bool
@@ -178,14 +177,14 @@ func (p *picker) done(conn *conn, h *balancer.Host, began time.Time) func(grpcba
 // refuse returns the error for a call for which the balancer has no host.
 func (p *picker) refuse(err error, call *call) (grpcbalancer.PickResult, error) {
 	p.mu.Lock()
-	last, wrong := p.last, p.wrong
+	wrong := p.wrong
 	p.mu.Unlock()
 	if err == balancer.ErrNoHealthy {
-		switch outlook := p.service.outlook(); {
+		switch outlook, reason := p.service.outlook(); {
 		case outlook == hopeful:
 			return grpcbalancer.PickResult{}, grpcbalancer.ErrNoSubConnAvailable
-		case outlook == disconnected && last != nil:
-			return grpcbalancer.PickResult{}, fmt.Errorf("balancergrpc: no connection to %q: %w", p.service.host, last)
+		case outlook == disconnected && reason != nil:
+			return grpcbalancer.PickResult{}, fmt.Errorf("balancergrpc: no connection to %q: %w", p.service.host, reason)
 		}
 		p.wakeLater() // gRPC gets no event when an ejection ends
 	}
@@ -218,10 +217,10 @@ func (p *picker) wake() {
 	}
 }
 
-func (p *picker) publish(state connectivity.State, last error) {
+func (p *picker) publish(state connectivity.State) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.state, p.last = state, last
+	p.state = state
 	p.publishLocked()
 }
 

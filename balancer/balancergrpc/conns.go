@@ -20,7 +20,6 @@ type connections struct {
 	changed   func(*endpoint)
 	endpoints map[string]*endpoint // by the ID of the host
 	states    grpcbalancer.ConnectivityStateEvaluator
-	err       error // of the latest connection that could not be made
 }
 
 // target is an endpoint to connect to.
@@ -106,7 +105,7 @@ type endpoint struct {
 	conns []*conn
 
 	ready   grpcconns.Ready[conn, *conn]
-	failing atomic.Bool // none of the connections could be made on the last try
+	failing atomic.Pointer[error] // why none of the connections could be made on the last try; otherwise nil
 }
 
 // pick returns a connection that is ready, the one with the fewest calls, and counts a call on it; nil if none is ready.
@@ -129,14 +128,18 @@ func (e *endpoint) connect() {
 // publish makes the states of the connections known to picks.
 func (e *endpoint) publish() {
 	var ready []*conn
-	failing := true
+	failing, reason := true, new(error)
 	for _, c := range e.conns {
 		if c.state == connectivity.Ready {
 			ready = append(ready, c)
 		}
 		failing = failing && c.state == connectivity.TransientFailure
+		*reason = c.err
 	}
-	e.failing.Store(failing)
+	if !failing {
+		reason = nil
+	}
+	e.failing.Store(reason)
 	e.ready.Set(ready)
 }
 
@@ -146,6 +149,7 @@ type conn struct {
 	sub      grpcbalancer.SubConn
 	done     func(grpcbalancer.DoneInfo) // ends a call on the connection
 	state    connectivity.State
+	err      error // why it could not be made
 	grpcconns.Calls
 }
 
@@ -172,7 +176,7 @@ func (c *conn) changed(state grpcbalancer.SubConnState) {
 		return
 	}
 	if now == connectivity.TransientFailure {
-		s.err = state.ConnectionError
+		c.err = state.ConnectionError
 	}
 	s.states.RecordTransition(c.state, now)
 	c.state = now

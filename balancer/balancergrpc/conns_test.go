@@ -74,20 +74,20 @@ func TestLifeOfAConnection(t *testing.T) {
 		{"back", connectivity.Ready, true, false, connectivity.Ready, 3, 6},
 	} {
 		conn.become(step.become, broken)
-		state, err := s.states.CurrentState(), s.err
+		state, reason := s.states.CurrentState(), e.failing.Load()
 		picked := e.pick()
 		if picked != nil {
 			picked.release()
 		}
-		if e.ready.Any() != step.ready || e.failing.Load() != step.failing || (picked != nil) != step.ready || state != step.state {
+		if e.ready.Any() != step.ready || (reason != nil) != step.failing || (picked != nil) != step.ready || state != step.state {
 			t.Errorf("%s: ready %v, failing %v, %v; want %v, %v, %v",
-				step.name, e.ready.Any(), e.failing.Load(), state, step.ready, step.failing, step.state)
+				step.name, e.ready.Any(), reason != nil, state, step.ready, step.failing, step.state)
 		}
 		if conn.connects != step.connects || *changes != step.changes {
 			t.Errorf("%s: %d connects, %d changes; want %d, %d", step.name, conn.connects, *changes, step.connects, step.changes)
 		}
-		if step.failing && err != broken {
-			t.Errorf("%s: error %v", step.name, err)
+		if step.failing && *reason != broken {
+			t.Errorf("%s: error %v", step.name, *reason)
 		}
 	}
 	_ = s.update(nil)

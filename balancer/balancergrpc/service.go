@@ -87,7 +87,7 @@ func (l *link) set(change func()) {
 func (s *service) connected(e *endpoint) {
 	down := !e.ready.Any()
 	if s.hashes {
-		down = e.failing.Load()
+		down = e.failing.Load() != nil
 	}
 	e.link.set(func() { e.link.down = down })
 }
@@ -110,8 +110,10 @@ const (
 	hopeful                     // a host is being connected to
 )
 
-func (s *service) outlook() outlook {
-	best := disconnected
+// outlook also returns why no connection can be made. A pick sees an endpoint fail before it sees the picker that follows, so the
+// reason is the endpoint's.
+func (s *service) outlook() (best outlook, reason error) {
+	best = disconnected
 	for _, h := range s.balancer.Hosts() {
 		l := linkOf(h)
 		e := l.endpoint.Load()
@@ -121,11 +123,17 @@ func (s *service) outlook() outlook {
 			if e != nil && e.ready.Any() {
 				best = ejected
 			}
-		case e == nil || !e.failing.Load():
-			return hopeful
+		case e == nil:
+			return hopeful, nil
+		default:
+			failing := e.failing.Load()
+			if failing == nil {
+				return hopeful, nil
+			}
+			reason = *failing
 		}
 	}
-	return best
+	return best, reason
 }
 
 // targets returns what to connect to.
