@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/nosidecar/mesh/discovery/internal/source"
 )
 
 const (
@@ -74,16 +76,16 @@ func (d DNS) check() error {
 
 // Watch implements [Resolver]. It makes one lookup at a time. A DNS with invalid fields yields only an error.
 func (d DNS) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error] {
-	return func(yield func([]Endpoint, error) bool) { iterate(ctx, d.follow(service), nil, yield) }
+	return source.Watch[DNS](ctx, func(func()) source.Source[Endpoint] { return d.follow(service) })
 }
 
-func (d DNS) follow(service Service) source {
+func (d DNS) follow(service Service) source.Source[Endpoint] {
 	if err := d.check(); err != nil {
-		return &fixed{err: err}
+		return source.Fixed[Endpoint]{Err: err}
 	}
 	host := canonical(strings.Trim(service.Host, "[]"))
 	if _, err := netip.ParseAddr(host); err == nil || host == "localhost" {
-		return &fixed{endpoints: []Endpoint{{Address: host}}}
+		return source.Fixed[Endpoint]{Endpoints: []Endpoint{{Address: host}}}
 	}
 	w := &dnsWatch{DNS: d, service: service, names: dnsNames(service), gap: refreshGap}
 	w.Interval = cmp.Or(d.Interval, defaultDNSInterval)
@@ -105,20 +107,20 @@ type dnsWatch struct {
 	gap   time.Duration // the least time between requested lookups
 }
 
-// step implements source: it makes a lookup and yields its result.
-func (w *dnsWatch) step(ctx context.Context, asked bool, yield func([]Endpoint, error) bool) turn {
+// Step implements source.Source: it makes a lookup and yields its result.
+func (w *dnsWatch) Step(ctx context.Context, asked bool, yield func([]Endpoint, error) bool) source.Turn {
 	if w.failures == 0 {
 		w.asked = asked
 	}
 	name, now, err := w.lookup(ctx, w.names)
 	switch {
 	case ctx.Err() != nil:
-		return turn{}
+		return source.Turn{}
 	case now == nil:
 		w.failed(err, yield)
-		return turn{after: backoff(w.failures, w.Interval), least: -1}
+		return source.Turn{After: backoff(w.failures, w.Interval), Least: -1}
 	case err != nil && !yield(nil, fmt.Errorf("discovery: look up %s: %w", w.service.Host, err)):
-		return turn{}
+		return source.Turn{}
 	}
 	changed := !w.known || !slices.EqualFunc(now, w.last, equalDNS)
 	if changed {
@@ -132,11 +134,11 @@ func (w *dnsWatch) step(ctx context.Context, asked bool, yield func([]Endpoint, 
 		w.gap = min(2*w.gap, w.Interval)
 	}
 	w.names, w.last, w.known, w.missing, w.failures = []string{name}, now, true, false, 0
-	return turn{after: max(1, w.Interval*9/10+rand.N(w.Interval/5+1)), least: w.gap}
+	return source.Turn{After: max(1, w.Interval*9/10+rand.N(w.Interval/5+1)), Least: w.gap}
 }
 
-// stop implements source.
-func (w *dnsWatch) stop() {}
+// Stop implements source.Source.
+func (w *dnsWatch) Stop() {}
 
 // failed yields the error of a lookup without an answer. ErrUnknownService is yielded only once.
 func (w *dnsWatch) failed(err error, yield func([]Endpoint, error) bool) {

@@ -349,10 +349,19 @@ func TestDNS_StuckLookup(t *testing.T) {
 // TestConnectFailuresHaveNamesLookedUpAgain: an address that changes is known within moments of the first call that fails,
 // and a dead endpoint that stays costs few lookups.
 func TestConnectFailuresHaveNamesLookedUpAgain(t *testing.T) {
+	t.Run("watched by the watcher", func(t *testing.T) {
+		testRefresh(t, func(r discovery.Resolver) discovery.Resolver { return r })
+	})
+	t.Run("watched by another resolver", func(t *testing.T) {
+		testRefresh(t, func(r discovery.Resolver) discovery.Resolver { return moved{r, 0} })
+	})
+}
+
+func testRefresh(t *testing.T, around func(discovery.Resolver) discovery.Resolver) {
 	synctest.Test(t, func(t *testing.T) {
 		z := newZone()
 		z.addrs[orders.Host] = []string{"10.0.0.1"}
-		w := discovery.NewWatcher(discovery.DNS{Resolver: z, Interval: time.Hour}, nil)
+		w := discovery.NewWatcher(around(discovery.DNS{Resolver: z, Interval: time.Hour}), nil)
 		defer w.Close()
 		var l log
 		sub := w.Subscribe(orders, l.update)

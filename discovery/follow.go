@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nosidecar/mesh/discovery/internal/source"
 	"github.com/nosidecar/mesh/internal/pause"
 )
 
@@ -16,7 +17,6 @@ const restartLimit = 30 * time.Second
 type watch struct {
 	owner   *Watcher
 	service Service
-	source  source // nil for a Resolver of somebody else, whose watch has a goroutine of its own
 
 	// The rest is guarded by Watcher.mu. No subscriber is called while it is held.
 
@@ -28,7 +28,8 @@ type watch struct {
 	news      chan struct{} // closed when something changes that a Wait may wait for; nil if none does
 
 	cancel  context.CancelCauseFunc // of what is running; nil if nothing is
-	refresh chan struct{}           // without a source: holds a request to look again
+	refresh chan struct{}           // holds a request to look again, until there is a source
+	source  source.Source[Endpoint] // nil for a Resolver without, whose watch has a goroutine of its own
 	next    *appointment            // when the next step is due; nil means when the source is woken
 	busy    bool                    // a step is being taken
 	woken   bool                    // the source has something new
@@ -39,51 +40,19 @@ type watch struct {
 
 // appointment is when the next step of a source is due.
 type appointment struct {
-	turn
+	source.Turn
 	since time.Time   // when the latest step ended
 	timer *time.Timer // nil until the step had to wait for it
 }
 
-// source is the watch of a service by a Resolver that waits for nothing between changes, and so needs no goroutine then.
-type source interface {
-	// step yields what is new, until yield returns false, and returns when the next step is due. asked says that Refresh
-	// was what it was taken for. Steps are taken one at a time.
-	step(ctx context.Context, asked bool, yield func([]Endpoint, error) bool) turn
-
-	// stop ends the watch. A step may be under way.
-	stop()
-}
-
-// turn says when the next step of a source is due: when the source is woken, or after a time.
-type turn struct {
-	after time.Duration // 0 means only when it is woken
-	least time.Duration // not before, woken or asked; less than 0 means that asking changes nothing
-}
-
-// waker is told that a source has something new. It may be told while the source is being asked for that.
-type waker interface{ wake() }
-
 // beginLocked begins the watch.
 func (s *watch) beginLocked() {
-	switch r := s.owner.resolver.(type) { // and nothing that embeds them: its Watch may differ
-	case *Memory:
-		s.source = r.follow(s.service, s)
-	case Static:
-		s.source = r.follow(s.service)
-	case DNS:
-		s.source = r.follow(s.service)
-	case *DNS:
-		s.source = r.follow(s.service)
-	default:
-		var ctx context.Context
-		ctx, s.cancel = context.WithCancelCause(context.Background())
-		s.refresh = make(chan struct{}, 1)
-		ctx = context.WithValue(ctx, refreshKey{}, (<-chan struct{})(s.refresh))
-		s.owner.running.Go(func() { s.run(ctx) })
-		return
-	}
-	s.woken = true
-	s.proceedLocked()
+	var ctx context.Context
+	ctx, s.cancel = context.WithCancelCause(context.Background())
+	s.refresh = make(chan struct{}, 1)
+	taker := &source.Taker[Endpoint]{Resolver: s.owner.resolver, Wake: s.wake, Asked: s.refresh}
+	s.busy = true
+	s.owner.running.Go(func() { s.run(ctx, taker) })
 }
 
 // endLocked ends the watch.
@@ -99,12 +68,12 @@ func (s *watch) endLocked() {
 		s.next.timer.Stop()
 	}
 	if s.source != nil {
-		s.source.stop()
+		s.owner.running.Go(s.source.Stop) // without the lock: it may wait for somebody who wakes the watch
 	}
 	s.tellLocked()
 }
 
-// wake implements waker.
+// wake is told that the source has something new.
 func (s *watch) wake() {
 	s.owner.mu.Lock()
 	defer s.owner.mu.Unlock()
@@ -148,14 +117,14 @@ func (s *watch) proceedLocked() {
 
 // wait returns how long the step has to wait. ever is false if it is not due before the source is woken.
 func (a *appointment) wait(woken, asked bool) (wait time.Duration, ever bool) {
-	wait = a.after
+	wait = a.After
 	switch {
 	case woken:
-		wait = max(0, a.least)
-	case a.after == 0:
+		wait = max(0, a.Least)
+	case a.After == 0:
 		return 0, false
-	case asked && a.least >= 0:
-		wait = min(wait, a.least)
+	case asked && a.Least >= 0:
+		wait = min(wait, a.Least)
 	}
 	return wait - time.Since(a.since), true
 }
@@ -180,11 +149,11 @@ func (s *watch) proceed() {
 func (s *watch) step(ctx context.Context) {
 	mu := &s.owner.mu
 	mu.Lock()
-	asked := s.asked && !s.woken && s.next.least >= 0
+	asked := s.asked && !s.woken && s.next.Least >= 0
 	s.woken, s.asked = false, false
 	mu.Unlock()
 	var least time.Duration
-	next := s.source.step(ctx, asked, func(endpoints []Endpoint, err error) bool {
+	next := s.source.Step(ctx, asked, func(endpoints []Endpoint, err error) bool {
 		if err != nil {
 			return s.fail(err)
 		}
@@ -196,21 +165,21 @@ func (s *watch) step(ctx context.Context) {
 	s.cancel(nil)
 	s.busy, s.cancel = false, nil
 	if least > 0 {
-		next.least = max(next.least, least)
+		next.Least = max(next.Least, least)
 	}
-	if s.next == nil && next != (turn{}) {
+	if s.next == nil && next != (source.Turn{}) {
 		s.next = new(appointment)
 	}
 	if s.next != nil {
-		s.next.turn, s.next.since = next, time.Now()
+		s.next.Turn, s.next.since = next, time.Now()
 	}
 	s.proceedLocked()
 }
 
-// run follows a Resolver of somebody else.
-func (s *watch) run(ctx context.Context) {
+// run begins to take the steps of a source, or follows a Resolver that has none.
+func (s *watch) run(ctx context.Context, taker *source.Taker[Endpoint]) {
 	for failures := 1; ; failures++ {
-		for endpoints, err := range s.owner.resolver.Watch(ctx, s.service) {
+		for endpoints, err := range s.owner.resolver.Watch(taker.Context(ctx), s.service) {
 			if ctx.Err() != nil {
 				return
 			}
@@ -222,6 +191,10 @@ func (s *watch) run(ctx context.Context) {
 			s.set(endpoints)
 			pause.For(ctx, rest(len(endpoints)))
 		}
+		if taker.Source != nil {
+			s.follow(ctx, taker.Source)
+			return
+		}
 		if ctx.Err() != nil {
 			return
 		}
@@ -230,6 +203,21 @@ func (s *watch) run(ctx context.Context) {
 			return
 		}
 	}
+}
+
+// follow takes the first step of a source.
+func (s *watch) follow(ctx context.Context, from source.Source[Endpoint]) {
+	s.owner.mu.Lock()
+	ended := s.ended
+	if !ended {
+		s.source, s.refresh, s.woken = from, nil, true
+	}
+	s.owner.mu.Unlock()
+	if ended {
+		from.Stop()
+		return
+	}
+	s.step(ctx)
 }
 
 // A set costs its subscribers time in proportion to its size. So after a large one the next is taken from the resolver only
@@ -308,50 +296,4 @@ func (s *watch) tellLocked() {
 		close(s.news)
 		s.news = nil
 	}
-}
-
-type refreshKey struct{}
-
-// iterate is the Watch of a Resolver, made of the steps of a source. wake is nil if the source is never woken.
-func iterate(ctx context.Context, s source, wake <-chan struct{}, yield func([]Endpoint, error) bool) {
-	defer s.stop()
-	refresh, _ := ctx.Value(refreshKey{}).(<-chan struct{}) // nil: nothing asks
-	for asked := false; ctx.Err() == nil; {
-		select {
-		case <-refresh: // which comes in time for this step
-		default:
-		}
-		told := true
-		next := s.step(ctx, asked, func(endpoints []Endpoint, err error) bool {
-			told = ctx.Err() == nil && yield(endpoints, err)
-			return told
-		})
-		if !told {
-			return
-		}
-		asked = next.await(ctx, wake, refresh)
-	}
-}
-
-// await waits until it is time for the next step, and reports whether somebody has asked for that.
-func (t turn) await(ctx context.Context, wake, refresh <-chan struct{}) (asked bool) {
-	var due <-chan time.Time
-	if t.after > 0 {
-		timer := time.NewTimer(t.after)
-		defer timer.Stop()
-		due = timer.C
-	}
-	if t.after == 0 || t.least < 0 {
-		refresh = nil // asking changes nothing
-	}
-	began := time.Now()
-	select {
-	case <-due:
-	case <-wake:
-	case <-refresh:
-		asked = true
-		_ = pause.For(ctx, min(t.after, t.least)-time.Since(began))
-	case <-ctx.Done():
-	}
-	return asked
 }

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/nosidecar/mesh/discovery/internal/source"
 )
 
 // Memory is an in-process registry: a [Resolver] for tests, and for programs that learn about endpoints in their own way.
@@ -51,7 +53,7 @@ func (m *Memory) put(name string, r *record) {
 	}
 	m.mu.Unlock()
 	for _, w := range woken {
-		w.waker.wake() // without the lock: it takes others
+		w.wake() // without the lock: it takes others
 	}
 }
 
@@ -63,44 +65,28 @@ func label(name string) string {
 
 // Watch implements [Resolver]. A slow watcher gets the latest set next, and skips those in between.
 func (m *Memory) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint, error] {
-	return func(yield func([]Endpoint, error) bool) {
-		wake := make(signal, 1)
-		iterate(ctx, m.follow(service, wake), wake, yield)
-	}
-}
-
-// signal is a waker for somebody who waits on a channel.
-type signal chan struct{}
-
-func (s signal) wake() {
-	select {
-	case s <- struct{}{}:
-	default: // already woken: it will find the latest
-	}
-}
-
-// follow returns a source that is woken whenever the service changes.
-func (m *Memory) follow(service Service, waker waker) source {
-	names := service.Names()
-	for i, name := range names {
-		names[i] = canonical(name)
-	}
-	return &memoryWatch{memory: m, names: names, waker: waker}
+	return source.Watch[*Memory](ctx, func(wake func()) source.Source[Endpoint] {
+		names := service.Names()
+		for i, name := range names {
+			names[i] = canonical(name)
+		}
+		return &memoryWatch{memory: m, names: names, wake: wake}
+	})
 }
 
 // memoryWatch is one Watch of a Memory.
 type memoryWatch struct {
 	memory *Memory
 	names  []string // the most specific first
-	waker  waker
+	wake   func()
 	last   *record // as yielded
 
 	// Guarded by Memory.mu.
 	registered, stopped bool
 }
 
-// step implements source.
-func (w *memoryWatch) step(_ context.Context, _ bool, yield func([]Endpoint, error) bool) turn {
+// Step implements source.Source.
+func (w *memoryWatch) Step(_ context.Context, _ bool, yield func([]Endpoint, error) bool) source.Turn {
 	now, first := w.look()
 	switch {
 	case now == nil && first:
@@ -111,7 +97,7 @@ func (w *memoryWatch) step(_ context.Context, _ bool, yield func([]Endpoint, err
 		yield(now.endpoints, nil)
 	}
 	w.last = now
-	return turn{}
+	return source.Turn{}
 }
 
 // look returns the present state of the service, nil if there is none. The first look registers the watch.
@@ -136,8 +122,8 @@ func (w *memoryWatch) look() (now *record, first bool) {
 	return nil, first
 }
 
-// stop implements source.
-func (w *memoryWatch) stop() {
+// Stop implements source.Source.
+func (w *memoryWatch) Stop() {
 	m := w.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -15,7 +15,8 @@ var (
 // Watcher shares the watches of a [Resolver]: a service is watched once however many subscribers it has, and only while it
 // has any. It keeps the last good set through errors. It is safe for concurrent use.
 //
-// A watch of [Memory], [Static] or [DNS] needs a goroutine only while there is something new. One of another Resolver has its own.
+// A watch of a resolver of this module needs a goroutine of the Watcher only while there is something new. One of another
+// Resolver has its own.
 type Watcher struct {
 	resolver Resolver
 	onError  func(Service, error)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/discovery/internal/shared"
+	"github.com/nosidecar/mesh/discovery/internal/source"
 )
 
 // Config says where a [Resolver] looks. The zero value looks in the datacenter of the agent.
@@ -75,21 +76,13 @@ func New(client *api.Client, config Config) (*Resolver, error) {
 // If Consul knows no instance of a service, healthy or not, Watch yields [discovery.ErrUnknownService]. If the service had instances before, it
 // yields an empty set.
 func (r *Resolver) Watch(ctx context.Context, service discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
-	return func(yield func([]discovery.Endpoint, error) bool) {
-		if ctx.Err() != nil {
-			return
-		}
+	return source.Watch[*Resolver](ctx, func(wake func()) source.Source[discovery.Endpoint] {
 		t, ok := targetOf(service)
 		if !ok {
-			if yield(nil, shared.Unknown(service)) {
-				<-ctx.Done()
-			}
-			return
+			return source.Fixed[discovery.Endpoint]{Err: shared.Unknown(service)}
 		}
-		w, follower := r.join(t)
-		defer r.leave(w, follower)
-		follower.Follow(ctx, service, yield)
-	}
+		return r.join(t, service, wake)
+	})
 }
 
 // target is what is watched for a host.

@@ -34,8 +34,14 @@ type state struct {
 	err      error // the error since that answer
 }
 
+// follower follows the watch of a target.
+type follower struct {
+	*shared.Follower
+	watched *watched
+}
+
 // join follows the watch of a target. The first caller starts it.
-func (r *Resolver) join(t target) (*watched, *shared.Follower) {
+func (r *Resolver) join(t target, service discovery.Service, wake func()) follower {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	w := r.watched[t]
@@ -47,11 +53,13 @@ func (r *Resolver) join(t target) (*watched, *shared.Follower) {
 		w.askNextLocked()
 		w.mu.Unlock()
 	}
-	return w, w.answers.Join()
+	return follower{w.answers.Join(service, wake), w}
 }
 
-// leave undoes join. The last caller waits until the watch has ended.
-func (r *Resolver) leave(w *watched, f *shared.Follower) {
+// Stop undoes join. The last caller waits until the watch has ended.
+func (f follower) Stop() {
+	w := f.watched
+	r := w.resolver
 	r.mu.Lock()
 	last := f.Leave()
 	if last {

@@ -35,8 +35,14 @@ type namespace struct {
 	servicesRead, slicesRead bool
 }
 
+// follower follows the watch of a service.
+type follower struct {
+	*shared.Follower
+	watched *watched
+}
+
 // join follows the watch of a service. The first caller starts it.
-func (r *Resolver) join(in, name string, asked discovery.Service) (*watched, *shared.Follower) {
+func (r *Resolver) join(in, name string, service discovery.Service, wake func()) follower {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := r.namespaces[in]
@@ -47,7 +53,7 @@ func (r *Resolver) join(in, name string, asked discovery.Service) (*watched, *sh
 	}
 	w := n.watched[name]
 	if w == nil {
-		w = newWatched(n, name, asked)
+		w = newWatched(n, name, service)
 		n.watched[name] = w
 		w.begin()
 	}
@@ -55,12 +61,14 @@ func (r *Resolver) join(in, name string, asked discovery.Service) (*watched, *sh
 		n.wide = true
 		n.widen()
 	}
-	return w, w.answers.Join()
+	return follower{w.answers.Join(service, wake), w}
 }
 
-// leave undoes join. The last caller waits until the watch has ended.
-func (r *Resolver) leave(w *watched, f *shared.Follower) {
+// Stop undoes join. The last caller waits until the watch has ended.
+func (f follower) Stop() {
+	w := f.watched
 	n := w.namespace
+	r := n.resolver
 	r.mu.Lock()
 	last, empty := f.Leave(), false
 	if last {

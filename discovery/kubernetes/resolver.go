@@ -9,6 +9,7 @@ import (
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/discovery/internal/shared"
+	"github.com/nosidecar/mesh/discovery/internal/source"
 	"github.com/nosidecar/mesh/internal/kubernetes"
 )
 
@@ -68,26 +69,17 @@ func (r *Resolver) init() {
 // and namespace are those of [discovery.Service]. If it has none, Host may be name.namespace.svc, with or without cluster.local at the end,
 // or a name in the client's namespace.
 func (r *Resolver) Watch(ctx context.Context, service discovery.Service) iter.Seq2[[]discovery.Endpoint, error] {
-	return func(yield func([]discovery.Endpoint, error) bool) {
-		if ctx.Err() != nil {
-			return
-		}
+	return source.Watch[*Resolver](ctx, func(wake func()) source.Source[discovery.Endpoint] {
 		r.once.Do(r.init)
-		err := r.err
 		name, in, ok := r.nameOf(service)
-		if err == nil && !ok {
-			err = shared.Unknown(service)
+		switch {
+		case r.err != nil:
+			return source.Fixed[discovery.Endpoint]{Err: r.err}
+		case !ok:
+			return source.Fixed[discovery.Endpoint]{Err: shared.Unknown(service)}
 		}
-		if err != nil {
-			if yield(nil, err) {
-				<-ctx.Done()
-			}
-			return
-		}
-		w, follower := r.join(in, name, service)
-		defer r.leave(w, follower)
-		follower.Follow(ctx, service, yield)
-	}
+		return r.join(in, name, service, wake)
+	})
 }
 
 // nameOf returns the name and the namespace of a service, and false if it cannot be in the cluster.

@@ -7,6 +7,7 @@ import (
 	"sync"
 
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/discovery/internal/source"
 )
 
 // Answers holds the results of a watch of a service. Only the latest endpoints and the latest error count; a slow follower skips those in
@@ -27,15 +28,17 @@ type answer struct {
 	err       error
 }
 
-// Follower receives answers.
+// Follower receives answers about a service. With a Stop that calls Leave it is a [source.Source].
 type Follower struct {
 	answers *Answers
-	wake    chan struct{}
+	service discovery.Service
+	wake    func() // is called with locks held
+	seen    uint64 // the number of the last answer that was yielded
 }
 
-// Join returns a new follower. The caller must call Leave when it is done.
-func (a *Answers) Join() *Follower {
-	f := &Follower{answers: a, wake: make(chan struct{}, 1)}
+// Join returns a new follower, which calls wake when there is an answer. The caller must call Leave when it is done.
+func (a *Answers) Join(service discovery.Service, wake func()) *Follower {
+	f := &Follower{answers: a, service: service, wake: wake}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.followers == nil {
@@ -53,24 +56,18 @@ func (f *Follower) Leave() (last bool) {
 	return len(f.answers.followers) == 0
 }
 
-// Follow yields all answers about a service, as [discovery.Resolver] specifies, until ctx ends or yield returns false.
-func (f *Follower) Follow(ctx context.Context, service discovery.Service, yield func([]discovery.Endpoint, error) bool) {
-	for seen := uint64(0); ; {
-		for _, answer := range f.answers.since(seen) {
-			seen = answer.number
-			if answer.unknown {
-				answer.err = Unknown(service)
-			}
-			if !yield(answer.endpoints, answer.err) || ctx.Err() != nil {
-				return
-			}
+// Step yields the answers that are new.
+func (f *Follower) Step(_ context.Context, _ bool, yield func([]discovery.Endpoint, error) bool) source.Turn {
+	for _, answer := range f.answers.since(f.seen) {
+		f.seen = answer.number
+		if answer.unknown {
+			answer.err = Unknown(f.service)
 		}
-		select {
-		case <-f.wake:
-		case <-ctx.Done():
-			return
+		if !yield(answer.endpoints, answer.err) {
+			break
 		}
 	}
+	return source.Turn{}
 }
 
 // Unknown returns the error for a service that does not exist.
@@ -94,10 +91,7 @@ func (a *Answers) tell(kind *answer, what answer) {
 	what.number = a.count
 	*kind = what
 	for f := range a.followers {
-		select {
-		case f.wake <- struct{}{}:
-		default: // it has not looked yet
-		}
+		f.wake()
 	}
 }
 

@@ -1,7 +1,6 @@
 package shared_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -43,27 +42,31 @@ func TestAnswers(t *testing.T) {
 			for _, step := range test.steps {
 				step(&a)
 			}
-			ctx, cancel := context.WithCancel(t.Context())
-			f := a.Join()
+			woken := 0
+			f := a.Join(discovery.Service{Host: "orders"}, func() { woken++ })
 			defer f.Leave()
 			var got []string
-			f.Follow(ctx, discovery.Service{Host: "orders"}, func(endpoints []discovery.Endpoint, err error) bool {
-				if err != nil {
-					got = append(got, err.Error())
-				} else {
+			take := func() {
+				f.Step(t.Context(), false, func(endpoints []discovery.Endpoint, err error) bool {
+					if err != nil {
+						got = append(got, err.Error())
+						return true
+					}
 					addresses := []string{}
 					for _, e := range endpoints {
 						addresses = append(addresses, e.Address)
 					}
 					got = append(got, fmt.Sprint(addresses))
-				}
-				if len(got) == len(test.want) {
-					cancel() // nothing more comes
-				}
-				return true
-			})
+					return true
+				})
+			}
+			take()
+			take() // nothing more comes
 			if !slices.Equal(got, test.want) {
 				t.Errorf("got %q, want %q", got, test.want)
+			}
+			if a.Set(nil); woken != 1 {
+				t.Errorf("woken %d times by an answer, want once", woken)
 			}
 		})
 	}
@@ -71,7 +74,7 @@ func TestAnswers(t *testing.T) {
 
 func TestFollower_Leave(t *testing.T) {
 	var a shared.Answers
-	one, two := a.Join(), a.Join()
+	one, two := a.Join(discovery.Service{}, func() {}), a.Join(discovery.Service{}, func() {})
 	if one.Leave() {
 		t.Error("the first is the last to leave")
 	}
