@@ -40,6 +40,10 @@ type Hooks struct {
 	// Drained is called once, after Removed, when the last call on a removed host has ended: its connections may be closed.
 	// It runs inside Update, or on the goroutine that released the last call.
 	Drained func(*Host)
+
+	// Outlier ejects hosts. It is told of each new host before that can be picked, and of those that take no calls after an
+	// Update; the owner reports to it how calls end. nil means that only SetEjected ejects.
+	Outlier Outlier
 }
 
 // Balancer picks endpoints from one set. It is safe for concurrent use. It starts no goroutine and needs no Close; an Update
@@ -47,6 +51,7 @@ type Hooks struct {
 type Balancer struct {
 	cfg      settings
 	hooks    Hooks
+	outliers *outliers // nil without Hooks.Outlier
 	rand     func() uint64
 	start    time.Time // of the clock used for the times in hosts
 	picks    atomic.Pointer[snapshot]
@@ -86,7 +91,7 @@ func New(cfg Config, hooks Hooks) (*Balancer, error) {
 	if err != nil {
 		return nil, err
 	}
-	b := &Balancer{cfg: set, hooks: hooks, rand: rand.Uint64, start: time.Now()}
+	b := &Balancer{cfg: set, hooks: hooks, outliers: newOutliers(hooks.Outlier), rand: rand.Uint64, start: time.Now()}
 	b.counts = set.Algorithm != PeakEWMA && set.Algorithm != WeightedRoundRobin && set.BoundedLoad == 0
 	if set.Aperture > 0 {
 		b.aperture = &aperture{least: set.Aperture}
@@ -121,6 +126,14 @@ type pick struct {
 // Pick chooses a host and counts a call in flight on it. The caller calls [Host.Release] when that call is over. The
 // error is [ErrNoEndpoints] or [ErrNoHealthy].
 func (b *Balancer) Pick(info PickInfo) (*Host, error) {
+	if b.outliers != nil {
+		return b.outliers.pick(b, &info)
+	}
+	return b.pick(&info)
+}
+
+// pick is Pick without an Outlier.
+func (b *Balancer) pick(info *PickInfo) (*Host, error) {
 	if s := b.picks.Load(); len(info.Tried) == 0 {
 		var h *Host
 		if s.simple != nil {
@@ -132,11 +145,11 @@ func (b *Balancer) Pick(info PickInfo) (*Host, error) {
 			return h, nil
 		}
 	}
-	return b.pick(info)
+	return b.choose(info)
 }
 
-// pick is Pick in the general case.
-func (b *Balancer) pick(info PickInfo) (*Host, error) {
+// choose is pick in the general case.
+func (b *Balancer) choose(info *PickInfo) (*Host, error) {
 	p := pick{hash: info.Hash, hasHash: info.HasHash, tried: info.Tried}
 	if b.cfg.Algorithm == PeakEWMA {
 		p.now = b.at(info.Now)
@@ -198,6 +211,7 @@ func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 		order, missing = b.lookLocked(endpoints, fresh)
 	}
 	removed := b.replaceLocked(endpoints, order, fresh)
+	hosts := b.order // never written to again
 	b.mu.Unlock()
 
 	for _, h := range removed {
@@ -205,6 +219,9 @@ func (b *Balancer) Update(endpoints []discovery.Endpoint) {
 			b.hooks.Removed(h)
 		}
 		h.remove()
+	}
+	if b.outliers != nil {
+		b.outliers.updated(hosts, removed)
 	}
 }
 

@@ -50,7 +50,7 @@ func SetReported(b *Balancer, at func(i int) float64) {
 }
 
 // Eject ejects a host, and leaves the picks as they are: SetEjected(true) is under way.
-func Eject(h *Host) { h.state.Or(ejected) }
+func Eject(h *Host) { h.state.Or(unwanted) }
 
 // PublishWhile brings the picks of b up to date, and calls eject after it has been worked out which places get how much of the traffic.
 func PublishWhile(b *Balancer, eject func()) {

@@ -31,13 +31,15 @@ type Host struct {
 // The state of a host is the number of calls in flight and these bits. Everything that a pick needs is in one word, and the
 // words of large sets are adjacent: picking among 10,000 hosts then touches 80 KiB of memory, not megabytes.
 const (
-	ejected = 1 << (59 + iota)
-	aside   // takes no calls: it drains, or has no share of the traffic
-	warming // in slow start
-	gone    // removed: no new calls
-	drained // removed, and Drained has been called
+	unwanted = 1 << (58 + iota) // ejected by its owner: see SetEjected
+	outlying                    // ejected by Hooks.Outlier
+	aside                       // takes no calls: it drains, or has no share of the traffic
+	warming                     // in slow start
+	gone                        // removed: no new calls
+	drained                     // removed, and Drained has been called
 
-	calls = ejected - 1
+	ejected = unwanted | outlying
+	calls   = unwanted - 1
 )
 
 // newStates returns the states of n new hosts in a set of the given size, and what is learned of them if the algorithm learns. The hosts of
@@ -82,6 +84,9 @@ func (b *Balancer) newStates(n, size int) ([]*atomic.Uint64, []*learned) {
 func (b *Balancer) newHost(e *discovery.Endpoint, state *atomic.Uint64, learned *learned) *Host {
 	h := &Host{state: state, learned: learned, balancer: b, id: e.ID()}
 	state.Or(aside) // until it is in the set
+	if b.outliers != nil {
+		b.outliers.add(h)
+	}
 	h.describe(e)
 	if b.hooks.Attach != nil {
 		h.value = b.hooks.Attach(h)
@@ -133,17 +138,20 @@ func (h *Host) Ejected() bool { return h.state.Load()&ejected != 0 }
 // Ejections do not matter.
 func (h *Host) TakesCalls() bool { return h.state.Load()&(aside|gone) == 0 }
 
-// SetEjected takes the host out of the picks or brings it back. No Pick that begins after SetEjected(true) has returned
-// gives the host, unless so many are ejected that [Config.PanicFraction] applies. It rebuilds the picks, which takes time
-// proportional to the size of the set.
-func (h *Host) SetEjected(eject bool) {
+// SetEjected takes the host out of the picks or brings it back, unless [Hooks.Outlier] ejects it. No Pick that begins after
+// SetEjected(true) has returned gives the host, unless so many are ejected that [Config.PanicFraction] applies. It rebuilds the
+// picks, which takes time proportional to the size of the set.
+func (h *Host) SetEjected(eject bool) { h.eject(unwanted, eject) }
+
+// eject sets or clears one of the reasons why the host is ejected.
+func (h *Host) eject(why uint64, eject bool) {
 	var before uint64
 	if eject {
-		before = h.state.Or(ejected)
+		before = h.state.Or(why)
 	} else {
-		before = h.state.And(^uint64(ejected))
+		before = h.state.And(^why)
 	}
-	if eject != (before&ejected != 0) {
+	if eject != (before&why != 0) && before&ejected&^why == 0 {
 		h.balancer.noticeEjections()
 	}
 }

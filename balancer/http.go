@@ -6,7 +6,6 @@ import (
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/nosidecar/mesh/discovery"
@@ -20,18 +19,6 @@ import (
 
 // ErrClosed means that the [Transport] is closed.
 var ErrClosed = refusal.New("balancer: transport closed")
-
-// Outlier finds failing endpoints. *breaker.Outlier implements it. Endpoints are named by their IDs. It must be safe for
-// concurrent use, and Ejected must be fast. If it has a method Forget(endpoint string), that is called for endpoints that no
-// longer take calls, so that they do not count among those that may be ejected.
-type Outlier interface {
-	// Report records how a call ended: with a connection error; or with a response, and the error from reading its body, if
-	// any.
-	Report(endpoint string, resp *http.Response, err error)
-
-	// Ejected reports whether the endpoint should get no calls now.
-	Ejected(endpoint string) bool
-}
 
 // Transport is an http.RoundTripper that sends each request to one of the endpoints of the service that its URL names. It
 // has its own connections to each endpoint; Host header and TLS server name stay the service's. Set the fields before the
@@ -73,9 +60,6 @@ type Transport struct {
 type service struct {
 	balancer     *Balancer
 	subscription *discovery.Subscription
-	outlier      Outlier
-	ejected      atomic.Bool  // there may be hosts to readmit
-	checked      atomic.Int64 // when that was last checked, on the balancer's clock
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -99,14 +83,14 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if t.Config.Algorithm == PeakEWMA {
 		info.Now = time.Now()
 	}
-	host, err := s.pick(info)
+	host, err := s.balancer.Pick(info)
 	if err != nil {
 		body.CloseRequest(req)
 		return nil, fmt.Errorf("%w of %q", err, req.URL.Hostname())
 	}
 	attempts.add(host.ID())
 
-	c := &call{service: s, host: host, req: req, began: info.Now}
+	c := &call{service: s, outlier: t.Outlier, host: host, req: req, began: info.Now}
 	if caller.ToWatch(req) && !caller.Watched(req) {
 		c.req = req.WithContext(req.Context())
 		caller.Watch(c.req, nil)
@@ -197,12 +181,7 @@ func (t *Transport) open(name string) (*service, error) {
 	if t.setupErr != nil {
 		return nil, t.setupErr
 	}
-	hooks := Hooks{Attach: t.connect, Drained: func(h *Host) { h.Value().(*connections).closeIdle() }}
-	forgetful, _ := t.Outlier.(interface{ Forget(endpoint string) })
-	if forgetful != nil {
-		hooks.Removed = func(h *Host) { forgetful.Forget(h.ID()) }
-	}
-	b, err := New(t.Config, hooks)
+	b, err := New(t.Config, Hooks{Attach: t.connect, Drained: func(h *Host) { h.Value().(*connections).closeIdle() }, Outlier: t.Outlier})
 	if err != nil {
 		return nil, err
 	}
@@ -214,15 +193,8 @@ func (t *Transport) open(name string) (*service, error) {
 	if s := t.services[name]; s != nil {
 		return s, nil
 	}
-	s := &service{balancer: b, outlier: t.Outlier}
-	s.subscription = t.watcher.Subscribe(discovery.Service{Host: name}, func(endpoints []discovery.Endpoint) {
-		b.Update(endpoints)
-		for _, h := range b.Hosts() {
-			if forgetful != nil && !h.TakesCalls() {
-				forgetful.Forget(h.ID())
-			}
-		}
-	})
+	s := &service{balancer: b}
+	s.subscription = t.watcher.Subscribe(discovery.Service{Host: name}, b.Update)
 	if t.services == nil {
 		t.services = map[string]*service{}
 	}
@@ -258,55 +230,11 @@ func (t *Transport) connect(h *Host) any {
 	return &connections{template: t.template, host: h}
 }
 
-// readmission is how often ejected hosts are checked for readmission.
-const readmission = 100 * time.Millisecond
-
-// pick picks a host that the outlier detection does not eject.
-func (s *service) pick(info PickInfo) (*Host, error) {
-	if s.outlier == nil {
-		return s.balancer.Pick(info)
-	}
-	if s.ejected.Load() {
-		now := s.balancer.now()
-		if last := s.checked.Load(); now-last >= int64(readmission) && s.checked.CompareAndSwap(last, now) {
-			s.readmit()
-		}
-	}
-	looked := false
-	for {
-		h, err := s.balancer.Pick(info)
-		if err == ErrNoHealthy && !looked {
-			looked = true
-			s.readmit()
-			continue
-		}
-		if err != nil || h.Ejected() || !s.outlier.Ejected(h.ID()) {
-			return h, err // an ejected host is picked in panic mode
-		}
-		h.SetEjected(true)
-		s.ejected.Store(true)
-		h.Release(0, false)
-	}
-}
-
-func (s *service) readmit() {
-	s.ejected.Store(false)
-	for _, h := range s.balancer.Hosts() {
-		if !h.Ejected() {
-			continue
-		}
-		if s.outlier.Ejected(h.ID()) {
-			s.ejected.Store(true)
-		} else {
-			h.SetEjected(false)
-		}
-	}
-}
-
 // call is one call in flight.
 type call struct {
 	body     body.Reader
 	service  *service
+	outlier  Outlier // nil without one
 	host     *Host
 	req      *http.Request
 	resp     *http.Response
@@ -336,8 +264,8 @@ func (c *call) End(err error) {
 		c.latency = time.Since(c.began) // until it failed
 	}
 	c.host.Release(c.latency, failed)
-	if c.service.outlier != nil && kind != failure.BadRequest && c.host.TakesCalls() {
-		c.service.outlier.Report(c.host.ID(), c.resp, err)
+	if c.outlier != nil && kind != failure.BadRequest && c.host.TakesCalls() {
+		c.outlier.Report(c.host.ID(), c.resp, err)
 	}
 }
 

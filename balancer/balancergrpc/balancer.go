@@ -143,7 +143,7 @@ func (p *picker) Pick(info grpcbalancer.PickInfo) (grpcbalancer.PickResult, erro
 	}
 	var passed []string // hosts that turned out not to be connected to
 	for {
-		h, err := p.service.pick(pick)
+		h, err := p.service.balancer.Pick(pick)
 		if err != nil {
 			return p.refuse(err, call)
 		}
@@ -182,6 +182,9 @@ func (p *picker) refuse(err error, call *call) (grpcbalancer.PickResult, error) 
 	if err == balancer.ErrNoHealthy {
 		switch outlook, reason := p.service.outlook(); {
 		case outlook == hopeful:
+			if p.service.client.Outlier != nil {
+				p.wakeLater() // the ejection of a host that is connected to may just have ended
+			}
 			return grpcbalancer.PickResult{}, grpcbalancer.ErrNoSubConnAvailable
 		case outlook == disconnected && reason != nil:
 			return grpcbalancer.PickResult{}, fmt.Errorf("balancergrpc: no connection to %q: %w", p.service.host, reason)
@@ -199,12 +202,15 @@ func (p *picker) refuse(err error, call *call) (grpcbalancer.PickResult, error) 
 	return grpcbalancer.PickResult{}, refusal
 }
 
+// ejectionCheck is how often calls that wait for an ejection to end look whether it has.
+const ejectionCheck = 100 * time.Millisecond
+
 // wakeLater makes calls that wait for an ejection to end pick again in a while.
 func (p *picker) wakeLater() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.alarm == nil && !p.closed {
-		p.alarm = time.AfterFunc(readmission, p.wake)
+		p.alarm = time.AfterFunc(ejectionCheck, p.wake)
 	}
 }
 

@@ -525,7 +525,9 @@ func newMemoryNet(t testing.TB, services ...*grpctest.Service) *memoryNet {
 // dial returns a ClientConn of c, whose calls go to the servers.
 func (n *memoryNet) dial(t testing.TB, c *balancergrpc.Client) *grpc.ClientConn {
 	t.Helper()
-	c.Resolver = discovery.Static{"orders.example.com": n.endpoints}
+	if c.Resolver == nil {
+		c.Resolver = discovery.Static{"orders.example.com": n.endpoints}
+	}
 	dialer := grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
 		n.dials.Add(1)
 		return n.listeners[address].DialContext(ctx)
@@ -669,6 +671,50 @@ func TestAllEjected(t *testing.T) {
 			t.Errorf("a call that waited: %v", err)
 		}
 	})
+}
+
+// TestOutlierForgets: an endpoint that is gone, or drains, no longer counts among those that may be ejected, even if a call to it ends later.
+func TestOutlierForgets(t *testing.T) {
+	for _, drains := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			var calls atomic.Int32
+			end := make(chan struct{})
+			network := newMemoryNet(t, counted(&calls, well), counted(&calls, func(context.Context) error { <-end; return nil }))
+			var memory discovery.Memory
+			memory.Set("orders.example.com", network.endpoints...)
+			outlier := newOutlier(t, breaker.OutlierConfig{})
+			conn := network.dial(t, &balancergrpc.Client{Resolver: &memory, Outlier: outlier, Config: balancer.Config{Algorithm: balancer.RoundRobin}})
+			client := grpctest.NewClient(conn)
+			conn.Connect()
+			synctest.Wait() // both are connected to
+			if n := len(outlier.Endpoints()); n != 2 {
+				t.Fatalf("%d endpoints are known, want 2", n)
+			}
+			var inFlight sync.WaitGroup
+			for range 2 {
+				inFlight.Go(func() {
+					if err := call(t.Context(), client); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			synctest.Wait() // one has ended, and the other waits
+			left := network.endpoints[:1]
+			if drains {
+				gone := network.endpoints[1]
+				gone.Draining = true
+				left = []discovery.Endpoint{left[0], gone}
+			}
+			memory.Set("orders.example.com", left...)
+			synctest.Wait()
+			close(end)
+			inFlight.Wait()
+			synctest.Wait()
+			if known := outlier.Endpoints(); calls.Load() != 2 || len(known) != 1 || known[0].ID != left[0].ID() {
+				t.Errorf("drains %v, %d calls: %+v are known, want the endpoint that is left", drains, calls.Load(), known)
+			}
+		})
+	}
 }
 
 // TestFullConnectionHoldsUpNobody: a call waits for a connection that is full only if the endpoint has no other.

@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/http"
 	"strconv"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -27,10 +26,6 @@ type service struct {
 	well       *http.Response // what the outlier detection gets for a successful call
 	told, seen atomic.Bool    // the resolver has reported to gRPC; our balancer got the latest report
 	spareSince time.Time      // guarded by Client.mu
-
-	ejected atomic.Bool  // there may be endpoints to readmit
-	checked atomic.Int64 // when that was last checked, from start
-	start   time.Time
 }
 
 func newService(c *Client, target, endpoint string) (*service, error) {
@@ -38,50 +33,30 @@ func newService(c *Client, target, endpoint string) (*service, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &service{client: c, target: target, host: host, port: port, start: time.Now()}
+	s := &service{client: c, target: target, host: host, port: port}
 	s.well = &http.Response{StatusCode: http.StatusOK}
 	s.hashes = c.Config.Algorithm == balancer.RingHash || c.Config.Algorithm == balancer.Maglev
 	s.refusals = map[error]error{}
 	for _, err := range []error{balancer.ErrNoEndpoints, balancer.ErrNoHealthy} {
 		s.refusals[err] = fmt.Errorf("%w of %q", err, host)
 	}
-	s.balancer, err = balancer.New(c.Config, balancer.Hooks{Attach: s.attach})
+	s.balancer, err = balancer.New(c.Config, balancer.Hooks{Attach: s.attach, Outlier: c.Outlier})
 	return s, err
 }
 
-// link is what the service keeps for a host of its balancer: the connections of the host, and why it is not picked.
+// link is what the service keeps for a host of its balancer: the connections of the host.
 type link struct {
 	host     *balancer.Host
 	endpoint atomic.Pointer[endpoint] // nil while gRPC has no balancer
-
-	mu   sync.Mutex  // held to change what follows
-	down bool        // not connected to
-	out  atomic.Bool // ejected by the outlier detection
 }
 
 // attach is called for each new host, which cannot be picked yet.
 func (s *service) attach(h *balancer.Host) any {
-	l := &link{host: h, down: !s.hashes} // until it is connected to
-	if s.client.Outlier != nil {
-		// Asking makes the endpoint known: the share that may be ejected is of all endpoints, not only those called so far.
-		if s.client.Outlier.Ejected(h.ID()) {
-			l.out.Store(true)
-			s.ejected.Store(true)
-		}
-	}
-	h.SetEjected(l.down || l.out.Load())
-	return l
+	h.SetEjected(!s.hashes) // until it is connected to
+	return &link{host: h}
 }
 
 func linkOf(h *balancer.Host) *link { return h.Value().(*link) }
-
-// set applies change to the reasons why the host is not picked.
-func (l *link) set(change func()) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	change()
-	l.host.SetEjected(l.down || l.out.Load())
-}
 
 // connected notes the state of the connections to an endpoint.
 func (s *service) connected(e *endpoint) {
@@ -89,15 +64,14 @@ func (s *service) connected(e *endpoint) {
 	if s.hashes {
 		down = e.failing.Load() != nil
 	}
-	e.link.set(func() { e.link.down = down })
+	e.link.host.SetEjected(down)
 }
 
 // disconnected notes that gRPC has closed all connections.
 func (s *service) disconnected() {
 	for _, h := range s.balancer.Hosts() {
-		l := linkOf(h)
-		l.endpoint.Store(nil)
-		l.set(func() { l.down = !s.hashes })
+		linkOf(h).endpoint.Store(nil)
+		h.SetEjected(!s.hashes)
 	}
 }
 
@@ -115,11 +89,10 @@ const (
 func (s *service) outlook() (best outlook, reason error) {
 	best = disconnected
 	for _, h := range s.balancer.Hosts() {
-		l := linkOf(h)
-		e := l.endpoint.Load()
+		e := linkOf(h).endpoint.Load()
 		switch {
-		case h.Endpoint().Draining:
-		case l.out.Load():
+		case !h.TakesCalls():
+		case s.client.Outlier != nil && s.client.Outlier.Ejected(h.ID()):
 			if e != nil && e.ready.Any() {
 				best = ejected
 			}
@@ -153,54 +126,6 @@ func (s *service) targets() ([]target, error) {
 	return targets, failed
 }
 
-// readmission is how often ejected hosts are checked for readmission.
-const readmission = 100 * time.Millisecond
-
-// pick picks a host that the outlier detection does not eject.
-func (s *service) pick(info balancer.PickInfo) (*balancer.Host, error) {
-	outlier := s.client.Outlier
-	if outlier == nil {
-		return s.balancer.Pick(info)
-	}
-	if s.ejected.Load() {
-		now := int64(time.Since(s.start))
-		if last := s.checked.Load(); now-last >= int64(readmission) && s.checked.CompareAndSwap(last, now) {
-			s.readmit()
-		}
-	}
-	looked := false
-	for {
-		h, err := s.balancer.Pick(info)
-		if err == balancer.ErrNoHealthy && !looked && s.ejected.Load() {
-			looked = true
-			s.readmit()
-			continue
-		}
-		if err != nil || h.Ejected() || !outlier.Ejected(h.ID()) {
-			return h, err // an ejected host is picked in panic mode
-		}
-		l := linkOf(h)
-		l.set(func() { l.out.Store(true) })
-		s.ejected.Store(true)
-		h.Release(0, false)
-	}
-}
-
-func (s *service) readmit() {
-	s.ejected.Store(false)
-	for _, h := range s.balancer.Hosts() {
-		l := linkOf(h)
-		if !l.out.Load() {
-			continue
-		}
-		if s.client.Outlier.Ejected(h.ID()) {
-			s.ejected.Store(true)
-		} else {
-			l.set(func() { l.out.Store(false) })
-		}
-	}
-}
-
 // done ends a call. latency is 0 if there was nothing to learn.
 func (s *service) done(h *balancer.Host, info *grpcbalancer.DoneInfo, latency time.Duration) {
 	if s.client.Config.Algorithm == balancer.WeightedRoundRobin {
@@ -214,7 +139,7 @@ func (s *service) done(h *balancer.Host, info *grpcbalancer.DoneInfo, latency ti
 		return
 	}
 	h.Release(latency, err != nil || code >= http.StatusInternalServerError)
-	if s.client.Outlier == nil {
+	if s.client.Outlier == nil || !h.TakesCalls() {
 		return
 	}
 	resp := s.well
