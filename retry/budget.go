@@ -37,9 +37,10 @@ type Budget struct {
 	slot      time.Duration // a tenth of the window
 	start     time.Time
 
-	newest   atomic.Int64        // number of the newest slot; written with mu held
-	calls    [slots]atomic.Int64 // by slot of time, modulo slots
-	sumCalls atomic.Int64        // of all slots; calls are counted without the lock
+	// Calls are counted without the lock, and without a division.
+	newest atomic.Int64        // number of the newest slot; written with mu held
+	end    atomic.Int64        // of the newest slot, since start; written with mu held
+	calls  [slots]atomic.Int64 // by slot of time, modulo slots
 
 	mu       sync.Mutex
 	retries  [slots]int64
@@ -76,24 +77,43 @@ func NewBudget(config BudgetConfig) (*Budget, error) {
 		b.burst = max(1, b.perSecond) // one second's worth, but at least one retry
 	}
 	b.tokens = b.burst
+	b.end.Store(int64(b.slot))
 	return b, nil
 }
 
+// rarely is how many calls are counted per reading of the clock, which costs as much as the rest of a call through a Transport, once a slot
+// has as many. So up to rarely-1 calls after a pause may count as made before it, and leave the window too early.
+const rarely = 16
+
 // Deposit counts a call: the original one, not its retries.
 func (b *Budget) Deposit() {
-	if b != nil {
-		b.deposit(time.Since(b.start))
+	if b == nil {
+		return
 	}
+	calls := &b.calls[b.newest.Load()%slots]
+	if n := calls.Load(); n < rarely || n%rarely == 0 {
+		b.deposit(time.Since(b.start))
+		return
+	}
+	calls.Add(1)
 }
 
 func (b *Budget) deposit(at time.Duration) {
-	if int64(at/b.slot) > b.newest.Load() {
+	if int64(at) >= b.end.Load() {
 		b.mu.Lock()
 		b.advanceLocked(at)
 		b.mu.Unlock()
 	}
 	b.calls[b.newest.Load()%slots].Add(1)
-	b.sumCalls.Add(1)
+}
+
+// permitted returns how many retries the calls within the window permit.
+func (b *Budget) permitted() float64 {
+	calls := int64(0)
+	for i := range b.calls {
+		calls += b.calls[i].Load()
+	}
+	return b.ratio * float64(calls)
 }
 
 // Left returns how many retries the budget permits now, or -1 if it permits every one.
@@ -109,7 +129,7 @@ func (b *Budget) left(at time.Duration) int {
 	defer b.mu.Unlock()
 	b.advanceLocked(at)
 	b.fillLocked(at)
-	return max(0, int(b.ratio*float64(b.sumCalls.Load()))-int(b.sumRetry)) + int(b.tokens)
+	return max(0, int(b.permitted())-int(b.sumRetry)) + int(b.tokens)
 }
 
 // take takes a retry from the budget. It reports false if none is left.
@@ -121,7 +141,7 @@ func (b *Budget) reserve(at time.Duration) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	i := b.advanceLocked(at)
-	if float64(b.sumRetry+1) <= b.ratio*float64(b.sumCalls.Load()) {
+	if float64(b.sumRetry+1) <= b.permitted() {
 		b.retries[i]++
 		b.sumRetry++
 		return true
@@ -147,10 +167,11 @@ func (b *Budget) advanceLocked(at time.Duration) int64 {
 	for newest < n {
 		newest++
 		i := newest % slots
-		b.sumCalls.Add(-b.calls[i].Swap(0))
+		b.calls[i].Store(0)
 		b.sumRetry -= b.retries[i]
 		b.retries[i] = 0
 	}
 	b.newest.Store(newest)
+	b.end.Store((newest + 1) * int64(b.slot))
 	return newest % slots
 }

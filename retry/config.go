@@ -113,6 +113,11 @@ func NewPolicy(config Config) (*Policy, error) {
 	return p, nil
 }
 
+// retries reports whether a response is to be retried, if that is possible.
+func (p *Policy) retries(resp *http.Response) bool {
+	return p.config.Retries > 0 && p.config.On.response(resp, p.headers)
+}
+
 // Config returns the configuration with its defaults filled in.
 func (p *Policy) Config() Config {
 	return p.config

@@ -4,6 +4,7 @@ import (
 	"math"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -73,6 +74,38 @@ func TestBudgetWindow(t *testing.T) {
 	take(time.Minute, 0) // a clock that goes back changes nothing
 	deposit(time.Hour+9*time.Second, 10)
 	take(time.Hour+15*time.Second, 5) // what left the window long ago does not leave it again
+}
+
+// Few calls are counted exactly. Of many, up to rarely-1 may leave the window too early, and none too late.
+func TestBudgetReadsTheClockRarely(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b, err := NewBudget(BudgetConfig{Ratio: 1, MinPerSecond: -1, Window: 10 * time.Second})
+		if err != nil {
+			t.Fatal(err)
+		}
+		deposit := func(n, least int) {
+			t.Helper()
+			for range n {
+				b.Deposit()
+			}
+			if got := b.Left(); got < least || got > n {
+				t.Errorf("%d calls count, want %d to %d", got, least, n)
+			}
+			time.Sleep(time.Hour)
+		}
+		deposit(10, 10)
+		deposit(10, 10)
+		deposit(1000, 1000)
+		deposit(1000, 1000-(rarely-1))
+		deposit(1000, 1000-(rarely-1))
+		for range 100 {
+			b.Deposit()
+		}
+		time.Sleep(10 * time.Second)
+		if got := b.Left(); got != 0 {
+			t.Errorf("%d calls count after the window, want 0", got)
+		}
+	})
 }
 
 // TestBudgetCountsConcurrentCalls counts calls on several goroutines while time goes on.

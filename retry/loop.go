@@ -109,14 +109,18 @@ func (l *Loop) doReplayed(req *http.Request, a Attempter, r *replay) (*http.Resp
 
 func (l *Loop) do(req *http.Request, a Attempter, r *replay) (*http.Response, Summary, error) {
 	resp, sent, err := l.try(req, a, 1, r, nil)
-	next := l.next(req, sent, r, 1, resp, err)
-	if next.retry {
-		return l.again(req, a, r, resp, next)
+	stopped := Succeeded
+	if err != nil || l.Policy.retries(resp) {
+		next := l.next(req, sent, r, 1, resp, err)
+		if next.retry {
+			return l.again(req, a, r, resp, next)
+		}
+		stopped = next.stopped
 	}
 	if resp != nil {
 		attempt.Restore(resp, req, 1)
 	}
-	return resp, Summary{Attempts: 1, Stopped: next.stopped}, err
+	return resp, Summary{Attempts: 1, Stopped: stopped}, err
 }
 
 // again makes the second and further tries. A slot of the limiter is held on entry, and for each retry from the decision
@@ -186,7 +190,7 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 		case r != nil && r.failed() != nil:
 			return stop(NotRetriable) // the request body failed
 		}
-	} else if p.config.Retries == 0 || !p.config.On.response(resp, p.headers) {
+	} else if !p.retries(resp) {
 		return stop(Succeeded)
 	}
 

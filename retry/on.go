@@ -78,7 +78,7 @@ func Codes(codes ...int) StatusSet {
 	return s
 }
 
-func (s StatusSet) has(code int) bool {
+func (s *StatusSet) has(code int) bool {
 	return s.set.Has(code)
 }
 
