@@ -59,25 +59,30 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		body.CloseRequest(req)
 		return nil, d.refused
 	}
-	c := &call{transport: t, req: req, lease: lease}
-	defer c.unwind()
+	sent := req
 	if caller.ToWatch(req) && !caller.Watched(req) {
-		c.req = req.WithContext(req.Context())
-		caller.Watch(c.req, nil)
+		sent = req.WithContext(req.Context())
+		caller.Watch(sent, nil)
 	}
-	resp, err := base.Or(t.Base).RoundTrip(c.req)
-	c.returned = true
-	c.lease.Answered()
-	if err != nil || resp == nil {
-		c.End(err)
-		return resp, err
+	returned := false
+	defer func() {
+		if !returned { // Base panicked or exited the goroutine
+			lease.Done(Failure)
+		}
+	}()
+	resp, err := base.Or(t.Base).RoundTrip(sent)
+	returned = true
+	lease.Answered()
+	if err != nil || resp == nil || resp.Body == nil || resp.Body == http.NoBody {
+		t.done(&lease, sent, resp, err)
+	} else {
+		c := &call{transport: t, req: sent, resp: resp, lease: lease}
+		c.body.Attach(resp, c)
 	}
-	c.resp = resp
-	if c.req != req {
+	if sent != req && resp != nil {
 		attempt.Restore(resp, req, 1)
 	}
-	c.body.Attach(resp, c)
-	return resp, nil
+	return resp, err
 }
 
 // CloseIdleConnections closes the idle connections of Base.
@@ -117,28 +122,29 @@ func (t *Transport) destination(req *http.Request) (*destination, error) {
 	return r.add(name, prefix+name, t.Config, t.OnChange, time.Now())
 }
 
-// call is one call in flight: the only allocation that this package makes per call.
+// call is a call whose response body is being read: the only allocation that this package makes per call.
 type call struct {
 	body      body.Reader
 	transport *Transport
 	req       *http.Request
 	resp      *http.Response
 	lease     Lease
-	returned  bool
 }
 
 // End implements body.Ender.
 func (c *call) End(err error) {
-	outcome := Failure // if IsFailure panics
-	defer func() { c.lease.Done(outcome) }()
-	outcome = c.transport.outcome(c.req, c.resp, err)
+	c.transport.done(&c.lease, c.req, c.resp, err)
 }
 
-// unwind ends the call if Base panicked or exited the goroutine.
-func (c *call) unwind() {
-	if !c.returned {
-		c.lease.Done(Failure)
+// done reports that a call has ended.
+func (t *Transport) done(lease *Lease, req *http.Request, resp *http.Response, err error) {
+	if err == nil && t.IsFailure == nil { // the usual case, in which nothing can panic
+		lease.Done(t.outcome(req, resp, nil))
+		return
 	}
+	outcome := Failure // if IsFailure panics
+	defer func() { lease.Done(outcome) }()
+	outcome = t.outcome(req, resp, err)
 }
 
 func (t *Transport) outcome(req *http.Request, resp *http.Response, err error) Outcome {
@@ -162,13 +168,20 @@ func (t *Transport) outcome(req *http.Request, resp *http.Response, err error) O
 
 // registry holds circuits by name. The zero registry is empty.
 type registry struct {
-	byName atomic.Pointer[map[string]*destination] // copied on write
+	known atomic.Pointer[known] // copied on write
 
-	mu    sync.Mutex // guards writing byName
+	mu    sync.Mutex // guards writing known
 	swept time.Time
 }
 
+// known are the destinations of a registry.
+type known struct {
+	byName map[string]*destination
+	only   *destination // nil if there are several: most transports call one, for which no map is needed
+}
+
 type destination struct {
+	name    string // in its registry
 	key     string // what users see
 	circuit *Circuit
 	refused error       // wraps ErrOpen
@@ -191,14 +204,21 @@ func statesOf(registries ...*registry) map[string]State {
 }
 
 func (r *registry) all() map[string]*destination {
-	if m := r.byName.Load(); m != nil {
-		return *m
+	if k := r.known.Load(); k != nil {
+		return k.byName
 	}
 	return nil
 }
 
 func (r *registry) get(name string) *destination {
-	d := r.all()[name]
+	k := r.known.Load()
+	if k == nil {
+		return nil
+	}
+	d := k.only
+	if d == nil || d.name != name {
+		d = k.byName[name]
+	}
 	if d != nil && !d.used.Load() {
 		d.used.Store(true)
 	}
@@ -213,7 +233,7 @@ func (r *registry) add(
 	if d := r.get(name); d != nil {
 		return d, nil
 	}
-	d := &destination{key: key}
+	d := &destination{name: name, key: key}
 	var tell func(Change)
 	if onChange != nil {
 		tell = func(c Change) { onChange(d.key, c) }
@@ -231,7 +251,11 @@ func (r *registry) add(
 	}
 	r.forget(kept, d.circuit.cfg, now)
 	kept[name] = d
-	r.byName.Store(&kept)
+	k := &known{byName: kept}
+	if len(kept) == 1 {
+		k.only = d
+	}
+	r.known.Store(k)
 	return d, nil
 }
 

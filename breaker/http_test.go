@@ -757,4 +757,9 @@ func TestTransport_Allocations(t *testing.T) {
 	if with-bare > 1 {
 		t.Errorf("a call allocates %v times more than bare, want once", with-bare)
 	}
+	empty := &http.Response{StatusCode: http.StatusNoContent, Body: http.NoBody, Request: req}
+	rt.Base = roundTripFunc(func(*http.Request) (*http.Response, error) { return empty, nil })
+	if n := testing.AllocsPerRun(1000, func() { roundTrip(t, rt, req) }); n > 0 {
+		t.Errorf("a call without a response body allocates %v times, want none", n)
+	}
 }

@@ -75,9 +75,10 @@ func (r *Reader) Read(p []byte) (int, error) {
 
 // Close implements io.Closer. It may be called during a Read, and more than once.
 func (r *Reader) Close() error {
-	if r.state.Load()&ended == 0 { // not if the body was read to its end
-		r.state.Or(closing)
+	if r.state.Load()&ended != 0 { // the body was read to its end
+		return r.rc.Close()
 	}
+	r.state.Or(closing)
 	// Deferred, so that a body that panics in Close still ends.
 	defer r.finish(nil)
 	return r.rc.Close()

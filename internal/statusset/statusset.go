@@ -14,8 +14,8 @@ type Set struct {
 
 // Add adds a status. It reports false if the status is not from Min to Max.
 func (s *Set) Add(status int) bool {
-	i := status - Min
-	if i < 0 || status > Max {
+	i := uint(status - Min) // huge below Min
+	if i > Max-Min {
 		return false
 	}
 	s.bits[i/32] |= 1 << (i % 32)
@@ -24,6 +24,6 @@ func (s *Set) Add(status int) bool {
 
 // Has reports whether status is in the set.
 func (s *Set) Has(status int) bool {
-	i := status - Min
-	return i >= 0 && status <= Max && s.bits[i/32]&(1<<(i%32)) != 0
+	i := uint(status - Min)
+	return i <= Max-Min && s.bits[i/32]&(1<<(i%32)) != 0
 }
