@@ -58,8 +58,8 @@ func TestLayers_Allocations(t *testing.T) {
 	}
 	budget := map[string]float64{ // beyond bare
 		"retry":                                 0,
-		"breaker":                               2, // one of them gobreaker's
-		"retry, breaker":                        2,
+		"breaker":                               1,
+		"retry, breaker":                        1,
 		"retry with a per-try timeout, breaker": 2,
 	}
 	bare := allocations(t, Bare)
