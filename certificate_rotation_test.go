@@ -72,7 +72,7 @@ func TestRotationUnderLoad(t *testing.T) {
 
 	end := time.NewTimer(limit)
 	defer end.Stop()
-	stall := watchStalls(t)
+	stalls := await.WatchStalls(t)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	seconds := int64(limit / time.Second)
@@ -90,7 +90,7 @@ func TestRotationUnderLoad(t *testing.T) {
 	}
 	for _, r := range all {
 		r.end()
-		t.Run(r.name, func(t *testing.T) { r.check(t, seconds, stall()) })
+		t.Run(r.name, func(t *testing.T) { r.check(t, seconds, stalls.Since(time.Time{})) })
 	}
 }
 
@@ -502,33 +502,6 @@ func (l *connectionLog) look() {
 			l.worst = max(l.worst, now.Sub(*expires))
 		}
 	}
-}
-
-// watchStalls returns what says for how long, at most, a goroutine that had something to do has waited for a processor.
-func watchStalls(t *testing.T) func() time.Duration {
-	const every = 20 * time.Millisecond
-	var worst atomic.Int64
-	stop, stopped := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(stopped)
-		tick := time.NewTicker(every)
-		defer tick.Stop()
-		for last := time.Now(); ; {
-			select {
-			case <-tick.C:
-				now := time.Now()
-				worst.Store(max(worst.Load(), int64(now.Sub(last)-every)))
-				last = now
-			case <-stop:
-				return
-			}
-		}
-	}()
-	t.Cleanup(func() {
-		close(stop)
-		<-stopped
-	})
-	return func() time.Duration { return time.Duration(worst.Load()) }
 }
 
 // check compares what happened in so many seconds with what should have. On a machine that stood still for a good part of the
