@@ -13,6 +13,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/internal/admission"
+	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/orca"
 )
 
@@ -23,7 +24,7 @@ func TestLoadReportsReachCallers(t *testing.T) {
 	server := w.member(t, "payment-service", strict, mesh.WithServer(mesh.ServerConfig{ReportLoad: true}))
 	w.serve(t, server, "payment-service", func(http.ResponseWriter, *http.Request) {})
 	ask := func(client *http.Client, url string) string {
-		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
 		req, _ := http.NewRequestWithContext(ctx, "GET", url, nil)
 		resp, err := client.Do(req)
@@ -35,10 +36,11 @@ func TestLoadReportsReachCallers(t *testing.T) {
 		return resp.Header.Get("endpoint-load-metrics")
 	}
 	caller := w.member(t, "order-service", strict).Client()
-	got := ""
-	for began := time.Now(); got == "" && time.Since(began) < 20*time.Second; {
+	var got string
+	await.Done(func() bool {
 		got = ask(caller, "http://payment-service/")
-	}
+		return got != ""
+	})
 	if !strings.HasPrefix(got, "TEXT application_utilization=") || !strings.Contains(got, ",rps_fractional=") {
 		t.Errorf("a caller is told %q", got)
 	}

@@ -106,7 +106,7 @@ func (v *village) start(t *testing.T, namespace, account string, others discover
 	p.rpc = rpc.NewClient(pipes{stdout, stdin})
 	t.Cleanup(func() {
 		p.rpc.Close() // it ends by itself then
-		timer := time.AfterFunc(20*time.Second, func() { command.Process.Kill() })
+		timer := time.AfterFunc(time.Minute, func() { command.Process.Kill() })
 		defer timer.Stop()
 		if err := command.Wait(); err != nil {
 			t.Errorf("%s: %v\n%s", account, err, stderr.Bytes())

@@ -185,7 +185,7 @@ func keepSource(t testing.TB, s tlsid.Source, hooks tlsid.Hooks) *tlsid.Keeper {
 
 func wait(t testing.TB, k *tlsid.Keeper) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := k.Wait(ctx); err != nil {
 		t.Fatal(err)
