@@ -51,6 +51,7 @@ func (h *handler) proceed(in *inbound) context.Context {
 			in.Done(in.answer.Status, failure.GRPCAnswer(in.answer.Status, a.Header()))
 		}
 	}()
+	h.identify(r, in)
 	if !h.admit(in.writer, r, in) || !h.limit(in.writer, r, in) {
 		if over = in.pending == nil; over {
 			return nil

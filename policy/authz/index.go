@@ -430,7 +430,9 @@ func pathKeys(values []pattern) []key {
 	return keys
 }
 
-// backwards returns s with its bytes reversed.
+// backwards returns s with its bytes reversed. It is rarely needed, and its buffer would be part of the stack frame of each decision.
+//
+//go:noinline
 func backwards(s string) string {
 	var room [maxScratch]byte
 	out := scratch(&room, s)
