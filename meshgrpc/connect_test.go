@@ -28,19 +28,22 @@ import (
 	"github.com/nosidecar/mesh/internal/meshtest"
 )
 
-const oneConnection = `
+// connectsIn is about an endpoint that gets one connection, if gRPC can share it, and has that long to make it.
+func connectsIn(connectTimeout string) string {
+	return `
 apiVersion: networking.istio.io/v1
 kind: DestinationRule
 metadata: {name: echo}
-spec: {host: echo, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1, connectTimeout: 100ms}}}}
+spec: {host: echo, trafficPolicy: {connectionPool: {tcp: {maxConnections: 1, connectTimeout: ` + connectTimeout + `}}}}
 `
+}
 
 // gRPC cannot share connections between ClientConns, so each gets one, whatever the limit.
 func TestSecondClientConnIsNotStarvedByMaxConnections(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
 	registry.Set("echo", serve(t, &grpctest.Service{Unary: grpctest.Echo}))
-	m := meshtest.New(t, oneConnection, mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, connectsIn("30s"), mesh.WithDiscovery(&registry))
 	for n := range 3 {
 		client := grpctest.NewClient(connect(t, m, "mesh:///echo"))
 		if _, err := client.UnaryCall(bounded(t), &grpctest.Request{}); err != nil {
@@ -54,10 +57,8 @@ func TestConnectTimeoutCoversASilentServer(t *testing.T) {
 	leak.Check(t)
 	var registry discovery.Memory
 	registry.Set("echo", meshtest.EndpointOf(t, silentListener(t, make(chan struct{}, 100))))
-	m := meshtest.New(t, oneConnection+"---\n"+route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
-	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
-	defer cancel()
-	_, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).UnaryCall(ctx, &grpctest.Request{})
+	m := meshtest.New(t, connectsIn("100ms")+"---\n"+route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
+	_, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).UnaryCall(bounded(t), &grpctest.Request{})
 	if status.Code(err) != codes.Unavailable {
 		t.Errorf("%v, want Unavailable", err)
 	}

@@ -56,7 +56,7 @@ func TestConnectionsThatAreDrainedFailNoStream(t *testing.T) {
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionAge: 5 * time.Millisecond}))
 	var registry discovery.Memory
 	registry.Set("echo", meshtest.EndpointOf(t, address))
-	m := meshtest.New(t, route("    retries: {attempts: 0}\n"), mesh.WithDiscovery(&registry))
+	m := meshtest.New(t, route("    retries: {attempts: 0}\n")+"---"+connectsIn("1m"), mesh.WithDiscovery(&registry))
 	const streams = 1600
 	want := map[codes.Code]int{codes.OK: streams}
 	for name, conn := range map[string]*grpc.ClientConn{"bare": grpctest.Dial(t, address), "through the mesh": connect(t, m, "mesh:///echo")} {

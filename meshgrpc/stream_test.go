@@ -528,33 +528,35 @@ func TestLimitOfACommittedStreamIsToldAsItIs(t *testing.T) {
 		{"perTryTimeout", "    retries: {attempts: 2, perTryTimeout: 100ms, retryOn: \"5xx,reset\"}\n", "per-try"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			leak.Check(t)
-			var tries atomic.Int64
-			_, conn := one(t, route(test.rule), []discovery.Endpoint{serve(t, &grpctest.Service{
-				Bidi: func(stream grpctest.BidiServer) error {
-					tries.Add(1)
-					for {
-						if _, err := stream.Recv(); err != nil {
-							<-stream.Context().Done()
-							return stream.Context().Err()
+			synctest.Test(t, func(t *testing.T) {
+				var tries atomic.Int64
+				_, endpoint, transport := inMemory(t, &grpctest.Service{
+					Bidi: func(stream grpctest.BidiServer) error {
+						tries.Add(1)
+						for {
+							if _, err := stream.Recv(); err != nil {
+								<-stream.Context().Done()
+								return stream.Context().Err()
+							}
 						}
-					}
-				},
-			})})
-			stream, err := grpctest.NewClient(conn).FullDuplexCall(bounded(t), grpc.MaxRetryRPCBufferSize(10))
-			if err != nil {
-				t.Fatal(err)
-			}
-			_ = stream.Send(&grpctest.In{Payload: grpctest.Large('a')})
-			await.True(t, "the server to have the stream", func() bool { return tries.Load() > 0 })
-			stream.CloseSend()
-			_, err = stream.Recv()
-			if status.Code(err) != codes.DeadlineExceeded || kindOf(err) == 0 || !strings.Contains(err.Error(), test.want) {
-				t.Errorf("end of stream: %v, want DeadlineExceeded and our own %s", err, test.want)
-			}
-			if n := tries.Load(); n != 1 {
-				t.Errorf("%d tries, want 1", n)
-			}
+					},
+				})
+				m := meshtest.New(t, route(test.rule), transport, echoAt(endpoint))
+				stream, err := grpctest.NewClient(connect(t, m, "mesh:///echo")).FullDuplexCall(bounded(t), grpc.MaxRetryRPCBufferSize(10))
+				if err != nil {
+					t.Fatal(err)
+				}
+				_ = stream.Send(&grpctest.In{Payload: grpctest.Large('a')})
+				synctest.Wait() // until the server has the stream
+				stream.CloseSend()
+				_, err = stream.Recv()
+				if status.Code(err) != codes.DeadlineExceeded || kindOf(err) == 0 || !strings.Contains(err.Error(), test.want) {
+					t.Errorf("end of stream: %v, want DeadlineExceeded and our own %s", err, test.want)
+				}
+				if n := tries.Load(); n != 1 {
+					t.Errorf("%d tries, want 1", n)
+				}
+			})
 		})
 	}
 }

@@ -63,6 +63,7 @@ func serve(t testing.TB, protocol string, handler http.HandlerFunc) *server {
 		// Without ForceAttemptHTTP2, on purpose.
 		s.template.TLSClientConfig = s.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 		s.template.TLSClientConfig.NextProtos = nil
+		s.template.TLSHandshakeTimeout = time.Minute // a machine may stand still for longer than the default
 	case clear:
 		s.Config.Protocols = new(http.Protocols)
 		s.Config.Protocols.SetUnencryptedHTTP2(true)
