@@ -102,7 +102,7 @@ func ExampleMesh_Status() {
 	// Output:
 	// ready: true []
 	// load: 1 with 1 document
-	// refused: 2 orders.yaml:1: Service default/: apiVersion: error: missing: say which API the document belongs to, such as networking.istio.io/v1
+	// refused: 2 orders.yaml:1: Service: apiVersion: error: missing: say which API the document belongs to, such as networking.istio.io/v1
 	// orders.default.svc.cluster.local 80 has 1 endpoint, healthy: true
 }
 

@@ -310,8 +310,8 @@ func rank(f policy.Finding) int {
 
 // documentOf names the document of a finding.
 func documentOf(f policy.Finding) string {
-	if f.Kind == "" {
-		return ""
+	if f.Name == "" {
+		return f.Kind
 	}
 	return f.Kind + " " + f.Namespace + "/" + f.Name
 }

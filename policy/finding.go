@@ -56,7 +56,11 @@ func (f Finding) String() string {
 		b.WriteString(f.File + ":" + strconv.Itoa(f.Line) + ": ")
 	}
 	if f.Kind != "" {
-		b.WriteString(f.Kind + " " + f.Namespace + "/" + f.Name + ": ")
+		b.WriteString(f.Kind)
+		if f.Name != "" { // a namespace alone is the one that the document would be in
+			b.WriteString(" " + f.Namespace + "/" + f.Name)
+		}
+		b.WriteString(": ")
 	}
 	if f.Field != "" {
 		b.WriteString(f.Field + ": ")

@@ -47,7 +47,7 @@ func lookUp(apis map[string]catalog.API, group, version, kind string) (catalog.S
 	case catalog.Enforced:
 		return catalog.Enforced, ""
 	case catalog.Refused:
-		return catalog.Refused, kind + " is not enforced yet"
+		return catalog.Refused, kind + " is not enforced yet: " + a.Instead[kind]
 	case catalog.Meaningless:
 		return catalog.Meaningless, skipped
 	}
@@ -68,7 +68,7 @@ func lookUpEntry(kind string) (catalog.State, string) {
 		}
 		return catalog.Unknown, fmt.Sprintf("unknown kind %q of Consul's config entries%s", kind, hint)
 	case catalog.Refused:
-		return catalog.Refused, kind + " is not enforced yet"
+		return catalog.Refused, kind + " is not enforced yet: " + consul.Others[kind]
 	}
 	return catalog.Enforced, ""
 }

@@ -282,6 +282,8 @@ func (w *walk) key(key *yaml.Node) bool {
 	switch {
 	case key.Kind == yaml.AliasNode:
 		w.errorf(key, "an alias cannot be a key: write it out")
+	case key.Kind == yaml.MappingNode && key.Style&yaml.FlowStyle != 0:
+		w.errorf(key, "a key must be a string, not an object, as in %s", template)
 	case key.Kind != yaml.ScalarNode:
 		w.errorf(key, "a key must be a string, not %s", describe(key))
 	case len(key.Value) > maxKey:
@@ -314,7 +316,11 @@ func (w *walk) list(node *yaml.Node, v reflect.Value, f *field) {
 		return
 	}
 	if node.Kind != yaml.SequenceNode {
-		w.errorf(node, "must be a list, not %s: start each element with \"- \"", describe(node))
+		advice := ": start each element with \"- \""
+		if isTemplate(node) {
+			advice = ""
+		}
+		w.errorf(node, "must be a list, not %s%s", describe(node), advice)
 		return
 	}
 	if len(node.Content) > maxList {

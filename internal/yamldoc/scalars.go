@@ -58,13 +58,13 @@ func (w *walk) boolean(node *yaml.Node, v reflect.Value) {
 	case node.Kind == yaml.ScalarNode && node.Style == 0 && yaml11Bool(node.Value):
 		w.errorf(node, "must be true or false, not %s", node.Value)
 	default:
-		w.errorf(node, "must be true or false, not %s", describe(node))
+		w.errorf(node, "must be true or false, not %s%s", describe(node), unquote(node, "!!bool"))
 	}
 }
 
 func (w *walk) integer(node *yaml.Node, v reflect.Value) {
 	if node.Kind != yaml.ScalarNode || node.ShortTag() != "!!int" {
-		w.errorf(node, "must be a whole number, not %s", describe(node))
+		w.errorf(node, "must be a whole number, not %s%s", describe(node), unquote(node, "!!int"))
 		return
 	}
 	digits := strings.TrimPrefix(node.Value, "+")
@@ -92,6 +92,15 @@ func (w *walk) integer(node *yaml.Node, v reflect.Value) {
 	w.errorf(node, "%s must be written in decimal", clip(node.Value))
 }
 
+// unquote returns the advice to remove the quotes from a string, if it would then have one of the tags.
+func unquote(node *yaml.Node, tags ...string) string {
+	plain := yaml.Node{Kind: yaml.ScalarNode, Value: node.Value}
+	if node.Kind != yaml.ScalarNode || node.ShortTag() != "!!str" || !slices.Contains(tags, plain.ShortTag()) {
+		return ""
+	}
+	return ": remove the quotes"
+}
+
 // octal reports whether digits start with a zero, which YAML 1.1 and 1.2 read differently, and are not zero.
 func octal(digits string) bool {
 	digits = strings.TrimPrefix(digits, "-")
@@ -101,7 +110,7 @@ func octal(digits string) bool {
 func (w *walk) float(node *yaml.Node, v reflect.Value) {
 	tag := node.ShortTag()
 	if node.Kind != yaml.ScalarNode || tag != "!!int" && tag != "!!float" {
-		w.errorf(node, "must be a number, not %s", describe(node))
+		w.errorf(node, "must be a number, not %s%s", describe(node), unquote(node, "!!int", "!!float"))
 		return
 	}
 	n, err := strconv.ParseFloat(node.Value, 64)

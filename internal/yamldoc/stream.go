@@ -371,10 +371,27 @@ func (c *chunk) broken() {
 	}
 	if err, ok := c.err.(*notYAML); ok {
 		at, message := c.syntaxError(err.error)
-		line, c.err = max(line, c.line-1+at), errors.New("not valid YAML: "+message)
+		line, c.err = max(line, c.line-1+at), errors.New("not valid YAML: "+message+c.advice(at))
 	}
 	c.doc = c.report(line, "%s", c.err)
 	c.doc.text = c.data
+}
+
+// advice returns what may be wrong in a line, counted from 1, that is not valid YAML.
+func (c *chunk) advice(line int) string {
+	lines := bytes.Split(c.data, []byte("\n"))
+	if line < 1 || line > len(lines) {
+		return ""
+	}
+	text := lines[line-1]
+	indentation := text[:len(text)-len(bytes.TrimLeft(text, " \t"))]
+	switch {
+	case bytes.IndexByte(indentation, '\t') >= 0:
+		return ": indent it with spaces, not with a tab"
+	case bytes.Contains(text, []byte("{{")):
+		return ": the line has " + template
+	}
+	return ""
 }
 
 // syntaxError returns the line and the message of an error of the YAML parser. The parser often names the line where the malformed object

@@ -372,8 +372,24 @@ func null(node *yaml.Node) bool {
 	return node.Kind == yaml.ScalarNode && node.ShortTag() == "!!null"
 }
 
+// template describes what YAML makes of {{ }}: an object whose key is an object, or a string.
+const template = "{{ }} of a template: render it first, as helm template does"
+
+func isTemplate(node *yaml.Node) bool {
+	switch node.Kind {
+	case yaml.MappingNode:
+		return node.Style&yaml.FlowStyle != 0 && len(node.Content) > 0 && node.Content[0].Kind == yaml.MappingNode
+	case yaml.ScalarNode:
+		return strings.Contains(node.Value, "{{")
+	}
+	return false
+}
+
 // describe returns a description of a node for messages.
 func describe(node *yaml.Node) string {
+	if isTemplate(node) {
+		return template
+	}
 	switch node.Kind {
 	case yaml.MappingNode:
 		return "an object"

@@ -224,8 +224,8 @@ func standing(t *testing.T, group, version, kind string) string {
 		case f.Field != "kind":
 		case strings.HasPrefix(f.Message, "unknown version"):
 			return ""
-		case strings.HasSuffix(f.Message, "is not enforced yet"):
-			return "refused: not enforced yet"
+		case strings.HasPrefix(f.Message, kind+" is not enforced yet: "):
+			return "refused: " + strings.TrimPrefix(f.Message, kind+" is not enforced yet: ")
 		case strings.HasSuffix(f.Message, "it is skipped"):
 			return "skipped, with a warning"
 		default:
@@ -502,7 +502,7 @@ var groups = []group{
 	{"access.smi-spec.io", []string{"TrafficTarget"}},
 	{"gateway.networking.k8s.io", []string{"HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy",
 		"ReferenceGrant", "Gateway", "GatewayClass"}},
-	{consul.Group, append(slices.Sorted(maps.Keys(consul.Objects)), consul.OtherObjects...)},
+	{consul.Group, append(slices.Sorted(maps.Keys(consul.Objects)), slices.Sorted(maps.Keys(consul.OtherObjects))...)},
 	{"", []string{"Service", "ConfigMap", "Namespace"}},
 	{"apps", []string{"Deployment"}},
 }

@@ -28,51 +28,77 @@ const (
 type API struct {
 	Versions []string // the oldest first
 	Kinds    map[string]State
+	Instead  map[string]string // what to do about the kinds that are refused
 }
+
+// What to do about kinds that are refused.
+const (
+	routes      = "write a VirtualService of " + istio.Group
+	permissions = "write an AuthorizationPolicy of " + istio.SecurityGroup
+	outside     = "write a ServiceEntry of " + istio.Group
+	noUDP       = "remove it: UDP is not carried"
+	noTCPRoutes = "remove it: connections are not routed, only requests"
+	extensions  = "there is no proxy to extend: do it in the program, around its client or handler"
+)
 
 // Groups returns the API groups that are related to a mesh, by name. The caller owns the map.
 func Groups() map[string]API {
-	of := func(s State, names ...string) map[string]State {
+	enforced := func(names ...string) map[string]State {
 		m := make(map[string]State, len(names))
 		for _, name := range names {
-			m[name] = s
+			m[name] = Enforced
 		}
 		return m
 	}
-	traffic := of(Refused, "Sidecar", "WorkloadEntry", "WorkloadGroup", "EnvoyFilter", "ProxyConfig")
-	traffic["VirtualService"], traffic["DestinationRule"], traffic["ServiceEntry"] = Enforced, Enforced, Enforced
+	traffic := enforced("VirtualService", "DestinationRule", "ServiceEntry")
 	traffic["Gateway"] = Meaningless
-	security := of(Enforced, "PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication")
-	gateway := of(Refused, "HTTPRoute", "GRPCRoute", "TLSRoute", "TCPRoute", "UDPRoute", "BackendTLSPolicy", "ReferenceGrant")
-	gateway["Gateway"], gateway["GatewayClass"] = Meaningless, Meaningless
-	specs := of(Refused, "TCPRoute", "UDPRoute")
-	specs["HTTPRouteGroup"] = Enforced
-	consuls := of(Refused, consul.OtherObjects...)
+	security := enforced("PeerAuthentication", "AuthorizationPolicy", "RequestAuthentication")
+	consuls := make(map[string]State)
 	for object, kind := range consul.Objects {
 		consuls[object] = OfEntry(kind)
 	}
 	alpha := []string{"v1alpha1", "v1alpha2", "v1alpha3", "v1alpha4"}
-	return map[string]API{
-		"":                    {[]string{"v1"}, of(Enforced, "Service")},
-		istio.Group:           {[]string{"v1alpha3", "v1beta1", "v1"}, traffic},
-		istio.SecurityGroup:   {[]string{"v1beta1", "v1"}, security},
-		istio.TelemetryGroup:  {[]string{"v1alpha1", "v1"}, of(Enforced, "Telemetry")},
-		"extensions.istio.io": {Kinds: of(Refused, "WasmPlugin", "TrafficExtension")},
-		linkerd.Group:         {[]string{"v1alpha1", "v1alpha2"}, of(Enforced, "ServiceProfile")},
-		"policy.linkerd.io": {Kinds: of(Refused, "Server", "ServerAuthorization", "AuthorizationPolicy",
-			"MeshTLSAuthentication", "NetworkAuthentication", "HTTPRoute", "HTTPLocalRateLimitPolicy", "EgressNetwork")},
-		smi.SplitGroup:              {alpha, of(Enforced, "TrafficSplit")},
-		smi.SpecsGroup:              {alpha, specs},
-		"access.smi-spec.io":        {Kinds: of(Refused, "TrafficTarget")},
-		"gateway.networking.k8s.io": {Kinds: gateway},
-		consul.Group:                {[]string{"v1alpha1"}, consuls},
+	groups := map[string]API{
+		"": {Versions: []string{"v1"}, Kinds: enforced("Service")},
+		istio.Group: {[]string{"v1alpha3", "v1beta1", "v1"}, traffic, map[string]string{
+			"Sidecar":       "remove it: a process reads only what it calls; mesh.WithRegistryOnly is its outboundTrafficPolicy REGISTRY_ONLY",
+			"WorkloadEntry": "list it in the endpoints of a ServiceEntry", "WorkloadGroup": "list its members in the endpoints of a ServiceEntry",
+			"EnvoyFilter": extensions, "ProxyConfig": "remove it: there is no proxy to configure",
+		}},
+		istio.SecurityGroup:   {Versions: []string{"v1beta1", "v1"}, Kinds: security},
+		istio.TelemetryGroup:  {Versions: []string{"v1alpha1", "v1"}, Kinds: enforced("Telemetry")},
+		"extensions.istio.io": {Instead: map[string]string{"WasmPlugin": extensions, "TrafficExtension": extensions}},
+		linkerd.Group:         {Versions: []string{"v1alpha1", "v1alpha2"}, Kinds: enforced("ServiceProfile")},
+		"policy.linkerd.io": {Instead: map[string]string{
+			"Server": permissions, "ServerAuthorization": permissions, "AuthorizationPolicy": permissions, "MeshTLSAuthentication": permissions,
+			"NetworkAuthentication": permissions, "HTTPRoute": routes, "HTTPLocalRateLimitPolicy": "set RateLimit of mesh.ServerConfig", "EgressNetwork": outside,
+		}},
+		smi.SplitGroup: {Versions: alpha, Kinds: enforced("TrafficSplit")},
+		smi.SpecsGroup: {alpha, enforced("HTTPRouteGroup"), map[string]string{
+			"TCPRoute": permissions + ", with ports", "UDPRoute": noUDP}},
+		"access.smi-spec.io": {Instead: map[string]string{"TrafficTarget": permissions}},
+		"gateway.networking.k8s.io": {Kinds: map[string]State{"Gateway": Meaningless, "GatewayClass": Meaningless}, Instead: map[string]string{
+			"HTTPRoute": routes, "GRPCRoute": routes, "TLSRoute": noTCPRoutes, "TCPRoute": noTCPRoutes, "UDPRoute": noUDP,
+			"BackendTLSPolicy": "set trafficPolicy.tls of a DestinationRule of " + istio.Group, "ReferenceGrant": "remove it: it is about routes that are not enforced",
+		}},
+		consul.Group: {[]string{"v1alpha1"}, consuls, maps.Clone(consul.OtherObjects)},
 	}
+	for name, group := range groups {
+		if group.Kinds == nil {
+			group.Kinds = make(map[string]State)
+		}
+		for kind := range group.Instead {
+			group.Kinds[kind] = Refused
+		}
+		groups[name] = group
+	}
+	return groups
 }
 
 // OfEntry returns the state of a kind of Consul's config entries.
 func OfEntry(kind string) State {
 	switch {
-	case slices.Contains(consul.Others, kind):
+	case consul.Others[kind] != "":
 		return Refused
 	case slices.Contains(slices.Collect(maps.Values(consul.Objects)), kind):
 		return Enforced

@@ -6,11 +6,14 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/catalog"
 )
 
-// TestAll_HasEveryKindOnce: a kind that is missing is not followed, and one that protects must be known to.
+// TestAll_HasEveryKindOnce: a kind that is missing is not followed, one that protects must be known to, and one that is refused says what to do.
 func TestAll_HasEveryKindOnce(t *testing.T) {
 	want := 0
 	for _, api := range catalog.Groups() {
-		for _, state := range api.Kinds {
+		for name, state := range api.Kinds {
+			if instead := api.Instead[name]; (instead != "") != (state == catalog.Refused) {
+				t.Errorf("%s: what to do instead is %q", name, instead)
+			}
 			if state == catalog.Enforced || state == catalog.Refused {
 				want++
 			}
