@@ -171,8 +171,12 @@ type tokenFile struct {
 	last    atomic.Pointer[string] // the last token that was read
 }
 
-// follow returns the file if the client took its token from it, and nil if another token was set.
+// follow returns the file if the client took its token from it, and nil if another token was set. It also returns nil for a pipe, which the
+// client has read to its end: nobody may write to it again.
 func follow(path, token string) (*tokenFile, error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return nil, nil
+	}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("consul: token file: %w", err)

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -358,6 +359,30 @@ func TestClientOfTheEnvironment(t *testing.T) {
 	t.Setenv("CONSUL_HTTP_TOKEN_FILE", path+".missing")
 	if _, err := NewClient(nil); err == nil || !strings.HasPrefix(err.Error(), "consul: ") {
 		t.Errorf("a token file that is missing: %v, want an error of this package", err)
+	}
+}
+
+// A pipe can be read only once: the token that the client read from it stays.
+func TestTokenFromAPipe(t *testing.T) {
+	a := newAgent(t, false)
+	path := filepath.Join(t.TempDir(), "token")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Skip(err)
+	}
+	go os.WriteFile(path, []byte("of the pipe"), 0o600)
+	made := make(chan *api.Client, 1)
+	go func() {
+		client, err := NewClient(&api.Config{Address: a.URL, TokenFile: path})
+		if err != nil {
+			t.Error(err)
+		}
+		made <- client
+	}()
+	if _, _, err := await.Receive(t, "the client", made).Catalog().Nodes(nil); err != nil {
+		t.Fatal(err)
+	}
+	if got := await.Receive(t, "a request", a.tokens); got != "of the pipe" {
+		t.Errorf("the token is %q, want %q", got, "of the pipe")
 	}
 }
 

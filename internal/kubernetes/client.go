@@ -197,12 +197,12 @@ func (c *Client) send(ctx context.Context, what, method, path string, body []byt
 		if resp.StatusCode/100 == 2 {
 			if kind, _, err := mime.ParseMediaType(resp.Header.Get("Content-Type")); err != nil || kind != "application/json" {
 				defer resp.Body.Close()
-				begin, _ := io.ReadAll(io.LimitReader(resp.Body, maxMessage))
-				return nil, &Error{What: what, Err: errNonsense, Message: clean(resp.Header.Get("Content-Type") + ": " + string(begin))}
+				text := resp.Header.Get("Content-Type") + ": " + string(beginning(resp, sent))
+				return nil, &Error{What: what, Err: errNonsense, Message: clean(text)}
 			}
 			return resp, nil
 		}
-		refused := refusal(what, resp)
+		refused := refusal(what, resp, sent)
 		resp.Body.Close()
 		if refused.Code == http.StatusUnauthorized {
 			if !again && c.token.read() != sent {

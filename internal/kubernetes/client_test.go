@@ -48,6 +48,7 @@ func TestErrorsOfRequests(t *testing.T) {
 		{"bad", status(400, "BadRequest"), nil, 400, "BadRequest", "the message", false, 0},
 		{"a Status that says something else than HTTP", raw(403, "application/json", `{"kind":"Status","code":200}`), kubernetes.ErrDenied, 403, "", "", false, 0},
 		{"an error in HTML", raw(502, "text/html", "<html>\n<b>bad\x00 gateway"), nil, 502, "", "<html> <b>bad gateway", true, 0},
+		{"an error that directs a terminal", raw(502, "text/plain", "a\u009b2Jb\u202ec\u2028d"), nil, 502, "", "a 2Jb c d", true, 0},
 		{"HTML", raw(200, "text/html", "<html>"), nil, 0, "", "text/html: <html>", true, 0},
 		{"without a type", raw(200, "", "{}"), nil, 0, "", "text/plain; charset=utf-8: {}", true, 0},
 		{"garbage", raw(200, "application/json", "{"), nil, 0, "", "", true, 0},
@@ -76,6 +77,28 @@ func TestErrorsOfRequests(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestTokensAreNotInErrors: a server that repeats a request does not get its token into the log.
+func TestTokensAreNotInErrors(t *testing.T) {
+	const token = "header.payload.signature"
+	for _, status := range []int{200, 403} {
+		s := kubetest.New(things)
+		s.Intercept(func(w http.ResponseWriter, r *http.Request) bool {
+			w.Header().Set("Content-Type", "text/plain")
+			w.WriteHeader(status)
+			fmt.Fprintf(w, "%s%s", strings.Repeat("x", 1000), r.Header.Get("Authorization"))
+			return true
+		})
+		c, err := kubernetes.New(kubernetes.Config{Server: "http://localhost", Token: token, Transport: s.Transport(t)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = c.Do(t.Context(), "GET", "/apis/example.com/v1", nil, nil)
+		if err == nil || !strings.Contains(err.Error(), "xBearer TOKEN") || strings.Contains(err.Error(), "head") {
+			t.Errorf("%d: got %v, want an error without the token", status, err)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package kubernetes
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // The sentinels that an [Error] wraps.
@@ -118,9 +120,19 @@ func sentinel(code int) error {
 	return nil
 }
 
-// refusal returns the error of a response whose status is not 200. It reads the part of the body that it needs.
-func refusal(what string, resp *http.Response) *Error {
+// beginning returns the beginning of a response, without the token of its request: a server that is none, such as one for debugging, may
+// repeat what it was sent.
+func beginning(resp *http.Response, token string) []byte {
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, maxStatus))
+	if token == "" {
+		return body
+	}
+	return bytes.ReplaceAll(body, []byte(token), []byte("TOKEN"))
+}
+
+// refusal returns the error of a response whose status is not 200.
+func refusal(what string, resp *http.Response, token string) *Error {
+	body := beginning(resp, token)
 	var s status
 	e := &Error{What: what, Code: resp.StatusCode, Err: sentinel(resp.StatusCode), Message: clean(string(body))}
 	if json.Unmarshal(body, &s) == nil && s.Kind == "Status" {
@@ -157,7 +169,7 @@ func clean(text string) string {
 		text = text[:maxMessage] + "..."
 	}
 	text = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\ufffd' {
+		if !unicode.IsPrint(r) || r == '\ufffd' {
 			return ' '
 		}
 		return r

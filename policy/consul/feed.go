@@ -134,13 +134,14 @@ func checkEntries(kind string, entries []json.RawMessage) error {
 	return nil
 }
 
-// sourcesOf returns entries as documents, by name.
+// sourcesOf returns entries as documents, by name. Each value has a line, for findings, but no indentation: that of an entry that is nested
+// deeply would take thousands of times the memory of the entry.
 func sourcesOf(kind string, entries []json.RawMessage) []policy.Source {
 	sources := make([]policy.Source, len(entries))
 	for i, entry := range entries {
 		var h entryHeader
 		var text bytes.Buffer
-		if err := errors.Join(json.Unmarshal(entry, &h), json.Indent(&text, entry, "", "  ")); err != nil {
+		if err := errors.Join(json.Unmarshal(entry, &h), json.Indent(&text, entry, "", "")); err != nil {
 			panic("an entry that was read before cannot be read: " + err.Error())
 		}
 		if h.Name == "" {

@@ -236,6 +236,23 @@ func TestFeed_AnswersThatMakeNoSense(t *testing.T) {
 	}
 }
 
+// An entry that is nested deeply takes about as much memory as its text.
+func TestFeed_DeepEntry(t *testing.T) {
+	const depth = 2000
+	synctest.Test(t, func(t *testing.T) {
+		f, feed := newFake(t)
+		f.set("proxy-defaults", "global", `, "Config": {"a": `+strings.Repeat("[", depth)+strings.Repeat("]", depth)+`}`)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		for sources, err := range feed.Watch(ctx) {
+			if err != nil || len(sources) != 1 || len(sources[0].Data) > 3*2*depth+1000 {
+				t.Fatalf("%d sources, the first of %d bytes, %v; want one of about %d", len(sources), len(sources[0].Data), err, 2*depth)
+			}
+			cancel()
+		}
+	})
+}
+
 // That one kind cannot be read is not over because another one can.
 func TestFeed_ErrorsLast(t *testing.T) {
 	following(t, func(t *testing.T, f *fake, n *noted) {

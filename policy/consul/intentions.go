@@ -89,6 +89,7 @@ func (in *Intentions) Watch(ctx context.Context) iter.Seq2[[]policy.Source, erro
 
 // intentions are those that match the service.
 type intentions struct {
+	index   uint64 // of the answer
 	count   int
 	latest  map[string]uint64 // by destination, when its entry was changed last
 	sources []policy.Source
@@ -96,7 +97,8 @@ type intentions struct {
 
 // read reads the intentions that match the service, which a query can wait for, and then the entries that they are from: the
 // client of Consul drops what it does not know of an intention, such as the tokens that requests must have. Entries that last was
-// read from, and that have not changed since, are not read again.
+// read from, and that have not changed since, are not read again, unless the index went back: then the server may have lost its state, and
+// an entry that was changed last at the same index may be another.
 func (in *Intentions) read(client *api.Client, options *api.QueryOptions, last intentions) (now intentions, meta *api.QueryMeta, err error) {
 	match := &api.IntentionMatch{By: api.IntentionMatchDestination, Names: []string{in.Service}}
 	found, meta, err := client.Connect().IntentionMatch(match, options)
@@ -107,7 +109,7 @@ func (in *Intentions) read(client *api.Client, options *api.QueryOptions, last i
 	if !ok || len(found) != 1 {
 		return now, nil, fmt.Errorf("the answer is about others: %q", slices.Sorted(maps.Keys(found)))
 	}
-	now.latest = make(map[string]uint64)
+	now.index, now.latest = meta.LastIndex, make(map[string]uint64)
 	for _, one := range list {
 		switch {
 		case one == nil:
@@ -117,7 +119,8 @@ func (in *Intentions) read(client *api.Client, options *api.QueryOptions, last i
 		}
 		now.latest[one.DestinationName] = max(now.latest[one.DestinationName], one.ModifyIndex)
 	}
-	if now.count = len(list); now.count == last.count && last.sources != nil && maps.Equal(now.latest, last.latest) {
+	if now.count = len(list); now.count == last.count && now.index >= last.index && last.sources != nil && maps.Equal(now.latest, last.latest) {
+		last.index = now.index
 		return last, meta, nil
 	}
 	for _, name := range []string{in.Service, "*"} {
@@ -157,7 +160,7 @@ func readEntry(client *api.Client, name string, index uint64, of *api.QueryOptio
 		ModifyIndex uint64
 	}
 	var text bytes.Buffer
-	if err := errors.Join(json.Unmarshal(raw, &entry), json.Indent(&text, raw, "", "  ")); err != nil {
+	if err := errors.Join(json.Unmarshal(raw, &entry), json.Indent(&text, raw, "", "")); err != nil {
 		return policy.Source{}, err
 	}
 	switch {

@@ -224,6 +224,17 @@ func TestIntentions_OfAServerThatIsCutOff(t *testing.T) {
 	})
 }
 
+// A server that has lost its state and was filled again may have other intentions, although they were changed last at the same index.
+func TestIntentions_OfAServerThatWasFilledAgain(t *testing.T) {
+	seeing(t, func(t *testing.T, m *matcher, s *seen) {
+		m.Change(func() { m.Index = 100 })
+		time.Sleep(2 * time.Second)
+		m.Change(func() { m.Index, m.entries["web"] = 20, fmt.Sprintf(named, "other") })
+		time.Sleep(2 * time.Minute)
+		s.want(t, "web: other")
+	})
+}
+
 func TestIntentions_OfAServiceThatCannotBe(t *testing.T) {
 	for _, name := range []string{"", "a/b", "*"} {
 		for sources, err := range (&consul.Intentions{Service: name}).Watch(t.Context()) {
