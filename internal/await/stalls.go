@@ -59,6 +59,10 @@ func (s *Stalls) look() {
 	s.last = now
 }
 
+// Excuse reports whether the process stood still since at for so long that limits of some seconds may have been exceeded: a test that
+// failed is to be repeated.
+func (s *Stalls) Excuse(at time.Time) bool { return s.Since(at) > 2*time.Second }
+
 // Since returns the length of the longest stall that ended after at, or that the goroutines of this process are just waking from. It is
 // 0 if there was none worth mentioning.
 func (s *Stalls) Since(at time.Time) time.Duration {

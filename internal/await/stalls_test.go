@@ -25,6 +25,9 @@ func TestStalls(t *testing.T) {
 		want(between, time.Second)
 		want(began, 3*time.Second)
 		want(time.Now(), 0)
+		if !s.Excuse(began) || s.Excuse(between) {
+			t.Error("a stall of 3 s is no excuse, or one of 1 s is")
+		}
 	})
 }
 

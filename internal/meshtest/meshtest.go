@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
@@ -23,6 +24,8 @@ func New(t testing.TB, documents string, opts ...mesh.Option) *mesh.Mesh {
 	if documents != "" {
 		opts = append(opts, mesh.WithPolicy(policy.Source{Name: "test.yaml", Data: []byte(documents)}))
 	}
+	// A machine may stand still for longer than the default.
+	opts = append([]mesh.Option{mesh.WithServer(mesh.ServerConfig{HandshakeTimeout: time.Hour})}, opts...)
 	m, err := mesh.New(context.Background(), opts...)
 	if err != nil {
 		t.Fatal(err)
