@@ -165,3 +165,31 @@ func (c canceling) Close() error {
 	defer c.cancel()
 	return c.ReadCloser.Close()
 }
+
+// A call ends with its attempt even if an observer of that panics.
+func TestCallsWhoseObserversPanic(t *testing.T) {
+	noLeaks(t)
+	for name, end := range map[string]func(io.ReadCloser){
+		"read":   func(body io.ReadCloser) { _, _ = io.Copy(io.Discard, body) },
+		"closed": func(body io.ReadCloser) { body.Close() },
+	} {
+		m := newMesh(t, fmt.Sprintf(benchDocuments, "", ""), mesh.WithDiscovery(discovery.Static{"user-service": {serve(t, says("hello"))}}),
+			mesh.WithObserver(mesh.Observer{AttemptEnd: func(context.Context, *mesh.Attempt) { panic("observer") }}))
+		resp, err := m.Client().Get("http://user-service/users/1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: the panic was swallowed", name)
+				}
+			}()
+			end(resp.Body)
+		}()
+		resp.Body.Close()
+		if s := m.Status().Services[0]; s.InFlight != 0 || s.Pool.Active != 0 || s.Endpoints[0].InFlight != 0 {
+			t.Errorf("%s: in flight: %d calls, %d in the pool, %d attempts", name, s.InFlight, s.Pool.Active, s.Endpoints[0].InFlight)
+		}
+	}
+}

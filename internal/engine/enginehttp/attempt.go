@@ -134,12 +134,16 @@ func (t *try) End(err error) {
 	if code, ok := grpcCode(t.grpc); ok && err == nil {
 		t.GRPC(code)
 	}
-	_ = t.Attempt.End(err) // the reader of the body already has the error
-	c := t.call
+	t.finish(err)
+	t.call.release() // not after a panic: see do
+}
+
+// finish ends the attempt and, if it is the last one, the call, even if an observer of the attempt panics.
+func (t *try) finish(err error) {
 	if t.last {
-		c.end(err)
+		defer t.call.end(err)
 	}
-	c.release()
+	_ = t.Attempt.End(err) // the reader of the body already has the error
 }
 
 // grpcCode returns the status of a gRPC response whose body has ended, if there is one and it has one.
