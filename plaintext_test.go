@@ -3,7 +3,10 @@ package mesh_test
 import (
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -65,5 +68,34 @@ func TestPlaintextToAnEndpointOfTLS(t *testing.T) {
 	internal := w.member(t, "order", strict+"---"+entry("  location: MESH_INTERNAL\n"))
 	if a := get(t, internal.Client(), "http://payment/"); a.status != http.StatusOK {
 		t.Errorf("with a location: %d", a.status)
+	}
+}
+
+// TestHintsAboutTLS: a handshake that fails because of how the service is served or called says so.
+func TestHintsAboutTLS(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	w.serve(t, w.member(t, "payment", strict), "payment", whoCalls)
+	bare := serve(t, says("hello"))
+	bare.ServiceAccount = "bare"
+	w.registry.Set("bare", bare)
+	secure := httptest.NewUnstartedServer(says("hello"))
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0)
+	secure.StartTLS()
+	defer secure.Close()
+	w.registry.Set("public", endpointOf(t, secure.Listener.Addr().String()))
+	client := w.member(t, "order", strict).Client()
+	const served, called = "is it behind Mesh.Listen or a sidecar?", "call it by a URL with http"
+	for url, want := range map[string]string{"http://bare/": served, "https://payment/": called, "https://public/": ""} {
+		_, err := try(client, url)
+		if err == nil {
+			t.Errorf("%s was answered", url)
+			continue
+		}
+		for _, hint := range []string{served, called} {
+			if n := strings.Count(err.Error(), hint); n != 0 && hint != want || n != 1 && hint == want {
+				t.Errorf("%s: the error is %v, want the hint %q", url, err, want)
+			}
+		}
 	}
 }

@@ -230,7 +230,7 @@ func (a *Attempt) End(err error) error {
 			outcome = breaker.Failure
 		}
 	}
-	hint := a.plaintextHint(kind, err)
+	hint := a.hint(kind, err)
 	a.finish(result, outcome, err)
 	if hint != "" {
 		return &hintedError{err, hint}

@@ -1,8 +1,12 @@
 package engine
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
+	"net/url"
+	"slices"
 	"syscall"
 
 	"github.com/nosidecar/mesh/internal/failure"
@@ -20,6 +24,33 @@ func (e *hintedError) Error() string { return e.error.Error() + " (" + e.hint + 
 
 // Unwrap returns the error.
 func (e *hintedError) Unwrap() error { return e.error }
+
+// hint says what the caller may have to change about a failure that has its cause in how connections are secured. It is "" for other
+// failures.
+func (a *Attempt) hint(kind failure.Kind, err error) string {
+	if kind == failure.Connect {
+		if hint := a.tlsHint(err); hint != "" {
+			return hint
+		}
+	}
+	return a.plaintextHint(kind, err)
+}
+
+// tlsHint says why a TLS handshake may have failed.
+func (a *Attempt) tlsHint(err error) string {
+	if _, plaintext := errors.AsType[tls.RecordHeaderError](err); plaintext && a.conns != nil && a.conns.Secured() {
+		return "the endpoint does not answer with TLS: is it behind Mesh.Listen or a sidecar?"
+	}
+	if refused, ok := errors.AsType[*tls.CertificateVerificationError](err); ok && a.call.ownTLS && ofMesh(refused.UnverifiedCertificates) {
+		return "the certificate of the endpoint is one of a mesh: call it by a URL with http, and the mesh uses mutual TLS"
+	}
+	return ""
+}
+
+// ofMesh reports whether certificates are those of a workload with a SPIFFE ID.
+func ofMesh(certificates []*x509.Certificate) bool {
+	return len(certificates) > 0 && slices.ContainsFunc(certificates[0].URIs, func(u *url.URL) bool { return u.Scheme == "spiffe" })
+}
 
 // plaintextHint says why the attempt was sent in plaintext, if the endpoint cut the connection off, as one does that takes only TLS.
 // It is "" for other failures.
