@@ -142,9 +142,16 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 //
 // An [http.MaxBytesHandler] belongs around this handler. Behind it, or as an [http.MaxBytesReader], it refuses the same bodies, but
 // net/http closes the connection only if more than 256 KiB are left to read: it knows its own ResponseWriter alone.
+//
+// A request must pass one Handler only: put it around the whole server. Of a handler that Handler has returned, it returns the same
+// one; but further inside, as around one route of a mux, a second one would count the request twice for the limits, and would not
+// find the token that the first one has hidden.
 func (m *Mesh) Handler(next http.Handler) http.Handler {
 	if next == nil {
 		panic("mesh: Handler: the handler is nil")
+	}
+	if h, ok := next.(*handler); ok && h.mesh == m {
+		return h
 	}
 	m.server.handled.Store(true)
 	m.warnOpen()

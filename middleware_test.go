@@ -128,6 +128,9 @@ func TestMiddlewareOfNetHTTP(t *testing.T) {
 		wrap  func(*mesh.Mesh, http.Handler) http.Handler
 		steps []step
 	}{
+		"the same again": {func(m *mesh.Mesh, h http.Handler) http.Handler {
+			return m.Handler(m.Handler(h))
+		}, []step{ok, denied, ok}},
 		"TimeoutHandler outside": {func(m *mesh.Mesh, h http.Handler) http.Handler {
 			return bounded(m.Handler(h))
 		}, []step{ok, denied, late, ok}},
