@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -19,10 +21,10 @@ import (
 	"github.com/nosidecar/mesh/tlsid"
 )
 
-// WithLogger logs to logger what goes wrong outside calls: documents that are refused or have warnings, ejections, circuits,
-// and failures of discovery and of the identity of the process.
-//
-// Without it, [slog.Default] gets whatever no [Observer] takes. A logger with [slog.DiscardHandler] is silent.
+// WithLogger logs to logger, instead of to [slog.Default], what goes wrong outside calls: documents that are refused or have
+// warnings, ejections, circuits, refused connections, and failures of discovery and of the identity of the process. It is
+// logged whether or not an [Observer] is told of it, since most observers only count. A logger with [slog.DiscardHandler] is
+// silent.
 func WithLogger(logger *slog.Logger) Option {
 	return func(o *options) error {
 		if logger == nil {
@@ -44,38 +46,15 @@ type journal struct {
 	refused bool                 // the last load was refused
 	failed  map[string]time.Time // when each failure of discovery was last logged
 	keyless map[jwt.Source]bool  // sources of keys whose failure was logged
+	barred  map[barred]*tally    // the refused connections
 }
 
-// observer returns the journal as an observer. Without a logger of its own, it skips what other observers take.
-func (j *journal) observer(others observers) Observer {
-	o := Observer{
+// observer returns the journal as an observer.
+func (j *journal) observer() Observer {
+	return Observer{
 		PolicyLoad: j.policyLoad, Ejection: j.ejection, Circuit: j.circuit, DiscoveryFailed: j.discoveryFailed, Identity: j.identity,
-		Keys: j.keys,
+		Keys: j.keys, ConnectionRefused: j.connectionRefused,
 	}
-	if j.logger != nil {
-		return o
-	}
-	for _, other := range others {
-		if other.PolicyLoad != nil {
-			o.PolicyLoad = nil
-		}
-		if other.Ejection != nil {
-			o.Ejection = nil
-		}
-		if other.Circuit != nil {
-			o.Circuit = nil
-		}
-		if other.DiscoveryFailed != nil {
-			o.DiscoveryFailed = nil
-		}
-		if other.Identity != nil {
-			o.Identity = nil
-		}
-		if other.Keys != nil {
-			o.Keys = nil
-		}
-	}
-	return o
 }
 
 func (j *journal) to() *slog.Logger {
@@ -249,4 +228,64 @@ func (j *journal) keys(state jwt.State) {
 	case before && !now:
 		j.to().Info("mesh: the keys to verify tokens with are fetched again", "uri", state.Source.URI)
 	}
+}
+
+// barred is why connections are refused, and where. Peers must not be able to make up any number of them.
+type barred struct{ local, reason string }
+
+// tally is when refused connections were last logged, and how many there were since.
+type tally struct {
+	logged time.Time
+	since  int
+}
+
+// refusals are the reasons that may be told apart. Those of all others have text that the peer chooses.
+var refusals = [...]error{tlsid.ErrPlaintext, tlsid.ErrTLSDisabled, tlsid.ErrTooManyPending, errNoHandler, errDenied, errNoPeer}
+
+// reasonOf returns the kind of the reason of a refusal.
+func reasonOf(err error) string {
+	for _, known := range refusals {
+		if errors.Is(err, known) {
+			return known.Error()
+		}
+	}
+	if _, certificate := errors.AsType[*tlsid.PeerError](err); certificate {
+		return "certificate"
+	}
+	return ""
+}
+
+// connectionRefused logs the first connection that a listener refuses for a reason, and the number of those that followed once
+// per repeatAfter: peers decide how many there are.
+func (j *journal) connectionRefused(local net.Addr, refusal tlsid.Refusal) {
+	if refusal.Err == io.EOF {
+		return // the probe of a load balancer, which sends nothing
+	}
+	of, now := barred{local.String(), reasonOf(refusal.Err)}, time.Now()
+	j.mu.Lock()
+	t := j.barred[of]
+	if t == nil {
+		if j.barred == nil || len(j.barred) >= mostFailures { // a listener of ListenTCP may have many addresses
+			j.barred = make(map[barred]*tally)
+		}
+		t = new(tally)
+		j.barred[of] = t
+	}
+	again, more := !t.logged.IsZero() && now.Sub(t.logged) < repeatAfter, t.since
+	if t.since++; !again {
+		*t = tally{logged: now}
+	}
+	j.mu.Unlock()
+	if again {
+		return
+	}
+	about := []any{"listener", of.local, "mode", refusal.Mode.String(), "error", refusal.Err}
+	if refusal.RemoteAddr == nil {
+		j.to().Warn("mesh: the listener fails for now, and is asked again", about...)
+		return
+	}
+	if more > 0 {
+		about = append(about, "unlogged", more)
+	}
+	j.to().Warn("mesh: connection refused", append(about, "peer", refusal.RemoteAddr.String())...)
 }

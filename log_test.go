@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"log/slog"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/internal/memnet"
 	"github.com/nosidecar/mesh/policy"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -56,7 +59,7 @@ const (
 	broken = "apiVersion: networking.istio.io/v1\nkind: VirtualService\nmetadata: {name: web}\nspec: {htp: []}\n"
 )
 
-// TestLog_Documents: warnings and refused loads are logged if no observer gets them.
+// TestLog_Documents: warnings and refused loads are logged, whoever else is told of them.
 func TestLog_Documents(t *testing.T) {
 	observer := mesh.WithObserver(mesh.Observer{PolicyLoad: func(mesh.PolicyLoad) {}})
 	for _, test := range []struct {
@@ -68,7 +71,7 @@ func TestLog_Documents(t *testing.T) {
 		{"an observer of calls", func(*record) []mesh.Option {
 			return []mesh.Option{mesh.WithObserver(mesh.Observer{CallEnd: func(context.Context, *mesh.Call) {}})}
 		}, true},
-		{"an observer of loads", func(*record) []mesh.Option { return []mesh.Option{observer} }, false},
+		{"an observer of loads", func(*record) []mesh.Option { return []mesh.Option{observer} }, true},
 		{"an observer of loads, and a logger", func(r *record) []mesh.Option { return []mesh.Option{mesh.WithLogger(r.logger()), observer} }, true},
 		{"silent", func(*record) []mesh.Option { return []mesh.Option{mesh.WithLogger(slog.New(slog.DiscardHandler))} }, false},
 	} {
@@ -277,6 +280,61 @@ func TestLog_FeedThatNewWaitedFor(t *testing.T) {
 			mesh.WithPolicyFeed(lateFeed{down, []policy.Source{routeOf("api", fmt.Sprintf(answersWith, "api", 201))}}))
 		if got := r.take(); strings.Contains(got, "good again") {
 			t.Errorf("logged: %s", got)
+		}
+	})
+}
+
+// TestLog_RefusedConnections: a refused connection is logged although an observer counts it. Those that follow are counted in the log, too,
+// but peers cannot fill it.
+func TestLog_RefusedConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r, refused := new(record), 0
+		r.asDefault(t)
+		m := newMesh(t, strict, mesh.WithObserver(mesh.Observer{ConnectionRefused: func(net.Addr, tlsid.Refusal) { refused++ }}))
+		var network memnet.Network
+		server := &http.Server{Handler: m.Handler(says("secret"))}
+		go server.Serve(m.Listen(network.Listen("10.0.0.1:80")))
+		defer server.Close()
+		connect := func(send string) {
+			t.Helper()
+			conn, err := network.DialContext(t.Context(), "tcp", "10.0.0.1:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, _ = io.WriteString(conn, send)
+			if send != "" {
+				_, _ = io.ReadAll(conn)
+			}
+			conn.Close()
+			synctest.Wait()
+		}
+		expect := func(step string, lines int, want ...string) {
+			t.Helper()
+			got := r.take()
+			if n := strings.Count(got, "\n"); n != lines {
+				t.Errorf("%s: logged %d lines, want %d: %s", step, n, lines, got)
+			}
+			for _, w := range want {
+				if !strings.Contains(got, w) {
+					t.Errorf("%s: logged %q, want %q", step, got, w)
+				}
+			}
+		}
+		synctest.Wait()
+		r.take()
+		for range 3 {
+			connect("GET / HTTP/1.1\r\n\r\n")
+		}
+		expect("three in plaintext", 1, "connection refused", "10.0.0.1:80", "the port is STRICT")
+		connect("\x16\x03\x01\x00\x01x")
+		expect("another reason", 1, "no TLS configuration")
+		connect("")
+		expect("a probe that sends nothing", 0)
+		advance(time.Hour)
+		connect("GET / HTTP/1.1\r\n\r\n")
+		expect("an hour later", 1, "unlogged=2")
+		if refused != 6 {
+			t.Errorf("the observer was told of %d connections, want all 6", refused)
 		}
 	})
 }

@@ -50,7 +50,7 @@ func New(ctx context.Context, opts ...Option) (*Mesh, error) {
 		return nil, err
 	}
 	log := &journal{logger: o.logger}
-	m := &Mesh{observers: append(o.observers, log.observer(o.observers)), workload: o.workload}
+	m := &Mesh{observers: append(o.observers, log.observer()), workload: o.workload}
 	if m.workload.Files == nil {
 		m.workload.Files = sockets.Files{}
 	}

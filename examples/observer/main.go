@@ -50,6 +50,7 @@ func main() {
 		mesh.WithPolicy(policy.Source{Name: "shop.yaml", Data: []byte(document)}),
 		mesh.WithDiscovery(discovery.Static{"shop": {{Address: addr.IP.String(), Port: addr.Port}}}),
 		mesh.WithObserver(accessLog(slog.New(slog.NewTextHandler(os.Stdout, nil)))),
+		mesh.WithLogger(slog.New(slog.DiscardHandler)), // the observer logs it
 	)
 	if err != nil {
 		log.Fatal(err)

@@ -12,6 +12,7 @@ import (
 	"embed"
 	"fmt"
 	"log"
+	"log/slog"
 	"os"
 	"time"
 
@@ -147,6 +148,7 @@ func (s *scene) mesh(options ...mesh.Option) *mesh.Mesh {
 		mesh.WithObserver(mesh.Observer{PolicyLoad: func(load mesh.PolicyLoad) {
 			s.findings = append(s.findings, load.Findings...)
 		}}),
+		mesh.WithLogger(slog.New(slog.DiscardHandler)), // the scenes tell what happens
 	)
 	m, err := mesh.New(s.ctx, options...)
 	if err != nil {
