@@ -211,12 +211,10 @@ func picks(t testing.TB, n int) (tries []*try, picker *connections) {
 	conn := through(t, endpoints, mesh.Observer{}, grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any,
 		cc *grpc.ClientConn, invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		used := ctx.Value(tryKey{}).(*try)
-		done := used.done
-		used.done = func(info balancer.DoneInfo) {
-			picker = used.conn.group.owner
-			done(info)
-		}
 		err := invoker(ctx, method, in, out, cc, opts...)
+		if used.conn != nil {
+			picker = used.conn.group.owner
+		}
 		seen[used.link] = &try{Context: context.Background(), call: used.call, link: used.link}
 		return err
 	}))
@@ -227,7 +225,6 @@ func picks(t testing.TB, n int) (tries []*try, picker *connections) {
 		_ = conn.Invoke(t.Context(), "/none/None", &grpctest.Request{}, &grpctest.Response{})
 	}
 	for _, t := range seen {
-		t.done = t.ended
 		tries = append(tries, t)
 	}
 	return tries, picker

@@ -36,12 +36,11 @@ func groupsOf(groups *sync.Map) grpc.DialOption {
 	return grpc.WithChainUnaryInterceptor(func(ctx context.Context, method string, in, out any, cc *grpc.ClientConn,
 		invoker grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 		t := ctx.Value(tryKey{}).(*try)
-		done := t.done
-		t.done = func(info balancer.DoneInfo) {
+		err := invoker(ctx, method, in, out, cc, opts...)
+		if t.conn != nil {
 			groups.Store(t.conn.group, true)
-			done(info)
 		}
-		return invoker(ctx, method, in, out, cc, opts...)
+		return err
 	})
 }
 
@@ -356,7 +355,7 @@ func TestSizes(t *testing.T) {
 	}{
 		{"unary call", unsafe.Sizeof(unary{}), 768 - 8},
 		{"stream", unsafe.Sizeof(stream{}), 1408 - 8},
-		{"inbound call", unsafe.Sizeof(inbound{}), 176},
+		{"inbound call", unsafe.Sizeof(inbound{}), 192},
 	} {
 		if test.size > test.most {
 			t.Errorf("%s: %d bytes, want at most %d", test.name, test.size, test.most)

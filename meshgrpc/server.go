@@ -3,7 +3,6 @@ package meshgrpc
 import (
 	"context"
 	"maps"
-	"net"
 	"net/http"
 	"runtime"
 	"slices"
@@ -107,7 +106,7 @@ type server struct {
 // refusal is written to.
 type inbound struct {
 	context.Context
-	local   net.Addr
+	from    *peer.Peer
 	arrived metadata.MD       // as it arrived, until it is edited
 	passage *passage          // nil when the call is over
 	entered admission.Context // that of the handler
@@ -124,8 +123,11 @@ type inbound struct {
 	tap    bool // tap is running, so nothing may wait
 	later  bool // tap would have had to wait
 
+	panicked bool // the handler of a stream has
+
 	// For a call whose handler runs.
-	stream endable // nil if the stream cannot be ended from outside
+	stream endable      // nil if the stream cannot be ended from outside
+	passed serverStream // what a handler of a stream gets; here, since it needs no allocation of its own
 }
 
 // endable is the stream of a call in gRPC's own transport. Its status can be written while the handler runs, which wakes goroutines
@@ -150,7 +152,7 @@ func (in *inbound) Value(key any) any {
 		return true
 	}
 	if key == http.LocalAddrContextKey {
-		return in.local
+		return in.from.LocalAddr
 	}
 	return in.Context.Value(key)
 }
@@ -268,13 +270,13 @@ var errAgain = status.Error(codes.Internal, "an interceptor of the server has ru
 
 var errDenied = status.Error(codes.PermissionDenied, "RBAC: access denied")
 
-// leave ends a call whose handler has returned err, or has panicked.
-func (in *inbound) leave(err error, panicked bool) {
+// leave ends a call whose handler has returned code, or has panicked.
+func (in *inbound) leave(code codes.Code, panicked bool) {
 	if panicked {
 		in.done(0, -1)
 		return
 	}
-	in.done(http.StatusOK, int(grpcstatus.Code(err)))
+	in.done(http.StatusOK, int(code))
 }
 
 // unary is the grpc.UnaryServerInterceptor.
@@ -284,7 +286,7 @@ func (s *server) unary(ctx context.Context, message any, info *grpc.UnaryServerI
 		return nil, err
 	}
 	panicked, observed := true, in.call.Observed()
-	defer func() { in.leave(err, panicked) }()
+	defer func() { in.leave(grpcstatus.Code(err), panicked) }()
 	if observed {
 		in.moved(false, message)
 	}
@@ -301,15 +303,14 @@ func (s *server) unary(ctx context.Context, message any, info *grpc.UnaryServerI
 
 // stream is the grpc.StreamServerInterceptor.
 func (s *server) stream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx, in, err := s.take(stream.Context(), info.FullMethod)
+	_, in, err := s.take(stream.Context(), info.FullMethod)
 	if err != nil {
 		return err
 	}
-	passed := &serverStream{ServerStream: stream, ctx: ctx, apart: in.stream == nil, in: in, observed: in.call.Observed()}
-	passed.users.Store(1)
+	passed := in.passes(stream)
 	panicked := true
 	defer func() {
-		passed.err, passed.panicked = err, panicked
+		passed.code, in.panicked = grpcstatus.Code(err), panicked
 		passed.release()
 	}()
 	err = handler(srv, passed)
@@ -332,7 +333,7 @@ func (s *server) admit(ctx context.Context, method string, header metadata.MD) (
 	if from == nil {
 		from = new(peer.Peer)
 	}
-	in.local = from.LocalAddr
+	in.from = from
 	in.tap = header != nil
 	passed, aborted := in.pass(s.gate, in.passage.describe(in, method, s.originOf(from)))
 	in.tap = false

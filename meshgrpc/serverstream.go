@@ -5,6 +5,7 @@ import (
 	"sync/atomic"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 
 	"github.com/nosidecar/mesh/internal/grpcwire"
 )
@@ -12,14 +13,17 @@ import (
 // serverStream is the stream of an allowed call. It moves no more messages once the call is no longer allowed.
 type serverStream struct {
 	grpc.ServerStream
-	ctx   context.Context
-	apart bool // ending the call does not wake goroutines that wait in the stream
+	in    *inbound
+	users atomic.Int32 // the handler, and messages that are being reported; the last one leaves the call
+	code  codes.Code   // of the handler
+}
 
-	in       *inbound
-	observed bool
-	users    atomic.Int32 // the handler, and messages that are being reported; the last one leaves the call
-	err      error        // of the handler
-	panicked bool
+// passes returns what the handler of the call gets for stream.
+func (in *inbound) passes(stream grpc.ServerStream) *serverStream {
+	s := &in.passed
+	s.ServerStream, s.in = stream, in
+	s.users.Store(1)
+	return s
 }
 
 // hold keeps the call from ending. It reports false if the call has ended: goroutines of a handler may briefly outlive it.
@@ -37,11 +41,11 @@ func (s *serverStream) hold() bool {
 
 func (s *serverStream) release() {
 	if s.users.Add(-1) == 0 {
-		s.in.leave(s.err, s.panicked)
+		s.in.leave(s.code, s.in.panicked)
 	}
 }
 
-func (s *serverStream) Context() context.Context { return s.ctx }
+func (s *serverStream) Context() context.Context { return &s.in.entered }
 
 func (s *serverStream) SendMsg(m any) error { return s.move(true, m) }
 
@@ -49,7 +53,7 @@ func (s *serverStream) RecvMsg(m any) error { return s.move(false, m) }
 
 // move moves a message, and reports it to the observers.
 func (s *serverStream) move(sent bool, m any) error {
-	if !s.observed {
+	if !s.in.call.Observed() {
 		return s.pass(sent, m)
 	}
 	size := 0
@@ -73,7 +77,7 @@ func (s *serverStream) pass(sent bool, m any) error {
 		return denied
 	}
 	var err error
-	if s.apart {
+	if s.in.stream == nil { // ending the call does not wake goroutines that wait in the stream
 		err = s.passApart(sent, m)
 	} else {
 		err = s.through(sent, m)
@@ -112,7 +116,7 @@ func (s *serverStream) passApart(sent bool, m any) error {
 	var e end
 	select {
 	case e = <-moved:
-	case <-s.ctx.Done():
+	case <-s.in.entered.Done():
 		if denied := s.in.withdrawn(); denied != nil {
 			return denied
 		}

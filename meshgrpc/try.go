@@ -34,14 +34,13 @@ type try struct {
 	context.Context // with the metadata to send
 	engine.Attempt
 	call  *call
-	limit *deadline.Context       // nil if the try has no timeout of its own
-	done  func(balancer.DoneInfo) // the method ended, allocated once
+	limit *deadline.Context // nil if the try has no timeout of its own
 
 	// State of the picker. gRPC may pick again by itself if it knows that nothing was sent.
 	mu      sync.Mutex
 	link    *sockets.Connections
 	waits   *conn // the connection that the try waits for
-	conn    *conn // the connection that the try is counted on
+	conn    *conn // the connection that was given
 	failure error // why there is no connection
 	lost    uint8 // how many connections were made, and lost while the try waited
 	over    bool  // no more picks
@@ -108,7 +107,7 @@ func (t *try) begin(ctx context.Context, c *call, limit time.Duration, n int) bo
 		t.Observe(ctx, n, header, nil)
 	}
 	t.Context = outgoing(ctx, header, c.asked.header, n)
-	t.link, t.done = t.Connections(), t.ended
+	t.link = t.Connections()
 	t.reads = c.setCookie != "" || c.ReadsHeader()
 	return true
 }
@@ -167,7 +166,7 @@ func (t *try) pick(b *connections) (balancer.PickResult, error) {
 		return balancer.PickResult{}, balancer.ErrNoSubConnAvailable // until the connection is made
 	}
 	t.given, t.conn = true, c
-	return balancer.PickResult{SubConn: c.sub, Done: t.done}, nil
+	return balancer.PickResult{SubConn: c.sub, Done: endOf(t)}, nil
 }
 
 // mostMoves is how many endpoints a try skips at most, and how many connections may be lost while it waits for them.
@@ -183,12 +182,36 @@ func (t *try) failLocked(err error) (balancer.PickResult, error) {
 func (t *try) ended(info balancer.DoneInfo) {
 	t.mu.Lock()
 	c := t.conn
-	t.conn = nil
 	t.begun, t.received, t.trailer = info.BytesSent, info.BytesReceived, info.Trailer
 	t.mu.Unlock()
-	if c != nil {
-		c.release()
+	c.release()
+}
+
+// end tells a try that gRPC is done with a connection. gRPC does so once for each connection that it was given, so an end is used again for
+// another try: a method of the try as a function would be an allocation per call.
+type end struct {
+	try  *try // nil while the end is not in use
+	done func(balancer.DoneInfo)
+}
+
+var ends sync.Pool
+
+// endOf returns what gRPC calls when it is done with the connection that t was given.
+func endOf(t *try) func(balancer.DoneInfo) {
+	e, _ := ends.Get().(*end)
+	if e == nil {
+		e = new(end)
+		e.done = e.ended
 	}
+	e.try = t
+	return e.done
+}
+
+func (e *end) ended(info balancer.DoneInfo) {
+	t := e.try
+	e.try = nil
+	t.ended(info)
+	ends.Put(e)
 }
 
 // judge sets the result of a try that gRPC has ended with err. If committed, no other try can follow, and the failure counts as a
