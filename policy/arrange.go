@@ -28,7 +28,7 @@ func (c *compiler) arrange() {
 			}
 		}
 	}
-	c.documents = make([]*document, 0, len(c.pieces))
+	c.documents = empty(&c.room.inForce, len(c.pieces))
 	for _, p := range c.pieces {
 		d := restored[p]
 		if p.verdict == asWritten {

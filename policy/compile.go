@@ -32,6 +32,7 @@ func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 		return nil, findings
 	}
 	c := compile(last, sources, w)
+	defer c.plan.rooms.give(c.room)
 	if c.failed() {
 		return nil, c.findings()
 	}
@@ -83,7 +84,7 @@ func (w *Workload) check() Findings {
 }
 
 func compile(last *Plan, sources []Source, w Workload) *compiler {
-	c := newCompiler(last, w)
+	c := newCompiler(last, w, nil)
 	c.readAll(sources)
 	c.lineUp()
 	for c.combineAll(); c.judge(); c.combineAll() {
@@ -115,8 +116,8 @@ func (c *compiler) combineAll() {
 	c.telemetries()
 }
 
-// newCompiler returns a compiler of a plan without documents.
-func newCompiler(last *Plan, w Workload) *compiler {
+// newCompiler returns a compiler of a plan without documents. It uses the room of a compiler that is no longer used, unless that is nil.
+func newCompiler(last *Plan, w Workload, in *room) *compiler {
 	w.Namespace = cmp.Or(w.Namespace, defaultNamespace)
 	w.RootNamespace = cmp.Or(w.RootNamespace, namespaces.DefaultRoot)
 	w.TrustDomain = cmp.Or(w.TrustDomain, istio.LocalTrustDomain)
@@ -124,6 +125,10 @@ func newCompiler(last *Plan, w Workload) *compiler {
 	w.Labels = maps.Clone(w.Labels)
 	if last == nil || !reflect.DeepEqual(last.workload, w) {
 		last = new(Plan)
+	}
+	shared := cmp.Or(last.rooms, new(rooms))
+	if in == nil {
+		in = shared.take()
 	}
 	documents, ruled := 0, 0 // in the last plan; the next one probably has about as many
 	for _, t := range last.texts {
@@ -147,15 +152,17 @@ func newCompiler(last *Plan, w Workload) *compiler {
 			peers:    make(map[string]*PeerRules),
 			places:   make(map[any]place),
 			words:    last.words,
+			rooms:    shared,
 			retries:  istio.DefaultRetry(),
 			defaults: defaults(istio.DefaultRetry()),
 		},
 		last:     last,
+		room:     in,
 		apis:     catalog.Groups(),
 		texts:    make(map[string]string),
-		first:    firsts{seed: maphash.MakeSeed(), byHash: make(map[uint64]*document, documents)},
-		virtual:  make([]decoded[virtual], 0, len(last.claims.exact)),
-		rules:    make([]decoded[destination], 0, ruled),
+		first:    firsts{seed: maphash.MakeSeed(), byHash: in.firsts(documents)},
+		virtual:  empty(&in.virtual, len(last.claims.exact)),
+		rules:    empty(&in.rules, ruled),
 		profiles: make(map[string]*profile),
 		splits:   make(map[string]*split),
 		joints:   make(map[string][]*joint),
@@ -172,6 +179,7 @@ type compiler struct {
 	dec   yamldoc.Decoder
 	apis  map[string]catalog.API
 	last  *Plan             // the previous plan, whose unchanged parts are kept; never nil
+	room  *room             // has what is no longer used once the plan is compiled
 	fresh []*document       // documents that are not in last
 	texts map[string]string // strings that documents share; see word
 

@@ -179,7 +179,7 @@ func (c *compiler) judge() bool {
 
 // again returns a compiler that combines the same documents again.
 func (c *compiler) again() *compiler {
-	n := newCompiler(c.last, c.plan.workload)
+	n := newCompiler(c.last, c.plan.workload, c.room)
 	n.plan.texts, n.plan.words = c.plan.texts, c.plan.words
 	n.dec, n.texts, n.fresh, n.blank, n.count, n.joints = c.dec, c.texts, c.fresh, c.blank, c.count, c.joints
 	n.pieces, n.alone, n.sources, n.rounds = c.pieces, c.alone, c.sources, c.rounds+1

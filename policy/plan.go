@@ -124,6 +124,7 @@ type Plan struct {
 
 	texts []*text        // those of the sources, for the next plan
 	words *yamldoc.Words // words that documents repeat
+	rooms *rooms
 }
 
 // HostPlan is the part of a plan about the host of a request.

@@ -147,13 +147,13 @@ func (c *compiler) pack() {
 // other texts.
 func (c *compiler) readAll(sources []Source) {
 	c.sources = sources
-	streams := make([]yamldoc.Stream, len(sources))
+	streams := empty(&c.room.streams, len(sources))[:len(sources)]
 	for i := range streams {
 		streams[i].Data = sources[i].Data
 	}
 	known := c.recall(streams)
-	documents := yamldoc.ParseNew(streams, func(sum yamldoc.Sum) *yamldoc.Digest { return known[sum] })
-	c.pieces, c.unused = make([]*piece, 0, len(documents)), make([]piece, len(documents))
+	documents := yamldoc.ParseNew(&c.room.texts, streams, func(sum yamldoc.Sum) *yamldoc.Digest { return known[sum] })
+	c.pieces, c.unused = empty(&c.room.pieces, len(documents)), empty(&c.room.slab, len(documents))[:len(documents)]
 	for _, doc := range documents {
 		i := doc.Stream()
 		r := c.take(i, doc)

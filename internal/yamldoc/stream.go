@@ -26,7 +26,7 @@ func Parse(streams ...[]byte) [][]*Document {
 		texts[i].Data = data
 	}
 	docs := make([][]*Document, len(streams))
-	for _, d := range ParseNew(texts, func(Sum) *Digest { return nil }) {
+	for _, d := range ParseNew(new(Room), texts, func(Sum) *Digest { return nil }) {
 		docs[d.Stream()] = append(docs[d.Stream()], d)
 	}
 	return docs
@@ -38,13 +38,31 @@ type Stream struct {
 	Known *Outline // if it was parsed before, and all of its documents have a digest; otherwise nil
 }
 
+// Room is memory for the documents of [ParseNew], which can be used again. The zero Room is ready to use.
+type Room struct {
+	streams   []stream
+	chunks    []chunk
+	documents []Document
+	list      []*Document
+}
+
+// Clear makes room for another ParseNew. The documents of the last one must not be used any more, unless they are [Document.Kept].
+func (r *Room) Clear() {
+	clear(r.streams[:cap(r.streams)])
+	clear(r.chunks[:cap(r.chunks)])
+	clear(r.documents[:cap(r.documents)])
+	clear(r.list[:cap(r.list)])
+}
+
 // ParseNew is Parse for streams of which an earlier version was already parsed. It returns the documents of all streams, in order. It does not
 // read streams with an outline, and does not parse documents for which known returns a digest: they get the place and the problems of the
-// digest, and are parsed when their content is needed. known is called by several goroutines concurrently.
-func ParseNew(streams []Stream, known func(Sum) *Digest) []*Document {
+// digest, and are parsed when their content is needed. known is called by several goroutines concurrently. The documents are in room, which must
+// be clear.
+func ParseNew(room *Room, streams []Stream, known func(Sum) *Digest) []*Document {
 	all := &run{search: maxSearch}
-	each := make([]stream, len(streams))
-	var chunks []chunk
+	room.streams = slices.Grow(room.streams[:0], len(streams))[:len(streams)]
+	each := room.streams
+	chunks := room.chunks[:0]
 	outlined := 0
 	for i := range each {
 		s := &each[i]
@@ -58,9 +76,12 @@ func ParseNew(streams []Stream, known func(Sum) *Digest) []*Document {
 			outlined += s.outline.Len()
 		}
 	}
+	room.chunks = chunks
 	readChunks(chunks, known)
 
-	docs, slab := make([]*Document, 0, outlined+len(chunks)), make([]Document, outlined)
+	n := outlined + len(chunks)
+	room.list, room.documents = slices.Grow(room.list[:0], n), slices.Grow(room.documents[:0], n)[:n]
+	docs, slab := room.list, room.documents
 	for i := range each {
 		s := &each[i]
 		if s.outline != nil {
@@ -68,8 +89,8 @@ func ParseNew(streams []Stream, known func(Sum) *Digest) []*Document {
 				docs, slab = append(docs, s.restore(&slab[0], e, streams[i].Data)), slab[1:]
 			}
 		}
-		for ; len(chunks) > 0 && chunks[0].stream == s; chunks = chunks[1:] {
-			if doc := chunks[0].document(); doc != nil {
+		for ; len(chunks) > 0 && chunks[0].stream == s; chunks, slab = chunks[1:], slab[1:] {
+			if doc := chunks[0].document(&slab[0]); doc != nil {
 				docs = append(docs, doc)
 			}
 		}
@@ -93,14 +114,14 @@ func readChunks(chunks []chunk, known func(Sum) *Digest) {
 	helpers.Wait()
 }
 
-// document returns the document of a chunk that was read, or nil if there is none.
-func (c *chunk) document() *Document {
+// document returns the document of a chunk that was read, or nil if there is none. If it is known, it is made in the given place.
+func (c *chunk) document(place *Document) *Document {
 	switch {
 	case c.err != nil:
 		c.broken()
 	case c.known != nil:
 		at := entry{c.known, int32(c.line), int32(c.at), int32(len(c.data))}
-		return c.restore(new(Document), at, c.whole)
+		return c.restore(place, at, c.whole)
 	case c.root != nil:
 		d := c.stream.document(c.root, c.line-1)
 		d.text, d.at, d.digest = c.data, int32(c.at), &Digest{sum: c.sum}
@@ -115,7 +136,7 @@ func Empty(streams ...[]byte) bool {
 	for _, data := range streams {
 		s := &stream{run: new(run)}
 		for _, c := range s.split(nil, data) {
-			if c.parse(); c.doc != nil || c.err != nil || c.root != nil && !c.document().emptyList() {
+			if c.parse(); c.doc != nil || c.err != nil || c.root != nil && !c.document(new(Document)).emptyList() {
 				return false
 			}
 		}

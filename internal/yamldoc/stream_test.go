@@ -191,7 +191,7 @@ func TestParse_CostsWhatItsSizeSuggests(t *testing.T) {
 // outlined parses a stream and returns its documents, which must all have a Sum, and their outline.
 func outlined(t *testing.T, data string) ([]*yamldoc.Document, *yamldoc.Outline) {
 	t.Helper()
-	docs := yamldoc.ParseNew([]yamldoc.Stream{{Data: []byte(data)}}, func(yamldoc.Sum) *yamldoc.Digest { return nil })
+	docs := yamldoc.ParseNew(new(yamldoc.Room), []yamldoc.Stream{{Data: []byte(data)}}, func(yamldoc.Sum) *yamldoc.Digest { return nil })
 	outline := new(yamldoc.Outline)
 	for _, d := range docs {
 		if _, ok := d.Sum(); !ok {
@@ -211,7 +211,7 @@ func TestParseNew_Outline(t *testing.T) {
 	} {
 		want, outline := outlined(t, data)
 		streams := []yamldoc.Stream{{Data: []byte("kind: first")}, {Data: []byte(data), Known: outline}, {Data: []byte("kind: last")}}
-		got := yamldoc.ParseNew(streams, func(yamldoc.Sum) *yamldoc.Digest { return nil })
+		got := yamldoc.ParseNew(new(yamldoc.Room), streams, func(yamldoc.Sum) *yamldoc.Digest { return nil })
 		if len(got) != len(want)+2 || got[0].Text("kind") != "first" || got[len(got)-1].Text("kind") != "last" {
 			t.Errorf("%q: %d documents, want %d in their order", data, len(got), len(want)+2)
 			continue
@@ -236,7 +236,7 @@ func TestParseNew_BoundsOutlinedDocuments(t *testing.T) {
 	for i := range streams {
 		streams[i] = yamldoc.Stream{Data: []byte(data), Known: outline}
 	}
-	docs := yamldoc.ParseNew(streams, func(yamldoc.Sum) *yamldoc.Digest { return nil })
+	docs := yamldoc.ParseNew(new(yamldoc.Room), streams, func(yamldoc.Sum) *yamldoc.Digest { return nil })
 	last := docs[len(docs)-1]
 	if len(docs) != 200_001 || last.Stream() != 10 || !last.Failed() || !strings.Contains(last.Problems[0].Message, "more than 200000 documents") {
 		t.Errorf("%d documents, the last one has the problems %v", len(docs), last.Problems)
@@ -251,7 +251,7 @@ func TestParse_ManyStreams(t *testing.T) {
 	known := func(yamldoc.Sum) *yamldoc.Digest { return digest } // it costs less than parsing
 	many := yamldoc.Stream{Data: []byte(strings.Repeat("---\n"+text, most))}
 	streams := append(slices.Repeat([]yamldoc.Stream{many}, 11), yamldoc.Stream{Data: []byte(text)}, yamldoc.Stream{Data: []byte(text)})
-	docs := yamldoc.ParseNew(streams, known)
+	docs := yamldoc.ParseNew(new(yamldoc.Room), streams, known)
 	if want := 10*most + 1 + 2; len(docs) != want {
 		t.Fatalf("%d documents, want %d", len(docs), want)
 	}
