@@ -66,13 +66,13 @@ func TestRotationUnderLoad(t *testing.T) {
 		{name: "the client rotates", server: slow, client: quick}, // connections live until it rotates
 		dies,
 	}
+	stalls := await.WatchStalls(t)
 	for _, r := range all {
 		r.begin(t)
 	}
 
 	end := time.NewTimer(limit)
 	defer end.Stop()
-	stalls := await.WatchStalls(t)
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	seconds := int64(limit / time.Second)
