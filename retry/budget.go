@@ -29,7 +29,8 @@ type BudgetConfig struct {
 const slots = 10
 
 // Budget limits the retries of a destination to a share of its calls. A nil Budget permits every retry. A Budget is safe
-// for concurrent use and needs no goroutine.
+// for concurrent use and needs no goroutine. It does not read the clock for each of many calls, so a few of them may leave the
+// window too early.
 type Budget struct {
 	ratio     float64
 	perSecond float64
