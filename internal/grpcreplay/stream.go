@@ -137,7 +137,7 @@ func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) 
 	s.config, s.driver, s.apart = config, driver, !grpcend.Direct(config.Streamer)
 	s.news.L = &s.mu
 	s.kept.Room = config.Room
-	go starterOf(s)()
+	go s.run()
 
 	s.mu.Lock()
 	for !s.opened && !s.settled {
@@ -151,32 +151,6 @@ func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) 
 		}
 	}
 	return s, nil
-}
-
-// starter runs a stream on a new goroutine, and is then used again: `go s.run()` would be an allocation per stream.
-type starter struct {
-	stream *Stream
-	start  func()
-}
-
-var starters sync.Pool
-
-// starterOf returns a function that runs s, and is called once.
-func starterOf(s *Stream) func() {
-	r, _ := starters.Get().(*starter)
-	if r == nil {
-		r = new(starter)
-		r.start = r.run
-	}
-	r.stream = s
-	return r.start
-}
-
-func (r *starter) run() {
-	s := r.stream
-	r.stream = nil
-	starters.Put(r)
-	s.run()
 }
 
 // run makes the driver make the tries, and settles the stream.
