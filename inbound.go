@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -140,6 +139,9 @@ func (s *server) init(config ServerConfig, m *Mesh) error {
 // Handlers see the path as it was sent: behind a router that does not clean paths as http.ServeMux does, set Paths in
 // [WithWorkload]. Shutdown of the http.Server drains as usual.
 //
+// Handlers do not see that a client asks for an upgrade to h2c, and what begins HTTP/2 on a connection of HTTP/1 is refused: nobody
+// would decide about the requests that follow. Serve HTTP/2 without TLS with UnencryptedHTTP2 of [http.Protocols].
+//
 // An [http.MaxBytesHandler] belongs around this handler. Behind it, or as an [http.MaxBytesReader], it refuses the same bodies, but
 // net/http closes the connection only if more than 256 KiB are left to read: it knows its own ResponseWriter alone.
 //
@@ -270,6 +272,9 @@ func (h *handler) altered(r *http.Request, in *inbound) *http.Request {
 	}
 	arrived := in.view.Header
 	in.keepHeader(arrived) // for later decisions, before anything is removed
+	if field.AsksForHTTP2(arrived) {
+		arrived, in.edited = field.WithoutUpgrade(arrived), true
+	}
 	header := h.mesh.server.sanitized(arrived, in.edited, in.peer, h.mesh, in.rules.Tokens(), room)
 	trailers := trailer.May(r)
 	if ctx != r.Context() || header != nil || trailers || in.secure != nil {
@@ -351,7 +356,10 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	if !in.authenticate(w, r) {
 		return false
 	}
-	in.Decision = in.rules.Authorize(&in.view)
+	if in.Decision = in.rules.Authorize(&in.view); in.Decision.Allowed && field.BeginsHTTP2(r) {
+		in.Decision = judge.Denied(errHTTP2.Error())
+		in.Decision.BadRequest = true
+	}
 	_, refused := errors.AsType[*tlsid.PeerError](in.PeerErr) // it gets an answer: without one it would keep an HTTP/2 connection
 	switch {
 	case in.mode == tlsid.Strict && in.Peer == "" && !refused:
@@ -363,8 +371,9 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request, in *inbound) boo
 	return true
 }
 
-// errUnknownConnection is for a request to a port of ours whose connection a wrapper hides.
-var errUnknownConnection = errors.New("mesh: the connection of the request cannot be identified: wrap the listener inside Listen, not its result")
+// errHTTP2 is for what begins HTTP/2 where net/http does not speak it, so that a handler would serve requests that nobody decides about.
+var errHTTP2 = errors.New("mesh: HTTP/2 on a connection of HTTP/1: set UnencryptedHTTP2 in the Protocols of the http.Server, " +
+	"or put what serves HTTP/2 around Mesh.Handler, not behind it")
 
 // peer returns the peer that sent r. It is zero, without an error, if no certificate was presented.
 func (m *Mesh) peer(r *http.Request, in *inbound) (tlsid.Peer, error) {
@@ -385,9 +394,4 @@ func (m *Mesh) peer(r *http.Request, in *inbound) (tlsid.Peer, error) {
 		err = nil
 	}
 	return peer, err
-}
-
-// principal returns a peer's ID in the form that documents use.
-func principal(peer tlsid.Peer) string {
-	return strings.TrimPrefix(peer.ID.String(), "spiffe://")
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -301,6 +302,9 @@ func (s *server) recheck() {
 	}
 }
 
+// errUnknownConnection is for a request to a port of ours whose connection a wrapper hides.
+var errUnknownConnection = errors.New("mesh: the connection of the request cannot be identified: wrap the listener inside Listen, not its result")
+
 // hiddenTLS returns the state of a TLS connection that net/http takes for plaintext because a wrapper around the listener
 // hides it. It returns an error if r came to a port of ours and its connection cannot be identified.
 func (s *server) hiddenTLS(r *http.Request) (*tls.ConnectionState, error) {
@@ -353,4 +357,9 @@ func (p *place) from(local net.Addr) bool {
 // retires reports whether the connection of r will be closed soon because a certificate expires.
 func (s *server) retires(r *http.Request) bool {
 	return slices.ContainsFunc(s.watched(), func(l watched) bool { return l.Retiring(r) })
+}
+
+// principal returns a peer's ID in the form that documents use.
+func principal(peer tlsid.Peer) string {
+	return strings.TrimPrefix(peer.ID.String(), "spiffe://")
 }

@@ -22,6 +22,7 @@ import (
 
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
+	"github.com/nosidecar/mesh/policy/authz"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -294,4 +295,66 @@ func TestSubjectsBreakNoHeader(t *testing.T) {
 			t.Errorf("the header is %q, want %q in it", got[0], want)
 		}
 	}
+}
+
+// A client that goes on with HTTP/2 on a connection of HTTP/1, with a handler or a server behind it that plays along, would send requests that
+// nobody decides about.
+func TestNoHTTP2BehindTheHandler(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	backend := httptest.NewServer(http.HandlerFunc(switchesToHTTP2))
+	t.Cleanup(backend.Close)
+	to, err := url.Parse(backend.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := httputil.NewSingleHostReverseProxy(to)
+	proxy.Transport = &http.Transport{DisableKeepAlives: true}
+	deny, err := authz.Compile([]authz.Policy{{Name: "admin", Action: authz.Deny, Rules: []authz.Rule{{To: []authz.Operation{{Paths: []string{"/admin"}}}}}}}, authz.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, h := range map[string]http.Handler{"handler": http.HandlerFunc(switchesToHTTP2), "proxy": proxy} {
+		secured := serveMesh(t, w.member(t, "payment-service", denyPath), h.ServeHTTP)
+		layer := serve(t, (&authz.Handler{Next: h, Authorizer: deny}).ServeHTTP)
+		dial := func(e discovery.Endpoint) net.Conn {
+			c, err := net.Dial("tcp", addressOf(e))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { c.Close() })
+			return c
+		}
+		for from, connect := range map[string]func() net.Conn{
+			"mTLS":      func() net.Conn { return w.dialAs(t, secured, "order-service", "http/1.1") },
+			"plaintext": func() net.Conn { return dial(secured) },
+			"the layer": func() net.Conn { return dial(layer) },
+		} {
+			for _, upgrade := range []string{
+				"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+				"Connection: upgrade\r\nConnection: http2-settings\r\nUpgrade: websocket, H2C\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+			} {
+				if status, body := ask(t, connect(), "GET / HTTP/1.1\r\nHost: x\r\n"+upgrade+"\r\n"); status != http.StatusOK || body != "HTTP/1" {
+					t.Errorf("%s over %s: %q was answered with %d %q, want as a request without it", name, from, upgrade, status, body)
+				}
+			}
+			if status, body := ask(t, connect(), "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"); status != http.StatusBadRequest {
+				t.Errorf("%s over %s: what begins HTTP/2 was answered with %d %q, want 400", name, from, status, body)
+			}
+		}
+	}
+}
+
+// switchesToHTTP2 takes the connection over if it is asked to go on with HTTP/2.
+func switchesToHTTP2(w http.ResponseWriter, r *http.Request) {
+	if r.Method != "PRI" && !strings.Contains(strings.ToLower(r.Header.Get("Upgrade")), "h2c") {
+		io.WriteString(w, "HTTP/1")
+		return
+	}
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		panic(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n")
 }

@@ -8,11 +8,15 @@ import (
 	"strings"
 
 	"github.com/nosidecar/mesh/internal/field"
+	"github.com/nosidecar/mesh/internal/handed"
 )
 
 // Handler is an http.Handler that serves the requests that its Authorizer allows, and refuses the others with [Decision.Refuse].
 // It decides by the request target as it was sent, so it must be outside of any handler that changes requests. It is safe for
 // concurrent use. Its fields must not be changed after its first use.
+//
+// Next does not see that a client asks for an upgrade to h2c, and what begins HTTP/2 on a connection of HTTP/1 is refused: nobody would
+// decide about the requests that follow.
 type Handler struct {
 	// Next serves the requests that are allowed. It must be set.
 	Next http.Handler
@@ -39,12 +43,22 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	view := NewRequest(r, principal, h.TrustedHops)
 	d := h.Authorizer.Decide(&view)
+	if d.Allowed && field.BeginsHTTP2(r) {
+		none := Match{Rule: -1}
+		d = Decision{Match: none, Audit: none, Shadow: Shadow{Match: none}, BadRequest: true, Reason: "HTTP/2 on a connection of HTTP/1"}
+	}
 	if h.OnDecision != nil {
 		h.OnDecision(r, d)
 	}
 	if !d.Allowed {
 		d.Refuse(w, r)
 		return
+	}
+	if field.AsksForHTTP2(r.Header) {
+		seen := r.WithContext(r.Context())
+		seen.Header = field.WithoutUpgrade(r.Header)
+		defer handed.Return(r, seen)
+		r = seen
 	}
 	h.Next.ServeHTTP(w, r)
 }
