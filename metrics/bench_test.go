@@ -127,7 +127,7 @@ func BenchmarkMessage(b *testing.B) {
 	w := newTestWatcher(b, Config{})
 	ctx := context.Background()
 	call, in := answered(b, true), arrived(b, true)
-	call.Request.Header = http.Header{"Content-Type": {"application/grpc"}}
+	call.Request.Method, call.Request.Header = http.MethodPost, http.Header{"Content-Type": {"application/grpc"}}
 	b.Run("call", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {

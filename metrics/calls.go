@@ -140,14 +140,14 @@ func (w *watcher) attemptStart(ctx context.Context, a *mesh.Attempt) context.Con
 		a.Sent.SetHeader(asserted.PeerMetadata, self.value[0])
 		a.Sent.SetHeader(asserted.PeerMetadataID, self.named[0])
 	}
-	if field.IsGRPC(a.Call.Request.Header) && !w.over.Load() {
+	if field.CallsGRPC(a.Call.Request) && !w.over.Load() {
 		w.streams.attempt(a)
 	}
 	return ctx
 }
 
 func (w *watcher) callEnd(ctx context.Context, c *mesh.Call) {
-	rpc := field.IsGRPC(c.Request.Header)
+	rpc := field.CallsGRPC(c.Request)
 	if w.over.Load() {
 		if rpc {
 			w.streams.take(c)
@@ -255,7 +255,7 @@ func (w *watcher) inboundEnd(ctx context.Context, in *mesh.Inbound) {
 	if r.side = overridden(in.Telemetry.Server()); r.side != nil {
 		r.header = in.Request.Header
 	}
-	if field.IsGRPC(in.Request.Header) {
+	if field.CallsGRPC(in.Request) {
 		r.key |= isGRPC
 	}
 	if in.Peer != "" {

@@ -331,7 +331,7 @@ func TestMessagesOfLongStreams(t *testing.T) {
 		p := newProcess(t, metrics.Config{})
 		o := identified(t, p.Observer())
 		c := call(t, "order.shop.svc.cluster.local", &discovery.Endpoint{Labels: map[string]string{"app": "order"}}, order)
-		c.Request.Header = http.Header{"Content-Type": {"application/grpc"}}
+		c.Request.Method, c.Request.Header = http.MethodPost, http.Header{"Content-Type": {"application/grpc"}}
 		ctx := o.CallStart(t.Context(), c)
 		o.CallMessage(ctx, c, true) // before an endpoint is known
 		c.Last.Sent = headers{}

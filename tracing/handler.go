@@ -46,7 +46,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	untrusted := h.Untrusted != nil && h.Untrusted(r)
 	ctx := h.tracer.StartInbound(r.Context(), &spans.Request{
-		Request: r, RPC: field.IsGRPC(r.Header), Restart: untrusted, NewID: untrusted,
+		Request: r, RPC: field.CallsGRPC(r), Restart: untrusted, NewID: untrusted,
 	})
 	if h.Config.EchoRequestID {
 		spans.EchoRequestID(ctx, w.Header())
@@ -67,7 +67,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if returned {
 			end.Status = answer.Code()
 		}
-		if end.RPC = field.IsGRPC(r.Header); end.RPC {
+		if end.RPC = field.CallsGRPC(r); end.RPC {
 			end.Code = spans.Code(failure.GRPCAnswer(end.Status, w.Header()))
 		}
 		spans.EndInbound(ctx, &end, r.Method)

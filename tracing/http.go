@@ -54,7 +54,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	} else {
 		ctx = r.tracer.StartCall(ctx, &d)
 	}
-	ctx = r.tracer.StartAttempt(ctx, &d, &spans.Attempt{Number: number(req), Header: req.Header, Set: r})
+	ctx = r.tracer.StartAttempt(ctx, &d, &spans.Attempt{Number: number(req), Header: req.Header, Set: &r.Request})
 	return r.send(ctx, t.Base, &d, ending{whole: owner == nil, attempt: true})
 }
 
@@ -90,7 +90,7 @@ func (t *Calls) RoundTrip(req *http.Request) (*http.Response, error) {
 	d := r.describe()
 	d.Shared = true
 	ctx := r.tracer.StartCall(req.Context(), &d)
-	r.tracer.SetRequestID(&d, r)
+	r.tracer.SetRequestID(&d, &r.Request)
 	return r.send(ctx, t.Base, &d, ending{whole: true})
 }
 
@@ -123,7 +123,7 @@ func begin(req *http.Request, tracer *spans.Tracer, err error) (*request, error)
 func (r *request) describe() spans.Call {
 	req := r.caller
 	return spans.Call{
-		Method: req.Method, URL: req.URL, RPC: field.IsGRPC(req.Header), Owner: r, Seed: rand.Uint64(), Header: req.Header, Caller: req.Context(),
+		Method: req.Method, URL: req.URL, RPC: field.CallsGRPC(req), Owner: r, Seed: rand.Uint64(), Header: req.Header, Caller: req.Context(),
 	}
 }
 

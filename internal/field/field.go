@@ -39,6 +39,9 @@ func IsGRPC(header http.Header) bool {
 	return ok && (rest == "" || rest[0] == '+' || rest[0] == ';')
 }
 
+// CallsGRPC reports whether a request is a call of gRPC, which is always a POST.
+func CallsGRPC(r *http.Request) bool { return r.Method == http.MethodPost && IsGRPC(r.Header) }
+
 // Key returns a name as a key of an http.Header, as http.CanonicalHeaderKey does. Those that telemetry sets with every call are known.
 func Key(name string) string {
 	switch name {
@@ -46,4 +49,13 @@ func Key(name string) string {
 		return name
 	}
 	return http.CanonicalHeaderKey(name)
+}
+
+// CarriesTrace reports whether name, a key of an http.Header, is a header that carries a trace, or the id of a request.
+func CarriesTrace(name string) bool {
+	switch name {
+	case "Traceparent", "Tracestate", "Baggage", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Parentspanid", "X-B3-Sampled", "X-B3-Flags", "X-Request-Id":
+		return true
+	}
+	return false
 }

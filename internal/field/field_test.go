@@ -42,3 +42,20 @@ func TestIsGRPC(t *testing.T) {
 		t.Error("IsGRPC without a type = true")
 	}
 }
+
+func TestCallsGRPC(t *testing.T) {
+	typed := http.Header{"Content-Type": {"application/grpc"}}
+	for _, test := range []struct {
+		r    http.Request
+		want bool
+	}{
+		{http.Request{Method: "POST", Header: typed}, true},
+		{http.Request{Method: "POST"}, false},
+		{http.Request{Method: "GET", Header: typed}, false},
+		{http.Request{Header: typed}, false},
+	} {
+		if got := field.CallsGRPC(&test.r); got != test.want {
+			t.Errorf("CallsGRPC(%s, %v) = %v", test.r.Method, test.r.Header, got)
+		}
+	}
+}

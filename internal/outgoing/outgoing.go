@@ -16,10 +16,13 @@ import (
 type Request struct {
 	copied http.Request
 	header http.Header
-	own    bool         // nobody else has the header
-	made   bool         // here
-	room   int32        // for what is added to it
-	values field.Values // of what is set
+	own    bool // nobody else has the header
+	made   bool // here
+
+	untraced bool      // see Untraced; false if it is not known
+	used     uint8     // of values
+	room     int32     // for what is added to the header
+	values   [7]string // of what is set: as many as telemetry sets with every call, by default
 }
 
 // Begin says which header the request has so far, whether nobody else has it, and about how many fields will be added to it.
@@ -29,14 +32,65 @@ func (r *Request) Begin(h http.Header, own bool, room int) {
 
 // SetHeader sets a header. An empty value removes it.
 func (r *Request) SetHeader(name, value string) {
+	name = field.Key(name)
+	r.set(name, value)
+	if field.CarriesTrace(name) {
+		r.untraced = false
+	}
+}
+
+// SetTrace is SetHeader for a header that carries a trace, by its key in an http.Header.
+func (r *Request) SetTrace(key, value string) {
+	r.set(key, value)
+	r.untraced = false
+}
+
+func (r *Request) set(key, value string) {
 	if !r.own {
-		r.header, r.own, r.made = CopyHeader(r.header, int(r.room)), true, true
+		r.copyHeader()
 	}
-	if name = field.Key(name); value == "" {
-		delete(r.header, name)
+	if value == "" {
+		delete(r.header, key)
 	} else {
-		r.header[name] = r.values.Of(value)
+		r.header[key] = r.valuesOf(value)
 	}
+}
+
+// valuesOf returns value as the values of a header. It allocates only if there is no room left.
+func (r *Request) valuesOf(value string) []string {
+	if int(r.used) == len(r.values) {
+		return []string{value}
+	}
+	i := r.used
+	r.values[i] = value
+	r.used++
+	return r.values[i:r.used:r.used]
+}
+
+func (r *Request) copyHeader() {
+	h := r.header
+	r.own, r.made = true, true
+	if fewFields(h, int(r.room)) {
+		r.header = maps.Clone(h)
+		return
+	}
+	r.header = make(http.Header, len(h)+int(r.room))
+	r.untraced = true
+	for key, values := range h {
+		r.header[key] = values
+		if field.CarriesTrace(key) {
+			r.untraced = false
+		}
+	}
+}
+
+// Untraced reports whether the header is known to have no field that carries a trace, so that none has to be looked up. It is for a caller
+// that will set some: it copies the header, if that has not been done.
+func (r *Request) Untraced() bool {
+	if !r.own {
+		r.copyHeader()
+	}
+	return r.untraced
 }
 
 // Header returns the header as it will be sent.
@@ -60,13 +114,14 @@ func (r *Request) Of(req *http.Request, ctx context.Context) *http.Request {
 	return req
 }
 
-// small is how many fields fit into a map that never grows: cloning such a map is cheaper than making a new one.
-const small = 8
+// fewFields reports whether a header fits into a map that never grows, with room for more fields: cloning such a map is cheaper than making
+// a new one.
+func fewFields(h http.Header, room int) bool { return h != nil && len(h)+room <= 8 }
 
 // CopyHeader returns a copy of a header with room for more fields: growing a map costs more than making it large enough. Values are
 // only ever replaced as a whole, so they are shared.
 func CopyHeader(h http.Header, room int) http.Header {
-	if len(h)+room <= small && h != nil {
+	if fewFields(h, room) {
 		return maps.Clone(h)
 	}
 	copied := make(http.Header, len(h)+room)

@@ -80,3 +80,51 @@ func TestRequestIsCopiedOnlyIfItChanges(t *testing.T) {
 		t.Errorf("sent %v", sent.Header)
 	}
 }
+
+// Whoever sets trace headers learns of those that the caller set, or that another observer did, whatever the size of the header.
+func TestHeaderThatCarriesATraceIsNotUntraced(t *testing.T) {
+	for _, fields := range []int{0, 1, 4, 20} {
+		for _, room := range []int{0, 2, 7} {
+			begin := func(change func(http.Header)) *outgoing.Request {
+				req := request(t, fields)
+				change(req.Header)
+				r := new(outgoing.Request)
+				r.Begin(req.Header, false, room)
+				return r
+			}
+			r := begin(func(h http.Header) { h["X-B3-Flags"] = []string{"1"} })
+			if r.Untraced() {
+				t.Errorf("%d fields, room for %d: a header with X-B3-Flags is said to be untraced", fields, room)
+			}
+			r = begin(func(http.Header) {})
+			r.SetHeader("x-b3-sampled", "1")
+			if r.Untraced() {
+				t.Errorf("%d fields, room for %d: a header is said to be untraced after x-b3-sampled was set", fields, room)
+			}
+			r = begin(func(http.Header) {})
+			r.SetTrace("Traceparent", "00")
+			if r.Untraced() || r.Header()["Traceparent"][0] != "00" {
+				t.Errorf("%d fields, room for %d: %v after a traceparent was set", fields, room, r.Header())
+			}
+			r = begin(func(http.Header) {})
+			r.SetHeader("X-Other", "1")
+			if untraced := r.Untraced(); untraced != (fields+room > 8) {
+				t.Errorf("%d fields, room for %d: untraced %t", fields, room, untraced)
+			}
+		}
+	}
+}
+
+// There is no limit to what can be set, though there is room for few values without another allocation.
+func TestManyHeadersAreSet(t *testing.T) {
+	var r outgoing.Request
+	r.Begin(nil, false, 2)
+	for i := range 20 {
+		r.SetHeader("X-"+strconv.Itoa(i), strconv.Itoa(i))
+	}
+	for i := range 20 {
+		if got := r.Header()["X-"+strconv.Itoa(i)]; len(got) != 1 || cap(got) != 1 || got[0] != strconv.Itoa(i) {
+			t.Errorf("header %d is %q", i, got)
+		}
+	}
+}

@@ -174,7 +174,7 @@ func (t *Tracer) StartAttempt(ctx context.Context, d *Call, a *Attempt) context.
 		return ctx
 	}
 	from := trace.SpanContextFromContext(d.Caller)
-	h := carried{ctx: ctx, header: a.Header, fresh: !from.IsValid(), seed: idSeed(d.Seed, &from)}
+	h := carried{ctx: ctx, header: a.Header, set: a.Set, fresh: !from.IsValid(), seed: idSeed(d.Seed, &from)}
 	if d.RPC {
 		c.try(a)
 		h.span = c.whole.SpanContext()
@@ -184,7 +184,7 @@ func (t *Tracer) StartAttempt(ctx context.Context, d *Call, a *Attempt) context.
 		h.span = span.SpanContext()
 	}
 	h.id = h.span.SpanID()
-	t.inject(&h, a.Set)
+	t.inject(&h)
 	return ctx
 }
 

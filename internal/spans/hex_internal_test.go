@@ -5,6 +5,8 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"testing"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // The digits are those that package hex writes.
@@ -34,6 +36,15 @@ func TestAppendUUID(t *testing.T) {
 		}
 		if again := string(appendUUID(nil, seed)); again != id {
 			t.Errorf("the UUIDs of %#x are %q and %q", seed, id, again)
+		}
+	}
+}
+
+// Whoever copies a header field by field knows all headers of traces.
+func TestHeadersOfTracesAreKnown(t *testing.T) {
+	for _, name := range headers {
+		if !field.CarriesTrace(name) {
+			t.Errorf("CarriesTrace(%q) = false", name)
 		}
 	}
 }

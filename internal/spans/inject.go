@@ -11,6 +11,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/outgoing"
 )
 
 // Outgoing is a request, or an attempt of one, without a span of its own.
@@ -23,7 +24,7 @@ type Outgoing struct {
 
 // Carry sets the headers of an attempt that is not recorded. ctx is its context.
 func (t *Tracer) Carry(ctx context.Context, o *Outgoing) {
-	h := carried{ctx: ctx, header: o.Header, span: trace.SpanContextFromContext(o.Caller)}
+	h := carried{ctx: ctx, header: o.Header, set: o.Set, span: trace.SpanContextFromContext(o.Caller)}
 	h.fresh, h.seed = !h.span.IsValid(), idSeed(o.Seed, &h.span)
 	if !caller.SameContext(ctx, o.Caller) {
 		h.span = trace.SpanContextFromContext(ctx)
@@ -32,26 +33,44 @@ func (t *Tracer) Carry(ctx context.Context, o *Outgoing) {
 	if h.span.IsValid() && !h.span.IsSampled() && !t.config.NoClientSpans {
 		h.id = newSpanID() // nobody records this span, so any id will do
 	}
-	t.inject(&h, o.Set)
+	t.inject(&h)
 }
 
 // carried has what the trace headers of a request are made from.
 type carried struct {
-	ctx    context.Context   // of the request, without the span whose header it is
-	header http.Header       // as it is; it is not changed
+	ctx    context.Context // of the request, without the span whose header it is
+	header http.Header     // as it is; it is changed only through set
+	set    Setter
+	sent   *outgoing.Request // set, if it is one
+	clean  bool              // the header is known to carry no trace
 	span   trace.SpanContext // that is sent, but for its id
 	id     trace.SpanID
 	fresh  bool   // the trace begins with the call
 	seed   uint64 // of a request id: the same for all attempts of a call
 }
 
+// has reports whether the header has a field that carries a trace.
+func (c *carried) has(key string) bool { return !c.clean && c.header[key] != nil }
+
+// put sets a header that carries a trace. An empty value removes it.
+func (c *carried) put(key, value string) {
+	if c.sent != nil {
+		c.sent.SetTrace(key, value)
+	} else {
+		c.set.SetHeader(key, value)
+	}
+}
+
 // inject sets the headers. What is set replaces what came with the request, except for the request id, the baggage and the
 // forwarded headers: these the caller may set.
-func (t *Tracer) inject(c *carried, set Setter) {
+func (t *Tracer) inject(c *carried) {
 	in := inboundOf(c.ctx)
 	var room [160]byte // traceparent, b3 and x-request-id
 	b := room[:0]
 	valid := c.span.IsValid()
+	if c.sent, _ = c.set.(*outgoing.Request); c.sent != nil && valid {
+		c.clean = c.sent.Untraced()
+	}
 	if valid && t.config.Propagator == nil {
 		b = t.appendContext(b, c, in)
 	}
@@ -59,45 +78,45 @@ func (t *Tracer) inject(c *carried, set Setter) {
 	case seed != 0: // in the same memory
 		made := len(b)
 		text := string(appendUUID(b, seed))
-		set.SetHeader(requestID, text[made:])
-		t.setContext(c, text[:made], set)
+		c.put(requestID, text[made:])
+		t.setContext(c, text[:made])
 	default:
 		if id != "" {
-			set.SetHeader(requestID, id)
+			c.put(requestID, id)
 		}
-		t.setContext(c, string(b), set)
+		t.setContext(c, string(b))
 	}
 	if valid && t.config.Propagator != nil {
-		t.config.Propagator.Inject(trace.ContextWithSpanContext(c.ctx, c.span.WithSpanID(c.id)), carrier{c.header, set})
+		t.config.Propagator.Inject(trace.ContextWithSpanContext(c.ctx, c.span.WithSpanID(c.id)), carrier{c.header, c.set})
 	}
 	if t.config.Propagator == nil {
-		passOnBaggage(c, in, set)
+		passOnBaggage(c, in)
 	}
 	if in != nil {
 		for i, values := range in.forwarded {
 			if name := t.forward[i]; len(values) > 0 && c.header[name] == nil {
-				set.SetHeader(name, values[0])
+				c.set.SetHeader(name, values[0])
 			}
 		}
 	}
 }
 
 // passOnBaggage sets the baggage of the context, or else that of the inbound request, unless the caller has set one.
-func passOnBaggage(c *carried, in *inbound, set Setter) {
+func passOnBaggage(c *carried, in *inbound) {
 	bag := baggage.FromContext(c.ctx)
 	switch {
-	case bag.Len() == 0 && (in == nil || in.baggage == ""), c.header[baggageHeader] != nil:
+	case bag.Len() == 0 && (in == nil || in.baggage == ""), c.has(baggageHeader):
 	case bag.Len() > 0:
-		set.SetHeader(baggageHeader, bag.String())
+		c.put(baggageHeader, bag.String())
 	default:
-		set.SetHeader(baggageHeader, in.baggage)
+		c.put(baggageHeader, in.baggage)
 	}
 }
 
 // requestID returns the id to set, or the seed to make it from. It returns neither if the call has one.
 func (t *Tracer) requestID(c *carried, in *inbound) (id string, seed uint64) {
 	switch {
-	case t.config.NoRequestID || c.header[requestID] != nil:
+	case t.config.NoRequestID || c.has(requestID):
 		return "", 0
 	case in == nil || in.requestID == "" && in.seed == 0:
 		return "", c.seed
@@ -126,15 +145,15 @@ func (t *Tracer) appendContext(b []byte, c *carried, in *inbound) []byte {
 
 // setContext sets the headers whose text appendContext has made. It removes those of the formats that are not sent: the application may
 // have copied them, and they would name another span.
-func (t *Tracer) setContext(c *carried, text string, set Setter) {
+func (t *Tracer) setContext(c *carried, text string) {
 	if text == "" {
 		return
 	}
 	keep := func(f format, name, value string) {
 		if t.formats&f != 0 && value != "" {
-			set.SetHeader(name, value)
-		} else if c.header[name] != nil {
-			set.SetHeader(name, "")
+			c.put(name, value)
+		} else if c.has(name) {
+			c.put(name, "")
 		}
 	}
 	keep(w3c, traceparent, text[:55])
@@ -144,7 +163,7 @@ func (t *Tracer) setContext(c *carried, text string, set Setter) {
 	}
 	keep(w3c, tracestate, state)
 	keep(b3Single, b3Header, text[55:])
-	if t.formats&b3Multi != 0 || hasB3(c.header) {
+	if t.formats&b3Multi != 0 || !c.clean && hasB3(c.header) {
 		keep(b3Multi, b3TraceID, text[3:35])
 		keep(b3Multi, b3SpanID, text[36:52])
 		keep(b3Multi, b3Sampled, sampledText(c.span.TraceFlags()))

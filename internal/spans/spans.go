@@ -10,6 +10,8 @@ import (
 
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // Config is tracing.Config, which documents it.
@@ -75,7 +77,7 @@ func New(c Config) (*Tracer, error) {
 	}
 	for _, name := range c.Forward {
 		name = http.CanonicalHeaderKey(name)
-		if owned(name) {
+		if field.CarriesTrace(name) { // which tracing sets itself
 			return nil, fmt.Errorf("tracing: Forward names %s, which tracing sets itself: remove it there", name)
 		}
 		t.forward = append(t.forward, name)
@@ -119,9 +121,6 @@ const (
 var headers = [...]string{
 	traceparent, tracestate, baggageHeader, b3Header, b3TraceID, b3SpanID, b3ParentSpanID, b3Sampled, b3Flags, requestID,
 }
-
-// owned reports whether name, a key of an http.Header, is a header that tracing sets itself.
-func owned(name string) bool { return slices.Contains(headers[:], name) }
 
 // Names returns the headers that are read of an inbound request, as keys of an http.Header.
 func (t *Tracer) Names() []string { return slices.Concat(t.trusted, t.forward) }

@@ -3,9 +3,11 @@ package spans_test
 import (
 	"context"
 	"net/http"
+	"net/url"
 	"reflect"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -13,6 +15,7 @@ import (
 	sdk "go.opentelemetry.io/otel/sdk/trace"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/nosidecar/mesh/internal/outgoing"
 	"github.com/nosidecar/mesh/internal/spans"
 )
 
@@ -345,6 +348,40 @@ func TestWhatIsSetWinsOverWhatWasCopied(t *testing.T) {
 	}
 	if sent.Get("X-Request-Id") != "mine" || sent.Get("Baggage") != "a=b" {
 		t.Errorf("what the application set was not kept: %v", sent)
+	}
+}
+
+// The same holds for a request that is copied field by field, which is asked only once whether it carries a trace.
+func TestWhatIsSetWinsInALargeHeader(t *testing.T) {
+	provider := sdk.NewTracerProvider()
+	ctx, span := provider.Tracer("").Start(context.Background(), "handler")
+	defer span.End()
+	tracer, err := spans.New(spans.Config{Provider: provider, Formats: "tracecontext"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, copied := range []string{
+		"Tracestate", "B3", "X-B3-Traceid", "X-B3-Spanid", "X-B3-Sampled", "X-B3-Flags", "X-B3-Parentspanid", "X-Request-Id", "Baggage",
+	} {
+		header := http.Header{copied: {"mine"}}
+		if strings.HasPrefix(copied, "X-B3-") {
+			header["X-B3-Sampled"] = []string{"1"} // the others mean nothing without it, or without the next
+			header["X-B3-Traceid"] = []string{traceID}
+		}
+		for i := range 20 {
+			header["X-"+strconv.Itoa(i)] = []string{"1"}
+		}
+		var sent outgoing.Request
+		sent.Begin(header, false, 7)
+		d := spans.Call{Method: http.MethodGet, URL: new(url.URL), Owner: new(int), Header: header, Caller: ctx}
+		tracer.StartAttempt(ctx, &d, &spans.Attempt{Number: 1, Header: header, Set: &sent})
+		kept := sent.Header()[copied] != nil
+		if want := copied == "X-Request-Id" || copied == "Baggage"; kept != want {
+			t.Errorf("%s of the application is sent: %t, want %t", copied, kept, want)
+		}
+		if got := sent.Header()["X-Request-Id"]; copied == "X-Request-Id" && got[0] != "mine" {
+			t.Errorf("X-Request-Id of the application is sent as %q", got)
+		}
 	}
 }
 

@@ -57,7 +57,7 @@ type observer struct {
 // describe returns a call in the tracer's terms.
 func describe(c *mesh.Call) spans.Call {
 	return spans.Call{
-		Method: c.Request.Method, URL: c.Request.URL, RPC: field.IsGRPC(c.Request.Header), Start: c.Start,
+		Method: c.Request.Method, URL: c.Request.URL, RPC: field.CallsGRPC(c.Request), Start: c.Start,
 		Owner: c, Seed: seedOf(c), Header: c.Request.Header, Caller: c.Request.Context(),
 		Documents: &c.Telemetry.Client().Tracing, Secret: c.Telemetry.Client().SecretParams,
 	}
@@ -126,7 +126,7 @@ func (o *observer) attemptEnd(ctx context.Context, a *mesh.Attempt) {
 
 func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.Context {
 	r := spans.Request{
-		Request: in.Request, RPC: field.IsGRPC(in.Request.Header),
+		Request: in.Request, RPC: field.CallsGRPC(in.Request),
 		Restart: in.RestartTraces, NewID: in.Peer == "", // for these peers, the mesh removes the header
 		Documents: &in.Telemetry.Server().Tracing,
 	}
@@ -141,7 +141,7 @@ func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.C
 }
 
 func (o *observer) inboundEnd(ctx context.Context, in *mesh.Inbound) {
-	e := spans.Response{Status: in.Status, RPC: field.IsGRPC(in.Request.Header), Route: in.Pattern}
+	e := spans.Response{Status: in.Status, RPC: field.CallsGRPC(in.Request), Route: in.Pattern}
 	if in.Flags != 0 {
 		e.Flags = in.Flags.String()
 	}

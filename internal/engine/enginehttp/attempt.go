@@ -94,7 +94,7 @@ func (c *call) withDeadline(req *http.Request, n int) *http.Request {
 	}
 	if n == 1 { // the header of a retry is its own
 		room := 1
-		if c.observed != nil && c.observed.first != nil {
+		if c.observed.first != nil {
 			room += int(c.observed.sets.Load())
 		}
 		req.Header = outgoing.CopyHeader(req.Header, room)
@@ -104,7 +104,7 @@ func (c *call) withDeadline(req *http.Request, n int) *http.Request {
 
 // observe tells the observers that the attempt begins. It returns the request to send. own says that the header is not shared.
 func (c *call) observe(t *try, req *http.Request, n int, own bool) *http.Request {
-	if c.observed == nil || c.observed.first == nil {
+	if c.observed.first == nil {
 		t.Observe(req.Context(), n, req.Header, nil)
 		return req
 	}

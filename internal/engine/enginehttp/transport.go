@@ -82,7 +82,7 @@ type call struct {
 	setCookie *string      // for a request that came without the cookie of its hash key
 
 	first    try
-	observed *observed // nil for most calls, even observed ones
+	observed observed
 }
 
 // calls has calls that have ended. Their fields are zero.
@@ -98,7 +98,7 @@ func (c *call) release() {
 	}
 }
 
-// observed is state that only observers of some calls need.
+// observed is state for the observers of some calls.
 type observed struct {
 	body     *body.Counter                // of the request; nil if the length is known
 	upgraded interface{ Written() int64 } // the body of a response that can be written to; mostly nil
@@ -112,23 +112,13 @@ func (t *Transport) newCall(req *http.Request) *call {
 	c.users.Store(1)
 	c.req = req
 	if t.engine.HeadersObserved() {
-		o := &struct {
-			observed
+		o := &struct { // not part of the call, which is reused
 			first outgoing.Request
 			inner body.Reader
 		}{}
-		o.observed.first, o.sets = &o.first, &t.sets
-		c.observed, c.inner = &o.observed, &o.inner
+		c.observed.first, c.observed.sets, c.inner = &o.first, &t.sets, &o.inner
 	}
 	return c
-}
-
-// forObservers returns what is kept for the observers of the call.
-func (c *call) forObservers() *observed {
-	if c.observed == nil {
-		c.observed = new(observed)
-	}
-	return c.observed
 }
 
 var (
@@ -169,7 +159,7 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 	}
 	c.watch(resp)
 	if resp.StatusCode == http.StatusSwitchingProtocols && c.Observed() {
-		c.forObservers().upgraded, _ = resp.Body.(interface{ Written() int64 })
+		c.observed.upgraded, _ = resp.Body.(interface{ Written() int64 })
 	}
 	if limits := c.Limits(); limits != nil {
 		limits.Watch(resp) // outside, since End asks whether they have ended the call
@@ -243,7 +233,7 @@ func (c *call) counted(req *http.Request) *http.Request {
 		req = c.copied()
 	}
 	counter := &body.Counter{ReadCloser: req.Body}
-	c.forObservers().body, req.Body = counter, counter
+	c.observed.body, req.Body = counter, counter
 	return req
 }
 
@@ -252,13 +242,11 @@ func (c *call) Bytes() (sent, received int64) {
 	if c.answered {
 		sent = max(0, c.req.ContentLength)
 	}
-	if o := c.observed; o != nil {
-		if o.body != nil {
-			sent = o.body.Bytes()
-		}
-		if o.upgraded != nil {
-			sent += o.upgraded.Written()
-		}
+	if counter := c.observed.body; counter != nil {
+		sent = counter.Bytes()
+	}
+	if to := c.observed.upgraded; to != nil {
+		sent += to.Written()
 	}
 	if c.outer != nil {
 		received = c.outer.Bytes()
