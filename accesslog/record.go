@@ -11,6 +11,7 @@ import (
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/policy/route"
 )
 
@@ -92,7 +93,7 @@ func (l *Log) callEnd(_ context.Context, c *mesh.Call) {
 	r.fail(c.Err)
 	r.target, r.routed, r.route, r.outside = c.Target, c.Document != "", c.Route, c.Outside
 	r.received, r.sent = c.BytesSent, c.BytesReceived
-	r.serviceTime = first(c.ResponseHeader, "X-Envoy-Upstream-Service-Time")
+	r.serviceTime = field.First(c.ResponseHeader, "X-Envoy-Upstream-Service-Time")
 	if a := c.Last; a != nil {
 		r.endpoint, r.peerID, r.peer = a.Endpoint, a.PeerID, a.Peer
 		r.header(a.Header) // with what observers have set
@@ -169,7 +170,7 @@ func (r *record) request(req *http.Request, uri string) {
 
 func (r *record) header(h http.Header) {
 	r.headers = h
-	r.forwardedFor, r.userAgent, r.requestID = first(h, "X-Forwarded-For"), first(h, "User-Agent"), first(h, "X-Request-Id")
+	r.forwardedFor, r.userAgent, r.requestID = field.First(h, "X-Forwarded-For"), field.First(h, "User-Agent"), field.First(h, "X-Request-Id")
 }
 
 // bound cuts long texts, whose length callers choose, so that the part that no line shows does not stay in memory while the record waits.
@@ -188,14 +189,6 @@ func (r *record) bound() {
 			*s = strings.Clone((*s)[:longest+1]) // one byte more, so that shorten knows that it was cut
 		}
 	}
-}
-
-// first returns the first value of a header whose name is canonical.
-func first(h http.Header, name string) string {
-	if values := h[name]; len(values) > 0 {
-		return values[0]
-	}
-	return ""
 }
 
 // filterCode returns the status that Filter.Code is compared with. failed says whether a call without a response failed, rather than that

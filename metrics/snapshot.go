@@ -13,59 +13,60 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// gauge is a metric that is read at each scrape.
-type gauge struct {
+// scraped is a gauge or a counter whose value is read at each scrape.
+type scraped struct {
 	*prometheus.Desc
 	kind prometheus.ValueType
 }
 
-func newGauge(name, help string, labels ...string) gauge {
-	g := gauge{prometheus.NewDesc(name, help, labels, nil), prometheus.GaugeValue}
+// newScraped makes a counter if the name ends as those of counters do, and a gauge otherwise.
+func newScraped(name, help string, labels ...string) scraped {
+	m := scraped{prometheus.NewDesc(name, help, labels, nil), prometheus.GaugeValue}
 	if strings.HasSuffix(name, "_total") {
-		g.kind = prometheus.CounterValue
+		m.kind = prometheus.CounterValue
 	}
-	return g
+	return m
 }
 
-func gaugeOfTarget(name, help string, labels ...string) gauge {
-	return newGauge(name, help, append(slices.Clone(targetNames), labels...)...)
+func scrapedOfTarget(name, help string, labels ...string) scraped {
+	return newScraped(name, help, append(slices.Clone(targetNames), labels...)...)
 }
 
 var (
-	buildInfo  = newGauge("istio_build", "The version of this library, where Istio's proxies report theirs.", "component", "tag")
-	identities = newGauge("mesh_metrics_identities", "Sets of labels that are kept.")
-	mostKept   = newGauge("mesh_metrics_identities_limit", "How many sets of labels may be kept.")
-	overflows  = newGauge("mesh_metrics_overflow_total", "Calls and raw connections that were not counted, since there was no room for their labels.", "reporter")
-	dropped    = newGauge("mesh_dropped_total", "Items that telemetry has dropped, such as records of the access log.", "what")
+	buildInfo  = newScraped("istio_build", "The version of this library, where Istio's proxies report theirs.", "component", "tag")
+	identities = newScraped("mesh_metrics_identities", "Sets of labels that are kept.")
+	mostKept   = newScraped("mesh_metrics_identities_limit", "How many sets of labels may be kept.")
+	overflows  = newScraped("mesh_metrics_overflow_total", "Calls and raw connections that were not counted, since there was no room for their labels.", "reporter")
+	dropped    = newScraped("mesh_dropped_total", "Items that telemetry has dropped, such as records of the access log.", "what")
 
-	ready           = newGauge("mesh_ready", "1 if the mesh has the documents and the identity that calls and requests need.")
-	policyNumber    = newGauge("mesh_policy_number", "The number of the load of documents that is in force.")
-	policyDocuments = newGauge("mesh_policy_documents", "How many documents are in force for this process.")
-	policyInfo      = newGauge("mesh_policy_info", "Always 1: the version of the documents in force.", "version")
-	policyLoaded    = newGauge("mesh_policy_loaded_timestamp_seconds", "When the documents in force were loaded.")
-	policyRefusedAt = newGauge("mesh_policy_refused_timestamp_seconds", "When documents were last refused, 0 if none were.")
-	policyRefused   = newGauge("mesh_policy_refused", "1 if the latest documents were refused, so that older ones are in force.")
-	policyFindings  = newGauge("mesh_policy_findings", "Findings of the latest load of documents.", "severity")
+	ready           = newScraped("mesh_ready", "1 if the mesh has the documents and the identity that calls and requests need.")
+	policyNumber    = newScraped("mesh_policy_number", "The number of the load of documents that is in force.")
+	policyDocuments = newScraped("mesh_policy_documents", "How many documents are in force for this process.")
+	policyInfo      = newScraped("mesh_policy_info", "Always 1: the version of the documents in force.", "version")
+	policyLoaded    = newScraped("mesh_policy_loaded_timestamp_seconds", "When the documents in force were loaded.")
+	policyRefusedAt = newScraped("mesh_policy_refused_timestamp_seconds", "When documents were last refused, 0 if none were.")
+	policyRefused   = newScraped("mesh_policy_refused", "1 if the latest documents were refused, so that older ones are in force.")
+	policyFindings  = newScraped("mesh_policy_findings", "Findings of the latest load of documents.", "severity")
 
-	policyAlone = newGauge("mesh_policy_documents_refused", "Documents that stand alone and are refused, by what is in force in their place.", "in_force")
+	policyAlone = newScraped("mesh_policy_documents_refused", "Documents that stand alone and are refused, by what is in force in their place.", "in_force")
 
-	certificateExpiry = newGauge("mesh_certificate_expiry_timestamp_seconds", "When the certificate of this process expires.", "principal")
-	authorityExpiry   = newGauge("mesh_authority_expiry_timestamp_seconds", "When the last authority of a trust domain expires.", "trust_domain")
+	certificateExpiry = newScraped("mesh_certificate_expiry_timestamp_seconds", "When the certificate of this process expires.", "principal")
+	authorityExpiry   = newScraped("mesh_authority_expiry_timestamp_seconds", "When the last authority of a trust domain expires.", "trust_domain")
 
-	tokenKeys        = newGauge("mesh_token_keys", "Fetched keys that tokens are verified with: used, or skipped because they cannot be.", "uri", "state")
-	tokenKeysFetched = newGauge("mesh_token_keys_fetched_timestamp_seconds", "When keys were last fetched, 0 if they never were.", "uri")
+	tokenKeys        = newScraped("mesh_token_keys", "Fetched keys that tokens are verified with: used, or skipped because they cannot be.", "uri", "state")
+	tokenKeysFetched = newScraped("mesh_token_keys_fetched_timestamp_seconds", "When keys were last fetched, 0 if they never were.", "uri")
 
-	endpointCount   = gaugeOfTarget("mesh_endpoints", "Endpoints of a destination: healthy, ejected or otherwise unhealthy.", "state")
-	inFlight        = gaugeOfTarget("mesh_requests_in_flight", "Calls to a destination that are in flight, however many attempts they make.")
-	circuitState    = gaugeOfTarget("mesh_circuit_state", "1 for the current state of the circuit of a destination.", "state")
-	poolActive      = gaugeOfTarget("mesh_pool_active", "Requests that hold a place in the connection pool.")
-	poolPending     = gaugeOfTarget("mesh_pool_pending", "Requests that wait for a place in the connection pool.")
-	poolConnections = gaugeOfTarget("mesh_pool_connections", "Connections of the pool.")
-	poolLimit       = gaugeOfTarget("mesh_pool_limit", "The limits of the connection pool: requests, pending requests and connections.", "of")
-	poolRefused     = gaugeOfTarget("mesh_pool_refused_total", "Calls that found the connection pool full.")
-	retriesActive   = gaugeOfTarget("mesh_retries_active", "Retries in flight.")
-	retriesLimit    = gaugeOfTarget("mesh_retries_limit", "How many retries may be in flight.")
-	retryBudget     = gaugeOfTarget("mesh_retry_budget", "How many more retries the budget permits now.")
+	endpointCount   = scrapedOfTarget("mesh_endpoints", "Endpoints of a destination: healthy, ejected or otherwise unhealthy.", "state")
+	inFlight        = scrapedOfTarget("mesh_requests_in_flight", "Calls to a destination that are in flight, however many attempts they make.")
+	circuitState    = scrapedOfTarget("mesh_circuit_state", "1 for the current state of the circuit of a destination.", "state")
+	poolActive      = scrapedOfTarget("mesh_pool_active", "Requests that hold a place in the connection pool.")
+	poolPending     = scrapedOfTarget("mesh_pool_pending", "Requests that wait for a place in the connection pool.")
+	poolConnections = scrapedOfTarget("mesh_pool_connections", "Connections of the pool.")
+	poolLimit       = scrapedOfTarget("mesh_pool_limit", "The limits of the connection pool: requests, pending requests and connections.", "of")
+	poolRefused     = scrapedOfTarget("mesh_pool_refused_total", "Calls that found the connection pool full.")
+	retriesActive   = scrapedOfTarget("mesh_retries_active", "Retries in flight.")
+	retriesLimit    = scrapedOfTarget("mesh_retries_limit", "How many retries may be in flight.")
+	retryBudget     = scrapedOfTarget("mesh_retry_budget", "How many more retries the budget permits now.")
 )
 
 func (s *state) describe(ch chan<- *prometheus.Desc) {
@@ -75,7 +76,7 @@ func (s *state) describe(ch chan<- *prometheus.Desc) {
 	for _, c := range s.counters {
 		ch <- c.Desc()
 	}
-	for _, g := range []gauge{
+	for _, g := range []scraped{
 		buildInfo, identities, mostKept, overflows, dropped, ready, policyNumber, policyDocuments, policyInfo, policyLoaded, policyRefusedAt,
 		policyRefused, policyFindings, policyAlone, certificateExpiry, authorityExpiry, tokenKeys, tokenKeysFetched, endpointCount, inFlight, circuitState,
 		poolActive, poolPending, poolConnections, poolLimit, poolRefused, retriesActive, retriesLimit, retryBudget,
@@ -123,16 +124,16 @@ func (s *state) collect(m *Metrics, ch chan<- prometheus.Metric) {
 	}
 }
 
-// readings has the values of gauges, by gauge and labels.
-type readings map[gauge]map[string]*reading
+// readings has the values of metrics, by metric and labels.
+type readings map[scraped]map[string]*reading
 
 type reading struct {
 	value  float64
 	labels []string
 }
 
-// at returns the reading of a gauge, which it creates if necessary. fresh reports whether it did.
-func (r readings) at(g gauge, labels []string) (found *reading, fresh bool) {
+// at returns the reading of a metric, which it creates if necessary. fresh reports whether it did.
+func (r readings) at(g scraped, labels []string) (found *reading, fresh bool) {
 	of := r[g]
 	if of == nil {
 		of = make(map[string]*reading)
@@ -148,13 +149,13 @@ func (r readings) at(g gauge, labels []string) (found *reading, fresh bool) {
 }
 
 // add adds v to the values of other meshes.
-func (r readings) add(g gauge, v float64, labels ...string) {
+func (r readings) add(g scraped, v float64, labels ...string) {
 	at, _ := r.at(g, labels)
 	at.value += v
 }
 
 // earliest keeps the earliest time of all meshes.
-func (r readings) earliest(g gauge, t time.Time, labels ...string) {
+func (r readings) earliest(g scraped, t time.Time, labels ...string) {
 	if at, fresh := r.at(g, labels); fresh || seconds(t) < at.value {
 		at.value = seconds(t)
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/nosidecar/mesh"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/asserted"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/workload"
 	"github.com/nosidecar/mesh/tlsid"
 )
@@ -252,7 +253,7 @@ type caller struct{ view }
 func (w *watcher) from(peer string, header map[string][]string, now int64) *path {
 	var value, named string
 	if peer != "" {
-		value, named = firstOf(header[asserted.PeerMetadata]), firstOf(header[asserted.PeerMetadataID])
+		value, named = field.First(header, asserted.PeerMetadata), field.First(header, asserted.PeerMetadataID)
 	}
 	self := w.self.Load()
 	place := &w.callers[(maphash.String(w.seed, named)^maphash.String(w.seed, peer))%callerCount]
@@ -273,13 +274,6 @@ func (w *watcher) from(peer string, header map[string][]string, now int64) *path
 		place.Store(&caller{view{self: self, peer: peer, value: value, path: p}})
 	}
 	return p
-}
-
-func firstOf(values []string) string {
-	if len(values) == 0 {
-		return ""
-	}
-	return values[0]
 }
 
 // scrape records what is not recorded immediately: the bytes of open connections, and the messages of open streams.

@@ -3,6 +3,8 @@ package failure
 import (
 	"net/http"
 	"strconv"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // GRPCStatus returns the HTTP status to which Envoy maps a gRPC status, in outlier detection for example.
@@ -59,7 +61,7 @@ func GRPCAnswered(status int, answer ...http.Header) int {
 	}
 	for _, h := range answer {
 		for _, name := range [...]string{"Grpc-Status", http.TrailerPrefix + "Grpc-Status"} {
-			if code, err := strconv.ParseUint(first(h[name]), 10, 31); err == nil {
+			if code, err := strconv.ParseUint(field.First(h, name), 10, 31); err == nil {
 				return int(code)
 			}
 		}
@@ -68,13 +70,6 @@ func GRPCAnswered(status int, answer ...http.Header) int {
 		return -1
 	}
 	return int(GRPCCode(status))
-}
-
-func first(values []string) string {
-	if len(values) == 0 {
-		return ""
-	}
-	return values[0]
 }
 
 // GRPCAnswer is GRPCAnswered for a server. There, a response without a code counts as UNKNOWN.

@@ -42,6 +42,14 @@ func IsGRPC(header http.Header) bool {
 // CallsGRPC reports whether a request is a call of gRPC, which is always a POST.
 func CallsGRPC(r *http.Request) bool { return r.Method == http.MethodPost && IsGRPC(r.Header) }
 
+// First returns the first value of a header, by its key in an http.Header. It returns "" if there is none.
+func First(header http.Header, key string) string {
+	if values := header[key]; len(values) > 0 {
+		return values[0]
+	}
+	return ""
+}
+
 // Key returns a name as a key of an http.Header, as http.CanonicalHeaderKey does. Those that telemetry sets with every call are known.
 func Key(name string) string {
 	switch name {

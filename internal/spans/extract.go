@@ -10,6 +10,8 @@ import (
 
 	"go.opentelemetry.io/otel/propagation"
 	"go.opentelemetry.io/otel/trace"
+
+	"github.com/nosidecar/mesh/internal/field"
 )
 
 // extract returns the span context that a header carries; it is invalid if it carries none.
@@ -46,7 +48,7 @@ func Extract(h http.Header) trace.SpanContext {
 	if !hasB3(h) {
 		return trace.SpanContext{}
 	}
-	return b3Context(b3{first(h, b3TraceID), first(h, b3SpanID), decide(first(h, b3Sampled), first(h, b3Flags))}, true)
+	return b3Context(b3{field.First(h, b3TraceID), field.First(h, b3SpanID), decide(field.First(h, b3Sampled), field.First(h, b3Flags))}, true)
 }
 
 // hasB3 reports whether a header says anything in the multiple headers of B3. The other two mean nothing without these.
@@ -76,13 +78,6 @@ func joined(lines []string) (text string, ok bool) {
 		return text, true
 	}
 	return strings.Join(kept, ","), true
-}
-
-func first(h http.Header, name string) string {
-	if values := h[name]; len(values) > 0 {
-		return values[0]
-	}
-	return ""
 }
 
 // parseTraceparent parses a traceparent header: https://www.w3.org/TR/trace-context-2/#traceparent-header.

@@ -16,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/grpccode"
 	"github.com/nosidecar/mesh/policy/telemetry"
 )
@@ -109,7 +110,7 @@ type Request struct {
 // StartInbound begins the SERVER span of a request, unless somebody else has, and keeps for the calls that are made for it
 // what they pass on. It returns the context for the handler.
 func (t *Tracer) StartInbound(ctx context.Context, r *Request) context.Context {
-	in := &inbound{requestID: first(r.Header, requestID)}
+	in := &inbound{requestID: field.First(r.Header, requestID)}
 	if r.NewID || len(in.requestID) > maxRequestID {
 		in.requestID = ""
 	}
@@ -192,7 +193,7 @@ func serverAttributes(r *Request) []attribute.KeyValue {
 		all = appendMethod(all, r.Method)
 		all = append(all, semconv.URLPathKey.String(bounded(r.URL.Path, longest)), semconv.URLSchemeKey.String(scheme),
 			semconv.NetworkProtocolVersionKey.String(Version(r.ProtoMajor, r.ProtoMinor)))
-		if agent := first(r.Header, "User-Agent"); agent != "" {
+		if agent := field.First(r.Header, "User-Agent"); agent != "" {
 			all = append(all, semconv.UserAgentOriginalKey.String(bounded(agent, longest)))
 		}
 	}
