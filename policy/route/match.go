@@ -42,28 +42,12 @@ func NewRequest(req *http.Request) Request {
 		r.Method = http.MethodGet
 	}
 	if u := req.URL; u != nil {
-		r.Scheme, r.Path, r.RawQuery, r.Port = u.Scheme, escapedPath(u), u.RawQuery, dialledPort(u)
+		r.Scheme, r.Path, r.RawQuery, r.Port = u.Scheme, field.SentPath(u), u.RawQuery, dialledPort(u)
 		if r.Authority == "" {
 			r.Authority = u.Host
 		}
 	}
 	return r
-}
-
-// escapedPath returns the path that net/http sends for u.
-func escapedPath(u *url.URL) string {
-	path := u.EscapedPath()
-	if u.Opaque != "" {
-		path, _, _ = strings.Cut(u.Opaque, "?")
-		if rest, ok := strings.CutPrefix(path, "//"); ok { // an authority comes first
-			_, path, _ = strings.Cut(rest, "/")
-			path = "/" + path
-		}
-	}
-	if path == "" {
-		return "/"
-	}
-	return path
 }
 
 func dialledPort(u *url.URL) int {
@@ -380,18 +364,20 @@ func compileRegex(expr string) (stringMatcher, error) {
 	return stringMatcher{kind: Regex, re: re}, err
 }
 
+func hasPrefixFold(s, prefix string) bool {
+	return len(s) >= len(prefix) && strings.EqualFold(s[:len(prefix)], prefix)
+}
+
 // match reports whether m matches s. Present matches every string.
 func (m *stringMatcher) match(s string) bool {
 	switch m.kind {
 	case Exact:
 		return s == m.value || m.fold && strings.EqualFold(s, m.value)
 	case Prefix:
-		if len(s) < len(m.value) {
+		if !m.fold && !strings.HasPrefix(s, m.value) || m.fold && !hasPrefixFold(s, m.value) {
 			return false
 		}
-		start, rest := s[:len(m.value)], s[len(m.value):]
-		return (start == m.value || m.fold && strings.EqualFold(start, m.value)) &&
-			!(m.line && strings.Contains(rest, "\n"))
+		return !m.line || !strings.Contains(s[len(m.value):], "\n")
 	case Regex:
 		return m.re.MatchString(s)
 	}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/refusal"
 	"github.com/nosidecar/mesh/internal/reply"
 )
@@ -164,7 +165,7 @@ func (b *Backend) Rewrite(out *http.Request, match int) error {
 	if b.rule.path == nil {
 		return nil
 	}
-	return setPath(out.URL, b.rule.rewritePath(escapedPath(out.URL), match))
+	return setPath(out.URL, b.rule.rewritePath(field.SentPath(out.URL), match))
 }
 
 // rewritePath returns an escaped path without a query as it is sent to the destination. The match is the one that [Table.Match]
