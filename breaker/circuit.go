@@ -283,6 +283,10 @@ func (l *Lease) Done(outcome Outcome) {
 	if c == nil {
 		return
 	}
+	if outcome == Success && c.window == nil && l.probe == nil && c.consecutive.Load() == 0 {
+		l.circuit = nil // the usual case: there is nothing to count
+		return
+	}
 	slow := false
 	if c.cfg.SlowCall > 0 {
 		l.Answered()
@@ -307,9 +311,6 @@ func (c *Circuit) deliver() {
 
 // record counts a call that passed the closed circuit in phase p, and trips the circuit if it must.
 func (c *Circuit) record(p phase, failed, slow bool) {
-	if !failed && c.window == nil && c.consecutive.Load() == 0 {
-		return // nothing to count: the usual case takes no lock
-	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.current() != p { // a closed circuit changes state only below, with mu held
@@ -321,7 +322,7 @@ func (c *Circuit) record(p phase, failed, slow bool) {
 		c.consecutive.Store(0)
 	}
 	if c.window != nil {
-		c.window.add(time.Now(), failed, slow)
+		c.window.add(time.Since(c.window.start), failed, slow)
 	}
 	if !failed && !slow {
 		return

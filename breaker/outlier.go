@@ -74,6 +74,7 @@ type EndpointStatus struct {
 // [Outlier.Ejected].
 type Outlier struct {
 	cfg    OutlierConfig // with defaults
+	least  int           // of cfg.ErrorCodes
 	start  time.Time     // sweeps are due at multiples of cfg.Interval from here
 	due    atomic.Int64  // when the next sweep is, in nanoseconds from start
 	events mailbox[Event]
@@ -91,7 +92,7 @@ func NewOutlier(cfg OutlierConfig, onEvent func(Event)) (*Outlier, error) {
 	if err != nil {
 		return nil, err
 	}
-	o := &Outlier{cfg: cfg, start: time.Now()}
+	o := &Outlier{cfg: cfg, least: cfg.ErrorCodes.least(), start: time.Now()}
 	o.due.Store(int64(cfg.Interval))
 	o.events.handler = onEvent
 	return o, nil
@@ -223,17 +224,16 @@ func (t *Tracker) Report(r Result) {
 	o := t.outlier
 	local := r < 0
 	code := int(r)
-	switch r {
-	case ConnectFailure, Reset:
-		code = 503
-	case Timeout:
-		code = 504
+	if local {
+		if code = 503; r == Timeout {
+			code = 504
+		}
 	}
 	if local && o.cfg.SplitLocalOrigin {
 		t.fail(func(s streak) streak { s.local++; return s })
 		return
 	}
-	failed := local || o.cfg.ErrorCodes.has(code)
+	failed := local || code >= o.least && o.cfg.ErrorCodes.has(code)
 	if o.cfg.compares() {
 		add := uint64(1) << 32
 		if !failed {

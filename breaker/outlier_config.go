@@ -181,6 +181,16 @@ func (c Codes) With(first, last int) Codes {
 	return c
 }
 
+// least returns the least status in the set.
+func (c Codes) least() int {
+	for code := statusset.Min; code < statusset.Max; code++ {
+		if c.has(code) {
+			return code
+		}
+	}
+	return statusset.Max
+}
+
 func (c Codes) has(code int) bool {
 	return c.set.Has(code)
 }

@@ -20,8 +20,9 @@ func newWindow(period time.Duration, buckets int) *window {
 	return &window{bucket: period / time.Duration(buckets), buckets: make([]tally, buckets), start: time.Now()}
 }
 
-func (w *window) add(now time.Time, failed, slow bool) {
-	w.advance(now)
+// add counts a call that ended at a time since start.
+func (w *window) add(at time.Duration, failed, slow bool) {
+	w.advance(at)
 	t := tally{calls: 1}
 	if failed {
 		t.failed = 1
@@ -33,8 +34,8 @@ func (w *window) add(now time.Time, failed, slow bool) {
 	w.sum.add(t, 1)
 }
 
-func (w *window) advance(now time.Time) {
-	tick := int64(now.Sub(w.start) / w.bucket)
+func (w *window) advance(at time.Duration) {
+	tick := int64(at / w.bucket)
 	// A longer jump empties every bucket, each only once.
 	w.tick = max(w.tick, tick-int64(len(w.buckets)))
 	for w.tick < tick {
