@@ -61,7 +61,9 @@ func (c Config) Equal(other Config) bool {
 type Policy struct {
 	config  Config // defaults filled in
 	headers []string
+	least   int  // a response with a status below is not retried, whatever else it says
 	trace   bool // whether to find out if writing the request began
+	untimed bool // a try has neither a limit nor a trace
 }
 
 // Validate returns an error that names the field if the settings cannot be honoured.
@@ -108,14 +110,16 @@ func NewPolicy(config Config) (*Policy, error) {
 		}
 		p.headers = append(p.headers, http.CanonicalHeaderKey(name))
 	}
+	p.least = c.On.least()
 	// Only where it makes a difference: it costs a context and a callback per try.
 	p.trace = c.On.Conditions&ResetBeforeRequest != 0 && c.On.Conditions&anyFailure == 0
+	p.untimed = c.PerTryTimeout == 0 && !p.trace
 	return p, nil
 }
 
 // retries reports whether a response is to be retried, if that is possible.
 func (p *Policy) retries(resp *http.Response) bool {
-	return p.config.Retries > 0 && p.config.On.response(resp, p.headers)
+	return p.config.Retries > 0 && resp.StatusCode >= p.least && p.config.On.response(resp, p.headers)
 }
 
 // Config returns the configuration with its defaults filled in.

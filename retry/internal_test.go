@@ -181,3 +181,25 @@ func TestBudgetAllocations(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// A status below the least one is never retried, and the least one may be.
+func TestLeastRetriedStatus(t *testing.T) {
+	for _, list := range []string{
+		"5xx", "gateway-error", "retriable-4xx", "connect-failure", "429", "503,409", "gateway-error,404", "reset,retriable-4xx,408",
+		"envoy-ratelimited", "retriable-headers,5xx", "unavailable,503",
+	} {
+		on, err := ParseOn(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		least := on.least()
+		for code := 100; code <= 599; code++ {
+			if retried := on.http(code); retried && code < least || code == least && !retried {
+				t.Errorf("%s: the least status is %d, but that %d is retried is %t", list, least, code, retried)
+			}
+		}
+		if on.Conditions&(RateLimited|RetriableHeaders|grpcStatuses) != 0 && least != 0 {
+			t.Errorf("%s: the least status is %d, but the header decides", list, least)
+		}
+	}
+}

@@ -105,15 +105,7 @@ func (l *Limiter) Retries() (active, most int) {
 	return int(l.retries.Load()), int(l.most())
 }
 
-// enter counts a call in flight. It reports whether the call was counted, so that leave must be called.
-func (l *Limiter) enter() bool {
-	if l == nil || l.part == 0 || l.active != nil {
-		return false
-	}
-	l.calls.Add(1)
-	return true
-}
-
-func (l *Limiter) leave() {
-	l.calls.Add(-1)
+// counts reports whether calls in flight are counted here.
+func (l *Limiter) counts() bool {
+	return l != nil && l.part > 0 && l.active == nil
 }

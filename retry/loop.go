@@ -85,8 +85,9 @@ type Loop struct {
 // change req. The response's Request is req, or a copy that carries the number of tries (see [Attempts]).
 func (l *Loop) Do(req *http.Request, a Attempter) (*http.Response, Summary, error) {
 	l.Budget.Deposit()
-	if l.Limiter.enter() {
-		defer l.Limiter.leave()
+	if l.Limiter.counts() {
+		l.Limiter.calls.Add(1)
+		defer l.Limiter.calls.Add(-1)
 	}
 	config := &l.Policy.config
 	if config.Retries > 0 && req.Body != nil && req.Body != http.NoBody && req.GetBody == nil {
@@ -108,7 +109,16 @@ func (l *Loop) doReplayed(req *http.Request, a Attempter, r *replay) (*http.Resp
 }
 
 func (l *Loop) do(req *http.Request, a Attempter, r *replay) (*http.Response, Summary, error) {
-	resp, sent, err := l.try(req, a, 1, r, nil)
+	var (
+		resp *http.Response
+		sent = req
+		err  error
+	)
+	if r == nil && l.Context == nil && l.Policy.untimed && !caller.ToWatch(req) {
+		resp, err = a.Attempt(req, 1) // which is what try would come to
+	} else {
+		resp, sent, err = l.try(req, a, 1, r, nil)
+	}
 	stopped := Succeeded
 	if err != nil || l.Policy.retries(resp) {
 		next := l.next(req, sent, r, 1, resp, err)

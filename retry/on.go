@@ -2,6 +2,7 @@ package retry
 
 import (
 	"fmt"
+	"math"
 	"net/http"
 	"strconv"
 	"strings"
@@ -176,6 +177,29 @@ func (o *On) response(resp *http.Response, headers []string) bool {
 		}
 	}
 	return o.Conditions&grpcStatuses != 0 && o.grpc(resp)
+}
+
+// least returns the least status that may be retried, 0 if that depends on the header.
+func (o *On) least() int {
+	if o.Conditions&(RateLimited|RetriableHeaders|grpcStatuses) != 0 {
+		return 0
+	}
+	least := math.MaxInt
+	for code := statusset.Min; code <= statusset.Max && o.Status != (StatusSet{}); code++ {
+		if o.Status.has(code) {
+			least = code
+			break
+		}
+	}
+	for _, of := range [...]struct {
+		condition Condition
+		status    int
+	}{{Retriable4xx, http.StatusConflict}, {ServerError, 500}, {GatewayError, 502}} {
+		if o.Conditions&of.condition != 0 {
+			least = min(least, of.status)
+		}
+	}
+	return least
 }
 
 // HTTP reports whether an HTTP response is to be retried because of its status.

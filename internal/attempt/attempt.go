@@ -50,10 +50,13 @@ func Total(resp *http.Response) int {
 // Restore sets resp.Request to req, the caller's request, after a try with a copy of it. It keeps the number of tries: n, or if n is 1 the
 // number that the layers below have counted.
 func Restore(resp *http.Response, req *http.Request, n int) {
+	if n > 1 || resp.Request != req {
+		restore(resp, req, n)
+	}
+}
+
+func restore(resp *http.Response, req *http.Request, n int) {
 	if n <= 1 {
-		if resp.Request == req {
-			return
-		}
 		n = Total(resp)
 	}
 	if n > 1 {
