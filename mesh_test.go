@@ -975,7 +975,12 @@ spec:
 					}
 				}}))
 				for range 20 {
-					if _, err := try(m.Client(), "http://orders/"); err != nil && !test.ejected {
+					resp, err := m.Client().Post("http://orders/", "application/grpc", nil)
+					if err == nil {
+						_, err = io.Copy(io.Discard, resp.Body)
+						resp.Body.Close()
+					}
+					if err != nil && !test.ejected {
 						t.Fatal(err)
 					}
 				}

@@ -19,6 +19,7 @@ import (
 	"github.com/nosidecar/mesh/internal/engine"
 	"github.com/nosidecar/mesh/internal/engine/enginehttp"
 	"github.com/nosidecar/mesh/internal/failure"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/grpcreplay"
 	"github.com/nosidecar/mesh/internal/grpcwire"
 	"github.com/nosidecar/mesh/internal/pause"
@@ -104,18 +105,11 @@ func (c *call) request(h *head) *http.Request {
 // routed returns what routes see of the call with the head h: the same as of its request, which would be an allocation.
 func (c *call) routed(h *head) route.Request {
 	host := authority(c.cc)
-	u := url.URL{Scheme: "http", Host: host, Path: h.method}
-	r := route.Request{Method: http.MethodPost, Authority: h.authority, Scheme: u.Scheme, Path: u.EscapedPath(), Header: h.header, Port: 80}
+	r := route.Request{
+		Method: http.MethodPost, Authority: h.authority, Scheme: "http", Path: field.SentPath(&url.URL{Path: h.method}), Header: h.header,
+	}
 	if r.Authority == "" {
 		r.Authority = host
-	}
-	if r.Path == "" {
-		r.Path = "/"
-	}
-	if port := u.Port(); port != "" {
-		if n, err := strconv.Atoi(port); err == nil {
-			r.Port = n
-		}
 	}
 	return r
 }
@@ -158,11 +152,11 @@ func patience(n int) time.Duration {
 // pass takes the call, with the head c.sent, through the stages of the engine.
 func (c *call) pass(kind engine.Kind, target route.Target, a engine.Adapter) (*engine.Refusal, error) {
 	c.Begin(c.ctx, c.client.engine, kind, c.described())
-	view := engine.Request{Request: c.routed(c.sent), Host: authority(c.cc)}
+	view := engine.Request{Request: c.routed(c.sent), Host: authority(c.cc), Target: target}
 	if kind == engine.Copied {
 		view.Authority = "" // the authority of a copy only marks it as one
 	}
-	return c.Serve(c.Context(), &view, target, a)
+	return c.Serve(c.Context(), &view, a)
 }
 
 // Outside implements engine.Adapter.

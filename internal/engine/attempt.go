@@ -17,11 +17,12 @@ import (
 // End or Abandon, which release the resources and report how the endpoint did.
 type Attempt struct {
 	call     *Call
+	cluster  *cluster // that it counts in
 	slot     limit.Slot
 	lease    breaker.Lease
-	endpoint *balancer.Host
+	endpoint *endpoint
 	conns    *sockets.Connections
-	sent     int64 // nanoseconds from the start of the call, plus 1; 0 if not needed; see observeEnd
+	sent     int64 // nanoseconds from the start of the call; see time and observeEnd
 	latency  time.Duration
 	observer AttemptObserver // nil if nobody observes
 	status   int32           // HTTP status of the answer, or its equivalent; 0 if there is none
@@ -42,28 +43,40 @@ func (c *Call) Acquire(ctx context.Context, a *Attempt, n int) error {
 		return err
 	}
 	c.sent++
-	a.begin()
 	return nil
 }
 
-// begin records when the attempt is sent, if anything depends on it.
-func (a *Attempt) begin() {
-	if a.timesAnswers() || a.call.observer != nil {
-		a.sent = int64(time.Since(a.call.start)) + 1
+// time returns the time at which the attempt is sent, and records it. The clock is read only if time has passed since the call began:
+// in another attempt, or in a wait.
+func (a *Attempt) time(n int) time.Time {
+	c := a.call
+	switch {
+	case n > 1 || c.late:
+		a.sent = int64(c.start.elapsed())
+		return c.start.time().Add(a.Sent())
+	case a.cluster.timesAnswers:
+		return c.start.time()
 	}
+	return c.start.roughly()
 }
 
 // acquire takes what the attempt needs from a cluster, in which it is counted. If it fails, nothing is held.
 func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err error) {
 	c := a.call
+	a.cluster = cluster
 
 	// 8. The pool comes before the circuit: a full queue says nothing about the destination. A raw connection is counted when
 	// it is made.
 	if c.kind != Raw {
-		if a.slot, err = cluster.sockets.Pool.Acquire(ctx, cluster.sockets.Multiplexed.Load()); err == limit.ErrOverflow {
-			return overflow(err)
-		} else if err != nil {
+		multiplexed := cluster.sockets.Multiplexed.Load()
+		if a.slot, err = cluster.sockets.Pool.Acquire(ctx, multiplexed); err != nil {
+			if err == limit.ErrOverflow {
+				return overflow(err)
+			}
 			return interrupted(LayerLimit, err) // the call ended while it waited for its turn
+		}
+		if cluster.mayQueue && !multiplexed {
+			c.late = true
 		}
 	}
 	acquired := false
@@ -81,11 +94,7 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 	}
 
 	// 10 and 11. An endpoint, and the connections to it.
-	now := c.start
-	if n > 1 || cluster.config.Balancer.Algorithm == balancer.PeakEWMA {
-		now = time.Now()
-	}
-	if err := a.pick(ctx, cluster, now); err != nil {
+	if err := a.pick(ctx, a.time(n)); err != nil {
 		return err
 	}
 	acquired = true
@@ -93,28 +102,30 @@ func (a *Attempt) acquire(ctx context.Context, cluster *cluster, n int) (err err
 }
 
 // timesAnswers reports whether the balancer or the circuit depends on how long endpoints take to answer.
-func (a *Attempt) timesAnswers() bool { return a.call.kind == Raw || a.cluster().config.timesAnswers() }
+func (a *Attempt) timesAnswers() bool { return a.cluster.timesAnswers || a.call.kind == Raw }
 
 // overflow is the answer to a call for which the pool has no room.
 func overflow(err error) error {
 	return prescribe(LayerLimit, FlagOverflow, err, AnswerOverloaded)
 }
 
-// pick chooses an endpoint of a cluster, and the connections to it.
-func (a *Attempt) pick(ctx context.Context, cluster *cluster, now time.Time) error {
+// pick chooses an endpoint of the cluster, and the connections to it.
+func (a *Attempt) pick(ctx context.Context, now time.Time) error {
 	c := a.call
-	h, err := cluster.pick(ctx, c.slow, balancer.PickInfo{Hash: c.hash, HasHash: c.hashed, Now: now, Tried: c.tried})
+	if c.last != nil && c.avoidsTried() {
+		c.tried = append(c.tried, c.last.ID())
+	}
+	info := balancer.PickInfo{Hash: c.hash, HasHash: c.hashed, Now: now, Tried: c.tried}
+	h, waited, err := a.cluster.pick(ctx, c.slow, &info)
 	if err != nil {
 		return err
 	}
-	a.endpoint = h
-	if c.avoidsTried() {
-		if c.tried == nil {
-			c.tried = c.first[:0]
-		}
-		c.tried = append(c.tried, h.ID())
+	if waited {
+		c.late = true
+		now = a.time(1)
 	}
-	if a.conns, err = h.Value().(*endpoint).enter(c.engine.identity, c.ownTLS); err != nil {
+	a.endpoint, c.last = h.Value().(*endpoint), h
+	if a.conns, err = a.endpoint.enter(c.engine, now, c.ownTLS); err != nil {
 		return refuse(LayerIdentity, FlagConnectFailure, err)
 	}
 	return nil
@@ -136,21 +147,21 @@ func (c *Call) avoidsTried() bool {
 func (a *Attempt) Connections() *sockets.Connections { return a.conns }
 
 // Multiplexed says that the endpoint speaks HTTP/2, so that attempts share connections.
-func (a *Attempt) Multiplexed() { a.cluster().multiplexed() }
+func (a *Attempt) Multiplexed() { a.cluster.multiplexed() }
 
 // Again chooses another endpoint for the same attempt, if there is one. It is for a protocol library that starts over on its
 // own when it knows that nothing was sent. The attempt is timed from then on, so that the other endpoint is not charged with
 // what the first one took. After an error the attempt still ends with End.
 func (a *Attempt) Again(ctx context.Context) error {
-	cluster := a.cluster()
 	a.leave(false)
-	if err := a.pick(ctx, cluster, time.Now()); err != nil {
+	a.call.late = true
+	if err := a.pick(ctx, a.time(1)); err != nil {
 		if a.endpoint == nil {
-			a.call.exit(cluster)
+			a.call.exit(a.cluster)
+			a.cluster = a.call.cluster // so that it is not left again
 		}
 		return err
 	}
-	a.begin()
 	if a.observer != nil {
 		a.observer.Moved(a.Peer(), a.Sent())
 	}
@@ -161,17 +172,12 @@ func (a *Attempt) Again(ctx context.Context) error {
 func (a *Attempt) Call() *Call { return a.call }
 
 // Sent returns when the attempt was sent, as the time since the start of the call.
-func (a *Attempt) Sent() time.Duration { return time.Duration(a.sent - 1) }
+func (a *Attempt) Sent() time.Duration { return time.Duration(a.sent) }
 
 // TellDeadline sets the time that is left until the deadline at in h, the header of the n-th attempt.
 func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, n int) {
 	c := a.call
-	var left time.Duration
-	if a.sent > 0 { // the clock was just read
-		left = at.Sub(c.start) - a.Sent()
-	} else {
-		left = time.Until(at)
-	}
+	left := at.Sub(c.start.time()) - a.Sent()
 	room := c.limits.HeaderRoom()
 	if n > 1 { // an earlier attempt may still be using it
 		room = nil
@@ -183,21 +189,21 @@ func (a *Attempt) TellDeadline(h map[string][]string, at time.Time, n int) {
 func (a *Attempt) Answered(status int) {
 	a.status = int32(status)
 	if a.timesAnswers() {
-		a.latency = time.Since(a.call.start) - a.Sent()
+		a.latency = a.call.start.elapsed() - a.Sent()
 		a.lease.Answered()
 	}
 }
 
 // Reports reports whether the balancer uses the load that endpoints report.
 func (a *Attempt) Reports() bool {
-	return a.endpoint != nil && a.cluster().config.Balancer.Algorithm == balancer.WeightedRoundRobin
+	return a.cluster.reports && a.endpoint != nil
 }
 
 // ReportedHeader takes the load report out of the header of an answer, if the balancer uses it.
 func (a *Attempt) ReportedHeader(h map[string][]string) {
 	if a.Reports() {
 		if load, ok := orca.Take(h); ok {
-			a.endpoint.Report(load.Utilization, load.Requests, load.Errors)
+			a.endpoint.host.Report(load.Utilization, load.Requests, load.Errors)
 		}
 	}
 }
@@ -206,7 +212,7 @@ func (a *Attempt) ReportedHeader(h map[string][]string) {
 func (a *Attempt) ReportedTrailer(trailer map[string][]string) {
 	if len(trailer) > 0 {
 		if load, ok := orca.FromMetadata(trailer); ok {
-			a.endpoint.Report(load.Utilization, load.Requests, load.Errors)
+			a.endpoint.host.Report(load.Utilization, load.Requests, load.Errors)
 		}
 	}
 }
@@ -218,24 +224,30 @@ func (a *Attempt) GRPC(code uint32) { a.grpc = int32(code) + 1 }
 // End ends an attempt that was sent. Its result is that of the answer, or that of err if the answer was broken off. End returns
 // the error of the attempt.
 func (a *Attempt) End(err error) error {
-	result, outcome, kind := breaker.Result(a.status), breaker.Success, failure.None
 	if err != nil {
-		kind = a.call.failure(err)
-		result, outcome = a.judge(kind)
-	} else {
-		if a.grpc > 0 {
-			result = breaker.Result(failure.GRPCStatus(uint32(a.grpc - 1)))
-		}
-		if result >= statusFailed {
-			outcome = breaker.Failure
-		}
+		return a.endWith(err)
 	}
+	result, outcome := breaker.Result(a.status), breaker.Success
+	if a.grpc > 0 {
+		result = breaker.Result(failure.GRPCStatus(uint32(a.grpc - 1)))
+	}
+	if result >= statusFailed {
+		outcome = breaker.Failure
+	}
+	a.finish(result, outcome, nil)
+	return nil
+}
+
+// endWith ends an attempt that failed, or whose answer was broken off.
+func (a *Attempt) endWith(err error) error {
+	kind := a.call.failure(err)
+	result, outcome := a.judge(kind)
 	hint := a.hint(kind, err)
 	a.finish(result, outcome, err)
 	if hint != "" {
 		return &hintedError{err, hint}
 	}
-	if err != nil && errors.Is(err, limit.ErrOverflow) { // there was no room for another connection
+	if errors.Is(err, limit.ErrOverflow) { // there was no room for another connection
 		return overflow(err)
 	}
 	return err
@@ -249,14 +261,16 @@ func (a *Attempt) Abandon() {
 // finish releases everything and tells the observers.
 func (a *Attempt) finish(result breaker.Result, outcome breaker.Outcome, err error) {
 	if a.observer == nil {
-		a.release(result, outcome)
+		a.give(result, outcome)
+		a.call.exit(a.cluster)
 		return
 	}
 	peerID := ""
 	if a.conns != nil {
 		peerID = a.conns.ProvenID()
 	}
-	a.release(result, outcome)
+	a.give(result, outcome)
+	a.call.exit(a.cluster)
 	a.observeEnd(peerID, err)
 }
 
@@ -279,13 +293,6 @@ func (a *Attempt) judge(kind failure.Kind) (breaker.Result, breaker.Outcome) {
 	return breaker.Reset, breaker.Failure
 }
 
-// release releases everything that the attempt holds.
-func (a *Attempt) release(result breaker.Result, outcome breaker.Outcome) {
-	cluster := a.cluster()
-	a.give(result, outcome)
-	a.call.exit(cluster)
-}
-
 // give releases everything except the place in the cluster.
 func (a *Attempt) give(result breaker.Result, outcome breaker.Outcome) {
 	a.report(result)
@@ -297,10 +304,10 @@ func (a *Attempt) give(result breaker.Result, outcome breaker.Outcome) {
 // report tells outlier detection how the endpoint did, and discovery that it may be gone.
 func (a *Attempt) report(result breaker.Result) {
 	if result == breaker.ConnectFailure {
-		a.cluster().refresh()
+		a.cluster.refresh()
 	}
 	if a.endpoint != nil {
-		if tracker := a.endpoint.Value().(*endpoint).tracker; tracker != nil {
+		if tracker := a.endpoint.tracker; tracker != nil {
 			tracker.Report(result)
 		}
 	}
@@ -309,10 +316,10 @@ func (a *Attempt) report(result breaker.Result) {
 // leave leaves the endpoint.
 func (a *Attempt) leave(failed bool) {
 	if a.endpoint != nil {
-		if failed && a.latency == 0 && a.sent > 0 {
-			a.latency = time.Since(a.call.start) - a.Sent() // until it failed
+		if failed && a.latency == 0 && a.timesAnswers() {
+			a.latency = a.call.start.elapsed() - a.Sent() // until it failed
 		}
-		a.endpoint.Release(a.latency, failed)
+		a.endpoint.host.Release(a.latency, failed)
 	}
 	if a.conns != nil {
 		a.conns.Leave()

@@ -9,7 +9,6 @@ import (
 	"github.com/nosidecar/mesh/internal/deadline"
 	"github.com/nosidecar/mesh/internal/failure"
 	"github.com/nosidecar/mesh/internal/refusal"
-	"github.com/nosidecar/mesh/policy/fault"
 	"github.com/nosidecar/mesh/policy/limit"
 	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/retry"
@@ -17,11 +16,14 @@ import (
 
 // Request is the engine's view of a call.
 type Request struct {
-	route.Request
+	route.Request // its Port is that of Host
 
 	// Host is what the caller dials: a host, or host:port. Authority may name another one, which takes precedence if a
 	// document names it too.
 	Host string
+
+	// Target is where a copy goes.
+	Target route.Target
 }
 
 // Kind says how a call finds its destination.
@@ -63,7 +65,7 @@ type Adapter interface {
 type Call struct {
 	engine   *Engine
 	adapter  Adapter // nil for a connection
-	start    time.Time
+	start    moment
 	ctx      context.Context // of the whole call; it has the deadline from stage 4 on
 	observer CallObserver    // nil if nobody observes
 	limits   *deadline.Call  // nil if nothing is limited
@@ -72,19 +74,20 @@ type Call struct {
 	host    *host
 	rule    *route.Rule    // nil if no route decided
 	backend *route.Backend // of rule
-	target  route.Target
-	cluster *cluster // it counts the call; nil outside the mesh
+	target  *route.Target  // nil as long as it is not known
+	cluster *cluster       // it counts the call; nil outside the mesh
 
 	waited time.Duration // for discovery, which counts against the deadline
 
-	hash  uint64    // of the key, if hashed
-	tried []string  // IDs of endpoints
-	first [2]string // room for them
+	hash  uint64         // of the key, if hashed
+	tried []string       // IDs of the endpoints of earlier attempts, if retries avoid them
+	last  *balancer.Host // of the last attempt
 
 	match  int32 // of rule
 	kind   Kind
 	ownTLS bool // the caller's URL asks for TLS
 	slow   bool // the call has waited for discovery as long as it may
+	late   bool // it may have waited for something: see Attempt.time
 	hashed bool // the call has a key for consistent hashing
 	passed bool // the call has passed stage 3
 
@@ -101,9 +104,9 @@ type Call struct {
 // observers, in a form that they know; it may be nil unless the engine is [Engine.Observed]. [Call.Context] has the context
 // for the rest of the call.
 func (c *Call) Begin(ctx context.Context, e *Engine, kind Kind, described any) {
-	c.engine, c.kind, c.ctx, c.start = e, kind, ctx, time.Now()
+	c.engine, c.kind, c.ctx, c.start = e, kind, ctx, e.clock.now()
 	if e.hooks.Call != nil {
-		c.ctx, c.observer = e.hooks.Call(ctx, CallStart{Described: described, Start: c.start, Mirror: kind == Copied})
+		c.ctx, c.observer = e.hooks.Call(ctx, CallStart{Described: described, Start: c.start.time(), Mirror: kind == Copied})
 	}
 }
 
@@ -117,7 +120,7 @@ func (c *Call) Renew() { *c = Call{passed: c.passed} }
 // anything is sent.
 //
 // If neither Outside nor Send was called, the adapter must drop what was to be sent.
-func (c *Call) Serve(wait context.Context, req *Request, target route.Target, a Adapter) (answer *Refusal, err error) {
+func (c *Call) Serve(wait context.Context, req *Request, a Adapter) (answer *Refusal, err error) {
 	returned := false
 	defer func() {
 		if !returned { // a panic or Goexit below, or of an observer
@@ -125,7 +128,7 @@ func (c *Call) Serve(wait context.Context, req *Request, target route.Target, a 
 			c.finish(0, nil, nil)
 		}
 	}()
-	c.adapter, c.target = a, target
+	c.adapter = a
 	err = c.serve(wait, req, a)
 	returned = true
 	if err == nil {
@@ -186,10 +189,12 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 	}
 
 	// 7. The retry loop. Each of its attempts passes stages 8 to 11, in Acquire.
+	loop := retry.Loop{Policy: c.host.policy(c.rule), Budget: c.cluster.budget, Limiter: c.cluster.limiter}
+	if c.limits != nil || c.observer != nil {
+		loop.Context = c.ctx // which may not be the request's
+	}
 	var err error
-	c.stopped, err = a.Send(c.ctx, retry.Loop{
-		Policy: c.host.policy(c.rule), Budget: c.cluster.budget, Limiter: c.cluster.limiter, Context: c.ctx,
-	})
+	c.stopped, err = a.Send(c.ctx, loop)
 	switch c.stopped {
 	case retry.LimitReached, retry.BudgetRefused, retry.LimiterRefused:
 		c.flags |= FlagRetriesExhausted
@@ -199,12 +204,13 @@ func (c *Call) serve(wait context.Context, req *Request, a Adapter) error {
 
 // injectFault delays or answers the share of the calls for which the route says so.
 func (c *Call) injectFault(ctx context.Context) error {
-	if c.rule.Route.Fault == (fault.Config{}) {
+	if f := &c.rule.Route.Fault; f.Delay.Fraction == 0 && f.Abort.Fraction == 0 {
 		return nil
 	}
 	injected := c.rule.Route.Fault.Decide(nil)
 	if injected.Delay > 0 {
 		c.flags |= FlagDelayInjected
+		c.late = true
 		if err := injected.Wait(ctx); err != nil {
 			return interrupted(LayerFault, err)
 		}
@@ -221,7 +227,7 @@ func (c *Call) beginLimits() {
 	limits := deadline.Limits{Request: c.rule.Route.Timeout, BodyIdle: c.cluster.config.bodyIdle}
 	if limits != (deadline.Limits{}) {
 		c.limits = new(deadline.Call)
-		c.ctx = c.limits.BeginAt(c.ctx, limits, c.start.Add(time.Since(c.start)-c.waited))
+		c.ctx = c.limits.BeginAt(c.ctx, limits, c.start.time().Add(c.start.elapsed()-c.waited))
 	}
 }
 
@@ -264,7 +270,7 @@ func (c *Call) failed(err error) error {
 	if c.cluster == nil && kind != failure.Refused {
 		cause = &outsideError{cause}
 	}
-	return c.engine.hooks.Error(Failure{Layer: layer, Target: c.target, Flags: c.flags, Attempts: int(c.sent), Err: cause})
+	return c.engine.hooks.Error(Failure{Layer: layer, Target: c.Target(), Flags: c.flags, Attempts: int(c.sent), Err: cause})
 }
 
 // GRPC records the status with which a gRPC call was answered. It is called before End.
@@ -298,7 +304,12 @@ func (c *Call) finish(status int, err error, last *Attempt) {
 func (c *Call) Context() context.Context { return c.ctx }
 
 // Target returns where the call goes.
-func (c *Call) Target() route.Target { return c.target }
+func (c *Call) Target() route.Target {
+	if c.target == nil {
+		return route.Target{}
+	}
+	return *c.target
+}
 
 // Engine returns the engine that the call began with.
 func (c *Call) Engine() *Engine { return c.engine }

@@ -43,6 +43,12 @@ type cluster struct {
 
 	plaintext secured // of all endpoints without TLS
 
+	// What calls need to know of the settings.
+	timesAnswers bool // it matters how long endpoints take to answer
+	reports      bool // endpoints report their load
+	mayQueue     bool // HTTP/1 calls may wait for a connection
+	unusable     bool // see whyUnusable
+
 	calls atomic.Int64 // in flight, with the bit below
 	used  atomic.Int64 // when the last call began, in Unix seconds
 
@@ -56,7 +62,7 @@ type cluster struct {
 	answered   atomic.Bool // discovery has answered once, or need not
 	confirmed  atomic.Bool // discovery knows the target
 	starting   sync.Once
-	closed     bool         // guarded by mu
+	closed     atomic.Bool
 	unselected atomic.Int64 // endpoints that are not in the subset
 	unserving  atomic.Int64 // endpoints of the subset that do not serve the port
 
@@ -76,6 +82,8 @@ func newClusterLocked(e *Engine, target route.Target, config clusterConfig, prev
 	c := &cluster{engine: e, target: target, config: config, failover: failoverTargets(&config, target)}
 	c.self = new(atomic.Pointer[cluster])
 	c.self.Store(c)
+	c.timesAnswers, c.reports = config.timesAnswers(), config.Balancer.Algorithm == balancer.WeightedRoundRobin
+	c.mayQueue, c.unusable = config.Pool.MaxConnections > 0, config.Closed != "" || config.Missing && c.failover == nil
 	mode := config.TLS.Mode
 	c.plaintext.always = mode != policy.TLSAuto && mode != policy.TLSDisable
 	if previous == nil {
@@ -161,7 +169,7 @@ func (c *cluster) enter(now time.Time) bool {
 
 // leave counts a call out. The last one of a closed cluster gives up its endpoints.
 func (c *cluster) leave() {
-	if c.calls.Add(-1) == 0 {
+	if c.calls.Add(-1) == 0 && c.closed.Load() {
 		c.giveUp()
 	}
 }
@@ -235,18 +243,16 @@ func (c *cluster) refresh() {
 // close makes the cluster end with the last of its calls. Until then, calls may still wait for endpoints. It may be called more
 // than once.
 func (c *cluster) close() {
-	c.mu.Lock()
-	c.closed = true
-	c.mu.Unlock()
+	c.closed.Store(true)
 	c.giveUp()
 }
 
-// giveUp ends a closed cluster that has no calls left.
+// giveUp ends a closed cluster, if it has no calls left.
 func (c *cluster) giveUp() {
 	c.mu.Lock()
-	closed, subs := c.closed, c.subs
+	subs := c.subs
 	c.mu.Unlock()
-	if !closed || !c.calls.CompareAndSwap(0, clusterGone) {
+	if !c.calls.CompareAndSwap(0, clusterGone) {
 		return
 	}
 	for _, sub := range subs {
@@ -305,30 +311,31 @@ func (c *cluster) first(ctx context.Context) error {
 }
 
 // pick chooses an endpoint, and waits for endpoints if there are none yet. slow says that the call has already waited for them
-// in vain. An error is a refusal, by discovery if pick waited for it.
-func (c *cluster) pick(ctx context.Context, slow bool, info balancer.PickInfo) (*balancer.Host, error) {
+// in vain. waited says that pick has. An error is a refusal, by discovery if pick waited for it.
+func (c *cluster) pick(ctx context.Context, slow bool, info *balancer.PickInfo) (h *balancer.Host, waited bool, err error) {
 	if c.outlier != nil {
 		c.outlier.Sweep(info.Now)
 	}
-	h, err := c.balancer.Pick(info)
+	if h, err = c.balancer.Pick(*info); err == nil {
+		return h, false, nil
+	}
 	if err == balancer.ErrNoEndpoints {
 		// There may be none, or none yet.
 		if slow {
-			return nil, undiscovered(ctx, errDiscoverySlow)
+			return nil, false, undiscovered(ctx, errDiscoverySlow)
 		}
 		if err := c.wait(ctx); err != nil {
-			return nil, undiscovered(ctx, err)
+			return nil, true, undiscovered(ctx, err)
 		}
 		info.Now = time.Time{}
-		h, err = c.balancer.Pick(info)
-	}
-	if err == nil {
-		return h, nil
+		if h, err = c.balancer.Pick(*info); err == nil {
+			return h, true, nil
+		}
 	}
 	if err == balancer.ErrNoEndpoints {
 		err = c.noEndpoints()
 	}
-	return nil, refuse(LayerBalancer, FlagNoHealthyUpstream, err)
+	return nil, true, refuse(LayerBalancer, FlagNoHealthyUpstream, err)
 }
 
 // noEndpoints returns the error of a cluster without endpoints.

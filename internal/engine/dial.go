@@ -43,24 +43,25 @@ func (e *Engine) DialContext(ctx context.Context, network, address string) (net.
 	if err != nil {
 		return nil, d, &net.AddrError{Err: "the port is not a number", Addr: address}
 	}
-	c := &Call{engine: e, kind: Raw, ctx: ctx, start: time.Now(), target: route.Target{Port: port}}
-	conn, err := c.dial(network, address, &d)
+	c := &Call{engine: e, kind: Raw, ctx: ctx, start: e.clock.now()}
+	conn, err := c.dial(network, address, port, &d)
 	if err != nil {
 		err = c.failed(err)
 	}
-	d.Target, d.Outside, d.Flags = c.target, c.outside, c.flags
+	d.Target, d.Outside, d.Flags = c.Target(), c.outside, c.flags
 	return conn, d, err
 }
 
 // dial takes a connection through the stages of a call that need no requests.
-func (c *Call) dial(network, address string, d *Dialled) (conn net.Conn, err error) {
+func (c *Call) dial(network, address string, port int, d *Dialled) (conn net.Conn, err error) {
 	defer func() { // an open connection is not a call: it does not keep the cluster of a removed destination
 		if c.cluster != nil {
 			c.cluster.leave()
 		}
 	}()
 	// It starts in plaintext, like an http request, and is secured as the documents require.
-	if err := c.locate(c.ctx, &Request{Host: address, Request: route.Request{Scheme: "http"}}); err != nil {
+	req := Request{Host: address, Request: route.Request{Scheme: "http"}, Target: route.Target{Port: port}}
+	if err := c.locate(c.ctx, &req); err != nil {
 		return nil, err
 	}
 	if c.cluster == nil {
@@ -88,7 +89,7 @@ func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 			a.Abandon()
 		}
 	}()
-	d.Endpoint = a.endpoint.Endpoint()
+	d.Endpoint = a.endpoint.host.Endpoint()
 	conn, expires, err := a.conns.Connect(c.ctx)
 	settled = true
 	if err != nil {
@@ -98,7 +99,7 @@ func (c *Call) connect(n int, d *Dialled) (net.Conn, error) {
 	a.Answered(statusOK)
 	a.report(statusOK)
 	a.lease.Done(breaker.Success)
-	c.exit(a.cluster())
+	c.exit(a.cluster)
 	raw := &netconn.Conn{Conn: conn}
 	raw.OnClose(func(error) { a.leave(false) })
 	if !expires.IsZero() {

@@ -16,7 +16,7 @@
 //
 //	c := &call{...}
 //	c.Begin(ctx, e, engine.Routed, described)             // described: for observers, if e.Observed()
-//	refused, err := c.Serve(c.Context(), &view, route.Target{}, c)
+//	refused, err := c.Serve(c.Context(), &view, c)
 //	switch {
 //	case err != nil: // as the caller is to get it, and the call has ended
 //	case refused != nil: // answer it as refused.Answer says, or with what the protocol has for refused.Err; then c.End
@@ -39,5 +39,5 @@
 //
 // A protocol whose calls share connections says so with Multiplexed before it acquires. A streaming response is held to the
 // time limits with the methods of deadline.Call ([Call.Limits]): WatchMessages, and Await and Received around each wait.
-// Mirror makes copies with Engine.Mirrors.Copy: each is a call of the kind [Copied], served with the target of its mirror.
+// Mirror makes copies with Engine.Mirrors.Copy: each is a call of the kind [Copied], whose Request has the target of its mirror.
 package engine

@@ -3,12 +3,12 @@ package engine
 import (
 	"errors"
 	"sync/atomic"
+	"time"
 
 	"github.com/nosidecar/mesh/balancer"
 	"github.com/nosidecar/mesh/breaker"
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/engine/sockets"
-	"github.com/nosidecar/mesh/tlsid"
 )
 
 // endpoint is what a cluster attaches to a host of its balancer. Its sockets are opened by the first call that needs them:
@@ -35,6 +35,8 @@ type secured struct {
 	always bool
 }
 
+var plaintext sockets.Security
+
 // closed takes the place of a socket, so that no call opens another.
 var closed = new(sockets.Socket)
 
@@ -58,11 +60,8 @@ func (c *cluster) describe(h *balancer.Host, e *endpoint) {
 	}
 }
 
-// open returns the socket in a place of the endpoint, which it opens if there is none.
+// open opens the socket in a place of the endpoint, if there is none yet, and returns it.
 func (e *endpoint) open(place *atomic.Pointer[sockets.Socket], security sockets.Security) *sockets.Socket {
-	if s := place.Load(); s != nil {
-		return s
-	}
 	c := e.cluster
 	if s := c.sockets.Open(e.host.ID(), security, c.tlsConfig(security)); !place.CompareAndSwap(nil, s) {
 		c.sockets.Close(s) // another call was first, or the endpoint is closed
@@ -76,26 +75,30 @@ func sameText(a, b error) bool {
 	return a == b || a != nil && b != nil && a.Error() == b.Error()
 }
 
-// enter counts an attempt in, and returns the connections that it uses. ownTLS says that the caller's URL asks for TLS.
-func (e *endpoint) enter(identity *tlsid.Keeper, ownTLS bool) (*sockets.Connections, error) {
+// enter counts an attempt in at the time now, and returns the connections that it uses. ownTLS says that the caller's URL asks for TLS.
+func (e *endpoint) enter(engine *Engine, now time.Time, ownTLS bool) (*sockets.Connections, error) {
 	for {
 		s := e.secured.Load()
-		place, security := &e.plain, sockets.Security{}
+		place, security := &e.plain, &plaintext
 		if !ownTLS || s.always {
 			if s.err != nil {
 				return nil, s.err
 			}
 			if s.Kind == sockets.Mutual {
 				// Open connections would keep working with an identity that has expired.
-				if _, err := identity.Identity(); err != nil {
+				if err := engine.identified(now); err != nil {
 					return nil, err
 				}
 			}
 			if s.Kind != sockets.Plaintext {
-				place, security = &s.socket, s.Security
+				place, security = &s.socket, &s.Security
 			}
 		}
-		if current := e.open(place, security).Enter(); current != nil {
+		socket := place.Load()
+		if socket == nil {
+			socket = e.open(place, *security)
+		}
+		if current := socket.Enter(now); current != nil {
 			return current, nil
 		}
 		if e.secured.Load() == s {

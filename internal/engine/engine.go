@@ -54,6 +54,11 @@ type Engine struct {
 	// view is what calls use: one load at the start of a call fixes its plan.
 	view atomic.Pointer[view]
 
+	clock clock
+
+	// valid is the identity of this process that was last found to be valid, so that it only can expire.
+	valid atomic.Pointer[tlsid.Identity]
+
 	deadlines deadline.Texts
 
 	routesSeen atomic.Pointer[routesSeen] // of status

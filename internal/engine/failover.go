@@ -38,20 +38,13 @@ func failoverTargets(config *clusterConfig, of route.Target) []route.Target {
 	return targets
 }
 
-// cluster returns the cluster that the attempt counts in.
-func (a *Attempt) cluster() *cluster {
-	if a.call.cluster.failover != nil && a.endpoint != nil {
-		return a.endpoint.Value().(*endpoint).cluster
-	}
-	return a.call.cluster
-}
-
 // acquireFirst takes what the attempt needs from the first target that has a healthy endpoint. If none has, it takes the first
 // target that ignores ejections when there are too many.
 func (a *Attempt) acquireFirst(ctx context.Context, n int) error {
 	c := a.call
 	list := c.cluster.failover
-	c.target = c.cluster.target
+	c.target = &c.cluster.target
+	c.late = true // it may wait for discovery of any of them
 	c.wake()
 	errs := make([]error, 0, 4) // on the stack
 	for _, target := range list {
@@ -93,7 +86,7 @@ func (a *Attempt) acquireOf(ctx context.Context, target route.Target, n int, usa
 			return false, err
 		}
 	}
-	c.target = target
+	c.target = &member.target
 	entered = err == nil
 	return true, err
 }

@@ -719,7 +719,7 @@ func TestEndpointIsNotChargedWithTheTimeOfAnother(t *testing.T) {
 			a.Answered(200)
 		}}
 		c.Begin(t.Context(), engine.Of(m.Transport()), engine.Routed, nil)
-		if _, err := c.Serve(c.Context(), &toWeb, route.Target{}, c); err != nil {
+		if _, err := c.Serve(c.Context(), &toWeb, c); err != nil {
 			t.Fatal(err)
 		}
 		c.End(0, nil, nil)
@@ -750,7 +750,7 @@ func TestAttemptThatFindsNoOtherEndpointLeavesItsTarget(t *testing.T) {
 			synctest.Wait()
 		}}
 		c.Begin(t.Context(), engine.Of(m.Transport()), engine.Routed, nil)
-		_, err := c.Serve(c.Context(), &toWeb, route.Target{}, c)
+		_, err := c.Serve(c.Context(), &toWeb, c)
 		if !errors.Is(err, balancer.ErrNoEndpoints) {
 			t.Errorf("the call ended with %v", err)
 		}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"hash/maphash"
 	"net"
 	"strconv"
 	"strings"
@@ -31,8 +32,8 @@ const (
 type host struct {
 	policy.HostPlan
 
-	// asked is the name as the caller wrote it, which is used if the host turns out to be outside the mesh.
-	asked string
+	// away has the name as the caller wrote it, and is the target if the host turns out to be outside the mesh.
+	away route.Target
 
 	// port is the port that the caller asks for: the URL's, or the default of its scheme.
 	port int
@@ -48,11 +49,46 @@ type host struct {
 	protection *Protection
 	policies   *sync.Map // nil if it changes none
 
-	// usual leads to the cluster of one target of the host, most often the only one: see enterFrom.
-	usual atomic.Pointer[atomic.Pointer[cluster]]
+	// usual leads to the clusters of some destinations of the host: see usualOf.
+	usual [4]usual
+
+	// spelled is the name and the port as the caller wrote them.
+	spelled string
 
 	// denied is set if discovery has said that it does not know the host.
 	denied atomic.Pointer[denial]
+}
+
+// usual leads to the cluster of a destination, or of no destination, if it was called before.
+type usual struct{ known atomic.Pointer[knownCluster] }
+
+type knownCluster struct {
+	backend *route.Backend
+	cluster *atomic.Pointer[cluster]
+}
+
+// usualOf returns where the cluster of a destination is remembered. Most hosts have few destinations. Of those that share a place,
+// the first one to be called has it.
+func (h *host) usualOf(rule *route.Rule, b *route.Backend) *usual {
+	if b == nil {
+		return &h.usual[0]
+	}
+	return &h.usual[uint(rule.Index+b.Index)%uint(len(h.usual))]
+}
+
+// cluster returns the cluster that was remembered for a destination, nil if there is none.
+func (u *usual) cluster(b *route.Backend) *cluster {
+	if known := u.known.Load(); known != nil && known.backend == b {
+		return known.cluster.Load()
+	}
+	return nil
+}
+
+// keep remembers a cluster, unless another one has the place.
+func (u *usual) keep(b *route.Backend, c *cluster) {
+	if known := u.known.Load(); known == nil || known.cluster.Load() == nil {
+		u.known.Store(&knownCluster{b, c.self})
+	}
 }
 
 // denial says for how long, and until when, a host is treated as outside the mesh.
@@ -62,12 +98,12 @@ type denial struct {
 }
 
 // outside reports whether the host is treated as outside the mesh now.
-func (h *host) outside(now time.Time) bool {
+func (h *host) outside(now moment) bool {
 	if h.Known {
 		return false
 	}
 	d := h.denied.Load()
-	return !h.mine || d != nil && now.Before(d.until)
+	return !h.mine || d != nil && now.time().Before(d.until)
 }
 
 // deny records that discovery does not know the host. Discovery is asked again soon, and then less and less often.
@@ -128,6 +164,7 @@ type hostCache struct {
 // before, which are dropped with the next generation unless they are asked for again. So hosts in use stay cached, however many names
 // callers make up, and no call pays for more than its own host.
 type cachedHosts struct {
+	seed       maphash.Seed
 	young, old atomic.Pointer[generation] // nil at first
 	changes    atomic.Int64               // how often a host was put into a generation
 
@@ -137,6 +174,10 @@ type cachedHosts struct {
 type generation struct {
 	hosts sync.Map // string to *host
 	n     atomic.Int64
+
+	// first has some of the hosts by the hashes of their spelling, for a look-up that is several times as fast. The first one with a
+	// hash stays, so that callers do not contend for the places of many hosts.
+	first [256]atomic.Pointer[host]
 }
 
 // get returns a host, nil if it is not cached.
@@ -145,7 +186,12 @@ func (c *cachedHosts) get(authority string) *host {
 	if young == nil {
 		return nil
 	}
+	first := &young.first[maphash.String(c.seed, authority)%uint64(len(young.first))]
+	if h := first.Load(); h != nil && h.spelled == authority {
+		return h
+	}
 	if h, ok := young.hosts.Load(authority); ok {
+		first.CompareAndSwap(nil, h.(*host))
 		return h.(*host)
 	}
 	if old := c.old.Load(); old != nil {
@@ -196,7 +242,10 @@ func (c *cachedHosts) each(f func(*host)) {
 }
 
 func newHostCache(e *Engine, plan *policy.Plan) *hostCache {
-	return &hostCache{engine: e, plan: plan}
+	c := &hostCache{engine: e, plan: plan}
+	c.plain.seed = maphash.MakeSeed()
+	c.secure.seed = c.plain.seed
+	return c
 }
 
 // lookup returns the host that routes a call. It is the one that the authority names, if a document names it too, and the
@@ -229,8 +278,8 @@ func (c *hostCache) get(scheme, authority string) *host {
 		port = own
 	}
 	whole := field.ASCII(withPort(authority, port))
-	h := &host{HostPlan: c.plan.Host(whole)}
-	h.asked = h.Service.Host
+	h := &host{HostPlan: c.plan.Host(whole), spelled: authority}
+	h.away.Host = h.Service.Host
 	if service, ok := c.plan.InCluster(whole); ok && (c.engine.config.Resolver != nil || service.Service == h.Service) {
 		h.HostPlan = service // otherwise it is outside, and the URL says where
 	}

@@ -12,19 +12,19 @@ import (
 // locate determines where the call goes: it sets cluster, or leaves it nil if the host is outside the mesh.
 func (c *Call) locate(wait context.Context, req *Request) error {
 	c.ownTLS = req.Scheme == "https"
-	asked := c.target
 	for {
 		v := c.engine.view.Load()
 		c.host = v.hosts.lookup(req)
+		c.target, c.rule, c.backend = nil, nil, nil // of an earlier view
+		req.Port = c.host.port
 		if c.kind != Copied && c.host.outside(c.start) { // a copy belongs where its original does
 			return c.leaveMesh()
 		}
-		c.target = asked
 		// If no document names the host, it belongs to the mesh only if discovery knows it.
 		certain := c.kind == Copied || c.host.Known
 		if c.kind == Routed && !certain && c.host.Routes != nil {
 			// A wildcard routes the host, if it is a service.
-			if current, err := c.enter(v); err != nil {
+			if current, err := c.enter(v, req); err != nil {
 				return err
 			} else if !current {
 				continue
@@ -33,7 +33,7 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 				return err
 			}
 			c.cluster.leave()
-			c.cluster, c.target, certain = nil, asked, true
+			c.cluster, c.target, certain = nil, nil, true
 			if c.engine.view.Load() != v {
 				continue
 			}
@@ -43,7 +43,7 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 				return err
 			}
 		}
-		if current, err := c.enter(v); err != nil {
+		if current, err := c.enter(v, req); err != nil {
 			return err
 		} else if !current {
 			continue // the documents changed meanwhile; nothing has been sent yet, so start over with the new ones
@@ -57,11 +57,8 @@ func (c *Call) locate(wait context.Context, req *Request) error {
 		if first && c.overtaken(wait, v) {
 			continue
 		}
-		if err := c.cluster.shut(); err != nil {
-			return err
-		}
-		if c.cluster.config.Missing && c.cluster.failover == nil {
-			return refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
+		if c.cluster.unusable {
+			return c.cluster.whyUnusable()
 		}
 		return nil
 	}
@@ -79,14 +76,36 @@ func (c *Call) overtaken(wait context.Context, v *view) bool {
 }
 
 // enter counts the call in the cluster of its target. current is false if the documents have changed.
-func (c *Call) enter(v *view) (current bool, err error) {
-	c.resolve()
-	cluster, current, err := c.engine.enterFrom(v, c.host, c.target, c.start)
-	if _, refused := err.(*Refusal); err != nil && !refused {
-		err = refuse(LayerRoute, 0, err)
+func (c *Call) enter(v *view, req *Request) (current bool, err error) {
+	usual := c.host.usualOf(c.rule, c.backend)
+	cluster := usual.cluster(c.backend)
+	if cluster == nil || c.backend == nil && cluster.target != c.host.resolve(req.Target) {
+		return c.enterNew(v, req, usual)
+	}
+	if current = cluster.enter(c.start.roughly()); current {
+		c.cluster, c.target = cluster, &cluster.target
+	}
+	return current, nil
+}
+
+// enterNew is enter for a target that the host does not remember.
+func (c *Call) enterNew(v *view, req *Request, usual *usual) (current bool, err error) {
+	target := req.Target
+	if c.backend != nil {
+		target = c.backend.Target
+	}
+	target = c.host.resolve(target)
+	cluster, current, err := c.engine.enter(v, target, c.start.roughly())
+	if err != nil {
+		tried := target
+		c.target = &tried
+		if _, refused := err.(*Refusal); !refused {
+			err = refuse(LayerRoute, 0, err)
+		}
 	}
 	if current {
-		c.cluster = cluster
+		c.cluster, c.target = cluster, &cluster.target
+		usual.keep(c.backend, cluster)
 	}
 	return current, err
 }
@@ -106,18 +125,18 @@ func (c *Call) route(v *view, req *Request) error {
 	if c.backend == nil {
 		return prescribe(LayerRoute, 0, errRouteAnswers, AnswerRule)
 	}
-	c.target = c.backend.Target
 	return nil
 }
 
 // resolve fills in the host or the port, if the document left it to the request.
-func (c *Call) resolve() {
-	if c.target.Host == "" {
-		c.target.Host = c.host.Service.Host
+func (h *host) resolve(t route.Target) route.Target {
+	if t.Host == "" {
+		t.Host = h.Service.Host
 	}
-	if c.target.Port == 0 {
-		c.target.Port = c.host.port
+	if t.Port == 0 {
+		t.Port = h.port
 	}
+	return t
 }
 
 // confirm waits until discovery has said whether it knows the host. If it does not, the call leaves the mesh.
@@ -125,6 +144,7 @@ func (c *Call) confirm(ctx context.Context) error {
 	if c.cluster.confirmed.Load() {
 		return nil
 	}
+	c.late = true
 	err := c.cluster.wait(ctx)
 	switch {
 	case err == nil:
@@ -141,6 +161,7 @@ func (c *Call) confirm(ctx context.Context) error {
 
 // await waits for the first answer of discovery, within the timeout of the route. If there is none, the pick of an endpoint fails.
 func (c *Call) await(ctx context.Context) {
+	c.late = true
 	start := time.Now()
 	if c.rule != nil && c.rule.Route.Timeout > 0 {
 		within, cancel := context.WithTimeout(ctx, c.rule.Route.Timeout)
@@ -155,7 +176,7 @@ func (c *Call) await(ctx context.Context) {
 // leaveMesh decides what happens to a call to a host outside the mesh.
 func (c *Call) leaveMesh() error {
 	c.rule, c.backend, c.cluster, c.outside = nil, nil, nil, true
-	c.target = route.Target{Host: c.host.asked}
+	c.target = &c.host.away
 	if c.engine.closed.Load() {
 		return refuse(LayerRoute, 0, ErrClosed)
 	}

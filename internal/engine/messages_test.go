@@ -45,7 +45,7 @@ func send(ctx context.Context, e *engine.Engine, host, path string, header map[s
 	m.Begin(ctx, e, engine.Routed, nil)
 	refused, err := m.Serve(m.Context(), &engine.Request{Host: host, Request: route.Request{
 		Method: "SAY", Scheme: "http", Authority: host, Path: path, Header: header, Port: 80,
-	}}, route.Target{}, m)
+	}}, m)
 	if err != nil {
 		return "", nil, err
 	}
@@ -79,7 +79,7 @@ func (m *message) Mirror(rule *route.Rule) {
 		return func(ctx context.Context) error {
 			c := &message{path: path}
 			c.Begin(ctx, m.Engine(), engine.Copied, nil)
-			_, err := c.Serve(c.Context(), &engine.Request{Host: "shop"}, to.Target, c)
+			_, err := c.Serve(c.Context(), &engine.Request{Host: "shop", Target: to.Target}, c)
 			if err == nil {
 				c.End(0, nil, nil)
 			}

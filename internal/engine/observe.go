@@ -162,7 +162,7 @@ func (c *Call) Observed() bool { return c.observer != nil }
 
 // Peer returns what is known about the endpoint.
 func (a *Attempt) Peer() Peer {
-	return Peer{Address: a.endpoint.ID(), Endpoint: a.endpoint.Endpoint(), ID: a.conns.ExpectedID()}
+	return Peer{Address: a.endpoint.host.ID(), Endpoint: a.endpoint.host.Endpoint(), ID: a.conns.ExpectedID()}
 }
 
 // Observe tells the observers, if there are any, that the n-th attempt begins. If they set headers, they change the header
@@ -184,7 +184,7 @@ func (a *Attempt) Header(answer Response) {
 }
 
 func (a *Attempt) observeEnd(peerID string, err error) {
-	ended := time.Since(a.call.start)
+	ended := a.call.start.elapsed()
 	took := ended - a.Sent()
 	atomic.StoreInt64(&a.sent, ^int64(ended)) // another goroutine may be ending the call
 	a.observer.End(AttemptEnd{PeerID: peerID, Status: int(a.status), GRPCStatus: int(a.grpc) - 1, Err: err, Duration: took})
@@ -193,13 +193,13 @@ func (a *Attempt) observeEnd(peerID string, err error) {
 // observeEnd tells the observers that the call has ended, with the attempt last, unless that is nil.
 func (c *Call) observeEnd(status int, err error, last *Attempt) {
 	end := CallEnd{
-		Target: c.target, Outside: c.outside, Status: status, GRPCStatus: int(c.grpc) - 1, Err: err, Flags: c.flags,
+		Target: c.Target(), Outside: c.outside, Status: status, GRPCStatus: int(c.grpc) - 1, Err: err, Flags: c.flags,
 		Attempts: int(c.sent), Stopped: c.stopped,
 	}
 	if last == nil {
-		end.Duration = time.Since(c.start)
+		end.Duration = c.start.elapsed()
 	} else if end.Duration = time.Duration(^atomic.LoadInt64(&last.sent)); end.Duration < 0 { // it has not ended yet
-		end.Duration = time.Since(c.start)
+		end.Duration = c.start.elapsed()
 	}
 	if c.sent == 0 {
 		end.Document, end.Route = c.Origin()

@@ -60,7 +60,7 @@ func (a *Attempt) plaintextHint(kind failure.Kind, err error) string {
 		return ""
 	}
 	const sent, maybe = "it was sent plaintext, ", ", and the endpoint may take TLS only"
-	config := &a.cluster().config
+	config := &a.cluster.config
 	entry := c.engine.Plan().Host(c.target.Host).Entry
 	switch {
 	case config.TLS.Mode == policy.TLSAuto && entry != nil && entry.Unplaced:

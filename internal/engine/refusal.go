@@ -71,6 +71,14 @@ func (c *cluster) shut() error {
 	return refuse(LayerRoute, FlagNoCluster, refusal.New(c.config.Closed+" is refused and has no last good version: how it secures calls is not known"))
 }
 
+// whyUnusable returns the refusal of a call to a target that cannot be used under the documents in force.
+func (c *cluster) whyUnusable() error {
+	if err := c.shut(); err != nil {
+		return err
+	}
+	return refuse(LayerRoute, FlagNoCluster, ErrUnknownSubset)
+}
+
 // prescribe returns a refusal that is answered.
 func prescribe(layer Layer, flags Flags, err error, answer Answer) error {
 	return &Refusal{Layer: layer, Flags: flags, Err: refusal.Because(err), Answer: answer}

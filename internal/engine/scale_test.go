@@ -125,14 +125,14 @@ func TestCachedHostsKeepNoTargets(t *testing.T) {
 	e := scaled(t, 0)
 	v := e.view.Load()
 	h := v.hosts.get("http", "made-up")
-	c, current, err := e.enterFrom(v, h, route.Target{Host: "made-up", Port: 80}, time.Now())
-	if err != nil || !current {
+	call := &Call{engine: e, host: h, start: e.clock.now()}
+	if current, err := call.enter(v, &Request{Target: route.Target{Host: "made-up", Port: 80}}); err != nil || !current {
 		t.Fatal(current, err)
 	}
-	c.leave()
-	e.drop(c)
-	target := weak.Make(c)
-	c = nil
+	call.cluster.leave()
+	e.drop(call.cluster)
+	target := weak.Make(call.cluster)
+	call = nil
 	for range 3 { // what is cleaned up in one round is free in the next
 		runtime.GC()
 	}
@@ -151,8 +151,8 @@ func TestCachedHostsKeepNoHeader(t *testing.T) {
 		return start <= at && at < start+uintptr(len(header))
 	}
 	h := e.view.Load().hosts.get("http", header[:len("stranger.example:8080")])
-	if h.asked != "stranger.example" || within(h.asked) || within(h.Service.Host) {
-		t.Errorf("the host %q is a part of its header", h.asked)
+	if h.away.Host != "stranger.example" || within(h.away.Host) || within(h.Service.Host) {
+		t.Errorf("the host %q is a part of its header", h.away.Host)
 	}
 	e.view.Load().hosts.plain.young.Load().hosts.Range(func(authority, _ any) bool {
 		if within(authority.(string)) {

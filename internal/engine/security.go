@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/internal/connectid"
@@ -103,6 +104,19 @@ func (e *Engine) connect() (spiffeid.TrustDomain, bool) {
 	}
 	_, _, ok := connectid.Parse(own.ID().Path())
 	return own.TrustDomain(), ok
+}
+
+// identified returns an error unless the identity of this process is valid at the time now.
+func (e *Engine) identified(now time.Time) error {
+	own, _ := e.identity.Latest()
+	if own != nil && own == e.valid.Load() && !now.After(own.NotAfter()) {
+		return nil
+	}
+	own, err := e.identity.Identity()
+	if err == nil {
+		e.valid.Store(own)
+	}
+	return err
 }
 
 // tlsConfig returns the configuration of the handshakes of a security, nil for none.

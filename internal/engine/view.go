@@ -83,22 +83,6 @@ func (e *Engine) enter(v *view, target route.Target, now time.Time) (c *cluster,
 	return c, c.enter(now), nil
 }
 
-// enterFrom is enter for a call to a host of v. It remembers one cluster of the host: most hosts have only one target.
-func (e *Engine) enterFrom(v *view, h *host, target route.Target, now time.Time) (c *cluster, current bool, err error) {
-	if usual := h.usual.Load(); usual != nil {
-		if c = usual.Load(); c != nil {
-			if c.target == target {
-				return c, c.enter(now), nil
-			}
-			return e.enter(v, target, now)
-		}
-	}
-	if c, current, err = e.enter(v, target, now); current {
-		h.usual.Store(c.self)
-	}
-	return c, current, err
-}
-
 // create returns the cluster of a target, and makes it if there is none. current is false if plan is no longer in force.
 func (e *Engine) create(plan *policy.Plan, target route.Target) (c *cluster, current bool, err error) {
 	var dropped []*cluster

@@ -54,7 +54,7 @@ func (c *call) Attempt(req *http.Request, n int) (*http.Response, error) {
 	if err != nil {
 		return nil, t.Attempt.End(err)
 	}
-	if field.IsGRPC(resp.Header) {
+	if req.Method == http.MethodPost && field.IsGRPC(resp.Header) { // as all calls of gRPC are
 		t.grpc = resp
 	}
 	if resp.ProtoMajor == 2 {
@@ -131,8 +131,10 @@ func (c *call) exchange(req *http.Request, t *try) (*http.Response, error) {
 
 // End implements body.Ender: it reports the outcome of the attempt.
 func (t *try) End(err error) {
-	if code, ok := grpcCode(t.grpc); ok && err == nil {
-		t.GRPC(code)
+	if t.grpc != nil && err == nil {
+		if code, ok := grpcCode(t.grpc); ok {
+			t.GRPC(code)
+		}
 	}
 	t.finish(err)
 	t.call.release() // not after a panic: see do
@@ -148,9 +150,6 @@ func (t *try) finish(err error) {
 
 // grpcCode returns the status of a gRPC response whose body has ended, if there is one and it has one.
 func grpcCode(resp *http.Response) (code uint32, ok bool) {
-	if resp == nil {
-		return 0, false
-	}
 	text := resp.Header.Get("Grpc-Status") // of a response without messages
 	if text == "" {
 		text = resp.Trailer.Get("Grpc-Status")

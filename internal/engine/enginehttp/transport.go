@@ -3,7 +3,6 @@ package enginehttp
 
 import (
 	"context"
-	"io"
 	"maps"
 	"net/http"
 	"sync"
@@ -39,7 +38,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if req.URL == nil || req.URL.Host == "" || req.URL.Scheme != "http" && req.URL.Scheme != "https" {
 		return t.engine.Template().Outside().RoundTrip(req) // it has the best error for this
 	}
-	return t.do(req, engine.Routed, route.Target{})
+	return t.do(req, engine.Routed, nil)
 }
 
 // CloseIdleConnections closes the connections that serve no call.
@@ -54,12 +53,13 @@ func (t *Transport) Engine() *engine.Engine {
 
 // mirror sends the copy of a request. The mirrorer runs it on a goroutine of its own.
 func (t *Transport) mirror(to *route.Mirror, req *http.Request) (*http.Response, error) {
-	return t.do(req, engine.Copied, to.Target)
+	return t.do(req, engine.Copied, to)
 }
 
-func (t *Transport) do(req *http.Request, kind engine.Kind, target route.Target) (*http.Response, error) {
+// do makes a call. A copy goes to a mirror.
+func (t *Transport) do(req *http.Request, kind engine.Kind, to *route.Mirror) (*http.Response, error) {
 	c := t.newCall(req)
-	resp, err := c.run(t.engine, kind, target)
+	resp, err := c.run(t.engine, kind, to)
 	c.release() // not after a panic: then nobody knows who still uses the call
 	return resp, err
 }
@@ -127,14 +127,10 @@ var (
 )
 
 // run makes the call, which lasts until the body of the response ends.
-func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*http.Response, error) {
+func (c *call) run(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*http.Response, error) {
 	c.Begin(c.req.Context(), e, kind, c.req)
-	view := engine.Request{Request: route.NewRequest(c.req), Host: c.req.URL.Host}
-	if kind == engine.Copied {
-		view.Authority = "" // it only says that this is a copy
-	}
 	wait, stop := caller.Wait(c.Context(), c.req)
-	answer, err := c.Serve(wait, &view, target, c)
+	answer, err := c.serve(wait, to)
 	stop()
 	if c.sent == nil {
 		body.CloseRequest(c.req)
@@ -167,9 +163,27 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, target route.Target) (*ht
 	return resp, nil
 }
 
+// serve takes the call through the engine.
+func (c *call) serve(wait context.Context, to *route.Mirror) (*engine.Refusal, error) {
+	req, u := c.req, c.req.URL
+	view := engine.Request{Host: u.Host}
+	view.Method, view.Scheme, view.Authority = req.Method, u.Scheme, req.Host
+	view.Path, view.RawQuery, view.Header = field.SentPath(u), u.RawQuery, req.Header
+	if view.Method == "" {
+		view.Method = http.MethodGet
+	}
+	if to != nil {
+		view.Target, view.Authority = to.Target, "" // which only says that this is a copy
+	} else if view.Authority == "" {
+		view.Authority = u.Host
+	}
+	return c.Serve(wait, &view, c)
+}
+
 // watch has the call end with the body of resp.
 func (c *call) watch(resp *http.Response) {
-	c.first.last = c.tries == 1 && resp.Body == io.ReadCloser(c.inner) // which nobody has read yet
+	reader, _ := resp.Body.(*body.Reader)
+	c.first.last = c.tries == 1 && reader != nil && reader == c.inner // which nobody has read yet
 	if c.outer = c.inner; !c.first.last {
 		c.outer = new(body.Reader)
 	}
@@ -204,8 +218,10 @@ func (c *call) edit(resp *http.Response) {
 }
 
 func (c *call) end(err error) {
-	if code, ok := grpcCode(c.resp); ok {
-		c.GRPC(code)
+	if c.resp != nil {
+		if code, ok := grpcCode(c.resp); ok {
+			c.GRPC(code)
+		}
 	}
 	var last *engine.Attempt
 	if c.tries == 1 {

@@ -228,14 +228,14 @@ type Socket struct {
 	current atomic.Pointer[Connections] // nil once the socket is closed
 }
 
-// Enter counts an attempt in, on the current connections. It returns nil if the socket is closed.
-func (s *Socket) Enter() *Connections {
+// Enter counts an attempt in at the time now, on the current connections. It returns nil if the socket is closed.
+func (s *Socket) Enter(now time.Time) *Connections {
 	for {
 		current := s.current.Load()
 		if current == nil {
 			return nil
 		}
-		if at := current.expires.Load(); at != 0 && time.Now().UnixNano() >= at {
+		if at := current.expires.Load(); at != 0 && now.UnixNano() >= at {
 			s.renew(current) // a certificate is about to expire
 			continue
 		}

@@ -3,6 +3,7 @@ package sockets
 import (
 	"net/http"
 	"testing"
+	"time"
 
 	"github.com/nosidecar/mesh/policy"
 )
@@ -30,12 +31,12 @@ func TestSocketsOfOneAddress(t *testing.T) {
 				t.Fatalf("%v leads to another socket", kinds[gone])
 			}
 			set.Close(opened[gone])
-			if opened[gone].Enter() == nil {
+			if opened[gone].Enter(time.Now()) == nil {
 				t.Fatalf("%v is closed while it is used", kinds[gone])
 			}
 			opened[gone].current.Load().Leave()
 			set.Close(opened[gone])
-			if opened[gone].Enter() != nil || set.Share("10.0.0.1:80", kinds[gone]) != nil {
+			if opened[gone].Enter(time.Now()) != nil || set.Share("10.0.0.1:80", kinds[gone]) != nil {
 				t.Errorf("%v is open after its last use", kinds[gone])
 			}
 		}
