@@ -37,7 +37,10 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 	}
 
-	call := new(deadline.Call)
+	call := new(struct {
+		deadline.Call
+		body body.Reader
+	})
 	ctx := call.Begin(req.Context(), limits)
 	at, bounded := ctx.Deadline()
 	watching := false
@@ -62,6 +65,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, call.Failed(err)
 	}
 	watching = true
+	call.body.Attach(resp, &call.Call)
 	call.Watch(resp)
 	attempt.Restore(resp, req, 1)
 	return resp, nil

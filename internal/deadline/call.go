@@ -8,8 +8,6 @@ import (
 	"strconv"
 	"sync/atomic"
 	"time"
-
-	"github.com/nosidecar/mesh/internal/body"
 )
 
 // Limits has the time limits of a call. 0 means no limit.
@@ -25,8 +23,7 @@ type Limits struct {
 // allocated per call, and is used once, in this order: Begin, then Failed or Watch. The zero value is ready for Begin.
 type Call struct {
 	ctx     Context
-	began   bool
-	body    body.Reader
+	body    io.ReadCloser // what Watch reads from
 	idle    time.Duration
 	timer   *time.Timer // the idle timer, which runs only during Read
 	stalled Error
@@ -47,17 +44,18 @@ func (c *Call) BeginAt(parent context.Context, limits Limits, began time.Time) c
 	if request <= 0 && limits.BodyIdle <= 0 {
 		return parent
 	}
-	c.began = true
 	c.idle = limits.BodyIdle
-	c.ctx.start(parent, Request, request, true, began)
+	c.ctx.start(parent, Request, request, true, began.Add(request))
 	c.ctx.ofCall = true
 	return &c.ctx
 }
 
+func (c *Call) began() bool { return c.ctx.parent != nil }
+
 // Failed ends a call that got no response or panicked. It returns the error for the caller: an *Error if a limit caused err, otherwise
 // err itself.
 func (c *Call) Failed(err error) error {
-	if !c.began {
+	if !c.began() {
 		return err
 	}
 	defer c.ctx.Cancel()
@@ -67,28 +65,30 @@ func (c *Call) Failed(err error) error {
 	return err
 }
 
-// Watch enforces the limits on the body of resp, and ends the call when the body ends. An upgraded connection (101) may be open and idle for
-// any time, so it is no longer limited.
+// Watch enforces the limits on the body of resp, whose reader is told by the owner of the call to End it. An upgraded connection (101) may be
+// open and idle for any time, so it is no longer limited.
 func (c *Call) Watch(resp *http.Response) {
-	if !c.began {
+	switch {
+	case !c.began():
 		return
-	}
-	if resp.StatusCode == http.StatusSwitchingProtocols {
+	case resp.StatusCode == http.StatusSwitchingProtocols:
 		c.ctx.Stop()
-		c.body.Attach(resp, c)
 		return
 	}
 	c.WatchMessages()
-	c.body.Attach(resp, c)
-	if resp.Body == io.ReadCloser(&c.body) {
-		resp.Body = (*watched)(c)
+	if resp.Body == nil || resp.Body == http.NoBody {
+		return
 	}
+	if _, upgraded := resp.Body.(io.Writer); upgraded {
+		return
+	}
+	c.body, resp.Body = resp.Body, (*watched)(c)
 }
 
 // WatchMessages enforces the limits on a response that consists of messages. Await must be called before each wait for a message, Received
 // after it, and End at the end of the call.
 func (c *Call) WatchMessages() {
-	if c.began && c.idle > 0 {
+	if c.began() && c.idle > 0 {
 		c.stalled = Error{Kind: BodyIdle, Limit: c.idle}
 		c.timer = time.AfterFunc(c.idle, c.stall)
 		c.timer.Stop()
@@ -107,7 +107,7 @@ func (c *Call) Received(err error) error {
 	if c.timer != nil {
 		c.timer.Stop()
 	}
-	if err == nil || err == io.EOF || !c.began {
+	if err == nil || err == io.EOF || !c.began() {
 		c.ctx.progress()
 		return err
 	}
@@ -127,7 +127,7 @@ func (c *Call) stall() {
 
 // End implements body.Ender.
 func (c *Call) End(error) {
-	if !c.began {
+	if !c.began() {
 		return
 	}
 	c.ctx.Cancel()

@@ -57,19 +57,20 @@ func Within(ctx context.Context, limit time.Duration) time.Duration {
 // less only makes c cancellable. If announce is set, Deadline includes the limit. Otherwise it returns only the deadline of the parent, for
 // a limit that ends with the response headers.
 func (c *Context) Start(parent context.Context, kind Kind, limit time.Duration, announce bool) {
-	var now time.Time
+	var at time.Time
 	if limit > 0 {
-		now = time.Now()
+		at = time.Now().Add(limit)
 	}
-	c.start(parent, kind, limit, announce, now)
+	c.start(parent, kind, limit, announce, at)
 }
 
-func (c *Context) start(parent context.Context, kind Kind, limit time.Duration, announce bool, now time.Time) {
+// start is Start for a limit that is exceeded at a known time.
+func (c *Context) start(parent context.Context, kind Kind, limit time.Duration, announce bool, at time.Time) {
 	c.parent = parent
 	c.exceeded = Error{Kind: kind, Limit: limit}
 	if limit > 0 {
 		c.limited, c.announce = true, announce
-		c.at = now.Add(limit)
+		c.at = at
 	}
 }
 
@@ -90,7 +91,7 @@ func (c *Context) StartTry(call context.Context, limit time.Duration) {
 		c.Start(call, PerTry, 0, false)
 		return
 	}
-	c.start(call, PerTry, limit, false, at.Add(-left))
+	c.start(call, PerTry, limit, false, at.Add(limit-left))
 	c.whole = w
 	if c.follows = w.try.CompareAndSwap(nil, c); !c.follows {
 		c.whole = nil

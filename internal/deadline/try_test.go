@@ -145,6 +145,7 @@ func TestTry_EndsWithAStalledBody(t *testing.T) {
 			t.Errorf("read: %v; cause of the try: %v", err, context.Cause(&try))
 		}
 		resp.Body.Close()
+		call.End(nil)
 	})
 }
 

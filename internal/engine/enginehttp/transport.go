@@ -158,7 +158,7 @@ func (c *call) run(e *engine.Engine, kind engine.Kind, to *route.Mirror) (*http.
 		c.observed.upgraded, _ = resp.Body.(interface{ Written() int64 })
 	}
 	if limits := c.Limits(); limits != nil {
-		limits.Watch(resp) // outside, since End asks whether they have ended the call
+		limits.Watch(resp) // outside; they end with the call
 	}
 	return resp, nil
 }
