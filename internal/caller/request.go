@@ -8,7 +8,9 @@ import (
 	"github.com/nosidecar/mesh/internal/field"
 )
 
-// Check returns the reason why net/http refuses to send req over any protocol to any server, or nil if it can be sent.
+// Check returns the reason why net/http refuses to send req over any protocol to any server, or nil if it can be sent. It sends a URL with
+// control characters over HTTP/2, where servers must take the request for malformed (RFC 9113, section 8.2.1). Over HTTP/1 it closes the
+// connection, and may return only the error of that.
 func Check(req *http.Request) error {
 	switch {
 	case req.URL == nil:
@@ -23,6 +25,8 @@ func Check(req *http.Request) error {
 		return errors.New("no host in URL")
 	case req.ContentLength != 0 && req.Body == nil:
 		return errors.New("ContentLength without Body")
+	case strings.ContainsFunc(req.URL.RequestURI(), isControl):
+		return errors.New("control character in URL")
 	}
 	for _, fields := range []http.Header{req.Header, req.Trailer} {
 		for name, values := range fields {
@@ -44,6 +48,8 @@ func Check(req *http.Request) error {
 	}
 	return nil
 }
+
+func isControl(r rune) bool { return r < ' ' || r == 0x7f }
 
 // refusals are the prefixes of the errors with which net/http refuses to send a request. Only their text distinguishes them from other
 // errors. Check cannot predict all of them, since some depend on the protocol, on a proxy or on the server's settings.
