@@ -51,9 +51,8 @@ func (s summary) print() {
 		"| | calls/s | CPU |\n|---|--:|--:|\n")
 	names := make([]string, 0, len(s))
 	for name := range s {
-		aside := strings.Contains(name, "bare") && !strings.Contains(name, bench.OneConnection)
-		above := s[name].client > 0 && strings.Contains(name, ", 8, whole mesh") || strings.Contains(name, ", 8, failsafe-go")
-		if !aside && !above {
+		above := s[name].client > 0 && strings.Contains(name, ", 8, ")
+		if strings.Contains(name, bench.OneConnection) || !above && !strings.Contains(name, "bare") {
 			names = append(names, name)
 		}
 	}
