@@ -18,6 +18,9 @@
 // children, so that retries do not become traces of their own. [Config.CallSpans] does that for every call.
 //
 // Spans have the names and attributes of the semantic conventions 1.43. The name is the method or "method route", never a path.
+// The name of a gRPC call is its method. At the server, it is "grpc" if the method is not implemented, or if the call was refused before
+// the server saw it: callers could make up any number of names. rpc.method_original has the method then.
+//
 // Client spans treat 4xx and 5xx as errors, server spans only 5xx. A call that its caller canceled is not an error. Spans end with
 // the body of the response.
 //

@@ -67,10 +67,10 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		if returned {
 			end.Status = answer.Code()
 		}
-		if end.RPC = field.CallsGRPC(r); end.RPC {
-			end.Code = spans.Code(failure.GRPCAnswer(end.Status, w.Header()))
+		if field.CallsGRPC(r) {
+			end.Answer(failure.GRPCAnswer(end.Status, w.Header()), false)
 		}
-		spans.EndInbound(ctx, &end, r.Method)
+		spans.EndInbound(ctx, &end)
 	}()
 	h.Next.ServeHTTP(answer.Watch(w), r)
 	returned = true

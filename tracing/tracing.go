@@ -27,7 +27,8 @@ type Config struct {
 	Formats string
 
 	// Forward are further headers that are copied from a request to the calls made on its behalf, unless these already have them.
-	// If a header has several values, only the first one is copied.
+	// If a header has several values, only the first one is copied. Calls of gRPC get only values in printable ASCII, as gRPC sends
+	// no others.
 	Forward []string
 
 	// NoRequestID leaves x-request-id alone. Otherwise it is copied from a request to the calls made on its behalf, and generated
@@ -51,5 +52,5 @@ type Config struct {
 func RequestID(ctx context.Context) string { return spans.RequestID(ctx) }
 
 // Baggage returns the baggage in ctx: the one that the application set with baggage.ContextWithBaggage, otherwise that of the inbound
-// request that ctx belongs to, which is parsed now. If it is malformed, the result is empty.
+// request that ctx belongs to, which is parsed now. Malformed members are left out.
 func Baggage(ctx context.Context) baggage.Baggage { return spans.Baggage(ctx) }

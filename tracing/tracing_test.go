@@ -422,6 +422,37 @@ func (c countingTracer) Start(ctx context.Context, name string, opts ...trace.Sp
 	return c.Tracer.Start(ctx, name, opts...)
 }
 
+// values is a provider whose spans are values that cannot be compared, as those of other SDKs may be.
+type values struct{ counting }
+
+type valuesTracer struct{ trace.Tracer }
+
+type valuesSpan struct {
+	trace.Span
+	_ []int
+}
+
+func (v values) Tracer(name string, opts ...trace.TracerOption) trace.Tracer {
+	return valuesTracer{v.counting.Tracer(name, opts...)}
+}
+
+func (v valuesTracer) Start(ctx context.Context, name string, opts ...trace.SpanStartOption) (context.Context, trace.Span) {
+	ctx, span := v.Tracer.Start(ctx, name, opts...)
+	span = valuesSpan{Span: span}
+	return trace.ContextWithSpan(ctx, span), span
+}
+
+func TestSpansThatCannotBeCompared(t *testing.T) {
+	provider, spans := recorder()
+	n := 0
+	config := tracing.Config{Provider: values{counting{provider, &n}}}
+	var sent []http.Header
+	get(t, t.Context(), &tracing.Calls{Config: config, Base: &tracing.Transport{Config: config, Base: answer(&sent, 200)}}, "http://orders/")
+	if got := spans.Ended(); len(got) != 2 || n != 2 || got[0].Parent().SpanID() != got[1].SpanContext().SpanID() {
+		t.Errorf("%d spans were started, and %d have ended, want 2 of a call and its attempt", n, len(got))
+	}
+}
+
 func TestUnsampledCallsStartNoSpans(t *testing.T) {
 	var n int
 	provider := counting{sdk.NewTracerProvider(sdk.WithSampler(sdk.ParentBased(sdk.NeverSample()))), &n}
@@ -651,6 +682,46 @@ func TestGRPCOverHTTP(t *testing.T) {
 		}
 		wantAttributes(t, s[0], map[string]string{"rpc.system.name": "grpc", "rpc.method": "shop.Payment/Charge", "rpc.response.status_code": test.want})
 	}
+}
+
+// Whoever calls a server can make up methods of gRPC. They have one name, as methods of HTTP that nobody knows.
+func TestMethodsOfGRPCThatDoNotExist(t *testing.T) {
+	for status, want := range map[string]string{"12": "grpc", "0": "a.B/C"} {
+		provider, spans := recorder()
+		h := &tracing.Handler{Config: tracing.Config{Provider: provider}, Next: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Grpc-Status", status)
+		})}
+		r := httptest.NewRequest(http.MethodPost, "/a.B/C", nil)
+		r.Header.Set("Content-Type", "application/grpc")
+		h.ServeHTTP(httptest.NewRecorder(), r)
+		s := spans.Ended()[0]
+		if s.Name() != want {
+			t.Errorf("status %s: the span is named %q, want %q", status, s.Name(), want)
+		}
+		if status == "12" {
+			wantAttributes(t, s, map[string]string{"rpc.method": "_OTHER", "rpc.method_original": "a.B/C"})
+		}
+	}
+	provider, spans := recorder()
+	h := &tracing.Handler{Config: tracing.Config{Provider: provider}, Next: http.NotFoundHandler()} // no server of gRPC
+	r := httptest.NewRequest(http.MethodPost, "/a.B/C", nil)
+	r.Header.Set("Content-Type", "application/grpc")
+	h.ServeHTTP(httptest.NewRecorder(), r)
+	if s := spans.Ended()[0]; s.Name() != "grpc" {
+		t.Errorf("without a server of gRPC the span is named %q", s.Name())
+	}
+}
+
+// Members of a baggage that are malformed are left out.
+func TestMalformedBaggage(t *testing.T) {
+	h := &tracing.Handler{Next: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if got := tracing.Baggage(r.Context()); got.Len() != 2 || got.Member("a").Value() != "1" || got.Member("c").Value() != "3" {
+			t.Errorf("the baggage is %q", got)
+		}
+	})}
+	r := httptest.NewRequest(http.MethodGet, "/", nil)
+	r.Header["Baggage"] = []string{"a=1,=2,b", "c=3"}
+	h.ServeHTTP(httptest.NewRecorder(), r)
 }
 
 // Peers and callers choose paths, agents, hosts and methods. Spans have a bounded part of them, and nothing that exporters refuse.

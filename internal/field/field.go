@@ -28,6 +28,16 @@ func IsValue(s string) bool {
 	return true
 }
 
+// IsPrintable reports whether s is printable ASCII, as all metadata of gRPC has to be: a call with other values fails.
+func IsPrintable(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
+}
+
 // IsGRPC reports whether the Content-Type in a header is that of gRPC, as gRPC's own libraries see it: "application/grpc", alone or with
 // a suffix such as "+proto" or with parameters. That of gRPC-Web is another.
 func IsGRPC(header http.Header) bool {

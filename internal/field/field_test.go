@@ -28,6 +28,14 @@ func TestIsValue(t *testing.T) {
 	}
 }
 
+func TestIsPrintable(t *testing.T) {
+	for s, want := range map[string]bool{"": true, " a~": true, "a\tb": false, "a\x7f": false, "é": false, "\xff": false, "a\x00": false} {
+		if got := field.IsPrintable(s); got != want {
+			t.Errorf("IsPrintable(%q) = %v", s, got)
+		}
+	}
+}
+
 func TestIsGRPC(t *testing.T) {
 	for s, want := range map[string]bool{
 		"application/grpc": true, "application/grpc+proto": true, "application/grpc;charset=utf-8": true,

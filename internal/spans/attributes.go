@@ -26,7 +26,8 @@ const (
 	retryKey = "mesh.retry_stopped"
 )
 
-const otherError = "_OTHER"
+// other stands for an error, or a method of gRPC, without a name that conventions know.
+const other = "_OTHER"
 
 // longest bounds texts of a span that others choose, such as a path, a User-Agent or a header that documents add, in bytes. It is the default
 // of Envoy's max_path_tag_length.
@@ -174,7 +175,7 @@ func errorType(err error) string {
 	}
 	t := reflect.TypeOf(err)
 	if t.PkgPath() == "" && t.Name() == "" && t.Kind() != reflect.Pointer {
-		return otherError
+		return other
 	}
 	return t.String()
 }

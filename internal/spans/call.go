@@ -79,7 +79,7 @@ func Recorded(ctx context.Context, owner any) bool { return callOf(ctx, owner) !
 // Shared returns the owner of the call that an attempt with ctx is one of, nil if it is none. Within an attempt there is none.
 func Shared(ctx context.Context) any {
 	c, ok := ctx.Value(callKey{}).(*call)
-	if !ok || !c.shared || trace.SpanFromContext(ctx) != trace.SpanFromContext(c.Context) {
+	if !ok || !c.shared || trace.SpanContextFromContext(ctx).SpanID() != trace.SpanContextFromContext(c.Context).SpanID() {
 		return nil
 	}
 	return c.owner
@@ -170,11 +170,11 @@ type Attempt struct {
 func (t *Tracer) StartAttempt(ctx context.Context, d *Call, a *Attempt) context.Context {
 	c := callOf(ctx, d.Owner)
 	if c == nil {
-		t.Carry(ctx, &Outgoing{Caller: d.Caller, Seed: d.Seed, Header: a.Header, Set: a.Set})
+		t.Carry(ctx, &Outgoing{Caller: d.Caller, RPC: d.RPC, Seed: d.Seed, Header: a.Header, Set: a.Set})
 		return ctx
 	}
 	from := trace.SpanContextFromContext(d.Caller)
-	h := carried{ctx: ctx, header: a.Header, set: a.Set, fresh: !from.IsValid(), seed: idSeed(d.Seed, &from)}
+	h := carried{ctx: ctx, rpc: d.RPC, header: a.Header, set: a.Set, fresh: !from.IsValid(), seed: idSeed(d.Seed, &from)}
 	if d.RPC {
 		c.try(a)
 		h.span = c.whole.SpanContext()

@@ -37,7 +37,8 @@ type inbound struct {
 	trace     trace.TraceID
 	fresh     bool       // the trace begins here
 	span      trace.Span // nil unless it records
-	above     remote     // the span that the header names
+	request   *http.Request
+	above     remote // the span that the header names
 }
 
 // remote is a span of which only the context is known.
@@ -110,8 +111,8 @@ type Request struct {
 // StartInbound begins the SERVER span of a request, unless somebody else has, and keeps for the calls that are made for it
 // what they pass on. It returns the context for the handler.
 func (t *Tracer) StartInbound(ctx context.Context, r *Request) context.Context {
-	in := &inbound{requestID: field.First(r.Header, requestID)}
-	if r.NewID || len(in.requestID) > maxRequestID {
+	in := &inbound{requestID: field.First(r.Header, requestID), request: r.Request}
+	if r.NewID || len(in.requestID) > maxRequestID || !field.IsPrintable(in.requestID) {
 		in.requestID = ""
 	}
 	local := trace.SpanContextFromContext(ctx)
@@ -158,7 +159,8 @@ func (t *Tracer) received(ctx context.Context, in *inbound, h http.Header, outer
 		return t.config.Propagator.Extract(ctx, propagation.HeaderCarrier(h))
 	}
 	if values := h[baggageHeader]; len(values) > 0 {
-		if b := strings.Join(values, ","); len(b) <= maxBaggage && strings.Count(b, ",") < maxBaggageMembers {
+		b := strings.ReplaceAll(strings.Join(values, ","), "\t", " ") // both may stand around members, but gRPC sends no tabs
+		if len(b) <= maxBaggage && strings.Count(b, ",") < maxBaggageMembers && field.IsPrintable(b) {
 			in.baggage = b
 		}
 	}
@@ -209,15 +211,16 @@ func serverAttributes(r *Request) []attribute.KeyValue {
 
 // Response is how an inbound request ended.
 type Response struct {
-	Status int    // of HTTP; 0 if it was cut off
-	RPC    bool   // Code is that of gRPC
-	Code   uint32 // of gRPC
-	Route  string // the pattern that the request matched, "" if it is not known
-	Flags  string // why it was refused, "" for no reason
+	Status  int    // of HTTP; 0 if it was cut off
+	RPC     bool   // Code is that of gRPC
+	Code    uint32 // of gRPC
+	Unknown bool   // the method of gRPC may not exist
+	Route   string // the pattern that the request matched, "" if it is not known
+	Flags   string // why it was refused, "" for no reason
 }
 
-// EndInbound ends the SERVER span.
-func EndInbound(ctx context.Context, r *Response, name string) {
+// EndInbound ends the SERVER span of a request.
+func EndInbound(ctx context.Context, r *Response) {
 	in := inboundOf(ctx)
 	if in == nil || in.span == nil {
 		return
@@ -234,26 +237,31 @@ func EndInbound(ctx context.Context, r *Response, name string) {
 			fail(span, name)
 		}
 	case r.Status == 0:
-		fail(span, otherError)
+		fail(span, other)
 	default:
 		span.SetAttributes(semconv.HTTPResponseStatusCodeKey.Int(r.Status))
 		if r.Status >= http.StatusInternalServerError {
 			fail(span, strconv.Itoa(r.Status))
 		}
 	}
-	if route := pathOf(r.Route); route != "" && !r.RPC {
-		span.SetName(method(name) + " " + route)
+	switch route := pathOf(r.Route); {
+	case r.RPC && r.Unknown: // callers can make up any number of methods
+		span.SetName(semconv.RPCSystemNameGRPC.Value.AsString())
+		span.SetAttributes(semconv.RPCMethodKey.String(other), semconv.RPCMethodOriginalKey.String(rpcMethod(in.request.URL.Path)))
+	case !r.RPC && route != "":
+		span.SetName(method(in.request.Method) + " " + route)
 		span.SetAttributes(semconv.HTTPRouteKey.String(route))
 	}
 	span.End()
 }
 
-// Code returns the code of gRPC of what was answered with a status, of which -1 is none: Unknown then.
-func Code(status int) uint32 {
-	if status < 0 {
-		return 2
+// Answer makes r the response to a call of gRPC. The code is -1 if there was none. refused means that the server never saw the call.
+func (r *Response) Answer(code int, refused bool) {
+	const unknown, unimplemented = 2, 12
+	if r.RPC, r.Code = true, unknown; code >= 0 {
+		r.Code = uint32(code)
 	}
-	return uint32(status)
+	r.Unknown = refused || code == unimplemented
 }
 
 // EchoRequestID sets the id of the request that ctx belongs to in the header of its answer.

@@ -11,20 +11,22 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/nosidecar/mesh/internal/caller"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/outgoing"
 )
 
 // Outgoing is a request, or an attempt of one, without a span of its own.
 type Outgoing struct {
 	Caller context.Context // of the caller
-	Seed   uint64          // of a request id: [Seed] of the call
-	Header http.Header     // as it is; it is changed only through Set
+	RPC    bool
+	Seed   uint64      // of a request id: [Seed] of the call
+	Header http.Header // as it is; it is changed only through Set
 	Set    Setter
 }
 
 // Carry sets the headers of an attempt that is not recorded. ctx is its context.
 func (t *Tracer) Carry(ctx context.Context, o *Outgoing) {
-	h := carried{ctx: ctx, header: o.Header, set: o.Set, span: trace.SpanContextFromContext(o.Caller)}
+	h := carried{ctx: ctx, rpc: o.RPC, header: o.Header, set: o.Set, span: trace.SpanContextFromContext(o.Caller)}
 	h.fresh, h.seed = !h.span.IsValid(), idSeed(o.Seed, &h.span)
 	if !caller.SameContext(ctx, o.Caller) {
 		h.span = trace.SpanContextFromContext(ctx)
@@ -39,6 +41,7 @@ func (t *Tracer) Carry(ctx context.Context, o *Outgoing) {
 // carried has what the trace headers of a request are made from.
 type carried struct {
 	ctx    context.Context // of the request, without the span whose header it is
+	rpc    bool            // the request is a call of gRPC
 	header http.Header     // as it is; it is changed only through set
 	set    Setter
 	sent   *outgoing.Request // set, if it is one
@@ -94,7 +97,7 @@ func (t *Tracer) inject(c *carried) {
 	}
 	if in != nil {
 		for i, values := range in.forwarded {
-			if name := t.forward[i]; len(values) > 0 && c.header[name] == nil {
+			if name := t.forward[i]; len(values) > 0 && c.header[name] == nil && (!c.rpc || field.IsPrintable(values[0])) {
 				c.set.SetHeader(name, values[0])
 			}
 		}

@@ -140,8 +140,6 @@ func (s sink) SetHeader(name, value string) {
 	}
 }
 
-// A span with the ids of the published examples of B3 is sent as they have it, but for the parent, which is optional and not known
-// for what begins here. What is sent is read as the same span.
 // A tracestate of a million commas costs no million strings.
 func TestTracestateIsBounded(t *testing.T) {
 	h := http.Header{"Traceparent": {parent}, "Tracestate": {"foo=1" + strings.Repeat(",", 1<<20)}}
@@ -157,6 +155,8 @@ func TestTracestateIsBounded(t *testing.T) {
 	}
 }
 
+// A span with the ids of the published examples of B3 is sent as they have it, but for the parent, which is optional and not known
+// for what begins here. What is sent is read as the same span.
 func TestB3IsSentAsPublished(t *testing.T) {
 	const trace128, span = "80f198ee56343ba864fe8b2a57d3eff7", "e457b5a2e4d86bd1"
 	for _, sampled := range []string{"0", "1"} {

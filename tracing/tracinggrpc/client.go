@@ -61,7 +61,7 @@ func (c *Client) begin(ctx context.Context, method string, cc *grpc.ClientConn) 
 	}
 	made := &call{tracer: c.tracer}
 	made.desc = spans.Call{
-		Method: http.MethodPost, URL: &url.URL{Scheme: "http", Host: host(cc.Target()), Path: method}, RPC: true,
+		Method: http.MethodPost, URL: &url.URL{Scheme: "http", Host: host(cc.CanonicalTarget()), Path: method}, RPC: true,
 		Owner: made, Seed: rand.Uint64(), Header: header(md, c.tracer.Names()), Caller: ctx,
 	}
 	ctx = c.tracer.StartCall(ctx, &made.desc)
@@ -72,15 +72,11 @@ func (c *Client) begin(ctx context.Context, method string, cc *grpc.ClientConn) 
 	return made, nil
 }
 
-// host returns the host of a target, with its port.
+// host returns the host of a target, with its port. The target is in its canonical form: scheme://[authority]/host.
 func host(target string) string {
-	if _, rest, ok := strings.Cut(target, "://"); ok {
-		if _, name, ok := strings.Cut(rest, "/"); ok {
-			return name
-		}
-		return rest
-	}
-	return target
+	_, rest, _ := strings.Cut(target, "://")
+	_, name, _ := strings.Cut(rest, "/")
+	return name
 }
 
 // header returns the metadata with the given names as an HTTP header.

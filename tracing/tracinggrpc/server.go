@@ -48,7 +48,7 @@ func (s *Server) begin(ctx context.Context, method string) (context.Context, err
 	md, _ := metadata.FromIncomingContext(ctx) // a copy
 	untrusted := s.Untrusted != nil && s.Untrusted(ctx)
 	req := &http.Request{
-		Method: http.MethodPost, URL: &url.URL{Path: method}, Header: header(md, s.tracer.Names()), ProtoMajor: 2,
+		Method: http.MethodPost, URL: &url.URL{Path: method}, Header: header(md, s.tracer.Names()),
 	}
 	if hosts := md[":authority"]; len(hosts) > 0 {
 		req.Host = hosts[0]
@@ -74,7 +74,7 @@ func (s *Server) begin(ctx context.Context, method string) (context.Context, err
 }
 
 func end(ctx context.Context, err error) {
-	spans.EndInbound(ctx, &spans.Response{RPC: true, Code: uint32(grpcstatus.Code(err))}, http.MethodPost)
+	spans.EndInbound(ctx, &spans.Response{RPC: true, Code: uint32(grpcstatus.Code(err))})
 }
 
 func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (_ any, err error) {

@@ -456,3 +456,57 @@ func TestStreamEndedByAnInterceptor(t *testing.T) {
 		}
 	})
 }
+
+// The server is the host of the target, in any spelling that gRPC knows.
+func TestServerOfATarget(t *testing.T) {
+	for target, want := range map[string]string{
+		"orders:80": "orders 80", "dns:///orders:80": "orders 80", "dns://10.0.0.1/orders:80": "orders 80", "dns:orders:80": "orders 80",
+		"passthrough:orders": "orders ", "dns:[::1]:80": "::1 80",
+	} {
+		config, spans := recorder()
+		done := func(context.Context, string, any, any, *grpc.ClientConn, grpc.UnaryInvoker, ...grpc.CallOption) error {
+			return nil
+		}
+		client := dial(t, config, target, grpc.WithChainUnaryInterceptor(done))
+		if _, err := client.UnaryCall(t.Context(), &grpctest.Request{}); err != nil {
+			t.Fatal(err)
+		}
+		s := ended(t, spans, 1)[0]
+		if got := attribute(s, "server.address") + " " + attribute(s, "server.port"); got != want {
+			t.Errorf("the server of %q is %q, want %q", target, got, want)
+		}
+	}
+}
+
+// What a caller over HTTP writes into its headers makes no call fail, although gRPC sends printable ASCII only.
+func TestHeadersThatGRPCCannotCarry(t *testing.T) {
+	leak.Check(t)
+	var seen metadata.MD
+	target := grpctest.Serve(t, &grpctest.Service{Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+		seen, _ = metadata.FromIncomingContext(ctx)
+		return &grpctest.Response{}, nil
+	}})
+	config := tracing.Config{Forward: []string{"x-tenant"}}
+	client := dial(t, config, target)
+	call := func(header http.Header) {
+		t.Helper()
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Header = header
+		h := &tracing.Handler{Config: config, Next: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if _, err := client.UnaryCall(r.Context(), &grpctest.Request{}); err != nil {
+				t.Errorf("with %q: %v", header, err)
+			}
+		})}
+		h.ServeHTTP(httptest.NewRecorder(), r)
+	}
+	call(http.Header{"Baggage": {"a=b,\tc=d"}, "X-Request-Id": {"id"}, "X-Tenant": {"blue"}})
+	if got := append(append(seen["baggage"], seen["x-request-id"]...), seen["x-tenant"]...); !slices.Equal(got, []string{"a=b, c=d", "id", "blue"}) {
+		t.Errorf("%q was passed on", got)
+	}
+	for _, text := range []string{"caf\xe9", "café", "\xff", "a\tb"} {
+		call(http.Header{"Baggage": {"a=" + text}, "X-Request-Id": {text}, "X-Tenant": {text}})
+		if id := seen["x-request-id"]; len(id) != 1 || len(id[0]) != 36 {
+			t.Errorf("with %q the request id is %q, want a new one", text, id)
+		}
+	}
+}

@@ -101,7 +101,9 @@ func (o *observer) callEnd(ctx context.Context, c *mesh.Call) {
 func (o *observer) attemptStart(ctx context.Context, a *mesh.Attempt) context.Context {
 	c := a.Call
 	if !recorded(ctx, c) {
-		o.tracer.Carry(ctx, &spans.Outgoing{Caller: c.Request.Context(), Seed: seedOf(c), Header: a.Header, Set: a.Sent})
+		o.tracer.Carry(ctx, &spans.Outgoing{
+			Caller: c.Request.Context(), RPC: field.CallsGRPC(c.Request), Seed: seedOf(c), Header: a.Header, Set: a.Sent,
+		})
 		return ctx
 	}
 	d := describe(c)
@@ -141,12 +143,12 @@ func (o *observer) inboundStart(ctx context.Context, in *mesh.Inbound) context.C
 }
 
 func (o *observer) inboundEnd(ctx context.Context, in *mesh.Inbound) {
-	e := spans.Response{Status: in.Status, RPC: field.CallsGRPC(in.Request), Route: in.Pattern}
+	e := spans.Response{Status: in.Status, Route: in.Pattern}
 	if in.Flags != 0 {
 		e.Flags = in.Flags.String()
 	}
-	if e.RPC {
-		e.Code = spans.Code(in.GRPCStatus)
+	if field.CallsGRPC(in.Request) {
+		e.Answer(in.GRPCStatus, !in.Decision.Allowed || in.Flags&(mesh.FlagRateLimited|mesh.FlagOverflow) != 0)
 	}
-	spans.EndInbound(ctx, &e, in.Request.Method)
+	spans.EndInbound(ctx, &e)
 }

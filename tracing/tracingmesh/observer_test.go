@@ -185,6 +185,38 @@ func TestTraceAcrossProtocols(t *testing.T) {
 	}
 }
 
+// Metadata of gRPC is printable ASCII. What a caller over HTTP writes into its headers makes no call fail.
+func TestHeadersThatGRPCCannotCarry(t *testing.T) {
+	leak.Check(t)
+	for _, sampled := range []string{"00", "01"} {
+		tr := newTraces(t, tracing.Config{Forward: []string{"x-tenant"}})
+		var registry discovery.Memory
+		registry.Set("payment", meshtest.EndpointOf(t, grpctest.Serve(t, &grpctest.Service{
+			Unary: func(ctx context.Context, _ *grpctest.Request) (*grpctest.Response, error) {
+				md, _ := metadata.FromIncomingContext(ctx)
+				if md["traceparent"] == nil || md["baggage"] != nil || md["x-tenant"] != nil {
+					t.Errorf("the service got %v", md)
+				}
+				return &grpctest.Response{}, nil
+			},
+		})))
+		order := meshtest.New(t, service("payment", ""), tr.option, mesh.WithDiscovery(&registry))
+		conn, err := grpc.NewClient("mesh:///payment", meshgrpc.DialOptions(order)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		handler := order.Handler(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if _, err := grpctest.NewClient(conn).UnaryCall(r.Context(), &grpctest.Request{}); err != nil {
+				t.Error(err)
+			}
+		}))
+		r := httptest.NewRequest(http.MethodGet, "/orders", nil)
+		r.Header = http.Header{"Traceparent": {remote[:53] + sampled}, "Baggage": {"user=caf\xe9"}, "X-Tenant": {"café"}, "X-Request-Id": {"\xff"}}
+		handler.ServeHTTP(httptest.NewRecorder(), r)
+	}
+}
+
 func TestRetriedAttempts(t *testing.T) {
 	leak.Check(t)
 	tr := newTraces(t, tracing.Config{})
@@ -325,7 +357,21 @@ spec: {}
 	if _, err := grpctest.NewClient(conn).UnaryCall(t.Context(), &grpctest.Request{}); status.Code(err) != grpccodes.PermissionDenied {
 		t.Fatal(err)
 	}
-	if s := tr.ended(t, 2)[1]; attribute(s, "rpc.response.status_code") != "PERMISSION_DENIED" {
+	if s := tr.ended(t, 2)[1]; attribute(s, "rpc.response.status_code") != "PERMISSION_DENIED" || s.Name() != "grpc" ||
+		attribute(s, "rpc.method_original") != "grpc.testing.TestService/UnaryCall" {
+		t.Errorf("%s has %v", s.Name(), s.Attributes())
+	}
+}
+
+func TestMethodsOfGRPCThatDoNotExist(t *testing.T) {
+	leak.Check(t)
+	tr := newTraces(t, tracing.Config{})
+	m := meshtest.New(t, "", tr.option)
+	conn := grpctest.Dial(t, grpctest.Serve(t, &grpctest.Service{Unary: grpctest.Echo}, meshgrpc.ServerOptions(m)...))
+	if err := conn.Invoke(t.Context(), "/made.Up/Method", &grpctest.Request{}, &grpctest.Response{}); status.Code(err) != grpccodes.Unimplemented {
+		t.Fatal(err)
+	}
+	if s := tr.ended(t, 1)[0]; s.Name() != "grpc" || attribute(s, "rpc.method") != "_OTHER" || attribute(s, "rpc.method_original") != "made.Up/Method" {
 		t.Errorf("%s has %v", s.Name(), s.Attributes())
 	}
 }
