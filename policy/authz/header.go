@@ -218,6 +218,10 @@ func hostReadings(r *Request, buf []string) []string {
 		if i := strings.LastIndexByte(host, ':'); i >= 0 && !strings.HasSuffix(host, "]") {
 			name, port = host[:i], host[i:]
 		}
+		if bare, ok := strings.CutPrefix(name, "["); ok && strings.IndexByte(bare, ':') < 0 { // it is no IPv6 address
+			name = strings.TrimSuffix(bare, "]")
+			add(name + port)
+		}
 		add(strings.TrimRight(name, ".") + port)
 	}
 	read(r.Host)
@@ -234,7 +238,7 @@ func isPlainHost(host string) bool {
 	}
 	for i := range len(host) {
 		switch c := host[i]; {
-		case !inner(c), c == '@':
+		case !inner(c), c == '@', c == '[':
 			return false
 		case c == '.' && (i == len(host)-1 || host[i+1] == ':'):
 			return false

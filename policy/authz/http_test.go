@@ -96,6 +96,27 @@ func sendHTTP2(t *testing.T, addr, path string) int {
 	}
 }
 
+// http.ServeMux finds a pattern with a host for more spellings of the host than one.
+func TestHostsOfServeMux(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("secret.example/", func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "secret") })
+	denying := compile(t, deny(to(authz.Operation{Hosts: []string{"secret.example", "secret.example:*"}})))
+	server := httptest.NewServer(&authz.Handler{Authorizer: denying, Next: mux})
+	defer server.Close()
+	for _, host := range []string{"secret.example", "secret.example:80", "secret.example:", "[secret.example]:80", "[secret.example]:"} {
+		conn, err := net.Dial("tcp", server.Listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(conn, "GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n", host)
+		answer, _ := io.ReadAll(conn)
+		conn.Close()
+		if !strings.HasPrefix(string(answer), "HTTP/1.1 403 ") {
+			t.Errorf("a DENY of secret.example, and the host %q: %q", host, answer)
+		}
+	}
+}
+
 func TestPathTricksOverTheWire(t *testing.T) {
 	denying, servedDespite := serve(t, &authz.Handler{Authorizer: compile(t, deny(paths("/admin")))})
 	allowing, servedBeyond := serve(t, &authz.Handler{Authorizer: compile(t, allow(paths("/x*", "/app/*", "/public")))})

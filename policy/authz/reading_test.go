@@ -150,7 +150,7 @@ func TestBinaryHeaders(t *testing.T) {
 	}
 }
 
-// A dot at its end, space, or user information make no other host, and neither does a second host header.
+// A dot at its end, space, user information, or brackets make no other host, and neither does a second host header.
 func TestSpellingsOfHosts(t *testing.T) {
 	for _, tt := range []struct {
 		value, host string
@@ -163,6 +163,9 @@ func TestSpellingsOfHosts(t *testing.T) {
 		{"secret.example", "me@secret.example", nil},
 		{"secret.example:80", "secret.example.:80", nil},
 		{"*.example", "secret.example.", nil},
+		{"secret.example", "[secret.example]", nil},
+		{"secret.example:80", "[Secret.example]:80", nil},
+		{"secret.example:*", "[secret.example.]:", nil},
 		{"secret.example", "public.example", []string{"secret.example"}},
 		{"secret.example", "public.example", []string{"public.example", "secret.example."}},
 	} {
@@ -186,6 +189,10 @@ func TestSpellingsOfHosts(t *testing.T) {
 	r.Header = http.Header{"Host": {r.Host}}
 	if allowed, _ := judged(t, r, to(authz.Operation{Hosts: []string{r.Host}})); !allowed {
 		t.Error("the same host twice is denied")
+	}
+	r.Host, r.Header = "[2001:db8::1]:80", http.Header{}
+	if allowed, denied := judged(t, r, to(authz.Operation{Hosts: []string{"[2001:db8::1]:*"}})); !allowed || !denied {
+		t.Errorf("the address %s: allowed %v, denied %v, want one reading", r.Host, allowed, denied)
 	}
 	r.Header["Host"] = slices.Repeat([]string{"x"}, 1000)
 	if allowed, denied := judged(t, r, to(authz.Operation{Hosts: []string{"*.example"}})); allowed || !denied {
