@@ -1,8 +1,11 @@
 package metrics
 
 import (
+	"net/http"
 	"sync"
 
+	"github.com/nosidecar/mesh/internal/asserted"
+	"github.com/nosidecar/mesh/internal/field"
 	"github.com/nosidecar/mesh/internal/peermeta"
 	"github.com/nosidecar/mesh/internal/workload"
 )
@@ -84,6 +87,18 @@ func (c *claims) sweep(before int64) {
 			delete(c.perPeer, key.peer)
 		}
 	}
+}
+
+// tooLong stands for metadata that are longer than any that is believed, and so need not be kept. It is refused as they are.
+const tooLong = "too long"
+
+// claimed returns the metadata of a peer in a header, "" if there are none.
+func claimed(header http.Header) string {
+	value := field.First(header, asserted.PeerMetadata)
+	if len(value) > peermeta.MaxSize {
+		return tooLong
+	}
+	return value
 }
 
 // believe returns the workload that a peer claims to be. A claim is believed only if the peer has proved an identity, and only if

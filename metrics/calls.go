@@ -197,7 +197,7 @@ func (w *watcher) pathOf(c *mesh.Call, now int64) *path {
 	}
 	value := ""
 	if a.PeerID != "" {
-		value = field.First(c.ResponseHeader, asserted.PeerMetadata)
+		value = claimed(c.ResponseHeader)
 	}
 	return w.reached(a.Peer, c.Target.Host, c.Document != "", a.PeerID, value, now)
 }

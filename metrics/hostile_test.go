@@ -3,10 +3,14 @@ package metrics_test
 import (
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/nosidecar/mesh"
+	"github.com/nosidecar/mesh/discovery"
 	"github.com/nosidecar/mesh/metrics"
 	"github.com/nosidecar/mesh/policy/telemetry"
 	"github.com/prometheus/client_golang/prometheus"
@@ -38,19 +42,66 @@ func TestLongHeadersAreNotKept(t *testing.T) {
 
 // Nor is a long host kept that nobody serves.
 func TestLongHostsAreNotKept(t *testing.T) {
-	p := newProcess(t, metrics.Config{})
+	for _, long := range []string{"%s%d", "%[2]d%[1]s"} { // they differ before or after the part that labels show
+		p := newProcess(t, metrics.Config{})
+		o := p.Observer()
+		before := heap()
+		for i := range 200 {
+			c := call(t, fmt.Sprintf(long, strings.Repeat("x", 256<<10), i)+".default.svc.cluster.local", nil, "")
+			c.Status = 503
+			ends(o, c)
+		}
+		if grown := heap() - before; grown > 8<<20 {
+			t.Errorf("200 long hosts keep %d MB", grown>>20)
+		}
+		if got := p.total(t, "istio_requests_total"); got != 200 {
+			t.Errorf("%v calls are counted, want 200", got)
+		}
+		runtime.KeepAlive(o)
+	}
+}
+
+// Hosts that differ only beyond what a label shows are one there: two equal series would make Prometheus refuse the whole scrape.
+func TestAttemptsToLongHosts(t *testing.T) {
+	p := newProcess(t, metrics.Config{MaxEndpoints: 100})
 	o := p.Observer()
 	before := heap()
-	for i := range 200 {
-		c := call(t, strings.Repeat("x", 256<<10)+fmt.Sprint(i)+".default.svc.cluster.local", nil, "")
-		c.Status = 503
+	for i := range 100 {
+		c := call(t, strings.Repeat("x", 256<<10)+fmt.Sprint(i), &discovery.Endpoint{}, "")
+		c.Last.Endpoint, c.Last.Start, c.Last.Status, c.Last.GRPCStatus = "10.0.0.1:80", c.Start, 200, -1
+		o.AttemptEnd(t.Context(), c.Last)
 		ends(o, c)
 	}
 	if grown := heap() - before; grown > 8<<20 {
-		t.Errorf("200 long hosts keep %d MB", grown>>20)
+		t.Errorf("100 long hosts keep %d MB", grown>>20)
 	}
-	if got := p.total(t, "istio_requests_total"); got != 200 {
-		t.Errorf("%v calls are counted, want 200", got)
+	p.is(t, 100, "mesh_attempt_duration_milliseconds", "endpoint", "10.0.0.1:80")
+	runtime.KeepAlive(o)
+}
+
+// Peers with an identity may claim a lot. What is refused for its length is not kept.
+func TestLongMetadataIsNotKept(t *testing.T) {
+	p := newProcess(t, metrics.Config{})
+	o := identified(t, p.Observer())
+	before := heap()
+	endpoint := &discovery.Endpoint{}
+	for i := range 200 {
+		value := strings.Repeat("A", 256<<10) + fmt.Sprint(i)
+		r := httptest.NewRequest(http.MethodGet, "/", nil)
+		r.Header = http.Header{"X-Envoy-Peer-Metadata": {value}, "X-Envoy-Peer-Metadata-Id": {fmt.Sprint(i)}}
+		o.InboundEnd(t.Context(), &mesh.Inbound{Request: r, Peer: "spiffe://cluster.local/ns/default/sa/web", Start: time.Now(), Status: 200, GRPCStatus: -1})
+		if i%50 == 0 {
+			endpoint = &discovery.Endpoint{}
+		}
+		c := call(t, "orders.default.svc.cluster.local", endpoint, "spiffe://cluster.local/ns/default/sa/orders")
+		c.ResponseHeader = http.Header{"X-Envoy-Peer-Metadata": {value}}
+		ends(o, c)
+	}
+	if grown := heap() - before; grown > 4<<20 {
+		t.Errorf("400 long values keep %d MB", grown>>20)
+	}
+	if p.total(t, "istio_requests_total", "source_workload", "web") != 200 || p.total(t, "mesh_peer_metadata_refused_total") == 0 {
+		t.Error("the long values were not refused")
 	}
 	runtime.KeepAlive(o)
 }

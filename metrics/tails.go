@@ -30,6 +30,14 @@ type tailKey struct {
 	failed   bool
 }
 
+// bounded returns the key with what labels show of it.
+func (k tailKey) bounded() tailKey {
+	for _, s := range [...]*string{&k.target.Host, &k.target.Subset, &k.endpoint} {
+		*s = workload.Bounded(*s)
+	}
+	return k
+}
+
 // otherEndpoints is the label value of the endpoints beyond the bound.
 const otherEndpoints = "other"
 
@@ -60,7 +68,7 @@ func (w *watcher) attemptEnd(_ context.Context, a *mesh.Attempt) {
 			return
 		}
 	}
-	t := w.tails.of(key, now)
+	t := w.tails.of(key.bounded(), now)
 	if e != nil && t.endpoint == key.endpoint {
 		e.tails[index(key.failed)].Store(t)
 	}
@@ -98,7 +106,7 @@ func (ts *tails) of(key tailKey, now int64) *tail {
 	}
 	t := &tail{tailKey: key}
 	t.used.Store(now)
-	values := append(targetValues(key.target.Host, key.target.Port, key.target.Subset), workload.Bounded(key.endpoint), "success")
+	values := append(targetValues(key.target.Host, key.target.Port, key.target.Subset), key.endpoint, "success")
 	if key.failed {
 		values[4] = "failure"
 	}

@@ -158,7 +158,7 @@ func (w *watcher) reachedAnew(self *self, to *discovery.Endpoint, host string, d
 	}
 	id := w.outbound(self, peer, side, at)
 	p := w.store.intern(id, now)
-	if p != nil {
+	if p != nil && len(host) <= workload.Longest { // callers may choose hosts of any length
 		e.keep(view{self, host, peer, value, e.learned.Load(), p})
 	}
 	return p
@@ -253,7 +253,7 @@ type caller struct{ view }
 func (w *watcher) from(peer string, header map[string][]string, now int64) *path {
 	var value, named string
 	if peer != "" {
-		value, named = field.First(header, asserted.PeerMetadata), field.First(header, asserted.PeerMetadataID)
+		value, named = claimed(header), field.First(header, asserted.PeerMetadataID)
 	}
 	self := w.self.Load()
 	place := &w.callers[(maphash.String(w.seed, named)^maphash.String(w.seed, peer))%callerCount]

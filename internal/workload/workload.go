@@ -71,7 +71,7 @@ const Longest = 253
 // fail.
 func Bounded(text string) string {
 	if len(text) > Longest {
-		text = text[:Longest]
+		text = strings.Clone(text[:Longest]) // without the rest in memory
 	}
 	return strings.ToValidUTF8(text, "")
 }
