@@ -1360,6 +1360,7 @@ func TestPage_LongHosts(t *testing.T) {
 		conn.Target = c.Target
 		o.ConnStart(conn)
 		o.ConnEnd(conn)
+		o.DiscoveryFailed(discovery.Service{Host: c.Target.Host}, c.Err)
 	}
 	if more := heap() - before; more > 8<<20 {
 		t.Errorf("the page keeps %d MB of 200 hosts, want 8 at most", more>>20)

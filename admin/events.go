@@ -85,7 +85,7 @@ func (c *collector) circuit(to route.Target, change breaker.Change) {
 }
 
 func (c *collector) discoveryFailed(service discovery.Service, err error) {
-	c.happened(event{Kind: "discovery", Target: &target{Host: service.Host}, Text: errorText(err), Bad: true})
+	c.happened(event{Kind: "discovery", Target: targetOf(route.Target{Host: service.Host}), Text: errorText(err), Bad: true})
 }
 
 func (c *collector) mirrorDropped(to route.Target, err error) {
