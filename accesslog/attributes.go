@@ -75,15 +75,15 @@ func (r *record) port() (any, bool) {
 	return n, err == nil
 }
 
-// peerField returns a field of the peer. Its labels come from discovery, its namespace and service account from its identity. The
-// account serves as the workload if no label names one.
+// peerField returns a field of the peer, as metrics and spans have it. Its labels come from discovery, its namespace and service account
+// from its identity.
 func (r *record) peerField(field string) (any, bool) {
-	account, service := workload.AccountOf(r.peerID), workload.NamespaceOf(r.target.Host)
-	var labels map[string]string
+	service, account := workload.NamespaceOf(r.target.Host), workload.AccountOf(r.peerID)
+	w, labels := workload.ByIdentity(r.peerID, ""), map[string]string(nil)
 	if r.peer != nil {
-		account, labels = workload.AccountAt(r.peer, r.peerID, service), r.peer.Labels
+		account = workload.AccountAt(r.peer, r.peerID, service)
+		w, labels = workload.ByDiscovery(r.peer, r.peerID, service, ""), r.peer.Labels
 	}
-	w := workload.Describe("", "", "", labels)
 	value := ""
 	switch field {
 	case "labels":
@@ -91,9 +91,7 @@ func (r *record) peerField(field string) (any, bool) {
 	case "namespace":
 		value = cmp.Or(account.Namespace, service)
 	case "workload":
-		if value = w.Name; value == workload.Unknown {
-			value = account.Name
-		}
+		value = w.Name
 	case "app":
 		value = w.App
 	case "version":

@@ -24,7 +24,7 @@ const (
 	responseCode
 	responseFlags
 	responseCodeDetails
-	connectionTerminationDetails
+	connectionTerminationDetails // always "-": a listener closes connections that are denied before anybody observes them
 	bytesReceived
 	bytesSent
 	duration
@@ -85,8 +85,6 @@ func (f *fields) fill(r *record) {
 		f.text[path] = withoutTokens(r.requestURI(), r.secret)
 		f.text[protocol] = version(r.major, r.minor)
 		f.text[responseCodeDetails] = r.details()
-	} else if r.denied {
-		f.text[connectionTerminationDetails] = r.denial()
 	}
 	switch r.side {
 	case outbound:

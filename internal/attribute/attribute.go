@@ -24,10 +24,11 @@ func Variables() map[string]Kind {
 		"source.address":  Text, "destination.port": Number, "xds.cluster_name": Text,
 	}
 	for _, peer := range []string{"upstream_peer", "downstream_peer"} {
-		for _, field := range []string{"namespace", "workload", "app", "version", "service", "revision", "cluster", "name"} {
+		for _, field := range []string{"namespace", "workload", "app", "service", "revision"} {
 			v["filter_state."+peer+"."+field] = Text
 		}
-		v["filter_state."+peer+".labels"] = Labels
 	}
+	// Only discovery knows these, and it knows nothing of a downstream.
+	v["filter_state.upstream_peer.version"], v["filter_state.upstream_peer.labels"] = Text, Labels
 	return v
 }

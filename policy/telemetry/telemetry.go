@@ -139,9 +139,9 @@ type Expressions interface {
 //	source.address, xds.cluster_name                        string
 //	destination.port                                        int64
 //	filter_state.upstream_peer and .downstream_peer:
-//	  .namespace, .workload, .app, .version, .service,
-//	  .revision, .cluster, .name                            string
-//	  .labels                                               map[string]string
+//	  .namespace, .workload, .app, .service, .revision      string
+//	filter_state.upstream_peer.version                      string
+//	filter_state.upstream_peer.labels                       map[string]string
 type Attributes interface {
 	// Attribute returns the value of an attribute, of the type above, and false if the call has none.
 	Attribute(name string) (value any, ok bool)

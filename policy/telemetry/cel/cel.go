@@ -3,8 +3,8 @@
 //	m, err := mesh.New(ctx, mesh.WithWorkload(policy.Workload{Expressions: cel.Expressions{}}), ...)
 //
 // Only programs that import this package link cel-go. Expressions are checked when documents are loaded: attributes that calls of a
-// process do not have, comparisons of different types, and results that are not boolean are errors. An expression with exists, all, map
-// or filter is false for a call if it needs more than 100,000 steps.
+// process do not have, comparisons of different types, and results that are not boolean are errors. An expression with exists, all, map,
+// filter or + is false for a call if it needs more than 100,000 steps.
 package cel
 
 import (
@@ -17,6 +17,7 @@ import (
 
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/ast"
+	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/overloads"
 
 	"github.com/nosidecar/mesh/internal/attribute"
@@ -30,8 +31,8 @@ const (
 	// longest is the maximum length of an expression, in bytes.
 	longest = 8192
 
-	// mostSteps bounds the cost of an expression with exists, all and the like per call, in the units of cel-go, which are about one
-	// per operation. A few of these nested in each other would practically never end.
+	// mostSteps bounds the cost of an expression with exists, all, + and the like per call, in the units of cel-go, which are about one
+	// per operation, or per ten characters. A few of these nested in each other would practically never end.
 	mostSteps = 100_000
 )
 
@@ -51,12 +52,12 @@ func (Expressions) Filter(expression string) (telemetry.Filter, error) {
 	if compiled.OutputType() != cel.BoolType {
 		return nil, fmt.Errorf("is a %s: an expression must be true or false", compiled.OutputType())
 	}
-	repeats, err := inspect(compiled)
+	grows, err := inspect(compiled)
 	if err != nil {
 		return nil, err
 	}
 	options := []cel.ProgramOption{cel.EvalOptions(cel.OptOptimize)}
-	if repeats {
+	if grows {
 		options = append(options, cel.CostLimit(mostSteps))
 	}
 	program, err := env.Program(compiled, options...)
@@ -68,22 +69,23 @@ func (Expressions) Filter(expression string) (telemetry.Filter, error) {
 	return f, nil
 }
 
-// inspect reports whether an expression evaluates a part of itself several times. The cost of other expressions is bounded by their
-// length, and counting their steps would cost more than the steps do. It returns an error for patterns of matches that are not literals:
+// inspect reports whether an expression evaluates a part of itself several times, or joins texts, which may be long. The cost of other
+// expressions is bounded by their length, and counting their steps would cost more than the steps do. It returns an error for patterns of matches that are not literals:
 // callers would choose what is compiled for each call, such as 8 kB that compile to millions of instructions.
-func inspect(compiled *cel.Ast) (repeats bool, err error) {
+func inspect(compiled *cel.Ast) (grows bool, err error) {
 	ast.PreOrderVisit(compiled.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
 		switch e.Kind() {
 		case ast.ComprehensionKind:
-			repeats = true
+			grows = true
 		case ast.CallKind:
 			call := e.AsCall()
+			grows = grows || call.FunctionName() == operators.Add
 			if args := call.Args(); call.FunctionName() == overloads.Matches && args[len(args)-1].Kind() != ast.LiteralKind {
 				err = errors.New("matches needs a pattern that is a literal")
 			}
 		}
 	}))
-	return repeats, err
+	return grows, err
 }
 
 // explain returns the errors of an expression in one line.

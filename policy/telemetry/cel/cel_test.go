@@ -81,22 +81,24 @@ func TestFilters(t *testing.T) {
 
 func TestRefusedExpressions(t *testing.T) {
 	for expression, want := range map[string]string{
-		"response.code >=":                   "at character",
-		"response.code":                      "is a int: an expression must be true or false",
-		"request.path":                       "is a string",
-		"response.duration > 1000":           "no matching overload",
-		"response.code == '200'":             "no matching overload",
-		"response.size > 10":                 "size is not enforced: calls of a process have no such attribute; there are connection.mtls,",
-		"upstream.address == 'x'":            "upstream is not enforced: calls of a process have no such attribute",
-		"metadata.filter_metadata == 'x'":    "metadata is not enforced",
-		"filter_state.upstream_peer.x == ''": "x is not enforced",
-		"request{}.path == 'a'":              "",
-		"":                                   "at character",
-		"dyn(request.path)":                  "is a dyn",
-		"response.code > 1 &&\nfoo && bar":   "foo is not enforced",
-		"request.path.matches(request.host)": "matches needs a pattern that is a literal", // which callers would choose
-		"matches('a', request.headers['x'])": "matches needs a pattern that is a literal",
-		strings.Repeat("!", 9000) + "true":   "is too long",
+		"response.code >=":                           "at character",
+		"response.code":                              "is a int: an expression must be true or false",
+		"request.path":                               "is a string",
+		"response.duration > 1000":                   "no matching overload",
+		"response.code == '200'":                     "no matching overload",
+		"response.size > 10":                         "size is not enforced: calls of a process have no such attribute; there are connection.mtls,",
+		"upstream.address == 'x'":                    "upstream is not enforced: calls of a process have no such attribute",
+		"metadata.filter_metadata == 'x'":            "metadata is not enforced",
+		"filter_state.upstream_peer.x == ''":         "x is not enforced",
+		"filter_state.upstream_peer.cluster == ''":   "cluster is not enforced",
+		"filter_state.downstream_peer.version == ''": "version is not enforced",
+		"request{}.path == 'a'":                      "",
+		"":                                           "at character",
+		"dyn(request.path)":                          "is a dyn",
+		"response.code > 1 &&\nfoo && bar":           "foo is not enforced",
+		"request.path.matches(request.host)":         "matches needs a pattern that is a literal", // which callers would choose
+		"matches('a', request.headers['x'])":         "matches needs a pattern that is a literal",
+		strings.Repeat("!", 9000) + "true":           "is too long",
 		strings.Repeat("(", 1000) + "true" + strings.Repeat(")", 1000): "at character",
 	} {
 		filter, err := cel.Expressions{}.Filter(expression)
@@ -145,6 +147,24 @@ func TestEndlessExpressions(t *testing.T) {
 			if got := filter.Keeps(sample); got != want {
 				t.Errorf("%s: %t, want %t", expression, got, want)
 			}
+		}
+	}
+}
+
+// path has a path that a caller has made long.
+type path string
+
+func (p path) Attribute(string) (any, bool) { return string(p), true }
+
+// Each + copies all that stands before it: a path of 4 kB, 200 times, would be 80 MB per call.
+func TestTextsThatGrow(t *testing.T) {
+	filter, err := cel.Expressions{}.Filter("size(request.path" + strings.Repeat(" + request.path", 200) + ") > 0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for long, want := range map[int]bool{1: true, 4096: false} {
+		if got := filter.Keeps(path(strings.Repeat("x", long))); got != want {
+			t.Errorf("a path of %d bytes: %t, want %t", long, got, want)
 		}
 	}
 }
