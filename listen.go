@@ -82,6 +82,9 @@ func (m *Mesh) listenerConfig(inner net.Listener) tlsid.ListenerConfig {
 		MaxPending:       m.server.MaxPending,
 		MaxPendingPerIP:  m.server.MaxPendingPerIP,
 		Refused: func(r tlsid.Refusal) {
+			if m.identity == nil && (errors.Is(r.Err, tlsid.ErrPlaintext) || errors.Is(r.Err, tlsid.ErrNoIdentity)) {
+				r.Err = fmt.Errorf("%w: this process accepts no TLS without mesh.WithIdentity", r.Err)
+			}
 			m.observers.connectionRefused(inner.Addr(), r)
 		},
 	}

@@ -325,9 +325,9 @@ func TestLog_RefusedConnections(t *testing.T) {
 		for range 3 {
 			connect("GET / HTTP/1.1\r\n\r\n")
 		}
-		expect("three in plaintext", 1, "connection refused", "10.0.0.1:80", "the port is STRICT")
+		expect("three in plaintext", 1, "connection refused", "10.0.0.1:80", "the port is STRICT", "mesh.WithIdentity")
 		connect("\x16\x03\x01\x00\x01x")
-		expect("another reason", 1, "no TLS configuration")
+		expect("another reason", 1, "no TLS configuration", "mesh.WithIdentity")
 		connect("")
 		expect("a probe that sends nothing", 0)
 		advance(time.Hour)

@@ -90,7 +90,7 @@ func (w *memoryWatch) Step(_ context.Context, _ bool, yield func([]Endpoint, err
 	now, first := w.look()
 	switch {
 	case now == nil && first:
-		yield(nil, unknown(Service{Host: w.names[0]}))
+		yield(nil, unregistered(w.names))
 	case now == nil && w.last != nil:
 		yield(nil, nil)
 	case now != w.last:
@@ -158,4 +158,10 @@ func canonical(name string) string {
 
 func unknown(service Service) error {
 	return fmt.Errorf("%w: %s", ErrUnknownService, service.Host)
+}
+
+// unregistered is the error for a service that a table has under none of its names. It lists them, since a table may have another form
+// of the name, such as one with a port.
+func unregistered(names []string) error {
+	return fmt.Errorf("%w: it is registered under none of %s", ErrUnknownService, strings.Join(names, ", "))
 }

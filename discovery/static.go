@@ -19,6 +19,6 @@ func (s Static) Watch(ctx context.Context, service Service) iter.Seq2[[]Endpoint
 				return source.Fixed[Endpoint]{Endpoints: endpoints}
 			}
 		}
-		return source.Fixed[Endpoint]{Err: unknown(service)}
+		return source.Fixed[Endpoint]{Err: unregistered(service.Names())}
 	})
 }

@@ -20,12 +20,12 @@ func (c *compiler) unplaced(d *yamldoc.Document) {
 	if d.Text("metadata.namespace") != "" {
 		return
 	}
-	const message = "missing: the document is about the namespace default alone"
+	const message = "missing: the document applies to the namespace default only"
 	if own := c.plan.workload.Namespace; own != defaultNamespace {
-		d.Errorf("metadata.namespace", "%s, and this workload is in %s: name the namespace that is meant", message, own)
+		d.Errorf("metadata.namespace", "%s, and this workload is in %s: set the namespace that you mean", message, own)
 		return
 	}
-	d.Warnf("metadata.namespace", "%s: name the namespace that is meant", message)
+	d.Warnf("metadata.namespace", "%s: set the namespace that you mean", message)
 }
 
 // unprotected warns if there are security documents, but none of them is about the workload. Its labels or its namespace may be wrong, so

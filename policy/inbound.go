@@ -176,7 +176,7 @@ func (c *compiler) unselected() bool {
 		if selector.Labels() == nil || d.namespace != w.Namespace {
 			return false
 		}
-		d.Warnf("spec.selector", "does not select this workload, and neither does any other with labels: it has none; tell it those of its Pod")
+		d.Warnf("spec.selector", "does not apply to this process, and neither does any other policy that selects by labels, since it has none: set Labels in mesh.WithWorkload")
 		return true
 	}
 	for _, ap := range c.access {

@@ -182,7 +182,7 @@ func (l *Listener) secure(c *conn, mode Mode) error {
 	l.talks(c)
 	if c.first[0] == recordHandshake {
 		if l.config.TLS == nil {
-			return errors.New("tlsid: TLS connection, the listener has no TLS configuration")
+			return &noIdentityError{errors.New("TLS connection, but the listener has no TLS configuration")}
 		}
 		c.tls = tls.Server(c, l.config.TLS)
 		// No context: that would cost another goroutine per handshake. Close ends the handshake by closing c.

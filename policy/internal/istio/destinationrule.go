@@ -34,8 +34,8 @@ type Subset struct {
 type TrafficPolicy struct {
 	EndpointPolicy
 	PortLevelSettings []PortTrafficPolicy `yaml:"portLevelSettings"`
-	Tunnel            *TunnelSettings     `yaml:"tunnel" mesh:"refused: tunnels carry TCP connections and are not enforced in-process"`
-	ProxyProtocol     *ProxyProtocol      `yaml:"proxyProtocol" mesh:"refused: the PROXY protocol is not enforced in-process"`
+	Tunnel            *TunnelSettings     `yaml:"tunnel" mesh:"refused: tunnels carry TCP connections and are not enforced in-process: remove it"`
+	ProxyProtocol     *ProxyProtocol      `yaml:"proxyProtocol" mesh:"refused: the PROXY protocol is not enforced in-process: remove it"`
 	RetryBudget       *RetryBudget        `yaml:"retryBudget"`
 }
 
@@ -217,7 +217,7 @@ type ClientTLSSettings struct {
 	SubjectAltNames    []string `yaml:"subjectAltNames"`
 	SNI                string   `yaml:"sni"`
 	InsecureSkipVerify *bool    `yaml:"insecureSkipVerify,nullable"`
-	CaCRL              string   `yaml:"caCrl" mesh:"refused: certificate revocation lists are not enforced yet"`
+	CaCRL              string   `yaml:"caCrl" mesh:"refused: certificate revocation lists are not enforced yet: remove it, and issue certificates with short lives"`
 }
 
 // SystemRoots is the value of caCertificates that means the roots of the system.

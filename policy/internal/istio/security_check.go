@@ -65,7 +65,7 @@ func (ap *AuthorizationPolicy) Check(doc *yamldoc.Document) {
 	case spec.Action != "CUSTOM" && spec.Provider != nil:
 		c.Errorf("spec.provider", "goes with action CUSTOM only")
 	case spec.Action == "CUSTOM":
-		c.Errorf("spec.action", "CUSTOM is not enforced: it leaves the decision to an external authorizer")
+		c.Errorf("spec.action", "CUSTOM is not enforced, as no external authorizer is asked: remove the document, and ask the authorizer in a handler behind Mesh.Handler")
 	}
 	c.atMost(len(spec.Rules), 512, "spec.rules")
 	for i := range spec.Rules {
@@ -306,7 +306,7 @@ func (c check) condition(w *Condition, custom bool, at string) {
 	case strings.HasPrefix(key, "request.headers"), strings.HasPrefix(key, "request.auth.claims"):
 		c.Errorf(at+".key", "%q is not complete: write it as request.headers[name] or request.auth.claims[name]", key)
 	case strings.HasPrefix(key, "experimental.envoy.filters."):
-		c.Errorf(at+".key", "%s is what filters of Envoy say, which do not exist in-process: it is not enforced", key)
+		c.Errorf(at+".key", "%s is not enforced: it is set by filters of Envoy, which do not exist in-process: use another key", key)
 	case key == "destination.namespace", strings.HasPrefix(key, "destination.labels"):
 		c.Errorf(at+".key", "%s is not a key: use metadata.namespace and selector", key)
 	default:

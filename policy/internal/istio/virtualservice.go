@@ -14,8 +14,8 @@ type VirtualServiceSpec struct {
 	Hosts    []string    `yaml:"hosts"`
 	Gateways []string    `yaml:"gateways"`
 	HTTP     []HTTPRoute `yaml:"http"`
-	TLS      []TLSRoute  `yaml:"tls" mesh:"refused: routes for TLS connections are not enforced in-process: a client library sees requests, not connections passing through"`
-	TCP      []TCPRoute  `yaml:"tcp" mesh:"refused: routes for TCP connections are not enforced in-process: a client library sees requests, not connections passing through"`
+	TLS      []TLSRoute  `yaml:"tls" mesh:"refused: routes for TLS connections are not enforced in-process: a client library sees requests, not connections passing through: remove it"`
+	TCP      []TCPRoute  `yaml:"tcp" mesh:"refused: routes for TCP connections are not enforced in-process: a client library sees requests, not connections passing through: remove it"`
 	ExportTo []string    `yaml:"exportTo"`
 }
 
@@ -36,7 +36,7 @@ type HTTPRoute struct {
 	MirrorPercent    *uint32                `yaml:"mirrorPercent,nullable" oneof:"mirrorPercent"`
 	MirrorPercentOld *uint32                `yaml:"mirror_percent,nullable" oneof:"mirrorPercent"`
 	MirrorPercentage *Percent               `yaml:"mirrorPercentage"`
-	CorsPolicy       *CorsPolicy            `yaml:"corsPolicy" mesh:"refused: a CORS policy acts where requests arrive and is not enforced yet"`
+	CorsPolicy       *CorsPolicy            `yaml:"corsPolicy" mesh:"refused: a CORS policy acts where requests arrive and is not enforced yet: remove it, and answer CORS requests in the handler of the server"`
 	Headers          *Headers               `yaml:"headers"`
 }
 

@@ -233,7 +233,7 @@ func (c check) retries(route *HTTPRoute, at string) {
 	}
 	c.retryOn(r.RetryOn, at+".retryOn")
 	if remote := r.RetryRemoteLocalities; remote != nil && *remote {
-		c.refuse(at+".retryRemoteLocalities", "preferring other localities for retries is not enforced yet")
+		c.refuse(at+".retryRemoteLocalities", "preferring other localities for retries is not enforced yet: remove it")
 	}
 }
 
