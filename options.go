@@ -179,8 +179,9 @@ func WithWorkload(w policy.Workload) Option {
 // WithIdentity gives the process an identity: that of a SPIFFE Workload API (tlsid/spiffe), of files ([tlsid.Files]), or of
 // a development CA ([tlsid.DevCA]). With it the mesh accepts mTLS connections ([Mesh.Listen]), and makes them where a
 // DestinationRule says ISTIO_MUTUAL and, unless one says otherwise, to endpoints whose PeerAuthentication is STRICT, or whose
-// label security.istio.io/tlsMode is "istio". An endpoint must have one of the subjectAltNames of the document, or else be
-// the service account that discovery names ([discovery.Endpoint].ServiceAccount).
+// label security.istio.io/tlsMode is "istio", and to those of a ServiceEntry that have a serviceAccount. To all others it sends
+// plaintext. An endpoint must have one of the subjectAltNames of the document, or else be the service account that discovery
+// names ([discovery.Endpoint].ServiceAccount).
 //
 // [New] waits for the first identity until its context ends, but no longer than 30 seconds, and then fails with the last
 // error of the source.

@@ -710,6 +710,51 @@ spec: {action: ALLOW, rules: [{to: [{operation: {paths: [/healthz]}}]}]}
 	}
 }
 
+// As in Istio, an endpoint of a ServiceEntry that has a service account takes mutual TLS, unless its labels or a PeerAuthentication say
+// otherwise.
+func TestServiceEntry_ServiceAccount(t *testing.T) {
+	noLeaks(t)
+	w := newTown(t)
+	e := w.serve(t, w.member(t, "vm", ""), "vm", whoCalls)
+	const secured, plaintext = "spiffe://cluster.local/ns/default/sa/order over HTTP/2.0", " over HTTP/1.1"
+	for _, test := range []struct {
+		name, labels, mode string
+		anonymous          bool
+		want               string
+	}{
+		{name: "nothing else is said", labels: "{}", mode: "PERMISSIVE", want: secured},
+		{name: "a label", labels: "{security.istio.io/tlsMode: disabled}", mode: "PERMISSIVE", want: plaintext},
+		{name: "a PeerAuthentication", labels: "{}", mode: "DISABLE", want: plaintext},
+		{name: "no identity", labels: "{}", mode: "PERMISSIVE", anonymous: true, want: plaintext},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			documents := fmt.Sprintf(`
+apiVersion: networking.istio.io/v1
+kind: ServiceEntry
+metadata: {name: vm, namespace: default}
+spec:
+  hosts: [vm.example.com]
+  location: MESH_INTERNAL
+  ports: [{number: 80, name: http, protocol: HTTP, targetPort: %d}]
+  resolution: STATIC
+  endpoints: [{address: %s, serviceAccount: vm, labels: %s}]
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: all, namespace: istio-system}
+spec: {mtls: {mode: %s}}
+`, e.Port, e.Address, test.labels, test.mode)
+			caller := newMesh(t, documents)
+			if !test.anonymous {
+				caller = w.member(t, "order", documents)
+			}
+			if a := get(t, caller.Client(), "http://vm.example.com/"); a.body != test.want {
+				t.Errorf("the server saw %q, want %q", a.body, test.want)
+			}
+		})
+	}
+}
+
 // A service outside the cluster domain whose ServiceEntry is of the mesh takes what its namespace's PeerAuthentication says.
 func TestServiceEntryInTheMesh(t *testing.T) {
 	noLeaks(t)

@@ -125,7 +125,7 @@ func (se *ServiceEntry) Endpoints(host string) []discovery.Endpoint {
 		endpoints[i] = discovery.Endpoint{
 			Address:        e.Address,
 			Ports:          spec.ports(e.Ports),
-			Labels:         located(e.Labels, place),
+			Labels:         e.labels(place),
 			Locality:       place,
 			Weight:         e.Weight,
 			ServiceAccount: e.serviceAccount(se.Namespace()),
@@ -174,21 +174,28 @@ func place(text string) (l discovery.Locality) {
 	return l
 }
 
-// located adds the labels of a locality, which subsets may select.
-func located(labels map[string]string, place discovery.Locality) map[string]string {
-	if place == (discovery.Locality{}) {
-		return labels
-	}
-	with := make(map[string]string, len(labels)+3)
+// tlsModeLabel says whether an endpoint takes mutual TLS.
+const tlsModeLabel = "security.istio.io/tlsMode"
+
+// labels returns the labels of the endpoint. Those of its locality are added, which subsets may select, and, as in Istio, an endpoint
+// with a service account takes mutual TLS unless its own labels say otherwise.
+func (e *WorkloadEntry) labels(place discovery.Locality) map[string]string {
+	added := make(map[string]string)
 	for name, value := range map[string]string{
 		regionLabel: place.Region, zoneLabel: place.Zone, subZoneLabel: place.SubZone,
 	} {
 		if value != "" {
-			with[name] = value
+			added[name] = value
 		}
 	}
-	maps.Copy(with, labels)
-	return with
+	if e.ServiceAccount != "" {
+		added[tlsModeLabel] = "istio"
+	}
+	if len(added) == 0 {
+		return e.Labels
+	}
+	maps.Copy(added, e.Labels)
+	return added
 }
 
 func (e *WorkloadEntry) serviceAccount(namespace string) string {

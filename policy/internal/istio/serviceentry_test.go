@@ -40,6 +40,7 @@ func TestServiceEntry_Endpoints(t *testing.T) {
 					Labels: map[string]string{
 						"version":                       "v1",
 						"topology.kubernetes.io/region": "eu", "topology.kubernetes.io/zone": "eu-a", "topology.istio.io/subzone": "1",
+						"security.istio.io/tlsMode": "istio",
 					},
 					Locality: discovery.Locality{Region: "eu", Zone: "eu-a", SubZone: "1"}, Weight: 3, ServiceAccount: "ns/sa",
 				},
