@@ -722,7 +722,7 @@ func TestRules_AuthorizationPolicy(t *testing.T) {
 		{"condition of old", "key: 'destination.labels[a]', values: [a]", "spec.rules[0].when[0].key: destination.labels[a] is not a key"},
 		{"condition inline header not enforced", "key: 'request.experimental.inline.headers[x-a]', values: [a]",
 			"spec.rules[0].when[0].key: request.experimental.inline.headers[x-a] is not enforced: use request.headers"},
-		{"condition of Envoy not enforced", "key: 'experimental.envoy.filters.a[b]', values: [a]", "spec.rules[0].when[0].key: experimental.envoy.filters.a[b] is what"},
+		{"condition of Envoy not enforced", "key: 'experimental.envoy.filters.a[b]', values: [a]", "spec.rules[0].when[0].key: experimental.envoy.filters.a[b] is not enforced"},
 	}, func(when string) string { return "{rules: [{when: [{" + when + "}]}]}" })
 }
 
