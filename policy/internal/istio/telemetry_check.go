@@ -75,6 +75,8 @@ func (c check) tracing(t *Tracing, at string) {
 			c.Errorf(at+".header.name", "must not be empty")
 		case tag.Header != nil && !field.IsToken(tag.Header.Name):
 			c.Errorf(at+".header.name", "%q is not the name of a header", tag.Header.Name)
+		case tag.Header != nil && namesHost(tag.Header.Name):
+			c.Errorf(at+".header.name", "is not enforced: the host of a request is not among its headers; spans have it as server.address")
 		}
 	}
 }
@@ -91,6 +93,9 @@ func (c check) metrics(m *Metrics, at string) {
 		}
 	}
 }
+
+// namesHost reports whether a header is that of the host, which net/http keeps apart from the others.
+func namesHost(header string) bool { return strings.EqualFold(header, "host") }
 
 var labelName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
 
@@ -134,7 +139,7 @@ func labelValue(label, expression string) (telemetry.Tag, bool) {
 	if m := literal.FindStringSubmatch(expression); m != nil {
 		return telemetry.Tag{Name: label, Text: m[1] + m[2]}, true
 	}
-	if m := headerOf.FindStringSubmatch(expression); m != nil && field.IsToken(m[1]+m[2]) {
+	if m := headerOf.FindStringSubmatch(expression); m != nil && field.IsToken(m[1]+m[2]) && !namesHost(m[1]+m[2]) {
 		return fromHeader(label, m[1]+m[2], "unknown"), true
 	}
 	return telemetry.Tag{}, false

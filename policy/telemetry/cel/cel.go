@@ -8,6 +8,7 @@
 package cel
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -70,8 +71,8 @@ func (Expressions) Filter(expression string) (telemetry.Filter, error) {
 }
 
 // inspect reports whether an expression evaluates a part of itself several times, or joins texts, which may be long. The cost of other
-// expressions is bounded by their length, and counting their steps would cost more than the steps do. It returns an error for patterns of matches that are not literals:
-// callers would choose what is compiled for each call, such as 8 kB that compile to millions of instructions.
+// expressions is bounded by their length, and counting their steps would cost more than the steps do. The error is about an operation
+// that is refused.
 func inspect(compiled *cel.Ast) (grows bool, err error) {
 	ast.PreOrderVisit(compiled.NativeRep().Expr(), ast.NewExprVisitor(func(e ast.Expr) {
 		switch e.Kind() {
@@ -80,12 +81,34 @@ func inspect(compiled *cel.Ast) (grows bool, err error) {
 		case ast.CallKind:
 			call := e.AsCall()
 			grows = grows || call.FunctionName() == operators.Add
-			if args := call.Args(); call.FunctionName() == overloads.Matches && args[len(args)-1].Kind() != ast.LiteralKind {
-				err = errors.New("matches needs a pattern that is a literal")
-			}
+			err = cmp.Or(err, check(call))
 		}
 	}))
 	return grows, err
+}
+
+// check returns an error for patterns of matches that are not literals: callers would choose what is compiled for each call, such as 8 kB
+// that compile to millions of instructions. The other one is for headers that no request has in-process, although Envoy has them.
+func check(call ast.CallExpr) error {
+	args := call.Args()
+	if call.FunctionName() == overloads.Matches && args[len(args)-1].Kind() != ast.LiteralKind {
+		return errors.New("matches needs a pattern that is a literal")
+	}
+	if name := headerOf(call); strings.HasPrefix(name, ":") || strings.EqualFold(name, "host") {
+		return fmt.Errorf("%s is not among the headers of a request: write request.host, request.path or request.method", name)
+	}
+	return nil
+}
+
+// headerOf returns the name of the header that a call looks up, "" if it is no literal.
+func headerOf(call ast.CallExpr) string {
+	args := call.Args()
+	if call.FunctionName() != operators.Index || args[0].Kind() != ast.SelectKind || args[0].AsSelect().FieldName() != "headers" ||
+		args[1].Kind() != ast.LiteralKind {
+		return ""
+	}
+	name, _ := args[1].AsLiteral().Value().(string)
+	return name
 }
 
 // explain returns the errors of an expression in one line.

@@ -92,6 +92,8 @@ func TestRefusedExpressions(t *testing.T) {
 		"filter_state.upstream_peer.x == ''":         "x is not enforced",
 		"filter_state.upstream_peer.cluster == ''":   "cluster is not enforced",
 		"filter_state.downstream_peer.version == ''": "version is not enforced",
+		"request.headers[':authority'] == 'a'":       ":authority is not among the headers of a request",
+		"!(request.headers['Host'] == 'a')":          "Host is not among the headers of a request",
 		"request{}.path == 'a'":                      "",
 		"":                                           "at character",
 		"dyn(request.path)":                          "is a dyn",
