@@ -663,6 +663,7 @@ func TestGRPCOverHTTP(t *testing.T) {
 		{"trailers only", 200, http.Header{"Grpc-Status": {"14"}}, nil, "UNAVAILABLE", true},
 		{"no answer of gRPC", 403, nil, nil, "PERMISSION_DENIED", true},
 		{"no code", 200, nil, nil, "", false},
+		{"a code that is made up", 200, nil, http.Header{"Grpc-Status": {"4711"}}, "CODE(4711)", true},
 	} {
 		provider, spans := recorder()
 		rt := &tracing.Transport{Config: tracing.Config{Provider: provider}, Base: roundTrip(func(req *http.Request) (*http.Response, error) {
@@ -681,6 +682,9 @@ func TestGRPCOverHTTP(t *testing.T) {
 			t.Fatalf("%s: %d spans, the first %s, %v", test.name, len(s), s[0].Name(), s[0].Status())
 		}
 		wantAttributes(t, s[0], map[string]string{"rpc.system.name": "grpc", "rpc.method": "shop.Payment/Charge", "rpc.response.status_code": test.want})
+		if kind := attributes(s[0])["error.type"]; test.failed && kind != strings.Replace(test.want, "CODE(4711)", "_OTHER", 1) {
+			t.Errorf("%s: error.type is %q", test.name, kind)
+		}
 	}
 }
 

@@ -328,6 +328,9 @@ func (t *Tracer) EndCall(ctx context.Context, d *Call, e *CallEnd) {
 	c.whole.End()
 }
 
+// lastCode is the highest code that gRPC defines.
+const lastCode = 16
+
 // settleRPC records how a gRPC call ended.
 func settleRPC(ctx context.Context, span trace.Span, e *CallEnd) {
 	code := e.GRPCStatus
@@ -344,6 +347,8 @@ func settleRPC(ctx context.Context, span trace.Span, e *CallEnd) {
 	}
 	switch {
 	case e.Err != nil && gaveUp(ctx, e.Err):
+	case code > lastCode: // servers can make up any number
+		fail(span, other)
 	case code > 0:
 		fail(span, grpccode.Name(uint32(code)))
 	case e.Err != nil:
