@@ -102,16 +102,13 @@ func (c *call) request(h *head) *http.Request {
 	return &d.request
 }
 
-// routed returns what routes see of the call with the head h: the same as of its request, which would be an allocation.
-func (c *call) routed(h *head) route.Request {
-	host := authority(c.cc)
-	r := route.Request{
-		Method: http.MethodPost, Authority: h.authority, Scheme: "http", Path: field.SentPath(&url.URL{Path: h.method}), Header: h.header,
-	}
+// route sets r to what routes see of the call with the head h: the same as of its request, which would be an allocation.
+func (c *call) route(r *route.Request, h *head) {
+	r.Method, r.Authority, r.Scheme, r.Header = http.MethodPost, h.authority, "http", h.header
+	r.Path = field.SentPath(&url.URL{Path: h.method})
 	if r.Authority == "" {
-		r.Authority = host
+		r.Authority = authority(c.cc)
 	}
-	return r
 }
 
 // described returns the call as it leaves the mesh for the observers, nil if there are none.
@@ -152,7 +149,8 @@ func patience(n int) time.Duration {
 // pass takes the call, with the head c.sent, through the stages of the engine.
 func (c *call) pass(kind engine.Kind, target route.Target, a engine.Adapter) (*engine.Refusal, error) {
 	c.Begin(c.ctx, c.client.engine, kind, c.described())
-	view := engine.Request{Request: c.routed(c.sent), Host: authority(c.cc), Target: target}
+	view := engine.Request{Host: authority(c.cc), Target: target}
+	c.route(&view.Request, c.sent)
 	if kind == engine.Copied {
 		view.Authority = "" // the authority of a copy only marks it as one
 	}
@@ -259,7 +257,8 @@ func (c *call) edit(t *try) {
 		h["Grpc-Status"], h["Grpc-Message"] = []string{strconv.Itoa(int(t.code))}, []string{status.Convert(t.err).Message()}
 	}
 	if backend.Response != nil {
-		sent := c.routed(c.sent)
+		var sent route.Request
+		c.route(&sent, c.sent)
 		backend.Response.Apply(h, &sent)
 	}
 	if c.setCookie != "" {

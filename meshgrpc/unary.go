@@ -121,7 +121,10 @@ func (u *unary) replayable() bool { return true }
 
 // Mirror implements engine.Adapter.
 func (u *unary) Mirror(rule *route.Rule) {
-	original := u.routed(u.sent).Authority
+	original := u.sent.authority
+	if original == "" {
+		original = authority(u.cc)
+	}
 	var encoded []byte // the message
 	u.Engine().Mirrors.Copy(u.ctx, rule.Route.Mirrors, rule.Route.Timeout, original, func(to *route.Mirror, authority string) (
 		func(context.Context) error, error) {

@@ -58,7 +58,7 @@ func Do(ctx context.Context, l *retry.Loop, tries Tries) (n int, reason retry.Re
 	}()
 	l.Budget.Deposit()
 	for n = 1; ; n++ {
-		outcome := tries.Try(ctx, deadline.Within(ctx, l.Policy.Config().PerTryTimeout), n)
+		outcome := tries.Try(ctx, limitOf(ctx, l.Policy), n)
 		if held {
 			held = false
 			l.Limiter.Release()
@@ -74,6 +74,13 @@ func Do(ctx context.Context, l *retry.Loop, tries Tries) (n int, reason retry.Re
 			return n, Ended(ctx), true
 		}
 	}
+}
+
+// limitOf returns the limit of a try of a call with ctx. It is not inlined, so that no copy of the configuration is on the stack during a try.
+//
+//go:noinline
+func limitOf(ctx context.Context, policy *retry.Policy) time.Duration {
+	return deadline.Within(ctx, policy.Config().PerTryTimeout)
 }
 
 // Next decides after the n-th try of a call whether there is another one; see [retry.Loop.Next]. If again is true, a slot of the limiter is
@@ -127,8 +134,11 @@ func (o *Outcome) retriable(config *retry.Config) bool {
 	return on.GRPC(uint32(o.Code))
 }
 
-// retriesAnswers reports whether config may retry a call whose response has headers.
-func retriesAnswers(config retry.Config) bool {
+// retriesAnswers reports whether policy may retry a call whose response has headers. It is not inlined, for the reason of limitOf.
+//
+//go:noinline
+func retriesAnswers(policy *retry.Policy) bool {
+	config := policy.Config()
 	return config.On.HTTP(http.StatusOK) || len(config.RetriableHeaders) > 0 || config.On.Conditions&retry.RateLimited != 0
 }
 

@@ -223,7 +223,7 @@ func (s *Stream) end() {
 // ends, if it has no context of its own. It has one if policy may drop such a try, and if there are other interceptors, which may end
 // a stream that gRPC goes on with.
 func (s *Stream) Follow(policy *retry.Policy) {
-	if policy != nil && retriesAnswers(policy.Config()) {
+	if policy != nil && retriesAnswers(policy) {
 		s.apart = true
 	}
 }
