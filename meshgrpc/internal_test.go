@@ -353,8 +353,8 @@ func TestSizes(t *testing.T) {
 		name       string
 		size, most uintptr
 	}{
-		{"unary call", unsafe.Sizeof(unary{}), 768 - 8},
-		{"stream", unsafe.Sizeof(stream{}), 1408 - 8},
+		{"unary call", unsafe.Sizeof(unary{}), 704 - 8},
+		{"stream", unsafe.Sizeof(stream{}), 1280 - 8},
 		{"inbound call", unsafe.Sizeof(inbound{}), 192},
 	} {
 		if test.size > test.most {

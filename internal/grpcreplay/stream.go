@@ -32,7 +32,6 @@ import (
 type Stream struct {
 	config Config
 	driver Driver
-	apart  bool // each try has a context of its own
 	first  try
 	out    Message // the message that SendMsg is sending
 	in     any     // the message that RecvMsg is receiving, if there is a Meter
@@ -41,16 +40,18 @@ type Stream struct {
 	news      sync.Cond  // signals changes of the fields below, except over and err
 	last      *try       // the latest try
 	current   *try       // the try that takes messages: last or nil
-	opened    bool       // there has been a current try
-	committed bool       // no other try can follow current
 	kept      Sent       // not changed while replaying
-	replaying bool       // resending sends kept on last
-	closed    bool       // CloseSend was called
-	settled   bool       // there are no more tries; answer is set
-	told      bool       // the stream goes on, or the caller's options were set
 	answer    Answer
-	over      bool  // last has ended with err
 	err       error // nil if last has ended without an error
+	over      bool  // last has ended with err
+	opened    bool  // there has been a current try
+	committed bool  // no other try can follow current
+	replaying bool  // resending sends kept on last
+	closed    bool  // CloseSend was called
+	settled   bool  // there are no more tries; answer is set
+	told      bool  // the stream goes on, or the caller's options were set
+
+	apart bool // each try has a context of its own; not guarded
 
 	panicked any // the panic of the driver or of resending, which is passed on to the caller
 
@@ -129,7 +130,7 @@ type try struct {
 	cancel  func()      // ends the context of the try; nil if that is the caller's
 	unwatch func() bool // stops waiting for the end of the driver's context; nil if nothing waits
 	dropped bool        // by Drop, maybe while it was sent again; guarded by Stream.mu
-	opts    [4]grpc.CallOption
+	opts    [3]grpc.CallOption
 }
 
 // Begin begins the stream. It returns once there is a try that takes messages.
@@ -137,7 +138,7 @@ func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) 
 	s.config, s.driver, s.apart = config, driver, !grpcend.Direct(config.Streamer)
 	s.news.L = &s.mu
 	s.kept.Room = config.Room
-	go s.run()
+	go starterOf(s)()
 
 	s.mu.Lock()
 	for !s.opened && !s.settled {
@@ -151,6 +152,32 @@ func (s *Stream) Begin(config Config, driver Driver) (grpc.ClientStream, error) 
 		}
 	}
 	return s, nil
+}
+
+// starter runs a stream on a new goroutine, and is then used again: `go s.run()` would be an allocation per stream.
+type starter struct {
+	stream *Stream
+	start  func()
+}
+
+var starters sync.Pool
+
+// starterOf returns a function that runs s, and is called once.
+func starterOf(s *Stream) func() {
+	r, _ := starters.Get().(*starter)
+	if r == nil {
+		r = new(starter)
+		r.start = r.run
+	}
+	r.stream = s
+	return r.start
+}
+
+func (r *starter) run() {
+	s := r.stream
+	r.stream = nil
+	starters.Put(r)
+	s.run()
 }
 
 // run makes the driver make the tries, and settles the stream.
