@@ -70,12 +70,13 @@ func ServerOptions(m *mesh.Mesh) []grpc.ServerOption {
 	}
 }
 
-// There are 8 stream workers per processor, and at least 64. Without workers, growing stacks takes a quarter of the instructions of a unary call.
+// There are 8 stream workers per processor, and at least 32. Without workers, growing stacks takes a quarter of the instructions of a unary call.
 // The numbers are a compromise: a call for which no worker is free does without one, and handlers that wait for something keep theirs. But the
 // workers take turns, and each collection halves the stacks of idle ones, so the fewer calls each has had in between, the less it saves.
+// With 64 instead of 32, calls cost a few percent more with 8 in flight, and as much less with 64: docs/performance.md has the figures.
 const (
 	workers      = 8
-	leastWorkers = 64
+	leastWorkers = 32
 )
 
 // connectionAge returns the age at which a connection is drained. The listener of the mesh closes a connection when one of its
