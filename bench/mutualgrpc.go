@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"io"
 	"net"
+	"runtime"
 	"strconv"
 
 	"google.golang.org/grpc"
@@ -113,8 +114,9 @@ func (echo) FullDuplexCall(stream grpc_testing.TestService_FullDuplexCallServer)
 	}
 }
 
-// MutualGRPCCallers returns two ways to call a gRPC service with mTLS, in this process with both its ends: with nothing but gRPC, and
-// with the whole mesh on both ends, with its retries, ejection and authorization. closeAll closes them.
+// MutualGRPCCallers returns three ways to call a gRPC service with mTLS, in this process with both its ends: with nothing but gRPC; with the
+// whole mesh on both ends, with its retries, ejection and authorization; and with nothing but gRPC again, but with as many stream workers
+// as a server of the mesh has. closeAll closes them.
 func MutualGRPCCallers() (callers []GRPCCaller, closeAll func(), err error) {
 	var close closers
 	defer func() {
@@ -126,7 +128,7 @@ func MutualGRPCCallers() (callers []GRPCCaller, closeAll func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	bare, err := bareGRPC(ca, &close)
+	bare, err := bareGRPC(ca, &close, 0)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -134,10 +136,17 @@ func MutualGRPCCallers() (callers []GRPCCaller, closeAll func(), err error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	return []GRPCCaller{{"bare gRPC, mTLS", bare}, {"whole mesh on both ends, mTLS", meshed}}, close.all, nil
+	workers, err := bareGRPC(ca, &close, uint32(max(32, 8*runtime.GOMAXPROCS(0))))
+	if err != nil {
+		return nil, nil, err
+	}
+	return []GRPCCaller{{"bare gRPC, mTLS", bare}, {"whole mesh on both ends, mTLS", meshed}, {StreamWorkers, workers}}, close.all, nil
 }
 
-func bareGRPC(ca *tlsid.DevCA, close *closers) (*grpc.ClientConn, error) {
+// StreamWorkers is the name of bare gRPC whose server has stream workers, which it has not by itself.
+const StreamWorkers = "bare gRPC, mTLS, stream workers"
+
+func bareGRPC(ca *tlsid.DevCA, close *closers, workers uint32) (*grpc.ClientConn, error) {
 	roots := x509.NewCertPool()
 	for _, root := range ca.Bundle().X509Authorities() {
 		roots.AddCert(root)
@@ -152,7 +161,7 @@ func bareGRPC(ca *tlsid.DevCA, close *closers) (*grpc.ClientConn, error) {
 	}
 	address, err := close.serveGRPC(func(ln net.Listener) net.Listener { return ln }, grpc.Creds(credentials.NewTLS(&tls.Config{
 		Certificates: own[0], ClientCAs: roots, ClientAuth: tls.RequireAndVerifyClientCert,
-	})))
+	})), grpc.NumStreamWorkers(workers))
 	if err != nil {
 		return nil, err
 	}

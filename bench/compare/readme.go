@@ -52,7 +52,7 @@ func (s summary) print() {
 	names := make([]string, 0, len(s))
 	for name := range s {
 		above := s[name].client > 0 && strings.Contains(name, ", 8, ")
-		if strings.Contains(name, bench.OneConnection) || !above && !strings.Contains(name, "bare") {
+		if strings.Contains(name, bench.OneConnection) || strings.Contains(name, bench.StreamWorkers) || !above && !strings.Contains(name, "bare") {
 			names = append(names, name)
 		}
 	}
