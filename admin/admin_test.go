@@ -29,6 +29,7 @@ import (
 	"github.com/nosidecar/mesh/internal/await"
 	"github.com/nosidecar/mesh/internal/meshtest"
 	"github.com/nosidecar/mesh/policy"
+	"github.com/nosidecar/mesh/policy/route"
 	"github.com/nosidecar/mesh/tlsid"
 )
 
@@ -1345,6 +1346,34 @@ func TestPage_ProblemOfOthers(t *testing.T) {
 	link, name, _ := strings.Cut(link, `">`)
 	if !ok || !strings.HasPrefix(name, "other destinations<") || !strings.Contains(html, `id="`+link+`"`) {
 		t.Errorf("the page names %.30q, with a link to %q", name, link)
+	}
+}
+
+// TestPage_NothingYet: a process without calls has lists in its JSON, too.
+func TestPage_NothingYet(t *testing.T) {
+	page, _ := fed(t)
+	if body := ask(t, page, "?format=json").Body.String(); strings.Contains(body, "null") {
+		t.Errorf("a list is null:\n%s", body)
+	}
+}
+
+// TestPage_DiscoveryFailsOften: callers may choose hosts that nobody finds, and do not thereby remove what else happened from the page.
+func TestPage_DiscoveryFailsOften(t *testing.T) {
+	page, o := fed(t)
+	o.Ejection(route.Target{Host: "api"}, breaker.Event{Endpoint: "10.0.0.1:80", Ejected: true})
+	for i := range 300 {
+		o.DiscoveryFailed(discovery.Service{Host: fmt.Sprint("host-", i)}, errors.New("no such host"))
+	}
+	kinds := make(map[string]int)
+	events := reportOf(t, page).Events
+	for _, e := range events {
+		kinds[e.Kind]++
+	}
+	if kinds["ejection"] != 1 || kinds["discovery"] != 20 || events[0].Kind != "discovery" {
+		t.Errorf("the page has %v, want the ejection beside the latest failures of discovery", kinds)
+	}
+	if html := ask(t, page, "?format=html").Body.String(); !strings.Contains(html, "10.0.0.1:80") || !strings.Contains(html, "host-299") {
+		t.Error("the page does not show both")
 	}
 }
 

@@ -411,11 +411,12 @@ func (r *ring[T]) add(one T) {
 	r.next = (r.next + 1) % r.size
 }
 
-// latest returns the elements, the latest first.
+// latest returns the elements, the latest first. The list is never nil: in JSON that would be null.
 func (r *ring[T]) latest() []T {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	list := slices.Concat(r.list[r.next:], r.list[:r.next])
+	list := append(make([]T, 0, len(r.list)), r.list[r.next:]...)
+	list = append(list, r.list[:r.next]...)
 	slices.Reverse(list)
 	return list
 }

@@ -45,6 +45,7 @@ type collector struct {
 	calls    ring[call]
 	loads    ring[load]
 	events   ring[event]
+	unfound  ring[event] // failures of discovery, which take no room of other events: callers may choose hosts that nobody finds
 	tcp      connections
 
 	changed func() // called when the page should be updated immediately
@@ -75,7 +76,7 @@ type caller struct {
 
 func newCollector(slow time.Duration, changed func()) *collector {
 	c := &collector{slow: slow, began: time.Now(), changed: changed}
-	c.calls.size, c.loads.size, c.events.size = mostCalls, mostLoads, mostEvents
+	c.calls.size, c.loads.size, c.events.size, c.unfound.size = mostCalls, mostLoads, mostEvents, mostEvents
 	c.destinations.Store(new(map[route.Target]*destination))
 	c.callers.Store(new(map[string]*caller))
 	c.others, c.otherCallers.series = newDestination(route.Target{}, c.began), newSeries(c.began)

@@ -19,6 +19,7 @@ import (
 const (
 	mostLoads    = 20
 	mostEvents   = 100
+	mostUnfound  = 20 // failures of discovery among the events of a report
 	mostFindings = 20 // of a load
 )
 
@@ -43,10 +44,12 @@ type load struct {
 	Omitted  int              `json:"findingsOmitted,omitempty"`
 }
 
-func (c *collector) happened(e event) {
+func (c *collector) happened(e event) { c.happenedIn(&c.events, e) }
+
+func (c *collector) happenedIn(list *ring[event], e event) {
 	e.At = time.Now()
 	e.Text = cut(e.Text, longestText)
-	c.events.add(e)
+	list.add(e)
 	c.changed()
 }
 
@@ -85,7 +88,7 @@ func (c *collector) circuit(to route.Target, change breaker.Change) {
 }
 
 func (c *collector) discoveryFailed(service discovery.Service, err error) {
-	c.happened(event{Kind: "discovery", Target: targetOf(route.Target{Host: service.Host}), Text: errorText(err), Bad: true})
+	c.happenedIn(&c.unfound, event{Kind: "discovery", Target: targetOf(route.Target{Host: service.Host}), Text: errorText(err), Bad: true})
 }
 
 func (c *collector) mirrorDropped(to route.Target, err error) {

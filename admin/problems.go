@@ -327,9 +327,9 @@ func (p *finder) slowest() {
 
 // discoveryTrouble returns the last failure of discovery for a destination, if it was within the last minute.
 func (r *report) discoveryTrouble(d *destinationOf) *event {
-	for i := range r.Events {
-		e := &r.Events[i]
-		if e.Kind == "discovery" && e.Target.Host == d.Host && r.Time.Sub(e.At) < recently {
+	for i := range r.unfound {
+		e := &r.unfound[i]
+		if e.Target.Host == d.Host && r.Time.Sub(e.At) < recently {
 			return e
 		}
 	}

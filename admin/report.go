@@ -41,6 +41,8 @@ type report struct {
 	Loads  []load  `json:"loads"`
 	Events []event `json:"events"`
 	Calls  []call  `json:"calls"`
+
+	unfound []event // failures of discovery, the latest first
 }
 
 type identity struct {
@@ -208,9 +210,12 @@ type weighted struct {
 func (c *collector) report(name string, s *mesh.Status, now time.Time) *report {
 	r := &report{
 		Version: reportVersion, Time: now.UTC(), Name: name, Since: c.began.UTC(), Ready: s.Ready, NotReady: s.NotReady,
-		Loads: c.loads.latest(), Events: c.events.latest(), Calls: c.calls.latest(),
+		Loads: c.loads.latest(), Events: c.events.latest(), Calls: c.calls.latest(), unfound: c.unfound.latest(),
 		Uncalled: s.Uncalled, RoutesOmitted: s.RoutesOmitted, DestinationsOmitted: s.ServicesOmitted,
 	}
+	unfound, _ := firstOf(r.unfound, mostUnfound)
+	r.Events = append(r.Events, unfound...)
+	slices.SortStableFunc(r.Events, func(a, b event) int { return b.At.Compare(a.At) })
 	inSlot := now.Sub(now.Truncate(slotLength))
 	window := time.Duration(windowSlots-1)*slotLength + inSlot
 	r.Seconds = max(min(window, now.Sub(c.began)).Seconds(), 1)
