@@ -20,7 +20,7 @@ import (
 // loopback returns a server and n endpoints at which it can be reached.
 func loopback(t testing.TB, n int) (address string, endpoints []discovery.Endpoint) {
 	t.Helper()
-	address = grpctest.Serve(t, &grpctest.Service{Unary: grpctest.Echo})
+	address = grpctest.Serve(t, &grpctest.Service{Unary: grpctest.Echo, Bidi: grpctest.EchoStream})
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
 		t.Fatal(err)
