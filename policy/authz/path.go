@@ -148,6 +148,7 @@ func scan(target string) (path string, plain bool) {
 	plain = true
 	for i := range len(target) {
 		switch c := target[i]; {
+		case 'a' <= c && c <= 'z': // most are
 		case c == '?':
 			return target[:i], plain
 		case c == '/':
