@@ -32,7 +32,7 @@ type Config struct {
 	Forward []string
 
 	// NoRequestID leaves x-request-id alone. Otherwise it is copied from a request to the calls made on its behalf, and generated
-	// if there is none. A call that already has one keeps it.
+	// if there is none, or one with more than 256 bytes or other than printable ASCII. A call that already has one keeps it.
 	NoRequestID bool
 
 	// EchoRequestID sets x-request-id in responses: that of the request, or the one generated for it.
