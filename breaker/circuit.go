@@ -296,7 +296,7 @@ func (l *Lease) Done(outcome Outcome) {
 	switch {
 	case l.probe != nil:
 		l.probe.end(outcome, slow)
-	case outcome != Ignored && c.current() == l.phase:
+	case outcome != Ignored:
 		c.record(l.phase, outcome == Failure, slow)
 	}
 	c.deliver()

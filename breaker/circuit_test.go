@@ -106,6 +106,14 @@ func TestCircuit(t *testing.T) {
 			{at: 30 * second, call: ok, want: breaker.Closed},
 			{at: 30 * second, call: fail, times: 4, want: breaker.Closed},
 		}},
+		{"what opened it is forgotten", breaker.Config{
+			ConsecutiveFailures: -1, FailureFraction: 0.5, MinRequests: 4, Window: time.Minute, OpenDuration: second,
+		}, []step{
+			{call: fail, times: 4, want: breaker.Open},
+			{at: second, call: ok, want: breaker.Closed},
+			{at: second, call: fail, times: 3, want: breaker.Closed},
+			{at: second, call: fail, want: breaker.Open},
+		}},
 		{"opens again after a bad probe", breaker.Config{OpenDuration: second}, []step{
 			{call: fail, times: 5, want: breaker.Open},
 			{at: second, call: fail, want: breaker.Open},

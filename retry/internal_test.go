@@ -203,3 +203,19 @@ func TestLeastRetriedStatus(t *testing.T) {
 		}
 	}
 }
+
+// TestBudgetMinPerSecond_LateClock: a call that read the clock before another one does not have the same second counted twice.
+func TestBudgetMinPerSecond_LateClock(t *testing.T) {
+	b, err := NewBudget(BudgetConfig{Ratio: -1, MinPerSecond: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		at   time.Duration
+		want bool
+	}{{5 * time.Second, true}, {4 * time.Second, false}, {5 * time.Second, false}, {6 * time.Second, true}} {
+		if got := b.reserve(step.at); got != step.want {
+			t.Errorf("a retry at %v: %t, want %t", step.at, got, step.want)
+		}
+	}
+}

@@ -197,8 +197,6 @@ func (l *Loop) next(req, sent *http.Request, r *replay, n int, resp *http.Respon
 			return stop(l.ended(req))
 		case p.config.Retries == 0 || !p.config.On.failure(kind):
 			return stop(NotRetriable)
-		case r != nil && r.failed() != nil:
-			return stop(NotRetriable) // the request body failed
 		}
 	} else if !p.retries(resp) {
 		return stop(Succeeded)

@@ -66,16 +66,6 @@ func (r *replay) replayableLocked() bool {
 	return !r.committed && !r.closed && (r.err == nil || r.err == io.EOF)
 }
 
-// failed returns the error with which reading the source failed.
-func (r *replay) failed() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.err == io.EOF {
-		return nil
-	}
-	return r.err
-}
-
 // finish says that there is no further try. The source is closed with the current try's body: now if that is closed already,
 // or if abort is set.
 func (r *replay) finish(abort bool) {

@@ -936,7 +936,11 @@ func TestFailingGetBodyKeepsTheOutcome(t *testing.T) {
 		req.GetBody = func() (io.ReadCloser, error) { return nil, errBoom }
 		return req
 	}
-	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 3})}
+	limiter, err := retry.NewLimiter(retry.LimiterConfig{MaxRetries: 1}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 3}), Limiter: limiter}
 	kept := newBody("come back later")
 	resp, summary, err := loop.Do(newPut(), tries(func(*http.Request, int) (*http.Response, error) {
 		resp := response(503)
@@ -952,6 +956,46 @@ func TestFailingGetBodyKeepsTheOutcome(t *testing.T) {
 	_, summary, err = loop.Do(newPut(), tries(func(*http.Request, int) (*http.Response, error) { return nil, errDial }))
 	if !errors.Is(err, errDial) || summary != (retry.Summary{Attempts: 1, Stopped: retry.BodyCommitted}) {
 		t.Errorf("%+v, %v, want the error of the try", summary, err)
+	}
+	if active, _ := limiter.Retries(); active != 0 {
+		t.Errorf("%d slots of the limiter were not released", active)
+	}
+}
+
+// TestCallerGoneBeforeARetry: the body that GetBody made for the retry is closed.
+func TestCallerGoneBeforeARetry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		again := newBody("x")
+		req := newRequest(t, "PUT", "http://service/", newBody("x")).WithContext(ctx)
+		req.GetBody = func() (io.ReadCloser, error) { return again, nil }
+		loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1, Backoff: time.Minute}), Rand: func() float64 { return 0.5 }}
+		time.AfterFunc(time.Second, cancel)
+		if _, summary, err := loop.Do(req, &statuses{codes: []int{503}}); summary.Stopped != retry.CallerGone {
+			t.Errorf("%+v, %v, want that the caller is gone", summary, err)
+		}
+		if again.closed.Load() != 1 {
+			t.Errorf("the body of the retry was closed %d times", again.closed.Load())
+		}
+	})
+}
+
+// TestPanicWithTheBodyOpen: the source of a body without GetBody is closed, although the try that panicked did not close its own.
+func TestPanicWithTheBodyOpen(t *testing.T) {
+	body := newBody("x")
+	loop := retry.Loop{Policy: policy(t, retry.Config{Retries: 1})}
+	func() {
+		defer func() {
+			if got := recover(); got != errBoom {
+				t.Errorf("recovered %v, want the panic of the try", got)
+			}
+		}()
+		_, _, _ = loop.Do(newRequest(t, "PUT", "http://service/", body),
+			retryAttempt(func(*http.Request, int) (*http.Response, error) { panic(errBoom) }))
+	}()
+	if body.closed.Load() != 1 {
+		t.Errorf("the body was closed %d times", body.closed.Load())
 	}
 }
 
