@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,5 +50,26 @@ func TestHandler(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// TestHandler_LeavesNothing: the context that the handler had ends with it, and net/http finds the form that the handler parsed, whose
+// files it removes.
+func TestHandler_LeavesNothing(t *testing.T) {
+	r := httptest.NewRequest("POST", "/", strings.NewReader("--x\r\nContent-Disposition: form-data; name=a\r\n\r\n1\r\n--x--\r\n"))
+	r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+	r.Header[timeout.Header] = []string{"3600000"}
+	var ctx context.Context
+	(&timeout.Handler{Next: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		ctx = r.Context()
+		if err := r.ParseMultipartForm(1 << 10); err != nil {
+			t.Error(err)
+		}
+	})}).ServeHTTP(httptest.NewRecorder(), r)
+	if ctx.Err() == nil {
+		t.Error("the context of the handler lives on")
+	}
+	if r.MultipartForm == nil || r.MultipartForm.Value["a"] == nil {
+		t.Errorf("the form of the request is %v, want that which the handler parsed", r.MultipartForm)
 	}
 }
