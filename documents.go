@@ -137,11 +137,14 @@ func (m *Mesh) load(change, undo func(*documents), feed int) error {
 func (m *Mesh) enforceLocked(fed []set) (load PolicyLoad, plan *policy.Plan, settle func()) {
 	d := &m.documents
 	sets := slices.Concat(d.static, fed)
-	each := make([][]policy.Source, len(sets))
-	for i, s := range sets {
-		each[i] = s.sources
+	var sources []policy.Source
+	for _, s := range sets {
+		if len(sources) == 0 {
+			sources = slices.Clip(s.sources) // usually the only ones, which are not copied
+			continue
+		}
+		sources = append(sources, s.sources...)
 	}
-	sources := slices.Concat(each...)
 	load.Number, load.Version = d.loads.next(), version(sources)
 	plan, load.Findings = policy.Recompile(d.plan, sources, m.workload)
 	switch {

@@ -78,9 +78,9 @@ func (c *compiler) unprotected() {
 // documents whose selector does not select the workload. The items of a List count, but not the List itself. The slice must not be changed.
 func (p *Plan) InForce() []int { return p.inForce }
 
-// countInForce returns the number of documents of each source for which counts returns true.
+// countInForce returns the number of documents of each source for which counts returns true, in the room.
 func (c *compiler) countInForce(counts func(*document) bool) []int {
-	numbers := make([]int, len(c.sources))
+	numbers := zeroed(&c.room.counts, len(c.sources))
 	for _, d := range c.documents {
 		if counts(d) {
 			numbers[d.from.source]++

@@ -164,10 +164,28 @@ func (c *claim) ports() []int {
 	switch {
 	case c.whole != nil:
 		return c.whole.ports
-	case c.virtual != nil:
-		return c.virtual.ports
+	case c.virtual != nil && c.virtual.ports != nil:
+		return *c.virtual.ports
 	}
 	return nil
+}
+
+// same reports whether two claims are about the same documents at the same places. Either may be nil.
+func (c *claim) same(other *claim) bool {
+	if c == nil || other == nil || c == other {
+		return c == other
+	}
+	return c.virtual == other.virtual && c.at == other.at && c.whole == other.whole && c.joint == other.joint && c.otherwise.same(other.otherwise)
+}
+
+// kept returns a copy of the claim, which may be nil, to keep in a plan.
+func (c *claim) kept() *claim {
+	if c == nil {
+		return nil
+	}
+	kept := c.own()
+	kept.joint, kept.otherwise = c.joint, c.otherwise.kept()
+	return kept
 }
 
 // own returns a copy of the claim for one of the hosts of its document.

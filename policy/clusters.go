@@ -196,7 +196,7 @@ func (c *compiler) destinationRules() {
 			p.name(dr.is.host)
 			c.selecting(dr, dr.is.host)
 		}
-		in := p.rulesIn(dr.namespace)
+		in := c.rulesIn(dr.namespace)
 		found, added := in.add(dr.is.host, &dr.is.only)
 		if added && !dr.is.repeats {
 			continue
@@ -217,7 +217,7 @@ func (c *compiler) destinationRules() {
 			continue
 		}
 		p.name(shut.host)
-		in, by := p.rulesIn(shut.namespace), rules{{{host: shut.host, closed: shut.by}}}
+		in, by := c.rulesIn(shut.namespace), rules{{{host: shut.host, closed: shut.by}}}
 		if found := in.of(shut.host); found != nil {
 			by = slices.Concat(*found, by)
 		}
@@ -225,12 +225,26 @@ func (c *compiler) destinationRules() {
 	}
 }
 
-// rulesIn returns the rules of the hosts in a namespace, to be added to.
+// rulesIn returns the rules of the hosts in a namespace.
 func (p *Plan) rulesIn(namespace string) *hostMap[rules] {
-	if p.rules[namespace] == nil {
-		p.rules[namespace] = new(hostMap[rules])
+	if in := p.rules[namespace]; in != nil {
+		return in
 	}
-	return p.rules[namespace]
+	return new(hostMap[rules])
+}
+
+// rulesIn returns the rules of the hosts in a namespace, to be added to.
+func (c *compiler) rulesIn(namespace string) *hostMap[rules] {
+	if c.plan.rules[namespace] == nil {
+		in := newHostMap(c.last.rulesIn(namespace), c.room.rulesOf(namespace))
+		c.plan.rules[namespace] = &in
+	}
+	return c.plan.rules[namespace]
+}
+
+// same reports whether two lists have the same DestinationRules.
+func (r rules) same(other rules) bool {
+	return slices.EqualFunc(r, other, func(a, b rule) bool { return slices.Equal(a, b) })
 }
 
 // ruledHost collects the rules of a host in a namespace.

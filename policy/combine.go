@@ -29,11 +29,11 @@ func (c *compiler) combine() {
 	for host, profile := range c.profiles {
 		hosts[host], p.places[profile] = p.claims.find(host), c.of(profile).place()
 	}
-	for host, claim := range p.claims.exact {
+	for host, claim := range p.claims.all() {
 		hosts[host] = claim
 	}
 	for _, host := range slices.Sorted(maps.Keys(hosts)) {
-		if both := c.combined(host, hosts[host], c.last.claims.exact[host]); both != hosts[host] {
+		if both := c.combined(host, hosts[host], c.last.claims.plain(host)); both != hosts[host] {
 			p.claims.set(host, both)
 		}
 	}

@@ -32,18 +32,50 @@ func Recompile(last *Plan, sources []Source, w Workload) (*Plan, Findings) {
 		return nil, findings
 	}
 	c := compile(last, sources, w)
-	defer c.plan.rooms.give(c.room)
+	defer c.leave()
 	if c.failed() {
 		return nil, c.findings()
 	}
 	c.keep()
+	c.share()
 	if !c.unselected() && len(c.closed) == 0 {
 		c.unprotected()
 	}
 	c.unnamed()
-	c.plan.inForce = c.countInForce((*document).inForce)
+	if c.plan.inForce = c.last.inForce; !slices.Equal(c.plan.inForce, c.countInForce((*document).inForce)) {
+		c.plan.inForce = slices.Clone(c.room.counts)
+	}
 	c.pack()
 	return c.plan, c.findings()
+}
+
+// share makes the plan share what has not changed with the last plan, and copies the rest from the room.
+func (c *compiler) share() {
+	p, last := c.plan, c.last
+	named := p.named.share(&last.named, func(_, now *struct{}) *struct{} { return now })
+	entries := p.entries.share(&last.entries, func(_, now *entry) *entry { return now })
+	ports := p.ports.share(&last.ports, func(_, now *served) *served { return now })
+	alike := named && entries && ports && p.consul == nil && last.consul == nil // all names have the same meaning
+	p.claims.share(&last.claims, func(last, now *claim) *claim {
+		if alike && last.same(now) {
+			return last
+		}
+		return now.kept()
+	})
+	for namespace, in := range p.rules {
+		in.share(last.rulesIn(namespace), func(last, now *rules) *rules {
+			if last != nil && last.same(*now) {
+				return last
+			}
+			return now
+		})
+	}
+}
+
+// leave gives the room back.
+func (c *compiler) leave() {
+	c.room.virtual, c.room.rules = c.virtual, c.rules
+	c.plan.rooms.give(c.room)
 }
 
 // Report is the result of checking a set of documents.
@@ -130,24 +162,15 @@ func newCompiler(last *Plan, w Workload, in *room) *compiler {
 	if in == nil {
 		in = shared.take()
 	}
-	documents, ruled := 0, 0 // in the last plan; the next one probably has about as many
-	for _, t := range last.texts {
-		documents += t.outline.Len()
-	}
-	rulesIn := make(map[string]*hostMap[rules], len(last.rules))
-	for namespace, hosts := range last.rules {
-		if n := len(hosts.exact); n > 0 {
-			ruled += n
-			rulesIn[namespace] = &hostMap[rules]{exact: make(map[string]*rules, n)}
-		}
-	}
+	clear(in.first)
 	return &compiler{
 		plan: &Plan{
 			workload: w,
-			named:    hostMap[struct{}]{exact: make(map[string]*struct{}, len(last.named.exact))},
-			claims:   hostMap[claim]{exact: make(map[string]*claim, len(last.claims.exact))},
-			rules:    rulesIn,
-			ports:    make(map[string][]servicePort),
+			named:    newHostMap(&last.named, &in.named),
+			claims:   newHostMap(&last.claims, &in.claimed),
+			entries:  newHostMap(&last.entries, &in.entries),
+			ports:    newHostMap(&last.ports, &in.ports),
+			rules:    make(map[string]*hostMap[rules], len(last.rules)),
 			budgets:  make(map[string]*retry.BudgetConfig),
 			peers:    make(map[string]*PeerRules),
 			places:   make(map[any]place),
@@ -160,9 +183,9 @@ func newCompiler(last *Plan, w Workload, in *room) *compiler {
 		room:     in,
 		apis:     catalog.Groups(),
 		texts:    make(map[string]string),
-		first:    firsts{seed: maphash.MakeSeed(), byHash: in.firsts(documents)},
-		virtual:  empty(&in.virtual, len(last.claims.exact)),
-		rules:    empty(&in.rules, ruled),
+		first:    firsts{seed: maphash.MakeSeed(), byHash: in.first},
+		virtual:  empty(&in.virtual, 0),
+		rules:    empty(&in.rules, 0),
 		profiles: make(map[string]*profile),
 		splits:   make(map[string]*split),
 		joints:   make(map[string][]*joint),

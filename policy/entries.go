@@ -148,7 +148,7 @@ func (c *compiler) serviceEntries() {
 
 // selecting warns about subsets without endpoints, if the endpoints of the host are known.
 func (c *compiler) selecting(dr decoded[destination], host string) {
-	e := c.plan.entries.exact[host]
+	e := c.plan.entries.plain(host)
 	if e == nil {
 		for i, s := range dr.is.subsets {
 			if c.plan.workload.Unlabelled && s.labelled {

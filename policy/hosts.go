@@ -13,11 +13,19 @@ import (
 	"github.com/nosidecar/mesh/policy/internal/consul"
 )
 
-// hostMap is a map from hosts to values. Hosts may begin with a wildcard; the most specific one counts.
+// hostMap is a map from hosts to values. Hosts may begin with a wildcard; the most specific one counts. Plans share what has not changed: see
+// share.
 type hostMap[T any] struct {
-	exact map[string]*T
-	wild  map[string]*T // by what follows the star
-	ends  []int         // the lengths of the keys of wild, longest first
+	index map[string]int32 // where the values of the hosts of an earlier plan are
+	more  map[string]int32 // where those of other hosts are
+	exact []*T             // the values, nil for hosts of index that have none any more
+	wild  map[string]*T    // by what follows the star
+	ends  []int            // the lengths of the keys of wild, longest first
+}
+
+// newHostMap returns an empty map that is about to have the hosts of last. Its values are in the memory of a room.
+func newHostMap[T any](last *hostMap[T], in *[]*T) hostMap[T] {
+	return hostMap[T]{index: last.index, exact: zeroed(in, len(last.index))}
 }
 
 // of returns the value of exactly this host or wildcard, or nil if it has none.
@@ -25,7 +33,36 @@ func (m *hostMap[T]) of(host string) *T {
 	if end, wild := strings.CutPrefix(host, "*"); wild {
 		return m.wild[end]
 	}
-	return m.exact[host]
+	return m.plain(host)
+}
+
+// plain is of for a host that is not a wildcard.
+func (m *hostMap[T]) plain(host string) *T {
+	i, known := m.index[host]
+	if !known {
+		if i, known = m.more[host]; !known {
+			return nil
+		}
+	}
+	return m.exact[i]
+}
+
+// all yields the hosts that are not wildcards, in the order in which they were first added.
+func (m *hostMap[T]) all() iter.Seq2[string, *T] {
+	return func(yield func(string, *T) bool) {
+		hosts := make([]string, len(m.exact))
+		for host, i := range m.index {
+			hosts[i] = host
+		}
+		for host, i := range m.more {
+			hosts[i] = host
+		}
+		for i, value := range m.exact {
+			if value != nil && !yield(hosts[i], value) {
+				return
+			}
+		}
+	}
 }
 
 // add adds a value unless the host already has one. It returns the value of the host.
@@ -39,14 +76,26 @@ func (m *hostMap[T]) add(host string, value *T) (has *T, added bool) {
 
 // set sets or replaces the value of a host.
 func (m *hostMap[T]) set(host string, value *T) {
-	end, wild := strings.CutPrefix(host, "*")
-	if !wild {
-		if m.exact == nil {
-			m.exact = make(map[string]*T)
-		}
-		m.exact[host] = value
+	if end, wild := strings.CutPrefix(host, "*"); wild {
+		m.setWild(end, value)
 		return
 	}
+	i, known := m.index[host]
+	if !known {
+		i, known = m.more[host]
+	}
+	if known {
+		m.exact[i] = value
+		return
+	}
+	if m.more == nil {
+		m.more = make(map[string]int32)
+	}
+	m.more[host] = int32(len(m.exact))
+	m.exact = append(m.exact, value)
+}
+
+func (m *hostMap[T]) setWild(end string, value *T) {
 	if m.wild == nil {
 		m.wild = make(map[string]*T)
 	}
@@ -56,12 +105,45 @@ func (m *hostMap[T]) set(host string, value *T) {
 	}
 }
 
+// share completes the map, and takes what is the same from the last plan. keep returns the value that a host keeps, which may be that of the last
+// plan. share reports whether all values are those of the last plan.
+func (m *hostMap[T]) share(last *hostMap[T], keep func(last, now *T) *T) (unchanged bool) {
+	for end, now := range m.wild {
+		m.wild[end] = keep(last.wild[end], now)
+	}
+	for host, i := range m.more {
+		m.exact[i] = keep(last.plain(host), m.exact[i])
+	}
+	hosts := len(m.more)
+	for i, now := range m.exact[:len(m.index)] {
+		if now != nil {
+			m.exact[i] = keep(last.exact[i], now)
+			hosts++
+		}
+	}
+	unchanged = maps.Equal(m.wild, last.wild) && maps.Equal(m.more, last.more) && slices.Equal(m.exact, last.exact)
+	switch {
+	case unchanged:
+		m.exact, m.more = last.exact, last.more
+	case len(m.more) > hosts/16 || hosts < len(m.index)/2:
+		index, exact := make(map[string]int32, hosts), make([]*T, 0, hosts)
+		for host, value := range m.all() {
+			index[host] = int32(len(exact))
+			exact = append(exact, value)
+		}
+		m.index, m.more, m.exact = index, nil, exact
+	default:
+		m.exact = slices.Clone(m.exact)
+	}
+	return unchanged
+}
+
 // find returns the value of the most specific host that covers name, or nil if there is none.
 func (m *hostMap[T]) find(name string) *T {
 	if m == nil {
 		return nil
 	}
-	if value := m.exact[name]; value != nil {
+	if value := m.plain(name); value != nil {
 		return value
 	}
 	_, value := m.covering(name)
@@ -163,7 +245,7 @@ func (p *Plan) canonical(name string) string {
 		return name // an IPv6 address
 	case strings.Count(rest, ".") == 1 && strings.HasSuffix(rest, ".svc"):
 		full = name + cluster
-		if p.named.exact[name] != nil && p.named.exact[full] == nil {
+		if p.named.plain(name) != nil && p.named.plain(full) == nil {
 			return name
 		}
 		return full
@@ -172,7 +254,7 @@ func (p *Plan) canonical(name string) string {
 	}
 	full = name + ".svc" + cluster
 	switch {
-	case p.named.exact[name] != nil:
+	case p.named.plain(name) != nil:
 		return name
 	case p.knows(full):
 		return full
@@ -199,7 +281,7 @@ func (p *Plan) ofConsul(name string) string {
 // knows reports whether a document names exactly this host, or all services of its namespace. A wildcard that covers more does not make a
 // shortened name a service: *.local would cover every name.
 func (p *Plan) knows(name string) bool {
-	if p.named.exact[name] != nil || p.ports[name] != nil {
+	if p.named.plain(name) != nil || p.ports.plain(name) != nil {
 		return true
 	}
 	of := p.service(name)
@@ -243,7 +325,15 @@ func (p *Plan) service(host string) discovery.Service {
 }
 
 // Hosts yields the hosts that documents name, without wildcards, in no particular order.
-func (p *Plan) Hosts() iter.Seq[string] { return maps.Keys(p.named.exact) }
+func (p *Plan) Hosts() iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for host := range p.named.all() {
+			if !yield(host) {
+				return
+			}
+		}
+	}
+}
 
 var isNamed struct{}
 

@@ -98,7 +98,7 @@ type Plan struct {
 	claims  hostMap[claim]                 // the routes of each host
 	entries hostMap[entry]                 // the ServiceEntry of each host
 	rules   map[string]*hostMap[rules]     // the DestinationRules of each namespace
-	ports   map[string][]servicePort       // the ports of the cluster's services, by their full names
+	ports   hostMap[served]                // the ports of the cluster's services, by their full names
 	budgets map[string]*retry.BudgetConfig // by host
 	retries retry.Config
 	places  map[any]place // the places of splits and profiles, by their content

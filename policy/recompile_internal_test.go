@@ -427,13 +427,13 @@ func samePlan(t *testing.T, got, want *Plan) {
 		}
 	}
 	equal("the workload", got.workload, want.workload)
-	equal("what documents name", slices.Sorted(maps.Keys(got.named.exact)), slices.Sorted(maps.Keys(want.named.exact)))
+	equal("what documents name", exacts(&got.named), exacts(&want.named))
 	equal("what wildcards name", wilds(&got.named), wilds(&want.named))
-	equal("what is claimed", slices.Sorted(maps.Keys(got.claims.exact)), slices.Sorted(maps.Keys(want.claims.exact)))
+	equal("what is claimed", exacts(&got.claims), exacts(&want.claims))
 	equal("what wildcards claim", wilds(&got.claims), wilds(&want.claims))
-	equal("what has entries", slices.Sorted(maps.Keys(got.entries.exact)), slices.Sorted(maps.Keys(want.entries.exact)))
+	equal("what has entries", exacts(&got.entries), exacts(&want.entries))
 	equal("what wildcards have entries", wilds(&got.entries), wilds(&want.entries))
-	equal("the ports", got.ports, want.ports)
+	equal("the ports", maps.Collect(got.ports.all()), maps.Collect(want.ports.all()))
 	equal("the budgets", got.budgets, want.budgets)
 	equal("the peers", got.peers, want.peers)
 	equal("what is in force", got.inForce, want.inForce)
@@ -444,13 +444,13 @@ func samePlan(t *testing.T, got, want *Plan) {
 			sameBuilt(t, name, got, want, got.consul.chains[name].built(got), c.built(want))
 		}
 	}
-	for host, c := range want.claims.exact {
-		sameClaim(t, host, got, want, got.claims.exact[host], c)
+	for host, c := range want.claims.all() {
+		sameClaim(t, host, got, want, got.claims.plain(host), c)
 	}
 	for end, c := range want.claims.wild {
 		sameClaim(t, "*"+end, got, want, got.claims.wild[end], c)
 	}
-	hosts := append(slices.Collect(maps.Keys(want.named.exact)), "a", "b.shop", "c.shop.svc", "other", "other.shop", "x.example", "github.com", "localhost")
+	hosts := append(exacts(&want.named), "a", "b.shop", "c.shop.svc", "other", "other.shop", "x.example", "github.com", "localhost")
 	for _, host := range hosts {
 		a, b := got.Host(host), want.Host(host)
 		if a.Service != b.Service || a.Document != b.Document || a.Known != b.Known || !reflect.DeepEqual(a.Entry, b.Entry) {
@@ -467,6 +467,9 @@ func samePlan(t *testing.T, got, want *Plan) {
 		}
 	}
 }
+
+// exacts returns the hosts of a map that are not wildcards.
+func exacts[T any](m *hostMap[T]) []string { return slices.Sorted(maps.Keys(maps.Collect(m.all()))) }
 
 func wilds[T any](m *hostMap[T]) []string { return slices.Sorted(maps.Keys(m.wild)) }
 

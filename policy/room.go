@@ -8,7 +8,7 @@ import (
 	"github.com/nosidecar/mesh/internal/yamldoc"
 )
 
-// room is the memory that a compiler needs only while it runs, some 250 bytes per document. The next one uses it again: collecting this garbage
+// room is the memory that a compiler needs only while it runs, some 350 bytes per document. The next one uses it again: collecting this garbage
 // would delay requests more than the rest of a small change does.
 type room struct {
 	texts   yamldoc.Room
@@ -16,9 +16,18 @@ type room struct {
 	slab    []piece
 	pieces  []*piece
 	inForce []*document
+	counts  []int
 	first   map[uint64]*document
 	virtual []decoded[virtual]
 	rules   []decoded[destination]
+	claims  []claim
+
+	// The values of maps of the plan, until share copies them.
+	named   []*struct{}
+	claimed []*claim
+	entries []*entry
+	ports   []*served
+	ruled   map[string]*[]*rules // by namespace
 }
 
 // rooms has the room of the last compiler of a plan or its predecessors, until the garbage collector runs.
@@ -34,7 +43,7 @@ func (r *rooms) take() *room {
 	spare := r.spare.Value()
 	r.spare = weak.Pointer[room]{}
 	if spare == nil {
-		spare = new(room)
+		spare = &room{first: make(map[uint64]*document), ruled: make(map[string]*[]*rules)}
 	}
 	return spare
 }
@@ -49,18 +58,32 @@ func (r *rooms) give(used *room) {
 	clear(used.first)
 	clear(all(used.virtual))
 	clear(all(used.rules))
+	clear(all(used.claims))
+	clear(all(used.named))
+	clear(all(used.claimed))
+	clear(all(used.entries))
+	clear(all(used.ports))
+	for _, values := range used.ruled {
+		clear(all(*values))
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.spare = weak.Make(used)
 }
 
-// firsts returns an empty map, which is about to have n elements.
-func (r *room) firsts(n int) map[uint64]*document {
-	if r.first == nil {
-		r.first = make(map[uint64]*document, n)
+// rulesOf returns the memory for the rules of a namespace.
+func (r *room) rulesOf(namespace string) *[]*rules {
+	if r.ruled[namespace] == nil {
+		r.ruled[namespace] = new([]*rules)
 	}
-	clear(r.first)
-	return r.first
+	return r.ruled[namespace]
+}
+
+// zeroed returns a slice of n zero elements, in the memory of a slice of a room if that is enough.
+func zeroed[T any](of *[]T, n int) []T {
+	*of = empty(of, n)[:n]
+	clear(*of)
+	return *of
 }
 
 // empty returns an empty slice with room for n elements, in the memory of a slice of a room if that is enough.

@@ -122,7 +122,7 @@ func (c *compiler) readService(r *reading, is *service) *served {
 func (c *compiler) services() {
 	for _, s := range c.kubernetes {
 		if !s.Failed() {
-			c.plan.ports[s.is.host] = s.is.ports
+			c.plan.ports.set(s.is.host, s.is)
 		}
 	}
 }
@@ -139,10 +139,10 @@ func http2(name, appProtocol string) bool {
 
 // servicePorts returns the ports of a host, or nil if no document has them.
 func (p *Plan) servicePorts(host string) []servicePort {
-	if ports := p.ports[host]; ports != nil {
-		return ports
+	if s := p.ports.plain(host); s != nil {
+		return s.ports
 	}
-	if e := p.entries.exact[host]; e != nil {
+	if e := p.entries.plain(host); e != nil {
 		return e.ports
 	}
 	return nil

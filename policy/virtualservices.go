@@ -26,7 +26,7 @@ type virtual struct {
 	leads   []string       // the hosts that its own routes send requests to
 	targets []route.Target // the subsets and the ports that it names: each has a port, or else a subset
 	lines   []int32        // the lines of its routes, relative to that of the document
-	ports   []int          // the ports that it applies to; nil for all; those of a document with delegates are in whole
+	ports   *[]int         // the ports that it applies to; nil for all, as mostly; those of a document with delegates are in whole
 
 	// The results of the last plan, for the next one.
 	whole atomic.Pointer[expansion]
@@ -57,7 +57,10 @@ func (c *compiler) readVirtual(doc *yamldoc.Document, r *reading, is *istio.Virt
 		is.Table(doc, client) // only for its errors
 	}
 	if !doc.Failed() && v.inMesh && v.delegates == nil {
-		v.ports, v.some = portsOf(is, client)
+		ports, some := portsOf(is, client)
+		if v.some = some; ports != nil {
+			v.ports = &ports
+		}
 	}
 	v.hosts = slices.Clip(v.hosts)
 	v.keep(is)
@@ -122,23 +125,24 @@ func portsOf(vs *istio.VirtualService, client istio.Client) (ports []int, some b
 // precedence over those that are exported to all namespaces.
 func (c *compiler) virtualServices() {
 	delegates := c.delegates()
+	claims := zeroed(&c.room.claims, len(c.virtual))
 	for _, publicly := range []bool{false, true} {
-		for _, vs := range c.virtual {
+		for i, vs := range c.virtual {
 			switch {
 			case vs.Failed() || vs.is.public != publicly || vs.is.leaf:
 			case !vs.is.inMesh:
 				vs.Warnf("spec.gateways", "applies to gateways only, which do not exist in-process: it is skipped")
 			default:
-				c.claim(vs, delegates)
+				c.claim(vs, &claims[i], delegates)
 			}
 		}
 	}
 }
 
-// claim assigns the hosts of a document to it, if it is visible to the workload and some route applies to it.
-func (c *compiler) claim(vs decoded[virtual], delegates map[string]decoded[virtual]) {
-	p, v := c.plan, vs.is
-	own, some := &claim{virtual: v, at: vs.place()}, v.some
+// claim assigns the hosts of a document to it by a claim, if it is visible to the workload and some route applies to it.
+func (c *compiler) claim(vs decoded[virtual], own *claim, delegates map[string]decoded[virtual]) {
+	p, v, some := c.plan, vs.is, vs.is.some
+	own.virtual, own.at = v, vs.place()
 	if v.delegates != nil {
 		if own.whole = c.whole(vs, delegates); own.whole == nil {
 			return
